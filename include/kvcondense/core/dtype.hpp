@@ -1,0 +1,86 @@
+#pragma once
+
+#include <bit>
+#include <cstddef>
+#include <cstdint>
+
+#include <kvcondense/core/config.hpp>
+
+namespace kvcondense {
+
+/// How an exact part stores one number.
+enum class DType : std::uint8_t { f32, f16, bf16 };
+
+constexpr std::size_t size_of(DType t) { return t == DType::f32 ? 4 : 2; }
+
+constexpr const char* to_string(DType t) {
+  return t == DType::f32 ? "f32" : t == DType::f16 ? "f16" : "bf16";
+}
+
+namespace detail {
+
+/// IEEE binary16 from binary32, round to nearest even; NaN stays NaN, overflow becomes infinity.
+/// Integer arithmetic only, so that every host rounds alike and loops vectorise.
+constexpr std::uint16_t half_bits(float value) {
+  const std::uint32_t x = std::bit_cast<std::uint32_t>(value);
+  const std::uint32_t sign = (x >> 16) & 0x8000u;
+  const std::uint32_t mag = x & 0x7fffffffu;
+  if (mag > 0x7f800000u) return static_cast<std::uint16_t>(sign | 0x7e00u);
+  if (mag >= 0x477ff000u) return static_cast<std::uint16_t>(sign | 0x7c00u);
+  if (mag < 0x33000001u) return static_cast<std::uint16_t>(sign);
+  std::uint32_t bits;
+  if (mag < 0x38800000u) {  // subnormal half: shift the full mantissa into place, rounding to even
+    const std::uint32_t shift = 126u - (mag >> 23);
+    const std::uint32_t mant = (mag & 0x7fffffu) | 0x800000u;
+    const std::uint32_t rest = mant & ((1u << shift) - 1u);
+    const std::uint32_t tie = 1u << (shift - 1u);
+    bits = mant >> shift;
+    bits += static_cast<std::uint32_t>(rest > tie || (rest == tie && (bits & 1u)));
+  } else {
+    bits = (mag + 0xfffu + ((mag >> 13) & 1u) - 0x38000000u) >> 13;
+  }
+  return static_cast<std::uint16_t>(sign | bits);
+}
+
+constexpr float half_value(std::uint16_t h) {
+  const std::uint32_t sign = static_cast<std::uint32_t>(h & 0x8000u) << 16;
+  const std::uint32_t mag = h & 0x7fffu;
+  // Move exponent and mantissa into place, then let one multiplication by 2^112 fix the bias; it is
+  // exact for normals and subnormals alike.
+  const float scaled = std::bit_cast<float>(mag << 13) * 0x1p112f;
+  const std::uint32_t finite = std::bit_cast<std::uint32_t>(scaled);
+  const std::uint32_t bits = mag >= 0x7c00u ? (0x7f800000u | ((mag & 0x3ffu) << 13)) : finite;
+  return std::bit_cast<float>(sign | bits);
+}
+
+constexpr std::uint16_t bfloat16_bits(float value) {
+  const std::uint32_t x = std::bit_cast<std::uint32_t>(value);
+  if ((x & 0x7fffffffu) > 0x7f800000u) return static_cast<std::uint16_t>((x >> 16) | 0x40u);
+  return static_cast<std::uint16_t>((x + 0x7fffu + ((x >> 16) & 1u)) >> 16);
+}
+
+constexpr float bfloat16_value(std::uint16_t b) {
+  return std::bit_cast<float>(static_cast<std::uint32_t>(b) << 16);
+}
+
+}  // namespace detail
+
+/// IEEE binary16 in storage; arithmetic happens in float.
+struct half {
+  std::uint16_t bits = 0;
+  half() = default;
+  constexpr explicit half(float v) : bits(detail::half_bits(v)) {}
+  constexpr explicit operator float() const { return detail::half_value(bits); }
+};
+
+/// bfloat16 in storage; arithmetic happens in float.
+struct bfloat16 {
+  std::uint16_t bits = 0;
+  bfloat16() = default;
+  constexpr explicit bfloat16(float v) : bits(detail::bfloat16_bits(v)) {}
+  constexpr explicit operator float() const { return detail::bfloat16_value(bits); }
+};
+
+static_assert(sizeof(half) == 2 && sizeof(bfloat16) == 2);
+
+}  // namespace kvcondense

@@ -1,0 +1,36 @@
+#pragma once
+
+#include <concepts>
+#include <cstdint>
+
+namespace kvcondense {
+
+/// What a stage of a recipe changes. The order is the order in which a step runs them.
+enum class Stage : std::uint8_t { evict, budget, merge, lowrank, quant, position, retrieve };
+
+constexpr const char* to_string(Stage s) {
+  switch (s) {
+    case Stage::evict: return "evict";
+    case Stage::budget: return "budget";
+    case Stage::merge: return "merge";
+    case Stage::lowrank: return "lowrank";
+    case Stage::quant: return "quant";
+    case Stage::position: return "position";
+    case Stage::retrieve: return "retrieve";
+  }
+  return "unknown";
+}
+
+/// A method's identity: its word in recipes and docs, its stage, its source.
+struct Descriptor {
+  const char* word;
+  Stage stage;
+  const char* source;
+};
+
+template <class P>
+concept Described = requires {
+  { P::about } -> std::convertible_to<Descriptor>;
+};
+
+}  // namespace kvcondense

@@ -1,0 +1,92 @@
+#pragma once
+
+#include <type_traits>
+
+#include <kvcondense/core/config.hpp>
+
+namespace kvcondense {
+
+/// A borrowed block of numbers with extents and strides (in elements). Plain arrays inside, so that
+/// kernels may index it; never owns, never checks: callers check extents once, at the border.
+template <class T, int Rank>
+struct TensorView {
+  static_assert(Rank >= 1 && Rank <= 4, "kvcondense: a TensorView has one to four dimensions.");
+
+  T* data = nullptr;
+  index_t extent[Rank] = {};
+  index_t stride[Rank] = {};
+
+  template <class... I>
+  KVCONDENSE_HD T& operator()(I... i) const {
+    static_assert(sizeof...(I) == Rank, "kvcondense: a TensorView needs one index per dimension.");
+    const index_t at[Rank] = {static_cast<index_t>(i)...};
+    index_t offset = 0;
+    for (int r = 0; r < Rank; ++r) offset += at[r] * stride[r];
+    return data[offset];
+  }
+
+  KVCONDENSE_HD index_t size() const {
+    index_t n = 1;
+    for (int r = 0; r < Rank; ++r) n *= extent[r];
+    return n;
+  }
+
+  /// A view of numbers is also a view of constants.
+  KVCONDENSE_HD operator TensorView<const T, Rank>() const  // NOLINT(google-explicit-constructor)
+    requires(!std::is_const_v<T>)
+  {
+    TensorView<const T, Rank> v;
+    v.data = data;
+    for (int r = 0; r < Rank; ++r) {
+      v.extent[r] = extent[r];
+      v.stride[r] = stride[r];
+    }
+    return v;
+  }
+};
+
+/// Row-major dense view: the last dimension is contiguous.
+template <class T, class... E>
+KVCONDENSE_HD constexpr auto dense_view(T* data, E... extents) {
+  constexpr int rank = static_cast<int>(sizeof...(E));
+  TensorView<T, rank> v;
+  v.data = data;
+  const index_t e[rank] = {static_cast<index_t>(extents)...};
+  index_t step = 1;
+  for (int r = rank - 1; r >= 0; --r) {
+    v.extent[r] = e[r];
+    v.stride[r] = step;
+    step *= e[r];
+  }
+  return v;
+}
+
+/// Keys and values of one layer: [kv_heads, tokens, head_dim] and [kv_heads, tokens, value_dim].
+template <class T>
+struct KvView {
+  TensorView<T, 3> keys;
+  TensorView<T, 3> values;
+};
+
+/// Numbers per (kv head, slot) where every head may hold a different number of slots.
+///
+/// Head h owns `data[offset[h] .. offset[h + 1])`; `offset` has heads + 1 entries. The layout that
+/// variable-length attention kernels call cumulative lengths.
+template <class T>
+struct RaggedView {
+  T* data = nullptr;
+  const index_t* offset = nullptr;
+  index_t heads = 0;
+
+  KVCONDENSE_HD T* row(index_t head) const { return data + offset[head]; }
+  KVCONDENSE_HD index_t length(index_t head) const { return offset[head + 1] - offset[head]; }
+  KVCONDENSE_HD index_t size() const { return heads == 0 ? 0 : offset[heads] - offset[0]; }
+
+  KVCONDENSE_HD operator RaggedView<const T>() const  // NOLINT(google-explicit-constructor)
+    requires(!std::is_const_v<T>)
+  {
+    return {data, offset, heads};
+  }
+};
+
+}  // namespace kvcondense

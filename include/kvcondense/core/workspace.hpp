@@ -1,0 +1,93 @@
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <span>
+#include <utility>
+
+#include <kvcondense/core/config.hpp>
+#include <kvcondense/core/memory.hpp>
+#include <kvcondense/core/status.hpp>
+
+namespace kvcondense {
+
+/// Hands out pieces of a caller's scratch memory, 64-byte aligned, in order; never allocates.
+///
+/// `workspace_bytes` functions are sums of `Scratch::bytes_for`, so the planner and the user of a
+/// piece cannot disagree. A null piece means the workspace is too small; nothing was written.
+class Scratch {
+ public:
+  static constexpr std::size_t align = 64;
+
+  Scratch() = default;
+  explicit Scratch(std::span<std::byte> bytes) {
+    const auto at = reinterpret_cast<std::uintptr_t>(bytes.data());
+    const std::size_t skip = (align - at % align) % align;
+    if (bytes.size() >= skip) left_ = bytes.subspan(skip);
+  }
+
+  template <class T>
+  static constexpr std::size_t bytes_for(index_t n) {
+    const std::size_t raw = static_cast<std::size_t>(n < 0 ? 0 : n) * sizeof(T);
+    return (raw + align - 1) / align * align;
+  }
+
+  template <class T>
+  T* take(index_t n) {
+    const std::size_t need = bytes_for<T>(n);
+    if (need > left_.size()) return nullptr;
+    T* p = reinterpret_cast<T*>(left_.data());
+    left_ = left_.subspan(need);
+    // A zero-length piece is still a success and must not look like a refusal.
+    return p != nullptr ? p : reinterpret_cast<T*>(align);
+  }
+
+  std::size_t left() const { return left_.size(); }
+
+ private:
+  std::span<std::byte> left_{};
+};
+
+/// Scratch memory from a resource, sized by a `workspace_bytes` function.
+class Workspace {
+ public:
+  Workspace() = default;
+  Workspace(Workspace&& o) noexcept { swap(o); }
+  Workspace& operator=(Workspace&& o) noexcept {
+    Workspace gone(static_cast<Workspace&&>(o));
+    swap(gone);
+    return *this;
+  }
+  Workspace(const Workspace&) = delete;
+  Workspace& operator=(const Workspace&) = delete;
+  ~Workspace() {
+    if (data_ != nullptr) memory_->release(data_, size_, Scratch::align);
+  }
+
+  /// At least `bytes`; keeps what it has when that is enough.
+  Status reserve(std::size_t bytes, MemoryResource<Cpu>& memory = heap_memory()) {
+    if (bytes <= size_) return Status::ok;
+    void* p = memory.allocate(bytes, Scratch::align);
+    if (p == nullptr) return Status::out_of_memory;
+    if (data_ != nullptr) memory_->release(data_, size_, Scratch::align);
+    data_ = static_cast<std::byte*>(p);
+    size_ = bytes;
+    memory_ = &memory;
+    return Status::ok;
+  }
+
+  std::span<std::byte> bytes() { return {data_, size_}; }
+
+ private:
+  void swap(Workspace& o) noexcept {
+    std::swap(data_, o.data_);
+    std::swap(size_, o.size_);
+    std::swap(memory_, o.memory_);
+  }
+
+  std::byte* data_ = nullptr;
+  std::size_t size_ = 0;
+  MemoryResource<Cpu>* memory_ = nullptr;
+};
+
+}  // namespace kvcondense

@@ -1,0 +1,70 @@
+#pragma once
+
+#include <concepts>
+#include <cstddef>
+
+#include <kvcondense/core/backend.hpp>
+#include <kvcondense/core/config.hpp>
+#include <kvcondense/core/dtype.hpp>
+
+namespace kvcondense::prim {
+
+/// How a page stores rows (one row = the key or the value of one slot). The description half of a
+/// codec: plain data and pure functions; the backend half is `PageCodec<B, C>`.
+template <class C>
+concept CodecDescription = requires(const C c, index_t n) {
+  { c.page_bytes(n, n) } -> std::same_as<std::size_t>;  // (slots, dim): bytes of a page's payload
+  { c.group_slots() } -> std::same_as<index_t>;         // slots that share parameters; 1 = independent
+  { c.valid(n) } -> std::same_as<bool>;                 // (dim): can rows of this size be stored?
+};
+
+/// Rows as plain numbers. Slots are independent.
+struct ExactRows {
+  DType dtype = DType::f16;
+
+  std::size_t page_bytes(index_t slots, index_t dim) const {
+    return static_cast<std::size_t>(slots * dim) * size_of(dtype);
+  }
+  index_t group_slots() const { return 1; }
+  bool valid(index_t dim) const { return dim > 0; }
+};
+
+static_assert(CodecDescription<ExactRows>);
+
+/// A page as its codec sees it: payload, capacity in slots, numbers per row.
+struct PageSpan {
+  std::byte* data = nullptr;
+  index_t slots = 0;
+  index_t dim = 0;
+};
+
+/// Several query or weight rows, `rows` of them, `step` elements apart.
+template <class T>
+struct RowBlock {
+  T* data = nullptr;
+  index_t rows = 0;
+  index_t step = 0;
+};
+
+/// The backend half of a codec. A specialisation has these static members; slots [first, first +
+/// count) are physical places in one page; `first` and `count` of `encode` are multiples of
+/// `group_slots()`.
+///
+///   encode(codec, page, first, count, RowBlock<const float> rows) -> index_t   numbers repaired (NaN, Inf)
+///   decode(codec, page, first, count, RowBlock<float> rows)
+///   move(codec, to, to_slot, from, from_slot)               only where group_slots() == 1; may alias
+///   scores(codec, page, first, count, RowBlock<const float> queries, RowBlock<float> out)
+///       out[r][i] = queries[r] . row[first + i]              overwritten; parameters folded into q
+///   accumulate(codec, page, first, count, RowBlock<const float> weights, RowBlock<float> out)
+///       out[r][:] += sum_i weights[r][i] * row[first + i]    parameters folded into the weights
+///
+/// Codes are unpacked once per call and used for every row of the block: callers pass all query
+/// heads of a KV head together.
+template <Backend B, class C>
+struct PageCodec {
+  static_assert(detail::always_false<B, C>,
+                "kvcondense: include kvcondense/cpu.hpp or kvcondense/cuda.cuh first, and store rows with a codec "
+                "that this backend knows.");
+};
+
+}  // namespace kvcondense::prim
