@@ -1,0 +1,75 @@
+#!/usr/bin/env python3
+"""Compiles every header alone, twice in one file, with each compiler, and says what each costs.
+
+    headers.py --root DIR [--compiler g++ --compiler clang++] [--limit SECONDS]
+"""
+
+import argparse
+import concurrent.futures
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+FLAGS = ["-std=c++20", "-fsyntax-only", "-Wall", "-Wextra", "-Wpedantic", "-Wshadow", "-Wconversion",
+         "-Werror"]
+
+
+def compile_alone(compiler, include, header, folder):
+    """Returns (what the compiler said or None, CPU seconds)."""
+    stem = f"{header.replace('/', '_')}.{Path(compiler).name}"
+    source = Path(folder) / f"{stem}.cpp"
+    source.write_text(f"#include <{header}>\n#include <{header}>\n")
+    output = Path(folder) / f"{stem}.log"
+    with output.open("wb") as log:
+        process = subprocess.Popen([compiler, *FLAGS, "-I", str(include), str(source)],
+                                   stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+        _, status, used = os.wait4(process.pid, 0)  # CPU time, so that a busy machine is no excuse
+    process.returncode = os.waitstatus_to_exitcode(status)
+    said = None if process.returncode == 0 else output.read_text(errors="replace") or "no output"
+    return said, used.ru_utime + used.ru_stime
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--root", type=Path, default=Path(__file__).resolve().parents[2])
+    parser.add_argument("--compiler", action="append", default=[])
+    parser.add_argument("--limit", type=float, default=8.0, help="CPU seconds one header may take")
+    options = parser.parse_args()
+
+    compilers = [c for c in options.compiler or ["g++", "clang++"] if shutil.which(c)]
+    if not compilers:
+        print("no compiler found")
+        return 1
+    include = options.root.resolve() / "include"
+    headers = sorted(p.relative_to(include).as_posix() for p in include.rglob("*.hpp"))
+    device = sum(1 for _ in include.rglob("*.cuh"))
+    print(f"{len(headers)} headers with {', '.join(compilers)}; {device} .cuh headers not compiled here")
+    if not headers:
+        return 1
+
+    costs, failed, slow = [], 0, 0
+    with tempfile.TemporaryDirectory() as folder, \
+            concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+        jobs = [(h, c, pool.submit(compile_alone, c, include, h, folder))
+                for h in headers for c in compilers]
+        for header, compiler, job in jobs:
+            said, seconds = job.result()
+            costs.append((seconds, header, compiler))
+            if said is not None:
+                failed += 1
+                print(f"FAILED {header} with {compiler}:\n{said[:4000]}")
+            if seconds > options.limit:
+                slow += 1
+                print(f"SLOW {header} with {compiler}: {seconds:.1f} s of {options.limit:.1f} s")
+    print("slowest:")
+    for seconds, header, compiler in sorted(costs, reverse=True)[:5]:
+        print(f"  {seconds:5.2f} s  {header}  {compiler}")
+    print(f"{failed} failed, {slow} over the limit")
+    return 1 if failed or slow else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

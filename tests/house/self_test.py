@@ -1,0 +1,188 @@
+#!/usr/bin/env python3
+"""Plants one violation of each house rule in a small tree and demands that it is found."""
+
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+FAIL_DRIVER = HERE.parent / "fail" / "must_not_compile.py"
+
+CARD = """/// Keeps nothing.
+///
+/// Idea     None.
+/// Source   None.
+/// Needs    nothing.
+/// Shapes   none.
+/// Cost     none.
+/// Numbers  none.
+/// Errors   none.
+"""
+
+GOOD = {
+    "CMakeLists.txt": "project(kvcondense VERSION 1.2.3)\n",
+    "README.md": "# kvcondense\n",
+    "include/kvcondense/version.hpp": '#pragma once\ninline constexpr const char* version_string = "1.2.3";\n',
+    "include/kvcondense/core/config.hpp": "#pragma once\n#if 1\n#define KVCONDENSE_X 1\n#endif\n",
+    "include/kvcondense/prim/top_k.hpp": "#pragma once\n#include <kvcondense/core/config.hpp>\n",
+    "include/kvcondense/budget/ada.hpp":
+        "#pragma once\n#include <kvcondense/evict/h2o.hpp>\n// never throw (a comment may say so)\n",
+    "include/kvcondense/evict/h2o.hpp":
+        "#pragma once\n#include <kvcondense/prim/top_k.hpp>\nstruct Forward;\nnamespace detail {\n"
+        "struct Inner {};\n}\n" + CARD +
+        "template <class T>\nstruct H2O {\n  static constexpr Descriptor about{1};\n};\n",
+    "include/kvcondense/evict/blocks/pool.hpp": "#pragma once\n/// Pools.\nstruct Pool {};\n",
+    "include/kvcondense/cache/cache.hpp": "#pragma once\n#include <kvcondense/evict/h2o.hpp>\n",
+    "include/kvcondense/io/reader.hpp": "#pragma once\n#include <kvcondense/cache/cache.hpp>\n",
+    "include/kvcondense/backend/cpu/top_k.hpp":
+        "#pragma once\n#include <kvcondense/prim/top_k.hpp>\n#include <kvcondense/core/config.hpp>\n",
+    "include/kvcondense/kvcondense.hpp": "#pragma once\n#include <kvcondense/cache/cache.hpp>\n",
+    "include/kvcondense/cpu.hpp": "#pragma once\n#include <kvcondense/backend/cpu/top_k.hpp>\n",
+    "tests/evict/h2o_test.cpp": "// test\n",
+    "tests/budget/ada_test.cpp": "// test\n",
+    "examples/models/heldout.txt": "\u00e9 data may say anything \t\n",
+}
+
+EVICT = "include/kvcondense/evict/h2o.hpp"
+PRIM = "include/kvcondense/prim/top_k.hpp"
+ROOT_OF_ANOTHER = "/wo" + "rk/"
+
+# rule, file, text put at the end of it (None: the file is removed), part of the complaint.
+PLANTED = [
+    ("include_direction", EVICT, "#include <kvcondense/backend/cpu/top_k.hpp>\n", "evict may include"),
+    ("include_direction", EVICT, "#include <kvcondense/quant/kivi.hpp>\n", "evict may include"),
+    ("include_direction", EVICT, "#include <kvcondense/cpu.hpp>\n", "umbrella"),
+    ("include_direction", EVICT, '#include "h2o.hpp"\n', "write #include <"),
+    ("include_direction", PRIM, "  #  include <kvcondense/evict/h2o.hpp>\n", "prim may include"),
+    ("include_direction", PRIM, "#include <kvcondense/prim/none.hpp>\n", "does not exist"),
+    ("include_direction", "include/kvcondense/core/config.hpp", "#include <kvcondense/prim/top_k.hpp>\n",
+     "core may include"),
+    ("include_direction", "include/kvcondense/cache/cache.hpp", "#include <kvcondense/io/reader.hpp>\n",
+     "cache may include"),
+    ("include_direction", "include/kvcondense/backend/cpu/top_k.hpp",
+     "#include <kvcondense/evict/h2o.hpp>\n", "backend may include"),
+    ("include_direction", "include/kvcondense/backend/cpu/top_k.hpp",
+     "#include <kvcondense/backend/cuda/top_k.cuh>\n", "backend cpu may not"),
+    ("include_direction", "include/kvcondense/misc/x.hpp",
+     "#pragma once\n#include <kvcondense/core/config.hpp>\n", "not a room"),
+    ("file_length", PRIM, "\n" * 400, "400 at most"),
+    ("conditionals", PRIM, "#ifdef X\n", "conditional compilation"),
+    ("conditionals", PRIM, "#define X\n", "macro X"),
+    ("conditionals", "include/kvcondense/prim/rope.hpp", "struct A;\n", "#pragma once"),
+    ("quiet", PRIM, "inline void f() { throw 1; }\n", "throw"),
+    ("quiet", PRIM, "inline void f() { std::abort(); }\n", "abort"),
+    ("quiet", PRIM, "#include <iostream>\n", "iostream"),
+    ("plain_text", PRIM, "// \u00d7\n", "not ASCII"),
+    ("plain_text", "README.md", "a\tb\n", "tab"),
+    ("plain_text", "docs/index.md", "blank \n", "blank at the end"),
+    ("plain_text", "docs/index.md", "no newline", "no newline"),
+    ("own_paths", "README.md", f"see {ROOT_OF_ANOTHER}x\n", "outside the project"),
+    ("tested", "tests/evict/h2o_test.cpp", None, "is missing"),
+    ("cards", "include/kvcondense/quant/kivi.hpp", "#pragma once\nstruct Kivi {};\n", "no /// card"),
+    ("cards", "include/kvcondense/quant/kivi.hpp",
+     "#pragma once\n" + CARD.replace("/// Needs    nothing.\n", "") +
+     "struct Kivi {\n  static constexpr Descriptor about{1};\n};\n", "lacks Needs"),
+    ("version", "include/kvcondense/version.hpp", None, ""),
+    ("version", "CMakeLists.txt", None, ""),
+]
+
+
+def run(*command):
+    done = subprocess.run([sys.executable, *map(str, command)], capture_output=True, text=True)
+    return done.returncode, done.stdout + done.stderr
+
+
+def lay(root, change=None):
+    files = dict(GOOD)
+    if change:
+        name, text = change
+        if text is None:
+            del files[name]
+        else:
+            files[name] = files.get(name, "") + text
+    for name, text in files.items():
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+
+
+class Checks:
+    def __init__(self):
+        self.done = 0
+        self.failed = 0
+
+    def expect(self, what, code, output, want_code, want_text=""):
+        self.done += 1
+        if code != want_code or want_text not in output:
+            self.failed += 1
+            print(f"FAILED {what}: exit {code}, wanted {want_code} and '{want_text}' in:\n{output}")
+
+
+def check_house(checks):
+    for rule, name, text, complaint in [("", "", "", "")] + PLANTED:
+        with tempfile.TemporaryDirectory() as folder:
+            root = Path(folder)
+            lay(root, (name, text) if rule else None)
+            if rule == "version":  # both files are there in the real tree; here one says another number
+                lay(root)
+                (root / "CMakeLists.txt").write_text("project(kvcondense VERSION 9.9.9)\n")
+                complaint = "CMakeLists.txt says 9.9.9"
+            code, output = run(HERE / "house.py", "--root", root, *([rule] if rule else []))
+            checks.expect(f"{rule or 'a clean tree'} {name}", code, output, 1 if rule else 0, complaint)
+    planted = {rule for rule, *_ in PLANTED}
+    _, output = run(HERE / "house.py", "--list")
+    checks.expect("every rule has a planted violation", 0 if set(output.split()) == planted else 1,
+                  f"{sorted(set(output.split()) ^ planted)}", 0)
+
+
+def check_headers(checks):
+    cases = [
+        ("a good header", "#pragma once\n#include <vector>\ninline std::vector<int> f() { return {}; }\n", 0, "0 failed"),
+        ("a missing include", "#pragma once\ninline std::vector<int> f() { return {}; }\n", 1, "FAILED"),
+        ("no guard", "struct A {};\n", 1, "FAILED"),
+        ("a warning", "#pragma once\ninline int f(long x) { return x; }\n", 1, "FAILED"),
+    ]
+    compilers = ["--compiler", os.environ.get("CXX", "g++")]
+    for what, text, want, complaint in cases:
+        with tempfile.TemporaryDirectory() as folder:
+            header = Path(folder) / "include" / "kvcondense" / "a.hpp"
+            header.parent.mkdir(parents=True)
+            header.write_text(text)
+            checks.expect(what, *run(HERE / "headers.py", "--root", folder, *compilers), want, complaint)
+            if want == 0:
+                checks.expect("a slow header", *run(HERE / "headers.py", "--root", folder, "--limit", "0",
+                                                    *compilers), 1, "SLOW")
+
+
+def check_fail_driver(checks):
+    refuse = 'template <class T> void f() { static_assert(sizeof(T) == 0, "kvcondense: use g."); }\n'
+    cases = [
+        ("a refusal", "// EXPECT: kvcondense: use g.\n" + refuse +
+         "int main() {\n#ifdef KVCONDENSE_EXPECT_FAIL\n  f<int>();\n#endif\n}\n", 0, ""),
+        ("another sentence", "// EXPECT: kvcondense: use h.\n" + refuse +
+         "int main() {\n#ifdef KVCONDENSE_EXPECT_FAIL\n  f<int>();\n#endif\n}\n", 1, "sentence"),
+        ("nothing refused", "// EXPECT: kvcondense: use g.\nint main() {}\n", 1, "compiles with"),
+        ("never compiles", "// EXPECT: kvcondense: use g.\n" + refuse + "int main() { f<int>(); }\n", 1, "must compile"),
+        ("no sentence", "int main() {}\n", 1, "EXPECT"),
+    ]
+    for what, text, want, complaint in cases:
+        with tempfile.TemporaryDirectory() as folder:
+            source = Path(folder) / "case.cpp"
+            source.write_text(text)
+            checks.expect(what, *run(FAIL_DRIVER, "--compiler", os.environ.get("CXX", "g++"), "--include",
+                                     folder, source), want, complaint)
+
+
+def main():
+    checks = Checks()
+    check_house(checks)
+    check_headers(checks)
+    check_fail_driver(checks)
+    print(f"{checks.done} checks, {checks.failed} failed")
+    return 1 if checks.failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
