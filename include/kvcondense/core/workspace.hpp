@@ -42,6 +42,7 @@ class Scratch {
     return p != nullptr ? p : reinterpret_cast<T*>(align);
   }
 
+  std::span<std::byte> rest() const { return left_; }
   std::size_t left() const { return left_.size(); }
 
  private:

@@ -29,6 +29,8 @@ class Context<Cpu> {
   explicit Context(std::span<std::byte> workspace, Executor* executor = nullptr)
       : workspace_(workspace), executor_(executor) {}
 
+  /// The same threads with other scratch memory.
+  Context with_workspace(std::span<std::byte> workspace) const { return Context(workspace, executor_); }
   std::span<std::byte> workspace() const { return workspace_; }
   index_t workers() const { return executor_ == nullptr ? 1 : executor_->workers(); }
 

@@ -22,18 +22,16 @@ inline float sum_lanes(const Lanes& v) {
   return ((v[0] + v[4]) + (v[2] + v[6])) + ((v[1] + v[5]) + (v[3] + v[7]));
 }
 
-/// a . b, eight partial sums and a fixed order of adding them: the same on every target.
+/// a . b: eight partial sums, added in one fixed order, the rest one by one. `dot_rows` adds in the
+/// same order, so a score never depends on where in a page its slot lies.
 inline float dot(const float* KVCONDENSE_RESTRICT a, const float* KVCONDENSE_RESTRICT b, index_t n) {
-  Lanes s0{}, s1{}, x, y;
+  Lanes s{}, x, y;
   index_t i = 0;
-  for (; i + 2 * lanes <= n; i += 2 * lanes) {
+  for (; i + lanes <= n; i += lanes) {
     load(x, a + i), load(y, b + i);
-    s0 += x * y;
-    load(x, a + i + lanes), load(y, b + i + lanes);
-    s1 += x * y;
+    s += x * y;
   }
-  s0 += s1;
-  float sum = sum_lanes(s0);
+  float sum = sum_lanes(s);
   for (; i < n; ++i) sum += a[i] * b[i];
   return sum;
 }

@@ -1,0 +1,173 @@
+#pragma once
+
+#include <algorithm>
+#include <span>
+#include <utility>
+
+#include <kvcondense/cache/layer.hpp>
+#include <kvcondense/cache/recipe.hpp>
+#include <kvcondense/cache/report.hpp>
+#include <kvcondense/core/expected.hpp>
+#include <kvcondense/core/step_view.hpp>
+#include <kvcondense/evict/pipeline.hpp>
+#include <kvcondense/prim/rope.hpp>
+
+namespace kvcondense {
+
+/// What `attend` may measure beside its output. Empty views are not measured.
+struct AttendOutputs {
+  RaggedView<float> mass{};      ///< see `Cache::ragged`
+  TensorView<float, 2> lse{};    ///< [q_heads, tokens], natural logarithm
+};
+
+/// The condensed KV cache of one sequence: all layers, ragged per KV head, in pages of the caller's
+/// memory resource.
+///
+/// Order    per layer and forward pass: append, attend, step. A token is pending between its append
+///          and the step that follows; several appends may share one step. `truncate` of pending
+///          tokens restores the cache bit for bit.
+/// Counters `length()` tokens ever seen; `slots(layer, head)` stored; `next_position()`.
+/// Errors   every call that returns a Status leaves the cache as it was unless it returns ok.
+/// Threads  one writer; const calls from many threads. Caches that share pages may live on different
+///          threads when their resource allows it.
+template <Backend B, class R>
+class Cache {
+  static_assert(std::same_as<B, Cpu>, "kvcondense: this backend has no cache yet; make_cache<kvcondense::Cpu> has.");
+
+ public:
+  using Evict = decltype(R::evict);
+  using Quant = decltype(R::quant);
+  using Position = decltype(R::position);
+  using KeyCodec = decltype(std::declval<Quant>().key_codec());
+  using ValueCodec = decltype(std::declval<Quant>().value_codec());
+  using Layer = cache::Layer<KeyCodec, ValueCodec>;
+  using Plan = typename Layer::Plan;
+
+  /// An empty cache. Asks `memory` for the tables of all layers, for pages only when tokens come.
+  static Expected<Cache> make(const CacheShape& shape, const R& recipe, MemoryResource<Cpu>& memory = heap_memory());
+
+  const CacheShape& shape() const { return shape_; }
+  const R& recipe() const { return recipe_; }
+  Capabilities capabilities() const;
+
+  index_t length(index_t layer = 0) const { return layers_[layer].counters.seen; }
+  index_t pending(index_t layer = 0) const { return layers_[layer].counters.pending; }
+  index_t next_position(index_t layer = 0) const { return layers_[layer].counters.next_position; }
+  index_t slots(index_t layer, index_t head) const { return layers_[layer].heads[head].slots(); }
+  /// Which token the slot holds: its ordinal among all tokens ever appended.
+  index_t token(index_t layer, index_t head, index_t slot) const { return layers_[layer].heads[head].ids[slot]; }
+  /// Slots of a layer, all heads together: the size of a mass buffer.
+  index_t total_slots(index_t layer) const { return layers_[layer].total(); }
+  /// `data` (total_slots(layer) numbers) as one number per (kv head, slot). Valid until slots change.
+  RaggedView<float> ragged(index_t layer, float* data) const {
+    return {data, layers_[layer].offset.data(), shape_.kv_heads};
+  }
+  /// Query rows of a chunk of `tokens` that the recipe's policy wants in the mass.
+  index_t mass_rows(index_t tokens) const { return pipeline_.attention().of(tokens); }
+
+  /// Scratch that any call needs while no head holds more than `slots` slots (pending ones included)
+  /// and no call brings more than `tokens` tokens. Pure.
+  std::size_t workspace_bytes(index_t slots, index_t tokens, index_t workers = 1) const;
+
+  /// Adds tokens to a layer: keys [kv_heads, tokens, head_dim], values [kv_heads, tokens, value_dim].
+  ///
+  /// positions: one per token, or empty for the next consecutive ones. Numbers that the stored type
+  /// cannot hold (NaN, Inf, beyond its largest) are refused with invalid_argument.
+  template <class T>
+  Status append(Context<B>& ctx, index_t layer, TensorView<const T, 3> keys, TensorView<const T, 3> values,
+                std::span<const index_t> positions = {});
+
+  /// Attention of the newest tokens over everything stored: queries [q_heads, tokens, head_dim], out
+  /// [q_heads, tokens, value_dim]. Causal among the newest tokens. Reads codes as they are.
+  Status attend(Context<B>& ctx, index_t layer, TensorView<const float, 3> queries, TensorView<float, 3> out,
+                const AttendOutputs& measure = {}) const;
+
+  /// Lets the recipe act on a layer: evict, then code what left the exact window.
+  Status step(Context<B>& ctx, index_t layer, Phase phase = Phase::automatic)
+    requires(!needs_attention<R>)
+  {
+    return run_step(ctx, layer, {}, phase);
+  }
+  Status step(Context<B>& ctx, index_t layer, const AttentionView& attention, Phase phase = Phase::automatic) {
+    return run_step(ctx, layer, attention, phase);
+  }
+
+  /// append, attend and step in one call, with the mass in the workspace.
+  template <class T>
+  Status forward(Context<B>& ctx, index_t layer, TensorView<const float, 3> queries, TensorView<const T, 3> keys,
+                 TensorView<const T, 3> values, TensorView<float, 3> out, std::span<const index_t> positions = {},
+                 Phase phase = Phase::automatic);
+
+  /// Forgets all tokens from ordinal `tokens` on, in every layer.
+  Status truncate(index_t tokens);
+  /// Forgets the tokens [first, last) in every layer; later tokens keep ordinals and positions.
+  Status remove(Context<B>& ctx, index_t first, index_t last);
+  /// A second cache with the same content; pages are shared until one of the two writes.
+  Expected<Cache> fork() const;
+  /// Empty again; pages go back to the resource.
+  void reset() {
+    for (Layer& l : layers_) l.clear();
+  }
+
+  Report report() const;
+
+  /// Decodes slots [first, first + rows) of a head into dense float rows, for inspection and tools.
+  Status read(index_t layer, index_t head, index_t first, TensorView<float, 2> keys, TensorView<float, 2> values) const;
+
+  /// The store itself, for snapshots and tools.
+  const ObjectArray<Layer>& layers() const { return layers_; }
+  ObjectArray<Layer>& layers() { return layers_; }
+  MemoryResource<Cpu>& memory() const { return *memory_; }
+  Plan plan() const;
+
+ private:
+  using Pipeline = decltype(std::declval<Evict>().pipeline());
+
+  Status run_step(Context<B>& ctx, index_t layer, const AttentionView& attention, Phase phase);
+  Status commit(Context<B>& ctx, Layer& layer, const evict::KeepSet& keep, std::span<const RaggedView<float>> lanes,
+                Scratch scratch);
+  template <class T>
+  Status check_append(index_t layer, const TensorView<const T, 3>& keys, const TensorView<const T, 3>& values,
+                      std::span<const index_t> positions) const;
+  void truncate_layer(index_t layer, index_t newest);
+  index_t commit_floats() const { return Layer::Head::scratch(plan()); }
+
+  CacheShape shape_{};
+  R recipe_{};
+  Pipeline pipeline_{};
+  MemoryResource<Cpu>* memory_ = nullptr;
+  ObjectArray<Layer> layers_;
+  prim::RopeTable rope_;  ///< only with raw keys
+};
+
+/// An empty cache for one sequence, or why there is none: invalid_argument (shape or a knob of the
+/// recipe), incompatible (stages that may not meet), out_of_memory.
+template <Backend B, class R>
+Expected<Cache<B, R>> make_cache(const CacheShape& shape, const R& recipe, MemoryResource<B>& memory = heap_memory()) {
+  return Cache<B, R>::make(shape, recipe, memory);
+}
+
+/// caches[i] becomes a copy of the old caches[map[i]], as beam search wants it; pages are shared.
+template <Backend B, class R>
+Status reorder(std::span<Cache<B, R>> caches, std::span<const index_t> map) {
+  const auto n = static_cast<index_t>(caches.size());
+  if (map.size() != caches.size()) return Status::shape_mismatch;
+  for (const index_t m : map)
+    if (m < 0 || m >= n) return Status::out_of_range;
+  if (n == 0) return Status::ok;
+  ObjectArray<Cache<B, R>> next;
+  Status failed = Status::ok;
+  const Status made = next.fill(caches[0].memory(), n, [&](index_t i) {
+    auto copy = caches[static_cast<std::size_t>(map[static_cast<std::size_t>(i)])].fork();
+    if (!copy) failed = copy.status();
+    return copy ? std::move(*copy) : Cache<B, R>{};
+  });
+  if (made != Status::ok) return made;
+  if (failed != Status::ok) return failed;
+  for (index_t i = 0; i < n; ++i) caches[static_cast<std::size_t>(i)] = std::move(next[i]);
+  return Status::ok;
+}
+
+}  // namespace kvcondense
+
+#include <kvcondense/cache/cache_impl.hpp>

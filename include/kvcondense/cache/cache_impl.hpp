@@ -1,0 +1,211 @@
+#pragma once
+
+#include <kvcondense/backend/cpu/attend.hpp>
+#include <kvcondense/cache/cache.hpp>
+#include <kvcondense/cache/compatible.hpp>
+#include <kvcondense/cache/head_reader.hpp>
+
+namespace kvcondense {
+
+template <Backend B, class R>
+auto Cache<B, R>::plan() const -> Plan {
+  Plan p;
+  p.exact = {shape_.dtype};
+  p.key_codec = recipe_.quant.key_codec();
+  p.value_codec = recipe_.quant.value_codec();
+  p.key_flush = recipe_.quant.key_flush();
+  p.value_flush = recipe_.quant.value_flush();
+  p.sinks = recipe_.quant.sinks;
+  p.head_dim = shape_.head_dim;
+  p.value_dim = shape_.values();
+  p.page_slots = shape_.page_slots;
+  p.lanes = pipeline_.lanes();
+  return p;
+}
+
+template <Backend B, class R>
+Expected<Cache<B, R>> Cache<B, R>::make(const CacheShape& shape, const R& recipe, MemoryResource<Cpu>& memory) {
+  if (const Status s = validate(shape); s != Status::ok) return s;
+  if (shape.page_slots > cache::max_page_slots) return Status::invalid_argument;
+  if (const Status s = recipe.evict.validate(shape); s != Status::ok) return s;
+  if (const Status s = recipe.quant.validate(shape); s != Status::ok) return s;
+  if (const Status s = recipe.position.validate(shape); s != Status::ok) return s;
+  if (const Status s = compatible(recipe); s != Status::ok) return s;
+
+  Cache c;
+  c.shape_ = shape;
+  if (shape.softmax_scale == 0.0f)
+    c.shape_.softmax_scale = 1.0f / std::sqrt(static_cast<float>(shape.head_dim));
+  c.recipe_ = recipe;
+  c.pipeline_ = recipe.evict.pipeline();
+  c.memory_ = &memory;
+  if (c.pipeline_.lanes() > cache::max_lanes) return Status::not_supported;
+  const Plan p = c.plan();
+  if (!p.key_codec.valid(p.head_dim) || !p.value_codec.valid(p.value_dim)) return Status::invalid_argument;
+  if (cache::Column<KeyCodec>::coded_page_slots(p.key_codec, p.page_slots) > cache::max_page_slots ||
+      cache::Column<ValueCodec>::coded_page_slots(p.value_codec, p.page_slots) > cache::max_page_slots)
+    return Status::invalid_argument;
+  if (recipe.position.raw_keys) {
+    auto table = prim::RopeTable::make(recipe.position.rope, shape.head_dim, memory);
+    if (!table) return table.status();
+    c.rope_ = std::move(*table);
+  }
+  Status failed = Status::ok;
+  const Status made = c.layers_.fill(memory, shape.layers, [&](index_t) {
+    Layer l;
+    if (failed == Status::ok) failed = Layer::make(p, shape.kv_heads, memory, l);
+    return l;
+  });
+  if (made != Status::ok) return made;
+  if (failed != Status::ok) return failed;
+  return c;
+}
+
+template <Backend B, class R>
+Capabilities Cache<B, R>::capabilities() const {
+  Capabilities c;
+  c.changes_length = !std::same_as<Evict, evict::KeepAll>;
+  c.needs_attention = pipeline_.attention().rows != AttentionNeed::Rows::none;
+  c.raw_keys = recipe_.position.raw_keys;
+  c.rotated_input = recipe_.position.rotated_input;
+  c.lossy_slots = recipe_.quant.key_flush().block > 0 || recipe_.quant.value_flush().block > 0;
+  c.prefix_exact = !c.changes_length && !c.lossy_slots;
+  return c;
+}
+
+template <Backend B, class R>
+std::size_t Cache<B, R>::workspace_bytes(index_t slots, index_t tokens, index_t workers) const {
+  const index_t total = slots * shape_.kv_heads;
+  const bool mass = pipeline_.attention().rows != AttentionNeed::Rows::none;
+  const std::size_t attend = prim::Attend<Cpu>::workspace_bytes(workers, shape_.group() * tokens, slots, shape_.head_dim,
+                                                                shape_.values(), true);
+  std::size_t step = Scratch::align + Scratch::bytes_for<std::int32_t>(total) +
+                     2 * Scratch::bytes_for<index_t>(shape_.kv_heads) +
+                     static_cast<std::size_t>(pipeline_.lanes()) * Scratch::bytes_for<float>(total);
+  step += std::max(pipeline_.workspace_bytes(shape_, total),
+                   static_cast<std::size_t>(workers) * Scratch::bytes_for<float>(commit_floats()));
+  const std::size_t forward_mass = mass ? Scratch::align + Scratch::bytes_for<float>(total) : 0;
+  return forward_mass + std::max(attend, step);
+}
+
+template <Backend B, class R>
+template <class T>
+Status Cache<B, R>::check_append(index_t layer, const TensorView<const T, 3>& keys, const TensorView<const T, 3>& values,
+                                 std::span<const index_t> positions) const {
+  if (layer < 0 || layer >= shape_.layers) return Status::out_of_range;
+  const index_t n = keys.extent[1];
+  if (keys.extent[0] != shape_.kv_heads || values.extent[0] != shape_.kv_heads || values.extent[1] != n ||
+      keys.extent[2] != shape_.head_dim || values.extent[2] != shape_.values())
+    return Status::shape_mismatch;
+  if (!positions.empty() && static_cast<index_t>(positions.size()) != n) return Status::shape_mismatch;
+  for (const index_t p : positions)
+    if (p < 0 || p > cache::max_position) return Status::invalid_argument;
+  if (layers_[layer].counters.seen + n > cache::max_position) return Status::out_of_range;
+  // 65519.99 still rounds to the largest half; what no stored number can stand for is refused.
+  const float most = shape_.dtype == DType::f16 ? 65519.0f : 3.38e38f;
+  for (const auto* rows : {&keys, &values})
+    for (index_t h = 0; h < rows->extent[0]; ++h)
+      for (index_t t = 0; t < n; ++t) {
+        bool fits = true;
+        for (index_t d = 0; d < rows->extent[2]; ++d) fits &= std::fabs(static_cast<float>((*rows)(h, t, d))) <= most;
+        if (!fits) return Status::invalid_argument;
+      }
+  return Status::ok;
+}
+
+template <Backend B, class R>
+template <class T>
+Status Cache<B, R>::append(Context<B>& ctx, index_t layer, TensorView<const T, 3> keys, TensorView<const T, 3> values,
+                           std::span<const index_t> positions) {
+  if (const Status s = check_append(layer, keys, values, positions); s != Status::ok) return s;
+  const index_t n = keys.extent[1];
+  if (n == 0) return Status::ok;
+  Layer& l = layers_[layer];
+  const Plan p = plan();
+  index_t most = 0;
+  for (index_t h = 0; h < shape_.kv_heads; ++h) most = std::max(most, l.heads[h].slots());
+  if (recipe_.position.raw_keys)
+    if (const Status s = rope_.reserve(most + n); s != Status::ok) return s;
+  if (const Status s = l.reserve(p, n); s != Status::ok) return s;
+
+  const index_t sinks = l.sinks_due(p, n);
+  const bool unrotate = recipe_.position.raw_keys && recipe_.position.rotated_input;
+  ctx.parallel(shape_.kv_heads, [&](index_t h, index_t) {
+    constexpr index_t tile = prim::cpu::tile_slots;
+    float rows[tile * max_head_dim];
+    for (index_t t = 0; t < n; t += tile) {
+      const index_t m = std::min(tile, n - t), s = std::clamp<index_t>(sinks - t, 0, m);
+      for (index_t i = 0; i < m; ++i) {
+        float* k = rows + i * shape_.head_dim;
+        for (index_t d = 0; d < shape_.head_dim; ++d) k[d] = static_cast<float>(keys(h, t + i, d));
+        if (unrotate)
+          rope_.rotate(k, -(positions.empty() ? l.counters.next_position + t + i
+                                              : positions[static_cast<std::size_t>(t + i)]));
+      }
+      l.heads[h].keys.append({rows, m, shape_.head_dim}, s);
+      for (index_t i = 0; i < m; ++i)
+        for (index_t d = 0; d < shape_.values(); ++d)
+          rows[i * shape_.values() + d] = static_cast<float>(values(h, t + i, d));
+      l.heads[h].values.append({rows, m, shape_.values()}, s);
+    }
+  });
+  l.count(n, positions);
+  return Status::ok;
+}
+
+template <Backend B, class R>
+Status Cache<B, R>::attend(Context<B>& ctx, index_t layer, TensorView<const float, 3> queries, TensorView<float, 3> out,
+                           const AttendOutputs& measure) const {
+  if (layer < 0 || layer >= shape_.layers) return Status::out_of_range;
+  const Layer& l = layers_[layer];
+  const index_t n = queries.extent[1];
+  if (queries.extent[0] != shape_.q_heads || out.extent[0] != shape_.q_heads || out.extent[1] != n ||
+      queries.extent[2] != shape_.head_dim || out.extent[2] != shape_.values())
+    return Status::shape_mismatch;
+  if (measure.lse.data != nullptr && (measure.lse.extent[0] != shape_.q_heads || measure.lse.extent[1] != n))
+    return Status::shape_mismatch;
+  if (measure.mass.data != nullptr && (measure.mass.heads != shape_.kv_heads || measure.mass.size() != l.total()))
+    return Status::shape_mismatch;
+  // Causal rows exist only among tokens that no step has touched; one query may always look at all.
+  if (n > std::max<index_t>(1, l.counters.pending)) return Status::order_violation;
+
+  prim::AttendRequest request{queries, out, measure.lse, measure.mass, mass_rows(n), shape_.softmax_scale};
+  cache::ReadRotation rotation;
+  index_t last_position = l.counters.next_position - 1;
+  if (recipe_.position.raw_keys) {
+    rotation.table = &rope_;
+    request.softmax_scale *= rope_.logit_scale(recipe_.position.rotated_input);
+    if (recipe_.position.rotated_input)
+      rotation.query_positions =
+          l.counters.pending >= n ? l.pending_positions.data() + l.counters.pending - n : &last_position;
+  }
+  const index_t none[cache::scalar_count] = {-1, -1, -1};
+  return prim::Attend<Cpu>::run(ctx, request, shape_.kv_heads, [&](index_t h) {
+    return cache::HeadReader<typename Layer::Head>{&l.heads[h], none, rotation};
+  });
+}
+
+template <Backend B, class R>
+template <class T>
+Status Cache<B, R>::forward(Context<B>& ctx, index_t layer, TensorView<const float, 3> queries,
+                            TensorView<const T, 3> keys, TensorView<const T, 3> values, TensorView<float, 3> out,
+                            std::span<const index_t> positions, Phase phase) {
+  if (const Status s = append(ctx, layer, keys, values, positions); s != Status::ok) return s;
+  const index_t n = queries.extent[1];
+  AttendOutputs measure;
+  Scratch all(ctx.workspace());
+  if (mass_rows(n) > 0) {
+    float* mass = all.take<float>(total_slots(layer));
+    if (mass == nullptr) return truncate_layer(layer, n), Status::workspace_too_small;
+    measure.mass = ragged(layer, mass);
+  }
+  Context<B> rest = ctx.with_workspace(all.rest());
+  Status s = attend(rest, layer, queries, out, measure);
+  if (s == Status::ok) s = run_step(rest, layer, {measure.mass, mass_rows(n)}, phase);
+  if (s != Status::ok) truncate_layer(layer, n);
+  return s;
+}
+
+}  // namespace kvcondense
+
+#include <kvcondense/cache/cache_mutations.hpp>

@@ -1,0 +1,185 @@
+#pragma once
+
+#include <kvcondense/cache/cache.hpp>
+
+namespace kvcondense {
+
+template <Backend B, class R>
+Status Cache<B, R>::run_step(Context<B>& ctx, index_t layer, const AttentionView& attention, Phase phase) {
+  if (layer < 0 || layer >= shape_.layers) return Status::out_of_range;
+  Layer& l = layers_[layer];
+  if (l.counters.pending == 0) return Status::order_violation;
+  if (pipeline_.attention().rows != AttentionNeed::Rows::none) {
+    if (attention.mass.data == nullptr || attention.rows <= 0) return Status::missing_input;
+    if (attention.mass.heads != shape_.kv_heads || attention.mass.size() != l.total()) return Status::shape_mismatch;
+  }
+  if (phase == Phase::automatic)
+    phase = l.counters.pending > 1 || l.counters.pending == l.counters.seen ? Phase::prefill_end : Phase::decode;
+
+  Scratch scratch(ctx.workspace());
+  const index_t heads = shape_.kv_heads, total = l.total();
+  evict::KeepSet keep{{scratch.take<std::int32_t>(total), l.offset.data(), heads},
+                      scratch.take<index_t>(heads),
+                      scratch.take<index_t>(heads)};
+  RaggedView<float> lanes[cache::max_lanes];
+  const index_t lane_count = pipeline_.lanes();
+  bool enough = keep.slots.data != nullptr && keep.count != nullptr && keep.budget != nullptr;
+  for (index_t i = 0; i < lane_count; ++i) {
+    lanes[i] = {scratch.take<float>(total), l.offset.data(), heads};
+    enough = enough && lanes[i].data != nullptr;
+  }
+  if (!enough) return Status::workspace_too_small;
+  // Policies work on copies: a step that is refused later must not have counted its attention.
+  for (index_t i = 0; i < lane_count; ++i)
+    for (index_t h = 0; h < heads; ++h) std::copy_n(l.heads[h].lane[i].data(), l.heads[h].slots(), lanes[i].row(h));
+
+  const cache::LayerRows<Layer, true> keys(l);
+  const cache::LayerRows<Layer, false> values(l);
+  StepView<B> view{shape_, layer, l.counters.pending, l.counters.seen, phase, attention, l.offset.data(), &keys, &values};
+  const std::span<const RaggedView<float>> lane_views(lanes, static_cast<std::size_t>(lane_count));
+  for (index_t h = 0; h < heads; ++h) keep.count[h] = keep.budget[h] = l.heads[h].slots();
+  if (const Status s = pipeline_.observe(ctx, view, lane_views); s != Status::ok) return s;
+  const bool fires = pipeline_.fires(view);
+  if (fires)
+    if (const Status s = pipeline_.choose(ctx, view, lane_views, keep, scratch); s != Status::ok) return s;
+  if (const Status s = commit(ctx, l, keep, lane_views, scratch); s != Status::ok) return s;
+
+  index_t kept = 0, asked = 0;
+  for (index_t h = 0; h < heads; ++h) kept += keep.count[h], asked += keep.budget[h];
+  if (fires) l.counters.budget_asked = asked, l.counters.budget_met = kept;
+  l.counters.evictions += kept < total;
+  l.counters.evicted_slots += total - kept;
+  l.counters.pending = 0;
+  l.pending_positions.shrink(0);
+  l.update_offsets();
+  return Status::ok;
+}
+
+template <Backend B, class R>
+Status Cache<B, R>::commit(Context<B>& ctx, Layer& l, const evict::KeepSet& keep,
+                           std::span<const RaggedView<float>> lanes, Scratch scratch) {
+  const index_t floats = commit_floats();
+  float* rows = scratch.take<float>(floats * ctx.workers());
+  if (rows == nullptr) return Status::workspace_too_small;
+  for (index_t h = 0; h < shape_.kv_heads; ++h) {
+    const Status s = l.heads[h].reserve_commit(keep.slots.row(h), keep.count[h]);
+    if (s == Status::ok) continue;
+    for (auto& head : l.heads) head.trim();
+    return s;
+  }
+  // Nothing below can fail.
+  ctx.parallel(shape_.kv_heads, [&](index_t h, index_t worker) {
+    auto& head = l.heads[h];
+    for (std::size_t i = 0; i < lanes.size(); ++i)
+      std::copy_n(lanes[i].row(h), head.slots(), head.lane[i].data());
+    const auto done = head.commit(keep.slots.row(h), keep.count[h], rows + worker * floats);
+    head.repaired += done.repaired;
+    head.coded_again += done.coded_again;
+  });
+  return Status::ok;
+}
+
+template <Backend B, class R>
+void Cache<B, R>::truncate_layer(index_t layer, index_t newest) {
+  layers_[layer].truncate(layers_[layer].counters.seen - newest);
+}
+
+template <Backend B, class R>
+Status Cache<B, R>::truncate(index_t tokens) {
+  if (tokens < 0) return Status::out_of_range;
+  for (const Layer& l : layers_)
+    if (tokens > l.counters.seen) return Status::out_of_range;
+  for (Layer& l : layers_) l.truncate(tokens);
+  return Status::ok;
+}
+
+template <Backend B, class R>
+Status Cache<B, R>::remove(Context<B>& ctx, index_t first, index_t last) {
+  if (first < 0 || last < first) return Status::out_of_range;
+  index_t most = 0;
+  for (Layer& l : layers_) {
+    if (last > l.counters.seen) return Status::out_of_range;
+    if (l.counters.pending > 0) return Status::order_violation;
+    for (auto& h : l.heads) most = std::max(most, h.slots());
+  }
+  Scratch scratch(ctx.workspace());
+  auto* keep = scratch.take<std::int32_t>(most);
+  float* rows = scratch.take<float>(commit_floats());
+  if (keep == nullptr || rows == nullptr) return Status::workspace_too_small;
+  for (Layer& l : layers_)
+    for (auto& h : l.heads)
+      if (h.ids.below(first) < h.ids.below(last))
+        if (const Status s = h.ids.reserve_list(); s != Status::ok) return s;
+  for (Layer& l : layers_) {
+    for (auto& h : l.heads) {
+      const index_t from = h.ids.below(first), to = h.ids.below(last), n = h.slots();
+      if (from == to) continue;
+      index_t k = 0;
+      for (index_t i = 0; i < n; ++i)
+        if (i < from || i >= to) keep[k++] = static_cast<std::int32_t>(i);
+      h.keep_slots(keep, k);
+      h.coded_again += h.keys.compact(rows) + h.values.compact(rows);
+    }
+    l.update_offsets();
+  }
+  return Status::ok;
+}
+
+template <Backend B, class R>
+Expected<Cache<B, R>> Cache<B, R>::fork() const {
+  auto copy = make(shape_, recipe_, *memory_);
+  if (!copy) return copy.status();
+  Status s = rope_.fork(copy->rope_);
+  for (index_t i = 0; s == Status::ok && i < layers_.size(); ++i) s = layers_[i].fork(copy->layers_[i]);
+  if (s != Status::ok) return s;
+  return copy;
+}
+
+template <Backend B, class R>
+Report Cache<B, R>::report() const {
+  Report r;
+  r.fixed_bytes = layers_.bytes() + rope_.bytes();
+  for (const Layer& l : layers_) {
+    r.tokens = std::max(r.tokens, l.counters.seen);
+    r.evictions += l.counters.evictions;
+    r.evicted_slots += l.counters.evicted_slots;
+    r.budget_asked += l.counters.budget_asked;
+    r.budget_met += l.counters.budget_met;
+    r.fixed_bytes += l.heads.bytes() + l.offset.bytes() + l.pending_positions.bytes();
+    r.dense_bytes += static_cast<std::size_t>(l.counters.seen * shape_.kv_heads * (shape_.head_dim + shape_.values())) * 2;
+    for (const auto& h : l.heads) {
+      r.slots += h.slots();
+      r.side_bytes += h.side_bytes();
+      r.repaired_numbers += h.repaired;
+      r.coded_again += h.coded_again;
+      const auto column = [&](const auto& c) {
+        r.exact_bytes += c.sinks().page_bytes() + c.window().page_bytes();
+        r.coded_bytes += c.coded().page_bytes();
+        r.shared_bytes += c.shared_bytes();
+        const auto dead = [&](const auto& s) {
+          r.dead_bytes += static_cast<std::size_t>(s.dead()) * s.page_payload() / static_cast<std::size_t>(s.page_slots());
+        };
+        dead(c.sinks()), dead(c.coded()), dead(c.window());
+      };
+      column(h.keys), column(h.values);
+    }
+  }
+  return r;
+}
+
+template <Backend B, class R>
+Status Cache<B, R>::read(index_t layer, index_t head, index_t first, TensorView<float, 2> keys,
+                         TensorView<float, 2> values) const {
+  if (layer < 0 || layer >= shape_.layers || head < 0 || head >= shape_.kv_heads) return Status::out_of_range;
+  const auto& h = layers_[layer].heads[head];
+  const index_t n = keys.extent[0];
+  if (values.extent[0] != n || keys.extent[1] != shape_.head_dim || values.extent[1] != shape_.values() ||
+      keys.stride[1] != 1 || values.stride[1] != 1)
+    return Status::shape_mismatch;
+  if (first < 0 || n < 0 || first + n > h.slots()) return Status::out_of_range;
+  h.keys.decode_from(first, {keys.data, n, keys.stride[0]});
+  h.values.decode_from(first, {values.data, n, values.stride[0]});
+  return Status::ok;
+}
+
+}  // namespace kvcondense

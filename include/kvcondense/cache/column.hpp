@@ -1,0 +1,264 @@
+#pragma once
+
+#include <algorithm>
+
+#include <kvcondense/cache/segment.hpp>
+#include <kvcondense/core/flush.hpp>
+
+namespace kvcondense::cache {
+
+/// Where a reader stands in a column: segment (sinks, coded, window), page, physical slot.
+struct Cursor {
+  int segment = 0;
+  index_t page = 0;
+  index_t slot = 0;
+};
+
+/// The keys or the values of one head: [ sinks exact ][ coded ][ window exact ], in slot order.
+///
+/// Keys and values have columns of their own because their coded parts may end at different slots
+/// (KIVI codes keys in blocks and values one by one). Readers walk both with cursors, so attention
+/// can cut the slots wherever it likes.
+template <class Codec>
+class Column {
+ public:
+  using Exact = Segment<prim::ExactRows>;
+  using Coded = Segment<Codec>;
+
+  Column() = default;
+  Column(const prim::ExactRows& exact, const Codec& codec, Flush flush, index_t sinks, index_t dim, index_t page_slots,
+         MemoryResource<Cpu>& memory)
+      : sinks_(exact, dim, std::clamp<index_t>(sinks, 1, page_slots), memory),
+        coded_(codec, dim, coded_page_slots(codec, page_slots), memory),
+        window_(exact, dim, window_page_slots(flush, page_slots), memory),
+        flush_(flush) {}
+
+  /// Coded pages hold whole groups of slots.
+  static index_t coded_page_slots(const Codec& codec, index_t page_slots) {
+    const index_t g = codec.group_slots();
+    return (page_slots + g - 1) / g * g;
+  }
+  /// A short exact window must not pay for a long page.
+  static index_t window_page_slots(const Flush& flush, index_t page_slots) {
+    if (flush.block == 0) return page_slots;
+    return std::clamp<index_t>(std::max(flush.block, flush.keep) / 4, std::min<index_t>(8, page_slots), page_slots);
+  }
+
+  index_t slots() const { return sinks_.live() + coded_.live() + window_.live(); }
+  index_t dim() const { return window_.dim(); }
+  const Exact& sinks() const { return sinks_; }
+  const Coded& coded() const { return coded_; }
+  const Exact& window() const { return window_; }
+  Exact& sinks() { return sinks_; }
+  Coded& coded() { return coded_; }
+  Exact& window() { return window_; }
+
+  std::size_t page_bytes() const { return sinks_.page_bytes() + coded_.page_bytes() + window_.page_bytes(); }
+  std::size_t table_bytes() const { return sinks_.table_bytes() + coded_.table_bytes() + window_.table_bytes(); }
+  std::size_t shared_bytes() const { return sinks_.shared_bytes() + coded_.shared_bytes() + window_.shared_bytes(); }
+
+  Status reserve(index_t sinks, index_t window) {
+    if (const Status s = sinks_.reserve(sinks); s != Status::ok) return s;
+    if (const Status s = window_.reserve(window); s != Status::ok) return sinks_.trim(), s;
+    return Status::ok;
+  }
+  void trim() { sinks_.trim(), coded_.trim(), window_.trim(); }
+
+  /// After `reserve`: the first `sinks` rows are sinks, the others enter the window.
+  void append(prim::RowBlock<const float> rows, index_t sinks) {
+    if (sinks > 0) sinks_.append({rows.data, sinks, rows.step});
+    if (rows.rows > sinks) window_.append({rows.data + sinks * rows.step, rows.rows - sinks, rows.step});
+  }
+
+  /// Slots that the flush rule codes when the window holds `window` of them.
+  index_t due(index_t window) const {
+    if (flush_.block == 0 || window <= flush_.keep) return 0;
+    return (window - flush_.keep) / flush_.block * flush_.block;
+  }
+
+  Status reserve_flush(index_t count) { return coded_.reserve(count); }
+
+  /// Codes the `count` oldest window slots; `rows` is scratch for `scratch_rows` * dim floats.
+  /// Returns how many numbers the codec had to repair.
+  index_t flush(index_t count, float* rows) {
+    const index_t step = scratch_rows(coded_.page_slots()) / coded_.codec().group_slots() * coded_.codec().group_slots();
+    index_t repaired = 0;
+    for (index_t done = 0; done < count; done += step) {
+      const index_t n = std::min(step, count - done);
+      Cursor at{2, 0, 0};
+      decode(at, {rows, n, dim()});
+      repaired += coded_.append({rows, n, dim()});
+      window_.pop_front(n);
+    }
+    return repaired;
+  }
+
+  static index_t scratch_rows(index_t coded_page_slots) { return 2 * coded_page_slots; }
+
+  /// Keeps the slots named in `keep`, ascending.
+  void keep(const std::int32_t* keep, index_t count) {
+    index_t base = 0, i = 0;
+    const auto part = [&](auto& segment) {
+      const index_t end = base + segment.live();
+      const auto* stop = std::lower_bound(keep + i, keep + count, static_cast<std::int32_t>(end));
+      const index_t n = stop - (keep + i);
+      segment.keep(keep + i, n, base);
+      base = end;
+      i += n;
+    };
+    part(sinks_), part(coded_), part(window_);
+  }
+
+  void pop_back(index_t n) {
+    const auto part = [&](auto& segment) {
+      const index_t here = std::min(n, segment.live());
+      if (here > 0) segment.pop_back(here);
+      n -= here;
+    };
+    part(window_), part(coded_), part(sinks_);
+  }
+
+  index_t compact(float* rows) {
+    sinks_.compact(rows);
+    window_.compact(rows);
+    return coded_.compact(rows);
+  }
+
+  Status fork(Column& out) const {
+    if (const Status s = sinks_.fork(out.sinks_); s != Status::ok) return s;
+    if (const Status s = coded_.fork(out.coded_); s != Status::ok) return s;
+    return window_.fork(out.window_);
+  }
+
+  void clear() { sinks_.clear(), coded_.clear(), window_.clear(); }
+
+  /// rows[i] = the next out.rows slots as floats.
+  void decode(Cursor& at, prim::RowBlock<float> out) const {
+    index_t done = 0;
+    walk(at, out.rows, [&](const auto& segment, const PageRef& ref, index_t first, index_t n, index_t live) {
+      index_t i = first;
+      if (live == n) {
+        decode_run(segment, ref, i, {out.data + done * out.step, n, out.step});
+        done += n;
+        return;
+      }
+      for (; i < first + n; ++i)
+        if (ref.alive(i)) decode_run(segment, ref, i, {out.data + done++ * out.step, 1, out.step});
+    });
+  }
+
+  /// rows[i] = slot first + i. Pages before `first` are skipped, not read.
+  void decode_from(index_t first, prim::RowBlock<float> out) const {
+    Cursor at;
+    walk(at, first, [](const auto&, const PageRef&, index_t, index_t, index_t) {});
+    decode(at, out);
+  }
+
+  /// out[r][i] = queries[r] . (next slot i), for out of `count` columns.
+  void scores(Cursor& at, index_t count, prim::RowBlock<const float> queries, prim::RowBlock<float> out) const {
+    float packed[max_page_slots * max_rows];
+    index_t done = 0;
+    walk(at, count, [&](const auto& segment, const PageRef& ref, index_t first, index_t n, index_t live) {
+      using C = std::remove_cvref_t<decltype(segment.codec())>;
+      if (live == n) {
+        prim::PageCodec<Cpu, C>::scores(segment.codec(), segment.span(ref), first, n, queries,
+                                        {out.data + done, out.rows, out.step});
+        done += n;
+        return;
+      }
+      prim::PageCodec<Cpu, C>::scores(segment.codec(), segment.span(ref), first, n, queries,
+                                      {packed, queries.rows, max_page_slots});
+      for (index_t i = 0; i < n; ++i) {
+        if (!ref.alive(first + i)) continue;
+        for (index_t r = 0; r < queries.rows; ++r) out.data[r * out.step + done] = packed[r * max_page_slots + i];
+        ++done;
+      }
+    });
+  }
+
+  /// out[r][:] += sum over the next `count` slots of weights[r][i] * slot i.
+  void accumulate(Cursor& at, index_t count, prim::RowBlock<const float> weights, prim::RowBlock<float> out) const {
+    float spread[max_page_slots * max_rows];
+    index_t done = 0;
+    walk(at, count, [&](const auto& segment, const PageRef& ref, index_t first, index_t n, index_t live) {
+      using C = std::remove_cvref_t<decltype(segment.codec())>;
+      prim::RowBlock<const float> w{weights.data + done, weights.rows, weights.step};
+      if (live != n) {
+        index_t from = done;
+        for (index_t i = 0; i < n; ++i) {
+          const bool alive = ref.alive(first + i);
+          for (index_t r = 0; r < weights.rows; ++r)
+            spread[r * max_page_slots + i] = alive ? weights.data[r * weights.step + from] : 0.0f;
+          from += alive;
+        }
+        w = {spread, weights.rows, max_page_slots};
+      }
+      prim::PageCodec<Cpu, C>::accumulate(segment.codec(), segment.span(ref), first, n, w, out);
+      done += live;
+    });
+  }
+
+  /// Query or weight rows that one call of `scores` or `accumulate` may bring.
+  static constexpr index_t max_rows = 32;
+
+ private:
+  template <class S>
+  void decode_run(const S& segment, const PageRef& ref, index_t first, prim::RowBlock<float> out) const {
+    using C = std::remove_cvref_t<decltype(segment.codec())>;
+    prim::PageCodec<Cpu, C>::decode(segment.codec(), segment.span(ref), first, out.rows, out);
+  }
+
+  /// Calls use(segment, page, first, n, live) for pieces of pages that together hold the next `count`
+  /// live slots. Pieces of slots with parameters of their own hold no tombstone; pieces of shared
+  /// groups may, since folding a group's parameters anew for every short piece would cost more.
+  template <class F>
+  void walk(Cursor& at, index_t count, F&& use) const {
+    while (count > 0) {
+      switch (at.segment) {
+        case 0: count = walk_segment(sinks_, at, count, use); break;
+        case 1: count = walk_segment(coded_, at, count, use); break;
+        case 2: count = walk_segment(window_, at, count, use); break;
+        default: return;
+      }
+      if (count > 0) at = {at.segment + 1, 0, 0};
+    }
+  }
+
+  template <class S, class F>
+  static index_t walk_segment(const S& segment, Cursor& at, index_t count, F& use) {
+    const bool split = segment.codec().group_slots() == 1;
+    while (count > 0 && at.page < segment.pages().size()) {
+      const PageRef& ref = segment.pages()[at.page];
+      while (at.slot < ref.used && !ref.alive(at.slot)) ++at.slot;
+      if (at.slot >= ref.used) {
+        ++at.page;
+        at.slot = 0;
+        continue;
+      }
+      const index_t first = at.slot;
+      index_t end = first, live = 0;
+      if (ref.full_of_life()) {
+        live = std::min<index_t>(count, ref.used - first);
+        end = first + live;
+      } else {
+        while (end < ref.used && live < count) {
+          const bool alive = ref.alive(end);
+          if (!alive && split) break;
+          live += alive;
+          ++end;
+        }
+      }
+      use(segment, ref, first, end - first, live);
+      at.slot = end;
+      count -= live;
+    }
+    return count;
+  }
+
+  Exact sinks_;
+  Coded coded_;
+  Exact window_;
+  Flush flush_{};
+};
+
+}  // namespace kvcondense::cache

@@ -1,0 +1,156 @@
+#pragma once
+
+#include <algorithm>
+#include <utility>
+
+#include <kvcondense/cache/column.hpp>
+#include <kvcondense/cache/slot_ids.hpp>
+
+namespace kvcondense::cache {
+
+/// Numbers per slot that a head may carry: accumulators of an eviction policy, then slot scalars.
+inline constexpr index_t max_lanes = 4;
+inline constexpr index_t max_position = 0x7fffffff;  ///< ordinals are stored in 32 bits
+enum Scalar : int { key_scale, logit_bias, value_scale, scalar_count };
+
+/// What every head of a cache has in common.
+template <class KeyCodec, class ValueCodec>
+struct HeadPlan {
+  prim::ExactRows exact{};
+  KeyCodec key_codec{};
+  ValueCodec value_codec{};
+  Flush key_flush{};
+  Flush value_flush{};
+  index_t sinks = 0;
+  index_t head_dim = 0;
+  index_t value_dim = 0;
+  index_t page_slots = 0;
+  index_t lanes = 0;
+};
+
+/// All slots of one KV head of one layer: two columns, and everything that belongs to a slot.
+/// Whatever moves slots moves all of it by the same list.
+template <class KeyCodec, class ValueCodec>
+struct Head {
+  using Plan = HeadPlan<KeyCodec, ValueCodec>;
+
+  Column<KeyCodec> keys;
+  Column<ValueCodec> values;
+  SlotIds ids;
+  Buffer<float> lane[max_lanes];
+  index_t lanes = 0;
+  index_t repaired = 0;     ///< numbers that codecs replaced
+  index_t coded_again = 0;  ///< slots written anew because their group lost members
+
+  Head(const Plan& p, MemoryResource<Cpu>& memory)
+      : keys(p.exact, p.key_codec, p.key_flush, p.sinks, p.head_dim, p.page_slots, memory),
+        values(p.exact, p.value_codec, p.value_flush, p.sinks, p.value_dim, p.page_slots, memory),
+        ids(memory),
+        lanes(p.lanes) {
+    for (auto& l : lane) l = Buffer<float>(memory);
+  }
+
+  index_t slots() const { return ids.size(); }
+
+  /// Room for `sinks + window` more slots; on refusal the head is as before.
+  Status reserve(index_t first_token, index_t sinks, index_t window) {
+    const index_t n = sinks + window;
+    Status s = ids.gap_before(first_token) ? ids.list_with_room(n) : ids.reserve(n);
+    for (index_t l = 0; s == Status::ok && l < lanes; ++l) s = lane[l].reserve(lane[l].size() + n);
+    if (s == Status::ok) s = keys.reserve(sinks, window);
+    if (s == Status::ok) s = values.reserve(sinks, window);
+    if (s != Status::ok) trim();
+    return s;
+  }
+  void trim() { keys.trim(), values.trim(); }
+
+  /// After `reserve`, once per appended run and after its rows entered the columns.
+  void count(index_t first_token, index_t n) {
+    ids.append(first_token, n);
+    for (index_t l = 0; l < lanes; ++l)
+      for (index_t i = 0; i < n; ++i) lane[l].append_reserved(0.0f);
+  }
+
+  /// Room for everything `commit` may need when `keep` survives.
+  Status reserve_commit(const std::int32_t* keep, index_t n) {
+    if (n < slots())
+      if (const Status s = ids.reserve_list(); s != Status::ok) return s;
+    Status s = keys.reserve_flush(keys.due(window_after(keys, keep, n)));
+    if (s == Status::ok) s = values.reserve_flush(values.due(window_after(values, keep, n)));
+    if (s != Status::ok) trim();
+    return s;
+  }
+
+  struct Done {
+    index_t repaired = 0;
+    index_t coded_again = 0;
+  };
+
+  /// Keeps the listed slots, codes what the flush rules say, gives room back. Cannot fail.
+  Done commit(const std::int32_t* keep, index_t n, float* rows) {
+    keep_slots(keep, n);
+    Done done;
+    done.repaired = keys.flush(keys.due(keys.window().live()), rows);
+    done.repaired += values.flush(values.due(values.window().live()), rows);
+    done.coded_again = keys.compact(rows) + values.compact(rows);
+    return done;
+  }
+
+  /// Keeps the listed slots and nothing else: no flush, no move.
+  void keep_slots(const std::int32_t* keep, index_t n) {
+    if (n == slots()) return;
+    keys.keep(keep, n);
+    values.keep(keep, n);
+    ids.keep(keep, n);
+    for (index_t l = 0; l < lanes; ++l) {
+      for (index_t i = 0; i < n; ++i) lane[l][i] = lane[l][keep[i]];
+      lane[l].shrink(n);
+    }
+  }
+
+  void pop_back(index_t n) {
+    if (n == 0) return;
+    keys.pop_back(n);
+    values.pop_back(n);
+    ids.pop_back(n);
+    for (index_t l = 0; l < lanes; ++l) lane[l].shrink(lane[l].size() - n);
+  }
+
+  Status fork(Head& out) const {
+    Status s = keys.fork(out.keys);
+    if (s == Status::ok) s = values.fork(out.values);
+    if (s == Status::ok) s = ids.fork(out.ids);
+    for (index_t l = 0; s == Status::ok && l < lanes; ++l) s = out.lane[l].copy_from(lane[l]);
+    out.repaired = repaired, out.coded_again = coded_again;
+    return s;
+  }
+
+  void clear() {
+    keys.clear(), values.clear(), ids.clear();
+    for (auto& l : lane) l.shrink(0);
+    repaired = coded_again = 0;
+  }
+
+  std::size_t side_bytes() const {
+    std::size_t sum = ids.bytes() + keys.table_bytes() + values.table_bytes();
+    for (const auto& l : lane) sum += l.bytes();
+    return sum;
+  }
+
+  /// Floats of scratch that `commit` needs.
+  static index_t scratch(const Plan& p) {
+    const index_t k = Column<KeyCodec>::scratch_rows(Column<KeyCodec>::coded_page_slots(p.key_codec, p.page_slots));
+    const index_t v = Column<ValueCodec>::scratch_rows(Column<ValueCodec>::coded_page_slots(p.value_codec, p.page_slots));
+    return std::max(k * p.head_dim, v * p.value_dim);
+  }
+
+ private:
+  template <class C>
+  static index_t window_after(const C& column, const std::int32_t* keep, index_t n) {
+    const index_t before = column.sinks().live() + column.coded().live();
+    if (n == column.slots()) return column.window().live();  // no list needed
+    return keep + n - std::lower_bound(keep, keep + n, static_cast<std::int32_t>(before));
+  }
+};
+
+}  // namespace kvcondense::cache

@@ -1,0 +1,67 @@
+#pragma once
+
+#include <kvcondense/backend/cpu/row_kernels.hpp>
+#include <kvcondense/cache/head.hpp>
+#include <kvcondense/core/shape.hpp>
+#include <kvcondense/prim/attend.hpp>
+#include <kvcondense/prim/rope.hpp>
+
+namespace kvcondense::cache {
+
+/// How keys become comparable with queries when they are read. Null table: they already are.
+struct ReadRotation {
+  const prim::RopeTable* table = nullptr;  ///< covers every slot of the layer
+  const index_t* query_positions = nullptr;  ///< of each query token; null: queries come without rotation
+};
+
+/// A head as `prim::Attend<Cpu>` reads it.
+template <class H>
+struct HeadReader {
+  using Cursor = cache::Cursor;
+
+  const H* head;
+  const index_t* scalar_lane;  ///< lane of each slot scalar, -1 where the recipe has none
+  ReadRotation rotation;
+
+  index_t slots() const { return head->slots(); }
+
+  prim::SlotScalars scalars() const {
+    const auto lane = [&](int i) { return scalar_lane[i] < 0 ? nullptr : head->lane[scalar_lane[i]].data(); };
+    return {lane(key_scale), lane(logit_bias), lane(value_scale)};
+  }
+
+  /// Rotates a query from where it is (its own position, or nowhere) to the slot it stands at.
+  void prepare_query(float* q, index_t token, index_t slot) const {
+    if (rotation.table == nullptr || slot < 0) return;
+    const index_t from = rotation.query_positions == nullptr ? 0 : rotation.query_positions[token];
+    rotation.table->rotate(q, slot - from);
+  }
+
+  void key_scores(Cursor& at, index_t n, prim::RowBlock<const float> queries, prim::RowBlock<float> out,
+                  index_t first) const {
+    if (rotation.table == nullptr) return head->keys.scores(at, n, queries, out);
+    // Raw keys: R(p) q . R(16 a + b) k = (R(-16 a) R(p) q) . (R(b) k). Keys turn by one of sixteen
+    // small angles, the queries of the block once per sixteen slots.
+    constexpr index_t tile = prim::RopeTable::tile;
+    const index_t dim = head->keys.dim();
+    float keys[tile * max_head_dim];
+    float turned[Column<prim::ExactRows>::max_rows * max_head_dim];
+    for (index_t i = 0; i < n;) {
+      const index_t b = (first + i) % tile, m = std::min(tile - b, n - i);
+      head->keys.decode(at, {keys, m, dim});
+      for (index_t k = 0; k < m; ++k) rotation.table->turn_fine(keys + k * dim, b + k);
+      for (index_t r = 0; r < queries.rows; ++r) {
+        std::copy_n(queries.data + r * queries.step, dim, turned + r * dim);
+        rotation.table->turn_back_coarse(turned + r * dim, (first + i) / tile);
+      }
+      prim::cpu::dot_rows(keys, m, dim, {turned, queries.rows, dim}, {out.data + i, out.rows, out.step});
+      i += m;
+    }
+  }
+
+  void add_values(Cursor& at, index_t n, prim::RowBlock<const float> weights, prim::RowBlock<float> out) const {
+    head->values.accumulate(at, n, weights, out);
+  }
+};
+
+}  // namespace kvcondense::cache

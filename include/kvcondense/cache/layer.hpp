@@ -1,0 +1,121 @@
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <span>
+
+#include <kvcondense/backend/cpu/slot_rows.hpp>
+#include <kvcondense/cache/head.hpp>
+#include <kvcondense/core/object_array.hpp>
+#include <kvcondense/core/view.hpp>
+
+namespace kvcondense::cache {
+
+/// The three counters of a layer, never confused, and what the next step has to know.
+struct Counters {
+  index_t seen = 0;           ///< logical length: tokens ever appended
+  index_t next_position = 0;  ///< position of the next token unless the caller says otherwise
+  index_t pending = 0;        ///< newest tokens that no step has seen yet; all of them are stored
+  index_t evictions = 0;
+  index_t evicted_slots = 0;
+  index_t budget_asked = 0;
+  index_t budget_met = 0;
+};
+
+/// One layer: its KV heads, each with slots of its own number, and the layer's counters.
+template <class KeyCodec, class ValueCodec>
+struct Layer {
+  using Head = cache::Head<KeyCodec, ValueCodec>;
+  using Plan = typename Head::Plan;
+
+  ObjectArray<Head> heads;
+  Counters counters;
+  Buffer<index_t> offset;             ///< heads + 1; where each head's slots begin in ragged views
+  Buffer<index_t> pending_positions;  ///< positions of the pending tokens
+
+  static Status make(const Plan& plan, index_t kv_heads, MemoryResource<Cpu>& memory, Layer& out) {
+    out.offset = Buffer<index_t>(memory);
+    out.pending_positions = Buffer<index_t>(memory);
+    if (const Status s = out.offset.resize(kv_heads + 1); s != Status::ok) return s;
+    return out.heads.fill(memory, kv_heads, [&](index_t) { return Head(plan, memory); });
+  }
+
+  void update_offsets() {
+    for (index_t h = 0; h < heads.size(); ++h) offset[h + 1] = offset[h] + heads[h].slots();
+  }
+  index_t total() const { return offset[heads.size()]; }
+
+  index_t sinks_due(const Plan& plan, index_t tokens) const {
+    return std::clamp<index_t>(plan.sinks - counters.seen, 0, tokens);
+  }
+
+  Status reserve(const Plan& plan, index_t tokens) {
+    const index_t sinks = sinks_due(plan, tokens);
+    Status s = pending_positions.reserve(counters.pending + tokens);
+    for (index_t h = 0; s == Status::ok && h < heads.size(); ++h)
+      s = heads[h].reserve(counters.seen, sinks, tokens - sinks);
+    if (s != Status::ok)
+      for (Head& h : heads) h.trim();
+    return s;
+  }
+
+  /// After every head took the rows.
+  void count(index_t tokens, std::span<const index_t> positions) {
+    for (Head& h : heads) h.count(counters.seen, tokens);
+    for (index_t i = 0; i < tokens; ++i)
+      pending_positions.append_reserved(positions.empty() ? counters.next_position + i
+                                                          : positions[static_cast<std::size_t>(i)]);
+    counters.next_position = pending_positions.back() + 1;
+    counters.seen += tokens;
+    counters.pending += tokens;
+    update_offsets();
+  }
+
+  void truncate(index_t tokens) {
+    for (Head& h : heads) h.pop_back(h.slots() - h.ids.below(tokens));
+    const index_t gone = counters.seen - tokens;
+    const index_t unstepped = std::min(gone, counters.pending);
+    if (unstepped > 0) counters.next_position = pending_positions[counters.pending - unstepped];
+    counters.next_position -= gone - unstepped;
+    counters.pending -= unstepped;
+    pending_positions.shrink(counters.pending);
+    counters.seen = tokens;
+    update_offsets();
+  }
+
+  Status fork(Layer& out) const {
+    out.counters = counters;
+    Status s = out.pending_positions.copy_from(pending_positions);
+    for (index_t h = 0; s == Status::ok && h < heads.size(); ++h) s = heads[h].fork(out.heads[h]);
+    out.update_offsets();
+    return s;
+  }
+
+  void clear() {
+    for (Head& h : heads) h.clear();
+    counters = {};
+    pending_positions.shrink(0);
+    update_offsets();
+  }
+};
+
+/// Keys or values of a layer for policies.
+template <class L, bool Keys>
+class LayerRows final : public SlotRows<Cpu> {
+ public:
+  explicit LayerRows(const L& layer) : layer_(&layer) {}
+  index_t dim() const noexcept override { return column(0).dim(); }
+  void read(index_t head, index_t first, prim::RowBlock<float> out) const noexcept override {
+    column(head).decode_from(first, out);
+  }
+
+ private:
+  const auto& column(index_t head) const {
+    if constexpr (Keys) return layer_->heads[head].keys;
+    else return layer_->heads[head].values;
+  }
+  const L* layer_;
+};
+
+}  // namespace kvcondense::cache

@@ -1,0 +1,70 @@
+#pragma once
+
+#include <atomic>
+#include <bit>
+#include <cstring>
+#include <new>
+
+#include <kvcondense/core/config.hpp>
+#include <kvcondense/core/memory.hpp>
+#include <kvcondense/prim/page_codec.hpp>
+
+namespace kvcondense::cache {
+
+/// One allocation: this header, then the payload, both 64-byte aligned. Forks share pages; whoever
+/// wants to write takes a page of its own first.
+struct alignas(64) Page {
+  std::atomic<std::uint32_t> owners{1};
+  std::size_t payload_bytes = 0;
+
+  std::byte* payload() { return reinterpret_cast<std::byte*>(this) + sizeof(Page); }
+  bool shared() const { return owners.load(std::memory_order_acquire) > 1; }
+  std::size_t bytes() const { return sizeof(Page) + payload_bytes; }
+
+  static Page* make(MemoryResource<Cpu>& memory, std::size_t payload_bytes) {
+    void* p = memory.allocate(sizeof(Page) + payload_bytes, alignof(Page));
+    if (p == nullptr) return nullptr;
+    Page* page = new (p) Page;
+    page->payload_bytes = payload_bytes;
+    // Padding and unused slots go into snapshots: the bytes of equal caches must be equal.
+    std::memset(page->payload(), 0, payload_bytes);
+    return page;
+  }
+};
+
+static_assert(sizeof(Page) == 64);
+
+inline Page* retain(Page* page) {
+  page->owners.fetch_add(1, std::memory_order_relaxed);
+  return page;
+}
+
+inline void release(Page* page, MemoryResource<Cpu>& memory) {
+  if (page->owners.fetch_sub(1, std::memory_order_acq_rel) != 1) return;
+  const std::size_t bytes = page->bytes();
+  page->~Page();
+  memory.release(page, bytes, alignof(Page));
+}
+
+inline constexpr index_t max_page_slots = 256;
+
+/// A page as one cache sees it. Which slots are dead belongs to the owner, not to the shared page:
+/// evicting from a fork copies nothing.
+struct PageRef {
+  Page* page = nullptr;
+  std::int32_t used = 0;  ///< physical slots written
+  std::int32_t live = 0;  ///< of these, still in the cache
+  std::uint64_t dead[max_page_slots / 64] = {};
+
+  bool alive(index_t slot) const { return (dead[slot / 64] >> (slot % 64) & 1u) == 0; }
+  void kill(index_t slot) {
+    dead[slot / 64] |= std::uint64_t{1} << (slot % 64);
+    --live;
+  }
+  void revive_from(index_t slot) {
+    for (index_t s = slot; s < max_page_slots; ++s) dead[s / 64] &= ~(std::uint64_t{1} << (s % 64));
+  }
+  bool full_of_life() const { return live == used; }
+};
+
+}  // namespace kvcondense::cache

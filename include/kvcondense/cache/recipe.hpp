@@ -1,0 +1,87 @@
+#pragma once
+
+#include <concepts>
+#include <tuple>
+#include <utility>
+
+#include <kvcondense/core/flush.hpp>
+#include <kvcondense/core/policy.hpp>
+#include <kvcondense/core/shape.hpp>
+#include <kvcondense/evict/keep_all.hpp>
+#include <kvcondense/position/absolute.hpp>
+#include <kvcondense/prim/page_codec.hpp>
+
+namespace kvcondense {
+
+/// The quant stage of a recipe that names none: every slot stays exact.
+struct KeepExact {
+  static constexpr Descriptor about{"exact", Stage::quant, "none"};
+  static constexpr index_t sinks = 0;
+
+  prim::ExactRows key_codec() const { return {}; }
+  prim::ExactRows value_codec() const { return {}; }
+  Flush key_flush() const { return {0, 0}; }
+  Flush value_flush() const { return {0, 0}; }
+  Status validate(const CacheShape&) const { return Status::ok; }
+};
+
+/// A value that may stand in a recipe.
+template <class S>
+concept StageValue = Described<S> && std::copyable<S>;
+
+/// Which stage of each kind a cache runs; made by `recipe(...)`.
+template <class Evict, class Quant, class Position>
+struct Recipe {
+  Evict evict{};
+  Quant quant{};
+  Position position{};
+};
+
+namespace detail {
+
+template <Stage Want, class Default, class... S>
+constexpr auto pick(const std::tuple<S...>& stages) {
+  if constexpr (sizeof...(S) == 0) {
+    return Default{};
+  } else {
+    return std::apply(
+        [](const auto& first, const auto&... rest) {
+          if constexpr (std::remove_cvref_t<decltype(first)>::about.stage == Want) return first;
+          else return pick<Want, Default>(std::tuple{rest...});
+        },
+        stages);
+  }
+}
+
+template <Stage Want, class... S>
+inline constexpr int count_stage = ((S::about.stage == Want ? 1 : 0) + ... + 0);
+
+}  // namespace detail
+
+/// Collects the stages of a cache. Order carries no meaning: stages sort themselves.
+///
+///   recipe(evict::H2O{.heavy = 256, .recent = 256}, quant::Kivi<2>{.group_size = 32})
+template <StageValue... S>
+constexpr auto recipe(S... stages) {
+  static_assert(detail::count_stage<Stage::evict, S...> <= 1,
+                "kvcondense::recipe: at most one eviction stage; a budget or another wrapper takes its policy as a field.");
+  static_assert(detail::count_stage<Stage::quant, S...> <= 1,
+                "kvcondense::recipe: at most one quantization stage.");
+  static_assert(detail::count_stage<Stage::position, S...> <= 1,
+                "kvcondense::recipe: at most one position stage.");
+  static_assert(((S::about.stage == Stage::evict || S::about.stage == Stage::quant || S::about.stage == Stage::position) &&
+                 ... && true),
+                "kvcondense::recipe: this stage is not one that a cache runs.");
+  const std::tuple all{stages...};
+  return Recipe{detail::pick<Stage::evict, evict::KeepAll>(all), detail::pick<Stage::quant, KeepExact>(all),
+                detail::pick<Stage::position, position::Absolute>(all)};
+}
+
+template <class E, class Q, class P>
+Recipe(E, Q, P) -> Recipe<E, Q, P>;
+
+/// Does a step of this recipe need the attention that `attend` measured?
+template <class R>
+inline constexpr bool needs_attention = decltype(R::evict)::needs_attention;
+
+}  // namespace kvcondense

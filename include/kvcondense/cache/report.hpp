@@ -1,0 +1,44 @@
+#pragma once
+
+#include <cstddef>
+
+#include <kvcondense/core/config.hpp>
+
+namespace kvcondense {
+
+/// What a cache holds and what it did. Bytes are those asked of the memory resource.
+struct Report {
+  std::size_t exact_bytes = 0;      ///< pages of sinks and windows, headers and free slots included
+  std::size_t coded_bytes = 0;      ///< pages of codes with their parameters
+  std::size_t side_bytes = 0;       ///< slot ids, accumulators, scalars, page tables
+  std::size_t fixed_bytes = 0;      ///< does not grow with slots: layers, heads, rope tables
+  std::size_t dead_bytes = 0;       ///< of the pages: slots that left but are not yet returned
+  std::size_t shared_bytes = 0;     ///< of the pages: also held by a fork
+  std::size_t dense_bytes = 0;      ///< what all tokens ever seen would take in 16 bits, no metadata
+
+  index_t tokens = 0;               ///< logical length
+  index_t slots = 0;                ///< stored, summed over layers and heads
+  index_t budget_asked = 0;         ///< of the last eviction, summed over layers and heads; 0 before one
+  index_t budget_met = 0;           ///< slots kept by it
+  index_t evictions = 0;            ///< steps that removed a slot, per layer
+  index_t evicted_slots = 0;
+  index_t repaired_numbers = 0;     ///< NaN and Inf that codecs replaced
+  index_t coded_again = 0;          ///< slots whose shared group was written anew after evictions
+  const char* kernel = "cpu portable";
+
+  std::size_t bytes() const { return exact_bytes + coded_bytes + side_bytes + fixed_bytes; }
+  double ratio() const { return dense_bytes == 0 ? 1.0 : static_cast<double>(bytes()) / static_cast<double>(dense_bytes); }
+};
+
+/// What a recipe does and needs, known before anything runs.
+struct Capabilities {
+  bool changes_length = false;    ///< slots leave: positions and prefix reuse need care
+  bool needs_attention = false;   ///< `step` wants the mass that `attend` measures
+  bool raw_keys = false;          ///< keys are stored without rotation and rotated when read
+  bool rotated_input = true;      ///< the engine passes rotated queries and keys
+  bool lossy_slots = false;       ///< slots are coded
+  bool rollback_exact = true;     ///< tokens not yet stepped can always be taken back bit for bit
+  bool prefix_exact = true;       ///< a stored prefix never changes when later tokens come
+};
+
+}  // namespace kvcondense

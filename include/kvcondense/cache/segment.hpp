@@ -1,0 +1,326 @@
+#pragma once
+
+#include <algorithm>
+#include <utility>
+
+#include <kvcondense/cache/page.hpp>
+#include <kvcondense/core/buffer.hpp>
+#include <kvcondense/core/status.hpp>
+
+namespace kvcondense::cache {
+
+/// Slots of one head in one stored form: a list of pages of equal capacity, in slot order.
+///
+/// A slot that leaves becomes a tombstone; `compact` gives the room back. Slots with parameters of
+/// their own move losslessly, so at most one page's worth of them stays dead. Slots that share
+/// parameters (per-channel groups) cannot move alone: pages that are half dead are read and written
+/// again with new parameters, which `compact` counts. Steps that need memory are separate
+/// (`reserve`), so that the rest of a transaction cannot fail.
+template <class Codec>
+class Segment {
+ public:
+  Segment() = default;
+  Segment(const Codec& codec, index_t dim, index_t page_slots, MemoryResource<Cpu>& memory)
+      : codec_(codec), dim_(dim), page_slots_(page_slots), memory_(&memory), pages_(memory) {}
+  Segment(Segment&& o) noexcept { swap(o); }
+  Segment& operator=(Segment&& o) noexcept {
+    Segment gone(std::move(o));
+    swap(gone);
+    return *this;
+  }
+  ~Segment() { clear(); }
+
+  const Codec& codec() const { return codec_; }
+  index_t dim() const { return dim_; }
+  index_t live() const { return live_; }
+  index_t page_slots() const { return page_slots_; }
+  const Buffer<PageRef>& pages() const { return pages_; }
+  prim::PageSpan span(const PageRef& ref) const { return {ref.page->payload(), page_slots_, dim_}; }
+  std::size_t page_payload() const { return codec_.page_bytes(page_slots_, dim_); }
+
+  std::size_t page_bytes() const {
+    std::size_t sum = spare_ != nullptr ? spare_->bytes() : 0;
+    for (const PageRef& r : pages_) sum += r.page->bytes();
+    return sum;
+  }
+  std::size_t table_bytes() const { return pages_.bytes(); }
+  index_t dead() const {
+    index_t n = 0;
+    for (const PageRef& r : pages_) n += r.used - r.live;
+    return n;
+  }
+  std::size_t shared_bytes() const {
+    std::size_t sum = 0;
+    for (const PageRef& r : pages_) sum += r.page->shared() ? r.page->bytes() : 0;
+    return sum;
+  }
+
+  /// Room for `n` more slots in pages that nobody else owns. On refusal nothing is kept.
+  Status reserve(index_t n) {
+    if (n <= 0) return Status::ok;
+    const index_t last = last_used();
+    index_t room = 0;
+    if (last >= 0 && pages_[last].used < page_slots_) {
+      if (!make_unique(last)) return Status::out_of_memory;
+      room = page_slots_ - pages_[last].used;
+    }
+    room += (pages_.size() - 1 - last) * page_slots_;
+    const index_t more = room >= n ? 0 : (n - room + page_slots_ - 1) / page_slots_;
+    if (const Status s = pages_.reserve(pages_.size() + more); s != Status::ok) return s;
+    for (index_t i = 0; i < more; ++i) {
+      Page* page = std::exchange(spare_, nullptr);
+      if (page == nullptr) page = Page::make(*memory_, page_payload());
+      if (page == nullptr) {
+        trim();
+        return Status::out_of_memory;
+      }
+      PageRef ref;
+      ref.page = page;
+      pages_.append_reserved(ref);
+    }
+    return Status::ok;
+  }
+
+  /// Gives back pages that `reserve` made and nothing filled.
+  void trim() {
+    while (!pages_.empty() && pages_.back().used == 0) drop(pages_.size() - 1);
+  }
+
+  /// After `reserve(rows.rows)`. Returns how many numbers the codec had to repair.
+  index_t append(prim::RowBlock<const float> rows) {
+    index_t repaired = 0;
+    index_t done = 0;
+    for (index_t p = std::max<index_t>(last_used(), 0); done < rows.rows; ++p) {
+      PageRef& ref = pages_[p];
+      const index_t n = std::min(rows.rows - done, page_slots_ - ref.used);
+      if (n == 0) continue;
+      repaired += prim::PageCodec<Cpu, Codec>::encode(codec_, span(ref), ref.used, n,
+                                                       {rows.data + done * rows.step, n, rows.step});
+      ref.used += static_cast<std::int32_t>(n);
+      ref.live += static_cast<std::int32_t>(n);
+      done += n;
+    }
+    live_ += rows.rows;
+    return repaired;
+  }
+
+  /// Keeps the live slots named in `keep` (ascending, counted from the segment's first live slot).
+  void keep(const std::int32_t* keep, index_t count, index_t base) {
+    index_t at = 0, i = 0;  // logical slot, entry of the list
+    for (index_t p = 0; p < pages_.size(); ++p) {
+      PageRef& ref = pages_[p];
+      const index_t n = ref.live;
+      // Ascending and unique: if the page's last slot is the n-th of the next entries, all stay.
+      if (n > 0 && i + n <= count && keep[i + n - 1] - base == at + n - 1) {
+        at += n, i += n;
+        continue;
+      }
+      for (index_t s = 0; s < ref.used; ++s) {
+        if (!ref.alive(s)) continue;
+        if (i < count && keep[i] - base == at) ++i;
+        else ref.kill(s);
+        ++at;
+      }
+    }
+    live_ = count;
+    drop_dead();
+  }
+
+  void pop_front(index_t n) {
+    for (index_t p = 0; n > 0 && p < pages_.size(); ++p)
+      for (index_t s = 0; n > 0 && s < pages_[p].used; ++s)
+        if (pages_[p].alive(s)) pages_[p].kill(s), --n, --live_;
+    drop_dead();
+  }
+
+  void pop_back(index_t n) {
+    for (index_t p = pages_.size() - 1; n > 0 && p >= 0; --p)
+      for (index_t s = pages_[p].used - 1; n > 0 && s >= 0; --s)
+        if (pages_[p].alive(s)) pages_[p].kill(s), --n, --live_;
+    drop_dead();
+  }
+
+  /// Returns room to the resource where it pays; never fails, at worst it leaves things as they are.
+  /// `rows` is scratch for 2 * page_slots() * dim() floats; the result counts slots coded again.
+  index_t compact(float* rows) {
+    if (codec_.group_slots() > 1) return rewrite_half_dead(rows);
+    if (dead() >= page_slots_) move_down();
+    return 0;
+  }
+
+  /// The same content in a new segment: pages are shared.
+  Status fork(Segment& out) const {
+    if (const Status s = out.pages_.copy_from(pages_); s != Status::ok) return s;
+    for (const PageRef& r : out.pages_) retain(r.page);
+    out.live_ = live_;
+    return Status::ok;
+  }
+
+  /// For loaders: a page with its tombstones, its payload zero until the loader fills it.
+  Status add_page(index_t used, const std::uint64_t* dead) {
+    if (const Status s = pages_.reserve(pages_.size() + 1); s != Status::ok) return s;
+    PageRef ref;
+    ref.page = Page::make(*memory_, page_payload());
+    if (ref.page == nullptr) return Status::out_of_memory;
+    ref.used = ref.live = static_cast<std::int32_t>(used);
+    for (index_t s = 0; s < used; ++s)
+      if (dead[s / 64] >> (s % 64) & 1u) ref.kill(s);
+    live_ += ref.live;
+    pages_.append_reserved(ref);
+    return Status::ok;
+  }
+
+  void clear() {
+    for (PageRef& r : pages_) release(r.page, *memory_);
+    pages_.shrink(0);
+    if (spare_ != nullptr) release(std::exchange(spare_, nullptr), *memory_);
+    live_ = 0;
+  }
+
+  void swap(Segment& o) noexcept {
+    std::swap(codec_, o.codec_);
+    std::swap(dim_, o.dim_);
+    std::swap(page_slots_, o.page_slots_);
+    std::swap(memory_, o.memory_);
+    pages_.swap(o.pages_);
+    std::swap(spare_, o.spare_);
+    std::swap(live_, o.live_);
+  }
+
+ private:
+  /// Index of the last page with written slots, or -1. Pages behind it are reserved and empty.
+  index_t last_used() const {
+    index_t p = pages_.size() - 1;
+    while (p >= 0 && pages_[p].used == 0) --p;
+    return p;
+  }
+
+  bool make_unique(index_t p) {
+    PageRef& ref = pages_[p];
+    if (!ref.page->shared()) return true;
+    Page* copy = Page::make(*memory_, page_payload());
+    if (copy == nullptr) return false;
+    std::memcpy(copy->payload(), ref.page->payload(), page_payload());
+    release(std::exchange(ref.page, copy), *memory_);
+    return true;
+  }
+
+  /// Removes page p and gives it back.
+  void drop(index_t p) {
+    Page* page = pages_[p].page;
+    for (index_t i = p; i + 1 < pages_.size(); ++i) pages_[i] = pages_[i + 1];
+    pages_.shrink(pages_.size() - 1);
+    release(page, *memory_);
+  }
+
+  void drop_dead() {
+    index_t gone = 0, to = 0;
+    Page* last = nullptr;
+    for (index_t p = 0; p < pages_.size(); ++p) {
+      if (pages_[p].used > 0 && pages_[p].live == 0) {
+        if (last != nullptr) release(last, *memory_);
+        last = pages_[p].page;
+        ++gone;
+        continue;
+      }
+      if (to != p) pages_[to] = pages_[p];
+      ++to;
+    }
+    pages_.shrink(to);
+    if (last != nullptr) retire(last, gone);
+    if (pages_.empty()) return;
+    // Trailing tombstones can be written again at once (whole groups only).
+    PageRef& tail = pages_.back();
+    const index_t group = codec_.group_slots();
+    while (tail.used > 0) {
+      bool all_dead = true;
+      for (index_t s = tail.used - group; s < tail.used; ++s) all_dead = all_dead && !tail.alive(s);
+      if (!all_dead) break;
+      tail.used -= static_cast<std::int32_t>(group);
+      tail.revive_from(tail.used);
+    }
+  }
+
+  /// The last of `gone` pages that emptied together. One at a time means a steady state, and the page
+  /// is kept at hand so that the next append need not ask; many mean a big eviction: all go back.
+  void retire(Page* page, index_t gone) {
+    if (gone == 1 && spare_ == nullptr && !page->shared()) {
+      spare_ = page;
+      return;
+    }
+    release(page, *memory_);
+    if (gone > 1 && spare_ != nullptr) release(std::exchange(spare_, nullptr), *memory_);
+  }
+
+  void move_down() {
+    index_t first = 0;
+    while (first < pages_.size() && pages_[first].full_of_life() && pages_[first].used == page_slots_) ++first;
+    for (index_t p = first; p < pages_.size(); ++p)
+      if (!make_unique(p)) return;
+    index_t to_page = first, to_slot = 0;
+    for (index_t p = first; p < pages_.size(); ++p) {
+      const PageRef from = pages_[p];
+      for (index_t s = 0; s < from.used; ++s) {
+        if (!from.alive(s)) continue;
+        if (to_slot == page_slots_) ++to_page, to_slot = 0;
+        if (to_page != p || to_slot != s)
+          prim::PageCodec<Cpu, Codec>::move(codec_, span(pages_[to_page]), to_slot, span(from), s);
+        ++to_slot;
+      }
+    }
+    for (index_t p = first; p < pages_.size(); ++p) {
+      PageRef& ref = pages_[p];
+      ref.used = ref.live = static_cast<std::int32_t>(p < to_page ? page_slots_ : p == to_page ? to_slot : 0);
+      ref.revive_from(0);
+    }
+    index_t gone = 0;
+    Page* last = nullptr;
+    while (!pages_.empty() && pages_.back().used == 0) {
+      if (last != nullptr) release(last, *memory_);
+      last = pages_.back().page;
+      pages_.shrink(pages_.size() - 1);
+      ++gone;
+    }
+    if (last != nullptr) retire(last, gone);
+  }
+
+  /// Joins neighbours of which one is at least half dead and which fit one page together.
+  index_t rewrite_half_dead(float* rows) {
+    index_t again = 0;
+    for (index_t p = 0; p + 1 < pages_.size();) {
+      PageRef& a = pages_[p];
+      PageRef& b = pages_[p + 1];
+      const bool half = 2 * a.live <= a.used || 2 * b.live <= b.used;
+      if (!half || b.used == 0 || a.live + b.live > page_slots_ || !make_unique(p)) {
+        ++p;
+        continue;
+      }
+      index_t n = 0;
+      for (const PageRef* ref : {&a, &b})
+        for (index_t s = 0; s < ref->used; ++s)
+          if (ref->alive(s))
+            prim::PageCodec<Cpu, Codec>::decode(codec_, span(*ref), s, 1, {rows + dim_ * n++, 1, dim_});
+      // Whole groups only: the last row is repeated, which changes no range, and its copies are dead.
+      const index_t group = codec_.group_slots();
+      const index_t full = (n + group - 1) / group * group;
+      for (index_t i = n; i < full; ++i) std::copy_n(rows + (n - 1) * dim_, dim_, rows + i * dim_);
+      prim::PageCodec<Cpu, Codec>::encode(codec_, span(a), 0, full, {rows, full, dim_});
+      a.revive_from(0);
+      a.used = a.live = static_cast<std::int32_t>(full);
+      for (index_t i = n; i < full; ++i) a.kill(i);
+      again += n;
+      drop(p + 1);
+    }
+    return again;
+  }
+
+  Codec codec_{};
+  index_t dim_ = 0;
+  index_t page_slots_ = 0;
+  MemoryResource<Cpu>* memory_ = nullptr;
+  Buffer<PageRef> pages_;
+  Page* spare_ = nullptr;
+  index_t live_ = 0;
+};
+
+}  // namespace kvcondense::cache

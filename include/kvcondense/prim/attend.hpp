@@ -1,0 +1,48 @@
+#pragma once
+
+#include <kvcondense/core/backend.hpp>
+#include <kvcondense/core/config.hpp>
+#include <kvcondense/core/view.hpp>
+
+namespace kvcondense::prim {
+
+/// The optional numbers of a slot; null means the neutral value for every slot.
+///
+/// logit = key_scale * (q . k) * softmax_scale + bias;  output = sum of softmax * value_scale * v.
+struct SlotScalars {
+  const float* key_scale = nullptr;
+  const float* bias = nullptr;
+  const float* value_scale = nullptr;
+};
+
+/// One attention call of one layer.
+///
+/// Shapes   queries [q_heads, tokens, head_dim], out [q_heads, tokens, value_dim], lse [q_heads, tokens]
+///          or empty, mass one number per (kv head, slot) or empty.
+/// Numbers  the last `tokens` slots of every head belong to the queries: query i sees all slots but the
+///          last tokens - 1 - i. Mass is summed over the query group and the last `mass_rows` queries.
+///          A query that sees no slot gives zeros and lse = -inf.
+struct AttendRequest {
+  TensorView<const float, 3> queries;
+  TensorView<float, 3> out;
+  TensorView<float, 2> lse{};
+  RaggedView<float> mass{};
+  index_t mass_rows = 0;
+  float softmax_scale = 1.0f;
+};
+
+/// Exact attention over weighted slots in their stored form, whatever codecs store them.
+///
+/// Source    `heads` is a function: heads(kv_head) -> an object with `slots()`, `key_scores(cursor, count,
+///           queries, out, first_slot)`, `add_values(cursor, count, weights, out)`, `scalars()`,
+///           `prepare_query(q, token, slot)` and the type `Cursor`.
+/// Cost      every key and value is read once per block of query rows; codes are unpacked once for all
+///           query heads of a KV head. With mass, the logits of a block are kept and read again.
+/// Numbers   float32; softmax online over strips of `strip` slots, so the result does not depend on how
+///           slots lie in pages.
+template <Backend B>
+struct Attend {
+  static_assert(detail::always_false<B>, "kvcondense: include kvcondense/cpu.hpp or kvcondense/cuda.cuh first.");
+};
+
+}  // namespace kvcondense::prim
