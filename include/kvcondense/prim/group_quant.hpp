@@ -212,6 +212,14 @@ struct GroupInt {
     const index_t groups = (slots + group_slots() - 1) / group_slots();
     return static_cast<std::size_t>(params_at(slots, dim) + groups * group_bytes(dim));
   }
+  /// Every field: two pages may be exchanged only between equal fingerprints.
+  constexpr std::int64_t fingerprint() const {
+    auto f = static_cast<std::uint64_t>(group_size);
+    for (const int field : {static_cast<int>(axis), static_cast<int>(form), static_cast<int>(params),
+                            static_cast<int>(rounding), Bits})
+      f = f * 16 + static_cast<std::uint64_t>(field);
+    return static_cast<std::int64_t>(f);
+  }
   constexpr bool valid(index_t dim) const {
     if (dim < 1 || dim > max_head_dim || group_size < 0 || (form == GroupForm::symmetric && Bits < 2)) return false;
     return axis == GroupAxis::channel ? group_size > 0 : dim % group_channels(dim) == 0;

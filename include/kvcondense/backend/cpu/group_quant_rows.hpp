@@ -1,0 +1,147 @@
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+
+#include <kvcondense/backend/cpu/group_quant_bits.hpp>
+#include <kvcondense/backend/cpu/group_quant_tile.hpp>
+#include <kvcondense/core/shape.hpp>
+#include <kvcondense/prim/group_quant.hpp>
+
+// Rows and parameters of a GroupInt page: where they are, how they are read and written.
+
+namespace kvcondense::prim::cpu {
+
+inline constexpr index_t code_buffer = max_head_dim + code_step;  ///< codes of a row, whole last step
+
+inline void read_numbers(ParamType type, const std::byte* at, index_t n, float* out) {
+  if (type == ParamType::f32) {
+    std::memcpy(out, at, static_cast<std::size_t>(n) * sizeof(float));
+    return;
+  }
+  for (index_t i = 0; i < n; ++i) {
+    std::uint16_t bits;
+    std::memcpy(&bits, at + 2 * i, sizeof bits);
+    out[i] = type == ParamType::f16 ? detail::half_value(bits) : detail::bfloat16_value(bits);
+  }
+}
+
+/// The numbers are already rounded to the type: writing loses nothing.
+inline void write_numbers(ParamType type, const float* in, index_t n, std::byte* at) {
+  if (type == ParamType::f32) {
+    std::memcpy(at, in, static_cast<std::size_t>(n) * sizeof(float));
+    return;
+  }
+  for (index_t i = 0; i < n; ++i) {
+    const std::uint16_t bits = type == ParamType::f16 ? detail::half_bits(in[i]) : detail::bfloat16_bits(in[i]);
+    std::memcpy(at + 2 * i, &bits, sizeof bits);
+  }
+}
+
+/// Calls f with the form as a constant: f.template operator()<Form>().
+template <class F>
+void with_form(GroupForm form, F&& f) {
+  switch (form) {
+    case GroupForm::minimum: return f.template operator()<GroupForm::minimum>();
+    case GroupForm::integer_zero: return f.template operator()<GroupForm::integer_zero>();
+    case GroupForm::float_zero: return f.template operator()<GroupForm::float_zero>();
+    case GroupForm::symmetric: return f.template operator()<GroupForm::symmetric>();
+  }
+}
+
+template <class F>
+void with_rounding(Rounding rule, F&& f) {
+  switch (rule) {
+    case Rounding::half_even: return f.template operator()<Rounding::half_even>();
+    case Rounding::half_up: return f.template operator()<Rounding::half_up>();
+    case Rounding::half_away: return f.template operator()<Rounding::half_away>();
+  }
+}
+
+/// Widens the ranges lo[c], hi[c] by row x; returns how many numbers need repair.
+inline index_t widen_ranges(const float* x, index_t n, float* KVCONDENSE_RESTRICT lo, float* KVCONDENSE_RESTRICT hi) {
+  std::int32_t bad = 0;
+  for (index_t c = 0; c < n; ++c) {
+    GroupRange range{lo[c], hi[c]};
+    range.include(x[c]);
+    lo[c] = range.lo;
+    hi[c] = range.hi;
+    bad += static_cast<std::int32_t>(needs_repair(x[c]));
+  }
+  return bad;
+}
+
+/// The range of one group of consecutive numbers: eight ranges side by side, then joined.
+inline GroupRange range_of(const float* x, index_t n, index_t& bad) {
+  GroupRange range;
+  float lo[lanes], hi[lanes];
+  for (index_t k = 0; k < lanes; ++k) lo[k] = range.lo, hi[k] = range.hi;
+  index_t i = 0;
+  for (; i + lanes <= n; i += lanes) bad += widen_ranges(x + i, lanes, lo, hi);
+  bad += widen_ranges(x + i, n - i, lo, hi);
+  for (index_t k = 0; k < lanes; ++k) {
+    range.lo = lo[k] < range.lo ? lo[k] : range.lo;
+    range.hi = hi[k] > range.hi ? hi[k] : range.hi;
+  }
+  return range;
+}
+
+/// Codes one row whose channel c has offset[c] and inverse[c].
+template <int Bits>
+void code_row(GroupForm form, Rounding rule, const float* x, const float* offset, const float* inverse, index_t n,
+              std::uint8_t* KVCONDENSE_RESTRICT codes) {
+  with_form(form, [&]<GroupForm Form>() {
+    with_rounding(rule, [&]<Rounding Rule>() {
+      for (index_t c = 0; c < n; ++c)
+        codes[c] = static_cast<std::uint8_t>(code_of<Bits, Form, Rule>(x[c], offset[c], inverse[c]));
+    });
+  });
+}
+
+/// A page of GroupInt rows: addresses.
+template <int Bits>
+struct GroupPage {
+  const GroupInt<Bits>& codec;
+  PageSpan page;
+
+  std::byte* row(index_t slot) const { return page.data + slot * codec.row_bytes(page.dim); }
+  /// Parameters of the group that slot belongs to: scales, then offsets.
+  std::byte* params(index_t slot) const {
+    return page.data + codec.params_at(page.slots, page.dim) + slot / codec.group_slots() * codec.group_bytes(page.dim);
+  }
+
+  /// Scales and offsets of the slot's group, `codec.scales(dim)` each; absent offsets read as 0.
+  void read_params(index_t slot, float* scale, float* offset) const {
+    const index_t n = codec.scales(page.dim);
+    read_numbers(codec.params, params(slot), n, scale);
+    if (has_offset(codec.form)) read_numbers(codec.params, params(slot) + n * size_of(codec.params), n, offset);
+    else std::fill_n(offset, n, 0.0f);
+  }
+  void write_params(index_t slot, const float* scale, const float* offset) const {
+    const index_t n = codec.scales(page.dim);
+    write_numbers(codec.params, scale, n, params(slot));
+    if (has_offset(codec.form)) write_numbers(codec.params, offset, n, params(slot) + n * size_of(codec.params));
+  }
+
+  /// offset[j] becomes the constant term of folding.
+  void fold_offsets(const float* scale, float* offset, index_t n) const {
+    with_form(codec.form, [&]<GroupForm Form>() {
+      for (index_t j = 0; j < n; ++j) offset[j] = base_of<Bits, Form>(scale[j], offset[j]);
+    });
+  }
+
+  /// Raw codes of `count` slots as floats, rows `width` apart; padding columns and rows are zero.
+  void unpack(index_t first, index_t count, index_t width, float* KVCONDENSE_RESTRICT tile) const {
+    std::uint8_t codes[code_buffer];
+    for (index_t i = 0; i < count; ++i) {
+      unpack_codes<Bits>(row(first + i), page.dim, codes);
+      float* t = tile + i * width;
+      for (index_t c = 0; c < page.dim; ++c) t[c] = static_cast<float>(codes[c]);
+      for (index_t c = page.dim; c < width; ++c) t[c] = 0.0f;
+    }
+    for (index_t i = count * width; i < padded(count, 4) * width; ++i) tile[i] = 0.0f;
+  }
+};
+
+}  // namespace kvcondense::prim::cpu
