@@ -118,6 +118,8 @@ class Cache {
   const ObjectArray<Layer>& layers() const { return layers_; }
   ObjectArray<Layer>& layers() { return layers_; }
   MemoryResource<Cpu>& memory() const { return *memory_; }
+  /// With raw keys: rotation tables for `slots` slots. Loaders call it; append does by itself.
+  Status reserve_rotation(index_t slots) { return recipe_.position.raw_keys ? rope_.reserve(slots) : Status::ok; }
   Plan plan() const;
 
  private:

@@ -124,8 +124,7 @@ Status Cache<B, R>::append(Context<B>& ctx, index_t layer, TensorView<const T, 3
   const Plan p = plan();
   index_t most = 0;
   for (index_t h = 0; h < shape_.kv_heads; ++h) most = std::max(most, l.heads[h].slots());
-  if (recipe_.position.raw_keys)
-    if (const Status s = rope_.reserve(most + n); s != Status::ok) return s;
+  if (const Status s = reserve_rotation(most + n); s != Status::ok) return s;
   if (const Status s = l.reserve(p, n); s != Status::ok) return s;
 
   const index_t sinks = l.sinks_due(p, n);

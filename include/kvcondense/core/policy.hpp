@@ -28,6 +28,13 @@ struct Descriptor {
   const char* source;
 };
 
+/// The word of a stage. Stages chosen at run time answer with the word they stand for.
+template <class S>
+constexpr const char* word_of(const S& stage) {
+  if constexpr (requires { stage.word(); }) return stage.word();
+  else return S::about.word;
+}
+
 template <class P>
 concept Described = requires {
   { P::about } -> std::convertible_to<Descriptor>;

@@ -2,6 +2,7 @@
 
 #include <concepts>
 #include <cstddef>
+#include <cstdint>
 
 #include <kvcondense/core/backend.hpp>
 #include <kvcondense/core/config.hpp>
@@ -16,6 +17,7 @@ concept CodecDescription = requires(const C c, index_t n) {
   { c.page_bytes(n, n) } -> std::same_as<std::size_t>;  // (slots, dim): bytes of a page's payload
   { c.group_slots() } -> std::same_as<index_t>;         // slots that share parameters; 1 = independent
   { c.valid(n) } -> std::same_as<bool>;                 // (dim): can rows of this size be stored?
+  { c.fingerprint() } -> std::same_as<std::int64_t>;    // differs when the same bytes mean other numbers
 };
 
 /// Rows as plain numbers. Slots are independent.
@@ -27,6 +29,7 @@ struct ExactRows {
   }
   index_t group_slots() const { return 1; }
   bool valid(index_t dim) const { return dim > 0; }
+  std::int64_t fingerprint() const { return static_cast<std::int64_t>(dtype); }
 };
 
 static_assert(CodecDescription<ExactRows>);

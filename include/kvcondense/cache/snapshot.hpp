@@ -1,0 +1,213 @@
+#pragma once
+
+#include <bit>
+#include <utility>
+
+#include <kvcondense/cache/cache.hpp>
+#include <kvcondense/core/bytes.hpp>
+
+namespace kvcondense {
+
+// Layout, all numbers little-endian; docs/file_format.md says it in prose:
+//   magic u32, version u32, fingerprint u64, layers u32
+//   per layer: counters, pending positions, per head: counters, ids, lanes, key column, value column
+//   per column: three segments (sinks, coded, window): pages u32, per page: used u32, tombstones, payload
+//   checksum u64 of all bytes before it
+namespace cache {
+
+inline constexpr std::uint32_t snapshot_magic = 0x5343564b;  // "KVCS"
+inline constexpr std::uint32_t snapshot_version = 1;
+
+/// A number that differs when two caches store slots differently. Folds any list of integers.
+class Fingerprint {
+ public:
+  template <class... T>
+  Fingerprint& add(T... values) {
+    (sum_.add(std::as_bytes(std::span<const std::int64_t, 1>(fold(static_cast<std::int64_t>(values)), 1))), ...);
+    return *this;
+  }
+  Fingerprint& add_text(const char* text) {
+    for (; *text != 0; ++text) add(*text);
+    return add(-1);
+  }
+  std::uint64_t value() const { return sum_.value(); }
+
+ private:
+  const std::int64_t* fold(std::int64_t v) { return &(now_ = v); }
+  Checksum sum_;
+  std::int64_t now_ = 0;
+};
+
+template <class C>
+void save_segment(ByteWriter& w, const Segment<C>& segment) {
+  w.put(static_cast<std::uint32_t>(segment.pages().size()));
+  for (const PageRef& ref : segment.pages()) {
+    w.put(static_cast<std::uint32_t>(ref.used));
+    for (const std::uint64_t word : ref.dead) w.put(word);
+    w.bytes({ref.page->payload(), ref.page->payload_bytes});
+  }
+}
+
+template <class C>
+Status load_segment(ByteReader& r, Segment<C>& segment) {
+  std::uint32_t pages = 0;
+  if (!r.read(pages)) return Status::corrupt_data;
+  const std::size_t payload = segment.page_payload();
+  if (pages > r.left() / (payload + sizeof(PageRef::dead))) return Status::corrupt_data;
+  for (std::uint32_t p = 0; p < pages; ++p) {
+    std::uint32_t used = 0;
+    std::uint64_t dead[max_page_slots / 64];
+    std::span<const std::byte> bytes;
+    if (!r.read(used) || !r.read(dead) || !r.take(1, payload, bytes)) return Status::corrupt_data;
+    if (used == 0 || used > segment.page_slots() || used % segment.codec().group_slots() != 0) return Status::corrupt_data;
+    if (const Status s = segment.add_page(used, dead); s != Status::ok) return s;
+    std::copy(bytes.begin(), bytes.end(), segment.pages().back().page->payload());
+  }
+  return Status::ok;
+}
+
+template <class C>
+Status load_column(ByteReader& r, Column<C>& column) {
+  Status s = load_segment(r, column.sinks());
+  if (s == Status::ok) s = load_segment(r, column.coded());
+  if (s == Status::ok) s = load_segment(r, column.window());
+  return s;
+}
+
+template <class C>
+void save_column(ByteWriter& w, const Column<C>& column) {
+  save_segment(w, column.sinks());
+  save_segment(w, column.coded());
+  save_segment(w, column.window());
+}
+
+template <class H>
+void save_head(ByteWriter& w, const H& head) {
+  w.put(head.repaired);
+  w.put(head.coded_again);
+  w.put(static_cast<std::int64_t>(head.slots()));
+  for (index_t i = 0; i < head.slots(); ++i) w.put(static_cast<std::int32_t>(head.ids[i]));
+  for (index_t l = 0; l < head.lanes; ++l)
+    for (index_t i = 0; i < head.slots(); ++i) w.put(head.lane[l][i]);
+  save_column(w, head.keys);
+  save_column(w, head.values);
+}
+
+template <class H>
+Status load_head(ByteReader& r, H& head, const Counters& c) {
+  std::int64_t slots = 0;
+  if (!r.read(head.repaired) || !r.read(head.coded_again) || !r.read(slots)) return Status::corrupt_data;
+  std::span<const std::byte> ids, lane[max_lanes];
+  if (slots < 0 || slots > c.seen || !r.take(static_cast<std::uint64_t>(slots), sizeof(std::int32_t), ids))
+    return Status::corrupt_data;
+  for (index_t l = 0; l < head.lanes; ++l)
+    if (!r.take(static_cast<std::uint64_t>(slots), sizeof(float), lane[l])) return Status::corrupt_data;
+  index_t last = -1;
+  for (index_t i = 0; i < slots; ++i) {
+    std::int32_t id = 0;
+    std::memcpy(&id, ids.data() + static_cast<std::size_t>(i) * sizeof id, sizeof id);
+    if (id <= last || id >= c.seen) return Status::corrupt_data;
+    last = id;
+    if (head.ids.gap_before(id))
+      if (const Status s = head.ids.list_with_room(slots - i); s != Status::ok) return s;
+    head.ids.append(id, 1);
+  }
+  // Tokens that no step has seen are all stored: attention counts on it.
+  if (c.pending > slots || (c.pending > 0 && head.ids[slots - c.pending] != c.seen - c.pending))
+    return Status::corrupt_data;
+  for (index_t l = 0; l < head.lanes; ++l) {
+    if (const Status s = head.lane[l].resize(slots); s != Status::ok) return s;
+    if (slots > 0) std::memcpy(head.lane[l].data(), lane[l].data(), lane[l].size());
+  }
+  Status s = load_column(r, head.keys);
+  if (s == Status::ok) s = load_column(r, head.values);
+  if (s == Status::ok && (head.keys.slots() != slots || head.values.slots() != slots)) s = Status::corrupt_data;
+  return s;
+}
+
+}  // namespace cache
+
+/// What a snapshot must agree on with the cache that loads it: shape, stages, codecs, rotation.
+template <Backend B, class R>
+std::uint64_t fingerprint(const Cache<B, R>& c) {
+  const CacheShape& s = c.shape();
+  const auto p = c.plan();
+  cache::Fingerprint f;
+  f.add(s.layers, s.q_heads, s.kv_heads, s.head_dim, s.values(), static_cast<int>(s.dtype), s.page_slots);
+  f.add(std::bit_cast<std::uint32_t>(s.softmax_scale));
+  f.add_text(word_of(c.recipe().evict)).add_text(word_of(c.recipe().quant)).add_text(word_of(c.recipe().position));
+  f.add(p.key_codec.fingerprint(), p.value_codec.fingerprint());
+  f.add(p.key_flush.block, p.key_flush.keep, p.value_flush.block, p.value_flush.keep, p.sinks, p.lanes);
+  if (c.recipe().position.raw_keys) f.add(prim::fingerprint(c.recipe().position.rope), c.recipe().position.rotated_input);
+  return f.value();
+}
+
+/// Writes everything the cache holds, codes as codes.
+///
+/// Errors   io_error when the sink refuses; the cache never changes.
+template <Backend B, class R>
+Status save(const Cache<B, R>& c, ByteSink& sink) {
+  ByteWriter w(sink);
+  w.put(cache::snapshot_magic);
+  w.put(cache::snapshot_version);
+  w.put(fingerprint(c));
+  w.put(static_cast<std::uint32_t>(c.shape().layers));
+  for (const auto& l : c.layers()) {
+    w.put(l.counters);
+    for (const index_t p : l.pending_positions) w.put(p);
+    for (const auto& h : l.heads) cache::save_head(w, h);
+  }
+  const std::uint64_t sum = w.checksum();
+  w.put(sum);
+  return w.status();
+}
+
+/// Replaces the content of `c` by a snapshot, or leaves `c` as it is.
+///
+/// Errors   corrupt_data (cut, flipped, impossible), incompatible (another shape, recipe, rotation or
+///          format version), out_of_memory. Asks for no more memory than the file's length justifies.
+template <Backend B, class R>
+Status load(Cache<B, R>& c, std::span<const std::byte> file) {
+  std::uint64_t sum = 0;
+  if (file.size() < sizeof sum) return Status::corrupt_data;
+  std::memcpy(&sum, file.data() + file.size() - sizeof sum, sizeof sum);
+  Checksum check;
+  check.add(file.first(file.size() - sizeof sum));
+  if (check.value() != sum) return Status::corrupt_data;
+
+  ByteReader r(file.first(file.size() - sizeof sum));
+  std::uint32_t magic = 0, version = 0, layers = 0;
+  std::uint64_t print = 0;
+  if (!r.read(magic) || !r.read(version) || magic != cache::snapshot_magic) return Status::corrupt_data;
+  if (version != cache::snapshot_version) return Status::incompatible;
+  if (!r.read(print) || !r.read(layers)) return Status::corrupt_data;
+  if (print != fingerprint(c) || layers != c.shape().layers) return Status::incompatible;
+
+  auto fresh = Cache<B, R>::make(c.shape(), c.recipe(), c.memory());
+  if (!fresh) return fresh.status();
+  index_t most = 0;
+  for (auto& l : fresh->layers()) {
+    cache::Counters n;
+    if (!r.read(n)) return Status::corrupt_data;
+    const bool sane = n.seen >= 0 && n.seen <= cache::max_position && n.pending >= 0 && n.pending <= n.seen &&
+                      n.next_position >= 0 && n.next_position <= cache::max_position + 1;
+    if (!sane || static_cast<std::uint64_t>(n.pending) > r.left() / sizeof(index_t)) return Status::corrupt_data;
+    l.counters = n;
+    for (index_t i = 0; i < n.pending; ++i) {
+      index_t p = 0;
+      if (!r.read(p) || p < 0 || p > cache::max_position) return Status::corrupt_data;
+      if (const Status s = l.pending_positions.push_back(p); s != Status::ok) return s;
+    }
+    for (auto& h : l.heads) {
+      if (const Status s = cache::load_head(r, h, n); s != Status::ok) return s;
+      most = std::max(most, h.slots());
+    }
+    l.update_offsets();
+  }
+  if (r.left() != 0) return Status::corrupt_data;
+  if (const Status s = fresh->reserve_rotation(most); s != Status::ok) return s;
+  c = std::move(*fresh);
+  return Status::ok;
+}
+
+}  // namespace kvcondense

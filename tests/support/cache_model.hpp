@@ -1,0 +1,236 @@
+#pragma once
+
+#include <random>
+#include <vector>
+
+#include <catch2/catch.hpp>
+
+#include <kvcondense/cpu.hpp>
+#include <support/memory.hpp>
+#include <support/naive_cache.hpp>
+
+namespace kvcondense::test {
+
+/// Drives a cache and a naive twin with the same calls and compares after each.
+///
+/// The twin never decides what leaves: it checks that the cache's slots are tokens it held before, in
+/// order, that no call but `step` loses one it should not, that stored numbers stay within
+/// `most_error` of what was appended, and that attention equals double attention over what is stored.
+template <class R>
+class CacheModel {
+ public:
+  CacheModel(const CacheShape& shape, const R& recipe, std::uint32_t seed, double most_error)
+      : shape_(shape), naive_(shape), random_(seed), most_error_(most_error) {
+    auto made = make_cache<Cpu>(shape, recipe, memory_);
+    REQUIRE(made.status() == Status::ok);
+    cache_ = std::move(*made);
+    REQUIRE(work_.reserve(cache_.workspace_bytes(4096, 96)) == Status::ok);
+    ctx_ = Context<Cpu>(work_.bytes());
+  }
+
+  Cache<Cpu, R>& cache() { return cache_; }
+  CountingMemory& memory() { return memory_; }
+  std::mt19937& random() { return random_; }
+  index_t draw(index_t lo, index_t hi) { return std::uniform_int_distribution<index_t>(lo, hi)(random_); }
+
+  /// One forward pass of `n` tokens through every layer; drafts are not stepped.
+  void forward(index_t n, bool draft = false) {
+    const index_t first = naive_.seen;
+    for (index_t l = 0; l < shape_.layers; ++l) {
+      const Tokens t(shape_, n, random_);
+      REQUIRE(cache_.append(ctx_, l, t.keys(shape_), t.values(shape_)) == Status::ok);
+      naive_.append(l, t, first);
+      std::vector<float> mass(static_cast<std::size_t>(cache_.total_slots(l)));
+      const RaggedView<float> view = cache_.ragged(l, mass.data());
+      attend(l, t, view);
+      if (draft) continue;
+      REQUIRE(cache_.step(ctx_, l, AttentionView{view, cache_.mass_rows(n)}) == Status::ok);
+      sync(l);
+    }
+    naive_.seen += n;
+    check();
+  }
+
+  void truncate(index_t tokens) {
+    REQUIRE(cache_.truncate(tokens) == Status::ok);
+    erase(tokens, naive_.seen);
+    naive_.seen = tokens;
+    check();
+  }
+
+  void remove(index_t first, index_t last) {
+    if (cache_.pending() > 0) {  // drafts must be stepped or taken back first
+      REQUIRE(cache_.remove(ctx_, first, last) == Status::order_violation);
+      return;
+    }
+    REQUIRE(cache_.remove(ctx_, first, last) == Status::ok);
+    erase(first, last);
+    check();
+  }
+
+  void reset() {
+    cache_.reset();
+    erase(0, naive_.seen);
+    naive_.seen = 0;
+    check();
+  }
+
+  /// Goes on with a fork; the original is dropped, so shared pages become this cache's own.
+  void become_fork() {
+    auto copy = cache_.fork();
+    REQUIRE(copy.status() == Status::ok);
+    check_equal(*copy);
+    cache_ = std::move(*copy);
+    check();
+  }
+
+  void check() {
+    for (index_t l = 0; l < shape_.layers; ++l)
+      for (index_t h = 0; h < shape_.kv_heads; ++h) check_head(l, h);
+    REQUIRE(cache_.report().bytes() == memory_.live_bytes);
+    REQUIRE(memory_.wrong_releases == 0);
+  }
+
+  void check_equal(const Cache<Cpu, R>& other) {
+    for (index_t l = 0; l < shape_.layers; ++l)
+      for (index_t h = 0; h < shape_.kv_heads; ++h) {
+        REQUIRE(other.slots(l, h) == cache_.slots(l, h));
+        REQUIRE(rows(other, l, h) == rows(cache_, l, h));
+      }
+  }
+
+  /// Everything a head stores, decoded: keys then values.
+  std::vector<float> rows(const Cache<Cpu, R>& c, index_t l, index_t h) const {
+    const index_t n = c.slots(l, h);
+    std::vector<float> out(static_cast<std::size_t>(n * (shape_.head_dim + shape_.values())));
+    REQUIRE(c.read(l, h, 0, dense_view(out.data(), n, shape_.head_dim),
+                   dense_view(out.data() + n * shape_.head_dim, n, shape_.values())) == Status::ok);
+    return out;
+  }
+
+ private:
+  void erase(index_t first, index_t last) {
+    for (auto& layer : naive_.slots)
+      for (auto& head : layer)
+        std::erase_if(head, [&](const NaiveSlot& s) { return s.token >= first && s.token < last; });
+  }
+
+  /// The twin forgets what the step evicted; what is left must be an ascending part of what was there.
+  void sync(index_t l) {
+    for (index_t h = 0; h < shape_.kv_heads; ++h) {
+      std::vector<NaiveSlot>& held = naive_.head(l, h);
+      std::vector<NaiveSlot> kept;
+      std::size_t at = 0;
+      for (index_t i = 0; i < cache_.slots(l, h); ++i) {
+        const index_t token = cache_.token(l, h, i);
+        while (at < held.size() && held[at].token != token) ++at;
+        REQUIRE(at < held.size());
+        kept.push_back(held[at++]);
+      }
+      held = kept;
+    }
+  }
+
+  void check_head(index_t l, index_t h) {
+    const std::vector<NaiveSlot>& want = naive_.head(l, h);
+    const index_t n = cache_.slots(l, h);
+    REQUIRE(n == static_cast<index_t>(want.size()));
+    const std::vector<float> got = rows(cache_, l, h);
+    double worst = 0;
+    index_t wrong_tokens = 0;
+    for (index_t i = 0; i < n; ++i) {
+      const NaiveSlot& slot = want[static_cast<std::size_t>(i)];
+      wrong_tokens += cache_.token(l, h, i) != slot.token;
+      for (index_t d = 0; d < shape_.head_dim; ++d)
+        worst = larger(worst, got[static_cast<std::size_t>(i * shape_.head_dim + d)] - slot.k[static_cast<std::size_t>(d)]);
+      for (index_t d = 0; d < shape_.values(); ++d)
+        worst = larger(worst, got[static_cast<std::size_t>(n * shape_.head_dim + i * shape_.values() + d)] -
+                                  slot.v[static_cast<std::size_t>(d)]);
+    }
+    REQUIRE(wrong_tokens == 0);
+    REQUIRE(worst <= most_error_);
+  }
+
+  void attend(index_t l, const Tokens& t, RaggedView<float> mass) {
+    std::vector<float> out(static_cast<std::size_t>(shape_.q_heads * t.n * shape_.values()), -7.0f);
+    std::vector<float> lse(static_cast<std::size_t>(shape_.q_heads * t.n));
+    REQUIRE(cache_.attend(ctx_, l, t.queries(shape_), dense_view(out.data(), shape_.q_heads, t.n, shape_.values()),
+                          {mass, dense_view(lse.data(), shape_.q_heads, t.n)}) == Status::ok);
+    const double scale = 1.0 / std::sqrt(static_cast<double>(shape_.head_dim));
+    for (index_t h = 0; h < shape_.kv_heads; ++h) {
+      const index_t n = cache_.slots(l, h);
+      const std::vector<float> stored = rows(cache_, l, h);
+      std::vector<NaiveSlot> slots(static_cast<std::size_t>(n));
+      for (index_t i = 0; i < n; ++i) {
+        const float* k = stored.data() + i * shape_.head_dim;
+        const float* v = stored.data() + n * shape_.head_dim + i * shape_.values();
+        slots[static_cast<std::size_t>(i)] = {0, {k, k + shape_.head_dim}, {v, v + shape_.values()}};
+      }
+      std::vector<double> want_mass(static_cast<std::size_t>(n), 0.0);
+      for (index_t g = 0; g < shape_.group(); ++g)
+        for (index_t i = 0; i < t.n; ++i) {
+          const index_t qh = h * shape_.group() + g;
+          std::vector<double> q;
+          for (index_t d = 0; d < shape_.head_dim; ++d) q.push_back(t.queries(shape_)(qh, i, d));
+          double want_lse = 0;
+          const bool counted = i >= t.n - cache_.mass_rows(t.n);
+          const auto want = naive_attention(q, slots, n - t.n + i + 1, scale, static_cast<std::size_t>(shape_.values()),
+                                            counted ? &want_mass : nullptr, &want_lse);
+          double worst = 0;
+          for (index_t d = 0; d < shape_.values(); ++d)
+            worst = larger(worst, out[static_cast<std::size_t>((qh * t.n + i) * shape_.values() + d)] -
+                                      want[static_cast<std::size_t>(d)]);
+          worst = larger(worst, lse[static_cast<std::size_t>(qh * t.n + i)] - want_lse);
+          REQUIRE(worst < 3e-5);
+        }
+      double worst = 0;
+      for (index_t j = 0; j < n; ++j) worst = larger(worst, mass.row(h)[j] - want_mass[static_cast<std::size_t>(j)]);
+      REQUIRE(worst < 1e-4);
+    }
+  }
+
+  /// NaN counts as infinitely wrong.
+  static double larger(double worst, double difference) {
+    const double d = std::abs(difference);
+    return d <= worst ? worst : d == d ? d : INFINITY;
+  }
+
+  CacheShape shape_;
+  CountingMemory memory_;
+  Cache<Cpu, R> cache_;
+  Workspace work_;
+  Context<Cpu> ctx_;
+  NaiveCache naive_;
+  std::mt19937 random_;
+  double most_error_;
+};
+
+/// A random legal sequence of calls.
+template <class R>
+void exercise(const CacheShape& shape, const R& recipe, std::uint32_t seed, int calls, double most_error) {
+  CAPTURE(seed, shape.q_heads, shape.kv_heads, shape.head_dim, shape.value_dim);
+  CacheModel<R> m(shape, recipe, seed, most_error);
+  for (int i = 0; i < calls; ++i) {
+    const index_t length = m.cache().length();
+    switch (length == 0 ? 0 : m.draw(0, 11)) {
+      case 0: case 1: m.forward(m.draw(1, 96)); break;
+      case 2: {  // drafts, some of them taken back
+        const index_t drafts = m.draw(1, 5);
+        for (index_t d = 0; d < drafts; ++d) m.forward(1, true);
+        m.truncate(length + m.draw(0, drafts));
+        break;
+      }
+      case 3: m.truncate(m.draw(0, length)); break;
+      case 4: {
+        const index_t a = m.draw(0, length);
+        m.remove(a, m.draw(a, std::min(length, a + 40)));
+        break;
+      }
+      case 5: m.become_fork(); break;
+      case 6: if (m.draw(0, 5) == 0) m.reset(); break;
+      default: m.forward(1); break;
+    }
+  }
+}
+
+}  // namespace kvcondense::test
