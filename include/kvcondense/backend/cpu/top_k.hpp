@@ -1,0 +1,165 @@
+#pragma once
+
+#include <algorithm>
+#include <atomic>
+#include <bit>
+#include <cstdint>
+#include <numeric>
+
+#include <kvcondense/backend/cpu/context.hpp>
+#include <kvcondense/core/backend.hpp>
+#include <kvcondense/core/status.hpp>
+#include <kvcondense/core/view.hpp>
+#include <kvcondense/core/workspace.hpp>
+#include <kvcondense/prim/top_k.hpp>
+
+namespace kvcondense::prim {
+namespace cpu {
+
+/// Unsigned numbers in the order of the scores: NaN is 0, -inf comes next, -0 equals +0.
+inline std::uint32_t rank_bits(float score) {
+  const auto b = std::bit_cast<std::uint32_t>(score + 0.0f);
+  if ((b & 0x7fffffffu) > 0x7f800000u) return 0;
+  return (b & 0x80000000u) != 0 ? ~b : b | 0x80000000u;
+}
+
+/// Where the winners end: all keys above `bits`, and the first `ties` keys equal to it.
+struct Cutoff {
+  std::uint32_t bits = 0xffffffffu;
+  index_t ties = 0;
+};
+
+/// The cutoff of the k largest keys, 1 <= k <= number of keys. each(use) calls use(key) for all keys.
+/// Counting from the top bits down: three passes whatever the data, no memory beyond the counters.
+template <class Each>
+Cutoff find_cutoff(index_t k, Each&& each) {
+  struct Digit {
+    int shift;
+    std::uint32_t most;
+  };
+  std::uint32_t known = 0, mask = 0;
+  for (const Digit digit : {Digit{21, 2047}, Digit{10, 2047}, Digit{0, 1023}}) {
+    index_t keys[2048] = {};
+    each([&](std::uint32_t key) {
+      if ((key & mask) == known) ++keys[(key >> digit.shift) & digit.most];
+    });
+    std::uint32_t d = digit.most;
+    for (; keys[d] < k; --d) k -= keys[d];
+    known |= d << digit.shift;
+    mask |= digit.most << digit.shift;
+  }
+  return {known, k};
+}
+
+inline Cutoff row_cutoff(const float* scores, index_t n, index_t k) {
+  if (k <= 0) return {};
+  return find_cutoff(k, [&](auto&& use) {
+    for (index_t i = 0; i < n; ++i) use(rank_bits(scores[i]));
+  });
+}
+
+}  // namespace cpu
+
+/// Threads share the rows.
+template <>
+struct TopK<Cpu> {
+  static Status run(Context<Cpu>& ctx, RaggedView<const float> scores, const Ends* always,
+                    const index_t* total, RaggedView<std::int32_t> slots, index_t* count,
+                    index_t* nan = nullptr) {
+    ctx.parallel(scores.heads, [&](index_t h, index_t) {
+      const index_t n = scores.length(h);
+      const Ends ends = always == nullptr ? Ends{} : always[h].within(n);
+      const float* s = scores.row(h);
+      std::int32_t* out = slots.row(h);
+      count[h] = n;
+      if (total[h] >= n) return std::iota(out, out + n, 0);
+
+      const index_t last = n - ends.suffix;
+      const index_t k = std::clamp<index_t>(total[h] - ends.size(), 0, last - ends.prefix);
+      const cpu::Cutoff cut = cpu::row_cutoff(s + ends.prefix, last - ends.prefix, k);
+      std::iota(out, out + ends.prefix, 0);
+      out += ends.prefix;
+      index_t ties = cut.ties, bad = 0;
+      for (index_t i = ends.prefix; i < last; ++i) {
+        const std::uint32_t key = cpu::rank_bits(s[i]);
+        bad += key == 0;
+        if (key > cut.bits || (key == cut.bits && ties-- > 0)) *out++ = static_cast<std::int32_t>(i);
+      }
+      std::iota(out, out + ends.suffix, static_cast<std::int32_t>(last));
+      count[h] = ends.size() + k;
+      if (nan != nullptr && bad > 0) std::atomic_ref<index_t>(*nan).fetch_add(bad);
+    });
+    return Status::ok;
+  }
+};
+
+/// One thread: rows are counted in order.
+template <>
+struct TopKCounts<Cpu> {
+  static std::size_t workspace_bytes(index_t rows) { return Scratch::bytes_for<cpu::Cutoff>(rows); }
+
+  static Status run(Context<Cpu>&, RaggedView<const float> scores, const Ends* skip,
+                    const index_t* own, index_t k, index_t* count, Scratch& scratch) {
+    auto* safe = scratch.take<cpu::Cutoff>(scores.heads);
+    if (safe == nullptr) return Status::workspace_too_small;
+    index_t left = 0;
+    for (index_t h = 0; h < scores.heads; ++h) {
+      const index_t n = middle(scores, skip, h);
+      count[h] = own == nullptr ? 0 : std::clamp<index_t>(own[h], 0, n);
+      safe[h] = cpu::row_cutoff(begin(scores, skip, h), n, count[h]);
+      left += n - count[h];
+    }
+    k = std::min(k, left);
+    if (k <= 0) return Status::ok;
+    const cpu::Cutoff cut = cpu::find_cutoff(k, [&](auto&& use) {
+      for (index_t h = 0; h < scores.heads; ++h) unsafe(scores, skip, safe[h], h, use);
+    });
+    index_t ties = cut.ties;
+    for (index_t h = 0; h < scores.heads; ++h)
+      unsafe(scores, skip, safe[h], h, [&](std::uint32_t key) {
+        count[h] += key > cut.bits || (key == cut.bits && ties-- > 0);
+      });
+    return Status::ok;
+  }
+
+ private:
+  static Ends ends(RaggedView<const float> scores, const Ends* skip, index_t h) {
+    return skip == nullptr ? Ends{} : skip[h].within(scores.length(h));
+  }
+  static index_t middle(RaggedView<const float> scores, const Ends* skip, index_t h) {
+    return scores.length(h) - ends(scores, skip, h).size();
+  }
+  static const float* begin(RaggedView<const float> scores, const Ends* skip, index_t h) {
+    return scores.row(h) + ends(scores, skip, h).prefix;
+  }
+
+  /// Calls use(key) for what the row's own winners leave.
+  template <class Use>
+  static void unsafe(RaggedView<const float> scores, const Ends* skip, cpu::Cutoff safe, index_t h,
+                     Use&& use) {
+    const float* s = begin(scores, skip, h);
+    const index_t n = middle(scores, skip, h);
+    for (index_t i = 0; i < n; ++i) {
+      const std::uint32_t key = cpu::rank_bits(s[i]);
+      if (key > safe.bits || (key == safe.bits && safe.ties-- > 0)) continue;
+      use(key);
+    }
+  }
+};
+
+template <>
+struct KeepEnds<Cpu> {
+  static Status run(Context<Cpu>&, const Ends* ends, RaggedView<std::int32_t> slots, index_t* count) {
+    for (index_t h = 0; h < slots.heads; ++h) {
+      const index_t n = slots.length(h);
+      const Ends e = ends[h].within(n);
+      std::int32_t* out = slots.row(h);
+      std::iota(out, out + e.prefix, 0);
+      std::iota(out + e.prefix, out + e.size(), static_cast<std::int32_t>(n - e.suffix));
+      count[h] = e.size();
+    }
+    return Status::ok;
+  }
+};
+
+}  // namespace kvcondense::prim

@@ -1,0 +1,24 @@
+#pragma once
+
+#include <kvcondense/core/backend.hpp>
+#include <kvcondense/core/config.hpp>
+
+namespace kvcondense::prim {
+
+/// Arithmetic on one number per (kv head, slot), slot by slot.
+///
+///   index(ctx, RaggedView<float> out)                                  out[h][j] = j
+///   mix(ctx, RaggedView<const float> x, float scale, float keep, RaggedView<float> out)
+///       out[h][j] = keep * out[h][j] + scale * x[h][j]
+///   sum_heads(ctx, RaggedView<const float> x, float scale, float keep, RaggedView<float> out)
+///       out[h][j] = keep * out[h][j] + scale * (x[0][j] + x[1][j] + ...)
+///
+/// Numbers  float32, no contraction. keep == 0 never reads `out`.
+/// Errors   sum_heads: not_supported when heads hold different numbers of slots.
+template <Backend B>
+struct SlotNumbers {
+  static_assert(detail::always_false<B>,
+                "kvcondense: include kvcondense/cpu.hpp or kvcondense/cuda.cuh first.");
+};
+
+}  // namespace kvcondense::prim
