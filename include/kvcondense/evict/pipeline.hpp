@@ -5,25 +5,26 @@
 #include <span>
 
 #include <kvcondense/core/backend.hpp>
+#include <kvcondense/core/shape.hpp>
 #include <kvcondense/core/status.hpp>
 #include <kvcondense/core/step_view.hpp>
 #include <kvcondense/core/view.hpp>
 #include <kvcondense/core/workspace.hpp>
+#include <kvcondense/prim/ends.hpp>
 
 namespace kvcondense::evict {
 
 /// Slots of one head that may not leave: the first `prefix` and the last `suffix` in slot order.
-struct Protected {
-  index_t prefix = 0;
-  index_t suffix = 0;
-};
+using Protected = prim::Ends;
 
 /// What survives a step. Row h of `slots` has room for every slot of head h; the first `count[h]`
-/// entries are the kept slots, ascending. `budget[h]` is what the allocator asked for.
+/// entries are the kept slots, ascending. `budget[h]` is what the allocator asked for, at most the
+/// head's slots; it is less than `count[h]` where more slots than the budget are protected.
 struct KeepSet {
   RaggedView<std::int32_t> slots;
   index_t* count = nullptr;
   index_t* budget = nullptr;
+  index_t* nan = nullptr;  ///< may be null; NaN scores that selection met are added
 };
 
 /// Persistent numbers per slot. Lane i of every head is one RaggedView; new slots start at zero.
@@ -34,15 +35,19 @@ using LaneViews = std::span<const RaggedView<float>>;
 ///
 /// Blocks, each a plain struct:
 ///   source      attention() -> AttentionNeed; lanes() -> index_t
-///               observe(ctx, view, lanes) -> Status            updates accumulators, may do nothing
+///               one_set() -> bool                    the same scores for every head of a layer?
+///               observe(ctx, view, lanes) -> Status  updates accumulators, may do nothing
 ///               score(ctx, view, lanes, RaggedView<float> out, Scratch&) -> Status
 ///   pool        run(ctx, view, const Protected*, RaggedView<float> scores, Scratch&) -> Status
 ///               in place, over each head's candidates only
-///   protect     of(view, head) -> Protected
-///   allocate    run(ctx, view, RaggedView<const float> scores, const Protected*, index_t* budget, Scratch&)
-///               -> Status; total slots per head, protected ones included
-///   select      run(ctx, view, RaggedView<const float> scores, const Protected*, const KeepSet&, Scratch&) -> Status
-///   trigger     fires(view, allocate-independent counters) -> bool; a pure function of counters
+///   protect     of(view, head) -> Protected; most() -> index_t   the most it protects in a head
+///   allocate    uses_scores() -> bool
+///               run(ctx, view, RaggedView<const float> scores, const Protected*, index_t* budget,
+///                   Scratch&) -> Status              total slots per head, protected ones included
+///   select      run(ctx, view, RaggedView<const float> scores, const Protected*, const KeepSet&,
+///                   Scratch&) -> Status              never reads scores while every head is within
+///                                                    its budget, and then keeps everything
+///   trigger     fires(view) -> bool                  a pure function of counters
 /// source, pool, allocate and select also have `workspace_bytes(shape, max_total_slots)`.
 template <class Source, class Pool, class Protect, class Allocate, class Select, class Trigger>
 struct Pipeline {
@@ -53,12 +58,12 @@ struct Pipeline {
   Select select;
   Trigger trigger;
 
-  AttentionNeed attention() const { return source.attention(); }
-  index_t lanes() const { return source.lanes(); }
+  constexpr AttentionNeed attention() const { return source.attention(); }
+  constexpr index_t lanes() const { return source.lanes(); }
 
   /// The same method with another budget allocator: what budget wrappers are made of.
   template <class A>
-  Pipeline<Source, Pool, Protect, A, Select, Trigger> with_allocate(A a) const {
+  constexpr Pipeline<Source, Pool, Protect, A, Select, Trigger> with_allocate(A a) const {
     return {source, pool, protect, a, select, trigger};
   }
 
@@ -78,26 +83,40 @@ struct Pipeline {
                      allocate.workspace_bytes(shape, slots), select.workspace_bytes(shape, slots)});
   }
 
-  /// Scores, pools, allocates and selects. Heads already within budget keep everything.
+  /// Scores, pools, allocates and selects. Heads already within budget keep everything; when all
+  /// are, and the budget does not depend on scores, nothing is scored.
   template <Backend B>
-  Status choose(Context<B>& ctx, const StepView<B>& view, LaneViews lane, const KeepSet& keep, Scratch scratch) const {
+  Status choose(Context<B>& ctx, const StepView<B>& view, LaneViews lane, const KeepSet& keep,
+                Scratch scratch) const {
     float* numbers = scratch.take<float>(view.total());
     auto* shield = scratch.take<Protected>(view.heads());
     if (numbers == nullptr || shield == nullptr) return Status::workspace_too_small;
-    for (index_t h = 0; h < view.heads(); ++h) {
-      Protected p = protect.of(view, h);
-      p.prefix = std::clamp<index_t>(p.prefix, 0, view.slots(h));
-      p.suffix = std::clamp<index_t>(p.suffix, 0, view.slots(h) - p.prefix);
-      shield[h] = p;
-    }
+    for (index_t h = 0; h < view.heads(); ++h)
+      shield[h] = protect.of(view, h).within(view.slots(h));
     const RaggedView<float> scores{numbers, view.offset, view.heads()};
+
     // Each block gets its own copy of what is left of the scratch: nothing outlives a block.
-    if (Scratch s = scratch; true)
+    const auto rank = [&] {
+      Scratch s = scratch, p = scratch;
       if (const Status r = source.score(ctx, view, lane, scores, s); r != Status::ok) return r;
-    if (Scratch s = scratch; true)
-      if (const Status r = pool.run(ctx, view, shield, scores, s); r != Status::ok) return r;
-    if (Scratch s = scratch; true)
-      if (const Status r = allocate.run(ctx, view, scores, shield, keep.budget, s); r != Status::ok) return r;
+      return pool.run(ctx, view, shield, scores, p);
+    };
+    const auto share = [&] {
+      Scratch s = scratch;
+      if (const Status r = allocate.run(ctx, view, scores, shield, keep.budget, s); r != Status::ok)
+        return r;
+      for (index_t h = 0; h < view.heads(); ++h)
+        keep.budget[h] = std::clamp<index_t>(keep.budget[h], 0, view.slots(h));
+      return Status::ok;
+    };
+    const bool scores_first = allocate.uses_scores();
+    if (scores_first)
+      if (const Status r = rank(); r != Status::ok) return r;
+    if (const Status r = share(); r != Status::ok) return r;
+    bool over = false;
+    for (index_t h = 0; h < view.heads(); ++h) over = over || keep.budget[h] < view.slots(h);
+    if (over && !scores_first)
+      if (const Status r = rank(); r != Status::ok) return r;
     Scratch s = scratch;
     return select.run(ctx, view, scores, shield, keep, s);
   }

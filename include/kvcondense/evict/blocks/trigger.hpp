@@ -1,0 +1,68 @@
+#pragma once
+
+#include <algorithm>
+
+#include <kvcondense/core/backend.hpp>
+#include <kvcondense/core/step_view.hpp>
+
+namespace kvcondense::evict {
+
+/// Trigger: no step.
+struct Never {
+  template <Backend B>
+  bool fires(const StepView<B>&) const {
+    return false;
+  }
+};
+
+/// Trigger: every step, chunks of a prefill included.
+struct EveryStep {
+  template <Backend B>
+  bool fires(const StepView<B>&) const {
+    return true;
+  }
+};
+
+/// Trigger: when a prefill ends. Generated tokens are appended and stay.
+struct PrefillOnce {
+  template <Backend B>
+  bool fires(const StepView<B>& view) const {
+    return view.phase == Phase::prefill_end;
+  }
+};
+
+/// Trigger: when a prefill ends and at every decode step; chunks before the end only count.
+struct PrefillOnceAndEveryStep {
+  template <Backend B>
+  bool fires(const StepView<B>& view) const {
+    return view.phase != Phase::prefill_chunk;
+  }
+};
+
+/// Trigger: whenever the tokens seen after the first `after` pass a multiple of `every`. Counts tokens,
+/// not calls, so that a rollback does not disturb it.
+struct EveryM {
+  index_t every = 128;
+  index_t after = 0;
+
+  template <Backend B>
+  bool fires(const StepView<B>& view) const {
+    return periods(view.seen) > periods(view.seen - view.appended);
+  }
+
+ private:
+  index_t periods(index_t seen) const { return std::max<index_t>(0, seen - after) / every; }
+};
+
+/// Trigger: when a layer's heads hold `slack` slots more than `tokens`, in the mean.
+struct Slack {
+  index_t tokens = 1024;
+  index_t slack = 128;
+
+  template <Backend B>
+  bool fires(const StepView<B>& view) const {
+    return view.total() >= (tokens + slack) * view.heads();
+  }
+};
+
+}  // namespace kvcondense::evict
