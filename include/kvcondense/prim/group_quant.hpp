@@ -3,6 +3,7 @@
 #include <bit>
 #include <cstddef>
 #include <cstdint>
+#include <initializer_list>
 
 #include <kvcondense/core/config.hpp>
 #include <kvcondense/core/dtype.hpp>

@@ -13,19 +13,15 @@ namespace kvcondense::quant {
 /// A page of any cache can hold whole groups of this many slots.
 inline constexpr index_t group_slots_divide = 256;
 
-namespace detail {
-
 /// Can `codec` store rows of `dim` numbers, in pages, with this flush rule?
 template <class Codec>
-constexpr bool fits(const Codec& codec, index_t dim, const Flush& flush, index_t sinks) {
+constexpr bool group_codec_fits(const Codec& codec, index_t dim, const Flush& flush, index_t sinks) {
   if (!codec.valid(dim)) return false;
   const index_t slots = codec.group_slots();
   if (group_slots_divide % slots != 0 || flush.block < 1 || flush.block % slots != 0) return false;
   constexpr index_t sane = index_t{1} << 30;
   return flush.block <= sane && flush.keep >= 0 && flush.keep <= sane && sinks >= 0 && sinks <= sane;
 }
-
-}  // namespace detail
 
 /// Stores keys and values as integer codes with a scale and an offset per group.
 ///
@@ -60,8 +56,8 @@ struct GroupInt {
   constexpr Flush value_flush() const { return flush(value_axis); }
 
   constexpr Status validate(const CacheShape& shape) const {
-    const bool ok = detail::fits(key_codec(), shape.head_dim, key_flush(), sinks) &&
-                    detail::fits(value_codec(), shape.values(), value_flush(), sinks);
+    const bool ok = group_codec_fits(key_codec(), shape.head_dim, key_flush(), sinks) &&
+                    group_codec_fits(value_codec(), shape.values(), value_flush(), sinks);
     return ok && residual_window >= 0 && keep_window >= 0 ? Status::ok : Status::invalid_argument;
   }
 

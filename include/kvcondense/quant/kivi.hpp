@@ -37,8 +37,8 @@ struct Kivi {
   constexpr Flush value_flush() const { return fifo_flush(residual_window); }
 
   constexpr Status validate(const CacheShape& shape) const {
-    const bool ok = group_size > 0 && detail::fits(key_codec(), shape.head_dim, key_flush(), sinks) &&
-                    detail::fits(value_codec(), shape.values(), value_flush(), sinks);
+    const bool ok = group_size > 0 && group_codec_fits(key_codec(), shape.head_dim, key_flush(), sinks) &&
+                    group_codec_fits(value_codec(), shape.values(), value_flush(), sinks);
     return ok ? Status::ok : Status::invalid_argument;
   }
 };
