@@ -64,7 +64,8 @@ Expected<Cache<B, R>> Cache<B, R>::make(const CacheShape& shape, const R& recipe
 template <Backend B, class R>
 Capabilities Cache<B, R>::capabilities() const {
   Capabilities c;
-  c.changes_length = !std::same_as<Evict, evict::KeepAll>;
+  if constexpr (requires { recipe_.evict.changes_length(); }) c.changes_length = recipe_.evict.changes_length();
+  else c.changes_length = !std::same_as<Evict, evict::KeepAll>;
   c.needs_attention = pipeline_.attention().rows != AttentionNeed::Rows::none;
   c.raw_keys = recipe_.position.raw_keys;
   c.rotated_input = recipe_.position.rotated_input;
