@@ -1,0 +1,108 @@
+#pragma once
+
+#include <cstddef>
+
+#include <kvcondense/evict/detail/erased_scores.hpp>
+
+namespace kvcondense::evict::detail {
+
+struct ProtectTable {
+  using At = const Link<ProtectTable>*;
+  index_t (*most)(At);
+  Protected (*shield)(At, const View&, index_t);
+
+  template <class P>
+  static constexpr ProtectTable of() {
+    return {[](At a) { return block_at<P>(a).most(); },
+            [](At a, const View& v, index_t h) { return block_at<P>(a).of(v, h); }};
+  }
+};
+
+struct AllocateTable {
+  using At = const Link<AllocateTable>*;
+  bool (*uses_scores)(At);
+  std::size_t (*workspace_bytes)(At, const CacheShape&, index_t);
+  Status (*run)(At, Ctx&, const View&, RaggedView<const float>, const Protected*, index_t*, Scratch&);
+
+  template <class A>
+  static constexpr AllocateTable of() {
+    return {[](At a) { return block_at<A>(a).uses_scores(); },
+            [](At a, const CacheShape& s, index_t n) { return block_at<A>(a).workspace_bytes(s, n); },
+            [](At a, Ctx& c, const View& v, RaggedView<const float> x, const Protected* p, index_t* b,
+               Scratch& s) { return block_at<A>(a).run(c, v, x, p, b, s); }};
+  }
+};
+
+struct SelectTable {
+  using At = const Link<SelectTable>*;
+  std::size_t (*workspace_bytes)(At, const CacheShape&, index_t);
+  Status (*run)(At, Ctx&, const View&, RaggedView<const float>, const Protected*, const KeepSet&,
+                Scratch&);
+
+  template <class S>
+  static constexpr SelectTable of() {
+    return {[](At a, const CacheShape& s, index_t n) { return block_at<S>(a).workspace_bytes(s, n); },
+            [](At a, Ctx& c, const View& v, RaggedView<const float> x, const Protected* p,
+               const KeepSet& k, Scratch& s) { return block_at<S>(a).run(c, v, x, p, k, s); }};
+  }
+};
+
+struct TriggerTable {
+  using At = const Link<TriggerTable>*;
+  bool (*fires)(At, const View&);
+
+  template <class T>
+  static constexpr TriggerTable of() {
+    return {[](At a, const View& v) { return block_at<T>(a).fires(v); }};
+  }
+};
+
+template <class Self>
+struct ProtectCalls {
+  index_t most() const { return at() ? at()->table->most(at()) : 0; }
+  Protected of(const View& view, index_t head) const {
+    return at() ? at()->table->shield(at(), view, head) : Protected{};
+  }
+
+ private:
+  const Link<ProtectTable>* at() const { return static_cast<const Self*>(this)->top(); }
+};
+
+template <class Self>
+struct AllocateCalls {
+  bool uses_scores() const { return at() && at()->table->uses_scores(at()); }
+  std::size_t workspace_bytes(const CacheShape& shape, index_t slots) const {
+    return at() ? at()->table->workspace_bytes(at(), shape, slots) : 0;
+  }
+  Status run(Ctx& ctx, const View& view, RaggedView<const float> scores, const Protected* shield,
+             index_t* budget, Scratch& s) const {
+    return at() ? at()->table->run(at(), ctx, view, scores, shield, budget, s) : Status::not_supported;
+  }
+
+ private:
+  const Link<AllocateTable>* at() const { return static_cast<const Self*>(this)->top(); }
+};
+
+template <class Self>
+struct SelectCalls {
+  std::size_t workspace_bytes(const CacheShape& shape, index_t slots) const {
+    return at() ? at()->table->workspace_bytes(at(), shape, slots) : 0;
+  }
+  Status run(Ctx& ctx, const View& view, RaggedView<const float> scores, const Protected* shield,
+             const KeepSet& keep, Scratch& s) const {
+    return at() ? at()->table->run(at(), ctx, view, scores, shield, keep, s) : Status::not_supported;
+  }
+
+ private:
+  const Link<SelectTable>* at() const { return static_cast<const Self*>(this)->top(); }
+};
+
+template <class Self>
+struct TriggerCalls {
+  bool fires(const View& view) const { return at() && at()->table->fires(at(), view); }
+
+ private:
+  const Link<TriggerTable>* at() const { return static_cast<const Self*>(this)->top(); }
+};
+
+}  // namespace kvcondense::evict::detail

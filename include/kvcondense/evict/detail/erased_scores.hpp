@@ -1,0 +1,90 @@
+#pragma once
+
+#include <concepts>
+#include <cstddef>
+
+#include <kvcondense/core/backend.hpp>
+#include <kvcondense/core/shape.hpp>
+#include <kvcondense/core/status.hpp>
+#include <kvcondense/core/step_view.hpp>
+#include <kvcondense/core/view.hpp>
+#include <kvcondense/core/workspace.hpp>
+#include <kvcondense/evict/detail/chain.hpp>
+#include <kvcondense/evict/pipeline.hpp>
+
+namespace kvcondense::evict::detail {
+
+using View = StepView<Cpu>;
+using Ctx = Context<Cpu>;
+
+struct SourceTable {
+  using At = const Link<SourceTable>*;
+  AttentionNeed (*attention)(At);
+  index_t (*lanes)(At);
+  bool (*one_set)(At);
+  std::size_t (*workspace_bytes)(At, const CacheShape&, index_t);
+  Status (*observe)(At, Ctx&, const View&, LaneViews);
+  Status (*score)(At, Ctx&, const View&, LaneViews, RaggedView<float>, Scratch&);
+
+  template <class S>
+  static constexpr SourceTable of() {
+    return {[](At a) { return block_at<S>(a).attention(); },
+            [](At a) { return block_at<S>(a).lanes(); },
+            [](At a) { return block_at<S>(a).one_set(); },
+            [](At a, const CacheShape& s, index_t n) { return block_at<S>(a).workspace_bytes(s, n); },
+            [](At a, Ctx& c, const View& v, LaneViews l) { return block_at<S>(a).observe(c, v, l); },
+            [](At a, Ctx& c, const View& v, LaneViews l, RaggedView<float> out, Scratch& s) {
+              return block_at<S>(a).score(c, v, l, out, s);
+            }};
+  }
+};
+
+struct PoolTable {
+  using At = const Link<PoolTable>*;
+  std::size_t (*workspace_bytes)(At, const CacheShape&, index_t);
+  Status (*run)(At, Ctx&, const View&, const Protected*, RaggedView<float>, Scratch&);
+
+  template <class P>
+  static constexpr PoolTable of() {
+    return {[](At a, const CacheShape& s, index_t n) { return block_at<P>(a).workspace_bytes(s, n); },
+            [](At a, Ctx& c, const View& v, const Protected* p, RaggedView<float> x, Scratch& s) {
+              return block_at<P>(a).run(c, v, p, x, s);
+            }};
+  }
+};
+
+/// What a source does, wherever its link lies.
+template <class Self>
+struct SourceCalls {
+  AttentionNeed attention() const { return at() ? at()->table->attention(at()) : AttentionNeed{}; }
+  index_t lanes() const { return at() ? at()->table->lanes(at()) : 0; }
+  bool one_set() const { return at() && at()->table->one_set(at()); }
+  std::size_t workspace_bytes(const CacheShape& shape, index_t slots) const {
+    return at() ? at()->table->workspace_bytes(at(), shape, slots) : 0;
+  }
+  Status observe(Ctx& ctx, const View& view, LaneViews lane) const {
+    return at() ? at()->table->observe(at(), ctx, view, lane) : Status::not_supported;
+  }
+  Status score(Ctx& ctx, const View& view, LaneViews lane, RaggedView<float> out, Scratch& s) const {
+    return at() ? at()->table->score(at(), ctx, view, lane, out, s) : Status::not_supported;
+  }
+
+ private:
+  const Link<SourceTable>* at() const { return static_cast<const Self*>(this)->top(); }
+};
+
+template <class Self>
+struct PoolCalls {
+  std::size_t workspace_bytes(const CacheShape& shape, index_t slots) const {
+    return at() ? at()->table->workspace_bytes(at(), shape, slots) : 0;
+  }
+  Status run(Ctx& ctx, const View& view, const Protected* shield, RaggedView<float> scores,
+             Scratch& s) const {
+    return at() ? at()->table->run(at(), ctx, view, shield, scores, s) : Status::not_supported;
+  }
+
+ private:
+  const Link<PoolTable>* at() const { return static_cast<const Self*>(this)->top(); }
+};
+
+}  // namespace kvcondense::evict::detail
