@@ -14,12 +14,6 @@
 
 namespace kvcondense {
 
-/// What `attend` may measure beside its output. Empty views are not measured.
-struct AttendOutputs {
-  RaggedView<float> mass{};      ///< see `Cache::ragged`
-  TensorView<float, 2> lse{};    ///< [q_heads, tokens], natural logarithm
-};
-
 /// The condensed KV cache of one sequence: all layers, ragged per KV head, in pages of the caller's
 /// memory resource.
 ///

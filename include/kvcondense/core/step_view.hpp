@@ -35,6 +35,12 @@ struct AttentionView {
   index_t rows = 0;
 };
 
+/// What `attend` may measure beside its output. Empty views are not measured.
+struct AttendOutputs {
+  RaggedView<float> mass{};      ///< see `Cache::ragged`
+  TensorView<float, 2> lse{};    ///< [q_heads, tokens], natural logarithm
+};
+
 /// Rows of one layer (its keys or its values) as policies read them; each backend defines it.
 template <Backend B>
 class SlotRows;
