@@ -1,0 +1,79 @@
+#include <iterator>
+
+#include <kvcondense/any/builtin.hpp>
+#include <kvcondense/cpu.hpp>
+#include <kvcondense/evict/h2o.hpp>
+#include <kvcondense/evict/keep_all.hpp>
+#include <kvcondense/evict/knorm.hpp>
+#include <kvcondense/evict/sink_window.hpp>
+#include <kvcondense/evict/sliding_window.hpp>
+#include <kvcondense/evict/snapkv.hpp>
+#include <kvcondense/evict/tova.hpp>
+
+#include "ranges.hpp"
+
+namespace kvcondense::any::detail {
+
+namespace {
+
+using evict::H2O;
+using evict::KeepAll;
+using evict::Knorm;
+using evict::SinkWindow;
+using evict::SlidingWindow;
+using evict::SnapKV;
+using evict::Tova;
+
+constexpr Alias keep_all_aliases[] = {{"none"}, {"full"}};
+
+constexpr Field sliding_window_fields[] = {
+    number<SlidingWindow, &SlidingWindow::window>("window", "", "newest tokens that stay", 1, most_slots),
+};
+
+constexpr Field sink_window_fields[] = {
+    number<SinkWindow, &SinkWindow::recent>("recent", "window", "newest tokens that stay", 1, most_slots),
+    number<SinkWindow, &SinkWindow::sinks>("sinks", "", "first tokens that stay", 0, most_slots),
+};
+constexpr Alias sink_window_aliases[] = {{"streaming_llm"}};
+
+constexpr Field h2o_fields[] = {
+    number<H2O, &H2O::heavy>("heavy", "", "tokens that drew most attention so far", 0, most_slots),
+    number<H2O, &H2O::recent>("recent", "", "newest tokens that stay", 0, most_slots),
+};
+
+constexpr Field tova_fields[] = {
+    number<Tova, &Tova::tokens>("tokens", "budget", "slots of a head", 1, most_slots),
+};
+
+constexpr Choice pools[] = {
+    {"average", static_cast<int>(prim::Pool::average)},
+    {"average_valid", static_cast<int>(prim::Pool::average_valid)},
+    {"maximum", static_cast<int>(prim::Pool::maximum)},
+};
+constexpr Field snapkv_fields[] = {
+    number<SnapKV, &SnapKV::tokens>("tokens", "budget", "slots of a head after the prompt, window included", 2, most_slots),
+    number<SnapKV, &SnapKV::window>("window", "", "newest prompt tokens, whose queries choose and which stay", 1, most_slots),
+    number<SnapKV, &SnapKV::kernel>("kernel", "", "slots that pooling joins; odd", 1, 255),
+    choice<SnapKV, &SnapKV::pool>("pool", "", "how a score spreads to its neighbours", pools),
+};
+
+constexpr Field knorm_fields[] = {
+    number<Knorm, &Knorm::tokens>("tokens", "budget", "slots of a head", 1, most_slots),
+    number<Knorm, &Knorm::recent>("recent", "", "newest tokens that stay", 0, most_slots),
+};
+
+constexpr Entry entries[] = {
+    stage_entry<KeepAll>("Keeps every token.", {}, keep_all_aliases),
+    stage_entry<SlidingWindow>("Keeps the newest tokens.", sliding_window_fields),
+    stage_entry<SinkWindow>("Keeps the first tokens and the newest.", sink_window_fields, sink_window_aliases),
+    stage_entry<H2O>("Keeps the newest tokens and those that drew most attention so far.", h2o_fields),
+    stage_entry<Tova>("Drops what the newest query attends least.", tova_fields),
+    stage_entry<SnapKV>("Condenses a prompt once, to what its last queries look at.", snapkv_fields),
+    stage_entry<Knorm>("Keeps the tokens whose keys are shortest, and the newest.", knorm_fields),
+};
+
+}  // namespace
+
+std::span<const Entry> builtin_evict() { return entries; }
+
+}  // namespace kvcondense::any::detail

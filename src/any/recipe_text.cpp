@@ -1,0 +1,308 @@
+#include <kvcondense/any/recipe_text.hpp>
+
+#include <kvcondense/cache/recipe.hpp>
+
+#include "field_text.hpp"
+
+namespace kvcondense::any {
+
+namespace {
+
+constexpr int most_stages = most_nesting + 2;
+
+/// One stage as the text names it.
+struct Node {
+  const Entry* entry = nullptr;
+  Knobs knobs;
+  std::size_t at = 0;     ///< where its word begins
+  int inner = -1;         ///< the node of its policy
+  bool root = true;
+};
+
+/// Stages of a recipe come in three kinds; budgets count as eviction.
+int kind_of(Stage room) { return room == Stage::quant ? 1 : room == Stage::position ? 2 : 0; }
+
+bool word_char(char c) {
+  return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9') || c == '_';
+}
+
+class Parser {
+ public:
+  Parser(std::string_view text, const prim::RopeConfig& model, const Registry& words)
+      : text_(text), model_(model), words_(words) {}
+
+  ParseResult run() {
+    if (text_.size() > most_text) {
+      fail(most_text, [](Message& m) { m.put("a recipe has at most ", most_text, " bytes"); });
+      return {position_, why_};
+    }
+    if (!read_recipe()) return {position_, why_};
+    ParsedRecipe out;
+    build(out.stages);
+    print(out.text);
+    return out;
+  }
+
+ private:
+  // ---- reading -------------------------------------------------------------------------------
+
+  bool read_recipe() {
+    do {
+      int node = -1;
+      if (!read_stage(0, node) || !admit(node)) return false;
+      skip_blanks();
+    } while (take('+'));
+    if (at_ == text_.size()) return true;
+    return fail(at_, [&](Message& m) {
+      if (text_[at_] == ')') m.add("this ')' closes nothing");
+      else m.put("expected '+' and another stage, or the end, not ").quote(text_.substr(at_, 1));
+    });
+  }
+
+  bool read_stage(int depth, int& node) {
+    skip_blanks();
+    const std::size_t begin = at_;
+    const std::string_view word = read_word();
+    if (word.empty())
+      return fail(begin, [&](Message& m) {
+        m.add("expected the word of a method");
+        if (begin < text_.size()) m.add(", not ").quote(text_.substr(begin, 1));
+        if (text_.find_first_not_of(" \t\r\n") == text_.npos) m.add("; keep_all is the recipe that drops nothing");
+      });
+    const Alias* alias = nullptr;
+    const Entry* entry = words_.find(word, &alias);
+    if (entry == nullptr) return unknown_word(begin, word);
+    if (depth == most_nesting || nodes_ == most_stages)
+      return fail(begin, [](Message& m) { m.put("wrappers nest at most ", most_nesting - 1, " deep"); });
+    node = nodes_++;
+    Node& n = node_[node];
+    n.entry = entry;
+    n.at = begin;
+    entry->defaults(n.knobs, model_);
+    if (alias != nullptr && !alias->field.empty())
+      entry->field(alias->field)->set(n.knobs.data(), alias->value);
+    skip_blanks();
+    if (take('(') && !read_arguments(depth, node, alias)) return false;
+    if (entry->wraps && n.inner < 0)
+      return fail(begin, [&](Message& m) {
+        m.put(entry->word, " needs the policy that it wraps: ", entry->word, "(snapkv)");
+      });
+    return true;
+  }
+
+  bool read_arguments(int depth, int node, const Alias* alias) {
+    std::uint64_t given = 0;
+    skip_blanks();
+    if (take(')')) return true;
+    do {
+      skip_blanks();
+      const std::size_t begin = at_;
+      const std::string_view name = read_word();
+      skip_blanks();
+      const bool named = !name.empty() && take('=');
+      if (named ? !read_field(node, begin, name, alias, given) : (at_ = begin, !read_inner(depth, node, begin, name)))
+        return false;
+      skip_blanks();
+    } while (take(','));
+    if (take(')')) return true;
+    return fail(at_, [&](Message& m) {
+      m.put("expected ',' or ')' in the fields of ", node_[node].entry->word);
+      if (at_ < text_.size()) m.add(", not ").quote(text_.substr(at_, 1));
+    });
+  }
+
+  bool read_field(int node, std::size_t begin, std::string_view name, const Alias* alias, std::uint64_t& given) {
+    const Entry& entry = *node_[node].entry;
+    const Field* field = entry.field(name);
+    if (field == nullptr) return unknown_field(begin, entry, name);
+    if (alias != nullptr && alias->field == field->name)
+      return fail(begin, [&](Message& m) {
+        m.put(alias->word, " fixes ", field->name, "; write ", entry.word, "(", field->name, "=...) to choose it");
+      });
+    const std::uint64_t bit = std::uint64_t{1} << (field - entry.fields.data());
+    if ((given & bit) != 0)
+      return fail(begin, [&](Message& m) { m.put(entry.word, ": ", field->name, " is given twice"); });
+    given |= bit;
+    skip_blanks();
+    const std::size_t value_at = at_;
+    while (at_ < text_.size() && (word_char(text_[at_]) || std::string_view(".%+-").find(text_[at_]) != std::string_view::npos))
+      ++at_;
+    FieldValue value;
+    Message rest;
+    if (!detail::read_value(*field, text_.substr(value_at, at_ - value_at), value, rest))
+      return fail(value_at, [&](Message& m) { m.put(entry.word, ": ", rest.view()); });
+    field->set(node_[node].knobs.data(), value);
+    return true;
+  }
+
+  bool read_inner(int depth, int node, std::size_t begin, std::string_view word) {
+    const Entry& entry = *node_[node].entry;
+    if (!entry.wraps)
+      return fail(begin, [&](Message& m) {
+        if (entry.field(word) != nullptr) m.put(entry.word, ": ", word, " needs a value: ", word, "=...");
+        else if (words_.find(word) != nullptr) m.put(entry.word, " wraps no policy, so ").quote(word).add(" cannot stand inside");
+        else m.put("expected a field of ", entry.word, " and its value, as in name=value");
+      });
+    if (node_[node].inner >= 0)
+      return fail(begin, [&](Message& m) { m.put(entry.word, " wraps one policy, and this is a second one"); });
+    int inner = -1;
+    if (entry.field(word) != nullptr && words_.find(word) == nullptr)
+      return fail(begin, [&](Message& m) { m.put(entry.word, ": ", word, " needs a value: ", word, "=..."); });
+    if (!read_stage(depth + 1, inner)) return false;
+    Node& n = node_[inner];
+    n.root = false;
+    if (kind_of(n.entry->room) != 0)
+      return fail(n.at, [&](Message& m) {
+        m.put(entry.word, " wraps an eviction policy, but ", n.entry->word, " is a ", to_string(n.entry->room), " stage");
+      });
+    // What nobody reads is a mistake, not a setting.
+    if (n.entry->word == evict::KeepAll::about.word)
+      return fail(n.at, [&](Message& m) {
+        m.put(n.entry->word, " drops nothing, so ", entry.word, " has nothing to decide");
+      });
+    if (entry.replaces && n.entry->room == Stage::budget)
+      return fail(n.at, [&](Message& m) {
+        m.put(entry.word, " sets the budget anew, so nothing of ", n.entry->word, " would be left");
+        if (!n.entry->replaces) m.put("; write ", n.entry->word, "(", entry.word, "(...))");
+      });
+    node_[node].inner = inner;
+    return true;
+  }
+
+  /// One stage of each kind.
+  bool admit(int node) {
+    const Entry& entry = *node_[node].entry;
+    int& place = stage_[kind_of(entry.room)];
+    if (place < 0) return place = node, true;
+    const Entry& first = *node_[place].entry;
+    static constexpr std::string_view kind[] = {"eviction", "quant", "position"};
+    return fail(node_[node].at, [&](Message& m) {
+      m.put("a recipe takes one ", kind[kind_of(entry.room)], " stage, and ", first.word, " already is one");
+      if (entry.room == Stage::budget && !first.wraps)
+        m.put("; a budget takes its policy inside: ", entry.word, "(", first.word, ")");
+      if (first.room == Stage::budget && !entry.wraps)
+        m.put("; a budget takes its policy inside: ", first.word, "(", entry.word, ")");
+    });
+  }
+
+  std::string_view read_word() {
+    const std::size_t begin = at_;
+    while (at_ < text_.size() && word_char(text_[at_])) ++at_;
+    return text_.substr(begin, at_ - begin);
+  }
+  bool take(char c) {
+    if (at_ == text_.size() || text_[at_] != c) return false;
+    return ++at_, true;
+  }
+  void skip_blanks() {
+    while (at_ < text_.size() && std::string_view(" \t\r\n").find(text_[at_]) != std::string_view::npos) ++at_;
+  }
+
+  // ---- refusing ------------------------------------------------------------------------------
+
+  template <class Say>
+  bool fail(std::size_t position, Say&& say) {
+    position_ = position;
+    say(why_);
+    return false;
+  }
+
+  bool unknown_word(std::size_t begin, std::string_view word) {
+    // Words and aliases in a row.
+    const auto next = [&](std::size_t i) -> std::string_view {
+      for (const Entry* e : words_.entries()) {
+        if (i == 0) return e->word;
+        if (--i < e->aliases.size()) return e->aliases[i].word;
+        i -= e->aliases.size();
+      }
+      return {};
+    };
+    return fail(begin, [&](Message& m) {
+      m.add("unknown method ").quote(word);
+      if (const auto near = detail::nearest(word, next); !near.empty()) m.put("; did you mean '", near, "'?");
+    });
+  }
+
+  bool unknown_field(std::size_t begin, const Entry& entry, std::string_view name) {
+    const auto next = [&](std::size_t i) -> std::string_view {
+      const std::size_t n = entry.fields.size();
+      for (; i < 2 * n; ++i) {
+        const Field& f = entry.fields[i % n];
+        if (i < n) return f.name;
+        if (!f.short_name.empty()) return f.short_name;
+      }
+      return {};
+    };
+    return fail(begin, [&](Message& m) {
+      m.put(entry.word, " has no field ").quote(name);
+      if (const auto near = detail::nearest(name, next); !near.empty()) {
+        m.put("; did you mean '", near, "'?");
+      } else if (entry.fields.empty()) {
+        m.add("; it has none");
+      } else {
+        m.add("; its fields are ");
+        for (const Field& f : entry.fields) m.put(&f == entry.fields.data() ? "" : ", ", f.name);
+      }
+    });
+  }
+
+  // ---- using ---------------------------------------------------------------------------------
+
+  void build_node(int node, AnyRecipe& out) const {
+    if (node_[node].inner >= 0) build_node(node_[node].inner, out);
+    node_[node].entry->build(node_[node].knobs, out);
+  }
+  void build(AnyRecipe& out) const {
+    for (const int s : stage_)
+      if (s >= 0) build_node(s, out);
+  }
+
+  /// Fields that differ from the struct's default, or whose default the model changes.
+  void print_node(int node, RecipeText& out) const {
+    const Node& n = node_[node];
+    out.add(n.entry->word);
+    bool open = n.inner >= 0;
+    if (open) print_node(n.inner, out.add('('));
+    Knobs plain, modelled;
+    n.entry->defaults(plain, {});
+    n.entry->defaults(modelled, model_);
+    for (const Field& f : n.entry->fields) {
+      const FieldValue value = f.get(n.knobs.data()), usual = f.get(plain.data());
+      if (value == usual && usual == f.get(modelled.data())) continue;
+      out.put(open ? ", " : "(", f.name, "=", value_text(f, value).view());
+      open = true;
+    }
+    if (open) out.add(')');
+  }
+
+  void print(RecipeText& out) const {
+    static constexpr std::string_view unsaid[] = {evict::KeepAll::about.word, KeepExact::about.word,
+                                                  position::Absolute::about.word};
+    for (int kind = 0; kind < 3; ++kind) {
+      if (stage_[kind] < 0) continue;
+      RecipeText one;
+      print_node(stage_[kind], one);
+      if (one.view() == unsaid[kind]) continue;
+      out.put(out.empty() ? "" : " + ", one.view());
+    }
+    if (out.empty()) out.add(unsaid[0]);
+  }
+
+  std::string_view text_;
+  const prim::RopeConfig& model_;
+  const Registry& words_;
+  std::size_t at_ = 0;
+  Node node_[most_stages];
+  int nodes_ = 0;
+  int stage_[3] = {-1, -1, -1};
+  std::size_t position_ = 0;
+  Message why_;
+};
+
+}  // namespace
+
+ParseResult parse(std::string_view text, const prim::RopeConfig& model, const Registry& words) {
+  return Parser(text, model, words).run();
+}
+
+}  // namespace kvcondense::any

@@ -1,0 +1,64 @@
+#include <kvcondense/any/registry.hpp>
+
+#include <kvcondense/any/builtin.hpp>
+#include <kvcondense/any/recipe_text.hpp>
+
+namespace kvcondense::any {
+
+std::string_view needs(const Entry& entry) {
+  if (entry.wraps) return "policy";
+  Knobs knobs;
+  AnyRecipe recipe;
+  entry.defaults(knobs, {});
+  entry.build(knobs, recipe);
+  switch (recipe.evict.pipeline().attention().rows) {
+    case AttentionNeed::Rows::all: return "attention";
+    case AttentionNeed::Rows::last: return "window";
+    case AttentionNeed::Rows::none: break;
+  }
+  return "nothing";
+}
+
+FieldValue default_of(const Entry& entry, const Field& field) {
+  Knobs knobs;
+  entry.defaults(knobs, {});
+  return field.get(knobs.data());
+}
+
+Status Registry::add(const Entry& entry) {
+  if (entry.word.empty() || entry.defaults == nullptr || entry.build == nullptr) return Status::invalid_argument;
+  if (entry.fields.size() > most_fields || find(entry.word) != nullptr) return Status::invalid_argument;
+  for (const Alias& a : entry.aliases) {
+    if (a.word.empty() || find(a.word) != nullptr) return Status::invalid_argument;
+    if (!a.field.empty() && entry.field(a.field) == nullptr) return Status::invalid_argument;
+  }
+  if (size_ == capacity) return Status::out_of_memory;
+  entries_[size_++] = &entry;
+  return Status::ok;
+}
+
+const Entry* Registry::find(std::string_view word, const Alias** alias) const {
+  if (alias != nullptr) *alias = nullptr;
+  for (const Entry* e : entries()) {
+    if (e->word == word) return e;
+    for (const Alias& a : e->aliases)
+      if (a.word == word) {
+        if (alias != nullptr) *alias = &a;
+        return e;
+      }
+  }
+  return nullptr;
+}
+
+const Registry& builtin() {
+  static const Registry all = [] {
+    Registry r;
+    for (const auto list : {detail::builtin_evict(), detail::builtin_budget(), detail::builtin_quant(),
+                            detail::builtin_position()})
+      for (const Entry& e : list) (void)r.add(e);  // a test counts them
+    return r;
+  }();
+  return all;
+}
+
+}  // namespace kvcondense::any
