@@ -31,6 +31,7 @@ MAY_INCLUDE = {
 # ending in "/".
 MAY_ALSO_INCLUDE = {
     ("budget/", "evict"): "a budget wraps the eviction policy whose scores it shares out",
+    ("cache/", "backend"): "the store lives on the host: its columns run the CPU words",
 }
 
 # The umbrella headers, which may include anything.

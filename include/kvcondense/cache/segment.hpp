@@ -69,7 +69,8 @@ class Segment {
     if (const Status s = pages_.reserve(pages_.size() + more); s != Status::ok) return s;
     for (index_t i = 0; i < more; ++i) {
       Page* page = std::exchange(spare_, nullptr);
-      if (page == nullptr) page = Page::make(*memory_, page_payload());
+      if (page != nullptr) std::memset(page->payload(), 0, page->payload_bytes);
+      else page = Page::make(*memory_, page_payload());
       if (page == nullptr) {
         trim();
         return Status::out_of_memory;
