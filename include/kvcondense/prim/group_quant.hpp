@@ -49,10 +49,15 @@ inline constexpr float largest_coded = 0x1p126f;
 inline constexpr float smallest_step = 0x1p-126f;
 
 /// True for numbers that coding must repair: NaN, infinities, |x| > largest_coded.
-KVCONDENSE_HD constexpr bool needs_repair(float x) { return !(x >= -largest_coded && x <= largest_coded); }
+KVCONDENSE_HD constexpr bool needs_repair(float x) {
+  return (std::bit_cast<std::uint32_t>(x) & 0x7fffffffu) > std::bit_cast<std::uint32_t>(largest_coded);
+}
 
-/// NaN becomes 0; infinities stay and are clamped to the range when coded.
-KVCONDENSE_HD constexpr float without_nan(float x) { return x == x ? x : 0.0f; }
+/// NaN becomes 0; infinities stay and are clamped to the range when coded. By masks: loops vectorise.
+KVCONDENSE_HD constexpr float without_nan(float x) {
+  const std::uint32_t bits = std::bit_cast<std::uint32_t>(x);
+  return std::bit_cast<float>(bits & (static_cast<std::uint32_t>((bits & 0x7fffffffu) > 0x7f800000u) - 1u));
+}
 
 /// Smallest and largest number of a group. NaN counts as 0, infinities are left out.
 struct GroupRange {
@@ -61,9 +66,10 @@ struct GroupRange {
 
   KVCONDENSE_HD constexpr void include(float x) {
     const float y = without_nan(x);
-    const bool use = !needs_repair(y);
-    lo = use && y < lo ? y : lo;
-    hi = use && y > hi ? y : hi;
+    const float low = needs_repair(y) ? 2.0f * largest_coded : y;
+    const float high = needs_repair(y) ? -2.0f * largest_coded : y;
+    lo = low < lo ? low : lo;
+    hi = high > hi ? high : hi;
   }
 };
 
@@ -105,7 +111,12 @@ KVCONDENSE_HD constexpr std::int32_t round_code(Rounding rule, float y) {
   return y < 0.0f ? -near : near;
 }
 
-KVCONDENSE_HD constexpr float clamp_to(float x, float lo, float hi) { return x < lo ? lo : x > hi ? hi : x; }
+/// `x` with its magnitude cut to `top`; x is not NaN. By integer minimum: loops vectorise.
+KVCONDENSE_HD constexpr float limit_to(float x, float top) {
+  const std::uint32_t bits = std::bit_cast<std::uint32_t>(x), most = std::bit_cast<std::uint32_t>(top);
+  const std::uint32_t size = bits & 0x7fffffffu;
+  return std::bit_cast<float>((bits & 0x80000000u) | (size < most ? size : most));
+}
 
 /// Parameters of a group with this range. An empty range gives scale 0 and offset 0.
 ///
@@ -131,7 +142,7 @@ KVCONDENSE_HD constexpr GroupParams fit_group(GroupForm form, int bits, ParamTyp
   p.inverse = constant ? 0.0f : 1.0f / scale;
   if (form == GroupForm::minimum) p.offset = stored(type, lo, p.saturated);
   if (form == GroupForm::integer_zero && !constant)
-    p.offset = static_cast<float>(round_half_even(clamp_to(-lo * p.inverse, 0.0f, levels)));
+    p.offset = static_cast<float>(round_half_even(limit_to(-lo * p.inverse, levels)));
   if (form == GroupForm::float_zero) {
     if (!constant) p.offset = stored(type, -lo / exact, p.saturated);
     else if (lo != 0.0f) p.scale = stored(type, lo, p.saturated), p.offset = -1.0f;
@@ -142,21 +153,18 @@ KVCONDENSE_HD constexpr GroupParams fit_group(GroupForm form, int bits, ParamTyp
 /// The stored code of `x`, in [0, 2^bits). Symmetric codes are stored as code + half.
 template <int Bits, GroupForm Form, Rounding Rule>
 KVCONDENSE_HD constexpr std::int32_t code_of(float x, float offset, float inverse) {
-  constexpr auto levels = static_cast<float>((1 << Bits) - 1);
-  constexpr std::int32_t middle = (1 << (Bits - 1)) - 1;
-  const float v = clamp_to(without_nan(x), -2.0f * largest_coded, 2.0f * largest_coded);
-  if constexpr (Form == GroupForm::minimum) {
-    return round_code(Rule, clamp_to((v - offset) * inverse, 0.0f, levels));
-  } else if constexpr (Form == GroupForm::integer_zero) {
-    return round_code(Rule, clamp_to(v * inverse, -offset, levels - offset)) + static_cast<std::int32_t>(offset);
-  } else if constexpr (Form == GroupForm::float_zero) {
-    // The clamp between product and sum changes no code, but keeps compilers from fusing the two.
-    const float y = clamp_to(v * inverse, -0x1p30f, 0x1p30f) + offset;
-    return round_code(Rule, clamp_to(y, 0.0f, levels));
-  } else {
-    constexpr auto top = static_cast<float>(middle);
-    return round_code(Rule, clamp_to(v * inverse, -top, top)) + middle;
-  }
+  constexpr std::int32_t last = (1 << Bits) - 1, middle = (1 << (Bits - 1)) - 1;
+  const float v = limit_to(without_nan(x), 2.0f * largest_coded);
+  float y = (Form == GroupForm::minimum ? v - offset : v) * inverse;
+  // The limit between product and sum changes no code, but keeps compilers from fusing the two.
+  if (Form == GroupForm::float_zero) y = limit_to(y, 0x1p30f) + offset;
+  const std::int32_t zero = Form == GroupForm::integer_zero ? static_cast<std::int32_t>(offset)
+                            : Form == GroupForm::symmetric  ? middle
+                                                            : 0;
+  const std::int32_t code = round_code(Rule, limit_to(y, 0x1p20f)) + zero;
+  constexpr std::int32_t top = Form == GroupForm::symmetric ? 2 * middle : last;
+  const std::int32_t raised = code > 0 ? code : 0;
+  return raised < top ? raised : top;
 }
 
 /// The number a stored code stands for.

@@ -88,14 +88,18 @@ inline GroupRange range_of(const float* x, index_t n, index_t& bad) {
 }
 
 /// Codes one row whose channel c has offset[c] and inverse[c].
+template <int Bits, GroupForm Form, Rounding Rule>
+void code_row(const float* KVCONDENSE_RESTRICT x, const float* KVCONDENSE_RESTRICT offset,
+              const float* KVCONDENSE_RESTRICT inverse, index_t n, std::uint8_t* KVCONDENSE_RESTRICT codes) {
+  for (index_t c = 0; c < n; ++c)
+    codes[c] = static_cast<std::uint8_t>(code_of<Bits, Form, Rule>(x[c], offset[c], inverse[c]));
+}
+
 template <int Bits>
 void code_row(GroupForm form, Rounding rule, const float* x, const float* offset, const float* inverse, index_t n,
-              std::uint8_t* KVCONDENSE_RESTRICT codes) {
+              std::uint8_t* codes) {
   with_form(form, [&]<GroupForm Form>() {
-    with_rounding(rule, [&]<Rounding Rule>() {
-      for (index_t c = 0; c < n; ++c)
-        codes[c] = static_cast<std::uint8_t>(code_of<Bits, Form, Rule>(x[c], offset[c], inverse[c]));
-    });
+    with_rounding(rule, [&]<Rounding Rule>() { code_row<Bits, Form, Rule>(x, offset, inverse, n, codes); });
   });
 }
 

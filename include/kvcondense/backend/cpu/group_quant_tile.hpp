@@ -13,6 +13,19 @@ namespace kvcondense::prim::cpu {
 
 using Quad __attribute__((vector_size(16))) = float;
 
+/// One register of the target, for sums whose order does not depend on its size.
+using Wide __attribute__((vector_size(__BIGGEST_ALIGNMENT__ >= 32 ? 32 : 16))) = float;
+inline constexpr index_t wide = sizeof(Wide) / sizeof(float);
+
+template <class V>
+void load(V& v, const float* p) {
+  std::memcpy(&v, p, sizeof v);
+}
+template <class V>
+void store(const V& v, float* p) {
+  std::memcpy(p, &v, sizeof v);
+}
+
 constexpr index_t padded(index_t n, index_t step) { return (n + step - 1) / step * step; }
 
 /// out[k] = sum of the lanes of the k-th argument.
@@ -27,20 +40,7 @@ inline void sum_lanes4(const Lanes& a, const Lanes& b, const Lanes& c, const Lan
   std::memcpy(out, &sum, sizeof sum);
 }
 
-/// Two query rows with four tile rows: out0[k] = q0 . t[k], out1[k] = q1 . t[k].
-inline void dot_2x4(const float* q0, const float* q1, const float* t, index_t width, float* out0, float* out1) {
-  Lanes a0{}, a1{}, a2{}, a3{}, b0{}, b1{}, b2{}, b3{}, x, y, z;
-  for (index_t d = 0; d < width; d += lanes) {
-    load(x, q0 + d), load(y, q1 + d);
-    load(z, t + d), a0 += x * z, b0 += y * z;
-    load(z, t + width + d), a1 += x * z, b1 += y * z;
-    load(z, t + 2 * width + d), a2 += x * z, b2 += y * z;
-    load(z, t + 3 * width + d), a3 += x * z, b3 += y * z;
-  }
-  sum_lanes4(a0, a1, a2, a3, out0);
-  sum_lanes4(b0, b1, b2, b3, out1);
-}
-
+/// One query row with four tile rows: out[k] = q . t[k].
 inline void dot_1x4(const float* q, const float* t, index_t width, float* out) {
   Lanes a0{}, a1{}, a2{}, a3{}, x, z;
   for (index_t d = 0; d < width; d += lanes) {
@@ -75,12 +75,7 @@ inline void dot_1x4_scaled(const float* q, const float* t, index_t width, index_
 
 /// Every query row (`rows` of `width` floats) with `count` tile rows; `out` rows are `tile_slots` apart.
 inline void dot_tile(const float* tile, index_t count, index_t width, const float* queries, index_t rows, float* out) {
-  index_t r = 0;
-  for (; r + 2 <= rows; r += 2)
-    for (index_t i = 0; i < count; i += 4)
-      dot_2x4(queries + r * width, queries + (r + 1) * width, tile + i * width, width, out + r * tile_slots + i,
-              out + (r + 1) * tile_slots + i);
-  if (r < rows)
+  for (index_t r = 0; r < rows; ++r)
     for (index_t i = 0; i < count; i += 4)
       dot_1x4(queries + r * width, tile + i * width, width, out + r * tile_slots + i);
 }
@@ -88,49 +83,46 @@ inline void dot_tile(const float* tile, index_t count, index_t width, const floa
 /// o0[d] += sum of w0[i] * t[i][d], o1 likewise, for columns [from, to) and `count` tile rows.
 inline void add_2(const float* t, index_t count, index_t width, index_t from, index_t to, const float* w0,
                   const float* w1, float* o0, float* o1) {
-  Lanes a0, a1, a2, a3, b0, b1, b2, b3, z;
+  Wide a0, a1, a2, a3, b0, b1, b2, b3, z;
   index_t d = from;
-  for (; d + 4 * lanes <= to; d += 4 * lanes) {
-    load(a0, o0 + d), load(a1, o0 + d + lanes), load(a2, o0 + d + 2 * lanes), load(a3, o0 + d + 3 * lanes);
-    load(b0, o1 + d), load(b1, o1 + d + lanes), load(b2, o1 + d + 2 * lanes), load(b3, o1 + d + 3 * lanes);
+  for (; d + 4 * wide <= to; d += 4 * wide) {
+    load(a0, o0 + d), load(a1, o0 + d + wide), load(a2, o0 + d + 2 * wide), load(a3, o0 + d + 3 * wide);
+    load(b0, o1 + d), load(b1, o1 + d + wide), load(b2, o1 + d + 2 * wide), load(b3, o1 + d + 3 * wide);
     for (index_t i = 0; i < count; ++i) {
       const float* row = t + i * width + d;
       load(z, row), a0 += z * w0[i], b0 += z * w1[i];
-      load(z, row + lanes), a1 += z * w0[i], b1 += z * w1[i];
-      load(z, row + 2 * lanes), a2 += z * w0[i], b2 += z * w1[i];
-      load(z, row + 3 * lanes), a3 += z * w0[i], b3 += z * w1[i];
+      load(z, row + wide), a1 += z * w0[i], b1 += z * w1[i];
+      load(z, row + 2 * wide), a2 += z * w0[i], b2 += z * w1[i];
+      load(z, row + 3 * wide), a3 += z * w0[i], b3 += z * w1[i];
     }
-    std::memcpy(o0 + d, &a0, sizeof a0), std::memcpy(o0 + d + lanes, &a1, sizeof a1);
-    std::memcpy(o0 + d + 2 * lanes, &a2, sizeof a2), std::memcpy(o0 + d + 3 * lanes, &a3, sizeof a3);
-    std::memcpy(o1 + d, &b0, sizeof b0), std::memcpy(o1 + d + lanes, &b1, sizeof b1);
-    std::memcpy(o1 + d + 2 * lanes, &b2, sizeof b2), std::memcpy(o1 + d + 3 * lanes, &b3, sizeof b3);
+    store(a0, o0 + d), store(a1, o0 + d + wide), store(a2, o0 + d + 2 * wide), store(a3, o0 + d + 3 * wide);
+    store(b0, o1 + d), store(b1, o1 + d + wide), store(b2, o1 + d + 2 * wide), store(b3, o1 + d + 3 * wide);
   }
-  for (; d < to; d += lanes) {
+  for (; d < to; d += wide) {
     load(a0, o0 + d), load(b0, o1 + d);
     for (index_t i = 0; i < count; ++i) load(z, t + i * width + d), a0 += z * w0[i], b0 += z * w1[i];
-    std::memcpy(o0 + d, &a0, sizeof a0), std::memcpy(o1 + d, &b0, sizeof b0);
+    store(a0, o0 + d), store(b0, o1 + d);
   }
 }
 
 inline void add_1(const float* t, index_t count, index_t width, index_t from, index_t to, const float* w, float* o) {
-  Lanes a0, a1, a2, a3, z;
+  Wide a0, a1, a2, a3, z;
   index_t d = from;
-  for (; d + 4 * lanes <= to; d += 4 * lanes) {
-    load(a0, o + d), load(a1, o + d + lanes), load(a2, o + d + 2 * lanes), load(a3, o + d + 3 * lanes);
+  for (; d + 4 * wide <= to; d += 4 * wide) {
+    load(a0, o + d), load(a1, o + d + wide), load(a2, o + d + 2 * wide), load(a3, o + d + 3 * wide);
     for (index_t i = 0; i < count; ++i) {
       const float* row = t + i * width + d;
       load(z, row), a0 += z * w[i];
-      load(z, row + lanes), a1 += z * w[i];
-      load(z, row + 2 * lanes), a2 += z * w[i];
-      load(z, row + 3 * lanes), a3 += z * w[i];
+      load(z, row + wide), a1 += z * w[i];
+      load(z, row + 2 * wide), a2 += z * w[i];
+      load(z, row + 3 * wide), a3 += z * w[i];
     }
-    std::memcpy(o + d, &a0, sizeof a0), std::memcpy(o + d + lanes, &a1, sizeof a1);
-    std::memcpy(o + d + 2 * lanes, &a2, sizeof a2), std::memcpy(o + d + 3 * lanes, &a3, sizeof a3);
+    store(a0, o + d), store(a1, o + d + wide), store(a2, o + d + 2 * wide), store(a3, o + d + 3 * wide);
   }
-  for (; d < to; d += lanes) {
+  for (; d < to; d += wide) {
     load(a0, o + d);
     for (index_t i = 0; i < count; ++i) load(z, t + i * width + d), a0 += z * w[i];
-    std::memcpy(o + d, &a0, sizeof a0);
+    store(a0, o + d);
   }
 }
 
