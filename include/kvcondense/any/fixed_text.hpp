@@ -15,6 +15,7 @@ class FixedText {
   std::string_view view() const { return {text_, size_}; }
   const char* c_str() const { return text_; }
   std::size_t size() const { return size_; }
+  static constexpr std::size_t capacity() { return Capacity; }
   bool empty() const { return size_ == 0; }
   bool complete() const { return complete_; }
   friend bool operator==(const FixedText& a, const FixedText& b) { return a.view() == b.view(); }

@@ -1,0 +1,192 @@
+#include <string>
+#include <vector>
+
+#include <catch2/catch.hpp>
+
+#include <any/observe.hpp>
+#include <kvcondense/any/recipe_text.hpp>
+
+using namespace kvcondense;
+using any::Field;
+using any::FieldType;
+
+namespace {
+
+/// A wrapper is tried around snapkv.
+std::string with_fields(const any::Entry& e, std::string fields) {
+  if (e.wraps) fields = "snapkv(tokens=48, window=8)" + (fields.empty() ? "" : ", " + fields);
+  return std::string(e.word) + "(" + fields + ")";
+}
+
+/// Settings in which a small cache shows what each field does; several where one rules another out.
+std::vector<std::string> stages_to_vary(const any::Entry& e) {
+  const std::string word(e.word);
+  if (word == "sliding_window") return {"window=40"};
+  if (word == "sink_window") return {"recent=40"};
+  if (word == "h2o") return {"heavy=30, recent=10"};
+  if (word == "tova") return {"tokens=40"};
+  if (word == "snapkv") return {"tokens=48, window=8"};
+  if (word == "knorm") return {"tokens=40, recent=8"};
+  if (word == "uniform") return {"tokens=40"};
+  if (word == "ratio") return {"keep=0.2", "keep=0.01, min_keep=30"};
+  if (e.room == Stage::position && !e.fields.empty()) {
+    std::vector<std::string> ropes{"", "scaling=linear, factor=4", "scaling=llama3, factor=4", "scaling=yarn, factor=4"};
+    if (e.field("length") != nullptr) ropes.emplace_back("scaling=dynamic_ntk, factor=4, length=20000");
+    return ropes;
+  }
+  return {""};
+}
+
+std::vector<std::string> other_values(const any::Entry& e, const Field& f) {
+  std::vector<std::string> values;
+  const any::FieldValue usual = any::default_of(e, f);
+  if (f.type == FieldType::choice) {
+    for (const any::Choice& c : f.choices)
+      if (c.value != usual.integer && c.name != "table" && c.name != "longrope") values.emplace_back(c.name);
+  } else if (f.type == FieldType::boolean) {
+    values.push_back(usual.integer != 0 ? "false" : "true");
+  } else if (f.is_real()) {
+    for (const double v : {0.9, 0.7, 3.0, 20.0, 500000.0})
+      if (v >= f.lowest && v <= f.highest && v != usual.real) values.push_back(std::to_string(v));
+  } else {
+    for (const int v : {1, 2, 5, 8, 16, 24, 64, 128, 10000})
+      if (v >= f.lowest && v <= f.highest && v != usual.integer) values.push_back(std::to_string(v));
+  }
+  return values;
+}
+
+std::string without(std::string fields, std::string_view name) {
+  const auto at = fields.find(std::string(name) + "=");
+  if (at == std::string::npos || (at > 0 && fields[at - 1] != ' ')) return fields;
+  const auto end = fields.find(", ", at);
+  if (end != std::string::npos) return fields.erase(at, end + 2 - at);
+  return fields.erase(at > 1 ? at - 2 : 0);
+}
+
+}  // namespace
+
+TEST_CASE("registry: every list of the library made it in, words and aliases unique", "[any][registry]") {
+  std::size_t listed = 0;
+  for (const auto list : {any::detail::builtin_evict(), any::detail::builtin_budget(), any::detail::builtin_quant(),
+                          any::detail::builtin_position()})
+    listed += list.size();
+  REQUIRE(any::builtin().entries().size() == listed);
+  for (const any::Entry* e : any::builtin().entries()) {
+    CAPTURE(std::string(e->word));
+    REQUIRE(any::builtin().find(e->word) == e);
+    REQUIRE_FALSE(e->summary.empty());
+    REQUIRE(e->summary.back() == '.');
+    REQUIRE_FALSE(e->source.empty());
+    REQUIRE_FALSE(any::needs(*e).empty());
+  }
+}
+
+TEST_CASE("registry: every field's default lies in its range", "[any][registry]") {
+  for (const any::Entry* e : any::builtin().entries())
+    for (const Field& f : e->fields) {
+      CAPTURE(std::string(e->word), std::string(f.name));
+      const any::FieldValue v = any::default_of(*e, f);
+      REQUIRE_FALSE(f.meaning.empty());
+      if (f.is_real()) REQUIRE((v.real >= f.lowest && v.real <= f.highest));
+      if (f.type == FieldType::integer)
+        REQUIRE((static_cast<double>(v.integer) >= f.lowest && static_cast<double>(v.integer) <= f.highest));
+      if (f.type == FieldType::choice) REQUIRE(any::value_text(f, v).view() != "?");
+      const auto said = any::parse(with_fields(*e, std::string(f.name) + "=" + any::value_text(f, v).c_str()));
+      CAPTURE(std::string(said.message()));
+      REQUIRE(said);
+      REQUIRE(said->text == any::parse(with_fields(*e, ""))->text);
+    }
+}
+
+TEST_CASE("registry: every word goes from text to a recipe and back, with each field at another value",
+          "[any][registry]") {
+  for (const any::Entry* e : any::builtin().entries())
+    for (const Field& f : e->fields)
+      for (const std::string& value : other_values(*e, f)) {
+        const std::string text = with_fields(*e, std::string(f.name) + "=" + value);
+        const auto first = any::parse(text);
+        CAPTURE(text, std::string(first.message()));
+        REQUIRE(first);
+        REQUIRE(first->text.complete());
+        const auto second = any::parse(first->text.view());
+        REQUIRE(second);
+        REQUIRE(second->text == first->text);
+        REQUIRE(first->text.view().find(std::string(f.name) + "=") != std::string_view::npos);
+        if (!f.short_name.empty()) {
+          const auto shorter = any::parse(with_fields(*e, std::string(f.short_name) + "=" + value));
+          REQUIRE(shorter);
+          REQUIRE(shorter->text == first->text);
+        }
+      }
+}
+
+TEST_CASE("registry: every field changes what a cache does", "[any][registry]") {
+  for (const any::Entry* e : any::builtin().entries())
+    for (const Field& f : e->fields) {
+      CAPTURE(std::string(e->word), std::string(f.name));
+      bool changes = false;
+      for (const std::string& stage : stages_to_vary(*e)) {
+        const auto base = any::parse(with_fields(*e, stage));
+        REQUIRE(base);
+        const auto before = test::observe(base->stages);
+        const std::string others = without(stage, f.name);
+        for (const std::string& value : other_values(*e, f)) {
+          if (changes) break;
+          const auto changed =
+              any::parse(with_fields(*e, others + (others.empty() ? "" : ", ") + std::string(f.name) + "=" + value));
+          CAPTURE(std::string(changed.message()));
+          REQUIRE(changed);
+          const auto after = test::observe(changed->stages);
+          changes = !after.empty() && after != before;
+        }
+      }
+      CHECK(changes);
+    }
+}
+
+TEST_CASE("registry: a canonical text always fits", "[any][registry]") {
+  std::size_t longest[3] = {};
+  for (const any::Entry* e : any::builtin().entries()) {
+    std::size_t n = e->word.size() + 8;
+    for (const Field& f : e->fields) n += f.name.size() + 3 + 24;
+    auto& kind = longest[e->room == Stage::quant ? 1 : e->room == Stage::position ? 2 : 0];
+    kind = std::max(kind, n);
+  }
+  REQUIRE(any::most_nesting * longest[0] + longest[1] + longest[2] < any::RecipeText{}.capacity());
+}
+
+namespace {
+
+struct Halves {
+  static constexpr Descriptor about{"halves", Stage::evict, "a user"};
+  static constexpr bool needs_attention = false;
+  index_t tokens = 8;
+  auto pipeline() const { return evict::KeepAll{}.pipeline(); }
+  Status validate(const CacheShape&) const { return Status::ok; }
+};
+constexpr Field halves_fields[] = {any::number<Halves, &Halves::tokens>("tokens", "", "slots", 1, 99)};
+constexpr any::Alias halves_aliases[] = {{"half8", "tokens", {8}}};
+const any::Entry halves = any::stage_entry<Halves>("Keeps half.", halves_fields, halves_aliases);
+
+}  // namespace
+
+TEST_CASE("registry: a user adds a method, and a taken word is refused", "[any][registry]") {
+  any::Registry mine = any::builtin();
+  REQUIRE(mine.add(halves) == Status::ok);
+  REQUIRE(mine.add(halves) == Status::invalid_argument);
+  const auto parsed = any::parse("halves(tokens=9) + kivi2", {}, mine);
+  REQUIRE(parsed);
+  REQUIRE(parsed->text.view() == "halves(tokens=9) + kivi");
+  REQUIRE(std::string(parsed->stages.evict.word()) == "halves");
+  REQUIRE(any::parse("half8", {}, mine)->text.view() == "halves");
+  REQUIRE_FALSE(any::parse("halves"));
+  REQUIRE(any::Registry{}.add(any::Entry{}) == Status::invalid_argument);
+
+  any::Entry taken = halves;
+  taken.word = "kivi4";
+  REQUIRE(mine.add(taken) == Status::invalid_argument);
+  constexpr any::Alias unknown_field[] = {{"half9", "token", {9}}};
+  taken.word = "thirds";
+  taken.aliases = unknown_field;
+  REQUIRE(mine.add(taken) == Status::invalid_argument);
+}
