@@ -1,6 +1,7 @@
 #pragma once
 
 #include <random>
+#include <string>
 #include <vector>
 
 #include <catch2/catch.hpp>
@@ -35,11 +36,16 @@ class CacheModel {
 
   /// One forward pass of `n` tokens through every layer; drafts are not stepped.
   void forward(index_t n, bool draft = false) {
+    calls_ += (draft ? " draft(" : " forward(") + std::to_string(n) + ")";
     const index_t first = naive_.seen;
     for (index_t l = 0; l < shape_.layers; ++l) {
       const Tokens t(shape_, n, random_);
       REQUIRE(cache_.append(ctx_, l, t.keys(shape_), t.values(shape_)) == Status::ok);
       naive_.append(l, t, first);
+      if (unrotates())
+        for (index_t h = 0; h < shape_.kv_heads; ++h)
+          for (std::size_t i = naive_.head(l, h).size() - static_cast<std::size_t>(n); i < naive_.head(l, h).size(); ++i)
+            rotate(naive_.head(l, h)[i].k, -naive_.head(l, h)[i].token);
       std::vector<float> mass(static_cast<std::size_t>(cache_.total_slots(l)));
       const RaggedView<float> view = cache_.ragged(l, mass.data());
       attend(l, t, view);
@@ -52,6 +58,7 @@ class CacheModel {
   }
 
   void truncate(index_t tokens) {
+    calls_ += " truncate(" + std::to_string(tokens) + ")";
     REQUIRE(cache_.truncate(tokens) == Status::ok);
     erase(tokens, naive_.seen);
     naive_.seen = tokens;
@@ -59,6 +66,7 @@ class CacheModel {
   }
 
   void remove(index_t first, index_t last) {
+    calls_ += " remove(" + std::to_string(first) + "," + std::to_string(last) + ")";
     if (cache_.pending() > 0) {  // drafts must be stepped or taken back first
       REQUIRE(cache_.remove(ctx_, first, last) == Status::order_violation);
       return;
@@ -69,6 +77,7 @@ class CacheModel {
   }
 
   void reset() {
+    calls_ += " reset";
     cache_.reset();
     erase(0, naive_.seen);
     naive_.seen = 0;
@@ -77,6 +86,7 @@ class CacheModel {
 
   /// Goes on with a fork; the original is dropped, so shared pages become this cache's own.
   void become_fork() {
+    calls_ += " fork";
     auto copy = cache_.fork();
     REQUIRE(copy.status() == Status::ok);
     check_equal(*copy);
@@ -109,6 +119,20 @@ class CacheModel {
   }
 
  private:
+  /// Engine gives rotated keys, cache stores them without rotation.
+  bool unrotates() const { return cache_.capabilities().raw_keys && cache_.capabilities().rotated_input; }
+
+  /// Half-split RoPE of base 10000, in double, as the formula stands.
+  static void rotate(std::vector<double>& x, index_t position) {
+    const std::size_t pairs = x.size() / 2;
+    for (std::size_t i = 0; i < pairs; ++i) {
+      const double angle = static_cast<double>(position) * std::pow(10000.0, -2.0 * static_cast<double>(i) / static_cast<double>(x.size()));
+      const double a = x[i], b = x[i + pairs];
+      x[i] = a * std::cos(angle) - b * std::sin(angle);
+      x[i + pairs] = b * std::cos(angle) + a * std::sin(angle);
+    }
+  }
+
   void erase(index_t first, index_t last) {
     for (auto& layer : naive_.slots)
       for (auto& head : layer)
@@ -132,6 +156,7 @@ class CacheModel {
   }
 
   void check_head(index_t l, index_t h) {
+    INFO(calls_);
     const std::vector<NaiveSlot>& want = naive_.head(l, h);
     const index_t n = cache_.slots(l, h);
     REQUIRE(n == static_cast<index_t>(want.size()));
@@ -152,6 +177,7 @@ class CacheModel {
   }
 
   void attend(index_t l, const Tokens& t, RaggedView<float> mass) {
+    INFO(calls_);
     std::vector<float> out(static_cast<std::size_t>(shape_.q_heads * t.n * shape_.values()), -7.0f);
     std::vector<float> lse(static_cast<std::size_t>(shape_.q_heads * t.n));
     REQUIRE(cache_.attend(ctx_, l, t.queries(shape_), dense_view(out.data(), shape_.q_heads, t.n, shape_.values()),
@@ -165,6 +191,7 @@ class CacheModel {
         const float* k = stored.data() + i * shape_.head_dim;
         const float* v = stored.data() + n * shape_.head_dim + i * shape_.values();
         slots[static_cast<std::size_t>(i)] = {0, {k, k + shape_.head_dim}, {v, v + shape_.values()}};
+        if (cache_.capabilities().raw_keys) rotate(slots[static_cast<std::size_t>(i)].k, i);
       }
       std::vector<double> want_mass(static_cast<std::size_t>(n), 0.0);
       for (index_t g = 0; g < shape_.group(); ++g)
@@ -172,9 +199,12 @@ class CacheModel {
           const index_t qh = h * shape_.group() + g;
           std::vector<double> q;
           for (index_t d = 0; d < shape_.head_dim; ++d) q.push_back(t.queries(shape_)(qh, i, d));
+          const index_t visible = n - t.n + i + 1;
+          if (cache_.capabilities().raw_keys)
+            rotate(q, visible - 1 - (unrotates() ? naive_.seen + i : 0));
           double want_lse = 0;
           const bool counted = i >= t.n - cache_.mass_rows(t.n);
-          const auto want = naive_attention(q, slots, n - t.n + i + 1, scale, static_cast<std::size_t>(shape_.values()),
+          const auto want = naive_attention(q, slots, visible, scale, static_cast<std::size_t>(shape_.values()),
                                             counted ? &want_mass : nullptr, &want_lse);
           double worst = 0;
           for (index_t d = 0; d < shape_.values(); ++d)
@@ -203,6 +233,7 @@ class CacheModel {
   NaiveCache naive_;
   std::mt19937 random_;
   double most_error_;
+  std::string calls_;  ///< what to type to see a failure again
 };
 
 /// A random legal sequence of calls.

@@ -82,9 +82,16 @@ class Segment {
     return Status::ok;
   }
 
-  /// Gives back pages that `reserve` made and nothing filled.
+  /// Gives back pages that `reserve` made, or `keep` emptied, and nothing filled.
   void trim() {
-    while (!pages_.empty() && pages_.back().used == 0) drop(pages_.size() - 1);
+    index_t gone = 0;
+    Page* last = nullptr;
+    for (; !pages_.empty() && pages_.back().used == 0; ++gone) {
+      if (last != nullptr) release(last, *memory_);
+      last = pages_.back().page;
+      pages_.shrink(pages_.size() - 1);
+    }
+    if (last != nullptr) retire(last, gone);
   }
 
   /// After `reserve(rows.rows)`. Returns how many numbers the codec had to repair.
@@ -106,6 +113,7 @@ class Segment {
   }
 
   /// Keeps the live slots named in `keep` (ascending, counted from the segment's first live slot).
+  /// Room that `reserve` counted on stays: a last page that empties is kept until `trim`.
   void keep(const std::int32_t* keep, index_t count, index_t base) {
     index_t at = 0, i = 0;  // logical slot, entry of the list
     for (index_t p = 0; p < pages_.size(); ++p) {
@@ -124,6 +132,7 @@ class Segment {
       }
     }
     live_ = count;
+    empty_tail();
     drop_dead();
   }
 
@@ -144,9 +153,11 @@ class Segment {
   /// Returns room to the resource where it pays; never fails, at worst it leaves things as they are.
   /// `rows` is scratch for 2 * page_slots() * dim() floats; the result counts slots coded again.
   index_t compact(float* rows) {
-    if (codec_.group_slots() > 1) return rewrite_half_dead(rows);
-    if (dead() >= page_slots_) move_down();
-    return 0;
+    index_t again = 0;
+    if (codec_.group_slots() > 1) again = rewrite_half_dead(rows);
+    else if (dead() >= page_slots_) move_down();
+    trim();
+    return again;
   }
 
   /// The same content in a new segment: pages are shared.
@@ -214,6 +225,14 @@ class Segment {
     release(page, *memory_);
   }
 
+  void empty_tail() {
+    const index_t p = last_used();
+    if (p < 0 || pages_[p].live > 0 || pages_[p].page->shared()) return;
+    pages_[p].used = 0;
+    pages_[p].revive_from(0);
+    std::memset(pages_[p].page->payload(), 0, pages_[p].page->payload_bytes);
+  }
+
   void drop_dead() {
     index_t gone = 0, to = 0;
     Page* last = nullptr;
@@ -229,9 +248,10 @@ class Segment {
     }
     pages_.shrink(to);
     if (last != nullptr) retire(last, gone);
-    if (pages_.empty()) return;
+    const index_t p = last_used();
+    if (p < 0) return;
     // Trailing tombstones can be written again at once (whole groups only).
-    PageRef& tail = pages_.back();
+    PageRef& tail = pages_[p];
     const index_t group = codec_.group_slots();
     while (tail.used > 0) {
       bool all_dead = true;
@@ -274,15 +294,6 @@ class Segment {
       ref.used = ref.live = static_cast<std::int32_t>(p < to_page ? page_slots_ : p == to_page ? to_slot : 0);
       ref.revive_from(0);
     }
-    index_t gone = 0;
-    Page* last = nullptr;
-    while (!pages_.empty() && pages_.back().used == 0) {
-      if (last != nullptr) release(last, *memory_);
-      last = pages_.back().page;
-      pages_.shrink(pages_.size() - 1);
-      ++gone;
-    }
-    if (last != nullptr) retire(last, gone);
   }
 
   /// Joins neighbours of which one is at least half dead and which fit one page together.

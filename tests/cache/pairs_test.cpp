@@ -1,0 +1,99 @@
+#include <map>
+#include <string>
+#include <vector>
+
+#include <kvcondense/any/any_recipe.hpp>
+#include <kvcondense/any/builtin.hpp>
+#include <kvcondense/any/recipe_text.hpp>
+#include <support/cache_model.hpp>
+
+using namespace kvcondense;
+
+namespace {
+
+/// A small setting of every word of the catalogue, so that a hundred tokens exercise it. A word without
+/// one fails the test below.
+struct Setting {
+  std::string text;
+  double most_error = 0.0025;  ///< of a stored number: fp16, or the step of a code times a few codings
+};
+const std::map<std::string, Setting> settings = {
+    {"keep_all", {"keep_all"}},
+    {"sliding_window", {"sliding_window(window=40)"}},
+    {"sink_window", {"sink_window(sinks=3, recent=30)"}},
+    {"h2o", {"h2o(heavy=20, recent=20)"}},
+    {"tova", {"tova(tokens=36)"}},
+    {"snapkv", {"snapkv(tokens=40, window=8, kernel=5)"}},
+    {"knorm", {"knorm(tokens=40, recent=8)"}},
+    {"uniform", {"uniform(POLICY, tokens=37)"}},
+    {"ratio", {"ratio(POLICY, keep=60%)"}},
+    {"pyramid", {"pyramid(POLICY, beta=4)"}},
+    {"ada", {"ada(POLICY, floor=0.2)"}},
+    {"skip_layers", {"skip_layers(POLICY, layers=1)"}},
+    {"exact", {"exact"}},
+    {"group_int", {"group_int(bits=4, group_size=16, residual_window=6)", 1.0}},
+    {"kivi", {"kivi(bits=2, group_size=8, residual_window=16, sinks=2)", 6.0}},
+    {"absolute", {"absolute"}},
+    {"reindex", {"reindex"}},
+    {"rerotate", {"rerotate"}},
+};
+
+std::vector<Setting> room(Stage stage, std::vector<Setting> list = {}) {
+  for (const any::Entry* e : any::builtin().entries()) {
+    if (e->room != stage) continue;
+    CAPTURE(std::string(e->word));
+    REQUIRE(settings.count(std::string(e->word)) == 1);
+    list.push_back(settings.at(std::string(e->word)));
+  }
+  return list;
+}
+
+/// False where the pair is refused, in words or as incompatible, before anything runs.
+bool exercise_text(const std::string& text, double most_error, std::uint32_t seed) {
+  CAPTURE(text);
+  const any::ParseResult parsed = any::parse(text);
+  if (!parsed) {
+    REQUIRE_FALSE(parsed.message().empty());
+    return false;
+  }
+  const CacheShape shape{.layers = 2, .q_heads = 6, .kv_heads = 2, .head_dim = 32, .page_slots = 16};
+  if (make_cache<Cpu>(shape, parsed->stages).status() == Status::incompatible) return false;
+  test::exercise(shape, parsed->stages, seed, 14, most_error);
+  return true;
+}
+
+}  // namespace
+
+TEST_CASE("cache: every pair of eviction and budget works under any calls", "[cache][pairs]") {
+  std::uint32_t seed = 1;
+  std::vector<std::string> refused;
+  for (const Setting& policy : room(Stage::evict)) {
+    exercise_text(policy.text, policy.most_error, ++seed);
+    for (const Setting& budget : room(Stage::budget)) {
+      std::string text = budget.text;
+      text.replace(text.find("POLICY"), 6, policy.text);
+      if (!exercise_text(text, policy.most_error, ++seed)) refused.push_back(text.substr(0, text.find(',')));
+    }
+  }
+  // A budget needs something to decide, and sharing between heads needs scores.
+  REQUIRE(refused == std::vector<std::string>{"uniform(keep_all", "ratio(keep_all", "pyramid(keep_all", "ada(keep_all",
+                                              "skip_layers(keep_all", "ada(sliding_window(window=40)",
+                                              "ada(sink_window(sinks=3", "ada(tova(tokens=36)"});
+}
+
+TEST_CASE("cache: every pair of eviction, quantization and position works under any calls", "[cache][pairs]") {
+  std::uint32_t seed = 1000;
+  for (const Setting& policy : room(Stage::evict))
+    for (const Setting& quant : room(Stage::quant, {{"", 0.0025}}))
+      for (const Setting& position : room(Stage::position)) {
+        const std::string q = quant.text.empty() ? "" : " + " + quant.text;
+        REQUIRE(exercise_text(policy.text + q + " + " + position.text, std::max(quant.most_error, policy.most_error), ++seed));
+      }
+}
+
+TEST_CASE("cache: ragged heads of an adaptive budget work with codes and positions", "[cache][pairs]") {
+  for (const char* text : {"ada(snapkv(tokens=40, window=8)) + kivi2(group=8, residual=16)",
+                           "ada(ratio(h2o(heavy=20, recent=20), keep=50%)) + int4(group=16) + reindex",
+                           "pyramid(ada(snapkv(tokens=40, window=8)), beta=4) + kivi4(group=8, residual=8) + rerotate"})
+    REQUIRE(exercise_text(text, 6.0, 77));
+}
