@@ -33,8 +33,8 @@ AnyCache::~AnyCache() {
   memory.release(body_, bytes, alignof(Body));
 }
 
-Expected<AnyCache> AnyCache::make(const AnyRecipe& recipe, std::string_view text, const CacheShape& shape,
-                                  MemoryResource<Cpu>& memory) {
+Expected<AnyCache> AnyCache::make(const AnyRecipe& recipe, std::string_view text,
+                                  const CacheShape& shape, MemoryResource<Cpu>& memory) {
   auto cache = Full::make(shape, recipe, memory);
   if (!cache) return cache.status();
   Body* body = Body::make(std::move(*cache), text, memory);
@@ -49,52 +49,65 @@ Capabilities AnyCache::capabilities() const { return body_->cache.capabilities()
 index_t AnyCache::length(index_t layer) const { return body_->cache.length(layer); }
 index_t AnyCache::pending(index_t layer) const { return body_->cache.pending(layer); }
 index_t AnyCache::next_position(index_t layer) const { return body_->cache.next_position(layer); }
-index_t AnyCache::slots(index_t layer, index_t head) const { return body_->cache.slots(layer, head); }
-index_t AnyCache::token(index_t layer, index_t head, index_t slot) const { return body_->cache.token(layer, head, slot); }
+index_t AnyCache::slots(index_t layer, index_t head) const {
+  return body_->cache.slots(layer, head);
+}
+index_t AnyCache::token(index_t layer, index_t head, index_t slot) const {
+  return body_->cache.token(layer, head, slot);
+}
 index_t AnyCache::total_slots(index_t layer) const { return body_->cache.total_slots(layer); }
-RaggedView<float> AnyCache::ragged(index_t layer, float* data) const { return body_->cache.ragged(layer, data); }
+RaggedView<float> AnyCache::ragged(index_t layer, float* data) const {
+  return body_->cache.ragged(layer, data);
+}
 index_t AnyCache::mass_rows(index_t tokens) const { return body_->cache.mass_rows(tokens); }
 std::size_t AnyCache::workspace_bytes(index_t slots, index_t tokens, index_t workers) const {
   return body_->cache.workspace_bytes(slots, tokens, workers);
 }
 
 template <class T>
-Status AnyCache::append(Context<Cpu>& ctx, index_t layer, TensorView<const T, 3> keys, TensorView<const T, 3> values,
-                        std::span<const index_t> positions) {
+Status AnyCache::append(Context<Cpu>& ctx, index_t layer, TensorView<const T, 3> keys,
+                        TensorView<const T, 3> values, std::span<const index_t> positions) {
   return body_->cache.append(ctx, layer, keys, values, positions);
 }
-Status AnyCache::attend(Context<Cpu>& ctx, index_t layer, TensorView<const float, 3> queries, TensorView<float, 3> out,
-                        const AttendOutputs& measure) const {
+Status AnyCache::attend(Context<Cpu>& ctx, index_t layer, TensorView<const float, 3> queries,
+                        TensorView<float, 3> out, const AttendOutputs& measure) const {
   return body_->cache.attend(ctx, layer, queries, out, measure);
 }
 Status AnyCache::step(Context<Cpu>& ctx, index_t layer, Phase phase) {
   return body_->cache.step(ctx, layer, AttentionView{}, phase);
 }
-Status AnyCache::step(Context<Cpu>& ctx, index_t layer, const AttentionView& attention, Phase phase) {
+Status AnyCache::step(Context<Cpu>& ctx, index_t layer, const AttentionView& attention,
+                      Phase phase) {
   return body_->cache.step(ctx, layer, attention, phase);
 }
 template <class T>
 Status AnyCache::forward(Context<Cpu>& ctx, index_t layer, TensorView<const float, 3> queries,
-                         TensorView<const T, 3> keys, TensorView<const T, 3> values, TensorView<float, 3> out,
-                         std::span<const index_t> positions, Phase phase) {
+                         TensorView<const T, 3> keys, TensorView<const T, 3> values,
+                         TensorView<float, 3> out, std::span<const index_t> positions,
+                         Phase phase) {
   return body_->cache.forward(ctx, layer, queries, keys, values, out, positions, phase);
 }
 
-template Status AnyCache::append(Context<Cpu>&, index_t, TensorView<const float, 3>, TensorView<const float, 3>,
-                                 std::span<const index_t>);
-template Status AnyCache::append(Context<Cpu>&, index_t, TensorView<const half, 3>, TensorView<const half, 3>,
-                                 std::span<const index_t>);
-template Status AnyCache::append(Context<Cpu>&, index_t, TensorView<const bfloat16, 3>, TensorView<const bfloat16, 3>,
-                                 std::span<const index_t>);
-template Status AnyCache::forward(Context<Cpu>&, index_t, TensorView<const float, 3>, TensorView<const float, 3>,
-                                  TensorView<const float, 3>, TensorView<float, 3>, std::span<const index_t>, Phase);
-template Status AnyCache::forward(Context<Cpu>&, index_t, TensorView<const float, 3>, TensorView<const half, 3>,
-                                  TensorView<const half, 3>, TensorView<float, 3>, std::span<const index_t>, Phase);
-template Status AnyCache::forward(Context<Cpu>&, index_t, TensorView<const float, 3>, TensorView<const bfloat16, 3>,
-                                  TensorView<const bfloat16, 3>, TensorView<float, 3>, std::span<const index_t>, Phase);
+template Status AnyCache::append(Context<Cpu>&, index_t, TensorView<const float, 3>,
+                                 TensorView<const float, 3>, std::span<const index_t>);
+template Status AnyCache::append(Context<Cpu>&, index_t, TensorView<const half, 3>,
+                                 TensorView<const half, 3>, std::span<const index_t>);
+template Status AnyCache::append(Context<Cpu>&, index_t, TensorView<const bfloat16, 3>,
+                                 TensorView<const bfloat16, 3>, std::span<const index_t>);
+template Status AnyCache::forward(Context<Cpu>&, index_t, TensorView<const float, 3>,
+                                  TensorView<const float, 3>, TensorView<const float, 3>,
+                                  TensorView<float, 3>, std::span<const index_t>, Phase);
+template Status AnyCache::forward(Context<Cpu>&, index_t, TensorView<const float, 3>,
+                                  TensorView<const half, 3>, TensorView<const half, 3>,
+                                  TensorView<float, 3>, std::span<const index_t>, Phase);
+template Status AnyCache::forward(Context<Cpu>&, index_t, TensorView<const float, 3>,
+                                  TensorView<const bfloat16, 3>, TensorView<const bfloat16, 3>,
+                                  TensorView<float, 3>, std::span<const index_t>, Phase);
 
 Status AnyCache::truncate(index_t tokens) { return body_->cache.truncate(tokens); }
-Status AnyCache::remove(Context<Cpu>& ctx, index_t first, index_t last) { return body_->cache.remove(ctx, first, last); }
+Status AnyCache::remove(Context<Cpu>& ctx, index_t first, index_t last) {
+  return body_->cache.remove(ctx, first, last);
+}
 Expected<AnyCache> AnyCache::fork() const {
   auto copy = body_->cache.fork();
   if (!copy) return copy.status();
@@ -104,7 +117,9 @@ Expected<AnyCache> AnyCache::fork() const {
 }
 void AnyCache::reset() { body_->cache.reset(); }
 Status AnyCache::save(ByteSink& sink) const { return kvcondense::save(body_->cache, sink); }
-Status AnyCache::load(std::span<const std::byte> file) { return kvcondense::load(body_->cache, file); }
+Status AnyCache::load(std::span<const std::byte> file) {
+  return kvcondense::load(body_->cache, file);
+}
 Report AnyCache::report() const {
   Report r = body_->cache.report();
   r.fixed_bytes += body_->bytes();
@@ -123,12 +138,13 @@ Status reorder(std::span<AnyCache> caches, std::span<const index_t> map) {
   if (n == 0) return Status::ok;
   ObjectArray<std::optional<AnyCache>> next;
   Status failed = Status::ok;
-  const Status made = next.fill(caches[0].full().memory(), n, [&](index_t i) -> std::optional<AnyCache> {
-    if (failed != Status::ok) return std::nullopt;
-    auto copy = caches[static_cast<std::size_t>(map[static_cast<std::size_t>(i)])].fork();
-    failed = copy.status();
-    return copy ? std::optional<AnyCache>(std::move(*copy)) : std::nullopt;
-  });
+  const Status made =
+      next.fill(caches[0].full().memory(), n, [&](index_t i) -> std::optional<AnyCache> {
+        if (failed != Status::ok) return std::nullopt;
+        auto copy = caches[static_cast<std::size_t>(map[static_cast<std::size_t>(i)])].fork();
+        failed = copy.status();
+        return copy ? std::optional<AnyCache>(std::move(*copy)) : std::nullopt;
+      });
   if (made != Status::ok) return made;
   if (failed != Status::ok) return failed;
   for (index_t i = 0; i < n; ++i) caches[static_cast<std::size_t>(i)] = std::move(*next[i]);
@@ -140,7 +156,8 @@ namespace {
 /// Which part of shape or recipe a refusal is about.
 Message refusal(Status why, const AnyRecipe& recipe, const CacheShape& shape) {
   Message m;
-  if (why == Status::out_of_memory) return m.add("the memory resource has no room for an empty cache");
+  if (why == Status::out_of_memory)
+    return m.add("the memory resource has no room for an empty cache");
   if (validate(shape) != Status::ok) return m.add("the shape of the cache is impossible");
   const auto blame = [&](const auto& stage) {
     const Status s = stage.validate(shape);
@@ -151,8 +168,9 @@ Message refusal(Status why, const AnyRecipe& recipe, const CacheShape& shape) {
     else if (s == Status::not_supported)
       m.add("it cannot serve this combination of fields");
     else
-      m.put("its fields do not fit together or this cache (head_dim ", shape.head_dim, ", value_dim ", shape.values(),
-            ", ", shape.q_heads, " query heads, ", shape.kv_heads, " kv heads, ", shape.layers, " layers)");
+      m.put("its fields do not fit together or this cache (head_dim ", shape.head_dim,
+            ", value_dim ", shape.values(), ", ", shape.q_heads, " query heads, ", shape.kv_heads,
+            " kv heads, ", shape.layers, " layers)");
   };
   blame(recipe.evict), blame(recipe.quant), blame(recipe.position);
   if (m.empty()) m.put("the cache refused this recipe: ", std::string_view(to_string(why)));
@@ -161,18 +179,20 @@ Message refusal(Status why, const AnyRecipe& recipe, const CacheShape& shape) {
 
 }  // namespace
 
-MakeResult make(const ParsedRecipe& recipe, const CacheShape& shape, On<Cpu>, MemoryResource<Cpu>& memory) {
+MakeResult make(const ParsedRecipe& recipe, const CacheShape& shape, On<Cpu>,
+                MemoryResource<Cpu>& memory) {
   auto cache = AnyCache::make(recipe.stages, recipe.text.view(), shape, memory);
   if (!cache) return {cache.status(), refusal(cache.status(), recipe.stages, shape)};
   return std::move(*cache);
 }
 
-MakeResult make(std::string_view text, const CacheShape& shape, On<Cpu>, MemoryResource<Cpu>& memory,
-                const prim::RopeConfig& model, const Registry& words) {
+MakeResult make(std::string_view text, const CacheShape& shape, On<Cpu>,
+                MemoryResource<Cpu>& memory, const prim::RopeConfig& model, const Registry& words) {
   const ParseResult recipe = parse(text, model, words);
   if (!recipe) {
     Message m;
-    return {Status::invalid_argument, m.put("at byte ", recipe.position(), ": ", recipe.message()), recipe.position()};
+    return {Status::invalid_argument, m.put("at byte ", recipe.position(), ": ", recipe.message()),
+            recipe.position()};
   }
   return make(*recipe, shape, on<Cpu>, memory);
 }

@@ -24,7 +24,8 @@ constexpr Field uniform_fields[] = {
 
 constexpr Field ratio_fields[] = {
     fraction<Ratio, &Ratio::keep>("keep", "", "part of all tokens that stays", 1e-6, 1.0),
-    number<Ratio, &Ratio::min_keep>("min_keep", "", "slots that stay however small the part", 1, most_slots),
+    number<Ratio, &Ratio::min_keep>("min_keep", "", "slots that stay however small the part", 1,
+                                    most_slots),
 };
 
 constexpr Choice pyramid_forms[] = {
@@ -33,8 +34,10 @@ constexpr Choice pyramid_forms[] = {
     {"ratio", static_cast<int>(evict::PyramidForm::ratio)},
 };
 constexpr Field pyramid_fields[] = {
-    number<Pyramid, &Pyramid::beta>("beta", "", "mean budget over that of the last layer", 1.0, 1e6),
-    choice<Pyramid, &Pyramid::form>("form", "", "roundings: ours or of a published code", pyramid_forms),
+    number<Pyramid, &Pyramid::beta>("beta", "", "mean budget over that of the last layer", 1.0,
+                                    1e6),
+    choice<Pyramid, &Pyramid::form>("form", "", "roundings: ours or of a published code",
+                                    pyramid_forms),
 };
 
 constexpr Choice ada_forms[] = {
@@ -48,20 +51,26 @@ constexpr Field ada_fields[] = {
 };
 
 constexpr Field skip_layers_fields[] = {
-    number<SkipLayers, &SkipLayers::layers>("layers", "", "first layers that keep everything", 0, 65536),
+    number<SkipLayers, &SkipLayers::layers>("layers", "", "first layers that keep everything", 0,
+                                            65536),
 };
 
 constexpr Entry entries[] = {
-    replaces_budget(wrapper_entry<Uniform, &Uniform::policy>(
-        Stage::budget, "Gives every head of every layer the same number of slots.", uniform_fields)),
+    replaces_budget(
+        wrapper_entry<Uniform, &Uniform::policy>(Stage::budget,
+                                                 "Gives every head of every layer the same number "
+                                                 "of slots, whatever the policy's own fields say.",
+                                                 uniform_fields)),
     replaces_budget(wrapper_entry<Ratio, &Ratio::policy>(
         Stage::budget, "Gives every head a part of the tokens seen so far.", ratio_fields)),
-    wrapper_entry<Pyramid, &Pyramid::policy>(
-        Stage::budget, "Gives lower layers more slots and upper layers fewer.", pyramid_fields),
-    wrapper_entry<Ada, &Ada::policy>(Stage::budget, "Lets the heads of a layer share their slots by their scores.",
-                                     ada_fields),
-    wrapper_entry<SkipLayers, &SkipLayers::policy>(Stage::budget, "Keeps everything in the first layers.",
-                                                   skip_layers_fields),
+    wrapper_entry<Pyramid, &Pyramid::policy>(Stage::budget,
+                                             "Gives lower layers more slots and upper layers "
+                                             "fewer; the policy's own budget is the mean.",
+                                             pyramid_fields),
+    wrapper_entry<Ada, &Ada::policy>(
+        Stage::budget, "Lets the heads of a layer share their slots by their scores.", ada_fields),
+    wrapper_entry<SkipLayers, &SkipLayers::policy>(
+        Stage::budget, "Keeps everything in the first layers.", skip_layers_fields),
 };
 
 }  // namespace

@@ -27,11 +27,13 @@ using evict::Tova;
 constexpr Alias keep_all_aliases[] = {{"none"}, {"full"}};
 
 constexpr Field sliding_window_fields[] = {
-    number<SlidingWindow, &SlidingWindow::window>("window", "", "newest tokens that stay", 1, most_slots),
+    number<SlidingWindow, &SlidingWindow::window>("window", "", "newest tokens that stay", 1,
+                                                  most_slots),
 };
 
 constexpr Field sink_window_fields[] = {
-    number<SinkWindow, &SinkWindow::recent>("recent", "window", "newest tokens that stay", 1, most_slots),
+    number<SinkWindow, &SinkWindow::recent>("recent", "window", "newest tokens that stay", 1,
+                                            most_slots),
     number<SinkWindow, &SinkWindow::sinks>("sinks", "", "first tokens that stay", 0, most_slots),
 };
 constexpr Alias sink_window_aliases[] = {{"streaming_llm"}};
@@ -51,8 +53,10 @@ constexpr Choice pools[] = {
     {"maximum", static_cast<int>(prim::Pool::maximum)},
 };
 constexpr Field snapkv_fields[] = {
-    number<SnapKV, &SnapKV::tokens>("tokens", "budget", "slots of a head after the prompt, window included", 2, most_slots),
-    number<SnapKV, &SnapKV::window>("window", "", "newest prompt tokens, whose queries choose and which stay", 1, most_slots),
+    number<SnapKV, &SnapKV::tokens>(
+        "tokens", "budget", "slots of a head after the prompt, window included", 2, most_slots),
+    number<SnapKV, &SnapKV::window>(
+        "window", "", "newest prompt tokens, whose queries choose and which stay", 1, most_slots),
     number<SnapKV, &SnapKV::kernel>("kernel", "", "slots that pooling joins; odd", 1, 255),
     choice<SnapKV, &SnapKV::pool>("pool", "", "how a score spreads to its neighbours", pools),
 };
@@ -65,10 +69,14 @@ constexpr Field knorm_fields[] = {
 constexpr Entry entries[] = {
     stage_entry<KeepAll>("Keeps every token.", {}, keep_all_aliases),
     stage_entry<SlidingWindow>("Keeps the newest tokens.", sliding_window_fields),
-    stage_entry<SinkWindow>("Keeps the first tokens and the newest.", sink_window_fields, sink_window_aliases),
-    stage_entry<H2O>("Keeps the newest tokens and those that drew most attention so far.", h2o_fields),
+    stage_entry<SinkWindow>("Keeps the first and the newest tokens.", sink_window_fields,
+                            sink_window_aliases),
+    stage_entry<H2O>("Keeps the newest tokens and those that drew most attention so far.",
+                     h2o_fields),
     stage_entry<Tova>("Drops what the newest query attends least.", tova_fields),
-    stage_entry<SnapKV>("Condenses a prompt once, to what its last queries look at.", snapkv_fields),
+    stage_entry<SnapKV>("Condenses a prompt once, to what its last queries look at, with the "
+                        "neighbourhoods of that.",
+                        snapkv_fields),
     stage_entry<Knorm>("Keeps the tokens whose keys are shortest, and the newest.", knorm_fields),
 };
 

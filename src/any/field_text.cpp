@@ -45,10 +45,13 @@ FixedText<N>& add_number(FixedText<N>& to, const Field& field, double value) {
 FixedText<64> value_text(const Field& field, FieldValue value) {
   FixedText<64> text;
   switch (field.type) {
-    case FieldType::integer: return text.add(value.integer);
+    case FieldType::integer:
+      return text.add(value.integer);
     case FieldType::real:
-    case FieldType::fraction: return add_number(text, field, value.real);
-    case FieldType::boolean: return text.add(std::string_view(value.integer != 0 ? "true" : "false"));
+    case FieldType::fraction:
+      return add_number(text, field, value.real);
+    case FieldType::boolean:
+      return text.add(std::string_view(value.integer != 0 ? "true" : "false"));
     case FieldType::choice:
       for (const Choice& c : field.choices)
         if (c.value == value.integer) return text.add(c.name);
@@ -95,8 +98,8 @@ bool read_value(const Field& field, std::string_view text, FieldValue& out, Mess
   if (field.type == FieldType::integer) why.add("an ");
   why.put(accepts_text(field).view(), ", not ").quote(text);
   if (names) {
-    const std::string_view near =
-        nearest(text, [&](std::size_t i) { return i < field.choices.size() ? field.choices[i].name : ""; });
+    const std::string_view near = nearest(
+        text, [&](std::size_t i) { return i < field.choices.size() ? field.choices[i].name : ""; });
     if (!near.empty()) why.put("; did you mean '", near, "'?");
   }
   return false;

@@ -6,11 +6,12 @@
 
 namespace kvcondense::any::detail {
 
-/// Reads `text` as a value of `field`. On refusal `why` gets the rest of a sentence that begins with
-/// the method's word: "heavy must be ...".
+/// Reads `text` as a value of `field`. On refusal `why` gets the rest of a sentence that begins
+/// with the method's word: "heavy must be ...".
 bool read_value(const Field& field, std::string_view text, FieldValue& out, Message& why);
 
-/// The candidate a person most likely meant, or empty. `next(i)` gives the i-th candidate, empty at the end.
+/// The candidate a person most likely meant, or empty. `next(i)` gives the i-th candidate, empty at
+/// the end.
 template <class Next>
 std::string_view nearest(std::string_view word, Next&& next);
 

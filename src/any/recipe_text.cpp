@@ -8,14 +8,15 @@ namespace kvcondense::any {
 
 namespace {
 
-constexpr int most_stages = most_nesting + 2;
+// A chain of one kind, a stage of each other kind, and the chain that is refused as a second one.
+constexpr int most_stages = 2 * most_nesting + 2;
 
 /// One stage as the text names it.
 struct Node {
   const Entry* entry = nullptr;
   Knobs knobs;
-  std::size_t at = 0;     ///< where its word begins
-  int inner = -1;         ///< the node of its policy
+  std::size_t at = 0;  ///< where its word begins
+  int inner = -1;      ///< the node of its policy
   bool root = true;
 };
 
@@ -54,8 +55,10 @@ class Parser {
     } while (take('+'));
     if (at_ == text_.size()) return true;
     return fail(at_, [&](Message& m) {
-      if (text_[at_] == ')') m.add("this ')' closes nothing");
-      else m.put("expected '+' and another stage, or the end, not ").quote(text_.substr(at_, 1));
+      if (text_[at_] == ')')
+        m.add("this ')' closes nothing");
+      else
+        m.put("expected '+' and another stage, or the end, not ").quote(text_.substr(at_, 1));
     });
   }
 
@@ -67,13 +70,15 @@ class Parser {
       return fail(begin, [&](Message& m) {
         m.add("expected the word of a method");
         if (begin < text_.size()) m.add(", not ").quote(text_.substr(begin, 1));
-        if (text_.find_first_not_of(" \t\r\n") == text_.npos) m.add("; keep_all is the recipe that drops nothing");
+        if (text_.find_first_not_of(" \t\r\n") == text_.npos)
+          m.add("; keep_all is the recipe that drops nothing");
       });
     const Alias* alias = nullptr;
     const Entry* entry = words_.find(word, &alias);
     if (entry == nullptr) return unknown_word(begin, word);
     if (depth == most_nesting || nodes_ == most_stages)
-      return fail(begin, [](Message& m) { m.put("wrappers nest at most ", most_nesting - 1, " deep"); });
+      return fail(begin,
+                  [](Message& m) { m.put("wrappers nest at most ", most_nesting - 1, " deep"); });
     node = nodes_++;
     Node& n = node_[node];
     n.entry = entry;
@@ -100,7 +105,8 @@ class Parser {
       const std::string_view name = read_word();
       skip_blanks();
       const bool named = !name.empty() && take('=');
-      if (named ? !read_field(node, begin, name, alias, given) : (at_ = begin, !read_inner(depth, node, begin, name)))
+      if (named ? !read_field(node, begin, name, alias, given)
+                : (at_ = begin, !read_inner(depth, node, begin, name)))
         return false;
       skip_blanks();
     } while (take(','));
@@ -111,21 +117,26 @@ class Parser {
     });
   }
 
-  bool read_field(int node, std::size_t begin, std::string_view name, const Alias* alias, std::uint64_t& given) {
+  bool read_field(int node, std::size_t begin, std::string_view name, const Alias* alias,
+                  std::uint64_t& given) {
     const Entry& entry = *node_[node].entry;
     const Field* field = entry.field(name);
     if (field == nullptr) return unknown_field(begin, entry, name);
     if (alias != nullptr && alias->field == field->name)
       return fail(begin, [&](Message& m) {
-        m.put(alias->word, " fixes ", field->name, "; write ", entry.word, "(", field->name, "=...) to choose it");
+        m.put(alias->word, " fixes ", field->name, "; write ", entry.word, "(", field->name,
+              "=...) to choose it");
       });
     const std::uint64_t bit = std::uint64_t{1} << (field - entry.fields.data());
     if ((given & bit) != 0)
-      return fail(begin, [&](Message& m) { m.put(entry.word, ": ", field->name, " is given twice"); });
+      return fail(begin,
+                  [&](Message& m) { m.put(entry.word, ": ", field->name, " is given twice"); });
     given |= bit;
     skip_blanks();
     const std::size_t value_at = at_;
-    while (at_ < text_.size() && (word_char(text_[at_]) || std::string_view(".%+-").find(text_[at_]) != std::string_view::npos))
+    while (at_ < text_.size() &&
+           (word_char(text_[at_]) ||
+            std::string_view(".%+-").find(text_[at_]) != std::string_view::npos))
       ++at_;
     FieldValue value;
     Message rest;
@@ -139,21 +150,29 @@ class Parser {
     const Entry& entry = *node_[node].entry;
     if (!entry.wraps)
       return fail(begin, [&](Message& m) {
-        if (entry.field(word) != nullptr) m.put(entry.word, ": ", word, " needs a value: ", word, "=...");
-        else if (words_.find(word) != nullptr) m.put(entry.word, " wraps no policy, so ").quote(word).add(" cannot stand inside");
-        else m.put("expected a field of ", entry.word, " and its value, as in name=value");
+        if (entry.field(word) != nullptr)
+          m.put(entry.word, ": ", word, " needs a value: ", word, "=...");
+        else if (words_.find(word) != nullptr)
+          m.put(entry.word, " wraps no policy, so ").quote(word).add(" cannot stand inside");
+        else
+          m.put("expected a field of ", entry.word, " and its value, as in name=value");
       });
     if (node_[node].inner >= 0)
-      return fail(begin, [&](Message& m) { m.put(entry.word, " wraps one policy, and this is a second one"); });
+      return fail(begin, [&](Message& m) {
+        m.put(entry.word, " wraps one policy, and this is a second one");
+      });
     int inner = -1;
     if (entry.field(word) != nullptr && words_.find(word) == nullptr)
-      return fail(begin, [&](Message& m) { m.put(entry.word, ": ", word, " needs a value: ", word, "=..."); });
+      return fail(begin, [&](Message& m) {
+        m.put(entry.word, ": ", word, " needs a value: ", word, "=...");
+      });
     if (!read_stage(depth + 1, inner)) return false;
     Node& n = node_[inner];
     n.root = false;
     if (kind_of(n.entry->room) != 0)
       return fail(n.at, [&](Message& m) {
-        m.put(entry.word, " wraps an eviction policy, but ", n.entry->word, " is a ", to_string(n.entry->room), " stage");
+        m.put(entry.word, " wraps an eviction policy, but ", n.entry->word, " is a ",
+              to_string(n.entry->room), " stage");
       });
     // What nobody reads is a mistake, not a setting.
     if (n.entry->word == evict::KeepAll::about.word)
@@ -177,7 +196,8 @@ class Parser {
     const Entry& first = *node_[place].entry;
     static constexpr std::string_view kind[] = {"eviction", "quant", "position"};
     return fail(node_[node].at, [&](Message& m) {
-      m.put("a recipe takes one ", kind[kind_of(entry.room)], " stage, and ", first.word, " already is one");
+      m.put("a recipe takes one ", kind[kind_of(entry.room)], " stage, and ", first.word,
+            " already is one");
       if (entry.room == Stage::budget && !first.wraps)
         m.put("; a budget takes its policy inside: ", entry.word, "(", first.word, ")");
       if (first.room == Stage::budget && !entry.wraps)
@@ -195,7 +215,9 @@ class Parser {
     return ++at_, true;
   }
   void skip_blanks() {
-    while (at_ < text_.size() && std::string_view(" \t\r\n").find(text_[at_]) != std::string_view::npos) ++at_;
+    while (at_ < text_.size() &&
+           std::string_view(" \t\r\n").find(text_[at_]) != std::string_view::npos)
+      ++at_;
   }
 
   // ---- refusing ------------------------------------------------------------------------------
@@ -219,7 +241,8 @@ class Parser {
     };
     return fail(begin, [&](Message& m) {
       m.add("unknown method ").quote(word);
-      if (const auto near = detail::nearest(word, next); !near.empty()) m.put("; did you mean '", near, "'?");
+      if (const auto near = detail::nearest(word, next); !near.empty())
+        m.put("; did you mean '", near, "'?");
     });
   }
 

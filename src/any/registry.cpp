@@ -12,9 +12,12 @@ std::string_view needs(const Entry& entry) {
   entry.defaults(knobs, {});
   entry.build(knobs, recipe);
   switch (recipe.evict.pipeline().attention().rows) {
-    case AttentionNeed::Rows::all: return "attention";
-    case AttentionNeed::Rows::last: return "window";
-    case AttentionNeed::Rows::none: break;
+    case AttentionNeed::Rows::all:
+      return "attention";
+    case AttentionNeed::Rows::last:
+      return "window";
+    case AttentionNeed::Rows::none:
+      break;
   }
   return "nothing";
 }
@@ -26,8 +29,10 @@ FieldValue default_of(const Entry& entry, const Field& field) {
 }
 
 Status Registry::add(const Entry& entry) {
-  if (entry.word.empty() || entry.defaults == nullptr || entry.build == nullptr) return Status::invalid_argument;
-  if (entry.fields.size() > most_fields || find(entry.word) != nullptr) return Status::invalid_argument;
+  if (entry.word.empty() || entry.defaults == nullptr || entry.build == nullptr)
+    return Status::invalid_argument;
+  if (entry.fields.size() > most_fields || find(entry.word) != nullptr)
+    return Status::invalid_argument;
   for (const Alias& a : entry.aliases) {
     if (a.word.empty() || find(a.word) != nullptr) return Status::invalid_argument;
     if (!a.field.empty() && entry.field(a.field) == nullptr) return Status::invalid_argument;
@@ -53,8 +58,8 @@ const Entry* Registry::find(std::string_view word, const Alias** alias) const {
 const Registry& builtin() {
   static const Registry all = [] {
     Registry r;
-    for (const auto list : {detail::builtin_evict(), detail::builtin_budget(), detail::builtin_quant(),
-                            detail::builtin_position()})
+    for (const auto list : {detail::builtin_evict(), detail::builtin_budget(),
+                            detail::builtin_quant(), detail::builtin_position()})
       for (const Entry& e : list) (void)r.add(e);  // a test counts them
     return r;
   }();

@@ -34,8 +34,10 @@ class Bytes final : public ByteSink {
 template <class C>
 std::vector<std::byte> saved(const C& cache) {
   Bytes file;
-  if constexpr (requires { cache.save(file); }) REQUIRE(cache.save(file) == Status::ok);
-  else REQUIRE(save(cache, file) == Status::ok);
+  if constexpr (requires { cache.save(file); })
+    REQUIRE(cache.save(file) == Status::ok);
+  else
+    REQUIRE(save(cache, file) == Status::ok);
   return file.data;
 }
 
@@ -48,7 +50,8 @@ struct Twins {
   Workspace work{};
   std::mt19937 random{3};
 
-  Twins(const CacheShape& s, any::AnyCache a, Cache<Cpu, R> t) : shape(s), text(std::move(a)), type(std::move(t)) {
+  Twins(const CacheShape& s, any::AnyCache a, Cache<Cpu, R> t)
+      : shape(s), text(std::move(a)), type(std::move(t)) {
     REQUIRE(text.workspace_bytes(512, 128) == type.workspace_bytes(512, 128));
     REQUIRE(work.reserve(type.workspace_bytes(512, 128)) == Status::ok);
   }
@@ -61,7 +64,8 @@ struct Twins {
       const auto run = [&](auto& cache, std::vector<float>& o) {
         o.resize(static_cast<std::size_t>(shape.q_heads * n * shape.values()));
         REQUIRE(cache.forward(ctx, l, t.queries(shape), t.keys(shape), t.values(shape),
-                              dense_view(o.data(), shape.q_heads, n, shape.values())) == Status::ok);
+                              dense_view(o.data(), shape.q_heads, n, shape.values())) ==
+                Status::ok);
       };
       run(text, out[0]), run(type, out[1]);
       REQUIRE(std::memcmp(out[0].data(), out[1].data(), out[0].size() * sizeof(float)) == 0);
@@ -122,37 +126,44 @@ void require_equal(const char* words, const R& recipe, const CacheShape& shape) 
 
 }  // namespace
 
-TEST_CASE("any cache: equals the cache of the same recipe as a type, bit for bit", "[any][any_cache]") {
+TEST_CASE("any cache: equals the cache of the same recipe as a type, bit for bit",
+          "[any][any_cache]") {
   CacheShape shape{.layers = 2, .q_heads = 4, .kv_heads = 2, .head_dim = 64};
-  require_equal("kivi4(group=16, residual=32)", recipe(quant::Kivi<4>{.group_size = 16, .residual_window = 32}), shape);
+  require_equal("kivi4(group=16, residual=32)",
+                recipe(quant::Kivi<4>{.group_size = 16, .residual_window = 32}), shape);
   require_equal("h2o(heavy=24, recent=16) + kivi2(group=16, residual=16, sinks=3)",
                 recipe(evict::H2O{.heavy = 24, .recent = 16},
                        quant::Kivi<2>{.group_size = 16, .residual_window = 16, .sinks = 3}),
                 shape);
-  require_equal("sink_window(sinks=2, recent=40) + reindex(theta=5000, pairing=interleaved)",
-                recipe(evict::SinkWindow{.recent = 40, .sinks = 2},
-                       position::Reindex{{.pairing = prim::RopePairing::interleaved, .base = 5000.0}}),
-                shape);
+  require_equal(
+      "sink_window(sinks=2, recent=40) + reindex(theta=5000, pairing=interleaved)",
+      recipe(evict::SinkWindow{.recent = 40, .sinks = 2},
+             position::Reindex{{.pairing = prim::RopePairing::interleaved, .base = 5000.0}}),
+      shape);
   shape.value_dim = 32;
   shape.dtype = DType::bf16;
-  require_equal("ada(snapkv(tokens=40, window=8), floor=0.3) + int4(key_axis=channel, group=16, residual=16)",
-                recipe(budget::Ada{evict::SnapKV{.tokens = 40, .window = 8}, 0.3},
-                       quant::GroupInt<4>{.key_axis = prim::GroupAxis::channel, .group_size = 16, .residual_window = 16}),
-                shape);
+  require_equal(
+      "ada(snapkv(tokens=40, window=8), floor=0.3) + int4(key_axis=channel, group=16, residual=16)",
+      recipe(budget::Ada{evict::SnapKV{.tokens = 40, .window = 8}, 0.3},
+             quant::GroupInt<4>{
+                 .key_axis = prim::GroupAxis::channel, .group_size = 16, .residual_window = 16}),
+      shape);
   require_equal("pyramid(knorm(tokens=40, recent=8), beta=4) + int8 + rerotate",
-                recipe(budget::Pyramid{evict::Knorm{.tokens = 40, .recent = 8}, 4.0}, quant::GroupInt<8>{},
-                       position::Rerotate{}),
+                recipe(budget::Pyramid{evict::Knorm{.tokens = 40, .recent = 8}, 4.0},
+                       quant::GroupInt<8>{}, position::Rerotate{}),
                 shape);
 }
 
-TEST_CASE("any cache: a step without the attention that the recipe needs is refused", "[any][any_cache]") {
+TEST_CASE("any cache: a step without the attention that the recipe needs is refused",
+          "[any][any_cache]") {
   const CacheShape shape{.q_heads = 2, .kv_heads = 1, .head_dim = 32};
   Workspace work;
   REQUIRE(work.reserve(1 << 20) == Status::ok);
   Context<Cpu> ctx(work.bytes());
   std::mt19937 random(1);
   const test::Tokens t(shape, 4, random);
-  for (const auto& [words, want] : {std::pair{"h2o", Status::missing_input}, std::pair{"sliding_window", Status::ok}}) {
+  for (const auto& [words, want] :
+       {std::pair{"h2o", Status::missing_input}, std::pair{"sliding_window", Status::ok}}) {
     auto cache = any::make(words, shape, any::on<Cpu>);
     REQUIRE(cache);
     REQUIRE(cache->append(ctx, 0, t.keys(shape), t.values(shape)) == Status::ok);
@@ -171,20 +182,25 @@ TEST_CASE("any cache: a recipe that cannot be made says why in a sentence", "[an
   };
   CHECK(why("h2o(heavi=3)", shape) == "at byte 4: h2o has no field 'heavi'; did you mean 'heavy'?");
   CHECK(why("kivi(group=48)", shape) ==
-        "kivi: invalid_argument; its fields do not fit together or this cache (head_dim 64, value_dim 64, 4 query "
+        "kivi: invalid_argument; its fields do not fit together or this cache (head_dim 64, "
+        "value_dim 64, 4 query "
         "heads, 2 kv heads, 1 layers)");
   CHECK(why("h2o(heavy=0, recent=0)", shape).starts_with("h2o: invalid_argument; "));
-  CHECK(why("ada(tova)", shape) == "ada: incompatible; it cannot be combined with the policy that it wraps");
+  CHECK(why("ada(tova)", shape) ==
+        "ada: incompatible; it cannot be combined with the policy that it wraps");
   CHECK(why("rerotate(scaling=dynamic_ntk)", shape) ==
         "rerotate: not_supported; it cannot serve this combination of fields");
-  CHECK(why("h2o", CacheShape{.q_heads = 3, .kv_heads = 2}) == "the shape of the cache is impossible");
+  CHECK(why("h2o", CacheShape{.q_heads = 3, .kv_heads = 2}) ==
+        "the shape of the cache is impossible");
 }
 
-TEST_CASE("any cache: memory comes from the resource, all of it is reported and returned", "[any][any_cache]") {
+TEST_CASE("any cache: memory comes from the resource, all of it is reported and returned",
+          "[any][any_cache]") {
   const CacheShape shape{.layers = 2, .q_heads = 4, .kv_heads = 2, .head_dim = 64};
   test::CountingMemory memory;
   {
-    auto made = any::make("h2o(heavy=8, recent=8) + kivi2(group=8, residual=8)", shape, any::on<Cpu>, memory);
+    auto made = any::make("h2o(heavy=8, recent=8) + kivi2(group=8, residual=8)", shape,
+                          any::on<Cpu>, memory);
     REQUIRE(made);
     any::AnyCache cache = std::move(*made);
     REQUIRE(cache.text() == "h2o(heavy=8, recent=8) + kivi(group_size=8, residual_window=8)");
@@ -207,7 +223,8 @@ TEST_CASE("any cache: memory comes from the resource, all of it is reported and 
   FAIL("never enough memory");
 }
 
-TEST_CASE("any cache: half and bfloat16 rows enter like the floats they stand for", "[any][any_cache]") {
+TEST_CASE("any cache: half and bfloat16 rows enter like the floats they stand for",
+          "[any][any_cache]") {
   const CacheShape shape{.q_heads = 2, .kv_heads = 1, .head_dim = 16, .dtype = DType::f32};
   const index_t n = 5;
   std::mt19937 random(2);
@@ -215,12 +232,15 @@ TEST_CASE("any cache: half and bfloat16 rows enter like the floats they stand fo
   const auto check = [&]<class T>(T) {
     std::vector<T> narrow(t.k.size());
     std::vector<float> wide(t.k.size());
-    for (std::size_t i = 0; i < narrow.size(); ++i) narrow[i] = T(t.k[i]), wide[i] = static_cast<float>(narrow[i]);
-    auto a = any::make("keep_all", shape, any::on<Cpu>), b = any::make("keep_all", shape, any::on<Cpu>);
+    for (std::size_t i = 0; i < narrow.size(); ++i)
+      narrow[i] = T(t.k[i]), wide[i] = static_cast<float>(narrow[i]);
+    auto a = any::make("keep_all", shape, any::on<Cpu>),
+         b = any::make("keep_all", shape, any::on<Cpu>);
     REQUIRE((a && b));
     Context<Cpu> ctx;
     const TensorView<const T, 3> x = dense_view(static_cast<const T*>(narrow.data()), 1, n, 16);
-    const TensorView<const float, 3> y = dense_view(static_cast<const float*>(wide.data()), 1, n, 16);
+    const TensorView<const float, 3> y =
+        dense_view(static_cast<const float*>(wide.data()), 1, n, 16);
     REQUIRE(a->append(ctx, 0, x, x) == Status::ok);
     REQUIRE(b->append(ctx, 0, y, y) == Status::ok);
     REQUIRE(saved(*a) == saved(*b));

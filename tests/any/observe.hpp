@@ -10,15 +10,16 @@
 
 namespace kvcondense::test {
 
-/// What a person could see of a recipe: how slots are stored, how keys turn, which tokens a small cache
-/// keeps. Empty when a cache of this shape refuses the recipe.
+/// What a person could see of a recipe: how slots are stored, how keys turn, which tokens a small
+/// cache keeps. Empty when a cache of this shape refuses the recipe.
 inline std::vector<double> observe(const any::AnyRecipe& recipe) {
   const CacheShape shape{.layers = 3, .q_heads = 4, .kv_heads = 2, .head_dim = 64};
   auto cache = any::AnyCache::make(recipe, "", shape);
   if (!cache) return {};
   std::vector<double> seen;
   for (const any::AnyCodec& codec : {recipe.quant.key_codec(), recipe.quant.value_codec()})
-    for (const std::int64_t n : {codec.fingerprint(), codec.group_slots()}) seen.push_back(static_cast<double>(n));
+    for (const std::int64_t n : {codec.fingerprint(), codec.group_slots()})
+      seen.push_back(static_cast<double>(n));
   for (const Flush& f : {recipe.quant.key_flush(), recipe.quant.value_flush()})
     for (const index_t n : {f.block, f.keep}) seen.push_back(static_cast<double>(n));
   seen.push_back(static_cast<double>(recipe.quant.sinks));
@@ -27,7 +28,8 @@ inline std::vector<double> observe(const any::AnyRecipe& recipe) {
     REQUIRE(angles);
     seen.push_back(static_cast<double>(angles->pairing));
     seen.push_back(static_cast<double>(angles->attention_factor));
-    for (index_t t = 0; t < angles->pairs; ++t) seen.push_back(static_cast<double>(angles->frequency[t]));
+    for (index_t t = 0; t < angles->pairs; ++t)
+      seen.push_back(static_cast<double>(angles->frequency[t]));
   }
 
   Workspace work;
@@ -39,10 +41,12 @@ inline std::vector<double> observe(const any::AnyRecipe& recipe) {
       const Tokens t(shape, pass == 0 ? 160 : 1, random, 2.0f);
       std::vector<float> out(static_cast<std::size_t>(shape.q_heads * t.n * shape.head_dim));
       REQUIRE(cache->forward(ctx, l, t.queries(shape), t.keys(shape), t.values(shape),
-                             dense_view(out.data(), shape.q_heads, t.n, shape.head_dim)) == Status::ok);
+                             dense_view(out.data(), shape.q_heads, t.n, shape.head_dim)) ==
+              Status::ok);
       for (index_t h = 0; h < shape.kv_heads; ++h) {
         seen.push_back(static_cast<double>(cache->slots(l, h)));
-        for (index_t s = 0; s < cache->slots(l, h); ++s) seen.push_back(static_cast<double>(cache->token(l, h, s)));
+        for (index_t s = 0; s < cache->slots(l, h); ++s)
+          seen.push_back(static_cast<double>(cache->token(l, h, s)));
       }
     }
   return seen;

@@ -18,7 +18,8 @@ std::string canonical(std::string_view text) {
 
 }  // namespace
 
-TEST_CASE("recipe text: what is read is printed with the fields that differ from the defaults", "[any][recipe_text]") {
+TEST_CASE("recipe text: what is read is printed with the fields that differ from the defaults",
+          "[any][recipe_text]") {
   const char* cases[][2] = {
       {"h2o", "h2o"},
       {"h2o()", "h2o"},
@@ -27,19 +28,22 @@ TEST_CASE("recipe text: what is read is printed with the fields that differ from
       {"kivi4(residual=64)\n+\th2o", "h2o + kivi(bits=4, residual_window=64)"},
       {"int8", "group_int(bits=8)"},
       {"int4(form=symmetric)", "group_int(form=symmetric)"},
-      {"ada(snapkv(window=16, budget=512), floor=0.5)", "ada(snapkv(tokens=512, window=16), floor=0.5)"},
+      {"ada(snapkv(window=16, budget=512), floor=0.5)",
+       "ada(snapkv(tokens=512, window=16), floor=0.5)"},
       {"ada(floor=50%, snapkv)", "ada(snapkv, floor=0.5)"},
       {"ratio(h2o, keep=12.5%)", "ratio(h2o, keep=0.125)"},
       {"ada(pyramid(uniform(snapkv, tokens=9)))", "ada(pyramid(uniform(snapkv, tokens=9)))"},
       {"none + exact + absolute", "keep_all"},
       {"keep_all + kivi", "kivi"},
-      {"reindex(theta=500000, scaling=llama3, factor=8)", "reindex(base=500000, scaling=llama3, factor=8)"},
+      {"reindex(theta=500000, scaling=llama3, factor=8)",
+       "reindex(base=500000, scaling=llama3, factor=8)"},
       {"streaming_llm(recent=9) + reindex", "sink_window(recent=9) + reindex"},
   };
   for (const auto& c : cases) REQUIRE(canonical(c[0]) == c[1]);
 }
 
-TEST_CASE("recipe text: a refusal names the byte and says what would be right", "[any][recipe_text]") {
+TEST_CASE("recipe text: a refusal names the byte and says what would be right",
+          "[any][recipe_text]") {
   const struct {
     const char* text;
     std::size_t position;
@@ -57,13 +61,15 @@ TEST_CASE("recipe text: a refusal names the byte and says what would be right", 
       {"keep_all(x=1)", 9, "keep_all has no field 'x'; it has none"},
       {"h2o(heavy=-1)", 10, "h2o: heavy must be an integer from 0 to 268435456, not '-1'"},
       {"h2o(heavy=1.5)", 10, "h2o: heavy must be an integer from 0 to 268435456, not '1.5'"},
-      {"h2o(heavy=99999999999999999999)", 10, "h2o: heavy must be an integer from 0 to 268435456, not '99999999999999999999'"},
+      {"h2o(heavy=99999999999999999999)", 10,
+       "h2o: heavy must be an integer from 0 to 268435456, not '99999999999999999999'"},
       {"h2o(heavy=)", 10, "h2o: heavy must be an integer from 0 to 268435456, not ''"},
       {"h2o(heavy=512MB)", 10, "h2o: heavy must be an integer from 0 to 268435456, not '512MB'"},
       {"ada(snapkv, floor=nan)", 18, "ada: floor must be a fraction from 0 to 1, not 'nan'"},
       {"ada(snapkv, floor=120%)", 18, "ada: floor must be a fraction from 0 to 1, not '120%'"},
       {"snapkv(pool=max)", 12,
-       "snapkv: pool must be one of average, average_valid, maximum, not 'max'; did you mean 'maximum'?"},
+       "snapkv: pool must be one of average, average_valid, maximum, not 'max'; did you mean "
+       "'maximum'?"},
       {"h2o(heavy=1, heavy=2)", 13, "h2o: heavy is given twice"},
       {"snapkv(tokens=64, budget=65)", 18, "snapkv: tokens is given twice"},
       {"kivi4(bits=2)", 6, "kivi4 fixes bits; write kivi(bits=...) to choose it"},
@@ -81,13 +87,17 @@ TEST_CASE("recipe text: a refusal names the byte and says what would be right", 
       {"ada(snapkv, h2o)", 12, "ada wraps one policy, and this is a second one"},
       {"ada(kivi)", 4, "ada wraps an eviction policy, but kivi is a quant stage"},
       {"uniform(keep_all)", 8, "keep_all drops nothing, so uniform has nothing to decide"},
-      {"uniform(ada(h2o))", 8, "uniform sets the budget anew, so nothing of ada would be left; write ada(uniform(...))"},
+      {"uniform(ada(h2o))", 8,
+       "uniform sets the budget anew, so nothing of ada would be left; write ada(uniform(...))"},
       {"uniform(ratio(h2o))", 8, "uniform sets the budget anew, so nothing of ratio would be left"},
       {"h2o + tova", 6, "a recipe takes one eviction stage, and h2o already is one"},
       {"kivi + h2o + int8", 13, "a recipe takes one quant stage, and kivi already is one"},
       {"absolute+reindex", 9, "a recipe takes one position stage, and absolute already is one"},
+      {"ada(pyramid(skip_layers(h2o)))+kivi+absolute+ada(pyramid(skip_layers(tova)))", 45,
+       "a recipe takes one eviction stage, and ada already is one"},
       {"h2o + ada(snapkv)", 6,
-       "a recipe takes one eviction stage, and h2o already is one; a budget takes its policy inside: ada(h2o)"},
+       "a recipe takes one eviction stage, and h2o already is one; a budget takes its policy "
+       "inside: ada(h2o)"},
       {"ada(pyramid(skip_layers(skip_layers(h2o))))", 36, "wrappers nest at most 3 deep"},
       {"h2o(\x01=1)", 4, "expected a field of h2o and its value, as in name=value"},
   };
@@ -111,8 +121,9 @@ TEST_CASE("recipe text: a text that is too long or too deep is refused", "[any][
   REQUIRE_FALSE(any::parse(std::string(900, 'x')));
 }
 
-TEST_CASE("recipe text: the model's rope fills what the text leaves out, and the canonical text says so",
-          "[any][recipe_text]") {
+TEST_CASE(
+    "recipe text: the model's rope fills what the text leaves out, and the canonical text says so",
+    "[any][recipe_text]") {
   prim::RopeConfig model;
   model.base = 500000.0;
   model.scaling = prim::RopeScaling::llama3;
@@ -134,13 +145,17 @@ TEST_CASE("recipe text: the model's rope fills what the text leaves out, and the
   }
 }
 
-TEST_CASE("recipe text: random bytes and broken recipes are read or refused, never worse", "[any][recipe_text]") {
-  const char* seeds[] = {"ada(snapkv(window=32, budget=512), floor=0.2) + kivi2(group=32, residual=128)",
-                         "h2o(heavy=256,recent=256)+kivi4+reindex(theta=1e4)", "ratio(pyramid(tova), keep=25%)",
-                         "group_int(bits=3, form=symmetric, key_axis=channel)"};
+TEST_CASE("recipe text: random bytes and broken recipes are read or refused, never worse",
+          "[any][recipe_text]") {
+  const char* seeds[] = {
+      "ada(snapkv(window=32, budget=512), floor=0.2) + kivi2(group=32, residual=128)",
+      "h2o(heavy=256,recent=256)+kivi4+reindex(theta=1e4)", "ratio(pyramid(tova), keep=25%)",
+      "group_int(bits=3, form=symmetric, key_axis=channel)"};
   const std::string alphabet = "abdehiknoprstuvw0123456789_(),=+%. -\n\xff";
   std::mt19937 random(7);
-  const auto below = [&](std::size_t n) { return std::uniform_int_distribution<std::size_t>(0, n - 1)(random); };
+  const auto below = [&](std::size_t n) {
+    return std::uniform_int_distribution<std::size_t>(0, n - 1)(random);
+  };
   int read = 0;
   for (int round = 0; round < 60000; ++round) {
     std::string text;
@@ -151,10 +166,17 @@ TEST_CASE("recipe text: random bytes and broken recipes are read or refused, nev
       for (std::size_t i = below(4) + 1; i > 0; --i) {
         const std::size_t at = below(text.size() + 1);
         switch (below(4)) {
-          case 0: text.insert(at, 1, alphabet[below(alphabet.size())]); break;
-          case 1: text.erase(at, below(6)); break;
-          case 2: text.insert(at, text.substr(below(text.size() + 1), below(30))); break;
-          default: if (at < text.size()) text[at] = alphabet[below(alphabet.size())];
+          case 0:
+            text.insert(at, 1, alphabet[below(alphabet.size())]);
+            break;
+          case 1:
+            text.erase(at, below(6));
+            break;
+          case 2:
+            text.insert(at, text.substr(below(text.size() + 1), below(30)));
+            break;
+          default:
+            if (at < text.size()) text[at] = alphabet[below(alphabet.size())];
         }
         if (text.empty()) break;
       }

@@ -30,8 +30,10 @@ std::vector<std::string> stages_to_vary(const any::Entry& e) {
   if (word == "uniform") return {"tokens=40"};
   if (word == "ratio") return {"keep=0.2", "keep=0.01, min_keep=30"};
   if (e.room == Stage::position && !e.fields.empty()) {
-    std::vector<std::string> ropes{"", "scaling=linear, factor=4", "scaling=llama3, factor=4", "scaling=yarn, factor=4"};
-    if (e.field("length") != nullptr) ropes.emplace_back("scaling=dynamic_ntk, factor=4, length=20000");
+    std::vector<std::string> ropes{"", "scaling=linear, factor=4", "scaling=llama3, factor=4",
+                                   "scaling=yarn, factor=4"};
+    if (e.field("length") != nullptr)
+      ropes.emplace_back("scaling=dynamic_ntk, factor=4, length=20000");
     return ropes;
   }
   return {""};
@@ -42,7 +44,8 @@ std::vector<std::string> other_values(const any::Entry& e, const Field& f) {
   const any::FieldValue usual = any::default_of(e, f);
   if (f.type == FieldType::choice) {
     for (const any::Choice& c : f.choices)
-      if (c.value != usual.integer && c.name != "table" && c.name != "longrope") values.emplace_back(c.name);
+      if (c.value != usual.integer && c.name != "table" && c.name != "longrope")
+        values.emplace_back(c.name);
   } else if (f.type == FieldType::boolean) {
     values.push_back(usual.integer != 0 ? "false" : "true");
   } else if (f.is_real()) {
@@ -50,7 +53,8 @@ std::vector<std::string> other_values(const any::Entry& e, const Field& f) {
       if (v >= f.lowest && v <= f.highest && v != usual.real) values.push_back(std::to_string(v));
   } else {
     for (const int v : {1, 2, 5, 8, 16, 24, 64, 128, 10000})
-      if (v >= f.lowest && v <= f.highest && v != usual.integer) values.push_back(std::to_string(v));
+      if (v >= f.lowest && v <= f.highest && v != usual.integer)
+        values.push_back(std::to_string(v));
   }
   return values;
 }
@@ -65,10 +69,11 @@ std::string without(std::string fields, std::string_view name) {
 
 }  // namespace
 
-TEST_CASE("registry: every list of the library made it in, words and aliases unique", "[any][registry]") {
+TEST_CASE("registry: every list of the library made it in, words and aliases unique",
+          "[any][registry]") {
   std::size_t listed = 0;
-  for (const auto list : {any::detail::builtin_evict(), any::detail::builtin_budget(), any::detail::builtin_quant(),
-                          any::detail::builtin_position()})
+  for (const auto list : {any::detail::builtin_evict(), any::detail::builtin_budget(),
+                          any::detail::builtin_quant(), any::detail::builtin_position()})
     listed += list.size();
   REQUIRE(any::builtin().entries().size() == listed);
   for (const any::Entry* e : any::builtin().entries()) {
@@ -89,17 +94,20 @@ TEST_CASE("registry: every field's default lies in its range", "[any][registry]"
       REQUIRE_FALSE(f.meaning.empty());
       if (f.is_real()) REQUIRE((v.real >= f.lowest && v.real <= f.highest));
       if (f.type == FieldType::integer)
-        REQUIRE((static_cast<double>(v.integer) >= f.lowest && static_cast<double>(v.integer) <= f.highest));
+        REQUIRE((static_cast<double>(v.integer) >= f.lowest &&
+                 static_cast<double>(v.integer) <= f.highest));
       if (f.type == FieldType::choice) REQUIRE(any::value_text(f, v).view() != "?");
-      const auto said = any::parse(with_fields(*e, std::string(f.name) + "=" + any::value_text(f, v).c_str()));
+      const auto said =
+          any::parse(with_fields(*e, std::string(f.name) + "=" + any::value_text(f, v).c_str()));
       CAPTURE(std::string(said.message()));
       REQUIRE(said);
       REQUIRE(said->text == any::parse(with_fields(*e, ""))->text);
     }
 }
 
-TEST_CASE("registry: every word goes from text to a recipe and back, with each field at another value",
-          "[any][registry]") {
+TEST_CASE(
+    "registry: every word goes from text to a recipe and back, with each field at another value",
+    "[any][registry]") {
   for (const any::Entry* e : any::builtin().entries())
     for (const Field& f : e->fields)
       for (const std::string& value : other_values(*e, f)) {
@@ -132,8 +140,8 @@ TEST_CASE("registry: every field changes what a cache does", "[any][registry]") 
         const std::string others = without(stage, f.name);
         for (const std::string& value : other_values(*e, f)) {
           if (changes) break;
-          const auto changed =
-              any::parse(with_fields(*e, others + (others.empty() ? "" : ", ") + std::string(f.name) + "=" + value));
+          const auto changed = any::parse(with_fields(
+              *e, others + (others.empty() ? "" : ", ") + std::string(f.name) + "=" + value));
           CAPTURE(std::string(changed.message()));
           REQUIRE(changed);
           const auto after = test::observe(changed->stages);
@@ -164,7 +172,8 @@ struct Halves {
   auto pipeline() const { return evict::KeepAll{}.pipeline(); }
   Status validate(const CacheShape&) const { return Status::ok; }
 };
-constexpr Field halves_fields[] = {any::number<Halves, &Halves::tokens>("tokens", "", "slots", 1, 99)};
+constexpr Field halves_fields[] = {
+    any::number<Halves, &Halves::tokens>("tokens", "", "slots", 1, 99)};
 constexpr any::Alias halves_aliases[] = {{"half8", "tokens", {8}}};
 const any::Entry halves = any::stage_entry<Halves>("Keeps half.", halves_fields, halves_aliases);
 

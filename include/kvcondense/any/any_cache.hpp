@@ -33,14 +33,17 @@ inline constexpr On<B> on{};
 
 /// A cache whose recipe was chosen at run time, with every call of `Cache`.
 ///
-/// Idea     templates inside, one wall outside: Cache<Cpu, AnyRecipe> is compiled once, in the library
+/// Idea     templates inside, one wall outside: Cache<Cpu, AnyRecipe> is compiled once, in the
+/// library
 ///          kvcondense::any, which a program that uses this header links.
 /// Needs    a Context<Cpu>, from backend/cpu/context.hpp or cpu.hpp; what its recipe needs:
 ///          `capabilities().needs_attention` says whether `step` wants attention.
-/// Cost     one call through the wall per layer and call, one indirect call per page run and codec; the
+/// Cost     one call through the wall per layer and call, one indirect call per page run and codec;
+/// the
 ///          object itself is one pointer to memory of the caller's resource.
-/// Numbers  equal bit for bit to the cache of the same recipe as a type; snapshots may be exchanged.
-/// Errors   as `Cache`; a step without the attention that the recipe needs is missing_input. A cache that
+/// Numbers  equal bit for bit to the cache of the same recipe as a type; snapshots may be
+/// exchanged. Errors   as `Cache`; a step without the attention that the recipe needs is
+/// missing_input. A cache that
 ///          was moved from may only be assigned to or destroyed.
 class AnyCache {
  public:
@@ -54,7 +57,8 @@ class AnyCache {
   ~AnyCache();
 
   /// An empty cache; `text` is what `text()` will say.
-  static Expected<AnyCache> make(const AnyRecipe& recipe, std::string_view text, const CacheShape& shape,
+  static Expected<AnyCache> make(const AnyRecipe& recipe, std::string_view text,
+                                 const CacheShape& shape,
                                  MemoryResource<Cpu>& memory = heap_memory());
 
   std::string_view text() const;  ///< the canonical recipe
@@ -72,15 +76,17 @@ class AnyCache {
 
   /// T: float, half or bfloat16.
   template <class T>
-  Status append(Context<Cpu>& ctx, index_t layer, TensorView<const T, 3> keys, TensorView<const T, 3> values,
-                std::span<const index_t> positions = {});
-  Status attend(Context<Cpu>& ctx, index_t layer, TensorView<const float, 3> queries, TensorView<float, 3> out,
-                const AttendOutputs& measure = {}) const;
+  Status append(Context<Cpu>& ctx, index_t layer, TensorView<const T, 3> keys,
+                TensorView<const T, 3> values, std::span<const index_t> positions = {});
+  Status attend(Context<Cpu>& ctx, index_t layer, TensorView<const float, 3> queries,
+                TensorView<float, 3> out, const AttendOutputs& measure = {}) const;
   Status step(Context<Cpu>& ctx, index_t layer, Phase phase = Phase::automatic);
-  Status step(Context<Cpu>& ctx, index_t layer, const AttentionView& attention, Phase phase = Phase::automatic);
+  Status step(Context<Cpu>& ctx, index_t layer, const AttentionView& attention,
+              Phase phase = Phase::automatic);
   template <class T>
-  Status forward(Context<Cpu>& ctx, index_t layer, TensorView<const float, 3> queries, TensorView<const T, 3> keys,
-                 TensorView<const T, 3> values, TensorView<float, 3> out, std::span<const index_t> positions = {},
+  Status forward(Context<Cpu>& ctx, index_t layer, TensorView<const float, 3> queries,
+                 TensorView<const T, 3> keys, TensorView<const T, 3> values,
+                 TensorView<float, 3> out, std::span<const index_t> positions = {},
                  Phase phase = Phase::automatic);
 
   Status truncate(index_t tokens);
@@ -90,7 +96,8 @@ class AnyCache {
   Status save(ByteSink& sink) const;
   Status load(std::span<const std::byte> file);
   Report report() const;
-  Status read(index_t layer, index_t head, index_t first, TensorView<float, 2> keys, TensorView<float, 2> values) const;
+  Status read(index_t layer, index_t head, index_t first, TensorView<float, 2> keys,
+              TensorView<float, 2> values) const;
 
   /// What is inside, for tools; its type is complete once cpu.hpp is included.
   const Full& full() const;
@@ -133,8 +140,9 @@ class [[nodiscard]] MakeResult {
 ///
 ///   auto cache = any::make("h2o(heavy=256, recent=256) + kivi2(group=32)", shape, any::on<Cpu>);
 ///   if (!cache) return complain(cache.message());
-MakeResult make(std::string_view text, const CacheShape& shape, On<Cpu>, MemoryResource<Cpu>& memory = heap_memory(),
-                const prim::RopeConfig& model = {}, const Registry& words = builtin());
+MakeResult make(std::string_view text, const CacheShape& shape, On<Cpu>,
+                MemoryResource<Cpu>& memory = heap_memory(), const prim::RopeConfig& model = {},
+                const Registry& words = builtin());
 /// The same for a recipe that is already read, as a server with many sequences wants it.
 MakeResult make(const ParsedRecipe& recipe, const CacheShape& shape, On<Cpu>,
                 MemoryResource<Cpu>& memory = heap_memory());

@@ -16,11 +16,14 @@ struct CodecTable {
   std::size_t (*page_bytes)(const CodecRoom&, index_t slots, index_t dim);
   bool (*valid)(const CodecRoom&, index_t dim);
   std::int64_t (*fingerprint)(const CodecRoom&);
-  index_t (*encode)(const CodecRoom&, prim::PageSpan, index_t first, index_t count, prim::RowBlock<const float>);
-  void (*decode)(const CodecRoom&, prim::PageSpan, index_t first, index_t count, prim::RowBlock<float>);
-  void (*move)(const CodecRoom&, prim::PageSpan to, index_t to_slot, prim::PageSpan from, index_t from_slot);
-  void (*scores)(const CodecRoom&, prim::PageSpan, index_t first, index_t count, prim::RowBlock<const float> queries,
-                 prim::RowBlock<float> out);
+  index_t (*encode)(const CodecRoom&, prim::PageSpan, index_t first, index_t count,
+                    prim::RowBlock<const float>);
+  void (*decode)(const CodecRoom&, prim::PageSpan, index_t first, index_t count,
+                 prim::RowBlock<float>);
+  void (*move)(const CodecRoom&, prim::PageSpan to, index_t to_slot, prim::PageSpan from,
+               index_t from_slot);
+  void (*scores)(const CodecRoom&, prim::PageSpan, index_t first, index_t count,
+                 prim::RowBlock<const float> queries, prim::RowBlock<float> out);
   void (*accumulate)(const CodecRoom&, prim::PageSpan, index_t first, index_t count,
                      prim::RowBlock<const float> weights, prim::RowBlock<float> out);
 };
@@ -36,29 +39,35 @@ struct CodecCalls {
   }
   static bool valid(const CodecRoom& c, index_t dim) { return c.as<C>().valid(dim); }
   static std::int64_t fingerprint(const CodecRoom& c) { return c.as<C>().fingerprint(); }
-  static index_t encode(const CodecRoom& c, prim::PageSpan page, index_t first, index_t count, Rows rows) {
+  static index_t encode(const CodecRoom& c, prim::PageSpan page, index_t first, index_t count,
+                        Rows rows) {
     return Page::encode(c.as<C>(), page, first, count, rows);
   }
-  static void decode(const CodecRoom& c, prim::PageSpan page, index_t first, index_t count, Out rows) {
+  static void decode(const CodecRoom& c, prim::PageSpan page, index_t first, index_t count,
+                     Out rows) {
     Page::decode(c.as<C>(), page, first, count, rows);
   }
-  static void move(const CodecRoom& c, prim::PageSpan to, index_t to_slot, prim::PageSpan from, index_t from_slot) {
+  static void move(const CodecRoom& c, prim::PageSpan to, index_t to_slot, prim::PageSpan from,
+                   index_t from_slot) {
     if constexpr (requires { &Page::move; }) Page::move(c.as<C>(), to, to_slot, from, from_slot);
   }
-  static void scores(const CodecRoom& c, prim::PageSpan page, index_t first, index_t count, Rows queries, Out out) {
+  static void scores(const CodecRoom& c, prim::PageSpan page, index_t first, index_t count,
+                     Rows queries, Out out) {
     Page::scores(c.as<C>(), page, first, count, queries, out);
   }
-  static void accumulate(const CodecRoom& c, prim::PageSpan page, index_t first, index_t count, Rows weights, Out out) {
+  static void accumulate(const CodecRoom& c, prim::PageSpan page, index_t first, index_t count,
+                         Rows weights, Out out) {
     Page::accumulate(c.as<C>(), page, first, count, weights, out);
   }
 
-  static constexpr CodecTable table{page_bytes, valid, fingerprint, encode, decode, move, scores, accumulate};
+  static constexpr CodecTable table{page_bytes, valid, fingerprint, encode,
+                                    decode,     move,  scores,      accumulate};
 };
 
 }  // namespace detail
 
-/// Any codec as a value: a cache of AnyCodec reads and writes pages that are byte for byte those of a
-/// cache of the codec itself.
+/// Any codec as a value: a cache of AnyCodec reads and writes pages that are byte for byte those of
+/// a cache of the codec itself.
 ///
 /// Needs    a trivially copyable codec of at most 96 bytes whose PageCodec<Cpu, C> is visible.
 /// Cost     one indirect call per run of slots in a page; nothing inside loops.
@@ -66,11 +75,12 @@ class AnyCodec {
  public:
   AnyCodec();  ///< exact rows
   template <prim::CodecDescription C>
-    requires(!std::same_as<C, AnyCodec>)
-  explicit AnyCodec(const C& codec)
+  requires(!std::same_as<C, AnyCodec>) explicit AnyCodec(const C& codec)
       : room_(codec), table_(&detail::CodecCalls<C>::table), group_slots_(codec.group_slots()) {}
 
-  std::size_t page_bytes(index_t slots, index_t dim) const { return table_->page_bytes(room_, slots, dim); }
+  std::size_t page_bytes(index_t slots, index_t dim) const {
+    return table_->page_bytes(room_, slots, dim);
+  }
   index_t group_slots() const { return group_slots_; }
   bool valid(index_t dim) const { return table_->valid(room_, dim); }
   std::int64_t fingerprint() const { return table_->fingerprint(room_); }
@@ -94,21 +104,23 @@ template <>
 struct PageCodec<Cpu, any::AnyCodec> {
   using Codec = any::AnyCodec;
 
-  static index_t encode(const Codec& c, PageSpan page, index_t first, index_t count, RowBlock<const float> rows) {
+  static index_t encode(const Codec& c, PageSpan page, index_t first, index_t count,
+                        RowBlock<const float> rows) {
     return c.table_->encode(c.room_, page, first, count, rows);
   }
-  static void decode(const Codec& c, PageSpan page, index_t first, index_t count, RowBlock<float> rows) {
+  static void decode(const Codec& c, PageSpan page, index_t first, index_t count,
+                     RowBlock<float> rows) {
     c.table_->decode(c.room_, page, first, count, rows);
   }
   static void move(const Codec& c, PageSpan to, index_t to_slot, PageSpan from, index_t from_slot) {
     c.table_->move(c.room_, to, to_slot, from, from_slot);
   }
-  static void scores(const Codec& c, PageSpan page, index_t first, index_t count, RowBlock<const float> queries,
-                     RowBlock<float> out) {
+  static void scores(const Codec& c, PageSpan page, index_t first, index_t count,
+                     RowBlock<const float> queries, RowBlock<float> out) {
     c.table_->scores(c.room_, page, first, count, queries, out);
   }
-  static void accumulate(const Codec& c, PageSpan page, index_t first, index_t count, RowBlock<const float> weights,
-                         RowBlock<float> out) {
+  static void accumulate(const Codec& c, PageSpan page, index_t first, index_t count,
+                         RowBlock<const float> weights, RowBlock<float> out) {
     c.table_->accumulate(c.room_, page, first, count, weights, out);
   }
 };

@@ -12,8 +12,8 @@ namespace kvcondense::any {
 
 class AnyEvict;
 
-/// The policy inside a wrapper that was chosen at run time: everything below the wrapper in its chain.
-/// `budget::Ada<Inner>` is compiled once and wraps whatever the text named.
+/// The policy inside a wrapper that was chosen at run time: everything below the wrapper in its
+/// chain. `budget::Ada<Inner>` is compiled once and wraps whatever the text named.
 struct Inner {
   static constexpr Descriptor about{"any", Stage::evict, "chosen at run time"};
   static constexpr bool needs_attention = true;
@@ -65,14 +65,14 @@ class AnyEvict {
 
   AnyEvict();  ///< KeepAll
   template <class P>
-    requires(Described<P> && !std::same_as<P, AnyEvict>)
-  explicit AnyEvict(const P& policy) {
+  requires(Described<P> && !std::same_as<P, AnyEvict>) explicit AnyEvict(const P& policy) {
     link_[0] = {detail::EvictRoom(policy), &detail::EvictCalls<P>::table};
     keeps_all_ = std::same_as<P, evict::KeepAll>;
   }
 
-  /// Puts `wrapper` around this stage: `wrap<&budget::Ada<Inner>::policy>(budget::Ada<Inner>{...})`.
-  /// out_of_range when three wrappers are already there.
+  /// Puts `wrapper` around this stage:
+  /// `wrap<&budget::Ada<Inner>::policy>(budget::Ada<Inner>{...})`. out_of_range when three wrappers
+  /// are already there.
   template <auto Member, class W>
   Status wrap(const W& wrapper) {
     if (links_ == most_links) return Status::out_of_range;
@@ -105,6 +105,8 @@ class AnyEvict {
 };
 
 inline evict::AnyPipeline Inner::pipeline() const { return chain->pipeline(links); }
-inline Status Inner::validate(const CacheShape& shape) const { return chain->validate(links, shape); }
+inline Status Inner::validate(const CacheShape& shape) const {
+  return chain->validate(links, shape);
+}
 
 }  // namespace kvcondense::any

@@ -15,9 +15,12 @@ class AnyPosition {
 
   AnyPosition();  ///< Absolute
   template <class P>
-    requires(Described<P> && !std::same_as<P, AnyPosition>)
-  explicit AnyPosition(const P& stage)
-      : raw_keys(stage.raw_keys), rotated_input(stage.rotated_input), rope(stage.rope), room_(stage), calls_(&calls<P>) {}
+  requires(Described<P> && !std::same_as<P, AnyPosition>) explicit AnyPosition(const P& stage)
+      : raw_keys(stage.raw_keys),
+        rotated_input(stage.rotated_input),
+        rope(stage.rope),
+        room_(stage),
+        calls_(&calls<P>) {}
 
   Status validate(const CacheShape& shape) const { return calls_->validate(room_, shape); }
   const char* word() const { return calls_->word; }
@@ -33,8 +36,9 @@ class AnyPosition {
     const char* word;
   };
   template <class P>
-  static constexpr Calls calls{[](const Room& room, const CacheShape& shape) { return room.as<P>().validate(shape); },
-                               P::about.word};
+  static constexpr Calls calls{
+      [](const Room& room, const CacheShape& shape) { return room.as<P>().validate(shape); },
+      P::about.word};
 
   Room room_;
   const Calls* calls_;

@@ -26,7 +26,9 @@ struct QuantCalls {
   static AnyCodec value_codec(const QuantRoom& q) { return AnyCodec(q.as<Q>().value_codec()); }
   static Flush key_flush(const QuantRoom& q) { return q.as<Q>().key_flush(); }
   static Flush value_flush(const QuantRoom& q) { return q.as<Q>().value_flush(); }
-  static Status validate(const QuantRoom& q, const CacheShape& shape) { return q.as<Q>().validate(shape); }
+  static Status validate(const QuantRoom& q, const CacheShape& shape) {
+    return q.as<Q>().validate(shape);
+  }
   static const char* word(const QuantRoom& q) { return word_of(q.as<Q>()); }
 
   static constexpr QuantTable table{key_codec, value_codec, key_flush, value_flush, validate, word};
@@ -41,8 +43,8 @@ class AnyQuant {
 
   AnyQuant();  ///< KeepExact
   template <class Q>
-    requires(Described<Q> && !std::same_as<Q, AnyQuant>)
-  explicit AnyQuant(const Q& stage) : sinks(stage.sinks), room_(stage), table_(&detail::QuantCalls<Q>::table) {}
+  requires(Described<Q> && !std::same_as<Q, AnyQuant>) explicit AnyQuant(const Q& stage)
+      : sinks(stage.sinks), room_(stage), table_(&detail::QuantCalls<Q>::table) {}
 
   AnyCodec key_codec() const { return table_->key_codec(room_); }
   AnyCodec value_codec() const { return table_->value_codec(room_); }

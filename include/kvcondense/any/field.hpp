@@ -16,11 +16,16 @@ enum class FieldType : std::uint8_t { integer, real, fraction, boolean, choice }
 
 constexpr std::string_view to_string(FieldType t) {
   switch (t) {
-    case FieldType::integer: return "integer";
-    case FieldType::real: return "real number";
-    case FieldType::fraction: return "fraction";
-    case FieldType::boolean: return "true or false";
-    case FieldType::choice: return "name";
+    case FieldType::integer:
+      return "integer";
+    case FieldType::real:
+      return "real number";
+    case FieldType::fraction:
+      return "fraction";
+    case FieldType::boolean:
+      return "true or false";
+    case FieldType::choice:
+      return "name";
   }
   return "value";
 }
@@ -39,14 +44,15 @@ struct FieldValue {
   friend bool operator==(const FieldValue&, const FieldValue&) = default;
 };
 
-/// One knob of a method as text, docs and parser see it, bound to the member of the method's struct.
+/// One knob of a method as text, docs and parser see it, bound to the member of the method's
+/// struct.
 struct Field {
-  std::string_view name;         ///< the member's name
-  std::string_view short_name;   ///< another name in recipes; may be empty
-  std::string_view meaning;      ///< one line
+  std::string_view name;        ///< the member's name
+  std::string_view short_name;  ///< another name in recipes; may be empty
+  std::string_view meaning;     ///< one line
   FieldType type = FieldType::integer;
-  bool narrow = false;           ///< a real held as float
-  double lowest = 0.0;           ///< inclusive; numbers only
+  bool narrow = false;  ///< a real held as float
+  double lowest = 0.0;  ///< inclusive; numbers only
   double highest = 0.0;
   std::span<const Choice> choices{};
   FieldValue (*get)(const void* knobs) = nullptr;
@@ -71,13 +77,17 @@ struct Access {
 
   static FieldValue get(const void* knobs) {
     const Member& m = member(*static_cast<const Knobs*>(knobs));
-    if constexpr (std::is_floating_point_v<Member>) return {0, static_cast<double>(m)};
-    else return {static_cast<std::int64_t>(m), 0.0};
+    if constexpr (std::is_floating_point_v<Member>)
+      return {0, static_cast<double>(m)};
+    else
+      return {static_cast<std::int64_t>(m), 0.0};
   }
   static void set(void* knobs, FieldValue value) {
     Member& m = member(*static_cast<Knobs*>(knobs));
-    if constexpr (std::is_floating_point_v<Member>) m = static_cast<Member>(value.real);
-    else m = static_cast<Member>(value.integer);
+    if constexpr (std::is_floating_point_v<Member>)
+      m = static_cast<Member>(value.real);
+    else
+      m = static_cast<Member>(value.integer);
   }
 };
 
@@ -96,11 +106,11 @@ constexpr Field bind(std::string_view name, std::string_view short_name, std::st
 
 }  // namespace detail
 
-/// A number with its inclusive range: `number<H2O, &H2O::heavy>("heavy", "", "...", 0, most_slots)`.
-/// The type of the member decides whether it is an integer or a real.
+/// A number with its inclusive range: `number<H2O, &H2O::heavy>("heavy", "", "...", 0,
+/// most_slots)`. The type of the member decides whether it is an integer or a real.
 template <class Knobs, auto... Path>
-constexpr Field number(std::string_view name, std::string_view short_name, std::string_view meaning, double lowest,
-                       double highest) {
+constexpr Field number(std::string_view name, std::string_view short_name, std::string_view meaning,
+                       double lowest, double highest) {
   using Member = typename detail::Access<Knobs, Path...>::Member;
   static_assert(std::is_arithmetic_v<Member> && !std::same_as<Member, bool>,
                 "kvcondense: a number field binds an integer or a real member.");
@@ -113,8 +123,8 @@ constexpr Field number(std::string_view name, std::string_view short_name, std::
 
 /// A real in [0, 1] by default, which text may also give in percent.
 template <class Knobs, auto... Path>
-constexpr Field fraction(std::string_view name, std::string_view short_name, std::string_view meaning,
-                         double lowest = 0.0, double highest = 1.0) {
+constexpr Field fraction(std::string_view name, std::string_view short_name,
+                         std::string_view meaning, double lowest = 0.0, double highest = 1.0) {
   Field f = number<Knobs, Path...>(name, short_name, meaning, lowest, highest);
   f.type = FieldType::fraction;
   return f;

@@ -31,8 +31,8 @@ class FixedText {
   FixedText& add(char c) { return add(std::string_view(&c, 1)); }
   /// The shortest text that reads back as the same number.
   template <class T>
-    requires(std::is_arithmetic_v<T> && !std::is_same_v<T, char> && !std::is_same_v<T, bool>)
-  FixedText& add(T value) {
+  requires(std::is_arithmetic_v<T> && !std::is_same_v<T, char> &&
+           !std::is_same_v<T, bool>) FixedText& add(T value) {
     char digits[32];
     const auto end = std::to_chars(digits, digits + sizeof digits, value);
     return add(std::string_view(digits, static_cast<std::size_t>(end.ptr - digits)));
@@ -42,7 +42,8 @@ class FixedText {
   FixedText& put(const T&... parts) {
     return (add(parts), ..., *this);
   }
-  /// Text of somebody else, quoted: at most 32 bytes, anything but printable ASCII as a question mark.
+  /// Text of somebody else, quoted: at most 32 bytes, anything but printable ASCII as a question
+  /// mark.
   FixedText& quote(std::string_view s) {
     add('\'');
     for (const char c : s.substr(0, 32)) add(c >= ' ' && c <= '~' ? c : '?');

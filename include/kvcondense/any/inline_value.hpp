@@ -7,12 +7,14 @@
 
 namespace kvcondense::any {
 
-/// Room for one plain value of a type that only its function table knows. Trivially copyable, no heap.
+/// Room for one plain value of a type that only its function table knows. Trivially copyable, no
+/// heap.
 template <std::size_t Bytes>
 class InlineValue {
  public:
   template <class T>
-  static constexpr bool fits = std::is_trivially_copyable_v<T> && sizeof(T) <= Bytes && alignof(T) <= alignof(double);
+  static constexpr bool fits = std::is_trivially_copyable_v<T> && sizeof(T) <= Bytes &&
+                               alignof(T) <= alignof(double);
 
   InlineValue() = default;
   template <class T>
@@ -22,8 +24,10 @@ class InlineValue {
 
   template <class T>
   void store(const T& value) {
-    static_assert(std::is_trivially_copyable_v<T>, "kvcondense: a stage chosen at run time must be trivially copyable.");
-    static_assert(fits<T>, "kvcondense: this value is larger than the room a stage chosen at run time has.");
+    static_assert(std::is_trivially_copyable_v<T>,
+                  "kvcondense: a stage chosen at run time must be trivially copyable.");
+    static_assert(fits<T>,
+                  "kvcondense: this value is larger than the room a stage chosen at run time has.");
     std::memcpy(bytes_, &value, sizeof(T));
   }
   /// The value, which must be a T.

@@ -20,14 +20,17 @@ using RecipeText = FixedText<4096>;
 /// A recipe that was read.
 struct ParsedRecipe {
   AnyRecipe stages;
-  RecipeText text;  ///< canonical: reading it again gives the same stages, whatever the model's rope
+  RecipeText
+      text;  ///< canonical: reading it again gives the same stages, whatever the model's rope
 };
 
 /// Stages, or what is wrong with the text: where (a byte) and one sentence.
 class [[nodiscard]] ParseResult {
  public:
-  ParseResult(const ParsedRecipe& recipe) : recipe_(recipe), ok_(true) {}  // NOLINT(google-explicit-constructor)
-  ParseResult(std::size_t position, const Message& message) : position_(position), message_(message) {}
+  ParseResult(const ParsedRecipe& recipe)
+      : recipe_(recipe), ok_(true) {}  // NOLINT(google-explicit-constructor)
+  ParseResult(std::size_t position, const Message& message)
+      : position_(position), message_(message) {}
 
   explicit operator bool() const { return ok_; }
   const ParsedRecipe& operator*() const { return assert(ok_), recipe_; }
@@ -44,13 +47,14 @@ class [[nodiscard]] ParseResult {
 
 /// Reads a recipe. No heap, no recursion beyond `most_nesting`.
 ///
-///   recipe := stage ('+' stage)*        "ada(snapkv(window=32, budget=512), floor=0.2) + kivi2(group=32)"
-///   stage  := word ['(' [arg (',' arg)*] ')']
-///   arg    := field '=' value | stage   a stage is the policy that a wrapper takes
-///   value  := integer | real | real '%' | true | false | name
+///   recipe := stage ('+' stage)*        "ada(snapkv(window=32, budget=512), floor=0.2) +
+///   kivi2(group=32)" stage  := word ['(' [arg (',' arg)*] ')'] arg    := field '=' value | stage
+///   a stage is the policy that a wrapper takes value  := integer | real | real '%' | true | false
+///   | name
 ///
 /// `model` fills the rope fields that the text leaves out.
-ParseResult parse(std::string_view text, const prim::RopeConfig& model = {}, const Registry& words = builtin());
+ParseResult parse(std::string_view text, const prim::RopeConfig& model = {},
+                  const Registry& words = builtin());
 
 /// A value as recipes spell it, and what a field accepts in words ("integer from 0 to 256").
 FixedText<64> value_text(const Field& field, FieldValue value);

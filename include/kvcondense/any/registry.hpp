@@ -27,15 +27,16 @@ struct Alias {
 struct Entry {
   std::string_view word;
   Stage room = Stage::evict;
-  std::string_view summary;   ///< one sentence
+  std::string_view summary;  ///< one sentence
   std::string_view source;
   std::string_view backends = "cpu";
   std::span<const Field> fields{};
   std::span<const Alias> aliases{};
-  bool wraps = false;         ///< takes a policy: ada(snapkv(...))
-  bool replaces = false;      ///< does not read the budget of what it wraps
+  bool wraps = false;     ///< takes a policy: ada(snapkv(...))
+  bool replaces = false;  ///< does not read the budget of what it wraps
   void (*defaults)(Knobs&, const prim::RopeConfig& model) = nullptr;
-  void (*build)(const Knobs&, AnyRecipe&) = nullptr;  ///< a wrapper goes around `evict` as it stands
+  void (*build)(const Knobs&,
+                AnyRecipe&) = nullptr;  ///< a wrapper goes around `evict` as it stands
 
   const Field* field(std::string_view name) const {
     for (const Field& f : fields)
@@ -45,12 +46,14 @@ struct Entry {
 };
 
 /// What a method wants besides keys and values, asked of the method itself: "nothing", "attention"
-/// (of every query), "window" (attention of the newest queries) or "policy" (what the wrapped one wants).
+/// (of every query), "window" (attention of the newest queries) or "policy" (what the wrapped one
+/// wants).
 std::string_view needs(const Entry& entry);
 
 /// The entry of a stage struct: word and source from its `about`, defaults from its default
-/// constructor, a member `rope` from the engine's model. A struct whose type depends on a field (bits)
-/// is wrapped in one with a member `stage()` that returns the AnyEvict, AnyQuant or AnyPosition.
+/// constructor, a member `rope` from the engine's model. A struct whose type depends on a field
+/// (bits) is wrapped in one with a member `stage()` that returns the AnyEvict, AnyQuant or
+/// AnyPosition.
 template <class K>
 constexpr Entry stage_entry(std::string_view summary, std::span<const Field> fields = {},
                             std::span<const Alias> aliases = {}) {
@@ -64,17 +67,23 @@ constexpr Entry stage_entry(std::string_view summary, std::span<const Field> fie
   };
   e.build = [](const Knobs& knobs, AnyRecipe& out) {
     const K& k = knobs.as<K>();
-    if constexpr (requires { k.stage(out); }) k.stage(out);
-    else if constexpr (K::about.stage == Stage::evict) out.evict = AnyEvict(k);
-    else if constexpr (K::about.stage == Stage::quant) out.quant = AnyQuant(k);
-    else out.position = AnyPosition(k);
+    if constexpr (requires { k.stage(out); })
+      k.stage(out);
+    else if constexpr (K::about.stage == Stage::evict)
+      out.evict = AnyEvict(k);
+    else if constexpr (K::about.stage == Stage::quant)
+      out.quant = AnyQuant(k);
+    else
+      out.position = AnyPosition(k);
   };
   return e;
 }
 
-/// The entry of a wrapper over a policy: `wrapper_entry<Ada<Inner>, &Ada<Inner>::policy>(Stage::budget, ...)`.
+/// The entry of a wrapper over a policy: `wrapper_entry<Ada<Inner>,
+/// &Ada<Inner>::policy>(Stage::budget, ...)`.
 template <class W, auto Member>
-constexpr Entry wrapper_entry(Stage room, std::string_view summary, std::span<const Field> fields = {},
+constexpr Entry wrapper_entry(Stage room, std::string_view summary,
+                              std::span<const Field> fields = {},
                               std::span<const Alias> aliases = {}) {
   Entry e{W::about.word, room, summary, W::about.source};
   e.fields = fields;
@@ -103,8 +112,8 @@ class Registry {
   static constexpr std::size_t capacity = 256;
   static constexpr std::size_t most_fields = 32;
 
-  /// invalid_argument: no word, no functions, too many fields, or a word (an alias too) that is taken;
-  /// out_of_memory: full.
+  /// invalid_argument: no word, no functions, too many fields, or a word (an alias too) that is
+  /// taken; out_of_memory: full.
   Status add(const Entry& entry);
 
   std::span<const Entry* const> entries() const { return {entries_.data(), size_}; }

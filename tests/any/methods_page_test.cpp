@@ -1,0 +1,41 @@
+#include <cstdlib>
+
+#include <catch2/catch.hpp>
+
+#include <any/methods_page.hpp>
+
+using namespace kvcondense;
+
+namespace {
+
+const std::string include = KVCONDENSE_SOURCE_DIR "/include/kvcondense/";
+
+}  // namespace
+
+TEST_CASE("methods page: docs/methods.md is fresh", "[any][methods_page]") {
+  const std::string path = KVCONDENSE_SOURCE_DIR "/docs/methods.md";
+  const std::string page = test::methods_page(any::builtin(), include);
+  if (std::getenv("KVCONDENSE_WRITE_DOCS") != nullptr)
+    std::ofstream(path, std::ios::binary) << page;
+  INFO("write it anew: KVCONDENSE_WRITE_DOCS=1 any_test '[methods_page]'");
+  REQUIRE((test::read_file(path) == page));
+}
+
+TEST_CASE(
+    "methods page: the summary of a method is the first sentence of the card in the header of its "
+    "name",
+    "[any][methods_page]") {
+  for (const any::Entry* e : any::builtin().entries()) {
+    const std::string header = include + test::header_of(*e);
+    CAPTURE(header);
+    const std::string card = test::card(test::read_file(header), e->word);
+    if (e->word == "exact") continue;
+    REQUIRE(card.find("\nIdea ") != std::string::npos);
+    REQUIRE(card.find("\nSource ") != std::string::npos);
+    std::string first = card.substr(0, card.find("\n\n"));
+    for (char& c : first) c = c == '\n' ? ' ' : c;
+    CHECK(first.substr(
+              0, first.find(". ") == std::string::npos ? first.size() : first.find(". ") + 1) ==
+          e->summary);
+  }
+}
