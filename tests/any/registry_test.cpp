@@ -167,7 +167,7 @@ namespace {
 
 struct Halves {
   static constexpr Descriptor about{"halves", Stage::evict, "a user"};
-  static constexpr bool needs_attention = false;
+  [[maybe_unused]] static constexpr bool needs_attention = false;
   index_t tokens = 8;
   auto pipeline() const { return evict::KeepAll{}.pipeline(); }
   Status validate(const CacheShape&) const { return Status::ok; }
