@@ -90,7 +90,7 @@ inline void unpack_codes(const std::byte* in, index_t n, std::uint8_t* KVCONDENS
     }
     if (at < bytes) {
       v = Bytes16{};
-      std::memcpy(&v, in + at, static_cast<std::size_t>(bytes - at));
+      std::memcpy(&v, in + at, static_cast<std::size_t>((bytes - at) % step));
       unpack_bytes<Bits>(v, out + at * 8 / Bits);
     }
   } else {
@@ -112,11 +112,12 @@ inline void unpack_codes(const std::byte* in, index_t n, std::uint8_t* KVCONDENS
 template <int Bits>
 inline std::uint64_t pack_window(std::uint64_t w) {
   if constexpr (Bits == 8) return w;
-  constexpr std::uint64_t two = 0x0001000100010001ull * ((1ull << 2 * Bits) - 1);
-  constexpr std::uint64_t four = 0x0000000100000001ull * ((1ull << 4 * Bits) - 1);
-  w = (w | (w >> (8 - Bits))) & two;
-  w = (w | (w >> (16 - 2 * Bits))) & four;
-  return (w & 0xffffffffull) | (w >> (32 - 4 * Bits));
+  constexpr std::uint64_t one = 0x0001000100010001ull * ((1ull << Bits) - 1);
+  constexpr std::uint64_t two = 0x0000000100000001ull * ((1ull << 2 * Bits) - 1);
+  constexpr std::uint64_t four = (1ull << 4 * Bits) - 1;
+  w = (w & one) | ((w >> (8 - Bits)) & (one << Bits));
+  w = (w & two) | ((w >> (16 - 2 * Bits)) & (two << 2 * Bits));
+  return (w & four) | ((w >> (32 - 4 * Bits)) & (four << 4 * Bits));
 }
 
 /// `n` codes, each below 2^Bits, into ceil(n * Bits / 8) bytes; unused bits are zero.
