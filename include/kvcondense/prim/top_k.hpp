@@ -1,5 +1,7 @@
 #pragma once
 
+#include <cstdint>
+
 #include <kvcondense/core/backend.hpp>
 #include <kvcondense/core/config.hpp>
 #include <kvcondense/prim/ends.hpp>
@@ -24,11 +26,16 @@ struct TopK {
                 "kvcondense: include kvcondense/cpu.hpp or kvcondense/cuda.cuh first.");
 };
 
+/// Where the winners of a row end: all keys above `bits`, and the first `ties` keys equal to it.
+struct RowCutoff {
+  std::uint32_t bits = 0xffffffffu;
+  index_t ties = 0;
+};
+
 /// Counts how many of the best places of all rows together lie in each row.
 ///
 ///   run(ctx, RaggedView<const float> scores, const Ends* skip, const index_t* own, index_t k,
-///       index_t* count, Scratch&) -> Status
-///   workspace_bytes(rows) -> bytes of the scratch
+///       index_t* count, Scratch&) -> Status      takes one RowCutoff per row from the scratch
 ///
 /// Shapes   skip (null: none), own (null: none) and count: one per row.
 /// Rows     the ends `skip[h]` do not take part. The best own[h] of each row win in any case, k more

@@ -23,16 +23,10 @@ inline std::uint32_t rank_bits(float score) {
   return (b & 0x80000000u) != 0 ? ~b : b | 0x80000000u;
 }
 
-/// Where the winners end: all keys above `bits`, and the first `ties` keys equal to it.
-struct Cutoff {
-  std::uint32_t bits = 0xffffffffu;
-  index_t ties = 0;
-};
-
 /// The cutoff of the k largest keys, 1 <= k <= number of keys. each(use) calls use(key) for all keys.
 /// Counting from the top bits down: three passes whatever the data, no memory beyond the counters.
 template <class Each>
-Cutoff find_cutoff(index_t k, Each&& each) {
+RowCutoff find_cutoff(index_t k, Each&& each) {
   struct Digit {
     int shift;
     std::uint32_t most;
@@ -51,7 +45,7 @@ Cutoff find_cutoff(index_t k, Each&& each) {
   return {known, k};
 }
 
-inline Cutoff row_cutoff(const float* scores, index_t n, index_t k) {
+inline RowCutoff row_cutoff(const float* scores, index_t n, index_t k) {
   if (k <= 0) return {};
   return find_cutoff(k, [&](auto&& use) {
     for (index_t i = 0; i < n; ++i) use(rank_bits(scores[i]));
@@ -76,7 +70,7 @@ struct TopK<Cpu> {
 
       const index_t last = n - ends.suffix;
       const index_t k = std::clamp<index_t>(total[h] - ends.size(), 0, last - ends.prefix);
-      const cpu::Cutoff cut = cpu::row_cutoff(s + ends.prefix, last - ends.prefix, k);
+      const RowCutoff cut = cpu::row_cutoff(s + ends.prefix, last - ends.prefix, k);
       std::iota(out, out + ends.prefix, 0);
       out += ends.prefix;
       index_t ties = cut.ties, bad = 0;
@@ -96,11 +90,9 @@ struct TopK<Cpu> {
 /// One thread: rows are counted in order.
 template <>
 struct TopKCounts<Cpu> {
-  static std::size_t workspace_bytes(index_t rows) { return Scratch::bytes_for<cpu::Cutoff>(rows); }
-
   static Status run(Context<Cpu>&, RaggedView<const float> scores, const Ends* skip,
                     const index_t* own, index_t k, index_t* count, Scratch& scratch) {
-    auto* safe = scratch.take<cpu::Cutoff>(scores.heads);
+    auto* safe = scratch.take<RowCutoff>(scores.heads);
     if (safe == nullptr) return Status::workspace_too_small;
     index_t left = 0;
     for (index_t h = 0; h < scores.heads; ++h) {
@@ -111,7 +103,7 @@ struct TopKCounts<Cpu> {
     }
     k = std::min(k, left);
     if (k <= 0) return Status::ok;
-    const cpu::Cutoff cut = cpu::find_cutoff(k, [&](auto&& use) {
+    const RowCutoff cut = cpu::find_cutoff(k, [&](auto&& use) {
       for (index_t h = 0; h < scores.heads; ++h) unsafe(scores, skip, safe[h], h, use);
     });
     index_t ties = cut.ties;
@@ -135,7 +127,7 @@ struct TopKCounts<Cpu> {
 
   /// Calls use(key) for what the row's own winners leave.
   template <class Use>
-  static void unsafe(RaggedView<const float> scores, const Ends* skip, cpu::Cutoff safe, index_t h,
+  static void unsafe(RaggedView<const float> scores, const Ends* skip, RowCutoff safe, index_t h,
                      Use&& use) {
     const float* s = begin(scores, skip, h);
     const index_t n = middle(scores, skip, h);

@@ -36,9 +36,9 @@ struct HeadGlobalTop {
 
   constexpr bool uses_scores() const { return true; }
   std::size_t workspace_bytes(const CacheShape& shape, index_t slots) const {
-    // TopKCounts needs at most two numbers per head.
     return std::max(base.workspace_bytes(shape, slots),
-                    5 * Scratch::bytes_for<index_t>(shape.kv_heads));
+                    3 * Scratch::bytes_for<index_t>(shape.kv_heads) +
+                        Scratch::bytes_for<prim::RowCutoff>(shape.kv_heads));
   }
 
   template <Backend B>
