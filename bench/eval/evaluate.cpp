@@ -1,0 +1,198 @@
+#include <eval/evaluate.hpp>
+
+#include <algorithm>
+#include <chrono>
+
+#include <eval/error.hpp>
+#include <eval/evaluate_model.hpp>
+#include <eval/speed.hpp>
+
+namespace eval {
+namespace {
+
+constexpr const char* full_recipe = "keep_all";
+constexpr index_t tokens_a_turn = 8;
+
+/// The full cache, then what was asked for.
+std::vector<RecipeSpec> read_recipes(const Options& o, index_t context, const CacheShape& shape,
+                                     const kvcondense::prim::RopeConfig& rope) {
+  std::vector<RecipeSpec> specs{read_recipe(full_recipe, shape, rope)};
+  specs[0].given = "full cache";
+  for (const std::string& text : o.recipes.empty() ? default_recipes(context) : o.recipes)
+    specs.push_back(read_recipe(text, shape, rope));
+  return specs;
+}
+
+bool wants_raw(const std::vector<RecipeSpec>& specs) {
+  return std::any_of(specs.begin(), specs.end(),
+                     [](const RecipeSpec& s) { return !s.capabilities.rotated_input; });
+}
+
+Results begin(const Setting& setting, const std::vector<RecipeSpec>& specs) {
+  Results results;
+  results.setting = setting;
+  for (const RecipeSpec& s : specs) {
+    results.recipes.emplace_back();
+    results.recipes.back().recipe = s.given;
+    results.recipes.back().canonical = s.parsed.text.view();
+  }
+  return results;
+}
+
+Setting common_setting(const Options& o, const CacheShape& shape, const Feeding& feeding,
+                       index_t context) {
+  Setting s;
+  s.command = o.command;
+  s.layers = shape.layers;
+  s.q_heads = shape.q_heads;
+  s.kv_heads = shape.kv_heads;
+  s.head_dim = shape.head_dim;
+  s.context = context;
+  s.prefill = feeding.prefill;
+  s.seed = o.seed;
+  return s;
+}
+
+index_t threads(const Options& o) { return o.jobs > 0 ? o.jobs : machine_threads(); }
+
+void prepare(Kept& kept, std::size_t recipes) {
+  kept.sessions.resize(recipes);
+  kept.outputs.resize(recipes);
+}
+
+Results evaluate_recording(const Options& o, Kept* kept) {
+  Recording recording = read_qkv(o.qkv);
+  const Feeding feeding{.prefill = o.prefill == 0 ? recording.tokens / 2 : o.prefill,
+                        .chunk = o.chunk};
+  if (feeding.prefill >= recording.tokens)
+    throw Error("--prefill " + std::to_string(feeding.prefill) + " leaves nothing of the dump's " +
+                std::to_string(recording.tokens) + " tokens");
+  const auto rope = recording.rope.value_or(kvcondense::prim::RopeConfig{});
+  const auto specs = read_recipes(o, recording.tokens, recording.shape, rope);
+  const bool known = recording.rope.has_value();
+  for (const RecipeSpec& s : specs)
+    if (s.capabilities.raw_keys && !known)
+      throw Error("recipe '" + s.given +
+                  "' turns keys, and the dump does not say how they were rotated: it needs "
+                  "rope_theta or rope.inv_freq");
+
+  Setting setting = common_setting(o, recording.shape, feeding, recording.tokens);
+  setting.source = o.qkv;
+  Results results = begin(setting, specs);
+  const Stage stage(std::move(recording), feeding, wants_raw(specs));
+  Progress progress(o.quiet);
+  Kept own;
+  Kept& all = kept != nullptr ? *kept : own;
+  prepare(all, specs.size());
+  std::vector<Job> jobs;
+  for (std::size_t i = 0; i < specs.size(); ++i)
+    jobs.push_back(
+        replay_job(stage, specs[i], results.recipes[i], &all.sessions[i], &all.outputs[i]));
+  run_jobs(std::move(jobs), threads(o), progress);
+
+  // Timing moves caches on, so it uses caches of its own where the others are kept.
+  std::vector<Step> steps;
+  std::vector<std::unique_ptr<Session>> timed;
+  for (std::size_t i = 0; i < specs.size() && o.rounds > 0; ++i) {
+    timed.push_back(kept == nullptr ? std::move(all.sessions[i])
+                                    : std::make_unique<Session>(
+                                          make_session(specs[i], stage.recording().shape)));
+    const auto replay = std::make_shared<Replay>(stage.rows_for(specs[i]), *timed.back());
+    if (kept != nullptr) (void)replay->run(feeding);
+    steps.push_back([replay, n = setting.context](index_t t) { replay->step(n + t); });
+  }
+  const auto speeds = measure_speed(steps, o.rounds, tokens_a_turn, progress);
+  for (std::size_t i = 0; i < speeds.size(); ++i) results.recipes[i].speed = speeds[i];
+  all.exact = stage.exact();
+  return results;
+}
+
+Results evaluate_model(const Options& o, Kept* kept) {
+  Setting found;
+  const ModelTask task = load_task(o, found);
+  const auto specs = read_recipes(o, o.context, task.shape, task.rope);
+  Setting setting = common_setting(o, task.shape, task.feeding, o.context);
+  setting.source = found.source;
+  setting.text = found.text;
+  setting.recall = found.recall;
+  setting.byte_tokens = found.byte_tokens;
+  setting.windows = found.windows;
+  setting.documents = found.documents;
+  Results results = begin(setting, specs);
+  Progress progress(o.quiet);
+
+  // The full cache first: everything else is compared with it.
+  std::vector<WindowRun> full(task.starts.size());
+  Recording recording(task.shape);
+  recording.rope = task.rope;
+  std::vector<Job> jobs;
+  for (std::size_t w = 0; w < full.size(); ++w)
+    jobs.push_back({"the full cache", [&, w] {
+                      full[w] = run_full(task, specs[0], w, w == 0 ? &recording : nullptr);
+                    }});
+  run_jobs(std::move(jobs), threads(o), progress);
+  const Stage stage(std::move(recording), task.feeding, wants_raw(specs));
+
+  std::vector<std::vector<TextSums>> text(specs.size(), std::vector<TextSums>(full.size()));
+  std::vector<std::vector<RecallSums>> recall(specs.size(),
+                                              std::vector<RecallSums>(task.documents.size()));
+  std::vector<std::unique_ptr<Session>> sessions(specs.size());
+  if (kept != nullptr) prepare(*kept, specs.size());
+  for (std::size_t w = 0; w < full.size(); ++w) text[0][w] = full_sums(task, w, full[w].logits);
+  describe_cache(full[0].session->cache(), results.recipes[0]);
+  sessions[0] = std::move(full[0].session);
+  jobs.clear();
+  for (std::size_t i = 0; i < specs.size(); ++i) {
+    RecipeResult& result = results.recipes[i];
+    for (std::size_t w = 0; w < full.size() && i > 0; ++w)
+      jobs.push_back({"text through " + specs[i].given, [&, i, w] {
+                        auto session = run_window(task, specs[i], w, full[w].logits, text[i][w]);
+                        if (w != 0) return;
+                        describe_cache(session->cache(), result);
+                        sessions[i] = std::move(session);
+                      }});
+    for (std::size_t d = 0; d < task.documents.size(); ++d)
+      jobs.push_back({"recall through " + specs[i].given, [&, i, d] {
+                        recall[i][d] = run_document(task, specs[i], task.documents[d]);
+                      }});
+  }
+  run_jobs(std::move(jobs), threads(o), progress);
+  jobs.clear();
+  for (std::size_t i = 0; i < specs.size(); ++i)
+    jobs.push_back(replay_job(stage, specs[i], results.recipes[i],
+                              kept != nullptr ? &kept->sessions[i] : nullptr,
+                              kept != nullptr ? &kept->outputs[i] : nullptr));
+  run_jobs(std::move(jobs), threads(o), progress);
+
+  std::vector<Step> steps;
+  for (const auto& session : sessions) steps.push_back(continue_window(task, *session));
+  const auto speeds = measure_speed(steps, o.rounds, tokens_a_turn, progress);
+  for (std::size_t i = 0; i < specs.size(); ++i) {
+    for (const TextSums& s : text[i]) results.recipes[i].text.add(s);
+    for (const RecallSums& s : recall[i]) results.recipes[i].recall.add(s);
+    results.recipes[i].speed = speeds[i];
+  }
+  if (kept != nullptr) kept->exact = stage.exact();
+  return results;
+}
+
+}  // namespace
+
+Results evaluate(const Options& options, Kept* kept) {
+  const auto begun = std::chrono::steady_clock::now();
+  Results results =
+      options.qkv.empty() ? evaluate_model(options, kept) : evaluate_recording(options, kept);
+  results.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - begun).count();
+  return results;
+}
+
+void dump_qkv(const Options& options) {
+  Setting setting;
+  const ModelTask task = load_task(options, setting);
+  Recording recording(task.shape);
+  recording.rope = task.rope;
+  (void)run_full(task, read_recipe(full_recipe, task.shape, task.rope), 0, &recording);
+  write_qkv(recording, options.dump_qkv);
+}
+
+}  // namespace eval

@@ -1,0 +1,25 @@
+#pragma once
+
+#include <memory>
+
+#include <eval/options.hpp>
+#include <eval/replay.hpp>
+#include <eval/result.hpp>
+
+namespace eval {
+
+/// The caches after the recorded window, for --dump: one per recipe, in order.
+struct Kept {
+  Outputs exact;
+  std::vector<std::unique_ptr<Session>> sessions;
+  std::vector<Outputs> outputs;
+};
+
+/// Runs everything that `options` asks for. Throws Error. The same options give the same numbers,
+/// times apart, whatever the number of threads. `kept`, when not null, receives the caches.
+Results evaluate(const Options& options, Kept* kept = nullptr);
+
+/// Writes q, k and v of the model's first window to options.dump_qkv.
+void dump_qkv(const Options& options);
+
+}  // namespace eval

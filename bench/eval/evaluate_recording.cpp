@@ -1,0 +1,37 @@
+#include <eval/evaluate_recording.hpp>
+
+namespace eval {
+
+Stage::Stage(Recording recording, Feeding feeding, bool with_raw)
+    : recording_(std::move(recording)),
+      feeding_(feeding),
+      exact_(exact_outputs(recording_, feeding)) {
+  if (with_raw) raw_ = before_rotation(recording_);
+}
+
+const Recording& Stage::rows_for(const RecipeSpec& recipe) const {
+  return recipe.capabilities.rotated_input ? recording_ : *raw_;
+}
+
+Job replay_job(const Stage& stage, const RecipeSpec& recipe, RecipeResult& result,
+               std::unique_ptr<Session>* session, Outputs* outputs) {
+  return {"attention error of " + recipe.given, [&stage, &recipe, &result, session, outputs] {
+            auto mine = std::make_unique<Session>(make_session(recipe, stage.recording().shape));
+            Outputs out = Replay(stage.rows_for(recipe), *mine).run(stage.feeding());
+            for (const ErrorSums& e : errors(stage.exact(), out))
+              result.layer_error.push_back(e.relative());
+            if (result.report.tokens == 0) describe_cache(mine->cache(), result);
+            if (outputs != nullptr) *outputs = std::move(out);
+            if (session != nullptr) *session = std::move(mine);
+          }};
+}
+
+void describe_cache(const any::AnyCache& cache, RecipeResult& result) {
+  result.report = cache.report();
+  result.slots.assign(static_cast<std::size_t>(cache.shape().layers), {});
+  for (index_t l = 0; l < cache.shape().layers; ++l)
+    for (index_t h = 0; h < cache.shape().kv_heads; ++h)
+      result.slots[static_cast<std::size_t>(l)].push_back(cache.slots(l, h));
+}
+
+}  // namespace eval

@@ -1,0 +1,140 @@
+#include <eval/input.hpp>
+
+#include <algorithm>
+#include <charconv>
+#include <numeric>
+
+#include <engine/json_text.hpp>
+#include <engine/tokenizer.hpp>
+#include <eval/error.hpp>
+#include <kvcondense/core/random.hpp>
+
+namespace eval {
+namespace {
+
+constexpr std::size_t most_text_bytes = std::size_t{1} << 30;
+
+std::string load(const std::string& path) {
+  std::string why;
+  auto text = engine::read_file(path, most_text_bytes, why);
+  if (!text) throw Error(why);
+  return *std::move(text);
+}
+
+Document read_document(std::string_view line, const std::string& where) {
+  std::string why;
+  const auto json = engine::parse_json(line, {.bytes = std::size_t{1} << 26, .depth = 4}, why);
+  if (!json) throw Error(where + ": " + why);
+  const auto refuse = [&](const char* what) { throw Error(where + ": " + what); };
+  if (!json->is_object() || !json->contains("text") || !(*json)["text"].is_string())
+    refuse("no \"text\"");
+  if (!json->contains("queries") || !(*json)["queries"].is_array()) refuse("no list \"queries\"");
+  const auto& text = (*json)["text"].get_ref<const std::string&>();
+  Document d;
+  d.tokens = engine::bytes_to_tokens(text);
+  struct Mention {
+    std::string value;
+    index_t at;
+  };
+  std::vector<Mention> mentions;
+  for (const auto& q : (*json)["queries"]) {
+    if (!q.is_object()) refuse("a query is no object");
+    for (const char* name : {"value_at", "defined_at"})
+      if (!q.contains(name) || !q[name].is_number_unsigned())
+        refuse("a query lacks the count value_at or defined_at");
+    if (!q.contains("value") || !q["value"].is_string()) refuse("a query lacks the text value");
+    const auto& value = q["value"].get_ref<const std::string&>();
+    const auto at = q["value_at"].get<std::uint64_t>(),
+               defined = q["defined_at"].get<std::uint64_t>();
+    if (value.empty() || at < 1 || at >= text.size() || defined >= at ||
+        text.compare(at, value.size(), value) != 0 ||
+        text.compare(defined, value.size(), value) != 0)
+      refuse("a query names a place that does not hold its value");
+    auto nearest = static_cast<index_t>(defined);
+    for (const Mention& m : mentions)
+      if (m.value == value && m.at < static_cast<index_t>(at)) nearest = std::max(nearest, m.at);
+    mentions.push_back({value, static_cast<index_t>(at)});
+    d.queries.push_back({static_cast<index_t>(at), static_cast<index_t>(value.size()),
+                         static_cast<index_t>(at) - nearest});
+  }
+  return d;
+}
+
+}  // namespace
+
+std::vector<Document> parse_recall(std::string_view lines, const std::string& name) {
+  std::vector<Document> documents;
+  for (std::size_t number = 1; !lines.empty(); ++number) {
+    const std::size_t end = std::min(lines.find('\n'), lines.size());
+    const std::string_view line = lines.substr(0, end);
+    lines.remove_prefix(std::min(end + 1, lines.size()));
+    if (line.find_first_not_of(" \t\r") == std::string_view::npos) continue;
+    documents.push_back(read_document(line, name + ": line " + std::to_string(number)));
+  }
+  if (documents.empty()) throw Error(name + ": no recall documents");
+  return documents;
+}
+
+std::vector<Document> read_recall(const std::string& path) {
+  return parse_recall(load(path), path);
+}
+
+std::vector<Document> choose_documents(std::vector<Document> all, index_t count, index_t context) {
+  std::vector<std::size_t> order;
+  for (std::size_t i = 0; i < all.size(); ++i)
+    if (static_cast<index_t>(all[i].tokens.size()) <= context) order.push_back(i);
+  std::stable_sort(order.begin(), order.end(), [&](std::size_t a, std::size_t b) {
+    return all[a].tokens.size() > all[b].tokens.size();
+  });
+  order.resize(std::min(order.size(), static_cast<std::size_t>(count)));
+  std::sort(order.begin(), order.end());
+  std::vector<Document> chosen;
+  for (const std::size_t i : order) chosen.push_back(std::move(all[i]));
+  return chosen;
+}
+
+std::vector<std::int32_t> parse_ids(std::string_view text, index_t vocab, const std::string& name) {
+  constexpr std::string_view between = " \t\r\n,";
+  std::vector<std::int32_t> ids;
+  std::size_t at = text.find_first_not_of(between);
+  while (at < text.size()) {
+    const char* end = text.data() + text.size();
+    std::int32_t id = -1;
+    const auto [stop, error] = std::from_chars(text.data() + at, end, id);
+    if (error != std::errc{} || id < 0 || id >= vocab ||
+        (stop != end && between.find(*stop) == std::string_view::npos))
+      throw Error(name + ": at byte " + std::to_string(at) + ": expected token ids from 0 to " +
+                  std::to_string(vocab - 1));
+    ids.push_back(id);
+    at = text.find_first_not_of(between, static_cast<std::size_t>(stop - text.data()));
+  }
+  return ids;
+}
+
+std::vector<std::int32_t> read_tokens(const engine::ModelConfig& config, const std::string& text,
+                                      const std::string& ids) {
+  if (!ids.empty()) return parse_ids(load(ids), config.vocab, ids);
+  if (!engine::speaks_bytes(config))
+    throw Error("this model's vocabulary has " + std::to_string(config.vocab) +
+                " tokens and there is no tokenizer here: give the text as token ids, --ids FILE");
+  return engine::bytes_to_tokens(load(text));
+}
+
+std::vector<index_t> window_starts(index_t tokens, index_t length, index_t count,
+                                   std::uint64_t seed) {
+  const index_t part = tokens / count;
+  if (part < length)
+    throw Error("the text has " + std::to_string(tokens) + " tokens, " + std::to_string(count) +
+                " windows need " + std::to_string(count * length) +
+                ": lower --windows or --context");
+  std::vector<index_t> starts;
+  for (index_t i = 0; i < count; ++i) {
+    const auto room = static_cast<std::uint64_t>(part - length + 1);
+    starts.push_back(
+        i * part +
+        static_cast<index_t>(kvcondense::random_bits(seed, static_cast<std::uint64_t>(i)) % room));
+  }
+  return starts;
+}
+
+}  // namespace eval

@@ -1,0 +1,46 @@
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include <engine/model.hpp>
+
+namespace eval {
+
+using kvcondense::index_t;
+
+/// A text that asks for values it defined earlier.
+struct Document {
+  struct Query {
+    index_t at = 0;        ///< token of the value's first byte
+    index_t length = 0;    ///< bytes of the value
+    index_t distance = 0;  ///< tokens back to where the nearest earlier mention of the value begins
+  };
+
+  std::vector<std::int32_t> tokens;
+  std::vector<Query> queries;
+};
+
+/// Reads a file of recall documents, one JSON object a line. Throws Error with the line at fault.
+std::vector<Document> parse_recall(std::string_view lines, const std::string& name);
+std::vector<Document> read_recall(const std::string& path);
+
+/// The `count` longest documents of at most `context` tokens, in the order of the file.
+std::vector<Document> choose_documents(std::vector<Document> all, index_t count, index_t context);
+
+/// Token ids, divided by blanks or commas. Throws Error with the place at fault.
+std::vector<std::int32_t> parse_ids(std::string_view text, index_t vocab, const std::string& name);
+
+/// The text to be predicted: bytes of `text`, or ids of `ids` for models with another vocabulary.
+std::vector<std::int32_t> read_tokens(const engine::ModelConfig& config, const std::string& text,
+                                      const std::string& ids);
+
+/// Where windows of `length` tokens begin: one in each of `count` equal parts of the text, drawn by
+/// `seed`.
+std::vector<index_t> window_starts(index_t tokens, index_t length, index_t count,
+                                   std::uint64_t seed);
+
+}  // namespace eval

@@ -1,0 +1,84 @@
+#include <eval/metrics.hpp>
+
+#include <algorithm>
+#include <cmath>
+
+#include <engine/sampling.hpp>
+
+namespace eval {
+namespace {
+
+/// The logarithm of the sum of exp(logits).
+double log_sum(std::span<const float> logits) {
+  const double top = *std::max_element(logits.begin(), logits.end());
+  double sum = 0;
+  for (const float l : logits) sum += std::exp(l - top);
+  return top + std::log(sum);
+}
+
+double ratio(double part, double whole) { return whole == 0 ? 0 : part / whole; }
+
+}  // namespace
+
+double kl_divergence(std::span<const float> full, std::span<const float> other) {
+  const double full_sum = log_sum(full), other_sum = log_sum(other);
+  double kl = 0;
+  for (std::size_t i = 0; i < full.size(); ++i) {
+    const double log_p = static_cast<double>(full[i]) - full_sum;
+    const double log_q = static_cast<double>(other[i]) - other_sum;
+    kl += std::exp(log_p) * (log_p - log_q);
+  }
+  return std::max(kl, 0.0);  // rounding may leave -1e-17
+}
+
+void TextSums::add(std::span<const float> full, std::span<const float> other, std::int32_t next) {
+  const double one = kl_divergence(full, other);
+  predictions += 1;
+  agreements += engine::greedy(full) == engine::greedy(other);
+  kl += one;
+  kl_most = std::max(kl_most, one);
+  bits += engine::bits(other, next);
+}
+
+void TextSums::add(const TextSums& more) {
+  predictions += more.predictions;
+  agreements += more.agreements;
+  kl += more.kl;
+  kl_most = std::max(kl_most, more.kl_most);
+  bits += more.bits;
+}
+
+void ErrorSums::add(std::span<const float> exact_row, std::span<const float> other_row) {
+  for (std::size_t i = 0; i < exact_row.size(); ++i) {
+    const double e = exact_row[i], d = static_cast<double>(other_row[i]) - e;
+    difference += d * d;
+    exact += e * e;
+  }
+}
+
+double ErrorSums::relative() const { return std::sqrt(ratio(difference, exact)); }
+
+void RecallSums::add(index_t distance, bool hit) {
+  index_t b = 0;
+  while (b < bands - 1 && distance >= band_end[b]) ++b;
+  asked[b] += 1;
+  right[b] += hit;
+}
+
+void RecallSums::add(const RecallSums& more) {
+  for (index_t b = 0; b < bands; ++b) {
+    asked[b] += more.asked[b];
+    right[b] += more.right[b];
+  }
+}
+
+double RecallSums::all() const {
+  return ratio(static_cast<double>(right[0] + right[1] + right[2]),
+               static_cast<double>(asked_all()));
+}
+
+double RecallSums::band(index_t b) const {
+  return ratio(static_cast<double>(right[b]), static_cast<double>(asked[b]));
+}
+
+}  // namespace eval

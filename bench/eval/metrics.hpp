@@ -1,0 +1,62 @@
+#pragma once
+
+#include <span>
+
+#include <kvcondense/core/config.hpp>
+
+namespace eval {
+
+using kvcondense::index_t;
+
+/// KL(softmax(full) || softmax(other)) in nats. Exactly 0 when both are the same numbers.
+double kl_divergence(std::span<const float> full, std::span<const float> other);
+
+/// What predictions of one recipe over one text add up to.
+struct TextSums {
+  index_t predictions = 0;
+  index_t agreements = 0;  ///< same most likely token as the full cache
+  double kl = 0;           ///< sum of kl_divergence
+  double kl_most = 0;
+  double bits = 0;  ///< sum of -log2 of the probability given to what really follows
+
+  /// One prediction. `next` is the token that really follows.
+  void add(std::span<const float> full, std::span<const float> other, std::int32_t next);
+  void add(const TextSums& more);
+
+  double mean_kl() const { return per_prediction(kl); }
+  double agreement() const { return per_prediction(static_cast<double>(agreements)); }
+  double mean_bits() const { return per_prediction(bits); }
+
+ private:
+  double per_prediction(double sum) const {
+    return predictions == 0 ? 0 : sum / static_cast<double>(predictions);
+  }
+};
+
+/// |other - exact| / |exact| over everything added (Euclidean norms).
+struct ErrorSums {
+  double difference = 0;  ///< sum of squares
+  double exact = 0;       ///< sum of squares
+
+  void add(std::span<const float> exact_row, std::span<const float> other_row);
+  double relative() const;
+};
+
+/// Bytes of recalled values, by how many tokens back the nearest earlier mention of the value
+/// begins.
+struct RecallSums {
+  static constexpr index_t bands = 3;
+  static constexpr index_t band_end[bands - 1] = {
+      256, 512};  ///< near: below 256, middle: below 512, far: the rest
+
+  index_t asked[bands] = {};
+  index_t right[bands] = {};
+
+  void add(index_t distance, bool hit);
+  void add(const RecallSums& more);
+  index_t asked_all() const { return asked[0] + asked[1] + asked[2]; }
+  double all() const;
+  double band(index_t b) const;  ///< 0 when nothing was asked in it
+};
+
+}  // namespace eval

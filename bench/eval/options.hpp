@@ -1,0 +1,48 @@
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include <kvcondense/core/config.hpp>
+
+namespace eval {
+
+using kvcondense::index_t;
+
+/// What the command line says.
+struct Options {
+  std::string command;  ///< the command line itself, for reports
+
+  std::string model, qkv;         ///< one of the two
+  std::string text, ids, recall;  ///< beside a model
+  std::vector<std::string> recipes;
+
+  index_t context = 2048;  ///< tokens of one window
+  index_t prefill = 0;     ///< of them fed at once; 0: half
+  index_t chunk = 1024;    ///< most tokens of one prefill pass
+  index_t windows = 2;
+  index_t documents = 8;
+  index_t rounds = 8;  ///< of the timing; 0: none
+  index_t jobs = 0;    ///< threads; 0: as many as the machine has
+  std::uint64_t seed = 1;
+
+  std::string json, plot, dump, dump_qkv;
+  bool quiet = false;
+  bool list = false;
+};
+
+/// How main() goes on after the command line was read.
+struct Parsed {
+  Options options;
+  bool finished = false;  ///< help was printed, or a usage error: end with `exit_code`
+  int exit_code = 0;
+};
+
+/// Reads the command line; the subcommand `demo` fills in what the demo runs.
+Parsed parse_options(int argc, const char* const* argv);
+
+/// Recipes that show each family once, with room for a quarter of `context` slots.
+std::vector<std::string> default_recipes(index_t context);
+
+}  // namespace eval

@@ -1,0 +1,84 @@
+#include <eval/replay.hpp>
+
+#include <numeric>
+
+#include <engine/dense_attention.hpp>
+#include <eval/error.hpp>
+
+namespace eval {
+
+using kvcondense::Phase;
+
+namespace {
+
+TensorView<float, 3> out_view(const Recording& r, index_t count, float* out) {
+  const index_t heads = r.shape.q_heads, dim = r.shape.values();
+  return {out, {heads, count, dim}, {dim, heads * dim, 1}};
+}
+
+std::size_t row_size(const Recording& r) {
+  return static_cast<std::size_t>(r.shape.q_heads * r.shape.values());
+}
+
+}  // namespace
+
+Outputs exact_outputs(const Recording& r, const Feeding& feeding) {
+  engine::ModelConfig config;
+  config.layers = r.shape.layers;
+  config.q_heads = r.shape.q_heads;
+  config.kv_heads = r.shape.kv_heads;
+  config.head_dim = r.shape.head_dim;
+  engine::DenseAttention dense(config);
+  Outputs outputs(r.layers.size());
+  std::vector<float> all(row_size(r) * static_cast<std::size_t>(r.tokens));
+  for (index_t layer = 0; layer < r.shape.layers; ++layer) {
+    require(dense(r.chunk(layer, 0, r.tokens, {}), out_view(r, r.tokens, all.data())),
+            "exact attention");
+    outputs[static_cast<std::size_t>(layer)].assign(
+        all.begin() + static_cast<std::ptrdiff_t>(row_size(r)) * feeding.prefill, all.end());
+  }
+  return outputs;
+}
+
+void Replay::feed(index_t layer, index_t first, index_t count, index_t position, Phase phase,
+                  float* out) {
+  positions_.resize(static_cast<std::size_t>(count));
+  std::iota(positions_.begin(), positions_.end(), position);
+  require((*session_)(recording_->chunk(layer, first, count, positions_, phase),
+                      out_view(*recording_, count, out)),
+          "the cache refused recorded tokens");
+}
+
+Outputs Replay::run(const Feeding& feeding) {
+  const Recording& r = *recording_;
+  const index_t prefill = feeding.prefill, pieces = (prefill + feeding.chunk - 1) / feeding.chunk;
+  Outputs outputs(r.layers.size());
+  for (index_t layer = 0; layer < r.shape.layers; ++layer) {
+    for (index_t i = 0; i < pieces; ++i) {  // as engine::Decoder::prefill cuts
+      const index_t at = prefill * i / pieces, end = prefill * (i + 1) / pieces;
+      scratch_.resize(row_size(r) * static_cast<std::size_t>(end - at));
+      feed(layer, at, end - at, at, end == prefill ? Phase::prefill_end : Phase::prefill_chunk,
+           scratch_.data());
+    }
+    auto& out = outputs[static_cast<std::size_t>(layer)];
+    out.resize(row_size(r) * static_cast<std::size_t>(r.tokens - prefill));
+    for (index_t at = prefill; at < r.tokens; ++at)
+      feed(layer, at, 1, at, Phase::decode,
+           out.data() + row_size(r) * static_cast<std::size_t>(at - prefill));
+  }
+  return outputs;
+}
+
+void Replay::step(index_t at) {
+  scratch_.resize(row_size(*recording_));
+  for (index_t layer = 0; layer < recording_->shape.layers; ++layer)
+    feed(layer, at % recording_->tokens, 1, at, Phase::decode, scratch_.data());
+}
+
+std::vector<ErrorSums> errors(const Outputs& exact, const Outputs& other) {
+  std::vector<ErrorSums> sums(exact.size());
+  for (std::size_t l = 0; l < exact.size(); ++l) sums[l].add(exact[l], other[l]);
+  return sums;
+}
+
+}  // namespace eval

@@ -1,0 +1,46 @@
+#pragma once
+
+#include <vector>
+
+#include <eval/metrics.hpp>
+#include <eval/recording.hpp>
+#include <eval/session.hpp>
+#include <eval/text_run.hpp>
+
+namespace eval {
+
+/// Attention outputs of the singly fed tokens of a recording: per layer [tokens - prefill, q_heads,
+/// head_dim].
+using Outputs = std::vector<std::vector<float>>;
+
+/// float32 attention over everything, by the engine's plain cache: what errors are measured
+/// against.
+Outputs exact_outputs(const Recording& recording, const Feeding& feeding);
+
+/// Feeds a recording to a recipe's cache, without a model.
+class Replay {
+ public:
+  /// `recording` holds unrotated rows when the session's recipe wants them so. Borrows both.
+  Replay(const Recording& recording, Session& session)
+      : recording_(&recording), session_(&session) {}
+
+  /// Prefill and all further tokens one by one; every layer gets the same q, k and v as any other
+  /// recipe.
+  Outputs run(const Feeding& feeding);
+  /// One token more: recorded token `at` modulo the recording's length, at position `at`.
+  void step(index_t at);
+
+ private:
+  void feed(index_t layer, index_t first, index_t count, index_t position, kvcondense::Phase phase,
+            float* out);
+
+  const Recording* recording_;
+  Session* session_;
+  std::vector<index_t> positions_;
+  std::vector<float> scratch_;
+};
+
+/// Error of every layer, rows of all heads and tokens together.
+std::vector<ErrorSums> errors(const Outputs& exact, const Outputs& other);
+
+}  // namespace eval

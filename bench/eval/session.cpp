@@ -1,0 +1,33 @@
+#include <eval/session.hpp>
+
+#include <engine/json_text.hpp>
+#include <eval/error.hpp>
+
+namespace eval {
+
+namespace {
+
+any::AnyCache empty_cache(const any::ParsedRecipe& recipe, const CacheShape& shape,
+                          std::string_view given) {
+  auto made = any::make(recipe, shape, any::on<kvcondense::Cpu>);
+  if (!made)
+    throw Error("recipe '" + engine::printable(given) + "': " + std::string(made.message()));
+  return *std::move(made);
+}
+
+}  // namespace
+
+RecipeSpec read_recipe(std::string_view text, const CacheShape& shape,
+                       const kvcondense::prim::RopeConfig& rope) {
+  const any::ParseResult parsed = any::parse(text, rope);
+  if (!parsed)
+    throw Error("recipe '" + engine::printable(text) + "': at byte " +
+                std::to_string(parsed.position()) + ": " + std::string(parsed.message()));
+  return {std::string(text), *parsed, empty_cache(*parsed, shape, text).capabilities()};
+}
+
+Session make_session(const RecipeSpec& recipe, const CacheShape& shape) {
+  return Session(empty_cache(recipe.parsed, shape, recipe.given));
+}
+
+}  // namespace eval

@@ -1,0 +1,22 @@
+#include <eval/text_run.hpp>
+
+#include <eval/error.hpp>
+
+namespace eval {
+
+void run_text(const engine::Model& model, bool rotate, const engine::Attention& attention,
+              std::span<const std::int32_t> tokens, const Feeding& feeding,
+              const EachPrediction& each) {
+  engine::Decoder decoder(model, {.rotate = rotate, .chunk = feeding.chunk});
+  const auto first = static_cast<std::size_t>(feeding.prefill);
+  require(decoder.prefill(tokens.first(first), 0, attention).status(),
+          "the model refused the prefill");
+  for (std::size_t at = first; at < tokens.size(); ++at) {
+    const auto logits = decoder.forward(tokens.subspan(at, 1), static_cast<index_t>(at), attention,
+                                        engine::Logits::last, kvcondense::Phase::decode);
+    require(logits.status(), "the model refused a token");
+    each(static_cast<index_t>(at), *logits);
+  }
+}
+
+}  // namespace eval

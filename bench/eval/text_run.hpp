@@ -1,0 +1,30 @@
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <span>
+
+#include <engine/decoder.hpp>
+#include <kvcondense/core/config.hpp>
+
+namespace eval {
+
+using kvcondense::index_t;
+
+/// How a text is fed to a model: a prefill, then token by token, so that recipes act as in real
+/// use.
+struct Feeding {
+  index_t prefill = 0;   ///< tokens before the first single one
+  index_t chunk = 1024;  ///< most tokens of one prefill pass
+};
+
+/// Sees the logits after token `at` was fed, for the tokens that were fed singly.
+using EachPrediction = std::function<void(index_t at, std::span<const float> logits)>;
+
+/// Feeds all of `tokens` at positions 0, 1, ... to a model with an empty cache behind `attention`,
+/// q and k rotated or not. Throws Error when a call is refused.
+void run_text(const engine::Model& model, bool rotate, const engine::Attention& attention,
+              std::span<const std::int32_t> tokens, const Feeding& feeding,
+              const EachPrediction& each);
+
+}  // namespace eval
