@@ -85,6 +85,13 @@ class Cache {
   Status step(Context<B>& ctx, index_t layer, const AttentionView& attention, Phase phase = Phase::automatic) {
     return run_step(ctx, layer, attention, phase);
   }
+  template <class Asked = R>
+    requires needs_attention<Asked>
+  Status step(Context<B>&, index_t, Phase = Phase::automatic) {
+    static_assert(detail::always_false<Asked>,
+                  "kvcondense: this recipe evicts by attention: pass step the mass that attend measured, or call forward.");
+    return Status::missing_input;
+  }
 
   /// append, attend and step in one call, with the mass in the workspace.
   template <class T>

@@ -61,20 +61,25 @@ inline constexpr int count_stage = ((S::about.stage == Want ? 1 : 0) + ... + 0);
 /// Collects the stages of a cache. Order carries no meaning: stages sort themselves.
 ///
 ///   recipe(evict::H2O{.heavy = 256, .recent = 256}, quant::Kivi<2>{.group_size = 32})
-template <StageValue... S>
+template <class... S>
 constexpr auto recipe(S... stages) {
-  static_assert(detail::count_stage<Stage::evict, S...> <= 1,
-                "kvcondense::recipe: at most one eviction stage; a budget or another wrapper takes its policy as a field.");
-  static_assert(detail::count_stage<Stage::quant, S...> <= 1,
-                "kvcondense::recipe: at most one quantization stage.");
-  static_assert(detail::count_stage<Stage::position, S...> <= 1,
-                "kvcondense::recipe: at most one position stage.");
-  static_assert(((S::about.stage == Stage::evict || S::about.stage == Stage::quant || S::about.stage == Stage::position) &&
-                 ... && true),
-                "kvcondense::recipe: this stage is not one that a cache runs.");
-  const std::tuple all{stages...};
-  return Recipe{detail::pick<Stage::evict, evict::KeepAll>(all), detail::pick<Stage::quant, KeepExact>(all),
-                detail::pick<Stage::position, position::Absolute>(all)};
+  constexpr bool stages_only = (StageValue<S> && ... && true);
+  static_assert(stages_only,
+                "kvcondense::recipe: a stage is a copyable struct with a member 'static constexpr kvcondense::Descriptor about'.");
+  if constexpr (stages_only) {
+    static_assert(detail::count_stage<Stage::evict, S...> <= 1,
+                  "kvcondense::recipe: at most one eviction stage; a budget or another wrapper takes its policy as a field.");
+    static_assert(detail::count_stage<Stage::quant, S...> <= 1,
+                  "kvcondense::recipe: at most one quantization stage.");
+    static_assert(detail::count_stage<Stage::position, S...> <= 1,
+                  "kvcondense::recipe: at most one position stage.");
+    static_assert(((S::about.stage == Stage::evict || S::about.stage == Stage::quant || S::about.stage == Stage::position) &&
+                   ... && true),
+                  "kvcondense::recipe: this stage is not one that a cache runs.");
+    const std::tuple all{stages...};
+    return Recipe{detail::pick<Stage::evict, evict::KeepAll>(all), detail::pick<Stage::quant, KeepExact>(all),
+                  detail::pick<Stage::position, position::Absolute>(all)};
+  }
 }
 
 template <class E, class Q, class P>

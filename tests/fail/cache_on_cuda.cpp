@@ -1,0 +1,12 @@
+// EXPECT: kvcondense: this backend has no cache yet; make_cache<kvcondense::Cpu> has.
+#include <kvcondense/cpu.hpp>
+
+using namespace kvcondense;
+
+#ifdef KVCONDENSE_EXPECT_FAIL
+using Mine = Cache<Cuda, decltype(recipe())>;
+#else
+using Mine = Cache<Cpu, decltype(recipe())>;
+#endif
+
+index_t length(const Mine& cache) { return cache.length(); }

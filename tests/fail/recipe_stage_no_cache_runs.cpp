@@ -1,0 +1,14 @@
+// EXPECT: kvcondense::recipe: this stage is not one that a cache runs.
+#include <kvcondense/cpu.hpp>
+
+using namespace kvcondense;
+
+struct Merge {
+#ifdef KVCONDENSE_EXPECT_FAIL
+  static constexpr Descriptor about{"merge", Stage::merge, "none"};
+#else
+  static constexpr Descriptor about{"merge", Stage::evict, "none"};
+#endif
+};
+
+const auto mine = recipe(Merge{});
