@@ -1,0 +1,196 @@
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <deque>
+#include <functional>
+#include <string>
+#include <vector>
+
+#include <kvcondense/cpu.hpp>
+#include <support/guarded.hpp>
+#include <support/oracle.hpp>
+
+namespace kvcondense::test {
+
+using Ints = std::vector<index_t>;
+using Rows = std::vector<Ints>;
+
+inline std::size_t at(index_t i) { return static_cast<std::size_t>(i); }
+
+inline nlohmann::json eviction_oracle(const std::string& key) { return load_oracle("eviction.json", key); }
+
+/// A number of a head and one of its tokens: a kept score, an attention mass.
+using PerToken = std::function<double(index_t head, index_t token)>;
+
+/// Runs a pipeline as the cache does, on tokens that are only numbers: appends them to every head,
+/// observes, chooses, and gathers tokens and lanes by the kept slots. All outputs are guarded.
+template <class Pipeline>
+struct Driver {
+  CacheShape shape;
+  Pipeline pipeline;
+  index_t layer = 0;
+  index_t seen = 0;
+  Rows held;                                            // tokens of each head
+  std::vector<std::vector<std::vector<float>>> lane;    // [lane][head][slot]
+  std::function<float(index_t, index_t, index_t)> key;  // (head, token, channel)
+  // What the last step said.
+  Rows kept;
+  Ints budget;
+  index_t nan = 0;
+  bool fired = false;
+  std::size_t workspace_cut = 0;  // bytes taken away from the workspace
+
+  Driver(const CacheShape& s, const Pipeline& p)
+      : shape(s),
+        pipeline(p),
+        held(at(s.kv_heads)),
+        lane(at(p.lanes()), std::vector<std::vector<float>>(at(s.kv_heads))) {}
+
+  Status step(index_t appended, Phase phase, const PerToken& mass = {}) {
+    for (auto& row : held)
+      for (index_t i = 0; i < appended; ++i) row.push_back(seen + i);
+    for (auto& l : lane)
+      for (index_t h = 0; h < shape.kv_heads; ++h) l[at(h)].resize(held[at(h)].size(), 0.0f);
+    seen += appended;
+    return run(appended, phase, mass);
+  }
+
+ private:
+  struct Keys final : SlotRows<Cpu> {
+    const Driver* of;
+    explicit Keys(const Driver* d) : of(d) {}
+    index_t dim() const noexcept override { return of->shape.head_dim; }
+    void read(index_t h, index_t first, prim::RowBlock<float> out) const noexcept override {
+      for (index_t i = 0; i < out.rows; ++i)
+        for (index_t d = 0; d < dim(); ++d)
+          out.data[i * out.step + d] = of->key(h, of->held[at(h)][at(first + i)], d);
+    }
+  };
+
+  Status run(index_t appended, Phase phase, const PerToken& mass) {
+    const index_t heads = shape.kv_heads;
+    Ints offset{0};
+    for (const auto& row : held) offset.push_back(offset.back() + static_cast<index_t>(row.size()));
+    const index_t total = offset.back();
+    Guarded<float> weights(at(total));
+    std::deque<Guarded<float>> lanes;
+    for (const auto& l : lane) {
+      lanes.emplace_back(at(total));
+      for (index_t h = 0; h < heads; ++h)
+        std::copy(l[at(h)].begin(), l[at(h)].end(), lanes.back().data() + offset[at(h)]);
+    }
+    std::fill_n(weights.data(), total, 0.0f);
+    if (mass)
+      for (index_t h = 0; h < heads; ++h)
+        for (std::size_t j = 0; j < held[at(h)].size(); ++j)
+          weights.data()[at(offset[at(h)]) + j] = static_cast<float>(mass(h, held[at(h)][j]));
+    const Keys keys(this);
+    StepView<Cpu> view;
+    view.shape = shape;
+    view.layer = layer;
+    view.appended = appended;
+    view.seen = seen;
+    view.phase = phase;
+    view.attention.mass = {weights.data(), offset.data(), heads};
+    view.attention.rows = pipeline.attention().of(appended);
+    view.offset = offset.data();
+    view.keys = key ? &keys : nullptr;
+
+    Guarded<std::int32_t> slots(at(total));
+    Guarded<index_t> counts(at(heads)), budgets(at(heads));
+    std::vector<RaggedView<float>> views;
+    for (auto& l : lanes) views.push_back({l.data(), offset.data(), heads});
+    Context<Cpu> ctx;
+    if (const Status s = pipeline.observe(ctx, view, views); s != Status::ok) return s;
+    fired = pipeline.fires(view);
+    kept.assign(at(heads), {});
+    budget.clear();
+    nan = 0;
+    if (fired) {
+      const std::size_t bytes = pipeline.workspace_bytes(shape, total);
+      std::vector<std::byte> memory(bytes + 3 * Scratch::align, std::byte{0x7f});
+      auto* begin = memory.data();
+      begin += (Scratch::align - reinterpret_cast<std::uintptr_t>(begin) % Scratch::align) % Scratch::align;
+      const Scratch scratch({begin, bytes - workspace_cut});
+      const evict::KeepSet keep{{slots.data(), offset.data(), heads}, counts.data(), budgets.data(), &nan};
+      if (const Status s = pipeline.choose(ctx, view, views, keep, scratch); s != Status::ok) return s;
+      for (std::size_t i = bytes; i < bytes + Scratch::align; ++i)
+        if (begin[i] != std::byte{0x7f}) return Status::corrupt_data;
+    }
+    for (index_t h = 0; h < heads; ++h) {
+      auto& row = held[at(h)];
+      if (!fired) {
+        for (std::size_t j = 0; j < row.size(); ++j) kept[at(h)].push_back(static_cast<index_t>(j));
+        budget.push_back(static_cast<index_t>(row.size()));
+      } else {
+        for (index_t i = 0; i < counts.data()[at(h)]; ++i)
+          kept[at(h)].push_back(slots.data()[at(offset[at(h)] + i)]);
+        budget.push_back(budgets.data()[at(h)]);
+      }
+      Ints tokens;
+      for (const index_t slot : kept[at(h)]) tokens.push_back(row[at(slot)]);
+      for (std::size_t l = 0; l < lane.size(); ++l) {
+        std::vector<float> gathered;
+        for (const index_t slot : kept[at(h)])
+          gathered.push_back(lanes[l].data()[at(offset[at(h)] + slot)]);
+        lane[l][at(h)] = gathered;
+      }
+      row = tokens;
+    }
+    bool guarded = weights.ok() && slots.ok() && counts.ok() && budgets.ok();
+    for (const auto& l : lanes) guarded = guarded && l.ok();
+    return guarded ? Status::ok : Status::corrupt_data;
+  }
+};
+
+template <class P>
+auto drive(const CacheShape& shape, const P& policy) {
+  return Driver<decltype(policy.pipeline())>(shape, policy.pipeline());
+}
+
+/// The fixed vectors of the oracles, and attention over any of its tokens in double.
+struct FX1 {
+  nlohmann::json data = eviction_oracle("fixture_FX1");
+  CacheShape shape{.layers = 1, .q_heads = 4, .kv_heads = 2, .head_dim = 4, .dtype = DType::f32};
+
+  double q(index_t h, index_t t, index_t d) const { return data["Q"][at(h)][at(t)][at(d)]; }
+  double k(index_t h, index_t t, index_t d) const { return data["K"][at(h)][at(t)][at(d)]; }
+  double v(index_t h, index_t t, index_t d) const { return data["V"][at(h)][at(t)][at(d)]; }
+
+  /// Probabilities of query head h at `query` over these tokens (later ones get nothing).
+  std::vector<double> probabilities(index_t h, index_t query, const Ints& tokens) const {
+    std::vector<double> p;
+    double sum = 0;
+    for (const index_t t : tokens) {
+      double z = 0;
+      for (index_t d = 0; d < 4; ++d) z += q(h, query, d) * k(h / 2, t, d);
+      p.push_back(t <= query ? std::exp(0.5 * z) : 0.0);
+      sum += p.back();
+    }
+    for (double& x : p) x /= sum;
+    return p;
+  }
+
+  /// Mass of kv head g and a token: the queries [first, last), each over `held` tokens of the head.
+  PerToken mass(index_t first, index_t last, const Rows& held) const {
+    return [this, first, last, held](index_t g, index_t token) {
+      double sum = 0;
+      const Ints& tokens = held[at(g)];
+      const auto j = std::find(tokens.begin(), tokens.end(), token) - tokens.begin();
+      for (index_t h = 2 * g; h < 2 * g + 2; ++h)
+        for (index_t i = first; i < last; ++i)
+          sum += probabilities(h, i, tokens)[static_cast<std::size_t>(j)];
+      return sum;
+    };
+  }
+};
+
+/// The tokens of each head with `more` new ones.
+inline Rows with_new(Rows held, index_t first, index_t more) {
+  for (auto& row : held)
+    for (index_t i = 0; i < more; ++i) row.push_back(first + i);
+  return held;
+}
+
+}  // namespace kvcondense::test

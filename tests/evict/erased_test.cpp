@@ -1,0 +1,110 @@
+#include <evict/properties.hpp>
+#include <kvcondense/budget/ada.hpp>
+#include <kvcondense/budget/pyramid.hpp>
+#include <kvcondense/budget/ratio.hpp>
+#include <kvcondense/budget/skip_layers.hpp>
+#include <kvcondense/budget/uniform.hpp>
+#include <kvcondense/evict/erased.hpp>
+#include <kvcondense/evict/h2o.hpp>
+#include <kvcondense/evict/keep_all.hpp>
+#include <kvcondense/evict/knorm.hpp>
+#include <kvcondense/evict/policy.hpp>
+#include <kvcondense/evict/sink_window.hpp>
+#include <kvcondense/evict/snapkv.hpp>
+#include <kvcondense/evict/tova.hpp>
+
+using namespace kvcondense;
+using namespace kvcondense::test;
+
+namespace {
+
+/// A policy whose blocks are known only at run time.
+struct Any {
+  static constexpr Descriptor about{"any", Stage::evict, "chosen at run time"};
+  static constexpr bool needs_attention = true;
+  evict::AnyPipeline blocks;
+
+  Any() = default;
+  template <class P>
+  explicit Any(const P& policy) : blocks(policy.pipeline()) {}
+  evict::AnyPipeline pipeline() const { return blocks; }
+  Status validate(const CacheShape&) const { return Status::ok; }
+};
+
+static_assert(evict::check_eviction_policy<Any, Cpu>());
+static_assert(evict::check_eviction_policy<budget::Ada<Any>, Cpu>());
+static_assert(std::is_trivially_copyable_v<evict::AnyPipeline>);
+
+/// Both pipelines, the same steps: a prefill in two chunks, then decoding.
+template <class P, class Q>
+void require_same(const P& typed, const Q& erased) {
+  const CacheShape shape{.layers = 4, .q_heads = 6, .kv_heads = 3, .head_dim = 2};
+  auto a = drive(shape, typed);
+  auto b = drive(shape, erased);
+  REQUIRE(a.pipeline.lanes() == b.pipeline.lanes());
+  REQUIRE(a.pipeline.attention().of(40) == b.pipeline.attention().of(40));
+  REQUIRE(a.pipeline.source.one_set() == b.pipeline.source.one_set());
+  REQUIRE(a.pipeline.protect.most() == b.pipeline.protect.most());
+  REQUIRE(a.pipeline.allocate.uses_scores() == b.pipeline.allocate.uses_scores());
+  REQUIRE(a.pipeline.workspace_bytes(shape, 999) == b.pipeline.workspace_bytes(shape, 999));
+  a.layer = b.layer = 2;
+  a.key = b.key = [](index_t h, index_t t, index_t c) { return static_cast<float>(number(3, h, 2 * t + c)); };
+  const auto step = [&](index_t n, Phase phase) {
+    const PerToken mass = [](index_t h, index_t t) { return number(4, h, t); };
+    REQUIRE(a.step(n, phase, mass) == Status::ok);
+    REQUIRE(b.step(n, phase, mass) == Status::ok);
+    REQUIRE(a.fired == b.fired);
+    REQUIRE(a.held == b.held);
+    REQUIRE(a.budget == b.budget);
+    REQUIRE(a.lane == b.lane);
+  };
+  step(60, Phase::prefill_chunk);
+  step(30, Phase::prefill_end);
+  for (int i = 0; i < 5; ++i) step(1, Phase::decode);
+}
+
+}  // namespace
+
+TEST_CASE("erased: a pipeline chosen at run time does what the typed one does", "[evict][erased]") {
+  require_same(evict::KeepAll{}, Any(evict::KeepAll{}));
+  require_same(evict::SinkWindow{.recent = 9, .sinks = 2}, Any(evict::SinkWindow{.recent = 9, .sinks = 2}));
+  require_same(evict::H2O{.heavy = 9, .recent = 8}, Any(evict::H2O{.heavy = 9, .recent = 8}));
+  require_same(evict::Tova{.tokens = 19}, Any(evict::Tova{.tokens = 19}));
+  require_same(evict::SnapKV{.tokens = 19, .window = 5}, Any(evict::SnapKV{.tokens = 19, .window = 5}));
+  require_same(evict::Knorm{.tokens = 19, .recent = 5}, Any(evict::Knorm{.tokens = 19, .recent = 5}));
+}
+
+TEST_CASE("erased: budgets around a run-time policy are what they are around a typed one", "[evict][erased]") {
+  const evict::SnapKV snap{.tokens = 19, .window = 5};
+  const Any any(snap);
+  require_same(budget::Uniform{snap, 11}, budget::Uniform{any, 11});
+  require_same(budget::Ada{snap, 0.3}, budget::Ada{any, 0.3});
+
+  const budget::Ada typed{budget::SkipLayers{budget::Pyramid{snap, 4.0}, 1}, 0.3};
+  const Any one(budget::Pyramid{any, 4.0});
+  const Any two(budget::SkipLayers{one, 1});
+  require_same(typed, budget::Ada{two, 0.3});
+  const Any three(budget::Ada{two, 0.3});
+  require_same(typed, three);
+  const Any copy = three;  // a chain of blocks stays whole when it moves
+  require_same(typed, copy);
+  REQUIRE(copy.blocks.complete());
+}
+
+TEST_CASE("erased: no pipeline, or one wrapped too often, is refused at every step", "[evict][erased]") {
+  Any any(evict::H2O{});
+  for (int i = 0; i < 4; ++i) {
+    REQUIRE(any.blocks.complete());
+    any = Any(budget::Ada{any, 0.1});
+  }
+  REQUIRE(!any.blocks.complete());
+  REQUIRE(!Any().blocks.complete());
+  auto d = drive({}, any);
+  REQUIRE(d.step(2, Phase::prefill_end, [](index_t, index_t) { return 0.5; }) == Status::not_supported);
+  auto none = drive({}, Any());
+  REQUIRE(none.step(2, Phase::prefill_end) == Status::not_supported);
+}
+
+TEST_CASE("erased: run-time pipelines keep the promises", "[evict][erased]") {
+  check_promises(Any(evict::H2O{.heavy = 16, .recent = 8}), Any(evict::H2O{.heavy = 300, .recent = 8}));
+}
