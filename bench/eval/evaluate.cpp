@@ -35,6 +35,8 @@ Results begin(const Setting& setting, const std::vector<RecipeSpec>& specs) {
     results.recipes.emplace_back();
     results.recipes.back().recipe = s.given;
     results.recipes.back().canonical = s.parsed.text.view();
+    results.recipes.back().drops_tokens = s.capabilities.changes_length;
+    results.recipes.back().codes_numbers = s.capabilities.lossy_slots;
   }
   return results;
 }

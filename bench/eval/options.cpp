@@ -46,12 +46,13 @@ void add_main(CLI::App& app, Options& o) {
   app.add_option("--dump-qkv", o.dump_qkv,
                  "Writes q, k, v of the first window to this file, and ends");
   app.add_flag("--list", o.list, "Lists every method, and ends");
+  app.add_option("--about", o.about, "Describes a method and its fields, and ends");
   add_common(app, o);
 }
 
 /// What CLI11 cannot say about options together; empty when all is well.
 std::string complaint(const Options& o) {
-  if (o.list) return {};
+  if (o.list || !o.about.empty()) return {};
   if (o.model.empty() && o.qkv.empty())
     return "give --model DIR or --qkv FILE (or --list, or the subcommand demo)";
   if (!o.qkv.empty() && !(o.text + o.ids + o.recall + o.dump_qkv).empty())
@@ -87,19 +88,15 @@ Parsed parse_options(int argc, const char* const* argv) {
   demo->add_option("--model", o.model, "Another model");
   demo->add_option("--out", out, "Directory for demo.svg and demo.json");
   add_common(*demo, o);
-  app.footer("Methods and their fields: --list.");
+  app.footer("Methods: --list. Fields of one: --about WORD.");
   try {
     app.parse(argc, argv);
     if (demo->parsed()) make_demo(o, out);
-    if (const std::string why = complaint(o); !why.empty()) throw CLI::ValidationError(why);
+    parsed.complaint = complaint(o);
+  } catch (const CLI::CallForHelp&) {
+    parsed.help = demo->parsed() ? demo->help() : app.help();
   } catch (const CLI::ParseError& e) {
-    parsed.finished = true;
-    parsed.exit_code = e.get_exit_code() == 0 ? 0 : 2;
-    if (parsed.exit_code == 0) {
-      app.exit(e);
-    } else {
-      std::fprintf(stderr, "kvcondense-eval: %s\n", e.what());
-    }
+    parsed.complaint = e.what();
   }
   return parsed;
 }

@@ -30,13 +30,14 @@ struct Options {
   std::string json, plot, dump, dump_qkv;
   bool quiet = false;
   bool list = false;
+  std::string about;  ///< a word to describe
 };
 
 /// How main() goes on after the command line was read.
 struct Parsed {
   Options options;
-  bool finished = false;  ///< help was printed, or a usage error: end with `exit_code`
-  int exit_code = 0;
+  std::string help;       ///< when not empty: print it and end well
+  std::string complaint;  ///< when not empty: a usage error in one line
 };
 
 /// Reads the command line; the subcommand `demo` fills in what the demo runs.

@@ -5,7 +5,7 @@
 #include <engine/safetensors.hpp>
 #include <eval/error.hpp>
 #include <eval/recording.hpp>
-#include <kvcondense/cpu.hpp>
+#include <kvcondense/backend/cpu/rope.hpp>
 
 namespace eval {
 namespace {

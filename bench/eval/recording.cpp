@@ -1,7 +1,7 @@
 #include <eval/recording.hpp>
 
 #include <eval/error.hpp>
-#include <kvcondense/cpu.hpp>
+#include <kvcondense/backend/cpu/rope.hpp>
 
 namespace eval {
 namespace {

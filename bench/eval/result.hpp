@@ -17,8 +17,10 @@ struct Speed {
 
 /// All that was measured about one recipe.
 struct RecipeResult {
-  std::string recipe;                       ///< as given
-  std::string canonical;                    ///< as the library reads it
+  std::string recipe;     ///< as given
+  std::string canonical;  ///< as the library reads it
+  bool drops_tokens = false;
+  bool codes_numbers = false;
   kvcondense::Report report;                ///< of the cache at the end of the first window
   std::vector<std::vector<index_t>> slots;  ///< at the same moment, per layer and KV head
   std::vector<double> layer_error;          ///< relative error of attention, per layer

@@ -1,0 +1,99 @@
+#include <eval/json_report.hpp>
+
+#include <kvcondense/version.hpp>
+
+namespace eval {
+namespace {
+
+using nlohmann::ordered_json;
+
+ordered_json to_json(const Setting& s) {
+  ordered_json j{{"command", s.command}, {"source", s.source}};
+  if (s.has_text()) {
+    j["text"] = s.text;
+    j["windows"] = s.windows;
+    j["token_is_byte"] = s.byte_tokens;
+  }
+  if (!s.recall.empty()) {
+    j["recall"] = s.recall;
+    j["documents"] = s.documents;
+  }
+  j["layers"] = s.layers;
+  j["q_heads"] = s.q_heads;
+  j["kv_heads"] = s.kv_heads;
+  j["head_dim"] = s.head_dim;
+  j["context"] = s.context;
+  j["prefill"] = s.prefill;
+  j["seed"] = s.seed;
+  return j;
+}
+
+ordered_json to_json(const kvcondense::Report& r) {
+  return {{"tokens", r.tokens},
+          {"slots", r.slots},
+          {"bytes", r.bytes()},
+          {"exact_bytes", r.exact_bytes},
+          {"coded_bytes", r.coded_bytes},
+          {"side_bytes", r.side_bytes},
+          {"fixed_bytes", r.fixed_bytes},
+          {"dead_bytes", r.dead_bytes},
+          {"dense_bytes", r.dense_bytes},
+          {"budget_asked", r.budget_asked},
+          {"budget_met", r.budget_met},
+          {"evictions", r.evictions},
+          {"evicted_slots", r.evicted_slots},
+          {"repaired_numbers", r.repaired_numbers},
+          {"coded_again", r.coded_again},
+          {"kernel", r.kernel}};
+}
+
+ordered_json to_json(const RecallSums& r) {
+  ordered_json bands = ordered_json::array();
+  for (index_t b = 0; b < RecallSums::bands; ++b) {
+    const index_t from = b == 0 ? 0 : RecallSums::band_end[b - 1];
+    ordered_json band{{"from", from}, {"asked", r.asked[b]}, {"right", r.right[b]}};
+    if (b + 1 < RecallSums::bands) band["below"] = RecallSums::band_end[b];
+    bands.push_back(band);
+  }
+  return {{"all", r.all()}, {"by_distance", bands}};
+}
+
+ordered_json to_json(const Setting& s, const RecipeResult& r) {
+  ordered_json j{{"recipe", r.recipe},
+                 {"canonical", r.canonical},
+                 {"drops_tokens", r.drops_tokens},
+                 {"codes_numbers", r.codes_numbers},
+                 {"bytes_per_token", r.bytes_per_token()},
+                 {"ratio", r.report.ratio()},
+                 {"attention_error", r.mean_error()},
+                 {"attention_error_by_layer", r.layer_error}};
+  if (s.has_text()) {
+    j["predictions"] = r.text.predictions;
+    j["kl_nats"] = r.text.mean_kl();
+    j["kl_nats_most"] = r.text.kl_most;
+    j["top1_agreement"] = r.text.agreement();
+    j[s.byte_tokens ? "bits_per_byte" : "bits_per_token"] = r.text.mean_bits();
+  }
+  if (!s.recall.empty()) j["recall"] = to_json(r.recall);
+  if (r.speed.tokens_per_second > 0)
+    j["speed"] = {{"tokens_per_second", r.speed.tokens_per_second},
+                  {"of_full", r.speed.of_full},
+                  {"spread", r.speed.spread}};
+  j["slots_by_layer_and_head"] = r.slots;
+  j["report"] = to_json(r.report);
+  return j;
+}
+
+}  // namespace
+
+ordered_json to_json(const Results& results) {
+  ordered_json recipes = ordered_json::array();
+  for (const RecipeResult& r : results.recipes) recipes.push_back(to_json(results.setting, r));
+  return {{"tool", "kvcondense-eval"},
+          {"version", kvcondense::version_string},
+          {"setting", to_json(results.setting)},
+          {"seconds", results.seconds},
+          {"recipes", recipes}};
+}
+
+}  // namespace eval

@@ -1,0 +1,16 @@
+#pragma once
+
+#include <string>
+
+#include <eval/result.hpp>
+
+namespace eval {
+
+/// A recipe without its fields: "ada(snapkv) + kivi4".
+std::string short_recipe(const std::string& recipe);
+
+/// A chart of what recipes cost against what they keep, one labelled point each: KL where a model
+/// was run, attention error otherwise. Plain SVG; the same results give the same bytes.
+std::string plot_svg(const Results& results);
+
+}  // namespace eval

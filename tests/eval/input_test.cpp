@@ -1,0 +1,77 @@
+#include <catch2/catch.hpp>
+#include <string>
+
+#include <eval/input.hpp>
+
+using namespace eval;
+using Catch::Matchers::Equals;
+
+TEST_CASE("recall documents: distance counts back to the nearest mention", "[eval][input]") {
+  const std::string line = R"({"text": "a = 12\nb = 34\na: 12 a: 12", "queries": [)"
+                           R"({"value_at": 17, "defined_at": 4, "value": "12"},)"
+                           R"({"value_at": 23, "defined_at": 4, "value": "12"}]})";
+  const auto documents = parse_recall("\n" + line + "\n" + line, "file");
+  REQUIRE(documents.size() == 2);
+  REQUIRE(documents[1].tokens.size() == 25);
+  REQUIRE(documents[1].queries.size() == 2);
+  REQUIRE(documents[1].queries[0].distance == 13);
+  REQUIRE(documents[1].queries[1].distance == 6);
+  REQUIRE(documents[1].queries[1].length == 2);
+}
+
+TEST_CASE("recall documents: a bad line is refused by its number", "[eval][input]") {
+  const auto [line, what] = GENERATE(table<std::string, std::string>({
+      {"[]", "no \"text\""},
+      {R"({"text": 1})", "no \"text\""},
+      {R"({"text": "x"})", "no list \"queries\""},
+      {R"({"text": "x", "queries": [1]})", "a query is no object"},
+      {R"({"text": "x", "queries": [{"value_at": -1, "defined_at": 0, "value": "x"}]})",
+       "a query lacks the count value_at or defined_at"},
+      {R"({"text": "x", "queries": [{"value_at": 1, "defined_at": 0}]})",
+       "a query lacks the text value"},
+      {R"({"text": "xyx", "queries": [{"value_at": 99999999999, "defined_at": 0, "value": "x"}]})",
+       "a query names a place that does not hold its value"},
+      {R"({"text": "xyx", "queries": [{"value_at": 1, "defined_at": 0, "value": "x"}]})",
+       "a query names a place that does not hold its value"},
+  }));
+  REQUIRE_THROWS_WITH(parse_recall(R"({"text": "", "queries": []})"
+                                   "\n" +
+                                       line,
+                                   "f.jsonl"),
+                      Equals("f.jsonl: line 2: " + what));
+}
+
+TEST_CASE("recall documents: the longest that fit, in the order of the file", "[eval][input]") {
+  std::vector<Document> all;
+  for (const std::size_t n : {10u, 40u, 20u, 30u, 20u})
+    all.push_back({std::vector<std::int32_t>(n), {}});
+  const auto chosen = choose_documents(all, 3, 30);
+  REQUIRE(chosen.size() == 3);
+  REQUIRE(chosen[0].tokens.size() == 20);
+  REQUIRE(chosen[1].tokens.size() == 30);
+  REQUIRE(chosen[2].tokens.size() == 20);
+}
+
+TEST_CASE("ids: any blanks and commas between, everything else refused with its place",
+          "[eval][input]") {
+  REQUIRE(parse_ids(" 1,2\n 31 ", 32, "f") == std::vector<std::int32_t>{1, 2, 31});
+  REQUIRE(parse_ids("", 32, "f").empty());
+  const auto [text, at] = GENERATE(table<std::string, std::string>(
+      {{"1 x", "2"}, {"32", "0"}, {"1, -1", "3"}, {"7 1.5", "2"}, {"99999999999", "0"}}));
+  REQUIRE_THROWS_WITH(parse_ids(text, 32, "f"),
+                      Equals("f: at byte " + at + ": expected token ids from 0 to 31"));
+}
+
+TEST_CASE("windows: one in each part, the same for the same seed", "[eval][input]") {
+  const index_t count = GENERATE(1, 3, 10);
+  const auto starts = window_starts(1000, 100, count, 7);
+  REQUIRE(starts == window_starts(1000, 100, count, 7));
+  for (index_t i = 0; i < count; ++i) {
+    const index_t part = 1000 / count, start = starts[static_cast<std::size_t>(i)];
+    REQUIRE(start >= i * part);
+    REQUIRE(start + 100 <= (i + 1) * part);
+  }
+  REQUIRE_THROWS_WITH(
+      window_starts(1000, 100, 11, 7),
+      Equals("the text has 1000 tokens, 11 windows need 1100: lower --windows or --context"));
+}

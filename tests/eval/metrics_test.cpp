@@ -1,0 +1,57 @@
+#include <catch2/catch.hpp>
+#include <cmath>
+#include <vector>
+
+#include <eval/metrics.hpp>
+
+using namespace eval;
+
+TEST_CASE("kl: equals the sum by hand", "[eval][metrics]") {
+  const std::vector<float> full{0.0f, std::log(3.0f)};  // 1/4, 3/4
+  const std::vector<float> other{5.0f, 5.0f};           // 1/2, 1/2
+  const double want = 0.25 * std::log(0.5) + 0.75 * std::log(1.5);
+  REQUIRE(kl_divergence(full, other) == Approx(want).epsilon(1e-6));
+}
+
+TEST_CASE("kl: the same logits give exactly 0, shifted ones nearly", "[eval][metrics]") {
+  const std::vector<float> a{-3.25f, 0.5f, 11.0f, 2.0f}, b{-2.25f, 1.5f, 12.0f, 3.0f};
+  REQUIRE(kl_divergence(a, a) == 0.0);
+  REQUIRE(kl_divergence(a, b) < 1e-12);
+}
+
+TEST_CASE("text sums: means, agreement and bits of a tiny text", "[eval][metrics]") {
+  const std::vector<float> full{0.0f, std::log(3.0f)}, same = full, other{1.0f, 0.0f};
+  TextSums first, second;
+  first.add(full, same, 1);    // agrees, bits -log2(3/4)
+  second.add(full, other, 0);  // does not, bits -log2(e / (e + 1))
+  first.add(second);
+  const double e = std::exp(1.0), p0 = e / (e + 1), p1 = 1 / (e + 1);
+  const double kl = 0.25 * std::log(0.25 / p0) + 0.75 * std::log(0.75 / p1);
+  REQUIRE(first.predictions == 2);
+  REQUIRE(first.agreement() == 0.5);
+  REQUIRE(first.mean_bits() == Approx((-std::log2(0.75) - std::log2(p0)) / 2).epsilon(1e-6));
+  REQUIRE(first.mean_kl() == Approx(kl / 2).epsilon(1e-6));
+  REQUIRE(first.kl_most == Approx(kl).epsilon(1e-6));
+  REQUIRE(TextSums{}.mean_kl() == 0.0);
+}
+
+TEST_CASE("error sums: relative Euclidean distance", "[eval][metrics]") {
+  ErrorSums sums;
+  sums.add(std::vector<float>{3.0f, 0.0f}, std::vector<float>{3.0f, 1.0f});
+  sums.add(std::vector<float>{0.0f, 4.0f}, std::vector<float>{2.0f, 4.0f});
+  REQUIRE(sums.relative() == Approx(std::sqrt(5.0) / 5.0));
+  REQUIRE(ErrorSums{}.relative() == 0.0);
+}
+
+TEST_CASE("recall sums: bands end where they say", "[eval][metrics]") {
+  RecallSums sums, more;
+  for (const index_t d : {1, 255}) sums.add(d, true);
+  for (const index_t d : {256, 511}) sums.add(d, d == 256);
+  more.add(512, false);
+  sums.add(more);
+  REQUIRE(sums.band(0) == 1.0);
+  REQUIRE(sums.band(1) == 0.5);
+  REQUIRE(sums.band(2) == 0.0);
+  REQUIRE(sums.asked_all() == 5);
+  REQUIRE(sums.all() == Approx(0.6));
+}

@@ -1,0 +1,129 @@
+#include <catch2/catch.hpp>
+#include <fstream>
+
+#include <eval/evaluate.hpp>
+
+#include "dump_files.hpp"
+
+using namespace eval;
+using eval::test::TempFile;
+
+namespace {
+
+/// The shipped model, shortened so that a test takes seconds.
+Options tiny(std::vector<std::string> recipes) {
+  Options o;
+  o.model = KVCONDENSE_SOURCE_DIR "/examples/models/tinylm";
+  o.recipes = std::move(recipes);
+  o.context = 192;
+  o.prefill = 96;
+  o.windows = 1;
+  o.documents = 0;
+  o.rounds = 0;
+  o.jobs = 1;
+  o.quiet = true;
+  return o;
+}
+
+}  // namespace
+
+TEST_CASE("model: recipes with room for everything equal the full cache bit for bit",
+          "[eval][model]") {
+  Options o = tiny({"keep_all", "sliding_window(window=192)", "sink_window(sinks=4, recent=188)",
+                    "h2o(heavy=96, recent=96)", "tova(tokens=192)", "knorm(tokens=192)",
+                    "snapkv(tokens=192)", "ada(snapkv(tokens=192))", "ratio(h2o, keep=1.0)"});
+  Kept kept;
+  const Results results = evaluate(o, &kept);
+  for (std::size_t i = 0; i < results.recipes.size(); ++i) {
+    const RecipeResult& r = results.recipes[i];
+    CAPTURE(r.recipe);
+    REQUIRE(r.text.predictions == 96);
+    REQUIRE(r.text.kl == 0.0);
+    REQUIRE(r.text.agreement() == 1.0);
+    REQUIRE(r.text.bits == results.recipes[0].text.bits);
+    REQUIRE(kept.outputs[i] == kept.outputs[0]);
+    REQUIRE(r.slots == std::vector<std::vector<index_t>>(4, {192, 192}));
+  }
+}
+
+TEST_CASE("model: int8 stays within 0.001 nats of the full cache, fewer bits cost more",
+          "[eval][model]") {
+  const Results results = evaluate(tiny({"int8", "int4", "group_int(bits=2)"}));
+  const auto kl = [&](std::size_t i) { return results.recipes[i].text.mean_kl(); };
+  REQUIRE(kl(1) > 0.0);
+  REQUIRE(kl(1) <= 0.001);
+  REQUIRE(kl(1) < kl(2));
+  REQUIRE(kl(2) < kl(3));
+  for (std::size_t i = 1; i < 4; ++i) {
+    REQUIRE(results.recipes[i].mean_error() > results.recipes[i - 1].mean_error());
+    REQUIRE(results.recipes[i].bytes_per_token() < results.recipes[i - 1].bytes_per_token());
+  }
+}
+
+TEST_CASE("model: the same options give the same numbers on any number of threads",
+          "[eval][model]") {
+  Options o = tiny({"h2o(heavy=24, recent=24) + kivi2(residual=32)",
+                    "sink_window(sinks=4, recent=44) + reindex"});
+  o.windows = 2;
+  o.documents = 1;
+  o.context = 256;
+  o.prefill = 200;
+  const Results one = evaluate(o);
+  o.jobs = 3;
+  const Results three = evaluate(o);
+  for (std::size_t i = 0; i < one.recipes.size(); ++i) {
+    const RecipeResult &a = one.recipes[i], &b = three.recipes[i];
+    CAPTURE(a.recipe);
+    REQUIRE(a.text.predictions == 112);
+    REQUIRE(a.text.kl == b.text.kl);
+    REQUIRE(a.text.bits == b.text.bits);
+    REQUIRE(a.layer_error == b.layer_error);
+    REQUIRE(a.recall.right[0] == b.recall.right[0]);
+    REQUIRE(a.report.bytes() == b.report.bytes());
+    REQUIRE(a.slots == b.slots);
+    REQUIRE(a.recall.asked_all() > 0);
+  }
+  o.seed = 2;
+  REQUIRE(evaluate(o).recipes[0].text.bits != one.recipes[0].text.bits);
+}
+
+TEST_CASE("model: its dump gives the errors that the model gave", "[eval][model]") {
+  const TempFile file("model.safetensors");
+  Options o = tiny({"h2o(heavy=24, recent=24)", "kivi4(residual=32)",
+                    "sink_window(sinks=4, recent=44) + rerotate"});
+  const Results direct = evaluate(o);
+  o.dump_qkv = file.path();
+  dump_qkv(o);
+  Options from;
+  from.qkv = file.path();
+  from.recipes = o.recipes;
+  from.prefill = o.prefill;
+  from.rounds = 0;
+  from.quiet = true;
+  const Results again = evaluate(from);
+  for (std::size_t i = 0; i < again.recipes.size(); ++i) {
+    REQUIRE(again.recipes[i].layer_error == direct.recipes[i].layer_error);
+    REQUIRE(again.recipes[i].slots == direct.recipes[i].slots);
+  }
+}
+
+TEST_CASE("model: the timing has one speed per recipe, the full cache's ratio is 1",
+          "[eval][model]") {
+  Options o = tiny({"sliding_window(window=32)"});
+  o.rounds = 2;
+  const Results results = evaluate(o);
+  REQUIRE(results.recipes[0].speed.of_full == 1.0);
+  REQUIRE(results.recipes[1].speed.tokens_per_second > 0.0);
+  REQUIRE(results.recipes[1].slots[0][0] == 32);  // described before the timing moved the cache on
+}
+
+TEST_CASE("model: text and ids that do not fit are refused", "[eval][model]") {
+  const TempFile ids("ids.txt");
+  Options o = tiny({"int8"});
+  std::ofstream(ids.path()) << "1, 2, 300";
+  o.ids = ids.path();
+  REQUIRE_THROWS_WITH(evaluate(o), ids.path() + ": at byte 6: expected token ids from 0 to 255");
+  std::ofstream(ids.path()) << "1, 2, 3";
+  REQUIRE_THROWS_WITH(evaluate(o),
+                      "the text has 3 tokens, 1 windows need 193: lower --windows or --context");
+}

@@ -1,0 +1,69 @@
+#include <catch2/catch.hpp>
+#include <vector>
+
+#include <eval/options.hpp>
+#include <eval/session.hpp>
+
+using namespace eval;
+
+namespace {
+
+Parsed parse(std::vector<const char*> words) {
+  words.insert(words.begin(), "kvcondense-eval");
+  return parse_options(static_cast<int>(words.size()), words.data());
+}
+
+}  // namespace
+
+TEST_CASE("options: what is given arrives", "[eval][options]") {
+  const Parsed p =
+      parse({"--model", "m", "--recipe", "h2o + kivi2", "--recipe", "int8", "--context", "64"});
+  REQUIRE(p.complaint.empty());
+  REQUIRE(p.options.model == "m");
+  REQUIRE(p.options.recipes == std::vector<std::string>{"h2o + kivi2", "int8"});
+  REQUIRE(p.options.context == 64);
+  REQUIRE(p.options.command ==
+          "kvcondense-eval --model m --recipe h2o + kivi2 --recipe int8 --context 64");
+}
+
+TEST_CASE("options: the demo needs nothing", "[eval][options]") {
+  const Parsed p = parse({"demo", "--out", "o"});
+  REQUIRE(p.complaint.empty());
+  REQUIRE(p.options.model.ends_with("tinylm"));
+  REQUIRE(p.options.plot == "o/demo.svg");
+  REQUIRE(p.options.json == "o/demo.json");
+}
+
+TEST_CASE("options: help is no complaint", "[eval][options]") {
+  REQUIRE(parse({"--help"}).complaint.empty());
+  REQUIRE(parse({"--help"}).help.find("--recipe") != std::string::npos);
+}
+
+TEST_CASE("options: what cannot be is said in one line", "[eval][options]") {
+  using Words = std::vector<const char*>;
+  const auto [words, complaint] = GENERATE(table<Words, std::string>({
+      {Words{}, "give --model DIR or --qkv FILE (or --list, or the subcommand demo)"},
+      {Words{"--bogus"}, "The following argument was not expected: --bogus"},
+      {Words{"--model", "m", "--qkv", "f"}, "--model excludes --qkv"},
+      {Words{"--qkv", "f", "--text", "t"},
+       "--text, --ids, --recall and --dump-qkv belong to --model"},
+      {Words{"--model", "m", "--context", "1"}, "--context: Value 1 not in range 2 to 4194304"},
+      {Words{"--model", "m", "--context", "8", "--prefill", "8"},
+       "--prefill must be below --context"},
+  }));
+  REQUIRE(parse(words).complaint == complaint);
+}
+
+TEST_CASE("default recipes: a cache of any length accepts them", "[eval][options]") {
+  const index_t context = GENERATE(2, 16, 100, 2048, 100000);
+  CAPTURE(context);
+  for (const std::string& recipe : default_recipes(context))
+    REQUIRE_NOTHROW(
+        read_recipe(recipe, {.layers = 2, .q_heads = 6, .kv_heads = 2, .head_dim = 64}, {}));
+}
+
+TEST_CASE("recipes: a wrong one is refused with its byte", "[eval][options]") {
+  REQUIRE_THROWS_WITH(
+      read_recipe("h2o(hevy=3)", {}, {}),
+      "recipe 'h2o(hevy=3)': at byte 4: h2o has no field 'hevy'; did you mean 'heavy'?");
+}

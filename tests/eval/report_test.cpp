@@ -1,0 +1,159 @@
+#include <algorithm>
+#include <catch2/catch.hpp>
+#include <sstream>
+
+#include <eval/json_report.hpp>
+#include <eval/list.hpp>
+#include <eval/plot.hpp>
+#include <eval/table.hpp>
+#include <kvcondense/any/builtin.hpp>
+
+using namespace eval;
+
+namespace {
+
+RecipeResult one(const std::string& recipe, std::size_t bytes, double kl) {
+  RecipeResult r;
+  r.recipe = r.canonical = recipe;
+  r.report.tokens = 100;
+  r.report.exact_bytes = bytes;
+  r.report.dense_bytes = 1000;
+  r.slots = {{10, 20}, {30, 40}};
+  r.layer_error = {0.1, 0.3};
+  r.text.predictions = 4;
+  r.text.agreements = 3;
+  r.text.kl = 4 * kl;
+  r.text.bits = 6;
+  r.recall.add(10, true);
+  r.recall.add(600, false);
+  r.speed = {50, 2, 0.1};
+  return r;
+}
+
+Results three() {
+  Results r;
+  r.setting.source = "model";
+  r.setting.text = "text";
+  r.setting.recall = "recall";
+  r.setting.layers = 2;
+  r.setting.windows = 1;
+  r.recipes = {one("full cache", 1000, 0), one("a(x=1) + <b>", 500, 0.01),
+               one("a(x=2) + <b>", 250, 0.2)};
+  return r;
+}
+
+std::size_t count(const std::string& text, const std::string& what) {
+  std::size_t n = 0;
+  for (std::size_t at = text.find(what); at != std::string::npos; at = text.find(what, at + 1)) ++n;
+  return n;
+}
+
+}  // namespace
+
+TEST_CASE("short numbers: significant digits, no needless exponent", "[eval][report]") {
+  const auto [value, text] = GENERATE(table<double, std::string>({{0, "0"},
+                                                                  {1.5213, "1.5"},
+                                                                  {0.0443, "0.044"},
+                                                                  {0.00032, "0.00032"},
+                                                                  {27e-6, "2.7e-05"},
+                                                                  {123.4, "123"}}));
+  REQUIRE(short_number(value, 2) == text);
+}
+
+TEST_CASE("table: one line per recipe, columns in line", "[eval][report]") {
+  std::istringstream lines(table(three()));
+  std::vector<std::string> all;
+  for (std::string line; std::getline(lines, line);) all.push_back(line);
+  REQUIRE(all.size() == 4);
+  for (const std::string& line : all) REQUIRE(line.size() == all[0].size());
+  REQUIRE(all[0] ==
+          "recipe        B/token  of 16 bit     slots  attn error     KL  top-1 %  bits/byte  "
+          "recall %  tokens/s  of full");
+  REQUIRE(all[2] ==
+          "a(x=1) + <b>        5      0.500  10/25/40        0.20  0.010     75.0      1.500   "
+          "100/-/0        50    2.00x");
+}
+
+TEST_CASE("table: without text, recall or timing their columns are gone", "[eval][report]") {
+  Results r = three();
+  r.setting.text = r.setting.recall = "";
+  for (RecipeResult& x : r.recipes) x.speed = {};
+  const std::string text = table(r);
+  REQUIRE(text.substr(0, text.find('\n')) ==
+          "recipe        B/token  of 16 bit     slots  attn error");
+}
+
+TEST_CASE("json: every recipe with every number", "[eval][report]") {
+  const auto j = to_json(three());
+  REQUIRE(j["recipes"].size() == 3);
+  const auto& r = j["recipes"][1];
+  REQUIRE(r["recipe"] == "a(x=1) + <b>");
+  REQUIRE(r["bytes_per_token"] == 5.0);
+  REQUIRE(r["ratio"] == 0.5);
+  REQUIRE(r["attention_error"] == Approx(0.2));
+  REQUIRE(r["attention_error_by_layer"].size() == 2);
+  REQUIRE(r["kl_nats"] == Approx(0.01));
+  REQUIRE(r["top1_agreement"] == 0.75);
+  REQUIRE(r["bits_per_byte"] == 1.5);
+  REQUIRE(r["recall"]["all"] == 0.5);
+  REQUIRE(r["recall"]["by_distance"][2]["asked"] == 1);
+  REQUIRE(r["slots_by_layer_and_head"][1][0] == 30);
+  REQUIRE(r["speed"]["of_full"] == 2.0);
+  REQUIRE(j["setting"]["text"] == "text");
+}
+
+TEST_CASE("short recipes: fields go, stages stay", "[eval][report]") {
+  const auto [recipe, brief] = GENERATE(table<std::string, std::string>({
+      {"kivi2", "kivi2"},
+      {"h2o(heavy=256, recent=256)", "h2o"},
+      {"ada(snapkv(tokens=512,window=32), floor=0.2) + kivi4(group=32)", "ada(snapkv) + kivi4"},
+      {"ratio(keep=0.25, snapkv(window=32)) + int8", "ratio(snapkv) + int8"},
+  }));
+  REQUIRE(short_recipe(recipe) == brief);
+}
+
+TEST_CASE("plot: a mark and a label for every recipe, text escaped", "[eval][report]") {
+  const Results r = three();
+  const std::string svg = plot_svg(r);
+  REQUIRE(svg == plot_svg(r));
+  REQUIRE(svg.starts_with("<svg "));
+  REQUIRE(svg.ends_with("</svg>\n"));
+  REQUIRE(count(svg, "<path ") == 4 + r.recipes.size());  // the legend has four kinds
+  REQUIRE(count(svg, "a(x=1) + &lt;b&gt;") == 1);         // two recipes would share a shorter label
+  REQUIRE(count(svg, "<b>") == 0);
+  REQUIRE(count(svg, ">full cache<") == 1);
+  REQUIRE(count(svg, "nan") == 0);
+  REQUIRE(count(svg, "<text") == count(svg, "</text>"));
+}
+
+TEST_CASE("plot: few, equal or odd points still make a chart", "[eval][report]") {
+  Results r = three();
+  r.recipes.resize(1);
+  REQUIRE(count(plot_svg(r), "nan") == 0);
+  r.recipes.push_back(one("odd", 0, 1e300));
+  REQUIRE(count(plot_svg(r), "nan") == 0);
+  r.recipes.clear();
+  REQUIRE(plot_svg(r).ends_with("</svg>\n"));
+}
+
+TEST_CASE("list: one line per method, its word first", "[eval][report]") {
+  std::istringstream lines(list_methods());
+  std::size_t n = 0;
+  for (std::string line; std::getline(lines, line); ++n) {
+    const kvcondense::any::Entry& e = *kvcondense::any::builtin().entries()[n];
+    CAPTURE(line);
+    REQUIRE(line.starts_with(e.word));
+    for (const std::string_view part :
+         {e.summary, e.backends, e.source, std::string_view(to_string(e.room))})
+      REQUIRE(line.find(part) != std::string::npos);
+  }
+  REQUIRE(n == kvcondense::any::builtin().entries().size());
+}
+
+TEST_CASE("about: a method's fields with defaults", "[eval][report]") {
+  const std::string text = describe_method("h2o");
+  REQUIRE(text.starts_with("h2o: "));
+  REQUIRE(text.find("heavy") != std::string::npos);
+  REQUIRE(text.find("256") != std::string::npos);
+  REQUIRE_THROWS_WITH(describe_method("h3o"), "unknown method 'h3o'; --list names them all");
+}
