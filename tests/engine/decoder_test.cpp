@@ -1,4 +1,4 @@
-#include <cmath>
+#include <functional>
 #include <string>
 
 #include <engine/dense_attention.hpp>
@@ -10,21 +10,12 @@
 using namespace engine;
 using engine::test::reference;
 using engine::test::tinylm;
+using engine::test::worst;
 
 namespace {
 
 // The reference ran in double from the same 16-bit weights; float32 stays well inside this.
 constexpr double logit_margin = 1e-3;
-
-double worst(std::span<const float> got, const nlohmann::json& want) {
-  REQUIRE(got.size() == want.size());
-  double error = 0;
-  for (std::size_t i = 0; i < got.size(); ++i) {
-    REQUIRE(std::isfinite(got[i]));
-    error = std::max(error, std::abs(static_cast<double>(got[i]) - want[i].get<double>()));
-  }
-  return error;
-}
 
 std::span<const float> row(std::span<const float> logits, std::size_t at) {
   const auto vocab = static_cast<std::size_t>(tinylm().config.vocab);

@@ -1,13 +1,14 @@
+#include <functional>
 #include <sstream>
 #include <string>
 
-#include <engine/dense_attention.hpp>
 #include <engine/sampling.hpp>
 #include <engine/tokenizer.hpp>
 
 #include "tinylm.hpp"
 
 using namespace engine;
+using engine::test::any_attention;
 using engine::test::reference;
 using engine::test::tinylm;
 using engine::test::tinylm_text;
@@ -18,12 +19,12 @@ TEST_CASE("tinylm: bits per byte of the held-out windows are the reference's",
   CAPTURE(length);
   const auto text = bytes_to_tokens(tinylm_text("heldout.txt"));
   Decoder decoder(tinylm());
-  DenseAttention cache(tinylm().config);
+  auto cache = any_attention("keep_all", kvcondense::DType::f32);
   double sum = 0;
   std::size_t count = 0;
   for (const auto& window : reference()["bits_per_byte_windows"]) {
     const auto tokens = std::span(text).subspan(window.get<std::size_t>(), length + 1);
-    cache.reset();
+    cache.cache().reset();
     const auto done = decoder.prefill(
         tokens.first(length), 0, std::ref(cache), [&](index_t at, std::span<const float> logits) {
           for (std::size_t i = 0; i * 256 < logits.size(); ++i, ++count)
@@ -42,14 +43,14 @@ TEST_CASE("tinylm: recall of value bytes is the reference's", "[engine][quality]
   CAPTURE(length);
   std::istringstream lines(tinylm_text("recall.jsonl"));
   Decoder decoder(tinylm());
-  DenseAttention cache(tinylm().config);
+  auto cache = any_attention("keep_all", kvcondense::DType::f32);
   int documents = 0, right = 0, asked = 0;
   for (std::string line; std::getline(lines, line) && documents < 4;) {
     const auto document = nlohmann::json::parse(line);
     if (document["length"] != length) continue;
     ++documents;
     const auto tokens = bytes_to_tokens(document["text"].get<std::string>());
-    cache.reset();
+    cache.cache().reset();
     std::vector<std::int32_t> guesses;  // guesses[i] follows tokens[i]
     const auto done =
         decoder.prefill(tokens, 0, std::ref(cache), [&](index_t, std::span<const float> logits) {

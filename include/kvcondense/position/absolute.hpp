@@ -13,6 +13,7 @@ namespace kvcondense::position {
 ///          those that stay.
 /// Source   RoFormer, arXiv:2104.09864; what most eviction methods do.
 /// Needs    keys and queries as attention wants them: the cache never rotates.
+/// Shapes   keys and queries as the cache gets them; nothing is rotated.
 /// Cost     none.
 /// Numbers  none of its own.
 /// Errors   none.

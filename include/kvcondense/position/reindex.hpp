@@ -13,6 +13,7 @@ namespace kvcondense::position {
 ///          never exceed the cache's size, however long the stream is.
 /// Source   Xiao et al., StreamingLLM, arXiv:2309.17453, section 3.2.
 /// Needs    queries and keys before rotation, and the model's RoPE.
+/// Shapes   the first rotary_dim of head_dim components turn, in pairs.
 /// Cost     reading turns each key by one of sixteen small angles and each query once per sixteen slots;
 ///          a table of head_dim * 4 bytes per sixteen slots.
 /// Numbers  angles in double from the slot number, never a correction of a correction; the attention

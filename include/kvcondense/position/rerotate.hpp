@@ -14,6 +14,7 @@ namespace kvcondense::position {
 /// Source   Xiao et al., StreamingLLM, arXiv:2309.17453, section 3.2; the rotation identities of RoFormer,
 ///          arXiv:2104.09864.
 /// Needs    the RoPE the engine used, and the positions it used.
+/// Shapes   the first rotary_dim of head_dim components turn, in pairs.
 /// Cost     as `Reindex`, and one more rotation per appended key and per query.
 /// Numbers  one rotation from the original position, never a correction of a correction. The engine's
 ///          attention factor stays in queries and keys; it is not applied again.

@@ -1,0 +1,144 @@
+#include <functional>
+#include <string>
+
+#include <engine/condensed_attention.hpp>
+#include <engine/sampling.hpp>
+#include <kvcondense/any/builtin.hpp>
+#include <kvcondense/cpu.hpp>
+
+#include "tinylm.hpp"
+
+using namespace engine;
+using engine::test::any_attention;
+using engine::test::reference;
+using engine::test::tinylm;
+using engine::test::worst;
+
+namespace {
+
+using kvcondense::Cpu;
+using kvcondense::DType;
+
+std::vector<std::int32_t> prompt() {
+  return reference()["prompt"].get<std::vector<std::int32_t>>();
+}
+
+}  // namespace
+
+TEST_CASE("condensed: a recipe that keeps all gives the reference's logits",
+          "[engine][condensed]") {
+  // Raw keys rotate inside the cache, others arrive rotated; the model must not notice.
+  const std::string recipe = GENERATE("keep_all", "keep_all + absolute", "keep_all + reindex",
+                                      "keep_all + rerotate", "h2o(heavy=128, recent=128)");
+  const index_t chunk = GENERATE(1, 64, 256);
+  CAPTURE(recipe, chunk);
+  auto cache = any_attention(recipe, DType::f32);
+  Decoder decoder(tinylm(), {.rotate = cache.rotated_input(), .chunk = chunk});
+  const auto last = decoder.prefill(prompt(), 0, std::ref(cache));
+  REQUIRE(last);
+  REQUIRE(worst(*last, reference()["last_logits"]) < 1e-3);
+  REQUIRE(cache.cache().length() == 200);
+}
+
+TEST_CASE("condensed: the greedy continuation equals the reference byte for byte",
+          "[engine][condensed]") {
+  const auto want = reference()["greedy_continuation_48"].get<std::vector<std::int32_t>>();
+  auto cache = any_attention("keep_all", DType::f32);
+  Decoder decoder(tinylm());
+  auto logits = decoder.prefill(prompt(), 0, std::ref(cache));
+  std::vector<std::int32_t> got;
+  while (logits && got.size() < want.size()) {
+    got.push_back(greedy(*logits));
+    logits = decoder.forward({&got.back(), 1}, cache.cache().next_position(), std::ref(cache));
+  }
+  REQUIRE(logits);
+  REQUIRE(got == want);
+}
+
+TEST_CASE("condensed: a cache whose recipe is a type serves as well", "[engine][condensed]") {
+  auto shape = cache_shape(tinylm().config);
+  shape.dtype = DType::f32;
+  auto made = kvcondense::make_cache<Cpu>(shape, kvcondense::recipe(kvcondense::evict::KeepAll{}));
+  REQUIRE(made);
+  CondensedAttention cache(*std::move(made));
+  Decoder decoder(tinylm());
+  const auto last = decoder.prefill(prompt(), 0, std::ref(cache));
+  REQUIRE(last);
+  REQUIRE(worst(*last, reference()["last_logits"]) < 1e-3);
+}
+
+TEST_CASE("condensed: every recipe runs, keeps to its budget and predicts text",
+          "[engine][condensed]") {
+  struct Case {
+    const char* recipe;
+    index_t
+        most;  ///< slots a head may hold afterwards; budgets that heads share have no such bound
+  };
+  const Case c = GENERATE(Case{"sliding_window(window=96)", 96},        //
+                          Case{"sink_window(sinks=4, window=92)", 96},  //
+                          Case{"h2o(heavy=48, recent=48)", 96},         //
+                          Case{"h2o(heavy=48, recent=48) + kivi2(group=32)", 96},
+                          Case{"tova(budget=96)", 96},                //
+                          Case{"snapkv(budget=96, window=16)", 200},  //
+                          Case{"knorm(budget=96)", 96},               //
+                          Case{"kivi4(group=32)", 200},               //
+                          Case{"int8", 200},                          //
+                          Case{"sink_window(sinks=4, window=92) + rerotate", 96},
+                          Case{"sink_window(sinks=4, window=92) + reindex + int8", 96});
+  CAPTURE(c.recipe);
+  auto cache = any_attention(c.recipe, DType::f16);
+  Decoder decoder(tinylm(), {.rotate = cache.rotated_input(), .chunk = 64});
+  const auto tokens = prompt();
+  double sum = 0;
+  auto logits = decoder.prefill(std::span(tokens).first(160), 0, std::ref(cache));
+  for (std::size_t at = 160; at < tokens.size(); ++at) {
+    REQUIRE(logits);
+    sum += bits(*logits, tokens[at]);
+    logits = decoder.forward({&tokens[at], 1}, static_cast<index_t>(at), std::ref(cache));
+  }
+  REQUIRE(logits);
+  // The full cache needs 1.5 bits for such bytes; without any context they cost more than five.
+  REQUIRE(sum / 40 < 3);
+  for (index_t layer = 0; layer < tinylm().config.layers; ++layer)
+    for (index_t head = 0; head < tinylm().config.kv_heads; ++head)
+      REQUIRE(cache.cache().slots(layer, head) <= c.most);
+}
+
+TEST_CASE("condensed: every word of the registry runs in the model", "[engine][condensed]") {
+  for (const kvcondense::any::Entry* e : kvcondense::any::builtin().entries()) {
+    const std::string policy = e->wraps ? "h2o(heavy=48, recent=48)" : "";
+    const std::string budget = e->field("budget") != nullptr ? "budget=96" : "";
+    const std::string comma = !policy.empty() && !budget.empty() ? ", " : "";
+    const std::string recipe = std::string(e->word) + "(" + policy + comma + budget + ")";
+    CAPTURE(recipe);
+    auto cache = any_attention(recipe, DType::f16);
+    Decoder decoder(tinylm(), {.rotate = cache.rotated_input(), .chunk = 100});
+    const auto last = decoder.prefill(prompt(), 0, std::ref(cache));
+    REQUIRE(last);
+    // The next byte is a closing parenthesis, and every method leaves enough context to see it.
+    REQUIRE(bits(*last, ')') < 4);
+  }
+}
+
+TEST_CASE("condensed: a cache that cannot get memory stops the pass with its status",
+          "[engine][condensed]") {
+  struct None final : kvcondense::MemoryResource<Cpu> {
+    int left = 1 << 30;
+    void* allocate(std::size_t bytes, std::size_t align) noexcept override {
+      return left-- > 0 ? kvcondense::heap_memory().allocate(bytes, align) : nullptr;
+    }
+    void release(void* p, std::size_t bytes, std::size_t align) noexcept override {
+      kvcondense::heap_memory().release(p, bytes, align);
+    }
+  } memory;
+  auto made = kvcondense::any::make("keep_all", cache_shape(tinylm().config),
+                                    kvcondense::any::on<Cpu>, memory);
+  REQUIRE(made);
+  CondensedAttention cache(*std::move(made));
+  Decoder decoder(tinylm());
+  memory.left = 0;
+  REQUIRE(decoder.prefill(prompt(), 0, std::ref(cache)).status() == Status::out_of_memory);
+  REQUIRE(cache.cache().length() == 0);
+  memory.left = 1 << 30;
+  REQUIRE(decoder.prefill(prompt(), 0, std::ref(cache)));
+}
