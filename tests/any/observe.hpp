@@ -32,6 +32,7 @@ inline std::vector<double> observe(const any::AnyRecipe& recipe) {
       seen.push_back(static_cast<double>(angles->frequency[t]));
   }
 
+  if (!recipe.evict.changes_length()) return seen;  // every token stays
   Workspace work;
   REQUIRE(work.reserve(cache->workspace_bytes(256, 160)) == Status::ok);
   Context<Cpu> ctx(work.bytes());
