@@ -113,6 +113,24 @@ TEST_CASE("decoder: without rotation a cache gets keys that rotate into the usua
   REQUIRE(keys[0] == keys[1]);
 }
 
+TEST_CASE("decoder: only the last chunk of a prompt is announced as its end", "[engine][decoder]") {
+  const auto prompt = reference()["prompt"].get<std::vector<std::int32_t>>();
+  Decoder decoder(tinylm(), {.chunk = 64});
+  std::vector<Phase> phases;
+  std::vector<std::size_t> sizes;
+  const Attention attention = [&](const LayerChunk& chunk, TensorView<float, 3>) {
+    if (chunk.layer != 0) return Status::ok;
+    phases.push_back(chunk.phase);
+    sizes.push_back(chunk.positions.size());
+    return Status::ok;
+  };
+  REQUIRE(decoder.prefill(prompt, 0, attention));
+  REQUIRE(decoder.forward({&prompt[0], 1}, 200, attention));
+  REQUIRE(phases == std::vector{Phase::prefill_chunk, Phase::prefill_chunk, Phase::prefill_chunk,
+                                Phase::prefill_end, Phase::automatic});
+  REQUIRE(sizes == std::vector<std::size_t>{50, 50, 50, 50, 1});
+}
+
 TEST_CASE("decoder: what is wrong comes back as a status", "[engine][decoder]") {
   Decoder decoder(tinylm());
   DenseAttention cache(tinylm().config);

@@ -151,6 +151,8 @@ TEST_CASE("safetensors: lengths and counts beyond the file are refused before an
     std::string file(reinterpret_cast<const char*>(&length), 8), why;
     REQUIRE(SafetensorsFile::parse(file + "{}", why).status() == Status::corrupt_data);
   }
+  // A header that is all there, but longer than any honest one.
+  refused(make_file("{}" + std::string(std::size_t{16} << 20, ' '), 0), "more than 16777216");
   const auto one = [](const char* shape, const char* offsets) {
     return make_file("{\"x\":" + entry("F32", shape, offsets) + "}", 8);
   };
