@@ -72,7 +72,7 @@ build() {
 run_demo() {
   build demo
   say "demo"
-  build/demo/bench/kvcondense-eval demo
+  build/demo/bench/kvcondense-eval demo --out build/demo
 }
 
 # The rooms worth a sanitizer on every change; the rest run under it with the preset asan.
