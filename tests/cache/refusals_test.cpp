@@ -105,3 +105,16 @@ TEST_CASE("cache: one byte of workspace too few is refused, and the same call wo
   REQUIRE(r.cache.pending(0) == 33);
   REQUIRE(r.cache.step(r.ctx, 0) == Status::ok);
 }
+
+TEST_CASE("cache: a forward whose queries are not its tokens takes back its own tokens and no others", "[cache]") {
+  Rig r;
+  std::vector<float> out(static_cast<std::size_t>(shape.q_heads * 9 * shape.head_dim));
+  const test::Tokens first(shape, 5, r.random), few(shape, 2, r.random), many(shape, 9, r.random);
+  REQUIRE(r.cache.forward(r.ctx, 0, first.queries(shape), first.keys(shape), first.values(shape),
+                          dense_view(out.data(), shape.q_heads, 5, shape.head_dim)) == Status::ok);
+  REQUIRE(r.cache.forward(r.ctx, 0, many.queries(shape), few.keys(shape), few.values(shape),
+                          dense_view(out.data(), shape.q_heads, 9, shape.head_dim)) == Status::order_violation);
+  REQUIRE(r.cache.length(0) == 5);
+  REQUIRE(r.cache.slots(0, 0) == 5);
+  REQUIRE(r.cache.slots(0, 1) == 5);
+}

@@ -191,18 +191,18 @@ Status Cache<B, R>::forward(Context<B>& ctx, index_t layer, TensorView<const flo
                             TensorView<const T, 3> keys, TensorView<const T, 3> values, TensorView<float, 3> out,
                             std::span<const index_t> positions, Phase phase) {
   if (const Status s = append(ctx, layer, keys, values, positions); s != Status::ok) return s;
-  const index_t n = queries.extent[1];
+  const index_t n = queries.extent[1], added = keys.extent[1];
   AttendOutputs measure;
   Scratch all(ctx.workspace());
   if (mass_rows(n) > 0) {
     float* mass = all.take<float>(total_slots(layer));
-    if (mass == nullptr) return truncate_layer(layer, n), Status::workspace_too_small;
+    if (mass == nullptr) return truncate_layer(layer, added), Status::workspace_too_small;
     measure.mass = ragged(layer, mass);
   }
   Context<B> rest = ctx.with_workspace(all.rest());
   Status s = attend(rest, layer, queries, out, measure);
   if (s == Status::ok) s = run_step(rest, layer, {measure.mass, mass_rows(n)}, phase);
-  if (s != Status::ok) truncate_layer(layer, n);
+  if (s != Status::ok) truncate_layer(layer, added);
   return s;
 }
 
