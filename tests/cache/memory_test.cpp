@@ -1,4 +1,5 @@
 #include <support/cache_model.hpp>
+#include <support/cache_rig.hpp>
 
 #include <kvcondense/budget/ada.hpp>
 #include <kvcondense/evict/h2o.hpp>
@@ -14,21 +15,12 @@ namespace {
 const CacheShape shape{.layers = 2, .q_heads = 6, .kv_heads = 2, .head_dim = 64};
 
 template <class R>
-struct Rig {
-  test::CountingMemory memory;
-  Cache<Cpu, R> cache;
-  Workspace work;
-  Context<Cpu> ctx;
+struct Rig : test::CacheRig<R> {
+  using test::CacheRig<R>::cache, test::CacheRig<R>::ctx;
   std::mt19937 random{8};
   std::vector<float> out;
 
-  explicit Rig(const R& r, index_t slots = 2200, index_t chunk = 2048) {
-    auto made = make_cache<Cpu>(shape, r, memory);
-    REQUIRE(made.status() == Status::ok);
-    cache = std::move(*made);
-    REQUIRE(work.reserve(cache.workspace_bytes(slots, chunk)) == Status::ok);
-    ctx = Context<Cpu>(work.bytes());
-  }
+  explicit Rig(const R& r) : test::CacheRig<R>(shape, r, 2200, 2048) {}
   std::vector<float> forward(index_t n) {
     std::vector<float> all;
     for (index_t l = 0; l < shape.layers; ++l) {

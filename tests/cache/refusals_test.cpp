@@ -1,6 +1,7 @@
 #include <limits>
 
 #include <support/cache_model.hpp>
+#include <support/cache_rig.hpp>
 
 using namespace kvcondense;
 
@@ -8,19 +9,9 @@ namespace {
 
 const CacheShape shape{.layers = 2, .q_heads = 4, .kv_heads = 2, .head_dim = 16};
 
-struct Rig {
-  test::CountingMemory memory;
-  Cache<Cpu, decltype(recipe())> cache;
-  Workspace work;
-  Context<Cpu> ctx;
+struct Rig : test::CacheRig<decltype(recipe())> {
   std::mt19937 random{3};
-  Rig() {
-    auto made = make_cache<Cpu>(shape, recipe(), memory);
-    REQUIRE(made.has_value());
-    cache = std::move(*made);
-    REQUIRE(work.reserve(cache.workspace_bytes(256, 64)) == Status::ok);
-    ctx = Context<Cpu>(work.bytes());
-  }
+  Rig() : CacheRig(shape, recipe(), 256, 64) {}
 };
 
 }  // namespace

@@ -1,4 +1,5 @@
 #include <support/cache_model.hpp>
+#include <support/cache_rig.hpp>
 
 #include <kvcondense/cache/snapshot.hpp>
 #include <kvcondense/quant/kivi.hpp>
@@ -21,20 +22,11 @@ const CacheShape shape{.layers = 1, .q_heads = 2, .kv_heads = 1, .head_dim = 8, 
 constexpr auto kivi = recipe(quant::Kivi<2>{.group_size = 4, .residual_window = 8, .sinks = 2});
 
 template <class R>
-struct Rig {
-  test::CountingMemory memory;
-  Cache<Cpu, R> cache;
-  Workspace work;
-  Context<Cpu> ctx;
+struct Rig : test::CacheRig<R> {
+  using test::CacheRig<R>::cache, test::CacheRig<R>::ctx;
   std::mt19937 random{4};
 
-  explicit Rig(const R& r, const CacheShape& s = shape) {
-    auto made = make_cache<Cpu>(s, r, memory);
-    REQUIRE(made.status() == Status::ok);
-    cache = std::move(*made);
-    REQUIRE(work.reserve(cache.workspace_bytes(256, 64)) == Status::ok);
-    ctx = Context<Cpu>(work.bytes());
-  }
+  explicit Rig(const R& r, const CacheShape& s = shape) : test::CacheRig<R>(s, r, 256, 64) {}
   void feed(index_t n, bool step = true) {
     const test::Tokens t(cache.shape(), n, random);
     for (index_t l = 0; l < cache.shape().layers; ++l) {

@@ -65,7 +65,7 @@ TEST_CASE("group_int: errors on outlier and offset channels follow the published
     for (const GroupAxis axis : {GroupAxis::channel, GroupAxis::token}) {
       CAPTURE(group, static_cast<int>(axis));
       const auto back = coded(prim::GroupInt<2>{axis, group}, k, dim);
-      const auto& want = tables.at("G" + std::to_string(group)).at(axis == GroupAxis::channel ? "per_channel" : "per_token");
+      const auto& want = tables.at(group == 32 ? "G32" : "G128").at(axis == GroupAxis::channel ? "per_channel" : "per_token");
       REQUIRE(mean_square(k, back, dim) == Approx(want.at("mse").get<double>()).epsilon(0.1));
       REQUIRE(mean_square(k, back, dim, true) == Approx(want.at("mse_normal_channels").get<double>()).epsilon(0.1));
     }

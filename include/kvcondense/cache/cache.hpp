@@ -121,9 +121,10 @@ class Cache {
   MemoryResource<Cpu>& memory() const { return *memory_; }
   /// With raw keys: rotation tables for `slots` slots. Loaders call it; append does by itself.
   Status reserve_rotation(index_t slots) { return recipe_.position.raw_keys ? rope_.reserve(slots) : Status::ok; }
-  Plan plan() const;
+  const Plan& plan() const { return plan_; }
 
  private:
+  Plan make_plan() const;
   using Pipeline = decltype(std::declval<Evict>().pipeline());
 
   Status run_step(Context<B>& ctx, index_t layer, const AttentionView& attention, Phase phase);
@@ -133,11 +134,12 @@ class Cache {
   Status check_append(index_t layer, const TensorView<const T, 3>& keys, const TensorView<const T, 3>& values,
                       std::span<const index_t> positions) const;
   void truncate_layer(index_t layer, index_t newest);
-  index_t commit_floats() const { return Layer::Head::scratch(plan()); }
+  index_t commit_floats() const { return Layer::Head::scratch(plan_); }
 
   CacheShape shape_{};
   R recipe_{};
   Pipeline pipeline_{};
+  Plan plan_{};
   MemoryResource<Cpu>* memory_ = nullptr;
   ObjectArray<Layer> layers_;
   prim::RopeTable rope_;  ///< only with raw keys

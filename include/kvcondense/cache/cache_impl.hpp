@@ -2,13 +2,12 @@
 
 #include <kvcondense/backend/cpu/attend.hpp>
 #include <kvcondense/cache/cache.hpp>
-#include <kvcondense/cache/compatible.hpp>
 #include <kvcondense/cache/head_reader.hpp>
 
 namespace kvcondense {
 
 template <Backend B, class R>
-auto Cache<B, R>::plan() const -> Plan {
+auto Cache<B, R>::make_plan() const -> Plan {
   Plan p;
   p.exact = {shape_.dtype};
   p.key_codec = recipe_.quant.key_codec();
@@ -30,7 +29,6 @@ Expected<Cache<B, R>> Cache<B, R>::make(const CacheShape& shape, const R& recipe
   if (const Status s = recipe.evict.validate(shape); s != Status::ok) return s;
   if (const Status s = recipe.quant.validate(shape); s != Status::ok) return s;
   if (const Status s = recipe.position.validate(shape); s != Status::ok) return s;
-  if (const Status s = compatible(recipe); s != Status::ok) return s;
 
   Cache c;
   c.shape_ = shape;
@@ -40,7 +38,7 @@ Expected<Cache<B, R>> Cache<B, R>::make(const CacheShape& shape, const R& recipe
   c.pipeline_ = recipe.evict.pipeline();
   c.memory_ = &memory;
   if (c.pipeline_.lanes() > cache::max_lanes) return Status::not_supported;
-  const Plan p = c.plan();
+  const Plan& p = c.plan_ = c.make_plan();
   if (!p.key_codec.valid(p.head_dim) || !p.value_codec.valid(p.value_dim)) return Status::invalid_argument;
   if (cache::Column<KeyCodec>::coded_page_slots(p.key_codec, p.page_slots) > cache::max_page_slots ||
       cache::Column<ValueCodec>::coded_page_slots(p.value_codec, p.page_slots) > cache::max_page_slots)
@@ -122,13 +120,12 @@ Status Cache<B, R>::append(Context<B>& ctx, index_t layer, TensorView<const T, 3
   const index_t n = keys.extent[1];
   if (n == 0) return Status::ok;
   Layer& l = layers_[layer];
-  const Plan p = plan();
   index_t most = 0;
   for (index_t h = 0; h < shape_.kv_heads; ++h) most = std::max(most, l.heads[h].slots());
   if (const Status s = reserve_rotation(most + n); s != Status::ok) return s;
-  if (const Status s = l.reserve(p, n); s != Status::ok) return s;
+  if (const Status s = l.reserve(plan_, n); s != Status::ok) return s;
 
-  const index_t sinks = l.sinks_due(p, n);
+  const index_t sinks = l.sinks_due(plan_, n);
   const bool unrotate = recipe_.position.raw_keys && recipe_.position.rotated_input;
   ctx.parallel(shape_.kv_heads, [&](index_t h, index_t) {
     constexpr index_t tile = prim::cpu::tile_slots;
@@ -179,9 +176,8 @@ Status Cache<B, R>::attend(Context<B>& ctx, index_t layer, TensorView<const floa
       rotation.query_positions =
           l.counters.pending >= n ? l.pending_positions.data() + l.counters.pending - n : &last_position;
   }
-  const index_t none[cache::scalar_count] = {-1, -1, -1};
   return prim::Attend<Cpu>::run(ctx, request, shape_.kv_heads, [&](index_t h) {
-    return cache::HeadReader<typename Layer::Head>{&l.heads[h], none, rotation};
+    return cache::HeadReader<typename Layer::Head>{&l.heads[h], rotation};
   });
 }
 

@@ -11,7 +11,6 @@ namespace kvcondense::cache {
 /// Numbers per slot that a head may carry: accumulators of an eviction policy, then slot scalars.
 inline constexpr index_t max_lanes = 4;
 inline constexpr index_t max_position = 0x7fffffff;  ///< ordinals are stored in 32 bits
-enum Scalar : int { key_scale, logit_bias, value_scale, scalar_count };
 
 /// What every head of a cache has in common.
 template <class KeyCodec, class ValueCodec>

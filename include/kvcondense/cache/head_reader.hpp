@@ -20,15 +20,11 @@ struct HeadReader {
   using Cursor = cache::Cursor;
 
   const H* head;
-  const index_t* scalar_lane;  ///< lane of each slot scalar, -1 where the recipe has none
   ReadRotation rotation;
 
   index_t slots() const { return head->slots(); }
 
-  prim::SlotScalars scalars() const {
-    const auto lane = [&](int i) { return scalar_lane[i] < 0 ? nullptr : head->lane[scalar_lane[i]].data(); };
-    return {lane(key_scale), lane(logit_bias), lane(value_scale)};
-  }
+  prim::SlotScalars scalars() const { return {}; }  // no stage of a recipe sets any yet
 
   /// Rotates a query from where it is (its own position, or nowhere) to the slot it stands at.
   void prepare_query(float* q, index_t token, index_t slot) const {

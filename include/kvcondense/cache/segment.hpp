@@ -217,14 +217,7 @@ class Segment {
     return true;
   }
 
-  /// Removes page p and gives it back.
-  void drop(index_t p) {
-    Page* page = pages_[p].page;
-    for (index_t i = p; i + 1 < pages_.size(); ++i) pages_[i] = pages_[i + 1];
-    pages_.shrink(pages_.size() - 1);
-    release(page, *memory_);
-  }
-
+  /// A last page without a live slot starts over, its room kept.
   void empty_tail() {
     const index_t p = last_used();
     if (p < 0 || pages_[p].live > 0 || pages_[p].page->shared()) return;
@@ -298,15 +291,17 @@ class Segment {
 
   /// Joins neighbours of which one is at least half dead and which fit one page together.
   index_t rewrite_half_dead(float* rows) {
-    index_t again = 0;
-    for (index_t p = 0; p + 1 < pages_.size();) {
-      PageRef& a = pages_[p];
-      PageRef& b = pages_[p + 1];
-      const bool half = 2 * a.live <= a.used || 2 * b.live <= b.used;
-      if (!half || b.used == 0 || a.live + b.live > page_slots_ || !make_unique(p)) {
-        ++p;
+    if (pages_.empty()) return 0;
+    index_t again = 0, to = 0;
+    for (index_t p = 1; p < pages_.size(); ++p) {
+      const bool half = 2 * pages_[to].live <= pages_[to].used || 2 * pages_[p].live <= pages_[p].used;
+      const bool fit = pages_[p].used > 0 && pages_[to].live + pages_[p].live <= page_slots_;
+      if (!half || !fit || !make_unique(to)) {
+        pages_[++to] = pages_[p];
         continue;
       }
+      PageRef& a = pages_[to];
+      PageRef& b = pages_[p];
       index_t n = 0;
       for (const PageRef* ref : {&a, &b})
         for (index_t s = 0; s < ref->used; ++s)
@@ -321,8 +316,9 @@ class Segment {
       a.used = a.live = static_cast<std::int32_t>(full);
       for (index_t i = n; i < full; ++i) a.kill(i);
       again += n;
-      drop(p + 1);
+      release(b.page, *memory_);
     }
+    pages_.shrink(to + 1);
     return again;
   }
 

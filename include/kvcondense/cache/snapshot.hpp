@@ -131,7 +131,7 @@ Status load_head(ByteReader& r, H& head, const Counters& c) {
 template <Backend B, class R>
 std::uint64_t fingerprint(const Cache<B, R>& c) {
   const CacheShape& s = c.shape();
-  const auto p = c.plan();
+  const auto& p = c.plan();
   cache::Fingerprint f;
   f.add(s.layers, s.q_heads, s.kv_heads, s.head_dim, s.values(), static_cast<int>(s.dtype), s.page_slots);
   f.add(std::bit_cast<std::uint32_t>(s.softmax_scale));

@@ -64,28 +64,31 @@ struct PageCodec<Cpu, GroupInt<Bits>> {
   static void scores(const Codec& codec, PageSpan page, index_t first, index_t count,
                      RowBlock<const float> queries, RowBlock<float> out) {
     const cpu::GroupPage<Bits> from{codec, page};
-    for (index_t r = 0; r < queries.rows; r += cpu::fold_rows) {
-      const index_t n = std::min(cpu::fold_rows, queries.rows - r);
-      const RowBlock<const float> q{queries.data + r * queries.step, n, queries.step};
-      const RowBlock<float> o{out.data + r * out.step, n, out.step};
+    by_rows(queries, out, [&](RowBlock<const float> q, RowBlock<float> o) {
       if (codec.axis == GroupAxis::channel) cpu::scores_by_channel(from, first, count, q, o);
       else cpu::scores_by_token(from, first, count, q, o);
-    }
+    });
   }
 
   static void accumulate(const Codec& codec, PageSpan page, index_t first, index_t count,
                          RowBlock<const float> weights, RowBlock<float> out) {
     const cpu::GroupPage<Bits> from{codec, page};
-    for (index_t r = 0; r < weights.rows; r += cpu::fold_rows) {
-      const index_t n = std::min(cpu::fold_rows, weights.rows - r);
-      const RowBlock<const float> w{weights.data + r * weights.step, n, weights.step};
-      const RowBlock<float> o{out.data + r * out.step, n, out.step};
+    by_rows(weights, out, [&](RowBlock<const float> w, RowBlock<float> o) {
       if (codec.axis == GroupAxis::channel) cpu::accumulate_by_channel(from, first, count, w, o);
       else cpu::accumulate_by_token(from, first, count, w, o);
-    }
+    });
   }
 
  private:
+  /// As many rows at a time as the scratch of the folds holds.
+  template <class F>
+  static void by_rows(RowBlock<const float> in, RowBlock<float> out, F&& run) {
+    for (index_t r = 0; r < in.rows; r += cpu::fold_rows) {
+      const index_t n = std::min(cpu::fold_rows, in.rows - r);
+      run(RowBlock<const float>{in.data + r * in.step, n, in.step}, RowBlock<float>{out.data + r * out.step, n, out.step});
+    }
+  }
+
   static index_t encode_slot(const cpu::GroupPage<Bits>& to, index_t slot, const float* x) {
     const Codec& codec = to.codec;
     const index_t dim = to.page.dim, group = codec.group_channels(dim);
