@@ -57,13 +57,12 @@ Rows generate(bool drafts, kvc::index_t& slots) {
     } else {
       then(cache->append(ctx, 0, first(k, 2, accepted), first(v, 2, accepted)));
     }
-    // H2O counts the attention of accepted tokens only, so it is measured now. A step over several
-    // tokens would pass for the end of a prompt: the phase says that it is none.
+    // H2O counts the attention of accepted tokens only, so it is measured now.
     auto kept_out = all_out;
     kept_out.extent[1] = accepted;
     const auto seen = cache->ragged(0, mass.data());
     then(cache->attend(ctx, 0, first(q, 8, accepted), kept_out, {.mass = seen}));
-    then(cache->step(ctx, 0, {seen, cache->mass_rows(accepted)}, kvc::Phase::decode));
+    then(cache->step(ctx, 0, {seen, cache->mass_rows(accepted)}));
     for (kvc::index_t h = 0; h < 8; ++h)
       for (kvc::index_t t = 0; t < accepted; ++t) all.push_back(kept_out(h, t, 63));
   }

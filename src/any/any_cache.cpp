@@ -60,12 +60,13 @@ RaggedView<float> AnyCache::ragged(index_t layer, float* data) const {
   return body_->cache.ragged(layer, data);
 }
 index_t AnyCache::mass_rows(index_t tokens) const { return body_->cache.mass_rows(tokens); }
+bool AnyCache::wants_mass(index_t layer, Phase phase) const { return body_->cache.wants_mass(layer, phase); }
 std::size_t AnyCache::workspace_bytes(index_t slots, index_t tokens, index_t workers) const {
   return body_->cache.workspace_bytes(slots, tokens, workers);
 }
 
 template <class T>
-Status AnyCache::append(Context<Cpu>& ctx, index_t layer, TensorView<const T, 3> keys,
+Status AnyCache::append_rows(Context<Cpu>& ctx, index_t layer, TensorView<const T, 3> keys,
                         TensorView<const T, 3> values, std::span<const index_t> positions) {
   return body_->cache.append(ctx, layer, keys, values, positions);
 }
@@ -81,26 +82,26 @@ Status AnyCache::step(Context<Cpu>& ctx, index_t layer, const AttentionView& att
   return body_->cache.step(ctx, layer, attention, phase);
 }
 template <class T>
-Status AnyCache::forward(Context<Cpu>& ctx, index_t layer, TensorView<const float, 3> queries,
+Status AnyCache::forward_rows(Context<Cpu>& ctx, index_t layer, TensorView<const float, 3> queries,
                          TensorView<const T, 3> keys, TensorView<const T, 3> values,
                          TensorView<float, 3> out, std::span<const index_t> positions,
                          Phase phase) {
   return body_->cache.forward(ctx, layer, queries, keys, values, out, positions, phase);
 }
 
-template Status AnyCache::append(Context<Cpu>&, index_t, TensorView<const float, 3>,
+template Status AnyCache::append_rows(Context<Cpu>&, index_t, TensorView<const float, 3>,
                                  TensorView<const float, 3>, std::span<const index_t>);
-template Status AnyCache::append(Context<Cpu>&, index_t, TensorView<const half, 3>,
+template Status AnyCache::append_rows(Context<Cpu>&, index_t, TensorView<const half, 3>,
                                  TensorView<const half, 3>, std::span<const index_t>);
-template Status AnyCache::append(Context<Cpu>&, index_t, TensorView<const bfloat16, 3>,
+template Status AnyCache::append_rows(Context<Cpu>&, index_t, TensorView<const bfloat16, 3>,
                                  TensorView<const bfloat16, 3>, std::span<const index_t>);
-template Status AnyCache::forward(Context<Cpu>&, index_t, TensorView<const float, 3>,
+template Status AnyCache::forward_rows(Context<Cpu>&, index_t, TensorView<const float, 3>,
                                   TensorView<const float, 3>, TensorView<const float, 3>,
                                   TensorView<float, 3>, std::span<const index_t>, Phase);
-template Status AnyCache::forward(Context<Cpu>&, index_t, TensorView<const float, 3>,
+template Status AnyCache::forward_rows(Context<Cpu>&, index_t, TensorView<const float, 3>,
                                   TensorView<const half, 3>, TensorView<const half, 3>,
                                   TensorView<float, 3>, std::span<const index_t>, Phase);
-template Status AnyCache::forward(Context<Cpu>&, index_t, TensorView<const float, 3>,
+template Status AnyCache::forward_rows(Context<Cpu>&, index_t, TensorView<const float, 3>,
                                   TensorView<const bfloat16, 3>, TensorView<const bfloat16, 3>,
                                   TensorView<float, 3>, std::span<const index_t>, Phase);
 

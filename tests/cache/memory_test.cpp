@@ -84,6 +84,35 @@ TEST_CASE("memory: a stream in its steady state asks for nothing", "[cache][memo
   SECTION("h2o") { steady(std::make_unique<Rig<decltype(recipe(evict::H2O{.heavy = 50, .recent = 50}))>>(recipe(evict::H2O{.heavy = 50, .recent = 50})), 400, 1500); }
 }
 
+TEST_CASE("memory: a hundred thousand tokens stay in the bytes of the first thousands", "[cache][memory][stream]") {
+  const CacheShape small{.q_heads = 2, .kv_heads = 1, .head_dim = 16};
+  test::CacheRig rig(small, recipe(evict::SinkWindow{.recent = 252, .sinks = 4},
+                                   quant::Kivi<2>{.group_size = 16, .residual_window = 32}), 512, 64);
+  std::mt19937 random(2);
+  const test::Tokens t(small, 50, random);
+  std::vector<float> out(t.q.size());
+  std::size_t peak = 0;
+  for (index_t at = 0; at < 100000; at += 50) {
+    REQUIRE(rig.cache.forward(rig.ctx, 0, t.queries(small), t.keys(small), t.values(small),
+                              dense_view(out.data(), 2, 50, 16), {}, Phase::decode) == Status::ok);
+    if (at < 5000) peak = std::max(peak, rig.memory.live_bytes);
+    else REQUIRE(rig.memory.live_bytes <= peak);
+  }
+  REQUIRE(rig.cache.length() == 100000);
+  REQUIRE(rig.cache.next_position() == 100000);
+  REQUIRE(rig.cache.slots(0, 0) == 256);
+  REQUIRE(rig.cache.token(0, 0, 3) == 3);
+  REQUIRE(rig.cache.token(0, 0, 255) == 99999);
+}
+
+TEST_CASE("memory: tables of a long prompt shrink with it", "[cache][memory]") {
+  Rig rig(recipe(evict::H2O{.heavy = 32, .recent = 32}));
+  rig.forward(2048);
+  // Per head: ids, a lane and two page tables, each at most four times what 64 slots need.
+  REQUIRE(rig.cache.report().side_bytes <= 4 * 4 * (64 * 8 + 2 * 2 * 64));
+  REQUIRE(rig.cache.report().bytes() == rig.memory.live_bytes);
+}
+
 TEST_CASE("memory: coded bytes are the codes, their parameters and what rounds them up to pages", "[cache][memory][quant]") {
   Rig rig(recipe(quant::Kivi<2>{.group_size = 32, .residual_window = 128}));
   rig.forward(2048);

@@ -12,21 +12,23 @@
 
 namespace kvcondense::test {
 
-/// A stream of tokens through a cache of sinks and a short window with one position stage: one query
-/// head, one KV head, exact float storage. `require_attention` computes what attention must give, in
+/// A stream of tokens through a cache with one eviction policy and one position stage: one query head,
+/// one KV head, exact float storage. `require_attention` computes what attention must give, in
 /// double, from raw keys and the position of every slot.
-template <class Position>
+template <class Position, class Evict = evict::SinkWindow>
 struct Stream {
-  using R = decltype(recipe(evict::SinkWindow{}, Position{}));
+  using R = decltype(recipe(Evict{}, Position{}));
   static constexpr index_t dim = 32;
 
   Stream(const Position& position, index_t token_count, index_t sinks = 2, index_t recent = 9)
+      : Stream(position, token_count, Evict{.recent = recent, .sinks = sinks}) {}
+  Stream(const Position& position, index_t token_count, const Evict& evict)
       : tokens(token_count), size(static_cast<std::size_t>(token_count * dim)), raw_q(size), raw_k(size), v(size) {
     auto made = make_cache<Cpu>(CacheShape{.head_dim = dim, .dtype = DType::f32},
-                                recipe(evict::SinkWindow{.recent = recent, .sinks = sinks}, position));
+                                recipe(evict, position));
     REQUIRE(made.status() == Status::ok);
     cache = std::move(*made);
-    REQUIRE(work.reserve(cache.workspace_bytes(64, 1)) == Status::ok);
+    REQUIRE(work.reserve(cache.workspace_bytes(256, 1)) == Status::ok);
     fill_normal(raw_q.data(), size, 1);
     fill_normal(raw_k.data(), size, 2);
     fill_normal(v.data(), size, 3);
@@ -37,15 +39,22 @@ struct Stream {
   }
 
   /// Token t through the cache; remembers which tokens its query saw, and returns the attention.
-  std::vector<float> forward(index_t t, const std::vector<float>& q, const std::vector<float>& k) {
-    std::vector<float> out(dim);
+  std::vector<float> forward(index_t t, const std::vector<float>& q, const std::vector<float>& k,
+                             Phase phase = Phase::automatic) {
+    std::vector<float> out(dim), mass(256);
     Context<Cpu> ctx(work.bytes());
     const auto one = [&](const std::vector<float>& x) { return dense_view(x.data() + t * dim, 1, 1, dim); };
     REQUIRE(cache.append(ctx, 0, one(k), one(v)) == Status::ok);
     seen = kept();
-    REQUIRE(cache.attend(ctx, 0, one(q), dense_view(out.data(), 1, 1, dim)) == Status::ok);
-    REQUIRE(cache.step(ctx, 0) == Status::ok);
+    REQUIRE(cache.attend(ctx, 0, one(q), dense_view(out.data(), 1, 1, dim),
+                         {.mass = cache.ragged(0, mass.data())}) == Status::ok);
+    REQUIRE(cache.step(ctx, 0, {cache.ragged(0, mass.data()), 1}, phase) == Status::ok);
     return out;
+  }
+
+  void remove(index_t first, index_t last) {
+    Context<Cpu> ctx(work.bytes());
+    REQUIRE(cache.remove(ctx, first, last) == Status::ok);
   }
 
   std::vector<index_t> kept() const {

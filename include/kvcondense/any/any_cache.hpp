@@ -72,22 +72,27 @@ class AnyCache {
   index_t total_slots(index_t layer) const;
   RaggedView<float> ragged(index_t layer, float* data) const;
   index_t mass_rows(index_t tokens) const;
+  bool wants_mass(index_t layer, Phase phase = Phase::automatic) const;
   std::size_t workspace_bytes(index_t slots, index_t tokens, index_t workers = 1) const;
 
-  /// T: float, half or bfloat16.
-  template <class T>
-  Status append(Context<Cpu>& ctx, index_t layer, TensorView<const T, 3> keys,
-                TensorView<const T, 3> values, std::span<const index_t> positions = {});
+  template <class K, class V>
+    requires StoredNumbers<K, V>
+  Status append(Context<Cpu>& ctx, index_t layer, TensorView<K, 3> keys, TensorView<V, 3> values,
+                std::span<const index_t> positions = {}) {
+    return append_rows<std::remove_const_t<K>>(ctx, layer, keys, values, positions);
+  }
   Status attend(Context<Cpu>& ctx, index_t layer, TensorView<const float, 3> queries,
                 TensorView<float, 3> out, const AttendOutputs& measure = {}) const;
   Status step(Context<Cpu>& ctx, index_t layer, Phase phase = Phase::automatic);
   Status step(Context<Cpu>& ctx, index_t layer, const AttentionView& attention,
               Phase phase = Phase::automatic);
-  template <class T>
+  template <class K, class V>
+    requires StoredNumbers<K, V>
   Status forward(Context<Cpu>& ctx, index_t layer, TensorView<const float, 3> queries,
-                 TensorView<const T, 3> keys, TensorView<const T, 3> values,
-                 TensorView<float, 3> out, std::span<const index_t> positions = {},
-                 Phase phase = Phase::automatic);
+                 TensorView<K, 3> keys, TensorView<V, 3> values, TensorView<float, 3> out,
+                 std::span<const index_t> positions = {}, Phase phase = Phase::automatic) {
+    return forward_rows<std::remove_const_t<K>>(ctx, layer, queries, keys, values, out, positions, phase);
+  }
 
   Status truncate(index_t tokens);
   Status remove(Context<Cpu>& ctx, index_t first, index_t last);
@@ -105,6 +110,14 @@ class AnyCache {
  private:
   struct Body;
   explicit AnyCache(Body* body) : body_(body) {}
+  /// T: float, half, bfloat16; compiled once.
+  template <class T>
+  Status append_rows(Context<Cpu>& ctx, index_t layer, TensorView<const T, 3> keys,
+                     TensorView<const T, 3> values, std::span<const index_t> positions);
+  template <class T>
+  Status forward_rows(Context<Cpu>& ctx, index_t layer, TensorView<const float, 3> queries,
+                      TensorView<const T, 3> keys, TensorView<const T, 3> values,
+                      TensorView<float, 3> out, std::span<const index_t> positions, Phase phase);
   Body* body_ = nullptr;
 };
 

@@ -58,6 +58,10 @@ class Cache {
   }
   /// Query rows of a chunk of `tokens` that the recipe's policy wants in the mass.
   index_t mass_rows(index_t tokens) const { return pipeline_.attention().of(tokens); }
+  /// Whether the coming step of a layer reads the mass at all: ask between append and attend.
+  bool wants_mass(index_t layer, Phase phase = Phase::automatic) const {
+    return pipeline_.reads_attention(step_view(layer, phase));
+  }
 
   /// Scratch that any call needs while no head holds more than `slots` slots (pending ones included)
   /// and no call brings more than `tokens` tokens. Pure.
@@ -67,9 +71,12 @@ class Cache {
   ///
   /// positions: one per token, or empty for the next consecutive ones. Numbers that the stored type
   /// cannot hold (NaN, Inf, beyond its largest) are refused with invalid_argument.
-  template <class T>
-  Status append(Context<B>& ctx, index_t layer, TensorView<const T, 3> keys, TensorView<const T, 3> values,
-                std::span<const index_t> positions = {});
+  template <class K, class V>
+    requires StoredNumbers<K, V>
+  Status append(Context<B>& ctx, index_t layer, TensorView<K, 3> keys, TensorView<V, 3> values,
+                std::span<const index_t> positions = {}) {
+    return append_rows<std::remove_const_t<K>>(ctx, layer, keys, values, positions);
+  }
 
   /// Attention of the newest tokens over everything stored: queries [q_heads, tokens, head_dim], out
   /// [q_heads, tokens, value_dim]. Causal among the newest tokens. Reads codes as they are.
@@ -94,9 +101,10 @@ class Cache {
   }
 
   /// append, attend and step in one call, with the mass in the workspace.
-  template <class T>
-  Status forward(Context<B>& ctx, index_t layer, TensorView<const float, 3> queries, TensorView<const T, 3> keys,
-                 TensorView<const T, 3> values, TensorView<float, 3> out, std::span<const index_t> positions = {},
+  template <class K, class V>
+    requires StoredNumbers<K, V>
+  Status forward(Context<B>& ctx, index_t layer, TensorView<const float, 3> queries, TensorView<K, 3> keys,
+                 TensorView<V, 3> values, TensorView<float, 3> out, std::span<const index_t> positions = {},
                  Phase phase = Phase::automatic);
 
   /// Forgets all tokens from ordinal `tokens` on, in every layer.
@@ -127,9 +135,13 @@ class Cache {
   Plan make_plan() const;
   using Pipeline = decltype(std::declval<Evict>().pipeline());
 
+  StepView<B> step_view(index_t layer, Phase phase) const;
   Status run_step(Context<B>& ctx, index_t layer, const AttentionView& attention, Phase phase);
   Status commit(Context<B>& ctx, Layer& layer, const evict::KeepSet& keep, std::span<const RaggedView<float>> lanes,
                 Scratch scratch);
+  template <class T>
+  Status append_rows(Context<B>& ctx, index_t layer, TensorView<const T, 3> keys, TensorView<const T, 3> values,
+                     std::span<const index_t> positions);
   template <class T>
   Status check_append(index_t layer, const TensorView<const T, 3>& keys, const TensorView<const T, 3>& values,
                       std::span<const index_t> positions) const;

@@ -114,8 +114,8 @@ Status Cache<B, R>::check_append(index_t layer, const TensorView<const T, 3>& ke
 
 template <Backend B, class R>
 template <class T>
-Status Cache<B, R>::append(Context<B>& ctx, index_t layer, TensorView<const T, 3> keys, TensorView<const T, 3> values,
-                           std::span<const index_t> positions) {
+Status Cache<B, R>::append_rows(Context<B>& ctx, index_t layer, TensorView<const T, 3> keys,
+                                TensorView<const T, 3> values, std::span<const index_t> positions) {
   if (const Status s = check_append(layer, keys, values, positions); s != Status::ok) return s;
   const index_t n = keys.extent[1];
   if (n == 0) return Status::ok;
@@ -182,15 +182,16 @@ Status Cache<B, R>::attend(Context<B>& ctx, index_t layer, TensorView<const floa
 }
 
 template <Backend B, class R>
-template <class T>
+template <class K, class V>
+  requires StoredNumbers<K, V>
 Status Cache<B, R>::forward(Context<B>& ctx, index_t layer, TensorView<const float, 3> queries,
-                            TensorView<const T, 3> keys, TensorView<const T, 3> values, TensorView<float, 3> out,
+                            TensorView<K, 3> keys, TensorView<V, 3> values, TensorView<float, 3> out,
                             std::span<const index_t> positions, Phase phase) {
   if (const Status s = append(ctx, layer, keys, values, positions); s != Status::ok) return s;
   const index_t n = queries.extent[1], added = keys.extent[1];
   AttendOutputs measure;
   Scratch all(ctx.workspace());
-  if (mass_rows(n) > 0) {
+  if (wants_mass(layer, phase)) {
     float* mass = all.take<float>(total_slots(layer));
     if (mass == nullptr) return truncate_layer(layer, added), Status::workspace_too_small;
     measure.mass = ragged(layer, mass);

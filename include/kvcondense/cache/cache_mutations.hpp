@@ -4,23 +4,35 @@
 
 namespace kvcondense {
 
+/// What the coming step will see, without attention and rows.
+template <Backend B, class R>
+StepView<B> Cache<B, R>::step_view(index_t layer, Phase phase) const {
+  const Layer& l = layers_[layer];
+  if (phase == Phase::automatic)
+    phase = l.counters.pending == l.counters.seen ? Phase::prefill_end : Phase::decode;
+  StepView<B> view;
+  view.shape = shape_, view.layer = layer, view.phase = phase;
+  view.appended = l.counters.pending, view.seen = l.counters.seen;
+  view.offset = l.offset.data();
+  return view;
+}
+
 template <Backend B, class R>
 Status Cache<B, R>::run_step(Context<B>& ctx, index_t layer, const AttentionView& attention, Phase phase) {
   if (layer < 0 || layer >= shape_.layers) return Status::out_of_range;
   Layer& l = layers_[layer];
   if (l.counters.pending == 0) return Status::order_violation;
-  if (pipeline_.attention().rows != AttentionNeed::Rows::none) {
+  StepView<B> view = step_view(layer, phase);
+  if (pipeline_.reads_attention(view)) {
     if (attention.mass.data == nullptr || attention.rows <= 0) return Status::missing_input;
     if (attention.mass.heads != shape_.kv_heads || attention.mass.size() != l.total()) return Status::shape_mismatch;
   }
-  if (phase == Phase::automatic)
-    phase = l.counters.pending > 1 || l.counters.pending == l.counters.seen ? Phase::prefill_end : Phase::decode;
-
   Scratch scratch(ctx.workspace());
   const index_t heads = shape_.kv_heads, total = l.total();
+  index_t nan = 0;
   evict::KeepSet keep{{scratch.take<std::int32_t>(total), l.offset.data(), heads},
                       scratch.take<index_t>(heads),
-                      scratch.take<index_t>(heads)};
+                      scratch.take<index_t>(heads), &nan};
   RaggedView<float> lanes[cache::max_lanes];
   const index_t lane_count = pipeline_.lanes();
   bool enough = keep.slots.data != nullptr && keep.count != nullptr && keep.budget != nullptr;
@@ -35,7 +47,7 @@ Status Cache<B, R>::run_step(Context<B>& ctx, index_t layer, const AttentionView
 
   const cache::LayerRows<Layer, true> keys(l);
   const cache::LayerRows<Layer, false> values(l);
-  StepView<B> view{shape_, layer, l.counters.pending, l.counters.seen, phase, attention, l.offset.data(), &keys, &values};
+  view.attention = attention, view.keys = &keys, view.values = &values;
   const std::span<const RaggedView<float>> lane_views(lanes, static_cast<std::size_t>(lane_count));
   for (index_t h = 0; h < heads; ++h) keep.count[h] = keep.budget[h] = l.heads[h].slots();
   if (const Status s = pipeline_.observe(ctx, view, lane_views); s != Status::ok) return s;
@@ -49,8 +61,10 @@ Status Cache<B, R>::run_step(Context<B>& ctx, index_t layer, const AttentionView
   if (fires) l.counters.budget_asked = asked, l.counters.budget_met = kept;
   l.counters.evictions += kept < total;
   l.counters.evicted_slots += total - kept;
+  l.counters.nan_scores += nan;
   l.counters.pending = 0;
   l.pending_positions.shrink(0);
+  l.pending_positions.give_back(1);
   l.update_offsets();
   return Status::ok;
 }
@@ -145,6 +159,7 @@ Report Cache<B, R>::report() const {
     r.evicted_slots += l.counters.evicted_slots;
     r.budget_asked += l.counters.budget_asked;
     r.budget_met += l.counters.budget_met;
+    r.nan_scores += l.counters.nan_scores;
     r.fixed_bytes += l.heads.bytes() + l.offset.bytes() + l.pending_positions.bytes();
     r.dense_bytes += static_cast<std::size_t>(l.counters.seen * shape_.kv_heads * (shape_.head_dim + shape_.values())) * 2;
     for (const auto& h : l.heads) {

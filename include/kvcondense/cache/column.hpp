@@ -63,6 +63,7 @@ class Column {
     return Status::ok;
   }
   void trim() { sinks_.trim(), coded_.trim(), window_.trim(); }
+  void give_back() { sinks_.give_back(), coded_.give_back(), window_.give_back(); }
 
   /// After `reserve`: the first `sinks` rows are sinks, the others enter the window.
   void append(prim::RowBlock<const float> rows, index_t sinks) {

@@ -105,6 +105,7 @@ struct Head {
       for (index_t i = 0; i < n; ++i) lane[l][i] = lane[l][keep[i]];
       lane[l].shrink(n);
     }
+    give_back();
   }
 
   void pop_back(index_t n) {
@@ -113,6 +114,7 @@ struct Head {
     values.pop_back(n);
     ids.pop_back(n);
     for (index_t l = 0; l < lanes; ++l) lane[l].shrink(lane[l].size() - n);
+    give_back();
   }
 
   Status fork(Head& out) const {
@@ -144,6 +146,12 @@ struct Head {
   }
 
  private:
+  /// Tables of a prompt that is mostly gone.
+  void give_back() {
+    ids.give_back(), keys.give_back(), values.give_back();
+    for (index_t l = 0; l < lanes; ++l) lane[l].give_back(lane[l].size());
+  }
+
   template <class C>
   static index_t window_after(const C& column, const std::int32_t* keep, index_t n) {
     const index_t before = column.sinks().live() + column.coded().live();

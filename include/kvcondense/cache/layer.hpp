@@ -21,6 +21,7 @@ struct Counters {
   index_t evicted_slots = 0;
   index_t budget_asked = 0;
   index_t budget_met = 0;
+  index_t nan_scores = 0;
 };
 
 /// One layer: its KV heads, each with slots of its own number, and the layer's counters.

@@ -22,6 +22,7 @@ struct Report {
   index_t budget_met = 0;           ///< slots kept by it
   index_t evictions = 0;            ///< steps that removed a slot, per layer
   index_t evicted_slots = 0;
+  index_t nan_scores = 0;           ///< NaN scores that evictions met; their slots left first
   index_t repaired_numbers = 0;     ///< NaN and Inf that codecs replaced
   index_t coded_again = 0;          ///< slots whose shared group was written anew after evictions
   const char* kernel = "cpu portable";

@@ -94,6 +94,8 @@ class Segment {
     if (last != nullptr) retire(last, gone);
   }
 
+  void give_back() { pages_.give_back(pages_.size()); }
+
   /// After `reserve(rows.rows)`. Returns how many numbers the codec had to repair.
   index_t append(prim::RowBlock<const float> rows) {
     index_t repaired = 0;

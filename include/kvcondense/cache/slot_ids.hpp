@@ -79,6 +79,8 @@ class SlotIds {
     return listed_ ? out.list_.copy_from(list_) : Status::ok;
   }
 
+  void give_back() { list_.give_back(size()); }
+
   void clear() {
     list_.shrink(0);
     listed_ = false;

@@ -16,7 +16,8 @@ namespace kvcondense {
 /// A growing host array over a caller's resource; growth can be refused and then changes nothing.
 ///
 /// Trivial element types only: rows move by memcpy. Capacity doubles and is kept when the size
-/// shrinks, so a cache in its steady state stops asking for memory.
+/// shrinks, so a cache in its steady state stops asking for memory; `give_back` is for the moment
+/// after a long prompt shrank for good.
 template <class T>
 class Buffer {
   static_assert(std::is_trivially_copyable_v<T>, "kvcondense: a Buffer holds trivially copyable values.");
@@ -86,6 +87,16 @@ class Buffer {
   void shrink(index_t n) {
     assert(n >= 0 && n <= size_);
     size_ = n;
+  }
+
+  /// Returns most of a room that is over four times too large for `needed` elements; keeps it when the
+  /// resource refuses.
+  void give_back(index_t needed) {
+    const index_t want = std::max<index_t>(8, std::max(needed, size_) * 2);
+    if (capacity_ <= 2 * want) return;
+    Buffer less(*memory_);
+    if (less.reserve(want, true) != Status::ok || less.copy_from(*this) != Status::ok) return;
+    swap(less);
   }
 
   void erase_front(index_t n) {

@@ -1,8 +1,10 @@
 #pragma once
 
 #include <bit>
+#include <concepts>
 #include <cstddef>
 #include <cstdint>
+#include <type_traits>
 
 #include <kvcondense/core/config.hpp>
 
@@ -82,5 +84,12 @@ struct bfloat16 {
 };
 
 static_assert(sizeof(half) == 2 && sizeof(bfloat16) == 2);
+
+/// Element types of a view of keys and a view of values that may enter a cache together.
+template <class K, class V>
+concept StoredNumbers =
+    std::same_as<std::remove_const_t<K>, std::remove_const_t<V>> &&
+    (std::same_as<std::remove_const_t<K>, float> || std::same_as<std::remove_const_t<K>, half> ||
+     std::same_as<std::remove_const_t<K>, bfloat16>);
 
 }  // namespace kvcondense

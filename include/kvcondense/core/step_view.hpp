@@ -9,8 +9,9 @@
 
 namespace kvcondense {
 
-/// Where in a request a step stands. `automatic`: the first append of a cache and every append of
-/// more than one token end a prefill, any other append is a decode step.
+/// Where in a request a step stands. `automatic`: the first step of a cache ends a prefill, any other
+/// is a decode step, however many tokens it brings: accepted drafts do not end a prompt. Whoever
+/// prefills in chunks, or appends a second prompt, says so.
 enum class Phase : std::uint8_t { automatic, prefill_chunk, prefill_end, decode };
 
 /// Column sums of attention that a policy needs from `attend`.

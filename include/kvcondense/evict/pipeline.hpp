@@ -34,7 +34,8 @@ using LaneViews = std::span<const RaggedView<float>>;
 /// in their normative order). The cache runs `observe` at every step and, when `fires`, `choose`.
 ///
 /// Blocks, each a plain struct:
-///   source      attention() -> AttentionNeed; lanes() -> index_t
+///   source      attention() -> AttentionNeed; lanes() -> index_t   without a lane, attention is there
+///                                                                  only in steps that fire
 ///               one_set() -> bool                    the same scores for every head of a layer?
 ///               observe(ctx, view, lanes) -> Status  updates accumulators, may do nothing
 ///               score(ctx, view, lanes, RaggedView<float> out, Scratch&) -> Status
@@ -75,6 +76,13 @@ struct Pipeline {
   template <Backend B>
   bool fires(const StepView<B>& view) const {
     return trigger.fires(view);
+  }
+
+  /// Does this step read attention? Sources that keep numbers do at every step, others only when the
+  /// trigger fires.
+  template <Backend B>
+  bool reads_attention(const StepView<B>& view) const {
+    return attention().rows != AttentionNeed::Rows::none && (lanes() > 0 || fires(view));
   }
 
   std::size_t workspace_bytes(const CacheShape& shape, index_t slots) const {
