@@ -2,6 +2,7 @@
 
 #include <cstddef>
 #include <map>
+#include <mutex>
 #include <new>
 
 #include <kvcondense/core/memory.hpp>
@@ -9,9 +10,11 @@
 namespace kvcondense::test {
 
 /// Counts what is asked and returned, checks sizes and alignment, and can refuse from the n-th request on.
+/// Caches on several threads may share one.
 class CountingMemory : public MemoryResource<Cpu> {
  public:
   void* allocate(std::size_t bytes, std::size_t align) noexcept override {
+    const std::lock_guard guard(lock_);
     if (refuse_from >= 0 && requests >= refuse_from) return nullptr;
     ++requests;
     void* p = ::operator new(bytes, std::align_val_t{align}, std::nothrow);
@@ -21,6 +24,7 @@ class CountingMemory : public MemoryResource<Cpu> {
     return p;
   }
   void release(void* p, std::size_t bytes, std::size_t align) noexcept override {
+    const std::lock_guard guard(lock_);
     const auto at = known.find(p);
     if (at == known.end() || at->second.first != bytes || at->second.second != align) {
       ++wrong_releases;
@@ -37,6 +41,9 @@ class CountingMemory : public MemoryResource<Cpu> {
   std::size_t live_bytes = 0;
   std::size_t peak_bytes = 0;
   std::map<void*, std::pair<std::size_t, std::size_t>> known;
+
+ private:
+  std::mutex lock_;
 };
 
 }  // namespace kvcondense::test
