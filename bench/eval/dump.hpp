@@ -6,9 +6,11 @@
 
 namespace eval {
 
-/// Writes, per recipe r: `r.tokens.<layer>.<head>` (ordinals of the stored tokens),
-/// `r.keys.<layer>.<head>` and `r.values.<layer>.<head>` as attention reads them, `r.out.<layer>`;
-/// and `exact.out.<layer>`. Throws Error.
-void write_dump(const Results& results, const Kept& kept, const std::string& path);
+/// A safetensors file with, per recipe r: `r.tokens.<layer>.<head>` (ordinals of the stored
+/// tokens), `r.keys.<layer>.<head>` and `r.values.<layer>.<head>` as attention reads them,
+/// `r.out.<layer>`; `exact.out.<layer>`; and where slots are coded `r.key_pages.<layer>.<head>`,
+/// `r.key_places.<layer>.<head>`, and the same of values. docs/evaluation.md describes them. Throws
+/// Error.
+std::string dump_bytes(const Results& results, const Kept& kept);
 
 }  // namespace eval

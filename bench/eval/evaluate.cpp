@@ -41,18 +41,11 @@ Results begin(const Setting& setting, const std::vector<RecipeSpec>& specs) {
   return results;
 }
 
-Setting common_setting(const Options& o, const CacheShape& shape, const Feeding& feeding,
-                       index_t context) {
-  Setting s;
-  s.command = o.command;
-  s.layers = shape.layers;
-  s.q_heads = shape.q_heads;
-  s.kv_heads = shape.kv_heads;
-  s.head_dim = shape.head_dim;
-  s.context = context;
-  s.prefill = feeding.prefill;
-  s.seed = o.seed;
-  return s;
+double size_of(const Document& d) { return static_cast<double>(d.tokens.size()); }
+
+/// Tokens that the timing feeds to one recipe, its warming round included.
+double timed_tokens(const Options& o) {
+  return o.rounds > 0 ? static_cast<double>((o.rounds + 1) * tokens_a_turn) : 0;
 }
 
 index_t threads(const Options& o) { return o.jobs > 0 ? o.jobs : machine_threads(); }
@@ -78,11 +71,16 @@ Results evaluate_recording(const Options& o, Kept* kept) {
                   "' turns keys, and the dump does not say how they were rotated: it needs "
                   "rope_theta or rope.inv_freq");
 
-  Setting setting = common_setting(o, recording.shape, feeding, recording.tokens);
+  Setting setting;
+  set_common(setting, o, recording.shape, feeding, recording.tokens);
   setting.source = o.qkv;
   Results results = begin(setting, specs);
   const Stage stage(std::move(recording), feeding, wants_raw(specs));
   Progress progress(o.quiet);
+  // With --dump the timing replays everything once more.
+  const double replays = kept != nullptr && o.rounds > 0 ? 2 : 1;
+  progress.expect(static_cast<double>(specs.size()) *
+                  (replays * static_cast<double>(setting.context) + timed_tokens(o)));
   Kept own;
   Kept& all = kept != nullptr ? *kept : own;
   prepare(all, specs.size());
@@ -100,7 +98,9 @@ Results evaluate_recording(const Options& o, Kept* kept) {
                                     : std::make_unique<Session>(
                                           make_session(specs[i], stage.recording().shape)));
     const auto replay = std::make_shared<Replay>(stage.rows_for(specs[i]), *timed.back());
-    if (kept != nullptr) (void)replay->run(feeding);
+    if (kept != nullptr)
+      (void)replay->run(feeding,
+                        [&](double tokens) { progress.done(tokens, "the cache to time"); });
     steps.push_back([replay, n = setting.context](index_t t) { replay->step(n + t); });
   }
   const auto speeds = measure_speed(steps, o.rounds, tokens_a_turn, progress);
@@ -110,18 +110,15 @@ Results evaluate_recording(const Options& o, Kept* kept) {
 }
 
 Results evaluate_model(const Options& o, Kept* kept) {
-  Setting found;
-  const ModelTask task = load_task(o, found);
+  Setting setting;
+  const ModelTask task = load_task(o, setting);
   const auto specs = read_recipes(o, o.context, task.shape, task.rope);
-  Setting setting = common_setting(o, task.shape, task.feeding, o.context);
-  setting.source = found.source;
-  setting.text = found.text;
-  setting.recall = found.recall;
-  setting.byte_tokens = found.byte_tokens;
-  setting.windows = found.windows;
-  setting.documents = found.documents;
   Results results = begin(setting, specs);
+  const auto window = static_cast<double>(o.context);
+  double each = window * static_cast<double>(o.windows + 1);  // the text, then the attention alone
+  for (const Document& d : task.documents) each += size_of(d);
   Progress progress(o.quiet);
+  progress.expect(static_cast<double>(specs.size()) * (each + timed_tokens(o)));
 
   // The full cache first: everything else is compared with it.
   std::vector<WindowRun> full(task.starts.size());
@@ -129,8 +126,8 @@ Results evaluate_model(const Options& o, Kept* kept) {
   recording.rope = task.rope;
   std::vector<Job> jobs;
   for (std::size_t w = 0; w < full.size(); ++w)
-    jobs.push_back({"the full cache", [&, w] {
-                      full[w] = run_full(task, specs[0], w, w == 0 ? &recording : nullptr);
+    jobs.push_back({"the full cache", window, [&, w](const Tick& tick) {
+                      full[w] = run_full(task, specs[0], w, w == 0 ? &recording : nullptr, tick);
                     }});
   run_jobs(std::move(jobs), threads(o), progress);
   const Stage stage(std::move(recording), task.feeding, wants_raw(specs));
@@ -147,15 +144,17 @@ Results evaluate_model(const Options& o, Kept* kept) {
   for (std::size_t i = 0; i < specs.size(); ++i) {
     RecipeResult& result = results.recipes[i];
     for (std::size_t w = 0; w < full.size() && i > 0; ++w)
-      jobs.push_back({"text through " + specs[i].given, [&, i, w] {
-                        auto session = run_window(task, specs[i], w, full[w].logits, text[i][w]);
+      jobs.push_back({"text through " + specs[i].given, window, [&, i, w](const Tick& tick) {
+                        auto session =
+                            run_window(task, specs[i], w, full[w].logits, text[i][w], tick);
                         if (w != 0) return;
                         describe_cache(session->cache(), result);
                         sessions[i] = std::move(session);
                       }});
     for (std::size_t d = 0; d < task.documents.size(); ++d)
-      jobs.push_back({"recall through " + specs[i].given, [&, i, d] {
-                        recall[i][d] = run_document(task, specs[i], task.documents[d]);
+      jobs.push_back({"recall through " + specs[i].given, size_of(task.documents[d]),
+                      [&, i, d](const Tick& tick) {
+                        recall[i][d] = run_document(task, specs[i], task.documents[d], tick);
                       }});
   }
   run_jobs(std::move(jobs), threads(o), progress);
@@ -167,12 +166,13 @@ Results evaluate_model(const Options& o, Kept* kept) {
   run_jobs(std::move(jobs), threads(o), progress);
 
   std::vector<Step> steps;
-  for (const auto& session : sessions) steps.push_back(continue_window(task, *session));
+  for (std::size_t i = 0; i < sessions.size() && o.rounds > 0; ++i)
+    steps.push_back(continue_window(task, *sessions[i]));
   const auto speeds = measure_speed(steps, o.rounds, tokens_a_turn, progress);
   for (std::size_t i = 0; i < specs.size(); ++i) {
     for (const TextSums& s : text[i]) results.recipes[i].text.add(s);
     for (const RecallSums& s : recall[i]) results.recipes[i].recall.add(s);
-    results.recipes[i].speed = speeds[i];
+    if (i < speeds.size()) results.recipes[i].speed = speeds[i];
   }
   if (kept != nullptr) kept->exact = stage.exact();
   return results;
@@ -188,13 +188,16 @@ Results evaluate(const Options& options, Kept* kept) {
   return results;
 }
 
-void dump_qkv(const Options& options) {
+std::string dump_qkv(const Options& options) {
   Setting setting;
   const ModelTask task = load_task(options, setting);
   Recording recording(task.shape);
   recording.rope = task.rope;
-  (void)run_full(task, read_recipe(full_recipe, task.shape, task.rope), 0, &recording);
-  write_qkv(recording, options.dump_qkv);
+  Progress progress(options.quiet);
+  progress.expect(static_cast<double>(task.context));
+  (void)run_full(task, read_recipe(full_recipe, task.shape, task.rope), 0, &recording,
+                 [&](double tokens) { progress.done(tokens, "the full cache"); });
+  return qkv_bytes(recording);
 }
 
 }  // namespace eval

@@ -19,7 +19,7 @@ struct Kept {
 /// times apart, whatever the number of threads. `kept`, when not null, receives the caches.
 Results evaluate(const Options& options, Kept* kept = nullptr);
 
-/// Writes q, k and v of the model's first window to options.dump_qkv.
-void dump_qkv(const Options& options);
+/// q, k and v of the model's first window, as a file for --qkv. Throws Error.
+std::string dump_qkv(const Options& options);
 
 }  // namespace eval

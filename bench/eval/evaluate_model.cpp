@@ -18,6 +18,13 @@ std::string beside_model(const std::string& given, const std::string& model, con
   return given.empty() && std::filesystem::is_regular_file(path, error) ? path.string() : given;
 }
 
+/// A path as reports print it.
+std::string shown(const Options& o, const std::string& path) {
+  return !o.model_name.empty() && path.starts_with(o.model)
+             ? o.model_name + path.substr(o.model.size())
+             : path;
+}
+
 std::span<const float> row(const std::vector<float>& logits, index_t at, index_t vocab) {
   return std::span(logits).subspan(static_cast<std::size_t>(at * vocab),
                                    static_cast<std::size_t>(vocab));
@@ -48,26 +55,28 @@ ModelTask load_task(const Options& o, Setting& setting) {
                         static_cast<double>(c.vocab);
   if (logits > 2e9)
     throw Error("the full cache's logits would take more than 8 GB: lower --windows or --context");
-  const std::string recall = engine::speaks_bytes(c) && o.documents > 0
-                                 ? beside_model(o.recall, o.model, "recall.jsonl")
-                                 : "";
-  if (!o.recall.empty() && recall.empty())
-    throw Error(
-        "--recall needs a model whose vocabulary is the 256 bytes, and --documents above 0");
+  if (!o.recall.empty() && o.documents == 0)
+    throw Error("--recall and --documents 0 exclude each other");
+  const std::string recall =
+      o.documents > 0 ? beside_model(o.recall, o.model, "recall.jsonl") : std::string();
   if (!recall.empty())
-    task.documents = choose_documents(read_recall(recall), o.documents, o.context);
+    task.documents = choose_documents(read_recall(recall, c), o.documents, o.context);
+  if (!o.recall.empty() && task.documents.empty())
+    throw Error(recall + ": no document fits a --context of " + std::to_string(o.context));
 
-  setting.source = o.model;
-  setting.text = o.ids.empty() ? text : o.ids;
-  setting.recall = task.documents.empty() ? "" : recall;
-  setting.byte_tokens = o.ids.empty();
+  set_common(setting, o, task.shape, task.feeding, o.context);
+  setting.source = shown(o, o.model);
+  setting.text = shown(o, o.ids.empty() ? text : o.ids);
+  setting.recall = task.documents.empty() ? "" : shown(o, recall);
+  setting.byte_tokens = engine::speaks_bytes(c);
   setting.windows = o.windows;
   setting.documents = static_cast<index_t>(task.documents.size());
+  setting.max_positions = c.max_positions;
   return task;
 }
 
 WindowRun run_full(const ModelTask& task, const RecipeSpec& full, std::size_t i,
-                   Recording* recording) {
+                   Recording* recording, const Tick& tick) {
   WindowRun run{std::make_unique<Session>(make_session(full, task.shape)), {}};
   const auto tokens = task.window(i).first(static_cast<std::size_t>(task.context));
   const engine::Attention attention = [&](const engine::LayerChunk& chunk,
@@ -75,10 +84,12 @@ WindowRun run_full(const ModelTask& task, const RecipeSpec& full, std::size_t i,
     if (recording != nullptr) recording->append(chunk);
     return (*run.session)(chunk, out);
   };
-  run_text(task.model, true, attention, tokens, task.feeding,
-           [&](index_t, std::span<const float> logits) {
-             run.logits.insert(run.logits.end(), logits.begin(), logits.end());
-           });
+  run_text(
+      task.model, true, attention, tokens, task.feeding,
+      [&](index_t, std::span<const float> logits) {
+        run.logits.insert(run.logits.end(), logits.begin(), logits.end());
+      },
+      tick);
   return run;
 }
 
@@ -92,40 +103,49 @@ TextSums full_sums(const ModelTask& task, std::size_t i, const std::vector<float
 }
 
 std::unique_ptr<Session> run_window(const ModelTask& task, const RecipeSpec& recipe, std::size_t i,
-                                    const std::vector<float>& full_logits, TextSums& sums) {
+                                    const std::vector<float>& full_logits, TextSums& sums,
+                                    const Tick& tick) {
   auto session = std::make_unique<Session>(make_session(recipe, task.shape));
   const auto tokens = task.window(i);
-  run_text(task.model, session->rotated_input(), std::ref(*session),
-           tokens.first(static_cast<std::size_t>(task.context)), task.feeding,
-           [&](index_t at, std::span<const float> logits) {
-             sums.add(row(full_logits, at - task.feeding.prefill, task.model.config.vocab), logits,
-                      tokens[static_cast<std::size_t>(at) + 1]);
-           });
+  run_text(
+      task.model, session->rotated_input(), std::ref(*session),
+      tokens.first(static_cast<std::size_t>(task.context)), task.feeding,
+      [&](index_t at, std::span<const float> logits) {
+        sums.add(row(full_logits, at - task.feeding.prefill, task.model.config.vocab), logits,
+                 tokens[static_cast<std::size_t>(at) + 1]);
+      },
+      tick);
   return session;
 }
 
-RecallSums run_document(const ModelTask& task, const RecipeSpec& recipe, const Document& document) {
+RecallSums run_document(const ModelTask& task, const RecipeSpec& recipe, const Document& document,
+                        const Tick& tick) {
   RecallSums sums;
   const auto half = static_cast<index_t>(document.tokens.size()) / 2;
-  // For every token, how far back the value is that the next one belongs to; 0: none.
-  std::vector<index_t> distance(document.tokens.size(), 0);
+  // For every token: how far back the value is that the next one belongs to (0: none), and which of
+  // the value's tokens that next one is.
+  std::vector<index_t> distance(document.tokens.size(), 0), offset(document.tokens.size(), 0);
   index_t last = 0;
   for (const Document::Query& q : document.queries)
     for (index_t i = 0; i < q.length; ++i) {
       if (q.at - 1 + i < half) continue;
       distance[static_cast<std::size_t>(q.at - 1 + i)] = q.distance;
+      offset[static_cast<std::size_t>(q.at - 1 + i)] = i;
       last = std::max(last, q.at + i);
     }
   if (last == 0) return sums;
   Session session = make_session(recipe, task.shape);
-  run_text(task.model, session.rotated_input(), std::ref(session),
-           std::span(document.tokens).first(static_cast<std::size_t>(last)),
-           {.prefill = half, .chunk = task.feeding.chunk},
-           [&](index_t at, std::span<const float> logits) {
-             const auto here = static_cast<std::size_t>(at);
-             if (distance[here] > 0)
-               sums.add(distance[here], engine::greedy(logits) == document.tokens[here + 1]);
-           });
+  run_text(
+      task.model, session.rotated_input(), std::ref(session),
+      std::span(document.tokens).first(static_cast<std::size_t>(last)),
+      {.prefill = half, .chunk = task.feeding.chunk},
+      [&](index_t at, std::span<const float> logits) {
+        const auto here = static_cast<std::size_t>(at);
+        if (distance[here] > 0)
+          sums.add(distance[here], at + 1 - offset[here],
+                   engine::greedy(logits) == document.tokens[here + 1]);
+      },
+      tick);
   return sums;
 }
 

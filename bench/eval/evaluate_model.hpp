@@ -23,7 +23,7 @@ struct ModelTask {
   }
 };
 
-/// Reads all that the options name, and fills in what they leave out.
+/// Reads all that the options name, fills in what they leave out, and says so in `setting`.
 ModelTask load_task(const Options& options, Setting& setting);
 
 /// One window through one recipe, its session kept for timing.
@@ -35,14 +35,16 @@ struct WindowRun {
 
 /// The full cache over window `i`, recording its q, k and v when `recording` is not null.
 WindowRun run_full(const ModelTask& task, const RecipeSpec& full, std::size_t i,
-                   Recording* recording);
+                   Recording* recording, const Tick& tick);
 /// The full cache compared with itself.
 TextSums full_sums(const ModelTask& task, std::size_t i, const std::vector<float>& full_logits);
 /// A recipe over window `i`; `sums` compares it with the full cache's logits.
 std::unique_ptr<Session> run_window(const ModelTask& task, const RecipeSpec& recipe, std::size_t i,
-                                    const std::vector<float>& full_logits, TextSums& sums);
+                                    const std::vector<float>& full_logits, TextSums& sums,
+                                    const Tick& tick);
 /// Recall of the values asked for in the second half of a document, by single tokens.
-RecallSums run_document(const ModelTask& task, const RecipeSpec& recipe, const Document& document);
+RecallSums run_document(const ModelTask& task, const RecipeSpec& recipe, const Document& document,
+                        const Tick& tick);
 
 /// Feeds the text that follows the first window, token by token, to a recipe.
 std::function<void(index_t)> continue_window(const ModelTask& task, Session& session);

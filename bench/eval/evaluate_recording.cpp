@@ -15,15 +15,28 @@ const Recording& Stage::rows_for(const RecipeSpec& recipe) const {
 
 Job replay_job(const Stage& stage, const RecipeSpec& recipe, RecipeResult& result,
                std::unique_ptr<Session>* session, Outputs* outputs) {
-  return {"attention error of " + recipe.given, [&stage, &recipe, &result, session, outputs] {
+  return {"attention error of " + recipe.given, static_cast<double>(stage.recording().tokens),
+          [&stage, &recipe, &result, session, outputs](const Tick& tick) {
             auto mine = std::make_unique<Session>(make_session(recipe, stage.recording().shape));
-            Outputs out = Replay(stage.rows_for(recipe), *mine).run(stage.feeding());
+            Outputs out = Replay(stage.rows_for(recipe), *mine).run(stage.feeding(), tick);
             for (const ErrorSums& e : errors(stage.exact(), out))
               result.layer_error.push_back(e.relative());
             if (result.report.tokens == 0) describe_cache(mine->cache(), result);
             if (outputs != nullptr) *outputs = std::move(out);
             if (session != nullptr) *session = std::move(mine);
           }};
+}
+
+void set_common(Setting& s, const Options& o, const CacheShape& shape, const Feeding& feeding,
+                index_t context) {
+  s.command = o.command;
+  s.layers = shape.layers;
+  s.q_heads = shape.q_heads;
+  s.kv_heads = shape.kv_heads;
+  s.head_dim = shape.head_dim;
+  s.context = context;
+  s.prefill = feeding.prefill;
+  s.seed = o.seed;
 }
 
 void describe_cache(const any::AnyCache& cache, RecipeResult& result) {

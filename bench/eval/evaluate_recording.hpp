@@ -31,6 +31,10 @@ class Stage {
 Job replay_job(const Stage& stage, const RecipeSpec& recipe, RecipeResult& result,
                std::unique_ptr<Session>* session, Outputs* outputs);
 
+/// The part of a setting that models and recordings share.
+void set_common(Setting& setting, const Options& options, const CacheShape& shape,
+                const Feeding& feeding, index_t context);
+
 /// What a cache holds now.
 void describe_cache(const any::AnyCache& cache, RecipeResult& result);
 

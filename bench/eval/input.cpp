@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <charconv>
-#include <numeric>
 
 #include <engine/json_text.hpp>
 #include <engine/tokenizer.hpp>
@@ -21,62 +20,98 @@ std::string load(const std::string& path) {
   return *std::move(text);
 }
 
-Document read_document(std::string_view line, const std::string& where) {
-  std::string why;
-  const auto json = engine::parse_json(line, {.bytes = std::size_t{1} << 26, .depth = 4}, why);
-  if (!json) throw Error(where + ": " + why);
-  const auto refuse = [&](const char* what) { throw Error(where + ": " + what); };
-  if (!json->is_object() || !json->contains("text") || !(*json)["text"].is_string())
-    refuse("no \"text\"");
-  if (!json->contains("queries") || !(*json)["queries"].is_array()) refuse("no list \"queries\"");
-  const auto& text = (*json)["text"].get_ref<const std::string&>();
-  Document d;
-  d.tokens = engine::bytes_to_tokens(text);
-  struct Mention {
-    std::string value;
-    index_t at;
-  };
-  std::vector<Mention> mentions;
-  for (const auto& q : (*json)["queries"]) {
+using Tokens = std::vector<std::int32_t>;
+
+/// One line of a file of recall documents while it is read.
+class DocumentReader {
+ public:
+  DocumentReader(const engine::ModelConfig& config, std::string where)
+      : config_(&config), where_(std::move(where)) {}
+
+  Document read(std::string_view line) const {
+    std::string why;
+    const auto json = engine::parse_json(line, {.bytes = std::size_t{1} << 26, .depth = 5}, why);
+    if (!json) refuse(why);
+    if (!json->is_object() || json->contains("text") == json->contains("ids"))
+      refuse("expected an object with either \"text\" or \"ids\"");
+    const char* form = json->contains("text") ? "text" : "ids";
+    if (*form == 't' && !engine::speaks_bytes(*config_))
+      refuse("this model's tokens are not bytes: give the document as \"ids\"");
+    Document d;
+    d.tokens = tokens((*json)[form], form);
+    if (!json->contains("queries") || !(*json)["queries"].is_array()) refuse("no list \"queries\"");
+    std::vector<Tokens> values;
+    for (const auto& q : (*json)["queries"]) read_query(q, d, values);
+    return d;
+  }
+
+ private:
+  [[noreturn]] void refuse(const std::string& what) const { throw Error(where_ + ": " + what); }
+
+  /// Text or a list of ids, whichever it is.
+  Tokens tokens(const nlohmann::json& json, const char* what) const {
+    if (json.is_string() && engine::speaks_bytes(*config_))
+      return engine::bytes_to_tokens(json.get_ref<const std::string&>());
+    if (!json.is_array()) refuse(std::string(what) + " is neither text nor a list of ids");
+    Tokens ids;
+    for (const auto& id : json) {
+      if (!id.is_number_unsigned() ||
+          id.get<std::uint64_t>() >= static_cast<std::uint64_t>(config_->vocab))
+        refuse(std::string(what) + " holds something other than token ids from 0 to " +
+               std::to_string(config_->vocab - 1));
+      ids.push_back(id.get<std::int32_t>());
+    }
+    return ids;
+  }
+
+  void read_query(const nlohmann::json& q, Document& d, std::vector<Tokens>& values) const {
     if (!q.is_object()) refuse("a query is no object");
     for (const char* name : {"value_at", "defined_at"})
       if (!q.contains(name) || !q[name].is_number_unsigned())
         refuse("a query lacks the count value_at or defined_at");
-    if (!q.contains("value") || !q["value"].is_string()) refuse("a query lacks the text value");
-    const auto& value = q["value"].get_ref<const std::string&>();
+    if (!q.contains("value")) refuse("a query lacks its value");
+    const Tokens value = tokens(q["value"], "value");
     const auto at = q["value_at"].get<std::uint64_t>(),
                defined = q["defined_at"].get<std::uint64_t>();
-    if (value.empty() || at < 1 || at >= text.size() || defined >= at ||
-        text.compare(at, value.size(), value) != 0 ||
-        text.compare(defined, value.size(), value) != 0)
+    const auto stands_at = [&](std::uint64_t place) {
+      return place < d.tokens.size() && value.size() <= d.tokens.size() - place &&
+             std::equal(value.begin(), value.end(),
+                        d.tokens.begin() + static_cast<std::ptrdiff_t>(place));
+    };
+    if (value.empty() || defined >= at || !stands_at(at) || !stands_at(defined))
       refuse("a query names a place that does not hold its value");
-    auto nearest = static_cast<index_t>(defined);
-    for (const Mention& m : mentions)
-      if (m.value == value && m.at < static_cast<index_t>(at)) nearest = std::max(nearest, m.at);
-    mentions.push_back({value, static_cast<index_t>(at)});
-    d.queries.push_back({static_cast<index_t>(at), static_cast<index_t>(value.size()),
-                         static_cast<index_t>(at) - nearest});
+    const auto here = static_cast<index_t>(at);
+    index_t nearest = static_cast<index_t>(defined);
+    for (std::size_t i = 0; i < values.size(); ++i)
+      if (values[i] == value && d.queries[i].at < here)
+        nearest = std::max(nearest, d.queries[i].at);
+    d.queries.push_back({here, static_cast<index_t>(value.size()), here - nearest});
+    values.push_back(value);
   }
-  return d;
-}
+
+  const engine::ModelConfig* config_;
+  std::string where_;
+};
 
 }  // namespace
 
-std::vector<Document> parse_recall(std::string_view lines, const std::string& name) {
+std::vector<Document> parse_recall(std::string_view lines, const engine::ModelConfig& config,
+                                   const std::string& name) {
   std::vector<Document> documents;
   for (std::size_t number = 1; !lines.empty(); ++number) {
     const std::size_t end = std::min(lines.find('\n'), lines.size());
     const std::string_view line = lines.substr(0, end);
     lines.remove_prefix(std::min(end + 1, lines.size()));
     if (line.find_first_not_of(" \t\r") == std::string_view::npos) continue;
-    documents.push_back(read_document(line, name + ": line " + std::to_string(number)));
+    const DocumentReader reader(config, name + ": line " + std::to_string(number));
+    documents.push_back(reader.read(line));
   }
   if (documents.empty()) throw Error(name + ": no recall documents");
   return documents;
 }
 
-std::vector<Document> read_recall(const std::string& path) {
-  return parse_recall(load(path), path);
+std::vector<Document> read_recall(const std::string& path, const engine::ModelConfig& config) {
+  return parse_recall(load(path), config, path);
 }
 
 std::vector<Document> choose_documents(std::vector<Document> all, index_t count, index_t context) {

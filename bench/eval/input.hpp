@@ -15,8 +15,8 @@ using kvcondense::index_t;
 /// A text that asks for values it defined earlier.
 struct Document {
   struct Query {
-    index_t at = 0;        ///< token of the value's first byte
-    index_t length = 0;    ///< bytes of the value
+    index_t at = 0;        ///< where the value begins
+    index_t length = 0;    ///< tokens of the value
     index_t distance = 0;  ///< tokens back to where the nearest earlier mention of the value begins
   };
 
@@ -24,9 +24,11 @@ struct Document {
   std::vector<Query> queries;
 };
 
-/// Reads a file of recall documents, one JSON object a line. Throws Error with the line at fault.
-std::vector<Document> parse_recall(std::string_view lines, const std::string& name);
-std::vector<Document> read_recall(const std::string& path);
+/// Reads a file of recall documents, one JSON object a line: `text`, whose bytes are the tokens of
+/// a model that speaks bytes, or `ids`. Throws Error with the line at fault.
+std::vector<Document> parse_recall(std::string_view lines, const engine::ModelConfig& config,
+                                   const std::string& name);
+std::vector<Document> read_recall(const std::string& path, const engine::ModelConfig& config);
 
 /// The `count` longest documents of at most `context` tokens, in the order of the file.
 std::vector<Document> choose_documents(std::vector<Document> all, index_t count, index_t context);

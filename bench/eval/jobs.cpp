@@ -4,49 +4,50 @@
 
 #include <algorithm>
 #include <atomic>
-#include <cstdio>
+#include <cmath>
 #include <exception>
 #include <thread>
 
 namespace eval {
 
-Progress::Progress(bool quiet) : quiet_(quiet), terminal_(isatty(STDERR_FILENO) == 1) {}
-Progress::~Progress() { finish(); }
+Progress::Progress(bool quiet, std::FILE* to, Seconds silence)
+    : to_(to), quiet_(quiet), terminal_(isatty(fileno(to)) == 1), silence_(silence) {}
 
-void Progress::done(const std::string& what) {
-  const std::lock_guard lock(mutex_);
-  ++done_;
-  const auto now = Clock::now();
-  const auto since = [&](Clock::time_point then) {
-    return std::chrono::duration<double>(now - then).count();
-  };
-  if (quiet_ || since(started_) < 2 || since(said_) < (terminal_ ? 0.2 : 10)) return;
-  said_ = now;
-  shown_ = terminal_;
-  const int percent = static_cast<int>(100 * done_ / std::max<index_t>(expected_, 1));
-  std::fprintf(stderr, terminal_ ? "\r\033[K%3d %%  %.0f s  %.60s" : "%3d %%  %.0f s  %.60s\n",
-               percent, since(started_), what.c_str());
-  std::fflush(stderr);
+Progress::~Progress() {
+  if (!shown_) return;
+  std::fputs("\r\033[K", to_);  // leaves the terminal as it was
+  std::fflush(to_);
 }
 
-void Progress::finish() {
+void Progress::done(double tokens, const std::string& what) {
   const std::lock_guard lock(mutex_);
-  if (!shown_) return;
-  std::fputs("\r\033[K", stderr);
-  std::fflush(stderr);
-  shown_ = false;
+  done_ += tokens;
+  const auto now = Clock::now();
+  const Seconds between = silence_ * (terminal_ ? 0.1 : 2.5), spent = now - started_;
+  if (quiet_ || spent < silence_ || now - said_ < between) return;
+  said_ = now;
+  shown_ = terminal_;
+  const double left = part() > 0 ? spent.count() * (1 - part()) / part() : 0;
+  std::fprintf(to_,
+               terminal_ ? "\r\033[K%3.0f %%  %.0f s, %.0f s left  %.60s"
+                         : "%3.0f %%  %.0f s, %.0f s left  %.60s\n",
+               std::floor(100 * part()), spent.count(), left, what.c_str());
+  std::fflush(to_);
 }
 
 void run_jobs(std::vector<Job> jobs, index_t threads, Progress& progress) {
-  progress.expect(static_cast<index_t>(jobs.size()));
   std::atomic<std::size_t> next{0};
   std::exception_ptr failed;
   std::mutex failing;
   const auto work = [&] {
     for (std::size_t i = next++; i < jobs.size(); i = next++) {
       try {
-        jobs[i].run();
-        progress.done(jobs[i].what);
+        double left = jobs[i].tokens;
+        jobs[i].run([&](double tokens) {
+          left -= tokens;
+          progress.done(tokens, jobs[i].what);
+        });
+        progress.done(left, jobs[i].what);
       } catch (...) {
         const std::lock_guard lock(failing);
         if (!failed) failed = std::current_exception();

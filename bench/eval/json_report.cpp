@@ -1,5 +1,6 @@
 #include <eval/json_report.hpp>
 
+#include <eval/host.hpp>
 #include <kvcondense/version.hpp>
 
 namespace eval {
@@ -12,6 +13,8 @@ ordered_json to_json(const Setting& s) {
   if (s.has_text()) {
     j["text"] = s.text;
     j["windows"] = s.windows;
+    j["seed"] = s.seed;
+    j["max_positions"] = s.max_positions;
     j["token_is_byte"] = s.byte_tokens;
   }
   if (!s.recall.empty()) {
@@ -24,8 +27,11 @@ ordered_json to_json(const Setting& s) {
   j["head_dim"] = s.head_dim;
   j["context"] = s.context;
   j["prefill"] = s.prefill;
-  j["seed"] = s.seed;
   return j;
+}
+
+ordered_json to_json(const Host& h) {
+  return {{"processor", h.processor}, {"compiler", h.compiler}, {"optimized", h.optimized}};
 }
 
 ordered_json to_json(const kvcondense::Report& r) {
@@ -42,6 +48,7 @@ ordered_json to_json(const kvcondense::Report& r) {
           {"budget_met", r.budget_met},
           {"evictions", r.evictions},
           {"evicted_slots", r.evicted_slots},
+          {"nan_scores", r.nan_scores},
           {"repaired_numbers", r.repaired_numbers},
           {"coded_again", r.coded_again},
           {"kernel", r.kernel}};
@@ -51,11 +58,16 @@ ordered_json to_json(const RecallSums& r) {
   ordered_json bands = ordered_json::array();
   for (index_t b = 0; b < RecallSums::bands; ++b) {
     const index_t from = b == 0 ? 0 : RecallSums::band_end[b - 1];
-    ordered_json band{{"from", from}, {"asked", r.asked[b]}, {"right", r.right[b]}};
+    ordered_json band{{"from", from}};
     if (b + 1 < RecallSums::bands) band["below"] = RecallSums::band_end[b];
+    band["asked"] = r.asked[b];
+    band["right"] = r.right[b];
     bands.push_back(band);
   }
-  return {{"all", r.all()}, {"by_distance", bands}};
+  ordered_json quarters = ordered_json::array();
+  for (index_t q = 0; q < RecallSums::quarters; ++q)
+    quarters.push_back({{"asked", r.deep_asked[q]}, {"right", r.deep_right[q]}});
+  return {{"all", r.all()}, {"by_distance", bands}, {"by_depth", quarters}};
 }
 
 ordered_json to_json(const Setting& s, const RecipeResult& r) {
@@ -91,6 +103,8 @@ ordered_json to_json(const Results& results) {
   for (const RecipeResult& r : results.recipes) recipes.push_back(to_json(results.setting, r));
   return {{"tool", "kvcondense-eval"},
           {"version", kvcondense::version_string},
+          {"format", 1},
+          {"host", to_json(this_host())},
           {"setting", to_json(results.setting)},
           {"seconds", results.seconds},
           {"recipes", recipes}};

@@ -2,62 +2,51 @@
 
 #include <cstdio>
 #include <exception>
-#include <fstream>
+#include <new>
 
 #include <eval/dump.hpp>
 #include <eval/error.hpp>
 #include <eval/evaluate.hpp>
 #include <eval/json_report.hpp>
 #include <eval/list.hpp>
+#include <eval/output_file.hpp>
 #include <eval/plot.hpp>
 #include <eval/table.hpp>
 
 namespace {
 
-void print(const std::string& text) { std::fputs(text.c_str(), stdout); }
+/// Everything that goes to stdout; a full disk or a closed pipe behind it is an error like others.
+void print(const std::string& text) {
+  if (std::fputs(text.c_str(), stdout) < 0 || std::fflush(stdout) != 0)
+    throw eval::Error("stdout: cannot be written");
+}
 
-/// Opened before the work begins, so that a wrong path costs no minutes.
-class OutputFile {
- public:
-  explicit OutputFile(const std::string& path) : path_(path) {
-    if (!path.empty()) file_.open(path, std::ios::binary | std::ios::trunc);
-    check();
-  }
-  void write(const std::string& text) {
-    file_ << text << std::flush;
-    check();
-    print(path_ + " written\n");
-  }
-  bool wanted() const { return !path_.empty(); }
-
- private:
-  void check() const {
-    if (wanted() && !file_) throw eval::Error(path_ + ": cannot be written");
-  }
-
-  std::string path_;
-  std::ofstream file_;
-};
+void finish(const eval::OutputFile& file, std::string_view bytes, bool say) {
+  if (!file.wanted()) return;
+  file.write(bytes);
+  if (say) print(file.path() + " written\n");
+}
 
 void run(const eval::Options& options) {
   if (options.list) return print(eval::list_methods());
   if (!options.about.empty()) return print(eval::describe_method(options.about));
   if (!options.dump_qkv.empty()) {
-    const OutputFile writable(options.dump_qkv);
-    eval::dump_qkv(options);
-    return print(options.dump_qkv + " written\n");
+    const eval::OutputFile file(options.dump_qkv);
+    return finish(file, eval::dump_qkv(options), true);
   }
-  OutputFile json(options.json), plot(options.plot);
-  const OutputFile dump(options.dump);
+  const bool only_json = options.json == "-";
+  const eval::OutputFile json(only_json ? "" : options.json), plot(options.plot),
+      dump(options.dump);
   eval::Kept kept;
   const eval::Results results = eval::evaluate(options, dump.wanted() ? &kept : nullptr);
-  print(heading(results.setting) + "\n" + table(results) + "\n" + legend(results.setting) + "\n");
-  if (json.wanted()) json.write(to_json(results).dump(1) + "\n");
-  if (plot.wanted()) plot.write(plot_svg(results));
-  if (dump.wanted()) {
-    eval::write_dump(results, kept, options.dump);
-    print(options.dump + " written\n");
-  }
+  const std::string numbers = eval::to_json(results).dump(1) + "\n";
+  if (only_json)
+    print(numbers);
+  else
+    print(heading(results) + "\n" + table(results) + "\n" + legend(results) + "\n");
+  finish(json, numbers, true);
+  if (plot.wanted()) finish(plot, plot_svg(results), !only_json);
+  if (dump.wanted()) finish(dump, eval::dump_bytes(results, kept), !only_json);
 }
 
 }  // namespace
@@ -73,6 +62,8 @@ int main(int argc, char** argv) {
     return 0;
   } catch (const eval::Error& e) {
     std::fprintf(stderr, "kvcondense-eval: %s\n", e.what());
+  } catch (const std::bad_alloc&) {
+    std::fputs("kvcondense-eval: out of memory\n", stderr);
   } catch (const std::exception& e) {
     std::fprintf(stderr, "kvcondense-eval: unexpected: %s\n", e.what());
   }

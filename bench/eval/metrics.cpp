@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <numeric>
 
 #include <engine/sampling.hpp>
 
@@ -17,6 +18,9 @@ double log_sum(std::span<const float> logits) {
 }
 
 double ratio(double part, double whole) { return whole == 0 ? 0 : part / whole; }
+double ratio(index_t part, index_t whole) {
+  return ratio(static_cast<double>(part), static_cast<double>(whole));
+}
 
 }  // namespace
 
@@ -58,11 +62,16 @@ void ErrorSums::add(std::span<const float> exact_row, std::span<const float> oth
 
 double ErrorSums::relative() const { return std::sqrt(ratio(difference, exact)); }
 
-void RecallSums::add(index_t distance, bool hit) {
+void RecallSums::add(index_t distance, index_t before, bool hit) {
   index_t b = 0;
   while (b < bands - 1 && distance >= band_end[b]) ++b;
   asked[b] += 1;
   right[b] += hit;
+  const index_t mention = before - distance;
+  const index_t q =
+      std::clamp<index_t>(mention * quarters / std::max<index_t>(before, 1), 0, quarters - 1);
+  deep_asked[q] += 1;
+  deep_right[q] += hit;
 }
 
 void RecallSums::add(const RecallSums& more) {
@@ -70,15 +79,19 @@ void RecallSums::add(const RecallSums& more) {
     asked[b] += more.asked[b];
     right[b] += more.right[b];
   }
+  for (index_t q = 0; q < quarters; ++q) {
+    deep_asked[q] += more.deep_asked[q];
+    deep_right[q] += more.deep_right[q];
+  }
 }
+
+index_t RecallSums::asked_all() const { return std::accumulate(asked, asked + bands, index_t{0}); }
 
 double RecallSums::all() const {
-  return ratio(static_cast<double>(right[0] + right[1] + right[2]),
-               static_cast<double>(asked_all()));
+  return ratio(std::accumulate(right, right + bands, index_t{0}), asked_all());
 }
 
-double RecallSums::band(index_t b) const {
-  return ratio(static_cast<double>(right[b]), static_cast<double>(asked[b]));
-}
+double RecallSums::band(index_t b) const { return ratio(right[b], asked[b]); }
+double RecallSums::quarter(index_t q) const { return ratio(deep_right[q], deep_asked[q]); }
 
 }  // namespace eval

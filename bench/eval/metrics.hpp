@@ -42,21 +42,28 @@ struct ErrorSums {
   double relative() const;
 };
 
-/// Bytes of recalled values, by how many tokens back the nearest earlier mention of the value
-/// begins.
+/// Recalled tokens of values: by how many tokens back the nearest earlier mention of the value
+/// begins, and by how deep that mention lies in what was read by then.
 struct RecallSums {
   static constexpr index_t bands = 3;
   static constexpr index_t band_end[bands - 1] = {
       256, 512};  ///< near: below 256, middle: below 512, far: the rest
 
+  static constexpr index_t quarters = 4;  ///< of the text so far, the oldest first
+
   index_t asked[bands] = {};
   index_t right[bands] = {};
+  index_t deep_asked[quarters] = {};
+  index_t deep_right[quarters] = {};
 
-  void add(index_t distance, bool hit);
+  /// One token, the `before`-th from the start of the text, whose value was last mentioned
+  /// `distance` tokens ago.
+  void add(index_t distance, index_t before, bool hit);
   void add(const RecallSums& more);
-  index_t asked_all() const { return asked[0] + asked[1] + asked[2]; }
+  index_t asked_all() const;
   double all() const;
-  double band(index_t b) const;  ///< 0 when nothing was asked in it
+  double band(index_t b) const;     ///< 0 when nothing was asked in it
+  double quarter(index_t q) const;  ///< the same
 };
 
 }  // namespace eval

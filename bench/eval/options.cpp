@@ -2,73 +2,171 @@
 
 #include <CLI/CLI.hpp>
 #include <filesystem>
+#include <kvcondense/version.hpp>
 
 namespace eval {
 namespace {
 
 constexpr index_t most_tokens = 1 << 22;
 
+/// A whole number in a range, without CLI11's note of the range in --help.
+CLI::Validator in_range(index_t least, index_t most) {
+  return CLI::Range(least, most).description("");
+}
+
+/// CLI11 reads "-1" as a large unsigned number.
+const char* seed_complaint(const std::string& text) {
+  const bool digits = !text.empty() && text.find_first_not_of("0123456789") == std::string::npos;
+  return digits ? "" : "expected a number from 0 to 18446744073709551615";
+}
+
+template <class T>
+CLI::Option* add(CLI::App& app, const char* group, const char* name, const char* type, T& value,
+                 const char* says) {
+  return app.add_option(name, value, says)->type_name(type)->group(group);
+}
+
+CLI::Option* add_count(CLI::App& app, const char* name, index_t& value, index_t least, index_t most,
+                       const char* says) {
+  return add(app, "How", name, "N", value, says)
+      ->check(in_range(least, most))
+      ->capture_default_str();
+}
+
 void add_common(CLI::App& app, Options& o) {
-  app.add_option("--rounds", o.rounds, "Rounds of the timing; 0: none")->check(CLI::Range(0, 1000));
-  app.add_option("--jobs", o.jobs, "Threads; 0: as many as the machine has")
-      ->check(CLI::Range(0, 1024));
-  app.add_flag("--quiet", o.quiet, "No progress on stderr");
+  add_count(app, "--rounds", o.rounds, 0, 1000, "Rounds of the timing; 0: no timing");
+  add_count(app, "--jobs", o.jobs, 0, 1024, "Threads, not for the timing; 0: one per processor");
+  app.add_flag("--quiet", o.quiet, "No progress on stderr")->group("How");
+}
+
+void add_input(CLI::App& app, Options& o) {
+  const char* group = "What to measure";
+  auto* model = add(app, group, "--model", "DIR", o.model,
+                    "Directory with config.json and model.safetensors (Hugging Face, Llama)");
+  add(app, group, "--qkv", "FILE", o.qkv, "A dump of q, k and v per layer, instead of a model")
+      ->excludes(model);
+  auto* text = add(app, group, "--text", "FILE", o.text,
+                   "Text to predict; without it heldout.txt beside the model");
+  add(app, group, "--ids", "FILE", o.ids,
+      "The text as token ids, for models whose vocabulary is not the bytes")
+      ->excludes(text);
+  add(app, group, "--recall", "FILE", o.recall,
+      "Recall documents; without it recall.jsonl beside the model, if there");
+  add(app, group, "--recipe", "RECIPE", o.recipes,
+      "A recipe, as in 'h2o(heavy=256, recent=256) + kivi2'; may be repeated; without it a dozen")
+      ->allow_extra_args(false)
+      ->multi_option_policy(CLI::MultiOptionPolicy::TakeAll);
 }
 
 void add_main(CLI::App& app, Options& o) {
-  auto* model = app.add_option(
-      "--model", o.model, "Directory with config.json and model.safetensors (Hugging Face, Llama)");
-  app.add_option("--qkv", o.qkv, "safetensors dump of q, k, v per layer, instead of a model")
-      ->excludes(model);
-  auto* text =
-      app.add_option("--text", o.text, "Text to predict; default: heldout.txt beside the model");
-  app.add_option("--ids", o.ids,
-                 "The text as token ids, for models whose vocabulary is not the bytes")
-      ->excludes(text);
-  app.add_option("--recall", o.recall, "Recall documents; default: recall.jsonl beside the model");
-  app.add_option("--recipe", o.recipes,
-                 "A recipe, as in 'h2o(heavy=256,recent=256) + kivi2'; repeatable")
-      ->allow_extra_args(false)
-      ->multi_option_policy(CLI::MultiOptionPolicy::TakeAll);
-  app.add_option("--context", o.context, "Tokens of one window")
-      ->check(CLI::Range(index_t{2}, most_tokens));
-  app.add_option("--prefill", o.prefill, "Tokens of a window fed at once; 0: half")
-      ->check(CLI::Range(index_t{0}, most_tokens));
-  app.add_option("--chunk", o.chunk, "Most tokens of one prefill pass")
-      ->check(CLI::Range(index_t{1}, most_tokens));
-  app.add_option("--windows", o.windows, "Windows of the text")->check(CLI::Range(1, 100000));
-  app.add_option("--documents", o.documents, "Recall documents, the longest that fit; 0: none")
-      ->check(CLI::Range(0, 100000));
-  app.add_option("--seed", o.seed, "Where the windows lie");
-  app.add_option("--json", o.json, "Writes every number to this file");
-  app.add_option("--plot", o.plot, "Writes a chart of error against memory to this file (SVG)");
-  app.add_option("--dump", o.dump, "Writes what the caches hold to this file (safetensors)");
-  app.add_option("--dump-qkv", o.dump_qkv,
-                 "Writes q, k, v of the first window to this file, and ends");
-  app.add_flag("--list", o.list, "Lists every method, and ends");
-  app.add_option("--about", o.about, "Describes a method and its fields, and ends");
+  add_input(app, o);
+  add_count(app, "--context", o.context, 2, most_tokens, "Tokens of one window");
+  add_count(app, "--prefill", o.prefill, 0, most_tokens, "Tokens fed at once; 0: half of them");
+  add_count(app, "--chunk", o.chunk, 1, most_tokens, "Most tokens of one prefill pass");
+  add_count(app, "--windows", o.windows, 1, 100000, "Windows of the text");
+  add_count(app, "--documents", o.documents, 0, 100000,
+            "Recall documents, the longest that fit; 0: none");
+  add(app, "How", "--seed", "N", o.seed, "Where in the text the windows lie")
+      ->check(CLI::Validator([](std::string& s) { return std::string(seed_complaint(s)); }, ""))
+      ->capture_default_str();
   add_common(app, o);
+  const char* group = "Output";
+  add(app, group, "--json", "FILE", o.json, "Writes every number to FILE; -: to stdout, no table");
+  add(app, group, "--plot", "FILE", o.plot, "Writes a chart of error against memory (SVG)");
+  add(app, group, "--dump", "FILE", o.dump, "Writes what the caches hold (safetensors)");
+  add(app, group, "--dump-qkv", "FILE", o.dump_qkv,
+      "Writes q, k, v of the first window, for --qkv, and ends");
+  group = "Information";
+  app.add_flag("--list", o.list, "Lists every method, and ends")->group(group);
+  add(app, group, "--about", "WORD", o.about, "Describes a method and its fields, and ends");
+  app.set_version_flag("--version", "kvcondense-eval " + std::string(kvcondense::version_string))
+      ->group(group);
 }
 
-/// What CLI11 cannot say about options together; empty when all is well.
-std::string complaint(const Options& o) {
-  if (o.list || !o.about.empty()) return {};
-  if (o.model.empty() && o.qkv.empty())
-    return "give --model DIR or --qkv FILE (or --list, or the subcommand demo)";
-  if (!o.qkv.empty() && !(o.text + o.ids + o.recall + o.dump_qkv).empty())
-    return "--text, --ids, --recall and --dump-qkv belong to --model";
-  if (o.qkv.empty() && o.prefill >= o.context) return "--prefill must be below --context";
+/// The first of `names` that was given, or nothing.
+std::string given(const CLI::App& app, std::initializer_list<const char*> names) {
+  for (const char* name : names)
+    if (app.count(name) > 0) return name;
   return {};
 }
 
-void make_demo(Options& o, const std::string& out) {
-  if (o.model.empty()) o.model = KVCONDENSE_EXAMPLES_DIR "/models/tinylm";
+/// The same file may not be two things.
+std::string same_file(const Options& o) {
+  const std::vector<std::pair<const char*, std::string>> named{
+      {"--qkv", o.qkv},   {"--text", o.text}, {"--ids", o.ids},   {"--recall", o.recall},
+      {"--json", o.json}, {"--plot", o.plot}, {"--dump", o.dump}, {"--dump-qkv", o.dump_qkv}};
+  constexpr std::size_t inputs = 4;
+  const auto place = [](const std::string& path) {
+    std::error_code error;
+    const auto whole = std::filesystem::weakly_canonical(std::filesystem::absolute(path), error);
+    return error ? std::filesystem::path(path) : whole;
+  };
+  for (std::size_t i = 0; i < named.size(); ++i)
+    for (std::size_t j = std::max(i + 1, inputs); j < named.size(); ++j)
+      if (!named[i].second.empty() && !named[j].second.empty() &&
+          place(named[i].second) == place(named[j].second))
+        return std::string(named[i].first) + " and " + named[j].first + " name the same file";
+  return {};
+}
+
+/// What CLI11 cannot say about options together; empty when all is well.
+std::string complaint(const CLI::App& app, const Options& o) {
+  if (o.list || !o.about.empty()) return {};
+  if (o.model.empty() && o.qkv.empty())
+    return "give --model DIR or --qkv FILE (or --list, or the subcommand demo)";
+  std::string odd;
+  if (!o.qkv.empty())
+    odd = given(app, {"--text", "--ids", "--recall", "--dump-qkv", "--context", "--windows",
+                      "--documents", "--seed"});
+  if (!odd.empty()) return odd + " belongs to --model, not to --qkv";
+  if (!o.dump_qkv.empty())
+    odd = given(app, {"--recipe", "--json", "--plot", "--dump", "--recall", "--documents",
+                      "--rounds", "--jobs"});
+  if (!odd.empty()) return odd + " does nothing beside --dump-qkv";
+  if (o.qkv.empty() && o.prefill >= o.context)
+    return "--prefill " + std::to_string(o.prefill) + " must be below --context " +
+           std::to_string(o.context);
+  return same_file(o);
+}
+
+std::string make_demo(const CLI::App& app, Options& o, const std::string& out) {
+  for (const CLI::Option* option : app.get_options())
+    if (option->count() > 0)
+      return option->get_name() + ": options of demo go behind it; demo --help lists them";
+  if (o.model.empty()) {
+    o.model = KVCONDENSE_EXAMPLES_DIR "/models/tinylm";
+    o.model_name = "examples/models/tinylm";
+  }
   o.context = 2048;
   o.prefill = 1536;
   o.windows = 1;
   o.documents = 3;
   o.json = (std::filesystem::path(out) / "demo.json").string();
   o.plot = (std::filesystem::path(out) / "demo.svg").string();
+  return {};
+}
+
+/// A word as a shell wants it.
+std::string quoted(const std::string& word) {
+  constexpr std::string_view plain =
+      "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_./,:=+@%";
+  if (!word.empty() && word.find_first_not_of(plain) == std::string::npos) return word;
+  std::string out = "'";
+  for (const char c : word) out += c == '\'' ? std::string("'\\''") : std::string(1, c);
+  return out + "'";
+}
+
+/// CLI11's complaint in our words where its own are hard to read.
+std::string in_words(const CLI::ParseError& e, const CLI::App& app) {
+  const std::string said = e.what();
+  if (dynamic_cast<const CLI::ExtrasError*>(&e) != nullptr)
+    for (const std::string& word : app.remaining(true)) {
+      if (word.starts_with("-")) return "unknown option " + word + "; --help lists them all";
+      return "unexpected argument '" + word + "'; --help says what is expected";
+    }
+  const std::size_t at = said.find(": At Most 1 required but received");
+  if (at != std::string::npos) return said.substr(0, at) + " is given more than once";
+  return said;
 }
 
 }  // namespace
@@ -76,27 +174,38 @@ void make_demo(Options& o, const std::string& out) {
 Parsed parse_options(int argc, const char* const* argv) {
   Parsed parsed;
   Options& o = parsed.options;
-  for (int i = 0; i < argc; ++i) o.command += (i == 0 ? "" : " ") + std::string(argv[i]);
+  o.command = "kvcondense-eval";
+  for (int i = 1; i < argc; ++i) o.command += " " + quoted(argv[i]);
   CLI::App app(
-      "Shows what each KV-cache recipe saves and costs, on a model or on a dump of real q, k and "
-      "v.",
+      "Shows what each recipe for a KV cache saves and costs, on a model or on a dump of real "
+      "q, k and v.",
       "kvcondense-eval");
+  app.get_formatter()->column_width(22);
   add_main(app, o);
   std::string out = ".";
   auto* demo =
-      app.add_subcommand("demo", "About ten recipes on the model that comes with the source");
-  demo->add_option("--model", o.model, "Another model");
-  demo->add_option("--out", out, "Directory for demo.svg and demo.json");
+      app.add_subcommand("demo", "A dozen recipes on the model that comes with the source");
+  add(*demo, "What to measure", "--model", "DIR", o.model, "Another model");
+  add(*demo, "Output", "--out", "DIR", out, "Where demo.svg and demo.json go")
+      ->capture_default_str();
   add_common(*demo, o);
-  app.footer("Methods: --list. Fields of one: --about WORD.");
+  app.footer(
+      "Examples:\n"
+      "  kvcondense-eval demo\n"
+      "  kvcondense-eval --model DIR --ids FILE --recipe kivi4 --recipe 'snapkv(tokens=1024) + "
+      "kivi2'\n"
+      "  kvcondense-eval --qkv FILE --recipe 'h2o(heavy=64, recent=64)' --json -\n"
+      "Everything else: docs/evaluation.md.");
   try {
     app.parse(argc, argv);
-    if (demo->parsed()) make_demo(o, out);
-    parsed.complaint = complaint(o);
+    if (demo->parsed()) parsed.complaint = make_demo(app, o, out);
+    if (parsed.complaint.empty()) parsed.complaint = complaint(app, o);
   } catch (const CLI::CallForHelp&) {
     parsed.help = demo->parsed() ? demo->help() : app.help();
+  } catch (const CLI::CallForVersion& version) {
+    parsed.help = std::string(version.what()) + "\n";
   } catch (const CLI::ParseError& e) {
-    parsed.complaint = e.what();
+    parsed.complaint = in_words(e, app);
   }
   return parsed;
 }

@@ -12,9 +12,10 @@ using kvcondense::index_t;
 
 /// What the command line says.
 struct Options {
-  std::string command;  ///< the command line itself, for reports
+  std::string command;  ///< the command line, ready to paste into a shell, without folders of ours
 
   std::string model, qkv;         ///< one of the two
+  std::string model_name;         ///< what reports call the model; empty: `model` as it was given
   std::string text, ids, recall;  ///< beside a model
   std::vector<std::string> recipes;
 
@@ -36,7 +37,7 @@ struct Options {
 /// How main() goes on after the command line was read.
 struct Parsed {
   Options options;
-  std::string help;       ///< when not empty: print it and end well
+  std::string help;       ///< when not empty (help or version): print it and end well
   std::string complaint;  ///< when not empty: a usage error in one line
 };
 

@@ -53,13 +53,18 @@ struct Axes {
   }
   double y(double error) const {
     const double usable = frame.height - zero_band;
-    if (error <= 0) return frame.y + frame.height - zero_band / 2;
+    if (error == 0) return frame.y + frame.height - zero_band / 2;
     return frame.y + usable * (y_high - std::log10(error)) / (y_high - y_low);
   }
 };
 
+/// What a chart can show: 0, or something between these; what is no number stands with the largest.
+constexpr double least_error = 1e-12, most_error = 1e3;
+
 double error_of(const Results& results, const RecipeResult& r) {
-  return results.setting.has_text() ? r.text.mean_kl() : r.mean_error();
+  const double e = results.setting.has_text() ? r.text.mean_kl() : r.mean_error();
+  if (e == 0) return 0;
+  return std::isnan(e) ? most_error : std::clamp(e, least_error, most_error);
 }
 
 Axes make_axes(const Results& results) {
@@ -68,7 +73,7 @@ Axes make_axes(const Results& results) {
     const double ratio = std::max(r.report.ratio(), 1e-4), e = error_of(results, r);
     least = std::min(least, ratio);
     most = std::max(most, ratio);
-    if (!(e > 0) || !std::isfinite(e)) continue;
+    if (e == 0) continue;
     low = low == 0 ? e : std::min(low, e);
     high = std::max(high, e);
   }

@@ -1,5 +1,7 @@
 #include <algorithm>
 #include <charconv>
+#include <cmath>
+#include <set>
 
 #include <engine/json_text.hpp>
 #include <engine/safetensors.hpp>
@@ -63,6 +65,28 @@ class Dump {
     return at == file_.metadata().end() ? otherwise : at->second;
   }
 
+  /// Words that begin like one of ours and are none would be misspelled settings that do nothing;
+  /// so would rows of a layer that stands behind a missing one.
+  void check_names(index_t layers) const {
+    static const std::set<std::string> known{
+        "keys",           "rope_theta", "rope_convention", "rotary_dim", "rope_attention_factor",
+        "attention_scale"};
+    for (const auto& [key, value] : file_.metadata())
+      for (const char* start : {"key", "rope", "rotary", "attention"})
+        if (key.starts_with(start) && !known.contains(key))
+          refuse("metadata " + engine::printable(key) + " is not known");
+    for (const engine::TensorInfo& t : file_.tensors()) {
+      const std::string_view name = t.name;
+      if (name.size() < 3 || name[1] != '.' || std::string_view("qkv").find(name[0]) == name.npos)
+        continue;
+      index_t layer = -1;
+      const auto [end, error] = std::from_chars(name.data() + 2, name.data() + name.size(), layer);
+      if (error != std::errc{} || end != name.data() + name.size() || layer >= layers)
+        refuse("tensor \"" + engine::printable(name) + "\" belongs to no layer: q." +
+               std::to_string(layers) + " is missing");
+    }
+  }
+
   double number(const char* key, double otherwise, double least, double most) const {
     const std::string value = text(key, "");
     if (value.empty()) return otherwise;
@@ -73,6 +97,14 @@ class Dump {
       refuse(std::string("metadata ") + key + " is '" + engine::printable(value) +
              "', expected a number");
     return out;
+  }
+
+  index_t count(const char* key, index_t most) const {
+    const double value = number(key, 0, 0, static_cast<double>(most));
+    if (value != std::floor(value))
+      refuse(std::string("metadata ") + key + " is '" + engine::printable(text(key, "")) +
+             "', expected a whole number");
+    return static_cast<index_t>(value);
   }
 
  private:
@@ -90,7 +122,7 @@ void read_rope(const Dump& dump, Recording& r) {
                 "', expected half_split or interleaved");
   c.pairing = pairing == "interleaved" ? RopePairing::interleaved : RopePairing::half_split;
   c.base = dump.number("rope_theta", c.base, 1.0, 1e12);
-  c.rotary_dim = static_cast<index_t>(dump.number("rotary_dim", 0, 0, 256));
+  c.rotary_dim = dump.count("rotary_dim", kvcondense::max_head_dim);
   c.attention_factor = dump.number("rope_attention_factor", 1, 1e-3, 1e3);
   if (listed) {
     r.frequencies = dump.floats("rope.inv_freq");
@@ -102,6 +134,17 @@ void read_rope(const Dump& dump, Recording& r) {
     dump.refuse("the rotary embedding it describes does not fit heads of " +
                 std::to_string(r.shape.head_dim));
   r.rope = c;
+}
+
+/// Attention here divides by sqrt(head_dim); queries of a model that does otherwise are scaled so
+/// that their products come out as the model has them.
+void scale_queries(const Dump& dump, Recording& r) {
+  const double usual = 1 / std::sqrt(static_cast<double>(r.shape.head_dim));
+  const double scale = dump.number("attention_scale", usual, 1e-6, 1e6);
+  if (scale == usual) return;
+  const auto factor = static_cast<float>(scale / usual);
+  for (Recording::Layer& l : r.layers)
+    for (float& x : l.q) x *= factor;
 }
 
 }  // namespace
@@ -131,8 +174,11 @@ Recording read_qkv(const std::string& path) {
     layer.k = dump.rows("k." + std::to_string(l), kv);
     layer.v = dump.rows("v." + std::to_string(l), kv);
   }
+  dump.check_names(shape.layers);
   read_rope(dump, r);
+  scale_queries(dump, r);
   const std::string keys = dump.text("keys", "");
+  if (keys.empty()) dump.refuse("metadata keys is missing, expected rotated or raw");
   if (keys != "rotated" && keys != "raw")
     dump.refuse("metadata keys is '" + engine::printable(keys) + "', expected rotated or raw");
   if (keys == "raw") {
@@ -145,7 +191,7 @@ Recording read_qkv(const std::string& path) {
   return r;
 }
 
-void write_qkv(const Recording& r, const std::string& path) {
+std::string qkv_bytes(const Recording& r) {
   engine::SafetensorsWriter writer;
   writer.metadata("keys", "rotated");
   if (r.rope) {
@@ -170,7 +216,9 @@ void write_qkv(const Recording& r, const std::string& path) {
     writer.f32("v." + number, {r.tokens, r.shape.kv_heads, r.shape.values()}, layer.v);
   }
   std::string why;
-  if (writer.write(path, why) != kvcondense::Status::ok) throw Error(why);
+  auto bytes = writer.bytes(why);
+  if (!bytes) throw Error(why);
+  return *std::move(bytes);
 }
 
 }  // namespace eval

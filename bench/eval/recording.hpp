@@ -55,6 +55,7 @@ Recording before_rotation(const Recording& rotated);
 
 /// Reads a dump (docs/evaluation.md says what is in one). Throws Error.
 Recording read_qkv(const std::string& path);
-void write_qkv(const Recording& recording, const std::string& path);
+/// A file that read_qkv reads. Throws Error.
+std::string qkv_bytes(const Recording& recording);
 
 }  // namespace eval

@@ -49,9 +49,10 @@ void Replay::feed(index_t layer, index_t first, index_t count, index_t position,
           "the cache refused recorded tokens");
 }
 
-Outputs Replay::run(const Feeding& feeding) {
+Outputs Replay::run(const Feeding& feeding, const Tick& tick) {
   const Recording& r = *recording_;
   const index_t prefill = feeding.prefill, pieces = (prefill + feeding.chunk - 1) / feeding.chunk;
+  const double share = 1 / static_cast<double>(r.shape.layers);  // of a token, for one layer
   Outputs outputs(r.layers.size());
   for (index_t layer = 0; layer < r.shape.layers; ++layer) {
     for (index_t i = 0; i < pieces; ++i) {  // as engine::Decoder::prefill cuts
@@ -59,12 +60,15 @@ Outputs Replay::run(const Feeding& feeding) {
       scratch_.resize(row_size(r) * static_cast<std::size_t>(end - at));
       feed(layer, at, end - at, at, end == prefill ? Phase::prefill_end : Phase::prefill_chunk,
            scratch_.data());
+      tick(share * static_cast<double>(end - at));
     }
     auto& out = outputs[static_cast<std::size_t>(layer)];
     out.resize(row_size(r) * static_cast<std::size_t>(r.tokens - prefill));
-    for (index_t at = prefill; at < r.tokens; ++at)
+    for (index_t at = prefill; at < r.tokens; ++at) {
       feed(layer, at, 1, at, Phase::decode,
            out.data() + row_size(r) * static_cast<std::size_t>(at - prefill));
+      tick(share);
+    }
   }
   return outputs;
 }

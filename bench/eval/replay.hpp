@@ -26,7 +26,7 @@ class Replay {
 
   /// Prefill and all further tokens one by one; every layer gets the same q, k and v as any other
   /// recipe.
-  Outputs run(const Feeding& feeding);
+  Outputs run(const Feeding& feeding, const Tick& tick);
   /// One token more: recorded token `at` modulo the recording's length, at position `at`.
   void step(index_t at);
 

@@ -21,16 +21,16 @@ std::vector<Speed> measure_speed(const std::vector<Step>& steps, index_t rounds,
   using Clock = std::chrono::steady_clock;
   std::vector<Speed> speeds(steps.size());
   if (rounds < 1) return speeds;
-  progress.expect(rounds);
   std::vector<std::vector<double>> seconds(steps.size());
   for (index_t round = 0; round < rounds + 1; ++round) {
     for (std::size_t i = 0; i < steps.size(); ++i) {
       const auto begin = Clock::now();
       for (index_t t = 0; t < tokens; ++t) steps[i](round * tokens + t);
-      const double s = std::chrono::duration<double>(Clock::now() - begin).count();
+      // A clock may stand still over a short turn; ratios need something to divide by.
+      const double s = std::max(std::chrono::duration<double>(Clock::now() - begin).count(), 1e-9);
+      progress.done(static_cast<double>(tokens), "timing");
       if (round > 0) seconds[i].push_back(s);  // the first round warms up
     }
-    progress.done("timing");
   }
   for (std::size_t i = 0; i < steps.size(); ++i) {
     std::vector<double> ratios;

@@ -3,7 +3,9 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
-#include <numeric>
+#include <span>
+
+#include <eval/host.hpp>
 
 namespace eval {
 namespace {
@@ -13,8 +15,6 @@ std::string text_of(const char* format, double value) {
   std::snprintf(buffer, sizeof buffer, format, value);
   return buffer;
 }
-
-std::string percent(double part) { return text_of("%.0f", 100 * part); }
 
 std::string slots_text(const RecipeResult& r) {
   index_t least = -1, most = 0, sum = 0, heads = 0;
@@ -30,10 +30,14 @@ std::string slots_text(const RecipeResult& r) {
   return std::to_string(least) + "/" + std::to_string(sum / heads) + "/" + std::to_string(most);
 }
 
-std::string recall_text(const RecallSums& r) {
+/// "95/-/40": percentages, - where nothing was asked.
+std::string percents(std::span<const index_t> right, std::span<const index_t> asked) {
   std::string text;
-  for (index_t b = 0; b < RecallSums::bands; ++b)
-    text.append(b == 0 ? "" : "/").append(r.asked[b] == 0 ? "-" : percent(r.band(b)));
+  for (std::size_t i = 0; i < asked.size(); ++i)
+    text.append(i == 0 ? "" : "/")
+        .append(asked[i] == 0 ? "-"
+                              : text_of("%.0f", 100 * static_cast<double>(right[i]) /
+                                                    static_cast<double>(asked[i])));
   return text;
 }
 
@@ -41,7 +45,7 @@ std::vector<std::string> header(const Setting& s, bool timed) {
   std::vector<std::string> h{"recipe", "B/token", "of 16 bit", "slots", "attn error"};
   if (s.has_text())
     h.insert(h.end(), {"KL", "top-1 %", s.byte_tokens ? "bits/byte" : "bits/token"});
-  if (!s.recall.empty()) h.emplace_back("recall %");
+  if (!s.recall.empty()) h.insert(h.end(), {"recall %", "by depth %"});
   if (timed) h.insert(h.end(), {"tokens/s", "of full"});
   return h;
 }
@@ -53,10 +57,14 @@ std::vector<std::string> cells(const Setting& s, const RecipeResult& r, bool tim
   if (s.has_text())
     c.insert(c.end(), {short_number(r.text.mean_kl(), 2), text_of("%.1f", 100 * r.text.agreement()),
                        text_of("%.3f", r.text.mean_bits())});
-  if (!s.recall.empty()) c.push_back(recall_text(r.recall));
+  if (!s.recall.empty()) {
+    c.push_back(percents(r.recall.right, r.recall.asked));
+    c.push_back(percents(r.recall.deep_right, r.recall.deep_asked));
+  }
   if (timed)
     c.insert(c.end(),
-             {text_of("%.0f", r.speed.tokens_per_second), text_of("%.2fx", r.speed.of_full)});
+             {text_of("%.0f", r.speed.tokens_per_second),
+              text_of("%.2fx", r.speed.of_full) + text_of(" +-%.0f%%", 50 * r.speed.spread)});
   return c;
 }
 
@@ -103,18 +111,26 @@ std::string aligned_left(const std::vector<std::vector<std::string>>& rows) {
   return align(rows, rows.empty() ? 0 : rows[0].size());
 }
 
-std::string heading(const Setting& s) {
+std::string heading(const Results& results) {
+  const Setting& s = results.setting;
   const auto number = [](index_t n) { return std::to_string(n); };
   std::string text = s.source + ": " + number(s.layers) + " layers, " + number(s.q_heads) +
                      " query heads, " + number(s.kv_heads) + " KV heads of " + number(s.head_dim) +
                      "\n";
   const std::string feeding = number(s.context) + " tokens: " + number(s.prefill) +
                               " at once, then " + number(s.context - s.prefill) + " one by one";
-  if (!s.has_text()) return text + "dump of " + feeding + "\n";
-  text += s.text + ": " + number(s.windows) + (s.windows == 1 ? " window of " : " windows of ") +
-          feeding + "\n";
+  if (!s.has_text())
+    text += "dump of " + feeding + "\n";
+  else
+    text += s.text + ": " + number(s.windows) + (s.windows == 1 ? " window of " : " windows of ") +
+            feeding + "\n";
   if (!s.recall.empty())
-    text += s.recall + ": " + number(s.documents) + " documents, second half one by one\n";
+    text += s.recall + ": " + number(s.documents) +
+            (s.documents == 1 ? " document" : " documents") + ", second half one by one\n";
+  if (timed(results)) text += "timed on one thread of " + host_line() + "\n";
+  if (s.max_positions > 0 && s.context > s.max_positions)
+    text += "note: the model was made for " + number(s.max_positions) +
+            " tokens; what it says beyond them means little\n";
   return text;
 }
 
@@ -125,35 +141,44 @@ std::string table(const Results& results) {
   return aligned(rows);
 }
 
-std::string legend(const Setting& s) {
+std::string legend(const Results& results) {
+  const Setting& s = results.setting;
+  const std::string window = s.windows > 1 ? "the first window" : "the window";
   std::vector<std::vector<std::string>> rows{
-      {"B/token",
-       "bytes of the whole cache after the window, metadata and dead bytes included, per token "
-       "seen"},
+      {"B/token", "bytes of the whole cache after " + window +
+                      ", metadata and dead bytes included, per token seen"},
       {"of 16 bit", "the same, as a part of all keys and values in 16 bits"},
-      {"slots", "stored per layer and KV head after the window: least/mean/most"},
+      {"slots", "stored per layer and KV head at the same moment: least/mean/most"},
       {"attn error",
-       "|output - exact| / |exact| of attention for the single tokens, given the full cache's q, k "
-       "and v"}};
+       "|output - exact| / |exact| of attention, mean of the layers, for the single "
+       "tokens of " +
+           window + ", given the full cache's q, k and v"}};
   if (s.has_text()) {
-    rows.push_back(
-        {"KL", "mean KL divergence of next-token predictions from the full cache's, in nats"});
-    rows.push_back({"top-1 %", "predictions whose most likely token is the full cache's"});
+    rows.push_back({"KL",
+                    "mean KL divergence of the predictions after single tokens from the full "
+                    "cache's, in nats"});
+    rows.push_back({"top-1 %", "of them, those whose most likely token is the full cache's"});
     rows.push_back({s.byte_tokens ? "bits/byte" : "bits/token",
                     "mean -log2 probability of what really follows"});
   }
-  if (!s.recall.empty())
-    rows.push_back({"recall %",
-                    "bytes of asked values predicted, last mentioned less than 256 / 256 to 511 / "
-                    "512 or more bytes ago"});
-  rows.push_back(
-      {"tokens/s",
-       std::string(s.has_text() ? "whole model steps" : "attention of all layers alone") +
-           " on one thread after the window, and the ratio in interleaved rounds"});
-  std::string text;
-  for (const auto& row : rows)
-    text += "  " + row[0] + std::string(12 - row[0].size(), ' ') + row[1] + "\n";
-  return text;
+  if (!s.recall.empty()) {
+    const std::string near = std::to_string(RecallSums::band_end[0]),
+                      far = std::to_string(RecallSums::band_end[1]);
+    rows.push_back({"recall %", "tokens of asked values predicted, last mentioned less than " +
+                                    near + " / less than " + far + " / " + far +
+                                    " or more tokens ago"});
+    rows.push_back({"by depth %",
+                    "the same, mentioned in the first / second / third / last quarter of what was "
+                    "read by then"});
+  }
+  if (timed(results))
+    rows.push_back(
+        {"tokens/s",
+         std::string(s.has_text() ? "whole model steps" : "attention of all layers alone") +
+             " after the window, and the ratio to the full cache in interleaved rounds: the middle "
+             "+- half of what lies between the quartiles"});
+  for (auto& row : rows) row[0] = "  " + row[0];
+  return aligned_left(rows);
 }
 
 }  // namespace eval

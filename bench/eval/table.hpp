@@ -15,13 +15,13 @@ std::string aligned(const std::vector<std::vector<std::string>>& rows);
 /// Every column to the left.
 std::string aligned_left(const std::vector<std::vector<std::string>>& rows);
 
-/// What was measured and how, in a few lines.
-std::string heading(const Setting& setting);
+/// What was measured, how and on what, in a few lines.
+std::string heading(const Results& results);
 
 /// One row per recipe.
 std::string table(const Results& results);
 
 /// What each column of the table says, one line each.
-std::string legend(const Setting& setting);
+std::string legend(const Results& results);
 
 }  // namespace eval

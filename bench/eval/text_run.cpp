@@ -4,15 +4,23 @@
 
 namespace eval {
 
+using kvcondense::TensorView;
+
 void run_text(const engine::Model& model, bool rotate, const engine::Attention& attention,
               std::span<const std::int32_t> tokens, const Feeding& feeding,
-              const EachPrediction& each) {
+              const EachPrediction& each, const Tick& tick) {
   engine::Decoder decoder(model, {.rotate = rotate, .chunk = feeding.chunk});
   const auto first = static_cast<std::size_t>(feeding.prefill);
-  require(decoder.prefill(tokens.first(first), 0, attention).status(),
+  const index_t last_layer = model.config.layers - 1;
+  const engine::Attention counted = [&](const engine::LayerChunk& chunk, TensorView<float, 3> out) {
+    const kvcondense::Status s = attention(chunk, out);
+    if (chunk.layer == last_layer) tick(static_cast<double>(chunk.k.extent[1]));
+    return s;
+  };
+  require(decoder.prefill(tokens.first(first), 0, counted).status(),
           "the model refused the prefill");
   for (std::size_t at = first; at < tokens.size(); ++at) {
-    const auto logits = decoder.forward(tokens.subspan(at, 1), static_cast<index_t>(at), attention,
+    const auto logits = decoder.forward(tokens.subspan(at, 1), static_cast<index_t>(at), counted,
                                         engine::Logits::last, kvcondense::Phase::decode);
     require(logits.status(), "the model refused a token");
     each(static_cast<index_t>(at), *logits);

@@ -5,11 +5,9 @@
 #include <span>
 
 #include <engine/decoder.hpp>
-#include <kvcondense/core/config.hpp>
+#include <eval/jobs.hpp>
 
 namespace eval {
-
-using kvcondense::index_t;
 
 /// How a text is fed to a model: a prefill, then token by token, so that recipes act as in real
 /// use.
@@ -25,6 +23,6 @@ using EachPrediction = std::function<void(index_t at, std::span<const float> log
 /// q and k rotated or not. Throws Error when a call is refused.
 void run_text(const engine::Model& model, bool rotate, const engine::Attention& attention,
               std::span<const std::int32_t> tokens, const Feeding& feeding,
-              const EachPrediction& each);
+              const EachPrediction& each, const Tick& tick);
 
 }  // namespace eval

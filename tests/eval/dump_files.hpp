@@ -7,6 +7,7 @@
 
 #include <catch2/catch.hpp>
 #include <engine/safetensors.hpp>
+#include <eval/output_file.hpp>
 #include <eval/recording.hpp>
 #include <support/fill.hpp>
 
@@ -59,6 +60,10 @@ inline void add_tensors(engine::SafetensorsWriter& writer, const Recording& r) {
     writer.f32("k." + n, {r.tokens, r.shape.kv_heads, r.shape.head_dim}, r.layers[l].k);
     writer.f32("v." + n, {r.tokens, r.shape.kv_heads, r.shape.head_dim}, r.layers[l].v);
   }
+}
+
+inline void write_qkv(const Recording& r, const std::string& path) {
+  OutputFile(path).write(qkv_bytes(r));
 }
 
 inline void write(const engine::SafetensorsWriter& writer, const std::string& path) {

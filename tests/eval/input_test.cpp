@@ -6,11 +6,24 @@
 using namespace eval;
 using Catch::Matchers::Equals;
 
+namespace {
+
+/// A model of so many tokens; 256 of them are the bytes.
+engine::ModelConfig with_vocab(index_t vocab) {
+  engine::ModelConfig c;
+  c.vocab = vocab;
+  return c;
+}
+
+const engine::ModelConfig bytes = with_vocab(256);
+
+}  // namespace
+
 TEST_CASE("recall documents: distance counts back to the nearest mention", "[eval][input]") {
   const std::string line = R"({"text": "a = 12\nb = 34\na: 12 a: 12", "queries": [)"
                            R"({"value_at": 17, "defined_at": 4, "value": "12"},)"
                            R"({"value_at": 23, "defined_at": 4, "value": "12"}]})";
-  const auto documents = parse_recall("\n" + line + "\n" + line, "file");
+  const auto documents = parse_recall("\n" + line + "\n" + line, bytes, "file");
   REQUIRE(documents.size() == 2);
   REQUIRE(documents[1].tokens.size() == 25);
   REQUIRE(documents[1].queries.size() == 2);
@@ -21,14 +34,17 @@ TEST_CASE("recall documents: distance counts back to the nearest mention", "[eva
 
 TEST_CASE("recall documents: a bad line is refused by its number", "[eval][input]") {
   const auto [line, what] = GENERATE(table<std::string, std::string>({
-      {"[]", "no \"text\""},
-      {R"({"text": 1})", "no \"text\""},
+      {"[]", "expected an object with either \"text\" or \"ids\""},
+      {R"({"text": "x", "ids": [1]})", "expected an object with either \"text\" or \"ids\""},
+      {R"({"text": 1})", "text is neither text nor a list of ids"},
+      {R"({"ids": [1, 256]})", "ids holds something other than token ids from 0 to 255"},
+      {R"({"ids": [1, -1]})", "ids holds something other than token ids from 0 to 255"},
       {R"({"text": "x"})", "no list \"queries\""},
       {R"({"text": "x", "queries": [1]})", "a query is no object"},
       {R"({"text": "x", "queries": [{"value_at": -1, "defined_at": 0, "value": "x"}]})",
        "a query lacks the count value_at or defined_at"},
       {R"({"text": "x", "queries": [{"value_at": 1, "defined_at": 0}]})",
-       "a query lacks the text value"},
+       "a query lacks its value"},
       {R"({"text": "xyx", "queries": [{"value_at": 99999999999, "defined_at": 0, "value": "x"}]})",
        "a query names a place that does not hold its value"},
       {R"({"text": "xyx", "queries": [{"value_at": 1, "defined_at": 0, "value": "x"}]})",
@@ -37,8 +53,22 @@ TEST_CASE("recall documents: a bad line is refused by its number", "[eval][input
   REQUIRE_THROWS_WITH(parse_recall(R"({"text": "", "queries": []})"
                                    "\n" +
                                        line,
-                                   "f.jsonl"),
+                                   bytes, "f.jsonl"),
                       Equals("f.jsonl: line 2: " + what));
+}
+
+TEST_CASE("recall documents: a model of any vocabulary takes them as ids", "[eval][input]") {
+  const std::string line = R"({"ids": [700, 7, 8, 9, 7, 8, 7, 8], "queries": [)"
+                           R"({"value_at": 4, "defined_at": 1, "value": [7, 8]},)"
+                           R"({"value_at": 6, "defined_at": 1, "value": [7, 8]}]})";
+  const auto documents = parse_recall(line, with_vocab(1000), "file");
+  REQUIRE(documents.at(0).tokens.size() == 8);
+  REQUIRE(documents[0].queries.at(0).distance == 3);
+  REQUIRE(documents[0].queries.at(1).distance == 2);
+  REQUIRE(documents[0].queries[1].length == 2);
+  REQUIRE_THROWS_WITH(
+      parse_recall(R"({"text": "x", "queries": []})", with_vocab(1000), "f"),
+      Equals("f: line 1: this model's tokens are not bytes: give the document as \"ids\""));
 }
 
 TEST_CASE("recall documents: the longest that fit, in the order of the file", "[eval][input]") {

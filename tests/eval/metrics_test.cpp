@@ -43,11 +43,27 @@ TEST_CASE("error sums: relative Euclidean distance", "[eval][metrics]") {
   REQUIRE(ErrorSums{}.relative() == 0.0);
 }
 
+TEST_CASE("recall sums: depth is where the mention lies in what was read", "[eval][metrics]") {
+  RecallSums sums, more;
+  sums.add(1000, 1000, true);  // at the very start
+  sums.add(751, 1000, false);  // at 249 of 1000
+  sums.add(750, 1000, true);   // at 250
+  more.add(1, 1000, true);     // just now
+  more.add(1, 1, false);
+  sums.add(more);
+  REQUIRE(sums.deep_asked[0] == 3);
+  REQUIRE(sums.quarter(0) == Approx(1.0 / 3));
+  REQUIRE(sums.quarter(1) == 1.0);
+  REQUIRE(sums.deep_asked[2] == 0);
+  REQUIRE(sums.quarter(2) == 0.0);
+  REQUIRE(sums.quarter(3) == 1.0);
+}
+
 TEST_CASE("recall sums: bands end where they say", "[eval][metrics]") {
   RecallSums sums, more;
-  for (const index_t d : {1, 255}) sums.add(d, true);
-  for (const index_t d : {256, 511}) sums.add(d, d == 256);
-  more.add(512, false);
+  for (const index_t d : {1, 255}) sums.add(d, 1000, true);
+  for (const index_t d : {256, 511}) sums.add(d, 1000, d == 256);
+  more.add(512, 1000, false);
   sums.add(more);
   REQUIRE(sums.band(0) == 1.0);
   REQUIRE(sums.band(1) == 0.5);

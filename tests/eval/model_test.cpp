@@ -1,7 +1,12 @@
 #include <catch2/catch.hpp>
+#include <cmath>
 #include <fstream>
 
+#include <engine/sampling.hpp>
 #include <eval/evaluate.hpp>
+#include <eval/evaluate_model.hpp>
+#include <eval/json_report.hpp>
+#include <eval/table.hpp>
 
 #include "dump_files.hpp"
 
@@ -25,6 +30,64 @@ Options tiny(std::vector<std::string> recipes) {
   return o;
 }
 
+/// Attention over the newest `keep` tokens before a chunk and the chunk itself, spelled out.
+class PlainCache {
+ public:
+  PlainCache(const CacheShape& shape, std::size_t keep)
+      : shape_(shape), keep_(keep), layers_(static_cast<std::size_t>(shape.layers)) {}
+
+  kvcondense::Status operator()(const engine::LayerChunk& c, TensorView<float, 3> out) {
+    auto& rows = layers_[static_cast<std::size_t>(c.layer)];
+    for (index_t t = 0; t < c.k.extent[1]; ++t) {
+      rows.emplace_back();
+      for (index_t h = 0; h < shape_.kv_heads; ++h)
+        for (index_t d = 0; d < shape_.head_dim; ++d)
+          rows.back().insert(rows.back().end(), {c.k(h, t, d), c.v(h, t, d)});
+      for (index_t h = 0; h < shape_.q_heads; ++h) attend(rows, c, h, t, out);
+    }
+    if (rows.size() > keep_) rows.erase(rows.begin(), rows.end() - static_cast<long>(keep_));
+    return kvcondense::Status::ok;
+  }
+
+ private:
+  using Rows = std::vector<std::vector<float>>;  ///< per token: per head and channel key, value
+
+  void attend(const Rows& rows, const engine::LayerChunk& c, index_t h, index_t t,
+              TensorView<float, 3> out) const {
+    const auto at = static_cast<std::size_t>(2 * (h / shape_.group()) * shape_.head_dim);
+    std::vector<double> sum(static_cast<std::size_t>(shape_.head_dim), 0.0);
+    double all = 0;
+    for (const auto& row : rows) {
+      double dot = 0;
+      for (std::size_t d = 0; d < sum.size(); ++d)
+        dot += static_cast<double>(c.q(h, t, static_cast<index_t>(d))) *
+               static_cast<double>(row[at + 2 * d]);
+      const double weight = std::exp(dot / std::sqrt(static_cast<double>(shape_.head_dim)));
+      all += weight;
+      for (std::size_t d = 0; d < sum.size(); ++d)
+        sum[d] += weight * static_cast<double>(row[at + 2 * d + 1]);
+    }
+    for (std::size_t d = 0; d < sum.size(); ++d)
+      out(h, t, static_cast<index_t>(d)) = static_cast<float>(sum[d] / all);
+  }
+
+  CacheShape shape_;
+  std::size_t keep_;
+  std::vector<Rows> layers_;
+};
+
+double plain_kl(const std::vector<float>& full, const std::vector<float>& other) {
+  long double p = 0, q = 0, kl = 0;
+  for (const float l : full) p += std::exp(static_cast<long double>(l));
+  for (const float l : other) q += std::exp(static_cast<long double>(l));
+  for (std::size_t i = 0; i < full.size(); ++i) {
+    const auto a = std::exp(static_cast<long double>(full[i])) / p,
+               b = std::exp(static_cast<long double>(other[i])) / q;
+    kl += a * std::log(a / b);
+  }
+  return static_cast<double>(kl);
+}
+
 }  // namespace
 
 TEST_CASE("model: recipes with room for everything equal the full cache bit for bit",
@@ -44,6 +107,52 @@ TEST_CASE("model: recipes with room for everything equal the full cache bit for 
     REQUIRE(kept.outputs[i] == kept.outputs[0]);
     REQUIRE(r.slots == std::vector<std::vector<index_t>>(4, {192, 192}));
   }
+}
+
+TEST_CASE("model: KL and bits are those of a plain cache that drops the oldest, token for token",
+          "[eval][model]") {
+  const Options o = tiny({"sliding_window(window=40)"});
+  Setting setting;
+  const ModelTask task = load_task(o, setting);
+  const auto window = task.window(0);
+  std::vector<std::vector<float>> full, short_sighted;
+  for (const bool all : {true, false}) {
+    PlainCache cache(task.shape, all ? 1000 : 40);
+    engine::Decoder decoder(task.model);
+    REQUIRE(decoder.forward(window.first(96), 0, std::ref(cache)));
+    for (index_t at = 96; at < 192; ++at) {
+      const auto out =
+          decoder.forward(window.subspan(static_cast<std::size_t>(at), 1), at, std::ref(cache));
+      REQUIRE(out);
+      (all ? full : short_sighted).emplace_back(out->begin(), out->end());
+    }
+  }
+  double bits = 0, kl = 0;
+  int agree = 0;
+  for (std::size_t i = 0; i < 96; ++i) {
+    bits += engine::bits(short_sighted[i], window[96 + i + 1]);
+    kl += plain_kl(full[i], short_sighted[i]);
+    agree += engine::greedy(full[i]) == engine::greedy(short_sighted[i]);
+  }
+  // The library's exact caches hold 16-bit numbers, the plain one 32: hence the tolerances.
+  const TextSums text = evaluate(o).recipes[1].text;
+  REQUIRE(text.predictions == 96);
+  REQUIRE(text.mean_bits() == Approx(bits / 96).epsilon(2e-3));
+  REQUIRE(text.mean_kl() == Approx(kl / 96).epsilon(2e-2));
+  REQUIRE(std::abs(static_cast<int>(text.agreements) - agree) <= 1);
+}
+
+TEST_CASE("model: the demo's report names no folder of this machine", "[eval][model]") {
+  Options o = tiny({"int8"});
+  o.documents = 1;
+  o.context = 256;
+  o.model_name = "examples/models/tinylm";
+  const Results results = evaluate(o);
+  REQUIRE(results.setting.source == "examples/models/tinylm");
+  REQUIRE(results.setting.text == "examples/models/tinylm/heldout.txt");
+  REQUIRE(results.setting.recall == "examples/models/tinylm/recall.jsonl");
+  REQUIRE(to_json(results).dump().find(KVCONDENSE_SOURCE_DIR) == std::string::npos);
+  REQUIRE(heading(results).find(KVCONDENSE_SOURCE_DIR) == std::string::npos);
 }
 
 TEST_CASE("model: int8 stays within 0.001 nats of the full cache, fewer bits cost more",
@@ -93,7 +202,7 @@ TEST_CASE("model: its dump gives the errors that the model gave", "[eval][model]
                     "sink_window(sinks=4, recent=44) + rerotate"});
   const Results direct = evaluate(o);
   o.dump_qkv = file.path();
-  dump_qkv(o);
+  OutputFile(file.path()).write(dump_qkv(o));
   Options from;
   from.qkv = file.path();
   from.recipes = o.recipes;

@@ -23,13 +23,16 @@ TEST_CASE("options: what is given arrives", "[eval][options]") {
   REQUIRE(p.options.recipes == std::vector<std::string>{"h2o + kivi2", "int8"});
   REQUIRE(p.options.context == 64);
   REQUIRE(p.options.command ==
-          "kvcondense-eval --model m --recipe h2o + kivi2 --recipe int8 --context 64");
+          "kvcondense-eval --model m --recipe 'h2o + kivi2' --recipe int8 --context 64");
 }
 
 TEST_CASE("options: the demo needs nothing", "[eval][options]") {
   const Parsed p = parse({"demo", "--out", "o"});
   REQUIRE(p.complaint.empty());
-  REQUIRE(p.options.model.ends_with("tinylm"));
+  REQUIRE(p.options.model.ends_with("/examples/models/tinylm"));
+  REQUIRE(p.options.model_name == "examples/models/tinylm");
+  REQUIRE(p.options.command == "kvcondense-eval demo --out o");
+  REQUIRE(parse({"demo", "--model", "m"}).options.model_name.empty());
   REQUIRE(p.options.plot == "o/demo.svg");
   REQUIRE(p.options.json == "o/demo.json");
 }
@@ -39,17 +42,39 @@ TEST_CASE("options: help is no complaint", "[eval][options]") {
   REQUIRE(parse({"--help"}).help.find("--recipe") != std::string::npos);
 }
 
+TEST_CASE("options: the version is no complaint", "[eval][options]") {
+  REQUIRE(parse({"--version"}).complaint.empty());
+  REQUIRE(parse({"--version"}).help.starts_with("kvcondense-eval "));
+}
+
+TEST_CASE("options: the reported command can be pasted into a shell", "[eval][options]") {
+  const Parsed p = parse({"--model", "it's here", "--recipe", ""});
+  REQUIRE(p.options.command == R"(kvcondense-eval --model 'it'\''s here' --recipe '')");
+}
+
 TEST_CASE("options: what cannot be is said in one line", "[eval][options]") {
   using Words = std::vector<const char*>;
   const auto [words, complaint] = GENERATE(table<Words, std::string>({
       {Words{}, "give --model DIR or --qkv FILE (or --list, or the subcommand demo)"},
-      {Words{"--bogus"}, "The following argument was not expected: --bogus"},
+      {Words{"--bogus", "5"}, "unknown option --bogus; --help lists them all"},
+      {Words{"bogus"}, "unexpected argument 'bogus'; --help says what is expected"},
+      {Words{"--model"}, "--model: 1 required DIR missing"},
+      {Words{"--model", "m", "--model", "n"}, "--model is given more than once"},
+      {Words{"--model", "m", "--seed", "-1"},
+       "--seed: expected a number from 0 to 18446744073709551615"},
+      {Words{"--context", "64", "demo"},
+       "--context: options of demo go behind it; demo --help lists them"},
       {Words{"--model", "m", "--qkv", "f"}, "--model excludes --qkv"},
-      {Words{"--qkv", "f", "--text", "t"},
-       "--text, --ids, --recall and --dump-qkv belong to --model"},
+      {Words{"--qkv", "f", "--text", "t"}, "--text belongs to --model, not to --qkv"},
+      {Words{"--qkv", "f", "--windows", "2"}, "--windows belongs to --model, not to --qkv"},
+      {Words{"--model", "m", "--dump-qkv", "f", "--recipe", "int8"},
+       "--recipe does nothing beside --dump-qkv"},
+      {Words{"--model", "m", "--json", "f", "--plot", "./x/../f"},
+       "--json and --plot name the same file"},
+      {Words{"--qkv", "f", "--dump", "f"}, "--qkv and --dump name the same file"},
       {Words{"--model", "m", "--context", "1"}, "--context: Value 1 not in range 2 to 4194304"},
       {Words{"--model", "m", "--context", "8", "--prefill", "8"},
-       "--prefill must be below --context"},
+       "--prefill 8 must be below --context 8"},
   }));
   REQUIRE(parse(words).complaint == complaint);
 }

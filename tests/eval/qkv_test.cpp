@@ -1,7 +1,6 @@
 #include <cmath>
 #include <fstream>
 
-#include <eval/dump.hpp>
 #include <eval/error.hpp>
 #include <eval/evaluate.hpp>
 #include <kvcondense/cpu.hpp>
@@ -178,7 +177,12 @@ TEST_CASE("qkv: a bad dump is refused in one line", "[eval][qkv]") {
   }
   SECTION("no word about rotation") {
     add_tensors(writer, r);
-    want = "metadata keys is '', expected rotated or raw";
+    want = "metadata keys is missing, expected rotated or raw";
+  }
+  SECTION("an odd word about rotation") {
+    add_tensors(writer, r);
+    writer.metadata("keys", "turned");
+    want = "metadata keys is 'turned', expected rotated or raw";
   }
   SECTION("raw without a rotary embedding") {
     add_tensors(writer, r);
@@ -190,6 +194,23 @@ TEST_CASE("qkv: a bad dump is refused in one line", "[eval][qkv]") {
     add_tensors(writer, r);
     writer.metadata("rope_theta", "1e4x");
     want = "metadata rope_theta is '1e4x', expected a number";
+  }
+  SECTION("a dimension that is no whole number") {
+    add_tensors(writer, r);
+    writer.metadata("rope_theta", "10000");
+    writer.metadata("rotary_dim", "2.5");
+    want = "metadata rotary_dim is '2.5', expected a whole number";
+  }
+  SECTION("a misspelled setting") {
+    add_tensors(writer, r);
+    writer.metadata("keys", "rotated");
+    writer.metadata("rope_base", "500000");
+    want = "metadata rope_base is not known";
+  }
+  SECTION("a layer behind a missing one") {
+    add_tensors(writer, r);
+    writer.f32("q.2", {4, 2, 4}, r.layers[0].q);
+    want = "tensor \"q.2\" belongs to no layer: q.1 is missing";
   }
   SECTION("frequencies that do not fit") {
     add_tensors(writer, r);
@@ -213,6 +234,26 @@ TEST_CASE("qkv: a cut file is refused wherever it ends", "[eval][qkv]") {
   }
 }
 
+TEST_CASE("qkv: another attention scale is the same as queries scaled by hand", "[eval][qkv]") {
+  const TempFile named("scale.safetensors"), by_hand("by_hand.safetensors");
+  Recording r = random_recording(tokens, small);
+  engine::SafetensorsWriter writer;
+  add_tensors(writer, r);
+  writer.metadata("keys", "rotated");
+  writer.metadata("attention_scale", "0.25");
+  writer.metadata("format", "pt");  // what others' writers add is let pass
+  write(writer, named.path());
+  const float factor = static_cast<float>(0.25 / (1 / std::sqrt(32.0)));
+  for (Recording::Layer& l : r.layers)
+    for (float& q : l.q) q *= factor;
+  write_qkv(r, by_hand.path());
+  const Recording a = read_qkv(named.path()), b = read_qkv(by_hand.path());
+  for (std::size_t l = 0; l < 2; ++l) {
+    REQUIRE(a.layers[l].q == b.layers[l].q);
+    REQUIRE(a.layers[l].k == b.layers[l].k);
+  }
+}
+
 TEST_CASE("qkv: recipes that turn keys need to know how", "[eval][qkv]") {
   const TempFile file("unknown.safetensors");
   write_qkv(random_recording(tokens, small), file.path());  // without a rotary embedding
@@ -220,30 +261,4 @@ TEST_CASE("qkv: recipes that turn keys need to know how", "[eval][qkv]") {
       evaluate(options_for(file.path(), {"reindex"})),
       "recipe 'reindex' turns keys, and the dump does not say how they were rotated: it needs "
       "rope_theta or rope.inv_freq");
-}
-
-TEST_CASE("dump: kept tokens, numbers and outputs of every recipe", "[eval][qkv]") {
-  const TempFile file("in.safetensors"), out("out.safetensors");
-  const Recording r = random_recording(tokens, small);
-  write_qkv(r, file.path());
-  Kept kept;
-  const Results results =
-      evaluate(options_for(file.path(), {"sink_window(sinks=2, recent=10)"}), &kept);
-  write_dump(results, kept, out.path());
-  std::string why;
-  const auto dump = engine::SafetensorsFile::read(out.path(), why);
-  INFO(why);
-  REQUIRE(dump);
-  REQUIRE(dump->metadata().at("recipe.1") == "sink_window(sinks=2, recent=10)");
-  REQUIRE(dump->find("1.out.1")->shape == std::vector<index_t>{tokens - prefill, 6, 32});
-  const auto ids = dump->integers("1.tokens.1.0", why);
-  REQUIRE(ids);
-  REQUIRE(*ids == std::vector<std::int64_t>{0, 1, 60, 61, 62, 63, 64, 65, 66, 67, 68, 69});
-  const auto keys = dump->floats("1.keys.1.0", why);
-  REQUIRE(keys);
-  for (std::size_t i = 0; i < ids->size(); ++i)
-    for (std::size_t d = 0; d < 32; ++d) {
-      const float want = r.layers[1].k[static_cast<std::size_t>((*ids)[i]) * 64 + d];
-      REQUIRE((*keys)[i * 32 + d] == static_cast<float>(kvcondense::half(want)));
-    }
 }

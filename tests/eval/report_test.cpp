@@ -1,5 +1,6 @@
 #include <algorithm>
 #include <catch2/catch.hpp>
+#include <cmath>
 #include <sstream>
 
 #include <eval/json_report.hpp>
@@ -24,8 +25,8 @@ RecipeResult one(const std::string& recipe, std::size_t bytes, double kl) {
   r.text.agreements = 3;
   r.text.kl = 4 * kl;
   r.text.bits = 6;
-  r.recall.add(10, true);
-  r.recall.add(600, false);
+  r.recall.add(10, 1000, true);
+  r.recall.add(600, 1000, false);
   r.speed = {50, 2, 0.1};
   return r;
 }
@@ -68,10 +69,10 @@ TEST_CASE("table: one line per recipe, columns in line", "[eval][report]") {
   for (const std::string& line : all) REQUIRE(line.size() == all[0].size());
   REQUIRE(all[0] ==
           "recipe        B/token  of 16 bit     slots  attn error     KL  top-1 %  bits/byte  "
-          "recall %  tokens/s  of full");
+          "recall %  by depth %  tokens/s     of full");
   REQUIRE(all[2] ==
           "a(x=1) + <b>        5      0.500  10/25/40        0.20  0.010     75.0      1.500   "
-          "100/-/0        50    2.00x");
+          "100/-/0   -/0/-/100        50  2.00x +-5%");
 }
 
 TEST_CASE("table: without text, recall or timing their columns are gone", "[eval][report]") {
@@ -83,8 +84,48 @@ TEST_CASE("table: without text, recall or timing their columns are gone", "[eval
           "recipe        B/token  of 16 bit     slots  attn error");
 }
 
+TEST_CASE("report: bytes are all that is held, dead ones once", "[eval][report]") {
+  RecipeResult r = one("x", 600, 0);
+  r.report.coded_bytes = 200;
+  r.report.side_bytes = 90;
+  r.report.fixed_bytes = 10;
+  r.report.dead_bytes = 50;  // of the pages above
+  REQUIRE(r.bytes_per_token() == 9.0);
+  REQUIRE(to_json(three())["recipes"][0]["report"].contains("dead_bytes"));
+}
+
+TEST_CASE("legend: a line for every column, none for others", "[eval][report]") {
+  Results r = three();
+  const bool timed = GENERATE(true, false), text = GENERATE(true, false);
+  if (!text) r.setting.text = r.setting.recall = "";
+  if (!timed)
+    for (RecipeResult& x : r.recipes) x.speed = {};
+  const std::string all = legend(r);
+  for (const char* column : {"B/token", "of 16 bit", "slots", "attn error"})
+    REQUIRE(count(all, std::string("  ") + column) == 1);
+  for (const char* column : {"KL", "top-1 %", "bits/byte", "recall %", "by depth %"})
+    REQUIRE(count(all, std::string("  ") + column + " ") == (text ? 1 : 0));
+  REQUIRE(count(all, "  tokens/s") == (timed ? 1 : 0));
+}
+
+TEST_CASE("heading: says what times were taken on, and when a model is out of its depth",
+          "[eval][report]") {
+  Results r = three();
+  r.setting.context = 4096;
+  r.setting.documents = 1;
+  REQUIRE(count(heading(r), "timed on one thread of ") == 1);
+  REQUIRE(count(heading(r), "1 document,") == 1);
+  REQUIRE(count(heading(r), "note:") == 0);
+  r.setting.max_positions = 2048;
+  REQUIRE(count(heading(r), "note: the model was made for 2048 tokens") == 1);
+  for (RecipeResult& x : r.recipes) x.speed = {};
+  REQUIRE(count(heading(r), "timed") == 0);
+}
+
 TEST_CASE("json: every recipe with every number", "[eval][report]") {
   const auto j = to_json(three());
+  REQUIRE(j["format"] == 1);
+  REQUIRE_FALSE(j["host"]["compiler"].get<std::string>().empty());
   REQUIRE(j["recipes"].size() == 3);
   const auto& r = j["recipes"][1];
   REQUIRE(r["recipe"] == "a(x=1) + <b>");
@@ -97,6 +138,9 @@ TEST_CASE("json: every recipe with every number", "[eval][report]") {
   REQUIRE(r["bits_per_byte"] == 1.5);
   REQUIRE(r["recall"]["all"] == 0.5);
   REQUIRE(r["recall"]["by_distance"][2]["asked"] == 1);
+  REQUIRE(r["recall"]["by_distance"][0]["below"] == 256);
+  REQUIRE(r["recall"]["by_depth"].size() == 4);
+  REQUIRE(r["recall"]["by_depth"][3]["right"] == 1);
   REQUIRE(r["slots_by_layer_and_head"][1][0] == 30);
   REQUIRE(r["speed"]["of_full"] == 2.0);
   REQUIRE(j["setting"]["text"] == "text");
@@ -131,7 +175,12 @@ TEST_CASE("plot: few, equal or odd points still make a chart", "[eval][report]")
   r.recipes.resize(1);
   REQUIRE(count(plot_svg(r), "nan") == 0);
   r.recipes.push_back(one("odd", 0, 1e300));
-  REQUIRE(count(plot_svg(r), "nan") == 0);
+  r.recipes.push_back(one("no number", 500, std::nan("")));
+  r.recipes.push_back(one("endless", 500, HUGE_VAL));
+  const std::string svg = plot_svg(r);
+  REQUIRE(count(svg, "nan") == 0);
+  REQUIRE(count(svg, "inf") == 0);
+  REQUIRE(count(svg, "class=\"grid\"") < 40);
   r.recipes.clear();
   REQUIRE(plot_svg(r).ends_with("</svg>\n"));
 }
