@@ -38,7 +38,7 @@ const auto snapkv = recipe(evict::SnapKV{.tokens = 32, .window = 8});
 
 }  // namespace
 
-TEST_CASE("cache: only its first step ends a prompt by itself; accepted drafts do not", "[cache][phase]") {
+TEST_CASE("cache: only its first step ends a prompt by itself, accepted drafts do not", "[cache][phase]") {
   Rig r(snapkv);
   REQUIRE(r.forward(100) == Status::ok);
   REQUIRE(r.cache.slots(0, 0) == 32);
