@@ -280,6 +280,14 @@ def cards(root):
                        f"lacks {', '.join(lacking)}")
 
 
+def test_names(root):
+    """No semicolon in the name of a test: CTest splits the name there, and neither half exists."""
+    for path in sorted((root / "tests").rglob("*_test.cpp")):
+        for number, line in enumerate(path.read_text().split("\n"), 1):
+            if re.search(r'TEST_CASE\w*\(\s*"[^"]*;', line):
+                yield f"{shown(root, path)}:{number}: semicolon in the name of a test"
+
+
 def version(root):
     """version.hpp and CMakeLists.txt name the same version."""
     header = root / "include" / "kvcondense" / "version.hpp"
@@ -294,7 +302,8 @@ def version(root):
 
 
 RULES = {rule.__name__: rule for rule in (include_direction, file_length, conditionals, quiet,
-                                          plain_text, own_paths, tested, cards, version)}
+                                          plain_text, own_paths, tested, cards, test_names,
+                                          version)}
 
 
 def main():

@@ -84,6 +84,7 @@ PLANTED = [
     ("cards", "include/kvcondense/quant/kivi.hpp",
      "#pragma once\n" + CARD.replace("/// Needs    nothing.\n", "") +
      "struct Kivi {\n  static constexpr Descriptor about{1};\n};\n", "lacks Needs"),
+    ("test_names", "tests/evict/pool_test.cpp", 'TEST_CASE("pool: one; two", "[evict]") {}\n', "semicolon"),
     ("version", "include/kvcondense/version.hpp", None, ""),
     ("version", "CMakeLists.txt", None, ""),
 ]
