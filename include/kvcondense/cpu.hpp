@@ -2,10 +2,12 @@
 
 // Everything that runs on the host: the words of the CPU backend, and the cache.
 #include <kvcondense/backend/cpu/attend.hpp>
+#include <kvcondense/backend/cpu/attend_columns.hpp>
 #include <kvcondense/backend/cpu/column_pool.hpp>
 #include <kvcondense/backend/cpu/context.hpp>
 #include <kvcondense/backend/cpu/exact_rows.hpp>
 #include <kvcondense/backend/cpu/group_quant.hpp>
+#include <kvcondense/backend/cpu/query_columns.hpp>
 #include <kvcondense/backend/cpu/rope.hpp>
 #include <kvcondense/backend/cpu/row_norm.hpp>
 #include <kvcondense/backend/cpu/slot_numbers.hpp>

@@ -75,11 +75,15 @@ Status AnyCache::attend(Context<Cpu>& ctx, index_t layer, TensorView<const float
   return body_->cache.attend(ctx, layer, queries, out, measure);
 }
 Status AnyCache::step(Context<Cpu>& ctx, index_t layer, Phase phase) {
-  return body_->cache.step(ctx, layer, AttentionView{}, phase);
+  return body_->cache.step(ctx, layer, StepInputs{}, phase);
 }
 Status AnyCache::step(Context<Cpu>& ctx, index_t layer, const AttentionView& attention,
                       Phase phase) {
   return body_->cache.step(ctx, layer, attention, phase);
+}
+Status AnyCache::step_with(Context<Cpu>& ctx, index_t layer, const StepInputs& inputs,
+                           Phase phase) {
+  return body_->cache.step(ctx, layer, inputs, phase);
 }
 template <class T>
 Status AnyCache::forward_rows(Context<Cpu>& ctx, index_t layer, TensorView<const float, 3> queries,

@@ -86,6 +86,10 @@ class AnyCache {
   Status step(Context<Cpu>& ctx, index_t layer, Phase phase = Phase::automatic);
   Status step(Context<Cpu>& ctx, index_t layer, const AttentionView& attention,
               Phase phase = Phase::automatic);
+  template <std::same_as<StepInputs> I>
+  Status step(Context<Cpu>& ctx, index_t layer, const I& inputs, Phase phase = Phase::automatic) {
+    return step_with(ctx, layer, inputs, phase);
+  }
   template <class K, class V>
     requires StoredNumbers<K, V>
   Status forward(Context<Cpu>& ctx, index_t layer, TensorView<const float, 3> queries,
@@ -110,6 +114,7 @@ class AnyCache {
  private:
   struct Body;
   explicit AnyCache(Body* body) : body_(body) {}
+  Status step_with(Context<Cpu>& ctx, index_t layer, const StepInputs& inputs, Phase phase);
   /// T: float, half, bfloat16; compiled once.
   template <class T>
   Status append_rows(Context<Cpu>& ctx, index_t layer, TensorView<const T, 3> keys,

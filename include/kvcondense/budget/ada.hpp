@@ -5,6 +5,7 @@
 #include <kvcondense/core/shape.hpp>
 #include <kvcondense/core/status.hpp>
 #include <kvcondense/evict/blocks/head_global_top.hpp>
+#include <kvcondense/evict/policy.hpp>
 
 namespace kvcondense::budget {
 
@@ -25,6 +26,7 @@ template <class P>
 struct Ada {
   static constexpr Descriptor about{"ada", Stage::evict, "arXiv:2407.11550"};
   static constexpr bool needs_attention = P::needs_attention;
+  static constexpr bool needs_queries = evict::needs_queries<P>;
 
   P policy{};
   double floor = 0.2;

@@ -5,6 +5,7 @@
 #include <kvcondense/core/shape.hpp>
 #include <kvcondense/core/status.hpp>
 #include <kvcondense/evict/blocks/pyramid.hpp>
+#include <kvcondense/evict/policy.hpp>
 
 namespace kvcondense::budget {
 
@@ -24,6 +25,7 @@ template <class P>
 struct Pyramid {
   static constexpr Descriptor about{"pyramid", Stage::evict, "arXiv:2406.02069"};
   static constexpr bool needs_attention = P::needs_attention;
+  static constexpr bool needs_queries = evict::needs_queries<P>;
 
   P policy{};
   double beta = 20.0;

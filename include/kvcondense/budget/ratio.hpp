@@ -5,6 +5,7 @@
 #include <kvcondense/core/shape.hpp>
 #include <kvcondense/core/status.hpp>
 #include <kvcondense/evict/blocks/allocate.hpp>
+#include <kvcondense/evict/policy.hpp>
 
 namespace kvcondense::budget {
 
@@ -22,6 +23,7 @@ template <class P>
 struct Ratio {
   static constexpr Descriptor about{"ratio", Stage::evict, "kvpress"};
   static constexpr bool needs_attention = P::needs_attention;
+  static constexpr bool needs_queries = evict::needs_queries<P>;
 
   P policy{};
   double keep = 0.5;

@@ -5,6 +5,7 @@
 #include <kvcondense/core/shape.hpp>
 #include <kvcondense/core/status.hpp>
 #include <kvcondense/evict/blocks/full_first_layers.hpp>
+#include <kvcondense/evict/policy.hpp>
 
 namespace kvcondense::budget {
 
@@ -21,6 +22,7 @@ template <class P>
 struct SkipLayers {
   static constexpr Descriptor about{"skip_layers", Stage::evict, "arXiv:2406.11430"};
   static constexpr bool needs_attention = P::needs_attention;
+  static constexpr bool needs_queries = evict::needs_queries<P>;
 
   P policy{};
   index_t layers = 2;

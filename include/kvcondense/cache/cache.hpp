@@ -5,6 +5,7 @@
 #include <utility>
 
 #include <kvcondense/cache/layer.hpp>
+#include <kvcondense/cache/layer_columns.hpp>
 #include <kvcondense/cache/recipe.hpp>
 #include <kvcondense/cache/report.hpp>
 #include <kvcondense/core/expected.hpp>
@@ -85,15 +86,35 @@ class Cache {
 
   /// Lets the recipe act on a layer: evict, then code what left the exact window.
   Status step(Context<B>& ctx, index_t layer, Phase phase = Phase::automatic)
-    requires(!needs_attention<R>)
+    requires(!needs_attention<R> && !needs_queries<R>)
   {
     return run_step(ctx, layer, {}, phase);
   }
-  Status step(Context<B>& ctx, index_t layer, const AttentionView& attention, Phase phase = Phase::automatic) {
-    return run_step(ctx, layer, attention, phase);
+  Status step(Context<B>& ctx, index_t layer, const AttentionView& attention, Phase phase = Phase::automatic)
+    requires(!needs_queries<R>)
+  {
+    return run_step(ctx, layer, {attention, {}}, phase);
+  }
+  template <std::same_as<StepInputs> I>  // spelled out, so that braces mean an AttentionView
+  Status step(Context<B>& ctx, index_t layer, const I& inputs, Phase phase = Phase::automatic) {
+    return run_step(ctx, layer, inputs, phase);
   }
   template <class Asked = R>
-    requires needs_attention<Asked>
+    requires needs_queries<Asked>
+  Status step(Context<B>&, index_t, const AttentionView&, Phase = Phase::automatic) {
+    static_assert(detail::always_false<Asked>,
+                  "kvcondense: this recipe evicts by queries: pass step the queries in its StepInputs, or call forward.");
+    return Status::missing_input;
+  }
+  template <class Asked = R>
+    requires needs_queries<Asked>
+  Status step(Context<B>&, index_t, Phase = Phase::automatic) {
+    static_assert(detail::always_false<Asked>,
+                  "kvcondense: this recipe evicts by queries: pass step the queries in its StepInputs, or call forward.");
+    return Status::missing_input;
+  }
+  template <class Asked = R>
+    requires(needs_attention<Asked> && !needs_queries<Asked>)
   Status step(Context<B>&, index_t, Phase = Phase::automatic) {
     static_assert(detail::always_false<Asked>,
                   "kvcondense: this recipe evicts by attention: pass step the mass that attend measured, or call forward.");
@@ -136,7 +157,12 @@ class Cache {
   using Pipeline = decltype(std::declval<Evict>().pipeline());
 
   StepView<B> step_view(index_t layer, Phase phase) const;
-  Status run_step(Context<B>& ctx, index_t layer, const AttentionView& attention, Phase phase);
+  Status run_step(Context<B>& ctx, index_t layer, const StepInputs& inputs, Phase phase);
+  /// What turns stored dot products into logits.
+  float logit_scale() const {
+    const bool raw = recipe_.position.raw_keys;
+    return shape_.softmax_scale * (raw ? rope_.logit_scale(recipe_.position.rotated_input) : 1.0f);
+  }
   Status commit(Context<B>& ctx, Layer& layer, const evict::KeepSet& keep, std::span<const RaggedView<float>> lanes,
                 Scratch scratch);
   template <class T>

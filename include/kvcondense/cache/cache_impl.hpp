@@ -19,6 +19,7 @@ auto Cache<B, R>::make_plan() const -> Plan {
   p.value_dim = shape_.values();
   p.page_slots = shape_.page_slots;
   p.lanes = pipeline_.lanes();
+  if (pipeline_.queries().rows == AttentionNeed::Rows::last) p.query_rows = pipeline_.queries().count;
   return p;
 }
 
@@ -51,7 +52,7 @@ Expected<Cache<B, R>> Cache<B, R>::make(const CacheShape& shape, const R& recipe
   Status failed = Status::ok;
   const Status made = c.layers_.fill(memory, shape.layers, [&](index_t) {
     Layer l;
-    if (failed == Status::ok) failed = Layer::make(p, shape.kv_heads, memory, l);
+    if (failed == Status::ok) failed = Layer::make(p, shape, memory, l);
     return l;
   });
   if (made != Status::ok) return made;
@@ -65,6 +66,7 @@ Capabilities Cache<B, R>::capabilities() const {
   if constexpr (requires { recipe_.evict.changes_length(); }) c.changes_length = recipe_.evict.changes_length();
   else c.changes_length = !std::same_as<Evict, evict::KeepAll>;
   c.needs_attention = pipeline_.attention().rows != AttentionNeed::Rows::none;
+  c.needs_queries = pipeline_.queries().rows != AttentionNeed::Rows::none;
   c.raw_keys = recipe_.position.raw_keys;
   c.rotated_input = recipe_.position.rotated_input;
   c.lossy_slots = recipe_.quant.key_flush().block > 0 || recipe_.quant.value_flush().block > 0;
@@ -83,6 +85,8 @@ std::size_t Cache<B, R>::workspace_bytes(index_t slots, index_t tokens, index_t 
                      static_cast<std::size_t>(pipeline_.lanes()) * Scratch::bytes_for<float>(total);
   step += std::max(pipeline_.workspace_bytes(shape_, total),
                    static_cast<std::size_t>(workers) * Scratch::bytes_for<float>(commit_floats()));
+  if (pipeline_.queries().rows != AttentionNeed::Rows::none)
+    step += prim::AttendColumns<Cpu>::workspace_bytes(workers, shape_, std::max(tokens, plan_.query_rows)) + Scratch::align;
   const std::size_t forward_mass = mass ? Scratch::align + Scratch::bytes_for<float>(total) : 0;
   return forward_mass + std::max(attend, step);
 }
@@ -171,7 +175,7 @@ Status Cache<B, R>::attend(Context<B>& ctx, index_t layer, TensorView<const floa
   index_t last_position = l.counters.next_position - 1;
   if (recipe_.position.raw_keys) {
     rotation.table = &rope_;
-    request.softmax_scale *= rope_.logit_scale(recipe_.position.rotated_input);
+    request.softmax_scale = logit_scale();
     if (recipe_.position.rotated_input)
       rotation.query_positions =
           l.counters.pending >= n ? l.pending_positions.data() + l.counters.pending - n : &last_position;
@@ -198,7 +202,7 @@ Status Cache<B, R>::forward(Context<B>& ctx, index_t layer, TensorView<const flo
   }
   Context<B> rest = ctx.with_workspace(all.rest());
   Status s = attend(rest, layer, queries, out, measure);
-  if (s == Status::ok) s = run_step(rest, layer, {measure.mass, mass_rows(n)}, phase);
+  if (s == Status::ok) s = run_step(rest, layer, {{measure.mass, mass_rows(n)}, queries}, phase);
   if (s != Status::ok) truncate_layer(layer, added);
   return s;
 }

@@ -18,17 +18,30 @@ StepView<B> Cache<B, R>::step_view(index_t layer, Phase phase) const {
 }
 
 template <Backend B, class R>
-Status Cache<B, R>::run_step(Context<B>& ctx, index_t layer, const AttentionView& attention, Phase phase) {
+Status Cache<B, R>::run_step(Context<B>& ctx, index_t layer, const StepInputs& inputs, Phase phase) {
   if (layer < 0 || layer >= shape_.layers) return Status::out_of_range;
   Layer& l = layers_[layer];
   if (l.counters.pending == 0) return Status::order_violation;
   StepView<B> view = step_view(layer, phase);
+  const AttentionView& attention = inputs.attention;
   if (pipeline_.reads_attention(view)) {
     if (attention.mass.data == nullptr || attention.rows <= 0) return Status::missing_input;
     if (attention.mass.heads != shape_.kv_heads || attention.mass.size() != l.total()) return Status::shape_mismatch;
   }
   Scratch scratch(ctx.workspace());
-  const index_t heads = shape_.kv_heads, total = l.total();
+  const index_t heads = shape_.kv_heads, total = l.total(), rows = inputs.queries.extent[1];
+  const AttentionNeed want = pipeline_.queries();
+  std::span<std::byte> column_scratch;
+  if (want.rows != AttentionNeed::Rows::none) {
+    if (inputs.queries.data == nullptr || rows < want.of(l.counters.pending)) return Status::missing_input;
+    if (inputs.queries.extent[0] != shape_.q_heads || inputs.queries.extent[2] != shape_.head_dim || rows > l.counters.pending)
+      return Status::shape_mismatch;
+    const std::size_t bytes =
+        prim::AttendColumns<Cpu>::workspace_bytes(ctx.workers(), shape_, std::max(rows, plan_.query_rows));
+    std::byte* p = scratch.take<std::byte>(static_cast<index_t>(bytes));
+    if (p == nullptr) return Status::workspace_too_small;
+    column_scratch = {p, bytes};
+  }
   index_t nan = 0;
   evict::KeepSet keep{{scratch.take<std::int32_t>(total), l.offset.data(), heads},
                       scratch.take<index_t>(heads),
@@ -47,7 +60,13 @@ Status Cache<B, R>::run_step(Context<B>& ctx, index_t layer, const AttentionView
 
   const cache::LayerRows<Layer, true> keys(l);
   const cache::LayerRows<Layer, false> values(l);
+  CacheShape scaled = shape_;
+  scaled.softmax_scale = logit_scale();
+  const cache::ReadRotation rotation{recipe_.position.raw_keys ? &rope_ : nullptr,
+                                     recipe_.position.rotated_input ? l.pending_positions.data() : nullptr};
+  const cache::LayerColumns<Layer> columns(l, scaled, rotation, inputs.queries, column_scratch);
   view.attention = attention, view.keys = &keys, view.values = &values;
+  if (want.rows != AttentionNeed::Rows::none) view.columns = &columns;
   const std::span<const RaggedView<float>> lane_views(lanes, static_cast<std::size_t>(lane_count));
   for (index_t h = 0; h < heads; ++h) keep.count[h] = keep.budget[h] = l.heads[h].slots();
   if (const Status s = pipeline_.observe(ctx, view, lane_views); s != Status::ok) return s;
@@ -62,6 +81,8 @@ Status Cache<B, R>::run_step(Context<B>& ctx, index_t layer, const AttentionView
   l.counters.evictions += kept < total;
   l.counters.evicted_slots += total - kept;
   l.counters.nan_scores += nan;
+  if (l.window.most() > 0)
+    l.window.push(inputs.queries, l.pending_positions.data() + l.counters.pending - rows, l.counters.seen - 1);
   l.counters.pending = 0;
   l.pending_positions.shrink(0);
   l.pending_positions.give_back(1);
@@ -160,7 +181,7 @@ Report Cache<B, R>::report() const {
     r.budget_asked += l.counters.budget_asked;
     r.budget_met += l.counters.budget_met;
     r.nan_scores += l.counters.nan_scores;
-    r.fixed_bytes += l.heads.bytes() + l.offset.bytes() + l.pending_positions.bytes();
+    r.fixed_bytes += l.heads.bytes() + l.offset.bytes() + l.pending_positions.bytes() + l.window.bytes();
     r.dense_bytes += static_cast<std::size_t>(l.counters.seen * shape_.kv_heads * (shape_.head_dim + shape_.values())) * 2;
     for (const auto& h : l.heads) {
       r.slots += h.slots();

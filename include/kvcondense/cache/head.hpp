@@ -25,6 +25,7 @@ struct HeadPlan {
   index_t value_dim = 0;
   index_t page_slots = 0;
   index_t lanes = 0;
+  index_t query_rows = 0;  ///< queries of earlier tokens that a layer keeps
 };
 
 /// All slots of one KV head of one layer: two columns, and everything that belongs to a slot.

@@ -7,6 +7,7 @@
 
 #include <kvcondense/backend/cpu/slot_rows.hpp>
 #include <kvcondense/cache/head.hpp>
+#include <kvcondense/cache/query_window.hpp>
 #include <kvcondense/core/object_array.hpp>
 #include <kvcondense/core/view.hpp>
 
@@ -34,12 +35,14 @@ struct Layer {
   Counters counters;
   Buffer<index_t> offset;             ///< heads + 1; where each head's slots begin in ragged views
   Buffer<index_t> pending_positions;  ///< positions of the pending tokens
+  QueryWindow window;                 ///< queries of earlier steps; of no rows unless a policy asks
 
-  static Status make(const Plan& plan, index_t kv_heads, MemoryResource<Cpu>& memory, Layer& out) {
+  static Status make(const Plan& plan, const CacheShape& shape, MemoryResource<Cpu>& memory, Layer& out) {
     out.offset = Buffer<index_t>(memory);
     out.pending_positions = Buffer<index_t>(memory);
-    if (const Status s = out.offset.resize(kv_heads + 1); s != Status::ok) return s;
-    return out.heads.fill(memory, kv_heads, [&](index_t) { return Head(plan, memory); });
+    if (const Status s = out.offset.resize(shape.kv_heads + 1); s != Status::ok) return s;
+    if (const Status s = QueryWindow::make(plan.query_rows, shape, memory, out.window); s != Status::ok) return s;
+    return out.heads.fill(memory, shape.kv_heads, [&](index_t) { return Head(plan, memory); });
   }
 
   void update_offsets() {
@@ -82,6 +85,7 @@ struct Layer {
     counters.pending -= unstepped;
     pending_positions.shrink(counters.pending);
     counters.seen = tokens;
+    window.truncate(tokens);
     update_offsets();
   }
 
@@ -89,6 +93,7 @@ struct Layer {
     out.counters = counters;
     Status s = out.pending_positions.copy_from(pending_positions);
     for (index_t h = 0; s == Status::ok && h < heads.size(); ++h) s = heads[h].fork(out.heads[h]);
+    if (s == Status::ok) s = window.fork(out.window);
     out.update_offsets();
     return s;
   }
@@ -97,6 +102,7 @@ struct Layer {
     for (Head& h : heads) h.clear();
     counters = {};
     pending_positions.shrink(0);
+    window.truncate(0);
     update_offsets();
   }
 };

@@ -8,6 +8,7 @@
 #include <kvcondense/core/policy.hpp>
 #include <kvcondense/core/shape.hpp>
 #include <kvcondense/evict/keep_all.hpp>
+#include <kvcondense/evict/policy.hpp>
 #include <kvcondense/position/absolute.hpp>
 #include <kvcondense/prim/page_codec.hpp>
 
@@ -88,5 +89,13 @@ Recipe(E, Q, P) -> Recipe<E, Q, P>;
 /// Does a step of this recipe need the attention that `attend` measured?
 template <class R>
 inline constexpr bool needs_attention = decltype(R::evict)::needs_attention;
+/// Does it need the queries themselves?
+template <class R>
+inline constexpr bool needs_queries = evict::needs_queries<decltype(R::evict)>;
+
+/// The type of a recipe, for members and functions that hold a cache:
+/// `Cache<Cpu, RecipeOf<evict::H2O, quant::Kivi<2>>>`.
+template <class... S>
+using RecipeOf = decltype(recipe(std::declval<S>()...));
 
 }  // namespace kvcondense

@@ -35,6 +35,7 @@ struct Report {
 struct Capabilities {
   bool changes_length = false;    ///< slots leave: positions and prefix reuse need care
   bool needs_attention = false;   ///< `step` wants the mass that `attend` measures
+  bool needs_queries = false;     ///< `step` wants the queries that `attend` got
   bool raw_keys = false;          ///< keys are stored without rotation and rotated when read
   bool rotated_input = true;      ///< the engine passes rotated queries and keys
   bool lossy_slots = false;       ///< slots are coded

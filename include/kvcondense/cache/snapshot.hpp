@@ -125,6 +125,31 @@ Status load_head(ByteReader& r, H& head, const Counters& c) {
   return s;
 }
 
+/// Only where the recipe keeps queries: rows u32, then per row its position and its numbers.
+inline void save_window(ByteWriter& w, const QueryWindow& window, const CacheShape& shape) {
+  if (window.most() == 0) return;
+  w.put(static_cast<std::uint32_t>(window.size()));
+  for (index_t i = 0; i < window.size(); ++i) {
+    w.put(window.position(i));
+    w.bytes(std::as_bytes(std::span(window.row(i), static_cast<std::size_t>(shape.q_heads * shape.head_dim))));
+  }
+}
+
+inline Status load_window(ByteReader& r, QueryWindow& window, const CacheShape& shape, const Counters& c) {
+  if (window.most() == 0) return Status::ok;
+  std::uint32_t rows = 0;
+  if (!r.read(rows) || rows > window.most() || rows > c.seen - c.pending) return Status::corrupt_data;
+  for (std::uint32_t i = 0; i < rows; ++i) {
+    index_t position = 0;
+    std::span<const std::byte> numbers;
+    if (!r.read(position) || position < 0 || position > max_position) return Status::corrupt_data;
+    if (!r.take(static_cast<std::uint64_t>(shape.q_heads * shape.head_dim), sizeof(float), numbers)) return Status::corrupt_data;
+    std::memcpy(window.push_row(position), numbers.data(), numbers.size());
+  }
+  window.set_end(c.seen - c.pending);
+  return Status::ok;
+}
+
 }  // namespace cache
 
 /// What a snapshot must agree on with the cache that loads it: shape, stages, codecs, rotation.
@@ -137,7 +162,7 @@ std::uint64_t fingerprint(const Cache<B, R>& c) {
   f.add(std::bit_cast<std::uint32_t>(s.softmax_scale));
   f.add_text(word_of(c.recipe().evict)).add_text(word_of(c.recipe().quant)).add_text(word_of(c.recipe().position));
   f.add(p.key_codec.fingerprint(), p.value_codec.fingerprint());
-  f.add(p.key_flush.block, p.key_flush.keep, p.value_flush.block, p.value_flush.keep, p.sinks, p.lanes);
+  f.add(p.key_flush.block, p.key_flush.keep, p.value_flush.block, p.value_flush.keep, p.sinks, p.lanes, p.query_rows);
   if (c.recipe().position.raw_keys) f.add(prim::fingerprint(c.recipe().position.rope), c.recipe().position.rotated_input);
   return f.value();
 }
@@ -155,6 +180,7 @@ Status save(const Cache<B, R>& c, ByteSink& sink) {
   for (const auto& l : c.layers()) {
     w.put(l.counters);
     for (const index_t p : l.pending_positions) w.put(p);
+    cache::save_window(w, l.window, c.shape());
     for (const auto& h : l.heads) cache::save_head(w, h);
   }
   const std::uint64_t sum = w.checksum();
@@ -198,6 +224,7 @@ Status load(Cache<B, R>& c, std::span<const std::byte> file) {
       if (!r.read(p) || p < 0 || p > cache::max_position) return Status::corrupt_data;
       if (const Status s = l.pending_positions.push_back(p); s != Status::ok) return s;
     }
+    if (const Status s = cache::load_window(r, l.window, c.shape(), n); s != Status::ok) return s;
     for (auto& h : l.heads) {
       if (const Status s = cache::load_head(r, h, n); s != Status::ok) return s;
       most = std::max(most, h.slots());

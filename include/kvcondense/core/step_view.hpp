@@ -14,7 +14,7 @@ namespace kvcondense {
 /// prefills in chunks, or appends a second prompt, says so.
 enum class Phase : std::uint8_t { automatic, prefill_chunk, prefill_end, decode };
 
-/// Column sums of attention that a policy needs from `attend`.
+/// Query rows that a policy looks at: through the column sums that `attend` measures, or as queries.
 struct AttentionNeed {
   enum class Rows : std::uint8_t { none, all, last };
   Rows rows = Rows::none;
@@ -42,6 +42,18 @@ struct AttendOutputs {
   TensorView<float, 2> lse{};    ///< [q_heads, tokens], natural logarithm
 };
 
+/// What an engine hands to a step besides the tokens; views that no policy asks for may be empty.
+///
+/// Shapes  queries [q_heads, tokens, head_dim]: of the newest pending tokens, as `attend` got them.
+struct StepInputs {
+  AttentionView attention{};
+  TensorView<const float, 3> queries{};
+};
+
+/// Attention of the newest queries, in any reduction; each backend defines it.
+template <Backend B>
+class QueryColumns;
+
 /// Rows of one layer (its keys or its values) as policies read them; each backend defines it.
 template <Backend B>
 class SlotRows;
@@ -58,6 +70,7 @@ struct StepView {
   const index_t* offset = nullptr;  ///< kv_heads + 1: where each head's slots begin in ragged views
   const SlotRows<B>* keys = nullptr;
   const SlotRows<B>* values = nullptr;
+  const QueryColumns<B>* columns = nullptr;  ///< null unless the policy asks for queries
 
   index_t heads() const { return shape.kv_heads; }
   index_t slots(index_t head) const { return offset[head + 1] - offset[head]; }

@@ -30,12 +30,21 @@ struct KeepSet {
 /// Persistent numbers per slot. Lane i of every head is one RaggedView; new slots start at zero.
 using LaneViews = std::span<const RaggedView<float>>;
 
+/// Query rows that a source reads itself; sources that do not say read none.
+template <class Source>
+constexpr AttentionNeed query_need(const Source& source) {
+  if constexpr (requires { source.queries(); }) return source.queries();
+  else return {};
+}
+
 /// One eviction method as a value: which blocks it is made of (the stages of the eviction pipeline,
 /// in their normative order). The cache runs `observe` at every step and, when `fires`, `choose`.
 ///
 /// Blocks, each a plain struct:
 ///   source      attention() -> AttentionNeed; lanes() -> index_t   without a lane, attention is there
 ///                                                                  only in steps that fire
+///               queries() -> AttentionNeed (may be left out)   rows of `view.columns`; with Rows::last
+///                                                               the cache keeps older steps' queries
 ///               one_set() -> bool                    the same scores for every head of a layer?
 ///               observe(ctx, view, lanes) -> Status  updates accumulators, may do nothing
 ///               score(ctx, view, lanes, RaggedView<float> out, Scratch&) -> Status
@@ -60,6 +69,7 @@ struct Pipeline {
   Trigger trigger;
 
   constexpr AttentionNeed attention() const { return source.attention(); }
+  constexpr AttentionNeed queries() const { return query_need(source); }
   constexpr index_t lanes() const { return source.lanes(); }
 
   /// The same method with another budget allocator: what budget wrappers are made of.

@@ -89,6 +89,17 @@ constexpr bool asks_for_attention() {
     return false;
 }
 
+/// Whether a default policy asks for queries; false too when that is only known at run time.
+template <class P>
+constexpr bool asks_for_queries() {
+  if constexpr (requires {
+                  typename std::bool_constant<P{}.pipeline().queries().rows != AttentionNeed::Rows::none>;
+                })
+    return P{}.pipeline().queries().rows != AttentionNeed::Rows::none;
+  else
+    return false;
+}
+
 template <class P, class B>
 concept FitPipeline = requires(const P p) {
   requires SourceBlock<decltype(p.source), B> && PoolBlock<decltype(p.pool), B> &&
@@ -98,13 +109,21 @@ concept FitPipeline = requires(const P p) {
 
 }  // namespace detail
 
+/// Does a policy look at queries itself? Policies that do say so; wrappers repeat what they wrap.
+template <class P>
+inline constexpr bool needs_queries = [] {
+  if constexpr (requires { P::needs_queries; }) return P::needs_queries;
+  else return false;
+}();
+
 /// A value that names the blocks of an eviction pipeline: an eviction method, or a budget over one.
 template <class P, class B>
 concept EvictionPolicy =
     Backend<B> && Described<P> && (P::about.stage == Stage::evict) &&
     detail::SaysNeedsAttention<P> && detail::Validates<P> && detail::HasPipeline<P> &&
     detail::FitPipeline<decltype(std::declval<const P&>().pipeline()), B> &&
-    (P::needs_attention || !detail::asks_for_attention<P>());
+    (P::needs_attention || !detail::asks_for_attention<P>()) &&
+    (needs_queries<P> || !detail::asks_for_queries<P>());
 
 /// Same requirements as EvictionPolicy, one plain sentence per missing piece.
 template <class P, Backend B>
@@ -146,6 +165,10 @@ consteval bool check_eviction_policy() {
   if constexpr (detail::SaysNeedsAttention<P> && detail::HasPipeline<P>)
     static_assert(P::needs_attention || !detail::asks_for_attention<P>(),
                   "kvcondense: this policy's source asks for attention: needs_attention must be true.");
+  if constexpr (detail::HasPipeline<P>)
+    static_assert(needs_queries<P> || !detail::asks_for_queries<P>(),
+                  "kvcondense: this policy's source asks for queries: it needs a member "
+                  "'static constexpr bool needs_queries = true'.");
   return true;
 }
 

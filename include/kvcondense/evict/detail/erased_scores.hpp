@@ -20,6 +20,7 @@ using Ctx = Context<Cpu>;
 struct SourceTable {
   using At = const Link<SourceTable>*;
   AttentionNeed (*attention)(At);
+  AttentionNeed (*queries)(At);
   index_t (*lanes)(At);
   bool (*one_set)(At);
   std::size_t (*workspace_bytes)(At, const CacheShape&, index_t);
@@ -29,6 +30,7 @@ struct SourceTable {
   template <class S>
   static constexpr SourceTable of() {
     return {[](At a) { return block_at<S>(a).attention(); },
+            [](At a) { return query_need(block_at<S>(a)); },
             [](At a) { return block_at<S>(a).lanes(); },
             [](At a) { return block_at<S>(a).one_set(); },
             [](At a, const CacheShape& s, index_t n) { return block_at<S>(a).workspace_bytes(s, n); },
@@ -57,6 +59,7 @@ struct PoolTable {
 template <class Self>
 struct SourceCalls {
   AttentionNeed attention() const { return at() ? at()->table->attention(at()) : AttentionNeed{}; }
+  AttentionNeed queries() const { return at() ? at()->table->queries(at()) : AttentionNeed{}; }
   index_t lanes() const { return at() ? at()->table->lanes(at()) : 0; }
   bool one_set() const { return at() && at()->table->one_set(at()); }
   std::size_t workspace_bytes(const CacheShape& shape, index_t slots) const {

@@ -1,0 +1,188 @@
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+
+#include <kvcondense/backend/cpu/attend.hpp>
+#include <kvcondense/backend/cpu/context.hpp>
+#include <kvcondense/core/random.hpp>
+#include <kvcondense/core/shape.hpp>
+#include <kvcondense/core/status.hpp>
+#include <kvcondense/core/workspace.hpp>
+#include <kvcondense/prim/attend_columns.hpp>
+
+namespace kvcondense::prim {
+
+template <>
+struct AttendColumns<Cpu> {
+  static constexpr index_t read_rows = 32;  ///< query rows that one read of the keys serves
+  static constexpr index_t strip = Attend<Cpu>::strip;
+
+  static std::size_t workspace_bytes(index_t workers, const CacheShape& shape, index_t rows) {
+    const index_t q = block_tokens(shape.group(), rows) * shape.group();
+    const std::size_t one = Scratch::bytes_for<float>(q * shape.head_dim) + Scratch::bytes_for<float>(q * strip) +
+                            2 * Scratch::bytes_for<float>(q);
+    return Scratch::align + static_cast<std::size_t>(workers) * one;
+  }
+
+  template <class Heads>
+  static Status run(Context<Cpu>& ctx, const ColumnRequest& request, const CacheShape& shape, Heads&& heads) {
+    if (!(request.temperature > 0.0f)) return Status::invalid_argument;
+    const std::size_t need = workspace_bytes(ctx.workers(), shape, request.rows);
+    if (ctx.workspace().size() < need) return Status::workspace_too_small;
+    const std::size_t one = (need - Scratch::align) / static_cast<std::size_t>(ctx.workers());
+    Scratch all(ctx.workspace());
+    std::byte* base = all.take<std::byte>(static_cast<index_t>(need - Scratch::align));
+    ctx.parallel(shape.kv_heads, [&](index_t h, index_t worker) {
+      auto head = heads(h);
+      const index_t group = shape.group(), tokens = block_tokens(group, request.rows);
+      const index_t series = request.group == GroupReduce::none ? group : 1;
+      Block block{request, shape, h, head.slots(),
+                  request.out.data + request.out.offset[h] * series};
+      std::fill_n(block.out, head.slots() * series, 0.0f);
+      block.scratch(Scratch({base + static_cast<std::size_t>(worker) * one, one}), tokens * group);
+      for (index_t first = 0; first < request.rows; first += tokens)
+        block.run(head, first, std::min(tokens, request.rows - first));
+    });
+    return Status::ok;
+  }
+
+ private:
+  /// Whole groups share a block, since their probabilities meet.
+  static index_t block_tokens(index_t group, index_t rows) {
+    return std::max<index_t>(1, std::min(rows, read_rows / group));
+  }
+
+  struct Block {
+    const ColumnRequest& request;
+    const CacheShape& shape;
+    index_t kv_head;
+    index_t slots;
+    float* out;
+    float *queries = nullptr, *logits = nullptr, *top = nullptr, *sum = nullptr;
+
+    void scratch(Scratch s, index_t q) {
+      queries = s.take<float>(q * shape.head_dim);
+      logits = s.take<float>(q * strip);
+      top = s.take<float>(q);
+      sum = s.take<float>(q);
+    }
+
+    template <class Head>
+    index_t sees(const Head& head, index_t row) const {
+      const index_t all = head.visible(row);
+      return request.past ? std::clamp<index_t>(slots - request.rows, 0, all) : all;
+    }
+
+    /// Query tokens [first, first + tokens) of the window; row r of the block is token r / group.
+    template <class Head>
+    void run(Head& head, index_t first, index_t tokens) {
+      const index_t group = shape.group(), q = tokens * group, dim = shape.head_dim;
+      for (index_t r = 0; r < q; ++r) {
+        head.load_query(first + r / group, r % group, queries + r * dim);
+        for (index_t d = 0; d < dim; ++d) queries[r * dim + d] *= shape.softmax_scale;
+        top[r] = -std::numeric_limits<float>::infinity();
+        sum[r] = 0.0f;
+      }
+      index_t last = 0;
+      for (index_t t = 0; t < tokens; ++t) last = std::max(last, sees(head, first + t));
+
+      each_strip(head, first, tokens, last, [&](index_t r, index_t, float* l, index_t n) { normalise(r, l, n); });
+      each_strip(head, first, tokens, last, [&](index_t r, index_t at, float* l, index_t n) {
+        const float inv = sum[r] > 0.0f ? 1.0f / sum[r] : 0.0f;
+        for (index_t i = 0; i < n; ++i) l[i] = std::exp(l[i] - top[r]) * inv;
+        if (request.group == GroupReduce::none)
+          add(first + r / group, head, l, n, out + (r % group) * slots + at);
+        else if (request.group == GroupReduce::max_logit)
+          add(first + r / group, head, l, n, out + at);
+        else if (r % group == group - 1)
+          add(first + r / group, head, reduce(l, n), n, out + at);
+      });
+    }
+
+    /// Calls use(row, first slot, logits, count) for every row and strip, a group's rows in order.
+    template <class Head, class F>
+    void each_strip(Head& head, index_t first, index_t tokens, index_t last, F&& use) {
+      const index_t group = shape.group(), q = tokens * group, dim = shape.head_dim;
+      typename Head::Cursor at{};
+      for (index_t s = 0; s < last; s += strip) {
+        const index_t n = std::min(strip, last - s);
+        typename Head::Cursor next = at;
+        for (index_t r = 0; r < q; r += read_rows) {
+          next = at;
+          const index_t m = std::min(read_rows, q - r);
+          head.key_scores(next, n, {queries + r * dim, m, dim}, {logits + r * strip, m, strip}, s);
+        }
+        at = next;
+        for (index_t r = 0; r < q; ++r) {
+          const index_t t = first + r / group, seen = std::clamp<index_t>(sees(head, t) - s, 0, n);
+          float* l = logits + r * strip;
+          if (request.seed != 0) add_noise(head, r % group, t, s, l, seen);
+          if (request.temperature != 1.0f)
+            for (index_t i = 0; i < seen; ++i) l[i] /= request.temperature;
+          if (request.group != GroupReduce::max_logit) {
+            use(r, s, l, seen);
+          } else {
+            float* lead = logits + (r - r % group) * strip;
+            for (index_t i = 0; i < seen; ++i) lead[i] = std::max(lead[i], l[i]);
+            if (r % group == group - 1) use(r - r % group, s, lead, seen);
+          }
+        }
+      }
+    }
+
+    void normalise(index_t r, const float* l, index_t n) {
+      float most = top[r];
+      for (index_t i = 0; i < n; ++i) most = std::max(most, l[i]);
+      if (most > top[r]) sum[r] *= std::exp(top[r] - most), top[r] = most;
+      for (index_t i = 0; i < n; ++i) sum[r] += std::exp(l[i] - top[r]);
+    }
+
+    /// The probabilities of a group, of which `l` is the last row, in the place of its first.
+    float* reduce(float* l, index_t n) const {
+      const index_t group = shape.group();
+      float* lead = l - (group - 1) * strip;
+      for (index_t g = 1; g < group; ++g)
+        for (index_t i = 0; i < n; ++i) {
+          const float p = lead[g * strip + i];
+          lead[i] = request.group == GroupReduce::max ? std::max(lead[i], p) : lead[i] + p;
+        }
+      if (request.group == GroupReduce::mean)
+        for (index_t i = 0; i < n; ++i) lead[i] /= static_cast<float>(group);
+      return lead;
+    }
+
+    template <class Head>
+    void add(index_t row, const Head& head, const float* p, index_t n, float* to) const {
+      switch (request.row) {
+        case RowReduce::sum:
+          for (index_t i = 0; i < n; ++i) to[i] += p[i];
+          break;
+        case RowReduce::mean:
+          for (index_t i = 0; i < n; ++i) to[i] += p[i] / static_cast<float>(request.rows);
+          break;
+        case RowReduce::max:
+          for (index_t i = 0; i < n; ++i) to[i] = std::max(to[i], p[i]);
+          break;
+        case RowReduce::low_count: {
+          const float share = 1.0f / static_cast<float>(sees(head, row));
+          for (index_t i = 0; i < n; ++i) to[i] += p[i] < share ? 1.0f : 0.0f;
+          break;
+        }
+      }
+    }
+
+    template <class Head>
+    void add_noise(const Head& head, index_t member, index_t row, index_t first, float* l, index_t n) const {
+      const auto q_head = static_cast<std::uint64_t>(kv_head * shape.group() + member);
+      const std::uint64_t key = random_bits(request.seed + q_head, static_cast<std::uint64_t>(head.row_token(row)));
+      for (index_t i = 0; i < n; ++i) {
+        const float u = random_uniform(key, static_cast<std::uint64_t>(head.token(first + i))) + 0x1p-25f;  // never 0 or 1
+        l[i] -= std::log(-std::log(u));
+      }
+    }
+  };
+};
+
+}  // namespace kvcondense::prim

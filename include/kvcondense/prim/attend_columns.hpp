@@ -1,0 +1,63 @@
+#pragma once
+
+#include <cstdint>
+
+#include <kvcondense/core/backend.hpp>
+#include <kvcondense/core/config.hpp>
+#include <kvcondense/core/view.hpp>
+
+namespace kvcondense::prim {
+
+/// How the query heads of a KV head become one row of probabilities.
+enum class GroupReduce : std::uint8_t {
+  none,       ///< they do not: one number per (query head, slot)
+  sum,        ///< of their probabilities
+  mean,
+  max,
+  max_logit,  ///< the largest logit of the group, before the softmax
+};
+
+/// How the query rows of a window become one number per slot.
+enum class RowReduce : std::uint8_t {
+  sum,
+  mean,
+  max,
+  low_count,  ///< rows in which the slot got less than an even share of what the row sees
+};
+
+/// Columns of the attention matrix of some query rows, reduced without ever holding the matrix.
+///
+/// Shapes   out: one number per (kv head, slot), as `Cache::ragged` lays them out; with
+///          GroupReduce::none room for group times as many, [group, slots] per KV head.
+/// Numbers  float32; a slot that no row sees gets 0. `past` takes the newest `rows` slots out of the
+///          softmax and gives them 0. Temperature and noise act on logits:
+///          softmax((logit + Gumbel noise) / temperature); the noise is drawn from (seed, query head,
+///          token of the row, token of the slot), so it is the same wherever and however often it is
+///          asked for; seed 0 means none.
+struct ColumnRequest {
+  index_t rows = 0;  ///< query tokens; the last of them is the newest token
+  GroupReduce group = GroupReduce::mean;
+  RowReduce row = RowReduce::sum;
+  bool past = false;
+  float temperature = 1.0f;
+  std::uint64_t seed = 0;
+  RaggedView<float> out{};
+};
+
+/// Exact column sums of attention by log-sum-exp: one pass over the keys for each row's normaliser, a
+/// second one for the columns.
+///
+///   run(ctx, request, shape, heads) -> Status
+///
+/// Source   `heads(kv_head)` gives an object with `slots()`, `visible(row)` (slots that a row sees),
+///          `load_query(row, member, q)` (comparable with the keys, not scaled), `key_scores(cursor,
+///          count, queries, out, first_slot)`, `token(slot)`, `row_token(row)` and the type `Cursor`.
+/// Cost     two reads of every key per block of query rows; codes are unpacked once per block for all
+///          its query heads. Scratch for one block and one strip of slots per worker.
+/// Errors   workspace_too_small, invalid_argument (a temperature that is not positive).
+template <Backend B>
+struct AttendColumns {
+  static_assert(detail::always_false<B>, "kvcondense: include kvcondense/cpu.hpp or kvcondense/cuda.cuh first.");
+};
+
+}  // namespace kvcondense::prim
