@@ -75,29 +75,33 @@ Results evaluate_recording(const Options& o, Kept* kept) {
   set_common(setting, o, recording.shape, feeding, recording.tokens);
   setting.source = o.qkv;
   Results results = begin(setting, specs);
-  const Stage stage(std::move(recording), feeding, wants_raw(specs));
+  Stage stage(std::move(recording), feeding, wants_raw(specs));
   Progress progress(o.quiet);
   // With --dump the timing replays everything once more.
   const double replays = kept != nullptr && o.rounds > 0 ? 2 : 1;
-  progress.expect(static_cast<double>(specs.size()) *
-                  (replays * static_cast<double>(setting.context) + timed_tokens(o)));
-  Kept own;
-  Kept& all = kept != nullptr ? *kept : own;
-  prepare(all, specs.size());
+  const auto window = static_cast<double>(setting.context);
+  progress.expect(window +
+                  static_cast<double>(specs.size()) * (replays * window + timed_tokens(o)));
+  run_jobs(stage.exact_jobs(), threads(o), progress);
+
+  // What nobody asked for is not kept: outputs of a large model take gigabytes per recipe. Timing
+  // moves caches on, so it uses caches of its own where the others are kept.
+  std::vector<std::unique_ptr<Session>> timed(o.rounds > 0 ? specs.size() : 0);
+  if (kept != nullptr) prepare(*kept, specs.size());
   std::vector<Job> jobs;
-  for (std::size_t i = 0; i < specs.size(); ++i)
-    jobs.push_back(
-        replay_job(stage, specs[i], results.recipes[i], &all.sessions[i], &all.outputs[i]));
+  for (std::size_t i = 0; i < specs.size(); ++i) {
+    auto* session = timed.empty() ? nullptr : &timed[i];
+    if (kept != nullptr) session = &kept->sessions[i];
+    jobs.push_back(replay_job(stage, specs[i], results.recipes[i], session,
+                              kept != nullptr ? &kept->outputs[i] : nullptr));
+  }
   run_jobs(std::move(jobs), threads(o), progress);
 
-  // Timing moves caches on, so it uses caches of its own where the others are kept.
   std::vector<Step> steps;
-  std::vector<std::unique_ptr<Session>> timed;
-  for (std::size_t i = 0; i < specs.size() && o.rounds > 0; ++i) {
-    timed.push_back(kept == nullptr ? std::move(all.sessions[i])
-                                    : std::make_unique<Session>(
-                                          make_session(specs[i], stage.recording().shape)));
-    const auto replay = std::make_shared<Replay>(stage.rows_for(specs[i]), *timed.back());
+  for (std::size_t i = 0; i < timed.size(); ++i) {
+    if (kept != nullptr)
+      timed[i] = std::make_unique<Session>(make_session(specs[i], stage.recording().shape));
+    const auto replay = std::make_shared<Replay>(stage.rows_for(specs[i]), *timed[i]);
     if (kept != nullptr)
       (void)replay->run(feeding,
                         [&](double tokens) { progress.done(tokens, "the cache to time"); });
@@ -105,7 +109,7 @@ Results evaluate_recording(const Options& o, Kept* kept) {
   }
   const auto speeds = measure_speed(steps, o.rounds, tokens_a_turn, progress);
   for (std::size_t i = 0; i < speeds.size(); ++i) results.recipes[i].speed = speeds[i];
-  all.exact = stage.exact();
+  if (kept != nullptr) kept->exact = stage.exact();
   return results;
 }
 
@@ -118,7 +122,7 @@ Results evaluate_model(const Options& o, Kept* kept) {
   double each = window * static_cast<double>(o.windows + 1);  // the text, then the attention alone
   for (const Document& d : task.documents) each += size_of(d);
   Progress progress(o.quiet);
-  progress.expect(static_cast<double>(specs.size()) * (each + timed_tokens(o)));
+  progress.expect(window + static_cast<double>(specs.size()) * (each + timed_tokens(o)));
 
   // The full cache first: everything else is compared with it.
   std::vector<WindowRun> full(task.starts.size());
@@ -130,7 +134,8 @@ Results evaluate_model(const Options& o, Kept* kept) {
                       full[w] = run_full(task, specs[0], w, w == 0 ? &recording : nullptr, tick);
                     }});
   run_jobs(std::move(jobs), threads(o), progress);
-  const Stage stage(std::move(recording), task.feeding, wants_raw(specs));
+  Stage stage(std::move(recording), task.feeding, wants_raw(specs));
+  run_jobs(stage.exact_jobs(), threads(o), progress);
 
   std::vector<std::vector<TextSums>> text(specs.size(), std::vector<TextSums>(full.size()));
   std::vector<std::vector<RecallSums>> recall(specs.size(),

@@ -55,8 +55,6 @@ ModelTask load_task(const Options& o, Setting& setting) {
                         static_cast<double>(c.vocab);
   if (logits > 2e9)
     throw Error("the full cache's logits would take more than 8 GB: lower --windows or --context");
-  if (!o.recall.empty() && o.documents == 0)
-    throw Error("--recall and --documents 0 exclude each other");
   const std::string recall =
       o.documents > 0 ? beside_model(o.recall, o.model, "recall.jsonl") : std::string();
   if (!recall.empty())

@@ -3,10 +3,20 @@
 namespace eval {
 
 Stage::Stage(Recording recording, Feeding feeding, bool with_raw)
-    : recording_(std::move(recording)),
-      feeding_(feeding),
-      exact_(exact_outputs(recording_, feeding)) {
+    : recording_(std::move(recording)), feeding_(feeding), exact_(recording_.layers.size()) {
   if (with_raw) raw_ = before_rotation(recording_);
+}
+
+std::vector<Job> Stage::exact_jobs() {
+  const double share =
+      static_cast<double>(recording_.tokens) / static_cast<double>(recording_.shape.layers);
+  std::vector<Job> jobs;
+  for (index_t layer = 0; layer < recording_.shape.layers; ++layer)
+    jobs.push_back({"exact attention", share, [this, layer](const Tick&) {
+                      exact_[static_cast<std::size_t>(layer)] =
+                          exact_outputs(recording_, feeding_, layer);
+                    }});
+  return jobs;
 }
 
 const Recording& Stage::rows_for(const RecipeSpec& recipe) const {
@@ -36,6 +46,8 @@ void set_common(Setting& s, const Options& o, const CacheShape& shape, const Fee
   s.head_dim = shape.head_dim;
   s.context = context;
   s.prefill = feeding.prefill;
+  s.chunk = feeding.chunk;
+  s.rounds = o.rounds;
   s.seed = o.seed;
 }
 

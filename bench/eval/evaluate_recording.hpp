@@ -12,9 +12,13 @@ namespace eval {
 class Stage {
  public:
   Stage(Recording recording, Feeding feeding, bool with_raw);
+  Stage(const Stage&) = delete;  // its jobs borrow it
+  Stage& operator=(const Stage&) = delete;
 
   const Recording& recording() const { return recording_; }
   const Feeding& feeding() const { return feeding_; }
+  /// Jobs that fill in exact(); to be run before any other.
+  std::vector<Job> exact_jobs();
   const Outputs& exact() const { return exact_; }
   /// The rows as this recipe wants them.
   const Recording& rows_for(const RecipeSpec& recipe) const;

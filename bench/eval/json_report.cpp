@@ -27,6 +27,8 @@ ordered_json to_json(const Setting& s) {
   j["head_dim"] = s.head_dim;
   j["context"] = s.context;
   j["prefill"] = s.prefill;
+  j["chunk"] = s.chunk;
+  j["rounds"] = s.rounds;
   return j;
 }
 

@@ -91,7 +91,4 @@ double RecallSums::all() const {
   return ratio(std::accumulate(right, right + bands, index_t{0}), asked_all());
 }
 
-double RecallSums::band(index_t b) const { return ratio(right[b], asked[b]); }
-double RecallSums::quarter(index_t q) const { return ratio(deep_right[q], deep_asked[q]); }
-
 }  // namespace eval

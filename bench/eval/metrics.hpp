@@ -61,9 +61,7 @@ struct RecallSums {
   void add(index_t distance, index_t before, bool hit);
   void add(const RecallSums& more);
   index_t asked_all() const;
-  double all() const;
-  double band(index_t b) const;     ///< 0 when nothing was asked in it
-  double quarter(index_t q) const;  ///< the same
+  double all() const;  ///< 0 when nothing was asked
 };
 
 }  // namespace eval

@@ -1,7 +1,10 @@
 #include <eval/options.hpp>
 
 #include <CLI/CLI.hpp>
+#include <charconv>
 #include <filesystem>
+
+#include <engine/json_text.hpp>
 #include <kvcondense/version.hpp>
 
 namespace eval {
@@ -9,27 +12,58 @@ namespace {
 
 constexpr index_t most_tokens = 1 << 22;
 
-/// A whole number in a range, without CLI11's note of the range in --help.
-CLI::Validator in_range(index_t least, index_t most) {
-  return CLI::Range(least, most).description("");
+/// A whole number in a range. CLI11 itself reads -1 as a large unsigned number and cuts one that is
+/// too large.
+template <class T>
+CLI::Validator whole_number(T least, T most) {
+  const auto complaint = [least, most](const std::string& text) -> std::string {
+    T value{};
+    const char* const end = text.data() + text.size();
+    const auto [stop, error] = std::from_chars(text.data(), end, value);
+    if (error == std::errc{} && stop == end && value >= least && value <= most) return {};
+    return "expected a whole number from " + std::to_string(least) + " to " + std::to_string(most) +
+           ", not '" + engine::printable(text) + "'";
+  };
+  return CLI::Validator(complaint, "");
 }
 
-/// CLI11 reads "-1" as a large unsigned number.
-const char* seed_complaint(const std::string& text) {
-  const bool digits = !text.empty() && text.find_first_not_of("0123456789") == std::string::npos;
-  return digits ? "" : "expected a number from 0 to 18446744073709551615";
+/// `--json "$unset"` asks for something and names nothing: without this minutes would pass and no
+/// file would come.
+std::string empty_complaint(const std::string& text) {
+  return text.empty() ? "its value is empty" : "";
 }
+
+/// --help without the notes of CLI11 that would stand between an option and its meaning.
+class HelpFormatter : public CLI::Formatter {
+ public:
+  std::string make_usage(const CLI::App* app, std::string name) const override {
+    return CLI::Formatter::make_usage(app, name) + "\n";
+  }
+  std::string make_group(std::string group, bool is_positional,
+                         std::vector<const CLI::Option*> opts) const override {
+    const std::string text = CLI::Formatter::make_group(group, is_positional, opts);
+    return text.substr(std::min(text.find_first_not_of('\n'), text.size()));
+  }
+  std::string make_option_opts(const CLI::Option* option) const override {
+    if (option->get_type_size() == 0) return {};
+    const std::string& value = option->get_default_str();
+    return " " + option->get_type_name() + (value.empty() ? "" : "=" + value);
+  }
+};
 
 template <class T>
 CLI::Option* add(CLI::App& app, const char* group, const char* name, const char* type, T& value,
                  const char* says) {
-  return app.add_option(name, value, says)->type_name(type)->group(group);
+  return app.add_option(name, value, says)
+      ->type_name(type)
+      ->group(group)
+      ->check(CLI::Validator([](std::string& text) { return empty_complaint(text); }, ""));
 }
 
 CLI::Option* add_count(CLI::App& app, const char* name, index_t& value, index_t least, index_t most,
                        const char* says) {
   return add(app, "How", name, "N", value, says)
-      ->check(in_range(least, most))
+      ->check(whole_number(least, most))
       ->capture_default_str();
 }
 
@@ -67,7 +101,7 @@ void add_main(CLI::App& app, Options& o) {
   add_count(app, "--documents", o.documents, 0, 100000,
             "Recall documents, the longest that fit; 0: none");
   add(app, "How", "--seed", "N", o.seed, "Where in the text the windows lie")
-      ->check(CLI::Validator([](std::string& s) { return std::string(seed_complaint(s)); }, ""))
+      ->check(whole_number<std::uint64_t>(0, ~std::uint64_t{0}))
       ->capture_default_str();
   add_common(app, o);
   const char* group = "Output";
@@ -77,9 +111,11 @@ void add_main(CLI::App& app, Options& o) {
   add(app, group, "--dump-qkv", "FILE", o.dump_qkv,
       "Writes q, k, v of the first window, for --qkv, and ends");
   group = "Information";
+  app.set_help_flag("-h,--help", "Prints this, and ends")->group(group);
   app.add_flag("--list", o.list, "Lists every method, and ends")->group(group);
   add(app, group, "--about", "WORD", o.about, "Describes a method and its fields, and ends");
-  app.set_version_flag("--version", "kvcondense-eval " + std::string(kvcondense::version_string))
+  app.set_version_flag("--version", "kvcondense-eval " + std::string(kvcondense::version_string),
+                       "Prints the version, and ends")
       ->group(group);
 }
 
@@ -123,6 +159,7 @@ std::string complaint(const CLI::App& app, const Options& o) {
     odd = given(app, {"--recipe", "--json", "--plot", "--dump", "--recall", "--documents",
                       "--rounds", "--jobs"});
   if (!odd.empty()) return odd + " does nothing beside --dump-qkv";
+  if (!o.recall.empty() && o.documents == 0) return "--recall and --documents 0 exclude each other";
   if (o.qkv.empty() && o.prefill >= o.context)
     return "--prefill " + std::to_string(o.prefill) + " must be below --context " +
            std::to_string(o.context);
@@ -166,6 +203,11 @@ std::string in_words(const CLI::ParseError& e, const CLI::App& app) {
     }
   const std::size_t at = said.find(": At Most 1 required but received");
   if (at != std::string::npos) return said.substr(0, at) + " is given more than once";
+  const std::size_t missing = said.find(": 1 required "), end = said.find(" missing");
+  if (missing != std::string::npos && end != std::string::npos) {
+    const std::size_t type = missing + std::string_view(": 1 required ").size();
+    return said.substr(0, missing) + " needs " + said.substr(type, end - type) + " behind it";
+  }
   return said;
 }
 
@@ -180,6 +222,7 @@ Parsed parse_options(int argc, const char* const* argv) {
       "Shows what each recipe for a KV cache saves and costs, on a model or on a dump of real "
       "q, k and v.",
       "kvcondense-eval");
+  app.formatter(std::make_shared<HelpFormatter>());
   app.get_formatter()->column_width(22);
   add_main(app, o);
   std::string out = ".";
@@ -189,6 +232,7 @@ Parsed parse_options(int argc, const char* const* argv) {
   add(*demo, "Output", "--out", "DIR", out, "Where demo.svg and demo.json go")
       ->capture_default_str();
   add_common(*demo, o);
+  demo->set_help_flag("-h,--help", "Prints this, and ends")->group("Information");
   app.footer(
       "Examples:\n"
       "  kvcondense-eval demo\n"
@@ -201,7 +245,7 @@ Parsed parse_options(int argc, const char* const* argv) {
     if (demo->parsed()) parsed.complaint = make_demo(app, o, out);
     if (parsed.complaint.empty()) parsed.complaint = complaint(app, o);
   } catch (const CLI::CallForHelp&) {
-    parsed.help = demo->parsed() ? demo->help() : app.help();
+    parsed.help = demo->parsed() ? demo->help(app.get_name()) : app.help();
   } catch (const CLI::CallForVersion& version) {
     parsed.help = std::string(version.what()) + "\n";
   } catch (const CLI::ParseError& e) {

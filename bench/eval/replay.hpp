@@ -13,9 +13,9 @@ namespace eval {
 /// head_dim].
 using Outputs = std::vector<std::vector<float>>;
 
-/// float32 attention over everything, by the engine's plain cache: what errors are measured
-/// against.
-Outputs exact_outputs(const Recording& recording, const Feeding& feeding);
+/// float32 attention of one layer over everything, by the engine's plain cache: what errors are
+/// measured against.
+std::vector<float> exact_outputs(const Recording& recording, const Feeding& feeding, index_t layer);
 
 /// Feeds a recording to a recipe's cache, without a model.
 class Replay {

@@ -51,12 +51,10 @@ TEST_CASE("recall sums: depth is where the mention lies in what was read", "[eva
   more.add(1, 1000, true);     // just now
   more.add(1, 1, false);
   sums.add(more);
-  REQUIRE(sums.deep_asked[0] == 3);
-  REQUIRE(sums.quarter(0) == Approx(1.0 / 3));
-  REQUIRE(sums.quarter(1) == 1.0);
-  REQUIRE(sums.deep_asked[2] == 0);
-  REQUIRE(sums.quarter(2) == 0.0);
-  REQUIRE(sums.quarter(3) == 1.0);
+  const std::vector<index_t> asked(sums.deep_asked, sums.deep_asked + RecallSums::quarters),
+      right(sums.deep_right, sums.deep_right + RecallSums::quarters);
+  REQUIRE(asked == std::vector<index_t>{3, 1, 0, 1});
+  REQUIRE(right == std::vector<index_t>{1, 1, 0, 1});
 }
 
 TEST_CASE("recall sums: bands end where they say", "[eval][metrics]") {
@@ -65,9 +63,10 @@ TEST_CASE("recall sums: bands end where they say", "[eval][metrics]") {
   for (const index_t d : {256, 511}) sums.add(d, 1000, d == 256);
   more.add(512, 1000, false);
   sums.add(more);
-  REQUIRE(sums.band(0) == 1.0);
-  REQUIRE(sums.band(1) == 0.5);
-  REQUIRE(sums.band(2) == 0.0);
+  const std::vector<index_t> asked(sums.asked, sums.asked + RecallSums::bands),
+      right(sums.right, sums.right + RecallSums::bands);
+  REQUIRE(asked == std::vector<index_t>{2, 2, 1});
+  REQUIRE(right == std::vector<index_t>{2, 1, 0});
   REQUIRE(sums.asked_all() == 5);
   REQUIRE(sums.all() == Approx(0.6));
 }

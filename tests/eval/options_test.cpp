@@ -40,6 +40,20 @@ TEST_CASE("options: the demo needs nothing", "[eval][options]") {
 TEST_CASE("options: help is no complaint", "[eval][options]") {
   REQUIRE(parse({"--help"}).complaint.empty());
   REQUIRE(parse({"--help"}).help.find("--recipe") != std::string::npos);
+  REQUIRE(parse({"demo", "--help"}).help.find("Usage: kvcondense-eval demo ") != std::string::npos);
+}
+
+TEST_CASE("options: a line of help is an option and its meaning", "[eval][options]") {
+  const std::string help = parse({"--help"}).help;
+  REQUIRE(help.find("--model DIR         Directory") != std::string::npos);
+  REQUIRE(help.find("Excludes") == std::string::npos);
+  REQUIRE(help.find("\n\n\n") == std::string::npos);
+}
+
+TEST_CASE("options: the largest seed is one", "[eval][options]") {
+  const Parsed p = parse({"--model", "m", "--seed", "18446744073709551615"});
+  REQUIRE(p.complaint.empty());
+  REQUIRE(p.options.seed == 18446744073709551615u);
 }
 
 TEST_CASE("options: the version is no complaint", "[eval][options]") {
@@ -48,8 +62,8 @@ TEST_CASE("options: the version is no complaint", "[eval][options]") {
 }
 
 TEST_CASE("options: the reported command can be pasted into a shell", "[eval][options]") {
-  const Parsed p = parse({"--model", "it's here", "--recipe", ""});
-  REQUIRE(p.options.command == R"(kvcondense-eval --model 'it'\''s here' --recipe '')");
+  const Parsed p = parse({"--model", "it's here", "--recipe", "a b"});
+  REQUIRE(p.options.command == R"(kvcondense-eval --model 'it'\''s here' --recipe 'a b')");
 }
 
 TEST_CASE("options: what cannot be is said in one line", "[eval][options]") {
@@ -58,10 +72,16 @@ TEST_CASE("options: what cannot be is said in one line", "[eval][options]") {
       {Words{}, "give --model DIR or --qkv FILE (or --list, or the subcommand demo)"},
       {Words{"--bogus", "5"}, "unknown option --bogus; --help lists them all"},
       {Words{"bogus"}, "unexpected argument 'bogus'; --help says what is expected"},
-      {Words{"--model"}, "--model: 1 required DIR missing"},
+      {Words{"--model"}, "--model needs DIR behind it"},
       {Words{"--model", "m", "--model", "n"}, "--model is given more than once"},
       {Words{"--model", "m", "--seed", "-1"},
-       "--seed: expected a number from 0 to 18446744073709551615"},
+       "--seed: expected a whole number from 0 to 18446744073709551615, not '-1'"},
+      {Words{"--model", "m", "--seed", "18446744073709551616"},
+       "--seed: expected a whole number from 0 to 18446744073709551615, not "
+       "'18446744073709551616'"},
+      {Words{"--model", "m", "--json", ""}, "--json: its value is empty"},
+      {Words{"--model", "m", "--recall", "r", "--documents", "0"},
+       "--recall and --documents 0 exclude each other"},
       {Words{"--context", "64", "demo"},
        "--context: options of demo go behind it; demo --help lists them"},
       {Words{"--model", "m", "--qkv", "f"}, "--model excludes --qkv"},
@@ -72,7 +92,10 @@ TEST_CASE("options: what cannot be is said in one line", "[eval][options]") {
       {Words{"--model", "m", "--json", "f", "--plot", "./x/../f"},
        "--json and --plot name the same file"},
       {Words{"--qkv", "f", "--dump", "f"}, "--qkv and --dump name the same file"},
-      {Words{"--model", "m", "--context", "1"}, "--context: Value 1 not in range 2 to 4194304"},
+      {Words{"--model", "m", "--context", "1"},
+       "--context: expected a whole number from 2 to 4194304, not '1'"},
+      {Words{"--model", "m", "--context", "1e3"},
+       "--context: expected a whole number from 2 to 4194304, not '1e3'"},
       {Words{"--model", "m", "--context", "8", "--prefill", "8"},
        "--prefill 8 must be below --context 8"},
   }));

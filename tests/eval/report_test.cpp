@@ -38,6 +38,8 @@ Results three() {
   r.setting.recall = "recall";
   r.setting.layers = 2;
   r.setting.windows = 1;
+  r.setting.chunk = 64;
+  r.setting.rounds = 3;
   r.recipes = {one("full cache", 1000, 0), one("a(x=1) + <b>", 500, 0.01),
                one("a(x=2) + <b>", 250, 0.2)};
   return r;
@@ -144,6 +146,8 @@ TEST_CASE("json: every recipe with every number", "[eval][report]") {
   REQUIRE(r["slots_by_layer_and_head"][1][0] == 30);
   REQUIRE(r["speed"]["of_full"] == 2.0);
   REQUIRE(j["setting"]["text"] == "text");
+  REQUIRE(j["setting"]["chunk"] == 64);
+  REQUIRE(j["setting"]["rounds"] == 3);
 }
 
 TEST_CASE("short recipes: fields go, stages stay", "[eval][report]") {
