@@ -4,6 +4,7 @@
 #include <kvcondense/cache/recipe.hpp>
 #include <kvcondense/evict/h2o.hpp>
 #include <kvcondense/evict/keep_all.hpp>
+#include <kvcondense/evict/keydiff.hpp>
 #include <kvcondense/evict/knorm.hpp>
 #include <kvcondense/evict/sink_window.hpp>
 #include <kvcondense/evict/sliding_window.hpp>

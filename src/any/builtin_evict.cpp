@@ -4,6 +4,7 @@
 #include <kvcondense/cpu.hpp>
 #include <kvcondense/evict/h2o.hpp>
 #include <kvcondense/evict/keep_all.hpp>
+#include <kvcondense/evict/keydiff.hpp>
 #include <kvcondense/evict/knorm.hpp>
 #include <kvcondense/evict/sink_window.hpp>
 #include <kvcondense/evict/sliding_window.hpp>
@@ -18,6 +19,7 @@ namespace {
 
 using evict::H2O;
 using evict::KeepAll;
+using evict::KeyDiff;
 using evict::Knorm;
 using evict::SinkWindow;
 using evict::SlidingWindow;
@@ -66,6 +68,17 @@ constexpr Field knorm_fields[] = {
     number<Knorm, &Knorm::recent>("recent", "", "newest tokens that stay", 0, most_slots),
 };
 
+constexpr Choice anchors[] = {
+    {"mean_direction", static_cast<int>(prim::Anchor::mean_direction)},
+    {"mean_row", static_cast<int>(prim::Anchor::mean_row)},
+};
+constexpr Field keydiff_fields[] = {
+    number<KeyDiff, &KeyDiff::tokens>("tokens", "budget", "slots of a head", 1, most_slots),
+    number<KeyDiff, &KeyDiff::recent>("recent", "", "newest tokens that stay", 0, most_slots),
+    choice<KeyDiff, &KeyDiff::anchor>("anchor", "", "the key that all keys are compared with",
+                                      anchors),
+};
+
 constexpr Entry entries[] = {
     stage_entry<KeepAll>("Keeps every token.", {}, keep_all_aliases),
     stage_entry<SlidingWindow>("Keeps the newest tokens.", sliding_window_fields),
@@ -78,6 +91,8 @@ constexpr Entry entries[] = {
                         "neighbourhoods of that.",
                         snapkv_fields),
     stage_entry<Knorm>("Keeps the tokens whose keys are shortest, and the newest.", knorm_fields),
+    stage_entry<KeyDiff>("Keeps the tokens whose keys point away from the mean key, and the newest.",
+                         keydiff_fields),
 };
 
 }  // namespace

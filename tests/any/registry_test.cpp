@@ -27,6 +27,7 @@ std::vector<std::string> stages_to_vary(const any::Entry& e) {
   if (word == "tova") return {"tokens=40"};
   if (word == "snapkv") return {"tokens=48, window=8"};
   if (word == "knorm") return {"tokens=40, recent=8"};
+  if (word == "keydiff") return {"tokens=40, recent=8"};
   if (word == "uniform") return {"tokens=40"};
   if (word == "ratio") return {"keep=0.2", "keep=0.01, min_keep=30"};
   if (e.room == Stage::position && !e.fields.empty()) {

@@ -25,6 +25,7 @@ const std::map<std::string, Setting> settings = {
     {"tova", {"tova(tokens=36)"}},
     {"snapkv", {"snapkv(tokens=40, window=8, kernel=5)"}},
     {"knorm", {"knorm(tokens=40, recent=8)"}},
+    {"keydiff", {"keydiff(tokens=40, recent=8)"}},
     {"uniform", {"uniform(POLICY, tokens=37)"}},
     {"ratio", {"ratio(POLICY, keep=60%)"}},
     {"pyramid", {"pyramid(POLICY, beta=4)"}},
