@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <optional>
 
 #include <eval/error.hpp>
 #include <eval/evaluate_model.hpp>
@@ -13,13 +14,32 @@ namespace {
 constexpr const char* full_recipe = "keep_all";
 constexpr index_t tokens_a_turn = 8;
 
-/// The full cache, then what was asked for.
-std::vector<RecipeSpec> read_recipes(const Options& o, index_t context, const CacheShape& shape,
-                                     const kvcondense::prim::RopeConfig& rope) {
-  std::vector<RecipeSpec> specs{read_recipe(full_recipe, shape, rope)};
+using Rope = std::optional<kvcondense::prim::RopeConfig>;  ///< nothing where a dump does not say
+
+RecipeSpec read_for(const std::string& text, const CacheShape& shape, const Rope& rope) {
+  RecipeSpec spec = read_recipe(text, shape, rope.value_or(kvcondense::prim::RopeConfig{}));
+  if (spec.capabilities.raw_keys && !rope)
+    throw Error("recipe '" + spec.given +
+                "' turns keys, and the dump does not say how they were rotated: it needs "
+                "rope_theta or rope.inv_freq");
+  return spec;
+}
+
+/// The full cache, then what was asked for. Of the recipes that nobody asked for those that cannot
+/// be are left out, and `setting` says so.
+std::vector<RecipeSpec> read_recipes(const Options& o, const CacheShape& shape, const Rope& rope,
+                                     Setting& setting) {
+  std::vector<RecipeSpec> specs{read_for(full_recipe, shape, rope)};
   specs[0].given = "full cache";
-  for (const std::string& text : o.recipes.empty() ? default_recipes(context) : o.recipes)
-    specs.push_back(read_recipe(text, shape, rope));
+  for (const std::string& text : o.recipes) specs.push_back(read_for(text, shape, rope));
+  if (!o.recipes.empty()) return specs;
+  for (const std::string& text : default_recipes(setting.context)) {
+    try {
+      specs.push_back(read_for(text, shape, rope));
+    } catch (const Error&) {
+      setting.left_out.push_back(text);
+    }
+  }
   return specs;
 }
 
@@ -62,18 +82,10 @@ Results evaluate_recording(const Options& o, Kept* kept) {
   if (feeding.prefill >= recording.tokens)
     throw Error("--prefill " + std::to_string(feeding.prefill) + " leaves nothing of the dump's " +
                 std::to_string(recording.tokens) + " tokens");
-  const auto rope = recording.rope.value_or(kvcondense::prim::RopeConfig{});
-  const auto specs = read_recipes(o, recording.tokens, recording.shape, rope);
-  const bool known = recording.rope.has_value();
-  for (const RecipeSpec& s : specs)
-    if (s.capabilities.raw_keys && !known)
-      throw Error("recipe '" + s.given +
-                  "' turns keys, and the dump does not say how they were rotated: it needs "
-                  "rope_theta or rope.inv_freq");
-
   Setting setting;
   set_common(setting, o, recording.shape, feeding, recording.tokens);
   setting.source = o.qkv;
+  const auto specs = read_recipes(o, recording.shape, recording.rope, setting);
   Results results = begin(setting, specs);
   Stage stage(std::move(recording), feeding, wants_raw(specs));
   Progress progress(o.quiet);
@@ -116,7 +128,7 @@ Results evaluate_recording(const Options& o, Kept* kept) {
 Results evaluate_model(const Options& o, Kept* kept) {
   Setting setting;
   const ModelTask task = load_task(o, setting);
-  const auto specs = read_recipes(o, o.context, task.shape, task.rope);
+  const auto specs = read_recipes(o, task.shape, task.rope, setting);
   Results results = begin(setting, specs);
   const auto window = static_cast<double>(o.context);
   double each = window * static_cast<double>(o.windows + 1);  // the text, then the attention alone

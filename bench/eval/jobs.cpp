@@ -6,6 +6,7 @@
 #include <atomic>
 #include <cmath>
 #include <exception>
+#include <system_error>
 #include <thread>
 
 namespace eval {
@@ -57,7 +58,11 @@ void run_jobs(std::vector<Job> jobs, index_t threads, Progress& progress) {
   };
   std::vector<std::thread> team;
   const auto size = std::min(static_cast<std::size_t>(std::max<index_t>(threads, 1)), jobs.size());
-  for (std::size_t t = 1; t < size; ++t) team.emplace_back(work);
+  try {
+    for (std::size_t t = 1; t < size; ++t) team.emplace_back(work);
+  } catch (const std::system_error&) {
+    // The machine has no more threads to give; those that run, and this one, do all the work.
+  }
   work();
   for (std::thread& t : team) t.join();
   if (failed) std::rethrow_exception(failed);

@@ -29,6 +29,7 @@ ordered_json to_json(const Setting& s) {
   j["prefill"] = s.prefill;
   j["chunk"] = s.chunk;
   j["rounds"] = s.rounds;
+  if (!s.left_out.empty()) j["left_out"] = s.left_out;
   return j;
 }
 

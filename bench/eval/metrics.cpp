@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 #include <numeric>
 
 #include <engine/sampling.hpp>
@@ -60,7 +61,10 @@ void ErrorSums::add(std::span<const float> exact_row, std::span<const float> oth
   }
 }
 
-double ErrorSums::relative() const { return std::sqrt(ratio(difference, exact)); }
+double ErrorSums::relative() const {
+  if (exact == 0 && difference > 0) return std::numeric_limits<double>::infinity();
+  return std::sqrt(ratio(difference, exact));
+}
 
 void RecallSums::add(index_t distance, index_t before, bool hit) {
   index_t b = 0;

@@ -51,6 +51,7 @@ struct Setting {
   index_t max_positions = 0;  ///< that the model was made for; 0: not known
   index_t context = 0, prefill = 0, chunk = 0, windows = 0, documents = 0, rounds = 0;
   std::uint64_t seed = 0;
+  std::vector<std::string> left_out;  ///< of the recipes run by default, those this cache refuses
 
   bool has_text() const { return !text.empty(); }
 };

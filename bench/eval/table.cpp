@@ -131,6 +131,9 @@ std::string heading(const Results& results) {
   if (s.max_positions > 0 && s.context > s.max_positions)
     text += "note: the model was made for " + number(s.max_positions) +
             " tokens; what it says beyond them means little\n";
+  for (std::size_t i = 0; i < s.left_out.size(); ++i)
+    text += (i == 0 ? "note: left out, they do not fit; as --recipe each says why: " : ", ") +
+            s.left_out[i] + (i + 1 == s.left_out.size() ? "\n" : "");
   return text;
 }
 

@@ -41,6 +41,9 @@ TEST_CASE("error sums: relative Euclidean distance", "[eval][metrics]") {
   sums.add(std::vector<float>{0.0f, 4.0f}, std::vector<float>{2.0f, 4.0f});
   REQUIRE(sums.relative() == Approx(std::sqrt(5.0) / 5.0));
   REQUIRE(ErrorSums{}.relative() == 0.0);
+  ErrorSums of_nothing;  // no part of nothing is small
+  of_nothing.add(std::vector<float>{0.0f}, std::vector<float>{0.5f});
+  REQUIRE(std::isinf(of_nothing.relative()));
 }
 
 TEST_CASE("recall sums: depth is where the mention lies in what was read", "[eval][metrics]") {

@@ -1,8 +1,11 @@
+#include <algorithm>
 #include <cmath>
 #include <fstream>
 
 #include <eval/error.hpp>
 #include <eval/evaluate.hpp>
+#include <eval/json_report.hpp>
+#include <eval/table.hpp>
 #include <kvcondense/cpu.hpp>
 #include <kvcondense/evict/h2o.hpp>
 #include <kvcondense/quant/kivi.hpp>
@@ -252,6 +255,30 @@ TEST_CASE("qkv: another attention scale is the same as queries scaled by hand", 
     REQUIRE(a.layers[l].q == b.layers[l].q);
     REQUIRE(a.layers[l].k == b.layers[l].k);
   }
+}
+
+TEST_CASE("qkv: recipes that nobody asked for never refuse a dump", "[eval][qkv]") {
+  const bool odd =
+      GENERATE(false, true);  // heads that no group of 32 divides, or a rotation unknown
+  const TempFile file("defaults.safetensors");
+  Recording r =
+      random_recording(24, {.layers = 1, .q_heads = 2, .kv_heads = 1, .head_dim = odd ? 40 : 32});
+  if (odd) r.rope.emplace();
+  write_qkv(r, file.path());
+  Options o = options_for(file.path(), {});
+  o.prefill = 12;
+  const Results results = evaluate(o);
+  const auto& left_out = results.setting.left_out;
+  REQUIRE(results.recipes.size() + left_out.size() == 1 + default_recipes(24).size());
+  const auto gone = [&](const std::string& word) {
+    return std::any_of(left_out.begin(), left_out.end(), [&](const std::string& recipe) {
+      return recipe.find(word) != std::string::npos;
+    });
+  };
+  REQUIRE(gone("reindex") == !odd);
+  REQUIRE(gone("kivi2") == odd);
+  REQUIRE(heading(results).find("each says why: " + left_out[0]) != std::string::npos);
+  REQUIRE(to_json(results)["setting"]["left_out"] == left_out);
 }
 
 TEST_CASE("qkv: recipes that turn keys need to know how", "[eval][qkv]") {
