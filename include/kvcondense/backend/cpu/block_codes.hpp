@@ -1,0 +1,236 @@
+#pragma once
+
+#include <algorithm>
+#include <cstring>
+
+#include <kvcondense/backend/cpu/block_codes_tile.hpp>
+#include <kvcondense/backend/cpu/group_quant_fold.hpp>
+#include <kvcondense/backend/cpu/group_quant_rows.hpp>
+#include <kvcondense/core/backend.hpp>
+#include <kvcondense/prim/block_codes.hpp>
+
+namespace kvcondense::prim {
+
+/// Small codes with block scales. `scores` scales the dot product of each block, `accumulate` the
+/// weights; rows are never multiplied out.
+///
+/// Numbers   `encode` returns the repaired numbers: NaN (coded as 0), infinities and magnitudes beyond
+///           `largest_coded` (clamped to the range of their block), numbers beyond a `fixed` scale's range,
+///           and one more for every block whose scale or minimum did not fit its type.
+template <>
+struct PageCodec<Cpu, BlockCodes> {
+  static index_t encode(const BlockCodes& codec, PageSpan page, index_t first, index_t count,
+                        RowBlock<const float> rows) {
+    index_t repaired = 0;
+    for (index_t i = 0; i < count; ++i) {
+      const float* x = rows.data + i * rows.step;
+      std::byte* to = row(codec, page, first + i);
+      if (codec.is_ggml()) {
+        with_ggml_type(codec.ggml, [&]<GgmlType T>() { repaired += encode_ggml<T>(x, page.dim, to); });
+      } else {
+        repaired += with_element(codec, [&]<BlockElement E, Rounding R>() { return encode_row<E, R>(codec, x, page.dim, to); });
+      }
+    }
+    return repaired;
+  }
+
+  static void decode(const BlockCodes& codec, PageSpan page, index_t first, index_t count, RowBlock<float> rows) {
+    cpu::BlockTile tile(codec, page.dim);
+    for (index_t done = 0; done < count; done += cpu::tile_slots) {
+      const index_t n = std::min(cpu::tile_slots, count - done);
+      tile.load(codec, page, first + done, n);
+      for (index_t i = 0; i < n; ++i) {
+        const float* element = tile.elements + i * tile.width;
+        float* x = rows.data + (done + i) * rows.step;
+        for (index_t j = 0; j < tile.groups; ++j) {
+          const float s = tile.scale[j * cpu::tile_slots + i], b = tile.base[j * cpu::tile_slots + i];
+          const index_t end = std::min(page.dim, (j + 1) * tile.group);
+          if (tile.based)
+            for (index_t c = j * tile.group; c < end; ++c) x[c] = element[c] * s + b;
+          else
+            for (index_t c = j * tile.group; c < end; ++c) x[c] = element[c] * s;
+        }
+      }
+    }
+  }
+
+  static void move(const BlockCodes& codec, PageSpan to, index_t to_slot, PageSpan from, index_t from_slot) {
+    std::memmove(row(codec, to, to_slot), row(codec, from, from_slot), static_cast<std::size_t>(codec.row_bytes(to.dim)));
+  }
+
+  static void scores(const BlockCodes& codec, PageSpan page, index_t first, index_t count,
+                     RowBlock<const float> queries, RowBlock<float> out) {
+    cpu::BlockTile tile(codec, page.dim);
+    for (index_t r = 0; r < queries.rows; r += cpu::fold_rows) {
+      const index_t n = std::min(cpu::fold_rows, queries.rows - r);
+      score_rows(codec, page, first, count, {queries.data + r * queries.step, n, queries.step},
+                 {out.data + r * out.step, n, out.step}, tile);
+    }
+  }
+
+  static void accumulate(const BlockCodes& codec, PageSpan page, index_t first, index_t count,
+                         RowBlock<const float> weights, RowBlock<float> out) {
+    cpu::BlockTile tile(codec, page.dim);
+    for (index_t r = 0; r < weights.rows; r += cpu::fold_rows) {
+      const index_t n = std::min(cpu::fold_rows, weights.rows - r);
+      add_rows(codec, page, first, count, {weights.data + r * weights.step, n, weights.step},
+               {out.data + r * out.step, n, out.step}, tile);
+    }
+  }
+
+ private:
+  static std::byte* row(const BlockCodes& codec, PageSpan page, index_t slot) {
+    return page.data + slot * codec.row_bytes(page.dim);
+  }
+
+  static void score_rows(const BlockCodes& codec, PageSpan page, index_t first, index_t count,
+                         RowBlock<const float> queries, RowBlock<float> out, cpu::BlockTile& tile) {
+    const index_t width = tile.width, step = cpu::tile_slots;
+    alignas(64) float padded_queries[cpu::fold_rows * max_head_dim], part[cpu::fold_rows * cpu::tile_slots];
+    float sums[cpu::fold_rows * cpu::block_groups];
+    for (index_t r = 0; r < queries.rows; ++r) {
+      float* q = padded_queries + r * width;
+      std::copy_n(queries.data + r * queries.step, page.dim, q);
+      std::fill(q + page.dim, q + width, 0.0f);
+      for (index_t j = 0; j < (tile.based ? tile.groups : 0); ++j) {
+        float sum = 0.0f;
+        for (index_t c = j * tile.group; c < (j + 1) * tile.group; ++c) sum += q[c];
+        sums[r * tile.groups + j] = sum;
+      }
+    }
+    for (index_t done = 0; done < count; done += step) {
+      const index_t n = std::min(step, count - done);
+      tile.load(codec, page, first + done, n);
+      if (tile.groups == 1) cpu::dot_tile(tile.elements, n, width, padded_queries, queries.rows, part);
+      for (index_t r = 0; r < queries.rows; ++r) {
+        float* p = part + r * step;
+        if (tile.groups == 1)
+          for (index_t i = 0; i < n; ++i) p[i] *= tile.scale[i];
+        else
+          for (index_t i = 0; i < n; i += 4)
+            cpu::dot_1x4_scaled(padded_queries + r * width, tile.elements + i * width, width, tile.group, tile.scale + i, p + i);
+        for (index_t j = 0; j < (tile.based ? tile.groups : 0); ++j)
+          for (index_t i = 0; i < n; ++i) p[i] += tile.base[j * step + i] * sums[r * tile.groups + j];
+        std::copy_n(p, n, out.data + r * out.step + done);
+      }
+    }
+  }
+
+  static void add_rows(const BlockCodes& codec, PageSpan page, index_t first, index_t count,
+                       RowBlock<const float> weights, RowBlock<float> out, cpu::BlockTile& tile) {
+    const index_t width = tile.width, step = cpu::tile_slots;
+    alignas(64) float sums[cpu::fold_rows * max_head_dim], scaled[cpu::fold_rows * cpu::tile_slots];
+    float zero[cpu::fold_rows * cpu::block_groups];
+    std::fill_n(sums, weights.rows * width, 0.0f);
+    std::fill_n(zero, weights.rows * tile.groups, 0.0f);
+    for (index_t done = 0; done < count; done += step) {
+      const index_t n = std::min(step, count - done);
+      tile.load(codec, page, first + done, n);
+      for (index_t j = 0; j < tile.groups; ++j) {
+        const float* s = tile.scale + j * step;
+        const float* b = tile.base + j * step;
+        for (index_t r = 0; r < weights.rows; ++r) {
+          const float* w = weights.data + r * weights.step + done;
+          for (index_t i = 0; i < n; ++i) scaled[r * step + i] = w[i] * s[i];
+          float sum = 0.0f;
+          for (index_t i = 0; i < (tile.based ? n : 0); ++i) sum += w[i] * b[i];
+          zero[r * tile.groups + j] += sum;
+        }
+        cpu::add_tile(tile.elements, n, width, j * tile.group, (j + 1) * tile.group, scaled, step, weights.rows, sums);
+      }
+    }
+    for (index_t r = 0; r < weights.rows; ++r) {
+      float* o = out.data + r * out.step;
+      for (index_t j = 0; j < tile.groups; ++j)
+        for (index_t c = j * tile.group; c < std::min(page.dim, (j + 1) * tile.group); ++c)
+          o[c] += sums[r * width + c] + zero[r * tile.groups + j];
+    }
+  }
+
+  /// Calls f with element and rounding as constants.
+  template <class F>
+  static index_t with_element(const BlockCodes& codec, F&& f) {
+    const auto rounded = [&]<BlockElement E>() {
+      return codec.rounding == Rounding::half_away ? f.template operator()<E, Rounding::half_away>()
+                                                   : f.template operator()<E, Rounding::half_even>();
+    };
+    switch (codec.element) {
+      case BlockElement::e2m1: return rounded.template operator()<BlockElement::e2m1>();
+      case BlockElement::e2m3: return rounded.template operator()<BlockElement::e2m3>();
+      case BlockElement::e3m2: return rounded.template operator()<BlockElement::e3m2>();
+      case BlockElement::e4m3: return rounded.template operator()<BlockElement::e4m3>();
+      case BlockElement::e5m2: return rounded.template operator()<BlockElement::e5m2>();
+      case BlockElement::int8:
+      case BlockElement::ggml: break;
+    }
+    return rounded.template operator()<BlockElement::int8>();
+  }
+
+  template <BlockElement E, Rounding R>
+  static index_t encode_row(const BlockCodes& codec, const float* x, index_t dim, std::byte* to) {
+    std::uint8_t codes[max_head_dim];
+    index_t repaired = 0;
+    const index_t group = codec.group(dim), bytes = codec.scale_bytes();
+    std::byte* scales = to + codec.code_bytes(dim);
+    for (index_t from = 0; from < dim; from += group, scales += bytes) {
+      const index_t end = std::min(dim, from + group);
+      const GroupRange range = cpu::range_of(x + from, end - from, repaired);
+      const float amax = range.lo <= range.hi ? std::max(range.hi, -range.lo) : 0.0f;
+      const BlockParams p = fit_block(E, codec.scale, codec.factor, amax);
+      std::memcpy(scales, &p.stored, static_cast<std::size_t>(bytes));
+      repaired += static_cast<index_t>(p.saturated);
+      const bool fixed = codec.scale == BlockScale::fixed;
+      const float limit = fixed ? 2.0f * largest_coded : amax, inverse = p.inverse;
+      for (index_t c = from; c < end; ++c)
+        codes[c] = code_of_element<E, R>(limit_to(without_nan(x[c]), limit) * inverse);
+      if (fixed) repaired += beyond(x + from, end - from, largest_of(E), inverse);
+    }
+    cpu::pack_codes<bits_of(E)>(codes, dim, to);
+    return repaired;
+  }
+
+  template <BlockElement E, Rounding R>
+  static std::uint8_t code_of_element(float y) {
+    if constexpr (E == BlockElement::int8)
+      return static_cast<std::uint8_t>(round_code(R, limit_to(y, 127.0f / 64.0f) * 64.0f));
+    else
+      return static_cast<std::uint8_t>(mini_float_code<mini_float_of(E), R>(y));
+  }
+
+  /// Numbers that a fixed scale cannot reach, without those that are repaired for being infinite.
+  static index_t beyond(const float* x, index_t n, float top, float inverse) {
+    std::int32_t many = 0;
+    for (index_t c = 0; c < n; ++c) {
+      const float y = without_nan(x[c]) * inverse;
+      many += static_cast<std::int32_t>(!needs_repair(x[c]) && (y > top || y < -top));
+    }
+    return many;
+  }
+
+  /// Blocks get finite numbers: NaN as 0, infinities as the end of the range of the others.
+  template <GgmlType T>
+  static index_t encode_ggml(const float* x, index_t dim, std::byte* to) {
+    constexpr GgmlShape shape = ggml_shape(T);
+    index_t repaired = 0;
+    float clean[static_cast<std::size_t>(shape.numbers)];
+    for (index_t from = 0; from < dim; from += shape.numbers, to += shape.bytes) {
+      for (index_t g = 0; g < shape.numbers; g += shape.group) {
+        const float* in = x + from + g;
+        const index_t before = repaired;
+        GroupRange range = cpu::range_of(in, shape.group, repaired);
+        if (repaired == before) {
+          std::copy_n(in, shape.group, clean + g);
+          continue;
+        }
+        if (!(range.lo <= range.hi)) range = {0.0f, 0.0f};
+        const float top = std::max(range.hi, -range.lo);
+        const float lo = has_minimum(T) ? range.lo : -top, hi = has_minimum(T) ? range.hi : top;
+        for (index_t i = 0; i < shape.group; ++i) clean[g + i] = std::clamp(without_nan(in[i]), lo, hi);
+      }
+      repaired += static_cast<index_t>(ggml_encode<T>(clean, to));
+    }
+    return repaired;
+  }
+};
+
+}  // namespace kvcondense::prim
