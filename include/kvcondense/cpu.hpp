@@ -3,6 +3,7 @@
 // Everything that runs on the host: the words of the CPU backend, and the cache.
 #include <kvcondense/backend/cpu/attend.hpp>
 #include <kvcondense/backend/cpu/attend_columns.hpp>
+#include <kvcondense/backend/cpu/block_codes.hpp>
 #include <kvcondense/backend/cpu/column_pool.hpp>
 #include <kvcondense/backend/cpu/context.hpp>
 #include <kvcondense/backend/cpu/exact_rows.hpp>
@@ -11,6 +12,7 @@
 #include <kvcondense/backend/cpu/rope.hpp>
 #include <kvcondense/backend/cpu/row_direction.hpp>
 #include <kvcondense/backend/cpu/row_norm.hpp>
+#include <kvcondense/backend/cpu/slot_exposure.hpp>
 #include <kvcondense/backend/cpu/slot_numbers.hpp>
 #include <kvcondense/backend/cpu/slot_rows.hpp>
 #include <kvcondense/backend/cpu/top_k.hpp>

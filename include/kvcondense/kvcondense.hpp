@@ -6,6 +6,7 @@
 #include <kvcondense/evict/keep_all.hpp>
 #include <kvcondense/evict/keydiff.hpp>
 #include <kvcondense/evict/knorm.hpp>
+#include <kvcondense/evict/observed_attention.hpp>
 #include <kvcondense/evict/sink_window.hpp>
 #include <kvcondense/evict/sliding_window.hpp>
 #include <kvcondense/evict/snapkv.hpp>
@@ -13,6 +14,10 @@
 #include <kvcondense/position/absolute.hpp>
 #include <kvcondense/position/reindex.hpp>
 #include <kvcondense/position/rerotate.hpp>
+#include <kvcondense/quant/fp8.hpp>
+#include <kvcondense/quant/ggml.hpp>
 #include <kvcondense/quant/group_int.hpp>
 #include <kvcondense/quant/kivi.hpp>
+#include <kvcondense/quant/mx.hpp>
+#include <kvcondense/quant/nvfp4.hpp>
 #include <kvcondense/version.hpp>

@@ -6,6 +6,7 @@
 #include <kvcondense/evict/keep_all.hpp>
 #include <kvcondense/evict/keydiff.hpp>
 #include <kvcondense/evict/knorm.hpp>
+#include <kvcondense/evict/observed_attention.hpp>
 #include <kvcondense/evict/sink_window.hpp>
 #include <kvcondense/evict/sliding_window.hpp>
 #include <kvcondense/evict/snapkv.hpp>
@@ -21,6 +22,7 @@ using evict::H2O;
 using evict::KeepAll;
 using evict::KeyDiff;
 using evict::Knorm;
+using evict::ObservedAttention;
 using evict::SinkWindow;
 using evict::SlidingWindow;
 using evict::SnapKV;
@@ -79,6 +81,15 @@ constexpr Field keydiff_fields[] = {
                                       anchors),
 };
 
+constexpr Field observed_attention_fields[] = {
+    fraction<ObservedAttention, &ObservedAttention::keep>(
+        "keep", "", "part of the prompt that stays, protected tokens included"),
+    number<ObservedAttention, &ObservedAttention::sinks>("sinks", "", "first tokens that stay", 0,
+                                                         most_slots),
+    number<ObservedAttention, &ObservedAttention::recent>(
+        "recent", "", "newest prompt tokens that stay", 0, most_slots),
+};
+
 constexpr Entry entries[] = {
     stage_entry<KeepAll>("Keeps every token.", {}, keep_all_aliases),
     stage_entry<SlidingWindow>("Keeps the newest tokens.", sliding_window_fields),
@@ -93,6 +104,9 @@ constexpr Entry entries[] = {
     stage_entry<Knorm>("Keeps the tokens whose keys are shortest, and the newest.", knorm_fields),
     stage_entry<KeyDiff>("Keeps the tokens whose keys point away from the mean key, and the newest.",
                          keydiff_fields),
+    stage_entry<ObservedAttention>("Condenses a prompt once, to the tokens that drew most attention "
+                                   "from each row that saw them.",
+                                   observed_attention_fields),
 };
 
 }  // namespace

@@ -33,7 +33,7 @@ struct Driver {
   index_t seen = 0;
   Rows held;                                            // tokens of each head
   std::vector<std::vector<std::vector<float>>> lane;    // [lane][head][slot]
-  std::function<float(index_t, index_t, index_t)> key;  // (head, token, channel)
+  std::function<float(index_t, index_t, index_t)> key, value;  // (head, token, channel); none: not there
   // What the last step said.
   Rows kept;
   Ints budget;
@@ -57,14 +57,17 @@ struct Driver {
   }
 
  private:
-  struct Keys final : SlotRows<Cpu> {
-    const Driver* of;
-    explicit Keys(const Driver* d) : of(d) {}
-    index_t dim() const noexcept override { return of->shape.head_dim; }
+  struct HeldRows final : SlotRows<Cpu> {
+    const Rows* held;
+    const std::function<float(index_t, index_t, index_t)>* number;
+    index_t size;
+    HeldRows(const Rows& h, const std::function<float(index_t, index_t, index_t)>& f, index_t dim)
+        : held(&h), number(&f), size(dim) {}
+    index_t dim() const noexcept override { return size; }
     void read(index_t h, index_t first, prim::RowBlock<float> out) const noexcept override {
       for (index_t i = 0; i < out.rows; ++i)
-        for (index_t d = 0; d < dim(); ++d)
-          out.data[i * out.step + d] = of->key(h, of->held[at(h)][at(first + i)], d);
+        for (index_t d = 0; d < size; ++d)
+          out.data[i * out.step + d] = (*number)(h, (*held)[at(h)][at(first + i)], d);
     }
   };
 
@@ -85,7 +88,7 @@ struct Driver {
       for (index_t h = 0; h < heads; ++h)
         for (std::size_t j = 0; j < held[at(h)].size(); ++j)
           weights.data()[at(offset[at(h)]) + j] = static_cast<float>(mass(h, held[at(h)][j]));
-    const Keys keys(this);
+    const HeldRows keys(held, key, shape.head_dim), values(held, value, shape.values());
     StepView<Cpu> view;
     view.shape = shape;
     view.layer = layer;
@@ -96,6 +99,7 @@ struct Driver {
     view.attention.rows = pipeline.attention().of(appended);
     view.offset = offset.data();
     view.keys = key ? &keys : nullptr;
+    view.values = value ? &values : nullptr;
 
     Guarded<std::int32_t> slots(at(total));
     Guarded<index_t> counts(at(heads)), budgets(at(heads));

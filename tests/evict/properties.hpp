@@ -38,6 +38,9 @@ auto ragged(const P& policy, const CacheShape& shape, std::uint32_t seed, const 
   d.key = [seed, identity](index_t h, index_t t, index_t c) {
     return static_cast<float>(number(seed + 2, identity[at(h)], 7 * t + c));
   };
+  d.value = [seed, identity](index_t h, index_t t, index_t c) {
+    return static_cast<float>(number(seed + 4, identity[at(h)], 7 * t + c));
+  };
   return d;
 }
 

@@ -1,0 +1,32 @@
+#pragma once
+
+#include <kvcondense/core/backend.hpp>
+#include <kvcondense/core/status.hpp>
+#include <kvcondense/core/step_view.hpp>
+#include <kvcondense/core/view.hpp>
+#include <kvcondense/evict/pipeline.hpp>
+#include <kvcondense/prim/slot_exposure.hpp>
+#include <kvcondense/prim/slot_numbers.hpp>
+
+namespace kvcondense::evict {
+
+/// Accumulate block: attention of all steps so far, and the query rows that could have given some, in
+/// two float32 lanes; scores are what a row gave in the mean. A slot's lanes start when it comes, so
+/// rows before it are never counted.
+struct SumExposure {
+  constexpr index_t lanes() const { return 2; }
+
+  template <Backend B, class Group>
+  Status observe(Context<B>& ctx, const StepView<B>& view, const Group& group, float scale,
+                 LaneViews lane) const {
+    const Status s = group.add(ctx, view, scale, 1.0f, lane[0]);
+    return s == Status::ok ? prim::SlotExposure<B>::add(ctx, view.attention.rows, lane[1]) : s;
+  }
+  template <Backend B, class Group>
+  Status score(Context<B>& ctx, const StepView<B>&, const Group&, float, LaneViews lane,
+               RaggedView<float> out) const {
+    return prim::SlotExposure<B>::mean(ctx, lane[0], lane[1], out);
+  }
+};
+
+}  // namespace kvcondense::evict
