@@ -3,8 +3,12 @@
 
 #include <kvcondense/any/builtin.hpp>
 #include <kvcondense/cpu.hpp>
+#include <kvcondense/quant/fp8.hpp>
+#include <kvcondense/quant/ggml.hpp>
 #include <kvcondense/quant/group_int.hpp>
 #include <kvcondense/quant/kivi.hpp>
+#include <kvcondense/quant/mx.hpp>
+#include <kvcondense/quant/nvfp4.hpp>
 
 #include "ranges.hpp"
 
@@ -35,6 +39,9 @@ struct KiviText : quant::Kivi<2> {
   index_t bits = 2;
   void stage(AnyRecipe& out) const { with_bits<quant::Kivi, 2>(*this, bits, out); }
 };
+
+/// Of scales given in advance; BlockCodes takes more.
+constexpr double smallest_scale = 1e-9, largest_scale = 1e9;
 
 constexpr Choice axes[] = {
     {"token", static_cast<int>(prim::GroupAxis::token)},
@@ -93,6 +100,106 @@ constexpr Field kivi_fields[] = {
 };
 constexpr Alias kivi_aliases[] = {{"kivi2", "bits", {2}}, {"kivi4", "bits", {4}}};
 
+constexpr Choice fp8_formats[] = {
+    {"e4m3", static_cast<int>(quant::Fp8Format::e4m3)},
+    {"e5m2", static_cast<int>(quant::Fp8Format::e5m2)},
+};
+constexpr Choice fp8_scales[] = {
+    {"tensor", static_cast<int>(quant::Fp8Scale::tensor)},
+    {"token", static_cast<int>(quant::Fp8Scale::token)},
+    {"block", static_cast<int>(quant::Fp8Scale::block)},
+};
+constexpr Field fp8_fields[] = {
+    choice<quant::Fp8, &quant::Fp8::format>("format", "", "exponent and mantissa bits",
+                                            fp8_formats),
+    choice<quant::Fp8, &quant::Fp8::scale>("scale", "", "which numbers share a scale", fp8_scales),
+    number<quant::Fp8, &quant::Fp8::block>(
+        "block", "", "numbers that share a scale=block, a power of two", 8, 256),
+    flag<quant::Fp8, &quant::Fp8::power_of_two>("power_of_two", "", "scales are rounded up to one"),
+    number<quant::Fp8, &quant::Fp8::key_scale>("key_scale", "", "of all keys, for scale=tensor",
+                                               smallest_scale, largest_scale),
+    number<quant::Fp8, &quant::Fp8::value_scale>(
+        "value_scale", "", "of all values, for scale=tensor", smallest_scale, largest_scale),
+    number<quant::Fp8, &quant::Fp8::residual_window>("residual_window", "residual",
+                                                     "newest tokens kept exactly", 0, most_slots),
+    number<quant::Fp8, &quant::Fp8::sinks>("sinks", "", "first tokens kept exactly", 0, most_slots),
+};
+
+constexpr Choice mx_formats[] = {
+    {"fp4", static_cast<int>(quant::MxFormat::fp4)},
+    {"fp6_e2m3", static_cast<int>(quant::MxFormat::fp6_e2m3)},
+    {"fp6_e3m2", static_cast<int>(quant::MxFormat::fp6_e3m2)},
+    {"fp8_e4m3", static_cast<int>(quant::MxFormat::fp8_e4m3)},
+    {"fp8_e5m2", static_cast<int>(quant::MxFormat::fp8_e5m2)},
+    {"int8", static_cast<int>(quant::MxFormat::int8)},
+    {"same", static_cast<int>(quant::MxFormat::same)},
+};
+constexpr Choice mx_scale_rounds[] = {
+    {"floor", static_cast<int>(quant::MxScaleRound::floor)},
+    {"ceil", static_cast<int>(quant::MxScaleRound::ceil)},
+};
+constexpr Choice mx_roundings[] = {
+    {"half_even", static_cast<int>(prim::Rounding::half_even)},
+    {"half_away", static_cast<int>(prim::Rounding::half_away)},
+};
+constexpr Field mx_fields[] = {
+    choice<quant::Mx, &quant::Mx::format>("format", "", "of keys, and of values too",
+                                          std::span(mx_formats).first<6>()),
+    choice<quant::Mx, &quant::Mx::value_format>("value_format", "", "of values", mx_formats),
+    choice<quant::Mx, &quant::Mx::scale_round>(
+        "scale_round", "", "ceil: the largest number never clips", mx_scale_rounds),
+    choice<quant::Mx, &quant::Mx::rounding>("rounding", "", "of a number halfway between codes",
+                                            mx_roundings),
+    number<quant::Mx, &quant::Mx::residual_window>("residual_window", "residual",
+                                                   "newest tokens kept exactly", 0, most_slots),
+    number<quant::Mx, &quant::Mx::sinks>("sinks", "", "first tokens kept exactly", 0, most_slots),
+};
+constexpr Alias mx_aliases[] = {
+    {"mxfp4", "format", {static_cast<int>(quant::MxFormat::fp4)}},
+    {"mxfp6", "format", {static_cast<int>(quant::MxFormat::fp6_e2m3)}},
+    {"mxfp8", "format", {static_cast<int>(quant::MxFormat::fp8_e4m3)}},
+    {"mxint8", "format", {static_cast<int>(quant::MxFormat::int8)}},
+};
+
+constexpr Field nvfp4_fields[] = {
+    number<quant::Nvfp4, &quant::Nvfp4::key_scale>(
+        "key_scale", "", "second level of all keys: their largest / 2688, or 1", smallest_scale,
+        largest_scale),
+    number<quant::Nvfp4, &quant::Nvfp4::value_scale>(
+        "value_scale", "", "second level of all values", smallest_scale, largest_scale),
+    number<quant::Nvfp4, &quant::Nvfp4::residual_window>(
+        "residual_window", "residual", "newest tokens kept exactly", 0, most_slots),
+    number<quant::Nvfp4, &quant::Nvfp4::sinks>("sinks", "", "first tokens kept exactly", 0,
+                                               most_slots),
+};
+
+constexpr Choice ggml_formats[] = {
+    {"q4_0", static_cast<int>(quant::GgmlFormat::q4_0)},
+    {"q4_1", static_cast<int>(quant::GgmlFormat::q4_1)},
+    {"q5_0", static_cast<int>(quant::GgmlFormat::q5_0)},
+    {"q5_1", static_cast<int>(quant::GgmlFormat::q5_1)},
+    {"q8_0", static_cast<int>(quant::GgmlFormat::q8_0)},
+    {"mxfp4", static_cast<int>(quant::GgmlFormat::mxfp4)},
+    {"nvfp4", static_cast<int>(quant::GgmlFormat::nvfp4)},
+    {"same", static_cast<int>(quant::GgmlFormat::same)},
+};
+constexpr Field ggml_fields[] = {
+    choice<quant::Ggml, &quant::Ggml::format>("format", "", "of keys, and of values too",
+                                              std::span(ggml_formats).first<7>()),
+    choice<quant::Ggml, &quant::Ggml::value_format>("value_format", "", "of values", ggml_formats),
+    number<quant::Ggml, &quant::Ggml::residual_window>("residual_window", "residual",
+                                                       "newest tokens kept exactly", 0, most_slots),
+    number<quant::Ggml, &quant::Ggml::sinks>("sinks", "", "first tokens kept exactly", 0,
+                                             most_slots),
+};
+constexpr Alias ggml_aliases[] = {
+    {"q4_0", "format", {static_cast<int>(quant::GgmlFormat::q4_0)}},
+    {"q4_1", "format", {static_cast<int>(quant::GgmlFormat::q4_1)}},
+    {"q5_0", "format", {static_cast<int>(quant::GgmlFormat::q5_0)}},
+    {"q5_1", "format", {static_cast<int>(quant::GgmlFormat::q5_1)}},
+    {"q8_0", "format", {static_cast<int>(quant::GgmlFormat::q8_0)}},
+};
+
 constexpr Entry entries[] = {
     stage_entry<KeepExact>("Stores numbers in the cache's exact type."),
     stage_entry<GroupIntText>(
@@ -101,6 +208,16 @@ constexpr Entry entries[] = {
     stage_entry<KiviText>(
         "Stores keys per channel and values per token, in few bits, and the newest tokens exactly.",
         kivi_fields, kivi_aliases),
+    stage_entry<quant::Fp8>("Stores numbers as floats of eight bits.", fp8_fields),
+    stage_entry<quant::Mx>("Stores numbers in the OCP microscaling formats: blocks of 32 with a "
+                           "power of two as scale.",
+                           mx_fields, mx_aliases),
+    stage_entry<quant::Nvfp4>(
+        "Stores numbers in four bits, in blocks of 16 with a small float as scale under one scale "
+        "for all.",
+        nvfp4_fields),
+    stage_entry<quant::Ggml>("Stores numbers in ggml's block formats, byte for byte.", ggml_fields,
+                             ggml_aliases),
 };
 
 }  // namespace

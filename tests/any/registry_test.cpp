@@ -29,6 +29,7 @@ std::vector<std::string> stages_to_vary(const any::Entry& e) {
   if (word == "knorm") return {"tokens=40, recent=8"};
   if (word == "keydiff") return {"tokens=40, recent=8"};
   if (word == "uniform") return {"tokens=40"};
+  if (word == "fp8") return {"", "scale=block", "scale=tensor"};
   if (word == "ratio") return {"keep=0.2", "keep=0.01, min_keep=30"};
   if (e.room == Stage::position && !e.fields.empty()) {
     std::vector<std::string> ropes{"", "scaling=linear, factor=4", "scaling=llama3, factor=4",
