@@ -2,10 +2,12 @@
 
 // The methods of the library. A backend (kvcondense/cpu.hpp or kvcondense/cuda.cuh) makes them run.
 #include <kvcondense/cache/recipe.hpp>
+#include <kvcondense/evict/chunkkv.hpp>
 #include <kvcondense/evict/h2o.hpp>
 #include <kvcondense/evict/keep_all.hpp>
 #include <kvcondense/evict/keydiff.hpp>
 #include <kvcondense/evict/knorm.hpp>
+#include <kvcondense/evict/lagkv.hpp>
 #include <kvcondense/evict/observed_attention.hpp>
 #include <kvcondense/evict/sink_window.hpp>
 #include <kvcondense/evict/sliding_window.hpp>

@@ -2,10 +2,12 @@
 
 #include <kvcondense/any/builtin.hpp>
 #include <kvcondense/cpu.hpp>
+#include <kvcondense/evict/chunkkv.hpp>
 #include <kvcondense/evict/h2o.hpp>
 #include <kvcondense/evict/keep_all.hpp>
 #include <kvcondense/evict/keydiff.hpp>
 #include <kvcondense/evict/knorm.hpp>
+#include <kvcondense/evict/lagkv.hpp>
 #include <kvcondense/evict/observed_attention.hpp>
 #include <kvcondense/evict/sink_window.hpp>
 #include <kvcondense/evict/sliding_window.hpp>
@@ -18,10 +20,12 @@ namespace kvcondense::any::detail {
 
 namespace {
 
+using evict::ChunkKV;
 using evict::H2O;
 using evict::KeepAll;
 using evict::KeyDiff;
 using evict::Knorm;
+using evict::LagKV;
 using evict::ObservedAttention;
 using evict::SinkWindow;
 using evict::SlidingWindow;
@@ -90,6 +94,32 @@ constexpr Field observed_attention_fields[] = {
         "recent", "", "newest prompt tokens that stay", 0, most_slots),
 };
 
+constexpr Field lagkv_fields[] = {
+    number<LagKV, &LagKV::sinks>("sinks", "", "first tokens that stay", 0, most_slots),
+    number<LagKV, &LagKV::lag>("lag", "", "tokens of a block, judged by the block after it", 1,
+                               most_slots),
+    fraction<LagKV, &LagKV::keep>("keep", "", "part of every block that stays"),
+    number<LagKV, &LagKV::value_weight>("value_weight", "", "of values, where keys count 1", 0, 1e6),
+    flag<LagKV, &LagKV::across>("across", "",
+                                "whether blocks that are chosen from in one step compete"),
+};
+
+constexpr Choice chunk_reductions[] = {
+    {"sum", static_cast<int>(prim::ChunkReduce::sum)},
+    {"mean", static_cast<int>(prim::ChunkReduce::mean)},
+};
+constexpr Field chunkkv_fields[] = {
+    number<ChunkKV, &ChunkKV::tokens>(
+        "tokens", "budget", "slots of a head after the prompt, at most; window included", 2,
+        most_slots),
+    number<ChunkKV, &ChunkKV::window>(
+        "window", "", "newest prompt tokens, whose queries choose and which stay", 1, most_slots),
+    number<ChunkKV, &ChunkKV::chunk>("chunk", "", "neighbours that stay or leave together", 1,
+                                     most_slots),
+    choice<ChunkKV, &ChunkKV::reduce>("reduce", "", "what the scores of a chunk become",
+                                      chunk_reductions),
+};
+
 constexpr Entry entries[] = {
     stage_entry<KeepAll>("Keeps every token.", {}, keep_all_aliases),
     stage_entry<SlidingWindow>("Keeps the newest tokens.", sliding_window_fields),
@@ -107,6 +137,12 @@ constexpr Entry entries[] = {
     stage_entry<ObservedAttention>("Condenses a prompt once, to the tokens that drew most attention "
                                    "from each row that saw them.",
                                    observed_attention_fields),
+    stage_entry<LagKV>("Keeps the tokens of a block whose keys and values vary most, measured by "
+                       "the block after it.",
+                       lagkv_fields),
+    stage_entry<ChunkKV>("Condenses a prompt once, to the chunks of text that its last queries "
+                         "look at, whole.",
+                         chunkkv_fields),
 };
 
 }  // namespace

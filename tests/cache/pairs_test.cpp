@@ -27,6 +27,8 @@ const std::map<std::string, Setting> settings = {
     {"knorm", {"knorm(tokens=40, recent=8)"}},
     {"keydiff", {"keydiff(tokens=40, recent=8)"}},
     {"observed_attention", {"observed_attention(keep=50%, sinks=2, recent=8)"}},
+    {"lagkv", {"lagkv(sinks=2, lag=8, keep=50%)"}},
+    {"chunkkv", {"chunkkv(tokens=40, window=8, chunk=5)"}},
     {"uniform", {"uniform(POLICY, tokens=37)"}},
     {"ratio", {"ratio(POLICY, keep=60%)"}},
     {"pyramid", {"pyramid(POLICY, beta=4)"}},
@@ -84,7 +86,7 @@ TEST_CASE("cache: every pair of eviction and budget works under any calls", "[ca
   // A budget needs something to decide, and sharing between heads needs scores.
   REQUIRE(refused == std::vector<std::string>{"uniform(keep_all", "ratio(keep_all", "pyramid(keep_all", "ada(keep_all",
                                               "skip_layers(keep_all", "ada(sliding_window(window=40)",
-                                              "ada(sink_window(sinks=3", "ada(tova(tokens=36)"});
+                                              "ada(sink_window(sinks=3", "ada(tova(tokens=36)", "ada(chunkkv(tokens=40"});
 }
 
 TEST_CASE("cache: every pair of eviction, quantization and position works under any calls", "[cache][pairs]") {

@@ -4,10 +4,14 @@
 #include <kvcondense/budget/ratio.hpp>
 #include <kvcondense/budget/skip_layers.hpp>
 #include <kvcondense/budget/uniform.hpp>
+#include <kvcondense/evict/chunkkv.hpp>
 #include <kvcondense/evict/erased.hpp>
 #include <kvcondense/evict/h2o.hpp>
 #include <kvcondense/evict/keep_all.hpp>
+#include <kvcondense/evict/keydiff.hpp>
 #include <kvcondense/evict/knorm.hpp>
+#include <kvcondense/evict/lagkv.hpp>
+#include <kvcondense/evict/observed_attention.hpp>
 #include <kvcondense/evict/policy.hpp>
 #include <kvcondense/evict/sink_window.hpp>
 #include <kvcondense/evict/snapkv.hpp>
@@ -49,6 +53,7 @@ void require_same(const P& typed, const Q& erased) {
   REQUIRE(a.pipeline.workspace_bytes(shape, 999) == b.pipeline.workspace_bytes(shape, 999));
   a.layer = b.layer = 2;
   a.key = b.key = [](index_t h, index_t t, index_t c) { return static_cast<float>(number(3, h, 2 * t + c)); };
+  a.value = b.value = [](index_t h, index_t t, index_t c) { return static_cast<float>(number(5, h, 2 * t + c)); };
   const auto step = [&](index_t n, Phase phase) {
     const PerToken mass = [](index_t h, index_t t) { return number(4, h, t); };
     REQUIRE(a.step(n, phase, mass) == Status::ok);
@@ -72,6 +77,13 @@ TEST_CASE("erased: a pipeline chosen at run time does what the typed one does", 
   require_same(evict::Tova{.tokens = 19}, Any(evict::Tova{.tokens = 19}));
   require_same(evict::SnapKV{.tokens = 19, .window = 5}, Any(evict::SnapKV{.tokens = 19, .window = 5}));
   require_same(evict::Knorm{.tokens = 19, .recent = 5}, Any(evict::Knorm{.tokens = 19, .recent = 5}));
+  require_same(evict::KeyDiff{.tokens = 19, .recent = 5}, Any(evict::KeyDiff{.tokens = 19, .recent = 5}));
+  const evict::ObservedAttention observed{.keep = 0.4, .recent = 5};
+  require_same(observed, Any(observed));
+  const evict::LagKV lag{.sinks = 2, .lag = 7};
+  require_same(lag, Any(lag));
+  const evict::ChunkKV chunks{.tokens = 19, .window = 5, .chunk = 4};
+  require_same(chunks, Any(chunks));
 }
 
 TEST_CASE("erased: budgets around a run-time policy are what they are around a typed one", "[evict][erased]") {
