@@ -28,7 +28,7 @@ bool show(std::string_view text) {
   if (!cache) return complain(text, cache), false;
   const kvc::Capabilities c = cache->capabilities();
   std::printf("%.*s: attention %s, keys %s\n", static_cast<int>(cache->text().size()),
-              cache->text().data(), c.needs_attention ? "needed" : "not needed",
+              cache->text().data(), c.needs.has(kvcondense::Input::attention) ? "needed" : "not needed",
               c.raw_keys ? "stored before rotation" : "stored as they come");
   return true;
 }

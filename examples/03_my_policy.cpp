@@ -35,7 +35,7 @@ struct FadingSum {
 /// Keeps the first tokens, the newest, and those that drew attention lately.
 struct Fading {
   static constexpr kvc::Descriptor about{"fading", kvc::Stage::evict, "this file"};
-  static constexpr bool needs_attention = true;
+  static constexpr kvc::Inputs needs = kvc::Input::attention;
 
   kvc::index_t tokens = 64;
   kvc::index_t sinks = 4;

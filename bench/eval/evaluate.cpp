@@ -17,7 +17,7 @@ constexpr index_t tokens_a_turn = 8;
 using Rope = std::optional<kvcondense::prim::RopeConfig>;  ///< nothing where a dump does not say
 
 RecipeSpec read_for(const std::string& text, const CacheShape& shape, const Rope& rope) {
-  RecipeSpec spec = read_recipe(text, shape, rope.value_or(kvcondense::prim::RopeConfig{}));
+  RecipeSpec spec = read_recipe(text, shape, {.rope = rope.value_or(kvcondense::prim::RopeConfig{})});
   if (spec.capabilities.raw_keys && !rope)
     throw Error("recipe '" + spec.given +
                 "' turns keys, and the dump does not say how they were rotated: it needs "
@@ -212,7 +212,7 @@ std::string dump_qkv(const Options& options) {
   recording.rope = task.rope;
   Progress progress(options.quiet);
   progress.expect(static_cast<double>(task.context));
-  (void)run_full(task, read_recipe(full_recipe, task.shape, task.rope), 0, &recording,
+  (void)run_full(task, read_recipe(full_recipe, task.shape, {.rope = task.rope}), 0, &recording,
                  [&](double tokens) { progress.done(tokens, "the full cache"); });
   return qkv_bytes(recording);
 }

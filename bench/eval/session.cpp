@@ -18,8 +18,8 @@ any::AnyCache empty_cache(const any::ParsedRecipe& recipe, const CacheShape& sha
 }  // namespace
 
 RecipeSpec read_recipe(std::string_view text, const CacheShape& shape,
-                       const kvcondense::prim::RopeConfig& rope) {
-  const any::ParseResult parsed = any::parse(text, rope);
+                       const any::ModelFacts& facts) {
+  const any::ParseResult parsed = any::parse(text, facts);
   if (!parsed)
     throw Error("recipe '" + engine::printable(text) + "': at byte " +
                 std::to_string(parsed.position()) + ": " + std::string(parsed.message()));

@@ -22,7 +22,7 @@ struct RecipeSpec {
 
 /// Reads a recipe and tries it on an empty cache. Throws Error with the byte at fault.
 RecipeSpec read_recipe(std::string_view text, const CacheShape& shape,
-                       const kvcondense::prim::RopeConfig& rope);
+                       const kvcondense::any::ModelFacts& facts);
 
 /// One sequence in a condensed cache.
 using Session = engine::CondensedAttention<any::AnyCache>;

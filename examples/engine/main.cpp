@@ -64,7 +64,7 @@ int main(int argc, char** argv) {
   const auto context = static_cast<engine::index_t>(options.prompt.size()) + options.tokens;
   auto made = kvcondense::any::make(options.recipe, engine::cache_shape(model->config),
                                     kvcondense::any::on<kvcondense::Cpu>, kvcondense::heap_memory(),
-                                    engine::library_rope(model->config.rope, context));
+                                    {.rope = engine::library_rope(model->config.rope, context)});
   if (!made) return fail("recipe: " + std::string(made.message()));
   engine::CondensedAttention cache(*std::move(made));
   engine::Decoder decoder(*model, {.rotate = cache.rotated_input()});

@@ -79,7 +79,7 @@ Status AnyCache::step(Context<Cpu>& ctx, index_t layer, Phase phase) {
 }
 Status AnyCache::step(Context<Cpu>& ctx, index_t layer, const AttentionView& attention,
                       Phase phase) {
-  return body_->cache.step(ctx, layer, attention, phase);
+  return body_->cache.step(ctx, layer, StepInputs{.attention = attention}, phase);
 }
 Status AnyCache::step_with(Context<Cpu>& ctx, index_t layer, const StepInputs& inputs,
                            Phase phase) {
@@ -89,8 +89,11 @@ template <class T>
 Status AnyCache::forward_rows(Context<Cpu>& ctx, index_t layer, TensorView<const float, 3> queries,
                          TensorView<const T, 3> keys, TensorView<const T, 3> values,
                          TensorView<float, 3> out, std::span<const index_t> positions,
-                         Phase phase) {
-  return body_->cache.forward(ctx, layer, queries, keys, values, out, positions, phase);
+                         Phase phase, const StepInputs& inputs) {
+  return body_->cache.forward(ctx, layer, queries, keys, values, out, positions, phase, inputs);
+}
+const char* AnyCache::missing(index_t layer, const StepInputs& inputs, Phase phase) const {
+  return body_->cache.missing(layer, inputs, phase);
 }
 
 template Status AnyCache::append_rows(Context<Cpu>&, index_t, TensorView<const float, 3>,
@@ -101,13 +104,16 @@ template Status AnyCache::append_rows(Context<Cpu>&, index_t, TensorView<const b
                                  TensorView<const bfloat16, 3>, std::span<const index_t>);
 template Status AnyCache::forward_rows(Context<Cpu>&, index_t, TensorView<const float, 3>,
                                   TensorView<const float, 3>, TensorView<const float, 3>,
-                                  TensorView<float, 3>, std::span<const index_t>, Phase);
+                                  TensorView<float, 3>, std::span<const index_t>, Phase,
+                                  const StepInputs&);
 template Status AnyCache::forward_rows(Context<Cpu>&, index_t, TensorView<const float, 3>,
                                   TensorView<const half, 3>, TensorView<const half, 3>,
-                                  TensorView<float, 3>, std::span<const index_t>, Phase);
+                                  TensorView<float, 3>, std::span<const index_t>, Phase,
+                                  const StepInputs&);
 template Status AnyCache::forward_rows(Context<Cpu>&, index_t, TensorView<const float, 3>,
                                   TensorView<const bfloat16, 3>, TensorView<const bfloat16, 3>,
-                                  TensorView<float, 3>, std::span<const index_t>, Phase);
+                                  TensorView<float, 3>, std::span<const index_t>, Phase,
+                                  const StepInputs&);
 
 Status AnyCache::truncate(index_t tokens) { return body_->cache.truncate(tokens); }
 Status AnyCache::remove(Context<Cpu>& ctx, index_t first, index_t last) {
@@ -186,13 +192,18 @@ Message refusal(Status why, const AnyRecipe& recipe, const CacheShape& shape) {
 
 MakeResult make(const ParsedRecipe& recipe, const CacheShape& shape, On<Cpu>,
                 MemoryResource<Cpu>& memory) {
+  if (const AnyEvict::Missing lacks = recipe.stages.evict.missing(); lacks.fact != nullptr) {
+    Message m;
+    return {Status::missing_input,
+            m.put(lacks.word, " needs what it was not given: ModelFacts::", lacks.fact)};
+  }
   auto cache = AnyCache::make(recipe.stages, recipe.text.view(), shape, memory);
   if (!cache) return {cache.status(), refusal(cache.status(), recipe.stages, shape)};
   return std::move(*cache);
 }
 
 MakeResult make(std::string_view text, const CacheShape& shape, On<Cpu>,
-                MemoryResource<Cpu>& memory, const prim::RopeConfig& model, const Registry& words) {
+                MemoryResource<Cpu>& memory, const ModelFacts& model, const Registry& words) {
   const ParseResult recipe = parse(text, model, words);
   if (!recipe) {
     Message m;

@@ -29,7 +29,7 @@ bool word_char(char c) {
 
 class Parser {
  public:
-  Parser(std::string_view text, const prim::RopeConfig& model, const Registry& words)
+  Parser(std::string_view text, const ModelFacts& model, const Registry& words)
       : text_(text), model_(model), words_(words) {}
 
   ParseResult run() {
@@ -312,7 +312,7 @@ class Parser {
   }
 
   std::string_view text_;
-  const prim::RopeConfig& model_;
+  const ModelFacts& model_;
   const Registry& words_;
   std::size_t at_ = 0;
   Node node_[most_stages];
@@ -324,7 +324,7 @@ class Parser {
 
 }  // namespace
 
-ParseResult parse(std::string_view text, const prim::RopeConfig& model, const Registry& words) {
+ParseResult parse(std::string_view text, const ModelFacts& model, const Registry& words) {
   return Parser(text, model, words).run();
 }
 

@@ -96,7 +96,7 @@ void require_equal(const char* words, const R& recipe, const CacheShape& shape) 
   REQUIRE(b.status() == Status::ok);
   Twins<R> twins(shape, std::move(*a), std::move(*b));
   REQUIRE(twins.text.capabilities().changes_length == twins.type.capabilities().changes_length);
-  REQUIRE(twins.text.capabilities().needs_attention == twins.type.capabilities().needs_attention);
+  REQUIRE(twins.text.capabilities().needs == twins.type.capabilities().needs);
   REQUIRE(twins.text.capabilities().raw_keys == twins.type.capabilities().raw_keys);
   twins.forward(100);
   for (int i = 0; i < 40; ++i) twins.forward(1);

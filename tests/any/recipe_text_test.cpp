@@ -124,10 +124,10 @@ TEST_CASE("recipe text: a text that is too long or too deep is refused", "[any][
 TEST_CASE(
     "recipe text: the model's rope fills what the text leaves out, and the canonical text says so",
     "[any][recipe_text]") {
-  prim::RopeConfig model;
-  model.base = 500000.0;
-  model.scaling = prim::RopeScaling::llama3;
-  model.factor = 8.0;
+  any::ModelFacts model;
+  model.rope.base = 500000.0;
+  model.rope.scaling = prim::RopeScaling::llama3;
+  model.rope.factor = 8.0;
   const auto with = any::parse("reindex(factor=4)", model);
   REQUIRE(with);
   REQUIRE(with->stages.position.rope.base == 500000.0);

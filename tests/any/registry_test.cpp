@@ -171,7 +171,7 @@ namespace {
 
 struct Halves {
   static constexpr Descriptor about{"halves", Stage::evict, "a user"};
-  [[maybe_unused]] static constexpr bool needs_attention = false;
+  [[maybe_unused]] static constexpr Inputs needs{};
   index_t tokens = 8;
   auto pipeline() const { return evict::KeepAll{}.pipeline(); }
   Status validate(const CacheShape&) const { return Status::ok; }

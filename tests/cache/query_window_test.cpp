@@ -20,8 +20,7 @@ namespace {
 /// SnapKV's blocks with the attention of the window computed from its queries, at any step.
 struct Peek {
   static constexpr Descriptor about{"peek", Stage::evict, "test"};
-  static constexpr bool needs_attention = false;
-  static constexpr bool needs_queries = true;
+  static constexpr Inputs needs = Input::queries;
   index_t tokens = 32;
   index_t window = 8;
 
@@ -155,7 +154,6 @@ TEST_CASE("query window: steps without the queries they need are refused", "[cac
   REQUIRE(r.cache.step(r.ctx, 0, narrow) == Status::shape_mismatch);
   REQUIRE(r.cache.pending() == 20);
   REQUIRE(r.cache.step(r.ctx, 0, StepInputs{.queries = t.queries(shape)}) == Status::ok);
-  REQUIRE(r.cache.capabilities().needs_queries);
-  REQUIRE_FALSE(r.cache.capabilities().needs_attention);
+  REQUIRE(r.cache.capabilities().needs == Inputs(Input::queries));
   REQUIRE(r.cache.report().bytes() == r.memory.live_bytes);
 }

@@ -60,7 +60,7 @@ inline CondensedAttention<kvcondense::any::AnyCache> any_attention(std::string_v
   auto shape = cache_shape(tinylm().config);
   shape.dtype = dtype;
   auto made = any::make(recipe, shape, any::on<kvcondense::Cpu>, kvcondense::heap_memory(),
-                        library_rope(tinylm().config.rope, 2048));
+                        {.rope = library_rope(tinylm().config.rope, 2048)});
   INFO(made.message());
   REQUIRE(made);
   return CondensedAttention(*std::move(made));

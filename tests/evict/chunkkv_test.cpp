@@ -28,7 +28,7 @@ TEST_CASE("chunkkv: chunk scores and kept chunks equal the oracle", "[evict][chu
     for (index_t t = 0; t < n; ++t) m.push_back(static_cast<float>(mass(h, t)));
   const index_t offset[] = {0, n, 2 * n};
   StepView<Cpu> view;
-  view.shape = shape, view.offset = offset, view.attention = {{m.data(), offset, 2}, 1};
+  view.shape = shape, view.offset = offset, view.inputs.attention = {{m.data(), offset, 2}, 1};
   Context<Cpu> ctx;
   Scratch none;
   REQUIRE(bare.source.score(ctx, view, {}, {out.data(), offset, 2}, none) == Status::ok);

@@ -95,8 +95,8 @@ struct Driver {
     view.appended = appended;
     view.seen = seen;
     view.phase = phase;
-    view.attention.mass = {weights.data(), offset.data(), heads};
-    view.attention.rows = pipeline.attention().of(appended);
+    view.inputs.attention.mass = {weights.data(), offset.data(), heads};
+    view.inputs.attention.rows = pipeline.attention().of(appended);
     view.offset = offset.data();
     view.keys = key ? &keys : nullptr;
     view.values = value ? &values : nullptr;

@@ -25,7 +25,7 @@ namespace {
 /// A policy whose blocks are known only at run time.
 struct Any {
   static constexpr Descriptor about{"any", Stage::evict, "chosen at run time"};
-  static constexpr bool needs_attention = true;
+  static constexpr Inputs needs = Input::attention;
   evict::AnyPipeline blocks;
 
   Any() = default;

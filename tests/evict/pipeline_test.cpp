@@ -51,7 +51,7 @@ TEST_CASE("pipeline: group reductions equal the oracle", "[evict][pipeline]") {
   StepView<Cpu> view;
   view.shape = fx.shape;
   view.offset = offset;
-  view.attention = {{m.data(), offset, 2}, 1};
+  view.inputs.attention = {{m.data(), offset, 2}, 1};
   Context<Cpu> ctx;
   Scratch none;
   const auto require = [&](const auto& source, const auto& want) {

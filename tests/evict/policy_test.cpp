@@ -12,12 +12,12 @@ namespace {
 
 struct NoValidate {
   static constexpr Descriptor about{"mine", Stage::evict, "none"};
-  static constexpr bool needs_attention = true;
+  static constexpr Inputs needs = Input::attention;
   auto pipeline() const { return evict::H2O{}.pipeline(); }
 };
 
 struct Blind : evict::H2O {
-  static constexpr bool needs_attention = false;
+  static constexpr Inputs needs{};
 };
 
 struct WrongStage : evict::H2O {
@@ -37,7 +37,7 @@ struct EveryThirdLayer {
     }
   };
   static constexpr Descriptor about{"every_third_layer", Stage::evict, "a test"};
-  static constexpr bool needs_attention = true;
+  static constexpr Inputs needs = Input::attention;
 
   auto pipeline() const { return evict::H2O{.heavy = 1, .recent = 1}.pipeline().with_allocate(Allocate{}); }
   Status validate(const CacheShape&) const { return Status::ok; }

@@ -24,7 +24,7 @@ inline double number(std::uint32_t seed, index_t head, index_t token) {
 template <class P>
 auto ragged(const P& policy, const CacheShape& shape, std::uint32_t seed, const Ints& identity) {
   auto d = drive(shape, policy);
-  const bool one_set = d.pipeline.source.one_set() && P::needs_attention;
+  const bool one_set = d.pipeline.source.one_set() && P::needs.has(Input::attention);
   constexpr index_t sizes[] = {0, 1, 30, 31, 32, 256};
   d.seen = 300;
   for (index_t h = 0; h < shape.kv_heads; ++h) {
@@ -107,7 +107,7 @@ void check_promises_once(const P& policy, const P& roomy, Promises promised, std
     REQUIRE(other.step(appended, Phase::prefill_end, mass_of(swapped, false)) == Status::ok);
     for (index_t h = 0; h < heads; ++h) REQUIRE(other.held[at(h)] == d.held[at(heads - 1 - h)]);
   }
-  if (P::needs_attention) {  // attention that is not a number does no harm, and is counted
+  if (P::needs.has(Input::attention)) {  // attention that is not a number does no harm, and is counted
     auto bad = ragged(policy, shape, seed, same);
     REQUIRE(bad.step(appended, Phase::prefill_end, mass_of(same, true)) == Status::ok);
     index_t met = 0;

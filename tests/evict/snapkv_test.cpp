@@ -22,7 +22,7 @@ std::vector<std::vector<float>> scores(const Pipeline& p, const CacheShape& shap
   StepView<Cpu> view;
   view.shape = shape;
   view.offset = offset.data();
-  view.attention = {{m.data(), offset.data(), shape.kv_heads}, rows};
+  view.inputs.attention = {{m.data(), offset.data(), shape.kv_heads}, rows};
   std::vector<std::byte> memory(p.workspace_bytes(shape, offset.back()) + Scratch::align);
   Scratch s(memory);
   Context<Cpu> ctx;

@@ -6,7 +6,7 @@ using namespace kvcondense;
 
 struct Mine {
   static constexpr Descriptor about{"mine", Stage::evict, "none"};
-  static constexpr bool needs_attention = true;
+  static constexpr Inputs needs = Input::attention;
 #ifndef KVCONDENSE_EXPECT_FAIL
   auto pipeline() const { return evict::H2O{}.pipeline(); }
   Status validate(const CacheShape&) const { return Status::ok; }

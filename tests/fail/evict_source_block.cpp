@@ -13,7 +13,7 @@ struct Source : evict::KeyNorm {
 
 struct Mine {
   static constexpr Descriptor about{"mine", Stage::evict, "none"};
-  static constexpr bool needs_attention = false;
+  static constexpr Inputs needs{};
   constexpr auto pipeline() const {
     return evict::Pipeline{Source{},          evict::NoPool{}, evict::NoProtect{},
                            evict::Absolute{}, evict::TopK{},   evict::EveryStep{}};

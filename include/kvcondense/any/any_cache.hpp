@@ -37,7 +37,7 @@ inline constexpr On<B> on{};
 /// library
 ///          kvcondense::any, which a program that uses this header links.
 /// Needs    a Context<Cpu>, from backend/cpu/context.hpp or cpu.hpp; what its recipe needs:
-///          `capabilities().needs_attention` says whether `step` wants attention.
+///          `capabilities().needs` says what `step` wants, `missing` what it does not find.
 /// Cost     one call through the wall per layer and call, one indirect call per page run and codec;
 /// the
 ///          object itself is one pointer to memory of the caller's resource.
@@ -94,9 +94,11 @@ class AnyCache {
     requires StoredNumbers<K, V>
   Status forward(Context<Cpu>& ctx, index_t layer, TensorView<const float, 3> queries,
                  TensorView<K, 3> keys, TensorView<V, 3> values, TensorView<float, 3> out,
-                 std::span<const index_t> positions = {}, Phase phase = Phase::automatic) {
-    return forward_rows<std::remove_const_t<K>>(ctx, layer, queries, keys, values, out, positions, phase);
+                 std::span<const index_t> positions = {}, Phase phase = Phase::automatic,
+                 const StepInputs& inputs = {}) {
+    return forward_rows<std::remove_const_t<K>>(ctx, layer, queries, keys, values, out, positions, phase, inputs);
   }
+  const char* missing(index_t layer, const StepInputs& inputs, Phase phase = Phase::automatic) const;
 
   Status truncate(index_t tokens);
   Status remove(Context<Cpu>& ctx, index_t first, index_t last);
@@ -122,7 +124,8 @@ class AnyCache {
   template <class T>
   Status forward_rows(Context<Cpu>& ctx, index_t layer, TensorView<const float, 3> queries,
                       TensorView<const T, 3> keys, TensorView<const T, 3> values,
-                      TensorView<float, 3> out, std::span<const index_t> positions, Phase phase);
+                      TensorView<float, 3> out, std::span<const index_t> positions, Phase phase,
+                      const StepInputs& inputs);
   Body* body_ = nullptr;
 };
 
@@ -159,7 +162,7 @@ class [[nodiscard]] MakeResult {
 ///   auto cache = any::make("h2o(heavy=256, recent=256) + kivi2(group=32)", shape, any::on<Cpu>);
 ///   if (!cache) return complain(cache.message());
 MakeResult make(std::string_view text, const CacheShape& shape, On<Cpu>,
-                MemoryResource<Cpu>& memory = heap_memory(), const prim::RopeConfig& model = {},
+                MemoryResource<Cpu>& memory = heap_memory(), const ModelFacts& model = {},
                 const Registry& words = builtin());
 /// The same for a recipe that is already read, as a server with many sequences wants it.
 MakeResult make(const ParsedRecipe& recipe, const CacheShape& shape, On<Cpu>,

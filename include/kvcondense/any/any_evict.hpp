@@ -3,6 +3,7 @@
 #include <type_traits>
 
 #include <kvcondense/any/inline_value.hpp>
+#include <kvcondense/any/model_facts.hpp>
 #include <kvcondense/core/policy.hpp>
 #include <kvcondense/core/shape.hpp>
 #include <kvcondense/evict/erased.hpp>
@@ -16,7 +17,7 @@ class AnyEvict;
 /// chain. `budget::Ada<Inner>` is compiled once and wraps whatever the text named.
 struct Inner {
   static constexpr Descriptor about{"any", Stage::evict, "chosen at run time"};
-  static constexpr bool needs_attention = true;
+  static constexpr Inputs needs = Inputs::all();
 
   const AnyEvict* chain = nullptr;
   int links = 0;
@@ -33,6 +34,7 @@ struct EvictTable {
   evict::AnyPipeline (*pipeline)(const EvictRoom&, Inner below);
   Status (*validate)(const EvictRoom&, Inner below, const CacheShape&);
   const char* (*word)(const EvictRoom&);
+  const char* (*missing)(const EvictRoom&);
 };
 
 /// A policy (Member is nullptr) or a wrapper whose inner policy is its member `Member`.
@@ -51,7 +53,9 @@ struct EvictCalls {
   }
   static const char* word(const EvictRoom& room) { return word_of(room.as<P>()); }
 
-  static constexpr EvictTable table{pipeline, validate, word};
+  static const char* missing(const EvictRoom& room) { return missing_fact(room.as<P>()); }
+
+  static constexpr EvictTable table{pipeline, validate, word, missing};
 };
 
 }  // namespace detail
@@ -60,7 +64,7 @@ struct EvictCalls {
 class AnyEvict {
  public:
   static constexpr Descriptor about{"any", Stage::evict, "chosen at run time"};
-  static constexpr bool needs_attention = true;  ///< maybe: `pipeline().attention()` knows
+  static constexpr Inputs needs = Inputs::all();  ///< at most: `pipeline().inputs()` knows
   static constexpr int most_links = 4;
 
   AnyEvict();  ///< KeepAll
@@ -83,6 +87,18 @@ class AnyEvict {
   evict::AnyPipeline pipeline() const { return pipeline(links_); }
   Status validate(const CacheShape& shape) const { return validate(links_, shape); }
   const char* word() const { return link_[links_ - 1].table->word(link_[links_ - 1].room); }
+  /// A fact of the model that a method of the chain needs and was not given, and that method's word;
+  /// null: nothing is missing.
+  struct Missing {
+    const char* fact = nullptr;
+    const char* word = nullptr;
+  };
+  Missing missing() const {
+    for (int i = 0; i < links_; ++i)
+      if (const char* fact = link_[i].table->missing(link_[i].room); fact != nullptr)
+        return {fact, link_[i].table->word(link_[i].room)};
+    return {};
+  }
   bool changes_length() const { return !keeps_all_; }
 
  private:

@@ -52,8 +52,8 @@ class [[nodiscard]] ParseResult {
 ///   a stage is the policy that a wrapper takes value  := integer | real | real '%' | true | false
 ///   | name
 ///
-/// `model` fills the rope fields that the text leaves out.
-ParseResult parse(std::string_view text, const prim::RopeConfig& model = {},
+/// `model` fills what the text leaves out or cannot say.
+ParseResult parse(std::string_view text, const ModelFacts& model = {},
                   const Registry& words = builtin());
 
 /// A value as recipes spell it, and what a field accepts in words ("integer from 0 to 256").

@@ -7,9 +7,9 @@
 #include <kvcondense/any/any_recipe.hpp>
 #include <kvcondense/any/field.hpp>
 #include <kvcondense/any/inline_value.hpp>
+#include <kvcondense/any/model_facts.hpp>
 #include <kvcondense/core/policy.hpp>
 #include <kvcondense/core/status.hpp>
-#include <kvcondense/prim/rope.hpp>
 
 namespace kvcondense::any {
 
@@ -34,7 +34,7 @@ struct Entry {
   std::span<const Alias> aliases{};
   bool wraps = false;     ///< takes a policy: ada(snapkv(...))
   bool replaces = false;  ///< does not read the budget of what it wraps
-  void (*defaults)(Knobs&, const prim::RopeConfig& model) = nullptr;
+  void (*defaults)(Knobs&, const ModelFacts& model) = nullptr;
   void (*build)(const Knobs&,
                 AnyRecipe&) = nullptr;  ///< a wrapper goes around `evict` as it stands
 
@@ -51,7 +51,7 @@ struct Entry {
 std::string_view needs(const Entry& entry);
 
 /// The entry of a stage struct: word and source from its `about`, defaults from its default
-/// constructor, a member `rope` from the engine's model. A struct whose type depends on a field
+/// constructor, members that are named like a fact of the model from there. A struct whose type depends on a field
 /// (bits) is wrapped in one with a member `stage()` that returns the AnyEvict, AnyQuant or
 /// AnyPosition.
 template <class K>
@@ -60,9 +60,9 @@ constexpr Entry stage_entry(std::string_view summary, std::span<const Field> fie
   Entry e{K::about.word, K::about.stage, summary, K::about.source};
   e.fields = fields;
   e.aliases = aliases;
-  e.defaults = [](Knobs& knobs, const prim::RopeConfig& model) {
+  e.defaults = [](Knobs& knobs, const ModelFacts& model) {
     K k{};
-    if constexpr (requires { k.rope = model; }) k.rope = model;
+    take_facts(k, model);
     knobs.store(k);
   };
   e.build = [](const Knobs& knobs, AnyRecipe& out) {
@@ -89,7 +89,11 @@ constexpr Entry wrapper_entry(Stage room, std::string_view summary,
   e.fields = fields;
   e.aliases = aliases;
   e.wraps = true;
-  e.defaults = [](Knobs& knobs, const prim::RopeConfig&) { knobs.store(W{}); };
+  e.defaults = [](Knobs& knobs, const ModelFacts& model) {
+    W w{};
+    take_facts(w, model);
+    knobs.store(w);
+  };
   e.build = [](const Knobs& knobs, AnyRecipe& out) {
     // The parser has counted the wrappers, so there is room.
     (void)out.evict.template wrap<Member>(knobs.as<W>());

@@ -25,8 +25,7 @@ namespace kvcondense::budget {
 template <class P>
 struct Ada {
   static constexpr Descriptor about{"ada", Stage::evict, "arXiv:2407.11550"};
-  static constexpr bool needs_attention = P::needs_attention;
-  static constexpr bool needs_queries = evict::needs_queries<P>;
+  static constexpr Inputs needs = P::needs;
 
   P policy{};
   double floor = 0.2;

@@ -24,8 +24,7 @@ namespace kvcondense::budget {
 template <class P>
 struct Pyramid {
   static constexpr Descriptor about{"pyramid", Stage::evict, "arXiv:2406.02069"};
-  static constexpr bool needs_attention = P::needs_attention;
-  static constexpr bool needs_queries = evict::needs_queries<P>;
+  static constexpr Inputs needs = P::needs;
 
   P policy{};
   double beta = 20.0;

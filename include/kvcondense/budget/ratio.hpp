@@ -22,8 +22,7 @@ namespace kvcondense::budget {
 template <class P>
 struct Ratio {
   static constexpr Descriptor about{"ratio", Stage::evict, "kvpress"};
-  static constexpr bool needs_attention = P::needs_attention;
-  static constexpr bool needs_queries = evict::needs_queries<P>;
+  static constexpr Inputs needs = P::needs;
 
   P policy{};
   double keep = 0.5;

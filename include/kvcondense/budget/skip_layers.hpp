@@ -21,8 +21,7 @@ namespace kvcondense::budget {
 template <class P>
 struct SkipLayers {
   static constexpr Descriptor about{"skip_layers", Stage::evict, "arXiv:2406.11430"};
-  static constexpr bool needs_attention = P::needs_attention;
-  static constexpr bool needs_queries = evict::needs_queries<P>;
+  static constexpr Inputs needs = P::needs;
 
   P policy{};
   index_t layers = 2;

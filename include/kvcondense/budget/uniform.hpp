@@ -21,8 +21,7 @@ namespace kvcondense::budget {
 template <class P>
 struct Uniform {
   static constexpr Descriptor about{"uniform", Stage::evict, "none"};
-  static constexpr bool needs_attention = P::needs_attention;
-  static constexpr bool needs_queries = evict::needs_queries<P>;
+  static constexpr Inputs needs = P::needs;
 
   P policy{};
   index_t tokens = 1024;

@@ -86,12 +86,12 @@ class Cache {
 
   /// Lets the recipe act on a layer: evict, then code what left the exact window.
   Status step(Context<B>& ctx, index_t layer, Phase phase = Phase::automatic)
-    requires(!needs_attention<R> && !needs_queries<R>)
+    requires(needs<R>.empty())
   {
     return run_step(ctx, layer, {}, phase);
   }
   Status step(Context<B>& ctx, index_t layer, const AttentionView& attention, Phase phase = Phase::automatic)
-    requires(!needs_queries<R>)
+    requires(needs<R>.within(Input::attention))
   {
     return run_step(ctx, layer, {attention, {}}, phase);
   }
@@ -100,33 +100,45 @@ class Cache {
     return run_step(ctx, layer, inputs, phase);
   }
   template <class Asked = R>
-    requires needs_queries<Asked>
+    requires(!needs<Asked>.within(Input::attention))
   Status step(Context<B>&, index_t, const AttentionView&, Phase = Phase::automatic) {
     static_assert(detail::always_false<Asked>,
-                  "kvcondense: this recipe evicts by queries: pass step the queries in its StepInputs, or call forward.");
+                  "kvcondense: this recipe's policy looks at more than attention: pass step its StepInputs, or call forward.");
     return Status::missing_input;
   }
   template <class Asked = R>
-    requires needs_queries<Asked>
+    requires(!needs<Asked>.within(Input::attention))
   Status step(Context<B>&, index_t, Phase = Phase::automatic) {
     static_assert(detail::always_false<Asked>,
-                  "kvcondense: this recipe evicts by queries: pass step the queries in its StepInputs, or call forward.");
+                  "kvcondense: this recipe's policy looks at more than attention: pass step its StepInputs, or call forward.");
     return Status::missing_input;
   }
   template <class Asked = R>
-    requires(needs_attention<Asked> && !needs_queries<Asked>)
+    requires(needs<Asked> == Inputs(Input::attention))
   Status step(Context<B>&, index_t, Phase = Phase::automatic) {
     static_assert(detail::always_false<Asked>,
                   "kvcondense: this recipe evicts by attention: pass step the mass that attend measured, or call forward.");
     return Status::missing_input;
   }
 
-  /// append, attend and step in one call, with the mass in the workspace.
+  /// append, attend and step in one call. It measures the mass and passes the queries on itself; what
+  /// else the recipe needs comes in `inputs`.
+  template <class K, class V>
+    requires StoredNumbers<K, V>
+  Status forward(Context<B>& ctx, index_t layer, TensorView<const float, 3> queries, TensorView<K, 3> keys,
+                 TensorView<V, 3> values, TensorView<float, 3> out, std::span<const index_t> positions,
+                 Phase phase, StepInputs inputs);
   template <class K, class V>
     requires StoredNumbers<K, V>
   Status forward(Context<B>& ctx, index_t layer, TensorView<const float, 3> queries, TensorView<K, 3> keys,
                  TensorView<V, 3> values, TensorView<float, 3> out, std::span<const index_t> positions = {},
-                 Phase phase = Phase::automatic);
+                 Phase phase = Phase::automatic) {
+    static_assert(detail::dependent<K>(needs<R>).within(Input::attention | Input::queries),
+                  "kvcondense: this recipe's policy needs inputs that forward cannot make: pass it StepInputs.");
+    return forward(ctx, layer, queries, keys, values, out, positions, phase, {});
+  }
+  /// The first input that the coming step of a layer needs and does not find in `inputs`, if any.
+  const char* missing(index_t layer, const StepInputs& inputs, Phase phase = Phase::automatic) const;
 
   /// Forgets all tokens from ordinal `tokens` on, in every layer.
   Status truncate(index_t tokens);
@@ -157,6 +169,7 @@ class Cache {
   using Pipeline = decltype(std::declval<Evict>().pipeline());
 
   StepView<B> step_view(index_t layer, Phase phase) const;
+  Status check_input(const StepView<B>& view, Input what) const;
   Status run_step(Context<B>& ctx, index_t layer, const StepInputs& inputs, Phase phase);
   /// What turns stored dot products into logits.
   float logit_scale() const {

@@ -65,8 +65,7 @@ Capabilities Cache<B, R>::capabilities() const {
   Capabilities c;
   if constexpr (requires { recipe_.evict.changes_length(); }) c.changes_length = recipe_.evict.changes_length();
   else c.changes_length = !std::same_as<Evict, evict::KeepAll>;
-  c.needs_attention = pipeline_.attention().rows != AttentionNeed::Rows::none;
-  c.needs_queries = pipeline_.queries().rows != AttentionNeed::Rows::none;
+  c.needs = pipeline_.inputs();
   c.raw_keys = recipe_.position.raw_keys;
   c.rotated_input = recipe_.position.rotated_input;
   c.lossy_slots = recipe_.quant.key_flush().block > 0 || recipe_.quant.value_flush().block > 0;
@@ -190,7 +189,7 @@ template <class K, class V>
   requires StoredNumbers<K, V>
 Status Cache<B, R>::forward(Context<B>& ctx, index_t layer, TensorView<const float, 3> queries,
                             TensorView<K, 3> keys, TensorView<V, 3> values, TensorView<float, 3> out,
-                            std::span<const index_t> positions, Phase phase) {
+                            std::span<const index_t> positions, Phase phase, StepInputs inputs) {
   if (const Status s = append(ctx, layer, keys, values, positions); s != Status::ok) return s;
   const index_t n = queries.extent[1], added = keys.extent[1];
   AttendOutputs measure;
@@ -202,7 +201,8 @@ Status Cache<B, R>::forward(Context<B>& ctx, index_t layer, TensorView<const flo
   }
   Context<B> rest = ctx.with_workspace(all.rest());
   Status s = attend(rest, layer, queries, out, measure);
-  if (s == Status::ok) s = run_step(rest, layer, {{measure.mass, mass_rows(n)}, queries}, phase);
+  inputs.attention = {measure.mass, mass_rows(n)}, inputs.queries = queries;
+  if (s == Status::ok) s = run_step(rest, layer, inputs, phase);
   if (s != Status::ok) truncate_layer(layer, added);
   return s;
 }

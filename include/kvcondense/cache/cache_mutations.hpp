@@ -17,25 +17,52 @@ StepView<B> Cache<B, R>::step_view(index_t layer, Phase phase) const {
   return view;
 }
 
+/// Whether the inputs in the view are what the pipeline reads in this step.
+template <Backend B, class R>
+Status Cache<B, R>::check_input(const StepView<B>& view, Input what) const {
+  if (view.phase == Phase::turn || !pipeline_.inputs().has(what)) return Status::ok;
+  const StepInputs& in = view.inputs;
+  if (what == Input::attention) {
+    if (!pipeline_.reads_attention(view)) return Status::ok;
+    const AttentionView& a = in.attention;
+    if (a.mass.data == nullptr || a.rows <= 0) return Status::missing_input;
+    return a.mass.heads == view.heads() && a.mass.size() == view.total() ? Status::ok : Status::shape_mismatch;
+  }
+  if (what == Input::queries) {
+    const index_t rows = in.queries.extent[1];
+    if (in.queries.data == nullptr || rows < pipeline_.queries().of(view.appended)) return Status::missing_input;
+    const bool fits = in.queries.extent[0] == shape_.q_heads && in.queries.extent[2] == shape_.head_dim;
+    return fits && rows <= view.appended ? Status::ok : Status::shape_mismatch;
+  }
+  return kvcondense::check_input(in, what, shape_, view.appended);
+}
+
+template <Backend B, class R>
+const char* Cache<B, R>::missing(index_t layer, const StepInputs& inputs, Phase phase) const {
+  if (layer < 0 || layer >= shape_.layers) return nullptr;
+  StepView<B> view = step_view(layer, phase);
+  view.inputs = inputs;
+  for (const Input i : all_inputs)
+    if (check_input(view, i) == Status::missing_input) return to_string(i);
+  return nullptr;
+}
+
 template <Backend B, class R>
 Status Cache<B, R>::run_step(Context<B>& ctx, index_t layer, const StepInputs& inputs, Phase phase) {
   if (layer < 0 || layer >= shape_.layers) return Status::out_of_range;
   Layer& l = layers_[layer];
-  if (l.counters.pending == 0) return Status::order_violation;
+  const bool turn = phase == Phase::turn;
+  if ((l.counters.pending == 0) != turn) return Status::order_violation;
+  if (inputs.incoming < 0) return Status::invalid_argument;
   StepView<B> view = step_view(layer, phase);
-  const AttentionView& attention = inputs.attention;
-  if (pipeline_.reads_attention(view)) {
-    if (attention.mass.data == nullptr || attention.rows <= 0) return Status::missing_input;
-    if (attention.mass.heads != shape_.kv_heads || attention.mass.size() != l.total()) return Status::shape_mismatch;
-  }
+  view.inputs = inputs;
+  for (const Input i : all_inputs)
+    if (const Status s = check_input(view, i); s != Status::ok) return s;
   Scratch scratch(ctx.workspace());
   const index_t heads = shape_.kv_heads, total = l.total(), rows = inputs.queries.extent[1];
-  const AttentionNeed want = pipeline_.queries();
+  const bool wants_queries = pipeline_.queries().rows != AttentionNeed::Rows::none && !turn;
   std::span<std::byte> column_scratch;
-  if (want.rows != AttentionNeed::Rows::none) {
-    if (inputs.queries.data == nullptr || rows < want.of(l.counters.pending)) return Status::missing_input;
-    if (inputs.queries.extent[0] != shape_.q_heads || inputs.queries.extent[2] != shape_.head_dim || rows > l.counters.pending)
-      return Status::shape_mismatch;
+  if (wants_queries) {
     const std::size_t bytes =
         prim::AttendColumns<Cpu>::workspace_bytes(ctx.workers(), shape_, std::max(rows, plan_.query_rows));
     std::byte* p = scratch.take<std::byte>(static_cast<index_t>(bytes));
@@ -65,8 +92,8 @@ Status Cache<B, R>::run_step(Context<B>& ctx, index_t layer, const StepInputs& i
   const cache::ReadRotation rotation{recipe_.position.raw_keys ? &rope_ : nullptr,
                                      recipe_.position.rotated_input ? l.pending_positions.data() : nullptr};
   const cache::LayerColumns<Layer> columns(l, scaled, rotation, inputs.queries, column_scratch);
-  view.attention = attention, view.keys = &keys, view.values = &values;
-  if (want.rows != AttentionNeed::Rows::none) view.columns = &columns;
+  view.keys = &keys, view.values = &values;
+  if (wants_queries) view.columns = &columns;
   const std::span<const RaggedView<float>> lane_views(lanes, static_cast<std::size_t>(lane_count));
   for (index_t h = 0; h < heads; ++h) keep.count[h] = keep.budget[h] = l.heads[h].slots();
   if (const Status s = pipeline_.observe(ctx, view, lane_views); s != Status::ok) return s;
@@ -81,7 +108,7 @@ Status Cache<B, R>::run_step(Context<B>& ctx, index_t layer, const StepInputs& i
   l.counters.evictions += kept < total;
   l.counters.evicted_slots += total - kept;
   l.counters.nan_scores += nan;
-  if (l.window.most() > 0)
+  if (l.window.most() > 0 && !turn)
     l.window.push(inputs.queries, l.pending_positions.data() + l.counters.pending - rows, l.counters.seen - 1);
   l.counters.pending = 0;
   l.pending_positions.shrink(0);

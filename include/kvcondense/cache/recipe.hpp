@@ -86,12 +86,9 @@ constexpr auto recipe(S... stages) {
 template <class E, class Q, class P>
 Recipe(E, Q, P) -> Recipe<E, Q, P>;
 
-/// Does a step of this recipe need the attention that `attend` measured?
+/// What a step of this recipe needs besides the tokens.
 template <class R>
-inline constexpr bool needs_attention = decltype(R::evict)::needs_attention;
-/// Does it need the queries themselves?
-template <class R>
-inline constexpr bool needs_queries = evict::needs_queries<decltype(R::evict)>;
+inline constexpr Inputs needs = decltype(R::evict)::needs;
 
 /// The type of a recipe, for members and functions that hold a cache:
 /// `Cache<Cpu, RecipeOf<evict::H2O, quant::Kivi<2>>>`.

@@ -3,6 +3,7 @@
 #include <cstddef>
 
 #include <kvcondense/core/config.hpp>
+#include <kvcondense/core/step_inputs.hpp>
 
 namespace kvcondense {
 
@@ -34,8 +35,7 @@ struct Report {
 /// What a recipe does and needs, known before anything runs.
 struct Capabilities {
   bool changes_length = false;    ///< slots leave: positions and prefix reuse need care
-  bool needs_attention = false;   ///< `step` wants the mass that `attend` measures
-  bool needs_queries = false;     ///< `step` wants the queries that `attend` got
+  Inputs needs{};                 ///< what `step` wants besides the tokens
   bool raw_keys = false;          ///< keys are stored without rotation and rotated when read
   bool rotated_input = true;      ///< the engine passes rotated queries and keys
   bool lossy_slots = false;       ///< slots are coded

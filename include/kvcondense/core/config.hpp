@@ -29,5 +29,11 @@ namespace detail {
 template <class...>
 inline constexpr bool always_false = false;
 
+/// A value that templates see only when they are instantiated.
+template <class, class T>
+constexpr T dependent(T value) {
+  return value;
+}
+
 }  // namespace detail
 }  // namespace kvcondense

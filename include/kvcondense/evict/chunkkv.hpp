@@ -32,7 +32,7 @@ namespace kvcondense::evict {
 ///          not_supported in a step whose heads hold different numbers of slots.
 struct ChunkKV {
   static constexpr Descriptor about{"chunkkv", Stage::evict, "arXiv:2502.00299"};
-  static constexpr bool needs_attention = true;
+  static constexpr Inputs needs = Input::attention;
 
   index_t tokens = 1024;
   index_t window = 32;

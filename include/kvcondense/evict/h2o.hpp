@@ -27,7 +27,7 @@ namespace kvcondense::evict {
 /// Errors   invalid_argument when heavy or recent is negative, or both are zero.
 struct H2O {
   static constexpr Descriptor about{"h2o", Stage::evict, "arXiv:2306.14048"};
-  static constexpr bool needs_attention = true;
+  static constexpr Inputs needs = Input::attention;
 
   index_t heavy = 256;
   index_t recent = 256;

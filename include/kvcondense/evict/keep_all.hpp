@@ -26,7 +26,7 @@ namespace kvcondense::evict {
 /// Errors   none.
 struct KeepAll {
   static constexpr Descriptor about{"keep_all", Stage::evict, "none"};
-  static constexpr bool needs_attention = false;
+  static constexpr Inputs needs{};
 
   constexpr auto pipeline() const {
     return Pipeline{NoScore{}, NoPool{}, NoProtect{}, Unlimited{}, Fixed{}, Never{}};

@@ -31,7 +31,7 @@ namespace kvcondense::evict {
 /// Errors   invalid_argument when recent is negative or tokens <= recent.
 struct KeyDiff {
   static constexpr Descriptor about{"keydiff", Stage::evict, "arXiv:2504.15364"};
-  static constexpr bool needs_attention = false;
+  static constexpr Inputs needs{};
 
   index_t tokens = 2048;
   index_t recent = 32;

@@ -28,7 +28,7 @@ namespace kvcondense::evict {
 /// Errors   invalid_argument when recent is negative or tokens <= recent.
 struct Knorm {
   static constexpr Descriptor about{"knorm", Stage::evict, "arXiv:2406.11430"};
-  static constexpr bool needs_attention = false;
+  static constexpr Inputs needs{};
 
   index_t tokens = 1024;
   index_t recent = 32;

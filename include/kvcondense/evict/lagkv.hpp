@@ -35,7 +35,7 @@ namespace kvcondense::evict {
 ///          keep leaves a block nothing.
 struct LagKV {
   static constexpr Descriptor about{"lagkv", Stage::evict, "arXiv:2504.04704"};
-  static constexpr bool needs_attention = false;
+  static constexpr Inputs needs{};
 
   index_t sinks = 16;
   index_t lag = 128;

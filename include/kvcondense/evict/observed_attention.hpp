@@ -33,7 +33,7 @@ namespace kvcondense::evict {
 /// Errors   invalid_argument unless 0 < keep <= 1, or when sinks or recent is negative.
 struct ObservedAttention {
   static constexpr Descriptor about{"observed_attention", Stage::evict, "kvpress"};
-  static constexpr bool needs_attention = true;
+  static constexpr Inputs needs = Input::attention;
 
   double keep = 0.5;
   index_t sinks = 0;

@@ -36,6 +36,18 @@ constexpr AttentionNeed query_need(const Source& source) {
   if constexpr (requires { source.queries(); }) return source.queries();
   else return {};
 }
+/// Tells a source of a turn that is about to begin; most have nothing to do.
+template <class Source, Backend B>
+Status observe_turn(const Source& source, Context<B>& ctx, const StepView<B>& view, LaneViews lane) {
+  if constexpr (requires { source.observe_turn(ctx, view, lane); }) return source.observe_turn(ctx, view, lane);
+  else return Status::ok;
+}
+/// Inputs that a source reads besides attention and queries; sources that do not say read none.
+template <class Source>
+constexpr Inputs input_need(const Source& source) {
+  if constexpr (requires { source.inputs(); }) return source.inputs();
+  else return {};
+}
 
 /// One eviction method as a value: which blocks it is made of (the stages of the eviction pipeline,
 /// in their normative order). The cache runs `observe` at every step and, when `fires`, `choose`.
@@ -45,8 +57,10 @@ constexpr AttentionNeed query_need(const Source& source) {
 ///                                                                  only in steps that fire
 ///               queries() -> AttentionNeed (may be left out)   rows of `view.columns`; with Rows::last
 ///                                                               the cache keeps older steps' queries
+///               inputs() -> Inputs (may be left out)  what else of `view.inputs` it reads, at every step
 ///               one_set() -> bool                    the same scores for every head of a layer?
 ///               observe(ctx, view, lanes) -> Status  updates accumulators, may do nothing
+///               observe_turn(ctx, view, lanes) -> Status (may be left out)   the same before a turn
 ///               score(ctx, view, lanes, RaggedView<float> out, Scratch&) -> Status
 ///   pool        run(ctx, view, const Protected*, RaggedView<float> scores, Scratch&) -> Status
 ///               in place, over each head's candidates only
@@ -57,7 +71,8 @@ constexpr AttentionNeed query_need(const Source& source) {
 ///   select      run(ctx, view, RaggedView<const float> scores, const Protected*, const KeepSet&,
 ///                   Scratch&) -> Status              never reads scores while every head is within
 ///                                                    its budget, and then keeps everything
-///   trigger     fires(view) -> bool                  a pure function of counters
+///   trigger     fires(view) -> bool                  a pure function of counters; in Phase::turn only
+///                                                    for methods that make room for what is coming
 /// source, pool, allocate and select also have `workspace_bytes(shape, max_total_slots)`.
 template <class Source, class Pool, class Protect, class Allocate, class Select, class Trigger>
 struct Pipeline {
@@ -70,6 +85,12 @@ struct Pipeline {
 
   constexpr AttentionNeed attention() const { return source.attention(); }
   constexpr AttentionNeed queries() const { return query_need(source); }
+  constexpr Inputs inputs() const {
+    Inputs r = input_need(source);
+    if (attention().rows != AttentionNeed::Rows::none) r = r | Input::attention;
+    if (queries().rows != AttentionNeed::Rows::none) r = r | Input::queries;
+    return r;
+  }
   constexpr index_t lanes() const { return source.lanes(); }
 
   /// The same method with another budget allocator: what budget wrappers are made of.
@@ -78,8 +99,10 @@ struct Pipeline {
     return {source, pool, protect, a, select, trigger};
   }
 
+  /// A turn brings no tokens: only sources that say what it means for them look at it.
   template <Backend B>
   Status observe(Context<B>& ctx, const StepView<B>& view, LaneViews lane) const {
+    if (view.phase == Phase::turn) return observe_turn(source, ctx, view, lane);
     return source.observe(ctx, view, lane);
   }
 
@@ -92,7 +115,7 @@ struct Pipeline {
   /// trigger fires.
   template <Backend B>
   bool reads_attention(const StepView<B>& view) const {
-    return attention().rows != AttentionNeed::Rows::none && (lanes() > 0 || fires(view));
+    return attention().rows != AttentionNeed::Rows::none && view.phase != Phase::turn && (lanes() > 0 || fires(view));
   }
 
   std::size_t workspace_bytes(const CacheShape& shape, index_t slots) const {

@@ -15,8 +15,8 @@ namespace kvcondense::evict {
 namespace detail {
 
 template <class P>
-concept SaysNeedsAttention = requires {
-  { std::bool_constant<P::needs_attention>::value } -> std::convertible_to<bool>;
+concept SaysNeeds = requires {
+  { P::needs } -> std::convertible_to<Inputs>;
 };
 
 template <class P>
@@ -77,27 +77,13 @@ concept TriggerBlock = requires(const T trigger, const StepView<B>& view) {
   { trigger.fires(view) } -> std::same_as<bool>;
 };
 
-/// Whether a default policy asks for attention; false too when that is only known at run time.
+/// The inputs that a default policy asks for; none where that is only known at run time.
 template <class P>
-constexpr bool asks_for_attention() {
-  if constexpr (requires {
-                  typename std::bool_constant<P{}.pipeline().attention().rows !=
-                                              AttentionNeed::Rows::none>;
-                })
-    return P{}.pipeline().attention().rows != AttentionNeed::Rows::none;
+constexpr Inputs asks_for() {
+  if constexpr (requires { typename std::bool_constant<P{}.pipeline().inputs().empty()>; })
+    return P{}.pipeline().inputs();
   else
-    return false;
-}
-
-/// Whether a default policy asks for queries; false too when that is only known at run time.
-template <class P>
-constexpr bool asks_for_queries() {
-  if constexpr (requires {
-                  typename std::bool_constant<P{}.pipeline().queries().rows != AttentionNeed::Rows::none>;
-                })
-    return P{}.pipeline().queries().rows != AttentionNeed::Rows::none;
-  else
-    return false;
+    return {};
 }
 
 template <class P, class B>
@@ -109,21 +95,13 @@ concept FitPipeline = requires(const P p) {
 
 }  // namespace detail
 
-/// Does a policy look at queries itself? Policies that do say so; wrappers repeat what they wrap.
-template <class P>
-inline constexpr bool needs_queries = [] {
-  if constexpr (requires { P::needs_queries; }) return P::needs_queries;
-  else return false;
-}();
-
 /// A value that names the blocks of an eviction pipeline: an eviction method, or a budget over one.
 template <class P, class B>
 concept EvictionPolicy =
-    Backend<B> && Described<P> && (P::about.stage == Stage::evict) &&
-    detail::SaysNeedsAttention<P> && detail::Validates<P> && detail::HasPipeline<P> &&
+    Backend<B> && Described<P> && (P::about.stage == Stage::evict) && detail::SaysNeeds<P> &&
+    detail::Validates<P> && detail::HasPipeline<P> &&
     detail::FitPipeline<decltype(std::declval<const P&>().pipeline()), B> &&
-    (P::needs_attention || !detail::asks_for_attention<P>()) &&
-    (needs_queries<P> || !detail::asks_for_queries<P>());
+    detail::asks_for<P>().within(P::needs);
 
 /// Same requirements as EvictionPolicy, one plain sentence per missing piece.
 template <class P, Backend B>
@@ -134,9 +112,9 @@ consteval bool check_eviction_policy() {
   if constexpr (Described<P>)
     static_assert(P::about.stage == Stage::evict,
                   "kvcondense: the stage in an eviction policy's 'about' is Stage::evict.");
-  static_assert(detail::SaysNeedsAttention<P>,
+  static_assert(detail::SaysNeeds<P>,
                 "kvcondense: an eviction policy needs a member "
-                "'static constexpr bool needs_attention'.");
+                "'static constexpr kvcondense::Inputs needs'.");
   static_assert(detail::Validates<P>,
                 "kvcondense: an eviction policy needs "
                 "'Status validate(const CacheShape&) const'.");
@@ -162,13 +140,9 @@ consteval bool check_eviction_policy() {
     static_assert(detail::TriggerBlock<decltype(Blocks::trigger), B>,
                   "kvcondense: a trigger block needs 'bool fires(view) const'.");
   }
-  if constexpr (detail::SaysNeedsAttention<P> && detail::HasPipeline<P>)
-    static_assert(P::needs_attention || !detail::asks_for_attention<P>(),
-                  "kvcondense: this policy's source asks for attention: needs_attention must be true.");
-  if constexpr (detail::HasPipeline<P>)
-    static_assert(needs_queries<P> || !detail::asks_for_queries<P>(),
-                  "kvcondense: this policy's source asks for queries: it needs a member "
-                  "'static constexpr bool needs_queries = true'.");
+  if constexpr (detail::SaysNeeds<P> && detail::HasPipeline<P>)
+    static_assert(detail::asks_for<P>().within(P::needs),
+                  "kvcondense: this policy's source asks for an input that its 'needs' does not name.");
   return true;
 }
 

@@ -30,7 +30,7 @@ namespace kvcondense::evict {
 /// Errors   invalid_argument when sinks is negative or recent is not positive.
 struct SinkWindow {
   static constexpr Descriptor about{"sink_window", Stage::evict, "arXiv:2309.17453"};
-  static constexpr bool needs_attention = false;
+  static constexpr Inputs needs{};
 
   index_t recent = 2000;
   index_t sinks = 4;

@@ -29,7 +29,7 @@ namespace kvcondense::evict {
 /// Errors   invalid_argument when window is not positive.
 struct SlidingWindow {
   static constexpr Descriptor about{"sliding_window", Stage::evict, "folklore"};
-  static constexpr bool needs_attention = false;
+  static constexpr Inputs needs{};
 
   index_t window = 1024;
 

@@ -28,7 +28,7 @@ namespace kvcondense::evict {
 /// Errors   invalid_argument when window is not positive, tokens <= window, or kernel is even.
 struct SnapKV {
   static constexpr Descriptor about{"snapkv", Stage::evict, "arXiv:2404.14469"};
-  static constexpr bool needs_attention = true;
+  static constexpr Inputs needs = Input::attention;
 
   index_t tokens = 1024;
   index_t window = 32;

@@ -28,7 +28,7 @@ namespace kvcondense::evict {
 ///          different numbers of slots.
 struct Tova {
   static constexpr Descriptor about{"tova", Stage::evict, "arXiv:2401.06104"};
-  static constexpr bool needs_attention = true;
+  static constexpr Inputs needs = Input::attention;
 
   index_t tokens = 1024;
 

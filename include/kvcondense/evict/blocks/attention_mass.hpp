@@ -30,7 +30,7 @@ struct PerHead {
   Status add(Context<B>& ctx, const StepView<B>& view, float scale, float keep,
              RaggedView<float> out) const {
     if (reduce == Reduce::mean) scale /= static_cast<float>(view.shape.group());
-    return prim::SlotNumbers<B>::mix(ctx, view.attention.mass, scale, keep, out);
+    return prim::SlotNumbers<B>::mix(ctx, view.inputs.attention.mass, scale, keep, out);
   }
 };
 
@@ -45,7 +45,7 @@ struct AllHeads {
   Status add(Context<B>& ctx, const StepView<B>& view, float scale, float keep,
              RaggedView<float> out) const {
     if (reduce == Reduce::mean) scale /= static_cast<float>(view.shape.q_heads);
-    return prim::SlotNumbers<B>::sum_heads(ctx, view.attention.mass, scale, keep, out);
+    return prim::SlotNumbers<B>::sum_heads(ctx, view.inputs.attention.mass, scale, keep, out);
   }
 };
 
@@ -97,12 +97,12 @@ struct AttentionMass {
 
   template <Backend B>
   Status observe(Context<B>& ctx, const StepView<B>& view, LaneViews lane) const {
-    return accumulate.observe(ctx, view, group, scale(view.attention), lane);
+    return accumulate.observe(ctx, view, group, scale(view.inputs.attention), lane);
   }
   template <Backend B>
   Status score(Context<B>& ctx, const StepView<B>& view, LaneViews lane, RaggedView<float> out,
                Scratch&) const {
-    return accumulate.score(ctx, view, group, scale(view.attention), lane, out);
+    return accumulate.score(ctx, view, group, scale(view.inputs.attention), lane, out);
   }
 
  private:

@@ -20,7 +20,7 @@ struct SumExposure {
   Status observe(Context<B>& ctx, const StepView<B>& view, const Group& group, float scale,
                  LaneViews lane) const {
     const Status s = group.add(ctx, view, scale, 1.0f, lane[0]);
-    return s == Status::ok ? prim::SlotExposure<B>::add(ctx, view.attention.rows, lane[1]) : s;
+    return s == Status::ok ? prim::SlotExposure<B>::add(ctx, view.inputs.attention.rows, lane[1]) : s;
   }
   template <Backend B, class Group>
   Status score(Context<B>& ctx, const StepView<B>&, const Group&, float, LaneViews lane,

@@ -18,8 +18,8 @@ struct Never {
 /// Trigger: every step, chunks of a prefill included.
 struct EveryStep {
   template <Backend B>
-  bool fires(const StepView<B>&) const {
-    return true;
+  bool fires(const StepView<B>& view) const {
+    return view.phase != Phase::turn;
   }
 };
 
@@ -35,7 +35,7 @@ struct PrefillOnce {
 struct PrefillOnceAndEveryStep {
   template <Backend B>
   bool fires(const StepView<B>& view) const {
-    return view.phase != Phase::prefill_chunk;
+    return view.phase == Phase::prefill_end || view.phase == Phase::decode;
   }
 };
 
@@ -61,7 +61,7 @@ struct Slack {
 
   template <Backend B>
   bool fires(const StepView<B>& view) const {
-    return view.total() >= (tokens + slack) * view.heads();
+    return view.phase != Phase::turn && view.total() >= (tokens + slack) * view.heads();
   }
 };
 

@@ -21,20 +21,26 @@ struct SourceTable {
   using At = const Link<SourceTable>*;
   AttentionNeed (*attention)(At);
   AttentionNeed (*queries)(At);
+  Inputs (*inputs)(At);
   index_t (*lanes)(At);
   bool (*one_set)(At);
   std::size_t (*workspace_bytes)(At, const CacheShape&, index_t);
   Status (*observe)(At, Ctx&, const View&, LaneViews);
+  Status (*observe_turn)(At, Ctx&, const View&, LaneViews);
   Status (*score)(At, Ctx&, const View&, LaneViews, RaggedView<float>, Scratch&);
 
   template <class S>
   static constexpr SourceTable of() {
     return {[](At a) { return block_at<S>(a).attention(); },
             [](At a) { return query_need(block_at<S>(a)); },
+            [](At a) { return input_need(block_at<S>(a)); },
             [](At a) { return block_at<S>(a).lanes(); },
             [](At a) { return block_at<S>(a).one_set(); },
             [](At a, const CacheShape& s, index_t n) { return block_at<S>(a).workspace_bytes(s, n); },
             [](At a, Ctx& c, const View& v, LaneViews l) { return block_at<S>(a).observe(c, v, l); },
+            [](At a, Ctx& c, const View& v, LaneViews l) {
+              return evict::observe_turn(block_at<S>(a), c, v, l);
+            },
             [](At a, Ctx& c, const View& v, LaneViews l, RaggedView<float> out, Scratch& s) {
               return block_at<S>(a).score(c, v, l, out, s);
             }};
@@ -60,6 +66,7 @@ template <class Self>
 struct SourceCalls {
   AttentionNeed attention() const { return at() ? at()->table->attention(at()) : AttentionNeed{}; }
   AttentionNeed queries() const { return at() ? at()->table->queries(at()) : AttentionNeed{}; }
+  Inputs inputs() const { return at() ? at()->table->inputs(at()) : Inputs{}; }
   index_t lanes() const { return at() ? at()->table->lanes(at()) : 0; }
   bool one_set() const { return at() && at()->table->one_set(at()); }
   std::size_t workspace_bytes(const CacheShape& shape, index_t slots) const {
@@ -67,6 +74,9 @@ struct SourceCalls {
   }
   Status observe(Ctx& ctx, const View& view, LaneViews lane) const {
     return at() ? at()->table->observe(at(), ctx, view, lane) : Status::not_supported;
+  }
+  Status observe_turn(Ctx& ctx, const View& view, LaneViews lane) const {
+    return at() ? at()->table->observe_turn(at(), ctx, view, lane) : Status::not_supported;
   }
   Status score(Ctx& ctx, const View& view, LaneViews lane, RaggedView<float> out, Scratch& s) const {
     return at() ? at()->table->score(at(), ctx, view, lane, out, s) : Status::not_supported;

@@ -1,4 +1,4 @@
-// EXPECT: this policy's source asks for attention: needs_attention must be true.
+// EXPECT: this policy's source asks for an input that its 'needs' does not name.
 #include <kvcondense/evict/h2o.hpp>
 
 using namespace kvcondense;
@@ -6,9 +6,9 @@ using namespace kvcondense;
 struct Mine {
   static constexpr Descriptor about{"mine", Stage::evict, "none"};
 #ifdef KVCONDENSE_EXPECT_FAIL
-  static constexpr bool needs_attention = false;
+  static constexpr Inputs needs{};
 #else
-  static constexpr bool needs_attention = true;
+  static constexpr Inputs needs = Input::attention;
 #endif
   constexpr auto pipeline() const { return evict::H2O{}.pipeline(); }
   Status validate(const CacheShape&) const { return Status::ok; }

@@ -1,0 +1,44 @@
+#pragma once
+
+#include <kvcondense/core/model_arrays.hpp>
+#include <kvcondense/prim/rope_config.hpp>
+
+namespace kvcondense::any {
+
+/// What an engine knows about its model and recipes cannot say in text. Every part may be left out; a
+/// recipe that needs one that is missing is refused with its name. Arrays are borrowed: they outlive
+/// the caches that are made with them.
+///
+/// A method takes a fact by having a member of the same name and type.
+struct ModelFacts {
+  prim::RopeConfig rope{};      ///< fills rope fields that the text leaves out
+  HeadTable gates{};            ///< of DuoAttention: how much a head needs far tokens, 0 to 1
+  HeadTable induction{};        ///< of RazorAttention: attention to what followed a token's earlier self
+  HeadTable echo{};             ///< of RazorAttention: attention to a token's earlier self
+  HeadTable shares{};           ///< what part of a budget each head gets; they sum to 1
+  LayerMatrices output{};       ///< output projection [hidden, q_heads * value_dim], as `o_proj.weight`
+  LayerMatrices retain_in{};    ///< of Locret: [inputs, hidden units]
+  LayerMatrices retain_out{};   ///< of Locret: [hidden units, kv_heads]
+};
+
+/// Gives `method` every fact that it has a member for.
+template <class K>
+constexpr void take_facts(K& method, const ModelFacts& facts) {
+  if constexpr (requires { method.rope = facts.rope; }) method.rope = facts.rope;
+  if constexpr (requires { method.gates = facts.gates; }) method.gates = facts.gates;
+  if constexpr (requires { method.induction = facts.induction; }) method.induction = facts.induction;
+  if constexpr (requires { method.echo = facts.echo; }) method.echo = facts.echo;
+  if constexpr (requires { method.shares = facts.shares; }) method.shares = facts.shares;
+  if constexpr (requires { method.output = facts.output; }) method.output = facts.output;
+  if constexpr (requires { method.retain_in = facts.retain_in; }) method.retain_in = facts.retain_in;
+  if constexpr (requires { method.retain_out = facts.retain_out; }) method.retain_out = facts.retain_out;
+}
+
+/// The name of a fact that the method cannot do without and has not got; null: none.
+template <class K>
+constexpr const char* missing_fact(const K& method) {
+  if constexpr (requires { method.missing(); }) return method.missing();
+  else return nullptr;
+}
+
+}  // namespace kvcondense::any
