@@ -25,7 +25,7 @@ std::string list_methods() {
   std::vector<std::vector<std::string>> rows;
   for (const any::Entry* e : any::builtin().entries())
     rows.push_back({std::string(e->word), kvcondense::to_string(e->room),
-                    std::string(any::needs(*e)), std::string(e->backends), std::string(e->source),
+                    std::string(any::needs(*e).view()), std::string(e->backends), std::string(e->source),
                     summary(*e)});
   return aligned_left(rows);
 }

@@ -9,6 +9,7 @@
 #include <kvcondense/evict/knorm.hpp>
 #include <kvcondense/evict/lagkv.hpp>
 #include <kvcondense/evict/observed_attention.hpp>
+#include <kvcondense/evict/rkv.hpp>
 #include <kvcondense/evict/sink_window.hpp>
 #include <kvcondense/evict/sliding_window.hpp>
 #include <kvcondense/evict/snapkv.hpp>
@@ -27,6 +28,7 @@ using evict::KeyDiff;
 using evict::Knorm;
 using evict::LagKV;
 using evict::ObservedAttention;
+using evict::RKV;
 using evict::SinkWindow;
 using evict::SlidingWindow;
 using evict::SnapKV;
@@ -120,6 +122,18 @@ constexpr Field chunkkv_fields[] = {
                                       chunk_reductions),
 };
 
+constexpr Field rkv_fields[] = {
+    number<RKV, &RKV::tokens>("tokens", "budget", "slots of a head that stay, window included", 2,
+                              most_slots),
+    number<RKV, &RKV::window>("window", "", "newest tokens, whose queries choose and which stay", 1,
+                              most_slots),
+    number<RKV, &RKV::kernel>("kernel", "", "slots that pooling joins; odd", 1, 255),
+    fraction<RKV, &RKV::lambda>("lambda", "", "weight of attention; the rest is that of redundancy"),
+    number<RKV, &RKV::threshold>("threshold", "", "cosine above which keys repeat each other", -1, 1),
+    number<RKV, &RKV::slack>("slack", "buffer", "slots above the budget at which it acts", 1,
+                             most_slots),
+};
+
 constexpr Entry entries[] = {
     stage_entry<KeepAll>("Keeps every token.", {}, keep_all_aliases),
     stage_entry<SlidingWindow>("Keeps the newest tokens.", sliding_window_fields),
@@ -143,6 +157,9 @@ constexpr Entry entries[] = {
     stage_entry<ChunkKV>("Condenses a prompt once, to the chunks of text that its last queries "
                          "look at, whole.",
                          chunkkv_fields),
+    stage_entry<RKV>("Keeps what the newest queries look at and no other key repeats, while a long "
+                     "answer is written.",
+                     rkv_fields),
 };
 
 }  // namespace

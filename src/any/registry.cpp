@@ -5,21 +5,20 @@
 
 namespace kvcondense::any {
 
-std::string_view needs(const Entry& entry) {
-  if (entry.wraps) return "policy";
+NeedsText needs(const Entry& entry) {
+  NeedsText text;
+  if (entry.wraps) return text.add("policy");
   Knobs knobs;
   AnyRecipe recipe;
   entry.defaults(knobs, {});
   entry.build(knobs, recipe);
-  switch (recipe.evict.pipeline().attention().rows) {
-    case AttentionNeed::Rows::all:
-      return "attention";
-    case AttentionNeed::Rows::last:
-      return "window";
-    case AttentionNeed::Rows::none:
-      break;
+  const evict::AnyPipeline pipeline = recipe.evict.pipeline();
+  for (const Input i : all_inputs) {
+    if (!pipeline.inputs().has(i)) continue;
+    const bool newest = i == Input::attention && pipeline.attention().rows == AttentionNeed::Rows::last;
+    text.put(text.empty() ? "" : ", ", newest ? "window" : to_string(i));
   }
-  return "nothing";
+  return text.empty() ? text.add("nothing") : text;
 }
 
 FieldValue default_of(const Entry& entry, const Field& field) {

@@ -78,7 +78,7 @@ KVCONDENSE_WRITE_DOCS=1 build/release/tests/any_test '[methods_page]'
 A recipe is words joined by `+`, at most one of each kind (eviction or budget, quant, position), each with its
 fields: `ada(snapkv(window=32, tokens=512), floor=0.2) + kivi2(group_size=32)`. A budget takes the policy that it
 wraps as an argument without a name. *Needs* says what a method wants besides keys and values: nothing, attention
-of every query, of a window of the newest ones, or what the wrapped policy wants.
+of every query, of a window of the newest ones, other inputs of a step by their names, or what the wrapped policy wants.
 
 | word | also | kind | what it does | needs | backends | source |
 |---|---|---|---|---|---|---|
@@ -86,7 +86,7 @@ of every query, of a window of the newest ones, or what the wrapped policy wants
   for (const any::Entry* e : words.entries()) {
     page << "| [`" << e->word << "`](#" << e->word << ") | ";
     put_aliases(page, *e);
-    page << " | " << to_string(e->room) << " | " << e->summary << " | " << any::needs(*e) << " | "
+    page << " | " << to_string(e->room) << " | " << e->summary << " | " << any::needs(*e).view() << " | "
          << e->backends << " | " << e->source << " |\n";
   }
   for (const any::Entry* e : words.entries()) {

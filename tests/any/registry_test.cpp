@@ -30,6 +30,7 @@ std::vector<std::string> stages_to_vary(const any::Entry& e) {
   if (word == "keydiff") return {"tokens=40, recent=8"};
   if (word == "lagkv") return {"sinks=4, lag=16"};
   if (word == "chunkkv") return {"tokens=48, window=8, chunk=7"};
+  if (word == "rkv") return {"tokens=40, window=4, kernel=3, threshold=0.1, slack=8"};
   if (word == "uniform") return {"tokens=40"};
   if (word == "fp8") return {"", "scale=block", "scale=tensor"};
   if (word == "ratio") return {"keep=0.2", "keep=0.01, min_keep=30"};

@@ -29,6 +29,7 @@ const std::map<std::string, Setting> settings = {
     {"observed_attention", {"observed_attention(keep=50%, sinks=2, recent=8)"}},
     {"lagkv", {"lagkv(sinks=2, lag=8, keep=50%)"}},
     {"chunkkv", {"chunkkv(tokens=40, window=8, chunk=5)"}},
+    {"rkv", {"rkv(tokens=40, window=6, kernel=3, slack=8)"}},
     {"uniform", {"uniform(POLICY, tokens=37)"}},
     {"ratio", {"ratio(POLICY, keep=60%)"}},
     {"pyramid", {"pyramid(POLICY, beta=4)"}},

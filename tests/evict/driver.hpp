@@ -34,6 +34,8 @@ struct Driver {
   Rows held;                                            // tokens of each head
   std::vector<std::vector<std::vector<float>>> lane;    // [lane][head][slot]
   std::function<float(index_t, index_t, index_t)> key, value;  // (head, token, channel); none: not there
+  std::function<float(index_t, index_t, index_t)> query;       // (query head, token, channel); none: no columns
+  const QueryColumns<Cpu>* columns = nullptr;                  // instead of those of `query`
   // What the last step said.
   Rows kept;
   Ints budget;
@@ -71,6 +73,47 @@ struct Driver {
     }
   };
 
+  /// Attention of the queries of this step, or of as many newest ones as the pipeline looks back at.
+  struct HeldColumns final : QueryColumns<Cpu> {
+    const Driver* of;
+    const HeldRows* keys;
+    index_t appended;
+    HeldColumns(const Driver& d, const HeldRows& k, index_t n) : of(&d), keys(&k), appended(n) {}
+    index_t rows() const noexcept override {
+      const AttentionNeed need = of->pipeline.queries();
+      return need.rows == AttentionNeed::Rows::last ? std::max(appended, std::min(need.count, of->seen)) : appended;
+    }
+    Status run(Context<Cpu>&, const prim::ColumnRequest& request) const noexcept override {
+      if (request.rows > rows()) return Status::out_of_range;
+      CacheShape shape = of->shape;
+      if (shape.softmax_scale == 0.0f) shape.softmax_scale = 1.0f / std::sqrt(static_cast<float>(shape.head_dim));
+      std::vector<std::byte> memory(prim::AttendColumns<Cpu>::workspace_bytes(1, shape, request.rows));
+      Context<Cpu> ctx(memory);
+      return prim::AttendColumns<Cpu>::run(ctx, request, shape, [&](index_t h) { return Head{this, h, request.rows}; });
+    }
+    struct Head {
+      struct Cursor {};
+      const HeldColumns* c;
+      index_t h, rows;
+      const Ints& tokens() const { return c->of->held[at(h)]; }
+      index_t slots() const { return static_cast<index_t>(tokens().size()); }
+      index_t token(index_t slot) const { return tokens()[at(slot)]; }
+      index_t row_token(index_t row) const { return c->of->seen - rows + row; }
+      index_t visible(index_t row) const {
+        return std::upper_bound(tokens().begin(), tokens().end(), row_token(row)) - tokens().begin();
+      }
+      void load_query(index_t row, index_t member, float* out) const {
+        const CacheShape& s = c->of->shape;
+        for (index_t d = 0; d < s.head_dim; ++d) out[d] = c->of->query(h * s.group() + member, row_token(row), d);
+      }
+      void key_scores(Cursor&, index_t n, prim::RowBlock<const float> queries, prim::RowBlock<float> out, index_t first) const {
+        std::vector<float> tile(at(n * c->keys->size));
+        c->keys->read(h, first, {tile.data(), n, c->keys->size});
+        prim::cpu::dot_rows(tile.data(), n, c->keys->size, queries, out);
+      }
+    };
+  };
+
   Status run(index_t appended, Phase phase, const PerToken& mass) {
     const index_t heads = shape.kv_heads;
     Ints offset{0};
@@ -100,6 +143,8 @@ struct Driver {
     view.offset = offset.data();
     view.keys = key ? &keys : nullptr;
     view.values = value ? &values : nullptr;
+    const HeldColumns own(*this, keys, appended);
+    view.columns = columns != nullptr ? columns : query ? &own : nullptr;
 
     Guarded<std::int32_t> slots(at(total));
     Guarded<index_t> counts(at(heads)), budgets(at(heads));

@@ -13,6 +13,7 @@
 #include <kvcondense/evict/lagkv.hpp>
 #include <kvcondense/evict/observed_attention.hpp>
 #include <kvcondense/evict/policy.hpp>
+#include <kvcondense/evict/rkv.hpp>
 #include <kvcondense/evict/sink_window.hpp>
 #include <kvcondense/evict/snapkv.hpp>
 #include <kvcondense/evict/tova.hpp>
@@ -25,7 +26,7 @@ namespace {
 /// A policy whose blocks are known only at run time.
 struct Any {
   static constexpr Descriptor about{"any", Stage::evict, "chosen at run time"};
-  static constexpr Inputs needs = Input::attention;
+  static constexpr Inputs needs = Inputs::all();
   evict::AnyPipeline blocks;
 
   Any() = default;
@@ -54,6 +55,7 @@ void require_same(const P& typed, const Q& erased) {
   a.layer = b.layer = 2;
   a.key = b.key = [](index_t h, index_t t, index_t c) { return static_cast<float>(number(3, h, 2 * t + c)); };
   a.value = b.value = [](index_t h, index_t t, index_t c) { return static_cast<float>(number(5, h, 2 * t + c)); };
+  a.query = b.query = [](index_t h, index_t t, index_t c) { return static_cast<float>(number(6, h, 2 * t + c)); };
   const auto step = [&](index_t n, Phase phase) {
     const PerToken mass = [](index_t h, index_t t) { return number(4, h, t); };
     REQUIRE(a.step(n, phase, mass) == Status::ok);
@@ -84,6 +86,9 @@ TEST_CASE("erased: a pipeline chosen at run time does what the typed one does", 
   require_same(lag, Any(lag));
   const evict::ChunkKV chunks{.tokens = 19, .window = 5, .chunk = 4};
   require_same(chunks, Any(chunks));
+  const evict::RKV rkv{.tokens = 19, .window = 5, .threshold = 0.9f, .slack = 3};
+  require_same(rkv, Any(rkv));
+  require_same(budget::Uniform{rkv, 11}, budget::Uniform{Any(rkv), 11});
 }
 
 TEST_CASE("erased: budgets around a run-time policy are what they are around a typed one", "[evict][erased]") {

@@ -100,7 +100,7 @@ TEST_CASE("pipeline: triggers give the lengths of the oracle", "[evict][pipeline
   REQUIRE(lengths(evict::EveryM{.every = oracle["every_M"]["M"], .after = oracle["every_M"]["prompt"]},
                   oracle["every_M"]["prompt"], oracle["every_M"]["target"], m.size()) == m);
   const auto slack = oracle["slack"]["after_step"].get<Ints>();
-  REQUIRE(lengths(evict::Slack{.tokens = oracle["slack"]["budget"], .slack = oracle["slack"]["buffer"]},
+  REQUIRE(lengths(evict::Slack{oracle["slack"]["buffer"]},
                   oracle["slack"]["prompt_compressed_to"], oracle["slack"]["budget"], slack.size()) == slack);
   REQUIRE(lengths(evict::PrefillOnce{}, 6, 6, 3) == Ints{7, 8, 9});
   REQUIRE(lengths(evict::Never{}, 6, 6, 3) == Ints{7, 8, 9});

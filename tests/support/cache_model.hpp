@@ -46,13 +46,17 @@ class CacheModel {
         for (index_t h = 0; h < shape_.kv_heads; ++h)
           for (std::size_t i = naive_.head(l, h).size() - static_cast<std::size_t>(n); i < naive_.head(l, h).size(); ++i)
             rotate(naive_.head(l, h)[i].k, -naive_.head(l, h)[i].token);
+      queries_.resize(static_cast<std::size_t>(shape_.layers));
+      keep_queries(l, t);
       std::vector<float> mass(static_cast<std::size_t>(cache_.total_slots(l)));
       const RaggedView<float> view = cache_.ragged(l, mass.data());
       attend(l, t, view);
       if (draft) continue;
       // Long chunks pass for prompts, so that what acts at their end acts again and again.
-      REQUIRE(cache_.step(ctx_, l, AttentionView{view, cache_.mass_rows(n)}, n > 40 ? Phase::prefill_end : Phase::automatic) ==
-              Status::ok);
+      const std::vector<float> queries = pending_queries(l);
+      const StepInputs inputs{.attention = {view, cache_.mass_rows(n)},
+                              .queries = dense_view(queries.data(), shape_.q_heads, cache_.pending(l), shape_.head_dim)};
+      REQUIRE(cache_.step(ctx_, l, inputs, n > 40 ? Phase::prefill_end : Phase::automatic) == Status::ok);
       sync(l);
     }
     naive_.seen += n;
@@ -60,6 +64,8 @@ class CacheModel {
   }
 
   void truncate(index_t tokens) {
+    for (auto& list : queries_)  // of drafts that are taken back
+      list.resize(list.size() - std::min(list.size(), static_cast<std::size_t>(naive_.seen - tokens)));
     calls_ += " truncate(" + std::to_string(tokens) + ")";
     REQUIRE(cache_.truncate(tokens) == Status::ok);
     erase(tokens, naive_.seen);
@@ -121,6 +127,27 @@ class CacheModel {
   }
 
  private:
+  /// The queries of the tokens that no step has seen yet, and of some before them.
+  void keep_queries(index_t l, const Tokens& t) {
+    auto& list = queries_[static_cast<std::size_t>(l)];
+    for (index_t i = 0; i < t.n; ++i) {
+      std::vector<float>& row = list.emplace_back();
+      for (index_t h = 0; h < shape_.q_heads; ++h)
+        for (index_t d = 0; d < shape_.head_dim; ++d) row.push_back(t.queries(shape_)(h, i, d));
+    }
+  }
+  std::vector<float> pending_queries(index_t l) const {
+    const auto& list = queries_[static_cast<std::size_t>(l)];
+    const index_t n = cache_.pending(l), first = static_cast<index_t>(list.size()) - n;
+    std::vector<float> all;
+    for (index_t h = 0; h < shape_.q_heads; ++h)
+      for (index_t i = first; i < first + n; ++i) {
+        const float* row = list[static_cast<std::size_t>(i)].data() + h * shape_.head_dim;
+        all.insert(all.end(), row, row + shape_.head_dim);
+      }
+    return all;
+  }
+
   /// Engine gives rotated keys, cache stores them without rotation.
   bool unrotates() const { return cache_.capabilities().raw_keys && cache_.capabilities().rotated_input; }
 
@@ -233,6 +260,7 @@ class CacheModel {
   Workspace work_;
   Context<Cpu> ctx_;
   NaiveCache naive_;
+  std::vector<std::vector<std::vector<float>>> queries_;  ///< [layer][token]
   std::mt19937 random_;
   double most_error_;
   std::string calls_;  ///< what to type to see a failure again

@@ -6,6 +6,7 @@
 
 #include <kvcondense/any/any_recipe.hpp>
 #include <kvcondense/any/field.hpp>
+#include <kvcondense/any/fixed_text.hpp>
 #include <kvcondense/any/inline_value.hpp>
 #include <kvcondense/any/model_facts.hpp>
 #include <kvcondense/core/policy.hpp>
@@ -45,10 +46,10 @@ struct Entry {
   }
 };
 
-/// What a method wants besides keys and values, asked of the method itself: "nothing", "attention"
-/// (of every query), "window" (attention of the newest queries) or "policy" (what the wrapped one
-/// wants).
-std::string_view needs(const Entry& entry);
+/// What a method wants besides keys and values, asked of the method itself: "nothing", or inputs of a step
+/// by their names, attention of the newest queries only as "window"; "policy" is what the wrapped one wants.
+using NeedsText = FixedText<96>;
+NeedsText needs(const Entry& entry);
 
 /// The entry of a stage struct: word and source from its `about`, defaults from its default
 /// constructor, members that are named like a fact of the model from there. A struct whose type depends on a field

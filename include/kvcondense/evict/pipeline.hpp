@@ -49,6 +49,27 @@ constexpr Inputs input_need(const Source& source) {
   else return {};
 }
 
+/// Slots that a head which protects these gets, as far as counters tell; 0 where only a run knows.
+template <class Allocate, Backend B>
+constexpr index_t expected_slots(const Allocate& allocate, const StepView<B>& view, index_t head, Protected shield) {
+  if constexpr (requires { allocate.expects(view, head, shield); }) return allocate.expects(view, head, shield);
+  else return 0;
+}
+/// What a layer's heads get together, for triggers that ask; worked out only then.
+template <Backend B>
+struct LayerBudget {
+  const void* pipeline = nullptr;
+  index_t (*of)(const void* pipeline, const StepView<B>& view) = nullptr;
+
+  index_t slots(const StepView<B>& view) const { return of == nullptr ? 0 : of(pipeline, view); }
+};
+/// Whether a trigger fires; most do not ask for the budget.
+template <class Trigger, Backend B>
+bool trigger_fires(const Trigger& trigger, const StepView<B>& view, LayerBudget<B> budget) {
+  if constexpr (requires { trigger.fires(view, budget); }) return trigger.fires(view, budget);
+  else return trigger.fires(view);
+}
+
 /// One eviction method as a value: which blocks it is made of (the stages of the eviction pipeline,
 /// in their normative order). The cache runs `observe` at every step and, when `fires`, `choose`.
 ///
@@ -68,11 +89,14 @@ constexpr Inputs input_need(const Source& source) {
 ///   allocate    uses_scores() -> bool
 ///               run(ctx, view, RaggedView<const float> scores, const Protected*, index_t* budget,
 ///                   Scratch&) -> Status              total slots per head, protected ones included
+///               expects(view, head, Protected) -> index_t (may be left out)   the same from counters alone, for
+///                                                    triggers; in the mean over heads where scores decide
 ///   select      run(ctx, view, RaggedView<const float> scores, const Protected*, const KeepSet&,
 ///                   Scratch&) -> Status              never reads scores while every head is within
 ///                                                    its budget, and then keeps everything
-///   trigger     fires(view) -> bool                  a pure function of counters; in Phase::turn only
-///                                                    for methods that make room for what is coming
+///   trigger     fires(view) or fires(view, LayerBudget<B>) -> bool   a pure function of counters; in
+///                                                    Phase::turn only for methods that make room
+///                                                    for what is coming
 /// source, pool, allocate and select also have `workspace_bytes(shape, max_total_slots)`.
 template <class Source, class Pool, class Protect, class Allocate, class Select, class Trigger>
 struct Pipeline {
@@ -108,7 +132,7 @@ struct Pipeline {
 
   template <Backend B>
   bool fires(const StepView<B>& view) const {
-    return trigger.fires(view);
+    return trigger_fires(trigger, view, LayerBudget<B>{this, &Pipeline::template budget_of<B>});
   }
 
   /// Does this step read attention? Sources that keep numbers do at every step, others only when the
@@ -160,6 +184,16 @@ struct Pipeline {
       if (const Status r = rank(); r != Status::ok) return r;
     Scratch s = scratch;
     return select.run(ctx, view, scores, shield, keep, s);
+  }
+
+ private:
+  template <Backend B>
+  static index_t budget_of(const void* self, const StepView<B>& view) {
+    const auto& p = *static_cast<const Pipeline*>(self);
+    index_t sum = 0;
+    for (index_t h = 0; h < view.heads(); ++h)
+      sum += expected_slots(p.allocate, view, h, p.protect.of(view, h).within(view.slots(h)));
+    return sum;
   }
 };
 

@@ -74,7 +74,8 @@ concept SelectBlock =
 
 template <class T, class B>
 concept TriggerBlock = requires(const T trigger, const StepView<B>& view) {
-  { trigger.fires(view) } -> std::same_as<bool>;
+  requires requires { { trigger.fires(view) } -> std::same_as<bool>; } ||
+               requires { { trigger.fires(view, LayerBudget<B>{}) } -> std::same_as<bool>; };
 };
 
 /// The inputs that a default policy asks for; none where that is only known at run time.
@@ -138,7 +139,7 @@ consteval bool check_eviction_policy() {
                   "kvcondense: a select block needs run(...) and workspace_bytes(...) as "
                   "evict/pipeline.hpp lists them.");
     static_assert(detail::TriggerBlock<decltype(Blocks::trigger), B>,
-                  "kvcondense: a trigger block needs 'bool fires(view) const'.");
+                  "kvcondense: a trigger block needs 'bool fires(view) const', or with a LayerBudget behind it.");
   }
   if constexpr (detail::SaysNeeds<P> && detail::HasPipeline<P>)
     static_assert(detail::asks_for<P>().within(P::needs),

@@ -19,6 +19,10 @@ struct Unlimited {
   std::size_t workspace_bytes(const CacheShape&, index_t) const { return 0; }
 
   template <Backend B>
+  index_t expects(const StepView<B>& view, index_t head, Protected) const {
+    return view.slots(head);
+  }
+  template <Backend B>
   Status run(Context<B>&, const StepView<B>& view, RaggedView<const float>, const Protected*,
              index_t* budget, Scratch&) const {
     for (index_t h = 0; h < view.heads(); ++h) budget[h] = view.slots(h);
@@ -33,6 +37,10 @@ struct Absolute {
   constexpr bool uses_scores() const { return false; }
   std::size_t workspace_bytes(const CacheShape&, index_t) const { return 0; }
 
+  template <Backend B>
+  index_t expects(const StepView<B>&, index_t, Protected) const {
+    return tokens;
+  }
   template <Backend B>
   Status run(Context<B>&, const StepView<B>& view, RaggedView<const float>, const Protected*,
              index_t* budget, Scratch&) const {
@@ -55,6 +63,10 @@ struct Ratio {
     return std::clamp(static_cast<index_t>(exact), std::min(min_keep, tokens), tokens);
   }
 
+  template <Backend B>
+  index_t expects(const StepView<B>& view, index_t, Protected) const {
+    return of(view.seen);
+  }
   template <Backend B>
   Status run(Context<B>&, const StepView<B>& view, RaggedView<const float>, const Protected*,
              index_t* budget, Scratch&) const {

@@ -28,6 +28,10 @@ struct FullFirstLayers {
   }
 
   template <Backend B>
+  index_t expects(const StepView<B>& view, index_t head, Protected shield) const {
+    return view.layer < layers ? view.slots(head) : expected_slots(base, view, head, shield);
+  }
+  template <Backend B>
   Status run(Context<B>& ctx, const StepView<B>& view, RaggedView<const float> scores,
              const Protected* shield, index_t* budget, Scratch& scratch) const {
     if (view.layer >= layers) return base.run(ctx, view, scores, shield, budget, scratch);

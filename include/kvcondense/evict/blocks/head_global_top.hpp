@@ -42,6 +42,10 @@ struct HeadGlobalTop {
   }
 
   template <Backend B>
+  index_t expects(const StepView<B>& view, index_t head, Protected shield) const {
+    return expected_slots(base, view, head, shield);
+  }
+  template <Backend B>
   Status run(Context<B>& ctx, const StepView<B>& view, RaggedView<const float> scores,
              const Protected* shield, index_t* budget, Scratch& scratch) const {
     const index_t heads = view.heads();

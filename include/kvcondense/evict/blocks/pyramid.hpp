@@ -38,6 +38,10 @@ struct PyramidShare {
   }
 
   template <Backend B>
+  index_t expects(const StepView<B>& view, index_t head, Protected shield) const {
+    return of(expected_slots(base, view, head, shield), shield.size(), view.seen, view.layer, view.shape.layers);
+  }
+  template <Backend B>
   Status run(Context<B>& ctx, const StepView<B>& view, RaggedView<const float> scores,
              const Protected* shield, index_t* budget, Scratch& scratch) const {
     const Status s = base.run(ctx, view, scores, shield, budget, scratch);

@@ -4,6 +4,7 @@
 
 #include <kvcondense/core/backend.hpp>
 #include <kvcondense/core/step_view.hpp>
+#include <kvcondense/evict/pipeline.hpp>
 
 namespace kvcondense::evict {
 
@@ -54,14 +55,14 @@ struct EveryM {
   index_t periods(index_t seen) const { return std::max<index_t>(0, seen - after) / every; }
 };
 
-/// Trigger: when a layer's heads hold `slack` slots more than `tokens`, in the mean.
+/// Trigger: when a layer's heads hold `slack` slots more than their budget, in the mean. The budget is that
+/// of the pipeline, whatever wrappers made of it; where only a run tells it, it counts as none.
 struct Slack {
-  index_t tokens = 1024;
   index_t slack = 128;
 
   template <Backend B>
-  bool fires(const StepView<B>& view) const {
-    return view.phase != Phase::turn && view.total() >= (tokens + slack) * view.heads();
+  bool fires(const StepView<B>& view, LayerBudget<B> budget) const {
+    return view.phase != Phase::turn && view.total() >= budget.slots(view) + slack * view.heads();
   }
 };
 

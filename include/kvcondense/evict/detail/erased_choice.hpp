@@ -21,12 +21,14 @@ struct ProtectTable {
 struct AllocateTable {
   using At = const Link<AllocateTable>*;
   bool (*uses_scores)(At);
+  index_t (*expects)(At, const View&, index_t, Protected);
   std::size_t (*workspace_bytes)(At, const CacheShape&, index_t);
   Status (*run)(At, Ctx&, const View&, RaggedView<const float>, const Protected*, index_t*, Scratch&);
 
   template <class A>
   static constexpr AllocateTable of() {
     return {[](At a) { return block_at<A>(a).uses_scores(); },
+            [](At a, const View& v, index_t h, Protected p) { return expected_slots(block_at<A>(a), v, h, p); },
             [](At a, const CacheShape& s, index_t n) { return block_at<A>(a).workspace_bytes(s, n); },
             [](At a, Ctx& c, const View& v, RaggedView<const float> x, const Protected* p, index_t* b,
                Scratch& s) { return block_at<A>(a).run(c, v, x, p, b, s); }};
@@ -49,11 +51,11 @@ struct SelectTable {
 
 struct TriggerTable {
   using At = const Link<TriggerTable>*;
-  bool (*fires)(At, const View&);
+  bool (*fires)(At, const View&, LayerBudget<Cpu>);
 
   template <class T>
   static constexpr TriggerTable of() {
-    return {[](At a, const View& v) { return block_at<T>(a).fires(v); }};
+    return {[](At a, const View& v, LayerBudget<Cpu> b) { return trigger_fires(block_at<T>(a), v, b); }};
   }
 };
 
@@ -71,6 +73,9 @@ struct ProtectCalls {
 template <class Self>
 struct AllocateCalls {
   bool uses_scores() const { return at() && at()->table->uses_scores(at()); }
+  index_t expects(const View& view, index_t head, Protected shield) const {
+    return at() ? at()->table->expects(at(), view, head, shield) : 0;
+  }
   std::size_t workspace_bytes(const CacheShape& shape, index_t slots) const {
     return at() ? at()->table->workspace_bytes(at(), shape, slots) : 0;
   }
@@ -99,7 +104,9 @@ struct SelectCalls {
 
 template <class Self>
 struct TriggerCalls {
-  bool fires(const View& view) const { return at() && at()->table->fires(at(), view); }
+  bool fires(const View& view, LayerBudget<Cpu> budget) const {
+    return at() && at()->table->fires(at(), view, budget);
+  }
 
  private:
   const Link<TriggerTable>* at() const { return static_cast<const Self*>(this)->top(); }
