@@ -12,7 +12,8 @@ namespace {
 using Writer = engine::SafetensorsWriter;
 
 std::string place(index_t layer, index_t head) {
-  return "." + std::to_string(layer) + "." + std::to_string(head);
+  std::string name(1, '.');
+  return name.append(std::to_string(layer)).append(1, '.').append(std::to_string(head));
 }
 
 void add_slots(Writer& writer, const std::string& recipe, const any::AnyCache& cache, index_t layer,

@@ -9,11 +9,15 @@
 #include <kvcondense/backend/cpu/chunk_top_k.hpp>
 #include <kvcondense/backend/cpu/column_pool.hpp>
 #include <kvcondense/backend/cpu/context.hpp>
+#include <kvcondense/backend/cpu/count_above.hpp>
 #include <kvcondense/backend/cpu/exact_rows.hpp>
+#include <kvcondense/backend/cpu/expected_attention.hpp>
 #include <kvcondense/backend/cpu/group_quant.hpp>
 #include <kvcondense/backend/cpu/lag_spread.hpp>
 #include <kvcondense/backend/cpu/open_blocks.hpp>
 #include <kvcondense/backend/cpu/query_columns.hpp>
+#include <kvcondense/backend/cpu/query_moments.hpp>
+#include <kvcondense/backend/cpu/retaining_head.hpp>
 #include <kvcondense/backend/cpu/rope.hpp>
 #include <kvcondense/backend/cpu/row_direction.hpp>
 #include <kvcondense/backend/cpu/row_norm.hpp>
@@ -21,7 +25,10 @@
 #include <kvcondense/backend/cpu/slot_exposure.hpp>
 #include <kvcondense/backend/cpu/slot_numbers.hpp>
 #include <kvcondense/backend/cpu/slot_rows.hpp>
+#include <kvcondense/backend/cpu/token_numbers.hpp>
+#include <kvcondense/backend/cpu/token_surprise.hpp>
 #include <kvcondense/backend/cpu/top_k.hpp>
+#include <kvcondense/backend/cpu/top_then_newest.hpp>
 #include <kvcondense/cache/cache.hpp>
 #include <kvcondense/cache/snapshot.hpp>
 #include <kvcondense/kvcondense.hpp>

@@ -3,14 +3,20 @@
 // The methods of the library. A backend (kvcondense/cpu.hpp or kvcondense/cuda.cuh) makes them run.
 #include <kvcondense/cache/recipe.hpp>
 #include <kvcondense/evict/chunkkv.hpp>
+#include <kvcondense/evict/compensate.hpp>
+#include <kvcondense/evict/dms.hpp>
+#include <kvcondense/evict/exit_threshold.hpp>
+#include <kvcondense/evict/expected_attention.hpp>
 #include <kvcondense/evict/h2o.hpp>
 #include <kvcondense/evict/keep_all.hpp>
 #include <kvcondense/evict/keydiff.hpp>
 #include <kvcondense/evict/knorm.hpp>
 #include <kvcondense/evict/lagkv.hpp>
+#include <kvcondense/evict/locret.hpp>
 #include <kvcondense/evict/observed_attention.hpp>
 #include <kvcondense/evict/rkv.hpp>
 #include <kvcondense/evict/sink_window.hpp>
+#include <kvcondense/evict/sirllm.hpp>
 #include <kvcondense/evict/sliding_window.hpp>
 #include <kvcondense/evict/snapkv.hpp>
 #include <kvcondense/evict/tova.hpp>

@@ -3,14 +3,20 @@
 #include <kvcondense/any/builtin.hpp>
 #include <kvcondense/cpu.hpp>
 #include <kvcondense/evict/chunkkv.hpp>
+#include <kvcondense/evict/compensate.hpp>
+#include <kvcondense/evict/dms.hpp>
+#include <kvcondense/evict/exit_threshold.hpp>
+#include <kvcondense/evict/expected_attention.hpp>
 #include <kvcondense/evict/h2o.hpp>
 #include <kvcondense/evict/keep_all.hpp>
 #include <kvcondense/evict/keydiff.hpp>
 #include <kvcondense/evict/knorm.hpp>
 #include <kvcondense/evict/lagkv.hpp>
+#include <kvcondense/evict/locret.hpp>
 #include <kvcondense/evict/observed_attention.hpp>
 #include <kvcondense/evict/rkv.hpp>
 #include <kvcondense/evict/sink_window.hpp>
+#include <kvcondense/evict/sirllm.hpp>
 #include <kvcondense/evict/sliding_window.hpp>
 #include <kvcondense/evict/snapkv.hpp>
 #include <kvcondense/evict/tova.hpp>
@@ -22,14 +28,17 @@ namespace kvcondense::any::detail {
 namespace {
 
 using evict::ChunkKV;
+using evict::Dms;
 using evict::H2O;
 using evict::KeepAll;
 using evict::KeyDiff;
 using evict::Knorm;
 using evict::LagKV;
+using evict::Locret;
 using evict::ObservedAttention;
 using evict::RKV;
 using evict::SinkWindow;
+using evict::SirLLM;
 using evict::SlidingWindow;
 using evict::SnapKV;
 using evict::Tova;
@@ -134,6 +143,57 @@ constexpr Field rkv_fields[] = {
                              most_slots),
 };
 
+constexpr Field sirllm_fields[] = {
+    number<SirLLM, &SirLLM::sinks>("sinks", "", "first tokens that stay", 0, most_slots),
+    number<SirLLM, &SirLLM::memory>("memory", "", "most surprising tokens that stay; a turn's tokens "
+                                    "take their places",
+                                    0, most_slots),
+    number<SirLLM, &SirLLM::recent>("recent", "", "newest tokens that stay", 0, most_slots),
+    number<SirLLM, &SirLLM::decay>("decay", "", "what a turn leaves of all surprise", 0, 1),
+};
+
+constexpr Choice activations[] = {
+    {"silu", static_cast<int>(prim::Activation::silu)},
+    {"gelu_tanh", static_cast<int>(prim::Activation::gelu_tanh)},
+    {"relu", static_cast<int>(prim::Activation::relu)},
+};
+constexpr Field locret_fields[] = {
+    number<Locret, &Locret::tokens>("tokens", "budget", "slots of a head after every chunk", 1,
+                                    most_slots),
+    number<Locret, &Locret::stabilizers>("stabilizers", "", "newest slots that stay after a chunk", 0,
+                                         most_slots),
+    number<Locret, &Locret::local>("local", "", "newest prompt tokens that stay beside the others", 0,
+                                   most_slots),
+    choice<Locret, &Locret::activation>("activation", "", "of the retaining heads", activations),
+};
+
+constexpr Field dms_fields[] = {
+    number<Dms, &Dms::window>("window", "", "newest tokens that stay, marked or not", 1, most_slots),
+    number<Dms, &Dms::scale>("scale", "", "of the gate", 1e-6, 1e9),
+    number<Dms, &Dms::offset>("offset", "", "what a scaled gate must pass", 0, 1e9),
+    flag<Dms, &Dms::of_previous>("of_previous", "", "whether a gate speaks of the token before"),
+};
+
+using Expected = evict::ExpectedAttention;
+constexpr Field expected_attention_fields[] = {
+    fraction<Expected, &Expected::keep>("keep", "", "part of the prompt that stays", 1e-6, 1.0),
+    number<Expected, &Expected::sinks>("sinks", "", "first tokens that stay", 0, most_slots),
+    number<Expected, &Expected::horizon>("horizon", "", "positions ahead whose queries are expected", 1,
+                                         65536),
+    number<Expected, &Expected::epsilon>("epsilon", "", "added to the attention that is expected", 0, 1e6),
+    flag<Expected, &Expected::covariance>("covariance", "", "whether queries spread around their mean"),
+    flag<Expected, &Expected::value_norm>("value_norm", "", "whether scores are times the value's length"),
+};
+
+using Compensate = evict::Compensate<Inner>;
+using ExitThreshold = evict::ExitThreshold<Inner>;
+constexpr Field exit_threshold_fields[] = {
+    number<ExitThreshold, &ExitThreshold::least>("least", "threshold", "score that a slot needs to stay",
+                                                 -1e30, 1e30),
+    number<ExitThreshold, &ExitThreshold::window>("window", "", "newest tokens that are not yet judged",
+                                                  1, most_slots),
+};
+
 constexpr Entry entries[] = {
     stage_entry<KeepAll>("Keeps every token.", {}, keep_all_aliases),
     stage_entry<SlidingWindow>("Keeps the newest tokens.", sliding_window_fields),
@@ -160,6 +220,25 @@ constexpr Entry entries[] = {
     stage_entry<RKV>("Keeps what the newest queries look at and no other key repeats, while a long "
                      "answer is written.",
                      rkv_fields),
+    stage_entry<SirLLM>("Remembers what was surprising, and forgets it slowly; makes room before every "
+                        "turn of a dialogue.",
+                        sirllm_fields),
+    stage_entry<Locret>("Keeps the tokens that trained retaining heads say will be missed, within a "
+                        "fixed budget while a long prompt comes in chunks.",
+                        locret_fields),
+    stage_entry<Dms>("Evicts tokens that a trained gate has marked, once they leave a window of the "
+                     "newest.",
+                     dms_fields),
+    stage_entry<Expected>("Condenses a prompt once, to the tokens that queries to come are expected to "
+                          "look at.",
+                          expected_attention_fields),
+    wrapper_entry<Compensate, &Compensate::policy>(
+        Stage::evict, "Lets what leaves a head live on as one more slot: the mean of all keys and values "
+                       "that left."),
+    wrapper_entry<ExitThreshold, &ExitThreshold::policy>(
+        Stage::evict, "Judges every token once, when it leaves a window of the newest: below a threshold "
+                       "it goes.",
+        exit_threshold_fields),
 };
 
 }  // namespace

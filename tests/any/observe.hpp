@@ -6,14 +6,24 @@
 
 #include <kvcondense/any/any_cache.hpp>
 #include <kvcondense/cpu.hpp>
+#include <support/model_facts.hpp>
 #include <support/naive_cache.hpp>
+#include <support/step_data.hpp>
 
 namespace kvcondense::test {
+
+inline constexpr CacheShape observed_shape{.layers = 3, .q_heads = 4, .kv_heads = 2, .head_dim = 64};
+
+/// What `observe` gives recipes to know of a model.
+inline const any::ModelFacts& observed_facts() {
+  static const RandomModel model(observed_shape);
+  return model.facts();
+}
 
 /// What a person could see of a recipe: how slots are stored, how keys turn, which tokens a small
 /// cache keeps. Empty when a cache of this shape refuses the recipe.
 inline std::vector<double> observe(const any::AnyRecipe& recipe) {
-  const CacheShape shape{.layers = 3, .q_heads = 4, .kv_heads = 2, .head_dim = 64};
+  constexpr CacheShape shape = observed_shape;
   auto cache = any::AnyCache::make(recipe, "", shape);
   if (!cache) return {};
   std::vector<double> seen;
@@ -37,13 +47,19 @@ inline std::vector<double> observe(const any::AnyRecipe& recipe) {
   REQUIRE(work.reserve(cache->workspace_bytes(256, 160)) == Status::ok);
   Context<Cpu> ctx(work.bytes());
   std::mt19937 random(5);
-  for (int pass = 0; pass < 20; ++pass)
+  for (int pass = 0; pass < 21; ++pass)  // a prompt in two chunks, generated tokens, turns among them
     for (index_t l = 0; l < shape.layers; ++l) {
-      const Tokens t(shape, pass == 0 ? 160 : 1, random, 2.0f);
+      const Tokens t(shape, pass == 0 ? 100 : pass == 1 ? 60 : 1, random, 2.0f);
+      const StepData data(shape, t.n, random);
+      const Phase phase = pass == 0   ? Phase::prefill_chunk
+                          : pass == 1 ? Phase::prefill_end
+                                      : Phase::decode;
       std::vector<float> out(static_cast<std::size_t>(shape.q_heads * t.n * shape.head_dim));
       REQUIRE(cache->forward(ctx, l, t.queries(shape), t.keys(shape), t.values(shape),
-                             dense_view(out.data(), shape.q_heads, t.n, shape.head_dim)) ==
-              Status::ok);
+                             dense_view(out.data(), shape.q_heads, t.n, shape.head_dim), {}, phase,
+                             data.inputs()) == Status::ok);
+      if (pass == 10 || pass == 16)
+        REQUIRE(cache->step(ctx, l, StepInputs{.incoming = 30}, Phase::turn) == Status::ok);
       for (index_t h = 0; h < shape.kv_heads; ++h) {
         seen.push_back(static_cast<double>(cache->slots(l, h)));
         for (index_t s = 0; s < cache->slots(l, h); ++s)

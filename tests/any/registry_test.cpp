@@ -1,3 +1,4 @@
+#include <cmath>
 #include <string>
 #include <vector>
 
@@ -29,8 +30,13 @@ std::vector<std::string> stages_to_vary(const any::Entry& e) {
   if (word == "knorm") return {"tokens=40, recent=8"};
   if (word == "keydiff") return {"tokens=40, recent=8"};
   if (word == "lagkv") return {"sinks=4, lag=16"};
-  if (word == "chunkkv") return {"tokens=48, window=8, chunk=7"};
   if (word == "rkv") return {"tokens=40, window=4, kernel=3, threshold=0.1, slack=8"};
+  if (word == "chunkkv") return {"tokens=48, window=8, chunk=7", "tokens=110, window=8, chunk=50"};
+  if (word == "sirllm") return {"sinks=4, memory=40, recent=6, decay=0.5"};
+  if (word == "locret") return {"tokens=60, stabilizers=20, local=10"};
+  if (word == "dms") return {"window=40, scale=10, offset=2"};
+  if (word == "expected_attention") return {"keep=40%"};
+  if (word == "exit_threshold") return {"window=30, least=0.001"};
   if (word == "uniform") return {"tokens=40"};
   if (word == "fp8") return {"", "scale=block", "scale=tensor"};
   if (word == "ratio") return {"keep=0.2", "keep=0.01, min_keep=30"};
@@ -55,7 +61,8 @@ std::vector<std::string> other_values(const any::Entry& e, const Field& f) {
     values.push_back(usual.integer != 0 ? "false" : "true");
   } else if (f.is_real()) {
     for (const double v : {0.9, 0.7, 3.0, 20.0, 500000.0})
-      if (v >= f.lowest && v <= f.highest && v != usual.real) values.push_back(std::to_string(v));
+      if (v >= f.lowest && v <= f.highest && std::abs(v - usual.real) > 1e-6)
+        values.push_back(std::to_string(v));
   } else {
     for (const int v : {1, 2, 5, 8, 16, 24, 64, 128, 10000})
       if (v >= f.lowest && v <= f.highest && v != usual.integer)
@@ -139,14 +146,15 @@ TEST_CASE("registry: every field changes what a cache does", "[any][registry]") 
       CAPTURE(std::string(e->word), std::string(f.name));
       bool changes = false;
       for (const std::string& stage : stages_to_vary(*e)) {
-        const auto base = any::parse(with_fields(*e, stage));
+        const auto base = any::parse(with_fields(*e, stage), test::observed_facts());
         REQUIRE(base);
         const auto before = test::observe(base->stages);
         const std::string others = without(stage, f.name);
         for (const std::string& value : other_values(*e, f)) {
           if (changes) break;
-          const auto changed = any::parse(with_fields(
-              *e, others + (others.empty() ? "" : ", ") + std::string(f.name) + "=" + value));
+          const auto changed = any::parse(
+              with_fields(*e, others + (others.empty() ? "" : ", ") + std::string(f.name) + "=" + value),
+              test::observed_facts());
           CAPTURE(std::string(changed.message()));
           REQUIRE(changed);
           const auto after = test::observe(changed->stages);

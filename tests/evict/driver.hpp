@@ -33,6 +33,7 @@ struct Driver {
   index_t seen = 0;
   Rows held;                                            // tokens of each head
   std::vector<std::vector<std::vector<float>>> lane;    // [lane][head][slot]
+  StepInputs inputs;                                    // of the next step; the mass is put in by step
   std::function<float(index_t, index_t, index_t)> key, value;  // (head, token, channel); none: not there
   std::function<float(index_t, index_t, index_t)> query;       // (query head, token, channel); none: no columns
   const QueryColumns<Cpu>* columns = nullptr;                  // instead of those of `query`
@@ -138,6 +139,7 @@ struct Driver {
     view.appended = appended;
     view.seen = seen;
     view.phase = phase;
+    view.inputs = inputs;
     view.inputs.attention.mass = {weights.data(), offset.data(), heads};
     view.inputs.attention.rows = pipeline.attention().of(appended);
     view.offset = offset.data();

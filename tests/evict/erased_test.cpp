@@ -5,7 +5,11 @@
 #include <kvcondense/budget/skip_layers.hpp>
 #include <kvcondense/budget/uniform.hpp>
 #include <kvcondense/evict/chunkkv.hpp>
+#include <kvcondense/evict/compensate.hpp>
+#include <kvcondense/evict/dms.hpp>
 #include <kvcondense/evict/erased.hpp>
+#include <kvcondense/evict/exit_threshold.hpp>
+#include <kvcondense/evict/expected_attention.hpp>
 #include <kvcondense/evict/h2o.hpp>
 #include <kvcondense/evict/keep_all.hpp>
 #include <kvcondense/evict/keydiff.hpp>
@@ -15,8 +19,10 @@
 #include <kvcondense/evict/policy.hpp>
 #include <kvcondense/evict/rkv.hpp>
 #include <kvcondense/evict/sink_window.hpp>
+#include <kvcondense/evict/sirllm.hpp>
 #include <kvcondense/evict/snapkv.hpp>
 #include <kvcondense/evict/tova.hpp>
+#include <support/step_data.hpp>
 
 using namespace kvcondense;
 using namespace kvcondense::test;
@@ -48,7 +54,11 @@ void require_same(const P& typed, const Q& erased) {
   auto b = drive(shape, erased);
   REQUIRE(a.pipeline.lanes() == b.pipeline.lanes());
   REQUIRE(a.pipeline.attention().of(40) == b.pipeline.attention().of(40));
+  REQUIRE(a.pipeline.inputs() == b.pipeline.inputs());
   REQUIRE(a.pipeline.source.one_set() == b.pipeline.source.one_set());
+  REQUIRE(evict::scores_age(a.pipeline.source) == evict::scores_age(b.pipeline.source));
+  REQUIRE(evict::reads_rotated_keys(a.pipeline.source) == evict::reads_rotated_keys(b.pipeline.source));
+  REQUIRE(a.pipeline.residual == b.pipeline.residual);
   REQUIRE(a.pipeline.protect.most() == b.pipeline.protect.most());
   REQUIRE(a.pipeline.allocate.uses_scores() == b.pipeline.allocate.uses_scores());
   REQUIRE(a.pipeline.workspace_bytes(shape, 999) == b.pipeline.workspace_bytes(shape, 999));
@@ -56,7 +66,10 @@ void require_same(const P& typed, const Q& erased) {
   a.key = b.key = [](index_t h, index_t t, index_t c) { return static_cast<float>(number(3, h, 2 * t + c)); };
   a.value = b.value = [](index_t h, index_t t, index_t c) { return static_cast<float>(number(5, h, 2 * t + c)); };
   a.query = b.query = [](index_t h, index_t t, index_t c) { return static_cast<float>(number(6, h, 2 * t + c)); };
+  std::mt19937 random(6);
   const auto step = [&](index_t n, Phase phase) {
+    const StepData data(shape, n, random);
+    a.inputs = b.inputs = n > 0 ? data.inputs() : StepInputs{.incoming = 3};
     const PerToken mass = [](index_t h, index_t t) { return number(4, h, t); };
     REQUIRE(a.step(n, phase, mass) == Status::ok);
     REQUIRE(b.step(n, phase, mass) == Status::ok);
@@ -68,6 +81,7 @@ void require_same(const P& typed, const Q& erased) {
   step(60, Phase::prefill_chunk);
   step(30, Phase::prefill_end);
   for (int i = 0; i < 5; ++i) step(1, Phase::decode);
+  step(0, Phase::turn);
 }
 
 }  // namespace
@@ -84,6 +98,16 @@ TEST_CASE("erased: a pipeline chosen at run time does what the typed one does", 
   require_same(observed, Any(observed));
   const evict::LagKV lag{.sinks = 2, .lag = 7};
   require_same(lag, Any(lag));
+  const evict::SirLLM sirllm{.sinks = 2, .memory = 20, .recent = 3};
+  require_same(sirllm, Any(sirllm));
+  const evict::Dms dms{.window = 20, .scale = 3, .offset = 1};
+  require_same(dms, Any(dms));
+  const evict::ExitThreshold<evict::Knorm> exit{{.tokens = 19}, -0.5f, 12};
+  require_same(exit, Any(exit));
+  const evict::Compensate<evict::H2O> mean{{.heavy = 9, .recent = 8}};
+  require_same(mean, Any(mean));
+  const evict::ExpectedAttention expected{.keep = 0.3};
+  require_same(expected, Any(expected));
   const evict::ChunkKV chunks{.tokens = 19, .window = 5, .chunk = 4};
   require_same(chunks, Any(chunks));
   const evict::RKV rkv{.tokens = 19, .window = 5, .threshold = 0.9f, .slack = 3};

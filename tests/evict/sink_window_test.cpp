@@ -21,13 +21,17 @@ TEST_CASE("sink_window: room is made before new tokens of a turn", "[evict][sink
   const auto oracle = eviction_oracle("streaming_llm");
   const evict::SinkWindow policy{.recent = 3, .sinks = 2};
   for (const auto& c : oracle["evict_for_space"]) {
-    Driver d(CacheShape{}, policy.make_room(c["num_coming"]));
+    auto d = drive({}, policy);
     REQUIRE(d.step(c["cached"], Phase::decode) == Status::ok);
+    d.inputs.incoming = c["num_coming"];
+    REQUIRE(d.step(0, Phase::turn) == Status::ok);
     REQUIRE(d.held[0] == c["kept"].get<Ints>());
   }
   for (index_t coming = 0; coming < 4; ++coming) {  // room enough: nothing leaves
-    Driver d(CacheShape{}, policy.make_room(coming));
+    auto d = drive({}, policy);
     REQUIRE(d.step(5 - coming, Phase::decode) == Status::ok);
+    d.inputs.incoming = coming;
+    REQUIRE(d.step(0, Phase::turn) == Status::ok);
     REQUIRE(d.held[0].size() == at(5 - coming));
   }
 }

@@ -1,4 +1,4 @@
-// EXPECT: a block chosen at run time is trivially copyable and has at most 96 bytes
+// EXPECT: a block chosen at run time is trivially copyable and has at most 192 bytes
 #include <kvcondense/cpu.hpp>
 #include <kvcondense/evict/erased.hpp>
 #include <kvcondense/evict/h2o.hpp>

@@ -1,5 +1,7 @@
 #pragma once
 
+#include <algorithm>
+#include <map>
 #include <random>
 #include <string>
 #include <vector>
@@ -9,6 +11,7 @@
 #include <kvcondense/cpu.hpp>
 #include <support/memory.hpp>
 #include <support/naive_cache.hpp>
+#include <support/step_data.hpp>
 
 namespace kvcondense::test {
 
@@ -54,12 +57,24 @@ class CacheModel {
       if (draft) continue;
       // Long chunks pass for prompts, so that what acts at their end acts again and again.
       const std::vector<float> queries = pending_queries(l);
-      const StepInputs inputs{.attention = {view, cache_.mass_rows(n)},
-                              .queries = dense_view(queries.data(), shape_.q_heads, cache_.pending(l), shape_.head_dim)};
+      const StepData data(shape_, cache_.pending(l), random_);
+      StepInputs inputs = data.inputs({view, cache_.mass_rows(n)});
+      inputs.queries = dense_view(queries.data(), shape_.q_heads, cache_.pending(l), shape_.head_dim);
       REQUIRE(cache_.step(ctx_, l, inputs, n > 40 ? Phase::prefill_end : Phase::automatic) == Status::ok);
       sync(l);
     }
     naive_.seen += n;
+    check();
+  }
+
+  /// Room for a turn.
+  void turn(index_t incoming) {
+    calls_ += " turn(" + std::to_string(incoming) + ")";
+    for (index_t l = 0; l < shape_.layers; ++l) {
+      const Status want = cache_.pending(l) > 0 ? Status::order_violation : Status::ok;
+      REQUIRE(cache_.step(ctx_, l, StepInputs{.incoming = incoming}, Phase::turn) == want);
+      if (want == Status::ok) sync(l);
+    }
     check();
   }
 
@@ -70,6 +85,9 @@ class CacheModel {
     REQUIRE(cache_.truncate(tokens) == Status::ok);
     erase(tokens, naive_.seen);
     naive_.seen = tokens;
+    for (index_t l = 0; l < shape_.layers; ++l)  // a mean forgets nobody, but it counts no more than there were
+      for (index_t h = 0; h < shape_.kv_heads; ++h)
+        gone(l, h).token = std::min(gone(l, h).token, tokens - cache_.slots(l, h));
     check();
   }
 
@@ -89,6 +107,7 @@ class CacheModel {
     cache_.reset();
     erase(0, naive_.seen);
     naive_.seen = 0;
+    gone_.clear();
     check();
   }
 
@@ -147,6 +166,14 @@ class CacheModel {
       }
     return all;
   }
+  /// The mean of what left a head in steps; its `token` is their number.
+  NaiveSlot& gone(index_t l, index_t h) { return gone_[l * shape_.kv_heads + h]; }
+  void leaves(NaiveSlot& mean, const NaiveSlot& slot) {
+    const double part = 1.0 / static_cast<double>(++mean.token);
+    mean.k.resize(slot.k.size()), mean.v.resize(slot.v.size());
+    for (std::size_t d = 0; d < slot.k.size(); ++d) mean.k[d] += (slot.k[d] - mean.k[d]) * part;
+    for (std::size_t d = 0; d < slot.v.size(); ++d) mean.v[d] += (slot.v[d] - mean.v[d]) * part;
+  }
 
   /// Engine gives rotated keys, cache stores them without rotation.
   bool unrotates() const { return cache_.capabilities().raw_keys && cache_.capabilities().rotated_input; }
@@ -176,10 +203,11 @@ class CacheModel {
       std::size_t at = 0;
       for (index_t i = 0; i < cache_.slots(l, h); ++i) {
         const index_t token = cache_.token(l, h, i);
-        while (at < held.size() && held[at].token != token) ++at;
+        while (at < held.size() && held[at].token != token) leaves(gone(l, h), held[at++]);
         REQUIRE(at < held.size());
         kept.push_back(held[at++]);
       }
+      while (at < held.size()) leaves(gone(l, h), held[at++]);
       held = kept;
     }
   }
@@ -201,6 +229,14 @@ class CacheModel {
         worst = larger(worst, got[static_cast<std::size_t>(n * shape_.head_dim + i * shape_.values() + d)] -
                                   slot.v[static_cast<std::size_t>(d)]);
     }
+    const cache::Summary& summary = cache_.layers()[l].heads[h].summary;
+    if (summary.kept()) {
+      REQUIRE(summary.count() == gone(l, h).token);
+      for (index_t d = 0; summary.count() > 0 && d < shape_.head_dim; ++d)
+        worst = larger(worst, summary.slot().key[d] - gone(l, h).k[static_cast<std::size_t>(d)]);
+      for (index_t d = 0; summary.count() > 0 && d < shape_.values(); ++d)
+        worst = larger(worst, summary.slot().value[d] - gone(l, h).v[static_cast<std::size_t>(d)]);
+    }
     REQUIRE(wrong_tokens == 0);
     REQUIRE(worst <= most_error_);
   }
@@ -215,14 +251,21 @@ class CacheModel {
     for (index_t h = 0; h < shape_.kv_heads; ++h) {
       const index_t n = cache_.slots(l, h);
       const std::vector<float> stored = rows(cache_, l, h);
-      std::vector<NaiveSlot> slots(static_cast<std::size_t>(n));
+      // A logit with ln N added is N slots alike.
+      const cache::Summary& summary = cache_.layers()[l].heads[h].summary;
+      const prim::SummarySlot mean = summary.kept() ? summary.slot() : prim::SummarySlot{};
+      const index_t alike = mean.key == nullptr ? 0 : summary.count();
+      std::vector<NaiveSlot> slots(static_cast<std::size_t>(n + alike));
+      for (index_t i = n; i < n + alike; ++i)
+        slots[static_cast<std::size_t>(i)] = {0, {mean.key, mean.key + shape_.head_dim}, {mean.value, mean.value + shape_.values()}};
+      std::rotate(slots.begin(), slots.begin() + n, slots.end());
       for (index_t i = 0; i < n; ++i) {
         const float* k = stored.data() + i * shape_.head_dim;
         const float* v = stored.data() + n * shape_.head_dim + i * shape_.values();
-        slots[static_cast<std::size_t>(i)] = {0, {k, k + shape_.head_dim}, {v, v + shape_.values()}};
+        slots[static_cast<std::size_t>(alike + i)] = {0, {k, k + shape_.head_dim}, {v, v + shape_.values()}};
         if (cache_.capabilities().raw_keys) rotate(slots[static_cast<std::size_t>(i)].k, i);
       }
-      std::vector<double> want_mass(static_cast<std::size_t>(n), 0.0);
+      std::vector<double> want_mass(static_cast<std::size_t>(n + alike), 0.0);
       for (index_t g = 0; g < shape_.group(); ++g)
         for (index_t i = 0; i < t.n; ++i) {
           const index_t qh = h * shape_.group() + g;
@@ -233,7 +276,7 @@ class CacheModel {
             rotate(q, visible - 1 - (unrotates() ? naive_.seen + i : 0));
           double want_lse = 0;
           const bool counted = i >= t.n - cache_.mass_rows(t.n);
-          const auto want = naive_attention(q, slots, visible, scale, static_cast<std::size_t>(shape_.values()),
+          const auto want = naive_attention(q, slots, visible + alike, scale, static_cast<std::size_t>(shape_.values()),
                                             counted ? &want_mass : nullptr, &want_lse);
           double worst = 0;
           for (index_t d = 0; d < shape_.values(); ++d)
@@ -243,7 +286,7 @@ class CacheModel {
           REQUIRE(worst < 3e-5);
         }
       double worst = 0;
-      for (index_t j = 0; j < n; ++j) worst = larger(worst, mass.row(h)[j] - want_mass[static_cast<std::size_t>(j)]);
+      for (index_t j = 0; j < n; ++j) worst = larger(worst, mass.row(h)[j] - want_mass[static_cast<std::size_t>(alike + j)]);
       REQUIRE(worst < 1e-4);
     }
   }
@@ -259,6 +302,7 @@ class CacheModel {
   Cache<Cpu, R> cache_;
   Workspace work_;
   Context<Cpu> ctx_;
+  std::map<index_t, NaiveSlot> gone_;
   NaiveCache naive_;
   std::vector<std::vector<std::vector<float>>> queries_;  ///< [layer][token]
   std::mt19937 random_;
@@ -273,7 +317,7 @@ void exercise(const CacheShape& shape, const R& recipe, std::uint32_t seed, int 
   CacheModel<R> m(shape, recipe, seed, most_error);
   for (int i = 0; i < calls; ++i) {
     const index_t length = m.cache().length();
-    switch (length == 0 ? 0 : m.draw(0, 11)) {
+    switch (length == 0 ? 0 : m.draw(0, 12)) {
       case 0: case 1: m.forward(m.draw(1, 96)); break;
       case 2: {  // drafts, some of them taken back
         const index_t drafts = m.draw(1, 5);
@@ -289,6 +333,7 @@ void exercise(const CacheShape& shape, const R& recipe, std::uint32_t seed, int 
       }
       case 5: m.become_fork(); break;
       case 6: if (m.draw(0, 5) == 0) m.reset(); break;
+      case 7: m.turn(m.draw(1, 20)); break;
       default: m.forward(1); break;
     }
   }

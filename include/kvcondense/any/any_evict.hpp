@@ -28,7 +28,7 @@ struct Inner {
 
 namespace detail {
 
-using EvictRoom = InlineValue<128>;
+using EvictRoom = InlineValue<192>;
 
 struct EvictTable {
   evict::AnyPipeline (*pipeline)(const EvictRoom&, Inner below);

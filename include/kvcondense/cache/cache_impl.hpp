@@ -20,6 +20,7 @@ auto Cache<B, R>::make_plan() const -> Plan {
   p.page_slots = shape_.page_slots;
   p.lanes = pipeline_.lanes();
   if (pipeline_.queries().rows == AttentionNeed::Rows::last) p.query_rows = pipeline_.queries().count;
+  p.summary = pipeline_.residual == evict::Residual::mean;
   return p;
 }
 
@@ -39,6 +40,9 @@ Expected<Cache<B, R>> Cache<B, R>::make(const CacheShape& shape, const R& recipe
   c.pipeline_ = recipe.evict.pipeline();
   c.memory_ = &memory;
   if (c.pipeline_.lanes() > cache::max_lanes) return Status::not_supported;
+  // A mean of raw keys is no key, and neither is what a closed form of rotated ones makes of them.
+  if (recipe.position.raw_keys && (evict::reads_rotated_keys(c.pipeline_.source) || c.pipeline_.residual != evict::Residual::none))
+    return Status::incompatible;
   const Plan& p = c.plan_ = c.make_plan();
   if (!p.key_codec.valid(p.head_dim) || !p.value_codec.valid(p.value_dim)) return Status::invalid_argument;
   if (cache::Column<KeyCodec>::coded_page_slots(p.key_codec, p.page_slots) > cache::max_page_slots ||

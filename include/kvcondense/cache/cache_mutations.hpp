@@ -13,6 +13,7 @@ StepView<B> Cache<B, R>::step_view(index_t layer, Phase phase) const {
   StepView<B> view;
   view.shape = shape_, view.layer = layer, view.phase = phase;
   view.appended = l.counters.pending, view.seen = l.counters.seen;
+  view.next_position = l.counters.next_position;
   view.offset = l.offset.data();
   return view;
 }

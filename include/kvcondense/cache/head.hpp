@@ -5,6 +5,7 @@
 
 #include <kvcondense/cache/column.hpp>
 #include <kvcondense/cache/slot_ids.hpp>
+#include <kvcondense/cache/summary.hpp>
 
 namespace kvcondense::cache {
 
@@ -26,6 +27,7 @@ struct HeadPlan {
   index_t page_slots = 0;
   index_t lanes = 0;
   index_t query_rows = 0;  ///< queries of earlier tokens that a layer keeps
+  bool summary = false;    ///< slots that leave live on in a mean
 };
 
 /// All slots of one KV head of one layer: two columns, and everything that belongs to a slot.
@@ -38,6 +40,7 @@ struct Head {
   Column<ValueCodec> values;
   SlotIds ids;
   Buffer<float> lane[max_lanes];
+  Summary summary;          ///< of slots that left; empty unless the plan says so
   index_t lanes = 0;
   index_t repaired = 0;     ///< numbers that codecs replaced
   index_t coded_again = 0;  ///< slots written anew because their group lost members
@@ -88,6 +91,7 @@ struct Head {
 
   /// Keeps the listed slots, codes what the flush rules say, gives room back. Cannot fail.
   Done commit(const std::int32_t* keep, index_t n, float* rows) {
+    if (summary.kept() && n < slots()) summary.absorb(keys, values, slots(), keep, n);
     keep_slots(keep, n);
     Done done;
     done.repaired = keys.flush(keys.due(keys.window().live()), rows);
@@ -123,6 +127,7 @@ struct Head {
     if (s == Status::ok) s = values.fork(out.values);
     if (s == Status::ok) s = ids.fork(out.ids);
     for (index_t l = 0; s == Status::ok && l < lanes; ++l) s = out.lane[l].copy_from(lane[l]);
+    if (summary.kept()) summary.fork(out.summary);
     out.repaired = repaired, out.coded_again = coded_again;
     return s;
   }
@@ -130,11 +135,12 @@ struct Head {
   void clear() {
     keys.clear(), values.clear(), ids.clear();
     for (auto& l : lane) l.shrink(0);
+    summary.clear();
     repaired = coded_again = 0;
   }
 
   std::size_t side_bytes() const {
-    std::size_t sum = ids.bytes() + keys.table_bytes() + values.table_bytes();
+    std::size_t sum = summary.bytes() + ids.bytes() + keys.table_bytes() + values.table_bytes();
     for (const auto& l : lane) sum += l.bytes();
     return sum;
   }

@@ -24,6 +24,7 @@ struct HeadReader {
 
   index_t slots() const { return head->slots(); }
 
+  prim::SummarySlot summary() const { return head->summary.slot(); }
   prim::SlotScalars scalars() const { return {}; }  // no stage of a recipe sets any yet
 
   /// Rotates a query from where it is (its own position, or nowhere) to the slot it stands at.

@@ -42,7 +42,12 @@ struct Layer {
     out.pending_positions = Buffer<index_t>(memory);
     if (const Status s = out.offset.resize(shape.kv_heads + 1); s != Status::ok) return s;
     if (const Status s = QueryWindow::make(plan.query_rows, shape, memory, out.window); s != Status::ok) return s;
-    return out.heads.fill(memory, shape.kv_heads, [&](index_t) { return Head(plan, memory); });
+    if (const Status s = out.heads.fill(memory, shape.kv_heads, [&](index_t) { return Head(plan, memory); }); s != Status::ok)
+      return s;
+    for (Head& h : out.heads)
+      if (plan.summary)
+        if (const Status s = Summary::make(shape.head_dim, shape.values(), memory, h.summary); s != Status::ok) return s;
+    return Status::ok;
   }
 
   void update_offsets() {
@@ -77,7 +82,10 @@ struct Layer {
   }
 
   void truncate(index_t tokens) {
-    for (Head& h : heads) h.pop_back(h.slots() - h.ids.below(tokens));
+    for (Head& h : heads) {
+      h.pop_back(h.slots() - h.ids.below(tokens));
+      h.summary.limit(tokens - h.slots());
+    }
     const index_t gone = counters.seen - tokens;
     const index_t unstepped = std::min(gone, counters.pending);
     if (unstepped > 0) counters.next_position = pending_positions[counters.pending - unstepped];

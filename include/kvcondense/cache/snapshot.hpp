@@ -91,6 +91,22 @@ void save_head(ByteWriter& w, const H& head) {
     for (index_t i = 0; i < head.slots(); ++i) w.put(head.lane[l][i]);
   save_column(w, head.keys);
   save_column(w, head.values);
+  if (!head.summary.kept()) return;
+  w.put(static_cast<std::int64_t>(head.summary.count()));
+  w.bytes(std::as_bytes(std::span(head.summary.data(), static_cast<std::size_t>(head.summary.size()))));
+}
+
+/// Only where the recipe keeps a mean of what left: their number i64, then the numbers.
+inline Status load_summary(ByteReader& r, Summary& summary, const Counters& c, index_t slots) {
+  if (!summary.kept()) return Status::ok;
+  std::int64_t count = 0;
+  std::span<const std::byte> numbers;
+  if (!r.read(count) || count < 0 || count > c.seen - slots) return Status::corrupt_data;
+  if (!r.take(static_cast<std::uint64_t>(summary.size()), sizeof(float), numbers)) return Status::corrupt_data;
+  std::memcpy(summary.restore(count), numbers.data(), numbers.size());
+  for (index_t i = 0; count > 0 && i < summary.size(); ++i)
+    if (!std::isfinite(summary.data()[i])) return Status::corrupt_data;
+  return Status::ok;
 }
 
 template <class H>
@@ -122,7 +138,7 @@ Status load_head(ByteReader& r, H& head, const Counters& c) {
   Status s = load_column(r, head.keys);
   if (s == Status::ok) s = load_column(r, head.values);
   if (s == Status::ok && (head.keys.slots() != slots || head.values.slots() != slots)) s = Status::corrupt_data;
-  return s;
+  return s == Status::ok ? load_summary(r, head.summary, c, slots) : s;
 }
 
 /// Only where the recipe keeps queries: rows u32, then per row its position and its numbers.
@@ -163,6 +179,7 @@ std::uint64_t fingerprint(const Cache<B, R>& c) {
   f.add_text(word_of(c.recipe().evict)).add_text(word_of(c.recipe().quant)).add_text(word_of(c.recipe().position));
   f.add(p.key_codec.fingerprint(), p.value_codec.fingerprint());
   f.add(p.key_flush.block, p.key_flush.keep, p.value_flush.block, p.value_flush.keep, p.sinks, p.lanes, p.query_rows);
+  if (p.summary) f.add(1);
   if (c.recipe().position.raw_keys) f.add(prim::fingerprint(c.recipe().position.rope), c.recipe().position.rotated_input);
   return f.value();
 }

@@ -11,10 +11,10 @@ struct HeadTable {
   index_t layers = 0;
   index_t heads = 0;
 
-  bool empty() const { return data == nullptr; }
-  bool fits(const CacheShape& shape) const { return layers == shape.layers && heads == shape.kv_heads; }
-  index_t size() const { return layers * heads; }
-  float operator()(index_t layer, index_t head) const { return data[layer * heads + head]; }
+  constexpr bool empty() const { return data == nullptr; }
+  constexpr bool fits(const CacheShape& shape) const { return layers == shape.layers && heads == shape.kv_heads; }
+  constexpr index_t size() const { return layers * heads; }
+  constexpr float operator()(index_t layer, index_t head) const { return data[layer * heads + head]; }
 };
 
 /// One row-major float32 matrix [rows, columns] per layer; the caller owns and keeps the matrices and
@@ -25,8 +25,8 @@ struct LayerMatrices {
   index_t rows = 0;
   index_t columns = 0;
 
-  bool empty() const { return data == nullptr; }
-  const float* operator()(index_t layer) const { return data[layer]; }
+  constexpr bool empty() const { return data == nullptr; }
+  constexpr const float* operator()(index_t layer) const { return data[layer]; }
 };
 
 }  // namespace kvcondense

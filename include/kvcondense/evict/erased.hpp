@@ -53,10 +53,10 @@ using AnyTrigger = AnyBlock<TriggerTable, TriggerCalls>;
 
 /// Any pipeline as a value, for recipes chosen at run time: the same interface, on the CPU.
 ///
-/// Needs    trivially copyable blocks of at most 96 bytes. A block that wraps another of its kind (a
+/// Needs    trivially copyable blocks of at most 192 bytes. A block that wraps another of its kind (a
 ///          budget over a budget) names it `base` and has `over(other)`; so a wrapper may wrap an
 ///          AnyPipeline and become one again, up to three times.
-/// Cost     trivially copyable, about 2.5 KiB; no allocation; one indirect call per block and step.
+/// Cost     trivially copyable, about 5 KiB; no allocation; one indirect call per block and step.
 /// Errors   an empty AnyPipeline, or one with more than three wrappers, answers not_supported.
 class AnyPipeline
     : public Pipeline<detail::AnySource, detail::AnyPool, detail::AnyProtect, detail::AnyAllocate,
@@ -67,7 +67,7 @@ class AnyPipeline
   explicit AnyPipeline(const Pipeline<S, Po, Pr, A, Se, T>& p)
       : Pipeline{detail::AnySource(p.source),     detail::AnyPool(p.pool),
                  detail::AnyProtect(p.protect),   detail::AnyAllocate(p.allocate),
-                 detail::AnySelect(p.select),     detail::AnyTrigger(p.trigger)} {}
+                 detail::AnySelect(p.select),     detail::AnyTrigger(p.trigger),   p.residual} {}
 
   /// Whether every block is there: false for an empty pipeline and for too many wrappers.
   bool complete() const {

@@ -36,6 +36,18 @@ constexpr AttentionNeed query_need(const Source& source) {
   if constexpr (requires { source.queries(); }) return source.queries();
   else return {};
 }
+/// Do scores say nothing but how new a slot is? Wrappers that use scores refuse such a policy.
+template <class Source>
+constexpr bool scores_age(const Source& source) {
+  if constexpr (requires { source.by_age(); }) return source.by_age();
+  else return false;
+}
+/// Does a source read keys as attention compares them? Position stages that store raw keys are refused.
+template <class Source>
+constexpr bool reads_rotated_keys(const Source& source) {
+  if constexpr (requires { source.rotated_keys(); }) return source.rotated_keys();
+  else return false;
+}
 /// Tells a source of a turn that is about to begin; most have nothing to do.
 template <class Source, Backend B>
 Status observe_turn(const Source& source, Context<B>& ctx, const StepView<B>& view, LaneViews lane) {
@@ -69,6 +81,12 @@ bool trigger_fires(const Trigger& trigger, const StepView<B>& view, LayerBudget<
   if constexpr (requires { trigger.fires(view, budget); }) return trigger.fires(view, budget);
   else return trigger.fires(view);
 }
+/// What stays of slots that leave.
+enum class Residual : std::uint8_t {
+  none,
+  mean,  ///< one more slot per head: the mean of all keys and values that left, with the logarithm of
+         ///< their number added to its logit
+};
 
 /// One eviction method as a value: which blocks it is made of (the stages of the eviction pipeline,
 /// in their normative order). The cache runs `observe` at every step and, when `fires`, `choose`.
@@ -80,6 +98,8 @@ bool trigger_fires(const Trigger& trigger, const StepView<B>& view, LayerBudget<
 ///                                                               the cache keeps older steps' queries
 ///               inputs() -> Inputs (may be left out)  what else of `view.inputs` it reads, at every step
 ///               one_set() -> bool                    the same scores for every head of a layer?
+///               by_age() -> bool (may be left out)   nothing but the order of slots
+///               rotated_keys() -> bool (may be left out)   reads keys rotated, never raw
 ///               observe(ctx, view, lanes) -> Status  updates accumulators, may do nothing
 ///               observe_turn(ctx, view, lanes) -> Status (may be left out)   the same before a turn
 ///               score(ctx, view, lanes, RaggedView<float> out, Scratch&) -> Status
@@ -106,6 +126,7 @@ struct Pipeline {
   Allocate allocate;
   Select select;
   Trigger trigger;
+  Residual residual = Residual::none;
 
   constexpr AttentionNeed attention() const { return source.attention(); }
   constexpr AttentionNeed queries() const { return query_need(source); }
@@ -120,7 +141,7 @@ struct Pipeline {
   /// The same method with another budget allocator: what budget wrappers are made of.
   template <class A>
   constexpr Pipeline<Source, Pool, Protect, A, Select, Trigger> with_allocate(A a) const {
-    return {source, pool, protect, a, select, trigger};
+    return {source, pool, protect, a, select, trigger, residual};
   }
 
   /// A turn brings no tokens: only sources that say what it means for them look at it.
@@ -199,6 +220,9 @@ struct Pipeline {
 
 template <class Source, class Pool, class Protect, class Allocate, class Select, class Trigger>
 Pipeline(Source, Pool, Protect, Allocate, Select, Trigger)
+    -> Pipeline<Source, Pool, Protect, Allocate, Select, Trigger>;
+template <class Source, class Pool, class Protect, class Allocate, class Select, class Trigger>
+Pipeline(Source, Pool, Protect, Allocate, Select, Trigger, Residual)
     -> Pipeline<Source, Pool, Protect, Allocate, Select, Trigger>;
 
 }  // namespace kvcondense::evict

@@ -1,17 +1,14 @@
 #pragma once
 
-#include <algorithm>
-
 #include <kvcondense/core/backend.hpp>
 #include <kvcondense/core/policy.hpp>
 #include <kvcondense/core/shape.hpp>
 #include <kvcondense/core/status.hpp>
-#include <kvcondense/evict/blocks/allocate.hpp>
 #include <kvcondense/evict/blocks/no_score.hpp>
 #include <kvcondense/evict/blocks/pool.hpp>
 #include <kvcondense/evict/blocks/protect.hpp>
+#include <kvcondense/evict/blocks/room.hpp>
 #include <kvcondense/evict/blocks/select.hpp>
-#include <kvcondense/evict/blocks/trigger.hpp>
 #include <kvcondense/evict/pipeline.hpp>
 #include <kvcondense/evict/policy.hpp>
 
@@ -26,7 +23,8 @@ namespace kvcondense::evict {
 ///          Without one positions stay absolute, and grow beyond what the model was trained on.
 /// Shapes   none.
 /// Cost     kv_heads numbers of workspace per step.
-/// Numbers  a step appends, attends, then trims: a query sees sinks + recent + 1 slots.
+/// Numbers  a step appends, attends, then trims: a query sees sinks + recent + 1 slots. A step with
+///          Phase::turn makes room for `incoming` tokens before they come; the sinks stay.
 /// Errors   invalid_argument when sinks is negative or recent is not positive.
 struct SinkWindow {
   static constexpr Descriptor about{"sink_window", Stage::evict, "arXiv:2309.17453"};
@@ -38,21 +36,10 @@ struct SinkWindow {
   constexpr auto pipeline() const {
     return Pipeline{NoScore{},
                     NoPool{},
-                    Both{Sinks{sinks}, Recent{1}},
-                    Absolute{sinks + recent},
+                    Both{Sinks{sinks}, Newest{}},
+                    RoomFor{sinks + recent},
                     Fixed{.fill = true},
-                    EveryStep{}};
-  }
-
-  /// Makes room before a turn of `coming` new tokens: the pipeline that leaves sinks + recent - coming
-  /// slots, never fewer than the sinks.
-  constexpr auto make_room(index_t coming) const {
-    return Pipeline{NoScore{},
-                    NoPool{},
-                    Sinks{sinks},
-                    Absolute{sinks + std::max<index_t>(recent - coming, 0)},
-                    Fixed{.fill = true},
-                    EveryStep{}};
+                    EveryStepAndTurn{}};
   }
 
   Status validate(const CacheShape&) const {

@@ -15,13 +15,29 @@ struct SlotScalars {
   const float* value_scale = nullptr;
 };
 
+/// One slot beside those of a head, that every query sees: key [head_dim] and value [value_dim] in float32,
+/// and what is added to its logit. Null: there is none.
+struct SummarySlot {
+  const float* key = nullptr;
+  const float* value = nullptr;
+  float bias = 0.0f;
+};
+
+/// A head's summary slot; heads that do not say have none.
+template <class Head>
+SummarySlot summary_of(const Head& head) {
+  if constexpr (requires { head.summary(); }) return head.summary();
+  else return {};
+}
+
 /// One attention call of one layer.
 ///
 /// Shapes   queries [q_heads, tokens, head_dim], out [q_heads, tokens, value_dim], lse [q_heads, tokens]
 ///          or empty, mass one number per (kv head, slot) or empty.
 /// Numbers  the last `tokens` slots of every head belong to the queries: query i sees all slots but the
 ///          last tokens - 1 - i. Mass is summed over the query group and the last `mass_rows` queries.
-///          A query that sees no slot gives zeros and lse = -inf.
+///          A query that sees no slot gives zeros and lse = -inf. A summary slot counts in lse and
+///          output, and draws attention that no mass reports.
 struct AttendRequest {
   TensorView<const float, 3> queries;
   TensorView<float, 3> out;
@@ -35,7 +51,7 @@ struct AttendRequest {
 ///
 /// Source    `heads` is a function: heads(kv_head) -> an object with `slots()`, `key_scores(cursor, count,
 ///           queries, out, first_slot)`, `add_values(cursor, count, weights, out)`, `scalars()`,
-///           `prepare_query(q, token, slot)` and the type `Cursor`.
+///           `prepare_query(q, token, slot)`, the type `Cursor`, and maybe `summary()`.
 /// Cost      every key and value is read once per block of query rows; codes are unpacked once for all
 ///           query heads of a KV head. With mass, the logits of a block are kept and read again.
 /// Numbers   float32; softmax online over strips of `strip` slots, so the result does not depend on how

@@ -33,7 +33,7 @@ enum class RowReduce : std::uint8_t {
 ///          softmax and gives them 0. Temperature and noise act on logits:
 ///          softmax((logit + Gumbel noise) / temperature); the noise is drawn from (seed, query head,
 ///          token of the row, token of the slot), so it is the same wherever and however often it is
-///          asked for; seed 0 means none.
+///          asked for; seed 0 means none. A summary slot takes no part.
 struct ColumnRequest {
   index_t rows = 0;  ///< query tokens; the last of them is the newest token
   GroupReduce group = GroupReduce::mean;

@@ -10,6 +10,8 @@ namespace kvcondense::prim {
 ///   index(ctx, RaggedView<float> out)                                  out[h][j] = j
 ///   mix(ctx, RaggedView<const float> x, float scale, float keep, RaggedView<float> out)
 ///       out[h][j] = keep * out[h][j] + scale * x[h][j]
+///   times(ctx, RaggedView<const float> x, float add, RaggedView<float> out)
+///       out[h][j] = (out[h][j] + add) * x[h][j]
 ///   sum_heads(ctx, RaggedView<const float> x, float scale, float keep, RaggedView<float> out)
 ///       out[h][j] = keep * out[h][j] + scale * (x[0][j] + x[1][j] + ...)
 ///

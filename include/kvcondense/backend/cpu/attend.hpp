@@ -79,6 +79,7 @@ struct Attend<Cpu> {
       const index_t tokens = request.queries.extent[1], dim = request.queries.extent[2];
       const index_t value_dim = request.out.extent[2], slots = head.slots();
       const SlotScalars scalars = head.scalars();
+      const SummarySlot summary = summary_of(head);
       index_t last = 0;
       for (index_t r = 0; r < rows; ++r) {
         const index_t token = (first + r) / group, member = (first + r) % group;
@@ -92,6 +93,11 @@ struct Attend<Cpu> {
         sum[r] = 0.0f;
       }
       std::fill_n(out, rows * value_dim, 0.0f);
+      for (index_t r = 0; summary.key != nullptr && r < rows; ++r) {
+        max[r] = cpu::dot(queries + r * dim, summary.key, dim) + summary.bias;
+        sum[r] = 1.0f;
+        std::copy_n(summary.value, value_dim, out + r * value_dim);
+      }
 
       const bool keep_logits = request.mass.data != nullptr;
       typename Head::Cursor key_at{}, value_at{};
@@ -107,7 +113,7 @@ struct Attend<Cpu> {
         const index_t token = (first + r) / group, member = (first + r) % group;
         const float inv = sum[r] > 0.0f ? 1.0f / sum[r] : 0.0f;
         for (index_t d = 0; d < value_dim; ++d)
-          request.out(q_head + member, token, d) = visible[r] > 0 ? out[r * value_dim + d] * inv : 0.0f;
+          request.out(q_head + member, token, d) = visible[r] > 0 || summary.key != nullptr ? out[r * value_dim + d] * inv : 0.0f;
         if (request.lse.data != nullptr) request.lse(q_head + member, token) = max[r] + std::log(sum[r]);
         if (keep_logits && token >= tokens - request.mass_rows)
           add_mass(request.mass.row(q_head / group), logits + r * width, visible[r], max[r], inv);

@@ -27,6 +27,14 @@ struct SlotNumbers<Cpu> {
     return Status::ok;
   }
 
+  static Status times(Context<Cpu>& ctx, RaggedView<const float> x, float add, RaggedView<float> out) {
+    ctx.parallel(out.heads, [&](index_t h, index_t) {
+      float* o = out.row(h);
+      for (index_t j = 0; j < out.length(h); ++j) o[j] = (o[j] + add) * x.row(h)[j];
+    });
+    return Status::ok;
+  }
+
   static Status sum_heads(Context<Cpu>& ctx, RaggedView<const float> x, float scale, float keep,
                           RaggedView<float> out) {
     for (index_t h = 1; h < x.heads; ++h)

@@ -16,6 +16,7 @@ struct NoScore {
   constexpr AttentionNeed attention() const { return {}; }
   constexpr index_t lanes() const { return 0; }
   constexpr bool one_set() const { return true; }
+  constexpr bool by_age() const { return true; }
   std::size_t workspace_bytes(const CacheShape&, index_t) const { return 0; }
 
   template <Backend B>

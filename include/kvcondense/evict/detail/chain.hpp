@@ -11,7 +11,7 @@ namespace kvcondense::evict::detail {
 /// One block in place, and how to call it.
 template <class Table>
 struct Link {
-  static constexpr std::size_t room = 96;
+  static constexpr std::size_t room = 192;
   alignas(16) std::byte bytes[room] = {};
   const Table* table = nullptr;
 };
@@ -28,7 +28,7 @@ class Chain {
   template <class Block>
   void push(const Block& block, const Table& table) {
     static_assert(std::is_trivially_copyable_v<Block> && sizeof(Block) <= Link<Table>::room,
-                  "kvcondense: a block chosen at run time is trivially copyable and has at most 96 "
+                  "kvcondense: a block chosen at run time is trivially copyable and has at most 192 "
                   "bytes; let it borrow what is larger.");
     if (links_ == depth) {
       links_ = 0;

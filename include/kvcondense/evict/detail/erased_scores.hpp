@@ -24,6 +24,8 @@ struct SourceTable {
   Inputs (*inputs)(At);
   index_t (*lanes)(At);
   bool (*one_set)(At);
+  bool (*by_age)(At);
+  bool (*rotated_keys)(At);
   std::size_t (*workspace_bytes)(At, const CacheShape&, index_t);
   Status (*observe)(At, Ctx&, const View&, LaneViews);
   Status (*observe_turn)(At, Ctx&, const View&, LaneViews);
@@ -36,6 +38,8 @@ struct SourceTable {
             [](At a) { return input_need(block_at<S>(a)); },
             [](At a) { return block_at<S>(a).lanes(); },
             [](At a) { return block_at<S>(a).one_set(); },
+            [](At a) { return scores_age(block_at<S>(a)); },
+            [](At a) { return reads_rotated_keys(block_at<S>(a)); },
             [](At a, const CacheShape& s, index_t n) { return block_at<S>(a).workspace_bytes(s, n); },
             [](At a, Ctx& c, const View& v, LaneViews l) { return block_at<S>(a).observe(c, v, l); },
             [](At a, Ctx& c, const View& v, LaneViews l) {
@@ -69,6 +73,8 @@ struct SourceCalls {
   Inputs inputs() const { return at() ? at()->table->inputs(at()) : Inputs{}; }
   index_t lanes() const { return at() ? at()->table->lanes(at()) : 0; }
   bool one_set() const { return at() && at()->table->one_set(at()); }
+  bool by_age() const { return at() && at()->table->by_age(at()); }
+  bool rotated_keys() const { return at() && at()->table->rotated_keys(at()); }
   std::size_t workspace_bytes(const CacheShape& shape, index_t slots) const {
     return at() ? at()->table->workspace_bytes(at(), shape, slots) : 0;
   }

@@ -1,0 +1,26 @@
+#pragma once
+
+#include <algorithm>
+
+#include <kvcondense/backend/cpu/context.hpp>
+#include <kvcondense/core/backend.hpp>
+#include <kvcondense/core/status.hpp>
+#include <kvcondense/core/view.hpp>
+#include <kvcondense/prim/count_above.hpp>
+
+namespace kvcondense::prim {
+
+template <>
+struct CountAbove<Cpu> {
+  static Status run(Context<Cpu>& ctx, RaggedView<const float> scores, const Ends* skip, float least, index_t* count) {
+    ctx.parallel(scores.heads, [&](index_t h, index_t) {
+      const index_t n = scores.length(h);
+      const Ends ends = skip == nullptr ? Ends{} : skip[h].within(n);
+      const float* s = scores.row(h);
+      count[h] = std::count_if(s + ends.prefix, s + n - ends.suffix, [&](float x) { return x >= least; });
+    });
+    return Status::ok;
+  }
+};
+
+}  // namespace kvcondense::prim

@@ -1,0 +1,36 @@
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+
+#include <kvcondense/backend/cpu/context.hpp>
+#include <kvcondense/core/backend.hpp>
+#include <kvcondense/core/status.hpp>
+#include <kvcondense/core/view.hpp>
+#include <kvcondense/prim/token_numbers.hpp>
+
+namespace kvcondense::prim {
+
+template <>
+struct TokenNumbers<Cpu> {
+  static Status write(Context<Cpu>& ctx, TensorView<const float, 2> numbers, index_t back, MissingNumber missing,
+                      RaggedView<float> out) {
+    if (numbers.extent[0] != 1 && numbers.extent[0] != out.heads) return Status::shape_mismatch;
+    const index_t tokens = numbers.extent[1];
+    ctx.parallel(out.heads, [&](index_t h, index_t) {
+      const index_t row = numbers.extent[0] == 1 ? 0 : h;
+      float stand_in = 0.0f;
+      bool any = false;
+      for (index_t t = 0; missing == MissingNumber::largest && t < tokens; ++t)
+        if (const float x = numbers(row, t); !std::isnan(x)) stand_in = any ? std::max(stand_in, x) : x, any = true;
+      const index_t first = out.length(h) - tokens - back;  // the slot of token 0
+      for (index_t t = std::max<index_t>(0, -first); t < tokens; ++t) {
+        const float x = numbers(row, t);
+        out.row(h)[first + t] = std::isnan(x) && missing == MissingNumber::largest ? stand_in : x;
+      }
+    });
+    return Status::ok;
+  }
+};
+
+}  // namespace kvcondense::prim

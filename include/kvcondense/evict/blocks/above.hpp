@@ -1,0 +1,46 @@
+#pragma once
+
+#include <algorithm>
+
+#include <kvcondense/core/backend.hpp>
+#include <kvcondense/core/shape.hpp>
+#include <kvcondense/core/status.hpp>
+#include <kvcondense/core/step_view.hpp>
+#include <kvcondense/core/view.hpp>
+#include <kvcondense/core/workspace.hpp>
+#include <kvcondense/evict/pipeline.hpp>
+#include <kvcondense/prim/count_above.hpp>
+
+namespace kvcondense::evict {
+
+/// Protect: all slots but those that leave the window of the newest `window` slots in this step. Each
+/// slot is up for decision once.
+struct NotLeaving {
+  index_t window = 512;
+
+  constexpr index_t most() const { return window; }
+
+  template <Backend B>
+  Protected of(const StepView<B>& view, index_t head) const {
+    return {std::max<index_t>(0, view.slots(head) - window - view.appended), window};
+  }
+};
+
+/// Allocate: the protected slots and those that score at least `least`, however many they are. With
+/// `TopK` a threshold decides.
+struct Above {
+  float least = 0.0f;
+
+  constexpr bool uses_scores() const { return true; }
+  std::size_t workspace_bytes(const CacheShape&, index_t) const { return 0; }
+
+  template <Backend B>
+  Status run(Context<B>& ctx, const StepView<B>& view, RaggedView<const float> scores, const Protected* shield,
+             index_t* budget, Scratch&) const {
+    const Status s = prim::CountAbove<B>::run(ctx, scores, shield, least, budget);
+    for (index_t h = 0; h < view.heads(); ++h) budget[h] += shield[h].size();
+    return s;
+  }
+};
+
+}  // namespace kvcondense::evict

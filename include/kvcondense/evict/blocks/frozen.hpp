@@ -1,0 +1,91 @@
+#pragma once
+
+#include <span>
+
+#include <kvcondense/core/backend.hpp>
+#include <kvcondense/core/model_arrays.hpp>
+#include <kvcondense/core/shape.hpp>
+#include <kvcondense/core/status.hpp>
+#include <kvcondense/core/step_view.hpp>
+#include <kvcondense/core/view.hpp>
+#include <kvcondense/core/workspace.hpp>
+#include <kvcondense/evict/pipeline.hpp>
+#include <kvcondense/prim/retaining_head.hpp>
+#include <kvcondense/prim/slot_numbers.hpp>
+#include <kvcondense/prim/token_numbers.hpp>
+
+namespace kvcondense::evict {
+
+/// Source: a number per token that is written when the token comes, and never again. `From` writes it:
+///   inputs() -> Inputs; one_set() -> bool; write(ctx, view, RaggedView<float> lane) -> Status
+template <class From>
+struct Frozen {
+  From from{};
+  float factor = 1.0f;  ///< from the number to the score
+  float decay = 1.0f;   ///< what a turn multiplies all numbers with
+
+  constexpr AttentionNeed attention() const { return {}; }
+  constexpr Inputs inputs() const { return from.inputs(); }
+  constexpr index_t lanes() const { return 1; }
+  constexpr bool one_set() const { return from.one_set(); }
+  std::size_t workspace_bytes(const CacheShape&, index_t) const { return 0; }
+
+  template <Backend B>
+  Status observe(Context<B>& ctx, const StepView<B>& view, LaneViews lane) const {
+    return from.write(ctx, view, lane[0]);
+  }
+  template <Backend B>
+  Status observe_turn(Context<B>& ctx, const StepView<B>&, LaneViews lane) const {
+    return prim::SlotNumbers<B>::mix(ctx, lane[0], decay, 0.0f, lane[0]);
+  }
+  template <Backend B>
+  Status score(Context<B>& ctx, const StepView<B>&, LaneViews lane, RaggedView<float> out, Scratch&) const {
+    return prim::SlotNumbers<B>::mix(ctx, lane[0], factor, 0.0f, out);
+  }
+};
+
+/// How surprising a token was, -log p; where no logits came before it, as the most surprising one that
+/// came with it. One number for all heads.
+struct Surprise {
+  constexpr Inputs inputs() const { return Input::surprise; }
+  constexpr bool one_set() const { return true; }
+
+  template <Backend B>
+  Status write(Context<B>& ctx, const StepView<B>& view, RaggedView<float> lane) const {
+    const std::span<const float> s = view.inputs.surprise;
+    return prim::TokenNumbers<B>::write(ctx, dense_view(s.data(), 1, s.size()), 0, prim::MissingNumber::largest, lane);
+  }
+};
+
+/// A number that the engine's trained gate gives per (kv head, token), for the token itself or for one
+/// before it.
+struct Gate {
+  index_t back = 0;
+
+  constexpr Inputs inputs() const { return Input::gates; }
+  constexpr bool one_set() const { return false; }
+
+  template <Backend B>
+  Status write(Context<B>& ctx, const StepView<B>& view, RaggedView<float> lane) const {
+    return prim::TokenNumbers<B>::write(ctx, view.inputs.gates, back, prim::MissingNumber::stays, lane);
+  }
+};
+
+/// What a trained network makes of a token's projections, per KV head.
+struct RetainingScore {
+  LayerMatrices weights_in{};   ///< [inputs, hidden] of every layer
+  LayerMatrices weights_out{};  ///< [hidden, kv_heads]
+  prim::Activation activation = prim::Activation::silu;
+
+  constexpr Inputs inputs() const { return Input::projections; }
+  constexpr bool one_set() const { return false; }
+
+  template <Backend B>
+  Status write(Context<B>& ctx, const StepView<B>& view, RaggedView<float> lane) const {
+    const prim::RetainingWeights w{weights_in(view.layer), weights_out(view.layer), weights_in.rows, weights_in.columns};
+    const StepInputs& in = view.inputs;
+    return prim::RetainingHead<B>::write(ctx, w, activation, in.raw_queries, in.raw_keys, in.values, lane);
+  }
+};
+
+}  // namespace kvcondense::evict

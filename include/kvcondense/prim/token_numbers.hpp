@@ -1,0 +1,29 @@
+#pragma once
+
+#include <cstdint>
+
+#include <kvcondense/core/backend.hpp>
+#include <kvcondense/core/config.hpp>
+
+namespace kvcondense::prim {
+
+/// What a NaN among the numbers of tokens becomes.
+enum class MissingNumber : std::uint8_t {
+  stays,    ///< NaN
+  largest,  ///< the largest number of the same tokens; 0 when all are NaN
+};
+
+/// Writes numbers that come with tokens into a number per (kv head, slot).
+///
+///   write(ctx, TensorView<const float, 2> numbers, index_t back, MissingNumber, RaggedView<float> out) -> Status
+///
+/// Shapes   numbers [kv_heads, tokens], or [1, tokens] for all heads alike. The last token's slot is
+///          the last one of its head, `back` places before it the one that its number goes to.
+///          Numbers whose slot would lie before the first one are dropped.
+/// Errors   shape_mismatch.
+template <Backend B>
+struct TokenNumbers {
+  static_assert(detail::always_false<B>, "kvcondense: include kvcondense/cpu.hpp or kvcondense/cuda.cuh first.");
+};
+
+}  // namespace kvcondense::prim

@@ -1,0 +1,54 @@
+#pragma once
+
+#include <random>
+#include <vector>
+
+#include <kvcondense/any/model_facts.hpp>
+#include <kvcondense/core/shape.hpp>
+
+namespace kvcondense::test {
+
+/// Random numbers for everything that recipes may want to know of a model; outlives its caches.
+class RandomModel {
+ public:
+  explicit RandomModel(const CacheShape& s, std::uint32_t seed = 1) : random_(seed) {
+    for (std::vector<float>* table : {&gates_, &induction_, &echo_, &shares_}) fill(*table, s.layers * s.kv_heads, 0.01f);
+    float sum = 0;
+    for (const float x : shares_) sum += x;
+    for (float& x : shares_) x /= sum;
+    const auto head_table = [&](const std::vector<float>& t) { return HeadTable{t.data(), s.layers, s.kv_heads}; };
+    facts_.gates = head_table(gates_), facts_.induction = head_table(induction_);
+    facts_.echo = head_table(echo_), facts_.shares = head_table(shares_);
+    constexpr index_t hidden = 24;
+    facts_.output = matrices(output_, s.layers, 40, s.q_heads * s.values());
+    facts_.retain_in = matrices(retain_in_, s.layers, s.q_heads * s.head_dim + s.kv_heads * (s.head_dim + s.values()), hidden);
+    facts_.retain_out = matrices(retain_out_, s.layers, hidden, s.kv_heads);
+  }
+  RandomModel(const RandomModel&) = delete;
+  RandomModel& operator=(const RandomModel&) = delete;
+
+  const any::ModelFacts& facts() const { return facts_; }
+
+ private:
+  struct Stack {
+    std::vector<std::vector<float>> rows;
+    std::vector<const float*> at;
+  };
+  void fill(std::vector<float>& x, index_t size, float least) {
+    std::uniform_real_distribution<float> draw(least, 1.0f);
+    x.resize(static_cast<std::size_t>(size));
+    for (float& e : x) e = draw(random_);
+  }
+  LayerMatrices matrices(Stack& s, index_t layers, index_t rows, index_t columns) {
+    s.rows.resize(static_cast<std::size_t>(layers));
+    for (auto& m : s.rows) fill(m, rows * columns, -1.0f), s.at.push_back(m.data());
+    return {s.at.data(), layers, rows, columns};
+  }
+
+  std::mt19937 random_;
+  std::vector<float> gates_, induction_, echo_, shares_;
+  Stack output_, retain_in_, retain_out_;
+  any::ModelFacts facts_;
+};
+
+}  // namespace kvcondense::test
