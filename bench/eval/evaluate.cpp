@@ -16,12 +16,19 @@ constexpr index_t tokens_a_turn = 8;
 
 using Rope = std::optional<kvcondense::prim::RopeConfig>;  ///< nothing where a dump does not say
 
+/// What recorded text can give to steps; the rest takes a model, and its words, at every step.
+constexpr kvcondense::Inputs given = kvcondense::Input::attention | kvcondense::Input::queries |
+                                     kvcondense::Input::projections | kvcondense::Input::moments;
+
 RecipeSpec read_for(const std::string& text, const CacheShape& shape, const Rope& rope) {
   RecipeSpec spec = read_recipe(text, shape, {.rope = rope.value_or(kvcondense::prim::RopeConfig{})});
-  if (spec.capabilities.raw_keys && !rope)
-    throw Error("recipe '" + spec.given +
-                "' turns keys, and the dump does not say how they were rotated: it needs "
-                "rope_theta or rope.inv_freq");
+  for (const kvcondense::Input i : kvcondense::all_inputs)
+    if (spec.capabilities.needs.without(given).has(i))
+      throw Error("recipe '" + spec.given + "' needs " + kvcondense::to_string(i) +
+                  " of every token, which this evaluation cannot give");
+  if ((spec.capabilities.raw_keys || sees_raw(spec.capabilities)) && !rope)
+    throw Error("recipe '" + spec.given + "' looks at keys or queries before rotation, and the dump "
+                "does not say how they were rotated: it needs rope_theta or rope.inv_freq");
   return spec;
 }
 
@@ -45,7 +52,9 @@ std::vector<RecipeSpec> read_recipes(const Options& o, const CacheShape& shape, 
 
 bool wants_raw(const std::vector<RecipeSpec>& specs) {
   return std::any_of(specs.begin(), specs.end(),
-                     [](const RecipeSpec& s) { return !s.capabilities.rotated_input; });
+                     [](const RecipeSpec& s) {
+                       return !s.capabilities.rotated_input || sees_raw(s.capabilities);
+                     });
 }
 
 Results begin(const Setting& setting, const std::vector<RecipeSpec>& specs) {
@@ -113,7 +122,7 @@ Results evaluate_recording(const Options& o, Kept* kept) {
   for (std::size_t i = 0; i < timed.size(); ++i) {
     if (kept != nullptr)
       timed[i] = std::make_unique<Session>(make_session(specs[i], stage.recording().shape));
-    const auto replay = std::make_shared<Replay>(stage.rows_for(specs[i]), *timed[i]);
+    const auto replay = std::make_shared<Replay>(stage.rows_for(specs[i]), *timed[i], stage.raw());
     if (kept != nullptr)
       (void)replay->run(feeding,
                         [&](double tokens) { progress.done(tokens, "the cache to time"); });

@@ -83,7 +83,7 @@ WindowRun run_full(const ModelTask& task, const RecipeSpec& full, std::size_t i,
     return (*run.session)(chunk, out);
   };
   run_text(
-      task.model, true, attention, tokens, task.feeding,
+      task.model, {}, attention, tokens, task.feeding,
       [&](index_t, std::span<const float> logits) {
         run.logits.insert(run.logits.end(), logits.begin(), logits.end());
       },
@@ -106,7 +106,7 @@ std::unique_ptr<Session> run_window(const ModelTask& task, const RecipeSpec& rec
   auto session = std::make_unique<Session>(make_session(recipe, task.shape));
   const auto tokens = task.window(i);
   run_text(
-      task.model, session->rotated_input(), std::ref(*session),
+      task.model, session->decoder_options(), std::ref(*session),
       tokens.first(static_cast<std::size_t>(task.context)), task.feeding,
       [&](index_t at, std::span<const float> logits) {
         sums.add(row(full_logits, at - task.feeding.prefill, task.model.config.vocab), logits,
@@ -134,7 +134,7 @@ RecallSums run_document(const ModelTask& task, const RecipeSpec& recipe, const D
   if (last == 0) return sums;
   Session session = make_session(recipe, task.shape);
   run_text(
-      task.model, session.rotated_input(), std::ref(session),
+      task.model, session.decoder_options(), std::ref(session),
       std::span(document.tokens).first(static_cast<std::size_t>(last)),
       {.prefill = half, .chunk = task.feeding.chunk},
       [&](index_t at, std::span<const float> logits) {
@@ -148,8 +148,7 @@ RecallSums run_document(const ModelTask& task, const RecipeSpec& recipe, const D
 }
 
 std::function<void(index_t)> continue_window(const ModelTask& task, Session& session) {
-  auto decoder = std::make_shared<engine::Decoder>(
-      task.model, engine::DecoderOptions{.rotate = session.rotated_input()});
+  auto decoder = std::make_shared<engine::Decoder>(task.model, session.decoder_options());
   return [&task, &session, decoder](index_t step) {
     const index_t size = static_cast<index_t>(task.tokens.size());
     const std::int32_t token =

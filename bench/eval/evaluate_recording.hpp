@@ -22,6 +22,8 @@ class Stage {
   const Outputs& exact() const { return exact_; }
   /// The rows as this recipe wants them.
   const Recording& rows_for(const RecipeSpec& recipe) const;
+  /// The rows before rotation; null when no recipe asked for them.
+  const Recording* raw() const { return raw_ ? &*raw_ : nullptr; }
 
  private:
   Recording recording_;

@@ -44,8 +44,12 @@ void Replay::feed(index_t layer, index_t first, index_t count, index_t position,
                   float* out) {
   positions_.resize(static_cast<std::size_t>(count));
   std::iota(positions_.begin(), positions_.end(), position);
-  require((*session_)(recording_->chunk(layer, first, count, positions_, phase),
-                      out_view(*recording_, count, out)),
+  engine::LayerChunk chunk = recording_->chunk(layer, first, count, positions_, phase);
+  if (raw_ != nullptr) {
+    const engine::LayerChunk before = raw_->chunk(layer, first, count, positions_, phase);
+    chunk.raw_q = before.q, chunk.raw_k = before.k;
+  }
+  require((*session_)(chunk, out_view(*recording_, count, out)),
           "the cache refused recorded tokens");
 }
 

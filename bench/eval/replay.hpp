@@ -20,9 +20,10 @@ std::vector<float> exact_outputs(const Recording& recording, const Feeding& feed
 /// Feeds a recording to a recipe's cache, without a model.
 class Replay {
  public:
-  /// `recording` holds unrotated rows when the session's recipe wants them so. Borrows both.
-  Replay(const Recording& recording, Session& session)
-      : recording_(&recording), session_(&session) {}
+  /// `recording` holds unrotated rows when the session's recipe wants them so; `raw` (may be null)
+  /// holds them for steps that look at them besides. Borrows all.
+  Replay(const Recording& recording, Session& session, const Recording* raw = nullptr)
+      : recording_(&recording), session_(&session), raw_(raw) {}
 
   /// Prefill and all further tokens one by one; every layer gets the same q, k and v as any other
   /// recipe.
@@ -36,6 +37,7 @@ class Replay {
 
   const Recording* recording_;
   Session* session_;
+  const Recording* raw_;
   std::vector<index_t> positions_;
   std::vector<float> scratch_;
 };

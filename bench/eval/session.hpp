@@ -24,6 +24,11 @@ struct RecipeSpec {
 RecipeSpec read_recipe(std::string_view text, const CacheShape& shape,
                        const kvcondense::any::ModelFacts& facts);
 
+/// Whether a recipe's steps look at queries and keys before rotation.
+inline bool sees_raw(const kvcondense::Capabilities& c) {
+  return c.needs.has(kvcondense::Input::projections) || c.needs.has(kvcondense::Input::moments);
+}
+
 /// One sequence in a condensed cache.
 using Session = engine::CondensedAttention<any::AnyCache>;
 

@@ -6,10 +6,12 @@ namespace eval {
 
 using kvcondense::TensorView;
 
-void run_text(const engine::Model& model, bool rotate, const engine::Attention& attention,
+void run_text(const engine::Model& model, engine::DecoderOptions options,
+              const engine::Attention& attention,
               std::span<const std::int32_t> tokens, const Feeding& feeding,
               const EachPrediction& each, const Tick& tick) {
-  engine::Decoder decoder(model, {.rotate = rotate, .chunk = feeding.chunk});
+  options.chunk = feeding.chunk;
+  engine::Decoder decoder(model, std::move(options));
   const auto first = static_cast<std::size_t>(feeding.prefill);
   const index_t last_layer = model.config.layers - 1;
   const engine::Attention counted = [&](const engine::LayerChunk& chunk, TensorView<float, 3> out) {

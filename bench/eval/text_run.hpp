@@ -19,9 +19,10 @@ struct Feeding {
 /// Sees the logits after token `at` was fed, for the tokens that were fed singly.
 using EachPrediction = std::function<void(index_t at, std::span<const float> logits)>;
 
-/// Feeds all of `tokens` at positions 0, 1, ... to a model with an empty cache behind `attention`,
-/// q and k rotated or not. Throws Error when a call is refused.
-void run_text(const engine::Model& model, bool rotate, const engine::Attention& attention,
+/// Feeds all of `tokens` at positions 0, 1, ... to a model with an empty cache behind `attention`;
+/// `options` are those of that cache. Throws Error when a call is refused.
+void run_text(const engine::Model& model, engine::DecoderOptions options,
+              const engine::Attention& attention,
               std::span<const std::int32_t> tokens, const Feeding& feeding,
               const EachPrediction& each, const Tick& tick);
 

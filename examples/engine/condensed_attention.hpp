@@ -4,6 +4,7 @@
 #include <utility>
 
 #include <engine/decoder.hpp>
+#include <engine/step_statistics.hpp>
 #include <kvcondense/backend/cpu/context.hpp>
 #include <kvcondense/core/shape.hpp>
 
@@ -16,9 +17,13 @@ inline kvcondense::CacheShape cache_shape(const ModelConfig& m) {
   return {.layers = m.layers, .q_heads = m.q_heads, .kv_heads = m.kv_heads, .head_dim = m.head_dim};
 }
 
+/// What this engine can give to steps; a recipe that needs more is refused by its cache, by name.
+inline constexpr kvcondense::Inputs given_inputs =
+    kvcondense::Input::attention | kvcondense::Input::queries | kvcondense::Input::projections |
+    kvcondense::Input::moments | kvcondense::Input::surprise;
+
 /// One sequence in a condensed cache, as Decoder wants its attention. Cache: kvcondense::Cache of
-/// any recipe, or kvcondense::any::AnyCache. Its decoder rotates q and k when `rotated_input()`
-/// says so.
+/// any recipe, or kvcondense::any::AnyCache. Its decoder is made with `decoder_options()`.
 template <class Cache>
 class CondensedAttention {
  public:
@@ -26,6 +31,16 @@ class CondensedAttention {
 
   Cache& cache() { return cache_; }
   bool rotated_input() const { return cache_.capabilities().rotated_input; }
+
+  /// The options hold this object's address where its recipe wants to see logits.
+  DecoderOptions decoder_options(index_t chunk = DecoderOptions{}.chunk) {
+    using kvcondense::Input;
+    DecoderOptions o{.rotate = rotated_input(), .chunk = chunk};
+    o.keep_raw = needs().has(Input::projections) || needs().has(Input::moments);
+    if (needs().has(Input::surprise))
+      o.after_pass = [this](auto tokens, auto logits) { return finish(tokens, logits); };
+    return o;
+  }
 
   Status operator()(const LayerChunk& chunk, TensorView<float, 3> out) {
     const index_t tokens = chunk.k.extent[1];
@@ -37,13 +52,30 @@ class CondensedAttention {
     if (const Status s = scratch_.reserve(cache_.workspace_bytes(room, tokens)); s != Status::ok)
       return s;
     kvcondense::Context<kvcondense::Cpu> context(scratch_.bytes());
-    return cache_.forward(context, chunk.layer, chunk.q, chunk.k, chunk.v, out, chunk.positions,
-                          chunk.phase);
+    if (!needs().has(kvcondense::Input::surprise))
+      return cache_.forward(context, chunk.layer, chunk.q, chunk.k, chunk.v, out, chunk.positions,
+                            chunk.phase, statistics_.inputs(context, chunk, needs()));
+    phase_ = chunk.phase;  // how surprising the tokens were is known when the pass is over
+    const Status s = cache_.append(context, chunk.layer, chunk.k, chunk.v, chunk.positions);
+    return s == Status::ok ? cache_.attend(context, chunk.layer, chunk.q, out) : s;
   }
 
  private:
+  kvcondense::Inputs needs() const { return cache_.capabilities().needs; }
+
+  Status finish(std::span<const std::int32_t> tokens, std::span<const float> logits) {
+    kvcondense::Context<kvcondense::Cpu> context(scratch_.bytes());
+    kvcondense::StepInputs inputs;
+    Status s = statistics_.surprise(context, tokens, logits, inputs);
+    for (index_t layer = 0; s == Status::ok && layer < cache_.shape().layers; ++layer)
+      s = cache_.step(context, layer, inputs, phase_);
+    return s;
+  }
+
   Cache cache_;
   kvcondense::Workspace scratch_;
+  StepStatistics statistics_;
+  Phase phase_ = Phase::automatic;
 };
 
 }  // namespace engine

@@ -51,6 +51,11 @@ Status Decoder::layer(index_t index, index_t tokens, Phase phase, const Attentio
   w.q.multiply(normed, tokens, q);
   w.k.multiply(normed, tokens, k);
   w.v.multiply(normed, tokens, v);
+  const float *raw_q = options_.keep_raw ? q : nullptr, *raw_k = options_.keep_raw ? k : nullptr;
+  if (options_.rotate && options_.keep_raw) {
+    raw_q_ = q_, raw_k_ = k_;
+    raw_q = raw_q_.data(), raw_k = raw_k_.data();
+  }
   if (options_.rotate) {
     rotate(c.rope, rope_, tokens, c.q_heads, c.head_dim, q);
     rotate(c.rope, rope_, tokens, c.kv_heads, c.head_dim, k);
@@ -62,7 +67,9 @@ Status Decoder::layer(index_t index, index_t tokens, Phase phase, const Attentio
                          by_head<const float>(k, c.kv_heads, tokens, c.head_dim),
                          by_head<const float>(v, c.kv_heads, tokens, c.head_dim),
                          positions_,
-                         phase};
+                         phase,
+                         by_head(raw_q, c.q_heads, tokens, c.head_dim),
+                         by_head(raw_k, c.kv_heads, tokens, c.head_dim)};
   if (const Status s = attention(chunk, by_head(mixed, c.q_heads, tokens, c.head_dim));
       s != Status::ok)
     return s;
@@ -101,10 +108,13 @@ Expected<std::span<const float>> Decoder::forward(std::span<const std::int32_t> 
   for (index_t i = 0; i < c.layers; ++i)
     if (const Status s = layer(i, count, phase, attention); s != Status::ok) return s;
 
-  const index_t rows = which == Logits::all ? count : 1;
+  const index_t rows = which == Logits::all || options_.after_pass ? count : 1;
   rms_norm(hidden + (count - rows) * c.hidden, model_->norm, c.rms_norm_eps, rows, normed_.data());
   model_->head.multiply(normed_.data(), rows, room(logits_, rows * c.vocab));
-  return std::span<const float>(logits_);
+  if (options_.after_pass)
+    if (const Status s = options_.after_pass(tokens, logits_); s != Status::ok) return s;
+  const std::span<const float> all(logits_);
+  return which == Logits::all ? all : all.last(static_cast<std::size_t>(c.vocab));
 }
 
 Expected<std::span<const float>> Decoder::prefill(std::span<const std::int32_t> tokens,

@@ -3,6 +3,7 @@
 #include <cstdint>
 #include <functional>
 #include <span>
+#include <utility>
 #include <vector>
 
 #include <engine/model.hpp>
@@ -24,6 +25,8 @@ struct LayerChunk {
   TensorView<const float, 3> v;        ///< [kv_heads, tokens, head_dim]
   std::span<const index_t> positions;  ///< [tokens]
   Phase phase = Phase::automatic;      ///< where the chunk stands in its request
+  TensorView<const float, 3> raw_q{};  ///< q and k before RoPE, when options ask for them
+  TensorView<const float, 3> raw_k{};
 };
 
 /// Stores k and v of the chunk, then writes causal attention of q over all that is stored to `out`
@@ -35,7 +38,10 @@ using Attention = std::function<Status(const LayerChunk& chunk, TensorView<float
 enum class Logits { all, last };
 
 struct DecoderOptions {
-  bool rotate = true;  ///< false hands q and k over before RoPE, for caches that store raw keys
+  bool rotate = true;     ///< false hands q and k over before RoPE, for caches that store raw keys
+  bool keep_raw = false;  ///< q and k before RoPE are handed over too
+  /// Sees a pass when it is over: its tokens and the logits after each of them. May stop the decoder.
+  std::function<Status(std::span<const std::int32_t> tokens, std::span<const float> logits)> after_pass{};
   index_t chunk =
       256;  ///< tokens per pass of prefill(); the cache sees chunks of at most this size
 };
@@ -45,7 +51,7 @@ struct DecoderOptions {
 class Decoder {
  public:
   explicit Decoder(const Model& model, DecoderOptions options = {})
-      : model_(&model), options_(options) {}
+      : model_(&model), options_(std::move(options)) {}
 
   const ModelConfig& config() const { return model_->config; }
 
@@ -73,7 +79,7 @@ class Decoder {
   DecoderOptions options_;
   RopeTable rope_;
   std::vector<index_t> positions_;
-  std::vector<float> hidden_, normed_, q_, k_, v_, mixed_, gate_, up_, delta_, logits_;
+  std::vector<float> hidden_, normed_, q_, k_, v_, raw_q_, raw_k_, mixed_, gate_, up_, delta_, logits_;
 };
 
 }  // namespace engine

@@ -67,7 +67,7 @@ int main(int argc, char** argv) {
                                     {.rope = engine::library_rope(model->config.rope, context)});
   if (!made) return fail("recipe: " + std::string(made.message()));
   engine::CondensedAttention cache(*std::move(made));
-  engine::Decoder decoder(*model, {.rotate = cache.rotated_input()});
+  engine::Decoder decoder(*model, cache.decoder_options());
   const engine::Attention attention = std::ref(cache);
   auto position = static_cast<engine::index_t>(options.prompt.size());
   auto logits = decoder.prefill(engine::bytes_to_tokens(options.prompt), 0, attention);

@@ -1,3 +1,4 @@
+#include <cmath>
 #include <functional>
 #include <string>
 
@@ -5,6 +6,7 @@
 #include <engine/sampling.hpp>
 #include <kvcondense/any/builtin.hpp>
 #include <kvcondense/cpu.hpp>
+#include <support/model_facts.hpp>
 
 #include "tinylm.hpp"
 
@@ -33,7 +35,7 @@ TEST_CASE("condensed: a recipe that keeps all gives the reference's logits",
   const index_t chunk = GENERATE(1, 64, 256);
   CAPTURE(recipe, chunk);
   auto cache = any_attention(recipe, DType::f32);
-  Decoder decoder(tinylm(), {.rotate = cache.rotated_input(), .chunk = chunk});
+  Decoder decoder(tinylm(), cache.decoder_options(chunk));
   const auto last = decoder.prefill(prompt(), 0, std::ref(cache));
   REQUIRE(last);
   REQUIRE(worst(*last, reference()["last_logits"]) < 1e-3);
@@ -87,7 +89,7 @@ TEST_CASE("condensed: every recipe runs, keeps to its budget and predicts text",
                           Case{"sink_window(sinks=4, window=92) + reindex + int8", 96});
   CAPTURE(c.recipe);
   auto cache = any_attention(c.recipe, DType::f16);
-  Decoder decoder(tinylm(), {.rotate = cache.rotated_input(), .chunk = 64});
+  Decoder decoder(tinylm(), cache.decoder_options(64));
   const auto tokens = prompt();
   double sum = 0;
   auto logits = decoder.prefill(std::span(tokens).first(160), 0, std::ref(cache));
@@ -107,17 +109,75 @@ TEST_CASE("condensed: every recipe runs, keeps to its budget and predicts text",
 TEST_CASE("condensed: every word of the registry runs in the model", "[engine][condensed]") {
   for (const kvcondense::any::Entry* e : kvcondense::any::builtin().entries()) {
     const std::string policy = e->wraps ? "h2o(heavy=48, recent=48)" : "";
-    const std::string budget = e->field("budget") != nullptr ? "budget=96" : "";
+    std::string budget = e->field("budget") != nullptr ? "budget=96" : "";
+    if (e->field("stabilizers") != nullptr) budget += ", stabilizers=24";
     const std::string comma = !policy.empty() && !budget.empty() ? ", " : "";
     const std::string recipe = std::string(e->word) + "(" + policy + comma + budget + ")";
     CAPTURE(recipe);
-    auto cache = any_attention(recipe, DType::f16);
-    Decoder decoder(tinylm(), {.rotate = cache.rotated_input(), .chunk = 100});
+    static const kvcondense::test::RandomModel random(cache_shape(tinylm().config));
+    auto cache = any_attention(recipe, DType::f16, random.facts());
+    Decoder decoder(tinylm(), cache.decoder_options(100));
     const auto last = decoder.prefill(prompt(), 0, std::ref(cache));
+    if (!cache.cache().capabilities().needs.within(given_inputs)) {
+      REQUIRE(last.status() == kvcondense::Status::missing_input);  // a gate that nobody trained
+      REQUIRE(recipe == "dms()");
+      continue;
+    }
     REQUIRE(last);
     // The next byte is a closing parenthesis, and every method leaves enough context to see it.
     REQUIRE(bits(*last, ')') < 4);
   }
+}
+
+TEST_CASE("condensed: surprise of a dialogue is that of the full cache's logits, and turns make room",
+          "[engine][condensed]") {
+  using kvcondense::StepInputs;
+  const auto tokens = prompt();
+  const index_t turn = 40, capacity = 2 + 60;
+  auto full = any_attention("keep_all", DType::f32);
+  auto cache = any_attention("sirllm(sinks=2, memory=60, decay=1)", DType::f32);
+  Decoder plain(tinylm()), decoder(tinylm(), cache.decoder_options(16));
+  std::vector<float> want;  // -log p of every token but the first, while nothing has left
+  std::span<const float> logits;
+  for (index_t at = 0; at < 40; ++at) {
+    if (at > 0) want.push_back(static_cast<float>(bits(logits, tokens[static_cast<std::size_t>(at)]) * std::log(2.0)));
+    const auto next = plain.forward(std::span(tokens).subspan(static_cast<std::size_t>(at), 1), at, std::ref(full));
+    REQUIRE(next);
+    logits = *next;
+  }
+  for (index_t first = 0; first < 200; first += turn) {
+    for (index_t l = 0; l < tinylm().config.layers; ++l) {
+      kvcondense::Workspace work;
+      REQUIRE(work.reserve(cache.cache().workspace_bytes(256, 64)) == kvcondense::Status::ok);
+      kvcondense::Context<Cpu> context(work.bytes());
+      REQUIRE(cache.cache().step(context, l, StepInputs{.incoming = turn}, kvcondense::Phase::turn) == kvcondense::Status::ok);
+      REQUIRE(cache.cache().slots(l, 0) <= capacity - turn);
+    }
+    REQUIRE(decoder.prefill(std::span(tokens).subspan(static_cast<std::size_t>(first), 40), first, std::ref(cache)));
+    REQUIRE(cache.cache().pending() == 0);
+    if (first > 0) continue;
+    const auto& lane = cache.cache().full().layers()[1].heads[0].lane[0];
+    REQUIRE(lane.size() == 40);
+    for (std::size_t i = 0; i < want.size(); ++i) REQUIRE(lane[static_cast<index_t>(i) + 1] == Approx(want[i]).margin(2e-3));
+  }
+  REQUIRE(cache.cache().slots(0, 0) == capacity);
+  REQUIRE(cache.cache().next_position() == 200);
+}
+
+TEST_CASE("condensed: what expected queries choose is enough to predict text",
+          "[engine][condensed]") {
+  const auto tokens = prompt();
+  auto cache = any_attention("expected_attention(keep=30%, horizon=64)", DType::f16);
+  Decoder decoder(tinylm(), cache.decoder_options(256));
+  auto logits = decoder.prefill(std::span(tokens).first(160), 0, std::ref(cache));
+  REQUIRE(cache.cache().slots(0, 0) == 48);
+  double sum = 0;
+  for (std::size_t at = 160; at < tokens.size(); ++at) {
+    REQUIRE(logits);
+    sum += bits(*logits, tokens[at]);
+    logits = decoder.forward({&tokens[at], 1}, static_cast<index_t>(at), std::ref(cache));
+  }
+  REQUIRE(sum / 40 < 3);
 }
 
 TEST_CASE("condensed: a cache that cannot get memory stops the pass with its status",

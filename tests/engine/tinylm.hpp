@@ -54,13 +54,13 @@ inline double worst(std::span<const float> got, const nlohmann::json& want) {
 }
 
 /// An empty cache for the model from the text of a recipe.
-inline CondensedAttention<kvcondense::any::AnyCache> any_attention(std::string_view recipe,
-                                                                   kvcondense::DType dtype) {
+inline CondensedAttention<kvcondense::any::AnyCache> any_attention(
+    std::string_view recipe, kvcondense::DType dtype, kvcondense::any::ModelFacts facts = {}) {
   namespace any = kvcondense::any;
   auto shape = cache_shape(tinylm().config);
   shape.dtype = dtype;
-  auto made = any::make(recipe, shape, any::on<kvcondense::Cpu>, kvcondense::heap_memory(),
-                        {.rope = library_rope(tinylm().config.rope, 2048)});
+  facts.rope = library_rope(tinylm().config.rope, 2048);
+  auto made = any::make(recipe, shape, any::on<kvcondense::Cpu>, kvcondense::heap_memory(), facts);
   INFO(made.message());
   REQUIRE(made);
   return CondensedAttention(*std::move(made));

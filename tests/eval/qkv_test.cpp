@@ -286,6 +286,6 @@ TEST_CASE("qkv: recipes that turn keys need to know how", "[eval][qkv]") {
   write_qkv(random_recording(tokens, small), file.path());  // without a rotary embedding
   REQUIRE_THROWS_WITH(
       evaluate(options_for(file.path(), {"reindex"})),
-      "recipe 'reindex' turns keys, and the dump does not say how they were rotated: it needs "
-      "rope_theta or rope.inv_freq");
+      "recipe 'reindex' looks at keys or queries before rotation, and the dump does not say how they "
+      "were rotated: it needs rope_theta or rope.inv_freq");
 }
