@@ -4,6 +4,7 @@
 #include <kvcondense/backend/cpu/attend.hpp>
 #include <kvcondense/backend/cpu/attend_columns.hpp>
 #include <kvcondense/backend/cpu/block_codes.hpp>
+#include <kvcondense/backend/cpu/block_stride.hpp>
 #include <kvcondense/backend/cpu/block_top_k.hpp>
 #include <kvcondense/backend/cpu/chunk_pool.hpp>
 #include <kvcondense/backend/cpu/chunk_top_k.hpp>
@@ -12,6 +13,7 @@
 #include <kvcondense/backend/cpu/count_above.hpp>
 #include <kvcondense/backend/cpu/exact_rows.hpp>
 #include <kvcondense/backend/cpu/expected_attention.hpp>
+#include <kvcondense/backend/cpu/forward_pool.hpp>
 #include <kvcondense/backend/cpu/group_quant.hpp>
 #include <kvcondense/backend/cpu/lag_spread.hpp>
 #include <kvcondense/backend/cpu/open_blocks.hpp>

@@ -5,6 +5,7 @@
 #include <kvcondense/evict/chunkkv.hpp>
 #include <kvcondense/evict/compensate.hpp>
 #include <kvcondense/evict/dms.hpp>
+#include <kvcondense/evict/duo_attention.hpp>
 #include <kvcondense/evict/exit_threshold.hpp>
 #include <kvcondense/evict/expected_attention.hpp>
 #include <kvcondense/evict/h2o.hpp>
@@ -14,11 +15,14 @@
 #include <kvcondense/evict/lagkv.hpp>
 #include <kvcondense/evict/locret.hpp>
 #include <kvcondense/evict/observed_attention.hpp>
+#include <kvcondense/evict/paged_h2o.hpp>
+#include <kvcondense/evict/prefixkv.hpp>
 #include <kvcondense/evict/rkv.hpp>
 #include <kvcondense/evict/sink_window.hpp>
 #include <kvcondense/evict/sirllm.hpp>
 #include <kvcondense/evict/sliding_window.hpp>
 #include <kvcondense/evict/snapkv.hpp>
+#include <kvcondense/evict/strided_blocks.hpp>
 #include <kvcondense/evict/tova.hpp>
 #include <kvcondense/position/absolute.hpp>
 #include <kvcondense/position/reindex.hpp>

@@ -1,9 +1,13 @@
 #include <kvcondense/any/builtin.hpp>
 #include <kvcondense/budget/ada.hpp>
+#include <kvcondense/budget/head_table.hpp>
+#include <kvcondense/budget/layer_pattern.hpp>
+#include <kvcondense/budget/prefix_mass.hpp>
 #include <kvcondense/budget/pyramid.hpp>
 #include <kvcondense/budget/ratio.hpp>
 #include <kvcondense/budget/skip_layers.hpp>
 #include <kvcondense/budget/uniform.hpp>
+#include <kvcondense/budget/variance.hpp>
 #include <kvcondense/cpu.hpp>
 
 #include "ranges.hpp"
@@ -13,10 +17,14 @@ namespace kvcondense::any::detail {
 namespace {
 
 using Ada = budget::Ada<Inner>;
+using HeadTableBudget = budget::HeadTableBudget<Inner>;
+using LayerPattern = budget::LayerPattern<Inner>;
+using PrefixMass = budget::PrefixMass<Inner>;
 using Pyramid = budget::Pyramid<Inner>;
 using Ratio = budget::Ratio<Inner>;
 using SkipLayers = budget::SkipLayers<Inner>;
 using Uniform = budget::Uniform<Inner>;
+using Variance = budget::Variance<Inner>;
 
 constexpr Field uniform_fields[] = {
     number<Uniform, &Uniform::tokens>("tokens", "budget", "slots of a head", 1, most_slots),
@@ -55,6 +63,20 @@ constexpr Field skip_layers_fields[] = {
                                             65536),
 };
 
+constexpr Field head_table_fields[] = {
+    number<HeadTableBudget, &HeadTableBudget::beta>(
+        "beta", "", "a head's own budget over the part of it that the table shares", 1.0, 1e6),
+};
+
+constexpr Field layer_pattern_fields[] = {
+    fraction<LayerPattern, &LayerPattern::full>("full", "",
+                                                "part of the layers, in the middle, that is full"),
+};
+
+constexpr Field variance_fields[] = {
+    fraction<Variance, &Variance::least>("least", "", "part of all tokens that any layer keeps"),
+};
+
 constexpr Entry entries[] = {
     replaces_budget(
         wrapper_entry<Uniform, &Uniform::policy>(Stage::budget,
@@ -71,6 +93,19 @@ constexpr Entry entries[] = {
         Stage::budget, "Lets the heads of a layer share their slots by their scores.", ada_fields),
     wrapper_entry<SkipLayers, &SkipLayers::policy>(
         Stage::budget, "Keeps everything in the first layers.", skip_layers_fields),
+    wrapper_entry<LayerPattern, &LayerPattern::policy>(
+        Stage::budget, "Keeps everything in the layers of the middle.", layer_pattern_fields),
+    wrapper_entry<HeadTableBudget, &HeadTableBudget::policy>(
+        Stage::budget,
+        "Gives each head of the model a part of all slots that was measured beforehand.",
+        head_table_fields),
+    wrapper_entry<PrefixMass, &PrefixMass::policy>(
+        Stage::budget,
+        "Gives each layer what holds the same part of its attention in all layers."),
+    wrapper_entry<Variance, &Variance::policy>(
+        Stage::budget,
+        "Gives layers that attend evenly more slots than layers that look at few tokens.",
+        variance_fields),
 };
 
 }  // namespace

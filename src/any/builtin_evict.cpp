@@ -5,6 +5,7 @@
 #include <kvcondense/evict/chunkkv.hpp>
 #include <kvcondense/evict/compensate.hpp>
 #include <kvcondense/evict/dms.hpp>
+#include <kvcondense/evict/duo_attention.hpp>
 #include <kvcondense/evict/exit_threshold.hpp>
 #include <kvcondense/evict/expected_attention.hpp>
 #include <kvcondense/evict/h2o.hpp>
@@ -14,11 +15,14 @@
 #include <kvcondense/evict/lagkv.hpp>
 #include <kvcondense/evict/locret.hpp>
 #include <kvcondense/evict/observed_attention.hpp>
+#include <kvcondense/evict/paged_h2o.hpp>
+#include <kvcondense/evict/prefixkv.hpp>
 #include <kvcondense/evict/rkv.hpp>
 #include <kvcondense/evict/sink_window.hpp>
 #include <kvcondense/evict/sirllm.hpp>
 #include <kvcondense/evict/sliding_window.hpp>
 #include <kvcondense/evict/snapkv.hpp>
+#include <kvcondense/evict/strided_blocks.hpp>
 #include <kvcondense/evict/tova.hpp>
 
 #include "ranges.hpp"
@@ -29,6 +33,7 @@ namespace {
 
 using evict::ChunkKV;
 using evict::Dms;
+using evict::DuoAttention;
 using evict::H2O;
 using evict::KeepAll;
 using evict::KeyDiff;
@@ -36,11 +41,14 @@ using evict::Knorm;
 using evict::LagKV;
 using evict::Locret;
 using evict::ObservedAttention;
+using evict::PagedH2O;
+using evict::PrefixKV;
 using evict::RKV;
 using evict::SinkWindow;
 using evict::SirLLM;
 using evict::SlidingWindow;
 using evict::SnapKV;
+using evict::StridedBlocks;
 using evict::Tova;
 
 constexpr Alias keep_all_aliases[] = {{"none"}, {"full"}};
@@ -194,6 +202,46 @@ constexpr Field exit_threshold_fields[] = {
                                                   1, most_slots),
 };
 
+constexpr Field duo_attention_fields[] = {
+    fraction<DuoAttention, &DuoAttention::sparsity>(
+        "sparsity", "", "part of all heads that keep only sinks and recent"),
+    number<DuoAttention, &DuoAttention::sinks>("sinks", "", "first tokens that stay in every head",
+                                               0, most_slots),
+    number<DuoAttention, &DuoAttention::recent>("recent", "", "newest tokens that stay in every head",
+                                                1, most_slots),
+};
+
+constexpr Field strided_blocks_fields[] = {
+    number<StridedBlocks, &StridedBlocks::block>("block", "", "tokens of a block", 1, most_slots),
+    number<StridedBlocks, &StridedBlocks::local>("local", "", "newest blocks that stay", 1,
+                                                 most_slots),
+    number<StridedBlocks, &StridedBlocks::every>(
+        "every", "stride", "of the older blocks, one in so many stays", 1, most_slots),
+    flag<StridedBlocks, &StridedBlocks::shift>("shift", "", "whether heads keep different blocks"),
+};
+
+constexpr Field prefixkv_fields[] = {
+    number<PrefixKV, &PrefixKV::sinks>("sinks", "", "first tokens that stay", 0, most_slots),
+    number<PrefixKV, &PrefixKV::recent>("recent", "", "newest tokens that stay", 1, most_slots),
+    number<PrefixKV, &PrefixKV::distance>(
+        "distance", "", "slots behind the one that leaves for a new token", 0, most_slots),
+};
+
+constexpr Field paged_h2o_fields[] = {
+    number<PagedH2O, &PagedH2O::page>("page", "", "tokens that leave together", 1, most_slots),
+    number<PagedH2O, &PagedH2O::start>("start", "", "first tokens that stay, whole pages", 0,
+                                       most_slots),
+    number<PagedH2O, &PagedH2O::evictable>("evictable", "", "tokens chosen by attention, whole pages",
+                                           1, most_slots),
+    number<PagedH2O, &PagedH2O::recent>("recent", "", "newest tokens that stay, whole pages", 0,
+                                        most_slots),
+    number<PagedH2O, &PagedH2O::window>("window", "", "newest queries of a step that count; 0: all",
+                                        0, most_slots),
+    number<PagedH2O, &PagedH2O::width>("width", "", "slots that attention is spread over", 1, 64),
+    flag<PagedH2O, &PagedH2O::per_row>("per_row", "",
+                                       "whether sums are divided by the rows that saw the token"),
+};
+
 constexpr Entry entries[] = {
     stage_entry<KeepAll>("Keeps every token.", {}, keep_all_aliases),
     stage_entry<SlidingWindow>("Keeps the newest tokens.", sliding_window_fields),
@@ -239,6 +287,19 @@ constexpr Entry entries[] = {
         Stage::evict, "Judges every token once, when it leaves a window of the newest: below a threshold "
                        "it goes.",
         exit_threshold_fields),
+    stage_entry<DuoAttention>("Keeps everything in the heads that retrieve from afar, the first and "
+                              "the newest tokens in all others.",
+                              duo_attention_fields),
+    stage_entry<StridedBlocks>(
+        "Keeps the newest blocks of tokens and every so many of the older ones.",
+        strided_blocks_fields),
+    stage_entry<PrefixKV>(
+        "Keeps of a prompt the tokens that drew most attention, of each layer its own part, then a "
+        "fixed slot leaves for each new token.",
+        prefixkv_fields),
+    stage_entry<PagedH2O>(
+        "Drops whole pages that drew least attention, never the first tokens nor the newest.",
+        paged_h2o_fields),
 };
 
 }  // namespace

@@ -37,6 +37,11 @@ std::vector<std::string> stages_to_vary(const any::Entry& e) {
   if (word == "dms") return {"window=40, scale=10, offset=2"};
   if (word == "expected_attention") return {"keep=40%"};
   if (word == "exit_threshold") return {"window=30, least=0.001"};
+  if (word == "duo_attention") return {"sinks=4, recent=16"};
+  if (word == "strided_blocks") return {"block=3, local=4, every=5"};
+  if (word == "prefixkv") return {"distance=9"};
+  if (word == "paged_h2o") return {"page=2, start=2, evictable=30, recent=10", "page=1, start=1, evictable=20, recent=4"};
+  if (word == "head_table") return {"beta=2"};
   if (word == "uniform") return {"tokens=40"};
   if (word == "fp8") return {"", "scale=block", "scale=tensor"};
   if (word == "ratio") return {"keep=0.2", "keep=0.01, min_keep=30"};

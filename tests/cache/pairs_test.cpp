@@ -38,6 +38,14 @@ const std::map<std::string, Setting> settings = {
     {"exit_threshold", {"exit_threshold(POLICY, window=25, least=0.01)"}},
     {"chunkkv", {"chunkkv(tokens=40, window=8, chunk=5)"}},
     {"rkv", {"rkv(tokens=40, window=6, kernel=3, slack=8)"}},
+    {"duo_attention", {"duo_attention(sparsity=50%, sinks=2, recent=20)"}},
+    {"strided_blocks", {"strided_blocks(block=4, local=5, every=3)"}},
+    {"prefixkv", {"prefixkv(sinks=2, recent=5, distance=8)"}},
+    {"paged_h2o", {"paged_h2o(page=4, start=4, evictable=24, recent=8)"}},
+    {"layer_pattern", {"layer_pattern(POLICY, full=50%)"}},
+    {"head_table", {"head_table(POLICY, beta=1.5)"}},
+    {"prefix_mass", {"prefix_mass(POLICY)"}},
+    {"variance", {"variance(POLICY, least=5%)"}},
     {"uniform", {"uniform(POLICY, tokens=37)"}},
     {"ratio", {"ratio(POLICY, keep=60%)"}},
     {"pyramid", {"pyramid(POLICY, beta=4)"}},
@@ -97,9 +105,15 @@ TEST_CASE("cache: every pair of policy and wrapper works under any calls", "[cac
   // A budget needs something to decide, and sharing between heads needs scores.
   REQUIRE(refused == std::vector<std::string>{"compensate(keep_all)", "exit_threshold(keep_all", "uniform(keep_all", "ratio(keep_all",
                                               "pyramid(keep_all", "ada(keep_all", "skip_layers(keep_all",
+                                              "layer_pattern(keep_all", "head_table(keep_all", "prefix_mass(keep_all)",
+                                              "variance(keep_all",
                                               "exit_threshold(sliding_window(window=40)", "ada(sliding_window(window=40)",
                                               "exit_threshold(sink_window(sinks=3", "ada(sink_window(sinks=3",
-                                              "ada(tova(tokens=36)", "ada(chunkkv(tokens=40", "ada(sirllm(sinks=2"});
+                                              "ada(tova(tokens=36)", "head_table(tova(tokens=36)",
+                                              "ada(chunkkv(tokens=40", "head_table(chunkkv(tokens=40", "ada(sirllm(sinks=2",
+                                              "exit_threshold(duo_attention(sparsity=50%", "ada(duo_attention(sparsity=50%",
+                                              "ada(prefixkv(sinks=2", "head_table(prefixkv(sinks=2",
+                                              "ada(paged_h2o(page=4", "head_table(paged_h2o(page=4"});
 }
 
 TEST_CASE("cache: every pair of eviction, quantization and position works under any calls", "[cache][pairs]") {

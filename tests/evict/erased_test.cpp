@@ -1,12 +1,17 @@
 #include <evict/properties.hpp>
 #include <kvcondense/budget/ada.hpp>
+#include <kvcondense/budget/head_table.hpp>
+#include <kvcondense/budget/layer_pattern.hpp>
+#include <kvcondense/budget/prefix_mass.hpp>
 #include <kvcondense/budget/pyramid.hpp>
 #include <kvcondense/budget/ratio.hpp>
 #include <kvcondense/budget/skip_layers.hpp>
 #include <kvcondense/budget/uniform.hpp>
+#include <kvcondense/budget/variance.hpp>
 #include <kvcondense/evict/chunkkv.hpp>
 #include <kvcondense/evict/compensate.hpp>
 #include <kvcondense/evict/dms.hpp>
+#include <kvcondense/evict/duo_attention.hpp>
 #include <kvcondense/evict/erased.hpp>
 #include <kvcondense/evict/exit_threshold.hpp>
 #include <kvcondense/evict/expected_attention.hpp>
@@ -16,11 +21,14 @@
 #include <kvcondense/evict/knorm.hpp>
 #include <kvcondense/evict/lagkv.hpp>
 #include <kvcondense/evict/observed_attention.hpp>
+#include <kvcondense/evict/paged_h2o.hpp>
 #include <kvcondense/evict/policy.hpp>
+#include <kvcondense/evict/prefixkv.hpp>
 #include <kvcondense/evict/rkv.hpp>
 #include <kvcondense/evict/sink_window.hpp>
 #include <kvcondense/evict/sirllm.hpp>
 #include <kvcondense/evict/snapkv.hpp>
+#include <kvcondense/evict/strided_blocks.hpp>
 #include <kvcondense/evict/tova.hpp>
 #include <support/step_data.hpp>
 
@@ -113,6 +121,16 @@ TEST_CASE("erased: a pipeline chosen at run time does what the typed one does", 
   const evict::RKV rkv{.tokens = 19, .window = 5, .threshold = 0.9f, .slack = 3};
   require_same(rkv, Any(rkv));
   require_same(budget::Uniform{rkv, 11}, budget::Uniform{Any(rkv), 11});
+  const float gates[] = {1, 2, 3, 4, 5, 6, 9, 8, 7, 0, 1, 2};
+  const evict::DuoAttention duo{.sparsity = 0.7, .sinks = 2, .recent = 9, .gates = {gates, 4, 3}};
+  require_same(duo, Any(duo));
+  const evict::StridedBlocks strided{.block = 3, .local = 4, .every = 5};
+  require_same(strided, Any(strided));
+  const float evicted[] = {0.2f, 0.4f, 0.6f, 0.8f};
+  const evict::PrefixKV prefix{.evicted = {evicted, 4}};
+  require_same(prefix, Any(prefix));
+  const evict::PagedH2O paged{.page = 3, .start = 3, .evictable = 12, .recent = 6};
+  require_same(paged, Any(paged));
 }
 
 TEST_CASE("erased: budgets around a run-time policy are what they are around a typed one", "[evict][erased]") {
@@ -120,6 +138,13 @@ TEST_CASE("erased: budgets around a run-time policy are what they are around a t
   const Any any(snap);
   require_same(budget::Uniform{snap, 11}, budget::Uniform{any, 11});
   require_same(budget::Ada{snap, 0.3}, budget::Ada{any, 0.3});
+  require_same(budget::LayerPattern{snap, 0.3}, budget::LayerPattern{any, 0.3});
+  const float numbers[] = {0.1f, 0.05f, 0.0f, 0.2f, 0.05f, 0.1f, 0.05f, 0.15f, 0.1f, 0.1f, 0.05f, 0.05f};
+  const HeadTable heads{numbers, 4, 3};
+  const LayerTable layers{numbers, 4};
+  require_same(budget::HeadTableBudget{snap, 1.2, heads}, budget::HeadTableBudget{any, 1.2, heads});
+  require_same(budget::PrefixMass{snap, layers}, budget::PrefixMass{any, layers});
+  require_same(budget::Variance{budget::Ada{snap, 0.3}, 0.01, layers}, budget::Variance{budget::Ada{any, 0.3}, 0.01, layers});
 
   const budget::Ada typed{budget::SkipLayers{budget::Pyramid{snap, 4.0}, 1}, 0.3};
   const Any one(budget::Pyramid{any, 4.0});

@@ -16,6 +16,8 @@ class RandomModel {
     float sum = 0;
     for (const float x : shares_) sum += x;
     for (float& x : shares_) x /= sum;
+    for (std::vector<float>* table : {&evicted_, &variance_}) fill(*table, s.layers, 0.2f);
+    facts_.evicted = {evicted_.data(), s.layers}, facts_.variance = {variance_.data(), s.layers};
     const auto head_table = [&](const std::vector<float>& t) { return HeadTable{t.data(), s.layers, s.kv_heads}; };
     facts_.gates = head_table(gates_), facts_.induction = head_table(induction_);
     facts_.echo = head_table(echo_), facts_.shares = head_table(shares_);
@@ -46,7 +48,7 @@ class RandomModel {
   }
 
   std::mt19937 random_;
-  std::vector<float> gates_, induction_, echo_, shares_;
+  std::vector<float> gates_, induction_, echo_, shares_, evicted_, variance_;
   Stack output_, retain_in_, retain_out_;
   any::ModelFacts facts_;
 };

@@ -16,6 +16,8 @@ struct ModelFacts {
   HeadTable induction{};        ///< of RazorAttention: attention to what followed a token's earlier self
   HeadTable echo{};             ///< of RazorAttention: attention to a token's earlier self
   HeadTable shares{};           ///< what part of a budget each head gets; they sum to 1
+  LayerTable evicted{};         ///< of PrefixKV: what part of its tokens a layer gives up
+  LayerTable variance{};        ///< of D2O: how much the attention that tokens draw varies in a layer
   LayerMatrices output{};       ///< output projection [hidden, q_heads * value_dim], as `o_proj.weight`
   LayerMatrices retain_in{};    ///< of Locret: [inputs, hidden units]
   LayerMatrices retain_out{};   ///< of Locret: [hidden units, kv_heads]
@@ -29,6 +31,8 @@ constexpr void take_facts(K& method, const ModelFacts& facts) {
   if constexpr (requires { method.induction = facts.induction; }) method.induction = facts.induction;
   if constexpr (requires { method.echo = facts.echo; }) method.echo = facts.echo;
   if constexpr (requires { method.shares = facts.shares; }) method.shares = facts.shares;
+  if constexpr (requires { method.evicted = facts.evicted; }) method.evicted = facts.evicted;
+  if constexpr (requires { method.variance = facts.variance; }) method.variance = facts.variance;
   if constexpr (requires { method.output = facts.output; }) method.output = facts.output;
   if constexpr (requires { method.retain_in = facts.retain_in; }) method.retain_in = facts.retain_in;
   if constexpr (requires { method.retain_out = facts.retain_out; }) method.retain_out = facts.retain_out;

@@ -1,5 +1,7 @@
 #pragma once
 
+#include <cmath>
+
 #include <kvcondense/core/config.hpp>
 #include <kvcondense/core/shape.hpp>
 
@@ -15,6 +17,27 @@ struct HeadTable {
   constexpr bool fits(const CacheShape& shape) const { return layers == shape.layers && heads == shape.kv_heads; }
   constexpr index_t size() const { return layers * heads; }
   constexpr float operator()(index_t layer, index_t head) const { return data[layer * heads + head]; }
+  bool finite() const {
+    for (index_t i = 0; i < size(); ++i)
+      if (!std::isfinite(data[i])) return false;
+    return true;
+  }
+};
+
+/// One number per layer; the caller owns it and keeps it.
+struct LayerTable {
+  const float* data = nullptr;
+  index_t layers = 0;
+
+  constexpr bool empty() const { return data == nullptr; }
+  constexpr bool fits(const CacheShape& shape) const { return layers == shape.layers; }
+  constexpr float operator()(index_t layer) const { return data[layer]; }
+  /// Whether all numbers are from `least` to `most`; NaN is not.
+  constexpr bool within(float least, float most) const {
+    for (index_t i = 0; i < layers; ++i)
+      if (!(data[i] >= least && data[i] <= most)) return false;
+    return true;
+  }
 };
 
 /// One row-major float32 matrix [rows, columns] per layer; the caller owns and keeps the matrices and

@@ -1,0 +1,78 @@
+#pragma once
+
+#include <kvcondense/core/backend.hpp>
+#include <kvcondense/core/shape.hpp>
+#include <kvcondense/core/status.hpp>
+#include <kvcondense/core/step_view.hpp>
+#include <kvcondense/core/view.hpp>
+#include <kvcondense/core/workspace.hpp>
+#include <kvcondense/evict/pipeline.hpp>
+#include <kvcondense/prim/forward_pool.hpp>
+#include <kvcondense/prim/slot_exposure.hpp>
+#include <kvcondense/prim/slot_numbers.hpp>
+
+namespace kvcondense::evict {
+
+/// Source: attention of all query heads together, spread to the slots in front of where it went, summed
+/// over all steps; with `per_row` divided by the rows that saw the slot.
+///
+/// Needs    the attention mass of the step with the rows named in `rows`.
+/// State    two lanes: the sum, and the rows that saw the slot.
+struct ForwardMass {
+  AttentionNeed rows{};
+  index_t width = 7;
+  bool per_row = true;
+
+  constexpr AttentionNeed attention() const { return rows; }
+  constexpr index_t lanes() const { return 2; }
+  constexpr bool one_set() const { return true; }
+  std::size_t workspace_bytes(const CacheShape&, index_t) const { return 0; }
+
+  template <Backend B>
+  Status observe(Context<B>& ctx, const StepView<B>& view, LaneViews lane) const {
+    const AttentionView& seen = view.inputs.attention;
+    const Status s = prim::ForwardPool<B>::add(ctx, seen.mass, width, lane[0]);
+    return s == Status::ok ? prim::SlotExposure<B>::add(ctx, seen.rows, lane[1]) : s;
+  }
+  template <Backend B>
+  Status score(Context<B>& ctx, const StepView<B>&, LaneViews lane, RaggedView<float> out, Scratch&) const {
+    if (per_row) return prim::SlotExposure<B>::mean(ctx, lane[0], lane[1], out);
+    return prim::SlotNumbers<B>::mix(ctx, lane[0], 1.0f, 0.0f, out);
+  }
+};
+
+/// Protect: the first tokens, the newest, and the page that is not full yet.
+struct PageEnds {
+  index_t start = 32;
+  index_t recent = 128;
+  index_t page = 32;
+
+  constexpr index_t most() const { return start + recent + page - 1; }
+
+  template <Backend B>
+  Protected of(const StepView<B>& view, index_t head) const {
+    return {start, recent + (view.offset == nullptr ? 0 : view.slots(head) % page)};
+  }
+};
+
+/// Allocate: whole pages for every head, beside the page that is not full yet.
+struct PagedTokens {
+  index_t tokens = 672;
+  index_t page = 32;
+
+  constexpr bool uses_scores() const { return false; }
+  std::size_t workspace_bytes(const CacheShape&, index_t) const { return 0; }
+
+  template <Backend B>
+  index_t expects(const StepView<B>& view, index_t head, Protected) const {
+    return tokens + view.slots(head) % page;
+  }
+  template <Backend B>
+  Status run(Context<B>&, const StepView<B>& view, RaggedView<const float>, const Protected*,
+             index_t* budget, Scratch&) const {
+    for (index_t h = 0; h < view.heads(); ++h) budget[h] = tokens + view.slots(h) % page;
+    return Status::ok;
+  }
+};
+
+}  // namespace kvcondense::evict
