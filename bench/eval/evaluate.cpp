@@ -20,8 +20,21 @@ using Rope = std::optional<kvcondense::prim::RopeConfig>;  ///< nothing where a 
 constexpr kvcondense::Inputs given = kvcondense::Input::attention | kvcondense::Input::queries |
                                      kvcondense::Input::projections | kvcondense::Input::moments;
 
-RecipeSpec read_for(const std::string& text, const CacheShape& shape, const Rope& rope) {
-  RecipeSpec spec = read_recipe(text, shape, {.rope = rope.value_or(kvcondense::prim::RopeConfig{})});
+/// What recipes may know of the model. The tables lie in `heads`.
+any::ModelFacts facts_of(const Rope& rope, const HeadsFile* heads) {
+  any::ModelFacts facts;
+  if (rope) facts.rope = *rope;
+  return heads == nullptr ? facts : heads->add_to(facts);
+}
+
+std::shared_ptr<const HeadsFile> heads_of(const Options& o, const CacheShape& shape) {
+  if (o.heads.empty()) return nullptr;
+  return std::make_shared<const HeadsFile>(read_heads(o.heads, shape));
+}
+
+RecipeSpec read_for(const std::string& text, const CacheShape& shape, const Rope& rope,
+                    const HeadsFile* heads) {
+  RecipeSpec spec = read_recipe(text, shape, facts_of(rope, heads));
   for (const kvcondense::Input i : kvcondense::all_inputs)
     if (spec.capabilities.needs.without(given).has(i))
       throw Error("recipe '" + spec.given + "' needs " + kvcondense::to_string(i) +
@@ -35,14 +48,14 @@ RecipeSpec read_for(const std::string& text, const CacheShape& shape, const Rope
 /// The full cache, then what was asked for. Of the recipes that nobody asked for those that cannot
 /// be are left out, and `setting` says so.
 std::vector<RecipeSpec> read_recipes(const Options& o, const CacheShape& shape, const Rope& rope,
-                                     Setting& setting) {
-  std::vector<RecipeSpec> specs{read_for(full_recipe, shape, rope)};
+                                     const HeadsFile* heads, Setting& setting) {
+  std::vector<RecipeSpec> specs{read_for(full_recipe, shape, rope, heads)};
   specs[0].given = "full cache";
-  for (const std::string& text : o.recipes) specs.push_back(read_for(text, shape, rope));
+  for (const std::string& text : o.recipes) specs.push_back(read_for(text, shape, rope, heads));
   if (!o.recipes.empty()) return specs;
   for (const std::string& text : default_recipes(setting.context)) {
     try {
-      specs.push_back(read_for(text, shape, rope));
+      specs.push_back(read_for(text, shape, rope, heads));
     } catch (const Error&) {
       setting.left_out.push_back(text);
     }
@@ -94,7 +107,8 @@ Results evaluate_recording(const Options& o, Kept* kept) {
   Setting setting;
   set_common(setting, o, recording.shape, feeding, recording.tokens);
   setting.source = o.qkv;
-  const auto specs = read_recipes(o, recording.shape, recording.rope, setting);
+  const auto heads = heads_of(o, recording.shape);
+  const auto specs = read_recipes(o, recording.shape, recording.rope, heads.get(), setting);
   Results results = begin(setting, specs);
   Stage stage(std::move(recording), feeding, wants_raw(specs));
   Progress progress(o.quiet);
@@ -108,7 +122,7 @@ Results evaluate_recording(const Options& o, Kept* kept) {
   // What nobody asked for is not kept: outputs of a large model take gigabytes per recipe. Timing
   // moves caches on, so it uses caches of its own where the others are kept.
   std::vector<std::unique_ptr<Session>> timed(o.rounds > 0 ? specs.size() : 0);
-  if (kept != nullptr) prepare(*kept, specs.size());
+  if (kept != nullptr) prepare(*kept, specs.size()), kept->heads = heads;
   std::vector<Job> jobs;
   for (std::size_t i = 0; i < specs.size(); ++i) {
     auto* session = timed.empty() ? nullptr : &timed[i];
@@ -137,7 +151,8 @@ Results evaluate_recording(const Options& o, Kept* kept) {
 Results evaluate_model(const Options& o, Kept* kept) {
   Setting setting;
   const ModelTask task = load_task(o, setting);
-  const auto specs = read_recipes(o, task.shape, task.rope, setting);
+  const auto heads = heads_of(o, task.shape);
+  const auto specs = read_recipes(o, task.shape, task.rope, heads.get(), setting);
   Results results = begin(setting, specs);
   const auto window = static_cast<double>(o.context);
   double each = window * static_cast<double>(o.windows + 1);  // the text, then the attention alone
@@ -162,7 +177,7 @@ Results evaluate_model(const Options& o, Kept* kept) {
   std::vector<std::vector<RecallSums>> recall(specs.size(),
                                               std::vector<RecallSums>(task.documents.size()));
   std::vector<std::unique_ptr<Session>> sessions(specs.size());
-  if (kept != nullptr) prepare(*kept, specs.size());
+  if (kept != nullptr) prepare(*kept, specs.size()), kept->heads = heads;
   for (std::size_t w = 0; w < full.size(); ++w) text[0][w] = full_sums(task, w, full[w].logits);
   describe_cache(full[0].session->cache(), results.recipes[0]);
   sessions[0] = std::move(full[0].session);

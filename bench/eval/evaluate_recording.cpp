@@ -49,6 +49,7 @@ void set_common(Setting& s, const Options& o, const CacheShape& shape, const Fee
   s.chunk = feeding.chunk;
   s.rounds = o.rounds;
   s.seed = o.seed;
+  s.heads = o.heads;
 }
 
 void describe_cache(const any::AnyCache& cache, RecipeResult& result) {

@@ -21,6 +21,7 @@ ordered_json to_json(const Setting& s) {
     j["recall"] = s.recall;
     j["documents"] = s.documents;
   }
+  if (!s.heads.empty()) j["heads"] = s.heads;
   j["layers"] = s.layers;
   j["q_heads"] = s.q_heads;
   j["kv_heads"] = s.kv_heads;

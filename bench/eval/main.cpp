@@ -7,6 +7,7 @@
 #include <eval/dump.hpp>
 #include <eval/error.hpp>
 #include <eval/evaluate.hpp>
+#include <eval/identify.hpp>
 #include <eval/json_report.hpp>
 #include <eval/list.hpp>
 #include <eval/output_file.hpp>
@@ -30,6 +31,12 @@ void finish(const eval::OutputFile& file, std::string_view bytes, bool say) {
 void run(const eval::Options& options) {
   if (options.list) return print(eval::list_methods());
   if (!options.about.empty()) return print(eval::describe_method(options.about));
+  if (options.identify) {
+    const eval::OutputFile file(options.probe.out);
+    const eval::Identified found = eval::identify_heads(options);
+    print(found.text);
+    return finish(file, heads_text(found.heads, found.made), true);
+  }
   if (!options.dump_qkv.empty()) {
     const eval::OutputFile file(options.dump_qkv);
     return finish(file, eval::dump_qkv(options), true);

@@ -67,6 +67,20 @@ CLI::Option* add_count(CLI::App& app, const char* name, index_t& value, index_t 
       ->capture_default_str();
 }
 
+CLI::Option* add_part(CLI::App& app, const char* name, double& value, double most, const char* says) {
+  const auto complaint = [most](const std::string& text) -> std::string {
+    double x = 0;
+    const char* const end = text.data() + text.size();
+    const auto [stop, error] = std::from_chars(text.data(), end, x);
+    if (error == std::errc{} && stop == end && x >= 0 && x <= most) return {};
+    return "expected a number from 0 to " + std::to_string(static_cast<int>(most)) + ", not '" +
+           engine::printable(text) + "'";
+  };
+  return add(app, "How", name, "X", value, says)
+      ->check(CLI::Validator(complaint, ""))
+      ->capture_default_str();
+}
+
 void add_common(CLI::App& app, Options& o) {
   add_count(app, "--rounds", o.rounds, 0, 1000, "Rounds of the timing; 0: no timing");
   add_count(app, "--jobs", o.jobs, 0, 1024, "Threads, not for the timing; 0: one per processor");
@@ -86,6 +100,8 @@ void add_input(CLI::App& app, Options& o) {
       ->excludes(text);
   add(app, group, "--recall", "FILE", o.recall,
       "Recall documents; without it recall.jsonl beside the model, if there");
+  add(app, group, "--heads", "FILE", o.heads,
+      "Tables of the model's heads, as identify-heads writes them, for recipes that need them");
   add(app, group, "--recipe", "RECIPE", o.recipes,
       "A recipe, as in 'h2o(heavy=256, recent=256) + kivi2'; may be repeated; without it a dozen")
       ->allow_extra_args(false)
@@ -119,6 +135,36 @@ void add_main(CLI::App& app, Options& o) {
       ->group(group);
 }
 
+void add_identify(CLI::App& app, Options& o) {
+  const char* group = "What to measure";
+  add(app, group, "--model", "DIR", o.model, "Directory with config.json and model.safetensors")
+      ->required();
+  auto* text = add(app, group, "--text", "FILE", o.text, "A text; without it heldout.txt beside the model");
+  add(app, group, "--ids", "FILE", o.ids, "The text as token ids")->excludes(text);
+  add(app, group, "--recall", "FILE", o.recall,
+      "Recall documents for the gates; without it recall.jsonl beside the model, if there");
+  add(app, "Output", "--out", "FILE", o.probe.out, "Where the tables go, for --heads")->required();
+  add_count(app, "--context", o.context, 2, most_tokens, "Tokens of one window");
+  add_count(app, "--chunk", o.chunk, 1, most_tokens, "Most tokens of one pass");
+  add_count(app, "--windows", o.windows, 1, 100000, "Windows of the text, where there are no documents");
+  add_count(app, "--documents", o.documents, 0, 100000,
+            "Recall documents for the gates, the longest that fit; 0: windows of the text");
+  add_count(app, "--probe", o.probe.segment, 0, most_tokens,
+            "Random tokens that repeat; 0: 2500, or what the model was made for");
+  add_count(app, "--repeats", o.probe.repeats, 2, 1000, "How often they are there");
+  add_count(app, "--sinks", o.probe.sinks, 0, most_tokens, "First tokens that a head without a gate sees");
+  add_count(app, "--recent", o.probe.recent, 0, most_tokens, "And newest tokens, before its own");
+  add_part(app, "--l1", o.probe.l1, 1000, "Weight of the mean gate in the search");
+  add_count(app, "--steps", o.probe.steps, 0, 1000000, "Steps of the search, at most");
+  add_part(app, "--evict", o.probe.evict, 1, "Part of all tokens that leaves where layers are compared");
+  add(app, "How", "--seed", "N", o.seed, "Of the random tokens and the windows")
+      ->check(whole_number<std::uint64_t>(0, ~std::uint64_t{0}))
+      ->capture_default_str();
+  add_count(app, "--jobs", o.jobs, 0, 1024, "Threads; 0: one per processor");
+  app.add_flag("--quiet", o.quiet, "No progress on stderr")->group("How");
+  app.set_help_flag("-h,--help", "Prints this, and ends")->group("Information");
+}
+
 /// The first of `names` that was given, or nothing.
 std::string given(const CLI::App& app, std::initializer_list<const char*> names) {
   for (const char* name : names)
@@ -130,8 +176,9 @@ std::string given(const CLI::App& app, std::initializer_list<const char*> names)
 std::string same_file(const Options& o) {
   const std::vector<std::pair<const char*, std::string>> named{
       {"--qkv", o.qkv},   {"--text", o.text}, {"--ids", o.ids},   {"--recall", o.recall},
+      {"--heads", o.heads}, {"--out", o.probe.out},
       {"--json", o.json}, {"--plot", o.plot}, {"--dump", o.dump}, {"--dump-qkv", o.dump_qkv}};
-  constexpr std::size_t inputs = 4;
+  constexpr std::size_t inputs = 5;
   const auto place = [](const std::string& path) {
     std::error_code error;
     const auto whole = std::filesystem::weakly_canonical(std::filesystem::absolute(path), error);
@@ -156,7 +203,7 @@ std::string complaint(const CLI::App& app, const Options& o) {
                       "--documents", "--seed"});
   if (!odd.empty()) return odd + " belongs to --model, not to --qkv";
   if (!o.dump_qkv.empty())
-    odd = given(app, {"--recipe", "--json", "--plot", "--dump", "--recall", "--documents",
+    odd = given(app, {"--recipe", "--heads", "--json", "--plot", "--dump", "--recall", "--documents",
                       "--rounds", "--jobs"});
   if (!odd.empty()) return odd + " does nothing beside --dump-qkv";
   if (!o.recall.empty() && o.documents == 0) return "--recall and --documents 0 exclude each other";
@@ -180,6 +227,15 @@ std::string make_demo(const CLI::App& app, Options& o, const std::string& out) {
   o.documents = 3;
   o.json = (std::filesystem::path(out) / "demo.json").string();
   o.plot = (std::filesystem::path(out) / "demo.svg").string();
+  return {};
+}
+
+std::string make_identify(const CLI::App& app, Options& o) {
+  for (const CLI::Option* option : app.get_options())
+    if (option->count() > 0)
+      return option->get_name() +
+             ": options of identify-heads go behind it; identify-heads --help lists them";
+  o.identify = true;
   return {};
 }
 
@@ -233,6 +289,9 @@ Parsed parse_options(int argc, const char* const* argv) {
       ->capture_default_str();
   add_common(*demo, o);
   demo->set_help_flag("-h,--help", "Prints this, and ends")->group("Information");
+  auto* identify = app.add_subcommand(
+      "identify-heads", "Measures a model's heads, for recipes that treat heads differently");
+  add_identify(*identify, o);
   app.footer(
       "Examples:\n"
       "  kvcondense-eval demo\n"
@@ -243,9 +302,12 @@ Parsed parse_options(int argc, const char* const* argv) {
   try {
     app.parse(argc, argv);
     if (demo->parsed()) parsed.complaint = make_demo(app, o, out);
+    if (identify->parsed()) parsed.complaint = make_identify(app, o);
     if (parsed.complaint.empty()) parsed.complaint = complaint(app, o);
   } catch (const CLI::CallForHelp&) {
-    parsed.help = demo->parsed() ? demo->help(app.get_name()) : app.help();
+    parsed.help = demo->parsed()       ? demo->help(app.get_name())
+                  : identify->parsed() ? identify->help(app.get_name())
+                                       : app.help();
   } catch (const CLI::CallForVersion& version) {
     parsed.help = std::string(version.what()) + "\n";
   } catch (const CLI::ParseError& e) {

@@ -10,6 +10,18 @@ namespace eval {
 
 using kvcondense::index_t;
 
+/// How `identify-heads` looks at a model.
+struct HeadProbe {
+  std::string out;        ///< where the tables go
+  index_t segment = 0;    ///< random tokens that repeat; 0: 2500, or as many as the model was made for
+  index_t repeats = 4;
+  index_t sinks = 64;     ///< what a head without a gate sees: these,
+  index_t recent = 256;   ///< and these
+  double l1 = 0.05;       ///< weight of the mean gate
+  index_t steps = 2000;   ///< of the search for gates, at most
+  double evict = 0.5;     ///< part of all tokens at which layers are compared
+};
+
 /// What the command line says.
 struct Options {
   std::string command;  ///< the command line, ready to paste into a shell, without folders of ours
@@ -17,6 +29,7 @@ struct Options {
   std::string model, qkv;         ///< one of the two
   std::string model_name;         ///< what reports call the model; empty: `model` as it was given
   std::string text, ids, recall;  ///< beside a model
+  std::string heads;              ///< tables of `identify-heads` for recipes
   std::vector<std::string> recipes;
 
   index_t context = 2048;  ///< tokens of one window
@@ -32,6 +45,8 @@ struct Options {
   bool quiet = false;
   bool list = false;
   std::string about;  ///< a word to describe
+  bool identify = false;  ///< the subcommand identify-heads
+  HeadProbe probe;
 };
 
 /// How main() goes on after the command line was read.

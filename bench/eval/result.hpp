@@ -46,6 +46,7 @@ struct Setting {
   std::string source;       ///< model directory or dump
   std::string text;         ///< file of the text; empty with a dump
   std::string recall;       ///< file of the recall documents; empty when none is used
+  std::string heads;        ///< file of head tables; empty when none is used
   bool byte_tokens = true;  ///< a token is a byte
   index_t layers = 0, q_heads = 0, kv_heads = 0, head_dim = 0;
   index_t max_positions = 0;  ///< that the model was made for; 0: not known

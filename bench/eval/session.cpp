@@ -11,7 +11,8 @@ any::AnyCache empty_cache(const any::ParsedRecipe& recipe, const CacheShape& sha
                           std::string_view given) {
   auto made = any::make(recipe, shape, any::on<kvcondense::Cpu>);
   if (!made)
-    throw Error("recipe '" + engine::printable(given) + "': " + std::string(made.message()));
+    throw Error("recipe '" + engine::printable(given) + "': " + std::string(made.message()) +
+                (made.status() == kvcondense::Status::missing_input ? "; give --heads FILE" : ""));
   return *std::move(made);
 }
 

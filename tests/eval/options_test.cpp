@@ -115,3 +115,32 @@ TEST_CASE("recipes: a wrong one is refused with its byte", "[eval][options]") {
       read_recipe("h2o(hevy=3)", {}, {}),
       "recipe 'h2o(hevy=3)': at byte 4: h2o has no field 'hevy'; did you mean 'heavy'?");
 }
+
+TEST_CASE("options: identify-heads takes what it needs, behind its word", "[eval][options]") {
+  const Parsed p = parse({"identify-heads", "--model", "m", "--out", "o.json", "--l1", "0.2", "--recent", "32"});
+  REQUIRE(p.complaint.empty());
+  REQUIRE(p.options.identify);
+  REQUIRE(p.options.model == "m");
+  REQUIRE(p.options.probe.out == "o.json");
+  REQUIRE(p.options.probe.l1 == 0.2);
+  REQUIRE(p.options.probe.recent == 32);
+  REQUIRE(p.options.probe.sinks == 64);
+  REQUIRE_FALSE(parse({"--model", "m", "--heads", "h.json"}).options.identify);
+  REQUIRE(parse({"identify-heads", "--help"}).help.find("--probe N=0") != std::string::npos);
+  const auto refused = [](std::vector<const char*> words, const char* part) {
+    const std::string said = parse(std::move(words)).complaint;
+    INFO(said);
+    REQUIRE(said.find(part) != std::string::npos);
+  };
+  refused({"identify-heads", "--model", "m"}, "--out");
+  refused({"identify-heads", "--out", "o"}, "--model");
+  refused({"--model", "m", "identify-heads", "--out", "o"}, "--model");
+  refused({"identify-heads", "--model", "m", "--out", "o", "--l1", "-1"}, "--l1");
+  refused({"identify-heads", "--model", "m", "--out", "o", "--l1", "nan"}, "--l1");
+  refused({"identify-heads", "--model", "m", "--out", "o", "--evict", "1.5"}, "--evict");
+  refused({"identify-heads", "--model", "m", "--out", "o", "--repeats", "1"}, "--repeats");
+  refused({"identify-heads", "--model", "m", "--out", "o", "--recipe", "h2o"}, "--recipe");
+  refused({"identify-heads", "--model", "m", "--out", "t", "--text", "t"}, "same file");
+  refused({"--model", "m", "--heads", "h", "--json", "h"}, "same file");
+  refused({"--model", "m", "--heads", "h", "--dump-qkv", "q"}, "--heads");
+}
