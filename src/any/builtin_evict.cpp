@@ -11,6 +11,7 @@
 #include <kvcondense/evict/h2o.hpp>
 #include <kvcondense/evict/keep_all.hpp>
 #include <kvcondense/evict/keydiff.hpp>
+#include <kvcondense/evict/keyformer.hpp>
 #include <kvcondense/evict/knorm.hpp>
 #include <kvcondense/evict/lagkv.hpp>
 #include <kvcondense/evict/locret.hpp>
@@ -18,6 +19,7 @@
 #include <kvcondense/evict/paged_h2o.hpp>
 #include <kvcondense/evict/prefixkv.hpp>
 #include <kvcondense/evict/rkv.hpp>
+#include <kvcondense/evict/scissorhands.hpp>
 #include <kvcondense/evict/sink_window.hpp>
 #include <kvcondense/evict/sirllm.hpp>
 #include <kvcondense/evict/sliding_window.hpp>
@@ -37,6 +39,7 @@ using evict::DuoAttention;
 using evict::H2O;
 using evict::KeepAll;
 using evict::KeyDiff;
+using evict::Keyformer;
 using evict::Knorm;
 using evict::LagKV;
 using evict::Locret;
@@ -44,6 +47,7 @@ using evict::ObservedAttention;
 using evict::PagedH2O;
 using evict::PrefixKV;
 using evict::RKV;
+using evict::Scissorhands;
 using evict::SinkWindow;
 using evict::SirLLM;
 using evict::SlidingWindow;
@@ -242,6 +246,27 @@ constexpr Field paged_h2o_fields[] = {
                                        "whether sums are divided by the rows that saw the token"),
 };
 
+constexpr Field scissorhands_fields[] = {
+    number<Scissorhands, &Scissorhands::tokens>("tokens", "budget", "slots of a head after a drop", 1,
+                                                most_slots),
+    number<Scissorhands, &Scissorhands::drop>(
+        "drop", "", "slots above them at which as many are dropped at once", 1, most_slots),
+    number<Scissorhands, &Scissorhands::history>("history", "", "newest queries that judge", 1, 65536),
+    number<Scissorhands, &Scissorhands::recent>("recent", "", "newest tokens that stay", 0, most_slots),
+    number<Scissorhands, &Scissorhands::sinks>("sinks", "", "first tokens that stay", 0, most_slots),
+};
+
+constexpr Field keyformer_fields[] = {
+    number<Keyformer, &Keyformer::tokens>("tokens", "budget", "slots of a head", 1, most_slots),
+    number<Keyformer, &Keyformer::recent>("recent", "", "newest tokens that stay", 0, most_slots),
+    number<Keyformer, &Keyformer::tau_start>("tau_start", "", "temperature in the prompt", 0.001, 1000),
+    number<Keyformer, &Keyformer::tau_end>("tau_end", "", "temperature at the end of the answer", 0.001,
+                                           1000),
+    number<Keyformer, &Keyformer::generation>("generation", "", "tokens over which it goes there", 1,
+                                              most_slots),
+    number<Keyformer, &Keyformer::seed>("seed", "", "of the noise; 0: none", 0, 1e9),
+};
+
 constexpr Entry entries[] = {
     stage_entry<KeepAll>("Keeps every token.", {}, keep_all_aliases),
     stage_entry<SlidingWindow>("Keeps the newest tokens.", sliding_window_fields),
@@ -300,6 +325,12 @@ constexpr Entry entries[] = {
     stage_entry<PagedH2O>(
         "Drops whole pages that drew least attention, never the first tokens nor the newest.",
         paged_h2o_fields),
+    stage_entry<Scissorhands>("Drops, many at once, the tokens that the newest queries passed over "
+                              "most often.",
+                              scissorhands_fields),
+    stage_entry<Keyformer>("Keeps the newest tokens and those that drew most attention so far, "
+                           "measured with noise and rising temperature.",
+                           keyformer_fields),
 };
 
 }  // namespace

@@ -42,6 +42,8 @@ std::vector<std::string> stages_to_vary(const any::Entry& e) {
   if (word == "prefixkv") return {"distance=9"};
   if (word == "paged_h2o") return {"page=2, start=2, evictable=30, recent=10", "page=1, start=1, evictable=20, recent=4"};
   if (word == "head_table") return {"beta=2"};
+  if (word == "scissorhands") return {"tokens=40, drop=8, history=20, recent=4"};
+  if (word == "keyformer") return {"tokens=40, recent=8, generation=10"};
   if (word == "uniform") return {"tokens=40"};
   if (word == "fp8") return {"", "scale=block", "scale=tensor"};
   if (word == "ratio") return {"keep=0.2", "keep=0.01, min_keep=30"};

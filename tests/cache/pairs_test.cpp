@@ -46,6 +46,8 @@ const std::map<std::string, Setting> settings = {
     {"head_table", {"head_table(POLICY, beta=1.5)"}},
     {"prefix_mass", {"prefix_mass(POLICY)"}},
     {"variance", {"variance(POLICY, least=5%)"}},
+    {"scissorhands", {"scissorhands(tokens=40, drop=10, history=20, recent=6, sinks=2)"}},
+    {"keyformer", {"keyformer(tokens=40, recent=8, generation=30)"}},
     {"uniform", {"uniform(POLICY, tokens=37)"}},
     {"ratio", {"ratio(POLICY, keep=60%)"}},
     {"pyramid", {"pyramid(POLICY, beta=4)"}},

@@ -31,6 +31,7 @@ struct Driver {
   Pipeline pipeline;
   index_t layer = 0;
   index_t seen = 0;
+  index_t prompt = 0;  // tokens when the last prompt ended
   Rows held;                                            // tokens of each head
   std::vector<std::vector<std::vector<float>>> lane;    // [lane][head][slot]
   StepInputs inputs;                                    // of the next step; the mass is put in by step
@@ -138,6 +139,8 @@ struct Driver {
     view.layer = layer;
     view.appended = appended;
     view.seen = seen;
+    if (phase == Phase::prefill_chunk || phase == Phase::prefill_end) prompt = seen;
+    view.generated = seen - prompt;
     view.phase = phase;
     view.inputs = inputs;
     view.inputs.attention.mass = {weights.data(), offset.data(), heads};

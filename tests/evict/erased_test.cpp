@@ -18,6 +18,7 @@
 #include <kvcondense/evict/h2o.hpp>
 #include <kvcondense/evict/keep_all.hpp>
 #include <kvcondense/evict/keydiff.hpp>
+#include <kvcondense/evict/keyformer.hpp>
 #include <kvcondense/evict/knorm.hpp>
 #include <kvcondense/evict/lagkv.hpp>
 #include <kvcondense/evict/observed_attention.hpp>
@@ -25,6 +26,7 @@
 #include <kvcondense/evict/policy.hpp>
 #include <kvcondense/evict/prefixkv.hpp>
 #include <kvcondense/evict/rkv.hpp>
+#include <kvcondense/evict/scissorhands.hpp>
 #include <kvcondense/evict/sink_window.hpp>
 #include <kvcondense/evict/sirllm.hpp>
 #include <kvcondense/evict/snapkv.hpp>
@@ -131,6 +133,10 @@ TEST_CASE("erased: a pipeline chosen at run time does what the typed one does", 
   require_same(prefix, Any(prefix));
   const evict::PagedH2O paged{.page = 3, .start = 3, .evictable = 12, .recent = 6};
   require_same(paged, Any(paged));
+  const evict::Scissorhands scissors{.tokens = 19, .drop = 4, .history = 9, .recent = 3, .sinks = 1};
+  require_same(scissors, Any(scissors));
+  const evict::Keyformer former{.tokens = 19, .recent = 5, .generation = 4};
+  require_same(former, Any(former));
 }
 
 TEST_CASE("erased: budgets around a run-time policy are what they are around a typed one", "[evict][erased]") {

@@ -208,6 +208,39 @@ TEST_CASE("attend_columns: temperature flattens, noise is the same every time an
   REQUIRE(sum == Approx(3.0).epsilon(1e-5));
 }
 
+TEST_CASE("attend_columns: sums go on from what is there, rows may warm", "[prim][attend_columns]") {
+  const Case c(2, 3, 4, 40, 16);
+  std::vector<float> out(80, 0.0f);
+  const index_t offset[] = {0, 40, 80};
+  std::vector<std::byte> scratch(1 << 20);
+  Context<Cpu> ctx(scratch);
+  ColumnRequest r{.rows = 4, .add = true, .out = {out.data(), offset, 2}};
+  for (int i = 0; i < 2; ++i)
+    REQUIRE(prim::AttendColumns<Cpu>::run(ctx, r, c.shape, [&](index_t h) { return Case::Head{&c, h}; }) == Status::ok);
+  const auto once = c.run({});
+  for (std::size_t j = 0; j < 80; ++j) REQUIRE(out[j] == Approx(2 * once[j]));
+
+  // Row r at temperature 0.5 + r: one row at a time, of the same four.
+  std::vector<double> want(40, 0.0);
+  for (index_t row = 0; row < 4; ++row) {
+    Case::Row z;
+    for (index_t j = 0; j < 40 - 4 + row + 1; ++j) z.push_back(c.logit(0, row, j) / (0.5 + static_cast<double>(row)));
+    const auto p = Case::softmax(z);
+    for (std::size_t j = 0; j < p.size(); ++j) want[j] += p[j];
+  }
+  const auto warm = c.run({.group = GroupReduce::none, .temperature = 0.5f, .warming = 1.0f});
+  for (std::size_t j = 0; j < 40; ++j) REQUIRE(static_cast<double>(warm[j]) == Approx(want[j]).margin(2e-6));
+}
+
+TEST_CASE("attend_columns: what is no number counts as low", "[prim][attend_columns]") {
+  Case c(1, 1, 2, 6, 4);
+  for (std::size_t d = 0; d < 4; ++d) c.q[d] = std::numeric_limits<float>::quiet_NaN();  // the first row
+  Case clean(1, 1, 2, 6, 4);
+  const auto got = c.run({.row = RowReduce::low_count}), fine = clean.run({.row = RowReduce::low_count});
+  for (std::size_t j = 0; j < 5; ++j) REQUIRE(got[j] >= fine[j]);
+  for (std::size_t j = 0; j < 5; ++j) REQUIRE(got[j] >= 1.0f);
+}
+
 TEST_CASE("attend_columns: the worked columns of the fixture", "[prim][attend_columns][oracle]") {
   const auto equal = [](const std::vector<float>& got, const nlohmann::json& want, std::size_t rows, std::size_t width) {
     for (std::size_t r = 0; r < rows; ++r)
@@ -241,6 +274,11 @@ TEST_CASE("attend_columns: too little scratch and a temperature of nothing are r
   REQUIRE(run(scratch.size() - 1, 1.0f) == Status::workspace_too_small);
   REQUIRE(run(scratch.size(), 0.0f) == Status::invalid_argument);
   REQUIRE(run(scratch.size(), std::numeric_limits<float>::quiet_NaN()) == Status::invalid_argument);
+  {
+    Context<Cpu> ctx(scratch);  // the last row would have none
+    REQUIRE(prim::AttendColumns<Cpu>::run(ctx, {.rows = 4, .warming = -0.5f, .out = {out.data(), offset, 2}}, c.shape,
+                                          [&](index_t h) { return Case::Head{&c, h}; }) == Status::invalid_argument);
+  }
   REQUIRE(out == std::vector<float>(100, -7.0f));
   REQUIRE(run(scratch.size(), 1.0f) == Status::ok);
 }

@@ -54,13 +54,14 @@ struct Kept {
   index_t nan = 0;
 };
 
-Kept top_k(const Rows& r, const Ints& total, const std::vector<prim::Ends>& always = {}) {
+Kept top_k(const Rows& r, const Ints& total, const std::vector<prim::Ends>& always = {},
+           prim::Ties ties = prim::Ties::first) {
   test::Guarded<std::int32_t> slots(r.flat.size(), -1);
   test::Guarded<index_t> count(at(r.heads()));
   Context<Cpu> ctx;
   Kept k;
   k.status = prim::TopK<Cpu>::run(ctx, r.view(), always.empty() ? nullptr : always.data(), total.data(),
-                                  {slots.data(), r.offset.data(), r.heads()}, count.data(), &k.nan);
+                                  {slots.data(), r.offset.data(), r.heads()}, count.data(), &k.nan, ties);
   for (index_t h = 0; h < r.heads(); ++h) {
     const std::int32_t* row = slots.data() + r.offset[at(h)];
     k.places.emplace_back(row, row + count.data()[at(h)]);
@@ -108,6 +109,31 @@ TEST_CASE("top_k: equal scores keep the smaller place", "[prim][top_k]") {
   const Rows r({oracle["scores"].get<std::vector<float>>()});
   for (const auto& [k, kept] : oracle["kept"].items())
     REQUIRE(top_k(r, {std::stoll(k)}).places[0] == kept.get<Ints>());
+}
+
+TEST_CASE("top_k: with the other order of ties the larger places stay", "[prim][top_k]") {
+  const auto last = [](std::vector<float> scores, index_t total, prim::Ends ends = {}) {
+    return top_k(Rows(std::vector<std::vector<float>>{std::move(scores)}), {total}, {ends}, prim::Ties::last).places[0];
+  };
+  REQUIRE(last({1, 1, 1, 1, 1}, 2) == Ints{3, 4});
+  REQUIRE(last({1, 2, 1, 2, 1}, 3) == Ints{1, 3, 4});
+  REQUIRE(last({1, 1, 1, 1, 1}, 3, {1, 1}) == Ints{0, 3, 4});
+  REQUIRE(last({1, 1, 1}, 0).empty());
+  REQUIRE(last({1, 1, 1}, 3) == Ints{0, 1, 2});
+  REQUIRE(last({0.0f, -0.0f, 0.0f, NAN, NAN}, 4) == Ints{0, 1, 2, 4});
+  // The mirror image of the usual order, for any scores.
+  std::mt19937 random(9);
+  for (int round = 0; round < 200; ++round) {
+    std::vector<float> s(1 + random() % 40);
+    for (float& x : s) x = static_cast<float>(random() % 5);
+    const auto n = static_cast<index_t>(s.size()), total = static_cast<index_t>(random() % s.size());
+    const std::vector<float> back(s.rbegin(), s.rend());
+    Ints want;
+    const Kept mirror = top_k(Rows(std::vector<std::vector<float>>{back}), {total});
+    for (const index_t i : mirror.places[0]) want.push_back(n - 1 - i);
+    std::reverse(want.begin(), want.end());
+    REQUIRE(last(s, total) == want);
+  }
 }
 
 TEST_CASE("top_k: across rows equal scores keep the smaller row, then the smaller place", "[prim][top_k]") {

@@ -14,6 +14,7 @@ StepView<B> Cache<B, R>::step_view(index_t layer, Phase phase) const {
   view.shape = shape_, view.layer = layer, view.phase = phase;
   view.appended = l.counters.pending, view.seen = l.counters.seen;
   view.next_position = l.counters.next_position;
+  if (phase == Phase::decode || phase == Phase::turn) view.generated = l.counters.seen - l.counters.prompt;
   view.offset = l.offset.data();
   return view;
 }
@@ -112,6 +113,7 @@ Status Cache<B, R>::run_step(Context<B>& ctx, index_t layer, const StepInputs& i
   if (l.window.most() > 0 && !turn)
     l.window.push(inputs.queries, l.pending_positions.data() + l.counters.pending - rows, l.counters.seen - 1);
   l.counters.pending = 0;
+  if (view.phase == Phase::prefill_chunk || view.phase == Phase::prefill_end) l.counters.prompt = l.counters.seen;
   l.pending_positions.shrink(0);
   l.pending_positions.give_back(1);
   l.update_offsets();

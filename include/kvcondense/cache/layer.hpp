@@ -23,6 +23,7 @@ struct Counters {
   index_t budget_asked = 0;
   index_t budget_met = 0;
   index_t nan_scores = 0;
+  index_t prompt = 0;  ///< logical length at the end of the last step of a prompt
 };
 
 /// One layer: its KV heads, each with slots of its own number, and the layer's counters.
@@ -93,6 +94,7 @@ struct Layer {
     counters.pending -= unstepped;
     pending_positions.shrink(counters.pending);
     counters.seen = tokens;
+    counters.prompt = std::min(counters.prompt, tokens);
     window.truncate(tokens);
     update_offsets();
   }

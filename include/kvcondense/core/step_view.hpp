@@ -38,6 +38,7 @@ struct StepView {
   index_t appended = 0;           ///< tokens that came with this step
   index_t seen = 0;               ///< logical length: tokens ever appended
   index_t next_position = 0;      ///< of the next token
+  index_t generated = 0;          ///< tokens since the last prompt, those of this step too; 0 in a prompt
   Phase phase = Phase::decode;    ///< never `automatic` here
   StepInputs inputs{};
   const index_t* offset = nullptr;  ///< kv_heads + 1: where each head's slots begin in ragged views

@@ -22,7 +22,7 @@ enum class RowReduce : std::uint8_t {
   sum,
   mean,
   max,
-  low_count,  ///< rows in which the slot got less than an even share of what the row sees
+  low_count,  ///< rows in which the slot got less than an even share of what the row sees, or NaN
 };
 
 /// Columns of the attention matrix of some query rows, reduced without ever holding the matrix.
@@ -33,13 +33,16 @@ enum class RowReduce : std::uint8_t {
 ///          softmax and gives them 0. Temperature and noise act on logits:
 ///          softmax((logit + Gumbel noise) / temperature); the noise is drawn from (seed, query head,
 ///          token of the row, token of the slot), so it is the same wherever and however often it is
-///          asked for; seed 0 means none. A summary slot takes no part.
+///          asked for; seed 0 means none. The temperature of row r is temperature + warming * r. A summary
+///          slot takes no part.
 struct ColumnRequest {
   index_t rows = 0;  ///< query tokens; the last of them is the newest token
   GroupReduce group = GroupReduce::mean;
   RowReduce row = RowReduce::sum;
   bool past = false;
+  bool add = false;  ///< to what is in `out`, instead of replacing it
   float temperature = 1.0f;
+  float warming = 0.0f;
   std::uint64_t seed = 0;
   RaggedView<float> out{};
 };

@@ -8,18 +8,22 @@
 
 namespace kvcondense::prim {
 
+/// Which of equal scores are better.
+enum class Ties : std::uint8_t { first, last };
+
 /// Keeps the best places of every row of scores.
 ///
 ///   run(ctx, RaggedView<const float> scores, const Ends* always, const index_t* total,
-///       RaggedView<int32> slots, index_t* count, index_t* nan) -> Status
+///       RaggedView<int32> slots, index_t* count, index_t* nan, Ties = Ties::first) -> Status
 ///
 /// Shapes   scores and slots share offsets; always (null: none), total and count: one per row.
 ///          nan (null: not wanted): NaN scores met in rows that were cut are added to it.
 /// Rows     total[h] >= length: every place. Otherwise the ends `always[h]` without competing, then
 ///          the best of the rest until total[h] places are taken; never fewer than the ends.
-/// Numbers  larger score first, equal scores (-0 and +0 are equal) keep the smaller place, NaN ranks
-///          below -inf: the order of the 64-bit key (score, complement of place). Places ascend.
-/// Cost     four passes over the scores; no workspace.
+/// Numbers  larger score first, equal scores (-0 and +0 are equal) keep the smaller place, or with
+///          Ties::last the larger; NaN ranks below -inf: the order of the 64-bit key (score, complement
+///          of place). Places ascend.
+/// Cost     four passes over the scores, one more with Ties::last; no workspace.
 template <Backend B>
 struct TopK {
   static_assert(detail::always_false<B>,

@@ -28,7 +28,8 @@ struct AttendColumns<Cpu> {
 
   template <class Heads>
   static Status run(Context<Cpu>& ctx, const ColumnRequest& request, const CacheShape& shape, Heads&& heads) {
-    if (!(request.temperature > 0.0f)) return Status::invalid_argument;
+    const float last = temperature(request, std::max<index_t>(0, request.rows - 1));
+    if (!(request.temperature > 0.0f && last > 0.0f)) return Status::invalid_argument;
     const std::size_t need = workspace_bytes(ctx.workers(), shape, request.rows);
     if (ctx.workspace().size() < need) return Status::workspace_too_small;
     const std::size_t one = (need - Scratch::align) / static_cast<std::size_t>(ctx.workers());
@@ -40,7 +41,7 @@ struct AttendColumns<Cpu> {
       const index_t series = request.group == GroupReduce::none ? group : 1;
       Block block{request, shape, h, head.slots(),
                   request.out.data + request.out.offset[h] * series};
-      std::fill_n(block.out, head.slots() * series, 0.0f);
+      if (!request.add) std::fill_n(block.out, head.slots() * series, 0.0f);
       block.scratch(Scratch({base + static_cast<std::size_t>(worker) * one, one}), tokens * group);
       for (index_t first = 0; first < request.rows; first += tokens)
         block.run(head, first, std::min(tokens, request.rows - first));
@@ -49,6 +50,10 @@ struct AttendColumns<Cpu> {
   }
 
  private:
+  static float temperature(const ColumnRequest& request, index_t row) {
+    return request.temperature + request.warming * static_cast<float>(row);
+  }
+
   /// Whole groups share a block, since their probabilities meet.
   static index_t block_tokens(index_t group, index_t rows) {
     return std::max<index_t>(1, std::min(rows, read_rows / group));
@@ -119,8 +124,8 @@ struct AttendColumns<Cpu> {
           const index_t t = first + r / group, seen = std::clamp<index_t>(sees(head, t) - s, 0, n);
           float* l = logits + r * strip;
           if (request.seed != 0) add_noise(head, r % group, t, s, l, seen);
-          if (request.temperature != 1.0f)
-            for (index_t i = 0; i < seen; ++i) l[i] /= request.temperature;
+          if (const float heat = temperature(request, t); heat != 1.0f)
+            for (index_t i = 0; i < seen; ++i) l[i] /= heat;
           if (request.group != GroupReduce::max_logit) {
             use(r, s, l, seen);
           } else {
@@ -167,7 +172,7 @@ struct AttendColumns<Cpu> {
           break;
         case RowReduce::low_count: {
           const float share = 1.0f / static_cast<float>(sees(head, row));
-          for (index_t i = 0; i < n; ++i) to[i] += p[i] < share ? 1.0f : 0.0f;
+          for (index_t i = 0; i < n; ++i) to[i] += p[i] >= share ? 0.0f : 1.0f;
           break;
         }
       }

@@ -59,7 +59,7 @@ template <>
 struct TopK<Cpu> {
   static Status run(Context<Cpu>& ctx, RaggedView<const float> scores, const Ends* always,
                     const index_t* total, RaggedView<std::int32_t> slots, index_t* count,
-                    index_t* nan = nullptr) {
+                    index_t* nan = nullptr, Ties order = Ties::first) {
     ctx.parallel(scores.heads, [&](index_t h, index_t) {
       const index_t n = scores.length(h);
       const Ends ends = always == nullptr ? Ends{} : always[h].within(n);
@@ -73,11 +73,15 @@ struct TopK<Cpu> {
       const RowCutoff cut = cpu::row_cutoff(s + ends.prefix, last - ends.prefix, k);
       std::iota(out, out + ends.prefix, 0);
       out += ends.prefix;
-      index_t ties = cut.ties, bad = 0;
+      index_t ties = cut.ties, passed = 0, bad = 0;  // of equal scores the first `passed` leave
+      if (order == Ties::last) {
+        for (index_t i = ends.prefix; i < last; ++i) passed += cpu::rank_bits(s[i]) == cut.bits;
+        passed -= ties;
+      }
       for (index_t i = ends.prefix; i < last; ++i) {
         const std::uint32_t key = cpu::rank_bits(s[i]);
         bad += key == 0;
-        if (key > cut.bits || (key == cut.bits && ties-- > 0)) *out++ = static_cast<std::int32_t>(i);
+        if (key > cut.bits || (key == cut.bits && passed-- <= 0 && ties-- > 0)) *out++ = static_cast<std::int32_t>(i);
       }
       std::iota(out, out + ends.suffix, static_cast<std::int32_t>(last));
       count[h] = ends.size() + k;

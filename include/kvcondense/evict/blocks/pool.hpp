@@ -22,6 +22,16 @@ struct NoPool {
   }
 };
 
+/// Pool: the other way round, for scores that count against a slot.
+struct Negated {
+  std::size_t workspace_bytes(const CacheShape&, index_t) const { return 0; }
+
+  template <Backend B>
+  Status run(Context<B>& ctx, const StepView<B>&, const Protected*, RaggedView<float> scores, Scratch&) const {
+    return prim::SlotNumbers<B>::mix(ctx, scores, -1.0f, 0.0f, scores);
+  }
+};
+
 /// Pool: average or maximum over neighbouring candidates, in slot order. An even kernel is refused.
 struct Pooled {
   prim::Pool pool = prim::Pool::maximum;

@@ -15,12 +15,14 @@ namespace kvcondense::evict {
 
 /// Select: the protected slots, then the best of the others until the budget is full.
 struct TopK {
+  prim::Ties ties = prim::Ties::first;
+
   std::size_t workspace_bytes(const CacheShape&, index_t) const { return 0; }
 
   template <Backend B>
   Status run(Context<B>& ctx, const StepView<B>&, RaggedView<const float> scores,
              const Protected* shield, const KeepSet& keep, Scratch&) const {
-    return prim::TopK<B>::run(ctx, scores, shield, keep.budget, keep.slots, keep.count, keep.nan);
+    return prim::TopK<B>::run(ctx, scores, shield, keep.budget, keep.slots, keep.count, keep.nan, ties);
   }
 };
 
