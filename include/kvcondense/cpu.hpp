@@ -16,7 +16,10 @@
 #include <kvcondense/backend/cpu/forward_pool.hpp>
 #include <kvcondense/backend/cpu/group_quant.hpp>
 #include <kvcondense/backend/cpu/lag_spread.hpp>
+#include <kvcondense/backend/cpu/lift_top.hpp>
 #include <kvcondense/backend/cpu/open_blocks.hpp>
+#include <kvcondense/backend/cpu/output_error.hpp>
+#include <kvcondense/backend/cpu/projected_norm.hpp>
 #include <kvcondense/backend/cpu/query_columns.hpp>
 #include <kvcondense/backend/cpu/query_moments.hpp>
 #include <kvcondense/backend/cpu/retaining_head.hpp>

@@ -2,10 +2,15 @@
 
 // The methods of the library. A backend (kvcondense/cpu.hpp or kvcondense/cuda.cuh) makes them run.
 #include <kvcondense/cache/recipe.hpp>
+#include <kvcondense/evict/block_prefill.hpp>
+#include <kvcondense/evict/caote.hpp>
+#include <kvcondense/evict/chunked.hpp>
 #include <kvcondense/evict/chunkkv.hpp>
 #include <kvcondense/evict/compensate.hpp>
+#include <kvcondense/evict/critical.hpp>
 #include <kvcondense/evict/dms.hpp>
 #include <kvcondense/evict/duo_attention.hpp>
+#include <kvcondense/evict/every.hpp>
 #include <kvcondense/evict/exit_threshold.hpp>
 #include <kvcondense/evict/expected_attention.hpp>
 #include <kvcondense/evict/h2o.hpp>
@@ -16,6 +21,7 @@
 #include <kvcondense/evict/lagkv.hpp>
 #include <kvcondense/evict/locret.hpp>
 #include <kvcondense/evict/observed_attention.hpp>
+#include <kvcondense/evict/page_round.hpp>
 #include <kvcondense/evict/paged_h2o.hpp>
 #include <kvcondense/evict/prefixkv.hpp>
 #include <kvcondense/evict/rkv.hpp>

@@ -2,10 +2,15 @@
 
 #include <kvcondense/any/builtin.hpp>
 #include <kvcondense/cpu.hpp>
+#include <kvcondense/evict/block_prefill.hpp>
+#include <kvcondense/evict/caote.hpp>
+#include <kvcondense/evict/chunked.hpp>
 #include <kvcondense/evict/chunkkv.hpp>
 #include <kvcondense/evict/compensate.hpp>
+#include <kvcondense/evict/critical.hpp>
 #include <kvcondense/evict/dms.hpp>
 #include <kvcondense/evict/duo_attention.hpp>
+#include <kvcondense/evict/every.hpp>
 #include <kvcondense/evict/exit_threshold.hpp>
 #include <kvcondense/evict/expected_attention.hpp>
 #include <kvcondense/evict/h2o.hpp>
@@ -16,6 +21,7 @@
 #include <kvcondense/evict/lagkv.hpp>
 #include <kvcondense/evict/locret.hpp>
 #include <kvcondense/evict/observed_attention.hpp>
+#include <kvcondense/evict/page_round.hpp>
 #include <kvcondense/evict/paged_h2o.hpp>
 #include <kvcondense/evict/prefixkv.hpp>
 #include <kvcondense/evict/rkv.hpp>
@@ -267,6 +273,39 @@ constexpr Field keyformer_fields[] = {
     number<Keyformer, &Keyformer::seed>("seed", "", "of the noise; 0: none", 0, 1e9),
 };
 
+using BlockPrefill = evict::BlockPrefill<Inner>;
+using Caote = evict::Caote<Inner>;
+using Critical = evict::Critical<Inner>;
+using Every = evict::Every<Inner>;
+using InChunks = evict::InChunks<Inner>;
+using PageRound = evict::PageRound<Inner>;
+
+constexpr Field caote_fields[] = {
+    flag<Caote, &Caote::fast>("fast", "", "whether the plain mean of values stands for the output"),
+    flag<Caote, &Caote::greedy>("greedy", "", "whether errors are computed anew after every slot"),
+};
+constexpr Field critical_fields[] = {
+    fraction<Critical, &Critical::first>("first", "", "part of the budget that attention alone fills"),
+    number<Critical, &Critical::epsilon>("epsilon", "", "added to attention before it is weighed", 0, 1),
+};
+constexpr Alias critical_aliases[] = {{"criticalkv"}};
+constexpr Field chunked_fields[] = {
+    number<InChunks, &InChunks::chunk>("chunk", "", "neighbours that stay or leave together", 1,
+                                       most_slots),
+    choice<InChunks, &InChunks::reduce>("reduce", "", "what the scores of a chunk become",
+                                        chunk_reductions),
+};
+constexpr Field page_round_fields[] = {
+    number<PageRound, &PageRound::page>("page", "", "slots of a page", 1, most_slots),
+};
+constexpr Field every_fields[] = {
+    number<Every, &Every::tokens>("tokens", "", "generated tokens between two times", 1, most_slots),
+};
+constexpr Field block_prefill_fields[] = {
+    number<BlockPrefill, &BlockPrefill::block>("block", "", "tokens of a prompt between two times", 1,
+                                               most_slots),
+};
+
 constexpr Entry entries[] = {
     stage_entry<KeepAll>("Keeps every token.", {}, keep_all_aliases),
     stage_entry<SlidingWindow>("Keeps the newest tokens.", sliding_window_fields),
@@ -331,6 +370,26 @@ constexpr Entry entries[] = {
     stage_entry<Keyformer>("Keeps the newest tokens and those that drew most attention so far, "
                            "measured with noise and rising temperature.",
                            keyformer_fields),
+    wrapper_entry<Caote, &Caote::policy>(Stage::evict,
+                                         "Ranks tokens by how far the attention output moves without "
+                                         "them, instead of by their attention alone.",
+                                         caote_fields),
+    wrapper_entry<Critical, &Critical::policy>(
+        Stage::evict,
+        "Fills half of the budget by attention, the rest by attention times the weight of what a value "
+        "adds to the layer's output.",
+        critical_fields, critical_aliases),
+    wrapper_entry<InChunks, &InChunks::policy>(
+        Stage::evict, "Keeps or drops tokens in chunks of neighbours, by the policy's scores.",
+        chunked_fields),
+    wrapper_entry<PageRound, &PageRound::policy>(
+        Stage::evict, "Keeps or drops whole pages of slots, by the sum of the policy's scores in each.",
+        page_round_fields),
+    wrapper_entry<Every, &Every::policy>(
+        Stage::evict,
+        "Condenses again whenever so many tokens were generated, and not in between.", every_fields),
+    wrapper_entry<BlockPrefill, &BlockPrefill::policy>(
+        Stage::evict, "Condenses a prompt already while its chunks come.", block_prefill_fields),
 };
 
 }  // namespace

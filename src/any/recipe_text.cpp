@@ -179,11 +179,14 @@ class Parser {
       return fail(n.at, [&](Message& m) {
         m.put(n.entry->word, " drops nothing, so ", entry.word, " has nothing to decide");
       });
-    if (entry.replaces && n.entry->room == Stage::budget)
-      return fail(n.at, [&](Message& m) {
-        m.put(entry.word, " sets the budget anew, so nothing of ", n.entry->word, " would be left");
-        if (!n.entry->replaces) m.put("; write ", n.entry->word, "(", entry.word, "(...))");
+    for (int i = inner; entry.replaces && i >= 0; i = node_[i].inner) {
+      const Entry& lost = *node_[i].entry;
+      if (lost.room != Stage::budget) continue;
+      return fail(node_[i].at, [&](Message& m) {
+        m.put(entry.word, " sets the budget anew, so nothing of ", lost.word, " would be left");
+        if (!lost.replaces) m.put("; write ", lost.word, "(", entry.word, "(...))");
       });
+    }
     node_[node].inner = inner;
     return true;
   }

@@ -43,7 +43,9 @@ std::vector<std::string> stages_to_vary(const any::Entry& e) {
   if (word == "paged_h2o") return {"page=2, start=2, evictable=30, recent=10", "page=1, start=1, evictable=20, recent=4"};
   if (word == "head_table") return {"beta=2"};
   if (word == "scissorhands") return {"tokens=40, drop=8, history=20, recent=4"};
-  if (word == "keyformer") return {"tokens=40, recent=8, generation=10"};
+  if (word == "keyformer") return {"tokens=40, recent=8, generation=10", "tokens=150, recent=4, generation=2"};
+  if (word == "chunked") return {"chunk=7", "chunk=20"};
+  if (word == "page_round") return {"page=4"};
   if (word == "uniform") return {"tokens=40"};
   if (word == "fp8") return {"", "scale=block", "scale=tensor"};
   if (word == "ratio") return {"keep=0.2", "keep=0.01, min_keep=30"};
@@ -218,4 +220,21 @@ TEST_CASE("registry: a user adds a method, and a taken word is refused", "[any][
   taken.word = "thirds";
   taken.aliases = unknown_field;
   REQUIRE(mine.add(taken) == Status::invalid_argument);
+}
+
+TEST_CASE("registry: a wrapper asks for facts of the model like any method", "[any][registry]") {
+  const CacheShape& shape = test::observed_shape;
+  const auto made = [&](const char* text, const any::ModelFacts& facts) {
+    return any::make(text, shape, any::on<Cpu>, heap_memory(), facts);
+  };
+  const auto refused = made("critical(ada(snapkv))", {});
+  REQUIRE(refused.status() == Status::missing_input);
+  REQUIRE(refused.message() == "critical needs what it was not given: ModelFacts::output");
+  REQUIRE(made("uniform(critical(snapkv), tokens=100)", {}).status() == Status::missing_input);
+  auto cache = made("criticalkv(ada(snapkv))", test::observed_facts());
+  REQUIRE(cache);
+  REQUIRE(cache->text() == "critical(ada(snapkv))");
+  any::ModelFacts other = test::observed_facts();
+  other.output.columns = 3;
+  REQUIRE(made("critical(snapkv)", other).status() == Status::shape_mismatch);
 }

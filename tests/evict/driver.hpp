@@ -87,11 +87,11 @@ struct Driver {
     }
     Status run(Context<Cpu>&, const prim::ColumnRequest& request) const noexcept override {
       if (request.rows > rows()) return Status::out_of_range;
-      CacheShape shape = of->shape;
-      if (shape.softmax_scale == 0.0f) shape.softmax_scale = 1.0f / std::sqrt(static_cast<float>(shape.head_dim));
-      std::vector<std::byte> memory(prim::AttendColumns<Cpu>::workspace_bytes(1, shape, request.rows));
+      CacheShape scaled = of->shape;
+      if (scaled.softmax_scale == 0.0f) scaled.softmax_scale = 1.0f / std::sqrt(static_cast<float>(scaled.head_dim));
+      std::vector<std::byte> memory(prim::AttendColumns<Cpu>::workspace_bytes(1, scaled, request.rows));
       Context<Cpu> ctx(memory);
-      return prim::AttendColumns<Cpu>::run(ctx, request, shape, [&](index_t h) { return Head{this, h, request.rows}; });
+      return prim::AttendColumns<Cpu>::run(ctx, request, scaled, [&](index_t h) { return Head{this, h, request.rows}; });
     }
     struct Head {
       struct Cursor {};

@@ -8,11 +8,16 @@
 #include <kvcondense/budget/skip_layers.hpp>
 #include <kvcondense/budget/uniform.hpp>
 #include <kvcondense/budget/variance.hpp>
+#include <kvcondense/evict/block_prefill.hpp>
+#include <kvcondense/evict/caote.hpp>
+#include <kvcondense/evict/chunked.hpp>
 #include <kvcondense/evict/chunkkv.hpp>
 #include <kvcondense/evict/compensate.hpp>
+#include <kvcondense/evict/critical.hpp>
 #include <kvcondense/evict/dms.hpp>
 #include <kvcondense/evict/duo_attention.hpp>
 #include <kvcondense/evict/erased.hpp>
+#include <kvcondense/evict/every.hpp>
 #include <kvcondense/evict/exit_threshold.hpp>
 #include <kvcondense/evict/expected_attention.hpp>
 #include <kvcondense/evict/h2o.hpp>
@@ -22,6 +27,7 @@
 #include <kvcondense/evict/knorm.hpp>
 #include <kvcondense/evict/lagkv.hpp>
 #include <kvcondense/evict/observed_attention.hpp>
+#include <kvcondense/evict/page_round.hpp>
 #include <kvcondense/evict/paged_h2o.hpp>
 #include <kvcondense/evict/policy.hpp>
 #include <kvcondense/evict/prefixkv.hpp>
@@ -54,6 +60,10 @@ struct Any {
 
 static_assert(evict::check_eviction_policy<Any, Cpu>());
 static_assert(evict::check_eviction_policy<budget::Ada<Any>, Cpu>());
+static_assert(evict::check_eviction_policy<evict::Caote<Any>, Cpu>());
+static_assert(evict::check_eviction_policy<evict::Critical<budget::Ada<evict::SnapKV>>, Cpu>());
+static_assert(evict::check_eviction_policy<evict::PageRound<Any>, Cpu>());
+static_assert(evict::check_eviction_policy<evict::Every<evict::BlockPrefill<evict::RKV>>, Cpu>());
 static_assert(std::is_trivially_copyable_v<evict::AnyPipeline>);
 
 /// Both pipelines, the same steps: a prefill in two chunks, then decoding.
@@ -161,6 +171,33 @@ TEST_CASE("erased: budgets around a run-time policy are what they are around a t
   const Any copy = three;  // a chain of blocks stays whole when it moves
   require_same(typed, copy);
   REQUIRE(copy.blocks.complete());
+}
+
+TEST_CASE("erased: wrappers of every kind of block are what they are around a typed policy", "[evict][erased]") {
+  const evict::SnapKV snap{.tokens = 19, .window = 5};
+  const evict::H2O h2o{.heavy = 9, .recent = 8};
+  std::vector<float> numbers(7 * 12);
+  for (std::size_t i = 0; i < numbers.size(); ++i) numbers[i] = static_cast<float>(number(8, 0, static_cast<index_t>(i))) - 0.5f;
+  const std::vector<const float*> layers(4, numbers.data());
+  const LayerMatrices output{layers.data(), 4, 7, 12};
+  const Any any(snap), sums(h2o);
+  require_same(evict::Caote{snap}, evict::Caote{any});
+  require_same(evict::Caote{h2o, true, true}, evict::Caote{sums, true, true});
+  require_same(evict::Caote{evict::Tova{.tokens = 19}}, evict::Caote{Any(evict::Tova{.tokens = 19})});
+  require_same(evict::Critical{snap, output}, evict::Critical{any, output});
+  require_same(evict::InChunks{h2o, 4}, evict::InChunks{sums, 4});
+  require_same(evict::PageRound{h2o, 4}, evict::PageRound{sums, 4});
+  require_same(evict::Every{h2o, 3}, evict::Every{sums, 3});
+  require_same(evict::BlockPrefill{snap, 40}, evict::BlockPrefill{any, 40});
+
+  const evict::Critical typed{budget::Ada{evict::Every{snap, 2}, 0.3}, output};
+  const Any one(evict::Every{any, 2});
+  const Any two(budget::Ada{one, 0.3});
+  require_same(typed, Any(evict::Critical{two, output}));
+  const Any pooled(evict::Caote{sums});
+  require_same(evict::PageRound{evict::Caote{h2o}, 4}, Any(evict::PageRound{pooled, 4}));
+  REQUIRE(evict::Caote{pooled}.validate({}) == Status::incompatible);
+  REQUIRE(evict::InChunks{Any(evict::InChunks{sums, 4}), 4}.validate({}) == Status::incompatible);
 }
 
 TEST_CASE("erased: no pipeline, or one wrapped too often, is refused at every step", "[evict][erased]") {

@@ -78,9 +78,12 @@ void check_promises_once(const P& policy, const P& roomy, Promises promised, std
   auto twin = d;
   REQUIRE(d.step(appended, Phase::prefill_end, mass_of(same, false)) == Status::ok);
   if (promised.always_fires) REQUIRE(d.fired);
+  Ints offset{0};
+  for (const Ints& row : before) offset.push_back(offset.back() + static_cast<index_t>(row.size()));
+  StepView<Cpu> view;
+  view.shape = shape, view.offset = offset.data();
   for (index_t h = 0; h < heads; ++h) {
     const auto n = static_cast<index_t>(before[at(h)].size());
-    StepView<Cpu> view;
     const evict::Protected shield = d.pipeline.protect.of(view, h).within(n);
     const Ints& kept = d.kept[at(h)];
     const index_t b = d.budget[at(h)];

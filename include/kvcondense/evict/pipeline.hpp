@@ -61,6 +61,32 @@ constexpr Inputs input_need(const Source& source) {
   else return {};
 }
 
+/// Whether a source's scores are shares of attention; those that do not say give some if they read it.
+template <class Source>
+constexpr bool gives_shares(const Source& source) {
+  if constexpr (requires { source.gives_shares(); }) return source.gives_shares();
+  else return source.attention().rows != AttentionNeed::Rows::none || query_need(source).rows != AttentionNeed::Rows::none;
+}
+/// Whether a protect block lets slots go in one step only, so that a step that does not fire is lost for them.
+template <class Protect>
+constexpr bool judges_once(const Protect& protect) {
+  if constexpr (requires { protect.judges_once(); }) return protect.judges_once();
+  else return false;
+}
+/// Whether scores that are shares of attention (not negative, with a sum that means something) are so still
+/// behind a pool block; blocks that do not say leave them so.
+template <class Pool>
+constexpr bool keeps_shares(const Pool& pool) {
+  if constexpr (requires { pool.keeps_shares(); }) return pool.keeps_shares();
+  else return true;
+}
+/// Whether a select block takes the slots with the largest scores, each for itself; those that do not say
+/// do something else.
+template <class Select>
+constexpr bool takes_best(const Select& select) {
+  if constexpr (requires { select.takes_best(); }) return select.takes_best();
+  else return false;
+}
 /// Slots that a head which protects these gets, as far as counters tell; 0 where only a run knows.
 template <class Allocate, Backend B>
 constexpr index_t expected_slots(const Allocate& allocate, const StepView<B>& view, index_t head, Protected shield) {
@@ -81,6 +107,7 @@ bool trigger_fires(const Trigger& trigger, const StepView<B>& view, LayerBudget<
   if constexpr (requires { trigger.fires(view, budget); }) return trigger.fires(view, budget);
   else return trigger.fires(view);
 }
+
 /// What stays of slots that leave.
 enum class Residual : std::uint8_t {
   none,
@@ -100,12 +127,15 @@ enum class Residual : std::uint8_t {
 ///               one_set() -> bool                    the same scores for every head of a layer?
 ///               by_age() -> bool (may be left out)   nothing but the order of slots
 ///               rotated_keys() -> bool (may be left out)   reads keys rotated, never raw
+///               gives_shares() -> bool (may be left out)   see above
 ///               observe(ctx, view, lanes) -> Status  updates accumulators, may do nothing
 ///               observe_turn(ctx, view, lanes) -> Status (may be left out)   the same before a turn
 ///               score(ctx, view, lanes, RaggedView<float> out, Scratch&) -> Status
 ///   pool        run(ctx, view, const Protected*, RaggedView<float> scores, Scratch&) -> Status
 ///               in place, over each head's candidates only
+///               keeps_shares() -> bool (may be left out)   see above
 ///   protect     of(view, head) -> Protected; most() -> index_t   the most it protects in a head
+///               judges_once() -> bool (may be left out)   see above
 ///   allocate    uses_scores() -> bool
 ///               run(ctx, view, RaggedView<const float> scores, const Protected*, index_t* budget,
 ///                   Scratch&) -> Status              total slots per head, protected ones included
@@ -114,6 +144,7 @@ enum class Residual : std::uint8_t {
 ///   select      run(ctx, view, RaggedView<const float> scores, const Protected*, const KeepSet&,
 ///                   Scratch&) -> Status              never reads scores while every head is within
 ///                                                    its budget, and then keeps everything
+///               takes_best() -> bool (may be left out)   see above
 ///   trigger     fires(view) or fires(view, LayerBudget<B>) -> bool   a pure function of counters; in
 ///                                                    Phase::turn only for methods that make room
 ///                                                    for what is coming
@@ -138,10 +169,31 @@ struct Pipeline {
   }
   constexpr index_t lanes() const { return source.lanes(); }
 
-  /// The same method with another budget allocator: what budget wrappers are made of.
+  /// Whether scores are shares of attention when pools are done, as methods that weigh them need.
+  constexpr bool scores_are_shares() const {
+    return gives_shares(source) && keeps_shares(pool);
+  }
+
+  /// The same method with another block: what wrappers are made of.
+  template <class P>
+  constexpr Pipeline<Source, P, Protect, Allocate, Select, Trigger> with_pool(P p) const {
+    return {source, p, protect, allocate, select, trigger, residual};
+  }
+  template <class P>
+  constexpr Pipeline<Source, Pool, P, Allocate, Select, Trigger> with_protect(P p) const {
+    return {source, pool, p, allocate, select, trigger, residual};
+  }
   template <class A>
   constexpr Pipeline<Source, Pool, Protect, A, Select, Trigger> with_allocate(A a) const {
     return {source, pool, protect, a, select, trigger, residual};
+  }
+  template <class S>
+  constexpr Pipeline<Source, Pool, Protect, Allocate, S, Trigger> with_select(S s) const {
+    return {source, pool, protect, allocate, s, trigger, residual};
+  }
+  template <class T>
+  constexpr Pipeline<Source, Pool, Protect, Allocate, Select, T> with_trigger(T t) const {
+    return {source, pool, protect, allocate, select, t, residual};
   }
 
   /// A turn brings no tokens: only sources that say what it means for them look at it.

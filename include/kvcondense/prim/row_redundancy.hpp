@@ -16,7 +16,7 @@ namespace kvcondense::prim {
 ///          than about 1e19) repeats nothing and gets NaN; out sums to one over the others.
 /// Cost     never the matrix of cosines: their sums need one sum of directions, and each row looks back only
 ///          for its last repetition, a tile of keys at a time. Slots * dim where all find one soon, slots^2 * dim
-///          / 2 where none does. No workspace beyond `inverse`.
+///          where none does. No workspace beyond `inverse`.
 template <Backend B>
 struct RowRedundancy {
   static_assert(detail::always_false<B>,

@@ -19,6 +19,7 @@ struct NotLeaving {
   index_t window = 512;
 
   constexpr index_t most() const { return window; }
+  constexpr bool judges_once() const { return true; }
 
   template <Backend B>
   Protected of(const StepView<B>& view, index_t head) const {

@@ -23,6 +23,7 @@ struct ExpectedMass {
   constexpr AttentionNeed attention() const { return {}; }
   constexpr Inputs inputs() const { return Input::moments; }
   constexpr bool rotated_keys() const { return true; }
+  constexpr bool gives_shares() const { return true; }
   constexpr index_t lanes() const { return 0; }
   constexpr bool one_set() const { return false; }
   std::size_t workspace_bytes(const CacheShape& shape, index_t slots) const {
@@ -50,6 +51,7 @@ struct TimesValueNorm {
   float epsilon = 0.0f;
   bool on = true;
 
+  constexpr bool keeps_shares() const { return !on; }
   std::size_t workspace_bytes(const CacheShape&, index_t slots) const { return Scratch::bytes_for<float>(slots); }
 
   template <Backend B>

@@ -24,6 +24,7 @@ struct NoPool {
 
 /// Pool: the other way round, for scores that count against a slot.
 struct Negated {
+  constexpr bool keeps_shares() const { return false; }
   std::size_t workspace_bytes(const CacheShape&, index_t) const { return 0; }
 
   template <Backend B>

@@ -63,4 +63,33 @@ struct Both {
 template <class A, class C>
 Both(A, C) -> Both<A, C>;
 
+/// Protect: what `base` protects, and the rest of pages that it only begins. What lies between is whole pages,
+/// counted from the first slot.
+template <class Base>
+struct WholePages {
+  Base base{};
+  index_t page = 128;
+
+  /// The same pages around other protected slots.
+  template <class Other>
+  constexpr WholePages<Other> over(Other other) const {
+    return {other, page};
+  }
+
+  constexpr index_t most() const { return base.most() + 2 * (page - 1); }
+  constexpr bool judges_once() const { return evict::judges_once(base); }
+
+  template <Backend B>
+  Protected of(const StepView<B>& view, index_t head) const {
+    const index_t n = view.slots(head);
+    const Protected own = base.of(view, head).within(n);
+    const index_t begin = std::min(n, (own.prefix + page - 1) / page * page);
+    const index_t end = std::max(begin, (n - own.suffix) / page * page);
+    return {begin, n - end};
+  }
+};
+
+template <class Base, class... Fields>
+WholePages(Base, Fields...) -> WholePages<Base>;
+
 }  // namespace kvcondense::evict

@@ -17,6 +17,7 @@ struct Redundancy {
   float lambda = 0.1f;
   float threshold = 0.5f;  ///< a cosine above it makes a key the repetition of another
 
+  constexpr bool keeps_shares() const { return false; }
   std::size_t workspace_bytes(const CacheShape&, index_t slots) const {
     return 2 * Scratch::bytes_for<float>(slots);
   }

@@ -17,6 +17,7 @@ namespace kvcondense::evict {
 struct TopK {
   prim::Ties ties = prim::Ties::first;
 
+  constexpr bool takes_best() const { return true; }
   std::size_t workspace_bytes(const CacheShape&, index_t) const { return 0; }
 
   template <Backend B>

@@ -24,6 +24,7 @@ struct Then {
     return {other, next};
   }
 
+  constexpr bool keeps_shares() const { return evict::keeps_shares(base) && evict::keeps_shares(next); }
   /// Neither needs what the other wrote but the scores.
   std::size_t workspace_bytes(const CacheShape& shape, index_t slots) const {
     return std::max(base.workspace_bytes(shape, slots), next.workspace_bytes(shape, slots));

@@ -8,12 +8,14 @@ namespace kvcondense::evict::detail {
 
 struct ProtectTable {
   using At = const Link<ProtectTable>*;
+  bool (*judges_once)(At);
   index_t (*most)(At);
   Protected (*shield)(At, const View&, index_t);
 
   template <class P>
   static constexpr ProtectTable of() {
-    return {[](At a) { return block_at<P>(a).most(); },
+    return {[](At a) { return evict::judges_once(block_at<P>(a)); },
+            [](At a) { return block_at<P>(a).most(); },
             [](At a, const View& v, index_t h) { return block_at<P>(a).of(v, h); }};
   }
 };
@@ -37,13 +39,15 @@ struct AllocateTable {
 
 struct SelectTable {
   using At = const Link<SelectTable>*;
+  bool (*takes_best)(At);
   std::size_t (*workspace_bytes)(At, const CacheShape&, index_t);
   Status (*run)(At, Ctx&, const View&, RaggedView<const float>, const Protected*, const KeepSet&,
                 Scratch&);
 
   template <class S>
   static constexpr SelectTable of() {
-    return {[](At a, const CacheShape& s, index_t n) { return block_at<S>(a).workspace_bytes(s, n); },
+    return {[](At a) { return evict::takes_best(block_at<S>(a)); },
+            [](At a, const CacheShape& s, index_t n) { return block_at<S>(a).workspace_bytes(s, n); },
             [](At a, Ctx& c, const View& v, RaggedView<const float> x, const Protected* p,
                const KeepSet& k, Scratch& s) { return block_at<S>(a).run(c, v, x, p, k, s); }};
   }
@@ -61,6 +65,7 @@ struct TriggerTable {
 
 template <class Self>
 struct ProtectCalls {
+  bool judges_once() const { return at() && at()->table->judges_once(at()); }
   index_t most() const { return at() ? at()->table->most(at()) : 0; }
   Protected of(const View& view, index_t head) const {
     return at() ? at()->table->shield(at(), view, head) : Protected{};
@@ -90,6 +95,7 @@ struct AllocateCalls {
 
 template <class Self>
 struct SelectCalls {
+  bool takes_best() const { return at() && at()->table->takes_best(at()); }
   std::size_t workspace_bytes(const CacheShape& shape, index_t slots) const {
     return at() ? at()->table->workspace_bytes(at(), shape, slots) : 0;
   }

@@ -24,6 +24,7 @@ struct SourceTable {
   Inputs (*inputs)(At);
   index_t (*lanes)(At);
   bool (*one_set)(At);
+  bool (*gives_shares)(At);
   bool (*by_age)(At);
   bool (*rotated_keys)(At);
   std::size_t (*workspace_bytes)(At, const CacheShape&, index_t);
@@ -38,6 +39,7 @@ struct SourceTable {
             [](At a) { return input_need(block_at<S>(a)); },
             [](At a) { return block_at<S>(a).lanes(); },
             [](At a) { return block_at<S>(a).one_set(); },
+            [](At a) { return evict::gives_shares(block_at<S>(a)); },
             [](At a) { return scores_age(block_at<S>(a)); },
             [](At a) { return reads_rotated_keys(block_at<S>(a)); },
             [](At a, const CacheShape& s, index_t n) { return block_at<S>(a).workspace_bytes(s, n); },
@@ -53,12 +55,14 @@ struct SourceTable {
 
 struct PoolTable {
   using At = const Link<PoolTable>*;
+  bool (*keeps_shares)(At);
   std::size_t (*workspace_bytes)(At, const CacheShape&, index_t);
   Status (*run)(At, Ctx&, const View&, const Protected*, RaggedView<float>, Scratch&);
 
   template <class P>
   static constexpr PoolTable of() {
-    return {[](At a, const CacheShape& s, index_t n) { return block_at<P>(a).workspace_bytes(s, n); },
+    return {[](At a) { return evict::keeps_shares(block_at<P>(a)); },
+            [](At a, const CacheShape& s, index_t n) { return block_at<P>(a).workspace_bytes(s, n); },
             [](At a, Ctx& c, const View& v, const Protected* p, RaggedView<float> x, Scratch& s) {
               return block_at<P>(a).run(c, v, p, x, s);
             }};
@@ -73,6 +77,7 @@ struct SourceCalls {
   Inputs inputs() const { return at() ? at()->table->inputs(at()) : Inputs{}; }
   index_t lanes() const { return at() ? at()->table->lanes(at()) : 0; }
   bool one_set() const { return at() && at()->table->one_set(at()); }
+  bool gives_shares() const { return at() && at()->table->gives_shares(at()); }
   bool by_age() const { return at() && at()->table->by_age(at()); }
   bool rotated_keys() const { return at() && at()->table->rotated_keys(at()); }
   std::size_t workspace_bytes(const CacheShape& shape, index_t slots) const {
@@ -94,6 +99,7 @@ struct SourceCalls {
 
 template <class Self>
 struct PoolCalls {
+  bool keeps_shares() const { return at() && at()->table->keeps_shares(at()); }
   std::size_t workspace_bytes(const CacheShape& shape, index_t slots) const {
     return at() ? at()->table->workspace_bytes(at(), shape, slots) : 0;
   }

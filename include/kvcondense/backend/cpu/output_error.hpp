@@ -1,0 +1,128 @@
+#pragma once
+
+#include <algorithm>
+#include <atomic>
+#include <cmath>
+#include <cstdint>
+#include <limits>
+#include <numeric>
+
+#include <kvcondense/backend/cpu/context.hpp>
+#include <kvcondense/backend/cpu/row_kernels.hpp>
+#include <kvcondense/backend/cpu/slot_rows.hpp>
+#include <kvcondense/core/backend.hpp>
+#include <kvcondense/core/shape.hpp>
+#include <kvcondense/core/status.hpp>
+#include <kvcondense/core/view.hpp>
+#include <kvcondense/prim/output_error.hpp>
+
+namespace kvcondense::prim {
+
+template <>
+struct OutputError<Cpu> {
+  static Status run(Context<Cpu>& ctx, const SlotRows<Cpu>& values, const Ends* skip, bool fast, RaggedView<float> scores) {
+    ctx.parallel(scores.heads, [&](index_t h, index_t) {
+      Head head(values, h, scores.length(h), skip == nullptr ? Ends{} : skip[h], fast, scores.row(h));
+      head.sum_up();
+      head.each([&](index_t j, const float* x) { scores.row(h)[j] = head.error(j, x); });
+    });
+    return Status::ok;
+  }
+
+  static Status drop(Context<Cpu>& ctx, const SlotRows<Cpu>& values, RaggedView<const float> weights, const Ends* always,
+                     bool fast, const index_t* total, RaggedView<float> left, RaggedView<std::int32_t> slots,
+                     index_t* count, index_t* nan = nullptr) {
+    ctx.parallel(weights.heads, [&](index_t h, index_t) {
+      const index_t n = weights.length(h);
+      std::int32_t* out = slots.row(h);
+      count[h] = n;
+      if (total[h] >= n) return std::iota(out, out + n, 0);
+      std::copy_n(weights.row(h), n, left.row(h));
+      Head head(values, h, n, always == nullptr ? Ends{} : always[h], fast, left.row(h));
+      head.sum_up();
+      index_t bad = 0;
+      for (index_t j = head.first; j < head.last; ++j) bad += std::isnan(head.weight[j]);
+      const index_t most = std::max(total[h], n - (head.last - head.first));
+      for (; count[h] > most; --count[h]) head.remove_least();
+      for (index_t j = 0; j < n; ++j)
+        if (j < head.first || j >= head.last || !head.gone(j)) *out++ = static_cast<std::int32_t>(j);
+      if (nan != nullptr && bad > 0) std::atomic_ref<index_t>(*nan).fetch_add(bad);
+    });
+    return Status::ok;
+  }
+
+ private:
+  struct Head {
+    const SlotRows<Cpu>& values;
+    index_t head, dim, first, last;
+    bool fast;
+    float* weight;  ///< NaN: in no sum; below 0: has left
+    double all = 0.0, rows = 0.0;
+    double sum[max_head_dim] = {};
+    float centre[max_head_dim];
+
+    Head(const SlotRows<Cpu>& v, index_t h, index_t n, Ends ends, bool plain, float* w)
+        : values(v), head(h), dim(v.dim()), first(ends.within(n).prefix), last(n - ends.within(n).suffix), fast(plain), weight(w) {}
+
+    bool gone(index_t j) const { return weight[j] < 0.0f; }
+
+    /// use(slot, value) for every slot between the ends that is still there.
+    template <class F>
+    void each(F&& use) const {
+      constexpr index_t tile = cpu::tile_slots;
+      alignas(64) float block[tile * max_head_dim];
+      for (index_t at = first; at < last; at += tile) {
+        const index_t m = std::min(tile, last - at);
+        if (std::all_of(weight + at, weight + at + m, [](float w) { return w < 0.0f; })) continue;
+        values.read(head, at, {block, m, dim});
+        for (index_t i = 0; i < m; ++i)
+          if (!gone(at + i)) use(at + i, block + i * dim);
+      }
+    }
+
+    void sum_up() {
+      each([&](index_t j, const float* x) {
+        if (!std::isfinite(cpu::dot(x, x, dim))) weight[j] = std::numeric_limits<float>::quiet_NaN();
+        if (!std::isnan(weight[j])) add(j, x, 1.0);
+      });
+      find_centre();
+    }
+    void add(index_t j, const float* x, double sign) {
+      const double w = static_cast<double>(weight[j]), part = sign * (fast ? 1.0 : w);
+      all += sign * w, rows += sign;
+      for (index_t d = 0; d < dim; ++d) sum[d] += part * static_cast<double>(x[d]);
+    }
+    void find_centre() {
+      const double whole = fast ? rows : all;
+      for (index_t d = 0; d < dim; ++d) centre[d] = whole > 0.0 ? static_cast<float>(sum[d] / whole) : 0.0f;
+    }
+
+    float error(index_t j, const float* x) const {
+      const double w = static_cast<double>(weight[j]);
+      if (std::isnan(weight[j]) || w == 0.0) return weight[j];
+      float square = 0.0f;
+      for (index_t d = 0; d < dim; ++d) square += (centre[d] - x[d]) * (centre[d] - x[d]);
+      return static_cast<float>(w / std::max(all - w, all * 1e-6)) * std::sqrt(square);
+    }
+
+    void remove_least() {
+      index_t least = -1;
+      float lowest = 0.0f;
+      float row[max_head_dim];
+      each([&](index_t j, const float* x) {
+        const float e = error(j, x);
+        const bool lower = least < 0 || (std::isnan(lowest) ? std::isnan(e) : !(e > lowest));  // NaN is lowest
+        if (!lower) return;
+        least = j, lowest = e;
+        std::copy_n(x, dim, row);
+      });
+      if (!std::isnan(weight[least])) {
+        add(least, row, -1.0);
+        find_centre();
+      }
+      weight[least] = -1.0f;
+    }
+  };
+};
+
+}  // namespace kvcondense::prim

@@ -1,0 +1,55 @@
+#pragma once
+
+#include <kvcondense/core/backend.hpp>
+#include <kvcondense/core/policy.hpp>
+#include <kvcondense/core/shape.hpp>
+#include <kvcondense/core/status.hpp>
+#include <kvcondense/evict/blocks/output_error.hpp>
+#include <kvcondense/evict/blocks/then.hpp>
+#include <kvcondense/evict/pipeline.hpp>
+#include <kvcondense/evict/policy.hpp>
+
+namespace kvcondense::evict {
+
+/// Ranks tokens by how far the attention output moves without them, instead of by their attention alone.
+///
+/// Idea     a token whose value is what the output is anyway can go however much attention it draws; the
+///          policy's scores and the values tell the error exactly.
+/// Source   CAOTE, arXiv:2504.14051; fast is its FastCAOTE, with the plain mean of the values as output.
+/// Needs    what the policy needs, and values.
+/// Shapes   values [kv_heads, slots, value_dim], scores [kv_heads, slots].
+/// Cost     two reads of the values whenever the policy chooses. With `greedy` one for every slot that leaves:
+///          evict often, or a prompt in blocks (block_prefill), so that few leave at a time.
+/// Numbers  weights are the policy's pooled scores, divided by their sum over the slots that compete; float32,
+///          sums in float64 (prim/output_error.hpp). Without `greedy` errors are those of one slot leaving. With
+///          it a budget that depends on scores (ada) is shared by attention, without it by errors.
+/// Differs  the weights of a query group are reduced first, as the policy does it, and one error is computed per
+///          KV head, where the paper takes the mean of one per query head. Over a policy of one set per layer
+///          (tova) errors are the mean over heads.
+/// Errors   incompatible over a policy whose scores are no shares of attention, or that does not keep single
+///          slots by score; greedy also over one that keeps one set per layer.
+template <class P>
+struct Caote {
+  static constexpr Descriptor about{"caote", Stage::evict, "arXiv:2504.14051"};
+  static constexpr Inputs needs = P::needs;
+
+  P policy{};
+  bool fast = false;
+  bool greedy = false;
+
+  constexpr auto pipeline() const {
+    const auto p = policy.pipeline();
+    return p.with_pool(Then{p.pool, OutputError{fast, p.source.one_set(), greedy}})
+        .with_select(DropLeastError{p.select, fast, !greedy});
+  }
+  Status validate(const CacheShape& shape) const {
+    const auto p = policy.pipeline();
+    if (!p.scores_are_shares() || !takes_best(p.select) || (greedy && p.source.one_set())) return Status::incompatible;
+    return policy.validate(shape);
+  }
+};
+
+template <class P, class... Fields>
+Caote(P, Fields...) -> Caote<P>;
+
+}  // namespace kvcondense::evict
