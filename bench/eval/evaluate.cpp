@@ -39,6 +39,9 @@ RecipeSpec read_for(const std::string& text, const CacheShape& shape, const Rope
     if (spec.capabilities.needs.without(given).has(i))
       throw Error("recipe '" + spec.given + "' needs " + kvcondense::to_string(i) +
                   " of every token, which this evaluation cannot give");
+  if (spec.capabilities.probes)
+    throw Error("recipe '" + spec.given + "' wants the model to repeat its context before a turn, which "
+                "this evaluation does not do");
   if ((spec.capabilities.raw_keys || sees_raw(spec.capabilities)) && !rope)
     throw Error("recipe '" + spec.given + "' looks at keys or queries before rotation, and the dump "
                 "does not say how they were rotated: it needs rope_theta or rope.inv_freq");

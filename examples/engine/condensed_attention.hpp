@@ -1,6 +1,7 @@
 #pragma once
 
 #include <algorithm>
+#include <functional>
 #include <utility>
 
 #include <engine/decoder.hpp>
@@ -42,6 +43,20 @@ class CondensedAttention {
     return o;
   }
 
+  /// Feeds tokens that only ask about the tokens [first, last) of the context, and takes them back.
+  Status ask(Decoder& decoder, std::span<const std::int32_t> tokens, index_t first, index_t last) {
+    const index_t length = cache_.length();
+    asked_first_ = first, asked_last_ = last;
+    const Status s = decoder.forward(tokens, cache_.next_position(), std::ref(*this), Logits::last, Phase::probe).status();
+    const Status back = cache_.truncate(length);
+    return s == Status::ok ? back : s;
+  }
+  /// Before `incoming` tokens of a new turn.
+  Status turn(index_t incoming) {
+    kvcondense::Context<kvcondense::Cpu> context(scratch_.bytes());
+    return cache_.turn(context, incoming);
+  }
+
   Status operator()(const LayerChunk& chunk, TensorView<float, 3> out) {
     const index_t tokens = chunk.k.extent[1];
     index_t slots = 0;
@@ -54,7 +69,7 @@ class CondensedAttention {
     kvcondense::Context<kvcondense::Cpu> context(scratch_.bytes());
     if (!needs().has(kvcondense::Input::surprise))
       return cache_.forward(context, chunk.layer, chunk.q, chunk.k, chunk.v, out, chunk.positions,
-                            chunk.phase, statistics_.inputs(context, chunk, needs()));
+                            chunk.phase, inputs(context, chunk));
     phase_ = chunk.phase;  // how surprising the tokens were is known when the pass is over
     const Status s = cache_.append(context, chunk.layer, chunk.k, chunk.v, chunk.positions);
     return s == Status::ok ? cache_.attend(context, chunk.layer, chunk.q, out) : s;
@@ -62,6 +77,12 @@ class CondensedAttention {
 
  private:
   kvcondense::Inputs needs() const { return cache_.capabilities().needs; }
+
+  kvcondense::StepInputs inputs(kvcondense::Context<kvcondense::Cpu>& context, const LayerChunk& chunk) {
+    kvcondense::StepInputs in = statistics_.inputs(context, chunk, needs());
+    in.probe_first = asked_first_, in.probe_last = asked_last_;
+    return in;
+  }
 
   Status finish(std::span<const std::int32_t> tokens, std::span<const float> logits) {
     kvcondense::Context<kvcondense::Cpu> context(scratch_.bytes());
@@ -76,6 +97,7 @@ class CondensedAttention {
   kvcondense::Workspace scratch_;
   StepStatistics statistics_;
   Phase phase_ = Phase::automatic;
+  index_t asked_first_ = 0, asked_last_ = 0;
 };
 
 }  // namespace engine

@@ -1,6 +1,18 @@
 #pragma once
 
 // The methods of the library. A backend (kvcondense/cpu.hpp or kvcondense/cuda.cuh) makes them run.
+#include <kvcondense/budget/ada.hpp>
+#include <kvcondense/budget/attention_variance.hpp>
+#include <kvcondense/budget/global_top.hpp>
+#include <kvcondense/budget/head_table.hpp>
+#include <kvcondense/budget/layer_pattern.hpp>
+#include <kvcondense/budget/prefix_mass.hpp>
+#include <kvcondense/budget/prefix_mass_search.hpp>
+#include <kvcondense/budget/pyramid.hpp>
+#include <kvcondense/budget/ratio.hpp>
+#include <kvcondense/budget/skip_layers.hpp>
+#include <kvcondense/budget/uniform.hpp>
+#include <kvcondense/budget/variance.hpp>
 #include <kvcondense/cache/recipe.hpp>
 #include <kvcondense/evict/block_prefill.hpp>
 #include <kvcondense/evict/caote.hpp>
@@ -18,12 +30,14 @@
 #include <kvcondense/evict/keydiff.hpp>
 #include <kvcondense/evict/keyformer.hpp>
 #include <kvcondense/evict/knorm.hpp>
+#include <kvcondense/evict/kvzip.hpp>
 #include <kvcondense/evict/lagkv.hpp>
 #include <kvcondense/evict/locret.hpp>
 #include <kvcondense/evict/observed_attention.hpp>
 #include <kvcondense/evict/page_round.hpp>
 #include <kvcondense/evict/paged_h2o.hpp>
 #include <kvcondense/evict/prefixkv.hpp>
+#include <kvcondense/evict/razor_attention.hpp>
 #include <kvcondense/evict/rkv.hpp>
 #include <kvcondense/evict/scissorhands.hpp>
 #include <kvcondense/evict/sink_window.hpp>

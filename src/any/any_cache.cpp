@@ -92,6 +92,9 @@ Status AnyCache::forward_rows(Context<Cpu>& ctx, index_t layer, TensorView<const
                          Phase phase, const StepInputs& inputs) {
   return body_->cache.forward(ctx, layer, queries, keys, values, out, positions, phase, inputs);
 }
+Status AnyCache::turn(Context<Cpu>& ctx, index_t incoming) {
+  return body_->cache.turn(ctx, incoming);
+}
 const char* AnyCache::missing(index_t layer, const StepInputs& inputs, Phase phase) const {
   return body_->cache.missing(layer, inputs, phase);
 }

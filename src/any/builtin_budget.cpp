@@ -1,5 +1,6 @@
 #include <kvcondense/any/builtin.hpp>
 #include <kvcondense/budget/ada.hpp>
+#include <kvcondense/budget/global_top.hpp>
 #include <kvcondense/budget/head_table.hpp>
 #include <kvcondense/budget/layer_pattern.hpp>
 #include <kvcondense/budget/prefix_mass.hpp>
@@ -17,6 +18,7 @@ namespace kvcondense::any::detail {
 namespace {
 
 using Ada = budget::Ada<Inner>;
+using GlobalTop = budget::GlobalTop<Inner>;
 using HeadTableBudget = budget::HeadTableBudget<Inner>;
 using LayerPattern = budget::LayerPattern<Inner>;
 using PrefixMass = budget::PrefixMass<Inner>;
@@ -58,6 +60,12 @@ constexpr Field ada_fields[] = {
     choice<Ada, &Ada::form>("form", "", "roundings: ours or of a published code", ada_forms),
 };
 
+constexpr Field global_top_fields[] = {
+    fraction<GlobalTop, &GlobalTop::keep>("keep", "", "part of all slots of all layers that stays", 1e-6,
+                                          1.0),
+    flag<GlobalTop, &GlobalTop::strict>("strict", "", "whether ties at the threshold leave"),
+};
+
 constexpr Field skip_layers_fields[] = {
     number<SkipLayers, &SkipLayers::layers>("layers", "", "first layers that keep everything", 0,
                                             65536),
@@ -91,6 +99,10 @@ constexpr Entry entries[] = {
                                              pyramid_fields),
     wrapper_entry<Ada, &Ada::policy>(
         Stage::budget, "Lets the heads of a layer share their slots by their scores.", ada_fields),
+    replaces_budget(wrapper_entry<GlobalTop, &GlobalTop::policy>(
+        Stage::budget,
+        "Lets all heads of all layers share one pool of slots by their scores, before every turn.",
+        global_top_fields)),
     wrapper_entry<SkipLayers, &SkipLayers::policy>(
         Stage::budget, "Keeps everything in the first layers.", skip_layers_fields),
     wrapper_entry<LayerPattern, &LayerPattern::policy>(

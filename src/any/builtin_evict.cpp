@@ -18,6 +18,7 @@
 #include <kvcondense/evict/keydiff.hpp>
 #include <kvcondense/evict/keyformer.hpp>
 #include <kvcondense/evict/knorm.hpp>
+#include <kvcondense/evict/kvzip.hpp>
 #include <kvcondense/evict/lagkv.hpp>
 #include <kvcondense/evict/locret.hpp>
 #include <kvcondense/evict/observed_attention.hpp>
@@ -26,6 +27,7 @@
 #include <kvcondense/evict/prefixkv.hpp>
 #include <kvcondense/evict/rkv.hpp>
 #include <kvcondense/evict/scissorhands.hpp>
+#include <kvcondense/evict/razor_attention.hpp>
 #include <kvcondense/evict/sink_window.hpp>
 #include <kvcondense/evict/sirllm.hpp>
 #include <kvcondense/evict/sliding_window.hpp>
@@ -47,6 +49,7 @@ using evict::KeepAll;
 using evict::KeyDiff;
 using evict::Keyformer;
 using evict::Knorm;
+using evict::KVzip;
 using evict::LagKV;
 using evict::Locret;
 using evict::ObservedAttention;
@@ -190,6 +193,24 @@ constexpr Field dms_fields[] = {
     number<Dms, &Dms::scale>("scale", "", "of the gate", 1e-6, 1e9),
     number<Dms, &Dms::offset>("offset", "", "what a scaled gate must pass", 0, 1e9),
     flag<Dms, &Dms::of_previous>("of_previous", "", "whether a gate speaks of the token before"),
+};
+
+using Razor = evict::RazorAttention;
+constexpr Field razor_attention_fields[] = {
+    fraction<Razor, &Razor::induction_part>("induction_part", "", "part of all heads, by induction, that keep "
+                                            "everything"),
+    fraction<Razor, &Razor::echo_part>("echo_part", "", "part of all heads, by echo, that keep everything"),
+    number<Razor, &Razor::sinks>("sinks", "", "first tokens that stay in the other heads", 0, most_slots),
+    number<Razor, &Razor::least>("least", "", "newest tokens that stay there, at least", 1, most_slots),
+    number<Razor, &Razor::divisor>("divisor", "", "tokens so far over newest ones that stay there", 1,
+                                   most_slots),
+    flag<Razor, &Razor::compensate>("compensate", "", "whether a mean stands for what left"),
+};
+
+constexpr Field kvzip_fields[] = {
+    fraction<KVzip, &KVzip::keep>("keep", "", "part of what was asked about that stays", 1e-6, 1.0),
+    number<KVzip, &KVzip::sinks>("sinks", "", "first tokens that stay, and that every probe sees", 0,
+                                 most_slots),
 };
 
 using Expected = evict::ExpectedAttention;
@@ -341,6 +362,12 @@ constexpr Entry entries[] = {
     stage_entry<Dms>("Evicts tokens that a trained gate has marked, once they leave a window of the "
                      "newest.",
                      dms_fields),
+    stage_entry<Razor>("Keeps everything in the few heads that retrieve from afar; all others hold the first "
+                       "and the newest tokens, and one more slot that stands for all that left.",
+                       razor_attention_fields),
+    stage_entry<KVzip>("Keeps the tokens of a context that the model looks at when it is asked to repeat "
+                       "the context.",
+                       kvzip_fields),
     stage_entry<Expected>("Condenses a prompt once, to the tokens that queries to come are expected to "
                           "look at.",
                           expected_attention_fields),

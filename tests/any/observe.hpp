@@ -21,7 +21,7 @@ inline const any::ModelFacts& observed_facts() {
 }
 
 /// What a person could see of a recipe: how slots are stored, how keys turn, which tokens a small
-/// cache keeps. Empty when a cache of this shape refuses the recipe.
+/// cache keeps and what attention makes of them. Empty when a cache of this shape refuses the recipe.
 inline std::vector<double> observe(const any::AnyRecipe& recipe) {
   constexpr CacheShape shape = observed_shape;
   auto cache = any::AnyCache::make(recipe, "", shape);
@@ -58,8 +58,15 @@ inline std::vector<double> observe(const any::AnyRecipe& recipe) {
       REQUIRE(cache->forward(ctx, l, t.queries(shape), t.keys(shape), t.values(shape),
                              dense_view(out.data(), shape.q_heads, t.n, shape.head_dim), {}, phase,
                              data.inputs()) == Status::ok);
-      if (pass == 10 || pass == 16)
-        REQUIRE(cache->step(ctx, l, StepInputs{.incoming = 30}, Phase::turn) == Status::ok);
+      seen.push_back(static_cast<double>(out.front())), seen.push_back(static_cast<double>(out.back()));
+      if (pass == 1) {  // what is asked about before anything is known of a question
+        REQUIRE(cache->append(ctx, l, t.keys(shape), t.values(shape)) == Status::ok);
+        StepInputs asks{.queries = t.queries(shape), .probe_first = 0, .probe_last = 150};
+        REQUIRE(cache->step(ctx, l, asks, Phase::probe) == Status::ok);
+      }
+      if (pass == 1 && l == shape.layers - 1) REQUIRE(cache->truncate(160) == Status::ok);
+      if (l == shape.layers - 1 && (pass == 10 || pass == 16))
+        REQUIRE(cache->turn(ctx, 30) == Status::ok);
       for (index_t h = 0; h < shape.kv_heads; ++h) {
         seen.push_back(static_cast<double>(cache->slots(l, h)));
         for (index_t s = 0; s < cache->slots(l, h); ++s)

@@ -13,9 +13,10 @@ using any::FieldType;
 
 namespace {
 
-/// A wrapper is tried around snapkv.
+/// A wrapper is tried around snapkv, or around a policy whose scores last.
 std::string with_fields(const any::Entry& e, std::string fields) {
-  if (e.wraps) fields = "snapkv(tokens=48, window=8)" + (fields.empty() ? "" : ", " + fields);
+  const std::string policy = e.word == "global_top" ? "knorm" : "snapkv(tokens=48, window=8)";
+  if (e.wraps) fields = policy + (fields.empty() ? "" : ", " + fields);
   return std::string(e.word) + "(" + fields + ")";
 }
 
@@ -32,6 +33,9 @@ std::vector<std::string> stages_to_vary(const any::Entry& e) {
   if (word == "lagkv") return {"sinks=4, lag=16"};
   if (word == "rkv") return {"tokens=40, window=4, kernel=3, threshold=0.1, slack=8"};
   if (word == "chunkkv") return {"tokens=48, window=8, chunk=7", "tokens=110, window=8, chunk=50"};
+  if (word == "global_top") return {"keep=40%"};
+  if (word == "kvzip") return {"keep=40%"};
+  if (word == "razor_attention") return {"sinks=2, least=20, divisor=6"};
   if (word == "sirllm") return {"sinks=4, memory=40, recent=6, decay=0.5"};
   if (word == "locret") return {"tokens=60, stabilizers=20, local=10"};
   if (word == "dms") return {"window=40, scale=10, offset=2"};

@@ -110,7 +110,8 @@ TEST_CASE("condensed: every word of the registry runs in the model", "[engine][c
   for (const kvcondense::any::Entry* e : kvcondense::any::builtin().entries()) {
     const std::string policy = e->wraps ? "h2o(heavy=48, recent=48)" : "";
     std::string budget = e->field("budget") != nullptr ? "budget=96" : "";
-    if (e->field("stabilizers") != nullptr) budget += ", stabilizers=24";
+    for (const char* newest : {"stabilizers", "recent"})  // their defaults are for longer texts
+      if (!budget.empty() && e->field(newest) != nullptr) budget += std::string(", ") + newest + "=24";
     const std::string comma = !policy.empty() && !budget.empty() ? ", " : "";
     const std::string recipe = std::string(e->word) + "(" + policy + comma + budget + ")";
     CAPTURE(recipe);
@@ -131,7 +132,6 @@ TEST_CASE("condensed: every word of the registry runs in the model", "[engine][c
 
 TEST_CASE("condensed: surprise of a dialogue is that of the full cache's logits, and turns make room",
           "[engine][condensed]") {
-  using kvcondense::StepInputs;
   const auto tokens = prompt();
   const index_t turn = 40, capacity = 2 + 60;
   auto full = any_attention("keep_all", DType::f32);
@@ -146,13 +146,8 @@ TEST_CASE("condensed: surprise of a dialogue is that of the full cache's logits,
     logits = *next;
   }
   for (index_t first = 0; first < 200; first += turn) {
-    for (index_t l = 0; l < tinylm().config.layers; ++l) {
-      kvcondense::Workspace work;
-      REQUIRE(work.reserve(cache.cache().workspace_bytes(256, 64)) == kvcondense::Status::ok);
-      kvcondense::Context<Cpu> context(work.bytes());
-      REQUIRE(cache.cache().step(context, l, StepInputs{.incoming = turn}, kvcondense::Phase::turn) == kvcondense::Status::ok);
-      REQUIRE(cache.cache().slots(l, 0) <= capacity - turn);
-    }
+    REQUIRE((first == 0 || cache.turn(turn) == kvcondense::Status::ok));
+    for (index_t l = 0; l < tinylm().config.layers; ++l) REQUIRE(cache.cache().slots(l, 0) <= capacity - turn);
     REQUIRE(decoder.prefill(std::span(tokens).subspan(static_cast<std::size_t>(first), 40), first, std::ref(cache)));
     REQUIRE(cache.cache().pending() == 0);
     if (first > 0) continue;
@@ -162,6 +157,34 @@ TEST_CASE("condensed: surprise of a dialogue is that of the full cache's logits,
   }
   REQUIRE(cache.cache().slots(0, 0) == capacity);
   REQUIRE(cache.cache().next_position() == 200);
+}
+
+TEST_CASE("condensed: a context that was asked to repeat itself serves a question nobody knew",
+          "[engine][condensed]") {
+  const auto tokens = prompt();
+  const auto part = [&](index_t first, index_t count) {
+    return std::span(tokens).subspan(static_cast<std::size_t>(first), static_cast<std::size_t>(count));
+  };
+  for (const char* recipe : {"kvzip(keep=60%)", "global_top(kvzip, keep=60%)"}) {
+    CAPTURE(recipe);
+    auto cache = any_attention(recipe, DType::f16);
+    Decoder decoder(tinylm(), cache.decoder_options(256));
+    REQUIRE(decoder.prefill(part(0, 160), 0, std::ref(cache)));
+    for (index_t first = 0; first < 160; first += 80) REQUIRE(cache.ask(decoder, part(first, 80), first, first + 80) == kvcondense::Status::ok);
+    REQUIRE(cache.cache().length() == 160);
+    REQUIRE(cache.turn(40) == kvcondense::Status::ok);
+    const auto report = cache.cache().report();
+    REQUIRE(report.slots <= static_cast<index_t>(0.6 * 160 * 8) + 4 * 8);
+    REQUIRE(report.slots >= static_cast<index_t>(0.6 * 156 * 8));
+    double sum = 0;
+    auto logits = decoder.forward(part(160, 1), 160, std::ref(cache), Logits::last, Phase::decode);
+    for (index_t at = 161; at < 200; ++at) {
+      REQUIRE(logits);
+      sum += bits(*logits, tokens[static_cast<std::size_t>(at)]);
+      logits = decoder.forward(part(at, 1), at, std::ref(cache), Logits::last, Phase::decode);
+    }
+    REQUIRE(sum / 39 < 3);
+  }
 }
 
 TEST_CASE("condensed: what expected queries choose is enough to predict text",

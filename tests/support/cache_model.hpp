@@ -70,11 +70,25 @@ class CacheModel {
   /// Room for a turn.
   void turn(index_t incoming) {
     calls_ += " turn(" + std::to_string(incoming) + ")";
+    REQUIRE(cache_.turn(ctx_, incoming) == (cache_.pending() > 0 ? Status::order_violation : Status::ok));
+    for (index_t l = 0; l < shape_.layers; ++l) sync(l);
+    check();
+  }
+
+  /// Tokens that only ask about earlier ones, and are taken back.
+  void probe(index_t n) {
+    calls_ += " probe(" + std::to_string(n) + ")";
+    const index_t length = cache_.length();
+    if (cache_.pending() > 0 || length == 0) return;
+    const index_t first = draw(0, length - 1), last = draw(first + 1, length);
     for (index_t l = 0; l < shape_.layers; ++l) {
-      const Status want = cache_.pending(l) > 0 ? Status::order_violation : Status::ok;
-      REQUIRE(cache_.step(ctx_, l, StepInputs{.incoming = incoming}, Phase::turn) == want);
-      if (want == Status::ok) sync(l);
+      const Tokens t(shape_, n, random_);
+      REQUIRE(cache_.append(ctx_, l, t.keys(shape_), t.values(shape_)) == Status::ok);
+      const StepInputs inputs{.queries = t.queries(shape_), .probe_first = first, .probe_last = last};
+      REQUIRE(cache_.step(ctx_, l, inputs, Phase::probe) == Status::ok);
+      REQUIRE(cache_.pending(l) == n);
     }
+    REQUIRE(cache_.truncate(length) == Status::ok);
     check();
   }
 
@@ -317,7 +331,7 @@ void exercise(const CacheShape& shape, const R& recipe, std::uint32_t seed, int 
   CacheModel<R> m(shape, recipe, seed, most_error);
   for (int i = 0; i < calls; ++i) {
     const index_t length = m.cache().length();
-    switch (length == 0 ? 0 : m.draw(0, 12)) {
+    switch (length == 0 ? 0 : m.draw(0, 13)) {
       case 0: case 1: m.forward(m.draw(1, 96)); break;
       case 2: {  // drafts, some of them taken back
         const index_t drafts = m.draw(1, 5);
@@ -334,6 +348,7 @@ void exercise(const CacheShape& shape, const R& recipe, std::uint32_t seed, int 
       case 5: m.become_fork(); break;
       case 6: if (m.draw(0, 5) == 0) m.reset(); break;
       case 7: m.turn(m.draw(1, 20)); break;
+      case 8: m.probe(m.draw(1, 12)); break;
       default: m.forward(1); break;
     }
   }

@@ -90,6 +90,7 @@ class AnyCache {
   Status step(Context<Cpu>& ctx, index_t layer, const I& inputs, Phase phase = Phase::automatic) {
     return step_with(ctx, layer, inputs, phase);
   }
+  Status turn(Context<Cpu>& ctx, index_t incoming = 0);
   template <class K, class V>
     requires StoredNumbers<K, V>
   Status forward(Context<Cpu>& ctx, index_t layer, TensorView<const float, 3> queries,

@@ -121,6 +121,10 @@ class Cache {
     return Status::missing_input;
   }
 
+  /// Before a turn of `incoming` tokens, while nothing is pending: every layer makes room, in one call,
+  /// so that layers may share one budget. The same as `step` with Phase::turn for each layer otherwise.
+  Status turn(Context<B>& ctx, index_t incoming = 0);
+
   /// append, attend and step in one call. It measures the mass and passes the queries on itself; what
   /// else the recipe needs comes in `inputs`.
   template <class K, class V>
@@ -170,7 +174,9 @@ class Cache {
 
   StepView<B> step_view(index_t layer, Phase phase) const;
   Status check_input(const StepView<B>& view, Input what) const;
-  Status run_step(Context<B>& ctx, index_t layer, const StepInputs& inputs, Phase phase);
+  Status run_step(Context<B>& ctx, index_t layer, const StepInputs& inputs, Phase phase,
+                  const index_t* model_budget = nullptr);
+  Status share_model(Context<B>& ctx, evict::ModelShare share, index_t* budget, Scratch scratch);
   /// What turns stored dot products into logits.
   float logit_scale() const {
     const bool raw = recipe_.position.raw_keys;

@@ -70,6 +70,7 @@ Capabilities Cache<B, R>::capabilities() const {
   if constexpr (requires { recipe_.evict.changes_length(); }) c.changes_length = recipe_.evict.changes_length();
   else c.changes_length = !std::same_as<Evict, evict::KeepAll>;
   c.needs = pipeline_.inputs();
+  c.probes = pipeline_.probes();
   c.raw_keys = recipe_.position.raw_keys;
   c.rotated_input = recipe_.position.rotated_input;
   c.lossy_slots = recipe_.quant.key_flush().block > 0 || recipe_.quant.value_flush().block > 0;
@@ -88,8 +89,9 @@ std::size_t Cache<B, R>::workspace_bytes(index_t slots, index_t tokens, index_t 
                      static_cast<std::size_t>(pipeline_.lanes()) * Scratch::bytes_for<float>(total);
   step += std::max(pipeline_.workspace_bytes(shape_, total),
                    static_cast<std::size_t>(workers) * Scratch::bytes_for<float>(commit_floats()));
-  if (pipeline_.queries().rows != AttentionNeed::Rows::none)
+  if (pipeline_.queries().rows != AttentionNeed::Rows::none || pipeline_.probes())
     step += prim::AttendColumns<Cpu>::workspace_bytes(workers, shape_, std::max(tokens, plan_.query_rows)) + Scratch::align;
+  if (evict::model_share(pipeline_.allocate).keep > 0.0) step += Scratch::bytes_for<index_t>(shape_.layers * shape_.kv_heads) + Scratch::align;
   const std::size_t forward_mass = mass ? Scratch::align + Scratch::bytes_for<float>(total) : 0;
   return forward_mass + std::max(attend, step);
 }
@@ -214,3 +216,4 @@ Status Cache<B, R>::forward(Context<B>& ctx, index_t layer, TensorView<const flo
 }  // namespace kvcondense
 
 #include <kvcondense/cache/cache_mutations.hpp>
+#include <kvcondense/cache/cache_turn.hpp>

@@ -22,7 +22,9 @@ StepView<B> Cache<B, R>::step_view(index_t layer, Phase phase) const {
 /// Whether the inputs in the view are what the pipeline reads in this step.
 template <Backend B, class R>
 Status Cache<B, R>::check_input(const StepView<B>& view, Input what) const {
-  if (view.phase == Phase::turn || !pipeline_.inputs().has(what)) return Status::ok;
+  const bool probe = view.phase == Phase::probe;
+  if (view.phase == Phase::turn || !(probe ? what == Input::queries && pipeline_.probes() : pipeline_.inputs().has(what)))
+    return Status::ok;
   const StepInputs& in = view.inputs;
   if (what == Input::attention) {
     if (!pipeline_.reads_attention(view)) return Status::ok;
@@ -32,7 +34,8 @@ Status Cache<B, R>::check_input(const StepView<B>& view, Input what) const {
   }
   if (what == Input::queries) {
     const index_t rows = in.queries.extent[1];
-    if (in.queries.data == nullptr || rows < pipeline_.queries().of(view.appended)) return Status::missing_input;
+    const index_t least = probe ? view.appended : pipeline_.queries().of(view.appended);
+    if (in.queries.data == nullptr || rows < least) return Status::missing_input;
     const bool fits = in.queries.extent[0] == shape_.q_heads && in.queries.extent[2] == shape_.head_dim;
     return fits && rows <= view.appended ? Status::ok : Status::shape_mismatch;
   }
@@ -50,19 +53,21 @@ const char* Cache<B, R>::missing(index_t layer, const StepInputs& inputs, Phase 
 }
 
 template <Backend B, class R>
-Status Cache<B, R>::run_step(Context<B>& ctx, index_t layer, const StepInputs& inputs, Phase phase) {
+Status Cache<B, R>::run_step(Context<B>& ctx, index_t layer, const StepInputs& inputs, Phase phase,
+                             const index_t* model_budget) {
   if (layer < 0 || layer >= shape_.layers) return Status::out_of_range;
   Layer& l = layers_[layer];
-  const bool turn = phase == Phase::turn;
+  const bool turn = phase == Phase::turn, probe = phase == Phase::probe;
   if ((l.counters.pending == 0) != turn) return Status::order_violation;
   if (inputs.incoming < 0) return Status::invalid_argument;
   StepView<B> view = step_view(layer, phase);
-  view.inputs = inputs;
+  view.inputs = inputs, view.model_budget = model_budget;
   for (const Input i : all_inputs)
     if (const Status s = check_input(view, i); s != Status::ok) return s;
+  if (probe && !pipeline_.probes()) return Status::ok;
   Scratch scratch(ctx.workspace());
   const index_t heads = shape_.kv_heads, total = l.total(), rows = inputs.queries.extent[1];
-  const bool wants_queries = pipeline_.queries().rows != AttentionNeed::Rows::none && !turn;
+  const bool wants_queries = probe || (pipeline_.queries().rows != AttentionNeed::Rows::none && !turn);
   std::span<std::byte> column_scratch;
   if (wants_queries) {
     const std::size_t bytes =
@@ -97,6 +102,12 @@ Status Cache<B, R>::run_step(Context<B>& ctx, index_t layer, const StepInputs& i
   view.keys = &keys, view.values = &values;
   if (wants_queries) view.columns = &columns;
   const std::span<const RaggedView<float>> lane_views(lanes, static_cast<std::size_t>(lane_count));
+  if (probe) {  // only the policy learns something; the tokens stay pending
+    const Status s = evict::observe_probe(pipeline_.source, ctx, view, lane_views, scratch);
+    for (index_t i = 0; i < lane_count && s == Status::ok; ++i)
+      for (index_t h = 0; h < heads; ++h) std::copy_n(lanes[i].row(h), l.heads[h].slots(), l.heads[h].lane[i].data());
+    return s;
+  }
   for (index_t h = 0; h < heads; ++h) keep.count[h] = keep.budget[h] = l.heads[h].slots();
   if (const Status s = pipeline_.observe(ctx, view, lane_views); s != Status::ok) return s;
   const bool fires = pipeline_.fires(view);

@@ -41,6 +41,7 @@ class LayerColumns final : public QueryColumns<Cpu> {
     HeadReader<typename L::Head> reader() const { return {&head(), at->rotation_}; }
     index_t slots() const { return head().slots(); }
     index_t token(index_t slot) const { return head().ids[slot]; }
+    index_t below(index_t token) const { return head().ids.below(token); }
     index_t row_token(index_t row) const { return at->layer_->counters.seen - rows + row; }
     index_t visible(index_t row) const { return head().ids.below(row_token(row) + 1); }
 

@@ -36,6 +36,7 @@ struct Report {
 struct Capabilities {
   bool changes_length = false;    ///< slots leave: positions and prefix reuse need care
   Inputs needs{};                 ///< what `step` wants besides the tokens
+  bool probes = false;            ///< asks the model about the context before the first turn
   bool raw_keys = false;          ///< keys are stored without rotation and rotated when read
   bool rotated_input = true;      ///< the engine passes rotated queries and keys
   bool lossy_slots = false;       ///< slots are coded

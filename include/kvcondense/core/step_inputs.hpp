@@ -103,6 +103,7 @@ struct StepInputs {
   std::span<const float> surprise{};              ///< per token; NaN where no logits came before it
   std::span<const TokenClass> classes{};          ///< per token
   index_t incoming = 0;                           ///< with Phase::turn: tokens that are about to come
+  index_t probe_first = 0, probe_last = 0;        ///< with Phase::probe: the tokens that are asked about
 };
 
 /// Whether an input that is not attention or queries is there in the right shape for `tokens` pending

@@ -13,8 +13,9 @@ namespace kvcondense {
 /// Where in a request a step stands. `automatic`: the first step of a cache ends a prefill, any other
 /// is a decode step, however many tokens it brings: accepted drafts do not end a prompt. Whoever
 /// prefills in chunks, or appends a second prompt, says so. `turn` is no forward pass: nothing is
-/// pending, and a method that makes room before a turn does so; all others let it pass.
-enum class Phase : std::uint8_t { automatic, prefill_chunk, prefill_end, decode, turn };
+/// pending, and a method that makes room before a turn does so; all others let it pass. `probe`: the
+/// pending tokens only ask about earlier ones and are taken back afterwards; nothing leaves.
+enum class Phase : std::uint8_t { automatic, prefill_chunk, prefill_end, decode, turn, probe };
 
 /// What `attend` may measure beside its output. Empty views are not measured.
 struct AttendOutputs {
@@ -45,6 +46,7 @@ struct StepView {
   const SlotRows<B>* keys = nullptr;
   const SlotRows<B>* values = nullptr;
   const QueryColumns<B>* columns = nullptr;  ///< null unless the policy asks for queries
+  const index_t* model_budget = nullptr;  ///< slots per head of this layer, where all layers were looked at
 
   index_t heads() const { return shape.kv_heads; }
   index_t slots(index_t head) const { return offset[head + 1] - offset[head]; }

@@ -17,6 +17,12 @@ namespace kvcondense::evict {
 /// Slots of one head that may not leave: the first `prefix` and the last `suffix` in slot order.
 using Protected = prim::Ends;
 
+/// A part of all slots of all layers, by score; keep 0: budgets are a layer's own business.
+struct ModelShare {
+  double keep = 0.0;
+  bool strict = false;  ///< only what scores more than the last place
+};
+
 /// What survives a step. Row h of `slots` has room for every slot of head h; the first `count[h]`
 /// entries are the kept slots, ascending. `budget[h]` is what the allocator asked for, at most the
 /// head's slots; it is less than `count[h]` where more slots than the budget are protected.
@@ -108,6 +114,25 @@ bool trigger_fires(const Trigger& trigger, const StepView<B>& view, LayerBudget<
   else return trigger.fires(view);
 }
 
+/// Does a source look at tokens that only ask? Most do not.
+template <class Source>
+constexpr bool answers_probes(const Source& source) {
+  if constexpr (requires { source.probes(); }) return source.probes();
+  else return false;
+}
+template <class Source, Backend B>
+Status observe_probe(const Source& source, Context<B>& ctx, const StepView<B>& view, LaneViews lane, Scratch& scratch) {
+  if constexpr (requires { source.observe_probe(ctx, view, lane, scratch); })
+    return source.observe_probe(ctx, view, lane, scratch);
+  else return Status::ok;
+}
+/// Does an allocator share slots among all layers? Then the cache works its budgets out, for all at once.
+template <class Allocate>
+constexpr ModelShare model_share(const Allocate& allocate) {
+  if constexpr (requires { allocate.model_share(); }) return allocate.model_share();
+  else return {};
+}
+
 /// What stays of slots that leave.
 enum class Residual : std::uint8_t {
   none,
@@ -130,6 +155,8 @@ enum class Residual : std::uint8_t {
 ///               gives_shares() -> bool (may be left out)   see above
 ///               observe(ctx, view, lanes) -> Status  updates accumulators, may do nothing
 ///               observe_turn(ctx, view, lanes) -> Status (may be left out)   the same before a turn
+///               probes() -> bool, observe_probe(ctx, view, lanes, Scratch&) -> Status (may be left out)
+///                                                    in Phase::probe, with view.columns over the rows
 ///               score(ctx, view, lanes, RaggedView<float> out, Scratch&) -> Status
 ///   pool        run(ctx, view, const Protected*, RaggedView<float> scores, Scratch&) -> Status
 ///               in place, over each head's candidates only
@@ -141,6 +168,8 @@ enum class Residual : std::uint8_t {
 ///                   Scratch&) -> Status              total slots per head, protected ones included
 ///               expects(view, head, Protected) -> index_t (may be left out)   the same from counters alone, for
 ///                                                    triggers; in the mean over heads where scores decide
+///               model_share() -> ModelShare (may be left out)   a part of all layers together: budgets then
+///                                                    come in view.model_budget, from `Cache::turn`
 ///   select      run(ctx, view, RaggedView<const float> scores, const Protected*, const KeepSet&,
 ///                   Scratch&) -> Status              never reads scores while every head is within
 ///                                                    its budget, and then keeps everything
@@ -208,11 +237,15 @@ struct Pipeline {
     return trigger_fires(trigger, view, LayerBudget<B>{this, &Pipeline::template budget_of<B>});
   }
 
+  /// Does a step over tokens that only ask look at them?
+  constexpr bool probes() const { return answers_probes(source); }
+
   /// Does this step read attention? Sources that keep numbers do at every step, others only when the
   /// trigger fires.
   template <Backend B>
   bool reads_attention(const StepView<B>& view) const {
-    return attention().rows != AttentionNeed::Rows::none && view.phase != Phase::turn && (lanes() > 0 || fires(view));
+    return attention().rows != AttentionNeed::Rows::none && view.phase != Phase::turn && view.phase != Phase::probe &&
+           (lanes() > 0 || fires(view));
   }
 
   std::size_t workspace_bytes(const CacheShape& shape, index_t slots) const {

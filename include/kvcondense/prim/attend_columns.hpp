@@ -25,6 +25,14 @@ enum class RowReduce : std::uint8_t {
   low_count,  ///< rows in which the slot got less than an even share of what the row sees, or NaN
 };
 
+/// Which slots a row may see: those of the first `sinks` tokens, of tokens [first, last), and the rows'
+/// own. Only slots of [first, last) get numbers, and none below the smallest normal one.
+struct ColumnPart {
+  index_t sinks = 0;
+  index_t first = 0;
+  index_t last = 0;  ///< 0: no part, all slots
+};
+
 /// Columns of the attention matrix of some query rows, reduced without ever holding the matrix.
 ///
 /// Shapes   out: one number per (kv head, slot), as `Cache::ragged` lays them out; with
@@ -44,6 +52,7 @@ struct ColumnRequest {
   float temperature = 1.0f;
   float warming = 0.0f;
   std::uint64_t seed = 0;
+  ColumnPart part{};
   RaggedView<float> out{};
 };
 
@@ -54,10 +63,12 @@ struct ColumnRequest {
 ///
 /// Source   `heads(kv_head)` gives an object with `slots()`, `visible(row)` (slots that a row sees),
 ///          `load_query(row, member, q)` (comparable with the keys, not scaled), `key_scores(cursor,
-///          count, queries, out, first_slot)`, `token(slot)`, `row_token(row)` and the type `Cursor`.
+///          count, queries, out, first_slot)`, `token(slot)`, `row_token(row)`, the type `Cursor`,
+///          and for parts `below(token)` (slots of earlier tokens).
 /// Cost     two reads of every key per block of query rows; codes are unpacked once per block for all
 ///          its query heads. Scratch for one block and one strip of slots per worker.
-/// Errors   workspace_too_small, invalid_argument (a temperature that is not positive).
+/// Errors   workspace_too_small, invalid_argument (a temperature that is not positive), not_supported (a part of
+///          heads that do not say where tokens lie).
 template <Backend B>
 struct AttendColumns {
   static_assert(detail::always_false<B>, "kvcondense: include kvcondense/cpu.hpp or kvcondense/cuda.cuh first.");

@@ -10,6 +10,8 @@ namespace kvcondense::prim {
 ///   index(ctx, RaggedView<float> out)                                  out[h][j] = j
 ///   mix(ctx, RaggedView<const float> x, float scale, float keep, RaggedView<float> out)
 ///       out[h][j] = keep * out[h][j] + scale * x[h][j]
+///   larger(ctx, RaggedView<const float> x, RaggedView<float> out)
+///       out[h][j] = max(out[h][j], x[h][j]); a NaN in x is passed over
 ///   times(ctx, RaggedView<const float> x, float add, RaggedView<float> out)
 ///       out[h][j] = (out[h][j] + add) * x[h][j]
 ///   sum_heads(ctx, RaggedView<const float> x, float scale, float keep, RaggedView<float> out)

@@ -30,6 +30,8 @@ struct AttendColumns<Cpu> {
   static Status run(Context<Cpu>& ctx, const ColumnRequest& request, const CacheShape& shape, Heads&& heads) {
     const float last = temperature(request, std::max<index_t>(0, request.rows - 1));
     if (!(request.temperature > 0.0f && last > 0.0f)) return Status::invalid_argument;
+    constexpr bool parts = requires { heads(index_t{}).below(index_t{}); };
+    if (!parts && request.part.last > 0) return Status::not_supported;
     const std::size_t need = workspace_bytes(ctx.workers(), shape, request.rows);
     if (ctx.workspace().size() < need) return Status::workspace_too_small;
     const std::size_t one = (need - Scratch::align) / static_cast<std::size_t>(ctx.workers());
@@ -42,6 +44,8 @@ struct AttendColumns<Cpu> {
       Block block{request, shape, h, head.slots(),
                   request.out.data + request.out.offset[h] * series};
       if (!request.add) std::fill_n(block.out, head.slots() * series, 0.0f);
+      if constexpr (parts)
+        if (request.part.last > 0) block.find_part(head);
       block.scratch(Scratch({base + static_cast<std::size_t>(worker) * one, one}), tokens * group);
       for (index_t first = 0; first < request.rows; first += tokens)
         block.run(head, first, std::min(tokens, request.rows - first));
@@ -65,6 +69,7 @@ struct AttendColumns<Cpu> {
     index_t kv_head;
     index_t slots;
     float* out;
+    index_t sinks_end = 0, part_begin = 0, part_end = 0, own_begin = 0;  ///< slots of request.part
     float *queries = nullptr, *logits = nullptr, *top = nullptr, *sum = nullptr;
 
     void scratch(Scratch s, index_t q) {
@@ -72,6 +77,21 @@ struct AttendColumns<Cpu> {
       logits = s.take<float>(q * strip);
       top = s.take<float>(q);
       sum = s.take<float>(q);
+    }
+
+    template <class Head>
+    void find_part(const Head& head) {
+      const ColumnPart& p = request.part;
+      sinks_end = head.below(p.sinks), part_begin = head.below(p.first), part_end = head.below(p.last);
+      own_begin = head.below(head.row_token(0));
+      for (index_t j = part_begin; j < part_end; ++j) out[j] = std::max(out[j], std::numeric_limits<float>::min());
+    }
+    void hide(float* l, index_t first, index_t n) const {
+      for (index_t i = 0; i < n; ++i) {
+        const index_t j = first + i;
+        const bool seen = j < sinks_end || (j >= part_begin && j < part_end) || j >= own_begin;
+        if (!seen) l[i] = -std::numeric_limits<float>::infinity();
+      }
     }
 
     template <class Head>
@@ -97,6 +117,9 @@ struct AttendColumns<Cpu> {
       each_strip(head, first, tokens, last, [&](index_t r, index_t at, float* l, index_t n) {
         const float inv = sum[r] > 0.0f ? 1.0f / sum[r] : 0.0f;
         for (index_t i = 0; i < n; ++i) l[i] = std::exp(l[i] - top[r]) * inv;
+        if (request.part.last > 0)
+          for (index_t i = 0; i < n; ++i)
+            if (at + i < part_begin || at + i >= part_end) l[i] = 0.0f;
         if (request.group == GroupReduce::none)
           add(first + r / group, head, l, n, out + (r % group) * slots + at);
         else if (request.group == GroupReduce::max_logit)
@@ -123,6 +146,7 @@ struct AttendColumns<Cpu> {
         for (index_t r = 0; r < q; ++r) {
           const index_t t = first + r / group, seen = std::clamp<index_t>(sees(head, t) - s, 0, n);
           float* l = logits + r * strip;
+          if (request.part.last > 0) hide(l, s, seen);
           if (request.seed != 0) add_noise(head, r % group, t, s, l, seen);
           if (const float heat = temperature(request, t); heat != 1.0f)
             for (index_t i = 0; i < seen; ++i) l[i] /= heat;
@@ -140,6 +164,7 @@ struct AttendColumns<Cpu> {
     void normalise(index_t r, const float* l, index_t n) {
       float most = top[r];
       for (index_t i = 0; i < n; ++i) most = std::max(most, l[i]);
+      if (most == -std::numeric_limits<float>::infinity()) return;  // nothing of this strip is seen
       if (most > top[r]) sum[r] *= std::exp(top[r] - most), top[r] = most;
       for (index_t i = 0; i < n; ++i) sum[r] += std::exp(l[i] - top[r]);
     }

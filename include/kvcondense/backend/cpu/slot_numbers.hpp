@@ -27,6 +27,14 @@ struct SlotNumbers<Cpu> {
     return Status::ok;
   }
 
+  static Status larger(Context<Cpu>& ctx, RaggedView<const float> x, RaggedView<float> out) {
+    ctx.parallel(out.heads, [&](index_t h, index_t) {
+      float* o = out.row(h);
+      for (index_t j = 0; j < out.length(h); ++j) o[j] = x.row(h)[j] > o[j] ? x.row(h)[j] : o[j];
+    });
+    return Status::ok;
+  }
+
   static Status times(Context<Cpu>& ctx, RaggedView<const float> x, float add, RaggedView<float> out) {
     ctx.parallel(out.heads, [&](index_t h, index_t) {
       float* o = out.row(h);

@@ -1,6 +1,8 @@
 #pragma once
 
 #include <algorithm>
+#include <cmath>
+#include <limits>
 
 #include <kvcondense/core/backend.hpp>
 #include <kvcondense/core/shape.hpp>
@@ -40,6 +42,28 @@ struct Above {
              index_t* budget, Scratch&) const {
     const Status s = prim::CountAbove<B>::run(ctx, scores, shield, least, budget);
     for (index_t h = 0; h < view.heads(); ++h) budget[h] += shield[h].size();
+    return s;
+  }
+};
+
+/// Allocate: a part of the slots that are up for choice; those with a score of +inf are not, and stay.
+struct OpenShare {
+  double keep = 0.5;
+
+  constexpr bool uses_scores() const { return true; }
+  std::size_t workspace_bytes(const CacheShape&, index_t) const { return 0; }
+
+  /// floor, but a product that lands just below an integer counts as that integer.
+  index_t of(index_t open) const { return static_cast<index_t>(std::floor(static_cast<double>(open) * keep + 1e-6)); }
+
+  template <Backend B>
+  Status run(Context<B>& ctx, const StepView<B>& view, RaggedView<const float> scores, const Protected* shield,
+             index_t* budget, Scratch&) const {
+    const Status s = prim::CountAbove<B>::run(ctx, scores, shield, std::numeric_limits<float>::infinity(), budget);
+    for (index_t h = 0; h < view.heads(); ++h) {
+      const index_t stay = budget[h] + shield[h].size();
+      budget[h] = stay + of(view.slots(h) - stay);
+    }
     return s;
   }
 };

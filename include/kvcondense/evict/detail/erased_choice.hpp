@@ -23,6 +23,7 @@ struct ProtectTable {
 struct AllocateTable {
   using At = const Link<AllocateTable>*;
   bool (*uses_scores)(At);
+  ModelShare (*model_share)(At);
   index_t (*expects)(At, const View&, index_t, Protected);
   std::size_t (*workspace_bytes)(At, const CacheShape&, index_t);
   Status (*run)(At, Ctx&, const View&, RaggedView<const float>, const Protected*, index_t*, Scratch&);
@@ -30,6 +31,7 @@ struct AllocateTable {
   template <class A>
   static constexpr AllocateTable of() {
     return {[](At a) { return block_at<A>(a).uses_scores(); },
+            [](At a) { return evict::model_share(block_at<A>(a)); },
             [](At a, const View& v, index_t h, Protected p) { return expected_slots(block_at<A>(a), v, h, p); },
             [](At a, const CacheShape& s, index_t n) { return block_at<A>(a).workspace_bytes(s, n); },
             [](At a, Ctx& c, const View& v, RaggedView<const float> x, const Protected* p, index_t* b,
@@ -78,6 +80,7 @@ struct ProtectCalls {
 template <class Self>
 struct AllocateCalls {
   bool uses_scores() const { return at() && at()->table->uses_scores(at()); }
+  ModelShare model_share() const { return at() ? at()->table->model_share(at()) : ModelShare{}; }
   index_t expects(const View& view, index_t head, Protected shield) const {
     return at() ? at()->table->expects(at(), view, head, shield) : 0;
   }

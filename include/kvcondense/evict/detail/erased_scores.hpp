@@ -30,6 +30,8 @@ struct SourceTable {
   std::size_t (*workspace_bytes)(At, const CacheShape&, index_t);
   Status (*observe)(At, Ctx&, const View&, LaneViews);
   Status (*observe_turn)(At, Ctx&, const View&, LaneViews);
+  bool (*probes)(At);
+  Status (*observe_probe)(At, Ctx&, const View&, LaneViews, Scratch&);
   Status (*score)(At, Ctx&, const View&, LaneViews, RaggedView<float>, Scratch&);
 
   template <class S>
@@ -46,6 +48,10 @@ struct SourceTable {
             [](At a, Ctx& c, const View& v, LaneViews l) { return block_at<S>(a).observe(c, v, l); },
             [](At a, Ctx& c, const View& v, LaneViews l) {
               return evict::observe_turn(block_at<S>(a), c, v, l);
+            },
+            [](At a) { return answers_probes(block_at<S>(a)); },
+            [](At a, Ctx& c, const View& v, LaneViews l, Scratch& s) {
+              return evict::observe_probe(block_at<S>(a), c, v, l, s);
             },
             [](At a, Ctx& c, const View& v, LaneViews l, RaggedView<float> out, Scratch& s) {
               return block_at<S>(a).score(c, v, l, out, s);
@@ -88,6 +94,10 @@ struct SourceCalls {
   }
   Status observe_turn(Ctx& ctx, const View& view, LaneViews lane) const {
     return at() ? at()->table->observe_turn(at(), ctx, view, lane) : Status::not_supported;
+  }
+  bool probes() const { return at() && at()->table->probes(at()); }
+  Status observe_probe(Ctx& ctx, const View& view, LaneViews lane, Scratch& s) const {
+    return at() ? at()->table->observe_probe(at(), ctx, view, lane, s) : Status::not_supported;
   }
   Status score(Ctx& ctx, const View& view, LaneViews lane, RaggedView<float> out, Scratch& s) const {
     return at() ? at()->table->score(at(), ctx, view, lane, out, s) : Status::not_supported;
