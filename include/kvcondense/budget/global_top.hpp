@@ -45,7 +45,7 @@ namespace kvcondense::budget {
 ///          with their slots, or read them off keys and values. `turn(ctx, incoming)` of the cache, which sees all
 ///          layers at once.
 /// Shapes   scores [kv_heads, slots] of every layer.
-/// Cost     scores are made four times per layer and turn, for counting; layers * kv_heads numbers of workspace. No
+/// Cost     scores are made five times per layer and turn, for counting; layers * kv_heads numbers of workspace. No
 ///          slot is copied.
 /// Numbers  floor(keep * all tokens of all heads + 1e-6) slots stay in the whole cache, protected ones included, exactly,
 ///          by score, then layer, head, slot; those that score +inf stay beyond it. `strict` keeps only what scores

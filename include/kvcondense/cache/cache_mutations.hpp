@@ -82,15 +82,9 @@ Status Cache<B, R>::run_step(Context<B>& ctx, index_t layer, const StepInputs& i
                       scratch.take<index_t>(heads), &nan};
   RaggedView<float> lanes[cache::max_lanes];
   const index_t lane_count = pipeline_.lanes();
-  bool enough = keep.slots.data != nullptr && keep.count != nullptr && keep.budget != nullptr;
-  for (index_t i = 0; i < lane_count; ++i) {
-    lanes[i] = {scratch.take<float>(total), l.offset.data(), heads};
-    enough = enough && lanes[i].data != nullptr;
-  }
-  if (!enough) return Status::workspace_too_small;
+  if (keep.slots.data == nullptr || keep.count == nullptr || keep.budget == nullptr) return Status::workspace_too_small;
   // Policies work on copies: a step that is refused later must not have counted its attention.
-  for (index_t i = 0; i < lane_count; ++i)
-    for (index_t h = 0; h < heads; ++h) std::copy_n(l.heads[h].lane[i].data(), l.heads[h].slots(), lanes[i].row(h));
+  if (!l.copy_lanes(lane_count, scratch, lanes)) return Status::workspace_too_small;
 
   const cache::LayerRows<Layer, true> keys(l);
   const cache::LayerRows<Layer, false> values(l);
@@ -104,8 +98,7 @@ Status Cache<B, R>::run_step(Context<B>& ctx, index_t layer, const StepInputs& i
   const std::span<const RaggedView<float>> lane_views(lanes, static_cast<std::size_t>(lane_count));
   if (probe) {  // only the policy learns something; the tokens stay pending
     const Status s = evict::observe_probe(pipeline_.source, ctx, view, lane_views, scratch);
-    for (index_t i = 0; i < lane_count && s == Status::ok; ++i)
-      for (index_t h = 0; h < heads; ++h) std::copy_n(lanes[i].row(h), l.heads[h].slots(), l.heads[h].lane[i].data());
+    for (index_t h = 0; h < heads && s == Status::ok; ++h) l.take_lanes(lane_views, h);
     return s;
   }
   for (index_t h = 0; h < heads; ++h) keep.count[h] = keep.budget[h] = l.heads[h].slots();
@@ -146,8 +139,7 @@ Status Cache<B, R>::commit(Context<B>& ctx, Layer& l, const evict::KeepSet& keep
   // Nothing below can fail.
   ctx.parallel(shape_.kv_heads, [&](index_t h, index_t worker) {
     auto& head = l.heads[h];
-    for (std::size_t i = 0; i < lanes.size(); ++i)
-      std::copy_n(lanes[i].row(h), head.slots(), head.lane[i].data());
+    l.take_lanes(lanes, h);
     const auto done = head.commit(keep.slots.row(h), keep.count[h], rows + worker * floats);
     head.repaired += done.repaired;
     head.coded_again += done.coded_again;

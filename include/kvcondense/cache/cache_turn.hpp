@@ -4,8 +4,8 @@
 #include <cmath>
 #include <limits>
 
-#include <kvcondense/backend/cpu/top_k.hpp>
 #include <kvcondense/cache/cache.hpp>
+#include <kvcondense/prim/rank_bits.hpp>
 
 namespace kvcondense {
 
@@ -46,18 +46,12 @@ Status Cache<B, R>::share_model(Context<B>& ctx, evict::ModelShare share, index_
       view.keys = &keys, view.values = &values;
       RaggedView<float> lanes[cache::max_lanes];
       const index_t lane_count = pipeline_.lanes();
-      for (index_t i = 0; i < lane_count; ++i) {
-        lanes[i] = {s.take<float>(l.total()), l.offset.data(), heads};
-        if (lanes[i].data == nullptr) return void(failed = Status::workspace_too_small);
-        for (index_t h = 0; h < heads; ++h) std::copy_n(l.heads[h].lane[i].data(), l.heads[h].slots(), lanes[i].row(h));
-      }
+      if (!l.copy_lanes(lane_count, s, lanes)) return void(failed = Status::workspace_too_small);
       const RaggedView<float> scores{s.take<float>(l.total()), l.offset.data(), heads};
       auto* shield = s.take<evict::Protected>(heads);
       if (scores.data == nullptr || shield == nullptr) return void(failed = Status::workspace_too_small);
-      for (index_t h = 0; h < heads; ++h) shield[h] = pipeline_.protect.of(view, h).within(view.slots(h));
-      Scratch a = s, b = s;
-      failed = pipeline_.source.score(ctx, view, {lanes, static_cast<std::size_t>(lane_count)}, scores, a);
-      if (failed == Status::ok) failed = pipeline_.pool.run(ctx, view, shield, scores, b);
+      pipeline_.protect_ends(view, shield);
+      failed = pipeline_.rank(ctx, view, {lanes, static_cast<std::size_t>(lane_count)}, shield, scores, s);
       for (index_t h = 0; h < heads && failed == Status::ok; ++h)
         use(layer * heads + h, scores.row(h) + shield[h].prefix, view.slots(h) - shield[h].size(), shield[h].size());
     }
@@ -73,17 +67,17 @@ Status Cache<B, R>::share_model(Context<B>& ctx, evict::ModelShare share, index_
   const index_t places = std::clamp<index_t>(total - kept, 0, open);
   prim::RowCutoff cut{};
   if (places > 0 && failed == Status::ok)
-    cut = prim::cpu::find_cutoff(places, [&](auto&& use) {
+    cut = prim::find_cutoff(places, [&](auto&& use) {
       each_head([&](index_t, const float* x, index_t n, index_t) {
         for (index_t i = 0; i < n; ++i)
-          if (x[i] != stays) use(prim::cpu::rank_bits(x[i]));
+          if (x[i] != stays) use(prim::rank_bits(x[i]));
       });
     });
   index_t ties = share.strict && places < open ? 0 : cut.ties;
   each_head([&](index_t at, const float* x, index_t n, index_t shielded) {
     budget[at] = shielded;
     for (index_t i = 0; i < n; ++i) {
-      const auto key = prim::cpu::rank_bits(x[i]);
+      const auto key = prim::rank_bits(x[i]);
       budget[at] += x[i] == stays || (places > 0 && (key > cut.bits || (key == cut.bits && ties-- > 0)));
     }
   });

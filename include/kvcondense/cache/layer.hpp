@@ -10,6 +10,7 @@
 #include <kvcondense/cache/query_window.hpp>
 #include <kvcondense/core/object_array.hpp>
 #include <kvcondense/core/view.hpp>
+#include <kvcondense/core/workspace.hpp>
 
 namespace kvcondense::cache {
 
@@ -49,6 +50,21 @@ struct Layer {
       if (plan.summary)
         if (const Status s = Summary::make(shape.head_dim, shape.values(), memory, h.summary); s != Status::ok) return s;
     return Status::ok;
+  }
+
+  /// Copies of the policy's numbers, for policies to work on; false when the scratch is too small.
+  bool copy_lanes(index_t lanes, Scratch& scratch, RaggedView<float>* out) const {
+    for (index_t i = 0; i < lanes; ++i) {
+      out[i] = {scratch.take<float>(total()), offset.data(), heads.size()};
+      if (out[i].data == nullptr) return false;
+      for (index_t h = 0; h < heads.size(); ++h) std::copy_n(heads[h].lane[i].data(), heads[h].slots(), out[i].row(h));
+    }
+    return true;
+  }
+  /// Takes the numbers of copies back.
+  void take_lanes(std::span<const RaggedView<float>> lanes, index_t head) {
+    for (std::size_t i = 0; i < lanes.size(); ++i)
+      std::copy_n(lanes[i].row(head), heads[head].slots(), heads[head].lane[i].data());
   }
 
   void update_offsets() {

@@ -254,6 +254,20 @@ struct Pipeline {
                      allocate.workspace_bytes(shape, slots), select.workspace_bytes(shape, slots)});
   }
 
+  /// What each head may not lose.
+  template <Backend B>
+  void protect_ends(const StepView<B>& view, Protected* shield) const {
+    for (index_t h = 0; h < view.heads(); ++h) shield[h] = protect.of(view, h).within(view.slots(h));
+  }
+  /// Scores and pools. Each block gets its own copy of the scratch: nothing outlives a block.
+  template <Backend B>
+  Status rank(Context<B>& ctx, const StepView<B>& view, LaneViews lane, const Protected* shield,
+              RaggedView<float> scores, const Scratch& scratch) const {
+    Scratch s = scratch, p = scratch;
+    if (const Status r = source.score(ctx, view, lane, scores, s); r != Status::ok) return r;
+    return pool.run(ctx, view, shield, scores, p);
+  }
+
   /// Scores, pools, allocates and selects. Heads already within budget keep everything; when all
   /// are, and the budget does not depend on scores, nothing is scored.
   template <Backend B>
@@ -262,16 +276,8 @@ struct Pipeline {
     float* numbers = scratch.take<float>(view.total());
     auto* shield = scratch.take<Protected>(view.heads());
     if (numbers == nullptr || shield == nullptr) return Status::workspace_too_small;
-    for (index_t h = 0; h < view.heads(); ++h)
-      shield[h] = protect.of(view, h).within(view.slots(h));
+    protect_ends(view, shield);
     const RaggedView<float> scores{numbers, view.offset, view.heads()};
-
-    // Each block gets its own copy of what is left of the scratch: nothing outlives a block.
-    const auto rank = [&] {
-      Scratch s = scratch, p = scratch;
-      if (const Status r = source.score(ctx, view, lane, scores, s); r != Status::ok) return r;
-      return pool.run(ctx, view, shield, scores, p);
-    };
     const auto share = [&] {
       Scratch s = scratch;
       if (const Status r = allocate.run(ctx, view, scores, shield, keep.budget, s); r != Status::ok)
@@ -282,12 +288,12 @@ struct Pipeline {
     };
     const bool scores_first = allocate.uses_scores();
     if (scores_first)
-      if (const Status r = rank(); r != Status::ok) return r;
+      if (const Status r = rank(ctx, view, lane, shield, scores, scratch); r != Status::ok) return r;
     if (const Status r = share(); r != Status::ok) return r;
     bool over = false;
     for (index_t h = 0; h < view.heads(); ++h) over = over || keep.budget[h] < view.slots(h);
     if (over && !scores_first)
-      if (const Status r = rank(); r != Status::ok) return r;
+      if (const Status r = rank(ctx, view, lane, shield, scores, scratch); r != Status::ok) return r;
     Scratch s = scratch;
     return select.run(ctx, view, scores, shield, keep, s);
   }

@@ -5,6 +5,7 @@
 #include <kvcondense/core/backend.hpp>
 #include <kvcondense/core/config.hpp>
 #include <kvcondense/prim/ends.hpp>
+#include <kvcondense/prim/rank_bits.hpp>
 
 namespace kvcondense::prim {
 
@@ -28,12 +29,6 @@ template <Backend B>
 struct TopK {
   static_assert(detail::always_false<B>,
                 "kvcondense: include kvcondense/cpu.hpp or kvcondense/cuda.cuh first.");
-};
-
-/// Where the winners of a row end: all keys above `bits`, and the first `ties` keys equal to it.
-struct RowCutoff {
-  std::uint32_t bits = 0xffffffffu;
-  index_t ties = 0;
 };
 
 /// Counts how many of the best places of all rows together lie in each row.

@@ -39,7 +39,7 @@ struct BlockTopK<Cpu> {
         const RowCutoff cut = cpu::row_cutoff(s + first, last - first, share(b, run.size(), block, places));
         index_t ties = cut.ties;
         for (index_t i = first; i < last; ++i) {
-          const std::uint32_t key = cpu::rank_bits(s[i]);
+          const std::uint32_t key = rank_bits(s[i]);
           bad += key == 0;
           if (key > cut.bits || (key == cut.bits && ties-- > 0)) *out++ = static_cast<std::int32_t>(i);
         }

@@ -34,19 +34,19 @@ struct ChunkTopK<Cpu> {
         for (index_t first = ends.prefix; first < last; first += chunk) {
           const index_t end = std::min(last, first + chunk);
           std::uint32_t best = 0;
-          for (index_t i = first; i < end; ++i) best = std::max(best, cpu::rank_bits(scores.row(h)[i]));
+          for (index_t i = first; i < end; ++i) best = std::max(best, rank_bits(scores.row(h)[i]));
           use(best, first, end);
         }
       };
       RowCutoff cut;
       if (chunks > 0)
-        cut = cpu::find_cutoff(chunks, [&](auto&& use) {
+        cut = find_cutoff(chunks, [&](auto&& use) {
           each([&](std::uint32_t key, index_t, index_t) { use(key); });
         });
       std::iota(begin, begin + ends.prefix, 0);
       std::int32_t* out = begin + ends.prefix;
       each([&](std::uint32_t key, index_t first, index_t end) {
-        for (index_t i = first; i < end; ++i) bad += cpu::rank_bits(scores.row(h)[i]) == 0;
+        for (index_t i = first; i < end; ++i) bad += rank_bits(scores.row(h)[i]) == 0;
         if (key > cut.bits || (key == cut.bits && cut.ties-- > 0)) {
           std::iota(out, out + (end - first), static_cast<std::int32_t>(first));
           out += end - first;

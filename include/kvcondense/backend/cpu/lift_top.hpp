@@ -25,7 +25,7 @@ struct LiftTop<Cpu> {
       const RowCutoff cut = cpu::row_cutoff(s + begin, end - begin, std::clamp<index_t>(first[h], 0, end - begin));
       index_t ties = cut.ties;
       for (index_t j = begin; j < end; ++j) {
-        const std::uint32_t key = cpu::rank_bits(s[j]);
+        const std::uint32_t key = rank_bits(s[j]);
         const bool best = key > cut.bits || (key == cut.bits && ties-- > 0);
         out.row(h)[j] = best && key != 0 ? std::numeric_limits<float>::infinity() : (s[j] + bias) * w[j];
       }

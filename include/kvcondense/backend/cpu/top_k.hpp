@@ -16,35 +16,6 @@
 namespace kvcondense::prim {
 namespace cpu {
 
-/// Unsigned numbers in the order of the scores: NaN is 0, -inf comes next, -0 equals +0.
-inline std::uint32_t rank_bits(float score) {
-  const auto b = std::bit_cast<std::uint32_t>(score + 0.0f);
-  if ((b & 0x7fffffffu) > 0x7f800000u) return 0;
-  return (b & 0x80000000u) != 0 ? ~b : b | 0x80000000u;
-}
-
-/// The cutoff of the k largest keys, 1 <= k <= number of keys. each(use) calls use(key) for all keys.
-/// Counting from the top bits down: three passes whatever the data, no memory beyond the counters.
-template <class Each>
-RowCutoff find_cutoff(index_t k, Each&& each) {
-  struct Digit {
-    int shift;
-    std::uint32_t most;
-  };
-  std::uint32_t known = 0, mask = 0;
-  for (const Digit digit : {Digit{21, 2047}, Digit{10, 2047}, Digit{0, 1023}}) {
-    index_t keys[2048] = {};
-    each([&](std::uint32_t key) {
-      if ((key & mask) == known) ++keys[(key >> digit.shift) & digit.most];
-    });
-    std::uint32_t d = digit.most;
-    for (; keys[d] < k; --d) k -= keys[d];
-    known |= d << digit.shift;
-    mask |= digit.most << digit.shift;
-  }
-  return {known, k};
-}
-
 inline RowCutoff row_cutoff(const float* scores, index_t n, index_t k) {
   if (k <= 0) return {};
   return find_cutoff(k, [&](auto&& use) {
@@ -75,11 +46,11 @@ struct TopK<Cpu> {
       out += ends.prefix;
       index_t ties = cut.ties, passed = 0, bad = 0;  // of equal scores the first `passed` leave
       if (order == Ties::last) {
-        for (index_t i = ends.prefix; i < last; ++i) passed += cpu::rank_bits(s[i]) == cut.bits;
+        for (index_t i = ends.prefix; i < last; ++i) passed += rank_bits(s[i]) == cut.bits;
         passed -= ties;
       }
       for (index_t i = ends.prefix; i < last; ++i) {
-        const std::uint32_t key = cpu::rank_bits(s[i]);
+        const std::uint32_t key = rank_bits(s[i]);
         bad += key == 0;
         if (key > cut.bits || (key == cut.bits && passed-- <= 0 && ties-- > 0)) *out++ = static_cast<std::int32_t>(i);
       }
@@ -107,7 +78,7 @@ struct TopKCounts<Cpu> {
     }
     k = std::min(k, left);
     if (k <= 0) return Status::ok;
-    const RowCutoff cut = cpu::find_cutoff(k, [&](auto&& use) {
+    const RowCutoff cut = find_cutoff(k, [&](auto&& use) {
       for (index_t h = 0; h < scores.heads; ++h) unsafe(scores, skip, safe[h], h, use);
     });
     index_t ties = cut.ties;
@@ -136,7 +107,7 @@ struct TopKCounts<Cpu> {
     const float* s = begin(scores, skip, h);
     const index_t n = middle(scores, skip, h);
     for (index_t i = 0; i < n; ++i) {
-      const std::uint32_t key = cpu::rank_bits(s[i]);
+      const std::uint32_t key = rank_bits(s[i]);
       if (key > safe.bits || (key == safe.bits && safe.ties-- > 0)) continue;
       use(key);
     }

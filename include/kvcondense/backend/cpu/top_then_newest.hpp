@@ -30,7 +30,7 @@ struct TopThenNewest<Cpu> {
       index_t ties = cut.ties, bad = 0;
       std::int32_t* out = begin;
       for (index_t i = 0; i < n; ++i) {
-        const std::uint32_t key = cpu::rank_bits(s[i]);
+        const std::uint32_t key = rank_bits(s[i]);
         bad += key == 0;
         const bool wins = best > 0 && (key > cut.bits || (key == cut.bits && ties-- > 0));
         if (wins || i < first) *out++ = static_cast<std::int32_t>(i);

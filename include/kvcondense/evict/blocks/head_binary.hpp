@@ -1,9 +1,6 @@
 #pragma once
 
 #include <algorithm>
-#include <bit>
-#include <cmath>
-#include <cstdint>
 #include <limits>
 
 #include <kvcondense/core/backend.hpp>
@@ -14,6 +11,7 @@
 #include <kvcondense/core/view.hpp>
 #include <kvcondense/core/workspace.hpp>
 #include <kvcondense/evict/pipeline.hpp>
+#include <kvcondense/prim/rank_bits.hpp>
 
 namespace kvcondense::evict {
 
@@ -27,25 +25,23 @@ struct TopHeads {
   float cut = std::numeric_limits<float>::infinity();
   index_t last = -1;  ///< of the numbers equal to `cut`: the last place that is among them
 
-  /// The `count` largest, in 32 passes over the table; no memory.
+  /// The `count` largest, in four passes over the table; no memory.
   static TopHeads of(const HeadTable& table, index_t count) {
     TopHeads top{table};
     if (table.empty() || count <= 0) return top;
-    const auto at_least = [&](std::uint32_t key) {
-      index_t n = 0;
-      for (index_t i = 0; i < table.size(); ++i) n += rank(table.data[i]) >= key;
-      return n;
-    };
-    std::uint32_t key = 0;
-    for (std::uint32_t bit = 1u << 31; bit != 0; bit >>= 1)
-      if (at_least(key | bit) >= count) key |= bit;
-    index_t ties = key == 0 ? 0 : count - (key == ~0u ? 0 : at_least(key + 1));
+    const auto cutoff = prim::find_cutoff(std::min(count, table.size()), [&](auto&& use) {
+      for (index_t i = 0; i < table.size(); ++i) use(prim::rank_bits(table.data[i]));
+    });
+    if (cutoff.bits == 0) {  // fewer are numbers
+      top.cut = -std::numeric_limits<float>::infinity(), top.last = table.size();
+      return top;
+    }
+    index_t ties = cutoff.ties;
     for (index_t i = 0; i < table.size() && ties > 0; ++i)
-      if (rank(table.data[i]) == key) {
+      if (prim::rank_bits(table.data[i]) == cutoff.bits) {
         top.cut = table.data[i], top.last = i;
         --ties;
       }
-    if (key == 0) top.cut = -std::numeric_limits<float>::infinity(), top.last = table.size();  // fewer are numbers
     return top;
   }
 
@@ -55,13 +51,6 @@ struct TopHeads {
     return x > cut || (x == cut && layer * table.heads + head <= last);
   }
 
- private:
-  /// The order of floats as an order of whole numbers; NaN is 0, below all of them.
-  static std::uint32_t rank(float x) {
-    if (std::isnan(x)) return 0;
-    const auto bits = std::bit_cast<std::uint32_t>(x == 0.0f ? 0.0f : x);
-    return bits >> 31 != 0 ? ~bits : bits | 0x80000000u;
-  }
 };
 
 /// Allocate: everything for some heads, for all others exactly what is protected.

@@ -1,0 +1,46 @@
+#pragma once
+
+#include <bit>
+#include <cstdint>
+
+#include <kvcondense/core/config.hpp>
+
+namespace kvcondense::prim {
+
+/// Unsigned numbers in the order of the scores: NaN is 0, -inf comes next, -0 equals +0.
+inline std::uint32_t rank_bits(float score) {
+  const auto b = std::bit_cast<std::uint32_t>(score + 0.0f);
+  if ((b & 0x7fffffffu) > 0x7f800000u) return 0;
+  return (b & 0x80000000u) != 0 ? ~b : b | 0x80000000u;
+}
+
+/// Where the winners of a row end: all keys above `bits`, and the first `ties` keys equal to it.
+struct RowCutoff {
+  std::uint32_t bits = 0xffffffffu;
+  index_t ties = 0;
+};
+
+/// The cutoff of the k largest keys, 1 <= k <= number of keys, on the host. each(use) calls use(key) for
+/// all keys. Counting from the top bits down: three passes whatever the data, no memory beyond the
+/// counters.
+template <class Each>
+RowCutoff find_cutoff(index_t k, Each&& each) {
+  struct Digit {
+    int shift;
+    std::uint32_t most;
+  };
+  std::uint32_t known = 0, mask = 0;
+  for (const Digit digit : {Digit{21, 2047}, Digit{10, 2047}, Digit{0, 1023}}) {
+    index_t keys[2048] = {};
+    each([&](std::uint32_t key) {
+      if ((key & mask) == known) ++keys[(key >> digit.shift) & digit.most];
+    });
+    std::uint32_t d = digit.most;
+    for (; keys[d] < k; --d) k -= keys[d];
+    known |= d << digit.shift;
+    mask |= digit.most << digit.shift;
+  }
+  return {known, k};
+}
+
+}  // namespace kvcondense::prim
