@@ -28,18 +28,6 @@ TEST_CASE("block_stride: marks the newest places by their tokens, and leaves the
         }
 }
 
-TEST_CASE("block_stride: counts positive numbers between the ends", "[prim][block_stride]") {
-  const float marks[] = {1, 0, 2, -1, std::nanf(""), 0.5f, 1, 1};
-  const index_t offset[] = {0, 6, 8};
-  index_t count[2] = {};
-  Context<Cpu> ctx;
-  REQUIRE(prim::BlockStride<Cpu>::count(ctx, {marks, offset, 2}, nullptr, count) == Status::ok);
-  REQUIRE((count[0] == 3 && count[1] == 2));
-  const prim::Ends ends[] = {{1, 1}, {9, 9}};
-  REQUIRE(prim::BlockStride<Cpu>::count(ctx, {marks, offset, 2}, ends, count) == Status::ok);
-  REQUIRE((count[0] == 1 && count[1] == 0));
-}
-
 TEST_CASE("block_stride: patterns of nothing are refused", "[prim][block_stride]") {
   const index_t offset[] = {0, 1};
   float mark = 7.0f;

@@ -1,5 +1,6 @@
 #include <algorithm>
 #include <cmath>
+#include <limits>
 #include <numeric>
 #include <random>
 
@@ -69,6 +70,19 @@ TEST_CASE("count_above: places between the ends that reach the threshold", "[pri
   REQUIRE((count[0] == 2 && count[1] == 0 && count[2] == 0));
   REQUIRE(prim::CountAbove<Cpu>::run(ctx, {s.data(), offset, 3}, nullptr, 2.0f, count) == Status::ok);
   REQUIRE((count[0] == 3 && count[1] == 2 && count[2] == 0));
+}
+
+TEST_CASE("count_above: the least positive number as threshold counts all that are positive", "[prim][count_above]") {
+  const float marks[] = {1, 0, 2, -1, std::nanf(""), 0.5f, 1, 1};
+  const index_t offset[] = {0, 6, 8};
+  index_t count[2] = {};
+  constexpr float least = std::numeric_limits<float>::denorm_min();
+  Context<Cpu> ctx;
+  REQUIRE(prim::CountAbove<Cpu>::run(ctx, {marks, offset, 2}, nullptr, least, count) == Status::ok);
+  REQUIRE((count[0] == 3 && count[1] == 2));
+  const prim::Ends ends[] = {{1, 1}, {9, 9}};
+  REQUIRE(prim::CountAbove<Cpu>::run(ctx, {marks, offset, 2}, ends, least, count) == Status::ok);
+  REQUIRE((count[0] == 1 && count[1] == 0));
 }
 
 TEST_CASE("token_numbers: the newest slots get what came with the tokens", "[prim][token_numbers]") {

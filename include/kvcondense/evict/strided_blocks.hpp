@@ -4,7 +4,9 @@
 #include <kvcondense/core/policy.hpp>
 #include <kvcondense/core/shape.hpp>
 #include <kvcondense/core/status.hpp>
+#include <kvcondense/evict/blocks/above.hpp>
 #include <kvcondense/evict/blocks/block_stride.hpp>
+#include <kvcondense/evict/blocks/frozen.hpp>
 #include <kvcondense/evict/blocks/pool.hpp>
 #include <kvcondense/evict/blocks/select.hpp>
 #include <kvcondense/evict/blocks/trigger.hpp>
@@ -38,10 +40,10 @@ struct StridedBlocks {
   bool shift = true;
 
   constexpr auto pipeline() const {
-    return Pipeline{StridedTokens{block, every, shift},
+    return Pipeline{Frozen<StrideMark>{{block, every, shift}},
                     NoPool{},
                     LocalBlocks{block, local},
-                    Positive{},
+                    Above{above_zero},
                     TopK{},
                     EveryStep{}};
   }

@@ -2,7 +2,6 @@
 
 #include <kvcondense/core/backend.hpp>
 #include <kvcondense/core/config.hpp>
-#include <kvcondense/prim/ends.hpp>
 
 namespace kvcondense::prim {
 
@@ -15,13 +14,11 @@ struct BlockPattern {
   constexpr bool has(index_t token, index_t head) const { return (token / block + 1 + head * shift) % every == 0; }
 };
 
-/// Marks the places of every so many blocks of tokens, and counts marks.
+/// Marks the places of every so many blocks of tokens.
 ///
 ///   mark(ctx, const BlockPattern&, index_t first, index_t count, RaggedView<float> marks) -> Status
 ///       the last `count` places of every row are tokens first, first + 1, ...: 1 for those of the
 ///       pattern, 0 for the others; places before them stay as they are
-///   count(ctx, RaggedView<const float> marks, const Ends* skip, index_t* count) -> Status
-///       count[h] = places outside the ends `skip[h]` (null: none) with a positive number
 ///
 /// Errors   invalid_argument when block or every is not positive, or shift is negative.
 template <Backend B>

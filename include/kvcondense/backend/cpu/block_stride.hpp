@@ -22,16 +22,6 @@ struct BlockStride<Cpu> {
     });
     return Status::ok;
   }
-
-  static Status count(Context<Cpu>& ctx, RaggedView<const float> marks, const Ends* skip, index_t* count) {
-    ctx.parallel(marks.heads, [&](index_t h, index_t) {
-      const index_t n = marks.length(h);
-      const Ends ends = skip == nullptr ? Ends{} : skip[h].within(n);
-      const float* m = marks.row(h);
-      count[h] = std::count_if(m + ends.prefix, m + n - ends.suffix, [](float x) { return x > 0.0f; });
-    });
-    return Status::ok;
-  }
 };
 
 }  // namespace kvcondense::prim

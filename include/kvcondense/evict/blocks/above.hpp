@@ -29,6 +29,9 @@ struct NotLeaving {
   }
 };
 
+/// The threshold that every positive score reaches.
+inline constexpr float above_zero = std::numeric_limits<float>::denorm_min();
+
 /// Allocate: the protected slots and those that score at least `least`, however many they are. With
 /// `TopK` a threshold decides.
 struct Above {

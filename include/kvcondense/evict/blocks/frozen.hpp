@@ -36,6 +36,7 @@ struct Frozen {
   }
   template <Backend B>
   Status observe_turn(Context<B>& ctx, const StepView<B>&, LaneViews lane) const {
+    if (decay == 1.0f) return Status::ok;
     return prim::SlotNumbers<B>::mix(ctx, lane[0], decay, 0.0f, lane[0]);
   }
   template <Backend B>

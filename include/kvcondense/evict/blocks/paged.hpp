@@ -68,9 +68,9 @@ struct PagedTokens {
     return tokens + view.slots(head) % page;
   }
   template <Backend B>
-  Status run(Context<B>&, const StepView<B>& view, RaggedView<const float>, const Protected*,
+  Status run(Context<B>&, const StepView<B>& view, RaggedView<const float>, const Protected* shield,
              index_t* budget, Scratch&) const {
-    for (index_t h = 0; h < view.heads(); ++h) budget[h] = tokens + view.slots(h) % page;
+    for (index_t h = 0; h < view.heads(); ++h) budget[h] = expects(view, h, shield[h]);
     return Status::ok;
   }
 };
