@@ -50,9 +50,7 @@ struct Fp8 {
   constexpr Flush value_flush() const { return fifo_flush(residual_window); }
 
   constexpr Status validate(const CacheShape& shape) const {
-    const bool ok = (scale != Fp8Scale::block || block > 0) &&
-                    group_codec_fits(key_codec(), shape.head_dim, key_flush(), sinks) &&
-                    group_codec_fits(value_codec(), shape.values(), value_flush(), sinks);
+    const bool ok = (scale != Fp8Scale::block || block > 0) && codecs_fit(*this, shape);
     return ok ? Status::ok : Status::invalid_argument;
   }
 

@@ -23,6 +23,13 @@ constexpr bool group_codec_fits(const Codec& codec, index_t dim, const Flush& fl
   return flush.block <= sane && flush.keep >= 0 && flush.keep <= sane && sinks >= 0 && sinks <= sane;
 }
 
+/// Can the codecs of a stage store what this cache holds, with its flush rules?
+template <class Stage>
+constexpr bool codecs_fit(const Stage& s, const CacheShape& shape) {
+  return group_codec_fits(s.key_codec(), shape.head_dim, s.key_flush(), s.sinks) &&
+         group_codec_fits(s.value_codec(), shape.values(), s.value_flush(), s.sinks);
+}
+
 /// Stores keys and values as integer codes with a scale and an offset per group.
 ///
 /// Idea     Numbers that share a range need few bits each; the group decides what shares one.
@@ -56,8 +63,7 @@ struct GroupInt {
   constexpr Flush value_flush() const { return flush(value_axis); }
 
   constexpr Status validate(const CacheShape& shape) const {
-    const bool ok = group_codec_fits(key_codec(), shape.head_dim, key_flush(), sinks) &&
-                    group_codec_fits(value_codec(), shape.values(), value_flush(), sinks);
+    const bool ok = codecs_fit(*this, shape);
     return ok && residual_window >= 0 && keep_window >= 0 ? Status::ok : Status::invalid_argument;
   }
 

@@ -57,9 +57,7 @@ struct Mx {
   constexpr Flush value_flush() const { return fifo_flush(residual_window); }
 
   constexpr Status validate(const CacheShape& shape) const {
-    const bool ok = format != MxFormat::same &&
-                    group_codec_fits(key_codec(), shape.head_dim, key_flush(), sinks) &&
-                    group_codec_fits(value_codec(), shape.values(), value_flush(), sinks);
+    const bool ok = format != MxFormat::same && codecs_fit(*this, shape);
     return ok ? Status::ok : Status::invalid_argument;
   }
 

@@ -34,9 +34,7 @@ struct Nvfp4 {
   constexpr Flush value_flush() const { return fifo_flush(residual_window); }
 
   constexpr Status validate(const CacheShape& shape) const {
-    const bool ok = group_codec_fits(key_codec(), shape.head_dim, key_flush(), sinks) &&
-                    group_codec_fits(value_codec(), shape.values(), value_flush(), sinks);
-    return ok ? Status::ok : Status::invalid_argument;
+    return codecs_fit(*this, shape) ? Status::ok : Status::invalid_argument;
   }
 
  private:
