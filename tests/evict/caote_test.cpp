@@ -28,12 +28,6 @@ std::function<float(index_t, index_t, index_t)> fixture_values(const FX1& fx) {
 evict::Tova base(index_t tokens) { return {.tokens = tokens}; }
 evict::H2O summed(index_t tokens) { return {.heavy = tokens, .recent = 0}; }
 
-std::function<float(index_t, index_t, index_t)> noise(std::uint64_t seed) {
-  return [=](index_t h, index_t t, index_t c) {
-    return random_uniform(seed, static_cast<std::uint64_t>((h * 4096 + t) * 256 + c)) - 0.5f;
-  };
-}
-
 }  // namespace
 
 TEST_CASE("caote: errors and the evicted token equal the oracle", "[evict][caote]") {

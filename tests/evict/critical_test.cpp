@@ -44,12 +44,6 @@ struct Projection {
   LayerMatrices view() const { return {rows.data(), static_cast<index_t>(rows.size()), hidden, columns}; }
 };
 
-std::function<float(index_t, index_t, index_t)> noise(std::uint64_t seed) {
-  return [=](index_t h, index_t t, index_t c) {
-    return random_uniform(seed, static_cast<std::uint64_t>((h * 4096 + t) * 256 + c)) - 0.5f;
-  };
-}
-
 /// The two stages for one head, in double: of n slots the last `window` stay, `budget` in all.
 Ints plain(const CacheShape& s, index_t h, index_t n, index_t window, index_t budget, double first, const LayerMatrices& w,
            index_t layer, const std::vector<double>& score, const std::function<float(index_t, index_t, index_t)>& value) {

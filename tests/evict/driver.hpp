@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include <kvcondense/core/random.hpp>
 #include <kvcondense/cpu.hpp>
 #include <support/guarded.hpp>
 #include <support/oracle.hpp>
@@ -201,6 +202,22 @@ struct Driver {
 template <class P>
 auto drive(const CacheShape& shape, const P& policy) {
   return Driver<decltype(policy.pipeline())>(shape, policy.pipeline());
+}
+
+/// Numbers of tokens that have nothing to do with each other, from -spread / 2 to spread / 2.
+using Channels = std::function<float(index_t head, index_t token, index_t channel)>;
+inline Channels noise(std::uint64_t seed, float spread = 1.0f) {
+  return [=](index_t h, index_t t, index_t c) {
+    return spread * (random_uniform(seed, static_cast<std::uint64_t>((h * 4096 + t) * 256 + c)) - 0.5f);
+  };
+}
+
+/// A driver whose keys and queries are such numbers.
+template <class P>
+auto drive_noise(const CacheShape& shape, const P& policy) {
+  auto d = drive(shape, policy);
+  d.key = noise(5, 2.0f), d.query = noise(6, 4.0f);
+  return d;
 }
 
 /// The fixed vectors of the oracles, and attention over any of its tokens in double.

@@ -10,12 +10,6 @@ using namespace kvcondense::test;
 
 namespace {
 
-std::function<float(index_t, index_t, index_t)> noise(std::uint64_t seed, float spread = 2.0f) {
-  return [=](index_t h, index_t t, index_t c) {
-    return spread * (random_uniform(seed, static_cast<std::uint64_t>((h * 4096 + t) * 256 + c)) - 0.5f);
-  };
-}
-
 /// Adds one row of softmax((logit + noise) / tau) to `sum`.
 void add_row(std::vector<double> z, double tau, double share, std::vector<double>& sum) {
   double all = 0;
@@ -92,7 +86,7 @@ TEST_CASE("keyformer: sums are those of the plain formula, whatever the chunks",
   const evict::Keyformer p{.tokens = 500, .recent = 4, .tau_start = 0.7f, .tau_end = 1.9f, .generation = 9, .seed = 77};
   const auto sums = [&](std::initializer_list<index_t> prompt, std::initializer_list<index_t> answer) {
     auto d = drive(shape, p);
-    d.layer = 2, d.key = noise(5), d.query = noise(6, 4.0f);
+    d.layer = 2, d.key = noise(5, 2.0f), d.query = noise(6, 4.0f);
     index_t left = static_cast<index_t>(prompt.size());
     for (const index_t n : prompt) REQUIRE(d.step(n, --left > 0 ? Phase::prefill_chunk : Phase::prefill_end) == Status::ok);
     for (const index_t n : answer) REQUIRE(d.step(n, Phase::decode) == Status::ok);
@@ -128,7 +122,7 @@ TEST_CASE("keyformer: every knob has its say, the noise is the seed's and each l
   using K = evict::Keyformer;
   const auto kept = [](const K& p, index_t layer = 0) {
     auto d = drive({.layers = 2, .q_heads = 2, .kv_heads = 2, .head_dim = 6}, p);
-    d.layer = layer, d.key = noise(5), d.query = noise(6, 4.0f);
+    d.layer = layer, d.key = noise(5, 2.0f), d.query = noise(6, 4.0f);
     REQUIRE(d.step(60, Phase::prefill_end) == Status::ok);
     for (int i = 0; i < 40; ++i) REQUIRE(d.step(1, Phase::decode) == Status::ok);
     return d.lane;
@@ -172,8 +166,8 @@ TEST_CASE("keyformer: keeps the promises of a pipeline", "[evict][keyformer]") {
 
 TEST_CASE("keyformer: a query with a bad number leaves scores that are counted, not a crash", "[evict][keyformer]") {
   auto d = drive({.head_dim = 4}, evict::Keyformer{.tokens = 6, .recent = 2});
-  d.key = noise(5);
-  d.query = [q = noise(6)](index_t h, index_t t, index_t c) { return t == 4 ? std::nanf("") : q(h, t, c); };
+  d.key = noise(5, 2.0f);
+  d.query = [q = noise(6, 2.0f)](index_t h, index_t t, index_t c) { return t == 4 ? std::nanf("") : q(h, t, c); };
   REQUIRE(d.step(10, Phase::prefill_end) == Status::ok);
   REQUIRE(d.held[0].size() == 6);
   REQUIRE(std::count_if(d.held[0].begin(), d.held[0].end(), [](index_t t) { return t < 5; }) <= 1);  // row 4 saw five
@@ -182,7 +176,7 @@ TEST_CASE("keyformer: a query with a bad number leaves scores that are counted, 
 
 TEST_CASE("keyformer: without queries a step is refused", "[evict][keyformer]") {
   auto d = drive({}, evict::Keyformer{});
-  d.key = noise(5);
+  d.key = noise(5, 2.0f);
   REQUIRE(d.step(1, Phase::prefill_end) == Status::missing_input);
 }
 

@@ -12,16 +12,8 @@ using namespace kvcondense::test;
 
 namespace {
 
-using Channels = std::function<float(index_t, index_t, index_t)>;
-
 Channels from_oracle(const nlohmann::json& rows) {
   return [rows](index_t, index_t t, index_t c) { return rows[at(t)][at(c)].get<float>(); };
-}
-
-Channels noise(std::uint64_t seed) {
-  return [seed](index_t h, index_t t, index_t c) {
-    return random_uniform(seed, static_cast<std::uint64_t>((h * 4096 + t) * 256 + c)) - 0.5f;
-  };
 }
 
 /// Softmax of the deviations of `block`'s tokens on the scale of `next`, in double.

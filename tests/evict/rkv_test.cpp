@@ -15,12 +15,6 @@ using namespace kvcondense::test;
 
 namespace {
 
-std::function<float(index_t, index_t, index_t)> noise(std::uint64_t seed, float spread = 2.0f) {
-  return [=](index_t h, index_t t, index_t c) {
-    return spread * (random_uniform(seed, static_cast<std::uint64_t>((h * 4096 + t) * 256 + c)) - 0.5f);
-  };
-}
-
 /// What R-KV keeps of the tokens of one head, read off its formulas, in double.
 template <class D>
 Ints plain(const D& d, const evict::RKV& p, index_t h) {
@@ -75,13 +69,6 @@ Ints plain(const D& d, const evict::RKV& p, index_t h) {
   return kept;
 }
 
-template <class P>
-auto with_noise(const CacheShape& shape, const P& policy) {
-  auto d = drive(shape, policy);
-  d.key = noise(5), d.query = noise(6, 4.0f);
-  return d;
-}
-
 }  // namespace
 
 TEST_CASE("rkv: scores and kept sets equal the oracle", "[evict][rkv]") {
@@ -126,7 +113,7 @@ TEST_CASE("rkv: keeps what the plain formulas keep, all along an answer", "[evic
   CAPTURE(dim, group);
   const CacheShape shape{.q_heads = 2 * group, .kv_heads = 2, .head_dim = dim};
   const evict::RKV p{.tokens = 24, .window = 5, .kernel = 3, .lambda = 0.5f, .threshold = 0.1f, .slack = 8};
-  auto d = with_noise(shape, p);
+  auto d = drive_noise(shape, p);
   index_t fired = 0;
   for (const index_t n : {7, 20, 1, 1, 1, 1, 1, 1, 1, 6, 3, 1}) {
     Rows want = with_new(d.held, d.seen, n);
@@ -163,21 +150,21 @@ TEST_CASE("rkv: slack counts from the budget that a wrapper sets", "[evict][rkv]
     }
     return n;
   };
-  REQUIRE(lengths(with_noise(shape, p), 0) == saw(100, 6));
-  REQUIRE(lengths(with_noise(shape, budget::Uniform{p, 12}), 0) == saw(12, 6));
-  REQUIRE(lengths(with_noise(shape, budget::Ada{budget::Uniform{p, 12}, 0.2}), 0) == saw(12, 6));
-  REQUIRE(lengths(with_noise(shape, budget::SkipLayers{budget::Uniform{p, 12}, 1}), 0) == saw(1000, 6));
-  REQUIRE(lengths(with_noise(shape, budget::SkipLayers{budget::Uniform{p, 12}, 1}), 1) == saw(12, 6));
+  REQUIRE(lengths(drive_noise(shape, p), 0) == saw(100, 6));
+  REQUIRE(lengths(drive_noise(shape, budget::Uniform{p, 12}), 0) == saw(12, 6));
+  REQUIRE(lengths(drive_noise(shape, budget::Ada{budget::Uniform{p, 12}, 0.2}), 0) == saw(12, 6));
+  REQUIRE(lengths(drive_noise(shape, budget::SkipLayers{budget::Uniform{p, 12}, 1}), 0) == saw(1000, 6));
+  REQUIRE(lengths(drive_noise(shape, budget::SkipLayers{budget::Uniform{p, 12}, 1}), 1) == saw(12, 6));
   // Half of 6, 7, ... tokens: the first that hold six more than half of what came are twelve.
   Ints half;
   for (index_t i = 1, held = 0; i <= 40; ++i) {
     if (++held >= i / 2 + 6) held = i / 2;
     half.push_back(2 * held);
   }
-  REQUIRE(lengths(with_noise(shape, budget::Ratio{p, 0.5}), 0) == half);
+  REQUIRE(lengths(drive_noise(shape, budget::Ratio{p, 0.5}), 0) == half);
   // A pyramid has a budget for each layer: 12 in the mean, four of them protected, more below than above.
-  const auto below = lengths(with_noise(shape, budget::Pyramid{budget::Uniform{p, 12}, 4.0}), 0);
-  const auto above = lengths(with_noise(shape, budget::Pyramid{budget::Uniform{p, 12}, 4.0}), 2);
+  const auto below = lengths(drive_noise(shape, budget::Pyramid{budget::Uniform{p, 12}, 4.0}), 0);
+  const auto above = lengths(drive_noise(shape, budget::Pyramid{budget::Uniform{p, 12}, 4.0}), 2);
   REQUIRE(*std::max_element(below.begin(), below.end()) == 2 * (4 + 14 + 5));
   REQUIRE(*std::max_element(above.begin() + 20, above.end()) == 2 * (4 + 2 + 5));
 }
@@ -185,14 +172,14 @@ TEST_CASE("rkv: slack counts from the budget that a wrapper sets", "[evict][rkv]
 TEST_CASE("rkv: the newest copies of what repeats stay", "[evict][rkv]") {
   auto d = drive({.head_dim = 2}, evict::RKV{.tokens = 4, .window = 1, .kernel = 1, .lambda = 0.0f, .slack = 4});
   d.key = [](index_t, index_t t, index_t c) { return t % 2 == c ? 1.0f : 0.0f; };  // two things, each said four times
-  d.query = noise(6);
+  d.query = noise(6, 2.0f);
   REQUIRE(d.step(8, Phase::prefill_end) == Status::ok);
   REQUIRE(d.held[0] == Ints{4, 5, 6, 7});
 }
 
 TEST_CASE("rkv: a key with a bad number leaves first and is counted", "[evict][rkv]") {
-  auto d = with_noise({.head_dim = 4}, evict::RKV{.tokens = 7, .window = 2, .kernel = 1, .lambda = 0.0f, .slack = 1});
-  d.key = [k = noise(5)](index_t h, index_t t, index_t c) { return t == 1 ? std::nanf("") : k(h, t, c); };
+  auto d = drive_noise({.head_dim = 4}, evict::RKV{.tokens = 7, .window = 2, .kernel = 1, .lambda = 0.0f, .slack = 1});
+  d.key = [k = noise(5, 2.0f)](index_t h, index_t t, index_t c) { return t == 1 ? std::nanf("") : k(h, t, c); };
   REQUIRE(d.step(8, Phase::prefill_end) == Status::ok);
   REQUIRE(d.held[0] == Ints{0, 2, 3, 4, 5, 6, 7});
   REQUIRE(d.nan == 1);
@@ -213,11 +200,11 @@ TEST_CASE("rkv: keeps the promises of a pipeline", "[evict][rkv]") {
 
 TEST_CASE("rkv: without queries or keys a step that evicts is refused", "[evict][rkv]") {
   auto d = drive({}, evict::RKV{.tokens = 2, .window = 1, .slack = 1});
-  d.key = noise(5);
+  d.key = noise(5, 2.0f);
   REQUIRE(d.step(2, Phase::decode) == Status::ok);  // within the slack
   REQUIRE(d.step(1, Phase::decode) == Status::missing_input);
   auto q = drive({}, evict::RKV{.tokens = 2, .window = 1, .slack = 1});
-  q.query = noise(5), q.key = noise(6);
+  q.query = noise(5, 2.0f), q.key = noise(6, 2.0f);
   REQUIRE(q.step(1, Phase::prefill_end) == Status::ok);
 }
 

@@ -12,12 +12,6 @@ using namespace kvcondense::test;
 
 namespace {
 
-std::function<float(index_t, index_t, index_t)> noise(std::uint64_t seed, float spread = 2.0f) {
-  return [=](index_t h, index_t t, index_t c) {
-    return spread * (random_uniform(seed, static_cast<std::uint64_t>((h * 4096 + t) * 256 + c)) - 0.5f);
-  };
-}
-
 /// How often each token of head h got less than an even share of the last rows, in double.
 template <class D>
 Ints low_counts(const D& d, index_t history, index_t h) {
@@ -55,13 +49,6 @@ Ints plain(const Ints& tokens, const Ints& low, const evict::Scissorhands& p) {
   std::sort(order.begin(), order.end());
   for (const index_t j : order) kept.push_back(tokens[at(j)]);
   return kept;
-}
-
-template <class P>
-auto with_noise(const CacheShape& shape, const P& policy) {
-  auto d = drive(shape, policy);
-  d.key = noise(5), d.query = noise(6, 4.0f);
-  return d;
 }
 
 }  // namespace
@@ -105,7 +92,7 @@ TEST_CASE("scissorhands: keeps what plain counts keep, all along an answer", "[e
   CAPTURE(dim, group);
   const CacheShape shape{.q_heads = 2 * group, .kv_heads = 2, .head_dim = dim};
   const evict::Scissorhands p{.tokens = 20, .drop = 9, .history = 11, .recent = 3, .sinks = 2};
-  auto d = with_noise(shape, p);
+  auto d = drive_noise(shape, p);
   index_t fired = 0;
   for (const index_t n : {5, 30, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 7, 3, 1}) {
     Rows want = with_new(d.held, d.seen, n);
@@ -131,13 +118,13 @@ TEST_CASE("scissorhands: of equal counts the newer tokens stay", "[evict][scisso
 
 TEST_CASE("scissorhands: drops at once, counted from the budget that a wrapper sets", "[evict][scissorhands]") {
   const evict::Scissorhands p{.tokens = 100, .drop = 7, .history = 4, .recent = 2};
-  auto d = with_noise({.head_dim = 4}, budget::Uniform{p, 10});
+  auto d = drive_noise({.head_dim = 4}, budget::Uniform{p, 10});
   for (index_t i = 1, held = 0; i <= 50; ++i) {
     REQUIRE(d.step(1, Phase::decode) == Status::ok);
     if (++held >= 17) held = 10;
     REQUIRE(static_cast<index_t>(d.held[0].size()) == held);
   }
-  auto half = with_noise({.head_dim = 4}, budget::Ratio{p, 0.5});
+  auto half = drive_noise({.head_dim = 4}, budget::Ratio{p, 0.5});
   REQUIRE(half.step(60, Phase::prefill_end) == Status::ok);
   REQUIRE(half.held[0].size() == 30);
 }
@@ -145,7 +132,7 @@ TEST_CASE("scissorhands: drops at once, counted from the budget that a wrapper s
 TEST_CASE("scissorhands: every knob has its say", "[evict][scissorhands]") {
   using S = evict::Scissorhands;
   const auto kept = [](const S& p) {
-    auto d = with_noise({.head_dim = 6}, p);
+    auto d = drive_noise({.head_dim = 6}, p);
     REQUIRE(d.step(60, Phase::prefill_end) == Status::ok);
     return d.held;
   };
@@ -157,7 +144,7 @@ TEST_CASE("scissorhands: every knob has its say", "[evict][scissorhands]") {
 }
 
 TEST_CASE("scissorhands: a query with a bad number counts against all tokens alike", "[evict][scissorhands]") {
-  auto d = with_noise({.head_dim = 4}, evict::Scissorhands{.tokens = 5, .drop = 3, .history = 1, .recent = 1});
+  auto d = drive_noise({.head_dim = 4}, evict::Scissorhands{.tokens = 5, .drop = 3, .history = 1, .recent = 1});
   d.query = [](index_t, index_t, index_t) { return std::nanf(""); };
   REQUIRE(d.step(8, Phase::prefill_end) == Status::ok);
   REQUIRE(d.held[0] == Ints{3, 4, 5, 6, 7});
@@ -171,7 +158,7 @@ TEST_CASE("scissorhands: keeps the promises of a pipeline", "[evict][scissorhand
 
 TEST_CASE("scissorhands: without queries a step that drops is refused", "[evict][scissorhands]") {
   auto d = drive({}, evict::Scissorhands{.tokens = 2, .drop = 2, .recent = 1});
-  d.key = noise(5);
+  d.key = noise(5, 2.0f);
   REQUIRE(d.step(3, Phase::decode) == Status::ok);
   REQUIRE(d.step(1, Phase::decode) == Status::missing_input);
 }

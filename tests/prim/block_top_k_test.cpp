@@ -2,20 +2,19 @@
 #include <cmath>
 #include <limits>
 #include <numeric>
-#include <random>
 #include <vector>
 
 #include <catch2/catch.hpp>
 
 #include <kvcondense/cpu.hpp>
-#include <support/guarded.hpp>
+#include <support/row_choice.hpp>
 
 using namespace kvcondense;
 
 namespace {
 
 constexpr float inf = std::numeric_limits<float>::infinity();
-using Slots = std::vector<std::int32_t>;
+using test::Slots;
 
 /// What stays, by the words of the contract: deal places one by one to blocks that still have slots.
 Slots dealt(const std::vector<float>& scores, prim::Ends ends, index_t block, index_t total) {
@@ -52,41 +51,20 @@ Slots dealt(const std::vector<float>& scores, prim::Ends ends, index_t block, in
 
 TEST_CASE("block_top_k: equals dealing places one by one", "[prim][block_top_k]") {
   const index_t block = GENERATE(1, 2, 3, 5, 8, 100);
-  std::mt19937 random(static_cast<std::uint32_t>(block));
-  const auto draw = [&](index_t lo, index_t hi) { return std::uniform_int_distribution<index_t>(lo, hi)(random); };
-  for (int round = 0; round < 200; ++round) {
-    std::vector<float> numbers;
-    std::vector<index_t> offset{0}, total;
-    std::vector<prim::Ends> ends;
-    std::vector<Slots> want;
-    index_t bad = 0;
-    for (int h = 0; h < 3; ++h) {
-      const index_t settled = draw(0, 6), open = draw(0, 25), tail = draw(0, 9), n = settled + open + tail;
-      std::vector<float> row(static_cast<std::size_t>(n), inf);
-      for (index_t i = settled; i < settled + open; ++i)  // few values: many ties
-        row[static_cast<std::size_t>(i)] = draw(0, 9) == 0 ? std::nanf("") : static_cast<float>(draw(-2, 3));
-      ends.push_back({draw(0, 4), draw(0, 4)});
-      total.push_back(draw(0, n + 2));
-      want.push_back(dealt(row, ends.back(), block, total.back()));
-      if (total.back() < n) {
-        const prim::Ends e = ends.back().within(n);
-        for (index_t i = e.prefix; i < n - e.suffix; ++i) bad += std::isnan(row[static_cast<std::size_t>(i)]);
-      }
-      numbers.insert(numbers.end(), row.begin(), row.end());
-      offset.push_back(static_cast<index_t>(numbers.size()));
-    }
-    test::Guarded<std::int32_t> slots(numbers.size());
-    index_t count[3], nan = 0;
-    Context<Cpu> ctx;
-    REQUIRE(prim::BlockTopK<Cpu>::run(ctx, {numbers.data(), offset.data(), 3}, ends.data(), block, total.data(),
-                                      {slots.data(), offset.data(), 3}, count, &nan) == Status::ok);
-    for (std::size_t h = 0; h < 3; ++h) {
-      CAPTURE(round, h);
-      REQUIRE(Slots(slots.data() + offset[h], slots.data() + offset[h] + count[h]) == want[h]);
-    }
-    REQUIRE(nan == bad);
-    REQUIRE(slots.ok());
-  }
+  test::require_choices(
+      static_cast<std::uint32_t>(block), 200,
+      [](const test::Draw& draw) {
+        const index_t settled = draw(0, 6), open = draw(0, 25), tail = draw(0, 9), n = settled + open + tail;
+        std::vector<float> row(static_cast<std::size_t>(n), inf);
+        for (index_t i = settled; i < settled + open; ++i)  // few values: many ties
+          row[static_cast<std::size_t>(i)] = draw(0, 9) == 0 ? std::nanf("") : static_cast<float>(draw(-2, 3));
+        return row;
+      },
+      [&](const std::vector<float>& row, prim::Ends ends, index_t total) { return dealt(row, ends, block, total); },
+      [&](auto scores, const prim::Ends* ends, const index_t* total, auto slots, index_t* count, index_t* nan) {
+        Context<Cpu> ctx;
+        return prim::BlockTopK<Cpu>::run(ctx, scores, ends, block, total, slots, count, nan);
+      });
 }
 
 TEST_CASE("block_top_k: blocks of nothing are refused", "[prim][block_top_k]") {

@@ -2,19 +2,18 @@
 #include <cmath>
 #include <limits>
 #include <numeric>
-#include <random>
 #include <vector>
 
 #include <catch2/catch.hpp>
 
 #include <kvcondense/cpu.hpp>
-#include <support/guarded.hpp>
+#include <support/row_choice.hpp>
 
 using namespace kvcondense;
 
 namespace {
 
-using Slots = std::vector<std::int32_t>;
+using test::Slots;
 
 /// Chunks sorted by their best score, whole ones taken while there is room for a full one.
 Slots chosen(const std::vector<float>& scores, prim::Ends ends, index_t chunk, index_t total) {
@@ -51,39 +50,18 @@ Slots chosen(const std::vector<float>& scores, prim::Ends ends, index_t chunk, i
 
 TEST_CASE("chunk_top_k: equals sorting the chunks", "[prim][chunk_top_k]") {
   const index_t chunk = GENERATE(1, 2, 3, 7, 60);
-  std::mt19937 random(static_cast<std::uint32_t>(chunk));
-  const auto draw = [&](index_t lo, index_t hi) { return std::uniform_int_distribution<index_t>(lo, hi)(random); };
-  for (int round = 0; round < 300; ++round) {
-    std::vector<float> numbers;
-    std::vector<index_t> offset{0}, total;
-    std::vector<prim::Ends> ends;
-    std::vector<Slots> want;
-    index_t bad = 0;
-    for (int h = 0; h < 3; ++h) {
-      const index_t n = draw(0, 40);
-      std::vector<float> row(static_cast<std::size_t>(n));
-      for (float& x : row) x = draw(0, 9) == 0 ? std::nanf("") : static_cast<float>(draw(-3, 3));
-      ends.push_back({draw(0, 4), draw(0, 4)});
-      total.push_back(draw(0, n + 2));
-      want.push_back(chosen(row, ends.back(), chunk, total.back()));
-      const prim::Ends e = ends.back().within(n);
-      if (total.back() < n)
-        for (index_t i = e.prefix; i < n - e.suffix; ++i) bad += std::isnan(row[static_cast<std::size_t>(i)]);
-      numbers.insert(numbers.end(), row.begin(), row.end());
-      offset.push_back(static_cast<index_t>(numbers.size()));
-    }
-    test::Guarded<std::int32_t> slots(numbers.size());
-    index_t count[3], nan = 0;
-    Context<Cpu> ctx;
-    REQUIRE(prim::ChunkTopK<Cpu>::run(ctx, {numbers.data(), offset.data(), 3}, ends.data(), chunk, total.data(),
-                                      {slots.data(), offset.data(), 3}, count, &nan) == Status::ok);
-    for (std::size_t h = 0; h < 3; ++h) {
-      CAPTURE(round, h);
-      REQUIRE(Slots(slots.data() + offset[h], slots.data() + offset[h] + count[h]) == want[h]);
-    }
-    REQUIRE(nan == bad);
-    REQUIRE(slots.ok());
-  }
+  test::require_choices(
+      static_cast<std::uint32_t>(chunk), 300,
+      [](const test::Draw& draw) {
+        std::vector<float> row(static_cast<std::size_t>(draw(0, 40)));
+        for (float& x : row) x = draw(0, 9) == 0 ? std::nanf("") : static_cast<float>(draw(-3, 3));
+        return row;
+      },
+      [&](const std::vector<float>& row, prim::Ends ends, index_t total) { return chosen(row, ends, chunk, total); },
+      [&](auto scores, const prim::Ends* ends, const index_t* total, auto slots, index_t* count, index_t* nan) {
+        Context<Cpu> ctx;
+        return prim::ChunkTopK<Cpu>::run(ctx, scores, ends, chunk, total, slots, count, nan);
+      });
 }
 
 TEST_CASE("chunk_top_k: a chunk of nothing but NaN leaves before one of -inf", "[prim][chunk_top_k]") {
