@@ -136,6 +136,37 @@ TEST_CASE("top_k: with the other order of ties the larger places stay", "[prim][
   }
 }
 
+TEST_CASE("top_k: one that leaves is the lowest, whatever is equal to it", "[prim][top_k]") {
+  std::mt19937 random(5);
+  const auto nan = std::numeric_limits<float>::quiet_NaN();
+  for (int round = 0; round < 200; ++round) {
+    const auto n = 1 + random() % 40;
+    std::vector<float> row(n);
+    for (float& x : row) x = random() % 13 == 0 ? nan : static_cast<float>(random() % 5) - 2.0f;
+    const prim::Ends ends{static_cast<index_t>(random() % 3), static_cast<index_t>(random() % 3)};
+    for (const auto order : {prim::Ties::first, prim::Ties::last}) {
+      const Rows one({row});
+      const Kept kept = top_k(one, {static_cast<index_t>(n) - 1}, {ends}, order);
+      Ints want;
+      const auto first = static_cast<std::size_t>(ends.within(static_cast<index_t>(n)).prefix);
+      const auto last = n - static_cast<std::size_t>(ends.within(static_cast<index_t>(n)).suffix);
+      std::size_t gone = last;
+      const auto below = [](float a, float b) { return std::isnan(a) ? !std::isnan(b) : !std::isnan(b) && a < b; };
+      index_t bad = 0;
+      for (std::size_t i = first; i < last; ++i) {
+        bad += std::isnan(row[i]);
+        const bool better = gone == last || below(row[i], row[gone]);
+        const bool equal = gone != last && !below(row[i], row[gone]) && !below(row[gone], row[i]);
+        if (better || (equal && order == prim::Ties::first)) gone = i;
+      }
+      for (std::size_t i = 0; i < n; ++i)
+        if (i != gone || first == last) want.push_back(static_cast<index_t>(i));
+      REQUIRE(kept.places[0] == want);
+      REQUIRE(kept.nan == (first == last ? 0 : bad));
+    }
+  }
+}
+
 TEST_CASE("top_k: across rows equal scores keep the smaller row, then the smaller place", "[prim][top_k]") {
   const auto oracle = ties()["global_two_heads"];
   const Rows r(oracle["scores"].get<std::vector<std::vector<float>>>());

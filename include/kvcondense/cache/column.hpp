@@ -151,7 +151,7 @@ class Column {
   /// rows[i] = slot first + i. Pages before `first` are skipped, not read.
   void decode_from(index_t first, prim::RowBlock<float> out) const {
     Cursor at;
-    walk(at, first, [](const auto&, const PageRef&, index_t, index_t, index_t) {});
+    skip(at, first);
     decode(at, out);
   }
 
@@ -207,6 +207,18 @@ class Column {
   void decode_run(const S& segment, const PageRef& ref, index_t first, prim::RowBlock<float> out) const {
     using C = std::remove_cvref_t<decltype(segment.codec())>;
     prim::PageCodec<Cpu, C>::decode(segment.codec(), segment.span(ref), first, out.rows, out);
+  }
+
+  /// Moves on by `count` live slots, whole pages at a time.
+  void skip(Cursor& at, index_t count) const {
+    const auto pages = [&](const auto& segment, int which) {
+      if (at.segment != which) return;
+      for (; at.page < segment.pages().size() && segment.pages()[at.page].live <= count; ++at.page)
+        count -= segment.pages()[at.page].live;
+      if (at.page == segment.pages().size()) at = {which + 1, 0, 0};
+    };
+    pages(sinks_, 0), pages(coded_, 1), pages(window_, 2);
+    walk(at, count, [](const auto&, const PageRef&, index_t, index_t, index_t) {});
   }
 
   /// Calls use(segment, page, first, n, live) for pieces of pages that together hold the next `count`

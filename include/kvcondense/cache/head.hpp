@@ -4,6 +4,7 @@
 #include <utility>
 
 #include <kvcondense/cache/column.hpp>
+#include <kvcondense/cache/runs.hpp>
 #include <kvcondense/cache/slot_ids.hpp>
 #include <kvcondense/cache/summary.hpp>
 
@@ -107,7 +108,7 @@ struct Head {
     values.keep(keep, n);
     ids.keep(keep, n);
     for (index_t l = 0; l < lanes; ++l) {
-      for (index_t i = 0; i < n; ++i) lane[l][i] = lane[l][keep[i]];
+      gather_down(lane[l].data(), keep, n);
       lane[l].shrink(n);
     }
     give_back();

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstdint>
 
+#include <kvcondense/cache/runs.hpp>
 #include <kvcondense/core/buffer.hpp>
 
 namespace kvcondense::cache {
@@ -59,7 +60,7 @@ class SlotIds {
       return;
     }
     make_list();
-    for (index_t i = 0; i < n; ++i) list_[i] = list_[slots[i]];
+    gather_down(list_.data(), slots, n);
     list_.shrink(n);
   }
 

@@ -1,5 +1,7 @@
 #pragma once
 
+#include <algorithm>
+
 #include <kvcondense/backend/cpu/context.hpp>
 #include <kvcondense/core/backend.hpp>
 #include <kvcondense/core/status.hpp>
@@ -7,6 +9,25 @@
 #include <kvcondense/prim/slot_numbers.hpp>
 
 namespace kvcondense::prim {
+namespace cpu {
+
+/// Calls use(first, n, sums over all rows) for all slots of rows of one length, the newest ones first: what a
+/// layer's heads share is worked out once.
+template <class Use>
+void for_head_sums(RaggedView<const float> x, Use&& use) {
+  constexpr index_t most = 256;
+  float sums[most];
+  for (index_t last = x.heads > 0 ? x.length(0) : 0; last > 0;) {
+    const index_t n = std::min(most, last), first = last - n;
+    std::fill_n(sums, n, 0.0f);
+    for (index_t h = 0; h < x.heads; ++h)
+      for (index_t j = 0; j < n; ++j) sums[j] += x.row(h)[first + j];
+    use(first, n, sums);
+    last = first;
+  }
+}
+
+}  // namespace cpu
 
 template <>
 struct SlotNumbers<Cpu> {
@@ -43,16 +64,13 @@ struct SlotNumbers<Cpu> {
     return Status::ok;
   }
 
-  static Status sum_heads(Context<Cpu>& ctx, RaggedView<const float> x, float scale, float keep,
+  static Status sum_heads(Context<Cpu>&, RaggedView<const float> x, float scale, float keep,
                           RaggedView<float> out) {
     for (index_t h = 1; h < x.heads; ++h)
       if (x.length(h) != x.length(0)) return Status::not_supported;
-    ctx.parallel(out.heads, [&](index_t h, index_t) {
-      combine(out.length(h), keep, out.row(h), [&](index_t j) {
-        float sum = 0.0f;
-        for (index_t other = 0; other < x.heads; ++other) sum += x.row(other)[j];
-        return scale * sum;
-      });
+    cpu::for_head_sums(x, [&](index_t first, index_t n, const float* sums) {
+      for (index_t h = 0; h < out.heads; ++h)
+        combine(n, keep, out.row(h) + first, [&](index_t j) { return scale * sums[j]; });
     });
     return Status::ok;
   }

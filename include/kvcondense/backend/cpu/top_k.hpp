@@ -2,7 +2,7 @@
 
 #include <algorithm>
 #include <atomic>
-#include <bit>
+#include <cmath>
 #include <cstdint>
 #include <numeric>
 
@@ -23,6 +23,16 @@ inline RowCutoff row_cutoff(const float* scores, index_t n, index_t k) {
   });
 }
 
+/// The slot that leaves when one does, as in every step of a full cache.
+inline index_t lowest_score(const float* scores, index_t n, Ties order) {
+  std::uint32_t lowest = 0xffffffffu;
+  for (index_t i = 0; i < n; ++i) lowest = std::min(lowest, rank_bits(scores[i]));
+  const auto is_lowest = [&](index_t i) { return rank_bits(scores[i]) == lowest; };
+  index_t i = order == Ties::first ? n - 1 : 0;
+  for (const index_t step = order == Ties::first ? -1 : 1; !is_lowest(i);) i += step;
+  return i;
+}
+
 }  // namespace cpu
 
 /// Threads share the rows.
@@ -41,10 +51,22 @@ struct TopK<Cpu> {
 
       const index_t last = n - ends.suffix;
       const index_t k = std::clamp<index_t>(total[h] - ends.size(), 0, last - ends.prefix);
+      count[h] = ends.size() + k;
+      index_t bad = 0;
+      const auto report = [&] {
+        if (nan != nullptr && bad > 0) std::atomic_ref<index_t>(*nan).fetch_add(bad);
+      };
+      if (count[h] == n - 1 && last > ends.prefix) {
+        const index_t gone = ends.prefix + cpu::lowest_score(s + ends.prefix, last - ends.prefix, order);
+        std::iota(out, out + gone, 0);
+        std::iota(out + gone, out + n - 1, static_cast<std::int32_t>(gone) + 1);
+        if (std::isnan(s[gone])) bad = std::count_if(s + ends.prefix, s + last, [](float x) { return std::isnan(x); });
+        return report();
+      }
       const RowCutoff cut = cpu::row_cutoff(s + ends.prefix, last - ends.prefix, k);
       std::iota(out, out + ends.prefix, 0);
       out += ends.prefix;
-      index_t ties = cut.ties, passed = 0, bad = 0;  // of equal scores the first `passed` leave
+      index_t ties = cut.ties, passed = 0;  // of equal scores the first `passed` leave
       if (order == Ties::last) {
         for (index_t i = ends.prefix; i < last; ++i) passed += rank_bits(s[i]) == cut.bits;
         passed -= ties;
@@ -52,11 +74,13 @@ struct TopK<Cpu> {
       for (index_t i = ends.prefix; i < last; ++i) {
         const std::uint32_t key = rank_bits(s[i]);
         bad += key == 0;
-        if (key > cut.bits || (key == cut.bits && passed-- <= 0 && ties-- > 0)) *out++ = static_cast<std::int32_t>(i);
+        bool stays = key > cut.bits;
+        if (key == cut.bits) stays = passed-- <= 0 && ties-- > 0;
+        *out = static_cast<std::int32_t>(i);  // there is room: at least one slot leaves
+        out += stays;
       }
       std::iota(out, out + ends.suffix, static_cast<std::int32_t>(last));
-      count[h] = ends.size() + k;
-      if (nan != nullptr && bad > 0) std::atomic_ref<index_t>(*nan).fetch_add(bad);
+      report();
     });
     return Status::ok;
   }
