@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <chrono>
-#include <optional>
 
 #include <eval/error.hpp>
 #include <eval/evaluate_model.hpp>
@@ -14,35 +13,24 @@ namespace {
 constexpr const char* full_recipe = "keep_all";
 constexpr index_t tokens_a_turn = 8;
 
-using Rope = std::optional<kvcondense::prim::RopeConfig>;  ///< nothing where a dump does not say
-
 /// What recorded text can give to steps; the rest takes a model, and its words, at every step.
 constexpr kvcondense::Inputs given = kvcondense::Input::attention | kvcondense::Input::queries |
                                      kvcondense::Input::projections | kvcondense::Input::moments;
-
-/// What recipes may know of the model. The tables lie in `heads`.
-any::ModelFacts facts_of(const Rope& rope, const HeadsFile* heads) {
-  any::ModelFacts facts;
-  if (rope) facts.rope = *rope;
-  return heads == nullptr ? facts : heads->add_to(facts);
-}
 
 std::shared_ptr<const HeadsFile> heads_of(const Options& o, const CacheShape& shape) {
   if (o.heads.empty()) return nullptr;
   return std::make_shared<const HeadsFile>(read_heads(o.heads, shape));
 }
 
-RecipeSpec read_for(const std::string& text, const CacheShape& shape, const Rope& rope,
-                    const HeadsFile* heads) {
-  RecipeSpec spec = read_recipe(text, shape, facts_of(rope, heads));
+RecipeSpec read_for(const std::string& text, const CacheShape& shape, const Facts& facts, bool with_model) {
+  RecipeSpec spec = read_recipe(text, shape, facts.for_recipes());
   for (const kvcondense::Input i : kvcondense::all_inputs)
     if (spec.capabilities.needs.without(given).has(i))
       throw Error("recipe '" + spec.given + "' needs " + kvcondense::to_string(i) +
                   " of every token, which this evaluation cannot give");
-  if (spec.capabilities.probes)
-    throw Error("recipe '" + spec.given + "' wants the model to repeat its context before a turn, which "
-                "this evaluation does not do");
-  if ((spec.capabilities.raw_keys || sees_raw(spec.capabilities)) && !rope)
+  if (spec.capabilities.probes && !with_model)
+    throw Error("recipe '" + spec.given + "' wants the model to repeat its context, which takes a model and no --dump");
+  if ((spec.capabilities.raw_keys || sees_raw(spec.capabilities)) && !facts.rope)
     throw Error("recipe '" + spec.given + "' looks at keys or queries before rotation, and the dump "
                 "does not say how they were rotated: it needs rope_theta or rope.inv_freq");
   return spec;
@@ -50,15 +38,15 @@ RecipeSpec read_for(const std::string& text, const CacheShape& shape, const Rope
 
 /// The full cache, then what was asked for. Of the recipes that nobody asked for those that cannot
 /// be are left out, and `setting` says so.
-std::vector<RecipeSpec> read_recipes(const Options& o, const CacheShape& shape, const Rope& rope,
-                                     const HeadsFile* heads, Setting& setting) {
-  std::vector<RecipeSpec> specs{read_for(full_recipe, shape, rope, heads)};
+std::vector<RecipeSpec> read_recipes(const Options& o, const CacheShape& shape, const Facts& facts,
+                                     bool with_model, Setting& setting) {
+  std::vector<RecipeSpec> specs{read_for(full_recipe, shape, facts, with_model)};
   specs[0].given = "full cache";
-  for (const std::string& text : o.recipes) specs.push_back(read_for(text, shape, rope, heads));
+  for (const std::string& text : o.recipes) specs.push_back(read_for(text, shape, facts, with_model));
   if (!o.recipes.empty()) return specs;
   for (const std::string& text : default_recipes(setting.context)) {
     try {
-      specs.push_back(read_for(text, shape, rope, heads));
+      specs.push_back(read_for(text, shape, facts, with_model));
     } catch (const Error&) {
       setting.left_out.push_back(text);
     }
@@ -110,8 +98,8 @@ Results evaluate_recording(const Options& o, Kept* kept) {
   Setting setting;
   set_common(setting, o, recording.shape, feeding, recording.tokens);
   setting.source = o.qkv;
-  const auto heads = heads_of(o, recording.shape);
-  const auto specs = read_recipes(o, recording.shape, recording.rope, heads.get(), setting);
+  const Facts facts{recording.rope, heads_of(o, recording.shape), nullptr};
+  const auto specs = read_recipes(o, recording.shape, facts, false, setting);
   Results results = begin(setting, specs);
   Stage stage(std::move(recording), feeding, wants_raw(specs));
   Progress progress(o.quiet);
@@ -125,7 +113,7 @@ Results evaluate_recording(const Options& o, Kept* kept) {
   // What nobody asked for is not kept: outputs of a large model take gigabytes per recipe. Timing
   // moves caches on, so it uses caches of its own where the others are kept.
   std::vector<std::unique_ptr<Session>> timed(o.rounds > 0 ? specs.size() : 0);
-  if (kept != nullptr) prepare(*kept, specs.size()), kept->heads = heads;
+  if (kept != nullptr) prepare(*kept, specs.size()), kept->facts = facts;
   std::vector<Job> jobs;
   for (std::size_t i = 0; i < specs.size(); ++i) {
     auto* session = timed.empty() ? nullptr : &timed[i];
@@ -154,8 +142,8 @@ Results evaluate_recording(const Options& o, Kept* kept) {
 Results evaluate_model(const Options& o, Kept* kept) {
   Setting setting;
   const ModelTask task = load_task(o, setting);
-  const auto heads = heads_of(o, task.shape);
-  const auto specs = read_recipes(o, task.shape, task.rope, heads.get(), setting);
+  const Facts facts{task.rope, heads_of(o, task.shape), std::make_shared<engine::OutputProjections>(task.model)};
+  const auto specs = read_recipes(o, task.shape, facts, kept == nullptr, setting);
   Results results = begin(setting, specs);
   const auto window = static_cast<double>(o.context);
   double each = window * static_cast<double>(o.windows + 1);  // the text, then the attention alone
@@ -180,7 +168,7 @@ Results evaluate_model(const Options& o, Kept* kept) {
   std::vector<std::vector<RecallSums>> recall(specs.size(),
                                               std::vector<RecallSums>(task.documents.size()));
   std::vector<std::unique_ptr<Session>> sessions(specs.size());
-  if (kept != nullptr) prepare(*kept, specs.size()), kept->heads = heads;
+  if (kept != nullptr) prepare(*kept, specs.size()), kept->facts = facts;
   for (std::size_t w = 0; w < full.size(); ++w) text[0][w] = full_sums(task, w, full[w].logits);
   describe_cache(full[0].session->cache(), results.recipes[0]);
   sessions[0] = std::move(full[0].session);
@@ -204,7 +192,7 @@ Results evaluate_model(const Options& o, Kept* kept) {
   run_jobs(std::move(jobs), threads(o), progress);
   jobs.clear();
   for (std::size_t i = 0; i < specs.size(); ++i)
-    jobs.push_back(replay_job(stage, specs[i], results.recipes[i],
+    if (!specs[i].capabilities.probes) jobs.push_back(replay_job(stage, specs[i], results.recipes[i],
                               kept != nullptr ? &kept->sessions[i] : nullptr,
                               kept != nullptr ? &kept->outputs[i] : nullptr));
   run_jobs(std::move(jobs), threads(o), progress);

@@ -2,7 +2,7 @@
 
 #include <memory>
 
-#include <eval/heads_file.hpp>
+#include <eval/facts.hpp>
 #include <eval/options.hpp>
 #include <eval/replay.hpp>
 #include <eval/result.hpp>
@@ -11,7 +11,7 @@ namespace eval {
 
 /// The caches after the recorded window, for --dump: one per recipe, in order.
 struct Kept {
-  std::shared_ptr<const HeadsFile> heads;  ///< tables that the caches borrow
+  Facts facts;  ///< arrays that the caches borrow
   Outputs exact;
   std::vector<std::unique_ptr<Session>> sessions;
   std::vector<Outputs> outputs;

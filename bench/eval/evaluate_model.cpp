@@ -59,8 +59,10 @@ ModelTask load_task(const Options& o, Setting& setting) {
       o.documents > 0 ? beside_model(o.recall, o.model, "recall.jsonl") : std::string();
   if (!recall.empty())
     task.documents = choose_documents(read_recall(recall, c), o.documents, o.context);
+  if (o.ask != Ask::stream) task.documents = ask_each(task.documents, o.ask, o.question);
   if (!o.recall.empty() && task.documents.empty())
-    throw Error(recall + ": no document fits a --context of " + std::to_string(o.context));
+    throw Error(recall + ": no document fits a --context of " + std::to_string(o.context) +
+                (o.ask == Ask::stream ? "" : " and asks a question of " + std::to_string(o.question) + " tokens"));
 
   set_common(setting, o, task.shape, task.feeding, o.context);
   setting.source = shown(o, o.model);
@@ -69,9 +71,27 @@ ModelTask load_task(const Options& o, Setting& setting) {
   setting.byte_tokens = engine::speaks_bytes(c);
   setting.windows = o.windows;
   setting.documents = static_cast<index_t>(task.documents.size());
+  setting.ask = o.ask, setting.question = o.question;
   setting.max_positions = c.max_positions;
   return task;
 }
+
+namespace {
+
+/// What a recipe that asks about a context before its turn wants of its engine: the context again, piece by
+/// piece, then the turn.
+void condense_context(Session& session, std::span<const std::int32_t> context, index_t chunk, engine::Decoder& decoder) {
+  if (!session.cache().capabilities().probes) return;
+  const auto n = static_cast<index_t>(context.size());
+  for (index_t at = 0; at < n; at += chunk) {
+    const index_t count = std::min(chunk, n - at);
+    require(session.ask(decoder, context.subspan(static_cast<std::size_t>(at), static_cast<std::size_t>(count)), at, at + count),
+            "the model refused to repeat its context");
+  }
+  require(session.turn(0), "the cache refused a turn");
+}
+
+}  // namespace
 
 WindowRun run_full(const ModelTask& task, const RecipeSpec& full, std::size_t i,
                    Recording* recording, const Tick& tick) {
@@ -83,7 +103,7 @@ WindowRun run_full(const ModelTask& task, const RecipeSpec& full, std::size_t i,
     return (*run.session)(chunk, out);
   };
   run_text(
-      task.model, {}, attention, tokens, task.feeding,
+      task.model, {}, attention, tokens, task.feeding, nullptr,
       [&](index_t, std::span<const float> logits) {
         run.logits.insert(run.logits.end(), logits.begin(), logits.end());
       },
@@ -108,6 +128,7 @@ std::unique_ptr<Session> run_window(const ModelTask& task, const RecipeSpec& rec
   run_text(
       task.model, session->decoder_options(), std::ref(*session),
       tokens.first(static_cast<std::size_t>(task.context)), task.feeding,
+      [&](engine::Decoder& d) { condense_context(*session, tokens.first(static_cast<std::size_t>(task.feeding.prefill)), task.feeding.chunk, d); },
       [&](index_t at, std::span<const float> logits) {
         sums.add(row(full_logits, at - task.feeding.prefill, task.model.config.vocab), logits,
                  tokens[static_cast<std::size_t>(at) + 1]);
@@ -119,7 +140,7 @@ std::unique_ptr<Session> run_window(const ModelTask& task, const RecipeSpec& rec
 RecallSums run_document(const ModelTask& task, const RecipeSpec& recipe, const Document& document,
                         const Tick& tick) {
   RecallSums sums;
-  const auto half = static_cast<index_t>(document.tokens.size()) / 2;
+  const index_t half = document.prefill > 0 ? document.prefill : static_cast<index_t>(document.tokens.size()) / 2;
   // For every token: how far back the value is that the next one belongs to (0: none), and which of
   // the value's tokens that next one is.
   std::vector<index_t> distance(document.tokens.size(), 0), offset(document.tokens.size(), 0);
@@ -137,6 +158,7 @@ RecallSums run_document(const ModelTask& task, const RecipeSpec& recipe, const D
       task.model, session.decoder_options(), std::ref(session),
       std::span(document.tokens).first(static_cast<std::size_t>(last)),
       {.prefill = half, .chunk = task.feeding.chunk},
+      [&](engine::Decoder& d) { condense_context(session, std::span(document.tokens).first(static_cast<std::size_t>(half)), task.feeding.chunk, d); },
       [&](index_t at, std::span<const float> logits) {
         const auto here = static_cast<std::size_t>(at);
         if (distance[here] > 0)

@@ -1,6 +1,8 @@
 #include <eval/heads_file.hpp>
 
+#include <algorithm>
 #include <cmath>
+#include <iterator>
 #include <utility>
 
 #include <engine/json_text.hpp>
@@ -113,6 +115,10 @@ kvcondense::any::ModelFacts HeadsFile::add_to(kvcondense::any::ModelFacts facts)
   per_head(echo, facts.echo), per_head(shares, facts.shares);
   per_layer(evicted, facts.evicted), per_layer(variance, facts.variance);
   return facts;
+}
+
+bool is_head_table(std::string_view fact) {
+  return std::any_of(std::begin(tables), std::end(tables), [&](const Table& t) { return fact == t.name; });
 }
 
 HeadsFile parse_heads(std::string_view text, const std::string& name) { return Reader(name).read(text); }

@@ -24,6 +24,9 @@ struct HeadsFile {
   kvcondense::any::ModelFacts add_to(kvcondense::any::ModelFacts facts) const;
 };
 
+/// Whether a fact of the model may stand in such a file.
+bool is_head_table(std::string_view fact);
+
 /// Reads such a file. Throws Error with the table and the place in it at fault.
 HeadsFile parse_heads(std::string_view text, const std::string& name);
 /// The same, and refuses a file of a model of another shape.

@@ -128,6 +128,18 @@ std::vector<Document> choose_documents(std::vector<Document> all, index_t count,
   return chosen;
 }
 
+std::vector<Document> ask_each(const std::vector<Document>& all, Ask ask, index_t question) {
+  std::vector<Document> asked;
+  for (const Document& d : all)
+    for (const Document::Query& q : d.queries) {
+      const auto half = static_cast<index_t>(d.tokens.size()) / 2;
+      if (q.at - question < half || q.distance < question + q.length) continue;
+      const auto end = d.tokens.begin() + static_cast<std::ptrdiff_t>(q.at + q.length);
+      asked.push_back({{d.tokens.begin(), end}, {q}, ask == Ask::inside ? q.at - 1 : q.at - question});
+    }
+  return asked;
+}
+
 std::vector<std::int32_t> parse_ids(std::string_view text, index_t vocab, const std::string& name) {
   constexpr std::string_view between = " \t\r\n,";
   std::vector<std::int32_t> ids;

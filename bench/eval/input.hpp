@@ -7,6 +7,7 @@
 #include <vector>
 
 #include <engine/model.hpp>
+#include <eval/ask.hpp>
 
 namespace eval {
 
@@ -22,6 +23,7 @@ struct Document {
 
   std::vector<std::int32_t> tokens;
   std::vector<Query> queries;
+  index_t prefill = 0;  ///< tokens fed at once; 0: half
 };
 
 /// Reads a file of recall documents, one JSON object a line: `text`, whose bytes are the tokens of
@@ -32,6 +34,10 @@ std::vector<Document> read_recall(const std::string& path, const engine::ModelCo
 
 /// The `count` longest documents of at most `context` tokens, in the order of the file.
 std::vector<Document> choose_documents(std::vector<Document> all, index_t count, index_t context);
+
+/// One document per value that the second half of a document asks for, cut behind the value; the question is
+/// the `question` tokens before it. Values last mentioned nearer than that are left out.
+std::vector<Document> ask_each(const std::vector<Document>& all, Ask ask, index_t question);
 
 /// Token ids, divided by blanks or commas. Throws Error with the place at fault.
 std::vector<std::int32_t> parse_ids(std::string_view text, index_t vocab, const std::string& name);

@@ -20,6 +20,8 @@ ordered_json to_json(const Setting& s) {
   if (!s.recall.empty()) {
     j["recall"] = s.recall;
     j["documents"] = s.documents;
+    j["ask"] = to_string(s.ask);
+    if (s.ask != Ask::stream) j["question"] = s.question;
   }
   if (!s.heads.empty()) j["heads"] = s.heads;
   j["layers"] = s.layers;
@@ -81,7 +83,7 @@ ordered_json to_json(const Setting& s, const RecipeResult& r) {
                  {"codes_numbers", r.codes_numbers},
                  {"bytes_per_token", r.bytes_per_token()},
                  {"ratio", r.report.ratio()},
-                 {"attention_error", r.mean_error()},
+                 {"attention_error", r.layer_error.empty() ? ordered_json(nullptr) : ordered_json(r.mean_error())},
                  {"attention_error_by_layer", r.layer_error}};
   if (s.has_text()) {
     j["predictions"] = r.text.predictions;

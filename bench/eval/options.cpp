@@ -116,6 +116,11 @@ void add_main(CLI::App& app, Options& o) {
   add_count(app, "--windows", o.windows, 1, 100000, "Windows of the text");
   add_count(app, "--documents", o.documents, 0, 100000,
             "Recall documents, the longest that fit; 0: none");
+  add(app, "What to measure", "--ask", "HOW", o.ask, "Their questions come in a stream, inside the prefill, or later")
+      ->transform(CLI::Transformer(std::map<std::string, Ask>{
+                      {to_string(Ask::stream), Ask::stream}, {to_string(Ask::inside), Ask::inside}, {to_string(Ask::later), Ask::later}})
+                      .description("stream, inside or later"));
+  add_count(app, "--question", o.question, 1, most_tokens, "Tokens before a value that ask for it, where each question is asked alone");
   add(app, "How", "--seed", "N", o.seed, "Where in the text the windows lie")
       ->check(whole_number<std::uint64_t>(0, ~std::uint64_t{0}))
       ->capture_default_str();
@@ -200,12 +205,13 @@ std::string complaint(const CLI::App& app, const Options& o) {
   std::string odd;
   if (!o.qkv.empty())
     odd = given(app, {"--text", "--ids", "--recall", "--dump-qkv", "--context", "--windows",
-                      "--documents", "--seed"});
+                      "--documents", "--ask", "--question", "--seed"});
   if (!odd.empty()) return odd + " belongs to --model, not to --qkv";
   if (!o.dump_qkv.empty())
     odd = given(app, {"--recipe", "--heads", "--json", "--plot", "--dump", "--recall", "--documents",
-                      "--rounds", "--jobs"});
+                      "--ask", "--question", "--rounds", "--jobs"});
   if (!odd.empty()) return odd + " does nothing beside --dump-qkv";
+  if (o.ask == Ask::stream && app.count("--question") > 0) return "--question belongs to --ask inside or --ask later";
   if (!o.recall.empty() && o.documents == 0) return "--recall and --documents 0 exclude each other";
   if (o.qkv.empty() && o.prefill >= o.context)
     return "--prefill " + std::to_string(o.prefill) + " must be below --context " +

@@ -4,6 +4,7 @@
 #include <string>
 #include <vector>
 
+#include <eval/ask.hpp>
 #include <kvcondense/core/config.hpp>
 
 namespace eval {
@@ -37,6 +38,8 @@ struct Options {
   index_t chunk = 1024;    ///< most tokens of one prefill pass
   index_t windows = 2;
   index_t documents = 8;
+  Ask ask = Ask::stream;   ///< when documents ask
+  index_t question = 24;   ///< tokens before a value that ask for it
   index_t rounds = 8;  ///< of the timing; 0: none
   index_t jobs = 0;    ///< threads; 0: as many as the machine has
   std::uint64_t seed = 1;

@@ -3,6 +3,7 @@
 #include <string>
 #include <vector>
 
+#include <eval/ask.hpp>
 #include <eval/metrics.hpp>
 #include <kvcondense/cache/report.hpp>
 
@@ -52,6 +53,8 @@ struct Setting {
   index_t max_positions = 0;  ///< that the model was made for; 0: not known
   index_t context = 0, prefill = 0, chunk = 0, windows = 0, documents = 0, rounds = 0;
   std::uint64_t seed = 0;
+  Ask ask = Ask::stream;
+  index_t question = 0;
   std::vector<std::string> left_out;  ///< of the recipes run by default, those this cache refuses
 
   bool has_text() const { return !text.empty(); }

@@ -2,17 +2,25 @@
 
 #include <engine/json_text.hpp>
 #include <eval/error.hpp>
+#include <eval/heads_file.hpp>
 
 namespace eval {
 
 namespace {
+
+/// Where the user may get what the recipe lacks.
+std::string hint(const any::ParsedRecipe& recipe) {
+  const char* fact = recipe.stages.evict.missing().fact;
+  if (fact == nullptr) return {};
+  return is_head_table(fact) ? "; give --heads FILE" : ", which this evaluation does not have here";
+}
 
 any::AnyCache empty_cache(const any::ParsedRecipe& recipe, const CacheShape& shape,
                           std::string_view given) {
   auto made = any::make(recipe, shape, any::on<kvcondense::Cpu>);
   if (!made)
     throw Error("recipe '" + engine::printable(given) + "': " + std::string(made.message()) +
-                (made.status() == kvcondense::Status::missing_input ? "; give --heads FILE" : ""));
+                hint(recipe));
   return *std::move(made);
 }
 

@@ -53,7 +53,7 @@ std::vector<std::string> header(const Setting& s, bool timed) {
 std::vector<std::string> cells(const Setting& s, const RecipeResult& r, bool timed) {
   std::vector<std::string> c{r.recipe, text_of("%.0f", r.bytes_per_token()),
                              text_of("%.3f", r.report.ratio()), slots_text(r),
-                             short_number(r.mean_error(), 2)};
+                             r.layer_error.empty() ? "-" : short_number(r.mean_error(), 2)};
   if (s.has_text())
     c.insert(c.end(), {short_number(r.text.mean_kl(), 2), text_of("%.1f", 100 * r.text.agreement()),
                        text_of("%.3f", r.text.mean_bits())});
@@ -111,6 +111,21 @@ std::string aligned_left(const std::vector<std::vector<std::string>>& rows) {
   return align(rows, rows.empty() ? 0 : rows[0].size());
 }
 
+namespace {
+
+std::string recall_text(const Setting& s) {
+  const std::string plural = s.documents == 1 ? "" : "s";
+  switch (s.ask) {
+    case Ask::stream: break;
+    case Ask::inside: return " question" + plural + " of " + std::to_string(s.question) + " tokens, at once with all that is before";
+    case Ask::later:
+      return " question" + plural + " of " + std::to_string(s.question) + " tokens, one by one behind all that is before";
+  }
+  return " document" + plural + ", second half one by one";
+}
+
+}  // namespace
+
 std::string heading(const Results& results) {
   const Setting& s = results.setting;
   const auto number = [](index_t n) { return std::to_string(n); };
@@ -125,8 +140,7 @@ std::string heading(const Results& results) {
     text += s.text + ": " + number(s.windows) + (s.windows == 1 ? " window of " : " windows of ") +
             feeding + "\n";
   if (!s.recall.empty())
-    text += s.recall + ": " + number(s.documents) +
-            (s.documents == 1 ? " document" : " documents") + ", second half one by one\n";
+    text += s.recall + ": " + number(s.documents) + recall_text(s) + "\n";
   if (timed(results)) text += "timed on one thread of " + host_line() + "\n";
   if (s.max_positions > 0 && s.context > s.max_positions)
     text += "note: the model was made for " + number(s.max_positions) +

@@ -9,7 +9,7 @@ using kvcondense::TensorView;
 void run_text(const engine::Model& model, engine::DecoderOptions options,
               const engine::Attention& attention,
               std::span<const std::int32_t> tokens, const Feeding& feeding,
-              const EachPrediction& each, const Tick& tick) {
+              const AfterPrefill& after_prefill, const EachPrediction& each, const Tick& tick) {
   options.chunk = feeding.chunk;
   engine::Decoder decoder(model, std::move(options));
   const auto first = static_cast<std::size_t>(feeding.prefill);
@@ -21,6 +21,7 @@ void run_text(const engine::Model& model, engine::DecoderOptions options,
   };
   require(decoder.prefill(tokens.first(first), 0, counted).status(),
           "the model refused the prefill");
+  if (after_prefill != nullptr) after_prefill(decoder);
   for (std::size_t at = first; at < tokens.size(); ++at) {
     const auto logits = decoder.forward(tokens.subspan(at, 1), static_cast<index_t>(at), counted,
                                         engine::Logits::last, kvcondense::Phase::decode);

@@ -19,11 +19,14 @@ struct Feeding {
 /// Sees the logits after token `at` was fed, for the tokens that were fed singly.
 using EachPrediction = std::function<void(index_t at, std::span<const float> logits)>;
 
+/// Sees the decoder when the prefill is over.
+using AfterPrefill = std::function<void(engine::Decoder&)>;
+
 /// Feeds all of `tokens` at positions 0, 1, ... to a model with an empty cache behind `attention`;
 /// `options` are those of that cache. Throws Error when a call is refused.
 void run_text(const engine::Model& model, engine::DecoderOptions options,
               const engine::Attention& attention,
               std::span<const std::int32_t> tokens, const Feeding& feeding,
-              const EachPrediction& each, const Tick& tick);
+              const AfterPrefill& after_prefill, const EachPrediction& each, const Tick& tick);
 
 }  // namespace eval

@@ -9,6 +9,7 @@
 
 #include <engine/condensed_attention.hpp>
 #include <engine/decoder.hpp>
+#include <engine/output_projections.hpp>
 #include <engine/sampling.hpp>
 #include <engine/tokenizer.hpp>
 #include <kvcondense/any/any_cache.hpp>
@@ -62,9 +63,10 @@ int main(int argc, char** argv) {
     return fail("this model has no byte vocabulary, and there is no other tokenizer here");
 
   const auto context = static_cast<engine::index_t>(options.prompt.size()) + options.tokens;
+  const engine::OutputProjections output(*model);
   auto made = kvcondense::any::make(options.recipe, engine::cache_shape(model->config),
                                     kvcondense::any::on<kvcondense::Cpu>, kvcondense::heap_memory(),
-                                    {.rope = engine::library_rope(model->config.rope, context)});
+                                    {.rope = engine::library_rope(model->config.rope, context), .output = output.view()});
   if (!made) return fail("recipe: " + std::string(made.message()));
   engine::CondensedAttention cache(*std::move(made));
   engine::Decoder decoder(*model, cache.decoder_options());

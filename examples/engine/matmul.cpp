@@ -72,6 +72,15 @@ PackedMatrix::PackedMatrix(std::span<const float> row_major, index_t out, index_
   }
 }
 
+std::vector<float> PackedMatrix::row_major() const {
+  std::vector<float> rows(static_cast<std::size_t>(out_ * in_));
+  for (index_t o = 0; o < out_; ++o) {
+    const float* panel = panels_.data() + (o / panel_width) * in_ * panel_width + o % panel_width;
+    for (index_t i = 0; i < in_; ++i) rows[static_cast<std::size_t>(o * in_ + i)] = panel[i * panel_width];
+  }
+  return rows;
+}
+
 void PackedMatrix::multiply(const float* x, index_t rows, float* y) const {
   for (index_t o = 0; o < out_; o += panel_width)
     multiply_panel(x, in_, rows, panels_.data() + o * in_, in_, y + o, out_,

@@ -26,6 +26,9 @@ class PackedMatrix {
   index_t out() const { return out_; }
   index_t in() const { return in_; }
 
+  /// The matrix as it was given, [out, in].
+  std::vector<float> row_major() const;
+
   /// y[rows, out] = x[rows, in] * transpose(this), both dense. x and y do not overlap.
   void multiply(const float* x, index_t rows, float* y) const;
 

@@ -74,12 +74,32 @@ TEST_CASE("recall documents: a model of any vocabulary takes them as ids", "[eva
 TEST_CASE("recall documents: the longest that fit, in the order of the file", "[eval][input]") {
   std::vector<Document> all;
   for (const std::size_t n : {10u, 40u, 20u, 30u, 20u})
-    all.push_back({std::vector<std::int32_t>(n), {}});
+    all.push_back({std::vector<std::int32_t>(n), {}, 0});
   const auto chosen = choose_documents(all, 3, 30);
   REQUIRE(chosen.size() == 3);
   REQUIRE(chosen[0].tokens.size() == 20);
   REQUIRE(chosen[1].tokens.size() == 30);
   REQUIRE(chosen[2].tokens.size() == 20);
+}
+
+TEST_CASE("recall: each question alone, inside the prefill or behind it", "[eval][input]") {
+  Document d;
+  for (std::int32_t i = 0; i < 100; ++i) d.tokens.push_back(i);
+  // In the first half, too near, good, begins in the first half, good.
+  d.queries = {{30, 2, 20}, {70, 2, 9}, {80, 2, 70}, {55, 2, 40}, {90, 3, 13}};
+  const auto inside = ask_each({d, d}, Ask::inside, 10), later = ask_each({d, d}, Ask::later, 10);
+  REQUIRE(inside.size() == 4);
+  REQUIRE(later.size() == 4);
+  for (std::size_t i = 0; i < 4; ++i) {
+    const index_t at = i % 2 == 0 ? 80 : 90;
+    REQUIRE(inside[i].queries.size() == 1);
+    REQUIRE(inside[i].queries[0].at == at);
+    REQUIRE(static_cast<index_t>(inside[i].tokens.size()) == at + (i % 2 == 0 ? 2 : 3));
+    REQUIRE(inside[i].tokens == later[i].tokens);
+    REQUIRE(inside[i].prefill == at - 1);
+    REQUIRE(later[i].prefill == at - 10);
+  }
+  REQUIRE(ask_each({d}, Ask::later, 60).empty());
 }
 
 TEST_CASE("ids: any blanks and commas between, everything else refused with its place",

@@ -226,6 +226,51 @@ TEST_CASE("model: the timing has one speed per recipe, the full cache's ratio is
   REQUIRE(results.recipes[1].slots[0][0] == 32);  // described before the timing moved the cache on
 }
 
+TEST_CASE("model: what a method needs of the model is given, or the recipe is refused by name", "[eval][model]") {
+  const Results r = evaluate(tiny({"h2o(heavy=24, recent=24)", "critical(h2o(heavy=24, recent=24))"}));
+  REQUIRE(r.recipes[2].text.kl > 0.0);
+  REQUIRE(r.recipes[2].text.kl != r.recipes[1].text.kl);
+  REQUIRE(r.recipes[2].slots == r.recipes[1].slots);
+  const auto [recipe, why] = GENERATE(table<std::string, std::string>(
+      {{"sirllm", "needs surprise of every token, which this evaluation cannot give"},
+       {"dms", "needs gates of every token, which this evaluation cannot give"},
+       {"duo_attention", "ModelFacts::gates; give --heads FILE"},
+       {"locret", "ModelFacts::retain_in, which this evaluation does not have here"}}));
+  REQUIRE_THROWS_WITH(evaluate(tiny({recipe})), Catch::Contains("recipe '" + recipe + "'") && Catch::Contains(why));
+}
+
+TEST_CASE("model: a recipe that repeats its context is condensed after the prefill", "[eval][model]") {
+  Options o = tiny({"kvzip(keep=0.5)", "kvzip(keep=1)"});
+  const Results r = evaluate(o);
+  index_t slots = 0;
+  for (const auto& layer : r.recipes[1].slots)
+    for (const index_t n : layer) slots += n;
+  REQUIRE(slots == 4 * 2 * (96 + 48));  // half of the prefill, and what came later
+  REQUIRE(r.recipes[1].text.kl > 0.0);
+  REQUIRE(r.recipes[1].layer_error.empty());
+  REQUIRE(r.recipes[2].text.kl == 0.0);
+  REQUIRE(table(r).find(" -  ") != std::string::npos);
+  REQUIRE(to_json(r)["recipes"][1]["attention_error"].is_null());
+  Kept kept;
+  REQUIRE_THROWS_WITH(evaluate(o, &kept), Catch::Contains("takes a model and no --dump"));
+}
+
+TEST_CASE("model: a question inside the prefill and later is the same question", "[eval][model]") {
+  Options o = tiny({"snapkv(tokens=24, window=8)"});
+  o.context = 512, o.documents = 1, o.ask = Ask::inside;
+  const Results inside = evaluate(o);
+  o.ask = Ask::later;
+  const Results later = evaluate(o);
+  REQUIRE(inside.setting.documents > 0);
+  REQUIRE(inside.setting.documents == later.setting.documents);
+  REQUIRE(inside.recipes[1].recall.asked_all() == later.recipes[1].recall.asked_all());
+  REQUIRE(inside.recipes[0].recall.all() == later.recipes[0].recall.all());  // nothing left
+  REQUIRE(inside.recipes[1].recall.all() > later.recipes[1].recall.all());
+  REQUIRE(heading(later).find("one by one behind all that is before") != std::string::npos);
+  o.question = 600;
+  REQUIRE_THROWS_WITH((o.recall = o.model + "/recall.jsonl", evaluate(o)), Catch::Contains("asks a question of 600 tokens"));
+}
+
 TEST_CASE("model: text and ids that do not fit are refused", "[eval][model]") {
   const TempFile ids("ids.txt");
   Options o = tiny({"int8"});

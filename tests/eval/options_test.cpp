@@ -82,6 +82,8 @@ TEST_CASE("options: what cannot be is said in one line", "[eval][options]") {
       {Words{"--model", "m", "--json", ""}, "--json: its value is empty"},
       {Words{"--model", "m", "--recall", "r", "--documents", "0"},
        "--recall and --documents 0 exclude each other"},
+      {Words{"--model", "m", "--question", "9"}, "--question belongs to --ask inside or --ask later"},
+      {Words{"--qkv", "f", "--ask", "later"}, "--ask belongs to --model, not to --qkv"},
       {Words{"--context", "64", "demo"},
        "--context: options of demo go behind it; demo --help lists them"},
       {Words{"--model", "m", "--qkv", "f"}, "--model excludes --qkv"},
