@@ -14,6 +14,7 @@
 #include <kvcondense/budget/uniform.hpp>
 #include <kvcondense/budget/variance.hpp>
 #include <kvcondense/cache/recipe.hpp>
+#include <kvcondense/evict/alisa.hpp>
 #include <kvcondense/evict/block_prefill.hpp>
 #include <kvcondense/evict/caote.hpp>
 #include <kvcondense/evict/chunked.hpp>

@@ -2,6 +2,7 @@
 
 #include <kvcondense/any/builtin.hpp>
 #include <kvcondense/cpu.hpp>
+#include <kvcondense/evict/alisa.hpp>
 #include <kvcondense/evict/block_prefill.hpp>
 #include <kvcondense/evict/caote.hpp>
 #include <kvcondense/evict/chunked.hpp>
@@ -41,6 +42,7 @@ namespace kvcondense::any::detail {
 
 namespace {
 
+using evict::Alisa;
 using evict::ChunkKV;
 using evict::Dms;
 using evict::DuoAttention;
@@ -294,6 +296,11 @@ constexpr Field keyformer_fields[] = {
     number<Keyformer, &Keyformer::seed>("seed", "", "of the noise; 0: none", 0, 1e9),
 };
 
+constexpr Field alisa_fields[] = {
+    fraction<Alisa, &Alisa::ratio>("ratio", "", "part of the tokens so far that stays: half of it the newest", 1e-6, 1.0),
+    number<Alisa, &Alisa::history>("history", "", "newest queries that choose, at most", 1, 65536),
+};
+
 using BlockPrefill = evict::BlockPrefill<Inner>;
 using Caote = evict::Caote<Inner>;
 using Critical = evict::Critical<Inner>;
@@ -397,6 +404,9 @@ constexpr Entry entries[] = {
     stage_entry<Keyformer>("Keeps the newest tokens and those that drew most attention so far, "
                            "measured with noise and rising temperature.",
                            keyformer_fields),
+    stage_entry<Alisa>("Keeps the newest tokens, and as many of the others: those that the newest queries of "
+                       "all heads look at.",
+                       alisa_fields),
     wrapper_entry<Caote, &Caote::policy>(Stage::evict,
                                          "Ranks tokens by how far the attention output moves without "
                                          "them, instead of by their attention alone.",

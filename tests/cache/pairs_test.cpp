@@ -51,6 +51,7 @@ const std::map<std::string, Setting> settings = {
     {"variance", {"variance(POLICY, least=5%)"}},
     {"scissorhands", {"scissorhands(tokens=40, drop=10, history=20, recent=6, sinks=2)"}},
     {"keyformer", {"keyformer(tokens=40, recent=8, generation=30)"}},
+    {"alisa", {"alisa(ratio=40%, history=8)"}},
     {"caote", {"caote(POLICY)"}},
     {"critical", {"critical(POLICY, first=40%)"}},
     {"chunked", {"chunked(POLICY, chunk=5)"}},
@@ -130,12 +131,12 @@ TEST_CASE("cache: every pair of policy and wrapper works under any calls", "[cac
                          {"skip_layers", "keep_all"},
                          {"uniform", "keep_all"},
                          // Sharing between heads needs scores.
-                         {"ada", "keep_all sliding_window sink_window tova chunkkv sirllm razor_attention duo_attention prefixkv paged_h2o"},
-                         {"head_table", "keep_all tova chunkkv prefixkv paged_h2o"},
+                         {"ada", "keep_all sliding_window sink_window tova chunkkv sirllm razor_attention duo_attention prefixkv paged_h2o alisa"},
+                         {"head_table", "keep_all tova chunkkv prefixkv paged_h2o alisa"},
                          {"exit_threshold", "keep_all sliding_window sink_window razor_attention duo_attention"},
                          // Scores of all layers at once, not those that a step measures.
                          {"global_top", "keep_all sliding_window sink_window tova snapkv chunkkv rkv sirllm razor_attention expected_attention "
-                                        "duo_attention prefixkv paged_h2o scissorhands keyformer"},
+                                        "duo_attention prefixkv paged_h2o scissorhands keyformer alisa"},
                          // Tokens that are judged once, in the step in which they leave a window.
                          {"block_prefill", "keep_all dms"},
                          {"every", "keep_all dms"},
@@ -148,7 +149,7 @@ TEST_CASE("cache: every pair of policy and wrapper works under any calls", "[cac
                                    "duo_attention strided_blocks prefixkv paged_h2o scissorhands"},
                          {"critical", "keep_all sliding_window sink_window tova knorm keydiff lagkv chunkkv rkv sirllm locret dms razor_attention kvzip "
                                    "expected_attention "
-                                      "duo_attention strided_blocks prefixkv paged_h2o scissorhands"},
+                                      "duo_attention strided_blocks prefixkv paged_h2o scissorhands alisa"},
                      });
 }
 

@@ -147,6 +147,8 @@ TEST_CASE("erased: a pipeline chosen at run time does what the typed one does", 
   require_same(scissors, Any(scissors));
   const evict::Keyformer former{.tokens = 19, .recent = 5, .generation = 4};
   require_same(former, Any(former));
+  const evict::Alisa alisa{.ratio = 0.3, .history = 9};
+  require_same(alisa, Any(alisa));
 }
 
 TEST_CASE("erased: budgets around a run-time policy are what they are around a typed one", "[evict][erased]") {

@@ -25,7 +25,8 @@ inline double number(std::uint32_t seed, index_t head, index_t token) {
 template <class P>
 auto ragged(const P& policy, const CacheShape& shape, std::uint32_t seed, const Ints& identity) {
   auto d = drive(shape, policy);
-  const bool one_set = d.pipeline.source.one_set() && P::needs.has(Input::attention);
+  const bool measured = P::needs.has(Input::attention) || P::needs.has(Input::queries);
+  const bool one_set = d.pipeline.source.one_set() && measured;
   constexpr index_t sizes[] = {0, 1, 30, 31, 32, 256};
   d.seen = 300;
   for (index_t h = 0; h < shape.kv_heads; ++h) {

@@ -43,8 +43,9 @@ struct HeadTableBudget {
   }
   Status validate(const CacheShape& shape) const {
     if (!(beta >= 1.0 && beta <= 1e6)) return Status::invalid_argument;
-    const auto source = policy.pipeline().source;
-    if (source.one_set() && source.attention().rows != AttentionNeed::Rows::none) return Status::incompatible;
+    const auto p = policy.pipeline();
+    const bool measured = p.inputs().has(Input::attention) || p.inputs().has(Input::queries);
+    if (p.source.one_set() && measured) return Status::incompatible;
     if (shares.empty()) return Status::missing_input;
     if (!shares.fits(shape)) return Status::shape_mismatch;
     double sum = 0;
