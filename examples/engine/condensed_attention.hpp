@@ -21,7 +21,7 @@ inline kvcondense::CacheShape cache_shape(const ModelConfig& m) {
 /// What this engine can give to steps; a recipe that needs more is refused by its cache, by name.
 inline constexpr kvcondense::Inputs given_inputs =
     kvcondense::Input::attention | kvcondense::Input::queries | kvcondense::Input::projections |
-    kvcondense::Input::moments | kvcondense::Input::surprise;
+    kvcondense::Input::moments | kvcondense::Input::surprise | kvcondense::Input::classes;
 
 /// One sequence in a condensed cache, as Decoder wants its attention. Cache: kvcondense::Cache of
 /// any recipe, or kvcondense::any::AnyCache. Its decoder is made with `decoder_options()`.
@@ -38,6 +38,7 @@ class CondensedAttention {
     using kvcondense::Input;
     DecoderOptions o{.rotate = rotated_input(), .chunk = chunk};
     o.keep_raw = needs().has(Input::projections) || needs().has(Input::moments);
+    o.classes = needs().has(Input::classes);
     if (needs().has(Input::surprise))
       o.after_pass = [this](auto tokens, auto logits) { return finish(tokens, logits); };
     return o;

@@ -4,6 +4,8 @@
 #include <cmath>
 #include <numeric>
 
+#include <engine/tokenizer.hpp>
+
 namespace engine {
 namespace {
 
@@ -69,7 +71,8 @@ Status Decoder::layer(index_t index, index_t tokens, Phase phase, const Attentio
                          positions_,
                          phase,
                          by_head(raw_q, c.q_heads, tokens, c.head_dim),
-                         by_head(raw_k, c.kv_heads, tokens, c.head_dim)};
+                         by_head(raw_k, c.kv_heads, tokens, c.head_dim),
+                         classes_};
   if (const Status s = attention(chunk, by_head(mixed, c.q_heads, tokens, c.head_dim));
       s != Status::ok)
     return s;
@@ -104,6 +107,8 @@ Expected<std::span<const float>> Decoder::forward(std::span<const std::int32_t> 
   }
   positions_.resize(tokens.size());
   std::iota(positions_.begin(), positions_.end(), first);
+  classes_.clear();
+  if (options_.classes && speaks_bytes(c)) classes_ = byte_classes(tokens, first == 0);
   if (options_.rotate) rope_.fill(c.rope, first, count);
   for (index_t i = 0; i < c.layers; ++i)
     if (const Status s = layer(i, count, phase, attention); s != Status::ok) return s;

@@ -27,6 +27,7 @@ struct LayerChunk {
   Phase phase = Phase::automatic;      ///< where the chunk stands in its request
   TensorView<const float, 3> raw_q{};  ///< q and k before RoPE, when options ask for them
   TensorView<const float, 3> raw_k{};
+  std::span<const kvcondense::TokenClass> classes{};  ///< of the tokens, when options ask for them and they are known
 };
 
 /// Stores k and v of the chunk, then writes causal attention of q over all that is stored to `out`
@@ -40,6 +41,7 @@ enum class Logits { all, last };
 struct DecoderOptions {
   bool rotate = true;     ///< false hands q and k over before RoPE, for caches that store raw keys
   bool keep_raw = false;  ///< q and k before RoPE are handed over too
+  bool classes = false;   ///< what the tokenizer knows of tokens is handed over too
   /// Sees a pass when it is over: its tokens and the logits after each of them. May stop the decoder.
   std::function<Status(std::span<const std::int32_t> tokens, std::span<const float> logits)> after_pass{};
   index_t chunk =
@@ -79,6 +81,7 @@ class Decoder {
   DecoderOptions options_;
   RopeTable rope_;
   std::vector<index_t> positions_;
+  std::vector<kvcondense::TokenClass> classes_;
   std::vector<float> hidden_, normed_, q_, k_, v_, raw_q_, raw_k_, mixed_, gate_, up_, delta_, logits_;
 };
 

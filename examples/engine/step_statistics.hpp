@@ -21,6 +21,7 @@ class StepStatistics {
                                 const LayerChunk& chunk, kvcondense::Inputs needs) {
     kvcondense::StepInputs in;
     in.raw_queries = chunk.raw_q, in.raw_keys = chunk.raw_k, in.values = chunk.v;
+    in.classes = chunk.classes;
     if (needs.has(kvcondense::Input::moments)) add_moments(context, chunk, in);
     return in;
   }

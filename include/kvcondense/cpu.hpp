@@ -15,6 +15,7 @@
 #include <kvcondense/backend/cpu/expected_attention.hpp>
 #include <kvcondense/backend/cpu/forward_pool.hpp>
 #include <kvcondense/backend/cpu/group_quant.hpp>
+#include <kvcondense/backend/cpu/head_policy.hpp>
 #include <kvcondense/backend/cpu/lag_spread.hpp>
 #include <kvcondense/backend/cpu/lift_top.hpp>
 #include <kvcondense/backend/cpu/open_blocks.hpp>

@@ -14,6 +14,7 @@
 #include <kvcondense/evict/every.hpp>
 #include <kvcondense/evict/exit_threshold.hpp>
 #include <kvcondense/evict/expected_attention.hpp>
+#include <kvcondense/evict/fastgen.hpp>
 #include <kvcondense/evict/h2o.hpp>
 #include <kvcondense/evict/keep_all.hpp>
 #include <kvcondense/evict/keydiff.hpp>
@@ -46,6 +47,7 @@ using evict::Alisa;
 using evict::ChunkKV;
 using evict::Dms;
 using evict::DuoAttention;
+using evict::FastGen;
 using evict::H2O;
 using evict::KeepAll;
 using evict::KeyDiff;
@@ -301,6 +303,14 @@ constexpr Field alisa_fields[] = {
     number<Alisa, &Alisa::history>("history", "", "newest queries that choose, at most", 1, 65536),
 };
 
+constexpr Field fastgen_fields[] = {
+    fraction<FastGen, &FastGen::recovery>("recovery", "threshold", "part of a head's attention that its set keeps"),
+    fraction<FastGen, &FastGen::frequent>("frequent", "", "part of the tokens so far that a frequent set has"),
+    fraction<FastGen, &FastGen::local>("local", "", "part of the tokens so far that are near"),
+    number<FastGen, &FastGen::profile>("profile", "", "newest queries of the prompt that heads are judged by", 1, 65536),
+    flag<FastGen, &FastGen::per_row>("per_row", "", "whether attention is divided by the rows that saw the token"),
+};
+
 using BlockPrefill = evict::BlockPrefill<Inner>;
 using Caote = evict::Caote<Inner>;
 using Critical = evict::Critical<Inner>;
@@ -407,6 +417,9 @@ constexpr Entry entries[] = {
     stage_entry<Alisa>("Keeps the newest tokens, and as many of the others: those that the newest queries of "
                        "all heads look at.",
                        alisa_fields),
+    stage_entry<FastGen>("Looks at a prompt how each head attends, and lets it keep the least of five sets that "
+                         "serves it.",
+                         fastgen_fields),
     wrapper_entry<Caote, &Caote::policy>(Stage::evict,
                                          "Ranks tokens by how far the attention output moves without "
                                          "them, instead of by their attention alone.",

@@ -52,6 +52,7 @@ const std::map<std::string, Setting> settings = {
     {"scissorhands", {"scissorhands(tokens=40, drop=10, history=20, recent=6, sinks=2)"}},
     {"keyformer", {"keyformer(tokens=40, recent=8, generation=30)"}},
     {"alisa", {"alisa(ratio=40%, history=8)"}},
+    {"fastgen", {"fastgen(recovery=60%, frequent=20%, local=20%, profile=20)"}},
     {"caote", {"caote(POLICY)"}},
     {"critical", {"critical(POLICY, first=40%)"}},
     {"chunked", {"chunked(POLICY, chunk=5)"}},
@@ -136,7 +137,7 @@ TEST_CASE("cache: every pair of policy and wrapper works under any calls", "[cac
                          {"exit_threshold", "keep_all sliding_window sink_window razor_attention duo_attention"},
                          // Scores of all layers at once, not those that a step measures.
                          {"global_top", "keep_all sliding_window sink_window tova snapkv chunkkv rkv sirllm razor_attention expected_attention "
-                                        "duo_attention prefixkv paged_h2o scissorhands keyformer alisa"},
+                                        "duo_attention prefixkv paged_h2o scissorhands keyformer alisa fastgen"},
                          // Tokens that are judged once, in the step in which they leave a window.
                          {"block_prefill", "keep_all dms"},
                          {"every", "keep_all dms"},
@@ -146,10 +147,10 @@ TEST_CASE("cache: every pair of policy and wrapper works under any calls", "[cac
                          // The same, and scores that are shares of attention.
                          {"caote", "keep_all sliding_window sink_window knorm keydiff lagkv chunkkv rkv sirllm locret dms razor_attention kvzip "
                                    "expected_attention "
-                                   "duo_attention strided_blocks prefixkv paged_h2o scissorhands"},
+                                   "duo_attention strided_blocks prefixkv paged_h2o scissorhands fastgen"},
                          {"critical", "keep_all sliding_window sink_window tova knorm keydiff lagkv chunkkv rkv sirllm locret dms razor_attention kvzip "
                                    "expected_attention "
-                                      "duo_attention strided_blocks prefixkv paged_h2o scissorhands alisa"},
+                                      "duo_attention strided_blocks prefixkv paged_h2o scissorhands alisa fastgen"},
                      });
 }
 

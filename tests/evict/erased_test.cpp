@@ -8,6 +8,7 @@
 #include <kvcondense/budget/skip_layers.hpp>
 #include <kvcondense/budget/uniform.hpp>
 #include <kvcondense/budget/variance.hpp>
+#include <kvcondense/evict/alisa.hpp>
 #include <kvcondense/evict/block_prefill.hpp>
 #include <kvcondense/evict/caote.hpp>
 #include <kvcondense/evict/chunked.hpp>
@@ -20,6 +21,7 @@
 #include <kvcondense/evict/every.hpp>
 #include <kvcondense/evict/exit_threshold.hpp>
 #include <kvcondense/evict/expected_attention.hpp>
+#include <kvcondense/evict/fastgen.hpp>
 #include <kvcondense/evict/h2o.hpp>
 #include <kvcondense/evict/keep_all.hpp>
 #include <kvcondense/evict/keydiff.hpp>
@@ -149,6 +151,8 @@ TEST_CASE("erased: a pipeline chosen at run time does what the typed one does", 
   require_same(former, Any(former));
   const evict::Alisa alisa{.ratio = 0.3, .history = 9};
   require_same(alisa, Any(alisa));
+  const evict::FastGen fastgen{.recovery = 0.5, .frequent = 0.2, .local = 0.2, .profile = 30};
+  require_same(fastgen, Any(fastgen));
 }
 
 TEST_CASE("erased: budgets around a run-time policy are what they are around a typed one", "[evict][erased]") {

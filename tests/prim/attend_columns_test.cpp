@@ -129,6 +129,7 @@ struct Case {
       }
       for (std::size_t s = 0; s < p.size(); ++s)
         for (std::size_t j = 0; j < p[s].size(); ++j) {
+          if (r.band > 0 && static_cast<index_t>(j) < seen - r.band) continue;
           double& to = out[s * static_cast<std::size_t>(slots) + j];
           const double x = p[s][j];
           switch (r.row) {
@@ -190,10 +191,28 @@ TEST_CASE("attend_columns: head sizes, one slot and rows that see nothing", "[pr
   none.check({});
 }
 
+TEST_CASE("attend_columns: a band leaves a row's numbers to the newest slots it sees, and the softmax to all", "[prim][attend_columns]") {
+  const index_t group = GENERATE(1, 3, 16);
+  const index_t rows = GENERATE(1, 9, 33);
+  const index_t slots = GENERATE(33, 512, 700);
+  const Case c(2, group, rows, slots, 24);
+  CAPTURE(group, rows, slots);
+  for (const index_t band : {1, 2, 40, 600, 1000})
+    for (const auto g : {GroupReduce::none, GroupReduce::mean, GroupReduce::max_logit})
+      for (const auto r : {RowReduce::sum, RowReduce::mean, RowReduce::max})
+        for (const bool past : {false, true}) {
+          CAPTURE(static_cast<int>(g), static_cast<int>(r), past, band);
+          c.check({.group = g, .row = r, .past = past, .band = band});
+        }
+  const auto all = c.run({}), wide = c.run({.band = slots});
+  REQUIRE(wide == all);
+}
+
 TEST_CASE("attend_columns: low counts are whole numbers below the even share", "[prim][attend_columns]") {
   const Case c(2, 3, 12, 90, 32);
   c.check({.group = GroupReduce::mean, .row = RowReduce::low_count}, 0.0);
   c.check({.group = GroupReduce::none, .row = RowReduce::low_count}, 0.0);
+  for (const index_t band : {1, 17, 80, 90}) c.check({.group = GroupReduce::mean, .row = RowReduce::low_count, .band = band}, 0.0);
 }
 
 TEST_CASE("attend_columns: temperature flattens, noise is the same every time and follows its seed", "[prim][attend_columns]") {

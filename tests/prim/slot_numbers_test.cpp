@@ -18,6 +18,8 @@ TEST_CASE("slot_numbers: mixes scale and keep, and never reads what it does not 
   for (int i = 0; i < 5; ++i) REQUIRE(out.data()[i] == 2.0f * x[i]);
   REQUIRE(prim::SlotNumbers<Cpu>::mix(ctx, {x, offset, 3}, 1.0f, 0.5f, view) == Status::ok);
   for (int i = 0; i < 5; ++i) REQUIRE(out.data()[i] == 2.0f * x[i]);
+  REQUIRE(prim::SlotNumbers<Cpu>::fill(ctx, 3.0f, view) == Status::ok);
+  for (int i = 0; i < 5; ++i) REQUIRE(out.data()[i] == 3.0f);
   REQUIRE(prim::SlotNumbers<Cpu>::index(ctx, view) == Status::ok);
   const float places[] = {0.0f, 1.0f, 0.0f, 1.0f, 2.0f};
   for (int i = 0; i < 5; ++i) REQUIRE(out.data()[i] == places[i]);

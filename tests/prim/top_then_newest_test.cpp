@@ -105,3 +105,17 @@ TEST_CASE("token_numbers: the newest slots get what came with the tokens", "[pri
   std::vector<float> out(7);
   REQUIRE(prim::TokenNumbers<Cpu>::write(ctx, dense_view(x.data(), 3, 2), 0, M::stays, {out.data(), offset, 2}) == Status::shape_mismatch);
 }
+
+TEST_CASE("token_numbers: classes reach all heads, and new slots carry on what the one before them has", "[prim][token_numbers]") {
+  const TokenClass classes[] = {TokenClass::special, TokenClass::plain, TokenClass::punctuation};
+  const index_t offset[] = {0, 5, 7, 7};
+  std::vector<float> out{9, 8, 7, 6, 5, 4, 3};
+  Context<Cpu> ctx;
+  REQUIRE(prim::TokenNumbers<Cpu>::write(ctx, classes, {out.data(), offset, 3}) == Status::ok);
+  REQUIRE(out == std::vector<float>{9, 8, 2, 0, 1, 0, 1});
+  out = {9, 8, 7, 6, 5, 4, 3};
+  REQUIRE(prim::TokenNumbers<Cpu>::extend(ctx, 0, {out.data(), offset, 3}) == Status::ok);
+  REQUIRE(out == std::vector<float>{9, 8, 7, 6, 5, 4, 3});
+  REQUIRE(prim::TokenNumbers<Cpu>::extend(ctx, 2, {out.data(), offset, 3}) == Status::ok);
+  REQUIRE(out == std::vector<float>{9, 8, 7, 7, 7, 4, 3});  // the second head has nothing before its two
+}

@@ -28,6 +28,7 @@ class StepData {
     covariance_.assign(static_cast<std::size_t>(s.q_heads * s.head_dim * s.head_dim), 0.0f);
     for (index_t i = 0; i < s.q_heads * s.head_dim; ++i)
       covariance_[static_cast<std::size_t>(i * s.head_dim + i % s.head_dim)] = 0.1f;
+    for (index_t t = 0; t < tokens; ++t) classes_.push_back(static_cast<TokenClass>(random() % 3));
   }
 
   StepInputs inputs(const AttentionView& attention = {}) const {
@@ -40,13 +41,15 @@ class StepData {
             .query_mean = dense_view(mean_.data(), q, d),
             .query_covariance = dense_view(covariance_.data(), q, d, d),
             .gates = dense_view(gates_.data(), kv, tokens_),
-            .surprise = surprise_};
+            .surprise = surprise_,
+            .classes = classes_};
   }
 
  private:
   CacheShape shape_;
   index_t tokens_;
   std::vector<float> queries_, raw_queries_, raw_keys_, values_, mean_, covariance_, gates_, surprise_;
+  std::vector<TokenClass> classes_;
 };
 
 }  // namespace kvcondense::test

@@ -19,10 +19,11 @@ enum class Input : std::uint16_t {
   moments = 8,       ///< mean and covariance of queries before rotation
   gates = 16,        ///< a learned number per (kv head, token)
   surprise = 32,     ///< -log p of each token, from the logits before it
+  classes = 64,      ///< which tokens are special, which are punctuation
 };
 
 inline constexpr Input all_inputs[] = {Input::attention, Input::queries, Input::projections, Input::moments,
-                                       Input::gates,     Input::surprise};
+                                       Input::gates,     Input::surprise, Input::classes};
 
 constexpr const char* to_string(Input i) {
   switch (i) {
@@ -32,6 +33,7 @@ constexpr const char* to_string(Input i) {
     case Input::moments: return "moments";
     case Input::gates: return "gates";
     case Input::surprise: return "surprise";
+    case Input::classes: return "classes";
   }
   return "unknown";
 }
@@ -84,6 +86,9 @@ struct AttentionView {
   index_t rows = 0;
 };
 
+/// What kind of thing a token is, from the tokenizer; special are those that stand for no text.
+enum class TokenClass : std::uint8_t { plain, punctuation, special };
+
 /// What an engine hands to a step besides the tokens; views that no policy asks for may be empty. All
 /// but `queries` are of exactly the pending tokens.
 struct StepInputs {
@@ -96,6 +101,7 @@ struct StepInputs {
   TensorView<const float, 3> query_covariance{};  ///< [q_heads, head_dim, head_dim] of the same
   TensorView<const float, 2> gates{};             ///< [kv_heads, tokens]
   std::span<const float> surprise{};              ///< per token; NaN where no logits came before it
+  std::span<const TokenClass> classes{};          ///< per token
   index_t incoming = 0;                           ///< with Phase::turn: tokens that are about to come
   index_t probe_first = 0, probe_last = 0;        ///< with Phase::probe: the tokens that are asked about
 };
@@ -123,6 +129,7 @@ constexpr Status check_input(const StepInputs& in, Input what, const CacheShape&
     case Input::moments: return both(is(in.query_mean, {q, d}), is(in.query_covariance, {q, d, d}));
     case Input::gates: return is(in.gates, {kv, tokens});
     case Input::surprise: return one_each(in.surprise.size());
+    case Input::classes: return one_each(in.classes.size());
     case Input::attention:
     case Input::queries: break;
   }

@@ -42,7 +42,8 @@ struct ColumnPart {
 ///          softmax((logit + Gumbel noise) / temperature); the noise is drawn from (seed, query head,
 ///          token of the row, token of the slot), so it is the same wherever and however often it is
 ///          asked for; seed 0 means none. The temperature of row r is temperature + warming * r. A summary
-///          slot takes no part.
+///          slot takes no part. With a `band` a row gives numbers only to the newest `band` slots that it
+///          sees; the others stay in its softmax.
 struct ColumnRequest {
   index_t rows = 0;  ///< query tokens; the last of them is the newest token
   GroupReduce group = GroupReduce::mean;
@@ -53,6 +54,7 @@ struct ColumnRequest {
   float warming = 0.0f;
   std::uint64_t seed = 0;
   ColumnPart part{};
+  index_t band = 0;  ///< 0: none
   RaggedView<float> out{};
 };
 

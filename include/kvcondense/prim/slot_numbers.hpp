@@ -7,6 +7,7 @@ namespace kvcondense::prim {
 
 /// Arithmetic on one number per (kv head, slot), slot by slot.
 ///
+///   fill(ctx, float x, RaggedView<float> out)                          out[h][j] = x
 ///   index(ctx, RaggedView<float> out)                                  out[h][j] = j
 ///   mix(ctx, RaggedView<const float> x, float scale, float keep, RaggedView<float> out)
 ///       out[h][j] = keep * out[h][j] + scale * x[h][j]

@@ -120,12 +120,10 @@ struct AttendColumns<Cpu> {
         if (request.part.last > 0)
           for (index_t i = 0; i < n; ++i)
             if (at + i < part_begin || at + i >= part_end) l[i] = 0.0f;
-        if (request.group == GroupReduce::none)
-          add(first + r / group, head, l, n, out + (r % group) * slots + at);
-        else if (request.group == GroupReduce::max_logit)
-          add(first + r / group, head, l, n, out + at);
-        else if (r % group == group - 1)
-          add(first + r / group, head, reduce(l, n), n, out + at);
+        const index_t row = first + r / group;
+        if (request.group == GroupReduce::none) add(row, head, l, n, at, out + (r % group) * slots);
+        else if (request.group == GroupReduce::max_logit) add(row, head, l, n, at, out);
+        else if (r % group == group - 1) add(row, head, reduce(l, n), n, at, out);
       });
     }
 
@@ -183,8 +181,14 @@ struct AttendColumns<Cpu> {
       return lead;
     }
 
+    /// The probabilities of slots [at, at + n), into the numbers of all slots.
     template <class Head>
-    void add(index_t row, const Head& head, const float* p, index_t n, float* to) const {
+    void add(index_t row, const Head& head, const float* p, index_t n, index_t at, float* to) const {
+      if (request.band > 0) {
+        const index_t far = std::clamp<index_t>(sees(head, row) - request.band - at, 0, n);
+        p += far, n -= far, at += far;
+      }
+      to += at;
       switch (request.row) {
         case RowReduce::sum:
           for (index_t i = 0; i < n; ++i) to[i] += p[i];

@@ -31,6 +31,11 @@ void for_head_sums(RaggedView<const float> x, Use&& use) {
 
 template <>
 struct SlotNumbers<Cpu> {
+  static Status fill(Context<Cpu>& ctx, float x, RaggedView<float> out) {
+    ctx.parallel(out.heads, [&](index_t h, index_t) { std::fill_n(out.row(h), out.length(h), x); });
+    return Status::ok;
+  }
+
   static Status index(Context<Cpu>& ctx, RaggedView<float> out) {
     ctx.parallel(out.heads, [&](index_t h, index_t) {
       float* o = out.row(h);

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <span>
 
 #include <kvcondense/backend/cpu/context.hpp>
 #include <kvcondense/core/backend.hpp>
@@ -28,6 +29,24 @@ struct TokenNumbers<Cpu> {
         const float x = numbers(row, t);
         out.row(h)[first + t] = std::isnan(x) && missing == MissingNumber::largest ? stand_in : x;
       }
+    });
+    return Status::ok;
+  }
+
+  static Status write(Context<Cpu>& ctx, std::span<const TokenClass> classes, RaggedView<float> out) {
+    const auto tokens = static_cast<index_t>(classes.size());
+    ctx.parallel(out.heads, [&](index_t h, index_t) {
+      const index_t first = out.length(h) - tokens;
+      for (index_t t = std::max<index_t>(0, -first); t < tokens; ++t)
+        out.row(h)[first + t] = static_cast<float>(classes[static_cast<std::size_t>(t)]);
+    });
+    return Status::ok;
+  }
+
+  static Status extend(Context<Cpu>& ctx, index_t tokens, RaggedView<float> out) {
+    ctx.parallel(out.heads, [&](index_t h, index_t) {
+      const index_t n = out.length(h), first = n - tokens;
+      if (first > 0) std::fill(out.row(h) + first, out.row(h) + n, out.row(h)[first - 1]);
     });
     return Status::ok;
   }
