@@ -60,4 +60,12 @@ TEST_CASE("any cache: it says by name what a step lacks", "[any][model_facts]") 
   auto h2o = make("h2o", model.facts());
   REQUIRE(std::string(h2o->missing(0, {})) == "attention");
   REQUIRE(make("knorm", {})->missing(0, {}) == nullptr);
+  auto fastgen = make("fastgen", {});
+  REQUIRE(std::string(fastgen->missing(0, {})) == "queries");
+  const float query = 0;
+  StepInputs in{.queries = dense_view(&query, 1, 0, 1)};
+  REQUIRE(std::string(fastgen->missing(0, in)) == "classes");
+  const TokenClass kind = TokenClass::special;
+  in.classes = {&kind, 1};
+  REQUIRE(fastgen->missing(0, in) == nullptr);
 }

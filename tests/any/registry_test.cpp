@@ -49,7 +49,7 @@ std::vector<std::string> stages_to_vary(const any::Entry& e) {
   if (word == "scissorhands") return {"tokens=40, drop=8, history=20, recent=4"};
   if (word == "keyformer") return {"tokens=40, recent=8, generation=10", "tokens=150, recent=4, generation=2"};
   if (word == "alisa") return {"ratio=40%, history=8"};
-  if (word == "fastgen") return {"recovery=80%, frequent=20%, local=20%, profile=40", "recovery=20%, frequent=10%, local=10%, profile=100"};
+  if (word == "fastgen") return {"recovery=80%, frequent=20%, local=20%, profile=40", "recovery=80%, frequent=0%, local=20%, profile=40"};
   if (word == "chunked") return {"chunk=7", "chunk=20"};
   if (word == "page_round") return {"page=4"};
   if (word == "uniform") return {"tokens=40"};

@@ -203,6 +203,30 @@ TEST_CASE("condensed: what expected queries choose is enough to predict text",
   REQUIRE(sum / 40 < 3);
 }
 
+TEST_CASE("condensed: heads that keep what serves them hold less than all, and predict text",
+          "[engine][condensed]") {
+  const auto tokens = prompt();
+  auto cache = any_attention("fastgen(recovery=90%, frequent=20%, local=20%)", DType::f16);
+  Decoder decoder(tinylm(), cache.decoder_options(64));
+  double sum = 0;
+  auto logits = decoder.prefill(std::span(tokens).first(160), 0, std::ref(cache));
+  for (std::size_t at = 160; at < tokens.size(); ++at) {
+    REQUIRE(logits);
+    sum += bits(*logits, tokens[at]);
+    logits = decoder.forward({&tokens[at], 1}, static_cast<index_t>(at), std::ref(cache));
+  }
+  REQUIRE(sum / 40 < 3);
+  index_t least = 200, most = 0;
+  for (index_t layer = 0; layer < tinylm().config.layers; ++layer)
+    for (index_t head = 0; head < tinylm().config.kv_heads; ++head) {
+      least = std::min(least, cache.cache().slots(layer, head));
+      most = std::max(most, cache.cache().slots(layer, head));
+    }
+  CAPTURE(least, most, sum / 40);
+  REQUIRE(least < most);
+  REQUIRE(cache.cache().report().slots < 200 * 8 * 9 / 10);
+}
+
 TEST_CASE("condensed: a cache that cannot get memory stops the pass with its status",
           "[engine][condensed]") {
   struct None final : kvcondense::MemoryResource<Cpu> {

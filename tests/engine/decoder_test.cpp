@@ -131,6 +131,25 @@ TEST_CASE("decoder: only the last chunk of a prompt is announced as its end", "[
   REQUIRE(sizes == std::vector<std::size_t>{50, 50, 50, 50, 1});
 }
 
+TEST_CASE("decoder: what kind of thing tokens are is handed over to those who ask", "[engine][decoder]") {
+  using kvcondense::TokenClass;
+  std::vector<std::vector<TokenClass>> seen;
+  const Attention attention = [&](const LayerChunk& chunk, TensorView<float, 3>) {
+    if (chunk.layer == 0) seen.emplace_back(chunk.classes.begin(), chunk.classes.end());
+    return Status::ok;
+  };
+  const auto tokens = bytes_to_tokens("a(b, 1)\n\xe9\x80");
+  Decoder asks(tinylm(), {.classes = true, .chunk = 6}), plain(tinylm());
+  REQUIRE(asks.prefill(tokens, 0, attention));
+  REQUIRE(plain.prefill(tokens, 0, attention));
+  constexpr auto p = TokenClass::plain, m = TokenClass::punctuation, s = TokenClass::special;
+  REQUIRE(seen == std::vector<std::vector<TokenClass>>{{s, m, p, m, p}, {p, m, p, p, p}, {}});
+
+  ModelConfig words = tinylm().config;
+  words.vocab = 1000;
+  REQUIRE_FALSE(speaks_bytes(words));  // then nobody knows, and the cache that wants classes says so
+}
+
 TEST_CASE("decoder: what is wrong comes back as a status", "[engine][decoder]") {
   Decoder decoder(tinylm());
   DenseAttention cache(tinylm().config);

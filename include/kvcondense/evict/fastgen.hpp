@@ -28,16 +28,17 @@ namespace kvcondense::evict {
 /// Cost     16 bytes per slot. When a prompt ends four reads of all keys for every 32 query rows of a head;
 ///          then two at every step, for sums that go on. The queries are profile * q_heads * head_dim * 4
 ///          bytes per layer; slots * 4 bytes of workspace. Full heads grow without limit.
-/// Numbers  the sets, each with those before it: special tokens; punctuation; the ceil(frequent * tokens
-///          seen) slots with most attention, with `per_row` per row that saw them; the newest ceil(local * tokens seen); all.
-///          A head takes the first whose part of the attention of the newest `profile` query rows of the
-///          prompt, mean over the query group, is at least `recovery`: exact where `profile` covers the prompt.
-///          Later it keeps the same sets of what is there, and always its newest token. Attention
-///          is float32, of the profile's rows and those after it; ties keep the smaller slot, NaN is never
-///          frequent; where attention is NaN the head is full. A later prompt chooses anew, of the slots that
-///          are there, and takes a slot as seen by no more rows than slots follow it. A head of which everything was taken back keeps all until then.
+/// Numbers  the sets, each with those before it: special tokens; punctuation; the ceil(frequent * tokens seen)
+///          slots with most attention, with `per_row` per row that saw them; the newest ceil(local * tokens
+///          seen); all. A head takes the first that keeps a part `recovery` of the attention of the newest
+///          `profile` query rows of the prompt, in the mean over rows and query group: exact where `profile`
+///          covers the prompt. Later it keeps the same sets of what is there, and always its newest token.
+///          Attention is float32, of the profile's rows and those after it; ties keep the smaller slot, NaN is
+///          never frequent; where attention is NaN the head is full. A later prompt chooses anew, of the
+///          slots that are there, and takes a slot as seen by no more rows than there are slots from it on. A
+///          head of which everything was taken back keeps all until then.
 /// Differs  the paper's frequent and local sets are parts of the prompt; here they go on growing with the
-///          answer. Recovery is the mean of the attention that is kept, not a bound on its change.
+///          answer. Recovery is the attention that is kept, not a bound on how far attention changes.
 /// Errors   invalid_argument unless recovery, frequent and local are from 0 to 1 and profile >= 1.
 struct FastGen {
   static constexpr Descriptor about{"fastgen", Stage::evict, "arXiv:2310.01801"};
