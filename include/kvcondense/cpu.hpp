@@ -28,6 +28,7 @@
 #include <kvcondense/backend/cpu/row_direction.hpp>
 #include <kvcondense/backend/cpu/row_norm.hpp>
 #include <kvcondense/backend/cpu/row_redundancy.hpp>
+#include <kvcondense/backend/cpu/row_transform.hpp>
 #include <kvcondense/backend/cpu/settle_probed.hpp>
 #include <kvcondense/backend/cpu/slot_exposure.hpp>
 #include <kvcondense/backend/cpu/slot_numbers.hpp>

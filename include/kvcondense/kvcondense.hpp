@@ -54,6 +54,7 @@
 #include <kvcondense/quant/fp8.hpp>
 #include <kvcondense/quant/ggml.hpp>
 #include <kvcondense/quant/group_int.hpp>
+#include <kvcondense/quant/hadamard.hpp>
 #include <kvcondense/quant/kivi.hpp>
 #include <kvcondense/quant/mx.hpp>
 #include <kvcondense/quant/nvfp4.hpp>

@@ -173,12 +173,13 @@ Message refusal(Status why, const AnyRecipe& recipe, const CacheShape& shape) {
   if (why == Status::out_of_memory)
     return m.add("the memory resource has no room for an empty cache");
   if (validate(shape) != Status::ok) return m.add("the shape of the cache is impossible");
-  const auto blame = [&](const auto& stage) {
+  const auto blame = [&]<class S>(const S& stage) {
+    constexpr bool about_quant = S::about.stage == Stage::quant;
     const Status s = stage.validate(shape);
     if (!m.empty() || s == Status::ok) return;
     m.put(stage.word(), ": ", std::string_view(to_string(s)), "; ");
     if (s == Status::incompatible)
-      m.add("it cannot be combined with the policy that it wraps");
+      m.put("it cannot be combined with the ", about_quant ? "quantizer" : "policy", " that it wraps");
     else if (s == Status::not_supported)
       m.add("it cannot serve this combination of fields");
     else

@@ -6,6 +6,7 @@
 #include <kvcondense/quant/fp8.hpp>
 #include <kvcondense/quant/ggml.hpp>
 #include <kvcondense/quant/group_int.hpp>
+#include <kvcondense/quant/hadamard.hpp>
 #include <kvcondense/quant/kivi.hpp>
 #include <kvcondense/quant/mx.hpp>
 #include <kvcondense/quant/nvfp4.hpp>
@@ -200,6 +201,17 @@ constexpr Alias ggml_aliases[] = {
     {"q8_0", "format", {static_cast<int>(quant::GgmlFormat::q8_0)}},
 };
 
+using Hadamard = quant::Hadamard<InnerQuant>;
+constexpr Field hadamard_fields[] = {
+    flag<Hadamard, &Hadamard::keys>("keys", "", "whether keys are rotated"),
+    flag<Hadamard, &Hadamard::values>("values", "", "whether values are rotated"),
+    number<Hadamard, &Hadamard::block>(
+        "block", "", "channels that mix, a power of two; 0: as many as divide the head", 0, 256),
+    number<Hadamard, &Hadamard::seed>("seed", "", "of random signs; 0: none", 0, most_slots),
+    flag<Hadamard, &Hadamard::spread_offsets>("spread_offsets", "",
+                                              "also before groups along tokens"),
+};
+
 constexpr Entry entries[] = {
     stage_entry<KeepExact>("Stores numbers in the cache's exact type."),
     stage_entry<GroupIntText>(
@@ -218,6 +230,10 @@ constexpr Entry entries[] = {
         nvfp4_fields),
     stage_entry<quant::Ggml>("Stores numbers in ggml's block formats, byte for byte.", ggml_fields,
                              ggml_aliases),
+    wrapper_entry<Hadamard, &Hadamard::base>(
+        Stage::quant, "Rotates keys and values before any quantizer codes them; queries are rotated "
+                      "once, outputs once.",
+        hadamard_fields),
 };
 
 }  // namespace

@@ -21,6 +21,8 @@ struct Node {
 };
 
 /// Stages of a recipe come in three kinds; budgets count as eviction.
+std::string_view inside(const Entry& wrapper) { return wrapper.room == Stage::quant ? "quantizer" : "policy"; }
+
 int kind_of(Stage room) { return room == Stage::quant ? 1 : room == Stage::position ? 2 : 0; }
 
 bool word_char(char c) {
@@ -90,7 +92,8 @@ class Parser {
     if (take('(') && !read_arguments(depth, node, alias)) return false;
     if (entry->wraps && n.inner < 0)
       return fail(begin, [&](Message& m) {
-        m.put(entry->word, " needs the policy that it wraps: ", entry->word, "(snapkv)");
+        m.put(entry->word, " needs the ", inside(*entry), " that it wraps: ", entry->word,
+              entry->room == Stage::quant ? "(kivi)" : "(snapkv)");
       });
     return true;
   }
@@ -153,13 +156,13 @@ class Parser {
         if (entry.field(word) != nullptr)
           m.put(entry.word, ": ", word, " needs a value: ", word, "=...");
         else if (words_.find(word) != nullptr)
-          m.put(entry.word, " wraps no policy, so ").quote(word).add(" cannot stand inside");
+          m.put(entry.word, " wraps no ", inside(entry), ", so ").quote(word).add(" cannot stand inside");
         else
           m.put("expected a field of ", entry.word, " and its value, as in name=value");
       });
     if (node_[node].inner >= 0)
       return fail(begin, [&](Message& m) {
-        m.put(entry.word, " wraps one policy, and this is a second one");
+        m.put(entry.word, " wraps one ", inside(entry), ", and this is a second one");
       });
     int inner = -1;
     if (entry.field(word) != nullptr && words_.find(word) == nullptr)
@@ -169,10 +172,14 @@ class Parser {
     if (!read_stage(depth + 1, inner)) return false;
     Node& n = node_[inner];
     n.root = false;
-    if (kind_of(n.entry->room) != 0)
+    if (kind_of(n.entry->room) != kind_of(entry.room))
       return fail(n.at, [&](Message& m) {
-        m.put(entry.word, " wraps an eviction policy, but ", n.entry->word, " is a ",
-              to_string(n.entry->room), " stage");
+        m.put(entry.word, entry.room == Stage::quant ? " wraps a quantizer, but " : " wraps an eviction policy, but ",
+              n.entry->word, n.entry->room == Stage::evict ? " is an " : " is a ", to_string(n.entry->room), " stage");
+      });
+    if (n.entry->word == KeepExact::about.word)
+      return fail(n.at, [&](Message& m) {
+        m.put(n.entry->word, " codes nothing, so ", entry.word, " has nothing to do");
       });
     // What nobody reads is a mistake, not a setting.
     if (n.entry->word == evict::KeepAll::about.word)

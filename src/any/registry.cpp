@@ -7,11 +7,11 @@ namespace kvcondense::any {
 
 NeedsText needs(const Entry& entry) {
   NeedsText text;
-  if (entry.wraps) return text.add("policy");
+  if (entry.wraps && entry.room != Stage::quant) return text.add("policy");
   Knobs knobs;
   AnyRecipe recipe;
   entry.defaults(knobs, {});
-  entry.build(knobs, recipe);
+  if (!entry.wraps) entry.build(knobs, recipe);
   const evict::AnyPipeline pipeline = recipe.evict.pipeline();
   for (const Input i : all_inputs) {
     if (!pipeline.inputs().has(i)) continue;

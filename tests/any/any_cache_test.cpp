@@ -188,6 +188,10 @@ TEST_CASE("any cache: a recipe that cannot be made says why in a sentence", "[an
   CHECK(why("h2o(heavy=0, recent=0)", shape).starts_with("h2o: invalid_argument; "));
   CHECK(why("ada(tova)", shape) ==
         "ada: incompatible; it cannot be combined with the policy that it wraps");
+  CHECK(why("hadamard(kivi)", shape) ==
+        "hadamard: incompatible; it cannot be combined with the quantizer that it wraps");
+  CHECK(why("hadamard(hadamard(int4))", shape) ==
+        "hadamard: incompatible; it cannot be combined with the quantizer that it wraps");
   CHECK(why("rerotate(scaling=dynamic_ntk)", shape) ==
         "rerotate: not_supported; it cannot serve this combination of fields");
   CHECK(why("h2o", CacheShape{.q_heads = 3, .kv_heads = 2}) ==

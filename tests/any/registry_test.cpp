@@ -15,7 +15,7 @@ namespace {
 
 /// A wrapper is tried around snapkv, or around a policy whose scores last.
 std::string with_fields(const any::Entry& e, std::string fields) {
-  const std::string policy = e.word == "global_top" ? "knorm" : "snapkv(tokens=48, window=8)";
+  const std::string policy = e.room == Stage::quant ? "kivi(bits=3, group_size=8, residual_window=16)" : e.word == "global_top" ? "knorm" : "snapkv(tokens=48, window=8)";
   if (e.wraps) fields = policy + (fields.empty() ? "" : ", " + fields);
   return std::string(e.word) + "(" + fields + ")";
 }
@@ -53,6 +53,7 @@ std::vector<std::string> stages_to_vary(const any::Entry& e) {
   if (word == "chunked") return {"chunk=7", "chunk=20"};
   if (word == "page_round") return {"page=4"};
   if (word == "uniform") return {"tokens=40"};
+  if (word == "hadamard") return {"spread_offsets=true", ""};
   if (word == "fp8") return {"", "scale=block", "scale=tensor"};
   if (word == "ratio") return {"keep=0.2", "keep=0.01, min_keep=30"};
   if (e.room == Stage::position && !e.fields.empty()) {

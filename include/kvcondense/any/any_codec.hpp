@@ -2,6 +2,7 @@
 
 #include <type_traits>
 
+#include <kvcondense/any/any_transform.hpp>
 #include <kvcondense/any/inline_value.hpp>
 #include <kvcondense/prim/page_codec.hpp>
 
@@ -66,7 +67,7 @@ struct CodecCalls {
 
 }  // namespace detail
 
-/// Any codec as a value: a cache of AnyCodec reads and writes pages that are byte for byte those of
+/// Any codec as a value, behind any transform: a cache of AnyCodec reads and writes pages that are byte for byte those of
 /// a cache of the codec itself.
 ///
 /// Needs    a trivially copyable codec of at most 96 bytes whose PageCodec<Cpu, C> is visible.
@@ -77,13 +78,30 @@ class AnyCodec {
   template <prim::CodecDescription C>
   requires(!std::same_as<C, AnyCodec>) explicit AnyCodec(const C& codec)
       : room_(codec), table_(&detail::CodecCalls<C>::table), group_slots_(codec.group_slots()) {}
+  template <prim::TransformDescription T, prim::CodecDescription C>
+  explicit AnyCodec(const prim::Transformed<T, C>& both) : AnyCodec(both.codec) {
+    transform_ = AnyTransform(both.transform);
+  }
+  template <prim::TransformDescription T>
+  explicit AnyCodec(const prim::Transformed<T, AnyCodec>& both) : AnyCodec(both.codec) {
+    transform_ = AnyTransform(both.transform);
+  }
 
+  const AnyTransform& transform() const { return transform_; }
+
+  /// `dim` of pages: behind the transform.
   std::size_t page_bytes(index_t slots, index_t dim) const {
     return table_->page_bytes(room_, slots, dim);
   }
   index_t group_slots() const { return group_slots_; }
-  bool valid(index_t dim) const { return table_->valid(room_, dim); }
-  std::int64_t fingerprint() const { return table_->fingerprint(room_); }
+  /// `dim` of rows: before the transform.
+  bool valid(index_t dim) const {
+    return transform_.valid(dim) && table_->valid(room_, transform_.stored_dim(dim));
+  }
+  std::int64_t fingerprint() const {
+    if (transform_.identity()) return table_->fingerprint(room_);
+    return prim::mix_fingerprints(transform_.fingerprint(), table_->fingerprint(room_));
+  }
 
  private:
   friend struct prim::PageCodec<Cpu, AnyCodec>;
@@ -91,6 +109,7 @@ class AnyCodec {
   detail::CodecRoom room_;
   const detail::CodecTable* table_;
   index_t group_slots_;
+  AnyTransform transform_{};
 };
 
 static_assert(prim::CodecDescription<AnyCodec> && std::is_trivially_copyable_v<AnyCodec>);
@@ -99,7 +118,15 @@ static_assert(prim::CodecDescription<AnyCodec> && std::is_trivially_copyable_v<A
 
 namespace kvcondense::prim {
 
-/// Hands each call to the codec inside.
+template <>
+struct CodecParts<any::AnyCodec> {
+  using Transform = any::AnyTransform;
+  using Stored = any::AnyCodec;
+  static const Transform& transform(const any::AnyCodec& c) { return c.transform(); }
+  static const Stored& stored(const any::AnyCodec& c) { return c; }
+};
+
+/// Hands each call to the codec inside; rows come in their stored form.
 template <>
 struct PageCodec<Cpu, any::AnyCodec> {
   using Codec = any::AnyCodec;

@@ -7,27 +7,54 @@
 
 namespace kvcondense::any {
 
+class AnyQuant;
+
+/// The quantizer inside a wrapper that was chosen at run time: everything below the wrapper in its chain.
+struct InnerQuant {
+  static constexpr Descriptor about{"any", Stage::quant, "chosen at run time"};
+
+  const AnyQuant* chain = nullptr;
+  int links = 0;
+  index_t sinks = 0;
+
+  AnyCodec key_codec() const;
+  AnyCodec value_codec() const;
+  Flush key_flush() const;
+  Flush value_flush() const;
+  Status validate(const CacheShape& shape) const;
+
+ private:
+  const auto& here() const;
+  InnerQuant below() const { return {chain, links - 1, sinks}; }
+};
+
 namespace detail {
 
 using QuantRoom = InlineValue<128>;
 
 struct QuantTable {
-  AnyCodec (*key_codec)(const QuantRoom&);
-  AnyCodec (*value_codec)(const QuantRoom&);
-  Flush (*key_flush)(const QuantRoom&);
-  Flush (*value_flush)(const QuantRoom&);
-  Status (*validate)(const QuantRoom&, const CacheShape&);
+  AnyCodec (*key_codec)(const QuantRoom&, InnerQuant below);
+  AnyCodec (*value_codec)(const QuantRoom&, InnerQuant below);
+  Flush (*key_flush)(const QuantRoom&, InnerQuant below);
+  Flush (*value_flush)(const QuantRoom&, InnerQuant below);
+  Status (*validate)(const QuantRoom&, InnerQuant below, const CacheShape&);
   const char* (*word)(const QuantRoom&);
 };
 
-template <class Q>
+/// A quantizer (Member is nullptr) or a wrapper whose quantizer is its member `Member`.
+template <class Q, auto Member = nullptr>
 struct QuantCalls {
-  static AnyCodec key_codec(const QuantRoom& q) { return AnyCodec(q.as<Q>().key_codec()); }
-  static AnyCodec value_codec(const QuantRoom& q) { return AnyCodec(q.as<Q>().value_codec()); }
-  static Flush key_flush(const QuantRoom& q) { return q.as<Q>().key_flush(); }
-  static Flush value_flush(const QuantRoom& q) { return q.as<Q>().value_flush(); }
-  static Status validate(const QuantRoom& q, const CacheShape& shape) {
-    return q.as<Q>().validate(shape);
+  static Q whole(const QuantRoom& room, InnerQuant below) {
+    Q q = room.as<Q>();
+    if constexpr (!std::is_null_pointer_v<decltype(Member)>) q.*Member = below, q.sinks = below.sinks;
+    return q;
+  }
+  static AnyCodec key_codec(const QuantRoom& q, InnerQuant below) { return AnyCodec(whole(q, below).key_codec()); }
+  static AnyCodec value_codec(const QuantRoom& q, InnerQuant below) { return AnyCodec(whole(q, below).value_codec()); }
+  static Flush key_flush(const QuantRoom& q, InnerQuant below) { return whole(q, below).key_flush(); }
+  static Flush value_flush(const QuantRoom& q, InnerQuant below) { return whole(q, below).value_flush(); }
+  static Status validate(const QuantRoom& q, InnerQuant below, const CacheShape& shape) {
+    return whole(q, below).validate(shape);
   }
   static const char* word(const QuantRoom& q) { return word_of(q.as<Q>()); }
 
@@ -36,28 +63,57 @@ struct QuantCalls {
 
 }  // namespace detail
 
-/// Any quant stage as a value: trivially copyable, at most 128 bytes of knobs.
+/// Any quant stage as a value: a quantizer and up to two wrappers around it, of at most 128 bytes each.
+/// Trivially copyable.
 class AnyQuant {
  public:
   static constexpr Descriptor about{"any", Stage::quant, "chosen at run time"};
 
   AnyQuant();  ///< KeepExact
   template <class Q>
-  requires(Described<Q> && !std::same_as<Q, AnyQuant>) explicit AnyQuant(const Q& stage)
-      : sinks(stage.sinks), room_(stage), table_(&detail::QuantCalls<Q>::table) {}
+  requires(Described<Q> && !std::same_as<Q, AnyQuant>) explicit AnyQuant(const Q& stage) : sinks(stage.sinks) {
+    link_[0] = {detail::QuantRoom(stage), &detail::QuantCalls<Q>::table};
+  }
 
-  AnyCodec key_codec() const { return table_->key_codec(room_); }
-  AnyCodec value_codec() const { return table_->value_codec(room_); }
-  Flush key_flush() const { return table_->key_flush(room_); }
-  Flush value_flush() const { return table_->value_flush(room_); }
-  Status validate(const CacheShape& shape) const { return table_->validate(room_, shape); }
-  const char* word() const { return table_->word(room_); }
+  /// Puts `wrapper` around this stage: `wrap<&quant::Hadamard<InnerQuant>::base>(quant::Hadamard<InnerQuant>{...})`.
+  /// out_of_range when two wrappers are already there.
+  template <auto Member, class W>
+  Status wrap(const W& wrapper) {
+    if (links_ == most_links) return Status::out_of_range;
+    link_[links_++] = {detail::QuantRoom(wrapper), &detail::QuantCalls<W, Member>::table};
+    return Status::ok;
+  }
 
-  index_t sinks = 0;  ///< copied from the stage
+  AnyCodec key_codec() const { return top().key_codec(); }
+  AnyCodec value_codec() const { return top().value_codec(); }
+  Flush key_flush() const { return top().key_flush(); }
+  Flush value_flush() const { return top().value_flush(); }
+  Status validate(const CacheShape& shape) const { return top().validate(shape); }
+  const char* word() const { return link_[links_ - 1].table->word(link_[links_ - 1].room); }
+
+  index_t sinks = 0;  ///< copied from the quantizer
 
  private:
-  detail::QuantRoom room_;
-  const detail::QuantTable* table_;
+  friend struct InnerQuant;
+  static constexpr int most_links = 3;
+  struct Link {
+    detail::QuantRoom room;
+    const detail::QuantTable* table = nullptr;
+  };
+
+  InnerQuant top() const { return {this, links_, sinks}; }
+
+  Link link_[most_links];
+  int links_ = 1;
 };
+
+inline const auto& InnerQuant::here() const { return chain->link_[links - 1]; }
+inline AnyCodec InnerQuant::key_codec() const { return here().table->key_codec(here().room, below()); }
+inline AnyCodec InnerQuant::value_codec() const { return here().table->value_codec(here().room, below()); }
+inline Flush InnerQuant::key_flush() const { return here().table->key_flush(here().room, below()); }
+inline Flush InnerQuant::value_flush() const { return here().table->value_flush(here().room, below()); }
+inline Status InnerQuant::validate(const CacheShape& shape) const {
+  return here().table->validate(here().room, below(), shape);
+}
 
 }  // namespace kvcondense::any

@@ -33,11 +33,11 @@ struct Entry {
   std::string_view backends = "cpu";
   std::span<const Field> fields{};
   std::span<const Alias> aliases{};
-  bool wraps = false;     ///< takes a policy: ada(snapkv(...))
+  bool wraps = false;     ///< takes another stage of its kind: ada(snapkv(...)), hadamard(kivi4)
   bool replaces = false;  ///< does not read the budget of what it wraps
   void (*defaults)(Knobs&, const ModelFacts& model) = nullptr;
   void (*build)(const Knobs&,
-                AnyRecipe&) = nullptr;  ///< a wrapper goes around `evict` as it stands
+                AnyRecipe&) = nullptr;  ///< a wrapper goes around `evict` or `quant` as it stands
 
   const Field* field(std::string_view name) const {
     for (const Field& f : fields)
@@ -80,7 +80,7 @@ constexpr Entry stage_entry(std::string_view summary, std::span<const Field> fie
   return e;
 }
 
-/// The entry of a wrapper over a policy: `wrapper_entry<Ada<Inner>,
+/// The entry of a wrapper over a policy, or over a quantizer: `wrapper_entry<Ada<Inner>,
 /// &Ada<Inner>::policy>(Stage::budget, ...)`.
 template <class W, auto Member>
 constexpr Entry wrapper_entry(Stage room, std::string_view summary,
@@ -97,7 +97,8 @@ constexpr Entry wrapper_entry(Stage room, std::string_view summary,
   };
   e.build = [](const Knobs& knobs, AnyRecipe& out) {
     // The parser has counted the wrappers, so there is room.
-    (void)out.evict.template wrap<Member>(knobs.as<W>());
+    if constexpr (W::about.stage == Stage::quant) (void)out.quant.template wrap<Member>(knobs.as<W>());
+    else (void)out.evict.template wrap<Member>(knobs.as<W>());
   };
   return e;
 }

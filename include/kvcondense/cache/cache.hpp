@@ -192,6 +192,8 @@ class Cache {
                       std::span<const index_t> positions) const;
   void truncate_layer(index_t layer, index_t newest);
   index_t commit_floats() const { return Layer::Head::scratch(plan_); }
+  index_t query_width() const { return layers_[0].heads[0].keys.width(); }
+  index_t value_width() const { return layers_[0].heads[0].values.width(); }
 
   CacheShape shape_{};
   R recipe_{};

@@ -82,15 +82,15 @@ template <Backend B, class R>
 std::size_t Cache<B, R>::workspace_bytes(index_t slots, index_t tokens, index_t workers) const {
   const index_t total = slots * shape_.kv_heads;
   const bool mass = pipeline_.attention().rows != AttentionNeed::Rows::none;
-  const std::size_t attend = prim::Attend<Cpu>::workspace_bytes(workers, shape_.group() * tokens, slots, shape_.head_dim,
-                                                                shape_.values(), true);
+  const std::size_t attend = prim::Attend<Cpu>::workspace_bytes(workers, shape_.group() * tokens, slots, query_width(),
+                                                                value_width(), true);
   std::size_t step = Scratch::align + Scratch::bytes_for<std::int32_t>(total) +
                      2 * Scratch::bytes_for<index_t>(shape_.kv_heads) +
                      static_cast<std::size_t>(pipeline_.lanes()) * Scratch::bytes_for<float>(total);
   step += std::max(pipeline_.workspace_bytes(shape_, total),
                    static_cast<std::size_t>(workers) * Scratch::bytes_for<float>(commit_floats()));
   if (pipeline_.queries().rows != AttentionNeed::Rows::none || pipeline_.probes())
-    step += prim::AttendColumns<Cpu>::workspace_bytes(workers, shape_, std::max(tokens, plan_.query_rows)) + Scratch::align;
+    step += prim::AttendColumns<Cpu>::workspace_bytes(workers, shape_, std::max(tokens, plan_.query_rows), query_width()) + Scratch::align;
   if (evict::model_share(pipeline_.allocate).keep > 0.0) step += Scratch::bytes_for<index_t>(shape_.layers * shape_.kv_heads) + Scratch::align;
   const std::size_t forward_mass = mass ? Scratch::align + Scratch::bytes_for<float>(total) : 0;
   return forward_mass + std::max(attend, step);

@@ -71,7 +71,7 @@ Status Cache<B, R>::run_step(Context<B>& ctx, index_t layer, const StepInputs& i
   std::span<std::byte> column_scratch;
   if (wants_queries) {
     const std::size_t bytes =
-        prim::AttendColumns<Cpu>::workspace_bytes(ctx.workers(), shape_, std::max(rows, plan_.query_rows));
+        prim::AttendColumns<Cpu>::workspace_bytes(ctx.workers(), shape_, std::max(rows, plan_.query_rows), query_width());
     std::byte* p = scratch.take<std::byte>(static_cast<index_t>(bytes));
     if (p == nullptr) return Status::workspace_too_small;
     column_scratch = {p, bytes};

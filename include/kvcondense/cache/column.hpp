@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include <kvcondense/backend/cpu/row_transform.hpp>
 #include <kvcondense/cache/segment.hpp>
 #include <kvcondense/core/flush.hpp>
 
@@ -19,18 +20,26 @@ struct Cursor {
 /// Keys and values have columns of their own because their coded parts may end at different slots
 /// (KIVI codes keys in blocks and values one by one). Readers walk both with cursors, so attention
 /// can cut the slots wherever it likes.
+///
+/// Behind a transform the coded part holds mapped rows. Queries and sums of values then have two forms side
+/// by side, the plain one and the mapped one: `begin_queries` makes the second, `finish_values` folds it back.
 template <class Codec>
 class Column {
+  using Parts = prim::CodecParts<Codec>;
+  using Transform = typename Parts::Transform;
+  using Map = prim::RowTransform<Cpu, Transform>;
+
  public:
   using Exact = Segment<prim::ExactRows>;
-  using Coded = Segment<Codec>;
+  using Coded = Segment<typename Parts::Stored>;
 
   Column() = default;
   Column(const prim::ExactRows& exact, const Codec& codec, Flush flush, index_t sinks, index_t dim, index_t page_slots,
          MemoryResource<Cpu>& memory)
       : sinks_(exact, dim, std::clamp<index_t>(sinks, 1, page_slots), memory),
-        coded_(codec, dim, coded_page_slots(codec, page_slots), memory),
+        coded_(Parts::stored(codec), Parts::transform(codec).stored_dim(dim), coded_page_slots(codec, page_slots), memory),
         window_(exact, dim, window_page_slots(flush, page_slots), memory),
+        transform_(Parts::transform(codec)),
         flush_(flush) {}
 
   /// Coded pages hold whole groups of slots.
@@ -88,6 +97,7 @@ class Column {
       const index_t n = std::min(step, count - done);
       Cursor at{2, 0, 0};
       decode(at, {rows, n, dim()});
+      Map::forward(transform_, dim(), {rows, n, dim()});
       repaired += coded_.append({rows, n, dim()});
       window_.pop_front(n);
     }
@@ -155,19 +165,43 @@ class Column {
     decode(at, out);
   }
 
+  /// Numbers of a row of queries or of sums of values: one form, or two.
+  index_t width() const { return mapped() ? 2 * dim() : dim(); }
+
+  /// Makes the second form of queries whose first one is there.
+  void begin_queries(prim::RowBlock<float> queries) const {
+    if (!mapped()) return;
+    for (index_t r = 0; r < queries.rows; ++r) {
+      float* q = queries.data + r * queries.step;
+      std::copy_n(q, dim(), q + dim());
+    }
+    Map::query(transform_, dim(), {queries.data + dim(), queries.rows, queries.step});
+  }
+
+  /// Adds the second form of sums of values to the first one.
+  void finish_values(prim::RowBlock<float> sums) const {
+    if (!mapped()) return;
+    Map::backward(transform_, dim(), {sums.data + dim(), sums.rows, sums.step});
+    for (index_t r = 0; r < sums.rows; ++r) {
+      float* o = sums.data + r * sums.step;
+      for (index_t d = 0; d < dim(); ++d) o[d] += o[dim() + d];
+    }
+  }
+
   /// out[r][i] = queries[r] . (next slot i), for out of `count` columns.
   void scores(Cursor& at, index_t count, prim::RowBlock<const float> queries, prim::RowBlock<float> out) const {
     float packed[max_page_slots * max_rows];
     index_t done = 0;
     walk(at, count, [&](const auto& segment, const PageRef& ref, index_t first, index_t n, index_t live) {
       using C = std::remove_cvref_t<decltype(segment.codec())>;
+      const prim::RowBlock<const float> q{queries.data + form(segment), queries.rows, queries.step};
       if (live == n) {
-        prim::PageCodec<Cpu, C>::scores(segment.codec(), segment.span(ref), first, n, queries,
+        prim::PageCodec<Cpu, C>::scores(segment.codec(), segment.span(ref), first, n, q,
                                         {out.data + done, out.rows, out.step});
         done += n;
         return;
       }
-      prim::PageCodec<Cpu, C>::scores(segment.codec(), segment.span(ref), first, n, queries,
+      prim::PageCodec<Cpu, C>::scores(segment.codec(), segment.span(ref), first, n, q,
                                       {packed, queries.rows, max_page_slots});
       for (index_t i = 0; i < n; ++i) {
         if (!ref.alive(first + i)) continue;
@@ -194,7 +228,8 @@ class Column {
         }
         w = {spread, weights.rows, max_page_slots};
       }
-      prim::PageCodec<Cpu, C>::accumulate(segment.codec(), segment.span(ref), first, n, w, out);
+      prim::PageCodec<Cpu, C>::accumulate(segment.codec(), segment.span(ref), first, n, w,
+                                          {out.data + form(segment), out.rows, out.step});
       done += live;
     });
   }
@@ -203,10 +238,23 @@ class Column {
   static constexpr index_t max_rows = 32;
 
  private:
+  bool mapped() const {
+    if constexpr (requires { transform_.identity(); }) return !transform_.identity();
+    else return !std::same_as<Transform, prim::NoTransform>;
+  }
+  bool is_coded(const void* segment) const { return segment == &coded_; }
+
+  /// Where the form that a segment understands begins in a row.
+  template <class S>
+  index_t form(const S& segment) const {
+    return mapped() && is_coded(&segment) ? dim() : 0;
+  }
+
   template <class S>
   void decode_run(const S& segment, const PageRef& ref, index_t first, prim::RowBlock<float> out) const {
     using C = std::remove_cvref_t<decltype(segment.codec())>;
     prim::PageCodec<Cpu, C>::decode(segment.codec(), segment.span(ref), first, out.rows, out);
+    if (mapped() && is_coded(&segment)) Map::backward(transform_, dim(), out);
   }
 
   /// Moves on by `count` live slots, whole pages at a time.
@@ -271,6 +319,7 @@ class Column {
   Exact sinks_;
   Coded coded_;
   Exact window_;
+  Transform transform_{};
   Flush flush_{};
 };
 

@@ -27,6 +27,11 @@ struct HeadReader {
   prim::SummarySlot summary() const { return head->summary.slot(); }
   prim::SlotScalars scalars() const { return {}; }  // no stage of a recipe sets any yet
 
+  index_t query_width() const { return head->keys.width(); }
+  index_t value_width() const { return head->values.width(); }
+  void begin_queries(prim::RowBlock<float> queries) const { head->keys.begin_queries(queries); }
+  void finish_values(prim::RowBlock<float> sums) const { head->values.finish_values(sums); }
+
   /// Rotates a query from where it is (its own position, or nowhere) to the slot it stands at.
   void prepare_query(float* q, index_t token, index_t slot) const {
     if (rotation.table == nullptr || slot < 0) return;

@@ -30,6 +30,18 @@ SummarySlot summary_of(const Head& head) {
   else return {};
 }
 
+/// Numbers that a row of queries or of sums of values takes; heads that do not say want the plain ones.
+template <class Head>
+index_t query_width(const Head& head, index_t dim) {
+  if constexpr (requires { head.query_width(); }) return head.query_width();
+  else return dim;
+}
+template <class Head>
+index_t value_width(const Head& head, index_t dim) {
+  if constexpr (requires { head.value_width(); }) return head.value_width();
+  else return dim;
+}
+
 /// One attention call of one layer.
 ///
 /// Shapes   queries [q_heads, tokens, head_dim], out [q_heads, tokens, value_dim], lse [q_heads, tokens]
@@ -51,7 +63,9 @@ struct AttendRequest {
 ///
 /// Source    `heads` is a function: heads(kv_head) -> an object with `slots()`, `key_scores(cursor, count,
 ///           queries, out, first_slot)`, `add_values(cursor, count, weights, out)`, `scalars()`,
-///           `prepare_query(q, token, slot)`, the type `Cursor`, and maybe `summary()`.
+///           `prepare_query(q, token, slot)`, the type `Cursor`, and maybe `summary()`. Heads that read queries
+///           or sum values in another form besides the plain one have `query_width()`, `begin_queries(rows)`,
+///           `value_width()`, `finish_values(rows)`, see RowTransform.
 /// Cost      every key and value is read once per block of query rows; codes are unpacked once for all
 ///           query heads of a KV head. With mass, the logits of a block are kept and read again.
 /// Numbers   float32; softmax online over strips of `strip` slots, so the result does not depend on how

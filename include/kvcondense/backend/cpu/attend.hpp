@@ -20,12 +20,12 @@ struct Attend<Cpu> {
   static constexpr index_t block_rows = 32;  ///< query rows (tokens x group) that share one read of the slots
   static constexpr index_t strip = 512;      ///< slots between two updates of the running softmax
 
-  /// Scratch of one call: for every worker, one block of rows.
-  static std::size_t workspace_bytes(index_t workers, index_t q_rows, index_t max_slots, index_t head_dim,
-                                     index_t value_dim, bool mass) {
+  /// Scratch of one call: for every worker, one block of rows of these widths.
+  static std::size_t workspace_bytes(index_t workers, index_t q_rows, index_t max_slots, index_t query_width,
+                                     index_t value_width, bool mass) {
     const index_t rows = std::min(block_rows, q_rows);
     const index_t width = mass ? std::max(max_slots, index_t{1}) : std::min(strip, std::max(max_slots, index_t{1}));
-    const std::size_t one = Scratch::bytes_for<float>(rows * head_dim) + Scratch::bytes_for<float>(rows * value_dim) +
+    const std::size_t one = Scratch::bytes_for<float>(rows * query_width) + Scratch::bytes_for<float>(rows * value_width) +
                             Scratch::bytes_for<float>(rows * width) + Scratch::bytes_for<float>(rows * strip);
     return Scratch::align + static_cast<std::size_t>(workers) * one;
   }
@@ -38,8 +38,9 @@ struct Attend<Cpu> {
     index_t max_slots = 0;
     for (index_t h = 0; h < kv_heads; ++h) max_slots = std::max(max_slots, heads(h).slots());
     const bool mass = request.mass.data != nullptr;
-    const index_t dim = request.queries.extent[2], value_dim = request.out.extent[2];
-    const std::size_t need = workspace_bytes(ctx.workers(), q_rows, max_slots, dim, value_dim, mass);
+    const index_t q_width = query_width(heads(0), request.queries.extent[2]);
+    const index_t v_width = value_width(heads(0), request.out.extent[2]);
+    const std::size_t need = workspace_bytes(ctx.workers(), q_rows, max_slots, q_width, v_width, mass);
     if (ctx.workspace().size() < need) return Status::workspace_too_small;
     const std::size_t one = (need - Scratch::align) / static_cast<std::size_t>(ctx.workers());
     Scratch all(ctx.workspace());
@@ -48,8 +49,8 @@ struct Attend<Cpu> {
     // One task per head: blocks of a head add to the same mass, in a fixed order.
     ctx.parallel(kv_heads, [&](index_t h, index_t worker) {
       Block block;
-      block.scratch(Scratch({base + static_cast<std::size_t>(worker) * one, one}), std::min(block_rows, q_rows), dim,
-                    value_dim, mass ? std::max(max_slots, index_t{1}) : std::min(strip, std::max(max_slots, index_t{1})));
+      block.scratch(Scratch({base + static_cast<std::size_t>(worker) * one, one}), std::min(block_rows, q_rows), q_width,
+                    v_width, mass ? std::max(max_slots, index_t{1}) : std::min(strip, std::max(max_slots, index_t{1})));
       auto head = heads(h);
       if (mass) std::fill_n(request.mass.row(h), head.slots(), 0.0f);
       for (index_t first = 0; first < q_rows; first += block_rows)
@@ -61,13 +62,14 @@ struct Attend<Cpu> {
  private:
   struct Block {
     float *queries, *out, *logits, *weights;
-    index_t width;
+    index_t width, q_width, v_width;
     float max[block_rows], sum[block_rows];
     index_t visible[block_rows];
 
-    void scratch(Scratch s, index_t rows, index_t dim, index_t value_dim, index_t logit_width) {
-      queries = s.take<float>(rows * dim);
-      out = s.take<float>(rows * value_dim);
+    void scratch(Scratch s, index_t rows, index_t query_width, index_t value_width, index_t logit_width) {
+      q_width = query_width, v_width = value_width;
+      queries = s.take<float>(rows * q_width);
+      out = s.take<float>(rows * v_width);
       logits = s.take<float>(rows * logit_width);
       weights = s.take<float>(rows * strip);
       width = logit_width;
@@ -85,18 +87,19 @@ struct Attend<Cpu> {
         const index_t token = (first + r) / group, member = (first + r) % group;
         visible[r] = std::max<index_t>(0, slots - tokens + token + 1);
         last = std::max(last, visible[r]);
-        float* q = queries + r * dim;
+        float* q = queries + r * q_width;
         for (index_t d = 0; d < dim; ++d) q[d] = request.queries(q_head + member, token, d);
         head.prepare_query(q, token, visible[r] - 1);
         for (index_t d = 0; d < dim; ++d) q[d] *= request.softmax_scale;
         max[r] = -std::numeric_limits<float>::infinity();
         sum[r] = 0.0f;
       }
-      std::fill_n(out, rows * value_dim, 0.0f);
+      if constexpr (requires { head.begin_queries(RowBlock<float>{}); }) head.begin_queries({queries, rows, q_width});
+      std::fill_n(out, rows * v_width, 0.0f);
       for (index_t r = 0; summary.key != nullptr && r < rows; ++r) {
-        max[r] = cpu::dot(queries + r * dim, summary.key, dim) + summary.bias;
+        max[r] = cpu::dot(queries + r * q_width, summary.key, dim) + summary.bias;
         sum[r] = 1.0f;
-        std::copy_n(summary.value, value_dim, out + r * value_dim);
+        std::copy_n(summary.value, value_dim, out + r * v_width);
       }
 
       const bool keep_logits = request.mass.data != nullptr;
@@ -104,16 +107,17 @@ struct Attend<Cpu> {
       for (index_t at = 0; at < last; at += strip) {
         const index_t n = std::min(strip, last - at);
         float* l = keep_logits ? logits + at : logits;
-        head.key_scores(key_at, n, {queries, rows, dim}, {l, rows, width}, at);
-        for (index_t r = 0; r < rows; ++r) softmax_strip(l + r * width, r, at, n, scalars, value_dim);
-        head.add_values(value_at, n, {weights, rows, strip}, {out, rows, value_dim});
+        head.key_scores(key_at, n, {queries, rows, q_width}, {l, rows, width}, at);
+        for (index_t r = 0; r < rows; ++r) softmax_strip(l + r * width, r, at, n, scalars);
+        head.add_values(value_at, n, {weights, rows, strip}, {out, rows, v_width});
       }
+      if constexpr (requires { head.finish_values(RowBlock<float>{}); }) head.finish_values({out, rows, v_width});
 
       for (index_t r = 0; r < rows; ++r) {
         const index_t token = (first + r) / group, member = (first + r) % group;
         const float inv = sum[r] > 0.0f ? 1.0f / sum[r] : 0.0f;
         for (index_t d = 0; d < value_dim; ++d)
-          request.out(q_head + member, token, d) = visible[r] > 0 || summary.key != nullptr ? out[r * value_dim + d] * inv : 0.0f;
+          request.out(q_head + member, token, d) = visible[r] > 0 || summary.key != nullptr ? out[r * v_width + d] * inv : 0.0f;
         if (request.lse.data != nullptr) request.lse(q_head + member, token) = max[r] + std::log(sum[r]);
         if (keep_logits && token >= tokens - request.mass_rows)
           add_mass(request.mass.row(q_head / group), logits + r * width, visible[r], max[r], inv);
@@ -121,7 +125,7 @@ struct Attend<Cpu> {
     }
 
     /// Turns a strip of scores into logits and weights, and moves the running maximum and sum.
-    void softmax_strip(float* l, index_t r, index_t at, index_t n, const SlotScalars& scalars, index_t value_dim) {
+    void softmax_strip(float* l, index_t r, index_t at, index_t n, const SlotScalars& scalars) {
       const index_t seen = std::clamp<index_t>(visible[r] - at, 0, n);
       if (scalars.key_scale != nullptr)
         for (index_t i = 0; i < seen; ++i) l[i] *= scalars.key_scale[at + i];
@@ -139,7 +143,7 @@ struct Attend<Cpu> {
       if (top > max[r]) {
         const float shrink = std::exp(max[r] - top);
         sum[r] *= shrink;
-        for (index_t d = 0; d < value_dim; ++d) out[r * value_dim + d] *= shrink;
+        for (index_t d = 0; d < v_width; ++d) out[r * v_width + d] *= shrink;
         max[r] = top;
       }
       float s = 0.0f;

@@ -19,9 +19,10 @@ struct AttendColumns<Cpu> {
   static constexpr index_t read_rows = 32;  ///< query rows that one read of the keys serves
   static constexpr index_t strip = Attend<Cpu>::strip;
 
-  static std::size_t workspace_bytes(index_t workers, const CacheShape& shape, index_t rows) {
+  /// `width`: of a row of queries, see `query_width`; 0: head_dim.
+  static std::size_t workspace_bytes(index_t workers, const CacheShape& shape, index_t rows, index_t width = 0) {
     const index_t q = block_tokens(shape.group(), rows) * shape.group();
-    const std::size_t one = Scratch::bytes_for<float>(q * shape.head_dim) + Scratch::bytes_for<float>(q * strip) +
+    const std::size_t one = Scratch::bytes_for<float>(q * std::max(width, shape.head_dim)) + Scratch::bytes_for<float>(q * strip) +
                             2 * Scratch::bytes_for<float>(q);
     return Scratch::align + static_cast<std::size_t>(workers) * one;
   }
@@ -32,7 +33,8 @@ struct AttendColumns<Cpu> {
     if (!(request.temperature > 0.0f && last > 0.0f)) return Status::invalid_argument;
     constexpr bool parts = requires { heads(index_t{}).below(index_t{}); };
     if (!parts && request.part.last > 0) return Status::not_supported;
-    const std::size_t need = workspace_bytes(ctx.workers(), shape, request.rows);
+    const index_t width = query_width(heads(index_t{}), shape.head_dim);
+    const std::size_t need = workspace_bytes(ctx.workers(), shape, request.rows, width);
     if (ctx.workspace().size() < need) return Status::workspace_too_small;
     const std::size_t one = (need - Scratch::align) / static_cast<std::size_t>(ctx.workers());
     Scratch all(ctx.workspace());
@@ -41,7 +43,7 @@ struct AttendColumns<Cpu> {
       auto head = heads(h);
       const index_t group = shape.group(), tokens = block_tokens(group, request.rows);
       const index_t series = request.group == GroupReduce::none ? group : 1;
-      Block block{request, shape, h, head.slots(),
+      Block block{request, shape, h, head.slots(), width,
                   request.out.data + request.out.offset[h] * series};
       if (!request.add) std::fill_n(block.out, head.slots() * series, 0.0f);
       if constexpr (parts)
@@ -68,12 +70,13 @@ struct AttendColumns<Cpu> {
     const CacheShape& shape;
     index_t kv_head;
     index_t slots;
+    index_t width;
     float* out;
     index_t sinks_end = 0, part_begin = 0, part_end = 0, own_begin = 0;  ///< slots of request.part
     float *queries = nullptr, *logits = nullptr, *top = nullptr, *sum = nullptr;
 
     void scratch(Scratch s, index_t q) {
-      queries = s.take<float>(q * shape.head_dim);
+      queries = s.take<float>(q * width);
       logits = s.take<float>(q * strip);
       top = s.take<float>(q);
       sum = s.take<float>(q);
@@ -105,11 +108,12 @@ struct AttendColumns<Cpu> {
     void run(Head& head, index_t first, index_t tokens) {
       const index_t group = shape.group(), q = tokens * group, dim = shape.head_dim;
       for (index_t r = 0; r < q; ++r) {
-        head.load_query(first + r / group, r % group, queries + r * dim);
-        for (index_t d = 0; d < dim; ++d) queries[r * dim + d] *= shape.softmax_scale;
+        head.load_query(first + r / group, r % group, queries + r * width);
+        for (index_t d = 0; d < dim; ++d) queries[r * width + d] *= shape.softmax_scale;
         top[r] = -std::numeric_limits<float>::infinity();
         sum[r] = 0.0f;
       }
+      if constexpr (requires { head.begin_queries(RowBlock<float>{}); }) head.begin_queries({queries, q, width});
       index_t last = 0;
       for (index_t t = 0; t < tokens; ++t) last = std::max(last, sees(head, first + t));
 
@@ -130,7 +134,7 @@ struct AttendColumns<Cpu> {
     /// Calls use(row, first slot, logits, count) for every row and strip, a group's rows in order.
     template <class Head, class F>
     void each_strip(Head& head, index_t first, index_t tokens, index_t last, F&& use) {
-      const index_t group = shape.group(), q = tokens * group, dim = shape.head_dim;
+      const index_t group = shape.group(), q = tokens * group;
       typename Head::Cursor at{};
       for (index_t s = 0; s < last; s += strip) {
         const index_t n = std::min(strip, last - s);
@@ -138,7 +142,7 @@ struct AttendColumns<Cpu> {
         for (index_t r = 0; r < q; r += read_rows) {
           next = at;
           const index_t m = std::min(read_rows, q - r);
-          head.key_scores(next, n, {queries + r * dim, m, dim}, {logits + r * strip, m, strip}, s);
+          head.key_scores(next, n, {queries + r * width, m, width}, {logits + r * strip, m, strip}, s);
         }
         at = next;
         for (index_t r = 0; r < q; ++r) {
