@@ -17,6 +17,7 @@
 #include <kvcondense/backend/cpu/group_quant.hpp>
 #include <kvcondense/backend/cpu/head_policy.hpp>
 #include <kvcondense/backend/cpu/lag_spread.hpp>
+#include <kvcondense/backend/cpu/level_codes.hpp>
 #include <kvcondense/backend/cpu/lift_top.hpp>
 #include <kvcondense/backend/cpu/open_blocks.hpp>
 #include <kvcondense/backend/cpu/output_error.hpp>

@@ -58,4 +58,5 @@
 #include <kvcondense/quant/kivi.hpp>
 #include <kvcondense/quant/mx.hpp>
 #include <kvcondense/quant/nvfp4.hpp>
+#include <kvcondense/quant/turboquant.hpp>
 #include <kvcondense/version.hpp>

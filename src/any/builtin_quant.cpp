@@ -10,6 +10,7 @@
 #include <kvcondense/quant/kivi.hpp>
 #include <kvcondense/quant/mx.hpp>
 #include <kvcondense/quant/nvfp4.hpp>
+#include <kvcondense/quant/turboquant.hpp>
 
 #include "ranges.hpp"
 
@@ -201,6 +202,26 @@ constexpr Alias ggml_aliases[] = {
     {"q8_0", "format", {static_cast<int>(quant::GgmlFormat::q8_0)}},
 };
 
+constexpr Choice level_scales[] = {
+    {"norm", static_cast<int>(prim::LevelScale::norm)},
+    {"unit", static_cast<int>(prim::LevelScale::unit)},
+    {"least_squares", static_cast<int>(prim::LevelScale::least_squares)},
+};
+constexpr Field turboquant_fields[] = {
+    number<quant::TurboQuant, &quant::TurboQuant::key_bits>("key_bits", "", "of a key's code", 1, 4),
+    number<quant::TurboQuant, &quant::TurboQuant::value_bits>("value_bits", "", "of a value's code", 1, 4),
+    choice<quant::TurboQuant, &quant::TurboQuant::scale>(
+        "scale", "", "what goes with a row: its length, what makes decoded rows that long, or what is nearest", level_scales),
+    flag<quant::TurboQuant, &quant::TurboQuant::normal_levels>("normal_levels", "",
+                                                               "levels for a normal density"),
+    number<quant::TurboQuant, &quant::TurboQuant::seed>("seed", "", "of the rotation's signs; 0: none", 0,
+                                                        most_slots),
+    number<quant::TurboQuant, &quant::TurboQuant::residual_window>("residual_window", "residual",
+                                                                   "newest tokens kept exactly", 0, most_slots),
+    number<quant::TurboQuant, &quant::TurboQuant::sinks>("sinks", "", "first tokens kept exactly", 0,
+                                                         most_slots),
+};
+
 using Hadamard = quant::Hadamard<InnerQuant>;
 constexpr Field hadamard_fields[] = {
     flag<Hadamard, &Hadamard::keys>("keys", "", "whether keys are rotated"),
@@ -230,6 +251,9 @@ constexpr Entry entries[] = {
         nvfp4_fields),
     stage_entry<quant::Ggml>("Stores numbers in ggml's block formats, byte for byte.", ggml_fields,
                              ggml_aliases),
+    stage_entry<quant::TurboQuant>("Stores a length per token and head, and the rotated direction in "
+                                   "levels that suit every direction.",
+                                   turboquant_fields),
     wrapper_entry<Hadamard, &Hadamard::base>(
         Stage::quant, "Rotates keys and values before any quantizer codes them; queries are rotated "
                       "once, outputs once.",

@@ -27,7 +27,7 @@ inline std::vector<double> observe(const any::AnyRecipe& recipe) {
   auto cache = any::AnyCache::make(recipe, "", shape);
   if (!cache) return {};
   std::vector<double> seen;
-  for (const any::AnyCodec& codec : {recipe.quant.key_codec(), recipe.quant.value_codec()})
+  for (const any::AnyCodec& codec : {recipe.quant.key_codec(shape), recipe.quant.value_codec(shape)})
     for (const std::int64_t n : {codec.fingerprint(), codec.group_slots()})
       seen.push_back(static_cast<double>(n));
   for (const Flush& f : {recipe.quant.key_flush(), recipe.quant.value_flush()})

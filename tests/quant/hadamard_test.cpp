@@ -66,9 +66,10 @@ TEST_CASE("hadamard: the worked example's rows, products and errors", "[quant][h
 
 TEST_CASE("hadamard: lengths and products stay, and backward undoes forward", "[quant][hadamard]") {
   const index_t dim = GENERATE(1, 2, 64, 80, 96, 112, 128, 256);
-  const auto [block, seed] = GENERATE(table<index_t, std::uint64_t>({{0, 0}, {0, 9}, {1, 5}, {16, 0}, {16, 3}}));
-  const prim::Hadamard t{block, seed};
-  CAPTURE(dim, block, seed);
+  const auto [block, seed, overlap] =
+      GENERATE(table<index_t, std::uint64_t, bool>({{0, 0, false}, {0, 9, false}, {1, 5, false}, {16, 0, false}, {16, 3, false}, {0, 0, true}, {0, 7, true}}));
+  const prim::Hadamard t{block, seed, overlap};
+  CAPTURE(dim, block, seed, overlap);
   if (!t.valid(dim)) {
     REQUIRE(dim % block != 0);
     return;
@@ -96,6 +97,8 @@ TEST_CASE("hadamard: what is no power of two, or does not divide, is refused", "
   REQUIRE_FALSE(prim::Hadamard{-1, 0}.valid(64));
   REQUIRE(prim::Hadamard{}.size(80) == 16);
   REQUIRE(prim::Hadamard{}.size(96) == 32);
+  REQUIRE(prim::Hadamard{0, 0, true}.size(80) == 64);
+  REQUIRE_FALSE(prim::Hadamard{16, 0, true}.valid(80));
   const CacheShape shape{.head_dim = 64};
   REQUIRE(quant::Hadamard<>{.block = 24}.validate(shape) == Status::invalid_argument);
   REQUIRE(quant::Hadamard<quant::Kivi<2>>{}.validate(shape) == Status::incompatible);

@@ -2,6 +2,7 @@
 
 #include <kvcondense/any/any_codec.hpp>
 #include <kvcondense/cache/recipe.hpp>
+#include <kvcondense/core/codec_of.hpp>
 #include <kvcondense/core/flush.hpp>
 #include <kvcondense/core/policy.hpp>
 
@@ -17,8 +18,8 @@ struct InnerQuant {
   int links = 0;
   index_t sinks = 0;
 
-  AnyCodec key_codec() const;
-  AnyCodec value_codec() const;
+  AnyCodec key_codec(const CacheShape& shape) const;
+  AnyCodec value_codec(const CacheShape& shape) const;
   Flush key_flush() const;
   Flush value_flush() const;
   Status validate(const CacheShape& shape) const;
@@ -33,8 +34,8 @@ namespace detail {
 using QuantRoom = InlineValue<128>;
 
 struct QuantTable {
-  AnyCodec (*key_codec)(const QuantRoom&, InnerQuant below);
-  AnyCodec (*value_codec)(const QuantRoom&, InnerQuant below);
+  AnyCodec (*key_codec)(const QuantRoom&, InnerQuant below, const CacheShape&);
+  AnyCodec (*value_codec)(const QuantRoom&, InnerQuant below, const CacheShape&);
   Flush (*key_flush)(const QuantRoom&, InnerQuant below);
   Flush (*value_flush)(const QuantRoom&, InnerQuant below);
   Status (*validate)(const QuantRoom&, InnerQuant below, const CacheShape&);
@@ -49,8 +50,12 @@ struct QuantCalls {
     if constexpr (!std::is_null_pointer_v<decltype(Member)>) q.*Member = below, q.sinks = below.sinks;
     return q;
   }
-  static AnyCodec key_codec(const QuantRoom& q, InnerQuant below) { return AnyCodec(whole(q, below).key_codec()); }
-  static AnyCodec value_codec(const QuantRoom& q, InnerQuant below) { return AnyCodec(whole(q, below).value_codec()); }
+  static AnyCodec key_codec(const QuantRoom& q, InnerQuant below, const CacheShape& shape) {
+    return AnyCodec(key_codec_of(whole(q, below), shape));
+  }
+  static AnyCodec value_codec(const QuantRoom& q, InnerQuant below, const CacheShape& shape) {
+    return AnyCodec(value_codec_of(whole(q, below), shape));
+  }
   static Flush key_flush(const QuantRoom& q, InnerQuant below) { return whole(q, below).key_flush(); }
   static Flush value_flush(const QuantRoom& q, InnerQuant below) { return whole(q, below).value_flush(); }
   static Status validate(const QuantRoom& q, InnerQuant below, const CacheShape& shape) {
@@ -84,8 +89,8 @@ class AnyQuant {
     return Status::ok;
   }
 
-  AnyCodec key_codec() const { return top().key_codec(); }
-  AnyCodec value_codec() const { return top().value_codec(); }
+  AnyCodec key_codec(const CacheShape& shape) const { return top().key_codec(shape); }
+  AnyCodec value_codec(const CacheShape& shape) const { return top().value_codec(shape); }
   Flush key_flush() const { return top().key_flush(); }
   Flush value_flush() const { return top().value_flush(); }
   Status validate(const CacheShape& shape) const { return top().validate(shape); }
@@ -108,8 +113,12 @@ class AnyQuant {
 };
 
 inline const auto& InnerQuant::here() const { return chain->link_[links - 1]; }
-inline AnyCodec InnerQuant::key_codec() const { return here().table->key_codec(here().room, below()); }
-inline AnyCodec InnerQuant::value_codec() const { return here().table->value_codec(here().room, below()); }
+inline AnyCodec InnerQuant::key_codec(const CacheShape& shape) const {
+  return here().table->key_codec(here().room, below(), shape);
+}
+inline AnyCodec InnerQuant::value_codec(const CacheShape& shape) const {
+  return here().table->value_codec(here().room, below(), shape);
+}
 inline Flush InnerQuant::key_flush() const { return here().table->key_flush(here().room, below()); }
 inline Flush InnerQuant::value_flush() const { return here().table->value_flush(here().room, below()); }
 inline Status InnerQuant::validate(const CacheShape& shape) const {

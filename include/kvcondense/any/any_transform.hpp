@@ -9,7 +9,7 @@ namespace kvcondense::any {
 
 namespace detail {
 
-using TransformRoom = InlineValue<16>;
+using TransformRoom = InlineValue<24>;
 
 /// What can be done with a stored transform; one constant table per transform.
 struct TransformTable {
@@ -40,7 +40,7 @@ struct TransformCalls {
 
 /// Any transform as a value; of itself none.
 ///
-/// Needs    a trivially copyable transform of at most 16 bytes whose RowTransform<Cpu, T> is visible.
+/// Needs    a trivially copyable transform of at most 24 bytes whose RowTransform<Cpu, T> is visible.
 class AnyTransform {
  public:
   AnyTransform() = default;

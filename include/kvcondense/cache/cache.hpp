@@ -8,6 +8,7 @@
 #include <kvcondense/cache/layer_columns.hpp>
 #include <kvcondense/cache/recipe.hpp>
 #include <kvcondense/cache/report.hpp>
+#include <kvcondense/core/codec_of.hpp>
 #include <kvcondense/core/expected.hpp>
 #include <kvcondense/core/step_view.hpp>
 #include <kvcondense/evict/pipeline.hpp>
@@ -33,8 +34,8 @@ class Cache {
   using Evict = decltype(R::evict);
   using Quant = decltype(R::quant);
   using Position = decltype(R::position);
-  using KeyCodec = decltype(std::declval<Quant>().key_codec());
-  using ValueCodec = decltype(std::declval<Quant>().value_codec());
+  using KeyCodec = decltype(key_codec_of(std::declval<Quant>(), CacheShape{}));
+  using ValueCodec = decltype(value_codec_of(std::declval<Quant>(), CacheShape{}));
   using Layer = cache::Layer<KeyCodec, ValueCodec>;
   using Plan = typename Layer::Plan;
 

@@ -10,8 +10,8 @@ template <Backend B, class R>
 auto Cache<B, R>::make_plan() const -> Plan {
   Plan p;
   p.exact = {shape_.dtype};
-  p.key_codec = recipe_.quant.key_codec();
-  p.value_codec = recipe_.quant.value_codec();
+  p.key_codec = key_codec_of(recipe_.quant, shape_);
+  p.value_codec = value_codec_of(recipe_.quant, shape_);
   p.key_flush = recipe_.quant.key_flush();
   p.value_flush = recipe_.quant.value_flush();
   p.sinks = recipe_.quant.sinks;

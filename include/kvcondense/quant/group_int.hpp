@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include <kvcondense/core/codec_of.hpp>
 #include <kvcondense/core/flush.hpp>
 #include <kvcondense/core/policy.hpp>
 #include <kvcondense/core/shape.hpp>
@@ -26,8 +27,8 @@ constexpr bool group_codec_fits(const Codec& codec, index_t dim, const Flush& fl
 /// Can the codecs of a stage store what this cache holds, with its flush rules?
 template <class Stage>
 constexpr bool codecs_fit(const Stage& s, const CacheShape& shape) {
-  return group_codec_fits(s.key_codec(), shape.head_dim, s.key_flush(), s.sinks) &&
-         group_codec_fits(s.value_codec(), shape.values(), s.value_flush(), s.sinks);
+  return group_codec_fits(key_codec_of(s, shape), shape.head_dim, s.key_flush(), s.sinks) &&
+         group_codec_fits(value_codec_of(s, shape), shape.values(), s.value_flush(), s.sinks);
 }
 
 /// Stores keys and values as integer codes with a scale and an offset per group.

@@ -2,6 +2,7 @@
 
 #include <cstdint>
 
+#include <kvcondense/core/codec_of.hpp>
 #include <kvcondense/core/flush.hpp>
 #include <kvcondense/core/policy.hpp>
 #include <kvcondense/core/shape.hpp>
@@ -40,8 +41,12 @@ struct Hadamard {
   bool spread_offsets = false; ///< also before groups along tokens
   index_t sinks = base.sinks;  ///< as the quantizer says
 
-  constexpr auto key_codec() const { return prim::Transformed{transform(keys), base.key_codec()}; }
-  constexpr auto value_codec() const { return prim::Transformed{transform(values), base.value_codec()}; }
+  constexpr auto key_codec(const CacheShape& shape) const {
+    return prim::Transformed{transform(keys), key_codec_of(base, shape)};
+  }
+  constexpr auto value_codec(const CacheShape& shape) const {
+    return prim::Transformed{transform(values), value_codec_of(base, shape)};
+  }
   constexpr Flush key_flush() const { return base.key_flush(); }
   constexpr Flush value_flush() const { return base.value_flush(); }
 
@@ -49,8 +54,10 @@ struct Hadamard {
     if (const Status s = base.validate(shape); s != Status::ok) return s;
     if (!transform(keys).valid(shape.head_dim) || !transform(values).valid(shape.values())) return Status::invalid_argument;
     // One transform per side: what is mapped already may not be mapped again.
-    if (prim::maps_rows(base.key_codec()) || prim::maps_rows(base.value_codec())) return Status::incompatible;
-    const bool shared = (keys && base.key_codec().group_slots() > 1) || (values && base.value_codec().group_slots() > 1);
+    const auto k = key_codec_of(base, shape);
+    const auto v = value_codec_of(base, shape);
+    if (prim::maps_rows(k) || prim::maps_rows(v)) return Status::incompatible;
+    const bool shared = (keys && k.group_slots() > 1) || (values && v.group_slots() > 1);
     return shared && !spread_offsets ? Status::incompatible : Status::ok;
   }
 

@@ -4,8 +4,8 @@
 #include <cstring>
 
 #include <kvcondense/backend/cpu/block_codes_tile.hpp>
-#include <kvcondense/backend/cpu/group_quant_fold.hpp>
 #include <kvcondense/backend/cpu/group_quant_rows.hpp>
+#include <kvcondense/backend/cpu/scaled_tiles.hpp>
 #include <kvcondense/core/backend.hpp>
 #include <kvcondense/prim/block_codes.hpp>
 
@@ -19,6 +19,12 @@ namespace kvcondense::prim {
 ///           and one more for every block whose scale or minimum did not fit its type.
 template <>
 struct PageCodec<Cpu, BlockCodes> {
+ private:
+  static auto loader(const BlockCodes& codec, PageSpan page, index_t first) {
+    return [&codec, page, first](cpu::BlockTile& tile, index_t at, index_t n) { tile.load(codec, page, first + at, n); };
+  }
+
+ public:
   static index_t encode(const BlockCodes& codec, PageSpan page, index_t first, index_t count,
                         RowBlock<const float> rows) {
     index_t repaired = 0;
@@ -36,22 +42,7 @@ struct PageCodec<Cpu, BlockCodes> {
 
   static void decode(const BlockCodes& codec, PageSpan page, index_t first, index_t count, RowBlock<float> rows) {
     cpu::BlockTile tile(codec, page.dim);
-    for (index_t done = 0; done < count; done += cpu::tile_slots) {
-      const index_t n = std::min(cpu::tile_slots, count - done);
-      tile.load(codec, page, first + done, n);
-      for (index_t i = 0; i < n; ++i) {
-        const float* element = tile.elements + i * tile.width;
-        float* x = rows.data + (done + i) * rows.step;
-        for (index_t j = 0; j < tile.groups; ++j) {
-          const float s = tile.scale[j * cpu::tile_slots + i], b = tile.base[j * cpu::tile_slots + i];
-          const index_t end = std::min(page.dim, (j + 1) * tile.group);
-          if (tile.based)
-            for (index_t c = j * tile.group; c < end; ++c) x[c] = element[c] * s + b;
-          else
-            for (index_t c = j * tile.group; c < end; ++c) x[c] = element[c] * s;
-        }
-      }
-    }
+    cpu::decode_tiles(tile, loader(codec, page, first), page.dim, count, rows);
   }
 
   static void move(const BlockCodes& codec, PageSpan to, index_t to_slot, PageSpan from, index_t from_slot) {
@@ -61,90 +52,18 @@ struct PageCodec<Cpu, BlockCodes> {
   static void scores(const BlockCodes& codec, PageSpan page, index_t first, index_t count,
                      RowBlock<const float> queries, RowBlock<float> out) {
     cpu::BlockTile tile(codec, page.dim);
-    for (index_t r = 0; r < queries.rows; r += cpu::fold_rows) {
-      const index_t n = std::min(cpu::fold_rows, queries.rows - r);
-      score_rows(codec, page, first, count, {queries.data + r * queries.step, n, queries.step},
-                 {out.data + r * out.step, n, out.step}, tile);
-    }
+    cpu::score_tiles(tile, loader(codec, page, first), page.dim, count, queries, out);
   }
 
   static void accumulate(const BlockCodes& codec, PageSpan page, index_t first, index_t count,
                          RowBlock<const float> weights, RowBlock<float> out) {
     cpu::BlockTile tile(codec, page.dim);
-    for (index_t r = 0; r < weights.rows; r += cpu::fold_rows) {
-      const index_t n = std::min(cpu::fold_rows, weights.rows - r);
-      add_rows(codec, page, first, count, {weights.data + r * weights.step, n, weights.step},
-               {out.data + r * out.step, n, out.step}, tile);
-    }
+    cpu::add_tiles(tile, loader(codec, page, first), page.dim, count, weights, out);
   }
 
  private:
   static std::byte* row(const BlockCodes& codec, PageSpan page, index_t slot) {
     return page.data + slot * codec.row_bytes(page.dim);
-  }
-
-  static void score_rows(const BlockCodes& codec, PageSpan page, index_t first, index_t count,
-                         RowBlock<const float> queries, RowBlock<float> out, cpu::BlockTile& tile) {
-    const index_t width = tile.width, step = cpu::tile_slots;
-    alignas(64) float padded_queries[cpu::fold_rows * max_head_dim], part[cpu::fold_rows * cpu::tile_slots];
-    float sums[cpu::fold_rows * cpu::block_groups];
-    for (index_t r = 0; r < queries.rows; ++r) {
-      float* q = padded_queries + r * width;
-      std::copy_n(queries.data + r * queries.step, page.dim, q);
-      std::fill(q + page.dim, q + width, 0.0f);
-      for (index_t j = 0; j < (tile.based ? tile.groups : 0); ++j) {
-        float sum = 0.0f;
-        for (index_t c = j * tile.group; c < (j + 1) * tile.group; ++c) sum += q[c];
-        sums[r * tile.groups + j] = sum;
-      }
-    }
-    for (index_t done = 0; done < count; done += step) {
-      const index_t n = std::min(step, count - done);
-      tile.load(codec, page, first + done, n);
-      if (tile.groups == 1) cpu::dot_tile(tile.elements, n, width, padded_queries, queries.rows, part);
-      for (index_t r = 0; r < queries.rows; ++r) {
-        float* p = part + r * step;
-        if (tile.groups == 1)
-          for (index_t i = 0; i < n; ++i) p[i] *= tile.scale[i];
-        else
-          for (index_t i = 0; i < n; i += 4)
-            cpu::dot_1x4_scaled(padded_queries + r * width, tile.elements + i * width, width, tile.group, tile.scale + i, p + i);
-        for (index_t j = 0; j < (tile.based ? tile.groups : 0); ++j)
-          for (index_t i = 0; i < n; ++i) p[i] += tile.base[j * step + i] * sums[r * tile.groups + j];
-        std::copy_n(p, n, out.data + r * out.step + done);
-      }
-    }
-  }
-
-  static void add_rows(const BlockCodes& codec, PageSpan page, index_t first, index_t count,
-                       RowBlock<const float> weights, RowBlock<float> out, cpu::BlockTile& tile) {
-    const index_t width = tile.width, step = cpu::tile_slots;
-    alignas(64) float sums[cpu::fold_rows * max_head_dim], scaled[cpu::fold_rows * cpu::tile_slots];
-    float zero[cpu::fold_rows * cpu::block_groups];
-    std::fill_n(sums, weights.rows * width, 0.0f);
-    std::fill_n(zero, weights.rows * tile.groups, 0.0f);
-    for (index_t done = 0; done < count; done += step) {
-      const index_t n = std::min(step, count - done);
-      tile.load(codec, page, first + done, n);
-      for (index_t j = 0; j < tile.groups; ++j) {
-        const float* s = tile.scale + j * step;
-        const float* b = tile.base + j * step;
-        for (index_t r = 0; r < weights.rows; ++r) {
-          const float* w = weights.data + r * weights.step + done;
-          for (index_t i = 0; i < n; ++i) scaled[r * step + i] = w[i] * s[i];
-          float sum = 0.0f;
-          for (index_t i = 0; i < (tile.based ? n : 0); ++i) sum += w[i] * b[i];
-          zero[r * tile.groups + j] += sum;
-        }
-        cpu::add_tile(tile.elements, n, width, j * tile.group, (j + 1) * tile.group, scaled, step, weights.rows, sums);
-      }
-    }
-    for (index_t r = 0; r < weights.rows; ++r) {
-      float* o = out.data + r * out.step;
-      for (index_t j = 0; j < tile.groups; ++j)
-        for (index_t c = j * tile.group; c < std::min(page.dim, (j + 1) * tile.group); ++c)
-          o[c] += sums[r * width + c] + zero[r * tile.groups + j];
-    }
   }
 
   /// Calls f with element and rounding as constants.

@@ -8,16 +8,13 @@
 #include <cstring>
 
 #include <kvcondense/backend/cpu/group_quant_bits.hpp>
-#include <kvcondense/backend/cpu/group_quant_tile.hpp>
+#include <kvcondense/backend/cpu/scaled_tiles.hpp>
 #include <kvcondense/core/shape.hpp>
 #include <kvcondense/prim/block_codes.hpp>
 
 // BlockCodes rows, unpacked by code book: element numbers in a tile, scales beside it.
 
 namespace kvcondense::prim::cpu {
-
-/// Groups of a row: at least `lanes` numbers each.
-inline constexpr index_t block_groups = max_head_dim / lanes;
 
 /// Both numbers of a byte of E2M1 codes, the low one first: one look-up for two codes.
 inline constexpr auto e2m1_pairs = [] {
@@ -118,26 +115,9 @@ void unpack_ggml(const std::byte* block, float* KVCONDENSE_RESTRICT out, float* 
   }
 }
 
-/// Elements of up to `tile_slots` slots, and of group j and slot i the scale and minimum at
-/// [j * tile_slots + i]. Columns beyond the row are zero.
-struct BlockTile {
-  alignas(64) float elements[tile_slots * max_head_dim];
-  alignas(64) float scale[block_groups * tile_slots];
-  alignas(64) float base[block_groups * tile_slots];
-  index_t dim, group, groups, width;
-  bool based;  ///< there are minima
-
+struct BlockTile : ScaledTile {
   BlockTile(const BlockCodes& codec, index_t row_dim)
-      : dim(row_dim),
-        group(codec.group(dim)),
-        groups(codec.groups(dim)),
-        based(codec.is_ggml() && has_minimum(codec.ggml)) {
-    if (groups == 1) group = padded(dim, lanes);
-    width = groups * group;
-    std::fill_n(elements, tile_slots * width, 0.0f);
-    std::fill_n(scale, tile_slots * groups, 0.0f);
-    std::fill_n(base, tile_slots * groups, 0.0f);
-  }
+      : ScaledTile(row_dim, codec.group(row_dim), codec.is_ggml() && has_minimum(codec.ggml)) {}
 
   void load(const BlockCodes& codec, PageSpan page, index_t slot, index_t n) {
     const index_t step = codec.row_bytes(dim);

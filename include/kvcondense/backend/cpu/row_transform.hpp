@@ -21,31 +21,44 @@ struct RowTransform<Cpu, Hadamard> {
   static void forward(const Hadamard& t, index_t dim, RowBlock<float> rows) {
     for (index_t r = 0; r < rows.rows; ++r) {
       float* x = rows.data + r * rows.step;
-      scale(t, dim, x);
-      butterflies(t.size(dim), dim, x);
+      if (t.seed != 0) signs(t.seed, dim, x);
+      mix(t.size(dim), x, t.overlap ? t.size(dim) : dim);
+      if (!again(t, dim)) continue;
+      signs(between(t), dim, x);
+      mix(t.size(dim), x + dim - t.size(dim), t.size(dim));
     }
   }
   static void backward(const Hadamard& t, index_t dim, RowBlock<float> rows) {
     for (index_t r = 0; r < rows.rows; ++r) {
       float* x = rows.data + r * rows.step;
-      butterflies(t.size(dim), dim, x);
-      scale(t, dim, x);
+      if (again(t, dim)) {
+        mix(t.size(dim), x + dim - t.size(dim), t.size(dim));
+        signs(between(t), dim, x);
+      }
+      mix(t.size(dim), x, t.overlap ? t.size(dim) : dim);
+      if (t.seed != 0) signs(t.seed, dim, x);
     }
   }
   /// Orthonormal: a query is mapped as a key is.
   static void query(const Hadamard& t, index_t dim, RowBlock<float> rows) { forward(t, dim, rows); }
 
  private:
-  static void scale(const Hadamard& t, index_t dim, float* x) {
-    const float factor = 1.0f / std::sqrt(static_cast<float>(t.size(dim)));
-    for (index_t c = 0; c < dim; ++c) {
-      const bool minus = t.seed != 0 && (random_bits(t.seed, static_cast<std::uint64_t>(c)) & 1u) != 0;
-      x[c] *= minus ? -factor : factor;
-    }
+  /// A second block at the other end?
+  static bool again(const Hadamard& t, index_t dim) { return t.overlap && t.size(dim) < dim; }
+
+  /// Without new signs the second block would undo most of what the first one did.
+  static std::uint64_t between(const Hadamard& t) { return ~t.seed; }
+
+  static void signs(std::uint64_t seed, index_t dim, float* x) {
+    for (index_t c = 0; c < dim; ++c)
+      if ((random_bits(seed, static_cast<std::uint64_t>(c)) & 1u) != 0) x[c] = -x[c];
   }
-  static void butterflies(index_t block, index_t dim, float* x) {
+  /// The transform of every block of `n` numbers, which is its own inverse.
+  static void mix(index_t block, float* x, index_t n) {
+    const float factor = 1.0f / std::sqrt(static_cast<float>(block));
+    for (index_t i = 0; i < n; ++i) x[i] *= factor;
     for (index_t half = 1; half < block; half *= 2)
-      for (index_t i = 0; i < dim; i += 2 * half)
+      for (index_t i = 0; i < n; i += 2 * half)
         for (index_t j = i; j < i + half; ++j) {
           const float a = x[j], b = x[j + half];
           x[j] = a + b, x[j + half] = a - b;

@@ -1,0 +1,98 @@
+#pragma once
+
+#include <array>
+#include <bit>
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+
+#include <kvcondense/core/config.hpp>
+#include <kvcondense/core/shape.hpp>
+#include <kvcondense/prim/page_codec.hpp>
+
+namespace kvcondense::prim {
+
+/// What a row's scale is, besides the levels that its numbers go to.
+enum class LevelScale : std::uint8_t {
+  norm,           ///< the row's length
+  unit,           ///< the row's length over that of its levels: decoded rows are as long as the row was
+  least_squares,  ///< whatever is nearest to the row
+};
+
+/// Levels of the numbers of a unit vector of `dim` numbers that was rotated at random: Lloyd and Max's for the
+/// density (1 - t^2)^((dim - 3) / 2); with `normal` those of a normal density of variance 1 / dim instead. They lie
+/// symmetrically about 0: the positive half, ascending.
+///
+/// Numbers  double; the fixed point of Lloyd's iteration over a grid of 4096 cells.
+inline std::array<float, 8> fit_levels(int bits, index_t dim, bool normal = false) {
+  constexpr std::size_t cells = 4096;
+  const auto n = static_cast<std::size_t>(1 << (bits - 1));
+  const double d = static_cast<double>(dim), end = normal ? 8.0 : std::fmin(8.0, std::sqrt(d)), step = end / cells;
+  // In units of 1 / sqrt(dim): integrals of the density and of t times it, up to each cell.
+  std::array<double, cells + 1> mass{}, first{};
+  for (std::size_t i = 0; i < cells; ++i) {
+    const double t = (static_cast<double>(i) + 0.5) * step;
+    const double f = normal ? std::exp(-t * t / 2) : std::pow(1 - t * t / d, (d - 3) / 2);
+    mass[i + 1] = mass[i] + f, first[i + 1] = first[i] + f * t;
+  }
+  const auto upto = [&](const std::array<double, cells + 1>& sums, double t) {
+    const double at = std::fmin(t / step, static_cast<double>(cells));
+    const auto i = static_cast<std::size_t>(at);
+    return i >= cells ? sums[cells] : sums[i] + (at - static_cast<double>(i)) * (sums[i + 1] - sums[i]);
+  };
+  std::array<double, 8> level{};
+  for (std::size_t i = 0; i < n; ++i) level[i] = (static_cast<double>(i) + 0.5) * 2.0 / static_cast<double>(n);
+  for (int round = 0; round < 4000; ++round) {
+    std::array<double, 8> next{};
+    double moved = 0;
+    for (std::size_t i = 0; i < n; ++i) {
+      const double a = i == 0 ? 0 : (level[i - 1] + level[i]) / 2, b = i + 1 == n ? end : (level[i] + level[i + 1]) / 2;
+      const double m = upto(mass, b) - upto(mass, a);
+      next[i] = m > 0 ? (upto(first, b) - upto(first, a)) / m : level[i];
+      moved = std::fmax(moved, std::fabs(next[i] - level[i]));
+    }
+    level = next;
+    if (moved < 1e-12) break;
+  }
+  std::array<float, 8> out{};
+  for (std::size_t i = 0; i < n; ++i) out[i] = static_cast<float>(level[i] / std::sqrt(d));
+  return out;
+}
+
+/// Rows as a length and, for every number over that length, the nearest of 2^bits levels.
+///
+/// Shapes   a row is ceil(dim * bits / 8) bytes of codes, a little-endian bit stream, then its scale in fp16. Code c
+///          is the number of midpoints between levels that are at or below the number.
+struct LevelCodes {
+  int bits = 4;
+  LevelScale scale = LevelScale::unit;
+  std::array<float, 8> level{};  ///< of codes from 2^(bits - 1) on; the others are their negatives
+
+  KVCONDENSE_HD constexpr index_t code_bytes(index_t dim) const { return (dim * bits + 7) / 8; }
+  KVCONDENSE_HD constexpr index_t row_bytes(index_t dim) const { return code_bytes(dim) + 2; }
+  KVCONDENSE_HD constexpr float value(int code) const {
+    const int half = 1 << (bits - 1);
+    return code >= half ? level[static_cast<std::size_t>(code - half)] : -level[static_cast<std::size_t>(half - 1 - code)];
+  }
+
+  constexpr std::size_t page_bytes(index_t slots, index_t dim) const { return static_cast<std::size_t>(slots * row_bytes(dim)); }
+  constexpr index_t group_slots() const { return 1; }
+  constexpr bool valid(index_t dim) const {
+    if (bits < 1 || bits > 4 || dim < 1 || dim > max_head_dim) return false;
+    float last = 0.0f;
+    for (int i = 0; i < 1 << (bits - 1); ++i) {
+      if (!(level[static_cast<std::size_t>(i)] > last)) return false;
+      last = level[static_cast<std::size_t>(i)];
+    }
+    return last < 1e3f;
+  }
+  constexpr std::int64_t fingerprint() const {
+    std::uint64_t f = 0x70 + static_cast<std::uint64_t>(scale) * 8 + static_cast<std::uint64_t>(bits);
+    for (const float l : level) f = f * 0x100000001b3u ^ std::bit_cast<std::uint32_t>(l);
+    return static_cast<std::int64_t>(f);
+  }
+};
+
+static_assert(CodecDescription<LevelCodes>);
+
+}  // namespace kvcondense::prim
