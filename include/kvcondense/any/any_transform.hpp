@@ -3,7 +3,7 @@
 #include <type_traits>
 
 #include <kvcondense/any/inline_value.hpp>
-#include <kvcondense/backend/cpu/row_transform.hpp>
+#include <kvcondense/prim/row_transform.hpp>
 
 namespace kvcondense::any {
 

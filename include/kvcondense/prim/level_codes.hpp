@@ -35,10 +35,13 @@ inline std::array<float, 8> fit_levels(int bits, index_t dim, bool normal = fals
     const double f = normal ? std::exp(-t * t / 2) : std::pow(1 - t * t / d, (d - 3) / 2);
     mass[i + 1] = mass[i] + f, first[i + 1] = first[i] + f * t;
   }
-  const auto upto = [&](const std::array<double, cells + 1>& sums, double t) {
+  // The density is constant in a cell; `moment` goes with the square of the place in it.
+  const auto upto = [&](double t, bool moment) {
     const double at = std::fmin(t / step, static_cast<double>(cells));
     const auto i = static_cast<std::size_t>(at);
-    return i >= cells ? sums[cells] : sums[i] + (at - static_cast<double>(i)) * (sums[i + 1] - sums[i]);
+    if (i >= cells) return moment ? first[cells] : mass[cells];
+    const double here = static_cast<double>(i), f = mass[i + 1] - mass[i];
+    return moment ? first[i] + f * step * (at * at - here * here) / 2 : mass[i] + f * (at - here);
   };
   std::array<double, 8> level{};
   for (std::size_t i = 0; i < n; ++i) level[i] = (static_cast<double>(i) + 0.5) * 2.0 / static_cast<double>(n);
@@ -47,8 +50,8 @@ inline std::array<float, 8> fit_levels(int bits, index_t dim, bool normal = fals
     double moved = 0;
     for (std::size_t i = 0; i < n; ++i) {
       const double a = i == 0 ? 0 : (level[i - 1] + level[i]) / 2, b = i + 1 == n ? end : (level[i] + level[i + 1]) / 2;
-      const double m = upto(mass, b) - upto(mass, a);
-      next[i] = m > 0 ? (upto(first, b) - upto(first, a)) / m : level[i];
+      const double m = upto(b, false) - upto(a, false);
+      next[i] = m > 0 ? (upto(b, true) - upto(a, true)) / m : level[i];
       moved = std::fmax(moved, std::fabs(next[i] - level[i]));
     }
     level = next;
