@@ -56,7 +56,9 @@
 #include <kvcondense/quant/group_int.hpp>
 #include <kvcondense/quant/hadamard.hpp>
 #include <kvcondense/quant/kivi.hpp>
+#include <kvcondense/quant/mikv.hpp>
 #include <kvcondense/quant/mx.hpp>
 #include <kvcondense/quant/nvfp4.hpp>
 #include <kvcondense/quant/turboquant.hpp>
+#include <kvcondense/quant/zipcache.hpp>
 #include <kvcondense/version.hpp>

@@ -1,3 +1,4 @@
+#include <algorithm>
 #include <cmath>
 #include <limits>
 #include <random>
@@ -102,11 +103,12 @@ struct Case {
 
   /// As the card says it, row by row, the whole matrix in double.
   std::vector<double> want(const ColumnRequest& r, index_t h) const {
+    const auto counts = [&](index_t row) { return r.chosen.empty() || std::find(r.chosen.begin(), r.chosen.end(), row) != r.chosen.end(); };
     const index_t group = shape.group(), series = r.group == GroupReduce::none ? group : 1;
     std::vector<double> out(static_cast<std::size_t>(series * slots), 0.0);
     for (index_t row = 0; row < rows; ++row) {
       const index_t all = slots - rows + row + 1, seen = r.past ? std::min(all, slots - rows) : all;
-      if (seen <= 0) continue;
+      if (seen <= 0 || !counts(row)) continue;
       std::vector<Row> p;
       Row most(static_cast<std::size_t>(seen), -INFINITY);
       for (index_t g = 0; g < group; ++g) {
@@ -134,7 +136,13 @@ struct Case {
           const double x = p[s][j];
           switch (r.row) {
             case RowReduce::sum: to += x; break;
-            case RowReduce::mean: to += x / static_cast<double>(rows); break;
+            case RowReduce::mean: to += x / static_cast<double>(r.chosen.empty() ? rows : static_cast<index_t>(r.chosen.size())); break;
+            case RowReduce::seen_mean: {
+              double see = 0;  // rows that see the slot
+              for (index_t other = 0; other < rows; ++other) see += counts(other) && static_cast<index_t>(j) < (r.past ? std::min(slots - rows + other + 1, slots - rows) : slots - rows + other + 1);
+              to += x / see;
+              break;
+            }
             case RowReduce::max: to = std::max(to, x); break;
             case RowReduce::low_count: to += x < 1.0 / static_cast<double>(seen); break;
           }
@@ -300,4 +308,51 @@ TEST_CASE("attend_columns: too little scratch and a temperature of nothing are r
   }
   REQUIRE(out == std::vector<float>(100, -7.0f));
   REQUIRE(run(scratch.size(), 1.0f) == Status::ok);
+}
+
+TEST_CASE("attend_columns: chosen rows, and means over the rows that see a slot, are ZipCache's saliency", "[prim][attend_columns][oracle]") {
+  const auto o = test::load_oracle("quantization.json", "G1_zipcache_saliency");
+  Case c(1, 1, 6, 6, 6);
+  c.shape.softmax_scale = 1.0f;
+  // One-hot keys: a query is the logarithm of its row of attention.
+  std::fill(c.k.begin(), c.k.end(), 0.0f);
+  for (std::size_t j = 0; j < 6; ++j) c.k[j * 6 + j] = 1.0f;
+  for (std::size_t i = 0; i < 6; ++i)
+    for (std::size_t j = 0; j < 6; ++j) c.q[i * 6 + j] = j <= i ? std::log(o.at("attention")[i][j].get<float>()) : 0.0f;
+  const auto near = [](const std::vector<float>& got, const nlohmann::json& want) {
+    for (std::size_t j = 0; j < got.size(); ++j) REQUIRE(got[j] == Approx(want[j].get<double>()).epsilon(1e-5));
+  };
+  ColumnRequest r;
+  r.group = GroupReduce::sum, r.row = RowReduce::sum;
+  near(c.run(r), o.at("accumulated"));
+  r.row = RowReduce::seen_mean;
+  near(c.run(r), o.at("normalised"));
+  const auto probes = o.at("probe_rows").get<std::vector<std::int32_t>>();
+  r.chosen = probes;
+  near(c.run(r), o.at("probe_normalised_paper"));
+  r.row = RowReduce::sum;
+  near(c.run(r), o.at("probe_accumulated"));
+}
+
+TEST_CASE("attend_columns: any choice of rows equals the matrix spelled out", "[prim][attend_columns]") {
+  const auto [group, rows, slots] = GENERATE(table<index_t, index_t, index_t>({{1, 9, 9}, {3, 40, 50}, {7, 70, 600}, {16, 5, 5}}));
+  const Case c(2, group, rows, slots, 16);
+  std::mt19937 random(4);
+  for (const auto g : {GroupReduce::none, GroupReduce::sum, GroupReduce::mean, GroupReduce::max, GroupReduce::max_logit})
+    for (const auto row : {RowReduce::sum, RowReduce::mean, RowReduce::max, RowReduce::seen_mean, RowReduce::low_count})
+      for (const bool past : {false, true}) {
+        std::vector<std::int32_t> chosen;
+        for (std::int32_t i = 0; i < rows; ++i)
+          if (random() % 3 == 0 || i + 1 == rows) chosen.push_back(i);
+        ColumnRequest r;
+        r.group = g, r.row = row, r.past = past, r.chosen = chosen;
+        CAPTURE(group, rows, slots, static_cast<int>(g), static_cast<int>(row), past);
+        const auto got = c.run(r);
+        const auto per_head = got.size() / 2;
+        for (index_t h = 0; h < 2; ++h) {
+          const auto want = c.want(r, h);
+          for (std::size_t j = 0; j < per_head; ++j)
+            REQUIRE(static_cast<double>(got[static_cast<std::size_t>(h) * per_head + j]) == Approx(want[j]).epsilon(1e-4).margin(1e-6));
+        }
+      }
 }

@@ -4,6 +4,7 @@
 
 #include <kvcondense/any/any_transform.hpp>
 #include <kvcondense/any/inline_value.hpp>
+#include <kvcondense/prim/mixed_rows.hpp>
 #include <kvcondense/prim/page_codec.hpp>
 
 namespace kvcondense::any {
@@ -17,8 +18,10 @@ struct CodecTable {
   std::size_t (*page_bytes)(const CodecRoom&, index_t slots, index_t dim);
   bool (*valid)(const CodecRoom&, index_t dim);
   std::int64_t (*fingerprint)(const CodecRoom&);
+  bool (*wants_scores)(const CodecRoom&);
   index_t (*encode)(const CodecRoom&, prim::PageSpan, index_t first, index_t count,
-                    prim::RowBlock<const float>);
+                    prim::RowBlock<const float>, const float* scores);
+  float (*grade)(const CodecRoom&, prim::PageSpan, index_t slot);
   void (*decode)(const CodecRoom&, prim::PageSpan, index_t first, index_t count,
                  prim::RowBlock<float>);
   void (*move)(const CodecRoom&, prim::PageSpan to, index_t to_slot, prim::PageSpan from,
@@ -40,9 +43,17 @@ struct CodecCalls {
   }
   static bool valid(const CodecRoom& c, index_t dim) { return c.as<C>().valid(dim); }
   static std::int64_t fingerprint(const CodecRoom& c) { return c.as<C>().fingerprint(); }
+  static bool wants_scores(const CodecRoom& c) { return prim::wants_scores(c.as<C>()); }
   static index_t encode(const CodecRoom& c, prim::PageSpan page, index_t first, index_t count,
-                        Rows rows) {
-    return Page::encode(c.as<C>(), page, first, count, rows);
+                        Rows rows, const float* scores) {
+    if constexpr (requires { Page::encode(c.as<C>(), page, first, count, rows, scores); })
+      return Page::encode(c.as<C>(), page, first, count, rows, scores);
+    else
+      return Page::encode(c.as<C>(), page, first, count, rows);
+  }
+  static float grade(const CodecRoom& c, prim::PageSpan page, index_t slot) {
+    if constexpr (requires { Page::grade(c.as<C>(), page, slot); }) return Page::grade(c.as<C>(), page, slot);
+    else return 0.0f;
   }
   static void decode(const CodecRoom& c, prim::PageSpan page, index_t first, index_t count,
                      Out rows) {
@@ -61,8 +72,8 @@ struct CodecCalls {
     Page::accumulate(c.as<C>(), page, first, count, weights, out);
   }
 
-  static constexpr CodecTable table{page_bytes, valid, fingerprint, encode,
-                                    decode,     move,  scores,      accumulate};
+  static constexpr CodecTable table{page_bytes, valid,  fingerprint, wants_scores, encode,
+                                    grade,      decode, move,        scores,       accumulate};
 };
 
 }  // namespace detail
@@ -88,6 +99,7 @@ class AnyCodec {
   }
 
   const AnyTransform& transform() const { return transform_; }
+  bool wants_scores() const { return table_->wants_scores(room_); }
 
   /// `dim` of pages: behind the transform.
   std::size_t page_bytes(index_t slots, index_t dim) const {
@@ -132,8 +144,11 @@ struct PageCodec<Cpu, any::AnyCodec> {
   using Codec = any::AnyCodec;
 
   static index_t encode(const Codec& c, PageSpan page, index_t first, index_t count,
-                        RowBlock<const float> rows) {
-    return c.table_->encode(c.room_, page, first, count, rows);
+                        RowBlock<const float> rows, const float* scores = nullptr) {
+    return c.table_->encode(c.room_, page, first, count, rows, scores);
+  }
+  static float grade(const Codec& c, PageSpan page, index_t slot) {
+    return c.table_->grade(c.room_, page, slot);
   }
   static void decode(const Codec& c, PageSpan page, index_t first, index_t count,
                      RowBlock<float> rows) {

@@ -5,6 +5,7 @@
 #include <kvcondense/core/codec_of.hpp>
 #include <kvcondense/core/flush.hpp>
 #include <kvcondense/core/policy.hpp>
+#include <kvcondense/evict/erased.hpp>
 
 namespace kvcondense::any {
 
@@ -22,6 +23,8 @@ struct InnerQuant {
   AnyCodec value_codec(const CacheShape& shape) const;
   Flush key_flush() const;
   Flush value_flush() const;
+  bool has_saliency() const;
+  evict::AnyPipeline saliency() const;
   Status validate(const CacheShape& shape) const;
 
  private:
@@ -38,6 +41,8 @@ struct QuantTable {
   AnyCodec (*value_codec)(const QuantRoom&, InnerQuant below, const CacheShape&);
   Flush (*key_flush)(const QuantRoom&, InnerQuant below);
   Flush (*value_flush)(const QuantRoom&, InnerQuant below);
+  bool (*has_saliency)(const QuantRoom&, InnerQuant below);
+  evict::AnyPipeline (*saliency)(const QuantRoom&, InnerQuant below);
   Status (*validate)(const QuantRoom&, InnerQuant below, const CacheShape&);
   const char* (*word)(const QuantRoom&);
 };
@@ -58,12 +63,16 @@ struct QuantCalls {
   }
   static Flush key_flush(const QuantRoom& q, InnerQuant below) { return whole(q, below).key_flush(); }
   static Flush value_flush(const QuantRoom& q, InnerQuant below) { return whole(q, below).value_flush(); }
+  static bool has_saliency(const QuantRoom& q, InnerQuant below) { return kvcondense::has_saliency(whole(q, below)); }
+  static evict::AnyPipeline saliency(const QuantRoom& q, InnerQuant below) {
+    return evict::AnyPipeline(saliency_of(whole(q, below)));
+  }
   static Status validate(const QuantRoom& q, InnerQuant below, const CacheShape& shape) {
     return whole(q, below).validate(shape);
   }
   static const char* word(const QuantRoom& q) { return word_of(q.as<Q>()); }
 
-  static constexpr QuantTable table{key_codec, value_codec, key_flush, value_flush, validate, word};
+  static constexpr QuantTable table{key_codec, value_codec, key_flush, value_flush, has_saliency, saliency, validate, word};
 };
 
 }  // namespace detail
@@ -93,6 +102,8 @@ class AnyQuant {
   AnyCodec value_codec(const CacheShape& shape) const { return top().value_codec(shape); }
   Flush key_flush() const { return top().key_flush(); }
   Flush value_flush() const { return top().value_flush(); }
+  bool has_saliency() const { return top().has_saliency(); }
+  evict::AnyPipeline saliency() const { return top().saliency(); }
   Status validate(const CacheShape& shape) const { return top().validate(shape); }
   const char* word() const { return link_[links_ - 1].table->word(link_[links_ - 1].room); }
 
@@ -121,6 +132,8 @@ inline AnyCodec InnerQuant::value_codec(const CacheShape& shape) const {
 }
 inline Flush InnerQuant::key_flush() const { return here().table->key_flush(here().room, below()); }
 inline Flush InnerQuant::value_flush() const { return here().table->value_flush(here().room, below()); }
+inline bool InnerQuant::has_saliency() const { return here().table->has_saliency(here().room, below()); }
+inline evict::AnyPipeline InnerQuant::saliency() const { return here().table->saliency(here().room, below()); }
 inline Status InnerQuant::validate(const CacheShape& shape) const {
   return here().table->validate(here().room, below(), shape);
 }

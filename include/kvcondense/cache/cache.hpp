@@ -59,10 +59,10 @@ class Cache {
     return {data, layers_[layer].offset.data(), shape_.kv_heads};
   }
   /// Query rows of a chunk of `tokens` that the recipe's policy wants in the mass.
-  index_t mass_rows(index_t tokens) const { return pipeline_.attention().of(tokens); }
+  index_t mass_rows(index_t tokens) const { return attention().of(tokens); }
   /// Whether the coming step of a layer reads the mass at all: ask between append and attend.
   bool wants_mass(index_t layer, Phase phase = Phase::automatic) const {
-    return pipeline_.reads_attention(step_view(layer, phase));
+    return reads_attention(step_view(layer, phase));
   }
 
   /// Scratch that any call needs while no head holds more than `slots` slots (pending ones included)
@@ -172,6 +172,26 @@ class Cache {
  private:
   Plan make_plan() const;
   using Pipeline = decltype(std::declval<Evict>().pipeline());
+  using Saliency = decltype(saliency_of(std::declval<Quant>()));
+
+  // What eviction and the saliency of a quant stage look at together.
+  AttentionNeed attention() const {
+    const AttentionNeed evicts = pipeline_.attention();
+    return evicts.rows == AttentionNeed::Rows::none && graded_ ? saliency_.attention() : evicts;
+  }
+  AttentionNeed queries() const {
+    const AttentionNeed a = pipeline_.queries(), b = graded_ ? saliency_.queries() : AttentionNeed{};
+    return a.rows == AttentionNeed::Rows::none || (b.rows == a.rows && b.count > a.count) ? b : a;
+  }
+  Inputs inputs() const { return graded_ ? pipeline_.inputs() | saliency_.inputs() : pipeline_.inputs(); }
+  bool reads_attention(const StepView<B>& view) const {
+    const bool step = view.phase != Phase::turn && view.phase != Phase::probe;
+    return pipeline_.reads_attention(view) ||
+           (graded_ && step && saliency_.attention().rows != AttentionNeed::Rows::none);
+  }
+  /// Scores by which slots that are about to be coded are told apart; of no data when none are.
+  Status grade(Context<B>& ctx, const StepView<B>& view, evict::LaneViews lanes, const evict::KeepSet& keep,
+               RaggedView<float>& scores, Scratch& scratch) const;
 
   StepView<B> step_view(index_t layer, Phase phase) const;
   Status check_input(const StepView<B>& view, Input what) const;
@@ -184,7 +204,7 @@ class Cache {
     return shape_.softmax_scale * (raw ? rope_.logit_scale(recipe_.position.rotated_input) : 1.0f);
   }
   Status commit(Context<B>& ctx, Layer& layer, const evict::KeepSet& keep, std::span<const RaggedView<float>> lanes,
-                Scratch scratch);
+                RaggedView<float> scores, Scratch scratch);
   template <class T>
   Status append_rows(Context<B>& ctx, index_t layer, TensorView<const T, 3> keys, TensorView<const T, 3> values,
                      std::span<const index_t> positions);
@@ -199,6 +219,8 @@ class Cache {
   CacheShape shape_{};
   R recipe_{};
   Pipeline pipeline_{};
+  Saliency saliency_{};
+  bool graded_ = false;  ///< codecs tell slots apart by `saliency_`
   Plan plan_{};
   MemoryResource<Cpu>* memory_ = nullptr;
   ObjectArray<Layer> layers_;

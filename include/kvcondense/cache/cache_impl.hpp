@@ -18,8 +18,8 @@ auto Cache<B, R>::make_plan() const -> Plan {
   p.head_dim = shape_.head_dim;
   p.value_dim = shape_.values();
   p.page_slots = shape_.page_slots;
-  p.lanes = pipeline_.lanes();
-  if (pipeline_.queries().rows == AttentionNeed::Rows::last) p.query_rows = pipeline_.queries().count;
+  p.lanes = pipeline_.lanes() + (graded_ ? saliency_.lanes() : 0);
+  if (queries().rows == AttentionNeed::Rows::last) p.query_rows = queries().count;
   p.summary = pipeline_.residual == evict::Residual::mean;
   return p;
 }
@@ -38,8 +38,15 @@ Expected<Cache<B, R>> Cache<B, R>::make(const CacheShape& shape, const R& recipe
     c.shape_.softmax_scale = 1.0f / std::sqrt(static_cast<float>(shape.head_dim));
   c.recipe_ = recipe;
   c.pipeline_ = recipe.evict.pipeline();
+  c.saliency_ = saliency_of(recipe.quant);
+  c.graded_ = has_saliency(recipe.quant);
   c.memory_ = &memory;
-  if (c.pipeline_.lanes() > cache::max_lanes) return Status::not_supported;
+  if (c.pipeline_.lanes() + (c.graded_ ? c.saliency_.lanes() : 0) > cache::max_lanes) return Status::not_supported;
+  // One call of `attend` measures one set of rows.
+  if (const AttentionNeed a = c.pipeline_.attention(), b = c.saliency_.attention();
+      c.graded_ && a.rows != AttentionNeed::Rows::none && b.rows != AttentionNeed::Rows::none &&
+      (a.rows != b.rows || (a.rows == AttentionNeed::Rows::last && a.count != b.count)))
+    return Status::incompatible;
   // A mean of raw keys is no key, and neither is what a closed form of rotated ones makes of them.
   if (recipe.position.raw_keys && (evict::reads_rotated_keys(c.pipeline_.source) || c.pipeline_.residual != evict::Residual::none))
     return Status::incompatible;
@@ -69,7 +76,7 @@ Capabilities Cache<B, R>::capabilities() const {
   Capabilities c;
   if constexpr (requires { recipe_.evict.changes_length(); }) c.changes_length = recipe_.evict.changes_length();
   else c.changes_length = !std::same_as<Evict, evict::KeepAll>;
-  c.needs = pipeline_.inputs();
+  c.needs = inputs();
   c.probes = pipeline_.probes();
   c.raw_keys = recipe_.position.raw_keys;
   c.rotated_input = recipe_.position.rotated_input;
@@ -81,15 +88,18 @@ Capabilities Cache<B, R>::capabilities() const {
 template <Backend B, class R>
 std::size_t Cache<B, R>::workspace_bytes(index_t slots, index_t tokens, index_t workers) const {
   const index_t total = slots * shape_.kv_heads;
-  const bool mass = pipeline_.attention().rows != AttentionNeed::Rows::none;
+  const bool mass = attention().rows != AttentionNeed::Rows::none;
   const std::size_t attend = prim::Attend<Cpu>::workspace_bytes(workers, shape_.group() * tokens, slots, query_width(),
                                                                 value_width(), true);
   std::size_t step = Scratch::align + Scratch::bytes_for<std::int32_t>(total) +
                      2 * Scratch::bytes_for<index_t>(shape_.kv_heads) +
-                     static_cast<std::size_t>(pipeline_.lanes()) * Scratch::bytes_for<float>(total);
+                     static_cast<std::size_t>(plan_.lanes) * Scratch::bytes_for<float>(total);
   step += std::max(pipeline_.workspace_bytes(shape_, total),
                    static_cast<std::size_t>(workers) * Scratch::bytes_for<float>(commit_floats()));
-  if (pipeline_.queries().rows != AttentionNeed::Rows::none || pipeline_.probes())
+  if (graded_)
+    step += Scratch::bytes_for<float>(total) + Scratch::bytes_for<evict::Protected>(shape_.kv_heads) +
+            saliency_.workspace_bytes(shape_, total);
+  if (queries().rows != AttentionNeed::Rows::none || pipeline_.probes())
     step += prim::AttendColumns<Cpu>::workspace_bytes(workers, shape_, std::max(tokens, plan_.query_rows), query_width()) + Scratch::align;
   if (evict::model_share(pipeline_.allocate).keep > 0.0) step += Scratch::bytes_for<index_t>(shape_.layers * shape_.kv_heads) + Scratch::align;
   const std::size_t forward_mass = mass ? Scratch::align + Scratch::bytes_for<float>(total) : 0;

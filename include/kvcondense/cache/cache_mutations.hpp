@@ -23,18 +23,18 @@ StepView<B> Cache<B, R>::step_view(index_t layer, Phase phase) const {
 template <Backend B, class R>
 Status Cache<B, R>::check_input(const StepView<B>& view, Input what) const {
   const bool probe = view.phase == Phase::probe;
-  if (view.phase == Phase::turn || !(probe ? what == Input::queries && pipeline_.probes() : pipeline_.inputs().has(what)))
+  if (view.phase == Phase::turn || !(probe ? what == Input::queries && pipeline_.probes() : inputs().has(what)))
     return Status::ok;
   const StepInputs& in = view.inputs;
   if (what == Input::attention) {
-    if (!pipeline_.reads_attention(view)) return Status::ok;
+    if (!reads_attention(view)) return Status::ok;
     const AttentionView& a = in.attention;
     if (a.mass.data == nullptr || a.rows <= 0) return Status::missing_input;
     return a.mass.heads == view.heads() && a.mass.size() == view.total() ? Status::ok : Status::shape_mismatch;
   }
   if (what == Input::queries) {
     const index_t rows = in.queries.extent[1];
-    const index_t least = probe ? view.appended : pipeline_.queries().of(view.appended);
+    const index_t least = probe ? view.appended : queries().of(view.appended);
     if (in.queries.data == nullptr || rows < least) return Status::missing_input;
     const bool fits = in.queries.extent[0] == shape_.q_heads && in.queries.extent[2] == shape_.head_dim;
     return fits && rows <= view.appended ? Status::ok : Status::shape_mismatch;
@@ -67,7 +67,7 @@ Status Cache<B, R>::run_step(Context<B>& ctx, index_t layer, const StepInputs& i
   if (probe && !pipeline_.probes()) return Status::ok;
   Scratch scratch(ctx.workspace());
   const index_t heads = shape_.kv_heads, total = l.total(), rows = inputs.queries.extent[1];
-  const bool wants_queries = probe || (pipeline_.queries().rows != AttentionNeed::Rows::none && !turn);
+  const bool wants_queries = probe || (queries().rows != AttentionNeed::Rows::none && !turn);
   std::span<std::byte> column_scratch;
   if (wants_queries) {
     const std::size_t bytes =
@@ -81,7 +81,7 @@ Status Cache<B, R>::run_step(Context<B>& ctx, index_t layer, const StepInputs& i
                       scratch.take<index_t>(heads),
                       scratch.take<index_t>(heads), &nan};
   RaggedView<float> lanes[cache::max_lanes];
-  const index_t lane_count = pipeline_.lanes();
+  const index_t lane_count = plan_.lanes;
   if (keep.slots.data == nullptr || keep.count == nullptr || keep.budget == nullptr) return Status::workspace_too_small;
   // Policies work on copies: a step that is refused later must not have counted its attention.
   if (!l.copy_lanes(lane_count, scratch, lanes)) return Status::workspace_too_small;
@@ -95,7 +95,9 @@ Status Cache<B, R>::run_step(Context<B>& ctx, index_t layer, const StepInputs& i
   const cache::LayerColumns<Layer> columns(l, scaled, rotation, inputs.queries, column_scratch);
   view.keys = &keys, view.values = &values;
   if (wants_queries) view.columns = &columns;
-  const std::span<const RaggedView<float>> lane_views(lanes, static_cast<std::size_t>(lane_count));
+  const std::span<const RaggedView<float>> all_lanes(lanes, static_cast<std::size_t>(lane_count));
+  const auto lane_views = all_lanes.first(static_cast<std::size_t>(pipeline_.lanes()));
+  const auto grade_lanes = all_lanes.subspan(lane_views.size());
   if (probe) {  // only the policy learns something; the tokens stay pending
     const Status s = evict::observe_probe(pipeline_.source, ctx, view, lane_views, scratch);
     for (index_t h = 0; h < heads && s == Status::ok; ++h) l.take_lanes(lane_views, h);
@@ -103,10 +105,15 @@ Status Cache<B, R>::run_step(Context<B>& ctx, index_t layer, const StepInputs& i
   }
   for (index_t h = 0; h < heads; ++h) keep.count[h] = keep.budget[h] = l.heads[h].slots();
   if (const Status s = pipeline_.observe(ctx, view, lane_views); s != Status::ok) return s;
+  if (graded_)
+    if (const Status s = saliency_.observe(ctx, view, grade_lanes); s != Status::ok) return s;
   const bool fires = pipeline_.fires(view);
   if (fires)
     if (const Status s = pipeline_.choose(ctx, view, lane_views, keep, scratch); s != Status::ok) return s;
-  if (const Status s = commit(ctx, l, keep, lane_views, scratch); s != Status::ok) return s;
+  RaggedView<float> scores{nullptr, l.offset.data(), heads};
+  if (graded_)
+    if (const Status s = grade(ctx, view, grade_lanes, keep, scores, scratch); s != Status::ok) return s;
+  if (const Status s = commit(ctx, l, keep, all_lanes, scores, scratch); s != Status::ok) return s;
 
   index_t kept = 0, asked = 0;
   for (index_t h = 0; h < heads; ++h) kept += keep.count[h], asked += keep.budget[h];
@@ -125,8 +132,25 @@ Status Cache<B, R>::run_step(Context<B>& ctx, index_t layer, const StepInputs& i
 }
 
 template <Backend B, class R>
+Status Cache<B, R>::grade(Context<B>& ctx, const StepView<B>& view, evict::LaneViews lanes, const evict::KeepSet& keep,
+                          RaggedView<float>& scores, Scratch& scratch) const {
+  bool any = false;
+  const auto& heads = layers_[view.layer].heads;
+  for (index_t h = 0; h < heads.size(); ++h) any = any || heads[h].flushes(keep.slots.row(h), keep.count[h]);
+  if (!any) return Status::ok;
+  scores.data = scratch.take<float>(view.total());
+  auto* shield = scratch.take<evict::Protected>(heads.size());
+  if (scores.data == nullptr || shield == nullptr) return Status::workspace_too_small;
+  saliency_.protect_ends(view, shield);
+  if (const Status s = saliency_.rank(ctx, view, lanes, shield, scores, scratch); s != Status::ok) return s;
+  for (index_t h = 0; h < heads.size(); ++h)
+    if (keep.count[h] < heads[h].slots()) cache::gather_down(scores.row(h), keep.slots.row(h), keep.count[h]);
+  return Status::ok;
+}
+
+template <Backend B, class R>
 Status Cache<B, R>::commit(Context<B>& ctx, Layer& l, const evict::KeepSet& keep,
-                           std::span<const RaggedView<float>> lanes, Scratch scratch) {
+                           std::span<const RaggedView<float>> lanes, RaggedView<float> scores, Scratch scratch) {
   const index_t floats = commit_floats();
   float* rows = scratch.take<float>(floats * ctx.workers());
   if (rows == nullptr) return Status::workspace_too_small;
@@ -140,7 +164,8 @@ Status Cache<B, R>::commit(Context<B>& ctx, Layer& l, const evict::KeepSet& keep
   ctx.parallel(shape_.kv_heads, [&](index_t h, index_t worker) {
     auto& head = l.heads[h];
     l.take_lanes(lanes, h);
-    const auto done = head.commit(keep.slots.row(h), keep.count[h], rows + worker * floats);
+    const auto done = head.commit(keep.slots.row(h), keep.count[h], rows + worker * floats,
+                                  scores.data == nullptr ? nullptr : scores.row(h));
     head.repaired += done.repaired;
     head.coded_again += done.coded_again;
   });

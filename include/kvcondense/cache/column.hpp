@@ -88,9 +88,9 @@ class Column {
 
   Status reserve_flush(index_t count) { return coded_.reserve(count); }
 
-  /// Codes the `count` oldest window slots; `rows` is scratch for `scratch_rows` * dim floats.
-  /// Returns how many numbers the codec had to repair.
-  index_t flush(index_t count, float* rows) {
+  /// Codes the `count` oldest window slots; `rows` is scratch for `scratch_rows` * dim floats. `scores`: null, or
+  /// one per slot of the column. Returns how many numbers the codec had to repair.
+  index_t flush(index_t count, float* rows, const float* scores = nullptr) {
     const index_t step = scratch_rows(coded_.page_slots()) / coded_.codec().group_slots() * coded_.codec().group_slots();
     index_t repaired = 0;
     for (index_t done = 0; done < count; done += step) {
@@ -98,7 +98,7 @@ class Column {
       Cursor at{2, 0, 0};
       decode(at, {rows, n, dim()});
       Map::forward(transform_, dim(), {rows, n, dim()});
-      repaired += coded_.append({rows, n, dim()});
+      repaired += coded_.append({rows, n, dim()}, scores == nullptr ? nullptr : scores + sinks_.live() + coded_.live());
       window_.pop_front(n);
     }
     return repaired;

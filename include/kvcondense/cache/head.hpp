@@ -10,8 +10,8 @@
 
 namespace kvcondense::cache {
 
-/// Numbers per slot that a head may carry: accumulators of an eviction policy, then slot scalars.
-inline constexpr index_t max_lanes = 4;
+/// Numbers per slot that a head may carry: those of an eviction policy, then those of a quant stage's saliency.
+inline constexpr index_t max_lanes = 6;
 inline constexpr index_t max_position = 0x7fffffff;  ///< ordinals are stored in 32 bits
 
 /// What every head of a cache has in common.
@@ -75,6 +75,11 @@ struct Head {
       for (index_t i = 0; i < n; ++i) lane[l].append_reserved(0.0f);
   }
 
+  /// Whether `commit` will code slots when `keep` survives.
+  bool flushes(const std::int32_t* keep, index_t n) const {
+    return keys.due(window_after(keys, keep, n)) > 0 || values.due(window_after(values, keep, n)) > 0;
+  }
+
   /// Room for everything `commit` may need when `keep` survives.
   Status reserve_commit(const std::int32_t* keep, index_t n) {
     if (n < slots())
@@ -90,13 +95,14 @@ struct Head {
     index_t coded_again = 0;
   };
 
-  /// Keeps the listed slots, codes what the flush rules say, gives room back. Cannot fail.
-  Done commit(const std::int32_t* keep, index_t n, float* rows) {
+  /// Keeps the listed slots, codes what the flush rules say, gives room back. Cannot fail. `scores`: null, or one
+  /// per slot that is kept.
+  Done commit(const std::int32_t* keep, index_t n, float* rows, const float* scores = nullptr) {
     if (summary.kept() && n < slots()) summary.absorb(keys, values, slots(), keep, n);
     keep_slots(keep, n);
     Done done;
-    done.repaired = keys.flush(keys.due(keys.window().live()), rows);
-    done.repaired += values.flush(values.due(values.window().live()), rows);
+    done.repaired = keys.flush(keys.due(keys.window().live()), rows, scores);
+    done.repaired += values.flush(values.due(values.window().live()), rows, scores);
     done.coded_again = keys.compact(rows) + values.compact(rows);
     return done;
   }

@@ -26,6 +26,25 @@ struct KeepExact {
   Status validate(const CacheShape&) const { return Status::ok; }
 };
 
+/// Whether a quant stage tells slots apart by scores: those of a member `saliency()`, the pipeline of an eviction
+/// policy, of which only what scores is run.
+template <class Quant>
+constexpr bool has_saliency(const Quant& q) {
+  if constexpr (requires { q.has_saliency(); }) return q.has_saliency();
+  else return requires { q.saliency(); };
+}
+template <class Quant>
+constexpr auto saliency_of(const Quant& q) {
+  if constexpr (requires { q.saliency(); }) return q.saliency();
+  else return evict::KeepAll{}.pipeline();
+}
+/// What a quant stage looks at besides keys and values.
+template <class Quant>
+constexpr Inputs quant_needs() {
+  if constexpr (requires { Quant::needs; }) return Quant::needs;
+  else return {};
+}
+
 /// A value that may stand in a recipe.
 template <class S>
 concept StageValue = Described<S> && std::copyable<S>;
@@ -88,7 +107,7 @@ Recipe(E, Q, P) -> Recipe<E, Q, P>;
 
 /// What a step of this recipe needs besides the tokens.
 template <class R>
-inline constexpr Inputs needs = decltype(R::evict)::needs;
+inline constexpr Inputs needs = decltype(R::evict)::needs | quant_needs<decltype(R::quant)>();
 
 /// The type of a recipe, for members and functions that hold a cache:
 /// `Cache<Cpu, RecipeOf<evict::H2O, quant::Kivi<2>>>`.

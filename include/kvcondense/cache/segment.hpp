@@ -96,16 +96,17 @@ class Segment {
 
   void give_back() { pages_.give_back(pages_.size()); }
 
-  /// After `reserve(rows.rows)`. Returns how many numbers the codec had to repair.
-  index_t append(prim::RowBlock<const float> rows) {
+  /// After `reserve(rows.rows)`. Returns how many numbers the codec had to repair. `scores`: one per row, for
+  /// codecs that tell slots apart.
+  index_t append(prim::RowBlock<const float> rows, const float* scores = nullptr) {
     index_t repaired = 0;
     index_t done = 0;
     for (index_t p = std::max<index_t>(last_used(), 0); done < rows.rows; ++p) {
       PageRef& ref = pages_[p];
       const index_t n = std::min(rows.rows - done, page_slots_ - ref.used);
       if (n == 0) continue;
-      repaired += prim::PageCodec<Cpu, Codec>::encode(codec_, span(ref), ref.used, n,
-                                                       {rows.data + done * rows.step, n, rows.step});
+      repaired += encode(span(ref), ref.used, n, {rows.data + done * rows.step, n, rows.step},
+                         scores == nullptr ? nullptr : scores + done);
       ref.used += static_cast<std::int32_t>(n);
       ref.live += static_cast<std::int32_t>(n);
       done += n;
@@ -202,6 +203,14 @@ class Segment {
   }
 
  private:
+  index_t encode(prim::PageSpan page, index_t first, index_t n, prim::RowBlock<const float> rows, const float* scores) {
+    using Coder = prim::PageCodec<Cpu, Codec>;
+    if constexpr (requires { Coder::encode(codec_, page, first, n, rows, scores); })
+      return Coder::encode(codec_, page, first, n, rows, scores);
+    else
+      return Coder::encode(codec_, page, first, n, rows);
+  }
+
   /// Index of the last page with written slots, or -1. Pages behind it are reserved and empty.
   index_t last_used() const {
     index_t p = pages_.size() - 1;
@@ -279,8 +288,9 @@ class Segment {
       for (index_t s = 0; s < from.used; ++s) {
         if (!from.alive(s)) continue;
         if (to_slot == page_slots_) ++to_page, to_slot = 0;
-        if (to_page != p || to_slot != s)
-          prim::PageCodec<Cpu, Codec>::move(codec_, span(pages_[to_page]), to_slot, span(from), s);
+        if constexpr (requires { &prim::PageCodec<Cpu, Codec>::move; })
+          if (to_page != p || to_slot != s)
+            prim::PageCodec<Cpu, Codec>::move(codec_, span(pages_[to_page]), to_slot, span(from), s);
         ++to_slot;
       }
     }
@@ -305,15 +315,19 @@ class Segment {
       PageRef& a = pages_[to];
       PageRef& b = pages_[p];
       index_t n = 0;
+      float grades[max_page_slots] = {};
       for (const PageRef* ref : {&a, &b})
-        for (index_t s = 0; s < ref->used; ++s)
-          if (ref->alive(s))
-            prim::PageCodec<Cpu, Codec>::decode(codec_, span(*ref), s, 1, {rows + dim_ * n++, 1, dim_});
+        for (index_t s = 0; s < ref->used; ++s) {
+          if (!ref->alive(s)) continue;
+          if constexpr (requires { prim::PageCodec<Cpu, Codec>::grade(codec_, span(*ref), s); })
+            grades[n] = prim::PageCodec<Cpu, Codec>::grade(codec_, span(*ref), s);
+          prim::PageCodec<Cpu, Codec>::decode(codec_, span(*ref), s, 1, {rows + dim_ * n++, 1, dim_});
+        }
       // Whole groups only: the last row is repeated, which changes no range, and its copies are dead.
       const index_t group = codec_.group_slots();
       const index_t full = (n + group - 1) / group * group;
       for (index_t i = n; i < full; ++i) std::copy_n(rows + (n - 1) * dim_, dim_, rows + i * dim_);
-      prim::PageCodec<Cpu, Codec>::encode(codec_, span(a), 0, full, {rows, full, dim_});
+      encode(span(a), 0, full, {rows, full, dim_}, grades);
       a.revive_from(0);
       a.used = a.live = static_cast<std::int32_t>(full);
       for (index_t i = n; i < full; ++i) a.kill(i);

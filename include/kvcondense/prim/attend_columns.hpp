@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstdint>
+#include <span>
 
 #include <kvcondense/core/backend.hpp>
 #include <kvcondense/core/config.hpp>
@@ -22,6 +23,7 @@ enum class RowReduce : std::uint8_t {
   sum,
   mean,
   max,
+  seen_mean,  ///< the mean over the rows that see the slot
   low_count,  ///< rows in which the slot got less than an even share of what the row sees, or NaN
 };
 
@@ -46,6 +48,7 @@ struct ColumnPart {
 ///          sees; the others stay in its softmax.
 struct ColumnRequest {
   index_t rows = 0;  ///< query tokens; the last of them is the newest token
+  std::span<const std::int32_t> chosen{};  ///< of these rows the ones that count, ascending; empty: all
   GroupReduce group = GroupReduce::mean;
   RowReduce row = RowReduce::sum;
   bool past = false;

@@ -47,6 +47,8 @@ struct Hadamard {
   constexpr auto value_codec(const CacheShape& shape) const {
     return prim::Transformed{transform(values), value_codec_of(base, shape)};
   }
+  constexpr auto saliency() const requires requires { base.saliency(); } { return base.saliency(); }
+  constexpr bool has_saliency() const requires requires { base.has_saliency(); } { return base.has_saliency(); }
   constexpr Flush key_flush() const { return base.key_flush(); }
   constexpr Flush value_flush() const { return base.value_flush(); }
 

@@ -49,8 +49,9 @@ struct AttendColumns<Cpu> {
       if constexpr (parts)
         if (request.part.last > 0) block.find_part(head);
       block.scratch(Scratch({base + static_cast<std::size_t>(worker) * one, one}), tokens * group);
-      for (index_t first = 0; first < request.rows; first += tokens)
-        block.run(head, first, std::min(tokens, request.rows - first));
+      const index_t counted = rows_of(request);
+      for (index_t first = 0; first < counted; first += tokens) block.run(head, first, std::min(tokens, counted - first));
+      if (request.row == RowReduce::seen_mean) block.divide_by_rows(head);
     });
     return Status::ok;
   }
@@ -58,6 +59,14 @@ struct AttendColumns<Cpu> {
  private:
   static float temperature(const ColumnRequest& request, index_t row) {
     return request.temperature + request.warming * static_cast<float>(row);
+  }
+
+  /// Rows that count, and the i-th of them.
+  static index_t rows_of(const ColumnRequest& request) {
+    return request.chosen.empty() ? request.rows : static_cast<index_t>(request.chosen.size());
+  }
+  static index_t row_at(const ColumnRequest& request, index_t i) {
+    return request.chosen.empty() ? i : request.chosen[static_cast<std::size_t>(i)];
   }
 
   /// Whole groups share a block, since their probabilities meet.
@@ -108,14 +117,14 @@ struct AttendColumns<Cpu> {
     void run(Head& head, index_t first, index_t tokens) {
       const index_t group = shape.group(), q = tokens * group, dim = shape.head_dim;
       for (index_t r = 0; r < q; ++r) {
-        head.load_query(first + r / group, r % group, queries + r * width);
+        head.load_query(row_at(request, first + r / group), r % group, queries + r * width);
         for (index_t d = 0; d < dim; ++d) queries[r * width + d] *= shape.softmax_scale;
         top[r] = -std::numeric_limits<float>::infinity();
         sum[r] = 0.0f;
       }
       if constexpr (requires { head.begin_queries(RowBlock<float>{}); }) head.begin_queries({queries, q, width});
       index_t last = 0;
-      for (index_t t = 0; t < tokens; ++t) last = std::max(last, sees(head, first + t));
+      for (index_t t = 0; t < tokens; ++t) last = std::max(last, sees(head, row_at(request, first + t)));
 
       each_strip(head, first, tokens, last, [&](index_t r, index_t, float* l, index_t n) { normalise(r, l, n); });
       each_strip(head, first, tokens, last, [&](index_t r, index_t at, float* l, index_t n) {
@@ -124,7 +133,7 @@ struct AttendColumns<Cpu> {
         if (request.part.last > 0)
           for (index_t i = 0; i < n; ++i)
             if (at + i < part_begin || at + i >= part_end) l[i] = 0.0f;
-        const index_t row = first + r / group;
+        const index_t row = row_at(request, first + r / group);
         if (request.group == GroupReduce::none) add(row, head, l, n, at, out + (r % group) * slots);
         else if (request.group == GroupReduce::max_logit) add(row, head, l, n, at, out);
         else if (r % group == group - 1) add(row, head, reduce(l, n), n, at, out);
@@ -146,7 +155,7 @@ struct AttendColumns<Cpu> {
         }
         at = next;
         for (index_t r = 0; r < q; ++r) {
-          const index_t t = first + r / group, seen = std::clamp<index_t>(sees(head, t) - s, 0, n);
+          const index_t t = row_at(request, first + r / group), seen = std::clamp<index_t>(sees(head, t) - s, 0, n);
           float* l = logits + r * strip;
           if (request.part.last > 0) hide(l, s, seen);
           if (request.seed != 0) add_noise(head, r % group, t, s, l, seen);
@@ -195,10 +204,11 @@ struct AttendColumns<Cpu> {
       to += at;
       switch (request.row) {
         case RowReduce::sum:
+        case RowReduce::seen_mean:
           for (index_t i = 0; i < n; ++i) to[i] += p[i];
           break;
         case RowReduce::mean:
-          for (index_t i = 0; i < n; ++i) to[i] += p[i] / static_cast<float>(request.rows);
+          for (index_t i = 0; i < n; ++i) to[i] += p[i] / static_cast<float>(rows_of(request));
           break;
         case RowReduce::max:
           for (index_t i = 0; i < n; ++i) to[i] = std::max(to[i], p[i]);
@@ -208,6 +218,19 @@ struct AttendColumns<Cpu> {
           for (index_t i = 0; i < n; ++i) to[i] += p[i] >= share ? 0.0f : 1.0f;
           break;
         }
+      }
+    }
+
+    /// What makes sums means over the rows that see a slot: older slots are seen by more.
+    template <class Head>
+    void divide_by_rows(const Head& head) const {
+      const index_t n = rows_of(request), series = request.group == GroupReduce::none ? shape.group() : 1;
+      index_t from = 0;
+      for (index_t i = 0; i < n; ++i) {
+        const index_t end = std::min(slots, sees(head, row_at(request, i)));
+        for (index_t g = 0; g < series; ++g)
+          for (index_t j = from; j < end; ++j) out[g * slots + j] /= static_cast<float>(n - i);
+        from = std::max(from, end);
       }
     }
 
