@@ -8,9 +8,11 @@
 #include <kvcondense/quant/group_int.hpp>
 #include <kvcondense/quant/hadamard.hpp>
 #include <kvcondense/quant/kivi.hpp>
+#include <kvcondense/quant/mikv.hpp>
 #include <kvcondense/quant/mx.hpp>
 #include <kvcondense/quant/nvfp4.hpp>
 #include <kvcondense/quant/turboquant.hpp>
+#include <kvcondense/quant/zipcache.hpp>
 
 #include "ranges.hpp"
 
@@ -202,6 +204,63 @@ constexpr Alias ggml_aliases[] = {
     {"q8_0", "format", {static_cast<int>(quant::GgmlFormat::q8_0)}},
 };
 
+/// Makes the stage whose two widths are numbers; those offered are the ones in use.
+template <template <int, int> class Q, class Knobs>
+void with_two_widths(const Knobs& knobs, index_t high, index_t low, AnyRecipe& out) {
+  const auto use = [&]<int High, int Low>() {
+    static_assert(sizeof(Q<High, Low>) <= sizeof(Knobs));
+    Q<High, Low> stage;
+    std::memcpy(static_cast<void*>(&stage), &knobs, sizeof stage);
+    if (high == High && low == Low) out.quant = AnyQuant(stage);
+  };
+  use.template operator()<4, 2>(), use.template operator()<4, 3>();
+  use.template operator()<8, 2>(), use.template operator()<8, 3>(), use.template operator()<8, 4>();
+}
+constexpr Choice high_widths[] = {{"4", 4}, {"8", 8}};
+constexpr Choice low_widths[] = {{"2", 2}, {"3", 3}};
+
+struct ZipCacheText : quant::ZipCache<4, 2> {
+  enum class High : std::uint8_t { four = 4, eight = 8 };
+  enum class Low : std::uint8_t { two = 2, three = 3 };
+  High high = High::four;
+  Low low = Low::two;
+  void stage(AnyRecipe& out) const {
+    with_two_widths<quant::ZipCache>(static_cast<const quant::ZipCache<4, 2>&>(*this), static_cast<index_t>(high),
+                                     static_cast<index_t>(low), out);
+  }
+};
+template <int High, int Low>
+using MiKV = quant::MiKV<High, Low>;
+struct MiKVText : MiKV<8, 2> {
+  ZipCacheText::High high = ZipCacheText::High::eight;
+  ZipCacheText::Low low = ZipCacheText::Low::two;
+  void stage(AnyRecipe& out) const {
+    with_two_widths<MiKV>(static_cast<const MiKV<8, 2>&>(*this), static_cast<index_t>(high), static_cast<index_t>(low), out);
+  }
+};
+constexpr Field zipcache_fields[] = {
+    choice<ZipCacheText, &ZipCacheText::high>("high", "", "bits of a salient token's code", high_widths),
+    choice<ZipCacheText, &ZipCacheText::low>("low", "", "bits of the others", low_widths),
+    fraction<ZipCacheText, &ZipCacheText::salient>("salient", "", "part of the tokens of a block"),
+    number<ZipCacheText, &ZipCacheText::block>("block", "", "tokens judged and coded together, a power of two", 2, 256),
+    fraction<ZipCacheText, &ZipCacheText::newest>("newest", "", "part of the queries that are probes, the newest"),
+    fraction<ZipCacheText, &ZipCacheText::random>("random", "", "part of the others that are"),
+    number<ZipCacheText, &ZipCacheText::history>("history", "", "queries of earlier tokens kept as probes", 1, most_slots),
+    number<ZipCacheText, &ZipCacheText::seed>("seed", "", "of the random probes", 0, most_slots),
+    flag<ZipCacheText, &ZipCacheText::scale_values>("scale_values", "", "divide values by a factor per channel"),
+    number<ZipCacheText, &ZipCacheText::keep_window>("keep_window", "keep", "newest tokens that never enter a block", 0, most_slots),
+    number<ZipCacheText, &ZipCacheText::sinks>("sinks", "", "first tokens kept exactly", 0, most_slots),
+};
+constexpr Field mikv_fields[] = {
+    choice<MiKVText, &MiKVText::high>("high", "", "bits of an important token's code", high_widths),
+    choice<MiKVText, &MiKVText::low>("low", "", "bits of the others", low_widths),
+    fraction<MiKVText, &MiKVText::important>("important", "", "part of the tokens of a block"),
+    number<MiKVText, &MiKVText::block>("block", "", "tokens judged and coded together, a power of two", 2, 256),
+    flag<MiKVText, &MiKVText::balance>("balance", "", "multiply keys by a factor per channel"),
+    number<MiKVText, &MiKVText::keep_window>("keep_window", "keep", "newest tokens that never enter a block", 0, most_slots),
+    number<MiKVText, &MiKVText::sinks>("sinks", "", "first tokens kept exactly", 0, most_slots),
+};
+
 constexpr Choice level_scales[] = {
     {"norm", static_cast<int>(prim::LevelScale::norm)},
     {"unit", static_cast<int>(prim::LevelScale::unit)},
@@ -254,6 +313,9 @@ constexpr Entry entries[] = {
     stage_entry<quant::TurboQuant>("Stores a length per token and head, and the rotated direction in "
                                    "levels that suit every direction.",
                                    turboquant_fields),
+    stage_entry<ZipCacheText>("Stores the tokens that probe queries look at in more bits than the others.", zipcache_fields),
+    stage_entry<MiKVText>("Stores the tokens that an eviction policy would keep in more bits than those it would drop, and "
+                          "drops none.", mikv_fields),
     wrapper_entry<Hadamard, &Hadamard::base>(
         Stage::quant, "Rotates keys and values before any quantizer codes them; queries are rotated "
                       "once, outputs once.",

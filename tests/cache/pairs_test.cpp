@@ -71,6 +71,8 @@ const std::map<std::string, Setting> settings = {
     {"mx", {"mx(format=fp6_e2m3, value_format=fp4, residual_window=3, sinks=2)", 2.5}},
     {"nvfp4", {"nvfp4(key_scale=0.5, residual_window=5)", 2.0}},
     {"ggml", {"ggml(format=q4_0, value_format=q5_1, residual_window=4, sinks=1)", 1.5}},
+    {"zipcache", {"zipcache(salient=50%, block=8, sinks=2)", 6.0}},
+    {"mikv", {"mikv(important=25%, block=8, keep_window=3)", 6.0}},
     {"turboquant", {"turboquant(key_bits=4, value_bits=3, residual_window=5)", 2.0}},
     {"hadamard", {"hadamard(group_int(bits=4, group_size=16, residual_window=6), seed=3)", 1.0}},
     {"absolute", {"absolute"}},

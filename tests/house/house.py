@@ -31,6 +31,8 @@ MAY_INCLUDE = {
 # ending in "/".
 MAY_ALSO_INCLUDE = {
     ("budget/", "evict"): "a budget wraps the eviction policy whose scores it shares out",
+    ("quant/zipcache.hpp", "evict"): "tokens are told apart by the scores of an eviction policy's source",
+    ("quant/mikv.hpp", "evict"): "tokens are told apart by the scores of an eviction policy",
     ("cache/", "backend"): "the store lives on the host: its columns run the CPU words",
 }
 

@@ -13,11 +13,12 @@ using namespace kvcondense;
 
 namespace {
 
-/// Tokens of one layer through a cache, one by one after a prompt; the values it holds, and the mass each token drew.
+/// Tokens of one layer, one key channel strong, through a cache, one by one after a prompt; the values it holds, and the mass each token drew.
 template <class R>
 struct Run {
   CacheShape shape{.q_heads = 4, .kv_heads = 2, .head_dim = 64};
   std::vector<float> given, held;
+  double key_error = 0;
   std::vector<std::vector<double>> mass{std::vector<double>(96), std::vector<double>(96)};
   index_t coded = 0, slots = 0;
 
@@ -25,9 +26,11 @@ struct Run {
     test::CacheRig rig(shape, r, 110, 64);
     std::mt19937 random(8);
     given.resize(2 * 96 * 64), held = given;
+    std::vector<float> keys(given.size());
     index_t at = 0;
     for (const index_t n : {64, 1, 1, 30}) {
-      const test::Tokens t(shape, n, random);
+      test::Tokens t(shape, n, random);
+      for (index_t i = 0; i < 2 * n; ++i) t.k[static_cast<std::size_t>(i * 64 + 9)] *= 15.0f;
       REQUIRE(rig.cache.append(rig.ctx, 0, t.keys(shape), t.values(shape)) == Status::ok);
       std::vector<float> out(static_cast<std::size_t>(4 * n * 64)), drew(static_cast<std::size_t>(rig.cache.total_slots(0)));
       AttendOutputs measure;
@@ -36,10 +39,13 @@ struct Run {
       for (index_t h = 0; h < 2; ++h)
         for (index_t s = 0; s < rig.cache.slots(0, h); ++s)
           mass[static_cast<std::size_t>(h)][static_cast<std::size_t>(rig.cache.token(0, h, s))] += static_cast<double>(measure.mass.row(h)[s]);
-      REQUIRE(rig.cache.step(rig.ctx, 0, StepInputs{.attention = {measure.mass, rig.cache.mass_rows(n)}}) == Status::ok);
+      REQUIRE(rig.cache.step(rig.ctx, 0, StepInputs{.attention = {measure.mass, rig.cache.mass_rows(n)}, .queries = t.queries(shape)}) == Status::ok);
       for (index_t h = 0; h < 2; ++h)
         for (index_t i = 0; i < n; ++i)
           for (index_t d = 0; d < 64; ++d) given[static_cast<std::size_t>((h * 96 + at + i) * 64 + d)] = t.values(shape)(h, i, d);
+      for (index_t h = 0; h < 2; ++h)
+        for (index_t i = 0; i < n; ++i)
+          for (index_t d = 0; d < 64; ++d) keys[static_cast<std::size_t>((h * 96 + at + i) * 64 + d)] = t.keys(shape)(h, i, d);
       at += n;
     }
     coded = rig.cache.layers()[0].heads[0].values.coded().live();
@@ -47,6 +53,10 @@ struct Run {
     std::vector<float> k(static_cast<std::size_t>(slots * 64)), v = k;
     for (index_t h = 0; h < 2; ++h) {
       REQUIRE(rig.cache.read(0, h, 0, test::view2(k.data(), slots, 64), test::view2(v.data(), slots, 64)) == Status::ok);
+      for (index_t s = 0; s < slots; ++s)
+        for (index_t d = 0; d < 64; ++d)
+          key_error += std::pow(static_cast<double>(k[static_cast<std::size_t>(s * 64 + d)] -
+                                                    keys[static_cast<std::size_t>((h * 96 + rig.cache.token(0, h, s)) * 64 + d)]), 2);
       for (index_t s = 0; s < slots; ++s)
         std::copy_n(v.data() + s * 64, 64, held.data() + (h * 96 + rig.cache.token(0, h, s)) * 64);
     }
@@ -104,6 +114,12 @@ TEST_CASE("mikv: more bits, more important tokens and other blocks change what i
   REQUIRE(total(recipe(quant::MiKV<>{.important = 0.25, .block = 32, .keep_window = 20})) < usual);
   REQUIRE(total(recipe(quant::MiKV<>{.important = 0.25, .block = 32, .sinks = 4})) < usual);
   REQUIRE(total(recipe(quant::MiKV<>{.important = 0.25, .block = 16})) != usual);
+}
+
+TEST_CASE("mikv: the balancer takes the edge off a strong key channel", "[quant][mikv][cache]") {
+  const Run with(recipe(quant::MiKV<>{.important = 0.25, .block = 32}));
+  const Run without(recipe(quant::MiKV<>{.important = 0.25, .block = 32, .balance = false}));
+  REQUIRE(with.key_error < without.key_error / 2);
 }
 
 TEST_CASE("mikv: beside an eviction stage it judges by the same rows, or is refused", "[quant][mikv][cache]") {

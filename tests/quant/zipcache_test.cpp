@@ -23,7 +23,7 @@ std::vector<float> random_scores(index_t n, std::uint64_t seed) {
 }
 
 using KeyCodec = decltype(quant::ZipCache<>{}.key_codec());
-using ValueCodec = decltype(quant::ZipCache<>{}.value_codec());
+using ValueCodec = decltype(quant::ZipCache<>{}.value_codec().codec);
 
 }  // namespace
 
@@ -32,7 +32,7 @@ TEST_CASE("zipcache: the highest scores of every block are in the better class, 
   auto scores = random_scores(48, 3);
   scores[5] = std::numeric_limits<float>::quiet_NaN();
   std::fill(scores.begin() + 32, scores.end(), 0.5f);  // the third block: all equal
-  const test::MixedPage<ValueCodec> page(zip.value_codec(), 64, 48, scores);
+  const test::MixedPage<ValueCodec> page(zip.value_codec().codec, 64, 48, scores);
   for (index_t b = 0; b < 3; ++b) {
     std::vector<index_t> order(16);
     std::iota(order.begin(), order.end(), b * 16);
@@ -54,7 +54,7 @@ TEST_CASE("zipcache: any part of a page folds to what its rows give, in both lay
   const quant::ZipCache<> zip{.block = 32};
   const auto scores = random_scores(96, 9);
   const test::MixedPage<KeyCodec> keys(zip.key_codec(), dim, 96, scores);
-  const test::MixedPage<ValueCodec> values(zip.value_codec(), dim, 96, scores);
+  const test::MixedPage<ValueCodec> values(zip.value_codec().codec, dim, 96, scores);
   for (const auto& [first, count] : {std::pair<index_t, index_t>{0, 96}, {5, 1}, {31, 2}, {40, 50}}) {
     keys.require_fold(first, count, queries);
     values.require_fold(first, count, queries);
@@ -114,6 +114,7 @@ TEST_CASE("zipcache: the queries of earlier steps judge tokens that come one by 
   REQUIRE(bytes({.salient = 0.25, .block = 16, .history = 32}) == usual);
   REQUIRE(bytes({.salient = 0.5, .block = 16, .history = 32}) != usual);
   REQUIRE(bytes({.salient = 0.25, .block = 16, .newest = 1.0, .history = 32}) != usual);
+  REQUIRE(bytes({.salient = 0.25, .block = 16, .history = 32, .scale_values = false}) != usual);
   REQUIRE(bytes({.salient = 0.25, .block = 16, .random = 0.9, .history = 32}) != usual);
   REQUIRE(bytes({.salient = 0.25, .block = 16, .newest = 0.5, .history = 4}) != bytes({.salient = 0.25, .block = 16, .newest = 0.5, .history = 32}));
   REQUIRE(bytes({.salient = 0.25, .block = 16, .random = 0.5, .history = 32, .seed = 9}) != bytes({.salient = 0.25, .block = 16, .random = 0.5, .history = 32}));

@@ -16,9 +16,13 @@ struct TransformTable {
   index_t (*stored_dim)(const TransformRoom&, index_t dim);
   bool (*valid)(const TransformRoom&, index_t dim);
   std::int64_t (*fingerprint)(const TransformRoom&);
-  void (*forward)(const TransformRoom&, index_t dim, prim::RowBlock<float>);
-  void (*backward)(const TransformRoom&, index_t dim, prim::RowBlock<float>);
-  void (*query)(const TransformRoom&, index_t dim, prim::RowBlock<float>);
+  index_t (*state_floats)(const TransformRoom&, index_t dim);
+  bool (*needs_queries)(const TransformRoom&);
+  void (*forward)(const TransformRoom&, const float* state, index_t dim, prim::RowBlock<float>);
+  void (*backward)(const TransformRoom&, const float* state, index_t dim, prim::RowBlock<float>);
+  void (*query)(const TransformRoom&, const float* state, index_t dim, prim::RowBlock<float>);
+  void (*observe)(const TransformRoom&, index_t dim, prim::RowBlock<const float>, float* state);
+  void (*settle)(const TransformRoom&, index_t dim, const prim::HeadQueries&, float* state);
 };
 
 template <class T>
@@ -29,11 +33,36 @@ struct TransformCalls {
   static index_t stored_dim(const TransformRoom& t, index_t dim) { return t.as<T>().stored_dim(dim); }
   static bool valid(const TransformRoom& t, index_t dim) { return t.as<T>().valid(dim); }
   static std::int64_t fingerprint(const TransformRoom& t) { return t.as<T>().fingerprint(); }
-  static void forward(const TransformRoom& t, index_t dim, Rows rows) { Map::forward(t.as<T>(), dim, rows); }
-  static void backward(const TransformRoom& t, index_t dim, Rows rows) { Map::backward(t.as<T>(), dim, rows); }
-  static void query(const TransformRoom& t, index_t dim, Rows rows) { Map::query(t.as<T>(), dim, rows); }
+  static constexpr bool found = requires(const T t, index_t dim) { t.state_floats(dim); };
+  static index_t state_floats(const TransformRoom& t, index_t dim) {
+    if constexpr (found) return t.as<T>().state_floats(dim);
+    else return 0;
+  }
+  static bool needs_queries(const TransformRoom& t) {
+    if constexpr (requires { t.as<T>().needs_queries(); }) return t.as<T>().needs_queries();
+    else return false;
+  }
+  static void forward(const TransformRoom& t, const float* state, index_t dim, Rows rows) {
+    if constexpr (found) Map::forward(t.as<T>(), state, dim, rows);
+    else Map::forward(t.as<T>(), dim, rows);
+  }
+  static void backward(const TransformRoom& t, const float* state, index_t dim, Rows rows) {
+    if constexpr (found) Map::backward(t.as<T>(), state, dim, rows);
+    else Map::backward(t.as<T>(), dim, rows);
+  }
+  static void query(const TransformRoom& t, const float* state, index_t dim, Rows rows) {
+    if constexpr (found) Map::query(t.as<T>(), state, dim, rows);
+    else Map::query(t.as<T>(), dim, rows);
+  }
+  static void observe(const TransformRoom& t, index_t dim, prim::RowBlock<const float> rows, float* state) {
+    if constexpr (found) Map::observe(t.as<T>(), dim, rows, state);
+  }
+  static void settle(const TransformRoom& t, index_t dim, const prim::HeadQueries& queries, float* state) {
+    if constexpr (found) Map::settle(t.as<T>(), dim, queries, state);
+  }
 
-  static constexpr TransformTable table{stored_dim, valid, fingerprint, forward, backward, query};
+  static constexpr TransformTable table{stored_dim, valid,   fingerprint, state_floats, needs_queries,
+                                        forward,    backward, query,      observe,      settle};
 };
 
 }  // namespace detail
@@ -45,10 +74,15 @@ class AnyTransform {
  public:
   AnyTransform() = default;
   template <prim::TransformDescription T>
-  requires(!std::same_as<T, AnyTransform>) explicit AnyTransform(const T& transform)
-      : room_(transform), table_(&detail::TransformCalls<T>::table) {}
+  requires(!std::same_as<T, AnyTransform>) explicit AnyTransform(const T& transform) {
+    if constexpr (requires { transform.identity(); })
+      if (transform.identity()) return;
+    room_ = detail::TransformRoom(transform), table_ = &detail::TransformCalls<T>::table;
+  }
 
   bool identity() const { return table_ == nullptr; }
+  index_t state_floats(index_t dim) const { return identity() ? 0 : table_->state_floats(room_, dim); }
+  bool needs_queries() const { return !identity() && table_->needs_queries(room_); }
   index_t stored_dim(index_t dim) const { return identity() ? dim : table_->stored_dim(room_, dim); }
   bool valid(index_t dim) const { return identity() || table_->valid(room_, dim); }
   std::int64_t fingerprint() const { return identity() ? 0 : table_->fingerprint(room_); }
@@ -69,14 +103,22 @@ namespace kvcondense::prim {
 /// Hands each call to the transform inside.
 template <>
 struct RowTransform<Cpu, any::AnyTransform> {
-  static void forward(const any::AnyTransform& t, index_t dim, RowBlock<float> rows) {
-    if (!t.identity()) t.table_->forward(t.room_, dim, rows);
+  using Any = any::AnyTransform;
+
+  static void forward(const Any& t, const float* state, index_t dim, RowBlock<float> rows) {
+    if (!t.identity()) t.table_->forward(t.room_, state, dim, rows);
   }
-  static void backward(const any::AnyTransform& t, index_t dim, RowBlock<float> rows) {
-    if (!t.identity()) t.table_->backward(t.room_, dim, rows);
+  static void backward(const Any& t, const float* state, index_t dim, RowBlock<float> rows) {
+    if (!t.identity()) t.table_->backward(t.room_, state, dim, rows);
   }
-  static void query(const any::AnyTransform& t, index_t dim, RowBlock<float> rows) {
-    if (!t.identity()) t.table_->query(t.room_, dim, rows);
+  static void query(const Any& t, const float* state, index_t dim, RowBlock<float> rows) {
+    if (!t.identity()) t.table_->query(t.room_, state, dim, rows);
+  }
+  static void observe(const Any& t, index_t dim, RowBlock<const float> rows, float* state) {
+    if (!t.identity()) t.table_->observe(t.room_, dim, rows, state);
+  }
+  static void settle(const Any& t, index_t dim, const HeadQueries& queries, float* state) {
+    if (!t.identity()) t.table_->settle(t.room_, dim, queries, state);
   }
 };
 

@@ -183,7 +183,11 @@ class Cache {
     const AttentionNeed a = pipeline_.queries(), b = graded_ ? saliency_.queries() : AttentionNeed{};
     return a.rows == AttentionNeed::Rows::none || (b.rows == a.rows && b.count > a.count) ? b : a;
   }
-  Inputs inputs() const { return graded_ ? pipeline_.inputs() | saliency_.inputs() : pipeline_.inputs(); }
+  Inputs inputs() const {
+    Inputs all = pipeline_.inputs();
+    if (graded_) all = all | saliency_.inputs();
+    return prim::needs_queries(plan_.key_codec) || prim::needs_queries(plan_.value_codec) ? all | Input::queries : all;
+  }
   bool reads_attention(const StepView<B>& view) const {
     const bool step = view.phase != Phase::turn && view.phase != Phase::probe;
     return pipeline_.reads_attention(view) ||
@@ -204,7 +208,7 @@ class Cache {
     return shape_.softmax_scale * (raw ? rope_.logit_scale(recipe_.position.rotated_input) : 1.0f);
   }
   Status commit(Context<B>& ctx, Layer& layer, const evict::KeepSet& keep, std::span<const RaggedView<float>> lanes,
-                RaggedView<float> scores, Scratch scratch);
+                RaggedView<float> scores, TensorView<const float, 3> queries, Scratch scratch);
   template <class T>
   Status append_rows(Context<B>& ctx, index_t layer, TensorView<const T, 3> keys, TensorView<const T, 3> values,
                      std::span<const index_t> positions);

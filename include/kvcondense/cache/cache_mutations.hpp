@@ -113,7 +113,7 @@ Status Cache<B, R>::run_step(Context<B>& ctx, index_t layer, const StepInputs& i
   RaggedView<float> scores{nullptr, l.offset.data(), heads};
   if (graded_)
     if (const Status s = grade(ctx, view, grade_lanes, keep, scores, scratch); s != Status::ok) return s;
-  if (const Status s = commit(ctx, l, keep, all_lanes, scores, scratch); s != Status::ok) return s;
+  if (const Status s = commit(ctx, l, keep, all_lanes, scores, inputs.queries, scratch); s != Status::ok) return s;
 
   index_t kept = 0, asked = 0;
   for (index_t h = 0; h < heads; ++h) kept += keep.count[h], asked += keep.budget[h];
@@ -150,7 +150,8 @@ Status Cache<B, R>::grade(Context<B>& ctx, const StepView<B>& view, evict::LaneV
 
 template <Backend B, class R>
 Status Cache<B, R>::commit(Context<B>& ctx, Layer& l, const evict::KeepSet& keep,
-                           std::span<const RaggedView<float>> lanes, RaggedView<float> scores, Scratch scratch) {
+                           std::span<const RaggedView<float>> lanes, RaggedView<float> scores,
+                           TensorView<const float, 3> queries, Scratch scratch) {
   const index_t floats = commit_floats();
   float* rows = scratch.take<float>(floats * ctx.workers());
   if (rows == nullptr) return Status::workspace_too_small;
@@ -165,7 +166,8 @@ Status Cache<B, R>::commit(Context<B>& ctx, Layer& l, const evict::KeepSet& keep
     auto& head = l.heads[h];
     l.take_lanes(lanes, h);
     const auto done = head.commit(keep.slots.row(h), keep.count[h], rows + worker * floats,
-                                  scores.data == nullptr ? nullptr : scores.row(h));
+                                  scores.data == nullptr ? nullptr : scores.row(h),
+                                  {queries, h * shape_.group(), queries.data == nullptr ? 0 : shape_.group()});
     head.repaired += done.repaired;
     head.coded_again += done.coded_again;
   });

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <algorithm>
+#include <span>
 
 #include <kvcondense/backend/cpu/row_transform.hpp>
 #include <kvcondense/cache/segment.hpp>
@@ -40,6 +41,7 @@ class Column {
         coded_(Parts::stored(codec), Parts::transform(codec).stored_dim(dim), coded_page_slots(codec, page_slots), memory),
         window_(exact, dim, window_page_slots(flush, page_slots), memory),
         transform_(Parts::transform(codec)),
+        state_(memory),
         flush_(flush) {}
 
   /// Coded pages hold whole groups of slots.
@@ -63,7 +65,9 @@ class Column {
   Exact& window() { return window_; }
 
   std::size_t page_bytes() const { return sinks_.page_bytes() + coded_.page_bytes() + window_.page_bytes(); }
-  std::size_t table_bytes() const { return sinks_.table_bytes() + coded_.table_bytes() + window_.table_bytes(); }
+  std::size_t table_bytes() const {
+    return sinks_.table_bytes() + coded_.table_bytes() + window_.table_bytes() + state_.bytes();
+  }
   std::size_t shared_bytes() const { return sinks_.shared_bytes() + coded_.shared_bytes() + window_.shared_bytes(); }
 
   Status reserve(index_t sinks, index_t window) {
@@ -71,7 +75,10 @@ class Column {
     if (const Status s = window_.reserve(window); s != Status::ok) return sinks_.trim(), s;
     return Status::ok;
   }
-  void trim() { sinks_.trim(), coded_.trim(), window_.trim(); }
+  void trim() {
+    sinks_.trim(), coded_.trim(), window_.trim();
+    if (state_.size() == 0) state_.free();
+  }
   void give_back() { sinks_.give_back(), coded_.give_back(), window_.give_back(); }
 
   /// After `reserve`: the first `sinks` rows are sinks, the others enter the window.
@@ -86,18 +93,37 @@ class Column {
     return (window - flush_.keep) / flush_.block * flush_.block;
   }
 
-  Status reserve_flush(index_t count) { return coded_.reserve(count); }
+  Status reserve_flush(index_t count) {
+    if (count > 0 && state_.size() == 0)
+      if (const Status s = state_.reserve(state_floats()); s != Status::ok) return s;
+    return coded_.reserve(count);
+  }
+
+  /// What a transform found in the rows that were coded first; empty before, and for all others.
+  std::span<const float> state() const { return {state_.data(), static_cast<std::size_t>(state_.size())}; }
+  index_t state_floats() const {
+    if constexpr (found) return transform_.state_floats(dim());
+    else return 0;
+  }
+  /// For loaders.
+  Status restore_state(std::span<const float> numbers) {
+    if (const Status s = state_.resize(static_cast<index_t>(numbers.size())); s != Status::ok) return s;
+    std::copy(numbers.begin(), numbers.end(), state_.data());
+    return Status::ok;
+  }
 
   /// Codes the `count` oldest window slots; `rows` is scratch for `scratch_rows` * dim floats. `scores`: null, or
-  /// one per slot of the column. Returns how many numbers the codec had to repair.
-  index_t flush(index_t count, float* rows, const float* scores = nullptr) {
+  /// one per slot of the column. `queries`: for transforms that look at them. Returns how many numbers the codec
+  /// had to repair.
+  index_t flush(index_t count, float* rows, const float* scores = nullptr, const prim::HeadQueries& queries = {}) {
+    if (count > 0) find_state(count, rows, queries);
     const index_t step = scratch_rows(coded_.page_slots()) / coded_.codec().group_slots() * coded_.codec().group_slots();
     index_t repaired = 0;
     for (index_t done = 0; done < count; done += step) {
       const index_t n = std::min(step, count - done);
       Cursor at{2, 0, 0};
       decode(at, {rows, n, dim()});
-      Map::forward(transform_, dim(), {rows, n, dim()});
+      forward({rows, n, dim()});
       repaired += coded_.append({rows, n, dim()}, scores == nullptr ? nullptr : scores + sinks_.live() + coded_.live());
       window_.pop_front(n);
     }
@@ -138,10 +164,11 @@ class Column {
   Status fork(Column& out) const {
     if (const Status s = sinks_.fork(out.sinks_); s != Status::ok) return s;
     if (const Status s = coded_.fork(out.coded_); s != Status::ok) return s;
+    if (const Status s = out.state_.copy_from(state_); s != Status::ok) return s;
     return window_.fork(out.window_);
   }
 
-  void clear() { sinks_.clear(), coded_.clear(), window_.clear(); }
+  void clear() { sinks_.clear(), coded_.clear(), window_.clear(), state_.shrink(0); }
 
   /// rows[i] = the next out.rows slots as floats.
   void decode(Cursor& at, prim::RowBlock<float> out) const {
@@ -170,18 +197,20 @@ class Column {
 
   /// Makes the second form of queries whose first one is there.
   void begin_queries(prim::RowBlock<float> queries) const {
-    if (!mapped()) return;
+    if (!mapped() || coded_.live() == 0) return;
     for (index_t r = 0; r < queries.rows; ++r) {
       float* q = queries.data + r * queries.step;
       std::copy_n(q, dim(), q + dim());
     }
-    Map::query(transform_, dim(), {queries.data + dim(), queries.rows, queries.step});
+    const prim::RowBlock<float> second{queries.data + dim(), queries.rows, queries.step};
+    if constexpr (found) Map::query(transform_, state_.data(), dim(), second);
+    else Map::query(transform_, dim(), second);
   }
 
   /// Adds the second form of sums of values to the first one.
   void finish_values(prim::RowBlock<float> sums) const {
-    if (!mapped()) return;
-    Map::backward(transform_, dim(), {sums.data + dim(), sums.rows, sums.step});
+    if (!mapped() || coded_.live() == 0) return;
+    backward({sums.data + dim(), sums.rows, sums.step});
     for (index_t r = 0; r < sums.rows; ++r) {
       float* o = sums.data + r * sums.step;
       for (index_t d = 0; d < dim(); ++d) o[d] += o[dim() + d];
@@ -238,6 +267,33 @@ class Column {
   static constexpr index_t max_rows = 32;
 
  private:
+  static constexpr bool found = requires(const Transform t, index_t d) { t.state_floats(d); };
+
+  void forward(prim::RowBlock<float> rows) const {
+    if constexpr (found) Map::forward(transform_, state_.data(), dim(), rows);
+    else Map::forward(transform_, dim(), rows);
+  }
+  void backward(prim::RowBlock<float> rows) const {
+    if constexpr (found) Map::backward(transform_, state_.data(), dim(), rows);
+    else Map::backward(transform_, dim(), rows);
+  }
+
+  /// Once, from the `count` oldest slots of the window. After `reserve_flush`.
+  void find_state(index_t count, float* rows, const prim::HeadQueries& queries) {
+    if constexpr (found) {
+      if (state_floats() == 0 || state_.size() > 0) return;
+      for (index_t i = 0; i < state_floats(); ++i) state_.append_reserved(0.0f);
+      const index_t step = scratch_rows(coded_.page_slots());
+      Cursor at{2, 0, 0};
+      for (index_t done = 0; done < count; done += step) {
+        const index_t n = std::min(step, count - done);
+        decode(at, {rows, n, dim()});
+        Map::observe(transform_, dim(), {rows, n, dim()}, state_.data());
+      }
+      Map::settle(transform_, dim(), queries, state_.data());
+    }
+  }
+
   bool mapped() const {
     if constexpr (requires { transform_.identity(); }) return !transform_.identity();
     else return !std::same_as<Transform, prim::NoTransform>;
@@ -254,7 +310,7 @@ class Column {
   void decode_run(const S& segment, const PageRef& ref, index_t first, prim::RowBlock<float> out) const {
     using C = std::remove_cvref_t<decltype(segment.codec())>;
     prim::PageCodec<Cpu, C>::decode(segment.codec(), segment.span(ref), first, out.rows, out);
-    if (mapped() && is_coded(&segment)) Map::backward(transform_, dim(), out);
+    if (mapped() && is_coded(&segment)) backward(out);
   }
 
   /// Moves on by `count` live slots, whole pages at a time.
@@ -320,6 +376,7 @@ class Column {
   Coded coded_;
   Exact window_;
   Transform transform_{};
+  Buffer<float> state_;
   Flush flush_{};
 };
 

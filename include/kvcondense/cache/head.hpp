@@ -96,13 +96,14 @@ struct Head {
   };
 
   /// Keeps the listed slots, codes what the flush rules say, gives room back. Cannot fail. `scores`: null, or one
-  /// per slot that is kept.
-  Done commit(const std::int32_t* keep, index_t n, float* rows, const float* scores = nullptr) {
+  /// per slot that is kept. `queries`: of this step, where there are any.
+  Done commit(const std::int32_t* keep, index_t n, float* rows, const float* scores = nullptr,
+              const prim::HeadQueries& queries = {}) {
     if (summary.kept() && n < slots()) summary.absorb(keys, values, slots(), keep, n);
     keep_slots(keep, n);
     Done done;
-    done.repaired = keys.flush(keys.due(keys.window().live()), rows, scores);
-    done.repaired += values.flush(values.due(values.window().live()), rows, scores);
+    done.repaired = keys.flush(keys.due(keys.window().live()), rows, scores, queries);
+    done.repaired += values.flush(values.due(values.window().live()), rows, scores, queries);
     done.coded_again = keys.compact(rows) + values.compact(rows);
     return done;
   }

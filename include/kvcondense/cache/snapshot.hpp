@@ -66,11 +66,28 @@ Status load_segment(ByteReader& r, Segment<C>& segment) {
   return Status::ok;
 }
 
+/// Only where a transform is found from data: how many numbers it found (none yet, or all), and they.
+template <class C>
+Status load_state(ByteReader& r, Column<C>& column) {
+  std::uint32_t count = 0;
+  std::span<const std::byte> bytes;
+  if (!r.read(count) || (count != 0 && count != static_cast<std::uint32_t>(column.state_floats()))) return Status::corrupt_data;
+  if (count == 0) return column.coded().live() == 0 ? Status::ok : Status::corrupt_data;
+  if (!r.take(count, sizeof(float), bytes)) return Status::corrupt_data;
+  float numbers[4 * max_head_dim];
+  if (count > std::size(numbers)) return Status::corrupt_data;
+  std::memcpy(numbers, bytes.data(), bytes.size());
+  for (std::uint32_t i = 0; i < count; ++i)
+    if (!std::isfinite(numbers[i])) return Status::corrupt_data;
+  return column.restore_state({numbers, count});
+}
+
 template <class C>
 Status load_column(ByteReader& r, Column<C>& column) {
   Status s = load_segment(r, column.sinks());
   if (s == Status::ok) s = load_segment(r, column.coded());
   if (s == Status::ok) s = load_segment(r, column.window());
+  if (s == Status::ok && column.state_floats() > 0) s = load_state(r, column);
   return s;
 }
 
@@ -79,6 +96,9 @@ void save_column(ByteWriter& w, const Column<C>& column) {
   save_segment(w, column.sinks());
   save_segment(w, column.coded());
   save_segment(w, column.window());
+  if (column.state_floats() == 0) return;
+  w.put(static_cast<std::uint32_t>(column.state().size()));
+  w.bytes(std::as_bytes(column.state()));
 }
 
 template <class H>

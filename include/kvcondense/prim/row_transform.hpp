@@ -6,6 +6,7 @@
 
 #include <kvcondense/core/backend.hpp>
 #include <kvcondense/core/config.hpp>
+#include <kvcondense/core/view.hpp>
 #include <kvcondense/prim/page_codec.hpp>
 
 namespace kvcondense::prim {
@@ -29,12 +30,25 @@ struct NoTransform {
 
 static_assert(TransformDescription<NoTransform>);
 
+/// The queries of a step that read one KV head: [q_heads, tokens, dim], of them the heads [first, first + count).
+struct HeadQueries {
+  TensorView<const float, 3> rows{};
+  index_t first = 0;
+  index_t count = 0;
+};
+
 /// The backend half of a transform. A specialisation has these static members; rows are mapped in place.
 ///
 ///   forward(t, dim, RowBlock<float> rows)    rows x -> T x
 ///   backward(t, dim, RowBlock<float> rows)   rows T x -> x, or the nearest to it; also what sums of weighted
 ///                                            stored rows become
 ///   query(t, dim, RowBlock<float> rows)      rows q -> q' such that q' . (T x) = q . x
+///
+/// A transform that is found from data says `state_floats(dim) > 0`; the three then take `const float* state` behind t, and
+///
+///   observe(t, dim, RowBlock<const float> rows, float* state)    the rows that are coded first, in pieces; state
+///                                                               begins as zeros
+///   settle(t, dim, const HeadQueries&, float* state)             after them. From then on it never changes.
 template <Backend B, class T>
 struct RowTransform {
   static_assert(detail::always_false<B, T>,
@@ -74,6 +88,14 @@ struct CodecParts<Transformed<T, C>> {
   static constexpr const Transform& transform(const Transformed<T, C>& c) { return c.transform; }
   static constexpr const Stored& stored(const Transformed<T, C>& c) { return c.codec; }
 };
+
+/// Whether the transform of a codec is found from queries too.
+template <class C>
+constexpr bool needs_queries(const C& codec) {
+  const auto& t = CodecParts<C>::transform(codec);
+  if constexpr (requires { t.needs_queries(); }) return t.needs_queries();
+  else return false;
+}
 
 /// Whether a codec maps rows before it stores them.
 template <class C>

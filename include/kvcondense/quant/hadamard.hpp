@@ -7,6 +7,7 @@
 #include <kvcondense/core/policy.hpp>
 #include <kvcondense/core/shape.hpp>
 #include <kvcondense/core/status.hpp>
+#include <kvcondense/core/step_inputs.hpp>
 #include <kvcondense/prim/hadamard.hpp>
 #include <kvcondense/prim/row_transform.hpp>
 #include <kvcondense/quant/group_int.hpp>
@@ -32,6 +33,11 @@ namespace kvcondense::quant {
 template <class Quantizer = GroupInt<4>>
 struct Hadamard {
   static constexpr Descriptor about{"hadamard", Stage::quant, "arXiv:2404.00456"};
+
+  static constexpr Inputs needs = [] {
+    if constexpr (requires { Quantizer::needs; }) return Quantizer::needs;
+    else return Inputs{};
+  }();
 
   Quantizer base{};
   bool keys = true;

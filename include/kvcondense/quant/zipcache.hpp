@@ -14,6 +14,7 @@
 #include <kvcondense/evict/blocks/select.hpp>
 #include <kvcondense/evict/blocks/trigger.hpp>
 #include <kvcondense/evict/pipeline.hpp>
+#include <kvcondense/prim/channel_scale.hpp>
 #include <kvcondense/prim/group_quant.hpp>
 #include <kvcondense/prim/mixed_rows.hpp>
 #include <kvcondense/quant/group_int.hpp>
@@ -29,14 +30,15 @@ namespace kvcondense::quant {
 /// Shapes   of every `block` tokens of a head the ceil(salient * block) with the highest scores are salient, for keys and
 ///          values alike. Keys: one group per channel over a class of a block; values: one group per token.
 /// Cost     salient * High + (1 - salient) * Low bits per number, 32 / (tokens of a class) more for keys, 32 / head_dim
-///          for values, one bit per token; the exact window holds up to `block` - 1 tokens beside `keep_window`. Probes are
+///          for values, one bit per token, 8 bytes per value channel; the exact window holds up to `block` - 1 tokens beside `keep_window`. Probes are
 ///          read when tokens are coded: two reads of all keys for every 32 query rows of a head.
 /// Numbers  probes: the newest 5 % of the queries that are there and a random 5 % of the others; mean over the probes that
 ///          see a token, sum over the query group; float32. NaN is not salient; of equal scores the newer token is. Minimum
 ///          form, half to even, parameters in fp16.
+///          Values are divided by sqrt(max |v|) of their channel, over the tokens that are coded first.
 /// Differs  a block is classified once, when it leaves the window, and never again: the original decodes and codes the
-///          whole cache anew every 100 tokens. The divisor is the probes that see a token, not all queries that do. Values
-///          are not divided by a scale per channel, and a group of a value is one head's.
+///          whole cache anew every 100 tokens. The divisor is the probes that see a token, not all queries that do. A
+///          group of a value is one head's.
 /// Errors   invalid_argument unless block is a power of two from 2 to 256 with block * head_dim <= 32768, 0 < salient < 1
 ///          leaves both classes a token, 0 < newest <= 1, 0 <= random <= 1, history >= 1, and windows and sinks are not negative.
 template <int High = 4, int Low = 2>
@@ -50,6 +52,7 @@ struct ZipCache {
   double random = 0.05;
   index_t history = 64;  ///< queries of earlier tokens that are kept as probes
   std::uint64_t seed = 1;
+  bool scale_values = true;  ///< divide values by a factor per channel before they are coded
   index_t keep_window = 0;
   index_t sinks = 0;
 
@@ -57,7 +60,8 @@ struct ZipCache {
     return prim::MixedRows{keys<High>(high_slots()), keys<Low>(block - high_slots()), block, high_slots()};
   }
   constexpr auto value_codec() const {
-    return prim::MixedRows{prim::GroupInt<High>{}, prim::GroupInt<Low>{}, block, high_slots()};
+    const prim::ChannelScale scale{scale_values ? prim::ChannelScale::Rule::root_max : prim::ChannelScale::Rule::none};
+    return prim::Transformed{scale, prim::MixedRows{prim::GroupInt<High>{}, prim::GroupInt<Low>{}, block, high_slots()}};
   }
   constexpr Flush key_flush() const { return block_flush_keep(block, keep_window); }
   constexpr Flush value_flush() const { return block_flush_keep(block, keep_window); }

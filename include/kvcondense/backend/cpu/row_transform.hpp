@@ -1,9 +1,11 @@
 #pragma once
 
+#include <algorithm>
 #include <cmath>
 
 #include <kvcondense/core/backend.hpp>
 #include <kvcondense/core/random.hpp>
+#include <kvcondense/prim/channel_scale.hpp>
 #include <kvcondense/prim/hadamard.hpp>
 #include <kvcondense/prim/row_transform.hpp>
 
@@ -63,6 +65,48 @@ struct RowTransform<Cpu, Hadamard> {
           const float a = x[j], b = x[j + half];
           x[j] = a + b, x[j + half] = a - b;
         }
+  }
+};
+
+template <>
+struct RowTransform<Cpu, ChannelScale> {
+  static void forward(const ChannelScale& t, const float* state, index_t dim, RowBlock<float> rows) {
+    if (!t.identity()) times(state, dim, rows);
+  }
+  static void backward(const ChannelScale& t, const float* state, index_t dim, RowBlock<float> rows) {
+    if (!t.identity()) times(state + dim, dim, rows);
+  }
+  static void query(const ChannelScale& t, const float* state, index_t dim, RowBlock<float> rows) {
+    backward(t, state, dim, rows);
+  }
+
+  static void observe(const ChannelScale&, index_t dim, RowBlock<const float> rows, float* state) {
+    for (index_t r = 0; r < rows.rows; ++r)
+      for (index_t c = 0; c < dim; ++c) state[c] = larger(state[c], rows.data[r * rows.step + c]);
+  }
+  static void settle(const ChannelScale& t, index_t dim, const HeadQueries& queries, float* state) {
+    constexpr float most = 256.0f;
+    float* asked = state + dim;
+    for (index_t h = queries.first; h < queries.first + queries.count && t.needs_queries(); ++h)
+      for (index_t i = 0; i < queries.rows.extent[1]; ++i)
+        for (index_t c = 0; c < dim; ++c) asked[c] = larger(asked[c], queries.rows(h, i, c));
+    for (index_t c = 0; c < dim; ++c) {
+      const float square = t.rule == ChannelScale::Rule::balance ? asked[c] / state[c] : 1.0f / state[c];
+      const bool usual = square > 0.0f && square <= 3e38f;
+      state[c] = usual ? std::clamp(std::sqrt(square), 1.0f / most, most) : 1.0f;
+      state[dim + c] = 1.0f / state[c];
+    }
+  }
+
+ private:
+  static void times(const float* factor, index_t dim, RowBlock<float> rows) {
+    for (index_t r = 0; r < rows.rows; ++r)
+      for (index_t c = 0; c < dim; ++c) rows.data[r * rows.step + c] *= factor[c];
+  }
+  /// NaN and infinities count as nothing.
+  static float larger(float top, float x) {
+    const float size = std::fabs(x);
+    return size <= 3e38f && size > top ? size : top;
   }
 };
 
