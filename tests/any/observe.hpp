@@ -28,7 +28,7 @@ inline std::vector<double> observe(const any::AnyRecipe& recipe) {
   if (!cache) return {};
   std::vector<double> seen;
   for (const any::AnyCodec& codec : {recipe.quant.key_codec(shape), recipe.quant.value_codec(shape)})
-    for (const std::int64_t n : {codec.fingerprint(), codec.group_slots()})
+    for (const std::int64_t n : {codec.fingerprint() >> 32, codec.fingerprint() & 0xffffffff, codec.group_slots()})
       seen.push_back(static_cast<double>(n));
   for (const Flush& f : {recipe.quant.key_flush(), recipe.quant.value_flush()})
     for (const index_t n : {f.block, f.keep}) seen.push_back(static_cast<double>(n));
@@ -42,7 +42,7 @@ inline std::vector<double> observe(const any::AnyRecipe& recipe) {
       seen.push_back(static_cast<double>(angles->frequency[t]));
   }
 
-  if (!recipe.evict.changes_length()) return seen;  // every token stays
+  if (!recipe.evict.changes_length() && !recipe.quant.has_saliency()) return seen;  // every token stays, and is as good
   Workspace work;
   REQUIRE(work.reserve(cache->workspace_bytes(256, 160)) == Status::ok);
   Context<Cpu> ctx(work.bytes());

@@ -12,7 +12,7 @@ namespace kvcondense::cache {
 /// Slots of one head in one stored form: a list of pages of equal capacity, in slot order.
 ///
 /// A slot that leaves becomes a tombstone; `compact` gives the room back. Slots with parameters of
-/// their own move losslessly, so at most one page's worth of them stays dead. Slots that share
+/// their own move losslessly, so less than one page's worth of slots stays empty. Slots that share
 /// parameters (per-channel groups) cannot move alone: pages that are half dead are read and written
 /// again with new parameters, which `compact` counts. Steps that need memory are separate
 /// (`reserve`), so that the rest of a transaction cannot fail.
@@ -44,9 +44,11 @@ class Segment {
     return sum;
   }
   std::size_t table_bytes() const { return pages_.bytes(); }
+  /// Slots before the last written one that hold nothing.
   index_t dead() const {
     index_t n = 0;
-    for (const PageRef& r : pages_) n += r.used - r.live;
+    const index_t last = last_used();
+    for (index_t p = 0; p <= last; ++p) n += empty_slots(p, last);
     return n;
   }
   std::size_t shared_bytes() const {
@@ -158,7 +160,8 @@ class Segment {
   index_t compact(float* rows) {
     index_t again = 0;
     if (codec_.group_slots() > 1) again = rewrite_half_dead(rows);
-    else if (dead() >= page_slots_) move_down();
+    else
+      while (free_page()) {}
     trim();
     return again;
   }
@@ -277,28 +280,47 @@ class Segment {
     if (gone > 1 && spare_ != nullptr) release(std::exchange(spare_, nullptr), *memory_);
   }
 
-  void move_down() {
-    index_t first = 0;
-    while (first < pages_.size() && pages_[first].full_of_life() && pages_[first].used == page_slots_) ++first;
-    for (index_t p = first; p < pages_.size(); ++p)
-      if (!make_unique(p)) return;
+  /// Slots of a page that hold nothing; those behind the last written one are no waste.
+  index_t empty_slots(index_t p, index_t last) const {
+    return (p == last ? static_cast<index_t>(pages_[p].used) : page_slots_) - pages_[p].live;
+  }
+
+  /// Gives one page back where neighbours have a page's worth of empty slots between them: slots move down in
+  /// the shortest such run, so what a step moves depends on where slots left, not on how many there are.
+  bool free_page() {
+    const index_t last = last_used();
+    index_t first = -1, end = 0, from = 0, sum = 0;
+    for (index_t p = 0; p <= last; ++p) {
+      sum += empty_slots(p, last);
+      while (sum - empty_slots(from, last) >= page_slots_) sum -= empty_slots(from++, last);
+      if (sum >= page_slots_ && (first < 0 || p - from < end - first)) first = from, end = p;
+    }
+    if (first < 0) return false;
+    for (index_t p = first; p <= end; ++p)
+      if (!make_unique(p)) return false;
     index_t to_page = first, to_slot = 0;
-    for (index_t p = first; p < pages_.size(); ++p) {
-      const PageRef from = pages_[p];
-      for (index_t s = 0; s < from.used; ++s) {
-        if (!from.alive(s)) continue;
+    for (index_t p = first; p <= end; ++p) {
+      const PageRef from_page = pages_[p];
+      for (index_t s = 0; s < from_page.used; ++s) {
+        if (!from_page.alive(s)) continue;
         if (to_slot == page_slots_) ++to_page, to_slot = 0;
         if constexpr (requires { &prim::PageCodec<Cpu, Codec>::move; })
           if (to_page != p || to_slot != s)
-            prim::PageCodec<Cpu, Codec>::move(codec_, span(pages_[to_page]), to_slot, span(from), s);
+            prim::PageCodec<Cpu, Codec>::move(codec_, span(pages_[to_page]), to_slot, span(from_page), s);
         ++to_slot;
       }
     }
-    for (index_t p = first; p < pages_.size(); ++p) {
+    for (index_t p = first; p <= to_page; ++p) {
       PageRef& ref = pages_[p];
-      ref.used = ref.live = static_cast<std::int32_t>(p < to_page ? page_slots_ : p == to_page ? to_slot : 0);
+      ref.used = ref.live = static_cast<std::int32_t>(p < to_page ? page_slots_ : to_slot);
       ref.revive_from(0);
     }
+    Page* gone = pages_[end].page;
+    for (index_t p = to_page + 1; p < end; ++p) release(pages_[p].page, *memory_);
+    for (index_t p = end + 1; p < pages_.size(); ++p) pages_[to_page + 1 + p - (end + 1)] = pages_[p];
+    pages_.shrink(pages_.size() - (end - to_page));
+    retire(gone, end - to_page);
+    return true;
   }
 
   /// Joins neighbours of which one is at least half dead and which fit one page together.
