@@ -20,9 +20,10 @@ METHOD_ROOMS = ("evict", "merge", "quant", "lowrank", "retrieve", "budget", "pos
 MAY_INCLUDE = {
     "core": (),
     "prim": ("core",),
+    "bitstream": ("core", "prim"),
     **{room: ("core", "prim") for room in METHOD_ROOMS},
     "cache": ("core", "prim") + METHOD_ROOMS,
-    "io": ("core", "prim", "cache") + METHOD_ROOMS,
+    "io": ("core", "prim", "bitstream", "cache") + METHOD_ROOMS,
     "any": ("core", "prim", "cache", "io") + METHOD_ROOMS,
     "backend": ("core", "prim"),
 }

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstdint>
 #include <span>
+#include <utility>
 
 #include <kvcondense/core/workspace.hpp>
 #include <kvcondense/io/cachegen_reader.hpp>
@@ -51,17 +52,11 @@ Status save_cachegen(const C& cache, const quant::CacheGen& method, ByteSink& si
   return Status::ok;
 }
 
-/// Appends a chunk to a cache that holds the tokens before it, all layers. The tokens are pending then: a step per layer
-/// follows, when the caller likes.
-///
-/// Needs    Context<Cpu> as append does.
-/// Cost     memory for a sub-chunk of a layer in float.
-/// Numbers  numbers beyond the largest of the cache's type, which half a step may lead to, become that one.
-/// Errors   on any of them the cache is as it was. incompatible (another shape; keys with rotation where the cache has
-///          none, or the other way round), not_supported (a cache that takes rotated keys and stores them without),
-///          order_violation (a cache that has not seen exactly head().first tokens), corrupt_data, out_of_memory.
+namespace detail {
+
+/// Appends a chunk that was checked to a cache that takes it; what was appended stays where the rest cannot be.
 template <class C, class Ctx>
-Status append_cachegen(C& cache, Ctx& ctx, const CacheGenReader& chunk, MemoryResource<Cpu>& memory = heap_memory()) {
+Status append_chunk(C& cache, Ctx& ctx, const CacheGenReader& chunk, MemoryResource<Cpu>& memory) {
   const CacheShape& shape = cache.shape();
   const CacheGenHead& h = chunk.head();
   const auto can = cache.capabilities();
@@ -69,48 +64,68 @@ Status append_cachegen(C& cache, Ctx& ctx, const CacheGenReader& chunk, MemoryRe
       can.raw_keys != h.raw_keys)
     return Status::incompatible;
   if (can.raw_keys && can.rotated_input) return Status::not_supported;
-  const auto first = static_cast<index_t>(h.first);
   for (index_t l = 0; l < shape.layers; ++l)
-    if (cache.length(l) != first) return Status::order_violation;
-  if (const Status s = chunk.check(); s != Status::ok) return s;
+    if (cache.length(l) != static_cast<index_t>(h.first)) return Status::order_violation;
 
   const index_t most = std::min<index_t>(h.sub_chunk, h.tokens);
+  const index_t key_floats = most * h.channels(KvSide::keys), value_floats = most * h.channels(KvSide::values);
   Workspace work;
-  Status s = work.reserve(Scratch::align + Scratch::bytes_for<float>(most * h.channels(KvSide::keys)) +
-                              Scratch::bytes_for<float>(most * h.channels(KvSide::values)) + Scratch::bytes_for<index_t>(most),
-                          memory);
+  Status s = work.reserve(Scratch::align + Scratch::bytes_for<float>(key_floats) + Scratch::bytes_for<float>(value_floats) +
+                              Scratch::bytes_for<index_t>(most), memory);
+  if (s != Status::ok) return s;
   Scratch scratch(work.bytes());
-  float* k = scratch.take<float>(most * h.channels(KvSide::keys));
-  float* v = scratch.take<float>(most * h.channels(KvSide::values));
+  float* k = scratch.take<float>(key_floats);
+  float* v = scratch.take<float>(value_floats);
   index_t* positions = scratch.take<index_t>(most);
   const float largest = shape.dtype == DType::f16 ? 65504.0f : 3.38e38f;
-  for (index_t l = 0; s == Status::ok && l < shape.layers; ++l)
-    for (index_t sub = 0; s == Status::ok && sub < h.sub_chunks(); ++sub) {
+  for (index_t l = 0; l < shape.layers; ++l)
+    for (index_t sub = 0; sub < h.sub_chunks(); ++sub) {
       const index_t n = h.tokens_of(sub);
       const auto keys = dense_view(k, shape.kv_heads, n, shape.head_dim), values = dense_view(v, shape.kv_heads, n, shape.values());
       s = chunk.decode(l, KvSide::keys, sub, keys);
       if (s == Status::ok) s = chunk.decode(l, KvSide::values, sub, values);
-      if (s != Status::ok) break;
+      if (s != Status::ok) return s;
       for (index_t i = 0; i < keys.size(); ++i) k[i] = prim::limit_to(k[i], largest);
       for (index_t i = 0; i < values.size(); ++i) v[i] = prim::limit_to(v[i], largest);
       for (index_t i = 0; i < n; ++i) positions[i] = h.position + sub * h.sub_chunk + i;
       s = cache.append(ctx, l, keys, values, {positions, static_cast<std::size_t>(n)});
+      if (s != Status::ok) return s;
     }
-  // A layer that has fewer tokens is where truncate wants it already.
-  if (s != Status::ok)
-    if (const Status back = cache.truncate(first); back != Status::ok) return back;
+  return Status::ok;
+}
+
+}  // namespace detail
+
+/// Appends a chunk to a cache that holds the tokens before it, all layers. The tokens are pending then: a step per layer
+/// follows, when the caller likes.
+///
+/// Needs    Context<Cpu> as append does.
+/// Cost     memory for a sub-chunk of a layer in float; works on a fork of the cache, which takes the cache's place.
+/// Numbers  numbers beyond the largest of the cache's type, which half a step may lead to, become that one.
+/// Errors   on any of them the cache is as it was. incompatible (another shape; keys with rotation where the cache has
+///          none, or the other way round), not_supported (a cache that takes rotated keys and stores them without),
+///          order_violation (a cache that has not seen exactly head().first tokens), corrupt_data, out_of_memory.
+template <class C, class Ctx>
+Status append_cachegen(C& cache, Ctx& ctx, const CacheGenReader& chunk, MemoryResource<Cpu>& memory = heap_memory()) {
+  if (const Status s = chunk.check(); s != Status::ok) return s;
+  auto longer = cache.fork();
+  if (!longer) return longer.status();
+  const Status s = detail::append_chunk(*longer, ctx, chunk, memory);
+  if (s == Status::ok) cache = std::move(*longer);
   return s;
 }
 
 /// Fills an empty cache with a stream: all its chunks, which must be all of `file`. Tokens are pending then.
 ///
-/// Errors   on any of them the cache is empty. As CacheGenReader::open and append_cachegen; order_violation where the cache
-///          is not empty; corrupt_data where chunks are missing, double or out of order.
+/// Errors   on any of them the cache is as it was. As CacheGenReader::open and append_cachegen; order_violation where the
+///          cache is not empty; corrupt_data where chunks are missing, double or out of order.
 template <class C, class Ctx>
 Status load_cachegen(C& cache, Ctx& ctx, std::span<const std::byte> file, const CacheGenReader* tables = nullptr,
                      MemoryResource<Cpu>& memory = heap_memory()) {
   for (index_t l = 0; l < cache.shape().layers; ++l)
     if (cache.length(l) != 0) return Status::order_violation;
+  auto full = cache.fork();
+  if (!full) return full.status();
   std::uint64_t seen = 0, total = 0;
   auto left = file;
   do {
@@ -119,20 +134,12 @@ Status load_cachegen(C& cache, Ctx& ctx, std::span<const std::byte> file, const 
     if (left.size() == file.size()) total = chunk->head().total;
     if (chunk->head().first != seen || chunk->head().total != total) return Status::corrupt_data;
     if (const Status s = chunk->check(); s != Status::ok) return s;
+    if (const Status s = detail::append_chunk(*full, ctx, *chunk, memory); s != Status::ok) return s;
     seen += chunk->head().tokens;
     left = left.subspan(chunk->bytes());
   } while (!left.empty());
   if (seen != total) return Status::corrupt_data;
-  for (left = file; !left.empty();) {
-    const auto chunk = CacheGenReader::open(left, tables);
-    Status s = chunk.status();
-    if (s == Status::ok) s = append_cachegen(cache, ctx, *chunk, memory);
-    if (s != Status::ok) {
-      if (const Status back = cache.truncate(0); back != Status::ok) return back;
-      return s;
-    }
-    left = left.subspan(chunk->bytes());
-  }
+  cache = std::move(*full);
   return Status::ok;
 }
 
