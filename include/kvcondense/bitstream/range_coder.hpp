@@ -1,5 +1,7 @@
 #pragma once
 
+#include <algorithm>
+#include <bit>
 #include <cstddef>
 #include <cstdint>
 #include <span>
@@ -31,15 +33,17 @@ struct RangeCoder {
     for (const int s : symbols) {
       if (s >= table.symbols) return Status::invalid_argument;
       at.enter(table.begin(s), table.end(s));
-      for (Shift shift = at.next(); shift != Shift::none; shift = at.next()) {
-        if (shift == Shift::middle) ++w.put_off;
-        else w.settle(shift == Shift::high);
-        at.apply(shift);
+      if (const int n = at.agreed(); n > 0) {
+        w.settle(at.low, n);
+        at.drop(n);
       }
+      const int n = at.close();
+      at.drop_middle(n);
+      w.put_off += static_cast<std::uint64_t>(n);
     }
     ++w.put_off;
-    w.settle(at.low >= quarter);
-    bytes = (w.bits + 7) / 8;
+    w.settle(at.low >= 0x40000000u ? 0x80000000u : 0u, 1);
+    bytes = w.finish();
     return w.full ? Status::shape_mismatch : Status::ok;
   }
 
@@ -48,35 +52,31 @@ struct RangeCoder {
   static Status decode(std::span<const std::byte> stream, const SymbolTable& table, std::size_t n, Use&& use) {
     if (table.bits != table_bits) return Status::invalid_argument;
     Interval at;
-    std::uint64_t read = 0;
-    std::uint32_t value = 0;
-    const auto bit = [&] {
-      const std::uint64_t byte = read / 8;
-      const auto b = byte < stream.size() ? static_cast<std::uint32_t>(stream[byte]) >> (7 - read % 8) : 0u;
-      ++read;
-      return b & 1u;
-    };
-    for (int i = 0; i < 32; ++i) value = value << 1 | bit();
+    Reader r{stream};
+    std::uint32_t value = r.take(32);
     for (std::size_t i = 0; i < n; ++i) {
       const std::uint64_t inside = std::uint64_t{value} - at.low + 1;
       const int s = table.find(static_cast<std::uint32_t>(((inside << table_bits) - 1) / at.width()));
       use(i, s);
       at.enter(table.begin(s), table.end(s));
-      for (Shift shift = at.next(); shift != Shift::none; shift = at.next()) {
-        at.apply(shift);
-        value = (shift == Shift::middle ? value - quarter : value) << 1 | bit();
+      if (const int k = at.agreed(); k > 0) {
+        at.drop(k);
+        value = value << k | r.take(k);
+      }
+      if (const int k = at.close(); k > 0) {
+        at.drop_middle(k);
+        value = (value & top) | (value << k & ~top) | r.take(k);
       }
     }
-    // Every shift stands for a bit, then come a last one and its complement.
-    return (read - 32 + 2 + 7) / 8 == stream.size() ? Status::ok : Status::corrupt_data;
+    // What was read behind the first 32 bits stands for a bit each; then come a last one and its complement.
+    return (r.read - 32 + 2 + 7) / 8 == stream.size() ? Status::ok : Status::corrupt_data;
   }
 
  private:
-  static constexpr std::uint32_t quarter = 0x40000000u, half = 0x80000000u;
-  enum class Shift { none, low, high, middle };
+  static constexpr std::uint32_t top = 0x80000000u;
 
-  /// [low, high], both inside. At least a quarter of all numbers wide after the shifts, so that a symbol of
-  /// width 1 of 65536 still owns something.
+  /// [low, high], both inside. More than a quarter of all numbers wide when a symbol comes, so that one of width 1 of
+  /// 65536 still owns 2^14 numbers, and no more than 18 bits leave at once.
   struct Interval {
     std::uint32_t low = 0, high = 0xffffffffu;
 
@@ -86,36 +86,64 @@ struct RangeCoder {
       high = static_cast<std::uint32_t>(low + (w * end >> table_bits) - 1);
       low = static_cast<std::uint32_t>(low + (w * begin >> table_bits));
     }
-    Shift next() const {
-      if (high < half) return Shift::low;
-      if (low >= half) return Shift::high;
-      return low >= quarter && high < half + quarter ? Shift::middle : Shift::none;
+    /// Leading bits that both ends share.
+    int agreed() const { return std::countl_zero(low ^ high); }
+    void drop(int n) {
+      low <<= n;
+      high = high << n | ((1u << n) - 1u);
     }
-    void apply(Shift shift) {
-      const std::uint32_t off = shift == Shift::middle ? quarter : 0;  // else the bit leaves at the top
-      low = (low - off) << 1;
-      high = (high - off) << 1 | 1u;
+    /// Bits behind the first one where low, 0111..., and high, 1000..., are as close as can be.
+    int close() const { return std::min(std::countl_one(low << 1), std::countl_zero(high << 1 | 1u)); }
+    void drop_middle(int n) {
+      low = low << n & ~top;
+      high = high << n | top | ((1u << n) - 1u);
     }
   };
 
   struct Writer {
     std::span<std::byte> out;
-    std::uint64_t bits = 0, put_off = 0;
+    std::uint64_t put_off = 0;  ///< bits that are the complement of the next one
+    std::uint64_t bits = 0;     ///< the newest, `held` of them not written
+    int held = 0;
+    std::size_t at = 0;
     bool full = false;
 
-    void put(bool bit) {
-      const std::uint64_t byte = bits / 8;
-      if (byte >= out.size()) {
-        full = true;
-        return;
+    void put(std::uint32_t value, int n) {
+      bits = bits << n | value;
+      for (held += n; held >= 8;) {
+        held -= 8;
+        if (at < out.size()) out[at++] = static_cast<std::byte>(bits >> held);
+        else full = true;
       }
-      if (bits % 8 == 0) out[byte] = std::byte{0};
-      if (bit) out[byte] |= std::byte{0x80} >> (bits % 8);
-      ++bits;
     }
-    void settle(bool bit) {
-      put(bit);
-      for (; put_off > 0 && !full; --put_off) put(!bit);
+    /// The first n bits of `from`, those that were put off behind the first of them.
+    void settle(std::uint32_t from, int n) {
+      const std::uint32_t first = from >> 31;
+      put(first, 1);
+      for (; put_off > 0 && !full; --put_off) put(first ^ 1u, 1);
+      put_off = 0;
+      if (n > 1) put(from << 1 >> (33 - n), n - 1);
+    }
+    std::size_t finish() {
+      if (held > 0) put(0, 8 - held);
+      return at;
+    }
+  };
+
+  /// Bits of a stream, zeros behind its end.
+  struct Reader {
+    std::span<const std::byte> in;
+    std::uint64_t read = 0;
+    std::uint64_t bits = 0;
+    int held = 0;
+    std::size_t at = 0;
+
+    /// At most 32.
+    std::uint32_t take(int n) {
+      read += static_cast<std::uint64_t>(n);
+      for (; held < n; held += 8) bits = bits << 8 | (at < in.size() ? static_cast<std::uint64_t>(in[at++]) : 0u);
+      held -= n;
+      return static_cast<std::uint32_t>(bits >> held & ((std::uint64_t{1} << n) - 1));
     }
   };
 };

@@ -9,11 +9,13 @@
 
 namespace kvcondense::quant {
 
+/// What a symbol stands for.
 enum class CacheGenForm : std::uint8_t {
   scaled,  ///< the released code: every token in steps of its largest magnitude
   delta,   ///< the paper: groups of tokens as differences to their first one
 };
 
+/// Which entropy coder: bitstream/range_coder.hpp or bitstream/rans.hpp.
 enum class CacheGenCoder : std::uint8_t { range, rans };
 
 /// Which symbols share a table of frequencies.

@@ -1,0 +1,154 @@
+// Entropy coders and chunks of CacheGen on one thread. Rows walk from token to token (correlation 0.9), some channels wide;
+// bytes_per_second counts the numbers as 16-bit ones, `bits` are what one number costs.
+
+#include <cstring>
+#include <vector>
+
+#include <benchmark/benchmark.h>
+
+#include <kvcondense/bitstream/range_coder.hpp>
+#include <kvcondense/bitstream/rans.hpp>
+#include <kvcondense/core/random.hpp>
+#include <kvcondense/io/cachegen_writer.hpp>
+
+namespace {
+
+using namespace kvcondense;
+
+constexpr CacheShape shape{.layers = 1, .q_heads = 8, .kv_heads = 8, .head_dim = 128};
+constexpr index_t tokens = 1536;
+
+struct Sink final : ByteSink {
+  std::vector<std::byte> bytes;
+  bool write(std::span<const std::byte> b) noexcept override {
+    bytes.insert(bytes.end(), b.begin(), b.end());
+    return true;
+  }
+};
+
+const std::vector<float>& rows() {
+  static const std::vector<float> all = [] {
+    std::vector<float> x(static_cast<std::size_t>(shape.kv_heads * tokens * shape.head_dim));
+    for (std::size_t i = 0; i < x.size(); ++i) {
+      float noise = -2.0f;
+      for (std::uint64_t k = 0; k < 4; ++k) noise += random_uniform(k, i);
+      const bool first = i / static_cast<std::size_t>(shape.head_dim) % static_cast<std::size_t>(tokens) == 0;
+      x[i] = first ? noise : 0.9f * x[i - static_cast<std::size_t>(shape.head_dim)] + 0.44f * noise;
+    }
+    for (std::size_t i = 0; i < x.size(); ++i) x[i] *= i % 16 == 5 ? 3.0f : 1.0f;
+    return x;
+  }();
+  return all;
+}
+
+Status fill(index_t, TensorView<float, 3> keys, TensorView<float, 3> values) {
+  std::memcpy(keys.data, rows().data(), rows().size() * sizeof(float));
+  std::memcpy(values.data, rows().data(), rows().size() * sizeof(float));
+  return Status::ok;
+}
+
+quant::CacheGen method(quant::CacheGenForm form, quant::CacheGenCoder coder) {
+  quant::CacheGen m;
+  m.form = form, m.coder = coder;
+  return m;
+}
+
+void count(benchmark::State& state, std::size_t stream) {
+  const auto numbers = 2 * rows().size();
+  state.SetBytesProcessed(state.iterations() * static_cast<std::int64_t>(numbers * 2));
+  state.counters["bits"] = static_cast<double>(stream) * 8 / static_cast<double>(numbers);
+}
+
+void encode_chunk(benchmark::State& state, quant::CacheGenForm form, quant::CacheGenCoder coder) {
+  auto writer = io::CacheGenWriter::make(method(form, coder), shape);
+  if (!writer) return state.SkipWithError(to_string(writer.status()));
+  Sink sink;
+  for (auto _ : state) {
+    sink.bytes.clear();
+    if (writer->write(sink, {.tokens = tokens, .total = tokens}, fill) != Status::ok) return state.SkipWithError("write");
+  }
+  count(state, sink.bytes.size());
+}
+
+void decode_chunk(benchmark::State& state, quant::CacheGenForm form, quant::CacheGenCoder coder) {
+  auto writer = io::CacheGenWriter::make(method(form, coder), shape);
+  Sink sink;
+  if (!writer || writer->write(sink, {.tokens = tokens, .total = tokens}, fill) != Status::ok) return state.SkipWithError("write");
+  const auto chunk = io::CacheGenReader::open(sink.bytes);
+  std::vector<float> out(static_cast<std::size_t>(shape.kv_heads * 256 * shape.head_dim));
+  for (auto _ : state) {
+    if (chunk->check() != Status::ok) return state.SkipWithError("check");
+    for (const auto side : {io::KvSide::keys, io::KvSide::values})
+      for (index_t sub = 0; sub < chunk->head().sub_chunks(); ++sub)
+        if (chunk->decode(0, side, sub, dense_view(out.data(), shape.kv_heads, chunk->head().tokens_of(sub), shape.head_dim)) != Status::ok)
+          return state.SkipWithError("decode");
+    benchmark::DoNotOptimize(out.data());
+  }
+  count(state, sink.bytes.size());
+}
+
+/// Symbols alone, streams of 256: millions of symbols a second.
+template <class Coder>
+struct Streams {
+  static constexpr std::size_t n = 256, count = 512;
+  std::vector<std::uint8_t> symbols;
+  std::uint16_t starts[32];
+  bitstream::SymbolTable table{starts, 32, Coder::table_bits};
+  std::vector<std::byte> out = std::vector<std::byte>(count * Coder::most_bytes(n));
+  std::vector<std::size_t> bytes = std::vector<std::size_t>(count);
+
+  Streams() : symbols(n * count) {
+    std::uint32_t counts[32] = {};
+    for (std::size_t i = 0; i < symbols.size(); ++i) {
+      float sum = 0.0f;
+      for (std::uint64_t k = 0; k < 12; ++k) sum += random_uniform(k, i);
+      symbols[i] = static_cast<std::uint8_t>(15.0f + (sum - 6.0f) * 2.2f + 0.5f);
+      ++counts[symbols[i]];
+    }
+    if (bitstream::make_table(counts, Coder::table_bits, starts) != Status::ok) table.symbols = 0;
+  }
+  std::span<std::byte> room(std::size_t i) { return {out.data() + i * Coder::most_bytes(n), Coder::most_bytes(n)}; }
+  bool encode() {
+    bool ok = true;
+    for (std::size_t i = 0; i < count; ++i)
+      ok &= Coder::encode(std::span(symbols).subspan(i * n, n), table, room(i), bytes[i]) == Status::ok;
+    return ok;
+  }
+};
+
+template <class Coder>
+void encode_symbols(benchmark::State& state) {
+  Streams<Coder> s;
+  for (auto _ : state)
+    if (!s.encode()) return state.SkipWithError("encode");
+  state.SetItemsProcessed(state.iterations() * static_cast<std::int64_t>(s.symbols.size()));
+}
+
+template <class Coder>
+void decode_symbols(benchmark::State& state) {
+  Streams<Coder> s;
+  if (!s.encode()) return state.SkipWithError("encode");
+  std::vector<std::uint8_t> back(s.n);
+  for (auto _ : state)
+    for (std::size_t i = 0; i < s.count; ++i) {
+      const Status st = Coder::decode(s.room(i).first(s.bytes[i]), s.table, s.n, [&](std::size_t k, int x) { back[k] = static_cast<std::uint8_t>(x); });
+      if (st != Status::ok) return state.SkipWithError("decode");
+      benchmark::DoNotOptimize(back.data());
+    }
+  state.SetItemsProcessed(state.iterations() * static_cast<std::int64_t>(s.symbols.size()));
+}
+
+BENCHMARK(encode_symbols<bitstream::RangeCoder>);
+BENCHMARK(encode_symbols<bitstream::Rans>);
+BENCHMARK(decode_symbols<bitstream::RangeCoder>);
+BENCHMARK(decode_symbols<bitstream::Rans>);
+BENCHMARK_CAPTURE(encode_chunk, scaled/range, quant::CacheGenForm::scaled, quant::CacheGenCoder::range)->Unit(benchmark::kMillisecond);
+BENCHMARK_CAPTURE(encode_chunk, scaled/rans, quant::CacheGenForm::scaled, quant::CacheGenCoder::rans)->Unit(benchmark::kMillisecond);
+BENCHMARK_CAPTURE(encode_chunk, delta/range, quant::CacheGenForm::delta, quant::CacheGenCoder::range)->Unit(benchmark::kMillisecond);
+BENCHMARK_CAPTURE(encode_chunk, delta/rans, quant::CacheGenForm::delta, quant::CacheGenCoder::rans)->Unit(benchmark::kMillisecond);
+BENCHMARK_CAPTURE(decode_chunk, scaled/range, quant::CacheGenForm::scaled, quant::CacheGenCoder::range)->Unit(benchmark::kMillisecond);
+BENCHMARK_CAPTURE(decode_chunk, scaled/rans, quant::CacheGenForm::scaled, quant::CacheGenCoder::rans)->Unit(benchmark::kMillisecond);
+BENCHMARK_CAPTURE(decode_chunk, delta/range, quant::CacheGenForm::delta, quant::CacheGenCoder::range)->Unit(benchmark::kMillisecond);
+BENCHMARK_CAPTURE(decode_chunk, delta/rans, quant::CacheGenForm::delta, quant::CacheGenCoder::rans)->Unit(benchmark::kMillisecond);
+
+}  // namespace
