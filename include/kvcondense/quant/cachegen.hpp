@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstdint>
+#include <initializer_list>
 
 #include <kvcondense/core/config.hpp>
 #include <kvcondense/core/dtype.hpp>
