@@ -2,8 +2,8 @@
 
 #include <algorithm>
 #include <cstdint>
-#include <initializer_list>
 #include <cstring>
+#include <initializer_list>
 #include <span>
 
 #include <kvcondense/bitstream/symbol_table.hpp>
