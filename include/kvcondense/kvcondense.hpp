@@ -51,7 +51,9 @@
 #include <kvcondense/position/absolute.hpp>
 #include <kvcondense/position/reindex.hpp>
 #include <kvcondense/position/rerotate.hpp>
+#include <kvcondense/quant/bfp.hpp>
 #include <kvcondense/quant/cachegen.hpp>
+#include <kvcondense/quant/channel_order.hpp>
 #include <kvcondense/quant/fp8.hpp>
 #include <kvcondense/quant/ggml.hpp>
 #include <kvcondense/quant/group_int.hpp>

@@ -3,6 +3,7 @@
 
 #include <kvcondense/any/builtin.hpp>
 #include <kvcondense/cpu.hpp>
+#include <kvcondense/quant/bfp.hpp>
 #include <kvcondense/quant/fp8.hpp>
 #include <kvcondense/quant/ggml.hpp>
 #include <kvcondense/quant/group_int.hpp>
@@ -65,6 +66,11 @@ constexpr Choice param_types[] = {
 constexpr Choice roundings[] = {
     {"half_even", static_cast<int>(prim::Rounding::half_even)},
     {"half_up", static_cast<int>(prim::Rounding::half_up)},
+    {"half_away", static_cast<int>(prim::Rounding::half_away)},
+};
+
+constexpr Choice nearest_roundings[] = {
+    {"half_even", static_cast<int>(prim::Rounding::half_even)},
     {"half_away", static_cast<int>(prim::Rounding::half_away)},
 };
 
@@ -142,10 +148,6 @@ constexpr Choice mx_scale_rounds[] = {
     {"floor", static_cast<int>(quant::MxScaleRound::floor)},
     {"ceil", static_cast<int>(quant::MxScaleRound::ceil)},
 };
-constexpr Choice mx_roundings[] = {
-    {"half_even", static_cast<int>(prim::Rounding::half_even)},
-    {"half_away", static_cast<int>(prim::Rounding::half_away)},
-};
 constexpr Field mx_fields[] = {
     choice<quant::Mx, &quant::Mx::format>("format", "", "of keys, and of values too",
                                           std::span(mx_formats).first<6>()),
@@ -153,7 +155,7 @@ constexpr Field mx_fields[] = {
     choice<quant::Mx, &quant::Mx::scale_round>(
         "scale_round", "", "ceil: the largest number never clips", mx_scale_rounds),
     choice<quant::Mx, &quant::Mx::rounding>("rounding", "", "of a number halfway between codes",
-                                            mx_roundings),
+                                            nearest_roundings),
     number<quant::Mx, &quant::Mx::residual_window>("residual_window", "residual",
                                                    "newest tokens kept exactly", 0, most_slots),
     number<quant::Mx, &quant::Mx::sinks>("sinks", "", "first tokens kept exactly", 0, most_slots),
@@ -163,6 +165,18 @@ constexpr Alias mx_aliases[] = {
     {"mxfp6", "format", {static_cast<int>(quant::MxFormat::fp6_e2m3)}},
     {"mxfp8", "format", {static_cast<int>(quant::MxFormat::fp8_e4m3)}},
     {"mxint8", "format", {static_cast<int>(quant::MxFormat::int8)}},
+};
+
+constexpr Field bfp_fields[] = {
+    number<quant::Bfp, &quant::Bfp::bits>("bits", "", "of a key's mantissa, with its sign", 2, 8),
+    number<quant::Bfp, &quant::Bfp::value_bits>("value_bits", "", "of a value's", 2, 8),
+    number<quant::Bfp, &quant::Bfp::block>(
+        "block", "", "numbers that share an exponent, a power of two; 0: the whole row", 0, 256),
+    choice<quant::Bfp, &quant::Bfp::rounding>("rounding", "", "of a number halfway between codes",
+                                              nearest_roundings),
+    number<quant::Bfp, &quant::Bfp::residual_window>("residual_window", "residual",
+                                                     "newest tokens kept exactly", 0, most_slots),
+    number<quant::Bfp, &quant::Bfp::sinks>("sinks", "", "first tokens kept exactly", 0, most_slots),
 };
 
 constexpr Field nvfp4_fields[] = {
@@ -304,6 +318,9 @@ constexpr Entry entries[] = {
     stage_entry<quant::Mx>("Stores numbers in the OCP microscaling formats: blocks of 32 with a "
                            "power of two as scale.",
                            mx_fields, mx_aliases),
+    stage_entry<quant::Bfp>(
+        "Stores numbers as short signed mantissas that share an exponent per block of channels.",
+        bfp_fields),
     stage_entry<quant::Nvfp4>(
         "Stores numbers in four bits, in blocks of 16 with a small float as scale under one scale "
         "for all.",

@@ -2,6 +2,7 @@
 #include <cmath>
 #include <cstring>
 #include <limits>
+#include <utility>
 #include <vector>
 
 #include <catch2/catch.hpp>
@@ -38,7 +39,9 @@ BlockCodes ggml_codes(GgmlType t) {
 }
 
 constexpr BlockElement elements[] = {BlockElement::e2m1, BlockElement::e2m3, BlockElement::e3m2,
-                                     BlockElement::e4m3, BlockElement::e5m2, BlockElement::int8};
+                                     BlockElement::e4m3, BlockElement::e5m2, BlockElement::int8,
+                                     BlockElement::int2, BlockElement::int3, BlockElement::int4,
+                                     BlockElement::int5, BlockElement::int6, BlockElement::int7};
 constexpr GgmlType ggml_types[] = {GgmlType::q4_0, GgmlType::q4_1, GgmlType::q5_0, GgmlType::q5_1,
                                    GgmlType::q8_0, GgmlType::mxfp4, GgmlType::nvfp4};
 
@@ -181,15 +184,16 @@ TEST_CASE("block_codes: every code of every element decodes to its number times 
     CodedPage page(codec, 1, n, 8);
     for (index_t c = 0; c < n; ++c) {
       const auto code = static_cast<std::uint32_t>(c);
-      if (bits_of(e) == 4) DenseLe<4>{}.set(page.bytes.data(), c, code);
-      if (bits_of(e) == 6) DenseLe<6>{}.set(page.bytes.data(), c, code);
-      if (bits_of(e) == 8) DenseLe<8>{}.set(page.bytes.data(), c, code);
+      [&]<int... B>(std::integer_sequence<int, B...>) {
+        ((bits_of(e) == B + 2 ? DenseLe<B + 2>{}.set(page.bytes.data(), c, code) : void()), ...);
+      }(std::make_integer_sequence<int, 7>{});
     }
     const std::vector<float> got = page.decoded(0, 1);
     std::size_t wrong = 0;
     for (index_t c = 0; c < n; ++c) {
-      const float element = e == BlockElement::int8 ? static_cast<float>(static_cast<std::int8_t>(c)) / 64.0f
-                                                    : mini_float_value(mini_float_of(e), static_cast<std::uint32_t>(c));
+      const index_t turn = index_t{1} << (bits_of(e) - 1);  // two's complement
+      const float element = is_integer(e) ? static_cast<float>(c < turn ? c : c - 2 * turn) / static_cast<float>(turn / 2)
+                                          : mini_float_value(mini_float_of(e), static_cast<std::uint32_t>(c));
       const float v = got[static_cast<std::size_t>(c)];
       wrong += std::isnan(element) ? !std::isnan(v) : v != 0.25f * element;
     }

@@ -18,6 +18,7 @@ enum class BlockElement : std::uint8_t {
   e2m1, e2m3, e3m2, e4m3, e5m2,  ///< mini floats
   int8,                          ///< a signed byte in units of 1 / 64, -127 to 127
   ggml,                          ///< as BlockCodes::ggml says
+  int2, int3, int4, int5, int6, int7,  ///< the same of fewer bits b: in units of 2^(2 - b), symmetric
 };
 
 /// How the scale of a block comes about and is stored.
@@ -47,14 +48,30 @@ KVCONDENSE_HD constexpr MiniFloat mini_float_of(BlockElement e) {
     default: return float_e4m3;
   }
 }
-KVCONDENSE_HD constexpr int bits_of(BlockElement e) {
-  return e == BlockElement::int8 ? 8 : mini_float_of(e).bits();
+/// Bits of a signed integer element; 0 for others.
+KVCONDENSE_HD constexpr int integer_bits(BlockElement e) {
+  return e == BlockElement::int8   ? 8
+         : e >= BlockElement::int2 ? static_cast<int>(e) - static_cast<int>(BlockElement::int2) + 2
+                                   : 0;
 }
+KVCONDENSE_HD constexpr bool is_integer(BlockElement e) { return integer_bits(e) != 0; }
+/// The signed integer element of 2 to 8 bits.
+KVCONDENSE_HD constexpr BlockElement integer_element(int bits) {
+  return bits == 8 ? BlockElement::int8 : static_cast<BlockElement>(static_cast<int>(BlockElement::int2) + bits - 2);
+}
+KVCONDENSE_HD constexpr int bits_of(BlockElement e) { return is_integer(e) ? integer_bits(e) : mini_float_of(e).bits(); }
+/// What the code 1 of an integer stands for: its numbers lie below 2.
+KVCONDENSE_HD constexpr float unit_of(BlockElement e) { return is_integer(e) ? power_of_two(2 - integer_bits(e)) : 1.0f; }
 KVCONDENSE_HD constexpr float largest_of(BlockElement e) {
-  return e == BlockElement::int8 ? 127.0f / 64.0f : largest(mini_float_of(e));
+  return is_integer(e) ? static_cast<float>((1 << (integer_bits(e) - 1)) - 1) * unit_of(e) : largest(mini_float_of(e));
 }
 KVCONDENSE_HD constexpr int top_exponent_of(BlockElement e) {
-  return e == BlockElement::int8 ? 0 : mini_float_of(e).top_exponent();
+  return is_integer(e) ? 0 : mini_float_of(e).top_exponent();
+}
+/// The number of an integer's code, in units: two's complement.
+KVCONDENSE_HD constexpr std::int32_t integer_value(int bits, std::uint32_t code) {
+  const auto raised = static_cast<std::int32_t>(code << (32 - bits));
+  return raised >> (32 - bits);
 }
 
 /// The number of a stored scale.
@@ -88,7 +105,7 @@ KVCONDENSE_HD constexpr BlockParams fit_block(BlockElement element, BlockScale f
   return p;
 }
 
-/// Rows as codes of four to eight bits in blocks that share a scale. Slots are independent.
+/// Rows as codes of two to eight bits in blocks that share a scale. Slots are independent.
 ///
 /// Shapes   a page is `slots` rows. A row: ceil(dim * bits / 8) bytes, a little-endian stream of codes;
 ///          then the scales of its blocks. With `element` ggml: dim / 32 blocks (nvfp4: dim / 64) as ggml
@@ -135,9 +152,11 @@ struct BlockCodes {
     if (is_ggml()) return 0x600 + static_cast<std::int64_t>(ggml);
     std::uint64_t f = std::bit_cast<std::uint32_t>(scale == BlockScale::fixed || scale == BlockScale::e4m3 ? factor : 1.0f);
     f = f * 64 + static_cast<std::uint64_t>(scale == BlockScale::fixed ? 0 : block / 8);
-    for (const int field : {static_cast<int>(scale), static_cast<int>(rounding), static_cast<int>(element)})
+    const int kind = static_cast<int>(element);
+    for (const int field : {static_cast<int>(scale), static_cast<int>(rounding), kind % 8})
       f = f * 8 + static_cast<std::uint64_t>(field);
-    return static_cast<std::int64_t>(f);
+    // Above all others, so that snapshots of the first eight elements stay readable.
+    return static_cast<std::int64_t>(f | static_cast<std::uint64_t>(kind / 8) << 56);
   }
 };
 

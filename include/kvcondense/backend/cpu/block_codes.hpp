@@ -79,6 +79,12 @@ struct PageCodec<Cpu, BlockCodes> {
       case BlockElement::e3m2: return rounded.template operator()<BlockElement::e3m2>();
       case BlockElement::e4m3: return rounded.template operator()<BlockElement::e4m3>();
       case BlockElement::e5m2: return rounded.template operator()<BlockElement::e5m2>();
+      case BlockElement::int2: return rounded.template operator()<BlockElement::int2>();
+      case BlockElement::int3: return rounded.template operator()<BlockElement::int3>();
+      case BlockElement::int4: return rounded.template operator()<BlockElement::int4>();
+      case BlockElement::int5: return rounded.template operator()<BlockElement::int5>();
+      case BlockElement::int6: return rounded.template operator()<BlockElement::int6>();
+      case BlockElement::int7: return rounded.template operator()<BlockElement::int7>();
       case BlockElement::int8:
       case BlockElement::ggml: break;
     }
@@ -110,8 +116,8 @@ struct PageCodec<Cpu, BlockCodes> {
 
   template <BlockElement E, Rounding R>
   static std::uint8_t code_of_element(float y) {
-    if constexpr (E == BlockElement::int8)
-      return static_cast<std::uint8_t>(round_code(R, limit_to(y, 127.0f / 64.0f) * 64.0f));
+    if constexpr (is_integer(E))
+      return static_cast<std::uint8_t>(round_code(R, limit_to(y, largest_of(E)) * (1.0f / unit_of(E))) & ((1 << bits_of(E)) - 1));
     else
       return static_cast<std::uint8_t>(mini_float_code<mini_float_of(E), R>(y));
   }

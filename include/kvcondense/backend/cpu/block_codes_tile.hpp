@@ -26,6 +26,14 @@ inline constexpr auto e2m1_pairs = [] {
   return all;
 }();
 
+/// Signed integers of a row, in their units.
+template <int Bits>
+void unpack_integers(const std::byte* row, index_t dim, float* KVCONDENSE_RESTRICT out) {
+  std::uint8_t codes[max_head_dim + code_step];
+  unpack_codes<Bits>(row, dim, codes);
+  for (index_t c = 0; c < dim; ++c) out[c] = static_cast<float>(integer_value(Bits, codes[c]));
+}
+
 /// Elements of one row of codes. May write one number beyond `dim`.
 inline void unpack_elements(BlockElement element, const std::byte* row, index_t dim, float* KVCONDENSE_RESTRICT out) {
   const auto look_up = [&](const float* values, const std::uint8_t* codes) {
@@ -41,6 +49,12 @@ inline void unpack_elements(BlockElement element, const std::byte* row, index_t 
     case BlockElement::e3m2: unpack_codes<6>(row, dim, codes); return look_up(mini_float_values<float_e3m2>.data(), codes);
     case BlockElement::e4m3: return look_up(mini_float_values<float_e4m3>.data(), bytes);
     case BlockElement::e5m2: return look_up(mini_float_values<float_e5m2>.data(), bytes);
+    case BlockElement::int2: return unpack_integers<2>(row, dim, out);
+    case BlockElement::int3: return unpack_integers<3>(row, dim, out);
+    case BlockElement::int4: return unpack_integers<4>(row, dim, out);
+    case BlockElement::int5: return unpack_integers<5>(row, dim, out);
+    case BlockElement::int6: return unpack_integers<6>(row, dim, out);
+    case BlockElement::int7: return unpack_integers<7>(row, dim, out);
     case BlockElement::int8:
     case BlockElement::ggml: break;
   }
@@ -50,7 +64,7 @@ inline void unpack_elements(BlockElement element, const std::byte* row, index_t 
 /// Stored scales of one row, to out[j * step]; elements' own unit is in them.
 inline void read_scales(const BlockCodes& codec, const std::byte* row, index_t dim, float* out, index_t step) {
   const std::byte* at = row + codec.code_bytes(dim);
-  const float unit = codec.element == BlockElement::int8 ? 1.0f / 64.0f : 1.0f;
+  const float unit = unit_of(codec.element);
   const index_t groups = codec.groups(dim), bytes = codec.scale_bytes();
   for (index_t j = 0; j < groups; ++j) {
     std::uint32_t stored = 0;
