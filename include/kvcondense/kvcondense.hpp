@@ -54,6 +54,7 @@
 #include <kvcondense/quant/bfp.hpp>
 #include <kvcondense/quant/cachegen.hpp>
 #include <kvcondense/quant/channel_order.hpp>
+#include <kvcondense/quant/comet.hpp>
 #include <kvcondense/quant/fp8.hpp>
 #include <kvcondense/quant/ggml.hpp>
 #include <kvcondense/quant/group_int.hpp>
@@ -62,6 +63,7 @@
 #include <kvcondense/quant/mikv.hpp>
 #include <kvcondense/quant/mx.hpp>
 #include <kvcondense/quant/nvfp4.hpp>
+#include <kvcondense/quant/qserve.hpp>
 #include <kvcondense/quant/turboquant.hpp>
 #include <kvcondense/quant/zipcache.hpp>
 #include <kvcondense/version.hpp>

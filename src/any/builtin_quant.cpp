@@ -4,6 +4,7 @@
 #include <kvcondense/any/builtin.hpp>
 #include <kvcondense/cpu.hpp>
 #include <kvcondense/quant/bfp.hpp>
+#include <kvcondense/quant/comet.hpp>
 #include <kvcondense/quant/fp8.hpp>
 #include <kvcondense/quant/ggml.hpp>
 #include <kvcondense/quant/group_int.hpp>
@@ -12,6 +13,7 @@
 #include <kvcondense/quant/mikv.hpp>
 #include <kvcondense/quant/mx.hpp>
 #include <kvcondense/quant/nvfp4.hpp>
+#include <kvcondense/quant/qserve.hpp>
 #include <kvcondense/quant/turboquant.hpp>
 #include <kvcondense/quant/zipcache.hpp>
 
@@ -43,6 +45,14 @@ struct GroupIntText : quant::GroupInt<4> {
 struct KiviText : quant::Kivi<2> {
   index_t bits = 2;
   void stage(AnyRecipe& out) const { with_bits<quant::Kivi, 2>(*this, bits, out); }
+};
+
+struct QServeText : quant::QServe<4> {
+  index_t bits = 4;
+  void stage(AnyRecipe& out) const {
+    const quant::QServe<4>& knobs = *this;
+    out.quant = bits == 8 ? AnyQuant(std::bit_cast<quant::QServe<8>>(knobs)) : AnyQuant(knobs);
+  }
 };
 
 /// Of scales given in advance; BlockCodes takes more.
@@ -109,6 +119,26 @@ constexpr Field kivi_fields[] = {
                                              "newest keys that never enter a block", 0, most_slots),
 };
 constexpr Alias kivi_aliases[] = {{"kivi2", "bits", {2}}, {"kivi4", "bits", {4}}};
+
+constexpr Choice qserve_bits[] = {{"4", 4}, {"8", 8}};
+constexpr Field qserve_fields[] = {
+    choice<QServeText, &QServeText::bits>("bits", "", "of a code", qserve_bits),
+    choice<QServeText, &QServeText::form>("form", "", "how codes become numbers", forms),
+    number<QServeText, &QServeText::residual_window>("residual_window", "residual",
+                                                     "newest tokens kept exactly", 0, most_slots),
+    number<QServeText, &QServeText::sinks>("sinks", "", "first tokens kept exactly", 0, most_slots),
+};
+
+constexpr Field comet_fields[] = {
+    number<quant::Comet, &quant::Comet::group_size>(
+        "group_size", "group", "keys of a channel that share a scale", 1, 256),
+    number<quant::Comet, &quant::Comet::value_group>(
+        "value_group", "", "values of a token that share a scale; 0: the whole row", 0, 256),
+    number<quant::Comet, &quant::Comet::keep_window>("keep_window", "keep",
+                                                     "newest tokens kept exactly", 0, most_slots),
+    number<quant::Comet, &quant::Comet::sinks>("sinks", "", "first tokens kept exactly", 0,
+                                               most_slots),
+};
 
 constexpr Choice fp8_formats[] = {
     {"e4m3", static_cast<int>(quant::Fp8Format::e4m3)},
@@ -314,6 +344,13 @@ constexpr Entry entries[] = {
     stage_entry<KiviText>(
         "Stores keys per channel and values per token, in few bits, and the newest tokens exactly.",
         kivi_fields, kivi_aliases),
+    stage_entry<QServeText>(
+        "Stores keys and values in 4 or 8 bits, with a scale and a zero per token and head, as "
+        "soon as they arrive.",
+        qserve_fields),
+    stage_entry<quant::Comet>(
+        "Stores keys per channel and values per token in 4 bits: a COMET-like cache.",
+        comet_fields),
     stage_entry<quant::Fp8>("Stores numbers as floats of eight bits.", fp8_fields),
     stage_entry<quant::Mx>("Stores numbers in the OCP microscaling formats: blocks of 32 with a "
                            "power of two as scale.",

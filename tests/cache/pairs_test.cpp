@@ -69,6 +69,8 @@ const std::map<std::string, Setting> settings = {
     {"kivi", {"kivi(bits=2, group_size=8, residual_window=16, sinks=2)", 6.0}},
     {"fp8", {"fp8(scale=block, block=16, residual_window=4)", 0.4}},
     {"mx", {"mx(format=fp6_e2m3, value_format=fp4, residual_window=3, sinks=2)", 2.5}},
+    {"qserve", {"qserve(bits=4, residual_window=4)", 1.0}},
+    {"comet", {"comet(group_size=8, keep_window=4, sinks=2)", 1.0}},
     {"bfp", {"bfp(bits=4, value_bits=5, block=16, residual_window=3, sinks=2)", 1.5}},
     {"nvfp4", {"nvfp4(key_scale=0.5, residual_window=5)", 2.0}},
     {"ggml", {"ggml(format=q4_0, value_format=q5_1, residual_window=4, sinks=1)", 1.5}},
