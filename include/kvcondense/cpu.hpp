@@ -6,6 +6,7 @@
 #include <kvcondense/backend/cpu/block_codes.hpp>
 #include <kvcondense/backend/cpu/block_stride.hpp>
 #include <kvcondense/backend/cpu/block_top_k.hpp>
+#include <kvcondense/backend/cpu/boosted_int.hpp>
 #include <kvcondense/backend/cpu/chunk_pool.hpp>
 #include <kvcondense/backend/cpu/chunk_top_k.hpp>
 #include <kvcondense/backend/cpu/column_pool.hpp>

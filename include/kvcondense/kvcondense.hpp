@@ -59,6 +59,7 @@
 #include <kvcondense/quant/ggml.hpp>
 #include <kvcondense/quant/group_int.hpp>
 #include <kvcondense/quant/hadamard.hpp>
+#include <kvcondense/quant/kitty.hpp>
 #include <kvcondense/quant/kivi.hpp>
 #include <kvcondense/quant/mikv.hpp>
 #include <kvcondense/quant/mx.hpp>

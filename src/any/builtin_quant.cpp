@@ -9,6 +9,7 @@
 #include <kvcondense/quant/ggml.hpp>
 #include <kvcondense/quant/group_int.hpp>
 #include <kvcondense/quant/hadamard.hpp>
+#include <kvcondense/quant/kitty.hpp>
 #include <kvcondense/quant/kivi.hpp>
 #include <kvcondense/quant/mikv.hpp>
 #include <kvcondense/quant/mx.hpp>
@@ -119,6 +120,19 @@ constexpr Field kivi_fields[] = {
                                              "newest keys that never enter a block", 0, most_slots),
 };
 constexpr Alias kivi_aliases[] = {{"kivi2", "bits", {2}}, {"kivi4", "bits", {4}}};
+
+constexpr Field kitty_fields[] = {
+    number<quant::Kitty, &quant::Kitty::page>("page", "", "keys of a channel that share a scale", 1,
+                                              256),
+    fraction<quant::Kitty, &quant::Kitty::boost>("boost", "",
+                                                 "part of the channels that has 4 bits"),
+    number<quant::Kitty, &quant::Kitty::buffer>(
+        "buffer", "", "newest values kept exactly; others leave in whole pages", 0, most_slots),
+    number<quant::Kitty, &quant::Kitty::keep_window>(
+        "keep_window", "keep", "newest keys that never enter a page", 0, most_slots),
+    number<quant::Kitty, &quant::Kitty::sinks>("sinks", "", "first tokens kept exactly", 0,
+                                               most_slots),
+};
 
 constexpr Choice qserve_bits[] = {{"4", 4}, {"8", 8}};
 constexpr Field qserve_fields[] = {
@@ -344,6 +358,10 @@ constexpr Entry entries[] = {
     stage_entry<KiviText>(
         "Stores keys per channel and values per token, in few bits, and the newest tokens exactly.",
         kivi_fields, kivi_aliases),
+    stage_entry<quant::Kitty>(
+        "Stores keys per channel in 2 bits, the strongest channels of each page in 4, and values "
+        "per token in 2.",
+        kitty_fields),
     stage_entry<QServeText>(
         "Stores keys and values in 4 or 8 bits, with a scale and a zero per token and head, as "
         "soon as they arrive.",

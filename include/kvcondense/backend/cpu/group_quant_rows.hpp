@@ -103,6 +103,20 @@ void code_row(GroupForm form, Rounding rule, const float* x, const float* offset
   });
 }
 
+/// Raw codes of `count` rows, `row_bytes` apart, as floats, rows `width` apart; padding columns and rows are zero.
+template <int Bits>
+void unpack_tile(const std::byte* rows, index_t row_bytes, index_t count, index_t dim, index_t width,
+                 float* KVCONDENSE_RESTRICT tile) {
+  std::uint8_t codes[code_buffer];
+  for (index_t i = 0; i < count; ++i) {
+    unpack_codes<Bits>(rows + i * row_bytes, dim, codes);
+    float* t = tile + i * width;
+    for (index_t c = 0; c < dim; ++c) t[c] = static_cast<float>(codes[c]);
+    for (index_t c = dim; c < width; ++c) t[c] = 0.0f;
+  }
+  for (index_t i = count * width; i < padded(count, 4) * width; ++i) tile[i] = 0.0f;
+}
+
 /// A page of GroupInt rows: addresses.
 template <int Bits>
 struct GroupPage {
@@ -135,16 +149,9 @@ struct GroupPage {
     });
   }
 
-  /// Raw codes of `count` slots as floats, rows `width` apart; padding columns and rows are zero.
-  void unpack(index_t first, index_t count, index_t width, float* KVCONDENSE_RESTRICT tile) const {
-    std::uint8_t codes[code_buffer];
-    for (index_t i = 0; i < count; ++i) {
-      unpack_codes<Bits>(row(first + i), page.dim, codes);
-      float* t = tile + i * width;
-      for (index_t c = 0; c < page.dim; ++c) t[c] = static_cast<float>(codes[c]);
-      for (index_t c = page.dim; c < width; ++c) t[c] = 0.0f;
-    }
-    for (index_t i = count * width; i < padded(count, 4) * width; ++i) tile[i] = 0.0f;
+  /// Raw codes of `count` slots as a tile.
+  void unpack(index_t first, index_t count, index_t width, float* tile) const {
+    unpack_tile<Bits>(row(first), codec.row_bytes(page.dim), count, page.dim, width, tile);
   }
 };
 
