@@ -14,6 +14,7 @@
 #include <kvcondense/quant/mikv.hpp>
 #include <kvcondense/quant/mx.hpp>
 #include <kvcondense/quant/nvfp4.hpp>
+#include <kvcondense/quant/polar.hpp>
 #include <kvcondense/quant/qserve.hpp>
 #include <kvcondense/quant/turboquant.hpp>
 #include <kvcondense/quant/zipcache.hpp>
@@ -53,6 +54,23 @@ struct QServeText : quant::QServe<4> {
   void stage(AnyRecipe& out) const {
     const quant::QServe<4>& knobs = *this;
     out.quant = bits == 8 ? AnyQuant(std::bit_cast<quant::QServe<8>>(knobs)) : AnyQuant(knobs);
+  }
+};
+
+/// Lengths and angles of 2 to 4 bits each.
+struct PolarText : quant::Polar<4, 4> {
+  index_t rho_bits = 4;
+  index_t theta_bits = 4;
+  void stage(AnyRecipe& out) const {
+    const quant::Polar<4, 4>& knobs = *this;
+    const auto use = [&]<int Rho, int Theta>() {
+      if (rho_bits == Rho && theta_bits == Theta)
+        out.quant = AnyQuant(std::bit_cast<quant::Polar<Rho, Theta>>(knobs));
+    };
+    [&]<int... Both>(std::integer_sequence<int, Both...>) {
+      (use.template operator()<Both / 3 + 2, Both % 3 + 2>(), ...);
+    }
+    (std::make_integer_sequence<int, 9>{});
   }
 };
 
@@ -132,6 +150,24 @@ constexpr Field kitty_fields[] = {
         "keep_window", "keep", "newest keys that never enter a page", 0, most_slots),
     number<quant::Kitty, &quant::Kitty::sinks>("sinks", "", "first tokens kept exactly", 0,
                                                most_slots),
+};
+
+constexpr Choice pairings[] = {
+    {"half_split", static_cast<int>(prim::RopePairing::half_split)},
+    {"interleaved", static_cast<int>(prim::RopePairing::interleaved)},
+};
+constexpr Field polar_fields[] = {
+    number<PolarText, &PolarText::rho_bits>("rho_bits", "", "of a length", 2, 4),
+    number<PolarText, &PolarText::theta_bits>("theta_bits", "", "of an angle", 2, 4),
+    number<PolarText, &PolarText::group_size>("group_size", "group",
+                                              "keys of a pair that share a scale", 1, 256),
+    choice<PolarText, &PolarText::pairing>("pairing", "", "which channels RoPE turns together",
+                                           pairings),
+    flag<PolarText, &PolarText::centered>("centered", "",
+                                          "the circle is cut opposite to a group's mean direction"),
+    number<PolarText, &PolarText::keep_window>(
+        "keep_window", "keep", "newest keys that never enter a group", 0, most_slots),
+    number<PolarText, &PolarText::sinks>("sinks", "", "first tokens kept exactly", 0, most_slots),
 };
 
 constexpr Choice qserve_bits[] = {{"4", 4}, {"8", 8}};
@@ -362,6 +398,10 @@ constexpr Entry entries[] = {
         "Stores keys per channel in 2 bits, the strongest channels of each page in 4, and values "
         "per token in 2.",
         kitty_fields),
+    stage_entry<PolarText>(
+        "Stores the two channels of each rotation pair of a key as a length and an angle, and "
+        "values exactly.",
+        polar_fields),
     stage_entry<QServeText>(
         "Stores keys and values in 4 or 8 bits, with a scale and a zero per token and head, as "
         "soon as they arrive.",
