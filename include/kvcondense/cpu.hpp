@@ -3,6 +3,7 @@
 // Everything that runs on the host: the words of the CPU backend, and the cache.
 #include <kvcondense/backend/cpu/attend.hpp>
 #include <kvcondense/backend/cpu/attend_columns.hpp>
+#include <kvcondense/backend/cpu/bipolar_int.hpp>
 #include <kvcondense/backend/cpu/block_codes.hpp>
 #include <kvcondense/backend/cpu/block_stride.hpp>
 #include <kvcondense/backend/cpu/block_top_k.hpp>

@@ -52,6 +52,7 @@
 #include <kvcondense/position/reindex.hpp>
 #include <kvcondense/position/rerotate.hpp>
 #include <kvcondense/quant/bfp.hpp>
+#include <kvcondense/quant/bipolar_int.hpp>
 #include <kvcondense/quant/cachegen.hpp>
 #include <kvcondense/quant/channel_order.hpp>
 #include <kvcondense/quant/comet.hpp>

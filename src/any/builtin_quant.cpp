@@ -4,6 +4,7 @@
 #include <kvcondense/any/builtin.hpp>
 #include <kvcondense/cpu.hpp>
 #include <kvcondense/quant/bfp.hpp>
+#include <kvcondense/quant/bipolar_int.hpp>
 #include <kvcondense/quant/comet.hpp>
 #include <kvcondense/quant/fp8.hpp>
 #include <kvcondense/quant/ggml.hpp>
@@ -49,6 +50,11 @@ struct KiviText : quant::Kivi<2> {
   void stage(AnyRecipe& out) const { with_bits<quant::Kivi, 2>(*this, bits, out); }
 };
 
+struct BipolarIntText : quant::BipolarInt<2> {
+  index_t bits = 2;
+  void stage(AnyRecipe& out) const { with_bits<quant::BipolarInt, 2>(*this, bits, out); }
+};
+
 struct QServeText : quant::QServe<4> {
   index_t bits = 4;
   void stage(AnyRecipe& out) const {
@@ -86,6 +92,7 @@ constexpr Choice forms[] = {
     {"integer_zero", static_cast<int>(prim::GroupForm::integer_zero)},
     {"float_zero", static_cast<int>(prim::GroupForm::float_zero)},
     {"symmetric", static_cast<int>(prim::GroupForm::symmetric)},
+    {"mid_rise", static_cast<int>(prim::GroupForm::mid_rise)},
 };
 constexpr Choice param_types[] = {
     {"f16", static_cast<int>(prim::ParamType::f16)},
@@ -168,6 +175,20 @@ constexpr Field polar_fields[] = {
     number<PolarText, &PolarText::keep_window>(
         "keep_window", "keep", "newest keys that never enter a group", 0, most_slots),
     number<PolarText, &PolarText::sinks>("sinks", "", "first tokens kept exactly", 0, most_slots),
+};
+
+constexpr Field bipolar_int_fields[] = {
+    number<BipolarIntText, &BipolarIntText::bits>("bits", "", "of a code", 1, 8),
+    number<BipolarIntText, &BipolarIntText::group_size>(
+        "group_size", "group", "numbers that share a scale, a multiple of 8; 0: the whole row", 0,
+        256),
+    number<BipolarIntText, &BipolarIntText::query_bits>(
+        "query_bits", "", "of a number of a query, 4 to 8; 0: queries stay exact", 0, 8),
+    choice<BipolarIntText, &BipolarIntText::form>("form", "", "how codes become numbers", forms),
+    number<BipolarIntText, &BipolarIntText::residual_window>(
+        "residual_window", "residual", "newest tokens kept exactly", 0, most_slots),
+    number<BipolarIntText, &BipolarIntText::sinks>("sinks", "", "first tokens kept exactly", 0,
+                                                   most_slots),
 };
 
 constexpr Choice qserve_bits[] = {{"4", 4}, {"8", 8}};
@@ -402,6 +423,10 @@ constexpr Entry entries[] = {
         "Stores the two channels of each rotation pair of a key as a length and an angle, and "
         "values exactly.",
         polar_fields),
+    stage_entry<BipolarIntText>(
+        "Stores keys as planes of bits that count as +1 or -1, and multiplies them with coded "
+        "queries by counting bits.",
+        bipolar_int_fields),
     stage_entry<QServeText>(
         "Stores keys and values in 4 or 8 bits, with a scale and a zero per token and head, as "
         "soon as they arrive.",

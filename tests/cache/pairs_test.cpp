@@ -71,6 +71,8 @@ const std::map<std::string, Setting> settings = {
     {"mx", {"mx(format=fp6_e2m3, value_format=fp4, residual_window=3, sinks=2)", 2.5}},
     {"kitty", {"kitty(page=8, boost=25%, buffer=8, sinks=2)", 6.0}},
     {"polar", {"polar(group_size=8, centered=true, keep_window=2, sinks=2)", 3.0}},
+    // Queries exact: the model compares attention with what is stored.
+    {"bipolar_int", {"bipolar_int(bits=3, group_size=16, query_bits=0, residual_window=4)", 2.0}},
     {"qserve", {"qserve(bits=4, residual_window=4)", 1.0}},
     {"comet", {"comet(group_size=8, keep_window=4, sinks=2)", 1.0}},
     {"bfp", {"bfp(bits=4, value_bits=5, block=16, residual_window=3, sinks=2)", 1.5}},

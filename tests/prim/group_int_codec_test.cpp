@@ -18,7 +18,8 @@ using namespace kvcondense::prim;
 
 namespace {
 
-constexpr GroupForm forms[] = {GroupForm::minimum, GroupForm::integer_zero, GroupForm::float_zero, GroupForm::symmetric};
+constexpr GroupForm forms[] = {GroupForm::minimum, GroupForm::integer_zero, GroupForm::float_zero, GroupForm::symmetric,
+                               GroupForm::mid_rise};
 
 std::size_t size_of_block(index_t rows, index_t columns) { return static_cast<std::size_t>(rows * columns); }
 
@@ -165,7 +166,7 @@ TEMPLATE_TEST_CASE_SIG("group_int: a page is rows of dense codes, then parameter
       const std::vector<float> values = page.decoded(0, 8);
       const index_t row_bytes = (dim * Bits + 7) / 8, groups = axis == GroupAxis::token ? 8 : 2;
       const index_t numbers = axis == GroupAxis::token ? 1 : dim;  // scales per group of slots
-      const index_t each = numbers * (form == GroupForm::symmetric ? 1 : 2);
+      const index_t each = numbers * (has_offset(form) ? 2 : 1);
       const index_t params_at = (8 * row_bytes + 3) / 4 * 4;
       REQUIRE(codec.page_bytes(8, dim) == static_cast<std::size_t>(params_at + groups * each * 2));
       const auto param = [&](index_t i) {
@@ -178,10 +179,11 @@ TEMPLATE_TEST_CASE_SIG("group_int: a page is rows of dense codes, then parameter
         for (index_t c = 0; c < dim; ++c) {
           const auto code = static_cast<float>(DenseLe<Bits>{}.get(page.bytes.data() + t * row_bytes, c));
           const index_t base = (axis == GroupAxis::token ? t : t / 4) * each, k = axis == GroupAxis::token ? 0 : c;
-          const float s = param(base + k), o = form == GroupForm::symmetric ? 0.0f : param(base + numbers + k);
+          const float s = param(base + k), o = !has_offset(form) ? 0.0f : param(base + numbers + k);
           const float half_code = static_cast<float>((1 << (Bits - 1)) - 1);
           const float want = form == GroupForm::minimum     ? code * s + o
                              : form == GroupForm::symmetric ? (code - half_code) * s
+                             : form == GroupForm::mid_rise  ? (code - 0.5f * static_cast<float>((1 << Bits) - 1)) * s
                                                             : (code - o) * s;
           same = same && want == values[static_cast<std::size_t>(t * dim + c)];
         }

@@ -18,7 +18,8 @@ using namespace kvcondense::prim;
 
 namespace {
 
-constexpr GroupForm forms[] = {GroupForm::minimum, GroupForm::integer_zero, GroupForm::float_zero, GroupForm::symmetric};
+constexpr GroupForm forms[] = {GroupForm::minimum, GroupForm::integer_zero, GroupForm::float_zero, GroupForm::symmetric,
+                               GroupForm::mid_rise};
 constexpr ParamType types[] = {ParamType::f16, ParamType::bf16, ParamType::f32};
 
 struct Coded {
@@ -46,6 +47,7 @@ void code_group(GroupForm form, std::span<const float> x, ParamType type, Coded&
     case GroupForm::integer_zero: return code_group<Bits, GroupForm::integer_zero>(x, type, c);
     case GroupForm::float_zero: return code_group<Bits, GroupForm::float_zero>(x, type, c);
     case GroupForm::symmetric: return code_group<Bits, GroupForm::symmetric>(x, type, c);
+    case GroupForm::mid_rise: return code_group<Bits, GroupForm::mid_rise>(x, type, c);
   }
 }
 
@@ -62,6 +64,7 @@ std::pair<double, double> grid_ends(GroupForm form, const GroupParams& p) {
   const double last = (1 << Bits) - 1, half = (1 << (Bits - 1)) - 1, s = p.scale, o = p.offset;
   if (form == GroupForm::minimum) return {o, last * s + o};
   if (form == GroupForm::symmetric) return {-half * s, half * s};
+  if (form == GroupForm::mid_rise) return {-0.5 * last * s, 0.5 * last * s};
   return {-o * s, (last - o) * s};
 }
 
@@ -213,9 +216,9 @@ TEMPLATE_TEST_CASE_SIG("group_quant: every half keeps the element bound in every
         ok = ok && (std::isinf(group[i]) ? std::isfinite(c.values[i])
                                          : element_bound_holds<Bits>(form, group[i], c.values[i], c.params));
       }
-      // Infinities are clamped to the range of the others, which the symmetric form makes symmetric.
+      // Infinities are clamped to the range of the others, which the symmetric forms make symmetric.
       if (std::isinf(x)) ok = ok && (x > 0 ? c.values[0] == c.values[3]
-                                           : c.values[0] == (form == GroupForm::symmetric ? -c.values[3] : c.values[1]));
+                                           : c.values[0] == (!has_offset(form) ? -c.values[3] : c.values[1]));
       if (!ok && first_bad == 0x10000) first_bad = h;
     }
     CAPTURE(static_cast<int>(form), first_bad);

@@ -78,7 +78,7 @@ TEST_CASE("group_int: more bits and smaller groups never err more", "[quant][gro
   std::vector<float> x(1024 * 64);
   test::fill_normal(x.data(), x.size(), 5);
   for (const GroupAxis axis : {GroupAxis::token, GroupAxis::channel})
-    for (const GroupForm form : {GroupForm::minimum, GroupForm::float_zero, GroupForm::symmetric, GroupForm::integer_zero}) {
+    for (const GroupForm form : {GroupForm::minimum, GroupForm::float_zero, GroupForm::symmetric, GroupForm::integer_zero, GroupForm::mid_rise}) {
       const auto error = [&]<int Bits>(index_t group) {
         return mean_square(x, coded(prim::GroupInt<Bits>{axis, group, form}, x, 64), 64);
       };

@@ -28,6 +28,7 @@ enum class GroupForm : std::uint8_t {
   integer_zero,  ///< (code - zero) * scale, zero an integer code; the range is widened to contain 0
   float_zero,    ///< (code - zero) * scale, zero a stored real number
   symmetric,     ///< (code - half) * scale, half = 2^(bits-1) - 1; no offset is stored; bits >= 2
+  mid_rise,      ///< (code - L / 2) * scale: odd multiples of scale / 2, no zero; no offset is stored
 };
 
 enum class Rounding : std::uint8_t {
@@ -40,7 +41,9 @@ enum class Rounding : std::uint8_t {
 enum class ParamType : std::uint8_t { f16, bf16, f32 };
 
 KVCONDENSE_HD constexpr index_t size_of(ParamType t) { return t == ParamType::f32 ? 4 : 2; }
-KVCONDENSE_HD constexpr bool has_offset(GroupForm f) { return f != GroupForm::symmetric; }
+KVCONDENSE_HD constexpr bool has_offset(GroupForm f) {
+  return f != GroupForm::symmetric && f != GroupForm::mid_rise;
+}
 
 /// Numbers beyond this magnitude count as infinite: it keeps every range and decoded number finite.
 inline constexpr float largest_coded = 0x1p126f;
@@ -130,10 +133,10 @@ KVCONDENSE_HD constexpr GroupParams fit_group(GroupForm form, int bits, ParamTyp
   if (form == GroupForm::integer_zero) {
     lo = lo < 0.0f ? lo : 0.0f;
     hi = hi > 0.0f ? hi : 0.0f;
-  } else if (form == GroupForm::symmetric) {
+  } else if (!has_offset(form)) {
     hi = hi > -lo ? hi : -lo;
     lo = 0.0f;
-    divisor = static_cast<float>((1 << (bits - 1)) - 1);
+    divisor = form == GroupForm::symmetric ? static_cast<float>((1 << (bits - 1)) - 1) : 0.5f * levels;
   }
   const float exact = (hi - lo) / divisor;
   const float scale = stored(type, exact, p.saturated);
@@ -158,6 +161,7 @@ KVCONDENSE_HD constexpr std::int32_t code_of(float x, float offset, float invers
   float y = (Form == GroupForm::minimum ? v - offset : v) * inverse;
   // The limit between product and sum changes no code, but keeps compilers from fusing the two.
   if (Form == GroupForm::float_zero) y = limit_to(y, 0x1p30f) + offset;
+  if (Form == GroupForm::mid_rise) y = limit_to(y, 0x1p30f) + 0.5f * static_cast<float>(last);
   const std::int32_t zero = Form == GroupForm::integer_zero ? static_cast<std::int32_t>(offset)
                             : Form == GroupForm::symmetric  ? middle
                                                             : 0;
@@ -172,6 +176,7 @@ template <int Bits, GroupForm Form>
 KVCONDENSE_HD constexpr float value_of(std::int32_t code, float scale, float offset) {
   if constexpr (Form == GroupForm::minimum) return static_cast<float>(code) * scale + offset;
   else if constexpr (Form == GroupForm::symmetric) return static_cast<float>(code - ((1 << (Bits - 1)) - 1)) * scale;
+  else if constexpr (Form == GroupForm::mid_rise) return (static_cast<float>(code) - 0.5f * static_cast<float>((1 << Bits) - 1)) * scale;
   else return (static_cast<float>(code) - offset) * scale;
 }
 
@@ -180,6 +185,7 @@ template <int Bits, GroupForm Form>
 KVCONDENSE_HD constexpr float base_of(float scale, float offset) {
   if constexpr (Form == GroupForm::minimum) return offset;
   else if constexpr (Form == GroupForm::symmetric) return -static_cast<float>((1 << (Bits - 1)) - 1) * scale;
+  else if constexpr (Form == GroupForm::mid_rise) return -0.5f * static_cast<float>((1 << Bits) - 1) * scale;
   else return -offset * scale;
 }
 

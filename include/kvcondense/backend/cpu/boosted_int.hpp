@@ -99,20 +99,16 @@ struct PageCodec<Cpu, BoostedInt<Low, High>> {
 
   static void scores(const Codec& codec, PageSpan page, index_t first, index_t count, RowBlock<const float> queries,
                      RowBlock<float> out) {
-    for (index_t r = 0; r < queries.rows; r += cpu::fold_rows) {
-      const index_t n = std::min(cpu::fold_rows, queries.rows - r);
-      score_rows({codec, page}, first, count, {queries.data + r * queries.step, n, queries.step},
-                 {out.data + r * out.step, n, out.step});
-    }
+    cpu::by_rows(queries, out, [&](RowBlock<const float> q, RowBlock<float> o) {
+      score_rows({codec, page}, first, count, q, o);
+    });
   }
 
   static void accumulate(const Codec& codec, PageSpan page, index_t first, index_t count, RowBlock<const float> weights,
                          RowBlock<float> out) {
-    for (index_t r = 0; r < weights.rows; r += cpu::fold_rows) {
-      const index_t n = std::min(cpu::fold_rows, weights.rows - r);
-      add_rows({codec, page}, first, count, {weights.data + r * weights.step, n, weights.step},
-               {out.data + r * out.step, n, out.step});
-    }
+    cpu::by_rows(weights, out, [&](RowBlock<const float> w, RowBlock<float> o) {
+      add_rows({codec, page}, first, count, w, o);
+    });
   }
 
  private:
@@ -140,12 +136,12 @@ struct PageCodec<Cpu, BoostedInt<Low, High>> {
       }
       for (; done < end; done += step) {
         const index_t n = std::min(step, end - done);
-        cpu::unpack_tile<Low>(from.low(first + done), from.codec.low_bytes(dim), n, dim, width, tile);
+        cpu::unpack_tile<cpu::DenseRows<Low>>(from.low(first + done), from.codec.low_bytes(dim), n, dim, width, tile);
         cpu::dot_tile(tile, n, width, low, queries.rows, part);
         for (index_t r = 0; r < queries.rows; ++r)
           for (index_t i = 0; i < n; ++i) out.data[r * out.step + done + i] = part[r * step + i] + zero[r];
         if (boosted == 0) continue;
-        cpu::unpack_tile<High>(from.high(first + done), from.codec.high_bytes(dim), n, boosted, high_width, tile);
+        cpu::unpack_tile<cpu::DenseRows<High>>(from.high(first + done), from.codec.high_bytes(dim), n, boosted, high_width, tile);
         cpu::dot_tile(tile, n, high_width, high, queries.rows, part);
         for (index_t r = 0; r < queries.rows; ++r)
           for (index_t i = 0; i < n; ++i) out.data[r * out.step + done + i] += part[r * step + i];
@@ -168,12 +164,12 @@ struct PageCodec<Cpu, BoostedInt<Low, High>> {
       std::fill_n(total, weights.rows, 0.0f);
       for (; done < end; done += step) {
         const index_t n = std::min(step, end - done);
-        cpu::unpack_tile<Low>(from.low(first + done), from.codec.low_bytes(dim), n, dim, width, tile);
+        cpu::unpack_tile<cpu::DenseRows<Low>>(from.low(first + done), from.codec.low_bytes(dim), n, dim, width, tile);
         cpu::add_tile(tile, n, width, 0, width, weights.data + done, weights.step, weights.rows, low);
         for (index_t r = 0; r < weights.rows; ++r)
           for (index_t i = 0; i < n; ++i) total[r] += weights.data[r * weights.step + done + i];
         if (boosted == 0) continue;
-        cpu::unpack_tile<High>(from.high(first + done), from.codec.high_bytes(dim), n, boosted, high_width, tile);
+        cpu::unpack_tile<cpu::DenseRows<High>>(from.high(first + done), from.codec.high_bytes(dim), n, boosted, high_width, tile);
         cpu::add_tile(tile, n, high_width, 0, high_width, weights.data + done, weights.step, weights.rows, high);
       }
       done = end;

@@ -1,7 +1,6 @@
 #pragma once
 
 #include <algorithm>
-#include <cstring>
 
 #include <kvcondense/backend/cpu/group_quant_fold.hpp>
 #include <kvcondense/backend/cpu/group_quant_rows.hpp>
@@ -26,45 +25,25 @@ struct PageCodec<Cpu, GroupInt<Bits>> {
     index_t repaired = 0;
     for (index_t i = 0; i < count; i += codec.group_slots()) {
       const RowBlock<const float> group{rows.data + i * rows.step, codec.group_slots(), rows.step};
-      repaired += codec.axis == GroupAxis::token ? encode_slot(to, first + i, group.data)
+      repaired += codec.axis == GroupAxis::token ? cpu::encode_slot(to, first + i, group.data)
                                                  : encode_group(to, first + i, group);
     }
     return repaired;
   }
 
   static void decode(const Codec& codec, PageSpan page, index_t first, index_t count, RowBlock<float> rows) {
-    const cpu::GroupPage<Bits> from{codec, page};
-    const index_t group = codec.group_channels(page.dim), groups = codec.scales(page.dim);
-    std::uint8_t codes[cpu::code_buffer];
-    float scale[max_head_dim], offset[max_head_dim];
-    for (index_t i = 0; i < count; ++i) {
-      const index_t slot = first + i;
-      if (i == 0 || slot % codec.group_slots() == 0) from.read_params(slot, scale, offset);
-      cpu::unpack_codes<Bits>(from.row(slot), page.dim, codes);
-      float* x = rows.data + i * rows.step;
-      cpu::with_form(codec.form, [&]<GroupForm Form>() {
-        if (group == 1) {
-          for (index_t c = 0; c < page.dim; ++c) x[c] = value_of<Bits, Form>(codes[c], scale[c], offset[c]);
-          return;
-        }
-        for (index_t j = 0; j < groups; ++j)
-          for (index_t c = j * group; c < (j + 1) * group; ++c)
-            x[c] = value_of<Bits, Form>(codes[c], scale[j], offset[j]);
-      });
-    }
+    cpu::decode_slots(cpu::GroupPage<Bits>{codec, page}, first, count, rows);
   }
 
   /// Token axis only: slots there have parameters of their own.
   static void move(const Codec& codec, PageSpan to, index_t to_slot, PageSpan from, index_t from_slot) {
-    const cpu::GroupPage<Bits> a{codec, to}, b{codec, from};
-    std::memmove(a.row(to_slot), b.row(from_slot), static_cast<std::size_t>(codec.row_bytes(to.dim)));
-    std::memmove(a.params(to_slot), b.params(from_slot), static_cast<std::size_t>(codec.group_bytes(to.dim)));
+    cpu::move_slot(cpu::GroupPage<Bits>{codec, to}, to_slot, cpu::GroupPage<Bits>{codec, from}, from_slot);
   }
 
   static void scores(const Codec& codec, PageSpan page, index_t first, index_t count,
                      RowBlock<const float> queries, RowBlock<float> out) {
     const cpu::GroupPage<Bits> from{codec, page};
-    by_rows(queries, out, [&](RowBlock<const float> q, RowBlock<float> o) {
+    cpu::by_rows(queries, out, [&](RowBlock<const float> q, RowBlock<float> o) {
       if (codec.axis == GroupAxis::channel) cpu::scores_by_channel(from, first, count, q, o);
       else cpu::scores_by_token(from, first, count, q, o);
     });
@@ -73,43 +52,13 @@ struct PageCodec<Cpu, GroupInt<Bits>> {
   static void accumulate(const Codec& codec, PageSpan page, index_t first, index_t count,
                          RowBlock<const float> weights, RowBlock<float> out) {
     const cpu::GroupPage<Bits> from{codec, page};
-    by_rows(weights, out, [&](RowBlock<const float> w, RowBlock<float> o) {
+    cpu::by_rows(weights, out, [&](RowBlock<const float> w, RowBlock<float> o) {
       if (codec.axis == GroupAxis::channel) cpu::accumulate_by_channel(from, first, count, w, o);
       else cpu::accumulate_by_token(from, first, count, w, o);
     });
   }
 
  private:
-  /// As many rows at a time as the scratch of the folds holds.
-  template <class F>
-  static void by_rows(RowBlock<const float> in, RowBlock<float> out, F&& run) {
-    for (index_t r = 0; r < in.rows; r += cpu::fold_rows) {
-      const index_t n = std::min(cpu::fold_rows, in.rows - r);
-      run(RowBlock<const float>{in.data + r * in.step, n, in.step}, RowBlock<float>{out.data + r * out.step, n, out.step});
-    }
-  }
-
-  static index_t encode_slot(const cpu::GroupPage<Bits>& to, index_t slot, const float* x) {
-    const Codec& codec = to.codec;
-    const index_t dim = to.page.dim, group = codec.group_channels(dim);
-    float scale[max_head_dim], offset[max_head_dim], wide_offset[max_head_dim], wide_inverse[max_head_dim];
-    std::uint8_t codes[max_head_dim];
-    index_t repaired = 0;
-    for (index_t j = 0; j < codec.scales(dim); ++j) {
-      const GroupRange range = cpu::range_of(x + j * group, group, repaired);
-      const GroupParams p = fit_group(codec.form, Bits, codec.params, range);
-      scale[j] = p.scale;
-      offset[j] = p.offset;
-      repaired += static_cast<index_t>(p.saturated);
-      std::fill_n(wide_offset + j * group, group, p.offset);
-      std::fill_n(wide_inverse + j * group, group, p.inverse);
-    }
-    cpu::code_row<Bits>(codec.form, codec.rounding, x, wide_offset, wide_inverse, dim, codes);
-    cpu::pack_codes<Bits>(codes, dim, to.row(slot));
-    to.write_params(slot, scale, offset);
-    return repaired;
-  }
-
   static index_t encode_group(const cpu::GroupPage<Bits>& to, index_t slot, RowBlock<const float> rows) {
     const Codec& codec = to.codec;
     const index_t dim = to.page.dim;

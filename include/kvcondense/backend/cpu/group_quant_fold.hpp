@@ -14,9 +14,18 @@ namespace kvcondense::prim::cpu {
 inline constexpr index_t fold_rows = 32;  ///< query or weight rows that share one unpacking; bounds the stack
 inline constexpr index_t fold_groups = max_head_dim / lanes;
 
+/// Calls run(in, out) for as many rows at a time as the scratch of the folds holds.
+template <class F>
+void by_rows(RowBlock<const float> in, RowBlock<float> out, F&& run) {
+  for (index_t r = 0; r < in.rows; r += fold_rows) {
+    const index_t n = std::min(fold_rows, in.rows - r);
+    run(RowBlock<const float>{in.data + r * in.step, n, in.step}, RowBlock<float>{out.data + r * out.step, n, out.step});
+  }
+}
+
 /// Channel axis: scales go into the query once per slot group, the base is one number per group.
-template <int Bits>
-void scores_by_channel(const GroupPage<Bits>& from, index_t first, index_t count, RowBlock<const float> queries,
+template <class Page>
+void scores_by_channel(const Page& from, index_t first, index_t count, RowBlock<const float> queries,
                        RowBlock<float> out) {
   const index_t dim = from.page.dim, width = padded(dim, lanes), group = from.codec.group_slots();
   alignas(64) float tile[tile_slots * max_head_dim], folded[fold_rows * max_head_dim];
@@ -45,8 +54,8 @@ void scores_by_channel(const GroupPage<Bits>& from, index_t first, index_t count
 }
 
 /// Channel axis: codes are summed per slot group, scales and base are applied to the sums.
-template <int Bits>
-void accumulate_by_channel(const GroupPage<Bits>& from, index_t first, index_t count, RowBlock<const float> weights,
+template <class Page>
+void accumulate_by_channel(const Page& from, index_t first, index_t count, RowBlock<const float> weights,
                            RowBlock<float> out) {
   const index_t dim = from.page.dim, width = padded(dim, lanes), group = from.codec.group_slots();
   alignas(64) float tile[tile_slots * max_head_dim], sums[fold_rows * max_head_dim];
@@ -75,14 +84,14 @@ void accumulate_by_channel(const GroupPage<Bits>& from, index_t first, index_t c
 
 /// Token axis, one tile: codes, and per group j the scale and base of slot i at [j * tile_slots + i].
 /// Groups that do not fill whole lanes are multiplied out in the tile instead.
-template <int Bits>
+template <class Page>
 struct TokenTile {
   alignas(64) float codes[tile_slots * max_head_dim];
   alignas(64) float scale[fold_groups * tile_slots];
   alignas(64) float base[fold_groups * tile_slots];
   index_t width = 0, group = 0, groups = 0;  ///< groups == 0: the tile holds values
 
-  explicit TokenTile(const GroupPage<Bits>& from) {
+  explicit TokenTile(const Page& from) {
     const index_t dim = from.page.dim;
     width = padded(dim, lanes);
     group = from.codec.group_channels(dim);
@@ -92,7 +101,7 @@ struct TokenTile {
     std::fill_n(base, std::max<index_t>(groups, 1) * tile_slots, 0.0f);
   }
 
-  void load(const GroupPage<Bits>& from, index_t slot, index_t n) {
+  void load(const Page& from, index_t slot, index_t n) {
     from.unpack(slot, n, width, codes);
     if (groups == 0) return apply(from, slot, n);
     const index_t each = from.codec.group_bytes(from.page.dim) / size_of(from.codec.params);
@@ -104,13 +113,13 @@ struct TokenTile {
           const float s = numbers[i * each + j];
           const float o = has_offset(Form) ? numbers[i * each + groups + j] : 0.0f;
           scale[j * tile_slots + i] = s;
-          base[j * tile_slots + i] = base_of<Bits, Form>(s, o);
+          base[j * tile_slots + i] = base_of<Page::bits, Form>(s, o);
         }
     });
   }
 
  private:
-  void apply(const GroupPage<Bits>& from, index_t slot, index_t n) {
+  void apply(const Page& from, index_t slot, index_t n) {
     float s[max_head_dim], o[max_head_dim];
     for (index_t i = 0; i < n; ++i) {
       from.read_params(slot + i, s, o);
@@ -122,10 +131,10 @@ struct TokenTile {
 };
 
 /// Token axis: dot products of codes are scaled per group; the base meets the group sums of the query.
-template <int Bits>
-void scores_by_token(const GroupPage<Bits>& from, index_t first, index_t count, RowBlock<const float> queries,
+template <class Page>
+void scores_by_token(const Page& from, index_t first, index_t count, RowBlock<const float> queries,
                      RowBlock<float> out) {
-  TokenTile<Bits> tile(from);
+  TokenTile<Page> tile(from);
   const index_t width = tile.width;
   alignas(64) float padded_queries[fold_rows * max_head_dim], part[fold_rows * tile_slots];
   float sums[fold_rows * fold_groups];
@@ -158,10 +167,10 @@ void scores_by_token(const GroupPage<Bits>& from, index_t first, index_t count, 
 }
 
 /// Token axis: weights are scaled per slot and group; the base is one sum per group.
-template <int Bits>
-void accumulate_by_token(const GroupPage<Bits>& from, index_t first, index_t count, RowBlock<const float> weights,
+template <class Page>
+void accumulate_by_token(const Page& from, index_t first, index_t count, RowBlock<const float> weights,
                          RowBlock<float> out) {
-  TokenTile<Bits> tile(from);
+  TokenTile<Page> tile(from);
   const index_t width = tile.width;
   alignas(64) float sums[fold_rows * max_head_dim], scaled[fold_rows * tile_slots];
   float zero[fold_rows * fold_groups];

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
@@ -8,6 +9,7 @@
 #include <kvcondense/backend/cpu/group_quant_tile.hpp>
 #include <kvcondense/core/shape.hpp>
 #include <kvcondense/prim/group_quant.hpp>
+#include <kvcondense/prim/page_codec.hpp>
 
 // Rows and parameters of a GroupInt page: where they are, how they are read and written.
 
@@ -47,6 +49,7 @@ void with_form(GroupForm form, F&& f) {
     case GroupForm::integer_zero: return f.template operator()<GroupForm::integer_zero>();
     case GroupForm::float_zero: return f.template operator()<GroupForm::float_zero>();
     case GroupForm::symmetric: return f.template operator()<GroupForm::symmetric>();
+    case GroupForm::mid_rise: return f.template operator()<GroupForm::mid_rise>();
   }
 }
 
@@ -103,13 +106,20 @@ void code_row(GroupForm form, Rounding rule, const float* x, const float* offset
   });
 }
 
-/// Raw codes of `count` rows, `row_bytes` apart, as floats, rows `width` apart; padding columns and rows are zero.
+/// Rows of codes as one little-endian bit stream.
 template <int Bits>
+struct DenseRows {
+  static void unpack(const std::byte* row, index_t dim, std::uint8_t* codes) { unpack_codes<Bits>(row, dim, codes); }
+  static void pack(const std::uint8_t* codes, index_t dim, std::byte* row) { pack_codes<Bits>(codes, dim, row); }
+};
+
+/// Raw codes of `count` rows, `row_bytes` apart, as floats, rows `width` apart; padding columns and rows are zero.
+template <class Rows>
 void unpack_tile(const std::byte* rows, index_t row_bytes, index_t count, index_t dim, index_t width,
                  float* KVCONDENSE_RESTRICT tile) {
   std::uint8_t codes[code_buffer];
   for (index_t i = 0; i < count; ++i) {
-    unpack_codes<Bits>(rows + i * row_bytes, dim, codes);
+    Rows::unpack(rows + i * row_bytes, dim, codes);
     float* t = tile + i * width;
     for (index_t c = 0; c < dim; ++c) t[c] = static_cast<float>(codes[c]);
     for (index_t c = dim; c < width; ++c) t[c] = 0.0f;
@@ -117,10 +127,13 @@ void unpack_tile(const std::byte* rows, index_t row_bytes, index_t count, index_
   for (index_t i = count * width; i < padded(count, 4) * width; ++i) tile[i] = 0.0f;
 }
 
-/// A page of GroupInt rows: addresses.
-template <int Bits>
+/// A page of GroupInt rows: addresses. `RowsOf` says how a row lies in its bytes.
+template <int Bits, class RowsOf = DenseRows<Bits>>
 struct GroupPage {
-  const GroupInt<Bits>& codec;
+  using Rows = RowsOf;
+  static constexpr int bits = Bits;
+
+  GroupInt<Bits> codec;
   PageSpan page;
 
   std::byte* row(index_t slot) const { return page.data + slot * codec.row_bytes(page.dim); }
@@ -151,8 +164,60 @@ struct GroupPage {
 
   /// Raw codes of `count` slots as a tile.
   void unpack(index_t first, index_t count, index_t width, float* tile) const {
-    unpack_tile<Bits>(row(first), codec.row_bytes(page.dim), count, page.dim, width, tile);
+    unpack_tile<Rows>(row(first), codec.row_bytes(page.dim), count, page.dim, width, tile);
   }
 };
+
+/// Codes one slot of the token axis; returns the repaired numbers.
+template <class Page>
+index_t encode_slot(const Page& to, index_t slot, const float* x) {
+  const auto& codec = to.codec;
+  const index_t dim = to.page.dim, group = codec.group_channels(dim);
+  float scale[max_head_dim], offset[max_head_dim], wide_offset[max_head_dim], wide_inverse[max_head_dim];
+  std::uint8_t codes[max_head_dim];
+  index_t repaired = 0;
+  for (index_t j = 0; j < codec.scales(dim); ++j) {
+    const GroupRange range = range_of(x + j * group, group, repaired);
+    const GroupParams p = fit_group(codec.form, Page::bits, codec.params, range);
+    scale[j] = p.scale;
+    offset[j] = p.offset;
+    repaired += static_cast<index_t>(p.saturated);
+    std::fill_n(wide_offset + j * group, group, p.offset);
+    std::fill_n(wide_inverse + j * group, group, p.inverse);
+  }
+  code_row<Page::bits>(codec.form, codec.rounding, x, wide_offset, wide_inverse, dim, codes);
+  Page::Rows::pack(codes, dim, to.row(slot));
+  to.write_params(slot, scale, offset);
+  return repaired;
+}
+
+/// Numbers of `count` slots.
+template <class Page>
+void decode_slots(const Page& from, index_t first, index_t count, RowBlock<float> rows) {
+  const index_t dim = from.page.dim, group = from.codec.group_channels(dim), groups = from.codec.scales(dim);
+  std::uint8_t codes[code_buffer];
+  float scale[max_head_dim], offset[max_head_dim];
+  for (index_t i = 0; i < count; ++i) {
+    const index_t slot = first + i;
+    if (i == 0 || slot % from.codec.group_slots() == 0) from.read_params(slot, scale, offset);
+    Page::Rows::unpack(from.row(slot), dim, codes);
+    float* x = rows.data + i * rows.step;
+    with_form(from.codec.form, [&]<GroupForm Form>() {
+      if (group == 1) {
+        for (index_t c = 0; c < dim; ++c) x[c] = value_of<Page::bits, Form>(codes[c], scale[c], offset[c]);
+        return;
+      }
+      for (index_t j = 0; j < groups; ++j)
+        for (index_t c = j * group; c < (j + 1) * group; ++c) x[c] = value_of<Page::bits, Form>(codes[c], scale[j], offset[j]);
+    });
+  }
+}
+
+/// A slot of the token axis, with its parameters, to another place.
+template <class Page>
+void move_slot(const Page& to, index_t to_slot, const Page& from, index_t from_slot) {
+  std::memmove(to.row(to_slot), from.row(from_slot), static_cast<std::size_t>(to.codec.row_bytes(to.page.dim)));
+  std::memmove(to.params(to_slot), from.params(from_slot), static_cast<std::size_t>(to.codec.group_bytes(to.page.dim)));
+}
 
 }  // namespace kvcondense::prim::cpu
