@@ -27,7 +27,7 @@ constexpr GroupForm forms[] = {GroupForm::minimum, GroupForm::mid_rise, GroupFor
 prim::cpu::PlaneWords planes_of(const std::vector<std::uint32_t>& codes, int bits) {
   prim::cpu::PlaneWords words{};
   for (int p = 0; p < bits; ++p)
-    for (std::size_t c = 0; c < codes.size(); ++c) words.word[p][0] |= std::uint64_t{codes[c] >> p & 1u} << c;
+    for (std::size_t c = 0; c < codes.size(); ++c) words.word[0][p] |= std::uint64_t{codes[c] >> p & 1u} << c;
   return words;
 }
 
@@ -67,7 +67,7 @@ TEST_CASE("bipolar_int: words, planes and the product are the worked example's",
   for (int i = 0; i < 2; ++i)
     for (int j = 0; j < 3; ++j) {
       const auto& want = dot.at("planes").at("a" + std::to_string(i) + "_w" + std::to_string(j));
-      const int count = std::popcount(a_planes.word[i][0] ^ w_planes.word[j][0]);
+      const int count = std::popcount(a_planes.word[0][i] ^ w_planes.word[0][j]);
       REQUIRE(count == want.at("popcount_xor").get<int>());
       REQUIRE(static_cast<int>(a.size()) - 2 * count == want.at("dot").get<int>());
       differ += count << (i + j);

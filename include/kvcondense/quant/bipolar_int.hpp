@@ -18,7 +18,8 @@ namespace kvcondense::quant {
 /// Needs    keys and values only; head sizes and groups in whole bytes.
 /// Shapes   groups of `group_size` channels of a token (0: its whole row). Keys: BipolarInt; values: GroupInt.
 /// Cost     Bits + 32 / group_size per number (16 for forms without an offset), plus the exact window. A score
-///          counts Bits * query_bits planes of a row: quick where the processor counts bits itself.
+///          counts Bits * query_bits pairs of planes: on a CPU with 8-bit queries about twice the time of exact ones for
+///          whole rows, more for small groups; it pays where the hardware counts many bits at once.
 /// Numbers  codes and errors of GroupInt in the same form. Queries are coded to query_bits, 1 / (2^query_bits - 1) of the
 ///          largest of a group at most away; with the middle of a group's range they multiply exactly. query_bits
 ///          0 leaves queries exact, and counts nothing.

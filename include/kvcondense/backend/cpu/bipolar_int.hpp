@@ -38,33 +38,36 @@ inline constexpr index_t max_planes = 8;
 /// Words of a plane when each group begins a new one: groups of at least 8 channels.
 inline constexpr index_t plane_words = max_head_dim / 8;
 
-/// Planes of one row, its groups on words of their own: bits beyond a group are zero, in keys and queries alike, and
-/// so never differ.
+/// Planes of one row, word by word, its groups on words of their own: bits beyond a group are zero, in keys and queries
+/// alike, and so never differ.
 struct PlaneWords {
-  std::uint64_t word[max_planes][plane_words];
+  alignas(64) std::uint64_t word[plane_words][max_planes];
 
   void load(const std::byte* row, int planes, index_t dim, index_t group) {
     const index_t each = (group + 63) / 64, bytes = group / 8;
-    for (int p = 0; p < planes; ++p)
-      for (index_t j = 0; j < dim / group; ++j) {
-        std::uint64_t* to = word[p] + j * each;
-        to[each - 1] = 0;
-        std::memcpy(to, row + p * (dim / 8) + j * bytes, static_cast<std::size_t>(bytes));
-      }
+    for (int p = 0; p < max_planes; ++p)
+      for (index_t j = 0; j < dim / group; ++j)
+        for (index_t w = 0; w < each; ++w) {
+          std::uint64_t bits = 0;
+          if (p < planes)
+            std::memcpy(&bits, row + p * (dim / 8) + j * bytes + 8 * w, static_cast<std::size_t>(std::min<index_t>(8, bytes - 8 * w)));
+          word[j * each + w][p] = bits;
+        }
   }
 };
 
-/// Sum over planes i of a and j of b of 2^(i + j) times the bits that differ in words [from, from + words).
+/// Sum over planes i of a and j of b of 2^(i + j) times the bits that differ in words [from, from + words). All planes
+/// of b are counted, those it has not for nothing: a loop without conditions.
 template <int Bits>
 std::int32_t differing_bits(const PlaneWords& a, const PlaneWords& b, int b_planes, index_t from, index_t words) {
-  std::int32_t sum = 0;
-  for (int i = 0; i < Bits; ++i)
-    for (int j = 0; j < b_planes; ++j) {
-      int count = 0;
-      for (index_t w = from; w < from + words; ++w) count += std::popcount(a.word[i][w] ^ b.word[j][w]);
-      sum += count << (i + j);
-    }
-  return sum;
+  std::int64_t counts[max_planes] = {};
+  for (index_t w = from; w < from + words; ++w)
+    for (int i = 0; i < Bits; ++i)
+      for (int j = 0; j < max_planes; ++j)
+        counts[j] += std::int64_t{std::popcount(a.word[w][i] ^ b.word[w][j])} << i;
+  std::int64_t sum = 0;
+  for (int j = 0; j < b_planes; ++j) sum += counts[j] << j;
+  return static_cast<std::int32_t>(sum);
 }
 
 /// Queries in bipolar numbers: planes, and per group the number that 1 stands for and the sum of the exact query.
