@@ -117,6 +117,18 @@ TEST_CASE("kitty: boosted channels are the strongest of their page, and err by h
     }
 }
 
+TEST_CASE("kitty: of equally strong channels the first is boosted, and halves go up", "[quant][kitty]") {
+  // Channels 1 and 2 are as strong as each other, one channel is boosted; channels 0 and 3 have steps of 1.
+  const std::vector<float> x{0.0f, 30.0f, -30.0f, 0.0f, 0.5f, 0.0f, 0.0f, 0.5f, 1.5f, 5.0f, -5.0f, 2.5f, 3.0f, 1.0f, -1.0f, 3.0f};
+  KeyPage page(Kitty{.page = 4, .boost = 0.25f}.key_codec(), x, 4);
+  REQUIRE((rank_of(page, 0, 1) == 0 && rank_of(page, 0, 2) == 1 && rank_of(page, 0, 0) == 1));
+  for (index_t t = 0; t < 4; ++t) {
+    const std::uint32_t first[] = {0, 1, 2, 3}, last[] = {0, 1, 3, 3};
+    REQUIRE(low_of(page, t, 0) == first[t]);
+    REQUIRE(low_of(page, t, 3) == last[t]);
+  }
+}
+
 TEST_CASE("kitty: the error of logits falls with the boosted part as in the published trend", "[quant][kitty][oracle]") {
   const auto o = test::load_oracle("quantization.json", "Y2_trends");
   constexpr index_t tokens = 1024, dim = 128;

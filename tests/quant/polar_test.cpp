@@ -118,6 +118,22 @@ TEST_CASE("polar: a cut opposite to the mean direction keeps angles around 0 tog
   REQUIRE(error(true, 0.0) == Approx(error(true, 3.0)).epsilon(0.1));
 }
 
+TEST_CASE("polar: a pair of length 0 has no direction, and widens no range of angles", "[quant][polar]") {
+  std::vector<float> x;
+  for (int t = 0; t < 8; ++t) {
+    const double angle = 2.0 + 0.1 * t;
+    x.insert(x.end(), {static_cast<float>(2.0 * std::cos(angle)), static_cast<float>(2.0 * std::sin(angle))});
+  }
+  x[6] = x[7] = 0.0f;
+  for (const bool centered : {false, true}) {
+    Page<4, 4> page({.group_size = 8, .params = ParamType::f32, .centered = centered}, x, 2);
+    prim::cpu::PolarGroup group;
+    prim::cpu::PolarPage<4, 4>{page.codec, page.span()}.read_group(0, group);
+    REQUIRE(group.angle_scale[0] == Approx(0.7 / 16).epsilon(1e-4));
+    REQUIRE(std::hypot(page.decoded()[6], page.decoded()[7]) == Approx(2.0 / 32).epsilon(1e-4));  // the lowest bin's middle
+  }
+}
+
 TEST_CASE("polar: more bits never err more", "[quant][polar]") {
   const std::vector<float> x = test::normal_rows(256, 128, 7);
   const auto error = [&]<int R, int T>() {
