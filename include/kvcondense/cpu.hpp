@@ -12,6 +12,7 @@
 #include <kvcondense/backend/cpu/chunk_top_k.hpp>
 #include <kvcondense/backend/cpu/column_pool.hpp>
 #include <kvcondense/backend/cpu/context.hpp>
+#include <kvcondense/backend/cpu/corrected.hpp>
 #include <kvcondense/backend/cpu/count_above.hpp>
 #include <kvcondense/backend/cpu/exact_rows.hpp>
 #include <kvcondense/backend/cpu/expected_attention.hpp>

@@ -57,6 +57,7 @@
 #include <kvcondense/quant/channel_order.hpp>
 #include <kvcondense/quant/comet.hpp>
 #include <kvcondense/quant/fp8.hpp>
+#include <kvcondense/quant/gear.hpp>
 #include <kvcondense/quant/ggml.hpp>
 #include <kvcondense/quant/group_int.hpp>
 #include <kvcondense/quant/hadamard.hpp>
