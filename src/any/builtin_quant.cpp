@@ -7,6 +7,7 @@
 #include <kvcondense/quant/bipolar_int.hpp>
 #include <kvcondense/quant/comet.hpp>
 #include <kvcondense/quant/fp8.hpp>
+#include <kvcondense/quant/gear.hpp>
 #include <kvcondense/quant/ggml.hpp>
 #include <kvcondense/quant/group_int.hpp>
 #include <kvcondense/quant/hadamard.hpp>
@@ -78,6 +79,11 @@ struct PolarText : quant::Polar<4, 4> {
     }
     (std::make_integer_sequence<int, 9>{});
   }
+};
+
+struct GearText : quant::Gear<2> {
+  index_t bits = 2;
+  void stage(AnyRecipe& out) const { with_bits<quant::Gear, 2>(*this, bits, out); }
 };
 
 /// Of scales given in advance; BlockCodes takes more.
@@ -210,6 +216,22 @@ constexpr Field comet_fields[] = {
     number<quant::Comet, &quant::Comet::sinks>("sinks", "", "first tokens kept exactly", 0,
                                                most_slots),
 };
+constexpr Choice gear_layouts[] = {
+    {"kivi", static_cast<int>(quant::GearLayout::kivi)},
+    {"kcvt", static_cast<int>(quant::GearLayout::kcvt)},
+};
+constexpr Field gear_fields[] = {
+    number<GearText, &GearText::bits>("bits", "", "of a code", 1, 8),
+    choice<GearText, &GearText::layout>("layout", "", "kcvt: a channel's chunk, or a row, shares a scale", gear_layouts),
+    number<GearText, &GearText::group_size>("group_size", "group", "numbers that share a scale in layout=kivi", 1, 256),
+    number<GearText, &GearText::chunk>("chunk", "", "tokens coded together, a power of two", 1, 256),
+    number<GearText, &GearText::rank>("rank", "", "of the low-rank part of a chunk's error; 0: none", 0, 8),
+    number<GearText, &GearText::loops>("loops", "", "of the power iteration that finds it", 1, 64),
+    fraction<GearText, &GearText::sparse>("sparse", "", "part of a vector that is outliers; 0: none"),
+    number<GearText, &GearText::keep_window>("keep_window", "keep", "newest tokens that never enter a chunk", 0, most_slots),
+    number<GearText, &GearText::sinks>("sinks", "", "first tokens kept exactly", 0, most_slots),
+};
+constexpr Alias gear_aliases[] = {{"gear_l", "sparse", {0, 0.0}}};
 
 constexpr Choice fp8_formats[] = {
     {"e4m3", static_cast<int>(quant::Fp8Format::e4m3)},
@@ -434,6 +456,9 @@ constexpr Entry entries[] = {
     stage_entry<quant::Comet>(
         "Stores keys per channel and values per token in 4 bits: a COMET-like cache.",
         comet_fields),
+    stage_entry<GearText>(
+        "Stores keys and values in few bits, and beside them the outliers and a low-rank part of the error.",
+        gear_fields, gear_aliases),
     stage_entry<quant::Fp8>("Stores numbers as floats of eight bits.", fp8_fields),
     stage_entry<quant::Mx>("Stores numbers in the OCP microscaling formats: blocks of 32 with a "
                            "power of two as scale.",

@@ -67,6 +67,7 @@ const std::map<std::string, Setting> settings = {
     {"exact", {"exact"}},
     {"group_int", {"group_int(bits=4, group_size=16, residual_window=6)", 1.0}},
     {"kivi", {"kivi(bits=2, group_size=8, residual_window=16, sinks=2)", 6.0}},
+    {"gear", {"gear(bits=2, group_size=8, chunk=8, rank=2, sparse=25%, sinks=2)", 6.0}},
     {"fp8", {"fp8(scale=block, block=16, residual_window=4)", 0.4}},
     {"mx", {"mx(format=fp6_e2m3, value_format=fp4, residual_window=3, sinks=2)", 2.5}},
     {"kitty", {"kitty(page=8, boost=25%, buffer=8, sinks=2)", 6.0}},

@@ -9,6 +9,7 @@
 
 #include <kvcondense/evict/h2o.hpp>
 #include <kvcondense/quant/gear.hpp>
+#include <kvcondense/quant/hadamard.hpp>
 #include <kvcondense/quant/kivi.hpp>
 
 #include <support/cache_model.hpp>
@@ -415,6 +416,7 @@ TEST_CASE("gear: attention over pages is attention over what they read as, under
   for (std::uint32_t seed = 1; seed <= 4; ++seed) {
     test::exercise(shape, recipe(gear), seed, 24, 4.0);
     test::exercise(shape, recipe(evict::H2O{.heavy = 30, .recent = 30}, gear), seed, 24, 4.0);
+    test::exercise(shape, recipe(quant::Hadamard<quant::Gear<3>>{.base = gear, .spread_offsets = true}), seed, 12, 4.0);
   }
 }
 
