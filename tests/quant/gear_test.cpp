@@ -3,6 +3,7 @@
 #include <limits>
 #include <numeric>
 #include <set>
+#include <tuple>
 #include <vector>
 
 #include <catch2/catch.hpp>
@@ -221,7 +222,9 @@ TEST_CASE("gear: outliers come back with the error of an fp16 number, whatever t
 }
 
 TEST_CASE("gear: every part makes the error smaller, and the low-rank part is nearly the best there is", "[quant][gear]") {
-  const auto [dim, axis] = GENERATE(table<index_t, GroupAxis>({{64, GroupAxis::channel}, {128, GroupAxis::token}, {80, GroupAxis::channel}}));
+  const auto given = GENERATE(table<index_t, GroupAxis>({{64, GroupAxis::channel}, {128, GroupAxis::token}, {80, GroupAxis::channel}}));
+  const index_t dim = std::get<0>(given);
+  const GroupAxis axis = std::get<1>(given);
   const auto rows = normal_rows(64, dim, 5);
   const GroupInt<2> codes{.axis = axis, .group_size = 16};
   const auto codec = [&](double part, index_t rank) { return Corrected<GroupInt<2>>{codes, axis, 64, part, rank}; };

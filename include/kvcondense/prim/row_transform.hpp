@@ -73,6 +73,9 @@ struct Transformed {
   std::int64_t fingerprint() const { return mix_fingerprints(transform.fingerprint(), codec.fingerprint()); }
 };
 
+template <class T, class C>
+Transformed(T, C) -> Transformed<T, C>;
+
 /// What a codec of a quant stage is made of: a transform, which most have not, and what pages store.
 template <class C>
 struct CodecParts {
