@@ -9,6 +9,13 @@
 
 namespace kvcondense::prim {
 
+/// Slots of a group that a part of it is, rounded up.
+constexpr index_t slots_of_part(double part, index_t group) {
+  const double n = part * static_cast<double>(group);
+  const auto whole = static_cast<index_t>(n);
+  return whole + static_cast<index_t>(n - static_cast<double>(whole) > 1e-6);
+}
+
 /// Rows of two precisions: of every `group` slots the `high_slots` with the largest scores are stored by one codec,
 /// the others by another. A slot never changes its class.
 ///

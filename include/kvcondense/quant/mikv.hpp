@@ -60,11 +60,7 @@ struct MiKV {
   }
 
  private:
-  constexpr index_t high_slots() const {
-    const double n = important * static_cast<double>(block);
-    const auto whole = static_cast<index_t>(n);
-    return whole + static_cast<index_t>(n - static_cast<double>(whole) > 1e-6);
-  }
+  constexpr index_t high_slots() const { return prim::slots_of_part(important, block); }
 };
 
 }  // namespace kvcondense::quant

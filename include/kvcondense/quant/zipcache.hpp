@@ -77,11 +77,7 @@ struct ZipCache {
   }
 
  private:
-  constexpr index_t high_slots() const {
-    const double n = salient * static_cast<double>(block);
-    const auto whole = static_cast<index_t>(n);
-    return whole + static_cast<index_t>(n - static_cast<double>(whole) > 1e-6);
-  }
+  constexpr index_t high_slots() const { return prim::slots_of_part(salient, block); }
   template <int Bits>
   static constexpr prim::GroupInt<Bits> keys(index_t slots) {
     return {.axis = prim::GroupAxis::channel, .group_size = slots};

@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <cstring>
 
+#include <kvcondense/backend/cpu/group_quant_fold.hpp>
 #include <kvcondense/core/backend.hpp>
 #include <kvcondense/prim/mixed_rows.hpp>
 #include <kvcondense/prim/rank_bits.hpp>
@@ -48,35 +49,30 @@ struct PageCodec<Cpu, MixedRows<High, Low>> {
 
   static void scores(const Mixed& codec, PageSpan page, index_t first, index_t count, RowBlock<const float> queries,
                      RowBlock<float> out) {
-    float part[rows_at_once * max_group];
+    float part[cpu::fold_rows * max_group];
     each_class(codec, page, first, count, [&]<class C>(const C& inner, PageSpan in, const Run& run) {
-      for (index_t r = 0; r < queries.rows; r += rows_at_once) {
-        const index_t n = std::min(rows_at_once, queries.rows - r);
-        PageCodec<Cpu, C>::scores(inner, in, run.first, run.count, {queries.data + r * queries.step, n, queries.step},
-                                  {part, n, max_group});
-        for (index_t j = 0; j < n; ++j)
-          for (index_t i = 0; i < run.count; ++i) out.data[(r + j) * out.step + run.slot[i]] = part[j * max_group + i];
-      }
+      cpu::by_rows(queries, out, [&](RowBlock<const float> some, RowBlock<float> to) {
+        PageCodec<Cpu, C>::scores(inner, in, run.first, run.count, some, {part, some.rows, max_group});
+        for (index_t j = 0; j < some.rows; ++j)
+          for (index_t i = 0; i < run.count; ++i) to.data[j * to.step + run.slot[i]] = part[j * max_group + i];
+      });
     });
   }
 
   static void accumulate(const Mixed& codec, PageSpan page, index_t first, index_t count, RowBlock<const float> weights,
                          RowBlock<float> out) {
-    float part[rows_at_once * max_group];
+    float part[cpu::fold_rows * max_group];
     each_class(codec, page, first, count, [&]<class C>(const C& inner, PageSpan in, const Run& run) {
-      for (index_t r = 0; r < weights.rows; r += rows_at_once) {
-        const index_t n = std::min(rows_at_once, weights.rows - r);
-        for (index_t j = 0; j < n; ++j)
-          for (index_t i = 0; i < run.count; ++i)
-            part[j * max_group + i] = weights.data[(r + j) * weights.step + run.slot[i]];
-        PageCodec<Cpu, C>::accumulate(inner, in, run.first, run.count, {part, n, max_group},
-                                      {out.data + r * out.step, n, out.step});
-      }
+      cpu::by_rows(weights, out, [&](RowBlock<const float> some, RowBlock<float> to) {
+        for (index_t j = 0; j < some.rows; ++j)
+          for (index_t i = 0; i < run.count; ++i) part[j * max_group + i] = some.data[j * some.step + run.slot[i]];
+        PageCodec<Cpu, C>::accumulate(inner, in, run.first, run.count, {part, some.rows, max_group}, to);
+      });
     });
   }
 
  private:
-  static constexpr index_t max_group = 256, rows_at_once = 32;
+  static constexpr index_t max_group = 256;
 
   /// One group: who is where, and two pages.
   struct Group {

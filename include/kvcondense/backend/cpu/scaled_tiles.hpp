@@ -59,11 +59,11 @@ void score_tiles(Tile& tile, Load&& load, index_t dim, index_t count, RowBlock<c
   const index_t width = tile.width, step = tile_slots;
   alignas(64) float padded_queries[fold_rows * max_head_dim], part[fold_rows * tile_slots];
   float sums[fold_rows * (max_head_dim / lanes)];
-  for (index_t from = 0; from < queries.rows; from += fold_rows) {
-    const index_t rows = std::min(fold_rows, queries.rows - from);
+  by_rows(queries, out, [&](RowBlock<const float> some, RowBlock<float> to) {
+    const index_t rows = some.rows;
     for (index_t r = 0; r < rows; ++r) {
       float* q = padded_queries + r * width;
-      std::copy_n(queries.data + (from + r) * queries.step, dim, q);
+      std::copy_n(some.data + r * some.step, dim, q);
       std::fill(q + dim, q + width, 0.0f);
       for (index_t j = 0; j < (tile.based ? tile.groups : 0); ++j) {
         float sum = 0.0f;
@@ -84,10 +84,10 @@ void score_tiles(Tile& tile, Load&& load, index_t dim, index_t count, RowBlock<c
             dot_1x4_scaled(padded_queries + r * width, tile.elements + i * width, width, tile.group, tile.scale + i, p + i);
         for (index_t j = 0; j < (tile.based ? tile.groups : 0); ++j)
           for (index_t i = 0; i < n; ++i) p[i] += tile.base[j * step + i] * sums[r * tile.groups + j];
-        std::copy_n(p, n, out.data + (from + r) * out.step + done);
+        std::copy_n(p, n, to.data + r * to.step + done);
       }
     }
-  }
+  });
 }
 
 /// out[r][:] += sum_i weights[r][i] * (slot i), `fold_rows` rows at a time.
@@ -96,8 +96,8 @@ void add_tiles(Tile& tile, Load&& load, index_t dim, index_t count, RowBlock<con
   const index_t width = tile.width, step = tile_slots;
   alignas(64) float sums[fold_rows * max_head_dim], scaled[fold_rows * tile_slots];
   float zero[fold_rows * (max_head_dim / lanes)];
-  for (index_t from = 0; from < weights.rows; from += fold_rows) {
-    const index_t rows = std::min(fold_rows, weights.rows - from);
+  by_rows(weights, out, [&](RowBlock<const float> some, RowBlock<float> to) {
+    const index_t rows = some.rows;
     std::fill_n(sums, rows * width, 0.0f);
     std::fill_n(zero, rows * tile.groups, 0.0f);
     for (index_t done = 0; done < count; done += step) {
@@ -107,7 +107,7 @@ void add_tiles(Tile& tile, Load&& load, index_t dim, index_t count, RowBlock<con
         const float* s = tile.scale + j * step;
         const float* b = tile.base + j * step;
         for (index_t r = 0; r < rows; ++r) {
-          const float* w = weights.data + (from + r) * weights.step + done;
+          const float* w = some.data + r * some.step + done;
           for (index_t i = 0; i < n; ++i) scaled[r * step + i] = w[i] * s[i];
           float sum = 0.0f;
           for (index_t i = 0; i < (tile.based ? n : 0); ++i) sum += w[i] * b[i];
@@ -117,12 +117,12 @@ void add_tiles(Tile& tile, Load&& load, index_t dim, index_t count, RowBlock<con
       }
     }
     for (index_t r = 0; r < rows; ++r) {
-      float* o = out.data + (from + r) * out.step;
+      float* o = to.data + r * to.step;
       for (index_t j = 0; j < tile.groups; ++j)
         for (index_t c = j * tile.group; c < std::min(dim, (j + 1) * tile.group); ++c)
           o[c] += sums[r * width + c] + zero[r * tile.groups + j];
     }
-  }
+  });
 }
 
 }  // namespace kvcondense::prim::cpu
