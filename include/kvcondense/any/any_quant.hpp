@@ -19,10 +19,11 @@ struct InnerQuant {
   int links = 0;
   index_t sinks = 0;
 
-  AnyCodec key_codec(const CacheShape& shape) const;
-  AnyCodec value_codec(const CacheShape& shape) const;
-  Flush key_flush() const;
-  Flush value_flush() const;
+  AnyCodec key_codec(const CacheShape& shape, HeadIndex at = {}) const;
+  AnyCodec value_codec(const CacheShape& shape, HeadIndex at = {}) const;
+  Flush key_flush(HeadIndex at = {}) const;
+  Flush value_flush(HeadIndex at = {}) const;
+  bool differs_per_head() const;
   bool has_saliency() const;
   evict::AnyPipeline saliency() const;
   Status validate(const CacheShape& shape) const;
@@ -37,10 +38,11 @@ namespace detail {
 using QuantRoom = InlineValue<128>;
 
 struct QuantTable {
-  AnyCodec (*key_codec)(const QuantRoom&, InnerQuant below, const CacheShape&);
-  AnyCodec (*value_codec)(const QuantRoom&, InnerQuant below, const CacheShape&);
-  Flush (*key_flush)(const QuantRoom&, InnerQuant below);
-  Flush (*value_flush)(const QuantRoom&, InnerQuant below);
+  AnyCodec (*key_codec)(const QuantRoom&, InnerQuant below, const CacheShape&, HeadIndex);
+  AnyCodec (*value_codec)(const QuantRoom&, InnerQuant below, const CacheShape&, HeadIndex);
+  Flush (*key_flush)(const QuantRoom&, InnerQuant below, HeadIndex);
+  Flush (*value_flush)(const QuantRoom&, InnerQuant below, HeadIndex);
+  bool (*differs_per_head)(const QuantRoom&, InnerQuant below);
   bool (*has_saliency)(const QuantRoom&, InnerQuant below);
   evict::AnyPipeline (*saliency)(const QuantRoom&, InnerQuant below);
   Status (*validate)(const QuantRoom&, InnerQuant below, const CacheShape&);
@@ -55,14 +57,19 @@ struct QuantCalls {
     if constexpr (!std::is_null_pointer_v<decltype(Member)>) q.*Member = below, q.sinks = below.sinks;
     return q;
   }
-  static AnyCodec key_codec(const QuantRoom& q, InnerQuant below, const CacheShape& shape) {
-    return AnyCodec(key_codec_of(whole(q, below), shape));
+  static AnyCodec key_codec(const QuantRoom& q, InnerQuant below, const CacheShape& shape, HeadIndex at) {
+    return AnyCodec(key_codec_of(whole(q, below), shape, at));
   }
-  static AnyCodec value_codec(const QuantRoom& q, InnerQuant below, const CacheShape& shape) {
-    return AnyCodec(value_codec_of(whole(q, below), shape));
+  static AnyCodec value_codec(const QuantRoom& q, InnerQuant below, const CacheShape& shape, HeadIndex at) {
+    return AnyCodec(value_codec_of(whole(q, below), shape, at));
   }
-  static Flush key_flush(const QuantRoom& q, InnerQuant below) { return whole(q, below).key_flush(); }
-  static Flush value_flush(const QuantRoom& q, InnerQuant below) { return whole(q, below).value_flush(); }
+  static Flush key_flush(const QuantRoom& q, InnerQuant below, HeadIndex at) { return key_flush_of(whole(q, below), at); }
+  static Flush value_flush(const QuantRoom& q, InnerQuant below, HeadIndex at) {
+    return value_flush_of(whole(q, below), at);
+  }
+  static bool differs_per_head(const QuantRoom& q, InnerQuant below) {
+    return kvcondense::differs_per_head(whole(q, below));
+  }
   static bool has_saliency(const QuantRoom& q, InnerQuant below) { return kvcondense::has_saliency(whole(q, below)); }
   static evict::AnyPipeline saliency(const QuantRoom& q, InnerQuant below) {
     return evict::AnyPipeline(saliency_of(whole(q, below)));
@@ -72,7 +79,8 @@ struct QuantCalls {
   }
   static const char* word(const QuantRoom& q) { return word_of(q.as<Q>()); }
 
-  static constexpr QuantTable table{key_codec, value_codec, key_flush, value_flush, has_saliency, saliency, validate, word};
+  static constexpr QuantTable table{key_codec,    value_codec, key_flush, value_flush, differs_per_head,
+                                    has_saliency, saliency,    validate,  word};
 };
 
 }  // namespace detail
@@ -98,10 +106,11 @@ class AnyQuant {
     return Status::ok;
   }
 
-  AnyCodec key_codec(const CacheShape& shape) const { return top().key_codec(shape); }
-  AnyCodec value_codec(const CacheShape& shape) const { return top().value_codec(shape); }
-  Flush key_flush() const { return top().key_flush(); }
-  Flush value_flush() const { return top().value_flush(); }
+  AnyCodec key_codec(const CacheShape& shape, HeadIndex at = {}) const { return top().key_codec(shape, at); }
+  AnyCodec value_codec(const CacheShape& shape, HeadIndex at = {}) const { return top().value_codec(shape, at); }
+  Flush key_flush(HeadIndex at = {}) const { return top().key_flush(at); }
+  Flush value_flush(HeadIndex at = {}) const { return top().value_flush(at); }
+  bool differs_per_head() const { return top().differs_per_head(); }
   bool has_saliency() const { return top().has_saliency(); }
   evict::AnyPipeline saliency() const { return top().saliency(); }
   Status validate(const CacheShape& shape) const { return top().validate(shape); }
@@ -124,14 +133,15 @@ class AnyQuant {
 };
 
 inline const auto& InnerQuant::here() const { return chain->link_[links - 1]; }
-inline AnyCodec InnerQuant::key_codec(const CacheShape& shape) const {
-  return here().table->key_codec(here().room, below(), shape);
+inline AnyCodec InnerQuant::key_codec(const CacheShape& shape, HeadIndex at) const {
+  return here().table->key_codec(here().room, below(), shape, at);
 }
-inline AnyCodec InnerQuant::value_codec(const CacheShape& shape) const {
-  return here().table->value_codec(here().room, below(), shape);
+inline AnyCodec InnerQuant::value_codec(const CacheShape& shape, HeadIndex at) const {
+  return here().table->value_codec(here().room, below(), shape, at);
 }
-inline Flush InnerQuant::key_flush() const { return here().table->key_flush(here().room, below()); }
-inline Flush InnerQuant::value_flush() const { return here().table->value_flush(here().room, below()); }
+inline Flush InnerQuant::key_flush(HeadIndex at) const { return here().table->key_flush(here().room, below(), at); }
+inline Flush InnerQuant::value_flush(HeadIndex at) const { return here().table->value_flush(here().room, below(), at); }
+inline bool InnerQuant::differs_per_head() const { return here().table->differs_per_head(here().room, below()); }
 inline bool InnerQuant::has_saliency() const { return here().table->has_saliency(here().room, below()); }
 inline evict::AnyPipeline InnerQuant::saliency() const { return here().table->saliency(here().room, below()); }
 inline Status InnerQuant::validate(const CacheShape& shape) const {

@@ -171,6 +171,7 @@ class Cache {
 
  private:
   Plan make_plan() const;
+  void finish_plan();
   using Pipeline = decltype(std::declval<Evict>().pipeline());
   using Saliency = decltype(saliency_of(std::declval<Quant>()));
 
@@ -186,7 +187,7 @@ class Cache {
   Inputs inputs() const {
     Inputs all = pipeline_.inputs();
     if (graded_) all = all | saliency_.inputs();
-    return prim::needs_queries(plan_.key_codec) || prim::needs_queries(plan_.value_codec) ? all | Input::queries : all;
+    return plan_.codec_queries ? all | Input::queries : all;
   }
   bool reads_attention(const StepView<B>& view) const {
     const bool step = view.phase != Phase::turn && view.phase != Phase::probe;
@@ -216,9 +217,6 @@ class Cache {
   Status check_append(index_t layer, const TensorView<const T, 3>& keys, const TensorView<const T, 3>& values,
                       std::span<const index_t> positions) const;
   void truncate_layer(index_t layer, index_t newest);
-  index_t commit_floats() const { return Layer::Head::scratch(plan_); }
-  index_t query_width() const { return layers_[0].heads[0].keys.width(); }
-  index_t value_width() const { return layers_[0].heads[0].values.width(); }
 
   CacheShape shape_{};
   R recipe_{};

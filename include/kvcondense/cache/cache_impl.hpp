@@ -10,10 +10,6 @@ template <Backend B, class R>
 auto Cache<B, R>::make_plan() const -> Plan {
   Plan p;
   p.exact = {shape_.dtype};
-  p.key_codec = key_codec_of(recipe_.quant, shape_);
-  p.value_codec = value_codec_of(recipe_.quant, shape_);
-  p.key_flush = recipe_.quant.key_flush();
-  p.value_flush = recipe_.quant.value_flush();
   p.sinks = recipe_.quant.sinks;
   p.head_dim = shape_.head_dim;
   p.value_dim = shape_.values();
@@ -50,25 +46,42 @@ Expected<Cache<B, R>> Cache<B, R>::make(const CacheShape& shape, const R& recipe
   // A mean of raw keys is no key, and neither is what a closed form of rotated ones makes of them.
   if (recipe.position.raw_keys && (evict::reads_rotated_keys(c.pipeline_.source) || c.pipeline_.residual != evict::Residual::none))
     return Status::incompatible;
-  const Plan& p = c.plan_ = c.make_plan();
-  if (!p.key_codec.valid(p.head_dim) || !p.value_codec.valid(p.value_dim)) return Status::invalid_argument;
-  if (cache::Column<KeyCodec>::coded_page_slots(p.key_codec, p.page_slots) > cache::max_page_slots ||
-      cache::Column<ValueCodec>::coded_page_slots(p.value_codec, p.page_slots) > cache::max_page_slots)
-    return Status::invalid_argument;
+  c.plan_ = c.make_plan();
   if (recipe.position.raw_keys) {
     auto table = prim::RopeTable::make(recipe.position.rope, shape.head_dim, memory);
     if (!table) return table.status();
     c.rope_ = std::move(*table);
   }
+  const auto codecs = [&](HeadIndex at) {
+    return typename Layer::Codecs{key_codec_of(recipe.quant, shape, at), value_codec_of(recipe.quant, shape, at),
+                                  key_flush_of(recipe.quant, at), value_flush_of(recipe.quant, at)};
+  };
+  const bool own = differs_per_head(recipe.quant);
+  const auto all = codecs({});
   Status failed = Status::ok;
-  const Status made = c.layers_.fill(memory, shape.layers, [&](index_t) {
+  const Status made = c.layers_.fill(memory, shape.layers, [&](index_t i) {
     Layer l;
-    if (failed == Status::ok) failed = Layer::make(p, shape, memory, l);
+    if (failed == Status::ok)
+      failed = Layer::make(c.plan_, [&](index_t h) { return own ? codecs({i, h}) : all; }, shape, memory, l);
     return l;
   });
   if (made != Status::ok) return made;
   if (failed != Status::ok) return failed;
+  c.finish_plan();
   return c;
+}
+
+template <Backend B, class R>
+void Cache<B, R>::finish_plan() {
+  Plan& p = plan_;
+  for (const Layer& l : layers_)
+    for (const auto& h : l.heads) {
+      p.query_width = std::max(p.query_width, h.keys.width());
+      p.value_width = std::max(p.value_width, h.values.width());
+      p.commit_floats = std::max(p.commit_floats, h.scratch());
+      p.lossy = p.lossy || h.keys.flush_rule().block > 0 || h.values.flush_rule().block > 0;
+      p.codec_queries = p.codec_queries || h.keys.needs_queries() || h.values.needs_queries();
+    }
 }
 
 template <Backend B, class R>
@@ -80,7 +93,7 @@ Capabilities Cache<B, R>::capabilities() const {
   c.probes = pipeline_.probes();
   c.raw_keys = recipe_.position.raw_keys;
   c.rotated_input = recipe_.position.rotated_input;
-  c.lossy_slots = recipe_.quant.key_flush().block > 0 || recipe_.quant.value_flush().block > 0;
+  c.lossy_slots = plan_.lossy;
   c.prefix_exact = !c.changes_length && !c.lossy_slots;
   return c;
 }
@@ -89,18 +102,18 @@ template <Backend B, class R>
 std::size_t Cache<B, R>::workspace_bytes(index_t slots, index_t tokens, index_t workers) const {
   const index_t total = slots * shape_.kv_heads;
   const bool mass = attention().rows != AttentionNeed::Rows::none;
-  const std::size_t attend = prim::Attend<Cpu>::workspace_bytes(workers, shape_.group() * tokens, slots, query_width(),
-                                                                value_width(), true);
+  const std::size_t attend = prim::Attend<Cpu>::workspace_bytes(workers, shape_.group() * tokens, slots, plan_.query_width,
+                                                                plan_.value_width, true);
   std::size_t step = Scratch::align + Scratch::bytes_for<std::int32_t>(total) +
                      2 * Scratch::bytes_for<index_t>(shape_.kv_heads) +
                      static_cast<std::size_t>(plan_.lanes) * Scratch::bytes_for<float>(total);
   step += std::max(pipeline_.workspace_bytes(shape_, total),
-                   static_cast<std::size_t>(workers) * Scratch::bytes_for<float>(commit_floats()));
+                   static_cast<std::size_t>(workers) * Scratch::bytes_for<float>(plan_.commit_floats));
   if (graded_)
     step += Scratch::bytes_for<float>(total) + Scratch::bytes_for<evict::Protected>(shape_.kv_heads) +
             saliency_.workspace_bytes(shape_, total);
   if (queries().rows != AttentionNeed::Rows::none || pipeline_.probes())
-    step += prim::AttendColumns<Cpu>::workspace_bytes(workers, shape_, std::max(tokens, plan_.query_rows), query_width()) + Scratch::align;
+    step += prim::AttendColumns<Cpu>::workspace_bytes(workers, shape_, std::max(tokens, plan_.query_rows), plan_.query_width) + Scratch::align;
   if (evict::model_share(pipeline_.allocate).keep > 0.0) step += Scratch::bytes_for<index_t>(shape_.layers * shape_.kv_heads) + Scratch::align;
   const std::size_t forward_mass = mass ? Scratch::align + Scratch::bytes_for<float>(total) : 0;
   return forward_mass + std::max(attend, step);

@@ -71,7 +71,7 @@ Status Cache<B, R>::run_step(Context<B>& ctx, index_t layer, const StepInputs& i
   std::span<std::byte> column_scratch;
   if (wants_queries) {
     const std::size_t bytes =
-        prim::AttendColumns<Cpu>::workspace_bytes(ctx.workers(), shape_, std::max(rows, plan_.query_rows), query_width());
+        prim::AttendColumns<Cpu>::workspace_bytes(ctx.workers(), shape_, std::max(rows, plan_.query_rows), plan_.query_width);
     std::byte* p = scratch.take<std::byte>(static_cast<index_t>(bytes));
     if (p == nullptr) return Status::workspace_too_small;
     column_scratch = {p, bytes};
@@ -152,7 +152,7 @@ template <Backend B, class R>
 Status Cache<B, R>::commit(Context<B>& ctx, Layer& l, const evict::KeepSet& keep,
                            std::span<const RaggedView<float>> lanes, RaggedView<float> scores,
                            TensorView<const float, 3> queries, Scratch scratch) {
-  const index_t floats = commit_floats();
+  const index_t floats = plan_.commit_floats;
   float* rows = scratch.take<float>(floats * ctx.workers());
   if (rows == nullptr) return Status::workspace_too_small;
   for (index_t h = 0; h < shape_.kv_heads; ++h) {
@@ -199,7 +199,7 @@ Status Cache<B, R>::remove(Context<B>& ctx, index_t first, index_t last) {
   }
   Scratch scratch(ctx.workspace());
   auto* keep = scratch.take<std::int32_t>(most);
-  float* rows = scratch.take<float>(commit_floats());
+  float* rows = scratch.take<float>(plan_.commit_floats);
   if (keep == nullptr || rows == nullptr) return Status::workspace_too_small;
   for (Layer& l : layers_)
     for (auto& h : l.heads)

@@ -131,6 +131,15 @@ class Column {
   }
 
   static index_t scratch_rows(index_t coded_page_slots) { return 2 * coded_page_slots; }
+  /// Floats of scratch that `flush` and `compact` need.
+  index_t scratch() const { return scratch_rows(coded_.page_slots()) * dim(); }
+
+  const Flush& flush_rule() const { return flush_; }
+  bool needs_queries() const { return prim::needs_queries(transform_); }
+  std::int64_t fingerprint() const {
+    if constexpr (std::same_as<Transform, prim::NoTransform>) return coded_.codec().fingerprint();
+    else return prim::mix_fingerprints(transform_.fingerprint(), coded_.codec().fingerprint());
+  }
 
   /// Keeps the slots named in `keep`, ascending.
   void keep(const std::int32_t* keep, index_t count) {

@@ -15,13 +15,8 @@ inline constexpr index_t max_lanes = 6;
 inline constexpr index_t max_position = 0x7fffffff;  ///< ordinals are stored in 32 bits
 
 /// What every head of a cache has in common.
-template <class KeyCodec, class ValueCodec>
 struct HeadPlan {
   prim::ExactRows exact{};
-  KeyCodec key_codec{};
-  ValueCodec value_codec{};
-  Flush key_flush{};
-  Flush value_flush{};
   index_t sinks = 0;
   index_t head_dim = 0;
   index_t value_dim = 0;
@@ -29,13 +24,36 @@ struct HeadPlan {
   index_t lanes = 0;
   index_t query_rows = 0;  ///< queries of earlier tokens that a layer keeps
   bool summary = false;    ///< slots that leave live on in a mean
+
+  // Found from the codecs of all heads.
+  index_t query_width = 0;    ///< of a row of queries, see Column
+  index_t value_width = 0;
+  index_t commit_floats = 0;  ///< scratch of one worker
+  bool lossy = false;         ///< some head codes slots
+  bool codec_queries = false; ///< some transform is found from queries
+};
+
+/// How one head stores what left its exact window.
+template <class KeyCodec, class ValueCodec>
+struct HeadCodecs {
+  KeyCodec key{};
+  ValueCodec value{};
+  Flush key_flush{};
+  Flush value_flush{};
+
+  bool valid(const HeadPlan& p) const {
+    return key.valid(p.head_dim) && value.valid(p.value_dim) &&
+           Column<KeyCodec>::coded_page_slots(key, p.page_slots) <= max_page_slots &&
+           Column<ValueCodec>::coded_page_slots(value, p.page_slots) <= max_page_slots;
+  }
 };
 
 /// All slots of one KV head of one layer: two columns, and everything that belongs to a slot.
 /// Whatever moves slots moves all of it by the same list.
 template <class KeyCodec, class ValueCodec>
 struct Head {
-  using Plan = HeadPlan<KeyCodec, ValueCodec>;
+  using Plan = HeadPlan;
+  using Codecs = HeadCodecs<KeyCodec, ValueCodec>;
 
   Column<KeyCodec> keys;
   Column<ValueCodec> values;
@@ -46,15 +64,21 @@ struct Head {
   index_t repaired = 0;     ///< numbers that codecs replaced
   index_t coded_again = 0;  ///< slots written anew because their group lost members
 
-  Head(const Plan& p, MemoryResource<Cpu>& memory)
-      : keys(p.exact, p.key_codec, p.key_flush, p.sinks, p.head_dim, p.page_slots, memory),
-        values(p.exact, p.value_codec, p.value_flush, p.sinks, p.value_dim, p.page_slots, memory),
+  Head(const Plan& p, const Codecs& c, MemoryResource<Cpu>& memory)
+      : keys(p.exact, c.key, c.key_flush, p.sinks, p.head_dim, p.page_slots, memory),
+        values(p.exact, c.value, c.value_flush, p.sinks, p.value_dim, p.page_slots, memory),
         ids(memory),
         lanes(p.lanes) {
     for (auto& l : lane) l = Buffer<float>(memory);
   }
 
   index_t slots() const { return ids.size(); }
+
+  /// Whether both write the same bytes for the same slots.
+  bool stored_like(const Head& o) const {
+    return keys.fingerprint() == o.keys.fingerprint() && values.fingerprint() == o.values.fingerprint() &&
+           keys.flush_rule() == o.keys.flush_rule() && values.flush_rule() == o.values.flush_rule();
+  }
 
   /// Room for `sinks + window` more slots; on refusal the head is as before.
   Status reserve(index_t first_token, index_t sinks, index_t window) {
@@ -154,11 +178,7 @@ struct Head {
   }
 
   /// Floats of scratch that `commit` needs.
-  static index_t scratch(const Plan& p) {
-    const index_t k = Column<KeyCodec>::scratch_rows(Column<KeyCodec>::coded_page_slots(p.key_codec, p.page_slots));
-    const index_t v = Column<ValueCodec>::scratch_rows(Column<ValueCodec>::coded_page_slots(p.value_codec, p.page_slots));
-    return std::max(k * p.head_dim, v * p.value_dim);
-  }
+  index_t scratch() const { return std::max(keys.scratch(), values.scratch()); }
 
  private:
   /// Tables of a prompt that is mostly gone.

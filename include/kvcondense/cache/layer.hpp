@@ -32,6 +32,7 @@ template <class KeyCodec, class ValueCodec>
 struct Layer {
   using Head = cache::Head<KeyCodec, ValueCodec>;
   using Plan = typename Head::Plan;
+  using Codecs = typename Head::Codecs;
 
   ObjectArray<Head> heads;
   Counters counters;
@@ -39,12 +40,17 @@ struct Layer {
   Buffer<index_t> pending_positions;  ///< positions of the pending tokens
   QueryWindow window;                 ///< queries of earlier steps; of no rows unless a policy asks
 
-  static Status make(const Plan& plan, const CacheShape& shape, MemoryResource<Cpu>& memory, Layer& out) {
+  /// `codecs(head)` says how a head stores what it codes.
+  template <class F>
+  static Status make(const Plan& plan, F&& codecs, const CacheShape& shape, MemoryResource<Cpu>& memory, Layer& out) {
+    for (index_t h = 0; h < shape.kv_heads; ++h)
+      if (!codecs(h).valid(plan)) return Status::invalid_argument;
     out.offset = Buffer<index_t>(memory);
     out.pending_positions = Buffer<index_t>(memory);
     if (const Status s = out.offset.resize(shape.kv_heads + 1); s != Status::ok) return s;
     if (const Status s = QueryWindow::make(plan.query_rows, shape, memory, out.window); s != Status::ok) return s;
-    if (const Status s = out.heads.fill(memory, shape.kv_heads, [&](index_t) { return Head(plan, memory); }); s != Status::ok)
+    if (const Status s = out.heads.fill(memory, shape.kv_heads, [&](index_t h) { return Head(plan, codecs(h), memory); });
+        s != Status::ok)
       return s;
     for (Head& h : out.heads)
       if (plan.summary)

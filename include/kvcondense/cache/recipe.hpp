@@ -45,16 +45,30 @@ constexpr Inputs quant_needs() {
   else return {};
 }
 
+/// The merge stage of a recipe that names none: slots that leave are gone.
+struct NoMerge {
+  static constexpr Descriptor about{"none", Stage::merge, "none"};
+  Status validate(const CacheShape&) const { return Status::ok; }
+};
+
+/// The low-rank stage of a recipe that names none: rows keep all their numbers.
+struct NoLowRank {
+  static constexpr Descriptor about{"none", Stage::lowrank, "none"};
+  Status validate(const CacheShape&) const { return Status::ok; }
+};
+
 /// A value that may stand in a recipe.
 template <class S>
 concept StageValue = Described<S> && std::copyable<S>;
 
 /// Which stage of each kind a cache runs; made by `recipe(...)`.
-template <class Evict, class Quant, class Position>
+template <class Evict, class Quant, class Position, class Merge = NoMerge, class LowRank = NoLowRank>
 struct Recipe {
   Evict evict{};
   Quant quant{};
   Position position{};
+  Merge merge{};
+  LowRank lowrank{};
 };
 
 namespace detail {
@@ -98,12 +112,12 @@ constexpr auto recipe(S... stages) {
                   "kvcondense::recipe: this stage is not one that a cache runs.");
     const std::tuple all{stages...};
     return Recipe{detail::pick<Stage::evict, evict::KeepAll>(all), detail::pick<Stage::quant, KeepExact>(all),
-                  detail::pick<Stage::position, position::Absolute>(all)};
+                  detail::pick<Stage::position, position::Absolute>(all), NoMerge{}, NoLowRank{}};
   }
 }
 
-template <class E, class Q, class P>
-Recipe(E, Q, P) -> Recipe<E, Q, P>;
+template <class E, class Q, class P, class M = NoMerge, class L = NoLowRank>
+Recipe(E, Q, P, M = {}, L = {}) -> Recipe<E, Q, P, M, L>;
 
 /// What a step of this recipe needs besides the tokens.
 template <class R>

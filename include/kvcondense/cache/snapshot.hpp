@@ -197,8 +197,17 @@ std::uint64_t fingerprint(const Cache<B, R>& c) {
   f.add(s.layers, s.q_heads, s.kv_heads, s.head_dim, s.values(), static_cast<int>(s.dtype), s.page_slots);
   f.add(std::bit_cast<std::uint32_t>(s.softmax_scale));
   f.add_text(word_of(c.recipe().evict)).add_text(word_of(c.recipe().quant)).add_text(word_of(c.recipe().position));
-  f.add(p.key_codec.fingerprint(), p.value_codec.fingerprint());
-  f.add(p.key_flush.block, p.key_flush.keep, p.value_flush.block, p.value_flush.keep, p.sinks, p.lanes, p.query_rows);
+  const auto add = [&](const auto& h) {
+    const Flush k = h.keys.flush_rule(), v = h.values.flush_rule();
+    f.add(h.keys.fingerprint(), h.values.fingerprint(), k.block, k.keep, v.block, v.keep);
+  };
+  const auto& first = c.layers()[0].heads[0];
+  add(first);
+  f.add(p.sinks, p.lanes, p.query_rows);
+  // Heads like the first one say nothing new.
+  for (index_t l = 0; l < s.layers; ++l)
+    for (index_t h = 0; h < s.kv_heads; ++h)
+      if (const auto& head = c.layers()[l].heads[h]; !head.stored_like(first)) f.add(l, h), add(head);
   if (p.summary) f.add(1);
   if (c.recipe().position.raw_keys) f.add(prim::fingerprint(c.recipe().position.rope), c.recipe().position.rotated_input);
   return f.value();

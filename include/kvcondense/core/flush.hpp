@@ -9,6 +9,8 @@ namespace kvcondense {
 struct Flush {
   index_t block = 1;
   index_t keep = 0;
+
+  bool operator==(const Flush&) const = default;
 };
 
 /// Whole blocks of `block` slots; right after a flush the window may be empty (KIVI keys).

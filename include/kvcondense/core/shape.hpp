@@ -21,6 +21,12 @@ struct CacheShape {
   index_t group() const { return q_heads / kv_heads; }  ///< query heads per kv head
 };
 
+/// One KV head of a model.
+struct HeadIndex {
+  index_t layer = 0;
+  index_t head = 0;
+};
+
 inline constexpr index_t max_head_dim = 256;
 
 /// `invalid_argument` unless every number is in range and q_heads is a multiple of kv_heads.

@@ -1,5 +1,7 @@
 #pragma once
 
+#include <algorithm>
+
 #include <kvcondense/core/backend.hpp>
 #include <kvcondense/core/config.hpp>
 #include <kvcondense/core/view.hpp>
@@ -40,6 +42,20 @@ template <class Head>
 index_t value_width(const Head& head, index_t dim) {
   if constexpr (requires { head.value_width(); }) return head.value_width();
   else return dim;
+}
+
+/// The widest of a layer's heads: with codecs of their own, some may have one form and others two.
+template <class Heads>
+index_t widest_query(Heads&& heads, index_t kv_heads, index_t dim) {
+  index_t width = 0;
+  for (index_t h = 0; h < kv_heads; ++h) width = std::max(width, query_width(heads(h), dim));
+  return width;
+}
+template <class Heads>
+index_t widest_value(Heads&& heads, index_t kv_heads, index_t dim) {
+  index_t width = 0;
+  for (index_t h = 0; h < kv_heads; ++h) width = std::max(width, value_width(heads(h), dim));
+  return width;
 }
 
 /// One attention call of one layer.

@@ -92,11 +92,10 @@ struct CodecParts<Transformed<T, C>> {
   static constexpr const Stored& stored(const Transformed<T, C>& c) { return c.codec; }
 };
 
-/// Whether the transform of a codec is found from queries too.
-template <class C>
-constexpr bool needs_queries(const C& codec) {
-  const auto& t = CodecParts<C>::transform(codec);
-  if constexpr (requires { t.needs_queries(); }) return t.needs_queries();
+/// Whether a transform is found from queries too.
+template <TransformDescription T>
+constexpr bool needs_queries(const T& transform) {
+  if constexpr (requires { transform.needs_queries(); }) return transform.needs_queries();
   else return false;
 }
 

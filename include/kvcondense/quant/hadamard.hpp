@@ -47,16 +47,17 @@ struct Hadamard {
   bool spread_offsets = false; ///< also before groups along tokens
   index_t sinks = base.sinks;  ///< as the quantizer says
 
-  constexpr auto key_codec(const CacheShape& shape) const {
-    return prim::Transformed{transform(keys), key_codec_of(base, shape)};
+  constexpr auto key_codec(const CacheShape& shape, HeadIndex at = {}) const {
+    return prim::Transformed{transform(keys), key_codec_of(base, shape, at)};
   }
-  constexpr auto value_codec(const CacheShape& shape) const {
-    return prim::Transformed{transform(values), value_codec_of(base, shape)};
+  constexpr auto value_codec(const CacheShape& shape, HeadIndex at = {}) const {
+    return prim::Transformed{transform(values), value_codec_of(base, shape, at)};
   }
+  constexpr bool differs_per_head() const { return kvcondense::differs_per_head(base); }
   constexpr auto saliency() const requires requires { base.saliency(); } { return base.saliency(); }
   constexpr bool has_saliency() const requires requires { base.has_saliency(); } { return base.has_saliency(); }
-  constexpr Flush key_flush() const { return base.key_flush(); }
-  constexpr Flush value_flush() const { return base.value_flush(); }
+  constexpr Flush key_flush(HeadIndex at = {}) const { return key_flush_of(base, at); }
+  constexpr Flush value_flush(HeadIndex at = {}) const { return value_flush_of(base, at); }
 
   constexpr Status validate(const CacheShape& shape) const {
     if (const Status s = base.validate(shape); s != Status::ok) return s;

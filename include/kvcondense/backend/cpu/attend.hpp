@@ -38,8 +38,8 @@ struct Attend<Cpu> {
     index_t max_slots = 0;
     for (index_t h = 0; h < kv_heads; ++h) max_slots = std::max(max_slots, heads(h).slots());
     const bool mass = request.mass.data != nullptr;
-    const index_t q_width = query_width(heads(0), request.queries.extent[2]);
-    const index_t v_width = value_width(heads(0), request.out.extent[2]);
+    const index_t q_width = widest_query(heads, kv_heads, request.queries.extent[2]);
+    const index_t v_width = widest_value(heads, kv_heads, request.out.extent[2]);
     const std::size_t need = workspace_bytes(ctx.workers(), q_rows, max_slots, q_width, v_width, mass);
     if (ctx.workspace().size() < need) return Status::workspace_too_small;
     const std::size_t one = (need - Scratch::align) / static_cast<std::size_t>(ctx.workers());

@@ -33,7 +33,7 @@ struct AttendColumns<Cpu> {
     if (!(request.temperature > 0.0f && last > 0.0f)) return Status::invalid_argument;
     constexpr bool parts = requires { heads(index_t{}).below(index_t{}); };
     if (!parts && request.part.last > 0) return Status::not_supported;
-    const index_t width = query_width(heads(index_t{}), shape.head_dim);
+    const index_t width = widest_query(heads, shape.kv_heads, shape.head_dim);
     const std::size_t need = workspace_bytes(ctx.workers(), shape, request.rows, width);
     if (ctx.workspace().size() < need) return Status::workspace_too_small;
     const std::size_t one = (need - Scratch::align) / static_cast<std::size_t>(ctx.workers());
