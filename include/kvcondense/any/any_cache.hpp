@@ -33,17 +33,14 @@ inline constexpr On<B> on{};
 
 /// A cache whose recipe was chosen at run time, with every call of `Cache`.
 ///
-/// Idea     templates inside, one wall outside: Cache<Cpu, AnyRecipe> is compiled once, in the
-/// library
+/// Idea     templates inside, one wall outside: Cache<Cpu, AnyRecipe> is compiled once, in the library
 ///          kvcondense::any, which a program that uses this header links.
 /// Needs    a Context<Cpu>, from backend/cpu/context.hpp or cpu.hpp; what its recipe needs:
 ///          `capabilities().needs` says what `step` wants, `missing` what it does not find.
-/// Cost     one call through the wall per layer and call, one indirect call per page run and codec;
-/// the
+/// Cost     one call through the wall per layer and call, one indirect call per page run and codec; the
 ///          object itself is one pointer to memory of the caller's resource.
-/// Numbers  equal bit for bit to the cache of the same recipe as a type; snapshots may be
-/// exchanged. Errors   as `Cache`; a step without the attention that the recipe needs is
-/// missing_input. A cache that
+/// Numbers  equal bit for bit to the cache of the same recipe as a type; snapshots may be exchanged.
+/// Errors   as `Cache`; a step without the attention that the recipe needs is missing_input. A cache that
 ///          was moved from may only be assigned to or destroyed.
 class AnyCache {
  public:

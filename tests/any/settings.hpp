@@ -1,0 +1,63 @@
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include <kvcondense/any/registry.hpp>
+
+namespace kvcondense::test {
+
+/// A wrapper is tried around snapkv, or around a policy whose scores last.
+inline std::string with_fields(const any::Entry& e, std::string fields) {
+  const std::string policy = e.room == Stage::quant ? "kivi(bits=3, group_size=8, residual_window=16)" : e.word == "global_top" ? "knorm" : "snapkv(tokens=48, window=8)";
+  if (e.wraps) fields = policy + (fields.empty() ? "" : ", " + fields);
+  return std::string(e.word) + "(" + fields + ")";
+}
+
+/// Settings in which a small cache shows what each field does; several where one rules another out.
+inline std::vector<std::string> stages_to_vary(const any::Entry& e) {
+  const std::string word(e.word);
+  if (word == "sliding_window") return {"window=40"};
+  if (word == "sink_window") return {"recent=40"};
+  if (word == "h2o") return {"heavy=30, recent=10"};
+  if (word == "tova") return {"tokens=40"};
+  if (word == "snapkv") return {"tokens=48, window=8"};
+  if (word == "knorm") return {"tokens=40, recent=8"};
+  if (word == "keydiff") return {"tokens=40, recent=8"};
+  if (word == "lagkv") return {"sinks=4, lag=16"};
+  if (word == "rkv") return {"tokens=40, window=4, kernel=3, threshold=0.1, slack=8"};
+  if (word == "chunkkv") return {"tokens=48, window=8, chunk=7", "tokens=110, window=8, chunk=50"};
+  if (word == "global_top") return {"keep=40%"};
+  if (word == "kvzip") return {"keep=40%"};
+  if (word == "razor_attention") return {"sinks=2, least=20, divisor=6"};
+  if (word == "sirllm") return {"sinks=4, memory=40, recent=6, decay=0.5"};
+  if (word == "locret") return {"tokens=60, stabilizers=20, local=10"};
+  if (word == "dms") return {"window=40, scale=10, offset=2"};
+  if (word == "expected_attention") return {"keep=40%"};
+  if (word == "exit_threshold") return {"window=30, least=0.001"};
+  if (word == "duo_attention") return {"sinks=4, recent=16"};
+  if (word == "strided_blocks") return {"block=3, local=4, every=5"};
+  if (word == "prefixkv") return {"distance=9"};
+  if (word == "paged_h2o") return {"page=2, start=2, evictable=30, recent=10", "page=1, start=1, evictable=20, recent=4"};
+  if (word == "head_table") return {"beta=2"};
+  if (word == "scissorhands") return {"tokens=40, drop=8, history=20, recent=4"};
+  if (word == "keyformer") return {"tokens=40, recent=8, generation=10", "tokens=150, recent=4, generation=2"};
+  if (word == "alisa") return {"ratio=40%, history=8"};
+  if (word == "fastgen") return {"recovery=80%, frequent=20%, local=20%, profile=40", "recovery=80%, frequent=0%, local=20%, profile=40"};
+  if (word == "chunked") return {"chunk=7", "chunk=20"};
+  if (word == "page_round") return {"page=4"};
+  if (word == "uniform") return {"tokens=40"};
+  if (word == "hadamard") return {"spread_offsets=true", ""};
+  if (word == "fp8") return {"", "scale=block", "scale=tensor"};
+  if (word == "ratio") return {"keep=0.2", "keep=0.01, min_keep=30"};
+  if (e.room == Stage::position && !e.fields.empty()) {
+    std::vector<std::string> ropes{"", "scaling=linear, factor=4", "scaling=llama3, factor=4",
+                                   "scaling=yarn, factor=4"};
+    if (e.field("length") != nullptr)
+      ropes.emplace_back("scaling=dynamic_ntk, factor=4, length=20000");
+    return ropes;
+  }
+  return {""};
+}
+
+}  // namespace kvcondense::test
