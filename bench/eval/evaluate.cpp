@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <chrono>
 
+#include <engine/tokenizer.hpp>
 #include <eval/error.hpp>
 #include <eval/evaluate_model.hpp>
 #include <eval/speed.hpp>
@@ -13,16 +14,29 @@ namespace {
 constexpr const char* full_recipe = "keep_all";
 constexpr index_t tokens_a_turn = 8;
 
-/// What recorded text can give to steps; the rest takes a model, and its words, at every step.
-constexpr kvcondense::Inputs given = kvcondense::Input::attention | kvcondense::Input::queries |
-                                     kvcondense::Input::projections | kvcondense::Input::moments;
+/// What recorded queries, keys and values can give to steps; the rest takes the model at every step.
+constexpr kvcondense::Inputs recorded = kvcondense::Input::attention | kvcondense::Input::queries |
+                                        kvcondense::Input::projections | kvcondense::Input::moments;
+
+/// What its tokens are, and how well it foresaw them, a running model says too.
+kvcondense::Inputs given_by(const engine::ModelConfig& model) {
+  const kvcondense::Inputs all = recorded | kvcondense::Input::surprise;
+  return engine::speaks_bytes(model) ? all | kvcondense::Input::classes : all;
+}
+
+/// Whether a recipe can be driven by what was recorded.
+bool replays(const RecipeSpec& s) {
+  return !s.capabilities.probes && s.capabilities.needs.within(recorded);
+}
 
 std::shared_ptr<const HeadsFile> heads_of(const Options& o, const CacheShape& shape) {
   if (o.heads.empty()) return nullptr;
   return std::make_shared<const HeadsFile>(read_heads(o.heads, shape));
 }
 
-RecipeSpec read_for(const std::string& text, const CacheShape& shape, const Facts& facts, bool with_model) {
+/// `given`: what steps may look at; `with_model`: a model runs that can repeat its context.
+RecipeSpec read_for(const std::string& text, const CacheShape& shape, const Facts& facts, kvcondense::Inputs given,
+                    bool with_model) {
   RecipeSpec spec = read_recipe(text, shape, facts.for_recipes());
   for (const kvcondense::Input i : kvcondense::all_inputs)
     if (spec.capabilities.needs.without(given).has(i))
@@ -39,14 +53,14 @@ RecipeSpec read_for(const std::string& text, const CacheShape& shape, const Fact
 /// The full cache, then what was asked for. Of the recipes that nobody asked for those that cannot
 /// be are left out, and `setting` says so.
 std::vector<RecipeSpec> read_recipes(const Options& o, const CacheShape& shape, const Facts& facts,
-                                     bool with_model, Setting& setting) {
-  std::vector<RecipeSpec> specs{read_for(full_recipe, shape, facts, with_model)};
+                                     kvcondense::Inputs given, bool with_model, Setting& setting) {
+  std::vector<RecipeSpec> specs{read_for(full_recipe, shape, facts, given, with_model)};
   specs[0].given = "full cache";
-  for (const std::string& text : o.recipes) specs.push_back(read_for(text, shape, facts, with_model));
+  for (const std::string& text : o.recipes) specs.push_back(read_for(text, shape, facts, given, with_model));
   if (!o.recipes.empty()) return specs;
   for (const std::string& text : default_recipes(setting.context)) {
     try {
-      specs.push_back(read_for(text, shape, facts, with_model));
+      specs.push_back(read_for(text, shape, facts, given, with_model));
     } catch (const Error&) {
       setting.left_out.push_back(text);
     }
@@ -99,7 +113,7 @@ Results evaluate_recording(const Options& o, Kept* kept) {
   set_common(setting, o, recording.shape, feeding, recording.tokens);
   setting.source = o.qkv;
   const Facts facts{recording.rope, heads_of(o, recording.shape), nullptr};
-  const auto specs = read_recipes(o, recording.shape, facts, false, setting);
+  const auto specs = read_recipes(o, recording.shape, facts, recorded, false, setting);
   Results results = begin(setting, specs);
   Stage stage(std::move(recording), feeding, wants_raw(specs));
   Progress progress(o.quiet);
@@ -143,7 +157,8 @@ Results evaluate_model(const Options& o, Kept* kept) {
   Setting setting;
   const ModelTask task = load_task(o, setting);
   const Facts facts{task.rope, heads_of(o, task.shape), std::make_shared<engine::OutputProjections>(task.model)};
-  const auto specs = read_recipes(o, task.shape, facts, kept == nullptr, setting);
+  const auto specs = read_recipes(o, task.shape, facts, kept == nullptr ? given_by(task.model.config) : recorded,
+                                  kept == nullptr, setting);
   Results results = begin(setting, specs);
   const auto window = static_cast<double>(o.context);
   double each = window * static_cast<double>(o.windows + 1);  // the text, then the attention alone
@@ -192,7 +207,7 @@ Results evaluate_model(const Options& o, Kept* kept) {
   run_jobs(std::move(jobs), threads(o), progress);
   jobs.clear();
   for (std::size_t i = 0; i < specs.size(); ++i)
-    if (!specs[i].capabilities.probes) jobs.push_back(replay_job(stage, specs[i], results.recipes[i],
+    if (replays(specs[i])) jobs.push_back(replay_job(stage, specs[i], results.recipes[i],
                               kept != nullptr ? &kept->sessions[i] : nullptr,
                               kept != nullptr ? &kept->outputs[i] : nullptr));
   run_jobs(std::move(jobs), threads(o), progress);

@@ -78,11 +78,10 @@ ModelTask load_task(const Options& o, Setting& setting) {
 
 namespace {
 
-/// What a recipe that asks about a context before its turn wants of its engine: the context again, piece by
-/// piece, then the turn.
+/// Between a context and what comes after it lies a turn. A recipe that asks about the context before its turn
+/// gets it once more, piece by piece.
 void condense_context(Session& session, std::span<const std::int32_t> context, index_t chunk, engine::Decoder& decoder) {
-  if (!session.cache().capabilities().probes) return;
-  const auto n = static_cast<index_t>(context.size());
+  const index_t n = session.cache().capabilities().probes ? static_cast<index_t>(context.size()) : 0;
   for (index_t at = 0; at < n; at += chunk) {
     const index_t count = std::min(chunk, n - at);
     require(session.ask(decoder, context.subspan(static_cast<std::size_t>(at), static_cast<std::size_t>(count)), at, at + count),

@@ -232,8 +232,7 @@ TEST_CASE("model: what a method needs of the model is given, or the recipe is re
   REQUIRE(r.recipes[2].text.kl != r.recipes[1].text.kl);
   REQUIRE(r.recipes[2].slots == r.recipes[1].slots);
   const auto [recipe, why] = GENERATE(table<std::string, std::string>(
-      {{"sirllm", "needs surprise of every token, which this evaluation cannot give"},
-       {"dms", "needs gates of every token, which this evaluation cannot give"},
+      {{"dms", "needs gates of every token, which this evaluation cannot give"},
        {"duo_attention", "ModelFacts::gates; give --heads FILE"},
        {"locret", "ModelFacts::retain_in, which this evaluation does not have here"}}));
   REQUIRE_THROWS_WITH(evaluate(tiny({recipe})), Catch::Contains("recipe '" + recipe + "'") && Catch::Contains(why));
@@ -254,6 +253,20 @@ TEST_CASE("model: a recipe that repeats its context is condensed after the prefi
   REQUIRE(to_json(r)["recipes"][1]["attention_error"].is_null());
   Kept kept;
   REQUIRE_THROWS_WITH(evaluate(o, &kept), Catch::Contains("takes a model and no --dump"));
+}
+
+TEST_CASE("model: what tokens are and how surprising is given where a model runs, and no attention error is made up",
+          "[eval][model]") {
+  Options o = tiny({"sirllm(sinks=4, memory=40, recent=16)", "fastgen(recovery=0.6, profile=96)", "fastgen(recovery=1)"});
+  const Results r = evaluate(o);
+  for (const auto& layer : r.recipes[1].slots)
+    for (const index_t n : layer) REQUIRE(n == 4 + 40 + 16 + 96);  // after the prompt's turn, and what came later
+  REQUIRE(r.recipes[1].text.kl > 0.0);
+  REQUIRE(r.recipes[2].text.kl > 0.0);
+  REQUIRE(r.recipes[3].text.kl == 0.0);
+  for (std::size_t i = 1; i < 4; ++i) REQUIRE(r.recipes[i].layer_error.empty());
+  Kept kept;
+  REQUIRE_THROWS_WITH(evaluate(o, &kept), Catch::Contains("needs surprise of every token, which this evaluation cannot give"));
 }
 
 TEST_CASE("model: a question inside the prefill and later is the same question", "[eval][model]") {
