@@ -7,6 +7,7 @@
 
 #include <catch2/catch.hpp>
 
+#include <kvcondense/prim/rank_bits.hpp>
 #include <kvcondense/cpu.hpp>
 #include <support/guarded.hpp>
 #include <support/oracle.hpp>
@@ -237,6 +238,31 @@ TEST_CASE("top_k: counts of winners equal sorting all rows together", "[prim][to
   const auto k = static_cast<index_t>(random() % (all.size() + 3));
   for (index_t i = 0; i < std::min<index_t>(k, static_cast<index_t>(all.size())); ++i) ++want[at(all[at(i)].row)];
   REQUIRE(counts(r, k, skip, own) == want);
+}
+
+TEST_CASE("top_k: a cutoff found from the few that lose is the one that counting finds", "[prim][top_k]") {
+  std::mt19937 random(11);
+  for (const index_t n : {1, 2, 31, 32, 33, 64, 500})
+    for (const int values : {1, 3, 50, 1 << 30})
+      for (index_t k = 1; k <= n; ++k) {
+        std::vector<std::uint32_t> keys(static_cast<std::size_t>(n));
+        for (std::uint32_t& x : keys) x = static_cast<std::uint32_t>(random() % static_cast<unsigned>(values));
+        const auto each = [&](auto&& use) {
+          for (const std::uint32_t x : keys) use(x);
+        };
+        const auto counted = prim::find_cutoff(k, each), known = prim::find_cutoff(k, n, each);
+        if (counted.bits == known.bits) {
+          REQUIRE(counted.ties == known.ties);
+        } else {  // a cutoff of which none stays says the same as the next one above of which all do
+          const auto winners = [&](const prim::RowCutoff& c) {
+            return std::count_if(keys.begin(), keys.end(), [&](std::uint32_t x) { return x > c.bits; }) + c.ties;
+          };
+          REQUIRE(known.ties == 0);
+          REQUIRE(winners(known) == k);
+          REQUIRE(winners(counted) == k);
+          REQUIRE(std::none_of(keys.begin(), keys.end(), [&](std::uint32_t x) { return x > known.bits && x < counted.bits; }));
+        }
+      }
 }
 
 TEST_CASE("top_k: a workspace one byte short is refused", "[prim][top_k]") {

@@ -67,7 +67,7 @@ Status Cache<B, R>::share_model(Context<B>& ctx, evict::ModelShare share, index_
   const index_t places = std::clamp<index_t>(total - kept, 0, open);
   prim::RowCutoff cut{};
   if (places > 0 && failed == Status::ok)
-    cut = prim::find_cutoff(places, [&](auto&& use) {
+    cut = prim::find_cutoff(places, open, [&](auto&& use) {
       each_head([&](index_t, const float* x, index_t n, index_t) {
         for (index_t i = 0; i < n; ++i)
           if (x[i] != stays) use(prim::rank_bits(x[i]));

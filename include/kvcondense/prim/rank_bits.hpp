@@ -43,4 +43,26 @@ RowCutoff find_cutoff(index_t k, Each&& each) {
   return {known, k};
 }
 
+/// The same where `n` keys are known to be there. When few of them lose, as in a full cache, those are found in one
+/// pass without counting.
+template <class Each>
+RowCutoff find_cutoff(index_t k, index_t n, Each&& each) {
+  constexpr index_t few = 32;
+  const index_t lose = n - k;
+  if (lose < 1 || lose > few) return find_cutoff(k, each);
+  std::uint32_t lowest[few] = {};  // ascending
+  index_t filled = 0;
+  each([&](std::uint32_t key) {
+    if (filled == lose && key >= lowest[lose - 1]) return;
+    index_t i = filled < lose ? filled++ : lose - 1;
+    for (; i > 0 && lowest[i - 1] > key; --i) lowest[i] = lowest[i - 1];
+    lowest[i] = key;
+  });
+  const std::uint32_t cut = lowest[lose - 1];
+  index_t equal = 0, lost = 0;
+  each([&](std::uint32_t key) { equal += key == cut; });
+  for (index_t i = 0; i < lose; ++i) lost += lowest[i] == cut;
+  return {cut, equal - lost};
+}
+
 }  // namespace kvcondense::prim

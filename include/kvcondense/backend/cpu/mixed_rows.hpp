@@ -116,7 +116,7 @@ struct PageCodec<Cpu, MixedRows<High, Low>> {
   static void choose(const Mixed& codec, const float* scores, std::uint8_t* map) {
     std::memset(map, 0, static_cast<std::size_t>((codec.group + 7) / 8));
     const auto key = [&](index_t i) { return scores == nullptr ? 1u : rank_bits(scores[i]); };
-    const RowCutoff cut = find_cutoff(codec.high_slots, [&](auto&& use) {
+    const RowCutoff cut = find_cutoff(codec.high_slots, codec.group, [&](auto&& use) {
       for (index_t i = 0; i < codec.group; ++i) use(key(i));
     });
     index_t ties = cut.ties;

@@ -18,17 +18,26 @@ namespace cpu {
 
 inline RowCutoff row_cutoff(const float* scores, index_t n, index_t k) {
   if (k <= 0) return {};
-  return find_cutoff(k, [&](auto&& use) {
+  return find_cutoff(k, n, [&](auto&& use) {
     for (index_t i = 0; i < n; ++i) use(rank_bits(scores[i]));
   });
 }
 
-/// The slot that leaves when one does, as in every step of a full cache.
+/// The slot that leaves when one does, as in every step of a full cache. In blocks, so that the search for the place of
+/// the lowest score is as short as one of them.
 inline index_t lowest_score(const float* scores, index_t n, Ties order) {
+  constexpr index_t block = 128;
   std::uint32_t lowest = 0xffffffffu;
-  for (index_t i = 0; i < n; ++i) lowest = std::min(lowest, rank_bits(scores[i]));
+  index_t place = 0;
+  for (index_t first = 0; first < n; first += block) {
+    const index_t end = std::min(first + block, n);
+    std::uint32_t here = 0xffffffffu;
+    for (index_t i = first; i < end; ++i) here = std::min(here, rank_bits(scores[i]));
+    if (order == Ties::first ? here <= lowest : here < lowest) lowest = here, place = first;
+  }
+  const index_t end = std::min(place + block, n);
   const auto is_lowest = [&](index_t i) { return rank_bits(scores[i]) == lowest; };
-  index_t i = order == Ties::first ? n - 1 : 0;
+  index_t i = order == Ties::first ? end - 1 : place;
   for (const index_t step = order == Ties::first ? -1 : 1; !is_lowest(i);) i += step;
   return i;
 }
@@ -102,7 +111,7 @@ struct TopKCounts<Cpu> {
     }
     k = std::min(k, left);
     if (k <= 0) return Status::ok;
-    const RowCutoff cut = find_cutoff(k, [&](auto&& use) {
+    const RowCutoff cut = find_cutoff(k, left, [&](auto&& use) {
       for (index_t h = 0; h < scores.heads; ++h) unsafe(scores, skip, safe[h], h, use);
     });
     index_t ties = cut.ties;
