@@ -5,6 +5,8 @@
 
 #if defined(KVCONDENSE_CUDA_FIBERS)
 #include <cuda_emulation/fibers/cuda.hpp>
+#elif !defined(__CUDACC__)
+#error "kvcondense: kvcondense/cuda.cuh is for files that a CUDA compiler compiles (nvcc -std=c++20)."
 #else
 
 #include <cuda_runtime.h>
