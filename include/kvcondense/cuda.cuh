@@ -4,4 +4,5 @@
 #include <kvcondense/backend/cuda/context.cuh>
 #include <kvcondense/backend/cuda/launch.cuh>
 #include <kvcondense/backend/cuda/memory.cuh>
+#include <kvcondense/backend/cuda/page_codec.cuh>
 #include <kvcondense/backend/cuda/top_k.cuh>
