@@ -57,7 +57,7 @@ __device__ inline SlotRun locate(const ColumnRuns& column, index_t head, index_t
 
 /// The sum of the block's rows over the piece's slots. Grid: pieces, row blocks, heads.
 template <class KeyCodec, class ValueCodec>
-__global__ void __launch_bounds__(piece_threads) attend_piece(PagedHeads<KeyCodec, ValueCodec> heads, AttendPlan plan) {
+__global__ void __launch_bounds__(piece_threads, 4) attend_piece(PagedHeads<KeyCodec, ValueCodec> heads, AttendPlan plan) {
   PieceShared& shared = *reinterpret_cast<PieceShared*>(cuda::dyn_smem());
   float* tile = reinterpret_cast<float*>(cuda::dyn_smem() + sizeof(PieceShared));
   const index_t head = blockIdx.z, piece = blockIdx.x, first_row = static_cast<index_t>(blockIdx.y) * row_block;

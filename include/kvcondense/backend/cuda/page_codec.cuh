@@ -42,7 +42,7 @@ __device__ inline void add_repaired(index_t* repaired, Count n) {
 
 /// A warp a slot, four slots a block.
 template <class Codec>
-__global__ void __launch_bounds__(codec_threads) encode_exact(Codec codec, PageBatch batch) {
+__global__ void __launch_bounds__(codec_threads, 8) encode_exact(Codec codec, PageBatch batch) {
   const PageRows job = batch.jobs[blockIdx.y];
   const int i = static_cast<int>(blockIdx.x) * codec_warps + cuda::warp_of_block();
   if (i >= job.count) return;
@@ -52,7 +52,7 @@ __global__ void __launch_bounds__(codec_threads) encode_exact(Codec codec, PageB
 }
 
 template <class Codec>
-__global__ void __launch_bounds__(codec_threads) decode_rows(Codec codec, PageBatch batch) {
+__global__ void __launch_bounds__(codec_threads, 8) decode_rows(Codec codec, PageBatch batch) {
   const PageRows job = batch.jobs[blockIdx.y];
   const int i = static_cast<int>(blockIdx.x) * codec_warps + cuda::warp_of_block();
   if (i >= job.count) return;
@@ -67,7 +67,7 @@ struct TokenShared {
 
 /// Token axis: a warp a slot. Ranges over the lanes, codes through shared memory into bytes.
 template <int Bits>
-__global__ void __launch_bounds__(codec_threads) encode_tokens(GroupInt<Bits> codec, PageBatch batch, index_t* repaired) {
+__global__ void __launch_bounds__(codec_threads, 8) encode_tokens(GroupInt<Bits> codec, PageBatch batch, index_t* repaired) {
   TokenShared& shared = cuda::shared_as<TokenShared>();
   const PageRows job = batch.jobs[blockIdx.y];
   const int i = static_cast<int>(blockIdx.x) * codec_warps + cuda::warp_of_block(), lane = cuda::lane_of_warp();
@@ -109,7 +109,7 @@ struct ChannelShared {
 
 /// Channel axis: a block a group of slots, a thread a channel.
 template <int Bits>
-__global__ void __launch_bounds__(channel_threads) encode_channels(GroupInt<Bits> codec, PageBatch batch, index_t* repaired) {
+__global__ void __launch_bounds__(channel_threads, 4) encode_channels(GroupInt<Bits> codec, PageBatch batch, index_t* repaired) {
   ChannelShared& shared = cuda::shared_as<ChannelShared>();
   const PageRows job = batch.jobs[blockIdx.y];
   const RowPage<GroupInt<Bits>> page(codec, job.page, static_cast<int>(batch.slots), static_cast<int>(batch.dim));

@@ -28,7 +28,7 @@ __device__ inline void write_places(std::int32_t* out, index_t n, index_t first)
 
 /// One block a row: the cutoff by counting, then the winners in order, a chunk at a time.
 template <int Threads>
-__global__ void __launch_bounds__(Threads) top_k_row(RaggedView<const float> scores, const Ends* always,
+__global__ void __launch_bounds__(Threads, 4) top_k_row(RaggedView<const float> scores, const Ends* always,
                                                      const index_t* total, RaggedView<std::int32_t> slots,
                                                      index_t* count, index_t* nan, Ties order) {
   TopKShared& shared = cuda::shared_as<TopKShared>();
