@@ -169,6 +169,16 @@ def conditionals(root):
                 yield f"{where}:{number}: macro {DEFINE.match(line)[1]} belongs in core/config.hpp"
 
 
+def one_dialect(root):
+    """Assembly stands in backend/cuda/dialect.cuh alone."""
+    for path, name in headers(root):
+        if name == "backend/cuda/dialect.cuh":
+            continue
+        for number, line in enumerate(without_comments("\n".join(lines_of(path))).splitlines(), 1):
+            if re.search(r"\b(?:asm|__asm__|__asm)\b|<<<", line):
+                yield f"{shown(root, path)}:{number}: assembly and <<<>>> belong in backend/cuda/dialect.cuh"
+
+
 def quiet(root):
     """The library never throws, aborts or prints."""
     for path, _ in headers(root):
@@ -304,7 +314,7 @@ def version(root):
                f"CMakeLists.txt says {built[1] if built else 'nothing'}")
 
 
-RULES = {rule.__name__: rule for rule in (include_direction, file_length, conditionals, quiet,
+RULES = {rule.__name__: rule for rule in (include_direction, file_length, conditionals, one_dialect, quiet,
                                           plain_text, own_paths, tested, cards, test_names,
                                           version)}
 

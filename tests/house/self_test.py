@@ -71,6 +71,8 @@ PLANTED = [
     ("conditionals", PRIM, "#ifdef X\n", "conditional compilation"),
     ("conditionals", PRIM, "#define X\n", "macro X"),
     ("conditionals", "include/kvcondense/prim/rope.hpp", "struct A;\n", "#pragma once"),
+    ("one_dialect", PRIM, 'inline void f() { asm("nop"); }\n', "belong in backend/cuda/dialect.cuh"),
+    ("one_dialect", PRIM, "inline void f() { k<<<1, 1>>>(); }\n", "belong in backend/cuda/dialect.cuh"),
     ("quiet", PRIM, "inline void f() { throw 1; }\n", "throw"),
     ("quiet", PRIM, "inline void f() { std::abort(); }\n", "abort"),
     ("quiet", PRIM, "#include <iostream>\n", "iostream"),

@@ -29,6 +29,13 @@ namespace detail {
 template <class...>
 inline constexpr bool always_false = false;
 
+/// std::bit_cast, which device code may not call.
+template <class To, class From>
+KVCONDENSE_HD constexpr To bit_cast(const From& from) {
+  static_assert(sizeof(To) == sizeof(From));
+  return __builtin_bit_cast(To, from);
+}
+
 /// A value that templates see only when they are instantiated.
 template <class, class T>
 constexpr T dependent(T value) {

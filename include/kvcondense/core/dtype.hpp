@@ -1,6 +1,5 @@
 #pragma once
 
-#include <bit>
 #include <concepts>
 #include <cstddef>
 #include <cstdint>
@@ -13,7 +12,7 @@ namespace kvcondense {
 /// How an exact part stores one number.
 enum class DType : std::uint8_t { f32, f16, bf16 };
 
-constexpr std::size_t size_of(DType t) { return t == DType::f32 ? 4 : 2; }
+KVCONDENSE_HD constexpr std::size_t size_of(DType t) { return t == DType::f32 ? 4 : 2; }
 
 constexpr const char* to_string(DType t) {
   return t == DType::f32 ? "f32" : t == DType::f16 ? "f16" : "bf16";
@@ -23,8 +22,8 @@ namespace detail {
 
 /// IEEE binary16 from binary32, round to nearest even; NaN stays NaN, overflow becomes infinity.
 /// Integer arithmetic only, so that every host rounds alike and loops vectorise.
-constexpr std::uint16_t half_bits(float value) {
-  const std::uint32_t x = std::bit_cast<std::uint32_t>(value);
+KVCONDENSE_HD constexpr std::uint16_t half_bits(float value) {
+  const std::uint32_t x = detail::bit_cast<std::uint32_t>(value);
   const std::uint32_t sign = (x >> 16) & 0x8000u;
   const std::uint32_t mag = x & 0x7fffffffu;
   if (mag > 0x7f800000u) return static_cast<std::uint16_t>(sign | 0x7e00u);
@@ -44,25 +43,25 @@ constexpr std::uint16_t half_bits(float value) {
   return static_cast<std::uint16_t>(sign | bits);
 }
 
-constexpr float half_value(std::uint16_t h) {
+KVCONDENSE_HD constexpr float half_value(std::uint16_t h) {
   const std::uint32_t sign = static_cast<std::uint32_t>(h & 0x8000u) << 16;
   const std::uint32_t mag = h & 0x7fffu;
   // Move exponent and mantissa into place, then let one multiplication by 2^112 fix the bias; it is
   // exact for normals and subnormals alike.
-  const float scaled = std::bit_cast<float>(mag << 13) * 0x1p112f;
-  const std::uint32_t finite = std::bit_cast<std::uint32_t>(scaled);
+  const float scaled = detail::bit_cast<float>(mag << 13) * 0x1p112f;
+  const std::uint32_t finite = detail::bit_cast<std::uint32_t>(scaled);
   const std::uint32_t bits = mag >= 0x7c00u ? (0x7f800000u | ((mag & 0x3ffu) << 13)) : finite;
-  return std::bit_cast<float>(sign | bits);
+  return detail::bit_cast<float>(sign | bits);
 }
 
-constexpr std::uint16_t bfloat16_bits(float value) {
-  const std::uint32_t x = std::bit_cast<std::uint32_t>(value);
+KVCONDENSE_HD constexpr std::uint16_t bfloat16_bits(float value) {
+  const std::uint32_t x = detail::bit_cast<std::uint32_t>(value);
   if ((x & 0x7fffffffu) > 0x7f800000u) return static_cast<std::uint16_t>((x >> 16) | 0x40u);
   return static_cast<std::uint16_t>((x + 0x7fffu + ((x >> 16) & 1u)) >> 16);
 }
 
-constexpr float bfloat16_value(std::uint16_t b) {
-  return std::bit_cast<float>(static_cast<std::uint32_t>(b) << 16);
+KVCONDENSE_HD constexpr float bfloat16_value(std::uint16_t b) {
+  return detail::bit_cast<float>(static_cast<std::uint32_t>(b) << 16);
 }
 
 }  // namespace detail
@@ -71,16 +70,16 @@ constexpr float bfloat16_value(std::uint16_t b) {
 struct half {
   std::uint16_t bits = 0;
   half() = default;
-  constexpr explicit half(float v) : bits(detail::half_bits(v)) {}
-  constexpr explicit operator float() const { return detail::half_value(bits); }
+  KVCONDENSE_HD constexpr explicit half(float v) : bits(detail::half_bits(v)) {}
+  KVCONDENSE_HD constexpr explicit operator float() const { return detail::half_value(bits); }
 };
 
 /// bfloat16 in storage; arithmetic happens in float.
 struct bfloat16 {
   std::uint16_t bits = 0;
   bfloat16() = default;
-  constexpr explicit bfloat16(float v) : bits(detail::bfloat16_bits(v)) {}
-  constexpr explicit operator float() const { return detail::bfloat16_value(bits); }
+  KVCONDENSE_HD constexpr explicit bfloat16(float v) : bits(detail::bfloat16_bits(v)) {}
+  KVCONDENSE_HD constexpr explicit operator float() const { return detail::bfloat16_value(bits); }
 };
 
 static_assert(sizeof(half) == 2 && sizeof(bfloat16) == 2);

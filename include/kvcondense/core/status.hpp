@@ -17,6 +17,8 @@ enum class [[nodiscard]] Status : unsigned char {
   corrupt_data,         ///< bytes that are not what they claim to be
   io_error,             ///< a reader or writer of the caller failed
   order_violation,      ///< calls in an order that the card forbids
+  no_device,            ///< the backend's device or driver is not there, or cannot run this build
+  device_error,         ///< the device failed in this call or an earlier one; its memory cannot be trusted
 };
 
 /// The value's own name, for messages.
@@ -34,6 +36,8 @@ constexpr const char* to_string(Status s) {
     case Status::corrupt_data: return "corrupt_data";
     case Status::io_error: return "io_error";
     case Status::order_violation: return "order_violation";
+    case Status::no_device: return "no_device";
+    case Status::device_error: return "device_error";
   }
   return "unknown";
 }

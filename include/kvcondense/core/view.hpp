@@ -1,5 +1,6 @@
 #pragma once
 
+#include <concepts>
 #include <type_traits>
 
 #include <kvcondense/core/config.hpp>
@@ -32,10 +33,10 @@ struct TensorView {
   }
 
   /// A view of numbers is also a view of constants.
-  KVCONDENSE_HD operator TensorView<const T, Rank>() const  // NOLINT(google-explicit-constructor)
+  template <std::same_as<const T> C>
     requires(!std::is_const_v<T>)
-  {
-    TensorView<const T, Rank> v;
+  KVCONDENSE_HD operator TensorView<C, Rank>() const {  // NOLINT(google-explicit-constructor)
+    TensorView<C, Rank> v;
     v.data = data;
     for (int r = 0; r < Rank; ++r) {
       v.extent[r] = extent[r];
@@ -82,9 +83,9 @@ struct RaggedView {
   KVCONDENSE_HD index_t length(index_t head) const { return offset[head + 1] - offset[head]; }
   KVCONDENSE_HD index_t size() const { return heads == 0 ? 0 : offset[heads] - offset[0]; }
 
-  KVCONDENSE_HD operator RaggedView<const T>() const  // NOLINT(google-explicit-constructor)
+  template <std::same_as<const T> C>
     requires(!std::is_const_v<T>)
-  {
+  KVCONDENSE_HD operator RaggedView<C>() const {  // NOLINT(google-explicit-constructor)
     return {data, offset, heads};
   }
 };

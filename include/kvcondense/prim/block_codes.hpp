@@ -1,6 +1,5 @@
 #pragma once
 
-#include <bit>
 #include <cstddef>
 #include <cstdint>
 
@@ -81,7 +80,7 @@ KVCONDENSE_HD constexpr float block_scale_value(BlockScale form, std::uint32_t s
     case BlockScale::e8m0:
     case BlockScale::e8m0_ceil: return e8m0_value(stored);
     case BlockScale::e4m3: return mini_float_value(float_e4m3, stored) * factor;
-    default: return std::bit_cast<float>(stored);
+    default: return detail::bit_cast<float>(stored);
   }
 }
 
@@ -90,7 +89,7 @@ KVCONDENSE_HD constexpr BlockParams fit_block(BlockElement element, BlockScale f
   BlockParams p;
   const float top = largest_of(element);
   if (form == BlockScale::f32 || form == BlockScale::f32_power) {
-    p.stored = std::bit_cast<std::uint32_t>((amax > 1e-6f ? amax : 1e-6f) / top);
+    p.stored = detail::bit_cast<std::uint32_t>((amax > 1e-6f ? amax : 1e-6f) / top);
     if (form == BlockScale::f32_power) p.stored = (p.stored + 0x7fffffu) & 0x7f800000u;
   } else if (form == BlockScale::e8m0 || form == BlockScale::e8m0_ceil) {
     p.stored = e8m0_floor(amax, top_exponent_of(element));
@@ -150,7 +149,7 @@ struct BlockCodes {
   /// Every field that the element leaves a meaning.
   constexpr std::int64_t fingerprint() const {
     if (is_ggml()) return 0x600 + static_cast<std::int64_t>(ggml);
-    std::uint64_t f = std::bit_cast<std::uint32_t>(scale == BlockScale::fixed || scale == BlockScale::e4m3 ? factor : 1.0f);
+    std::uint64_t f = detail::bit_cast<std::uint32_t>(scale == BlockScale::fixed || scale == BlockScale::e4m3 ? factor : 1.0f);
     f = f * 64 + static_cast<std::uint64_t>(scale == BlockScale::fixed ? 0 : block / 8);
     const int kind = static_cast<int>(element);
     for (const int field : {static_cast<int>(scale), static_cast<int>(rounding), kind % 8})

@@ -1,6 +1,5 @@
 #pragma once
 
-#include <bit>
 #include <cstddef>
 #include <cstdint>
 
@@ -48,7 +47,7 @@ struct BoostedInt {
     return static_cast<std::size_t>(params_at(slots, dim) + groups * group_bytes(dim));
   }
   constexpr std::int64_t fingerprint() const {
-    std::uint64_t f = std::bit_cast<std::uint32_t>(boost);
+    std::uint64_t f = detail::bit_cast<std::uint32_t>(boost);
     f = f * 65536 + static_cast<std::uint64_t>(group_size);
     for (const int field : {static_cast<int>(rounding), Low, High}) f = f * 8 + static_cast<std::uint64_t>(field);
     return static_cast<std::int64_t>(f);

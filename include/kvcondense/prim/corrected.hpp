@@ -1,7 +1,6 @@
 #pragma once
 
 #include <algorithm>
-#include <bit>
 #include <concepts>
 #include <cstddef>
 #include <cstdint>
@@ -71,7 +70,7 @@ struct Corrected {
     return codec.valid(dim) && chunk % codec.group_slots() == 0;
   }
   constexpr std::int64_t fingerprint() const {
-    std::int64_t f = mix_fingerprints(codec.fingerprint(), std::bit_cast<std::int64_t>(outliers));
+    std::int64_t f = mix_fingerprints(codec.fingerprint(), detail::bit_cast<std::int64_t>(outliers));
     f = mix_fingerprints(f, chunk * 16384 + rank * 1024 + loops * 8 + static_cast<std::int64_t>(axis));
     return f;
   }

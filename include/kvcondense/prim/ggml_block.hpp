@@ -151,7 +151,7 @@ KVCONDENSE_HD bool ggml_encode(const float* x, std::byte* out) {
 
 /// Calls f with the type as a constant: f.template operator()<T>().
 template <class F>
-KVCONDENSE_HD constexpr auto with_ggml_type(GgmlType t, F&& f) {
+constexpr auto with_ggml_type(GgmlType t, F&& f) {
   switch (t) {
     case GgmlType::q4_0: return f.template operator()<GgmlType::q4_0>();
     case GgmlType::q4_1: return f.template operator()<GgmlType::q4_1>();

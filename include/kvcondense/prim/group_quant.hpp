@@ -1,6 +1,5 @@
 #pragma once
 
-#include <bit>
 #include <cstddef>
 #include <cstdint>
 #include <initializer_list>
@@ -53,13 +52,13 @@ inline constexpr float smallest_step = 0x1p-126f;
 
 /// True for numbers that coding must repair: NaN, infinities, |x| > largest_coded.
 KVCONDENSE_HD constexpr bool needs_repair(float x) {
-  return (std::bit_cast<std::uint32_t>(x) & 0x7fffffffu) > std::bit_cast<std::uint32_t>(largest_coded);
+  return (detail::bit_cast<std::uint32_t>(x) & 0x7fffffffu) > detail::bit_cast<std::uint32_t>(largest_coded);
 }
 
 /// NaN becomes 0; infinities stay and are clamped to the range when coded. By masks: loops vectorise.
 KVCONDENSE_HD constexpr float without_nan(float x) {
-  const std::uint32_t bits = std::bit_cast<std::uint32_t>(x);
-  return std::bit_cast<float>(bits & (static_cast<std::uint32_t>((bits & 0x7fffffffu) > 0x7f800000u) - 1u));
+  const std::uint32_t bits = detail::bit_cast<std::uint32_t>(x);
+  return detail::bit_cast<float>(bits & (static_cast<std::uint32_t>((bits & 0x7fffffffu) > 0x7f800000u) - 1u));
 }
 
 /// Smallest and largest number of a group. NaN counts as 0, infinities are left out.
@@ -97,7 +96,7 @@ KVCONDENSE_HD constexpr float stored(ParamType type, float v, bool& saturated) {
 /// Nearest integer, ties to even, for |y| < 2^22. Adding 1.5 * 2^23 leaves no fraction bits; the
 /// integer is then read from the low bits, which no compiler flag can optimise away.
 KVCONDENSE_HD constexpr std::int32_t round_half_even(float y) {
-  return std::bit_cast<std::int32_t>(y + 0x1.8p23f) - 0x4b400000;
+  return detail::bit_cast<std::int32_t>(y + 0x1.8p23f) - 0x4b400000;
 }
 
 /// `y` rounded by the rule, for |y| < 2^22.
@@ -116,9 +115,9 @@ KVCONDENSE_HD constexpr std::int32_t round_code(Rounding rule, float y) {
 
 /// `x` with its magnitude cut to `top`; x is not NaN. By integer minimum: loops vectorise.
 KVCONDENSE_HD constexpr float limit_to(float x, float top) {
-  const std::uint32_t bits = std::bit_cast<std::uint32_t>(x), most = std::bit_cast<std::uint32_t>(top);
+  const std::uint32_t bits = detail::bit_cast<std::uint32_t>(x), most = detail::bit_cast<std::uint32_t>(top);
   const std::uint32_t size = bits & 0x7fffffffu;
-  return std::bit_cast<float>((bits & 0x80000000u) | (size < most ? size : most));
+  return detail::bit_cast<float>((bits & 0x80000000u) | (size < most ? size : most));
 }
 
 /// Parameters of a group with this range. An empty range gives scale 0 and offset 0.

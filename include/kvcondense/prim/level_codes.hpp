@@ -1,7 +1,6 @@
 #pragma once
 
 #include <array>
-#include <bit>
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
@@ -73,7 +72,7 @@ struct LevelCodes {
 
   KVCONDENSE_HD constexpr index_t code_bytes(index_t dim) const { return (dim * bits + 7) / 8; }
   KVCONDENSE_HD constexpr index_t row_bytes(index_t dim) const { return code_bytes(dim) + 2; }
-  KVCONDENSE_HD constexpr float value(int code) const {
+  constexpr float value(int code) const {
     const int half = 1 << (bits - 1);
     return code >= half ? level[static_cast<std::size_t>(code - half)] : -level[static_cast<std::size_t>(half - 1 - code)];
   }
@@ -91,7 +90,7 @@ struct LevelCodes {
   }
   constexpr std::int64_t fingerprint() const {
     std::uint64_t f = 0x70 + static_cast<std::uint64_t>(scale) * 8 + static_cast<std::uint64_t>(bits);
-    for (const float l : level) f = f * 0x100000001b3u ^ std::bit_cast<std::uint32_t>(l);
+    for (const float l : level) f = f * 0x100000001b3u ^ detail::bit_cast<std::uint32_t>(l);
     return static_cast<std::int64_t>(f);
   }
 };

@@ -1,7 +1,6 @@
 #pragma once
 
 #include <array>
-#include <bit>
 #include <cstddef>
 #include <cstdint>
 
@@ -34,7 +33,7 @@ inline constexpr MiniFloat float_e5m2{5, 2, 15, 0x7b};   ///< up to 57344; 0x7c 
 
 /// 2^n as a float, -149 <= n <= 127.
 KVCONDENSE_HD constexpr float power_of_two(int n) {
-  return std::bit_cast<float>(n >= -126 ? static_cast<std::uint32_t>(n + 127) << 23
+  return detail::bit_cast<float>(n >= -126 ? static_cast<std::uint32_t>(n + 127) << 23
                                         : std::uint32_t{1} << (n + 149));
 }
 
@@ -45,7 +44,7 @@ KVCONDENSE_HD constexpr float mini_float_value(MiniFloat f, std::uint32_t code) 
   const int mantissa = static_cast<int>(size & ((1u << f.mantissa_bits) - 1u));
   float v = 0.0f;
   if (static_cast<int>(size) > f.top)
-    v = std::bit_cast<float>(f == float_e5m2 && mantissa == 0 ? 0x7f800000u : 0x7fc00000u);
+    v = detail::bit_cast<float>(f == float_e5m2 && mantissa == 0 ? 0x7f800000u : 0x7fc00000u);
   else if (exponent == 0)
     v = static_cast<float>(mantissa) * power_of_two(1 - f.bias - f.mantissa_bits);
   else
@@ -61,13 +60,13 @@ template <MiniFloat F, Rounding Rule>
 KVCONDENSE_HD constexpr std::uint32_t mini_float_code(float y) {
   constexpr int lowest = 128 - F.bias;  // exponent field of the smallest normal number
   constexpr float top = largest(F);
-  const std::uint32_t sign = std::bit_cast<std::uint32_t>(y) >> 31;
-  const float size = limit_to(std::bit_cast<float>(std::bit_cast<std::uint32_t>(y) & 0x7fffffffu), top);
-  const int field = static_cast<int>(std::bit_cast<std::uint32_t>(size) >> 23);
+  const std::uint32_t sign = detail::bit_cast<std::uint32_t>(y) >> 31;
+  const float size = limit_to(detail::bit_cast<float>(detail::bit_cast<std::uint32_t>(y) & 0x7fffffffu), top);
+  const int field = static_cast<int>(detail::bit_cast<std::uint32_t>(size) >> 23);
   const int exponent = field > lowest ? field : lowest;
   // In units of the last place of its binade a number is at most 2^(mantissa_bits + 1): the product is
   // exact, and a carry into the next binade is the next code.
-  const float units = size * std::bit_cast<float>(static_cast<std::uint32_t>(254 + F.mantissa_bits - exponent) << 23);
+  const float units = size * detail::bit_cast<float>(static_cast<std::uint32_t>(254 + F.mantissa_bits - exponent) << 23);
   const int code = ((exponent - lowest) << F.mantissa_bits) + round_code(Rule, units);
   return static_cast<std::uint32_t>(code) | (sign << (F.bits() - 1));
 }
@@ -82,12 +81,12 @@ inline constexpr auto mini_float_values = [] {
 
 /// An E8M0 scale: 2^(code - 127); 255 is NaN.
 KVCONDENSE_HD constexpr float e8m0_value(std::uint32_t code) {
-  return code == 255 ? std::bit_cast<float>(0x7fc00000u) : power_of_two(static_cast<int>(code) - 127);
+  return code == 255 ? detail::bit_cast<float>(0x7fc00000u) : power_of_two(static_cast<int>(code) - 127);
 }
 
 /// The E8M0 code of floor(log2(amax)) - top_exponent, or 0 where that is below 2^-127.
 KVCONDENSE_HD constexpr std::uint32_t e8m0_floor(float amax, int top_exponent) {
-  const int code = static_cast<int>(std::bit_cast<std::uint32_t>(amax) >> 23) - top_exponent;
+  const int code = static_cast<int>(detail::bit_cast<std::uint32_t>(amax) >> 23) - top_exponent;
   return static_cast<std::uint32_t>(code > 0 ? code : 0);
 }
 

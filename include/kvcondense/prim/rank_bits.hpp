@@ -1,6 +1,5 @@
 #pragma once
 
-#include <bit>
 #include <cstdint>
 
 #include <kvcondense/core/config.hpp>
@@ -8,8 +7,8 @@
 namespace kvcondense::prim {
 
 /// Unsigned numbers in the order of the scores: NaN is 0, -inf comes next, -0 equals +0.
-inline std::uint32_t rank_bits(float score) {
-  const auto b = std::bit_cast<std::uint32_t>(score + 0.0f);
+KVCONDENSE_HD inline std::uint32_t rank_bits(float score) {
+  const auto b = detail::bit_cast<std::uint32_t>(score + 0.0f);
   if ((b & 0x7fffffffu) > 0x7f800000u) return 0;
   return (b & 0x80000000u) != 0 ? ~b : b | 0x80000000u;
 }

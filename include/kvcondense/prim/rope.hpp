@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cmath>
+#include <utility>
 
 #include <kvcondense/core/backend.hpp>
 #include <kvcondense/core/buffer.hpp>
@@ -71,7 +72,7 @@ class RopeTable {
     table.fine_ = Buffer<float>(memory);
     table.coarse_ = Buffer<float>(memory);
     if (const Status s = table.extend(table.fine_, tile, 1); s != Status::ok) return s;
-    return table;
+    return Expected<RopeTable>(std::move(table));
   }
 
   /// Entries for slots [0, slots). Never shrinks; on refusal nothing changes.

@@ -1,6 +1,5 @@
 #pragma once
 
-#include <bit>
 #include <cmath>
 #include <cstdint>
 #include <initializer_list>
@@ -154,10 +153,10 @@ inline std::int64_t fingerprint(const RopeConfig& c) {
                           c.original_length, c.length})
     add(static_cast<std::uint64_t>(v));
   for (const double v : {c.base, c.factor, c.low_frequency, c.high_frequency, c.beta_fast, c.beta_slow, c.attention_factor})
-    add(std::bit_cast<std::uint64_t>(v));
+    add(detail::bit_cast<std::uint64_t>(v));
   for (const auto& t : {c.table, c.long_table}) {
     add(t.size());
-    for (const float v : t) add(std::bit_cast<std::uint32_t>(v));
+    for (const float v : t) add(detail::bit_cast<std::uint32_t>(v));
   }
   return static_cast<std::int64_t>(h);
 }

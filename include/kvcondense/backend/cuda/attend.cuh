@@ -1,0 +1,58 @@
+#pragma once
+
+#include <kvcondense/backend/cuda/attend_piece.cuh>
+#include <kvcondense/backend/cuda/attend_plan.cuh>
+#include <kvcondense/backend/cuda/context.cuh>
+#include <kvcondense/backend/cuda/launch.cuh>
+#include <kvcondense/core/shape.hpp>
+#include <kvcondense/core/status.hpp>
+#include <kvcondense/prim/attend.hpp>
+#include <kvcondense/prim/slot_runs.hpp>
+
+namespace kvcondense::prim {
+
+/// Heads are PagedHeads on the device; lengths, runs and pages are read there, so a captured graph stays right while a
+/// cache grows up to `max_slots` per head. Three launches: pieces, their join, mass where it is asked for.
+///
+/// Numbers  float32 as on the CPU, sums in another order. The result of a head does not depend on the device nor on
+///          other heads. Several sequences are more heads: [sequences * heads, ...].
+/// Errors   shape_mismatch, invalid_argument, workspace_too_small; nothing is enqueued then. A head with more than
+///          `max_slots` slots is the caller's mistake that only the device could see.
+template <>
+struct Attend<Cuda> {
+  static std::size_t workspace_bytes(const AttendRequest& request, index_t kv_heads, index_t max_slots) {
+    return cuda_kernels::workspace_of(cuda_kernels::plan_of(request, kv_heads, max_slots));
+  }
+
+  template <class KeyCodec, class ValueCodec>
+  static Status run(Context<Cuda>& ctx, const AttendRequest& request, const PagedHeads<KeyCodec, ValueCodec>& heads,
+                    index_t max_slots) {
+    using namespace cuda_kernels;
+    if (const Status s = check(request, heads, max_slots); s != Status::ok) return s;
+    AttendPlan plan = plan_of(request, heads.kv_heads, max_slots);
+    if (plan.rows == 0) return Status::ok;
+    if (ctx.workspace().size() < workspace_of(plan) || !place(plan, Scratch(ctx.workspace()))) return Status::workspace_too_small;
+    const index_t blocks = cuda::covering(plan.rows, row_block);
+    Status s = cuda::launch(ctx, attend_piece<KeyCodec, ValueCodec>, {plan.most, blocks, plan.kv_heads}, piece_threads,
+                            piece_shared(plan.dim, plan.value_dim), heads, plan);
+    if (s == Status::ok) s = cuda::launch(ctx, join_pieces<128>, {plan.rows, plan.kv_heads}, 128, 0, heads.slots, plan);
+    if (s == Status::ok && request.mass.data != nullptr)
+      s = cuda::launch(ctx, add_mass<256>, {cuda::covering(max_slots, 256), plan.kv_heads}, 256, 0, heads.slots, plan);
+    return s;
+  }
+
+ private:
+  template <class KeyCodec, class ValueCodec>
+  static Status check(const AttendRequest& r, const PagedHeads<KeyCodec, ValueCodec>& heads, index_t max_slots) {
+    const index_t q_heads = r.queries.extent[0], tokens = r.queries.extent[1];
+    if (heads.kv_heads < 1 || heads.kv_heads > 65535 || max_slots < 0 || max_slots > 0x7fffffff || r.mass_rows < 0)
+      return Status::invalid_argument;
+    if (q_heads % heads.kv_heads != 0 || r.out.extent[0] != q_heads || r.out.extent[1] != tokens) return Status::shape_mismatch;
+    if (r.lse.data != nullptr && (r.lse.extent[0] != q_heads || r.lse.extent[1] != tokens)) return Status::shape_mismatch;
+    const bool sizes = heads.key_codec.valid(r.queries.extent[2]) && heads.value_codec.valid(r.out.extent[2]) &&
+                       r.queries.extent[2] <= max_head_dim && r.out.extent[2] <= max_head_dim;
+    return sizes ? Status::ok : Status::invalid_argument;
+  }
+};
+
+}  // namespace kvcondense::prim

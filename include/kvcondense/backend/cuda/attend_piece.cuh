@@ -1,0 +1,186 @@
+#pragma once
+
+#include <cmath>
+
+#include <kvcondense/backend/cuda/attend_plan.cuh>
+#include <kvcondense/backend/cuda/block.cuh>
+#include <kvcondense/backend/cuda/page_rows.cuh>
+#include <kvcondense/core/shape.hpp>
+#include <kvcondense/prim/slot_runs.hpp>
+
+// One piece of a head for one block of query rows, in float32, for any codec and any size of a head.
+
+namespace kvcondense::prim::cuda_kernels {
+
+inline constexpr int piece_threads = 128, piece_warps = piece_threads / cuda::warp_lanes;
+inline constexpr int piece_tile = 32;  ///< slots at a time, a lane each
+inline constexpr int piece_rows = static_cast<int>(row_block);
+static_assert(piece_rows % piece_warps == 0);
+
+struct PieceShared {
+  float query[piece_rows][max_head_dim];
+  float weight[piece_rows][piece_tile];
+  float top[piece_rows], total[piece_rows], shrink[piece_rows];
+  SlotRun key_run[piece_tile], value_run[piece_tile];  ///< `place` is the slot's own here
+};
+/// Behind it the tile: rows of dim + 1 numbers, so that lanes that read a column meet no bank twice.
+inline std::size_t piece_shared(index_t dim, index_t value_dim) {
+  const index_t wide = (dim > value_dim ? dim : value_dim) + 1;
+  return sizeof(PieceShared) + static_cast<std::size_t>(piece_tile * wide) * sizeof(float);
+}
+
+__device__ inline float minus_infinity() { return -INFINITY; }
+
+/// Numbers of a tile's slots into shared memory: a warp a slot. Codes are unpacked here, once for all query rows.
+template <class Codec>
+__device__ inline void load_tile(const Codec& codec, const ExactRows& exact, int page_slots, const SlotRun* runs, int count,
+                                 int dim, float* tile) {
+  for (int i = cuda::warp_of_block(); i < count; i += piece_warps) {
+    const SlotRun run = runs[i];
+    float* row = tile + i * (dim + 1);
+    if (run.coded) {
+      const RowPage<Codec> page(codec, run.page, page_slots, dim);
+      for (int c = cuda::lane_of_warp(); c < dim; c += cuda::warp_lanes) row[c] = page.value(run.place, c);
+    } else {
+      const RowPage<ExactRows> page(exact, run.page, 0, dim);
+      for (int c = cuda::lane_of_warp(); c < dim; c += cuda::warp_lanes) row[c] = page.value(run.place, c);
+    }
+  }
+}
+
+/// Where a slot is: its run, with the slot's own place.
+__device__ inline SlotRun locate(const ColumnRuns& column, index_t head, index_t slot) {
+  SlotRun run = run_of(column, head, static_cast<std::int32_t>(slot));
+  run.place += static_cast<std::int32_t>(slot) - run.begin;
+  return run;
+}
+
+/// The sum of the block's rows over the piece's slots. Grid: pieces, row blocks, heads.
+template <class KeyCodec, class ValueCodec>
+__global__ void __launch_bounds__(piece_threads, 4) attend_piece(PagedHeads<KeyCodec, ValueCodec> heads, AttendPlan plan) {
+  PieceShared& shared = *reinterpret_cast<PieceShared*>(cuda::dyn_smem());
+  float* tile = reinterpret_cast<float*>(cuda::dyn_smem() + sizeof(PieceShared));
+  const index_t head = blockIdx.z, piece = blockIdx.x, first_row = static_cast<index_t>(blockIdx.y) * row_block;
+  const index_t slots = heads.slots[head], size = piece_slots(slots, plan.split);
+  if (piece >= pieces(slots, plan.split)) return;
+  const int rows = static_cast<int>(plan.rows - first_row < row_block ? plan.rows - first_row : row_block);
+  const int dim = static_cast<int>(plan.dim), value_dim = static_cast<int>(plan.value_dim);
+  const int lane = cuda::lane_of_warp(), warp = cuda::warp_of_block(), thread = static_cast<int>(threadIdx.x);
+
+  for (int i = thread; i < rows * dim; i += piece_threads) {
+    const index_t row = first_row + i / dim;
+    shared.query[i / dim][i % dim] =
+        plan.request.queries(head * plan.group + row % plan.group, row / plan.group, i % dim) * plan.request.softmax_scale;
+  }
+  if (thread < piece_rows) shared.top[thread] = minus_infinity(), shared.total[thread] = 0.0f;
+  constexpr int columns = static_cast<int>(max_head_dim) / piece_threads;
+  float sum[columns][piece_rows] = {};
+
+  // No row of the block sees more than its last one.
+  const index_t seen = plan.visible(slots, first_row + rows - 1);
+  const index_t end = (piece + 1) * size < seen ? (piece + 1) * size : seen;
+  for (index_t at = piece * size; at < end; at += piece_tile) {
+    const int count = static_cast<int>(end - at < piece_tile ? end - at : piece_tile);
+    __syncthreads();  // the tile before is done with everything shared
+    if (warp == 0 && lane < count) shared.key_run[lane] = locate(heads.keys, head, at + lane);
+    if (warp == 1 && lane < count) shared.value_run[lane] = locate(heads.values, head, at + lane);
+    __syncthreads();
+    load_tile(heads.key_codec, heads.exact, static_cast<int>(heads.keys.page_slots), shared.key_run, count, dim, tile);
+    __syncthreads();
+
+    for (int r = warp; r < rows; r += piece_warps) {  // a warp a row, a lane a slot
+      const index_t row = first_row + r;
+      const bool visible = lane < count && at + lane < plan.visible(slots, row);
+      float logit = minus_infinity();
+      if (visible) {
+        logit = 0.0f;
+        const float* key = tile + lane * (dim + 1);
+        for (int c = 0; c < dim; ++c) logit += shared.query[r][c] * key[c];
+        if (plan.request.mass.data != nullptr && row >= plan.first_mass_row)
+          plan.logit_row(head, row)[at + lane] = logit;
+      }
+      const bool bad = logit != logit;  // NaN never is the largest
+      const float before = shared.top[r], largest = cuda::warp_max(bad ? minus_infinity() : logit);
+      const float top = largest > before ? largest : before;
+      const bool any = top > minus_infinity();
+      const float weight = !visible ? 0.0f : any ? expf(logit - top) : bad ? logit : 0.0f;
+      const float total = cuda::warp_sum(weight);
+      __syncwarp();  // all lanes have read what lane 0 writes
+      shared.weight[r][lane] = weight;
+      if (lane == 0) {
+        const float shrink = any && before < top ? expf(before - top) : 1.0f;
+        shared.top[r] = top;
+        shared.shrink[r] = shrink;
+        shared.total[r] = shared.total[r] * shrink + total;
+      }
+    }
+    __syncthreads();
+    load_tile(heads.value_codec, heads.exact, static_cast<int>(heads.values.page_slots), shared.value_run, count, value_dim, tile);
+    __syncthreads();
+#pragma unroll
+    for (int k = 0; k < columns; ++k) {
+      const int c = thread + k * piece_threads;
+      if (c >= value_dim) continue;
+#pragma unroll
+      for (int r = 0; r < piece_rows; ++r) sum[k][r] *= r < rows ? shared.shrink[r] : 1.0f;
+      for (int i = 0; i < count; ++i) {
+        const float v = tile[i * (value_dim + 1) + c];
+#pragma unroll
+        for (int r = 0; r < piece_rows; ++r)
+          if (r < rows) sum[k][r] += shared.weight[r][i] * v;
+      }
+    }
+  }
+
+  __syncthreads();
+#pragma unroll
+  for (int r = 0; r < piece_rows; ++r) {
+    if (r >= rows) continue;
+    const index_t part = plan.at_piece(head, piece, first_row + r);
+#pragma unroll
+    for (int k = 0; k < columns; ++k)
+      if (thread + k * piece_threads < value_dim) plan.sums[part * value_dim + thread + k * piece_threads] = sum[k][r];
+    if (thread == 0) plan.top[part] = shared.top[r], plan.total[part] = shared.total[r];
+  }
+}
+
+/// Joins the pieces of a row, first to last. Grid: rows, heads.
+template <int Threads>
+__global__ void __launch_bounds__(Threads) join_pieces(const index_t* slots, AttendPlan plan) {
+  const index_t row = blockIdx.x, head = blockIdx.y, n = pieces(slots[head], plan.split);
+  const bool sees = plan.visible(slots[head], row) > 0;
+  float top = minus_infinity(), total = 0.0f;
+  for (index_t p = 0; p < n; ++p) top = plan.top[plan.at_piece(head, p, row)] > top ? plan.top[plan.at_piece(head, p, row)] : top;
+  const auto share = [&](index_t p) {
+    const float t = plan.top[plan.at_piece(head, p, row)];
+    return t > minus_infinity() ? expf(t - top) : 1.0f;  // a piece of NaN passes them on
+  };
+  for (index_t p = 0; p < n; ++p) total += plan.total[plan.at_piece(head, p, row)] * share(p);
+  const float scale = total == 0.0f ? 0.0f : 1.0f / total;
+  const index_t q_head = head * plan.group + row % plan.group, token = row / plan.group;
+  for (index_t c = threadIdx.x; c < plan.value_dim; c += Threads) {
+    float sum = 0.0f;
+    for (index_t p = 0; p < n; ++p) sum += plan.sums[plan.at_piece(head, p, row) * plan.value_dim + c] * share(p);
+    plan.request.out(q_head, token, c) = sees ? sum * scale : 0.0f;
+  }
+  if (threadIdx.x != 0) return;
+  if (plan.request.lse.data != nullptr) plan.request.lse(q_head, token) = sees ? top + logf(total) : minus_infinity();
+  plan.final_top[head * plan.rows + row] = top;
+  plan.final_scale[head * plan.rows + row] = scale;
+}
+
+/// Probabilities of the counted rows, added per slot in the order of rows. Grid: blocks of slots, heads.
+template <int Threads>
+__global__ void __launch_bounds__(Threads) add_mass(const index_t* slots, AttendPlan plan) {
+  const index_t head = blockIdx.y, slot = static_cast<index_t>(blockIdx.x) * Threads + threadIdx.x;
+  if (slot >= slots[head]) return;
+  float mass = 0.0f;
+  for (index_t row = plan.first_mass_row; row < plan.rows; ++row) {
+    if (slot >= plan.visible(slots[head], row)) continue;
+    const float probability = expf(plan.logit_row(head, row)[slot] - plan.final_top[head * plan.rows + row]);
+    mass += probability * plan.final_scale[head * plan.rows + row];
+  }
+  plan.request.mass.row(head)[slot] = mass;
+}
+
+}  // namespace kvcondense::prim::cuda_kernels

@@ -1,0 +1,100 @@
+#pragma once
+
+#include <cstddef>
+#include <span>
+#include <utility>
+
+#include <kvcondense/backend/cuda/dialect.cuh>
+#include <kvcondense/core/backend.hpp>
+#include <kvcondense/core/config.hpp>
+#include <kvcondense/core/expected.hpp>
+#include <kvcondense/core/status.hpp>
+
+namespace kvcondense {
+namespace cuda {
+
+/// What an error of the CUDA runtime means here. `device_error` stands for all that a caller can only report.
+inline Status status_of(cudaError_t e) {
+  switch (e) {
+    case cudaSuccess: return Status::ok;
+    case cudaErrorMemoryAllocation: return Status::out_of_memory;
+    case cudaErrorInvalidValue:
+    case cudaErrorInvalidConfiguration: return Status::invalid_argument;
+    case cudaErrorNotSupported:
+    case cudaErrorLaunchOutOfResources: return Status::not_supported;
+    case cudaErrorNoDevice:
+    case cudaErrorInvalidDevice:
+    case cudaErrorInsufficientDriver:
+    case cudaErrorInitializationError:
+    case cudaErrorNoKernelImageForDevice: return Status::no_device;
+    default: return Status::device_error;
+  }
+}
+
+/// What is left of a failed call is taken away, so that nobody else meets it. An error that has broken the
+/// device stays: CUDA gives it again and again.
+inline Status settled(cudaError_t e) {
+  if (e != cudaSuccess) static_cast<void>(cudaGetLastError());
+  return status_of(e);
+}
+
+/// What kernels are shaped by. Asked for once; no call of the library asks the device again.
+struct DeviceFacts {
+  int multiprocessors = 0;
+  int capability = 0;                ///< 10 * major + minor: 80, 90, 100
+  std::size_t shared_per_block = 0;  ///< dynamic shared memory that a block may ask for
+};
+
+/// The facts of the current device. `no_device` where there is none, no driver, or one older than compute
+/// capability 8.0.
+inline Expected<DeviceFacts> device_facts() {
+  int count = 0, device = 0, major = 0, minor = 0, shared = 0;
+  DeviceFacts facts;
+  if (const cudaError_t e = cudaGetDeviceCount(&count); e != cudaSuccess) return settled(e);
+  if (count == 0) return Status::no_device;
+  cudaError_t e = cudaGetDevice(&device);
+  if (e == cudaSuccess) e = cudaDeviceGetAttribute(&facts.multiprocessors, cudaDevAttrMultiProcessorCount, device);
+  if (e == cudaSuccess) e = cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
+  if (e == cudaSuccess) e = cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device);
+  if (e == cudaSuccess) e = cudaDeviceGetAttribute(&shared, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
+  if (e != cudaSuccess) return settled(e);
+  if (major < 8) return Status::no_device;
+  facts.capability = 10 * major + minor;
+  facts.shared_per_block = static_cast<std::size_t>(shared);
+  return facts;
+}
+
+}  // namespace cuda
+
+/// A stream, the facts of its device, and scratch memory on it. Cheap to copy; borrowed things outlive the call.
+///
+/// Calls only enqueue work on the stream: none allocates, waits, or asks the device anything, so any of them may
+/// be captured in a CUDA graph. Two calls may share a workspace when they are on one stream.
+template <>
+class Context<Cuda> {
+ public:
+  Context(cudaStream_t stream, const cuda::DeviceFacts& facts, std::span<std::byte> workspace = {})
+      : stream_(stream), facts_(facts), workspace_(workspace) {}
+
+  /// For the current device. `no_device` where CUDA is not there; nothing falls back to the CPU.
+  static Expected<Context> make(cudaStream_t stream, std::span<std::byte> workspace = {}) {
+    const Expected<cuda::DeviceFacts> facts = cuda::device_facts();
+    if (!facts) return facts.status();
+    return Context(stream, *facts, workspace);
+  }
+
+  Context with_workspace(std::span<std::byte> workspace) const { return Context(stream_, facts_, workspace); }
+  cudaStream_t stream() const { return stream_; }
+  const cuda::DeviceFacts& facts() const { return facts_; }
+  std::span<std::byte> workspace() const { return workspace_; }  ///< device memory
+
+  /// Waits until the stream is done. Errors of kernels show here.
+  Status wait() const { return cuda::settled(cudaStreamSynchronize(stream_)); }
+
+ private:
+  cudaStream_t stream_;
+  cuda::DeviceFacts facts_;
+  std::span<std::byte> workspace_;
+};
+
+}  // namespace kvcondense

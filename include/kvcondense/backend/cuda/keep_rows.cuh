@@ -1,0 +1,101 @@
+#pragma once
+
+#include <kvcondense/backend/cuda/block.cuh>
+#include <kvcondense/backend/cuda/context.cuh>
+#include <kvcondense/backend/cuda/launch.cuh>
+#include <kvcondense/backend/cuda/page_rows.cuh>
+#include <kvcondense/core/shape.hpp>
+#include <kvcondense/core/status.hpp>
+#include <kvcondense/prim/keep_rows.hpp>
+
+namespace kvcondense::prim {
+namespace cuda_kernels {
+
+inline constexpr int keep_threads = 256;
+
+/// The two pieces of a slot in its page: numbers or codes, then parameters of its own.
+struct SlotBytes {
+  std::byte* row = nullptr;
+  std::byte* params = nullptr;
+  int row_bytes = 0, param_bytes = 0;
+
+  __device__ int size() const { return row_bytes + param_bytes; }
+  __device__ std::byte* at(int i) const { return i < row_bytes ? row + i : params + (i - row_bytes); }
+};
+__device__ inline SlotBytes slot_bytes(const RowPage<ExactRows>& page, int slot) { return {page.row(slot), nullptr, page.row_bytes(), 0}; }
+template <int Bits>
+__device__ inline SlotBytes slot_bytes(const RowPage<GroupInt<Bits>>& page, int slot) {
+  return {page.row(slot), page.params(slot), page.row_bytes(), static_cast<int>(page.codec.group_bytes(page.dim))};
+}
+
+/// A block a head. Kept slots ascend, so a slot's new place is never behind its old one: bytes are read, then, behind
+/// a barrier, written, a chunk of slots at a time, and nothing is written that is still to be read.
+template <class Codec>
+__global__ void __launch_bounds__(keep_threads) keep_head_rows(Codec codec, PageTable table, RaggedView<const std::int32_t> keep, const index_t* count) {
+  constexpr int each = 4;  // bytes of a thread in one round
+  const index_t head = blockIdx.x, n = count[head];
+  const auto slot = [&](index_t s) {
+    std::byte* page = table.pages[table.offset[head] + s / table.page_slots];
+    const RowPage<Codec> rows(codec, page, static_cast<int>(table.page_slots), static_cast<int>(table.dim));
+    return slot_bytes(rows, static_cast<int>(s % table.page_slots));
+  };
+  if (n == 0) return;
+  const int bytes = slot(0).size(), in_round = keep_threads * each;
+  // The first slots often stay: begin where one moves. All threads find the same.
+  index_t low = 0, high = n;  // keep[i] == i below low
+  while (low < high) {
+    const index_t middle = low + (high - low) / 2;
+    if (keep.row(head)[middle] == middle) low = middle + 1;
+    else high = middle;
+  }
+  const index_t total = (n - low) * bytes;
+  for (index_t at = 0; at < total; at += in_round) {
+    std::byte value[each];
+#pragma unroll
+    for (int k = 0; k < each; ++k) {
+      const index_t b = at + k * keep_threads + threadIdx.x;
+      if (b < total) value[k] = *slot(keep.row(head)[low + b / bytes]).at(static_cast<int>(b % bytes));
+    }
+    __syncthreads();
+#pragma unroll
+    for (int k = 0; k < each; ++k) {
+      const index_t b = at + k * keep_threads + threadIdx.x;
+      if (b < total) *slot(low + b / bytes).at(static_cast<int>(b % bytes)) = value[k];
+    }
+    __syncthreads();
+  }
+}
+
+template <int Threads>
+__global__ void __launch_bounds__(Threads) keep_head_numbers(RaggedView<const std::int32_t> keep, const index_t* count, RaggedView<float> numbers) {
+  const index_t head = blockIdx.x, n = count[head];
+  float* x = numbers.row(head);
+  for (index_t at = 0; at < n; at += Threads) {
+    const index_t i = at + threadIdx.x;
+    const float value = i < n ? x[keep.row(head)[i]] : 0.0f;
+    __syncthreads();
+    if (i < n) x[i] = value;
+    __syncthreads();
+  }
+}
+
+}  // namespace cuda_kernels
+
+/// A block a head; lists and counts lie on the device, so a TopK before it needs no wait.
+template <>
+struct KeepRows<Cuda> {
+  template <class Codec>
+  static Status rows(Context<Cuda>& ctx, const Codec& codec, const PageTable& table, RaggedView<const std::int32_t> keep,
+                     const index_t* count) {
+    using namespace cuda_kernels;
+    if (codec.group_slots() != 1) return Status::not_supported;
+    if (!codec.valid(table.dim) || table.dim > max_head_dim || table.page_slots < 1 || table.page_slots > 65536) return Status::invalid_argument;
+    return cuda::launch(ctx, keep_head_rows<Codec>, {table.heads}, keep_threads, 0, codec, table, keep, count);
+  }
+
+  static Status numbers(Context<Cuda>& ctx, RaggedView<const std::int32_t> keep, const index_t* count, RaggedView<float> numbers) {
+    return cuda::launch(ctx, cuda_kernels::keep_head_numbers<256>, {numbers.heads}, 256, 0, keep, count, numbers);
+  }
+};
+
+}  // namespace kvcondense::prim

@@ -1,0 +1,198 @@
+#pragma once
+
+#include <cstdint>
+
+#include <kvcondense/backend/cuda/block.cuh>
+#include <kvcondense/backend/cuda/context.cuh>
+#include <kvcondense/backend/cuda/launch.cuh>
+#include <kvcondense/backend/cuda/page_rows.cuh>
+#include <kvcondense/core/shape.hpp>
+#include <kvcondense/core/status.hpp>
+#include <kvcondense/prim/group_quant.hpp>
+#include <kvcondense/prim/page_codec.hpp>
+
+namespace kvcondense::prim {
+
+/// Slots [first, first + count) of one page, and rows of floats, `step` apart, that go into them or come from them.
+struct PageRows {
+  std::byte* page = nullptr;
+  float* rows = nullptr;  ///< encode only reads them
+  index_t step = 0;
+  std::int32_t first = 0;
+  std::int32_t count = 0;
+};
+
+/// Many of them, of all heads of a step: one launch. `jobs` lies on the device; what kernels are shaped by does not.
+struct PageBatch {
+  const PageRows* jobs = nullptr;
+  index_t size = 0;
+  index_t most = 0;   ///< no job has more slots
+  index_t slots = 0;  ///< of a page
+  index_t dim = 0;
+};
+
+namespace cuda_kernels {
+
+inline constexpr int codec_threads = 128, codec_warps = codec_threads / cuda::warp_lanes;
+
+template <class Count>
+__device__ inline void add_repaired(index_t* repaired, Count n) {
+  if (repaired != nullptr && n > 0) atomicAdd(reinterpret_cast<unsigned long long*>(repaired), static_cast<unsigned long long>(n));
+}
+
+/// A warp a slot, four slots a block.
+template <class Codec>
+__global__ void __launch_bounds__(codec_threads, 8) encode_exact(Codec codec, PageBatch batch) {
+  const PageRows job = batch.jobs[blockIdx.y];
+  const int i = static_cast<int>(blockIdx.x) * codec_warps + cuda::warp_of_block();
+  if (i >= job.count) return;
+  const RowPage<Codec> page(codec, job.page, static_cast<int>(batch.slots), static_cast<int>(batch.dim));
+  for (int c = cuda::lane_of_warp(); c < page.dim; c += cuda::warp_lanes)
+    write_number(codec.dtype, page.row(job.first + i), c, job.rows[i * job.step + c]);
+}
+
+template <class Codec>
+__global__ void __launch_bounds__(codec_threads, 8) decode_rows(Codec codec, PageBatch batch) {
+  const PageRows job = batch.jobs[blockIdx.y];
+  const int i = static_cast<int>(blockIdx.x) * codec_warps + cuda::warp_of_block();
+  if (i >= job.count) return;
+  const RowPage<Codec> page(codec, job.page, static_cast<int>(batch.slots), static_cast<int>(batch.dim));
+  for (int c = cuda::lane_of_warp(); c < page.dim; c += cuda::warp_lanes)
+    job.rows[i * job.step + c] = page.value(job.first + i, c);
+}
+
+struct TokenShared {
+  std::uint8_t codes[codec_warps][max_head_dim];
+};
+
+/// Token axis: a warp a slot. Ranges over the lanes, codes through shared memory into bytes.
+template <int Bits>
+__global__ void __launch_bounds__(codec_threads, 8) encode_tokens(GroupInt<Bits> codec, PageBatch batch, index_t* repaired) {
+  TokenShared& shared = cuda::shared_as<TokenShared>();
+  const PageRows job = batch.jobs[blockIdx.y];
+  const int i = static_cast<int>(blockIdx.x) * codec_warps + cuda::warp_of_block(), lane = cuda::lane_of_warp();
+  if (i >= job.count) return;  // whole warps leave, and no block barrier follows
+  const RowPage<GroupInt<Bits>> page(codec, job.page, static_cast<int>(batch.slots), static_cast<int>(batch.dim));
+  const float* x = job.rows + i * job.step;
+  std::uint8_t* codes = shared.codes[cuda::warp_of_block()];
+  const int group = page.group_channels(), slot = job.first + i;
+  int bad = 0;
+  for (int j = 0; j < page.scales(); ++j) {
+    GroupRange range;
+    for (int c = j * group + lane; c < (j + 1) * group; c += cuda::warp_lanes) {
+      range.include(x[c]);
+      bad += static_cast<int>(needs_repair(x[c]));
+    }
+    range.lo = cuda::warp_reduce(range.lo, [](float a, float b) { return a < b ? a : b; });
+    range.hi = cuda::warp_max(range.hi);
+    const GroupParams p = fit_group(codec.form, Bits, codec.params, range);
+    if (lane == 0) {
+      page.write_params(slot, j, p.scale, p.offset);
+      bad += static_cast<int>(p.saturated);
+    }
+    for (int c = j * group + lane; c < (j + 1) * group; c += cuda::warp_lanes)
+      codes[c] = static_cast<std::uint8_t>(page.code_for(x[c], p.offset, p.inverse));
+  }
+  __syncwarp();
+  for (int b = lane; b < page.row_bytes(); b += cuda::warp_lanes) page.row(slot)[b] = packed_byte<Bits>(codes, page.dim, b);
+  bad = cuda::warp_sum(bad);
+  if (lane == 0) add_repaired(repaired, bad);
+}
+
+inline constexpr int channel_threads = 256, channel_rows = 32;
+static_assert(channel_threads >= max_head_dim);
+
+struct ChannelShared {
+  cuda::BlockScratch<int, channel_threads> sums;
+  std::uint8_t codes[channel_rows][max_head_dim];
+};
+
+/// Channel axis: a block a group of slots, a thread a channel.
+template <int Bits>
+__global__ void __launch_bounds__(channel_threads, 4) encode_channels(GroupInt<Bits> codec, PageBatch batch, index_t* repaired) {
+  ChannelShared& shared = cuda::shared_as<ChannelShared>();
+  const PageRows job = batch.jobs[blockIdx.y];
+  const RowPage<GroupInt<Bits>> page(codec, job.page, static_cast<int>(batch.slots), static_cast<int>(batch.dim));
+  const int n = page.group_slots(), begin = static_cast<int>(blockIdx.x) * n, c = static_cast<int>(threadIdx.x);
+  if (begin >= job.count) return;
+  const float* x = job.rows + begin * job.step;
+  const int slot = job.first + begin;
+  int bad = 0;
+  GroupParams p;
+  if (c < page.dim) {
+    GroupRange range;
+    for (int i = 0; i < n; ++i) {
+      range.include(x[i * job.step + c]);
+      bad += static_cast<int>(needs_repair(x[i * job.step + c]));
+    }
+    p = fit_group(codec.form, Bits, codec.params, range);
+    page.write_params(slot, c, p.scale, p.offset);
+    bad += static_cast<int>(p.saturated);
+  }
+  for (int from = 0; from < n; from += channel_rows) {
+    const int rows = n - from < channel_rows ? n - from : channel_rows;
+    if (c < page.dim)
+      for (int i = 0; i < rows; ++i)
+        shared.codes[i][c] = static_cast<std::uint8_t>(page.code_for(x[(from + i) * job.step + c], p.offset, p.inverse));
+    __syncthreads();
+    const int bytes = page.row_bytes();
+    for (int b = c; b < rows * bytes; b += channel_threads)
+      page.row(slot + from + b / bytes)[b % bytes] = packed_byte<Bits>(shared.codes[b / bytes], page.dim, b % bytes);
+    __syncthreads();
+  }
+  bad = cuda::block_sum<int, channel_threads>(bad, shared.sums);
+  if (c == 0) add_repaired(repaired, bad);
+}
+
+/// Whether a batch can be meant: pages and rows of a size that kernels are made for.
+template <class Codec>
+Status check(const Codec& codec, const PageBatch& batch) {
+  const bool sizes = batch.size >= 0 && batch.size <= 65535 && batch.most >= 0 && batch.slots > 0 &&
+                     batch.slots <= 65536 && batch.dim > 0 && batch.dim <= max_head_dim;
+  return sizes && codec.valid(batch.dim) ? Status::ok : Status::invalid_argument;
+}
+
+}  // namespace cuda_kernels
+
+// The backend half of codecs on CUDA: words over batches of pages, enqueued on the context's stream. Bytes of pages
+// are those of the CPU backend, codes and parameters equal bit for bit, decoded numbers too.
+//
+//   encode(ctx, codec, PageBatch, index_t* repaired) -> Status   repaired: device, null or added to
+//   decode(ctx, codec, PageBatch) -> Status
+
+template <>
+struct PageCodec<Cuda, ExactRows> {
+  static Status encode(Context<Cuda>& ctx, const ExactRows& codec, const PageBatch& batch, index_t* = nullptr) {
+    using namespace cuda_kernels;
+    if (const Status s = check(codec, batch); s != Status::ok) return s;
+    return cuda::launch(ctx, encode_exact<ExactRows>, {cuda::covering(batch.most, codec_warps), batch.size}, codec_threads, 0, codec, batch);
+  }
+  static Status decode(Context<Cuda>& ctx, const ExactRows& codec, const PageBatch& batch) {
+    using namespace cuda_kernels;
+    if (const Status s = check(codec, batch); s != Status::ok) return s;
+    return cuda::launch(ctx, decode_rows<ExactRows>, {cuda::covering(batch.most, codec_warps), batch.size}, codec_threads, 0, codec, batch);
+  }
+};
+
+template <int Bits>
+struct PageCodec<Cuda, GroupInt<Bits>> {
+  using Codec = GroupInt<Bits>;
+
+  /// On the channel axis `first` and `count` of every job are multiples of the group.
+  static Status encode(Context<Cuda>& ctx, const Codec& codec, const PageBatch& batch, index_t* repaired = nullptr) {
+    using namespace cuda_kernels;
+    if (const Status s = check(codec, batch); s != Status::ok) return s;
+    if (codec.axis == GroupAxis::token)
+      return cuda::launch(ctx, encode_tokens<Bits>, {cuda::covering(batch.most, codec_warps), batch.size}, codec_threads,
+                          sizeof(TokenShared), codec, batch, repaired);
+    return cuda::launch(ctx, encode_channels<Bits>, {cuda::covering(batch.most, codec.group_size), batch.size}, channel_threads,
+                        sizeof(ChannelShared), codec, batch, repaired);
+  }
+  static Status decode(Context<Cuda>& ctx, const Codec& codec, const PageBatch& batch) {
+    using namespace cuda_kernels;
+    if (const Status s = check(codec, batch); s != Status::ok) return s;
+    return cuda::launch(ctx, decode_rows<Codec>, {cuda::covering(batch.most, codec_warps), batch.size}, codec_threads, 0, codec, batch);
+  }
+};
+
+}  // namespace kvcondense::prim

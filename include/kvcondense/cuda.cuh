@@ -1,0 +1,15 @@
+#pragma once
+
+// Everything that runs on a CUDA device: the words of the CUDA backend. For files that nvcc compiles.
+#include <kvcondense/backend/cuda/attend.cuh>
+#include <kvcondense/backend/cuda/context.cuh>
+#include <kvcondense/backend/cuda/hadamard.cuh>
+#include <kvcondense/backend/cuda/keep_rows.cuh>
+#include <kvcondense/backend/cuda/launch.cuh>
+#include <kvcondense/backend/cuda/memory.cuh>
+#include <kvcondense/backend/cuda/page_codec.cuh>
+#include <kvcondense/backend/cuda/rope.cuh>
+#include <kvcondense/backend/cuda/row_norm.cuh>
+#include <kvcondense/backend/cuda/slot_numbers.cuh>
+#include <kvcondense/backend/cuda/slot_rows.cuh>
+#include <kvcondense/backend/cuda/top_k.cuh>

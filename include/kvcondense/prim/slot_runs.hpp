@@ -1,0 +1,52 @@
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include <kvcondense/core/config.hpp>
+#include <kvcondense/prim/page_codec.hpp>
+
+namespace kvcondense::prim {
+
+/// Consecutive slots of a head that lie side by side in one page.
+struct SlotRun {
+  std::byte* page = nullptr;  ///< its payload
+  std::int32_t begin = 0;     ///< the first of them, counted in slots of the head; they end where the next run begins
+  std::int32_t place = 0;     ///< where it lies in the page
+  bool coded = false;         ///< a page of codes; else of exact numbers
+};
+
+/// Where the rows of one column (all keys, or all values) lie, for every head: head h has the runs
+/// [offset[h], offset[h + 1]), the first of which begins at slot 0. Tombstones are places that no run covers.
+struct ColumnRuns {
+  const SlotRun* runs = nullptr;
+  const index_t* offset = nullptr;  ///< heads + 1
+  index_t page_slots = 0;           ///< of pages of codes; pages of exact numbers may have any size
+};
+
+/// The run that holds a slot; the head has that slot.
+KVCONDENSE_HD inline const SlotRun& run_of(const ColumnRuns& column, index_t head, std::int32_t slot) {
+  const SlotRun* low = column.runs + column.offset[head];
+  const SlotRun* high = column.runs + column.offset[head + 1];
+  while (high - low > 1) {
+    const SlotRun* middle = low + (high - low) / 2;
+    if (middle->begin <= slot) low = middle;
+    else high = middle;
+  }
+  return *low;
+}
+
+/// All slots of all KV heads of a layer, keys and values each in pages of their own: exact first slots, codes,
+/// exact newest slots, in any order and number. The form in which kernels read a cache.
+template <CodecDescription KeyCodec, CodecDescription ValueCodec>
+struct PagedHeads {
+  KeyCodec key_codec{};
+  ValueCodec value_codec{};
+  ExactRows exact{};
+  ColumnRuns keys{};
+  ColumnRuns values{};
+  const index_t* slots = nullptr;  ///< per head
+  index_t kv_heads = 0;
+};
+
+}  // namespace kvcondense::prim

@@ -1,0 +1,189 @@
+// Attention on CUDA against the CPU backend: the same pages, the same queries.
+
+#include <cmath>
+#include <random>
+#include <vector>
+
+#include <kvcondense/cuda.cuh>
+
+#include "device.hpp"
+#include "paged_heads.hpp"
+
+using namespace kvcondense;
+using test::at;
+using test::ColumnShape;
+
+namespace {
+
+struct Case {
+  index_t group = 1, tokens = 1, dim = 64, value_dim = 64;
+  index_t page_slots = 64;
+  DType exact = DType::f16;
+  std::vector<ColumnShape> keys, values;
+  index_t mass_rows = -1;  ///< -1: no mass
+  index_t more_slots = 0;  ///< of the bound, beyond the longest head
+};
+
+struct Result {
+  std::vector<float> out, lse, mass;
+};
+
+float largest_difference(const std::vector<float>& a, const std::vector<float>& b) {
+  REQUIRE(a.size() == b.size());
+  float most = 0.0f;
+  for (std::size_t i = 0; i < a.size(); ++i) {
+    if (a[i] == b[i] || (std::isnan(a[i]) && std::isnan(b[i]))) continue;
+    const float d = std::fabs(a[i] - b[i]);
+    most = d > most ? d : !(d == d) ? INFINITY : most;
+  }
+  return most;
+}
+
+template <class K, class V>
+void compare(const Case& c, const K& key_codec, const V& value_codec, float tolerance = 2e-5f, bool ways = true) {
+  const index_t heads = static_cast<index_t>(c.keys.size()), q_heads = heads * c.group;
+  const test::HostColumn<K> keys(key_codec, {c.exact}, c.dim, c.page_slots, c.keys, 11);
+  const test::HostColumn<V> values(value_codec, {c.exact}, c.value_dim, c.page_slots, c.values, 12);
+  std::vector<index_t> slots, offset{0};
+  index_t most = 0;
+  for (std::size_t h = 0; h < c.keys.size(); ++h) {
+    REQUIRE(c.keys[h].slots() == c.values[h].slots());
+    slots.push_back(c.keys[h].slots());
+    offset.push_back(offset.back() + slots.back());
+    most = std::max(most, slots.back());
+  }
+  std::mt19937 random(13);
+  std::normal_distribution<float> normal;
+  std::vector<float> queries(at(q_heads * c.tokens * c.dim));
+  for (float& x : queries) x = normal(random);
+
+  const auto make = [&](float* q, float* out, float* lse, float* mass, const index_t* o) {
+    prim::AttendRequest r;
+    r.queries = dense_view(static_cast<const float*>(q), q_heads, c.tokens, c.dim);
+    r.out = dense_view(out, q_heads, c.tokens, c.value_dim);
+    r.lse = dense_view(lse, q_heads, c.tokens);
+    if (c.mass_rows >= 0) r.mass = {mass, o, heads}, r.mass_rows = c.mass_rows;
+    r.softmax_scale = 1.0f / std::sqrt(static_cast<float>(c.dim));
+    return r;
+  };
+  const Result blank{std::vector<float>(at(q_heads * c.tokens * c.value_dim), 7.0f), std::vector<float>(at(q_heads * c.tokens), 7.0f),
+                     std::vector<float>(at(offset.back()), 7.0f)};
+
+  Result cpu = blank;
+  {
+    const prim::AttendRequest r = make(queries.data(), cpu.out.data(), cpu.lse.data(), cpu.mass.data(), offset.data());
+    Workspace scratch;
+    REQUIRE(scratch.reserve(prim::Attend<Cpu>::workspace_bytes(1, c.group * c.tokens, most, c.dim, c.value_dim, c.mass_rows >= 0)) == Status::ok);
+    Context<Cpu> ctx(scratch.bytes());
+    REQUIRE(prim::Attend<Cpu>::run(ctx, r, heads, [&](index_t h) { return test::HostHead<K, V>{&keys, &values, h, slots[at(h)]}; }) == Status::ok);
+  }
+  const auto on_device = [&] {
+    test::Device device;
+    auto device_keys = keys.on(device);
+    auto device_values = values.on(device);
+    test::OnDevice<index_t> device_slots(device, slots), device_offset(device, offset);
+    test::OnDevice<float> q(device, queries), out(device, blank.out), lse(device, blank.lse), mass(device, blank.mass);
+    const prim::AttendRequest r = make(q.data(), out.data(), lse.data(), mass.data(), device_offset.data());
+    const prim::PagedHeads<K, V> paged{key_codec, value_codec, {c.exact}, device_keys.view(), device_values.view(), device_slots.data(), heads};
+    const std::size_t need = prim::Attend<Cuda>::workspace_bytes(r, heads, most + c.more_slots);
+    Context<Cuda> less = device.with_workspace(need - 1);
+    REQUIRE(prim::Attend<Cuda>::run(less, r, paged, most + c.more_slots) == Status::workspace_too_small);
+    Context<Cuda> ctx = device.with_workspace(need);
+    REQUIRE(prim::Attend<Cuda>::run(ctx, r, paged, most + c.more_slots) == Status::ok);
+    const Result cuda{out.read(), lse.read(), mass.read()};
+    CHECK(largest_difference(cuda.out, cpu.out) < tolerance);
+    CHECK(largest_difference(cuda.lse, cpu.lse) < tolerance);
+    CHECK(largest_difference(cuda.mass, cpu.mass) < tolerance);
+  };
+  if (ways) test::each_way(on_device);
+  else on_device();
+}
+
+template <int Bits>
+prim::GroupInt<Bits> channel_codec(index_t group) {
+  return {.axis = prim::GroupAxis::channel, .group_size = group};
+}
+template <int Bits>
+prim::GroupInt<Bits> token_codec(index_t group) {
+  return {.axis = prim::GroupAxis::token, .group_size = group};
+}
+
+}  // namespace
+
+TEST_CASE("cuda attend: exact caches of every type, ragged heads, one of them empty") {
+  for (const DType t : {DType::f32, DType::f16, DType::bf16}) {
+    const std::vector<ColumnShape> shape{{4, 0, 60}, {0, 0, 0}, {1, 0, 0}, {0, 0, 33}, {4, 0, 300}};
+    compare(Case{.group = 3, .exact = t, .keys = shape, .values = shape, .mass_rows = 1}, prim::ExactRows{t}, prim::ExactRows{t});
+  }
+}
+
+TEST_CASE("cuda attend: kivi's cache, keys by channel and values by token") {
+  // Keys are coded in blocks of 32, values one by one: the columns' boundaries differ.
+  const std::vector<ColumnShape> keys{{4, 160, 40}, {4, 64, 3}, {0, 32, 0}, {4, 0, 9}}, values{{4, 190, 10}, {4, 57, 10}, {0, 22, 10}, {4, 0, 9}};
+  const Case c{.group = 4, .dim = 128, .value_dim = 128, .keys = keys, .values = values, .mass_rows = 1};
+  compare(c, channel_codec<4>(32), token_codec<4>(64));
+  compare(c, channel_codec<2>(32), token_codec<2>(32), 5e-5f);
+  compare(c, token_codec<8>(128), token_codec<8>(0));
+}
+
+TEST_CASE("cuda attend: tombstones in pages of codes") {
+  const std::vector<ColumnShape> keys{{2, 300, 20, 3}, {2, 70, 7, 8}}, values{{2, 310, 10, 1}, {2, 60, 17, 5}};
+  compare(Case{.group = 2, .dim = 64, .value_dim = 96, .keys = keys, .values = values, .mass_rows = 1}, channel_codec<4>(64), token_codec<4>(32));
+}
+
+TEST_CASE("cuda attend: groups of 1 to 16 query heads") {
+  const std::vector<ColumnShape> shape{{0, 100, 17}};
+  for (const index_t group : {1, 2, 5, 7, 8, 9, 16})
+    compare(Case{.group = group, .keys = shape, .values = shape, .mass_rows = 1}, token_codec<4>(32), token_codec<4>(32), 2e-5f, group == 9);
+}
+
+TEST_CASE("cuda attend: sizes of heads") {
+  const std::vector<ColumnShape> shape{{1, 70, 30}};
+  for (const index_t dim : {1, 33, 80, 96, 112, 256})
+    compare(Case{.group = 2, .dim = dim, .value_dim = 257 - dim, .keys = shape, .values = shape}, channel_codec<4>(32), token_codec<3>(0), 5e-5f, dim == 256);
+}
+
+TEST_CASE("cuda attend: several tokens see what is theirs") {
+  const std::vector<ColumnShape> shape{{4, 64, 30}, {0, 0, 3}, {2, 32, 40}};
+  for (const index_t tokens : {2, 5, 21})
+    for (const index_t mass : {index_t{1}, index_t{3}, tokens})
+      compare(Case{.group = 2, .tokens = tokens, .keys = shape, .values = shape, .mass_rows = mass}, token_codec<4>(64), token_codec<4>(64), 2e-5f, tokens == 5);
+  // More rows than are split: whole heads.
+  compare(Case{.group = 4, .tokens = 30, .keys = shape, .values = shape, .mass_rows = 7}, token_codec<4>(64), token_codec<4>(64));
+}
+
+TEST_CASE("cuda attend: heads of many pieces, and a bound that is too large") {
+  const std::vector<ColumnShape> shape{{4, 1200, 50}, {4, 0, 10}, {0, 256, 0}, {0, 256, 1}};
+  compare(Case{.group = 2, .dim = 32, .value_dim = 32, .keys = shape, .values = shape, .mass_rows = 1, .more_slots = 5000}, channel_codec<4>(64), token_codec<4>(32));
+}
+
+TEST_CASE("cuda attend: a head's result does not depend on the others") {
+  static_assert(prim::cuda_kernels::pieces(0, true) == 1);
+  static_assert(prim::cuda_kernels::pieces(256, true) == 1);
+  static_assert(prim::cuda_kernels::pieces(257, true) == 2);
+  static_assert(prim::cuda_kernels::pieces(64 * 256, true) == 64);
+  static_assert(prim::cuda_kernels::pieces(64 * 256 + 1, true) == 33);
+  static_assert(prim::cuda_kernels::pieces(1 << 20, true) == 64);
+  static_assert(prim::cuda_kernels::pieces(100000, false) == 1);
+}
+
+TEST_CASE("cuda attend: what views do not fit is refused") {
+  test::Device device;
+  const prim::PagedHeads<prim::ExactRows, prim::ExactRows> heads{{}, {}, {}, {}, {}, nullptr, 2};
+  const auto run = [&](index_t q_heads, index_t out_heads, index_t tokens, index_t dim, index_t lse_tokens, index_t most) {
+    static const float q = 0.0f;
+    static float o = 0.0f;
+    prim::AttendRequest r;
+    r.queries = dense_view(&q, q_heads, index_t{1}, dim);
+    r.out = dense_view(&o, out_heads, tokens, dim);
+    r.lse = dense_view(&o, q_heads, lse_tokens);
+    return prim::Attend<Cuda>::run(device, r, heads, most);
+  };
+  CHECK(run(3, 3, 1, 64, 1, 10) == Status::shape_mismatch);
+  CHECK(run(4, 2, 1, 64, 1, 10) == Status::shape_mismatch);
+  CHECK(run(4, 4, 2, 64, 1, 10) == Status::shape_mismatch);
+  CHECK(run(4, 4, 1, 64, 2, 10) == Status::shape_mismatch);
+  CHECK(run(4, 4, 1, 257, 1, 10) == Status::invalid_argument);
+  CHECK(run(4, 4, 1, 64, 1, -1) == Status::invalid_argument);
+  CHECK(run(4, 4, 1, 64, 1, 10) == Status::workspace_too_small);
+}

@@ -1,0 +1,101 @@
+#!/usr/bin/env python3
+"""Compiles every kernel for every architecture, warnings as errors, and checks what ptxas says of it.
+
+    budget.py --nvcc NVCC --include DIR... [--write]
+
+budget.txt has a line per kernel: its name and the registers it may use on each architecture. A kernel that uses more,
+that spills, that has no line, or a line without a kernel, is a failure. --write writes the file anew.
+"""
+
+import argparse
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+ARCHITECTURES = ("80", "90a", "100")
+TYPES = ("kvcondense::", "prim::", "cuda_kernels::", "cuda::")
+
+
+def short(name):
+    """attend_piece<GroupInt<4>, GroupInt<4>> of the demangled signature."""
+    name = re.sub(r"^void ", "", name)
+    depth, end = 0, len(name)
+    for i, c in enumerate(name):
+        depth += (c == "<") - (c == ">")
+        if c == "(" and depth == 0 and not name.startswith("(anonymous", i):
+            end = i
+            break
+    name = name[:end]
+    for t in TYPES:
+        name = name.replace(t, "")
+    return re.sub(r"\((?:int|bool)\)", "", name).replace(" ", "")
+
+
+def compile_for(nvcc, includes, architecture):
+    """What nvcc said, and {kernel: (registers, spilled bytes)}."""
+    command = [nvcc, "-std=c++20", "-O3", "-Werror", "all-warnings", "-Xptxas", "-v",
+               "-gencode", f"arch=compute_{architecture},code=sm_{architecture}", "-cubin"]
+    command += [f"-I{i}" for i in includes]
+    with tempfile.TemporaryDirectory() as folder:
+        done = subprocess.run([*command, str(HERE / "kernels.cu"), "-o", f"{folder}/kernels.cubin"], text=True,
+                              stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    if done.returncode != 0:
+        return done.stdout, {}
+    names = re.findall(r"Compiling entry function '(\w+)'", done.stdout)
+    filt = Path(nvcc).resolve().with_name("cu++filt")
+    shown = subprocess.run([str(filt) if filt.exists() else "c++filt"], input="\n".join(names), text=True,
+                           stdout=subprocess.PIPE, check=True).stdout.split("\n")
+    kernels, name = {}, None
+    demangled = dict(zip(names, shown))
+    for line in done.stdout.split("\n"):
+        if match := re.search(r"Compiling entry function '(\w+)'", line):
+            name = short(demangled[match[1]])
+        if match := re.search(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", line):
+            spilled = sum(int(n) for n in match.groups())
+        if match := re.search(r"Used (\d+) registers", line):
+            kernels[name] = (int(match[1]), spilled)
+    return "", kernels
+
+
+def read_budget(path):
+    lines = [l.split() for l in path.read_text().split("\n") if l and not l.startswith("#")] if path.exists() else []
+    return {words[0]: dict(zip(ARCHITECTURES, map(int, words[1:]))) for words in lines}
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--nvcc", required=True)
+    parser.add_argument("--include", action="append", default=[])
+    parser.add_argument("--architecture", action="append", default=[], choices=ARCHITECTURES)
+    parser.add_argument("--write", action="store_true")
+    options = parser.parse_args()
+    path = HERE / "budget.txt"
+    budget, used, bad = read_budget(path), {}, []
+    asked = options.architecture or list(ARCHITECTURES)
+    for architecture in asked:
+        said, kernels = compile_for(options.nvcc, options.include, architecture)
+        if said:
+            bad.append(f"sm_{architecture} does not compile:\n{said}")
+            continue
+        for kernel, (registers, spilled) in kernels.items():
+            used.setdefault(kernel, {})[architecture] = registers
+            if spilled:
+                bad.append(f"sm_{architecture} {kernel}: {spilled} bytes of stack and spills")
+            allowed = budget.get(kernel, {}).get(architecture, 0)
+            if registers > allowed and not options.write:
+                bad.append(f"sm_{architecture} {kernel}: {registers} registers, budget {allowed}")
+        if not options.write:
+            bad += [f"sm_{architecture} {kernel}: in budget.txt, but not compiled" for kernel in budget if kernel not in kernels]
+    if options.write and not bad:
+        rows = [f"{kernel} {' '.join(str(n[a]) for a in ARCHITECTURES)}" for kernel, n in sorted(used.items())]
+        path.write_text("# kernel, and the registers it may use on sm_80 sm_90a sm_100; written by budget.py --write\n"
+                        + "\n".join(rows) + "\n")
+    print("\n".join(bad) if bad else f"{len(used)} kernels on {', '.join('sm_' + a for a in asked)}: within budget, nothing spilled")
+    return 1 if bad else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,154 @@
+// Contexts, memory and errors of the CUDA backend.
+
+#include <vector>
+
+#include <kvcondense/backend/cuda/launch.cuh>
+
+#include "device.hpp"
+
+using namespace kvcondense;
+using test::at;
+
+namespace {
+
+template <int Factor>
+__global__ void scale(const float* x, index_t n, float* out) {
+  const index_t i = static_cast<index_t>(blockIdx.x) * blockDim.x + threadIdx.x;
+  if (i < n) out[i] = Factor * x[i];
+}
+
+template <int Words>
+__global__ void fill_shared(int* out) {
+  int* shared = reinterpret_cast<int*>(cuda::dyn_smem());
+  for (int i = static_cast<int>(threadIdx.x); i < Words; i += static_cast<int>(blockDim.x)) shared[i] = i;
+  __syncthreads();
+  if (threadIdx.x == 0) out[0] = shared[Words - 1];
+}
+
+}  // namespace
+
+TEST_CASE("cuda: values go to the device, through a kernel and back") {
+  test::each_way([] {
+    test::Device device;
+    std::vector<float> x(1000);
+    for (std::size_t i = 0; i < x.size(); ++i) x[i] = static_cast<float>(i);
+    test::OnDevice<float> in(device, x), out(device, std::vector<float>(1000, -1.0f));
+    REQUIRE(cuda::launch(device, scale<3>, {cuda::covering(1000, 128)}, 128, 0, in.data(), 1000, out.data()) == Status::ok);
+    const std::vector<float> got = out.read();
+    for (std::size_t i = 0; i < x.size(); ++i) REQUIRE(got[i] == 3.0f * x[i]);
+  });
+}
+
+TEST_CASE("cuda: an empty grid is done, an impossible one is refused") {
+  test::Device device;
+  test::OnDevice<float> x(device, {1.0f});
+  const float* in = x.data();
+  CHECK(cuda::launch(device, scale<3>, {0}, 128, 0, in, 1, x.data()) == Status::ok);
+  CHECK(cuda::launch(device, scale<3>, {1, 65536}, 128, 0, in, 1, x.data()) == Status::invalid_argument);
+  CHECK(cuda::launch(device, scale<3>, {index_t{1} << 31}, 128, 0, in, 1, x.data()) == Status::invalid_argument);
+  CHECK(cuda::launch(device, scale<3>, {1}, 1025, 0, in, 1, x.data()) == Status::invalid_argument);
+  CHECK(cuda::launch(device, scale<3>, {1}, 32, std::size_t{1} << 20, in, 1, x.data()) == Status::not_supported);
+  CHECK(x.read()[0] == 1.0f);
+}
+
+TEST_CASE("cuda: a block may have more shared memory than the plain limit") {
+  test::Device device;
+  test::OnDevice<int> out(device, {0});
+  constexpr int words = 20000;
+  REQUIRE(cuda::launch(device, fill_shared<words>, {1}, 256, words * sizeof(int), out.data()) == Status::ok);
+  CHECK(out.read()[0] == words - 1);
+}
+
+TEST_CASE("cuda: facts of the device") {
+  const Expected<cuda::DeviceFacts> facts = cuda::device_facts();
+  REQUIRE(facts);
+  CHECK(facts->multiprocessors > 0);
+  CHECK(facts->capability >= 80);
+  CHECK(facts->shared_per_block >= cuda::plain_shared);
+}
+
+TEST_CASE("cuda: arrays keep what they have when memory is refused") {
+  struct Refusing final : MemoryResource<Cuda> {
+    int left = 1;
+    index_t out = 0;
+    void* allocate(std::size_t bytes, std::size_t align) noexcept override {
+      if (left-- <= 0) return nullptr;
+      ++out;
+      return cuda::device_memory().allocate(bytes, align);
+    }
+    void release(void* p, std::size_t bytes, std::size_t align) noexcept override {
+      --out;
+      cuda::device_memory().release(p, bytes, align);
+    }
+  } memory;
+  {
+    test::Device device;
+    cuda::DeviceArray<int> a(memory);
+    REQUIRE(a.upload(device, std::vector<int>{1, 2, 3}) == Status::ok);
+    CHECK(a.resize(5) == Status::out_of_memory);
+    std::vector<int> got(3);
+    REQUIRE(a.download(device, std::span<int>(got)) == Status::ok);
+    device.wait();
+    CHECK(got == std::vector<int>{1, 2, 3});
+    std::vector<int> more(4);
+    CHECK(a.download(device, std::span<int>(more)) == Status::out_of_range);
+    cuda::DeviceArray<int> b = std::move(a);
+    CHECK(b.size() == 3);
+    CHECK(memory.out == 1);
+  }
+  CHECK(memory.out == 0);
+}
+
+TEST_CASE("cuda: errors of the runtime have a Status") {
+  CHECK(cuda::status_of(cudaSuccess) == Status::ok);
+  CHECK(cuda::status_of(cudaErrorMemoryAllocation) == Status::out_of_memory);
+  CHECK(cuda::status_of(cudaErrorInvalidConfiguration) == Status::invalid_argument);
+  CHECK(cuda::status_of(cudaErrorNoDevice) == Status::no_device);
+  CHECK(cuda::status_of(cudaErrorInsufficientDriver) == Status::no_device);
+  CHECK(cuda::status_of(cudaErrorLaunchOutOfResources) == Status::not_supported);
+  CHECK(cuda::status_of(cudaErrorIllegalAddress) == Status::device_error);
+}
+
+#if defined(KVCONDENSE_CUDA_FIBERS)
+namespace {
+struct Restore {
+  cuda_fibers::Runtime runtime = cuda_fibers::runtime;
+  ~Restore() { cuda_fibers::runtime = runtime; }
+};
+}  // namespace
+
+TEST_CASE("cuda: where no device is, every maker says so") {
+  const Restore restore;
+  cuda_fibers::runtime.devices = 0;
+  CHECK(Context<Cuda>::make(nullptr).status() == Status::no_device);
+  CHECK(cuda::device_facts().status() == Status::no_device);
+  CHECK(cudaGetLastError() == cudaSuccess);  // nobody else meets the error
+  CHECK(cuda::device_memory().allocate(16, 16) == nullptr);
+}
+
+TEST_CASE("cuda: a device below compute capability 8.0 is none") {
+  const Restore restore;
+  cuda_fibers::runtime.major = 7, cuda_fibers::runtime.minor = 5;
+  CHECK(Context<Cuda>::make(nullptr).status() == Status::no_device);
+}
+
+TEST_CASE("cuda: a broken device is told by every call") {
+  test::Device device;
+  test::OnDevice<float> x(device, {1.0f});
+  const float* in = x.data();
+  const Restore restore;
+  cuda_fibers::runtime.broken = cudaErrorIllegalAddress;
+  CHECK(device.context().wait() == Status::device_error);
+  CHECK(cuda::launch(device, scale<3>, {1}, 32, 0, in, 1, x.data()) == Status::device_error);
+  cuda::DeviceArray<int> a;
+  CHECK(a.resize(3) == Status::out_of_memory);
+}
+
+TEST_CASE("cuda: memory that the device does not have is refused") {
+  const Restore restore;
+  cuda_fibers::runtime.allocations_until_refusal = 0;
+  cuda::DeviceArray<int> a;
+  CHECK(a.resize(3) == Status::out_of_memory);
+  CHECK(cudaGetLastError() == cudaSuccess);
+}
+#endif

@@ -1,0 +1,93 @@
+#pragma once
+
+// What the tests of CUDA words share. The same sources are built in three ways: with KVCONDENSE_CUDA_FIBERS as
+// host C++, by nvcc for a device, and by nvcc for an interpreter of its PTX.
+
+#include <cstddef>
+#include <cstdint>
+#include <span>
+#include <type_traits>
+#include <vector>
+
+#include <catch2/catch.hpp>
+
+#include <kvcondense/backend/cuda/context.cuh>
+#include <kvcondense/backend/cuda/memory.cuh>
+
+namespace test {
+
+using namespace kvcondense;
+
+inline std::size_t at(index_t i) { return static_cast<std::size_t>(i); }
+
+/// A stream of its own and a context on it.
+class Device {
+ public:
+  Device() : context_(make()) {}
+  ~Device() { static_cast<void>(cudaStreamDestroy(context_.stream())); }
+  Device(const Device&) = delete;
+  Device& operator=(const Device&) = delete;
+
+  Context<Cuda>& context() { return context_; }
+  operator Context<Cuda>&() { return context_; }  // NOLINT(google-explicit-constructor)
+  void wait() { REQUIRE(context_.wait() == Status::ok); }
+
+  /// The same stream with this much scratch memory.
+  Context<Cuda> with_workspace(std::size_t bytes) {
+    REQUIRE(workspace_.resize(static_cast<index_t>(bytes)) == Status::ok);
+    return context_.with_workspace(workspace_.bytes());
+  }
+
+ private:
+  static Context<Cuda> make() {
+    cudaStream_t stream = nullptr;
+    REQUIRE(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking) == cudaSuccess);
+    const Expected<Context<Cuda>> context = Context<Cuda>::make(stream);
+    REQUIRE(context);
+    return *context;
+  }
+
+  Context<Cuda> context_;
+  cuda::DeviceArray<std::byte> workspace_;
+};
+
+/// Values on the device, read back on demand.
+template <class T>
+class OnDevice {
+ public:
+  OnDevice(Device& device, const std::vector<T>& values) : device_(&device) {
+    REQUIRE(array_.upload(device, values) == Status::ok);
+    device.wait();
+  }
+  T* data() { return array_.data(); }
+  std::vector<T> read() const {
+    std::vector<T> values(at(array_.size()));
+    REQUIRE(array_.download(*device_, std::span<T>(values)) == Status::ok);
+    device_->wait();
+    return values;
+  }
+
+ private:
+  Device* device_;
+  cuda::DeviceArray<T> array_;
+};
+
+/// Runs `use` in every way this build can run kernels: in emulation with threads and blocks in several orders and
+/// with copies that land late and at once; on a device once.
+template <class Use>
+void each_way(Use&& use) {
+#if defined(KVCONDENSE_CUDA_FIBERS)
+  const cuda_fibers::Options before = cuda_fibers::options;
+  for (const std::uint64_t seed : {0u, 3u})
+    for (const bool late : {true, false}) {
+      cuda_fibers::options.seed = seed;
+      cuda_fibers::options.late_copies = late;
+      use();
+    }
+  cuda_fibers::options = before;
+#else
+  use();
+#endif
+}
+
+}  // namespace test

@@ -1,0 +1,48 @@
+// Every kernel once, in the forms that caches use most: what budget.py compiles for every architecture.
+
+#include <kvcondense/cuda.cuh>
+
+using namespace kvcondense;
+
+template <class Codec>
+Status pages(Context<Cuda>& ctx, const Codec& codec, const prim::PageBatch& batch) {
+  const Status s = prim::PageCodec<Cuda, Codec>::encode(ctx, codec, batch);
+  return s == Status::ok ? prim::PageCodec<Cuda, Codec>::decode(ctx, codec, batch) : s;
+}
+template Status pages(Context<Cuda>&, const prim::ExactRows&, const prim::PageBatch&);
+template Status pages(Context<Cuda>&, const prim::GroupInt<2>&, const prim::PageBatch&);
+template Status pages(Context<Cuda>&, const prim::GroupInt<3>&, const prim::PageBatch&);
+template Status pages(Context<Cuda>&, const prim::GroupInt<4>&, const prim::PageBatch&);
+template Status pages(Context<Cuda>&, const prim::GroupInt<8>&, const prim::PageBatch&);
+
+template <class K, class V>
+Status attend(Context<Cuda>& ctx, const prim::AttendRequest& r, const prim::PagedHeads<K, V>& heads) {
+  return prim::Attend<Cuda>::run(ctx, r, heads, 4096);
+}
+template Status attend(Context<Cuda>&, const prim::AttendRequest&, const prim::PagedHeads<prim::ExactRows, prim::ExactRows>&);
+template Status attend(Context<Cuda>&, const prim::AttendRequest&, const prim::PagedHeads<prim::GroupInt<2>, prim::GroupInt<2>>&);
+template Status attend(Context<Cuda>&, const prim::AttendRequest&, const prim::PagedHeads<prim::GroupInt<4>, prim::GroupInt<4>>&);
+template Status attend(Context<Cuda>&, const prim::AttendRequest&, const prim::PagedHeads<prim::GroupInt<8>, prim::GroupInt<8>>&);
+
+Status rank(Context<Cuda>& ctx, RaggedView<const float> scores, const index_t* total, const prim::Ends* ends,
+            RaggedView<std::int32_t> slots, index_t* count) {
+  const Status s = prim::KeepEnds<Cuda>::run(ctx, ends, slots, count);
+  return s == Status::ok ? prim::TopK<Cuda>::run(ctx, scores, ends, total, slots, count) : s;
+}
+
+Status smaller_words(Context<Cuda>& ctx, const SlotRows<Cuda>& rows, RaggedView<const float> x, RaggedView<float> out,
+                     TensorView<const float, 3> keys, TensorView<const index_t, 2> positions, TensorView<float, 3> turned,
+                     RaggedView<const std::int32_t> keep, const index_t* count, const prim::PageTable& pages) {
+  Status s = prim::RowNorm<Cuda>::run(ctx, rows, 1, 1.0f, out);
+  if (s == Status::ok) s = prim::SlotNumbers<Cuda>::fill(ctx, 0.0f, out);
+  if (s == Status::ok) s = prim::SlotNumbers<Cuda>::index(ctx, out);
+  if (s == Status::ok) s = prim::SlotNumbers<Cuda>::mix(ctx, x, 1.0f, 1.0f, out);
+  if (s == Status::ok) s = prim::SlotNumbers<Cuda>::larger(ctx, x, out);
+  if (s == Status::ok) s = prim::SlotNumbers<Cuda>::times(ctx, x, 1.0f, out);
+  if (s == Status::ok) s = prim::Rope<Cuda>::rotate(ctx, prim::RopeAngles{}, keys, positions, turned);
+  if (s == Status::ok) s = prim::RowTransform<Cuda, prim::Hadamard>::forward(ctx, {}, 64, {nullptr, 1, 64});
+  if (s == Status::ok) s = prim::KeepRows<Cuda>::rows(ctx, prim::ExactRows{}, pages, keep, count);
+  if (s == Status::ok) s = prim::KeepRows<Cuda>::rows(ctx, prim::GroupInt<4>{}, pages, keep, count);
+  if (s == Status::ok) s = prim::KeepRows<Cuda>::numbers(ctx, keep, count, out);
+  return s;
+}

@@ -1,0 +1,137 @@
+// Pages on CUDA: the same bytes as on the CPU, and the same numbers out of them.
+
+#include <cstring>
+#include <limits>
+#include <random>
+#include <vector>
+
+#include <kvcondense/backend/cpu/exact_rows.hpp>
+#include <kvcondense/backend/cpu/group_quant.hpp>
+#include <kvcondense/cuda.cuh>
+
+#include "device.hpp"
+
+using namespace kvcondense;
+using test::at;
+
+namespace {
+
+struct Job {
+  index_t first, count;
+};
+
+/// Rows with everything in them that codecs must survive.
+std::vector<float> rows_of(index_t n, index_t dim, unsigned seed) {
+  std::mt19937 random(seed);
+  std::normal_distribution<float> normal;
+  std::vector<float> x(at(n * dim));
+  for (std::size_t i = 0; i < x.size(); ++i) {
+    x[i] = normal(random) * (i % 7 == 0 ? 30.0f : 1.0f);
+    const auto odd = static_cast<unsigned>(random() % 400);
+    if (odd == 0) x[i] = std::numeric_limits<float>::quiet_NaN();
+    if (odd == 1) x[i] = std::numeric_limits<float>::infinity();
+    if (odd == 2) x[i] = -2e38f;
+    if (odd == 3) x[i] = -0.0f;
+    if (odd == 4) x[i] = 1e-41f;
+    if (odd == 5) x[i] = 70000.0f;
+  }
+  for (index_t c = 0; n > 0 && c < dim; ++c) x[at(c)] = 0.25f;  // a constant row
+  return x;
+}
+
+template <class Codec>
+void compare(const Codec& codec, index_t slots, index_t dim, const std::vector<Job>& jobs, bool repairs = true) {
+  INFO("dim " << dim << " slots " << slots << " fingerprint " << codec.fingerprint());
+  const std::size_t bytes = codec.page_bytes(slots, dim);
+  index_t most = 0, repaired = 0;
+  std::vector<std::vector<float>> rows, decoded;
+  std::vector<std::vector<std::byte>> pages;
+  for (const Job& j : jobs) {
+    most = std::max(most, j.count);
+    rows.push_back(rows_of(j.count, dim + 3, static_cast<unsigned>(j.first + 31 * dim)));
+    // Pages begin 64-byte aligned in a cache; vectors of 8-byte words do here what codecs need.
+    pages.emplace_back(bytes);
+    decoded.emplace_back(at(j.count * dim));
+    const prim::PageSpan page{pages.back().data(), slots, dim};
+    repaired += prim::PageCodec<Cpu, Codec>::encode(codec, page, j.first, j.count, {rows.back().data(), j.count, dim + 3});
+    prim::PageCodec<Cpu, Codec>::decode(codec, page, j.first, j.count, {decoded.back().data(), j.count, dim});
+  }
+  test::each_way([&] {
+    test::Device device;
+    std::vector<test::OnDevice<float>> in, out;
+    std::vector<test::OnDevice<std::byte>> store;
+    std::vector<prim::PageRows> encode, decode;
+    for (std::size_t i = 0; i < jobs.size(); ++i) {
+      in.emplace_back(device, rows[i]);
+      out.emplace_back(device, std::vector<float>(decoded[i].size()));
+      store.emplace_back(device, std::vector<std::byte>(bytes));
+      const auto first = static_cast<std::int32_t>(jobs[i].first), count = static_cast<std::int32_t>(jobs[i].count);
+      encode.push_back({store[i].data(), in[i].data(), dim + 3, first, count});
+      decode.push_back({store[i].data(), out[i].data(), dim, first, count});
+    }
+    test::OnDevice<prim::PageRows> encode_jobs(device, encode), decode_jobs(device, decode);
+    test::OnDevice<index_t> sum(device, {5});
+    prim::PageBatch batch{encode_jobs.data(), static_cast<index_t>(jobs.size()), most, slots, dim};
+    REQUIRE(prim::PageCodec<Cuda, Codec>::encode(device, codec, batch, sum.data()) == Status::ok);
+    batch.jobs = decode_jobs.data();
+    REQUIRE(prim::PageCodec<Cuda, Codec>::decode(device, codec, batch) == Status::ok);
+    for (std::size_t i = 0; i < jobs.size(); ++i) {
+      REQUIRE(store[i].read() == pages[i]);
+      const std::vector<float> got = out[i].read();
+      REQUIRE((got.empty() || std::memcmp(got.data(), decoded[i].data(), got.size() * sizeof(float)) == 0));
+    }
+    if (repairs) CHECK(sum.read()[0] == 5 + repaired);
+  });
+  if (repairs) CHECK(repaired > 0);
+}
+
+template <int Bits>
+void all_forms() {
+  using enum prim::GroupForm;
+  for (const prim::GroupForm form : {minimum, integer_zero, float_zero, symmetric, mid_rise}) {
+    if (Bits == 1 && form == symmetric) continue;
+    prim::GroupInt<Bits> codec;
+    codec.form = form;
+    codec.rounding = static_cast<prim::Rounding>(static_cast<int>(form) % 3);
+    codec.params = static_cast<prim::ParamType>((static_cast<int>(form) + Bits) % 3);
+    codec.axis = prim::GroupAxis::token;
+    codec.group_size = 24;
+    compare(codec, 20, 72, {{0, 20}, {3, 9}});
+    codec.axis = prim::GroupAxis::channel;
+    codec.group_size = 12;
+    compare(codec, 48, 50, {{12, 36}, {0, 12}});
+  }
+}
+
+}  // namespace
+
+TEST_CASE("cuda pages: exact numbers") {
+  for (const DType t : {DType::f32, DType::f16, DType::bf16})
+    for (const index_t dim : {1, 33, 128, 256})
+      compare(prim::ExactRows{t}, 17, dim, {{0, 17}, {5, 3}, {2, 0}}, false);
+}
+
+TEMPLATE_TEST_CASE_SIG("cuda pages: codes of every width and form", "", ((int Bits), Bits), 1, 2, 3, 4, 5, 6, 7, 8) {
+  all_forms<Bits>();
+}
+
+TEST_CASE("cuda pages: sizes of heads and groups") {
+  for (const index_t dim : {64, 80, 96, 112, 128, 256}) {
+    compare(prim::GroupInt<4>{.axis = prim::GroupAxis::token, .group_size = dim / 2}, 64, dim, {{0, 64}, {63, 1}});
+    compare(prim::GroupInt<2>{.axis = prim::GroupAxis::token, .group_size = 0}, 64, dim, {{10, 50}});
+    compare(prim::GroupInt<4>{.axis = prim::GroupAxis::channel, .group_size = 64}, 64, dim, {{0, 64}});
+    compare(prim::GroupInt<2>{.axis = prim::GroupAxis::channel, .group_size = 32}, 256, dim, {{32, 96}, {224, 32}});
+  }
+}
+
+TEST_CASE("cuda pages: nothing to do, and what cannot be meant") {
+  test::Device device;
+  const prim::GroupInt<4> codec{.group_size = 32};
+  using Codec = prim::PageCodec<Cuda, prim::GroupInt<4>>;
+  CHECK(Codec::encode(device, codec, {nullptr, 0, 8, 64, 64}) == Status::ok);
+  CHECK(Codec::encode(device, codec, {nullptr, 3, 0, 64, 64}) == Status::ok);
+  CHECK(Codec::encode(device, codec, {nullptr, 1, 8, 64, 65}) == Status::invalid_argument);
+  CHECK(Codec::decode(device, codec, {nullptr, 1, 8, 64, 512}) == Status::invalid_argument);
+  CHECK(Codec::decode(device, codec, {nullptr, 70000, 8, 64, 64}) == Status::invalid_argument);
+  CHECK(Codec::decode(device, codec, {nullptr, 1, 8, 0, 64}) == Status::invalid_argument);
+}

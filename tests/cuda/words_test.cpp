@@ -1,0 +1,267 @@
+// The smaller words on CUDA: rotations, transforms, lengths, numbers per slot, moving what is kept.
+
+#include <cmath>
+#include <cstring>
+#include <numeric>
+#include <random>
+#include <vector>
+
+#include <kvcondense/backend/cpu/exact_rows.hpp>
+#include <kvcondense/backend/cpu/group_quant.hpp>
+#include <kvcondense/backend/cpu/keep_rows.hpp>
+#include <kvcondense/backend/cpu/rope.hpp>
+#include <kvcondense/backend/cpu/row_norm.hpp>
+#include <kvcondense/backend/cpu/row_transform.hpp>
+#include <kvcondense/backend/cpu/slot_numbers.hpp>
+#include <kvcondense/cuda.cuh>
+
+#include "device.hpp"
+#include "paged_heads.hpp"
+
+using namespace kvcondense;
+using test::at;
+
+namespace {
+
+std::vector<float> normal_numbers(index_t n, unsigned seed) {
+  std::mt19937 random(seed);
+  std::normal_distribution<float> normal;
+  std::vector<float> x(at(n));
+  for (float& v : x) v = normal(random);
+  return x;
+}
+
+}  // namespace
+
+TEST_CASE("cuda rope: as the CPU, forth, back and in place") {
+  constexpr index_t heads = 3, tokens = 5;
+  for (const prim::RopePairing pairing : {prim::RopePairing::half_split, prim::RopePairing::interleaved})
+    for (const index_t dim : {2, 64, 80, 256})
+      for (const index_t rotary : {index_t{0}, index_t{2}, dim / 4 * 2})
+        for (const index_t place_heads : {index_t{1}, heads}) {
+          if (rotary == 0 && dim == 2) continue;
+          const auto angles = prim::rope_angles({.pairing = pairing, .rotary_dim = rotary}, dim);
+          if (!angles) continue;
+          const std::vector<float> x = normal_numbers(heads * tokens * dim, 3);
+          std::vector<index_t> positions(at(place_heads * tokens));
+          for (std::size_t i = 0; i < positions.size(); ++i) positions[i] = static_cast<index_t>(i * 977) - 400;
+          for (const bool back : {false, true}) {
+            const prim::RopeTurn turn{.back = back, .scale = back ? 1.0f : 1.25f};
+            std::vector<float> expected(x.size());
+            Context<Cpu> cpu;
+            REQUIRE(prim::Rope<Cpu>::rotate(cpu, *angles, dense_view(x.data(), heads, tokens, dim), dense_view(static_cast<const index_t*>(positions.data()), place_heads, tokens),
+                                            dense_view(expected.data(), heads, tokens, dim), turn) == Status::ok);
+            test::Device device;
+            test::OnDevice<float> in(device, x), out(device, std::vector<float>(x.size(), 7.0f));
+            test::OnDevice<index_t> where(device, positions);
+            const auto place = dense_view(static_cast<const index_t*>(where.data()), place_heads, tokens);
+            REQUIRE(prim::Rope<Cuda>::rotate(device, *angles, dense_view(static_cast<const float*>(in.data()), heads, tokens, dim), place,
+                                             dense_view(out.data(), heads, tokens, dim), turn) == Status::ok);
+            REQUIRE(prim::Rope<Cuda>::rotate(device, *angles, dense_view(static_cast<const float*>(in.data()), heads, tokens, dim), place,
+                                             dense_view(in.data(), heads, tokens, dim), turn) == Status::ok);
+            const std::vector<float> got = out.read(), same = in.read();
+            for (std::size_t i = 0; i < x.size(); ++i) REQUIRE(std::fabs(got[i] - expected[i]) <= 1e-6f * (1.0f + std::fabs(expected[i])));
+            CHECK(got == same);
+          }
+        }
+  test::Device device;
+  const auto angles = prim::rope_angles({}, 64);
+  const TensorView<const float, 3> rows = dense_view(static_cast<const float*>(nullptr), 2, 3, 64);
+  const TensorView<float, 3> out = dense_view(static_cast<float*>(nullptr), 2, 3, 64);
+  CHECK(prim::Rope<Cuda>::rotate(device, *angles, rows, dense_view(static_cast<const index_t*>(nullptr), 1, 4), out) == Status::shape_mismatch);
+  CHECK(prim::Rope<Cuda>::rotate(device, *angles, dense_view(static_cast<const float*>(nullptr), 2, 3, 63), dense_view(static_cast<const index_t*>(nullptr), 1, 3),
+                                 dense_view(static_cast<float*>(nullptr), 2, 3, 63)) == Status::shape_mismatch);
+}
+
+TEST_CASE("cuda hadamard: bit for bit the CPU's") {
+  for (const index_t dim : {1, 8, 64, 80, 96, 112, 128, 256})
+    for (const prim::Hadamard t : {prim::Hadamard{}, prim::Hadamard{.block = 4, .seed = 9}, prim::Hadamard{.seed = 5, .overlap = true}}) {
+      if (!t.valid(dim)) continue;
+      const std::vector<float> x = normal_numbers(7 * (dim + 2), 4);
+      std::vector<float> forth = x, back = x;
+      prim::RowTransform<Cpu, prim::Hadamard>::forward(t, dim, {forth.data(), 7, dim + 2});
+      prim::RowTransform<Cpu, prim::Hadamard>::backward(t, dim, {back.data(), 7, dim + 2});
+      test::each_way([&] {
+        test::Device device;
+        test::OnDevice<float> a(device, x), b(device, x);
+        REQUIRE(prim::RowTransform<Cuda, prim::Hadamard>::query(device, t, dim, {a.data(), 7, dim + 2}) == Status::ok);
+        REQUIRE(prim::RowTransform<Cuda, prim::Hadamard>::backward(device, t, dim, {b.data(), 7, dim + 2}) == Status::ok);
+        CHECK(a.read() == forth);
+        CHECK(b.read() == back);
+      });
+    }
+  test::Device device;
+  CHECK(prim::RowTransform<Cuda, prim::Hadamard>::forward(device, {.block = 16}, 72, {nullptr, 1, 72}) == Status::invalid_argument);
+}
+
+TEST_CASE("cuda row_norm: rows in every stored form") {
+  const std::vector<test::ColumnShape> shapes{{4, 100, 9, 2}, {0, 0, 3}, {0, 0, 0}, {1, 64, 0}};
+  const std::vector<index_t> slots{113, 3, 0, 65}, offset{0, 113, 116, 116, 181};
+  const auto compare = [&](const auto& codec, index_t dim) {
+    using Codec = std::remove_cvref_t<decltype(codec)>;
+    const test::HostColumn<Codec> column(codec, {DType::f16}, dim, 64, shapes, 21);
+    std::vector<float> expected(181, 7.0f);
+    constexpr index_t newest = 90;
+    for (std::size_t h = 0; h < 4; ++h)
+      for (index_t j = std::max<index_t>(0, slots[h] - newest); j < slots[h]; ++j)
+        column.each(static_cast<index_t>(h), j, 1, [&](const prim::SlotRun& run, index_t place, index_t, index_t) {
+          std::vector<float> x(at(dim));
+          if (run.coded) prim::PageCodec<Cpu, Codec>::decode(column.codec(), column.page(run), place, 1, {x.data(), 1, dim});
+          else prim::PageCodec<Cpu, prim::ExactRows>::decode(column.exact(), column.page(run), place, 1, {x.data(), 1, dim});
+          double sum = 0.0;
+          for (const float v : x) sum += static_cast<double>(v) * static_cast<double>(v);
+          expected[at(offset[h] + j)] = -2.0f * static_cast<float>(std::sqrt(sum));
+        });
+    test::each_way([&] {
+      test::Device device;
+      auto copy = column.on(device);
+      test::OnDevice<index_t> n(device, slots), o(device, offset);
+      test::OnDevice<float> out(device, std::vector<float>(181, 7.0f));
+      SlotRows<Cuda> rows;
+      if constexpr (std::is_same_v<Codec, prim::ExactRows>) rows = SlotRows<Cuda>(codec, copy.view(), n.data(), 4, 113, dim);
+      else rows = SlotRows<Cuda>(codec, {DType::f16}, copy.view(), n.data(), 4, 113, dim);
+      REQUIRE(prim::RowNorm<Cuda>::run(device, rows, newest, -2.0f, {out.data(), o.data(), 4}) == Status::ok);
+      const std::vector<float> got = out.read();
+      for (std::size_t i = 0; i < got.size(); ++i) REQUIRE(std::fabs(got[i] - expected[i]) <= 1e-5f * std::fabs(expected[i]));
+      CHECK(prim::RowNorm<Cuda>::run(device, rows, newest, 1.0f, {out.data(), o.data(), 3}) == Status::shape_mismatch);
+    });
+  };
+  compare(prim::ExactRows{DType::f16}, 33);
+  compare(prim::GroupInt<4>{.axis = prim::GroupAxis::channel, .group_size = 32}, 128);
+  compare(prim::GroupInt<2>{.axis = prim::GroupAxis::token, .group_size = 32, .form = prim::GroupForm::integer_zero}, 64);
+  compare(prim::GroupInt<3>{.axis = prim::GroupAxis::token, .group_size = 0, .form = prim::GroupForm::symmetric, .params = prim::ParamType::bf16}, 50);
+  compare(prim::GroupInt<8>{.axis = prim::GroupAxis::token, .group_size = 20, .params = prim::ParamType::f32}, 80);
+}
+
+TEST_CASE("cuda row_norm: a row that is not finite is the longest") {
+  std::vector<float> x(3 * 40, 1.0f);
+  x[5] = NAN, x[45] = INFINITY;
+  test::Device device;
+  test::OnDevice<float> page(device, x), out(device, std::vector<float>(3));
+  test::OnDevice<prim::SlotRun> runs(device, {{reinterpret_cast<std::byte*>(page.data()), 0, 0, false}});
+  test::OnDevice<index_t> offset(device, {0, 1}), slots(device, {3}), places(device, {0, 3});
+  const SlotRows<Cuda> rows(prim::ExactRows{DType::f32}, {runs.data(), offset.data(), 0}, slots.data(), 1, 3, 40);
+  REQUIRE(prim::RowNorm<Cuda>::run(device, rows, 3, -1.0f, {out.data(), places.data(), 1}) == Status::ok);
+  const std::vector<float> got = out.read();
+  CHECK(got[0] == -INFINITY);
+  CHECK(got[1] == -INFINITY);
+  CHECK(got[2] == Approx(-std::sqrt(40.0f)));
+}
+
+TEST_CASE("cuda slot_numbers: bit for bit the CPU's") {
+  const std::vector<index_t> offset{0, 5000, 5000, 5001, 5333};
+  const std::vector<float> x = normal_numbers(5333, 5), y = normal_numbers(5333, 6);
+  const auto compare = [&](auto&& call) {
+    std::vector<float> expected = y;
+    Context<Cpu> cpu;
+    REQUIRE(call(cpu, RaggedView<const float>{x.data(), offset.data(), 4}, RaggedView<float>{expected.data(), offset.data(), 4}) == Status::ok);
+    test::each_way([&] {
+      test::Device device;
+      test::OnDevice<float> in(device, x), out(device, y);
+      test::OnDevice<index_t> o(device, offset);
+      REQUIRE(call(device.context(), RaggedView<const float>{in.data(), o.data(), 4}, RaggedView<float>{out.data(), o.data(), 4}) == Status::ok);
+      const std::vector<float> got = out.read();
+      CHECK(std::memcmp(got.data(), expected.data(), got.size() * sizeof(float)) == 0);
+    });
+  };
+  compare([]<Backend B>(Context<B>& c, RaggedView<const float>, RaggedView<float> out) { return prim::SlotNumbers<B>::fill(c, 0.3f, out); });
+  compare([]<Backend B>(Context<B>& c, RaggedView<const float>, RaggedView<float> out) { return prim::SlotNumbers<B>::index(c, out); });
+  compare([]<Backend B>(Context<B>& c, RaggedView<const float> in, RaggedView<float> out) { return prim::SlotNumbers<B>::mix(c, in, 0.7f, 0.9f, out); });
+  compare([]<Backend B>(Context<B>& c, RaggedView<const float> in, RaggedView<float> out) { return prim::SlotNumbers<B>::mix(c, in, 0.7f, 0.0f, out); });
+  compare([]<Backend B>(Context<B>& c, RaggedView<const float> in, RaggedView<float> out) { return prim::SlotNumbers<B>::larger(c, in, out); });
+  compare([]<Backend B>(Context<B>& c, RaggedView<const float> in, RaggedView<float> out) { return prim::SlotNumbers<B>::times(c, in, 0.1f, out); });
+}
+
+namespace {
+
+template <class Codec>
+void compare_keep(const Codec& codec, index_t dim, index_t page_slots) {
+  const std::vector<index_t> slots{150, 64, 0, 9, 130}, count{70, 64, 0, 0, 129};
+  std::mt19937 random(8);
+  const std::size_t bytes = codec.page_bytes(page_slots, dim);
+  std::vector<test::HostPage> pages;
+  std::vector<std::byte*> table;
+  std::vector<index_t> page_offset{0}, offset{0};
+  std::vector<std::int32_t> keep;
+  std::vector<std::vector<float>> before;
+  for (std::size_t h = 0; h < slots.size(); ++h) {
+    for (index_t s = 0; s < slots[h]; s += page_slots) {
+      pages.emplace_back(bytes);
+      table.push_back(pages.back().bytes.get());
+      const auto x = normal_numbers(page_slots * dim, static_cast<unsigned>(s + 1));
+      prim::PageCodec<Cpu, Codec>::encode(codec, {table.back(), page_slots, dim}, 0, page_slots, {x.data(), page_slots, dim});
+    }
+    page_offset.push_back(static_cast<index_t>(table.size()));
+    offset.push_back(offset.back() + slots[h]);
+    std::vector<std::int32_t> all(at(slots[h]));
+    std::iota(all.begin(), all.end(), 0);
+    while (static_cast<index_t>(all.size()) > count[h]) all.erase(all.begin() + static_cast<std::ptrdiff_t>(random() % all.size()));
+    all.resize(at(slots[h]), -1);
+    keep.insert(keep.end(), all.begin(), all.end());
+  }
+  const auto decode = [&](std::size_t h, index_t s) {
+    std::vector<float> x(at(dim));
+    prim::PageCodec<Cpu, Codec>::decode(codec, {table[at(page_offset[h] + s / page_slots)], page_slots, dim}, s % page_slots, 1, {x.data(), 1, dim});
+    return x;
+  };
+  for (std::size_t h = 0; h < slots.size(); ++h)
+    for (index_t i = 0; i < count[h]; ++i) before.push_back(decode(h, keep[at(offset[h] + i)]));
+
+  std::vector<std::vector<std::byte>> original;
+  for (const auto& p : pages) original.emplace_back(p.bytes.get(), p.bytes.get() + p.size);
+  Context<Cpu> cpu;
+  const prim::PageTable host{table.data(), page_offset.data(), 5, page_slots, dim};
+  REQUIRE(prim::KeepRows<Cpu>::rows(cpu, codec, host, {keep.data(), offset.data(), 5}, count.data()) == Status::ok);
+  std::size_t at_row = 0;
+  for (std::size_t h = 0; h < slots.size(); ++h)
+    for (index_t i = 0; i < count[h]; ++i) REQUIRE(decode(h, i) == before[at_row++]);
+
+  test::each_way([&] {
+    test::Device device;
+    std::vector<test::OnDevice<std::byte>> copies;
+    std::vector<std::byte*> device_table;
+    for (const auto& o : original) copies.emplace_back(device, o), device_table.push_back(copies.back().data());
+    test::OnDevice<std::byte*> t(device, device_table);
+    test::OnDevice<index_t> po(device, page_offset), o(device, offset), c(device, count);
+    test::OnDevice<std::int32_t> k(device, keep);
+    REQUIRE(prim::KeepRows<Cuda>::rows(device, codec, {t.data(), po.data(), 5, page_slots, dim}, {k.data(), o.data(), 5}, c.data()) == Status::ok);
+    for (std::size_t p = 0; p < pages.size(); ++p) {
+      const std::vector<std::byte> got = copies[p].read();
+      REQUIRE(std::memcmp(got.data(), pages[p].bytes.get(), got.size()) == 0);
+    }
+  });
+}
+
+}  // namespace
+
+TEST_CASE("cuda keep_rows: exact rows and codes with parameters of their own") {
+  compare_keep(prim::ExactRows{DType::f16}, 64, 64);
+  compare_keep(prim::ExactRows{DType::f32}, 33, 16);
+  compare_keep(prim::GroupInt<4>{.axis = prim::GroupAxis::token, .group_size = 32}, 128, 64);
+  compare_keep(prim::GroupInt<3>{.axis = prim::GroupAxis::token, .group_size = 0, .form = prim::GroupForm::symmetric}, 50, 64);
+  test::Device device;
+  const prim::GroupInt<4> shared{.axis = prim::GroupAxis::channel, .group_size = 32};
+  CHECK(prim::KeepRows<Cuda>::rows(device, shared, {nullptr, nullptr, 1, 64, 64}, {}, nullptr) == Status::not_supported);
+  Context<Cpu> cpu;
+  CHECK(prim::KeepRows<Cpu>::rows(cpu, shared, {nullptr, nullptr, 1, 64, 64}, {}, nullptr) == Status::not_supported);
+}
+
+TEST_CASE("cuda keep_rows: numbers of slots") {
+  const std::vector<index_t> offset{0, 1000, 1003, 1003}, count{400, 3, 0};
+  std::vector<std::int32_t> keep(1003, -1);
+  for (std::size_t i = 0; i < 400; ++i) keep[i] = static_cast<std::int32_t>(i * 2 + i % 2);
+  for (std::size_t i = 0; i < 3; ++i) keep[1000 + i] = static_cast<std::int32_t>(i);
+  const std::vector<float> x = normal_numbers(1003, 9);
+  std::vector<float> expected = x;
+  Context<Cpu> cpu;
+  REQUIRE(prim::KeepRows<Cpu>::numbers(cpu, {keep.data(), offset.data(), 3}, count.data(), {expected.data(), offset.data(), 3}) == Status::ok);
+  for (std::size_t i = 0; i < 400; ++i) REQUIRE(expected[i] == x[i * 2 + i % 2]);
+  test::each_way([&] {
+    test::Device device;
+    test::OnDevice<float> numbers(device, x);
+    test::OnDevice<std::int32_t> k(device, keep);
+    test::OnDevice<index_t> o(device, offset), c(device, count);
+    REQUIRE(prim::KeepRows<Cuda>::numbers(device, {k.data(), o.data(), 3}, c.data(), {numbers.data(), o.data(), 3}) == Status::ok);
+    CHECK(numbers.read() == expected);
+  });
+}

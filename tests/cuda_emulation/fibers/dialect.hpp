@@ -1,0 +1,128 @@
+#pragma once
+
+// What the dialect's PTX instructions do, as host C++: the twin of backend/cuda/dialect.cuh, wrapper for wrapper.
+
+#include <cstring>
+
+#include <kvcondense/core/dtype.hpp>
+
+#include "names.hpp"
+
+namespace kvcondense::cuda {
+
+inline constexpr std::uint32_t full_warp = 0xffffffffu;
+
+namespace detail {
+
+using Fibers = cuda_fibers::Here;
+
+inline float low_half(std::uint32_t v) { return kvcondense::detail::half_value(static_cast<std::uint16_t>(v)); }
+inline float high_half(std::uint32_t v) { return low_half(v >> 16); }
+inline std::uint32_t two_halves(float low, float high) {
+  return kvcondense::detail::half_bits(low) | static_cast<std::uint32_t>(kvcondense::detail::half_bits(high)) << 16;
+}
+/// Products and sums of halves are exact in double: one rounding, as the hardware does.
+inline std::uint32_t each_half(std::uint32_t a, std::uint32_t b, std::uint32_t c, double (*f)(double, double, double)) {
+  const auto one = [&](float x, float y, float z) { return static_cast<float>(f(x, y, z)); };
+  return two_halves(one(low_half(a), low_half(b), low_half(c)), one(high_half(a), high_half(b), high_half(c)));
+}
+
+struct Fragments {
+  std::uint32_t a[4], b[2];
+};
+
+/// The m16n8k16 product with 16-bit elements that `widen` turns into floats.
+template <class Widen>
+void product_16x8x16(float (&d)[4], const std::uint32_t (&a)[4], const std::uint32_t (&b)[2], unsigned line,
+                     Widen&& widen) {
+  const Fragments mine{{a[0], a[1], a[2], a[3]}, {b[0], b[1]}};
+  const auto* s = cuda_fibers::meet(full_warp, cuda_fibers::WarpOp::mma, &mine, sizeof mine, line);
+  const unsigned row = cuda_fibers::lane() / 4, column = cuda_fibers::lane() % 4 * 2;
+  const auto pair = [&](std::uint32_t x, std::uint32_t y) {
+    return widen(x) * widen(y) + widen(x >> 16) * widen(y >> 16);
+  };
+  for (unsigned k = 0; k < 4; ++k) {  // four lanes hold this row of A, four this column of B
+    const auto left = cuda_fibers::brought<Fragments>(s[row * 4 + k]);
+    for (unsigned c = 0; c < 2; ++c) {
+      const auto right = cuda_fibers::brought<Fragments>(s[(column + c) * 4 + k]);
+      for (unsigned half = 0; half < 2; ++half) {
+        d[c] += pair(left.a[2 * half], right.b[half]);
+        d[2 + c] += pair(left.a[2 * half + 1], right.b[half]);
+      }
+    }
+  }
+}
+
+}  // namespace detail
+
+inline unsigned char* dyn_smem() { return cuda_fibers::machine.shared; }
+
+inline std::uint32_t prmt(std::uint32_t a, std::uint32_t b, std::uint32_t selector) {
+  const std::uint64_t both = static_cast<std::uint64_t>(b) << 32 | a;
+  std::uint32_t r = 0;
+  for (unsigned i = 0; i < 4; ++i) {
+    const std::uint32_t s = selector >> (4 * i) & 15u;
+    std::uint32_t byte = static_cast<std::uint32_t>(both >> (8 * (s & 7u))) & 255u;
+    if ((s & 8u) != 0) byte = (byte & 128u) != 0 ? 255u : 0u;  // bit 3: the byte's sign, eight times
+    r |= byte << (8 * i);
+  }
+  return r;
+}
+inline std::uint32_t and_or(std::uint32_t a, std::uint32_t mask, std::uint32_t bits) { return (a & mask) | bits; }
+
+inline std::uint32_t half2_pack(float low, float high) { return detail::two_halves(low, high); }
+inline float half2_low(std::uint32_t v) { return detail::low_half(v); }
+inline float half2_high(std::uint32_t v) { return detail::high_half(v); }
+inline std::uint32_t half2_fma(std::uint32_t a, std::uint32_t b, std::uint32_t c) {
+  return detail::each_half(a, b, c, [](double x, double y, double z) { return x * y + z; });
+}
+inline std::uint32_t half2_mul(std::uint32_t a, std::uint32_t b) {
+  return detail::each_half(a, b, 0, [](double x, double y, double) { return x * y; });
+}
+inline std::uint32_t half2_sub(std::uint32_t a, std::uint32_t b) {
+  return detail::each_half(a, b, 0, [](double x, double y, double) { return x - y; });
+}
+inline float exp2_fast(float x) { return std::exp2(x); }
+
+/// The bytes of `from`, or zeros, into 16 bytes of shared memory.
+inline void copy_async_16(void* to, const void* from, bool take = true) {
+  if (reinterpret_cast<std::uintptr_t>(to) % 16 != 0 || reinterpret_cast<std::uintptr_t>(from) % 16 != 0)
+    cuda_fibers::fail("cp.async of 16 bytes that are not aligned to 16");
+  static constexpr unsigned char zeros[16] = {};
+  const void* source = take ? from : zeros;
+  const bool late = cuda_fibers::options.late_copies;
+  if (!late) std::memcpy(to, source, 16);
+  cuda_fibers::copy_later(to, late ? source : nullptr, 16);
+}
+inline void copy_async_commit() { cuda_fibers::commit_copies(); }
+/// All but the newest N groups of this thread have landed.
+template <int N>
+void copy_async_wait() {
+  cuda_fibers::Copy c{};
+  while (cuda_fibers::next_landing(N, c))
+    if (c.from != nullptr) std::memcpy(c.to, c.from, 16);  // where sanitizers see the write
+}
+
+inline void mma_f16(float (&d)[4], const std::uint32_t (&a)[4], const std::uint32_t (&b)[2],
+                    detail::Fibers at = detail::Fibers::current()) {
+  detail::product_16x8x16(d, a, b, at.line(), [](std::uint32_t v) { return detail::low_half(v); });
+}
+inline void mma_bf16(float (&d)[4], const std::uint32_t (&a)[4], const std::uint32_t (&b)[2],
+                     detail::Fibers at = detail::Fibers::current()) {
+  detail::product_16x8x16(d, a, b, at.line(), [](std::uint32_t v) {
+    return kvcondense::detail::bfloat16_value(static_cast<std::uint16_t>(v));
+  });
+}
+
+/// The transpose of an 8x8 matrix of 16-bit elements: lane r * 4 + c / 2 holds elements c and c + 1 of row r.
+inline std::uint32_t transpose_8x8(std::uint32_t v, detail::Fibers at = detail::Fibers::current()) {
+  const auto* s = cuda_fibers::meet(full_warp, cuda_fibers::WarpOp::movmatrix, &v, sizeof v, at.line());
+  const unsigned row = cuda_fibers::lane() / 4, column = cuda_fibers::lane() % 4 * 2;
+  const auto element = [&](unsigned r, unsigned c) {
+    const auto word = cuda_fibers::brought<std::uint32_t>(s[r * 4 + c / 2]);
+    return c % 2 == 0 ? word & 0xffffu : word >> 16;
+  };
+  return element(column, row) | element(column + 1, row) << 16;
+}
+
+}  // namespace kvcondense::cuda

@@ -1,0 +1,78 @@
+#pragma once
+
+// Starts a grid: blocks one after another, in order or in a random one.
+
+#include <cstddef>
+#include <memory>
+#include <new>
+#include <tuple>
+#include <type_traits>
+#include <utility>
+
+#include "machine.hpp"
+#include "runtime.hpp"
+
+namespace cuda_fibers {
+
+/// Dynamic shared memory of exactly these bytes: ASan sees an overrun.
+class SharedBlock {
+ public:
+  explicit SharedBlock(std::size_t bytes) {
+    machine.shared = static_cast<unsigned char*>(::operator new(bytes, std::align_val_t{128}));
+    machine.shared_bytes = bytes;
+  }
+  ~SharedBlock() {
+    ::operator delete(machine.shared, std::align_val_t{128});
+    machine.shared = nullptr;
+    machine.shared_bytes = 0;
+  }
+  SharedBlock(const SharedBlock&) = delete;
+  SharedBlock& operator=(const SharedBlock&) = delete;
+};
+
+/// Runs `call` in every thread of the grid. A grid that no device takes leaves an error, as the runtime does.
+template <class Call>
+void run_grid(dim3 grid, dim3 block, std::size_t shared, Call& call) {
+  const std::size_t threads = std::size_t{block.x} * block.y * block.z;
+  const std::size_t blocks = std::size_t{grid.x} * grid.y * grid.z;
+  const bool takes = threads > 0 && threads <= most_threads && block.z <= 64 && blocks > 0 && grid.x <= 0x7fffffffu &&
+                     grid.y <= 65535 && grid.z <= 65535 && shared <= most_shared;
+  if (answer(takes ? cudaSuccess : cudaErrorInvalidConfiguration) != cudaSuccess) return;
+  make_threads(static_cast<unsigned>(threads));
+  const SharedBlock memory(shared);
+  machine.entry = [](void* c) { (*static_cast<Call*>(c))(); };
+  machine.argument = &call;
+  blockDim = block, gridDim = grid;
+  machine.random = (options.seed * 0x9e3779b97f4a7c15ull) | 1u;
+  const std::unique_ptr<std::size_t[]> order(new std::size_t[blocks]);
+  for (std::size_t i = 0; i < blocks; ++i) order[i] = i;
+  for (std::size_t i = blocks; options.seed != 0 && i > 1; --i) std::swap(order[i - 1], order[next_random() % i]);
+  for (std::size_t i = 0; i < blocks; ++i) {
+    const std::size_t b = order[i];
+    run_block({static_cast<unsigned>(b % grid.x), static_cast<unsigned>(b / grid.x % grid.y),
+               static_cast<unsigned>(b / grid.x / grid.y)},
+              block);
+  }
+  order_acquire(&machine.grid_order);
+  ++counts.launches;
+}
+
+/// kernel<<<grid, block, shared>>>(arguments...): arguments are copied once, as a launch does.
+template <class... P, class... A>
+void start(void (*kernel)(P...), dim3 grid, dim3 block, std::size_t shared, A&&... arguments) {
+  std::tuple<std::decay_t<P>...> copied(static_cast<P>(arguments)...);
+  auto call = [&] { std::apply(kernel, copied); };
+  run_grid(grid, block, shared, call);
+}
+
+}  // namespace cuda_fibers
+
+namespace kvcondense::cuda::detail {
+
+template <class... P, class... A>
+cudaError_t start_kernel(void (*kernel)(P...), dim3 grid, dim3 block, std::size_t shared, cudaStream_t, A&&... arguments) {
+  cuda_fibers::start(kernel, grid, block, shared, static_cast<A&&>(arguments)...);
+  return cudaGetLastError();
+}
+
+}  // namespace kvcondense::cuda::detail

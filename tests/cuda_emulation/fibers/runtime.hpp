@@ -1,0 +1,137 @@
+#pragma once
+
+// A stand-in for the part of the CUDA runtime that the library and its tests call. One device, one stream's
+// order: everything happens at once. Tests take the device away, let allocations fail, or ask what was done.
+
+#include <cstddef>
+#include <cstdlib>
+#include <cstring>
+#include <new>
+
+#include "machine.hpp"
+
+enum cudaError_t {
+  cudaSuccess = 0,
+  cudaErrorInvalidValue = 1,
+  cudaErrorMemoryAllocation = 2,
+  cudaErrorInitializationError = 3,
+  cudaErrorInvalidConfiguration = 9,
+  cudaErrorInsufficientDriver = 35,
+  cudaErrorNoDevice = 100,
+  cudaErrorInvalidDevice = 101,
+  cudaErrorNoKernelImageForDevice = 209,
+  cudaErrorIllegalAddress = 700,
+  cudaErrorLaunchOutOfResources = 701,
+  cudaErrorNotSupported = 801,
+  cudaErrorStreamCaptureUnsupported = 900,
+};
+enum cudaMemcpyKind { cudaMemcpyHostToDevice = 1, cudaMemcpyDeviceToHost = 2, cudaMemcpyDeviceToDevice = 3 };
+enum cudaDeviceAttr {
+  cudaDevAttrMultiProcessorCount = 16,
+  cudaDevAttrComputeCapabilityMajor = 75,
+  cudaDevAttrComputeCapabilityMinor = 76,
+  cudaDevAttrMaxSharedMemoryPerBlockOptin = 97,
+};
+enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize = 8 };
+struct CUstream_st {};
+using cudaStream_t = CUstream_st*;
+inline constexpr unsigned cudaStreamNonBlocking = 1;
+
+namespace cuda_fibers {
+
+/// What the stand-in pretends to be, and what went through it.
+struct Runtime {
+  int devices = 1;
+  int multiprocessors = 4;
+  int major = 9, minor = 0;
+  int allocations_until_refusal = -1;  ///< -1: never refuses
+  cudaError_t pending = cudaSuccess;   ///< what cudaGetLastError gives next
+  cudaError_t broken = cudaSuccess;    ///< what every call gives from now on, as after a kernel's illegal access
+  std::size_t allocated = 0, allocations = 0;
+};
+inline Runtime runtime;
+
+inline cudaError_t answer(cudaError_t e = cudaSuccess) {
+  if (runtime.devices == 0) e = cudaErrorNoDevice;
+  if (runtime.broken != cudaSuccess) e = runtime.broken;
+  if (e != cudaSuccess) runtime.pending = e;
+  return e;
+}
+
+/// Device memory: exactly as large as asked for, so that ASan sees one byte too many; it begins as NaN.
+struct DeviceBlock {
+  std::size_t bytes;
+};
+inline constexpr std::size_t block_header = 256;
+
+}  // namespace cuda_fibers
+
+inline cudaError_t cudaGetDeviceCount(int* n) {
+  *n = cuda_fibers::runtime.devices;
+  return cuda_fibers::answer();
+}
+inline cudaError_t cudaGetDevice(int* device) {
+  *device = 0;
+  return cuda_fibers::answer();
+}
+inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr what, int device) {
+  if (device < 0 || device >= cuda_fibers::runtime.devices) return cuda_fibers::answer(cudaErrorInvalidDevice);
+  switch (what) {
+    case cudaDevAttrMultiProcessorCount: *value = cuda_fibers::runtime.multiprocessors; break;
+    case cudaDevAttrComputeCapabilityMajor: *value = cuda_fibers::runtime.major; break;
+    case cudaDevAttrComputeCapabilityMinor: *value = cuda_fibers::runtime.minor; break;
+    case cudaDevAttrMaxSharedMemoryPerBlockOptin: *value = static_cast<int>(cuda_fibers::most_shared); break;
+  }
+  return cuda_fibers::answer();
+}
+inline cudaError_t cudaMalloc(void** p, std::size_t bytes) {
+  *p = nullptr;
+  if (const cudaError_t e = cuda_fibers::answer(); e != cudaSuccess) return e;
+  int& left = cuda_fibers::runtime.allocations_until_refusal;
+  if (left == 0) return cuda_fibers::answer(cudaErrorMemoryAllocation);
+  if (left > 0) --left;
+  if (bytes == 0) return cudaSuccess;
+  auto* block = static_cast<unsigned char*>(
+      ::operator new(cuda_fibers::block_header + bytes, std::align_val_t{cuda_fibers::block_header}, std::nothrow));
+  if (block == nullptr) return cuda_fibers::answer(cudaErrorMemoryAllocation);
+  ::new (block) cuda_fibers::DeviceBlock{bytes};
+  *p = block + cuda_fibers::block_header;
+  std::memset(*p, 0xff, bytes);
+  cuda_fibers::runtime.allocated += bytes, ++cuda_fibers::runtime.allocations;
+  return cudaSuccess;
+}
+inline cudaError_t cudaFree(void* p) {
+  if (p == nullptr) return cuda_fibers::answer();
+  auto* block = static_cast<unsigned char*>(p) - cuda_fibers::block_header;
+  cuda_fibers::runtime.allocated -= reinterpret_cast<cuda_fibers::DeviceBlock*>(block)->bytes;
+  ::operator delete(block, std::align_val_t{cuda_fibers::block_header});
+  return cuda_fibers::answer();
+}
+inline cudaError_t cudaMemcpyAsync(void* to, const void* from, std::size_t bytes, cudaMemcpyKind, cudaStream_t) {
+  const cudaError_t e = cuda_fibers::answer();
+  if (e == cudaSuccess && bytes > 0) std::memcpy(to, from, bytes);
+  return e;
+}
+inline cudaError_t cudaMemsetAsync(void* to, int byte, std::size_t bytes, cudaStream_t) {
+  const cudaError_t e = cuda_fibers::answer();
+  if (e == cudaSuccess && bytes > 0) std::memset(to, byte, bytes);
+  return e;
+}
+inline cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned) {
+  *stream = nullptr;
+  const cudaError_t e = cuda_fibers::answer();
+  if (e == cudaSuccess) *stream = new CUstream_st;
+  return e;
+}
+inline cudaError_t cudaStreamDestroy(cudaStream_t stream) {
+  delete stream;
+  return cuda_fibers::answer();
+}
+inline cudaError_t cudaStreamSynchronize(cudaStream_t) { return cuda_fibers::answer(); }
+inline cudaError_t cudaFuncSetAttribute(const void*, cudaFuncAttribute, int) { return cuda_fibers::answer(); }
+inline cudaError_t cudaGetLastError() {
+  const cudaError_t e = cuda_fibers::runtime.broken != cudaSuccess ? cuda_fibers::runtime.broken
+                                                                   : cuda_fibers::runtime.pending;
+  cuda_fibers::runtime.pending = cudaSuccess;
+  return e;
+}
