@@ -36,6 +36,11 @@ class Segment {
   index_t page_slots() const { return page_slots_; }
   const Buffer<PageRef>& pages() const { return pages_; }
   prim::PageSpan span(const PageRef& ref) const { return {ref.page->payload(), page_slots_, dim_}; }
+  /// For reading: with the page behind it.
+  prim::PageSpan span_then_next(const PageRef& ref) const {
+    const bool last = &ref == &pages_.back();
+    return {ref.page->payload(), page_slots_, dim_, last ? nullptr : (&ref + 1)->page->payload()};
+  }
   std::size_t page_payload() const { return codec_.page_bytes(page_slots_, dim_); }
 
   std::size_t page_bytes() const {
