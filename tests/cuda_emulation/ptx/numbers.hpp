@@ -18,8 +18,6 @@ struct Format {
 };
 inline constexpr Format f16_format{5, 10}, bf16_format{8, 7}, f32_format{8, 23}, f64_format{11, 52};
 
-using u128 = unsigned __int128;
-
 /// significand * 2^exponent (and, if sticky, something smaller added) rounded to a format.
 u64 round_to(Format, bool negative, u128 significand, i32 exponent, Rounding, bool sticky = false);
 /// A double rounded to a narrower format; NaN becomes the canonical one.

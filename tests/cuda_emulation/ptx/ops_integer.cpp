@@ -22,7 +22,7 @@ template <class T>
 using Twice = std::conditional_t<
     sizeof(T) == 2, std::conditional_t<std::is_signed_v<T>, i32, u32>,
     std::conditional_t<sizeof(T) == 4, std::conditional_t<std::is_signed_v<T>, i64, u64>,
-                       std::conditional_t<std::is_signed_v<T>, __int128, unsigned __int128>>>;
+                       std::conditional_t<std::is_signed_v<T>, i128, u128>>>;
 template <class T>
 using Wrap = std::conditional_t<sizeof(T) <= 4, u32, u64>;  // where overflow wraps
 

@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <stdexcept>
 #include <string>
+#include <string_view>
 
 namespace ptx {
 
@@ -15,6 +16,8 @@ using i8 = std::int8_t;
 using i16 = std::int16_t;
 using i32 = std::int32_t;
 using i64 = std::int64_t;
+__extension__ typedef __int128 i128;
+__extension__ typedef unsigned __int128 u128;
 
 inline constexpr u32 warp_size = 32;
 using Mask = u32;  // one bit per lane
