@@ -54,6 +54,9 @@ std::vector<std::string> stages_to_vary(const any::Entry& e) {
   if (word == "page_round") return {"page=4"};
   if (word == "uniform") return {"tokens=40"};
   if (word == "hadamard") return {"spread_offsets=true", ""};
+  if (word == "qjl") return {"first_layers=1"};
+  if (word == "bit_allocation") return {"", "layout=kivi"};
+  if (word == "boundary_layers") return {"first=1, last=1"};
   if (word == "fp8") return {"", "scale=block", "scale=tensor"};
   if (word == "ratio") return {"keep=0.2", "keep=0.01, min_keep=30"};
   if (e.room == Stage::position && !e.fields.empty()) {
@@ -76,7 +79,7 @@ std::vector<std::string> other_values(const any::Entry& e, const Field& f) {
   } else if (f.type == FieldType::boolean) {
     values.push_back(usual.integer != 0 ? "false" : "true");
   } else if (f.is_real()) {
-    for (const double v : {0.9, 0.7, 3.0, 20.0, 500000.0})
+    for (const double v : {0.9, 0.7, 0.25, 3.0, 20.0, 500000.0})
       if (v >= f.lowest && v <= f.highest && std::abs(v - usual.real) > 1e-6)
         values.push_back(std::to_string(v));
   } else {
