@@ -10,6 +10,7 @@
 #include <kvcondense/backend/cpu/boosted_int.hpp>
 #include <kvcondense/backend/cpu/chunk_pool.hpp>
 #include <kvcondense/backend/cpu/chunk_top_k.hpp>
+#include <kvcondense/backend/cpu/cluster_rows.hpp>
 #include <kvcondense/backend/cpu/column_pool.hpp>
 #include <kvcondense/backend/cpu/context.hpp>
 #include <kvcondense/backend/cpu/corrected.hpp>
@@ -17,6 +18,7 @@
 #include <kvcondense/backend/cpu/exact_rows.hpp>
 #include <kvcondense/backend/cpu/expected_attention.hpp>
 #include <kvcondense/backend/cpu/forward_pool.hpp>
+#include <kvcondense/backend/cpu/group_bits.hpp>
 #include <kvcondense/backend/cpu/group_quant.hpp>
 #include <kvcondense/backend/cpu/head_policy.hpp>
 #include <kvcondense/backend/cpu/keep_rows.hpp>
@@ -25,10 +27,12 @@
 #include <kvcondense/backend/cpu/lift_top.hpp>
 #include <kvcondense/backend/cpu/merge_partials.hpp>
 #include <kvcondense/backend/cpu/mixed_rows.hpp>
+#include <kvcondense/backend/cpu/nuq_rows.hpp>
 #include <kvcondense/backend/cpu/open_blocks.hpp>
 #include <kvcondense/backend/cpu/output_error.hpp>
 #include <kvcondense/backend/cpu/paged_rows.hpp>
 #include <kvcondense/backend/cpu/polar_pairs.hpp>
+#include <kvcondense/backend/cpu/polar_tree.hpp>
 #include <kvcondense/backend/cpu/projected_norm.hpp>
 #include <kvcondense/backend/cpu/query_columns.hpp>
 #include <kvcondense/backend/cpu/query_moments.hpp>
@@ -39,6 +43,7 @@
 #include <kvcondense/backend/cpu/row_redundancy.hpp>
 #include <kvcondense/backend/cpu/row_transform.hpp>
 #include <kvcondense/backend/cpu/settle_probed.hpp>
+#include <kvcondense/backend/cpu/sign_sketch.hpp>
 #include <kvcondense/backend/cpu/slot_exposure.hpp>
 #include <kvcondense/backend/cpu/slot_numbers.hpp>
 #include <kvcondense/backend/cpu/slot_rows.hpp>
