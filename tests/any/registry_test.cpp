@@ -51,7 +51,7 @@ TEST_CASE("registry: every list of the library made it in, words and aliases uni
           "[any][registry]") {
   std::size_t listed = 0;
   for (const auto list : {any::detail::builtin_evict(), any::detail::builtin_budget(),
-                          any::detail::builtin_quant(), any::detail::builtin_position()})
+                          any::detail::builtin_lowrank(), any::detail::builtin_quant(), any::detail::builtin_position()})
     listed += list.size();
   REQUIRE(any::builtin().entries().size() == listed);
   for (const any::Entry* e : any::builtin().entries()) {

@@ -19,6 +19,7 @@ struct ModelFacts {
   LayerTable evicted{};         ///< of PrefixKV: what part of its tokens a layer gives up
   LayerTable variance{};        ///< of D2O: how much the attention that tokens draw varies in a layer
   LayerMatrices output{};       ///< output projection [hidden, q_heads * value_dim], as `o_proj.weight`
+  BasisList bases{};            ///< of low-rank stages: what each stores keys and values in
   LayerMatrices retain_in{};    ///< of Locret: [inputs, hidden units]
   LayerMatrices retain_out{};   ///< of Locret: [hidden units, kv_heads]
 };
@@ -34,6 +35,7 @@ constexpr void take_facts(K& method, const ModelFacts& facts) {
   if constexpr (requires { method.evicted = facts.evicted; }) method.evicted = facts.evicted;
   if constexpr (requires { method.variance = facts.variance; }) method.variance = facts.variance;
   if constexpr (requires { method.output = facts.output; }) method.output = facts.output;
+  if constexpr (requires { method.bases = facts.bases; }) method.bases = facts.bases;
   if constexpr (requires { method.retain_in = facts.retain_in; }) method.retain_in = facts.retain_in;
   if constexpr (requires { method.retain_out = facts.retain_out; }) method.retain_out = facts.retain_out;
 }

@@ -20,12 +20,15 @@ struct FoundBasis {
   std::int32_t rank = 0;
   bool center = false;
 
-  constexpr index_t stored_dim(index_t) const { return rank; }
-  constexpr bool centred() const { return center; }
-  constexpr index_t state_floats(index_t dim) const { return rank * dim + (center ? dim : 0); }
-  constexpr index_t finding_floats(index_t dim) const { return dim * dim + dim + 1; }
-  constexpr bool valid(index_t dim) const { return dim >= 1 && dim <= max_head_dim && rank >= 1 && rank <= dim; }
-  constexpr std::int64_t fingerprint() const { return 0xf0dba51 + rank * 2 + (center ? 1 : 0); }
+  constexpr bool identity() const { return rank == 0; }  ///< rows stay as they are
+  constexpr index_t stored_dim(index_t dim) const { return identity() ? dim : rank; }
+  constexpr bool centred() const { return center && !identity(); }
+  constexpr index_t state_floats(index_t dim) const {
+    return identity() ? 0 : rank * dim + (center ? dim : 0);
+  }
+  constexpr index_t finding_floats(index_t dim) const { return identity() ? 0 : dim * dim + dim + 1; }
+  constexpr bool valid(index_t dim) const { return dim >= 1 && dim <= max_head_dim && rank >= 0 && rank <= dim; }
+  constexpr std::int64_t fingerprint() const { return identity() ? 0 : 0xf0dba51 + rank * 2 + (center ? 1 : 0); }
 };
 
 static_assert(TransformDescription<FoundBasis>);

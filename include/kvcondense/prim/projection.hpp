@@ -14,7 +14,7 @@ namespace kvcondense::prim {
 ///
 /// Source   plain algebra; for caches Eigen Attention, arXiv:2408.05646, and others.
 /// Shapes   encode and decode [dim][columns], row by row, of which the first `rank` columns count; mean [dim] or null.
-///          Borrowed. Orthonormal columns: decode is encode.
+///          Borrowed. Orthonormal columns: decode is encode. No arrays: rows stay as they are.
 /// Cost     dim * rank multiplications per new row, per query row and call, and per row of sums.
 /// Numbers  float32.
 struct Projection {
@@ -25,14 +25,17 @@ struct Projection {
   std::int32_t columns = 0;
   std::int32_t rows = 0;  ///< dim of the arrays
 
-  constexpr index_t stored_dim(index_t) const { return rank; }
+  constexpr bool identity() const { return encode == nullptr; }
+  constexpr index_t stored_dim(index_t dim) const { return identity() ? dim : rank; }
   constexpr bool centred() const { return mean != nullptr; }
   constexpr bool valid(index_t dim) const {
-    return encode != nullptr && decode != nullptr && dim == rows && dim <= max_head_dim && rank >= 1 && rank <= columns &&
+    if (identity()) return true;
+    return decode != nullptr && dim == rows && dim <= max_head_dim && rank >= 1 && rank <= columns &&
            columns <= dim;
   }
   /// Of all numbers that count, so that rows are never read with another basis.
   std::int64_t fingerprint() const {
+    if (identity()) return 0;
     std::uint64_t sum = 0xcbf29ce484222325u ^ static_cast<std::uint64_t>(rank);
     const auto add = [&](const float* x, index_t n) {
       for (index_t i = 0; i < n; ++i) sum = (sum ^ std::bit_cast<std::uint32_t>(x[i])) * 0x100000001b3u;

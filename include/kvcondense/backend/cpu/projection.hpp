@@ -56,27 +56,27 @@ template <>
 struct RowTransform<Cpu, Projection> {
   static const float* mean(const Projection& t, index_t) { return t.mean; }
   static void forward(const Projection& t, index_t dim, RowBlock<float> rows) {
-    cpu::into_basis(t.encode, dim, t.columns, t.rank, rows);
+    if (!t.identity()) cpu::into_basis(t.encode, dim, t.columns, t.rank, rows);
   }
   static void backward(const Projection& t, index_t dim, RowBlock<float> rows) {
-    cpu::out_of_basis(t.decode, dim, t.columns, t.rank, rows);
+    if (!t.identity()) cpu::out_of_basis(t.decode, dim, t.columns, t.rank, rows);
   }
   static void query(const Projection& t, index_t dim, RowBlock<float> rows) {
-    cpu::into_basis(t.decode, dim, t.columns, t.rank, rows);
+    if (!t.identity()) cpu::into_basis(t.decode, dim, t.columns, t.rank, rows);
   }
 };
 
 template <>
 struct RowTransform<Cpu, FoundBasis> {
   static const float* mean(const FoundBasis& t, const float* state, index_t dim) {
-    return t.center ? state + t.rank * dim : nullptr;
+    return t.centred() && state != nullptr ? state + t.rank * dim : nullptr;
   }
   /// The state holds directions as rows, a projection's arrays as columns.
   static void forward(const FoundBasis& t, const float* state, index_t dim, RowBlock<float> rows) {
-    cpu::out_of_basis(state, t.rank, dim, dim, rows);
+    if (!t.identity()) cpu::out_of_basis(state, t.rank, dim, dim, rows);
   }
   static void backward(const FoundBasis& t, const float* state, index_t dim, RowBlock<float> rows) {
-    cpu::into_basis(state, t.rank, dim, dim, rows);
+    if (!t.identity()) cpu::into_basis(state, t.rank, dim, dim, rows);
   }
   static void query(const FoundBasis& t, const float* state, index_t dim, RowBlock<float> rows) {
     forward(t, state, dim, rows);
@@ -146,7 +146,10 @@ struct RowTransform<Cpu, ChannelList> {
     for (index_t h = queries.first; h < queries.first + queries.count; ++h)
       for (index_t i = first; i < rows; ++i)
         for (index_t c = 0; c < dim; ++c) score[c] += energy(queries.rows(h, i, c));
-    for (index_t c = 0; c < dim; ++c) score[c] *= state[c];
+    for (index_t c = 0; c < dim; ++c) {
+      const float both = score[c] * state[c];  // infinite where it is too large, no number where one factor is
+      score[c] = both <= 3e38f ? both : both != both ? 0.0f : 3e38f;
+    }
     std::int32_t order[max_head_dim];
     const index_t units = t.pairs ? dim / 2 : dim;
     if (t.pairs)
