@@ -49,6 +49,7 @@ inline std::vector<std::string> stages_to_vary(const any::Entry& e) {
   if (word == "uniform") return {"tokens=40"};
   if (word == "hadamard") return {"spread_offsets=true", ""};
   if (word == "fp8") return {"", "scale=block", "scale=tensor"};
+  if (word == "eigen_attention") return {"", "rule=part"};
   if (word == "ratio") return {"keep=0.2", "keep=0.01, min_keep=30"};
   if (e.room == Stage::position && !e.fields.empty()) {
     std::vector<std::string> ropes{"", "scaling=linear, factor=4", "scaling=llama3, factor=4",

@@ -149,19 +149,19 @@ struct Chained {
   constexpr index_t stored_dim(index_t dim) const { return second.stored_dim(first.stored_dim(dim)); }
   constexpr bool valid(index_t dim) const { return first.valid(dim) && second.valid(first.stored_dim(dim)) && sane(dim); }
   constexpr std::int64_t fingerprint() const { return mix_fingerprints(first.fingerprint(), second.fingerprint()); }
-  constexpr bool centred() const { return is_centred(first); }
+  constexpr bool centred() const { return is_centred(first) || is_centred(second); }
   constexpr index_t state_floats(index_t dim) const {
     return floats_of(first, dim) + floats_of(second, first.stored_dim(dim));
   }
   constexpr index_t finding_floats(index_t dim) const {
     return finding_floats_of(first, dim) + finding_floats_of(second, first.stored_dim(dim));
   }
-  constexpr bool needs_queries() const { return prim::needs_queries(first); }
+  constexpr bool needs_queries() const { return prim::needs_queries(first) || prim::needs_queries(second); }
 
  private:
   constexpr bool sane(index_t dim) const {
     const bool both = floats_of(first, dim) > 0 && floats_of(second, first.stored_dim(dim)) > 0;
-    return !both && !is_centred(second) && !prim::needs_queries(second);
+    return !both && (leaves_rows(first) || (!is_centred(second) && !prim::needs_queries(second)));
   }
 };
 

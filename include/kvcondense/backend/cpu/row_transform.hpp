@@ -117,7 +117,9 @@ struct RowTransform<Cpu, Chained<First, Second>> {
   using One = MapOf<Cpu, First>;
   using Two = MapOf<Cpu, Second>;
 
-  static const float* mean(const Both& t, const float* state, index_t dim) { return One::mean(t.first, state, dim); }
+  static const float* mean(const Both& t, const float* state, index_t dim) {
+    return leaves_rows(t.first) ? Two::mean(t.second, state, dim) : One::mean(t.first, state, dim);
+  }
   static void forward(const Both& t, const float* state, index_t dim, RowBlock<float> rows) {
     One::forward(t.first, state, dim, rows);
     Two::forward(t.second, state, t.first.stored_dim(dim), rows);
@@ -137,7 +139,7 @@ struct RowTransform<Cpu, Chained<First, Second>> {
   }
   static void settle(const Both& t, index_t dim, const HeadQueries& queries, float* state) {
     if (floats_of(t.first, dim) > 0) One::settle(t.first, dim, queries, state);
-    else Two::settle(t.second, t.first.stored_dim(dim), {}, state);
+    else Two::settle(t.second, t.first.stored_dim(dim), queries, state);
   }
   static bool good_state(const Both& t, index_t dim, const float* state) {
     if (floats_of(t.first, dim) > 0) return One::good_state(t.first, dim, state);
