@@ -72,7 +72,8 @@ Status Decoder::layer(index_t index, index_t tokens, Phase phase, const Attentio
                          phase,
                          by_head(raw_q, c.q_heads, tokens, c.head_dim),
                          by_head(raw_k, c.kv_heads, tokens, c.head_dim),
-                         classes_};
+                         classes_,
+                         kvcondense::dense_view<const float>(normed, tokens, c.hidden)};
   if (const Status s = attention(chunk, by_head(mixed, c.q_heads, tokens, c.head_dim));
       s != Status::ok)
     return s;

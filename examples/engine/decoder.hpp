@@ -28,6 +28,7 @@ struct LayerChunk {
   TensorView<const float, 3> raw_q{};  ///< q and k before RoPE, when options ask for them
   TensorView<const float, 3> raw_k{};
   std::span<const kvcondense::TokenClass> classes{};  ///< of the tokens, when options ask for them and they are known
+  TensorView<const float, 2> inputs{};  ///< [tokens, hidden], what q, k and v were projected from
 };
 
 /// Stores k and v of the chunk, then writes causal attention of q over all that is stored to `out`

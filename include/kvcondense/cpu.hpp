@@ -34,6 +34,7 @@
 #include <kvcondense/backend/cpu/polar_pairs.hpp>
 #include <kvcondense/backend/cpu/polar_tree.hpp>
 #include <kvcondense/backend/cpu/projected_norm.hpp>
+#include <kvcondense/backend/cpu/projection.hpp>
 #include <kvcondense/backend/cpu/query_columns.hpp>
 #include <kvcondense/backend/cpu/query_moments.hpp>
 #include <kvcondense/backend/cpu/retaining_head.hpp>

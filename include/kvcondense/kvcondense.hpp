@@ -54,6 +54,12 @@
 #include <kvcondense/evict/snapkv.hpp>
 #include <kvcondense/evict/strided_blocks.hpp>
 #include <kvcondense/evict/tova.hpp>
+#include <kvcondense/lowrank/cskv.hpp>
+#include <kvcondense/lowrank/eigen_attention.hpp>
+#include <kvcondense/lowrank/matryoshka.hpp>
+#include <kvcondense/lowrank/online_pca.hpp>
+#include <kvcondense/lowrank/pca.hpp>
+#include <kvcondense/lowrank/think.hpp>
 #include <kvcondense/position/absolute.hpp>
 #include <kvcondense/position/reindex.hpp>
 #include <kvcondense/position/rerotate.hpp>

@@ -187,7 +187,11 @@ Message refusal(Status why, const AnyRecipe& recipe, const CacheShape& shape) {
             ", value_dim ", shape.values(), ", ", shape.q_heads, " query heads, ", shape.kv_heads,
             " kv heads, ", shape.layers, " layers)");
   };
-  blame(recipe.evict), blame(recipe.quant), blame(recipe.position);
+  if (!recipe.lowrank.takes_keys(recipe.position.raw_keys))
+    return m.put(recipe.lowrank.word(), ": incompatible; what it knows is of ",
+                 recipe.position.raw_keys ? "rotated keys, and " : "keys before rotation, and ", recipe.position.word(),
+                 recipe.position.raw_keys ? " stores raw ones" : " stores rotated ones");
+  blame(recipe.evict), blame(recipe.lowrank), blame(recipe.quant), blame(recipe.position);
   if (m.empty()) m.put("the cache refused this recipe: ", std::string_view(to_string(why)));
   return m;
 }
@@ -200,6 +204,11 @@ MakeResult make(const ParsedRecipe& recipe, const CacheShape& shape, On<Cpu>,
     Message m;
     return {Status::missing_input,
             m.put(lacks.word, " needs what it was not given: ModelFacts::", lacks.fact)};
+  }
+  if (const char* fact = recipe.stages.lowrank.missing(); fact != nullptr) {
+    Message m;
+    return {Status::missing_input,
+            m.put(recipe.stages.lowrank.word(), " needs what it was not given: ModelFacts::", fact)};
   }
   auto cache = AnyCache::make(recipe.stages, recipe.text.view(), shape, memory);
   if (!cache) return {cache.status(), refusal(cache.status(), recipe.stages, shape)};

@@ -14,7 +14,7 @@ NeedsText needs(const Entry& entry) {
   if (!entry.wraps) entry.build(knobs, recipe);
   const evict::AnyPipeline pipeline = recipe.evict.pipeline();
   for (const Input i : all_inputs) {
-    if (!pipeline.inputs().has(i)) continue;
+    if (!(pipeline.inputs() | recipe.lowrank.inputs()).has(i)) continue;
     const bool newest = i == Input::attention && pipeline.attention().rows == AttentionNeed::Rows::last;
     text.put(text.empty() ? "" : ", ", newest ? "window" : to_string(i));
   }
@@ -58,7 +58,8 @@ const Registry& builtin() {
   static const Registry all = [] {
     Registry r;
     for (const auto list : {detail::builtin_evict(), detail::builtin_budget(),
-                            detail::builtin_quant(), detail::builtin_position()})
+                            detail::builtin_lowrank(), detail::builtin_quant(),
+                            detail::builtin_position()})
       for (const Entry& e : list) (void)r.add(e);  // a test counts them
     return r;
   }();

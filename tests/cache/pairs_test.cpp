@@ -64,6 +64,12 @@ const std::map<std::string, Setting> settings = {
     {"pyramid", {"pyramid(POLICY, beta=4)"}},
     {"ada", {"ada(POLICY, floor=0.2)"}},
     {"skip_layers", {"skip_layers(POLICY, layers=1)"}},
+    {"pca", {"pca(keep=50%, value_keep=50%, window=6)", 6.0}},
+    {"online_pca", {"online_pca(keep=50%, value_keep=50%, window=6, least=20)", 6.0}},
+    {"think", {"think(ratio=50%, recent=6, least=8)", 6.0}},
+    {"matryoshka", {"matryoshka(keep=50%, value_keep=50%)", 6.0}},
+    {"cskv", {"cskv(keep=50%, value_keep=50%, window=8)", 6.0}},
+    {"eigen_attention", {"eigen_attention(keep=50%, value_keep=50%, rule=part, window=3)", 6.0}},
     {"exact", {"exact"}},
     {"group_int", {"group_int(bits=4, group_size=16, residual_window=6)", 1.0}},
     {"kivi", {"kivi(bits=2, group_size=8, residual_window=16, sinks=2)", 6.0}},
@@ -121,6 +127,28 @@ bool exercise_text(const std::string& text, double most_error, std::uint32_t see
   if (make_cache<Cpu>(shape, parsed->stages).status() == Status::incompatible) return false;
   test::exercise(shape, parsed->stages, seed, 14, most_error);
   return true;
+}
+
+/// The setting with all coordinates, for quantizers whose blocks are longer than half a head.
+std::string whole(std::string text) {
+  for (std::size_t at; (at = text.find("ratio=50%")) != text.npos;) text.replace(at, 9, "ratio=0%");
+  for (std::size_t at; (at = text.find("=50%")) != text.npos;) text.replace(at, 4, "=100%");
+  return text;
+}
+
+bool takes_keys(const std::string& text, bool raw) {
+  static const test::RandomModel model(CacheShape{.layers = 2, .q_heads = 6, .kv_heads = 2, .head_dim = 32});
+  const any::ParseResult parsed = any::parse(text, model.facts());
+  REQUIRE(parsed);
+  return parsed->stages.lowrank.takes_keys(raw);
+}
+
+Status made(const std::string& text) {
+  const CacheShape shape{.layers = 2, .q_heads = 6, .kv_heads = 2, .head_dim = 32, .page_slots = 16};
+  static const test::RandomModel model(shape);
+  const any::ParseResult parsed = any::parse(text, model.facts());
+  REQUIRE(parsed);
+  return make_cache<Cpu>(shape, parsed->stages).status();
 }
 
 bool measures_newest_rows(const std::string& policy) {
@@ -195,6 +223,32 @@ TEST_CASE("cache: every pair of eviction, quantization and position works under 
         const bool want = !other_rows && (!rotated_only || position.text == "absolute");
         REQUIRE(exercise_text(policy.text + q + " + " + position.text, std::max(quant.most_error, policy.most_error), ++seed) == want);
       }
+}
+
+TEST_CASE("cache: every pair of a low-rank stage with eviction, quantization and position works under any calls", "[cache][pairs]") {
+  std::uint32_t seed = 5000;
+  std::string refused;
+  for (const Setting& lowrank : room(Stage::lowrank)) {
+    const bool rotated = takes_keys(lowrank.text, false);
+    const std::string keys = rotated ? "" : " + rerotate";
+    for (const Setting& policy : room(Stage::evict)) {
+      const bool rotated_only = policy.text.starts_with("expected_attention") || policy.text.starts_with("razor_attention");
+      REQUIRE(exercise_text(policy.text + " + " + lowrank.text + keys, lowrank.most_error, ++seed) == (rotated || !rotated_only));
+    }
+    for (const Setting& position : room(Stage::position))
+      REQUIRE(exercise_text(lowrank.text + " + " + position.text, lowrank.most_error, ++seed) ==
+              takes_keys(lowrank.text, position.text != "absolute"));
+    for (const Setting& quant : room(Stage::quant)) {
+      std::string text = lowrank.text + " + " + quant.text + keys;
+      if (made(text) == Status::invalid_argument) text = whole(lowrank.text) + " + " + quant.text + keys;
+      if (exercise_text(text, 20.0, ++seed)) continue;
+      refused += lowrank.text.substr(0, lowrank.text.find('(')) + "+" + quant.text.substr(0, quant.text.find('(')) + " ";
+    }
+    for (const char* all : {"h2o(heavy=20, recent=20) + kivi4(group=8, residual=16)", "snapkv(tokens=40, window=8) + int8(group=8)"})
+      REQUIRE(exercise_text(std::string(all) + " + " + lowrank.text + keys, 20.0, ++seed));
+  }
+  // Both would be found from data, or the second one from queries that the first one maps.
+  REQUIRE(refused == "?");
 }
 
 TEST_CASE("cache: ragged heads of an adaptive budget work with codes and positions", "[cache][pairs]") {

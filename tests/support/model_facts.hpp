@@ -1,10 +1,12 @@
 #pragma once
 
+#include <memory>
 #include <random>
 #include <vector>
 
 #include <kvcondense/any/model_facts.hpp>
 #include <kvcondense/core/shape.hpp>
+#include <support/random_bases.hpp>
 
 namespace kvcondense::test {
 
@@ -30,6 +32,14 @@ class RandomModel {
     facts_.output = matrices(output_, s.layers, 40, s.q_heads * s.values());
     facts_.retain_in = matrices(retain_in_, s.layers, s.q_heads * s.head_dim + s.kv_heads * (s.head_dim + s.values()), hidden);
     facts_.retain_out = matrices(retain_out_, s.layers, hidden, s.kv_heads);
+    // Orthonormal or not, centred or not.
+    for (const char* word : {"pca", "matryoshka", "cskv", "eigen_attention"}) {
+      const bool mean = bases_.size() % 4 == 0, pair = *word == 'c';
+      for (const index_t dim : {s.head_dim, s.values()})
+        bases_.push_back(std::make_unique<RandomBases>(s.layers, s.kv_heads, dim, random_(), mean, pair));
+      named_.push_back({word, bases_[bases_.size() - 2]->view(), bases_.back()->view()});
+    }
+    facts_.bases = {named_.data(), static_cast<index_t>(named_.size())};
   }
   RandomModel(const RandomModel&) = delete;
   RandomModel& operator=(const RandomModel&) = delete;
@@ -55,6 +65,8 @@ class RandomModel {
   std::mt19937 random_;
   std::vector<float> gates_, induction_, echo_, shares_, evicted_, variance_, lower_, upper_;
   Stack output_, retain_in_, retain_out_;
+  std::vector<std::unique_ptr<RandomBases>> bases_;
+  std::vector<NamedBases> named_;
   any::ModelFacts facts_;
 };
 

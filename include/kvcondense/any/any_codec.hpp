@@ -98,7 +98,15 @@ class AnyCodec {
     transform_ = AnyTransform(both.transform);
   }
 
-  const AnyTransform& transform() const { return transform_; }
+  /// The same codec behind a transform that maps rows before its own one does.
+  AnyCodec behind(const AnyTransform& first) const {
+    AnyCodec c = *this;
+    c.before_ = first;
+    return c;
+  }
+
+  using Transform = prim::Chained<AnyTransform, AnyTransform>;
+  Transform transform() const { return {before_, transform_}; }
   bool wants_scores() const { return table_->wants_scores(room_); }
 
   /// `dim` of pages: behind the transform.
@@ -108,19 +116,26 @@ class AnyCodec {
   index_t group_slots() const { return group_slots_; }
   /// `dim` of rows: before the transform.
   bool valid(index_t dim) const {
-    return transform_.valid(dim) && table_->valid(room_, transform_.stored_dim(dim));
+    return transform().valid(dim) && table_->valid(room_, transform().stored_dim(dim));
   }
   std::int64_t fingerprint() const {
-    if (transform_.identity()) return table_->fingerprint(room_);
-    return prim::mix_fingerprints(transform_.fingerprint(), table_->fingerprint(room_));
+    if (transform().identity()) return table_->fingerprint(room_);
+    return prim::mix_fingerprints(print(transform()), table_->fingerprint(room_));
   }
 
  private:
   friend struct prim::PageCodec<Cpu, AnyCodec>;
 
+  /// One transform counts as itself, so that numbers are those of the codec as a type.
+  static std::int64_t print(const Transform& t) {
+    if (t.first.identity()) return t.second.fingerprint();
+    return t.second.identity() ? t.first.fingerprint() : t.fingerprint();
+  }
+
   detail::CodecRoom room_;
   const detail::CodecTable* table_;
   index_t group_slots_;
+  AnyTransform before_{};
   AnyTransform transform_{};
 };
 
@@ -132,9 +147,9 @@ namespace kvcondense::prim {
 
 template <>
 struct CodecParts<any::AnyCodec> {
-  using Transform = any::AnyTransform;
+  using Transform = any::AnyCodec::Transform;
   using Stored = any::AnyCodec;
-  static const Transform& transform(const any::AnyCodec& c) { return c.transform(); }
+  static Transform transform(const any::AnyCodec& c) { return c.transform(); }
   static const Stored& stored(const any::AnyCodec& c) { return c; }
 };
 

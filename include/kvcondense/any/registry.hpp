@@ -53,7 +53,7 @@ NeedsText needs(const Entry& entry);
 
 /// The entry of a stage struct: word and source from its `about`, defaults from its default
 /// constructor, members that are named like a fact of the model from there. A struct whose type depends on a field
-/// (bits) is wrapped in one with a member `stage()` that returns the AnyEvict, AnyQuant or
+/// (bits) is wrapped in one with a member `stage()` that returns the AnyEvict, AnyLowRank, AnyQuant or
 /// AnyPosition.
 template <class K>
 constexpr Entry stage_entry(std::string_view summary, std::span<const Field> fields = {},
@@ -72,6 +72,8 @@ constexpr Entry stage_entry(std::string_view summary, std::span<const Field> fie
       k.stage(out);
     else if constexpr (K::about.stage == Stage::evict)
       out.evict = AnyEvict(k);
+    else if constexpr (K::about.stage == Stage::lowrank)
+      out.lowrank = AnyLowRank(k);
     else if constexpr (K::about.stage == Stage::quant)
       out.quant = AnyQuant(k);
     else

@@ -33,9 +33,10 @@ class Cache {
  public:
   using Evict = decltype(R::evict);
   using Quant = decltype(R::quant);
+  using Storage = decltype(storage_of(std::declval<R>()));
   using Position = decltype(R::position);
-  using KeyCodec = decltype(key_codec_of(std::declval<Quant>(), CacheShape{}));
-  using ValueCodec = decltype(value_codec_of(std::declval<Quant>(), CacheShape{}));
+  using KeyCodec = decltype(key_codec_of(std::declval<Storage>(), CacheShape{}));
+  using ValueCodec = decltype(value_codec_of(std::declval<Storage>(), CacheShape{}));
   using Layer = cache::Layer<KeyCodec, ValueCodec>;
   using Plan = typename Layer::Plan;
 
@@ -173,7 +174,7 @@ class Cache {
   Plan make_plan() const;
   void finish_plan();
   using Pipeline = decltype(std::declval<Evict>().pipeline());
-  using Saliency = decltype(saliency_of(std::declval<Quant>()));
+  using Saliency = decltype(saliency_of(std::declval<Storage>()));
 
   // What eviction and the saliency of a quant stage look at together.
   AttentionNeed attention() const {

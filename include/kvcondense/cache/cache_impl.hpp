@@ -10,7 +10,7 @@ template <Backend B, class R>
 auto Cache<B, R>::make_plan() const -> Plan {
   Plan p;
   p.exact = {shape_.dtype};
-  p.sinks = recipe_.quant.sinks;
+  p.sinks = storage_of(recipe_).sinks;
   p.head_dim = shape_.head_dim;
   p.value_dim = shape_.values();
   p.page_slots = shape_.page_slots;
@@ -25,7 +25,8 @@ Expected<Cache<B, R>> Cache<B, R>::make(const CacheShape& shape, const R& recipe
   if (const Status s = validate(shape); s != Status::ok) return s;
   if (shape.page_slots > cache::max_page_slots) return Status::invalid_argument;
   if (const Status s = recipe.evict.validate(shape); s != Status::ok) return s;
-  if (const Status s = recipe.quant.validate(shape); s != Status::ok) return s;
+  const Storage storage = storage_of(recipe);
+  if (const Status s = storage.validate(shape); s != Status::ok) return s;
   if (const Status s = recipe.position.validate(shape); s != Status::ok) return s;
 
   Cache c;
@@ -34,8 +35,8 @@ Expected<Cache<B, R>> Cache<B, R>::make(const CacheShape& shape, const R& recipe
     c.shape_.softmax_scale = 1.0f / std::sqrt(static_cast<float>(shape.head_dim));
   c.recipe_ = recipe;
   c.pipeline_ = recipe.evict.pipeline();
-  c.saliency_ = saliency_of(recipe.quant);
-  c.graded_ = has_saliency(recipe.quant);
+  c.saliency_ = saliency_of(storage);
+  c.graded_ = has_saliency(storage);
   c.memory_ = &memory;
   if (c.pipeline_.lanes() + (c.graded_ ? c.saliency_.lanes() : 0) > cache::max_lanes) return Status::not_supported;
   // One call of `attend` measures one set of rows.
@@ -46,6 +47,7 @@ Expected<Cache<B, R>> Cache<B, R>::make(const CacheShape& shape, const R& recipe
   // A mean of raw keys is no key, and neither is what a closed form of rotated ones makes of them.
   if (recipe.position.raw_keys && (evict::reads_rotated_keys(c.pipeline_.source) || c.pipeline_.residual != evict::Residual::none))
     return Status::incompatible;
+  if (!takes_keys(recipe.lowrank, recipe.position.raw_keys)) return Status::incompatible;
   c.plan_ = c.make_plan();
   if (recipe.position.raw_keys) {
     auto table = prim::RopeTable::make(recipe.position.rope, shape.head_dim, memory);
@@ -53,10 +55,10 @@ Expected<Cache<B, R>> Cache<B, R>::make(const CacheShape& shape, const R& recipe
     c.rope_ = std::move(*table);
   }
   const auto codecs = [&](HeadIndex at) {
-    return typename Layer::Codecs{key_codec_of(recipe.quant, shape, at), value_codec_of(recipe.quant, shape, at),
-                                  key_flush_of(recipe.quant, shape, at), value_flush_of(recipe.quant, shape, at)};
+    return typename Layer::Codecs{key_codec_of(storage, shape, at), value_codec_of(storage, shape, at),
+                                  key_flush_of(storage, shape, at), value_flush_of(storage, shape, at)};
   };
-  const bool own = differs_per_head(recipe.quant);
+  const bool own = differs_per_head(storage);
   const auto all = codecs({});
   Status failed = Status::ok;
   const Status made = c.layers_.fill(memory, shape.layers, [&](index_t i) {

@@ -1,8 +1,10 @@
 #pragma once
 
 #include <algorithm>
+#include <cstring>
 #include <span>
 
+#include <kvcondense/backend/cpu/row_kernels.hpp>
 #include <kvcondense/backend/cpu/row_transform.hpp>
 #include <kvcondense/cache/segment.hpp>
 #include <kvcondense/core/flush.hpp>
@@ -23,12 +25,13 @@ struct Cursor {
 /// can cut the slots wherever it likes.
 ///
 /// Behind a transform the coded part holds mapped rows. Queries and sums of values then have two forms side
-/// by side, the plain one and the mapped one: `begin_queries` makes the second, `finish_values` folds it back.
+/// by side, the plain one and the mapped one: `begin_queries` makes the second, `finish_values` folds it back. Where
+/// the transform centres rows, one more number stands behind them: q . mean, or the sum of the weights.
 template <class Codec>
 class Column {
   using Parts = prim::CodecParts<Codec>;
   using Transform = typename Parts::Transform;
-  using Map = prim::RowTransform<Cpu, Transform>;
+  using Map = prim::MapOf<Cpu, Transform>;
 
  public:
   using Exact = Segment<prim::ExactRows>;
@@ -90,26 +93,26 @@ class Column {
   /// Slots that the flush rule codes when the window holds `window` of them.
   index_t due(index_t window) const {
     if (flush_.block == 0 || window <= flush_.keep) return 0;
-    return (window - flush_.keep) / flush_.block * flush_.block;
+    const index_t n = (window - flush_.keep) / flush_.block * flush_.block;
+    return n < flush_.first && state_floats() > 0 && state_.empty() ? 0 : n;
   }
 
   Status reserve_flush(index_t count) {
     if (count > 0 && state_.size() == 0)
-      if (const Status s = state_.reserve(state_floats()); s != Status::ok) return s;
+      if (const Status s = state_.reserve(finding_floats(), true); s != Status::ok) return s;
     return coded_.reserve(count);
   }
 
   /// What a transform found in the rows that were coded first; empty before, and for all others.
   std::span<const float> state() const { return {state_.data(), static_cast<std::size_t>(state_.size())}; }
-  index_t state_floats() const {
-    if constexpr (found) return transform_.state_floats(dim());
-    else return 0;
-  }
-  /// For loaders.
-  Status restore_state(std::span<const float> numbers) {
-    if (const Status s = state_.resize(static_cast<index_t>(numbers.size())); s != Status::ok) return s;
-    std::copy(numbers.begin(), numbers.end(), state_.data());
-    return Status::ok;
+  index_t state_floats() const { return prim::floats_of(transform_, dim()); }
+  /// For loaders: `bytes` of state_floats() numbers.
+  Status restore_state(std::span<const std::byte> bytes) {
+    const index_t n = state_floats();
+    if (const Status s = state_.reserve(n, true); s != Status::ok) return s;
+    if (const Status s = state_.resize(n); s != Status::ok) return s;
+    std::memcpy(state_.data(), bytes.data(), static_cast<std::size_t>(n) * sizeof(float));
+    return Map::good_state(transform_, dim(), state_.data()) ? Status::ok : Status::corrupt_data;
   }
 
   /// Codes the `count` oldest window slots; `rows` is scratch for `scratch_rows` * dim floats. `scores`: null, or
@@ -202,7 +205,7 @@ class Column {
   }
 
   /// Numbers of a row of queries or of sums of values: one form, or two.
-  index_t width() const { return mapped() ? 2 * dim() : dim(); }
+  index_t width() const { return mapped() ? 2 * dim() + (prim::is_centred(transform_) ? 1 : 0) : dim(); }
 
   /// Makes the second form of queries whose first one is there.
   void begin_queries(prim::RowBlock<float> queries) const {
@@ -211,18 +214,24 @@ class Column {
       float* q = queries.data + r * queries.step;
       std::copy_n(q, dim(), q + dim());
     }
-    const prim::RowBlock<float> second{queries.data + dim(), queries.rows, queries.step};
-    if constexpr (found) Map::query(transform_, state_.data(), dim(), second);
-    else Map::query(transform_, dim(), second);
+    Map::query(transform_, state_.data(), dim(), {queries.data + dim(), queries.rows, queries.step});
+    if (const float* m = mean())
+      for (index_t r = 0; r < queries.rows; ++r) {
+        float* q = queries.data + r * queries.step;
+        q[2 * dim()] = prim::cpu::dot(q, m, dim());
+      }
   }
 
   /// Adds the second form of sums of values to the first one.
   void finish_values(prim::RowBlock<float> sums) const {
     if (!mapped() || coded_.live() == 0) return;
-    backward({sums.data + dim(), sums.rows, sums.step});
+    Map::backward(transform_, state_.data(), dim(), {sums.data + dim(), sums.rows, sums.step});
+    const float* m = mean();
     for (index_t r = 0; r < sums.rows; ++r) {
       float* o = sums.data + r * sums.step;
       for (index_t d = 0; d < dim(); ++d) o[d] += o[dim() + d];
+      if (m == nullptr) continue;
+      for (index_t d = 0; d < dim(); ++d) o[d] += o[2 * dim()] * m[d];
     }
   }
 
@@ -236,11 +245,13 @@ class Column {
       if (live == n) {
         prim::PageCodec<Cpu, C>::scores(segment.codec(), segment.span_then_next(ref), first, n, q,
                                         {out.data + done, out.rows, out.step});
+        add_mean_scores(segment, queries, {out.data + done, out.rows, out.step}, n);
         done += n;
         return;
       }
       prim::PageCodec<Cpu, C>::scores(segment.codec(), segment.span_then_next(ref), first, n, q,
                                       {packed, queries.rows, max_page_slots});
+      add_mean_scores(segment, queries, {packed, queries.rows, max_page_slots}, n);
       for (index_t i = 0; i < n; ++i) {
         if (!ref.alive(first + i)) continue;
         for (index_t r = 0; r < queries.rows; ++r) out.data[r * out.step + done] = packed[r * max_page_slots + i];
@@ -268,6 +279,12 @@ class Column {
       }
       prim::PageCodec<Cpu, C>::accumulate(segment.codec(), segment.span_then_next(ref), first, n, w,
                                           {out.data + form(segment), out.rows, out.step});
+      if (is_coded(&segment) && mean() != nullptr)
+        for (index_t r = 0; r < w.rows; ++r) {
+          float sum = 0.0f;
+          for (index_t i = 0; i < n; ++i) sum += w.data[r * w.step + i];
+          out.data[r * out.step + 2 * dim()] += sum;
+        }
       done += live;
     });
   }
@@ -276,37 +293,46 @@ class Column {
   static constexpr index_t max_rows = 32;
 
  private:
-  static constexpr bool found = requires(const Transform t, index_t d) { t.state_floats(d); };
+  index_t finding_floats() const { return std::max(state_floats(), prim::finding_floats_of(transform_, dim())); }
+  const float* mean() const { return Map::mean(transform_, state_.data(), dim()); }
 
   void forward(prim::RowBlock<float> rows) const {
-    if constexpr (found) Map::forward(transform_, state_.data(), dim(), rows);
-    else Map::forward(transform_, dim(), rows);
+    if (const float* m = mean())
+      for (index_t r = 0; r < rows.rows; ++r)
+        for (index_t d = 0; d < dim(); ++d) rows.data[r * rows.step + d] -= m[d];
+    Map::forward(transform_, state_.data(), dim(), rows);
   }
   void backward(prim::RowBlock<float> rows) const {
-    if constexpr (found) Map::backward(transform_, state_.data(), dim(), rows);
-    else Map::backward(transform_, dim(), rows);
+    Map::backward(transform_, state_.data(), dim(), rows);
+    if (const float* m = mean())
+      for (index_t r = 0; r < rows.rows; ++r)
+        for (index_t d = 0; d < dim(); ++d) rows.data[r * rows.step + d] += m[d];
   }
 
   /// Once, from the `count` oldest slots of the window. After `reserve_flush`.
   void find_state(index_t count, float* rows, const prim::HeadQueries& queries) {
-    if constexpr (found) {
-      if (state_floats() == 0 || state_.size() > 0) return;
-      for (index_t i = 0; i < state_floats(); ++i) state_.append_reserved(0.0f);
-      const index_t step = scratch_rows(coded_.page_slots());
-      Cursor at{2, 0, 0};
-      for (index_t done = 0; done < count; done += step) {
-        const index_t n = std::min(step, count - done);
-        decode(at, {rows, n, dim()});
-        Map::observe(transform_, dim(), {rows, n, dim()}, state_.data());
-      }
-      Map::settle(transform_, dim(), queries, state_.data());
+    if (state_floats() == 0 || state_.size() > 0) return;
+    for (index_t i = 0; i < finding_floats(); ++i) state_.append_reserved(0.0f);
+    const index_t step = scratch_rows(coded_.page_slots());
+    Cursor at{2, 0, 0};
+    for (index_t done = 0; done < count; done += step) {
+      const index_t n = std::min(step, count - done);
+      decode(at, {rows, n, dim()});
+      Map::observe(transform_, dim(), {rows, n, dim()}, state_.data());
     }
+    Map::settle(transform_, dim(), queries, state_.data());
+    state_.shrink(state_floats());
+    state_.fit();
   }
 
-  bool mapped() const {
-    if constexpr (requires { transform_.identity(); }) return !transform_.identity();
-    else return !std::same_as<Transform, prim::NoTransform>;
+  template <class S>
+  void add_mean_scores(const S& segment, prim::RowBlock<const float> queries, prim::RowBlock<float> out, index_t n) const {
+    if (!is_coded(&segment) || mean() == nullptr) return;
+    for (index_t r = 0; r < out.rows; ++r)
+      for (index_t i = 0; i < n; ++i) out.data[r * out.step + i] += queries.data[r * queries.step + 2 * dim()];
   }
+
+  bool mapped() const { return !prim::leaves_rows(transform_); }
   bool is_coded(const void* segment) const { return segment == &coded_; }
 
   /// Where the form that a segment understands begins in a row.

@@ -29,7 +29,10 @@ struct HeadReader {
 
   index_t query_width() const { return head->keys.width(); }
   index_t value_width() const { return head->values.width(); }
-  void begin_queries(prim::RowBlock<float> queries) const { head->keys.begin_queries(queries); }
+  /// Raw keys are decoded and rotated before they meet a query, so there is no second form.
+  void begin_queries(prim::RowBlock<float> queries) const {
+    if (rotation.table == nullptr) head->keys.begin_queries(queries);
+  }
   void finish_values(prim::RowBlock<float> sums) const { head->values.finish_values(sums); }
 
   /// Rotates a query from where it is (its own position, or nowhere) to the slot it stands at.

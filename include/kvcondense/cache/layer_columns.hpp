@@ -65,7 +65,7 @@ class LayerColumns final : public QueryColumns<Cpu> {
       at->rotation_.table->rotate(q, slot - (at->rotation_.query_positions == nullptr ? 0 : position));
     }
     index_t query_width() const { return head().keys.width(); }
-    void begin_queries(prim::RowBlock<float> queries) const { head().keys.begin_queries(queries); }
+    void begin_queries(prim::RowBlock<float> queries) const { reader().begin_queries(queries); }
     void key_scores(Cursor& cursor, index_t n, prim::RowBlock<const float> queries, prim::RowBlock<float> out,
                     index_t first) const {
       reader().key_scores(cursor, n, queries, out, first);

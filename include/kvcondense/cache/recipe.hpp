@@ -4,6 +4,7 @@
 #include <tuple>
 #include <utility>
 
+#include <kvcondense/cache/reduced.hpp>
 #include <kvcondense/core/flush.hpp>
 #include <kvcondense/core/policy.hpp>
 #include <kvcondense/core/shape.hpp>
@@ -54,8 +55,16 @@ struct NoMerge {
 /// The low-rank stage of a recipe that names none: rows keep all their numbers.
 struct NoLowRank {
   static constexpr Descriptor about{"none", Stage::lowrank, "none"};
+  static constexpr Inputs needs{};
   Status validate(const CacheShape&) const { return Status::ok; }
 };
+
+/// Whether a low-rank stage can live with keys as the position stage stores them: rotated, or raw.
+template <class LowRank>
+constexpr bool takes_keys(const LowRank& l, bool raw) {
+  if constexpr (requires { l.takes_keys(raw); }) return l.takes_keys(raw);
+  else return true;
+}
 
 /// A value that may stand in a recipe.
 template <class S>
@@ -107,21 +116,31 @@ constexpr auto recipe(S... stages) {
                   "kvcondense::recipe: at most one quantization stage.");
     static_assert(detail::count_stage<Stage::position, S...> <= 1,
                   "kvcondense::recipe: at most one position stage.");
-    static_assert(((S::about.stage == Stage::evict || S::about.stage == Stage::quant || S::about.stage == Stage::position) &&
+    static_assert(detail::count_stage<Stage::lowrank, S...> <= 1, "kvcondense::recipe: at most one low-rank stage.");
+    static_assert(((S::about.stage == Stage::evict || S::about.stage == Stage::lowrank || S::about.stage == Stage::quant ||
+                    S::about.stage == Stage::position) &&
                    ... && true),
                   "kvcondense::recipe: this stage is not one that a cache runs.");
     const std::tuple all{stages...};
     return Recipe{detail::pick<Stage::evict, evict::KeepAll>(all), detail::pick<Stage::quant, KeepExact>(all),
-                  detail::pick<Stage::position, position::Absolute>(all), NoMerge{}, NoLowRank{}};
+                  detail::pick<Stage::position, position::Absolute>(all), NoMerge{},
+                  detail::pick<Stage::lowrank, NoLowRank>(all)};
   }
 }
 
 template <class E, class Q, class P, class M = NoMerge, class L = NoLowRank>
 Recipe(E, Q, P, M = {}, L = {}) -> Recipe<E, Q, P, M, L>;
 
+/// How a recipe stores what leaves the exact window: its quant stage, behind its low-rank stage where it has one.
+template <class R>
+constexpr auto storage_of(const R& recipe) {
+  if constexpr (std::same_as<std::remove_cvref_t<decltype(recipe.lowrank)>, NoLowRank>) return recipe.quant;
+  else return cache::Reduced<decltype(R::lowrank), decltype(R::quant)>{recipe.lowrank, recipe.quant};
+}
+
 /// What a step of this recipe needs besides the tokens.
 template <class R>
-inline constexpr Inputs needs = decltype(R::evict)::needs | quant_needs<decltype(R::quant)>();
+inline constexpr Inputs needs = decltype(R::evict)::needs | decltype(R::lowrank)::needs | quant_needs<decltype(R::quant)>();
 
 /// The type of a recipe, for members and functions that hold a cache:
 /// `Cache<Cpu, RecipeOf<evict::H2O, quant::Kivi<2>>>`.

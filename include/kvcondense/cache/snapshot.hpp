@@ -1,6 +1,7 @@
 #pragma once
 
 #include <bit>
+#include <string_view>
 #include <utility>
 
 #include <kvcondense/cache/cache.hpp>
@@ -74,12 +75,7 @@ Status load_state(ByteReader& r, Column<C>& column) {
   if (!r.read(count) || (count != 0 && count != static_cast<std::uint32_t>(column.state_floats()))) return Status::corrupt_data;
   if (count == 0) return column.coded().live() == 0 ? Status::ok : Status::corrupt_data;
   if (!r.take(count, sizeof(float), bytes)) return Status::corrupt_data;
-  float numbers[4 * max_head_dim];
-  if (count > std::size(numbers)) return Status::corrupt_data;
-  std::memcpy(numbers, bytes.data(), bytes.size());
-  for (std::uint32_t i = 0; i < count; ++i)
-    if (!std::isfinite(numbers[i])) return Status::corrupt_data;
-  return column.restore_state({numbers, count});
+  return column.restore_state(bytes);
 }
 
 template <class C>
@@ -197,9 +193,10 @@ std::uint64_t fingerprint(const Cache<B, R>& c) {
   f.add(s.layers, s.q_heads, s.kv_heads, s.head_dim, s.values(), static_cast<int>(s.dtype), s.page_slots);
   f.add(std::bit_cast<std::uint32_t>(s.softmax_scale));
   f.add_text(word_of(c.recipe().evict)).add_text(word_of(c.recipe().quant)).add_text(word_of(c.recipe().position));
+  if (const char* word = word_of(c.recipe().lowrank); std::string_view(word) != NoLowRank::about.word) f.add_text(word);
   const auto add = [&](const auto& h) {
     const Flush k = h.keys.flush_rule(), v = h.values.flush_rule();
-    f.add(h.keys.fingerprint(), h.values.fingerprint(), k.block, k.keep, v.block, v.keep);
+    f.add(h.keys.fingerprint(), h.values.fingerprint(), k.block, k.keep, k.first, v.block, v.keep, v.first);
   };
   const auto& first = c.layers()[0].heads[0];
   add(first);

@@ -99,6 +99,13 @@ class Buffer {
     swap(less);
   }
 
+  /// Returns all room that is not used; keeps it when the resource refuses.
+  void fit() {
+    if (capacity_ == size_) return;
+    Buffer less(*memory_);
+    if (less.copy_from(*this) == Status::ok) swap(less);
+  }
+
   void erase_front(index_t n) {
     assert(n >= 0 && n <= size_);
     if (n > 0 && n < size_) std::memmove(data_, data_ + n, static_cast<std::size_t>(size_ - n) * sizeof(T));

@@ -1,28 +1,39 @@
 #pragma once
 
+#include <algorithm>
+#include <numeric>
+
 #include <kvcondense/core/config.hpp>
 
 namespace kvcondense {
 
 /// When exact window slots become codes: after a step that leaves `window` of them, the oldest
-/// floor((window - keep) / block) * block do. `block == 0` means never.
+/// floor((window - keep) / block) * block do. `block == 0` means never. Where a codec is found from the slots that
+/// are coded first, those are at least `first`.
 struct Flush {
   index_t block = 1;
   index_t keep = 0;
+  index_t first = 0;
 
   bool operator==(const Flush&) const = default;
 };
 
 /// Whole blocks of `block` slots; right after a flush the window may be empty (KIVI keys).
-constexpr Flush block_flush(index_t block) { return {block, 0}; }
+constexpr Flush block_flush(index_t block) { return {block, 0, 0}; }
 
 /// Whole blocks, but the newest `keep` slots never enter one.
-constexpr Flush block_flush_keep(index_t block, index_t keep) { return {block, keep}; }
+constexpr Flush block_flush_keep(index_t block, index_t keep) { return {block, keep, 0}; }
 
 /// One by one, all but the newest `keep` slots (KIVI values).
-constexpr Flush fifo_flush(index_t keep) { return {1, keep}; }
+constexpr Flush fifo_flush(index_t keep) { return {1, keep, 0}; }
 
 /// Every slot at once.
-constexpr Flush immediate_flush() { return {1, 0}; }
+constexpr Flush immediate_flush() { return {1, 0, 0}; }
+
+/// Both rules at once: what either keeps stays, and blocks are whole for both. A rule that never codes says nothing.
+constexpr Flush both(const Flush& a, const Flush& b) {
+  if (a.block == 0 || b.block == 0) return a.block == 0 ? b : a;
+  return {std::lcm(a.block, b.block), std::max(a.keep, b.keep), std::max(a.first, b.first)};
+}
 
 }  // namespace kvcondense

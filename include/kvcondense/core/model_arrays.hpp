@@ -1,6 +1,8 @@
 #pragma once
 
 #include <cmath>
+#include <cstdint>
+#include <string_view>
 
 #include <kvcondense/core/config.hpp>
 #include <kvcondense/core/shape.hpp>
@@ -68,6 +70,69 @@ struct LayerMatrices {
 
   constexpr bool empty() const { return data == nullptr; }
   constexpr const float* operator()(index_t layer) const { return data[layer]; }
+};
+
+/// Which keys a basis was made from.
+enum class KeyForm : std::uint8_t {
+  rotated,  ///< as attention compares them
+  raw       ///< before rotation: caches whose position stage stores those
+};
+
+/// A basis per layer and KV head, or per group of neighbouring heads whose rows stand side by side as one row of
+/// heads * head_dim numbers; the caller owns the arrays and keeps them. A row x is stored as z = (x - mean) E, E the first
+/// columns of `encode`, and comes back as z D^t + mean, D the first columns of `decode`.
+struct HeadBases {
+  const float* encode = nullptr;  ///< [layers, groups, dim, columns], best column first
+  const float* decode = nullptr;  ///< the same shape; null where the columns are orthonormal: `encode` serves for both
+  const float* mean = nullptr;    ///< [layers, groups, dim]; null: zeros
+  const float* energy = nullptr;  ///< [layers, groups, columns], what each column holds; may be null
+  const float* ranks = nullptr;   ///< [layers, groups], columns that were chosen for each; may be null
+  index_t layers = 0;
+  index_t groups = 0;
+  index_t dim = 0;
+  index_t columns = 0;
+  KeyForm keys = KeyForm::rotated;  ///< of bases of keys
+
+  constexpr bool empty() const { return encode == nullptr; }
+  constexpr index_t at(index_t layer, index_t group) const { return layer * groups + group; }
+  constexpr const float* encoder(index_t layer, index_t group) const { return encode + at(layer, group) * dim * columns; }
+  constexpr const float* decoder(index_t layer, index_t group) const {
+    return (decode == nullptr ? encode : decode) + at(layer, group) * dim * columns;
+  }
+  constexpr const float* mean_of(index_t layer, index_t group) const {
+    return mean == nullptr ? nullptr : mean + at(layer, group) * dim;
+  }
+  /// Whether all numbers are some.
+  bool finite() const {
+    const index_t heads = layers * groups;
+    const auto good = [](const float* x, index_t n) {
+      for (index_t i = 0; x != nullptr && i < n; ++i)
+        if (!std::isfinite(x[i])) return false;
+      return true;
+    };
+    return good(encode, heads * dim * columns) && good(decode, heads * dim * columns) && good(mean, heads * dim) &&
+           good(energy, heads * columns) && good(ranks, heads);
+  }
+};
+
+/// The bases of keys and values that one method made of a model; either may be missing.
+struct NamedBases {
+  std::string_view method;  ///< its word
+  HeadBases keys{};
+  HeadBases values{};
+};
+
+/// Bases of several methods; the caller owns the list.
+struct BasisList {
+  const NamedBases* data = nullptr;
+  index_t size = 0;
+
+  /// Null: there are none of this method.
+  constexpr const NamedBases* find(std::string_view method) const {
+    for (index_t i = 0; i < size; ++i)
+      if (data[i].method == method) return data + i;
+    return nullptr;
+  }
 };
 
 }  // namespace kvcondense

@@ -80,7 +80,7 @@ struct RowTransform<Cpu, ChannelScale> {
     backward(t, state, dim, rows);
   }
 
-  static void observe(const ChannelScale&, index_t dim, RowBlock<const float> rows, float* state) {
+  static void observe(const ChannelScale&, index_t dim, RowBlock<float> rows, float* state) {
     for (index_t r = 0; r < rows.rows; ++r)
       for (index_t c = 0; c < dim; ++c) state[c] = larger(state[c], rows.data[r * rows.step + c]);
   }
@@ -108,6 +108,43 @@ struct RowTransform<Cpu, ChannelScale> {
   static float larger(float top, float x) {
     const float size = std::fabs(x);
     return size <= 3e38f && size > top ? size : top;
+  }
+};
+
+/// One of the two may have a state, so both are handed the same.
+template <class First, class Second>
+struct RowTransform<Cpu, Chained<First, Second>> {
+  using Both = Chained<First, Second>;
+  using One = MapOf<Cpu, First>;
+  using Two = MapOf<Cpu, Second>;
+
+  static const float* mean(const Both& t, const float* state, index_t dim) {
+    return leaves_rows(t.first) ? Two::mean(t.second, state, dim) : One::mean(t.first, state, dim);
+  }
+  static void forward(const Both& t, const float* state, index_t dim, RowBlock<float> rows) {
+    One::forward(t.first, state, dim, rows);
+    Two::forward(t.second, state, t.first.stored_dim(dim), rows);
+  }
+  static void backward(const Both& t, const float* state, index_t dim, RowBlock<float> rows) {
+    Two::backward(t.second, state, t.first.stored_dim(dim), rows);
+    One::backward(t.first, state, dim, rows);
+  }
+  static void query(const Both& t, const float* state, index_t dim, RowBlock<float> rows) {
+    One::query(t.first, state, dim, rows);
+    Two::query(t.second, state, t.first.stored_dim(dim), rows);
+  }
+  static void observe(const Both& t, index_t dim, RowBlock<float> rows, float* state) {
+    if (floats_of(t.first, dim) > 0) return One::observe(t.first, dim, rows, state);
+    One::forward(t.first, state, dim, rows);
+    Two::observe(t.second, t.first.stored_dim(dim), rows, state);
+  }
+  static void settle(const Both& t, index_t dim, const HeadQueries& queries, float* state) {
+    if (floats_of(t.first, dim) > 0) One::settle(t.first, dim, queries, state);
+    else Two::settle(t.second, t.first.stored_dim(dim), queries, state);
+  }
+  static bool good_state(const Both& t, index_t dim, const float* state) {
+    if (floats_of(t.first, dim) > 0) return One::good_state(t.first, dim, state);
+    return Two::good_state(t.second, t.first.stored_dim(dim), state);
   }
 };
 

@@ -1,0 +1,108 @@
+#include <limits>
+
+#include <catch2/catch.hpp>
+
+#include <kvcondense/lowrank/blocks/basis_rule.hpp>
+#include <kvcondense/lowrank/fit/principal.hpp>
+#include <support/eigen_json.hpp>
+#include <support/oracle.hpp>
+
+using namespace kvcondense;
+using namespace kvcondense::lowrank;
+using test::farthest;
+using test::matrix;
+
+TEST_CASE("fit: principal directions of a worked case, centred and not", "[lowrank][principal]") {
+  const auto oracle = test::load_oracle("lowrank.json", "pca_attention");
+  const auto& want = oracle["expected"];
+  const fit::Matrix k = matrix(oracle["inputs"]["K"]);
+  fit::Moments moments(3);
+  moments.add(k.topRows(2)), moments.add(fit::Matrix(k.bottomRows(3)));
+  REQUIRE(farthest(moments.mean(), test::vector(want["mean_K"])) < 1e-9);
+  const auto centred = fit::principal(moments, true), plain = fit::principal(moments, false);
+  REQUIRE(centred);
+  REQUIRE(plain);
+  REQUIRE(farthest(centred->energy, test::vector(want["eigenvalues_centred"])) < 1e-9);
+  REQUIRE(farthest(centred->columns, matrix(want["P_centred"])) < 1e-9);
+  REQUIRE(farthest(plain->energy, test::vector(want["eigenvalues_uncentred"])) < 1e-9);
+  const fit::Matrix latent = (k.rowwise() - moments.mean().transpose()) * centred->columns.leftCols(2);
+  REQUIRE(farthest(latent, matrix(want["latent_K"])) < 1e-9);
+}
+
+TEST_CASE("fit: the basis that suits queries loses what it says it loses, and less than others", "[lowrank][principal]") {
+  const auto oracle = test::load_oracle("lowrank.json", "query_aware_basis");
+  const auto& want = oracle["expected"];
+  const fit::Matrix k = matrix(oracle["inputs"]["K"]), q = matrix(oracle["inputs"]["Q"]);
+  const fit::Matrix ck = k.transpose() * k / static_cast<double>(k.rows()), cq = q.transpose() * q / static_cast<double>(q.rows());
+  const auto error = [&](const fit::Matrix& encode, const fit::Matrix& decode) {
+    const fit::Matrix lost = k - k * encode * decode.transpose();
+    return (q * lost.transpose()).squaredNorm() / static_cast<double>(k.rows() * q.rows());
+  };
+  const auto pca = fit::principal(ck), stacked = fit::principal(k.transpose() * k + q.transpose() * q);
+  const auto aware = fit::query_aware(ck, cq);
+  REQUIRE(aware);
+  REQUIRE(error(pca->columns.leftCols(1), pca->columns.leftCols(1)) == Approx(want["err_key_pca"].get<double>()).margin(1e-9));
+  REQUIRE(error(stacked->columns.leftCols(1), stacked->columns.leftCols(1)) == Approx(want["err_stacked"].get<double>()).margin(1e-9));
+  REQUIRE(error(aware->encode.leftCols(1), aware->decode.leftCols(1)) == Approx(want["err_query_aware"].get<double>()).margin(1e-9));
+  REQUIRE(aware->energy.tail(2).sum() == Approx(want["predicted_query_aware"].get<double>()).margin(1e-9));
+  REQUIRE(farthest(aware->energy, test::vector(want["eigenvalues_weighted"])) < 1e-9);
+  REQUIRE(farthest(aware->encode.leftCols(1), matrix(want["encode"])) < 1e-9);
+  REQUIRE(farthest(aware->decode.leftCols(1), matrix(want["query_projection"])) < 1e-8);
+  REQUIRE(farthest(q * aware->decode.leftCols(1) * (k * aware->encode.leftCols(1)).transpose(), matrix(want["logits_unscaled"])) < 1e-8);
+}
+
+TEST_CASE("fit: ranks of Eigen Attention, by running sums of singular values and of energies", "[lowrank][principal]") {
+  const auto oracle = test::load_oracle("lowrank.json", "eigen_attention_rank");
+  const auto& want = oracle["expected"];
+  fit::Moments both(3);
+  both.add(matrix(oracle["inputs"]["K"])), both.add(matrix(oracle["inputs"]["Q"]));
+  const auto d = fit::principal(both.products);
+  REQUIRE(d);
+  REQUIRE(farthest(d->energy.cwiseSqrt(), test::vector(want["singular_values"])) < 1e-9);
+  const double threshold = oracle["params"]["threshold"].get<double>();
+  REQUIRE(rank_by_spread(d->energy.data(), 3, threshold) == want["rank_reference_code"].get<index_t>());
+  REQUIRE(rank_by_energy(d->energy.data(), 3, threshold) == want["rank_by_energy"].get<index_t>());
+  REQUIRE(rank_by_energy(d->energy.data(), 3, 1.0) == 3);
+  REQUIRE(rank_by_energy(d->energy.data(), 3, 0.0001) == 1);
+}
+
+TEST_CASE("fit: one basis for two layers loses less than two of half the rank", "[lowrank][principal]") {
+  const auto oracle = test::load_oracle("lowrank.json", "xkv");
+  const auto& want = oracle["expected"];
+  const fit::Matrix a = matrix(oracle["inputs"]["K_layer0"]), b = matrix(oracle["inputs"]["K_layer1"]);
+  fit::Matrix both(a.rows(), a.cols() + b.cols());
+  both << a, b;
+  const auto d = fit::principal(both.transpose() * both);
+  REQUIRE(d);
+  REQUIRE(farthest(d->energy.head(4).cwiseSqrt(), test::vector(want["joint_singular_values"])) < 1e-7);
+  const fit::Matrix back = both * d->columns.leftCols(2) * d->columns.leftCols(2).transpose();
+  REQUIRE(farthest(back, matrix(want["joint_reconstruction"])) < 1e-8);
+  REQUIRE((both - back).norm() == Approx(want["err_joint"].get<double>()).margin(1e-8));
+  const auto apart = [](const fit::Matrix& x) {
+    const auto one = fit::principal(x.transpose() * x);
+    return (x - x * one->columns.leftCols(1) * one->columns.leftCols(1).transpose()).squaredNorm();
+  };
+  REQUIRE(std::sqrt(apart(a) + apart(b)) == Approx(want["err_separate"].get<double>()).margin(1e-8));
+}
+
+TEST_CASE("fit: nothing, rows that span little, and numbers that are none", "[lowrank][principal]") {
+  REQUIRE(fit::principal(fit::Moments(4), true).status() == Status::missing_input);
+  REQUIRE(fit::principal(fit::Matrix()).status() == Status::missing_input);
+  fit::Matrix bad = fit::Matrix::Identity(3, 3);
+  bad(1, 2) = std::numeric_limits<double>::quiet_NaN();
+  REQUIRE(fit::principal(bad).status() == Status::invalid_argument);
+  REQUIRE(fit::query_aware(bad, fit::Matrix::Identity(3, 3)).status() == Status::invalid_argument);
+  REQUIRE(fit::query_aware(fit::Matrix::Identity(3, 3), fit::Matrix::Identity(2, 2)).status() == Status::shape_mismatch);
+  REQUIRE(fit::query_aware(fit::Matrix::Identity(3, 3), fit::Matrix::Zero(3, 3)).status() == Status::invalid_argument);
+
+  fit::Moments flat(5);
+  fit::Matrix rows = fit::Matrix::Zero(7, 5);
+  rows.col(1).setLinSpaced(1, 7), rows.col(3).setLinSpaced(-2, 3);
+  flat.add(rows);
+  const auto d = fit::principal(flat, false);
+  REQUIRE(d);
+  REQUIRE(fit::numeric_rank(d->energy) == 2);
+  REQUIRE(d->energy.tail(3).isZero(0));
+  REQUIRE(farthest(d->columns.transpose() * d->columns, fit::Matrix::Identity(5, 5)) < 1e-12);
+  REQUIRE(farthest(rows * d->columns.leftCols(2) * d->columns.leftCols(2).transpose(), rows) < 1e-12);
+}
