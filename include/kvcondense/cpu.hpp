@@ -26,6 +26,8 @@
 #include <kvcondense/backend/cpu/level_codes.hpp>
 #include <kvcondense/backend/cpu/lift_top.hpp>
 #include <kvcondense/backend/cpu/merge_partials.hpp>
+#include <kvcondense/backend/cpu/merge_sets.hpp>
+#include <kvcondense/backend/cpu/merge_weights.hpp>
 #include <kvcondense/backend/cpu/mixed_rows.hpp>
 #include <kvcondense/backend/cpu/nuq_rows.hpp>
 #include <kvcondense/backend/cpu/open_blocks.hpp>
@@ -42,7 +44,9 @@
 #include <kvcondense/backend/cpu/row_direction.hpp>
 #include <kvcondense/backend/cpu/row_norm.hpp>
 #include <kvcondense/backend/cpu/row_redundancy.hpp>
+#include <kvcondense/backend/cpu/row_similarity.hpp>
 #include <kvcondense/backend/cpu/row_transform.hpp>
+#include <kvcondense/backend/cpu/segmented_combine.hpp>
 #include <kvcondense/backend/cpu/settle_probed.hpp>
 #include <kvcondense/backend/cpu/sign_sketch.hpp>
 #include <kvcondense/backend/cpu/slot_exposure.hpp>

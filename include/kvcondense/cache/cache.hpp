@@ -12,9 +12,14 @@
 #include <kvcondense/core/expected.hpp>
 #include <kvcondense/core/step_view.hpp>
 #include <kvcondense/evict/pipeline.hpp>
+#include <kvcondense/merge/pipeline.hpp>
 #include <kvcondense/prim/rope.hpp>
 
 namespace kvcondense {
+
+namespace cache {
+struct Folding;
+}
 
 /// The condensed KV cache of one sequence: all layers, ragged per KV head, in pages of the caller's
 /// memory resource.
@@ -35,6 +40,7 @@ class Cache {
   using Quant = decltype(R::quant);
   using Storage = decltype(storage_of(std::declval<R>()));
   using Position = decltype(R::position);
+  using Merge = decltype(R::merge);
   using KeyCodec = decltype(key_codec_of(std::declval<Storage>(), CacheShape{}));
   using ValueCodec = decltype(value_codec_of(std::declval<Storage>(), CacheShape{}));
   using Layer = cache::Layer<KeyCodec, ValueCodec>;
@@ -175,29 +181,43 @@ class Cache {
   void finish_plan();
   using Pipeline = decltype(std::declval<Evict>().pipeline());
   using Saliency = decltype(saliency_of(std::declval<Storage>()));
+  using Merger = decltype(merger_of(std::declval<Merge>()));
+  static constexpr bool can_merge = merge::Merges<Merge>;
 
-  // What eviction and the saliency of a quant stage look at together.
+  // What eviction, the saliency of a quant stage and a merge stage look at together.
   AttentionNeed attention() const {
-    const AttentionNeed evicts = pipeline_.attention();
-    return evicts.rows == AttentionNeed::Rows::none && graded_ ? saliency_.attention() : evicts;
+    const AttentionNeed evicts = pipeline_.attention(), saliency = graded_ ? saliency_.attention() : AttentionNeed{};
+    return joined(joined(evicts, saliency), fold_.attention);
   }
   AttentionNeed queries() const {
-    const AttentionNeed a = pipeline_.queries(), b = graded_ ? saliency_.queries() : AttentionNeed{};
+    return joined(joined(pipeline_.queries(), graded_ ? saliency_.queries() : AttentionNeed{}), fold_.queries);
+  }
+  static AttentionNeed joined(AttentionNeed a, AttentionNeed b) {
     return a.rows == AttentionNeed::Rows::none || (b.rows == a.rows && b.count > a.count) ? b : a;
   }
   Inputs inputs() const {
     Inputs all = pipeline_.inputs();
     if (graded_) all = all | saliency_.inputs();
+    all = all | fold_.inputs;
     return plan_.codec_queries ? all | Input::queries : all;
   }
   bool reads_attention(const StepView<B>& view) const {
     const bool step = view.phase != Phase::turn && view.phase != Phase::probe;
     return pipeline_.reads_attention(view) ||
-           (graded_ && step && saliency_.attention().rows != AttentionNeed::Rows::none);
+           (step && ((graded_ && saliency_.attention().rows != AttentionNeed::Rows::none) ||
+                     fold_.attention.rows != AttentionNeed::Rows::none));
   }
   /// Scores by which slots that are about to be coded are told apart; of no data when none are.
   Status grade(Context<B>& ctx, const StepView<B>& view, evict::LaneViews lanes, const evict::KeepSet& keep,
                RaggedView<float>& scores, Scratch& scratch) const;
+
+  /// What the merge stage makes of what eviction decided; `keep` becomes what is left.
+  Status fold(Context<B>& ctx, const StepView<B>& view, evict::LaneViews lanes, const evict::KeepSet& keep,
+              cache::Folding& out, Scratch& scratch) const;
+  std::size_t fold_bytes(index_t total) const;
+  void mark_places(const Layer& layer, RaggedView<float> places) const;
+  Status reserve_fold(Layer& layer, const cache::Folding& folding);
+  void commit_fold(Context<B>& ctx, Layer& layer, const cache::Folding& folding, TensorView<const float, 3> queries);
 
   StepView<B> step_view(index_t layer, Phase phase) const;
   Status check_input(const StepView<B>& view, Input what) const;
@@ -210,7 +230,7 @@ class Cache {
     return shape_.softmax_scale * (raw ? rope_.logit_scale(recipe_.position.rotated_input) : 1.0f);
   }
   Status commit(Context<B>& ctx, Layer& layer, const evict::KeepSet& keep, std::span<const RaggedView<float>> lanes,
-                RaggedView<float> scores, TensorView<const float, 3> queries, Scratch scratch);
+                RaggedView<float> scores, TensorView<const float, 3> queries, const cache::Folding& folding, Scratch scratch);
   template <class T>
   Status append_rows(Context<B>& ctx, index_t layer, TensorView<const T, 3> keys, TensorView<const T, 3> values,
                      std::span<const index_t> positions);
@@ -224,6 +244,10 @@ class Cache {
   Pipeline pipeline_{};
   Saliency saliency_{};
   bool graded_ = false;  ///< codecs tell slots apart by `saliency_`
+  Merger merger_{};
+  merge::Traits fold_{};        ///< of the merge stage; neutral without one
+  prim::RopeAngles fold_angles_{};
+  bool merging_ = false;
   Plan plan_{};
   MemoryResource<Cpu>* memory_ = nullptr;
   ObjectArray<Layer> layers_;

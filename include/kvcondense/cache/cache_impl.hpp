@@ -14,7 +14,11 @@ auto Cache<B, R>::make_plan() const -> Plan {
   p.head_dim = shape_.head_dim;
   p.value_dim = shape_.values();
   p.page_slots = shape_.page_slots;
-  p.lanes = pipeline_.lanes() + (graded_ ? saliency_.lanes() : 0);
+  const index_t others = pipeline_.lanes() + (graded_ ? saliency_.lanes() : 0);
+  p.lanes = others + fold_.lanes;
+  if (fold_.bias >= 0) p.bias = others + fold_.bias;
+  if (fold_.value_scale >= 0) p.value_scale = others + fold_.value_scale;
+  p.state = fold_.state;
   if (queries().rows == AttentionNeed::Rows::last) p.query_rows = queries().count;
   p.summary = pipeline_.residual == evict::Residual::mean;
   return p;
@@ -28,6 +32,7 @@ Expected<Cache<B, R>> Cache<B, R>::make(const CacheShape& shape, const R& recipe
   const Storage storage = storage_of(recipe);
   if (const Status s = storage.validate(shape); s != Status::ok) return s;
   if (const Status s = recipe.position.validate(shape); s != Status::ok) return s;
+  if (const Status s = recipe.merge.validate(shape); s != Status::ok) return s;
 
   Cache c;
   c.shape_ = shape;
@@ -38,11 +43,27 @@ Expected<Cache<B, R>> Cache<B, R>::make(const CacheShape& shape, const R& recipe
   c.saliency_ = saliency_of(storage);
   c.graded_ = has_saliency(storage);
   c.memory_ = &memory;
-  if (c.pipeline_.lanes() + (c.graded_ ? c.saliency_.lanes() : 0) > cache::max_lanes) return Status::not_supported;
+  if constexpr (can_merge) {
+    c.merger_ = merger_of(recipe.merge);
+    c.fold_ = c.merger_.traits();
+    c.merging_ = c.fold_.active;
+    if (c.fold_.place >= 0) {
+      const auto angles = prim::rope_angles(c.fold_.rope, shape.head_dim);
+      if (!angles) return angles.status();
+      c.fold_angles_ = *angles;
+    }
+  }
+  if (c.pipeline_.lanes() + (c.graded_ ? c.saliency_.lanes() : 0) + c.fold_.lanes > cache::max_lanes) return Status::not_supported;
   // One call of `attend` measures one set of rows.
-  if (const AttentionNeed a = c.pipeline_.attention(), b = c.saliency_.attention();
-      c.graded_ && a.rows != AttentionNeed::Rows::none && b.rows != AttentionNeed::Rows::none &&
-      (a.rows != b.rows || (a.rows == AttentionNeed::Rows::last && a.count != b.count)))
+  const AttentionNeed measured = c.attention();
+  for (const AttentionNeed a : {c.pipeline_.attention(), c.graded_ ? c.saliency_.attention() : AttentionNeed{}, c.fold_.attention})
+    if (a.rows != AttentionNeed::Rows::none &&
+        (a.rows != measured.rows || (a.rows == AttentionNeed::Rows::last && a.count != measured.count)))
+      return Status::incompatible;
+  // A stage that folds what leaves has nothing to do where nothing leaves.
+  if (c.merging_ && !c.capabilities().changes_length) return Status::incompatible;
+  // Logits of raw keys depend on where slots stand, and their positions are their places.
+  if (recipe.position.raw_keys && (c.fold_.mass == merge::Mass::exact || c.fold_.position == merge::Place::latest))
     return Status::incompatible;
   // A mean of raw keys is no key, and neither is what a closed form of rotated ones makes of them.
   if (recipe.position.raw_keys && (evict::reads_rotated_keys(c.pipeline_.source) || c.pipeline_.residual != evict::Residual::none))
@@ -91,6 +112,7 @@ Capabilities Cache<B, R>::capabilities() const {
   Capabilities c;
   if constexpr (requires { recipe_.evict.changes_length(); }) c.changes_length = recipe_.evict.changes_length();
   else c.changes_length = !std::same_as<Evict, evict::KeepAll>;
+  c.changes_length = c.changes_length || fold_.shrinks;
   c.needs = inputs();
   c.probes = pipeline_.probes();
   c.raw_keys = recipe_.position.raw_keys;
@@ -114,6 +136,7 @@ std::size_t Cache<B, R>::workspace_bytes(index_t slots, index_t tokens, index_t 
   if (graded_)
     step += Scratch::bytes_for<float>(total) + Scratch::bytes_for<evict::Protected>(shape_.kv_heads) +
             saliency_.workspace_bytes(shape_, total);
+  step += fold_bytes(total);
   if (queries().rows != AttentionNeed::Rows::none || pipeline_.probes())
     step += prim::AttendColumns<Cpu>::workspace_bytes(workers, shape_, std::max(tokens, plan_.query_rows), plan_.query_width) + Scratch::align;
   if (evict::model_share(pipeline_.allocate).keep > 0.0) step += Scratch::bytes_for<index_t>(shape_.layers * shape_.kv_heads) + Scratch::align;
@@ -240,5 +263,6 @@ Status Cache<B, R>::forward(Context<B>& ctx, index_t layer, TensorView<const flo
 
 }  // namespace kvcondense
 
+#include <kvcondense/cache/cache_fold.hpp>
 #include <kvcondense/cache/cache_mutations.hpp>
 #include <kvcondense/cache/cache_turn.hpp>

@@ -97,7 +97,8 @@ Status Cache<B, R>::run_step(Context<B>& ctx, index_t layer, const StepInputs& i
   if (wants_queries) view.columns = &columns;
   const std::span<const RaggedView<float>> all_lanes(lanes, static_cast<std::size_t>(lane_count));
   const auto lane_views = all_lanes.first(static_cast<std::size_t>(pipeline_.lanes()));
-  const auto grade_lanes = all_lanes.subspan(lane_views.size());
+  const auto grade_lanes = all_lanes.subspan(lane_views.size(), static_cast<std::size_t>(graded_ ? saliency_.lanes() : 0));
+  const auto fold_lanes = all_lanes.subspan(lane_views.size() + grade_lanes.size());
   if (probe) {  // only the policy learns something; the tokens stay pending
     const Status s = evict::observe_probe(pipeline_.source, ctx, view, lane_views, scratch);
     for (index_t h = 0; h < heads && s == Status::ok; ++h) l.take_lanes(lane_views, h);
@@ -107,13 +108,21 @@ Status Cache<B, R>::run_step(Context<B>& ctx, index_t layer, const StepInputs& i
   if (const Status s = pipeline_.observe(ctx, view, lane_views); s != Status::ok) return s;
   if (graded_)
     if (const Status s = saliency_.observe(ctx, view, grade_lanes); s != Status::ok) return s;
+  if constexpr (can_merge)
+    if (merging_) {
+      if (fold_.place >= 0) mark_places(l, fold_lanes[static_cast<std::size_t>(fold_.place)]);
+      if (const Status s = merger_.observe(ctx, view, fold_lanes); s != Status::ok) return s;
+    }
   const bool fires = pipeline_.fires(view);
   if (fires)
     if (const Status s = pipeline_.choose(ctx, view, lane_views, keep, scratch); s != Status::ok) return s;
+  cache::Folding folding;
+  if (merging_)
+    if (const Status s = fold(ctx, view, fold_lanes, keep, folding, scratch); s != Status::ok) return s;
   RaggedView<float> scores{nullptr, l.offset.data(), heads};
   if (graded_)
     if (const Status s = grade(ctx, view, grade_lanes, keep, scores, scratch); s != Status::ok) return s;
-  if (const Status s = commit(ctx, l, keep, all_lanes, scores, inputs.queries, scratch); s != Status::ok) return s;
+  if (const Status s = commit(ctx, l, keep, all_lanes, scores, inputs.queries, folding, scratch); s != Status::ok) return s;
 
   index_t kept = 0, asked = 0;
   for (index_t h = 0; h < heads; ++h) kept += keep.count[h], asked += keep.budget[h];
@@ -151,23 +160,26 @@ Status Cache<B, R>::grade(Context<B>& ctx, const StepView<B>& view, evict::LaneV
 template <Backend B, class R>
 Status Cache<B, R>::commit(Context<B>& ctx, Layer& l, const evict::KeepSet& keep,
                            std::span<const RaggedView<float>> lanes, RaggedView<float> scores,
-                           TensorView<const float, 3> queries, Scratch scratch) {
+                           TensorView<const float, 3> queries, const cache::Folding& folding, Scratch scratch) {
   const index_t floats = plan_.commit_floats;
   float* rows = scratch.take<float>(floats * ctx.workers());
   if (rows == nullptr) return Status::workspace_too_small;
-  for (index_t h = 0; h < shape_.kv_heads; ++h) {
-    const Status s = l.heads[h].reserve_commit(keep.slots.row(h), keep.count[h]);
-    if (s == Status::ok) continue;
+  Status room = reserve_fold(l, folding);
+  for (index_t h = 0; h < shape_.kv_heads && room == Status::ok; ++h)
+    room = l.heads[h].reserve_commit(keep.slots.row(h), keep.count[h]);
+  if (room != Status::ok) {
     for (auto& head : l.heads) head.trim();
-    return s;
+    return room;
   }
   // Nothing below can fail.
+  commit_fold(ctx, l, folding, queries);
   ctx.parallel(shape_.kv_heads, [&](index_t h, index_t worker) {
     auto& head = l.heads[h];
     l.take_lanes(lanes, h);
     const auto done = head.commit(keep.slots.row(h), keep.count[h], rows + worker * floats,
                                   scores.data == nullptr ? nullptr : scores.row(h),
-                                  {queries, h * shape_.group(), queries.data == nullptr ? 0 : shape_.group()});
+                                  {queries, h * shape_.group(), queries.data == nullptr ? 0 : shape_.group()},
+                                  folding.any ? folding.links.to.row(h) : nullptr);
     head.repaired += done.repaired;
     head.coded_again += done.coded_again;
   });
@@ -238,6 +250,7 @@ Report Cache<B, R>::report() const {
     r.tokens = std::max(r.tokens, l.counters.seen);
     r.evictions += l.counters.evictions;
     r.evicted_slots += l.counters.evicted_slots;
+    r.merged_slots += l.counters.merged_slots;
     r.budget_asked += l.counters.budget_asked;
     r.budget_met += l.counters.budget_met;
     r.nan_scores += l.counters.nan_scores;

@@ -10,8 +10,9 @@
 
 namespace kvcondense::cache {
 
-/// Numbers per slot that a head may carry: those of an eviction policy, then those of a quant stage's saliency.
-inline constexpr index_t max_lanes = 6;
+/// Numbers per slot that a head may carry: those of an eviction policy, those of a quant stage's saliency, then those
+/// of a merge stage.
+inline constexpr index_t max_lanes = 10;
 inline constexpr index_t max_position = 0x7fffffff;  ///< ordinals are stored in 32 bits
 
 /// What every head of a cache has in common.
@@ -24,6 +25,9 @@ struct HeadPlan {
   index_t lanes = 0;
   index_t query_rows = 0;  ///< queries of earlier tokens that a layer keeps
   bool summary = false;    ///< slots that leave live on in a mean
+  index_t bias = -1;        ///< lane of logit biases; -1: none
+  index_t value_scale = -1; ///< lane of what values are multiplied by; -1: none
+  index_t state = 0;        ///< numbers per head that a merge stage keeps
 
   // Found from the codecs of all heads.
   index_t query_width = 0;    ///< of a row of queries, see Column
@@ -59,8 +63,10 @@ struct Head {
   Column<ValueCodec> values;
   SlotIds ids;
   Buffer<float> lane[max_lanes];
+  Buffer<float> state;      ///< a merge stage's
   Summary summary;          ///< of slots that left; empty unless the plan says so
   index_t lanes = 0;
+  index_t bias = -1, value_scale = -1;  ///< lanes that attention reads
   index_t repaired = 0;     ///< numbers that codecs replaced
   index_t coded_again = 0;  ///< slots written anew because their group lost members
 
@@ -68,7 +74,10 @@ struct Head {
       : keys(p.exact, c.key, c.key_flush, p.sinks, p.head_dim, p.page_slots, memory),
         values(p.exact, c.value, c.value_flush, p.sinks, p.value_dim, p.page_slots, memory),
         ids(memory),
-        lanes(p.lanes) {
+        state(memory),
+        lanes(p.lanes),
+        bias(p.bias),
+        value_scale(p.value_scale) {
     for (auto& l : lane) l = Buffer<float>(memory);
   }
 
@@ -96,7 +105,7 @@ struct Head {
   void count(index_t first_token, index_t n) {
     ids.append(first_token, n);
     for (index_t l = 0; l < lanes; ++l)
-      for (index_t i = 0; i < n; ++i) lane[l].append_reserved(0.0f);
+      for (index_t i = 0; i < n; ++i) lane[l].append_reserved(l == value_scale ? 1.0f : 0.0f);
   }
 
   /// Whether `commit` will code slots when `keep` survives.
@@ -120,10 +129,10 @@ struct Head {
   };
 
   /// Keeps the listed slots, codes what the flush rules say, gives room back. Cannot fail. `scores`: null, or one
-  /// per slot that is kept. `queries`: of this step, where there are any.
+  /// per slot that is kept. `queries`: of this step, where there are any. `to`: null, or where slots folded to.
   Done commit(const std::int32_t* keep, index_t n, float* rows, const float* scores = nullptr,
-              const prim::HeadQueries& queries = {}) {
-    if (summary.kept() && n < slots()) summary.absorb(keys, values, slots(), keep, n);
+              const prim::HeadQueries& queries = {}, const std::int32_t* to = nullptr) {
+    if (summary.kept() && n < slots()) summary.absorb(keys, values, slots(), keep, n, to);
     keep_slots(keep, n);
     Done done;
     done.repaired = keys.flush(keys.due(keys.window().live()), rows, scores, queries);
@@ -159,6 +168,7 @@ struct Head {
     if (s == Status::ok) s = values.fork(out.values);
     if (s == Status::ok) s = ids.fork(out.ids);
     for (index_t l = 0; s == Status::ok && l < lanes; ++l) s = out.lane[l].copy_from(lane[l]);
+    if (s == Status::ok) s = out.state.copy_from(state);
     if (summary.kept()) summary.fork(out.summary);
     out.repaired = repaired, out.coded_again = coded_again;
     return s;
@@ -168,11 +178,12 @@ struct Head {
     keys.clear(), values.clear(), ids.clear();
     for (auto& l : lane) l.shrink(0);
     summary.clear();
+    std::fill(state.begin(), state.end(), 0.0f);
     repaired = coded_again = 0;
   }
 
   std::size_t side_bytes() const {
-    std::size_t sum = summary.bytes() + ids.bytes() + keys.table_bytes() + values.table_bytes();
+    std::size_t sum = summary.bytes() + state.bytes() + ids.bytes() + keys.table_bytes() + values.table_bytes();
     for (const auto& l : lane) sum += l.bytes();
     return sum;
   }

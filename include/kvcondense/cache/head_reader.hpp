@@ -25,7 +25,10 @@ struct HeadReader {
   index_t slots() const { return head->slots(); }
 
   prim::SummarySlot summary() const { return head->summary.slot(); }
-  prim::SlotScalars scalars() const { return {}; }  // no stage of a recipe sets any yet
+  prim::SlotScalars scalars() const {
+    const auto lane = [&](index_t l) { return l < 0 ? nullptr : head->lane[l].data(); };
+    return {nullptr, lane(head->bias), lane(head->value_scale)};
+  }
 
   index_t query_width() const { return head->keys.width(); }
   index_t value_width() const { return head->values.width(); }

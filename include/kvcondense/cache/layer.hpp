@@ -21,6 +21,7 @@ struct Counters {
   index_t pending = 0;        ///< newest tokens that no step has seen yet; all of them are stored
   index_t evictions = 0;
   index_t evicted_slots = 0;
+  index_t merged_slots = 0;
   index_t budget_asked = 0;
   index_t budget_met = 0;
   index_t nan_scores = 0;
@@ -52,6 +53,8 @@ struct Layer {
     if (const Status s = out.heads.fill(memory, shape.kv_heads, [&](index_t h) { return Head(plan, codecs(h), memory); });
         s != Status::ok)
       return s;
+    for (Head& h : out.heads)
+      if (const Status s = h.state.resize(plan.state); s != Status::ok) return s;
     for (Head& h : out.heads)
       if (plan.summary)
         if (const Status s = Summary::make(shape.head_dim, shape.values(), memory, h.summary); s != Status::ok) return s;

@@ -64,6 +64,7 @@ class LayerColumns final : public QueryColumns<Cpu> {
       if (at->rotation_.table == nullptr || slot < 0) return;
       at->rotation_.table->rotate(q, slot - (at->rotation_.query_positions == nullptr ? 0 : position));
     }
+    prim::SlotScalars scalars() const { return reader().scalars(); }
     index_t query_width() const { return head().keys.width(); }
     void begin_queries(prim::RowBlock<float> queries) const { reader().begin_queries(queries); }
     void key_scores(Cursor& cursor, index_t n, prim::RowBlock<const float> queries, prim::RowBlock<float> out,

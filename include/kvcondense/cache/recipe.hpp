@@ -46,6 +46,13 @@ constexpr Inputs quant_needs() {
   else return {};
 }
 
+/// The same of a merge stage.
+template <class Merge>
+constexpr Inputs merge_needs() {
+  if constexpr (requires { Merge::needs; }) return Merge::needs;
+  else return {};
+}
+
 /// The merge stage of a recipe that names none: slots that leave are gone.
 struct NoMerge {
   static constexpr Descriptor about{"none", Stage::merge, "none"};
@@ -64,6 +71,13 @@ template <class LowRank>
 constexpr bool takes_keys(const LowRank& l, bool raw) {
   if constexpr (requires { l.takes_keys(raw); }) return l.takes_keys(raw);
   else return true;
+}
+
+/// How a merge stage folds; of none, the stage itself.
+template <class Merge>
+constexpr auto merger_of(const Merge& m) {
+  if constexpr (requires { m.pipeline(); }) return m.pipeline();
+  else return m;
 }
 
 /// A value that may stand in a recipe.
@@ -116,14 +130,15 @@ constexpr auto recipe(S... stages) {
                   "kvcondense::recipe: at most one quantization stage.");
     static_assert(detail::count_stage<Stage::position, S...> <= 1,
                   "kvcondense::recipe: at most one position stage.");
+    static_assert(detail::count_stage<Stage::merge, S...> <= 1, "kvcondense::recipe: at most one merge stage.");
     static_assert(detail::count_stage<Stage::lowrank, S...> <= 1, "kvcondense::recipe: at most one low-rank stage.");
-    static_assert(((S::about.stage == Stage::evict || S::about.stage == Stage::lowrank || S::about.stage == Stage::quant ||
-                    S::about.stage == Stage::position) &&
+    static_assert(((S::about.stage == Stage::evict || S::about.stage == Stage::merge || S::about.stage == Stage::lowrank ||
+                    S::about.stage == Stage::quant || S::about.stage == Stage::position) &&
                    ... && true),
                   "kvcondense::recipe: this stage is not one that a cache runs.");
     const std::tuple all{stages...};
     return Recipe{detail::pick<Stage::evict, evict::KeepAll>(all), detail::pick<Stage::quant, KeepExact>(all),
-                  detail::pick<Stage::position, position::Absolute>(all), NoMerge{},
+                  detail::pick<Stage::position, position::Absolute>(all), detail::pick<Stage::merge, NoMerge>(all),
                   detail::pick<Stage::lowrank, NoLowRank>(all)};
   }
 }
@@ -140,7 +155,8 @@ constexpr auto storage_of(const R& recipe) {
 
 /// What a step of this recipe needs besides the tokens.
 template <class R>
-inline constexpr Inputs needs = decltype(R::evict)::needs | decltype(R::lowrank)::needs | quant_needs<decltype(R::quant)>();
+inline constexpr Inputs needs = decltype(R::evict)::needs | merge_needs<decltype(R::merge)>() | decltype(R::lowrank)::needs |
+                                quant_needs<decltype(R::quant)>();
 
 /// The type of a recipe, for members and functions that hold a cache:
 /// `Cache<Cpu, RecipeOf<evict::H2O, quant::Kivi<2>>>`.

@@ -22,7 +22,8 @@ struct Report {
   index_t budget_asked = 0;         ///< of the last eviction, summed over layers and heads; 0 before one
   index_t budget_met = 0;           ///< slots kept by it
   index_t evictions = 0;            ///< steps that removed a slot, per layer
-  index_t evicted_slots = 0;
+  index_t evicted_slots = 0;        ///< slots that left, those that folded into others among them
+  index_t merged_slots = 0;         ///< of these, those that folded into a slot that stayed
   index_t nan_scores = 0;           ///< NaN scores that evictions met; their slots left first
   index_t repaired_numbers = 0;     ///< NaN and Inf that codecs replaced
   index_t coded_again = 0;          ///< slots whose shared group was written anew after evictions

@@ -146,6 +146,13 @@ class Segment {
     drop_dead();
   }
 
+  /// For slots with parameters of their own: after `reserve_write`, a live slot gets another row.
+  Status reserve_write(index_t slot) { return make_unique(find(slot).page) ? Status::ok : Status::out_of_memory; }
+  void write(index_t slot, const float* row) {
+    const Place at = find(slot);
+    (void)encode(span(pages_[at.page]), at.slot, 1, {row, 1, dim_}, nullptr);
+  }
+
   void pop_front(index_t n) {
     for (index_t p = 0; n > 0 && p < pages_.size(); ++p)
       for (index_t s = 0; n > 0 && s < pages_[p].used; ++s)
@@ -217,6 +224,19 @@ class Segment {
       return Coder::encode(codec_, page, first, n, rows, scores);
     else
       return Coder::encode(codec_, page, first, n, rows);
+  }
+
+  struct Place {
+    index_t page = 0;
+    index_t slot = 0;
+  };
+  Place find(index_t slot) const {
+    Place at;
+    for (; pages_[at.page].live <= slot; ++at.page) slot -= pages_[at.page].live;
+    const PageRef& ref = pages_[at.page];
+    if (ref.full_of_life()) return {at.page, slot};
+    for (;; ++at.slot)
+      if (ref.alive(at.slot) && slot-- == 0) return at;
   }
 
   /// Index of the last page with written slots, or -1. Pages behind it are reserved and empty.

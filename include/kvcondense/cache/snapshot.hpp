@@ -17,7 +17,7 @@ namespace kvcondense {
 namespace cache {
 
 inline constexpr std::uint32_t snapshot_magic = 0x5343564b;  // "KVCS"
-inline constexpr std::uint32_t snapshot_version = 2;
+inline constexpr std::uint32_t snapshot_version = 3;
 
 /// A number that differs when two caches store slots differently. Folds any list of integers.
 class Fingerprint {
@@ -105,6 +105,7 @@ void save_head(ByteWriter& w, const H& head) {
   for (index_t i = 0; i < head.slots(); ++i) w.put(static_cast<std::int32_t>(head.ids[i]));
   for (index_t l = 0; l < head.lanes; ++l)
     for (index_t i = 0; i < head.slots(); ++i) w.put(head.lane[l][i]);
+  w.bytes(std::as_bytes(head.state.span()));
   save_column(w, head.keys);
   save_column(w, head.values);
   if (!head.summary.kept()) return;
@@ -134,6 +135,9 @@ Status load_head(ByteReader& r, H& head, const Counters& c) {
     return Status::corrupt_data;
   for (index_t l = 0; l < head.lanes; ++l)
     if (!r.take(static_cast<std::uint64_t>(slots), sizeof(float), lane[l])) return Status::corrupt_data;
+  std::span<const std::byte> state;
+  if (!r.take(static_cast<std::uint64_t>(head.state.size()), sizeof(float), state)) return Status::corrupt_data;
+  if (!state.empty()) std::memcpy(head.state.data(), state.data(), state.size());
   index_t last = -1;
   for (index_t i = 0; i < slots; ++i) {
     std::int32_t id = 0;
@@ -150,6 +154,8 @@ Status load_head(ByteReader& r, H& head, const Counters& c) {
   for (index_t l = 0; l < head.lanes; ++l) {
     if (const Status s = head.lane[l].resize(slots); s != Status::ok) return s;
     if (slots > 0) std::memcpy(head.lane[l].data(), lane[l].data(), lane[l].size());
+    for (index_t i = 0; i < slots && (l == head.bias || l == head.value_scale); ++i)
+      if (!std::isfinite(head.lane[l][i])) return Status::corrupt_data;
   }
   Status s = load_column(r, head.keys);
   if (s == Status::ok) s = load_column(r, head.values);
@@ -206,6 +212,9 @@ std::uint64_t fingerprint(const Cache<B, R>& c) {
     for (index_t h = 0; h < s.kv_heads; ++h)
       if (const auto& head = c.layers()[l].heads[h]; !head.stored_like(first)) f.add(l, h), add(head);
   if (p.summary) f.add(1);
+  if (p.bias >= 0 || p.value_scale >= 0 || p.state > 0) f.add(p.bias, p.value_scale, p.state);
+  if constexpr (merge::Merges<std::remove_cvref_t<decltype(c.recipe().merge)>>)
+    if (c.recipe().merge.pipeline().traits().active) f.add_text(word_of(c.recipe().merge));
   if (c.recipe().position.raw_keys) f.add(prim::fingerprint(c.recipe().position.rope), c.recipe().position.rotated_input);
   return f.value();
 }

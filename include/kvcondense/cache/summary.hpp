@@ -36,9 +36,10 @@ class Summary {
     return {numbers_.data(), numbers_.data() + key_dim_, static_cast<float>(std::log(static_cast<double>(count_)))};
   }
 
-  /// Takes in slots that leave: all of [0, slots) that are not in `keep`, in slot order.
+  /// Takes in slots that leave: all of [0, slots) that are not in `keep`, in slot order. `to`: null, or per slot where
+  /// it folds to; those that fold into another slot live on there.
   template <class K, class V>
-  void absorb(const K& keys, const V& values, index_t slots, const std::int32_t* keep, index_t n) {
+  void absorb(const K& keys, const V& values, index_t slots, const std::int32_t* keep, index_t n, const std::int32_t* to) {
     alignas(64) float key[tile * max_head_dim];
     alignas(64) float value[tile * max_head_dim];
     const index_t value_dim = numbers_.size() - key_dim_;
@@ -47,7 +48,11 @@ class Summary {
         ++i, ++k;
         continue;
       }
-      const index_t end = k < n ? keep[k] : slots, m = std::min(tile, end - i);
+      if (to != nullptr && to[i] >= 0) {
+        ++i;
+        continue;
+      }
+      const index_t end = to != nullptr ? i + 1 : k < n ? keep[k] : slots, m = std::min(tile, end - i);
       keys.decode_from(i, {key, m, key_dim_});
       values.decode_from(i, {value, m, value_dim});
       for (index_t j = 0; j < m; ++j) add(key + j * key_dim_, value + j * value_dim, value_dim);

@@ -157,6 +157,7 @@ struct AttendColumns<Cpu> {
         for (index_t r = 0; r < q; ++r) {
           const index_t t = row_at(request, first + r / group), seen = std::clamp<index_t>(sees(head, t) - s, 0, n);
           float* l = logits + r * strip;
+          if constexpr (requires { head.scalars(); }) weigh(head.scalars(), l, s, seen);
           if (request.part.last > 0) hide(l, s, seen);
           if (request.seed != 0) add_noise(head, r % group, t, s, l, seen);
           if (const float heat = temperature(request, t); heat != 1.0f)
@@ -170,6 +171,11 @@ struct AttendColumns<Cpu> {
           }
         }
       }
+    }
+
+    static void weigh(const SlotScalars& scalars, float* l, index_t first, index_t n) {
+      for (index_t i = 0; i < n && scalars.key_scale != nullptr; ++i) l[i] *= scalars.key_scale[first + i];
+      for (index_t i = 0; i < n && scalars.bias != nullptr; ++i) l[i] += scalars.bias[first + i];
     }
 
     void normalise(index_t r, const float* l, index_t n) {

@@ -1,0 +1,170 @@
+#pragma once
+
+#include <bit>
+#include <cmath>
+
+#include <kvcondense/backend/cpu/segmented_combine.hpp>
+#include <kvcondense/cache/cache.hpp>
+
+namespace kvcondense {
+namespace cache {
+
+/// What a merge stage decided in one step of a layer.
+struct Folding {
+  prim::MergeLinks links{};
+  prim::SlotRange* targets = nullptr;
+  index_t* folded = nullptr;  ///< per head
+  RaggedView<std::int32_t> turn{};
+  RaggedView<std::int32_t> order{};
+  TensorView<float, 2> state{};
+  RaggedView<float> bias{};  ///< to be found when rows are summed; else empty
+  bool decided = false;      ///< links and state are there
+  bool any = false;          ///< some slot folds
+};
+
+/// The exact slots of a column by the number of the slot in its head.
+template <class C, class F>
+auto with_exact(C& column, index_t slot, F&& f) {
+  const index_t sinks = column.sinks().live();
+  return slot < sinks ? f(column.sinks(), slot) : f(column.window(), slot - sinks - column.coded().live());
+}
+
+/// Rows of a head as `prim::SegmentedCombine` reads and writes them. What the stored type has no number for becomes
+/// the nearest one it has, counted.
+template <class H>
+struct FoldRows {
+  H* head;
+  DType dtype;
+
+  index_t key_dim() const { return head->keys.dim(); }
+  index_t value_dim() const { return head->values.dim(); }
+  void key(index_t slot, float* row) const { head->keys.decode_from(slot, {row, 1, key_dim()}); }
+  void value(index_t slot, float* row) const { head->values.decode_from(slot, {row, 1, value_dim()}); }
+  void set_key(index_t slot, float* row) { set(head->keys, slot, row); }
+  void set_value(index_t slot, float* row) { set(head->values, slot, row); }
+
+ private:
+  template <class C>
+  void set(C& column, index_t slot, float* row) {
+    const float most = dtype == DType::f16 ? 65504.0f : 3.38e38f;
+    for (index_t d = 0; d < column.dim(); ++d) {
+      const float x = row[d];
+      row[d] = x == x ? std::clamp(x, -most, most) : 0.0f;
+      head->repaired += row[d] != x;
+    }
+    with_exact(column, slot, [&](auto& part, index_t at) { part.write(at, row); });
+  }
+};
+
+}  // namespace cache
+
+template <Backend B, class R>
+std::size_t Cache<B, R>::fold_bytes(index_t total) const {
+  if (!merging_) return 0;
+  const index_t heads = shape_.kv_heads;
+  const std::size_t per_slot = 2 * Scratch::bytes_for<float>(total) + 5 * Scratch::bytes_for<float>(total);
+  std::size_t own = 0;
+  if constexpr (can_merge) own = merger_.workspace_bytes(shape_, total);
+  return per_slot + Scratch::bytes_for<prim::SlotRange>(heads) + Scratch::bytes_for<index_t>(heads) +
+         Scratch::bytes_for<float>(heads * fold_.state) + own;
+}
+
+/// Positions of the tokens that came with this step.
+template <Backend B, class R>
+void Cache<B, R>::mark_places(const Layer& l, RaggedView<float> places) const {
+  const index_t pending = l.counters.pending;
+  for (index_t h = 0; h < shape_.kv_heads; ++h)
+    for (index_t i = 0; i < pending; ++i)
+      places.row(h)[l.heads[h].slots() - pending + i] = std::bit_cast<float>(static_cast<std::int32_t>(l.pending_positions[i]));
+}
+
+template <Backend B, class R>
+Status Cache<B, R>::fold(Context<B>& ctx, const StepView<B>& view, evict::LaneViews lanes, const evict::KeepSet& keep,
+                         cache::Folding& out, Scratch& scratch) const {
+  const Layer& l = layers_[view.layer];
+  const index_t heads = shape_.kv_heads, total = view.total();
+  index_t kept = 0;
+  for (index_t h = 0; h < heads; ++h) kept += keep.count[h];
+  bool fires = false;
+  if constexpr (can_merge) fires = merger_.fires(view);
+  if (kept == total && !fires) return Status::ok;
+
+  const auto ints = [&] { return RaggedView<std::int32_t>{scratch.take<std::int32_t>(total), view.offset, heads}; };
+  const auto floats = [&] { return RaggedView<float>{scratch.take<float>(total), view.offset, heads}; };
+  const RaggedView<std::int32_t> tokens = ints();
+  out.links = {ints(), floats(), floats(), floats(), fold_.fan};
+  out.turn = ints(), out.order = ints();
+  out.targets = scratch.take<prim::SlotRange>(heads);
+  out.folded = scratch.take<index_t>(heads);
+  float* state = scratch.take<float>(heads * fold_.state);
+  if (state == nullptr || out.folded == nullptr || out.targets == nullptr || out.order.data == nullptr)
+    return Status::workspace_too_small;
+  out.state = dense_view(state, heads, fold_.state);
+  for (index_t h = 0; h < heads; ++h) {
+    const auto& head = l.heads[h];
+    for (index_t j = 0; j < head.slots(); ++j) tokens.row(h)[j] = static_cast<std::int32_t>(head.ids[j]);
+    std::copy_n(head.state.data(), fold_.state, state + h * fold_.state);
+    // What is coded, or will not be written in one of the columns, is no target.
+    const auto& v = head.values;
+    out.targets[h] = {v.sinks().live(), v.slots() - v.window().live(), v.slots()};
+    if (fold_.target == merge::Target::keys_and_values) {
+      out.targets[h].prefix = std::min(out.targets[h].prefix, head.keys.sinks().live());
+      out.targets[h].begin = std::max(out.targets[h].begin, head.keys.slots() - head.keys.window().live());
+    }
+  }
+  if constexpr (can_merge) {
+    merge::Scene<B> scene;
+    scene.view = &view, scene.targets = out.targets, scene.tokens = tokens, scene.links = out.links, scene.state = out.state;
+    if (const Status s = merger_.decide(ctx, scene, lanes, keep, out.turn, out.folded, scratch); s != Status::ok) return s;
+  }
+  out.decided = true;
+  for (index_t h = 0; h < heads; ++h) out.any = out.any || out.folded[h] > 0;
+  if (fold_.mass != merge::Mass::exact) return Status::ok;
+  out.bias = lanes[static_cast<std::size_t>(fold_.bias)];
+  if (view.inputs.queries.data != nullptr) return Status::ok;
+  // Before a turn there is no query: what folds weighs what it weighed.
+  const Status s = prim::MergeWeights<B>::add_sizes(ctx, out.targets, out.links, out.bias);
+  out.bias = {};
+  return s;
+}
+
+template <Backend B, class R>
+Status Cache<B, R>::reserve_fold(Layer& l, const cache::Folding& f) {
+  if (!f.any) return Status::ok;
+  Status s = Status::ok;
+  const auto own = [&](auto& column, index_t slot) {
+    if (s == Status::ok) s = cache::with_exact(column, slot, [](auto& part, index_t at) { return part.reserve_write(at); });
+  };
+  for (index_t h = 0; h < shape_.kv_heads; ++h) {
+    index_t last = -1;
+    for (index_t j = 0; j < l.heads[h].slots(); ++j) {
+      if (!f.links.folds(h, j) || (f.links.fan == 1 && f.links.to.row(h)[j] == last)) continue;
+      last = f.links.to.row(h)[j];
+      f.links.for_targets(h, j, f.targets, [&](index_t t) {
+        if (fold_.target == merge::Target::keys_and_values) own(l.heads[h].keys, t);
+        own(l.heads[h].values, t);
+      });
+    }
+  }
+  return s;
+}
+
+template <Backend B, class R>
+void Cache<B, R>::commit_fold(Context<B>& ctx, Layer& l, const cache::Folding& f, TensorView<const float, 3> queries) {
+  if (!f.decided) return;
+  for (index_t h = 0; h < shape_.kv_heads; ++h) {
+    std::copy_n(f.state.data + h * fold_.state, fold_.state, l.heads[h].state.data());
+    l.counters.merged_slots += f.folded[h];
+  }
+  if (!f.any) return;
+  prim::CombineRequest request;
+  request.links = f.links, request.targets = f.targets, request.order = f.order, request.split = fold_.split;
+  request.keys = fold_.target == merge::Target::keys_and_values;
+  if (fold_.place >= 0 && !recipe_.position.raw_keys) request.angles = &fold_angles_, request.turn = f.turn;
+  if (f.bias.data != nullptr) request.bias = f.bias, request.queries = queries, request.softmax_scale = shape_.softmax_scale;
+  (void)prim::SegmentedCombine<Cpu>::run(ctx, request, [&](index_t h) {
+    return cache::FoldRows<typename Layer::Head>{&l.heads[h], shape_.dtype};
+  });
+}
+
+}  // namespace kvcondense
