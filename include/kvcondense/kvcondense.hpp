@@ -70,4 +70,10 @@
 #include <kvcondense/quant/qserve.hpp>
 #include <kvcondense/quant/turboquant.hpp>
 #include <kvcondense/quant/zipcache.hpp>
+#include <kvcondense/retrieve/kinetics.hpp>
+#include <kvcondense/retrieve/lserve.hpp>
+#include <kvcondense/retrieve/quest.hpp>
+#include <kvcondense/retrieve/read_all.hpp>
+#include <kvcondense/retrieve/shadow_select.hpp>
+#include <kvcondense/retrieve/triforce.hpp>
 #include <kvcondense/version.hpp>

@@ -24,6 +24,8 @@ struct HeadPlan {
   index_t lanes = 0;
   index_t query_rows = 0;  ///< queries of earlier tokens that a layer keeps
   bool summary = false;    ///< slots that leave live on in a mean
+  bool indexed = false;    ///< a retrieval stage has an index per head
+  index_t held_rows = 0;   ///< rows of selection that last longer than a call
 
   // Found from the codecs of all heads.
   index_t query_width = 0;    ///< of a row of queries, see Column
@@ -63,6 +65,7 @@ struct Head {
   index_t lanes = 0;
   index_t repaired = 0;     ///< numbers that codecs replaced
   index_t coded_again = 0;  ///< slots written anew because their group lost members
+  index_t same = 0;         ///< slots in front of it are stored as the index of the head saw them
 
   Head(const Plan& p, const Codecs& c, MemoryResource<Cpu>& memory)
       : keys(p.exact, c.key, c.key_flush, p.sinks, p.head_dim, p.page_slots, memory),
@@ -73,6 +76,9 @@ struct Head {
   }
 
   index_t slots() const { return ids.size(); }
+
+  /// Whoever writes, moves or drops stored keys or values says from which slot on.
+  void changed(index_t slot) { same = std::min(same, slot); }
 
   /// Whether both write the same bytes for the same slots.
   bool stored_like(const Head& o) const {
@@ -126,15 +132,21 @@ struct Head {
     if (summary.kept() && n < slots()) summary.absorb(keys, values, slots(), keep, n);
     keep_slots(keep, n);
     Done done;
+    // What is coded now, and what is coded again, is no longer what an index saw.
+    const bool codes = keys.due(keys.window().live()) > 0, values_too = values.due(values.window().live()) > 0;
+    if (codes) changed(keys.sinks().live() + keys.coded().live());
+    if (values_too) changed(values.sinks().live() + values.coded().live());
     done.repaired = keys.flush(keys.due(keys.window().live()), rows, scores, queries);
     done.repaired += values.flush(values.due(values.window().live()), rows, scores, queries);
     done.coded_again = keys.compact(rows) + values.compact(rows);
+    if (done.coded_again > 0) changed(0);
     return done;
   }
 
   /// Keeps the listed slots and nothing else: no flush, no move.
   void keep_slots(const std::int32_t* keep, index_t n) {
     if (n == slots()) return;
+    changed(first_gap(keep, n));
     keys.keep(keep, n);
     values.keep(keep, n);
     ids.keep(keep, n);
@@ -150,6 +162,7 @@ struct Head {
     keys.pop_back(n);
     values.pop_back(n);
     ids.pop_back(n);
+    changed(slots());
     for (index_t l = 0; l < lanes; ++l) lane[l].shrink(lane[l].size() - n);
     give_back();
   }
@@ -160,7 +173,7 @@ struct Head {
     if (s == Status::ok) s = ids.fork(out.ids);
     for (index_t l = 0; s == Status::ok && l < lanes; ++l) s = out.lane[l].copy_from(lane[l]);
     if (summary.kept()) summary.fork(out.summary);
-    out.repaired = repaired, out.coded_again = coded_again;
+    out.repaired = repaired, out.coded_again = coded_again, out.same = same;
     return s;
   }
 
@@ -168,7 +181,7 @@ struct Head {
     keys.clear(), values.clear(), ids.clear();
     for (auto& l : lane) l.shrink(0);
     summary.clear();
-    repaired = coded_again = 0;
+    repaired = coded_again = same = 0;
   }
 
   std::size_t side_bytes() const {
@@ -181,6 +194,17 @@ struct Head {
   index_t scratch() const { return std::max(keys.scratch(), values.scratch()); }
 
  private:
+  /// The first slot that an ascending list does not name.
+  static index_t first_gap(const std::int32_t* keep, index_t n) {
+    index_t good = 0, bad = n;  // keep[i] == i below `good`
+    while (good < bad) {
+      const index_t middle = good + (bad - good) / 2;
+      if (keep[middle] == middle) good = middle + 1;
+      else bad = middle;
+    }
+    return good;
+  }
+
   /// Tables of a prompt that is mostly gone.
   void give_back() {
     ids.give_back(), keys.give_back(), values.give_back();

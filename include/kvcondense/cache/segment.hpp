@@ -36,6 +36,11 @@ class Segment {
   index_t page_slots() const { return page_slots_; }
   const Buffer<PageRef>& pages() const { return pages_; }
   prim::PageSpan span(const PageRef& ref) const { return {ref.page->payload(), page_slots_, dim_}; }
+  /// Whether no slot has left and all pages but the last are full, so that slot i lies in page i / page_slots().
+  bool packed() const {
+    const index_t last = last_used();
+    return last < 0 || live_ == last * page_slots_ + pages_[last].used;
+  }
   std::size_t page_payload() const { return codec_.page_bytes(page_slots_, dim_); }
 
   std::size_t page_bytes() const {
