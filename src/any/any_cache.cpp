@@ -130,6 +130,7 @@ Expected<AnyCache> AnyCache::fork() const {
   return AnyCache(body);
 }
 void AnyCache::reset() { body_->cache.reset(); }
+void AnyCache::choose_anew() { body_->cache.choose_anew(); }
 Status AnyCache::save(ByteSink& sink) const { return kvcondense::save(body_->cache, sink); }
 Status AnyCache::load(std::span<const std::byte> file) {
   return kvcondense::load(body_->cache, file);
@@ -187,7 +188,9 @@ Message refusal(Status why, const AnyRecipe& recipe, const CacheShape& shape) {
             ", value_dim ", shape.values(), ", ", shape.q_heads, " query heads, ", shape.kv_heads,
             " kv heads, ", shape.layers, " layers)");
   };
-  blame(recipe.evict), blame(recipe.quant), blame(recipe.position);
+  blame(recipe.evict), blame(recipe.quant), blame(recipe.position), blame(recipe.retrieve);
+  if (m.empty() && !keys_fit(recipe.retrieve, recipe.position))
+    m.put(recipe.retrieve.word(), " scores keys without rotation: add reindex or rerotate");
   if (m.empty()) m.put("the cache refused this recipe: ", std::string_view(to_string(why)));
   return m;
 }
@@ -200,6 +203,11 @@ MakeResult make(const ParsedRecipe& recipe, const CacheShape& shape, On<Cpu>,
     Message m;
     return {Status::missing_input,
             m.put(lacks.word, " needs what it was not given: ModelFacts::", lacks.fact)};
+  }
+  if (const char* fact = recipe.stages.retrieve.missing(); fact != nullptr) {
+    Message m;
+    return {Status::missing_input,
+            m.put(recipe.stages.retrieve.word(), " needs what it was not given: ModelFacts::", fact)};
   }
   auto cache = AnyCache::make(recipe.stages, recipe.text.view(), shape, memory);
   if (!cache) return {cache.status(), refusal(cache.status(), recipe.stages, shape)};

@@ -83,6 +83,12 @@ const std::map<std::string, Setting> settings = {
     {"mikv", {"mikv(important=25%, block=8, keep_window=3)", 6.0}},
     {"turboquant", {"turboquant(key_bits=4, value_bits=3, residual_window=5)", 2.0}},
     {"hadamard", {"hadamard(group_int(bits=4, group_size=16, residual_window=6), seed=3)", 1.0}},
+    {"read_all", {"read_all"}},
+    {"quest", {"quest(page=4, tokens=24, dense_layers=1)"}},
+    {"lserve", {"lserve(page=8, part=4, tokens=24, interval=3, heads=group_max)"}},
+    {"kinetics", {"kinetics(block=4, blocks=3, sinks=2, local=6, dense_layers=0)"}},
+    {"triforce", {"triforce(chunk=4, tokens=28)"}},
+    {"shadow_select", {"shadow_select(chunk=4, tokens=12, outliers=2, local_chunks=1)"}},
     {"absolute", {"absolute"}},
     {"reindex", {"reindex"}},
     {"rerotate", {"rerotate"}},
@@ -186,6 +192,19 @@ TEST_CASE("cache: every pair of eviction, quantization and position works under 
         const bool other_rows = q.find("mikv") != q.npos && measures_newest_rows(policy.text);
         const bool want = !other_rows && (!rotated_only || position.text == "absolute");
         REQUIRE(exercise_text(policy.text + q + " + " + position.text, std::max(quant.most_error, policy.most_error), ++seed) == want);
+      }
+}
+
+TEST_CASE("cache: every retrieval stage works with every policy, quantizer and position under any calls", "[cache][pairs]") {
+  std::uint32_t seed = 9000;
+  for (const Setting& retrieve : room(Stage::retrieve))
+    for (const Stage stage : {Stage::evict, Stage::quant, Stage::position})
+      for (const Setting& other : room(stage)) {
+        // A prompt that is evicted from, coded, turned: each with the longest way round.
+        const std::string rest = stage == Stage::evict   ? " + kivi(bits=4, group_size=8, residual_window=8)"
+                                 : stage == Stage::quant ? " + h2o(heavy=30, recent=20)"
+                                                         : " + ada(snapkv(tokens=40, window=8)) + group_int(bits=8, group_size=16)";
+        REQUIRE(exercise_text(retrieve.text + " + " + other.text + rest, std::max(6.0, other.most_error), ++seed));
       }
 }
 

@@ -228,7 +228,7 @@ Status Cache<B, R>::remove(Context<B>& ctx, index_t first, index_t last) {
       for (index_t i = 0; i < n; ++i)
         if (i < from || i >= to) keep[k++] = static_cast<std::int32_t>(i);
       h.keep_slots(keep, k);
-      h.coded_again += h.keys.compact(rows) + h.values.compact(rows);
+      h.coded_again += h.compact(rows);
     }
     l.update_offsets();
     l.held.drop();

@@ -138,9 +138,15 @@ struct Head {
     if (values_too) changed(values.sinks().live() + values.coded().live());
     done.repaired = keys.flush(keys.due(keys.window().live()), rows, scores, queries);
     done.repaired += values.flush(values.due(values.window().live()), rows, scores, queries);
-    done.coded_again = keys.compact(rows) + values.compact(rows);
-    if (done.coded_again > 0) changed(0);
+    done.coded_again = compact(rows);
     return done;
+  }
+
+  /// Gives room back; returns how many slots were coded again.
+  index_t compact(float* rows) {
+    const index_t again = keys.compact(rows) + values.compact(rows);
+    if (again > 0) changed(0);
+    return again;
   }
 
   /// Keeps the listed slots and nothing else: no flush, no move.
