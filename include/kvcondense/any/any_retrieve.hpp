@@ -5,7 +5,7 @@
 #include <kvcondense/core/policy.hpp>
 #include <kvcondense/core/shape.hpp>
 #include <kvcondense/retrieve/erased.hpp>
-#include <kvcondense/retrieve/view.hpp>
+#include <kvcondense/retrieve/blocks/view.hpp>
 
 namespace kvcondense::any {
 

@@ -4,17 +4,11 @@
 #include <span>
 
 #include <kvcondense/backend/cpu/row_transform.hpp>
+#include <kvcondense/cache/cursor.hpp>
 #include <kvcondense/cache/segment.hpp>
 #include <kvcondense/core/flush.hpp>
 
 namespace kvcondense::cache {
-
-/// Where a reader stands in a column: segment (sinks, coded, window), page, physical slot.
-struct Cursor {
-  int segment = 0;
-  index_t page = 0;
-  index_t slot = 0;
-};
 
 /// The keys or the values of one head: [ sinks exact ][ coded ][ window exact ], in slot order.
 ///
@@ -203,24 +197,7 @@ class Column {
 
   /// Moves on by `count` live slots: at once where no slot has left, else whole pages at a time.
   void skip(Cursor& at, index_t count) const {
-    const auto pages = [&](const auto& segment, int which) {
-      if (at.segment != which) return;
-      const index_t size = segment.page_slots();
-      if (segment.packed()) {
-        const index_t to = std::min(at.page * size + at.slot, segment.live()) + count;
-        if (to < segment.live()) at = {which, to / size, to % size}, count = 0;
-        else at = {which + 1, 0, 0}, count = to - segment.live();
-        return;
-      }
-      for (; at.page < segment.pages().size(); ++at.page, at.slot = 0) {
-        const PageRef& ref = segment.pages()[at.page];
-        const index_t left = at.slot == 0 ? ref.live : ref.live_from(at.slot);
-        if (left > count) break;
-        count -= left;
-      }
-      if (at.page == segment.pages().size()) at = {which + 1, 0, 0};
-    };
-    pages(sinks_, 0), pages(coded_, 1), pages(window_, 2);
+    skip_pages(sinks_, 0, at, count), skip_pages(coded_, 1, at, count), skip_pages(window_, 2, at, count);
     walk(at, count, [](const auto&, const PageRef&, index_t, index_t, index_t) {});
   }
 

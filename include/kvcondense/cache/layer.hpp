@@ -12,7 +12,7 @@
 #include <kvcondense/core/view.hpp>
 #include <kvcondense/core/workspace.hpp>
 #include <kvcondense/prim/rope.hpp>
-#include <kvcondense/retrieve/unit_state.hpp>
+#include <kvcondense/retrieve/blocks/unit_state.hpp>
 
 namespace kvcondense::cache {
 

@@ -8,7 +8,7 @@
 #include <kvcondense/core/status.hpp>
 #include <kvcondense/core/view.hpp>
 #include <kvcondense/core/workspace.hpp>
-#include <kvcondense/retrieve/view.hpp>
+#include <kvcondense/retrieve/blocks/view.hpp>
 
 namespace kvcondense::retrieve {
 
@@ -57,7 +57,7 @@ struct Pipeline {
 
   static constexpr bool active() { return true; }
   bool reads_all(index_t layer) const { return layer < dense_layers; }
-  bool holds() const { return schedule.keeps(); }
+  constexpr bool holds() const { return schedule.keeps(); }
   bool due(index_t seen, index_t tokens) const { return schedule.due(seen, tokens); }
   bool at_prompt_end() const { return schedule.at_prompt_end(); }
   index_t rows(const CacheShape& shape) const { return reduce.rows(shape); }

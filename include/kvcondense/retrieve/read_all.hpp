@@ -3,7 +3,7 @@
 #include <kvcondense/core/policy.hpp>
 #include <kvcondense/core/shape.hpp>
 #include <kvcondense/core/status.hpp>
-#include <kvcondense/retrieve/view.hpp>
+#include <kvcondense/retrieve/blocks/view.hpp>
 
 namespace kvcondense::retrieve {
 

@@ -4,7 +4,7 @@
 
 #include <kvcondense/core/backend.hpp>
 #include <kvcondense/prim/ends.hpp>
-#include <kvcondense/retrieve/view.hpp>
+#include <kvcondense/retrieve/blocks/view.hpp>
 
 namespace kvcondense::retrieve {
 

@@ -12,7 +12,7 @@
 #include <kvcondense/prim/softmax_rows.hpp>
 #include <kvcondense/prim/unit_spread.hpp>
 #include <kvcondense/retrieve/blocks/unit_rows.hpp>
-#include <kvcondense/retrieve/view.hpp>
+#include <kvcondense/retrieve/blocks/view.hpp>
 
 namespace kvcondense::retrieve {
 

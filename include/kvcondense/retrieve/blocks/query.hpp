@@ -3,7 +3,7 @@
 #include <algorithm>
 
 #include <kvcondense/core/backend.hpp>
-#include <kvcondense/retrieve/view.hpp>
+#include <kvcondense/retrieve/blocks/view.hpp>
 
 namespace kvcondense::retrieve {
 

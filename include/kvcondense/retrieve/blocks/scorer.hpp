@@ -8,7 +8,7 @@
 #include <kvcondense/core/status.hpp>
 #include <kvcondense/core/view.hpp>
 #include <kvcondense/prim/softmax_rows.hpp>
-#include <kvcondense/retrieve/view.hpp>
+#include <kvcondense/retrieve/blocks/view.hpp>
 
 namespace kvcondense::retrieve {
 

@@ -9,7 +9,7 @@
 #include <kvcondense/core/workspace.hpp>
 #include <kvcondense/prim/rank_bits.hpp>
 #include <kvcondense/prim/top_k.hpp>
-#include <kvcondense/retrieve/view.hpp>
+#include <kvcondense/retrieve/blocks/view.hpp>
 
 namespace kvcondense::retrieve {
 

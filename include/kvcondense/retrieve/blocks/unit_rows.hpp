@@ -7,7 +7,7 @@
 #include <kvcondense/core/shape.hpp>
 #include <kvcondense/prim/page_codec.hpp>
 #include <kvcondense/prim/unit_fold.hpp>
-#include <kvcondense/retrieve/view.hpp>
+#include <kvcondense/retrieve/blocks/view.hpp>
 
 namespace kvcondense::retrieve {
 

@@ -9,7 +9,7 @@
 #include <kvcondense/core/step_view.hpp>
 #include <kvcondense/core/view.hpp>
 #include <kvcondense/prim/ends.hpp>
-#include <kvcondense/retrieve/unit_state.hpp>
+#include <kvcondense/retrieve/blocks/unit_state.hpp>
 
 namespace kvcondense::retrieve {
 
