@@ -52,10 +52,13 @@
 #include <kvcondense/backend/cpu/slot_exposure.hpp>
 #include <kvcondense/backend/cpu/slot_numbers.hpp>
 #include <kvcondense/backend/cpu/slot_rows.hpp>
+#include <kvcondense/backend/cpu/softmax_rows.hpp>
 #include <kvcondense/backend/cpu/token_numbers.hpp>
 #include <kvcondense/backend/cpu/token_surprise.hpp>
 #include <kvcondense/backend/cpu/top_k.hpp>
 #include <kvcondense/backend/cpu/top_then_newest.hpp>
+#include <kvcondense/backend/cpu/unit_fold.hpp>
+#include <kvcondense/backend/cpu/unit_spread.hpp>
 #include <kvcondense/cache/cache.hpp>
 #include <kvcondense/cache/snapshot.hpp>
 #include <kvcondense/kvcondense.hpp>

@@ -130,6 +130,7 @@ Expected<AnyCache> AnyCache::fork() const {
   return AnyCache(body);
 }
 void AnyCache::reset() { body_->cache.reset(); }
+void AnyCache::choose_anew() { body_->cache.choose_anew(); }
 Status AnyCache::save(ByteSink& sink) const { return kvcondense::save(body_->cache, sink); }
 Status AnyCache::load(std::span<const std::byte> file) {
   return kvcondense::load(body_->cache, file);
@@ -191,7 +192,9 @@ Message refusal(Status why, const AnyRecipe& recipe, const CacheShape& shape) {
     return m.put(recipe.lowrank.word(), ": incompatible; what it knows is of ",
                  recipe.position.raw_keys ? "rotated keys, and " : "keys before rotation, and ", recipe.position.word(),
                  recipe.position.raw_keys ? " stores raw ones" : " stores rotated ones");
-  blame(recipe.evict), blame(recipe.lowrank), blame(recipe.quant), blame(recipe.position);
+  blame(recipe.evict), blame(recipe.lowrank), blame(recipe.quant), blame(recipe.position), blame(recipe.retrieve);
+  if (m.empty() && !keys_fit(recipe.retrieve, recipe.position))
+    m.put(recipe.retrieve.word(), " scores keys without rotation: add reindex or rerotate");
   if (m.empty()) m.put("the cache refused this recipe: ", std::string_view(to_string(why)));
   return m;
 }
@@ -205,10 +208,11 @@ MakeResult make(const ParsedRecipe& recipe, const CacheShape& shape, On<Cpu>,
     return {Status::missing_input,
             m.put(lacks.word, " needs what it was not given: ModelFacts::", lacks.fact)};
   }
-  if (const char* fact = recipe.stages.lowrank.missing(); fact != nullptr) {
+  for (const auto& [word, fact] : {std::pair{recipe.stages.lowrank.word(), recipe.stages.lowrank.missing()},
+                                   std::pair{recipe.stages.retrieve.word(), recipe.stages.retrieve.missing()}}) {
+    if (fact == nullptr) continue;
     Message m;
-    return {Status::missing_input,
-            m.put(recipe.stages.lowrank.word(), " needs what it was not given: ModelFacts::", fact)};
+    return {Status::missing_input, m.put(word, " needs what it was not given: ModelFacts::", fact)};
   }
   auto cache = AnyCache::make(recipe.stages, recipe.text.view(), shape, memory);
   if (!cache) return {cache.status(), refusal(cache.status(), recipe.stages, shape)};

@@ -9,7 +9,8 @@ namespace kvcondense::any {
 namespace {
 
 // A chain of one kind, a stage of each other kind, and the chain that is refused as a second one.
-constexpr int most_stages = 2 * most_nesting + 3;
+constexpr int kinds = 5;
+constexpr int most_stages = 2 * most_nesting + kinds - 1;
 
 /// One stage as the text names it.
 struct Node {
@@ -20,12 +21,11 @@ struct Node {
   bool root = true;
 };
 
-/// Stages of a recipe come in four kinds; budgets count as eviction.
+/// Stages of a recipe come in five kinds; budgets count as eviction.
 std::string_view inside(const Entry& wrapper) { return wrapper.room == Stage::quant ? "quantizer" : "policy"; }
 
-constexpr int kinds = 4;
 int kind_of(Stage room) {
-  return room == Stage::lowrank ? 1 : room == Stage::quant ? 2 : room == Stage::position ? 3 : 0;
+  return room == Stage::lowrank ? 1 : room == Stage::quant ? 2 : room == Stage::position ? 3 : room == Stage::retrieve ? 4 : 0;
 }
 
 bool word_char(char c) {
@@ -207,7 +207,7 @@ class Parser {
     int& place = stage_[kind_of(entry.room)];
     if (place < 0) return place = node, true;
     const Entry& first = *node_[place].entry;
-    static constexpr std::string_view kind[] = {"eviction", "low-rank", "quant", "position"};
+    static constexpr std::string_view kind[] = {"eviction", "low-rank", "quant", "position", "retrieval"};
     return fail(node_[node].at, [&](Message& m) {
       m.put("a recipe takes one ", kind[kind_of(entry.room)], " stage, and ", first.word,
             " already is one");
@@ -313,7 +313,7 @@ class Parser {
 
   void print(RecipeText& out) const {
     static constexpr std::string_view unsaid[] = {evict::KeepAll::about.word, NoLowRank::about.word, KeepExact::about.word,
-                                                  position::Absolute::about.word};
+                                                  position::Absolute::about.word, retrieve::ReadAll::about.word};
     for (int kind = 0; kind < kinds; ++kind) {
       if (stage_[kind] < 0) continue;
       RecipeText one;
@@ -330,7 +330,7 @@ class Parser {
   std::size_t at_ = 0;
   Node node_[most_stages];
   int nodes_ = 0;
-  int stage_[kinds] = {-1, -1, -1, -1};
+  int stage_[kinds] = {-1, -1, -1, -1, -1};
   std::size_t position_ = 0;
   Message why_;
 };

@@ -12,6 +12,7 @@ NeedsText needs(const Entry& entry) {
   AnyRecipe recipe;
   entry.defaults(knobs, {});
   if (!entry.wraps) entry.build(knobs, recipe);
+  if (recipe.retrieve.pipeline().holds()) return text.add(to_string(Input::queries));
   const evict::AnyPipeline pipeline = recipe.evict.pipeline();
   for (const Input i : all_inputs) {
     if (!(pipeline.inputs() | recipe.lowrank.inputs()).has(i)) continue;
@@ -59,7 +60,7 @@ const Registry& builtin() {
     Registry r;
     for (const auto list : {detail::builtin_evict(), detail::builtin_budget(),
                             detail::builtin_lowrank(), detail::builtin_quant(),
-                            detail::builtin_position()})
+                            detail::builtin_position(), detail::builtin_retrieve()})
       for (const Entry& e : list) (void)r.add(e);  // a test counts them
     return r;
   }();

@@ -54,6 +54,11 @@ inline std::vector<std::string> stages_to_vary(const any::Entry& e) {
   if (word == "fp8") return {"", "scale=block", "scale=tensor"};
   if (word == "eigen_attention") return {"", "rule=part"};
   if (word == "ratio") return {"keep=0.2", "keep=0.01, min_keep=30"};
+  if (word == "quest") return {"tokens=32, dense_layers=0"};
+  if (word == "lserve") return {"page=8, part=4, tokens=40"};
+  if (word == "kinetics") return {"block=8, blocks=2, sinks=2, local=10, dense_layers=0"};
+  if (word == "triforce") return {"chunk=4, tokens=40"};
+  if (word == "shadow_select") return {"chunk=4, tokens=16, outliers=2, local_chunks=2"};
   if (e.room == Stage::position && !e.fields.empty()) {
     std::vector<std::string> ropes{"", "scaling=linear, factor=4", "scaling=llama3, factor=4",
                                    "scaling=yarn, factor=4"};

@@ -97,6 +97,12 @@ const std::map<std::string, Setting> settings = {
     {"bit_allocation", {"bit_allocation(key_bits=3, value_bits=2, boundary=1, group_size=8)", 2.5}},
     {"boundary_layers", {"boundary_layers(group_int(bits=4, group_size=16, residual_window=6), first=1, last=0)", 1.0}},
     {"smooth_attention", {"smooth_attention(group_int(bits=4, group_size=16, residual_window=6), alpha=0.7)", 1.5}},
+    {"read_all", {"read_all"}},
+    {"quest", {"quest(page=4, tokens=24, dense_layers=1)"}},
+    {"lserve", {"lserve(page=8, part=4, tokens=24, interval=3, heads=group_max)"}},
+    {"kinetics", {"kinetics(block=4, blocks=3, sinks=2, local=6, dense_layers=0)"}},
+    {"triforce", {"triforce(chunk=4, tokens=28)"}},
+    {"shadow_select", {"shadow_select(chunk=4, tokens=12, outliers=2, local_chunks=1)"}},
     {"absolute", {"absolute"}},
     {"reindex", {"reindex"}},
     {"rerotate", {"rerotate"}},
@@ -249,6 +255,19 @@ TEST_CASE("cache: every pair of a low-rank stage with eviction, quantization and
   }
   // Both would be found from data, or the second one from queries that the first one maps.
   REQUIRE(refused == "?");
+}
+
+TEST_CASE("cache: every retrieval stage works with every policy, quantizer and position under any calls", "[cache][pairs]") {
+  std::uint32_t seed = 9000;
+  for (const Setting& retrieve : room(Stage::retrieve))
+    for (const Stage stage : {Stage::evict, Stage::quant, Stage::position})
+      for (const Setting& other : room(stage)) {
+        // A prompt that is evicted from, coded, turned: each with the longest way round.
+        const std::string rest = stage == Stage::evict   ? " + kivi(bits=4, group_size=8, residual_window=8)"
+                                 : stage == Stage::quant ? " + h2o(heavy=30, recent=20)"
+                                                         : " + ada(snapkv(tokens=40, window=8)) + group_int(bits=8, group_size=16)";
+        REQUIRE(exercise_text(retrieve.text + " + " + other.text + rest, std::max(6.0, other.most_error), ++seed));
+      }
 }
 
 TEST_CASE("cache: ragged heads of an adaptive budget work with codes and positions", "[cache][pairs]") {

@@ -5,9 +5,9 @@ using namespace kvcondense;
 
 struct Merge {
 #ifdef KVCONDENSE_EXPECT_FAIL
-  static constexpr Descriptor about{"retrieve", Stage::retrieve, "none"};
+  static constexpr Descriptor about{"lowrank", Stage::lowrank, "none"};
 #else
-  static constexpr Descriptor about{"retrieve", Stage::evict, "none"};
+  static constexpr Descriptor about{"lowrank", Stage::evict, "none"};
 #endif
 };
 

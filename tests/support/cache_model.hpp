@@ -138,6 +138,7 @@ class CacheModel {
   void check() {
     for (index_t l = 0; l < shape_.layers; ++l)
       for (index_t h = 0; h < shape_.kv_heads; ++h) check_head(l, h);
+    check_index();
     REQUIRE(cache_.report().bytes() == memory_.live_bytes);
     REQUIRE(memory_.wrong_releases == 0);
   }
@@ -259,8 +260,14 @@ class CacheModel {
     INFO(calls_);
     std::vector<float> out(static_cast<std::size_t>(shape_.q_heads * t.n * shape_.values()), -7.0f);
     std::vector<float> lse(static_cast<std::size_t>(shape_.q_heads * t.n));
+    index_t room = 1;
+    for (index_t h = 0; h < shape_.kv_heads; ++h) room = std::max(room, cache_.slots(l, h) / 2 + 1);
+    std::vector<SlotRun> runs(static_cast<std::size_t>(shape_.q_heads * room));
+    std::vector<index_t> run_count(static_cast<std::size_t>(shape_.q_heads));
     REQUIRE(cache_.attend(ctx_, l, t.queries(shape_), dense_view(out.data(), shape_.q_heads, t.n, shape_.values()),
-                          {mass, dense_view(lse.data(), shape_.q_heads, t.n)}) == Status::ok);
+                          {.mass = mass,
+                           .lse = dense_view(lse.data(), shape_.q_heads, t.n),
+                           .runs = {runs.data(), room, run_count.data()}}) == Status::ok);
     const double scale = 1.0 / std::sqrt(static_cast<double>(shape_.head_dim));
     for (index_t h = 0; h < shape_.kv_heads; ++h) {
       const index_t n = cache_.slots(l, h);
@@ -280,9 +287,13 @@ class CacheModel {
         if (cache_.capabilities().raw_keys) rotate(slots[static_cast<std::size_t>(i)].k, i);
       }
       std::vector<double> want_mass(static_cast<std::size_t>(n + alike), 0.0);
-      for (index_t g = 0; g < shape_.group(); ++g)
+      for (index_t g = 0; g < shape_.group(); ++g) {
+        const index_t qh = h * shape_.group() + g;
+        const std::vector<index_t> listed = listed_slots(runs.data() + qh * room, run_count[static_cast<std::size_t>(qh)], n, t.n, l);
+        std::vector<NaiveSlot> read(slots.begin(), slots.begin() + alike);
+        for (const index_t j : listed) read.push_back(slots[static_cast<std::size_t>(alike + j)]);
+        std::vector<double> read_mass(read.size(), 0.0);
         for (index_t i = 0; i < t.n; ++i) {
-          const index_t qh = h * shape_.group() + g;
           std::vector<double> q;
           for (index_t d = 0; d < shape_.head_dim; ++d) q.push_back(t.queries(shape_)(qh, i, d));
           const index_t visible = n - t.n + i + 1;
@@ -290,8 +301,9 @@ class CacheModel {
             rotate(q, visible - 1 - (unrotates() ? naive_.seen + i : 0));
           double want_lse = 0;
           const bool counted = i >= t.n - cache_.mass_rows(t.n);
-          const auto want = naive_attention(q, slots, visible + alike, scale, static_cast<std::size_t>(shape_.values()),
-                                            counted ? &want_mass : nullptr, &want_lse);
+          const index_t sees = std::lower_bound(listed.begin(), listed.end(), visible) - listed.begin();
+          const auto want = naive_attention(q, read, sees + alike, scale, static_cast<std::size_t>(shape_.values()),
+                                            counted ? &read_mass : nullptr, &want_lse);
           double worst = 0;
           for (index_t d = 0; d < shape_.values(); ++d)
             worst = larger(worst, out[static_cast<std::size_t>((qh * t.n + i) * shape_.values() + d)] -
@@ -299,10 +311,46 @@ class CacheModel {
           worst = larger(worst, lse[static_cast<std::size_t>(qh * t.n + i)] - want_lse);
           REQUIRE(worst < 3e-5);
         }
+        for (std::size_t j = 0; j < listed.size(); ++j)
+          want_mass[static_cast<std::size_t>(alike + listed[j])] += read_mass[static_cast<std::size_t>(alike) + j];
+      }
       double worst = 0;
       for (index_t j = 0; j < n; ++j) worst = larger(worst, mass.row(h)[j] - want_mass[static_cast<std::size_t>(alike + j)]);
       REQUIRE(worst < 1e-4);
     }
+  }
+
+  /// The slots that a query head read: ascending runs with gaps between them, and every token that no step has seen.
+  std::vector<index_t> listed_slots(const SlotRun* runs, index_t count, index_t slots, index_t tokens, index_t l) const {
+    std::vector<index_t> listed;
+    index_t end = -1;
+    for (index_t i = 0; i < count; ++i) {
+      REQUIRE(runs[i].first > end);
+      REQUIRE(runs[i].last > runs[i].first);
+      end = runs[i].last;
+      for (index_t slot = runs[i].first; slot < end; ++slot) listed.push_back(slot);
+    }
+    REQUIRE(end == slots);  // the newest token is pending
+    REQUIRE(static_cast<index_t>(listed.size()) >= cache_.pending(l));
+    REQUIRE(listed[listed.size() - static_cast<std::size_t>(cache_.pending(l))] == slots - cache_.pending(l));
+    if (tokens > retrieve::most_tokens) REQUIRE(static_cast<index_t>(listed.size()) == slots);
+    return listed;
+  }
+
+  /// An index is a pure function of what is stored.
+  void check_index() {
+    INFO(calls_);
+    if (!cache_.plan().indexed) return;
+    auto copy = cache_.fork();
+    REQUIRE(copy.status() == Status::ok);
+    REQUIRE(copy->rebuild_index() == Status::ok);
+    for (index_t l = 0; l < shape_.layers; ++l)
+      for (index_t h = 0; h < shape_.kv_heads; ++h) {
+        const auto &was = cache_.layers()[l].index[h], &is = copy->layers()[l].index[h];
+        REQUIRE(was.covered == cache_.slots(l, h) - cache_.pending(l));
+        for (int p = 0; p < retrieve::UnitState::planes; ++p)
+          REQUIRE(std::ranges::equal(was.plane[p].span(), is.plane[p].span()));
+      }
   }
 
   /// NaN counts as infinitely wrong.

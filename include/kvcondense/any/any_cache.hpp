@@ -102,6 +102,7 @@ class AnyCache {
   Status remove(Context<Cpu>& ctx, index_t first, index_t last);
   Expected<AnyCache> fork() const;
   void reset();
+  void choose_anew();
   Status save(ByteSink& sink) const;
   Status load(std::span<const std::byte> file);
   Report report() const;

@@ -4,13 +4,14 @@
 #include <kvcondense/any/any_lowrank.hpp>
 #include <kvcondense/any/any_position.hpp>
 #include <kvcondense/any/any_quant.hpp>
+#include <kvcondense/any/any_retrieve.hpp>
 #include <kvcondense/cache/recipe.hpp>
 
 namespace kvcondense::any {
 
 /// One type for every recipe: the cache is instantiated once, whatever the text names.
 ///
-///   make_cache<Cpu>(shape, AnyRecipe{AnyEvict(evict::H2O{}), AnyQuant(quant::Kivi<2>{})})
-using AnyRecipe = Recipe<AnyEvict, AnyQuant, AnyPosition, NoMerge, AnyLowRank>;
+///   make_cache<Cpu>(shape, AnyRecipe{.evict = AnyEvict(evict::H2O{}), .quant = AnyQuant(quant::Kivi<2>{})})
+using AnyRecipe = Recipe<AnyEvict, AnyQuant, AnyPosition, NoMerge, AnyLowRank, AnyRetrieve>;
 
 }  // namespace kvcondense::any

@@ -15,6 +15,7 @@ std::span<const Entry> builtin_budget();
 std::span<const Entry> builtin_lowrank();
 std::span<const Entry> builtin_quant();
 std::span<const Entry> builtin_position();
+std::span<const Entry> builtin_retrieve();
 
 }  // namespace detail
 }  // namespace kvcondense::any

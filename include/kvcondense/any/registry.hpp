@@ -76,6 +76,8 @@ constexpr Entry stage_entry(std::string_view summary, std::span<const Field> fie
       out.lowrank = AnyLowRank(k);
     else if constexpr (K::about.stage == Stage::quant)
       out.quant = AnyQuant(k);
+    else if constexpr (K::about.stage == Stage::retrieve)
+      out.retrieve = AnyRetrieve(k);
     else
       out.position = AnyPosition(k);
   };

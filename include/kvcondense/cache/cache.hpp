@@ -13,6 +13,7 @@
 #include <kvcondense/core/step_view.hpp>
 #include <kvcondense/evict/pipeline.hpp>
 #include <kvcondense/merge/pipeline.hpp>
+#include <kvcondense/prim/attend.hpp>
 #include <kvcondense/prim/rope.hpp>
 
 namespace kvcondense {
@@ -41,6 +42,9 @@ class Cache {
   using Storage = decltype(storage_of(std::declval<R>()));
   using Position = decltype(R::position);
   using Merge = decltype(R::merge);
+  using Retrieve = decltype(R::retrieve);
+  static_assert(keys_can_fit<Retrieve, Position>(),
+                "kvcondense: this retrieval stage scores keys without rotation: add position::Reindex or position::Rerotate.");
   using KeyCodec = decltype(key_codec_of(std::declval<Storage>(), CacheShape{}));
   using ValueCodec = decltype(value_codec_of(std::declval<Storage>(), CacheShape{}));
   using Layer = cache::Layer<KeyCodec, ValueCodec>;
@@ -168,6 +172,11 @@ class Cache {
   /// Decodes slots [first, first + rows) of a head into dense float rows, for inspection and tools.
   Status read(index_t layer, index_t head, index_t first, TensorView<float, 2> keys, TensorView<float, 2> values) const;
 
+  /// Lets go the units that a schedule of the retrieval stage holds: the next call of `attend` chooses anew.
+  void choose_anew() {
+    for (Layer& l : layers_) l.held.drop();
+  }
+
   /// The store itself, for snapshots and tools.
   const ObjectArray<Layer>& layers() const { return layers_; }
   ObjectArray<Layer>& layers() { return layers_; }
@@ -175,6 +184,10 @@ class Cache {
   /// With raw keys: rotation tables for `slots` slots. Loaders call it; append does by itself.
   Status reserve_rotation(index_t slots) { return recipe_.position.raw_keys ? rope_.reserve(slots) : Status::ok; }
   const Plan& plan() const { return plan_; }
+  /// Makes the index of the retrieval stage anew from what is stored. Loaders call it.
+  Status rebuild_index();
+  using Retrieval = decltype(std::declval<Retrieve>().pipeline());
+  const Retrieval& retrieval() const { return retrieval_; }
 
  private:
   Plan make_plan() const;
@@ -199,7 +212,7 @@ class Cache {
     Inputs all = pipeline_.inputs();
     if (graded_) all = all | saliency_.inputs();
     all = all | fold_.inputs;
-    return plan_.codec_queries ? all | Input::queries : all;
+    return plan_.codec_queries || retrieval_.holds() ? all | Input::queries : all;
   }
   bool reads_attention(const StepView<B>& view) const {
     const bool step = view.phase != Phase::turn && view.phase != Phase::probe;
@@ -229,8 +242,28 @@ class Cache {
     const bool raw = recipe_.position.raw_keys;
     return shape_.softmax_scale * (raw ? rope_.logit_scale(recipe_.position.rotated_input) : 1.0f);
   }
-  Status commit(Context<B>& ctx, Layer& layer, const evict::KeepSet& keep, std::span<const RaggedView<float>> lanes,
+  Status commit(Context<B>& ctx, index_t layer, const evict::KeepSet& keep, std::span<const RaggedView<float>> lanes,
                 RaggedView<float> scores, TensorView<const float, 3> queries, const cache::Folding& folding, Scratch scratch);
+  // Retrieval: cache_retrieve.hpp.
+  static constexpr bool may_retrieve = !std::same_as<Retrieval, retrieve::ReadAll::Nothing>;
+  bool chooses(index_t layer, index_t tokens) const;
+  std::size_t choice_bytes(index_t slots, index_t tokens) const;
+  bool read_view(index_t layer, TensorView<const float, 3> queries, index_t tokens, index_t prompt, Scratch& scratch,
+                 retrieve::ReadView<B>& view) const;
+  Status attend_chosen(Context<B>& ctx, index_t layer, const prim::AttendRequest& request, const cache::ReadRotation& rotation,
+                       const AttendOutputs& measure) const;
+  Status attend_all(Context<B>& ctx, index_t layer, const prim::AttendRequest& request, const cache::ReadRotation& rotation,
+                    const AttendOutputs& measure) const;
+  template <class Runs>
+  void count_reads(index_t layer, index_t rows, Runs&& runs, ReadCounts& reads) const;
+  Status reserve_index(index_t layer);
+  void refresh_index(const Context<B>& ctx, index_t layer, index_t pending);
+  void hold_units(Context<B>& ctx, index_t layer, TensorView<const float, 3> queries, Phase phase, bool evicted);
+  /// Keys of an index are turned by their slots where they are stored raw, unless the index wants them raw.
+  const prim::RopeTable* key_rotation() const {
+    return recipe_.position.raw_keys && recipe_.retrieve.keys != retrieve::KeyState::raw ? &rope_ : nullptr;
+  }
+
   template <class T>
   Status append_rows(Context<B>& ctx, index_t layer, TensorView<const T, 3> keys, TensorView<const T, 3> values,
                      std::span<const index_t> positions);
@@ -243,6 +276,7 @@ class Cache {
   R recipe_{};
   Pipeline pipeline_{};
   Saliency saliency_{};
+  Retrieval retrieval_{};
   bool graded_ = false;  ///< codecs tell slots apart by `saliency_`
   Merger merger_{};
   merge::Traits fold_{};        ///< of the merge stage; neutral without one

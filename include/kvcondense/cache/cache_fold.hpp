@@ -53,6 +53,7 @@ struct FoldRows {
       head->repaired += row[d] != x;
     }
     with_exact(column, slot, [&](auto& part, index_t at) { part.write(at, row); });
+    head->changed(slot);
   }
 };
 

@@ -21,6 +21,10 @@ auto Cache<B, R>::make_plan() const -> Plan {
   p.state = fold_.state;
   if (queries().rows == AttentionNeed::Rows::last) p.query_rows = queries().count;
   p.summary = pipeline_.residual == evict::Residual::mean;
+  if constexpr (may_retrieve) {
+    p.indexed = retrieval_.active();
+    if (retrieval_.active() && retrieval_.holds()) p.held_rows = retrieval_.rows(shape_);
+  }
   return p;
 }
 
@@ -33,6 +37,8 @@ Expected<Cache<B, R>> Cache<B, R>::make(const CacheShape& shape, const R& recipe
   if (const Status s = storage.validate(shape); s != Status::ok) return s;
   if (const Status s = recipe.position.validate(shape); s != Status::ok) return s;
   if (const Status s = recipe.merge.validate(shape); s != Status::ok) return s;
+  if (const Status s = recipe.retrieve.validate(shape); s != Status::ok) return s;
+  if (!keys_fit(recipe.retrieve, recipe.position)) return Status::incompatible;
 
   Cache c;
   c.shape_ = shape;
@@ -42,6 +48,7 @@ Expected<Cache<B, R>> Cache<B, R>::make(const CacheShape& shape, const R& recipe
   c.pipeline_ = recipe.evict.pipeline();
   c.saliency_ = saliency_of(storage);
   c.graded_ = has_saliency(storage);
+  c.retrieval_ = recipe.retrieve.pipeline();
   c.memory_ = &memory;
   if constexpr (can_merge) {
     c.merger_ = merger_of(recipe.merge);
@@ -118,6 +125,7 @@ Capabilities Cache<B, R>::capabilities() const {
   c.raw_keys = recipe_.position.raw_keys;
   c.rotated_input = recipe_.position.rotated_input;
   c.lossy_slots = plan_.lossy;
+  if constexpr (may_retrieve) c.reads_part = retrieval_.active();
   c.prefix_exact = !c.changes_length && !c.lossy_slots;
   return c;
 }
@@ -141,7 +149,8 @@ std::size_t Cache<B, R>::workspace_bytes(index_t slots, index_t tokens, index_t 
     step += prim::AttendColumns<Cpu>::workspace_bytes(workers, shape_, std::max(tokens, plan_.query_rows), plan_.query_width) + Scratch::align;
   if (evict::model_share(pipeline_.allocate).keep > 0.0) step += Scratch::bytes_for<index_t>(shape_.layers * shape_.kv_heads) + Scratch::align;
   const std::size_t forward_mass = mass ? Scratch::align + Scratch::bytes_for<float>(total) : 0;
-  return forward_mass + std::max(attend, step);
+  const std::size_t choice = choice_bytes(slots, tokens);
+  return forward_mass + std::max(attend + choice, std::max(step, choice));
 }
 
 template <Backend B, class R>
@@ -233,9 +242,10 @@ Status Cache<B, R>::attend(Context<B>& ctx, index_t layer, TensorView<const floa
       rotation.query_positions =
           l.counters.pending >= n ? l.pending_positions.data() + l.counters.pending - n : &last_position;
   }
-  return prim::Attend<Cpu>::run(ctx, request, shape_.kv_heads, [&](index_t h) {
-    return cache::HeadReader<typename Layer::Head>{&l.heads[h], rotation};
-  });
+  if (measure.reads != nullptr) *measure.reads = {};
+  if constexpr (may_retrieve)
+    if (chooses(layer, n)) return attend_chosen(ctx, layer, request, rotation, measure);
+  return attend_all(ctx, layer, request, rotation, measure);
 }
 
 template <Backend B, class R>
@@ -265,4 +275,5 @@ Status Cache<B, R>::forward(Context<B>& ctx, index_t layer, TensorView<const flo
 
 #include <kvcondense/cache/cache_fold.hpp>
 #include <kvcondense/cache/cache_mutations.hpp>
+#include <kvcondense/cache/cache_retrieve.hpp>
 #include <kvcondense/cache/cache_turn.hpp>

@@ -34,7 +34,8 @@ Status Cache<B, R>::check_input(const StepView<B>& view, Input what) const {
   }
   if (what == Input::queries) {
     const index_t rows = in.queries.extent[1];
-    const index_t least = probe ? view.appended : queries().of(view.appended);
+    const index_t chosen_by = !retrieval_.holds() ? 0 : view.appended > retrieve::most_tokens ? 1 : view.appended;
+    const index_t least = probe ? view.appended : std::max(queries().of(view.appended), chosen_by);
     if (in.queries.data == nullptr || rows < least) return Status::missing_input;
     const bool fits = in.queries.extent[0] == shape_.q_heads && in.queries.extent[2] == shape_.head_dim;
     return fits && rows <= view.appended ? Status::ok : Status::shape_mismatch;
@@ -67,6 +68,11 @@ Status Cache<B, R>::run_step(Context<B>& ctx, index_t layer, const StepInputs& i
   if (probe && !pipeline_.probes()) return Status::ok;
   Scratch scratch(ctx.workspace());
   const index_t heads = shape_.kv_heads, total = l.total(), rows = inputs.queries.extent[1];
+  if (retrieval_.holds() && !probe && !turn) {  // units are chosen at the end, when nothing may fail
+    index_t most = 0;
+    for (index_t h = 0; h < heads; ++h) most = std::max(most, l.heads[h].slots());
+    if (ctx.workspace().size() < choice_bytes(most, rows)) return Status::workspace_too_small;
+  }
   const bool wants_queries = probe || (queries().rows != AttentionNeed::Rows::none && !turn);
   std::span<std::byte> column_scratch;
   if (wants_queries) {
@@ -122,7 +128,7 @@ Status Cache<B, R>::run_step(Context<B>& ctx, index_t layer, const StepInputs& i
   RaggedView<float> scores{nullptr, l.offset.data(), heads};
   if (graded_)
     if (const Status s = grade(ctx, view, grade_lanes, keep, scores, scratch); s != Status::ok) return s;
-  if (const Status s = commit(ctx, l, keep, all_lanes, scores, inputs.queries, folding, scratch); s != Status::ok) return s;
+  if (const Status s = commit(ctx, layer, keep, all_lanes, scores, inputs.queries, folding, scratch); s != Status::ok) return s;
 
   index_t kept = 0, asked = 0;
   for (index_t h = 0; h < heads; ++h) kept += keep.count[h], asked += keep.budget[h];
@@ -132,6 +138,8 @@ Status Cache<B, R>::run_step(Context<B>& ctx, index_t layer, const StepInputs& i
   l.counters.nan_scores += nan;
   if (l.window.most() > 0 && !turn)
     l.window.push(inputs.queries, l.pending_positions.data() + l.counters.pending - rows, l.counters.seen - 1);
+  refresh_index(ctx, layer, 0);
+  hold_units(ctx, layer, inputs.queries, view.phase, kept < total);
   l.counters.pending = 0;
   if (view.phase == Phase::prefill_chunk || view.phase == Phase::prefill_end) l.counters.prompt = l.counters.seen;
   l.pending_positions.shrink(0);
@@ -158,9 +166,10 @@ Status Cache<B, R>::grade(Context<B>& ctx, const StepView<B>& view, evict::LaneV
 }
 
 template <Backend B, class R>
-Status Cache<B, R>::commit(Context<B>& ctx, Layer& l, const evict::KeepSet& keep,
+Status Cache<B, R>::commit(Context<B>& ctx, index_t layer, const evict::KeepSet& keep,
                            std::span<const RaggedView<float>> lanes, RaggedView<float> scores,
                            TensorView<const float, 3> queries, const cache::Folding& folding, Scratch scratch) {
+  Layer& l = layers_[layer];
   const index_t floats = plan_.commit_floats;
   float* rows = scratch.take<float>(floats * ctx.workers());
   if (rows == nullptr) return Status::workspace_too_small;
@@ -170,6 +179,10 @@ Status Cache<B, R>::commit(Context<B>& ctx, Layer& l, const evict::KeepSet& keep
   if (room != Status::ok) {
     for (auto& head : l.heads) head.trim();
     return room;
+  }
+  if (const Status s = reserve_index(layer); s != Status::ok) {
+    for (auto& head : l.heads) head.trim();
+    return s;
   }
   // Nothing below can fail.
   commit_fold(ctx, l, folding, queries);
@@ -197,6 +210,8 @@ Status Cache<B, R>::truncate(index_t tokens) {
   for (const Layer& l : layers_)
     if (tokens > l.counters.seen) return Status::out_of_range;
   for (Layer& l : layers_) l.truncate(tokens);
+  for (index_t layer = 0; layer < layers_.size(); ++layer)
+    refresh_index(Context<B>{}, layer, layers_[layer].counters.pending);
   return Status::ok;
 }
 
@@ -225,10 +240,13 @@ Status Cache<B, R>::remove(Context<B>& ctx, index_t first, index_t last) {
       for (index_t i = 0; i < n; ++i)
         if (i < from || i >= to) keep[k++] = static_cast<std::int32_t>(i);
       h.keep_slots(keep, k);
-      h.coded_again += h.keys.compact(rows) + h.values.compact(rows);
+      h.coded_again += h.compact(rows);
     }
     l.update_offsets();
+    l.held.drop();
   }
+  for (index_t layer = 0; layer < layers_.size(); ++layer)
+    refresh_index(ctx, layer, 0);
   return Status::ok;
 }
 
@@ -256,6 +274,9 @@ Report Cache<B, R>::report() const {
     r.nan_scores += l.counters.nan_scores;
     r.fixed_bytes += l.heads.bytes() + l.offset.bytes() + l.pending_positions.bytes() + l.window.bytes();
     r.dense_bytes += static_cast<std::size_t>(l.counters.seen * shape_.kv_heads * (shape_.head_dim + shape_.values())) * 2;
+    r.fixed_bytes += l.index.bytes();
+    r.index_bytes += l.held.bytes();
+    for (const auto& i : l.index) r.index_bytes += i.bytes();
     for (const auto& h : l.heads) {
       r.slots += h.slots();
       r.side_bytes += h.side_bytes();

@@ -6,17 +6,11 @@
 
 #include <kvcondense/backend/cpu/row_kernels.hpp>
 #include <kvcondense/backend/cpu/row_transform.hpp>
+#include <kvcondense/cache/cursor.hpp>
 #include <kvcondense/cache/segment.hpp>
 #include <kvcondense/core/flush.hpp>
 
 namespace kvcondense::cache {
-
-/// Where a reader stands in a column: segment (sinks, coded, window), page, physical slot.
-struct Cursor {
-  int segment = 0;
-  index_t page = 0;
-  index_t slot = 0;
-};
 
 /// The keys or the values of one head: [ sinks exact ][ coded ][ window exact ], in slot order.
 ///
@@ -204,6 +198,24 @@ class Column {
     decode(at, out);
   }
 
+  /// Moves on by `count` live slots: at once where no slot has left, else whole pages at a time.
+  void skip(Cursor& at, index_t count) const {
+    skip_pages(sinks_, 0, at, count), skip_pages(coded_, 1, at, count), skip_pages(window_, 2, at, count);
+    walk(at, count, [](const auto&, const PageRef&, index_t, index_t, index_t) {});
+  }
+
+  /// Bytes that slots [first, last) take as they are stored, without headers and tombstones.
+  std::size_t slot_bytes(index_t first, index_t last) const {
+    std::size_t sum = 0;
+    const auto part = [&](const auto& segment) {
+      const index_t from = std::clamp<index_t>(first, 0, segment.live()), to = std::clamp<index_t>(last, 0, segment.live());
+      sum += static_cast<std::size_t>(to - from) * segment.page_payload() / static_cast<std::size_t>(segment.page_slots());
+      first -= segment.live(), last -= segment.live();
+    };
+    part(sinks_), part(coded_), part(window_);
+    return sum;
+  }
+
   /// Numbers of a row of queries or of sums of values: one form, or two.
   index_t width() const { return mapped() ? 2 * dim() + (prim::is_centred(transform_) ? 1 : 0) : dim(); }
 
@@ -346,18 +358,6 @@ class Column {
     using C = std::remove_cvref_t<decltype(segment.codec())>;
     prim::PageCodec<Cpu, C>::decode(segment.codec(), segment.span(ref), first, out.rows, out);
     if (mapped() && is_coded(&segment)) backward(out);
-  }
-
-  /// Moves on by `count` live slots, whole pages at a time.
-  void skip(Cursor& at, index_t count) const {
-    const auto pages = [&](const auto& segment, int which) {
-      if (at.segment != which) return;
-      for (; at.page < segment.pages().size() && segment.pages()[at.page].live <= count; ++at.page)
-        count -= segment.pages()[at.page].live;
-      if (at.page == segment.pages().size()) at = {which + 1, 0, 0};
-    };
-    pages(sinks_, 0), pages(coded_, 1), pages(window_, 2);
-    walk(at, count, [](const auto&, const PageRef&, index_t, index_t, index_t) {});
   }
 
   /// Calls use(segment, page, first, n, live) for pieces of pages that together hold the next `count`

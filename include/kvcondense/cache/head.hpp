@@ -28,6 +28,8 @@ struct HeadPlan {
   index_t bias = -1;        ///< lane of logit biases; -1: none
   index_t value_scale = -1; ///< lane of what values are multiplied by; -1: none
   index_t state = 0;        ///< numbers per head that a merge stage keeps
+  bool indexed = false;    ///< a retrieval stage has an index per head
+  index_t held_rows = 0;   ///< rows of selection that last longer than a call
 
   // Found from the codecs of all heads.
   index_t query_width = 0;    ///< of a row of queries, see Column
@@ -69,6 +71,7 @@ struct Head {
   index_t bias = -1, value_scale = -1;  ///< lanes that attention reads
   index_t repaired = 0;     ///< numbers that codecs replaced
   index_t coded_again = 0;  ///< slots written anew because their group lost members
+  index_t same = 0;         ///< slots in front of it are stored as the index of the head saw them
 
   Head(const Plan& p, const Codecs& c, MemoryResource<Cpu>& memory)
       : keys(p.exact, c.key, c.key_flush, p.sinks, p.head_dim, p.page_slots, memory),
@@ -82,6 +85,9 @@ struct Head {
   }
 
   index_t slots() const { return ids.size(); }
+
+  /// Whoever writes, moves or drops stored keys or values says from which slot on.
+  void changed(index_t slot) { same = std::min(same, slot); }
 
   /// Whether both write the same bytes for the same slots.
   bool stored_like(const Head& o) const {
@@ -135,15 +141,27 @@ struct Head {
     if (summary.kept() && n < slots()) summary.absorb(keys, values, slots(), keep, n, to);
     keep_slots(keep, n);
     Done done;
+    // What is coded now, and what is coded again, is no longer what an index saw.
+    const bool codes = keys.due(keys.window().live()) > 0, values_too = values.due(values.window().live()) > 0;
+    if (codes) changed(keys.sinks().live() + keys.coded().live());
+    if (values_too) changed(values.sinks().live() + values.coded().live());
     done.repaired = keys.flush(keys.due(keys.window().live()), rows, scores, queries);
     done.repaired += values.flush(values.due(values.window().live()), rows, scores, queries);
-    done.coded_again = keys.compact(rows) + values.compact(rows);
+    done.coded_again = compact(rows);
     return done;
+  }
+
+  /// Gives room back; returns how many slots were coded again.
+  index_t compact(float* rows) {
+    const index_t again = keys.compact(rows) + values.compact(rows);
+    if (again > 0) changed(0);
+    return again;
   }
 
   /// Keeps the listed slots and nothing else: no flush, no move.
   void keep_slots(const std::int32_t* keep, index_t n) {
     if (n == slots()) return;
+    changed(first_gap(keep, n));
     keys.keep(keep, n);
     values.keep(keep, n);
     ids.keep(keep, n);
@@ -159,6 +177,7 @@ struct Head {
     keys.pop_back(n);
     values.pop_back(n);
     ids.pop_back(n);
+    changed(slots());
     for (index_t l = 0; l < lanes; ++l) lane[l].shrink(lane[l].size() - n);
     give_back();
   }
@@ -170,7 +189,7 @@ struct Head {
     for (index_t l = 0; s == Status::ok && l < lanes; ++l) s = out.lane[l].copy_from(lane[l]);
     if (s == Status::ok) s = out.state.copy_from(state);
     if (summary.kept()) summary.fork(out.summary);
-    out.repaired = repaired, out.coded_again = coded_again;
+    out.repaired = repaired, out.coded_again = coded_again, out.same = same;
     return s;
   }
 
@@ -179,7 +198,7 @@ struct Head {
     for (auto& l : lane) l.shrink(0);
     summary.clear();
     std::fill(state.begin(), state.end(), 0.0f);
-    repaired = coded_again = 0;
+    repaired = coded_again = same = 0;
   }
 
   std::size_t side_bytes() const {
@@ -192,6 +211,17 @@ struct Head {
   index_t scratch() const { return std::max(keys.scratch(), values.scratch()); }
 
  private:
+  /// The first slot that an ascending list does not name.
+  static index_t first_gap(const std::int32_t* keep, index_t n) {
+    index_t good = 0, bad = n;  // keep[i] == i below `good`
+    while (good < bad) {
+      const index_t middle = good + (bad - good) / 2;
+      if (keep[middle] == middle) good = middle + 1;
+      else bad = middle;
+    }
+    return good;
+  }
+
   /// Tables of a prompt that is mostly gone.
   void give_back() {
     ids.give_back(), keys.give_back(), values.give_back();

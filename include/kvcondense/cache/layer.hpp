@@ -11,6 +11,8 @@
 #include <kvcondense/core/object_array.hpp>
 #include <kvcondense/core/view.hpp>
 #include <kvcondense/core/workspace.hpp>
+#include <kvcondense/prim/rope.hpp>
+#include <kvcondense/retrieve/blocks/unit_state.hpp>
 
 namespace kvcondense::cache {
 
@@ -40,6 +42,8 @@ struct Layer {
   Buffer<index_t> offset;             ///< heads + 1; where each head's slots begin in ragged views
   Buffer<index_t> pending_positions;  ///< positions of the pending tokens
   QueryWindow window;                 ///< queries of earlier steps; of no rows unless a policy asks
+  ObjectArray<retrieve::UnitState> index;  ///< per head, where a retrieval stage has one
+  retrieve::HeldUnits held;
 
   /// `codecs(head)` says how a head stores what it codes.
   template <class F>
@@ -53,6 +57,14 @@ struct Layer {
     if (const Status s = out.heads.fill(memory, shape.kv_heads, [&](index_t h) { return Head(plan, codecs(h), memory); });
         s != Status::ok)
       return s;
+    out.held = retrieve::HeldUnits(memory);
+    if (plan.indexed)
+      if (const Status s = out.index.fill(memory, shape.kv_heads, [&](index_t) { return retrieve::UnitState(memory); }); s != Status::ok)
+        return s;
+    if (plan.held_rows > 0) {
+      if (const Status s = out.held.offset.resize(plan.held_rows + 1); s != Status::ok) return s;
+      if (const Status s = out.held.slots.resize(2 * shape.kv_heads); s != Status::ok) return s;
+    }
     for (Head& h : out.heads)
       if (const Status s = h.state.resize(plan.state); s != Status::ok) return s;
     for (Head& h : out.heads)
@@ -121,6 +133,7 @@ struct Layer {
     counters.seen = tokens;
     counters.prompt = std::min(counters.prompt, tokens);
     window.truncate(tokens);
+    if (tokens < held.made) held.drop();
     update_offsets();
   }
 
@@ -129,6 +142,8 @@ struct Layer {
     Status s = out.pending_positions.copy_from(pending_positions);
     for (index_t h = 0; s == Status::ok && h < heads.size(); ++h) s = heads[h].fork(out.heads[h]);
     if (s == Status::ok) s = window.fork(out.window);
+    for (index_t h = 0; s == Status::ok && h < index.size(); ++h) s = index[h].fork(out.index[h]);
+    if (s == Status::ok) s = held.fork(out.held);
     out.update_offsets();
     return s;
   }
@@ -138,6 +153,8 @@ struct Layer {
     counters = {};
     pending_positions.shrink(0);
     window.truncate(0);
+    for (auto& i : index) i.clear();
+    held.drop();
     update_offsets();
   }
 };
@@ -158,6 +175,23 @@ class LayerRows final : public SlotRows<Cpu> {
     else return layer_->heads[head].values;
   }
   const L* layer_;
+};
+
+/// Keys of a layer as attention compares them, whatever form they are stored in.
+template <class L>
+class ReadKeys final : public SlotRows<Cpu> {
+ public:
+  /// rotation: null where they are stored so.
+  ReadKeys(const L& layer, const prim::RopeTable* rotation) : layer_(&layer), rotation_(rotation) {}
+  index_t dim() const noexcept override { return layer_->heads[0].keys.dim(); }
+  void read(index_t head, index_t first, prim::RowBlock<float> out) const noexcept override {
+    layer_->heads[head].keys.decode_from(first, out);
+    for (index_t i = 0; rotation_ != nullptr && i < out.rows; ++i) rotation_->rotate(out.data + i * out.step, first + i);
+  }
+
+ private:
+  const L* layer_;
+  const prim::RopeTable* rotation_;
 };
 
 }  // namespace kvcondense::cache

@@ -64,6 +64,11 @@ struct PageRef {
   void revive_from(index_t slot) {
     for (index_t s = slot; s < max_page_slots; ++s) dead[s / 64] &= ~(std::uint64_t{1} << (s % 64));
   }
+  index_t live_from(index_t slot) const {
+    index_t n = 0;
+    for (; slot < used; ++slot) n += alive(slot);
+    return n;
+  }
   bool full_of_life() const { return live == used; }
 };
 

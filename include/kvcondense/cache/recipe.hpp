@@ -12,6 +12,7 @@
 #include <kvcondense/evict/policy.hpp>
 #include <kvcondense/position/absolute.hpp>
 #include <kvcondense/prim/page_codec.hpp>
+#include <kvcondense/retrieve/read_all.hpp>
 
 namespace kvcondense {
 
@@ -85,13 +86,15 @@ template <class S>
 concept StageValue = Described<S> && std::copyable<S>;
 
 /// Which stage of each kind a cache runs; made by `recipe(...)`.
-template <class Evict, class Quant, class Position, class Merge = NoMerge, class LowRank = NoLowRank>
+template <class Evict, class Quant, class Position, class Merge = NoMerge, class LowRank = NoLowRank,
+          class Retrieve = retrieve::ReadAll>
 struct Recipe {
   Evict evict{};
   Quant quant{};
   Position position{};
   Merge merge{};
   LowRank lowrank{};
+  Retrieve retrieve{};
 };
 
 namespace detail {
@@ -132,19 +135,43 @@ constexpr auto recipe(S... stages) {
                   "kvcondense::recipe: at most one position stage.");
     static_assert(detail::count_stage<Stage::merge, S...> <= 1, "kvcondense::recipe: at most one merge stage.");
     static_assert(detail::count_stage<Stage::lowrank, S...> <= 1, "kvcondense::recipe: at most one low-rank stage.");
+    static_assert(detail::count_stage<Stage::retrieve, S...> <= 1,
+                  "kvcondense::recipe: at most one retrieval stage.");
     static_assert(((S::about.stage == Stage::evict || S::about.stage == Stage::merge || S::about.stage == Stage::lowrank ||
-                    S::about.stage == Stage::quant || S::about.stage == Stage::position) &&
+                    S::about.stage == Stage::quant || S::about.stage == Stage::position || S::about.stage == Stage::retrieve) &&
                    ... && true),
                   "kvcondense::recipe: this stage is not one that a cache runs.");
     const std::tuple all{stages...};
     return Recipe{detail::pick<Stage::evict, evict::KeepAll>(all), detail::pick<Stage::quant, KeepExact>(all),
                   detail::pick<Stage::position, position::Absolute>(all), detail::pick<Stage::merge, NoMerge>(all),
-                  detail::pick<Stage::lowrank, NoLowRank>(all)};
+                  detail::pick<Stage::lowrank, NoLowRank>(all), detail::pick<Stage::retrieve, retrieve::ReadAll>(all)};
   }
 }
 
-template <class E, class Q, class P, class M = NoMerge, class L = NoLowRank>
-Recipe(E, Q, P, M = {}, L = {}) -> Recipe<E, Q, P, M, L>;
+template <class E, class Q, class P, class M = NoMerge, class L = NoLowRank, class T = retrieve::ReadAll>
+Recipe(E, Q, P, M = {}, L = {}, T = {}) -> Recipe<E, Q, P, M, L, T>;
+
+/// Whether a retrieval stage can score keys as a position stage stores them.
+template <class Retrieve, class Position>
+constexpr bool keys_fit(const Retrieve& retrieve, const Position& position) {
+  return retrieve.keys != retrieve::KeyState::raw || position.raw_keys;
+}
+/// The same as far as types tell.
+template <class Retrieve, class Position>
+constexpr bool keys_can_fit() {
+  if constexpr (requires { typename std::bool_constant<Retrieve::keys == retrieve::KeyState::raw && !Position::raw_keys>; })
+    return !(Retrieve::keys == retrieve::KeyState::raw && !Position::raw_keys);
+  else
+    return true;
+}
+/// What a retrieval stage looks at in steps: its schedule may need queries.
+template <class Retrieve>
+constexpr Inputs retrieve_needs() {
+  if constexpr (requires { typename std::bool_constant<Retrieve{}.pipeline().holds()>; })
+    return Retrieve{}.pipeline().holds() ? Inputs(Input::queries) : Inputs{};
+  else
+    return Inputs(Input::queries);
+}
 
 /// How a recipe stores what leaves the exact window: its quant stage, behind its low-rank stage where it has one.
 template <class R>
@@ -156,7 +183,7 @@ constexpr auto storage_of(const R& recipe) {
 /// What a step of this recipe needs besides the tokens.
 template <class R>
 inline constexpr Inputs needs = decltype(R::evict)::needs | merge_needs<decltype(R::merge)>() | decltype(R::lowrank)::needs |
-                                quant_needs<decltype(R::quant)>();
+                                quant_needs<decltype(R::quant)>() | retrieve_needs<decltype(R::retrieve)>();
 
 /// The type of a recipe, for members and functions that hold a cache:
 /// `Cache<Cpu, RecipeOf<evict::H2O, quant::Kivi<2>>>`.

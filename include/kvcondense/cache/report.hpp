@@ -12,6 +12,7 @@ struct Report {
   std::size_t exact_bytes = 0;      ///< pages of sinks and windows, headers and free slots included
   std::size_t coded_bytes = 0;      ///< pages of codes with their parameters
   std::size_t side_bytes = 0;       ///< slot ids, accumulators, scalars, page tables
+  std::size_t index_bytes = 0;      ///< what a retrieval stage scores instead of keys
   std::size_t fixed_bytes = 0;      ///< does not grow with slots: layers, heads, rope tables
   std::size_t dead_bytes = 0;       ///< of the pages: slots that left but are not yet returned
   std::size_t shared_bytes = 0;     ///< of the pages: also held by a fork
@@ -29,7 +30,7 @@ struct Report {
   index_t coded_again = 0;          ///< slots whose shared group was written anew after evictions
   const char* kernel = "cpu portable";
 
-  std::size_t bytes() const { return exact_bytes + coded_bytes + side_bytes + fixed_bytes; }
+  std::size_t bytes() const { return exact_bytes + coded_bytes + side_bytes + index_bytes + fixed_bytes; }
   double ratio() const { return dense_bytes == 0 ? 1.0 : static_cast<double>(bytes()) / static_cast<double>(dense_bytes); }
 };
 
@@ -41,6 +42,7 @@ struct Capabilities {
   bool raw_keys = false;          ///< keys are stored without rotation and rotated when read
   bool rotated_input = true;      ///< the engine passes rotated queries and keys
   bool lossy_slots = false;       ///< slots are coded
+  bool reads_part = false;        ///< attention of a few tokens reads a choice of slots
   bool rollback_exact = true;     ///< tokens not yet stepped can always be taken back bit for bit
   bool prefix_exact = true;       ///< a stored prefix never changes when later tokens come
 };

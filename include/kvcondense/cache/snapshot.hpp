@@ -188,6 +188,41 @@ inline Status load_window(ByteReader& r, QueryWindow& window, const CacheShape& 
   return Status::ok;
 }
 
+/// Only where a retrieval stage holds units: when they were chosen i64, -1 for none; then slots and known slots of each
+/// head i64, and per row of selection the number of units u32 and they i32.
+inline void save_held(ByteWriter& w, const retrieve::HeldUnits& held) {
+  if (held.offset.size() == 0) return;
+  w.put(held.made);
+  if (!held.valid()) return;
+  for (const index_t n : held.slots) w.put(n);
+  for (index_t r = 0; r + 1 < held.offset.size(); ++r) {
+    w.put(static_cast<std::uint32_t>(held.offset[r + 1] - held.offset[r]));
+    for (index_t i = held.offset[r]; i < held.offset[r + 1]; ++i) w.put(held.units[i]);
+  }
+}
+
+inline Status load_held(ByteReader& r, retrieve::HeldUnits& held, const Counters& c) {
+  if (held.offset.size() == 0) return Status::ok;
+  index_t made = -1;
+  if (!r.read(made) || made < -1 || made > c.seen) return Status::corrupt_data;
+  if (made < 0) return Status::ok;
+  for (index_t& n : held.slots)
+    if (!r.read(n) || n < 0 || n > c.seen) return Status::corrupt_data;
+  for (index_t row = 0; row + 1 < held.offset.size(); ++row) {
+    std::uint32_t count = 0;
+    if (!r.read(count) || count > r.left() / sizeof(std::int32_t) || static_cast<index_t>(count) > c.seen) return Status::corrupt_data;
+    held.offset[row] = held.units.size();
+    for (std::uint32_t i = 0; i < count; ++i) {
+      std::int32_t unit = 0;
+      if (!r.read(unit) || unit < 0 || unit > c.seen) return Status::corrupt_data;
+      if (const Status s = held.units.push_back(unit); s != Status::ok) return s;
+    }
+    held.offset[row + 1] = held.units.size();
+  }
+  held.made = made;
+  return Status::ok;
+}
+
 }  // namespace cache
 
 /// What a snapshot must agree on with the cache that loads it: shape, stages, codecs, rotation.
@@ -215,6 +250,7 @@ std::uint64_t fingerprint(const Cache<B, R>& c) {
   if (p.bias >= 0 || p.value_scale >= 0 || p.state > 0) f.add(p.bias, p.value_scale, p.state);
   if constexpr (merge::Merges<std::remove_cvref_t<decltype(c.recipe().merge)>>)
     if (c.recipe().merge.pipeline().traits().active) f.add_text(word_of(c.recipe().merge));
+  if (p.held_rows > 0) f.add_text(word_of(c.recipe().retrieve)).add(p.held_rows);
   if (c.recipe().position.raw_keys) f.add(prim::fingerprint(c.recipe().position.rope), c.recipe().position.rotated_input);
   return f.value();
 }
@@ -233,6 +269,7 @@ Status save(const Cache<B, R>& c, ByteSink& sink) {
     w.put(l.counters);
     for (const index_t p : l.pending_positions) w.put(p);
     cache::save_window(w, l.window, c.shape());
+    cache::save_held(w, l.held);
     for (const auto& h : l.heads) cache::save_head(w, h);
   }
   const std::uint64_t sum = w.checksum();
@@ -277,6 +314,7 @@ Status load(Cache<B, R>& c, std::span<const std::byte> file) {
       if (const Status s = l.pending_positions.push_back(p); s != Status::ok) return s;
     }
     if (const Status s = cache::load_window(r, l.window, c.shape(), n); s != Status::ok) return s;
+    if (const Status s = cache::load_held(r, l.held, n); s != Status::ok) return s;
     for (auto& h : l.heads) {
       if (const Status s = cache::load_head(r, h, n); s != Status::ok) return s;
       most = std::max(most, h.slots());
@@ -285,6 +323,7 @@ Status load(Cache<B, R>& c, std::span<const std::byte> file) {
   }
   if (r.left() != 0) return Status::corrupt_data;
   if (const Status s = fresh->reserve_rotation(most); s != Status::ok) return s;
+  if (const Status s = fresh->rebuild_index(); s != Status::ok) return s;
   c = std::move(*fresh);
   return Status::ok;
 }

@@ -5,6 +5,7 @@
 #include <kvcondense/core/backend.hpp>
 #include <kvcondense/core/config.hpp>
 #include <kvcondense/core/shape.hpp>
+#include <kvcondense/core/slot_runs.hpp>
 #include <kvcondense/core/step_inputs.hpp>
 #include <kvcondense/core/view.hpp>
 
@@ -21,6 +22,8 @@ enum class Phase : std::uint8_t { automatic, prefill_chunk, prefill_end, decode,
 struct AttendOutputs {
   RaggedView<float> mass{};      ///< see `Cache::ragged`
   TensorView<float, 2> lse{};    ///< [q_heads, tokens], natural logarithm
+  ReadCounts* reads = nullptr;   ///< what the call looked at; set anew
+  ReadRuns runs{};               ///< which slots the call read, per query head
 };
 
 /// Attention of the newest queries, in any reduction; each backend defines it.

@@ -1,0 +1,37 @@
+#pragma once
+
+#include <algorithm>
+
+#include <kvcondense/cache/segment.hpp>
+
+namespace kvcondense::cache {
+
+/// Where a reader stands in a column: segment (sinks, coded, window), page, physical slot.
+struct Cursor {
+  int segment = 0;
+  index_t page = 0;
+  index_t slot = 0;
+};
+
+/// Moves on by `count` live slots within a segment, or to the next one with what is left of `count`: at once where no
+/// slot has left, else whole pages at a time. What lies within a page is left to walk.
+template <class Codec>
+void skip_pages(const Segment<Codec>& segment, int which, Cursor& at, index_t& count) {
+  if (at.segment != which) return;
+  const index_t size = segment.page_slots();
+  if (segment.packed()) {
+    const index_t to = std::min(at.page * size + at.slot, segment.live()) + count;
+    if (to < segment.live()) at = {which, to / size, to % size}, count = 0;
+    else at = {which + 1, 0, 0}, count = to - segment.live();
+    return;
+  }
+  for (; at.page < segment.pages().size(); ++at.page, at.slot = 0) {
+    const PageRef& ref = segment.pages()[at.page];
+    const index_t left = at.slot == 0 ? ref.live : ref.live_from(at.slot);
+    if (left > count) return;
+    count -= left;
+  }
+  at = {which + 1, 0, 0};
+}
+
+}  // namespace kvcondense::cache

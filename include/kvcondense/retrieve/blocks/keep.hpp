@@ -1,0 +1,33 @@
+#pragma once
+
+#include <algorithm>
+
+#include <kvcondense/core/backend.hpp>
+#include <kvcondense/prim/ends.hpp>
+#include <kvcondense/retrieve/blocks/view.hpp>
+
+namespace kvcondense::retrieve {
+
+/// Keep: the first slots and the newest. What they begin of a unit is kept whole.
+struct KeepEnds {
+  index_t sinks = 0;
+  index_t recent = 0;
+
+  template <Backend B>
+  constexpr prim::Ends of(const ReadView<B>&, index_t) const {
+    return {sinks, recent};
+  }
+};
+
+/// Keep: the first slots, the newest of the prompt, and all that came behind it.
+struct KeepGenerated {
+  index_t sinks = 0;
+  index_t recent = 0;  ///< of the prompt
+
+  template <Backend B>
+  constexpr prim::Ends of(const ReadView<B>& view, index_t head) const {
+    return {sinks, recent + view.slots[head] - std::min(view.prompt[head], view.slots[head])};
+  }
+};
+
+}  // namespace kvcondense::retrieve

@@ -1,0 +1,36 @@
+#pragma once
+
+#include <algorithm>
+
+#include <kvcondense/core/backend.hpp>
+#include <kvcondense/retrieve/blocks/view.hpp>
+
+namespace kvcondense::retrieve {
+
+/// Query transform: every query head as it is.
+struct EachQuery {
+  constexpr index_t rows(index_t group) const { return group; }
+
+  template <Backend B>
+  void run(const ReadView<B>& view, index_t token, index_t head, index_t row, float* out) const {
+    std::copy_n(view.query(token, head * view.shape.group() + row), view.shape.head_dim, out);
+  }
+};
+
+/// Query transform: the mean of the query heads of a KV head. A mean of inner products is the inner product of means.
+struct GroupMeanQuery {
+  constexpr index_t rows(index_t) const { return 1; }
+
+  template <Backend B>
+  void run(const ReadView<B>& view, index_t token, index_t head, index_t, float* out) const {
+    const index_t group = view.shape.group(), dim = view.shape.head_dim;
+    std::fill_n(out, dim, 0.0f);
+    for (index_t g = 0; g < group; ++g) {
+      const float* q = view.query(token, head * group + g);
+      for (index_t d = 0; d < dim; ++d) out[d] += q[d];
+    }
+    for (index_t d = 0; d < dim; ++d) out[d] /= static_cast<float>(group);
+  }
+};
+
+}  // namespace kvcondense::retrieve

@@ -1,0 +1,33 @@
+#pragma once
+
+#include <kvcondense/core/config.hpp>
+
+namespace kvcondense::retrieve {
+
+/// Schedule: every call chooses anew.
+struct EveryCall {
+  constexpr bool keeps() const { return false; }
+  constexpr bool due(index_t, index_t) const { return true; }
+  constexpr bool at_prompt_end() const { return false; }
+};
+
+/// Schedule: chooses when the length before a step is a multiple of `tokens`, and reads those units until the next time.
+struct EveryTokens {
+  index_t tokens = 4;
+
+  constexpr bool keeps() const { return tokens > 1; }
+  constexpr bool due(index_t seen, index_t arrived) const {
+    // A call of several tokens chooses when any of them would have.
+    return tokens <= 1 || (seen - 1) / tokens * tokens >= seen - arrived;
+  }
+  constexpr bool at_prompt_end() const { return false; }
+};
+
+/// Schedule: chooses when a prompt ends, by its last query, and reads those units until asked to choose anew.
+struct WhenAsked {
+  constexpr bool keeps() const { return true; }
+  constexpr bool due(index_t, index_t) const { return false; }
+  constexpr bool at_prompt_end() const { return true; }
+};
+
+}  // namespace kvcondense::retrieve

@@ -1,0 +1,61 @@
+#pragma once
+
+#include <algorithm>
+
+#include <kvcondense/core/backend.hpp>
+#include <kvcondense/core/shape.hpp>
+#include <kvcondense/core/status.hpp>
+#include <kvcondense/core/view.hpp>
+#include <kvcondense/core/workspace.hpp>
+#include <kvcondense/prim/rank_bits.hpp>
+#include <kvcondense/prim/top_k.hpp>
+#include <kvcondense/retrieve/blocks/view.hpp>
+
+namespace kvcondense::retrieve {
+
+/// Selector: the units with the largest scores, ascending.
+struct TopUnits {
+  index_t units = 1;
+
+  template <Backend B>
+  constexpr bool takes_all(const ReadView<B>&, index_t, index_t candidates) const {
+    return candidates <= units;
+  }
+  std::size_t workspace_bytes(const CacheShape& shape, index_t, index_t) const {
+    return Scratch::bytes_for<index_t>(shape.q_heads);
+  }
+  template <Backend B>
+  Status run(Context<B>& ctx, const ReadView<B>&, RaggedView<const float> scores, const UnitLists& lists, Scratch& scratch) const {
+    auto* total = scratch.take<index_t>(scores.heads);
+    if (total == nullptr) return Status::workspace_too_small;
+    std::fill_n(total, scores.heads, std::max<index_t>(units, 0));
+    return prim::TopK<B>::run(ctx, scores, nullptr, total, lists.units, lists.count);
+  }
+};
+
+/// Selector: the same in the order of scores, the best first. What comes later takes the place of the last ones.
+struct RankedUnits {
+  index_t units = 1;
+  index_t slots = 16;  ///< that are read in all, newer ones included
+
+  template <Backend B>
+  constexpr bool takes_all(const ReadView<B>&, index_t, index_t) const {
+    return false;  // the order counts later
+  }
+  constexpr index_t room(index_t since) const { return slots - since; }
+  std::size_t workspace_bytes(const CacheShape& shape, index_t, index_t) const {
+    return Scratch::bytes_for<index_t>(shape.q_heads);
+  }
+  template <Backend B>
+  Status run(Context<B>& ctx, const ReadView<B>& view, RaggedView<const float> scores, const UnitLists& lists, Scratch& scratch) const {
+    if (const Status s = TopUnits{units}.run(ctx, view, scores, lists, scratch); s != Status::ok) return s;
+    for (index_t r = 0; r < scores.heads; ++r) {
+      const float* x = scores.row(r);
+      auto* list = lists.units.row(r);
+      std::stable_sort(list, list + lists.count[r], [&](auto a, auto b) { return prim::rank_bits(x[a]) > prim::rank_bits(x[b]); });
+    }
+    return Status::ok;
+  }
+};
+
+}  // namespace kvcondense::retrieve

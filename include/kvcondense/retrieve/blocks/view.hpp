@@ -1,0 +1,77 @@
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+
+#include <kvcondense/core/backend.hpp>
+#include <kvcondense/core/shape.hpp>
+#include <kvcondense/core/slot_runs.hpp>
+#include <kvcondense/core/step_view.hpp>
+#include <kvcondense/core/view.hpp>
+#include <kvcondense/prim/ends.hpp>
+#include <kvcondense/retrieve/blocks/unit_state.hpp>
+
+namespace kvcondense::retrieve {
+
+/// How keys are stored when an index reads them.
+enum class KeyState : std::uint8_t {
+  any,
+  rotated,  ///< as attention compares them
+  raw,      ///< before rotation: position stages `reindex` and `rerotate`
+};
+
+/// At which positions the slots that are read stand; only raw keys have a choice.
+enum class Positions : std::uint8_t {
+  stored,   ///< each where it is stored
+  compact,  ///< the slots of a list one behind another
+};
+
+/// Query tokens of one call of `attend` up to which slots are chosen; a longer chunk, like a prompt, reads all.
+inline constexpr index_t most_tokens = 16;
+
+/// A range of units.
+struct UnitRange {
+  index_t first = 0;
+  index_t last = 0;
+  constexpr index_t size() const { return last - first; }
+};
+
+/// What a retrieval pipeline may look at when it chooses units in one layer.
+template <Backend B>
+struct ReadView {
+  CacheShape shape{};               ///< with the softmax scale that turns dot products into logits
+  index_t layer = 0;
+  index_t tokens = 1;               ///< query tokens
+  index_t seen = 0;                 ///< logical length
+  const float* queries = nullptr;   ///< [tokens, q_heads, head_dim], in the form in which keys are stored
+  const index_t* slots = nullptr;   ///< per KV head
+  const index_t* known = nullptr;   ///< per KV head: slots that the index covers; newer ones are read anyway
+  const index_t* prompt = nullptr;  ///< per KV head: slots of tokens that came in prompts
+  const UnitState* state = nullptr;     ///< per KV head
+  const SlotRows<B>* keys = nullptr;
+  const SlotRows<B>* values = nullptr;
+
+  index_t heads() const { return shape.kv_heads; }
+  const float* query(index_t token, index_t q_head) const {
+    return queries + (token * shape.q_heads + q_head) * shape.head_dim;
+  }
+};
+
+/// Where an index reads what it is made of: one head's rows.
+template <Backend B>
+struct HeadRows {
+  const CacheShape* shape = nullptr;
+  HeadIndex at{};
+  index_t slots = 0;
+  const SlotRows<B>* keys = nullptr;
+  const SlotRows<B>* values = nullptr;
+};
+
+/// Chosen units per row of selection; a row has room for every candidate.
+struct UnitLists {
+  RaggedView<std::int32_t> units;
+  index_t* count = nullptr;
+  float* bias = nullptr;  ///< like units: what is added to a unit's logits; null: nothing
+};
+
+}  // namespace kvcondense::retrieve

@@ -1,0 +1,257 @@
+#include <cmath>
+#include <cstring>
+#include <limits>
+#include <thread>
+
+#include <kvcondense/cache/snapshot.hpp>
+#include <retrieve/methods.hpp>
+#include <retrieve/rig.hpp>
+#include <support/naive_cache.hpp>
+
+using namespace kvcondense;
+
+namespace {
+
+/// Feeds a cache with the same tokens as any other of the same seed.
+template <class R>
+struct Feeder {
+  CacheShape shape;
+  test::CacheRig<R> rig;
+  std::mt19937 random{7};
+
+  Feeder(const CacheShape& s, const R& recipe, Executor* threads = nullptr) : shape(s), rig(s, recipe, 512, 128) {
+    if (threads == nullptr) return;
+    REQUIRE(rig.work.reserve(rig.cache.workspace_bytes(512, 128, threads->workers())) == Status::ok);
+    rig.ctx = Context<Cpu>(rig.work.bytes(), threads);
+  }
+  auto& cache() { return rig.cache; }
+  std::vector<float> forward(index_t n) {
+    std::vector<float> all;
+    for (index_t l = 0; l < shape.layers; ++l) {
+      const test::Tokens t(shape, n, random, 2.0f);
+      std::vector<float> out(static_cast<std::size_t>(shape.q_heads * n * shape.values()));
+      REQUIRE(rig.cache.forward(rig.ctx, l, t.queries(shape), t.keys(shape), t.values(shape),
+                                dense_view(out.data(), shape.q_heads, n, shape.values()), {}, Phase::automatic, StepInputs{}) == Status::ok);
+      all.insert(all.end(), out.begin(), out.end());
+    }
+    return all;
+  }
+};
+
+constexpr CacheShape small{.layers = 2, .q_heads = 6, .kv_heads = 2, .head_dim = 16, .page_slots = 16};
+
+template <class P>
+using WithQuant = RecipeOf<P, quant::Kivi<4>>;
+template <class P>
+WithQuant<P> with_quant(const P& method) {
+  return recipe(method, quant::Kivi<4>{.group_size = 8, .residual_window = 8});
+}
+
+struct TwoThreads final : Executor {
+  index_t workers() const noexcept override { return 2; }
+  void run(index_t tasks, void (*body)(void*, index_t, index_t), void* state) noexcept override {
+    const auto half = [&](index_t worker) {
+      for (index_t t = worker; t < tasks; t += 2) body(state, t, worker);
+    };
+    std::thread other(half, 1);
+    half(0);
+    other.join();
+  }
+};
+
+struct VectorSink final : ByteSink {
+  std::vector<std::byte> bytes;
+  bool write(std::span<const std::byte> b) noexcept override {
+    bytes.insert(bytes.end(), b.begin(), b.end());
+    return true;
+  }
+};
+
+}  // namespace
+
+TEST_CASE("retrieval: with room for every slot attention is that of the full cache bit for bit", "[retrieve][pipeline]") {
+  test::for_generous_methods([](const auto& method) {
+    CAPTURE(std::remove_cvref_t<decltype(method)>::about.word);
+    Feeder dense(small, recipe()), all(small, recipe(method));
+    for (const index_t n : {50, 1, 1, 5, 1, 20, 1}) REQUIRE(dense.forward(n) == all.forward(n));
+  });
+}
+
+TEST_CASE("retrieval: any group, any head size, one token and none", "[retrieve][pipeline]") {
+  test::for_retrieval_methods([](const auto& method) {
+    CAPTURE(std::remove_cvref_t<decltype(method)>::about.word);
+    const auto check = [&](CacheShape shape) {
+      CAPTURE(shape.q_heads, shape.kv_heads, shape.head_dim);
+      Feeder some(shape, recipe(method)), dense(shape, recipe());
+      const std::vector<float> q(static_cast<std::size_t>(shape.q_heads * shape.head_dim), 1.0f);
+      std::vector<float> out(static_cast<std::size_t>(shape.q_heads * shape.values()), 7.0f);
+      const auto attend = [&] {
+        return some.cache().attend(some.rig.ctx, 0, dense_view(q.data(), shape.q_heads, 1, shape.head_dim),
+                                   dense_view(out.data(), shape.q_heads, 1, shape.values()));
+      };
+      REQUIRE(attend() == Status::ok);
+      for (const float x : out) REQUIRE(x == 0.0f);
+      for (const index_t n : {1, 1, 70, 1, 1, 1}) {
+        const auto got = some.forward(n), want = dense.forward(n);
+        REQUIRE(got.size() == want.size());
+        for (const float x : got) REQUIRE(std::isfinite(x));
+        if (n == 70 || some.cache().length() < 3) REQUIRE(got == want);
+      }
+      REQUIRE(attend() == Status::ok);
+    };
+    for (index_t group = 1; group <= 16; ++group) check({.layers = 1, .q_heads = group, .kv_heads = 1, .head_dim = 8, .page_slots = 16});
+    for (const index_t dim : {64, 80, 96, 112, 128, 256})
+      check({.layers = 1, .q_heads = 4, .kv_heads = 2, .head_dim = dim, .value_dim = dim / 2, .page_slots = 16});
+  });
+}
+
+TEST_CASE("retrieval: tokens one by one make the index of tokens at once, however they lie in pages", "[retrieve][pipeline]") {
+  test::for_retrieval_methods([](const auto& method) {
+    CAPTURE(std::remove_cvref_t<decltype(method)>::about.word);
+    CacheShape shape = small;
+    shape.layers = 1;
+    const auto planes = [&](index_t page_slots, index_t at_once) {
+      shape.page_slots = page_slots;
+      Feeder f(shape, recipe(method));
+      std::mt19937 random(3);
+      const test::Tokens t(shape, 61, random);
+      for (index_t i = 0; i < 61; i += at_once) {
+        const index_t n = std::min(at_once, 61 - i);
+        auto k = t.keys(shape), v = t.values(shape), q = t.queries(shape);
+        for (auto* x : {&k, &v, &q}) x->data += i * x->stride[1], x->extent[1] = n;
+        REQUIRE(f.cache().append(f.rig.ctx, 0, k, v) == Status::ok);
+        REQUIRE(f.cache().step(f.rig.ctx, 0, StepInputs{.queries = q}, Phase::decode) == Status::ok);
+      }
+      std::vector<std::byte> all;
+      for (const auto& i : f.cache().layers()[0].index)
+        for (const auto& p : i.plane) all.insert(all.end(), p.begin(), p.end());
+      REQUIRE_FALSE(all.empty());
+      return all;
+    };
+    const auto at_once = planes(16, 61);
+    REQUIRE(planes(16, 1) == at_once);
+    REQUIRE(planes(16, 7) == at_once);
+    REQUIRE(planes(64, 13) == at_once);
+  });
+}
+
+TEST_CASE("retrieval: tokens that are taken back leave no trace, nor do a fork, a file and a second thread", "[retrieve][pipeline]") {
+  test::for_retrieval_methods([](const auto& method) {
+    CAPTURE(std::remove_cvref_t<decltype(method)>::about.word);
+    const auto r = with_quant(method);
+    using R = std::remove_cvref_t<decltype(r)>;
+    TwoThreads threads;
+    Feeder plain(small, r), rolled(small, r), forked(small, r), loaded(small, r), threaded(small, r, &threads);
+    for (const index_t n : {70, 1, 1, 1, 4, 1, 1, 1, 1}) {
+      const auto want = plain.forward(n);
+      // Drafts, taken back.
+      const std::mt19937 now = rolled.random;
+      for (index_t l = 0; l < small.layers; ++l) {
+        const test::Tokens t(small, 3, rolled.random);
+        REQUIRE(rolled.cache().append(rolled.rig.ctx, l, t.keys(small), t.values(small)) == Status::ok);
+      }
+      REQUIRE(rolled.cache().truncate(rolled.cache().length() - 3) == Status::ok);
+      rolled.random = now;
+      REQUIRE(rolled.forward(n) == want);
+
+      auto fork = forked.cache().fork();
+      REQUIRE(fork.status() == Status::ok);
+      forked.cache() = std::move(*fork);
+      REQUIRE(forked.forward(n) == want);
+
+      VectorSink file;
+      REQUIRE(save(loaded.cache(), file) == Status::ok);
+      loaded.cache().reset();
+      REQUIRE(load(loaded.cache(), file.bytes) == Status::ok);
+      REQUIRE(loaded.forward(n) == want);
+      auto second = make_cache<Cpu>(small, r);
+      REQUIRE(load(*second, file.bytes) == Status::ok);
+      for (std::size_t cut = 0; cut < file.bytes.size(); cut += 1 + file.bytes.size() / 40)
+        REQUIRE(load(*second, std::span(file.bytes).first(cut)) == Status::corrupt_data);
+
+      REQUIRE(threaded.forward(n) == want);
+    }
+    static_assert(std::same_as<R, WithQuant<std::remove_cvref_t<decltype(method)>>>);
+  });
+}
+
+TEST_CASE("retrieval: bounds are never below a logit of their page, in any stored type", "[retrieve][pipeline]") {
+  std::mt19937 random(11);
+  std::normal_distribution<float> normal(0.0f, 3.0f);
+  for (const DType dtype : {DType::f32, DType::f16, DType::bf16}) {
+    const CacheShape shape{.head_dim = 24, .dtype = dtype};
+    const index_t slots = 75, dim = 24, size = 8;
+    std::vector<float> k(static_cast<std::size_t>(slots * dim)), q(static_cast<std::size_t>(dim)), prepared(48);
+    for (float& x : k) x = normal(random);  // float32: a narrower bound must be rounded outwards
+    for (float& x : q) x = normal(random);
+    const DenseRows rows(dense_view(k.data(), 1, slots, dim));
+    retrieve::UnitState state(heap_memory());
+    const retrieve::MinMax summary{size};
+    const index_t units = (slots + size - 1) / size;
+    for (auto& p : state.plane) REQUIRE(p.resize(units * static_cast<index_t>(summary.plane_bytes(shape, 0))) == Status::ok);
+    summary.build<Cpu>({&shape, {}, slots, &rows, &rows}, 0, 0, units, state);
+    retrieve::ReadView<Cpu> view;
+    view.shape = shape, view.state = &state;
+    std::vector<float> score(static_cast<std::size_t>(units));
+    summary.prepare<Cpu>(view, 0, q.data(), prepared.data());
+    summary.score<Cpu>(view, 0, 0, units, {prepared.data(), 1, 48}, {score.data(), 1, units});
+    for (index_t j = 0; j < slots; ++j) {
+      double dot = 0;
+      for (index_t d = 0; d < dim; ++d) dot += static_cast<double>(k[static_cast<std::size_t>(j * dim + d)]) * static_cast<double>(q[static_cast<std::size_t>(d)]);
+      REQUIRE(static_cast<double>(score[static_cast<std::size_t>(j / size)]) >= dot - 1e-4);
+    }
+  }
+  for (const float x : {0.0f, 1.0f, 1.0001f, -1.0001f, 65504.0f, 65519.0f, -65519.0f, 1e-9f, -1e-9f, 3.14159f})
+    for (const DType type : {DType::f32, DType::f16, DType::bf16}) {
+      CAPTURE(x, to_string(type));
+      if (std::abs(x) < 65504.0f || type != DType::f16) {
+        REQUIRE(prim::stored_above(type, x) >= x);
+        REQUIRE(prim::stored_below(type, x) <= x);
+      }
+      REQUIRE(std::isfinite(prim::stored_above(type, x)));
+      REQUIRE(prim::stored_above(type, x) == Approx(x).epsilon(0.01).margin(1e-6));
+    }
+}
+
+TEST_CASE("retrieval: one query head makes every reducer the identity, and sets stay within their budget", "[retrieve][pipeline]") {
+  using retrieve::Heads;
+  CacheShape shape = small;
+  shape.q_heads = shape.kv_heads;
+  std::vector<float> first;
+  for (const Heads how : {Heads::each, Heads::group_max, Heads::group_sum, Heads::group_mean}) {
+    Feeder f(shape, recipe(retrieve::Quest{.page = 4, .tokens = 16, .dense_layers = 0, .heads = how}));
+    std::vector<float> all;
+    for (const index_t n : {60, 1, 1}) {
+      const auto out = f.forward(n);
+      all.insert(all.end(), out.begin(), out.end());
+    }
+    if (first.empty()) first = all;
+    REQUIRE(all == first);
+  }
+}
+
+TEST_CASE("retrieval: ties go to the unit in front, and a query of NaN reads as much as any other", "[retrieve][pipeline]") {
+  const nlohmann::json same(std::vector<std::vector<float>>(24, {1.0f, 0.5f}));
+  test::RetrieveRig<retrieve::Quest> rig(same, same, 1, 1.0f, retrieve::Quest{.page = 4, .tokens = 12, .dense_layers = 0});
+  REQUIRE(rig.attend({1.0f, 1.0f}).slots[0] == std::vector<int>{0, 1, 2, 3, 4, 5, 6, 7, 20, 21, 22, 23});
+  const float nan = std::numeric_limits<float>::quiet_NaN();
+  REQUIRE(rig.attend({nan, 1.0f}).slots[0].size() == 12);
+}
+
+TEST_CASE("retrieval: scratch is exactly as large as it says", "[retrieve][pipeline]") {
+  test::for_retrieval_methods([](const auto& method) {
+    CAPTURE(std::remove_cvref_t<decltype(method)>::about.word);
+    Feeder f(small, recipe(method, evict::H2O{.heavy = 60, .recent = 30}));
+    f.forward(90);
+    std::vector<std::byte> exact(f.cache().workspace_bytes(92, 1));
+    f.rig.ctx = Context<Cpu>(exact);
+    f.forward(1);
+    f.forward(1);
+    f.rig.ctx = Context<Cpu>(std::span(exact).first(256));
+    const test::Tokens t(small, 1, f.random);
+    std::vector<float> out(6 * 16);
+    REQUIRE(f.cache().forward(f.rig.ctx, 0, t.queries(small), t.keys(small), t.values(small), dense_view(out.data(), 6, 1, 16), {},
+                              Phase::automatic, StepInputs{}) == Status::workspace_too_small);
+    REQUIRE(f.cache().length() == 92);
+  });
+}

@@ -1,0 +1,32 @@
+#include <retrieve/rig.hpp>
+
+using namespace kvcondense;
+using test::RetrieveRig;
+
+TEST_CASE("quest: pages, scores and outputs of the worked case", "[retrieve][quest]") {
+  const auto oracle = test::load_oracle("retrieval_reuse_storage.json", "quest");
+  const std::vector<float> q = test::floats(oracle["Q"]);
+  const auto run = [&](retrieve::Quest quest) {
+    quest.page = 4, quest.tokens = 12, quest.dense_layers = 0;
+    RetrieveRig<retrieve::Quest> rig(oracle["K"], oracle["V"], 2, 0.5f, quest);
+    return rig.attend(q);
+  };
+  const auto check = [&](const auto& seen, const nlohmann::json& pages, const nlohmann::json& out) {
+    for (std::size_t h = 0; h < 2; ++h) {
+      REQUIRE(seen.slots[h] == test::slots_of_pages(pages[h], 4, 18));
+      for (std::size_t d = 0; d < 2; ++d) REQUIRE(seen.out[2 * h + d] == Approx(out[h][d].template get<float>()).margin(1e-6));
+    }
+  };
+  const auto forced = run({});
+  check(forced, oracle["last_page_forced"]["pages"], oracle["last_page_forced"]["out"]);
+  for (std::size_t h = 0; h < 2; ++h) REQUIRE(forced.lse[h] == Approx(oracle["last_page_forced"]["lse"][h].get<float>()).margin(1e-6));
+  REQUIRE(forced.reads.units_scored == 2 * 4);
+  REQUIRE(forced.reads.slots_read == 10 + 10);
+  REQUIRE(forced.reads.slots_touched == 14);
+  REQUIRE(forced.reads.slot_bytes == 20 * (4 + 2) * 4);
+  REQUIRE(forced.reads.index_bytes == 4 * 2 * 4 * 4);
+  const auto free = run({.keep_last = false});
+  check(free, oracle["last_page_is_candidate"]["pages"], oracle["last_page_is_candidate"]["out"]);
+  const auto shared = run({.heads = retrieve::Heads::group_sum});
+  for (std::size_t h = 0; h < 2; ++h) REQUIRE(shared.slots[h] == test::slots_of_pages(oracle["group_shared_pages_last_forced"], 4, 18));
+}
