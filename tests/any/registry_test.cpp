@@ -52,7 +52,7 @@ TEST_CASE("registry: every list of the library made it in, words and aliases uni
   std::size_t listed = 0;
   for (const auto list : {any::detail::builtin_evict(), any::detail::builtin_budget(),
                           any::detail::builtin_quant(), any::detail::builtin_position(),
-                            detail::builtin_retrieve()})
+                          any::detail::builtin_retrieve()})
     listed += list.size();
   REQUIRE(any::builtin().entries().size() == listed);
   for (const any::Entry* e : any::builtin().entries()) {
