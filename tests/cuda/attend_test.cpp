@@ -40,7 +40,8 @@ float largest_difference(const std::vector<float>& a, const std::vector<float>& 
 }
 
 template <class K, class V>
-void compare(const Case& c, const K& key_codec, const V& value_codec, float tolerance = 2e-5f, bool ways = true) {
+void compare(const Case& c, const K& key_codec, const V& value_codec, float tolerance = 2e-5f, bool ways = true,
+             prim::AttendMath math = prim::AttendMath::f32) {
   const index_t heads = static_cast<index_t>(c.keys.size()), q_heads = heads * c.group;
   const test::HostColumn<K> keys(key_codec, {c.exact}, c.dim, c.page_slots, c.keys, 11);
   const test::HostColumn<V> values(value_codec, {c.exact}, c.value_dim, c.page_slots, c.values, 12);
@@ -87,10 +88,11 @@ void compare(const Case& c, const K& key_codec, const V& value_codec, float tole
     const prim::PagedHeads<K, V> paged{key_codec, value_codec, {c.exact}, device_keys.view(), device_values.view(), device_slots.data(), heads};
     const std::size_t need = prim::Attend<Cuda>::workspace_bytes(r, heads, most + c.more_slots);
     Context<Cuda> less = device.with_workspace(need - 1);
-    REQUIRE(prim::Attend<Cuda>::run(less, r, paged, most + c.more_slots) == Status::workspace_too_small);
+    REQUIRE(prim::Attend<Cuda>::run(less, r, paged, most + c.more_slots, math) == Status::workspace_too_small);
     Context<Cuda> ctx = device.with_workspace(need);
-    REQUIRE(prim::Attend<Cuda>::run(ctx, r, paged, most + c.more_slots) == Status::ok);
+    REQUIRE(prim::Attend<Cuda>::run(ctx, r, paged, most + c.more_slots, math) == Status::ok);
     const Result cuda{out.read(), lse.read(), mass.read()};
+    INFO("group " << c.group << " tokens " << c.tokens << " dim " << c.dim << " math " << static_cast<int>(math));
     CHECK(largest_difference(cuda.out, cpu.out) < tolerance);
     CHECK(largest_difference(cuda.lse, cpu.lse) < tolerance);
     CHECK(largest_difference(cuda.mass, cpu.mass) < tolerance);
@@ -150,6 +152,46 @@ TEST_CASE("cuda attend: several tokens see what is theirs") {
       compare(Case{.group = 2, .tokens = tokens, .keys = shape, .values = shape, .mass_rows = mass}, token_codec<4>(64), token_codec<4>(64), 2e-5f, tokens == 5);
   // More rows than are split: whole heads.
   compare(Case{.group = 4, .tokens = 30, .keys = shape, .values = shape, .mass_rows = 7}, token_codec<4>(64), token_codec<4>(64));
+}
+
+TEST_CASE("cuda attend: on tensor cores, as with a cache of halves") {
+  constexpr auto halves = prim::AttendMath::halves;
+  const std::vector<ColumnShape> keys{{4, 160, 40}, {4, 64, 3}, {0, 32, 0}, {4, 0, 9}, {0, 0, 0}, {3, 600, 17, 2}},
+      values{{4, 190, 10}, {4, 57, 10}, {0, 22, 10}, {4, 0, 9}, {0, 0, 0}, {3, 607, 10, 1}};
+  for (const index_t dim : {64, 128, 256})
+    for (const index_t group : {1, 4, 8, 11}) {
+      const Case c{.group = group, .dim = dim, .value_dim = dim, .keys = keys, .values = values, .mass_rows = 1};
+      const bool ways = dim == 128 && group == 4;
+      compare(c, channel_codec<4>(32), token_codec<4>(64), 4e-3f, ways, halves);
+      compare(c, channel_codec<2>(32), token_codec<2>(32), 1e-2f, ways, halves);
+      compare(c, token_codec<8>(32), token_codec<8>(0), 4e-3f, ways, halves);
+      if (group == 4) compare(c, prim::ExactRows{}, prim::ExactRows{}, 4e-3f, ways, halves);
+    }
+  const Case several{.group = 2, .tokens = 7, .dim = 64, .value_dim = 64, .keys = keys, .values = values, .mass_rows = 3};
+  compare(several, channel_codec<4>(64), token_codec<4>(16), 4e-3f, true, halves);
+  const Case many{.group = 4, .tokens = 30, .dim = 64, .value_dim = 64, .keys = keys, .values = values, .mass_rows = 7};
+  compare(many, token_codec<4>(64), token_codec<2>(8), 1e-2f, false, halves);
+}
+
+TEST_CASE("cuda attend: what tensor cores are not written for is refused, not done otherwise") {
+  test::Device device;
+  static const float q = 0.0f;
+  static float o = 0.0f;
+  const auto run = [&](const auto& k, const auto& v, index_t dim, index_t value_dim, DType exact) {
+    prim::AttendRequest r;
+    r.queries = dense_view(&q, 2, 1, dim);
+    r.out = dense_view(&o, 2, 1, value_dim);
+    const prim::PagedHeads<std::remove_cvref_t<decltype(k)>, std::remove_cvref_t<decltype(v)>> heads{k, v, {exact}, {}, {}, nullptr, 2};
+    return prim::Attend<Cuda>::run(device, r, heads, 10, prim::AttendMath::halves);
+  };
+  CHECK(run(token_codec<4>(32), token_codec<4>(32), 64, 64, DType::f16) == Status::workspace_too_small);
+  CHECK(run(token_codec<4>(32), token_codec<4>(32), 96, 96, DType::f16) == Status::not_supported);
+  CHECK(run(token_codec<4>(32), token_codec<4>(32), 64, 128, DType::f16) == Status::not_supported);
+  CHECK(run(token_codec<4>(32), token_codec<4>(32), 64, 64, DType::bf16) == Status::not_supported);
+  CHECK(run(token_codec<4>(4), token_codec<4>(32), 64, 64, DType::f16) == Status::not_supported);
+  CHECK(run(token_codec<4>(32), channel_codec<4>(32), 64, 64, DType::f16) == Status::not_supported);
+  CHECK(run(token_codec<3>(32), token_codec<4>(32), 64, 64, DType::f16) == Status::not_supported);
+  CHECK(run(prim::ExactRows{DType::f32}, prim::ExactRows{DType::f16}, 64, 64, DType::f16) == Status::not_supported);
 }
 
 TEST_CASE("cuda attend: heads of many pieces, and a bound that is too large") {

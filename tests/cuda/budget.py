@@ -53,7 +53,7 @@ def compile_for(nvcc, includes, architecture):
     for line in done.stdout.split("\n"):
         if match := re.search(r"Compiling entry function '(\w+)'", line):
             name = short(demangled[match[1]])
-        if match := re.search(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", line):
+        if match := re.search(r"(\d+) bytes spill stores, (\d+) bytes spill loads", line):
             spilled = sum(int(n) for n in match.groups())
         if match := re.search(r"Used (\d+) registers", line):
             kernels[name] = (int(match[1]), spilled)
@@ -83,7 +83,7 @@ def main():
         for kernel, (registers, spilled) in kernels.items():
             used.setdefault(kernel, {})[architecture] = registers
             if spilled:
-                bad.append(f"sm_{architecture} {kernel}: {spilled} bytes of stack and spills")
+                bad.append(f"sm_{architecture} {kernel}: {spilled} bytes spilled")
             allowed = budget.get(kernel, {}).get(architecture, 0)
             if registers > allowed and not options.write:
                 bad.append(f"sm_{architecture} {kernel}: {registers} registers, budget {allowed}")

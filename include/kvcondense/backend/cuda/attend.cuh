@@ -1,5 +1,8 @@
 #pragma once
 
+#include <cstdint>
+
+#include <kvcondense/backend/cuda/attend_halves.cuh>
 #include <kvcondense/backend/cuda/attend_piece.cuh>
 #include <kvcondense/backend/cuda/attend_plan.cuh>
 #include <kvcondense/backend/cuda/context.cuh>
@@ -11,13 +14,22 @@
 
 namespace kvcondense::prim {
 
+/// How products are made.
+enum class AttendMath : std::uint8_t {
+  f32,     ///< in float32, for every codec and size
+  halves,  ///< on tensor cores: queries, decoded keys and values and weights are rounded to halves, sums are float32
+};
+
 /// Heads are PagedHeads on the device; lengths, runs and pages are read there, so a captured graph stays right while a
 /// cache grows up to `max_slots` per head. Three launches: pieces, their join, mass where it is asked for.
 ///
-/// Numbers  float32 as on the CPU, sums in another order. The result of a head does not depend on the device nor on
-///          other heads. Several sequences are more heads: [sequences * heads, ...].
-/// Errors   shape_mismatch, invalid_argument, workspace_too_small; nothing is enqueued then. A head with more than
-///          `max_slots` slots is the caller's mistake that only the device could see.
+/// Numbers  AttendMath::f32: as on the CPU, sums in another order. AttendMath::halves: as attention over a cache of
+///          halves that the codes were decoded into; queries are first brought into range by a power of two. The result
+///          of a head does not depend on the device nor on other heads. Several sequences are more heads.
+/// Errors   shape_mismatch, invalid_argument, workspace_too_small; not_supported: AttendMath::halves of anything but
+///          heads of 64, 128 or 256 for keys and values alike, exact parts in f16, codes of 2, 4 or 8 bits with keys on
+///          either axis and values on the token axis, groups of channels multiples of eight. Nothing is enqueued then.
+///          A head with more than `max_slots` slots is the caller's mistake, which only the device could see.
 template <>
 struct Attend<Cuda> {
   static std::size_t workspace_bytes(const AttendRequest& request, index_t kv_heads, index_t max_slots) {
@@ -26,15 +38,16 @@ struct Attend<Cuda> {
 
   template <class KeyCodec, class ValueCodec>
   static Status run(Context<Cuda>& ctx, const AttendRequest& request, const PagedHeads<KeyCodec, ValueCodec>& heads,
-                    index_t max_slots) {
+                    index_t max_slots, AttendMath math = AttendMath::f32) {
     using namespace cuda_kernels;
     if (const Status s = check(request, heads, max_slots); s != Status::ok) return s;
+    if (math == AttendMath::halves && !serves_halves(request, heads)) return Status::not_supported;
     AttendPlan plan = plan_of(request, heads.kv_heads, max_slots);
     if (plan.rows == 0) return Status::ok;
     if (ctx.workspace().size() < workspace_of(plan) || !place(plan, Scratch(ctx.workspace()))) return Status::workspace_too_small;
-    const index_t blocks = cuda::covering(plan.rows, row_block);
-    Status s = cuda::launch(ctx, attend_piece<KeyCodec, ValueCodec>, {plan.most, blocks, plan.kv_heads}, piece_threads,
-                            piece_shared(plan.dim, plan.value_dim), heads, plan);
+    Status s = math == AttendMath::halves ? start_halves(ctx, heads, plan)
+                                          : cuda::launch(ctx, attend_piece<KeyCodec, ValueCodec>, grid(plan), piece_threads,
+                                                         piece_shared(plan.dim, plan.value_dim), heads, plan);
     if (s == Status::ok) s = cuda::launch(ctx, join_pieces<128>, {plan.rows, plan.kv_heads}, 128, 0, heads.slots, plan);
     if (s == Status::ok && request.mass.data != nullptr)
       s = cuda::launch(ctx, add_mass<256>, {cuda::covering(max_slots, 256), plan.kv_heads}, 256, 0, heads.slots, plan);
@@ -42,6 +55,33 @@ struct Attend<Cuda> {
   }
 
  private:
+  static cuda::Grid grid(const cuda_kernels::AttendPlan& plan) {
+    return {plan.most, cuda::covering(plan.rows, cuda_kernels::row_block), plan.kv_heads};
+  }
+
+  template <class KeyCodec, class ValueCodec>
+  static bool serves_halves(const AttendRequest& r, const PagedHeads<KeyCodec, ValueCodec>& heads) {
+    using namespace cuda_kernels;
+    const index_t dim = r.queries.extent[2];
+    const bool sizes = dim == r.out.extent[2] && (dim == 64 || dim == 128 || dim == 256);
+    return sizes && heads.exact.dtype == DType::f16 && reads_as_halves(heads.key_codec, dim, true) &&
+           reads_as_halves(heads.value_codec, dim, false);
+  }
+  template <class KeyCodec, class ValueCodec>
+  static Status start_halves(Context<Cuda>& ctx, const PagedHeads<KeyCodec, ValueCodec>& heads, const cuda_kernels::AttendPlan& plan) {
+    using namespace cuda_kernels;
+    if constexpr (has_units<KeyCodec> && has_units<ValueCodec>) {
+      const auto start = [&]<int Dim>() {
+        return cuda::launch(ctx, attend_halves<KeyCodec, ValueCodec, Dim>, grid(plan), halves_threads, sizeof(HalvesShared<Dim>), heads, plan);
+      };
+      return plan.dim == 64    ? start.template operator()<64>()
+             : plan.dim == 128 ? start.template operator()<128>()
+                               : start.template operator()<256>();
+    } else {
+      return Status::not_supported;
+    }
+  }
+
   template <class KeyCodec, class ValueCodec>
   static Status check(const AttendRequest& r, const PagedHeads<KeyCodec, ValueCodec>& heads, index_t max_slots) {
     const index_t q_heads = r.queries.extent[0], tokens = r.queries.extent[1];
