@@ -5,6 +5,7 @@
 #include <eval/table.hpp>
 #include <kvcondense/any/builtin.hpp>
 #include <kvcondense/any/recipe_text.hpp>
+#include <kvcondense/any/tools.hpp>
 
 namespace eval {
 
@@ -27,10 +28,16 @@ std::string list_methods() {
     rows.push_back({std::string(e->word), kvcondense::to_string(e->room),
                     std::string(any::needs(*e).view()), std::string(e->backends), std::string(e->source),
                     summary(*e)});
+  for (const any::Tool& t : any::tools())
+    rows.push_back({std::string(t.word), kvcondense::to_string(t.room), "no recipe", std::string(t.backends),
+                    std::string(t.source), std::string(t.summary)});
   return aligned_left(rows);
 }
 
 std::string describe_method(std::string_view word) {
+  if (const any::Tool* t = any::find_tool(word))
+    return std::string(t->word) + ": " + std::string(t->summary) + "\n  include kvcondense/" +
+           kvcondense::to_string(t->room) + "/" + std::string(t->word) + ".hpp; stands beside a cache, in no recipe\n";
   const any::Entry* e = any::builtin().find(word);
   if (e == nullptr)
     throw Error("unknown method '" + engine::printable(word) + "'; --list names them all");

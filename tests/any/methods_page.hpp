@@ -5,6 +5,7 @@
 #include <string>
 
 #include <kvcondense/any/recipe_text.hpp>
+#include <kvcondense/any/tools.hpp>
 
 namespace kvcondense::test {
 
@@ -57,14 +58,20 @@ inline void put_fields(std::ostream& page, const any::Entry& e) {
   }
 }
 
-inline std::string header_of(const any::Entry& e) {
+/// Of an entry of the registry, or a tool.
+inline std::string header_of(const auto& e) {
   std::ostringstream name;
   name << to_string(e.room) << '/' << e.word << ".hpp";
   return name.str();
 }
 
-/// docs/methods.md as it should be: one table for all methods, then each with its fields and its
-/// card.
+inline void put_card(std::ostream& page, const auto& e, const std::string& include) {
+  const std::string text = card(read_file(include + header_of(e)), e.word);
+  if (!text.empty()) page << "\n`" << header_of(e) << "`\n\n```text\n" << text << "```\n";
+}
+
+/// docs/methods.md as it should be: one table for all methods, one for those beside a cache, then each with
+/// its fields and its card.
 inline std::string methods_page(const any::Registry& words, const std::string& include) {
   std::ostringstream page;
   page << R"(# Methods
@@ -89,11 +96,24 @@ of every query, of a window of the newest ones, other inputs of a step by their 
     page << " | " << to_string(e->room) << " | " << e->summary << " | " << any::needs(*e).view() << " | "
          << e->backends << " | " << e->source << " |\n";
   }
+  page << R"(
+These stand beside a cache: a program includes their headers, no recipe names them. What the rooms are for:
+[beside_the_cache.md](beside_the_cache.md).
+
+| word | room | what it does | backends | source |
+|---|---|---|---|---|
+)";
+  for (const any::Tool& t : any::tools())
+    page << "| [`" << t.word << "`](#" << t.word << ") | " << to_string(t.room) << " | " << t.summary << " | "
+         << t.backends << " | " << t.source << " |\n";
   for (const any::Entry* e : words.entries()) {
     page << "\n## " << e->word << "\n\n";
     put_fields(page, *e);
-    const std::string text = card(read_file(include + header_of(*e)), e->word);
-    if (!text.empty()) page << "\n`" << header_of(*e) << "`\n\n```text\n" << text << "```\n";
+    put_card(page, *e, include);
+  }
+  for (const any::Tool& t : any::tools()) {
+    page << "\n## " << t.word << "\n";
+    put_card(page, t, include);
   }
   return page.str();
 }

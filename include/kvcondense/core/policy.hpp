@@ -5,8 +5,9 @@
 
 namespace kvcondense {
 
-/// What a stage of a recipe changes. The order is the order in which a step runs them.
-enum class Stage : std::uint8_t { evict, budget, merge, lowrank, quant, position, retrieve };
+/// What a stage of a recipe changes, in the order in which a step runs them; then the rooms of methods that
+/// stand beside a cache: programs call those, no recipe names them.
+enum class Stage : std::uint8_t { evict, budget, merge, lowrank, quant, position, retrieve, reuse, storage, cost };
 
 constexpr const char* to_string(Stage s) {
   switch (s) {
@@ -17,11 +18,14 @@ constexpr const char* to_string(Stage s) {
     case Stage::quant: return "quant";
     case Stage::position: return "position";
     case Stage::retrieve: return "retrieve";
+    case Stage::reuse: return "reuse";
+    case Stage::storage: return "storage";
+    case Stage::cost: return "cost";
   }
   return "unknown";
 }
 
-/// A method's identity: its word in recipes and docs, its stage, its source.
+/// A method's identity: its word in recipes and docs, its stage or room, its source.
 struct Descriptor {
   const char* word;
   Stage stage;

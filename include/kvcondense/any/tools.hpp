@@ -1,0 +1,32 @@
+#pragma once
+
+#include <span>
+#include <string_view>
+
+#include <kvcondense/core/policy.hpp>
+
+namespace kvcondense::any {
+
+/// One method that stands beside a cache (rooms reuse, storage, cost), as docs and tools list it: a program
+/// includes its header, no recipe names it.
+struct Tool {
+  std::string_view word;
+  Stage room = Stage::storage;
+  std::string_view summary;  ///< one sentence
+  std::string_view source;
+  std::string_view backends = "cpu";
+};
+
+/// Of a struct with an `about`.
+template <Described T>
+constexpr Tool tool(std::string_view summary) {
+  return {T::about.word, T::about.stage, summary, T::about.source};
+}
+
+/// All of the library. A new one is one line in src/any/tools.cpp.
+std::span<const Tool> tools();
+
+/// By word. Null: unknown.
+const Tool* find_tool(std::string_view word);
+
+}  // namespace kvcondense::any
