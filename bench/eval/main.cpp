@@ -11,6 +11,7 @@
 #include <eval/json_report.hpp>
 #include <eval/list.hpp>
 #include <eval/output_file.hpp>
+#include <eval/plan.hpp>
 #include <eval/plot.hpp>
 #include <eval/table.hpp>
 
@@ -31,6 +32,7 @@ void finish(const eval::OutputFile& file, std::string_view bytes, bool say) {
 void run(const eval::Options& options) {
   if (options.list) return print(eval::list_methods());
   if (!options.about.empty()) return print(eval::describe_method(options.about));
+  if (options.planning) return print(eval::plan(options));
   if (options.identify) {
     const eval::OutputFile file(options.probe.out);
     const eval::Identified found = eval::identify_heads(options);

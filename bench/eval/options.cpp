@@ -87,6 +87,12 @@ void add_common(CLI::App& app, Options& o) {
   app.add_flag("--quiet", o.quiet, "No progress on stderr")->group("How");
 }
 
+void add_recipe(CLI::App& app, Options& o, const char* says) {
+  add(app, "What to measure", "--recipe", "RECIPE", o.recipes, says)
+      ->allow_extra_args(false)
+      ->multi_option_policy(CLI::MultiOptionPolicy::TakeAll);
+}
+
 void add_input(CLI::App& app, Options& o) {
   const char* group = "What to measure";
   auto* model = add(app, group, "--model", "DIR", o.model,
@@ -102,10 +108,7 @@ void add_input(CLI::App& app, Options& o) {
       "Recall documents; without it recall.jsonl beside the model, if there");
   add(app, group, "--heads", "FILE", o.heads,
       "Tables of the model's heads, as identify-heads writes them, for recipes that need them");
-  add(app, group, "--recipe", "RECIPE", o.recipes,
-      "A recipe, as in 'h2o(heavy=256, recent=256) + kivi2'; may be repeated; without it a dozen")
-      ->allow_extra_args(false)
-      ->multi_option_policy(CLI::MultiOptionPolicy::TakeAll);
+  add_recipe(app, o, "A recipe, as in 'h2o(heavy=256, recent=256) + kivi2'; may be repeated; without it a dozen");
 }
 
 void add_main(CLI::App& app, Options& o) {
@@ -167,6 +170,23 @@ void add_identify(CLI::App& app, Options& o) {
       ->capture_default_str();
   add_count(app, "--jobs", o.jobs, 0, 1024, "Threads; 0: one per processor");
   app.add_flag("--quiet", o.quiet, "No progress on stderr")->group("How");
+  app.set_help_flag("-h,--help", "Prints this, and ends")->group("Information");
+}
+
+void add_plan(CLI::App& app, Options& o) {
+  const char* group = "What to measure";
+  add(app, group, "--model-shape", "SHAPE", o.plan.model_shape, "A model's name, a directory with config.json, or 'layers=32, hidden=4096, ...'")
+      ->required();
+  add(app, group, "--gpu", "GPU", o.plan.gpu, "A device's name, or 'flops=312e12, bandwidth=2e12, memory=80e9, link=20e9'")
+      ->required();
+  add_recipe(app, o, "A recipe, one column; may be repeated");
+  add_part(app, "--of-16-bit", o.plan.of_16_bit, 1000, "One more column: a cache of this part of 16 bits; 0: none");
+  add_count(app, "--context", o.context, 2, most_tokens, "Tokens of context");
+  add_count(app, "--generated", o.plan.generated, 1, most_tokens, "Tokens of an answer");
+  add_count(app, "--rounds", o.plan.rounds, 1, 1000000, "Answers of a dialogue");
+  add_count(app, "--devices", o.plan.devices, 1, 100000, "Devices that share model and caches");
+  add_count(app, "--weight-bits", o.plan.weight_bits, 1, 64, "Bits of a parameter");
+  add_count(app, "--on-chip", o.plan.on_chip, 1, most_tokens, "KiB of fast memory of a processor of the device");
   app.set_help_flag("-h,--help", "Prints this, and ends")->group("Information");
 }
 
@@ -236,12 +256,12 @@ std::string make_demo(const CLI::App& app, Options& o, const std::string& out) {
   return {};
 }
 
-std::string make_identify(const CLI::App& app, Options& o) {
+/// A subcommand with options of its own has none before it.
+std::string make_subcommand(const CLI::App& app, const std::string& name, bool& chosen) {
   for (const CLI::Option* option : app.get_options())
     if (option->count() > 0)
-      return option->get_name() +
-             ": options of identify-heads go behind it; identify-heads --help lists them";
-  o.identify = true;
+      return option->get_name() + ": options of " + name + " go behind it; " + name + " --help lists them";
+  chosen = true;
   return {};
 }
 
@@ -298,21 +318,27 @@ Parsed parse_options(int argc, const char* const* argv) {
   auto* identify = app.add_subcommand(
       "identify-heads", "Measures a model's heads, for recipes that treat heads differently");
   add_identify(*identify, o);
+  auto* planning = app.add_subcommand(
+      "plan", "What serving a model costs with and without recipes, by cost models: nothing runs but the caches");
+  add_plan(*planning, o);
   app.footer(
       "Examples:\n"
       "  kvcondense-eval demo\n"
       "  kvcondense-eval --model DIR --ids FILE --recipe kivi4 --recipe 'snapkv(tokens=1024) + "
       "kivi2'\n"
+      "  kvcondense-eval plan --model-shape llama-3-8b --gpu h100-sxm --context 131072 --recipe kivi2\n"
       "  kvcondense-eval --qkv FILE --recipe 'h2o(heavy=64, recent=64)' --json -\n"
       "Everything else: docs/evaluation.md.");
   try {
     app.parse(argc, argv);
     if (demo->parsed()) parsed.complaint = make_demo(app, o, out);
-    if (identify->parsed()) parsed.complaint = make_identify(app, o);
-    if (parsed.complaint.empty()) parsed.complaint = complaint(app, o);
+    if (identify->parsed()) parsed.complaint = make_subcommand(app, "identify-heads", o.identify);
+    if (planning->parsed()) parsed.complaint = make_subcommand(app, "plan", o.planning);
+    if (parsed.complaint.empty() && !planning->parsed()) parsed.complaint = complaint(app, o);
   } catch (const CLI::CallForHelp&) {
     parsed.help = demo->parsed()       ? demo->help(app.get_name())
                   : identify->parsed() ? identify->help(app.get_name())
+                  : planning->parsed() ? planning->help(app.get_name())
                                        : app.help();
   } catch (const CLI::CallForVersion& version) {
     parsed.help = std::string(version.what()) + "\n";

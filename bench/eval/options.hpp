@@ -23,6 +23,17 @@ struct HeadProbe {
   double evict = 0.5;     ///< part of all tokens at which layers are compared
 };
 
+/// What `plan` asks the cost models.
+struct PlanRequest {
+  std::string model_shape, gpu;
+  double of_16_bit = 0;      ///< one more column: a cache of this part of 16 bits; 0: none
+  index_t generated = 250;   ///< tokens of an answer
+  index_t rounds = 3;        ///< of a dialogue
+  index_t devices = 1;
+  index_t weight_bits = 16;
+  index_t on_chip = 192;     ///< KiB of fast memory
+};
+
 /// What the command line says.
 struct Options {
   std::string command;  ///< the command line, ready to paste into a shell, without folders of ours
@@ -50,6 +61,8 @@ struct Options {
   std::string about;  ///< a word to describe
   bool identify = false;  ///< the subcommand identify-heads
   HeadProbe probe;
+  bool planning = false;  ///< the subcommand plan
+  PlanRequest plan;
 };
 
 /// How main() goes on after the command line was read.

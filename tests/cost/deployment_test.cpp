@@ -108,3 +108,11 @@ TEST_CASE("deployment: what is no number is refused", "[cost][deployment]") {
   d.parameters = nan;
   CHECK(d.validate() == Status::invalid_argument);
 }
+
+TEST_CASE("deployment: attention on other devices moves bytes that no context changes", "[cost][deployment]") {
+  const auto o = test::load_oracle("retrieval_reuse_storage.json", "offload").at("lamina");
+  const double bytes = cost::split_attention_bytes(o.at("d_model").get<double>(), o.at("G").get<double>(), o.at("B").get<double>(),
+                                                   o.at("L").get<double>(), o.at("e").get<double>());
+  CHECK(bytes == o.at("bytes_per_iter").get<double>());
+  CHECK(bytes / 50e9 == near(o.at("seconds_at_50GBs")));
+}

@@ -37,6 +37,22 @@ TEST_CASE("options: the demo needs nothing", "[eval][options]") {
   REQUIRE(p.options.json == "o/demo.json");
 }
 
+TEST_CASE("options: plan needs a shape and a device, and no model", "[eval][options]") {
+  const Parsed p = parse({"plan", "--model-shape", "llama-3-8b", "--gpu", "a6000", "--context", "131072", "--recipe", "kivi2",
+                          "--of-16-bit", "0.1", "--devices", "2"});
+  REQUIRE(p.complaint.empty());
+  REQUIRE(p.options.planning);
+  REQUIRE(p.options.plan.model_shape == "llama-3-8b");
+  REQUIRE(p.options.context == 131072);
+  REQUIRE(p.options.recipes == std::vector<std::string>{"kivi2"});
+  REQUIRE(p.options.plan.of_16_bit == 0.1);
+  REQUIRE(p.options.plan.devices == 2);
+  REQUIRE(parse({"plan", "--help"}).help.find("--gpu") != std::string::npos);
+  REQUIRE(!parse({"plan", "--gpu", "a6000"}).complaint.empty());
+  REQUIRE(parse({"--context", "5", "plan", "--gpu", "a6000", "--model-shape", "x"}).complaint ==
+          "--context: options of plan go behind it; plan --help lists them");
+}
+
 TEST_CASE("options: help is no complaint", "[eval][options]") {
   REQUIRE(parse({"--help"}).complaint.empty());
   REQUIRE(parse({"--help"}).help.find("--recipe") != std::string::npos);

@@ -8,6 +8,7 @@
 #include <eval/plot.hpp>
 #include <eval/table.hpp>
 #include <kvcondense/any/builtin.hpp>
+#include <kvcondense/any/tools.hpp>
 
 using namespace eval;
 

@@ -7,6 +7,13 @@
 
 namespace kvcondense::cost {
 
+/// What crosses the link in one step when attention runs on other devices than the rest (Lamina,
+/// arXiv:2405.01814): per layer and sequence a query and an output of the hidden size, and keys and values of the
+/// grouped heads. It does not depend on the context.
+constexpr double split_attention_bytes(double hidden, double group, double batch, double layers, double bytes_per_number = 2.0) {
+  return (2.0 + 2.0 / group) * bytes_per_number * hidden * batch * layers;
+}
+
 /// What a recipe multiplies, each beside a full cache in 16 bits: 1 changes nothing.
 struct Factors {
   double held = 1.0;      ///< bytes a sequence holds on the device: users
