@@ -25,6 +25,7 @@
 #include <kvcondense/backend/cpu/mixed_rows.hpp>
 #include <kvcondense/backend/cpu/open_blocks.hpp>
 #include <kvcondense/backend/cpu/output_error.hpp>
+#include <kvcondense/backend/cpu/paged_rows.hpp>
 #include <kvcondense/backend/cpu/polar_pairs.hpp>
 #include <kvcondense/backend/cpu/projected_norm.hpp>
 #include <kvcondense/backend/cpu/query_columns.hpp>

@@ -14,6 +14,12 @@
 #include <kvcondense/budget/uniform.hpp>
 #include <kvcondense/budget/variance.hpp>
 #include <kvcondense/cache/recipe.hpp>
+#include <kvcondense/cost/deployment.hpp>
+#include <kvcondense/cost/flexgen.hpp>
+#include <kvcondense/cost/io_bound.hpp>
+#include <kvcondense/cost/kinetics_law.hpp>
+#include <kvcondense/cost/known.hpp>
+#include <kvcondense/cost/roofline.hpp>
 #include <kvcondense/evict/alisa.hpp>
 #include <kvcondense/evict/block_prefill.hpp>
 #include <kvcondense/evict/caote.hpp>
@@ -76,4 +82,10 @@
 #include <kvcondense/retrieve/read_all.hpp>
 #include <kvcondense/retrieve/shadow_select.hpp>
 #include <kvcondense/retrieve/triforce.hpp>
+#include <kvcondense/storage/flash_window.hpp>
+#include <kvcondense/storage/page_replacement.hpp>
+#include <kvcondense/storage/paged_view.hpp>
+#include <kvcondense/storage/row_pool.hpp>
+#include <kvcondense/storage/storage_pages.hpp>
+#include <kvcondense/storage/swap_plan.hpp>
 #include <kvcondense/version.hpp>

@@ -5,12 +5,26 @@
 #include <kvcondense/cost/io_bound.hpp>
 #include <kvcondense/cost/kinetics_law.hpp>
 #include <kvcondense/cost/roofline.hpp>
+#include <kvcondense/storage/flash_window.hpp>
+#include <kvcondense/storage/page_replacement.hpp>
+#include <kvcondense/storage/paged_view.hpp>
+#include <kvcondense/storage/row_pool.hpp>
+#include <kvcondense/storage/storage_pages.hpp>
+#include <kvcondense/storage/swap_plan.hpp>
+#include <kvcondense/storage/virtual_arena.hpp>
 
 namespace kvcondense::any {
 
 namespace {
 
 constexpr Tool all[] = {
+    tool<storage::PagedView>("Reads and condenses a sequence where an engine stores it: in pages of the engine's own pool."),
+    tool<storage::VirtualArena>("Reserves addresses for the longest sequence and maps memory only behind what is used."),
+    tool<storage::RowPool>("Gives rows of one pool to whatever comes in rows of that size: keys and values of tokens, adapters."),
+    tool<storage::SwapPlan>("Moves a sequence's pages between two memories in as few copies as their places allow."),
+    tool<storage::StoragePages>("Gathers chosen rows from a medium that reads whole pages only, each page once."),
+    tool<storage::PageReplacement>("Chooses which pages stay in a small fast memory, with or without a one-bit prediction per request."),
+    tool<storage::FlashWindow>("Keeps in fast memory what the last few steps used, and loads only what is new."),
     tool<cost::Deployment>("Tells users per device, prefill, decode and switching times of a model with long contexts."),
     tool<cost::Roofline>("Tells whether arithmetic or memory limits each operation of a layer, and its least time."),
     tool<cost::IoBound>("Tells how many numbers any exact attention must move between memory and chip."),

@@ -16,13 +16,16 @@ inline std::string read_file(const std::string& path) {
   return text.str();
 }
 
-/// The card of a method: the /// lines above the struct whose `about` names the word.
+/// The card of a method: the /// lines above the struct or class whose `about` names the word.
 inline std::string card(const std::string& header, std::string_view word) {
   std::ostringstream mark;
   mark << "about{\"" << word << '"';
   const std::size_t about = header.find(mark.str());
   if (about == std::string::npos) return {};
-  const std::size_t owner = header.rfind("\nstruct ", about);
+  const std::size_t as_struct = header.rfind("\nstruct ", about), as_class = header.rfind("\nclass ", about);
+  const std::size_t owner = as_class == std::string::npos || (as_struct != std::string::npos && as_struct > as_class)
+                                ? as_struct
+                                : as_class;
   std::istringstream lines(header.substr(0, owner + 1));
   std::string card, line;
   while (std::getline(lines, line)) {
