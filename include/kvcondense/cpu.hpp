@@ -22,6 +22,7 @@
 #include <kvcondense/backend/cpu/lag_spread.hpp>
 #include <kvcondense/backend/cpu/level_codes.hpp>
 #include <kvcondense/backend/cpu/lift_top.hpp>
+#include <kvcondense/backend/cpu/merge_partials.hpp>
 #include <kvcondense/backend/cpu/mixed_rows.hpp>
 #include <kvcondense/backend/cpu/open_blocks.hpp>
 #include <kvcondense/backend/cpu/output_error.hpp>
