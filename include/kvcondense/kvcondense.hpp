@@ -99,9 +99,13 @@
 #include <kvcondense/retrieve/read_all.hpp>
 #include <kvcondense/retrieve/shadow_select.hpp>
 #include <kvcondense/retrieve/triforce.hpp>
+#include <kvcondense/reuse/prefix_groups.hpp>
+#include <kvcondense/reuse/prefix_index.hpp>
+#include <kvcondense/reuse/radix_tree.hpp>
 #include <kvcondense/storage/flash_window.hpp>
 #include <kvcondense/storage/page_replacement.hpp>
 #include <kvcondense/storage/paged_view.hpp>
+#include <kvcondense/storage/partial_attention.hpp>
 #include <kvcondense/storage/row_pool.hpp>
 #include <kvcondense/storage/storage_pages.hpp>
 #include <kvcondense/storage/swap_plan.hpp>
