@@ -41,7 +41,9 @@ MAY_ALSO_INCLUDE = {
 UMBRELLAS = ("kvcondense.hpp", "cpu.hpp", "cuda.cuh", "version.hpp")
 
 # Where conditional compilation and macros may live.
-CONDITIONAL_HOMES = ("core/config.hpp", "backend/cuda/dialect.cuh") + UMBRELLAS
+CONDITIONAL_HOMES = ("core/config.hpp", "backend/cuda/dialect.cuh", "backend/cpu/simd/target.hpp",
+                     "backend/cpu/simd/choose.hpp", "backend/cpu/simd/avx2.hpp",
+                     "backend/cpu/simd/avx512.hpp") + UMBRELLAS
 
 # Headers of method rooms without a test of their own name -> why.
 UNTESTED = {
@@ -56,7 +58,7 @@ MAX_LINES = 400
 TEXT_PLACES = ("include", "src", "tests", "bench", "examples", "cmake", "docs", ".ci")
 TEXT_FILES = ("CMakeLists.txt", "README.md", "CMakePresets.json", "NOTICE", ".clang-format",
               ".clang-tidy", ".gitignore")
-TEXT_ENDINGS = (".hpp", ".cuh", ".cpp", ".cu", ".py", ".cmake", ".txt", ".md", ".sh", ".in", "run")
+TEXT_ENDINGS = (".hpp", ".inl", ".cuh", ".cpp", ".cu", ".py", ".cmake", ".txt", ".md", ".sh", ".in", "run")
 # Data, not our words: may hold any bytes.
 DATA_PLACES = ("examples/models", "tests/oracles")
 
@@ -121,7 +123,8 @@ def may_include(source, target):
 
 def include_direction(root):
     """core <- prim <- method rooms <- cache <- any, io; backend sees core and prim."""
-    known = {name for _, name in headers(root)}
+    base = root / "include" / "kvcondense"
+    known = {name for _, name in headers(root)} | {p.relative_to(base).as_posix() for p in base.rglob("*.inl")}
     for path, name in headers(root):
         for number, line in enumerate(lines_of(path), 1):
             match = INCLUDE.match(line)

@@ -246,12 +246,12 @@ class Column {
       using C = std::remove_cvref_t<decltype(segment.codec())>;
       const prim::RowBlock<const float> q{queries.data + form(segment), queries.rows, queries.step};
       if (live == n) {
-        prim::PageCodec<Cpu, C>::scores(segment.codec(), segment.span(ref), first, n, q,
+        prim::PageCodec<Cpu, C>::scores(segment.codec(), segment.span_then_next(ref), first, n, q,
                                         {out.data + done, out.rows, out.step});
         done += n;
         return;
       }
-      prim::PageCodec<Cpu, C>::scores(segment.codec(), segment.span(ref), first, n, q,
+      prim::PageCodec<Cpu, C>::scores(segment.codec(), segment.span_then_next(ref), first, n, q,
                                       {packed, queries.rows, max_page_slots});
       for (index_t i = 0; i < n; ++i) {
         if (!ref.alive(first + i)) continue;
@@ -278,7 +278,7 @@ class Column {
         }
         w = {spread, weights.rows, max_page_slots};
       }
-      prim::PageCodec<Cpu, C>::accumulate(segment.codec(), segment.span(ref), first, n, w,
+      prim::PageCodec<Cpu, C>::accumulate(segment.codec(), segment.span_then_next(ref), first, n, w,
                                           {out.data + form(segment), out.rows, out.step});
       done += live;
     });

@@ -34,11 +34,13 @@ struct ExactRows {
 
 static_assert(CodecDescription<ExactRows>);
 
-/// A page as its codec sees it: payload, capacity in slots, numbers per row.
+/// A page as its codec sees it: payload, capacity in slots, numbers per row; and the payload that is read after
+/// this one, where that is known, so that it can be asked for early.
 struct PageSpan {
   std::byte* data = nullptr;
   index_t slots = 0;
   index_t dim = 0;
+  const std::byte* next = nullptr;
 };
 
 /// Several query or weight rows, `rows` of them, `step` elements apart.

@@ -120,7 +120,7 @@ struct Attend<Cpu> {
           request.out(q_head + member, token, d) = visible[r] > 0 || summary.key != nullptr ? out[r * v_width + d] * inv : 0.0f;
         if (request.lse.data != nullptr) request.lse(q_head + member, token) = max[r] + std::log(sum[r]);
         if (keep_logits && token >= tokens - request.mass_rows)
-          add_mass(request.mass.row(q_head / group), logits + r * width, visible[r], max[r], inv);
+          cpu::row_ops().add_exp_below(logits + r * width, visible[r], max[r], inv, request.mass.row(q_head / group));
       }
     }
 
@@ -131,8 +131,8 @@ struct Attend<Cpu> {
         for (index_t i = 0; i < seen; ++i) l[i] *= scalars.key_scale[at + i];
       if (scalars.bias != nullptr)
         for (index_t i = 0; i < seen; ++i) l[i] += scalars.bias[at + i];
-      float top = max[r];
-      for (index_t i = 0; i < seen; ++i) top = l[i] > top ? l[i] : top;
+      const cpu::RowOps& ops = cpu::row_ops();
+      const float top = ops.largest(l, seen, max[r]);
       float* w = weights + r * strip;
       if (top == -std::numeric_limits<float>::infinity()) {
         // Nothing visible yet, or every bias so far is -inf; NaN logits end here too and stay NaN.
@@ -143,22 +143,13 @@ struct Attend<Cpu> {
       if (top > max[r]) {
         const float shrink = std::exp(max[r] - top);
         sum[r] *= shrink;
-        for (index_t d = 0; d < v_width; ++d) out[r * v_width + d] *= shrink;
+        ops.scale(out + r * v_width, v_width, shrink);
         max[r] = top;
       }
-      float s = 0.0f;
-      for (index_t i = 0; i < seen; ++i) {
-        w[i] = std::exp(l[i] - top);
-        s += w[i];
-      }
-      sum[r] += s;
+      sum[r] += ops.exp_below(l, seen, top, w);
       std::fill(w + seen, w + n, 0.0f);
       if (scalars.value_scale != nullptr)
         for (index_t i = 0; i < seen; ++i) w[i] *= scalars.value_scale[at + i];
-    }
-
-    static void add_mass(float* mass, const float* l, index_t n, float top, float inv) {
-      for (index_t i = 0; i < n; ++i) mass[i] += std::exp(l[i] - top) * inv;
     }
   };
 };

@@ -24,11 +24,7 @@ struct PageCodec<Cpu, ExactRows> {
         std::memcpy(row, x, static_cast<std::size_t>(page.dim) * sizeof(float));
         continue;
       }
-      auto* bits = reinterpret_cast<std::uint16_t*>(row);
-      if (codec.dtype == DType::f16)
-        for (index_t d = 0; d < page.dim; ++d) bits[d] = detail::half_bits(x[d]);
-      else
-        for (index_t d = 0; d < page.dim; ++d) bits[d] = detail::bfloat16_bits(x[d]);
+      cpu::row_ops().narrow(codec.dtype, x, page.dim, reinterpret_cast<std::uint16_t*>(row));
     }
     return 0;
   }
@@ -41,11 +37,7 @@ struct PageCodec<Cpu, ExactRows> {
         std::memcpy(x, row, static_cast<std::size_t>(page.dim) * sizeof(float));
         continue;
       }
-      const auto* bits = reinterpret_cast<const std::uint16_t*>(row);
-      if (codec.dtype == DType::f16)
-        for (index_t d = 0; d < page.dim; ++d) x[d] = detail::half_value(bits[d]);
-      else
-        for (index_t d = 0; d < page.dim; ++d) x[d] = detail::bfloat16_value(bits[d]);
+      cpu::row_ops().widen(codec.dtype, reinterpret_cast<const std::uint16_t*>(row), page.dim, x);
     }
   }
 
@@ -56,36 +48,20 @@ struct PageCodec<Cpu, ExactRows> {
 
   static void scores(const ExactRows& codec, PageSpan page, index_t first, index_t count,
                      RowBlock<const float> queries, RowBlock<float> out) {
-    for_tiles(codec, page, first, count, [&](const float* tile, index_t done, index_t n) {
-      cpu::dot_rows(tile, n, page.dim, queries, {out.data + done, out.rows, out.step});
-    });
+    cpu::row_ops().dot_rows(codec.dtype, at(codec, page, first), count, page.dim, queries, out, ahead(codec, page, first));
   }
 
   static void accumulate(const ExactRows& codec, PageSpan page, index_t first, index_t count,
                          RowBlock<const float> weights, RowBlock<float> out) {
-    for_tiles(codec, page, first, count, [&](const float* tile, index_t done, index_t n) {
-      cpu::add_rows(tile, n, page.dim, {weights.data + done, weights.rows, weights.step}, out);
-    });
+    cpu::row_ops().add_rows(codec.dtype, at(codec, page, first), count, page.dim, weights, out, ahead(codec, page, first));
   }
 
  private:
   static std::byte* at(const ExactRows& codec, PageSpan page, index_t slot) {
     return page.data + static_cast<std::size_t>(slot * page.dim) * size_of(codec.dtype);
   }
-
-  /// f32 pages are read in place; 16-bit rows are widened once per tile for all queries of the block.
-  template <class F>
-  static void for_tiles(const ExactRows& codec, PageSpan page, index_t first, index_t count, F&& use) {
-    alignas(64) float tile[cpu::tile_slots * max_head_dim];
-    for (index_t done = 0; done < count; done += cpu::tile_slots) {
-      const index_t n = std::min(cpu::tile_slots, count - done);
-      if (codec.dtype == DType::f32) {
-        use(reinterpret_cast<const float*>(at(codec, page, first + done)), done, n);
-        continue;
-      }
-      decode(codec, page, first + done, n, {tile, n, page.dim});
-      use(tile, done, n);
-    }
+  static const std::byte* ahead(const ExactRows& codec, PageSpan page, index_t slot) {
+    return page.next == nullptr ? nullptr : page.next + static_cast<std::size_t>(slot * page.dim) * size_of(codec.dtype);
   }
 };
 

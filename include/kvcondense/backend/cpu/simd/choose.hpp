@@ -1,0 +1,32 @@
+#pragma once
+
+#include <kvcondense/backend/cpu/simd/avx2.hpp>
+#include <kvcondense/backend/cpu/simd/avx512.hpp>
+#include <kvcondense/backend/cpu/simd/portable.hpp>
+#include <kvcondense/backend/cpu/simd/target.hpp>
+
+namespace kvcondense::prim::cpu {
+
+/// The kernels of one instruction set; those of another one only where `can_run` says so.
+inline const RowOps& row_ops(Isa isa) {
+#if KVCONDENSE_X86_TARGETS
+  if (isa == Isa::avx512) return avx512::row_ops;
+  if (isa == Isa::avx2) return avx2::row_ops;
+#endif
+  return portable::row_ops;
+}
+
+inline Isa best_isa() {
+  Isa best = Isa::portable;
+  for (const Isa isa : all_isas)
+    if (can_run(isa)) best = isa;
+  return best;
+}
+
+/// The kernels that this processor runs quickest.
+inline const RowOps& row_ops() {
+  static const RowOps& best = row_ops(best_isa());
+  return best;
+}
+
+}  // namespace kvcondense::prim::cpu

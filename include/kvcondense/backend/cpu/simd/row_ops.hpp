@@ -1,0 +1,46 @@
+#pragma once
+
+#include <cstddef>
+
+#include <kvcondense/core/config.hpp>
+#include <kvcondense/core/dtype.hpp>
+#include <kvcondense/prim/page_codec.hpp>
+
+namespace kvcondense::prim::cpu {
+
+/// The inner loops of attention for one instruction set. `row_ops.inl` is their text; every instruction set compiles
+/// it with vectors of its own.
+///
+/// Numbers  a sum across the lanes of a vector has one fixed order, and a score adds the chunks of a row in order: it
+///          depends on its row and query alone, not on how many rows or queries a call brings. Another instruction
+///          set adds in another order, which changes the last bits.
+struct RowOps {
+  const char* name;
+
+  /// out[r][i] = queries[r] . row i, of `count` rows of `dim` numbers of this type, one behind the other.
+  /// `ahead`: what will be read next, as many bytes; null: not known.
+  void (*dot_rows)(DType type, const void* rows, index_t count, index_t dim, RowBlock<const float> queries,
+                   RowBlock<float> out, const void* ahead);
+
+  /// out[r][d] += sum over i of weights[r][i] * row i [d], slot after slot.
+  void (*add_rows)(DType type, const void* rows, index_t count, index_t dim, RowBlock<const float> weights,
+                   RowBlock<float> out, const void* ahead);
+
+  /// The largest of `top` and the numbers of x that are not NaN.
+  float (*largest)(const float* x, index_t n, float top);
+
+  /// out[i] = exp(x[i] - top), and their sum. Relative error below 2e-7; 0 where exp is below 2^-125. x[i] <= top.
+  float (*exp_below)(const float* x, index_t n, float top, float* out);
+
+  /// out[i] += exp(x[i] - top) * factor.
+  void (*add_exp_below)(const float* x, index_t n, float top, float factor, float* out);
+
+  /// x[i] *= factor.
+  void (*scale)(float* x, index_t n, float factor);
+
+  /// Between floats and 16-bit numbers; the same bits as `detail::half_bits` and its siblings.
+  void (*narrow)(DType type, const float* x, index_t n, std::uint16_t* out);
+  void (*widen)(DType type, const std::uint16_t* x, index_t n, float* out);
+};
+
+}  // namespace kvcondense::prim::cpu
