@@ -37,6 +37,14 @@ enum class Rounding : std::uint8_t {
   half_away,  ///< nearest, ties away from zero
 };
 
+/// How codes lie in a page. Lanes serve instructions that multiply four codes at a time and add the products in one
+/// lane of sixteen. A backend that has no use for them stores rows.
+enum class CodeLayout : std::uint8_t {
+  rows,           ///< a slot's codes one behind the other
+  slot_lanes,     ///< for scores: lanes are slots, four channels meet in a lane
+  channel_lanes,  ///< for weighted sums: lanes are channels, four slots meet in a lane
+};
+
 /// How a scale or an offset is stored.
 enum class ParamType : std::uint8_t { f16, bf16, f32 };
 
@@ -204,6 +212,16 @@ struct GroupInt {
   GroupForm form = GroupForm::minimum;
   ParamType params = ParamType::f16;
   Rounding rounding = Rounding::half_even;
+  CodeLayout layout = CodeLayout::rows;
+
+  /// Outputs that one block of 64 bytes has room for, four codes each.
+  static constexpr index_t block_outputs = 128 / Bits;
+
+  /// The layout of a page of this size: lanes where they are asked for and full.
+  KVCONDENSE_HD constexpr CodeLayout layout_of(index_t slots, index_t dim) const {
+    const bool whole = slots % 64 == 0 && (layout == CodeLayout::slot_lanes ? dim % 4 == 0 : dim % block_outputs == 0 && dim % 32 == 0);
+    return (Bits == 2 || Bits == 4 || Bits == 8) && whole ? layout : CodeLayout::rows;
+  }
 
   /// Channels of a row that share parameters; 1 on the channel axis.
   KVCONDENSE_HD constexpr index_t group_channels(index_t dim) const {
@@ -231,7 +249,7 @@ struct GroupInt {
   constexpr std::int64_t fingerprint() const {
     auto f = static_cast<std::uint64_t>(group_size);
     for (const int field : {static_cast<int>(axis), static_cast<int>(form), static_cast<int>(params),
-                            static_cast<int>(rounding), Bits})
+                            static_cast<int>(rounding), static_cast<int>(layout), Bits})
       f = f * 16 + static_cast<std::uint64_t>(field);
     return static_cast<std::int64_t>(f);
   }

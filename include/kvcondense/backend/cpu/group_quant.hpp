@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include <kvcondense/backend/cpu/group_quant_codes.hpp>
 #include <kvcondense/backend/cpu/group_quant_fold.hpp>
 #include <kvcondense/backend/cpu/group_quant_rows.hpp>
 #include <kvcondense/core/backend.hpp>
@@ -43,6 +44,9 @@ struct PageCodec<Cpu, GroupInt<Bits>> {
   static void scores(const Codec& codec, PageSpan page, index_t first, index_t count,
                      RowBlock<const float> queries, RowBlock<float> out) {
     const cpu::GroupPage<Bits> from{codec, page};
+    using Codes = cpu::CodeAttention<cpu::GroupPage<Bits>>;
+    if (const cpu::CodeOps* ops = cpu::code_ops(); ops != nullptr && Codes::can_score(from))
+      return Codes(from, *ops).scores(first, count, queries, out);
     cpu::by_rows(queries, out, [&](RowBlock<const float> q, RowBlock<float> o) {
       if (codec.axis == GroupAxis::channel) cpu::scores_by_channel(from, first, count, q, o);
       else cpu::scores_by_token(from, first, count, q, o);
@@ -52,6 +56,9 @@ struct PageCodec<Cpu, GroupInt<Bits>> {
   static void accumulate(const Codec& codec, PageSpan page, index_t first, index_t count,
                          RowBlock<const float> weights, RowBlock<float> out) {
     const cpu::GroupPage<Bits> from{codec, page};
+    using Codes = cpu::CodeAttention<cpu::GroupPage<Bits>>;
+    if (const cpu::CodeOps* ops = cpu::code_ops(); ops != nullptr && Codes::can_sum(from))
+      return Codes(from, *ops).accumulate(first, count, weights, out);
     cpu::by_rows(weights, out, [&](RowBlock<const float> w, RowBlock<float> o) {
       if (codec.axis == GroupAxis::channel) cpu::accumulate_by_channel(from, first, count, w, o);
       else cpu::accumulate_by_token(from, first, count, w, o);
@@ -78,7 +85,7 @@ struct PageCodec<Cpu, GroupInt<Bits>> {
     }
     for (index_t i = 0; i < rows.rows; ++i) {
       cpu::code_row<Bits>(codec.form, codec.rounding, rows.data + i * rows.step, offset, inverse, dim, codes);
-      cpu::pack_codes<Bits>(codes, dim, to.row(slot + i));
+      to.put_codes(slot + i, codes);
     }
     to.write_params(slot, scale, offset);
     return repaired;

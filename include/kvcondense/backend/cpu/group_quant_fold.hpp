@@ -106,12 +106,18 @@ struct TokenTile {
     if (groups == 0) return apply(from, slot, n);
     const index_t each = from.codec.group_bytes(from.page.dim) / size_of(from.codec.params);
     float numbers[2 * fold_groups * tile_slots];
-    read_numbers(from.codec.params, from.params(slot), n * each, numbers);
+    const bool strided = from.strided();  // [numbers of a slot][slots] instead of [slots][numbers of a slot]
+    if (strided)
+      for (index_t j = 0; j < each; ++j)
+        read_numbers(from.codec.params, from.params(slot) + j * from.params_step(), n, numbers + j * tile_slots);
+    else
+      read_numbers(from.codec.params, from.params(slot), n * each, numbers);
+    const index_t to_slot = strided ? 1 : each, to_number = strided ? tile_slots : 1;
     with_form(from.codec.form, [&]<GroupForm Form>() {
       for (index_t i = 0; i < n; ++i)
         for (index_t j = 0; j < groups; ++j) {
-          const float s = numbers[i * each + j];
-          const float o = has_offset(Form) ? numbers[i * each + groups + j] : 0.0f;
+          const float s = numbers[i * to_slot + j * to_number];
+          const float o = has_offset(Form) ? numbers[i * to_slot + (groups + j) * to_number] : 0.0f;
           scale[j * tile_slots + i] = s;
           base[j * tile_slots + i] = base_of<Page::bits, Form>(s, o);
         }

@@ -6,6 +6,7 @@
 #include <cstring>
 
 #include <kvcondense/backend/cpu/group_quant_bits.hpp>
+#include <kvcondense/backend/cpu/group_quant_lanes.hpp>
 #include <kvcondense/backend/cpu/group_quant_tile.hpp>
 #include <kvcondense/core/shape.hpp>
 #include <kvcondense/prim/group_quant.hpp>
@@ -22,10 +23,11 @@ inline void read_numbers(ParamType type, const std::byte* at, index_t n, float* 
     std::memcpy(out, at, static_cast<std::size_t>(n) * sizeof(float));
     return;
   }
-  for (index_t i = 0; i < n; ++i) {
-    std::uint16_t bits;
-    std::memcpy(&bits, at + 2 * i, sizeof bits);
-    out[i] = type == ParamType::f16 ? detail::half_value(bits) : detail::bfloat16_value(bits);
+  std::uint16_t bits[64];
+  for (index_t i = 0; i < n; i += 64) {
+    const index_t m = std::min<index_t>(64, n - i);
+    std::memcpy(bits, at + 2 * i, static_cast<std::size_t>(m) * sizeof *bits);
+    row_ops().widen(type == ParamType::f16 ? DType::f16 : DType::bf16, bits, m, out + i);
   }
 }
 
@@ -35,9 +37,11 @@ inline void write_numbers(ParamType type, const float* in, index_t n, std::byte*
     std::memcpy(at, in, static_cast<std::size_t>(n) * sizeof(float));
     return;
   }
-  for (index_t i = 0; i < n; ++i) {
-    const std::uint16_t bits = type == ParamType::f16 ? detail::half_bits(in[i]) : detail::bfloat16_bits(in[i]);
-    std::memcpy(at + 2 * i, &bits, sizeof bits);
+  std::uint16_t bits[64];
+  for (index_t i = 0; i < n; i += 64) {
+    const index_t m = std::min<index_t>(64, n - i);
+    row_ops().narrow(type == ParamType::f16 ? DType::f16 : DType::bf16, in + i, m, bits);
+    std::memcpy(at + 2 * i, bits, static_cast<std::size_t>(m) * sizeof *bits);
   }
 }
 
@@ -132,27 +136,48 @@ template <int Bits, class RowsOf = DenseRows<Bits>>
 struct GroupPage {
   using Rows = RowsOf;
   static constexpr int bits = Bits;
+  static constexpr bool has_lanes = Bits == 2 || Bits == 4 || Bits == 8;
 
   GroupInt<Bits> codec;
   PageSpan page;
 
+  CodeLayout layout() const { return codec.layout_of(page.slots, page.dim); }
+  bool in_rows() const { return layout() == CodeLayout::rows; }
+  CodeLanes<has_lanes ? Bits : 8> in_lanes() const { return {page.data, layout(), page.dim}; }
+
+  /// Only where codes lie in rows.
   std::byte* row(index_t slot) const { return page.data + slot * codec.row_bytes(page.dim); }
+  void put_codes(index_t slot, const std::uint8_t* codes) const {
+    if (in_rows()) Rows::pack(codes, page.dim, row(slot));
+    else in_lanes().put(slot, codes);
+  }
+  void get_codes(index_t slot, std::uint8_t* codes) const {
+    if (in_rows()) Rows::unpack(row(slot), page.dim, codes);
+    else in_lanes().get(slot, codes);
+  }
+
+  /// Whether the parameters of a slot lie apart, those of the other slots between them.
+  bool strided() const { return codec.axis == GroupAxis::token && !in_rows(); }
   /// Parameters of the group that slot belongs to: scales, then offsets.
   std::byte* params(index_t slot) const {
-    return page.data + codec.params_at(page.slots, page.dim) + slot / codec.group_slots() * codec.group_bytes(page.dim);
+    const std::byte* at = page.data + codec.params_at(page.slots, page.dim);
+    return const_cast<std::byte*>(at) + (strided() ? slot * size_of(codec.params)
+                                                   : slot / codec.group_slots() * codec.group_bytes(page.dim));
   }
+  /// From one parameter of a slot to the next.
+  index_t params_step() const { return strided() ? page.slots * size_of(codec.params) : size_of(codec.params); }
 
   /// Scales and offsets of the slot's group, `codec.scales(dim)` each; absent offsets read as 0.
   void read_params(index_t slot, float* scale, float* offset) const {
     const index_t n = codec.scales(page.dim);
-    read_numbers(codec.params, params(slot), n, scale);
-    if (has_offset(codec.form)) read_numbers(codec.params, params(slot) + n * size_of(codec.params), n, offset);
+    read_some(params(slot), n, scale);
+    if (has_offset(codec.form)) read_some(params(slot) + n * params_step(), n, offset);
     else std::fill_n(offset, n, 0.0f);
   }
   void write_params(index_t slot, const float* scale, const float* offset) const {
     const index_t n = codec.scales(page.dim);
-    write_numbers(codec.params, scale, n, params(slot));
-    if (has_offset(codec.form)) write_numbers(codec.params, offset, n, params(slot) + n * size_of(codec.params));
+    write_some(params(slot), n, scale);
+    if (has_offset(codec.form)) write_some(params(slot) + n * params_step(), n, offset);
   }
 
   /// offset[j] becomes the constant term of folding.
@@ -164,7 +189,18 @@ struct GroupPage {
 
   /// Raw codes of `count` slots as a tile.
   void unpack(index_t first, index_t count, index_t width, float* tile) const {
-    unpack_tile<Rows>(row(first), codec.row_bytes(page.dim), count, page.dim, width, tile);
+    if (in_rows()) unpack_tile<Rows>(row(first), codec.row_bytes(page.dim), count, page.dim, width, tile);
+    else in_lanes().unpack(first, count, width, tile);
+  }
+
+ private:
+  void read_some(const std::byte* at, index_t n, float* out) const {
+    if (!strided()) return read_numbers(codec.params, at, n, out);
+    for (index_t j = 0; j < n; ++j) read_numbers(codec.params, at + j * params_step(), 1, out + j);
+  }
+  void write_some(std::byte* at, index_t n, const float* in) const {
+    if (!strided()) return write_numbers(codec.params, in, n, at);
+    for (index_t j = 0; j < n; ++j) write_numbers(codec.params, in + j, 1, at + j * params_step());
   }
 };
 
@@ -186,7 +222,7 @@ index_t encode_slot(const Page& to, index_t slot, const float* x) {
     std::fill_n(wide_inverse + j * group, group, p.inverse);
   }
   code_row<Page::bits>(codec.form, codec.rounding, x, wide_offset, wide_inverse, dim, codes);
-  Page::Rows::pack(codes, dim, to.row(slot));
+  to.put_codes(slot, codes);
   to.write_params(slot, scale, offset);
   return repaired;
 }
@@ -200,7 +236,7 @@ void decode_slots(const Page& from, index_t first, index_t count, RowBlock<float
   for (index_t i = 0; i < count; ++i) {
     const index_t slot = first + i;
     if (i == 0 || slot % from.codec.group_slots() == 0) from.read_params(slot, scale, offset);
-    Page::Rows::unpack(from.row(slot), dim, codes);
+    from.get_codes(slot, codes);
     float* x = rows.data + i * rows.step;
     with_form(from.codec.form, [&]<GroupForm Form>() {
       if (group == 1) {
@@ -216,8 +252,15 @@ void decode_slots(const Page& from, index_t first, index_t count, RowBlock<float
 /// A slot of the token axis, with its parameters, to another place.
 template <class Page>
 void move_slot(const Page& to, index_t to_slot, const Page& from, index_t from_slot) {
-  std::memmove(to.row(to_slot), from.row(from_slot), static_cast<std::size_t>(to.codec.row_bytes(to.page.dim)));
-  std::memmove(to.params(to_slot), from.params(from_slot), static_cast<std::size_t>(to.codec.group_bytes(to.page.dim)));
+  if (to.in_rows()) {
+    std::memmove(to.row(to_slot), from.row(from_slot), static_cast<std::size_t>(to.codec.row_bytes(to.page.dim)));
+    std::memmove(to.params(to_slot), from.params(from_slot), static_cast<std::size_t>(to.codec.group_bytes(to.page.dim)));
+    return;
+  }
+  from.in_lanes().move_to(to.in_lanes(), to_slot, from_slot);
+  const auto size = static_cast<std::size_t>(size_of(to.codec.params));
+  for (index_t at = 0; at < to.codec.group_bytes(to.page.dim) / size_of(to.codec.params); ++at)
+    std::memmove(to.params(to_slot) + at * to.params_step(), from.params(from_slot) + at * from.params_step(), size);
 }
 
 }  // namespace kvcondense::prim::cpu

@@ -4,6 +4,7 @@
 #include <kvcondense/backend/cpu/simd/avx512.hpp>
 #include <kvcondense/backend/cpu/simd/portable.hpp>
 #include <kvcondense/backend/cpu/simd/target.hpp>
+#include <kvcondense/backend/cpu/simd/vnni.hpp>
 
 namespace kvcondense::prim::cpu {
 
@@ -27,6 +28,16 @@ inline Isa best_isa() {
 inline const RowOps& row_ops() {
   static const RowOps& best = row_ops(best_isa());
   return best;
+}
+
+/// Products of codes where the processor has instructions for them, else null: codes are then unpacked into floats.
+inline const CodeOps* code_ops() {
+#if KVCONDENSE_X86_TARGETS
+  static const CodeOps* best = can_run(Isa::avx512) && __builtin_cpu_supports("avx512vnni") ? &vnni::code_ops : nullptr;
+  return best;
+#else
+  return nullptr;
+#endif
 }
 
 }  // namespace kvcondense::prim::cpu

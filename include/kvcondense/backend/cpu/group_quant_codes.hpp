@@ -1,0 +1,234 @@
+#pragma once
+
+#include <algorithm>
+
+#include <kvcondense/backend/cpu/group_quant_rows.hpp>
+#include <kvcondense/backend/cpu/simd/choose.hpp>
+#include <kvcondense/prim/page_codec.hpp>
+
+// Attention that multiplies codes as they are stored, in lanes: value = mid + scale * (code - middle), so that rounding the
+// multiplier, which is a query times scales or a weight times a scale, costs in proportion to the range, not to the offset.
+
+namespace kvcondense::prim::cpu {
+
+inline constexpr index_t pair_outputs = 32;  ///< slots or channels of one CodeRun
+inline constexpr index_t most_code_groups = 8;
+
+template <class Page>
+struct CodeAttention {
+  static constexpr float middle = 0.5f * static_cast<float>((1 << Page::bits) - 1);
+
+  const Page& from;
+  const CodeOps& ops;
+  index_t dim, group;
+  alignas(64) float scale[most_code_groups * max_head_dim];
+  alignas(64) float mid[most_code_groups * max_head_dim];
+  FoldedRows folded;
+
+  CodeAttention(const Page& page, const CodeOps& code_ops)
+      : from(page), ops(code_ops), dim(page.page.dim),
+        group(page.codec.axis == GroupAxis::channel ? page.codec.group_slots() : page.codec.group_channels(dim)) {}
+
+  /// Whether these pages can be scored, or summed, this way.
+  static bool can_score(const Page& from) {
+    if (from.layout() != CodeLayout::slot_lanes) return false;
+    if (from.codec.axis == GroupAxis::channel) return from.codec.group_slots() % pair_outputs == 0;
+    return from.codec.group_channels(from.page.dim) % 4 == 0 && from.codec.scales(from.page.dim) <= most_code_groups;
+  }
+  static bool can_sum(const Page& from) {
+    if (from.layout() != CodeLayout::channel_lanes || from.page.slots > max_slots) return false;
+    if (from.codec.axis == GroupAxis::channel) return from.codec.group_slots() % 4 == 0;
+    return from.codec.group_channels(from.page.dim) % pair_outputs == 0;
+  }
+
+  void scores(index_t first, index_t count, RowBlock<const float> queries, RowBlock<float> out) {
+    for (index_t r = 0; r < queries.rows; r += FoldedRows::most) {
+      const index_t n = std::min(FoldedRows::most, queries.rows - r);
+      const RowBlock<const float> q{queries.data + r * queries.step, n, queries.step};
+      const RowBlock<float> to{out.data + r * out.step, n, out.step};
+      if (from.codec.axis == GroupAxis::channel) scores_by_channel(first, count, q, to);
+      else scores_by_token(first, count, q, to);
+    }
+  }
+
+  void accumulate(index_t first, index_t count, RowBlock<const float> weights, RowBlock<float> out) {
+    // Whole blocks of four slots: those that were not asked for have weight 0.
+    const index_t start = first / 4 * 4, n = (first + count + 3) / 4 * 4 - start;
+    alignas(64) float w[FoldedRows::most * max_slots];
+    for (index_t r = 0; r < weights.rows; r += FoldedRows::most) {
+      const index_t rows = std::min(FoldedRows::most, weights.rows - r);
+      for (index_t i = 0; i < rows; ++i) {
+        float* row = w + i * max_slots;
+        std::fill(row, row + first - start, 0.0f);
+        std::copy_n(weights.data + (r + i) * weights.step, count, row + first - start);
+        std::fill(row + first - start + count, row + n, 0.0f);
+      }
+      const RowBlock<float> to{out.data + r * out.step, rows, out.step};
+      if (from.codec.axis == GroupAxis::channel) sum_by_channel(start, n, {w, rows, max_slots}, to);
+      else sum_by_token(start, n, {w, rows, max_slots}, to);
+    }
+  }
+
+ private:
+  static constexpr index_t max_slots = max_head_dim;  ///< of a page, as of the planes of FoldedRows
+
+  const std::byte* next(const std::byte* at) const {
+    return from.page.next == nullptr ? nullptr : from.page.next + (at - from.page.data);
+  }
+  /// Asks for parameters of the next page.
+  void ask_for(const std::byte* at, index_t bytes) const {
+    if (const std::byte* p = next(at); p != nullptr)
+      for (index_t i = 0; i < bytes; i += 64) __builtin_prefetch(p + i, 0, 2);
+  }
+
+  /// scale[i] and the number in the middle of its range, of n parameters that lie one behind the other.
+  void read(const std::byte* scales, const std::byte* offsets, index_t n, float* s, float* m) const {
+    read_numbers(from.codec.params, scales, n, s);
+    if (has_offset(from.codec.form)) read_numbers(from.codec.params, offsets, n, m);
+    else std::fill_n(m, n, 0.0f);
+    from.fold_offsets(s, m, n);
+    for (index_t i = 0; i < n; ++i) m[i] += middle * s[i];
+  }
+  void read_channels(index_t slot) {
+    const std::byte* at = from.params(slot);
+    ask_for(at, from.codec.group_bytes(dim));
+    read(at, at + dim * size_of(from.codec.params), dim, scale, mid);
+  }
+  void read_slots(index_t j, index_t slot, index_t n, float* s, float* m) const {
+    const std::byte* at = from.params(slot) + j * from.params_step();
+    const std::byte* offsets = at + from.codec.scales(dim) * from.params_step();
+    ask_for(at, n * size_of(from.codec.params));
+    ask_for(offsets, n * size_of(from.codec.params));
+    read(at, offsets, n, s, m);
+  }
+
+  /// What a row adds to every output: `zero`, less what the middle of the codes weighs.
+  void center(index_t rows, const float* zero, float* add) const {
+    for (index_t r = 0; r < rows; ++r) add[r] = zero[r] - middle * folded.total[r] * folded.unit[r];
+  }
+
+  CodeRun slot_pair(index_t slot) const {
+    const auto codes = from.in_lanes();
+    CodeRun run;
+    run.first = codes.block(slot, 0);
+    run.second = codes.block(slot + 16, 0) - run.first;
+    run.steps = dim / 4;
+    run.field = Page::bits == 2 && slot % 64 != 0 ? 2 : 0;
+    run.next = next(run.first);
+    return run;
+  }
+  CodeRun channel_pair(index_t slot, index_t slots, index_t channel) const {
+    const auto codes = from.in_lanes();
+    CodeRun run;
+    run.first = codes.block(slot, channel);
+    run.second = codes.block(slot, channel + 16) - run.first;
+    run.step = codes.block(slot + 4, channel) - run.first;
+    run.steps = slots / 4;
+    run.field = Page::bits == 2 && channel % 64 != 0 ? 2 : 0;
+    run.next = next(run.first);
+    return run;
+  }
+
+  /// Calls make(slot, row block of 32) for whole pairs of blocks, and copies what of them was asked for.
+  template <class Make>
+  static void by_pairs(index_t first, index_t count, RowBlock<float> out, Make&& make) {
+    alignas(64) float part[FoldedRows::most * pair_outputs];
+    for (index_t slot = first / pair_outputs * pair_outputs; slot < first + count; slot += pair_outputs) {
+      const index_t begin = std::max(slot, first), end = std::min(slot + pair_outputs, first + count);
+      if (end - begin == pair_outputs) {
+        make(slot, RowBlock<float>{out.data + slot - first, out.rows, out.step});
+        continue;
+      }
+      make(slot, RowBlock<float>{part, out.rows, pair_outputs});
+      for (index_t r = 0; r < out.rows; ++r)
+        std::copy(part + r * pair_outputs + begin - slot, part + r * pair_outputs + end - slot, out.data + r * out.step + begin - first);
+    }
+  }
+
+  void scores_by_channel(index_t first, index_t count, RowBlock<const float> q, RowBlock<float> out) {
+    float zero[FoldedRows::most], add[FoldedRows::most];
+    index_t folded_group = -1;
+    by_pairs(first, count, out, [&](index_t slot, RowBlock<float> to) {
+      if (slot / group != folded_group) {
+        folded_group = slot / group;
+        read_channels(slot);
+        ops.fold(q, scale, dim, folded);
+        dot_rows(mid, 1, dim, q, {zero, q.rows, 1});
+        center(q.rows, zero, add);
+      }
+      ops.dot(Page::bits, slot_pair(slot), folded, add, to);
+    });
+  }
+
+  void scores_by_token(index_t first, index_t count, RowBlock<const float> q, RowBlock<float> out) {
+    const index_t groups = dim / group;
+    FoldedRows each[most_code_groups];
+    float sums[most_code_groups][FoldedRows::most], add[most_code_groups][FoldedRows::most];
+    const float none[FoldedRows::most] = {};
+    for (index_t j = 0; j < groups; ++j) {
+      const RowBlock<const float> part{q.data + j * group, q.rows, q.step};
+      ops.fold(part, nullptr, group, each[j]);
+      for (index_t r = 0; r < q.rows; ++r) {
+        sums[j][r] = 0.0f;
+        for (index_t c = 0; c < group; ++c) sums[j][r] += part.data[r * part.step + c];
+        add[j][r] = none[r] - middle * each[j].total[r] * each[j].unit[r];
+      }
+    }
+    alignas(64) float codes[FoldedRows::most * pair_outputs], s[pair_outputs], m[pair_outputs];
+    by_pairs(first, count, out, [&](index_t slot, RowBlock<float> to) {
+      CodeRun run = slot_pair(slot);
+      run.steps = group / 4;
+      for (index_t j = 0; j < groups; ++j, run.first += run.steps * run.step, run.next = next(run.first)) {
+        ops.dot(Page::bits, run, each[j], add[j], {codes, q.rows, pair_outputs});
+        read_slots(j, slot, pair_outputs, s, m);
+        for (index_t r = 0; r < q.rows; ++r) {
+          const float* c = codes + r * pair_outputs;
+          const float sum = sums[j][r];
+          float* o = to.data + r * to.step;
+          if (j == 0)
+            for (index_t i = 0; i < pair_outputs; ++i) o[i] = c[i] * s[i] + sum * m[i];
+          else
+            for (index_t i = 0; i < pair_outputs; ++i) o[i] += c[i] * s[i] + sum * m[i];
+        }
+      }
+    });
+  }
+
+  void sum_by_token(index_t start, index_t n, RowBlock<const float> w, RowBlock<float> out) {
+    float zero[FoldedRows::most], add[FoldedRows::most];
+    for (index_t j = 0; j < dim / group; ++j) {
+      read_slots(j, start, n, scale, mid);
+      ops.fold(w, scale, n, folded);
+      dot_rows(mid, 1, n, w, {zero, w.rows, 1});
+      center(w.rows, zero, add);
+      for (index_t c = j * group; c < (j + 1) * group; c += pair_outputs)
+        ops.dot_add(Page::bits, channel_pair(start, n, c), folded, add, {out.data + c, w.rows, out.step});
+    }
+  }
+
+  void sum_by_channel(index_t start, index_t n, RowBlock<const float> w, RowBlock<float> out) {
+    alignas(64) float codes[FoldedRows::most * pair_outputs];
+    const float none[FoldedRows::most] = {};
+    float add[FoldedRows::most], sums[FoldedRows::most];
+    for (index_t at = start; at < start + n;) {
+      const index_t end = std::min(at / group * group + group, start + n), some = end - at;
+      const RowBlock<const float> part{w.data + at - start, w.rows, w.step};
+      read_channels(at);
+      ops.fold(part, nullptr, some, folded);
+      center(w.rows, none, add);
+      for (index_t r = 0; r < w.rows; ++r) {
+        sums[r] = 0.0f;
+        for (index_t i = 0; i < some; ++i) sums[r] += part.data[r * part.step + i];
+      }
+      for (index_t c = 0; c < dim; c += pair_outputs) {
+        ops.dot(Page::bits, channel_pair(at, some, c), folded, add, {codes, w.rows, pair_outputs});
+        for (index_t r = 0; r < w.rows; ++r)
+          for (index_t i = 0; i < pair_outputs; ++i)
+            out.data[r * out.step + c + i] += codes[r * pair_outputs + i] * scale[c + i] + sums[r] * mid[c + i];
+      }
+      at = end;
+    }
+  }
+};
+
+}  // namespace kvcondense::prim::cpu

@@ -1,0 +1,48 @@
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include <kvcondense/core/config.hpp>
+#include <kvcondense/core/shape.hpp>
+#include <kvcondense/prim/page_codec.hpp>
+
+namespace kvcondense::prim::cpu {
+
+/// Up to four rows of multipliers as integers n, each two signed bytes: n = 128 * plane 0 + plane 1, |n| <= 16256.
+struct FoldedRows {
+  static constexpr index_t most = 4;
+  static constexpr float top = 16256.0f;
+
+  alignas(64) std::int8_t plane[most][2][max_head_dim];
+  float unit[most];   ///< a multiplier is n * unit
+  float total[most];  ///< sum of n
+};
+
+/// Thirty-two outputs of a run of blocks: two fields of each block, or, for 8 bits, two blocks.
+struct CodeRun {
+  const std::byte* first = nullptr;
+  index_t second = 0;       ///< 8 bits: bytes from a block to the one with the outputs behind
+  index_t step = 64;        ///< bytes to the next block
+  index_t steps = 0;        ///< blocks, four multipliers each
+  int field = 0;            ///< first of the two fields; 2 only for 2 bits
+  index_t multiplier = 0;   ///< the first of them
+  const std::byte* next = nullptr;  ///< what will be read later, at the same distances
+};
+
+/// Sums of products of codes, in the form that codes are stored in.
+///
+/// Numbers  multipliers are rounded to 1 / 32512 of their row's largest; the sums are exact. They depend on the row and
+///          what it is multiplied with alone.
+struct CodeOps {
+  const char* name;
+
+  /// Rows x[r][i] * scale[i], n of them, as integers; scale null: all 1. Padded with zeros to whole blocks of 64.
+  void (*fold)(RowBlock<const float> x, const float* scale, index_t n, FoldedRows& out);
+
+  /// out[r][i] = unit[r] * (sum of n * code) + add[r], and the same added to what is there.
+  void (*dot)(int bits, const CodeRun& run, const FoldedRows& folded, const float* add, RowBlock<float> out);
+  void (*dot_add)(int bits, const CodeRun& run, const FoldedRows& folded, const float* add, RowBlock<float> out);
+};
+
+}  // namespace kvcondense::prim::cpu

@@ -1,0 +1,251 @@
+#include <cmath>
+#include <cstring>
+#include <limits>
+#include <vector>
+
+#include <catch2/catch.hpp>
+
+#include <kvcondense/backend/cpu/group_quant.hpp>
+
+#include <support/fill.hpp>
+#include <support/guarded.hpp>
+
+// GroupInt pages whose codes lie in lanes: the same numbers as in rows, and attention over them.
+
+using namespace kvcondense;
+using namespace kvcondense::prim;
+
+namespace {
+
+constexpr CodeLayout lane_layouts[] = {CodeLayout::slot_lanes, CodeLayout::channel_lanes};
+constexpr GroupForm forms[] = {GroupForm::minimum, GroupForm::integer_zero, GroupForm::float_zero, GroupForm::symmetric,
+                               GroupForm::mid_rise};
+
+std::size_t size_of_block(index_t rows, index_t columns) { return static_cast<std::size_t>(rows * columns); }
+
+template <int Bits>
+struct Page {
+  using Codec = PageCodec<Cpu, GroupInt<Bits>>;
+
+  Page(const GroupInt<Bits>& c, index_t slot_count, index_t d, std::uint64_t seed)
+      : codec(c), slots(slot_count), dim(d), rows(size_of_block(slots, dim)), bytes(c.page_bytes(slots, dim)) {
+    test::fill_normal(rows.data(), rows.size(), seed);
+    for (index_t i = 0; i < slots; ++i)  // a strong channel, a channel with an offset
+      rows[static_cast<std::size_t>(i * dim + dim / 2)] *= 12.0f, rows[static_cast<std::size_t>(i * dim)] += 5.0f;
+    encode();
+  }
+  index_t encode() { return Codec::encode(codec, span(), 0, slots, {rows.data(), slots, dim}); }
+  PageSpan span() { return {bytes.data(), slots, dim}; }
+  std::vector<float> decoded(index_t first, index_t count) {
+    test::Guarded<float> out(size_of_block(count, dim));
+    Codec::decode(codec, span(), first, count, {out.data(), count, dim});
+    REQUIRE(out.ok());
+    return {out.begin(), out.end()};
+  }
+
+  GroupInt<Bits> codec;
+  index_t slots, dim;
+  std::vector<float> rows;
+  test::Guarded<std::byte> bytes;
+};
+
+/// Calls use(codec, dim) for layouts, axes, groups and sizes that lie in lanes.
+template <int Bits, class F>
+void for_lanes(F&& use) {
+  for (const CodeLayout layout : lane_layouts)
+    for (const GroupAxis axis : {GroupAxis::token, GroupAxis::channel})
+      for (const index_t group : {0, 8, 32, 64})
+        for (const index_t dim : {64, 96, 128, 256}) {
+          const GroupInt<Bits> codec{.axis = axis, .group_size = group, .layout = layout};
+          if (!codec.valid(dim) || codec.layout_of(64, dim) == CodeLayout::rows) continue;
+          CAPTURE(Bits, static_cast<int>(layout), static_cast<int>(axis), group, dim);
+          use(codec, dim);
+        }
+}
+
+struct Error {
+  double wrong = 0, all = 0;
+  void add(double want, double got) { wrong += (want - got) * (want - got), all += want * want; }
+  double relative() const { return std::sqrt(wrong / all); }
+};
+
+/// Relative errors of scores and sums over slots [first, first + count).
+template <int Bits, class Scores, class Sums>
+void attend(Page<Bits>& page, index_t first, index_t count, index_t rows, double allowed, Scores&& scores, Sums&& sums) {
+  CAPTURE(first, count, rows);
+  const index_t dim = page.dim, q_step = dim + 3, o_step = count + 5, w_step = count + 2;
+  const std::vector<float> x = page.decoded(first, count);
+  std::vector<float> q(size_of_block(rows, q_step)), w(size_of_block(rows, w_step));
+  test::fill_normal(q.data(), q.size(), 21);
+  test::fill_uniform(w.data(), w.size(), 22);
+  test::Guarded<float> out(size_of_block(rows, o_step), -7.0f), add(size_of_block(rows, dim), 0.25f);
+  scores(page.codec, page.span(), first, count, RowBlock<const float>{q.data(), rows, q_step}, RowBlock<float>{out.data(), rows, o_step});
+  sums(page.codec, page.span(), first, count, RowBlock<const float>{w.data(), rows, w_step}, RowBlock<float>{add.data(), rows, dim});
+  const auto at = [](index_t row, index_t step, index_t column) { return static_cast<std::size_t>(row * step + column); };
+  Error score, sum;
+  bool untouched = true;
+  for (index_t r = 0; r < rows; ++r) {
+    for (index_t i = 0; i < count; ++i) {
+      double want = 0;
+      for (index_t d = 0; d < dim; ++d) want += static_cast<double>(q[at(r, q_step, d)]) * static_cast<double>(x[at(i, dim, d)]);
+      score.add(want, static_cast<double>(out[at(r, o_step, i)]));
+    }
+    for (index_t i = count; i < o_step; ++i) untouched = untouched && out[at(r, o_step, i)] == -7.0f;
+    for (index_t d = 0; d < dim; ++d) {
+      double want = 0.25;
+      for (index_t i = 0; i < count; ++i) want += static_cast<double>(w[at(r, w_step, i)]) * static_cast<double>(x[at(i, dim, d)]);
+      sum.add(want, static_cast<double>(add[at(r, dim, d)]));
+    }
+  }
+  REQUIRE(score.relative() < allowed);
+  REQUIRE(sum.relative() < allowed);
+  REQUIRE(untouched);
+  REQUIRE(out.ok());
+  REQUIRE(add.ok());
+  REQUIRE(page.bytes.ok());
+}
+
+template <int Bits>
+void attend(Page<Bits>& page, index_t first, index_t count, index_t rows) {
+  using Codec = PageCodec<Cpu, GroupInt<Bits>>;
+  attend(page, first, count, rows, 4e-4, Codec::scores, Codec::accumulate);
+}
+
+/// The way of processors that cannot multiply codes.
+template <int Bits>
+void attend_unpacked(Page<Bits>& page, index_t first, index_t count, index_t rows) {
+  const bool by_channel = page.codec.axis == GroupAxis::channel;
+  attend(
+      page, first, count, rows, 1e-5,
+      [&](const auto& codec, PageSpan span, index_t f, index_t n, RowBlock<const float> in, RowBlock<float> out) {
+        const cpu::GroupPage<Bits> from{codec, span};
+        if (by_channel) cpu::scores_by_channel(from, f, n, in, out);
+        else cpu::scores_by_token(from, f, n, in, out);
+      },
+      [&](const auto& codec, PageSpan span, index_t f, index_t n, RowBlock<const float> in, RowBlock<float> out) {
+        const cpu::GroupPage<Bits> from{codec, span};
+        if (by_channel) cpu::accumulate_by_channel(from, f, n, in, out);
+        else cpu::accumulate_by_token(from, f, n, in, out);
+      });
+}
+
+}  // namespace
+
+TEMPLATE_TEST_CASE_SIG("group_int lanes: the same numbers and as many bytes as in rows", "[prim][group_quant][lanes]",
+                       ((int Bits), Bits), 2, 4, 8) {
+  for_lanes<Bits>([](const GroupInt<Bits>& codec, index_t dim) {
+    GroupInt<Bits> plain = codec;
+    plain.layout = CodeLayout::rows;
+    REQUIRE(codec.page_bytes(64, dim) == plain.page_bytes(64, dim));
+    REQUIRE(codec.fingerprint() != plain.fingerprint());
+    for (const GroupForm form : forms) {
+      GroupInt<Bits> a = codec;
+      a.form = plain.form = form;
+      Page<Bits> lanes(a, 128, dim, 3), rows(plain, 128, dim, 3);
+      REQUIRE(lanes.decoded(0, 128) == rows.decoded(0, 128));
+      REQUIRE(lanes.decoded(17, 30) == rows.decoded(17, 30));
+      REQUIRE(std::memcmp(lanes.bytes.data(), rows.bytes.data(), lanes.bytes.size()) != 0);
+    }
+  });
+}
+
+TEST_CASE("group_int lanes: pages that lanes do not fill are rows", "[prim][group_quant][lanes]") {
+  REQUIRE(GroupInt<4>{.layout = CodeLayout::slot_lanes}.layout_of(64, 80) == CodeLayout::slot_lanes);
+  REQUIRE(GroupInt<4>{.layout = CodeLayout::slot_lanes}.layout_of(48, 128) == CodeLayout::rows);
+  REQUIRE(GroupInt<4>{.layout = CodeLayout::slot_lanes}.layout_of(64, 66) == CodeLayout::rows);
+  REQUIRE(GroupInt<3>{.layout = CodeLayout::slot_lanes}.layout_of(64, 128) == CodeLayout::rows);
+  REQUIRE(GroupInt<4>{.layout = CodeLayout::channel_lanes}.layout_of(64, 96) == CodeLayout::channel_lanes);
+  REQUIRE(GroupInt<4>{.layout = CodeLayout::channel_lanes}.layout_of(64, 80) == CodeLayout::rows);
+  REQUIRE(GroupInt<2>{.layout = CodeLayout::channel_lanes}.layout_of(64, 96) == CodeLayout::rows);
+  REQUIRE(GroupInt<2>{.layout = CodeLayout::channel_lanes}.layout_of(64, 128) == CodeLayout::channel_lanes);
+  REQUIRE(GroupInt<4>{}.layout_of(64, 128) == CodeLayout::rows);
+}
+
+TEMPLATE_TEST_CASE_SIG("group_int lanes: attention equals attention over what codes decode to", "[prim][group_quant][lanes]",
+                       ((int Bits), Bits), 2, 4, 8) {
+  if (cpu::code_ops() == nullptr) WARN("this processor cannot multiply codes: they are unpacked");
+  for_lanes<Bits>([](const GroupInt<Bits>& codec, index_t dim) {
+    Page<Bits> page(codec, 128, dim, 5);
+    for (index_t rows = 1; rows <= 9; ++rows) attend(page, 0, 128, rows);
+    attend(page, 0, 128, 33);
+    attend(page, 7, 100, 4);
+    attend(page, 33, 1, 3);
+    attend(page, 31, 2, 2);
+    attend_unpacked(page, 0, 128, 4);
+    attend_unpacked(page, 7, 100, 3);
+  });
+}
+
+TEMPLATE_TEST_CASE_SIG("group_int lanes: every form and parameter type", "[prim][group_quant][lanes]", ((int Bits), Bits), 2, 4, 8) {
+  for (const GroupForm form : forms)
+    for (const ParamType type : {ParamType::f16, ParamType::bf16, ParamType::f32})
+      for (const GroupAxis axis : {GroupAxis::token, GroupAxis::channel})
+        for (const CodeLayout layout : lane_layouts) {
+          CAPTURE(static_cast<int>(form), static_cast<int>(type), static_cast<int>(axis), static_cast<int>(layout));
+          Page<Bits> page({axis, 32, form, type, Rounding::half_even, layout}, 64, 128, 6);
+          attend(page, 0, 64, 4);
+          attend_unpacked(page, 3, 60, 4);
+        }
+}
+
+TEMPLATE_TEST_CASE_SIG("group_int lanes: a score depends on its slot and query only, bit for bit", "[prim][group_quant][lanes]",
+                       ((int Bits), Bits), 2, 4, 8) {
+  for_lanes<Bits>([](const GroupInt<Bits>& codec, index_t dim) {
+    Page<Bits> page(codec, 128, dim, 7);
+    std::vector<float> q(size_of_block(5, dim)), all(size_of_block(5, 128));
+    test::fill_normal(q.data(), q.size(), 8);
+    Page<Bits>::Codec::scores(codec, page.span(), 0, 128, {q.data(), 5, dim}, {all.data(), 5, 128});
+    bool same = true;
+    for (index_t r = 0; r < 5; ++r)
+      for (index_t i = 0; i < 128; ++i) {
+        float one = 0.0f;
+        Page<Bits>::Codec::scores(codec, page.span(), i, 1, {q.data() + r * dim, 1, dim}, {&one, 1, 1});
+        same = same && one == all[static_cast<std::size_t>(r * 128 + i)];
+      }
+    REQUIRE(same);
+  });
+}
+
+TEMPLATE_TEST_CASE_SIG("group_int lanes: slots move, within a page and between pages, and others stay", "[prim][group_quant][lanes]",
+                       ((int Bits), Bits), 2, 4, 8) {
+  for (const CodeLayout layout : lane_layouts) {
+    Page<Bits> a({.group_size = 32, .layout = layout}, 64, 128, 11), b({.group_size = 32, .layout = layout}, 64, 128, 12);
+    const std::vector<float> last = a.decoded(63, 1), other = b.decoded(37, 1), rest = a.decoded(4, 60);
+    Page<Bits>::Codec::move(a.codec, a.span(), 2, a.span(), 63);
+    Page<Bits>::Codec::move(a.codec, a.span(), 3, b.span(), 37);
+    Page<Bits>::Codec::move(a.codec, a.span(), 5, a.span(), 5);
+    REQUIRE(a.decoded(2, 1) == last);
+    REQUIRE(a.decoded(3, 1) == other);
+    REQUIRE(a.decoded(4, 60) == rest);
+    REQUIRE(a.bytes.ok());
+  }
+}
+
+TEST_CASE("group_int lanes: coding slot by slot over old codes equals coding all at once", "[prim][group_quant][lanes]") {
+  for (const CodeLayout layout : lane_layouts)
+    for (const GroupAxis axis : {GroupAxis::token, GroupAxis::channel}) {
+      Page<4> page({.axis = axis, .group_size = 16, .layout = layout}, 64, 96, 13), pieces({.axis = axis, .group_size = 16, .layout = layout}, 64, 96, 14);
+      if (page.codec.layout_of(64, 96) == CodeLayout::rows) FAIL("not in lanes");
+      const index_t step = page.codec.group_slots();
+      for (index_t at = 0; at < 64; at += step)
+        Page<4>::Codec::encode(pieces.codec, pieces.span(), at, step, {page.rows.data() + at * 96, step, 96});
+      REQUIRE(std::memcmp(page.bytes.data(), pieces.bytes.data(), page.bytes.size()) == 0);
+    }
+}
+
+TEST_CASE("group_int lanes: NaN queries and weights stay NaN, zeros stay zero", "[prim][group_quant][lanes]") {
+  const float bad = std::numeric_limits<float>::quiet_NaN();
+  for (const CodeLayout layout : lane_layouts)
+    for (const GroupAxis axis : {GroupAxis::token, GroupAxis::channel}) {
+      Page<4> page({.axis = axis, .group_size = 32, .layout = layout}, 64, 128, 15);
+      std::vector<float> q(2 * 128, 0.0f), w(2 * 64, 0.0f), out(2 * 64, 3.0f), sums(2 * 128, 0.5f);
+      q[128 + 5] = bad, w[64 + 9] = bad;
+      Page<4>::Codec::scores(page.codec, page.span(), 0, 64, {q.data(), 2, 128}, {out.data(), 2, 64});
+      Page<4>::Codec::accumulate(page.codec, page.span(), 0, 64, {w.data(), 2, 64}, {sums.data(), 2, 128});
+      bool zero = true, kept = true;
+      for (std::size_t i = 0; i < 64; ++i) zero = zero && out[i] == 0.0f, kept = kept && std::isnan(out[64 + i]);
+      for (std::size_t c = 0; c < 128; ++c) zero = zero && sums[c] == 0.5f, kept = kept && std::isnan(sums[128 + c]);
+      REQUIRE(zero);
+      REQUIRE(kept);
+    }
+}
