@@ -46,6 +46,11 @@ class Segment {
     const index_t last = last_used();
     return last < 0 || live_ == last * page_slots_ + pages_[last].used;
   }
+  /// For reading: with the page behind it, if that one `follows`.
+  prim::PageSpan span_then_next(const PageRef& ref, bool follows) const {
+    const bool last = !follows || &ref == &pages_.back();
+    return {ref.page->payload(), page_slots_, dim_, last ? nullptr : (&ref + 1)->page->payload()};
+  }
   std::size_t page_payload() const { return codec_.page_bytes(page_slots_, dim_); }
 
   std::size_t page_bytes() const {
