@@ -135,7 +135,8 @@ TEST_CASE("hadamard: errors on outlier and offset channels follow the published 
 }
 
 TEST_CASE("hadamard: a cache attends to rotated codes as to the rows they stand for", "[quant][hadamard][cache]") {
-  const auto [dim, heads] = GENERATE(table<index_t, index_t>({{64, 1}, {80, 3}, {96, 4}, {112, 7}, {128, 16}, {256, 2}}));
+  const auto given = GENERATE(table<index_t, index_t>({{64, 1}, {80, 3}, {96, 4}, {112, 7}, {128, 16}, {256, 2}}));
+  const index_t dim = std::get<0>(given), heads = std::get<1>(given);
   const CacheShape shape{.q_heads = 2 * heads, .kv_heads = 2, .head_dim = dim};
   CAPTURE(dim, heads);
   const auto run = [&](auto stage) {

@@ -234,7 +234,8 @@ TEST_CASE("turboquant: bits per number, widths and fields", "[quant][turboquant]
 }
 
 TEST_CASE("turboquant: a cache's error is that of its bits, whatever the head", "[quant][turboquant][cache]") {
-  const auto [dim, heads] = GENERATE(table<index_t, index_t>({{64, 1}, {80, 3}, {96, 4}, {112, 7}, {128, 16}, {256, 2}}));
+  const auto given = GENERATE(table<index_t, index_t>({{64, 1}, {80, 3}, {96, 4}, {112, 7}, {128, 16}, {256, 2}}));
+  const index_t dim = std::get<0>(given), heads = std::get<1>(given);
   const CacheShape shape{.q_heads = heads, .kv_heads = 1, .head_dim = dim};
   const auto error = [&](int bits) {
     test::CacheRig rig(shape, recipe(quant::TurboQuant{.key_bits = bits, .value_bits = bits, .residual_window = 8}), 220, 200);
