@@ -5,6 +5,7 @@
 #include <cmath>
 #include <cstring>
 
+#include <kvcondense/backend/cpu/clean_row.hpp>
 #include <kvcondense/backend/cpu/group_quant_bits.hpp>
 #include <kvcondense/backend/cpu/scaled_tiles.hpp>
 #include <kvcondense/core/backend.hpp>
@@ -84,15 +85,10 @@ struct PageCodec<Cpu, LevelCodes> {
  private:
   template <int Bits>
   static index_t encode_row(const LevelCodes& codec, const float* in, index_t dim, std::byte* to) {
-    index_t repaired = 0;
-    const GroupRange range = cpu::range_of(in, dim, repaired);
-    const float most = range.lo <= range.hi ? std::max(range.hi, -range.lo) : 0.0f;
     float x[max_head_dim];
+    const index_t repaired = cpu::clean_row(in, dim, x);
     double square = 0.0;
-    for (index_t c = 0; c < dim; ++c) {
-      x[c] = limit_to(without_nan(in[c]), most);
-      square += static_cast<double>(x[c]) * static_cast<double>(x[c]);
-    }
+    for (index_t c = 0; c < dim; ++c) square += static_cast<double>(x[c]) * static_cast<double>(x[c]);
     const double length = std::sqrt(square);
     const auto inverse = static_cast<float>(length > 0.0 ? 1.0 / length : 0.0);
     std::uint8_t codes[max_head_dim];
