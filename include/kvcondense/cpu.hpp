@@ -26,6 +26,7 @@
 #include <kvcondense/backend/cpu/open_blocks.hpp>
 #include <kvcondense/backend/cpu/output_error.hpp>
 #include <kvcondense/backend/cpu/polar_pairs.hpp>
+#include <kvcondense/backend/cpu/polar_tree.hpp>
 #include <kvcondense/backend/cpu/projected_norm.hpp>
 #include <kvcondense/backend/cpu/query_columns.hpp>
 #include <kvcondense/backend/cpu/query_moments.hpp>
@@ -36,6 +37,7 @@
 #include <kvcondense/backend/cpu/row_redundancy.hpp>
 #include <kvcondense/backend/cpu/row_transform.hpp>
 #include <kvcondense/backend/cpu/settle_probed.hpp>
+#include <kvcondense/backend/cpu/sign_sketch.hpp>
 #include <kvcondense/backend/cpu/slot_exposure.hpp>
 #include <kvcondense/backend/cpu/slot_numbers.hpp>
 #include <kvcondense/backend/cpu/slot_rows.hpp>

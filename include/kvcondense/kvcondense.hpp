@@ -67,6 +67,8 @@
 #include <kvcondense/quant/mx.hpp>
 #include <kvcondense/quant/nvfp4.hpp>
 #include <kvcondense/quant/polar.hpp>
+#include <kvcondense/quant/polar_recursive.hpp>
+#include <kvcondense/quant/qjl.hpp>
 #include <kvcondense/quant/qserve.hpp>
 #include <kvcondense/quant/turboquant.hpp>
 #include <kvcondense/quant/zipcache.hpp>

@@ -8,6 +8,7 @@
 #include <kvcondense/cpu.hpp>
 #include <kvcondense/quant/turboquant.hpp>
 
+#include <quant/codec_page.hpp>
 #include <support/cache_rig.hpp>
 #include <support/fill.hpp>
 #include <support/guarded.hpp>
@@ -219,8 +220,106 @@ TEST_CASE("turboquant: zeros are exact, what is no number is repaired and counte
   }
 }
 
+TEST_CASE("turboquant: the worked example's second stage, and what it stands for", "[quant][turboquant][oracle]") {
+  const auto o = test::load_oracle("quantization.json", "M3_turboquant_example");
+  const auto signs = test::floats(o.at("signs")), query = test::floats(o.at("query"));
+  const auto unit = test::floats(o.at("rotated_unit"));
+  // The example's directions see rows as they were: turned, they see rotated ones.
+  auto directions = test::floats(o.at("S"));
+  for (std::size_t i = 0; i < 64; ++i) directions[i] *= signs[i % 8];
+  prim::RowTransform<Cpu, prim::Hadamard>::forward({}, 8, {directions.data(), 8, 8});
+  const prim::Sketched<LevelCodes> codec{codec_of(2, 8), {8, 0, directions.data(), 8}};
+  using Two = prim::PageCodec<Cpu, prim::Sketched<LevelCodes>>;
+  test::Guarded<std::byte> bytes(codec.page_bytes(1, 8));
+  const prim::PageSpan page{bytes.data(), 1, 8};
+  REQUIRE(Two::encode(codec, page, 0, 1, {unit.data(), 1, 8}) == 0);
+  const auto want = o.at("qjl_bits").get<std::vector<int>>();
+  for (int j = 0; j < 8; ++j) REQUIRE((static_cast<int>(bytes[4]) >> j & 1) == want[static_cast<std::size_t>(j)]);
+  std::uint16_t half;
+  std::memcpy(&half, bytes.data() + 5, 2);
+  REQUIRE(kvcondense::detail::half_value(half) == Approx(o.at("residual_norm").get<double>()).epsilon(1e-3));
+  std::vector<float> row(8);
+  Two::decode(codec, page, 0, 1, {row.data(), 1, 8});
+  prim::RowTransform<Cpu, prim::Hadamard>::backward({}, 8, {row.data(), 1, 8});
+  const auto back = test::floats(o.at("recon_unit_prod"));
+  for (std::size_t c = 0; c < 8; ++c) REQUIRE(row[c] * signs[c] == Approx(back[c]).margin(1e-3));
+  auto q = query;
+  for (std::size_t c = 0; c < 8; ++c) q[c] *= signs[c];
+  prim::RowTransform<Cpu, prim::Hadamard>::forward({}, 8, {q.data(), 1, 8});
+  float product = 0;
+  Two::scores(codec, page, 0, 1, {q.data(), 1, 8}, {&product, 1, 1});
+  const double length = o.at("norm").get<double>();
+  REQUIRE(static_cast<double>(product) * length == Approx(o.at("ip_prod_est").get<double>()).margin(5e-3));
+  REQUIRE(bytes.ok());
+}
+
+TEST_CASE("turboquant: with its second stage scores are unbiased, and vary as published", "[quant][turboquant]") {
+  const index_t dim = GENERATE(64, 128);
+  const int bits = GENERATE(2, 3, 4);
+  std::vector<float> k(static_cast<std::size_t>(dim)), q = k;
+  test::fill_normal(k.data(), k.size(), 1), test::fill_normal(q.data(), q.size(), 2);
+  for (std::size_t i = 0; i < q.size(); ++i) q[i] += k[i];
+  const double kk = length(k.data(), dim), qq = length(q.data(), dim);
+  double want = 0;
+  for (std::size_t i = 0; i < q.size(); ++i) want += static_cast<double>(k[i]) * static_cast<double>(q[i]);
+  const CacheShape shape{.head_dim = dim};
+  const int runs = 3000;
+  double mean = 0, square = 0;
+  for (int r = 0; r < runs; ++r) {
+    const auto codec = quant::TurboQuant{.key_bits = bits, .scale = LevelScale::norm, .sketch = true, .seed = static_cast<std::uint64_t>(r) + 5}.key_codec(shape);
+    auto x = k, y = q;
+    prim::RowTransform<Cpu, prim::Hadamard>::forward(codec.transform, dim, {x.data(), 1, dim});
+    prim::RowTransform<Cpu, prim::Hadamard>::query(codec.transform, dim, {y.data(), 1, dim});
+    std::vector<std::byte> bytes(codec.page_bytes(1, dim));
+    using Two = prim::PageCodec<Cpu, prim::Sketched<LevelCodes>>;
+    Two::encode(codec.codec, {bytes.data(), 1, dim}, 0, 1, {x.data(), 1, dim});
+    float s = 0;
+    Two::scores(codec.codec, {bytes.data(), 1, dim}, 0, 1, {y.data(), 1, dim}, {&s, 1, 1});
+    mean += static_cast<double>(s) / runs, square += static_cast<double>(s) * static_cast<double>(s) / runs;
+  }
+  const double variance = square - mean * mean;
+  const double left = test::load_oracle("quantization.json", "M2_turboquant_codebooks").at("tables").at("d" + std::to_string(dim))
+                          .at("bits" + std::to_string(bits - 1)).at("D_mse_unit_vector").get<double>();
+  CAPTURE(dim, bits, mean, want, variance);
+  REQUIRE(std::fabs(mean - want) < 4 * std::sqrt(variance / runs) + 0.004 * kk * qq);
+  REQUIRE(variance < 1.2 * 1.5708 * left * kk * kk * qq * qq / static_cast<double>(dim));
+}
+
+TEST_CASE("turboquant: scores and sums of two stages are those of what they decode to", "[quant][turboquant]") {
+  const index_t dim = GENERATE(64, 80, 96, 112, 128, 256);
+  const int bits = GENERATE(1, 4);
+  test::CodecPage<prim::Sketched<LevelCodes>> page({codec_of(bits, dim, LevelScale::unit), {dim, 9}}, test::normal_rows(37, dim, 3), dim);
+  REQUIRE(page.repaired == 0);
+  test::require_folds(page, 2e-5);
+  test::CodecPage<prim::Sketched<LevelCodes>> other(page.codec, test::normal_rows(7, dim, 4), dim);
+  decltype(page)::Codec::move(page.codec, other.span(), 6, page.span(), 2);
+  REQUIRE(other.decoded(6, 1) == page.decoded(2, 1));
+  REQUIRE(other.bytes.ok());
+  // Off, the pages are the codec's.
+  test::CodecPage<prim::Sketched<LevelCodes>> off({page.codec.codec, {}}, page.rows, dim);
+  test::CodecPage<LevelCodes> one(page.codec.codec, page.rows, dim);
+  REQUIRE(off.bytes.size() == one.bytes.size());
+  REQUIRE(std::equal(one.bytes.begin(), one.bytes.end(), off.bytes.begin()));
+  REQUIRE(off.decoded() == one.decoded());
+  REQUIRE(off.codec.fingerprint() == one.codec.fingerprint());
+  // What is no number is one before both stages.
+  auto rows = page.rows;
+  rows[3] = std::numeric_limits<float>::quiet_NaN();
+  rows[static_cast<std::size_t>(dim + 5)] = std::numeric_limits<float>::infinity();
+  test::CodecPage<prim::Sketched<LevelCodes>> bad(page.codec, rows, dim);
+  REQUIRE(bad.repaired == 2);
+  for (const float x : bad.decoded()) REQUIRE(std::isfinite(x));
+}
+
 TEST_CASE("turboquant: bits per number, widths and fields", "[quant][turboquant][oracle]") {
   const CacheShape shape{.head_dim = 128};
+  const auto z = test::load_oracle("quantization.json", "Z_effective_bits");
+  const quant::TurboQuant two{.key_bits = 3, .sketch = true};
+  REQUIRE(test::bits_per_number(two.key_codec(shape), 128) ==
+          z.at("TurboQuant prod b=3 (2b mse + 1b qjl), fp16 norm + fp16 residual norm").get<double>());
+  REQUIRE(two.validate(shape) == Status::ok);
+  REQUIRE(quant::TurboQuant{.key_bits = 1, .sketch = true}.validate(shape) == Status::invalid_argument);
+  REQUIRE(quant::TurboQuant{.key_bits = 5, .sketch = true}.validate(shape) == Status::ok);
   const quant::TurboQuant three{.key_bits = 3, .value_bits = 3};
   REQUIRE(static_cast<double>(three.key_codec(shape).page_bytes(128, 128)) * 8 / (128 * 128) == 3.125);
   REQUIRE(three.validate(shape) == Status::ok);

@@ -19,20 +19,17 @@ enum class LevelScale : std::uint8_t {
   least_squares,  ///< whatever is nearest to the row
 };
 
-/// Levels of the numbers of a unit vector of `dim` numbers that was rotated at random: Lloyd and Max's for the
-/// density (1 - t^2)^((dim - 3) / 2); with `normal` those of a normal density of variance 1 / dim instead. They lie
-/// symmetrically about 0: the positive half, ascending.
+/// The positive half, ascending, of Lloyd and Max's 2n levels for a density that is symmetric about 0 and ends at `end`.
 ///
-/// Numbers  double; the fixed point of Lloyd's iteration over a grid of 4096 cells.
-inline std::array<float, 8> fit_levels(int bits, index_t dim, bool normal = false) {
+/// Numbers  double; the fixed point of Lloyd's iteration over a grid of 4096 cells. n <= 8.
+template <class Density>
+std::array<double, 8> lloyd_levels(std::size_t n, double end, double spread, Density&& density) {
   constexpr std::size_t cells = 4096;
-  const auto n = static_cast<std::size_t>(1 << (bits - 1));
-  const double d = static_cast<double>(dim), end = normal ? 8.0 : std::fmin(8.0, std::sqrt(d)), step = end / cells;
-  // In units of 1 / sqrt(dim): integrals of the density and of t times it, up to each cell.
+  const double step = end / cells;
+  // Integrals of the density and of t times it, up to each cell.
   std::array<double, cells + 1> mass{}, first{};
   for (std::size_t i = 0; i < cells; ++i) {
-    const double t = (static_cast<double>(i) + 0.5) * step;
-    const double f = normal ? std::exp(-t * t / 2) : std::pow(1 - t * t / d, (d - 3) / 2);
+    const double t = (static_cast<double>(i) + 0.5) * step, f = density(t);
     mass[i + 1] = mass[i] + f, first[i + 1] = first[i] + f * t;
   }
   // The density is constant in a cell; `moment` goes with the square of the place in it.
@@ -44,7 +41,7 @@ inline std::array<float, 8> fit_levels(int bits, index_t dim, bool normal = fals
     return moment ? first[i] + f * step * (at * at - here * here) / 2 : mass[i] + f * (at - here);
   };
   std::array<double, 8> level{};
-  for (std::size_t i = 0; i < n; ++i) level[i] = (static_cast<double>(i) + 0.5) * 2.0 / static_cast<double>(n);
+  for (std::size_t i = 0; i < n; ++i) level[i] = (static_cast<double>(i) + 0.5) * spread / static_cast<double>(n);
   for (int round = 0; round < 4000; ++round) {
     std::array<double, 8> next{};
     double moved = 0;
@@ -57,6 +54,18 @@ inline std::array<float, 8> fit_levels(int bits, index_t dim, bool normal = fals
     level = next;
     if (moved < 1e-12) break;
   }
+  return level;
+}
+
+/// Levels of the numbers of a unit vector of `dim` numbers that was rotated at random: Lloyd and Max's for the
+/// density (1 - t^2)^((dim - 3) / 2); with `normal` those of a normal density of variance 1 / dim instead. They lie
+/// symmetrically about 0: the positive half, ascending.
+inline std::array<float, 8> fit_levels(int bits, index_t dim, bool normal = false) {
+  const auto n = static_cast<std::size_t>(1 << (bits - 1));
+  const double d = static_cast<double>(dim);  // levels are found in units of 1 / sqrt(dim)
+  const auto level = lloyd_levels(n, normal ? 8.0 : std::fmin(8.0, std::sqrt(d)), 2.0, [&](double t) {
+    return normal ? std::exp(-t * t / 2) : std::pow(1 - t * t / d, (d - 3) / 2);
+  });
   std::array<float, 8> out{};
   for (std::size_t i = 0; i < n; ++i) out[i] = static_cast<float>(level[i] / std::sqrt(d));
   return out;

@@ -19,16 +19,23 @@ template <class Codec>
 constexpr bool group_codec_fits(const Codec& codec, index_t dim, const Flush& flush, index_t sinks) {
   if (!codec.valid(dim)) return false;
   const index_t slots = codec.group_slots();
-  if (group_slots_divide % slots != 0 || flush.block < 1 || flush.block % slots != 0) return false;
+  if (group_slots_divide % slots != 0 || flush.block < 0 || flush.block % slots != 0) return false;
   constexpr index_t sane = index_t{1} << 30;
   return flush.block <= sane && flush.keep >= 0 && flush.keep <= sane && sinks >= 0 && sinks <= sane;
 }
 
-/// Can the codecs of a stage store what this cache holds, with its flush rules?
+/// Can the codecs of a stage store what this cache holds, with its flush rules, in every head?
 template <class Stage>
 constexpr bool codecs_fit(const Stage& s, const CacheShape& shape) {
-  return group_codec_fits(key_codec_of(s, shape), shape.head_dim, s.key_flush(), s.sinks) &&
-         group_codec_fits(value_codec_of(s, shape), shape.values(), s.value_flush(), s.sinks);
+  const bool each = differs_per_head(s);
+  for (index_t layer = 0; layer < (each ? shape.layers : 1); ++layer)
+    for (index_t head = 0; head < (each ? shape.kv_heads : 1); ++head) {
+      const HeadIndex at{layer, head};
+      if (!group_codec_fits(key_codec_of(s, shape, at), shape.head_dim, key_flush_of(s, at), s.sinks) ||
+          !group_codec_fits(value_codec_of(s, shape, at), shape.values(), value_flush_of(s, at), s.sinks))
+        return false;
+    }
+  return true;
 }
 
 /// Stores keys and values as integer codes with a scale and an offset per group.
