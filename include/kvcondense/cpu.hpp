@@ -10,6 +10,7 @@
 #include <kvcondense/backend/cpu/boosted_int.hpp>
 #include <kvcondense/backend/cpu/chunk_pool.hpp>
 #include <kvcondense/backend/cpu/chunk_top_k.hpp>
+#include <kvcondense/backend/cpu/cluster_rows.hpp>
 #include <kvcondense/backend/cpu/column_pool.hpp>
 #include <kvcondense/backend/cpu/context.hpp>
 #include <kvcondense/backend/cpu/corrected.hpp>
@@ -17,12 +18,14 @@
 #include <kvcondense/backend/cpu/exact_rows.hpp>
 #include <kvcondense/backend/cpu/expected_attention.hpp>
 #include <kvcondense/backend/cpu/forward_pool.hpp>
+#include <kvcondense/backend/cpu/group_bits.hpp>
 #include <kvcondense/backend/cpu/group_quant.hpp>
 #include <kvcondense/backend/cpu/head_policy.hpp>
 #include <kvcondense/backend/cpu/lag_spread.hpp>
 #include <kvcondense/backend/cpu/level_codes.hpp>
 #include <kvcondense/backend/cpu/lift_top.hpp>
 #include <kvcondense/backend/cpu/mixed_rows.hpp>
+#include <kvcondense/backend/cpu/nuq_rows.hpp>
 #include <kvcondense/backend/cpu/open_blocks.hpp>
 #include <kvcondense/backend/cpu/output_error.hpp>
 #include <kvcondense/backend/cpu/polar_pairs.hpp>

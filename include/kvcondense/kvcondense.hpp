@@ -53,7 +53,11 @@
 #include <kvcondense/position/rerotate.hpp>
 #include <kvcondense/quant/bfp.hpp>
 #include <kvcondense/quant/bipolar_int.hpp>
+#include <kvcondense/quant/bit_allocation.hpp>
+#include <kvcondense/quant/bit_search.hpp>
+#include <kvcondense/quant/boundary_layers.hpp>
 #include <kvcondense/quant/cachegen.hpp>
+#include <kvcondense/quant/channel_clusters.hpp>
 #include <kvcondense/quant/channel_order.hpp>
 #include <kvcondense/quant/comet.hpp>
 #include <kvcondense/quant/fp8.hpp>
@@ -63,6 +67,8 @@
 #include <kvcondense/quant/hadamard.hpp>
 #include <kvcondense/quant/kitty.hpp>
 #include <kvcondense/quant/kivi.hpp>
+#include <kvcondense/quant/kvquant.hpp>
+#include <kvcondense/quant/level_search.hpp>
 #include <kvcondense/quant/mikv.hpp>
 #include <kvcondense/quant/mx.hpp>
 #include <kvcondense/quant/nvfp4.hpp>
@@ -70,6 +76,9 @@
 #include <kvcondense/quant/polar_recursive.hpp>
 #include <kvcondense/quant/qjl.hpp>
 #include <kvcondense/quant/qserve.hpp>
+#include <kvcondense/quant/rotatekv.hpp>
+#include <kvcondense/quant/skvq.hpp>
+#include <kvcondense/quant/smooth_attention.hpp>
 #include <kvcondense/quant/turboquant.hpp>
 #include <kvcondense/quant/zipcache.hpp>
 #include <kvcondense/retrieve/kinetics.hpp>

@@ -27,7 +27,7 @@ struct Uneven {
   prim::GroupInt<2> value_codec(const CacheShape&, HeadIndex at) const {
     return {.group_size = kind(at) == 0 ? index_t{4} + tilt : 8};
   }
-  Flush key_flush(HeadIndex at) const { return kind(at) == 2 ? Flush{0, 0} : Flush{1, 4 + at.head}; }
+  Flush key_flush(const CacheShape&, HeadIndex at) const { return kind(at) == 2 ? Flush{0, 0} : Flush{1, 4 + at.head}; }
   Flush value_flush() const { return {1, 5}; }
   Status validate(const CacheShape&) const { return Status::ok; }
 };
@@ -39,7 +39,7 @@ struct Even {
   index_t sinks = 2;
   auto key_codec(const CacheShape& s) const { return Uneven{}.key_codec(s, as); }
   auto value_codec(const CacheShape& s) const { return Uneven{}.value_codec(s, as); }
-  Flush key_flush() const { return Uneven{}.key_flush(as); }
+  Flush key_flush() const { return Uneven{}.key_flush({}, as); }
   Flush value_flush() const { return Uneven{}.value_flush(); }
   Status validate(const CacheShape&) const { return Status::ok; }
 };

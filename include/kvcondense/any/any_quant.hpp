@@ -21,8 +21,8 @@ struct InnerQuant {
 
   AnyCodec key_codec(const CacheShape& shape, HeadIndex at = {}) const;
   AnyCodec value_codec(const CacheShape& shape, HeadIndex at = {}) const;
-  Flush key_flush(HeadIndex at = {}) const;
-  Flush value_flush(HeadIndex at = {}) const;
+  Flush key_flush(const CacheShape& shape, HeadIndex at = {}) const;
+  Flush value_flush(const CacheShape& shape, HeadIndex at = {}) const;
   bool differs_per_head() const;
   bool has_saliency() const;
   evict::AnyPipeline saliency() const;
@@ -35,13 +35,13 @@ struct InnerQuant {
 
 namespace detail {
 
-using QuantRoom = InlineValue<128>;
+using QuantRoom = InlineValue<192>;
 
 struct QuantTable {
   AnyCodec (*key_codec)(const QuantRoom&, InnerQuant below, const CacheShape&, HeadIndex);
   AnyCodec (*value_codec)(const QuantRoom&, InnerQuant below, const CacheShape&, HeadIndex);
-  Flush (*key_flush)(const QuantRoom&, InnerQuant below, HeadIndex);
-  Flush (*value_flush)(const QuantRoom&, InnerQuant below, HeadIndex);
+  Flush (*key_flush)(const QuantRoom&, InnerQuant below, const CacheShape&, HeadIndex);
+  Flush (*value_flush)(const QuantRoom&, InnerQuant below, const CacheShape&, HeadIndex);
   bool (*differs_per_head)(const QuantRoom&, InnerQuant below);
   bool (*has_saliency)(const QuantRoom&, InnerQuant below);
   evict::AnyPipeline (*saliency)(const QuantRoom&, InnerQuant below);
@@ -63,9 +63,11 @@ struct QuantCalls {
   static AnyCodec value_codec(const QuantRoom& q, InnerQuant below, const CacheShape& shape, HeadIndex at) {
     return AnyCodec(value_codec_of(whole(q, below), shape, at));
   }
-  static Flush key_flush(const QuantRoom& q, InnerQuant below, HeadIndex at) { return key_flush_of(whole(q, below), at); }
-  static Flush value_flush(const QuantRoom& q, InnerQuant below, HeadIndex at) {
-    return value_flush_of(whole(q, below), at);
+  static Flush key_flush(const QuantRoom& q, InnerQuant below, const CacheShape& shape, HeadIndex at) {
+    return key_flush_of(whole(q, below), shape, at);
+  }
+  static Flush value_flush(const QuantRoom& q, InnerQuant below, const CacheShape& shape, HeadIndex at) {
+    return value_flush_of(whole(q, below), shape, at);
   }
   static bool differs_per_head(const QuantRoom& q, InnerQuant below) {
     return kvcondense::differs_per_head(whole(q, below));
@@ -85,7 +87,7 @@ struct QuantCalls {
 
 }  // namespace detail
 
-/// Any quant stage as a value: a quantizer and up to two wrappers around it, of at most 128 bytes each.
+/// Any quant stage as a value: a quantizer and up to two wrappers around it, of at most 192 bytes each.
 /// Trivially copyable.
 class AnyQuant {
  public:
@@ -108,8 +110,8 @@ class AnyQuant {
 
   AnyCodec key_codec(const CacheShape& shape, HeadIndex at = {}) const { return top().key_codec(shape, at); }
   AnyCodec value_codec(const CacheShape& shape, HeadIndex at = {}) const { return top().value_codec(shape, at); }
-  Flush key_flush(HeadIndex at = {}) const { return top().key_flush(at); }
-  Flush value_flush(HeadIndex at = {}) const { return top().value_flush(at); }
+  Flush key_flush(const CacheShape& shape, HeadIndex at = {}) const { return top().key_flush(shape, at); }
+  Flush value_flush(const CacheShape& shape, HeadIndex at = {}) const { return top().value_flush(shape, at); }
   bool differs_per_head() const { return top().differs_per_head(); }
   bool has_saliency() const { return top().has_saliency(); }
   evict::AnyPipeline saliency() const { return top().saliency(); }
@@ -139,8 +141,12 @@ inline AnyCodec InnerQuant::key_codec(const CacheShape& shape, HeadIndex at) con
 inline AnyCodec InnerQuant::value_codec(const CacheShape& shape, HeadIndex at) const {
   return here().table->value_codec(here().room, below(), shape, at);
 }
-inline Flush InnerQuant::key_flush(HeadIndex at) const { return here().table->key_flush(here().room, below(), at); }
-inline Flush InnerQuant::value_flush(HeadIndex at) const { return here().table->value_flush(here().room, below(), at); }
+inline Flush InnerQuant::key_flush(const CacheShape& shape, HeadIndex at) const {
+  return here().table->key_flush(here().room, below(), shape, at);
+}
+inline Flush InnerQuant::value_flush(const CacheShape& shape, HeadIndex at) const {
+  return here().table->value_flush(here().room, below(), shape, at);
+}
 inline bool InnerQuant::differs_per_head() const { return here().table->differs_per_head(here().room, below()); }
 inline bool InnerQuant::has_saliency() const { return here().table->has_saliency(here().room, below()); }
 inline evict::AnyPipeline InnerQuant::saliency() const { return here().table->saliency(here().room, below()); }

@@ -61,7 +61,7 @@ Expected<Cache<B, R>> Cache<B, R>::make(const CacheShape& shape, const R& recipe
   }
   const auto codecs = [&](HeadIndex at) {
     return typename Layer::Codecs{key_codec_of(recipe.quant, shape, at), value_codec_of(recipe.quant, shape, at),
-                                  key_flush_of(recipe.quant, at), value_flush_of(recipe.quant, at)};
+                                  key_flush_of(recipe.quant, shape, at), value_flush_of(recipe.quant, shape, at)};
   };
   const bool own = differs_per_head(recipe.quant);
   const auto all = codecs({});

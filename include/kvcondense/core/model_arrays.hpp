@@ -17,10 +17,28 @@ struct HeadTable {
   constexpr bool fits(const CacheShape& shape) const { return layers == shape.layers && heads == shape.kv_heads; }
   constexpr index_t size() const { return layers * heads; }
   constexpr float operator()(index_t layer, index_t head) const { return data[layer * heads + head]; }
+  constexpr float operator()(HeadIndex at) const { return data[at.layer * heads + at.head]; }
   bool finite() const {
     for (index_t i = 0; i < size(); ++i)
       if (!std::isfinite(data[i])) return false;
     return true;
+  }
+};
+
+/// A row of numbers per (layer, KV head), one after another; the caller owns and keeps them.
+struct HeadRows {
+  const float* data = nullptr;
+  index_t layers = 0;
+  index_t heads = 0;
+  index_t numbers = 0;  ///< of a row
+
+  constexpr bool empty() const { return data == nullptr; }
+  constexpr bool fits(const CacheShape& shape, index_t n) const {
+    return layers == shape.layers && heads == shape.kv_heads && numbers == n;
+  }
+  /// Null where there are none.
+  constexpr const float* row(HeadIndex at) const {
+    return empty() ? nullptr : data + (at.layer * heads + at.head) * numbers;
   }
 };
 

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <bit>
 #include <cstdint>
 
 #include <kvcondense/core/config.hpp>
@@ -11,20 +12,25 @@ namespace kvcondense::prim {
 /// A factor per channel before coding, found once, from the first rows that are coded: channels that are large
 /// together get to share a scale with the small ones.
 ///
-/// Source   root_max: ZipCache, arXiv:2405.14256, channel-separable quantization; balance: MiKV, arXiv:2402.18096.
+/// Source   root_max: ZipCache, arXiv:2405.14256, channel-separable quantization, and QServe's
+///          SmoothAttention, arXiv:2405.04532; balance: MiKV, arXiv:2402.18096.
 /// Shapes   state: the factors of all channels, then their inverses.
-/// Numbers  float32. root_max: 1 / sqrt(max |x|). balance: sqrt(max |q| / max |x|) over the query group and the step's
+/// Numbers  float32. root_max: 1 / (max |x|)^alpha. balance: sqrt(max |q| / max |x|) over the query group and the step's
 ///          queries. A factor whose maxima are zero or no numbers is 1; all are cut to [2^-8, 2^8].
 struct ChannelScale {
   enum class Rule : std::uint8_t { none, root_max, balance };
   Rule rule = Rule::none;
+  float alpha = 0.5f;  ///< of root_max
 
   constexpr bool identity() const { return rule == Rule::none; }
   constexpr bool needs_queries() const { return rule == Rule::balance; }
   constexpr index_t stored_dim(index_t dim) const { return dim; }
   constexpr index_t state_floats(index_t dim) const { return identity() ? 0 : 2 * dim; }
   constexpr bool valid(index_t dim) const { return dim >= 1 && dim <= max_head_dim; }
-  constexpr std::int64_t fingerprint() const { return identity() ? 0 : 0x5ca1e0 + static_cast<std::int64_t>(rule); }
+  constexpr std::int64_t fingerprint() const {
+    const auto power = static_cast<std::int64_t>(std::bit_cast<std::uint32_t>(alpha) ^ std::bit_cast<std::uint32_t>(0.5f));
+    return identity() ? 0 : 0x5ca1e0 + static_cast<std::int64_t>(rule) + power * 0x1000000;
+  }
 };
 
 static_assert(TransformDescription<ChannelScale>);

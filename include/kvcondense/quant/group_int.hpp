@@ -31,8 +31,8 @@ constexpr bool codecs_fit(const Stage& s, const CacheShape& shape) {
   for (index_t layer = 0; layer < (each ? shape.layers : 1); ++layer)
     for (index_t head = 0; head < (each ? shape.kv_heads : 1); ++head) {
       const HeadIndex at{layer, head};
-      if (!group_codec_fits(key_codec_of(s, shape, at), shape.head_dim, key_flush_of(s, at), s.sinks) ||
-          !group_codec_fits(value_codec_of(s, shape, at), shape.values(), value_flush_of(s, at), s.sinks))
+      if (!group_codec_fits(key_codec_of(s, shape, at), shape.head_dim, key_flush_of(s, shape, at), s.sinks) ||
+          !group_codec_fits(value_codec_of(s, shape, at), shape.values(), value_flush_of(s, shape, at), s.sinks))
         return false;
     }
   return true;

@@ -56,8 +56,8 @@ struct Hadamard {
   constexpr bool differs_per_head() const { return kvcondense::differs_per_head(base); }
   constexpr auto saliency() const requires requires { base.saliency(); } { return base.saliency(); }
   constexpr bool has_saliency() const requires requires { base.has_saliency(); } { return base.has_saliency(); }
-  constexpr Flush key_flush(HeadIndex at = {}) const { return key_flush_of(base, at); }
-  constexpr Flush value_flush(HeadIndex at = {}) const { return value_flush_of(base, at); }
+  constexpr Flush key_flush(const CacheShape& shape, HeadIndex at = {}) const { return key_flush_of(base, shape, at); }
+  constexpr Flush value_flush(const CacheShape& shape, HeadIndex at = {}) const { return value_flush_of(base, shape, at); }
 
   constexpr Status validate(const CacheShape& shape) const {
     if (const Status s = base.validate(shape); s != Status::ok) return s;

@@ -51,7 +51,7 @@ struct Qjl {
   constexpr Flush key_flush() const { return block_flush(buffer); }
   constexpr Flush value_flush() const { return fifo_flush(buffer); }
 
-  constexpr Status validate(const CacheShape& shape) const {
+  Status validate(const CacheShape& shape) const {
     return buffer > 0 && codecs_fit(*this, shape) ? Status::ok : Status::invalid_argument;
   }
 };

@@ -93,7 +93,8 @@ struct RowTransform<Cpu, ChannelScale> {
     for (index_t c = 0; c < dim; ++c) {
       const float square = t.rule == ChannelScale::Rule::balance ? asked[c] / state[c] : 1.0f / state[c];
       const bool usual = square > 0.0f && square <= 3e38f;
-      state[c] = usual ? std::clamp(std::sqrt(square), 1.0f / most, most) : 1.0f;
+      const float power = t.rule == ChannelScale::Rule::balance || t.alpha == 0.5f ? std::sqrt(square) : std::pow(square, t.alpha);
+      state[c] = usual ? std::clamp(power, 1.0f / most, most) : 1.0f;
       state[dim + c] = 1.0f / state[c];
     }
   }
