@@ -5,6 +5,8 @@
 #include <kvcondense/cpu.hpp>
 #include <kvcondense/quant/bfp.hpp>
 #include <kvcondense/quant/bipolar_int.hpp>
+#include <kvcondense/quant/bit_allocation.hpp>
+#include <kvcondense/quant/boundary_layers.hpp>
 #include <kvcondense/quant/comet.hpp>
 #include <kvcondense/quant/fp8.hpp>
 #include <kvcondense/quant/gear.hpp>
@@ -13,11 +15,17 @@
 #include <kvcondense/quant/hadamard.hpp>
 #include <kvcondense/quant/kitty.hpp>
 #include <kvcondense/quant/kivi.hpp>
+#include <kvcondense/quant/kvquant.hpp>
 #include <kvcondense/quant/mikv.hpp>
 #include <kvcondense/quant/mx.hpp>
 #include <kvcondense/quant/nvfp4.hpp>
 #include <kvcondense/quant/polar.hpp>
+#include <kvcondense/quant/polar_recursive.hpp>
+#include <kvcondense/quant/qjl.hpp>
 #include <kvcondense/quant/qserve.hpp>
+#include <kvcondense/quant/rotatekv.hpp>
+#include <kvcondense/quant/skvq.hpp>
+#include <kvcondense/quant/smooth_attention.hpp>
 #include <kvcondense/quant/turboquant.hpp>
 #include <kvcondense/quant/zipcache.hpp>
 
@@ -404,18 +412,98 @@ constexpr Choice level_scales[] = {
     {"least_squares", static_cast<int>(prim::LevelScale::least_squares)},
 };
 constexpr Field turboquant_fields[] = {
-    number<quant::TurboQuant, &quant::TurboQuant::key_bits>("key_bits", "", "of a key's code", 1, 4),
+    number<quant::TurboQuant, &quant::TurboQuant::key_bits>("key_bits", "", "of a key's code, with its sign of the rest", 1, 5),
     number<quant::TurboQuant, &quant::TurboQuant::value_bits>("value_bits", "", "of a value's code", 1, 4),
     choice<quant::TurboQuant, &quant::TurboQuant::scale>(
         "scale", "", "what goes with a row: its length, what makes decoded rows that long, or what is nearest", level_scales),
     flag<quant::TurboQuant, &quant::TurboQuant::normal_levels>("normal_levels", "",
                                                                "levels for a normal density"),
+    flag<quant::TurboQuant, &quant::TurboQuant::sketch>("sketch", "",
+                                                        "the last bit of a key is a sign of what the others leave"),
     number<quant::TurboQuant, &quant::TurboQuant::seed>("seed", "", "of the rotation's signs; 0: none", 0,
                                                         most_slots),
     number<quant::TurboQuant, &quant::TurboQuant::residual_window>("residual_window", "residual",
                                                                    "newest tokens kept exactly", 0, most_slots),
     number<quant::TurboQuant, &quant::TurboQuant::sinks>("sinks", "", "first tokens kept exactly", 0,
                                                          most_slots),
+};
+
+constexpr Field qjl_fields[] = {
+    number<quant::Qjl, &quant::Qjl::bits>("bits", "", "signs of a key, a multiple of 8", 8, prim::SignSketch::most_bits),
+    number<quant::Qjl, &quant::Qjl::strong_bits>("strong_bits", "", "signs of its strong channels", 0,
+                                                 prim::SignSketch::most_bits),
+    number<quant::Qjl, &quant::Qjl::first_layers>("first_layers", "", "layers with numbers of signs of their own", 0, most_slots),
+    number<quant::Qjl, &quant::Qjl::first_bits>("first_bits", "", "signs of a key in the first layers", 8,
+                                                prim::SignSketch::most_bits),
+    number<quant::Qjl, &quant::Qjl::first_strong_bits>("first_strong_bits", "", "signs of its strong channels there", 0,
+                                                       prim::SignSketch::most_bits),
+    number<quant::Qjl, &quant::Qjl::channels>("channels", "", "strong channels of a group", 0, 255),
+    number<quant::Qjl, &quant::Qjl::group_size>("group_size", "group", "keys that agree on their strong channels", 1, 256),
+    number<quant::Qjl, &quant::Qjl::value_group>("value_group", "", "numbers of a value that share a scale; 0: the whole row",
+                                                 0, 256),
+    number<quant::Qjl, &quant::Qjl::buffer>("buffer", "", "newest values kept exactly; keys leave in blocks of it", 1, most_slots),
+    number<quant::Qjl, &quant::Qjl::seed>("seed", "", "of the directions", 0, most_slots),
+    number<quant::Qjl, &quant::Qjl::sinks>("sinks", "", "first tokens kept exactly", 0, most_slots),
+};
+constexpr Field polar_recursive_fields[] = {
+    number<quant::PolarRecursive, &quant::PolarRecursive::levels>("levels", "", "of angles; blocks are of 2^levels numbers", 3, 5),
+    number<quant::PolarRecursive, &quant::PolarRecursive::first_bits>("first_bits", "", "of an angle of two numbers", 1, 6),
+    number<quant::PolarRecursive, &quant::PolarRecursive::bits>("bits", "", "of an angle of two lengths", 1, 3),
+    number<quant::PolarRecursive, &quant::PolarRecursive::seed>("seed", "", "of the rotation's signs; 0: none", 0, most_slots),
+    number<quant::PolarRecursive, &quant::PolarRecursive::residual_window>("residual_window", "residual",
+                                                                           "newest tokens kept exactly", 0, most_slots),
+    number<quant::PolarRecursive, &quant::PolarRecursive::sinks>("sinks", "", "first tokens kept exactly", 0, most_slots),
+};
+
+constexpr Choice row_levels[] = {{"2", 2}, {"3", 3}, {"4", 4}, {"8", 8}, {"16", 16}};
+constexpr Choice cluster_params[] = {
+    {"f16", static_cast<int>(prim::ClusterParam::f16)},
+    {"f32", static_cast<int>(prim::ClusterParam::f32)},
+    {"e4m3", static_cast<int>(prim::ClusterParam::e4m3)},
+};
+constexpr Field skvq_fields[] = {
+    choice<quant::Skvq, &quant::Skvq::key_levels>("key_levels", "", "of a key's code", row_levels),
+    choice<quant::Skvq, &quant::Skvq::value_levels>("value_levels", "", "of a value's; 3: five codes in a byte", row_levels),
+    fraction<quant::Skvq, &quant::Skvq::key_clip>("key_clip", "", "part of a key's range that stays", 0.01),
+    fraction<quant::Skvq, &quant::Skvq::value_clip>("value_clip", "", "part of a value's", 0.01),
+    number<quant::Skvq, &quant::Skvq::group_size>("group_size", "group", "neighbours that share a scale, without clusters", 1, 256),
+    choice<quant::Skvq, &quant::Skvq::params>("params", "", "type of scales and minima", cluster_params),
+    number<quant::Skvq, &quant::Skvq::window>("window", "", "newest tokens kept exactly", 0, most_slots),
+    number<quant::Skvq, &quant::Skvq::sinks>("sinks", "", "first tokens kept exactly", 0, most_slots),
+};
+constexpr Field rotatekv_fields[] = {
+    number<quant::RotateKv, &quant::RotateKv::bits>("bits", "", "of a code", 1, 4),
+    fraction<quant::RotateKv, &quant::RotateKv::clip>("clip", "", "part of a range that stays", 0.01),
+    number<quant::RotateKv, &quant::RotateKv::group_size>("group_size", "group",
+                                                          "rotated neighbours that share a scale, without clusters", 1, 256),
+    number<quant::RotateKv, &quant::RotateKv::seed>("seed", "", "of random signs; 0: none", 0, most_slots),
+    number<quant::RotateKv, &quant::RotateKv::residual_window>("residual_window", "residual", "newest tokens kept exactly", 0,
+                                                               most_slots),
+    number<quant::RotateKv, &quant::RotateKv::sinks>("sinks", "", "first tokens kept exactly", 0, most_slots),
+};
+constexpr Field kvquant_fields[] = {
+    number<quant::KvQuant, &quant::KvQuant::bits>("bits", "", "of a code", 1, 4),
+    fraction<quant::KvQuant, &quant::KvQuant::outliers>("outliers", "", "part of a row kept by itself; 0: none", 0.0, 0.5),
+    number<quant::KvQuant, &quant::KvQuant::residual_window>("residual_window", "residual", "newest tokens kept exactly", 0,
+                                                             most_slots),
+    number<quant::KvQuant, &quant::KvQuant::sinks>("sinks", "", "first tokens kept exactly", 0, most_slots),
+};
+
+constexpr Choice bit_layouts[] = {
+    {"token", static_cast<int>(quant::BitLayout::token)},
+    {"kivi", static_cast<int>(quant::BitLayout::kivi)},
+};
+constexpr Field bit_allocation_fields[] = {
+    number<quant::BitAllocation, &quant::BitAllocation::key_bits>("key_bits", "", "of a key's code, without a table", 1, 8),
+    number<quant::BitAllocation, &quant::BitAllocation::value_bits>("value_bits", "", "of a value's", 1, 8),
+    number<quant::BitAllocation, &quant::BitAllocation::boundary>(
+        "boundary", "", "first and last layers with the next width of 2, 4, 8", 0, most_slots),
+    choice<quant::BitAllocation, &quant::BitAllocation::layout>(
+        "layout", "", "kivi: keys share scales along tokens, newest tokens stay exact", bit_layouts),
+    number<quant::BitAllocation, &quant::BitAllocation::group_size>("group_size", "group", "numbers that share a scale", 1, 256),
+    number<quant::BitAllocation, &quant::BitAllocation::residual_window>("residual_window", "residual",
+                                                                         "newest tokens kept exactly in layout=kivi", 0, most_slots),
+    number<quant::BitAllocation, &quant::BitAllocation::sinks>("sinks", "", "first tokens kept exactly", 0, most_slots),
 };
 
 using Hadamard = quant::Hadamard<InnerQuant>;
@@ -427,6 +515,16 @@ constexpr Field hadamard_fields[] = {
     number<Hadamard, &Hadamard::seed>("seed", "", "of random signs; 0: none", 0, most_slots),
     flag<Hadamard, &Hadamard::spread_offsets>("spread_offsets", "",
                                               "also before groups along tokens"),
+};
+
+using BoundaryLayers = quant::BoundaryLayers<InnerQuant>;
+constexpr Field boundary_layers_fields[] = {
+    number<BoundaryLayers, &BoundaryLayers::first>("first", "", "exact layers at the beginning", 0, most_slots),
+    number<BoundaryLayers, &BoundaryLayers::last>("last", "", "exact layers at the end", 0, most_slots),
+};
+using SmoothAttention = quant::SmoothAttention<InnerQuant>;
+constexpr Field smooth_attention_fields[] = {
+    fraction<SmoothAttention, &SmoothAttention::alpha>("alpha", "", "power of a channel's largest number", 0.01),
 };
 
 constexpr Entry entries[] = {
@@ -478,6 +576,23 @@ constexpr Entry entries[] = {
     stage_entry<ZipCacheText>("Stores the tokens that probe queries look at in more bits than the others.", zipcache_fields),
     stage_entry<MiKVText>("Stores the tokens that an eviction policy would keep in more bits than those it would drop, and "
                           "drops none.", mikv_fields),
+    stage_entry<quant::Qjl>("Stores of a key only the signs of its products with random directions, and its length; values per "
+                            "token in 2 bits.", qjl_fields),
+    stage_entry<quant::PolarRecursive>("Stores rotated keys and values as lengths of blocks and recursive angles.",
+                                       polar_recursive_fields),
+    stage_entry<quant::KvQuant>("Stores keys in levels that lie unevenly in calibrated ranges of channels, values in those of "
+                                "their own range, and about one number in a hundred exactly.", kvquant_fields),
+    stage_entry<quant::Skvq>("Stores keys and values in very few levels: channels of like range share a scale, ranges are "
+                             "clipped, newest tokens stay exact.", skvq_fields),
+    stage_entry<quant::RotateKv>("Rotates keys and values, groups the rotated channels that are alike, and stores them in 2 bits "
+                                 "with clipped ranges; the first tokens stay exact.", rotatekv_fields),
+    stage_entry<quant::BitAllocation>("Stores keys and values of every layer and head in a number of bits of its own.",
+                                      bit_allocation_fields),
+    wrapper_entry<BoundaryLayers, &BoundaryLayers::base>(
+        Stage::quant, "Leaves the first and the last layers exact, and has any quantizer code the others.", boundary_layers_fields),
+    wrapper_entry<SmoothAttention, &SmoothAttention::base>(
+        Stage::quant, "Divides key channels by a power of their largest numbers before any quantizer codes them; queries take the "
+                      "factor instead.", smooth_attention_fields),
     wrapper_entry<Hadamard, &Hadamard::base>(
         Stage::quant, "Rotates keys and values before any quantizer codes them; queries are rotated "
                       "once, outputs once.",

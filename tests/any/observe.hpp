@@ -27,11 +27,15 @@ inline std::vector<double> observe(const any::AnyRecipe& recipe) {
   auto cache = any::AnyCache::make(recipe, "", shape);
   if (!cache) return {};
   std::vector<double> seen;
-  for (const any::AnyCodec& codec : {recipe.quant.key_codec(shape), recipe.quant.value_codec(shape)})
-    for (const std::int64_t n : {codec.fingerprint() >> 32, codec.fingerprint() & 0xffffffff, codec.group_slots()})
-      seen.push_back(static_cast<double>(n));
-  for (const Flush& f : {recipe.quant.key_flush(), recipe.quant.value_flush()})
-    for (const index_t n : {f.block, f.keep}) seen.push_back(static_cast<double>(n));
+  for (index_t layer = 0; layer < shape.layers; ++layer)
+    for (index_t head = 0; head < shape.kv_heads; ++head) {
+      const HeadIndex at{layer, head};
+      for (const any::AnyCodec& codec : {recipe.quant.key_codec(shape, at), recipe.quant.value_codec(shape, at)})
+        for (const std::int64_t n : {codec.fingerprint() >> 32, codec.fingerprint() & 0xffffffff, codec.group_slots()})
+          seen.push_back(static_cast<double>(n));
+      for (const Flush& f : {recipe.quant.key_flush(shape, at), recipe.quant.value_flush(shape, at)})
+        for (const index_t n : {f.block, f.keep}) seen.push_back(static_cast<double>(n));
+    }
   seen.push_back(static_cast<double>(recipe.quant.sinks));
   if (recipe.position.raw_keys) {
     const auto angles = prim::rope_angles(recipe.position.rope, shape.head_dim);

@@ -26,7 +26,7 @@ std::vector<std::string> other_values(const any::Entry& e, const Field& f) {
   } else if (f.type == FieldType::boolean) {
     values.push_back(usual.integer != 0 ? "false" : "true");
   } else if (f.is_real()) {
-    for (const double v : {0.9, 0.7, 3.0, 20.0, 500000.0})
+    for (const double v : {0.9, 0.7, 0.25, 3.0, 20.0, 500000.0})
       if (v >= f.lowest && v <= f.highest && std::abs(v - usual.real) > 1e-6)
         values.push_back(std::to_string(v));
   } else {

@@ -48,6 +48,9 @@ inline std::vector<std::string> stages_to_vary(const any::Entry& e) {
   if (word == "page_round") return {"page=4"};
   if (word == "uniform") return {"tokens=40"};
   if (word == "hadamard") return {"spread_offsets=true", ""};
+  if (word == "qjl") return {"first_layers=1"};
+  if (word == "bit_allocation") return {"", "layout=kivi"};
+  if (word == "boundary_layers") return {"first=1, last=1"};
   if (word == "fp8") return {"", "scale=block", "scale=tensor"};
   if (word == "ratio") return {"keep=0.2", "keep=0.01, min_keep=30"};
   if (word == "quest") return {"tokens=32, dense_layers=0"};

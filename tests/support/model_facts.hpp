@@ -21,6 +21,11 @@ class RandomModel {
     const auto head_table = [&](const std::vector<float>& t) { return HeadTable{t.data(), s.layers, s.kv_heads}; };
     facts_.gates = head_table(gates_), facts_.induction = head_table(induction_);
     facts_.echo = head_table(echo_), facts_.shares = head_table(shares_);
+    for (std::vector<float>* rows : {&lower_, &upper_}) fill(*rows, s.layers * s.kv_heads * s.head_dim, 0.1f);
+    for (float& x : lower_) x = -2.0f - x;
+    for (float& x : upper_) x = 2.0f + x;
+    facts_.key_lower = {lower_.data(), s.layers, s.kv_heads, s.head_dim};
+    facts_.key_upper = {upper_.data(), s.layers, s.kv_heads, s.head_dim};
     constexpr index_t hidden = 24;
     facts_.output = matrices(output_, s.layers, 40, s.q_heads * s.values());
     facts_.retain_in = matrices(retain_in_, s.layers, s.q_heads * s.head_dim + s.kv_heads * (s.head_dim + s.values()), hidden);
@@ -48,7 +53,7 @@ class RandomModel {
   }
 
   std::mt19937 random_;
-  std::vector<float> gates_, induction_, echo_, shares_, evicted_, variance_;
+  std::vector<float> gates_, induction_, echo_, shares_, evicted_, variance_, lower_, upper_;
   Stack output_, retain_in_, retain_out_;
   any::ModelFacts facts_;
 };

@@ -18,6 +18,14 @@ struct ModelFacts {
   HeadTable shares{};           ///< what part of a budget each head gets; they sum to 1
   LayerTable evicted{};         ///< of PrefixKV: what part of its tokens a layer gives up
   LayerTable variance{};        ///< of D2O: how much the attention that tokens draw varies in a layer
+  HeadTable key_widths{};       ///< of bit_allocation: bits of a head's keys
+  HeadTable value_widths{};     ///< of bit_allocation: bits of a head's values
+  HeadRows key_clusters{};      ///< of SKVQ and RotateKV: the group of every key channel
+  HeadRows value_clusters{};    ///< the same of values
+  HeadRows key_lower{};         ///< of KVQuant: lower threshold of every key channel
+  HeadRows key_upper{};         ///< upper threshold
+  HeadRows key_levels{};        ///< of KVQuant: what a key's codes stand for, in -1 to 1
+  HeadRows value_levels{};      ///< what a value's codes stand for
   LayerMatrices output{};       ///< output projection [hidden, q_heads * value_dim], as `o_proj.weight`
   LayerMatrices retain_in{};    ///< of Locret: [inputs, hidden units]
   LayerMatrices retain_out{};   ///< of Locret: [hidden units, kv_heads]
@@ -33,6 +41,14 @@ constexpr void take_facts(K& method, const ModelFacts& facts) {
   if constexpr (requires { method.shares = facts.shares; }) method.shares = facts.shares;
   if constexpr (requires { method.evicted = facts.evicted; }) method.evicted = facts.evicted;
   if constexpr (requires { method.variance = facts.variance; }) method.variance = facts.variance;
+  if constexpr (requires { method.key_widths = facts.key_widths; }) method.key_widths = facts.key_widths;
+  if constexpr (requires { method.value_widths = facts.value_widths; }) method.value_widths = facts.value_widths;
+  if constexpr (requires { method.key_clusters = facts.key_clusters; }) method.key_clusters = facts.key_clusters;
+  if constexpr (requires { method.value_clusters = facts.value_clusters; }) method.value_clusters = facts.value_clusters;
+  if constexpr (requires { method.key_lower = facts.key_lower; }) method.key_lower = facts.key_lower;
+  if constexpr (requires { method.key_upper = facts.key_upper; }) method.key_upper = facts.key_upper;
+  if constexpr (requires { method.key_levels = facts.key_levels; }) method.key_levels = facts.key_levels;
+  if constexpr (requires { method.value_levels = facts.value_levels; }) method.value_levels = facts.value_levels;
   if constexpr (requires { method.output = facts.output; }) method.output = facts.output;
   if constexpr (requires { method.retain_in = facts.retain_in; }) method.retain_in = facts.retain_in;
   if constexpr (requires { method.retain_out = facts.retain_out; }) method.retain_out = facts.retain_out;
