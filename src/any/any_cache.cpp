@@ -187,7 +187,10 @@ Message refusal(Status why, const AnyRecipe& recipe, const CacheShape& shape) {
             ", value_dim ", shape.values(), ", ", shape.q_heads, " query heads, ", shape.kv_heads,
             " kv heads, ", shape.layers, " layers)");
   };
-  blame(recipe.evict), blame(recipe.quant), blame(recipe.position);
+  blame(recipe.evict), blame(recipe.merge), blame(recipe.quant), blame(recipe.position);
+  const merge::Traits fold = recipe.merge.pipeline().traits();
+  if (m.empty() && fold.active && !fold.shrinks && !recipe.evict.changes_length())
+    m.put(recipe.merge.word(), " folds what an eviction stage lets go, and this recipe has none");
   if (m.empty()) m.put("the cache refused this recipe: ", std::string_view(to_string(why)));
   return m;
 }

@@ -1,5 +1,7 @@
 #include <kvcondense/any/recipe_text.hpp>
 
+#include <iterator>
+
 #include <kvcondense/cache/recipe.hpp>
 
 #include "field_text.hpp"
@@ -9,7 +11,7 @@ namespace kvcondense::any {
 namespace {
 
 // A chain of one kind, a stage of each other kind, and the chain that is refused as a second one.
-constexpr int most_stages = 2 * most_nesting + 2;
+constexpr int most_stages = 2 * most_nesting + 3;
 
 /// One stage as the text names it.
 struct Node {
@@ -20,10 +22,18 @@ struct Node {
   bool root = true;
 };
 
-/// Stages of a recipe come in three kinds; budgets count as eviction.
 std::string_view inside(const Entry& wrapper) { return wrapper.room == Stage::quant ? "quantizer" : "policy"; }
 
-int kind_of(Stage room) { return room == Stage::quant ? 1 : room == Stage::position ? 2 : 0; }
+/// Stages of a recipe come in kinds, of which it takes one each; budgets count as eviction.
+constexpr std::string_view kinds[] = {"eviction", "merge", "quant", "position"};
+int kind_of(Stage room) {
+  switch (room) {
+    case Stage::merge: return 1;
+    case Stage::quant: return 2;
+    case Stage::position: return 3;
+    default: return 0;
+  }
+}
 
 bool word_char(char c) {
   return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9') || c == '_';
@@ -204,9 +214,8 @@ class Parser {
     int& place = stage_[kind_of(entry.room)];
     if (place < 0) return place = node, true;
     const Entry& first = *node_[place].entry;
-    static constexpr std::string_view kind[] = {"eviction", "quant", "position"};
     return fail(node_[node].at, [&](Message& m) {
-      m.put("a recipe takes one ", kind[kind_of(entry.room)], " stage, and ", first.word,
+      m.put("a recipe takes one ", kinds[kind_of(entry.room)], " stage, and ", first.word,
             " already is one");
       if (entry.room == Stage::budget && !first.wraps)
         m.put("; a budget takes its policy inside: ", entry.word, "(", first.word, ")");
@@ -309,9 +318,9 @@ class Parser {
   }
 
   void print(RecipeText& out) const {
-    static constexpr std::string_view unsaid[] = {evict::KeepAll::about.word, KeepExact::about.word,
+    static constexpr std::string_view unsaid[] = {evict::KeepAll::about.word, NoMerge::about.word, KeepExact::about.word,
                                                   position::Absolute::about.word};
-    for (int kind = 0; kind < 3; ++kind) {
+    for (int kind = 0; kind < 4; ++kind) {
       if (stage_[kind] < 0) continue;
       RecipeText one;
       print_node(stage_[kind], one);
@@ -327,7 +336,7 @@ class Parser {
   std::size_t at_ = 0;
   Node node_[most_stages];
   int nodes_ = 0;
-  int stage_[3] = {-1, -1, -1};
+  int stage_[std::size(kinds)] = {-1, -1, -1, -1};
   std::size_t position_ = 0;
   Message why_;
 };

@@ -13,9 +13,11 @@ NeedsText needs(const Entry& entry) {
   entry.defaults(knobs, {});
   if (!entry.wraps) entry.build(knobs, recipe);
   const evict::AnyPipeline pipeline = recipe.evict.pipeline();
+  const merge::Traits fold = recipe.merge.pipeline().traits();
+  const AttentionNeed attention = fold.active ? fold.attention : pipeline.attention();
   for (const Input i : all_inputs) {
-    if (!pipeline.inputs().has(i)) continue;
-    const bool newest = i == Input::attention && pipeline.attention().rows == AttentionNeed::Rows::last;
+    if (!pipeline.inputs().has(i) && !fold.inputs.has(i)) continue;
+    const bool newest = i == Input::attention && attention.rows == AttentionNeed::Rows::last;
     text.put(text.empty() ? "" : ", ", newest ? "window" : to_string(i));
   }
   return text.empty() ? text.add("nothing") : text;
@@ -57,7 +59,7 @@ const Entry* Registry::find(std::string_view word, const Alias** alias) const {
 const Registry& builtin() {
   static const Registry all = [] {
     Registry r;
-    for (const auto list : {detail::builtin_evict(), detail::builtin_budget(),
+    for (const auto list : {detail::builtin_evict(), detail::builtin_budget(), detail::builtin_merge(),
                             detail::builtin_quant(), detail::builtin_position()})
       for (const Entry& e : list) (void)r.add(e);  // a test counts them
     return r;

@@ -50,7 +50,7 @@ std::string without(std::string fields, std::string_view name) {
 TEST_CASE("registry: every list of the library made it in, words and aliases unique",
           "[any][registry]") {
   std::size_t listed = 0;
-  for (const auto list : {any::detail::builtin_evict(), any::detail::builtin_budget(),
+  for (const auto list : {any::detail::builtin_evict(), any::detail::builtin_budget(), any::detail::builtin_merge(),
                           any::detail::builtin_quant(), any::detail::builtin_position()})
     listed += list.size();
   REQUIRE(any::builtin().entries().size() == listed);
@@ -132,14 +132,14 @@ TEST_CASE("registry: every field changes what a cache does", "[any][registry]") 
 }
 
 TEST_CASE("registry: a canonical text always fits", "[any][registry]") {
-  std::size_t longest[3] = {};
+  std::size_t longest[4] = {};
   for (const any::Entry* e : any::builtin().entries()) {
     std::size_t n = e->word.size() + 8;
     for (const Field& f : e->fields) n += f.name.size() + 3 + 24;
-    auto& kind = longest[e->room == Stage::quant ? 1 : e->room == Stage::position ? 2 : 0];
+    auto& kind = longest[e->room == Stage::quant ? 1 : e->room == Stage::position ? 2 : e->room == Stage::merge ? 3 : 0];
     kind = std::max(kind, n);
   }
-  REQUIRE(any::most_nesting * longest[0] + longest[1] + longest[2] < any::RecipeText{}.capacity());
+  REQUIRE(any::most_nesting * longest[0] + longest[1] + longest[2] + longest[3] < any::RecipeText{}.capacity());
 }
 
 namespace {

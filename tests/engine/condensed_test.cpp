@@ -113,7 +113,8 @@ TEST_CASE("condensed: every word of the registry runs in the model", "[engine][c
     for (const char* newest : {"stabilizers", "recent"})  // their defaults are for longer texts
       if (!budget.empty() && e->field(newest) != nullptr) budget += std::string(", ") + newest + "=24";
     const std::string comma = !policy.empty() && !budget.empty() ? ", " : "";
-    const std::string recipe = std::string(e->word) + "(" + policy + comma + budget + ")";
+    const std::string lets_go = e->room == kvcondense::Stage::merge ? "h2o(heavy=48, recent=48) + " : "";
+    const std::string recipe = lets_go + std::string(e->word) + "(" + policy + comma + budget + ")";
     CAPTURE(recipe);
     static const kvcondense::test::RandomModel random(cache_shape(tinylm().config));
     auto cache = any_attention(recipe, DType::f16, random.facts());

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <kvcondense/any/any_evict.hpp>
+#include <kvcondense/any/any_merge.hpp>
 #include <kvcondense/any/any_position.hpp>
 #include <kvcondense/any/any_quant.hpp>
 #include <kvcondense/cache/recipe.hpp>
@@ -10,6 +11,6 @@ namespace kvcondense::any {
 /// One type for every recipe: the cache is instantiated once, whatever the text names.
 ///
 ///   make_cache<Cpu>(shape, AnyRecipe{AnyEvict(evict::H2O{}), AnyQuant(quant::Kivi<2>{}), {}})
-using AnyRecipe = Recipe<AnyEvict, AnyQuant, AnyPosition>;
+using AnyRecipe = Recipe<AnyEvict, AnyQuant, AnyPosition, AnyMerge>;
 
 }  // namespace kvcondense::any
