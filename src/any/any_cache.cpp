@@ -192,7 +192,11 @@ Message refusal(Status why, const AnyRecipe& recipe, const CacheShape& shape) {
     return m.put(recipe.lowrank.word(), ": incompatible; what it knows is of ",
                  recipe.position.raw_keys ? "rotated keys, and " : "keys before rotation, and ", recipe.position.word(),
                  recipe.position.raw_keys ? " stores raw ones" : " stores rotated ones");
-  blame(recipe.evict), blame(recipe.lowrank), blame(recipe.quant), blame(recipe.position), blame(recipe.retrieve);
+  blame(recipe.evict), blame(recipe.merge), blame(recipe.lowrank), blame(recipe.quant), blame(recipe.position);
+  blame(recipe.retrieve);
+  const merge::Traits fold = recipe.merge.pipeline().traits();
+  if (m.empty() && fold.active && !fold.shrinks && !recipe.evict.changes_length())
+    m.put(recipe.merge.word(), " folds what an eviction stage lets go, and this recipe has none");
   if (m.empty() && !keys_fit(recipe.retrieve, recipe.position))
     m.put(recipe.retrieve.word(), " scores keys without rotation: add reindex or rerotate");
   if (m.empty()) m.put("the cache refused this recipe: ", std::string_view(to_string(why)));

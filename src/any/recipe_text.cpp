@@ -1,5 +1,7 @@
 #include <kvcondense/any/recipe_text.hpp>
 
+#include <iterator>
+
 #include <kvcondense/cache/recipe.hpp>
 
 #include "field_text.hpp"
@@ -7,10 +9,6 @@
 namespace kvcondense::any {
 
 namespace {
-
-// A chain of one kind, a stage of each other kind, and the chain that is refused as a second one.
-constexpr int kinds = 5;
-constexpr int most_stages = 2 * most_nesting + kinds - 1;
 
 /// One stage as the text names it.
 struct Node {
@@ -21,11 +19,22 @@ struct Node {
   bool root = true;
 };
 
-/// Stages of a recipe come in five kinds; budgets count as eviction.
 std::string_view inside(const Entry& wrapper) { return wrapper.room == Stage::quant ? "quantizer" : "policy"; }
 
+/// Stages of a recipe come in kinds, of which it takes one each; budgets count as eviction.
+constexpr std::string_view kinds[] = {"eviction", "merge", "low-rank", "quant", "position", "retrieval"};
+constexpr int kind_count = std::size(kinds);
+// A chain of one kind, a stage of each other kind, and the chain that is refused as a second one.
+constexpr int most_stages = 2 * most_nesting + kind_count - 1;
 int kind_of(Stage room) {
-  return room == Stage::lowrank ? 1 : room == Stage::quant ? 2 : room == Stage::position ? 3 : room == Stage::retrieve ? 4 : 0;
+  switch (room) {
+    case Stage::merge: return 1;
+    case Stage::lowrank: return 2;
+    case Stage::quant: return 3;
+    case Stage::position: return 4;
+    case Stage::retrieve: return 5;
+    default: return 0;
+  }
 }
 
 bool word_char(char c) {
@@ -207,9 +216,8 @@ class Parser {
     int& place = stage_[kind_of(entry.room)];
     if (place < 0) return place = node, true;
     const Entry& first = *node_[place].entry;
-    static constexpr std::string_view kind[] = {"eviction", "low-rank", "quant", "position", "retrieval"};
     return fail(node_[node].at, [&](Message& m) {
-      m.put("a recipe takes one ", kind[kind_of(entry.room)], " stage, and ", first.word,
+      m.put("a recipe takes one ", kinds[kind_of(entry.room)], " stage, and ", first.word,
             " already is one");
       if (entry.room == Stage::budget && !first.wraps)
         m.put("; a budget takes its policy inside: ", entry.word, "(", first.word, ")");
@@ -312,9 +320,10 @@ class Parser {
   }
 
   void print(RecipeText& out) const {
-    static constexpr std::string_view unsaid[] = {evict::KeepAll::about.word, NoLowRank::about.word, KeepExact::about.word,
-                                                  position::Absolute::about.word, retrieve::ReadAll::about.word};
-    for (int kind = 0; kind < kinds; ++kind) {
+    static constexpr std::string_view unsaid[] = {evict::KeepAll::about.word,      NoMerge::about.word,
+                                                  NoLowRank::about.word,           KeepExact::about.word,
+                                                  position::Absolute::about.word,  retrieve::ReadAll::about.word};
+    for (int kind = 0; kind < kind_count; ++kind) {
       if (stage_[kind] < 0) continue;
       RecipeText one;
       print_node(stage_[kind], one);
@@ -330,7 +339,7 @@ class Parser {
   std::size_t at_ = 0;
   Node node_[most_stages];
   int nodes_ = 0;
-  int stage_[kinds] = {-1, -1, -1, -1, -1};
+  int stage_[kind_count] = {-1, -1, -1, -1, -1, -1};
   std::size_t position_ = 0;
   Message why_;
 };

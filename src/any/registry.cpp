@@ -14,9 +14,11 @@ NeedsText needs(const Entry& entry) {
   if (!entry.wraps) entry.build(knobs, recipe);
   if (recipe.retrieve.pipeline().holds()) return text.add(to_string(Input::queries));
   const evict::AnyPipeline pipeline = recipe.evict.pipeline();
+  const merge::Traits fold = recipe.merge.pipeline().traits();
+  const AttentionNeed attention = fold.active ? fold.attention : pipeline.attention();
   for (const Input i : all_inputs) {
-    if (!(pipeline.inputs() | recipe.lowrank.inputs()).has(i)) continue;
-    const bool newest = i == Input::attention && pipeline.attention().rows == AttentionNeed::Rows::last;
+    if (!(pipeline.inputs() | recipe.lowrank.inputs() | fold.inputs).has(i)) continue;
+    const bool newest = i == Input::attention && attention.rows == AttentionNeed::Rows::last;
     text.put(text.empty() ? "" : ", ", newest ? "window" : to_string(i));
   }
   return text.empty() ? text.add("nothing") : text;
@@ -58,9 +60,9 @@ const Entry* Registry::find(std::string_view word, const Alias** alias) const {
 const Registry& builtin() {
   static const Registry all = [] {
     Registry r;
-    for (const auto list : {detail::builtin_evict(), detail::builtin_budget(),
-                            detail::builtin_lowrank(), detail::builtin_quant(),
-                            detail::builtin_position(), detail::builtin_retrieve()})
+    for (const auto list : {detail::builtin_evict(), detail::builtin_budget(), detail::builtin_merge(),
+                            detail::builtin_lowrank(), detail::builtin_quant(), detail::builtin_position(),
+                            detail::builtin_retrieve()})
       for (const Entry& e : list) (void)r.add(e);  // a test counts them
     return r;
   }();

@@ -47,7 +47,8 @@ inline std::vector<double> observe(const any::AnyRecipe& recipe) {
       seen.push_back(static_cast<double>(angles->frequency[t]));
   }
 
-  if (!recipe.evict.changes_length() && !recipe.quant.has_saliency() && !recipe.retrieve.pipeline().active()) return seen;  // every token stays, and is as good
+  const bool shrinks = cache->capabilities().changes_length;
+  if (!shrinks && !recipe.quant.has_saliency() && !recipe.retrieve.pipeline().active()) return seen;  // every token stays, and is as good
   Workspace work;
   REQUIRE(work.reserve(cache->workspace_bytes(256, 160)) == Status::ok);
   Context<Cpu> ctx(work.bytes());

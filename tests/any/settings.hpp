@@ -11,7 +11,9 @@ namespace kvcondense::test {
 inline std::string with_fields(const any::Entry& e, std::string fields) {
   const std::string policy = e.room == Stage::quant ? "kivi(bits=3, group_size=8, residual_window=16)" : e.word == "global_top" ? "knorm" : "snapkv(tokens=48, window=8)";
   if (e.wraps) fields = policy + (fields.empty() ? "" : ", " + fields);
-  return std::string(e.word) + "(" + fields + ")";
+  // A merge stage folds what a policy lets go.
+  const std::string lets_go = e.room == Stage::merge ? "h2o(heavy=60, recent=20) + " : "";
+  return lets_go + std::string(e.word) + "(" + fields + ")";
 }
 
 /// Settings in which a small cache shows what each field does; several where one rules another out.
@@ -47,6 +49,11 @@ inline std::vector<std::string> stages_to_vary(const any::Entry& e) {
   if (word == "chunked") return {"chunk=7", "chunk=20"};
   if (word == "page_round") return {"page=4"};
   if (word == "uniform") return {"tokens=40"};
+  if (word == "kvmerger") return {"least=0.05, window=8, sinks=2", "least=0.05, window=8, keep=50%"};
+  if (word == "cam") return {"targets=4"};
+  if (word == "ems") return {"window=8, least=0.001"};
+  if (word == "tome") return {"tokens=50, slack=4, sinks=2, recent=8"};
+  if (word == "centroid") return {"tokens=50, chunk=12, slack=4, sinks=2, recent=8"};
   if (word == "hadamard") return {"spread_offsets=true", ""};
   if (word == "qjl") return {"first_layers=1"};
   if (word == "bit_allocation") return {"", "layout=kivi"};

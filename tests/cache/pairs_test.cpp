@@ -70,6 +70,16 @@ const std::map<std::string, Setting> settings = {
     {"matryoshka", {"matryoshka(keep=50%, value_keep=50%)", 6.0}},
     {"cskv", {"cskv(keep=50%, value_keep=50%, window=8)", 6.0}},
     {"eigen_attention", {"eigen_attention(keep=50%, value_keep=50%, rule=part, window=3)", 6.0}},
+    {"d2o", {"d2o(mass=log_count)"}},
+    {"kvmerger", {"kvmerger(least=0.2, heavy=10%, window=6)"}},
+    {"cam", {"cam(targets=3)"}},
+    {"ems", {"ems(window=8, least=0.02, place=pivot)"}},
+    {"elastic_cache", {"elastic_cache(sinks=2, mass=value_scale)"}},
+    {"lookm", {"lookm(kernel=average, alike_only=true)"}},
+    {"tome", {"tome(tokens=30, slack=4, sinks=2, recent=6)"}},
+    {"centroid", {"centroid(tokens=30, chunk=8, slack=4, sinks=2, recent=6, place=pivot)"}},
+    {"weightedkv", {"weightedkv"}},
+    {"value_merge", {"value_merge(part=80%)"}},
     {"exact", {"exact"}},
     {"group_int", {"group_int(bits=4, group_size=16, residual_window=6)", 1.0}},
     {"kivi", {"kivi(bits=2, group_size=8, residual_window=16, sinks=2)", 6.0}},
@@ -157,6 +167,7 @@ Status made(const std::string& text) {
   REQUIRE(parsed);
   return make_cache<Cpu>(shape, parsed->stages).status();
 }
+std::string word_of(const std::string& text) { return text.substr(0, text.find('(')); }
 
 bool measures_newest_rows(const std::string& policy) {
   static const test::RandomModel model(CacheShape{.layers = 2, .q_heads = 6, .kv_heads = 2, .head_dim = 32});
@@ -170,15 +181,14 @@ bool measures_newest_rows(const std::string& policy) {
 TEST_CASE("cache: every pair of policy and wrapper works under any calls", "[cache][pairs]") {
   std::uint32_t seed = 1;
   std::map<std::string, std::string> refused;  // wrapper: policies
-  const auto word = [](const std::string& text) { return text.substr(0, text.find('(')); };
   for (const Setting& policy : room(Stage::evict)) {
     exercise_text(policy.text, policy.most_error, ++seed);
     for (const Setting& wrapper : room(std::nullopt)) {
       std::string text = wrapper.text;
       text.replace(text.find("POLICY"), 6, policy.text);
       if (exercise_text(text, policy.most_error, ++seed)) continue;
-      std::string& list = refused[word(text)];
-      list += (list.empty() ? "" : " ") + word(policy.text);
+      std::string& list = refused[word_of(text)];
+      list += (list.empty() ? "" : " ") + word_of(policy.text);
     }
   }
   std::string said;
@@ -270,6 +280,49 @@ TEST_CASE("cache: every retrieval stage works with every policy, quantizer and p
                                                          : " + ada(snapkv(tokens=40, window=8)) + group_int(bits=8, group_size=16)";
         REQUIRE(exercise_text(retrieve.text + " + " + other.text + rest, std::max(6.0, other.most_error), ++seed));
       }
+}
+
+TEST_CASE("cache: every merge stage works with every policy", "[cache][pairs][merge]") {
+  std::uint32_t seed = 5000;
+  std::map<std::string, std::string> refused;  // stage: policies
+  for (const Setting& merge : room(Stage::merge))
+    for (const Setting& policy : room(Stage::evict)) {
+      if (exercise_text(policy.text + " + " + merge.text, 0.004, ++seed)) continue;
+      std::string& list = refused[word_of(merge.text)];
+      list += (list.empty() ? "" : " ") + word_of(policy.text);
+    }
+  std::string said;
+  for (const auto& [merge, policies] : refused) said += merge + ": " + policies + "\n";
+  INFO(said);
+  // One call of attend measures one set of rows; these measure all of them.
+  const std::string newest_rows = "tova snapkv chunkkv paged_h2o";
+  REQUIRE(refused == std::map<std::string, std::string>{
+                         // What folds only what leaves needs something that leaves.
+                         {"d2o", "keep_all"},
+                         {"elastic_cache", "keep_all"},
+                         {"lookm", "keep_all"},
+                         {"value_merge", "keep_all"},
+                         {"cam", "keep_all " + newest_rows},
+                         {"ems", "keep_all " + newest_rows},
+                         {"weightedkv", "keep_all " + newest_rows},
+                         // Sets of their own in each head, where a policy adds up all heads.
+                         {"kvmerger", "tova snapkv chunkkv prefixkv paged_h2o alisa"},
+                         {"tome", "tova chunkkv prefixkv paged_h2o alisa"},
+                         {"centroid", "tova chunkkv prefixkv paged_h2o alisa"},
+                     });
+}
+
+TEST_CASE("cache: every merge stage works with every quantizer and position", "[cache][pairs][merge]") {
+  std::uint32_t seed = 6000;
+  for (const Setting& merge : room(Stage::merge))
+    for (const Setting& quant : room(Stage::quant, {{"", 0.004}}))
+      for (const Setting& position : room(Stage::position))
+        for (const char* policy : {"h2o(heavy=20, recent=20)", "ada(h2o(heavy=30, recent=10))"}) {
+          const std::string q = quant.text.empty() ? "" : " + " + quant.text;
+          // Sums of rows may be longer than rows, and coded with longer steps.
+          const double error = std::max(2 * quant.most_error, 0.004);
+          REQUIRE(exercise_text(policy + (" + " + merge.text) + q + " + " + position.text, error, ++seed));
+        }
 }
 
 TEST_CASE("cache: ragged heads of an adaptive budget work with codes and positions", "[cache][pairs]") {

@@ -115,7 +115,8 @@ TEST_CASE("condensed: every word of the registry runs in the model", "[engine][c
     const std::string comma = !policy.empty() && !budget.empty() ? ", " : "";
     // Random bases say nothing of this model; whole ones lose nothing.
     if (e->room == kvcondense::Stage::lowrank && e->field("keys") != nullptr) budget = "keep=100%, value_keep=100%";
-    std::string recipe = std::string(e->word) + "(" + policy + comma + budget + ")";
+    const std::string lets_go = e->room == kvcondense::Stage::merge ? "h2o(heavy=48, recent=48) + " : "";
+    std::string recipe = lets_go + std::string(e->word) + "(" + policy + comma + budget + ")";
     CAPTURE(recipe);
     static const kvcondense::test::RandomModel random(cache_shape(tinylm().config));
     if (!kvcondense::any::parse(recipe, random.facts())->stages.lowrank.takes_keys(false)) recipe += " + rerotate";

@@ -34,6 +34,7 @@ struct Tokens {
 struct NaiveSlot {
   index_t token = 0;
   std::vector<double> k, v;
+  double bias = 0, value_scale = 1;
 };
 
 /// slots[layer][head], everything in double, nothing shared, nothing packed.
@@ -72,13 +73,13 @@ inline std::vector<double> naive_attention(const std::vector<double>& q, const s
   for (index_t j = 0; j < visible; ++j) {
     double dot = 0;
     for (std::size_t d = 0; d < q.size(); ++d) dot += q[d] * slots[static_cast<std::size_t>(j)].k[d];
-    l.push_back(dot * scale);
+    l.push_back(dot * scale + slots[static_cast<std::size_t>(j)].bias);
     top = std::max(top, l.back());
   }
   for (double& x : l) sum += x = std::exp(x - top);
   std::vector<double> out(value_dim, 0.0);
   for (std::size_t j = 0; j < l.size(); ++j)
-    for (std::size_t d = 0; d < value_dim; ++d) out[d] += l[j] / sum * slots[j].v[d];
+    for (std::size_t d = 0; d < value_dim; ++d) out[d] += l[j] / sum * slots[j].value_scale * slots[j].v[d];
   if (mass != nullptr)
     for (std::size_t j = 0; j < l.size(); ++j) (*mass)[j] += l[j] / sum;
   if (lse != nullptr) *lse = top + std::log(sum);

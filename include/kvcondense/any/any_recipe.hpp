@@ -2,6 +2,7 @@
 
 #include <kvcondense/any/any_evict.hpp>
 #include <kvcondense/any/any_lowrank.hpp>
+#include <kvcondense/any/any_merge.hpp>
 #include <kvcondense/any/any_position.hpp>
 #include <kvcondense/any/any_quant.hpp>
 #include <kvcondense/any/any_retrieve.hpp>
@@ -12,6 +13,6 @@ namespace kvcondense::any {
 /// One type for every recipe: the cache is instantiated once, whatever the text names.
 ///
 ///   make_cache<Cpu>(shape, AnyRecipe{.evict = AnyEvict(evict::H2O{}), .quant = AnyQuant(quant::Kivi<2>{})})
-using AnyRecipe = Recipe<AnyEvict, AnyQuant, AnyPosition, NoMerge, AnyLowRank, AnyRetrieve>;
+using AnyRecipe = Recipe<AnyEvict, AnyQuant, AnyPosition, AnyMerge, AnyLowRank, AnyRetrieve>;
 
 }  // namespace kvcondense::any

@@ -12,6 +12,7 @@ namespace detail {
 // One list per room, so that rooms compile apart.
 std::span<const Entry> builtin_evict();
 std::span<const Entry> builtin_budget();
+std::span<const Entry> builtin_merge();
 std::span<const Entry> builtin_lowrank();
 std::span<const Entry> builtin_quant();
 std::span<const Entry> builtin_position();

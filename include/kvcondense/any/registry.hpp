@@ -53,8 +53,8 @@ NeedsText needs(const Entry& entry);
 
 /// The entry of a stage struct: word and source from its `about`, defaults from its default
 /// constructor, members that are named like a fact of the model from there. A struct whose type depends on a field
-/// (bits) is wrapped in one with a member `stage()` that returns the AnyEvict, AnyLowRank, AnyQuant or
-/// AnyPosition.
+/// (bits) is wrapped in one with a member `stage()` that returns the AnyEvict, AnyMerge, AnyLowRank, AnyQuant,
+/// AnyPosition or AnyRetrieve.
 template <class K>
 constexpr Entry stage_entry(std::string_view summary, std::span<const Field> fields = {},
                             std::span<const Alias> aliases = {}) {
@@ -78,6 +78,8 @@ constexpr Entry stage_entry(std::string_view summary, std::span<const Field> fie
       out.quant = AnyQuant(k);
     else if constexpr (K::about.stage == Stage::retrieve)
       out.retrieve = AnyRetrieve(k);
+    else if constexpr (K::about.stage == Stage::merge)
+      out.merge = AnyMerge(k);
     else
       out.position = AnyPosition(k);
   };

@@ -70,6 +70,8 @@ Expected<Cache<B, R>> Cache<B, R>::make(const CacheShape& shape, const R& recipe
       return Status::incompatible;
   // A stage that folds what leaves has nothing to do where nothing leaves.
   if (c.merging_ && !c.capabilities().changes_length) return Status::incompatible;
+  // Sets are each head's own; a policy that adds up the attention of all heads would mix them up.
+  if (c.fold_.shrinks && c.pipeline_.source.one_set() && evict::gives_shares(c.pipeline_.source)) return Status::incompatible;
   // Logits of raw keys depend on where slots stand, and their positions are their places.
   if (recipe.position.raw_keys && (c.fold_.mass == merge::Mass::exact || c.fold_.position == merge::Place::latest))
     return Status::incompatible;

@@ -24,8 +24,9 @@ struct RunRequest {
 ///   drop(ctx, MergeLinks)                      what is unlinked leaves for good
 ///   next(ctx, const SlotRange* targets, MergeLinks)
 ///       every unlinked slot to the next slot behind it that stays and may be written; likeness 1
-///   nearest_token(ctx, RaggedView<const int32> tokens, const SlotRange* targets, MergeLinks)
-///       every unlinked slot to the target whose token is nearest, the older of two; likeness minus the distance
+///   nearest_token(ctx, RaggedView<const int32> tokens, index_t first, index_t last, const SlotRange* targets, MergeLinks)
+///       every unlinked slot to the target of [first, last) whose token is nearest, the older of two; likeness minus the
+///       distance
 ///   runs(ctx, const RunRequest&, RaggedView<const float> scores, MergeLinks)
 ///       slots that stay to the best of their run by score, the first of equal ones; likeness comes in as that of
 ///       neighbours and goes out as 1

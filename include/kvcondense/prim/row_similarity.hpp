@@ -17,7 +17,7 @@ namespace kvcondense::prim {
 ///       out[h][j] = cosine of rows j and j + 1; of a head's last row 0.
 ///   gaussian(ctx, const SlotRows<B>& keys, float sigma, MergeLinks) -> Status
 ///       likeness of every slot that folds = exp(-distance to its target's row^2 / (2 sigma^2)). sigma 0: for every
-///       target the mean distance of its members / sqrt(2); where that is below 1e-6 all are alike, 1.
+///       target the mean distance of its set, itself included, / sqrt(2); where that mean is below 1e-6 all are alike, 1.
 ///
 /// Numbers  float32; cosines of a row of zeros are 0; equal ones: the smaller place. A row with NaN or Inf (or longer
 ///          than about 1e19) is no target, and stays unlinked; its adjacent cosines are NaN.

@@ -13,6 +13,8 @@ namespace kvcondense::prim {
 ///       out[h][j] = keep * out[h][j] + scale * x[h][j]
 ///   larger(ctx, RaggedView<const float> x, RaggedView<float> out)
 ///       out[h][j] = max(out[h][j], x[h][j]); a NaN in x is passed over
+///   larger_brought(ctx, RaggedView<const float> x, RaggedView<float> out)
+///       the same with x[h] multiplied by what brings its mean to that of out[h]; a mean of 0 leaves out as it is
 ///   times(ctx, RaggedView<const float> x, float add, RaggedView<float> out)
 ///       out[h][j] = (out[h][j] + add) * x[h][j]
 ///   sum_heads(ctx, RaggedView<const float> x, float scale, float keep, RaggedView<float> out)

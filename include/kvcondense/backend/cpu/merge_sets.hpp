@@ -73,11 +73,11 @@ struct MergeSets<Cpu> {
     return Status::ok;
   }
 
-  static Status nearest_token(Context<Cpu>& ctx, RaggedView<const std::int32_t> tokens, const SlotRange* targets,
-                              const MergeLinks& links) {
+  static Status nearest_token(Context<Cpu>& ctx, RaggedView<const std::int32_t> tokens, index_t first, index_t last,
+                              const SlotRange* targets, const MergeLinks& links) {
     each(ctx, links, [&](index_t h, index_t n, std::int32_t* to) {
       const std::int32_t* token = tokens.row(h);
-      const auto stays = [&](index_t j) { return to[j] == j && targets[h].has(j); };
+      const auto stays = [&](index_t j) { return to[j] == j && targets[h].has(j) && token[j] >= first && token[j] < last; };
       index_t before = -1, behind = -1;
       for (index_t j = 0; j < n; ++j) {
         if (stays(j)) before = j;

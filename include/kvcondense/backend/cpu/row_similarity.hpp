@@ -62,7 +62,7 @@ struct RowSimilarity<Cpu> {
       }
       // Sums of a target's distances and their number lie at its own place while they are needed.
       float *mean = links.key.row(h), *count = links.value.row(h);
-      for (index_t j = 0; j < n; ++j) mean[j] = count[j] = 0.0f;
+      for (index_t j = 0; j < n; ++j) mean[j] = 0.0f, count[j] = 1.0f;  // its own, 0 away
       for (index_t j = 0; j < n; ++j)
         if (links.folds(h, j)) mean[to[j]] += x[j], count[to[j]] += 1.0f;
       for (index_t j = 0; j < n; ++j) {

@@ -61,6 +61,18 @@ struct SlotNumbers<Cpu> {
     return Status::ok;
   }
 
+  static Status larger_brought(Context<Cpu>& ctx, RaggedView<const float> x, RaggedView<float> out) {
+    ctx.parallel(out.heads, [&](index_t h, index_t) {
+      float* o = out.row(h);
+      const float* from = x.row(h);
+      double all = 0.0, own = 0.0;
+      for (index_t j = 0; j < out.length(h); ++j) all += static_cast<double>(from[j]), own += static_cast<double>(o[j]);
+      const float scale = all > 0.0 ? static_cast<float>(own / all) : 0.0f;
+      for (index_t j = 0; j < out.length(h); ++j) o[j] = from[j] * scale > o[j] ? from[j] * scale : o[j];
+    });
+    return Status::ok;
+  }
+
   static Status times(Context<Cpu>& ctx, RaggedView<const float> x, float add, RaggedView<float> out) {
     ctx.parallel(out.heads, [&](index_t h, index_t) {
       float* o = out.row(h);

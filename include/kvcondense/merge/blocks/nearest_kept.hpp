@@ -13,9 +13,9 @@ namespace kvcondense::merge {
 /// Finder: what leaves, to the slot whose key points where its own does.
 struct NearestKept {
   bool values = false;      ///< keys and values, as the product of their cosines
-  double per_target = 0.0;  ///< only so many of what leaves per slot that stays, the best by score; 0: all
+  double per_target = -1.0;  ///< only so many of what leaves per slot that stays, the best by score; negative: all
 
-  constexpr bool reads_scores() const { return per_target > 0.0; }
+  constexpr bool reads_scores() const { return per_target >= 0.0; }
 
   template <Backend B>
   Status run(Context<B>& ctx, Scene<B>& scene, Scratch&) const {
@@ -36,13 +36,17 @@ struct NextKept {
   }
 };
 
-/// Finder: what leaves when a prompt ends, to the slot that stood nearest in the text.
+/// Finder: what leaves when a prompt ends, to the slot that stood nearest in the text. The first and the newest tokens
+/// are no such anchors.
 struct NearestAnchor {
+  index_t sinks = 4;
+  index_t newest = 1;
+
   template <Backend B>
   Status run(Context<B>& ctx, Scene<B>& scene, Scratch&) const {
     const Phase phase = scene.view->phase;
     if (phase != Phase::prefill_end && phase != Phase::prefill_chunk) return prim::MergeSets<B>::drop(ctx, scene.links);
-    return prim::MergeSets<B>::nearest_token(ctx, scene.tokens, scene.targets, scene.links);
+    return prim::MergeSets<B>::nearest_token(ctx, scene.tokens, sinks, scene.view->seen - newest, scene.targets, scene.links);
   }
 };
 
