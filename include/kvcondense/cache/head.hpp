@@ -25,6 +25,7 @@ struct HeadPlan {
   index_t query_rows = 0;  ///< queries of earlier tokens that a layer keeps
   bool summary = false;    ///< slots that leave live on in a mean
   bool indexed = false;    ///< a retrieval stage has an index per head
+  bool learns = false;     ///< a retrieval stage finds numbers when a prompt ends
   index_t held_rows = 0;   ///< rows of selection that last longer than a call
 
   // Found from the codecs of all heads.
