@@ -21,13 +21,24 @@ struct Table {
   std::vector<float> HeadsFile::*numbers;
   bool per_head;
 };
+struct ListTable {
+  const char* name;
+  HeadLists HeadsFile::*lists;
+};
 
 constexpr Table tables[] = {{"gates", &HeadsFile::gates, true},
                             {"induction", &HeadsFile::induction, true},
                             {"echo", &HeadsFile::echo, true},
                             {"shares", &HeadsFile::shares, true},
                             {"evicted", &HeadsFile::evicted, false},
-                            {"variance", &HeadsFile::variance, false}};
+                            {"variance", &HeadsFile::variance, false},
+                            {"key_widths", &HeadsFile::key_widths, true},
+                            {"value_widths", &HeadsFile::value_widths, true}};
+constexpr ListTable list_tables[] = {
+    {"key_clusters", &HeadsFile::key_clusters}, {"value_clusters", &HeadsFile::value_clusters},
+    {"key_lower", &HeadsFile::key_lower},       {"key_upper", &HeadsFile::key_upper},
+    {"key_levels", &HeadsFile::key_levels},     {"value_levels", &HeadsFile::value_levels}};
+constexpr index_t most_numbers = 1 << 20;  ///< of one head
 
 class Reader {
  public:
@@ -46,6 +57,11 @@ class Reader {
     heads.kv_heads = count(*json, "kv_heads");
     bool some = false;
     for (const auto& [key, value] : json->items()) {
+      if (const ListTable* table = find_lists(key); table != nullptr) {
+        some = true;
+        heads.*(table->lists) = lists(value, key, heads);
+        continue;
+      }
       const Table* table = find(key);
       if (table == nullptr) continue;
       some = true;
@@ -65,6 +81,12 @@ class Reader {
     for (const char* other : {"format", "version", "made", "layers", "kv_heads"})
       if (key == other) return nullptr;
     refuse("no table is called '" + engine::printable(key) + "'");
+  }
+
+  static const ListTable* find_lists(const std::string& key) {
+    for (const ListTable& t : list_tables)
+      if (key == t.name) return &t;
+    return nullptr;
   }
 
   index_t count(const nlohmann::json& json, const char* key) const {
@@ -99,6 +121,27 @@ class Reader {
     return numbers;
   }
 
+  /// The first list says how long all are.
+  HeadLists lists(const nlohmann::json& json, const std::string& where, const HeadsFile& h) const {
+    if (!json.is_array() || static_cast<index_t>(json.size()) != h.layers)
+      refuse(where + " is not a list of " + std::to_string(h.layers) + " layers");
+    HeadLists all;
+    index_t length = 0;
+    for (std::size_t l = 0; l < json.size(); ++l) {
+      const std::string layer = where + "[" + std::to_string(l) + "]";
+      if (!json[l].is_array() || static_cast<index_t>(json[l].size()) != h.kv_heads)
+        refuse(layer + " is not a list of " + std::to_string(h.kv_heads) + " heads");
+      for (std::size_t k = 0; k < json[l].size(); ++k) {
+        const std::string head = layer + "[" + std::to_string(k) + "]";
+        if (length == 0) length = json[l][k].is_array() ? static_cast<index_t>(json[l][k].size()) : 0;
+        if (length < 1 || length > most_numbers) refuse(head + " is not a list of 1 to " + std::to_string(most_numbers) + " numbers");
+        const auto numbers = row(json[l][k], head, length);
+        all.numbers.insert(all.numbers.end(), numbers.begin(), numbers.end());
+      }
+    }
+    return all;
+  }
+
   std::string name_;
 };
 
@@ -114,11 +157,20 @@ kvcondense::any::ModelFacts HeadsFile::add_to(kvcondense::any::ModelFacts facts)
   per_head(gates, facts.gates), per_head(induction, facts.induction);
   per_head(echo, facts.echo), per_head(shares, facts.shares);
   per_layer(evicted, facts.evicted), per_layer(variance, facts.variance);
+  per_head(key_widths, facts.key_widths), per_head(value_widths, facts.value_widths);
+  const auto lists = [&](const HeadLists& t, kvcondense::HeadRows& to) {
+    if (!t.numbers.empty())
+      to = {t.numbers.data(), layers, kv_heads, static_cast<index_t>(t.numbers.size()) / (layers * kv_heads)};
+  };
+  lists(key_clusters, facts.key_clusters), lists(value_clusters, facts.value_clusters);
+  lists(key_lower, facts.key_lower), lists(key_upper, facts.key_upper);
+  lists(key_levels, facts.key_levels), lists(value_levels, facts.value_levels);
   return facts;
 }
 
 bool is_head_table(std::string_view fact) {
-  return std::any_of(std::begin(tables), std::end(tables), [&](const Table& t) { return fact == t.name; });
+  return std::any_of(std::begin(tables), std::end(tables), [&](const Table& t) { return fact == t.name; }) ||
+         std::any_of(std::begin(list_tables), std::end(list_tables), [&](const ListTable& t) { return fact == t.name; });
 }
 
 HeadsFile parse_heads(std::string_view text, const std::string& name) { return Reader(name).read(text); }
@@ -148,6 +200,17 @@ std::string heads_text(const HeadsFile& heads, const nlohmann::ordered_json& mad
                                    numbers.begin() + static_cast<std::ptrdiff_t>(at + width));
       if (t.per_head) j[t.name].push_back(row);
       else j[t.name] = row;
+    }
+  }
+  for (const ListTable& t : list_tables) {
+    const std::vector<float>& numbers = (heads.*(t.lists)).numbers;
+    if (numbers.empty()) continue;
+    const auto length = static_cast<std::ptrdiff_t>(numbers.size()) / (heads.layers * heads.kv_heads);
+    auto at = numbers.begin();
+    j[t.name] = nlohmann::ordered_json::array();
+    for (index_t l = 0; l < heads.layers; ++l) {
+      j[t.name].push_back(nlohmann::ordered_json::array());
+      for (index_t h = 0; h < heads.kv_heads; ++h, at += length) j[t.name].back().push_back(std::vector<float>(at, at + length));
     }
   }
   return j.dump(1) + "\n";

@@ -13,12 +13,19 @@ namespace eval {
 using kvcondense::CacheShape;
 using kvcondense::index_t;
 
+/// A row of numbers for every head, all of one length.
+struct HeadLists {
+  std::vector<float> numbers;  ///< [layers, kv_heads, length]
+};
+
 /// What was measured of a model's heads and layers, row by row; a table that was not is empty.
 struct HeadsFile {
   index_t layers = 0;
   index_t kv_heads = 0;
   std::vector<float> gates, induction, echo, shares;  ///< [layers, kv_heads]
   std::vector<float> evicted, variance;               ///< [layers]
+  std::vector<float> key_widths, value_widths;        ///< [layers, kv_heads]
+  HeadLists key_clusters, value_clusters, key_lower, key_upper, key_levels, value_levels;
 
   /// `facts` with the tables that are there. They borrow this object.
   kvcondense::any::ModelFacts add_to(kvcondense::any::ModelFacts facts) const;

@@ -9,6 +9,7 @@
 #include <eval/gate_search.hpp>
 #include <eval/head_scores.hpp>
 #include <eval/host.hpp>
+#include <eval/quant_tables.hpp>
 #include <eval/table.hpp>
 #include <kvcondense/budget/attention_variance.hpp>
 #include <kvcondense/budget/prefix_mass_search.hpp>
@@ -154,6 +155,7 @@ Identified identify_heads(const Options& o) {
   std::vector<ProbeScores> scores(layer_count);
   std::vector<std::vector<std::vector<double>>> products(texts.size());
   LayerNumbers numbers;
+  HeadsFile quant;
   Progress progress(o.quiet);
   std::vector<Job> jobs;
   jobs.push_back({"random tokens that repeat", static_cast<double>(probe.size()), [&](const Tick& tick) {
@@ -162,7 +164,11 @@ Identified identify_heads(const Options& o) {
                       scores[l] = probe_scores(r, static_cast<index_t>(l), p.segment);
                   }});
   jobs.push_back({"attention of a window", static_cast<double>(window.size()),
-                  [&](const Tick& tick) { numbers = layer_numbers(record(task, window, tick)); }});
+                  [&](const Tick& tick) {
+                    const Recording r = record(task, window, tick);
+                    numbers = layer_numbers(r);
+                    add_quant_tables(r, p.quant, quant);
+                  }});
   for (std::size_t i = 0; i < texts.size(); ++i)
     jobs.push_back({"texts for gates", static_cast<double>(texts[i].tokens.size()), [&, i](const Tick& tick) {
                       const Recording r = record(task, texts[i].tokens, tick);
@@ -186,7 +192,7 @@ Identified identify_heads(const Options& o) {
   const Gates gates = search_gates(sums, heads, {.l1 = p.l1, .steps = p.steps});
 
   Identified r;
-  r.heads.layers = layers, r.heads.kv_heads = heads;
+  r.heads = std::move(quant);
   r.heads.gates.assign(gates.gate.begin(), gates.gate.end());
   for (const ProbeScores& s : scores) {
     r.heads.induction.insert(r.heads.induction.end(), s.induction.begin(), s.induction.end());
@@ -205,7 +211,9 @@ Identified identify_heads(const Options& o) {
   if (!setting.recall.empty()) r.made["recall"] = setting.recall;
   r.made.update({{"context", task.context}, {"seed", o.seed}, {"probe", p.segment}, {"repeats", p.repeats},
                  {"gate_texts", texts.size()}, {"gate_queries", queries}, {"sinks", p.sinks}, {"recent", p.recent},
-                 {"l1", p.l1}, {"steps", gates.steps}, {"loss", gates.loss}, {"evict", p.evict}});
+                 {"l1", p.l1}, {"steps", gates.steps}, {"loss", gates.loss}, {"evict", p.evict},
+                 {"level_bits", p.quant.level_bits}, {"outliers", p.quant.outliers}, {"clusters", p.quant.clusters},
+                 {"width", p.quant.mean_width}, {"width_group", p.quant.width_group}});
   r.text = table_of(r.heads);
   return r;
 }

@@ -165,6 +165,11 @@ void add_identify(CLI::App& app, Options& o) {
   add_part(app, "--l1", o.probe.l1, 1000, "Weight of the mean gate in the search");
   add_count(app, "--steps", o.probe.steps, 0, 1000000, "Steps of the search, at most");
   add_part(app, "--evict", o.probe.evict, 1, "Part of all tokens that leaves where layers are compared");
+  add_count(app, "--level-bits", o.probe.quant.level_bits, 1, 4, "Of kvquant's levels");
+  add_part(app, "--outliers", o.probe.quant.outliers, 0.5, "Part of a key channel outside of kvquant's thresholds");
+  add_count(app, "--clusters", o.probe.quant.clusters, 1, 32, "Groups of a head's channels, for skvq");
+  add_part(app, "--width", o.probe.quant.mean_width, 8, "Bits of a number in the mean, for bit_allocation");
+  add_count(app, "--width-group", o.probe.quant.width_group, 1, 256, "Numbers that share a scale where widths are compared");
   add(app, "How", "--seed", "N", o.seed, "Of the random tokens and the windows")
       ->check(whole_number<std::uint64_t>(0, ~std::uint64_t{0}))
       ->capture_default_str();

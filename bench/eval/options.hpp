@@ -11,6 +11,16 @@ namespace eval {
 
 using kvcondense::index_t;
 
+/// What quantizers are told of a model.
+struct QuantProbe {
+  index_t level_bits = 4;    ///< of kvquant's levels
+  double outliers = 0.01;    ///< part of a key channel outside of its thresholds
+  index_t clusters = 4;      ///< groups of channels of a head, of skvq
+  double mean_width = 3;     ///< bits of a number in the mean, of bit_allocation
+  index_t width_group = 32;  ///< numbers that share a scale where widths are compared
+  index_t queries = 64;      ///< whose outputs widths are compared by, the newest
+};
+
 /// How `identify-heads` looks at a model.
 struct HeadProbe {
   std::string out;        ///< where the tables go
@@ -21,6 +31,7 @@ struct HeadProbe {
   double l1 = 0.05;       ///< weight of the mean gate
   index_t steps = 2000;   ///< of the search for gates, at most
   double evict = 0.5;     ///< part of all tokens at which layers are compared
+  QuantProbe quant{};     ///< what quantizers are told
 };
 
 /// What `plan` asks the cost models.

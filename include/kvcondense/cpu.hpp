@@ -12,6 +12,7 @@
 #include <kvcondense/backend/cpu/chunk_top_k.hpp>
 #include <kvcondense/backend/cpu/cluster_rows.hpp>
 #include <kvcondense/backend/cpu/column_pool.hpp>
+#include <kvcondense/backend/cpu/complex_vq.hpp>
 #include <kvcondense/backend/cpu/context.hpp>
 #include <kvcondense/backend/cpu/corrected.hpp>
 #include <kvcondense/backend/cpu/count_above.hpp>

@@ -72,6 +72,8 @@
 #include <kvcondense/quant/channel_clusters.hpp>
 #include <kvcondense/quant/channel_order.hpp>
 #include <kvcondense/quant/comet.hpp>
+#include <kvcondense/quant/commvq.hpp>
+#include <kvcondense/quant/complex_book.hpp>
 #include <kvcondense/quant/fp8.hpp>
 #include <kvcondense/quant/gear.hpp>
 #include <kvcondense/quant/ggml.hpp>
@@ -80,6 +82,7 @@
 #include <kvcondense/quant/kitty.hpp>
 #include <kvcondense/quant/kivi.hpp>
 #include <kvcondense/quant/kvquant.hpp>
+#include <kvcondense/quant/layer_predictor.hpp>
 #include <kvcondense/quant/level_search.hpp>
 #include <kvcondense/quant/mikv.hpp>
 #include <kvcondense/quant/mx.hpp>

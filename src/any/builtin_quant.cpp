@@ -8,6 +8,7 @@
 #include <kvcondense/quant/bit_allocation.hpp>
 #include <kvcondense/quant/boundary_layers.hpp>
 #include <kvcondense/quant/comet.hpp>
+#include <kvcondense/quant/commvq.hpp>
 #include <kvcondense/quant/fp8.hpp>
 #include <kvcondense/quant/gear.hpp>
 #include <kvcondense/quant/ggml.hpp>
@@ -489,6 +490,17 @@ constexpr Field kvquant_fields[] = {
     number<quant::KvQuant, &quant::KvQuant::sinks>("sinks", "", "first tokens kept exactly", 0, most_slots),
 };
 
+constexpr Field commvq_fields[] = {
+    number<quant::CommVq, &quant::CommVq::base>("base", "", "codewords of a stage", 2, prim::ComplexVq::most_base),
+    number<quant::CommVq, &quant::CommVq::stages>("stages", "", "of a row; 0: all that the books have", 0, 128),
+    number<quant::CommVq, &quant::CommVq::beam>("beam", "", "codewords of a stage that are tried with every other", 1,
+                                                prim::ComplexVq::most_base),
+    choice<quant::CommVq, &quant::CommVq::pairing>("pairing", "", "which channels RoPE turns together", pairings),
+    number<quant::CommVq, &quant::CommVq::residual_window>("residual_window", "residual", "newest tokens kept exactly", 0,
+                                                           most_slots),
+    number<quant::CommVq, &quant::CommVq::sinks>("sinks", "", "first tokens kept exactly", 0, most_slots),
+};
+
 constexpr Choice bit_layouts[] = {
     {"token", static_cast<int>(quant::BitLayout::token)},
     {"kivi", static_cast<int>(quant::BitLayout::kivi)},
@@ -586,6 +598,8 @@ constexpr Entry entries[] = {
                              "clipped, newest tokens stay exact.", skvq_fields),
     stage_entry<quant::RotateKv>("Rotates keys and values, groups the rotated channels that are alike, and stores them in 2 bits "
                                  "with clipped ranges; the first tokens stay exact.", rotatekv_fields),
+    stage_entry<quant::CommVq>("Stores keys as a length and sums of complex codewords, with which RoPE commutes, and values in "
+                               "the same way.", commvq_fields),
     stage_entry<quant::BitAllocation>("Stores keys and values of every layer and head in a number of bits of its own.",
                                       bit_allocation_fields),
     wrapper_entry<BoundaryLayers, &BoundaryLayers::base>(

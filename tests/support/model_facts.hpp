@@ -28,6 +28,12 @@ class RandomModel {
     for (float& x : upper_) x = 2.0f + x;
     facts_.key_lower = {lower_.data(), s.layers, s.kv_heads, s.head_dim};
     facts_.key_upper = {upper_.data(), s.layers, s.kv_heads, s.head_dim};
+    for (auto* books : {&key_books_, &value_books_}) {  // 4 stages of 64 words, or 16 of 16, ...
+      fill(*books, s.layers * s.kv_heads * 256 * (books == &key_books_ ? s.head_dim : s.values()), -1.0f);
+      for (float& x : *books) x *= 0.1f;
+    }
+    facts_.key_books = {key_books_.data(), s.layers, s.kv_heads, 256 * s.head_dim};
+    facts_.value_books = {value_books_.data(), s.layers, s.kv_heads, 256 * s.values()};
     constexpr index_t hidden = 24;
     facts_.output = matrices(output_, s.layers, 40, s.q_heads * s.values());
     facts_.retain_in = matrices(retain_in_, s.layers, s.q_heads * s.head_dim + s.kv_heads * (s.head_dim + s.values()), hidden);
@@ -63,7 +69,7 @@ class RandomModel {
   }
 
   std::mt19937 random_;
-  std::vector<float> gates_, induction_, echo_, shares_, evicted_, variance_, lower_, upper_;
+  std::vector<float> gates_, induction_, echo_, shares_, evicted_, variance_, lower_, upper_, key_books_, value_books_;
   Stack output_, retain_in_, retain_out_;
   std::vector<std::unique_ptr<RandomBases>> bases_;
   std::vector<NamedBases> named_;

@@ -26,6 +26,8 @@ struct ModelFacts {
   HeadRows key_upper{};         ///< upper threshold
   HeadRows key_levels{};        ///< of KVQuant: what a key's codes stand for, in -1 to 1
   HeadRows value_levels{};      ///< what a value's codes stand for
+  HeadRows key_books{};         ///< of CommVQ: codewords of keys, [stages, base, head_dim]
+  HeadRows value_books{};       ///< of values
   LayerMatrices output{};       ///< output projection [hidden, q_heads * value_dim], as `o_proj.weight`
   BasisList bases{};            ///< of low-rank stages: what each stores keys and values in
   LayerMatrices retain_in{};    ///< of Locret: [inputs, hidden units]
@@ -50,6 +52,8 @@ constexpr void take_facts(K& method, const ModelFacts& facts) {
   if constexpr (requires { method.key_upper = facts.key_upper; }) method.key_upper = facts.key_upper;
   if constexpr (requires { method.key_levels = facts.key_levels; }) method.key_levels = facts.key_levels;
   if constexpr (requires { method.value_levels = facts.value_levels; }) method.value_levels = facts.value_levels;
+  if constexpr (requires { method.key_books = facts.key_books; }) method.key_books = facts.key_books;
+  if constexpr (requires { method.value_books = facts.value_books; }) method.value_books = facts.value_books;
   if constexpr (requires { method.output = facts.output; }) method.output = facts.output;
   if constexpr (requires { method.bases = facts.bases; }) method.bases = facts.bases;
   if constexpr (requires { method.retain_in = facts.retain_in; }) method.retain_in = facts.retain_in;

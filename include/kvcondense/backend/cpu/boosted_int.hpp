@@ -8,6 +8,7 @@
 #include <kvcondense/backend/cpu/group_quant_fold.hpp>
 #include <kvcondense/backend/cpu/group_quant_rows.hpp>
 #include <kvcondense/backend/cpu/group_quant_tile.hpp>
+#include <kvcondense/backend/cpu/slot_groups.hpp>
 #include <kvcondense/core/backend.hpp>
 #include <kvcondense/prim/boosted_int.hpp>
 
@@ -73,10 +74,8 @@ struct PageCodec<Cpu, BoostedInt<Low, High>> {
 
   static index_t encode(const Codec& codec, PageSpan page, index_t first, index_t count, RowBlock<const float> rows) {
     const Page to{codec, page};
-    index_t repaired = 0;
-    for (index_t i = 0; i < count; i += codec.group_size)
-      repaired += encode_group(to, first + i, {rows.data + i * rows.step, codec.group_size, rows.step});
-    return repaired;
+    return cpu::encode_groups(codec.group_size, first, {rows.data, count, rows.step},
+                              [&](index_t slot, RowBlock<const float> group) { return encode_group(to, slot, group); });
   }
 
   static void decode(const Codec& codec, PageSpan page, index_t first, index_t count, RowBlock<float> rows) {
@@ -115,15 +114,14 @@ struct PageCodec<Cpu, BoostedInt<Low, High>> {
   static constexpr float high_unit = static_cast<float>(1 << Low);
 
   static void score_rows(const Page& from, index_t first, index_t count, RowBlock<const float> queries, RowBlock<float> out) {
-    const index_t dim = from.page.dim, boosted = from.codec.boosted(dim), each = from.codec.group_size;
+    const index_t dim = from.page.dim, boosted = from.codec.boosted(dim);
     const index_t width = cpu::padded(dim, cpu::lanes), high_width = cpu::padded(boosted, cpu::lanes), step = cpu::tile_slots;
     alignas(64) float tile[cpu::tile_slots * max_head_dim], part[cpu::fold_rows * cpu::tile_slots];
     alignas(64) float low[cpu::fold_rows * max_head_dim], high[cpu::fold_rows * max_head_dim];
     float zero[cpu::fold_rows];
     cpu::BoostedGroup group;
-    for (index_t done = 0; done < count;) {
-      const index_t slot = first + done, end = done + std::min(each - slot % each, count - done);
-      from.read_group(slot, group);
+    cpu::each_group(from.codec.group_size, first, count, [&](index_t begin, index_t many) {
+      from.read_group(first + begin, group);
       for (index_t r = 0; r < queries.rows; ++r) {
         const float* q = queries.data + r * queries.step;
         float* l = low + r * width;
@@ -134,8 +132,8 @@ struct PageCodec<Cpu, BoostedInt<Low, High>> {
         std::fill(h + boosted, h + high_width, 0.0f);
         zero[r] = cpu::dot(q, group.minimum, dim);
       }
-      for (; done < end; done += step) {
-        const index_t n = std::min(step, end - done);
+      for (index_t done = begin; done < begin + many; done += step) {
+        const index_t n = std::min(step, begin + many - done);
         cpu::unpack_tile<cpu::DenseRows<Low>>(from.low(first + done), from.codec.low_bytes(dim), n, dim, width, tile);
         cpu::dot_tile(tile, n, width, low, queries.rows, part);
         for (index_t r = 0; r < queries.rows; ++r)
@@ -146,24 +144,22 @@ struct PageCodec<Cpu, BoostedInt<Low, High>> {
         for (index_t r = 0; r < queries.rows; ++r)
           for (index_t i = 0; i < n; ++i) out.data[r * out.step + done + i] += part[r * step + i];
       }
-      done = end;
-    }
+    });
   }
 
   static void add_rows(const Page& from, index_t first, index_t count, RowBlock<const float> weights, RowBlock<float> out) {
-    const index_t dim = from.page.dim, boosted = from.codec.boosted(dim), each = from.codec.group_size;
+    const index_t dim = from.page.dim, boosted = from.codec.boosted(dim);
     const index_t width = cpu::padded(dim, cpu::lanes), high_width = cpu::padded(boosted, cpu::lanes), step = cpu::tile_slots;
     alignas(64) float tile[cpu::tile_slots * max_head_dim];
     alignas(64) float low[cpu::fold_rows * max_head_dim], high[cpu::fold_rows * max_head_dim];
     float total[cpu::fold_rows];
     cpu::BoostedGroup group;
-    for (index_t done = 0; done < count;) {
-      const index_t slot = first + done, end = done + std::min(each - slot % each, count - done);
+    cpu::each_group(from.codec.group_size, first, count, [&](index_t begin, index_t many) {
       std::fill_n(low, weights.rows * width, 0.0f);
       std::fill_n(high, weights.rows * high_width, 0.0f);
       std::fill_n(total, weights.rows, 0.0f);
-      for (; done < end; done += step) {
-        const index_t n = std::min(step, end - done);
+      for (index_t done = begin; done < begin + many; done += step) {
+        const index_t n = std::min(step, begin + many - done);
         cpu::unpack_tile<cpu::DenseRows<Low>>(from.low(first + done), from.codec.low_bytes(dim), n, dim, width, tile);
         cpu::add_tile(tile, n, width, 0, width, weights.data + done, weights.step, weights.rows, low);
         for (index_t r = 0; r < weights.rows; ++r)
@@ -172,15 +168,14 @@ struct PageCodec<Cpu, BoostedInt<Low, High>> {
         cpu::unpack_tile<cpu::DenseRows<High>>(from.high(first + done), from.codec.high_bytes(dim), n, boosted, high_width, tile);
         cpu::add_tile(tile, n, high_width, 0, high_width, weights.data + done, weights.step, weights.rows, high);
       }
-      done = end;
-      from.read_group(slot, group);
+      from.read_group(first + begin, group);
       for (index_t r = 0; r < weights.rows; ++r) {
         float* sums = low + r * width;
         for (index_t k = 0; k < boosted; ++k) sums[group.channel[k]] += high_unit * high[r * high_width + k];
         float* o = out.data + r * out.step;
         for (index_t c = 0; c < dim; ++c) o[c] += group.scale[c] * sums[c] + group.minimum[c] * total[r];
       }
-    }
+    });
   }
 
   static index_t encode_group(const Page& to, index_t slot, RowBlock<const float> rows) {

@@ -7,6 +7,7 @@
 #include <kvcondense/backend/cpu/group_quant_rows.hpp>
 #include <kvcondense/backend/cpu/low_rank.hpp>
 #include <kvcondense/backend/cpu/row_kernels.hpp>
+#include <kvcondense/backend/cpu/slot_groups.hpp>
 #include <kvcondense/core/backend.hpp>
 #include <kvcondense/core/shape.hpp>
 #include <kvcondense/prim/corrected.hpp>
@@ -26,10 +27,8 @@ struct PageCodec<Cpu, Corrected<C>> {
 
   static index_t encode(const Codec& codec, PageSpan page, index_t first, index_t count, RowBlock<const float> rows) {
     if (!codec.corrects(page.dim)) return Inner::encode(codec.codec, page, first, count, rows);
-    index_t repaired = 0;
-    for (index_t done = 0; done < count; done += codec.chunk)
-      repaired += encode_chunk(codec, page, first + done, {rows.data + done * rows.step, codec.chunk, rows.step});
-    return repaired;
+    return cpu::encode_groups(codec.chunk, first, {rows.data, count, rows.step},
+                              [&](index_t slot, RowBlock<const float> chunk) { return encode_chunk(codec, page, slot, chunk); });
   }
 
   static void decode(const Codec& codec, PageSpan page, index_t first, index_t count, RowBlock<float> rows) {
@@ -158,11 +157,9 @@ struct PageCodec<Cpu, Corrected<C>> {
   template <class F, class T>
   static void each_chunk(const Codec& codec, PageSpan page, index_t first, index_t count, F&& f, T* data, index_t step) {
     if (!codec.corrects(page.dim)) return;
-    for (index_t done = 0; done < count;) {
-      const index_t from = (first + done) % codec.chunk, n = std::min(codec.chunk - from, count - done);
-      f(Chunk(codec, page, (first + done) / codec.chunk), from, n, data + done * step);
-      done += n;
-    }
+    cpu::each_group(codec.chunk, first, count, [&](index_t done, index_t n) {
+      f(Chunk(codec, page, (first + done) / codec.chunk), (first + done) % codec.chunk, n, data + done * step);
+    });
   }
 
   static index_t encode_chunk(const Codec& codec, PageSpan page, index_t slot, RowBlock<const float> rows) {

@@ -7,6 +7,7 @@
 
 #include <kvcondense/backend/cpu/group_quant_rows.hpp>
 #include <kvcondense/backend/cpu/group_quant_tile.hpp>
+#include <kvcondense/backend/cpu/slot_groups.hpp>
 #include <kvcondense/core/backend.hpp>
 #include <kvcondense/prim/polar_pairs.hpp>
 
@@ -122,10 +123,8 @@ struct PageCodec<Cpu, PolarPairs<R, T>> {
 
   static index_t encode(const Codec& codec, PageSpan page, index_t first, index_t count, RowBlock<const float> rows) {
     const Page to{codec, page};
-    index_t repaired = 0;
-    for (index_t i = 0; i < count; i += codec.group_size)
-      repaired += encode_group(to, first + i, {rows.data + i * rows.step, codec.group_size, rows.step});
-    return repaired;
+    return cpu::encode_groups(codec.group_size, first, {rows.data, count, rows.step},
+                              [&](index_t slot, RowBlock<const float> group) { return encode_group(to, slot, group); });
   }
 
   static void decode(const Codec& codec, PageSpan page, index_t first, index_t count, RowBlock<float> rows) {
@@ -202,20 +201,17 @@ struct PageCodec<Cpu, PolarPairs<R, T>> {
   static void by_tiles(const Page& from, index_t first, index_t count, cpu::PolarTable<T>& table, cpu::PolarTile& tile,
                        Begin&& begin, Use&& use, End&& end) {
     cpu::PolarGroup group;
-    const index_t each = from.codec.group_size;
-    for (index_t done = 0; done < count;) {
-      const index_t slot = first + done, last = done + std::min(each - slot % each, count - done);
-      from.read_group(slot, group);
+    cpu::each_group(from.codec.group_size, first, count, [&](index_t at, index_t many) {
+      from.read_group(first + at, group);
       table.fill(group, from.pairs());
       begin(table.width << T);
-      for (; done < last; done += cpu::tile_slots) {
-        const index_t n = std::min(cpu::tile_slots, last - done);
+      for (index_t done = at; done < at + many; done += cpu::tile_slots) {
+        const index_t n = std::min(cpu::tile_slots, at + many - done);
         tile.load(from, group, first + done, n, table.width);
         use(done, n);
       }
       end(table.width << T);
-      done = last;
-    }
+    });
   }
 
   static void fold_query(const Page& from, const cpu::PolarTable<T>& table, const float* q, float* folded) {

@@ -10,6 +10,7 @@
 #include <kvcondense/backend/cpu/group_quant_bits.hpp>
 #include <kvcondense/backend/cpu/group_quant_tile.hpp>
 #include <kvcondense/backend/cpu/row_transform.hpp>
+#include <kvcondense/backend/cpu/slot_groups.hpp>
 #include <kvcondense/core/backend.hpp>
 #include <kvcondense/core/random.hpp>
 #include <kvcondense/prim/sign_sketch.hpp>
@@ -137,23 +138,8 @@ struct PageCodec<Cpu, SketchRows> {
   using Codec = SketchRows;
 
   static index_t encode(const Codec& codec, PageSpan page, index_t first, index_t count, RowBlock<const float> rows) {
-    index_t repaired = 0;
-    const index_t dim = page.dim;
-    float x[max_head_dim], few[max_head_dim];
-    for (index_t done = 0; done < count; done += codec.group_slots()) {
-      bool strong[max_head_dim] = {};
-      find_strong(codec, dim, {rows.data + done * rows.step, codec.group_slots(), rows.step}, strong);
-      std::byte* at = page.data + codec.group_at(page.slots, first + done);
-      for (index_t c = 0; c < dim; ++c)
-        if (strong[c]) *at++ = static_cast<std::byte>(c);
-      for (index_t i = done; i < done + codec.group_slots(); ++i) {
-        repaired += cpu::clean_row(rows.data + i * rows.step, dim, x);
-        split(strong, dim, x, few);
-        repaired += static_cast<index_t>(part(codec, page, false).write(first + i, x));
-        if (codec.channels > 0) repaired += static_cast<index_t>(part(codec, page, true).write(first + i, few));
-      }
-    }
-    return repaired;
+    return cpu::encode_groups(codec.group_slots(), first, {rows.data, count, rows.step},
+                              [&](index_t slot, RowBlock<const float> group) { return encode_group(codec, page, slot, group); });
   }
 
   static void decode(const Codec& codec, PageSpan page, index_t first, index_t count, RowBlock<float> rows) {
@@ -221,15 +207,30 @@ struct PageCodec<Cpu, SketchRows> {
   /// Calls f(strong channels, slots done, slots, first row, rows) for the parts of groups in [first, first + count).
   template <class F>
   static void each_group(const Codec& codec, PageSpan page, index_t first, index_t count, index_t rows, F&& f) {
-    for (index_t done = 0; done < count;) {
-      const index_t slot = first + done, each = codec.channels == 0 ? page.slots : codec.group_size;
-      const index_t n = std::min(each - slot % each, count - done);
+    cpu::each_group(codec.channels == 0 ? page.slots : codec.group_size, first, count, [&](index_t done, index_t n) {
       bool strong[max_head_dim] = {};
-      const std::byte* at = page.data + codec.group_at(page.slots, slot);
+      const std::byte* at = page.data + codec.group_at(page.slots, first + done);
       for (index_t k = 0; k < codec.channels; ++k) strong[static_cast<index_t>(at[k])] = true;
       for (index_t r = 0; r < rows; r += cpu::sketch_rows) f(strong, done, n, r, std::min(cpu::sketch_rows, rows - r));
-      done += n;
+    });
+  }
+
+  static index_t encode_group(const Codec& codec, PageSpan page, index_t slot, RowBlock<const float> rows) {
+    const index_t dim = page.dim;
+    float x[max_head_dim], few[max_head_dim];
+    bool strong[max_head_dim] = {};
+    find_strong(codec, dim, rows, strong);
+    std::byte* at = page.data + codec.group_at(page.slots, slot);
+    for (index_t c = 0; c < dim; ++c)
+      if (strong[c]) *at++ = static_cast<std::byte>(c);
+    index_t repaired = 0;
+    for (index_t i = 0; i < rows.rows; ++i) {
+      repaired += cpu::clean_row(rows.data + i * rows.step, dim, x);
+      split(strong, dim, x, few);
+      repaired += static_cast<index_t>(part(codec, page, false).write(slot + i, x));
+      if (codec.channels > 0) repaired += static_cast<index_t>(part(codec, page, true).write(slot + i, few));
     }
+    return repaired;
   }
 
   /// Moves the strong channels of x to `few`, zeros in their places.
