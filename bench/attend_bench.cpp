@@ -11,6 +11,7 @@
 #include <algorithm>
 #include <atomic>
 #include <chrono>
+#include <ctime>
 #include <memory>
 #include <numeric>
 #include <random>
@@ -26,7 +27,14 @@
 namespace {
 
 using namespace kvcondense;
-using Clock = std::chrono::steady_clock;
+
+/// Seconds: of this thread's work, so that other programs do not count, or with more threads, of the clock on the wall.
+double now(bool wall) {
+  if (wall) return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
+  timespec t{};
+  clock_gettime(CLOCK_THREAD_CPUTIME_ID, &t);
+  return static_cast<double>(t.tv_sec) + 1e-9 * static_cast<double>(t.tv_nsec);
+}
 
 constexpr index_t q_heads = 32, kv_heads = 8, dim = 128, chunk = 512;
 
@@ -79,6 +87,7 @@ class Layers {
     const std::size_t bytes = cache->workspace_bytes(slots + chunk, chunk, threads == nullptr ? 1 : threads->workers());
     if (failed = work.reserve(bytes); failed != Status::ok) return;
     ctx = Context<Cpu>(work.bytes(), threads);
+    wall = threads != nullptr;
     std::mt19937 random(1);
     std::normal_distribution<float> normal;
     rows.resize(static_cast<std::size_t>(chunk * kv_heads * dim));
@@ -96,10 +105,10 @@ class Layers {
 
   /// Seconds of one call.
   double attend(index_t layer) {
-    const auto a = Clock::now();
+    const double a = now(wall);
     if (failed == Status::ok)
       failed = cache->attend(ctx, layer, dense_view(static_cast<const float*>(rows.data()), q_heads, 1, dim), dense_view(out.data(), q_heads, 1, dim));
-    return std::chrono::duration<double>(Clock::now() - a).count();
+    return now(wall) - a;
   }
 
   std::unique_ptr<any::AnyCache> cache;
@@ -107,6 +116,7 @@ class Layers {
   double bytes_per_layer = 0;
 
  private:
+  bool wall = false;
   Workspace work;
   Context<Cpu> ctx;
   std::vector<float> rows, out;
@@ -119,9 +129,9 @@ double median(std::vector<double>& x) {
 
 /// Seconds to add up `n` floats, by the quickest kernel there is for it.
 double read_seconds(const float* x, index_t n) {
-  const auto a = Clock::now();
+  const double a = now(false);
   benchmark::DoNotOptimize(prim::cpu::row_ops().largest(x, n, 0.0f));
-  return std::chrono::duration<double>(Clock::now() - a).count();
+  return now(false) - a;
 }
 
 void attend_layers(benchmark::State& state, const char* recipe, bool cold, bool two) {

@@ -108,7 +108,8 @@ void attend(Page<Bits>& page, index_t first, index_t count, index_t rows, double
 template <int Bits>
 void attend(Page<Bits>& page, index_t first, index_t count, index_t rows) {
   using Codec = PageCodec<Cpu, GroupInt<Bits>>;
-  attend(page, first, count, rows, 4e-4, Codec::scores, Codec::accumulate);
+  // Of a few scores all may be small, as sums of large numbers that cancel.
+  attend(page, first, count, rows, count < 8 ? 2e-3 : 4e-4, Codec::scores, Codec::accumulate);
 }
 
 /// The way of processors that cannot multiply codes.

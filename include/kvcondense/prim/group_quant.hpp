@@ -213,6 +213,15 @@ struct GroupInt {
   Rounding rounding = Rounding::half_even;
   CodeLayout layout = CodeLayout::rows;
 
+  /// The same codec for keys, and for values.
+  constexpr GroupInt for_scores() const { return with(CodeLayout::slot_lanes); }
+  constexpr GroupInt for_sums() const { return with(CodeLayout::channel_lanes); }
+  constexpr GroupInt with(CodeLayout l) const {
+    GroupInt c = *this;
+    c.layout = l;
+    return c;
+  }
+
   /// Outputs that one block of 64 bytes has room for, four codes each.
   static constexpr index_t block_outputs = 128 / Bits;
 

@@ -31,8 +31,12 @@ struct Comet {
   index_t keep_window = 0;  ///< newest slots that stay exact
   index_t sinks = 0;        ///< slots at the start that stay exact
 
-  constexpr prim::GroupInt<4> key_codec() const { return {.axis = prim::GroupAxis::channel, .group_size = group_size}; }
-  constexpr prim::GroupInt<4> value_codec() const { return {.axis = prim::GroupAxis::token, .group_size = value_group}; }
+  constexpr prim::GroupInt<4> key_codec() const {
+    return prim::GroupInt<4>{.axis = prim::GroupAxis::channel, .group_size = group_size}.for_scores();
+  }
+  constexpr prim::GroupInt<4> value_codec() const {
+    return prim::GroupInt<4>{.axis = prim::GroupAxis::token, .group_size = value_group}.for_sums();
+  }
   constexpr Flush key_flush() const { return block_flush_keep(group_size, keep_window); }
   constexpr Flush value_flush() const { return fifo_flush(keep_window); }
 

@@ -65,8 +65,8 @@ struct GroupInt {
   prim::Rounding rounding = prim::Rounding::half_even;
   index_t sinks = 0;  ///< slots at the start that stay exact
 
-  constexpr prim::GroupInt<Bits> key_codec() const { return codec(key_axis); }
-  constexpr prim::GroupInt<Bits> value_codec() const { return codec(value_axis); }
+  constexpr prim::GroupInt<Bits> key_codec() const { return codec(key_axis).for_scores(); }
+  constexpr prim::GroupInt<Bits> value_codec() const { return codec(value_axis).for_sums(); }
   constexpr Flush key_flush() const { return flush(key_axis); }
   constexpr Flush value_flush() const { return flush(value_axis); }
 

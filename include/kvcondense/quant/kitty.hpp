@@ -37,7 +37,7 @@ struct Kitty {
 
   constexpr prim::BoostedInt<2, 2> key_codec() const { return {.group_size = page, .boost = boost}; }
   constexpr prim::GroupInt<2> value_codec() const {
-    return {.axis = prim::GroupAxis::token, .group_size = 0, .rounding = prim::Rounding::half_up};
+    return prim::GroupInt<2>{.axis = prim::GroupAxis::token, .group_size = 0, .rounding = prim::Rounding::half_up}.for_sums();
   }
   constexpr Flush key_flush() const { return block_flush_keep(page, keep_window); }
   constexpr Flush value_flush() const { return block_flush_keep(page, buffer); }

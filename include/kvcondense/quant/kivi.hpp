@@ -31,8 +31,12 @@ struct Kivi {
   index_t sinks = 0;        ///< slots at the start that stay exact
   index_t keep_window = 0;  ///< newest keys that never enter a block: no empty window after a flush
 
-  constexpr prim::GroupInt<Bits> key_codec() const { return {.axis = prim::GroupAxis::channel, .group_size = group_size}; }
-  constexpr prim::GroupInt<Bits> value_codec() const { return {.axis = prim::GroupAxis::token, .group_size = group_size}; }
+  constexpr prim::GroupInt<Bits> key_codec() const {
+    return prim::GroupInt<Bits>{.axis = prim::GroupAxis::channel, .group_size = group_size}.for_scores();
+  }
+  constexpr prim::GroupInt<Bits> value_codec() const {
+    return prim::GroupInt<Bits>{.axis = prim::GroupAxis::token, .group_size = group_size}.for_sums();
+  }
   constexpr Flush key_flush() const { return block_flush_keep(residual_window, keep_window); }
   constexpr Flush value_flush() const { return fifo_flush(residual_window); }
 

@@ -32,14 +32,17 @@ struct QServe {
   index_t residual_window = 0;  ///< newest slots that stay exact
   index_t sinks = 0;            ///< slots at the start that stay exact
 
-  constexpr prim::GroupInt<Bits> key_codec() const { return {.axis = prim::GroupAxis::token, .group_size = 0, .form = form}; }
-  constexpr prim::GroupInt<Bits> value_codec() const { return key_codec(); }
+  constexpr prim::GroupInt<Bits> key_codec() const { return codec().for_scores(); }
+  constexpr prim::GroupInt<Bits> value_codec() const { return codec().for_sums(); }
   constexpr Flush key_flush() const { return fifo_flush(residual_window); }
   constexpr Flush value_flush() const { return fifo_flush(residual_window); }
 
   constexpr Status validate(const CacheShape& shape) const {
     return codecs_fit(*this, shape) ? Status::ok : Status::invalid_argument;
   }
+
+ private:
+  constexpr prim::GroupInt<Bits> codec() const { return {.axis = prim::GroupAxis::token, .group_size = 0, .form = form}; }
 };
 
 }  // namespace kvcondense::quant

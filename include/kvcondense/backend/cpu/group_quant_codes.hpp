@@ -21,8 +21,8 @@ struct CodeAttention {
   const Page& from;
   const CodeOps& ops;
   index_t dim, group;
-  alignas(64) float scale[most_code_groups * max_head_dim];
-  alignas(64) float mid[most_code_groups * max_head_dim];
+  alignas(64) float scale[max_head_dim];
+  alignas(64) float mid[max_head_dim];
   FoldedRows folded;
 
   CodeAttention(const Page& page, const CodeOps& code_ops)
@@ -83,11 +83,15 @@ struct CodeAttention {
 
   /// scale[i] and the number in the middle of its range, of n parameters that lie one behind the other.
   void read(const std::byte* scales, const std::byte* offsets, index_t n, float* s, float* m) const {
-    read_numbers(from.codec.params, scales, n, s);
-    if (has_offset(from.codec.form)) read_numbers(from.codec.params, offsets, n, m);
-    else std::fill_n(m, n, 0.0f);
-    from.fold_offsets(s, m, n);
-    for (index_t i = 0; i < n; ++i) m[i] += middle * s[i];
+    const ParamType t = from.codec.params;
+    const bool stored = has_offset(from.codec.form);
+    MidRule rule;
+    with_form(from.codec.form, [&]<GroupForm Form>() {
+      rule = {middle + base_of<Page::bits, Form>(1.0f, 0.0f), Form == GroupForm::minimum ? 1.0f : 0.0f,
+              stored && Form != GroupForm::minimum ? -1.0f : 0.0f};
+    });
+    ops.read(t == ParamType::f32 ? DType::f32 : t == ParamType::f16 ? DType::f16 : DType::bf16, scales, stored ? offsets : nullptr,
+             n, rule, s, m);
   }
   void read_channels(index_t slot) {
     const std::byte* at = from.params(slot);
@@ -98,13 +102,8 @@ struct CodeAttention {
     const std::byte* at = from.params(slot) + j * from.params_step();
     const std::byte* offsets = at + from.codec.scales(dim) * from.params_step();
     ask_for(at, n * size_of(from.codec.params));
-    ask_for(offsets, n * size_of(from.codec.params));
+    if (has_offset(from.codec.form)) ask_for(offsets, n * size_of(from.codec.params));
     read(at, offsets, n, s, m);
-  }
-
-  /// What a row adds to every output: `zero`, less what the middle of the codes weighs.
-  void center(index_t rows, const float* zero, float* add) const {
-    for (index_t r = 0; r < rows; ++r) add[r] = zero[r] - middle * folded.total[r] * folded.unit[r];
   }
 
   CodeRun slot_pair(index_t slot) const {
@@ -146,85 +145,66 @@ struct CodeAttention {
   }
 
   void scores_by_channel(index_t first, index_t count, RowBlock<const float> q, RowBlock<float> out) {
-    float zero[FoldedRows::most], add[FoldedRows::most];
     index_t folded_group = -1;
     by_pairs(first, count, out, [&](index_t slot, RowBlock<float> to) {
       if (slot / group != folded_group) {
         folded_group = slot / group;
         read_channels(slot);
-        ops.fold(q, scale, dim, folded);
-        dot_rows(mid, 1, dim, q, {zero, q.rows, 1});
-        center(q.rows, zero, add);
+        ops.fold(q, scale, mid, dim, middle, folded);
       }
-      ops.dot(Page::bits, slot_pair(slot), folded, add, to);
+      ops.dot(Page::bits, slot_pair(slot), folded, to);
     });
   }
 
   void scores_by_token(index_t first, index_t count, RowBlock<const float> q, RowBlock<float> out) {
     const index_t groups = dim / group;
     FoldedRows each[most_code_groups];
-    float sums[most_code_groups][FoldedRows::most], add[most_code_groups][FoldedRows::most];
-    const float none[FoldedRows::most] = {};
+    float sums[most_code_groups][FoldedRows::most];
     for (index_t j = 0; j < groups; ++j) {
       const RowBlock<const float> part{q.data + j * group, q.rows, q.step};
-      ops.fold(part, nullptr, group, each[j]);
+      ops.fold(part, nullptr, nullptr, group, middle, each[j]);
       for (index_t r = 0; r < q.rows; ++r) {
         sums[j][r] = 0.0f;
         for (index_t c = 0; c < group; ++c) sums[j][r] += part.data[r * part.step + c];
-        add[j][r] = none[r] - middle * each[j].total[r] * each[j].unit[r];
       }
     }
-    alignas(64) float codes[FoldedRows::most * pair_outputs], s[pair_outputs], m[pair_outputs];
+    alignas(64) float codes[FoldedRows::most * pair_outputs];
     by_pairs(first, count, out, [&](index_t slot, RowBlock<float> to) {
       CodeRun run = slot_pair(slot);
       run.steps = group / 4;
+      for (index_t r = 0; r < q.rows; ++r) std::fill_n(to.data + r * to.step, pair_outputs, 0.0f);
       for (index_t j = 0; j < groups; ++j, run.first += run.steps * run.step, run.next = next(run.first)) {
-        ops.dot(Page::bits, run, each[j], add[j], {codes, q.rows, pair_outputs});
-        read_slots(j, slot, pair_outputs, s, m);
-        for (index_t r = 0; r < q.rows; ++r) {
-          const float* c = codes + r * pair_outputs;
-          const float sum = sums[j][r];
-          float* o = to.data + r * to.step;
-          if (j == 0)
-            for (index_t i = 0; i < pair_outputs; ++i) o[i] = c[i] * s[i] + sum * m[i];
-          else
-            for (index_t i = 0; i < pair_outputs; ++i) o[i] += c[i] * s[i] + sum * m[i];
-        }
+        ops.dot(Page::bits, run, each[j], {codes, q.rows, pair_outputs});
+        read_slots(j, slot, pair_outputs, scale, mid);
+        ops.scale_add(codes, scale, mid, sums[j], to);
       }
     });
   }
 
   void sum_by_token(index_t start, index_t n, RowBlock<const float> w, RowBlock<float> out) {
-    float zero[FoldedRows::most], add[FoldedRows::most];
     for (index_t j = 0; j < dim / group; ++j) {
       read_slots(j, start, n, scale, mid);
-      ops.fold(w, scale, n, folded);
-      dot_rows(mid, 1, n, w, {zero, w.rows, 1});
-      center(w.rows, zero, add);
+      ops.fold(w, scale, mid, n, middle, folded);
       for (index_t c = j * group; c < (j + 1) * group; c += pair_outputs)
-        ops.dot_add(Page::bits, channel_pair(start, n, c), folded, add, {out.data + c, w.rows, out.step});
+        ops.dot_add(Page::bits, channel_pair(start, n, c), folded, {out.data + c, w.rows, out.step});
     }
   }
 
   void sum_by_channel(index_t start, index_t n, RowBlock<const float> w, RowBlock<float> out) {
     alignas(64) float codes[FoldedRows::most * pair_outputs];
-    const float none[FoldedRows::most] = {};
-    float add[FoldedRows::most], sums[FoldedRows::most];
+    float sums[FoldedRows::most];
     for (index_t at = start; at < start + n;) {
       const index_t end = std::min(at / group * group + group, start + n), some = end - at;
       const RowBlock<const float> part{w.data + at - start, w.rows, w.step};
       read_channels(at);
-      ops.fold(part, nullptr, some, folded);
-      center(w.rows, none, add);
+      ops.fold(part, nullptr, nullptr, some, middle, folded);
       for (index_t r = 0; r < w.rows; ++r) {
         sums[r] = 0.0f;
         for (index_t i = 0; i < some; ++i) sums[r] += part.data[r * part.step + i];
       }
       for (index_t c = 0; c < dim; c += pair_outputs) {
-        ops.dot(Page::bits, channel_pair(at, some, c), folded, add, {codes, w.rows, pair_outputs});
-        for (index_t r = 0; r < w.rows; ++r)
-          for (index_t i = 0; i < pair_outputs; ++i)
-            out.data[r * out.step + c + i] += codes[r * pair_outputs + i] * scale[c + i] + sums[r] * mid[c + i];
+        ops.dot(Page::bits, channel_pair(at, some, c), folded, {codes, w.rows, pair_outputs});
+        ops.scale_add(codes, scale + c, mid + c, sums, {out.data + c, w.rows, out.step});
       }
       at = end;
     }

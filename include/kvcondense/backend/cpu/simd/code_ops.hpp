@@ -4,6 +4,7 @@
 #include <cstdint>
 
 #include <kvcondense/core/config.hpp>
+#include <kvcondense/core/dtype.hpp>
 #include <kvcondense/core/shape.hpp>
 #include <kvcondense/prim/page_codec.hpp>
 
@@ -15,8 +16,8 @@ struct FoldedRows {
   static constexpr float top = 16256.0f;
 
   alignas(64) std::int8_t plane[most][2][max_head_dim];
-  float unit[most];   ///< a multiplier is n * unit
-  float total[most];  ///< sum of n
+  float unit[most];  ///< a multiplier is n * unit
+  float add[most];   ///< what a row adds to every output
 };
 
 /// Thirty-two outputs of a run of blocks: two fields of each block, or, for 8 bits, two blocks.
@@ -30,6 +31,10 @@ struct CodeRun {
   const std::byte* next = nullptr;  ///< what will be read later, at the same distances
 };
 
+struct MidRule {
+  float by_scale = 0.0f, by_offset = 0.0f, by_both = 0.0f;
+};
+
 /// Sums of products of codes, in the form that codes are stored in.
 ///
 /// Numbers  multipliers are rounded to 1 / 32512 of their row's largest; the sums are exact. They depend on the row and
@@ -37,12 +42,21 @@ struct CodeRun {
 struct CodeOps {
   const char* name;
 
-  /// Rows x[r][i] * scale[i], n of them, as integers; scale null: all 1. Padded with zeros to whole blocks of 64.
-  void (*fold)(RowBlock<const float> x, const float* scale, index_t n, FoldedRows& out);
+  /// Parameters as they are used: scale[i], and mid[i] = by_scale * scale + by_offset * offset + by_both * scale * offset.
+  /// `offsets` may be null: then offsets are 0.
+  void (*read)(DType type, const std::byte* scales, const std::byte* offsets, index_t n, const MidRule& rule, float* scale,
+               float* mid);
+
+  /// Rows x[r][i] * scale[i], n of them, as integers, zeros up to a multiple of 64, and as `add` the sum of x[r][i] * mid[i]
+  /// less what `middle` of every code weighs. `scale` null: all 1; `mid` null: all 0.
+  void (*fold)(RowBlock<const float> x, const float* scale, const float* mid, index_t n, float middle, FoldedRows& out);
 
   /// out[r][i] = unit[r] * (sum of n * code) + add[r], and the same added to what is there.
-  void (*dot)(int bits, const CodeRun& run, const FoldedRows& folded, const float* add, RowBlock<float> out);
-  void (*dot_add)(int bits, const CodeRun& run, const FoldedRows& folded, const float* add, RowBlock<float> out);
+  void (*dot)(int bits, const CodeRun& run, const FoldedRows& folded, RowBlock<float> out);
+  void (*dot_add)(int bits, const CodeRun& run, const FoldedRows& folded, RowBlock<float> out);
+
+  /// out[r][i] += x[r][i] * scale[i] + sum[r] * mid[i], for 32 outputs; x has rows of 32.
+  void (*scale_add)(const float* x, const float* scale, const float* mid, const float* sum, RowBlock<float> out);
 };
 
 }  // namespace kvcondense::prim::cpu

@@ -38,52 +38,122 @@ inline constexpr const char* name = "avx512vnni";
 #endif
 }
 
-[[gnu::always_inline]] inline F load_some(const float* p, index_t n) {
-  if (n >= 16) return _mm512_loadu_ps(p);
-  return n <= 0 ? _mm512_setzero_ps() : _mm512_maskz_loadu_ps(static_cast<__mmask16>((1u << n) - 1u), p);
+/// Four vectors to four numbers: their largest lanes, or sums of lanes.
+[[gnu::always_inline]] inline __m128 largest4(const F (&v)[4]) {
+  const F ab = _mm512_max_ps(_mm512_unpacklo_ps(v[0], v[1]), _mm512_unpackhi_ps(v[0], v[1]));
+  const F cd = _mm512_max_ps(_mm512_unpacklo_ps(v[2], v[3]), _mm512_unpackhi_ps(v[2], v[3]));
+  const F x = _mm512_max_ps(_mm512_shuffle_ps(ab, cd, 0x44), _mm512_shuffle_ps(ab, cd, 0xee));
+  const __m256 y = _mm256_max_ps(_mm512_castps512_ps256(x), _mm512_extractf32x8_ps(x, 1));
+  return _mm_max_ps(_mm256_castps256_ps128(y), _mm256_extractf128_ps(y, 1));
+}
+[[gnu::always_inline]] inline __m128 sum4(const F (&v)[4]) {
+  float out[4];
+  avx512::sum4(v[0], v[1], v[2], v[3], out);
+  return _mm_loadu_ps(out);
 }
 
-inline void fold_row(const float* x, const float* scale, index_t n, std::int8_t* high, std::int8_t* low, float& unit, float& total) {
-  alignas(64) float product[max_head_dim + 64];
-  F most = _mm512_setzero_ps();
+template <int R>
+void fold_rows(RowBlock<const float> x, const float* scale, const float* mid, index_t n, float middle, FoldedRows& out) {
+  alignas(64) float product[R][max_head_dim];
+  F most[4], zero[4], total[4];
+#pragma GCC unroll 4
+  for (int r = 0; r < 4; ++r) most[r] = zero[r] = _mm512_setzero_ps();
   const index_t padded = (n + 63) / 64 * 64;
   for (index_t i = 0; i < padded; i += 16) {
-    const F a = load_some(x + i, n - i);
-    const F p = scale == nullptr ? a : _mm512_mul_ps(a, load_some(scale + i, n - i));
-    most = _mm512_range_ps(most, p, 0x0B);  // the larger magnitude
-    _mm512_store_ps(product + i, p);
+    const index_t left = n - i;
+    const auto mask = static_cast<__mmask16>(left >= 16 ? 0xffffu : left <= 0 ? 0u : (1u << left) - 1u);
+    const F s = scale == nullptr ? _mm512_set1_ps(1.0f) : _mm512_maskz_loadu_ps(mask, scale + i);
+    const F m = mid == nullptr ? _mm512_setzero_ps() : _mm512_maskz_loadu_ps(mask, mid + i);
+#pragma GCC unroll 4
+    for (int r = 0; r < R; ++r) {
+      const F a = _mm512_maskz_loadu_ps(mask, x.data + r * x.step + i), p = _mm512_mul_ps(a, s);
+      zero[r] = _mm512_fmadd_ps(a, m, zero[r]);
+      most[r] = _mm512_range_ps(most[r], p, 0x0B);  // the larger magnitude
+      _mm512_store_ps(product[r] + i, p);
+    }
   }
-  const float bound = _mm512_reduce_max_ps(most);
-  // Also for rows of zeros and for NaN, which then give zeros: NaN is the caller's to keep.
-  unit = bound > 1e-30f ? bound / FoldedRows::top : 1.0f;
-  const F inverse = _mm512_set1_ps(bound > 1e-30f ? FoldedRows::top / bound : 0.0f);
+  // Rows of zeros, and of NaN, give zeros: NaN lives on in what is added.
+  const __m128 bound = largest4(most), usable = _mm_cmp_ps(bound, _mm_set1_ps(1e-30f), _CMP_GT_OQ);
+  const __m128 unit = _mm_blendv_ps(_mm_set1_ps(1.0f), _mm_mul_ps(bound, _mm_set1_ps(1.0f / FoldedRows::top)), usable);
+  const __m128 inverse = _mm_and_ps(_mm_div_ps(_mm_set1_ps(FoldedRows::top), bound), usable);
+  float by[4];
+  _mm_storeu_ps(by, inverse);
   const I order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
   const I ones = _mm512_set1_epi8(1), half = _mm512_set1_epi16(64);
-  I sum_high = _mm512_setzero_si512(), sum_low = sum_high;
-  for (index_t i = 0; i < padded; i += 64) {
-    I v[4];
 #pragma GCC unroll 4
-    for (int k = 0; k < 4; ++k) v[k] = _mm512_cvtps_epi32(_mm512_mul_ps(_mm512_load_ps(product + i + 16 * k), inverse));
-    const I a = _mm512_packs_epi32(v[0], v[1]), b = _mm512_packs_epi32(v[2], v[3]);
-    const I a_high = _mm512_srai_epi16(_mm512_add_epi16(a, half), 7), b_high = _mm512_srai_epi16(_mm512_add_epi16(b, half), 7);
-    const I a_low = _mm512_sub_epi16(a, _mm512_slli_epi16(a_high, 7)), b_low = _mm512_sub_epi16(b, _mm512_slli_epi16(b_high, 7));
-    const I highs = _mm512_permutexvar_epi32(order, _mm512_packs_epi16(a_high, b_high));
-    const I lows = _mm512_permutexvar_epi32(order, _mm512_packs_epi16(a_low, b_low));
-    _mm512_store_si512(high + i, highs);
-    _mm512_store_si512(low + i, lows);
-    sum_high = multiply_add(sum_high, ones, highs), sum_low = multiply_add(sum_low, ones, lows);
+  for (int r = 0; r < 4; ++r) total[r] = _mm512_setzero_ps();
+#pragma GCC unroll 4
+  for (int r = 0; r < R; ++r) {
+    const F f = _mm512_set1_ps(by[r]);
+    I high = _mm512_setzero_si512(), low = high;
+    for (index_t i = 0; i < padded; i += 64) {
+      I v[4];
+#pragma GCC unroll 4
+      for (int k = 0; k < 4; ++k) v[k] = _mm512_cvtps_epi32(_mm512_mul_ps(_mm512_load_ps(product[r] + i + 16 * k), f));
+      const I a = _mm512_packs_epi32(v[0], v[1]), b = _mm512_packs_epi32(v[2], v[3]);
+      const I a_high = _mm512_srai_epi16(_mm512_add_epi16(a, half), 7), b_high = _mm512_srai_epi16(_mm512_add_epi16(b, half), 7);
+      const I a_low = _mm512_sub_epi16(a, _mm512_slli_epi16(a_high, 7)), b_low = _mm512_sub_epi16(b, _mm512_slli_epi16(b_high, 7));
+      const I highs = _mm512_permutexvar_epi32(order, _mm512_packs_epi16(a_high, b_high));
+      const I lows = _mm512_permutexvar_epi32(order, _mm512_packs_epi16(a_low, b_low));
+      _mm512_store_si512(out.plane[r][0] + i, highs);
+      _mm512_store_si512(out.plane[r][1] + i, lows);
+      high = multiply_add(high, ones, highs), low = multiply_add(low, ones, lows);
+    }
+    total[r] = _mm512_cvtepi32_ps(_mm512_add_epi32(_mm512_slli_epi32(high, 7), low));
   }
-  total = static_cast<float>(_mm512_reduce_add_epi32(_mm512_add_epi32(_mm512_slli_epi32(sum_high, 7), sum_low)));
+  const __m128 weight = _mm_mul_ps(_mm_mul_ps(sum4(total), unit), _mm_set1_ps(middle));
+  _mm_storeu_ps(out.unit, unit);
+  _mm_storeu_ps(out.add, _mm_sub_ps(sum4(zero), weight));
 }
 
-inline void fold(RowBlock<const float> x, const float* scale, index_t n, FoldedRows& out) {
-  for (index_t r = 0; r < x.rows; ++r)
-    fold_row(x.data + r * x.step, scale, n, out.plane[r][0], out.plane[r][1], out.unit[r], out.total[r]);
+inline void fold(RowBlock<const float> x, const float* scale, const float* mid, index_t n, float middle, FoldedRows& out) {
+  if (x.rows == 4) fold_rows<4>(x, scale, mid, n, middle, out);
+  else if (x.rows == 3) fold_rows<3>(x, scale, mid, n, middle, out);
+  else if (x.rows == 2) fold_rows<2>(x, scale, mid, n, middle, out);
+  else fold_rows<1>(x, scale, mid, n, middle, out);
+}
+
+template <class Row>
+void read_type(const std::byte* scales, const std::byte* offsets, index_t n, const MidRule& rule, float* scale, float* mid) {
+  const F a = _mm512_set1_ps(rule.by_scale), b = _mm512_set1_ps(rule.by_offset), c = _mm512_set1_ps(rule.by_both);
+  using T = typename Row::T;
+  T some[16] = {};
+  for (index_t i = 0; i < n; i += 16) {
+    const auto m = static_cast<std::size_t>(n - i < 16 ? n - i : 16);
+    // Parameters may lie at odd addresses: they are copied before they are read.
+    std::memcpy(some, scales + i * static_cast<index_t>(sizeof(T)), m * sizeof(T));
+    const F s = Row::load(some);
+    F o = _mm512_setzero_ps();
+    if (offsets != nullptr) {
+      std::memcpy(some, offsets + i * static_cast<index_t>(sizeof(T)), m * sizeof(T));
+      o = Row::load(some);
+    }
+    avx512::store_float_some(scale + i, s, static_cast<index_t>(m));
+    avx512::store_float_some(mid + i, _mm512_fmadd_ps(s, _mm512_fmadd_ps(o, c, a), _mm512_mul_ps(o, b)), static_cast<index_t>(m));
+  }
+}
+
+inline void read(DType type, const std::byte* scales, const std::byte* offsets, index_t n, const MidRule& rule, float* scale,
+                 float* mid) {
+  if (type == DType::f32) read_type<avx512::Float>(scales, offsets, n, rule, scale, mid);
+  else if (type == DType::f16) read_type<avx512::Half>(scales, offsets, n, rule, scale, mid);
+  else read_type<avx512::Bfloat>(scales, offsets, n, rule, scale, mid);
+}
+
+inline void scale_add(const float* x, const float* scale, const float* mid, const float* sum, RowBlock<float> out) {
+  for (index_t i = 0; i < 32; i += 16) {
+    const F s = _mm512_loadu_ps(scale + i), m = _mm512_loadu_ps(mid + i);
+    for (index_t r = 0; r < out.rows; ++r) {
+      float* o = out.data + r * out.step + i;
+      const F more = _mm512_fmadd_ps(_mm512_set1_ps(sum[r]), m, _mm512_loadu_ps(o));
+      _mm512_storeu_ps(o, _mm512_fmadd_ps(_mm512_loadu_ps(x + r * 32 + i), s, more));
+    }
+  }
 }
 
 /// The upper field is never isolated: the sum over both fields less the sum over the lower one is its multiple.
 template <int Bits, int Field, int R, bool Add>
-void dot_rows(const CodeRun& run, const FoldedRows& folded, const float* add, RowBlock<float> out) {
+void dot_rows(const CodeRun& run, const FoldedRows& folded, RowBlock<float> out) {
   const I low_field = _mm512_set1_epi8(static_cast<char>(Bits == 4 ? 0x0f : Field == 0 ? 0x03 : 0x30));
   const I both_fields = _mm512_set1_epi8(static_cast<char>(Bits == 4 ? 0xff : Field == 0 ? 0x0f : 0xf0));
   I low[R][2], both[R][2];
@@ -125,7 +195,7 @@ void dot_rows(const CodeRun& run, const FoldedRows& folded, const float* add, Ro
     const I all = _mm512_add_epi32(_mm512_slli_epi32(both[r][0], 7), both[r][1]);
     const I b = Bits == 8 ? all : _mm512_sub_epi32(all, a);
     float* o = out.data + r * out.step;
-    const F more = _mm512_set1_ps(add[r]);
+    const F more = _mm512_set1_ps(folded.add[r]);
     const F u = _mm512_set1_ps(folded.unit[r] * scale_low), v = _mm512_set1_ps(folded.unit[r] * scale_high);
     F first = _mm512_fmadd_ps(_mm512_cvtepi32_ps(a), u, more), second = _mm512_fmadd_ps(_mm512_cvtepi32_ps(b), v, more);
     if constexpr (Add) first = _mm512_add_ps(first, _mm512_loadu_ps(o)), second = _mm512_add_ps(second, _mm512_loadu_ps(o + 16));
@@ -134,21 +204,21 @@ void dot_rows(const CodeRun& run, const FoldedRows& folded, const float* add, Ro
 }
 
 template <int Bits, int Field, bool Add>
-void dot_any(const CodeRun& run, const FoldedRows& folded, const float* add, RowBlock<float> out) {
-  if (out.rows > 2) dot_rows<Bits, Field, 4, Add>(run, folded, add, out);
-  else if (out.rows == 2) dot_rows<Bits, Field, 2, Add>(run, folded, add, out);
-  else dot_rows<Bits, Field, 1, Add>(run, folded, add, out);
+void dot_any(const CodeRun& run, const FoldedRows& folded, RowBlock<float> out) {
+  if (out.rows > 2) dot_rows<Bits, Field, 4, Add>(run, folded, out);
+  else if (out.rows == 2) dot_rows<Bits, Field, 2, Add>(run, folded, out);
+  else dot_rows<Bits, Field, 1, Add>(run, folded, out);
 }
 
 template <bool Add>
-void dot_bits(int bits, const CodeRun& run, const FoldedRows& folded, const float* add, RowBlock<float> out) {
-  if (bits == 8) dot_any<8, 0, Add>(run, folded, add, out);
-  else if (bits == 4) dot_any<4, 0, Add>(run, folded, add, out);
-  else if (run.field == 0) dot_any<2, 0, Add>(run, folded, add, out);
-  else dot_any<2, 2, Add>(run, folded, add, out);
+void dot_bits(int bits, const CodeRun& run, const FoldedRows& folded, RowBlock<float> out) {
+  if (bits == 8) dot_any<8, 0, Add>(run, folded, out);
+  else if (bits == 4) dot_any<4, 0, Add>(run, folded, out);
+  else if (run.field == 0) dot_any<2, 0, Add>(run, folded, out);
+  else dot_any<2, 2, Add>(run, folded, out);
 }
 
-inline constexpr CodeOps code_ops{name, fold, dot_bits<false>, dot_bits<true>};
+inline constexpr CodeOps code_ops{name, read, fold, dot_bits<false>, dot_bits<true>, scale_add};
 
 }  // namespace kvcondense::prim::cpu::vnni
 
