@@ -2,6 +2,7 @@
 
 #include <kvcondense/backend/cpu/attend.hpp>
 #include <kvcondense/cache/cache.hpp>
+#include <kvcondense/cache/dense_row.hpp>
 #include <kvcondense/cache/head_reader.hpp>
 
 namespace kvcondense {
@@ -168,13 +169,11 @@ Status Cache<B, R>::check_append(index_t layer, const TensorView<const T, 3>& ke
   if (layers_[layer].counters.seen + n > cache::max_position) return Status::out_of_range;
   // 65519.99 still rounds to the largest half; what no stored number can stand for is refused.
   const float most = shape_.dtype == DType::f16 ? 65519.0f : 3.38e38f;
+  float row[max_head_dim];
   for (const auto* rows : {&keys, &values})
     for (index_t h = 0; h < rows->extent[0]; ++h)
-      for (index_t t = 0; t < n; ++t) {
-        bool fits = true;
-        for (index_t d = 0; d < rows->extent[2]; ++d) fits &= std::fabs(static_cast<float>((*rows)(h, t, d))) <= most;
-        if (!fits) return Status::invalid_argument;
-      }
+      for (index_t t = 0; t < n; ++t)
+        if (!prim::cpu::coding_ops().within(cache::row_of(*rows, h, t, row), rows->extent[2], most)) return Status::invalid_argument;
   return Status::ok;
 }
 
@@ -200,15 +199,13 @@ Status Cache<B, R>::append_rows(Context<B>& ctx, index_t layer, TensorView<const
       const index_t m = std::min(tile, n - t), s = std::clamp<index_t>(sinks - t, 0, m);
       for (index_t i = 0; i < m; ++i) {
         float* k = rows + i * shape_.head_dim;
-        for (index_t d = 0; d < shape_.head_dim; ++d) k[d] = static_cast<float>(keys(h, t + i, d));
+        cache::copy_row(keys, h, t + i, k);
         if (unrotate)
           rope_.rotate(k, -(positions.empty() ? l.counters.next_position + t + i
                                               : positions[static_cast<std::size_t>(t + i)]));
       }
       l.heads[h].keys.append({rows, m, shape_.head_dim}, s);
-      for (index_t i = 0; i < m; ++i)
-        for (index_t d = 0; d < shape_.values(); ++d)
-          rows[i * shape_.values() + d] = static_cast<float>(values(h, t + i, d));
+      for (index_t i = 0; i < m; ++i) cache::copy_row(values, h, t + i, rows + i * shape_.values());
       l.heads[h].values.append({rows, m, shape_.values()}, s);
     }
   });

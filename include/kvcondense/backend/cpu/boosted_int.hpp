@@ -191,7 +191,7 @@ struct PageCodec<Cpu, BoostedInt<Low, High>> {
     std::fill_n(lo, dim, GroupRange{}.lo);
     std::fill_n(hi, dim, GroupRange{}.hi);
     index_t repaired = 0;
-    for (index_t i = 0; i < rows.rows; ++i) repaired += cpu::widen_ranges(rows.data + i * rows.step, dim, lo, hi);
+    for (index_t i = 0; i < rows.rows; ++i) repaired += cpu::coding_ops().widen_ranges(rows.data + i * rows.step, dim, lo, hi);
     rank_channels(rows, dim, boosted, group.channel);
     bool strong[max_head_dim] = {};
     for (index_t k = 0; k < boosted; ++k) strong[group.channel[k]] = true;
@@ -208,8 +208,8 @@ struct PageCodec<Cpu, BoostedInt<Low, High>> {
     for (index_t i = 0; i < rows.rows; ++i) {
       const float* row = rows.data + i * rows.step;
       for (index_t k = 0; k < boosted; ++k) x[k] = row[group.channel[k]];
-      cpu::code_row<Low>(GroupForm::minimum, codec.rounding, row, group.minimum, inverse, dim, codes);
-      cpu::code_row<Low + High>(GroupForm::minimum, codec.rounding, x, offset, inv, boosted, high);
+      cpu::coding_ops().code_row(GroupForm::minimum, codec.rounding, Low, row, group.minimum, inverse, dim, codes);
+      cpu::coding_ops().code_row(GroupForm::minimum, codec.rounding, Low + High, x, offset, inv, boosted, high);
       for (index_t k = 0; k < boosted; ++k) {
         codes[group.channel[k]] = static_cast<std::uint8_t>(high[k] & ((1 << Low) - 1));
         high[k] = static_cast<std::uint8_t>(high[k] >> Low);

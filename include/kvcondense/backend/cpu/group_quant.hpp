@@ -71,20 +71,15 @@ struct PageCodec<Cpu, GroupInt<Bits>> {
     const index_t dim = to.page.dim;
     float lo[max_head_dim], hi[max_head_dim], scale[max_head_dim], inverse[max_head_dim];
     std::uint8_t codes[max_head_dim];
+    const cpu::CodingOps& ops = cpu::coding_ops();
     std::fill_n(lo, dim, GroupRange{}.lo);
     std::fill_n(hi, dim, GroupRange{}.hi);
     index_t repaired = 0;
-    for (index_t i = 0; i < rows.rows; ++i) repaired += cpu::widen_ranges(rows.data + i * rows.step, dim, lo, hi);
+    for (index_t i = 0; i < rows.rows; ++i) repaired += ops.widen_ranges(rows.data + i * rows.step, dim, lo, hi);
     float* offset = lo;  // each range is read before its offset is written
-    for (index_t c = 0; c < dim; ++c) {
-      const GroupParams p = fit_group(codec.form, Bits, codec.params, {lo[c], hi[c]});
-      scale[c] = p.scale;
-      offset[c] = p.offset;
-      inverse[c] = p.inverse;
-      repaired += static_cast<index_t>(p.saturated);
-    }
+    repaired += ops.fit_groups(codec.form, Bits, codec.params, lo, hi, dim, scale, offset, inverse);
     for (index_t i = 0; i < rows.rows; ++i) {
-      cpu::code_row<Bits>(codec.form, codec.rounding, rows.data + i * rows.step, offset, inverse, dim, codes);
+      ops.code_row(codec.form, codec.rounding, Bits, rows.data + i * rows.step, offset, inverse, dim, codes);
       to.put_codes(slot + i, codes);
     }
     to.write_params(slot, scale, offset);

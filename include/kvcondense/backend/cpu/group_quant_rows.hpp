@@ -57,57 +57,19 @@ void with_form(GroupForm form, F&& f) {
   }
 }
 
-template <class F>
-void with_rounding(Rounding rule, F&& f) {
-  switch (rule) {
-    case Rounding::half_even: return f.template operator()<Rounding::half_even>();
-    case Rounding::half_up: return f.template operator()<Rounding::half_up>();
-    case Rounding::half_away: return f.template operator()<Rounding::half_away>();
-  }
-}
-
-/// Widens the ranges lo[c], hi[c] by row x; returns how many numbers need repair.
-inline index_t widen_ranges(const float* x, index_t n, float* KVCONDENSE_RESTRICT lo, float* KVCONDENSE_RESTRICT hi) {
-  std::int32_t bad = 0;
-  for (index_t c = 0; c < n; ++c) {
-    GroupRange range{lo[c], hi[c]};
-    range.include(x[c]);
-    lo[c] = range.lo;
-    hi[c] = range.hi;
-    bad += static_cast<std::int32_t>(needs_repair(x[c]));
-  }
-  return bad;
-}
-
-/// The range of one group of consecutive numbers: eight ranges side by side, then joined.
+/// The range of one group of consecutive numbers: sixteen ranges side by side, then joined.
 inline GroupRange range_of(const float* x, index_t n, index_t& bad) {
+  constexpr index_t side = 16;
   GroupRange range;
-  float lo[lanes], hi[lanes];
-  for (index_t k = 0; k < lanes; ++k) lo[k] = range.lo, hi[k] = range.hi;
-  index_t i = 0;
-  for (; i + lanes <= n; i += lanes) bad += widen_ranges(x + i, lanes, lo, hi);
-  bad += widen_ranges(x + i, n - i, lo, hi);
-  for (index_t k = 0; k < lanes; ++k) {
+  float lo[side], hi[side];
+  std::fill_n(lo, side, range.lo), std::fill_n(hi, side, range.hi);
+  const CodingOps& ops = coding_ops();
+  for (index_t i = 0; i < n; i += side) bad += ops.widen_ranges(x + i, std::min(side, n - i), lo, hi);
+  for (index_t k = 0; k < side; ++k) {
     range.lo = lo[k] < range.lo ? lo[k] : range.lo;
     range.hi = hi[k] > range.hi ? hi[k] : range.hi;
   }
   return range;
-}
-
-/// Codes one row whose channel c has offset[c] and inverse[c].
-template <int Bits, GroupForm Form, Rounding Rule>
-void code_row(const float* KVCONDENSE_RESTRICT x, const float* KVCONDENSE_RESTRICT offset,
-              const float* KVCONDENSE_RESTRICT inverse, index_t n, std::uint8_t* KVCONDENSE_RESTRICT codes) {
-  for (index_t c = 0; c < n; ++c)
-    codes[c] = static_cast<std::uint8_t>(code_of<Bits, Form, Rule>(x[c], offset[c], inverse[c]));
-}
-
-template <int Bits>
-void code_row(GroupForm form, Rounding rule, const float* x, const float* offset, const float* inverse, index_t n,
-              std::uint8_t* codes) {
-  with_form(form, [&]<GroupForm Form>() {
-    with_rounding(rule, [&]<Rounding Rule>() { code_row<Bits, Form, Rule>(x, offset, inverse, n, codes); });
-  });
 }
 
 /// Rows of codes as one little-endian bit stream.
@@ -209,19 +171,23 @@ template <class Page>
 index_t encode_slot(const Page& to, index_t slot, const float* x) {
   const auto& codec = to.codec;
   const index_t dim = to.page.dim, group = codec.group_channels(dim);
-  float scale[max_head_dim], offset[max_head_dim], wide_offset[max_head_dim], wide_inverse[max_head_dim];
-  std::uint8_t codes[max_head_dim];
+  const index_t groups = codec.scales(dim);
+  float lo[max_head_dim], hi[max_head_dim], scale[max_head_dim], inverse[max_head_dim];
+  float wide_offset[max_head_dim], wide_inverse[max_head_dim];
+  std::uint8_t codes[code_buffer];
   index_t repaired = 0;
-  for (index_t j = 0; j < codec.scales(dim); ++j) {
+  lo[0] = hi[0] = 0.0f;
+  for (index_t j = 0; j < groups; ++j) {
     const GroupRange range = range_of(x + j * group, group, repaired);
-    const GroupParams p = fit_group(codec.form, Page::bits, codec.params, range);
-    scale[j] = p.scale;
-    offset[j] = p.offset;
-    repaired += static_cast<index_t>(p.saturated);
-    std::fill_n(wide_offset + j * group, group, p.offset);
-    std::fill_n(wide_inverse + j * group, group, p.inverse);
+    lo[j] = range.lo, hi[j] = range.hi;
   }
-  code_row<Page::bits>(codec.form, codec.rounding, x, wide_offset, wide_inverse, dim, codes);
+  float* offset = lo;  // each range is read before its offset is written
+  repaired += coding_ops().fit_groups(codec.form, Page::bits, codec.params, lo, hi, groups, scale, offset, inverse);
+  for (index_t j = 0; j < groups; ++j) {
+    std::fill_n(wide_offset + j * group, group, offset[j]);
+    std::fill_n(wide_inverse + j * group, group, inverse[j]);
+  }
+  coding_ops().code_row(codec.form, codec.rounding, Page::bits, x, wide_offset, wide_inverse, dim, codes);
   to.put_codes(slot, codes);
   to.write_params(slot, scale, offset);
   return repaired;

@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <cstring>
 
+#include <kvcondense/backend/cpu/simd/coding_ops.hpp>
 #include <kvcondense/backend/cpu/simd/row_ops.hpp>
 #include <kvcondense/backend/cpu/simd/target.hpp>
 
@@ -109,6 +110,8 @@ inline constexpr int tall = 2;
 }
 
 #include <kvcondense/backend/cpu/simd/row_ops.inl>
+
+#include <kvcondense/backend/cpu/simd/coding_ops.inl>
 
 }  // namespace kvcondense::prim::cpu::avx2
 

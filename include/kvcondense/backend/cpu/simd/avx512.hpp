@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <cstring>
 
+#include <kvcondense/backend/cpu/simd/coding_ops.hpp>
 #include <kvcondense/backend/cpu/simd/row_ops.hpp>
 #include <kvcondense/backend/cpu/simd/target.hpp>
 
@@ -110,6 +111,8 @@ inline constexpr int tall = 4;
 }
 
 #include <kvcondense/backend/cpu/simd/row_ops.inl>
+
+#include <kvcondense/backend/cpu/simd/coding_ops.inl>
 
 }  // namespace kvcondense::prim::cpu::avx512
 

@@ -17,6 +17,14 @@ inline const RowOps& row_ops(Isa isa) {
   return portable::row_ops;
 }
 
+inline const CodingOps& coding_ops(Isa isa) {
+#if KVCONDENSE_X86_TARGETS
+  if (isa == Isa::avx512) return avx512::coding_ops;
+  if (isa == Isa::avx2) return avx2::coding_ops;
+#endif
+  return portable::coding_ops;
+}
+
 inline Isa best_isa() {
   Isa best = Isa::portable;
   for (const Isa isa : all_isas)
@@ -27,6 +35,11 @@ inline Isa best_isa() {
 /// The kernels that this processor runs quickest.
 inline const RowOps& row_ops() {
   static const RowOps& best = row_ops(best_isa());
+  return best;
+}
+
+inline const CodingOps& coding_ops() {
+  static const CodingOps& best = coding_ops(best_isa());
   return best;
 }
 

@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <cstring>
 
+#include <kvcondense/backend/cpu/simd/coding_ops.hpp>
 #include <kvcondense/backend/cpu/simd/row_ops.hpp>
 
 namespace kvcondense::prim::cpu::portable {
@@ -109,5 +110,7 @@ inline F exp_of_negative(F x) {
 }
 
 #include <kvcondense/backend/cpu/simd/row_ops.inl>
+
+#include <kvcondense/backend/cpu/simd/coding_ops.inl>
 
 }  // namespace kvcondense::prim::cpu::portable
