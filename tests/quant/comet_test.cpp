@@ -42,7 +42,7 @@ TEST_CASE("comet: the worked example of the minimum form in four bits", "[quant]
 TEST_CASE("comet: attention over codes equals attention over what they decode to", "[quant][comet]") {
   const index_t dim = GENERATE(64, 80, 96, 112, 128, 256);
   test::CodecPage keys(Comet{}.key_codec(), test::normal_rows(256, dim, 3), dim);
-  test::require_folds(keys);
+  test::require_folds(keys, 1e-5);  // multipliers are rounded where the processor multiplies codes
   test::require_same_alone(keys);
   for (const index_t group : {index_t{0}, dim / 2}) {
     test::CodecPage values(Comet{.value_group = group}.value_codec(), test::normal_rows(40, dim, 4), dim);
