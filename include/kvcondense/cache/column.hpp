@@ -250,18 +250,19 @@ class Column {
   /// out[r][i] = queries[r] . (next slot i), for out of `count` columns.
   void scores(Cursor& at, index_t count, prim::RowBlock<const float> queries, prim::RowBlock<float> out) const {
     float packed[max_page_slots * max_rows];
+    const bool long_read = count >= max_page_slots;  // a stretch of many, behind which more will be read
     index_t done = 0;
     walk(at, count, [&](const auto& segment, const PageRef& ref, index_t first, index_t n, index_t live) {
       using C = std::remove_cvref_t<decltype(segment.codec())>;
       const prim::RowBlock<const float> q{queries.data + form(segment), queries.rows, queries.step};
       if (live == n) {
-        prim::PageCodec<Cpu, C>::scores(segment.codec(), segment.span_then_next(ref), first, n, q,
+        prim::PageCodec<Cpu, C>::scores(segment.codec(), segment.span_then_next(ref, long_read || done + live < count), first, n, q,
                                         {out.data + done, out.rows, out.step});
         add_mean_scores(segment, queries, {out.data + done, out.rows, out.step}, n);
         done += n;
         return;
       }
-      prim::PageCodec<Cpu, C>::scores(segment.codec(), segment.span_then_next(ref), first, n, q,
+      prim::PageCodec<Cpu, C>::scores(segment.codec(), segment.span_then_next(ref, long_read || done + live < count), first, n, q,
                                       {packed, queries.rows, max_page_slots});
       add_mean_scores(segment, queries, {packed, queries.rows, max_page_slots}, n);
       for (index_t i = 0; i < n; ++i) {
@@ -275,6 +276,7 @@ class Column {
   /// out[r][:] += sum over the next `count` slots of weights[r][i] * slot i.
   void accumulate(Cursor& at, index_t count, prim::RowBlock<const float> weights, prim::RowBlock<float> out) const {
     float spread[max_page_slots * max_rows];
+    const bool long_read = count >= max_page_slots;  // a stretch of many, behind which more will be read
     index_t done = 0;
     walk(at, count, [&](const auto& segment, const PageRef& ref, index_t first, index_t n, index_t live) {
       using C = std::remove_cvref_t<decltype(segment.codec())>;
@@ -289,7 +291,7 @@ class Column {
         }
         w = {spread, weights.rows, max_page_slots};
       }
-      prim::PageCodec<Cpu, C>::accumulate(segment.codec(), segment.span_then_next(ref), first, n, w,
+      prim::PageCodec<Cpu, C>::accumulate(segment.codec(), segment.span_then_next(ref, long_read || done + live < count), first, n, w,
                                           {out.data + form(segment), out.rows, out.step});
       if (is_coded(&segment) && mean() != nullptr)
         for (index_t r = 0; r < w.rows; ++r) {
