@@ -74,7 +74,7 @@ void compare(const Case& c, const K& key_codec, const V& value_codec, float tole
   {
     const prim::AttendRequest r = make(queries.data(), cpu.out.data(), cpu.lse.data(), cpu.mass.data(), offset.data());
     Workspace scratch;
-    REQUIRE(scratch.reserve(prim::Attend<Cpu>::workspace_bytes(1, c.group * c.tokens, most, c.dim, c.value_dim, c.mass_rows >= 0)) == Status::ok);
+    REQUIRE(scratch.reserve(prim::Attend<Cpu>::workspace_bytes(1, heads, c.group * c.tokens, most, c.dim, c.value_dim, c.mass_rows >= 0)) == Status::ok);
     Context<Cpu> ctx(scratch.bytes());
     REQUIRE(prim::Attend<Cpu>::run(ctx, r, heads, [&](index_t h) { return test::HostHead<K, V>{&keys, &values, h, slots[at(h)]}; }) == Status::ok);
   }

@@ -26,6 +26,7 @@ struct DenseHead {
   index_t slots() const { return n; }
   prim::SlotScalars scalars() const { return extra; }
   void prepare_query(float*, index_t, index_t) const {}
+  void seek(Cursor& k, Cursor& v, index_t slot) const { k.at = v.at = slot; }
   void key_scores(Cursor& c, index_t count, prim::RowBlock<const float> q, prim::RowBlock<float> out, index_t first) const {
     REQUIRE(c.at == first);
     prim::cpu::dot_rows(keys + c.at * dim, count, dim, q, out);
@@ -76,7 +77,7 @@ struct Case {
   void check(bool scalars, Executor* executor = nullptr) const {
     CAPTURE(heads, group, tokens, slots, dim, value_dim, scalars);
     const index_t q_heads = heads * group, mass_rows = std::min<index_t>(tokens, 2);
-    std::vector<std::byte> work(prim::Attend<Cpu>::workspace_bytes(executor ? 3 : 1, group * tokens, slots, dim, value_dim, true));
+    std::vector<std::byte> work(prim::Attend<Cpu>::workspace_bytes(executor ? 3 : 1, heads, group * tokens, slots, dim, value_dim, true));
     Context<Cpu> ctx(work, executor);
     test::Guarded<float> out(static_cast<std::size_t>(q_heads * tokens * value_dim), -7.0f);
     test::Guarded<float> lse(static_cast<std::size_t>(q_heads * tokens)), mass(static_cast<std::size_t>(heads * slots));
@@ -155,7 +156,7 @@ TEST_CASE("attend: threads give the same bits as none", "[prim][attend]") {
   const Case c(7, 2, 9, 200, 32, 32);
   c.check(true, &threads);
   const auto run = [&](Executor* e) {
-    std::vector<std::byte> work(prim::Attend<Cpu>::workspace_bytes(3, 18, 200, 32, 32, false));
+    std::vector<std::byte> work(prim::Attend<Cpu>::workspace_bytes(3, 7, 18, 200, 32, 32, false));
     Context<Cpu> ctx(work, e);
     std::vector<float> out(14 * 9 * 32);
     REQUIRE(prim::Attend<Cpu>::run(ctx, {dense_view(c.q.data(), 14, 9, 32), dense_view(out.data(), 14, 9, 32)}, 7,
@@ -163,6 +164,35 @@ TEST_CASE("attend: threads give the same bits as none", "[prim][attend]") {
     return out;
   };
   REQUIRE(run(&threads) == run(nullptr));
+}
+
+TEST_CASE("attend: fewer heads than threads are split into parts, with the same bits", "[prim][attend]") {
+  Threads threads;
+  constexpr index_t part = prim::Attend<Cpu>::part;
+  const index_t slots = GENERATE_COPY(part, part + 1, 2 * part, 5 * part - 7);
+  const index_t heads = GENERATE(1, 2), tokens = GENERATE(1, 3);
+  const Case c(heads, 3, tokens, slots, 24, 16);
+  c.check(false);
+  c.check(true, &threads);
+  const auto run = [&](Executor* e, std::size_t less) {
+    const std::size_t bytes = prim::Attend<Cpu>::workspace_bytes(e ? 3 : 1, heads, 3 * tokens, slots, 24, 16, true);
+    std::vector<std::byte> work(bytes - less);
+    Context<Cpu> ctx(work, e);
+    std::vector<float> out(static_cast<std::size_t>(heads * 3 * tokens * 16)), lse(static_cast<std::size_t>(heads * 3 * tokens)),
+        mass(static_cast<std::size_t>(heads * slots));
+    std::vector<index_t> offset;
+    for (index_t h = 0; h <= heads; ++h) offset.push_back(h * slots);
+    const Status s = prim::Attend<Cpu>::run(
+        ctx, {dense_view(c.q.data(), heads * 3, tokens, 24), dense_view(out.data(), heads * 3, tokens, 16),
+              dense_view(lse.data(), heads * 3, tokens), {mass.data(), offset.data(), heads}, tokens, c.softmax_scale},
+        heads, [&](index_t h) { return c.head(h, true); });
+    REQUIRE(s == (less == 0 ? Status::ok : Status::workspace_too_small));
+    out.insert(out.end(), lse.begin(), lse.end());
+    out.insert(out.end(), mass.begin(), mass.end());
+    return out;
+  };
+  REQUIRE(run(&threads, 0) == run(nullptr, 0));
+  for (const float x : run(&threads, 1)) REQUIRE(x == 0.0f);
 }
 
 TEST_CASE("attend: a bias of minus infinity hides a slot, also the first and also all of them", "[prim][attend]") {
@@ -189,7 +219,7 @@ TEST_CASE("attend: a bias of minus infinity hides a slot, also the first and als
 
 TEST_CASE("attend: one byte of workspace too few is refused and nothing is written", "[prim][attend][workspace]") {
   const Case c(1, 2, 3, 100, 16, 16);
-  std::vector<std::byte> work(prim::Attend<Cpu>::workspace_bytes(1, 6, 100, 16, 16, false) - 1);
+  std::vector<std::byte> work(prim::Attend<Cpu>::workspace_bytes(1, 1, 6, 100, 16, 16, false) - 1);
   Context<Cpu> ctx(work);
   std::vector<float> out(2 * 3 * 16, -7.0f);
   REQUIRE(prim::Attend<Cpu>::run(ctx, {dense_view(c.q.data(), 2, 3, 16), dense_view(out.data(), 2, 3, 16)}, 1,

@@ -138,7 +138,7 @@ template <Backend B, class R>
 std::size_t Cache<B, R>::workspace_bytes(index_t slots, index_t tokens, index_t workers) const {
   const index_t total = slots * shape_.kv_heads;
   const bool mass = attention().rows != AttentionNeed::Rows::none;
-  const std::size_t attend = prim::Attend<Cpu>::workspace_bytes(workers, shape_.group() * tokens, slots, plan_.query_width,
+  const std::size_t attend = prim::Attend<Cpu>::workspace_bytes(workers, shape_.kv_heads, shape_.group() * tokens, slots, plan_.query_width,
                                                                 plan_.value_width, true);
   std::size_t step = Scratch::align + Scratch::bytes_for<std::int32_t>(total) +
                      2 * Scratch::bytes_for<index_t>(shape_.kv_heads) +

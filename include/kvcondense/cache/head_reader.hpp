@@ -45,6 +45,11 @@ struct HeadReader {
     rotation.table->rotate(q, slot - from);
   }
 
+  void seek(Cursor& keys, Cursor& values, index_t slot) const {
+    head->keys.skip(keys, slot);
+    head->values.skip(values, slot);
+  }
+
   void key_scores(Cursor& at, index_t n, prim::RowBlock<const float> queries, prim::RowBlock<float> out,
                   index_t first) const {
     if (rotation.table == nullptr) return head->keys.scores(at, n, queries, out);

@@ -36,9 +36,9 @@ class Segment {
   index_t page_slots() const { return page_slots_; }
   const Buffer<PageRef>& pages() const { return pages_; }
   prim::PageSpan span(const PageRef& ref) const { return {ref.page->payload(), page_slots_, dim_}; }
-  /// For reading: with the page behind it.
-  prim::PageSpan span_then_next(const PageRef& ref) const {
-    const bool last = &ref == &pages_.back();
+  /// For reading: with the page behind it, if that one `follows`.
+  prim::PageSpan span_then_next(const PageRef& ref, bool follows) const {
+    const bool last = !follows || &ref == &pages_.back();
     return {ref.page->payload(), page_slots_, dim_, last ? nullptr : (&ref + 1)->page->payload()};
   }
   /// Whether no slot has left and all pages but the last are full, so that slot i lies in page i / page_slots().

@@ -24,7 +24,7 @@ enum class Ties : std::uint8_t { first, last };
 /// Numbers  larger score first, equal scores (-0 and +0 are equal) keep the smaller place, or with
 ///          Ties::last the larger; NaN ranks below -inf: the order of the 64-bit key (score, complement
 ///          of place). Places ascend.
-/// Cost     four passes over the scores, one more with Ties::last; no workspace.
+/// Cost     two to four passes over the scores, one more with Ties::last; no workspace.
 template <Backend B>
 struct TopK {
   static_assert(detail::always_false<B>,

@@ -14,20 +14,23 @@
 
 namespace kvcondense::prim {
 
-/// Flash-style attention on the host: blocks of query rows x strips of slots.
+/// Flash-style attention on the host: blocks of query rows x strips of slots. Stretches of `part` slots are summed each for
+/// itself and joined in order, so that where heads are fewer than workers, parts of a head are tasks of their own.
 template <>
 struct Attend<Cpu> {
   static constexpr index_t block_rows = 32;  ///< query rows (tokens x group) that share one read of the slots
   static constexpr index_t strip = 512;      ///< slots between two updates of the running softmax
+  static constexpr index_t part = 4 * strip;
 
-  /// Scratch of one call: for every worker, one block of rows of these widths.
-  static std::size_t workspace_bytes(index_t workers, index_t q_rows, index_t max_slots, index_t query_width,
+  /// Scratch of one call: for every worker, one block of rows of these widths; where heads are fewer than workers, the sums
+  /// of every part instead.
+  static std::size_t workspace_bytes(index_t workers, index_t kv_heads, index_t q_rows, index_t max_slots, index_t query_width,
                                      index_t value_width, bool mass) {
-    const index_t rows = std::min(block_rows, q_rows);
-    const index_t width = mass ? std::max(max_slots, index_t{1}) : std::min(strip, std::max(max_slots, index_t{1}));
-    const std::size_t one = Scratch::bytes_for<float>(rows * query_width) + Scratch::bytes_for<float>(rows * value_width) +
-                            Scratch::bytes_for<float>(rows * width) + Scratch::bytes_for<float>(rows * strip);
-    return Scratch::align + static_cast<std::size_t>(workers) * one;
+    const Sizes size{std::min(block_rows, q_rows), std::max(max_slots, index_t{1}), query_width, value_width, mass};
+    std::size_t bytes = static_cast<std::size_t>(workers) * size.worker(false);
+    if (workers > kv_heads && max_slots > part)
+      bytes = std::max(bytes, static_cast<std::size_t>(workers) * size.worker(true) + static_cast<std::size_t>(kv_heads) * size.head());
+    return Scratch::align + bytes;
   }
 
   template <class Heads>
@@ -37,22 +40,56 @@ struct Attend<Cpu> {
     if (q_rows == 0) return Status::ok;
     index_t max_slots = 0;
     for (index_t h = 0; h < kv_heads; ++h) max_slots = std::max(max_slots, heads(h).slots());
-    const bool mass = request.mass.data != nullptr;
-    const index_t q_width = widest_query(heads, kv_heads, request.queries.extent[2]);
-    const index_t v_width = widest_value(heads, kv_heads, request.out.extent[2]);
-    const std::size_t need = workspace_bytes(ctx.workers(), q_rows, max_slots, q_width, v_width, mass);
-    if (ctx.workspace().size() < need) return Status::workspace_too_small;
-    const std::size_t one = (need - Scratch::align) / static_cast<std::size_t>(ctx.workers());
+    const Sizes size{std::min(block_rows, q_rows), std::max(max_slots, index_t{1}), widest_query(heads, kv_heads, request.queries.extent[2]),
+                     widest_value(heads, kv_heads, request.out.extent[2]), request.mass.data != nullptr};
+    const bool split = can_seek<decltype(heads(0))> && ctx.workers() > kv_heads && q_rows <= block_rows && max_slots > part;
+    const std::size_t one = size.worker(split), each = split ? size.head() : 0;
+    const std::size_t need = static_cast<std::size_t>(ctx.workers()) * one + static_cast<std::size_t>(kv_heads) * each;
+    if (ctx.workspace().size() < Scratch::align + need) return Status::workspace_too_small;
     Scratch all(ctx.workspace());
-    std::byte* base = all.take<std::byte>(static_cast<index_t>(need - Scratch::align));
+    std::byte* base = all.take<std::byte>(static_cast<index_t>(need));
+    const auto worker_scratch = [&](index_t w) { return Scratch({base + static_cast<std::size_t>(w) * one, one}); };
+    const auto head_scratch = [&](index_t h) {
+      return Scratch({base + static_cast<std::size_t>(ctx.workers()) * one + static_cast<std::size_t>(h) * each, each});
+    };
+
+    if constexpr (can_seek<decltype(heads(0))>) {
+      if (split) {
+        const index_t parts = size.parts();
+        ctx.parallel(kv_heads * parts, [&](index_t task, index_t worker) {
+          const index_t h = task / parts, at = task % parts * part;
+          auto head = heads(h);
+          if (at > 0 && at >= head.slots()) return;
+          HeadParts of(size, head_scratch(h));
+          Block block(size, worker_scratch(worker), true);
+          if (size.mass) block.logits = of.logits, block.width = size.slots;
+          block.begin(request, head, h * group, group, 0, q_rows);
+          Sums sums = of.sums(task % parts);
+          block.start(sums, head, at == 0, request.out.extent[2]);
+          typename std::remove_cvref_t<decltype(head)>::Cursor keys{}, values{};
+          head.seek(keys, values, at);
+          block.add(head, sums, keys, values, at, size.mass ? at : -1);
+        });
+        ctx.parallel(kv_heads, [&](index_t h, index_t worker) {
+          auto head = heads(h);
+          HeadParts of(size, head_scratch(h));
+          Block block(size, worker_scratch(worker), true);
+          if (size.mass) block.logits = of.logits, block.width = size.slots;
+          block.see(request, head, group, 0, q_rows);
+          Sums sums = of.sums(0);
+          for (index_t p = 1; p * part < head.slots(); ++p) join(sums, of.sums(p), q_rows);
+          if (size.mass) std::fill_n(request.mass.row(h), head.slots(), 0.0f);
+          block.finish(request, head, sums, h * group, group, 0);
+        });
+        return Status::ok;
+      }
+    }
 
     // One task per head: blocks of a head add to the same mass, in a fixed order.
     ctx.parallel(kv_heads, [&](index_t h, index_t worker) {
-      Block block;
-      block.scratch(Scratch({base + static_cast<std::size_t>(worker) * one, one}), std::min(block_rows, q_rows), q_width,
-                    v_width, mass ? std::max(max_slots, index_t{1}) : std::min(strip, std::max(max_slots, index_t{1})));
+      Block block(size, worker_scratch(worker), false);
       auto head = heads(h);
-      if (mass) std::fill_n(request.mass.row(h), head.slots(), 0.0f);
+      if (size.mass) std::fill_n(request.mass.row(h), head.slots(), 0.0f);
       for (index_t first = 0; first < q_rows; first += block_rows)
         block.run(request, head, h * group, group, first, std::min(block_rows, q_rows - first));
     });
@@ -60,93 +97,188 @@ struct Attend<Cpu> {
   }
 
  private:
+  template <class Head>
+  static constexpr bool can_seek = requires(Head head, typename std::remove_cvref_t<Head>::Cursor c) { head.seek(c, c, index_t{}); };
+
+  /// The running softmax of a block of rows: largest logits, sums of weights, weighted sums of values.
+  struct Sums {
+    float *out, *max, *sum;
+    index_t width;
+
+    static std::size_t bytes(index_t rows, index_t width) {
+      return Scratch::bytes_for<float>(rows * width) + 2 * Scratch::bytes_for<float>(rows);
+    }
+    Sums(Scratch& s, index_t rows, index_t value_width)
+        : out(s.take<float>(rows * value_width)), max(s.take<float>(rows)), sum(s.take<float>(rows)), width(value_width) {}
+  };
+
+  struct Sizes {
+    index_t rows, slots, query_width, value_width;
+    bool mass;
+
+    index_t parts() const { return (slots + part - 1) / part; }
+    /// Numbers in a row of logits.
+    index_t logit_width(bool split) const { return mass && !split ? slots : std::min(strip, slots); }
+    std::size_t worker(bool split) const {
+      return Scratch::bytes_for<float>(rows * query_width) + Scratch::bytes_for<float>(rows * logit_width(split)) +
+             Scratch::bytes_for<float>(rows * strip) + (split ? 0 : 2 * Sums::bytes(rows, value_width));
+    }
+    std::size_t head() const {
+      return static_cast<std::size_t>(parts()) * Sums::bytes(rows, value_width) + (mass ? Scratch::bytes_for<float>(rows * slots) : 0);
+    }
+  };
+
+  /// What the tasks of a head that is split share.
+  struct HeadParts {
+    Sizes size;
+    Scratch scratch;
+    float* logits;
+
+    HeadParts(const Sizes& s, Scratch bytes) : size(s), scratch(bytes), logits(s.mass ? scratch.take<float>(s.rows * s.slots) : nullptr) {}
+    Sums sums(index_t p) const {
+      Scratch from = scratch;
+      for (index_t i = 0; i < p; ++i) Sums(from, size.rows, size.value_width);
+      return Sums(from, size.rows, size.value_width);
+    }
+  };
+
+  /// Adds the sums of a later part.
+  static void join(Sums& a, const Sums& b, index_t rows) {
+    for (index_t r = 0; r < rows; ++r) {
+      const float top = std::max(a.max[r], b.max[r]);
+      const bool none = top == -std::numeric_limits<float>::infinity();  // sums are then zeros, or NaN
+      const float of_a = none ? 1.0f : std::exp(a.max[r] - top), of_b = none ? 1.0f : std::exp(b.max[r] - top);
+      a.max[r] = top;
+      a.sum[r] = a.sum[r] * of_a + b.sum[r] * of_b;
+      float* out = a.out + r * a.width;
+      const float* more = b.out + r * a.width;
+      for (index_t d = 0; d < a.width; ++d) out[d] = out[d] * of_a + more[d] * of_b;
+    }
+  }
+
   struct Block {
-    float *queries, *out, *logits, *weights;
-    index_t width, q_width, v_width;
-    float max[block_rows], sum[block_rows];
+    Sizes size;
+    Scratch scratch;
+    float *queries, *logits, *weights;
+    index_t width, rows = 0, last = 0;
     index_t visible[block_rows];
 
-    void scratch(Scratch s, index_t rows, index_t query_width, index_t value_width, index_t logit_width) {
-      q_width = query_width, v_width = value_width;
-      queries = s.take<float>(rows * q_width);
-      out = s.take<float>(rows * v_width);
-      logits = s.take<float>(rows * logit_width);
-      weights = s.take<float>(rows * strip);
-      width = logit_width;
+    Block(const Sizes& s, Scratch bytes, bool split)
+        : size(s), scratch(bytes), queries(scratch.take<float>(s.rows * s.query_width)),
+          logits(scratch.take<float>(s.rows * s.logit_width(split))), weights(scratch.take<float>(s.rows * strip)),
+          width(s.logit_width(split)) {}
+
+    /// Rows [first, first + count) of the head's queries; row f is token f / group, group member f % group.
+    template <class Head>
+    void run(const AttendRequest& request, Head& head, index_t q_head, index_t group, index_t first, index_t count) {
+      Scratch rest = scratch;
+      Sums sums(rest, size.rows, size.value_width), later(rest, size.rows, size.value_width);
+      begin(request, head, q_head, group, first, count);
+      typename Head::Cursor key_at{}, value_at{};
+      for (index_t at = 0; at == 0 || at < last; at += part) {
+        Sums& now = at == 0 ? sums : later;
+        start(now, head, at == 0, request.out.extent[2]);
+        add(head, now, key_at, value_at, at, size.mass ? at : -1);
+        if (at > 0) join(sums, later, rows);
+      }
+      finish(request, head, sums, q_head, group, first);
     }
 
-    /// Rows [first, first + rows) of the head's queries; row f is token f / group, group member f % group.
+    /// How many slots each row sees.
     template <class Head>
-    void run(const AttendRequest& request, Head& head, index_t q_head, index_t group, index_t first, index_t rows) {
-      const index_t tokens = request.queries.extent[1], dim = request.queries.extent[2];
-      const index_t value_dim = request.out.extent[2], slots = head.slots();
-      const SlotScalars scalars = head.scalars();
-      const SummarySlot summary = summary_of(head);
-      index_t last = 0;
+    void see(const AttendRequest& request, const Head& head, index_t group, index_t first, index_t count) {
+      rows = count, last = 0;
+      for (index_t r = 0; r < rows; ++r) {
+        visible[r] = std::clamp<index_t>(visible_slots(head, (first + r) / group, request.queries.extent[1]), 0, head.slots());
+        last = std::max(last, visible[r]);
+      }
+    }
+
+    template <class Head>
+    void begin(const AttendRequest& request, Head& head, index_t q_head, index_t group, index_t first, index_t count) {
+      const index_t dim = request.queries.extent[2];
+      see(request, head, group, first, count);
       for (index_t r = 0; r < rows; ++r) {
         const index_t token = (first + r) / group, member = (first + r) % group;
-        visible[r] = std::clamp<index_t>(visible_slots(head, token, tokens), 0, slots);
-        last = std::max(last, visible[r]);
-        float* q = queries + r * q_width;
+        float* q = queries + r * size.query_width;
         for (index_t d = 0; d < dim; ++d) q[d] = request.queries(q_head + member, token, d);
         head.prepare_query(q, token, visible[r] - 1);
         for (index_t d = 0; d < dim; ++d) q[d] *= request.softmax_scale;
-        max[r] = -std::numeric_limits<float>::infinity();
-        sum[r] = 0.0f;
       }
-      if constexpr (requires { head.begin_queries(RowBlock<float>{}); }) head.begin_queries({queries, rows, q_width});
-      std::fill_n(out, rows * v_width, 0.0f);
-      for (index_t r = 0; summary.key != nullptr && r < rows; ++r) {
-        max[r] = cpu::dot(queries + r * q_width, summary.key, dim) + summary.bias;
-        sum[r] = 1.0f;
-        std::copy_n(summary.value, value_dim, out + r * v_width);
-      }
+      if constexpr (requires { head.begin_queries(RowBlock<float>{}); }) head.begin_queries({queries, rows, size.query_width});
+      query_dim = dim;
+    }
 
-      const bool keep_logits = request.mass.data != nullptr;
-      typename Head::Cursor key_at{}, value_at{};
-      for (index_t at = 0; at < last; at += strip) {
-        const index_t n = std::min(strip, last - at);
-        float* l = keep_logits ? logits + at : logits;
-        head.key_scores(key_at, n, {queries, rows, q_width}, {l, rows, width}, at);
-        for (index_t r = 0; r < rows; ++r) softmax_strip(l + r * width, r, at, n, scalars);
-        head.add_values(value_at, n, {weights, rows, strip}, {out, rows, v_width});
-      }
-      if constexpr (requires { head.finish_values(RowBlock<float>{}); }) head.finish_values({out, rows, v_width});
-
-      for (index_t r = 0; r < rows; ++r) {
-        const index_t token = (first + r) / group, member = (first + r) % group;
-        const float inv = sum[r] > 0.0f ? 1.0f / sum[r] : 0.0f;
-        for (index_t d = 0; d < value_dim; ++d)
-          request.out(q_head + member, token, d) = visible[r] > 0 || summary.key != nullptr ? out[r * v_width + d] * inv : 0.0f;
-        if (request.lse.data != nullptr) request.lse(q_head + member, token) = max[r] + std::log(sum[r]);
-        if (keep_logits && token >= tokens - request.mass_rows)
-          cpu::row_ops().add_exp_below(logits + r * width, visible[r], max[r], inv, request.mass.row(q_head / group));
+    /// Nothing summed yet; the summary slot counts with the first part.
+    template <class Head>
+    void start(Sums& sums, const Head& head, bool with_summary, index_t value_dim) const {
+      std::fill_n(sums.max, rows, -std::numeric_limits<float>::infinity());
+      std::fill_n(sums.sum, rows, 0.0f);
+      std::fill_n(sums.out, rows * size.value_width, 0.0f);
+      const SummarySlot summary = summary_of(head);
+      for (index_t r = 0; with_summary && summary.key != nullptr && r < rows; ++r) {
+        sums.max[r] = cpu::dot(queries + r * size.query_width, summary.key, query_dim) + summary.bias;
+        sums.sum[r] = 1.0f;
+        std::copy_n(summary.value, value_dim, sums.out + r * size.value_width);
       }
     }
 
+    /// Slots [first, first + part) as far as they are seen. `keep_at`: where their logits are kept, or -1.
+    template <class Head>
+    void add(Head& head, Sums& sums, typename Head::Cursor& keys, typename Head::Cursor& values, index_t first, index_t keep_at) {
+      const SlotScalars scalars = head.scalars();
+      const index_t end = std::min(last, first + part);
+      for (index_t at = first; at < end; at += strip) {
+        const index_t n = std::min(strip, end - at);
+        float* l = keep_at >= 0 ? logits + keep_at + at - first : logits;
+        head.key_scores(keys, n, {queries, rows, size.query_width}, {l, rows, width}, at);
+        for (index_t r = 0; r < rows; ++r) softmax_strip(l + r * width, sums, r, at, n, scalars);
+        head.add_values(values, n, {weights, rows, strip}, {sums.out, rows, size.value_width});
+      }
+    }
+
+    template <class Head>
+    void finish(const AttendRequest& request, Head& head, Sums& sums, index_t q_head, index_t group, index_t first) {
+      const index_t tokens = request.queries.extent[1], value_dim = request.out.extent[2];
+      const bool summary = summary_of(head).key != nullptr;
+      if constexpr (requires { head.finish_values(RowBlock<float>{}); }) head.finish_values({sums.out, rows, size.value_width});
+      for (index_t r = 0; r < rows; ++r) {
+        const index_t token = (first + r) / group, member = (first + r) % group;
+        const float inv = sums.sum[r] > 0.0f ? 1.0f / sums.sum[r] : 0.0f;
+        for (index_t d = 0; d < value_dim; ++d)
+          request.out(q_head + member, token, d) = visible[r] > 0 || summary ? sums.out[r * size.value_width + d] * inv : 0.0f;
+        if (request.lse.data != nullptr) request.lse(q_head + member, token) = sums.max[r] + std::log(sums.sum[r]);
+        if (size.mass && token >= tokens - request.mass_rows)
+          cpu::row_ops().add_exp_below(logits + r * width, visible[r], sums.max[r], inv, request.mass.row(q_head / group));
+      }
+    }
+
+   private:
+    index_t query_dim = 0;
+
     /// Turns a strip of scores into logits and weights, and moves the running maximum and sum.
-    void softmax_strip(float* l, index_t r, index_t at, index_t n, const SlotScalars& scalars) {
+    void softmax_strip(float* l, Sums& sums, index_t r, index_t at, index_t n, const SlotScalars& scalars) {
       const index_t seen = std::clamp<index_t>(visible[r] - at, 0, n);
       if (scalars.key_scale != nullptr)
         for (index_t i = 0; i < seen; ++i) l[i] *= scalars.key_scale[at + i];
       if (scalars.bias != nullptr)
         for (index_t i = 0; i < seen; ++i) l[i] += scalars.bias[at + i];
       const cpu::RowOps& ops = cpu::row_ops();
-      const float top = ops.largest(l, seen, max[r]);
+      const float top = ops.largest(l, seen, sums.max[r]);
       float* w = weights + r * strip;
       if (top == -std::numeric_limits<float>::infinity()) {
         // Nothing visible yet, or every bias so far is -inf; NaN logits end here too and stay NaN.
         for (index_t i = 0; i < n; ++i) w[i] = i < seen && l[i] != l[i] ? l[i] : 0.0f;
-        for (index_t i = 0; i < seen; ++i) sum[r] += w[i];
+        for (index_t i = 0; i < seen; ++i) sums.sum[r] += w[i];
         return;
       }
-      if (top > max[r]) {
-        const float shrink = std::exp(max[r] - top);
-        sum[r] *= shrink;
-        ops.scale(out + r * v_width, v_width, shrink);
-        max[r] = top;
+      if (top > sums.max[r]) {
+        const float shrink = std::exp(sums.max[r] - top);
+        sums.sum[r] *= shrink;
+        ops.scale(sums.out + r * size.value_width, size.value_width, shrink);
+        sums.max[r] = top;
       }
-      sum[r] += ops.exp_below(l, seen, top, w);
+      sums.sum[r] += ops.exp_below(l, seen, top, w);
       std::fill(w + seen, w + n, 0.0f);
       if (scalars.value_scale != nullptr)
         for (index_t i = 0; i < seen; ++i) w[i] *= scalars.value_scale[at + i];

@@ -7,6 +7,7 @@
 #include <numeric>
 
 #include <kvcondense/backend/cpu/context.hpp>
+#include <kvcondense/backend/cpu/simd/rank_ops.hpp>
 #include <kvcondense/core/backend.hpp>
 #include <kvcondense/core/status.hpp>
 #include <kvcondense/core/view.hpp>
@@ -18,9 +19,7 @@ namespace cpu {
 
 inline RowCutoff row_cutoff(const float* scores, index_t n, index_t k) {
   if (k <= 0) return {};
-  return find_cutoff(k, n, [&](auto&& use) {
-    for (index_t i = 0; i < n; ++i) use(rank_bits(scores[i]));
-  });
+  return rank_ops().cutoff(scores, n, k);
 }
 
 /// The slot that leaves when one does, as in every step of a full cache. In blocks, so that the search for the place of
@@ -75,23 +74,27 @@ struct TopK<Cpu> {
       const RowCutoff cut = cpu::row_cutoff(s + ends.prefix, last - ends.prefix, k);
       std::iota(out, out + ends.prefix, 0);
       out += ends.prefix;
-      index_t ties = cut.ties, passed = 0;  // of equal scores the first `passed` leave
-      if (order == Ties::last) {
-        for (index_t i = ends.prefix; i < last; ++i) passed += rank_bits(s[i]) == cut.bits;
-        passed -= ties;
-      }
-      for (index_t i = ends.prefix; i < last; ++i) {
-        const std::uint32_t key = rank_bits(s[i]);
-        bad += key == 0;
-        bool stays = key > cut.bits;
-        if (key == cut.bits) stays = passed-- <= 0 && ties-- > 0;
-        *out = static_cast<std::int32_t>(i);  // there is room: at least one slot leaves
-        out += stays;
-      }
+      if (order == Ties::first) out += cpu::rank_ops().pick(s + ends.prefix, last - ends.prefix, static_cast<std::int32_t>(ends.prefix), cut, out, bad);
+      else out = pick_last(s, ends.prefix, last, cut, out, bad);
       std::iota(out, out + ends.suffix, static_cast<std::int32_t>(last));
       report();
     });
     return Status::ok;
+  }
+
+ private:
+  /// Of equal scores the first ones leave.
+  static std::int32_t* pick_last(const float* s, index_t first, index_t last, RowCutoff cut, std::int32_t* out, index_t& bad) {
+    index_t leave = -cut.ties;
+    for (index_t i = first; i < last; ++i) leave += rank_bits(s[i]) == cut.bits;
+    for (index_t i = first; i < last; ++i) {
+      const std::uint32_t key = rank_bits(s[i]);
+      bad += key == 0;
+      const bool stays = key > cut.bits || (key == cut.bits && leave-- <= 0);
+      *out = static_cast<std::int32_t>(i);  // there is room: at least one slot leaves
+      out += stays;
+    }
+    return out;
   }
 };
 

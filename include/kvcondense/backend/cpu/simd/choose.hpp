@@ -25,13 +25,6 @@ inline const CodingOps& coding_ops(Isa isa) {
   return portable::coding_ops;
 }
 
-inline Isa best_isa() {
-  Isa best = Isa::portable;
-  for (const Isa isa : all_isas)
-    if (can_run(isa)) best = isa;
-  return best;
-}
-
 /// The kernels that this processor runs quickest.
 inline const RowOps& row_ops() {
   static const RowOps& best = row_ops(best_isa());

@@ -31,4 +31,11 @@ inline bool can_run(Isa isa) {
   return isa == Isa::portable;
 }
 
+inline Isa best_isa() {
+  Isa best = Isa::portable;
+  for (const Isa isa : all_isas)
+    if (can_run(isa)) best = isa;
+  return best;
+}
+
 }  // namespace kvcondense::prim::cpu
