@@ -2,10 +2,14 @@
 #include <kvcondense/cpu.hpp>
 #include <kvcondense/lowrank/cskv.hpp>
 #include <kvcondense/lowrank/eigen_attention.hpp>
+#include <kvcondense/lowrank/lorc.hpp>
 #include <kvcondense/lowrank/matryoshka.hpp>
 #include <kvcondense/lowrank/online_pca.hpp>
+#include <kvcondense/lowrank/palu.hpp>
 #include <kvcondense/lowrank/pca.hpp>
+#include <kvcondense/lowrank/recalkv.hpp>
 #include <kvcondense/lowrank/think.hpp>
+#include <kvcondense/lowrank/weight_svd.hpp>
 
 #include "ranges.hpp"
 
@@ -71,6 +75,14 @@ constexpr Entry entries[] = {
     stage_entry<EigenAttention>("Stores keys and values as coordinates in the principal directions of keys and queries "
                                 "together, and of values.",
                                 basis_fields<EigenAttention>),
+    stage_entry<Palu>("Stores the output of a projection's right factor; keys are reconstructed tile by tile, values absorbed.",
+                      basis_fields<Palu>),
+    stage_entry<WeightSvd>("Stores keys and values in the output directions of their weights, decomposed plainly, scaled or "
+                           "whitened.",
+                           basis_fields<WeightSvd>),
+    stage_entry<Lorc>("Decomposes the weights of keys and values, with ranks that fall with depth.", basis_fields<Lorc>),
+    stage_entry<ReCalKV>("Decomposes the weights of keys and values; decoders of values are fitted to what calibration shows.",
+                         basis_fields<ReCalKV>),
 };
 
 }  // namespace
