@@ -62,6 +62,7 @@
 #include <kvcondense/lowrank/palu.hpp>
 #include <kvcondense/lowrank/pca.hpp>
 #include <kvcondense/lowrank/recalkv.hpp>
+#include <kvcondense/lowrank/shadowkv.hpp>
 #include <kvcondense/lowrank/think.hpp>
 #include <kvcondense/lowrank/weight_svd.hpp>
 #include <kvcondense/position/absolute.hpp>

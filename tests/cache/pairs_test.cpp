@@ -70,6 +70,7 @@ const std::map<std::string, Setting> settings = {
     {"matryoshka", {"matryoshka(keep=50%, value_keep=50%)", 6.0}},
     {"cskv", {"cskv(keep=50%, value_keep=50%, window=8)", 6.0}},
     {"eigen_attention", {"eigen_attention(keep=50%, value_keep=50%, rule=part, window=3)", 6.0}},
+    {"shadowkv", {"shadowkv(keep=50%, chunk=4, local_chunks=2, least=16)", 6.0}},
     {"palu", {"palu(keep=50%, value_keep=50%)", 6.0}},
     {"weight_svd", {"weight_svd(keep=50%, value_keep=50%)", 6.0}},
     {"lorc", {"lorc(keep=50%, value_keep=50%, rule=part)", 6.0}},
@@ -259,6 +260,7 @@ TEST_CASE("cache: every pair of a low-rank stage with eviction, quantization and
   }
   // Both would be found from data, or the second one from queries that the first one maps.
   REQUIRE(refused == "pca+mikv online_pca+zipcache online_pca+mikv online_pca+smooth_attention think+mikv think+smooth_attention "
+                     "shadowkv+mikv shadowkv+smooth_attention "
                      "matryoshka+mikv cskv+mikv eigen_attention+mikv palu+mikv weight_svd+mikv lorc+mikv recalkv+mikv ");
 }
 
