@@ -34,6 +34,11 @@ std::shared_ptr<const HeadsFile> heads_of(const Options& o, const CacheShape& sh
   return std::make_shared<const HeadsFile>(read_heads(o.heads, shape));
 }
 
+std::shared_ptr<const BasesFile> bases_of(const Options& o, const CacheShape& shape) {
+  if (o.bases.empty()) return nullptr;
+  return std::make_shared<const BasesFile>(read_bases(o.bases, shape));
+}
+
 /// `given`: what steps may look at; `with_model`: a model runs that can repeat its context.
 RecipeSpec read_for(const std::string& text, const CacheShape& shape, const Facts& facts, kvcondense::Inputs given,
                     bool with_model) {
@@ -112,7 +117,7 @@ Results evaluate_recording(const Options& o, Kept* kept) {
   Setting setting;
   set_common(setting, o, recording.shape, feeding, recording.tokens);
   setting.source = o.qkv;
-  const Facts facts{recording.rope, heads_of(o, recording.shape), nullptr};
+  const Facts facts{recording.rope, heads_of(o, recording.shape), nullptr, bases_of(o, recording.shape)};
   const auto specs = read_recipes(o, recording.shape, facts, recorded, false, setting);
   Results results = begin(setting, specs);
   Stage stage(std::move(recording), feeding, wants_raw(specs));
@@ -156,7 +161,7 @@ Results evaluate_recording(const Options& o, Kept* kept) {
 Results evaluate_model(const Options& o, Kept* kept) {
   Setting setting;
   const ModelTask task = load_task(o, setting);
-  const Facts facts{task.rope, heads_of(o, task.shape), std::make_shared<engine::OutputProjections>(task.model)};
+  const Facts facts{task.rope, heads_of(o, task.shape), std::make_shared<engine::OutputProjections>(task.model), bases_of(o, task.shape)};
   const auto specs = read_recipes(o, task.shape, facts, kept == nullptr ? given_by(task.model.config) : recorded,
                                   kept == nullptr, setting);
   Results results = begin(setting, specs);

@@ -4,6 +4,7 @@
 #include <exception>
 #include <new>
 
+#include <eval/calibrate.hpp>
 #include <eval/dump.hpp>
 #include <eval/error.hpp>
 #include <eval/evaluate.hpp>
@@ -38,6 +39,12 @@ void run(const eval::Options& options) {
     const eval::Identified found = eval::identify_heads(options);
     print(found.text);
     return finish(file, heads_text(found.heads, found.made), true);
+  }
+  if (options.calibrate) {
+    const eval::OutputFile file(options.calibration.out);
+    const eval::Calibrated made = eval::calibrate(options);
+    print(made.text);
+    return finish(file, bases_bytes(made.bases), true);
   }
   if (!options.dump_qkv.empty()) {
     const eval::OutputFile file(options.dump_qkv);

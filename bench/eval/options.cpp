@@ -108,6 +108,10 @@ void add_input(CLI::App& app, Options& o) {
       "Recall documents; without it recall.jsonl beside the model, if there");
   add(app, group, "--heads", "FILE", o.heads,
       "Tables of the model's heads, as identify-heads writes them, for recipes that need them");
+  add(app, group, "--bases", "FILE", o.bases,
+      "Bases of the model, as calibrate writes them, for low-rank recipes; may be repeated")
+      ->allow_extra_args(false)
+      ->multi_option_policy(CLI::MultiOptionPolicy::TakeAll);
   add_recipe(app, o, "A recipe, as in 'h2o(heavy=256, recent=256) + kivi2'; may be repeated; without it a dozen");
 }
 
@@ -195,6 +199,50 @@ void add_plan(CLI::App& app, Options& o) {
   app.set_help_flag("-h,--help", "Prints this, and ends")->group("Information");
 }
 
+void add_calibrate(CLI::App& app, Options& o) {
+  const char* group = "What to measure";
+  Calibration& c = o.calibration;
+  add(app, group, "--model", "DIR", o.model, "Directory with config.json and model.safetensors")
+      ->required();
+  auto* text = add(app, group, "--text", "FILE", o.text, "A text; without it heldout.txt beside the model");
+  add(app, group, "--ids", "FILE", o.ids, "The text as token ids")->excludes(text);
+  add(app, "Output", "--out", "FILE", c.out, "Where the bases go, for --bases")->required();
+  const auto one_of = [](std::vector<std::string> words) {
+    std::string all;
+    for (const std::string& w : words) all += (all.empty() ? "" : ", ") + w;
+    return CLI::Validator(
+        [words, all](const std::string& text) -> std::string {
+          for (const std::string& w : words)
+            if (w == text) return {};
+          return "expected one of " + all + ", not '" + engine::printable(text) + "'";
+        },
+        "");
+  };
+  add(app, "How", "--method", "WORD", c.method,
+      "pca, matryoshka, cskv, eigen_attention, palu, weight_svd, lorc or recalkv")
+      ->check(one_of({"pca", "matryoshka", "cskv", "eigen_attention", "palu", "weight_svd", "lorc", "recalkv"}))
+      ->capture_default_str();
+  add(app, "How", "--keys", "FORM", c.keys, "Of keys: rotated or raw; without it as the method was published")
+      ->check(one_of({"rotated", "raw"}));
+  add(app, "How", "--weighing", "WORD", c.weighing, "Of weight_svd: plain, asvd or whitening")
+      ->check(one_of({"plain", "asvd", "whitening"}))
+      ->capture_default_str();
+  app.add_flag("--center", c.center, "pca: takes the mean off first")->group("How");
+  app.add_flag("--aware", c.aware, "pca: key directions that suit queries")->group("How");
+  add_part(app, "--keep", c.keep, 1, "Part of all numbers that cskv is fitted for and rank tables hold");
+  add_count(app, "--tile", c.tile, 1, 256, "Ranks of tables are multiples of it");
+  add_count(app, "--steps", c.steps, 0, 1000000, "Of a training; 0: as many as the method needs");
+  add_count(app, "--context", o.context, 2, most_tokens, "Tokens of one window");
+  add_count(app, "--chunk", o.chunk, 1, most_tokens, "Most tokens of one pass");
+  add_count(app, "--windows", o.windows, 1, 100000, "Windows of the text");
+  add(app, "How", "--seed", "N", o.seed, "Of the windows and the training")
+      ->check(whole_number<std::uint64_t>(0, ~std::uint64_t{0}))
+      ->capture_default_str();
+  add_count(app, "--jobs", o.jobs, 0, 1024, "Threads; 0: one per processor");
+  app.add_flag("--quiet", o.quiet, "No progress on stderr")->group("How");
+  app.set_help_flag("-h,--help", "Prints this, and ends")->group("Information");
+}
+
 /// The first of `names` that was given, or nothing.
 std::string given(const CLI::App& app, std::initializer_list<const char*> names) {
   for (const char* name : names)
@@ -206,7 +254,7 @@ std::string given(const CLI::App& app, std::initializer_list<const char*> names)
 std::string same_file(const Options& o) {
   const std::vector<std::pair<const char*, std::string>> named{
       {"--qkv", o.qkv},   {"--text", o.text}, {"--ids", o.ids},   {"--recall", o.recall},
-      {"--heads", o.heads}, {"--out", o.probe.out},
+      {"--heads", o.heads}, {"--out", o.probe.out}, {"--out", o.calibration.out},
       {"--json", o.json}, {"--plot", o.plot}, {"--dump", o.dump}, {"--dump-qkv", o.dump_qkv}};
   constexpr std::size_t inputs = 5;
   const auto place = [](const std::string& path) {
@@ -233,7 +281,7 @@ std::string complaint(const CLI::App& app, const Options& o) {
                       "--documents", "--ask", "--question", "--seed"});
   if (!odd.empty()) return odd + " belongs to --model, not to --qkv";
   if (!o.dump_qkv.empty())
-    odd = given(app, {"--recipe", "--heads", "--json", "--plot", "--dump", "--recall", "--documents",
+    odd = given(app, {"--recipe", "--heads", "--bases", "--json", "--plot", "--dump", "--recall", "--documents",
                       "--ask", "--question", "--rounds", "--jobs"});
   if (!odd.empty()) return odd + " does nothing beside --dump-qkv";
   if (o.ask == Ask::stream && app.count("--question") > 0) return "--question belongs to --ask inside or --ask later";
@@ -268,6 +316,15 @@ std::string make_subcommand(const CLI::App& app, const std::string& name, bool& 
       return option->get_name() + ": options of " + name + " go behind it; " + name + " --help lists them";
   chosen = true;
   return {};
+}
+
+std::string make_calibrate(const CLI::App& app, const CLI::App& sub, Options& o) {
+  o.documents = 0;
+  const Calibration& c = o.calibration;
+  if (c.method != "pca" && (c.center || c.aware)) return "--center and --aware belong to --method pca";
+  if (c.method != "weight_svd" && sub.count("--weighing") > 0) return "--weighing belongs to --method weight_svd";
+  if (c.aware && c.center) return "--aware and --center exclude each other";
+  return make_subcommand(app, "calibrate", o.calibrate);
 }
 
 /// A word as a shell wants it.
@@ -326,6 +383,8 @@ Parsed parse_options(int argc, const char* const* argv) {
   auto* planning = app.add_subcommand(
       "plan", "What serving a model costs with and without recipes, by cost models: nothing runs but the caches");
   add_plan(*planning, o);
+  auto* calibrate = app.add_subcommand("calibrate", "Makes bases for low-rank recipes from a model and a text");
+  add_calibrate(*calibrate, o);
   app.footer(
       "Examples:\n"
       "  kvcondense-eval demo\n"
@@ -339,11 +398,13 @@ Parsed parse_options(int argc, const char* const* argv) {
     if (demo->parsed()) parsed.complaint = make_demo(app, o, out);
     if (identify->parsed()) parsed.complaint = make_subcommand(app, "identify-heads", o.identify);
     if (planning->parsed()) parsed.complaint = make_subcommand(app, "plan", o.planning);
+    if (calibrate->parsed()) parsed.complaint = make_calibrate(app, *calibrate, o);
     if (parsed.complaint.empty() && !planning->parsed()) parsed.complaint = complaint(app, o);
   } catch (const CLI::CallForHelp&) {
     parsed.help = demo->parsed()       ? demo->help(app.get_name())
                   : identify->parsed() ? identify->help(app.get_name())
                   : planning->parsed() ? planning->help(app.get_name())
+                  : calibrate->parsed() ? calibrate->help(app.get_name())
                                        : app.help();
   } catch (const CLI::CallForVersion& version) {
     parsed.help = std::string(version.what()) + "\n";

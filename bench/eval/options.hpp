@@ -45,6 +45,19 @@ struct PlanRequest {
   index_t on_chip = 192;     ///< KiB of fast memory
 };
 
+/// What `calibrate` makes of a model.
+struct Calibration {
+  std::string method = "pca";
+  std::string out;               ///< where the bases go
+  std::string keys;              ///< rotated or raw; empty: as the method was published
+  std::string weighing = "whitening";  ///< of weight_svd: plain, asvd or whitening
+  bool center = false;           ///< pca: whether the mean is taken off
+  bool aware = false;            ///< pca: whether key directions suit queries
+  double keep = 0.4;             ///< part of all numbers: what cskv is fitted for, and what rank tables hold
+  index_t tile = 8;              ///< ranks of tables are multiples of it
+  index_t steps = 0;             ///< of a training; 0: as many as the method needs
+};
+
 /// What the command line says.
 struct Options {
   std::string command;  ///< the command line, ready to paste into a shell, without folders of ours
@@ -53,6 +66,7 @@ struct Options {
   std::string model_name;         ///< what reports call the model; empty: `model` as it was given
   std::string text, ids, recall;  ///< beside a model
   std::string heads;              ///< tables of `identify-heads` for recipes
+  std::vector<std::string> bases; ///< files of `calibrate` for recipes
   std::vector<std::string> recipes;
 
   index_t context = 2048;  ///< tokens of one window
@@ -74,6 +88,8 @@ struct Options {
   HeadProbe probe;
   bool planning = false;  ///< the subcommand plan
   PlanRequest plan;
+  bool calibrate = false;  ///< the subcommand calibrate
+  Calibration calibration;
 };
 
 /// How main() goes on after the command line was read.

@@ -56,10 +56,15 @@
 #include <kvcondense/evict/tova.hpp>
 #include <kvcondense/lowrank/cskv.hpp>
 #include <kvcondense/lowrank/eigen_attention.hpp>
+#include <kvcondense/lowrank/lorc.hpp>
 #include <kvcondense/lowrank/matryoshka.hpp>
 #include <kvcondense/lowrank/online_pca.hpp>
+#include <kvcondense/lowrank/palu.hpp>
 #include <kvcondense/lowrank/pca.hpp>
+#include <kvcondense/lowrank/recalkv.hpp>
+#include <kvcondense/lowrank/shadowkv.hpp>
 #include <kvcondense/lowrank/think.hpp>
+#include <kvcondense/lowrank/weight_svd.hpp>
 #include <kvcondense/position/absolute.hpp>
 #include <kvcondense/position/reindex.hpp>
 #include <kvcondense/position/rerotate.hpp>

@@ -2,10 +2,15 @@
 #include <kvcondense/cpu.hpp>
 #include <kvcondense/lowrank/cskv.hpp>
 #include <kvcondense/lowrank/eigen_attention.hpp>
+#include <kvcondense/lowrank/lorc.hpp>
 #include <kvcondense/lowrank/matryoshka.hpp>
 #include <kvcondense/lowrank/online_pca.hpp>
+#include <kvcondense/lowrank/palu.hpp>
 #include <kvcondense/lowrank/pca.hpp>
+#include <kvcondense/lowrank/recalkv.hpp>
+#include <kvcondense/lowrank/shadowkv.hpp>
 #include <kvcondense/lowrank/think.hpp>
+#include <kvcondense/lowrank/weight_svd.hpp>
 
 #include "ranges.hpp"
 
@@ -48,6 +53,14 @@ constexpr Field online_fields[] = {
     flag<OnlinePca, &OnlinePca::values>("values", "", "whether values are reduced"),
 };
 
+constexpr Field shadow_fields[] = {
+    fraction<ShadowKV, &ShadowKV::keep>("keep", "", "of a key's numbers", 0.001),
+    number<ShadowKV, &ShadowKV::chunk>("chunk", "", "slots that are coded at once", 1, 4096),
+    number<ShadowKV, &ShadowKV::local_chunks>("local_chunks", "", "newest whole chunks that stay exact", 0, 4096),
+    number<ShadowKV, &ShadowKV::least>("least", "", "slots that directions are found from, at least", 0, most_slots),
+    number<ShadowKV, &ShadowKV::sinks>("sinks", "", "first tokens kept exactly", 0, most_slots),
+};
+
 constexpr Field think_fields[] = {
     fraction<Think, &Think::ratio>("ratio", "", "of the channels that leave", 0.0, 0.99),
     number<Think, &Think::observe>("observe", "", "newest queries that are looked at; 0: all of the step", 0, 1 << 20),
@@ -63,6 +76,8 @@ constexpr Entry entries[] = {
     stage_entry<OnlinePca>("Stores keys and values as coordinates in the principal directions of the prompt itself.",
                            online_fields),
     stage_entry<Think>("Drops the key channels that queries care least about; values stay whole.", think_fields),
+    stage_entry<ShadowKV>("Stores keys before rotation as coordinates in directions found from the prompt; values stay whole.",
+                          shadow_fields),
     stage_entry<Matryoshka>("Stores keys and values as coordinates in trained orthogonal bases that serve every rank.",
                             basis_fields<Matryoshka>),
     stage_entry<Cskv>("Shrinks keys and values by factors that reconstruct them layer by layer; new slots stay exact until a "
@@ -71,6 +86,14 @@ constexpr Entry entries[] = {
     stage_entry<EigenAttention>("Stores keys and values as coordinates in the principal directions of keys and queries "
                                 "together, and of values.",
                                 basis_fields<EigenAttention>),
+    stage_entry<Palu>("Stores the output of a projection's right factor; keys are reconstructed tile by tile, values absorbed.",
+                      basis_fields<Palu>),
+    stage_entry<WeightSvd>("Stores keys and values in the output directions of their weights, decomposed plainly, scaled or "
+                           "whitened.",
+                           basis_fields<WeightSvd>),
+    stage_entry<Lorc>("Decomposes the weights of keys and values, with ranks that fall with depth.", basis_fields<Lorc>),
+    stage_entry<ReCalKV>("Decomposes the weights of keys and values; decoders of values are fitted to what calibration shows.",
+                         basis_fields<ReCalKV>),
 };
 
 }  // namespace

@@ -59,7 +59,7 @@ inline std::vector<std::string> stages_to_vary(const any::Entry& e) {
   if (word == "bit_allocation") return {"", "layout=kivi"};
   if (word == "boundary_layers") return {"first=1, last=1"};
   if (word == "fp8") return {"", "scale=block", "scale=tensor"};
-  if (word == "eigen_attention") return {"", "rule=part"};
+  if (word == "eigen_attention" || word == "lorc") return {"rule=energy", "rule=part"};
   if (word == "ratio") return {"keep=0.2", "keep=0.01, min_keep=30"};
   if (word == "quest") return {"tokens=32, dense_layers=0"};
   if (word == "lserve") return {"page=8, part=4, tokens=40"};

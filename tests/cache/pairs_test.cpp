@@ -80,6 +80,11 @@ const std::map<std::string, Setting> settings = {
     {"centroid", {"centroid(tokens=30, chunk=8, slack=4, sinks=2, recent=6, place=pivot)"}},
     {"weightedkv", {"weightedkv"}},
     {"value_merge", {"value_merge(part=80%)"}},
+    {"shadowkv", {"shadowkv(keep=50%, chunk=4, local_chunks=2, least=16)", 6.0}},
+    {"palu", {"palu(keep=50%, value_keep=50%)", 6.0}},
+    {"weight_svd", {"weight_svd(keep=50%, value_keep=50%)", 6.0}},
+    {"lorc", {"lorc(keep=50%, value_keep=50%, rule=part)", 6.0}},
+    {"recalkv", {"recalkv(keep=50%, value_keep=50%)", 6.0}},
     {"exact", {"exact"}},
     {"group_int", {"group_int(bits=4, group_size=16, residual_window=6)", 1.0}},
     {"kivi", {"kivi(bits=2, group_size=8, residual_window=16, sinks=2)", 6.0}},
@@ -266,7 +271,8 @@ TEST_CASE("cache: every pair of a low-rank stage with eviction, quantization and
   }
   // Both would be found from data, or the second one from queries that the first one maps.
   REQUIRE(refused == "pca+mikv online_pca+zipcache online_pca+mikv online_pca+smooth_attention think+mikv think+smooth_attention "
-                     "matryoshka+mikv cskv+mikv eigen_attention+mikv ");
+                     "shadowkv+mikv shadowkv+smooth_attention "
+                     "matryoshka+mikv cskv+mikv eigen_attention+mikv palu+mikv weight_svd+mikv lorc+mikv recalkv+mikv ");
 }
 
 TEST_CASE("cache: every retrieval stage works with every policy, quantizer and position under any calls", "[cache][pairs]") {

@@ -114,7 +114,8 @@ TEST_CASE("condensed: every word of the registry runs in the model", "[engine][c
       if (!budget.empty() && e->field(newest) != nullptr) budget += std::string(", ") + newest + "=24";
     const std::string comma = !policy.empty() && !budget.empty() ? ", " : "";
     // Random bases say nothing of this model; whole ones lose nothing.
-    if (e->room == kvcondense::Stage::lowrank && e->field("keys") != nullptr) budget = "keep=100%, value_keep=100%";
+    if (e->room == kvcondense::Stage::lowrank && e->field("keys") != nullptr)
+      budget = std::string("keep=100%, value_keep=100%") + (e->field("rule") != nullptr ? ", rule=part" : "");
     const std::string lets_go = e->room == kvcondense::Stage::merge ? "h2o(heavy=48, recent=48) + " : "";
     std::string recipe = lets_go + std::string(e->word) + "(" + policy + comma + budget + ")";
     CAPTURE(recipe);

@@ -17,14 +17,14 @@ FLAGS = ["-std=c++20", "-fsyntax-only", "-Wall", "-Wextra", "-Wpedantic", "-Wsha
          "-Werror"]
 
 
-def compile_alone(compiler, include, header, folder):
+def compile_alone(compiler, include, system, header, folder):
     """Returns (what the compiler said or None, CPU seconds)."""
     stem = f"{header.replace('/', '_')}.{Path(compiler).name}"
     source = Path(folder) / f"{stem}.cpp"
     source.write_text(f"#include <{header}>\n#include <{header}>\n")
     output = Path(folder) / f"{stem}.log"
     with output.open("wb") as log:
-        process = subprocess.Popen([compiler, *FLAGS, "-I", str(include), str(source)],
+        process = subprocess.Popen([compiler, *FLAGS, "-I", str(include), *system, str(source)],
                                    stdin=subprocess.DEVNULL, stdout=log, stderr=log)
         _, status, used = os.wait4(process.pid, 0)  # CPU time, so that a busy machine is no excuse
     process.returncode = os.waitstatus_to_exitcode(status)
@@ -36,6 +36,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--root", type=Path, default=Path(__file__).resolve().parents[2])
     parser.add_argument("--compiler", action="append", default=[])
+    parser.add_argument("--system", action="append", default=[], help="folder of a library's headers, such as Eigen's")
     parser.add_argument("--limit", type=float, default=8.0, help="CPU seconds one header may take")
     options = parser.parse_args()
 
@@ -44,6 +45,7 @@ def main():
         print("no compiler found")
         return 1
     include = options.root.resolve() / "include"
+    system = [word for folder in options.system for word in ("-isystem", folder)]
     headers = sorted(p.relative_to(include).as_posix() for p in include.rglob("*.hpp"))
     device = sum(1 for _ in include.rglob("*.cuh"))
     print(f"{len(headers)} headers with {', '.join(compilers)}; {device} .cuh headers not compiled here")
@@ -53,7 +55,7 @@ def main():
     costs, failed, slow = [], 0, 0
     with tempfile.TemporaryDirectory() as folder, \
             concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-        jobs = [(h, c, pool.submit(compile_alone, c, include, h, folder))
+        jobs = [(h, c, pool.submit(compile_alone, c, include, system, h, folder))
                 for h in headers for c in compilers]
         for header, compiler, job in jobs:
             said, seconds = job.result()

@@ -55,7 +55,7 @@ TEST_CASE("online_pca: rows of a subspace come back, and the basis is counted", 
       const auto& head = rig.cache.layers()[0].heads[h];
       REQUIRE(head.keys.coded().live() == n - 10);
       REQUIRE(head.keys.coded().dim() == 16);
-      REQUIRE(head.keys.state().size_bytes() == sizeof(float) * static_cast<std::size_t>(16 * 64 + (center ? 64 : 0)));
+      REQUIRE(head.keys.map().state().size_bytes() == sizeof(float) * static_cast<std::size_t>(16 * 64 + (center ? 64 : 0)));
       REQUIRE(rig.cache.read(0, h, 0, dense_view(k.data(), n, 64), dense_view(v.data(), n, 64)) == Status::ok);
       double worst = 0;
       for (index_t i = 0; i < n; ++i)

@@ -103,7 +103,7 @@ TEST_CASE("think: bytes of a worked case", "[lowrank][think]") {
     return static_cast<std::size_t>(segment.live()) * segment.page_payload() / static_cast<std::size_t>(segment.page_slots());
   };
   const std::size_t heads = oracle["inputs"]["H_kv"].get<std::size_t>();
-  REQUIRE(heads * (payload(keys.coded()) + payload(keys.window()) + keys.state().size_bytes()) ==
+  REQUIRE(heads * (payload(keys.coded()) + payload(keys.window()) + keys.map().state().size_bytes()) ==
           oracle["expected"]["K_bytes"].get<std::size_t>());
   REQUIRE(heads * payload(values.window()) == oracle["expected"]["V_bytes"].get<std::size_t>());
   REQUIRE(rig.cache.report().bytes() == rig.memory.live_bytes);

@@ -39,11 +39,13 @@ class RandomModel {
     facts_.retain_in = matrices(retain_in_, s.layers, s.q_heads * s.head_dim + s.kv_heads * (s.head_dim + s.values()), hidden);
     facts_.retain_out = matrices(retain_out_, s.layers, hidden, s.kv_heads);
     // Orthonormal or not, centred or not.
-    for (const char* word : {"pca", "matryoshka", "cskv", "eigen_attention"}) {
+    for (const char* word : {"pca", "matryoshka", "cskv", "eigen_attention", "palu", "weight_svd", "lorc", "recalkv"}) {
       const bool mean = bases_.size() % 4 == 0, pair = *word == 'c';
+      const std::string_view name(word);
+      const bool raw = name == "palu" || name == "weight_svd" || name == "lorc" || name == "recalkv";
       for (const index_t dim : {s.head_dim, s.values()})
         bases_.push_back(std::make_unique<RandomBases>(s.layers, s.kv_heads, dim, random_(), mean, pair));
-      named_.push_back({word, bases_[bases_.size() - 2]->view(), bases_.back()->view()});
+      named_.push_back({word, bases_[bases_.size() - 2]->view(raw ? KeyForm::raw : KeyForm::rotated), bases_.back()->view()});
     }
     facts_.bases = {named_.data(), static_cast<index_t>(named_.size())};
   }

@@ -1,12 +1,10 @@
 #pragma once
 
 #include <algorithm>
-#include <cstring>
 #include <span>
 
-#include <kvcondense/backend/cpu/row_kernels.hpp>
-#include <kvcondense/backend/cpu/row_transform.hpp>
 #include <kvcondense/cache/cursor.hpp>
+#include <kvcondense/cache/row_map.hpp>
 #include <kvcondense/cache/segment.hpp>
 #include <kvcondense/core/flush.hpp>
 
@@ -18,14 +16,11 @@ namespace kvcondense::cache {
 /// (KIVI codes keys in blocks and values one by one). Readers walk both with cursors, so attention
 /// can cut the slots wherever it likes.
 ///
-/// Behind a transform the coded part holds mapped rows. Queries and sums of values then have two forms side
-/// by side, the plain one and the mapped one: `begin_queries` makes the second, `finish_values` folds it back. Where
-/// the transform centres rows, one more number stands behind them: q . mean, or the sum of the weights.
+/// Behind a transform the coded part holds mapped rows, and queries and sums of values have a second form: see RowMap.
 template <class Codec>
 class Column {
   using Parts = prim::CodecParts<Codec>;
   using Transform = typename Parts::Transform;
-  using Map = prim::MapOf<Cpu, Transform>;
 
  public:
   using Exact = Segment<prim::ExactRows>;
@@ -37,8 +32,7 @@ class Column {
       : sinks_(exact, dim, std::clamp<index_t>(sinks, 1, page_slots), memory),
         coded_(Parts::stored(codec), Parts::transform(codec).stored_dim(dim), coded_page_slots(codec, page_slots), memory),
         window_(exact, dim, window_page_slots(flush, page_slots), memory),
-        transform_(Parts::transform(codec)),
-        state_(memory),
+        map_(Parts::transform(codec), dim, memory),
         flush_(flush) {}
 
   /// Coded pages hold whole groups of slots.
@@ -63,7 +57,7 @@ class Column {
 
   std::size_t page_bytes() const { return sinks_.page_bytes() + coded_.page_bytes() + window_.page_bytes(); }
   std::size_t table_bytes() const {
-    return sinks_.table_bytes() + coded_.table_bytes() + window_.table_bytes() + state_.bytes();
+    return sinks_.table_bytes() + coded_.table_bytes() + window_.table_bytes() + map_.bytes();
   }
   std::size_t shared_bytes() const { return sinks_.shared_bytes() + coded_.shared_bytes() + window_.shared_bytes(); }
 
@@ -74,7 +68,7 @@ class Column {
   }
   void trim() {
     sinks_.trim(), coded_.trim(), window_.trim();
-    if (state_.size() == 0) state_.free();
+    map_.trim();
   }
   void give_back() { sinks_.give_back(), coded_.give_back(), window_.give_back(); }
 
@@ -88,39 +82,30 @@ class Column {
   index_t due(index_t window) const {
     if (flush_.block == 0 || window <= flush_.keep) return 0;
     const index_t n = (window - flush_.keep) / flush_.block * flush_.block;
-    return n < flush_.first && state_floats() > 0 && state_.empty() ? 0 : n;
+    return n < flush_.first && map_.waits() ? 0 : n;
   }
 
   Status reserve_flush(index_t count) {
-    if (count > 0 && state_.size() == 0)
-      if (const Status s = state_.reserve(finding_floats(), true); s != Status::ok) return s;
+    if (count > 0)
+      if (const Status s = map_.reserve(); s != Status::ok) return s;
     return coded_.reserve(count);
   }
 
-  /// What a transform found in the rows that were coded first; empty before, and for all others.
-  std::span<const float> state() const { return {state_.data(), static_cast<std::size_t>(state_.size())}; }
-  index_t state_floats() const { return prim::floats_of(transform_, dim()); }
-  /// For loaders: `bytes` of state_floats() numbers.
-  Status restore_state(std::span<const std::byte> bytes) {
-    const index_t n = state_floats();
-    if (const Status s = state_.reserve(n, true); s != Status::ok) return s;
-    if (const Status s = state_.resize(n); s != Status::ok) return s;
-    std::memcpy(state_.data(), bytes.data(), static_cast<std::size_t>(n) * sizeof(float));
-    return Map::good_state(transform_, dim(), state_.data()) ? Status::ok : Status::corrupt_data;
-  }
+  const RowMap<Transform>& map() const { return map_; }
+  RowMap<Transform>& map() { return map_; }
 
   /// Codes the `count` oldest window slots; `rows` is scratch for `scratch_rows` * dim floats. `scores`: null, or
   /// one per slot of the column. `queries`: for transforms that look at them. Returns how many numbers the codec
   /// had to repair.
   index_t flush(index_t count, float* rows, const float* scores = nullptr, const prim::HeadQueries& queries = {}) {
-    if (count > 0) find_state(count, rows, queries);
+    if (count > 0 && map_.waits()) find_state(count, rows, queries);
     const index_t step = scratch_rows(coded_.page_slots()) / coded_.codec().group_slots() * coded_.codec().group_slots();
     index_t repaired = 0;
     for (index_t done = 0; done < count; done += step) {
       const index_t n = std::min(step, count - done);
       Cursor at{2, 0, 0};
       decode(at, {rows, n, dim()});
-      forward({rows, n, dim()});
+      map_.forward({rows, n, dim()});
       repaired += coded_.append({rows, n, dim()}, scores == nullptr ? nullptr : scores + sinks_.live() + coded_.live());
       window_.pop_front(n);
     }
@@ -132,10 +117,10 @@ class Column {
   index_t scratch() const { return scratch_rows(coded_.page_slots()) * dim(); }
 
   const Flush& flush_rule() const { return flush_; }
-  bool needs_queries() const { return prim::needs_queries(transform_); }
+  bool needs_queries() const { return prim::needs_queries(map_.transform()); }
   std::int64_t fingerprint() const {
     if constexpr (std::same_as<Transform, prim::NoTransform>) return coded_.codec().fingerprint();
-    else return prim::mix_fingerprints(transform_.fingerprint(), coded_.codec().fingerprint());
+    else return prim::mix_fingerprints(map_.transform().fingerprint(), coded_.codec().fingerprint());
   }
 
   /// Keeps the slots named in `keep`, ascending.
@@ -170,11 +155,11 @@ class Column {
   Status fork(Column& out) const {
     if (const Status s = sinks_.fork(out.sinks_); s != Status::ok) return s;
     if (const Status s = coded_.fork(out.coded_); s != Status::ok) return s;
-    if (const Status s = out.state_.copy_from(state_); s != Status::ok) return s;
+    if (const Status s = map_.fork(out.map_); s != Status::ok) return s;
     return window_.fork(out.window_);
   }
 
-  void clear() { sinks_.clear(), coded_.clear(), window_.clear(), state_.shrink(0); }
+  void clear() { sinks_.clear(), coded_.clear(), window_.clear(), map_.clear(); }
 
   /// rows[i] = the next out.rows slots as floats.
   void decode(Cursor& at, prim::RowBlock<float> out) const {
@@ -217,34 +202,12 @@ class Column {
   }
 
   /// Numbers of a row of queries or of sums of values: one form, or two.
-  index_t width() const { return mapped() ? 2 * dim() + (prim::is_centred(transform_) ? 1 : 0) : dim(); }
-
-  /// Makes the second form of queries whose first one is there.
+  index_t width() const { return map_.width(); }
   void begin_queries(prim::RowBlock<float> queries) const {
-    if (!mapped() || coded_.live() == 0) return;
-    for (index_t r = 0; r < queries.rows; ++r) {
-      float* q = queries.data + r * queries.step;
-      std::copy_n(q, dim(), q + dim());
-    }
-    Map::query(transform_, state_.data(), dim(), {queries.data + dim(), queries.rows, queries.step});
-    if (const float* m = mean())
-      for (index_t r = 0; r < queries.rows; ++r) {
-        float* q = queries.data + r * queries.step;
-        q[2 * dim()] = prim::cpu::dot(q, m, dim());
-      }
+    if (map_.mapped() && coded_.live() > 0) map_.begin_queries(queries);
   }
-
-  /// Adds the second form of sums of values to the first one.
   void finish_values(prim::RowBlock<float> sums) const {
-    if (!mapped() || coded_.live() == 0) return;
-    Map::backward(transform_, state_.data(), dim(), {sums.data + dim(), sums.rows, sums.step});
-    const float* m = mean();
-    for (index_t r = 0; r < sums.rows; ++r) {
-      float* o = sums.data + r * sums.step;
-      for (index_t d = 0; d < dim(); ++d) o[d] += o[dim() + d];
-      if (m == nullptr) continue;
-      for (index_t d = 0; d < dim(); ++d) o[d] += o[2 * dim()] * m[d];
-    }
+    if (map_.mapped() && coded_.live() > 0) map_.finish_values(sums);
   }
 
   /// out[r][i] = queries[r] . (next slot i), for out of `count` columns.
@@ -258,13 +221,13 @@ class Column {
       if (live == n) {
         prim::PageCodec<Cpu, C>::scores(segment.codec(), segment.span_then_next(ref, long_read || done + live < count), first, n, q,
                                         {out.data + done, out.rows, out.step});
-        add_mean_scores(segment, queries, {out.data + done, out.rows, out.step}, n);
+        if (mapped(segment)) map_.add_to_scores(queries, {out.data + done, out.rows, out.step}, n);
         done += n;
         return;
       }
       prim::PageCodec<Cpu, C>::scores(segment.codec(), segment.span_then_next(ref, long_read || done + live < count), first, n, q,
                                       {packed, queries.rows, max_page_slots});
-      add_mean_scores(segment, queries, {packed, queries.rows, max_page_slots}, n);
+      if (mapped(segment)) map_.add_to_scores(queries, {packed, queries.rows, max_page_slots}, n);
       for (index_t i = 0; i < n; ++i) {
         if (!ref.alive(first + i)) continue;
         for (index_t r = 0; r < queries.rows; ++r) out.data[r * out.step + done] = packed[r * max_page_slots + i];
@@ -293,12 +256,7 @@ class Column {
       }
       prim::PageCodec<Cpu, C>::accumulate(segment.codec(), segment.span_then_next(ref, long_read || done + live < count), first, n, w,
                                           {out.data + form(segment), out.rows, out.step});
-      if (is_coded(&segment) && mean() != nullptr)
-        for (index_t r = 0; r < w.rows; ++r) {
-          float sum = 0.0f;
-          for (index_t i = 0; i < n; ++i) sum += w.data[r * w.step + i];
-          out.data[r * out.step + 2 * dim()] += sum;
-        }
+      if (mapped(segment)) map_.add_weights(w, out, n);
       done += live;
     });
   }
@@ -307,59 +265,34 @@ class Column {
   static constexpr index_t max_rows = 32;
 
  private:
-  index_t finding_floats() const { return std::max(state_floats(), prim::finding_floats_of(transform_, dim())); }
-  const float* mean() const { return Map::mean(transform_, state_.data(), dim()); }
-
-  void forward(prim::RowBlock<float> rows) const {
-    if (const float* m = mean())
-      for (index_t r = 0; r < rows.rows; ++r)
-        for (index_t d = 0; d < dim(); ++d) rows.data[r * rows.step + d] -= m[d];
-    Map::forward(transform_, state_.data(), dim(), rows);
-  }
-  void backward(prim::RowBlock<float> rows) const {
-    Map::backward(transform_, state_.data(), dim(), rows);
-    if (const float* m = mean())
-      for (index_t r = 0; r < rows.rows; ++r)
-        for (index_t d = 0; d < dim(); ++d) rows.data[r * rows.step + d] += m[d];
-  }
-
   /// Once, from the `count` oldest slots of the window. After `reserve_flush`.
   void find_state(index_t count, float* rows, const prim::HeadQueries& queries) {
-    if (state_floats() == 0 || state_.size() > 0) return;
-    for (index_t i = 0; i < finding_floats(); ++i) state_.append_reserved(0.0f);
     const index_t step = scratch_rows(coded_.page_slots());
-    Cursor at{2, 0, 0};
-    for (index_t done = 0; done < count; done += step) {
-      const index_t n = std::min(step, count - done);
-      decode(at, {rows, n, dim()});
-      Map::observe(transform_, dim(), {rows, n, dim()}, state_.data());
-    }
-    Map::settle(transform_, dim(), queries, state_.data());
-    state_.shrink(state_floats());
-    state_.fit();
+    map_.find(queries, [&](auto&& observe) {
+      Cursor at{2, 0, 0};
+      for (index_t done = 0; done < count; done += step) {
+        const index_t n = std::min(step, count - done);
+        decode(at, {rows, n, dim()});
+        observe({rows, n, dim()});
+      }
+    });
   }
 
+  /// Whether a segment holds mapped rows, and where the form that it understands begins in a row.
   template <class S>
-  void add_mean_scores(const S& segment, prim::RowBlock<const float> queries, prim::RowBlock<float> out, index_t n) const {
-    if (!is_coded(&segment) || mean() == nullptr) return;
-    for (index_t r = 0; r < out.rows; ++r)
-      for (index_t i = 0; i < n; ++i) out.data[r * out.step + i] += queries.data[r * queries.step + 2 * dim()];
+  bool mapped(const S& segment) const {
+    return map_.mapped() && static_cast<const void*>(&segment) == &coded_;
   }
-
-  bool mapped() const { return !prim::leaves_rows(transform_); }
-  bool is_coded(const void* segment) const { return segment == &coded_; }
-
-  /// Where the form that a segment understands begins in a row.
   template <class S>
   index_t form(const S& segment) const {
-    return mapped() && is_coded(&segment) ? dim() : 0;
+    return mapped(segment) ? dim() : 0;
   }
 
   template <class S>
   void decode_run(const S& segment, const PageRef& ref, index_t first, prim::RowBlock<float> out) const {
     using C = std::remove_cvref_t<decltype(segment.codec())>;
     prim::PageCodec<Cpu, C>::decode(segment.codec(), segment.span(ref), first, out.rows, out);
-    if (mapped() && is_coded(&segment)) backward(out);
+    if (mapped(segment)) map_.backward(out);
   }
 
   /// Calls use(segment, page, first, n, live) for pieces of pages that together hold the next `count`
@@ -412,8 +345,7 @@ class Column {
   Exact sinks_;
   Coded coded_;
   Exact window_;
-  Transform transform_{};
-  Buffer<float> state_;
+  RowMap<Transform> map_;
   Flush flush_{};
 };
 

@@ -72,10 +72,10 @@ template <class C>
 Status load_state(ByteReader& r, Column<C>& column) {
   std::uint32_t count = 0;
   std::span<const std::byte> bytes;
-  if (!r.read(count) || (count != 0 && count != static_cast<std::uint32_t>(column.state_floats()))) return Status::corrupt_data;
+  if (!r.read(count) || (count != 0 && count != static_cast<std::uint32_t>(column.map().state_floats()))) return Status::corrupt_data;
   if (count == 0) return column.coded().live() == 0 ? Status::ok : Status::corrupt_data;
   if (!r.take(count, sizeof(float), bytes)) return Status::corrupt_data;
-  return column.restore_state(bytes);
+  return column.map().restore(bytes);
 }
 
 template <class C>
@@ -83,7 +83,7 @@ Status load_column(ByteReader& r, Column<C>& column) {
   Status s = load_segment(r, column.sinks());
   if (s == Status::ok) s = load_segment(r, column.coded());
   if (s == Status::ok) s = load_segment(r, column.window());
-  if (s == Status::ok && column.state_floats() > 0) s = load_state(r, column);
+  if (s == Status::ok && column.map().state_floats() > 0) s = load_state(r, column);
   return s;
 }
 
@@ -92,9 +92,9 @@ void save_column(ByteWriter& w, const Column<C>& column) {
   save_segment(w, column.sinks());
   save_segment(w, column.coded());
   save_segment(w, column.window());
-  if (column.state_floats() == 0) return;
-  w.put(static_cast<std::uint32_t>(column.state().size()));
-  w.bytes(std::as_bytes(column.state()));
+  if (column.map().state_floats() == 0) return;
+  w.put(static_cast<std::uint32_t>(column.map().state().size()));
+  w.bytes(std::as_bytes(column.map().state()));
 }
 
 template <class H>

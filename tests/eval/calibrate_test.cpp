@@ -1,0 +1,149 @@
+#include <cmath>
+#include <filesystem>
+#include <fstream>
+
+#include <catch2/catch.hpp>
+#include <engine/safetensors.hpp>
+#include <eval/calibrate.hpp>
+#include <eval/error.hpp>
+#include <eval/evaluate.hpp>
+
+using namespace eval;
+
+namespace {
+
+const CacheShape tinylm{.layers = 4, .q_heads = 6, .kv_heads = 2, .head_dim = 64};
+
+Options tiny(const std::string& method) {
+  Options o;
+  o.model = KVCONDENSE_SOURCE_DIR "/examples/models/tinylm";
+  o.context = 128, o.windows = 2, o.documents = 0, o.jobs = 1, o.rounds = 0;
+  o.quiet = true, o.calibrate = true;
+  o.calibration.method = method, o.calibration.steps = 20;
+  return o;
+}
+
+/// A file that goes when the test does.
+struct Saved {
+  std::string path;
+  explicit Saved(const std::string& bytes, const char* name)
+      : path((std::filesystem::temp_directory_path() / (std::string("kvcondense-") + name)).string()) {
+    std::ofstream(path, std::ios::binary) << bytes;
+  }
+  ~Saved() { std::filesystem::remove(path); }
+};
+
+std::string complaint(const std::string& path, const CacheShape& shape = tinylm) {
+  try {
+    (void)read_bases({path}, shape);
+  } catch (const Error& e) {
+    return std::string(e.what()).substr(path.size());
+  }
+  return "";
+}
+
+}  // namespace
+
+TEST_CASE("calibrate: every method's bases are read back and run", "[eval][calibrate]") {
+  for (const char* method : {"pca", "matryoshka", "cskv", "eigen_attention", "palu", "weight_svd", "lorc", "recalkv"}) {
+    CAPTURE(method);
+    Options o = tiny(method);
+    const Calibrated made = calibrate(o);
+    REQUIRE(made.text.find("layer") != std::string::npos);
+    const Saved file(bases_bytes(made.bases), method);
+    const BasesFile read = read_bases({file.path}, tinylm);
+    const kvcondense::NamedBases* found = read.view().find(method);
+    REQUIRE(found != nullptr);
+    REQUIRE(found->keys.finite());
+    for (const kvcondense::HeadBases* b : {&found->keys, &found->values})
+      for (index_t i = 0; i < 8; ++i)  // a row that is encoded and comes back, and again, stays: D^t E = I
+        for (index_t a = 0; a < b->columns; ++a)
+          for (index_t c = 0; c < b->columns; ++c) {
+            double sum = 0;
+            for (index_t d = 0; d < 64; ++d)
+              sum += static_cast<double>(b->encoder(i / 2, i % 2)[d * b->columns + a]) * static_cast<double>(b->decoder(i / 2, i % 2)[d * b->columns + c]);
+            if (std::string_view(method) != "cskv") REQUIRE(sum == Approx(a == c ? 1.0 : 0.0).margin(1e-3));
+          }
+    o.calibrate = false;
+    o.bases = {file.path};
+    o.context = 96, o.windows = 1;
+    const bool raw = found->keys.keys == kvcondense::KeyForm::raw;
+    o.recipes = {std::string(method) + "(rule=part, keep=100%, value_keep=100%)" + (raw ? " + rerotate" : "")};
+    const Results whole = evaluate(o, nullptr);
+    const double kl = whole.recipes[1].text.mean_kl();
+    REQUIRE(kl < (found->keys.columns == 64 && found->values.columns == 64 ? 1e-3 : 1.0));
+  }
+}
+
+TEST_CASE("calibrate: the same numbers on any number of threads", "[eval][calibrate]") {
+  Options o = tiny("matryoshka");
+  const std::string one = bases_bytes(calibrate(o).bases);
+  o.jobs = 3;
+  REQUIRE(bases_bytes(calibrate(o).bases) == one);
+}
+
+TEST_CASE("calibrate: too few tokens, and options that do not go together", "[eval][calibrate]") {
+  Options o = tiny("pca");
+  o.context = 20, o.windows = 1;
+  REQUIRE_THROWS_WITH(calibrate(o), Catch::Contains("20 tokens cannot show 64 directions"));
+  o = tiny("matryoshka");
+  o.calibration.keys = "raw";
+  REQUIRE_THROWS_AS(calibrate(o), Error);
+  o = tiny("pca");
+  o.calibration.keys = "raw", o.calibration.aware = true;
+  REQUIRE_THROWS_AS(calibrate(o), Error);
+}
+
+TEST_CASE("bases: files that are none, damaged, or of another model", "[eval][calibrate]") {
+  MethodBases b;
+  b.method = "pca";
+  for (SideBases* s : {&b.keys, &b.values}) {
+    s->layers = 1, s->groups = 2, s->dim = 4, s->columns = 3;
+    s->encode.assign(24, 0.5f);
+    s->mean.assign(8, 1.0f);
+  }
+  const CacheShape shape{.layers = 1, .q_heads = 2, .kv_heads = 2, .head_dim = 4};
+  {
+    const Saved good(bases_bytes(b), "bases");
+    REQUIRE(complaint(good.path, shape).empty());
+    REQUIRE(complaint(good.path, tinylm) == ": made for 1 layers of 2 rows of 4 numbers, and this model has 4 of 2 heads of 64");
+    REQUIRE_THROWS_WITH(read_bases({good.path, good.path}, shape), Catch::Contains("a second file of bases for pca"));
+  }
+  b.values.mean[3] = std::nanf("");
+  {
+    const Saved nan(bases_bytes(b), "bases");
+    REQUIRE(complaint(nan.path, shape) == ": tensor \"value.mean\": element 3 is no number");
+  }
+  b.values.mean.clear();
+  b.keys.encode.clear(), b.keys.mean.clear(), b.values.encode.clear();
+  {
+    const Saved empty(bases_bytes(b), "bases");
+    REQUIRE(complaint(empty.path, shape) == ": it holds no basis");
+  }
+  engine::SafetensorsWriter other;
+  std::string why;
+  {
+    const Saved plain(*other.bytes(why), "bases");
+    REQUIRE(complaint(plain.path, shape).starts_with(": not a file of bases"));
+  }
+  other.metadata("format", "kvcondense-bases");
+  other.metadata("version", "1");
+  {
+    const Saved nameless(*other.bytes(why), "bases");
+    REQUIRE(complaint(nameless.path, shape) == ": it does not say the method that it was made for");
+  }
+  other.metadata("method", "pca");
+  other.metadata("keys", "turned");
+  {
+    const Saved turned(*other.bytes(why), "bases");
+    REQUIRE(complaint(turned.path, shape) == ": its \"keys\" are neither rotated nor raw");
+  }
+  other.metadata("keys", "raw");
+  const std::vector<float> eight(8, 1.0f);
+  other.f32("key.encode", {1, 2, 4, 1}, eight);
+  other.f32("key.men", {2, 4}, eight);
+  {
+    const Saved odd(*other.bytes(why), "bases");
+    REQUIRE(complaint(odd.path, shape) == ": no tensor is called 'key.men'");
+  }
+}
