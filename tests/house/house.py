@@ -34,6 +34,7 @@ MAY_ALSO_INCLUDE = {
     ("budget/", "evict"): "a budget wraps the eviction policy whose scores it shares out",
     ("quant/zipcache.hpp", "evict"): "tokens are told apart by the scores of an eviction policy's source",
     ("quant/mikv.hpp", "evict"): "tokens are told apart by the scores of an eviction policy",
+    ("merge/", "evict"): "what folds is told apart by the scores of an eviction policy's source",
     ("cache/", "backend"): "the store lives on the host: its columns run the CPU words",
 }
 

@@ -59,7 +59,8 @@ struct MergeSets {
 ///       each with the probability score / mean score of the targets it has (`fan`), at most 1; 0 / 0 is 0. The
 ///       random number is that of (seed, head, token), whenever it is drawn.
 ///
-/// Numbers  float32, sums in slot order; NaN passes nothing.
+/// Numbers  float32, sums in slot order; NaN passes nothing. What is less than 1e-6 below a mean passes: where all are
+///          alike, rounding must not tell them apart.
 template <Backend B>
 struct MergeFilter {
   static_assert(detail::always_false<B>,

@@ -11,7 +11,8 @@ namespace kvcondense::prim {
 ///   nearest(ctx, const SlotRows<B>& keys, const SlotRows<B>* values, const SlotRange* targets, index_t chunk,
 ///           MergeLinks) -> Status
 ///       links every unlinked slot to the target with the largest cosine, and sets likeness to it. Targets are the
-///       slots of targets[h] that stay. chunk > 0: only those in the slot's own chunk, counted from targets[h].begin.
+///       slots of targets[h] that stay. chunk > 0: only those of [begin, end) in the slot's own chunk, counted from
+///       begin.
 ///       With values the product of both cosines where both are positive, else 0.
 ///   adjacent(ctx, const SlotRows<B>& keys, RaggedView<float> out) -> Status
 ///       out[h][j] = cosine of rows j and j + 1; of a head's last row 0.

@@ -184,7 +184,7 @@ struct MergeFilter<Cpu> {
   static Status mean(Context<Cpu>& ctx, const MergeLinks& links) {
     each(ctx, links, [&](index_t h) {
       float m = 0.0f;
-      if (mean_of(links, h, m)) keep(links, h, m);
+      if (mean_of(links, h, m)) keep(links, h, m - slack);
     });
     return Status::ok;
   }
@@ -195,7 +195,7 @@ struct MergeFilter<Cpu> {
       if (!mean_of(links, h, m)) return;
       state(h, 0) = state(h, 1) > 0.0f ? old * state(h, 0) + add * m : m;
       state(h, 1) = 1.0f;
-      keep(links, h, state(h, 0));
+      keep(links, h, state(h, 0) - slack);
     });
     return Status::ok;
   }
@@ -249,6 +249,8 @@ struct MergeFilter<Cpu> {
   static void each(Context<Cpu>& ctx, const MergeLinks& links, F&& f) {
     ctx.parallel(links.heads(), [&](index_t h, index_t) { f(h); });
   }
+
+  static constexpr float slack = 1e-6f;
 
   static bool mean_of(const MergeLinks& links, index_t h, float& mean) {
     index_t count = 0;

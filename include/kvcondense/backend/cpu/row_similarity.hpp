@@ -111,7 +111,7 @@ struct RowSimilarity<Cpu> {
           if (to[j] == unlinked) slot[count++] = j;
         if (count == 0) return;
         load(count);
-        search(count, 0, range.prefix);
+        if (chunk == 0) search(count, 0, range.prefix);
         index_t begin = range.begin, end = range.end;
         if (chunk > 0) {  // only where some slot of this block can find one
           begin = std::max(begin, chunk_begin(slot[0]));
@@ -168,7 +168,7 @@ struct RowSimilarity<Cpu> {
         for (index_t i = 0; i < count; ++i)
           for (index_t k = 0; k < m; ++k) {
             if (to[at + k] != at + k || !(cosine[i * tile + k] > best[i])) continue;
-            if (chunk > 0 && chunk_begin(at + k) != chunk_begin(slot[i])) continue;
+            if (chunk > 0 && (slot[i] < range.begin || chunk_begin(at + k) != chunk_begin(slot[i]))) continue;
             best[i] = cosine[i * tile + k];
             found[i] = static_cast<std::int32_t>(at + k);
           }
