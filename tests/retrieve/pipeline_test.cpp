@@ -72,7 +72,8 @@ struct VectorSink final : ByteSink {
 TEST_CASE("retrieval: with room for every slot attention is that of the full cache bit for bit", "[retrieve][pipeline]") {
   test::for_generous_methods([](const auto& method) {
     CAPTURE(std::remove_cvref_t<decltype(method)>::about.word);
-    Feeder dense(small, recipe()), all(small, recipe(method));
+    Feeder dense(small, recipe());
+    Feeder all(small, recipe(method));
     for (const index_t n : {50, 1, 1, 5, 1, 20, 1}) REQUIRE(dense.forward(n) == all.forward(n));
   });
 }
@@ -82,7 +83,8 @@ TEST_CASE("retrieval: any group, any head size, one token and none", "[retrieve]
     CAPTURE(std::remove_cvref_t<decltype(method)>::about.word);
     const auto check = [&](CacheShape shape) {
       CAPTURE(shape.q_heads, shape.kv_heads, shape.head_dim);
-      Feeder some(shape, recipe(method)), dense(shape, recipe());
+      Feeder some(shape, recipe(method));
+      Feeder dense(shape, recipe());
       const std::vector<float> q(static_cast<std::size_t>(shape.q_heads * shape.head_dim), 1.0f);
       std::vector<float> out(static_cast<std::size_t>(shape.q_heads * shape.values()), 7.0f);
       const auto attend = [&] {

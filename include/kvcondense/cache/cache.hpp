@@ -188,6 +188,7 @@ class Cache {
   Status rebuild_index();
   using Retrieval = decltype(std::declval<Retrieve>().pipeline());
   const Retrieval& retrieval() const { return retrieval_; }
+  static constexpr bool may_retrieve = !std::same_as<Retrieval, retrieve::ReadAll::Nothing>;
 
  private:
   Plan make_plan() const;
@@ -212,7 +213,7 @@ class Cache {
     Inputs all = pipeline_.inputs();
     if (graded_) all = all | saliency_.inputs();
     all = all | fold_.inputs;
-    return plan_.codec_queries || retrieval_.holds() ? all | Input::queries : all;
+    return plan_.codec_queries || retrieval_.holds() || retrieval_.fit_queries() ? all | Input::queries : all;
   }
   bool reads_attention(const StepView<B>& view) const {
     const bool step = view.phase != Phase::turn && view.phase != Phase::probe;
@@ -245,7 +246,6 @@ class Cache {
   Status commit(Context<B>& ctx, index_t layer, const evict::KeepSet& keep, std::span<const RaggedView<float>> lanes,
                 RaggedView<float> scores, TensorView<const float, 3> queries, const cache::Folding& folding, Scratch scratch);
   // Retrieval: cache_retrieve.hpp.
-  static constexpr bool may_retrieve = !std::same_as<Retrieval, retrieve::ReadAll::Nothing>;
   bool chooses(index_t layer, index_t tokens) const;
   std::size_t choice_bytes(index_t slots, index_t tokens) const;
   bool read_view(index_t layer, TensorView<const float, 3> queries, index_t tokens, index_t prompt, Scratch& scratch,
@@ -256,6 +256,11 @@ class Cache {
                     const AttendOutputs& measure) const;
   template <class Runs>
   void count_reads(index_t layer, index_t rows, Runs&& runs, ReadCounts& reads) const;
+  template <class RunsOf>
+  Status list_scalars(const Layer& l, index_t rows, RunsOf&& runs_of, const index_t* run_count, const index_t* total, float* bias,
+                      Scratch& scratch, prim::SlotScalars& out) const;
+  std::size_t fit_bytes(index_t slots, index_t workers) const;
+  void learn_prompt(Context<B>& ctx, index_t layer, TensorView<const float, 3> queries);
   Status reserve_index(index_t layer);
   void refresh_index(const Context<B>& ctx, index_t layer, index_t pending);
   void hold_units(Context<B>& ctx, index_t layer, TensorView<const float, 3> queries, Phase phase, bool evicted);

@@ -23,6 +23,7 @@ auto Cache<B, R>::make_plan() const -> Plan {
   p.summary = pipeline_.residual == evict::Residual::mean;
   if constexpr (may_retrieve) {
     p.indexed = retrieval_.active();
+    p.learns = retrieval_.found_floats(shape_, 1) > 0;
     if (retrieval_.active() && retrieval_.holds()) p.held_rows = retrieval_.rows(shape_);
   }
   return p;
@@ -150,7 +151,7 @@ std::size_t Cache<B, R>::workspace_bytes(index_t slots, index_t tokens, index_t 
   if (evict::model_share(pipeline_.allocate).keep > 0.0) step += Scratch::bytes_for<index_t>(shape_.layers * shape_.kv_heads) + Scratch::align;
   const std::size_t forward_mass = mass ? Scratch::align + Scratch::bytes_for<float>(total) : 0;
   const std::size_t choice = choice_bytes(slots, tokens);
-  return forward_mass + std::max(attend + choice, std::max(step, choice));
+  return forward_mass + std::max({attend + choice, step, choice, fit_bytes(slots, workers)});
 }
 
 template <Backend B, class R>

@@ -34,7 +34,7 @@ Status Cache<B, R>::check_input(const StepView<B>& view, Input what) const {
   }
   if (what == Input::queries) {
     const index_t rows = in.queries.extent[1];
-    const index_t chosen_by = !retrieval_.holds() ? 0 : view.appended > retrieve::most_tokens ? 1 : view.appended;
+    const index_t chosen_by = !retrieval_.holds() ? 0 : view.appended > retrieval_.longest_call() ? 1 : view.appended;
     const index_t least = probe ? view.appended : std::max(queries().of(view.appended), chosen_by);
     if (in.queries.data == nullptr || rows < least) return Status::missing_input;
     const bool fits = in.queries.extent[0] == shape_.q_heads && in.queries.extent[2] == shape_.head_dim;
@@ -68,10 +68,12 @@ Status Cache<B, R>::run_step(Context<B>& ctx, index_t layer, const StepInputs& i
   if (probe && !pipeline_.probes()) return Status::ok;
   Scratch scratch(ctx.workspace());
   const index_t heads = shape_.kv_heads, total = l.total(), rows = inputs.queries.extent[1];
-  if (retrieval_.holds() && !probe && !turn) {  // units are chosen at the end, when nothing may fail
+  const bool learns = view.phase == Phase::prefill_end;
+  if (!probe && !turn && (retrieval_.holds() || learns)) {  // what comes at the end of a step may not fail
     index_t most = 0;
     for (index_t h = 0; h < heads; ++h) most = std::max(most, l.heads[h].slots());
-    if (ctx.workspace().size() < choice_bytes(most, rows)) return Status::workspace_too_small;
+    if (retrieval_.holds() && ctx.workspace().size() < choice_bytes(most, rows)) return Status::workspace_too_small;
+    if (learns && ctx.workspace().size() < fit_bytes(most, ctx.workers())) return Status::workspace_too_small;
   }
   const bool wants_queries = probe || (queries().rows != AttentionNeed::Rows::none && !turn);
   std::span<std::byte> column_scratch;
@@ -138,6 +140,7 @@ Status Cache<B, R>::run_step(Context<B>& ctx, index_t layer, const StepInputs& i
   l.counters.nan_scores += nan;
   if (l.window.most() > 0 && !turn)
     l.window.push(inputs.queries, l.pending_positions.data() + l.counters.pending - rows, l.counters.seen - 1);
+  if (learns) learn_prompt(ctx, layer, inputs.queries);
   refresh_index(ctx, layer, 0);
   hold_units(ctx, layer, inputs.queries, view.phase, kept < total);
   l.counters.pending = 0;

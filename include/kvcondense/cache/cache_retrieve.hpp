@@ -12,7 +12,7 @@ namespace kvcondense {
 template <Backend B, class R>
 bool Cache<B, R>::chooses(index_t layer, index_t tokens) const {
   if constexpr (may_retrieve)
-    return retrieval_.active() && tokens <= retrieve::most_tokens && !retrieval_.reads_all(layer) &&
+    return retrieval_.active() && tokens <= retrieval_.longest_call() && !retrieval_.reads_all(layer) &&
            layers_[layer].index[0].covered > 0;
   else
     return false;
@@ -26,10 +26,10 @@ std::size_t Cache<B, R>::choice_bytes(index_t slots, index_t tokens) const {
     if (!retrieval_.active()) return 0;
     const index_t heads = shape_.kv_heads, rows = retrieval_.rows(shape_), most = slots + 2;
     sum = Scratch::align + 5 * Scratch::bytes_for<index_t>(heads) +
-          Scratch::bytes_for<float>(std::min(tokens, retrieve::most_tokens) * shape_.q_heads * shape_.head_dim) +
-          5 * Scratch::bytes_for<index_t>(rows + 1) + 2 * Scratch::bytes_for<std::int32_t>(rows * most) +
-          Scratch::bytes_for<SlotRun>(rows * (most + 2) / 2 + 2 * rows) + 4 * Scratch::bytes_for<float>(rows * most) +
-          retrieval_.workspace_bytes(shape_, slots, std::min(tokens, retrieve::most_tokens));
+          Scratch::bytes_for<float>(std::min(tokens, retrieval_.longest_call()) * shape_.q_heads * shape_.head_dim) +
+          5 * Scratch::bytes_for<index_t>(rows + 1) + 2 * Scratch::bytes_for<std::int32_t>(rows * most) + Scratch::bytes_for<float>(rows) +
+          Scratch::bytes_for<SlotRun>(rows * (most + 2) / 2 + 2 * rows) + 6 * Scratch::bytes_for<float>(rows * most) +
+          retrieval_.workspace_bytes(shape_, slots, std::min(tokens, retrieval_.longest_call()));
   }
   return sum;
 }
@@ -97,7 +97,9 @@ Status Cache<B, R>::attend_chosen(Context<B>& ctx, index_t layer, const prim::At
   offset[0] = total[0] = 0;
   for (index_t r = 0; r < rows; ++r)
     offset[r + 1] = offset[r] + (held ? l.held.offset[r + 1] - l.held.offset[r] : retrieval_.candidates(view, r * heads / rows).size());
-  retrieve::UnitLists lists{{scratch.take<std::int32_t>(offset[rows]), offset, rows}, count, nullptr};
+  retrieve::UnitLists lists{{scratch.take<std::int32_t>(offset[rows]), offset, rows}, count};
+  if (retrieval_.biases() && (lists.bias = scratch.take<float>(offset[rows])) == nullptr) return Status::workspace_too_small;
+  if (retrieval_.shares() && (lists.share = scratch.take<float>(rows)) == nullptr) return Status::workspace_too_small;
   auto* sorted = scratch.take<std::int32_t>(offset[rows]);
   auto* runs = scratch.take<SlotRun>(offset[rows] + 2 * rows);
   if (lists.units.data == nullptr || sorted == nullptr || runs == nullptr) return Status::workspace_too_small;
@@ -131,6 +133,16 @@ Status Cache<B, R>::attend_chosen(Context<B>& ctx, index_t layer, const prim::At
     chosen.mass = {scratch.take<float>(total[rows]), total, rows};
     if (chosen.mass.data == nullptr) return Status::workspace_too_small;
   }
+  float* bias = nullptr;
+  if (retrieval_.biases()) {
+    bias = scratch.take<float>(total[rows]);
+    if (bias == nullptr) return Status::workspace_too_small;
+    for (index_t r = 0; r < rows; ++r)
+      retrieval_.spread_bias(lists.units.row(r), lists.bias + offset[r], count[r], runs_of(r), run_count[r], bias + total[r]);
+  }
+  prim::SlotScalars scalars;  // of all listed slots, row by row
+  if (const Status s = list_scalars(l, rows, runs_of, run_count, total, bias, scratch, scalars); s != Status::ok) return s;
+  const auto row_of = [&](const float* numbers, index_t r) { return numbers == nullptr ? nullptr : numbers + total[r]; };
   Context<B> rest = ctx.with_workspace(scratch.rest());
   const Status s = prim::Attend<Cpu>::run(rest, chosen, rows, [&](index_t r) {
     using Reader = cache::RunReader<typename Layer::Head>;
@@ -138,8 +150,21 @@ Status Cache<B, R>::attend_chosen(Context<B>& ctx, index_t layer, const prim::At
     reader.head = {&l.heads[r * heads / rows], rotation};
     reader.runs = runs_of(r), reader.total = total[r + 1] - total[r], reader.tokens = tokens;
     reader.compact = retrieval_.read_at() == retrieve::Positions::compact;
+    reader.own = {row_of(scalars.key_scale, r), row_of(scalars.bias, r), row_of(scalars.value_scale, r)};
     return reader;
   });
+  if (s == Status::ok && retrieval_.shares()) {  // the rest of a row's output is the mean of all values
+    float mean[max_head_dim];
+    for (index_t r = 0; r < rows; ++r) {
+      retrieval_.mean_value(view, r * heads / rows, mean);
+      for (index_t h = r * shape_.q_heads / rows; h < (r + 1) * shape_.q_heads / rows; ++h)
+        for (index_t t = 0; t < tokens; ++t)
+          for (index_t d = 0; d < shape_.values(); ++d) {
+            float& x = request.out(h, t, d);
+            x = lists.share[r] * x + (1.0f - lists.share[r]) * mean[d];
+          }
+    }
+  }
   if (s != Status::ok || request.mass.data == nullptr) return s;
   // A slot that nobody read drew no attention.
   std::fill_n(request.mass.data + request.mass.offset[0], request.mass.size(), 0.0f);
@@ -150,6 +175,39 @@ Status Cache<B, R>::attend_chosen(Context<B>& ctx, index_t layer, const prim::At
       for (index_t slot = runs_of(r)[i].first; slot < runs_of(r)[i].last; ++slot) to[slot] += *from++;
   }
   return Status::ok;
+}
+
+/// The scalars of listed slots, where a head has any, and what the choice adds to their logits.
+template <Backend B, class R>
+template <class RunsOf>
+Status Cache<B, R>::list_scalars(const Layer& l, index_t rows, RunsOf&& runs_of, const index_t* run_count, const index_t* total, float* bias,
+                                 Scratch& scratch, prim::SlotScalars& out) const {
+  out.bias = bias;
+  const auto each = [&](const float* prim::SlotScalars::*member, auto&& put) {
+    for (index_t r = 0; r < rows; ++r) {
+      const float* have = cache::HeadReader<typename Layer::Head>{&l.heads[r * shape_.kv_heads / rows], {}}.scalars().*member;
+      for (index_t i = 0, at = total[r]; have != nullptr && i < run_count[r]; ++i)
+        for (index_t slot = runs_of(r)[i].first; slot < runs_of(r)[i].last; ++slot) put(at++, have[slot]);
+    }
+  };
+  const auto gather = [&](const float* prim::SlotScalars::*member, float neutral) {
+    bool any = false;
+    for (index_t h = 0; h < shape_.kv_heads; ++h)
+      any = any || cache::HeadReader<typename Layer::Head>{&l.heads[h], {}}.scalars().*member != nullptr;
+    if (!any) return true;
+    float* list = const_cast<float*>(out.*member);
+    if (list == nullptr) {
+      list = scratch.take<float>(total[rows]);
+      if (list == nullptr) return false;
+      std::fill_n(list, total[rows], neutral);
+    }
+    each(member, [&](index_t at, float x) { list[at] = neutral == 0.0f ? list[at] + x : x; });
+    out.*member = list;
+    return true;
+  };
+  const bool fits = gather(&prim::SlotScalars::key_scale, 1.0f) && gather(&prim::SlotScalars::bias, 0.0f) &&
+                    gather(&prim::SlotScalars::value_scale, 1.0f);
+  return fits ? Status::ok : Status::workspace_too_small;
 }
 
 template <Backend B, class R>
@@ -201,7 +259,37 @@ void Cache<B, R>::count_reads(index_t layer, index_t rows, Runs&& runs, ReadCoun
   }
 }
 
-/// Room for the index of what a layer holds now, and for a choice of units.
+/// Scratch of what a prompt teaches.
+template <Backend B, class R>
+std::size_t Cache<B, R>::fit_bytes(index_t slots, index_t workers) const {
+  if constexpr (may_retrieve)
+    if (retrieval_.found_floats(shape_, slots) > 0)
+      return Scratch::align + static_cast<std::size_t>(workers) * (retrieval_.fit_bytes(shape_, slots) + Scratch::align);
+  return 0;
+}
+
+/// At the end of the first prompt, before the index is made. After `reserve_index`: cannot fail.
+template <Backend B, class R>
+void Cache<B, R>::learn_prompt(Context<B>& ctx, index_t layer, TensorView<const float, 3> queries) {
+  if constexpr (may_retrieve) {
+    Layer& l = layers_[layer];
+    const cache::ReadKeys<Layer> keys(l, key_rotation());
+    const cache::LayerRows<Layer, false> values(l);
+    index_t most = 0;
+    for (index_t h = 0; h < shape_.kv_heads; ++h) most = std::max(most, l.heads[h].slots());
+    if (retrieval_.found_floats(shape_, most) == 0 || !l.index[0].found.empty()) return;
+    const std::size_t one = retrieval_.fit_bytes(shape_, most) + Scratch::align;
+    Scratch all(ctx.workspace());
+    std::byte* base = all.take<std::byte>(static_cast<index_t>(one) * ctx.workers());
+    ctx.parallel(shape_.kv_heads, [&](index_t h, index_t worker) {
+      const retrieve::HeadRows<B> rows{&shape_, {layer, h}, l.heads[h].slots(), &keys, &values};
+      retrieval_.fit(rows, queries, l.index[h], Scratch({base + static_cast<std::size_t>(worker) * one, one}));
+      l.heads[h].changed(0);
+    });
+  }
+}
+
+/// Room for the index of what a layer holds now, for what a prompt teaches, and for a choice of units.
 template <Backend B, class R>
 Status Cache<B, R>::reserve_index(index_t layer) {
   if constexpr (may_retrieve) {
@@ -210,6 +298,7 @@ Status Cache<B, R>::reserve_index(index_t layer) {
     index_t most = 0;
     for (index_t h = 0; h < shape_.kv_heads; ++h) {
       most = std::max(most, l.heads[h].slots());
+      if (const Status s = l.index[h].found.reserve(retrieval_.found_floats(shape_, l.heads[h].slots()), true); s != Status::ok) return s;
       if (const Status s = retrieval_.reserve(shape_, l.heads[h].slots(), l.index[h]); s != Status::ok) return s;
     }
     if (retrieval_.holds()) return l.held.units.reserve(retrieval_.rows(shape_) * retrieval_.most_units(most), true);
@@ -257,13 +346,13 @@ void Cache<B, R>::hold_units(Context<B>& ctx, index_t layer, TensorView<const fl
     const index_t arrived = l.counters.pending, rows = queries.extent[1];
     const bool chooses = phase != Phase::turn && rows > 0 && !retrieval_.reads_all(layer) &&
                          (prompt ? phase == Phase::prefill_end && retrieval_.at_prompt_end()
-                                 : arrived <= retrieve::most_tokens && (retrieval_.due(l.counters.seen, arrived) || !l.held.valid() || evicted));
+                                 : arrived <= retrieval_.longest_call() && (retrieval_.due(l.counters.seen, arrived) || !l.held.valid() || evicted));
     if (evicted || prompt || chooses) l.held.drop();
     if (!chooses) return;
     Scratch scratch(ctx.workspace());
     retrieve::ReadView<B> view;
     const index_t heads = shape_.kv_heads, all = retrieval_.rows(shape_);
-    if (!read_view(layer, queries, prompt ? 1 : std::min(rows, retrieve::most_tokens), prompt ? l.counters.seen : l.counters.prompt, scratch, view))
+    if (!read_view(layer, queries, prompt ? 1 : std::min(rows, retrieval_.longest_call()), prompt ? l.counters.seen : l.counters.prompt, scratch, view))
       return;
     const cache::ReadKeys<Layer> keys(l, key_rotation());
     const cache::LayerRows<Layer, false> values(l);

@@ -29,6 +29,7 @@ struct HeadPlan {
   index_t value_scale = -1; ///< lane of what values are multiplied by; -1: none
   index_t state = 0;        ///< numbers per head that a merge stage keeps
   bool indexed = false;    ///< a retrieval stage has an index per head
+  bool learns = false;     ///< a retrieval stage finds numbers when a prompt ends
   index_t held_rows = 0;   ///< rows of selection that last longer than a call
 
   // Found from the codecs of all heads.

@@ -167,8 +167,8 @@ constexpr bool keys_can_fit() {
 /// What a retrieval stage looks at in steps: its schedule may need queries.
 template <class Retrieve>
 constexpr Inputs retrieve_needs() {
-  if constexpr (requires { typename std::bool_constant<Retrieve{}.pipeline().holds()>; })
-    return Retrieve{}.pipeline().holds() ? Inputs(Input::queries) : Inputs{};
+  if constexpr (requires { typename std::bool_constant<Retrieve{}.pipeline().holds() || Retrieve{}.pipeline().fit_queries()>; })
+    return Retrieve{}.pipeline().holds() || Retrieve{}.pipeline().fit_queries() ? Inputs(Input::queries) : Inputs{};
   else
     return Inputs(Input::queries);
 }

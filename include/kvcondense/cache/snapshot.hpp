@@ -223,6 +223,29 @@ inline Status load_held(ByteReader& r, retrieve::HeldUnits& held, const Counters
   return Status::ok;
 }
 
+/// Only where a retrieval stage learns from prompts: per head the number of floats u32 and they.
+inline void save_found(ByteWriter& w, const ObjectArray<retrieve::UnitState>& index) {
+  for (const auto& i : index) {
+    w.put(static_cast<std::uint32_t>(i.found.size()));
+    w.bytes(std::as_bytes(i.found.span()));
+  }
+}
+
+template <class C, class L>
+Status load_found(ByteReader& r, const C& c, L& layer) {
+  for (auto& i : layer.index) {
+    std::uint32_t count = 0;
+    std::span<const std::byte> numbers;
+    if (!r.read(count) || !r.take(count, sizeof(float), numbers)) return Status::corrupt_data;
+    if (!c.retrieval().found_fits(c.shape(), static_cast<index_t>(count))) return Status::corrupt_data;
+    if (const Status s = i.found.resize(static_cast<index_t>(count)); s != Status::ok) return s;
+    if (count > 0) std::memcpy(i.found.data(), numbers.data(), numbers.size());
+    for (const float x : i.found)
+      if (!std::isfinite(x)) return Status::corrupt_data;
+  }
+  return Status::ok;
+}
+
 }  // namespace cache
 
 /// What a snapshot must agree on with the cache that loads it: shape, stages, codecs, rotation.
@@ -250,6 +273,7 @@ std::uint64_t fingerprint(const Cache<B, R>& c) {
   if (p.bias >= 0 || p.value_scale >= 0 || p.state > 0) f.add(p.bias, p.value_scale, p.state);
   if constexpr (merge::Merges<std::remove_cvref_t<decltype(c.recipe().merge)>>)
     if (c.recipe().merge.pipeline().traits().active) f.add_text(word_of(c.recipe().merge));
+  if (p.learns) f.add_text(word_of(c.recipe().retrieve));
   if (p.held_rows > 0) f.add_text(word_of(c.recipe().retrieve)).add(p.held_rows);
   if (c.recipe().position.raw_keys) f.add(prim::fingerprint(c.recipe().position.rope), c.recipe().position.rotated_input);
   return f.value();
@@ -270,6 +294,7 @@ Status save(const Cache<B, R>& c, ByteSink& sink) {
     for (const index_t p : l.pending_positions) w.put(p);
     cache::save_window(w, l.window, c.shape());
     cache::save_held(w, l.held);
+    if (c.plan().learns) cache::save_found(w, l.index);
     for (const auto& h : l.heads) cache::save_head(w, h);
   }
   const std::uint64_t sum = w.checksum();
@@ -315,6 +340,9 @@ Status load(Cache<B, R>& c, std::span<const std::byte> file) {
     }
     if (const Status s = cache::load_window(r, l.window, c.shape(), n); s != Status::ok) return s;
     if (const Status s = cache::load_held(r, l.held, n); s != Status::ok) return s;
+    if constexpr (Cache<B, R>::may_retrieve)
+      if (fresh->plan().learns)
+        if (const Status s = cache::load_found(r, *fresh, l); s != Status::ok) return s;
     for (auto& h : l.heads) {
       if (const Status s = cache::load_head(r, h, n); s != Status::ok) return s;
       most = std::max(most, h.slots());

@@ -37,6 +37,17 @@ class AnyPipeline {
   bool at_prompt_end() const { return table_->at_prompt_end(bytes_); }
   index_t rows(const CacheShape& shape) const { return table_->rows(bytes_, shape); }
   Positions read_at() const { return table_->read_at(bytes_); }
+  index_t longest_call() const { return table_->longest_call(bytes_); }
+  bool biases() const { return active() && table_->biases(bytes_); }
+  bool shares() const { return active() && table_->shares(bytes_); }
+  void mean_value(const ReadView<Cpu>& view, index_t head, float* out) const { table_->mean_value(bytes_, view, head, out); }
+  index_t found_floats(const CacheShape& shape, index_t slots) const { return active() ? table_->found_floats(bytes_, shape, slots) : 0; }
+  bool found_fits(const CacheShape& shape, index_t floats) const { return active() ? table_->found_fits(bytes_, shape, floats) : floats == 0; }
+  bool fit_queries() const { return active() && table_->fit_queries(bytes_); }
+  std::size_t fit_bytes(const CacheShape& shape, index_t slots) const { return table_->fit_bytes(bytes_, shape, slots); }
+  void fit(const HeadRows<Cpu>& rows, TensorView<const float, 3> queries, UnitState& state, const Scratch& scratch) const {
+    table_->fit(bytes_, rows, queries, state, scratch);
+  }
   index_t most_units(index_t slots) const { return table_->most_units(bytes_, slots); }
   Status reserve(const CacheShape& shape, index_t slots, UnitState& state) const { return table_->reserve(bytes_, shape, slots, state); }
   void refresh(const HeadRows<Cpu>& rows, index_t from, UnitState& state) const { table_->refresh(bytes_, rows, from, state); }
@@ -53,6 +64,10 @@ class AnyPipeline {
     return table_->runs(bytes_, view, head, among, units, count, since, sorted, out);
   }
 
+  void spread_bias(const std::int32_t* units, const float* bias, index_t count, const SlotRun* runs, index_t run_count, float* out) const {
+    table_->spread_bias(bytes_, units, bias, count, runs, run_count, out);
+  }
+
  private:
   using At = const std::byte*;
   struct Table {
@@ -62,6 +77,15 @@ class AnyPipeline {
     bool (*at_prompt_end)(At);
     index_t (*rows)(At, const CacheShape&);
     Positions (*read_at)(At);
+    index_t (*longest_call)(At);
+    bool (*biases)(At);
+    bool (*shares)(At);
+    void (*mean_value)(At, const ReadView<Cpu>&, index_t, float*);
+    index_t (*found_floats)(At, const CacheShape&, index_t);
+    bool (*found_fits)(At, const CacheShape&, index_t);
+    bool (*fit_queries)(At);
+    std::size_t (*fit_bytes)(At, const CacheShape&, index_t);
+    void (*fit)(At, const HeadRows<Cpu>&, TensorView<const float, 3>, UnitState&, const Scratch&);
     index_t (*most_units)(At, index_t);
     Status (*reserve)(At, const CacheShape&, index_t, UnitState&);
     void (*refresh)(At, const HeadRows<Cpu>&, index_t, UnitState&);
@@ -70,6 +94,7 @@ class AnyPipeline {
     std::size_t (*workspace_bytes)(At, const CacheShape&, index_t, index_t);
     Status (*choose)(At, Context<Cpu>&, const ReadView<Cpu>&, const UnitLists&, ReadCounts*, const Scratch&);
     index_t (*runs)(At, const ReadView<Cpu>&, index_t, UnitRange, const std::int32_t*, index_t, index_t, std::int32_t*, SlotRun*);
+    void (*spread_bias)(At, const std::int32_t*, const float*, index_t, const SlotRun*, index_t, float*);
   };
   template <class P>
   static P at(At bytes) {
@@ -85,6 +110,17 @@ class AnyPipeline {
       [](At b) { return at<P>(b).at_prompt_end(); },
       [](At b, const CacheShape& shape) { return at<P>(b).rows(shape); },
       [](At b) { return at<P>(b).read_at(); },
+      [](At b) { return at<P>(b).longest_call(); },
+      [](At b) { return at<P>(b).biases(); },
+      [](At b) { return at<P>(b).shares(); },
+      [](At b, const ReadView<Cpu>& view, index_t head, float* out) { at<P>(b).mean_value(view, head, out); },
+      [](At b, const CacheShape& shape, index_t slots) { return at<P>(b).found_floats(shape, slots); },
+      [](At b, const CacheShape& shape, index_t floats) { return at<P>(b).found_fits(shape, floats); },
+      [](At b) { return at<P>(b).fit_queries(); },
+      [](At b, const CacheShape& shape, index_t slots) { return at<P>(b).fit_bytes(shape, slots); },
+      [](At b, const HeadRows<Cpu>& rows, TensorView<const float, 3> queries, UnitState& state, const Scratch& scratch) {
+        at<P>(b).fit(rows, queries, state, scratch);
+      },
       [](At b, index_t slots) { return at<P>(b).most_units(slots); },
       [](At b, const CacheShape& shape, index_t slots, UnitState& state) { return at<P>(b).reserve(shape, slots, state); },
       [](At b, const HeadRows<Cpu>& rows, index_t from, UnitState& state) { at<P>(b).refresh(rows, from, state); },
@@ -95,7 +131,10 @@ class AnyPipeline {
         return at<P>(b).choose(ctx, view, lists, counts, scratch);
       },
       [](At b, const ReadView<Cpu>& view, index_t head, UnitRange among, const std::int32_t* units, index_t count, index_t since,
-         std::int32_t* sorted, SlotRun* out) { return at<P>(b).runs(view, head, among, units, count, since, sorted, out); }};
+         std::int32_t* sorted, SlotRun* out) { return at<P>(b).runs(view, head, among, units, count, since, sorted, out); },
+      [](At b, const std::int32_t* units, const float* bias, index_t count, const SlotRun* runs, index_t run_count, float* out) {
+        at<P>(b).spread_bias(units, bias, count, runs, run_count, out);
+      }};
 
   alignas(16) std::byte bytes_[256] = {};
   const Table* table_ = nullptr;

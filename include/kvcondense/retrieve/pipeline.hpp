@@ -25,16 +25,25 @@ namespace kvcondense::retrieve {
 ///               prepare<B>(view, kv_head, const float* query, float* out)
 ///               score<B>(view, kv_head, first, count, RowBlock<const float> queries, RowBlock<float> out)
 ///               read_bytes(shape, slots) -> size_t   of the index, to score so many slots
+///               slots_scored() (may be left out)     scores units of one slot, whatever its rows are
+///               found_floats(shape, slots) -> index_t, fits(shape, floats) -> bool, fit_queries() -> bool,
+///               fit_bytes(shape, slots) -> size_t, fit<B>(HeadRows, queries, UnitState&, Scratch) (may be left out)
+///                                            numbers that the step which ends the first prompt finds; there is no index before
+///               mean_value<B>(view, kv_head, float* out)     only with `select.shares()`
 ///   query       rows(group) -> index_t       query rows per KV head
+///               floats(dim) -> index_t (may be left out)   numbers of one, if not dim
 ///               run<B>(view, token, kv_head, row, float* out)   one of them
 ///   scorer      run<B>(ctx, view, RaggedView<float> scores) -> Status     in place, over candidates of every row
 ///   aggregate   how the scores of several query tokens become one
 ///   reduce      rows(shape) -> index_t       rows of selection: one per KV head, or one per query head
 ///               run<B>(ctx, view, RaggedView<const float> scores, RaggedView<float> out) -> Status
+///               unites() -> bool (may be left out)   choices per query head, read together per KV head
 ///   select      takes_all(view, kv_head, candidates) -> bool   known without a score
 ///               run<B>(ctx, view, RaggedView<const float> scores, const UnitLists&, Scratch&) -> Status
 ///               room(slots_since) -> index_t (may be left out)   lists are in the order of scores, and of their slots
 ///                                            only so many are read
+///               biases() -> bool (may be left out)   gives chosen units something to add to their logits
+///               shares() -> bool (may be left out)   mixes attention with the mean of all values
 ///   keep        of(view, kv_head) -> prim::Ends   slots that are read without competing
 ///   schedule    keeps() -> bool              whether a selection is read in later steps too
 ///               due(seen, tokens) -> bool    whether a call with these counters chooses anew
@@ -54,14 +63,54 @@ struct Pipeline {
   Aggregate aggregate = Aggregate::mean;
   index_t dense_layers = 0;  ///< first layers that read every slot
   Positions positions = Positions::stored;
+  index_t chunk = most_tokens;  ///< query tokens of a call up to which slots are chosen; a longer one reads all
 
   static constexpr bool active() { return true; }
   bool reads_all(index_t layer) const { return layer < dense_layers; }
   constexpr bool holds() const { return schedule.keeps(); }
   bool due(index_t seen, index_t tokens) const { return schedule.due(seen, tokens); }
   bool at_prompt_end() const { return schedule.at_prompt_end(); }
-  index_t rows(const CacheShape& shape) const { return reduce.rows(shape); }
+  /// Rows of what is read; there may be more of what is chosen.
+  index_t rows(const CacheShape& shape) const { return unites() ? shape.kv_heads : reduce.rows(shape); }
   Positions read_at() const { return positions; }
+  index_t longest_call() const { return chunk; }
+  constexpr bool biases() const {
+    if constexpr (requires { select.biases(); }) return select.biases();
+    else return false;
+  }
+  constexpr bool shares() const {
+    if constexpr (requires { select.shares(); }) return select.shares();
+    else return false;
+  }
+  template <Backend B>
+  void mean_value(const ReadView<B>& view, index_t head, float* out) const {
+    if constexpr (requires { summary.template mean_value<B>(view, head, out); }) summary.template mean_value<B>(view, head, out);
+  }
+
+  // ---- what a prompt teaches -----------------------------------------------------------------------
+
+  static constexpr bool learns = requires(const Summary s, const CacheShape& shape) { s.found_floats(shape, index_t{}); };
+  /// 0: nothing, ever.
+  index_t found_floats(const CacheShape& shape, index_t slots) const {
+    if constexpr (learns) return summary.found_floats(shape, slots);
+    else return 0;
+  }
+  bool found_fits(const CacheShape& shape, index_t floats) const {
+    if constexpr (learns) return floats == 0 || summary.fits(shape, floats);
+    else return floats == 0;
+  }
+  constexpr bool fit_queries() const {
+    if constexpr (learns) return summary.fit_queries();
+    else return false;
+  }
+  std::size_t fit_bytes(const CacheShape& shape, index_t slots) const {
+    if constexpr (learns) return summary.fit_bytes(shape, slots);
+    else return 0;
+  }
+  template <Backend B>
+  void fit(const HeadRows<B>& rows, TensorView<const float, 3> queries, UnitState& state, const Scratch& scratch) const {
+    if constexpr (learns) summary.template fit<B>(rows, queries, state, scratch);
+  }
 
   // ---- the index ---------------------------------------------------------------------------------
 
@@ -84,6 +133,7 @@ struct Pipeline {
   /// Makes the rows of all slots from `from` on anew. After `reserve`: cannot fail.
   template <Backend B>
   void refresh(const HeadRows<B>& rows, index_t from, UnitState& state) const {
+    if (learns && state.found.empty()) return state.clear();
     const index_t now = index_rows(rows.slots);
     const index_t first = std::clamp<index_t>((std::min(from, state.covered) - partition.origin()) / summary.size(), 0, now);
     for (int p = 0; p < UnitState::planes; ++p) {
@@ -123,12 +173,13 @@ struct Pipeline {
   }
 
   std::size_t workspace_bytes(const CacheShape& shape, index_t slots, index_t tokens) const {
-    const index_t q_rows = shape.kv_heads * query.rows(shape.group()), all = rows(shape);
+    const index_t q_rows = shape.kv_heads * query.rows(shape.group()), all = reduce.rows(shape);
     const index_t most = slots / partition.size() + 2;
+    const std::size_t unions = unites() ? Scratch::bytes_for<std::int32_t>(all * most) + Scratch::bytes_for<index_t>(all) : 0;
     const std::size_t scores = 3 * Scratch::bytes_for<float>(q_rows * most) + Scratch::bytes_for<float>(all * most);
     const std::size_t index_scores = Scratch::bytes_for<float>(q_rows * (index_rows(slots) + 1));
     return scores + index_scores + 2 * Scratch::bytes_for<index_t>(q_rows + all + 2) +
-           Scratch::bytes_for<float>(q_rows * (summary.width(shape) + shape.head_dim)) +
+           Scratch::bytes_for<float>(q_rows * summary.width(shape)) + Scratch::bytes_for<float>(q_rows * query_floats(shape.head_dim)) + unions +
            select.workspace_bytes(shape, most, tokens);
   }
 
@@ -137,14 +188,14 @@ struct Pipeline {
   Status choose(Context<B>& ctx, const ReadView<B>& view, const UnitLists& lists, ReadCounts* counts,
                 Scratch scratch) const {
     const CacheShape& shape = view.shape;
-    const index_t per_head = query.rows(shape.group()), q_rows = shape.kv_heads * per_head, all = rows(shape);
+    const index_t per_head = query.rows(shape.group()), q_rows = shape.kv_heads * per_head, all = reduce.rows(shape);
     auto* offset = scratch.take<index_t>(q_rows + 1);
     auto* row_offset = scratch.take<index_t>(all + 1);
     if (offset == nullptr || row_offset == nullptr) return Status::workspace_too_small;
     offset[0] = row_offset[0] = 0;
     for (index_t r = 0; r < q_rows; ++r) offset[r + 1] = offset[r] + candidates(view, r / per_head).size();
     for (index_t r = 0; r < all; ++r) row_offset[r + 1] = row_offset[r] + candidates(view, r * shape.kv_heads / all).size();
-    const index_t total = offset[q_rows], width = summary.width(shape), dim = shape.head_dim;
+    const index_t total = offset[q_rows], width = summary.width(shape), dim = query_floats(shape.head_dim);
     RaggedView<float> sum{scratch.take<float>(total), offset, q_rows};
     RaggedView<float> one = view.tokens == 1 ? sum : RaggedView<float>{scratch.take<float>(total), offset, q_rows};
     RaggedView<float> out{scratch.take<float>(row_offset[all]), row_offset, all};
@@ -181,9 +232,16 @@ struct Pipeline {
     if (aggregate == Aggregate::mean && view.tokens > 1)
       for (index_t i = 0; i < total; ++i) sum.data[i] /= static_cast<float>(view.tokens);
     if (const Status s = reduce.run(ctx, view, RaggedView<const float>(sum), out); s != Status::ok) return s;
-    if (const Status s = select.run(ctx, view, RaggedView<const float>(out), lists, scratch); s != Status::ok) return s;
-    for (index_t r = 0; r < all; ++r) {
-      const auto first = static_cast<std::int32_t>(candidates(view, r * shape.kv_heads / all).first);
+    UnitLists chosen = lists;
+    if (unites()) {
+      chosen.units = {scratch.take<std::int32_t>(row_offset[all]), row_offset, all};
+      chosen.count = scratch.take<index_t>(all);
+      if (chosen.units.data == nullptr || chosen.count == nullptr) return Status::workspace_too_small;
+    }
+    if (const Status s = select.run(ctx, view, RaggedView<const float>(out), chosen, scratch); s != Status::ok) return s;
+    if (unites()) unite(chosen, lists, shape.kv_heads);
+    for (index_t r = 0; r < rows(shape); ++r) {
+      const auto first = static_cast<std::int32_t>(candidates(view, r * shape.kv_heads / rows(shape)).first);
       for (index_t i = 0; i < lists.count[r]; ++i) lists.units.row(r)[i] += first;
     }
     return Status::ok;
@@ -225,8 +283,48 @@ struct Pipeline {
     add(tail, slots);
     return n;
   }
+  /// The bias of every slot of some runs: that of its unit, or 0. Units ascend.
+  void spread_bias(const std::int32_t* units, const float* bias, index_t count, const SlotRun* runs, index_t run_count, float* out) const {
+    index_t u = 0;
+    for (index_t i = 0; i < run_count; ++i)
+      for (index_t slot = runs[i].first; slot < runs[i].last; ++slot) {
+        while (u < count && unit_begin(units[u]) + partition.size() <= slot) ++u;
+        *out++ = u < count && unit_begin(units[u]) <= slot ? bias[u] : 0.0f;
+      }
+  }
 
  private:
+  constexpr bool unites() const {
+    if constexpr (requires { reduce.unites(); }) return reduce.unites();
+    else return false;
+  }
+  index_t query_floats(index_t dim) const {
+    if constexpr (requires { query.floats(dim); }) return query.floats(dim);
+    else return dim;
+  }
+  /// What any row of a KV head chose, ascending.
+  static void unite(const UnitLists& rows, const UnitLists& out, index_t heads) {
+    const index_t group = rows.units.heads / heads;
+    for (index_t h = 0; h < heads; ++h) {
+      std::int32_t* to = out.units.row(h);
+      std::copy_n(rows.units.row(h * group), rows.count[h * group], to);
+      index_t n = rows.count[h * group];
+      for (index_t r = h * group + 1; r < (h + 1) * group; ++r) {
+        const std::int32_t* list = rows.units.row(r);
+        index_t fresh = 0;  // merged from the back, where there is room
+        for (index_t i = 0; i < rows.count[r]; ++i) fresh += !std::binary_search(to, to + n, list[i]);
+        index_t a = n - 1, b = rows.count[r] - 1;
+        for (index_t at = n + fresh - 1; b >= 0 && at >= 0; --at) {
+          while (b >= 0 && a >= 0 && to[a] == list[b]) --b;
+          if (b < 0) break;
+          to[at] = a >= 0 && to[a] > list[b] ? to[a--] : list[b--];
+        }
+        n += fresh;
+      }
+      out.count[h] = n;
+    }
+  }
+
   /// Rows of the index in a unit; 1 where a row is a unit or more.
   index_t parts_per_unit() const { return std::max<index_t>(1, partition.size() / summary.size()); }
   index_t units_per_row() const { return std::max<index_t>(1, summary.size() / partition.size()); }
@@ -276,5 +374,7 @@ template <class P, class Su, class Q, class Sc, class R, class Se, class K, clas
 Pipeline(P, Su, Q, Sc, R, Se, K, Sd, Aggregate, index_t) -> Pipeline<P, Su, Q, Sc, R, Se, K, Sd>;
 template <class P, class Su, class Q, class Sc, class R, class Se, class K, class Sd>
 Pipeline(P, Su, Q, Sc, R, Se, K, Sd, Aggregate, index_t, Positions) -> Pipeline<P, Su, Q, Sc, R, Se, K, Sd>;
+template <class P, class Su, class Q, class Sc, class R, class Se, class K, class Sd>
+Pipeline(P, Su, Q, Sc, R, Se, K, Sd, Aggregate, index_t, Positions, index_t) -> Pipeline<P, Su, Q, Sc, R, Se, K, Sd>;
 
 }  // namespace kvcondense::retrieve

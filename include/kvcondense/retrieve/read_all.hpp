@@ -23,6 +23,8 @@ struct ReadAll {
   struct Nothing {
     static constexpr bool active() { return false; }
     static constexpr bool holds() { return false; }
+    static constexpr bool fit_queries() { return false; }
+    static constexpr index_t longest_call() { return 0; }
   };
   constexpr Nothing pipeline() const { return {}; }
   Status validate(const CacheShape&) const { return Status::ok; }

@@ -71,7 +71,8 @@ struct HeadRows {
 struct UnitLists {
   RaggedView<std::int32_t> units;
   index_t* count = nullptr;
-  float* bias = nullptr;  ///< like units: what is added to a unit's logits; null: nothing
+  float* bias = nullptr;   ///< like units: what is added to a unit's logits; null unless `select.biases()`
+  float* share = nullptr;  ///< per row: what part of a query's output is attention; null unless `select.shares()`
 };
 
 }  // namespace kvcondense::retrieve
