@@ -101,11 +101,14 @@
 #include <kvcondense/quant/smooth_attention.hpp>
 #include <kvcondense/quant/turboquant.hpp>
 #include <kvcondense/quant/zipcache.hpp>
+#include <kvcondense/retrieve/a2ats.hpp>
 #include <kvcondense/retrieve/kinetics.hpp>
 #include <kvcondense/retrieve/lserve.hpp>
+#include <kvcondense/retrieve/pqcache.hpp>
 #include <kvcondense/retrieve/quest.hpp>
 #include <kvcondense/retrieve/read_all.hpp>
 #include <kvcondense/retrieve/shadow_select.hpp>
+#include <kvcondense/retrieve/squeezed.hpp>
 #include <kvcondense/retrieve/triforce.hpp>
 #include <kvcondense/reuse/prefix_groups.hpp>
 #include <kvcondense/reuse/prefix_index.hpp>

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <algorithm>
+#include <cmath>
 #include <random>
 #include <string>
 #include <vector>
@@ -28,7 +29,8 @@ struct RetrieveRig {
         tokens(static_cast<index_t>(keys.size())) {
     const std::vector<float> k = floats(keys), v = floats(values);
     // A step that ends a prompt may choose by its last query.
-    std::vector<float> q(static_cast<std::size_t>(q_heads * tokens * shape.head_dim), 0.0f);
+    std::vector<float> q(static_cast<std::size_t>(q_heads * tokens * shape.head_dim));
+    for (std::size_t i = 0; i < q.size(); ++i) q[i] = std::sin(static_cast<float>(7 * i));
     if (last_query != nullptr)
       for (index_t h = 0; h < q_heads; ++h)
         for (index_t d = 0; d < shape.head_dim; ++d)

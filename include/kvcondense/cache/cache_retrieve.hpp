@@ -68,6 +68,7 @@ bool Cache<B, R>::read_view(index_t layer, TensorView<const float, 3> queries, i
   view.layer = layer, view.tokens = tokens, view.seen = l.counters.seen;
   view.queries = q, view.slots = slots, view.known = known, view.prompt = prompts;
   view.state = &l.index[0];
+  view.rope = raw ? &rope_ : nullptr;
   return true;
 }
 
@@ -283,7 +284,9 @@ void Cache<B, R>::learn_prompt(Context<B>& ctx, index_t layer, TensorView<const 
     std::byte* base = all.take<std::byte>(static_cast<index_t>(one) * ctx.workers());
     ctx.parallel(shape_.kv_heads, [&](index_t h, index_t worker) {
       const retrieve::HeadRows<B> rows{&shape_, {layer, h}, l.heads[h].slots(), &keys, &values};
-      retrieval_.fit(rows, queries, l.index[h], Scratch({base + static_cast<std::size_t>(worker) * one, one}));
+      retrieve::PromptQueries q{queries, key_rotation(), nullptr, rows.slots};
+      if (recipe_.position.rotated_input) q.positions = l.pending_positions.data() + l.counters.pending - queries.extent[1];
+      retrieval_.fit(rows, q, l.index[h], Scratch({base + static_cast<std::size_t>(worker) * one, one}));
       l.heads[h].changed(0);
     });
   }

@@ -45,7 +45,7 @@ class AnyPipeline {
   bool found_fits(const CacheShape& shape, index_t floats) const { return active() ? table_->found_fits(bytes_, shape, floats) : floats == 0; }
   bool fit_queries() const { return active() && table_->fit_queries(bytes_); }
   std::size_t fit_bytes(const CacheShape& shape, index_t slots) const { return table_->fit_bytes(bytes_, shape, slots); }
-  void fit(const HeadRows<Cpu>& rows, TensorView<const float, 3> queries, UnitState& state, const Scratch& scratch) const {
+  void fit(const HeadRows<Cpu>& rows, const PromptQueries& queries, UnitState& state, const Scratch& scratch) const {
     table_->fit(bytes_, rows, queries, state, scratch);
   }
   index_t most_units(index_t slots) const { return table_->most_units(bytes_, slots); }
@@ -85,7 +85,7 @@ class AnyPipeline {
     bool (*found_fits)(At, const CacheShape&, index_t);
     bool (*fit_queries)(At);
     std::size_t (*fit_bytes)(At, const CacheShape&, index_t);
-    void (*fit)(At, const HeadRows<Cpu>&, TensorView<const float, 3>, UnitState&, const Scratch&);
+    void (*fit)(At, const HeadRows<Cpu>&, const PromptQueries&, UnitState&, const Scratch&);
     index_t (*most_units)(At, index_t);
     Status (*reserve)(At, const CacheShape&, index_t, UnitState&);
     void (*refresh)(At, const HeadRows<Cpu>&, index_t, UnitState&);
@@ -118,7 +118,7 @@ class AnyPipeline {
       [](At b, const CacheShape& shape, index_t floats) { return at<P>(b).found_fits(shape, floats); },
       [](At b) { return at<P>(b).fit_queries(); },
       [](At b, const CacheShape& shape, index_t slots) { return at<P>(b).fit_bytes(shape, slots); },
-      [](At b, const HeadRows<Cpu>& rows, TensorView<const float, 3> queries, UnitState& state, const Scratch& scratch) {
+      [](At b, const HeadRows<Cpu>& rows, const PromptQueries& queries, UnitState& state, const Scratch& scratch) {
         at<P>(b).fit(rows, queries, state, scratch);
       },
       [](At b, index_t slots) { return at<P>(b).most_units(slots); },

@@ -27,7 +27,7 @@ namespace kvcondense::retrieve {
 ///               read_bytes(shape, slots) -> size_t   of the index, to score so many slots
 ///               slots_scored() (may be left out)     scores units of one slot, whatever its rows are
 ///               found_floats(shape, slots) -> index_t, fits(shape, floats) -> bool, fit_queries() -> bool,
-///               fit_bytes(shape, slots) -> size_t, fit<B>(HeadRows, queries, UnitState&, Scratch) (may be left out)
+///               fit_bytes(shape, slots) -> size_t, fit<B>(HeadRows, PromptQueries, UnitState&, Scratch) (may be left out)
 ///                                            numbers that the step which ends the first prompt finds; there is no index before
 ///               mean_value<B>(view, kv_head, float* out)     only with `select.shares()`
 ///   query       rows(group) -> index_t       query rows per KV head
@@ -108,7 +108,7 @@ struct Pipeline {
     else return 0;
   }
   template <Backend B>
-  void fit(const HeadRows<B>& rows, TensorView<const float, 3> queries, UnitState& state, const Scratch& scratch) const {
+  void fit(const HeadRows<B>& rows, const PromptQueries& queries, UnitState& state, const Scratch& scratch) const {
     if constexpr (learns) summary.template fit<B>(rows, queries, state, scratch);
   }
 

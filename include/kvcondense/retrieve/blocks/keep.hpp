@@ -19,6 +19,18 @@ struct KeepEnds {
   }
 };
 
+/// Keep: the first slots, and as many of the newest as a part of those behind them is.
+struct KeepShare {
+  index_t sinks = 0;
+  double recent = 0.0;
+
+  template <Backend B>
+  constexpr prim::Ends of(const ReadView<B>& view, index_t head) const {
+    const index_t n = std::max<index_t>(0, view.slots[head] - sinks);
+    return {sinks, static_cast<index_t>(static_cast<double>(n) * recent + 1e-9)};
+  }
+};
+
 /// Keep: the first slots, the newest of the prompt, and all that came behind it.
 struct KeepGenerated {
   index_t sinks = 0;

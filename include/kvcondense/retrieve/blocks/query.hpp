@@ -33,4 +33,17 @@ struct GroupMeanQuery {
   }
 };
 
+/// Query transform: every query head as if it stood `distance` behind all keys, which are raw: a score without positions.
+struct FarQuery {
+  index_t distance = 2048;
+
+  constexpr index_t rows(index_t group) const { return group; }
+
+  template <Backend B>
+  void run(const ReadView<B>& view, index_t token, index_t head, index_t row, float* out) const {
+    EachQuery{}.run(view, token, head, row, out);
+    if (view.rope != nullptr) view.rope->rotate(out, distance);
+  }
+};
+
 }  // namespace kvcondense::retrieve

@@ -18,17 +18,20 @@ enum class Heads : std::uint8_t {
   group_sum,
   group_mean,
   all_sum,     ///< those of a layer; its KV heads must hold the same number of slots
+  group_union, ///< every query head for itself, and all of a KV head read what any of them chose
 };
 
 /// Head reducer: makes rows of selection from rows of query heads.
 struct ByHeads {
   Heads how = Heads::each;
 
-  constexpr index_t rows(const CacheShape& shape) const { return how == Heads::each ? shape.q_heads : shape.kv_heads; }
+  constexpr index_t rows(const CacheShape& shape) const { return alone() ? shape.q_heads : shape.kv_heads; }
+  constexpr bool unites() const { return how == Heads::group_union; }
 
   /// `scores` may already be one row per KV head.
   template <Backend B>
   Status run(Context<B>& ctx, const ReadView<B>& view, RaggedView<const float> scores, RaggedView<float> out) const {
+    if (alone()) return prim::FoldRows<B>::run(ctx, scores, 1, prim::RowFold::sum, out);
     const index_t group = how == Heads::all_sum ? 1 : scores.heads / out.heads;
     const auto fold = how == Heads::group_max    ? prim::RowFold::largest
                       : how == Heads::group_mean ? prim::RowFold::mean
@@ -44,6 +47,9 @@ struct ByHeads {
     (void)view;
     return Status::ok;
   }
+
+ private:
+  constexpr bool alone() const { return how == Heads::each || how == Heads::group_union; }
 };
 
 }  // namespace kvcondense::retrieve

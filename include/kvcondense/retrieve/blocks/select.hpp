@@ -33,6 +33,34 @@ struct TopUnits {
   }
 };
 
+/// Selector: as many units with the largest scores as a part of a head's slots behind the first `skip` is.
+struct TopShare {
+  double share = 0.1;
+  index_t skip = 0;
+  index_t least = 0;
+  index_t most = index_t{1} << 40;
+
+  template <Backend B>
+  constexpr index_t units(const ReadView<B>& view, index_t head) const {
+    const index_t n = std::max<index_t>(0, view.slots[head] - skip);
+    return std::clamp(static_cast<index_t>(static_cast<double>(n) * share + 1e-9), least, most);
+  }
+  template <Backend B>
+  constexpr bool takes_all(const ReadView<B>& view, index_t head, index_t candidates) const {
+    return candidates <= units(view, head);
+  }
+  std::size_t workspace_bytes(const CacheShape& shape, index_t, index_t) const {
+    return Scratch::bytes_for<index_t>(shape.q_heads);
+  }
+  template <Backend B>
+  Status run(Context<B>& ctx, const ReadView<B>& view, RaggedView<const float> scores, const UnitLists& lists, Scratch& scratch) const {
+    auto* total = scratch.take<index_t>(scores.heads);
+    if (total == nullptr) return Status::workspace_too_small;
+    for (index_t r = 0; r < scores.heads; ++r) total[r] = units(view, r * view.heads() / scores.heads);
+    return prim::TopK<B>::run(ctx, scores, nullptr, total, lists.units, lists.count);
+  }
+};
+
 /// Selector: the same in the order of scores, the best first. What comes later takes the place of the last ones.
 struct RankedUnits {
   index_t units = 1;

@@ -9,6 +9,7 @@
 #include <kvcondense/core/step_view.hpp>
 #include <kvcondense/core/view.hpp>
 #include <kvcondense/prim/ends.hpp>
+#include <kvcondense/prim/rope.hpp>
 #include <kvcondense/retrieve/blocks/unit_state.hpp>
 
 namespace kvcondense::retrieve {
@@ -50,6 +51,7 @@ struct ReadView {
   const UnitState* state = nullptr;     ///< per KV head
   const SlotRows<B>* keys = nullptr;
   const SlotRows<B>* values = nullptr;
+  const prim::RopeTable* rope = nullptr;  ///< of a position stage that stores raw keys
 
   index_t heads() const { return shape.kv_heads; }
   const float* query(index_t token, index_t q_head) const {
@@ -65,6 +67,20 @@ struct HeadRows {
   index_t slots = 0;
   const SlotRows<B>* keys = nullptr;
   const SlotRows<B>* values = nullptr;
+};
+
+/// The newest queries of the step that ends a prompt, in the form in which an index reads keys.
+struct PromptQueries {
+  TensorView<const float, 3> rows{};      ///< [q_heads, n, head_dim], as the engine gave them
+  const prim::RopeTable* rope = nullptr;  ///< turns them to their slots; null: they are as they must be
+  const index_t* positions = nullptr;     ///< at which they came; null: without rotation
+  index_t slots = 0;                      ///< of the head: the last one is that of the last query
+
+  index_t size() const { return rows.extent[1]; }
+  void read(index_t q_head, index_t i, float* out) const {
+    for (index_t d = 0; d < rows.extent[2]; ++d) out[d] = rows(q_head, i, d);
+    if (rope != nullptr) rope->rotate(out, slots - size() + i - (positions == nullptr ? 0 : positions[i]));
+  }
 };
 
 /// Chosen units per row of selection; a row has room for every candidate.
