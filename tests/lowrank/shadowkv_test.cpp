@@ -13,7 +13,7 @@ const CacheShape shape{.layers = 2, .q_heads = 6, .kv_heads = 2, .head_dim = 32,
 
 }  // namespace
 
-TEST_CASE("shadowkv: raw keys in few coordinates, rotated when they are read; values exact", "[lowrank][shadowkv]") {
+TEST_CASE("shadowkv: raw keys in few coordinates, rotated when they are read, values exact", "[lowrank][shadowkv]") {
   const lowrank::ShadowKV stage{.keep = 0.25, .chunk = 4, .local_chunks = 2, .least = 16};
   test::exercise(shape, recipe(stage, position::Rerotate{}), 1, 40, 12.0);
   test::exercise(shape, recipe(evict::SnapKV{.tokens = 40, .window = 8}, stage, position::Reindex{}, quant::GroupInt<8>{.group_size = 8}), 2, 40, 12.0);

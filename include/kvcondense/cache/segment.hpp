@@ -46,11 +46,6 @@ class Segment {
     const index_t last = last_used();
     return last < 0 || live_ == last * page_slots_ + pages_[last].used;
   }
-  /// For reading: with the page behind it, if that one `follows`.
-  prim::PageSpan span_then_next(const PageRef& ref, bool follows) const {
-    const bool last = !follows || &ref == &pages_.back();
-    return {ref.page->payload(), page_slots_, dim_, last ? nullptr : (&ref + 1)->page->payload()};
-  }
   std::size_t page_payload() const { return codec_.page_bytes(page_slots_, dim_); }
 
   std::size_t page_bytes() const {
@@ -237,15 +232,13 @@ class Segment {
   }
 
   struct Place {
-    index_t page = 0;
-    index_t slot = 0;
+    index_t page = 0, slot = 0;
   };
   Place find(index_t slot) const {
     Place at;
     for (; pages_[at.page].live <= slot; ++at.page) slot -= pages_[at.page].live;
-    const PageRef& ref = pages_[at.page];
-    if (ref.full_of_life()) return {at.page, slot};
-    for (;; ++at.slot)
+    if (const PageRef& ref = pages_[at.page]; ref.full_of_life()) return {at.page, slot};
+    for (const PageRef& ref = pages_[at.page];; ++at.slot)
       if (ref.alive(at.slot) && slot-- == 0) return at;
   }
 
