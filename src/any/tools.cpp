@@ -26,7 +26,7 @@ namespace kvcondense::any {
 namespace {
 
 constexpr Tool all[] = {
-    tool<reuse::Pie>("Edits a text whose keys are stored: later keys are turned to their new positions."),
+    tool<reuse::Pie>("Edits a text that is already in a cache: what stays is turned to its new positions, only what is new is computed."),
     tool<reuse::CacheBlend>("Chooses which tokens of reused chunks are computed again, so that chunks see what stands before them."),
     tool<reuse::CacheCraft>("Tells how much of a stored chunk must be computed again behind a new prefix, and which of its tokens."),
     tool<reuse::LongMem<Cpu>>("Remembers keys and values of long ago in chunks, and mixes attention to the best of them into local attention."),
