@@ -2,6 +2,7 @@
 
 // Everything that runs on a CUDA device: the words of the CUDA backend. For files that nvcc compiles.
 #include <kvcondense/backend/cuda/attend.cuh>
+#include <kvcondense/backend/cuda/attend_columns.cuh>
 #include <kvcondense/backend/cuda/context.cuh>
 #include <kvcondense/backend/cuda/hadamard.cuh>
 #include <kvcondense/backend/cuda/keep_rows.cuh>

@@ -8,6 +8,7 @@ that spills, that has no line, or a line without a kernel, is a failure. --write
 """
 
 import argparse
+import concurrent.futures
 import re
 import subprocess
 import sys
@@ -75,8 +76,9 @@ def main():
     path = HERE / "budget.txt"
     budget, used, bad = read_budget(path), {}, []
     asked = options.architecture or list(ARCHITECTURES)
-    for architecture in asked:
-        said, kernels = compile_for(options.nvcc, options.include, architecture)
+    with concurrent.futures.ThreadPoolExecutor(len(asked)) as pool:
+        done = list(pool.map(lambda a: compile_for(options.nvcc, options.include, a), asked))
+    for architecture, (said, kernels) in zip(asked, done):
         if said:
             bad.append(f"sm_{architecture} does not compile:\n{said}")
             continue

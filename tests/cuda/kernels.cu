@@ -46,3 +46,10 @@ Status smaller_words(Context<Cuda>& ctx, const SlotRows<Cuda>& rows, RaggedView<
   if (s == Status::ok) s = prim::KeepRows<Cuda>::numbers(ctx, keep, count, out);
   return s;
 }
+
+template <class K>
+Status columns(Context<Cuda>& ctx, const prim::ColumnRequest& r, TensorView<const float, 3> queries, const prim::PagedHeads<K, K>& heads) {
+  return prim::AttendColumns<Cuda>::run(ctx, r, queries, 1.0f, heads, 4096);
+}
+template Status columns(Context<Cuda>&, const prim::ColumnRequest&, TensorView<const float, 3>, const prim::PagedHeads<prim::ExactRows, prim::ExactRows>&);
+template Status columns(Context<Cuda>&, const prim::ColumnRequest&, TensorView<const float, 3>, const prim::PagedHeads<prim::GroupInt<4>, prim::GroupInt<4>>&);

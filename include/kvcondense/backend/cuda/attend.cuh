@@ -27,7 +27,7 @@ enum class AttendMath : std::uint8_t {
 ///          halves that the codes were decoded into; queries are first brought into range by a power of two. The result
 ///          of a head does not depend on the device nor on other heads. Several sequences are more heads.
 /// Errors   shape_mismatch, invalid_argument, workspace_too_small; not_supported: AttendMath::halves of anything but
-///          heads of 64, 128 or 256 for keys and values alike, exact parts in f16, codes of 2, 4 or 8 bits with keys on
+///          heads of 64 or 128 for keys and values alike, exact parts and parameters in f16, codes of 2, 4 or 8 bits, keys on
 ///          either axis and values on the token axis, groups of channels multiples of eight. Nothing is enqueued then.
 ///          A head with more than `max_slots` slots is the caller's mistake, which only the device could see.
 template <>
@@ -63,7 +63,7 @@ struct Attend<Cuda> {
   static bool serves_halves(const AttendRequest& r, const PagedHeads<KeyCodec, ValueCodec>& heads) {
     using namespace cuda_kernels;
     const index_t dim = r.queries.extent[2];
-    const bool sizes = dim == r.out.extent[2] && (dim == 64 || dim == 128 || dim == 256);
+    const bool sizes = dim == r.out.extent[2] && (dim == 64 || dim == 128);
     return sizes && heads.exact.dtype == DType::f16 && reads_as_halves(heads.key_codec, dim, true) &&
            reads_as_halves(heads.value_codec, dim, false);
   }
@@ -74,9 +74,7 @@ struct Attend<Cuda> {
       const auto start = [&]<int Dim>() {
         return cuda::launch(ctx, attend_halves<KeyCodec, ValueCodec, Dim>, grid(plan), halves_threads, sizeof(HalvesShared<Dim>), heads, plan);
       };
-      return plan.dim == 64    ? start.template operator()<64>()
-             : plan.dim == 128 ? start.template operator()<128>()
-                               : start.template operator()<256>();
+      return plan.dim == 64 ? start.template operator()<64>() : start.template operator()<128>();
     } else {
       return Status::not_supported;
     }

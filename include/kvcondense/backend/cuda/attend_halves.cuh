@@ -37,15 +37,15 @@ struct QueryPairs {
   std::uint32_t pair[Pairs];
   float scale;
 };
-/// Lane (g, t) holds row g, the channels of lane t. Rows that are not there are zeros.
+/// Lane (g, t) holds row g, of every four units the t-th. Rows that are not there are zeros.
 template <int Pairs>
-__device__ inline QueryPairs<Pairs> load_queries(const AttendPlan& plan, index_t head, index_t row, bool there, int first_channel) {
+__device__ inline QueryPairs<Pairs> load_queries(const AttendPlan& plan, index_t head, index_t row, bool there, int t) {
   float x[2 * Pairs], most = 0.0f;
 #pragma unroll
   for (int p = 0; p < Pairs; ++p)
 #pragma unroll
     for (int k = 0; k < 2; ++k) {
-      const int c = first_channel + p / 4 * unit + p % 4 + 4 * k;
+      const int c = (p / 4 * 4 + t) * unit + p % 4 + 4 * k;
       const float q = there ? plan.request.queries(head * plan.group + row % plan.group, row / plan.group, c) : 0.0f;
       x[2 * p + k] = q;
       most = fabsf(q) > most ? fabsf(q) : most;
@@ -63,7 +63,7 @@ __device__ inline QueryPairs<Pairs> load_queries(const AttendPlan& plan, index_t
 
 /// Grid: pieces, row blocks, heads.
 template <class KeyCodec, class ValueCodec, int Dim>
-__global__ void __launch_bounds__(halves_threads, Dim <= 128 ? 3 : 2) attend_halves(PagedHeads<KeyCodec, ValueCodec> heads, AttendPlan plan) {
+__global__ void __launch_bounds__(halves_threads, Dim == 64 ? 3 : 2) attend_halves(PagedHeads<KeyCodec, ValueCodec> heads, AttendPlan plan) {
   constexpr int pairs = Dim / 8, blocks = Dim / 16;  // of a lane's keys; of 16 channels of sums
   HalvesShared<Dim>& shared = cuda::shared_as<HalvesShared<Dim>>();
   const index_t head = blockIdx.z, piece = blockIdx.x, first_row = static_cast<index_t>(blockIdx.y) * row_block;
@@ -71,9 +71,8 @@ __global__ void __launch_bounds__(halves_threads, Dim <= 128 ? 3 : 2) attend_hal
   if (piece >= pieces(slots, plan.split)) return;
   const int rows = static_cast<int>(plan.rows - first_row < row_block ? plan.rows - first_row : row_block);
   const int lane = cuda::lane_of_warp(), warp = cuda::warp_of_block(), g = lane / 4, t = lane % 4;
-  const int first_channel = t * (Dim / 4);
 
-  const QueryPairs<pairs> q = load_queries<pairs>(plan, head, first_row + g, g < rows, first_channel);
+  const QueryPairs<pairs> q = load_queries<pairs>(plan, head, first_row + g, g < rows, t);
   // This lane's two columns of scores are rows 2t and 2t + 1.
   const float scale[2] = {__shfl_sync(cuda::full_warp, q.scale, 8 * t), __shfl_sync(cuda::full_warp, q.scale, 8 * t + 4)};
   index_t visible[2];
@@ -81,7 +80,6 @@ __global__ void __launch_bounds__(halves_threads, Dim <= 128 ? 3 : 2) attend_hal
   for (int e = 0; e < 2; ++e) visible[e] = 2 * t + e < rows ? plan.visible(slots, first_row + 2 * t + e) : 0;
 
   float sum[blocks][4] = {}, top[2] = {lowest_logit, lowest_logit}, total[2] = {};
-  KeyScales<pairs> scales;
   const index_t seen = plan.visible(slots, first_row + rows - 1);
   const index_t end = (piece + 1) * size < seen ? (piece + 1) * size : seen;
   for (index_t at = piece * size + warp * halves_tile; at < end; at += halves_warps * halves_tile) {
@@ -94,18 +92,24 @@ __global__ void __launch_bounds__(halves_threads, Dim <= 128 ? 3 : 2) attend_hal
 
     float score[halves_steps][4];  // slots 16u + g, 16u + g + 8 of rows 2t, 2t + 1
 #pragma unroll
-    for (int u = 0; u < halves_steps; ++u) {
-      std::uint32_t near[pairs], far[pairs];
-      key_pairs(heads.key_codec, shared.key[warp][16 * u + g], Dim, first_channel, scales, near);
-      key_pairs(heads.key_codec, shared.key[warp][16 * u + g + 8], Dim, first_channel, scales, far);
+    for (int u = 0; u < halves_steps; ++u)
 #pragma unroll
       for (int c = 0; c < 4; ++c) score[u][c] = 0.0f;
-      __syncwarp();
 #pragma unroll
-      for (int j = 0; j < blocks; ++j) {
-        const std::uint32_t a[4] = {near[2 * j], far[2 * j], near[2 * j + 1], far[2 * j + 1]};
-        const std::uint32_t b[2] = {q.pair[2 * j], q.pair[2 * j + 1]};
-        cuda::mma_f16(score[u], a, b);
+    for (int k = 0; k < pairs / 4; ++k) {  // of 32 channels, a unit in each of four lanes
+      UnitScales scales;
+#pragma unroll
+      for (int u = 0; u < halves_steps; ++u) {
+        std::uint32_t near[4], far[4];
+        key_pairs(heads.key_codec, shared.key[warp][16 * u + g], Dim, 4 * k + t, scales, near);
+        key_pairs(heads.key_codec, shared.key[warp][16 * u + g + 8], Dim, 4 * k + t, scales, far);
+        __syncwarp();
+#pragma unroll
+        for (int j = 0; j < 2; ++j) {
+          const std::uint32_t a[4] = {near[2 * j], far[2 * j], near[2 * j + 1], far[2 * j + 1]};
+          const std::uint32_t b[2] = {q.pair[4 * k + 2 * j], q.pair[4 * k + 2 * j + 1]};
+          cuda::mma_f16(score[u], a, b);
+        }
       }
     }
     float largest[2] = {top[0], top[1]};
@@ -198,6 +202,7 @@ inline constexpr bool has_units<GroupInt<Bits>> = Bits == 2 || Bits == 4 || Bits
 inline bool reads_as_halves(const ExactRows& codec, index_t, bool) { return codec.dtype == DType::f16; }
 template <int Bits>
 bool reads_as_halves(const GroupInt<Bits>& codec, index_t dim, bool keys) {
+  if (codec.params != ParamType::f16) return false;
   if (codec.axis == GroupAxis::channel) return keys && has_units<GroupInt<Bits>>;
   return has_units<GroupInt<Bits>> && codec.group_channels(dim) % unit == 0;
 }

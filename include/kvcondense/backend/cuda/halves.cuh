@@ -49,6 +49,12 @@ __device__ inline void unpack_16(std::uint32_t w, std::uint32_t* pair) {
 __device__ inline std::uint32_t first_of(std::uint32_t a, std::uint32_t b) { return cuda::prmt(a, b, 0x5410u); }
 __device__ inline std::uint32_t second_of(std::uint32_t a, std::uint32_t b) { return cuda::prmt(a, b, 0x7632u); }
 
+/// Number j of an array of halves, twice.
+__device__ inline std::uint32_t both_halves(const std::byte* at, int j) {
+  const std::uint32_t h = reinterpret_cast<const std::uint16_t*>(at)[j];
+  return h | h << 16;
+}
+
 /// Unit u of a row of halves: four pairs (channels i, i + 4).
 __device__ inline void exact_key_unit(const std::byte* row, int u, std::uint32_t* pair) {
   const uint4 v = reinterpret_cast<const uint4*>(row)[u];
@@ -92,55 +98,55 @@ __device__ inline void coded_value_unit(const std::byte* a, const std::byte* b, 
   }
 }
 
-/// Scale and constant term of parameter j of a group: number = code * scale + base.
-struct ScaleBase {
-  float scale, base;
+/// The constant terms of two groups, from their scales and offsets: number = code * scale + base.
+template <int Bits>
+__device__ inline std::uint32_t base_pair(GroupForm form, std::uint32_t scale, std::uint32_t offset) {
+  if (form == GroupForm::minimum) return offset;
+  constexpr int half = (1 << (Bits - 1)) - 1;
+  const float middle = form == GroupForm::symmetric ? -static_cast<float>(half) : -0.5f * static_cast<float>((1 << Bits) - 1);
+  const std::uint32_t factor = has_offset(form) ? offset ^ 0x80008000u : cuda::half2_pack(middle, middle);
+  return cuda::half2_mul(scale, factor);
+}
+
+/// Scales and constant terms of a unit's four pairs of key numbers. Slots of one group share them, so they are read
+/// anew only where the group changes. Parameters are halves.
+struct UnitScales {
+  const std::byte* of = nullptr;
+  std::uint32_t scale[4], base[4];
 };
 template <int Bits>
-__device__ inline ScaleBase scale_base(const GroupInt<Bits>& codec, const std::byte* params, int scales, int j) {
-  const DType type = number_type(codec.params);
-  const float scale = read_number(type, params, j), offset = has_offset(codec.form) ? read_number(type, params, scales + j) : 0.0f;
-  return {scale, with_form(codec.form, [&]<GroupForm Form>() { return base_of<Bits, Form>(scale, offset); })};
-}
-
-/// Scales and constant terms of a lane's pairs of key numbers. Slots of one group share them, so they are read anew
-/// only where the group changes.
-template <int Pairs>
-struct KeyScales {
-  const std::byte* of = nullptr;
-  std::uint32_t scale[Pairs], base[Pairs];
-};
-template <int Bits, int Pairs>
-__device__ inline void read_scales(const GroupInt<Bits>& codec, const std::byte* params, int dim, int first_channel, KeyScales<Pairs>& s) {
+__device__ inline void read_scales(const GroupInt<Bits>& codec, const std::byte* params, int dim, int u, UnitScales& s) {
   if (s.of == params) return;
   s.of = params;
-  const int scales = static_cast<int>(codec.scales(dim)), group = static_cast<int>(codec.group_channels(dim));
+  std::uint32_t offset[4] = {};
+  if (codec.axis == GroupAxis::channel) {  // one for each channel: a row of halves, then another one
+    exact_key_unit(params, u, s.scale);
+    if (has_offset(codec.form)) exact_key_unit(params + 2 * dim, u, offset);
+  } else {
+    const int group = static_cast<int>(codec.group_channels(dim)), j = u * unit / group;
 #pragma unroll
-  for (int p = 0; p < Pairs; ++p) {
-    const int c = first_channel + p / 4 * unit + p % 4;
-    const ScaleBase low = scale_base(codec, params, scales, c / group);
-    const ScaleBase high = group == 1 ? scale_base(codec, params, scales, c + 4) : low;
-    s.scale[p] = cuda::half2_pack(low.scale, high.scale);
-    s.base[p] = cuda::half2_pack(low.base, high.base);
-  }
-}
-
-/// A lane's share of a row of keys: channels [first_channel, first_channel + 2 * Pairs).
-template <class Codec, int Pairs>
-__device__ inline void key_pairs(const Codec& codec, const RowAt& at, int dim, int first_channel, KeyScales<Pairs>& scales,
-                                 std::uint32_t (&pair)[Pairs]) {
-  if constexpr (!std::is_same_v<Codec, ExactRows>) {
-    if (at.params != nullptr) {
-      read_scales(codec, at.params, dim, first_channel, scales);
-#pragma unroll
-      for (int u = 0; u < Pairs / 4; ++u) coded_key_unit<Codec::bits>(at.row, first_channel / unit + u, pair + 4 * u);
-#pragma unroll
-      for (int p = 0; p < Pairs; ++p) pair[p] = cuda::half2_fma(pair[p], scales.scale[p], scales.base[p]);
-      return;
+    for (int i = 0; i < 4; ++i) {
+      s.scale[i] = both_halves(params, j);
+      if (has_offset(codec.form)) offset[i] = both_halves(params, dim / group + j);
     }
   }
 #pragma unroll
-  for (int u = 0; u < Pairs / 4; ++u) exact_key_unit(at.row, first_channel / unit + u, pair + 4 * u);
+  for (int i = 0; i < 4; ++i) s.base[i] = base_pair<Bits>(codec.form, s.scale[i], offset[i]);
+}
+
+/// Unit u of a row of keys.
+template <class Codec>
+__device__ inline void key_pairs(const Codec& codec, const RowAt& at, int dim, int u, UnitScales& scales, std::uint32_t (&pair)[4]) {
+  if constexpr (!std::is_same_v<Codec, ExactRows>) {
+    if (at.params != nullptr) {
+      read_scales(codec, at.params, dim, u, scales);
+      coded_key_unit<Codec::bits>(at.row, u, pair);
+#pragma unroll
+      for (int i = 0; i < 4; ++i) pair[i] = cuda::half2_fma(pair[i], scales.scale[i], scales.base[i]);
+      return;
+    }
+  }
+  exact_key_unit(at.row, u, pair);
 }
 
 /// Unit u of two rows of values. Where one of two slots is coded and the other not, each is taken by itself.
@@ -150,9 +156,11 @@ __device__ inline void value_pairs(const Codec& codec, const RowAt& a, const Row
     exact_value_unit(a.row, b.row, u, pair);
   } else {
     const auto coded = [&](const RowAt& x, const RowAt& y, std::uint32_t* out) {
-      const int scales = static_cast<int>(codec.scales(dim)), j = u * unit / static_cast<int>(codec.group_channels(dim));
-      const ScaleBase s = scale_base(codec, x.params, scales, j), t = scale_base(codec, y.params, scales, j);
-      const std::uint32_t scale = cuda::half2_pack(s.scale, t.scale), base = cuda::half2_pack(s.base, t.base);
+      const int group = static_cast<int>(codec.group_channels(dim)), j = u * unit / group, offsets = dim / group + j;
+      const std::uint32_t scale = first_of(both_halves(x.params, j), both_halves(y.params, j));
+      std::uint32_t offset = 0;
+      if (has_offset(codec.form)) offset = first_of(both_halves(x.params, offsets), both_halves(y.params, offsets));
+      const std::uint32_t base = base_pair<Codec::bits>(codec.form, scale, offset);
       coded_value_unit<Codec::bits>(x.row, y.row, u, out);
 #pragma unroll
       for (int i = 0; i < unit; ++i) out[i] = cuda::half2_fma(out[i], scale, base);

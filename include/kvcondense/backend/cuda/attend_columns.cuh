@@ -1,0 +1,268 @@
+#pragma once
+
+#include <cmath>
+
+#include <kvcondense/backend/cuda/attend_piece.cuh>
+#include <kvcondense/backend/cuda/attend_plan.cuh>
+#include <kvcondense/backend/cuda/context.cuh>
+#include <kvcondense/backend/cuda/launch.cuh>
+#include <kvcondense/core/status.hpp>
+#include <kvcondense/core/workspace.hpp>
+#include <kvcondense/prim/attend_columns.hpp>
+#include <kvcondense/prim/slot_runs.hpp>
+
+namespace kvcondense::prim {
+namespace cuda_kernels {
+
+/// A ColumnRequest as kernels get it. A line is what has one softmax: a query row, or with GroupReduce::max_logit the
+/// largest logits of a token's rows. Arrays of the workspace: top and total per (head, piece, line), then joined.
+struct ColumnPlan {
+  TensorView<const float, 3> queries{};
+  RaggedView<float> out{};
+  index_t kv_heads = 0, group = 0, tokens = 0, dim = 0, lines = 0, max_slots = 0, most = 1, band = 0;
+  GroupReduce group_rule = GroupReduce::mean;
+  RowReduce row_rule = RowReduce::sum;
+  bool past = false, add = false;
+  float scale = 1.0f, temperature = 1.0f, warming = 0.0f;
+  float *top = nullptr, *total = nullptr, *final_top = nullptr, *final_scale = nullptr;
+
+  KVCONDENSE_HD bool joins_logits() const { return group_rule == GroupReduce::max_logit; }
+  KVCONDENSE_HD index_t token(index_t line) const { return joins_logits() ? line : line / group; }
+  KVCONDENSE_HD index_t members() const { return joins_logits() ? group : 1; }
+  KVCONDENSE_HD index_t member(index_t line) const { return joins_logits() ? 0 : line % group; }
+  /// Slots that take part in a line's softmax.
+  KVCONDENSE_HD index_t sees(index_t slots, index_t line) const {
+    const index_t n = slots - tokens + token(line) + 1, all = n < 0 ? 0 : n, old = slots - tokens < 0 ? 0 : slots - tokens;
+    return past && old < all ? old : all;
+  }
+  KVCONDENSE_HD index_t at_piece(index_t head, index_t piece, index_t line) const { return (head * most + piece) * lines + line; }
+};
+
+struct ColumnShared {
+  float query[piece_rows][max_head_dim];
+  float share[piece_rows][piece_tile];
+  SlotRun run[piece_tile];
+};
+inline std::size_t column_shared(index_t dim) { return sizeof(ColumnShared) + static_cast<std::size_t>(piece_tile * (dim + 1)) * sizeof(float); }
+
+inline constexpr int warp_lines = piece_rows / piece_warps;  ///< of a block of lines, what a warp has
+
+/// Keys of slots [at, at + count) into the tile. All threads; two barriers.
+template <class KeyCodec, class ValueCodec>
+__device__ inline void load_keys(const PagedHeads<KeyCodec, ValueCodec>& heads, index_t head, index_t at, int count, int dim,
+                                 ColumnShared& shared, float* tile) {
+  if (static_cast<int>(threadIdx.x) < count) shared.run[threadIdx.x] = locate(heads.keys, head, at + threadIdx.x);
+  __syncthreads();
+  load_tile(heads.key_codec, heads.exact, static_cast<int>(heads.keys.page_slots), shared.run, count, dim, tile);
+  __syncthreads();
+}
+
+/// Logits of lines first + warp + 4k with this lane's slot of the tile; -inf where the line does not see it. All
+/// threads; barriers.
+__device__ inline void line_logits(const ColumnPlan& plan, index_t head, index_t slots, index_t at, int count, index_t first, int lines,
+                                   ColumnShared& shared, const float* tile, float (&logit)[warp_lines]) {
+  const int lane = cuda::lane_of_warp(), warp = cuda::warp_of_block(), dim = static_cast<int>(plan.dim);
+  for (int k = 0; k < warp_lines; ++k) logit[k] = minus_infinity();
+  for (index_t m = 0; m < plan.members(); ++m) {
+    __syncthreads();  // the queries before are read
+    for (int i = static_cast<int>(threadIdx.x); i < lines * dim; i += piece_threads) {
+      const index_t line = first + i / dim;
+      shared.query[i / dim][i % dim] =
+          plan.queries(head * plan.group + plan.member(line) + m, plan.token(line), i % dim) * plan.scale;
+    }
+    __syncthreads();
+#pragma unroll
+    for (int k = 0; k < warp_lines; ++k) {
+      const int r = warp + k * piece_warps;
+      if (r >= lines || lane >= count || at + lane >= plan.sees(slots, first + r)) continue;
+      const float* key = tile + lane * (dim + 1);
+      float x = 0.0f;
+      for (int c = 0; c < dim; ++c) x += shared.query[r][c] * key[c];
+      const float heat = plan.temperature + plan.warming * static_cast<float>(plan.token(first + r));
+      if (heat != 1.0f) x /= heat;
+      logit[k] = m == 0 || x > logit[k] ? x : logit[k];
+    }
+  }
+}
+
+/// Largest logit of every line in a piece of a head, and its sum of exp. Grid: pieces, blocks of lines, heads.
+template <class KeyCodec, class ValueCodec>
+__global__ void __launch_bounds__(piece_threads, 4) column_pieces(PagedHeads<KeyCodec, ValueCodec> heads, ColumnPlan plan) {
+  ColumnShared& shared = *reinterpret_cast<ColumnShared*>(cuda::dyn_smem());
+  float* tile = reinterpret_cast<float*>(cuda::dyn_smem() + sizeof(ColumnShared));
+  const index_t head = blockIdx.z, piece = blockIdx.x, first = static_cast<index_t>(blockIdx.y) * row_block;
+  const index_t slots = heads.slots[head], size = piece_slots(slots, true);
+  if (piece >= pieces(slots, true)) return;
+  const int lines = static_cast<int>(plan.lines - first < row_block ? plan.lines - first : row_block);
+  float top[warp_lines], total[warp_lines];
+  for (int k = 0; k < warp_lines; ++k) top[k] = minus_infinity(), total[k] = 0.0f;
+  const index_t end = (piece + 1) * size < slots ? (piece + 1) * size : slots;
+  for (index_t at = piece * size; at < end; at += piece_tile) {
+    const int count = static_cast<int>(end - at < piece_tile ? end - at : piece_tile);
+    float logit[warp_lines];
+    __syncthreads();
+    load_keys(heads, head, at, count, static_cast<int>(plan.dim), shared, tile);
+    line_logits(plan, head, slots, at, count, first, lines, shared, tile, logit);
+#pragma unroll
+    for (int k = 0; k < warp_lines; ++k) {
+      const bool bad = logit[k] != logit[k];
+      const float largest = cuda::warp_max(bad ? minus_infinity() : logit[k]);
+      const float most = largest > top[k] ? largest : top[k];
+      if (most > minus_infinity()) {  // the same in all lanes
+        total[k] = (top[k] > minus_infinity() ? total[k] * expf(top[k] - most) : 0.0f) +
+                   cuda::warp_sum(logit[k] > minus_infinity() || bad ? expf(logit[k] - most) : 0.0f);
+        top[k] = most;
+      }
+    }
+  }
+#pragma unroll
+  for (int k = 0; k < warp_lines; ++k) {
+    const int r = cuda::warp_of_block() + k * piece_warps;
+    if (r >= lines || cuda::lane_of_warp() != 0) continue;
+    plan.top[plan.at_piece(head, piece, first + r)] = top[k];
+    plan.total[plan.at_piece(head, piece, first + r)] = total[k];
+  }
+}
+
+/// Joins the pieces of a line. Grid: blocks of lines, heads.
+template <int Threads>
+__global__ void __launch_bounds__(Threads) join_lines(const index_t* slots, ColumnPlan plan) {
+  const index_t line = static_cast<index_t>(blockIdx.x) * Threads + threadIdx.x, head = blockIdx.y;
+  if (line >= plan.lines) return;
+  const index_t n = pieces(slots[head], true);
+  float top = minus_infinity(), total = 0.0f;
+  for (index_t p = 0; p < n; ++p) top = plan.top[plan.at_piece(head, p, line)] > top ? plan.top[plan.at_piece(head, p, line)] : top;
+  for (index_t p = 0; p < n; ++p) {
+    const float t = plan.top[plan.at_piece(head, p, line)];
+    if (t > minus_infinity()) total += plan.total[plan.at_piece(head, p, line)] * expf(t - top);
+  }
+  plan.final_top[head * plan.lines + line] = top;
+  plan.final_scale[head * plan.lines + line] = total > 0.0f ? 1.0f / total : 0.0f;
+}
+
+/// What a slot has gathered, in the order of lines. One lane's.
+struct SlotColumn {
+  float result = 0.0f, lead = 0.0f;
+  index_t seen = 0;
+
+  __device__ void put(const ColumnPlan& plan, index_t sees, float p, float& to) {
+    if (plan.row_rule == RowReduce::max) to = p > to ? p : to;
+    else if (plan.row_rule == RowReduce::mean) to += p / static_cast<float>(plan.tokens);
+    else if (plan.row_rule == RowReduce::low_count) to += p >= 1.0f / static_cast<float>(sees) ? 0.0f : 1.0f;
+    else to += p;
+  }
+  /// Share p of a line that sees the slot.
+  __device__ void take(const ColumnPlan& plan, index_t line, index_t sees, bool in_band, float p, float* series, index_t slots) {
+    const bool last = plan.joins_logits() || plan.member(line) == plan.group - 1;
+    seen += static_cast<index_t>(last);
+    if (plan.group_rule == GroupReduce::none) {
+      if (in_band) put(plan, sees, p, series[plan.member(line) * slots]);
+      return;
+    }
+    if (plan.joins_logits() || plan.member(line) == 0) lead = p;
+    else lead = plan.group_rule != GroupReduce::max ? lead + p : p > lead ? p : lead;
+    if (last && in_band) put(plan, sees, plan.group_rule == GroupReduce::mean ? lead / static_cast<float>(plan.group) : lead, result);
+  }
+};
+
+/// The columns of a tile of slots over all lines. Grid: tiles, heads.
+template <class KeyCodec, class ValueCodec>
+__global__ void __launch_bounds__(piece_threads, 4) column_tiles(PagedHeads<KeyCodec, ValueCodec> heads, ColumnPlan plan) {
+  ColumnShared& shared = *reinterpret_cast<ColumnShared*>(cuda::dyn_smem());
+  float* tile = reinterpret_cast<float*>(cuda::dyn_smem() + sizeof(ColumnShared));
+  const index_t head = blockIdx.y, at = static_cast<index_t>(blockIdx.x) * piece_tile, slots = heads.slots[head];
+  if (at >= slots) return;
+  const int count = static_cast<int>(slots - at < piece_tile ? slots - at : piece_tile), lane = cuda::lane_of_warp();
+  load_keys(heads, head, at, count, static_cast<int>(plan.dim), shared, tile);
+
+  const bool mine = cuda::warp_of_block() == 0 && lane < count;  // a lane gathers a slot
+  const bool apart = plan.group_rule == GroupReduce::none;
+  const index_t series = apart ? plan.group : 1;
+  float* out = plan.out.data + plan.out.offset[head] * series + at + lane;
+  SlotColumn column;
+  if (mine && !plan.add)
+    for (index_t m = 0; m < series; ++m) out[m * slots] = 0.0f;
+  if (mine && !apart) column.result = out[0];
+  for (index_t first = 0; first < plan.lines; first += row_block) {
+    const int lines = static_cast<int>(plan.lines - first < row_block ? plan.lines - first : row_block);
+    float logit[warp_lines];
+    line_logits(plan, head, slots, at, count, first, lines, shared, tile, logit);
+#pragma unroll
+    for (int k = 0; k < warp_lines; ++k) {
+      const int r = cuda::warp_of_block() + k * piece_warps;
+      if (r >= lines) continue;
+      const index_t line = head * plan.lines + first + r;
+      shared.share[r][lane] = expf(logit[k] - plan.final_top[line]) * plan.final_scale[line];
+    }
+    __syncthreads();
+    for (int r = 0; mine && r < lines; ++r) {
+      const index_t sees = plan.sees(slots, first + r), slot = at + lane;
+      if (slot < sees) column.take(plan, first + r, sees, plan.band == 0 || slot >= sees - plan.band, shared.share[r][lane], out, slots);
+    }
+  }
+  if (!mine) return;
+  const float rows = plan.row_rule == RowReduce::seen_mean && column.seen > 0 ? static_cast<float>(column.seen) : 1.0f;
+  if (!apart) out[0] = column.result / rows;
+  else
+    for (index_t m = 0; m < series; ++m) out[m * slots] /= rows;
+}
+
+}  // namespace cuda_kernels
+
+/// Queries [q_heads, rows, head_dim] of the newest `rows` tokens, keys of PagedHeads. Three launches: pieces of heads for
+/// the normalisers, their join, then tiles of slots, which read the keys once for all rows.
+///
+/// Numbers  float32, in a fixed order.
+/// Errors   shape_mismatch, invalid_argument, workspace_too_small; not_supported: `chosen`, noise and parts, which only the
+///          CPU has.
+template <>
+struct AttendColumns<Cuda> {
+  static std::size_t workspace_bytes(const ColumnRequest& request, index_t q_heads, index_t kv_heads, index_t max_slots) {
+    const cuda_kernels::ColumnPlan p = plan_of(request, q_heads, kv_heads, max_slots);
+    return Scratch::align + 2 * Scratch::bytes_for<float>(p.kv_heads * p.most * p.lines) + 2 * Scratch::bytes_for<float>(p.kv_heads * p.lines);
+  }
+
+  template <class KeyCodec, class ValueCodec>
+  static Status run(Context<Cuda>& ctx, const ColumnRequest& request, TensorView<const float, 3> queries, float softmax_scale,
+                    const PagedHeads<KeyCodec, ValueCodec>& heads, index_t max_slots) {
+    using namespace cuda_kernels;
+    const float last = request.temperature + request.warming * static_cast<float>(request.rows > 0 ? request.rows - 1 : 0);
+    if (!request.chosen.empty() || request.seed != 0 || request.part.last > 0) return Status::not_supported;
+    if (!(request.temperature > 0.0f && last > 0.0f) || request.rows < 0 || request.band < 0) return Status::invalid_argument;
+    if (heads.kv_heads < 1 || heads.kv_heads > 65535 || max_slots < 0 || max_slots > 0x7fffffff) return Status::invalid_argument;
+    const index_t q_heads = queries.extent[0], dim = queries.extent[2];
+    if (q_heads % heads.kv_heads != 0 || queries.extent[1] != request.rows || request.out.heads != heads.kv_heads) return Status::shape_mismatch;
+    if (!heads.key_codec.valid(dim) || dim > max_head_dim) return Status::invalid_argument;
+    if (ctx.workspace().size() < workspace_bytes(request, q_heads, heads.kv_heads, max_slots)) return Status::workspace_too_small;
+
+    ColumnPlan plan = plan_of(request, q_heads, heads.kv_heads, max_slots);
+    plan.queries = queries, plan.dim = dim, plan.scale = softmax_scale;
+    Scratch scratch(ctx.workspace());
+    plan.top = scratch.take<float>(plan.kv_heads * plan.most * plan.lines);
+    plan.total = scratch.take<float>(plan.kv_heads * plan.most * plan.lines);
+    plan.final_top = scratch.take<float>(plan.kv_heads * plan.lines);
+    plan.final_scale = scratch.take<float>(plan.kv_heads * plan.lines);
+    Status s = cuda::launch(ctx, column_pieces<KeyCodec, ValueCodec>, {plan.most, cuda::covering(plan.lines, row_block), plan.kv_heads},
+                            piece_threads, column_shared(dim), heads, plan);
+    if (s == Status::ok)
+      s = cuda::launch(ctx, join_lines<128>, {cuda::covering(plan.lines, 128), plan.kv_heads}, 128, 0, heads.slots, plan);
+    if (s == Status::ok)
+      s = cuda::launch(ctx, column_tiles<KeyCodec, ValueCodec>, {cuda::covering(max_slots, piece_tile), plan.kv_heads}, piece_threads,
+                       column_shared(dim), heads, plan);
+    return s;
+  }
+
+ private:
+  static cuda_kernels::ColumnPlan plan_of(const ColumnRequest& r, index_t q_heads, index_t kv_heads, index_t max_slots) {
+    cuda_kernels::ColumnPlan p;
+    p.out = r.out, p.kv_heads = kv_heads, p.group = q_heads / kv_heads, p.tokens = r.rows, p.max_slots = max_slots;
+    p.group_rule = r.group, p.row_rule = r.row, p.past = r.past, p.add = r.add, p.band = r.band;
+    p.temperature = r.temperature, p.warming = r.warming;
+    p.lines = p.joins_logits() ? p.tokens : p.tokens * p.group;
+    const index_t least = cuda::covering(max_slots, cuda_kernels::least_piece);
+    p.most = least < 1 ? 1 : least < cuda_kernels::most_pieces ? least : cuda_kernels::most_pieces;
+    return p;
+  }
+};
+
+}  // namespace kvcondense::prim

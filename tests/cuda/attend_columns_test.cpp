@@ -1,0 +1,136 @@
+// Columns of the attention matrix on CUDA against the CPU, for every reduction.
+
+#include <cmath>
+#include <random>
+#include <vector>
+
+#include <kvcondense/backend/cpu/attend_columns.hpp>
+#include <kvcondense/cuda.cuh>
+
+#include "device.hpp"
+#include "paged_heads.hpp"
+
+using namespace kvcondense;
+using test::at;
+using test::ColumnShape;
+
+namespace {
+
+using Keys = prim::GroupInt<4>;
+
+/// What AttendColumns<Cpu> asks of a head beyond its keys.
+struct ColumnHead : test::HostHead<Keys, Keys> {
+  TensorView<const float, 3> queries;
+  index_t group, rows;
+
+  index_t visible(index_t row) const { return std::max<index_t>(0, n - rows + row + 1); }
+  void load_query(index_t row, index_t member, float* q) const {
+    for (index_t d = 0; d < queries.extent[2]; ++d) q[d] = queries(head * group + member, row, d);
+  }
+  index_t token(index_t slot) const { return slot; }
+  index_t row_token(index_t row) const { return n - rows + row; }
+};
+
+struct Fixture {
+  index_t group, rows, dim = 64;
+  std::vector<index_t> slots{300, 5, 0, 64, 31}, offset{0, 300, 305, 305, 369, 400};
+  std::vector<ColumnShape> shapes{{4, 250, 46, 1}, {0, 0, 5}, {0, 0, 0}, {0, 64, 0}, {1, 0, 30}};
+  Keys codec{.axis = prim::GroupAxis::channel, .group_size = 32};
+  test::HostColumn<Keys> keys{codec, {DType::f16}, 64, 64, shapes, 31};
+  std::vector<float> queries, before;
+  float scale = 0.125f;
+
+  Fixture(index_t g, index_t r) : group(g), rows(r) {
+    std::mt19937 random(17);
+    std::normal_distribution<float> normal;
+    queries.resize(at(5 * group * rows * dim));
+    for (float& x : queries) x = normal(random);
+    before.resize(at(400 * group));
+    for (float& x : before) x = std::fabs(normal(random));
+  }
+
+  void compare(prim::ColumnRequest r) const {
+    r.rows = rows;
+    const std::size_t size = at(400 * (r.group == prim::GroupReduce::none ? group : 1));
+    std::vector<float> expected(before.begin(), before.begin() + static_cast<std::ptrdiff_t>(size));
+    const std::vector<float> start = expected;
+    const CacheShape shape{.q_heads = 5 * group, .kv_heads = 5, .head_dim = dim, .softmax_scale = scale};
+    Workspace scratch;
+    REQUIRE(scratch.reserve(prim::AttendColumns<Cpu>::workspace_bytes(1, shape, rows)) == Status::ok);
+    Context<Cpu> cpu(scratch.bytes());
+    r.out = {expected.data(), offset.data(), 5};
+    const auto q = dense_view(queries.data(), 5 * group, rows, dim);
+    REQUIRE(prim::AttendColumns<Cpu>::run(cpu, r, shape, [&](index_t h) {
+              ColumnHead head;
+              head.keys = &keys, head.head = h, head.n = slots[at(h)];
+              head.queries = q, head.group = group, head.rows = rows;
+              return head;
+            }) == Status::ok);
+
+    test::Device device;
+    auto copy = keys.on(device);
+    test::OnDevice<index_t> n(device, slots), o(device, offset);
+    test::OnDevice<float> out(device, start), in(device, queries);
+    r.out = {out.data(), o.data(), 5};
+    const prim::PagedHeads<Keys, Keys> heads{codec, codec, {DType::f16}, copy.view(), copy.view(), n.data(), 5};
+    const std::size_t need = prim::AttendColumns<Cuda>::workspace_bytes(r, 5 * group, 5, 300);
+    const auto device_queries = dense_view(static_cast<const float*>(in.data()), 5 * group, rows, dim);
+    Context<Cuda> less = device.with_workspace(need - 1);
+    REQUIRE(prim::AttendColumns<Cuda>::run(less, r, device_queries, scale, heads, 300) == Status::workspace_too_small);
+    Context<Cuda> ctx = device.with_workspace(need);
+    REQUIRE(prim::AttendColumns<Cuda>::run(ctx, r, device_queries, scale, heads, 300) == Status::ok);
+    const std::vector<float> got = out.read();
+    INFO("group " << static_cast<int>(r.group) << " row " << static_cast<int>(r.row) << " past " << r.past << " rows " << rows);
+    for (std::size_t i = 0; i < size; ++i) {
+      INFO("number " << i << ": " << got[i] << " and " << expected[i] << " group size " << group);
+      REQUIRE(std::fabs(got[i] - expected[i]) < 2e-5f * (1.0f + std::fabs(expected[i])));
+    }
+  }
+};
+
+}  // namespace
+
+TEST_CASE("cuda attend_columns: every reduction of groups and rows") {
+  using prim::GroupReduce;
+  using prim::RowReduce;
+  for (const index_t group : {1, 3})
+    for (const index_t rows : {1, 7}) {
+      const Fixture f(group, rows);
+      for (const GroupReduce g : {GroupReduce::none, GroupReduce::sum, GroupReduce::mean, GroupReduce::max, GroupReduce::max_logit})
+        for (const RowReduce r : {RowReduce::sum, RowReduce::mean, RowReduce::max, RowReduce::seen_mean, RowReduce::low_count})
+          f.compare({.group = g, .row = r});
+    }
+}
+
+TEST_CASE("cuda attend_columns: the past alone, on top of what is there, heated, and a band") {
+  Fixture(8, 40).compare({.group = prim::GroupReduce::mean, .row = prim::RowReduce::seen_mean});
+  const Fixture f(3, 7);
+  using prim::GroupReduce;
+  for (const GroupReduce g : {GroupReduce::none, GroupReduce::mean, GroupReduce::max_logit}) {
+    f.compare({.group = g, .past = true});
+    f.compare({.group = g, .row = prim::RowReduce::max, .add = true});
+    f.compare({.group = g, .row = prim::RowReduce::seen_mean, .add = true});
+    f.compare({.group = g, .temperature = 1.5f, .warming = 0.25f});
+    f.compare({.group = g, .row = prim::RowReduce::seen_mean, .band = 9});
+  }
+  test::each_way([&] { Fixture(2, 3).compare({.group = GroupReduce::mean}); });
+}
+
+TEST_CASE("cuda attend_columns: what is refused") {
+  test::Device device;
+  const prim::PagedHeads<Keys, Keys> heads{{.group_size = 32}, {.group_size = 32}, {}, {}, {}, nullptr, 2};
+  const auto run = [&](prim::ColumnRequest r, index_t q_heads, index_t rows, index_t most) {
+    static const float q = 0.0f;
+    r.out.heads = 2;
+    return prim::AttendColumns<Cuda>::run(device, r, dense_view(&q, q_heads, rows, 64), 1.0f, heads, most);
+  };
+  const std::int32_t one[] = {0};
+  CHECK(run({.rows = 2, .chosen = one}, 4, 2, 9) == Status::not_supported);
+  CHECK(run({.rows = 2, .seed = 3}, 4, 2, 9) == Status::not_supported);
+  CHECK(run({.rows = 2, .part = {.last = 3}}, 4, 2, 9) == Status::not_supported);
+  CHECK(run({.rows = 2, .temperature = 0.0f}, 4, 2, 9) == Status::invalid_argument);
+  CHECK(run({.rows = 2, .warming = -1.0f}, 4, 2, 9) == Status::invalid_argument);
+  CHECK(run({.rows = 2}, 3, 2, 9) == Status::shape_mismatch);
+  CHECK(run({.rows = 2}, 4, 3, 9) == Status::shape_mismatch);
+  CHECK(run({.rows = 2}, 4, 2, 9) == Status::workspace_too_small);
+}
