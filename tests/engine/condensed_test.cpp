@@ -114,7 +114,10 @@ TEST_CASE("condensed: every word of the registry runs in the model", "[engine][c
       if (!budget.empty() && e->field(newest) != nullptr) budget += std::string(", ") + newest + "=24";
     const std::string comma = !policy.empty() && !budget.empty() ? ", " : "";
     // Random bases say nothing of this model; whole ones lose nothing.
-    if (e->room == kvcondense::Stage::lowrank && e->field("keys") != nullptr) budget = std::string("keep=100%, value_keep=100%") + (e->field("rule") != nullptr ? ", rule=part" : "");
+    const bool lowrank = e->room == kvcondense::Stage::lowrank;
+    for (const char* part : {"keep=100%", "value_keep=100%", "rule=part"})
+      if (const std::string field = std::string(part).substr(0, std::string(part).find('=')); lowrank && e->field(field) != nullptr)
+        budget += (budget.empty() ? "" : ", ") + std::string(part);
     std::string recipe = std::string(e->word) + "(" + policy + comma + budget + ")";
     CAPTURE(recipe);
     static const kvcondense::test::RandomModel random(cache_shape(tinylm().config));
