@@ -21,6 +21,7 @@ struct Launch {
   Dim3 grid, block;
   u32 dynamic_shared = 0;
   std::vector<u8> params;
+  u64 block_limit = 500'000'000;  // warp instructions; no test needs so many
 };
 
 struct Block;

@@ -5,6 +5,7 @@
 #include <deque>
 #include <map>
 #include <memory>
+#include <optional>
 #include <string>
 #include <unordered_map>
 #include <utility>
@@ -25,6 +26,9 @@ enum class Special : u8 {
   nctaid_z, laneid, warpid, nwarpid, smid, nsmid, gridid, lanemask_eq, lanemask_lt, lanemask_le,
   lanemask_gt, lanemask_ge, clock, clock64, globaltimer, dynamic_smem_size, total_smem_size
 };
+
+/// The special register of this name, "%tid.x" say.
+std::optional<Special> special_named(std::string_view name);
 
 struct Operand {
   enum class Form : u8 {
