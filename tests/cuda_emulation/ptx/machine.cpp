@@ -95,7 +95,12 @@ void Block::barrier() {
                   first->current().text + "' and warp " + std::to_string(warp.index) +
                   " at another, '" + warp.current().text + "'\n  in " + launch.kernel->name);
     Instruction const& at = warp.current();
-    if (!at.mod.has("red")) continue;
+    bool const reduces = at.mod.has("red");
+    // bar.sync a, b; bar.red p, a, b, q
+    if (at.o.size() == (reduces ? 4 : 2) && at.o[reduces ? 2 : 1].value != threads)
+      throw Fault("block barrier of part of the block is not covered: '" + at.text + "'\n  in " +
+                  launch.kernel->name);
+    if (!reduces) continue;
     Mask const votes = warp.mask_of(at.o.back()) & warp.live;
     any |= votes != 0, all &= votes == warp.live;
     count += static_cast<u32>(__builtin_popcount(votes));

@@ -113,9 +113,11 @@ struct Warp {
   void branch(Instruction const& i, Mask taken);
   void branch_table(Instruction const& i, Mask m);
   void meet(Instruction const& i, Mask arrived);
-  bool complete(u32 at, u32 frame);
+  void complete(u32 at, u32 frame);
   void perform(Instruction const& i, Mask m);
-  [[noreturn]] void never_met() const;
+  Mask awaited_by(u32 lane) const;
+  std::string waiting_text(u32 lane) const;
+  [[noreturn]] void never_met();
   void call(Instruction const& i, Mask m);
   void leave(Mask m, bool exit);
   u32 frame_for(Function const& callee, u32 depth);

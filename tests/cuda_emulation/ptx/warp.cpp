@@ -54,38 +54,27 @@ void Warp::set_pc(Mask m, u32 to) {
 }
 
 void Warp::regroup() {
-  for (;;) {
-    Mask const ready = live & ~parked;
-    if (ready) {
-      u32 best = nowhere;
-      for_lanes(ready, [&](u32 l) {
-        if (best == nowhere || lanes[l].calls.size() > lanes[best].calls.size() ||
-            (lanes[l].calls.size() == lanes[best].calls.size() && lanes[l].pc < lanes[best].pc))
-          best = l;
-      });
-      Lane const& first = lanes[best];
-      group = 0, until = nowhere, pc = first.pc;
-      for_lanes(ready, [&](u32 l) {
-        if (lanes[l].pc == pc && lanes[l].frame == first.frame)
-          group |= Mask{1} << l;
-        else if (lanes[l].calls.size() == first.calls.size())
-          until = std::min(until, std::max(lanes[l].pc, pc + 1));
-      });
-      registers = storage[0].bytes + first.frame;
-      return;
-    }
-    if (!parked) {
-      state = State::done;
-      return;
-    }
-    // Nobody can go on: perhaps those who were waited for have exited.
-    bool any = false;
-    for_lanes(parked, [&](u32 l) {
-      if ((parked >> l & 1) && state == State::running) any |= complete(lanes[l].pc, lanes[l].frame);
-    });
-    if (!any) never_met();
-    if (state == State::at_barrier) return;
+  Mask const ready = live & ~parked;
+  if (!ready) {
+    if (parked) never_met();
+    state = State::done;
+    return;
   }
+  u32 best = nowhere;
+  for_lanes(ready, [&](u32 l) {
+    if (best == nowhere || lanes[l].calls.size() > lanes[best].calls.size() ||
+        (lanes[l].calls.size() == lanes[best].calls.size() && lanes[l].pc < lanes[best].pc))
+      best = l;
+  });
+  Lane const& first = lanes[best];
+  group = 0, until = nowhere, pc = first.pc;
+  for_lanes(ready, [&](u32 l) {
+    if (lanes[l].pc == pc && lanes[l].frame == first.frame)
+      group |= Mask{1} << l;
+    else if (lanes[l].calls.size() == first.calls.size())
+      until = std::min(until, std::max(lanes[l].pc, pc + 1));
+  });
+  registers = storage[0].bytes + first.frame;
 }
 
 void Warp::run(u64& budget) {
@@ -171,15 +160,13 @@ void Warp::meet(Instruction const& i, Mask arrived) {
 }
 
 /// Lets those parked at `at` go on whose whole company is there.
-bool Warp::complete(u32 at, u32 frame) {
+void Warp::complete(u32 at, u32 frame) {
   Instruction const& i = block->module.code[at];
   Mask here = 0;
   for_lanes(parked, [&](u32 l) {
     if (lanes[l].pc == at && lanes[l].frame == frame) here |= Mask{1} << l;
   });
   registers = storage[0].bytes + frame;
-  pc = at;
-  bool any = false;
   while (here) {
     u32 const first = static_cast<u32>(std::countr_zero(here));
     Mask wanted = live, company = here;
@@ -194,13 +181,11 @@ bool Warp::complete(u32 at, u32 frame) {
     }
     here &= ~company;
     if (company != wanted) continue;
-    any = true;
     parked &= ~company;
     group = company;
     perform(i, company);
     if (state == State::running) set_pc(company, at + 1);
   }
-  return any;
 }
 
 void Warp::perform(Instruction const& i, Mask m) {
@@ -212,24 +197,31 @@ void Warp::perform(Instruction const& i, Mask m) {
   }
 }
 
-void Warp::never_met() const {
-  u32 const first = static_cast<u32>(std::countr_zero(parked));
-  Instruction const& at = block->module.code[lanes[first].pc];
+/// The lanes that a parked lane waits for.
+Mask Warp::awaited_by(u32 l) const {
+  Instruction const& at = block->module.code[lanes[l].pc];
+  if (at.together != Together::masked) return live;
+  Operand const& o = at.o[at.mask_operand];
+  void const* const masks = o.lanes ? o.lanes : storage[0].bytes + lanes[l].frame + o.at;
+  return static_cast<u32 const*>(masks)[l] & live;
+}
+
+std::string Warp::waiting_text(u32 l) const {
+  Instruction const& at = block->module.code[lanes[l].pc];
   Mask here = 0;
-  for_lanes(parked, [&](u32 l) { here |= Mask{lanes[l].pc == lanes[first].pc} << l; });
-  Mask wanted = live;
-  if (at.together == Together::masked) {
-    Operand const& o = at.o[at.mask_operand];
-    wanted = (o.lanes ? static_cast<u32 const*>(o.lanes)
-                      : reinterpret_cast<u32 const*>(storage[0].bytes + lanes[first].frame + o.at))[first] & live;
-  }
-  std::string text = std::string(at.flow == Flow::block_barrier ? "block barrier" : "warp operation") +
-                     " reached by lanes " + lanes_text(here) + " of " + lanes_text(wanted);
-  if (Mask const rest = parked & ~here) {
-    u32 const other = static_cast<u32>(std::countr_zero(rest));
-    text += "; lane " + std::to_string(other) + " waits at '" +
-            block->module.code[lanes[other].pc].text + "'";
-  }
+  for_lanes(parked, [&](u32 k) { here |= Mask{lanes[k].pc == lanes[l].pc} << k; });
+  return std::string(at.flow == Flow::block_barrier ? "block barrier" : "warp operation") +
+         " reached by lanes " + lanes_text(here) + " of " + lanes_text(awaited_by(l));
+}
+
+void Warp::never_met() {
+  u32 const first = static_cast<u32>(std::countr_zero(parked));
+  pc = lanes[first].pc;
+  std::string text = waiting_text(first);
+  for_lanes(parked, [&](u32 l) {
+    if (lanes[l].pc == pc || text.find(';') != text.npos) return;
+    text += "; lane " + std::to_string(l) + " waits at '" + block->module.code[lanes[l].pc].text + "'";
+  });
   throw Fault(text);
 }
 
@@ -291,6 +283,11 @@ void Warp::leave(Mask m, bool exit) {
     if (exit || lane.calls.empty()) {
       if (!lane.copies.empty())
         throw Fault("lane " + std::to_string(l) + " exits with cp.async copies in flight");
+      for_lanes(parked, [&](u32 k) {
+        if (awaited_by(k) >> l & 1)
+          throw Fault("lane " + std::to_string(l) + " exits while others wait for it: " +
+                      waiting_text(k) + " at '" + block->module.code[lanes[k].pc].text + "'");
+      });
       live &= ~(Mask{1} << l);
       return;
     }
