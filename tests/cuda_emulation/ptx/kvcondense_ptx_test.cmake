@@ -6,7 +6,7 @@
 include_guard(GLOBAL)
 include(CheckCXXCompilerFlag)
 
-set(kvcondense_ptx_dir "${CMAKE_CURRENT_LIST_DIR}")
+set(kvcondense_ptx_dir "${CMAKE_CURRENT_LIST_DIR}" CACHE INTERNAL "")
 
 # No contraction: a product and a sum that PTX keeps apart stay apart. The machine's own
 # instructions: lanes are loops that vectorize.
@@ -22,34 +22,30 @@ set(kvcondense_ptx_options -O3 -ffp-contract=off -fno-strict-aliasing)
 if(KVCONDENSE_HAS_MARCH_NATIVE)
   list(APPEND kvcondense_ptx_options -march=native)
 endif()
+if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU")
+  list(APPEND kvcondense_ptx_options -Wno-restrict)  # false alarms of GCC 12 over std::string
+endif()
 target_compile_options(kvcondense_ptx PRIVATE ${kvcondense_ptx_options})
 target_link_libraries(kvcondense_ptx PRIVATE kvcondense_warnings PUBLIC kvcondense_build)
 set_source_files_properties(ops_float.cpp PROPERTIES COMPILE_OPTIONS -frounding-math)
 
-set(KVCONDENSE_PTX_NVCC "" CACHE FILEPATH "nvcc for the tests that run PTX on the CPU")
-mark_as_advanced(KVCONDENSE_PTX_NVCC)
-if(NOT KVCONDENSE_PTX_NVCC AND NOT KVCONDENSE_CUDA STREQUAL "OFF")
-  find_program(kvcondense_nvcc nvcc HINTS ENV CUDA_PATH ENV CUDA_HOME /usr/local/cuda PATH_SUFFIXES bin)
-  mark_as_advanced(kvcondense_nvcc)
-  if(kvcondense_nvcc)
-    set(KVCONDENSE_PTX_NVCC "${kvcondense_nvcc}")
-  endif()
+if(NOT KVCONDENSE_CUDA STREQUAL "OFF")
+  find_program(KVCONDENSE_PTX_NVCC nvcc HINTS ENV CUDA_PATH ENV CUDA_HOME /usr/local/cuda
+    PATH_SUFFIXES bin DOC "nvcc for the tests that run PTX on the CPU")
+  mark_as_advanced(KVCONDENSE_PTX_NVCC)
 endif()
-set(kvcondense_ptx_toolkit)
 if(KVCONDENSE_PTX_NVCC)
   get_filename_component(kvcondense_nvcc_bin "${KVCONDENSE_PTX_NVCC}" REALPATH)
   get_filename_component(kvcondense_nvcc_bin "${kvcondense_nvcc_bin}" DIRECTORY)
   find_path(kvcondense_ptx_toolkit_dir cuda_runtime_api.h
     HINTS "${kvcondense_nvcc_bin}/../include" "${kvcondense_nvcc_bin}/../targets/x86_64-linux/include")
   mark_as_advanced(kvcondense_ptx_toolkit_dir)
-  if(kvcondense_ptx_toolkit_dir)
-    set(kvcondense_ptx_toolkit ON)
-  endif()
 endif()
-if(kvcondense_ptx_toolkit)
+if(kvcondense_ptx_toolkit_dir)
   add_library(kvcondense_ptx_runtime STATIC runtime_device.cpp runtime_launch.cpp
     runtime_memory.cpp runtime_state.cpp runtime_stream.cpp)
   target_include_directories(kvcondense_ptx_runtime SYSTEM PUBLIC "${kvcondense_ptx_toolkit_dir}")
+  target_compile_options(kvcondense_ptx_runtime PRIVATE ${kvcondense_ptx_options})
   target_link_libraries(kvcondense_ptx_runtime PUBLIC kvcondense_ptx PRIVATE kvcondense_warnings)
 else()
   message(STATUS "kvcondense: no nvcc; programs are not tested as PTX")
@@ -57,7 +53,7 @@ endif()
 
 function(kvcondense_ptx_test name)
   cmake_parse_arguments(arg "EAGER" "" "OPTIONS" ${ARGN})
-  if(NOT kvcondense_ptx_toolkit)
+  if(NOT TARGET kvcondense_ptx_runtime)
     return()
   endif()
   set(inputs)
@@ -71,7 +67,7 @@ function(kvcondense_ptx_test name)
     set(object "${CMAKE_CURRENT_BINARY_DIR}/${name}_${stem}.o")
     add_custom_command(OUTPUT "${object}"
       COMMAND "${KVCONDENSE_PTX_NVCC}" -std=c++20 -O3 -lineinfo -cudart none --no-compress
-        -gencode arch=compute_80,code=compute_80 -ccbin "${CMAKE_CXX_COMPILER}"
+        -gencode arch=compute_80,code=compute_80
         -Xcompiler=-ffp-contract=off "-I${kvcondense_SOURCE_DIR}/include"
         "-I${kvcondense_SOURCE_DIR}/tests" "-I${kvcondense_ptx_dir}" ${arg_OPTIONS}
         -MD -MF "${object}.d" -c "${path}" -o "${object}"

@@ -49,6 +49,7 @@ Lexer::Lexer(std::string_view source) : source_(source) {
       token.sort = Token::Sort::number;
     } else if (starts_word(c)) {
       for (; end < source.size(); ++end) {
+        if (source[end] == '.' && c == '.') break;  // ".reg.b32" is two directives
         if (in_word(source[end])) continue;
         if (source[end] == ':' && end + 1 < source.size() && source[end + 1] == ':')
           ++end;

@@ -98,7 +98,7 @@ TEST_CASE("ptx: a fault names the source line that .loc gives") {
 
 TEST_CASE("ptx: names in scopes, initial values, operands of every form") {
   CHECK(run_kernel(kernel("{ .reg .b32 %t; mov.u32 %t, 9; mov.u32 %y, %t; } add.u32 %y, %y, %t;"), iota(32))[5] == 14);
-  CHECK(run_kernel(kernel("mov.u32 %y, WARP_SZ; { .reg .b32 k<3>; mov.u32 k2, 8; add.u32 %y, %y, k2; }"), iota(32))[5] == 40);
+  CHECK(run_kernel(kernel("mov.u32 %y, WARP_SZ; {.reg.b32 k<3>; mov.u32 k2, 8; add.u32 %y, %y, k2; }"), iota(32))[5] == 40);
   CHECK(run_kernel(kernel("ld.global.u8 %y, [bytes+2];", ".global .align 4 .b8 bytes[4] = {1, 2, 0xff};"), iota(32))[0] == 255);
   CHECK(run_kernel(kernel("ld.global.u32 %y, [later+4];", ".visible .global .align 4 .u32 later[3] = {7, -8};"), iota(32))[0] == 0xfffffff8);
   CHECK(run_kernel(kernel("mov.b32 %r0, {%h0, %h1}; mov.u16 %h2, 513; mov.b32 %r1, {%h2, %h2}; mov.b32 {%h3, %h4}, %r1;"
