@@ -12,7 +12,7 @@ set(kvcondense_ptx_dir "${CMAKE_CURRENT_LIST_DIR}" CACHE INTERNAL "")
 # instructions: lanes are loops that vectorize.
 check_cxx_compiler_flag(-march=native KVCONDENSE_HAS_MARCH_NATIVE)
 add_library(kvcondense_ptx STATIC
-  counters.cpp lexer.cpp machine.cpp memory.cpp numbers.cpp opcodes.cpp operands.cpp
+  counters.cpp lexer.cpp machine.cpp memory.cpp names.cpp numbers.cpp opcodes.cpp operands.cpp
   ops_approximate.cpp ops_atomic.cpp ops_bits.cpp ops_compare.cpp ops_convert.cpp ops_copy.cpp
   ops_float.cpp ops_flow.cpp ops_half.cpp ops_integer.cpp ops_matrix.cpp ops_memory.cpp
   ops_move.cpp ops_warp.cpp parser.cpp program.cpp shared_memory.cpp warp.cpp)
