@@ -211,10 +211,10 @@ void add_calibrate(CLI::App& app, Options& o) {
     std::string all;
     for (const std::string& w : words) all += (all.empty() ? "" : ", ") + w;
     return CLI::Validator(
-        [words, all](const std::string& text) -> std::string {
+        [words, all](const std::string& word) -> std::string {
           for (const std::string& w : words)
-            if (w == text) return {};
-          return "expected one of " + all + ", not '" + engine::printable(text) + "'";
+            if (w == word) return {};
+          return "expected one of " + all + ", not '" + engine::printable(word) + "'";
         },
         "");
   };
