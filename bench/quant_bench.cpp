@@ -57,12 +57,13 @@ void encode(benchmark::State& state, const std::string& text, bool keys) {
   const any::AnyQuant& quant = parsed->stages.quant;
   if (const Status s = quant.validate(shape); s != Status::ok) return state.SkipWithError(to_string(s));
   const any::AnyCodec codec = keys ? quant.key_codec(shape, middle) : quant.value_codec(shape, middle);
-  const any::AnyTransform& transform = codec.transform();
-  using Map = prim::RowTransform<Cpu, any::AnyTransform>;
-  std::vector<float> found(static_cast<std::size_t>(transform.state_floats(dim))), x = rows(), scores(slots);
+  const any::AnyCodec::Transform transform = codec.transform();
+  using Map = prim::MapOf<Cpu, any::AnyCodec::Transform>;
+  std::vector<float> found(static_cast<std::size_t>(transform.finding_floats(dim))), x = rows(), scores(slots);
   for (index_t i = 0; i < slots; ++i) scores[static_cast<std::size_t>(i)] = random_uniform(9, static_cast<std::uint64_t>(i));
   if (!found.empty()) {
-    Map::observe(transform, dim, {rows().data(), slots, dim}, found.data());
+    std::vector<float> first = rows();
+    Map::observe(transform, dim, {first.data(), slots, dim}, found.data());
     Map::settle(transform, dim, {dense_view(rows().data(), 1, slots, dim), 0, 1}, found.data());
   }
   const std::size_t bytes = codec.page_bytes(slots, transform.stored_dim(dim));

@@ -152,7 +152,7 @@ TEST_CASE("chained transforms: one after the other, back in turn", "[prim][proje
   REQUIRE(both.centred());
   std::vector<float> x(32), one(32), two(32);
   for (std::size_t i = 0; i < 32; ++i) x[i] = one[i] = two[i] = static_cast<float>(i % 5) - 2.0f;
-  using Map = prim::MapOf<Cpu, decltype(both)>;
+  using Map = prim::MapOf<Cpu, std::remove_cv_t<decltype(both)>>;
   Map::forward(both, nullptr, 32, {one.data(), 1, 32});
   prim::RowTransform<Cpu, prim::Projection>::forward(p, 32, {two.data(), 1, 32});
   prim::RowTransform<Cpu, prim::Hadamard>::forward(both.second, 16, {two.data(), 1, 32});
