@@ -247,7 +247,7 @@ TEST_CASE("cache: every pair of eviction, quantization and position works under 
       }
 }
 
-TEST_CASE("cache: every pair of a low-rank stage with eviction, quantization and position works under any calls", "[cache][pairs]") {
+TEST_CASE("cache: every pair of a low-rank stage with eviction, quantization, position and retrieval works under any calls", "[cache][pairs]") {
   std::uint32_t seed = 5000;
   std::string refused;
   for (const Setting& lowrank : room(Stage::lowrank)) {
@@ -268,6 +268,8 @@ TEST_CASE("cache: every pair of a low-rank stage with eviction, quantization and
     }
     for (const char* all : {"h2o(heavy=20, recent=20) + kivi4(group=8, residual=16)", "snapkv(tokens=40, window=8) + int8(group=8)"})
       REQUIRE(exercise_text(std::string(all) + " + " + lowrank.text + keys, 20.0, ++seed));
+    for (const Setting& retrieve : room(Stage::retrieve))
+      REQUIRE(exercise_text(lowrank.text + " + " + retrieve.text + keys, std::max(6.0, retrieve.most_error), ++seed));
   }
   // Both would be found from data, or the second one from queries that the first one maps.
   REQUIRE(refused == "pca+mikv online_pca+zipcache online_pca+mikv online_pca+smooth_attention think+mikv think+smooth_attention "
