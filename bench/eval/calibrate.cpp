@@ -244,13 +244,16 @@ class Calibrator {
         const HeadResult& r = results[i];
         return r.distiller->loss({r.keys.encode, r.keys.mean}, key_rank, {r.values.encode, r.values.mean}, value_rank);
       };
+      std::vector<double> error(2 * n);
+      const auto measure = [&](std::size_t i) {  // a head's losses depend on its own ranks alone
+        const index_t kr = rank[i], vr = rank[n + i];
+        error[i] = loss(i, std::max(kr - tile, tile), vr), error[n + i] = loss(i, kr, std::max(vr - tile, tile));
+      };
+      for (std::size_t i = 0; i < n; ++i) measure(i);
       while (static_cast<double>(std::accumulate(rank.begin(), rank.end(), index_t{0})) > c_.keep * whole) {
-        std::vector<double> error(2 * n);
-        for (std::size_t i = 0; i < n; ++i) {
-          const index_t kr = rank[i], vr = rank[n + i];
-          error[i] = loss(i, std::max(kr - tile, tile), vr), error[n + i] = loss(i, kr, std::max(vr - tile, tile));
-        }
-        if (fit::greedy_step(error, rank, tile, std::max<index_t>(1, static_cast<index_t>(n) / 4)).empty()) break;
+        const auto lowered = fit::greedy_step(error, rank, tile, std::max<index_t>(1, static_cast<index_t>(n) / 4));
+        if (lowered.empty()) break;
+        for (const std::size_t i : lowered) measure(i % n);
       }
       for (std::size_t i = 0; i < n; ++i) results[i].keys.rank = rank[i], results[i].values.rank = rank[n + i];
     }
