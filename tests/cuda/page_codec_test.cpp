@@ -134,4 +134,6 @@ TEST_CASE("cuda pages: nothing to do, and what cannot be meant") {
   CHECK(Codec::decode(device, codec, {nullptr, 1, 8, 64, 512}) == Status::invalid_argument);
   CHECK(Codec::decode(device, codec, {nullptr, 70000, 8, 64, 64}) == Status::invalid_argument);
   CHECK(Codec::decode(device, codec, {nullptr, 1, 8, 0, 64}) == Status::invalid_argument);
+  CHECK(Codec::encode(device, codec.for_scores(), {nullptr, 1, 8, 64, 64}) == Status::not_supported);
+  CHECK(Codec::decode(device, codec.for_sums(), {nullptr, 1, 8, 64, 64}) == Status::not_supported);
 }

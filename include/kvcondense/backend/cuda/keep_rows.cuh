@@ -88,7 +88,7 @@ struct KeepRows<Cuda> {
   static Status rows(Context<Cuda>& ctx, const Codec& codec, const PageTable& table, RaggedView<const std::int32_t> keep,
                      const index_t* count) {
     using namespace cuda_kernels;
-    if (codec.group_slots() != 1) return Status::not_supported;
+    if (codec.group_slots() != 1 || !lies_in_rows(codec)) return Status::not_supported;
     if (!codec.valid(table.dim) || table.dim > max_head_dim || table.page_slots < 1 || table.page_slots > 65536) return Status::invalid_argument;
     return cuda::launch(ctx, keep_head_rows<Codec>, {table.heads}, keep_threads, 0, codec, table, keep, count);
   }

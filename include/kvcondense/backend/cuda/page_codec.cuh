@@ -149,6 +149,7 @@ template <class Codec>
 Status check(const Codec& codec, const PageBatch& batch) {
   const bool sizes = batch.size >= 0 && batch.size <= 65535 && batch.most >= 0 && batch.slots > 0 &&
                      batch.slots <= 65536 && batch.dim > 0 && batch.dim <= max_head_dim;
+  if (!lies_in_rows(codec)) return Status::not_supported;
   return sizes && codec.valid(batch.dim) ? Status::ok : Status::invalid_argument;
 }
 

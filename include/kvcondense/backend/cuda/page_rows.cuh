@@ -69,6 +69,16 @@ struct RowPage<ExactRows> {
   __device__ float value(int slot, int c) const { return read_number(codec.dtype, row(slot), c); }
 };
 
+/// Whether pages of a codec lie row by row, which is how these kernels read and write them.
+template <class Codec>
+constexpr bool lies_in_rows(const Codec&) {
+  return true;
+}
+template <int Bits>
+constexpr bool lies_in_rows(const GroupInt<Bits>& codec) {
+  return codec.layout == CodeLayout::rows;
+}
+
 template <int Bits>
 struct RowPage<GroupInt<Bits>> {
   GroupInt<Bits> codec;

@@ -18,7 +18,7 @@ class SlotRows<Cuda> {
   /// Exact numbers alone.
   SlotRows(prim::ExactRows exact, prim::ColumnRuns runs, const index_t* slots, index_t heads, index_t max_slots, index_t dim)
       : runs_(runs), slots_(slots), heads_(heads), max_slots_(max_slots), dim_(dim), exact_(exact) {}
-  /// Exact numbers and codes.
+  /// Exact numbers and codes, in pages that lie row by row.
   template <int Bits>
   SlotRows(const prim::GroupInt<Bits>& codec, prim::ExactRows exact, prim::ColumnRuns runs, const index_t* slots, index_t heads,
            index_t max_slots, index_t dim)
