@@ -76,9 +76,13 @@
 #include <kvcondense/quant/qserve.hpp>
 #include <kvcondense/quant/turboquant.hpp>
 #include <kvcondense/quant/zipcache.hpp>
+#include <kvcondense/reuse/prefix_groups.hpp>
+#include <kvcondense/reuse/prefix_index.hpp>
+#include <kvcondense/reuse/radix_tree.hpp>
 #include <kvcondense/storage/flash_window.hpp>
 #include <kvcondense/storage/page_replacement.hpp>
 #include <kvcondense/storage/paged_view.hpp>
+#include <kvcondense/storage/partial_attention.hpp>
 #include <kvcondense/storage/row_pool.hpp>
 #include <kvcondense/storage/storage_pages.hpp>
 #include <kvcondense/storage/swap_plan.hpp>

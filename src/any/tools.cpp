@@ -5,9 +5,13 @@
 #include <kvcondense/cost/io_bound.hpp>
 #include <kvcondense/cost/kinetics_law.hpp>
 #include <kvcondense/cost/roofline.hpp>
+#include <kvcondense/reuse/prefix_groups.hpp>
+#include <kvcondense/reuse/prefix_index.hpp>
+#include <kvcondense/reuse/radix_tree.hpp>
 #include <kvcondense/storage/flash_window.hpp>
 #include <kvcondense/storage/page_replacement.hpp>
 #include <kvcondense/storage/paged_view.hpp>
+#include <kvcondense/storage/partial_attention.hpp>
 #include <kvcondense/storage/row_pool.hpp>
 #include <kvcondense/storage/storage_pages.hpp>
 #include <kvcondense/storage/swap_plan.hpp>
@@ -18,12 +22,16 @@ namespace kvcondense::any {
 namespace {
 
 constexpr Tool all[] = {
+    tool<reuse::PrefixIndex>("Finds the stored blocks that a new sequence begins with."),
+    tool<reuse::RadixTree>("Keeps prefixes as a tree whose edges are runs of tokens, and finds the longest one to the token."),
+    tool<reuse::PrefixGroups>("Splits a batch that is known ahead into groups that share one prefix each, so that most tokens are computed once."),
     tool<storage::PagedView>("Reads and condenses a sequence where an engine stores it: in pages of the engine's own pool."),
     tool<storage::VirtualArena>("Reserves addresses for the longest sequence and maps memory only behind what is used."),
     tool<storage::RowPool>("Gives rows of one pool to whatever comes in rows of that size: keys and values of tokens, adapters."),
     tool<storage::SwapPlan>("Moves a sequence's pages between two memories in as few copies as their places allow."),
     tool<storage::StoragePages>("Gathers chosen rows from a medium that reads whole pages only, each page once."),
     tool<storage::PageReplacement>("Chooses which pages stay in a small fast memory, with or without a one-bit prediction per request."),
+    tool<storage::PartialAttention>("Splits a sequence's cache over machines and says what each sends so that attention is that of one."),
     tool<storage::FlashWindow>("Keeps in fast memory what the last few steps used, and loads only what is new."),
     tool<cost::Deployment>("Tells users per device, prefill, decode and switching times of a model with long contexts."),
     tool<cost::Roofline>("Tells whether arithmetic or memory limits each operation of a layer, and its least time."),
