@@ -85,7 +85,7 @@ struct Attend<Cpu> {
       index_t last = 0;
       for (index_t r = 0; r < rows; ++r) {
         const index_t token = (first + r) / group, member = (first + r) % group;
-        visible[r] = std::max<index_t>(0, slots - tokens + token + 1);
+        visible[r] = std::clamp<index_t>(visible_slots(head, token, tokens), 0, slots);
         last = std::max(last, visible[r]);
         float* q = queries + r * q_width;
         for (index_t d = 0; d < dim; ++d) q[d] = request.queries(q_head + member, token, d);
