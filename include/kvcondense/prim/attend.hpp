@@ -35,7 +35,7 @@ SummarySlot summary_of(const Head& head) {
 /// Slots that query `token` of `tokens` sees: the newest tokens are the queries' own, unless the head says otherwise.
 template <class Head>
 index_t visible_slots(const Head& head, index_t token, index_t tokens) {
-  if constexpr (requires { head.visible(token); }) return head.visible(token);
+  if constexpr (requires { head.visible(token, tokens); }) return head.visible(token, tokens);
   else return head.slots() - tokens + token + 1;
 }
 
@@ -70,10 +70,10 @@ index_t widest_value(Heads&& heads, index_t kv_heads, index_t dim) {
 /// Shapes   queries [q_heads, tokens, head_dim], out [q_heads, tokens, value_dim], lse [q_heads, tokens]
 ///          or empty, mass one number per (kv head, slot) or empty.
 /// Numbers  the last `tokens` slots of every head belong to the queries: query i sees all slots but the
-///          last tokens - 1 - i. A head may say otherwise (`visible(token)`): then query i sees its first
-///          visible(i) slots, in whatever order the queries come. Mass is summed over the query group and the last `mass_rows` queries.
-///          A query that sees no slot gives zeros and lse = -inf. A summary slot counts in lse and
-///          output, and draws attention that no mass reports.
+///          last tokens - 1 - i. A head may say otherwise (`visible(token, tokens)`): then query i sees its
+///          first visible(i, tokens) slots, in whatever order queries come. Mass is summed over the query
+///          group and the last `mass_rows` queries. A query that sees no slot gives zeros and lse = -inf. A
+///          summary slot counts in lse and output, and draws attention that no mass reports.
 struct AttendRequest {
   TensorView<const float, 3> queries;
   TensorView<float, 3> out;
