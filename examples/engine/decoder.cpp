@@ -40,7 +40,21 @@ TensorView<T, 3> by_head(T* rows, index_t heads, index_t tokens, index_t dim) {
 
 }  // namespace
 
-Status Decoder::layer(index_t index, index_t tokens, Phase phase, const Attention& attention) {
+/// The hidden state, the positions and what attention gave, of these rows only.
+void Decoder::keep_rows(std::span<const index_t> rows) {
+  const auto keep = [&](auto& all) {
+    const std::size_t width = all.size() / positions_.size();
+    for (std::size_t i = 0; i < rows.size(); ++i)
+      std::copy_n(all.begin() + static_cast<std::ptrdiff_t>(static_cast<std::size_t>(rows[i]) * width), width,
+                  all.begin() + static_cast<std::ptrdiff_t>(i * width));
+    all.resize(rows.size() * width);
+  };
+  keep(hidden_), keep(mixed_), keep(classes_);
+  if (options_.rotate) keep(rope_.cos), keep(rope_.sin);
+  keep(positions_);  // last: the others are measured by it
+}
+
+Status Decoder::layer(index_t index, index_t& tokens, Phase phase, const Attention& attention) {
   const ModelConfig& c = model_->config;
   const LayerWeights& w = model_->layers[static_cast<std::size_t>(index)];
   const index_t q_width = c.q_heads * c.head_dim, kv_width = c.kv_heads * c.head_dim;
@@ -76,6 +90,11 @@ Status Decoder::layer(index_t index, index_t tokens, Phase phase, const Attentio
   if (const Status s = attention(chunk, by_head(mixed, c.q_heads, tokens, c.head_dim));
       s != Status::ok)
     return s;
+  if (options_.go_on)
+    if (const auto rows = options_.go_on(index); !rows.empty()) {
+      keep_rows(rows);
+      tokens = static_cast<index_t>(rows.size());
+    }
 
   w.o.multiply(mixed, tokens, room(delta_, tokens * c.hidden));
   add(delta_, hidden_);
@@ -96,24 +115,34 @@ void Decoder::feed_forward(const LayerWeights& w, index_t tokens) {
 Expected<std::span<const float>> Decoder::forward(std::span<const std::int32_t> tokens,
                                                   index_t first, const Attention& attention,
                                                   Logits which, Phase phase) {
+  if (first < 0) return Status::invalid_argument;
+  consecutive_.resize(tokens.size());
+  std::iota(consecutive_.begin(), consecutive_.end(), first);
+  return forward_at(tokens, consecutive_, attention, which, phase);
+}
+
+Expected<std::span<const float>> Decoder::forward_at(std::span<const std::int32_t> tokens,
+                                                     std::span<const index_t> positions,
+                                                     const Attention& attention, Logits which,
+                                                     Phase phase) {
   const ModelConfig& c = model_->config;
-  const auto count = static_cast<index_t>(tokens.size());
-  if (count == 0 || first < 0) return Status::invalid_argument;
+  auto count = static_cast<index_t>(tokens.size());
+  if (count == 0 || positions.size() != tokens.size() || positions.front() < 0) return Status::invalid_argument;
   float* hidden = room(hidden_, count * c.hidden);
   for (index_t t = 0; t < count; ++t) {
     const index_t token = tokens[static_cast<std::size_t>(t)];
     if (token < 0 || token >= c.vocab) return Status::out_of_range;
     std::copy_n(model_->embeddings.data() + token * c.hidden, c.hidden, hidden + t * c.hidden);
   }
-  positions_.resize(tokens.size());
-  std::iota(positions_.begin(), positions_.end(), first);
+  positions_.assign(positions.begin(), positions.end());
   classes_.clear();
-  if (options_.classes && speaks_bytes(c)) classes_ = byte_classes(tokens, first == 0);
-  if (options_.rotate) rope_.fill(c.rope, first, count);
+  if (options_.classes && speaks_bytes(c)) classes_ = byte_classes(tokens, positions.front() == 0);
+  if (options_.rotate) rope_.fill(c.rope, positions_);
   for (index_t i = 0; i < c.layers; ++i)
     if (const Status s = layer(i, count, phase, attention); s != Status::ok) return s;
 
   const index_t rows = which == Logits::all || options_.after_pass ? count : 1;
+  hidden = hidden_.data();
   rms_norm(hidden + (count - rows) * c.hidden, model_->norm, c.rms_norm_eps, rows, normed_.data());
   model_->head.multiply(normed_.data(), rows, room(logits_, rows * c.vocab));
   if (options_.after_pass)

@@ -42,6 +42,9 @@ struct DecoderOptions {
   bool rotate = true;     ///< false hands q and k over before RoPE, for caches that store raw keys
   bool keep_raw = false;  ///< q and k before RoPE are handed over too
   bool classes = false;   ///< what the tokenizer knows of tokens is handed over too
+  /// Which rows of a pass go on behind the attention of a layer, ascending; empty: all. The others are dropped, and
+  /// attention need not have been written for them.
+  std::function<std::span<const index_t>(index_t layer)> go_on{};
   /// Sees a pass when it is over: its tokens and the logits after each of them. May stop the decoder.
   std::function<Status(std::span<const std::int32_t> tokens, std::span<const float> logits)> after_pass{};
   index_t chunk =
@@ -64,6 +67,11 @@ class Decoder {
                                            const Attention& attention, Logits which = Logits::last,
                                            Phase phase = Phase::automatic);
 
+  /// forward() of tokens at any ascending positions, for attention that knows how to do with that.
+  Expected<std::span<const float>> forward_at(std::span<const std::int32_t> tokens, std::span<const index_t> positions,
+                                              const Attention& attention, Logits which = Logits::last,
+                                              Phase phase = Phase::automatic);
+
   /// forward() over chunks of about equal size, at most options.chunk: policies that look at the
   /// newest queries of a prefill find them all in the last chunk. With `each`, all logits are
   /// computed and `each(index of the chunk's first token, logits)` sees them; the last token's are
@@ -74,13 +82,14 @@ class Decoder {
                                            const EachChunk& each = nullptr);
 
  private:
-  Status layer(index_t index, index_t tokens, Phase phase, const Attention& attention);
+  Status layer(index_t index, index_t& tokens, Phase phase, const Attention& attention);
+  void keep_rows(std::span<const index_t> rows);
   void feed_forward(const LayerWeights& w, index_t tokens);
 
   const Model* model_;
   DecoderOptions options_;
   RopeTable rope_;
-  std::vector<index_t> positions_;
+  std::vector<index_t> positions_, consecutive_;
   std::vector<kvcondense::TokenClass> classes_;
   std::vector<float> hidden_, normed_, q_, k_, v_, raw_q_, raw_k_, mixed_, gate_, up_, delta_, logits_;
 };

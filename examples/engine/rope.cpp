@@ -27,13 +27,15 @@ prim::RopeConfig library_rope(const RopeConfig& rope, index_t context) {
   return c;
 }
 
-void RopeTable::fill(const RopeConfig& rope, index_t first, index_t tokens) {
-  const auto angles = prim::rope_angles(library_rope(rope, first + tokens), rope.rotary_dim);
+void RopeTable::fill(const RopeConfig& rope, std::span<const index_t> positions) {
+  const auto tokens = static_cast<index_t>(positions.size());
+  const index_t end = positions.empty() ? 0 : positions.back() + 1;
+  const auto angles = prim::rope_angles(library_rope(rope, end), rope.rotary_dim);
   assert(angles && "parse_config lets no other configuration through");
   cos.resize(static_cast<std::size_t>(tokens * angles->pairs));
   sin.resize(cos.size());
   for (index_t t = 0; t < tokens; ++t)
-    prim::rope_cos_sin(*angles, first + t, cos.data() + t * angles->pairs,
+    prim::rope_cos_sin(*angles, positions[static_cast<std::size_t>(t)], cos.data() + t * angles->pairs,
                        sin.data() + t * angles->pairs);
   for (auto* table : {&cos, &sin})
     for (float& x : *table) x *= angles->attention_factor;

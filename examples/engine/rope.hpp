@@ -1,5 +1,6 @@
 #pragma once
 
+#include <span>
 #include <vector>
 
 #include <engine/config.hpp>
@@ -16,8 +17,8 @@ struct RopeTable {
   std::vector<float> cos;
   std::vector<float> sin;
 
-  /// For tokens at first, first + 1, ... Dynamic frequencies are those of the chunk's end.
-  void fill(const RopeConfig& rope, index_t first, index_t tokens);
+  /// For tokens at ascending positions. Dynamic frequencies are those of the chunk's end.
+  void fill(const RopeConfig& rope, std::span<const index_t> positions);
 };
 
 /// Rotates rows [tokens, heads, head_dim] in place. Channel t pairs with t + rotary_dim / 2.

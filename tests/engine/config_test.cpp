@@ -155,7 +155,7 @@ TEST_CASE("config: every scaling of rotary frequencies arrives at its formula",
   REQUIRE(frequency(yarn, 1, 0) == 1);
   REQUIRE(frequency(yarn, 1, 31) == Approx(last / 4));
   RopeTable table;
-  table.fill(yarn, 0, 1);
+  table.fill(yarn, std::vector<index_t>{0});
   REQUIRE(table.cos[0] == Approx(yarn.attention_factor));
 
   std::string why;

@@ -1,3 +1,4 @@
+#include <numeric>
 #include <functional>
 #include <string>
 
@@ -108,7 +109,9 @@ TEST_CASE("decoder: without rotation a cache gets keys that rotate into the usua
   REQUIRE(keys[0] != keys[1]);
   RopeTable table;
   const auto tokens = static_cast<index_t>(prompt.size());
-  table.fill(c.rope, 5, tokens);
+  std::vector<index_t> positions(prompt.size());
+  std::iota(positions.begin(), positions.end(), 5);
+  table.fill(c.rope, positions);
   rotate(c.rope, table, tokens, c.kv_heads, c.head_dim, keys[0].data());
   REQUIRE(keys[0] == keys[1]);
 }
