@@ -5,6 +5,10 @@
 #include <kvcondense/cost/io_bound.hpp>
 #include <kvcondense/cost/kinetics_law.hpp>
 #include <kvcondense/cost/roofline.hpp>
+#include <kvcondense/reuse/cache_craft.hpp>
+#include <kvcondense/reuse/cacheblend.hpp>
+#include <kvcondense/reuse/longmem.hpp>
+#include <kvcondense/reuse/pie.hpp>
 #include <kvcondense/reuse/prefix_groups.hpp>
 #include <kvcondense/reuse/prefix_index.hpp>
 #include <kvcondense/reuse/radix_tree.hpp>
@@ -22,6 +26,10 @@ namespace kvcondense::any {
 namespace {
 
 constexpr Tool all[] = {
+    tool<reuse::Pie>("Edits a text that is already in a cache: what stays is turned to its new positions, only what is new is computed."),
+    tool<reuse::CacheBlend>("Chooses which tokens of reused chunks are computed again, so that chunks see what stands before them."),
+    tool<reuse::CacheCraft>("Tells how much of a stored chunk must be computed again behind a new prefix, and which of its tokens."),
+    tool<reuse::LongMem<Cpu>>("Remembers keys and values of long ago in chunks, and mixes attention to the best of them into local attention."),
     tool<reuse::PrefixIndex>("Finds the stored blocks that a new sequence begins with."),
     tool<reuse::RadixTree>("Keeps prefixes as a tree whose edges are runs of tokens, and finds the longest one to the token."),
     tool<reuse::PrefixGroups>("Splits a batch that is known ahead into groups that share one prefix each, so that most tokens are computed once."),
