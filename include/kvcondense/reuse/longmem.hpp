@@ -1,0 +1,148 @@
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <span>
+
+#include <kvcondense/core/backend.hpp>
+#include <kvcondense/core/buffer.hpp>
+#include <kvcondense/core/expected.hpp>
+#include <kvcondense/core/policy.hpp>
+#include <kvcondense/core/shape.hpp>
+#include <kvcondense/core/status.hpp>
+#include <kvcondense/core/workspace.hpp>
+#include <kvcondense/prim/chunk_memory.hpp>
+
+namespace kvcondense::reuse {
+
+/// Remembers keys and values of long ago in chunks, and mixes attention to the best of them into local attention.
+///
+/// Idea     what left the context stays in a memory beside one layer; each query reads a few chunks of it, found by
+///          their mean keys, and a learned gate per head says how much they count beside what is local.
+/// Source   LongMem, arXiv:2306.07174. Its side network and gates are trained: gates are the engine's.
+/// Needs    keys and values as attention compares them with queries; local attention; a gate bias per query head.
+/// Shapes   keys [kv_heads, tokens, head_dim], values, queries and output as in `prim::RetrieveChunks`. One object per
+///          layer and sequence.
+/// Cost     memory: capacity tokens of float32 keys and values and a mean key per chunk; a retrieval reads all means and
+///          `tokens` tokens per query and head.
+/// Numbers  out = (1 - g) local + g memory, g = 1 / (1 + exp(-bias)): two softmaxes that know nothing of each other. An
+///          empty memory leaves local attention alone. When it is full the oldest chunks go, `drop` at once.
+///          Tokens that do not fill a chunk wait until it is full.
+/// Errors   invalid_argument, shape_mismatch, workspace_too_small, out_of_memory. The memory is then as it was.
+template <Backend B>
+class LongMem {
+ public:
+  static constexpr Descriptor about{"longmem", Stage::reuse, "arXiv:2306.07174"};
+
+  struct Options {
+    index_t chunk = 4;
+    index_t tokens = 64;       ///< that a query reads; whole chunks
+    index_t capacity = 65536;  ///< tokens that are remembered
+    index_t drop = 1;          ///< chunks that go together when it is full
+
+    Status validate() const {
+      const bool sizes = chunk >= 1 && tokens >= chunk && capacity >= chunk && drop >= 1 && drop <= capacity / chunk;
+      return sizes && tokens % chunk == 0 && capacity % chunk == 0 && capacity <= (index_t{1} << 30) ? Status::ok : Status::invalid_argument;
+    }
+  };
+
+  static Expected<LongMem> make(const CacheShape& shape, const Options& options, MemoryResource<Cpu>& memory = heap_memory()) {
+    if (const Status s = kvcondense::validate(shape); s != Status::ok) return s;
+    if (const Status s = options.validate(); s != Status::ok) return s;
+    LongMem m(memory);
+    m.shape_ = shape, m.options_ = options;
+    const index_t dim = shape.head_dim, width = shape.values(), kv = shape.kv_heads;
+    const std::pair<Buffer<float>*, index_t> rooms[] = {{&m.keys_, kv * options.capacity * dim},
+                                                        {&m.values_, kv * options.capacity * width},
+                                                        {&m.means_, kv * m.places() * dim},
+                                                        {&m.waiting_, kv * options.chunk * (dim + width)}};
+    for (const auto& [room, numbers] : rooms)
+      if (const Status s = room->resize(numbers); s != Status::ok) return s;
+    return m;
+  }
+
+  index_t chunks() const { return chunks_; }
+  index_t tokens() const { return chunks_ * options_.chunk; }  ///< that can be found
+  index_t waiting() const { return pending_; }
+  index_t dropped() const { return dropped_; }  ///< chunks so far
+
+  /// Remembers tokens: keys [kv_heads, tokens, head_dim], values [kv_heads, tokens, value_dim].
+  Status add(Context<B>& ctx, TensorView<const float, 3> keys, TensorView<const float, 3> values) {
+    const index_t dim = shape_.head_dim, width = shape_.values(), kv = shape_.kv_heads, n = keys.extent[1];
+    if (keys.extent[0] != kv || values.extent[0] != kv || keys.extent[2] != dim || values.extent[2] != width || values.extent[1] != n)
+      return Status::shape_mismatch;
+    for (index_t t = 0; t < n; ++t) {
+      for (index_t h = 0; h < kv; ++h) {
+        for (index_t d = 0; d < dim; ++d) waiting_[(h * options_.chunk + pending_) * dim + d] = keys(h, t, d);
+        for (index_t d = 0; d < width; ++d) waiting_[waiting_values() + (h * options_.chunk + pending_) * width + d] = values(h, t, d);
+      }
+      if (++pending_ == options_.chunk)
+        if (const Status s = store(ctx); s != Status::ok) return s;
+    }
+    return Status::ok;
+  }
+
+  void clear() { first_ = chunks_ = pending_ = 0; }
+
+  prim::ChunkMemory memory() const {
+    const index_t kv = shape_.kv_heads;
+    return {dense_view(keys_.data(), kv, options_.capacity, shape_.head_dim), dense_view(values_.data(), kv, options_.capacity, shape_.values()),
+            dense_view(means_.data(), kv, places(), shape_.head_dim), options_.chunk, first_, chunks_};
+  }
+
+  index_t most_chunks() const { return options_.tokens / options_.chunk; }
+  std::size_t workspace_bytes(index_t tokens, index_t workers = 1) const {
+    return Scratch::bytes_for<float>(shape_.q_heads * tokens * shape_.values()) + Scratch::bytes_for<float>(shape_.q_heads) +
+           prim::RetrieveChunks<B>::workspace_bytes(workers, most_chunks(), options_.chunk, shape_.head_dim);
+  }
+
+  /// Mixes the memory into local attention: `local` and out [q_heads, tokens, value_dim], may be the same. A gate's
+  /// bias per query head.
+  Status mix(Context<B>& ctx, TensorView<const float, 3> queries, TensorView<const float, 3> local, std::span<const float> bias,
+             TensorView<float, 3> out, TensorView<std::int32_t, 3> chosen = {}) const {
+    const index_t heads = shape_.q_heads, n = queries.extent[1], width = shape_.values();
+    if (queries.extent[0] != heads || queries.extent[2] != shape_.head_dim || static_cast<index_t>(bias.size()) != heads) return Status::shape_mismatch;
+    Scratch scratch(ctx.workspace());
+    float* remembered = scratch.take<float>(heads * n * width);
+    float* gates = scratch.take<float>(heads);
+    if (remembered == nullptr || gates == nullptr) return Status::workspace_too_small;
+    // An empty memory has nothing to say, whatever the gate.
+    for (index_t h = 0; h < heads; ++h) gates[h] = chunks_ == 0 ? 0.0f : 1.0f / (1.0f + std::exp(-bias[static_cast<std::size_t>(h)]));
+    const auto from = dense_view(remembered, heads, n, width);
+    const float scale = shape_.softmax_scale > 0.0f ? shape_.softmax_scale : 1.0f / std::sqrt(static_cast<float>(shape_.head_dim));
+    if (const Status s = prim::RetrieveChunks<B>::run(ctx, memory(), queries, most_chunks(), scale, from, {}, chosen, scratch); s != Status::ok)
+      return s;
+    return prim::GatedMerge<B>::run(ctx, local, from, {gates, static_cast<std::size_t>(heads)}, out);
+  }
+
+ private:
+  explicit LongMem(MemoryResource<Cpu>& memory) : keys_(memory), values_(memory), means_(memory), waiting_(memory) {}
+
+  index_t places() const { return options_.capacity / options_.chunk; }
+  index_t waiting_values() const { return shape_.kv_heads * options_.chunk * shape_.head_dim; }
+
+  Status store(Context<B>& ctx) {
+    if (chunks_ == places()) {
+      first_ = (first_ + options_.drop) % places();
+      chunks_ -= options_.drop;
+      dropped_ += options_.drop;
+    }
+    const index_t at = (first_ + chunks_) % places(), dim = shape_.head_dim, width = shape_.values(), kv = shape_.kv_heads, chunk = options_.chunk;
+    for (index_t h = 0; h < kv; ++h) {
+      std::copy_n(waiting_.data() + h * chunk * dim, chunk * dim, keys_.data() + (h * options_.capacity + at * chunk) * dim);
+      std::copy_n(waiting_.data() + waiting_values() + h * chunk * width, chunk * width, values_.data() + (h * options_.capacity + at * chunk) * width);
+    }
+    ++chunks_;
+    pending_ = 0;
+    return prim::RetrieveChunks<B>::means(ctx, dense_view(static_cast<const float*>(waiting_.data()), kv, chunk, dim), chunk,
+                                          {means_.data() + at * dim, {kv, 1, dim}, {places() * dim, dim, 1}});
+  }
+
+  CacheShape shape_{};
+  Options options_{};
+  Buffer<float> keys_, values_, means_;
+  Buffer<float> waiting_;  ///< keys, then values, of the chunk that is not full
+  index_t first_ = 0, chunks_ = 0, pending_ = 0, dropped_ = 0;
+};
+
+}  // namespace kvcondense::reuse
