@@ -76,6 +76,10 @@
 #include <kvcondense/quant/qserve.hpp>
 #include <kvcondense/quant/turboquant.hpp>
 #include <kvcondense/quant/zipcache.hpp>
+#include <kvcondense/reuse/cache_craft.hpp>
+#include <kvcondense/reuse/cacheblend.hpp>
+#include <kvcondense/reuse/longmem.hpp>
+#include <kvcondense/reuse/pie.hpp>
 #include <kvcondense/reuse/prefix_groups.hpp>
 #include <kvcondense/reuse/prefix_index.hpp>
 #include <kvcondense/reuse/radix_tree.hpp>
