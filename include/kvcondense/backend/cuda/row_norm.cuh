@@ -17,7 +17,7 @@ inline constexpr int norm_threads = 128, norm_warps = norm_threads / cuda::warp_
 
 /// A warp a slot, counted from the newest. Grid: blocks of slots, heads.
 template <int Threads>
-__global__ void __launch_bounds__(Threads, 8) row_norms(SlotRows<Cuda> rows, index_t newest, float factor, RaggedView<float> out) {
+__global__ void __launch_bounds__(Threads, 4) row_norms(SlotRows<Cuda> rows, index_t newest, float factor, RaggedView<float> out) {
   const index_t head = blockIdx.y, n = out.length(head);
   const index_t back = static_cast<index_t>(blockIdx.x) * norm_warps + cuda::warp_of_block();
   if (back >= n || back >= newest) return;
