@@ -13,7 +13,8 @@ KVCONDENSE_HD inline std::uint32_t rank_bits(float score) {
   return (b & 0x80000000u) != 0 ? ~b : b | 0x80000000u;
 }
 
-/// Where the winners of a row end: all keys above `bits`, and the first `ties` keys equal to it.
+/// Where the winners of a row end: all keys above `bits`, and the first `ties` keys equal to it. find_cutoff gives
+/// the bits of the worst winner, so at least one tie.
 struct RowCutoff {
   std::uint32_t bits = 0xffffffffu;
   index_t ties = 0;
@@ -57,11 +58,18 @@ RowCutoff find_cutoff(index_t k, index_t n, Each&& each) {
     for (; i > 0 && lowest[i - 1] > key; --i) lowest[i] = lowest[i - 1];
     lowest[i] = key;
   });
+  // The worst that stays is a tie with the best that goes, or the least key above it.
   const std::uint32_t cut = lowest[lose - 1];
-  index_t equal = 0, lost = 0;
-  each([&](std::uint32_t key) { equal += key == cut; });
+  std::uint32_t above = 0xffffffffu;
+  index_t equal = 0, least = 0, lost = 0;
+  each([&](std::uint32_t key) {
+    equal += key == cut;
+    if (key <= cut || key > above) return;
+    least = key == above ? least + 1 : 1;
+    above = key;
+  });
   for (index_t i = 0; i < lose; ++i) lost += lowest[i] == cut;
-  return {cut, equal - lost};
+  return equal > lost ? RowCutoff{cut, equal - lost} : RowCutoff{above, least};
 }
 
 }  // namespace kvcondense::prim

@@ -247,7 +247,11 @@ class Parser {
       return;
     }
     if (lex_.take(".pragma")) {
-      lex_.next(), lex_.expect(";");
+      std::string_view const text = lex_.next().text, mask = "used_bytes_mask ";
+      u64 used = 0;
+      if (text.starts_with(mask) && Lexer::number(text.substr(mask.size()), used))
+        used_bytes_ = static_cast<u32>(used);
+      lex_.expect(";");
       return;
     }
     if (lex_.at(".local") || lex_.at(".shared") || lex_.at(".param")) {
@@ -281,6 +285,7 @@ class Parser {
     Instruction made;
     Token const first = lex_.peek();
     made.line = line_, made.file = file_;
+    made.used_bytes = std::exchange(used_bytes_, ~u32{0});
     if (lex_.take("@")) {
       made.guarded = true;
       made.guard_negated = lex_.take("!");
@@ -371,7 +376,7 @@ class Parser {
   std::unordered_map<std::string, u32> labels_, opcodes_;
   std::unordered_map<std::string, std::vector<std::string>> tables_;  // of brx.idx
   std::vector<std::pair<std::size_t, std::string>> branches_, calls_;
-  u32 file_ = 0, line_ = 0;
+  u32 file_ = 0, line_ = 0, used_bytes_ = ~u32{0};
 };
 
 }  // namespace
