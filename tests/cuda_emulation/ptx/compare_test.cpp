@@ -99,6 +99,22 @@ st.global.v2.u32 [%l1], {%r2, %r3}; ret; })";
   }
 }
 
+TEST_CASE("ptx: comparisons of pairs of f16") {
+  auto const pair = [] { return numbers.f16() | numbers.f16() << 16; };
+  auto inputs = rows(640, {pair, pair});
+  for (std::size_t i = 0; i < inputs.size(); i += 4) inputs[i][1] = inputs[i][0];
+  for (std::string const how : {"eq", "ne", "lt", "ge", "geu", "neu", "num", "nan"}) {
+    auto const one = [&](u64 x, u64 y) {
+      long double const a = ref_f16.value(x & 0xffff), b = ref_f16.value(y & 0xffff);
+      return outcome(how, a < b, a == b, a != a || b != b);
+    };
+    check("set." + how + ".f16x2.f16x2", "r=rr", inputs, [&](Row const& r) {
+      return (one(r[0], r[1]) ? 0x3c00U : 0U) | (one(r[0] >> 16, r[1] >> 16) ? u64{0x3c000000} : u64{0});
+    });
+    check("setp." + how + ".f16x2", "p=rr", inputs, [&](Row const& r) { return u64{one(r[0], r[1])}; });
+  }
+}
+
 TEST_CASE("ptx: selections") {
   for (u32 const bits : {16U, 32U, 64U}) {
     char const c = bits == 16 ? 'h' : bits == 32 ? 'r' : 'l';

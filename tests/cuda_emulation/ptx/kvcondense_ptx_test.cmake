@@ -1,7 +1,11 @@
-# kvcondense_ptx, the interpreter, and kvcondense_ptx_test(<name> <sources...> [EAGER]
-# [OPTIONS <nvcc options...>]): a program whose .cu files nvcc compiles unchanged and whose kernels
-# run on the CPU, registered as the CTest entry ptx/<name>. EAGER adds ptx/<name>_eager, where
-# streams run at once. Without nvcc the function does nothing.
+# kvcondense_ptx, the interpreter, and
+#
+#   kvcondense_ptx_test(<name> <sources...> [CUDA <more sources, of any ending, for nvcc>...]
+#     [EAGER] [CATCH] [OPTIONS <nvcc options>...])
+#
+# A program whose .cu files nvcc compiles unchanged and whose kernels run on the CPU, registered as
+# the CTest entry ptx/<name>. EAGER adds ptx/<name>_eager, where streams run at once. CATCH: the
+# program's tests are Catch2's, and each is an entry. Without nvcc the function does nothing.
 
 include_guard(GLOBAL)
 include(CheckCXXCompilerFlag)
@@ -12,7 +16,7 @@ set(kvcondense_ptx_dir "${CMAKE_CURRENT_LIST_DIR}" CACHE INTERNAL "")
 # instructions: lanes are loops that vectorize.
 check_cxx_compiler_flag(-march=native KVCONDENSE_HAS_MARCH_NATIVE)
 add_library(kvcondense_ptx STATIC
-  counters.cpp lexer.cpp machine.cpp memory.cpp numbers.cpp opcodes.cpp operands.cpp
+  counters.cpp lexer.cpp machine.cpp memory.cpp names.cpp numbers.cpp opcodes.cpp operands.cpp
   ops_approximate.cpp ops_atomic.cpp ops_bits.cpp ops_compare.cpp ops_convert.cpp ops_copy.cpp
   ops_float.cpp ops_flow.cpp ops_half.cpp ops_integer.cpp ops_matrix.cpp ops_memory.cpp
   ops_move.cpp ops_warp.cpp parser.cpp program.cpp shared_memory.cpp warp.cpp)
@@ -52,36 +56,50 @@ else()
 endif()
 
 function(kvcondense_ptx_test name)
-  cmake_parse_arguments(arg "EAGER" "" "OPTIONS" ${ARGN})
+  cmake_parse_arguments(arg "EAGER;CATCH" "" "CUDA;OPTIONS" ${ARGN})
   if(NOT TARGET kvcondense_ptx_runtime)
     return()
   endif()
+  set(includes "${kvcondense_SOURCE_DIR}/include" "${kvcondense_SOURCE_DIR}/tests" "${kvcondense_ptx_dir}")
+  if(arg_CATCH)
+    list(APPEND includes "$<TARGET_PROPERTY:Catch2::Catch2,INTERFACE_INCLUDE_DIRECTORIES>")
+  endif()
+  set(for_nvcc ${arg_CUDA})
   set(inputs)
   foreach(source IN LISTS arg_UNPARSED_ARGUMENTS)
-    if(NOT source MATCHES "\\.cu$")
+    if(source MATCHES "\\.cu$")
+      list(APPEND for_nvcc "${source}")
+    else()
       list(APPEND inputs "${source}")
-      continue()
     endif()
+  endforeach()
+  foreach(source IN LISTS for_nvcc)
     get_filename_component(path "${source}" ABSOLUTE)
     get_filename_component(stem "${source}" NAME_WE)
     set(object "${CMAKE_CURRENT_BINARY_DIR}/${name}_${stem}.o")
     add_custom_command(OUTPUT "${object}"
       COMMAND "${KVCONDENSE_PTX_NVCC}" -std=c++20 -O3 -lineinfo -cudart none --no-compress
-        -gencode arch=compute_80,code=compute_80
-        -Xcompiler=-ffp-contract=off "-I${kvcondense_SOURCE_DIR}/include"
-        "-I${kvcondense_SOURCE_DIR}/tests" "-I${kvcondense_ptx_dir}" ${arg_OPTIONS}
-        -MD -MF "${object}.d" -c "${path}" -o "${object}"
-      DEPENDS "${path}" DEPFILE "${object}.d" VERBATIM COMMENT "nvcc, to PTX: ${source}")
+        -gencode arch=compute_80,code=compute_80 -Xcompiler=-ffp-contract=off
+        "-I$<JOIN:$<REMOVE_DUPLICATES:${includes}>,;-I>" ${arg_OPTIONS}
+        -MD -MF "${object}.d" -x cu -c "${path}" -o "${object}"
+      DEPENDS "${path}" DEPFILE "${object}.d" VERBATIM COMMAND_EXPAND_LISTS
+      COMMENT "nvcc, to PTX: ${stem}")
     list(APPEND inputs "${object}")
   endforeach()
   add_executable(${name} ${inputs})
   set_target_properties(${name} PROPERTIES LINKER_LANGUAGE CXX)
   target_link_libraries(${name} PRIVATE kvcondense_ptx_runtime)
-  add_test(NAME "${KVCONDENSE_TEST_PREFIX}ptx/${name}" COMMAND ${name})
-  set_tests_properties("${KVCONDENSE_TEST_PREFIX}ptx/${name}" PROPERTIES TIMEOUT 300)
+  if(arg_CATCH)
+    target_link_libraries(${name} PRIVATE Catch2::Catch2 kvcondense_catch_main)
+    catch_discover_tests(${name} TEST_PREFIX "${KVCONDENSE_TEST_PREFIX}ptx/${name}/"
+      EXTRA_ARGS --warn NoTests PROPERTIES TIMEOUT 300)
+    return()
+  endif()
+  set(entry "${KVCONDENSE_TEST_PREFIX}ptx/${name}")
+  add_test(NAME "${entry}" COMMAND ${name})
+  set_tests_properties("${entry}" PROPERTIES TIMEOUT 300)
   if(arg_EAGER)
-    add_test(NAME "${KVCONDENSE_TEST_PREFIX}ptx/${name}_eager" COMMAND ${name})
-    set_tests_properties("${KVCONDENSE_TEST_PREFIX}ptx/${name}_eager" PROPERTIES TIMEOUT 300
-      ENVIRONMENT PTX_EMULATION_EAGER=1)
+    add_test(NAME "${entry}_eager" COMMAND ${name})
+    set_tests_properties("${entry}_eager" PROPERTIES TIMEOUT 300 ENVIRONMENT PTX_EMULATION_EAGER=1)
   endif()
 endfunction()

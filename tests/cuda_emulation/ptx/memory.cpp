@@ -8,7 +8,7 @@ u64 Memory::allocate(u64 bytes, Use use) {
   Allocation made;
   made.base = next_;
   made.bytes = bytes;
-  made.owned = std::make_unique<u8[]>(bytes + 1);
+  made.owned = std::make_unique<u8[]>(bytes + 16);  // a widened load may reach beyond
   made.host = made.owned.get();
   made.use = use;
   std::memset(made.host, 0xff, bytes);

@@ -74,6 +74,27 @@ TEST_CASE("ptx: accesses out of bounds say where they are") {
              Contains("of 32"));
 }
 
+TEST_CASE("ptx: of a load that nvcc widened only the bytes it wants are checked") {
+  auto const run = [](std::string const& pragma, std::string const& load) {
+    return fault_of([&] {
+      // 12 bytes of shared memory written, 8 read by others; 19 words in global memory.
+      auto const got = run_kernel(kernel(".shared .align 16 .b8 s[12]; .reg .b32 %q<4>; setp.lt.u32 %p0, %t, 2; mov.u32 %r0, s;"
+                                         "mad.lo.u32 %r1, %t, 4, %r0; @%p0 st.shared.u32 [%r1+4], %x; bar.sync 0; .pragma \"" +
+                                         pragma + "\";" + load + " mov.u32 %y, %q1;"), iota(19, 5), 19);
+      if (got[7] != 5 && got[7] != 22) throw Fault("read " + std::to_string(got[7]));
+    });
+  };
+  std::string const shared = "ld.shared.v4.u32 {%q0, %q1, %q2, %q3}, [%r0];",
+                    global = "ld.global.v4.u32 {%q1, %q0, %q2, %q3}, [%A+64];";
+  CHECK(run("used_bytes_mask 0xff0", shared) == "no fault");
+  CHECK_THAT(run("used_bytes_mask 0xfff", shared), Catch::Contains("before it was written"));
+  CHECK_THAT(run("used_bytes_mask 0xfff0", shared), Catch::Contains("out of bounds: 12 bytes at 4 of 12"));
+  CHECK_THAT(run("nounroll", shared), Catch::Contains("out of bounds: 16 bytes at 0 of 12"));
+  CHECK(run("used_bytes_mask 4095", global + "mov.u32 %q1, 5;") == "no fault");
+  CHECK(run("used_bytes_mask 4095", "ld.global.v4.u32 {%q0, %q1, %q2, %q3}, [%A+64];") == "no fault");
+  CHECK_THAT(run("used_bytes_mask 4095", "ld.global.v4.u32 {%q0, %q1, %q2, %q3}, [%A+80];"), Catch::Contains("past an allocation"));
+}
+
 TEST_CASE("ptx: memory that was freed stays out of reach, and no address is used twice") {
   Session session(kernel("mov.u32 %y, %x;"));
   u64 const a = session.put(iota(32)), b = session.put(iota(32));

@@ -74,6 +74,32 @@ Mask compare_halves(Warp& w, I i) {
   return compared(i.mod.compare, fa, fb);
 }
 
+// The half of every word that `shift` names.
+Mask compare_pairs(Warp& w, I i, u32 shift) {
+  u32 const *a = w.in<u32>(i.o[1]), *b = w.in<u32>(i.o[2]);
+  float fa[warp_size], fb[warp_size];
+  for (u32 l = 0; l < warp_size; ++l) {
+    fa[l] = widen_f16(static_cast<u16>(a[l] >> shift)), fb[l] = widen_f16(static_cast<u16>(b[l] >> shift));
+    if (i.mod.ftz && std::fabs(fa[l]) < 0x1p-14F) fa[l] = 0;
+    if (i.mod.ftz && std::fabs(fb[l]) < 0x1p-14F) fb[l] = 0;
+  }
+  return compared(i.mod.compare, fa, fb);
+}
+
+// p gets the lower half's outcome, q the upper's.
+void setp_pairs(Warp& w, I i, Mask m) {
+  Mask const low = compare_pairs(w, i, 0), high = compare_pairs(w, i, 16);
+  w.out_mask(i.o[0].at, m, low);
+  if (i.o[0].second != Operand::none) w.out_mask(i.o[0].second, m, high);
+}
+void set_pairs(Warp& w, I i, Mask m) {
+  Mask const low = compare_pairs(w, i, 0), high = compare_pairs(w, i, 16);
+  u32 out[warp_size];
+  for (u32 l = 0; l < warp_size; ++l)
+    out[l] = (low >> l & 1 ? 0x3c00U : 0) | (high >> l & 1 ? 0x3c000000U : 0);
+  w.out(i.o[0], m, out);
+}
+
 Mask combined(char how, Mask value, Mask with) {
   return how == '&' ? value & with : how == '|' ? value | with : how == '^' ? value ^ with : value;
 }
@@ -127,6 +153,8 @@ void define_compare(Opcodes& all) {
   define_comparison<compare_halves<As16::f16>>(all, real, "{,.ftz}.f16", "hh");
   define_comparison<compare_halves<As16::bf16>>(all, real, ".bf16", "hh");
 
+  all.add("setp." + real + "{,.ftz}.f16x2", "P=rr", setp_pairs);
+  all.add("set." + real + "{,.ftz}.f16x2.f16x2", "r=rr", set_pairs);
   define(all, "selp.{b16,u16,s16}", [](u16 a, u16 b, bool c) { return c ? a : b; });
   define(all, "selp.{b32,u32,s32,f32}", [](u32 a, u32 b, bool c) { return c ? a : b; });
   define(all, "selp.{b64,u64,s64,f64}", [](u64 a, u64 b, bool c) { return c ? a : b; });

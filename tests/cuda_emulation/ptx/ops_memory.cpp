@@ -87,12 +87,17 @@ Space resolve(Space named, u64& address) {
   return named == Space::constant ? Space::global : named;
 }
 
-u8* locate(Warp& w, Space space, u64 address, u32 bytes, u32 lane, Access how) {
-  if (space == Space::shared) return w.block->shared.access(address, bytes, w.index, lane, how);
+u8* locate(Warp& w, Space space, u64 address, u32 bytes, u32 lane, Access how, u32 used) {
+  if (space == Space::shared) return w.block->shared.access(address, bytes, w.index, lane, how, used);
+  // Outside shared memory the first and the last byte wanted tell all.
+  u32 const wanted = bytes < 32 ? used & ((1U << bytes) - 1) : used;
+  u32 const first = wanted ? static_cast<u32>(std::countr_zero(wanted)) : 0;
+  u32 const count = wanted ? 32U - static_cast<u32>(std::countl_zero(wanted)) - first : 0;
+  u64 const from = address + first;
   auto const within = [&](std::vector<u8>& in, char const* name) {
     if (address % bytes) bad_access(w, name, "misaligned", address, bytes, lane, how);
-    if (address + bytes > in.size() || address + bytes < address)
-      bad_access(w, name, "out of bounds:", address, bytes, lane, how);
+    if (from + count > in.size() || from + count < from)
+      bad_access(w, name, "out of bounds:", from, count, lane, how);
     return in.data() + address;
   };
   if (space == Space::local) return within(w.lanes[lane].stack, "local");
@@ -101,11 +106,11 @@ u8* locate(Warp& w, Space space, u64 address, u32 bytes, u32 lane, Access how) {
     return within(w.block->params, "parameter");
   }
   if (address % bytes) bad_access(w, "global", "misaligned", address, bytes, lane, how);
-  u8* const at = w.block->memory.at(address, bytes);
-  if (!at) bad_access(w, "global", "out of bounds:", address, bytes, lane, how);
-  if (writes(how) && w.block->memory.find(address)->use == Memory::Use::constant)
+  u8* const at = w.block->memory.at(from, count);
+  if (!at) bad_access(w, "global", "out of bounds:", from, count, lane, how);
+  if (writes(how) && w.block->memory.find(from)->use == Memory::Use::constant)
     bad_access(w, "global", "forbidden (constant memory)", address, bytes, lane, how);
-  return at;
+  return at - first;
 }
 
 void count(Warp& w, Instruction const& i, Space space, u64 const (&address)[warp_size], Mask lanes,
@@ -123,7 +128,7 @@ void locate_all(Warp& w, Instruction const& i, Operand const& address, Mask m, u
   for (Mask rest = m; rest; rest &= rest - 1) {
     u32 const l = static_cast<u32>(std::countr_zero(rest));
     space = resolve(i.mod.space, a[l]);
-    to[l] = locate(w, space, a[l], bytes, l, how);
+    to[l] = locate(w, space, a[l], bytes, l, how, i.used_bytes);
   }
   count(w, i, space, a, m, bytes);
 }

@@ -1,6 +1,7 @@
 #include <algorithm>
 
 #include "lexer.hpp"
+#include "names.hpp"
 #include "opcodes.hpp"
 #include "program.hpp"
 
@@ -186,16 +187,16 @@ class Parser {
     made.start = static_cast<u32>(module_->code.size());
     module_->functions.push_back(std::move(made));
     function_ = &module_->functions.back();
-    scopes_.assign(1, {});
+    names_.begin(*function_);
     labels_.clear(), branches_.clear(), tables_.clear();
     auto const form = is_entry ? Operand::Form::param_name : Operand::Form::frame_name;
     for (auto const* list : {&function_->results, &function_->params})
-      for (Variable const& v : *list) declare(v.name, form, v.offset, v.bytes);
+      for (Variable const& v : *list) names_.add_variable(v.name, form, v.offset, v.bytes);
     for (u32 depth = 1; depth;) {
       if (lex_.take("{"))
-        ++depth, scopes_.emplace_back();
+        ++depth, names_.open();
       else if (lex_.take("}"))
-        --depth, scopes_.pop_back();
+        --depth, names_.close();
       else
         statement();
     }
@@ -218,34 +219,19 @@ class Parser {
     function_->end = static_cast<u32>(module_->code.size());
   }
 
-  void declare(std::string const& name, Operand::Form form, u64 value, u32 bytes) {
-    Operand o;
-    o.form = form, o.value = value, o.bytes = bytes, o.name = name;
-    o.function = function_;
-    scopes_.back()[name] = std::move(o);
-  }
-
   void registers() {
     Type const type = type_named(lex_.word().substr(1));
     if (type.kind == Kind::none || type.bytes() > 8) lex_.fail("registers of a type not covered");
     u8 const width = type.kind == Kind::predicate ? u8{1} : static_cast<u8>(type.bytes() * 8);
     if (width == 8) lex_.fail("registers of 8 bits are not covered");
-    u32 const bytes = width == 1 ? 4 : width / 8U * warp_size;
-    auto const add = [&](std::string const& name) {
-      Operand o;
-      o.form = Operand::Form::reg, o.width = width;
-      o.at = round_up(function_->register_bytes, std::min(bytes, 64U));
-      function_->register_bytes = o.at + bytes;
-      scopes_.back()[name] = std::move(o);
-    };
     do {
       std::string const name(lex_.word());
       if (lex_.take("<")) {
         u64 const count = lex_.integer();
         lex_.expect(">");
-        for (u64 i = 0; i < count; ++i) add(name + std::to_string(i));
+        for (u64 i = 0; i < count; ++i) names_.add_register(name + std::to_string(i), width);
       } else {
-        add(name);
+        names_.add_register(name, width);
       }
     } while (lex_.take(","));
     lex_.expect(";");
@@ -261,7 +247,11 @@ class Parser {
       return;
     }
     if (lex_.take(".pragma")) {
-      lex_.next(), lex_.expect(";");
+      std::string_view const text = lex_.next().text, mask = "used_bytes_mask ";
+      u64 used = 0;
+      if (text.starts_with(mask) && Lexer::number(text.substr(mask.size()), used))
+        used_bytes_ = static_cast<u32>(used);
+      lex_.expect(";");
       return;
     }
     if (lex_.at(".local") || lex_.at(".shared") || lex_.at(".param")) {
@@ -269,7 +259,7 @@ class Parser {
       Declared const d = declared();
       u32& top = shared ? function_->shared_bytes : function_->frame_bytes;
       top = round_up(top, d.align);
-      declare(d.name, shared ? Operand::Form::shared_name : Operand::Form::frame_name, top,
+      names_.add_variable(d.name, shared ? Operand::Form::shared_name : Operand::Form::frame_name, top,
               d.bytes());
       top += d.bytes();
       lex_.expect(";");
@@ -295,10 +285,11 @@ class Parser {
     Instruction made;
     Token const first = lex_.peek();
     made.line = line_, made.file = file_;
+    made.used_bytes = std::exchange(used_bytes_, ~u32{0});
     if (lex_.take("@")) {
       made.guarded = true;
       made.guard_negated = lex_.take("!");
-      Operand const* const p = declared_as(std::string(lex_.word()));
+      Operand const* const p = names_.declared(std::string(lex_.word()));
       if (!p || p->width != 1) lex_.fail("a guard that is no predicate");
       made.guard = p->at;
     }
@@ -323,12 +314,6 @@ class Parser {
     if (made.flow == Flow::branch || made.flow == Flow::branch_table) branches_.emplace_back(here, name_of());
     if (made.flow == Flow::call) calls_.emplace_back(here, name_of());
     module_->code.push_back(std::move(made));
-  }
-
-  Operand const* declared_as(std::string const& name) const {
-    for (auto scope = scopes_.rbegin(); scope != scopes_.rend(); ++scope)
-      if (auto const found = scope->find(name); found != scope->end()) return &found->second;
-    return nullptr;
   }
 
   Operand immediate(u64 value) {
@@ -377,23 +362,9 @@ class Parser {
   }
 
   Operand named(std::string const& name) {
-    if (name == "_") return {};
-    if (Operand const* const found = declared_as(name)) return *found;
-    if (name == "WARP_SZ") return immediate(warp_size);
-    if (auto const v = module_->variables.find(name); v != module_->variables.end())
-      return immediate(v->second);
-    Operand o;
-    o.name = name;
-    o.form = Operand::Form::name;
-    if (auto const special = special_named(name)) {
-      o.form = Operand::Form::special, o.special = *special;
-    } else if (auto const shared = module_->shared.find(name); shared != module_->shared.end()) {
-      o.form = Operand::Form::shared_name, o.value = shared->second;
-    } else if (module_->dynamic_shared.contains(name)) {
-      o.form = Operand::Form::dynamic_name;
-    } else if (name.starts_with('%')) {
+    Operand o = names_.meaning(name);
+    if (o.form == Operand::Form::name && name.starts_with('%'))
       lex_.fail("register " + name + " is not covered");
-    }
     return o;
   }
 
@@ -401,11 +372,11 @@ class Parser {
   Memory& memory_;
   std::unique_ptr<Module> module_;
   Function* function_ = nullptr;
-  std::vector<std::unordered_map<std::string, Operand>> scopes_;
+  Names names_{*module_};
   std::unordered_map<std::string, u32> labels_, opcodes_;
   std::unordered_map<std::string, std::vector<std::string>> tables_;  // of brx.idx
   std::vector<std::pair<std::size_t, std::string>> branches_, calls_;
-  u32 file_ = 0, line_ = 0;
+  u32 file_ = 0, line_ = 0, used_bytes_ = ~u32{0};
 };
 
 }  // namespace

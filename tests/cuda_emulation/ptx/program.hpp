@@ -94,6 +94,7 @@ struct Instruction {
   u32 opcode = 0;         // index in the names of Module
   u32 line = 0;           // of the source, by .loc
   u32 file = 0;
+  u32 used_bytes = ~u32{0};  // of a load that nvcc widened: the bytes it wants
   Function const* callee = nullptr;
   Modifiers mod;
   std::vector<Operand> o;

@@ -1,7 +1,5 @@
 #include "shared_memory.hpp"
 
-#include <algorithm>
-
 namespace ptx {
 namespace {
 
@@ -18,7 +16,8 @@ bool is_write(SharedMemory::Access how) {
 }  // namespace
 
 void SharedMemory::resize(u32 bytes, u32 warps) {
-  bytes_.resize(bytes), state_.resize(bytes), wrote_.resize(bytes), read_.resize(bytes);
+  size_ = bytes;
+  bytes_.resize(bytes + 16), state_.resize(bytes), wrote_.resize(bytes), read_.resize(bytes);
   epochs_.resize(warps);
 }
 

@@ -2,6 +2,8 @@
 // A block's shared memory, with a shadow of every byte: whether it was written, and who wrote and
 // read it last, so that reads before writes and races between lanes are faults.
 
+#include <algorithm>
+#include <bit>
 #include <vector>
 
 #include "types.hpp"
@@ -17,19 +19,27 @@ class SharedMemory {
   void resize(u32 bytes, u32 warps);
   /// A new block begins: nothing written, every byte 0xff.
   void reset();
-  u32 size() const { return static_cast<u32>(bytes_.size()); }
+  u32 size() const { return size_; }
 
   /// All warps have met.
   void block_barrier();
   /// The lanes of one warp have met.
   void warp_barrier(u32 warp);
 
-  /// Checks an access and gives where the bytes are.
-  u8* access(u64 address, u32 bytes, u32 warp, u32 lane, Access how) {
+  /// Checks an access and gives where the bytes are. `used`: the bytes that are wanted; others are
+  /// not looked at, and may even lie beyond the end.
+  u8* access(u64 address, u32 bytes, u32 warp, u32 lane, Access how, u32 used = ~u32{0}) {
     if (address % bytes != 0) misaligned(address, bytes, lane, how);
-    if (address + bytes > bytes_.size() || address + bytes < address)
-      out_of_bounds(address, bytes, lane, how);
-    shadow(static_cast<u32>(address), bytes, warp, lane, how);
+    for (u32 from = 0; from < bytes;) {
+      u32 const unused = std::min<u32>(static_cast<u32>(std::countr_zero(used >> from)), bytes - from);
+      from += unused;
+      if (from == bytes) break;
+      u32 const count = std::min<u32>(static_cast<u32>(std::countr_one(used >> from)), bytes - from);
+      u64 const at = address + from;
+      if (at + count > size_ || at + count < at) out_of_bounds(at, count, lane, how);
+      shadow(static_cast<u32>(at), count, warp, lane, how);
+      from += count;
+    }
     return bytes_.data() + address;
   }
 
@@ -42,7 +52,8 @@ class SharedMemory {
   [[noreturn]] void misaligned(u64 address, u32 bytes, u32 lane, Access how) const;
   [[noreturn]] void out_of_bounds(u64 address, u32 bytes, u32 lane, Access how) const;
 
-  std::vector<u8> bytes_;
+  std::vector<u8> bytes_;  // and a few that nobody uses
+  u32 size_ = 0;
   std::vector<u8> state_;           // of each byte: unwritten, written, in flight
   std::vector<u32> wrote_, read_;   // tags
   std::vector<u32> epochs_;         // of each warp: grows at its barriers

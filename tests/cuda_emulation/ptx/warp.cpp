@@ -42,6 +42,7 @@ void Warp::start(Block& owner, u32 number, u32 threads) {
     lane.pc = kernel.start, lane.frame = 0, lane.local = 0, lane.function = &kernel;
     lane.calls.clear(), lane.copies.clear();
     lane.copy_group = 0;
+    lane.stack.reserve(kernel.frame_bytes + 16);
     lane.stack.assign(kernel.frame_bytes, u8{0xff});
   }
   regroup();
@@ -264,6 +265,7 @@ void Warp::call(Instruction const& i, Mask m) {
     Lane& lane = lanes[l];
     lane.calls.push_back({pc + 1, lane.frame, lane.local, lane.function, &i});
     u32 const local = (static_cast<u32>(lane.stack.size()) + 15) / 16 * 16;
+    lane.stack.reserve(local + callee.frame_bytes + 16);  // a widened load may reach beyond
     lane.stack.resize(local + callee.frame_bytes, u8{0xff});
     for (std::size_t k = 0; k < arguments.size(); ++k) {
       if (arguments[k].form != Operand::Form::frame_name) throw Fault("a call with such an argument");
