@@ -8,6 +8,7 @@
 #include <kvcondense/backend/cpu/block_stride.hpp>
 #include <kvcondense/backend/cpu/block_top_k.hpp>
 #include <kvcondense/backend/cpu/boosted_int.hpp>
+#include <kvcondense/backend/cpu/chunk_memory.hpp>
 #include <kvcondense/backend/cpu/chunk_pool.hpp>
 #include <kvcondense/backend/cpu/chunk_top_k.hpp>
 #include <kvcondense/backend/cpu/cluster_rows.hpp>
@@ -16,15 +17,16 @@
 #include <kvcondense/backend/cpu/context.hpp>
 #include <kvcondense/backend/cpu/corrected.hpp>
 #include <kvcondense/backend/cpu/count_above.hpp>
+#include <kvcondense/backend/cpu/dense_head.hpp>
 #include <kvcondense/backend/cpu/exact_rows.hpp>
 #include <kvcondense/backend/cpu/expected_attention.hpp>
 #include <kvcondense/backend/cpu/forward_pool.hpp>
 #include <kvcondense/backend/cpu/group_bits.hpp>
 #include <kvcondense/backend/cpu/group_quant.hpp>
 #include <kvcondense/backend/cpu/head_policy.hpp>
+#include <kvcondense/backend/cpu/k_means.hpp>
 #include <kvcondense/backend/cpu/keep_rows.hpp>
 #include <kvcondense/backend/cpu/lag_spread.hpp>
-#include <kvcondense/backend/cpu/k_means.hpp>
 #include <kvcondense/backend/cpu/level_codes.hpp>
 #include <kvcondense/backend/cpu/lift_top.hpp>
 #include <kvcondense/backend/cpu/merge_partials.hpp>
@@ -43,6 +45,7 @@
 #include <kvcondense/backend/cpu/query_moments.hpp>
 #include <kvcondense/backend/cpu/retaining_head.hpp>
 #include <kvcondense/backend/cpu/rope.hpp>
+#include <kvcondense/backend/cpu/row_deviation.hpp>
 #include <kvcondense/backend/cpu/row_direction.hpp>
 #include <kvcondense/backend/cpu/row_norm.hpp>
 #include <kvcondense/backend/cpu/row_redundancy.hpp>

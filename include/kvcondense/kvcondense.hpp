@@ -110,6 +110,10 @@
 #include <kvcondense/retrieve/shadow_select.hpp>
 #include <kvcondense/retrieve/squeezed.hpp>
 #include <kvcondense/retrieve/triforce.hpp>
+#include <kvcondense/reuse/cache_craft.hpp>
+#include <kvcondense/reuse/cacheblend.hpp>
+#include <kvcondense/reuse/longmem.hpp>
+#include <kvcondense/reuse/pie.hpp>
 #include <kvcondense/reuse/prefix_groups.hpp>
 #include <kvcondense/reuse/prefix_index.hpp>
 #include <kvcondense/reuse/radix_tree.hpp>

@@ -68,7 +68,7 @@ TEST_CASE("cacheblend: every query sees what stands before it, the worked attent
   for (const index_t t : at) q.insert(q.end(), all_q.begin() + t * 2, all_q.begin() + t * 2 + 2);
   const auto n = static_cast<index_t>(at.size());
   const auto keys = dense_view(k.data(), 1, 12, 2), values = dense_view(v.data(), 1, 12, 2);
-  std::vector<std::byte> work(prim::Attend<Cpu>::workspace_bytes(1, n, 12, 2, 2, false));
+  std::vector<std::byte> work(prim::Attend<Cpu>::workspace_bytes(1, 1, n, 12, 2, 2, false));
   Context<Cpu> ctx(work);
   prim::AttendRequest request{dense_view(std::as_const(q).data(), 1, n, 2), dense_view(out.data(), 1, n, 2)};
   request.softmax_scale = 1.0f / std::sqrt(2.0f);
@@ -86,7 +86,7 @@ TEST_CASE("attend: queries at any positions in any order are rows of causal atte
       std::vector<float> q(static_cast<std::size_t>(q_heads * slots * dim)), k(static_cast<std::size_t>(kv * slots * dim)), v(k.size());
       test::fill_normal(q.data(), q.size(), 1), test::fill_normal(k.data(), k.size(), 2), test::fill_normal(v.data(), v.size(), 3);
       const auto keys = dense_view(std::as_const(k).data(), kv, slots, dim), values = dense_view(std::as_const(v).data(), kv, slots, dim);
-      std::vector<std::byte> work(prim::Attend<Cpu>::workspace_bytes(1, group * slots, slots, dim, dim, true));
+      std::vector<std::byte> work(prim::Attend<Cpu>::workspace_bytes(1, kv, group * slots, slots, dim, dim, true));
       Context<Cpu> ctx(work);
       const auto run = [&](const Tokens& at, std::vector<float>& out) {
         const auto n = static_cast<index_t>(at.size());
@@ -202,4 +202,115 @@ TEST_CASE("cacheblend: as much is computed as hides behind loading", "[reuse][ca
   CHECK(reuse::cheapest_store(stores, 1e9, 2.0) == 1);
   CHECK(reuse::cheapest_store(stores, 1e9, 20.0) == 2);
   CHECK(reuse::cheapest_store(stores, 1e9, 0.1) == -1);
+}
+
+namespace {
+
+/// The constructed two-layer model of the oracle `induction_model`: a head that looks at the token before, and one that
+/// finds where a token was and gives what stood behind it.
+struct Induction {
+  static constexpr int width = 64, context = 512;
+  std::vector<std::vector<double>> codes;
+  std::vector<int> tokens, keys, answers;
+  std::uint64_t state = 12345;
+
+  int draw(int m) {
+    state = (1103515245u * state + 12345u) % 2147483648u;
+    return static_cast<int>((state >> 16) % static_cast<std::uint64_t>(m));
+  }
+  Induction() {
+    for (int t = 0; t < 384; ++t) {
+      std::vector<int> channels;
+      while (channels.size() < 4)
+        if (const int c = draw(width); std::find(channels.begin(), channels.end(), c) == channels.end()) channels.push_back(c);
+      std::vector<double> code(width, 0.0);
+      for (const int c : channels) code[static_cast<std::size_t>(c)] = draw(2) == 1 ? 0.5 : -0.5;
+      codes.push_back(code);
+    }
+    keys.resize(128);
+    std::iota(keys.begin(), keys.end(), 0);
+    for (int i = 127; i >= 1; --i) std::swap(keys[static_cast<std::size_t>(i)], keys[static_cast<std::size_t>(draw(i + 1))]);
+    answers.resize(128);
+    for (const int key : keys) {
+      const int value = 128 + draw(128);
+      answers[static_cast<std::size_t>(key)] = value;
+      for (const int t : {key, value, 256 + draw(128), 256 + draw(128)}) tokens.push_back(t);
+    }
+  }
+  /// What the first layer says of token p when it sees tokens from `from` on.
+  std::vector<double> before(int p, int from) const {
+    std::vector<double> logit, out(width, 0.0);
+    double top = -1e300, sum = 0;
+    for (int j = from; j <= p; ++j) {
+      double l = 0;
+      for (int t = 0; t < 32; ++t) l += 20.0 * std::cos(static_cast<double>(p - 1 - j) * std::pow(10000.0, -2.0 * t / 64.0));
+      logit.push_back(l), top = std::max(top, l);
+    }
+    for (double& l : logit) sum += l = std::exp(l - top);
+    for (int j = from; j <= p; ++j)
+      for (std::size_t d = 0; d < width; ++d) out[d] += logit[static_cast<std::size_t>(j - from)] / sum * codes[static_cast<std::size_t>(tokens[static_cast<std::size_t>(j)])][d];
+    return out;
+  }
+  /// Keys whose value is found when the second layer's keys are these.
+  int correct(const std::vector<std::vector<double>>& layer_keys) const {
+    int right = 0;
+    for (int q = 0; q < 128; ++q) {
+      std::vector<double> w(context), out(width, 0.0);
+      double top = -1e300, sum = 0;
+      for (std::size_t j = 0; j < context; ++j) {
+        double l = 0;
+        for (std::size_t d = 0; d < width; ++d) l += codes[static_cast<std::size_t>(q)][d] * layer_keys[j][d];
+        w[j] = 20.0 * l, top = std::max(top, w[j]);
+      }
+      for (double& x : w) sum += x = std::exp(x - top);
+      for (std::size_t j = 0; j < context; ++j)
+        for (std::size_t d = 0; d < width; ++d) out[d] += w[j] / sum * codes[static_cast<std::size_t>(tokens[j])][d];
+      int best = -1;
+      double most = -1e300;
+      for (int v = 128; v < 256; ++v) {
+        double s = 0;
+        for (std::size_t d = 0; d < width; ++d) s += codes[static_cast<std::size_t>(v)][d] * out[d];
+        s = std::round(s * 1e9) / 1e9;
+        if (s > most) most = s, best = v;
+      }
+      right += best == answers[static_cast<std::size_t>(q)] ? 1 : 0;
+    }
+    return right;
+  }
+};
+
+}  // namespace
+
+TEST_CASE("cacheblend: chunks that never saw each other, in a model whose answers are known", "[reuse][cacheblend]") {
+  const auto o = test::load_oracle("retrieval_reuse_storage.json", "induction_model");
+  const auto& reuse = o.at("chunk_reuse");
+  const Induction model;
+  for (std::size_t i = 0; i < 8; ++i) {
+    CHECK(model.tokens[i] == o.at("first_tokens")[i].get<int>());
+    CHECK(model.answers[i] == o.at("answers_key0_to_7")[i].get<int>());
+  }
+  const int chunk = reuse.at("chunk");
+  std::vector<std::vector<double>> fresh, stored;
+  for (int p = 0; p < Induction::context; ++p) {
+    fresh.push_back(model.before(p, 0));
+    stored.push_back(model.before(p, p / chunk * chunk));
+  }
+  CHECK(model.correct(fresh) == o.at("correct_of_128").at("dense").get<int>());
+  CHECK(model.correct(stored) == reuse.at("no_recompute_correct").get<int>());
+  std::vector<float> a, b, values(Induction::context, 0.0f);
+  for (std::size_t p = 0; p < Induction::context; ++p)
+    for (std::size_t d = 0; d < Induction::width; ++d) a.push_back(static_cast<float>(fresh[p][d])), b.push_back(static_cast<float>(stored[p][d]));
+  std::vector<float> moved(Induction::context, 0.0f);
+  Context<Cpu> ctx;
+  const auto at = [](const std::vector<float>& x) { return dense_view(x.data(), 1, Induction::context, Induction::width); };
+  REQUIRE(prim::RowDeviation<Cpu>::run(ctx, at(a), at(b), moved.data()) == Status::ok);
+  CHECK(std::count_if(moved.begin(), moved.end(), [](float x) { return x > 1e-6f; }) == reuse.at("nonzero_key_deviation_tokens").get<int>());
+  for (const auto& [ratio, want] : {std::pair{0.25, "recompute_25pct_by_key_deviation_correct"}, {0.10, "recompute_10pct_correct"}}) {
+    std::vector<float> scratch = moved;
+    Tokens tokens = everything(Induction::context);
+    tokens.resize(static_cast<std::size_t>(CacheBlend{.ratio = ratio, .deviation = Deviation::keys}.choose(1, Induction::context, 0, tokens, scratch)));
+    auto mixed = stored;
+    for (const index_t t : tokens) mixed[static_cast<std::size_t>(t)] = fresh[static_cast<std::size_t>(t)];
+    CHECK(model.correct(mixed) == reuse.at(want).get<int>());
+  }
 }

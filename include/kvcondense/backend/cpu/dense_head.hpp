@@ -25,6 +25,7 @@ struct DenseHead {
     return positions == nullptr ? slots() - queries + query + 1 : positions[query] + 1;
   }
   SlotScalars scalars() const { return {}; }
+  void seek(Cursor& key, Cursor& value, index_t slot) const { key.at = value.at = slot; }
   void prepare_query(float*, index_t, index_t) const {}
   void key_scores(Cursor& cursor, index_t n, RowBlock<const float> queries, RowBlock<float> out, index_t) const {
     for_tiles(keys, cursor.at, n, [&](const float* tile, index_t done, index_t m) {

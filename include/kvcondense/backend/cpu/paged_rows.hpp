@@ -77,6 +77,7 @@ struct PagedHead {
 
   index_t slots() const { return sequence->slots[head]; }
   SlotScalars scalars() const { return {}; }
+  void seek(Cursor& key, Cursor& value, index_t slot) const { key.at = value.at = slot; }
   void prepare_query(float*, index_t, index_t) const {}
   void key_scores(Cursor& cursor, index_t n, RowBlock<const float> queries, RowBlock<float> out, index_t) const {
     const PagedTensor& keys = sequence->keys;
