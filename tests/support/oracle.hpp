@@ -11,7 +11,7 @@ namespace kvcondense::test {
 
 /// One worked case of an oracle file in tests/oracles: its inputs, parameters and expected outputs.
 inline nlohmann::json load_oracle(const std::string& file, const std::string& key) {
-  const std::string path = std::string(KVCONDENSE_TEST_DATA) + "/oracles/" + file;
+  const std::string path = KVCONDENSE_TEST_DATA "/oracles/" + file;
   std::ifstream in(path);
   INFO("oracle " << path << ", case " << key);
   REQUIRE(in.good());
