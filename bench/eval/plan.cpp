@@ -158,7 +158,7 @@ cost::Device device_of(const std::string& text) {
   return d;
 }
 
-double cache_factor(const std::string& recipe, const cost::Model& model, index_t context) {
+CacheFactors cache_factors(const std::string& recipe, const cost::Model& model, index_t context) {
   const CacheShape shape{.layers = model.layers, .q_heads = 1, .kv_heads = 1, .head_dim = model.head_dim};
   if (validate(shape) != Status::ok) throw Error("--model-shape: no cache has heads of " + std::to_string(model.head_dim));
   const RecipeSpec spec = read_recipe(recipe, shape, {});
@@ -181,6 +181,9 @@ double cache_factor(const std::string& recipe, const cost::Model& model, index_t
   // A prompt in one pass, a turn, then generated tokens, so that what waits for any of them has acted.
   const index_t generated = std::min<index_t>(16, context - 1);
   kvcondense::Workspace scratch;
+  kvcondense::ReadCounts reads;
+  double read_bytes = 0;  // of the last step
+  std::vector<float> out(static_cast<std::size_t>(shape.head_dim));
   for (index_t t = 0; t <= generated; ++t) {
     const index_t tokens = t == 0 ? context - generated : 1;
     index_t slots = 0;
@@ -192,13 +195,18 @@ double cache_factor(const std::string& recipe, const cost::Model& model, index_t
     for (index_t l = 0; l < shape.layers; ++l) {
       const auto rows = kvcondense::dense_view(std::as_const(step.rows).data(), 1, tokens, shape.head_dim);
       Status s = cache.append(context_of, l, rows, rows);
+      if (s == Status::ok && t == generated) {
+        s = cache.attend(context_of, l, rows, kvcondense::dense_view(out.data(), 1, tokens, shape.head_dim), {.reads = &reads});
+        read_bytes += static_cast<double>(reads.slot_bytes + reads.index_bytes);
+      }
       if (s == Status::ok)
         s = cache.step(context_of, l, step.inputs(cache, l, tokens), t == 0 ? kvcondense::Phase::prefill_end : kvcondense::Phase::decode);
       if (s != Status::ok) fail(s);
     }
   }
   const double dense = static_cast<double>(context * shape.layers * shape.head_dim) * 4.0;
-  return static_cast<double>(cache.report().bytes()) / dense;
+  const double held = static_cast<double>(cache.report().bytes()) / dense;
+  return {held, cache.capabilities().reads_part ? read_bytes / dense : held};
 }
 
 std::string plan(const Options& o) {
@@ -207,16 +215,17 @@ std::string plan(const Options& o) {
   const cost::Device device = device_of(p.gpu);
   const auto context = static_cast<double>(o.context), generated = static_cast<double>(p.generated);
   std::vector<Column> columns;
-  const auto add = [&](const std::string& name, double factor) {
+  const auto add = [&](const std::string& name, CacheFactors factors) {
     cost::Deployment d{.model = model, .device = device};
     d.bytes_per_weight = static_cast<double>(p.weight_bits) / 8;
-    d.recipe.held = d.recipe.read = d.recipe.switched = factor;
+    d.recipe.held = d.recipe.switched = factors.held;
+    d.recipe.read = factors.read;
     require(d.validate(), "the plan");
     columns.push_back({name, d});
   };
-  add("full cache", 1.0);
-  for (const std::string& r : o.recipes) add(r, cache_factor(r, model, o.context));
-  if (p.of_16_bit > 0) add(number(p.of_16_bit) + " of 16 bit", p.of_16_bit);
+  add("full cache", {});
+  for (const std::string& r : o.recipes) add(r, cache_factors(r, model, o.context));
+  if (p.of_16_bit > 0) add(number(p.of_16_bit) + " of 16 bit", {p.of_16_bit, p.of_16_bit});
 
   std::vector<std::vector<std::string>> rows(1, {""});
   for (const Column& c : columns) rows[0].push_back(c.name);
@@ -227,6 +236,7 @@ std::string plan(const Options& o) {
   const auto users = [&](const cost::Deployment& d) { return static_cast<double>(d.users(context, p.devices)); };
   const auto all_devices = static_cast<double>(p.devices);
   row("cache, of 16 bit", [&](const auto& d) { return number(d.recipe.held); });
+  row("of it read by a decode step", [&](const auto& d) { return number(d.recipe.read / d.recipe.held); });
   row("cache of one user", [&](const auto& d) { return bytes_text(d.cache_bytes(context)); });
   row("users on " + std::to_string(p.devices) + (p.devices == 1 ? " device" : " devices"),
       [&](const auto& d) { return std::to_string(d.users(context, p.devices)); });

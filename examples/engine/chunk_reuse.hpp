@@ -76,7 +76,7 @@ class PositionedAttention {
              std::span<const index_t> positions, TensorView<float, 3> out, TensorView<float, 2> lse = {}) {
     namespace prim = kvcondense::prim;
     const index_t kv = keys.extent[0], rows = queries.extent[0] / kv * queries.extent[1];
-    const auto need = prim::Attend<kvcondense::Cpu>::workspace_bytes(1, rows, keys.extent[1], queries.extent[2], values.extent[2], false);
+    const auto need = prim::Attend<kvcondense::Cpu>::workspace_bytes(1, kv, rows, keys.extent[1], queries.extent[2], values.extent[2], false);
     if (const Status s = scratch_.reserve(need); s != Status::ok) return s;
     kvcondense::Context<kvcondense::Cpu> context(scratch_.bytes());
     prim::AttendRequest request{queries, out, lse};

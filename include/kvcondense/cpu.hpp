@@ -24,9 +24,9 @@
 #include <kvcondense/backend/cpu/group_bits.hpp>
 #include <kvcondense/backend/cpu/group_quant.hpp>
 #include <kvcondense/backend/cpu/head_policy.hpp>
+#include <kvcondense/backend/cpu/k_means.hpp>
 #include <kvcondense/backend/cpu/keep_rows.hpp>
 #include <kvcondense/backend/cpu/lag_spread.hpp>
-#include <kvcondense/backend/cpu/k_means.hpp>
 #include <kvcondense/backend/cpu/level_codes.hpp>
 #include <kvcondense/backend/cpu/lift_top.hpp>
 #include <kvcondense/backend/cpu/merge_partials.hpp>

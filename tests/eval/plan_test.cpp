@@ -63,19 +63,27 @@ TEST_CASE("plan: devices by name and by numbers", "[eval][plan]") {
 TEST_CASE("plan: what a recipe holds is what its cache holds", "[eval][plan]") {
   cost::Model m = model_shape("llama-3-8b");
   m.layers = 3;
-  CHECK(cache_factor("exact", m, 4096) == Approx(1.0).epsilon(0.03));
-  CHECK(cache_factor("kivi2", m, 4096) < 0.25);
-  CHECK(cache_factor("kivi2", m, 4096) > 0.125);
-  const double snapkv = cache_factor("snapkv(tokens=512, window=16)", m, 4096);
+  CHECK(cache_factors("exact", m, 4096).held == Approx(1.0).epsilon(0.03));
+  CHECK(cache_factors("kivi2", m, 4096).held < 0.25);
+  CHECK(cache_factors("kivi2", m, 4096).held > 0.125);
+  const double snapkv = cache_factors("snapkv(tokens=512, window=16)", m, 4096).held;
   CHECK(snapkv > 512.0 / 4096);  // tables remember the prompt
   CHECK(snapkv < 512.0 / 4096 * 1.4);
-  CHECK(cache_factor("h2o(heavy=256, recent=256) + int8", m, 4096) < 0.12);
-  CHECK(cache_factor("sirllm(recent=100, memory=200)", m, 2048) < 0.3);
-  CHECK(cache_factor("expected_attention(keep=20%)", m, 2048) < 0.3);
-  CHECK_THROWS_WITH(cache_factor("h3o", m, 4096), Catch::Contains("at byte 0"));
-  CHECK_THROWS_WITH(cache_factor("dms", m, 4096), Catch::Contains("--of-16-bit"));
+  CHECK(cache_factors("h2o(heavy=256, recent=256) + int8", m, 4096).held < 0.12);
+  CHECK(cache_factors("sirllm(recent=100, memory=200)", m, 2048).held < 0.3);
+  CHECK(cache_factors("expected_attention(keep=20%)", m, 2048).held < 0.3);
+  // A retrieval stage holds everything and reads a part.
+  cost::Model deep = m;
+  deep.layers = 16;
+  const CacheFactors quest = cache_factors("quest(tokens=256)", deep, 4096);
+  CHECK(quest.held > 1.0);
+  CHECK(quest.read < 0.4);  // its first layers read everything
+  CHECK(quest.read > 256.0 / 4096);
+  CHECK(cache_factors("kivi2", m, 2048).read == cache_factors("kivi2", m, 2048).held);
+  CHECK_THROWS_WITH(cache_factors("h3o", m, 4096), Catch::Contains("at byte 0"));
+  CHECK_THROWS_WITH(cache_factors("dms", m, 4096), Catch::Contains("--of-16-bit"));
   m.head_dim = 512;
-  CHECK_THROWS_WITH(cache_factor("exact", m, 4096), Catch::Contains("512"));
+  CHECK_THROWS_WITH(cache_factors("exact", m, 4096), Catch::Contains("512"));
 }
 
 TEST_CASE("plan: the worked case of the deployment model, with and without a recipe", "[eval][plan]") {

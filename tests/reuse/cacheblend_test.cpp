@@ -68,7 +68,7 @@ TEST_CASE("cacheblend: every query sees what stands before it, the worked attent
   for (const index_t t : at) q.insert(q.end(), all_q.begin() + t * 2, all_q.begin() + t * 2 + 2);
   const auto n = static_cast<index_t>(at.size());
   const auto keys = dense_view(k.data(), 1, 12, 2), values = dense_view(v.data(), 1, 12, 2);
-  std::vector<std::byte> work(prim::Attend<Cpu>::workspace_bytes(1, n, 12, 2, 2, false));
+  std::vector<std::byte> work(prim::Attend<Cpu>::workspace_bytes(1, 1, n, 12, 2, 2, false));
   Context<Cpu> ctx(work);
   prim::AttendRequest request{dense_view(std::as_const(q).data(), 1, n, 2), dense_view(out.data(), 1, n, 2)};
   request.softmax_scale = 1.0f / std::sqrt(2.0f);
@@ -86,7 +86,7 @@ TEST_CASE("attend: queries at any positions in any order are rows of causal atte
       std::vector<float> q(static_cast<std::size_t>(q_heads * slots * dim)), k(static_cast<std::size_t>(kv * slots * dim)), v(k.size());
       test::fill_normal(q.data(), q.size(), 1), test::fill_normal(k.data(), k.size(), 2), test::fill_normal(v.data(), v.size(), 3);
       const auto keys = dense_view(std::as_const(k).data(), kv, slots, dim), values = dense_view(std::as_const(v).data(), kv, slots, dim);
-      std::vector<std::byte> work(prim::Attend<Cpu>::workspace_bytes(1, group * slots, slots, dim, dim, true));
+      std::vector<std::byte> work(prim::Attend<Cpu>::workspace_bytes(1, kv, group * slots, slots, dim, dim, true));
       Context<Cpu> ctx(work);
       const auto run = [&](const Tokens& at, std::vector<float>& out) {
         const auto n = static_cast<index_t>(at.size());
