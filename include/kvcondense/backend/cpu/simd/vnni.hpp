@@ -59,16 +59,26 @@ void fold_rows(RowBlock<const float> x, const float* scale, const float* mid, in
 #pragma GCC unroll 4
   for (int r = 0; r < 4; ++r) most[r] = zero[r] = _mm512_setzero_ps();
   const index_t padded = (n + 63) / 64 * 64;
-  for (index_t i = 0; i < padded; i += 16) {
-    const index_t left = n - i;
-    const auto mask = static_cast<__mmask16>(left >= 16 ? 0xffffu : left <= 0 ? 0u : (1u << left) - 1u);
+  index_t i = 0;
+  for (; i + 16 <= n; i += 16) {
+    const F s = scale == nullptr ? _mm512_set1_ps(1.0f) : _mm512_loadu_ps(scale + i);
+    const F m = mid == nullptr ? _mm512_setzero_ps() : _mm512_loadu_ps(mid + i);
+#pragma GCC unroll 4
+    for (int r = 0; r < R; ++r) {
+      const F a = _mm512_loadu_ps(x.data + r * x.step + i), p = _mm512_mul_ps(a, s);
+      zero[r] = _mm512_fmadd_ps(a, m, zero[r]);
+      most[r] = _mm512_range_ps(most[r], p, 0x0B);  // the larger magnitude
+      _mm512_store_ps(product[r] + i, p);
+    }
+  }
+  for (; i < padded; i += 16) {
+    const auto mask = static_cast<__mmask16>(i < n ? (1u << (n - i)) - 1u : 0u);
     const F s = scale == nullptr ? _mm512_set1_ps(1.0f) : _mm512_maskz_loadu_ps(mask, scale + i);
     const F m = mid == nullptr ? _mm512_setzero_ps() : _mm512_maskz_loadu_ps(mask, mid + i);
-#pragma GCC unroll 4
     for (int r = 0; r < R; ++r) {
       const F a = _mm512_maskz_loadu_ps(mask, x.data + r * x.step + i), p = _mm512_mul_ps(a, s);
       zero[r] = _mm512_fmadd_ps(a, m, zero[r]);
-      most[r] = _mm512_range_ps(most[r], p, 0x0B);  // the larger magnitude
+      most[r] = _mm512_range_ps(most[r], p, 0x0B);
       _mm512_store_ps(product[r] + i, p);
     }
   }
@@ -86,17 +96,17 @@ void fold_rows(RowBlock<const float> x, const float* scale, const float* mid, in
   for (int r = 0; r < R; ++r) {
     const F f = _mm512_set1_ps(by[r]);
     I high = _mm512_setzero_si512(), low = high;
-    for (index_t i = 0; i < padded; i += 64) {
+    for (index_t k = 0; k < padded; k += 64) {
       I v[4];
 #pragma GCC unroll 4
-      for (int k = 0; k < 4; ++k) v[k] = _mm512_cvtps_epi32(_mm512_mul_ps(_mm512_load_ps(product[r] + i + 16 * k), f));
+      for (int j = 0; j < 4; ++j) v[j] = _mm512_cvtps_epi32(_mm512_mul_ps(_mm512_load_ps(product[r] + k + 16 * j), f));
       const I a = _mm512_packs_epi32(v[0], v[1]), b = _mm512_packs_epi32(v[2], v[3]);
       const I a_high = _mm512_srai_epi16(_mm512_add_epi16(a, half), 7), b_high = _mm512_srai_epi16(_mm512_add_epi16(b, half), 7);
       const I a_low = _mm512_sub_epi16(a, _mm512_slli_epi16(a_high, 7)), b_low = _mm512_sub_epi16(b, _mm512_slli_epi16(b_high, 7));
       const I highs = _mm512_permutexvar_epi32(order, _mm512_packs_epi16(a_high, b_high));
       const I lows = _mm512_permutexvar_epi32(order, _mm512_packs_epi16(a_low, b_low));
-      _mm512_store_si512(out.plane[r][0] + i, highs);
-      _mm512_store_si512(out.plane[r][1] + i, lows);
+      _mm512_store_si512(out.plane[r][0] + k, highs);
+      _mm512_store_si512(out.plane[r][1] + k, lows);
       high = multiply_add(high, ones, highs), low = multiply_add(low, ones, lows);
     }
     total[r] = _mm512_cvtepi32_ps(_mm512_add_epi32(_mm512_slli_epi32(high, 7), low));
@@ -117,20 +127,27 @@ template <class Row>
 void read_type(const std::byte* scales, const std::byte* offsets, index_t n, const MidRule& rule, float* scale, float* mid) {
   const F a = _mm512_set1_ps(rule.by_scale), b = _mm512_set1_ps(rule.by_offset), c = _mm512_set1_ps(rule.by_both);
   using T = typename Row::T;
-  T some[16] = {};
-  for (index_t i = 0; i < n; i += 16) {
-    const auto m = static_cast<std::size_t>(n - i < 16 ? n - i : 16);
-    // Parameters may lie at odd addresses: they are copied before they are read.
-    std::memcpy(some, scales + i * static_cast<index_t>(sizeof(T)), m * sizeof(T));
-    const F s = Row::load(some);
-    F o = _mm512_setzero_ps();
-    if (offsets != nullptr) {
-      std::memcpy(some, offsets + i * static_cast<index_t>(sizeof(T)), m * sizeof(T));
-      o = Row::load(some);
-    }
-    avx512::store_float_some(scale + i, s, static_cast<index_t>(m));
-    avx512::store_float_some(mid + i, _mm512_fmadd_ps(s, _mm512_fmadd_ps(o, c, a), _mm512_mul_ps(o, b)), static_cast<index_t>(m));
+  const auto use = [&](const T* from_scales, const T* from_offsets, F& s, F& m) {
+    s = Row::load(from_scales);
+    const F o = offsets == nullptr ? _mm512_setzero_ps() : Row::load(from_offsets);
+    m = _mm512_fmadd_ps(s, _mm512_fmadd_ps(o, c, a), _mm512_mul_ps(o, b));
+  };
+  // Parameters may lie at odd addresses: they are copied, in whole vectors as far as there are, before they are read.
+  constexpr index_t size = sizeof(T);
+  T x[16] = {}, y[16] = {};
+  F s, m;
+  index_t i = 0;
+  for (; i + 16 <= n; i += 16) {
+    std::memcpy(x, scales + i * size, sizeof x);
+    if (offsets != nullptr) std::memcpy(y, offsets + i * size, sizeof y);
+    use(x, y, s, m);
+    _mm512_storeu_ps(scale + i, s), _mm512_storeu_ps(mid + i, m);
   }
+  if (i == n) return;
+  std::memcpy(x, scales + i * size, static_cast<std::size_t>(n - i) * sizeof(T));
+  if (offsets != nullptr) std::memcpy(y, offsets + i * size, static_cast<std::size_t>(n - i) * sizeof(T));
+  use(x, y, s, m);
+  avx512::store_float_some(scale + i, s, n - i), avx512::store_float_some(mid + i, m, n - i);
 }
 
 inline void read(DType type, const std::byte* scales, const std::byte* offsets, index_t n, const MidRule& rule, float* scale,
