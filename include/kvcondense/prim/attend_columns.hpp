@@ -42,7 +42,7 @@ struct ColumnPart {
 /// Shapes   out: one number per (kv head, slot), as `Cache::ragged` lays them out; with
 ///          GroupReduce::none room for group times as many, [group, slots] per KV head.
 /// Numbers  float32; a slot that no row sees gets 0, with log_decay -inf, and logits are those of the key alone, without
-///          a slot's bias. `past` takes the newest `rows` slots out of the
+///          a slot's bias, and `group` and `band` do not act. `past` takes the newest `rows` slots out of the
 ///          softmax and gives them 0. Temperature and noise act on logits:
 ///          softmax((logit + Gumbel noise) / temperature); the noise is drawn from (seed, query head,
 ///          token of the row, token of the slot), so it is the same wherever and however often it is

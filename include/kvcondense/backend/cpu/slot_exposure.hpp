@@ -34,8 +34,10 @@ struct SlotExposure<Cpu> {
   static Status decayed_mean(Context<Cpu>& ctx, RaggedView<const float> logs, RaggedView<const float> exposure, float decay,
                              RaggedView<float> out) {
     ctx.parallel(out.heads, [&](index_t h, index_t) {
+      const float *l = logs.row(h), *e = exposure.row(h);
+      float* o = out.row(h);
       for (index_t j = 0; j < out.length(h); ++j)
-        out.row(h)[j] = logs.row(h)[j] - std::log(1.0f - std::pow(decay, exposure.row(h)[j]));
+        o[j] = e[j] > 0.0f ? l[j] - std::log(1.0f - std::pow(decay, e[j])) : -std::numeric_limits<float>::infinity();
     });
     return Status::ok;
   }
