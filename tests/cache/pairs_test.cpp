@@ -119,6 +119,17 @@ const std::map<std::string, Setting> settings = {
     {"kinetics", {"kinetics(block=4, blocks=3, sinks=2, local=6, dense_layers=0)"}},
     {"triforce", {"triforce(chunk=4, tokens=28)"}},
     {"shadow_select", {"shadow_select(chunk=4, tokens=12, outliers=2, local_chunks=1)"}},
+    {"landmark", {"landmark(tokens=4, blocks=3)"}},
+    {"retrieval_attention", {"retrieval_attention(tokens=12, sinks=2, local=6, degree=4, beam=16, hubs=3, hub_keys=2)"}},
+    {"pqcache", {"pqcache(bits=3, iterations=3, sinks=2, keep=40%)"}},
+    {"a2ats", {"a2ats(share=10%, sinks=2, local=5, distance=30)"}},
+    {"squeezed", {"squeezed(clusters=20%, coarse=10%, observe=6, iterations=3)"}},
+    {"sparq", {"sparq(tokens=20, channels=5)"}},
+    {"loki", {"loki(columns=6, share=30%)"}},
+    {"infinigen", {"infinigen(part=30%, alpha=1, dense_layers=0)"}},
+    {"rocketkv", {"rocketkv(page=4, tokens=16, channels=6)"}},
+    {"rekv", {"rekv(frame=5, frames=3, init=2, question=8)"}},
+    {"magicpig", {"magicpig(sinks=2, local=6)"}},
     {"absolute", {"absolute"}},
     {"reindex", {"reindex"}},
     {"rerotate", {"rerotate"}},
@@ -285,6 +296,12 @@ TEST_CASE("cache: every pair of a low-rank stage with eviction, quantization, po
 
 TEST_CASE("cache: every retrieval stage works with every policy, quantizer and position under any calls", "[cache][pairs]") {
   std::uint32_t seed = 9000;
+  // Policies that leave KV heads with different numbers of slots: a choice for all heads of a layer has no meaning then.
+  const auto ragged = [](const std::string& text) {
+    for (const char* word : {"dms", "razor_attention", "kvzip", "expected_attention", "duo_attention", "fastgen", "ada"})
+      if (text.starts_with(word)) return true;
+    return false;
+  };
   for (const Setting& retrieve : room(Stage::retrieve))
     for (const Stage stage : {Stage::evict, Stage::quant, Stage::position})
       for (const Setting& other : room(stage)) {
@@ -292,7 +309,11 @@ TEST_CASE("cache: every retrieval stage works with every policy, quantizer and p
         const std::string rest = stage == Stage::evict   ? " + kivi(bits=4, group_size=8, residual_window=8)"
                                  : stage == Stage::quant ? " + h2o(heavy=30, recent=20)"
                                                          : " + ada(snapkv(tokens=40, window=8)) + group_int(bits=8, group_size=16)";
-        REQUIRE(exercise_text(retrieve.text + " + " + other.text + rest, std::max(6.0, other.most_error), ++seed));
+        const bool raw = retrieve.text.starts_with("a2ats") || retrieve.text.starts_with("rekv");
+        if (retrieve.text.starts_with("rekv") && (ragged(other.text) || stage == Stage::position)) continue;
+        const std::string turned = raw && stage != Stage::position ? " + reindex" : "";
+        const bool rotated_only = raw && (other.text == "absolute" || other.text.starts_with("expected_attention") || other.text.starts_with("razor_attention"));
+        REQUIRE(exercise_text(retrieve.text + " + " + other.text + rest + turned, std::max(6.0, other.most_error), ++seed) == !rotated_only);
       }
 }
 

@@ -24,11 +24,12 @@ std::size_t Cache<B, R>::choice_bytes(index_t slots, index_t tokens) const {
   std::size_t sum = 0;
   if constexpr (may_retrieve) {
     if (!retrieval_.active()) return 0;
-    const index_t heads = shape_.kv_heads, rows = retrieval_.rows(shape_), most = slots + 2;
+    const index_t heads = shape_.kv_heads, rows = retrieval_.rows(shape_), most = retrieval_.most_units(slots) + 2;
     sum = Scratch::align + 5 * Scratch::bytes_for<index_t>(heads) +
           Scratch::bytes_for<float>(std::min(tokens, retrieval_.longest_call()) * shape_.q_heads * shape_.head_dim) +
           5 * Scratch::bytes_for<index_t>(rows + 1) + 2 * Scratch::bytes_for<std::int32_t>(rows * most) + Scratch::bytes_for<float>(rows) +
-          Scratch::bytes_for<SlotRun>(rows * (most + 2) / 2 + 2 * rows) + 6 * Scratch::bytes_for<float>(rows * most) +
+          Scratch::bytes_for<SlotRun>(rows * (most + 2)) + Scratch::bytes_for<float>(rows * most) +
+          5 * Scratch::bytes_for<float>(rows * (slots + 2)) +
           retrieval_.workspace_bytes(shape_, slots, std::min(tokens, retrieval_.longest_call()));
   }
   return sum;
