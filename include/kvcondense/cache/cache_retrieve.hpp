@@ -36,9 +36,9 @@ std::size_t Cache<B, R>::choice_bytes(index_t slots, index_t tokens) const {
 }
 
 /// What a retrieval pipeline sees of a layer; false when the scratch is too small. `tokens` newest of the queries, the
-/// last of which belong to the newest slots.
+/// last of which belong to the newest slots; tokens before the `end`th compete.
 template <Backend B, class R>
-bool Cache<B, R>::read_view(index_t layer, TensorView<const float, 3> queries, index_t tokens, index_t prompt, Scratch& scratch,
+bool Cache<B, R>::read_view(index_t layer, TensorView<const float, 3> queries, index_t tokens, index_t prompt, index_t end, Scratch& scratch,
                             retrieve::ReadView<B>& view) const {
   const Layer& l = layers_[layer];
   const index_t heads = shape_.kv_heads, dim = shape_.head_dim, skip = queries.extent[1] - tokens;
@@ -49,7 +49,7 @@ bool Cache<B, R>::read_view(index_t layer, TensorView<const float, 3> queries, i
   if (slots == nullptr || known == nullptr || prompts == nullptr || q == nullptr) return false;
   for (index_t h = 0; h < heads; ++h) {
     slots[h] = l.heads[h].slots();
-    known[h] = l.index[h].covered;
+    known[h] = std::min(l.index[h].covered, l.heads[h].ids.below(end));
     prompts[h] = l.heads[h].ids.below(prompt);
   }
   const bool raw = recipe_.position.raw_keys;
@@ -81,7 +81,7 @@ Status Cache<B, R>::attend_chosen(Context<B>& ctx, index_t layer, const prim::At
   const index_t heads = shape_.kv_heads, rows = retrieval_.rows(shape_), tokens = request.queries.extent[1];
   Scratch scratch(ctx.workspace());
   retrieve::ReadView<B> view;
-  if (!read_view(layer, request.queries, tokens, l.counters.prompt, scratch, view)) return Status::workspace_too_small;
+  if (!read_view(layer, request.queries, tokens, l.counters.prompt, l.counters.seen, scratch, view)) return Status::workspace_too_small;
   const cache::ReadKeys<Layer> keys(l, key_rotation());
   const cache::LayerRows<Layer, false> values(l);
   view.keys = &keys, view.values = &values;
@@ -356,7 +356,9 @@ void Cache<B, R>::hold_units(Context<B>& ctx, index_t layer, TensorView<const fl
     Scratch scratch(ctx.workspace());
     retrieve::ReadView<B> view;
     const index_t heads = shape_.kv_heads, all = retrieval_.rows(shape_);
-    if (!read_view(layer, queries, prompt ? 1 : std::min(rows, retrieval_.longest_call()), prompt ? l.counters.seen : l.counters.prompt, scratch, view))
+    // What a call of `attend` would have chosen among: the tokens of this step are no answer to themselves, unless they are a prompt.
+    if (!read_view(layer, queries, prompt ? 1 : std::min(rows, retrieval_.longest_call()), prompt ? l.counters.seen : l.counters.prompt,
+                   prompt ? l.counters.seen : l.counters.seen - arrived, scratch, view))
       return;
     const cache::ReadKeys<Layer> keys(l, key_rotation());
     const cache::LayerRows<Layer, false> values(l);

@@ -30,7 +30,6 @@ struct WhenAsked {
   constexpr bool at_prompt_end() const { return true; }
 };
 
-
 /// Schedule: a call of several tokens is a question and chooses; single tokens go on reading what it chose.
 struct EveryQuestion {
   constexpr bool keeps() const { return true; }
