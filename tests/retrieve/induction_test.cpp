@@ -148,5 +148,6 @@ TEST_CASE("induction model: how many keys each stage answers, and finds", "[retr
   check("meankey_chunk8_budget8chunks_plus_recent16", ask(chunks(8)));
   check("meankey_chunk8_budget16chunks_plus_recent16", ask(chunks(16)));
   check("meankey_chunk8_budget32chunks_plus_recent16", ask(chunks(32)));
-  check("sink4_recent60", ask(evict::SinkWindow{.recent = 60, .sinks = 4}));
+  // The question is one of the 60.
+  check("sink4_recent60", ask(evict::SinkWindow{.recent = 59, .sinks = 4}));
 }

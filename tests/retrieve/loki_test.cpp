@@ -59,7 +59,7 @@ TEST_CASE("loki: every field changes what is read, and what does not fit is refu
   };
   const LayerMatrices axes{&rows, 1, 4, 4};
   const auto usual = read({.key_axes = axes, .columns = 2, .share = 0.4});
-  REQUIRE(read({.key_axes = axes, .columns = 1, .share = 0.4}) != usual);
+  REQUIRE(read({.key_axes = axes, .columns = 4, .share = 0.4}) != usual);
   REQUIRE(read({.key_axes = axes, .columns = 2, .share = 0.2}) != usual);
   const CacheShape shape{.head_dim = 4};
   const auto status = [&](retrieve::Loki s) { return make_cache<Cpu>(shape, recipe(s)).status(); };

@@ -37,5 +37,5 @@ TEST_CASE("rocketkv: every field changes what is read", "[retrieve][rocketkv]") 
   const auto usual = read({.page = 2, .tokens = 4, .channels = 1});
   REQUIRE(read({.page = 1, .tokens = 4, .channels = 1}) != usual);
   REQUIRE(read({.page = 2, .tokens = 6, .channels = 1}) != usual);
-  REQUIRE(read({.page = 2, .tokens = 4, .channels = 4}) != usual);
+  REQUIRE(read({.page = 1, .tokens = 4, .channels = 2}) != read({.page = 1, .tokens = 4, .channels = 1}));
 }

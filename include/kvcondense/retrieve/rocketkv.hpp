@@ -37,7 +37,7 @@ struct RocketKV {
 
   constexpr auto pipeline() const {
     return Pipeline{Pages{page},
-                    GroupMinMax{page},
+                    GroupMinMax{{page}},
                     GroupChannels{channels},
                     SoftmaxScore{1.0f},
                     ByHeads{Heads::group_mean},

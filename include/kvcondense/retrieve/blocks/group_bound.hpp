@@ -44,7 +44,6 @@ struct GroupChannels {
 
 /// Summary: as MinMax, for queries that say themselves which part meets which bound.
 struct GroupMinMax : MinMax {
-  constexpr explicit GroupMinMax(index_t n = 16) : MinMax{n} {}
   template <Backend B>
   void prepare(const ReadView<B>& view, index_t, const float* query, float* out) const {
     std::copy_n(query, 2 * view.shape.head_dim, out);
