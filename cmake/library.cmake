@@ -20,6 +20,8 @@ if(kvcondense_any_sources)
   add_library(kvcondense_any STATIC ${kvcondense_any_sources})
   target_link_libraries(kvcondense_any PUBLIC kvcondense
     PRIVATE $<BUILD_INTERFACE:kvcondense_warnings>)
+  # It brings the kernels compiled: src/any/kernels.cpp.
+  target_compile_definitions(kvcondense_any PUBLIC KVCONDENSE_COMPILED_KERNELS=1)
   set(kvcondense_any_link PUBLIC)
   set_target_properties(kvcondense_any PROPERTIES POSITION_INDEPENDENT_CODE ON)
 else()

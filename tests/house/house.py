@@ -43,9 +43,10 @@ UMBRELLAS = ("kvcondense.hpp", "cpu.hpp", "cuda.cuh", "version.hpp")
 
 # Where conditional compilation and macros may live.
 CONDITIONAL_HOMES = ("core/config.hpp", "backend/cuda/dialect.cuh", "backend/cpu/simd/target.hpp",
-                     "backend/cpu/simd/choose.hpp", "backend/cpu/simd/avx2.hpp",
+                     "backend/cpu/simd/choose.hpp", "backend/cpu/simd/kernels.hpp",
+                     "backend/cpu/simd/avx2.hpp",
                      "backend/cpu/simd/avx512.hpp", "backend/cpu/simd/vnni.hpp",
-                     "backend/cpu/simd/rank_ops.hpp") + UMBRELLAS
+                     "backend/cpu/simd/rank_kernels.hpp") + UMBRELLAS
 
 # Headers of method rooms without a test of their own name -> why.
 UNTESTED = {

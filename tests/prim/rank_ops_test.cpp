@@ -4,7 +4,8 @@
 
 #include <catch2/catch.hpp>
 
-#include <kvcondense/backend/cpu/simd/rank_ops.hpp>
+#include <kvcondense/backend/cpu/simd/choose.hpp>
+#include <kvcondense/backend/cpu/simd/rank_kernels.hpp>
 
 // Ranking with every instruction set of this processor: the same cutoffs and places as counting digits.
 

@@ -61,13 +61,14 @@ struct FoldRows {
 
 template <Backend B, class R>
 std::size_t Cache<B, R>::fold_bytes(index_t total) const {
-  if (!merging_) return 0;
-  const index_t heads = shape_.kv_heads;
-  const std::size_t per_slot = 2 * Scratch::bytes_for<float>(total) + 5 * Scratch::bytes_for<float>(total);
-  std::size_t own = 0;
-  if constexpr (can_merge) own = merger_.workspace_bytes(shape_, total);
-  return per_slot + Scratch::bytes_for<prim::SlotRange>(heads) + Scratch::bytes_for<index_t>(heads) +
-         Scratch::bytes_for<float>(heads * fold_.state) + own;
+  if constexpr (can_merge) {
+    if (!merging_) return 0;
+    const index_t heads = shape_.kv_heads;
+    return 7 * Scratch::bytes_for<float>(total) + Scratch::bytes_for<prim::SlotRange>(heads) + Scratch::bytes_for<index_t>(heads) +
+           Scratch::bytes_for<float>(heads * fold_.state) + merger_.workspace_bytes(shape_, total);
+  } else {
+    return 0;
+  }
 }
 
 /// Positions of the tokens that came with this step.
@@ -86,9 +87,7 @@ Status Cache<B, R>::fold(Context<B>& ctx, const StepView<B>& view, evict::LaneVi
   const index_t heads = shape_.kv_heads, total = view.total();
   index_t kept = 0;
   for (index_t h = 0; h < heads; ++h) kept += keep.count[h];
-  bool fires = false;
-  if constexpr (can_merge) fires = merger_.fires(view);
-  if (kept == total && !fires) return Status::ok;
+  if (kept == total && !merger_.fires(view)) return Status::ok;
 
   const auto ints = [&] { return RaggedView<std::int32_t>{scratch.take<std::int32_t>(total), view.offset, heads}; };
   const auto floats = [&] { return RaggedView<float>{scratch.take<float>(total), view.offset, heads}; };
@@ -113,11 +112,9 @@ Status Cache<B, R>::fold(Context<B>& ctx, const StepView<B>& view, evict::LaneVi
       out.targets[h].begin = std::max(out.targets[h].begin, head.keys.slots() - head.keys.window().live());
     }
   }
-  if constexpr (can_merge) {
-    merge::Scene<B> scene;
-    scene.view = &view, scene.targets = out.targets, scene.tokens = tokens, scene.links = out.links, scene.state = out.state;
-    if (const Status s = merger_.decide(ctx, scene, lanes, keep, out.turn, out.folded, scratch); s != Status::ok) return s;
-  }
+  merge::Scene<B> scene;
+  scene.view = &view, scene.targets = out.targets, scene.tokens = tokens, scene.links = out.links, scene.state = out.state;
+  if (const Status s = merger_.decide(ctx, scene, lanes, keep, out.turn, out.folded, scratch); s != Status::ok) return s;
   out.decided = true;
   for (index_t h = 0; h < heads; ++h) out.any = out.any || out.folded[h] > 0;
   if (fold_.mass != merge::Mass::exact) return Status::ok;

@@ -125,8 +125,8 @@ Status Cache<B, R>::run_step(Context<B>& ctx, index_t layer, const StepInputs& i
   if (fires)
     if (const Status s = pipeline_.choose(ctx, view, lane_views, keep, scratch); s != Status::ok) return s;
   cache::Folding folding;
-  if (merging_)
-    if (const Status s = fold(ctx, view, fold_lanes, keep, folding, scratch); s != Status::ok) return s;
+  if constexpr (can_merge)
+    if (const Status s = !merging_ ? Status::ok : fold(ctx, view, fold_lanes, keep, folding, scratch); s != Status::ok) return s;
   RaggedView<float> scores{nullptr, l.offset.data(), heads};
   if (graded_)
     if (const Status s = grade(ctx, view, grade_lanes, keep, scores, scratch); s != Status::ok) return s;
@@ -176,7 +176,8 @@ Status Cache<B, R>::commit(Context<B>& ctx, index_t layer, const evict::KeepSet&
   const index_t floats = plan_.commit_floats;
   float* rows = scratch.take<float>(floats * ctx.workers());
   if (rows == nullptr) return Status::workspace_too_small;
-  Status room = reserve_fold(l, folding);
+  Status room = Status::ok;
+  if constexpr (can_merge) room = reserve_fold(l, folding);
   for (index_t h = 0; h < shape_.kv_heads && room == Status::ok; ++h)
     room = l.heads[h].reserve_commit(keep.slots.row(h), keep.count[h]);
   if (room != Status::ok) {
@@ -188,7 +189,7 @@ Status Cache<B, R>::commit(Context<B>& ctx, index_t layer, const evict::KeepSet&
     return s;
   }
   // Nothing below can fail.
-  commit_fold(ctx, l, folding, queries);
+  if constexpr (can_merge) commit_fold(ctx, l, folding, queries);
   ctx.parallel(shape_.kv_heads, [&](index_t h, index_t worker) {
     auto& head = l.heads[h];
     l.take_lanes(lanes, h);

@@ -7,7 +7,7 @@
 #include <numeric>
 
 #include <kvcondense/backend/cpu/context.hpp>
-#include <kvcondense/backend/cpu/simd/rank_ops.hpp>
+#include <kvcondense/backend/cpu/simd/choose.hpp>
 #include <kvcondense/core/backend.hpp>
 #include <kvcondense/core/status.hpp>
 #include <kvcondense/core/view.hpp>

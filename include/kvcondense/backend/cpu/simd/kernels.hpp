@@ -1,0 +1,45 @@
+#pragma once
+
+#include <kvcondense/backend/cpu/simd/avx2.hpp>
+#include <kvcondense/backend/cpu/simd/avx512.hpp>
+#include <kvcondense/backend/cpu/simd/choose.hpp>
+#include <kvcondense/backend/cpu/simd/portable.hpp>
+#include <kvcondense/backend/cpu/simd/rank_kernels.hpp>
+#include <kvcondense/backend/cpu/simd/vnni.hpp>
+
+// What choose.hpp declares.
+namespace kvcondense::prim::cpu {
+
+KVCONDENSE_KERNELS const RowOps& row_ops(Isa isa) {
+#if KVCONDENSE_X86_TARGETS
+  if (isa == Isa::avx512) return avx512::row_ops;
+  if (isa == Isa::avx2) return avx2::row_ops;
+#endif
+  return portable::row_ops;
+}
+
+KVCONDENSE_KERNELS const CodingOps& coding_ops(Isa isa) {
+#if KVCONDENSE_X86_TARGETS
+  if (isa == Isa::avx512) return avx512::coding_ops;
+  if (isa == Isa::avx2) return avx2::coding_ops;
+#endif
+  return portable::coding_ops;
+}
+
+KVCONDENSE_KERNELS const RankOps& rank_ops([[maybe_unused]] Isa isa) {
+#if KVCONDENSE_X86_TARGETS
+  if (isa == Isa::avx512) return avx512::rank_ops;
+#endif
+  return portable::rank_ops;
+}
+
+KVCONDENSE_KERNELS const CodeOps* code_ops() {
+#if KVCONDENSE_X86_TARGETS
+  static const CodeOps* best = can_run(Isa::avx512) && __builtin_cpu_supports("avx512vnni") ? &vnni::code_ops : nullptr;
+  return best;
+#else
+  return nullptr;
+#endif
+}
+
+}  // namespace kvcondense::prim::cpu
