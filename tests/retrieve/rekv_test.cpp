@@ -1,4 +1,5 @@
 #include <retrieve/rig.hpp>
+#include <support/naive_cache.hpp>
 
 using namespace kvcondense;
 
@@ -132,4 +133,23 @@ TEST_CASE("rekv: every field changes what is read, and rotated keys are refused"
   REQUIRE(read({.frame = 3, .frames = 2, .init = 5}) != usual);
   REQUIRE(read({.frame = 3, .frames = 2, .init = 2, .question = 3}) != usual);
   REQUIRE(make_cache<Cpu>(CacheShape{}, recipe(retrieve::ReKv{.question = 0}, position::Reindex{})).status() == Status::invalid_argument);
+}
+
+TEST_CASE("rekv: KV heads of different lengths are refused in the call, and nothing is lost", "[retrieve][rekv]") {
+  const CacheShape shape{.q_heads = 2, .kv_heads = 2, .head_dim = 4, .dtype = DType::f32};
+  const budget::Ada<evict::SnapKV> ada{.policy = {.tokens = 12, .window = 4}, .floor = 0.1};
+  const retrieve::ReKv stage{.frame = 1, .frames = 2};
+  test::CacheRig<RecipeOf<budget::Ada<evict::SnapKV>, retrieve::ReKv, position::Reindex>> rig(shape, recipe(ada, stage, position::Reindex{}), 64, 40);
+  std::mt19937 random(2);
+  const test::Tokens prompt(shape, 40, random, 3.0f), one(shape, 1, random, 3.0f);
+  std::vector<float> out(2 * 40 * 4);
+  REQUIRE(rig.cache.forward(rig.ctx, 0, prompt.queries(shape), prompt.keys(shape), prompt.values(shape), dense_view(out.data(), 2, 40, 4)) == Status::ok);
+  const index_t first = rig.cache.slots(0, 0), second = rig.cache.slots(0, 1);
+  REQUIRE(first != second);
+  REQUIRE(rig.cache.append(rig.ctx, 0, one.keys(shape), one.values(shape)) == Status::ok);
+  REQUIRE(rig.cache.attend(rig.ctx, 0, one.queries(shape), dense_view(out.data(), 2, 1, 4)) == Status::not_supported);
+  REQUIRE(rig.cache.pending() == 1);
+  REQUIRE(rig.cache.truncate(40) == Status::ok);
+  REQUIRE(rig.cache.slots(0, 0) == first);
+  REQUIRE(rig.cache.slots(0, 1) == second);
 }

@@ -37,7 +37,7 @@ class AnyPipeline {
   bool at_prompt_end() const { return table_->at_prompt_end(bytes_); }
   index_t rows(const CacheShape& shape) const { return table_->rows(bytes_, shape); }
   Positions read_at() const { return table_->read_at(bytes_); }
-  index_t longest_call() const { return table_->longest_call(bytes_); }
+  index_t longest_call() const { return active() ? table_->longest_call(bytes_) : 0; }
   bool biases() const { return active() && table_->biases(bytes_); }
   bool shares() const { return active() && table_->shares(bytes_); }
   void mean_value(const ReadView<Cpu>& view, index_t head, float* out) const { table_->mean_value(bytes_, view, head, out); }
