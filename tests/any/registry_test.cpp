@@ -113,7 +113,7 @@ namespace {
 /// A stage as a recipe; one that wants keys before rotation with a position stage that stores those.
 any::ParseResult as_recipe(const std::string& text) {
   const any::ParseResult alone = any::parse(text, test::observed_facts());
-  if (!alone || alone->stages.lowrank.takes_keys(false)) return alone;
+  if (!alone || (alone->stages.lowrank.takes_keys(false) && alone->stages.retrieve.keys != retrieve::KeyState::raw)) return alone;
   return any::parse(text + " + rerotate", test::observed_facts());
 }
 

@@ -67,6 +67,16 @@ inline std::vector<std::string> stages_to_vary(const any::Entry& e) {
   if (word == "lserve") return {"page=8, part=4, tokens=40"};
   if (word == "kinetics") return {"block=8, blocks=2, sinks=2, local=10, dense_layers=0"};
   if (word == "triforce") return {"chunk=4, tokens=40"};
+  if (word == "landmark") return {"tokens=7, blocks=2"};
+  if (word == "retrieval_attention") return {"tokens=12, sinks=2, local=6, degree=2, beam=6, hubs=3, hub_keys=2"};
+  if (word == "pqcache") return {"bits=3, sinks=4"};
+  if (word == "a2ats") return {"share=10%, sinks=2, local=8"};
+  if (word == "squeezed") return {"clusters=30%, observe=10", "clusters=30%, coarse=10%, observe=10", "clusters=5%, observe=10"};
+  if (word == "sparq") return {"tokens=20, channels=2", "channels=8"};
+  if (word == "infinigen") return {"dense_layers=0", "dense_layers=0, share=100%", "dense_layers=0, alpha=1000"};
+  if (word == "rocketkv") return {"page=4, tokens=24, channels=4"};
+  if (word == "rekv") return {"frame=8, frames=2, init=2"};
+  if (word == "magicpig") return {"sinks=2, local=8"};
   if (word == "shadow_select") return {"chunk=4, tokens=16, outliers=2, local_chunks=2"};
   if (e.room == Stage::position && !e.fields.empty()) {
     std::vector<std::string> ropes{"", "scaling=linear, factor=4", "scaling=llama3, factor=4",

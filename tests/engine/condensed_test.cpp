@@ -122,7 +122,8 @@ TEST_CASE("condensed: every word of the registry runs in the model", "[engine][c
     std::string recipe = lets_go + std::string(e->word) + "(" + policy + comma + budget + ")";
     CAPTURE(recipe);
     static const kvcondense::test::RandomModel random(cache_shape(tinylm().config));
-    if (!kvcondense::any::parse(recipe, random.facts())->stages.lowrank.takes_keys(false)) recipe += " + rerotate";
+    const auto stages = kvcondense::any::parse(recipe, random.facts())->stages;
+    if (!stages.lowrank.takes_keys(false) || stages.retrieve.keys == kvcondense::retrieve::KeyState::raw) recipe += " + rerotate";
     auto cache = any_attention(recipe, DType::f16, random.facts());
     Decoder decoder(tinylm(), cache.decoder_options(100));
     const auto last = decoder.prefill(prompt(), 0, std::ref(cache));

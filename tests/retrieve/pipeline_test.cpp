@@ -96,7 +96,7 @@ TEST_CASE("retrieval: any group, any head size, one token and none", "[retrieve]
       for (const index_t n : {1, 1, 70, 1, 1, 1}) {
         const auto got = some.forward(n), want = dense.forward(n);
         REQUIRE(got.size() == want.size());
-        for (const float x : got) REQUIRE(std::isfinite(x));
+        REQUIRE(std::all_of(got.begin(), got.end(), [](float x) { return std::isfinite(x); }));
         if (n == 70 || some.cache().length() < 3) REQUIRE(got == want);
       }
       REQUIRE(attend() == Status::ok);
@@ -112,6 +112,7 @@ TEST_CASE("retrieval: tokens one by one make the index of tokens at once, howeve
     CAPTURE(std::remove_cvref_t<decltype(method)>::about.word);
     CacheShape shape = small;
     shape.layers = 1;
+    if (Feeder(shape, recipe(method)).cache().plan().learns) return;  // what a prompt teaches depends on where it ends
     const auto planes = [&](index_t page_slots, index_t at_once) {
       shape.page_slots = page_slots;
       Feeder f(shape, recipe(method));

@@ -156,8 +156,8 @@ TEST_CASE("squeezed: every field changes what is read", "[retrieve][squeezed]") 
   REQUIRE(read([](auto& s) { s.quantile = 0.9; }) != usual);
   REQUIRE(read([](auto& s) { s.threshold = 0.01; }) != usual);
   REQUIRE(read([](auto& s) { s.observe = 20; }) != usual);
-  REQUIRE(read([](auto& s) { s.iterations = 1; }) != usual);
-  const auto two = read([](auto& s) { s.coarse = 0.05; });
+  REQUIRE(read([](auto& s) { s.clusters = 0.1, s.iterations = 1; }) != read([](auto& s) { s.clusters = 0.1; }));
+  const auto two = read([](auto& s) { s.coarse = 0.05, s.coarse_quantile = 1.0; });  // no coarse cluster passes
   REQUIRE(two != usual);
   REQUIRE(read([](auto& s) { s.coarse = 0.05, s.coarse_quantile = 0.1; }) != two);
 }

@@ -48,6 +48,12 @@ class RandomModel {
       named_.push_back({word, bases_[bases_.size() - 2]->view(raw ? KeyForm::raw : KeyForm::rotated), bases_.back()->view()});
     }
     facts_.bases = {named_.data(), static_cast<index_t>(named_.size())};
+    facts_.key_codes = matrices(key_codes_, s.layers, s.kv_heads * 12, s.head_dim);
+    facts_.key_metric = matrices(key_metric_, s.layers, s.kv_heads * s.head_dim, s.head_dim);
+    facts_.key_axes = matrices(key_axes_, s.layers, s.kv_heads * s.head_dim, s.head_dim);
+    facts_.query_axes = matrices(query_axes_, s.layers, s.kv_heads * s.head_dim, s.head_dim);
+    fill(planes_, 12 * 3 * s.head_dim, -1.0f);
+    facts_.hash_planes = {planes_.data(), 12, 3, s.head_dim};
   }
   RandomModel(const RandomModel&) = delete;
   RandomModel& operator=(const RandomModel&) = delete;
@@ -71,8 +77,8 @@ class RandomModel {
   }
 
   std::mt19937 random_;
-  std::vector<float> gates_, induction_, echo_, shares_, evicted_, variance_, lower_, upper_, key_books_, value_books_;
-  Stack output_, retain_in_, retain_out_;
+  std::vector<float> gates_, induction_, echo_, shares_, evicted_, variance_, lower_, upper_, key_books_, value_books_, planes_;
+  Stack output_, retain_in_, retain_out_, key_codes_, key_metric_, key_axes_, query_axes_;
   std::vector<std::unique_ptr<RandomBases>> bases_;
   std::vector<NamedBases> named_;
   any::ModelFacts facts_;

@@ -30,6 +30,11 @@ struct ModelFacts {
   HeadRows value_books{};       ///< of values
   LayerMatrices output{};       ///< output projection [hidden, q_heads * value_dim], as `o_proj.weight`
   BasisList bases{};            ///< of low-rank stages: what each stores keys and values in
+  LayerMatrices key_codes{};     ///< of A2ATS: [kv_heads * codes, head_dim], centroids of raw keys
+  LayerMatrices key_metric{};    ///< of A2ATS: [kv_heads * head_dim, head_dim], what raw keys are compared with
+  LayerMatrices key_axes{};      ///< of Loki: [kv_heads * head_dim, directions], principal directions of keys
+  LayerMatrices query_axes{};    ///< of InfiniGen: [kv_heads * head_dim, head_dim], singular vectors of queries
+  HashPlanes hash_planes{};      ///< of MagicPIG: random planes for all heads
   LayerMatrices retain_in{};    ///< of Locret: [inputs, hidden units]
   LayerMatrices retain_out{};   ///< of Locret: [hidden units, kv_heads]
 };
@@ -56,6 +61,11 @@ constexpr void take_facts(K& method, const ModelFacts& facts) {
   if constexpr (requires { method.value_books = facts.value_books; }) method.value_books = facts.value_books;
   if constexpr (requires { method.output = facts.output; }) method.output = facts.output;
   if constexpr (requires { method.bases = facts.bases; }) method.bases = facts.bases;
+  if constexpr (requires { method.key_codes = facts.key_codes; }) method.key_codes = facts.key_codes;
+  if constexpr (requires { method.key_metric = facts.key_metric; }) method.key_metric = facts.key_metric;
+  if constexpr (requires { method.key_axes = facts.key_axes; }) method.key_axes = facts.key_axes;
+  if constexpr (requires { method.query_axes = facts.query_axes; }) method.query_axes = facts.query_axes;
+  if constexpr (requires { method.hash_planes = facts.hash_planes; }) method.hash_planes = facts.hash_planes;
   if constexpr (requires { method.retain_in = facts.retain_in; }) method.retain_in = facts.retain_in;
   if constexpr (requires { method.retain_out = facts.retain_out; }) method.retain_out = facts.retain_out;
 }

@@ -248,7 +248,7 @@ class Cache {
   // Retrieval: cache_retrieve.hpp.
   bool chooses(index_t layer, index_t tokens) const;
   std::size_t choice_bytes(index_t slots, index_t tokens) const;
-  bool read_view(index_t layer, TensorView<const float, 3> queries, index_t tokens, index_t prompt, Scratch& scratch,
+  bool read_view(index_t layer, TensorView<const float, 3> queries, index_t tokens, index_t prompt, index_t end, Scratch& scratch,
                  retrieve::ReadView<B>& view) const;
   Status attend_chosen(Context<B>& ctx, index_t layer, const prim::AttendRequest& request, const cache::ReadRotation& rotation,
                        const AttendOutputs& measure) const;

@@ -24,20 +24,21 @@ std::size_t Cache<B, R>::choice_bytes(index_t slots, index_t tokens) const {
   std::size_t sum = 0;
   if constexpr (may_retrieve) {
     if (!retrieval_.active()) return 0;
-    const index_t heads = shape_.kv_heads, rows = retrieval_.rows(shape_), most = slots + 2;
+    const index_t heads = shape_.kv_heads, rows = retrieval_.rows(shape_), most = retrieval_.most_units(slots) + 2;
     sum = Scratch::align + 5 * Scratch::bytes_for<index_t>(heads) +
           Scratch::bytes_for<float>(std::min(tokens, retrieval_.longest_call()) * shape_.q_heads * shape_.head_dim) +
           5 * Scratch::bytes_for<index_t>(rows + 1) + 2 * Scratch::bytes_for<std::int32_t>(rows * most) + Scratch::bytes_for<float>(rows) +
-          Scratch::bytes_for<SlotRun>(rows * (most + 2) / 2 + 2 * rows) + 6 * Scratch::bytes_for<float>(rows * most) +
+          Scratch::bytes_for<SlotRun>(rows * (most + 2)) + Scratch::bytes_for<float>(rows * most) +
+          5 * Scratch::bytes_for<float>(rows * (slots + 2)) +
           retrieval_.workspace_bytes(shape_, slots, std::min(tokens, retrieval_.longest_call()));
   }
   return sum;
 }
 
 /// What a retrieval pipeline sees of a layer; false when the scratch is too small. `tokens` newest of the queries, the
-/// last of which belong to the newest slots.
+/// last of which belong to the newest slots; tokens before the `end`th compete.
 template <Backend B, class R>
-bool Cache<B, R>::read_view(index_t layer, TensorView<const float, 3> queries, index_t tokens, index_t prompt, Scratch& scratch,
+bool Cache<B, R>::read_view(index_t layer, TensorView<const float, 3> queries, index_t tokens, index_t prompt, index_t end, Scratch& scratch,
                             retrieve::ReadView<B>& view) const {
   const Layer& l = layers_[layer];
   const index_t heads = shape_.kv_heads, dim = shape_.head_dim, skip = queries.extent[1] - tokens;
@@ -48,7 +49,7 @@ bool Cache<B, R>::read_view(index_t layer, TensorView<const float, 3> queries, i
   if (slots == nullptr || known == nullptr || prompts == nullptr || q == nullptr) return false;
   for (index_t h = 0; h < heads; ++h) {
     slots[h] = l.heads[h].slots();
-    known[h] = l.index[h].covered;
+    known[h] = std::min(l.index[h].covered, l.heads[h].ids.below(end));
     prompts[h] = l.heads[h].ids.below(prompt);
   }
   const bool raw = recipe_.position.raw_keys;
@@ -80,7 +81,7 @@ Status Cache<B, R>::attend_chosen(Context<B>& ctx, index_t layer, const prim::At
   const index_t heads = shape_.kv_heads, rows = retrieval_.rows(shape_), tokens = request.queries.extent[1];
   Scratch scratch(ctx.workspace());
   retrieve::ReadView<B> view;
-  if (!read_view(layer, request.queries, tokens, l.counters.prompt, scratch, view)) return Status::workspace_too_small;
+  if (!read_view(layer, request.queries, tokens, l.counters.prompt, l.counters.seen, scratch, view)) return Status::workspace_too_small;
   const cache::ReadKeys<Layer> keys(l, key_rotation());
   const cache::LayerRows<Layer, false> values(l);
   view.keys = &keys, view.values = &values;
@@ -355,7 +356,9 @@ void Cache<B, R>::hold_units(Context<B>& ctx, index_t layer, TensorView<const fl
     Scratch scratch(ctx.workspace());
     retrieve::ReadView<B> view;
     const index_t heads = shape_.kv_heads, all = retrieval_.rows(shape_);
-    if (!read_view(layer, queries, prompt ? 1 : std::min(rows, retrieval_.longest_call()), prompt ? l.counters.seen : l.counters.prompt, scratch, view))
+    // What a call of `attend` would have chosen among: the tokens of this step are no answer to themselves, unless they are a prompt.
+    if (!read_view(layer, queries, prompt ? 1 : std::min(rows, retrieval_.longest_call()), prompt ? l.counters.seen : l.counters.prompt,
+                   prompt ? l.counters.seen : l.counters.seen - arrived, scratch, view))
       return;
     const cache::ReadKeys<Layer> keys(l, key_rotation());
     const cache::LayerRows<Layer, false> values(l);

@@ -17,8 +17,8 @@ namespace kvcondense {
 ///
 /// Trivial element types only: rows move by memcpy. Capacity doubles and is kept when the size
 /// shrinks, so a cache in its steady state stops asking for memory; `give_back` is for the moment
-/// after a long prompt shrank for good.
-template <class T>
+/// after a long prompt shrank for good. `Align` is for bytes that will be read as something larger.
+template <class T, std::size_t Align = alignof(T)>
 class Buffer {
   static_assert(std::is_trivially_copyable_v<T>, "kvcondense: a Buffer holds trivially copyable values.");
 
@@ -55,7 +55,7 @@ class Buffer {
     if (n <= capacity_) return Status::ok;
     assert(memory_ != nullptr);
     const index_t want = exact ? n : std::max<index_t>(n, std::max<index_t>(8, capacity_ * 2));
-    void* p = memory_->allocate(static_cast<std::size_t>(want) * sizeof(T), alignof(T));
+    void* p = memory_->allocate(static_cast<std::size_t>(want) * sizeof(T), Align);
     if (p == nullptr) return Status::out_of_memory;
     if (size_ > 0) std::memcpy(p, data_, static_cast<std::size_t>(size_) * sizeof(T));
     release();
@@ -134,7 +134,7 @@ class Buffer {
 
  private:
   void release() {
-    if (data_ != nullptr) memory_->release(data_, static_cast<std::size_t>(capacity_) * sizeof(T), alignof(T));
+    if (data_ != nullptr) memory_->release(data_, static_cast<std::size_t>(capacity_) * sizeof(T), Align);
   }
 
   MemoryResource<Cpu>* memory_ = nullptr;

@@ -135,4 +135,15 @@ struct BasisList {
   }
 };
 
+/// Random planes through the origin, in tables of a few bits: [tables, bits, dim] row-major; the caller owns and keeps them.
+struct HashPlanes {
+  const float* data = nullptr;
+  index_t tables = 0;
+  index_t bits = 0;
+  index_t dim = 0;
+
+  constexpr bool empty() const { return data == nullptr; }
+  constexpr const float* plane(index_t table, index_t bit) const { return data + (table * bits + bit) * dim; }
+};
+
 }  // namespace kvcondense

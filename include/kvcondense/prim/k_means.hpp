@@ -46,6 +46,9 @@ struct MetricLength {
 ///          RowBlock<const float> tables, RowBlock<float> out)
 ///       out[r][i] = sum over parts p of tables[r][p * entries + code p of row first + i]
 ///
+///   matches(codes, bytes, parts, first, count, RowBlock<const float> wanted, RowBlock<float> out)
+///       out[r][i] = number of parts p whose code in row first + i is wanted[r][p]
+///
 /// Shapes   a row is `parts` little-endian codes of `bytes` (1 or 2) bytes each.
 /// Numbers  float32, parts in order.
 template <Backend B>

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <limits>
 
 #include <kvcondense/core/backend.hpp>
 #include <kvcondense/core/shape.hpp>
@@ -18,6 +19,7 @@ namespace kvcondense::retrieve {
 /// Blocks, each a plain struct:
 ///   partition   size() -> index_t, origin() -> index_t    unit u is slots [origin + u size, origin + (u + 1) size)
 ///               partial() -> bool            whether a last unit that is not full competes
+///               unread() -> index_t (may be left out)   last slots of a unit that are scored but not read
 ///   summary     size() -> index_t            slots of one row of the index: a unit's, a part of it, or several units'
 ///               plane_bytes(shape, plane) -> size_t   bytes of a row of the index
 ///               build<B>(HeadRows, first, last, UnitState&)   rows [first, last) from stored keys and values
@@ -133,7 +135,7 @@ struct Pipeline {
   /// Makes the rows of all slots from `from` on anew. After `reserve`: cannot fail.
   template <Backend B>
   void refresh(const HeadRows<B>& rows, index_t from, UnitState& state) const {
-    if (learns && state.found.empty()) return state.clear();
+    if (found_floats(*rows.shape, rows.slots) > 0 && state.found.empty()) return state.clear();
     const index_t now = index_rows(rows.slots);
     const index_t first = std::clamp<index_t>((std::min(from, state.covered) - partition.origin()) / summary.size(), 0, now);
     for (int p = 0; p < UnitState::planes; ++p) {
@@ -223,11 +225,7 @@ struct Pipeline {
           if (aggregate == Aggregate::max) sum.data[i] = one.data[i] > sum.data[i] ? one.data[i] : sum.data[i];
           else sum.data[i] += one.data[i];
         }
-      if (counts != nullptr) {
-        counts->units_scored += total;
-        for (index_t h = 0; h < shape.kv_heads; ++h)
-          counts->index_bytes += summary.read_bytes(shape, candidates(view, h).size() * partition.size());
-      }
+      if (counts != nullptr) count_scored(view, begins ? sum : one, *counts);
     }
     if (aggregate == Aggregate::mean && view.tokens > 1)
       for (index_t i = 0; i < total; ++i) sum.data[i] /= static_cast<float>(view.tokens);
@@ -277,7 +275,7 @@ struct Pipeline {
     }
     add(0, std::min(slots, unit_begin(among.first)));
     for (index_t i = 0; i < count; ++i) {
-      const index_t begin = unit_begin(sorted[i]), size = sorted[i] == cut_unit ? cut : partition.size();
+      const index_t begin = unit_begin(sorted[i]), size = sorted[i] == cut_unit ? cut : partition.size() - unread();
       add(begin, std::min(slots, begin + size));
     }
     add(tail, slots);
@@ -294,6 +292,27 @@ struct Pipeline {
   }
 
  private:
+  /// A walk leaves what it did not see at -inf.
+  template <Backend B>
+  void count_scored(const ReadView<B>& view, RaggedView<const float> scores, ReadCounts& counts) const {
+    const index_t per_head = scores.heads / view.heads();
+    for (index_t h = 0; h < view.heads(); ++h) {
+      index_t units = scores.length(h * per_head) * per_head, slots = scores.length(h * per_head) * partition.size();
+      if constexpr (requires { summary.walks(); }) {
+        units = 0;
+        for (index_t r = h * per_head; r < (h + 1) * per_head; ++r)
+          for (index_t i = 0; i < scores.length(r); ++i) units += scores.row(r)[i] > -std::numeric_limits<float>::infinity();
+        slots = units;
+      }
+      counts.units_scored += units;
+      counts.index_bytes += summary.read_bytes(view.shape, slots);
+    }
+  }
+
+  constexpr index_t unread() const {
+    if constexpr (requires { partition.unread(); }) return partition.unread();
+    else return 0;
+  }
   constexpr bool unites() const {
     if constexpr (requires { reduce.unites(); }) return reduce.unites();
     else return false;

@@ -126,14 +126,28 @@ struct CodeScores<Cpu> {
     const std::byte* at = codes + first * parts * bytes;
     for (index_t i = 0; i < count; ++i)
       for (index_t p = 0; p < parts; ++p, at += bytes) {
-        const index_t code = bytes == 1 ? std::to_integer<index_t>(at[0])
-                                        : std::to_integer<index_t>(at[0]) | std::to_integer<index_t>(at[1]) << 8;
-        const float* entry = tables.data + p * entries + code;
+        const float* entry = tables.data + p * entries + code(at, bytes);
         for (index_t r = 0; r < tables.rows; ++r) {
           float& x = out.data[r * out.step + i];
           x = p == 0 ? entry[r * tables.step] : x + entry[r * tables.step];
         }
       }
+  }
+  static void matches(const std::byte* codes, index_t bytes, index_t parts, index_t first, index_t count, RowBlock<const float> wanted,
+                      RowBlock<float> out) {
+    const std::byte* at = codes + first * parts * bytes;
+    for (index_t i = 0; i < count; ++i, at += parts * bytes)
+      for (index_t r = 0; r < wanted.rows; ++r) {
+        const float* want = wanted.data + r * wanted.step;
+        index_t n = 0;
+        for (index_t p = 0; p < parts; ++p) n += static_cast<float>(code(at + p * bytes, bytes)) == want[p];
+        out.data[r * out.step + i] = static_cast<float>(n);
+      }
+  }
+
+ private:
+  static index_t code(const std::byte* at, index_t bytes) {
+    return bytes == 1 ? std::to_integer<index_t>(at[0]) : std::to_integer<index_t>(at[0]) | std::to_integer<index_t>(at[1]) << 8;
   }
 };
 

@@ -30,4 +30,11 @@ struct WhenAsked {
   constexpr bool at_prompt_end() const { return true; }
 };
 
+/// Schedule: a call of several tokens is a question and chooses; single tokens go on reading what it chose.
+struct EveryQuestion {
+  constexpr bool keeps() const { return true; }
+  constexpr bool due(index_t, index_t arrived) const { return arrived > 1; }
+  constexpr bool at_prompt_end() const { return false; }
+};
+
 }  // namespace kvcondense::retrieve

@@ -22,9 +22,11 @@ struct PlainScore {
 
 /// Scorer: the softmax over a row's candidates, of scores times the softmax scale.
 struct SoftmaxScore {
+  float scale = 0.0f;  ///< 0: the softmax scale
+
   template <Backend B>
   Status run(Context<B>& ctx, const ReadView<B>& view, RaggedView<float> scores) const {
-    return prim::SoftmaxRows<B>::run(ctx, view.shape.softmax_scale, scores);
+    return prim::SoftmaxRows<B>::run(ctx, scale > 0.0f ? scale : view.shape.softmax_scale, scores);
   }
 };
 

@@ -13,7 +13,7 @@ namespace kvcondense::retrieve {
 
 /// Rows of the index in the cache's dtype, one per unit, read with inner products.
 struct UnitRows {
-  static prim::PageSpan span(const CacheShape& shape, const Buffer<std::byte>& plane) {
+  static prim::PageSpan span(const CacheShape& shape, const UnitState::Plane& plane) {
     const auto bytes = static_cast<index_t>(static_cast<std::size_t>(shape.head_dim) * size_of(shape.dtype));
     return {const_cast<std::byte*>(plane.data()), plane.size() / bytes, shape.head_dim};
   }

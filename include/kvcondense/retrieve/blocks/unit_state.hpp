@@ -16,14 +16,15 @@ namespace kvcondense::retrieve {
 /// neither saved nor moved with slots, but made anew from the first slot whose stored form changed.
 struct UnitState {
   static constexpr int planes = 2;
+  using Plane = Buffer<std::byte, 64>;  ///< rows of numbers or codes, in the order of units
 
-  Buffer<std::byte> plane[planes];  ///< per unit, `Summary::plane_bytes` bytes each
+  Plane plane[planes];  ///< per unit, `Summary::plane_bytes` bytes each
   Buffer<float> found;              ///< what a fit found when a prompt ended; saved, shared by nobody
   index_t covered = 0;              ///< slots that the planes know
 
   UnitState() = default;
   explicit UnitState(MemoryResource<Cpu>& memory) : found(memory) {
-    for (auto& p : plane) p = Buffer<std::byte>(memory);
+    for (auto& p : plane) p = Plane(memory);
   }
 
   std::size_t bytes() const { return plane[0].bytes() + plane[1].bytes() + found.bytes(); }

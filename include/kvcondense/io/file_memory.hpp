@@ -1,0 +1,125 @@
+#pragma once
+
+// POSIX only (mmap), so no umbrella header brings this one.
+#include <fcntl.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cstdint>
+
+#include <kvcondense/core/buffer.hpp>
+#include <kvcondense/core/memory.hpp>
+#include <kvcondense/core/status.hpp>
+
+namespace kvcondense::io {
+
+/// Memory that lies in a file: pages of a cache that are not read need no RAM.
+///
+/// Idea     the machine moves pages of a mapped file in when they are touched and out when RAM is short; a retrieval stage
+///          touches few of them in a step. Nothing of a cache changes but its resource.
+/// Needs    a POSIX host, and a folder for a file without a name (it is gone with the process).
+/// Shapes   requests of `least` bytes and more lie in the file, in slabs of `slab` bytes or of their own; smaller ones, like
+///          tables that every step reads, come from `small`.
+/// Cost     two system calls per slab. A released piece is used again by requests of its size.
+/// Numbers  `file_bytes()` is what the file has; how much of it is in RAM is the machine's business, until `let_go()` asks it
+///          to keep none.
+/// Errors   open: io_error; allocate: null when the disk or the addresses are at an end. Not safe from several threads at once.
+class FileMemory final : public MemoryResource<Cpu> {
+ public:
+  explicit FileMemory(MemoryResource<Cpu>& small = heap_memory()) : small_(&small), slabs_(small), free_(small) {}
+  FileMemory(const FileMemory&) = delete;
+  FileMemory& operator=(const FileMemory&) = delete;
+  ~FileMemory() override {
+    for (const Slab& s : slabs_) ::munmap(s.data, s.bytes);
+    if (file_ >= 0) ::close(file_);
+  }
+
+  /// Makes the file; `folder` on a disk, since a folder in RAM saves nothing.
+  Status open(const char* folder, std::size_t slab = std::size_t{64} << 20, std::size_t least = 4096) {
+    if (file_ >= 0 || slab < least || least == 0) return Status::invalid_argument;
+    file_ = ::open(folder, O_TMPFILE | O_RDWR | O_CLOEXEC, 0600);
+    if (file_ < 0) return Status::io_error;
+    page_ = static_cast<std::size_t>(::sysconf(_SC_PAGESIZE));
+    slab_ = round(slab, page_);
+    least_ = least;
+    return Status::ok;
+  }
+
+  void* allocate(std::size_t bytes, std::size_t align) noexcept override {
+    if (file_ < 0 || bytes < least_ || align > unit) return small_->allocate(bytes, align);
+    const std::size_t size = round(bytes, unit);
+    for (index_t i = free_.size() - 1; i >= 0; --i)
+      if (free_[i].bytes == size) {
+        void* p = free_[i].data;
+        free_[i] = free_.back();
+        free_.shrink(free_.size() - 1);
+        return p;
+      }
+    // Room to remember the piece when it comes back: then releasing cannot fail.
+    if (free_.reserve(pieces_ + 1) != Status::ok) return nullptr;
+    if (slabs_.empty() || slabs_.back().bytes - used_ < size)
+      if (!extend(std::max(slab_, round(size, page_)))) return nullptr;
+    void* p = static_cast<std::byte*>(slabs_.back().data) + used_;
+    used_ += size;
+    ++pieces_;
+    return p;
+  }
+
+  void release(void* p, std::size_t bytes, std::size_t align) noexcept override {
+    if (!holds(p)) return small_->release(p, bytes, align);
+    free_.append_reserved({p, round(bytes, unit)});
+  }
+
+  std::size_t file_bytes() const { return file_bytes_; }
+  bool holds(const void* p) const {
+    for (const Slab& s : slabs_)
+      if (p >= s.data && p < static_cast<const std::byte*>(s.data) + s.bytes) return true;
+    return false;
+  }
+
+  /// Writes what changed and keeps nothing of the file mapped in: the next reads bring back what they touch.
+  Status let_go() {
+    for (const Slab& s : slabs_)
+      if (::msync(s.data, s.bytes, MS_ASYNC) != 0 || ::madvise(s.data, s.bytes, MADV_DONTNEED) != 0) return Status::io_error;
+    return Status::ok;
+  }
+  /// Tells the machine that these bytes will be read soon.
+  Status expect(const void* p, std::size_t bytes) {
+    if (!holds(p)) return Status::ok;
+    const auto first = reinterpret_cast<std::uintptr_t>(p) / page_ * page_;
+    const auto last = round(reinterpret_cast<std::uintptr_t>(p) + bytes, page_);
+    return ::madvise(reinterpret_cast<void*>(first), last - first, MADV_WILLNEED) == 0 ? Status::ok : Status::io_error;
+  }
+
+ private:
+  static constexpr std::size_t unit = 64;
+  struct Slab {
+    void* data;
+    std::size_t bytes;
+  };
+  static std::size_t round(std::size_t bytes, std::size_t to) { return (bytes + to - 1) / to * to; }
+
+  bool extend(std::size_t bytes) {
+    if (slabs_.reserve(slabs_.size() + 1) != Status::ok) return false;
+    if (::ftruncate(file_, static_cast<off_t>(file_bytes_ + bytes)) != 0) return false;
+    void* p = ::mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, file_, static_cast<off_t>(file_bytes_));
+    if (p == MAP_FAILED) return false;
+    // Reading ahead would bring in what no step asks for.
+    (void)::madvise(p, bytes, MADV_RANDOM);
+    slabs_.append_reserved({p, bytes});
+    file_bytes_ += bytes;
+    used_ = 0;
+    return true;
+  }
+
+  MemoryResource<Cpu>* small_;
+  Buffer<Slab> slabs_;
+  Buffer<Slab> free_;  ///< pieces that came back
+  index_t pieces_ = 0;
+  int file_ = -1;
+  std::size_t page_ = 4096, slab_ = 0, least_ = 4096;
+  std::size_t used_ = 0, file_bytes_ = 0;
+};
+
+}  // namespace kvcondense::io

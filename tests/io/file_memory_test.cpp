@@ -1,0 +1,98 @@
+#include <cstdio>
+#include <cstring>
+#include <random>
+
+#include <catch2/catch.hpp>
+
+#include <kvcondense/cpu.hpp>
+#include <kvcondense/io/file_memory.hpp>
+#include <support/naive_cache.hpp>
+
+using namespace kvcondense;
+
+namespace {
+
+/// Bytes of this process that are in RAM.
+std::size_t resident() {
+  long pages = 0, all = 0;
+  FILE* f = std::fopen("/proc/self/statm", "r");
+  REQUIRE(f != nullptr);
+  REQUIRE(std::fscanf(f, "%ld %ld", &all, &pages) == 2);
+  std::fclose(f);
+  return static_cast<std::size_t>(pages) * static_cast<std::size_t>(::sysconf(_SC_PAGESIZE));
+}
+
+}  // namespace
+
+TEST_CASE("file memory: pieces are aligned, apart, used again, and keep what is written", "[io][file_memory]") {
+  io::FileMemory memory;
+  REQUIRE(memory.open("/nowhere at all") == Status::io_error);
+  REQUIRE(memory.open(".", 1 << 16, 1024) == Status::ok);
+  REQUIRE(memory.open(".") == Status::invalid_argument);
+  std::vector<std::pair<unsigned char*, std::size_t>> pieces;
+  std::mt19937 random(1);
+  for (int i = 0; i < 300; ++i) {
+    const std::size_t bytes = 1024 + random() % 3000;
+    auto* p = static_cast<unsigned char*>(memory.allocate(bytes, 64));
+    REQUIRE(p != nullptr);
+    REQUIRE(reinterpret_cast<std::uintptr_t>(p) % 64 == 0);
+    REQUIRE(memory.holds(p));
+    std::memset(p, i & 0xff, bytes);
+    pieces.emplace_back(p, bytes);
+  }
+  REQUIRE(memory.let_go() == Status::ok);
+  REQUIRE(memory.expect(pieces[5].first, pieces[5].second) == Status::ok);
+  for (std::size_t i = 0; i < pieces.size(); ++i)
+    for (const std::size_t at : {std::size_t{0}, pieces[i].second - 1}) REQUIRE(pieces[i].first[at] == (i & 0xff));
+  const std::size_t bytes = memory.file_bytes();
+  for (int round = 0; round < 3; ++round) {
+    for (const auto& [p, size] : pieces) memory.release(p, size, 64);
+    for (auto& [p, size] : pieces) p = static_cast<unsigned char*>(memory.allocate(size, 64));
+  }
+  REQUIRE(memory.file_bytes() == bytes);
+  for (const auto& [p, size] : pieces) memory.release(p, size, 64);
+  void* little = memory.allocate(100, 16);
+  REQUIRE_FALSE(memory.holds(little));
+  memory.release(little, 100, 16);
+  void* large = memory.allocate(1 << 20, 64);  // more than a slab
+  REQUIRE(memory.holds(large));
+  memory.release(large, 1 << 20, 64);
+}
+
+TEST_CASE("file memory: a million tokens, a step within 32 MiB of RAM beside them", "[io][file_memory]") {
+  constexpr index_t tokens = 1'000'000, chunk = 4000;
+  const CacheShape shape{.q_heads = 2, .kv_heads = 1, .head_dim = 64};
+  io::FileMemory memory;
+  REQUIRE(memory.open(".") == Status::ok);
+  const std::size_t before = resident();
+  auto cache = make_cache<Cpu>(shape, recipe(retrieve::Quest{.page = 64, .tokens = 4096, .dense_layers = 0}), memory);
+  REQUIRE(cache.status() == Status::ok);
+  Workspace work;
+  REQUIRE(work.reserve(cache->workspace_bytes(tokens + 8, chunk)) == Status::ok);
+  Context<Cpu> ctx(work.bytes());
+  std::mt19937 random(3);
+  const test::Tokens t(shape, chunk, random);
+  for (index_t at = 0; at < tokens; at += chunk) {
+    REQUIRE(cache->append(ctx, 0, t.keys(shape), t.values(shape)) == Status::ok);
+    REQUIRE(cache->step(ctx, 0, StepInputs{}, Phase::prefill_chunk) == Status::ok);
+    if (at % (25 * chunk) == 0) REQUIRE(memory.let_go() == Status::ok);
+  }
+  REQUIRE(memory.file_bytes() >= static_cast<std::size_t>(tokens) * 256);
+  REQUIRE(memory.let_go() == Status::ok);
+  const std::size_t quiet = resident();
+  REQUIRE(quiet < before + (std::size_t{64} << 20));  // scratch of long chunks and tables
+  std::vector<float> out(2 * 64);
+  for (int step = 0; step < 4; ++step) {
+    ReadCounts reads;
+    const test::Tokens one(shape, 1, random);
+    REQUIRE(cache->append(ctx, 0, one.keys(shape), one.values(shape)) == Status::ok);
+    REQUIRE(cache->attend(ctx, 0, one.queries(shape), dense_view(out.data(), 2, 1, 64), {.reads = &reads}) == Status::ok);
+    REQUIRE(cache->step(ctx, 0, StepInputs{}) == Status::ok);
+    REQUIRE(reads.slots_read <= 2 * 4096 + 128);
+    REQUIRE(reads.index_bytes < std::size_t{5} << 20);  // 256 bytes for 64 tokens
+    REQUIRE(reads.slot_bytes < std::size_t{3} << 20);
+    // The machine maps up to 64 KiB around each of the 2 * 64 * 2 pieces that are read: 16 MiB, the index and scratch.
+    REQUIRE(resident() < quiet + (std::size_t{32} << 20));
+    REQUIRE(memory.let_go() == Status::ok);
+  }
+}
