@@ -304,19 +304,12 @@ TEST_CASE("cache: every pair of a low-rank stage with eviction, quantization, po
 
 TEST_CASE("cache: every retrieval stage works with every policy, quantizer and position under any calls", "[cache][pairs]") {
   std::uint32_t seed = 9000;
-  // Policies that leave KV heads with different numbers of slots: a choice for all heads of a layer has no meaning then.
-  const auto ragged = [](const std::string& text) {
-    for (const char* word : {"dms", "razor_attention", "kvzip", "expected_attention", "duo_attention", "fastgen"})
-      if (text.starts_with(word)) return true;
-    return false;
-  };
   for (const Setting& retrieve : room(Stage::retrieve))
     for (const Stage stage : {Stage::evict, Stage::quant, Stage::position})
       for (const Setting& other : room(stage)) {
         // A prompt that is evicted from, coded, turned: each with the longest way round.
-        const bool raw = reads_raw_keys(retrieve.text), together = word_of(retrieve.text) == "rekv";
-        if (together && ragged(other.text)) continue;
-        const std::string snapkv = together ? "snapkv(tokens=40, window=8)" : "ada(snapkv(tokens=40, window=8))";
+        const bool raw = reads_raw_keys(retrieve.text);
+        const std::string snapkv = word_of(retrieve.text) == "rekv" ? "snapkv(tokens=40, window=8)" : "ada(snapkv(tokens=40, window=8))";
         const std::string rest = stage == Stage::evict   ? " + kivi(bits=4, group_size=8, residual_window=8)"
                                  : stage == Stage::quant ? " + h2o(heavy=30, recent=20)"
                                                          : " + " + snapkv + " + group_int(bits=8, group_size=16)";
