@@ -114,7 +114,7 @@ struct RowTransform<Cpu, FoundBasis> {
 template <>
 struct RowTransform<Cpu, ChannelList> {
   static void forward(const ChannelList& t, const float* state, index_t dim, RowBlock<float> rows) {
-    std::int32_t channel[max_head_dim];
+    std::int32_t channel[max_head_dim] = {};
     channels(t, state, dim, channel);
     for (index_t r = 0; r < rows.rows; ++r) {
       float* x = rows.data + r * rows.step;
@@ -122,7 +122,7 @@ struct RowTransform<Cpu, ChannelList> {
     }
   }
   static void backward(const ChannelList& t, const float* state, index_t dim, RowBlock<float> rows) {
-    std::int32_t channel[max_head_dim];
+    std::int32_t channel[max_head_dim] = {};
     channels(t, state, dim, channel);
     for (index_t r = 0; r < rows.rows; ++r) {
       float* x = rows.data + r * rows.step;
