@@ -121,6 +121,7 @@
 #include <kvcondense/retrieve/lserve.hpp>
 #include <kvcondense/retrieve/magicpig.hpp>
 #include <kvcondense/retrieve/pqcache.hpp>
+#include <kvcondense/retrieve/prefill_mask.hpp>
 #include <kvcondense/retrieve/quest.hpp>
 #include <kvcondense/retrieve/read_all.hpp>
 #include <kvcondense/retrieve/rekv.hpp>

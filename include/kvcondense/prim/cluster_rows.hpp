@@ -46,7 +46,7 @@ struct ClusterRows {
   const float* cluster = nullptr;   ///< group of each channel, [channels]; the caller owns and keeps it
   std::int32_t channels = 0;
 
-  constexpr int bits() const { return levels == 3 ? 2 : std::bit_width(static_cast<std::uint32_t>(levels)) - 1; }
+  constexpr int bits() const { return levels == 3 ? 2 : static_cast<int>(std::bit_width(static_cast<std::uint32_t>(levels))) - 1; }
   constexpr index_t param_bytes() const { return params == ClusterParam::f16 ? 2 : params == ClusterParam::f32 ? 4 : 1; }
   constexpr index_t code_bytes(index_t dim) const { return levels == 3 ? (dim + 4) / 5 : (dim * bits() + 7) / 8; }
   constexpr index_t group_of(index_t c) const {

@@ -33,7 +33,7 @@ struct ComplexVq {
   bool lengths = true;  ///< rows are divided by their length; else 1 is stored
 
   constexpr index_t codes() const { return index_t{2} * stages; }
-  constexpr int code_bits() const { return std::bit_width(static_cast<std::uint32_t>(base - 1)); }
+  constexpr int code_bits() const { return static_cast<int>(std::bit_width(static_cast<std::uint32_t>(base - 1))); }
   constexpr index_t code_bytes() const { return (codes() * code_bits() + 7) / 8; }
   constexpr index_t row_bytes() const { return code_bytes() + 2; }
   constexpr const float* word(index_t stage, index_t code) const { return book + (stage * base + code) * channels; }
