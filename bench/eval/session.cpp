@@ -10,11 +10,10 @@ namespace {
 
 /// Where the user may get what the recipe lacks.
 std::string hint(const any::ParsedRecipe& recipe) {
-  const char* fact = recipe.stages.evict.missing().fact;
-  if (fact == nullptr) fact = recipe.stages.lowrank.missing();
+  const auto [fact, word] = any::missing_fact(recipe.stages);
   if (fact == nullptr) return {};
   if (fact == std::string_view("bases"))
-    return std::string("; kvcondense-eval calibrate --method ") + recipe.stages.lowrank.word() + " makes them, --bases FILE gives them";
+    return std::string("; kvcondense-eval calibrate --method ") + word + " makes them, --bases FILE gives them";
   return is_head_table(fact) ? "; give --heads FILE" : ", which this evaluation does not have here";
 }
 

@@ -207,16 +207,10 @@ Message refusal(Status why, const AnyRecipe& recipe, const CacheShape& shape) {
 
 MakeResult make(const ParsedRecipe& recipe, const CacheShape& shape, On<Cpu>,
                 MemoryResource<Cpu>& memory) {
-  if (const AnyEvict::Missing lacks = recipe.stages.evict.missing(); lacks.fact != nullptr) {
+  if (const MissingFact lacks = missing_fact(recipe.stages); lacks.fact != nullptr) {
     Message m;
     return {Status::missing_input,
             m.put(lacks.word, " needs what it was not given: ModelFacts::", lacks.fact)};
-  }
-  for (const auto& [word, fact] : {std::pair{recipe.stages.lowrank.word(), recipe.stages.lowrank.missing()},
-                                   std::pair{recipe.stages.retrieve.word(), recipe.stages.retrieve.missing()}}) {
-    if (fact == nullptr) continue;
-    Message m;
-    return {Status::missing_input, m.put(word, " needs what it was not given: ModelFacts::", fact)};
   }
   auto cache = AnyCache::make(recipe.stages, recipe.text.view(), shape, memory);
   if (!cache) return {cache.status(), refusal(cache.status(), recipe.stages, shape)};

@@ -50,7 +50,7 @@ std::vector<std::int64_t> integers(const engine::SafetensorsFile& dump, const st
   return *std::move(out);
 }
 
-/// A page of codes, read by what docs/file_format.md says and nothing else.
+/// A page of codes of keys, read by what docs/file_format.md says and nothing else.
 struct StoredPages {
   std::vector<std::uint8_t> bytes;
   std::size_t page_bytes, slots, dim, bits;
@@ -63,7 +63,13 @@ struct StoredPages {
       for (int byte = 0; byte < 4; ++byte)
         bytes.push_back(static_cast<std::uint8_t>(static_cast<std::uint64_t>(word) >> (8 * byte)));
   }
+  bool lanes() const { return slots % 64 == 0; }
   float code(std::size_t page, std::size_t slot, std::size_t channel) const {
+    if (lanes()) {
+      const std::size_t outputs = 128 / bits, block = slot / outputs * (dim / 4) + channel / 4;
+      const std::uint8_t byte = bytes[page * page_bytes + block * 64 + 4 * (slot % 16) + channel % 4];
+      return static_cast<float>((byte >> (slot % outputs / 16 * bits)) & ((1u << bits) - 1));
+    }
     const std::size_t row_bytes = (dim * bits + 7) / 8, bit = channel * bits;
     const std::uint8_t byte = bytes[page * page_bytes + slot * row_bytes + bit / 8];
     return static_cast<float>((byte >> (bit % 8)) & ((1u << bits) - 1));
@@ -115,8 +121,8 @@ TEST_CASE("dump: the stored codes are those that the decoded numbers come from",
                slot = static_cast<std::size_t>(places[2 * s + 1]);
     for (std::size_t d = 0; d < dim; ++d) {
       // One group of 32: along the row, or along 32 slots of a channel.
-      const std::size_t scale = per_channel ? slot / 32 * 2 * dim + d : slot * 2;
-      const std::size_t offset = per_channel ? scale + dim : scale + 1;
+      const std::size_t scale = per_channel ? slot / 32 * 2 * dim + d : pages.lanes() ? slot : slot * 2;
+      const std::size_t offset = scale + (per_channel ? dim : pages.lanes() ? page_slots : 1);
       REQUIRE(keys[s * dim + d] == Approx(pages.code(page, slot, d) * pages.parameter(page, scale) +
                                           pages.parameter(page, offset))
                                        .margin(1e-6));

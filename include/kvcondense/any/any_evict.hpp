@@ -87,13 +87,8 @@ class AnyEvict {
   evict::AnyPipeline pipeline() const { return pipeline(links_); }
   Status validate(const CacheShape& shape) const { return validate(links_, shape); }
   const char* word() const { return link_[links_ - 1].table->word(link_[links_ - 1].room); }
-  /// A fact of the model that a method of the chain needs and was not given, and that method's word;
-  /// null: nothing is missing.
-  struct Missing {
-    const char* fact = nullptr;
-    const char* word = nullptr;
-  };
-  Missing missing() const {
+  /// Of the first method of the chain that lacks one.
+  MissingFact missing() const {
     for (int i = 0; i < links_; ++i)
       if (const char* fact = link_[i].table->missing(link_[i].room); fact != nullptr)
         return {fact, link_[i].table->word(link_[i].room)};

@@ -32,7 +32,7 @@ class AnyLowRank {
   Flush value_flush() const { return none() ? Flush{0, 0} : calls_->value_flush(room_); }
   bool differs_per_head() const { return !none() && calls_->differs_per_head(room_); }
   bool takes_keys(bool raw) const { return none() || calls_->takes_keys(room_, raw); }
-  const char* missing() const { return none() ? nullptr : calls_->missing(room_); }
+  MissingFact missing() const { return none() ? MissingFact{} : MissingFact{calls_->missing(room_), word()}; }
   Status validate(const CacheShape& shape) const { return none() ? Status::ok : calls_->validate(room_, shape); }
   Inputs inputs() const { return none() ? Inputs{} : calls_->inputs; }
   const char* word() const { return none() ? "none" : calls_->word; }

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <kvcondense/any/any_codec.hpp>
+#include <kvcondense/any/model_facts.hpp>
 #include <kvcondense/cache/recipe.hpp>
 #include <kvcondense/core/codec_of.hpp>
 #include <kvcondense/core/flush.hpp>
@@ -47,6 +48,7 @@ struct QuantTable {
   evict::AnyPipeline (*saliency)(const QuantRoom&, InnerQuant below);
   Status (*validate)(const QuantRoom&, InnerQuant below, const CacheShape&);
   const char* (*word)(const QuantRoom&);
+  const char* (*missing)(const QuantRoom&);
 };
 
 /// A quantizer (Member is nullptr) or a wrapper whose quantizer is its member `Member`.
@@ -80,9 +82,10 @@ struct QuantCalls {
     return whole(q, below).validate(shape);
   }
   static const char* word(const QuantRoom& q) { return word_of(q.as<Q>()); }
+  static const char* missing(const QuantRoom& q) { return missing_fact(q.as<Q>()); }
 
   static constexpr QuantTable table{key_codec,    value_codec, key_flush, value_flush, differs_per_head,
-                                    has_saliency, saliency,    validate,  word};
+                                    has_saliency, saliency,    validate,  word,      missing};
 };
 
 }  // namespace detail
@@ -117,6 +120,12 @@ class AnyQuant {
   evict::AnyPipeline saliency() const { return top().saliency(); }
   Status validate(const CacheShape& shape) const { return top().validate(shape); }
   const char* word() const { return link_[links_ - 1].table->word(link_[links_ - 1].room); }
+  /// Of the first method of the chain that lacks one.
+  MissingFact missing() const {
+    for (int i = 0; i < links_; ++i)
+      if (const char* fact = link_[i].table->missing(link_[i].room); fact != nullptr) return {fact, link_[i].table->word(link_[i].room)};
+    return {};
+  }
 
   index_t sinks = 0;  ///< copied from the quantizer
 

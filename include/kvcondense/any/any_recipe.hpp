@@ -15,4 +15,11 @@ namespace kvcondense::any {
 ///   make_cache<Cpu>(shape, AnyRecipe{.evict = AnyEvict(evict::H2O{}), .quant = AnyQuant(quant::Kivi<2>{})})
 using AnyRecipe = Recipe<AnyEvict, AnyQuant, AnyPosition, AnyMerge, AnyLowRank, AnyRetrieve>;
 
+/// What the first stage that lacks something lacks.
+inline MissingFact missing_fact(const AnyRecipe& recipe) {
+  for (const MissingFact m : {recipe.evict.missing(), recipe.quant.missing(), recipe.lowrank.missing(), recipe.retrieve.missing()})
+    if (m.fact != nullptr) return m;
+  return {};
+}
+
 }  // namespace kvcondense::any

@@ -23,7 +23,7 @@ class AnyRetrieve {
   Status validate(const CacheShape& shape) const { return calls_->validate(room_, shape); }
   const char* word() const { return calls_->word; }
   /// A fact of the model that the method needs and was not given; null: nothing is missing.
-  const char* missing() const { return calls_->missing(room_); }
+  MissingFact missing() const { return {calls_->missing(room_), word()}; }
 
   retrieve::KeyState keys = retrieve::KeyState::any;
 

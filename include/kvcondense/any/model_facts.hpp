@@ -70,7 +70,13 @@ constexpr void take_facts(K& method, const ModelFacts& facts) {
   if constexpr (requires { method.retain_out = facts.retain_out; }) method.retain_out = facts.retain_out;
 }
 
-/// The name of a fact that the method cannot do without and has not got; null: none.
+/// A fact that a method cannot do without and has not got, and that method's word; null: nothing is missing.
+struct MissingFact {
+  const char* fact = nullptr;
+  const char* word = nullptr;
+};
+
+/// The name of such a fact; null: none.
 template <class K>
 constexpr const char* missing_fact(const K& method) {
   if constexpr (requires { method.missing(); }) return method.missing();
