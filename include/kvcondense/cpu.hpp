@@ -43,6 +43,7 @@
 #include <kvcondense/backend/cpu/projection.hpp>
 #include <kvcondense/backend/cpu/query_columns.hpp>
 #include <kvcondense/backend/cpu/query_moments.hpp>
+#include <kvcondense/backend/cpu/representatives.hpp>
 #include <kvcondense/backend/cpu/retaining_head.hpp>
 #include <kvcondense/backend/cpu/rope.hpp>
 #include <kvcondense/backend/cpu/row_deviation.hpp>

@@ -38,6 +38,7 @@
 #include <kvcondense/evict/keydiff.hpp>
 #include <kvcondense/evict/keyformer.hpp>
 #include <kvcondense/evict/knorm.hpp>
+#include <kvcondense/evict/kvcrush.hpp>
 #include <kvcondense/evict/kvzip.hpp>
 #include <kvcondense/evict/lagkv.hpp>
 #include <kvcondense/evict/locret.hpp>
@@ -65,6 +66,17 @@
 #include <kvcondense/lowrank/shadowkv.hpp>
 #include <kvcondense/lowrank/think.hpp>
 #include <kvcondense/lowrank/weight_svd.hpp>
+#include <kvcondense/merge/cam.hpp>
+#include <kvcondense/merge/centroid.hpp>
+#include <kvcondense/merge/d2o.hpp>
+#include <kvcondense/merge/elastic_cache.hpp>
+#include <kvcondense/merge/ems.hpp>
+#include <kvcondense/merge/keepkv.hpp>
+#include <kvcondense/merge/kvmerger.hpp>
+#include <kvcondense/merge/lookm.hpp>
+#include <kvcondense/merge/tome.hpp>
+#include <kvcondense/merge/value_merge.hpp>
+#include <kvcondense/merge/weightedkv.hpp>
 #include <kvcondense/position/absolute.hpp>
 #include <kvcondense/position/reindex.hpp>
 #include <kvcondense/position/rerotate.hpp>

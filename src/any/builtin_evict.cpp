@@ -20,6 +20,7 @@
 #include <kvcondense/evict/keydiff.hpp>
 #include <kvcondense/evict/keyformer.hpp>
 #include <kvcondense/evict/knorm.hpp>
+#include <kvcondense/evict/kvcrush.hpp>
 #include <kvcondense/evict/kvzip.hpp>
 #include <kvcondense/evict/lagkv.hpp>
 #include <kvcondense/evict/locret.hpp>
@@ -315,6 +316,7 @@ using BlockPrefill = evict::BlockPrefill<Inner>;
 using Caote = evict::Caote<Inner>;
 using Critical = evict::Critical<Inner>;
 using Every = evict::Every<Inner>;
+using KVCrush = evict::KVCrush<Inner>;
 using InChunks = evict::InChunks<Inner>;
 using PageRound = evict::PageRound<Inner>;
 
@@ -327,6 +329,19 @@ constexpr Field critical_fields[] = {
     number<Critical, &Critical::epsilon>("epsilon", "", "added to attention before it is weighed", 0, 1),
 };
 constexpr Alias critical_aliases[] = {{"criticalkv"}};
+constexpr Choice signature_anchors[] = {
+    {"random", static_cast<int>(prim::SignatureAnchor::random)},
+    {"zeros", static_cast<int>(prim::SignatureAnchor::zeros)},
+    {"ones", static_cast<int>(prim::SignatureAnchor::ones)},
+    {"mean", static_cast<int>(prim::SignatureAnchor::mean)},
+    {"alternating", static_cast<int>(prim::SignatureAnchor::alternating)},
+};
+constexpr Field kvcrush_fields[] = {
+    fraction<KVCrush, &KVCrush::share>("share", "", "part of the budget that representatives fill"),
+    number<KVCrush, &KVCrush::block>("block", "", "slots of a signature's block; 0: signatures of tokens", 0, most_slots),
+    choice<KVCrush, &KVCrush::anchor>("anchor", "", "the signature that others are compared with", signature_anchors),
+    number<KVCrush, &KVCrush::seed>("seed", "", "of a random anchor", 0, most_slots),
+};
 constexpr Field chunked_fields[] = {
     number<InChunks, &InChunks::chunk>("chunk", "", "neighbours that stay or leave together", 1,
                                        most_slots),
@@ -429,6 +444,10 @@ constexpr Entry entries[] = {
         "Fills half of the budget by attention, the rest by attention times the weight of what a value "
         "adds to the layer's output.",
         critical_fields, critical_aliases),
+    wrapper_entry<KVCrush, &KVCrush::policy>(
+        Stage::evict,
+        "Spends a part of the budget on tokens that represent those a policy lets go, instead of on the next best ones.",
+        kvcrush_fields),
     wrapper_entry<InChunks, &InChunks::policy>(
         Stage::evict, "Keeps or drops tokens in chunks of neighbours, by the policy's scores.",
         chunked_fields),

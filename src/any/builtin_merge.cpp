@@ -7,6 +7,7 @@
 #include <kvcondense/merge/d2o.hpp>
 #include <kvcondense/merge/elastic_cache.hpp>
 #include <kvcondense/merge/ems.hpp>
+#include <kvcondense/merge/keepkv.hpp>
 #include <kvcondense/merge/kvmerger.hpp>
 #include <kvcondense/merge/lookm.hpp>
 #include <kvcondense/merge/tome.hpp>
@@ -24,6 +25,7 @@ using merge::Centroid;
 using merge::D2O;
 using merge::ElasticCache;
 using merge::Ems;
+using merge::KeepKV;
 using merge::KVMerger;
 using merge::LookM;
 using merge::Mass;
@@ -135,6 +137,15 @@ constexpr Field centroid_fields[] = {
     place_field<Centroid>(),
 };
 
+constexpr Field keepkv_fields[] = {
+    number<KeepKV, &KeepKV::decay>("decay", "alpha", "how much of a score stays from query to query", 0.0, 0.999999),
+    number<KeepKV, &KeepKV::window>("window", "", "newest queries of a prompt that count", 1, most_slots),
+    number<KeepKV, &KeepKV::least>("least", "threshold", "cosine below which a token is dropped", -1.0, 1.0),
+    flag<KeepKV, &KeepKV::scaled>("scaled", "", "stretches keys, instead of saying it in votes"),
+    mass_field<KeepKV>(),
+    place_field<KeepKV>(),
+};
+
 constexpr Field weightedkv_fields[] = {mass_field<WeightedKV>()};
 
 constexpr Field value_merge_fields[] = {
@@ -163,6 +174,9 @@ constexpr Entry entries[] = {
     stage_entry<Centroid>("Folds the most alike pairs inside chunks of neighbours, weighing each slot by the tokens it "
                           "stands for.",
                           centroid_fields),
+    stage_entry<KeepKV>("Folds what leaves into the most alike kept token so that the output of a predicted query does not "
+                        "change.",
+                        keepkv_fields),
     stage_entry<WeightedKV>("Drops the key of a token that leaves and folds its value into that of the next kept one, by "
                             "the attention they drew.",
                             weightedkv_fields),

@@ -51,6 +51,8 @@ inline std::vector<std::string> stages_to_vary(const any::Entry& e) {
   if (word == "uniform") return {"tokens=40"};
   if (word == "kvmerger") return {"least=0.05, window=8, sinks=2", "least=0.05, window=8, keep=50%"};
   if (word == "cam") return {"targets=4"};
+  if (word == "kvcrush") return {"share=50%", "share=50%, block=3"};
+  if (word == "keepkv") return {"least=0.05"};
   if (word == "ems") return {"window=8, least=0.001"};
   if (word == "tome") return {"tokens=50, slack=4, sinks=2, recent=8"};
   if (word == "centroid") return {"tokens=50, chunk=12, slack=4, sinks=2, recent=8"};

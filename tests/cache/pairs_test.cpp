@@ -55,6 +55,7 @@ const std::map<std::string, Setting> settings = {
     {"fastgen", {"fastgen(recovery=60%, frequent=20%, local=20%, profile=20)"}},
     {"caote", {"caote(POLICY)"}},
     {"critical", {"critical(POLICY, first=40%)"}},
+    {"kvcrush", {"kvcrush(POLICY, share=40%, block=3)"}},
     {"chunked", {"chunked(POLICY, chunk=5)"}},
     {"page_round", {"page_round(POLICY, page=8)"}},
     {"every", {"every(POLICY, tokens=7)"}},
@@ -78,6 +79,7 @@ const std::map<std::string, Setting> settings = {
     {"lookm", {"lookm(kernel=average, alike_only=true)"}},
     {"tome", {"tome(tokens=30, slack=4, sinks=2, recent=6)"}},
     {"centroid", {"centroid(tokens=30, chunk=8, slack=4, sinks=2, recent=6, place=pivot)"}},
+    {"keepkv", {"keepkv(window=5, least=0.1)"}},
     {"weightedkv", {"weightedkv"}},
     {"value_merge", {"value_merge(part=80%)"}},
     {"shadowkv", {"shadowkv(keep=50%, chunk=4, local_chunks=2, least=16)", 6.0}},
@@ -235,6 +237,7 @@ TEST_CASE("cache: every pair of policy and wrapper works under any calls", "[cac
                          // Slots that are chosen one by one, by their scores.
                          {"chunked", "keep_all sliding_window sink_window lagkv chunkkv sirllm razor_attention duo_attention prefixkv paged_h2o"},
                          {"page_round", "keep_all sliding_window sink_window lagkv chunkkv sirllm razor_attention duo_attention prefixkv paged_h2o"},
+                         {"kvcrush", "keep_all sliding_window sink_window lagkv chunkkv sirllm razor_attention duo_attention prefixkv paged_h2o"},
                          // The same, and scores that are shares of attention.
                          {"caote", "keep_all sliding_window sink_window knorm keydiff lagkv chunkkv rkv sirllm locret dms razor_attention kvzip "
                                    "expected_attention "
@@ -335,6 +338,7 @@ TEST_CASE("cache: every merge stage works with every policy", "[cache][pairs][me
                          {"d2o", "keep_all"},
                          {"elastic_cache", "keep_all"},
                          {"lookm", "keep_all"},
+                         {"keepkv", "keep_all"},
                          {"value_merge", "keep_all"},
                          {"cam", "keep_all " + newest_rows},
                          {"ems", "keep_all " + newest_rows},
@@ -365,4 +369,17 @@ TEST_CASE("cache: ragged heads of an adaptive budget work with codes and positio
                            "ada(ratio(h2o(heavy=20, recent=20), keep=50%)) + int4(group=16) + reindex",
                            "pyramid(ada(snapkv(tokens=40, window=8)), beta=4) + kivi4(group=8, residual=8) + rerotate"})
     REQUIRE(exercise_text(text, 6.0, 77));
+}
+
+TEST_CASE("cache: every merge stage works with every low-rank and retrieval stage", "[cache][pairs][merge]") {
+  std::uint32_t seed = 7000;
+  const std::string policy = "h2o(heavy=24, recent=20) + ";
+  for (const Setting& merge : room(Stage::merge)) {
+    for (const Setting& lowrank : room(Stage::lowrank))
+      REQUIRE(exercise_text(policy + merge.text + " + " + lowrank.text + (takes_keys(lowrank.text, false) ? "" : " + rerotate"), 20.0, ++seed));
+    for (const Setting& retrieve : room(Stage::retrieve)) {
+      const std::string text = policy + merge.text + " + " + retrieve.text;
+      REQUIRE(exercise_text(made(text) == Status::incompatible ? text + " + rerotate" : text, 6.0, ++seed));
+    }
+  }
 }

@@ -128,6 +128,7 @@ TEST_CASE("cuda attend_columns: what is refused") {
   CHECK(run({.rows = 2, .chosen = one}, 4, 2, 9) == Status::not_supported);
   CHECK(run({.rows = 2, .seed = 3}, 4, 2, 9) == Status::not_supported);
   CHECK(run({.rows = 2, .part = {.last = 3}}, 4, 2, 9) == Status::not_supported);
+  CHECK(run({.rows = 2, .row = prim::RowReduce::log_decay}, 4, 2, 9) == Status::not_supported);
   CHECK(run({.rows = 2, .temperature = 0.0f}, 4, 2, 9) == Status::invalid_argument);
   CHECK(run({.rows = 2, .warming = -1.0f}, 4, 2, 9) == Status::invalid_argument);
   CHECK(run({.rows = 2}, 3, 2, 9) == Status::shape_mismatch);

@@ -27,6 +27,7 @@
 #include <kvcondense/evict/keydiff.hpp>
 #include <kvcondense/evict/keyformer.hpp>
 #include <kvcondense/evict/knorm.hpp>
+#include <kvcondense/evict/kvcrush.hpp>
 #include <kvcondense/evict/lagkv.hpp>
 #include <kvcondense/evict/observed_attention.hpp>
 #include <kvcondense/evict/page_round.hpp>
@@ -190,6 +191,7 @@ TEST_CASE("erased: wrappers of every kind of block are what they are around a ty
   require_same(evict::Caote{snap}, evict::Caote{any});
   require_same(evict::Caote{h2o, true, true}, evict::Caote{sums, true, true});
   require_same(evict::Caote{evict::Tova{.tokens = 19}}, evict::Caote{Any(evict::Tova{.tokens = 19})});
+  require_same(evict::KVCrush{snap, 0.5, 3}, evict::KVCrush{any, 0.5, 3});
   require_same(evict::Critical{snap, output}, evict::Critical{any, output});
   require_same(evict::InChunks{h2o, 4}, evict::InChunks{sums, 4});
   require_same(evict::PageRound{h2o, 4}, evict::PageRound{sums, 4});

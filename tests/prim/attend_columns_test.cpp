@@ -145,6 +145,7 @@ struct Case {
             }
             case RowReduce::max: to = std::max(to, x); break;
             case RowReduce::low_count: to += x < 1.0 / static_cast<double>(seen); break;
+            case RowReduce::log_decay: break;  // want_logs
           }
         }
     }
@@ -221,6 +222,39 @@ TEST_CASE("attend_columns: low counts are whole numbers below the even share", "
   c.check({.group = GroupReduce::mean, .row = RowReduce::low_count}, 0.0);
   c.check({.group = GroupReduce::none, .row = RowReduce::low_count}, 0.0);
   for (const index_t band : {1, 17, 80, 90}) c.check({.group = GroupReduce::mean, .row = RowReduce::low_count, .band = band}, 0.0);
+}
+
+TEST_CASE("attend_columns: sums of exp(logit) that fade from row to row, as logarithms, go on from what is there", "[prim][attend_columns]") {
+  const index_t group = GENERATE(1, 3, 16, 40);
+  const index_t rows = GENERATE(1, 9, 33);
+  const index_t slots = GENERATE(33, 700);
+  const float decay = GENERATE(0.0f, 0.5f, 0.98f);
+  const bool add = GENERATE(false, true);
+  CAPTURE(group, rows, slots, decay, add);
+  Case c(2, group, rows, slots, 24);
+  for (float& x : c.q) x *= 40.0f;  // exp of such logits is no float
+  test::Guarded<float> out(static_cast<std::size_t>(2 * slots), 2.5f);
+  const index_t offset[] = {0, slots, 2 * slots};
+  std::vector<std::byte> scratch(prim::AttendColumns<Cpu>::workspace_bytes(1, c.shape, rows));
+  Context<Cpu> ctx(scratch);
+  const ColumnRequest r{.rows = rows, .row = RowReduce::log_decay, .add = add, .decay = decay, .out = {out.data(), offset, 2}};
+  REQUIRE(prim::AttendColumns<Cpu>::run(ctx, r, c.shape, [&](index_t h) { return Case::Head{&c, h}; }) == Status::ok);
+  REQUIRE(out.ok());
+  const auto sum_of = [](double a, double b) { return std::isinf(std::max(a, b)) ? std::max(a, b) : std::max(a, b) + std::log1p(std::exp(-std::abs(a - b))); };
+  double worst = 0;
+  for (index_t h = 0; h < 2; ++h)
+    for (index_t j = 0; j < slots; ++j) {
+      double want = add ? 2.5 : -INFINITY;
+      for (index_t row = std::max<index_t>(0, j - (slots - rows)); row < rows; ++row) {
+        double mean = -INFINITY;
+        for (index_t g = 0; g < group; ++g) mean = sum_of(mean, c.logit(h * group + g, row, j));
+        mean -= std::log(static_cast<double>(group));
+        want = sum_of(want + std::log(static_cast<double>(decay)), mean + std::log(1.0 - static_cast<double>(decay)));
+      }
+      const double off = std::abs(static_cast<double>(out.data()[h * slots + j]) - want) / std::max(1.0, std::abs(want));
+      worst = off <= worst ? worst : off == off ? off : INFINITY;
+    }
+  REQUIRE(worst < 1e-5);
 }
 
 TEST_CASE("attend_columns: temperature flattens, noise is the same every time and follows its seed", "[prim][attend_columns]") {

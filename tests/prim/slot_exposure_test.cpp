@@ -34,3 +34,18 @@ TEST_CASE("slot_exposure: means divide by the rows, and nothing seen is nothing"
   REQUIRE((out.data()[0] == 0.75f && out.data()[1] == 2.0f && out.data()[2] == 0.0f));
   REQUIRE(out.ok());
 }
+
+TEST_CASE("slot_exposure: logarithms of sums are open until a row sees the slot, and become means", "[prim][slot_exposure]") {
+  float logs[] = {3, 3, 3, 3, 3}, rows[] = {0, 1, 4, 0, 900}, out[5];
+  const index_t offset[] = {0, 3, 3, 5};
+  const float none = -std::numeric_limits<float>::infinity();
+  Context<Cpu> ctx;
+  REQUIRE(prim::SlotExposure<Cpu>::open_logs(ctx, {rows, offset, 3}, {logs, offset, 3}) == Status::ok);
+  REQUIRE(std::vector<float>(logs, logs + 5) == std::vector<float>{none, 3, 3, none, 3});
+  for (const float decay : {0.0f, 0.5f, 0.9f}) {
+    REQUIRE(prim::SlotExposure<Cpu>::decayed_mean(ctx, {logs, offset, 3}, {rows, offset, 3}, decay, {out, offset, 3}) == Status::ok);
+    REQUIRE((out[0] == none && out[3] == none));
+    for (const std::size_t j : {1u, 2u, 4u})
+      REQUIRE(out[j] == Approx(3.0 - std::log(1.0 - std::pow(static_cast<double>(decay), static_cast<double>(rows[j])))).epsilon(1e-6));
+  }
+}

@@ -25,7 +25,7 @@ std::vector<float> flat(const nlohmann::json& rows) {
 }
 
 /// The state that rows and queries [tokens, dim] of one query head give.
-std::vector<float> found(Rule rule, const std::vector<float>& rows, const std::vector<float>& q, index_t dim, index_t piece = 1000) {
+std::vector<float> found(Rule rule, std::vector<float> rows, const std::vector<float>& q, index_t dim, index_t piece = 1000) {
   const prim::ChannelScale t{rule};
   std::vector<float> state(static_cast<std::size_t>(t.state_floats(dim)), 0.0f);
   const auto n = static_cast<index_t>(rows.size()) / dim;

@@ -35,7 +35,8 @@ double logit_error(const Stage& stage, index_t dim, std::vector<float>* state = 
   REQUIRE(head.keys.coded().live() == 200);
   if constexpr (requires { stage.alpha; }) {
     if (state == nullptr) state = &unused;
-    state->assign(head.keys.state().begin(), head.keys.state().end());
+    const auto found = head.keys.map().state();
+    state->assign(found.begin(), found.end());
     for (index_t c = 0; c < dim; ++c) {
       float top = 0;
       for (index_t i = 0; i < 200; ++i) top = std::max(top, std::fabs(t.k[static_cast<std::size_t>(i * dim + c)]));

@@ -204,6 +204,9 @@ struct Pipeline {
   }
 };
 
+template <class Source, class Finder, class Threshold, class Weights, class... Rest>
+Pipeline(Source, Finder, Threshold, Weights, Rest...) -> Pipeline<Source, Finder, Threshold, Weights>;
+
 /// Whether a stage merges at all: the one of a recipe that names none does not.
 template <class P>
 concept Merges = requires(const P stage) { stage.pipeline().traits(); };

@@ -25,6 +25,8 @@ enum class RowReduce : std::uint8_t {
   max,
   seen_mean,  ///< the mean over the rows that see the slot
   low_count,  ///< rows in which the slot got less than an even share of what the row sees, or NaN
+  log_decay,  ///< no softmax: the logarithm of a sum over the rows that see the slot, of exp(logit), its mean over the
+              ///< group: from row to row it fades to `decay` of it, and 1 - decay of the row's joins it
 };
 
 /// Which slots a row may see: those of the first `sinks` tokens, of tokens [first, last), and the rows'
@@ -39,7 +41,8 @@ struct ColumnPart {
 ///
 /// Shapes   out: one number per (kv head, slot), as `Cache::ragged` lays them out; with
 ///          GroupReduce::none room for group times as many, [group, slots] per KV head.
-/// Numbers  float32; a slot that no row sees gets 0. `past` takes the newest `rows` slots out of the
+/// Numbers  float32; a slot that no row sees gets 0, with log_decay -inf, and logits are those of the key alone, without
+///          a slot's bias, and `group` and `band` do not act. `past` takes the newest `rows` slots out of the
 ///          softmax and gives them 0. Temperature and noise act on logits:
 ///          softmax((logit + Gumbel noise) / temperature); the noise is drawn from (seed, query head,
 ///          token of the row, token of the slot), so it is the same wherever and however often it is
@@ -55,6 +58,7 @@ struct ColumnRequest {
   bool add = false;  ///< to what is in `out`, instead of replacing it
   float temperature = 1.0f;
   float warming = 0.0f;
+  float decay = 0.0f;  ///< of log_decay
   std::uint64_t seed = 0;
   ColumnPart part{};
   index_t band = 0;  ///< 0: none

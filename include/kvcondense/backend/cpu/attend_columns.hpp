@@ -45,7 +45,7 @@ struct AttendColumns<Cpu> {
       const index_t series = request.group == GroupReduce::none ? group : 1;
       Block block{request, shape, h, head.slots(), width,
                   request.out.data + request.out.offset[h] * series};
-      if (!request.add) std::fill_n(block.out, head.slots() * series, 0.0f);
+      if (!request.add) std::fill_n(block.out, head.slots() * series, block.logs() ? -std::numeric_limits<float>::infinity() : 0.0f);
       if constexpr (parts)
         if (request.part.last > 0) block.find_part(head);
       block.scratch(Scratch({base + static_cast<std::size_t>(worker) * one, one}), tokens * group);
@@ -126,6 +126,12 @@ struct AttendColumns<Cpu> {
       index_t last = 0;
       for (index_t t = 0; t < tokens; ++t) last = std::max(last, sees(head, row_at(request, first + t)));
 
+      if (logs()) {
+        each_strip(head, first, tokens, last, [&](index_t r, index_t at, float* l, index_t n) {
+          if (r % group == group - 1) decay(mean_log(l, n), n, out + at);
+        });
+        return;
+      }
       each_strip(head, first, tokens, last, [&](index_t r, index_t, float* l, index_t n) { normalise(r, l, n); });
       each_strip(head, first, tokens, last, [&](index_t r, index_t at, float* l, index_t n) {
         const float inv = sum[r] > 0.0f ? 1.0f / sum[r] : 0.0f;
@@ -157,7 +163,7 @@ struct AttendColumns<Cpu> {
         for (index_t r = 0; r < q; ++r) {
           const index_t t = row_at(request, first + r / group), seen = std::clamp<index_t>(sees(head, t) - s, 0, n);
           float* l = logits + r * strip;
-          if constexpr (requires { head.scalars(); }) weigh(head.scalars(), l, s, seen);
+          if constexpr (requires { head.scalars(); }) weigh(head.scalars(), l, s, seen, logs());
           if (request.part.last > 0) hide(l, s, seen);
           if (request.seed != 0) add_noise(head, r % group, t, s, l, seen);
           if (const float heat = temperature(request, t); heat != 1.0f)
@@ -173,9 +179,29 @@ struct AttendColumns<Cpu> {
       }
     }
 
-    static void weigh(const SlotScalars& scalars, float* l, index_t first, index_t n) {
+    static void weigh(const SlotScalars& scalars, float* l, index_t first, index_t n, bool key_alone) {
       for (index_t i = 0; i < n && scalars.key_scale != nullptr; ++i) l[i] *= scalars.key_scale[first + i];
-      for (index_t i = 0; i < n && scalars.bias != nullptr; ++i) l[i] += scalars.bias[first + i];
+      for (index_t i = 0; i < n && scalars.bias != nullptr && !key_alone; ++i) l[i] += scalars.bias[first + i];
+    }
+
+    bool logs() const { return request.row == RowReduce::log_decay; }
+
+    static float add_logs(float a, float b) {
+      const float top = std::max(a, b);
+      return top == -std::numeric_limits<float>::infinity() ? top : top + std::log(std::exp(a - top) + std::exp(b - top));
+    }
+    /// The logarithm of the mean of exp over a group, of which `l` is the last row, in the place of its first.
+    float* mean_log(float* l, index_t n) const {
+      const index_t group = shape.group();
+      float* lead = l - (group - 1) * strip;
+      for (index_t g = 1; g < group; ++g)
+        for (index_t i = 0; i < n; ++i) lead[i] = add_logs(lead[i], lead[g * strip + i]);
+      for (index_t i = 0; i < n; ++i) lead[i] -= std::log(static_cast<float>(group));
+      return lead;
+    }
+    void decay(const float* l, index_t n, float* to) const {
+      const float stays = std::log(request.decay), joins = std::log(1.0f - request.decay);
+      for (index_t i = 0; i < n; ++i) to[i] = add_logs(to[i] + stays, l[i] + joins);
     }
 
     void normalise(index_t r, const float* l, index_t n) {
@@ -224,6 +250,7 @@ struct AttendColumns<Cpu> {
           for (index_t i = 0; i < n; ++i) to[i] += p[i] >= share ? 0.0f : 1.0f;
           break;
         }
+        case RowReduce::log_decay: break;  // never comes here
       }
     }
 

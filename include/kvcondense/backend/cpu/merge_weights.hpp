@@ -59,9 +59,9 @@ struct MergeWeights<Cpu> {
       for (index_t j = 0; j < n; ++j)
         if (links.folds(h, j)) value[to[j]] += share(j, to[j]), like[to[j]] += part(j, to[j]);
       for (index_t j = 0; j < n; ++j)
-        if (to[j] == j) key[j] += std::log(like[j]), like[j] = std::exp(size[j] + score[j] - key[j]) * score[j];
+        if (to[j] == j) key[j] += std::log(like[j]), like[j] = times(std::exp(size[j] + score[j] - key[j]), score[j]);
       for (index_t j = 0; j < n; ++j)
-        if (links.folds(h, j)) like[to[j]] += std::exp(size[j] + score[j] - key[to[j]]) * score[j];
+        if (links.folds(h, j)) like[to[j]] += times(std::exp(size[j] + score[j] - key[to[j]]), score[j]);
       for (index_t j = 0; j < n; ++j)
         if (links.folds(h, j)) value[j] = finite(std::exp(size[j] + score[j] - key[to[j]]));
       for (index_t j = 0; j < n; ++j) {
@@ -136,6 +136,8 @@ struct MergeWeights<Cpu> {
     ctx.parallel(links.heads(), [&](index_t h, index_t) { f(h); });
   }
 
+  /// What weighs nothing adds nothing, be it -inf.
+  static float times(float weight, float x) { return weight > 0.0f ? weight * x : 0.0f; }
   static float finite(float x) { return std::isfinite(x) ? x : 0.0f; }
 
   static float own(const WeightRequest& request, index_t h, index_t j) {

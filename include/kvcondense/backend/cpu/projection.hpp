@@ -20,10 +20,10 @@ namespace cpu {
 /// z[j] = sum over i of x[i] e[i][j], for j < rank; z over x.
 inline void into_basis(const float* e, index_t dim, index_t step, index_t rank, RowBlock<float> rows) {
   float z[max_head_dim];
+  const index_t whole = rank / lanes * lanes;
   for (index_t r = 0; r < rows.rows; ++r) {
     float* x = rows.data + r * rows.step;
-    index_t j = 0;
-    for (; j + lanes <= rank; j += lanes) {
+    for (index_t j = 0; j < whole; j += lanes) {
       Lanes s{}, y;
       for (index_t i = 0; i < dim; ++i) {
         load(y, e + i * step + j);
@@ -31,10 +31,10 @@ inline void into_basis(const float* e, index_t dim, index_t step, index_t rank, 
       }
       std::memcpy(z + j, &s, sizeof s);
     }
-    for (; j < rank; ++j) {
+    for (index_t k = 0; k < rank % lanes; ++k) {
       float s = 0.0f;
-      for (index_t i = 0; i < dim; ++i) s += x[i] * e[i * step + j];
-      z[j] = s;
+      for (index_t i = 0; i < dim; ++i) s += x[i] * e[i * step + whole + k];
+      z[whole + k] = s;
     }
     std::copy_n(z, rank, x);
   }
@@ -114,7 +114,7 @@ struct RowTransform<Cpu, FoundBasis> {
 template <>
 struct RowTransform<Cpu, ChannelList> {
   static void forward(const ChannelList& t, const float* state, index_t dim, RowBlock<float> rows) {
-    std::int32_t channel[max_head_dim];
+    std::int32_t channel[max_head_dim] = {};
     channels(t, state, dim, channel);
     for (index_t r = 0; r < rows.rows; ++r) {
       float* x = rows.data + r * rows.step;
@@ -122,7 +122,7 @@ struct RowTransform<Cpu, ChannelList> {
     }
   }
   static void backward(const ChannelList& t, const float* state, index_t dim, RowBlock<float> rows) {
-    std::int32_t channel[max_head_dim];
+    std::int32_t channel[max_head_dim] = {};
     channels(t, state, dim, channel);
     for (index_t r = 0; r < rows.rows; ++r) {
       float* x = rows.data + r * rows.step;

@@ -41,7 +41,7 @@ struct SegmentedCombine<Cpu> {
           ++oldest, --open;
         }
         while (end < count && to[order[end]] <= t) ++end;
-        if (begin < end) Fold{request, h, head, order + begin, end - begin}.into(t);
+        if (begin < end) Fold<decltype(head)>{request, h, head, order + begin, end - begin}.into(t);
       }
     });
     return Status::ok;

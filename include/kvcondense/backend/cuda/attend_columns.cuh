@@ -213,8 +213,8 @@ __global__ void __launch_bounds__(piece_threads, 4) column_tiles(PagedHeads<KeyC
 /// the normalisers, their join, then tiles of slots, which read the keys once for all rows.
 ///
 /// Numbers  float32, in a fixed order.
-/// Errors   shape_mismatch, invalid_argument, workspace_too_small; not_supported: `chosen`, noise and parts, which only the
-///          CPU has.
+/// Errors   shape_mismatch, invalid_argument, workspace_too_small; not_supported: `chosen`, noise, parts and log_decay,
+///          which only the CPU has.
 template <>
 struct AttendColumns<Cuda> {
   static std::size_t workspace_bytes(const ColumnRequest& request, index_t q_heads, index_t kv_heads, index_t max_slots) {
@@ -227,7 +227,8 @@ struct AttendColumns<Cuda> {
                     const PagedHeads<KeyCodec, ValueCodec>& heads, index_t max_slots) {
     using namespace cuda_kernels;
     const float last = request.temperature + request.warming * static_cast<float>(request.rows > 0 ? request.rows - 1 : 0);
-    if (!request.chosen.empty() || request.seed != 0 || request.part.last > 0) return Status::not_supported;
+    if (!request.chosen.empty() || request.seed != 0 || request.part.last > 0 || request.row == RowReduce::log_decay)
+      return Status::not_supported;
     if (!(request.temperature > 0.0f && last > 0.0f) || request.rows < 0 || request.band < 0) return Status::invalid_argument;
     if (heads.kv_heads < 1 || heads.kv_heads > 65535 || max_slots < 0 || max_slots > 0x7fffffff) return Status::invalid_argument;
     const index_t q_heads = queries.extent[0], dim = queries.extent[2];
