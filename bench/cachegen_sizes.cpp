@@ -142,7 +142,7 @@ void row(const char* name, CacheGen m, const eval::Recording& r, const eval::Rec
   const Codes codes = codes_of<bitstream::RangeCoder>(*chunk);
   std::printf("| %s | %.2f | %.2f | %.2f | %.2f |", name, codes.plain / numbers, zstd_bits(codes.by_channel) / numbers,
               codes.layer_entropy / numbers, codes.channel_entropy / numbers);
-  for (const auto coder : {quant::CacheGenCoder::range, quant::CacheGenCoder::rans}) {
+  for (const auto coder : {quant::EntropyCoder::range, quant::EntropyCoder::rans}) {
     m.coder = coder;
     for (const auto tables : {quant::CacheGenTables::per_channel, quant::CacheGenTables::per_layer}) {
       m.tables = tables;

@@ -121,7 +121,7 @@ inline void sign(Bytes& bytes) {
     std::uint64_t length = 0;
     std::memcpy(&length, bytes.data() + at, 8);
     if (length < 24 || length > bytes.size() - at) return;
-    Checksum sum = io::CacheGenReader::part_sum(head.value(), p);
+    Checksum sum = io::ChunkParts::begin_sum(head.value(), p);
     sum.add(std::span(bytes).subspan(at + 8, length - 16));
     put(at + length - 8, sum.value());
     at += length;
