@@ -14,7 +14,7 @@ namespace kvcondense::io {
 /// Writes what a cache holds as chunks of KVTC: the sinks exactly, coded chunks, the window exactly. Cache and AnyCache alike;
 /// what is coded is what the cache reads back.
 ///
-///   auto transform = io::KvtcTransform::make(keys, values, cache.shape());  // of `kvcondense-eval --calibrate kvtc`
+///   auto transform = io::KvtcTransform::make(keys, values, cache.shape());  // of `kvcondense-eval calibrate --method kvtc`
 ///   s = io::save_kvtc(cache, quant::Kvtc::level(2), *transform, sink, &rope);
 ///
 /// Needs    as many slots in every head of every layer, as save_cachegen does. `rope`: the rotation of the cache's keys, where

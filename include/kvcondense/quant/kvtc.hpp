@@ -33,7 +33,7 @@ struct KvtcBlock {
 ///          coordinates hold most of the energy and get bits; most get none.
 /// Source   KVTC, arXiv:2511.01815.
 /// Needs    a transform of the model, found from calibration text: mean, basis and energies of keys and of values
-///          (`kvcondense-eval --calibrate kvtc`). Keys are best calibrated before rotation; whoever writes and reads
+///          (`kvcondense-eval calibrate --method kvtc`). Keys are best calibrated before rotation; whoever writes and reads
 ///          rotated ones brings the rotation then. Not a stage of a cache: io/kvtc.hpp writes and reads the bytes.
 /// Shapes   the first `sinks` and last `window` tokens exact, chunks of `chunk` tokens between them; one stream for each
 ///          (keys or values, block, `sub_chunk` tokens). Any layer is decoded alone, of any sub-chunk.
