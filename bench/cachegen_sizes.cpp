@@ -77,7 +77,10 @@ Codes codes_of(const io::CacheGenReader& chunk) {
 /// Squared error of keys or values over their squares, as a square root.
 double error_of(const eval::Recording& r, const io::CacheGenReader& chunk, KvSide side) {
   Error e;
-  add_error(e, r, chunk.head(), side, [&](index_t l, KvSide s, index_t sub, TensorView<float, 3> out) { return chunk.decode(l, s, sub, out); });
+  each_number(r, chunk.head(), side, [&](index_t l, KvSide s, index_t sub, TensorView<float, 3> out) { return chunk.decode(l, s, sub, out); },
+              [&](index_t l, index_t h, index_t t, index_t d, float x) {
+                e.add(static_cast<double>(number(r, side, l, h, t, d)), static_cast<double>(x));
+              });
   return e.value();
 }
 

@@ -62,19 +62,19 @@ struct Error {
   double value() const { return square > 0 ? std::sqrt(error / square) : 0.0; }
 };
 
-/// The same of a chunk: decode(layer, side, sub, out) fills the rows of a sub-chunk; tokens [first, ...) of the context.
-template <class Decode>
-void add_error(Error& e, const eval::Recording& r, const io::StreamHead& h, KvSide side, Decode&& decode) {
-  for (index_t l = 0; l < h.layers; ++l)
+/// Decodes a chunk: decode(layer, side, sub, out) fills the rows of a sub-chunk, use(layer, head, token of the context, channel,
+/// number) takes them.
+template <class Decode, class Use>
+void each_number(const eval::Recording& r, const io::StreamHead& h, KvSide side, Decode&& decode, Use&& use) {
+  for (index_t l = 0; l < r.shape.layers; ++l)
     for (index_t sub = 0; sub < h.sub_chunks(); ++sub) {
       const index_t n = h.tokens_of(sub), first = static_cast<index_t>(h.first) + sub * h.sub_chunk;
       std::vector<float> x(static_cast<std::size_t>(h.channels(side) * n));
-      const auto out = dense_view(x.data(), h.kv_heads, n, h.dim(side));
+      const auto out = dense_view(x.data(), r.shape.kv_heads, n, h.dim(side));
       require(decode(l, side, sub, out));
-      for (index_t k = 0; k < h.kv_heads; ++k)
+      for (index_t k = 0; k < r.shape.kv_heads; ++k)
         for (index_t t = 0; t < n; ++t)
-          for (index_t d = 0; d < h.dim(side); ++d)
-            e.add(static_cast<double>(number(r, side, l, k, first + t, d)), static_cast<double>(out(k, t, d)));
+          for (index_t d = 0; d < h.dim(side); ++d) use(l, k, first + t, d, out(k, t, d));
     }
 }
 
