@@ -47,7 +47,7 @@ Status fill(index_t, TensorView<float, 3> keys, TensorView<float, 3> values) {
   return Status::ok;
 }
 
-quant::CacheGen method(quant::CacheGenForm form, quant::CacheGenCoder coder) {
+quant::CacheGen method(quant::CacheGenForm form, quant::EntropyCoder coder) {
   quant::CacheGen m;
   m.form = form, m.coder = coder;
   return m;
@@ -59,7 +59,7 @@ void count(benchmark::State& state, std::size_t stream) {
   state.counters["bits"] = static_cast<double>(stream) * 8 / static_cast<double>(numbers);
 }
 
-void encode_chunk(benchmark::State& state, quant::CacheGenForm form, quant::CacheGenCoder coder) {
+void encode_chunk(benchmark::State& state, quant::CacheGenForm form, quant::EntropyCoder coder) {
   auto writer = io::CacheGenWriter::make(method(form, coder), shape);
   if (!writer) return state.SkipWithError(to_string(writer.status()));
   Sink sink;
@@ -70,7 +70,7 @@ void encode_chunk(benchmark::State& state, quant::CacheGenForm form, quant::Cach
   count(state, sink.bytes.size());
 }
 
-void decode_chunk(benchmark::State& state, quant::CacheGenForm form, quant::CacheGenCoder coder) {
+void decode_chunk(benchmark::State& state, quant::CacheGenForm form, quant::EntropyCoder coder) {
   auto writer = io::CacheGenWriter::make(method(form, coder), shape);
   Sink sink;
   if (!writer || writer->write(sink, {.tokens = tokens, .total = tokens}, fill) != Status::ok) return state.SkipWithError("write");
@@ -142,13 +142,13 @@ BENCHMARK(encode_symbols<bitstream::RangeCoder>);
 BENCHMARK(encode_symbols<bitstream::Rans>);
 BENCHMARK(decode_symbols<bitstream::RangeCoder>);
 BENCHMARK(decode_symbols<bitstream::Rans>);
-BENCHMARK_CAPTURE(encode_chunk, scaled/range, quant::CacheGenForm::scaled, quant::CacheGenCoder::range)->Unit(benchmark::kMillisecond);
-BENCHMARK_CAPTURE(encode_chunk, scaled/rans, quant::CacheGenForm::scaled, quant::CacheGenCoder::rans)->Unit(benchmark::kMillisecond);
-BENCHMARK_CAPTURE(encode_chunk, delta/range, quant::CacheGenForm::delta, quant::CacheGenCoder::range)->Unit(benchmark::kMillisecond);
-BENCHMARK_CAPTURE(encode_chunk, delta/rans, quant::CacheGenForm::delta, quant::CacheGenCoder::rans)->Unit(benchmark::kMillisecond);
-BENCHMARK_CAPTURE(decode_chunk, scaled/range, quant::CacheGenForm::scaled, quant::CacheGenCoder::range)->Unit(benchmark::kMillisecond);
-BENCHMARK_CAPTURE(decode_chunk, scaled/rans, quant::CacheGenForm::scaled, quant::CacheGenCoder::rans)->Unit(benchmark::kMillisecond);
-BENCHMARK_CAPTURE(decode_chunk, delta/range, quant::CacheGenForm::delta, quant::CacheGenCoder::range)->Unit(benchmark::kMillisecond);
-BENCHMARK_CAPTURE(decode_chunk, delta/rans, quant::CacheGenForm::delta, quant::CacheGenCoder::rans)->Unit(benchmark::kMillisecond);
+BENCHMARK_CAPTURE(encode_chunk, scaled/range, quant::CacheGenForm::scaled, quant::EntropyCoder::range)->Unit(benchmark::kMillisecond);
+BENCHMARK_CAPTURE(encode_chunk, scaled/rans, quant::CacheGenForm::scaled, quant::EntropyCoder::rans)->Unit(benchmark::kMillisecond);
+BENCHMARK_CAPTURE(encode_chunk, delta/range, quant::CacheGenForm::delta, quant::EntropyCoder::range)->Unit(benchmark::kMillisecond);
+BENCHMARK_CAPTURE(encode_chunk, delta/rans, quant::CacheGenForm::delta, quant::EntropyCoder::rans)->Unit(benchmark::kMillisecond);
+BENCHMARK_CAPTURE(decode_chunk, scaled/range, quant::CacheGenForm::scaled, quant::EntropyCoder::range)->Unit(benchmark::kMillisecond);
+BENCHMARK_CAPTURE(decode_chunk, scaled/rans, quant::CacheGenForm::scaled, quant::EntropyCoder::rans)->Unit(benchmark::kMillisecond);
+BENCHMARK_CAPTURE(decode_chunk, delta/range, quant::CacheGenForm::delta, quant::EntropyCoder::range)->Unit(benchmark::kMillisecond);
+BENCHMARK_CAPTURE(decode_chunk, delta/rans, quant::CacheGenForm::delta, quant::EntropyCoder::rans)->Unit(benchmark::kMillisecond);
 
 }  // namespace

@@ -6,52 +6,23 @@
 #include <cmath>
 #include <cstdio>
 #include <exception>
-#include <stdexcept>
 #include <string>
 #include <vector>
 
-#include <eval/recording.hpp>
 #include <kvcondense/io/cachegen.hpp>
-
-#ifdef KVCONDENSE_BENCH_ZSTD
-#include <zstd.h>
-#endif
+#include <stream_sizes.hpp>
 
 namespace {
 
-using namespace kvcondense;
-using io::KvSide;
+using namespace sizes;
 using quant::CacheGen;
-
-struct Sink final : ByteSink {
-  std::vector<std::byte> bytes;
-  bool write(std::span<const std::byte> b) noexcept override {
-    bytes.insert(bytes.end(), b.begin(), b.end());
-    return true;
-  }
-};
-
-void require(Status s) {
-  if (s != Status::ok) throw std::runtime_error(to_string(s));
-}
-
-float number(const eval::Recording& r, KvSide side, index_t l, index_t h, index_t t, index_t d) {
-  const auto& layer = r.layers[static_cast<std::size_t>(l)];
-  const auto& x = side == KvSide::keys ? layer.k : layer.v;
-  return x[static_cast<std::size_t>((t * r.shape.kv_heads + h) * r.shape.head_dim + d)];
-}
 
 std::vector<std::byte> chunk_of(const eval::Recording& r, const CacheGen& m, const io::CacheGenReader* tables = nullptr) {
   auto writer = io::CacheGenWriter::make(m, r.shape, tables);
   require(writer.status());
   Sink sink;
   require(writer->write(sink, {.tokens = r.tokens, .total = r.tokens}, [&](index_t l, auto k, auto v) {
-    for (const auto side : {KvSide::keys, KvSide::values}) {
-      auto& x = side == KvSide::keys ? k : v;
-      for (index_t h = 0; h < x.extent[0]; ++h)
-        for (index_t t = 0; t < x.extent[1]; ++t)
-          for (index_t d = 0; d < x.extent[2]; ++d) x(h, t, d) = number(r, side, l, h, t, d);
-    }
+    fill(r, KvSide::keys, l, 0, k), fill(r, KvSide::values, l, 0, v);
     return Status::ok;
   }));
   return sink.bytes;
@@ -103,33 +74,14 @@ Codes codes_of(const io::CacheGenReader& chunk) {
   return all;
 }
 
-double zstd_bits([[maybe_unused]] const std::vector<std::uint8_t>& codes) {
-#ifdef KVCONDENSE_BENCH_ZSTD
-  std::vector<char> out(ZSTD_compressBound(codes.size()));
-  return 8.0 * static_cast<double>(ZSTD_compress(out.data(), out.size(), codes.data(), codes.size(), 19));
-#else
-  return std::nan("");
-#endif
-}
-
 /// Squared error of keys or values over their squares, as a square root.
 double error_of(const eval::Recording& r, const io::CacheGenReader& chunk, KvSide side) {
-  const io::CacheGenHead& h = chunk.head();
-  double error = 0, square = 0;
-  for (index_t l = 0; l < h.layers; ++l)
-    for (index_t sub = 0; sub < h.sub_chunks(); ++sub) {
-      const index_t n = h.tokens_of(sub);
-      std::vector<float> x(static_cast<std::size_t>(h.channels(side) * n));
-      const auto out = dense_view(x.data(), h.kv_heads, n, h.dim(side));
-      require(chunk.decode(l, side, sub, out));
-      for (index_t k = 0; k < h.kv_heads; ++k)
-        for (index_t t = 0; t < n; ++t)
-          for (index_t d = 0; d < h.dim(side); ++d) {
-            const auto want = static_cast<double>(number(r, side, l, k, sub * h.sub_chunk + t, d));
-            error += std::pow(want - static_cast<double>(out(k, t, d)), 2), square += want * want;
-          }
-    }
-  return std::sqrt(error / square);
+  Error e;
+  each_number(r, chunk.head(), side, [&](index_t l, KvSide s, index_t sub, TensorView<float, 3> out) { return chunk.decode(l, s, sub, out); },
+              [&](index_t l, index_t h, index_t t, index_t d, float x) {
+                e.add(static_cast<double>(number(r, side, l, h, t, d)), static_cast<double>(x));
+              });
+  return e.value();
 }
 
 void row(const char* name, CacheGen m, const eval::Recording& r, const eval::Recording& profile) {
@@ -140,9 +92,9 @@ void row(const char* name, CacheGen m, const eval::Recording& r, const eval::Rec
   require(chunk.status());
   require(chunk->check());
   const Codes codes = codes_of<bitstream::RangeCoder>(*chunk);
-  std::printf("| %s | %.2f | %.2f | %.2f | %.2f |", name, codes.plain / numbers, zstd_bits(codes.by_channel) / numbers,
+  std::printf("| %s | %.2f | %.2f | %.2f | %.2f |", name, codes.plain / numbers, zstd_bits(codes.by_channel.data(), codes.by_channel.size()) / numbers,
               codes.layer_entropy / numbers, codes.channel_entropy / numbers);
-  for (const auto coder : {quant::CacheGenCoder::range, quant::CacheGenCoder::rans}) {
+  for (const auto coder : {quant::EntropyCoder::range, quant::EntropyCoder::rans}) {
     m.coder = coder;
     for (const auto tables : {quant::CacheGenTables::per_channel, quant::CacheGenTables::per_layer}) {
       m.tables = tables;

@@ -75,7 +75,8 @@ class Reader {
     if (first == nullptr) return s;
     if (first->shape.size() != 4) refuse("tensor \"" + name + ".encode\" is not [layers, groups, dim, columns]");
     s.layers = first->shape[0], s.groups = first->shape[1], s.dim = first->shape[2], s.columns = first->shape[3];
-    if (s.layers != shape_.layers || s.groups < 1 || s.groups * s.dim != shape_.kv_heads * head_dim || s.dim % head_dim != 0)
+    const bool joint = s.layers == 1 && s.groups == 1 && s.dim == shape_.layers * shape_.kv_heads * head_dim;
+    if (!joint && (s.layers != shape_.layers || s.groups < 1 || s.groups * s.dim != shape_.kv_heads * head_dim || s.dim % head_dim != 0))
       refuse("made for " + std::to_string(s.layers) + " layers of " + std::to_string(s.groups) + " rows of " + std::to_string(s.dim) +
              " numbers, and this model has " + std::to_string(shape_.layers) + " of " + std::to_string(shape_.kv_heads) + " heads of " +
              std::to_string(head_dim));

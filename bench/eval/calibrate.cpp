@@ -1,6 +1,7 @@
 #include <eval/calibrate.hpp>
 
 #include <algorithm>
+#include <limits>
 #include <numeric>
 
 #include <engine/dense_attention.hpp>
@@ -80,11 +81,12 @@ class Calibrator {
   Calibrator(const Options& o, const ModelTask& task) : o_(o), c_(o.calibration), task_(task) {
     const std::string& m = c_.method;
     weights_ = m == "cskv" || m == "palu" || m == "weight_svd" || m == "lorc" || m == "recalkv";
-    raw_ = c_.keys.empty() ? weights_ : c_.keys == "raw";
+    joint_ = m == "kvtc";
+    raw_ = c_.keys.empty() ? weights_ || joint_ : c_.keys == "raw";
     trained_ = m == "matryoshka";
     if (trained_ && raw_) throw Error("--keys raw: matryoshka trains on keys as attention compares them");
     const index_t rows = o.windows * o.context;
-    if (rows < task.shape.head_dim)
+    if (rows < task.shape.head_dim && !joint_)
       throw Error(std::to_string(rows) + " tokens cannot show " + std::to_string(task.shape.head_dim) +
                   " directions: raise --context or --windows");
   }
@@ -98,7 +100,14 @@ class Calibrator {
     std::vector<Job> record_jobs, fit_jobs;
     for (std::size_t i = 0; i < windows_.size(); ++i)
       record_jobs.push_back({"text", tokens, [this, i](const Tick& tick) { windows_[i] = record(task_, i, weights_, tick); }});
-    for (std::size_t i = 0; i < results.size(); ++i)
+    std::vector<fit::Directions> joint(joint_ ? 2 : 0);
+    for (std::size_t i = 0; i < joint.size(); ++i)
+      fit_jobs.push_back({"bases", tokens, [this, &joint, i](const Tick&) {
+                            auto d = fit::principal_of_rows(joint_rows(i == 0), true, std::numeric_limits<index_t>::max());
+                            require(d.status(), "directions of all layers");
+                            joint[i] = *std::move(d);
+                          }});
+    for (std::size_t i = 0; !joint_ && i < results.size(); ++i)
       fit_jobs.push_back({"bases", tokens, [this, &results, i, heads](const Tick&) {
                             results[i] = head(static_cast<index_t>(i) / heads, static_cast<index_t>(i) % heads);
                           }});
@@ -109,6 +118,7 @@ class Calibrator {
     if (raw_)
       for (Window& w : windows_) raw_keys_.push_back(before_rotation(w.recording));
     run_jobs(std::move(fit_jobs), threads, progress);
+    if (joint_) return assemble_joint(joint);
     choose_ranks(results);
     return assemble(results);
   }
@@ -124,6 +134,17 @@ class Calibrator {
   }
   Eigen::MatrixXf query_rows(std::size_t w, index_t l, index_t q_head) const {
     return head_rows(windows_[w].recording.layers[static_cast<std::size_t>(l)].q, task_.shape.q_heads, q_head, task_.shape.head_dim);
+  }
+
+  /// Numbers of all layers and heads of a token as one row, for all tokens.
+  fit::Matrix joint_rows(bool keys) const {
+    const index_t heads = task_.shape.kv_heads, dim = keys ? task_.shape.head_dim : task_.shape.values();
+    fit::Matrix rows(static_cast<Eigen::Index>(windows_.size()) * o_.context, task_.shape.layers * heads * dim);
+    for (std::size_t w = 0; w < windows_.size(); ++w)
+      for (index_t i = 0; i < task_.shape.layers * heads; ++i)
+        rows.block(static_cast<Eigen::Index>(w) * o_.context, i * dim, o_.context, dim) =
+            keys ? key_rows(w, i / heads, i % heads) : value_rows(w, i / heads, i % heads);
+    return rows;
   }
 
   template <class F>
@@ -297,10 +318,40 @@ class Calibrator {
         if (s.rank > 0) to->ranks.push_back(static_cast<float>(s.rank));
       }
     }
+    say_how(b);
+    done.text = table(results);
+    return done;
+  }
+
+  void say_how(MethodBases& b) const {
     b.keys.keys = raw_ ? KeyForm::raw : KeyForm::rotated;
     b.made = {{"tool", "kvcondense-eval"}, {"version", kvcondense::version_string}, {"command", o_.command},
               {"context", o_.context},     {"windows", o_.windows},                 {"seed", o_.seed}};
-    done.text = table(results);
+  }
+
+  /// One basis of keys and one of values for all layers.
+  Calibrated assemble_joint(const std::vector<fit::Directions>& joint) const {
+    Calibrated done;
+    MethodBases& b = done.bases;
+    b.method = c_.method;
+    std::vector<std::vector<std::string>> text{{"side", "numbers", "components", "50%", "90%", "99%", "99.9%"}};
+    for (const bool keys : {true, false}) {
+      SideBases& to = keys ? b.keys : b.values;
+      const fit::Directions& d = joint[keys ? 0 : 1];
+      const index_t numbers = d.columns.rows(), all = d.columns.cols();
+      to.layers = to.groups = 1, to.dim = numbers;
+      to.columns = std::clamp<index_t>(static_cast<index_t>(c_.keep * static_cast<double>(numbers) + 1e-9), 1, all);
+      for (Eigen::Index i = 0; i < numbers; ++i)
+        for (Eigen::Index j = 0; j < to.columns; ++j) to.encode.push_back(static_cast<float>(d.columns(i, j)));
+      const fit::Vector mean = joint_rows(keys).colwise().mean();
+      for (Eigen::Index i = 0; i < numbers; ++i) to.mean.push_back(static_cast<float>(mean(i)));
+      for (Eigen::Index j = 0; j < to.columns; ++j) to.energy.push_back(static_cast<float>(d.energy(j)));
+      text.push_back({keys ? "keys" : "values", std::to_string(numbers), std::to_string(to.columns)});
+      for (const double part : {0.5, 0.9, 0.99, 0.999})
+        text.back().push_back(std::to_string(kvcondense::lowrank::rank_by_energy(d.energy.data(), all, part)));
+    }
+    say_how(b);
+    done.text = aligned(text);
     return done;
   }
 
@@ -325,7 +376,7 @@ class Calibrator {
   const Options& o_;
   const Calibration& c_;
   const ModelTask& task_;
-  bool weights_ = false, raw_ = false, trained_ = false;
+  bool weights_ = false, raw_ = false, trained_ = false, joint_ = false;
   std::vector<Window> windows_;
   std::vector<Recording> raw_keys_;
 };

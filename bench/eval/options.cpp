@@ -219,8 +219,8 @@ void add_calibrate(CLI::App& app, Options& o) {
         "");
   };
   add(app, "How", "--method", "WORD", c.method,
-      "pca, matryoshka, cskv, eigen_attention, palu, weight_svd, lorc or recalkv")
-      ->check(one_of({"pca", "matryoshka", "cskv", "eigen_attention", "palu", "weight_svd", "lorc", "recalkv"}))
+      "pca, matryoshka, cskv, eigen_attention, palu, weight_svd, lorc, recalkv or kvtc")
+      ->check(one_of({"pca", "matryoshka", "cskv", "eigen_attention", "palu", "weight_svd", "lorc", "recalkv", "kvtc"}))
       ->capture_default_str();
   add(app, "How", "--keys", "FORM", c.keys, "Of keys: rotated or raw; without it as the method was published")
       ->check(one_of({"rotated", "raw"}));
@@ -229,7 +229,7 @@ void add_calibrate(CLI::App& app, Options& o) {
       ->capture_default_str();
   app.add_flag("--center", c.center, "pca: takes the mean off first")->group("How");
   app.add_flag("--aware", c.aware, "pca: key directions that suit queries")->group("How");
-  add_part(app, "--keep", c.keep, 1, "Part of all numbers that cskv is fitted for and rank tables hold");
+  add_part(app, "--keep", c.keep, 1, "Part of all numbers that cskv is fitted for, rank tables and kvtc hold");
   add_count(app, "--tile", c.tile, 1, 256, "Ranks of tables are multiples of it");
   add_count(app, "--steps", c.steps, 0, 1000000, "Of a training; 0: as many as the method needs");
   add_count(app, "--context", o.context, 2, most_tokens, "Tokens of one window");

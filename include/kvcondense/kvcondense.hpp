@@ -99,6 +99,8 @@
 #include <kvcondense/quant/kitty.hpp>
 #include <kvcondense/quant/kivi.hpp>
 #include <kvcondense/quant/kvquant.hpp>
+#include <kvcondense/quant/kvtc.hpp>
+#include <kvcondense/quant/kvtc_plan.hpp>
 #include <kvcondense/quant/layer_predictor.hpp>
 #include <kvcondense/quant/level_search.hpp>
 #include <kvcondense/quant/mikv.hpp>

@@ -7,6 +7,7 @@
 #include <eval/calibrate.hpp>
 #include <eval/error.hpp>
 #include <eval/evaluate.hpp>
+#include <kvcondense/io/kvtc_transform.hpp>
 
 using namespace eval;
 
@@ -73,6 +74,31 @@ TEST_CASE("calibrate: every method's bases are read back and run", "[eval][calib
     const double kl = whole.recipes[1].text.mean_kl();
     REQUIRE(kl < (found->keys.columns == 64 && found->values.columns == 64 ? 1e-3 : 1.0));
   }
+}
+
+TEST_CASE("calibrate: one basis for all layers goes into a stream", "[eval][calibrate]") {
+  Options o = tiny("kvtc");
+  o.calibration.keep = 0.25;
+  const Calibrated made = calibrate(o);
+  REQUIRE(made.text.find("components") != std::string::npos);
+  const Saved file(bases_bytes(made.bases), "kvtc");
+  const BasesFile read = read_bases({file.path}, tinylm);
+  const kvcondense::NamedBases* found = read.view().find("kvtc");
+  REQUIRE(found != nullptr);
+  REQUIRE(found->keys.keys == kvcondense::KeyForm::raw);
+  for (const kvcondense::HeadBases* b : {&found->keys, &found->values}) {
+    REQUIRE(b->dim == 512);
+    REQUIRE(b->columns == 128);
+  }
+  const auto transform = kvcondense::io::KvtcTransform::make(found->keys, found->values, tinylm);
+  REQUIRE(transform);
+  REQUIRE(transform->used(kvcondense::io::KvSide::keys) == 128);
+  REQUIRE(transform->raw_keys());
+  // Fewer tokens than numbers: as many directions as they show.
+  o.context = 40, o.windows = 1, o.calibration.keep = 1.0, o.calibration.keys = "rotated";
+  const Calibrated few = calibrate(o);
+  REQUIRE(few.bases.keys.columns == 39);
+  REQUIRE(few.bases.keys.keys == kvcondense::KeyForm::rotated);
 }
 
 TEST_CASE("calibrate: the same numbers on any number of threads", "[eval][calibrate]") {

@@ -9,14 +9,14 @@ using io::CacheGenReader;
 using io::CacheGenWriter;
 using io::KvSide;
 using quant::CacheGen;
-using quant::CacheGenCoder;
+using quant::EntropyCoder;
 using quant::CacheGenForm;
 
 namespace {
 
 const CacheShape small{.layers = 3, .q_heads = 2, .kv_heads = 2, .head_dim = 8, .value_dim = 6};
 
-CacheGen with(CacheGenForm form, CacheGenCoder coder = CacheGenCoder::range) {
+CacheGen with(CacheGenForm form, EntropyCoder coder = EntropyCoder::range) {
   CacheGen c;
   c.form = form, c.coder = coder;
   return c;
@@ -57,11 +57,11 @@ TEST_CASE("cachegen chunk: heads of every size, both forms and coders", "[io][ca
     method.sub_chunk = 16;
     const Decoded range = decode_all(x.chunk(method));
     if (dim > 1) require_close(x, range, method);
-    method.coder = CacheGenCoder::rans;
+    method.coder = EntropyCoder::rans;
     REQUIRE(decode_all(x.chunk(method)) == range);
     method.tables = quant::CacheGenTables::per_layer;
     REQUIRE(decode_all(x.chunk(method)) == range);
-    method.coder = CacheGenCoder::range;
+    method.coder = EntropyCoder::range;
     REQUIRE(decode_all(x.chunk(method)) == range);
   }
 }
@@ -69,7 +69,7 @@ TEST_CASE("cachegen chunk: heads of every size, both forms and coders", "[io][ca
 TEST_CASE("cachegen chunk: no tokens, and lengths around a sub-chunk", "[io][cachegen]") {
   const index_t tokens = GENERATE(0, 1, 9, 10, 11, 15, 16, 17, 32, 33, 100);
   const auto form = GENERATE(CacheGenForm::scaled, CacheGenForm::delta);
-  const auto coder = GENERATE(CacheGenCoder::range, CacheGenCoder::rans);
+  const auto coder = GENERATE(EntropyCoder::range, EntropyCoder::rans);
   const Rows4 x(small, tokens);
   CacheGen method = with(form, coder);
   method.sub_chunk = GENERATE(1, 16, 4096);
@@ -87,7 +87,7 @@ TEST_CASE("cachegen chunk: no stream is longer than its cross entropy and 5 byte
   const Rows4 x({.layers = 2, .q_heads = 2, .kv_heads = 2, .head_dim = 32}, 200);
   CacheGen method;
   method.sub_chunk = 64;
-  method.coder = GENERATE(CacheGenCoder::range, CacheGenCoder::rans);
+  method.coder = GENERATE(EntropyCoder::range, EntropyCoder::rans);
   const Bytes bytes = x.chunk(method);
   const auto chunk = CacheGenReader::open(bytes);
   REQUIRE(chunk.status() == Status::ok);
@@ -128,7 +128,7 @@ TEST_CASE("cachegen chunk: every field changes the bytes", "[io][cachegen]") {
     return x.chunk(c) != x.chunk(from);
   };
   REQUIRE(differs(base, [](CacheGen& c) { c.form = CacheGenForm::delta; }));
-  REQUIRE(differs(base, [](CacheGen& c) { c.coder = CacheGenCoder::rans; }));
+  REQUIRE(differs(base, [](CacheGen& c) { c.coder = EntropyCoder::rans; }));
   REQUIRE(differs(base, [](CacheGen& c) { c.tables = quant::CacheGenTables::per_layer; }));
   REQUIRE(differs(base, [](CacheGen& c) { c.scales = DType::f32; }));
   REQUIRE(differs(base, [](CacheGen& c) { c.sub_chunk = 31; }));
@@ -176,7 +176,7 @@ TEST_CASE("cachegen chunk: NaN and infinities are repaired and counted", "[io][c
 
 TEST_CASE("cachegen chunk: tables of another chunk", "[io][cachegen]") {
   const auto form = GENERATE(CacheGenForm::scaled, CacheGenForm::delta);
-  const auto coder = GENERATE(CacheGenCoder::range, CacheGenCoder::rans);
+  const auto coder = GENERATE(EntropyCoder::range, EntropyCoder::rans);
   const auto share = GENERATE(quant::CacheGenTables::per_channel, quant::CacheGenTables::per_layer);
   CacheGen method = with(form, coder);
   method.tables = share;
@@ -219,7 +219,7 @@ TEST_CASE("cachegen chunk: tables of another chunk", "[io][cachegen]") {
 }
 
 TEST_CASE("cachegen chunk: cut anywhere, or with any byte another one, it is refused", "[io][cachegen]") {
-  CacheGen method = with(GENERATE(CacheGenForm::scaled, CacheGenForm::delta), GENERATE(CacheGenCoder::range, CacheGenCoder::rans));
+  CacheGen method = with(GENERATE(CacheGenForm::scaled, CacheGenForm::delta), GENERATE(EntropyCoder::range, EntropyCoder::rans));
   method.sub_chunk = 7, method.group = 3;
   method.key_bins.first = method.key_bins.second = method.key_bins.third = 4;
   const Rows4 x({.layers = 1, .q_heads = 1, .kv_heads = 1, .head_dim = 3}, 12);
@@ -237,7 +237,7 @@ TEST_CASE("cachegen chunk: cut anywhere, or with any byte another one, it is ref
 }
 
 TEST_CASE("cachegen chunk: forged bytes with right checksums never lead outside", "[io][cachegen]") {
-  CacheGen method = with(GENERATE(CacheGenForm::scaled, CacheGenForm::delta), GENERATE(CacheGenCoder::range, CacheGenCoder::rans));
+  CacheGen method = with(GENERATE(CacheGenForm::scaled, CacheGenForm::delta), GENERATE(EntropyCoder::range, EntropyCoder::rans));
   method.sub_chunk = 7, method.group = 3;
   method.tables = GENERATE(quant::CacheGenTables::per_channel, quant::CacheGenTables::per_layer);
   const Rows4 x({.layers = 2, .q_heads = 1, .kv_heads = 1, .head_dim = 3}, 12);
@@ -312,7 +312,7 @@ TEST_CASE("cachegen chunk: wrong calls are refused", "[io][cachegen]") {
   auto writer = CacheGenWriter::make({}, small);
   const auto none = [](index_t, auto, auto) { return Status::ok; };
   VectorSink sink;
-  for (const CacheGenWriter::Place& p : {CacheGenWriter::Place{.tokens = -1}, {.tokens = 2, .total = 1}, {.tokens = 1, .first = 1, .total = 1},
+  for (const io::StreamPlace& p : {io::StreamPlace{.tokens = -1}, {.tokens = 2, .total = 1}, {.tokens = 1, .first = 1, .total = 1},
                                          {.tokens = 1, .total = 1, .position = -1}, {.tokens = 1, .total = 1, .position = 0x7fffffff}})
     REQUIRE(writer->write(sink, p, none) == Status::invalid_argument);
   REQUIRE(sink.bytes.empty());

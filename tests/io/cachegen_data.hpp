@@ -108,24 +108,29 @@ inline Decoded decode_all(const Bytes& bytes, const io::CacheGenReader* tables =
   return d;
 }
 
-/// Writes new checksums over a chunk, so that a forged one is not refused for them.
-inline void sign(Bytes& bytes) {
+/// Writes new checksums over a chunk of so many parts, so that a forged one is not refused for them.
+inline void sign(Bytes& bytes, std::uint32_t parts) {
   const auto put = [&](std::size_t at, std::uint64_t v) { std::memcpy(bytes.data() + at, &v, 8); };
   Checksum head;
   head.add(std::span(bytes).first(80));
   put(80, head.value());
-  std::uint32_t layers = 0;
-  std::memcpy(&layers, bytes.data() + 16, 4);
   std::size_t at = 88;
-  for (std::uint32_t p = 0; p < 2 * layers && at + 24 <= bytes.size(); ++p) {
+  for (std::uint32_t p = 0; p < parts && at + 16 <= bytes.size(); ++p) {
     std::uint64_t length = 0;
     std::memcpy(&length, bytes.data() + at, 8);
-    if (length < 24 || length > bytes.size() - at) return;
-    Checksum sum = io::CacheGenReader::part_sum(head.value(), p);
+    if (length < 16 || length > bytes.size() - at) return;
+    Checksum sum = io::ChunkParts::begin_sum(head.value(), p);
     sum.add(std::span(bytes).subspan(at + 8, length - 16));
     put(at + length - 8, sum.value());
     at += length;
   }
+}
+
+/// The same for CacheGen, which has two parts per layer.
+inline void sign(Bytes& bytes) {
+  std::uint32_t layers = 0;
+  std::memcpy(&layers, bytes.data() + 16, 4);
+  sign(bytes, 2 * layers);
 }
 
 }  // namespace kvcondense::test

@@ -87,7 +87,7 @@ TEST_CASE("cachegen: a cache goes through a stream", "[io][cachegen]") {
   REQUIRE((tokens == 0 || error < 0.1 * square));
   // Chunk by chunk is the same, and so is another coder.
   CacheGen other = short_chunks(form);
-  other.coder = quant::CacheGenCoder::rans;
+  other.coder = quant::EntropyCoder::rans;
   const Bytes again = streamed(a.cache, other);
   for (auto left = std::span(again); !left.empty();) {
     const auto chunk = io::CacheGenReader::open(left);

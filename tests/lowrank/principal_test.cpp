@@ -106,3 +106,34 @@ TEST_CASE("fit: nothing, rows that span little, and numbers that are none", "[lo
   REQUIRE(farthest(d->columns.transpose() * d->columns, fit::Matrix::Identity(5, 5)) < 1e-12);
   REQUIRE(farthest(rows * d->columns.leftCols(2) * d->columns.leftCols(2).transpose(), rows) < 1e-12);
 }
+
+TEST_CASE("fit: directions of rows, few or many, are those of their covariance", "[lowrank][principal]") {
+  const bool centred = GENERATE(true, false);
+  for (const Eigen::Index rows : {3, 7, 8, 40}) {
+    std::srand(5);
+    const fit::Matrix x = fit::Matrix::Random(rows, 8) * Eigen::VectorXd::LinSpaced(8, 3.0, 0.1).asDiagonal() + fit::Matrix::Constant(rows, 8, 0.5);
+    fit::Moments moments(8);
+    moments.add(x);
+    const auto want = fit::principal(moments, centred), got = fit::principal_of_rows(x, centred, 100);
+    REQUIRE(got);
+    const Eigen::Index n = got->energy.size();
+    REQUIRE(n == std::min<Eigen::Index>(centred ? rows - 1 : rows, 8));
+    REQUIRE(farthest(got->energy, want->energy.head(n).eval()) < 1e-9);
+    REQUIRE(farthest(got->columns, want->columns.leftCols(n).eval()) < 1e-6);
+    REQUIRE((got->columns.transpose() * got->columns - fit::Matrix::Identity(n, n)).cwiseAbs().maxCoeff() < 1e-6);
+    const auto two = fit::principal_of_rows(x, centred, 2);
+    REQUIRE(two->columns.cols() == 2);
+    REQUIRE(farthest(two->columns, got->columns.leftCols(2).eval()) < 1e-12);
+  }
+}
+
+TEST_CASE("fit: rows that are alike, none, or no numbers", "[lowrank][principal]") {
+  const auto flat = fit::principal_of_rows(fit::Matrix::Constant(4, 6, 2.0), true, 6);
+  REQUIRE(flat);
+  REQUIRE(flat->columns.cols() == 1);
+  REQUIRE(flat->columns.col(0).norm() == 1.0);
+  REQUIRE(flat->energy(0) == 0.0);
+  REQUIRE(fit::principal_of_rows(fit::Matrix(0, 6), true, 6).status() == Status::missing_input);
+  REQUIRE(fit::principal_of_rows(fit::Matrix::Constant(4, 6, 2.0), true, 0).status() == Status::invalid_argument);
+  REQUIRE(fit::principal_of_rows(fit::Matrix::Constant(4, 6, std::nan("")), true, 6).status() == Status::invalid_argument);
+}

@@ -79,7 +79,7 @@ enum class KeyForm : std::uint8_t {
 };
 
 /// A basis per layer and KV head, or per group of neighbouring heads whose rows stand side by side as one row of
-/// heads * head_dim numbers; the caller owns the arrays and keeps them. A row x is stored as z = (x - mean) E, E the first
+/// heads * head_dim numbers, or one for the rows of all layers side by side (io/kvtc.hpp); the caller owns the arrays and keeps them. A row x is stored as z = (x - mean) E, E the first
 /// columns of `encode`, and comes back as z D^t + mean, D the first columns of `decode`.
 struct HeadBases {
   const float* encode = nullptr;  ///< [layers, groups, dim, columns], best column first

@@ -3,11 +3,10 @@
 #include <algorithm>
 #include <cstdint>
 #include <span>
-#include <utility>
 
-#include <kvcondense/core/workspace.hpp>
 #include <kvcondense/io/cachegen_reader.hpp>
 #include <kvcondense/io/cachegen_writer.hpp>
+#include <kvcondense/io/stream_cache.hpp>
 
 namespace kvcondense::io {
 
@@ -28,70 +27,28 @@ Status save_cachegen(const C& cache, const quant::CacheGen& method, ByteSink& si
   const CacheShape& shape = cache.shape();
   auto writer = CacheGenWriter::make(method, shape, tables, memory);
   if (!writer) return writer.status();
-  const index_t total = cache.slots(0, 0), position = cache.next_position(0) - total;
-  for (index_t l = 0; l < shape.layers; ++l) {
-    if (cache.next_position(l) - total != position || position < 0) return Status::not_supported;
-    for (index_t h = 0; h < shape.kv_heads; ++h)
-      if (cache.slots(l, h) != total) return Status::not_supported;
-  }
+  StreamPlace all;
+  if (const Status s = detail::place_of(cache, all); s != Status::ok) return s;
   index_t first = 0;
   do {
-    const index_t n = std::min(method.chunk, total - first);
-    const CacheGenWriter::Place place{n, first, total, position + first, cache.capabilities().raw_keys};
+    const index_t n = std::min(method.chunk, all.total - first);
+    const StreamPlace place{n, first, all.total, all.position + first, all.raw_keys};
     const Status s = writer->write(sink, place, [&](index_t l, TensorView<float, 3> keys, TensorView<float, 3> values) {
-      const auto head = [](const TensorView<float, 3>& x, index_t h) {
-        return TensorView<float, 2>{x.data + h * x.stride[0], {x.extent[1], x.extent[2]}, {x.stride[1], x.stride[2]}};
-      };
-      Status read = Status::ok;
-      for (index_t h = 0; read == Status::ok && h < shape.kv_heads; ++h) read = cache.read(l, h, first, head(keys, h), head(values, h));
-      return read;
+      return detail::read_rows(cache, l, first, keys, values);
     });
     if (s != Status::ok) return s;
     first += n;
-  } while (first < total);
+  } while (first < all.total);
   return Status::ok;
 }
 
 namespace detail {
 
-/// Appends a chunk that was checked to a cache that takes it; what was appended stays where the rest cannot be.
 template <class C, class Ctx>
 Status append_chunk(C& cache, Ctx& ctx, const CacheGenReader& chunk, MemoryResource<Cpu>& memory) {
-  const CacheShape& shape = cache.shape();
-  const CacheGenHead& h = chunk.head();
-  const auto can = cache.capabilities();
-  if (shape.layers != h.layers || shape.kv_heads != h.kv_heads || shape.head_dim != h.head_dim || shape.values() != h.value_dim ||
-      can.raw_keys != h.raw_keys)
-    return Status::incompatible;
-  if (can.raw_keys && can.rotated_input) return Status::not_supported;
-  for (index_t l = 0; l < shape.layers; ++l)
-    if (cache.length(l) != static_cast<index_t>(h.first)) return Status::order_violation;
-
-  const index_t most = std::min<index_t>(h.sub_chunk, h.tokens);
-  const index_t key_floats = most * h.channels(KvSide::keys), value_floats = most * h.channels(KvSide::values);
-  Workspace work;
-  Status s = work.reserve(Scratch::align + Scratch::bytes_for<float>(key_floats) + Scratch::bytes_for<float>(value_floats) +
-                              Scratch::bytes_for<index_t>(most), memory);
-  if (s != Status::ok) return s;
-  Scratch scratch(work.bytes());
-  float* k = scratch.take<float>(key_floats);
-  float* v = scratch.take<float>(value_floats);
-  index_t* positions = scratch.take<index_t>(most);
-  const float largest = shape.dtype == DType::f16 ? 65504.0f : 3.38e38f;
-  for (index_t l = 0; l < shape.layers; ++l)
-    for (index_t sub = 0; sub < h.sub_chunks(); ++sub) {
-      const index_t n = h.tokens_of(sub);
-      const auto keys = dense_view(k, shape.kv_heads, n, shape.head_dim), values = dense_view(v, shape.kv_heads, n, shape.values());
-      s = chunk.decode(l, KvSide::keys, sub, keys);
-      if (s == Status::ok) s = chunk.decode(l, KvSide::values, sub, values);
-      if (s != Status::ok) return s;
-      for (index_t i = 0; i < keys.size(); ++i) k[i] = prim::limit_to(k[i], largest);
-      for (index_t i = 0; i < values.size(); ++i) v[i] = prim::limit_to(v[i], largest);
-      for (index_t i = 0; i < n; ++i) positions[i] = h.position + sub * h.sub_chunk + i;
-      s = cache.append(ctx, l, keys, values, {positions, static_cast<std::size_t>(n)});
-      if (s != Status::ok) return s;
-    }
-  return Status::ok;
+  return append_chunk(cache, ctx, chunk.head(), memory, [&](index_t l, KvSide side, index_t sub, TensorView<float, 3> out) {
+    return chunk.decode(l, side, sub, out);
+  });
 }
 
 }  // namespace detail
@@ -108,11 +65,7 @@ Status append_chunk(C& cache, Ctx& ctx, const CacheGenReader& chunk, MemoryResou
 template <class C, class Ctx>
 Status append_cachegen(C& cache, Ctx& ctx, const CacheGenReader& chunk, MemoryResource<Cpu>& memory = heap_memory()) {
   if (const Status s = chunk.check(); s != Status::ok) return s;
-  auto longer = cache.fork();
-  if (!longer) return longer.status();
-  const Status s = detail::append_chunk(*longer, ctx, chunk, memory);
-  if (s == Status::ok) cache = std::move(*longer);
-  return s;
+  return detail::on_fork(cache, [&](C& longer) { return detail::append_chunk(longer, ctx, chunk, memory); });
 }
 
 /// Fills an empty cache with a stream: all its chunks, which must be all of `file`. Tokens are pending then.
@@ -122,52 +75,32 @@ Status append_cachegen(C& cache, Ctx& ctx, const CacheGenReader& chunk, MemoryRe
 template <class C, class Ctx>
 Status load_cachegen(C& cache, Ctx& ctx, std::span<const std::byte> file, const CacheGenReader* tables = nullptr,
                      MemoryResource<Cpu>& memory = heap_memory()) {
-  for (index_t l = 0; l < cache.shape().layers; ++l)
-    if (cache.length(l) != 0) return Status::order_violation;
-  auto full = cache.fork();
-  if (!full) return full.status();
-  std::uint64_t seen = 0, total = 0;
-  auto left = file;
-  do {
-    const auto chunk = CacheGenReader::open(left, tables);
-    if (!chunk) return chunk.status();
-    if (left.size() == file.size()) total = chunk->head().total;
-    if (chunk->head().first != seen || chunk->head().total != total) return Status::corrupt_data;
-    if (const Status s = chunk->check(); s != Status::ok) return s;
-    if (const Status s = detail::append_chunk(*full, ctx, *chunk, memory); s != Status::ok) return s;
-    seen += chunk->head().tokens;
-    left = left.subspan(chunk->bytes());
-  } while (!left.empty());
-  if (seen != total) return Status::corrupt_data;
-  cache = std::move(*full);
-  return Status::ok;
+  return detail::load_stream(
+      cache, file, [&](std::span<const std::byte> bytes) { return CacheGenReader::open(bytes, tables); },
+      [&](C& full, const CacheGenReader& chunk) { return detail::append_chunk(full, ctx, chunk, memory); });
 }
 
 /// Writes a chunk without tokens that has the tables of `from`: what a service profiles once per model and keeps, so that
 /// chunks need not carry tables.
 ///
-/// Errors   invalid_argument where `from` has no tables of its own, corrupt_data, io_error.
-inline Status save_cachegen_tables(const CacheGenReader& from, ByteSink& sink) {
+/// Errors   invalid_argument where `from` has no tables of its own, corrupt_data, out_of_memory, io_error.
+inline Status save_cachegen_tables(const CacheGenReader& from, ByteSink& sink, MemoryResource<Cpu>& memory = heap_memory()) {
   CacheGenHead head = from.head();
   if (head.offline) return Status::invalid_argument;
   head.tokens = 0, head.first = head.total = 0, head.position = 0;
   Status s = Status::ok;
   const std::uint64_t sum = head.write(sink, s);
+  const std::uint32_t zero = 0;
+  PartWriter w(memory);
   for (index_t p = 0; s == Status::ok && p < head.parts(); ++p) {
     CacheGenPart part;
     s = from.read_part(p / 2, p % 2 == 0 ? KvSide::keys : KvSide::values, part);
     if (s != Status::ok) break;
-    ByteWriter w(sink);
-    const std::uint32_t symbols[2] = {static_cast<std::uint32_t>(part.symbols), 0}, no_stream = 0;
-    const std::span<const std::byte> pieces[] = {std::as_bytes(std::span(symbols)), part.tables, part.anchor_table,
-                                                 std::as_bytes(std::span(&no_stream, 1))};
-    std::uint64_t length = 16;
-    for (const auto& b : pieces) length += b.size();
-    w.put(length);
-    Checksum check = CacheGenReader::part_sum(sum, p);
-    for (const auto& b : pieces) w.bytes(b), check.add(b);
-    w.put(check.value());
-    s = w.status();
+    s = w.begin();
+    if (s == Status::ok) s = w.put(static_cast<std::uint32_t>(part.symbols));
+    for (const auto bytes : {std::as_bytes(std::span(&zero, 1)), part.tables, part.anchor_table, std::as_bytes(std::span(&zero, 1))})
+      if (s == Status::ok) s = w.put_bytes(bytes);
+    if (s == Status::ok) s = w.finish(sink, sum, p);
   }
   return s;
 }

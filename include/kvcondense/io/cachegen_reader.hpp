@@ -31,36 +31,28 @@ class CacheGenReader {
   /// `bytes` may go on behind the chunk. `tables`: the chunk whose tables this one was coded with, kept by the caller.
   static Expected<CacheGenReader> open(std::span<const std::byte> bytes, const CacheGenReader* tables = nullptr) {
     CacheGenReader c;
-    if (const Status s = c.head_.read(bytes, c.sum_); s != Status::ok) return s;
-    ByteReader r(bytes.subspan(CacheGenHead::bytes));
-    for (index_t p = 0; p < c.head_.parts(); ++p) {
-      std::uint64_t length = 0;
-      std::span<const std::byte> body;
-      if (!r.read(length) || length < least_part || !r.take(1, length - sizeof length, body)) return Status::corrupt_data;
-    }
-    c.bytes_ = bytes.first(bytes.size() - r.left());
+    std::uint64_t sum = 0;
+    if (const Status s = c.head_.read(bytes, sum); s != Status::ok) return s;
+    const auto parts = ChunkParts::open(bytes, sum, c.head_.parts(), least_part);
+    if (!parts) return parts.status();
+    c.parts_ = *parts;
     if (!c.head_.offline) return c;
     if (tables == nullptr) return Status::missing_input;
     if (tables->head_.offline || !tables->head_.tables_fit(c.head_) || tables->tables_id() != c.head_.tables_id)
       return Status::incompatible;
-    c.tables_ = tables->bytes_, c.tables_head_ = tables->head_;
+    c.tables_ = tables->parts_, c.tables_head_ = tables->head_;
     return c;
   }
 
   const CacheGenHead& head() const { return head_; }
-  std::size_t bytes() const { return bytes_.size(); }
-  std::uint64_t sum() const { return sum_; }
+  std::size_t bytes() const { return parts_.bytes(); }
 
   /// Whether a part is as it was written.
   Status check(index_t layer, KvSide side) const {
     if (layer < 0 || layer >= head_.layers) return Status::out_of_range;
-    return check_part(2 * layer + static_cast<index_t>(side));
+    return parts_.check(2 * layer + static_cast<index_t>(side));
   }
-  Status check() const {
-    for (index_t p = 0; p < head_.parts(); ++p)
-      if (const Status s = check_part(p); s != Status::ok) return s;
-    return Status::ok;
-  }
+  Status check() const { return parts_.check(); }
 
   /// Tokens [sub * sub_chunk, + tokens_of(sub)) of a layer's keys or values: out [kv_heads, tokens, dim].
   Status decode(index_t layer, KvSide side, index_t sub, TensorView<float, 3> out) const {
@@ -69,17 +61,17 @@ class CacheGenReader {
       return Status::shape_mismatch;
     CacheGenPart part;
     if (const Status s = read_part(layer, side, part); s != Status::ok) return s;
-    return head_.coder == quant::CacheGenCoder::rans ? decode_part<bitstream::Rans>(part, side, sub, out)
+    return head_.coder == quant::EntropyCoder::rans ? decode_part<bitstream::Rans>(part, side, sub, out)
                                                      : decode_part<bitstream::RangeCoder>(part, side, sub, out);
   }
 
   /// A part's bytes by what they are, its tables those of another chunk where it has none.
   Status read_part(index_t layer, KvSide side, CacheGenPart& part) const {
     const index_t p = 2 * layer + static_cast<index_t>(side);
-    if (const Status s = part.read(head_, side, body(bytes_, p)); s != Status::ok) return s;
+    if (const Status s = part.read(head_, side, parts_.body(p)); s != Status::ok) return s;
     if (!head_.offline) return Status::ok;
     CacheGenPart other;
-    if (other.read(tables_head_, side, body(tables_, p)) != Status::ok || other.symbols != part.symbols)
+    if (other.read(tables_head_, side, tables_.body(p)) != Status::ok || other.symbols != part.symbols)
       return Status::corrupt_data;
     part.tables = other.tables, part.anchor_table = other.anchor_table;
     return Status::ok;
@@ -87,12 +79,8 @@ class CacheGenReader {
 
   /// One of the tables of a part, -1 the anchors'. `starts` has room for max_symbols.
   static Status table(const CacheGenPart& part, index_t i, int bits, std::uint16_t* starts, bitstream::SymbolTable& out) {
-    const int n = i < 0 ? CacheGenPart::anchor_symbols : part.symbols;
-    const auto size = static_cast<std::size_t>(n - 1) * 2;
-    starts[0] = 0;
-    std::memcpy(starts + 1, i < 0 ? part.anchor_table.data() : part.tables.data() + static_cast<std::size_t>(i) * size, size);
-    out = {starts, n, bits};
-    return bitstream::check_table(out);
+    if (i < 0) return read_table(part.anchor_table.data(), CacheGenPart::anchor_symbols, bits, starts, out);
+    return read_table(part.tables.data() + i * (part.symbols - 1) * 2, part.symbols, bits, starts, out);
   }
 
   /// A number that differs when tables do. 0 for a chunk without tables of its own.
@@ -101,39 +89,14 @@ class CacheGenReader {
     Checksum sum;
     for (index_t p = 0; p < head_.parts(); ++p) {
       CacheGenPart part;
-      if (part.read(head_, p % 2 == 0 ? KvSide::keys : KvSide::values, body(bytes_, p)) != Status::ok) return 0;
+      if (part.read(head_, p % 2 == 0 ? KvSide::keys : KvSide::values, parts_.body(p)) != Status::ok) return 0;
       sum.add(part.tables), sum.add(part.anchor_table);
     }
     return sum.value();
   }
 
-  /// A part's checksum knows its chunk and its place, so that parts cannot change places unseen: what it begins with.
-  static Checksum part_sum(std::uint64_t head_sum, index_t p) {
-    Checksum sum;
-    const std::uint64_t place[2] = {head_sum, static_cast<std::uint64_t>(p)};
-    sum.add(std::as_bytes(std::span(place)));
-    return sum;
-  }
-
  private:
   static constexpr std::uint64_t least_part = 8 + 8 + 4 + 8;  // length, symbols, an offset, checksum
-
-  /// Part `p` without its length and checksum. Only for bytes that `open` has stepped through.
-  static std::span<const std::byte> body(std::span<const std::byte> bytes, index_t p) {
-    std::size_t at = CacheGenHead::bytes;
-    for (std::uint64_t length = 0;; at += static_cast<std::size_t>(length), --p) {
-      std::memcpy(&length, bytes.data() + at, sizeof length);
-      if (p == 0) return bytes.subspan(at + sizeof length, static_cast<std::size_t>(length) - 2 * sizeof length);
-    }
-  }
-  Status check_part(index_t p) const {
-    const auto b = body(bytes_, p);
-    std::uint64_t written = 0;
-    std::memcpy(&written, b.data() + b.size(), sizeof written);
-    Checksum sum = part_sum(sum_, p);
-    sum.add(b);
-    return sum.value() == written ? Status::ok : Status::corrupt_data;
-  }
 
   /// The i-th number of scales or steps; corrupt_data where it is none.
   Status number(std::span<const std::byte> from, index_t i, float& out) const {
@@ -164,7 +127,7 @@ class CacheGenReader {
     index_t stream = sub * head_.streams_per_sub(side);
     if (head_.delta()) {
       if (const Status s = table(part, -1, Coder::table_bits, starts, t); s != Status::ok) return s;
-      if (!part.has_stream(stream)) return Status::corrupt_data;
+      if (!part.has(stream)) return Status::corrupt_data;
       const auto anchors = static_cast<std::size_t>(head_.anchors_in(n) * channels);
       const Status s = Coder::decode(part.stream(stream), t, anchors, [&](std::size_t i, int symbol) {
         const index_t a = static_cast<index_t>(i) / channels, c = static_cast<index_t>(i) % channels;
@@ -176,7 +139,7 @@ class CacheGenReader {
     for (index_t c = 0; c < channels; ++c, ++stream) {
       if (c == 0 || head_.table_count(side) > 1)
         if (const Status s = table(part, c, Coder::table_bits, starts, t); s != Status::ok) return s;
-      if (!part.has_stream(stream)) return Status::corrupt_data;
+      if (!part.has(stream)) return Status::corrupt_data;
       const auto bytes = part.stream(stream);
       float* to = &out(c / dim, 0, c % dim);
       const index_t stride = out.stride[1];
@@ -204,8 +167,7 @@ class CacheGenReader {
   }
 
   CacheGenHead head_, tables_head_;
-  std::uint64_t sum_ = 0;
-  std::span<const std::byte> bytes_, tables_;
+  ChunkParts parts_, tables_;
 };
 
 }  // namespace kvcondense::io

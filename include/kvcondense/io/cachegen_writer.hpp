@@ -2,9 +2,7 @@
 
 #include <algorithm>
 #include <cstdint>
-#include <cstring>
 #include <cstdlib>
-#include <limits>
 #include <optional>
 #include <span>
 #include <utility>
@@ -29,15 +27,6 @@ namespace kvcondense::io {
 ///          out_of_memory, io_error; the sink then holds a part of a chunk.
 class CacheGenWriter {
  public:
-  /// Where a chunk stands in its stream.
-  struct Place {
-    index_t tokens = 0;
-    index_t first = 0;     ///< tokens before it
-    index_t total = 0;     ///< tokens of the whole stream
-    index_t position = 0;  ///< of its first token
-    bool raw_keys = false; ///< keys carry no rotation
-  };
-
   /// `tables`: a chunk with tables of its own, whose tables are used instead of new ones. The caller keeps its bytes.
   static Expected<CacheGenWriter> make(const quant::CacheGen& method, const CacheShape& shape,
                                        const CacheGenReader* tables = nullptr, MemoryResource<Cpu>& memory = heap_memory()) {
@@ -45,9 +34,8 @@ class CacheGenWriter {
     if (const Status s = method.validate(); s != Status::ok) return s;
     CacheGenWriter w(method, memory);
     CacheGenHead& h = w.head_;
-    h.dtype = shape.dtype, h.form = method.form, h.coder = method.coder, h.tables = method.tables, h.scales = method.scales;
-    h.layers = static_cast<std::uint32_t>(shape.layers), h.kv_heads = static_cast<std::uint32_t>(shape.kv_heads);
-    h.head_dim = static_cast<std::uint32_t>(shape.head_dim), h.value_dim = static_cast<std::uint32_t>(shape.values());
+    h.take_shape(shape);
+    h.form = method.form, h.coder = method.coder, h.tables = method.tables, h.scales = method.scales;
     h.sub_chunk = static_cast<std::uint32_t>(method.sub_chunk);
     h.group = static_cast<std::uint32_t>(std::min<index_t>(method.group, 4096));  // no sub-chunk is longer
     if (tables == nullptr) return w;
@@ -64,14 +52,9 @@ class CacheGenWriter {
   }
 
   template <class Rows>
-  Status write(ByteSink& sink, const Place& place, Rows&& rows) {
-    const auto most = static_cast<index_t>(CacheGenHead::most_tokens);
-    const bool ok = place.tokens >= 0 && place.first >= 0 && place.total >= place.first + place.tokens && place.total <= most &&
-                    place.position >= 0 && place.position + place.tokens <= most;
-    if (!ok) return Status::invalid_argument;
+  Status write(ByteSink& sink, const StreamPlace& place, Rows&& rows) {
     CacheGenHead& h = head_;
-    h.tokens = static_cast<std::uint32_t>(place.tokens), h.first = static_cast<std::uint64_t>(place.first);
-    h.total = static_cast<std::uint64_t>(place.total), h.position = place.position, h.raw_keys = place.raw_keys;
+    if (const Status s = h.take_place(place); s != Status::ok) return s;
     Status s = Status::ok;
     head_sum_ = h.write(sink, s);
     const index_t keys = h.channels(KvSide::keys) * place.tokens, values = h.channels(KvSide::values) * place.tokens;
@@ -102,25 +85,16 @@ class CacheGenWriter {
       if (const Status s = tables_->read_part(layer, side, given); s != Status::ok) return s;
     Status s = symbolize(layer, side, rows, given.symbols, symbols);
     if (s != Status::ok) return s;
-    part_.shrink(0);
-    s = put(std::uint64_t{0});
-    if (s == Status::ok) s = put(static_cast<std::uint32_t>(symbols));
-    if (s == Status::ok) s = put(std::uint32_t{0});
+    s = part_.begin();
+    if (s == Status::ok) s = part_.put(static_cast<std::uint32_t>(symbols));
+    if (s == Status::ok) s = part_.put(std::uint32_t{0});
     for (const Buffer<float>* numbers : {&scales_, &steps_})
       for (index_t i = 0; s == Status::ok && i < numbers->size(); ++i)
-        s = head_.scales == DType::f32 ? put((*numbers)[i]) : put(half((*numbers)[i]));
+        s = head_.scales == DType::f32 ? part_.put((*numbers)[i]) : part_.put(half((*numbers)[i]));
     if (s == Status::ok)
-      s = head_.coder == quant::CacheGenCoder::rans ? streams<bitstream::Rans>(side, symbols, given)
-                                                    : streams<bitstream::RangeCoder>(side, symbols, given);
-    if (s != Status::ok) return s;
-    const auto index = 2 * layer + static_cast<index_t>(side);
-    const std::uint64_t length = static_cast<std::uint64_t>(part_.size()) + 8;
-    std::memcpy(part_.data(), &length, sizeof length);
-    Checksum sum = CacheGenReader::part_sum(head_sum_, index);
-    sum.add(part_.span().subspan(8));
-    s = put(sum.value());
-    if (s != Status::ok) return s;
-    return sink.write(part_.span()) ? Status::ok : Status::io_error;
+      s = head_.coder == quant::EntropyCoder::rans ? streams<bitstream::Rans>(side, symbols, given)
+                                                   : streams<bitstream::RangeCoder>(side, symbols, given);
+    return s == Status::ok ? part_.finish(sink, head_sum_, 2 * layer + static_cast<index_t>(side)) : s;
   }
 
   /// Fills scales_, steps_, anchors_, and symbols_: sub-chunk by sub-chunk, channel by channel.
@@ -179,66 +153,32 @@ class CacheGenWriter {
       std::fill_n(counts, symbols, 0u);
       for (index_t sub = 0; sub < h.sub_chunks(); ++sub)
         for (index_t i = 0; i < shared; ++i) count(run(side, sub, c + i));
-      s = put_table<Coder>(counts, symbols);
+      s = part_.put_table<Coder>(counts, symbols);
     }
     if (!h.offline && h.delta() && s == Status::ok) {
       std::fill_n(counts, CacheGenPart::anchor_symbols, 0u);
       count(anchors_.span());
-      s = put_table<Coder>(counts, CacheGenPart::anchor_symbols);
+      s = part_.put_table<Coder>(counts, CacheGenPart::anchor_symbols);
     }
-    const index_t offsets_at = part_.size();
-    for (index_t i = 0; s == Status::ok && i <= h.streams(side); ++i) s = put(std::uint32_t{0});
-    if (s != Status::ok) return s;
-    const index_t payload_at = part_.size();
-    index_t stream = 0;
+    const index_t anchor_table_at = part_.size() - (h.delta() ? (CacheGenPart::anchor_symbols - 1) * 2 : 0);
+    if (s == Status::ok) s = part_.begin_streams(h.streams(side));
     const auto encode = [&](std::span<const std::uint8_t> run, index_t table) {
       std::uint16_t starts[bitstream::max_symbols];
       bitstream::SymbolTable t;
-      CacheGenPart own = given;
-      own.symbols = symbols;
-      if (!h.offline) {
-        const index_t size = (symbols - 1) * 2;
-        own.tables = part_.span().subspan(static_cast<std::size_t>(tables_at), static_cast<std::size_t>(h.table_count(side) * size));
-        own.anchor_table = part_.span().first(static_cast<std::size_t>(offsets_at)).last(h.delta() ? (CacheGenPart::anchor_symbols - 1) * 2 : 0);
-      }
-      if (const Status bad = CacheGenReader::table(own, table, Coder::table_bits, starts, t); bad != Status::ok) return bad;
-      std::size_t bytes = 0;
-      if (!run.empty()) {
-        const index_t at = part_.size();
-        const std::size_t room = Coder::most_bytes(run.size());
-        if (const Status bad = part_.resize(at + static_cast<index_t>(room)); bad != Status::ok) return bad;
-        if (const Status bad = Coder::encode(run, t, {part_.data() + at, room}, bytes); bad != Status::ok) return bad;
-        part_.shrink(at + static_cast<index_t>(bytes));
-      }
-      const index_t end = part_.size() - payload_at;
-      if (end > std::numeric_limits<std::uint32_t>::max()) return Status::out_of_range;
-      const auto offset = static_cast<std::uint32_t>(end);
-      std::memcpy(part_.data() + offsets_at + ++stream * 4, &offset, sizeof offset);
-      return Status::ok;
+      Status bad = Status::ok;
+      if (h.offline)
+        bad = CacheGenReader::table(given, table, Coder::table_bits, starts, t);
+      else if (table < 0)
+        bad = read_table(part_.at(anchor_table_at), CacheGenPart::anchor_symbols, Coder::table_bits, starts, t);
+      else
+        bad = read_table(part_.at(tables_at + table * (symbols - 1) * 2), symbols, Coder::table_bits, starts, t);
+      return bad == Status::ok ? part_.encode<Coder>(run, t) : bad;
     };
     for (index_t sub = 0; s == Status::ok && sub < h.sub_chunks(); ++sub) {
       const index_t anchors = h.anchors_in(h.tokens_of(sub)) * channels, before = h.anchors_before(sub) * channels;
       if (h.delta()) s = encode(anchors_.span().subspan(static_cast<std::size_t>(before), static_cast<std::size_t>(anchors)), -1);
       for (index_t c = 0; s == Status::ok && c < channels; ++c) s = encode(run(side, sub, c), c / shared);
     }
-    return s;
-  }
-
-  template <class Coder>
-  Status put_table(const std::uint32_t* counts, int symbols) {
-    std::uint16_t starts[bitstream::max_symbols];
-    const auto n = static_cast<std::size_t>(symbols);
-    Status s = bitstream::make_table({counts, n}, Coder::table_bits, {starts, n});
-    for (std::size_t i = 1; s == Status::ok && i < n; ++i) s = put(starts[i]);  // the first one is 0
-    return s;
-  }
-
-  template <class T>
-  Status put(const T& value) {
-    std::byte bytes[sizeof value];
-    std::memcpy(bytes, &value, sizeof value);
-    Status s = part_.reserve(part_.size() + static_cast<index_t>(sizeof value));
-    for (std::size_t i = 0; s == Status::ok && i < sizeof value; ++i) part_.append_reserved(bytes[i]);
     return s;
   }
 
@@ -249,7 +189,7 @@ class CacheGenWriter {
   index_t repaired_ = 0;
   Buffer<float> rows_, scales_, steps_;
   Buffer<std::uint8_t> symbols_, anchors_;
-  Buffer<std::byte> part_;
+  PartWriter part_;
 };
 
 }  // namespace kvcondense::io

@@ -7,6 +7,7 @@
 #include <kvcondense/core/dtype.hpp>
 #include <kvcondense/core/shape.hpp>
 #include <kvcondense/core/status.hpp>
+#include <kvcondense/quant/blocks/entropy_coder.hpp>
 
 namespace kvcondense::quant {
 
@@ -15,9 +16,6 @@ enum class CacheGenForm : std::uint8_t {
   scaled,  ///< the released code: every token in steps of its largest magnitude
   delta,   ///< the paper: groups of tokens as differences to their first one
 };
-
-/// Which entropy coder: bitstream/range_coder.hpp or bitstream/rans.hpp.
-enum class CacheGenCoder : std::uint8_t { range, rans };
 
 /// Which symbols share a table of frequencies.
 enum class CacheGenTables : std::uint8_t {
@@ -56,7 +54,7 @@ struct ByDepth {
 ///          sub_chunk outside [1, 4096], chunk below 1, scales as bf16.
 struct CacheGen {
   CacheGenForm form = CacheGenForm::scaled;
-  CacheGenCoder coder = CacheGenCoder::range;
+  EntropyCoder coder = EntropyCoder::range;
   CacheGenTables tables = CacheGenTables::per_channel;
   ByDepth<int> key_bins{32, 16, 16, 10, 20, 32};   ///< scaled: levels of keys, plus one or two
   ByDepth<int> value_bins{32, 16, 16, 2, 32, 32};  ///< scaled: of values

@@ -75,6 +75,32 @@ inline Expected<Directions> principal(const Moments& moments, bool centred) {
   return principal(moments.covariance(centred));
 }
 
+/// The same of rows that are all there, at most `most` directions, and no more than they show: where rows are fewer than their
+/// numbers from products of rows with rows, so that a wide matrix of numbers with numbers never arises.
+///
+/// Numbers  directions with 1e-10 of the largest energy or less are left out; rows that are all alike give one, of energy 0.
+/// Cost     the cube of the smaller of rows and numbers.
+/// Errors   missing_input without rows, invalid_argument when a number is none or `most` is below 1.
+inline Expected<Directions> principal_of_rows(Matrix rows, bool centred, index_t most) {
+  if (rows.size() == 0) return Status::missing_input;
+  if (most < 1 || !rows.allFinite()) return Status::invalid_argument;
+  if (centred) rows.rowwise() -= rows.colwise().mean().eval();
+  const bool few = rows.rows() < rows.cols();
+  const auto count = static_cast<double>(rows.rows());
+  const auto d = few ? principal(rows * rows.transpose() / count) : principal(rows.transpose() * rows / count);
+  if (!d) return d.status();
+  index_t n = 0;
+  while (n < std::min<index_t>(most, d->energy.size()) && d->energy(n) > 1e-10 * d->energy(0)) ++n;
+  if (n == 0) return Directions{Matrix::Identity(rows.cols(), 1), Vector::Zero(1)};
+  Directions kept{d->columns.leftCols(n), d->energy.head(n)};
+  if (few) {
+    kept.columns = rows.transpose() * kept.columns;
+    kept.columns.colwise().normalize();
+    fix_signs(kept.columns);
+  }
+  return kept;
+}
+
 /// How many directions the data really has.
 inline index_t numeric_rank(const Vector& energy) {
   index_t r = 0;
