@@ -361,16 +361,19 @@ class CacheModel {
             continue;
           }
           worst = larger(worst, lse[static_cast<std::size_t>(qh * t.n + i)] - want_lse);
-          REQUIRE(worst < 3e-5);
+          REQUIRE(worst < bound());
         }
         for (std::size_t j = 0; j < listed.size(); ++j)
           want_mass[static_cast<std::size_t>(alike + listed[j])] += read_mass[static_cast<std::size_t>(alike) + j];
       }
       double worst = 0;
       for (index_t j = 0; j < n && !weighs; ++j) worst = larger(worst, mass.row(h)[j] - want_mass[static_cast<std::size_t>(alike + j)]);
-      REQUIRE(worst < 1e-4);
+      REQUIRE(worst < 3 * bound());
     }
   }
+
+  /// Of outputs and lse. Where codes are multiplied as they are stored, multipliers are rounded to 1 / 32512 of the largest.
+  double bound() const { return cache_.capabilities().lossy_slots && prim::cpu::code_ops() != nullptr ? 4e-4 : 3e-5; }
 
   /// The slots that a query head read: ascending runs with gaps between them, and every token that no step has seen.
   std::vector<index_t> listed_slots(const SlotRun* runs, index_t count, index_t slots, index_t tokens, index_t l) const {
