@@ -1,7 +1,10 @@
-// Entropy coders and chunks of CacheGen on one thread. Rows walk from token to token (correlation 0.9), some channels wide;
+// Entropy coders, chunks of CacheGen and of KVTC on one thread. Rows walk from token to token (correlation 0.9), some channels wide;
 // bytes_per_second counts the numbers as 16-bit ones, `bits` are what one number costs.
 
+#include <algorithm>
+#include <cmath>
 #include <cstring>
+#include <numbers>
 #include <vector>
 
 #include <benchmark/benchmark.h>
@@ -10,6 +13,8 @@
 #include <kvcondense/bitstream/rans.hpp>
 #include <kvcondense/core/random.hpp>
 #include <kvcondense/io/cachegen_writer.hpp>
+#include <kvcondense/io/kvtc_reader.hpp>
+#include <kvcondense/io/kvtc_writer.hpp>
 
 namespace {
 
@@ -87,6 +92,72 @@ void decode_chunk(benchmark::State& state, quant::CacheGenForm form, quant::Entr
   count(state, sink.bytes.size());
 }
 
+/// A cosine transform of a token's 1024 numbers, its energies as text has them: they fall like one over the component.
+struct Cosines {
+  static constexpr index_t n = 1024;
+  std::vector<float> basis = std::vector<float>(n * n), energy = std::vector<float>(n);
+  io::KvtcTransform transform;
+
+  Cosines() {
+    for (index_t j = 0; j < n; ++j) {
+      energy[static_cast<std::size_t>(j)] = 1.0f / static_cast<float>(1 + j);
+      for (index_t d = 0; d < n; ++d)
+        basis[static_cast<std::size_t>(d * n + j)] = static_cast<float>(
+            std::sqrt((j == 0 ? 1.0 : 2.0) / n) * std::cos(std::numbers::pi / n * (static_cast<double>(d) + 0.5) * static_cast<double>(j)));
+    }
+    const HeadBases side{basis.data(), nullptr, nullptr, energy.data(), nullptr, 1, 1, n, n, KeyForm::rotated};
+    if (const auto t = io::KvtcTransform::make(side, side, shape)) transform = *t;
+  }
+};
+
+Status kvtc_chunk(io::KvtcWriter& writer, Sink& sink) {
+  sink.bytes.clear();
+  return writer.write(sink, {.tokens = tokens, .total = tokens}, false, [](index_t, index_t first, auto keys, auto values) {
+    for (index_t h = 0; h < shape.kv_heads; ++h)
+      for (const auto& to : {keys, values})
+        std::memcpy(&to(h, 0, 0), rows().data() + (h * tokens + first) * shape.head_dim, static_cast<std::size_t>(to.extent[1] * shape.head_dim) * sizeof(float));
+    return Status::ok;
+  });
+}
+
+Expected<io::KvtcWriter> kvtc_writer(const Cosines& c, quant::EntropyCoder coder) {
+  quant::Kvtc m = quant::Kvtc::level(2);
+  m.coder = coder;
+  return io::KvtcWriter::make(m, shape, c.transform);
+}
+
+void encode_kvtc(benchmark::State& state, quant::EntropyCoder coder) {
+  const Cosines c;
+  auto writer = kvtc_writer(c, coder);
+  if (!writer) return state.SkipWithError(to_string(writer.status()));
+  Sink sink;
+  for (auto _ : state)
+    if (kvtc_chunk(*writer, sink) != Status::ok) return state.SkipWithError("write");
+  count(state, sink.bytes.size());
+}
+
+void decode_kvtc(benchmark::State& state, quant::EntropyCoder coder) {
+  const Cosines c;
+  auto writer = kvtc_writer(c, coder);
+  Sink sink;
+  if (!writer || kvtc_chunk(*writer, sink) != Status::ok) return state.SkipWithError("write");
+  const auto chunk = io::KvtcReader::open(sink.bytes, c.transform);
+  std::vector<float> out(static_cast<std::size_t>(shape.kv_heads * 256 * shape.head_dim));
+  Workspace work;
+  if (work.reserve(std::max(chunk->scratch_bytes(io::KvSide::keys), chunk->scratch_bytes(io::KvSide::values))) != Status::ok)
+    return state.SkipWithError("memory");
+  for (auto _ : state) {
+    if (chunk->check() != Status::ok) return state.SkipWithError("check");
+    for (const auto side : {io::KvSide::keys, io::KvSide::values})
+      for (index_t sub = 0; sub < chunk->head().sub_chunks(); ++sub)
+        if (chunk->decode(0, side, sub, dense_view(out.data(), shape.kv_heads, chunk->head().tokens_of(sub), shape.head_dim), Scratch(work.bytes())) != Status::ok)
+          return state.SkipWithError("decode");
+    benchmark::DoNotOptimize(out.data());
+  }
+  state.counters["components"] = static_cast<double>(*chunk->component_count(io::KvSide::keys));
+  count(state, sink.bytes.size());
+}
+
 /// Symbols alone, streams of 256: millions of symbols a second.
 template <class Coder>
 struct Streams {
@@ -150,5 +221,9 @@ BENCHMARK_CAPTURE(decode_chunk, scaled/range, quant::CacheGenForm::scaled, quant
 BENCHMARK_CAPTURE(decode_chunk, scaled/rans, quant::CacheGenForm::scaled, quant::EntropyCoder::rans)->Unit(benchmark::kMillisecond);
 BENCHMARK_CAPTURE(decode_chunk, delta/range, quant::CacheGenForm::delta, quant::EntropyCoder::range)->Unit(benchmark::kMillisecond);
 BENCHMARK_CAPTURE(decode_chunk, delta/rans, quant::CacheGenForm::delta, quant::EntropyCoder::rans)->Unit(benchmark::kMillisecond);
+BENCHMARK_CAPTURE(encode_kvtc, range, quant::EntropyCoder::range)->Unit(benchmark::kMillisecond);
+BENCHMARK_CAPTURE(encode_kvtc, rans, quant::EntropyCoder::rans)->Unit(benchmark::kMillisecond);
+BENCHMARK_CAPTURE(decode_kvtc, range, quant::EntropyCoder::range)->Unit(benchmark::kMillisecond);
+BENCHMARK_CAPTURE(decode_kvtc, rans, quant::EntropyCoder::rans)->Unit(benchmark::kMillisecond);
 
 }  // namespace
