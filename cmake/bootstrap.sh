@@ -37,6 +37,7 @@ need_demo() {
   need ninja-build ninja
   need nlohmann-json3-dev /usr/include/nlohmann/json.hpp
   need libcli11-dev /usr/include/CLI/CLI.hpp
+  need libeigen3-dev /usr/include/eigen3/Eigen/Core
 }
 
 need_test() {
@@ -44,7 +45,6 @@ need_test() {
   need clang clang++
   need python3 python3
   need catch2 /usr/include/catch2/catch.hpp
-  need libeigen3-dev /usr/include/eigen3/Eigen/Core
   need libbenchmark-dev /usr/include/benchmark/benchmark.h
 }
 
