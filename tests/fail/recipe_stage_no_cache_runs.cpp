@@ -3,12 +3,12 @@
 
 using namespace kvcondense;
 
-struct Merge {
+struct Pages {
 #ifdef KVCONDENSE_EXPECT_FAIL
-  static constexpr Descriptor about{"lowrank", Stage::lowrank, "none"};
+  static constexpr Descriptor about{"pages", Stage::storage, "none"};
 #else
-  static constexpr Descriptor about{"lowrank", Stage::evict, "none"};
+  static constexpr Descriptor about{"pages", Stage::evict, "none"};
 #endif
 };
 
-const auto mine = recipe(Merge{});
+const auto mine = recipe(Pages{});

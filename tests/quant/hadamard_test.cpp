@@ -170,7 +170,7 @@ TEST_CASE("hadamard: a cache attends to rotated codes as to the rows they stand 
             worst = std::max(worst, std::fabs(o[d] - static_cast<double>(got[static_cast<std::size_t>((q * 2 + i) * dim) + d])));
         }
     }
-    REQUIRE(worst < 2e-5);
+    REQUIRE(worst < 4e-4);  // docs/numerics.md: products of codes
     REQUIRE(rig.cache.layers()[0].heads[0].keys.coded().live() > 60);
     return got;
   };

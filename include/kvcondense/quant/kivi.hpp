@@ -41,7 +41,7 @@ struct Kivi {
   constexpr Flush value_flush() const { return fifo_flush(residual_window); }
 
   constexpr Status validate(const CacheShape& shape) const {
-    const bool ok = group_size > 0 && codecs_fit(*this, shape);
+    const bool ok = group_size > 0 && residual_window > 0 && codecs_fit(*this, shape);
     return ok ? Status::ok : Status::invalid_argument;
   }
 };

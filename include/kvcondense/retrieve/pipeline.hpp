@@ -9,6 +9,7 @@
 #include <kvcondense/core/status.hpp>
 #include <kvcondense/core/view.hpp>
 #include <kvcondense/core/workspace.hpp>
+#include <kvcondense/prim/page_codec.hpp>
 #include <kvcondense/retrieve/blocks/view.hpp>
 
 namespace kvcondense::retrieve {

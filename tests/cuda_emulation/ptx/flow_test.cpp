@@ -42,6 +42,11 @@ std::string const functions = R"(
 
 }  // namespace
 
+TEST_CASE("ptx: a predicate is set to a constant, or to another one") {
+  auto const got = run_kernel(kernel("mov.pred %p0, 0; setp.lt.u32 %p1, %t, 3; @%p1 mov.pred %p0, 1; mov.pred %p2, %p0; selp.u32 %y, 7, 9, %p2;"), iota(32));
+  for (std::size_t i = 0; i < 32; ++i) CHECK(got[i] == (i < 3 ? 7u : 9u));
+}
+
 TEST_CASE("ptx: functions, recursive and with parameters by value") {
   auto const fib = run_kernel(kernel(R"({ .param .b32 param0; st.param.b32 [param0], %t; .param .b32 retval0;
     call.uni (retval0), fib, (param0); ld.param.b32 %y, [retval0]; })", functions), iota(16), 16);

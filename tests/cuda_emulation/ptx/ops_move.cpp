@@ -67,6 +67,7 @@ void define_move(Opcodes& all) {
   define(all, "mov.{b64,u64,s64,f64}", [](u64 a) { return a; });
   define(all, "mov.pred", [](bool a) { return a; });
   all.add("mov.{b16,u16,s16,b32,u32,s32,f32,b64,u64,s64,f64}", "x=x", move);
+  all.add("mov.pred", "p=x", move);
   all.add("cvta.{global,const,shared,shared::cta,local,param}.u64", "l=x", to_generic);
   all.add("cvta.to.{global,const,shared,shared::cta,local,param}.u64", "l=x", from_generic);
   define(all, "isspacep.{shared,shared::cta}", [](u64 a) { return in_window(a, shared_window); });

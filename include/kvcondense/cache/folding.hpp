@@ -1,0 +1,61 @@
+#pragma once
+
+#include <algorithm>
+
+#include <kvcondense/core/config.hpp>
+#include <kvcondense/core/dtype.hpp>
+#include <kvcondense/core/view.hpp>
+#include <kvcondense/prim/merge_links.hpp>
+#include <kvcondense/prim/page_codec.hpp>
+
+namespace kvcondense::cache {
+
+/// What a merge stage decided in one step of a layer.
+struct Folding {
+  prim::MergeLinks links{};
+  prim::SlotRange* targets = nullptr;
+  index_t* folded = nullptr;  ///< per head
+  RaggedView<std::int32_t> turn{};
+  RaggedView<std::int32_t> order{};
+  TensorView<float, 2> state{};
+  RaggedView<float> bias{};  ///< to be found when rows are summed; else empty
+  bool decided = false;      ///< links and state are there
+  bool any = false;          ///< some slot folds
+};
+
+/// The exact slots of a column by the number of the slot in its head.
+template <class C, class F>
+auto with_exact(C& column, index_t slot, F&& f) {
+  const index_t sinks = column.sinks().live();
+  return slot < sinks ? f(column.sinks(), slot) : f(column.window(), slot - sinks - column.coded().live());
+}
+
+/// Rows of a head as `prim::SegmentedCombine` reads and writes them. What the stored type has no number for becomes
+/// the nearest one it has, counted.
+template <class H>
+struct FoldRows {
+  H* head;
+  DType dtype;
+
+  index_t key_dim() const { return head->keys.dim(); }
+  index_t value_dim() const { return head->values.dim(); }
+  void key(index_t slot, float* row) const { head->keys.decode_from(slot, {row, 1, key_dim()}); }
+  void value(index_t slot, float* row) const { head->values.decode_from(slot, {row, 1, value_dim()}); }
+  void set_key(index_t slot, float* row) { set(head->keys, slot, row); }
+  void set_value(index_t slot, float* row) { set(head->values, slot, row); }
+
+ private:
+  template <class C>
+  void set(C& column, index_t slot, float* row) {
+    const float most = dtype == DType::f16 ? 65504.0f : 3.38e38f;
+    for (index_t d = 0; d < column.dim(); ++d) {
+      const float x = row[d];
+      row[d] = x == x ? std::clamp(x, -most, most) : 0.0f;
+      head->repaired += row[d] != x;
+    }
+    with_exact(column, slot, [&](auto& part, index_t at) { part.write(at, row); });
+    head->changed(slot);
+  }
+};
+
+}  // namespace kvcondense::cache
