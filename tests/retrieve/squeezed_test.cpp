@@ -30,7 +30,7 @@ struct Case {
         for (int d = 0; d < 2 && n > 0; ++d) found.directions()[2 * c + d] = static_cast<float>(sum[d] / n);
       }
     }
-    KeyClusters::gather(found, 12, [&](index_t first, prim::RowBlock<float> out) { std::copy_n(k.data() + 2 * first, 2 * out.rows, out.data); });
+    KeyClusters::gather<Cpu>(found, 12, [&](index_t first, prim::RowBlock<float> out) { std::copy_n(k.data() + 2 * first, 2 * out.rows, out.data); });
   }
   std::vector<std::int32_t> labels() const {
     std::vector<std::int32_t> all(12);

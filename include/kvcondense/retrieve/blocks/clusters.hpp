@@ -117,9 +117,10 @@ struct KeyClusters {
   }
   bool fits(const CacheShape& shape, index_t floats) const { return floats >= FoundClusters::floats(1, 0, shape.head_dim); }
   constexpr bool fit_queries() const { return true; }
+  template <Backend B = Cpu>
   std::size_t fit_bytes(const CacheShape& shape, index_t slots) const {
     const index_t k = clusters(slots);
-    return prim::KMeans<Cpu>::fit_bytes(std::max(slots, k), shape.head_dim, k) + 3 * Scratch::bytes_for<float>(k) +
+    return prim::KMeans<B>::fit_bytes(std::max(slots, k), shape.head_dim, k) + 3 * Scratch::bytes_for<float>(k) +
            2 * Scratch::bytes_for<std::int32_t>(k) + Scratch::bytes_for<float>(16 * max_head_dim);
   }
   template <Backend B>
@@ -138,13 +139,13 @@ struct KeyClusters {
           for (index_t i = 0; i < out.rows; ++i) normalise(out.data + i * out.step, dim);
         },
         n, dim, {found.fine, iterations, 0}, found.directions(), own);
-    gather(found, n, [&](index_t first, prim::RowBlock<float> out) { rows.keys->read(rows.at.head, first, out); });
-    if (found.coarse > 0) cluster_again(found, iterations, scratch);
+    gather<B>(found, n, [&](index_t first, prim::RowBlock<float> out) { rows.keys->read(rows.at.head, first, out); });
+    if (found.coarse > 0) cluster_again<B>(found, iterations, scratch);
     calibrate(found, *rows.shape, rows.at.head, queries, scratch);
   }
 
   /// Means and counts of the keys that lie nearest to each direction.
-  template <class Read>
+  template <Backend B, class Read>
   static void gather(const FoundClusters& found, index_t n, Read&& read) {
     constexpr index_t tile = 16;
     float keys[tile * max_head_dim], unit[max_head_dim];
@@ -156,7 +157,7 @@ struct KeyClusters {
         std::copy_n(keys + k * dim, dim, unit);
         normalise(unit, dim);
         std::int32_t label = 0;
-        prim::KMeans<Cpu>::nearest({unit, 1, dim}, dim, found.directions(), found.fine, &label);
+        prim::KMeans<B>::nearest({unit, 1, dim}, dim, found.directions(), found.fine, &label);
         for (index_t d = 0; d < dim; ++d) found.means()[label * dim + d] += keys[k * dim + d];
         found.counts()[label] += 1.0f;
       }
@@ -165,6 +166,7 @@ struct KeyClusters {
       for (index_t d = 0; found.counts()[c] > 0.0f && d < dim; ++d) found.means()[c * dim + d] /= found.counts()[c];
   }
   /// Coarse clusters of the fine means; a coarse mean is that of its keys.
+  template <Backend B>
   static void cluster_again(const FoundClusters& found, index_t rounds, const Scratch& scratch) {
     const index_t dim = found.dim;
     Scratch own = scratch;
@@ -173,7 +175,7 @@ struct KeyClusters {
       std::copy_n(found.means() + c * dim, dim, out);
       normalise(out, dim);
     };
-    prim::KMeans<Cpu>::fit(
+    prim::KMeans<B>::fit(
         [&](index_t first, prim::RowBlock<float> out) {
           for (index_t i = 0; i < out.rows; ++i) direction(first + i, out.data + i * out.step);
         },
@@ -181,7 +183,7 @@ struct KeyClusters {
     for (index_t c = 0; c < found.fine; ++c) {
       std::int32_t label = 0;
       direction(c, row);
-      prim::KMeans<Cpu>::nearest({row, 1, dim}, dim, found.coarse_directions(), found.coarse, &label);
+      prim::KMeans<B>::nearest({row, 1, dim}, dim, found.coarse_directions(), found.coarse, &label);
       found.parent()[c] = static_cast<float>(label);
     }
     coarse_means(found);

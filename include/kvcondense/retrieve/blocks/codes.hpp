@@ -53,8 +53,9 @@ struct ProductCodes {
   constexpr index_t found_floats(const CacheShape& shape, index_t) const { return entries() * shape.head_dim; }
   constexpr bool fits(const CacheShape& shape, index_t floats) const { return floats == found_floats(shape, 0); }
   constexpr bool fit_queries() const { return false; }
+  template <Backend B = Cpu>
   std::size_t fit_bytes(const CacheShape& shape, index_t slots) const {
-    return prim::KMeans<Cpu>::fit_bytes(slots, shape.head_dim / parts, entries()) + Scratch::bytes_for<float>(16 * max_head_dim);
+    return prim::KMeans<B>::fit_bytes(slots, shape.head_dim / parts, entries()) + Scratch::bytes_for<float>(16 * max_head_dim);
   }
   template <Backend B>
   void fit(const HeadRows<B>& rows, const PromptQueries&, UnitState& state, const Scratch& scratch) const {

@@ -8,6 +8,7 @@
 #include <kvcondense/core/slot_runs.hpp>
 #include <kvcondense/core/step_view.hpp>
 #include <kvcondense/core/view.hpp>
+#include <kvcondense/core/workspace.hpp>
 #include <kvcondense/prim/ends.hpp>
 #include <kvcondense/prim/rope.hpp>
 #include <kvcondense/retrieve/blocks/unit_state.hpp>
