@@ -13,6 +13,9 @@ import sys
 import tempfile
 from pathlib import Path
 
+# What needs Eigen pays for Eigen; no header that a cache needs includes it.
+EIGEN, EIGEN_LIMIT = "kvcondense/lowrank/fit/", 60.0
+
 FLAGS = ["-std=c++20", "-fsyntax-only", "-Wall", "-Wextra", "-Wpedantic", "-Wshadow", "-Wconversion",
          "-Werror"]
 
@@ -63,9 +66,10 @@ def main():
             if said is not None:
                 failed += 1
                 print(f"FAILED {header} with {compiler}:\n{said[:4000]}")
-            if seconds > options.limit:
+            limit = max(options.limit, EIGEN_LIMIT) if header.startswith(EIGEN) else options.limit
+            if seconds > limit:
                 slow += 1
-                print(f"SLOW {header} with {compiler}: {seconds:.1f} s of {options.limit:.1f} s")
+                print(f"SLOW {header} with {compiler}: {seconds:.1f} s of {limit:.1f} s")
     print("slowest:")
     for seconds, header, compiler in sorted(costs, reverse=True)[:5]:
         print(f"  {seconds:5.2f} s  {header}  {compiler}")
