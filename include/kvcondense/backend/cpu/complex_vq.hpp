@@ -23,20 +23,6 @@ struct PageCodec<Cpu, ComplexVq> {
  private:
   static std::byte* row(const ComplexVq& codec, PageSpan page, index_t slot) { return page.data + slot * codec.row_bytes(); }
 
-  /// Calls f with the bits of a code as a constant.
-  template <class F>
-  static void with_bits(const ComplexVq& codec, F&& f) {
-    switch (codec.code_bits()) {
-      case 1: return f.template operator()<1>();
-      case 2: return f.template operator()<2>();
-      case 3: return f.template operator()<3>();
-      case 4: return f.template operator()<4>();
-      case 5: return f.template operator()<5>();
-      case 6: return f.template operator()<6>();
-      case 7: return f.template operator()<7>();
-      default: return f.template operator()<8>();
-    }
-  }
 
   /// x[:] += z
   static void add(const float* z, index_t dim, float* KVCONDENSE_RESTRICT x) {
@@ -55,7 +41,7 @@ struct PageCodec<Cpu, ComplexVq> {
       std::uint8_t codes[ComplexVq::most_codes + cpu::code_step];
       for (index_t i = 0; i < n; ++i) {
         const std::byte* from = row(codec, page, first + at + i);
-        with_bits(codec, [&]<int Bits>() { cpu::unpack_codes<Bits>(from, codec.codes(), codes); });
+        cpu::with_bits<8>(codec.code_bits(), [&]<int Bits>() { cpu::unpack_codes<Bits>(from, codec.codes(), codes); });
         float* x = tile.elements + i * tile.width;
         std::fill_n(x, page.dim, 0.0f);
         for (index_t s = 0; s < codec.stages; ++s) {
@@ -114,7 +100,7 @@ struct PageCodec<Cpu, ComplexVq> {
     }
     std::uint8_t codes[ComplexVq::most_codes];
     for (index_t s = 0; s < codec.stages; ++s) choose(codec, s, rest, codes + 2 * s);
-    with_bits(codec, [&]<int Bits>() { cpu::pack_codes<Bits>(codes, codec.codes(), to); });
+    cpu::with_bits<8>(codec.code_bits(), [&]<int Bits>() { cpu::pack_codes<Bits>(codes, codec.codes(), to); });
     const std::uint16_t half = kvcondense::detail::half_bits(length);
     std::memcpy(to + codec.code_bytes(), &half, sizeof half);
     return repaired;

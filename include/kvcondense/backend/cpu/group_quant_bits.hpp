@@ -20,6 +20,15 @@ using Pairs8 __attribute__((vector_size(16))) = std::uint16_t;
 /// Codes are written in whole steps of this many; buffers of codes have room for a full last step.
 inline constexpr index_t code_step = 128;
 
+/// Calls f with a width, 1 to Most, as a constant: what is none of the others counts as Most.
+template <int Most, int Bits = 1, class F>
+void with_bits(int bits, F&& f) {
+  if constexpr (Bits < Most) {
+    if (bits != Bits) return with_bits<Most, Bits + 1>(bits, f);
+  }
+  f.template operator()<Bits>();
+}
+
 /// a0 b0 a1 b1 ...: 16 + 16 bytes become two vectors at `out`.
 inline void interleave_bytes(const Bytes16& a, const Bytes16& b, Bytes16& low, Bytes16& high) {
   low = __builtin_shufflevector(a, b, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);

@@ -25,22 +25,12 @@ struct PageCodec<Cpu, LevelCodes> {
   static std::byte* row(const LevelCodes& codec, PageSpan page, index_t slot) {
     return page.data + slot * codec.row_bytes(page.dim);
   }
-  /// Calls f with the width as a constant.
-  template <class F>
-  static void with_bits(const LevelCodes& codec, F&& f) {
-    switch (codec.bits) {
-      case 1: return f.template operator()<1>();
-      case 2: return f.template operator()<2>();
-      case 3: return f.template operator()<3>();
-      default: return f.template operator()<4>();
-    }
-  }
   static auto loader(const LevelCodes& codec, PageSpan page, index_t first) {
     std::array<float, 16> values{};
     for (int c = 0; c < 1 << codec.bits; ++c) values[static_cast<std::size_t>(c)] = codec.value(c);
     return [&codec, page, first, values](cpu::ScaledTile& tile, index_t at, index_t n) {
       std::uint8_t codes[max_head_dim + cpu::code_step];
-      with_bits(codec, [&]<int Bits>() {
+      cpu::with_bits<4>(codec.bits, [&]<int Bits>() {
         for (index_t i = 0; i < n; ++i) {
           const std::byte* from = row(codec, page, first + at + i);
           cpu::unpack_codes<Bits>(from, page.dim, codes);
@@ -57,7 +47,7 @@ struct PageCodec<Cpu, LevelCodes> {
  public:
   static index_t encode(const LevelCodes& codec, PageSpan page, index_t first, index_t count, RowBlock<const float> rows) {
     index_t repaired = 0;
-    with_bits(codec, [&]<int Bits>() {
+    cpu::with_bits<4>(codec.bits, [&]<int Bits>() {
       for (index_t i = 0; i < count; ++i)
         repaired += encode_row<Bits>(codec, rows.data + i * rows.step, page.dim, row(codec, page, first + i));
     });

@@ -25,20 +25,10 @@ struct PageCodec<Cpu, NuqRows> {
   static std::byte* row(const NuqRows& codec, PageSpan page, index_t slot) {
     return page.data + slot * codec.row_bytes(page.dim);
   }
-  /// Calls f with the width as a constant.
-  template <class F>
-  static void with_bits(const NuqRows& codec, F&& f) {
-    switch (codec.bits) {
-      case 1: return f.template operator()<1>();
-      case 2: return f.template operator()<2>();
-      case 3: return f.template operator()<3>();
-      default: return f.template operator()<4>();
-    }
-  }
   static auto loader(const NuqRows& codec, PageSpan page, index_t first) {
     return [&codec, page, first](cpu::ScaledTile& tile, index_t at, index_t n) {
       std::uint8_t codes[max_head_dim + cpu::code_step];
-      with_bits(codec, [&]<int Bits>() {
+      cpu::with_bits<4>(codec.bits, [&]<int Bits>() {
         for (index_t i = 0; i < n; ++i) {
           const std::byte* from = row(codec, page, first + at + i);
           cpu::unpack_codes<Bits>(from, page.dim, codes);
@@ -69,7 +59,7 @@ struct PageCodec<Cpu, NuqRows> {
  public:
   static index_t encode(const NuqRows& codec, PageSpan page, index_t first, index_t count, RowBlock<const float> rows) {
     index_t repaired = 0;
-    with_bits(codec, [&]<int Bits>() {
+    cpu::with_bits<4>(codec.bits, [&]<int Bits>() {
       for (index_t i = 0; i < count; ++i)
         repaired += encode_row<Bits>(codec, rows.data + i * rows.step, page.dim, row(codec, page, first + i));
     });

@@ -45,18 +45,6 @@ struct PageCodec<Cpu, PolarTree> {
     return all[static_cast<std::size_t>(bits)];
   }
 
-  /// Calls f with the width as a constant.
-  template <class F>
-  static void with_bits(int bits, F&& f) {
-    switch (bits) {
-      case 1: return f.template operator()<1>();
-      case 2: return f.template operator()<2>();
-      case 3: return f.template operator()<3>();
-      case 4: return f.template operator()<4>();
-      case 5: return f.template operator()<5>();
-      default: return f.template operator()<6>();
-    }
-  }
 
   static auto loader(const PolarTree& codec, PageSpan page, index_t first) {
     std::array<std::array<Direction, 8>, PolarTree::most_levels + 1> table{};
@@ -81,7 +69,7 @@ struct PageCodec<Cpu, PolarTree> {
         std::fill_n(above, dim / codec.block(), 1.0f);
         for (index_t l = codec.levels; l >= 1; --l) {
           level -= codec.level_bytes(l, dim);
-          with_bits(codec.bits_of(l), [&]<int Bits>() { cpu::unpack_codes<Bits>(level, dim >> l, codes); });
+          cpu::with_bits<6>(codec.bits_of(l), [&]<int Bits>() { cpu::unpack_codes<Bits>(level, dim >> l, codes); });
           const Direction* d = l == 1 ? circle(codec.first_bits).data() : table[static_cast<std::size_t>(l)].data();
           float* below = l == 1 ? tile.elements + i * tile.width : above == directions[0] ? directions[1] : directions[0];
           for (index_t k = 0; k < dim >> l; ++k) {
@@ -140,7 +128,7 @@ struct PageCodec<Cpu, PolarTree> {
           codes[l][j * (block >> l) + k] = static_cast<std::uint8_t>(l == 1 ? bin_of(codec, *angle) : level_of(codec, l, *angle));
     }
     for (index_t l = 1; l <= codec.levels; ++l) {
-      with_bits(codec.bits_of(l), [&]<int Bits>() { cpu::pack_codes<Bits>(codes[l], dim >> l, to); });
+      cpu::with_bits<6>(codec.bits_of(l), [&]<int Bits>() { cpu::pack_codes<Bits>(codes[l], dim >> l, to); });
       to += codec.level_bytes(l, dim);
     }
     return repaired;
