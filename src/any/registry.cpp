@@ -15,9 +15,15 @@ NeedsText needs(const Entry& entry) {
   if (recipe.retrieve.pipeline().holds() || recipe.retrieve.pipeline().fit_queries()) return text.add(to_string(Input::queries));
   const evict::AnyPipeline pipeline = recipe.evict.pipeline();
   const merge::Traits fold = recipe.merge.pipeline().traits();
-  const AttentionNeed attention = fold.active ? fold.attention : pipeline.attention();
+  Inputs all = pipeline.inputs() | recipe.lowrank.inputs() | fold.inputs;
+  AttentionNeed attention = fold.active ? fold.attention : pipeline.attention();
+  if (recipe.quant.has_saliency()) {
+    const evict::AnyPipeline saliency = recipe.quant.saliency();
+    all = all | saliency.inputs(), attention = saliency.attention();
+  }
+  if (pipeline.probes()) return text.add("queries of probes");
   for (const Input i : all_inputs) {
-    if (!(pipeline.inputs() | recipe.lowrank.inputs() | fold.inputs).has(i)) continue;
+    if (!all.has(i)) continue;
     const bool newest = i == Input::attention && attention.rows == AttentionNeed::Rows::last;
     text.put(text.empty() ? "" : ", ", newest ? "window" : to_string(i));
   }

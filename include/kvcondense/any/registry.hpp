@@ -47,7 +47,8 @@ struct Entry {
 };
 
 /// What a method wants besides keys and values, asked of the method itself: "nothing", or inputs of a step
-/// by their names, attention of the newest queries only as "window"; "policy" is what the wrapped one wants.
+/// by their names, attention of the newest queries only as "window", of tokens that only ask as "queries of probes"; "policy" is what the
+/// wrapped one wants.
 using NeedsText = FixedText<96>;
 NeedsText needs(const Entry& entry);
 

@@ -268,6 +268,7 @@ Expected<Cache<B, R>> Cache<B, R>::fork() const {
 template <Backend B, class R>
 Report Cache<B, R>::report() const {
   Report r;
+  r.kernel = prim::cpu::row_ops().name;
   r.fixed_bytes = layers_.bytes() + rope_.bytes();
   for (const Layer& l : layers_) {
     r.tokens = std::max(r.tokens, l.counters.seen);

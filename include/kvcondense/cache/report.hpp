@@ -28,7 +28,7 @@ struct Report {
   index_t nan_scores = 0;           ///< NaN scores that evictions met; their slots left first
   index_t repaired_numbers = 0;     ///< NaN and Inf that codecs replaced
   index_t coded_again = 0;          ///< slots whose shared group was written anew after evictions
-  const char* kernel = "cpu portable";
+  const char* kernel = "portable";  ///< instruction set of attention's inner loops
 
   std::size_t bytes() const { return exact_bytes + coded_bytes + side_bytes + index_bytes + fixed_bytes; }
   double ratio() const { return dense_bytes == 0 ? 1.0 : static_cast<double>(bytes()) / static_cast<double>(dense_bytes); }
