@@ -29,7 +29,8 @@ struct Folding;
 ///          and the step that follows; several appends may share one step. `truncate` of pending
 ///          tokens restores the cache bit for bit.
 /// Counters `length()` tokens ever seen; `slots(layer, head)` stored; `next_position()`.
-/// Errors   every call that returns a Status leaves the cache as it was unless it returns ok.
+/// Errors   every call that returns a Status leaves the cache as it was unless it returns ok; `turn` leaves each layer
+///          as it was or with its turn done.
 /// Threads  one writer; const calls from many threads. Caches that share pages may live on different
 ///          threads when their resource allows it.
 template <Backend B, class R>
