@@ -60,7 +60,7 @@ class Cache {
 
   index_t length(index_t layer = 0) const { return layers_[layer].counters.seen; }
   index_t pending(index_t layer = 0) const { return layers_[layer].counters.pending; }
-  index_t next_position(index_t layer = 0) const { return layers_[layer].counters.next_position; }
+  index_t next_position(index_t layer = 0) const { return layers_[layer].next_position(); }
   index_t slots(index_t layer, index_t head) const { return layers_[layer].heads[head].slots(); }
   /// Which token the slot holds: its ordinal among all tokens ever appended.
   index_t token(index_t layer, index_t head, index_t slot) const { return layers_[layer].heads[head].ids[slot]; }
@@ -157,7 +157,8 @@ class Cache {
   /// The first input that the coming step of a layer needs and does not find in `inputs`, if any.
   const char* missing(index_t layer, const StepInputs& inputs, Phase phase = Phase::automatic) const;
 
-  /// Forgets all tokens from ordinal `tokens` on, in every layer.
+  /// Forgets all tokens from ordinal `tokens` on, in every layer. Where tokens go that a step has seen, `next_position()`
+  /// goes back by one for each of them, not below 0: give positions that count otherwise with the next append.
   Status truncate(index_t tokens);
   /// Forgets the tokens [first, last) in every layer; later tokens keep ordinals and positions.
   Status remove(Context<B>& ctx, index_t first, index_t last);

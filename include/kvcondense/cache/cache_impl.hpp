@@ -193,7 +193,7 @@ Status Cache<B, R>::append_rows(Context<B>& ctx, index_t layer, TensorView<const
   if (const Status s = reserve_rotation(most + n); s != Status::ok) return s;
   if (const Status s = l.reserve(plan_, n); s != Status::ok) return s;
 
-  const index_t sinks = l.sinks_due(plan_, n);
+  const index_t sinks = l.sinks_due(plan_, n), next = l.next_position();
   const bool unrotate = recipe_.position.raw_keys && recipe_.position.rotated_input;
   ctx.parallel(shape_.kv_heads, [&](index_t h, index_t) {
     constexpr index_t tile = prim::cpu::tile_slots;
@@ -204,7 +204,7 @@ Status Cache<B, R>::append_rows(Context<B>& ctx, index_t layer, TensorView<const
         float* k = rows + i * shape_.head_dim;
         cache::copy_row(keys, h, t + i, k);
         if (unrotate)
-          rope_.rotate(k, -(positions.empty() ? l.counters.next_position + t + i
+          rope_.rotate(k, -(positions.empty() ? next + t + i
                                               : positions[static_cast<std::size_t>(t + i)]));
       }
       l.heads[h].keys.append({rows, m, shape_.head_dim}, s);
@@ -234,7 +234,7 @@ Status Cache<B, R>::attend(Context<B>& ctx, index_t layer, TensorView<const floa
 
   prim::AttendRequest request{queries, out, measure.lse, measure.mass, mass_rows(n), shape_.softmax_scale};
   cache::ReadRotation rotation;
-  index_t last_position = l.counters.next_position - 1;
+  index_t last_position = l.next_position() - 1;
   if (recipe_.position.raw_keys) {
     rotation.table = &rope_;
     request.softmax_scale = logit_scale();

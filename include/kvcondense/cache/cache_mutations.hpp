@@ -14,7 +14,7 @@ StepView<B> Cache<B, R>::step_view(index_t layer, Phase phase) const {
   StepView<B> view;
   view.shape = shape_, view.layer = layer, view.phase = phase;
   view.appended = l.counters.pending, view.seen = l.counters.seen;
-  view.next_position = l.counters.next_position;
+  view.next_position = l.next_position();
   if (phase == Phase::decode || phase == Phase::turn) view.generated = l.counters.seen - l.counters.prompt;
   view.offset = l.offset.data();
   return view;
@@ -144,10 +144,8 @@ Status Cache<B, R>::run_step(Context<B>& ctx, index_t layer, const StepInputs& i
   if (learns) learn_prompt(ctx, layer, inputs.queries);
   refresh_index(ctx, layer, 0);
   hold_units(ctx, layer, inputs.queries, view.phase, kept < total);
-  l.counters.pending = 0;
+  l.settle();
   if (view.phase == Phase::prefill_chunk || view.phase == Phase::prefill_end) l.counters.prompt = l.counters.seen;
-  l.pending_positions.shrink(0);
-  l.pending_positions.give_back(1);
   l.update_offsets();
   return Status::ok;
 }

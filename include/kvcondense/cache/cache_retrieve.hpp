@@ -53,7 +53,7 @@ bool Cache<B, R>::read_view(index_t layer, TensorView<const float, 3> queries, i
     prompts[h] = l.heads[h].ids.below(prompt);
   }
   const bool raw = recipe_.position.raw_keys;
-  const index_t last = l.counters.next_position - 1;
+  const index_t last = l.next_position() - 1;
   for (index_t t = 0; t < tokens; ++t)
     for (index_t h = 0; h < shape_.q_heads; ++h) {
       float* to = q + (t * shape_.q_heads + h) * dim;

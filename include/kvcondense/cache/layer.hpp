@@ -19,7 +19,7 @@ namespace kvcondense::cache {
 /// The three counters of a layer, never confused, and what the next step has to know.
 struct Counters {
   index_t seen = 0;           ///< logical length: tokens ever appended
-  index_t next_position = 0;  ///< position of the next token unless the caller says otherwise
+  index_t stepped_position = 0;  ///< position behind the tokens that a step has seen; see Layer::next_position
   index_t pending = 0;        ///< newest tokens that no step has seen yet; all of them are stored
   index_t evictions = 0;
   index_t evicted_slots = 0;
@@ -93,6 +93,9 @@ struct Layer {
   }
   index_t total() const { return offset[heads.size()]; }
 
+  /// Position of the next token unless the caller says otherwise. Not counted: what is pending may be taken back.
+  index_t next_position() const { return counters.pending > 0 ? pending_positions.back() + 1 : counters.stepped_position; }
+
   index_t sinks_due(const Plan& plan, index_t tokens) const {
     return std::clamp<index_t>(plan.sinks - counters.seen, 0, tokens);
   }
@@ -110,13 +113,20 @@ struct Layer {
   /// After every head took the rows.
   void count(index_t tokens, std::span<const index_t> positions) {
     for (Head& h : heads) h.count(counters.seen, tokens);
+    const index_t next = next_position();
     for (index_t i = 0; i < tokens; ++i)
-      pending_positions.append_reserved(positions.empty() ? counters.next_position + i
-                                                          : positions[static_cast<std::size_t>(i)]);
-    counters.next_position = pending_positions.back() + 1;
+      pending_positions.append_reserved(positions.empty() ? next + i : positions[static_cast<std::size_t>(i)]);
     counters.seen += tokens;
     counters.pending += tokens;
     update_offsets();
+  }
+
+  /// At the end of a step: what was pending no longer is.
+  void settle() {
+    counters.stepped_position = next_position();
+    counters.pending = 0;
+    pending_positions.shrink(0);
+    pending_positions.give_back(1);
   }
 
   void truncate(index_t tokens) {
@@ -126,8 +136,8 @@ struct Layer {
     }
     const index_t gone = counters.seen - tokens;
     const index_t unstepped = std::min(gone, counters.pending);
-    if (unstepped > 0) counters.next_position = pending_positions[counters.pending - unstepped];
-    counters.next_position -= gone - unstepped;
+    // Positions of tokens that a step has seen are kept nowhere: they are taken to have counted by one.
+    counters.stepped_position = std::max<index_t>(0, counters.stepped_position - (gone - unstepped));
     counters.pending -= unstepped;
     pending_positions.shrink(counters.pending);
     counters.seen = tokens;

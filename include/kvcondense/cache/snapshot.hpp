@@ -17,7 +17,7 @@ namespace kvcondense {
 namespace cache {
 
 inline constexpr std::uint32_t snapshot_magic = 0x5343564b;  // "KVCS"
-inline constexpr std::uint32_t snapshot_version = 3;
+inline constexpr std::uint32_t snapshot_version = 4;
 
 /// A number that differs when two caches store slots differently. Folds any list of integers.
 class Fingerprint {
@@ -330,7 +330,7 @@ Status load(Cache<B, R>& c, std::span<const std::byte> file) {
     cache::Counters n;
     if (!r.read(n)) return Status::corrupt_data;
     const bool sane = n.seen >= 0 && n.seen <= cache::max_position && n.pending >= 0 && n.pending <= n.seen &&
-                      n.next_position >= 0 && n.next_position <= cache::max_position + 1 && n.prompt >= 0 && n.prompt <= n.seen;
+                      n.stepped_position >= 0 && n.stepped_position <= cache::max_position + 1 && n.prompt >= 0 && n.prompt <= n.seen;
     if (!sane || static_cast<std::uint64_t>(n.pending) > r.left() / sizeof(index_t)) return Status::corrupt_data;
     l.counters = n;
     for (index_t i = 0; i < n.pending; ++i) {
