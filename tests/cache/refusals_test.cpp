@@ -109,3 +109,20 @@ TEST_CASE("cache: a forward whose queries are not its tokens takes back its own 
   REQUIRE(r.cache.slots(0, 0) == 5);
   REQUIRE(r.cache.slots(0, 1) == 5);
 }
+
+TEST_CASE("cache: positions end at 2^31 - 1, those that nobody gave too", "[cache]") {
+  Rig r;
+  const test::Tokens one(shape, 1, r.random), two(shape, 2, r.random);
+  const index_t near[] = {cache::max_position - 2}, beyond[] = {cache::max_position + 1};
+  REQUIRE(r.cache.append(r.ctx, 0, one.keys(shape), one.values(shape), beyond) == Status::invalid_argument);
+  REQUIRE(r.cache.append(r.ctx, 0, one.keys(shape), one.values(shape), near) == Status::ok);
+  REQUIRE(r.cache.append(r.ctx, 0, two.keys(shape), two.values(shape)) == Status::ok);
+  REQUIRE(r.cache.next_position(0) == cache::max_position + 1);
+  REQUIRE(r.cache.append(r.ctx, 0, one.keys(shape), one.values(shape)) == Status::out_of_range);
+  REQUIRE(r.cache.length(0) == 3);
+  REQUIRE(r.cache.step(r.ctx, 0) == Status::ok);
+  REQUIRE(r.cache.append(r.ctx, 0, two.keys(shape), two.values(shape)) == Status::out_of_range);
+  const index_t given[] = {7};
+  REQUIRE(r.cache.append(r.ctx, 0, one.keys(shape), one.values(shape), given) == Status::ok);
+  REQUIRE(r.cache.next_position(0) == 8);
+}

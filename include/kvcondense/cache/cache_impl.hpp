@@ -169,7 +169,9 @@ Status Cache<B, R>::check_append(index_t layer, const TensorView<const T, 3>& ke
   if (!positions.empty() && static_cast<index_t>(positions.size()) != n) return Status::shape_mismatch;
   for (const index_t p : positions)
     if (p < 0 || p > cache::max_position) return Status::invalid_argument;
-  if (layers_[layer].counters.seen + n > cache::max_position) return Status::out_of_range;
+  const Layer& l = layers_[layer];
+  if (l.counters.seen + n > cache::max_position) return Status::out_of_range;
+  if (positions.empty() && n > 0 && l.next_position() + n - 1 > cache::max_position) return Status::out_of_range;
   // 65519.99 still rounds to the largest half; what no stored number can stand for is refused.
   const float most = shape_.dtype == DType::f16 ? 65519.0f : 3.38e38f;
   float row[max_head_dim];
