@@ -316,3 +316,21 @@ TEST_CASE("fold: stages that cannot work together are refused", "[cache][fold]")
   REQUIRE(exact);
   REQUIRE(exact->capabilities().needs.has(Input::queries));
 }
+
+TEST_CASE("fold: a step that weighs by its newest query is refused without one", "[cache][fold]") {
+  const CacheShape s{.q_heads = 2, .kv_heads = 2, .head_dim = 32, .dtype = DType::f32};
+  std::mt19937 random(5);
+  const Tokens t(s, 40, random);
+  CacheRig r(s, recipe(evict::SinkWindow{.recent = 8, .sinks = 2}, merge::D2O{.mass = merge::Mass::exact}), 96, 64);
+  REQUIRE(r.cache.append(r.ctx, 0, t.keys(s), t.values(s)) == Status::ok);
+  auto none = t.queries(s);
+  none.extent[1] = 0;
+  REQUIRE(r.cache.missing(0, StepInputs{.queries = none}) != nullptr);
+  REQUIRE(r.cache.step(r.ctx, 0, StepInputs{.queries = none}) == Status::missing_input);
+  REQUIRE(r.cache.pending() == 40);
+  REQUIRE(r.cache.slots(0, 0) == 40);
+  auto newest = t.queries(s);
+  newest.data += 39 * newest.stride[1], newest.extent[1] = 1;
+  REQUIRE(r.cache.step(r.ctx, 0, StepInputs{.queries = newest}) == Status::ok);
+  REQUIRE(r.cache.report().merged_slots > 0);
+}
