@@ -5,6 +5,7 @@
 #include <atomic>
 #include <cstddef>
 #include <cstdio>
+#include <mutex>
 #include <new>
 #include <thread>
 #include <vector>
@@ -16,17 +17,20 @@ namespace kvc = kvcondense;
 
 namespace {
 
-/// Says no, by null, once `limit` bytes are out. Caches on several threads would need a lock here.
+/// Says no, by null, once `limit` bytes are out. The executor's threads call it too: hence the lock.
 struct Budget final : kvc::MemoryResource<kvc::Cpu> {
+  std::mutex lock;
   std::size_t limit, used = 0;
   explicit Budget(std::size_t bytes) : limit(bytes) {}
   void* allocate(std::size_t bytes, std::size_t align) noexcept override {
+    const std::lock_guard guard(lock);
     if (bytes > limit - used) return nullptr;
     void* p = ::operator new (bytes, std::align_val_t{align}, std::nothrow);
     if (p != nullptr) used += bytes;
     return p;
   }
   void release(void* p, std::size_t bytes, std::size_t align) noexcept override {
+    const std::lock_guard guard(lock);
     used -= bytes;
     ::operator delete (p, std::align_val_t{align});
   }

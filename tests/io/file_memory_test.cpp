@@ -1,10 +1,12 @@
 #include <cstdio>
 #include <cstring>
 #include <random>
+#include <thread>
 
 #include <catch2/catch.hpp>
 
 #include <kvcondense/cpu.hpp>
+#include <kvcondense/evict/sink_window.hpp>
 #include <kvcondense/io/file_memory.hpp>
 #include <support/naive_cache.hpp>
 
@@ -22,7 +24,76 @@ std::size_t resident() {
   return static_cast<std::size_t>(pages) * static_cast<std::size_t>(::sysconf(_SC_PAGESIZE));
 }
 
+struct Team final : Executor {
+  index_t workers() const noexcept override { return 4; }
+  void run(index_t tasks, void (*body)(void*, index_t, index_t), void* state) noexcept override {
+    std::vector<std::thread> team;
+    for (index_t w = 0; w < workers(); ++w)
+      team.emplace_back([=, this] {
+        for (index_t t = w; t < tasks; t += workers()) body(state, t, w);
+      });
+    for (std::thread& t : team) t.join();
+  }
+};
+
 }  // namespace
+
+TEST_CASE("file memory: threads that ask and give back at once never get the same piece", "[io][file_memory]") {
+  io::FileMemory memory;
+  REQUIRE(memory.open(".", 1 << 16, 256) == Status::ok);
+  constexpr int threads = 4, rounds = 20000, mine = 8;
+  std::vector<index_t> wrong(threads);
+  std::vector<std::thread> team;
+  for (int w = 0; w < threads; ++w)
+    team.emplace_back([&, w] {
+      std::mt19937 random(static_cast<std::uint32_t>(w));
+      index_t bad = 0;
+      unsigned char* piece[mine] = {};
+      std::size_t bytes[mine] = {};
+      const auto back = [&](std::size_t i) {
+        if (piece[i] == nullptr) return;
+        for (const std::size_t at : {std::size_t{0}, bytes[i] / 2, bytes[i] - 1}) bad += piece[i][at] != w + 1;
+        memory.release(piece[i], bytes[i], 64);
+      };
+      for (int r = 0; r < rounds; ++r) {
+        const std::size_t i = random() % mine;
+        back(i);
+        bytes[i] = 64 * (1 + random() % 8);  // some from `small`
+        piece[i] = static_cast<unsigned char*>(memory.allocate(bytes[i], 64));
+        if (piece[i] == nullptr) ++bad;
+        else std::memset(piece[i], w + 1, bytes[i]);
+      }
+      for (std::size_t i = 0; i < mine; ++i) back(i);
+      wrong[static_cast<std::size_t>(w)] = bad;
+    });
+  for (std::thread& t : team) t.join();
+  for (const index_t bad : wrong) REQUIRE(bad == 0);
+  REQUIRE(memory.file_bytes() < std::size_t{1} << 20);  // pieces were used again
+}
+
+TEST_CASE("file memory: a cache whose heads evict on several threads is that of one thread", "[io][file_memory]") {
+  const CacheShape shape{.q_heads = 16, .kv_heads = 16, .head_dim = 64, .page_slots = 16};
+  io::FileMemory file;
+  REQUIRE(file.open(".", 1 << 18, 512) == Status::ok);
+  const auto method = recipe(evict::SinkWindow{.recent = 24, .sinks = 4});
+  auto one = make_cache<Cpu>(shape, method), many = make_cache<Cpu>(shape, method, file);
+  REQUIRE(one);
+  REQUIRE(many);
+  Team team;
+  Workspace work;
+  REQUIRE(work.reserve(one->workspace_bytes(512, 96, team.workers())) == Status::ok);
+  Context<Cpu> alone(work.bytes()), together(work.bytes(), &team);
+  std::mt19937 random(4);
+  std::vector<float> a(16 * 96 * 64), b(a.size());
+  for (int round = 0; round < 40; ++round) {
+    const test::Tokens t(shape, round % 3 == 0 ? 96 : 1, random);
+    const auto forward = [&](auto& cache, Context<Cpu>& ctx, std::vector<float>& out) {
+      REQUIRE(cache.forward(ctx, 0, t.queries(shape), t.keys(shape), t.values(shape), dense_view(out.data(), 16, t.n, 64)) == Status::ok);
+    };
+    forward(*one, alone, a), forward(*many, together, b);
+    REQUIRE(a == b);
+  }
+}
 
 TEST_CASE("file memory: pieces are aligned, apart, used again, and keep what is written", "[io][file_memory]") {
   io::FileMemory memory;

@@ -32,7 +32,7 @@ struct Folding;
 /// Errors   every call that returns a Status leaves the cache as it was unless it returns ok; `turn` leaves each layer
 ///          as it was or with its turn done.
 /// Threads  one writer; const calls from many threads. Caches that share pages may live on different
-///          threads when their resource allows it.
+///          threads when their resource allows it. A context with workers calls the resource from them.
 template <Backend B, class R>
 class Cache {
   static_assert(std::same_as<B, Cpu>, "kvcondense: this backend has no cache yet; make_cache<kvcondense::Cpu> has.");

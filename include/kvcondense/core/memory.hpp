@@ -9,8 +9,9 @@ namespace kvcondense {
 
 /// Where a cache gets its bytes. Null means "no"; nothing here throws.
 ///
-/// A resource outlives everything that was made with it. Caches that share a resource on several
-/// threads need a resource that is safe to call from them.
+/// A resource outlives everything that was made with it. It has to be safe to call from several threads
+/// where calls come from them: from the workers of a context, which give back (and at times ask for) pages
+/// and tables of the heads they work on, and from caches on different threads that share it.
 template <Backend B>
 class MemoryResource {
  public:

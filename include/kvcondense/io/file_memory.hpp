@@ -7,6 +7,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <mutex>
 
 #include <kvcondense/core/buffer.hpp>
 #include <kvcondense/core/memory.hpp>
@@ -24,7 +25,8 @@ namespace kvcondense::io {
 /// Cost     two system calls per slab. A released piece is used again by requests of its size.
 /// Numbers  `file_bytes()` is what the file has; how much of it is in RAM is the machine's business, until `let_go()` asks it
 ///          to keep none.
-/// Errors   open: io_error; allocate: null when the disk or the addresses are at an end. Not safe from several threads at once.
+/// Errors   open: io_error; allocate: null when the disk or the addresses are at an end.
+/// Threads  safe from many: one lock around every call, those of `small` included.
 class FileMemory final : public MemoryResource<Cpu> {
  public:
   explicit FileMemory(MemoryResource<Cpu>& small = heap_memory()) : small_(&small), slabs_(small), free_(small) {}
@@ -37,6 +39,7 @@ class FileMemory final : public MemoryResource<Cpu> {
 
   /// Makes the file; `folder` on a disk, since a folder in RAM saves nothing.
   Status open(const char* folder, std::size_t slab = std::size_t{64} << 20, std::size_t least = 4096) {
+    const std::lock_guard guard(lock_);
     if (file_ >= 0 || slab < least || least == 0) return Status::invalid_argument;
     file_ = ::open(folder, O_TMPFILE | O_RDWR | O_CLOEXEC, 0600);
     if (file_ < 0) return Status::io_error;
@@ -47,6 +50,7 @@ class FileMemory final : public MemoryResource<Cpu> {
   }
 
   void* allocate(std::size_t bytes, std::size_t align) noexcept override {
+    const std::lock_guard guard(lock_);
     if (file_ < 0 || bytes < least_ || align > unit) return small_->allocate(bytes, align);
     const std::size_t size = round(bytes, unit);
     for (index_t i = free_.size() - 1; i >= 0; --i)
@@ -67,26 +71,31 @@ class FileMemory final : public MemoryResource<Cpu> {
   }
 
   void release(void* p, std::size_t bytes, std::size_t align) noexcept override {
-    if (!holds(p)) return small_->release(p, bytes, align);
+    const std::lock_guard guard(lock_);
+    if (!inside(p)) return small_->release(p, bytes, align);
     free_.append_reserved({p, round(bytes, unit)});
   }
 
-  std::size_t file_bytes() const { return file_bytes_; }
+  std::size_t file_bytes() const {
+    const std::lock_guard guard(lock_);
+    return file_bytes_;
+  }
   bool holds(const void* p) const {
-    for (const Slab& s : slabs_)
-      if (p >= s.data && p < static_cast<const std::byte*>(s.data) + s.bytes) return true;
-    return false;
+    const std::lock_guard guard(lock_);
+    return inside(p);
   }
 
   /// Writes what changed and keeps nothing of the file mapped in: the next reads bring back what they touch.
   Status let_go() {
+    const std::lock_guard guard(lock_);
     for (const Slab& s : slabs_)
       if (::msync(s.data, s.bytes, MS_ASYNC) != 0 || ::madvise(s.data, s.bytes, MADV_DONTNEED) != 0) return Status::io_error;
     return Status::ok;
   }
   /// Tells the machine that these bytes will be read soon.
   Status expect(const void* p, std::size_t bytes) {
-    if (!holds(p)) return Status::ok;
+    const std::lock_guard guard(lock_);
+    if (!inside(p)) return Status::ok;
     const auto first = reinterpret_cast<std::uintptr_t>(p) / page_ * page_;
     const auto last = round(reinterpret_cast<std::uintptr_t>(p) + bytes, page_);
     return ::madvise(reinterpret_cast<void*>(first), last - first, MADV_WILLNEED) == 0 ? Status::ok : Status::io_error;
@@ -98,6 +107,11 @@ class FileMemory final : public MemoryResource<Cpu> {
     void* data;
     std::size_t bytes;
   };
+  bool inside(const void* p) const {
+    for (const Slab& s : slabs_)
+      if (p >= s.data && p < static_cast<const std::byte*>(s.data) + s.bytes) return true;
+    return false;
+  }
   static std::size_t round(std::size_t bytes, std::size_t to) { return (bytes + to - 1) / to * to; }
 
   bool extend(std::size_t bytes) {
@@ -113,6 +127,7 @@ class FileMemory final : public MemoryResource<Cpu> {
     return true;
   }
 
+  mutable std::mutex lock_;
   MemoryResource<Cpu>* small_;
   Buffer<Slab> slabs_;
   Buffer<Slab> free_;  ///< pieces that came back
