@@ -1,5 +1,8 @@
+#include <kvcondense/cache/snapshot.hpp>
+#include <kvcondense/retrieve/erased.hpp>
 #include <retrieve/methods.hpp>
 #include <retrieve/rig.hpp>
+#include <support/naive_cache.hpp>
 
 using namespace kvcondense;
 
@@ -42,6 +45,38 @@ struct EveryFourthPage {
   Status validate(const CacheShape&) const { return Status::ok; }
 };
 
+struct ByteList final : ByteSink {
+  std::vector<std::byte> bytes;
+  bool write(std::span<const std::byte> b) noexcept override { return bytes.insert(bytes.end(), b.begin(), b.end()), true; }
+};
+
+constexpr CacheShape two_heads{.layers = 1, .q_heads = 4, .kv_heads = 2, .head_dim = 16, .page_slots = 16};
+
+template <class Rig>
+void feed(Rig& rig, index_t n, std::mt19937& random, Phase phase = Phase::automatic) {
+  const test::Tokens t(two_heads, n, random);
+  std::vector<float> out(static_cast<std::size_t>(two_heads.q_heads * n * two_heads.values()));
+  REQUIRE(rig.cache.forward(rig.ctx, 0, t.queries(two_heads), t.keys(two_heads), t.values(two_heads),
+                            dense_view(out.data(), two_heads.q_heads, n, two_heads.values()), {}, phase, StepInputs{}) == Status::ok);
+  for (const float x : out) REQUIRE(std::isfinite(x));
+}
+
+/// Whether a cache with `other` takes the file of one with `stage` that has seen a prompt and more.
+template <class P>
+Status load_as(const P& stage, const P& other) {
+  test::CacheRig from(two_heads, recipe(stage), 256, 100), to(two_heads, recipe(other), 256, 100);
+  std::mt19937 random(3);
+  feed(from, 90, random), feed(from, 1, random);
+  ByteList file;
+  REQUIRE(save(from.cache, file) == Status::ok);
+  REQUIRE(load(from.cache, file.bytes) == Status::ok);
+  REQUIRE(retrieve::AnyPipeline(stage.pipeline()).fingerprint() == stage.pipeline().fingerprint());
+  const Status s = load(to.cache, file.bytes);
+  REQUIRE(to.cache.length() == (s == Status::ok ? 91 : 0));
+  if (s == Status::ok) feed(to, 1, random);
+  return s;
+}
+
 static_assert(!retrieve::RetrievalPolicy<NoKeys, Cpu>);
 static_assert(!retrieve::RetrievalPolicy<WrongStage, Cpu>);
 static_assert(retrieve::RetrievalPolicy<EveryFourthPage, Cpu>);
@@ -75,4 +110,19 @@ TEST_CASE("retrieval policy: fields that do not fit are refused", "[retrieve][po
   REQUIRE(status(Kinetics{.blocks = 0}) == Status::invalid_argument);
   REQUIRE(status(TriForce{.chunk = 8, .tokens = 15}) == Status::invalid_argument);
   REQUIRE(status(ShadowSelect{.outliers = -1}) == Status::invalid_argument);
+}
+
+TEST_CASE("retrieval policy: a file with what a prompt taught is read by stages to which it means the same", "[retrieve][policy][snapshot]") {
+  using namespace retrieve;
+  const PqCache codes{.parts = 2, .bits = 4, .iterations = 2, .sinks = 2};
+  REQUIRE(load_as(codes, {.parts = 2, .bits = 4, .iterations = 3, .keep = 0.4, .sinks = 4}) == Status::ok);
+  REQUIRE(load_as(codes, {.parts = 4, .bits = 4, .iterations = 2, .sinks = 2}) == Status::incompatible);
+  REQUIRE(load_as(codes, {.parts = 2, .bits = 5, .iterations = 2, .sinks = 2}) == Status::incompatible);
+  const RetrievalAttention graph{.tokens = 12, .sinks = 2, .local = 6, .degree = 4, .beam = 16, .hubs = 4, .hub_keys = 8};
+  REQUIRE(load_as(graph, {.tokens = 20, .sinks = 1, .local = 4, .degree = 6, .beam = 32, .hubs = 4, .hub_keys = 8}) == Status::ok);
+  REQUIRE(load_as(graph, {.tokens = 12, .sinks = 2, .local = 6, .degree = 4, .beam = 16, .hubs = 3, .hub_keys = 16}) ==
+          Status::incompatible);  // as many numbers
+  const TriForce chunks{.chunk = 4, .tokens = 28};
+  REQUIRE(load_as(chunks, {.chunk = 4, .tokens = 40}) == Status::ok);
+  REQUIRE(load_as(chunks, {.chunk = 2, .tokens = 28}) == Status::incompatible);
 }

@@ -273,8 +273,8 @@ std::uint64_t fingerprint(const Cache<B, R>& c) {
   if (p.bias >= 0 || p.value_scale >= 0 || p.state > 0) f.add(p.bias, p.value_scale, p.state);
   if constexpr (merge::Merges<std::remove_cvref_t<decltype(c.recipe().merge)>>)
     if (c.recipe().merge.pipeline().traits().active) f.add_text(word_of(c.recipe().merge));
-  if (p.learns) f.add_text(word_of(c.recipe().retrieve));
-  if (p.held_rows > 0) f.add_text(word_of(c.recipe().retrieve)).add(p.held_rows);
+  if constexpr (Cache<B, R>::may_retrieve)
+    if (p.learns || p.held_rows > 0) f.add_text(word_of(c.recipe().retrieve)).add(p.held_rows, c.retrieval().fingerprint());
   if (c.recipe().position.raw_keys) f.add(prim::fingerprint(c.recipe().position.rope), c.recipe().position.rotated_input);
   return f.value();
 }

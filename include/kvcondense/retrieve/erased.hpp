@@ -43,6 +43,7 @@ class AnyPipeline {
   void mean_value(const ReadView<Cpu>& view, index_t head, float* out) const { table_->mean_value(bytes_, view, head, out); }
   index_t found_floats(const CacheShape& shape, index_t slots) const { return active() ? table_->found_floats(bytes_, shape, slots) : 0; }
   bool found_fits(const CacheShape& shape, index_t floats) const { return active() ? table_->found_fits(bytes_, shape, floats) : floats == 0; }
+  std::int64_t fingerprint() const { return active() ? table_->fingerprint(bytes_) : 0; }
   bool fit_queries() const { return active() && table_->fit_queries(bytes_); }
   std::size_t fit_bytes(const CacheShape& shape, index_t slots) const { return table_->fit_bytes(bytes_, shape, slots); }
   void fit(const HeadRows<Cpu>& rows, const PromptQueries& queries, UnitState& state, const Scratch& scratch) const {
@@ -83,6 +84,7 @@ class AnyPipeline {
     void (*mean_value)(At, const ReadView<Cpu>&, index_t, float*);
     index_t (*found_floats)(At, const CacheShape&, index_t);
     bool (*found_fits)(At, const CacheShape&, index_t);
+    std::int64_t (*fingerprint)(At);
     bool (*fit_queries)(At);
     std::size_t (*fit_bytes)(At, const CacheShape&, index_t);
     void (*fit)(At, const HeadRows<Cpu>&, const PromptQueries&, UnitState&, const Scratch&);
@@ -116,6 +118,7 @@ class AnyPipeline {
       [](At b, const ReadView<Cpu>& view, index_t head, float* out) { at<P>(b).mean_value(view, head, out); },
       [](At b, const CacheShape& shape, index_t slots) { return at<P>(b).found_floats(shape, slots); },
       [](At b, const CacheShape& shape, index_t floats) { return at<P>(b).found_fits(shape, floats); },
+      [](At b) { return at<P>(b).fingerprint(); },
       [](At b) { return at<P>(b).fit_queries(); },
       [](At b, const CacheShape& shape, index_t slots) { return at<P>(b).fit_bytes(shape, slots); },
       [](At b, const HeadRows<Cpu>& rows, const PromptQueries& queries, UnitState& state, const Scratch& scratch) {

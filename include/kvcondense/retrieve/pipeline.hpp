@@ -10,6 +10,8 @@
 #include <kvcondense/core/view.hpp>
 #include <kvcondense/core/workspace.hpp>
 #include <kvcondense/prim/page_codec.hpp>
+#include <kvcondense/prim/row_transform.hpp>
+#include <kvcondense/retrieve/blocks/reduce.hpp>
 #include <kvcondense/retrieve/blocks/view.hpp>
 
 namespace kvcondense::retrieve {
@@ -32,6 +34,7 @@ namespace kvcondense::retrieve {
 ///               found_floats(shape, slots) -> index_t, fits(shape, floats) -> bool, fit_queries() -> bool,
 ///               fit_bytes(shape, slots) -> size_t, fit<B>(HeadRows, PromptQueries, UnitState&, Scratch) (may be left out)
 ///                                            numbers that the step which ends the first prompt finds; there is no index before
+///               fingerprint() -> int64_t (may be left out)   of the fields that say what those numbers mean
 ///               mean_value<B>(view, kv_head, float* out)     only with `select.shares()`
 ///   query       rows(group) -> index_t       query rows per KV head
 ///               floats(dim) -> index_t (may be left out)   numbers of one, if not dim
@@ -113,6 +116,13 @@ struct Pipeline {
   template <Backend B>
   void fit(const HeadRows<B>& rows, const PromptQueries& queries, UnitState& state, const Scratch& scratch) const {
     if constexpr (learns) summary.template fit<B>(rows, queries, state, scratch);
+  }
+
+  /// Differs when what a snapshot keeps of the stage, found numbers and units that are held, means something else.
+  std::int64_t fingerprint() const {
+    std::int64_t f = 0;
+    if constexpr (learns && requires { summary.fingerprint(); }) f = summary.fingerprint();
+    return holds() ? prim::mix_fingerprints(prim::mix_fingerprints(f, partition.size()), partition.origin()) : f;
   }
 
   // ---- the index ---------------------------------------------------------------------------------
@@ -321,28 +331,6 @@ struct Pipeline {
   index_t query_floats(index_t dim) const {
     if constexpr (requires { query.floats(dim); }) return query.floats(dim);
     else return dim;
-  }
-  /// What any row of a KV head chose, ascending.
-  static void unite(const UnitLists& rows, const UnitLists& out, index_t heads) {
-    const index_t group = rows.units.heads / heads;
-    for (index_t h = 0; h < heads; ++h) {
-      std::int32_t* to = out.units.row(h);
-      std::copy_n(rows.units.row(h * group), rows.count[h * group], to);
-      index_t n = rows.count[h * group];
-      for (index_t r = h * group + 1; r < (h + 1) * group; ++r) {
-        const std::int32_t* list = rows.units.row(r);
-        index_t fresh = 0;  // merged from the back, where there is room
-        for (index_t i = 0; i < rows.count[r]; ++i) fresh += !std::binary_search(to, to + n, list[i]);
-        index_t a = n - 1, b = rows.count[r] - 1;
-        for (index_t at = n + fresh - 1; b >= 0 && at >= 0; --at) {
-          while (b >= 0 && a >= 0 && to[a] == list[b]) --b;
-          if (b < 0) break;
-          to[at] = a >= 0 && to[a] > list[b] ? to[a--] : list[b--];
-        }
-        n += fresh;
-      }
-      out.count[h] = n;
-    }
   }
 
   /// Rows of the index in a unit; 1 where a row is a unit or more.

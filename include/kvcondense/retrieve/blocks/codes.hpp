@@ -52,6 +52,7 @@ struct ProductCodes {
 
   constexpr index_t found_floats(const CacheShape& shape, index_t) const { return entries() * shape.head_dim; }
   constexpr bool fits(const CacheShape& shape, index_t floats) const { return floats == found_floats(shape, 0); }
+  constexpr std::int64_t fingerprint() const { return parts * 64 + bits; }
   constexpr bool fit_queries() const { return false; }
   template <Backend B = Cpu>
   std::size_t fit_bytes(const CacheShape& shape, index_t slots) const {

@@ -102,6 +102,7 @@ struct KeyGraph {
 
   constexpr index_t found_floats(const CacheShape& shape, index_t) const { return hubs * (shape.head_dim + hub_keys); }
   constexpr bool fits(const CacheShape& shape, index_t floats) const { return floats == found_floats(shape, 0); }
+  constexpr std::int64_t fingerprint() const { return hubs * 65536 + hub_keys; }
   constexpr bool fit_queries() const { return true; }
   std::size_t fit_bytes(const CacheShape&, index_t) const { return 0; }
   template <Backend B>

@@ -30,6 +30,7 @@ struct PartialRows {
 
   index_t found_floats(const CacheShape& shape, index_t) const { return choose ? taken(shape) : 0; }
   bool fits(const CacheShape& shape, index_t floats) const { return floats == found_floats(shape, 0); }
+  std::int64_t fingerprint() const { return std::min(columns, basis.columns); }
   constexpr bool fit_queries() const { return choose; }
   std::size_t fit_bytes(const CacheShape&, index_t) const { return 0; }
   template <Backend B>

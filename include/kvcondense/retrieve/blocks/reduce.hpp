@@ -52,4 +52,27 @@ struct ByHeads {
   constexpr bool alone() const { return how == Heads::each || how == Heads::group_union; }
 };
 
+/// What any row of a KV head chose, ascending.
+inline void unite(const UnitLists& rows, const UnitLists& out, index_t heads) {
+  const index_t group = rows.units.heads / heads;
+  for (index_t h = 0; h < heads; ++h) {
+    std::int32_t* to = out.units.row(h);
+    std::copy_n(rows.units.row(h * group), rows.count[h * group], to);
+    index_t n = rows.count[h * group];
+    for (index_t r = h * group + 1; r < (h + 1) * group; ++r) {
+      const std::int32_t* list = rows.units.row(r);
+      index_t fresh = 0;  // merged from the back, where there is room
+      for (index_t i = 0; i < rows.count[r]; ++i) fresh += !std::binary_search(to, to + n, list[i]);
+      index_t a = n - 1, b = rows.count[r] - 1;
+      for (index_t at = n + fresh - 1; b >= 0 && at >= 0; --at) {
+        while (b >= 0 && a >= 0 && to[a] == list[b]) --b;
+        if (b < 0) break;
+        to[at] = a >= 0 && to[a] > list[b] ? to[a--] : list[b--];
+      }
+      n += fresh;
+    }
+    out.count[h] = n;
+  }
+}
+
 }  // namespace kvcondense::retrieve
