@@ -126,3 +126,33 @@ TEST_CASE("retrieval policy: a file with what a prompt taught is read by stages 
   REQUIRE(load_as(chunks, {.chunk = 4, .tokens = 40}) == Status::ok);
   REQUIRE(load_as(chunks, {.chunk = 2, .tokens = 28}) == Status::incompatible);
 }
+
+TEST_CASE("retrieval policy: what a prompt taught, and what is held, take no more room as tokens come", "[retrieve][policy]") {
+  std::mt19937 random(6);
+  using namespace retrieve;
+  test::CacheRig taught(two_heads, recipe(Squeezed{.clusters = 0.5, .observe = 6, .iterations = 2}), 256, 100);
+  const Buffer<float>& found = taught.cache.layers()[0].index[1].found;
+  feed(taught, 40, random);
+  const std::vector<float> numbers(found.begin(), found.end());
+  REQUIRE_FALSE(numbers.empty());
+  REQUIRE(found.bytes() == numbers.size() * sizeof(float));
+  for (int i = 0; i < 100; ++i) feed(taught, 1, random);
+  feed(taught, 40, random, Phase::prefill_end);  // the first prompt taught already
+  REQUIRE(found.bytes() == numbers.size() * sizeof(float));
+  REQUIRE(std::equal(numbers.begin(), numbers.end(), found.begin(), found.end()));
+
+  test::CacheRig untaught(two_heads, recipe(Squeezed{.clusters = 0.5, .observe = 60, .iterations = 2}), 256, 100);
+  feed(untaught, 40, random);  // too few to be clustered
+  REQUIRE(untaught.cache.layers()[0].index[1].found.bytes() == 0);
+
+  test::CacheRig holding(two_heads, recipe(TriForce{.chunk = 1, .tokens = 8}), 256, 100);
+  const Buffer<std::int32_t>& units = holding.cache.layers()[0].held.units;
+  feed(holding, 40, random);
+  std::size_t bytes = units.bytes();
+  int changes = 0;
+  for (int i = 0; i < 200; ++i) {
+    feed(holding, 1, random);
+    changes += units.bytes() != bytes, bytes = units.bytes();
+  }
+  REQUIRE(changes < 6);
+}

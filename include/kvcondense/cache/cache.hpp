@@ -246,7 +246,7 @@ class Cache {
     return shape_.softmax_scale * (raw ? rope_.logit_scale(recipe_.position.rotated_input) : 1.0f);
   }
   Status commit(Context<B>& ctx, index_t layer, const evict::KeepSet& keep, std::span<const RaggedView<float>> lanes,
-                RaggedView<float> scores, TensorView<const float, 3> queries, const cache::Folding& folding, Scratch scratch);
+                RaggedView<float> scores, TensorView<const float, 3> queries, const cache::Folding& folding, bool learns, Scratch scratch);
   // Retrieval: cache_retrieve.hpp.
   bool chooses(index_t layer, index_t tokens) const;
   std::size_t choice_bytes(index_t slots, index_t tokens) const;
@@ -263,7 +263,7 @@ class Cache {
                       Scratch& scratch, prim::SlotScalars& out) const;
   std::size_t fit_bytes(index_t slots, index_t workers) const;
   void learn_prompt(Context<B>& ctx, index_t layer, TensorView<const float, 3> queries);
-  Status reserve_index(index_t layer);
+  Status reserve_index(index_t layer, bool learns);
   void refresh_index(const Context<B>& ctx, index_t layer, index_t pending);
   void hold_units(Context<B>& ctx, index_t layer, TensorView<const float, 3> queries, Phase phase, bool evicted);
   /// Keys of an index are turned by their slots where they are stored raw, unless the index wants them raw.

@@ -132,7 +132,7 @@ Status Cache<B, R>::run_step(Context<B>& ctx, index_t layer, const StepInputs& i
   RaggedView<float> scores{nullptr, l.offset.data(), heads};
   if (graded_)
     if (const Status s = grade(ctx, view, grade_lanes, keep, scores, scratch); s != Status::ok) return s;
-  if (const Status s = commit(ctx, layer, keep, all_lanes, scores, inputs.queries, folding, scratch); s != Status::ok) return s;
+  if (const Status s = commit(ctx, layer, keep, all_lanes, scores, inputs.queries, folding, learns, scratch); s != Status::ok) return s;
 
   index_t kept = 0, asked = 0;
   for (index_t h = 0; h < heads; ++h) kept += keep.count[h], asked += keep.budget[h];
@@ -171,7 +171,7 @@ Status Cache<B, R>::grade(Context<B>& ctx, const StepView<B>& view, evict::LaneV
 template <Backend B, class R>
 Status Cache<B, R>::commit(Context<B>& ctx, index_t layer, const evict::KeepSet& keep,
                            std::span<const RaggedView<float>> lanes, RaggedView<float> scores,
-                           TensorView<const float, 3> queries, const cache::Folding& folding, Scratch scratch) {
+                           TensorView<const float, 3> queries, const cache::Folding& folding, bool learns, Scratch scratch) {
   Layer& l = layers_[layer];
   const index_t floats = plan_.commit_floats;
   float* rows = scratch.take<float>(floats * ctx.workers());
@@ -184,7 +184,7 @@ Status Cache<B, R>::commit(Context<B>& ctx, index_t layer, const evict::KeepSet&
     for (auto& head : l.heads) head.trim();
     return room;
   }
-  if (const Status s = reserve_index(layer); s != Status::ok) {
+  if (const Status s = reserve_index(layer, learns); s != Status::ok) {
     for (auto& head : l.heads) head.trim();
     return s;
   }

@@ -290,22 +290,24 @@ void Cache<B, R>::learn_prompt(Context<B>& ctx, index_t layer, TensorView<const 
       retrieval_.fit(rows, q, l.index[h], Scratch({base + static_cast<std::size_t>(worker) * one, one}));
       l.heads[h].changed(0);
     });
+    for (auto& i : l.index) i.found.fit();  // a head may have learned less than there was room for, or nothing
   }
 }
 
-/// Room for the index of what a layer holds now, for what a prompt teaches, and for a choice of units.
+/// Room for the index of what a layer holds now, for a choice of units, and where `learns` for what a prompt teaches.
 template <Backend B, class R>
-Status Cache<B, R>::reserve_index(index_t layer) {
+Status Cache<B, R>::reserve_index(index_t layer, bool learns) {
   if constexpr (may_retrieve) {
     Layer& l = layers_[layer];
     if (!retrieval_.active()) return Status::ok;
     index_t most = 0;
     for (index_t h = 0; h < shape_.kv_heads; ++h) {
       most = std::max(most, l.heads[h].slots());
-      if (const Status s = l.index[h].found.reserve(retrieval_.found_floats(shape_, l.heads[h].slots()), true); s != Status::ok) return s;
+      if (auto& found = l.index[h].found; learns && found.empty())
+        if (const Status s = found.reserve(retrieval_.found_floats(shape_, l.heads[h].slots()), true); s != Status::ok) return s;
       if (const Status s = retrieval_.reserve(shape_, l.heads[h].slots(), l.index[h]); s != Status::ok) return s;
     }
-    if (retrieval_.holds()) return l.held.units.reserve(retrieval_.rows(shape_) * retrieval_.most_units(most), true);
+    if (retrieval_.holds()) return l.held.units.reserve(retrieval_.rows(shape_) * retrieval_.most_units(most));
   }
   return Status::ok;
 }
@@ -332,7 +334,7 @@ template <Backend B, class R>
 Status Cache<B, R>::rebuild_index() {
   if constexpr (!may_retrieve) return Status::ok;
   for (index_t layer = 0; layer < layers_.size(); ++layer) {
-    if (const Status s = reserve_index(layer); s != Status::ok) return s;
+    if (const Status s = reserve_index(layer, false); s != Status::ok) return s;
     for (auto& h : layers_[layer].heads) h.changed(0);
     refresh_index(Context<B>{}, layer, layers_[layer].counters.pending);
   }
