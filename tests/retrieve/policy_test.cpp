@@ -1,4 +1,5 @@
 #include <kvcondense/cache/snapshot.hpp>
+#include <kvcondense/evict/duo_attention.hpp>
 #include <kvcondense/retrieve/erased.hpp>
 #include <retrieve/methods.hpp>
 #include <retrieve/rig.hpp>
@@ -155,4 +156,51 @@ TEST_CASE("retrieval policy: what a prompt taught, and what is held, take no mor
     changes += units.bytes() != bytes, bytes = units.bytes();
   }
   REQUIRE(changes < 6);
+}
+
+TEST_CASE("retrieval policy: a head that learned nothing reads all of its slots, the others choose", "[retrieve][policy]") {
+  // Whichever head is the short one: its few slots are no clusters.
+  const index_t brief = GENERATE(0, 1), full = 1 - brief;
+  float gates[] = {0.9f, 0.9f};
+  gates[brief] = 0.1f;
+  std::mt19937 random(8);
+  const retrieve::Squeezed stage{.clusters = 0.2, .quantile = 0.7, .observe = 10, .iterations = 3};
+  test::CacheRig rig(two_heads, recipe(evict::DuoAttention{.sinks = 2, .recent = 6, .gates = {gates, 1, 2}}, stage), 256, 100);
+  feed(rig, 80, random);
+  const auto& index = rig.cache.layers()[0].index;
+  REQUIRE(index[brief].found.empty());
+  REQUIRE_FALSE(index[full].found.empty());
+  const test::Tokens t(two_heads, 1, random);
+  std::vector<float> out(static_cast<std::size_t>(two_heads.q_heads * two_heads.values()));
+  std::vector<SlotRun> runs(static_cast<std::size_t>(two_heads.q_heads * 100));
+  std::vector<index_t> count(4);
+  ReadCounts reads;
+  REQUIRE(rig.cache.attend(rig.ctx, 0, t.queries(two_heads), dense_view(out.data(), two_heads.q_heads, 1, two_heads.values()),
+                           {.reads = &reads, .runs = {runs.data(), 100, count.data()}}) == Status::ok);
+  for (index_t q = 0; q < two_heads.q_heads; ++q) {
+    const index_t h = q / two_heads.group(), n = rig.cache.slots(0, h);
+    index_t read = 0;
+    for (index_t i = 0; i < count[static_cast<std::size_t>(q)]; ++i) read += runs[static_cast<std::size_t>(q * 100 + i)].size();
+    if (h == brief) REQUIRE(read == n);
+    else REQUIRE(read < n);
+  }
+  REQUIRE(reads.units_scored > 0);
+}
+
+TEST_CASE("retrieval policy: every head learns from the first prompt that has something for it", "[retrieve][policy]") {
+  std::mt19937 random(9);
+  test::CacheRig rig(two_heads, recipe(retrieve::PqCache{.bits = 3, .iterations = 3, .keep = 0.3, .sinks = 2}), 256, 100);
+  feed(rig, 60, random);
+  const index_t late = GENERATE(0, 1);
+  auto& index = rig.cache.layers()[0].index;
+  index[late].clear();  // as a file may say
+  const auto numbers = [&](index_t h) { return std::vector<float>(index[h].found.begin(), index[h].found.end()); };
+  const auto other = numbers(1 - late);
+  feed(rig, 1, random);
+  REQUIRE(index[late].covered == 0);
+  feed(rig, 30, random, Phase::prefill_end);
+  REQUIRE(numbers(late).size() == other.size());
+  REQUIRE(index[late].covered == 91);
+  REQUIRE(numbers(1 - late) == other);
+  feed(rig, 1, random);
 }

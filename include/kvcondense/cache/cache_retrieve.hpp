@@ -11,11 +11,13 @@ namespace kvcondense {
 /// Whether a call of `attend` with so many query tokens chooses what it reads.
 template <Backend B, class R>
 bool Cache<B, R>::chooses(index_t layer, index_t tokens) const {
-  if constexpr (may_retrieve)
+  if constexpr (may_retrieve) {
+    const auto& index = layers_[layer].index;
     return retrieval_.active() && tokens <= retrieval_.longest_call() && !retrieval_.reads_all(layer) &&
-           layers_[layer].index[0].covered > 0;
-  else
+           std::any_of(index.begin(), index.end(), [](const auto& i) { return i.covered > 0; });
+  } else {
     return false;
+  }
 }
 
 /// Scratch of one choice of units and what comes of it; everything but attention itself.
@@ -270,7 +272,7 @@ std::size_t Cache<B, R>::fit_bytes(index_t slots, index_t workers) const {
   return 0;
 }
 
-/// At the end of the first prompt, before the index is made. After `reserve_index`: cannot fail.
+/// At the end of the first prompt that has something for a head, before the index is made. After `reserve_index`: cannot fail.
 template <Backend B, class R>
 void Cache<B, R>::learn_prompt(Context<B>& ctx, index_t layer, TensorView<const float, 3> queries) {
   if constexpr (may_retrieve) {
@@ -279,11 +281,12 @@ void Cache<B, R>::learn_prompt(Context<B>& ctx, index_t layer, TensorView<const 
     const cache::LayerRows<Layer, false> values(l);
     index_t most = 0;
     for (index_t h = 0; h < shape_.kv_heads; ++h) most = std::max(most, l.heads[h].slots());
-    if (retrieval_.found_floats(shape_, most) == 0 || !l.index[0].found.empty()) return;
+    if (retrieval_.found_floats(shape_, most) == 0) return;
     const std::size_t one = retrieval_.fit_bytes(shape_, most) + Scratch::align;
     Scratch all(ctx.workspace());
     std::byte* base = all.take<std::byte>(static_cast<index_t>(one) * ctx.workers());
     ctx.parallel(shape_.kv_heads, [&](index_t h, index_t worker) {
+      if (!l.index[h].found.empty()) return;
       const retrieve::HeadRows<B> rows{&shape_, {layer, h}, l.heads[h].slots(), &keys, &values};
       retrieve::PromptQueries q{queries, key_rotation(), nullptr, rows.slots};
       if (recipe_.position.rotated_input) q.positions = l.pending_positions.data() + l.counters.pending - queries.extent[1];

@@ -222,6 +222,7 @@ struct Pipeline {
     for (index_t t = last_only ? view.tokens - 1 : 0; t < view.tokens; ++t) {
       const bool begins = last_only || t == 0;
       ctx.parallel(shape.kv_heads, [&](index_t h, index_t) {
+        if (candidates(view, h).size() == 0) return;  // there may be no index of this head
         float* q = prepared + h * per_head * width;
         for (index_t r = 0; r < per_head; ++r) {
           float* p = plain + (h * per_head + r) * dim;

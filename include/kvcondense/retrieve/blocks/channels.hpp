@@ -170,6 +170,7 @@ struct TopWithShare {
   float read_share(const ReadView<B>& view, index_t row, index_t head, RaggedView<const float> scores, const UnitLists& lists) const {
     const float* x = scores.row(row);
     const index_t n = scores.length(row), dim = view.shape.head_dim;
+    if (n == 0) return 1.0f;  // nothing is left out
     float top = -std::numeric_limits<float>::infinity();
     for (index_t i = 0; i < n; ++i) top = x[i] > top ? x[i] : top;
     double read = 0.0, all = 0.0;
