@@ -46,6 +46,15 @@ struct EveryFourthPage {
   Status validate(const CacheShape&) const { return Status::ok; }
 };
 
+/// Any blocks, put together at will.
+struct Mixed {
+  static constexpr Descriptor about{"mixed", Stage::retrieve, "a test"};
+  static constexpr retrieve::KeyState keys = retrieve::KeyState::rotated;
+  retrieve::AnyPipeline blocks{};
+  retrieve::AnyPipeline pipeline() const { return blocks; }
+  Status validate(const CacheShape&) const { return Status::ok; }
+};
+
 struct ByteList final : ByteSink {
   std::vector<std::byte> bytes;
   bool write(std::span<const std::byte> b) noexcept override { return bytes.insert(bytes.end(), b.begin(), b.end()), true; }
@@ -203,4 +212,29 @@ TEST_CASE("retrieval policy: every head learns from the first prompt that has so
   REQUIRE(index[late].covered == 91);
   REQUIRE(numbers(1 - late) == other);
   feed(rig, 1, random);
+}
+
+TEST_CASE("retrieval policy: blocks that cannot work together are refused", "[retrieve][policy]") {
+  using namespace retrieve;
+  const auto status = [](const auto& summary, const auto& query, Heads heads, const auto& select, const auto& schedule) {
+    const Pipeline p{Tokens{}, summary, query, PlainScore{}, ByHeads{heads}, select, KeepEnds{}, schedule};
+    const Status s = make_cache<Cpu>(two_heads, recipe(Mixed{AnyPipeline(p)})).status();
+    REQUIRE(p.composes() == (s == Status::ok));
+    return s;
+  };
+  const ChannelPages pages{};
+  const TopChannels channels{4};
+  const TopWithShare shares{.slots = 8, .channels = 4};
+  REQUIRE(status(pages, channels, Heads::each, shares, EveryCall{}) == Status::ok);
+  REQUIRE(status(pages, channels, Heads::each, shares, EveryTokens{4}) == Status::incompatible);
+  REQUIRE(status(pages, channels, Heads::each, shares, EveryTokens{1}) == Status::ok);  // holds nothing
+  REQUIRE(status(pages, channels, Heads::each, shares, WhenAsked{}) == Status::incompatible);
+  REQUIRE(status(pages, channels, Heads::group_union, shares, EveryCall{}) == Status::incompatible);
+  REQUIRE(status(pages, channels, Heads::group_union, TopUnits{8}, EveryTokens{4}) == Status::ok);
+  REQUIRE(status(MeanKey{1}, EachQuery{}, Heads::each, shares, EveryCall{}) == Status::incompatible);  // a mean that nobody makes
+  const SignHashes hashes{{nullptr, 8, 2, 16}, 2, 4};
+  const Sampled sample{2, 8, 0};
+  REQUIRE(status(hashes, EachQuery{}, Heads::each, sample, EveryCall{}) == Status::ok);
+  REQUIRE(status(hashes, EachQuery{}, Heads::each, sample, EveryQuestion{}) == Status::incompatible);
+  REQUIRE(status(hashes, EachQuery{}, Heads::group_union, sample, EveryCall{}) == Status::incompatible);
 }

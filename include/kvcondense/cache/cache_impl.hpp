@@ -51,6 +51,8 @@ Expected<Cache<B, R>> Cache<B, R>::make(const CacheShape& shape, const R& recipe
   c.saliency_ = saliency_of(storage);
   c.graded_ = has_saliency(storage);
   c.retrieval_ = recipe.retrieve.pipeline();
+  if constexpr (may_retrieve)
+    if (!c.retrieval_.composes()) return Status::incompatible;
   c.memory_ = &memory;
   if constexpr (can_merge) {
     c.merger_ = merger_of(recipe.merge);

@@ -40,6 +40,7 @@ class AnyPipeline {
   index_t longest_call() const { return active() ? table_->longest_call(bytes_) : 0; }
   bool biases() const { return active() && table_->biases(bytes_); }
   bool shares() const { return active() && table_->shares(bytes_); }
+  bool composes() const { return !active() || table_->composes(bytes_); }
   void mean_value(const ReadView<Cpu>& view, index_t head, float* out) const { table_->mean_value(bytes_, view, head, out); }
   index_t found_floats(const CacheShape& shape, index_t slots) const { return active() ? table_->found_floats(bytes_, shape, slots) : 0; }
   bool found_fits(const CacheShape& shape, index_t floats) const { return active() ? table_->found_fits(bytes_, shape, floats) : floats == 0; }
@@ -81,6 +82,7 @@ class AnyPipeline {
     index_t (*longest_call)(At);
     bool (*biases)(At);
     bool (*shares)(At);
+    bool (*composes)(At);
     void (*mean_value)(At, const ReadView<Cpu>&, index_t, float*);
     index_t (*found_floats)(At, const CacheShape&, index_t);
     bool (*found_fits)(At, const CacheShape&, index_t);
@@ -115,6 +117,7 @@ class AnyPipeline {
       [](At b) { return at<P>(b).longest_call(); },
       [](At b) { return at<P>(b).biases(); },
       [](At b) { return at<P>(b).shares(); },
+      [](At b) { return at<P>(b).composes(); },
       [](At b, const ReadView<Cpu>& view, index_t head, float* out) { at<P>(b).mean_value(view, head, out); },
       [](At b, const CacheShape& shape, index_t slots) { return at<P>(b).found_floats(shape, slots); },
       [](At b, const CacheShape& shape, index_t floats) { return at<P>(b).found_fits(shape, floats); },

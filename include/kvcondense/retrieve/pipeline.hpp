@@ -51,7 +51,7 @@ namespace kvcondense::retrieve {
 ///               biases() -> bool (may be left out)   gives chosen units something to add to their logits
 ///               shares() -> bool (may be left out)   mixes attention with the mean of all values
 ///   keep        of(view, kv_head) -> prim::Ends   slots that are read without competing
-///   schedule    keeps() -> bool              whether a selection is read in later steps too
+///   schedule    keeps() -> bool              whether a selection is read in later steps too; not with biases or shares
 ///               due(seen, tokens) -> bool    whether a call with these counters chooses anew
 ///               at_prompt_end() -> bool      whether the step that ends a prompt chooses, by its last query
 enum class Aggregate : std::uint8_t { mean, max, sum, last };
@@ -87,6 +87,12 @@ struct Pipeline {
   constexpr bool shares() const {
     if constexpr (requires { select.shares(); }) return select.shares();
     else return false;
+  }
+  /// Whether these blocks can work together. What is held from call to call, or united over query heads, are units alone:
+  /// neither what a selector adds to their logits nor what part of an output they are; and who shares needs a mean.
+  constexpr bool composes() const {
+    constexpr bool mean = requires(const Summary s, const ReadView<Cpu>& view, float* out) { s.template mean_value<Cpu>(view, index_t{}, out); };
+    return !(biases() || shares()) || (!holds() && !unites() && (mean || !shares()));
   }
   template <Backend B>
   void mean_value(const ReadView<B>& view, index_t head, float* out) const {
