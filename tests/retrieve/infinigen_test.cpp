@@ -91,6 +91,10 @@ TEST_CASE("infinigen: every field changes what is read, and what does not fit is
     return c.read(s);
   };
   REQUIRE(other([](auto& s) { s.part = 0.25; }) != usual);
+  retrieve::InfiniGen fewer = c.stage, stricter = c.stage;  // columns of another number are no columns of a file
+  fewer.part = 0.25, stricter.alpha = 0.3;
+  REQUIRE(fewer.pipeline().fingerprint() != c.stage.pipeline().fingerprint());
+  REQUIRE(stricter.pipeline().fingerprint() == c.stage.pipeline().fingerprint());
   REQUIRE(other([](auto& s) { s.alpha = 0.3; }) != usual);
   REQUIRE(other([](auto& s) { s.share = 0.5; }) != usual);
   REQUIRE(other([](auto& s) { s.dense_layers = 1; }) != usual);
