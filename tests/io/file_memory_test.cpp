@@ -1,6 +1,11 @@
+#include <sys/resource.h>
+#include <sys/stat.h>
+
+#include <csignal>
 #include <cstdio>
 #include <cstring>
 #include <random>
+#include <stdexcept>
 #include <thread>
 
 #include <catch2/catch.hpp>
@@ -33,6 +38,33 @@ struct Team final : Executor {
         for (index_t t = w; t < tasks; t += workers()) body(state, t, w);
       });
     for (std::thread& t : team) t.join();
+  }
+};
+
+/// What files without a name have on the disk: this test's, since nothing else here makes any.
+std::size_t blocks_on_disk() {
+  std::size_t sum = 0;
+  struct stat s = {};
+  for (int file = 3; file < 256; ++file)
+    if (::fstat(file, &s) == 0 && S_ISREG(s.st_mode) && s.st_nlink == 0) sum += static_cast<std::size_t>(s.st_blocks) * 512;
+  return sum;
+}
+
+/// Files of this process may not grow beyond so many bytes while this lives.
+struct FileLimit {
+  struct rlimit old = {};
+  void (*handler)(int) = SIG_ERR;
+  explicit FileLimit(std::size_t bytes) : handler(std::signal(SIGXFSZ, SIG_IGN)) {
+    if (::getrlimit(RLIMIT_FSIZE, &old) != 0) throw std::runtime_error("no limit to read");
+    struct rlimit now = old;
+    now.rlim_cur = bytes;
+    if (::setrlimit(RLIMIT_FSIZE, &now) != 0) throw std::runtime_error("no limit to set");
+  }
+  FileLimit(const FileLimit&) = delete;
+  FileLimit& operator=(const FileLimit&) = delete;
+  ~FileLimit() {
+    ::setrlimit(RLIMIT_FSIZE, &old);
+    std::signal(SIGXFSZ, handler);
   }
 };
 
@@ -166,4 +198,56 @@ TEST_CASE("file memory: a million tokens, a step within 32 MiB of RAM beside the
     REQUIRE(resident() < quiet + (std::size_t{32} << 20));
     REQUIRE(memory.let_go() == Status::ok);
   }
+}
+
+TEST_CASE("file memory: all of the file has its blocks before any of it is written", "[io][file_memory]") {
+  const std::size_t before = blocks_on_disk();
+  io::FileMemory memory;
+  REQUIRE(memory.open(".", 1 << 20, 1024) == Status::ok);
+  void* p = memory.allocate(5000, 64);
+  REQUIRE(p != nullptr);
+  REQUIRE(memory.file_bytes() == 1 << 20);
+  REQUIRE(blocks_on_disk() >= before + memory.file_bytes());
+  memory.release(p, 5000, 64);
+}
+
+TEST_CASE("file memory: a file that may not grow is null, and a cache that asked for it stays as it was", "[io][file_memory]") {
+  const CacheShape shape{.q_heads = 4, .kv_heads = 2, .head_dim = 64};
+  io::FileMemory memory;
+  REQUIRE(memory.open(".", 1 << 16, 1024) == Status::ok);
+  auto cache = make_cache<Cpu>(shape, recipe(), memory);
+  REQUIRE(cache.status() == Status::ok);
+  Workspace work;
+  REQUIRE(work.reserve(cache->workspace_bytes(4096, 64)) == Status::ok);
+  Context<Cpu> ctx(work.bytes());
+  std::mt19937 random(5);
+  const test::Tokens t(shape, 64, random), one(shape, 1, random);
+  const auto feed = [&] {
+    const Status s = cache->append(ctx, 0, t.keys(shape), t.values(shape));
+    return s == Status::ok ? cache->step(ctx, 0) : s;
+  };
+  const auto answer = [&] {
+    std::vector<float> out(4 * 64);
+    REQUIRE(cache->attend(ctx, 0, one.queries(shape), dense_view(out.data(), 4, 1, 64)) == Status::ok);
+    return out;
+  };
+  REQUIRE(feed() == Status::ok);
+  const std::size_t most = memory.file_bytes() + (1 << 16);
+  index_t fed = 1;
+  {
+    const FileLimit limit(most);
+    Status s = Status::ok;
+    std::vector<float> before;
+    for (; s == Status::ok && fed < 64; fed += s == Status::ok) before = answer(), s = feed();
+    REQUIRE(s == Status::out_of_memory);
+    REQUIRE(cache->length() == 64 * fed);
+    REQUIRE(cache->pending() == 0);
+    REQUIRE(cache->slots(0, 1) == 64 * fed);
+    REQUIRE(answer() == before);
+    REQUIRE(memory.file_bytes() <= most);
+    REQUIRE(memory.allocate(1 << 20, 64) == nullptr);
+    REQUIRE(blocks_on_disk() <= most + (1 << 16));  // nothing is left of what was refused
+  }
+  REQUIRE(feed() == Status::ok);
+  REQUIRE(cache->length() == 64 * (fed + 1));
 }

@@ -6,6 +6,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <cerrno>
 #include <cstdint>
 #include <mutex>
 
@@ -23,9 +24,9 @@ namespace kvcondense::io {
 /// Shapes   requests of `least` bytes and more lie in the file, in slabs of `slab` bytes or of their own; smaller ones, like
 ///          tables that every step reads, come from `small`.
 /// Cost     two system calls per slab. A released piece is used again by requests of its size.
-/// Numbers  `file_bytes()` is what the file has; how much of it is in RAM is the machine's business, until `let_go()` asks it
-///          to keep none.
-/// Errors   open: io_error; allocate: null when the disk or the addresses are at an end.
+/// Numbers  `file_bytes()` is what the file has, blocks of the disk and no holes; how much of it is in RAM is the machine's
+///          business, until `let_go()` asks it to keep none.
+/// Errors   open: io_error; allocate: null when the disk, what a process may write or the addresses are at an end.
 /// Threads  safe from many: one lock around every call, those of `small` included.
 class FileMemory final : public MemoryResource<Cpu> {
  public:
@@ -116,9 +117,17 @@ class FileMemory final : public MemoryResource<Cpu> {
 
   bool extend(std::size_t bytes) {
     if (slabs_.reserve(slabs_.size() + 1) != Status::ok) return false;
-    if (::ftruncate(file_, static_cast<off_t>(file_bytes_ + bytes)) != 0) return false;
-    void* p = ::mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, file_, static_cast<off_t>(file_bytes_));
-    if (p == MAP_FAILED) return false;
+    const auto end = static_cast<off_t>(file_bytes_), more = static_cast<off_t>(bytes);
+    // Blocks now: where a hole is written to, a full disk is a signal and no answer.
+    int error = 0;
+    while ((error = ::posix_fallocate(file_, end, more)) == EINTR) {
+    }
+    void* p = error != 0 ? MAP_FAILED : ::mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, file_, end);
+    if (p == MAP_FAILED) {
+      // Some of the blocks may be there.
+      [[maybe_unused]] const int shrunk = ::ftruncate(file_, end);
+      return false;
+    }
     // Reading ahead would bring in what no step asks for.
     (void)::madvise(p, bytes, MADV_RANDOM);
     slabs_.append_reserved({p, bytes});
