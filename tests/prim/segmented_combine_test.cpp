@@ -1,4 +1,5 @@
 #include <cmath>
+#include <limits>
 #include <random>
 #include <thread>
 #include <vector>
@@ -142,4 +143,40 @@ TEST_CASE("segmented combine: directions and lengths apart, with zeros, parallel
   REQUIRE(run({1, 0, -1, 0}, {0.5f, 0.5f}) == std::vector<float>{0, 0});     // no direction is left
   REQUIRE(run({0, 0, 0, 2}, {0.5f, 0.5f}) == std::vector<float>{0, 1});      // a row of zeros has a length only
   REQUIRE(run({0, 0, 0, 0}, {0.5f, 0.5f}) == std::vector<float>{0, 0});
+}
+
+TEST_CASE("segmented combine: a bias is the mass of what folded, and what all weighed where that is no number", "[prim][segmented_combine]") {
+  const float nan = std::numeric_limits<float>::quiet_NaN(), inf = std::numeric_limits<float>::infinity();
+  const auto run = [](std::vector<float> key, std::vector<float> query) {
+    Rows r{key, key, 2, 2};
+    const index_t offset[] = {0, 3};
+    std::vector<std::int32_t> to(3, 0), order(3);
+    std::vector<float> like(3), weight(3, 1.0f / 3), bias{0.0f, 1.0f, -2.0f};
+    const prim::SlotRange all{0, 0, 3};
+    prim::CombineRequest request;
+    request.links = {{to.data(), offset, 1}, {like.data(), offset, 1}, {weight.data(), offset, 1}, {weight.data(), offset, 1}, 1};
+    request.targets = &all, request.order = {order.data(), offset, 1}, request.bias = {bias.data(), offset, 1};
+    request.queries = dense_view(query.data(), 2, 1, 2), request.softmax_scale = 1.0f;
+    Context<Cpu> ctx;
+    REQUIRE(prim::SegmentedCombine<Cpu>::run(ctx, request, [&](index_t) { return Head{&r}; }) == Status::ok);
+    REQUIRE((bias[1] == 1.0f && bias[2] == -2.0f));
+    return bias[0];
+  };
+  const std::vector<float> key{1, 2, 0.5f, -1, 3, 0}, query{0.3f, -0.2f, 1.0f, 0.4f};
+  double want = 0;
+  for (std::size_t g = 0; g < 2; ++g) {
+    double sum = 0, mean = 0;
+    for (std::size_t j = 0; j < 3; ++j) {
+      const double dot = static_cast<double>(query[2 * g]) * key[2 * j] + static_cast<double>(query[2 * g + 1]) * key[2 * j + 1];
+      sum += std::exp(dot + std::vector<double>{0, 1, -2}[j]), mean += dot / 3;
+    }
+    want += (std::log(sum) - mean) / 2;
+  }
+  REQUIRE(run(key, query) == Approx(want).margin(1e-5));
+  const double sizes = std::log(1 + std::exp(1.0) + std::exp(-2.0));
+  REQUIRE(run({1, 2, 1, 2, 1, 2}, query) == Approx(sizes).margin(1e-5));  // alike, they weigh that whatever the query
+  for (const float bad : {nan, inf, -inf}) REQUIRE(run(key, {bad, 0, 1, 1}) == Approx(sizes).margin(1e-5));
+  REQUIRE(run({3e38f, 3e38f, 1, 1, 1, 1}, {10, 10, 1, 1}) == Approx(sizes).margin(1e-5));
+  REQUIRE(run({-3e38f, -3e38f, 1, 1, 1, 1}, {10, 10, 1, 1}) == Approx(sizes).margin(1e-5));
+  REQUIRE(run({nan, 1, 1, 1, 1, 1}, query) == Approx(sizes).margin(1e-5));
 }

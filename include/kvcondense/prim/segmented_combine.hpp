@@ -41,7 +41,8 @@ struct CombineRequest {
 ///          are given.
 /// Shapes   a slot that folds is read and never written, a target is written once, after all reads for it.
 /// Numbers  float32, members in slot order, whatever the number of workers. Bias per query group: the mean over its
-///          heads of log(sum of exp(logit + bias)) minus the logit of the new key, both as stored.
+///          heads of log(sum of exp(logit + bias)) minus the logit of the new key, both as stored; where that is no finite
+///          number (a NaN in the query, products beyond floats) log(sum of exp(bias)), as where there is no query.
 /// Cost     one read per member and target, one sort of the members; order: one number per slot.
 template <Backend B>
 struct SegmentedCombine {

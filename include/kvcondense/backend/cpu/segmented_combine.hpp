@@ -63,10 +63,15 @@ struct SegmentedCombine<Cpu> {
         const index_t dim = head.key_dim();
         float length = 0.0f;
         std::fill_n(sum, dim, 0.0f);
+        float size = -std::numeric_limits<float>::infinity();  // what all weighs whatever the query
         if (weighs) begin_mass(logit);
         const auto take = [&](index_t j) {
           head.key(j, row);
-          if (weighs) add_mass(row, dim, request.bias.row(h)[j] - part(j, t), logit);
+          if (weighs) {
+            const float bias = request.bias.row(h)[j] - part(j, t);
+            add_mass(row, dim, bias, logit);
+            size = log_sum(size, bias);
+          }
           if (request.angles != nullptr && request.turn.row(h)[j] != 0) rotate(row, request.turn.row(h)[j]);
           add(request.links.key.row(h)[j], row, dim, sum, length);
         };
@@ -76,7 +81,8 @@ struct SegmentedCombine<Cpu> {
         if (request.keys) head.set_key(t, sum);
         if (weighs) {
           head.key(t, row);
-          request.bias.row(h)[t] = end_mass(row, dim, logit);
+          const float mass = end_mass(row, dim, logit);
+          request.bias.row(h)[t] = std::isfinite(mass) ? mass : size;
         }
       }
       if (request.values) {
@@ -124,6 +130,11 @@ struct SegmentedCombine<Cpu> {
                                               : std::log(static_cast<float>(request.links.targets_of(h, j, request.targets)));
     }
 
+    static float log_sum(float a, float b) {
+      const float top = std::max(a, b);
+      return top + std::log(std::exp(a - top) + std::exp(b - top));
+    }
+
     // Logarithms of the summed weights per query head of the group, of the first ones where there are more than room.
     index_t group() const { return std::min<index_t>(max_head_dim, request.queries.extent[0] / request.links.heads()); }
     void begin_mass(float* logit) const { std::fill_n(logit, group(), -std::numeric_limits<float>::infinity()); }
@@ -135,10 +146,7 @@ struct SegmentedCombine<Cpu> {
       return s * request.softmax_scale;
     }
     void add_mass(const float* row, index_t dim, float bias, float* logit) const {
-      for (index_t g = 0; g < group(); ++g) {
-        const float x = dot(row, dim, g) + bias, top = std::max(x, logit[g]);
-        logit[g] = top + std::log(std::exp(x - top) + std::exp(logit[g] - top));
-      }
+      for (index_t g = 0; g < group(); ++g) logit[g] = log_sum(dot(row, dim, g) + bias, logit[g]);
     }
     float end_mass(const float* row, index_t dim, const float* logit) const {
       float sum = 0.0f;
