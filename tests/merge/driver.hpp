@@ -84,7 +84,7 @@ struct MergeDriver {
 
     StepView<Cpu> view;
     view.shape = shape, view.layer = layer, view.seen = seen, view.phase = phase, view.inputs = inputs;
-    view.appended = seen, view.generated = phase == Phase::decode ? 1 : 0;
+    view.appended = phase == Phase::decode ? 1 : seen, view.generated = phase == Phase::decode ? 1 : 0;
     view.offset = offset.data(), view.keys = &keys, view.values = &values, view.columns = columns;
     Guarded<std::int32_t> kept(at(total)), to(at(total)), turn(at(total)), order(at(total));
     Guarded<float> likeness(at(total), NAN), wk(at(total), NAN), wv(at(total), NAN), state(at(heads * traits.state));

@@ -100,3 +100,47 @@ TEST_CASE("kvmerger: fields out of range are refused", "[merge][kvmerger]") {
     REQUIRE(m.validate(s) == Status::invalid_argument);
   REQUIRE(merge::KVMerger{.place = merge::Place::as_cached, .rope = {.base = 0.5}}.validate(s) == Status::ok);
 }
+
+TEST_CASE("kvmerger: tokens that come where a truncation took some are looked at", "[merge][kvmerger]") {
+  auto d = merge_driver(one_head(2), merge::KVMerger{.heavy = 0.0, .recent = 0.5, .window = 4, .sinks = 0, .place = merge::Place::as_cached});
+  const auto alike = [&](std::size_t n) {
+    const FloatRows rows(n, {1.0f, 0.0f});
+    d.fill(0, rows, rows);
+    d.seen = static_cast<index_t>(n);
+  };
+  alike(40);
+  REQUIRE(d.step() == Status::ok);
+  REQUIRE(d.head[0].token.size() == 21);  // next: token 20
+  d.phase = Phase::decode;
+  alike(7);
+  REQUIRE(d.step() == Status::ok);
+  REQUIRE(d.head[0].token.size() == 7);
+  alike(13);  // next: token 6, and only three are older than the newest four
+  REQUIRE(d.step() == Status::ok);
+  REQUIRE(d.head[0].token.size() == 13);
+  alike(14);
+  REQUIRE(d.step() == Status::ok);
+  REQUIRE(d.head[0].token.size() == 11);
+  for (std::size_t j = 6; j < 10; ++j) REQUIRE(d.head[0].to[j] == d.head[0].to[6]);
+  REQUIRE(d.head[0].to[5] == 5);
+
+  // A cache, and a second prompt that is longer than what went.
+  const CacheShape s{.q_heads = 1, .kv_heads = 1, .head_dim = 8, .dtype = DType::f32};
+  auto cache = make_cache<Cpu>(s, recipe(merge::KVMerger{.heavy = 0.0, .recent = 0.0, .window = 4, .sinks = 0}));
+  REQUIRE(cache);
+  Workspace work;
+  REQUIRE(work.reserve(cache->workspace_bytes(256, 128)) == Status::ok);
+  Context<Cpu> ctx(work.bytes());
+  const auto prompt = [&](index_t n) {
+    const Floats rows(at(8 * n), 1.0f);
+    Floats out(at(8 * n));
+    const auto view = dense_view(rows.data(), 1, n, 8);
+    REQUIRE(cache->forward(ctx, 0, view, view, view, dense_view(out.data(), 1, n, 8), {}, Phase::prefill_end) == Status::ok);
+  };
+  prompt(60);
+  const index_t usual = cache->slots(0, 0);
+  REQUIRE(usual < 60);
+  REQUIRE(cache->truncate(0) == Status::ok);
+  prompt(60);
+  REQUIRE(cache->slots(0, 0) == usual);
+}

@@ -52,7 +52,9 @@ struct Runs {
     const index_t last = view.seen - newest;
     bool any = false;
     for (index_t h = 0; h < view.heads(); ++h) {
-      const index_t begun = std::min<index_t>(view.seen, std::bit_cast<std::int32_t>(scene.state(h, 0)));
+      // In what came with this step no run was sought, whatever tokens that a truncation took left behind.
+      const index_t begun = std::min<index_t>(view.seen - view.appended, std::bit_cast<std::int32_t>(scene.state(h, 0)));
+      scene.state(h, 0) = std::bit_cast<float>(static_cast<std::int32_t>(begun));
       const index_t first = std::max(sinks, begun);
       region[h] = {};
       if (last <= first || (!prompt && last - begun < window)) continue;
