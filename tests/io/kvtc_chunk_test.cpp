@@ -1,5 +1,7 @@
 // Chunks of KVTC.
 
+#include <limits>
+
 #include <io/kvtc_data.hpp>
 #include <support/memory.hpp>
 
@@ -416,8 +418,10 @@ TEST_CASE("kvtc chunk: wrong calls are refused", "[io][kvtc]") {
   auto writer = KvtcWriter::make({}, small, t);
   const auto none = [](index_t, index_t, auto, auto) { return Status::ok; };
   VectorSink sink;
+  constexpr index_t far = std::numeric_limits<index_t>::max();  // twice that is negative
   for (const io::StreamPlace& p : {io::StreamPlace{.tokens = -1}, {.tokens = 2, .total = 1}, {.tokens = 1, .first = 1, .total = 1},
-                                   {.tokens = 1, .total = 1, .position = -1}, {.tokens = 1, .total = 1, .position = 0x7fffffff}})
+                                   {.tokens = 1, .total = 1, .position = -1}, {.tokens = 1, .total = 1, .position = 0x7fffffff},
+                                   {.tokens = far, .first = far, .position = far}, {.tokens = far}, {.first = far}})
     REQUIRE(writer->write(sink, p, false, none) == Status::invalid_argument);
   REQUIRE(sink.bytes.empty());
   REQUIRE(writer->write(sink, {.tokens = 1, .total = 1}, false,

@@ -182,6 +182,8 @@ TEST_CASE("pca: ranks by part, energy, running sum and table", "[lowrank][pca]")
   REQUIRE(rank(RankRule::spread, 0.9, 1) < rank(RankRule::spread, 0.95, 1));
   REQUIRE(rank(RankRule::table, 0.9, 8, {0, 1}) == 16);
   REQUIRE(rank(RankRule::table, 0.9, 8, {1, 0}) == 24);
+  for (const RankRule rule : {RankRule::part, RankRule::energy, RankRule::spread, RankRule::table})
+    REQUIRE(rank(rule, 0.9, std::numeric_limits<index_t>::max()) == 32);  // all columns
 }
 
 TEST_CASE("pca: bases of another model, of other keys, or none", "[lowrank][pca]") {

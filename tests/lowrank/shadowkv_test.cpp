@@ -1,3 +1,5 @@
+#include <limits>
+
 #include <catch2/catch.hpp>
 
 #include <kvcondense/cpu.hpp>
@@ -20,6 +22,12 @@ TEST_CASE("shadowkv: raw keys in few coordinates, rotated when they are read, va
   REQUIRE(make_cache<Cpu>(shape, recipe(stage)).status() == Status::incompatible);
   REQUIRE(make_cache<Cpu>(shape, recipe(lowrank::ShadowKV{.chunk = 0}, position::Rerotate{})).status() == Status::invalid_argument);
   REQUIRE(make_cache<Cpu>(shape, recipe(lowrank::ShadowKV{.keep = 0.0}, position::Rerotate{})).status() == Status::invalid_argument);
+  for (const index_t far : {(index_t{1} << 31) / 8 + 1, (index_t{1} << 60) - 1, std::numeric_limits<index_t>::max()})  // times 8
+    REQUIRE(lowrank::ShadowKV{.local_chunks = far}.validate(shape) == Status::invalid_argument);
+  REQUIRE(lowrank::ShadowKV{.local_chunks = (index_t{1} << 31) / 8}.validate(shape) == Status::ok);
+  REQUIRE(lowrank::ShadowKV{.chunk = std::numeric_limits<index_t>::max()}.validate(shape) == Status::invalid_argument);
+  REQUIRE(lowrank::ShadowKV{.least = std::numeric_limits<index_t>::max()}.validate(shape) == Status::invalid_argument);
+  REQUIRE(lowrank::ShadowKV{.sinks = std::numeric_limits<index_t>::max()}.validate(shape) == Status::invalid_argument);
 }
 
 TEST_CASE("shadowkv: whole chunks are coded, the newest stay", "[lowrank][shadowkv]") {

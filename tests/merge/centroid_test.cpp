@@ -1,3 +1,5 @@
+#include <limits>
+
 #include <kvcondense/merge/centroid.hpp>
 
 #include "driver.hpp"
@@ -37,4 +39,7 @@ TEST_CASE("centroid: no pair crosses a chunk", "[merge][centroid]") {
   REQUIRE(folded == 18);  // three per whole chunk of 36 slots
   REQUIRE(merge::Centroid{.chunk = 1}.validate(one_head(2)) == Status::invalid_argument);
   REQUIRE(merge::Centroid{.tokens = 68}.validate(one_head(2)) == Status::invalid_argument);
+  constexpr index_t most = std::numeric_limits<index_t>::max();
+  REQUIRE(merge::Centroid{.sinks = most, .recent = most}.validate(one_head(2)) == Status::invalid_argument);
+  REQUIRE(merge::Centroid{.chunk = most}.validate(one_head(2)) == Status::invalid_argument);
 }

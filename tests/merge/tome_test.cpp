@@ -1,3 +1,5 @@
+#include <limits>
+
 #include <kvcondense/merge/tome.hpp>
 
 #include "driver.hpp"
@@ -42,6 +44,21 @@ TEST_CASE("tome: half of what is looked at folds in a step, protected slots neve
   double tokens = 0;
   for (const float s : d.head[0].lane[at(d.traits.sizes)]) tokens += std::exp(s);
   REQUIRE(tokens == Approx(60));
-  for (const merge::ToMe& m : {merge::ToMe{.tokens = 36}, merge::ToMe{.slack = -1}, merge::ToMe{.sinks = -1}, merge::ToMe{.recent = -1}})
+  constexpr index_t most = std::numeric_limits<index_t>::max();
+  for (const merge::ToMe& m : {merge::ToMe{.tokens = 36}, merge::ToMe{.slack = -1}, merge::ToMe{.sinks = -1}, merge::ToMe{.recent = -1},
+                               merge::ToMe{.sinks = most, .recent = most}, merge::ToMe{.tokens = -most}})
     REQUIRE(m.validate(one_head(2)) == Status::invalid_argument);
+}
+
+TEST_CASE("tome: a budget and a slack without end are never exceeded", "[merge][tome]") {
+  constexpr index_t most = std::numeric_limits<index_t>::max();
+  const index_t offset[] = {0, 5};
+  StepView<Cpu> view;
+  view.shape = one_head(2), view.offset = offset;
+  for (const Phase phase : {Phase::decode, Phase::prefill_end}) {
+    view.phase = phase;
+    REQUIRE_FALSE(merge::Pairs{.tokens = most, .slack = most}.fires(view));
+    REQUIRE_FALSE(merge::Pairs{.tokens = 5, .slack = 0}.fires(view));
+    REQUIRE(merge::Pairs{.tokens = 4, .slack = 0}.fires(view));
+  }
 }

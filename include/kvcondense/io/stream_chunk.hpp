@@ -56,8 +56,8 @@ struct StreamHead {
   /// invalid_argument for a place that cannot be.
   Status take_place(const StreamPlace& place) {
     const auto most = static_cast<index_t>(most_tokens);
-    const bool ok = place.tokens >= 0 && place.first >= 0 && place.total >= place.first + place.tokens && place.total <= most &&
-                    place.position >= 0 && place.position + place.tokens <= most;
+    const bool ok = place.total <= most && place.first >= 0 && place.first <= place.total && place.tokens >= 0 &&
+                    place.tokens <= place.total - place.first && place.position >= 0 && place.position <= most - place.tokens;
     if (!ok) return Status::invalid_argument;
     tokens = static_cast<std::uint32_t>(place.tokens), first = static_cast<std::uint64_t>(place.first);
     total = static_cast<std::uint64_t>(place.total), position = place.position, raw_keys = place.raw_keys;

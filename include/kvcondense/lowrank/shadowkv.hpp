@@ -25,8 +25,8 @@ namespace kvcondense::lowrank {
 /// Differs  one basis per KV head, where the paper has one over all heads of a layer: it stores as many numbers for the same
 ///          part of a layer, but directions that heads share are found once per head. Later tokens are stored in the same
 ///          directions, where the paper keeps them exact. Values are not moved to the host.
-/// Errors   incompatible with a position stage that stores rotated keys; invalid_argument unless 0 < keep <= 1, chunk >= 1
-///          and the others are not negative.
+/// Errors   incompatible with a position stage that stores rotated keys; invalid_argument unless 0 < keep <= 1, 1 <= chunk <=
+///          4096 and the others are not negative, none of them nor chunk * local_chunks above 2^31.
 struct ShadowKV {
   static constexpr Descriptor about{"shadowkv", Stage::lowrank, "arXiv:2410.21465"};
   static constexpr Inputs needs{};
@@ -48,7 +48,9 @@ struct ShadowKV {
   constexpr bool takes_keys(bool raw) const { return raw; }
 
   Status validate(const CacheShape&) const {
-    const bool good = keep > 0.0 && keep <= 1.0 && chunk >= 1 && chunk <= 4096 && local_chunks >= 0 && least >= 0 && sinks >= 0;
+    constexpr index_t most = index_t{1} << 31;
+    const bool good = keep > 0.0 && keep <= 1.0 && chunk >= 1 && chunk <= 4096 && local_chunks >= 0 && local_chunks <= most / chunk &&
+                      least >= 0 && least <= most && sinks >= 0 && sinks <= most;
     return good ? Status::ok : Status::invalid_argument;
   }
 };

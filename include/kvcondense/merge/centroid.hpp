@@ -24,7 +24,8 @@ namespace kvcondense::merge {
 /// Numbers  as `tome`, in every chunk of `chunk` slots the same number of pairs, so that a head may end some below its
 ///          budget; the slot keeps the later position.
 /// Differs  rounds come in the steps that follow: each halves what it looks at, at most.
-/// Errors   invalid_argument when tokens <= sinks + recent, chunk < 2, a field is negative, or the RoPE does not fit.
+/// Errors   invalid_argument when tokens <= sinks + recent, chunk < 2 or above 2^31, a field is negative, or the RoPE does
+///          not fit.
 struct Centroid {
   static constexpr Descriptor about{"centroid", Stage::merge, "arXiv:2506.11418"};
   static constexpr Inputs needs{};
@@ -44,7 +45,9 @@ struct Centroid {
                     Target::keys_and_values, prim::RowSplit::none, mass, place, rope};
   }
   Status validate(const CacheShape& shape) const {
-    if (sinks < 0 || recent < 0 || slack < 0 || chunk < 2 || tokens <= sinks + recent) return Status::invalid_argument;
+    const bool good = sinks >= 0 && recent >= 0 && slack >= 0 && chunk >= 2 && chunk <= index_t{1} << 31 && tokens > sinks &&
+                      tokens - sinks > recent;
+    if (!good) return Status::invalid_argument;
     return check_place(place, rope, shape);
   }
 };

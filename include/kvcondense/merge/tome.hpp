@@ -42,7 +42,7 @@ struct ToMe {
                     Target::keys_and_values, prim::RowSplit::none, mass, place, rope};
   }
   Status validate(const CacheShape& shape) const {
-    if (sinks < 0 || recent < 0 || slack < 0 || tokens <= sinks + recent) return Status::invalid_argument;
+    if (sinks < 0 || recent < 0 || slack < 0 || tokens <= sinks || tokens - sinks <= recent) return Status::invalid_argument;
     return check_place(place, rope, shape);
   }
 };

@@ -53,16 +53,17 @@ struct BasisRule {
   index_t rank(const HeadBases& b, HeadIndex at) const {
     const index_t head = b.at(at.layer, at.head);
     const float* energy = b.energy == nullptr ? nullptr : b.energy + head * b.columns;
-    index_t r = 0, up = tile - 1;
+    index_t r = 0;
+    bool up = true;
     switch (rule) {
       case RankRule::part:
-        r = static_cast<index_t>(keep * static_cast<double>(b.dim) + 1e-9), up = 0;
+        r = static_cast<index_t>(keep * static_cast<double>(b.dim) + 1e-9), up = false;
         break;
       case RankRule::energy: r = rank_by_energy(energy, b.columns, keep); break;
       case RankRule::spread: r = rank_by_spread(energy, b.columns, keep); break;
       case RankRule::table: r = static_cast<index_t>(b.ranks[head]); break;
     }
-    return std::clamp<index_t>((r + up) / tile * tile, std::min(tile, b.columns), b.columns);
+    return std::clamp<index_t>((r / tile + (up && r % tile != 0)) * tile, std::min(tile, b.columns), b.columns);
   }
 
   prim::Projection projection(const HeadBases& b, HeadIndex at) const {

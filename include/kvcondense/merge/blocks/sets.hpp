@@ -91,9 +91,9 @@ struct Pairs {
   template <Backend B>
   bool fires(const StepView<B>& view) const {
     if (view.phase == Phase::turn || view.phase == Phase::probe) return false;
-    const index_t most = tokens + (view.phase == Phase::decode ? slack : 0);
+    const index_t more = view.phase == Phase::decode ? slack : 0;
     for (index_t h = 0; h < view.heads(); ++h)
-      if (view.slots(h) > most) return true;
+      if (view.slots(h) - tokens > more) return true;
     return false;
   }
 
@@ -112,7 +112,7 @@ struct Pairs {
       for (index_t j = 0; j < n; ++j) stay += scene.links.to.row(h)[j] == j;
       most[h] = std::max<index_t>(0, stay - tokens);
       if (chunk > 0) {
-        const index_t chunks = (region[h].end - region[h].begin + chunk - 1) / chunk;
+        const index_t span = region[h].end - region[h].begin, chunks = span / chunk + (span % chunk != 0);
         if (chunks > 0) most[h] = (most[h] + chunks - 1) / chunks;
       }
     }
