@@ -136,6 +136,32 @@ TEST_CASE("kvtc chunk: any layer, side and sub-chunk alone, and layers from comp
     }
 }
 
+TEST_CASE("kvtc chunk: rows whose numbers lie apart are refused, heads and tokens may lie apart", "[io][kvtc]") {
+  const Rows4 x(small, 20);
+  const JointBases bases(x);
+  const auto t = bases.transform(small);
+  const Bytes bytes = kvtc_chunk(x, with(2.0f), t);
+  const auto chunk = KvtcReader::open(bytes, t);
+  REQUIRE(chunk);
+  const index_t count = *chunk->component_count(KvSide::keys);
+  REQUIRE(count > 1);
+  std::vector<std::byte> work(chunk->scratch_bytes(KvSide::keys));
+  std::vector<float> z(static_cast<std::size_t>(2 * 20 * count)), dense(2 * 20 * 8), room(2 * 20 * 16, 7.0f);
+  const TensorView<float, 2> view{z.data(), {20, count}, {2 * count, 1}}, gaps{z.data(), {20, count}, {2 * count, 2}};
+  const TensorView<float, 3> rows{room.data(), {2, 20, 8}, {320, 16, 1}}, apart{room.data(), {2, 20, 8}, {320, 16, 2}};
+  const auto to = dense_view(dense.data(), 2, 20, 8);
+  REQUIRE(chunk->components(KvSide::keys, 0, view) == Status::ok);
+  REQUIRE(chunk->expand(1, KvSide::keys, 0, view, to) == Status::ok);
+  REQUIRE(chunk->expand(1, KvSide::keys, 0, gaps, to) == Status::shape_mismatch);
+  REQUIRE(chunk->expand(1, KvSide::keys, 0, view, apart) == Status::shape_mismatch);
+  REQUIRE(chunk->decode(1, KvSide::keys, 0, apart, Scratch(work)) == Status::shape_mismatch);
+  for (const float v : room) REQUIRE(v == 7.0f);
+  REQUIRE(chunk->decode(1, KvSide::keys, 0, rows, Scratch(work)) == Status::ok);
+  for (index_t h = 0; h < 2; ++h)
+    for (index_t i = 0; i < 20; ++i)
+      for (index_t d = 0; d < 16; ++d) REQUIRE(room[static_cast<std::size_t>((h * 20 + i) * 16 + d)] == (d < 8 ? to(h, i, d) : 7.0f));
+}
+
 TEST_CASE("kvtc chunk: keys are turned back before they are coded, and forth when they are read", "[io][kvtc]") {
   const prim::RopeConfig config{.pairing = GENERATE(prim::RopePairing::half_split, prim::RopePairing::interleaved), .rotary_dim = 6};
   const auto rope = prim::RopeTable::make(config, 8, heap_memory());

@@ -83,13 +83,15 @@ class KvtcReader {
                                                     : decode_blocks<bitstream::RangeCoder>(part, side, sub, z);
   }
 
-  /// A layer's rows of a sub-chunk from its components: out [kv_heads, tokens_of(sub), dim].
+  /// A layer's rows of a sub-chunk from its components: out [kv_heads, tokens_of(sub), dim]. The numbers of a row of z, and
+  /// of out, lie side by side.
   Status expand(index_t layer, KvSide side, index_t sub, TensorView<const float, 2> z, TensorView<float, 3> out) const {
     if (layer < 0 || layer >= head_.layers || sub < 0 || sub >= head_.sub_chunks()) return Status::out_of_range;
     const index_t n = head_.tokens_of(sub), dim = head_.dim(side);
     if (out.extent[0] != head_.kv_heads || out.extent[1] != n || out.extent[2] != dim) return Status::shape_mismatch;
     if (head_.exact) return exact_rows(layer, side, sub, out);
     if (z.extent[0] != n || z.extent[1] < 0 || z.extent[1] > transform_.side(side).columns) return Status::shape_mismatch;
+    if ((z.extent[1] > 1 && z.stride[1] != 1) || (dim > 1 && out.stride[2] != 1)) return Status::shape_mismatch;
     transform_.expand(side, layer, z, out);
     const bool turn = side == KvSide::keys && rope_ != nullptr;
     for (index_t h = 0; h < head_.kv_heads; ++h)
@@ -107,7 +109,8 @@ class KvtcReader {
     const auto n = component_count(side);
     return Scratch::align + Scratch::bytes_for<float>(n ? *n * std::min<index_t>(head_.sub_chunk, head_.tokens) : 0);
   }
-  /// Tokens [sub * sub_chunk, + tokens_of(sub)) of a layer's keys or values: out [kv_heads, tokens, dim].
+  /// Tokens [sub * sub_chunk, + tokens_of(sub)) of a layer's keys or values: out [kv_heads, tokens, dim], the numbers of a
+  /// row side by side.
   Status decode(index_t layer, KvSide side, index_t sub, TensorView<float, 3> out, Scratch scratch) const {
     if (layer < 0 || layer >= head_.layers || sub < 0 || sub >= head_.sub_chunks()) return Status::out_of_range;
     const auto n = component_count(side);

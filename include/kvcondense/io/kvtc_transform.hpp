@@ -71,7 +71,7 @@ class KvtcTransform {
     return sum.value();
   }
 
-  /// z [tokens, components] += x [tokens, dim] times the first components, x being without the mean.
+  /// z [tokens, components] += x [tokens, dim] times the first components, x being without the mean; rows of z without gaps.
   void project(KvSide s, TensorView<const float, 2> x, TensorView<float, 2> z) const {
     const HeadBases& b = side(s);
     for (index_t t0 = 0; t0 < x.extent[0]; t0 += tile)
@@ -84,7 +84,8 @@ class KvtcTransform {
         }
       }
   }
-  /// out [heads, tokens, dim] = rows of a layer that components z [tokens, components] stand for, with the mean.
+  /// out [heads, tokens, dim] = rows of a layer that components z [tokens, components] stand for, with the mean; rows of z
+  /// without gaps.
   void expand(KvSide s, index_t layer, TensorView<const float, 2> z, TensorView<float, 3> out) const {
     const HeadBases& b = side(s);
     const float* decode = b.decoder(0, 0);
