@@ -1,6 +1,21 @@
+#include <limits>
+
 #include <retrieve/rig.hpp>
 
 using namespace kvcondense;
+
+namespace {
+
+/// Keys of every head alike.
+struct OneList final : SlotRows<Cpu> {
+  std::vector<std::vector<float>> rows;
+  index_t dim() const noexcept override { return static_cast<index_t>(rows[0].size()); }
+  void read(index_t, index_t first, prim::RowBlock<float> out) const noexcept override {
+    for (index_t i = 0; i < out.rows; ++i) std::copy_n(rows[static_cast<std::size_t>(first + i)].data(), dim(), out.data + i * out.step);
+  }
+};
+
+}  // namespace
 
 TEST_CASE("sparq: channels, temperature, approximate attention and the output of the worked case", "[retrieve][sparq]") {
   const auto oracle = test::load_oracle("retrieval_reuse_storage.json", "sparq");
@@ -91,4 +106,37 @@ TEST_CASE("sparq: every field changes what is read", "[retrieve][sparq]") {
   REQUIRE(read({.channels = 1, .tokens = 3}).slots != read({.channels = 2, .tokens = 3}).slots);
   REQUIRE(read({.channels = 2, .tokens = 4}).slots != read({.channels = 2, .tokens = 3}).slots);
   REQUIRE(read({.channels = 2, .share = 0.5}).slots != read({.channels = 2, .share = 0.2}).slots);
+}
+
+TEST_CASE("sparq: slots that no index knows weigh what they weigh, alone and far above all others", "[retrieve][sparq]") {
+  OneList keys;
+  keys.rows = {{0, 0}, {0, 0}, {2, 0}, {6, 0}, {-4, 0}};
+  const float q[] = {1, 0, 1, 0};
+  retrieve::ReadView<Cpu> view;
+  const index_t slots[] = {3, 5}, offset[] = {0, 0, 2};
+  view.shape = {.q_heads = 2, .kv_heads = 2, .head_dim = 2}, view.queries = q, view.slots = slots, view.keys = &keys;
+  const auto shares = [&](std::vector<float> scores) {
+    std::vector<std::int32_t> units(2);
+    std::vector<index_t> count(2);
+    std::vector<float> share(2, -1.0f);
+    std::vector<std::byte> work(4096);
+    Scratch scratch(work);
+    Context<Cpu> ctx;
+    const retrieve::UnitLists lists{{units.data(), offset, 2}, count.data(), nullptr, share.data()};
+    REQUIRE(retrieve::TopWithShare{.slots = 1, .channels = 2}.run(ctx, view, {scores.data(), offset, 2}, lists, scratch) == Status::ok);
+    REQUIRE((count[0] == 0 && count[1] == 1 && units[0] == 1));
+    return share;
+  };
+  // Two channels make the temperature sqrt(2).
+  const double root = std::sqrt(2.0), fresh = std::exp(2 / root) + std::exp(6 / root) + std::exp(-4 / root);
+  const auto usual = shares({0.5f, 2.0f});
+  REQUIRE(usual[0] == 1.0f);  // a head without candidates reads all
+  REQUIRE(usual[1] == Approx((std::exp(2.0) + fresh) / (std::exp(0.5) + std::exp(2.0) + fresh)).epsilon(1e-6));
+  keys.rows[3][0] = 5000.0f;
+  REQUIRE(shares({0.5f, 2.0f})[1] == 1.0f);
+  keys.rows[3][0] = std::numeric_limits<float>::quiet_NaN();  // weighs nothing, as where it is scored
+  const double rest = fresh - std::exp(6 / root);
+  REQUIRE(shares({0.5f, 2.0f})[1] == Approx((std::exp(2.0) + rest) / (std::exp(0.5) + std::exp(2.0) + rest)).epsilon(1e-6));
+  keys.rows[3][0] = -5000.0f;
+  REQUIRE(shares({800.0f, 801.0f})[1] == Approx(1 / (1 + std::exp(-1.0))).epsilon(1e-6));
 }

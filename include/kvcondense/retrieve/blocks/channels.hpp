@@ -171,13 +171,13 @@ struct TopWithShare {
     const float* x = scores.row(row);
     const index_t n = scores.length(row), dim = view.shape.head_dim;
     if (n == 0) return 1.0f;  // nothing is left out
-    float top = -std::numeric_limits<float>::infinity();
-    for (index_t i = 0; i < n; ++i) top = x[i] > top ? x[i] : top;
-    double read = 0.0, all = 0.0;
+    float most = -std::numeric_limits<float>::infinity();
+    for (index_t i = 0; i < n; ++i) most = x[i] > most ? x[i] : most;
+    double read = 0.0, all = 0.0, top = static_cast<double>(most);
     for (index_t i = 0; i < n; ++i)
-      if (x[i] == x[i]) all += static_cast<double>(std::exp(x[i] - top));
+      if (x[i] == x[i]) all += static_cast<double>(std::exp(x[i] - most));
     for (index_t i = 0; i < lists.count[row]; ++i)
-      if (const float y = x[lists.units.row(row)[i]]; y == y) read += static_cast<double>(std::exp(y - top));
+      if (const float y = x[lists.units.row(row)[i]]; y == y) read += static_cast<double>(std::exp(y - most));
     // Slots that no index knows are read, and weigh as much as the same channels say.
     float query[max_head_dim + 1], key[max_head_dim];
     TopChannels{channels}.of(view.query(view.tokens - 1, row), dim, query);
@@ -185,8 +185,12 @@ struct TopWithShare {
       view.keys->read(head, slot, {key, 1, dim});
       double dot = 0.0;
       for (index_t d = 0; d < dim; ++d) dot += static_cast<double>(query[d]) * static_cast<double>(key[d]);
-      const double w = std::exp(dot / static_cast<double>(query[dim]) - static_cast<double>(top));
-      read += w, all += w;
+      const double logit = dot / static_cast<double>(query[dim]);
+      if (logit > top) {  // from here on it is what weighs 1
+        const double less = std::exp(top - logit);
+        read *= less, all *= less, top = logit;
+      }
+      if (logit == logit) read += std::exp(logit - top), all += std::exp(logit - top);
     }
     return all > 0.0 ? static_cast<float>(read / all) : 1.0f;
   }
