@@ -131,6 +131,8 @@ constexpr Field rekv_fields[] = {
 constexpr Field magicpig_fields[] = {
     number<MagicPig, &MagicPig::sinks>("sinks", "", "first slots, always read", 0, most_slots),
     number<MagicPig, &MagicPig::local>("local", "", "newest slots, always read", 0, most_slots),
+    number<MagicPig, &MagicPig::dense_every>("dense_every", "", "layers whose number is a multiple of it read every slot; 0: none", 0,
+                                             most_layers),
 };
 
 constexpr Entry entries[] = {

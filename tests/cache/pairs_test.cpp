@@ -131,7 +131,7 @@ const std::map<std::string, Setting> settings = {
     {"infinigen", {"infinigen(part=30%, alpha=1, dense_layers=0)"}},
     {"rocketkv", {"rocketkv(page=4, tokens=16, channels=6)"}},
     {"rekv", {"rekv(frame=5, frames=3, init=2, question=8)"}},
-    {"magicpig", {"magicpig(sinks=2, local=6)"}},
+    {"magicpig", {"magicpig(sinks=2, local=6, dense_every=0)"}},
     {"absolute", {"absolute"}},
     {"reindex", {"reindex"}},
     {"rerotate", {"rerotate"}},

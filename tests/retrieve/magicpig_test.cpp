@@ -8,7 +8,7 @@ struct Case {
   nlohmann::json oracle = test::load_oracle("retrieval_reuse_storage.json", "magicpig");
   std::vector<float> planes = test::floats(oracle["planes"]);
   HashPlanes view{planes.data(), 6, 2, 4};
-  retrieve::MagicPig stage{.hash_planes = view, .sinks = 2, .local = 2};
+  retrieve::MagicPig stage{.hash_planes = view, .sinks = 2, .local = 2, .dense_every = 0};
 };
 
 }  // namespace
@@ -85,6 +85,7 @@ TEST_CASE("magicpig: every field changes what is read, and what does not fit is 
   REQUIRE(read([](auto& s) { s.sinks = 3; }) != usual);
   REQUIRE(read([](auto& s) { s.local = 4; }) != usual);
   REQUIRE(read([](auto& s) { s.hash_planes.tables = 3; }) != usual);
+  REQUIRE(read([](auto& s) { s.dense_every = 16; }) != usual);
   const auto status = [&](auto change) {
     retrieve::MagicPig s = c.stage;
     change(s);
@@ -94,4 +95,18 @@ TEST_CASE("magicpig: every field changes what is read, and what does not fit is 
   REQUIRE(status([](auto& s) { s.hash_planes = {}; }) == Status::missing_input);
   REQUIRE(status([](auto& s) { s.hash_planes.dim = 8; }) == Status::shape_mismatch);
   REQUIRE(status([](auto& s) { s.hash_planes.bits = 17; }) == Status::invalid_argument);
+  REQUIRE(status([](auto& s) { s.dense_every = -1; }) == Status::invalid_argument);
+}
+
+TEST_CASE("magicpig: every sixteenth layer reads all, as the paper's models do", "[retrieve][magicpig]") {
+  const auto dense = [](index_t every) {
+    const auto p = retrieve::MagicPig{.dense_every = every}.pipeline();
+    std::vector<index_t> all;
+    for (index_t layer = 0; layer < 80; ++layer)
+      if (p.reads_all(layer)) all.push_back(layer);
+    return all;
+  };
+  REQUIRE(dense(retrieve::MagicPig{}.dense_every) == std::vector<index_t>{0, 16, 32, 48, 64});
+  REQUIRE(dense(40) == std::vector<index_t>{0, 40});
+  REQUIRE(dense(0).empty());
 }

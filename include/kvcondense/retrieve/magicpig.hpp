@@ -28,9 +28,10 @@ namespace kvcondense::retrieve {
 ///          between `sinks` and `local`. Sampled: the same word in at least two tables. Logit += -log(w + 1e-4), w = 1 - (1 - P)^(L -
 ///          1) (L P + 1 - P), P = p^bits, p = 1 - acos(cos(q, k - mean)) / pi, in double. The first `sinks` and the newest `local`
 ///          are read always and as they are. Calls of one query token choose; longer ones read all. lse is that of the weighted
-///          sample. NaN meets nothing.
+///          sample. Layers whose number is a multiple of `dense_every` read all: 0, 16, 32, 48 and 64 of the paper's models.
+///          NaN meets nothing.
 /// Errors   missing_input without planes; shape_mismatch when their dim is not head_dim; invalid_argument unless they have 1 to 16
-///          bits and 2 to 4096 tables, and sinks and local are not negative.
+///          bits and 2 to 4096 tables, and sinks, local and dense_every are not negative.
 struct MagicPig {
   static constexpr Descriptor about{"magicpig", Stage::retrieve, "arXiv:2410.16179"};
   static constexpr KeyState keys = KeyState::rotated;
@@ -38,6 +39,7 @@ struct MagicPig {
   HashPlanes hash_planes{};
   index_t sinks = 4;
   index_t local = 64;
+  index_t dense_every = 16;
 
   constexpr auto pipeline() const {
     return Pipeline{Tokens{},
@@ -51,7 +53,8 @@ struct MagicPig {
                     Aggregate::last,
                     0,
                     Positions::stored,
-                    1};
+                    1,
+                    dense_every};
   }
   constexpr const char* missing() const { return hash_planes.empty() ? "hash_planes" : nullptr; }
   Status validate(const CacheShape& shape) const {
@@ -59,7 +62,7 @@ struct MagicPig {
     if (sinks < 0 || sinks > most || local < 0 || local > most) return Status::invalid_argument;
     if (missing() != nullptr) return Status::missing_input;
     if (hash_planes.dim != shape.head_dim) return Status::shape_mismatch;
-    const bool good = hash_planes.bits >= 1 && hash_planes.bits <= 16 && hash_planes.tables >= 2 && hash_planes.tables <= 4096;
+    const bool good = dense_every >= 0 && hash_planes.bits >= 1 && hash_planes.bits <= 16 && hash_planes.tables >= 2 && hash_planes.tables <= 4096;
     return good ? Status::ok : Status::invalid_argument;
   }
 };

@@ -70,9 +70,10 @@ struct Pipeline {
   index_t dense_layers = 0;  ///< first layers that read every slot
   Positions positions = Positions::stored;
   index_t chunk = most_tokens;  ///< query tokens of a call up to which slots are chosen; a longer one reads all
+  index_t dense_every = 0;      ///< layers whose number is a multiple of it read every slot; 0: no others
 
   static constexpr bool active() { return true; }
-  bool reads_all(index_t layer) const { return layer < dense_layers; }
+  bool reads_all(index_t layer) const { return layer < dense_layers || (dense_every > 0 && layer % dense_every == 0); }
   constexpr bool holds() const { return schedule.keeps(); }
   bool due(index_t seen, index_t tokens) const { return schedule.due(seen, tokens); }
   bool at_prompt_end() const { return schedule.at_prompt_end(); }
@@ -381,15 +382,7 @@ struct Pipeline {
   }
 };
 
-template <class P, class Su, class Q, class Sc, class R, class Se, class K, class Sd>
-Pipeline(P, Su, Q, Sc, R, Se, K, Sd) -> Pipeline<P, Su, Q, Sc, R, Se, K, Sd>;
-template <class P, class Su, class Q, class Sc, class R, class Se, class K, class Sd>
-Pipeline(P, Su, Q, Sc, R, Se, K, Sd, Aggregate) -> Pipeline<P, Su, Q, Sc, R, Se, K, Sd>;
-template <class P, class Su, class Q, class Sc, class R, class Se, class K, class Sd>
-Pipeline(P, Su, Q, Sc, R, Se, K, Sd, Aggregate, index_t) -> Pipeline<P, Su, Q, Sc, R, Se, K, Sd>;
-template <class P, class Su, class Q, class Sc, class R, class Se, class K, class Sd>
-Pipeline(P, Su, Q, Sc, R, Se, K, Sd, Aggregate, index_t, Positions) -> Pipeline<P, Su, Q, Sc, R, Se, K, Sd>;
-template <class P, class Su, class Q, class Sc, class R, class Se, class K, class Sd>
-Pipeline(P, Su, Q, Sc, R, Se, K, Sd, Aggregate, index_t, Positions, index_t) -> Pipeline<P, Su, Q, Sc, R, Se, K, Sd>;
+template <class P, class Su, class Q, class Sc, class R, class Se, class K, class Sd, class... Rest>
+Pipeline(P, Su, Q, Sc, R, Se, K, Sd, Rest...) -> Pipeline<P, Su, Q, Sc, R, Se, K, Sd>;
 
 }  // namespace kvcondense::retrieve
