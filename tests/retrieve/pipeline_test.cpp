@@ -1,3 +1,4 @@
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <limits>
@@ -257,4 +258,54 @@ TEST_CASE("retrieval: scratch is exactly as large as it says", "[retrieve][pipel
                               Phase::automatic, StepInputs{}) == Status::workspace_too_small);
     REQUIRE(f.cache().length() == 92);
   });
+}
+
+TEST_CASE("retrieval: held units of a forged file are no more than slots have", "[retrieve][pipeline]") {
+  CacheShape shape = small;
+  shape.layers = 1;
+  Feeder f(shape, recipe(retrieve::LServe{.page = 8, .part = 4, .tokens = 24, .interval = 64}, evict::H2O{.heavy = 40, .recent = 20}));
+  for (const index_t n : {90, 1, 1}) f.forward(n);
+  const auto& layer = f.cache().layers()[0];
+  const auto& held = layer.held;
+  REQUIRE(held.valid());
+  VectorSink good;
+  REQUIRE(save(f.cache(), good) == Status::ok);
+  // Where they lie in the file.
+  std::vector<index_t> numbers{held.made};
+  numbers.insert(numbers.end(), held.slots.begin(), held.slots.end());
+  const auto pattern = std::as_bytes(std::span(numbers));
+  const auto found = std::search(good.bytes.begin(), good.bytes.end(), pattern.begin(), pattern.end());
+  REQUIRE(found != good.bytes.end());
+  const auto place = static_cast<std::size_t>(found - good.bytes.begin());
+  const auto loads = [&](std::vector<std::byte> bytes) {
+    Checksum sum;
+    sum.add(std::span(bytes).first(bytes.size() - 8));
+    const std::uint64_t s = sum.value();
+    std::memcpy(bytes.data() + bytes.size() - 8, &s, 8);
+    auto fresh = make_cache<Cpu>(shape, f.cache().recipe());
+    REQUIRE(fresh);
+    return load(*fresh, bytes);
+  };
+  REQUIRE(loads(good.bytes) == Status::ok);
+  // The first row's units, again and again.
+  const std::size_t at = place + pattern.size();
+  std::uint32_t count = 0;
+  std::memcpy(&count, good.bytes.data() + at, 4);
+  REQUIRE(count > 0);
+  const index_t most = f.cache().retrieval().most_units(held.slots[0]);
+  for (const index_t n : {most, most + 1}) {
+    auto bytes = good.bytes;
+    const auto now = static_cast<std::uint32_t>(n);
+    std::memcpy(bytes.data() + at, &now, 4);
+    bytes.insert(bytes.begin() + static_cast<std::ptrdiff_t>(at + 4), static_cast<std::size_t>(4 * (n - static_cast<index_t>(count))), std::byte{0});
+    REQUIRE(loads(bytes) == (n == most ? Status::ok : Status::corrupt_data));
+  }
+  // More slots than there are, and an index that knows more than those.
+  REQUIRE(layer.heads[0].slots() < f.cache().length());
+  for (const std::size_t head : {0u, 2u}) {
+    auto bytes = good.bytes;
+    const index_t n = head == 0 ? layer.heads[0].slots() + 1 : held.slots[0] + 1;
+    std::memcpy(bytes.data() + place + 8 * (1 + head), &n, 8);
+    REQUIRE(loads(bytes) == Status::corrupt_data);
+  }
 }

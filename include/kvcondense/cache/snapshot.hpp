@@ -201,16 +201,21 @@ inline void save_held(ByteWriter& w, const retrieve::HeldUnits& held) {
   }
 }
 
-inline Status load_held(ByteReader& r, retrieve::HeldUnits& held, const Counters& c) {
+template <class C, class L>
+Status load_held(ByteReader& r, const C& cache, L& layer) {
+  retrieve::HeldUnits& held = layer.held;
+  const Counters& c = layer.counters;
   if (held.offset.size() == 0) return Status::ok;
   index_t made = -1;
   if (!r.read(made) || made < -1 || made > c.seen) return Status::corrupt_data;
   if (made < 0) return Status::ok;
   for (index_t& n : held.slots)
     if (!r.read(n) || n < 0 || n > c.seen) return Status::corrupt_data;
-  for (index_t row = 0; row + 1 < held.offset.size(); ++row) {
+  const index_t rows = held.offset.size() - 1, heads = layer.heads.size();
+  for (index_t row = 0; row < rows; ++row) {
     std::uint32_t count = 0;
-    if (!r.read(count) || count > r.left() / sizeof(std::int32_t) || static_cast<index_t>(count) > c.seen) return Status::corrupt_data;
+    if (!r.read(count) || count > r.left() / sizeof(std::int32_t)) return Status::corrupt_data;
+    if (static_cast<index_t>(count) > cache.retrieval().most_units(held.slots[row * heads / rows])) return Status::corrupt_data;
     held.offset[row] = held.units.size();
     for (std::uint32_t i = 0; i < count; ++i) {
       std::int32_t unit = 0;
@@ -229,6 +234,15 @@ inline void save_found(ByteWriter& w, const ObjectArray<retrieve::UnitState>& in
     w.put(static_cast<std::uint32_t>(i.found.size()));
     w.bytes(std::as_bytes(i.found.span()));
   }
+}
+
+/// Units are of slots that are there, some of which an index knew. After the heads.
+template <class L>
+bool held_fits(const L& layer) {
+  const index_t heads = layer.held.valid() ? layer.heads.size() : 0;
+  for (index_t h = 0; h < heads; ++h)
+    if (layer.held.slots[h] > layer.heads[h].slots() || layer.held.slots[heads + h] > layer.held.slots[h]) return false;
+  return true;
 }
 
 template <class C, class L>
@@ -339,14 +353,16 @@ Status load(Cache<B, R>& c, std::span<const std::byte> file) {
       if (const Status s = l.pending_positions.push_back(p); s != Status::ok) return s;
     }
     if (const Status s = cache::load_window(r, l.window, c.shape(), n); s != Status::ok) return s;
-    if (const Status s = cache::load_held(r, l.held, n); s != Status::ok) return s;
-    if constexpr (Cache<B, R>::may_retrieve)
+    if constexpr (Cache<B, R>::may_retrieve) {
+      if (const Status s = cache::load_held(r, *fresh, l); s != Status::ok) return s;
       if (fresh->plan().learns)
         if (const Status s = cache::load_found(r, *fresh, l); s != Status::ok) return s;
+    }
     for (auto& h : l.heads) {
       if (const Status s = cache::load_head(r, h, n); s != Status::ok) return s;
       most = std::max(most, h.slots());
     }
+    if (!cache::held_fits(l)) return Status::corrupt_data;
     l.update_offsets();
   }
   if (r.left() != 0) return Status::corrupt_data;
