@@ -81,6 +81,7 @@ TEST_CASE("squeezed: clusters, thresholds and scores of the worked case", "[retr
   REQUIRE(kept == c.oracle["kept_keys_T05"].get<std::vector<int>>());
   REQUIRE(KeyClusters{.part = 0.05}.clusters(c.oracle["cluster_count_example"]["prefix_len"].get<index_t>()) ==
           c.oracle["cluster_count_example"]["K"].get<index_t>());
+  REQUIRE(retrieve::Squeezed{}.iterations == 300);
 }
 
 TEST_CASE("squeezed: two levels of the worked case", "[retrieve][squeezed]") {
@@ -131,6 +132,16 @@ TEST_CASE("squeezed: hostile numbers are no clusters", "[retrieve][squeezed]") {
   x[x.size() - 5] = 7.0f;  // a parent that is not there
   REQUIRE_FALSE(FoundClusters::read(x.data(), size, 2, out));
   REQUIRE_FALSE(FoundClusters::read(x.data(), 3, 2, out));
+  // Parts of clusters: the parent of the second is none of two coarse ones, though it is below 2.5.
+  x = c.numbers;
+  x[x.size() - 1] = 2.5f, x[x.size() - 5] = 2.2f;
+  REQUIRE_FALSE(FoundClusters::read(x.data(), size, 2, out));
+  x = c.numbers;
+  x[x.size() - 2] = 3.5f;
+  REQUIRE_FALSE(FoundClusters::read(x.data(), size, 2, out));
+  x = c.numbers;
+  x[x.size() - 5] = 0.5f;
+  REQUIRE_FALSE(FoundClusters::read(x.data(), size, 2, out));
 }
 
 TEST_CASE("squeezed: every field changes what is read", "[retrieve][squeezed]") {

@@ -41,7 +41,7 @@ struct Squeezed {
   double coarse_quantile = 0.7;
   double threshold = 0.0;
   index_t observe = 100;
-  index_t iterations = 30;
+  index_t iterations = 300;
 
   constexpr auto pipeline() const {
     return Pipeline{Tokens{},

@@ -25,11 +25,11 @@ struct FoundClusters {
   static bool read(float* found, index_t size, index_t dim, FoundClusters& out) {
     if (size < 4) return false;
     const float k = found[size - 2], m = found[size - 1];
-    if (!(k >= 1.0f && k <= 8192.0f && m >= 0.0f && m <= k && m <= 4096.0f)) return false;
+    if (!(k >= 1.0f && k <= 8192.0f && m >= 0.0f && m <= k && m <= 4096.0f) || k != std::floor(k) || m != std::floor(m)) return false;
     out = {found, static_cast<index_t>(k), static_cast<index_t>(m), dim};
     if (floats(out.fine, out.coarse, dim) != size) return false;
     for (index_t c = 0; out.coarse > 0 && c < out.fine; ++c)
-      if (!(out.parent()[c] >= 0.0f && out.parent()[c] < m)) return false;
+      if (const float p = out.parent()[c]; !(p >= 0.0f && p < m) || p != std::floor(p)) return false;
     return true;
   }
   float* directions() const { return at; }
@@ -91,7 +91,7 @@ struct KeyClusters {
   double part = 0.05;         ///< clusters per key
   double coarse_part = 0.0;   ///< coarse clusters per key; 0: one level
   index_t observe = 100;      ///< newest keys and queries of the prompt, that no cluster is made of
-  index_t iterations = 30;
+  index_t iterations = 300;
   double quantile = 0.7;      ///< of keys' scores, the fine threshold
   double coarse_quantile = 0.7;
 
