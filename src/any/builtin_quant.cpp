@@ -375,13 +375,15 @@ struct ZipCacheText : quant::ZipCache<4, 2> {
                                      static_cast<index_t>(low), out);
   }
 };
+// Not called MiKV: in a class made from one that is the name of the template itself, which has a parameter more.
 template <int High, int Low>
-using MiKV = quant::MiKV<High, Low>;
-struct MiKVText : MiKV<8, 2> {
+using MiKVOfWidths = quant::MiKV<High, Low>;
+struct MiKVText : MiKVOfWidths<8, 2> {
   ZipCacheText::High high = ZipCacheText::High::eight;
   ZipCacheText::Low low = ZipCacheText::Low::two;
   void stage(AnyRecipe& out) const {
-    with_two_widths<MiKV>(static_cast<const MiKV<8, 2>&>(*this), static_cast<index_t>(high), static_cast<index_t>(low), out);
+    with_two_widths<MiKVOfWidths>(static_cast<const MiKVOfWidths<8, 2>&>(*this), static_cast<index_t>(high), static_cast<index_t>(low),
+                                  out);
   }
 };
 constexpr Field zipcache_fields[] = {
