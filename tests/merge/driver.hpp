@@ -63,6 +63,18 @@ struct MergeDriver {
     if (x.state.empty()) x.state.assign(at(traits.state), 0.0f);
   }
 
+  /// Takes tokens from ordinal `tokens` on back.
+  void truncate(index_t tokens) {
+    for (Head& x : head) {
+      const auto left = std::lower_bound(x.token.begin(), x.token.end(), tokens) - x.token.begin();
+      const auto cut = [&](auto& all) { all.resize(at(left)); };
+      cut(x.key), cut(x.value), cut(x.token), cut(x.position);
+      for (Floats& l : x.lane) cut(l);
+      if (traits.state > 0) pipeline.truncate(tokens, x.state.data());
+    }
+    seen = tokens;
+  }
+
   Status step() {
     const index_t heads = shape.kv_heads;
     Ints offset{0};

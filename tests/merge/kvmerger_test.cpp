@@ -112,6 +112,7 @@ TEST_CASE("kvmerger: tokens that come where a truncation took some are looked at
   REQUIRE(d.step() == Status::ok);
   REQUIRE(d.head[0].token.size() == 21);  // next: token 20
   d.phase = Phase::decode;
+  d.truncate(6);
   alike(7);
   REQUIRE(d.step() == Status::ok);
   REQUIRE(d.head[0].token.size() == 7);
@@ -124,23 +125,28 @@ TEST_CASE("kvmerger: tokens that come where a truncation took some are looked at
   for (std::size_t j = 6; j < 10; ++j) REQUIRE(d.head[0].to[j] == d.head[0].to[6]);
   REQUIRE(d.head[0].to[5] == 5);
 
-  // A cache, and a second prompt that is longer than what went.
+  // A cache, and a second prompt, whole and in chunks.
   const CacheShape s{.q_heads = 1, .kv_heads = 1, .head_dim = 8, .dtype = DType::f32};
   auto cache = make_cache<Cpu>(s, recipe(merge::KVMerger{.heavy = 0.0, .recent = 0.0, .window = 4, .sinks = 0}));
   REQUIRE(cache);
   Workspace work;
   REQUIRE(work.reserve(cache->workspace_bytes(256, 128)) == Status::ok);
   Context<Cpu> ctx(work.bytes());
-  const auto prompt = [&](index_t n) {
+  const auto prompt = [&](index_t n, Phase phase = Phase::prefill_end) {
     const Floats rows(at(8 * n), 1.0f);
     Floats out(at(8 * n));
     const auto view = dense_view(rows.data(), 1, n, 8);
-    REQUIRE(cache->forward(ctx, 0, view, view, view, dense_view(out.data(), 1, n, 8), {}, Phase::prefill_end) == Status::ok);
+    REQUIRE(cache->forward(ctx, 0, view, view, view, dense_view(out.data(), 1, n, 8), {}, phase) == Status::ok);
   };
   prompt(60);
   const index_t usual = cache->slots(0, 0);
   REQUIRE(usual < 60);
   REQUIRE(cache->truncate(0) == Status::ok);
   prompt(60);
+  REQUIRE(cache->slots(0, 0) == usual);
+  REQUIRE(cache->truncate(0) == Status::ok);
+  prompt(20, Phase::prefill_chunk);
+  prompt(20, Phase::prefill_chunk);
+  prompt(20);
   REQUIRE(cache->slots(0, 0) == usual);
 }

@@ -17,6 +17,7 @@ struct MergeTable {
   std::size_t (*workspace_bytes)(const MergeRoom&, const CacheShape&, index_t);
   Status (*observe)(const MergeRoom&, Context<Cpu>&, const StepView<Cpu>&, evict::LaneViews);
   bool (*fires)(const MergeRoom&, const StepView<Cpu>&);
+  void (*truncate)(const MergeRoom&, index_t, float*);
   Status (*decide)(const MergeRoom&, Context<Cpu>&, const merge::Scene<Cpu>&, evict::LaneViews, const evict::KeepSet&,
                    RaggedView<std::int32_t>, index_t*, const Scratch&);
   Status (*validate)(const MergeRoom&, const CacheShape&);
@@ -34,6 +35,7 @@ struct MergeTable {
         return m.as<M>().pipeline().observe(c, v, l);
       };
       t.fires = [](const MergeRoom& m, const StepView<Cpu>& v) { return m.as<M>().pipeline().fires(v); };
+      t.truncate = [](const MergeRoom& m, index_t tokens, float* state) { m.as<M>().pipeline().truncate(tokens, state); };
       t.decide = [](const MergeRoom& m, Context<Cpu>& c, const merge::Scene<Cpu>& scene, evict::LaneViews l,
                     const evict::KeepSet& k, RaggedView<std::int32_t> turn, index_t* folded, const Scratch& s) {
         return m.as<M>().pipeline().decide(c, scene, l, k, turn, folded, s);
@@ -63,6 +65,7 @@ class AnyMerger {
     return table_->observe(room_, ctx, view, lanes);
   }
   bool fires(const StepView<Cpu>& view) const { return table_->fires(room_, view); }
+  void truncate(index_t tokens, float* state) const { table_->truncate(room_, tokens, state); }
   Status decide(Context<Cpu>& ctx, const merge::Scene<Cpu>& scene, evict::LaneViews lanes, const evict::KeepSet& keep,
                 RaggedView<std::int32_t> turn, index_t* folded, const Scratch& scratch) const {
     return table_->decide(room_, ctx, scene, lanes, keep, turn, folded, scratch);

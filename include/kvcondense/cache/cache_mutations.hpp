@@ -205,7 +205,11 @@ Status Cache<B, R>::commit(Context<B>& ctx, index_t layer, const evict::KeepSet&
 
 template <Backend B, class R>
 void Cache<B, R>::truncate_layer(index_t layer, index_t newest) {
-  layers_[layer].truncate(layers_[layer].counters.seen - newest);
+  Layer& l = layers_[layer];
+  l.truncate(l.counters.seen - newest);
+  if constexpr (can_merge)
+    if (fold_.state > 0)
+      for (auto& head : l.heads) merger_.truncate(l.counters.seen, head.state.data());
 }
 
 template <Backend B, class R>
@@ -213,9 +217,10 @@ Status Cache<B, R>::truncate(index_t tokens) {
   if (tokens < 0) return Status::out_of_range;
   for (const Layer& l : layers_)
     if (tokens > l.counters.seen) return Status::out_of_range;
-  for (Layer& l : layers_) l.truncate(tokens);
-  for (index_t layer = 0; layer < layers_.size(); ++layer)
+  for (index_t layer = 0; layer < layers_.size(); ++layer) {
+    truncate_layer(layer, layers_[layer].counters.seen - tokens);
     refresh_index(Context<B>{}, layer, layers_[layer].counters.pending);
+  }
   return Status::ok;
 }
 

@@ -23,7 +23,7 @@ namespace kvcondense::io {
 /// Needs    a POSIX host, and a folder for a file without a name (it is gone with the process).
 /// Shapes   requests of `least` bytes and more lie in the file, in slabs of `slab` bytes or of their own; smaller ones, like
 ///          tables that every step reads, come from `small`.
-/// Cost     two system calls per slab. A released piece is used again by requests of its size.
+/// Cost     three system calls per slab. A released piece is used again by requests of its size.
 /// Numbers  `file_bytes()` is what the file has, blocks of the disk and no holes; how much of it is in RAM is the machine's
 ///          business, until `let_go()` asks it to keep none.
 /// Errors   open: io_error; allocate: null when the disk, what a process may write or the addresses are at an end.

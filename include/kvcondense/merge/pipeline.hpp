@@ -110,6 +110,7 @@ constexpr index_t fan_of(const Finder& finder) {
 ///   finder     run(ctx, Scene&, Scratch&) -> Status      links slots to those they may fold into: unlinked ones, which an
 ///                                                       eviction stage let go, or such that stay
 ///              fires(view) -> bool (may be left out)    finds sets among the slots that stay in this step
+///              truncate(tokens, float* state) (may be left out)    what its numbers are when tokens from there on are gone
 ///   threshold  run(ctx, Scene&) -> Status                which links hold
 ///   weights    run(ctx, Scene&, Mass, Scratch&) -> Status    what counts how much in a sum
 ///              reads_sizes() -> bool (may be left out)  knows how many tokens slots stand for
@@ -166,6 +167,11 @@ struct Pipeline {
   template <Backend B>
   bool fires(const StepView<B>& view) const {
     return finds_sets(finder, view);
+  }
+
+  /// What the numbers of a head are when all tokens from ordinal `tokens` on are gone.
+  void truncate(index_t tokens, float* state) const {
+    if constexpr (requires { finder.truncate(tokens, state); }) finder.truncate(tokens, state);
   }
 
   /// Links of a step, after eviction said which slots stay: `keep` goes in with those, and comes out with what is left

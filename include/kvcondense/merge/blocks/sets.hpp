@@ -30,6 +30,10 @@ struct Runs {
 
   constexpr bool reads_scores() const { return true; }
   constexpr index_t state_floats() const { return 1; }  // the token at which the next search begins, as bits
+  /// In what comes where tokens were taken back no run was sought.
+  void truncate(index_t tokens, float* state) const {
+    *state = std::bit_cast<float>(std::min(static_cast<std::int32_t>(tokens), std::bit_cast<std::int32_t>(*state)));
+  }
   std::size_t workspace_bytes(const CacheShape& shape, index_t) const {
     return Scratch::bytes_for<prim::SlotRange>(shape.kv_heads) + Scratch::bytes_for<index_t>(shape.kv_heads);
   }
@@ -52,9 +56,7 @@ struct Runs {
     const index_t last = view.seen - newest;
     bool any = false;
     for (index_t h = 0; h < view.heads(); ++h) {
-      // In what came with this step no run was sought, whatever tokens that a truncation took left behind.
-      const index_t begun = std::min<index_t>(view.seen - view.appended, std::bit_cast<std::int32_t>(scene.state(h, 0)));
-      scene.state(h, 0) = std::bit_cast<float>(static_cast<std::int32_t>(begun));
+      const index_t begun = std::bit_cast<std::int32_t>(scene.state(h, 0));
       const index_t first = std::max(sinks, begun);
       region[h] = {};
       if (last <= first || (!prompt && last - begun < window)) continue;
