@@ -124,8 +124,9 @@ TEST_CASE("kvmerger: tokens that come where a truncation took some are looked at
   REQUIRE(d.head[0].token.size() == 11);
   for (std::size_t j = 6; j < 10; ++j) REQUIRE(d.head[0].to[j] == d.head[0].to[6]);
   REQUIRE(d.head[0].to[5] == 5);
+}
 
-  // A cache, and a second prompt, whole and in chunks.
+TEST_CASE("kvmerger: a prompt after a truncation folds as the first one did, whole and in chunks", "[merge][kvmerger]") {
   const CacheShape s{.q_heads = 1, .kv_heads = 1, .head_dim = 8, .dtype = DType::f32};
   auto cache = make_cache<Cpu>(s, recipe(merge::KVMerger{.heavy = 0.0, .recent = 0.0, .window = 4, .sinks = 0}));
   REQUIRE(cache);
