@@ -21,6 +21,10 @@ NeedsText needs(const Entry& entry) {
     const evict::AnyPipeline saliency = recipe.quant.saliency();
     all = all | saliency.inputs(), attention = saliency.attention();
   }
+  constexpr CacheShape shape{.q_heads = 1, .kv_heads = 1, .head_dim = 64};  // any: what a codec is found from does not depend on it
+  if (recipe.quant.missing().fact == nullptr)
+    for (const AnyCodec& codec : {recipe.quant.key_codec(shape), recipe.quant.value_codec(shape)})
+      if (codec.transform().needs_queries()) all = all | Input::queries;
   if (pipeline.probes()) return text.add("queries of probes");
   for (const Input i : all_inputs) {
     if (!all.has(i)) continue;

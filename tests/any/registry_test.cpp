@@ -119,6 +119,28 @@ any::ParseResult as_recipe(const std::string& text) {
 
 }  // namespace
 
+TEST_CASE("registry: what a method is said to need is what a cache of it asks for", "[any][registry]") {
+  for (const any::Entry* e : any::builtin().entries()) {
+    const std::string said(any::needs(*e).view());
+    CAPTURE(std::string(e->word), said);
+    if (said == "policy") continue;  // whatever the wrapped one needs
+    // A merge stage beside a policy that needs nothing; wrappers do not fit around every quantizer as they are.
+    const auto recipe = as_recipe(e->room == Stage::merge ? "knorm + " + std::string(e->word)
+                                                          : with_fields(*e, e->wraps ? stages_to_vary(*e).front() : ""));
+    REQUIRE(recipe);
+    const auto cache = any::AnyCache::make(recipe->stages, "", test::observed_shape);
+    REQUIRE(cache);
+    std::string asked;
+    for (const Input i : all_inputs)
+      if (cache->capabilities().needs.has(i)) asked += (asked.empty() ? "" : ", ") + std::string(to_string(i));
+    if (cache->capabilities().probes) asked = "queries of probes";
+    if (asked.empty()) asked = "nothing";
+    std::string plain = said;
+    if (const auto at = plain.find("window"); at != std::string::npos) plain.replace(at, 6, "attention");
+    CHECK(plain == asked);
+  }
+}
+
 TEST_CASE("registry: every field changes what a cache does", "[any][registry]") {
   for (const any::Entry* e : any::builtin().entries())
     for (const Field& f : e->fields) {

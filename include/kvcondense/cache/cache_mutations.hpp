@@ -36,8 +36,9 @@ Status Cache<B, R>::check_input(const StepView<B>& view, Input what) const {
   if (what == Input::queries) {
     const index_t rows = in.queries.extent[1];
     const index_t chosen_by = !retrieval_.holds() ? 0 : view.appended > retrieval_.longest_call() ? 1 : view.appended;
-    // Where nobody asks for a number of them, the newest is read: by a fold, a codec or a fit.
-    const index_t least = probe ? view.appended : std::max({index_t{1}, queries().of(view.appended), chosen_by});
+    // Where nobody asks for a number of them, the newest is read, if there is one: by a fold, a codec or a fit.
+    const index_t newest = std::min<index_t>(1, view.appended);
+    const index_t least = probe ? view.appended : std::max({newest, queries().of(view.appended), chosen_by});
     if (in.queries.data == nullptr || rows < least) return Status::missing_input;
     const bool fits = in.queries.extent[0] == shape_.q_heads && in.queries.extent[2] == shape_.head_dim;
     return fits && rows <= view.appended ? Status::ok : Status::shape_mismatch;
