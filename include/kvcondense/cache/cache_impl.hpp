@@ -143,7 +143,7 @@ std::size_t Cache<B, R>::workspace_bytes(index_t slots, index_t tokens, index_t 
   const std::size_t attend = prim::Attend<Cpu>::workspace_bytes(workers, shape_.kv_heads, shape_.group() * tokens, slots, plan_.query_width,
                                                                 plan_.value_width, true);
   std::size_t step = Scratch::align + Scratch::bytes_for<std::int32_t>(total) +
-                     2 * Scratch::bytes_for<index_t>(shape_.kv_heads) +
+                     2 * Scratch::bytes_for<index_t>(shape_.kv_heads) + Scratch::bytes_for<prim::Ends>(shape_.kv_heads) +
                      static_cast<std::size_t>(plan_.lanes) * Scratch::bytes_for<float>(total);
   step += std::max(pipeline_.workspace_bytes(shape_, total),
                    static_cast<std::size_t>(workers) * Scratch::bytes_for<float>(plan_.commit_floats));

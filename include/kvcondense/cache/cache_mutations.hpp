@@ -4,6 +4,16 @@
 #include <kvcondense/cache/folding.hpp>
 
 namespace kvcondense {
+namespace cache {
+
+/// What a selection says of one head.
+inline Kept kept_of(const evict::KeepSet& keep, index_t head) {
+  const index_t n = keep.count[head], slots = keep.slots.length(head);
+  if (n == slots) return Kept::without(n, n, n);
+  return keep.ends[head].prefix >= 0 ? Kept::ends(keep.ends[head], slots) : Kept::listed(keep.slots.row(head), n);
+}
+
+}  // namespace cache
 
 /// What the coming step will see, without attention and rows.
 template <Backend B, class R>
@@ -90,10 +100,11 @@ Status Cache<B, R>::run_step(Context<B>& ctx, index_t layer, const StepInputs& i
   index_t nan = 0;
   evict::KeepSet keep{{scratch.take<std::int32_t>(total), l.offset.data(), heads},
                       scratch.take<index_t>(heads),
-                      scratch.take<index_t>(heads), &nan};
+                      scratch.take<index_t>(heads), &nan, scratch.take<prim::Ends>(heads)};
   RaggedView<float> lanes[cache::max_lanes];
   const index_t lane_count = plan_.lanes;
-  if (keep.slots.data == nullptr || keep.count == nullptr || keep.budget == nullptr) return Status::workspace_too_small;
+  if (keep.slots.data == nullptr || keep.count == nullptr || keep.budget == nullptr || keep.ends == nullptr)
+    return Status::workspace_too_small;
   // Policies work on copies: a step that is refused later must not have counted its attention.
   if (!l.copy_lanes(lane_count, scratch, lanes)) return Status::workspace_too_small;
 
@@ -115,7 +126,10 @@ Status Cache<B, R>::run_step(Context<B>& ctx, index_t layer, const StepInputs& i
     for (index_t h = 0; h < heads && s == Status::ok; ++h) l.take_lanes(lane_views, h);
     return s;
   }
-  for (index_t h = 0; h < heads; ++h) keep.count[h] = keep.budget[h] = l.heads[h].slots();
+  for (index_t h = 0; h < heads; ++h) {
+    keep.count[h] = keep.budget[h] = l.heads[h].slots();
+    keep.ends[h] = {-1, 0};
+  }
   if (const Status s = pipeline_.observe(ctx, view, lane_views); s != Status::ok) return s;
   if (graded_)
     if (const Status s = saliency_.observe(ctx, view, grade_lanes); s != Status::ok) return s;
@@ -126,7 +140,7 @@ Status Cache<B, R>::run_step(Context<B>& ctx, index_t layer, const StepInputs& i
     }
   const bool fires = pipeline_.fires(view);
   if (fires)
-    if (const Status s = pipeline_.choose(ctx, view, lane_views, keep, scratch); s != Status::ok) return s;
+    if (const Status s = pipeline_.choose(ctx, view, lane_views, merging_ ? keep.with_lists() : keep, scratch); s != Status::ok) return s;
   cache::Folding folding;
   if constexpr (can_merge)
     if (const Status s = !merging_ ? Status::ok : fold(ctx, view, fold_lanes, keep, folding, scratch); s != Status::ok) return s;
@@ -157,7 +171,7 @@ Status Cache<B, R>::grade(Context<B>& ctx, const StepView<B>& view, evict::LaneV
                           RaggedView<float>& scores, Scratch& scratch) const {
   bool any = false;
   const auto& heads = layers_[view.layer].heads;
-  for (index_t h = 0; h < heads.size(); ++h) any = any || heads[h].flushes(keep.slots.row(h), keep.count[h]);
+  for (index_t h = 0; h < heads.size(); ++h) any = any || heads[h].flushes(cache::kept_of(keep, h));
   if (!any) return Status::ok;
   scores.data = scratch.take<float>(view.total());
   auto* shield = scratch.take<evict::Protected>(heads.size());
@@ -165,7 +179,7 @@ Status Cache<B, R>::grade(Context<B>& ctx, const StepView<B>& view, evict::LaneV
   saliency_.protect_ends(view, shield);
   if (const Status s = saliency_.rank(ctx, view, lanes, shield, scores, scratch); s != Status::ok) return s;
   for (index_t h = 0; h < heads.size(); ++h)
-    if (keep.count[h] < heads[h].slots()) cache::gather_down(scores.row(h), keep.slots.row(h), keep.count[h]);
+    if (keep.count[h] < heads[h].slots()) cache::gather_down(scores.row(h), cache::kept_of(keep, h));
   return Status::ok;
 }
 
@@ -180,7 +194,7 @@ Status Cache<B, R>::commit(Context<B>& ctx, index_t layer, const evict::KeepSet&
   Status room = Status::ok;
   if constexpr (can_merge) room = reserve_fold(l, folding);
   for (index_t h = 0; h < shape_.kv_heads && room == Status::ok; ++h)
-    room = l.heads[h].reserve_commit(keep.slots.row(h), keep.count[h]);
+    room = l.heads[h].reserve_commit(cache::kept_of(keep, h));
   if (room != Status::ok) {
     for (auto& head : l.heads) head.trim();
     return room;
@@ -194,7 +208,7 @@ Status Cache<B, R>::commit(Context<B>& ctx, index_t layer, const evict::KeepSet&
   ctx.parallel(shape_.kv_heads, [&](index_t h, index_t worker) {
     auto& head = l.heads[h];
     l.take_lanes(lanes, h);
-    const auto done = head.commit(keep.slots.row(h), keep.count[h], rows + worker * floats,
+    const auto done = head.commit(cache::kept_of(keep, h), rows + worker * floats,
                                   scores.data == nullptr ? nullptr : scores.row(h),
                                   {queries, h * shape_.group(), queries.data == nullptr ? 0 : shape_.group()},
                                   folding.any ? folding.links.to.row(h) : nullptr);
@@ -228,28 +242,22 @@ Status Cache<B, R>::truncate(index_t tokens) {
 template <Backend B, class R>
 Status Cache<B, R>::remove(Context<B>& ctx, index_t first, index_t last) {
   if (first < 0 || last < first) return Status::out_of_range;
-  index_t most = 0;
-  for (Layer& l : layers_) {
+  for (const Layer& l : layers_) {
     if (last > l.counters.seen) return Status::out_of_range;
     if (l.counters.pending > 0) return Status::order_violation;
-    for (auto& h : l.heads) most = std::max(most, h.slots());
   }
   Scratch scratch(ctx.workspace());
-  auto* keep = scratch.take<std::int32_t>(most);
   float* rows = scratch.take<float>(plan_.commit_floats);
-  if (keep == nullptr || rows == nullptr) return Status::workspace_too_small;
+  if (rows == nullptr) return Status::workspace_too_small;
   for (Layer& l : layers_)
     for (auto& h : l.heads)
       if (h.ids.below(first) < h.ids.below(last))
         if (const Status s = h.ids.reserve_list(); s != Status::ok) return s;
   for (Layer& l : layers_) {
     for (auto& h : l.heads) {
-      const index_t from = h.ids.below(first), to = h.ids.below(last), n = h.slots();
+      const index_t from = h.ids.below(first), to = h.ids.below(last);
       if (from == to) continue;
-      index_t k = 0;
-      for (index_t i = 0; i < n; ++i)
-        if (i < from || i >= to) keep[k++] = static_cast<std::int32_t>(i);
-      h.keep_slots(keep, k);
+      h.keep_slots(cache::Kept::without(from, to, h.slots()));
       h.coded_again += h.compact(rows);
     }
     l.update_offsets();

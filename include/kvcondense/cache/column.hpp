@@ -4,6 +4,7 @@
 #include <span>
 
 #include <kvcondense/cache/cursor.hpp>
+#include <kvcondense/cache/kept.hpp>
 #include <kvcondense/cache/row_map.hpp>
 #include <kvcondense/cache/segment.hpp>
 #include <kvcondense/core/flush.hpp>
@@ -123,16 +124,12 @@ class Column {
     else return prim::mix_fingerprints(map_.transform().fingerprint(), coded_.codec().fingerprint());
   }
 
-  /// Keeps the slots named in `keep`, ascending.
-  void keep(const std::int32_t* keep, index_t count) {
-    index_t base = 0, i = 0;
+  void keep(const Kept& kept) {
+    index_t base = 0;
     const auto part = [&](auto& segment) {
-      const index_t end = base + segment.live();
-      const auto* stop = std::lower_bound(keep + i, keep + count, static_cast<std::int32_t>(end));
-      const index_t n = stop - (keep + i);
-      segment.keep(keep + i, n, base);
-      base = end;
-      i += n;
+      const index_t here = segment.live();
+      segment.keep(kept, base);
+      base += here;
     };
     part(sinks_), part(coded_), part(window_);
   }

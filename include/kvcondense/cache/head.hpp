@@ -4,7 +4,7 @@
 #include <utility>
 
 #include <kvcondense/cache/column.hpp>
-#include <kvcondense/cache/runs.hpp>
+#include <kvcondense/cache/kept.hpp>
 #include <kvcondense/cache/slot_ids.hpp>
 #include <kvcondense/cache/summary.hpp>
 
@@ -115,17 +115,17 @@ struct Head {
       for (index_t i = 0; i < n; ++i) lane[l].append_reserved(l == value_scale ? 1.0f : 0.0f);
   }
 
-  /// Whether `commit` will code slots when `keep` survives.
-  bool flushes(const std::int32_t* keep, index_t n) const {
-    return keys.due(window_after(keys, keep, n)) > 0 || values.due(window_after(values, keep, n)) > 0;
+  /// Whether `commit` will code slots when `kept` survives.
+  bool flushes(const Kept& kept) const {
+    return keys.due(window_after(keys, kept)) > 0 || values.due(window_after(values, kept)) > 0;
   }
 
-  /// Room for everything `commit` may need when `keep` survives.
-  Status reserve_commit(const std::int32_t* keep, index_t n) {
-    if (n < slots())
+  /// Room for everything `commit` may need when `kept` survives.
+  Status reserve_commit(const Kept& kept) {
+    if (kept.size() < slots())
       if (const Status s = ids.reserve_list(); s != Status::ok) return s;
-    Status s = keys.reserve_flush(keys.due(window_after(keys, keep, n)));
-    if (s == Status::ok) s = values.reserve_flush(values.due(window_after(values, keep, n)));
+    Status s = keys.reserve_flush(keys.due(window_after(keys, kept)));
+    if (s == Status::ok) s = values.reserve_flush(values.due(window_after(values, kept)));
     if (s != Status::ok) trim();
     return s;
   }
@@ -135,12 +135,12 @@ struct Head {
     index_t coded_again = 0;
   };
 
-  /// Keeps the listed slots, codes what the flush rules say, gives room back. Cannot fail. `scores`: null, or one
+  /// Keeps these slots, codes what the flush rules say, gives room back. Cannot fail. `scores`: null, or one
   /// per slot that is kept. `queries`: of this step, where there are any. `to`: null, or where slots folded to.
-  Done commit(const std::int32_t* keep, index_t n, float* rows, const float* scores = nullptr,
+  Done commit(const Kept& kept, float* rows, const float* scores = nullptr,
               const prim::HeadQueries& queries = {}, const std::int32_t* to = nullptr) {
-    if (summary.kept() && n < slots()) summary.absorb(keys, values, slots(), keep, n, to);
-    keep_slots(keep, n);
+    if (summary.kept()) summary.absorb(keys, values, slots(), kept, to);
+    keep_slots(kept);
     Done done;
     // What is coded now, and what is coded again, is no longer what an index saw.
     const bool codes = keys.due(keys.window().live()) > 0, values_too = values.due(values.window().live()) > 0;
@@ -159,16 +159,16 @@ struct Head {
     return again;
   }
 
-  /// Keeps the listed slots and nothing else: no flush, no move.
-  void keep_slots(const std::int32_t* keep, index_t n) {
-    if (n == slots()) return;
-    changed(first_gap(keep, n));
-    keys.keep(keep, n);
-    values.keep(keep, n);
-    ids.keep(keep, n);
+  /// Keeps these slots and does nothing else: no flush, no move.
+  void keep_slots(const Kept& kept) {
+    if (kept.size() == slots()) return;
+    changed(kept.first_gap());
+    keys.keep(kept);
+    values.keep(kept);
+    ids.keep(kept);
     for (index_t l = 0; l < lanes; ++l) {
-      gather_down(lane[l].data(), keep, n);
-      lane[l].shrink(n);
+      gather_down(lane[l].data(), kept);
+      lane[l].shrink(kept.size());
     }
     give_back();
   }
@@ -212,17 +212,6 @@ struct Head {
   index_t scratch() const { return std::max(keys.scratch(), values.scratch()); }
 
  private:
-  /// The first slot that an ascending list does not name.
-  static index_t first_gap(const std::int32_t* keep, index_t n) {
-    index_t good = 0, bad = n;  // keep[i] == i below `good`
-    while (good < bad) {
-      const index_t middle = good + (bad - good) / 2;
-      if (keep[middle] == middle) good = middle + 1;
-      else bad = middle;
-    }
-    return good;
-  }
-
   /// Tables of a prompt that is mostly gone.
   void give_back() {
     ids.give_back(), keys.give_back(), values.give_back();
@@ -230,10 +219,9 @@ struct Head {
   }
 
   template <class C>
-  static index_t window_after(const C& column, const std::int32_t* keep, index_t n) {
-    const index_t before = column.sinks().live() + column.coded().live();
-    if (n == column.slots()) return column.window().live();  // no list needed
-    return keep + n - std::lower_bound(keep, keep + n, static_cast<std::int32_t>(before));
+  static index_t window_after(const C& column, const Kept& kept) {
+    if (kept.size() == column.slots()) return column.window().live();  // no list needed
+    return kept.size() - kept.below(column.sinks().live() + column.coded().live());
   }
 };
 

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <utility>
 
+#include <kvcondense/cache/kept.hpp>
 #include <kvcondense/cache/page.hpp>
 #include <kvcondense/core/buffer.hpp>
 #include <kvcondense/core/status.hpp>
@@ -127,28 +128,30 @@ class Segment {
     return repaired;
   }
 
-  /// Keeps the live slots named in `keep` (ascending, counted from the segment's first live slot).
+  /// Of the live slots, which are the head's slots from `base` on, those that are not kept become tombstones.
   /// Room that `reserve` counted on stays: a last page that empties is kept until `trim`.
-  void keep(const std::int32_t* keep, index_t count, index_t base) {
-    index_t at = 0, i = 0;  // logical slot, entry of the list
-    for (index_t p = 0; p < pages_.size(); ++p) {
-      PageRef& ref = pages_[p];
-      const index_t n = ref.live;
-      // Ascending and unique: if the page's last slot is the n-th of the next entries, all stay.
-      if (n > 0 && i + n <= count && keep[i + n - 1] - base == at + n - 1) {
-        at += n, i += n;
-        continue;
+  void keep(const Kept& kept, index_t base) {
+    index_t p = -1, slot = 0, at = base, rest = 0;  // slot `at` of the head is the next live one from `slot` of page p on
+    bool full = false, emptied = false, any = false;
+    const auto next_page = [&] {
+      at += rest;
+      const PageRef& ref = pages_[++p];
+      slot = 0, rest = ref.live, full = ref.full_of_life();
+    };
+    kept.for_gaps(base, base + live_, [&](index_t first, index_t last) {
+      while (at + rest <= first) next_page();
+      if (full) slot += first - at, rest -= first - at, at = first;
+      while (at < last) {
+        while (rest == 0) next_page();
+        PageRef& ref = pages_[p];
+        while (!ref.alive(slot)) ++slot;
+        if (at >= first) ref.kill(slot), --live_, any = true, emptied = emptied || ref.live == 0;
+        ++slot, ++at, --rest;
       }
-      for (index_t s = 0; s < ref.used; ++s) {
-        if (!ref.alive(s)) continue;
-        if (i < count && keep[i] - base == at) ++i;
-        else ref.kill(s);
-        ++at;
-      }
-    }
-    live_ = count;
+    });
+    if (!any) return;
     empty_tail();
-    drop_dead();
+    drop_dead(emptied);
   }
 
   /// For slots with parameters of their own: after `reserve_write`, a live slot gets another row.
@@ -268,7 +271,23 @@ class Segment {
     std::memset(pages_[p].page->payload(), 0, pages_[p].page->payload_bytes);
   }
 
-  void drop_dead() {
+  void drop_dead(bool emptied = true) {
+    if (emptied) drop_pages();
+    const index_t p = last_used();
+    if (p < 0) return;
+    // Trailing tombstones can be written again at once (whole groups only).
+    PageRef& tail = pages_[p];
+    const index_t group = codec_.group_slots();
+    while (tail.used > 0) {
+      bool all_dead = true;
+      for (index_t s = tail.used - group; s < tail.used; ++s) all_dead = all_dead && !tail.alive(s);
+      if (!all_dead) break;
+      tail.used -= static_cast<std::int32_t>(group);
+      tail.revive_from(tail.used);
+    }
+  }
+
+  void drop_pages() {
     index_t gone = 0, to = 0;
     Page* last = nullptr;
     for (index_t p = 0; p < pages_.size(); ++p) {
@@ -283,18 +302,6 @@ class Segment {
     }
     pages_.shrink(to);
     if (last != nullptr) retire(last, gone);
-    const index_t p = last_used();
-    if (p < 0) return;
-    // Trailing tombstones can be written again at once (whole groups only).
-    PageRef& tail = pages_[p];
-    const index_t group = codec_.group_slots();
-    while (tail.used > 0) {
-      bool all_dead = true;
-      for (index_t s = tail.used - group; s < tail.used; ++s) all_dead = all_dead && !tail.alive(s);
-      if (!all_dead) break;
-      tail.used -= static_cast<std::int32_t>(group);
-      tail.revive_from(tail.used);
-    }
   }
 
   /// The last of `gone` pages that emptied together. One at a time means a steady state, and the page
@@ -317,6 +324,7 @@ class Segment {
   /// the shortest such run, so what a step moves depends on where slots left, not on how many there are.
   bool free_page() {
     const index_t last = last_used();
+    if (last < 0 || last * page_slots_ + pages_[last].used - live_ < page_slots_) return false;
     index_t first = -1, end = 0, from = 0, sum = 0;
     for (index_t p = 0; p <= last; ++p) {
       sum += empty_slots(p, last);

@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <cstdint>
 
-#include <kvcondense/cache/runs.hpp>
+#include <kvcondense/cache/kept.hpp>
 #include <kvcondense/core/buffer.hpp>
 
 namespace kvcondense::cache {
@@ -47,12 +47,13 @@ class SlotIds {
   }
 
   /// After `reserve_list`, when anything but a tail leaves.
-  void keep(const std::int32_t* slots, index_t n) {
+  void keep(const Kept& kept) {
+    const index_t n = kept.size();
     if (n == size()) return;
-    if (n == 0 || slots[n - 1] == n - 1 || (!listed_ && slots[n - 1] - slots[0] == n - 1)) {
+    if (n == 0 || kept[n - 1] == n - 1 || (!listed_ && kept[n - 1] - kept[0] == n - 1)) {
       // A consecutive run of consecutive ordinals stays one.
       if (!listed_) {
-        first_ += n > 0 ? slots[0] : 0;
+        first_ += n > 0 ? kept[0] : 0;
         count_ = n;
       } else {
         list_.shrink(n);
@@ -60,7 +61,7 @@ class SlotIds {
       return;
     }
     make_list();
-    gather_down(list_.data(), slots, n);
+    gather_down(list_.data(), kept);
     list_.shrink(n);
   }
 

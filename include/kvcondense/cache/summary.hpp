@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include <kvcondense/cache/kept.hpp>
 #include <kvcondense/core/buffer.hpp>
 #include <kvcondense/core/shape.hpp>
 #include <kvcondense/prim/attend.hpp>
@@ -36,28 +37,27 @@ class Summary {
     return {numbers_.data(), numbers_.data() + key_dim_, static_cast<float>(std::log(static_cast<double>(count_)))};
   }
 
-  /// Takes in slots that leave: all of [0, slots) that are not in `keep`, in slot order. `to`: null, or per slot where
-  /// it folds to; those that fold into another slot live on there.
+  /// Takes in those of `slots` slots that leave, in slot order. `to`: null, or per slot where it folds to; those that
+  /// fold into another slot live on there.
   template <class K, class V>
-  void absorb(const K& keys, const V& values, index_t slots, const std::int32_t* keep, index_t n, const std::int32_t* to) {
+  void absorb(const K& keys, const V& values, index_t slots, const Kept& kept, const std::int32_t* to) {
     alignas(64) float key[tile * max_head_dim];
     alignas(64) float value[tile * max_head_dim];
     const index_t value_dim = numbers_.size() - key_dim_;
-    for (index_t i = 0, k = 0; i < slots;) {
-      if (k < n && keep[k] == i) {
-        ++i, ++k;
-        continue;
+    kept.for_gaps(0, slots, [&](index_t first, index_t last) {
+      for (index_t i = first; i < last;) {
+        index_t m = to == nullptr ? std::min(tile, last - i) : 0;
+        for (; to != nullptr && m < std::min(tile, last - i) && to[i + m] < 0; ++m) {}
+        if (m == 0) {
+          ++i;
+          continue;
+        }
+        keys.decode_from(i, {key, m, key_dim_});
+        values.decode_from(i, {value, m, value_dim});
+        for (index_t j = 0; j < m; ++j) add(key + j * key_dim_, value + j * value_dim, value_dim);
+        i += m;
       }
-      if (to != nullptr && to[i] >= 0) {
-        ++i;
-        continue;
-      }
-      const index_t end = to != nullptr ? i + 1 : k < n ? keep[k] : slots, m = std::min(tile, end - i);
-      keys.decode_from(i, {key, m, key_dim_});
-      values.decode_from(i, {value, m, value_dim});
-      for (index_t j = 0; j < m; ++j) add(key + j * key_dim_, value + j * value_dim, value_dim);
-      i += m;
-    }
+    });
   }
 
   /// A mean forgets no single member: when tokens are taken back, only the number follows.

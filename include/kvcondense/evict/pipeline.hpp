@@ -31,6 +31,11 @@ struct KeepSet {
   index_t* count = nullptr;
   index_t* budget = nullptr;
   index_t* nan = nullptr;  ///< may be null; NaN scores that selection met are added
+  /// Null: lists are wanted. Else, of a head whose kept slots are its first and its last ones, a block may say so here
+  /// and leave the list unwritten; where it writes the list, it leaves the entry alone (prefix -1).
+  prim::Ends* ends = nullptr;
+
+  KeepSet with_lists() const { return {slots, count, budget, nan}; }
 };
 
 /// Persistent numbers per slot. Lane i of every head is one RaggedView; new slots start at zero.
@@ -78,6 +83,18 @@ template <class Protect>
 constexpr bool judges_once(const Protect& protect) {
   if constexpr (requires { protect.judges_once(); }) return protect.judges_once();
   else return false;
+}
+/// Whether a pool block leaves all scores as they are.
+template <class Pool>
+constexpr bool leaves_scores(const Pool& pool) {
+  if constexpr (requires { pool.leaves_scores(); }) return pool.leaves_scores();
+  else return false;
+}
+/// The lane that holds a source's scores as they are; -1 for sources that do not say.
+template <class Source>
+constexpr index_t score_lane(const Source& source) {
+  if constexpr (requires { source.score_lane(); }) return source.score_lane();
+  else return -1;
 }
 /// Whether scores that are shares of attention (not negative, with a sum that means something) are so still
 /// behind a pool block; blocks that do not say leave them so.
@@ -158,9 +175,10 @@ enum class Residual : std::uint8_t {
 ///               probes() -> bool, observe_probe(ctx, view, lanes, Scratch&) -> Status (may be left out)
 ///                                                    in Phase::probe, with view.columns over the rows
 ///               score(ctx, view, lanes, RaggedView<float> out, Scratch&) -> Status
+///               score_lane() -> index_t (may be left out)   `score` copies this lane, so nobody need call it
 ///   pool        run(ctx, view, const Protected*, RaggedView<float> scores, Scratch&) -> Status
 ///               in place, over each head's candidates only
-///               keeps_shares() -> bool (may be left out)   see above
+///               keeps_shares(), leaves_scores() -> bool (may be left out)   see above
 ///   protect     of(view, head) -> Protected; most() -> index_t   the most it protects in a head
 ///               judges_once() -> bool (may be left out)   see above
 ///   allocate    uses_scores() -> bool
@@ -277,7 +295,9 @@ struct Pipeline {
     auto* shield = scratch.take<Protected>(view.heads());
     if (numbers == nullptr || shield == nullptr) return Status::workspace_too_small;
     protect_ends(view, shield);
-    const RaggedView<float> scores{numbers, view.offset, view.heads()};
+    RaggedView<float> scores{numbers, view.offset, view.heads()};
+    const index_t same = leaves_scores(pool) ? score_lane(source) : -1;
+    if (same >= 0) scores = lane[static_cast<std::size_t>(same)];
     const auto share = [&] {
       Scratch s = scratch;
       if (const Status r = allocate.run(ctx, view, scores, shield, keep.budget, s); r != Status::ok)
@@ -287,12 +307,12 @@ struct Pipeline {
       return Status::ok;
     };
     const bool scores_first = allocate.uses_scores();
-    if (scores_first)
+    if (scores_first && same < 0)
       if (const Status r = rank(ctx, view, lane, shield, scores, scratch); r != Status::ok) return r;
     if (const Status r = share(); r != Status::ok) return r;
     bool over = false;
     for (index_t h = 0; h < view.heads(); ++h) over = over || keep.budget[h] < view.slots(h);
-    if (over && !scores_first)
+    if (over && !scores_first && same < 0)
       if (const Status r = rank(ctx, view, lane, shield, scores, scratch); r != Status::ok) return r;
     Scratch s = scratch;
     return select.run(ctx, view, scores, shield, keep, s);

@@ -15,10 +15,12 @@ enum class Ties : std::uint8_t { first, last };
 /// Keeps the best places of every row of scores.
 ///
 ///   run(ctx, RaggedView<const float> scores, const Ends* always, const index_t* total,
-///       RaggedView<int32> slots, index_t* count, index_t* nan, Ties = Ties::first) -> Status
+///       RaggedView<int32> slots, index_t* count, index_t* nan, Ties = Ties::first, Ends* ends = nullptr) -> Status
 ///
 /// Shapes   scores and slots share offsets; always (null: none), total and count: one per row.
 ///          nan (null: not wanted): NaN scores met in rows that were cut are added to it.
+///          ends (null: lists are wanted): where all places or all but one stay, a backend may say so in ends[h] and
+///          leave the row of `slots` as it is; else ends[h] stays as it was.
 /// Rows     total[h] >= length: every place. Otherwise the ends `always[h]` without competing, then
 ///          the best of the rest until total[h] places are taken; never fewer than the ends.
 /// Numbers  larger score first, equal scores (-0 and +0 are equal) keep the smaller place, or with

@@ -48,14 +48,19 @@ template <>
 struct TopK<Cpu> {
   static Status run(Context<Cpu>& ctx, RaggedView<const float> scores, const Ends* always,
                     const index_t* total, RaggedView<std::int32_t> slots, index_t* count,
-                    index_t* nan = nullptr, Ties order = Ties::first) {
+                    index_t* nan = nullptr, Ties order = Ties::first, Ends* kept_ends = nullptr) {
     ctx.parallel(scores.heads, [&](index_t h, index_t) {
       const index_t n = scores.length(h);
       const Ends ends = always == nullptr ? Ends{} : always[h].within(n);
       const float* s = scores.row(h);
       std::int32_t* out = slots.row(h);
+      const auto keep_ends = [&](Ends e) {
+        if (kept_ends != nullptr) return void(kept_ends[h] = e);
+        std::iota(out, out + e.prefix, 0);
+        std::iota(out + e.prefix, out + e.size(), static_cast<std::int32_t>(n - e.suffix));
+      };
       count[h] = n;
-      if (total[h] >= n) return std::iota(out, out + n, 0);
+      if (total[h] >= n) return keep_ends({n, 0});
 
       const index_t last = n - ends.suffix;
       const index_t k = std::clamp<index_t>(total[h] - ends.size(), 0, last - ends.prefix);
@@ -66,8 +71,7 @@ struct TopK<Cpu> {
       };
       if (count[h] == n - 1 && last > ends.prefix) {
         const index_t gone = ends.prefix + cpu::lowest_score(s + ends.prefix, last - ends.prefix, order);
-        std::iota(out, out + gone, 0);
-        std::iota(out + gone, out + n - 1, static_cast<std::int32_t>(gone) + 1);
+        keep_ends({gone, n - 1 - gone});
         if (std::isnan(s[gone])) bad = std::count_if(s + ends.prefix, s + last, [](float x) { return std::isnan(x); });
         return report();
       }

@@ -105,7 +105,8 @@ __global__ void __launch_bounds__(Threads) keep_ends_row(const Ends* ends, Ragge
 template <>
 struct TopK<Cuda> {
   static Status run(Context<Cuda>& ctx, RaggedView<const float> scores, const Ends* always, const index_t* total,
-                    RaggedView<std::int32_t> slots, index_t* count, index_t* nan = nullptr, Ties order = Ties::first) {
+                    RaggedView<std::int32_t> slots, index_t* count, index_t* nan = nullptr, Ties order = Ties::first,
+                    Ends* = nullptr) {
     using namespace cuda_kernels;
     return cuda::launch(ctx, top_k_row<top_k_threads>, {scores.heads}, top_k_threads, sizeof(TopKShared), scores, always,
                         total, slots, count, nan, order);

@@ -52,6 +52,7 @@ struct AllHeads {
 /// Accumulate block: only this step's attention counts; no state.
 struct Latest {
   constexpr index_t lanes() const { return 0; }
+  constexpr index_t score_lane() const { return -1; }
 
   template <Backend B, class Group>
   Status observe(Context<B>&, const StepView<B>&, const Group&, float, LaneViews) const {
@@ -67,6 +68,7 @@ struct Latest {
 /// Accumulate block: attention of all steps so far, in one float32 lane.
 struct RunningSum {
   constexpr index_t lanes() const { return 1; }
+  constexpr index_t score_lane() const { return 0; }
 
   template <Backend B, class Group>
   Status observe(Context<B>& ctx, const StepView<B>& view, const Group& group, float scale,
@@ -92,6 +94,7 @@ struct AttentionMass {
 
   constexpr AttentionNeed attention() const { return rows; }
   constexpr index_t lanes() const { return accumulate.lanes(); }
+  constexpr index_t score_lane() const { return evict::score_lane(accumulate); }
   constexpr bool one_set() const { return group.one_set(); }
   std::size_t workspace_bytes(const CacheShape&, index_t) const { return 0; }
 

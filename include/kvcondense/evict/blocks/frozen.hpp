@@ -27,6 +27,7 @@ struct Frozen {
   constexpr AttentionNeed attention() const { return {}; }
   constexpr Inputs inputs() const { return from.inputs(); }
   constexpr index_t lanes() const { return 1; }
+  constexpr index_t score_lane() const { return factor == 1.0f ? 0 : -1; }
   constexpr bool one_set() const { return from.one_set(); }
   std::size_t workspace_bytes(const CacheShape&, index_t) const { return 0; }
 

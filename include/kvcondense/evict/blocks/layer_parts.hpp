@@ -54,10 +54,10 @@ struct DropBehind {
   template <Backend B>
   Status run(Context<B>& ctx, const StepView<B>& view, RaggedView<const float> scores,
              const Protected* shield, const KeepSet& keep, Scratch& scratch) const {
-    auto* ends = scratch.take<prim::Ends>(view.heads());
+    auto* ends = keep.ends != nullptr ? keep.ends : scratch.take<prim::Ends>(view.heads());
     if (ends == nullptr) return Status::workspace_too_small;
     if (view.phase != Phase::decode)
-      return prim::TopK<B>::run(ctx, scores, shield, keep.budget, keep.slots, keep.count, keep.nan);
+      return prim::TopK<B>::run(ctx, scores, shield, keep.budget, keep.slots, keep.count, keep.nan, prim::Ties::first, keep.ends);
     for (index_t h = 0; h < view.heads(); ++h) {
       const index_t n = view.slots(h), kept = keep.budget[h], free = n - shield[h].size();
       const index_t gone = std::min({n - kept, view.appended, free});
@@ -65,8 +65,9 @@ struct DropBehind {
       if (at < 1) at = kept / 2;
       at = std::clamp(at, shield[h].prefix, n - shield[h].suffix - gone);
       ends[h] = {at, n - at - gone};
+      keep.count[h] = n - gone;
     }
-    return prim::KeepEnds<B>::run(ctx, ends, keep.slots, keep.count);
+    return keep.ends != nullptr ? Status::ok : prim::KeepEnds<B>::run(ctx, ends, keep.slots, keep.count);
   }
 };
 

@@ -25,6 +25,7 @@ struct ForwardMass {
 
   constexpr AttentionNeed attention() const { return rows; }
   constexpr index_t lanes() const { return 2; }
+  constexpr index_t score_lane() const { return per_row ? -1 : 0; }
   constexpr bool one_set() const { return true; }
   std::size_t workspace_bytes(const CacheShape&, index_t) const { return 0; }
 

@@ -14,6 +14,7 @@ namespace kvcondense::evict {
 
 /// Pool: scores as they are.
 struct NoPool {
+  constexpr bool leaves_scores() const { return true; }
   std::size_t workspace_bytes(const CacheShape&, index_t) const { return 0; }
 
   template <Backend B>

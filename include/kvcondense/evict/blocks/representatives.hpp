@@ -50,7 +50,7 @@ struct WithRepresentatives {
       any = any || count[h] > 0;
       keep.budget[h] -= count[h];
     }
-    Status s = base.run(ctx, view, scores, shield, keep, scratch);
+    Status s = base.run(ctx, view, scores, shield, keep.with_lists(), scratch);
     for (index_t h = 0; h < view.heads(); ++h) keep.budget[h] += count[h];
     using Word = prim::Representatives<B>;
     if (any && s == Status::ok) s = Word::distances(ctx, signature, scores, skip, top, distance);

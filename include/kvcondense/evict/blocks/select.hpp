@@ -23,7 +23,7 @@ struct TopK {
   template <Backend B>
   Status run(Context<B>& ctx, const StepView<B>&, RaggedView<const float> scores,
              const Protected* shield, const KeepSet& keep, Scratch&) const {
-    return prim::TopK<B>::run(ctx, scores, shield, keep.budget, keep.slots, keep.count, keep.nan, ties);
+    return prim::TopK<B>::run(ctx, scores, shield, keep.budget, keep.slots, keep.count, keep.nan, ties, keep.ends);
   }
 };
 
@@ -39,13 +39,16 @@ struct Fixed {
   template <Backend B>
   Status run(Context<B>& ctx, const StepView<B>& view, RaggedView<const float>,
              const Protected* shield, const KeepSet& keep, Scratch& scratch) const {
-    auto* ends = scratch.take<prim::Ends>(view.heads());
+    auto* ends = keep.ends != nullptr ? keep.ends : scratch.take<prim::Ends>(view.heads());
     if (ends == nullptr) return Status::workspace_too_small;
     for (index_t h = 0; h < view.heads(); ++h) {
-      ends[h] = keep.budget[h] >= view.slots(h) ? prim::Ends{view.slots(h), 0} : shield[h];
+      const index_t n = view.slots(h);
+      ends[h] = keep.budget[h] >= n ? prim::Ends{n, 0} : shield[h];
       if (fill) ends[h].suffix = std::max(ends[h].suffix, keep.budget[h] - ends[h].prefix);
+      ends[h] = ends[h].within(n);
+      keep.count[h] = ends[h].size();
     }
-    return prim::KeepEnds<B>::run(ctx, ends, keep.slots, keep.count);
+    return keep.ends != nullptr ? Status::ok : prim::KeepEnds<B>::run(ctx, ends, keep.slots, keep.count);
   }
 };
 

@@ -23,6 +23,7 @@ struct SourceTable {
   AttentionNeed (*queries)(At);
   Inputs (*inputs)(At);
   index_t (*lanes)(At);
+  index_t (*score_lane)(At);
   bool (*one_set)(At);
   bool (*gives_shares)(At);
   bool (*by_age)(At);
@@ -40,6 +41,7 @@ struct SourceTable {
             [](At a) { return query_need(block_at<S>(a)); },
             [](At a) { return input_need(block_at<S>(a)); },
             [](At a) { return block_at<S>(a).lanes(); },
+            [](At a) { return evict::score_lane(block_at<S>(a)); },
             [](At a) { return block_at<S>(a).one_set(); },
             [](At a) { return evict::gives_shares(block_at<S>(a)); },
             [](At a) { return scores_age(block_at<S>(a)); },
@@ -62,12 +64,14 @@ struct SourceTable {
 struct PoolTable {
   using At = const Link<PoolTable>*;
   bool (*keeps_shares)(At);
+  bool (*leaves_scores)(At);
   std::size_t (*workspace_bytes)(At, const CacheShape&, index_t);
   Status (*run)(At, Ctx&, const View&, const Protected*, RaggedView<float>, Scratch&);
 
   template <class P>
   static constexpr PoolTable of() {
     return {[](At a) { return evict::keeps_shares(block_at<P>(a)); },
+            [](At a) { return evict::leaves_scores(block_at<P>(a)); },
             [](At a, const CacheShape& s, index_t n) { return block_at<P>(a).workspace_bytes(s, n); },
             [](At a, Ctx& c, const View& v, const Protected* p, RaggedView<float> x, Scratch& s) {
               return block_at<P>(a).run(c, v, p, x, s);
@@ -82,6 +86,7 @@ struct SourceCalls {
   AttentionNeed queries() const { return at() ? at()->table->queries(at()) : AttentionNeed{}; }
   Inputs inputs() const { return at() ? at()->table->inputs(at()) : Inputs{}; }
   index_t lanes() const { return at() ? at()->table->lanes(at()) : 0; }
+  index_t score_lane() const { return at() ? at()->table->score_lane(at()) : -1; }
   bool one_set() const { return at() && at()->table->one_set(at()); }
   bool gives_shares() const { return at() && at()->table->gives_shares(at()); }
   bool by_age() const { return at() && at()->table->by_age(at()); }
@@ -110,6 +115,7 @@ struct SourceCalls {
 template <class Self>
 struct PoolCalls {
   bool keeps_shares() const { return at() && at()->table->keeps_shares(at()); }
+  bool leaves_scores() const { return at() && at()->table->leaves_scores(at()); }
   std::size_t workspace_bytes(const CacheShape& shape, index_t slots) const {
     return at() ? at()->table->workspace_bytes(at(), shape, slots) : 0;
   }

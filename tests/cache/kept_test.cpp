@@ -1,0 +1,84 @@
+#include <cstdint>
+#include <numeric>
+#include <random>
+#include <vector>
+
+#include <catch2/catch.hpp>
+
+#include <kvcondense/cache/kept.hpp>
+
+using namespace kvcondense;
+using cache::Kept;
+
+namespace {
+
+void check_kept(const Kept& kept, const std::vector<std::int32_t>& list, index_t slots) {
+  const auto n = static_cast<index_t>(list.size());
+  REQUIRE(kept.size() == n);
+  for (index_t i = 0; i < n; ++i) REQUIRE(kept[i] == list[static_cast<std::size_t>(i)]);
+  std::vector<char> stays(static_cast<std::size_t>(slots), 0);
+  for (const std::int32_t i : list) stays[static_cast<std::size_t>(i)] = 1;
+  for (index_t i = 0; i <= slots; ++i) REQUIRE(kept.below(i) == std::count(stays.begin(), stays.begin() + i, 1));
+  REQUIRE(kept.first_gap() == std::find(stays.begin(), stays.end(), 0) - stays.begin());
+
+  std::vector<std::int32_t> seen;
+  std::int32_t last = -2;
+  kept.for_runs([&](index_t to, index_t from, index_t count) {
+    REQUIRE(to == static_cast<index_t>(seen.size()));
+    REQUIRE(count > 0);
+    REQUIRE(from > last + 1);  // else it were one run
+    for (index_t i = 0; i < count; ++i) seen.push_back(last = static_cast<std::int32_t>(from + i));
+  });
+  REQUIRE(seen == list);
+
+  for (const index_t begin : {index_t{0}, slots / 3, slots})
+    for (const index_t end : {begin, (begin + slots) / 2, slots}) {
+      std::vector<index_t> gone, expected;
+      kept.for_gaps(begin, end, [&](index_t first, index_t after) {
+        REQUIRE(first < after);
+        REQUIRE((gone.empty() || gone.back() + 1 < first));  // else it were one run
+        for (index_t i = first; i < after; ++i) gone.push_back(i);
+      });
+      for (index_t i = begin; i < end; ++i)
+        if (!stays[static_cast<std::size_t>(i)]) expected.push_back(i);
+      REQUIRE(gone == expected);
+    }
+
+  std::vector<std::int64_t> numbers(static_cast<std::size_t>(slots));
+  std::iota(numbers.begin(), numbers.end(), std::int64_t{1000});
+  cache::gather_down(numbers.data(), kept);
+  for (std::size_t i = 0; i < list.size(); ++i) REQUIRE(numbers[i] == 1000 + list[i]);
+}
+
+}  // namespace
+
+TEST_CASE("kept: a list falls into its longest runs and gaps", "[cache][kept]") {
+  std::mt19937 random(3);
+  for (const unsigned one_in : {1u, 2u, 3u, 10u, 100u}) {
+    for (int round = 0; round < 50; ++round) {
+      std::vector<std::int32_t> list;
+      const auto n = static_cast<std::int32_t>(random() % 300);
+      for (std::int32_t i = 0; i < n; ++i)
+        if (one_in == 1 || random() % one_in != 0) list.push_back(i);
+      check_kept(Kept::listed(list.data(), static_cast<index_t>(list.size())), list, n);
+    }
+  }
+}
+
+TEST_CASE("kept: all but one run says the same as its list", "[cache][kept]") {
+  for (const index_t slots : {0, 1, 2, 7, 40})
+    for (index_t first = 0; first <= slots; ++first)
+      for (index_t last = first; last <= slots; ++last) {
+        std::vector<std::int32_t> list;
+        for (index_t i = 0; i < slots; ++i)
+          if (i < first || i >= last) list.push_back(static_cast<std::int32_t>(i));
+        if (first == last) continue;  // see below
+        check_kept(Kept::without(first, last, slots), list, slots);
+        check_kept(Kept::ends({first, slots - last}, slots), list, slots);
+      }
+  for (const index_t slots : {0, 1, 9}) {  // nothing leaves
+    std::vector<std::int32_t> list(static_cast<std::size_t>(slots));
+    std::iota(list.begin(), list.end(), 0);
+    check_kept(Kept::without(slots, slots, slots), list, slots);
+  }
+}
