@@ -4,7 +4,7 @@ include(CMakePackageConfigHelpers)
 set(kvcondense_package "${CMAKE_INSTALL_LIBDIR}/cmake/kvcondense")
 
 install(DIRECTORY "${kvcondense_SOURCE_DIR}/include/" DESTINATION "${CMAKE_INSTALL_INCLUDEDIR}"
-  FILES_MATCHING PATTERN "*.hpp" PATTERN "*.inl" PATTERN "*.cuh")
+  FILES_MATCHING PATTERN "*.hpp" PATTERN "*.inl" PATTERN "*.cuh" PATTERN "*.h")
 install(TARGETS kvcondense kvcondense_any EXPORT kvcondenseTargets
   ARCHIVE DESTINATION "${CMAKE_INSTALL_LIBDIR}"
   INCLUDES DESTINATION "${CMAKE_INSTALL_INCLUDEDIR}")

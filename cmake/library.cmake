@@ -1,7 +1,7 @@
 # The library's targets.
 #
 #   kvcondense::kvcondense   the headers
-#   kvcondense::any          recipes chosen at run time; compiled once its sources exist
+#   kvcondense::any          recipes chosen at run time, from C++ and from C; compiled once its sources exist
 #   kvcondense::cuda         the headers with the CUDA backend; only where a CUDA compiler is
 
 add_library(kvcondense INTERFACE)
@@ -15,7 +15,8 @@ target_compile_features(kvcondense INTERFACE cxx_std_20)
 target_compile_options(kvcondense INTERFACE
   $<$<COMPILE_LANG_AND_ID:CXX,GNU,Clang,AppleClang>:-ffp-contract=off>)
 
-file(GLOB kvcondense_any_sources CONFIGURE_DEPENDS "${kvcondense_SOURCE_DIR}/src/any/*.cpp")
+file(GLOB kvcondense_any_sources CONFIGURE_DEPENDS "${kvcondense_SOURCE_DIR}/src/any/*.cpp"
+  "${kvcondense_SOURCE_DIR}/src/c/*.cpp")
 if(kvcondense_any_sources)
   add_library(kvcondense_any STATIC ${kvcondense_any_sources})
   target_link_libraries(kvcondense_any PUBLIC kvcondense

@@ -26,6 +26,7 @@ MAY_INCLUDE = {
     "io": ("core", "prim", "bitstream", "cache") + METHOD_ROOMS,
     "any": ("core", "prim", "cache", "io") + METHOD_ROOMS,
     "backend": ("core", "prim"),
+    "c": (),
 }
 
 # Headers that may include from one more room: (header, room) -> why. A header may be a folder
@@ -46,7 +47,7 @@ CONDITIONAL_HOMES = ("core/config.hpp", "backend/cuda/dialect.cuh", "backend/cpu
                      "backend/cpu/simd/choose.hpp", "backend/cpu/simd/kernels.hpp",
                      "backend/cpu/simd/avx2.hpp",
                      "backend/cpu/simd/avx512.hpp", "backend/cpu/simd/vnni.hpp",
-                     "backend/cpu/simd/rank_kernels.hpp") + UMBRELLAS
+                     "backend/cpu/simd/rank_kernels.hpp", "c/kvcondense.h") + UMBRELLAS
 
 # Headers of method rooms without a test of their own name -> why.
 UNTESTED = {
@@ -61,7 +62,7 @@ MAX_LINES = 400
 TEXT_PLACES = ("include", "src", "tests", "bench", "examples", "cmake", "docs", ".ci")
 TEXT_FILES = ("CMakeLists.txt", "README.md", "CMakePresets.json", "NOTICE", ".clang-format",
               ".clang-tidy", ".gitignore")
-TEXT_ENDINGS = (".hpp", ".inl", ".cuh", ".cpp", ".cu", ".py", ".cmake", ".txt", ".md", ".sh", ".in", "run")
+TEXT_ENDINGS = (".hpp", ".h", ".inl", ".cuh", ".cpp", ".c", ".cu", ".py", ".cmake", ".txt", ".md", ".sh", ".in", "run")
 # Data, not our words: may hold any bytes.
 DATA_PLACES = ("examples/models", "tests/oracles")
 
