@@ -151,10 +151,10 @@ static int by_hand(const kvc_context* ctx) {
   double sum = 0;
   int64_t i;
   shape.layers = layers, shape.q_heads = q_heads, shape.kv_heads = kv_heads, shape.head_dim = dim;
-  CHECK(kvc_make("duo_attention(window=16, sinks=2)", &shape, NULL, NULL, &cache, &why) == KVC_MISSING_INPUT);
+  CHECK(kvc_make("duo_attention(recent=16, sinks=2)", &shape, NULL, NULL, &cache, &why) == KVC_MISSING_INPUT);
   CHECK(strstr(why.message, "gates") != NULL);
   model.arrays = &array, model.array_count = 1;
-  CHECK(kvc_make("duo_attention(window=16, sinks=2)", &shape, &model, NULL, &cache, &why) == KVC_OK);
+  CHECK(kvc_make("duo_attention(recent=16, sinks=2)", &shape, &model, NULL, &cache, &why) == KVC_OK);
   CHECK(forward(cache, ctx, 0, prompt, 3, out) == KVC_OK);
   CHECK(kvc_slots(cache, 0, 0) == prompt && kvc_slots(cache, 0, 1) == 18);
   kvc_free(cache);

@@ -131,25 +131,9 @@ class Segment {
   /// Of the live slots, which are the head's slots from `base` on, those that are not kept become tombstones.
   /// Room that `reserve` counted on stays: a last page that empties is kept until `trim`.
   void keep(const Kept& kept, index_t base) {
-    index_t p = -1, slot = 0, at = base, rest = 0;  // slot `at` of the head is the next live one from `slot` of page p on
-    bool full = false, emptied = false, any = false;
-    const auto next_page = [&] {
-      at += rest;
-      const PageRef& ref = pages_[++p];
-      slot = 0, rest = ref.live, full = ref.full_of_life();
-    };
-    kept.for_gaps(base, base + live_, [&](index_t first, index_t last) {
-      while (at + rest <= first) next_page();
-      if (full) slot += first - at, rest -= first - at, at = first;
-      while (at < last) {
-        while (rest == 0) next_page();
-        PageRef& ref = pages_[p];
-        while (!ref.alive(slot)) ++slot;
-        if (at >= first) ref.kill(slot), --live_, any = true, emptied = emptied || ref.live == 0;
-        ++slot, ++at, --rest;
-      }
-    });
-    if (!any) return;
+    const index_t before = live_;
+    const bool emptied = kill(kept, base);
+    if (live_ == before) return;
     empty_tail();
     drop_dead(emptied);
   }
@@ -161,19 +145,8 @@ class Segment {
     (void)encode(span(pages_[at.page]), at.slot, 1, {row, 1, dim_}, nullptr);
   }
 
-  void pop_front(index_t n) {
-    for (index_t p = 0; n > 0 && p < pages_.size(); ++p)
-      for (index_t s = 0; n > 0 && s < pages_[p].used; ++s)
-        if (pages_[p].alive(s)) pages_[p].kill(s), --n, --live_;
-    drop_dead();
-  }
-
-  void pop_back(index_t n) {
-    for (index_t p = pages_.size() - 1; n > 0 && p >= 0; --p)
-      for (index_t s = pages_[p].used - 1; n > 0 && s >= 0; --s)
-        if (pages_[p].alive(s)) pages_[p].kill(s), --n, --live_;
-    drop_dead();
-  }
+  void pop_front(index_t n) { drop_dead(kill(Kept::without(0, n, live_), 0)); }
+  void pop_back(index_t n) { drop_dead(kill(Kept::without(live_ - n, live_, live_), 0)); }
 
   /// Returns room to the resource where it pays; never fails, at worst it leaves things as they are.
   /// `rows` is scratch for 2 * page_slots() * dim() floats; the result counts slots coded again.
@@ -216,13 +189,9 @@ class Segment {
   }
 
   void swap(Segment& o) noexcept {
-    std::swap(codec_, o.codec_);
-    std::swap(dim_, o.dim_);
-    std::swap(page_slots_, o.page_slots_);
-    std::swap(memory_, o.memory_);
-    pages_.swap(o.pages_);
-    std::swap(spare_, o.spare_);
-    std::swap(live_, o.live_);
+    std::swap(codec_, o.codec_), std::swap(memory_, o.memory_);
+    std::swap(dim_, o.dim_), std::swap(page_slots_, o.page_slots_), std::swap(live_, o.live_);
+    pages_.swap(o.pages_), std::swap(spare_, o.spare_);
   }
 
  private:
@@ -232,6 +201,29 @@ class Segment {
       return Coder::encode(codec_, page, first, n, rows, scores);
     else
       return Coder::encode(codec_, page, first, n, rows);
+  }
+
+  /// See `keep`; whether a page has no live slot any more.
+  bool kill(const Kept& kept, index_t base) {
+    index_t p = -1, slot = 0, at = base, rest = 0;  // slot `at` of the head is the next live one from `slot` of page p on
+    bool full = false, emptied = false;
+    const auto next_page = [&] {
+      at += rest;
+      const PageRef& ref = pages_[++p];
+      slot = 0, rest = ref.live, full = ref.full_of_life();
+    };
+    kept.for_gaps(base, base + live_, [&](index_t first, index_t last) {
+      while (at + rest <= first) next_page();
+      if (full) slot += first - at, rest -= first - at, at = first;
+      while (at < last) {
+        while (rest == 0) next_page();
+        PageRef& ref = pages_[p];
+        while (!ref.alive(slot)) ++slot;
+        if (at >= first) ref.kill(slot), --live_, emptied = emptied || ref.live == 0;
+        ++slot, ++at, --rest;
+      }
+    });
+    return emptied;
   }
 
   struct Place {
@@ -271,7 +263,7 @@ class Segment {
     std::memset(pages_[p].page->payload(), 0, pages_[p].page->payload_bytes);
   }
 
-  void drop_dead(bool emptied = true) {
+  void drop_dead(bool emptied) {
     if (emptied) drop_pages();
     const index_t p = last_used();
     if (p < 0) return;
