@@ -194,7 +194,7 @@ CacheFactors cache_factors(const std::string& recipe, const cost::Model& model, 
       if (const Status s = cache.turn(context_of, generated); s != Status::ok) fail(s);
     for (index_t l = 0; l < shape.layers; ++l) {
       const auto rows = kvcondense::dense_view(std::as_const(step.rows).data(), 1, tokens, shape.head_dim);
-      Status s = cache.append(context_of, l, rows, rows);
+      Status s = cache.append(context_of, l, rows, rows, {}, rows);
       if (s == Status::ok && t == generated) {
         s = cache.attend(context_of, l, rows, kvcondense::dense_view(out.data(), 1, tokens, shape.head_dim), {.reads = &reads});
         read_bytes += static_cast<double>(reads.slot_bytes + reads.index_bytes);

@@ -72,7 +72,7 @@ class CondensedAttention {
       return cache_.forward(context, chunk.layer, chunk.q, chunk.k, chunk.v, out, chunk.positions,
                             chunk.phase, inputs(context, chunk));
     phase_ = chunk.phase;  // how surprising the tokens were is known when the pass is over
-    const Status s = cache_.append(context, chunk.layer, chunk.k, chunk.v, chunk.positions);
+    const Status s = cache_.append(context, chunk.layer, chunk.k, chunk.v, chunk.positions, chunk.q);
     return s == Status::ok ? cache_.attend(context, chunk.layer, chunk.q, out) : s;
   }
 

@@ -72,7 +72,7 @@ class ShardedAttention {
 
   Status own(kvcondense::Context<kvcondense::Cpu>& context, const LayerChunk& chunk, index_t begin, index_t end) {
     const auto positions = chunk.positions.subspan(static_cast<std::size_t>(begin), static_cast<std::size_t>(end - begin));
-    if (const Status s = cache_.append(context, chunk.layer, part(chunk.k, begin, end), part(chunk.v, begin, end), positions); s != Status::ok)
+    if (const Status s = cache_.append(context, chunk.layer, part(chunk.k, begin, end), part(chunk.v, begin, end), positions, part(chunk.q, begin, end)); s != Status::ok)
       return s;
     mass_.resize(static_cast<std::size_t>(cache_.total_slots(chunk.layer)));
     return look(context, chunk, begin, end, cache_.ragged(chunk.layer, mass_.data()));

@@ -69,6 +69,7 @@
 #include <kvcondense/merge/cam.hpp>
 #include <kvcondense/merge/centroid.hpp>
 #include <kvcondense/merge/d2o.hpp>
+#include <kvcondense/merge/dmc.hpp>
 #include <kvcondense/merge/elastic_cache.hpp>
 #include <kvcondense/merge/ems.hpp>
 #include <kvcondense/merge/keepkv.hpp>

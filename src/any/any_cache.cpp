@@ -67,8 +67,9 @@ std::size_t AnyCache::workspace_bytes(index_t slots, index_t tokens, index_t wor
 
 template <class T>
 Status AnyCache::append_rows(Context<Cpu>& ctx, index_t layer, TensorView<const T, 3> keys,
-                        TensorView<const T, 3> values, std::span<const index_t> positions) {
-  return body_->cache.append(ctx, layer, keys, values, positions);
+                        TensorView<const T, 3> values, std::span<const index_t> positions,
+                        TensorView<const float, 3> queries) {
+  return body_->cache.append(ctx, layer, keys, values, positions, queries);
 }
 Status AnyCache::attend(Context<Cpu>& ctx, index_t layer, TensorView<const float, 3> queries,
                         TensorView<float, 3> out, const AttendOutputs& measure) const {
@@ -100,11 +101,11 @@ const char* AnyCache::missing(index_t layer, const StepInputs& inputs, Phase pha
 }
 
 template Status AnyCache::append_rows(Context<Cpu>&, index_t, TensorView<const float, 3>,
-                                 TensorView<const float, 3>, std::span<const index_t>);
+                                 TensorView<const float, 3>, std::span<const index_t>, TensorView<const float, 3>);
 template Status AnyCache::append_rows(Context<Cpu>&, index_t, TensorView<const half, 3>,
-                                 TensorView<const half, 3>, std::span<const index_t>);
+                                 TensorView<const half, 3>, std::span<const index_t>, TensorView<const float, 3>);
 template Status AnyCache::append_rows(Context<Cpu>&, index_t, TensorView<const bfloat16, 3>,
-                                 TensorView<const bfloat16, 3>, std::span<const index_t>);
+                                 TensorView<const bfloat16, 3>, std::span<const index_t>, TensorView<const float, 3>);
 template Status AnyCache::forward_rows(Context<Cpu>&, index_t, TensorView<const float, 3>,
                                   TensorView<const float, 3>, TensorView<const float, 3>,
                                   TensorView<float, 3>, std::span<const index_t>, Phase,

@@ -5,6 +5,7 @@
 #include <kvcondense/merge/cam.hpp>
 #include <kvcondense/merge/centroid.hpp>
 #include <kvcondense/merge/d2o.hpp>
+#include <kvcondense/merge/dmc.hpp>
 #include <kvcondense/merge/elastic_cache.hpp>
 #include <kvcondense/merge/ems.hpp>
 #include <kvcondense/merge/keepkv.hpp>
@@ -23,6 +24,7 @@ namespace {
 using merge::CaM;
 using merge::Centroid;
 using merge::D2O;
+using merge::Dmc;
 using merge::ElasticCache;
 using merge::Ems;
 using merge::KeepKV;
@@ -154,12 +156,21 @@ constexpr Field value_merge_fields[] = {
     mass_field<ValueMerge>(),
 };
 
+constexpr Field dmc_fields[] = {
+    number<Dmc, &Dmc::window>("window", "", "newest tokens of a slot that it is the mean of; 0: all", 0, most_slots),
+    number<Dmc, &Dmc::init>("init", "", "key component above which a token joins, and what is added to the query's", -1e6, 1e6),
+    number<Dmc, &Dmc::slack>("slack", "", "added to every weight", 0.0, 1e6),
+    flag<Dmc, &Dmc::first>("first", "", "the first component decides, instead of the last"),
+    flag<Dmc, &Dmc::rotated>("rotated", "", "queries and keys come with the model's rotation"),
+};
+
 constexpr Entry entries[] = {
     stage_entry<D2O>("Folds a token that leaves into the kept one whose key is most like its own, if it is more "
                      "alike than such tokens have been lately.",
                      d2o_fields),
     stage_entry<KVMerger>("Folds runs of neighbours whose keys are alike into the one that drew most attention.",
                           kvmerger_fields),
+    stage_entry<Dmc>("Joins a token to the newest slot of its head, where a model that was trained for it says so.", dmc_fields),
     stage_entry<CaM>("Spreads the value of a token that leaves over the next kept ones, the likelier the more "
                      "attention it drew.",
                      cam_fields),

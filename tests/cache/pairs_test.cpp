@@ -73,6 +73,7 @@ const std::map<std::string, Setting> settings = {
     {"eigen_attention", {"eigen_attention(keep=50%, value_keep=50%, rule=part, window=3)", 6.0}},
     {"d2o", {"d2o(mass=log_count)"}},
     {"kvmerger", {"kvmerger(least=0.2, heavy=10%, window=6)"}},
+    {"dmc", {"dmc(window=4, init=0.3)"}},
     {"cam", {"cam(targets=3)"}},
     {"ems", {"ems(window=8, least=0.02, place=pivot)"}},
     {"elastic_cache", {"elastic_cache(sinks=2, mass=value_scale)"}},
@@ -354,6 +355,7 @@ TEST_CASE("cache: every merge stage works with every policy", "[cache][pairs][me
                          {"kvmerger", "tova snapkv chunkkv prefixkv paged_h2o alisa"},
                          {"tome", "tova chunkkv prefixkv paged_h2o alisa"},
                          {"centroid", "tova chunkkv prefixkv paged_h2o alisa"},
+                         {"dmc", "tova chunkkv prefixkv paged_h2o alisa"},
                      });
 }
 

@@ -44,12 +44,13 @@ class CacheModel {
     const index_t first = naive_.seen;
     for (index_t l = 0; l < shape_.layers; ++l) {
       const Tokens t(shape_, n, random_);
-      REQUIRE(cache_.append(ctx_, l, t.keys(shape_), t.values(shape_)) == Status::ok);
+      REQUIRE(cache_.append(ctx_, l, t.keys(shape_), t.values(shape_), {}, t.queries(shape_)) == Status::ok);
       naive_.append(l, t, first);
       if (unrotates())
         for (index_t h = 0; h < shape_.kv_heads; ++h)
           for (std::size_t i = naive_.head(l, h).size() - static_cast<std::size_t>(n); i < naive_.head(l, h).size(); ++i)
             rotate(naive_.head(l, h)[i].k, -naive_.head(l, h)[i].token);
+      take_joined(l, n);
       queries_.resize(static_cast<std::size_t>(shape_.layers));
       keep_queries(l, t);
       std::vector<float> mass(static_cast<std::size_t>(cache_.total_slots(l)));
@@ -84,7 +85,7 @@ class CacheModel {
     const index_t first = draw(0, length - 1), last = draw(first + 1, length);
     for (index_t l = 0; l < shape_.layers; ++l) {
       const Tokens t(shape_, n, random_);
-      REQUIRE(cache_.append(ctx_, l, t.keys(shape_), t.values(shape_)) == Status::ok);
+      REQUIRE(cache_.append(ctx_, l, t.keys(shape_), t.values(shape_), {}, t.queries(shape_)) == Status::ok);
       const StepInputs inputs{.queries = t.queries(shape_), .probe_first = first, .probe_last = last};
       REQUIRE(cache_.step(ctx_, l, inputs, Phase::probe) == Status::ok);
       REQUIRE(cache_.pending(l) == n);
@@ -236,6 +237,28 @@ class CacheModel {
     }
   }
 
+  /// Where tokens join slots before they are attended, a slot comes as the sum that it is then.
+  void take_joined(index_t l, index_t n) {
+    for (index_t h = 0; h < shape_.kv_heads && cache_.capabilities().joins_tokens; ++h) {
+      const std::vector<float> got = rows(cache_, l, h);
+      auto& slots = naive_.head(l, h);
+      const auto count = static_cast<index_t>(slots.size());
+      for (index_t i = count - n; i < count; ++i) {
+        const float *k = got.data() + i * shape_.head_dim, *v = got.data() + count * shape_.head_dim + i * shape_.values();
+        slots[static_cast<std::size_t>(i)].k.assign(k, k + shape_.head_dim), slots[static_cast<std::size_t>(i)].v.assign(v, v + shape_.values());
+      }
+    }
+  }
+  /// A query without the component that decided what it counts.
+  void clear_control(std::vector<double>& q, index_t position) const {
+    const bool raw = cache_.capabilities().raw_keys, turned = cache_.capabilities().rotated_input;
+    if (!cache_.capabilities().joins_tokens) return;
+    if (turned) rotate(q, -position);
+    q.back() = 0;
+    if (turned) rotate(q, position);
+    if (!raw) q.back() = 0;
+  }
+
   bool merges() const { return cache_.report().merged_slots > 0; }
   void take_over(index_t l, index_t h) {
     const std::vector<float> got = rows(cache_, l, h);
@@ -343,13 +366,18 @@ class CacheModel {
         for (index_t i = 0; i < t.n; ++i) {
           std::vector<double> q;
           for (index_t d = 0; d < shape_.head_dim; ++d) q.push_back(t.queries(shape_)(qh, i, d));
+          clear_control(q, naive_.seen + i);
           const index_t visible = n - t.n + i + 1, place = static_cast<index_t>(listed.size()) - t.n + i;
           if (cache_.capabilities().raw_keys)
             rotate(q, (compact ? place : visible - 1) - (unrotates() ? naive_.seen + i : 0));
           double want_lse = 0;
           const bool counted = i >= t.n - cache_.mass_rows(t.n);
           const index_t sees = std::lower_bound(listed.begin(), listed.end(), visible) - listed.begin();
-          const auto want = naive_attention(q, read, sees + alike, scale, static_cast<std::size_t>(shape_.values()),
+          std::vector<NaiveSlot> seen = read;
+          for (std::size_t j = 0; j < listed.size(); ++j)
+            if (listed[j] + 1 < visible && cache_.layers()[l].heads[h].passed_on(listed[j]))
+              seen[static_cast<std::size_t>(alike) + j].bias = -INFINITY;
+          const auto want = naive_attention(q, seen, sees + alike, scale, static_cast<std::size_t>(shape_.values()),
                                             counted ? &read_mass : nullptr, &want_lse);
           double worst = 0;
           const float* got = out.data() + (qh * t.n + i) * shape_.values();

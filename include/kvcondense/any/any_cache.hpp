@@ -75,8 +75,8 @@ class AnyCache {
   template <class K, class V>
     requires StoredNumbers<K, V>
   Status append(Context<Cpu>& ctx, index_t layer, TensorView<K, 3> keys, TensorView<V, 3> values,
-                std::span<const index_t> positions = {}) {
-    return append_rows<std::remove_const_t<K>>(ctx, layer, keys, values, positions);
+                std::span<const index_t> positions = {}, TensorView<const float, 3> queries = {}) {
+    return append_rows<std::remove_const_t<K>>(ctx, layer, keys, values, positions, queries);
   }
   Status attend(Context<Cpu>& ctx, index_t layer, TensorView<const float, 3> queries,
                 TensorView<float, 3> out, const AttendOutputs& measure = {}) const;
@@ -119,7 +119,7 @@ class AnyCache {
   /// T: float, half, bfloat16; compiled once.
   template <class T>
   Status append_rows(Context<Cpu>& ctx, index_t layer, TensorView<const T, 3> keys,
-                     TensorView<const T, 3> values, std::span<const index_t> positions);
+                     TensorView<const T, 3> values, std::span<const index_t> positions, TensorView<const float, 3> queries);
   template <class T>
   Status forward_rows(Context<Cpu>& ctx, index_t layer, TensorView<const float, 3> queries,
                       TensorView<const T, 3> keys, TensorView<const T, 3> values,

@@ -85,11 +85,12 @@ class Cache {
   ///
   /// positions: one per token, or empty for the next consecutive ones. Numbers that the stored type
   /// cannot hold (NaN, Inf, beyond its largest) are refused with invalid_argument.
+  /// queries: [q_heads, tokens, head_dim] of these tokens; read only where `capabilities().joins_tokens`.
   template <class K, class V>
     requires StoredNumbers<K, V>
   Status append(Context<B>& ctx, index_t layer, TensorView<K, 3> keys, TensorView<V, 3> values,
-                std::span<const index_t> positions = {}) {
-    return append_rows<std::remove_const_t<K>>(ctx, layer, keys, values, positions);
+                std::span<const index_t> positions = {}, TensorView<const float, 3> queries = {}) {
+    return append_rows<std::remove_const_t<K>>(ctx, layer, keys, values, positions, queries);
   }
 
   /// Attention of the newest tokens over everything stored: queries [q_heads, tokens, head_dim], out
@@ -186,6 +187,8 @@ class Cache {
   /// With raw keys: rotation tables for `slots` slots. Loaders call it; append does by itself.
   Status reserve_rotation(index_t slots) { return recipe_.position.raw_keys ? rope_.reserve(slots) : Status::ok; }
   const Plan& plan() const { return plan_; }
+  /// Newest tokens of which a slot is the mean, where tokens join slots; 0: all.
+  index_t join_window() const { return fold_.gate.window; }
   /// Makes the index of the retrieval stage anew from what is stored. Loaders call it.
   Status rebuild_index();
   using Retrieval = decltype(std::declval<Retrieve>().pipeline());
@@ -273,7 +276,17 @@ class Cache {
 
   template <class T>
   Status append_rows(Context<B>& ctx, index_t layer, TensorView<const T, 3> keys, TensorView<const T, 3> values,
-                     std::span<const index_t> positions);
+                     std::span<const index_t> positions, TensorView<const float, 3> queries);
+  // Tokens that join slots: cache_join.hpp.
+  const prim::RopeConfig& turning_rope() const {
+    return recipe_.position.raw_keys && fold_.gate.active ? recipe_.position.rope : fold_.rope;
+  }
+  const prim::ControlComponent* control() const { return fold_.gate.active ? &control_ : nullptr; }
+  float joining_query(index_t head, index_t token, TensorView<const float, 3> queries, index_t position) const;
+  Status check_join(const Layer& l, index_t tokens, TensorView<const float, 3> queries, std::span<const index_t> positions) const;
+  template <class T>
+  void join_rows(Layer& l, index_t head, TensorView<const T, 3> keys, TensorView<const T, 3> values,
+                 TensorView<const float, 3> queries, std::span<const index_t> positions, index_t sinks) const;
   template <class T>
   Status check_append(index_t layer, const TensorView<const T, 3>& keys, const TensorView<const T, 3>& values,
                       std::span<const index_t> positions) const;
@@ -288,6 +301,7 @@ class Cache {
   Merger merger_{};
   merge::Traits fold_{};        ///< of the merge stage; neutral without one
   prim::RopeAngles fold_angles_{};
+  prim::ControlComponent control_{};
   bool merging_ = false;
   Plan plan_{};
   MemoryResource<Cpu>* memory_ = nullptr;

@@ -14,7 +14,7 @@ std::size_t Cache<B, R>::fold_bytes(index_t total) const {
   if constexpr (can_merge) {
     if (!merging_) return 0;
     const index_t heads = shape_.kv_heads;
-    return 7 * Scratch::bytes_for<float>(total) + Scratch::bytes_for<prim::SlotRange>(heads) + Scratch::bytes_for<index_t>(heads) +
+    return (fold_.gate.active ? 8 : 7) * static_cast<std::size_t>(Scratch::bytes_for<float>(total)) + Scratch::bytes_for<prim::SlotRange>(heads) + Scratch::bytes_for<index_t>(heads) +
            Scratch::bytes_for<float>(heads * fold_.state) + merger_.workspace_bytes(shape_, total);
   } else {
     return 0;
@@ -63,6 +63,14 @@ Status Cache<B, R>::fold(Context<B>& ctx, const StepView<B>& view, evict::LaneVi
     }
   }
   merge::Scene<B> scene;
+  if (fold_.gate.active) {
+    const RaggedView<std::int32_t> heirs = ints();
+    if (heirs.data == nullptr) return Status::workspace_too_small;
+    for (index_t h = 0; h < heads; ++h)
+      for (index_t j = l.heads[h].slots() - 1; j >= 0; --j)
+        heirs.row(h)[j] = l.heads[h].passed_on(j) ? heirs.row(h)[j + 1] : static_cast<std::int32_t>(j);
+    scene.heirs = heirs;
+  }
   scene.view = &view, scene.targets = out.targets, scene.tokens = tokens, scene.links = out.links, scene.state = out.state;
   if (const Status s = merger_.decide(ctx, scene, lanes, keep, out.turn, out.folded, scratch); s != Status::ok) return s;
   out.decided = true;
@@ -78,7 +86,7 @@ Status Cache<B, R>::fold(Context<B>& ctx, const StepView<B>& view, evict::LaneVi
 
 template <Backend B, class R>
 Status Cache<B, R>::reserve_fold(Layer& l, const cache::Folding& f) {
-  if (!f.any) return Status::ok;
+  if (!f.any || fold_.target == merge::Target::none) return Status::ok;
   Status s = Status::ok;
   const auto own = [&](auto& column, index_t slot) {
     if (s == Status::ok) s = cache::with_exact(column, slot, [](auto& part, index_t at) { return part.reserve_write(at); });
@@ -104,7 +112,7 @@ void Cache<B, R>::commit_fold(Context<B>& ctx, Layer& l, const cache::Folding& f
     std::copy_n(f.state.data + h * fold_.state, fold_.state, l.heads[h].state.data());
     l.counters.merged_slots += f.folded[h];
   }
-  if (!f.any) return;
+  if (!f.any || fold_.target == merge::Target::none) return;
   prim::CombineRequest request;
   request.links = f.links, request.targets = f.targets, request.order = f.order, request.split = fold_.split;
   request.keys = fold_.target == merge::Target::keys_and_values;

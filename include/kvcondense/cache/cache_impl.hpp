@@ -20,6 +20,7 @@ auto Cache<B, R>::make_plan() const -> Plan {
   if (fold_.bias >= 0) p.bias = others + fold_.bias;
   if (fold_.value_scale >= 0) p.value_scale = others + fold_.value_scale;
   p.state = fold_.state;
+  p.joins = fold_.gate.active;
   if (queries().rows == AttentionNeed::Rows::last) p.query_rows = queries().count;
   p.summary = pipeline_.residual == evict::Residual::mean;
   if constexpr (may_retrieve) {
@@ -58,11 +59,14 @@ Expected<Cache<B, R>> Cache<B, R>::make(const CacheShape& shape, const R& recipe
     c.merger_ = merger_of(recipe.merge);
     c.fold_ = c.merger_.traits();
     c.merging_ = c.fold_.active;
-    if (c.fold_.place >= 0) {
-      const auto angles = prim::rope_angles(c.fold_.rope, shape.head_dim);
+    const bool turns = c.fold_.gate.active && (recipe.position.raw_keys ? recipe.position.rotated_input : c.fold_.gate.rotated);
+    if (c.fold_.place >= 0 || turns) {
+      const auto angles = prim::rope_angles(c.turning_rope(), shape.head_dim);
       if (!angles) return angles.status();
       c.fold_angles_ = *angles;
     }
+    c.control_ = prim::ControlComponent::of(c.fold_.gate, turns ? &c.fold_angles_ : nullptr, shape.head_dim);
+    c.control_.turns = recipe.position.raw_keys;
   }
   if (c.pipeline_.lanes() + (c.graded_ ? c.saliency_.lanes() : 0) + c.fold_.lanes > cache::max_lanes) return Status::not_supported;
   // One call of `attend` measures one set of rows.
@@ -132,6 +136,7 @@ Capabilities Cache<B, R>::capabilities() const {
   c.rotated_input = recipe_.position.rotated_input;
   c.lossy_slots = plan_.lossy;
   if constexpr (may_retrieve) c.reads_part = retrieval_.active();
+  c.joins_tokens = fold_.gate.active;
   c.prefix_exact = !c.changes_length && !c.lossy_slots;
   return c;
 }
@@ -187,11 +192,14 @@ Status Cache<B, R>::check_append(index_t layer, const TensorView<const T, 3>& ke
 template <Backend B, class R>
 template <class T>
 Status Cache<B, R>::append_rows(Context<B>& ctx, index_t layer, TensorView<const T, 3> keys,
-                                TensorView<const T, 3> values, std::span<const index_t> positions) {
+                                TensorView<const T, 3> values, std::span<const index_t> positions,
+                                TensorView<const float, 3> queries) {
   if (const Status s = check_append(layer, keys, values, positions); s != Status::ok) return s;
   const index_t n = keys.extent[1];
   if (n == 0) return Status::ok;
   Layer& l = layers_[layer];
+  if (fold_.gate.active)
+    if (const Status s = check_join(l, n, queries, positions); s != Status::ok) return s;
   index_t most = 0;
   for (index_t h = 0; h < shape_.kv_heads; ++h) most = std::max(most, l.heads[h].slots());
   if (const Status s = reserve_rotation(most + n); s != Status::ok) return s;
@@ -200,6 +208,7 @@ Status Cache<B, R>::append_rows(Context<B>& ctx, index_t layer, TensorView<const
   const index_t sinks = l.sinks_due(plan_, n), next = l.next_position();
   const bool unrotate = recipe_.position.raw_keys && recipe_.position.rotated_input;
   ctx.parallel(shape_.kv_heads, [&](index_t h, index_t) {
+    if (fold_.gate.active) return join_rows(l, h, keys, values, queries, positions, sinks);
     constexpr index_t tile = prim::cpu::tile_slots;
     float rows[tile * max_head_dim];
     for (index_t t = 0; t < n; t += tile) {
@@ -239,12 +248,12 @@ Status Cache<B, R>::attend(Context<B>& ctx, index_t layer, TensorView<const floa
   prim::AttendRequest request{queries, out, measure.lse, measure.mass, mass_rows(n), shape_.softmax_scale};
   cache::ReadRotation rotation;
   index_t last_position = l.next_position() - 1;
+  rotation.control = control();
+  if (recipe_.position.rotated_input)
+    rotation.query_positions = l.counters.pending >= n ? l.pending_positions.data() + l.counters.pending - n : &last_position;
   if (recipe_.position.raw_keys) {
     rotation.table = &rope_;
     request.softmax_scale = logit_scale();
-    if (recipe_.position.rotated_input)
-      rotation.query_positions =
-          l.counters.pending >= n ? l.pending_positions.data() + l.counters.pending - n : &last_position;
   }
   if (measure.reads != nullptr) *measure.reads = {};
   if constexpr (may_retrieve)
@@ -258,7 +267,7 @@ template <class K, class V>
 Status Cache<B, R>::forward(Context<B>& ctx, index_t layer, TensorView<const float, 3> queries,
                             TensorView<K, 3> keys, TensorView<V, 3> values, TensorView<float, 3> out,
                             std::span<const index_t> positions, Phase phase, StepInputs inputs) {
-  if (const Status s = append(ctx, layer, keys, values, positions); s != Status::ok) return s;
+  if (const Status s = append(ctx, layer, keys, values, positions, queries); s != Status::ok) return s;
   const index_t n = queries.extent[1], added = keys.extent[1];
   AttendOutputs measure;
   Scratch all(ctx.workspace());
@@ -278,6 +287,7 @@ Status Cache<B, R>::forward(Context<B>& ctx, index_t layer, TensorView<const flo
 }  // namespace kvcondense
 
 #include <kvcondense/cache/cache_fold.hpp>
+#include <kvcondense/cache/cache_join.hpp>
 #include <kvcondense/cache/cache_mutations.hpp>
 #include <kvcondense/cache/cache_retrieve.hpp>
 #include <kvcondense/cache/cache_turn.hpp>

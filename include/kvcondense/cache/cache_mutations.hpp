@@ -113,7 +113,7 @@ Status Cache<B, R>::run_step(Context<B>& ctx, index_t layer, const StepInputs& i
   CacheShape scaled = shape_;
   scaled.softmax_scale = logit_scale();
   const cache::ReadRotation rotation{recipe_.position.raw_keys ? &rope_ : nullptr,
-                                     recipe_.position.rotated_input ? l.pending_positions.data() : nullptr};
+                                     recipe_.position.rotated_input ? l.pending_positions.data() : nullptr, control()};
   const cache::LayerColumns<Layer> columns(l, scaled, rotation, inputs.queries, column_scratch);
   view.keys = &keys, view.values = &values;
   if (wants_queries) view.columns = &columns;
@@ -160,6 +160,7 @@ Status Cache<B, R>::run_step(Context<B>& ctx, index_t layer, const StepInputs& i
   if (learns) learn_prompt(ctx, layer, inputs.queries);
   refresh_index(ctx, layer, 0);
   hold_units(ctx, layer, inputs.queries, view.phase, kept < total);
+  for (auto& head : l.heads) head.open.settle(l.counters.seen - 1, fold_.gate.window);
   l.settle();
   if (view.phase == Phase::prefill_chunk || view.phase == Phase::prefill_end) l.counters.prompt = l.counters.seen;
   l.update_offsets();
@@ -255,6 +256,7 @@ Status Cache<B, R>::remove(Context<B>& ctx, index_t first, index_t last) {
         if (const Status s = h.ids.reserve_list(); s != Status::ok) return s;
   for (Layer& l : layers_) {
     for (auto& h : l.heads) {
+      if (first <= h.open.token() && last > h.open.token()) h.open.clear();
       const index_t from = h.ids.below(first), to = h.ids.below(last);
       if (from == to) continue;
       h.keep_slots(cache::Kept::without(from, to, h.slots()));

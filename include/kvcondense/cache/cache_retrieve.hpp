@@ -60,10 +60,11 @@ bool Cache<B, R>::read_view(index_t layer, TensorView<const float, 3> queries, i
     for (index_t h = 0; h < shape_.q_heads; ++h) {
       float* to = q + (t * shape_.q_heads + h) * dim;
       for (index_t d = 0; d < dim; ++d) to[d] = queries(h, skip + t, d);
-      if (!raw) continue;
       // To where the query stands, or, for raw keys, to nowhere.
       const index_t pending = l.counters.pending, back = tokens - t;
       const index_t from = !recipe_.position.rotated_input ? 0 : pending >= back ? l.pending_positions[pending - back] : last;
+      if (fold_.gate.active) control_.clear(to, from);
+      if (!raw) continue;
       const index_t slot = recipe_.retrieve.keys == retrieve::KeyState::raw ? 0 : slots[h / shape_.group()] - back;
       rope_.rotate(to, slot - from);
     }
@@ -152,7 +153,7 @@ Status Cache<B, R>::attend_chosen(Context<B>& ctx, index_t layer, const prim::At
     using Reader = cache::RunReader<typename Layer::Head>;
     Reader reader;
     reader.head = {&l.heads[r * heads / rows], rotation};
-    reader.runs = runs_of(r), reader.total = total[r + 1] - total[r], reader.tokens = tokens;
+    reader.runs = runs_of(r), reader.count = run_count[r], reader.total = total[r + 1] - total[r], reader.tokens = tokens;
     reader.compact = retrieval_.read_at() == retrieve::Positions::compact;
     reader.own = {row_of(scalars.key_scale, r), row_of(scalars.bias, r), row_of(scalars.value_scale, r)};
     return reader;

@@ -30,8 +30,17 @@ auto with_exact(C& column, index_t slot, F&& f) {
   return slot < sinks ? f(column.sinks(), slot) : f(column.window(), slot - sinks - column.coded().live());
 }
 
-/// Rows of a head as `prim::SegmentedCombine` reads and writes them. What the stored type has no number for becomes
-/// the nearest one it has, counted.
+/// What the stored type has no number for becomes the nearest one it has, a NaN becomes 0; both are counted.
+inline void bring_into_range(float* row, index_t dim, DType dtype, index_t& repaired) {
+  const float most = dtype == DType::f16 ? 65504.0f : 3.38e38f;
+  for (index_t d = 0; d < dim; ++d) {
+    const float x = row[d];
+    row[d] = x == x ? std::clamp(x, -most, most) : 0.0f;
+    repaired += row[d] != x;
+  }
+}
+
+/// Rows of a head as `prim::SegmentedCombine` reads and writes them.
 template <class H>
 struct FoldRows {
   H* head;
@@ -47,12 +56,7 @@ struct FoldRows {
  private:
   template <class C>
   void set(C& column, index_t slot, float* row) {
-    const float most = dtype == DType::f16 ? 65504.0f : 3.38e38f;
-    for (index_t d = 0; d < column.dim(); ++d) {
-      const float x = row[d];
-      row[d] = x == x ? std::clamp(x, -most, most) : 0.0f;
-      head->repaired += row[d] != x;
-    }
+    bring_into_range(row, column.dim(), dtype, head->repaired);
     with_exact(column, slot, [&](auto& part, index_t at) { part.write(at, row); });
     head->changed(slot);
   }

@@ -5,6 +5,7 @@
 
 #include <kvcondense/cache/column.hpp>
 #include <kvcondense/cache/kept.hpp>
+#include <kvcondense/cache/open_slot.hpp>
 #include <kvcondense/cache/slot_ids.hpp>
 #include <kvcondense/cache/summary.hpp>
 
@@ -28,6 +29,7 @@ struct HeadPlan {
   index_t bias = -1;        ///< lane of logit biases; -1: none
   index_t value_scale = -1; ///< lane of what values are multiplied by; -1: none
   index_t state = 0;        ///< numbers per head that a merge stage keeps
+  bool joins = false;       ///< tokens may join the newest slot
   bool indexed = false;    ///< a retrieval stage has an index per head
   bool learns = false;     ///< a retrieval stage finds numbers when a prompt ends
   index_t held_rows = 0;   ///< rows of selection that last longer than a call
@@ -67,6 +69,7 @@ struct Head {
   SlotIds ids;
   Buffer<float> lane[max_lanes];
   Buffer<float> state;      ///< a merge stage's
+  OpenSlot open;            ///< the newest slot, where tokens may join it
   Summary summary;          ///< of slots that left; empty unless the plan says so
   index_t lanes = 0;
   index_t bias = -1, value_scale = -1;  ///< lanes that attention reads
@@ -83,9 +86,18 @@ struct Head {
         bias(p.bias),
         value_scale(p.value_scale) {
     for (auto& l : lane) l = Buffer<float>(memory);
+    if (p.joins) open = OpenSlot(p.head_dim, p.value_dim, memory);
   }
 
   index_t slots() const { return ids.size(); }
+
+  /// Whether the slot behind it holds what it held: only newest tokens see it.
+  bool passed_on(index_t slot) const {
+    const index_t next = slot + 1 - first_open();
+    return next >= 0 && next < open.pending() && open.joined(next) && (next > 0 || ids[slot] == open.token());
+  }
+  /// The first slot of tokens that may have joined another.
+  index_t first_open() const { return slots() - open.pending(); }
 
   /// Whoever writes, moves or drops stored keys or values says from which slot on.
   void changed(index_t slot) { same = std::min(same, slot); }
@@ -103,6 +115,7 @@ struct Head {
     for (index_t l = 0; s == Status::ok && l < lanes; ++l) s = lane[l].reserve(lane[l].size() + n);
     if (s == Status::ok) s = keys.reserve(sinks, window);
     if (s == Status::ok) s = values.reserve(sinks, window);
+    if (s == Status::ok) s = open.reserve(n);
     if (s != Status::ok) trim();
     return s;
   }
@@ -189,6 +202,7 @@ struct Head {
     if (s == Status::ok) s = ids.fork(out.ids);
     for (index_t l = 0; s == Status::ok && l < lanes; ++l) s = out.lane[l].copy_from(lane[l]);
     if (s == Status::ok) s = out.state.copy_from(state);
+    if (s == Status::ok) s = open.fork(out.open);
     if (summary.kept()) summary.fork(out.summary);
     out.repaired = repaired, out.coded_again = coded_again, out.same = same;
     return s;
@@ -198,12 +212,13 @@ struct Head {
     keys.clear(), values.clear(), ids.clear();
     for (auto& l : lane) l.shrink(0);
     summary.clear();
+    open.clear();
     std::fill(state.begin(), state.end(), 0.0f);
     repaired = coded_again = same = 0;
   }
 
   std::size_t side_bytes() const {
-    std::size_t sum = summary.bytes() + state.bytes() + ids.bytes() + keys.table_bytes() + values.table_bytes();
+    std::size_t sum = summary.bytes() + open.bytes() + state.bytes() + ids.bytes() + keys.table_bytes() + values.table_bytes();
     for (const auto& l : lane) sum += l.bytes();
     return sum;
   }

@@ -1,9 +1,13 @@
 #pragma once
 
+#include <algorithm>
+#include <limits>
+
 #include <kvcondense/backend/cpu/row_kernels.hpp>
 #include <kvcondense/cache/head.hpp>
 #include <kvcondense/core/shape.hpp>
 #include <kvcondense/prim/attend.hpp>
+#include <kvcondense/prim/join_gate.hpp>
 #include <kvcondense/prim/rope.hpp>
 
 namespace kvcondense::cache {
@@ -12,6 +16,9 @@ namespace kvcondense::cache {
 struct ReadRotation {
   const prim::RopeTable* table = nullptr;  ///< covers every slot of the layer
   const index_t* query_positions = nullptr;  ///< of each query token; null: queries come without rotation
+  const prim::ControlComponent* control = nullptr;  ///< a component of queries that does not count; null: all do
+
+  index_t from(index_t token) const { return query_positions == nullptr ? 0 : query_positions[token]; }
 };
 
 /// A head as `prim::Attend<Cpu>` reads it.
@@ -40,9 +47,18 @@ struct HeadReader {
 
   /// Rotates a query from where it is (its own position, or nowhere) to the slot it stands at.
   void prepare_query(float* q, index_t token, index_t slot) const {
+    if (rotation.control != nullptr) rotation.control->clear(q, rotation.from(token));
     if (rotation.table == nullptr || slot < 0) return;
-    const index_t from = rotation.query_positions == nullptr ? 0 : rotation.query_positions[token];
-    rotation.table->rotate(q, slot - from);
+    rotation.table->rotate(q, slot - rotation.from(token));
+  }
+
+  /// Takes away the logits, of slots [first, first + n), of slots whose tokens a later one holds that a query also sees: the
+  /// last of its `visible` slots is its own.
+  void hide(index_t visible, index_t first, index_t n, float* logits) const {
+    if (head->open.pending() == 0) return;
+    const index_t begin = std::max({first, head->first_open() - 1, index_t{0}}), end = std::min(first + n, visible - 1);
+    for (index_t j = begin; j < end; ++j)
+      if (head->passed_on(j)) logits[j - first] = -std::numeric_limits<float>::infinity();
   }
 
   void seek(Cursor& keys, Cursor& values, index_t slot) const {

@@ -133,6 +133,7 @@ struct Layer {
     for (Head& h : heads) {
       h.pop_back(h.slots() - h.ids.below(tokens));
       h.summary.limit(tokens - h.slots());
+      h.open.drop(counters.seen - tokens);
     }
     const index_t gone = counters.seen - tokens;
     const index_t unstepped = std::min(gone, counters.pending);

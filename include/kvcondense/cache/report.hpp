@@ -43,6 +43,7 @@ struct Capabilities {
   bool rotated_input = true;      ///< the engine passes rotated queries and keys
   bool lossy_slots = false;       ///< slots are coded
   bool reads_part = false;        ///< attention of a few tokens reads a choice of slots
+  bool joins_tokens = false;      ///< `append` wants the queries too: tokens join slots before they are attended
   bool rollback_exact = true;     ///< tokens not yet stepped can always be taken back bit for bit
   bool prefix_exact = true;       ///< a stored prefix never changes when later tokens come
 };

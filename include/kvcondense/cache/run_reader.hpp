@@ -20,6 +20,7 @@ struct RunReader {
 
   HeadReader<H> head;
   const SlotRun* runs = nullptr;
+  index_t count = 0;   ///< of runs
   index_t total = 0;   ///< slots of all runs
   index_t tokens = 1;  ///< query tokens of the call
   bool compact = false;  ///< raw keys turn by their place in the list instead of by their slot
@@ -35,6 +36,16 @@ struct RunReader {
 
   void prepare_query(float* q, index_t token, index_t slot) const {
     head.prepare_query(q, token, compact ? slot : head.slots() - tokens + token);
+  }
+
+  void hide(index_t visible, index_t first, index_t n, float* logits) const {
+    if (head.head->open.pending() == 0) return;
+    // From the end: slots that may have been passed on are the newest.
+    for (index_t r = count, end = total; r-- > 0 && runs[r].last >= head.head->first_open(); end -= runs[r].size()) {
+      const index_t begin = end - runs[r].size(), shift = runs[r].first - begin;
+      const index_t from = std::max(begin, first), to = std::min(end, first + n);
+      if (from < to) head.hide(visible + shift, from + shift, to - from, logits + from - first);
+    }
   }
 
   void key_scores(Cursor& at, index_t n, prim::RowBlock<const float> queries, prim::RowBlock<float> out, index_t first) const {

@@ -5,6 +5,7 @@
 #include <utility>
 
 #include <kvcondense/cache/cache.hpp>
+#include <kvcondense/cache/snapshot_open.hpp>
 #include <kvcondense/core/bytes.hpp>
 
 namespace kvcondense {
@@ -106,6 +107,7 @@ void save_head(ByteWriter& w, const H& head) {
   for (index_t l = 0; l < head.lanes; ++l)
     for (index_t i = 0; i < head.slots(); ++i) w.put(head.lane[l][i]);
   w.bytes(std::as_bytes(head.state.span()));
+  save_open(w, head.open);
   save_column(w, head.keys);
   save_column(w, head.values);
   if (!head.summary.kept()) return;
@@ -127,7 +129,7 @@ inline Status load_summary(ByteReader& r, Summary& summary, const Counters& c, i
 }
 
 template <class H>
-Status load_head(ByteReader& r, H& head, const Counters& c) {
+Status load_head(ByteReader& r, H& head, const Counters& c, index_t window) {
   std::int64_t slots = 0;
   if (!r.read(head.repaired) || !r.read(head.coded_again) || !r.read(slots)) return Status::corrupt_data;
   std::span<const std::byte> ids, lane[max_lanes];
@@ -138,6 +140,7 @@ Status load_head(ByteReader& r, H& head, const Counters& c) {
   std::span<const std::byte> state;
   if (!r.take(static_cast<std::uint64_t>(head.state.size()), sizeof(float), state)) return Status::corrupt_data;
   if (!state.empty()) std::memcpy(head.state.data(), state.data(), state.size());
+  if (const Status s = load_open(r, head.open, c, window); s != Status::ok) return s;
   index_t last = -1;
   for (index_t i = 0; i < slots; ++i) {
     std::int32_t id = 0;
@@ -287,6 +290,7 @@ std::uint64_t fingerprint(const Cache<B, R>& c) {
   if (p.bias >= 0 || p.value_scale >= 0 || p.state > 0) f.add(p.bias, p.value_scale, p.state);
   if constexpr (merge::Merges<std::remove_cvref_t<decltype(c.recipe().merge)>>)
     if (c.recipe().merge.pipeline().traits().active) f.add_text(word_of(c.recipe().merge));
+  if (p.joins) f.add(c.join_window());
   if constexpr (Cache<B, R>::may_retrieve)
     if (p.learns || p.held_rows > 0) f.add_text(word_of(c.recipe().retrieve)).add(p.held_rows, c.retrieval().fingerprint());
   if (c.recipe().position.raw_keys) f.add(prim::fingerprint(c.recipe().position.rope), c.recipe().position.rotated_input);
@@ -359,7 +363,7 @@ Status load(Cache<B, R>& c, std::span<const std::byte> file) {
         if (const Status s = cache::load_found(r, *fresh, l); s != Status::ok) return s;
     }
     for (auto& h : l.heads) {
-      if (const Status s = cache::load_head(r, h, n); s != Status::ok) return s;
+      if (const Status s = cache::load_head(r, h, n, fresh->join_window()); s != Status::ok) return s;
       most = std::max(most, h.slots());
     }
     if (!cache::held_fits(l)) return Status::corrupt_data;

@@ -12,6 +12,7 @@
 #include <kvcondense/core/workspace.hpp>
 #include <kvcondense/evict/blocks/no_score.hpp>
 #include <kvcondense/evict/pipeline.hpp>
+#include <kvcondense/prim/join_gate.hpp>
 #include <kvcondense/prim/merge_sets.hpp>
 #include <kvcondense/prim/merge_weights.hpp>
 #include <kvcondense/prim/rope_config.hpp>
@@ -37,7 +38,11 @@ enum class Place : std::uint8_t {
 };
 
 /// Which rows are summed; the others of a target stay as they are.
-enum class Target : std::uint8_t { keys_and_values, values };
+enum class Target : std::uint8_t {
+  keys_and_values,
+  values,
+  none,  ///< what stays holds the sum already
+};
 
 /// What a cache must know of a merge stage before it runs.
 struct Traits {
@@ -57,6 +62,7 @@ struct Traits {
   index_t fan = 1;
   Mass mass = Mass::none;
   Place position = Place::as_cached;
+  prim::JoinGate gate{};  ///< active: tokens join the newest slot before they are attended
   bool shrinks = false;  ///< slots fold that no eviction stage lets go
   RopeConfig rope{};     ///< how keys turn, where they do
 };
@@ -70,6 +76,7 @@ struct Scene {
   evict::LaneViews lanes{};                    ///< the source's
   RaggedView<float> scores{};                  ///< of the source, where a block reads them
   RaggedView<float> sizes{};                   ///< lane, or empty
+  RaggedView<const std::int32_t> heirs{};      ///< with a gate: the slot that holds what a slot held; its own where it does itself
   TensorView<float, 2> state{};                ///< the block's own, [heads, floats]
   prim::MergeLinks links{};
 
@@ -111,6 +118,7 @@ constexpr index_t fan_of(const Finder& finder) {
 ///                                                       eviction stage let go, or such that stay
 ///              fires(view) -> bool (may be left out)    finds sets among the slots that stay in this step
 ///              truncate(tokens, float* state) (may be left out)    what its numbers are when tokens from there on are gone
+///              gate() -> prim::JoinGate (may be left out)  tokens join the newest slot before they are attended
 ///   threshold  run(ctx, Scene&) -> Status                which links hold
 ///   weights    run(ctx, Scene&, Mass, Scratch&) -> Status    what counts how much in a sum
 ///              reads_sizes() -> bool (may be left out)  knows how many tokens slots stand for
@@ -144,6 +152,7 @@ struct Pipeline {
     if (mass == Mass::value_scale) t.value_scale = t.lanes++;
     if (position != Place::as_cached) t.place = t.lanes++;
     t.state = state_floats(finder) + state_floats(threshold);
+    if constexpr (requires { finder.gate(); }) t.gate = finder.gate();
     t.target = target, t.split = split, t.fan = fan_of(finder), t.mass = mass, t.position = position, t.rope = rope;
     t.shrinks = requires { finder.fires(StepView<Cpu>{}); };
     return t;

@@ -89,7 +89,8 @@ struct AttendRequest {
 ///           queries, out, first_slot)`, `add_values(cursor, count, weights, out)`, `scalars()`,
 ///           `prepare_query(q, token, slot)`, the type `Cursor`, and maybe `summary()`. Heads that read queries
 ///           or sum values in another form besides the plain one have `query_width()`, `begin_queries(rows)`,
-///           `value_width()`, `finish_values(rows)`, see RowTransform.
+///           `value_width()`, `finish_values(rows)`, see RowTransform. Heads of which a query sees some slots less have
+///           `hide(visible, first, count, logits)`, which makes their logits -inf.
 /// Cost      every key and value is read once per block of query rows; codes are unpacked once for all
 ///           query heads of a KV head. With mass, the logits of a block are kept and read again.
 /// Numbers   float32; softmax online over strips of `strip` slots, so the result does not depend on how

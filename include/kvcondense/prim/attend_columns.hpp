@@ -73,7 +73,7 @@ struct ColumnRequest {
 /// Source   `heads(kv_head)` gives an object with `slots()`, `visible(row)` (slots that a row sees),
 ///          `load_query(row, member, q)` (comparable with the keys, not scaled), `key_scores(cursor,
 ///          count, queries, out, first_slot)`, `token(slot)`, `row_token(row)`, the type `Cursor`,
-///          for parts `below(token)` (slots of earlier tokens), and maybe `scalars()`, see Attend.
+///          for parts `below(token)` (slots of earlier tokens), and maybe `scalars()` and `hide`, see Attend.
 /// Cost     two reads of every key per block of query rows; codes are unpacked once per block for all
 ///          its query heads. Scratch for one block and one strip of slots per worker.
 /// Errors   workspace_too_small, invalid_argument (a temperature that is not positive), not_supported (a part of

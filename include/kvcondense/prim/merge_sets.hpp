@@ -22,6 +22,8 @@ struct RunRequest {
 ///   end(ctx, MergeLinks, RaggedView<int32> kept, index_t* count, index_t* folded)
 ///       the slots that stay, and how many of the others fold
 ///   drop(ctx, MergeLinks)                      what is unlinked leaves for good
+///   heirs(ctx, RaggedView<const int32> heirs, MergeLinks)
+///       every slot that is not its own heir to that one if it stays; else it leaves for good. An heir is its own.
 ///   next(ctx, const SlotRange* targets, MergeLinks)
 ///       every unlinked slot to the next slot behind it that stays and may be written; likeness 1
 ///   nearest_token(ctx, RaggedView<const int32> tokens, index_t first, index_t last, const SlotRange* targets, MergeLinks)

@@ -232,6 +232,8 @@ struct Attend<Cpu> {
         const index_t n = std::min(strip, end - at);
         float* l = keep_at >= 0 ? logits + keep_at + at - first : logits;
         head.key_scores(keys, n, {queries, rows, size.query_width}, {l, rows, width}, at);
+        if constexpr (requires { head.hide(at, at, n, l); })
+          for (index_t r = 0; r < rows; ++r) head.hide(visible[r], at, n, l + r * width);
         for (index_t r = 0; r < rows; ++r) softmax_strip(l + r * width, sums, r, at, n, scalars);
         head.add_values(values, n, {weights, rows, strip}, {sums.out, rows, size.value_width});
       }

@@ -164,6 +164,7 @@ struct AttendColumns<Cpu> {
           const index_t t = row_at(request, first + r / group), seen = std::clamp<index_t>(sees(head, t) - s, 0, n);
           float* l = logits + r * strip;
           if constexpr (requires { head.scalars(); }) weigh(head.scalars(), l, s, seen, logs());
+          if constexpr (requires { head.hide(t, s, seen, l); }) head.hide(head.visible(t), s, seen, l);
           if (request.part.last > 0) hide(l, s, seen);
           if (request.seed != 0) add_noise(head, r % group, t, s, l, seen);
           if (const float heat = temperature(request, t); heat != 1.0f)

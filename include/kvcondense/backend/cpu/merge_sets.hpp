@@ -62,6 +62,18 @@ struct MergeSets<Cpu> {
     return Status::ok;
   }
 
+  static Status heirs(Context<Cpu>& ctx, RaggedView<const std::int32_t> heirs, const MergeLinks& links) {
+    each(ctx, links, [&](index_t h, index_t n, std::int32_t* to) {
+      for (index_t j = 0; j < n; ++j) {
+        const std::int32_t heir = heirs.row(h)[j];
+        if (heir == j) continue;
+        to[j] = to[heir] == heir ? heir : dropped;
+        links.likeness.row(h)[j] = 1.0f;
+      }
+    });
+    return Status::ok;
+  }
+
   static Status next(Context<Cpu>& ctx, const SlotRange* targets, const MergeLinks& links) {
     each(ctx, links, [&](index_t h, index_t n, std::int32_t* to) {
       std::int32_t behind = unlinked;
