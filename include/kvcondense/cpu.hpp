@@ -23,6 +23,7 @@
 #include <kvcondense/backend/cpu/forward_pool.hpp>
 #include <kvcondense/backend/cpu/group_bits.hpp>
 #include <kvcondense/backend/cpu/group_quant.hpp>
+#include <kvcondense/backend/cpu/head_mix.hpp>
 #include <kvcondense/backend/cpu/head_policy.hpp>
 #include <kvcondense/backend/cpu/k_means.hpp>
 #include <kvcondense/backend/cpu/keep_rows.hpp>
