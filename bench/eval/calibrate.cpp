@@ -11,6 +11,7 @@
 #include <kvcondense/lowrank/blocks/basis_rule.hpp>
 #include <kvcondense/lowrank/fit/factor.hpp>
 #include <kvcondense/lowrank/fit/ranks.hpp>
+#include <kvcondense/lowrank/fit/shared_heads.hpp>
 #include <kvcondense/lowrank/fit/train.hpp>
 #include <kvcondense/version.hpp>
 
@@ -72,7 +73,7 @@ struct Side {
 
 struct HeadResult {
   Side keys, values;
-  double before = 0, after = 0;  ///< of a training
+  double before = 0, after = 0;  ///< of a training; of shared heads the parts of keys and values that one head holds
   std::shared_ptr<const fit::Distiller> distiller;
 };
 
@@ -82,6 +83,11 @@ class Calibrator {
     const std::string& m = c_.method;
     weights_ = m == "cskv" || m == "palu" || m == "weight_svd" || m == "lorc" || m == "recalkv";
     joint_ = m == "kvtc";
+    shared_ = m == "kv_heads_svd";
+    if (shared_ && raw_) throw Error("--keys raw: kv_heads_svd joins keys as attention compares them");
+    groups_ = !shared_ ? task.shape.kv_heads : c_.kv_heads > 0 ? c_.kv_heads : std::max<index_t>(1, task.shape.kv_heads / 2);
+    if (task.shape.kv_heads % groups_ != 0)
+      throw Error("--kv-heads " + std::to_string(groups_) + ": the model's " + std::to_string(task.shape.kv_heads) + " heads do not divide into so many groups");
     raw_ = c_.keys.empty() ? weights_ || joint_ : c_.keys == "raw";
     trained_ = m == "matryoshka";
     if (trained_ && raw_) throw Error("--keys raw: matryoshka trains on keys as attention compares them");
@@ -92,7 +98,7 @@ class Calibrator {
   }
 
   Calibrated run() {
-    const index_t layers = task_.shape.layers, heads = task_.shape.kv_heads;
+    const index_t layers = task_.shape.layers, heads = groups_;
     Progress progress(o_.quiet);
     const auto tokens = static_cast<double>(o_.context);
     windows_.resize(static_cast<std::size_t>(o_.windows));
@@ -109,7 +115,8 @@ class Calibrator {
                           }});
     for (std::size_t i = 0; !joint_ && i < results.size(); ++i)
       fit_jobs.push_back({"bases", tokens, [this, &results, i, heads](const Tick&) {
-                            results[i] = head(static_cast<index_t>(i) / heads, static_cast<index_t>(i) % heads);
+                            const index_t l = static_cast<index_t>(i) / heads, h = static_cast<index_t>(i) % heads;
+                            results[i] = shared_ ? group(l, h) : head(l, h);
                           }});
     for (const auto* jobs : {&record_jobs, &fit_jobs})
       for (const Job& j : *jobs) progress.expect(j.tokens);
@@ -158,6 +165,30 @@ class Calibrator {
     return *d;
   }
   static Side side(fit::Directions d, fit::Vector mean = {}) { return {std::move(d.columns), {}, std::move(mean), std::move(d.energy), 0}; }
+
+  /// Several heads as one.
+  HeadResult group(index_t l, index_t g) const {
+    const CacheShape& s = task_.shape;
+    const index_t share = s.kv_heads / groups_;
+    const auto products = [&](index_t dim, auto&& rows_of) {
+      fit::Moments m(share * dim);
+      for (std::size_t w = 0; w < windows_.size(); ++w) {
+        fit::Matrix rows(o_.context, share * dim);
+        for (index_t i = 0; i < share; ++i) rows.middleCols(i * dim, dim) = rows_of(w, g * share + i);
+        m.add(rows);
+      }
+      return m.covariance(false);
+    };
+    const fit::Matrix k = products(s.head_dim, [&](std::size_t w, index_t h) { return key_rows(w, l, h); });
+    const fit::Matrix v = products(s.values(), [&](std::size_t w, index_t h) { return value_rows(w, l, h); });
+    const index_t rotary = task_.rope.rotary_dim == 0 ? s.head_dim : task_.rope.rotary_dim;
+    HeadResult r;
+    r.keys = side(directions(c_.paired ? fit::paired_head(k, s.head_dim, rotary, task_.rope.pairing) : fit::principal(k), l, g));
+    r.values = side(directions(fit::principal(v), l, g));
+    r.before = fit::held_energy(k, r.keys.encode.leftCols(s.head_dim));
+    r.after = fit::held_energy(v, r.values.encode.leftCols(s.values()));
+    return r;
+  }
 
   HeadResult head(index_t l, index_t h) const {
     const CacheShape& s = task_.shape;
@@ -306,7 +337,7 @@ class Calibrator {
     b.method = c_.method;
     for (const auto& [from, to] : {std::pair{&HeadResult::keys, &b.keys}, std::pair{&HeadResult::values, &b.values}}) {
       const Side& first = results[0].*from;
-      to->layers = task_.shape.layers, to->groups = task_.shape.kv_heads;
+      to->layers = task_.shape.layers, to->groups = groups_;
       to->dim = first.encode.rows(), to->columns = first.encode.cols();
       for (const HeadResult& r : results) {
         const Side& s = r.*from;
@@ -360,14 +391,16 @@ class Calibrator {
     const bool ranked = results[0].keys.rank > 0;
     if (ranked) rows[0].insert(rows[0].end(), {"key rank", "value rank"});
     if (trained_) rows[0].insert(rows[0].end(), {"loss", "trained"});
+    if (shared_) rows[0].insert(rows[0].end(), {"keys held", "values held"});
     for (std::size_t i = 0; i < results.size(); ++i) {
       const HeadResult& r = results[i];
-      const auto heads = static_cast<std::size_t>(task_.shape.kv_heads);
+      const auto heads = static_cast<std::size_t>(groups_);
       rows.push_back({std::to_string(i / heads), std::to_string(i % heads)});
       for (const Side* s : {&r.keys, &r.values})
         for (const double part : {0.9, 0.99})
           rows.back().push_back(std::to_string(kvcondense::lowrank::rank_by_energy(s->energy.data(), s->energy.size(), part)));
       if (ranked) rows.back().insert(rows.back().end(), {std::to_string(r.keys.rank), std::to_string(r.values.rank)});
+      if (shared_) rows.back().insert(rows.back().end(), {short_number(r.before, 3), short_number(r.after, 3)});
       if (trained_) rows.back().insert(rows.back().end(), {short_number(r.before, 3), short_number(r.after, 3)});
     }
     return aligned(rows);
@@ -376,7 +409,8 @@ class Calibrator {
   const Options& o_;
   const Calibration& c_;
   const ModelTask& task_;
-  bool weights_ = false, raw_ = false, trained_ = false, joint_ = false;
+  bool weights_ = false, raw_ = false, trained_ = false, joint_ = false, shared_ = false;
+  index_t groups_ = 0;
   std::vector<Window> windows_;
   std::vector<Recording> raw_keys_;
 };

@@ -8,6 +8,7 @@
 #include <eval/dump.hpp>
 #include <eval/error.hpp>
 #include <eval/evaluate.hpp>
+#include <eval/fold_checkpoint.hpp>
 #include <eval/identify.hpp>
 #include <eval/json_report.hpp>
 #include <eval/list.hpp>
@@ -44,6 +45,10 @@ void run(const eval::Options& options) {
     const eval::OutputFile file(options.calibration.out);
     const eval::Calibrated made = eval::calibrate(options);
     print(made.text);
+    if (const std::string& to = options.calibration.checkpoint; !to.empty()) {
+      eval::fold_checkpoint(options.model, made.bases, to);
+      print(to + " written\n");
+    }
     return finish(file, bases_bytes(made.bases), true);
   }
   if (!options.dump_qkv.empty()) {

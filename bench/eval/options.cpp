@@ -219,8 +219,8 @@ void add_calibrate(CLI::App& app, Options& o) {
         "");
   };
   add(app, "How", "--method", "WORD", c.method,
-      "pca, matryoshka, cskv, eigen_attention, palu, weight_svd, lorc, recalkv or kvtc")
-      ->check(one_of({"pca", "matryoshka", "cskv", "eigen_attention", "palu", "weight_svd", "lorc", "recalkv", "kvtc"}))
+      "pca, matryoshka, cskv, eigen_attention, palu, weight_svd, lorc, recalkv, kv_heads_svd or kvtc")
+      ->check(one_of({"pca", "matryoshka", "cskv", "eigen_attention", "palu", "weight_svd", "lorc", "recalkv", "kv_heads_svd", "kvtc"}))
       ->capture_default_str();
   add(app, "How", "--keys", "FORM", c.keys, "Of keys: rotated or raw; without it as the method was published")
       ->check(one_of({"rotated", "raw"}));
@@ -229,6 +229,9 @@ void add_calibrate(CLI::App& app, Options& o) {
       ->capture_default_str();
   app.add_flag("--center", c.center, "pca: takes the mean off first")->group("How");
   app.add_flag("--aware", c.aware, "pca: key directions that suit queries")->group("How");
+  add_count(app, "--kv-heads", c.kv_heads, 0, 1024, "kv_heads_svd: heads that are left; 0: half of them");
+  app.add_flag("--paired", c.paired, "kv_heads_svd: a basis of keys that commutes with their rotation")->group("How");
+  add(app, "Output", "--checkpoint", "DIR", c.checkpoint, "kv_heads_svd --paired: the model with the bases in its weights");
   add_part(app, "--keep", c.keep, 1, "Part of all numbers that cskv is fitted for, rank tables and kvtc hold");
   add_count(app, "--tile", c.tile, 1, 256, "Ranks of tables are multiples of it");
   add_count(app, "--steps", c.steps, 0, 1000000, "Of a training; 0: as many as the method needs");
@@ -323,6 +326,9 @@ std::string make_calibrate(const CLI::App& app, const CLI::App& sub, Options& o)
   const Calibration& c = o.calibration;
   if (c.method != "pca" && (c.center || c.aware)) return "--center and --aware belong to --method pca";
   if (c.method != "weight_svd" && sub.count("--weighing") > 0) return "--weighing belongs to --method weight_svd";
+  if (c.method != "kv_heads_svd" && (c.paired || !c.checkpoint.empty() || sub.count("--kv-heads") > 0))
+    return "--kv-heads, --paired and --checkpoint belong to --method kv_heads_svd";
+  if (!c.checkpoint.empty() && !c.paired) return "--checkpoint wants --paired: another basis of keys does not fold into weights in front of a rotation";
   if (c.aware && c.center) return "--aware and --center exclude each other";
   return make_subcommand(app, "calibrate", o.calibrate);
 }

@@ -53,6 +53,9 @@ struct Calibration {
   std::string weighing = "whitening";  ///< of weight_svd: plain, asvd or whitening
   bool center = false;           ///< pca: whether the mean is taken off
   bool aware = false;            ///< pca: whether key directions suit queries
+  index_t kv_heads = 0;          ///< kv_heads_svd: heads that are left; 0: half of them
+  bool paired = false;           ///< kv_heads_svd: whether the basis of keys commutes with their rotation
+  std::string checkpoint;        ///< kv_heads_svd: where the model goes with the bases in its weights; empty: nowhere
   double keep = 0.4;             ///< part of all numbers: what cskv is fitted for, and what rank tables hold
   index_t tile = 8;              ///< ranks of tables are multiples of it
   index_t steps = 0;             ///< of a training; 0: as many as the method needs

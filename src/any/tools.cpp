@@ -5,6 +5,7 @@
 #include <kvcondense/cost/io_bound.hpp>
 #include <kvcondense/cost/kinetics_law.hpp>
 #include <kvcondense/cost/roofline.hpp>
+#include <kvcondense/lowrank/kv_heads_svd.hpp>
 #include <kvcondense/retrieve/prefill_mask.hpp>
 #include <kvcondense/reuse/cache_craft.hpp>
 #include <kvcondense/reuse/cacheblend.hpp>
@@ -28,6 +29,7 @@ namespace {
 
 constexpr Tool all[] = {
     tool<retrieve::PrefillMask>("Says which keys each query of a prompt sees, for engines whose prefill skips the others."),
+    tool<lowrank::KvHeadsSvd>("Turns the KV heads of a model into fewer, so that any cache of the smaller shape serves it."),
     tool<reuse::Pie>("Edits a text that is already in a cache: what stays is turned to its new positions, only what is new is computed."),
     tool<reuse::CacheBlend>("Chooses which tokens of reused chunks are computed again, so that chunks see what stands before them."),
     tool<reuse::CacheCraft>("Tells how much of a stored chunk must be computed again behind a new prefix, and which of its tokens."),

@@ -49,10 +49,10 @@ TEST_CASE("tools: no word is taken twice, and every header of their rooms with a
     CAPTURE(t.word);
     CHECK(any::builtin().find(t.word) == nullptr);
     CHECK(any::find_tool(t.word) == &t);
-    CHECK((t.room == Stage::reuse || t.room == Stage::storage || t.room == Stage::cost || t.room == Stage::retrieve));
+    CHECK((t.room == Stage::reuse || t.room == Stage::storage || t.room == Stage::cost || t.room == Stage::retrieve || t.room == Stage::lowrank));
   }
   REQUIRE(any::find_tool("snapkv") == nullptr);
-  for (const char* room : {"reuse", "storage", "cost", "retrieve"})
+  for (const char* room : {"reuse", "storage", "cost", "retrieve", "lowrank"})
     for (const auto& file : std::filesystem::directory_iterator(include + room)) {
       if (test::read_file(file.path().string()).find("Descriptor about{") == std::string::npos) continue;
       CAPTURE(file.path());

@@ -3,11 +3,16 @@
 #include <fstream>
 
 #include <catch2/catch.hpp>
+#include <engine/decoder.hpp>
+#include <engine/dense_attention.hpp>
+#include <engine/model.hpp>
 #include <engine/safetensors.hpp>
 #include <eval/calibrate.hpp>
 #include <eval/error.hpp>
 #include <eval/evaluate.hpp>
+#include <eval/fold_checkpoint.hpp>
 #include <kvcondense/io/kvtc_transform.hpp>
+#include <kvcondense/lowrank/kv_heads_svd.hpp>
 
 using namespace eval;
 
@@ -41,6 +46,32 @@ std::string complaint(const std::string& path, const CacheShape& shape = tinylm)
     return std::string(e.what()).substr(path.size());
   }
   return "";
+}
+
+/// How far the next tokens of two models are apart after a text: the mean of KL(first, second) over its positions.
+double divergence(const engine::Model& first, const engine::Model& second) {
+  std::vector<std::int32_t> text;
+  for (const char c : std::string("The quick brown fox jumps over the lazy dog, and then it sleeps.")) text.push_back(c);
+  std::vector<std::vector<float>> logits;
+  for (const engine::Model* m : {&first, &second}) {
+    engine::DenseAttention dense(m->config);
+    engine::Decoder decoder(*m);
+    const auto all = decoder.forward(text, 0, std::ref(dense), engine::Logits::all);
+    REQUIRE(all);
+    logits.emplace_back(all->begin(), all->end());
+  }
+  const std::size_t vocab = static_cast<std::size_t>(first.config.vocab);
+  double sum = 0;
+  for (std::size_t at = 0; at < logits[0].size(); at += vocab) {
+    double z[2] = {};
+    for (std::size_t i = 0; i < vocab; ++i)
+      for (std::size_t m = 0; m < 2; ++m) z[m] += std::exp(static_cast<double>(logits[m][at + i]));
+    for (std::size_t i = 0; i < vocab; ++i) {
+      const double a = logits[0][at + i] - std::log(z[0]), b = logits[1][at + i] - std::log(z[1]);
+      sum += std::exp(a) * (a - b) * static_cast<double>(vocab) / static_cast<double>(logits[0].size());
+    }
+  }
+  return sum;
 }
 
 }  // namespace
@@ -172,4 +203,48 @@ TEST_CASE("bases: files that are none, damaged, or of another model", "[eval][ca
     const Saved odd(*other.bytes(why), "bases");
     REQUIRE(complaint(odd.path, shape) == ": no tensor is called 'key.men'");
   }
+}
+
+TEST_CASE("calibrate: two heads as one, beside a cache and in the weights of a checkpoint", "[eval][calibrate]") {
+  namespace fs = std::filesystem;
+  const fs::path dir = fs::temp_directory_path() / "kvcondense-folded";
+  fs::remove_all(dir);
+  for (const bool paired : {false, true}) {
+    Options o = tiny("kv_heads_svd");
+    o.calibration.paired = paired;
+    const Calibrated made = calibrate(o);
+    REQUIRE(made.text.find("keys held") != std::string::npos);
+    const Saved file(bases_bytes(made.bases), "kv_heads_svd");
+    const BasesFile read = read_bases({file.path}, tinylm);
+    const kvcondense::NamedBases* found = read.view().find("kv_heads_svd");
+    REQUIRE(found != nullptr);
+    REQUIRE((found->keys.groups == 1 && found->keys.dim == 128 && found->keys.columns == (paired ? 64 : 128) && found->values.columns == 128));
+    const kvcondense::lowrank::KvHeadsSvd m{found->keys, found->values};
+    REQUIRE(m.validate(tinylm) == kvcondense::Status::ok);
+    REQUIRE(m.shape(tinylm).kv_heads == 1);
+  }
+  Options o = tiny("kv_heads_svd");
+  o.calibration.paired = true;
+  o.calibration.kv_heads = 3;
+  REQUIRE_THROWS_AS(calibrate(o), Error);
+  // As many heads as before: a basis of a head's values is a rotation of it, one of its keys none at all. Then one head for two.
+  double kl[2] = {};
+  for (const index_t heads : {2, 1}) {
+    o.calibration.kv_heads = heads;
+    fold_checkpoint(o.model, calibrate(o).bases, dir.string());
+    std::string why;
+    const auto config = engine::read_config((dir / "config.json").string(), why);
+    REQUIRE(config);
+    REQUIRE((config->kv_heads == heads && config->head_dim == 64 && config->q_heads == 6));
+    const auto before = engine::load_model(o.model, why), after = engine::load_model(dir.string(), why);
+    CAPTURE(why);
+    REQUIRE(before);
+    REQUIRE(after);
+    kl[heads - 1] = divergence(*before, *after);
+  }
+  REQUIRE(kl[1] < 1e-4);
+  REQUIRE(kl[0] > 1e-3);
+  REQUIRE(std::isfinite(kl[0]));
+  REQUIRE_THROWS_AS(fold_checkpoint(o.model, calibrate(o).bases, o.model), Error);
+  fs::remove_all(dir);
 }

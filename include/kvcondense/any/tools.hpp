@@ -7,7 +7,7 @@
 
 namespace kvcondense::any {
 
-/// One method that stands beside a cache (rooms reuse, storage, cost, and masks of prompts), as docs and tools list it: a program
+/// One method that stands beside a cache (rooms reuse, storage, cost, masks of prompts, shared heads), as docs and tools list it: a program
 /// includes its header, no recipe names it.
 struct Tool {
   std::string_view word;

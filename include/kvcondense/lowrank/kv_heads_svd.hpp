@@ -27,7 +27,8 @@ namespace kvcondense::lowrank {
 ///          query and for the output. A slot takes columns numbers for `share` heads.
 /// Numbers  float32. The softmax scale stays that of the model's heads. With share * head_dim columns attention is the model's own.
 /// Differs  no fine-tuning afterwards.
-/// Errors   missing_input without bases; shape_mismatch when they are of another model; invalid_argument for columns out of range, NaN,
+/// Errors   missing_input without bases; shape_mismatch when they are of another model; incompatible when those of keys are of raw ones,
+///          which the rotation would not spare; invalid_argument for columns out of range, NaN,
 ///          and bases with means: the model's queries would have to know them.
 struct KvHeadsSvd {
   static constexpr Descriptor about{"kv_heads_svd", Stage::lowrank, "arXiv:2406.07056"};
@@ -41,6 +42,7 @@ struct KvHeadsSvd {
     if (keys.empty() || values.empty()) return Status::missing_input;
     if (const Status s = kvcondense::validate(model); s != Status::ok) return s;
     if (keys.groups != values.groups) return Status::shape_mismatch;
+    if (keys.keys == KeyForm::raw) return Status::incompatible;
     Status s = check(keys, model, model.head_dim, columns);
     if (s == Status::ok) s = check(values, model, model.values(), value_columns);
     return s;
