@@ -119,6 +119,7 @@
 #include <kvcondense/quant/zipcache.hpp>
 #include <kvcondense/retrieve/a2ats.hpp>
 #include <kvcondense/retrieve/infinigen.hpp>
+#include <kvcondense/retrieve/infllm.hpp>
 #include <kvcondense/retrieve/kinetics.hpp>
 #include <kvcondense/retrieve/landmark.hpp>
 #include <kvcondense/retrieve/loki.hpp>
@@ -149,4 +150,5 @@
 #include <kvcondense/storage/row_pool.hpp>
 #include <kvcondense/storage/storage_pages.hpp>
 #include <kvcondense/storage/swap_plan.hpp>
+#include <kvcondense/storage/two_tier.hpp>
 #include <kvcondense/version.hpp>

@@ -75,6 +75,9 @@ Status AnyCache::attend(Context<Cpu>& ctx, index_t layer, TensorView<const float
                         TensorView<float, 3> out, const AttendOutputs& measure) const {
   return body_->cache.attend(ctx, layer, queries, out, measure);
 }
+Status AnyCache::expect(index_t layer, const ReadRuns& runs, PageProvider<Cpu>& pages) const {
+  return body_->cache.expect(layer, runs, pages);
+}
 Status AnyCache::step(Context<Cpu>& ctx, index_t layer, Phase phase) {
   return body_->cache.step(ctx, layer, StepInputs{}, phase);
 }

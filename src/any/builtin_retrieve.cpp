@@ -10,6 +10,7 @@ namespace {
 using retrieve::Heads;
 using retrieve::A2ats;
 using retrieve::InfiniGen;
+using retrieve::InfLlm;
 using retrieve::Kinetics;
 using retrieve::Landmark;
 using retrieve::Loki;
@@ -122,6 +123,14 @@ constexpr Field graph_fields[] = {
     number<RetrievalAttention, &RetrievalAttention::hubs>("hubs", "", "queries of the prompt where walks begin", 1, 1024),
     number<RetrievalAttention, &RetrievalAttention::hub_keys>("hub_keys", "", "nearest keys of each", 1, 256),
 };
+constexpr Field infllm_fields[] = {
+    number<InfLlm, &InfLlm::block>("block", "", "slots of a block", 1, most_slots),
+    number<InfLlm, &InfLlm::blocks>("blocks", "", "blocks that are read", 1, most_slots),
+    number<InfLlm, &InfLlm::init>("init", "", "first slots, always read", 0, most_slots),
+    number<InfLlm, &InfLlm::local>("local", "", "newest slots, always read; all others are read at this distance", 1, most_slots),
+    number<InfLlm, &InfLlm::representatives>("representatives", "", "slots that stand for a block", 1, retrieve::RepresentativeKeys::most),
+    number<InfLlm, &InfLlm::chunk>("chunk", "", "query tokens of a call that chooses at most", 1, 4096),
+};
 constexpr Field rekv_fields[] = {
     number<ReKv, &ReKv::frame>("frame", "", "slots of a frame", 1, most_slots),
     number<ReKv, &ReKv::frames>("frames", "", "frames that are read", 1, most_slots),
@@ -153,6 +162,8 @@ constexpr Entry entries[] = {
     stage_entry<Squeezed>("Reads the keys of a fixed context whose cluster draws more than a threshold of attention.", squeezed_fields),
     stage_entry<A2ats>("Reads the tokens whose vector code scores best against a query at a constant distance.", a2ats_fields),
     stage_entry<Landmark>("Reads the blocks whose landmark tokens draw most, each block with its landmark's weight.", landmark_fields),
+    stage_entry<InfLlm>("Reads the first tokens, a window of the newest, and the blocks behind it whose busiest tokens meet the query, at one distance.",
+                        infllm_fields),
     stage_entry<ReKv>("Reads the frames of a video that a question resembles, and reads them as if nothing had been between them.",
                       rekv_fields),
     stage_entry<InfiniGen>("Reads the tokens that score best in the few directions that carry most of a head's queries, as many as "

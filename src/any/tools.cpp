@@ -21,6 +21,7 @@
 #include <kvcondense/storage/row_pool.hpp>
 #include <kvcondense/storage/storage_pages.hpp>
 #include <kvcondense/storage/swap_plan.hpp>
+#include <kvcondense/storage/two_tier.hpp>
 #include <kvcondense/storage/virtual_arena.hpp>
 
 namespace kvcondense::any {
@@ -41,6 +42,7 @@ constexpr Tool all[] = {
     tool<storage::VirtualArena>("Reserves addresses for the longest sequence and maps memory only behind what is used."),
     tool<storage::RowPool>("Gives rows of one pool to whatever comes in rows of that size: keys and values of tokens, adapters."),
     tool<storage::SwapPlan>("Moves a sequence's pages between two memories in as few copies as their places allow."),
+    tool<storage::TwoTier>("Keeps copies of the pages that attention read lately in a small fast memory; all pages lie in a large slow one."),
     tool<storage::StoragePages>("Gathers chosen rows from a medium that reads whole pages only, each page once."),
     tool<storage::PageReplacement>("Chooses which pages stay in a small fast memory, with or without a one-bit prediction per request."),
     tool<storage::PartialAttention>("Splits a sequence's cache over machines and says what each sends so that attention is that of one."),

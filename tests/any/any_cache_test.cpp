@@ -1,4 +1,5 @@
 #include <cstring>
+#include <random>
 #include <vector>
 
 #include <catch2/catch.hpp>
@@ -251,4 +252,34 @@ TEST_CASE("any cache: half and bfloat16 rows enter like the floats they stand fo
   };
   check(half{});
   check(bfloat16{});
+}
+
+TEST_CASE("any cache: a provider is told what a call reads, and what is likely to be read", "[any][any_cache]") {
+  struct Counting final : PageProvider<Cpu> {
+    index_t calls = 0, brought = 0, expected = 0;
+    void begin() noexcept override { ++calls; }
+    Status bring(const PageUse&) noexcept override { return ++brought, Status::ok; }
+    const std::byte* find(const PageUse& page) const noexcept override { return page.data; }
+    void expect(const PageUse&) noexcept override { ++expected; }
+  } pages;
+  const CacheShape shape{.q_heads = 2, .kv_heads = 1, .page_slots = 16};
+  const auto parsed = any::parse("quest(page=16, tokens=48, dense_layers=0, heads=group_sum)");
+  REQUIRE(parsed);
+  auto cache = any::AnyCache::make(parsed->stages, "", shape);
+  REQUIRE(cache);
+  Workspace work;
+  REQUIRE(work.reserve(cache->workspace_bytes(128, 100)) == Status::ok);
+  Context<Cpu> ctx(work.bytes());
+  std::mt19937 random(1);
+  const test::Tokens prompt(shape, 96, random), one(shape, 1, random);
+  REQUIRE(cache->append(ctx, 0, prompt.keys(shape), prompt.values(shape)) == Status::ok);
+  REQUIRE(cache->step(ctx, 0) == Status::ok);
+  std::vector<float> out(128);
+  std::vector<SlotRun> runs(2 * 100);
+  index_t count[2];
+  REQUIRE(cache->attend(ctx, 0, one.queries(shape), dense_view(out.data(), 2, 1, 64), {.runs = {runs.data(), 100, count}, .pages = &pages}) == Status::ok);
+  REQUIRE(pages.calls == 1);
+  REQUIRE(pages.brought == 6);  // of keys and of values three pages of sixteen
+  REQUIRE(cache->expect(0, {runs.data(), 100, count}, pages) == Status::ok);
+  REQUIRE(pages.expected == 6);
 }

@@ -131,6 +131,7 @@ const std::map<std::string, Setting> settings = {
     {"loki", {"loki(columns=6, share=30%)"}},
     {"infinigen", {"infinigen(part=30%, alpha=1, dense_layers=0)"}},
     {"rocketkv", {"rocketkv(page=4, tokens=16, channels=6)"}},
+    {"infllm", {"infllm(block=5, blocks=3, init=3, local=9, representatives=2, chunk=20)"}},
     {"rekv", {"rekv(frame=5, frames=3, init=2, question=8)"}},
     {"magicpig", {"magicpig(sinks=2, local=6, dense_every=0)"}},
     {"absolute", {"absolute"}},
@@ -195,7 +196,8 @@ Status made(const std::string& text) {
 }
 std::string word_of(const std::string& text) { return text.substr(0, text.find('(')); }
 
-bool reads_raw_keys(const std::string& retrieve) { return word_of(retrieve) == "a2ats" || word_of(retrieve) == "rekv"; }
+bool chooses_once(const std::string& retrieve) { return word_of(retrieve) == "infllm" || word_of(retrieve) == "rekv"; }  // for all heads
+bool reads_raw_keys(const std::string& retrieve) { return word_of(retrieve) == "a2ats" || chooses_once(retrieve); }
 
 bool measures_newest_rows(const std::string& policy) {
   static const test::RandomModel model(CacheShape{.layers = 2, .q_heads = 6, .kv_heads = 2, .head_dim = 32});
@@ -317,7 +319,7 @@ TEST_CASE("cache: every retrieval stage works with every policy, quantizer and p
       for (const Setting& other : room(stage)) {
         // A prompt that is evicted from, coded, turned: each with the longest way round.
         const bool raw = reads_raw_keys(retrieve.text);
-        const std::string snapkv = word_of(retrieve.text) == "rekv" ? "snapkv(tokens=40, window=8)" : "ada(snapkv(tokens=40, window=8))";
+        const std::string snapkv = chooses_once(retrieve.text) ? "snapkv(tokens=40, window=8)" : "ada(snapkv(tokens=40, window=8))";
         const std::string rest = stage == Stage::evict   ? " + kivi(bits=4, group_size=8, residual_window=8)"
                                  : stage == Stage::quant ? " + h2o(heavy=30, recent=20)"
                                                          : " + " + snapkv + " + group_int(bits=8, group_size=16)";

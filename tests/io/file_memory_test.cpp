@@ -13,6 +13,7 @@
 #include <kvcondense/cpu.hpp>
 #include <kvcondense/evict/sink_window.hpp>
 #include <kvcondense/io/file_memory.hpp>
+#include <kvcondense/storage/two_tier.hpp>
 #include <support/naive_cache.hpp>
 
 using namespace kvcondense;
@@ -144,7 +145,7 @@ TEST_CASE("file memory: pieces are aligned, apart, used again, and keep what is 
     pieces.emplace_back(p, bytes);
   }
   REQUIRE(memory.let_go() == Status::ok);
-  REQUIRE(memory.expect(pieces[5].first, pieces[5].second) == Status::ok);
+  memory.expect(reinterpret_cast<const std::byte*>(pieces[5].first), pieces[5].second);
   for (std::size_t i = 0; i < pieces.size(); ++i)
     for (const std::size_t at : {std::size_t{0}, pieces[i].second - 1}) REQUIRE(pieces[i].first[at] == (i & 0xff));
   const std::size_t bytes = memory.file_bytes();
@@ -196,6 +197,26 @@ TEST_CASE("file memory: a million tokens, a step within 32 MiB of RAM beside the
     REQUIRE(reads.slot_bytes < std::size_t{3} << 20);
     // The machine maps up to 64 KiB around each of the 2 * 64 * 2 pieces that are read: 16 MiB, the index and scratch.
     REQUIRE(resident() < quiet + (std::size_t{32} << 20));
+    REQUIRE(memory.let_go() == Status::ok);
+  }
+  // With two tiers pages are not mapped in: their copies, the index and what is open.
+  constexpr index_t frames = 512;
+  constexpr std::size_t page = 64 * 64 * 2;
+  auto tier = storage::TwoTier::make(memory, frames);
+  REQUIRE(tier);
+  std::vector<float> again(out.size());
+  for (int step = 0; step < 4; ++step) {
+    const test::Tokens one(shape, 1, random);
+    REQUIRE(cache->append(ctx, 0, one.keys(shape), one.values(shape)) == Status::ok);
+    tier->restart();
+    ReadCounts reads;
+    REQUIRE(cache->attend(ctx, 0, one.queries(shape), dense_view(out.data(), 2, 1, 64), {.reads = &reads, .pages = &*tier}) == Status::ok);
+    REQUIRE(tier->fast_bytes() <= frames * page);
+    REQUIRE(tier->counts().hit_bytes + tier->counts().miss_bytes >= reads.slot_bytes / 2 - 2 * page);
+    REQUIRE(resident() < quiet + frames * page + (std::size_t{12} << 20));
+    REQUIRE(cache->attend(ctx, 0, one.queries(shape), dense_view(again.data(), 2, 1, 64)) == Status::ok);
+    REQUIRE(again == out);
+    REQUIRE(cache->step(ctx, 0, StepInputs{}) == Status::ok);
     REQUIRE(memory.let_go() == Status::ok);
   }
 }

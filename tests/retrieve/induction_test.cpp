@@ -77,6 +77,64 @@ struct Counts {
   int correct = 0, found = 0;
 };
 
+/// The value whose code an output is most like.
+int nearest_value(const std::vector<float>& out) {
+  int best = 0;
+  double most = -1e300;
+  for (int token = 128; token < 256; ++token) {
+    double dot = 0;
+    for (std::size_t d = 0; d < 64; ++d) dot += static_cast<double>(model().code[static_cast<std::size_t>(token)][d]) * static_cast<double>(out[d]);
+    dot = std::round(dot * 1e6) / 1e6;
+    if (dot > most) most = dot, best = token;
+  }
+  return best;
+}
+
+/// Evicts once, by what the last token of a prompt looks at; the newest 16 and that token stay.
+struct OnceByLastQuery {
+  static constexpr Descriptor about{"once_by_last_query", Stage::evict, "a test"};
+  static constexpr Inputs needs = Input::attention;
+  index_t budget = 16;
+  constexpr auto pipeline() const {
+    using namespace evict;
+    return Pipeline{AttentionMass<PerHead, Latest>{last_rows(1)}, NoPool{}, Recent{17}, Absolute{budget + 17}, TopK{}, PrefillOnce{}};
+  }
+  Status validate(const CacheShape&) const { return Status::ok; }
+};
+static_assert(evict::check_eviction_policy<OnceByLastQuery, Cpu>());
+
+/// The context and a question condensed together: how many of the 128 questions are answered, then how many next ones.
+std::pair<int, int> condense_for_each(index_t budget) {
+  const InductionModel& m = model();
+  const CacheShape shape{.head_dim = 64, .dtype = DType::f32, .softmax_scale = 20.0f};
+  test::CacheRig<RecipeOf<OnceByLastQuery>> rig(shape, recipe(OnceByLastQuery{budget}), 600, 513);
+  int first = 0, second = 0;
+  for (std::size_t key = 0; key < 128; ++key) {
+    std::vector<float> values, out(64), mass(513);
+    for (int p = 0; p < InductionModel::context; ++p) {
+      const auto& e = m.code[static_cast<std::size_t>(m.tokens[static_cast<std::size_t>(p)])];
+      values.insert(values.end(), e.begin(), e.end());
+    }
+    const auto ask = [&](std::size_t k, RaggedView<float> measured) {
+      REQUIRE(rig.cache.attend(rig.ctx, 0, dense_view(m.code[k].data(), 1, 1, 64), dense_view(out.data(), 1, 1, 64), {.mass = measured}) == Status::ok);
+      return nearest_value(out) == m.answer[k];
+    };
+    rig.cache.reset();
+    values.insert(values.end(), m.code[key].begin(), m.code[key].end());
+    REQUIRE(rig.cache.append(rig.ctx, 0, dense_view(m.before.data(), 1, 513, 64), dense_view(static_cast<const float*>(values.data()), 1, 513, 64)) == Status::ok);
+    const RaggedView<float> measured = rig.cache.ragged(0, mass.data());
+    (void)ask(key, measured);
+    REQUIRE(rig.cache.step(rig.ctx, 0, AttentionView{measured, 1}) == Status::ok);
+    REQUIRE(rig.cache.slots(0, 0) == budget + 17);
+    first += ask(key, {});
+    REQUIRE(rig.cache.truncate(512) == Status::ok);
+    const std::size_t next = (key + 1) % 128;
+    REQUIRE(rig.cache.append(rig.ctx, 0, dense_view(m.before.data() + 512 * 64, 1, 1, 64), dense_view(m.code[next].data(), 1, 1, 64)) == Status::ok);
+    second += ask(next, {});
+  }
+  return {first, second};
+}
+
 /// The second layer under a recipe, asked about every key.
 template <class... S>
 Counts ask(S... stages) {
@@ -99,15 +157,7 @@ Counts ask(S... stages) {
     index_t run_count = 0;
     REQUIRE(rig.cache.attend(rig.ctx, 0, dense_view(q.data(), 1, 1, 64), dense_view(out.data(), 1, 1, 64), {.runs = {runs.data(), 300, &run_count}}) ==
             Status::ok);
-    int best = 0;
-    double most = -1e300;
-    for (int token = 128; token < 256; ++token) {
-      double dot = 0;
-      for (std::size_t d = 0; d < 64; ++d) dot += static_cast<double>(m.code[static_cast<std::size_t>(token)][d]) * static_cast<double>(out[d]);
-      dot = std::round(dot * 1e6) / 1e6;
-      if (dot > most) most = dot, best = token;
-    }
-    counts.correct += best == m.answer[static_cast<std::size_t>(key)];
+    counts.correct += nearest_value(out) == m.answer[static_cast<std::size_t>(key)];
     for (index_t i = 0; i < run_count; ++i)
       for (index_t slot = runs[static_cast<std::size_t>(i)].first; slot < runs[static_cast<std::size_t>(i)].last; ++slot)
         counts.found += rig.cache.token(0, 0, slot) == m.place[static_cast<std::size_t>(key)];
@@ -150,4 +200,15 @@ TEST_CASE("induction model: how many keys each stage answers, and finds", "[retr
   check("meankey_chunk8_budget32chunks_plus_recent16", ask(chunks(32)));
   // The question is one of the 60.
   check("sink4_recent60", ask(evict::SinkWindow{.recent = 59, .sinks = 4}));
+}
+
+TEST_CASE("induction model: what is condensed for one question answers few others", "[retrieve][induction]") {
+  const auto oracle = test::load_oracle("retrieval_reuse_storage.json", "induction_model")["lifecycle_evict_once"];
+  for (const index_t budget : {16, 64, 128}) {
+    CAPTURE(budget);
+    const auto& want = oracle["budget" + std::to_string(budget) + "_tail16"];
+    const auto [first, second] = condense_for_each(budget);
+    CHECK(first == want["turn1_correct"].get<int>());
+    CHECK(second == want["turn2_correct"].get<int>());
+  }
 }

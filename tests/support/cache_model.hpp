@@ -321,12 +321,14 @@ class CacheModel {
                                          .runs = {runs.data(), room, run_count.data()}});
     const double scale = 1.0 / std::sqrt(static_cast<double>(shape_.head_dim));
     bool compact = false, mixes = false, weighs = false;
+    index_t reach = 0;
     if constexpr (Cache<Cpu, R>::may_retrieve)
       if (cache_.retrieval().active()) {
         compact = cache_.capabilities().raw_keys && cache_.retrieval().read_at() == retrieve::Positions::compact;
+        reach = cache_.capabilities().raw_keys ? cache_.retrieval().reach() : 0;
         mixes = cache_.retrieval().shares(), weighs = cache_.retrieval().biases() && reads.units_scored > 0;
       }
-    if (compact && status == Status::not_supported) {  // one list for all heads, where no slot is the same in all
+    if ((compact || reach > 0) && status == Status::not_supported) {  // one list for all heads, where no slot is the same in all
       bool differ = false;
       for (index_t h = 1; h < shape_.kv_heads; ++h) differ = differ || cache_.slots(l, h) != cache_.slots(l, 0);
       REQUIRE(differ);
@@ -352,7 +354,7 @@ class CacheModel {
         const auto& head = cache_.layers()[l].heads[h];
         if (head.bias >= 0) slots[static_cast<std::size_t>(alike + i)].bias = head.lane[head.bias][i];
         if (head.value_scale >= 0) slots[static_cast<std::size_t>(alike + i)].value_scale = head.lane[head.value_scale][i];
-        if (cache_.capabilities().raw_keys && !compact) rotate(slots[static_cast<std::size_t>(i)].k, i);
+        if (cache_.capabilities().raw_keys && !compact && reach == 0) rotate(slots[static_cast<std::size_t>(i)].k, i);
       }
       std::vector<double> want_mass(static_cast<std::size_t>(n + alike), 0.0);
       for (index_t g = 0; g < shape_.group(); ++g) {
@@ -377,6 +379,7 @@ class CacheModel {
           for (std::size_t j = 0; j < listed.size(); ++j)
             if (listed[j] + 1 < visible && cache_.layers()[l].heads[h].passed_on(listed[j]))
               seen[static_cast<std::size_t>(alike) + j].bias = -INFINITY;
+          for (std::size_t j = 0; reach > 0 && j < seen.size(); ++j) rotate(seen[j].k, std::max(listed[j], visible - 1 - reach));
           const auto want = naive_attention(q, seen, sees + alike, scale, static_cast<std::size_t>(shape_.values()),
                                             counted ? &read_mass : nullptr, &want_lse);
           double worst = 0;

@@ -80,6 +80,7 @@ class AnyCache {
   }
   Status attend(Context<Cpu>& ctx, index_t layer, TensorView<const float, 3> queries,
                 TensorView<float, 3> out, const AttendOutputs& measure = {}) const;
+  Status expect(index_t layer, const ReadRuns& runs, PageProvider<Cpu>& pages) const;
   Status step(Context<Cpu>& ctx, index_t layer, Phase phase = Phase::automatic);
   Status step(Context<Cpu>& ctx, index_t layer, const AttentionView& attention,
               Phase phase = Phase::automatic);

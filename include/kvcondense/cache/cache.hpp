@@ -4,6 +4,7 @@
 #include <span>
 #include <utility>
 
+#include <kvcondense/cache/kept.hpp>
 #include <kvcondense/cache/layer.hpp>
 #include <kvcondense/cache/layer_columns.hpp>
 #include <kvcondense/cache/recipe.hpp>
@@ -20,7 +21,14 @@ namespace kvcondense {
 
 namespace cache {
 struct Folding;
+
+/// What a selection says of one head.
+inline Kept kept_of(const evict::KeepSet& keep, index_t head) {
+  const index_t n = keep.count[head], slots = keep.slots.length(head);
+  if (n == slots) return Kept::without(n, n, n);
+  return keep.ends[head].prefix >= 0 ? Kept::ends(keep.ends[head], slots) : Kept::listed(keep.slots.row(head), n);
 }
+}  // namespace cache
 
 /// The condensed KV cache of one sequence: all layers, ragged per KV head, in pages of the caller's
 /// memory resource.
@@ -97,6 +105,9 @@ class Cache {
   /// [q_heads, tokens, value_dim]. Causal among the newest tokens. Reads codes as they are.
   Status attend(Context<B>& ctx, index_t layer, TensorView<const float, 3> queries, TensorView<float, 3> out,
                 const AttendOutputs& measure = {}) const;
+  /// Tells a provider that these slots are likely to be read soon, such as those that a layer read last: runs of every query
+  /// head, ascending. Slots that are not there are passed over.
+  Status expect(index_t layer, const ReadRuns& runs, PageProvider<B>& pages) const;
 
   /// Lets the recipe act on a layer: evict, then code what left the exact window.
   Status step(Context<B>& ctx, index_t layer, Phase phase = Phase::automatic)
@@ -218,7 +229,7 @@ class Cache {
     Inputs all = pipeline_.inputs();
     if (graded_) all = all | saliency_.inputs();
     all = all | fold_.inputs;
-    return plan_.codec_queries || retrieval_.holds() || retrieval_.fit_queries() ? all | Input::queries : all;
+    return plan_.codec_queries || retrieval_.holds() || retrieval_.fit_queries() || plan_.drawn > 0 ? all | Input::queries : all;
   }
   bool reads_attention(const StepView<B>& view) const {
     const bool step = view.phase != Phase::turn && view.phase != Phase::probe;
@@ -261,6 +272,8 @@ class Cache {
                     const AttendOutputs& measure) const;
   template <class Runs>
   void count_reads(index_t layer, index_t rows, Runs&& runs, ReadCounts& reads) const;
+  template <class Runs, class Use>
+  Status name_pages(index_t layer, index_t rows, Runs&& runs, Use&& use) const;
   template <class RunsOf>
   Status list_scalars(const Layer& l, index_t rows, RunsOf&& runs_of, const index_t* run_count, const index_t* total, float* bias,
                       Scratch& scratch, prim::SlotScalars& out) const;
@@ -269,6 +282,10 @@ class Cache {
   Status reserve_index(index_t layer, bool learns);
   void refresh_index(const Context<B>& ctx, index_t layer, index_t pending);
   void hold_units(Context<B>& ctx, index_t layer, TensorView<const float, 3> queries, Phase phase, bool evicted);
+  Status watch(Context<B>& ctx, const StepView<B>& view, float* sums) const;
+  void keep_drawn(Layer& layer, const evict::KeepSet& keep, const float* sums);
+  /// How far a slot may be from a query; 0: any distance.
+  index_t reach() const { return recipe_.position.raw_keys ? retrieval_.reach() : 0; }
   /// Keys of an index are turned by their slots where they are stored raw, unless the index wants them raw.
   const prim::RopeTable* key_rotation() const {
     return recipe_.position.raw_keys && recipe_.retrieve.keys != retrieve::KeyState::raw ? &rope_ : nullptr;

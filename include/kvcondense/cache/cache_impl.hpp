@@ -26,6 +26,7 @@ auto Cache<B, R>::make_plan() const -> Plan {
   if constexpr (may_retrieve) {
     p.indexed = retrieval_.active();
     p.learns = retrieval_.found_floats(shape_, 1) > 0;
+    if (retrieval_.watch().window > 0) p.drawn = shape_.group();
     if (retrieval_.active() && retrieval_.holds()) p.held_rows = retrieval_.rows(shape_);
   }
   return p;
@@ -116,7 +117,7 @@ void Cache<B, R>::finish_plan() {
   Plan& p = plan_;
   for (const Layer& l : layers_)
     for (const auto& h : l.heads) {
-      p.query_width = std::max(p.query_width, h.keys.width());
+      p.query_width = std::max(p.query_width, cache::HeadReader<typename Layer::Head>{&h, {.reach = reach()}}.query_width());
       p.value_width = std::max(p.value_width, h.values.width());
       p.commit_floats = std::max(p.commit_floats, h.scratch());
       p.lossy = p.lossy || h.keys.flush_rule().block > 0 || h.values.flush_rule().block > 0;
@@ -155,8 +156,8 @@ std::size_t Cache<B, R>::workspace_bytes(index_t slots, index_t tokens, index_t 
   if (graded_)
     step += Scratch::bytes_for<float>(total) + Scratch::bytes_for<evict::Protected>(shape_.kv_heads) +
             saliency_.workspace_bytes(shape_, total);
-  step += fold_bytes(total);
-  if (queries().rows != AttentionNeed::Rows::none || pipeline_.probes())
+  step += fold_bytes(total) + Scratch::bytes_for<float>(total * plan_.drawn);
+  if (queries().rows != AttentionNeed::Rows::none || pipeline_.probes() || plan_.drawn > 0)
     step += prim::AttendColumns<Cpu>::workspace_bytes(workers, shape_, std::max(tokens, plan_.query_rows), plan_.query_width) + Scratch::align;
   if (evict::model_share(pipeline_.allocate).keep > 0.0) step += Scratch::bytes_for<index_t>(shape_.layers * shape_.kv_heads) + Scratch::align;
   const std::size_t forward_mass = mass ? Scratch::align + Scratch::bytes_for<float>(total) : 0;
@@ -252,10 +253,11 @@ Status Cache<B, R>::attend(Context<B>& ctx, index_t layer, TensorView<const floa
   if (recipe_.position.rotated_input)
     rotation.query_positions = l.counters.pending >= n ? l.pending_positions.data() + l.counters.pending - n : &last_position;
   if (recipe_.position.raw_keys) {
-    rotation.table = &rope_;
+    rotation.table = &rope_, rotation.reach = reach();
     request.softmax_scale = logit_scale();
   }
   if (measure.reads != nullptr) *measure.reads = {};
+  if (measure.pages != nullptr) measure.pages->begin();
   if constexpr (may_retrieve)
     if (chooses(layer, n)) return attend_chosen(ctx, layer, request, rotation, measure);
   return attend_all(ctx, layer, request, rotation, measure);
@@ -291,3 +293,4 @@ Status Cache<B, R>::forward(Context<B>& ctx, index_t layer, TensorView<const flo
 #include <kvcondense/cache/cache_mutations.hpp>
 #include <kvcondense/cache/cache_retrieve.hpp>
 #include <kvcondense/cache/cache_turn.hpp>
+#include <kvcondense/cache/cache_watch.hpp>

@@ -4,17 +4,6 @@
 #include <kvcondense/cache/folding.hpp>
 
 namespace kvcondense {
-namespace cache {
-
-/// What a selection says of one head.
-inline Kept kept_of(const evict::KeepSet& keep, index_t head) {
-  const index_t n = keep.count[head], slots = keep.slots.length(head);
-  if (n == slots) return Kept::without(n, n, n);
-  return keep.ends[head].prefix >= 0 ? Kept::ends(keep.ends[head], slots) : Kept::listed(keep.slots.row(head), n);
-}
-
-}  // namespace cache
-
 /// What the coming step will see, without attention and rows.
 template <Backend B, class R>
 StepView<B> Cache<B, R>::step_view(index_t layer, Phase phase) const {
@@ -45,7 +34,7 @@ Status Cache<B, R>::check_input(const StepView<B>& view, Input what) const {
   }
   if (what == Input::queries) {
     const index_t rows = in.queries.extent[1];
-    const index_t chosen_by = !retrieval_.holds() ? 0 : view.appended > retrieval_.longest_call() ? 1 : view.appended;
+    const index_t chosen_by = plan_.drawn > 0 ? view.appended : !retrieval_.holds() ? 0 : view.appended > retrieval_.longest_call() ? 1 : view.appended;
     // Where nobody asks for a number of them, the newest is read, if there is one: by a fold, a codec or a fit.
     const index_t newest = std::min<index_t>(1, view.appended);
     const index_t least = probe ? view.appended : std::max({newest, queries().of(view.appended), chosen_by});
@@ -88,7 +77,7 @@ Status Cache<B, R>::run_step(Context<B>& ctx, index_t layer, const StepInputs& i
     if (retrieval_.holds() && ctx.workspace().size() < choice_bytes(most, rows)) return Status::workspace_too_small;
     if (learns && ctx.workspace().size() < fit_bytes(most, ctx.workers())) return Status::workspace_too_small;
   }
-  const bool wants_queries = probe || (queries().rows != AttentionNeed::Rows::none && !turn);
+  const bool wants_queries = probe || ((queries().rows != AttentionNeed::Rows::none || plan_.drawn > 0) && !turn);
   std::span<std::byte> column_scratch;
   if (wants_queries) {
     const std::size_t bytes =
@@ -113,7 +102,7 @@ Status Cache<B, R>::run_step(Context<B>& ctx, index_t layer, const StepInputs& i
   CacheShape scaled = shape_;
   scaled.softmax_scale = logit_scale();
   const cache::ReadRotation rotation{recipe_.position.raw_keys ? &rope_ : nullptr,
-                                     recipe_.position.rotated_input ? l.pending_positions.data() : nullptr, control()};
+                                     recipe_.position.rotated_input ? l.pending_positions.data() : nullptr, control(), reach()};
   const cache::LayerColumns<Layer> columns(l, scaled, rotation, inputs.queries, column_scratch);
   view.keys = &keys, view.values = &values;
   if (wants_queries) view.columns = &columns;
@@ -138,6 +127,12 @@ Status Cache<B, R>::run_step(Context<B>& ctx, index_t layer, const StepInputs& i
       if (fold_.place >= 0) mark_places(l, fold_lanes[static_cast<std::size_t>(fold_.place)]);
       if (const Status s = merger_.observe(ctx, view, fold_lanes); s != Status::ok) return s;
     }
+  float* drawn = nullptr;
+  if (plan_.drawn > 0 && !turn) {
+    drawn = scratch.take<float>(total * plan_.drawn);
+    if (drawn == nullptr) return Status::workspace_too_small;
+    if (const Status s = watch(ctx, view, drawn); s != Status::ok) return s;
+  }
   const bool fires = pipeline_.fires(view);
   if (fires)
     if (const Status s = pipeline_.choose(ctx, view, lane_views, merging_ ? keep.with_lists() : keep, scratch); s != Status::ok) return s;
@@ -148,6 +143,7 @@ Status Cache<B, R>::run_step(Context<B>& ctx, index_t layer, const StepInputs& i
   if (graded_)
     if (const Status s = grade(ctx, view, grade_lanes, keep, scores, scratch); s != Status::ok) return s;
   if (const Status s = commit(ctx, layer, keep, all_lanes, scores, inputs.queries, folding, learns, scratch); s != Status::ok) return s;
+  keep_drawn(l, keep, drawn);
 
   index_t kept = 0, asked = 0;
   for (index_t h = 0; h < heads; ++h) kept += keep.count[h], asked += keep.budget[h];
@@ -255,11 +251,14 @@ Status Cache<B, R>::remove(Context<B>& ctx, index_t first, index_t last) {
       if (h.ids.below(first) < h.ids.below(last))
         if (const Status s = h.ids.reserve_list(); s != Status::ok) return s;
   for (Layer& l : layers_) {
-    for (auto& h : l.heads) {
+    for (index_t at = 0; at < l.heads.size(); ++at) {
+      auto& h = l.heads[at];
       if (first <= h.open.token() && last > h.open.token()) h.open.clear();
       const index_t from = h.ids.below(first), to = h.ids.below(last);
       if (from == to) continue;
-      h.keep_slots(cache::Kept::without(from, to, h.slots()));
+      const auto kept = cache::Kept::without(from, to, h.slots());
+      h.keep_slots(kept);
+      if (plan_.drawn > 0) l.index[at].keep(kept);
       h.coded_again += h.compact(rows);
     }
     l.update_offsets();

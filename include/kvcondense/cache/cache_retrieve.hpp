@@ -4,6 +4,7 @@
 #include <numeric>
 
 #include <kvcondense/cache/cache.hpp>
+#include <kvcondense/cache/cache_pages.hpp>
 #include <kvcondense/cache/run_reader.hpp>
 
 namespace kvcondense {
@@ -125,6 +126,11 @@ Status Cache<B, R>::attend_chosen(Context<B>& ctx, index_t layer, const prim::At
     total[r + 1] = total[r] + n;
   }
   if (reads != nullptr) count_reads(layer, rows, [&](index_t r) { return std::span<const SlotRun>(runs_of(r), static_cast<std::size_t>(run_count[r])); }, *reads);
+  if (measure.pages != nullptr)
+    if (const Status s = name_pages(layer, rows, [&](index_t r) { return std::span<const SlotRun>(runs_of(r), static_cast<std::size_t>(run_count[r])); },
+                                    [&](const PageUse& page) { return measure.pages->bring(page); });
+        s != Status::ok)
+      return s;
 
   for (index_t h = 0; measure.runs.data != nullptr && h < shape_.q_heads; ++h) {
     const index_t r = h * rows / shape_.q_heads;
@@ -152,7 +158,7 @@ Status Cache<B, R>::attend_chosen(Context<B>& ctx, index_t layer, const prim::At
   const Status s = prim::Attend<Cpu>::run(rest, chosen, rows, [&](index_t r) {
     using Reader = cache::RunReader<typename Layer::Head>;
     Reader reader;
-    reader.head = {&l.heads[r * heads / rows], rotation};
+    reader.head = {&l.heads[r * heads / rows], rotation, measure.pages};
     reader.runs = runs_of(r), reader.count = run_count[r], reader.total = total[r + 1] - total[r], reader.tokens = tokens;
     reader.compact = retrieval_.read_at() == retrieve::Positions::compact;
     reader.own = {row_of(scalars.key_scale, r), row_of(scalars.bias, r), row_of(scalars.value_scale, r)};
@@ -232,8 +238,17 @@ Status Cache<B, R>::attend_all(Context<B>& ctx, index_t layer, const prim::Atten
       reads->slots_read += head.slots(), reads->slots_touched += head.slots();
       reads->slot_bytes += head.keys.slot_bytes(0, head.slots()) + head.values.slot_bytes(0, head.slots());
     }
+  if (measure.pages != nullptr) {
+    SlotRun whole{};
+    const auto all = [&](index_t h) {
+      whole.last = static_cast<std::int32_t>(l.heads[h].slots());
+      return std::span<const SlotRun>(&whole, whole.last > 0 ? 1 : 0);
+    };
+    const Status s = name_pages(layer, shape_.kv_heads, all, [&](const PageUse& page) { return measure.pages->bring(page); });
+    if (s != Status::ok) return s;
+  }
   return prim::Attend<Cpu>::run(ctx, request, shape_.kv_heads, [&](index_t h) {
-    return cache::HeadReader<typename Layer::Head>{&l.heads[h], rotation};
+    return cache::HeadReader<typename Layer::Head>{&l.heads[h], rotation, measure.pages};
   });
 }
 
@@ -248,19 +263,7 @@ void Cache<B, R>::count_reads(index_t layer, index_t rows, Runs&& runs, ReadCoun
         reads.slots_read += run.size();
         reads.slot_bytes += l.heads[h].keys.slot_bytes(run.first, run.last) + l.heads[h].values.slot_bytes(run.first, run.last);
       }
-    // The union of the rows' runs: from any slot on, the run that reaches furthest among those that hold it.
-    for (index_t at = 0, slots = l.heads[h].slots(); at < slots;) {
-      index_t end = at, next = slots;
-      for (index_t r = h * per_head; r < (h + 1) * per_head; ++r) {
-        const auto list = runs(r);
-        const auto run = std::lower_bound(list.begin(), list.end(), at, [](const SlotRun& x, index_t slot) { return x.last <= slot; });
-        if (run == list.end()) continue;
-        if (run->first <= at) end = std::max<index_t>(end, run->last);
-        else next = std::min<index_t>(next, run->first);
-      }
-      reads.slots_touched += end - at;
-      at = end > at ? end : next;
-    }
+    cache::for_union(h * per_head, (h + 1) * per_head, l.heads[h].slots(), runs, [&](index_t first, index_t last) { reads.slots_touched += last - first; });
   }
 }
 
@@ -309,6 +312,7 @@ Status Cache<B, R>::reserve_index(index_t layer, bool learns) {
       most = std::max(most, l.heads[h].slots());
       if (auto& found = l.index[h].found; learns && found.empty())
         if (const Status s = found.reserve(retrieval_.found_floats(shape_, l.heads[h].slots()), true); s != Status::ok) return s;
+      if (const Status s = l.index[h].drawn.reserve(l.heads[h].slots() * plan_.drawn); s != Status::ok) return s;
       if (const Status s = retrieval_.reserve(shape_, l.heads[h].slots(), l.index[h]); s != Status::ok) return s;
     }
     if (retrieval_.holds()) return l.held.units.reserve(retrieval_.rows(shape_) * retrieval_.most_units(most));

@@ -158,18 +158,18 @@ class Column {
 
   void clear() { sinks_.clear(), coded_.clear(), window_.clear(), map_.clear(); }
 
-  /// rows[i] = the next out.rows slots as floats.
-  void decode(Cursor& at, prim::RowBlock<float> out) const {
+  /// rows[i] = the next out.rows slots as floats. `pages`: where they are read, if not where they lie.
+  void decode(Cursor& at, prim::RowBlock<float> out, const PageProvider<Cpu>* pages = nullptr) const {
     index_t done = 0;
     walk(at, out.rows, [&](const auto& segment, const PageRef& ref, index_t first, index_t n, index_t live) {
       index_t i = first;
       if (live == n) {
-        decode_run(segment, ref, i, {out.data + done * out.step, n, out.step});
+        decode_run(segment, ref, i, {out.data + done * out.step, n, out.step}, pages);
         done += n;
         return;
       }
       for (; i < first + n; ++i)
-        if (ref.alive(i)) decode_run(segment, ref, i, {out.data + done++ * out.step, 1, out.step});
+        if (ref.alive(i)) decode_run(segment, ref, i, {out.data + done++ * out.step, 1, out.step}, pages);
     });
   }
 
@@ -184,6 +184,12 @@ class Column {
   void skip(Cursor& at, index_t count) const {
     skip_pages(sinks_, 0, at, count), skip_pages(coded_, 1, at, count), skip_pages(window_, 2, at, count);
     walk(at, count, [](const auto&, const PageRef&, index_t, index_t, index_t) {});
+  }
+
+  /// Calls use(page) for the pages of the next `count` slots; a page may come twice in a row.
+  template <class F>
+  void each_page(Cursor& at, index_t count, F&& use) const {
+    walk(at, count, [&](const auto& segment, const PageRef& ref, index_t, index_t, index_t) { use(segment.use_of(ref)); });
   }
 
   /// Bytes that slots [first, last) take as they are stored, without headers and tombstones.
@@ -208,7 +214,8 @@ class Column {
   }
 
   /// out[r][i] = queries[r] . (next slot i), for out of `count` columns.
-  void scores(Cursor& at, index_t count, prim::RowBlock<const float> queries, prim::RowBlock<float> out) const {
+  void scores(Cursor& at, index_t count, prim::RowBlock<const float> queries, prim::RowBlock<float> out,
+              const PageProvider<Cpu>* pages = nullptr) const {
     float packed[max_page_slots * max_rows];
     const bool long_read = count >= max_page_slots;  // a stretch of many, behind which more will be read
     index_t done = 0;
@@ -216,13 +223,13 @@ class Column {
       using C = std::remove_cvref_t<decltype(segment.codec())>;
       const prim::RowBlock<const float> q{queries.data + form(segment), queries.rows, queries.step};
       if (live == n) {
-        prim::PageCodec<Cpu, C>::scores(segment.codec(), segment.span_then_next(ref, long_read || done + live < count), first, n, q,
+        prim::PageCodec<Cpu, C>::scores(segment.codec(), segment.span_then_next(ref, long_read || done + live < count, pages), first, n, q,
                                         {out.data + done, out.rows, out.step});
         if (mapped(segment)) map_.add_to_scores(queries, {out.data + done, out.rows, out.step}, n);
         done += n;
         return;
       }
-      prim::PageCodec<Cpu, C>::scores(segment.codec(), segment.span_then_next(ref, long_read || done + live < count), first, n, q,
+      prim::PageCodec<Cpu, C>::scores(segment.codec(), segment.span_then_next(ref, long_read || done + live < count, pages), first, n, q,
                                       {packed, queries.rows, max_page_slots});
       if (mapped(segment)) map_.add_to_scores(queries, {packed, queries.rows, max_page_slots}, n);
       for (index_t i = 0; i < n; ++i) {
@@ -234,7 +241,8 @@ class Column {
   }
 
   /// out[r][:] += sum over the next `count` slots of weights[r][i] * slot i.
-  void accumulate(Cursor& at, index_t count, prim::RowBlock<const float> weights, prim::RowBlock<float> out) const {
+  void accumulate(Cursor& at, index_t count, prim::RowBlock<const float> weights, prim::RowBlock<float> out,
+                  const PageProvider<Cpu>* pages = nullptr) const {
     float spread[max_page_slots * max_rows];
     const bool long_read = count >= max_page_slots;  // a stretch of many, behind which more will be read
     index_t done = 0;
@@ -251,7 +259,7 @@ class Column {
         }
         w = {spread, weights.rows, max_page_slots};
       }
-      prim::PageCodec<Cpu, C>::accumulate(segment.codec(), segment.span_then_next(ref, long_read || done + live < count), first, n, w,
+      prim::PageCodec<Cpu, C>::accumulate(segment.codec(), segment.span_then_next(ref, long_read || done + live < count, pages), first, n, w,
                                           {out.data + form(segment), out.rows, out.step});
       if (mapped(segment)) map_.add_weights(w, out, n);
       done += live;
@@ -286,9 +294,9 @@ class Column {
   }
 
   template <class S>
-  void decode_run(const S& segment, const PageRef& ref, index_t first, prim::RowBlock<float> out) const {
+  void decode_run(const S& segment, const PageRef& ref, index_t first, prim::RowBlock<float> out, const PageProvider<Cpu>* pages) const {
     using C = std::remove_cvref_t<decltype(segment.codec())>;
-    prim::PageCodec<Cpu, C>::decode(segment.codec(), segment.span(ref), first, out.rows, out);
+    prim::PageCodec<Cpu, C>::decode(segment.codec(), segment.span_then_next(ref, false, pages), first, out.rows, out);
     if (mapped(segment)) map_.backward(out);
   }
 

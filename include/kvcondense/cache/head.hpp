@@ -32,6 +32,7 @@ struct HeadPlan {
   bool joins = false;       ///< tokens may join the newest slot
   bool indexed = false;    ///< a retrieval stage has an index per head
   bool learns = false;     ///< a retrieval stage finds numbers when a prompt ends
+  index_t drawn = 0;       ///< numbers per slot that a retrieval stage is told of attention
   index_t held_rows = 0;   ///< rows of selection that last longer than a call
 
   // Found from the codecs of all heads.

@@ -61,6 +61,7 @@ struct Layer {
     if (plan.indexed)
       if (const Status s = out.index.fill(memory, shape.kv_heads, [&](index_t) { return retrieve::UnitState(memory); }); s != Status::ok)
         return s;
+    for (auto& i : out.index) i.width = plan.drawn;
     if (plan.held_rows > 0) {
       if (const Status s = out.held.offset.resize(plan.held_rows + 1); s != Status::ok) return s;
       if (const Status s = out.held.slots.resize(2 * shape.kv_heads); s != Status::ok) return s;
@@ -135,6 +136,7 @@ struct Layer {
       h.summary.limit(tokens - h.slots());
       h.open.drop(counters.seen - tokens);
     }
+    for (index_t h = 0; h < index.size(); ++h) index[h].keep_first(heads[h].slots());
     const index_t gone = counters.seen - tokens;
     const index_t unstepped = std::min(gone, counters.pending);
     // Positions of tokens that a step has seen are kept nowhere: they are taken to have counted by one.

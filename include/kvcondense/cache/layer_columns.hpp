@@ -62,12 +62,14 @@ class LayerColumns final : public QueryColumns<Cpu> {
       }
       if (at->rotation_.control != nullptr) at->rotation_.control->clear(q, position);
       const index_t slot = visible(row) - 1;
+      reader().stand(q, slot);
       if (at->rotation_.table == nullptr || slot < 0) return;
       at->rotation_.table->rotate(q, slot - (at->rotation_.query_positions == nullptr ? 0 : position));
     }
     prim::SlotScalars scalars() const { return reader().scalars(); }
     void hide(index_t visible, index_t first, index_t n, float* logits) const { reader().hide(visible, first, n, logits); }
-    index_t query_width() const { return head().keys.width(); }
+    index_t query_width() const { return reader().query_width(); }
+    void skip(Cursor& cursor, index_t n) const { head().keys.skip(cursor, n); }
     void begin_queries(prim::RowBlock<float> queries) const { reader().begin_queries(queries); }
     void key_scores(Cursor& cursor, index_t n, prim::RowBlock<const float> queries, prim::RowBlock<float> out,
                     index_t first) const {

@@ -48,13 +48,34 @@ inline void release(Page* page, MemoryResource<Cpu>& memory) {
 
 inline constexpr index_t max_page_slots = 256;
 
+/// A number that no other content of a page has had for a very long time.
+inline std::uint32_t next_stamp() {
+  static std::atomic<std::uint32_t> last{0};
+  const std::uint32_t stamp = last.fetch_add(1, std::memory_order_relaxed) + 1;
+  return stamp == 0 ? next_stamp() : stamp;
+}
+
 /// A page as one cache sees it. Which slots are dead belongs to the owner, not to the shared page:
 /// evicting from a fork copies nothing.
 struct PageRef {
   Page* page = nullptr;
-  std::int32_t used = 0;  ///< physical slots written
-  std::int32_t live = 0;  ///< of these, still in the cache
+  std::int16_t used = 0;    ///< physical slots written
+  std::int16_t live = 0;    ///< of these, still in the cache
+  std::uint32_t stamp = 0;  ///< of what the slots written hold: new whenever one of them is written again
   std::uint64_t dead[max_page_slots / 64] = {};
+
+  /// All of the first n slots are written anew and live.
+  void fill(index_t n) { used = live = static_cast<std::int16_t>(n), stamp = next_stamp(); }
+  /// So many more are written.
+  void grow(index_t n) {
+    if (used == 0) stamp = next_stamp();
+    used = static_cast<std::int16_t>(used + n), live = static_cast<std::int16_t>(live + n);
+  }
+  /// The last n, which are dead, may be written again.
+  void cut(index_t n) {
+    used = static_cast<std::int16_t>(used - n), stamp = next_stamp();
+    revive_from(used);
+  }
 
   bool alive(index_t slot) const { return (dead[slot / 64] >> (slot % 64) & 1u) == 0; }
   void kill(index_t slot) {

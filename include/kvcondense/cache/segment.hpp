@@ -6,6 +6,7 @@
 #include <kvcondense/cache/kept.hpp>
 #include <kvcondense/cache/page.hpp>
 #include <kvcondense/core/buffer.hpp>
+#include <kvcondense/core/page_provider.hpp>
 #include <kvcondense/core/status.hpp>
 
 namespace kvcondense::cache {
@@ -37,11 +38,13 @@ class Segment {
   index_t page_slots() const { return page_slots_; }
   const Buffer<PageRef>& pages() const { return pages_; }
   prim::PageSpan span(const PageRef& ref) const { return {ref.page->payload(), page_slots_, dim_}; }
-  /// For reading: with the page behind it, if that one `follows`.
-  prim::PageSpan span_then_next(const PageRef& ref, bool follows) const {
+  /// For reading: with the page behind it, if that one `follows`; or where `pages` has it.
+  prim::PageSpan span_then_next(const PageRef& ref, bool follows, const PageProvider<Cpu>* pages) const {
+    if (pages != nullptr) return {const_cast<std::byte*>(pages->find(use_of(ref))), page_slots_, dim_};
     const bool last = !follows || &ref == &pages_.back();
     return {ref.page->payload(), page_slots_, dim_, last ? nullptr : (&ref + 1)->page->payload()};
   }
+  PageUse use_of(const PageRef& ref) const { return {ref.page->payload(), page_payload(), ref.used < page_slots_ ? 0 : ref.stamp}; }
   /// Whether no slot has left and all pages but the last are full, so that slot i lies in page i / page_slots().
   bool packed() const {
     const index_t last = last_used();
@@ -120,8 +123,7 @@ class Segment {
       if (n == 0) continue;
       repaired += encode(span(ref), ref.used, n, {rows.data + done * rows.step, n, rows.step},
                          scores == nullptr ? nullptr : scores + done);
-      ref.used += static_cast<std::int32_t>(n);
-      ref.live += static_cast<std::int32_t>(n);
+      ref.grow(n);
       done += n;
     }
     live_ += rows.rows;
@@ -142,6 +144,7 @@ class Segment {
   Status reserve_write(index_t slot) { return make_unique(find(slot).page) ? Status::ok : Status::out_of_memory; }
   void write(index_t slot, const float* row) {
     const Place at = find(slot);
+    pages_[at.page].stamp = next_stamp();
     (void)encode(span(pages_[at.page]), at.slot, 1, {row, 1, dim_}, nullptr);
   }
 
@@ -173,7 +176,7 @@ class Segment {
     PageRef ref;
     ref.page = Page::make(*memory_, page_payload());
     if (ref.page == nullptr) return Status::out_of_memory;
-    ref.used = ref.live = static_cast<std::int32_t>(used);
+    ref.fill(used);
     for (index_t s = 0; s < used; ++s)
       if (dead[s / 64] >> (s % 64) & 1u) ref.kill(s);
     live_ += ref.live;
@@ -251,6 +254,7 @@ class Segment {
     if (copy == nullptr) return false;
     std::memcpy(copy->payload(), ref.page->payload(), page_payload());
     release(std::exchange(ref.page, copy), *memory_);
+    ref.stamp = next_stamp();
     return true;
   }
 
@@ -270,13 +274,7 @@ class Segment {
     // Trailing tombstones can be written again at once (whole groups only).
     PageRef& tail = pages_[p];
     const index_t group = codec_.group_slots();
-    while (tail.used > 0) {
-      bool all_dead = true;
-      for (index_t s = tail.used - group; s < tail.used; ++s) all_dead = all_dead && !tail.alive(s);
-      if (!all_dead) break;
-      tail.used -= static_cast<std::int32_t>(group);
-      tail.revive_from(tail.used);
-    }
+    while (tail.used > 0 && tail.live_from(tail.used - group) == 0) tail.cut(group);
   }
 
   void drop_pages() {
@@ -340,7 +338,7 @@ class Segment {
     }
     for (index_t p = first; p <= to_page; ++p) {
       PageRef& ref = pages_[p];
-      ref.used = ref.live = static_cast<std::int32_t>(p < to_page ? page_slots_ : to_slot);
+      ref.fill(p < to_page ? page_slots_ : to_slot);
       ref.revive_from(0);
     }
     Page* gone = pages_[end].page;
@@ -379,7 +377,7 @@ class Segment {
       for (index_t i = n; i < full; ++i) std::copy_n(rows + (n - 1) * dim_, dim_, rows + i * dim_);
       encode(span(a), 0, full, {rows, full, dim_}, grades);
       a.revive_from(0);
-      a.used = a.live = static_cast<std::int32_t>(full);
+      a.fill(full);
       for (index_t i = n; i < full; ++i) a.kill(i);
       again += n;
       release(b.page, *memory_);

@@ -239,6 +239,22 @@ inline void save_found(ByteWriter& w, const ObjectArray<retrieve::UnitState>& in
   }
 }
 
+/// Only where a retrieval stage watches attention, after the heads: the numbers of every slot that a step has seen.
+template <class L>
+Status load_drawn(ByteReader& r, L& layer) {
+  for (index_t h = 0; h < layer.index.size(); ++h) {
+    auto& i = layer.index[h];
+    const index_t count = (layer.heads[h].slots() - layer.counters.pending) * i.width;
+    std::span<const std::byte> numbers;
+    if (!r.take(static_cast<std::uint64_t>(count), sizeof(float), numbers)) return Status::corrupt_data;
+    if (const Status s = i.drawn.resize(count); s != Status::ok) return s;
+    if (count > 0) std::memcpy(i.drawn.data(), numbers.data(), numbers.size());
+    for (const float x : i.drawn)
+      if (!(x >= 0.0f) || std::isinf(x)) return Status::corrupt_data;
+  }
+  return Status::ok;
+}
+
 /// Units are of slots that are there, some of which an index knew. After the heads.
 template <class L>
 bool held_fits(const L& layer) {
@@ -292,7 +308,7 @@ std::uint64_t fingerprint(const Cache<B, R>& c) {
     if (c.recipe().merge.pipeline().traits().active) f.add_text(word_of(c.recipe().merge));
   if (p.joins) f.add(c.join_window());
   if constexpr (Cache<B, R>::may_retrieve)
-    if (p.learns || p.held_rows > 0) f.add_text(word_of(c.recipe().retrieve)).add(p.held_rows, c.retrieval().fingerprint());
+    if (p.learns || p.held_rows > 0 || p.drawn > 0) f.add_text(word_of(c.recipe().retrieve)).add(p.held_rows, c.retrieval().fingerprint());
   if (c.recipe().position.raw_keys) f.add(prim::fingerprint(c.recipe().position.rope), c.recipe().position.rotated_input);
   return f.value();
 }
@@ -314,6 +330,7 @@ Status save(const Cache<B, R>& c, ByteSink& sink) {
     cache::save_held(w, l.held);
     if (c.plan().learns) cache::save_found(w, l.index);
     for (const auto& h : l.heads) cache::save_head(w, h);
+    for (const auto& i : l.index) w.bytes(std::as_bytes(i.drawn.span()));
   }
   const std::uint64_t sum = w.checksum();
   w.put(sum);
@@ -367,6 +384,8 @@ Status load(Cache<B, R>& c, std::span<const std::byte> file) {
       most = std::max(most, h.slots());
     }
     if (!cache::held_fits(l)) return Status::corrupt_data;
+    if (fresh->plan().drawn > 0)
+      if (const Status s = cache::load_drawn(r, l); s != Status::ok) return s;
     l.update_offsets();
   }
   if (r.left() != 0) return Status::corrupt_data;

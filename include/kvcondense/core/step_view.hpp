@@ -4,6 +4,7 @@
 
 #include <kvcondense/core/backend.hpp>
 #include <kvcondense/core/config.hpp>
+#include <kvcondense/core/page_provider.hpp>
 #include <kvcondense/core/shape.hpp>
 #include <kvcondense/core/slot_runs.hpp>
 #include <kvcondense/core/step_inputs.hpp>
@@ -24,6 +25,7 @@ struct AttendOutputs {
   TensorView<float, 2> lse{};    ///< [q_heads, tokens], natural logarithm
   ReadCounts* reads = nullptr;   ///< what the call looked at; set anew
   ReadRuns runs{};               ///< which slots the call read, per query head
+  PageProvider<Cpu>* pages = nullptr;  ///< where pages are read, if not where they lie
 };
 
 /// Attention of the newest queries, in any reduction; each backend defines it.

@@ -8,10 +8,13 @@
 #include <algorithm>
 #include <cerrno>
 #include <cstdint>
+#include <cstring>
 #include <mutex>
+#include <span>
 
 #include <kvcondense/core/buffer.hpp>
 #include <kvcondense/core/memory.hpp>
+#include <kvcondense/core/page_provider.hpp>
 #include <kvcondense/core/status.hpp>
 
 namespace kvcondense::io {
@@ -28,7 +31,7 @@ namespace kvcondense::io {
 ///          business, until `let_go()` asks it to keep none.
 /// Errors   open: io_error; allocate: null when the disk, what a process may write or the addresses are at an end.
 /// Threads  safe from many: one lock around every call, those of `small` included.
-class FileMemory final : public MemoryResource<Cpu> {
+class FileMemory final : public MemoryResource<Cpu>, public SlowMemory {
  public:
   explicit FileMemory(MemoryResource<Cpu>& small = heap_memory()) : small_(&small), slabs_(small), free_(small) {}
   FileMemory(const FileMemory&) = delete;
@@ -93,13 +96,29 @@ class FileMemory final : public MemoryResource<Cpu> {
       if (::msync(s.data, s.bytes, MS_ASYNC) != 0 || ::madvise(s.data, s.bytes, MADV_DONTNEED) != 0) return Status::io_error;
     return Status::ok;
   }
-  /// Tells the machine that these bytes will be read soon.
-  Status expect(const void* p, std::size_t bytes) {
+  /// Reads from the file, so that nothing of it is mapped in.
+  bool fetch(const std::byte* from, std::span<std::byte> to) noexcept override {
+    std::size_t at = 0;
+    {
+      const std::lock_guard guard(lock_);
+      const Slab* slab = slab_of(from);
+      if (slab == nullptr) return std::memcpy(to.data(), from, to.size()), true;
+      at = slab->at + static_cast<std::size_t>(from - static_cast<const std::byte*>(slab->data));
+    }
+    while (!to.empty()) {
+      const ssize_t n = ::pread(file_, to.data(), to.size(), static_cast<off_t>(at));
+      if (n < 0 && errno == EINTR) continue;
+      if (n <= 0) return false;
+      to = to.subspan(static_cast<std::size_t>(n)), at += static_cast<std::size_t>(n);
+    }
+    return true;
+  }
+  void expect(const std::byte* p, std::size_t bytes) noexcept override {
     const std::lock_guard guard(lock_);
-    if (!inside(p)) return Status::ok;
+    if (!inside(p)) return;
     const auto first = reinterpret_cast<std::uintptr_t>(p) / page_ * page_;
     const auto last = round(reinterpret_cast<std::uintptr_t>(p) + bytes, page_);
-    return ::madvise(reinterpret_cast<void*>(first), last - first, MADV_WILLNEED) == 0 ? Status::ok : Status::io_error;
+    (void)::madvise(reinterpret_cast<void*>(first), last - first, MADV_WILLNEED);
   }
 
  private:
@@ -107,12 +126,14 @@ class FileMemory final : public MemoryResource<Cpu> {
   struct Slab {
     void* data;
     std::size_t bytes;
+    std::size_t at = 0;  ///< in the file
   };
-  bool inside(const void* p) const {
+  const Slab* slab_of(const void* p) const {
     for (const Slab& s : slabs_)
-      if (p >= s.data && p < static_cast<const std::byte*>(s.data) + s.bytes) return true;
-    return false;
+      if (p >= s.data && p < static_cast<const std::byte*>(s.data) + s.bytes) return &s;
+    return nullptr;
   }
+  bool inside(const void* p) const { return slab_of(p) != nullptr; }
   static std::size_t round(std::size_t bytes, std::size_t to) { return (bytes + to - 1) / to * to; }
 
   bool extend(std::size_t bytes) {
@@ -130,7 +151,7 @@ class FileMemory final : public MemoryResource<Cpu> {
     }
     // Reading ahead would bring in what no step asks for.
     (void)::madvise(p, bytes, MADV_RANDOM);
-    slabs_.append_reserved({p, bytes});
+    slabs_.append_reserved({p, bytes, file_bytes_});
     file_bytes_ += bytes;
     used_ = 0;
     return true;

@@ -38,6 +38,8 @@ class AnyPipeline {
   index_t rows(const CacheShape& shape) const { return table_->rows(bytes_, shape); }
   Positions read_at() const { return table_->read_at(bytes_); }
   index_t longest_call() const { return active() ? table_->longest_call(bytes_) : 0; }
+  index_t reach() const { return active() ? table_->reach(bytes_) : 0; }
+  Watch watch() const { return active() ? table_->watch(bytes_) : Watch{}; }
   bool biases() const { return active() && table_->biases(bytes_); }
   bool shares() const { return active() && table_->shares(bytes_); }
   bool composes() const { return !active() || table_->composes(bytes_); }
@@ -80,6 +82,8 @@ class AnyPipeline {
     index_t (*rows)(At, const CacheShape&);
     Positions (*read_at)(At);
     index_t (*longest_call)(At);
+    index_t (*reach)(At);
+    Watch (*watch)(At);
     bool (*biases)(At);
     bool (*shares)(At);
     bool (*composes)(At);
@@ -115,6 +119,8 @@ class AnyPipeline {
       [](At b, const CacheShape& shape) { return at<P>(b).rows(shape); },
       [](At b) { return at<P>(b).read_at(); },
       [](At b) { return at<P>(b).longest_call(); },
+      [](At b) { return at<P>(b).reach(); },
+      [](At b) { return at<P>(b).watch(); },
       [](At b) { return at<P>(b).biases(); },
       [](At b) { return at<P>(b).shares(); },
       [](At b) { return at<P>(b).composes(); },

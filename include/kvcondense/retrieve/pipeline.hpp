@@ -35,6 +35,8 @@ namespace kvcondense::retrieve {
 ///               fit_bytes(shape, slots) -> size_t, fit<B>(HeadRows, PromptQueries, UnitState&, Scratch) (may be left out)
 ///                                            numbers that the step which ends the first prompt finds; there is no index before
 ///               fingerprint() -> int64_t (may be left out)   of the fields that say what those numbers mean
+///               watch() -> Watch (may be left out)   attention that steps add to `UnitState::drawn`; only whole units behind
+///                                            its window have rows, and compete
 ///               mean_value<B>(view, kv_head, float* out)     only with `select.shares()`
 ///   query       rows(group) -> index_t       query rows per KV head
 ///               floats(dim) -> index_t (may be left out)   numbers of one, if not dim
@@ -71,6 +73,7 @@ struct Pipeline {
   Positions positions = Positions::stored;
   index_t chunk = most_tokens;  ///< query tokens of a call up to which slots are chosen; a longer one reads all
   index_t dense_every = 0;      ///< layers whose number is a multiple of it read every slot; 0: no others
+  index_t farthest = 0;         ///< with raw keys: slots farther from a query count as that far; 0: as far as they are
 
   static constexpr bool active() { return true; }
   bool reads_all(index_t layer) const { return layer < dense_layers || (dense_every > 0 && layer % dense_every == 0); }
@@ -81,6 +84,11 @@ struct Pipeline {
   index_t rows(const CacheShape& shape) const { return unites() ? shape.kv_heads : reduce.rows(shape); }
   Positions read_at() const { return positions; }
   index_t longest_call() const { return chunk; }
+  index_t reach() const { return farthest; }
+  constexpr Watch watch() const {
+    if constexpr (requires { summary.watch(); }) return summary.watch();
+    else return {};
+  }
   constexpr bool biases() const {
     if constexpr (requires { select.biases(); }) return select.biases();
     else return false;
@@ -154,8 +162,9 @@ struct Pipeline {
   template <Backend B>
   void refresh(const HeadRows<B>& rows, index_t from, UnitState& state) const {
     if (found_floats(*rows.shape, rows.slots) > 0 && state.found.empty()) return state.clear();
-    const index_t now = index_rows(rows.slots);
-    const index_t first = std::clamp<index_t>((std::min(from, state.covered) - partition.origin()) / summary.size(), 0, now);
+    const index_t window = watch().window, behind = rows.slots - window - partition.origin();
+    const index_t now = window == 0 ? index_rows(rows.slots) : std::max<index_t>(0, behind) / summary.size();
+    const index_t first = std::clamp<index_t>((std::min(from, state.covered - window) - partition.origin()) / summary.size(), 0, now);
     for (int p = 0; p < UnitState::planes; ++p) {
       const auto bytes = static_cast<index_t>(summary.plane_bytes(*rows.shape, p));
       if (state.plane[p].size() > now * bytes) state.plane[p].shrink(now * bytes);
@@ -175,7 +184,7 @@ struct Pipeline {
   /// Units that compete in a head; all slots in front of them and behind are read.
   template <Backend B>
   UnitRange candidates(const ReadView<B>& view, index_t head) const {
-    const index_t n = view.known[head], size = partition.size();
+    const index_t n = view.known[head] - watch().window, size = partition.size();
     prim::Ends ends = keep.of(view, head).within(view.slots[head]);
     const index_t last = std::min(n, view.slots[head] - ends.suffix) - partition.origin();
     const index_t prefix = ends.prefix - partition.origin();

@@ -25,6 +25,8 @@ struct ReadAll {
     static constexpr bool holds() { return false; }
     static constexpr bool fit_queries() { return false; }
     static constexpr index_t longest_call() { return 0; }
+    static constexpr index_t reach() { return 0; }
+    static constexpr Watch watch() { return {}; }
   };
   constexpr Nothing pipeline() const { return {}; }
   Status validate(const CacheShape&) const { return Status::ok; }

@@ -106,6 +106,13 @@ struct AttendColumns<Cpu> {
       }
     }
 
+    /// Whether a strip of hidden slots adds nothing to anything.
+    bool passes(index_t first, index_t n) const {
+      const bool adds = request.row == RowReduce::sum || request.row == RowReduce::mean || request.row == RowReduce::max;
+      return request.part.last > 0 && adds && first >= sinks_end && first + n <= own_begin &&
+             (first + n <= part_begin || first >= part_end);
+    }
+
     template <class Head>
     index_t sees(const Head& head, index_t row) const {
       const index_t all = head.visible(row);
@@ -153,6 +160,11 @@ struct AttendColumns<Cpu> {
       typename Head::Cursor at{};
       for (index_t s = 0; s < last; s += strip) {
         const index_t n = std::min(strip, last - s);
+        if constexpr (requires { head.skip(at, n); })
+          if (passes(s, n)) {
+            head.skip(at, n);
+            continue;
+          }
         typename Head::Cursor next = at;
         for (index_t r = 0; r < q; r += read_rows) {
           next = at;

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 
@@ -12,7 +13,7 @@ namespace kvcondense::retrieve {
 
 /// The index of one KV head: what a retrieval stage scores instead of keys.
 ///
-/// The planes are a pure function of the stored keys and values of slots [0, covered) and of `found`: they are
+/// The planes are a pure function of the stored keys and values of slots [0, covered), of `found` and of `drawn`: they are
 /// neither saved nor moved with slots, but made anew from the first slot whose stored form changed.
 struct UnitState {
   static constexpr int planes = 2;
@@ -20,26 +21,39 @@ struct UnitState {
 
   Plane plane[planes];  ///< per unit, `Summary::plane_bytes` bytes each
   Buffer<float> found;              ///< what a fit found when a prompt ended; saved, shared by nobody
+  Buffer<float> drawn;              ///< `width` numbers per slot that a step has seen, see Watch; saved, moves with slots
+  index_t width = 0;                ///< query heads of the group, or 0
   index_t covered = 0;              ///< slots that the planes know
 
   UnitState() = default;
-  explicit UnitState(MemoryResource<Cpu>& memory) : found(memory) {
+  explicit UnitState(MemoryResource<Cpu>& memory) : found(memory), drawn(memory) {
     for (auto& p : plane) p = Plane(memory);
   }
 
-  std::size_t bytes() const { return plane[0].bytes() + plane[1].bytes() + found.bytes(); }
+  std::size_t bytes() const { return plane[0].bytes() + plane[1].bytes() + found.bytes() + drawn.bytes(); }
 
   Status fork(UnitState& out) const {
     out.covered = covered;
     Status s = out.found.copy_from(found);
+    if (s == Status::ok) s = out.drawn.copy_from(drawn);
     for (int p = 0; s == Status::ok && p < planes; ++p) s = out.plane[p].copy_from(plane[p]);
     return s;
   }
   void clear() {
     for (auto& p : plane) p.shrink(0);
-    found.shrink(0);
+    found.shrink(0), drawn.shrink(0);
     covered = 0;
   }
+  /// What is drawn stays with the slots that stay: some, ascending, or the first ones.
+  /// Kept: see cache/kept.hpp.
+  template <class Kept>
+  void keep(const Kept& kept) {
+    kept.for_runs([&](index_t to, index_t from, index_t n) {
+      if (to != from) std::copy_n(drawn.data() + from * width, n * width, drawn.data() + to * width);
+    });
+    drawn.shrink(kept.size() * width);
+  }
+  void keep_first(index_t slots) { drawn.shrink(std::min(drawn.size(), slots * width)); }
 };
 
 /// Units that a schedule goes on reading in later steps, per row of selection in the order of their scores or of

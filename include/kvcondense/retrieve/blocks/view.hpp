@@ -31,6 +31,13 @@ enum class Positions : std::uint8_t {
 /// Query tokens of one call of `attend` up to which slots are chosen; a longer chunk, like a prompt, reads all.
 inline constexpr index_t most_tokens = 16;
 
+/// Attention that a summary is told of in every step: what each query head gives to the newest `window` slots that a query
+/// sees, in a softmax over these and the first `sinks`. A window of 0: none.
+struct Watch {
+  index_t sinks = 0;
+  index_t window = 0;
+};
+
 /// A range of units.
 struct UnitRange {
   index_t first = 0;
