@@ -28,7 +28,9 @@ Job replay_job(const Stage& stage, const RecipeSpec& recipe, RecipeResult& resul
   return {"attention error of " + recipe.given, static_cast<double>(stage.recording().tokens),
           [&stage, &recipe, &result, session, outputs](const Tick& tick) {
             auto mine = std::make_unique<Session>(make_session(recipe, stage.recording().shape));
-            Outputs out = Replay(stage.rows_for(recipe), *mine, stage.raw()).run(stage.feeding(), tick);
+            const bool part = recipe.capabilities.reads_part;
+            Outputs out = Replay(stage.rows_for(recipe), *mine, stage.raw())
+                              .run(stage.feeding(), tick, part ? &result.reads : nullptr, &stage.recording());
             for (const ErrorSums& e : errors(stage.exact(), out))
               result.layer_error.push_back(e.relative());
             if (result.report.tokens == 0) describe_cache(mine->cache(), result);

@@ -87,6 +87,7 @@ ordered_json to_json(const Setting& s, const RecipeResult& r) {
                  {"ratio", r.report.ratio()},
                  {"attention_error", r.layer_error.empty() ? ordered_json(nullptr) : ordered_json(r.mean_error())},
                  {"attention_error_by_layer", r.layer_error}};
+  if (r.reads.rows > 0) j["read"] = {{"slot_share", r.reads.slot_share()}, {"mass_share", r.reads.mass_share()}};
   if (s.has_text()) {
     j["predictions"] = r.text.predictions;
     j["kl_nats"] = r.text.mean_kl();

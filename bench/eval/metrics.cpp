@@ -95,4 +95,24 @@ double RecallSums::all() const {
   return ratio(std::accumulate(right, right + bands, index_t{0}), asked_all());
 }
 
+double mass_on(std::span<const float> query, const float* keys, std::size_t step, index_t count, float scale,
+               std::span<const index_t> read) {
+  double top = -std::numeric_limits<double>::infinity(), all = 0, part = 0;
+  std::size_t at = 0;
+  for (index_t j = 0; j < count; ++j) {
+    const float* k = keys + static_cast<std::size_t>(j) * step;
+    double dot = 0;
+    for (std::size_t d = 0; d < query.size(); ++d) dot += static_cast<double>(query[d]) * static_cast<double>(k[d]);
+    const double logit = static_cast<double>(scale) * dot;
+    if (logit > top) {
+      const double shrink = std::exp(top - logit);
+      all *= shrink, part *= shrink, top = logit;
+    }
+    const double weight = std::exp(logit - top);
+    all += weight;
+    if (at < read.size() && read[at] == j) part += weight, ++at;
+  }
+  return all > 0 ? part / all : 0;
+}
+
 }  // namespace eval

@@ -42,6 +42,20 @@ struct ErrorSums {
   double relative() const;
 };
 
+/// What the single tokens of a text read of what was there, where a recipe reads a part: sums over layers, query heads and tokens.
+struct ReadSums {
+  index_t rows = 0;
+  double slots = 0;  ///< tokens read, as a part of all
+  double mass = 0;   ///< exact attention that fell on them
+
+  double slot_share() const { return rows == 0 ? 0 : slots / static_cast<double>(rows); }
+  double mass_share() const { return rows == 0 ? 0 : mass / static_cast<double>(rows); }
+};
+
+/// Exact attention of one query head over `count` rows of keys, `step` numbers apart: how much of it falls on `read`, which ascends.
+double mass_on(std::span<const float> query, const float* keys, std::size_t step, index_t count, float scale,
+               std::span<const index_t> read);
+
 /// Recalled tokens of values: by how many tokens back the nearest earlier mention of the value
 /// begins, and by how deep that mention lies in what was read by then.
 struct RecallSums {

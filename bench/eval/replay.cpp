@@ -1,5 +1,7 @@
 #include <eval/replay.hpp>
 
+#include <algorithm>
+#include <cmath>
 #include <numeric>
 
 #include <engine/dense_attention.hpp>
@@ -53,7 +55,41 @@ void Replay::feed(index_t layer, index_t first, index_t count, index_t position,
           "the cache refused recorded tokens");
 }
 
-Outputs Replay::run(const Feeding& feeding, const Tick& tick) {
+/// Asks a fork, which nobody feeds any further.
+void Replay::count_reads(index_t layer, index_t at, const Recording& rotated, ReadSums& reads) {
+  const Recording& r = *recording_;
+  const index_t heads = r.shape.q_heads, dim = r.shape.head_dim, slots = session_->cache().slots(layer, 0) + 1;
+  auto cache = session_->cache().fork();
+  require(cache.status(), "a fork of the cache");
+  kvcondense::Workspace work;
+  index_t most = slots;
+  for (index_t h = 1; h < r.shape.kv_heads; ++h) most = std::max(most, cache->slots(layer, h) + 1);
+  require(work.reserve(cache->workspace_bytes(most, 1)), "scratch");
+  kvcondense::Context<kvcondense::Cpu> context(work.bytes());
+  positions_.assign(1, at);
+  const engine::LayerChunk chunk = r.chunk(layer, at, 1, positions_, Phase::decode);
+  require(cache->append(context, layer, chunk.k, chunk.v, chunk.positions), "a token");
+  std::vector<kvcondense::SlotRun> runs(static_cast<std::size_t>(heads * (most + 1)));
+  std::vector<index_t> count(static_cast<std::size_t>(heads)), read;
+  scratch_.resize(row_size(r));
+  require(cache->attend(context, layer, chunk.q, out_view(r, 1, scratch_.data()), {.runs = {runs.data(), most + 1, count.data()}}),
+          "attention");
+  const auto& rows = rotated.layers[static_cast<std::size_t>(layer)];
+  const float scale = r.shape.softmax_scale > 0 ? r.shape.softmax_scale : 1 / std::sqrt(static_cast<float>(dim));
+  for (index_t h = 0; h < heads; ++h) {
+    const index_t kv = h / r.shape.group();
+    read.clear();
+    for (index_t i = 0; i < count[static_cast<std::size_t>(h)]; ++i)
+      for (index_t s = runs[static_cast<std::size_t>(h * (most + 1) + i)].first; s < runs[static_cast<std::size_t>(h * (most + 1) + i)].last; ++s)
+        read.push_back(cache->token(layer, kv, s));
+    const std::span<const float> q(rows.q.data() + (at * heads + h) * dim, static_cast<std::size_t>(dim));
+    reads.mass += mass_on(q, rows.k.data() + kv * dim, static_cast<std::size_t>(r.shape.kv_heads * dim), at + 1, scale, read);
+    reads.slots += static_cast<double>(read.size()) / static_cast<double>(at + 1);
+    ++reads.rows;
+  }
+}
+
+Outputs Replay::run(const Feeding& feeding, const Tick& tick, ReadSums* reads, const Recording* rotated) {
   const Recording& r = *recording_;
   const index_t prefill = feeding.prefill, pieces = (prefill + feeding.chunk - 1) / feeding.chunk;
   const double share = 1 / static_cast<double>(r.shape.layers);  // of a token, for one layer
@@ -69,6 +105,7 @@ Outputs Replay::run(const Feeding& feeding, const Tick& tick) {
     auto& out = outputs[static_cast<std::size_t>(layer)];
     out.resize(row_size(r) * static_cast<std::size_t>(r.tokens - prefill));
     for (index_t at = prefill; at < r.tokens; ++at) {
+      if (reads != nullptr) count_reads(layer, at, *rotated, *reads);
       feed(layer, at, 1, at, Phase::decode,
            out.data() + row_size(r) * static_cast<std::size_t>(at - prefill));
       tick(share);

@@ -26,14 +26,15 @@ class Replay {
       : recording_(&recording), session_(&session), raw_(raw) {}
 
   /// Prefill and all further tokens one by one; every layer gets the same q, k and v as any other
-  /// recipe.
-  Outputs run(const Feeding& feeding, const Tick& tick);
+  /// recipe. Where `reads` is given, with the rotated rows that exact attention is of: what a recipe that reads a part read.
+  Outputs run(const Feeding& feeding, const Tick& tick, ReadSums* reads = nullptr, const Recording* rotated = nullptr);
   /// One token more: recorded token `at` modulo the recording's length, at position `at`.
   void step(index_t at);
 
  private:
   void feed(index_t layer, index_t first, index_t count, index_t position, kvcondense::Phase phase,
             float* out);
+  void count_reads(index_t layer, index_t at, const Recording& rotated, ReadSums& reads);
 
   const Recording* recording_;
   Session* session_;

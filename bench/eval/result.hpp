@@ -25,6 +25,7 @@ struct RecipeResult {
   kvcondense::Report report;                ///< of the cache at the end of the first window
   std::vector<std::vector<index_t>> slots;  ///< at the same moment, per layer and KV head
   std::vector<double> layer_error;          ///< relative error of attention, per layer
+  ReadSums reads;                        ///< of a recipe that reads a part
   TextSums text;
   RecallSums recall;
   Speed speed;

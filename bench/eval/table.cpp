@@ -41,19 +41,28 @@ std::string percents(std::span<const index_t> right, std::span<const index_t> as
   return text;
 }
 
-std::vector<std::string> header(const Setting& s, bool timed) {
+/// What differs between tables besides their setting.
+struct Columns {
+  bool reads = false;  ///< some recipe reads a part
+  bool timed = false;
+};
+
+std::vector<std::string> header(const Setting& s, Columns columns) {
   std::vector<std::string> h{"recipe", "B/token", "of 16 bit", "slots", "attn error"};
+  if (columns.reads) h.insert(h.end(), {"read %", "mass %"});
   if (s.has_text())
     h.insert(h.end(), {"KL", "top-1 %", s.byte_tokens ? "bits/byte" : "bits/token"});
   if (!s.recall.empty()) h.insert(h.end(), {"recall %", "by depth %"});
-  if (timed) h.insert(h.end(), {"tokens/s", "of full"});
+  if (columns.timed) h.insert(h.end(), {"tokens/s", "of full"});
   return h;
 }
 
-std::vector<std::string> cells(const Setting& s, const RecipeResult& r, bool timed) {
+std::vector<std::string> cells(const Setting& s, const RecipeResult& r, Columns columns) {
   std::vector<std::string> c{r.recipe, text_of("%.0f", r.bytes_per_token()),
                              text_of("%.3f", r.report.ratio()), slots_text(r),
                              r.layer_error.empty() ? "-" : short_number(r.mean_error(), 2)};
+  const auto share = [&](double x) { return r.reads.rows == 0 ? std::string("-") : text_of("%.1f", 100 * x); };
+  if (columns.reads) c.insert(c.end(), {share(r.reads.slot_share()), share(r.reads.mass_share())});
   if (s.has_text())
     c.insert(c.end(), {short_number(r.text.mean_kl(), 2), text_of("%.1f", 100 * r.text.agreement()),
                        text_of("%.3f", r.text.mean_bits())});
@@ -61,7 +70,7 @@ std::vector<std::string> cells(const Setting& s, const RecipeResult& r, bool tim
     c.push_back(percents(r.recall.right, r.recall.asked));
     c.push_back(percents(r.recall.deep_right, r.recall.deep_asked));
   }
-  if (timed)
+  if (columns.timed)
     c.insert(c.end(),
              {text_of("%.0f", r.speed.tokens_per_second),
               text_of("%.2fx", r.speed.of_full) + text_of(" +-%.0f%%", 50 * r.speed.spread)});
@@ -70,6 +79,9 @@ std::vector<std::string> cells(const Setting& s, const RecipeResult& r, bool tim
 
 bool timed(const Results& r) {
   return !r.recipes.empty() && r.recipes[0].speed.tokens_per_second > 0;
+}
+bool reads(const Results& r) {
+  return std::any_of(r.recipes.begin(), r.recipes.end(), [](const RecipeResult& x) { return x.reads.rows > 0; });
 }
 
 }  // namespace
@@ -152,9 +164,10 @@ std::string heading(const Results& results) {
 }
 
 std::string table(const Results& results) {
-  std::vector<std::vector<std::string>> rows{header(results.setting, timed(results))};
+  const Columns columns{reads(results), timed(results)};
+  std::vector<std::vector<std::string>> rows{header(results.setting, columns)};
   for (const RecipeResult& r : results.recipes)
-    rows.push_back(cells(results.setting, r, timed(results)));
+    rows.push_back(cells(results.setting, r, columns));
   return aligned(rows);
 }
 
@@ -170,6 +183,10 @@ std::string legend(const Results& results) {
        "|output - exact| / |exact| of attention, mean of the layers, for the single "
        "tokens of " +
            window + ", given the full cache's q, k and v"}};
+  if (reads(results)) {
+    rows.push_back({"read %", "of all tokens so far, those that a query head read, in the mean of the same tokens; - where a recipe reads all it has"});
+    rows.push_back({"mass %", "of the full cache's attention, what falls on them"});
+  }
   if (s.has_text()) {
     rows.push_back({"KL",
                     "mean KL divergence of the predictions after single tokens from the full "

@@ -73,3 +73,20 @@ TEST_CASE("recall sums: bands end where they say", "[eval][metrics]") {
   REQUIRE(sums.asked_all() == 5);
   REQUIRE(sums.all() == Approx(0.6));
 }
+
+TEST_CASE("mass on: the part of a softmax that some rows have", "[eval][metrics]") {
+  // Logits 0, ln 2, ln 5 and -inf at a scale of 0.5; rows lie three numbers apart.
+  const float keys[] = {0, 9, 9, 2 * std::log(2.0f), 9, 9, 2 * std::log(5.0f), 9, 9, -1e30f, 9, 9};
+  const float query[] = {1};
+  const auto of = [&](std::vector<index_t> read, index_t count = 4) { return mass_on(query, keys, 3, count, 0.5f, read); };
+  REQUIRE(of({0, 1, 2, 3}) == Approx(1));
+  REQUIRE(of({0, 2}) == Approx(6.0 / 8));
+  REQUIRE(of({1}) == Approx(2.0 / 8));
+  REQUIRE(of({0}, 2) == Approx(1.0 / 3));
+  REQUIRE(of({3}) == 0);
+  REQUIRE(of({}) == 0);
+  ReadSums sums{2, 0.5, 1.8};
+  REQUIRE(sums.slot_share() == Approx(0.25));
+  REQUIRE(sums.mass_share() == Approx(0.9));
+  REQUIRE(ReadSums{}.mass_share() == 0);
+}

@@ -269,6 +269,27 @@ TEST_CASE("model: what tokens are and how surprising is given where a model runs
   REQUIRE_THROWS_WITH(evaluate(o, &kept), Catch::Contains("needs surprise of every token, which this evaluation cannot give"));
 }
 
+TEST_CASE("model: what a recipe reads is a part of the slots and more of the attention", "[eval][model]") {
+  Options o = tiny({"quest(page=8, tokens=48, dense_layers=0)", "quest(page=8, tokens=1000, dense_layers=0)",
+                    "infllm(block=8, blocks=3, init=4, local=20) + rerotate", "h2o(heavy=40, recent=20) + sparq(tokens=24)"});
+  o.documents = 0;
+  const Results r = evaluate(o);
+  REQUIRE(r.recipes[0].reads.rows == 0);
+  const auto& some = r.recipes[1].reads;
+  const index_t singles = r.setting.context - r.setting.prefill;
+  REQUIRE(some.rows == r.setting.layers * r.setting.q_heads * singles);
+  REQUIRE(some.slot_share() > 0.2);
+  REQUIRE(some.slot_share() < 0.5);
+  REQUIRE(some.mass_share() > some.slot_share());
+  REQUIRE(some.mass_share() < 1.0);
+  REQUIRE(r.recipes[2].reads.slot_share() == Approx(1));
+  REQUIRE(r.recipes[2].reads.mass_share() == Approx(1));
+  REQUIRE(r.recipes[3].reads.slot_share() < 0.6);
+  REQUIRE(r.recipes[3].reads.mass_share() > r.recipes[3].reads.slot_share());
+  REQUIRE(r.recipes[4].reads.slot_share() < 0.3);
+  REQUIRE(r.recipes[4].layer_error.size() == 4);
+}
+
 TEST_CASE("model: a question inside the prefill and later is the same question", "[eval][model]") {
   Options o = tiny({"snapkv(tokens=24, window=8)"});
   o.context = 512, o.documents = 1, o.ask = Ask::inside;

@@ -216,3 +216,17 @@ TEST_CASE("about: a method's fields with defaults", "[eval][report]") {
   REQUIRE(describe_method("roofline").find("kvcondense/cost/roofline.hpp") != std::string::npos);
   REQUIRE_THROWS_WITH(describe_method("h3o"), "unknown method 'h3o'; --list names them all");
 }
+
+TEST_CASE("table: what a recipe reads has columns where one reads a part", "[eval][report]") {
+  Results r = three();
+  REQUIRE(table(r).find("mass %") == std::string::npos);
+  REQUIRE(legend(r).find("mass %") == std::string::npos);
+  REQUIRE_FALSE(to_json(r)["recipes"][1].contains("read"));
+  r.recipes[1].reads = {2, 0.5, 1.8};
+  REQUIRE(table(r).find("read %") != std::string::npos);
+  REQUIRE(table(r).find("25.0") != std::string::npos);
+  REQUIRE(table(r).find("90.0") != std::string::npos);
+  REQUIRE(legend(r).find("mass %") != std::string::npos);
+  REQUIRE(to_json(r)["recipes"][1]["read"]["mass_share"].get<double>() == Approx(0.9));
+  REQUIRE_FALSE(to_json(r)["recipes"][0].contains("read"));
+}
