@@ -473,7 +473,7 @@ TEST_CASE("infllm: what a step lacks or has no room for is refused, and nothing 
 TEST_CASE("infllm: any calls in any order, against a twin that keeps everything in double", "[retrieve][infllm]") {
   const CacheShape shape{.layers = 2, .q_heads = 6, .kv_heads = 2, .head_dim = 32, .page_slots = 16};
   const retrieve::InfLlm stage{.block = 5, .blocks = 3, .init = 3, .local = 9, .representatives = 2, .chunk = 20};
-  for (std::uint32_t seed = 1; seed < 7; ++seed) {
+  for (std::uint32_t seed = 1; seed < 4; ++seed) {
     test::exercise(shape, recipe(stage, position::Reindex{}), seed, 14, 0.0025);
     test::exercise(shape, recipe(stage, position::Rerotate{}, evict::H2O{.heavy = 30, .recent = 20}, quant::Kivi<4>{.group_size = 8, .residual_window = 8}), seed, 14, 6.0);
     test::exercise(shape, recipe(stage, position::Rerotate{}, evict::SnapKV{.tokens = 40, .window = 8}), seed, 14, 0.0025);

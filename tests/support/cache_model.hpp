@@ -4,6 +4,7 @@
 #include <map>
 #include <random>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include <catch2/catch.hpp>
@@ -197,12 +198,17 @@ class CacheModel {
 
   /// Half-split RoPE of base 10000, in double, as the formula stands.
   static void rotate(std::vector<double>& x, index_t position) {
+    static std::map<std::pair<std::size_t, index_t>, std::vector<std::pair<double, double>>> known;  // cos and sin, by size and position
     const std::size_t pairs = x.size() / 2;
-    for (std::size_t i = 0; i < pairs; ++i) {
+    auto& turns = known[{x.size(), position}];
+    for (std::size_t i = turns.size(); i < pairs; ++i) {
       const double angle = static_cast<double>(position) * std::pow(10000.0, -2.0 * static_cast<double>(i) / static_cast<double>(x.size()));
+      turns.emplace_back(std::cos(angle), std::sin(angle));
+    }
+    for (std::size_t i = 0; i < pairs; ++i) {
       const double a = x[i], b = x[i + pairs];
-      x[i] = a * std::cos(angle) - b * std::sin(angle);
-      x[i + pairs] = b * std::cos(angle) + a * std::sin(angle);
+      x[i] = a * turns[i].first - b * turns[i].second;
+      x[i + pairs] = b * turns[i].first + a * turns[i].second;
     }
   }
 
