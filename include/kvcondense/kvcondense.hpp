@@ -82,6 +82,8 @@
 #include <kvcondense/position/absolute.hpp>
 #include <kvcondense/position/reindex.hpp>
 #include <kvcondense/position/rerotate.hpp>
+#include <kvcondense/quant/aquakv.hpp>
+#include <kvcondense/quant/aquakv_fit.hpp>
 #include <kvcondense/quant/bfp.hpp>
 #include <kvcondense/quant/bipolar_int.hpp>
 #include <kvcondense/quant/bit_allocation.hpp>

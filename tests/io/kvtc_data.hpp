@@ -105,11 +105,4 @@ inline Decoded decode_all(const Bytes& bytes, const io::KvtcTransform& transform
   return d;
 }
 
-inline double square_distance(const std::vector<float>& a, const std::vector<float>& b) {
-  REQUIRE(a.size() == b.size());
-  double sum = 0;
-  for (std::size_t i = 0; i < a.size(); ++i) sum += std::pow(static_cast<double>(a[i] - b[i]), 2);
-  return sum;
-}
-
 }  // namespace kvcondense::test

@@ -115,6 +115,30 @@ struct HeadBases {
   }
 };
 
+/// Linear maps from a layer's keys and values to those of the next, all heads of a token side by side, and what the first layer
+/// has in the mean; the caller owns the arrays and keeps them.
+struct LayerMaps {
+  const float* first_keys = nullptr;    ///< [key_channels]
+  const float* first_values = nullptr;  ///< [value_channels]
+  const float* keys = nullptr;    ///< [layers - 1, key_channels + 1, key_channels]: of the keys below, last what is added
+  const float* values = nullptr;  ///< [layers - 1, key_channels + value_channels + 1, value_channels]: of a layer's own keys,
+                                  ///< then of the values below, last what is added
+  index_t layers = 0;
+  index_t key_channels = 0;
+  index_t value_channels = 0;
+  KeyForm form = KeyForm::raw;  ///< of the keys
+
+  constexpr bool empty() const {
+    return first_keys == nullptr || first_values == nullptr || (layers > 1 && (keys == nullptr || values == nullptr));
+  }
+  /// Numbers of one layer's maps.
+  constexpr index_t key_numbers() const { return (key_channels + 1) * key_channels; }
+  constexpr index_t value_numbers() const { return (key_channels + value_channels + 1) * value_channels; }
+  /// Of a layer behind the first.
+  constexpr const float* keys_of(index_t layer) const { return keys + (layer - 1) * key_numbers(); }
+  constexpr const float* values_of(index_t layer) const { return values + (layer - 1) * value_numbers(); }
+};
+
 /// The bases of keys and values that one method made of a model; either may be missing.
 struct NamedBases {
   std::string_view method;  ///< its word

@@ -27,21 +27,7 @@ Status save_kvtc(const C& cache, const quant::Kvtc& method, const KvtcTransform&
                  const prim::RopeTable* rope = nullptr, MemoryResource<Cpu>& memory = heap_memory()) {
   auto writer = KvtcWriter::make(method, cache.shape(), transform, rope, memory);
   if (!writer) return writer.status();
-  StreamPlace all;
-  if (const Status s = detail::place_of(cache, all); s != Status::ok) return s;
-  const index_t sinks = std::min(method.sinks, all.total), coded_end = std::max(sinks, all.total - method.window);
-  index_t first = 0;
-  do {
-    const bool exact = first < sinks || first >= coded_end;
-    const index_t end = first < sinks ? sinks : exact ? all.total : std::min(first + method.chunk, coded_end);
-    const StreamPlace place{end - first, first, all.total, all.position + first, all.raw_keys};
-    const Status s = writer->write(sink, place, exact, [&](index_t l, index_t from, TensorView<float, 3> keys, TensorView<float, 3> values) {
-      return detail::read_rows(cache, l, first + from, keys, values);
-    });
-    if (s != Status::ok) return s;
-    first = end;
-  } while (first < all.total);
-  return Status::ok;
+  return detail::save_chunks(cache, *writer, method.sinks, method.window, method.chunk, sink);
 }
 
 namespace detail {

@@ -95,12 +95,8 @@ class KvtcReader {
     transform_.expand(side, layer, z, out);
     const bool turn = side == KvSide::keys && rope_ != nullptr;
     for (index_t h = 0; h < head_.kv_heads; ++h)
-      for (index_t t = 0; t < n; ++t) {
-        float* row = &out(h, t, 0);
-        if (turn) rope_->rotate(row, head_.position + sub * head_.sub_chunk + t);
-        // Only forged scales, or a transform of huge numbers, lead beyond floats.
-        for (index_t d = 0; d < dim; ++d) row[d] = prim::limit_to(prim::without_nan(row[d]), std::numeric_limits<float>::max());
-      }
+      for (index_t t = 0; t < n; ++t)
+        row_from_code(&out(h, t, 0), dim, turn ? rope_ : nullptr, head_.position + sub * head_.sub_chunk + t);
     return Status::ok;
   }
 
@@ -159,24 +155,10 @@ class KvtcReader {
   /// Of exact chunks: sub-chunk by sub-chunk, layer by layer, head by head.
   Status exact_rows(index_t layer, KvSide side, index_t sub, TensorView<float, 3> out) const {
     const auto body = parts_.body(static_cast<index_t>(side));
-    const index_t n = head_.tokens_of(sub), dim = head_.dim(side), size = static_cast<index_t>(size_of(head_.dtype));
+    const index_t n = head_.tokens_of(sub), size = static_cast<index_t>(size_of(head_.dtype));
     if (static_cast<index_t>(body.size()) != head_.tokens * head_.row(side) * size) return Status::corrupt_data;
     const std::byte* from = body.data() + (sub * head_.sub_chunk * head_.row(side) + layer * n * head_.channels(side)) * size;
-    for (index_t h = 0; h < head_.kv_heads; ++h)
-      for (index_t t = 0; t < n; ++t)
-        for (index_t d = 0; d < dim; ++d, from += size) {
-          float x = 0.0f;
-          if (head_.dtype == DType::f32) {
-            std::memcpy(&x, from, 4);
-          } else {
-            std::uint16_t bits = 0;
-            std::memcpy(&bits, from, 2);
-            x = head_.dtype == DType::f16 ? kvcondense::detail::half_value(bits) : kvcondense::detail::bfloat16_value(bits);
-          }
-          if (!std::isfinite(x)) return Status::corrupt_data;
-          out(h, t, d) = x;
-        }
-    return Status::ok;
+    return read_exact(from, head_.dtype, out);
   }
 
   KvtcHead head_;

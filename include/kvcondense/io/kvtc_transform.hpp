@@ -7,8 +7,7 @@
 
 #include <kvcondense/core/expected.hpp>
 #include <kvcondense/core/model_arrays.hpp>
-#include <kvcondense/io/stream_chunk.hpp>
-#include <kvcondense/prim/rope.hpp>
+#include <kvcondense/io/stream_rows.hpp>
 
 namespace kvcondense::io {
 
@@ -61,15 +60,7 @@ class KvtcTransform {
   bool raw_keys() const { return keys_.keys == KeyForm::raw; }
 
   /// A number that differs when transforms do, or rotations where keys are turned.
-  std::uint64_t id(const prim::RopeTable* rope = nullptr) const {
-    if (rope == nullptr) return id_;
-    Checksum sum;
-    const prim::RopeAngles& a = rope->angles();
-    const std::uint64_t own[] = {id_, static_cast<std::uint64_t>(a.pairs), static_cast<std::uint64_t>(a.pairing)};
-    sum.add(std::as_bytes(std::span(own)));
-    sum.add(std::as_bytes(std::span(a.frequency, static_cast<std::size_t>(a.pairs))));
-    return sum.value();
-  }
+  std::uint64_t id(const prim::RopeTable* rope = nullptr) const { return id_with_rotation(id_, rope); }
 
   /// z [tokens, components] += x [tokens, dim] times the first components, x being without the mean; rows of z without gaps.
   void project(KvSide s, TensorView<const float, 2> x, TensorView<float, 2> z) const {

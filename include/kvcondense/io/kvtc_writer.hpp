@@ -76,7 +76,7 @@ class KvtcWriter {
         s = rows(l, sub * h.sub_chunk, dense_view(keys_.rows.data() + l * key_row, h.kv_heads, n, h.head_dim),
                  dense_view(values_.rows.data() + l * value_row, h.kv_heads, n, h.value_dim));
       for (const KvSide side : {KvSide::keys, KvSide::values})
-        if (s == Status::ok) s = exact ? put_exact(side, n) : code(side, sub);
+        if (s == Status::ok) s = exact ? exactly(side, n) : code(side, sub);
     }
     for (const KvSide side : {KvSide::keys, KvSide::values}) {
       if (s == Status::ok && !exact)
@@ -118,16 +118,10 @@ class KvtcWriter {
     return own.part.begin();
   }
 
-  Status put_exact(KvSide s, index_t n) {
+  Status exactly(KvSide s, index_t n) {
     Side& own = side(s);
-    const float largest = head_.dtype == DType::f16 ? 65504.0f : head_.dtype == DType::bf16 ? 0x1.fep127f : 0x1.fffffep127f;
-    Status status = Status::ok;
-    for (index_t i = 0; status == Status::ok && i < n * head_.row(s); ++i) {
-      repaired_ += !std::isfinite(own.rows[i]);
-      const float x = prim::limit_to(prim::without_nan(own.rows[i]), largest);
-      status = head_.dtype == DType::f32 ? own.part.put(x) : head_.dtype == DType::f16 ? own.part.put(half(x)) : own.part.put(bfloat16(x));
-    }
-    return status;
+    const std::span<const float> numbers(own.rows.data(), static_cast<std::size_t>(n * head_.row(s)));
+    return put_exact(own.part, head_.dtype, numbers, repaired_);
   }
 
   /// Appends a sub-chunk's symbols and scales.
@@ -145,15 +139,9 @@ class KvtcWriter {
     const bool turn = h.turned && s == KvSide::keys;
     for (index_t head = 0; head < h.layers * h.kv_heads; ++head)
       for (index_t t = 0; t < n; ++t) {
-        float* x = own.rows.data() + (head * n + t) * dim;
         float* to = own.centred.data() + t * row + head * dim;
         // Numbers that are none, and what a rotation makes of them and their partners, count as the mean.
-        for (index_t d = 0; d < dim; ++d) {
-          const bool bad = prim::needs_repair(x[d]);
-          repaired_ += bad;
-          to[d] = bad ? std::nanf("") : x[d];
-        }
-        if (turn) rope_->rotate(to, -(h.position + sub * h.sub_chunk + t));
+        repaired_ += row_to_code(own.rows.data() + (head * n + t) * dim, dim, turn ? rope_ : nullptr, h.position + sub * h.sub_chunk + t, to);
         for (index_t d = 0; d < dim; ++d) {
           const float mean = b.mean == nullptr ? 0.0f : b.mean[head * dim + d];
           to[d] = std::isnan(to[d]) ? 0.0f : to[d] - mean;

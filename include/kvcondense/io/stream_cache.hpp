@@ -40,6 +40,26 @@ Status read_rows(const C& cache, index_t layer, index_t first, TensorView<float,
   return s;
 }
 
+/// Writes what a cache holds: `sinks` tokens exactly, chunks of at most `chunk` coded tokens, the last `window` tokens exactly.
+template <class C, class Writer>
+Status save_chunks(const C& cache, Writer& writer, index_t sink_tokens, index_t window, index_t chunk, ByteSink& sink) {
+  StreamPlace all;
+  if (const Status s = place_of(cache, all); s != Status::ok) return s;
+  const index_t sinks = std::min(sink_tokens, all.total), coded_end = std::max(sinks, all.total - window);
+  index_t first = 0;
+  do {
+    const bool exact = first < sinks || first >= coded_end;
+    const index_t end = first < sinks ? sinks : exact ? all.total : std::min(first + chunk, coded_end);
+    const StreamPlace place{end - first, first, all.total, all.position + first, all.raw_keys};
+    const Status s = writer.write(sink, place, exact, [&](index_t l, index_t from, TensorView<float, 3> keys, TensorView<float, 3> values) {
+      return read_rows(cache, l, first + from, keys, values);
+    });
+    if (s != Status::ok) return s;
+    first = end;
+  } while (first < all.total);
+  return Status::ok;
+}
+
 /// Appends a chunk that was checked to a cache that takes it, sub-chunk by sub-chunk of all layers; what was appended stays
 /// where the rest cannot be. decode(layer, side, sub, out) fills out [kv_heads, tokens of the sub-chunk, dim].
 template <class C, class Ctx, class Decode>

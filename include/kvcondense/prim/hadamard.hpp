@@ -1,6 +1,7 @@
 #pragma once
 
 #include <bit>
+#include <cmath>
 #include <cstdint>
 
 #include <kvcondense/core/config.hpp>
@@ -41,5 +42,17 @@ struct Hadamard {
 };
 
 static_assert(TransformDescription<Hadamard>);
+
+/// The transform of every block of n numbers on the host, orthonormal: its own inverse.
+inline void hadamard_mix(index_t block, float* x, index_t n) {
+  const float factor = 1.0f / std::sqrt(static_cast<float>(block));
+  for (index_t i = 0; i < n; ++i) x[i] *= factor;
+  for (index_t half = 1; half < block; half *= 2)
+    for (index_t i = 0; i < n; i += 2 * half)
+      for (index_t j = i; j < i + half; ++j) {
+        const float a = x[j], b = x[j + half];
+        x[j] = a + b, x[j + half] = a - b;
+      }
+}
 
 }  // namespace kvcondense::prim

@@ -78,18 +78,43 @@ inline Status fit_layer_predictor(TensorView<const float, 2> x, TensorView<const
   return Status::ok;
 }
 
-/// y = [x, 1] weights, row by row.
-///
-/// Errors   shape_mismatch; nothing is written then.
-inline Status predict_layer(TensorView<const float, 2> weights, TensorView<const float, 2> x, TensorView<float, 2> y) {
+namespace detail {
+
+/// y += x weights, for rows of x and y without gaps; a few rows at a time, so that weights are read once for them.
+inline void add_product(const float* weights, TensorView<const float, 2> x, TensorView<float, 2> y) {
+  constexpr index_t tile = 16;
   const index_t inputs = x.extent[1], outputs = y.extent[1];
-  if (weights.extent[0] != inputs + 1 || weights.extent[1] != outputs || y.extent[0] != x.extent[0]) return Status::shape_mismatch;
-  for (index_t t = 0; t < x.extent[0]; ++t) {
+  for (index_t t0 = 0; t0 < x.extent[0]; t0 += tile)
+    for (index_t i = 0; i < inputs; ++i) {
+      const float* row = weights + i * outputs;
+      for (index_t t = t0; t < (t0 + tile < x.extent[0] ? t0 + tile : x.extent[0]); ++t) {
+        const float v = x(t, i);
+        float* to = &y(t, 0);
+        for (index_t o = 0; o < outputs; ++o) to[o] += v * row[o];
+      }
+    }
+}
+
+}  // namespace detail
+
+/// y = [x, z, 1] weights, row by row; z may have no numbers.
+///
+/// Shapes   weights and y without gaps in a row, weights without any.
+/// Errors   shape_mismatch; nothing is written then.
+inline Status predict_layer(TensorView<const float, 2> weights, TensorView<const float, 2> x, TensorView<const float, 2> z,
+                            TensorView<float, 2> y) {
+  const index_t first = x.extent[1], inputs = first + z.extent[1], outputs = y.extent[1], tokens = y.extent[0];
+  if (weights.extent[0] != inputs + 1 || weights.extent[1] != outputs || x.extent[0] != tokens || z.extent[0] != tokens)
+    return Status::shape_mismatch;
+  if (outputs > 0 && (weights.stride[1] != 1 || weights.stride[0] != outputs || y.stride[1] != 1)) return Status::shape_mismatch;
+  for (index_t t = 0; t < tokens; ++t)
     for (index_t o = 0; o < outputs; ++o) y(t, o) = weights(inputs, o);
-    for (index_t i = 0; i < inputs; ++i)
-      for (index_t o = 0; o < outputs; ++o) y(t, o) += x(t, i) * weights(i, o);
-  }
+  detail::add_product(weights.data, x, y);
+  detail::add_product(weights.data + first * outputs, z, y);
   return Status::ok;
+}
+inline Status predict_layer(TensorView<const float, 2> weights, TensorView<const float, 2> x, TensorView<float, 2> y) {
+  return predict_layer(weights, x, TensorView<const float, 2>{nullptr, {x.extent[0], 0}, {0, 1}}, y);
 }
 
 }  // namespace kvcondense::quant
