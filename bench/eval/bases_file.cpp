@@ -31,6 +31,22 @@ std::vector<index_t> shape_of(const SideBases& s, const std::string& part) {
   return {s.layers, s.groups, s.dim, s.columns};
 }
 
+struct MapPart {
+  const char* name;
+  std::vector<float> LayerArrays::*numbers;
+  bool first, keys;
+};
+constexpr MapPart map_parts[] = {{"key.first", &LayerArrays::first_keys, true, true},
+                                 {"value.first", &LayerArrays::first_values, true, false},
+                                 {"key.maps", &LayerArrays::keys, false, true},
+                                 {"value.maps", &LayerArrays::values, false, false}};
+
+std::vector<index_t> shape_of(const LayerArrays& m, const MapPart& part) {
+  const index_t channels = part.keys ? m.key_channels : m.value_channels;
+  if (part.first) return {channels};
+  return {m.layers - 1, m.key_channels + (part.keys ? 0 : m.value_channels) + 1, channels};
+}
+
 class Reader {
  public:
   Reader(std::string path, const CacheShape& shape) : path_(std::move(path)), shape_(shape) {}
@@ -53,7 +69,12 @@ class Reader {
     m.keys = side(*file, "key", shape_.head_dim);
     m.values = side(*file, "value", shape_.values());
     m.keys.keys = form == "raw" ? KeyForm::raw : KeyForm::rotated;
-    if (m.keys.encode.empty() && m.values.encode.empty()) refuse("it holds no basis");
+    m.key_books = books(*file, "key.books", shape_.head_dim);
+    m.value_books = books(*file, "value.books", shape_.values());
+    m.maps = maps(*file);
+    const bool some = !m.keys.encode.empty() || !m.values.encode.empty() || !m.key_books.numbers.empty() || !m.value_books.numbers.empty() ||
+                      !m.maps.first_keys.empty();
+    if (!some) refuse("it holds no basis");
     for (const engine::TensorInfo& t : file->tensors())
       if (!known(t.name)) refuse("no tensor is called '" + engine::printable(t.name) + "'");
     return m;
@@ -66,7 +87,9 @@ class Reader {
     for (const char* side : {"key.", "value."})
       for (const Part& p : parts)
         if (name == std::string(side) + p.name) return true;
-    return false;
+    for (const MapPart& p : map_parts)
+      if (name == p.name) return true;
+    return name == "key.books" || name == "value.books";
   }
 
   SideBases side(const engine::SafetensorsFile& file, const std::string& name, index_t head_dim) const {
@@ -88,14 +111,48 @@ class Reader {
       const auto want = shape_of(s, p.name);
       if (info->shape != want)
         refuse("tensor \"" + tensor + "\" is " + engine::shape_text(info->shape) + ", expected " + engine::shape_text(want));
-      std::string why;
-      auto data = file.floats(tensor, why);
-      if (!data) refuse(why);
-      for (std::size_t i = 0; i < data->size(); ++i)
-        if (!std::isfinite((*data)[i])) refuse("tensor \"" + tensor + "\": element " + std::to_string(i) + " is no number");
-      s.*(p.numbers) = *std::move(data);
+      s.*(p.numbers) = numbers(file, tensor);
     }
     return s;
+  }
+
+  std::vector<float> numbers(const engine::SafetensorsFile& file, const std::string& tensor) const {
+    std::string why;
+    auto data = file.floats(tensor, why);
+    if (!data) refuse(why);
+    for (std::size_t i = 0; i < data->size(); ++i)
+      if (!std::isfinite((*data)[i])) refuse("tensor \"" + tensor + "\": element " + std::to_string(i) + " is no number");
+    return *std::move(data);
+  }
+
+  SideBooks books(const engine::SafetensorsFile& file, const std::string& tensor, index_t head_dim) const {
+    SideBooks b;
+    const engine::TensorInfo* info = file.find(tensor);
+    if (info == nullptr) return b;
+    if (info->shape.size() != 5) refuse("tensor \"" + tensor + "\" is not [layers, heads, stages, words, dim]");
+    b.layers = info->shape[0], b.heads = info->shape[1], b.stages = info->shape[2], b.words = info->shape[3], b.dim = info->shape[4];
+    if (b.layers != shape_.layers || b.heads != shape_.kv_heads || b.dim != head_dim)
+      refuse("made for " + std::to_string(b.layers) + " layers of " + std::to_string(b.heads) + " heads of " + std::to_string(b.dim) +
+             " numbers, and this model has " + std::to_string(shape_.layers) + " of " + std::to_string(shape_.kv_heads) + " heads of " +
+             std::to_string(head_dim));
+    b.numbers = numbers(file, tensor);
+    return b;
+  }
+
+  LayerArrays maps(const engine::SafetensorsFile& file) const {
+    LayerArrays m;
+    if (file.find(map_parts[0].name) == nullptr) return m;
+    m.layers = shape_.layers, m.key_channels = shape_.kv_heads * shape_.head_dim, m.value_channels = shape_.kv_heads * shape_.values();
+    for (const MapPart& p : map_parts) {
+      if (!p.first && m.layers == 1) continue;
+      const engine::TensorInfo* info = file.find(p.name);
+      if (info == nullptr) refuse(std::string("tensor \"") + p.name + "\" is missing");
+      const auto want = shape_of(m, p);
+      if (info->shape != want)
+        refuse(std::string("tensor \"") + p.name + "\" is " + engine::shape_text(info->shape) + ", expected " + engine::shape_text(want));
+      m.*(p.numbers) = numbers(file, p.name);
+    }
+    return m;
   }
 
   std::string path_;
@@ -109,8 +166,32 @@ kvcondense::HeadBases SideBases::view() const {
   return {data(encode), data(decode), data(mean), data(energy), data(ranks), layers, groups, dim, columns, keys};
 }
 
+kvcondense::HeadRows SideBooks::view() const {
+  if (numbers.empty()) return {};
+  return {numbers.data(), layers, heads, stages * words * dim};
+}
+
 BasesFile::BasesFile(std::vector<MethodBases> all) : all_(std::move(all)) {
-  for (const MethodBases& m : all_) named_.push_back({m.method, m.keys.view(), m.values.view()});
+  for (const MethodBases& m : all_)
+    if (!m.keys.encode.empty() || !m.values.encode.empty()) named_.push_back({m.method, m.keys.view(), m.values.view()});
+}
+
+kvcondense::any::ModelFacts BasesFile::add_to(kvcondense::any::ModelFacts facts) const {
+  facts.bases = view();
+  for (const MethodBases& m : all_) {
+    if (!m.key_books.numbers.empty()) facts.key_books = m.key_books.view();
+    if (!m.value_books.numbers.empty()) facts.value_books = m.value_books.view();
+  }
+  return facts;
+}
+
+kvcondense::LayerMaps BasesFile::maps() const {
+  for (const MethodBases& m : all_)
+    if (const LayerArrays& a = m.maps; !a.first_keys.empty()) {
+      const auto data = [](const std::vector<float>& x) { return x.empty() ? nullptr : x.data(); };
+      return {data(a.first_keys), data(a.first_values), data(a.keys), data(a.values), a.layers, a.key_channels, a.value_channels, m.keys.keys};
+    }
+  return {};
 }
 
 BasesFile read_bases(const std::vector<std::string>& paths, const CacheShape& shape) {
@@ -134,6 +215,10 @@ std::string bases_bytes(const MethodBases& bases) {
     for (const Part& p : parts)
       if (const auto& numbers = side.*(p.numbers); !numbers.empty())
         writer.f32(std::string(name) + "." + p.name, shape_of(side, p.name), numbers);
+  for (const auto& [name, b] : {std::pair<const char*, const SideBooks&>{"key.books", bases.key_books}, {"value.books", bases.value_books}})
+    if (!b.numbers.empty()) writer.f32(name, {b.layers, b.heads, b.stages, b.words, b.dim}, b.numbers);
+  for (const MapPart& p : map_parts)
+    if (const auto& numbers = bases.maps.*(p.numbers); !numbers.empty()) writer.f32(p.name, shape_of(bases.maps, p), numbers);
   std::string why;
   auto bytes = writer.bytes(why);
   if (!bytes) throw Error("the bases cannot be written: " + why);

@@ -4,6 +4,7 @@
 #include <string>
 #include <vector>
 
+#include <kvcondense/any/model_facts.hpp>
 #include <kvcondense/core/model_arrays.hpp>
 #include <kvcondense/core/shape.hpp>
 
@@ -21,10 +22,26 @@ struct SideBases {
   kvcondense::HeadBases view() const;
 };
 
-/// What `calibrate` made for one method.
+/// Codewords of one side, keys or values, for every head.
+struct SideBooks {
+  std::vector<float> numbers;  ///< [layers, heads, stages, words, dim]; empty: there are none
+  index_t layers = 0, heads = 0, stages = 0, words = 0, dim = 0;
+
+  kvcondense::HeadRows view() const;
+};
+
+/// Maps from layer to layer, with the arrays that LayerMaps borrows.
+struct LayerArrays {
+  std::vector<float> first_keys, first_values, keys, values;  ///< empty: there are none
+  index_t layers = 0, key_channels = 0, value_channels = 0;
+};
+
+/// What `calibrate` made for one method: bases, or books, or maps.
 struct MethodBases {
   std::string method;
   SideBases keys, values;
+  SideBooks key_books, value_books;
+  LayerArrays maps;
   nlohmann::ordered_json made;  ///< how
 };
 
@@ -37,6 +54,10 @@ class BasesFile {
   BasesFile(BasesFile&&) = default;  // moved vectors keep their buffers
 
   kvcondense::BasisList view() const { return {named_.data(), static_cast<index_t>(named_.size())}; }
+  /// `facts` with what is there for recipes. They borrow this object.
+  kvcondense::any::ModelFacts add_to(kvcondense::any::ModelFacts facts) const;
+  /// Of aquakv; empty where there are none.
+  kvcondense::LayerMaps maps() const;
 
  private:
   std::vector<MethodBases> all_;

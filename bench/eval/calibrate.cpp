@@ -5,6 +5,7 @@
 #include <numeric>
 
 #include <engine/dense_attention.hpp>
+#include <eval/calibrate_quant.hpp>
 #include <eval/error.hpp>
 #include <eval/evaluate_model.hpp>
 #include <eval/table.hpp>
@@ -82,17 +83,17 @@ class Calibrator {
   Calibrator(const Options& o, const ModelTask& task) : o_(o), c_(o.calibration), task_(task) {
     const std::string& m = c_.method;
     weights_ = m == "cskv" || m == "palu" || m == "weight_svd" || m == "lorc" || m == "recalkv";
-    joint_ = m == "kvtc";
+    joint_ = m == "kvtc", maps_ = m == "aquakv", books_ = m == "commvq";
     shared_ = m == "kv_heads_svd";
     if (shared_ && raw_) throw Error("--keys raw: kv_heads_svd joins keys as attention compares them");
     groups_ = !shared_ ? task.shape.kv_heads : c_.kv_heads > 0 ? c_.kv_heads : std::max<index_t>(1, task.shape.kv_heads / 2);
     if (task.shape.kv_heads % groups_ != 0)
       throw Error("--kv-heads " + std::to_string(groups_) + ": the model's " + std::to_string(task.shape.kv_heads) + " heads do not divide into so many groups");
-    raw_ = c_.keys.empty() ? weights_ || joint_ : c_.keys == "raw";
+    raw_ = c_.keys.empty() ? weights_ || joint_ || maps_ || books_ : c_.keys == "raw";
     trained_ = m == "matryoshka";
     if (trained_ && raw_) throw Error("--keys raw: matryoshka trains on keys as attention compares them");
     const index_t rows = o.windows * o.context;
-    if (rows < task.shape.head_dim && !joint_)
+    if (rows < task.shape.head_dim && !joint_ && !maps_ && !books_)
       throw Error(std::to_string(rows) + " tokens cannot show " + std::to_string(task.shape.head_dim) +
                   " directions: raise --context or --windows");
   }
@@ -113,7 +114,15 @@ class Calibrator {
                             require(d.status(), "directions of all layers");
                             joint[i] = *std::move(d);
                           }});
-    for (std::size_t i = 0; !joint_ && i < results.size(); ++i)
+    Calibrated made;
+    if (maps_) fit_jobs.push_back({"maps", tokens, [this, &made](const Tick&) { made.text = put_layer_maps(texts(), made.bases); }});
+    std::vector<HeadBooks> books(books_ ? results.size() : 0);
+    for (std::size_t i = 0; i < books.size(); ++i)
+      fit_jobs.push_back({"books", tokens, [this, &books, i, heads](const Tick&) {
+                            books[i] = head_books(texts(), c_, o_.seed, static_cast<index_t>(i) / heads, static_cast<index_t>(i) % heads);
+                          }});
+    const bool bases = fit_jobs.empty();
+    for (std::size_t i = 0; bases && i < results.size(); ++i)
       fit_jobs.push_back({"bases", tokens, [this, &results, i, heads](const Tick&) {
                             const index_t l = static_cast<index_t>(i) / heads, h = static_cast<index_t>(i) % heads;
                             results[i] = shared_ ? group(l, h) : head(l, h);
@@ -126,11 +135,23 @@ class Calibrator {
       for (Window& w : windows_) raw_keys_.push_back(before_rotation(w.recording));
     run_jobs(std::move(fit_jobs), threads, progress);
     if (joint_) return assemble_joint(joint);
+    if (books_) made.text = put_books(books, c_, task_.shape, made.bases);
+    if (maps_ || books_) {
+      made.bases.method = c_.method;
+      say_how(made.bases);
+      return made;
+    }
     choose_ranks(results);
     return assemble(results);
   }
 
  private:
+  /// With keys as the method wants them.
+  std::vector<const Recording*> texts() const {
+    std::vector<const Recording*> all;
+    for (std::size_t w = 0; w < windows_.size(); ++w) all.push_back(&keys_of(w));
+    return all;
+  }
   const Recording& keys_of(std::size_t w) const { return raw_ ? raw_keys_[w] : windows_[w].recording; }
 
   fit::Matrix key_rows(std::size_t w, index_t l, index_t h) const {
@@ -409,7 +430,7 @@ class Calibrator {
   const Options& o_;
   const Calibration& c_;
   const ModelTask& task_;
-  bool weights_ = false, raw_ = false, trained_ = false, joint_ = false, shared_ = false;
+  bool weights_ = false, raw_ = false, trained_ = false, joint_ = false, shared_ = false, maps_ = false, books_ = false;
   index_t groups_ = 0;
   std::vector<Window> windows_;
   std::vector<Recording> raw_keys_;

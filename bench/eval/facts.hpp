@@ -22,7 +22,7 @@ struct Facts {
     kvcondense::any::ModelFacts facts;
     if (rope) facts.rope = *rope;
     if (output != nullptr) facts.output = output->view();
-    if (bases != nullptr) facts.bases = bases->view();
+    if (bases != nullptr) facts = bases->add_to(facts);
     return heads == nullptr ? facts : heads->add_to(facts);
   }
 };

@@ -219,8 +219,8 @@ void add_calibrate(CLI::App& app, Options& o) {
         "");
   };
   add(app, "How", "--method", "WORD", c.method,
-      "pca, matryoshka, cskv, eigen_attention, palu, weight_svd, lorc, recalkv, kv_heads_svd or kvtc")
-      ->check(one_of({"pca", "matryoshka", "cskv", "eigen_attention", "palu", "weight_svd", "lorc", "recalkv", "kv_heads_svd", "kvtc"}))
+      "pca, matryoshka, cskv, eigen_attention, palu, weight_svd, lorc, recalkv, kv_heads_svd, kvtc, aquakv or commvq")
+      ->check(one_of({"pca", "matryoshka", "cskv", "eigen_attention", "palu", "weight_svd", "lorc", "recalkv", "kv_heads_svd", "kvtc", "aquakv", "commvq"}))
       ->capture_default_str();
   add(app, "How", "--keys", "FORM", c.keys, "Of keys: rotated or raw; without it as the method was published")
       ->check(one_of({"rotated", "raw"}));
@@ -235,6 +235,8 @@ void add_calibrate(CLI::App& app, Options& o) {
   add_part(app, "--keep", c.keep, 1, "Part of all numbers that cskv is fitted for, rank tables and kvtc hold");
   add_count(app, "--tile", c.tile, 1, 256, "Ranks of tables are multiples of it");
   add_count(app, "--steps", c.steps, 0, 1000000, "Of a training; 0: as many as the method needs");
+  add_count(app, "--stages", c.stages, 1, 128, "Of commvq's books");
+  add_count(app, "--words", c.words, 2, 256, "Codewords of a stage of them");
   add_count(app, "--context", o.context, 2, most_tokens, "Tokens of one window");
   add_count(app, "--chunk", o.chunk, 1, most_tokens, "Most tokens of one pass");
   add_count(app, "--windows", o.windows, 1, 100000, "Windows of the text");
@@ -329,6 +331,7 @@ std::string make_calibrate(const CLI::App& app, const CLI::App& sub, Options& o)
   if (c.method != "kv_heads_svd" && (c.paired || !c.checkpoint.empty() || sub.count("--kv-heads") > 0))
     return "--kv-heads, --paired and --checkpoint belong to --method kv_heads_svd";
   if (!c.checkpoint.empty() && !c.paired) return "--checkpoint wants --paired: another basis of keys does not fold into weights in front of a rotation";
+  if (c.method != "commvq" && (sub.count("--stages") > 0 || sub.count("--words") > 0)) return "--stages and --words belong to --method commvq";
   if (c.aware && c.center) return "--aware and --center exclude each other";
   return make_subcommand(app, "calibrate", o.calibrate);
 }
@@ -389,7 +392,7 @@ Parsed parse_options(int argc, const char* const* argv) {
   auto* planning = app.add_subcommand(
       "plan", "What serving a model costs with and without recipes, by cost models: nothing runs but the caches");
   add_plan(*planning, o);
-  auto* calibrate = app.add_subcommand("calibrate", "Makes bases for low-rank recipes from a model and a text");
+  auto* calibrate = app.add_subcommand("calibrate", "Makes bases, books and maps for recipes and streams from a model and a text");
   add_calibrate(*calibrate, o);
   app.footer(
       "Examples:\n"

@@ -59,6 +59,8 @@ struct Calibration {
   double keep = 0.4;             ///< part of all numbers: what cskv is fitted for, and what rank tables hold
   index_t tile = 8;              ///< ranks of tables are multiples of it
   index_t steps = 0;             ///< of a training; 0: as many as the method needs
+  index_t stages = 21;           ///< of commvq's books
+  index_t words = 64;            ///< of a stage
 };
 
 /// What the command line says.

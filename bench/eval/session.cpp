@@ -14,6 +14,8 @@ std::string hint(const any::ParsedRecipe& recipe) {
   if (fact == nullptr) return {};
   if (fact == std::string_view("bases"))
     return std::string("; kvcondense-eval calibrate --method ") + word + " makes them, --bases FILE gives them";
+  if (fact == std::string_view("key_books") || fact == std::string_view("value_books"))
+    return "; kvcondense-eval calibrate --method commvq makes them, --bases FILE gives them";
   return is_head_table(fact) ? "; give --heads FILE" : ", which this evaluation does not have here";
 }
 

@@ -91,6 +91,56 @@ TEST_CASE("token_symbols: anchors and differences, oracle I2", "[bitstream][toke
   }
 }
 
+TEST_CASE("token_symbols: scales, anchors and steps are coded with as 16 bits hold them", "[bitstream][token_symbols]") {
+  Rows rows{std::vector<float>(40 * 600), 40, 600};
+  test::fill_normal(rows.x.data(), rows.x.size(), 11);
+  const auto number = [&](index_t c, index_t t) { return rows.x[static_cast<std::size_t>(t * 600 + c)]; };
+  const auto nearest = [](double y) { return static_cast<int>(std::nearbyint(y)); };
+  // What symbols would be with `scale`, if it is off by more than rounding of a float.
+  const Scaled s(rows.view(), 127);
+  index_t other = 0;
+  for (index_t t = 0; t < 40; ++t) {
+    float most = 0;
+    for (index_t c = 0; c < 600; ++c) most = std::max(most, std::fabs(number(c, t)));
+    const auto stored = static_cast<double>(s.scales[static_cast<std::size_t>(t)]);
+    REQUIRE(stored == static_cast<double>(static_cast<float>(half(most))));
+    for (index_t c = 0; c < 600; ++c) {
+      const double y = static_cast<double>(number(c, t)) * 127 / stored + 127;
+      if (std::fabs(y - std::floor(y) - 0.5) > 1e-4) REQUIRE(s.symbol(c, t) == std::min(nearest(y), 254));
+      other += s.symbol(c, t) != nearest(static_cast<double>(number(c, t)) * 127 / static_cast<double>(most) + 127);
+    }
+  }
+  REQUIRE(other > 0);
+  const Delta d(rows, {.group = 10, .width = 0.5f, .middle = 31});
+  index_t anchors = 0, deltas = 0;
+  for (index_t c = 0; c < 600; ++c) {
+    std::vector<double> differences;
+    for (index_t t = 0; t < 40; ++t) {
+      const index_t a = t / 10;
+      if (t % 10 == 0) {
+        float most = 0;
+        for (index_t i = 0; i < 600; ++i) most = std::max(most, std::fabs(number(i, t)));
+        const double y = static_cast<double>(number(c, t)) * 127 / static_cast<double>(d.scales[static_cast<std::size_t>(a)]);
+        if (std::fabs(y - std::floor(y) - 0.5) > 1e-4) REQUIRE(d.anchor(c, a) == std::clamp(nearest(y), -127, 127));
+        anchors += d.anchor(c, a) != nearest(static_cast<double>(number(c, t)) * 127 / static_cast<double>(most));
+        continue;
+      }
+      differences.push_back(static_cast<double>(number(c, t)) - static_cast<double>(d.value(c, a * 10)));
+      const double y = differences.back() / static_cast<double>(d.steps[static_cast<std::size_t>(c)]);
+      if (std::fabs(y - std::floor(y) - 0.5) > 1e-4) REQUIRE(d.delta(c, t) == nearest(y));
+    }
+    double sum = 0, square = 0;
+    for (const double x : differences) sum += x / static_cast<double>(differences.size());
+    for (const double x : differences) square += (x - sum) * (x - sum) / static_cast<double>(differences.size());
+    const double step = 0.5 * std::sqrt(square);
+    REQUIRE(d.steps[static_cast<std::size_t>(c)] == static_cast<float>(half(static_cast<float>(step))));
+    for (std::size_t i = 0; i < differences.size(); ++i)
+      deltas += d.delta(c, static_cast<index_t>(i / 9 * 10 + i % 9 + 1)) != nearest(differences[i] / step);
+  }
+  REQUIRE(anchors > 0);
+  REQUIRE(deltas > 0);
+}
+
 TEST_CASE("token_symbols: NaN, infinities and zeros", "[bitstream][token_symbols]") {
   const Rows rows{{bad, 2.0f, -1.0f, inf, -inf,   //
                    0.0f, -0.0f, 0.0f, 0.0f, 0.0f,  //

@@ -11,6 +11,7 @@
 #include <eval/error.hpp>
 #include <eval/evaluate.hpp>
 #include <eval/fold_checkpoint.hpp>
+#include <kvcondense/io/aquakv_maps.hpp>
 #include <kvcondense/io/kvtc_transform.hpp>
 #include <kvcondense/lowrank/kv_heads_svd.hpp>
 
@@ -130,6 +131,70 @@ TEST_CASE("calibrate: one basis for all layers goes into a stream", "[eval][cali
   const Calibrated few = calibrate(o);
   REQUIRE(few.bases.keys.columns == 39);
   REQUIRE(few.bases.keys.keys == kvcondense::KeyForm::rotated);
+}
+
+TEST_CASE("calibrate: maps from layer to layer go into a stream, and say most of a layer", "[eval][calibrate]") {
+  Options o = tiny("aquakv");
+  o.windows = 4;
+  const Calibrated made = calibrate(o);
+  REQUIRE(made.text.find("not predicted") != std::string::npos);
+  const Saved file(bases_bytes(made.bases), "aquakv");
+  const BasesFile read = read_bases({file.path}, tinylm);
+  const kvcondense::LayerMaps m = read.maps();
+  REQUIRE((m.layers == 4 && m.key_channels == 128 && m.value_channels == 128));
+  REQUIRE(m.form == kvcondense::KeyForm::raw);
+  const auto maps = kvcondense::io::AquakvMaps::make(m, tinylm);
+  REQUIRE(maps.status() == kvcondense::Status::ok);
+  REQUIRE(maps->raw_keys());
+  REQUIRE(read.view().find("aquakv") == nullptr);
+  o.calibration.keys = "rotated";
+  const Calibrated rotated = calibrate(o);
+  REQUIRE(rotated.bases.keys.keys == kvcondense::KeyForm::rotated);
+  REQUIRE(rotated.bases.maps.first_keys != made.bases.maps.first_keys);
+  REQUIRE(rotated.bases.maps.first_values == made.bases.maps.first_values);
+
+  CacheShape other = tinylm;
+  other.layers = 3;
+  REQUIRE(complaint(file.path, other) == ": tensor \"key.maps\" is [3, 129, 128], expected [2, 129, 128]");
+  MethodBases less = made.bases;
+  less.maps.values.clear();
+  const Saved part(bases_bytes(less), "aquakv-part");
+  REQUIRE(complaint(part.path) == ": tensor \"value.maps\" is missing");
+}
+
+TEST_CASE("calibrate: books of codewords are read back, and more of them lose less", "[eval][calibrate]") {
+  Options o = tiny("commvq");
+  o.calibration.stages = 2, o.calibration.words = 8, o.calibration.steps = 5;
+  const Calibrated made = calibrate(o);
+  REQUIRE(made.text.find("values lose") != std::string::npos);
+  const Saved file(bases_bytes(made.bases), "commvq");
+  const BasesFile read = read_bases({file.path}, tinylm);
+  const kvcondense::any::ModelFacts facts = read.add_to({});
+  REQUIRE(facts.key_books.fits(tinylm, 2 * 8 * 64));
+  REQUIRE(facts.value_books.fits(tinylm, 2 * 8 * 64));
+  o.calibration.steps = 2;
+  REQUIRE(calibrate(o).bases.key_books.numbers != made.bases.key_books.numbers);
+  o.calibration.steps = 5, o.seed = 2;
+  REQUIRE(calibrate(o).bases.key_books.numbers != made.bases.key_books.numbers);
+  o.seed = 1, o.calibration.stages = 6;
+  const Calibrated more = calibrate(o);
+  REQUIRE(more.bases.key_books.stages == 6);
+
+  Options e = tiny("pca");
+  e.calibrate = false, e.context = 96, e.windows = 1;
+  e.recipes = {"commvq(base=8) + rerotate"};
+  REQUIRE_THROWS_WITH(evaluate(e, nullptr), Catch::Contains("key_books") && Catch::Contains("--method commvq"));
+  const Saved finer(bases_bytes(more.bases), "commvq-more");
+  double kl[2];
+  for (const int i : {0, 1}) {
+    e.bases = {i == 0 ? file.path : finer.path};
+    kl[i] = evaluate(e, nullptr).recipes[1].text.mean_kl();
+  }
+  REQUIRE(kl[1] < kl[0]);
+
+  CacheShape other = tinylm;
+  other.kv_heads = 1, other.q_heads = 3;
+  REQUIRE(complaint(file.path, other) == ": made for 4 layers of 2 heads of 64 numbers, and this model has 4 of 1 heads of 64");
 }
 
 TEST_CASE("calibrate: the same numbers on any number of threads", "[eval][calibrate]") {

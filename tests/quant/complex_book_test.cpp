@@ -49,6 +49,13 @@ TEST_CASE("complex_book: a fitted book beats a random one, more stages and words
   REQUIRE(error({.stages = 6, .base = 8}) < usual);
   REQUIRE(error({.stages = 3, .base = 32}) < usual);
   REQUIRE(error({.stages = 3, .base = 8, .rounds = 1}) > usual);
+  // Temperatures: any change what is found, soft ones not for the worse, and one far too hot makes all words one.
+  for (const quant::ComplexBookFit& how : {quant::ComplexBookFit{.stages = 3, .base = 8, .hot = 0.0}, {.stages = 3, .base = 8, .hot = 1e-2, .cold = 1e-5},
+                                           {.stages = 3, .base = 8, .hot = 1e-3, .cold = 1e-3}}) {
+    REQUIRE(error(how) != usual);
+    CHECK(error(how) == Approx(usual).epsilon(0.25));
+  }
+  REQUIRE(error({.stages = 3, .base = 8, .hot = 1e3, .cold = 1e3}) > 2 * usual);
   REQUIRE(error({.stages = 3, .base = 8, .pairing = RopePairing::interleaved}) < 2 * usual);
 }
 
@@ -64,6 +71,10 @@ TEST_CASE("complex_book: what cannot be fitted is refused", "[quant][complex_boo
   REQUIRE(fit(8, 4, {.stages = 0, .base = 2}) == Status::invalid_argument);
   REQUIRE(fit(8, 4, {.stages = 1, .base = 1}) == Status::invalid_argument);
   REQUIRE(fit(8, 4, {.stages = 1, .base = 2, .rounds = 0}) == Status::invalid_argument);
+  REQUIRE(fit(8, 4, {.stages = 1, .base = 2, .hot = -1.0}) == Status::invalid_argument);
+  REQUIRE(fit(8, 4, {.stages = 1, .base = 2, .hot = 1e-3, .cold = 0.0}) == Status::invalid_argument);
+  REQUIRE(fit(8, 4, {.stages = 1, .base = 2, .hot = 1e-3, .cold = 1e-2}) == Status::invalid_argument);
+  REQUIRE(fit(8, 4, {.stages = 1, .base = 2, .hot = std::nan("")}) == Status::invalid_argument);
   REQUIRE(fit(8, 4, {.stages = 2, .base = 2}) == Status::shape_mismatch);
   REQUIRE(fit(0, 4, {.stages = 1, .base = 2}) == Status::invalid_argument);
   std::fill(rows.begin(), rows.end(), 0.0f);

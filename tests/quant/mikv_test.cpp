@@ -2,6 +2,7 @@
 
 #include <catch2/catch.hpp>
 
+#include <kvcondense/evict/snapkv.hpp>
 #include <kvcondense/evict/tova.hpp>
 #include <kvcondense/quant/mikv.hpp>
 
@@ -114,6 +115,16 @@ TEST_CASE("mikv: more bits, more important tokens and other blocks change what i
   REQUIRE(total(recipe(quant::MiKV<>{.important = 0.25, .block = 32, .keep_window = 20})) < usual);
   REQUIRE(total(recipe(quant::MiKV<>{.important = 0.25, .block = 32, .sinks = 4})) < usual);
   REQUIRE(total(recipe(quant::MiKV<>{.important = 0.25, .block = 16})) != usual);
+}
+
+TEST_CASE("mikv: the policy that judges has fields of its own", "[quant][mikv][cache]") {
+  using Mi = quant::MiKV<8, 2, evict::SnapKV>;
+  const auto held = [](index_t window, index_t kernel) {
+    return Run(recipe(Mi{.important = 0.25, .block = 32, .policy = {.tokens = 64, .window = window, .kernel = kernel}})).held;
+  };
+  const auto usual = held(8, 5);
+  REQUIRE(usual == held(8, 5));
+  REQUIRE(usual != held(2, 5));
 }
 
 TEST_CASE("mikv: the balancer takes the edge off a strong key channel", "[quant][mikv][cache]") {

@@ -332,6 +332,20 @@ TEST_CASE("turboquant: bits per number, widths and fields", "[quant][turboquant]
   REQUIRE_FALSE(odd.valid(64));
 }
 
+TEST_CASE("turboquant: levels are those of a side's own size of a head, fields reach the codecs", "[quant][turboquant]") {
+  const CacheShape shape{.head_dim = 128, .value_dim = 64};
+  const quant::TurboQuant usual{.key_bits = 3, .value_bits = 3}, normal{.key_bits = 3, .value_bits = 3, .normal_levels = true};
+  REQUIRE(usual.key_codec(shape).codec.codec.level == prim::fit_levels(3, 128, false));
+  REQUIRE(usual.value_codec(shape).codec.level == prim::fit_levels(3, 64, false));
+  REQUIRE(normal.key_codec(shape).codec.codec.level == prim::fit_levels(3, 128, true));
+  REQUIRE(normal.value_codec(shape).codec.level == prim::fit_levels(3, 64, true));
+  REQUIRE(prim::fit_levels(3, 128, false) != prim::fit_levels(3, 64, false));
+  REQUIRE(prim::fit_levels(3, 128, false) != prim::fit_levels(3, 128, true));
+  const quant::TurboQuant one{.sketch = true}, two{.sketch = true, .seed = 2};
+  REQUIRE(one.key_codec(shape).codec.sketch.seed != two.key_codec(shape).codec.sketch.seed);
+  REQUIRE(one.key_codec(shape).codec.sketch.seed != one.key_codec(shape).transform.seed);
+}
+
 TEST_CASE("turboquant: a cache's error is that of its bits, whatever the head", "[quant][turboquant][cache]") {
   const auto given = GENERATE(table<index_t, index_t>({{64, 1}, {80, 3}, {96, 4}, {112, 7}, {128, 16}, {256, 2}}));
   const index_t dim = std::get<0>(given), heads = std::get<1>(given);

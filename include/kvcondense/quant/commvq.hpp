@@ -18,8 +18,8 @@ namespace kvcondense::quant {
 /// Idea     codebooks hold what a model's keys have in common; when a codeword is a complex number per rotation pair, turning
 ///          it is a product, and codes of keys before RoPE serve every position.
 /// Source   CommVQ, arXiv:2506.18879.
-/// Needs    keys and values; `key_books`, `value_books`: [stages, base, head_dim] numbers per head, as `fit_complex_book` finds
-///          them. The paper codes keys before RoPE: `commvq + rerotate`, with books of such keys.
+/// Needs    keys and values; `key_books`, `value_books`: [stages, base, head_dim] numbers per head, as `fit_complex_book` and
+///          `kvcondense-eval calibrate --method commvq` find them. The paper codes keys before RoPE: `commvq + rerotate`, with books of such keys.
 /// Shapes   ComplexVq per token and head.
 /// Cost     (2 * stages * log2(base) + 16) / head_dim bits per number in whole bytes: 2.125 for 21 stages of 64 words, heads of
 ///          128. Coding compares (1 + beam) * stages * base words; reading adds up 2 * stages words, once for all query heads.
