@@ -145,6 +145,8 @@ constexpr Field group_int_fields[] = {
                                                   "of a number halfway between codes", roundings),
     number<GroupIntText, &GroupIntText::sinks>("sinks", "", "first tokens kept exactly", 0,
                                                most_slots),
+    flag<GroupIntText, &GroupIntText::whole_window>(
+        "whole_window", "", "a prompt is coded at once, then the window whenever residual_window tokens are in it"),
 };
 constexpr Alias group_int_aliases[] = {{"int8", "bits", {8}}, {"int4", "bits", {4}}};
 

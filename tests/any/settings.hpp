@@ -59,6 +59,7 @@ inline std::vector<std::string> stages_to_vary(const any::Entry& e) {
   if (word == "centroid") return {"tokens=50, chunk=12, slack=4, sinks=2, recent=8"};
   if (word == "hadamard") return {"spread_offsets=true", ""};
   if (word == "qjl") return {"first_layers=1"};
+  if (word == "group_int") return {"", "residual_window=10"};
   if (word == "bit_allocation") return {"", "layout=kivi"};
   if (word == "boundary_layers") return {"first=1, last=1"};
   if (word == "fp8") return {"", "scale=block", "scale=tensor"};

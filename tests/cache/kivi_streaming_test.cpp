@@ -1,6 +1,8 @@
 #include <support/cache_model.hpp>
 #include <support/oracle.hpp>
 
+#include <kvcondense/evict/sliding_window.hpp>
+#include <kvcondense/quant/group_int.hpp>
 #include <kvcondense/quant/kivi.hpp>
 
 using namespace kvcondense;
@@ -37,6 +39,48 @@ TEST_CASE("kivi: coded and exact lengths follow the published trace", "[cache][k
       require_parts(*cache, step);
     }
   }
+}
+
+TEST_CASE("group_int: with whole windows lengths follow the trace of Hugging Face's quantized cache", "[cache][group_int]") {
+  const CacheShape shape{.head_dim = 64};
+  const auto trace = test::load_oracle("quantization.json", "D2_hf_quantized_layer_streaming").at("trace");
+  auto cache = make_cache<Cpu>(shape, recipe(quant::GroupInt<4>{.group_size = 64, .residual_window = 4, .whole_window = true}));
+  REQUIRE(cache.has_value());
+  Workspace work;
+  REQUIRE(work.reserve(cache->workspace_bytes(64, 16)) == Status::ok);
+  Context<Cpu> ctx(work.bytes());
+  std::mt19937 random(1);
+  for (const auto& step : trace) {
+    const index_t n = step.at("step") == 0 ? step.at("quant").get<index_t>() : 1;
+    const test::Tokens t(shape, n, random);
+    REQUIRE(cache->append(ctx, 0, t.keys(shape), t.values(shape)) == Status::ok);
+    REQUIRE(cache->step(ctx, 0) == Status::ok);
+    const auto& head = cache->layers()[0].heads[0];
+    REQUIRE(head.keys.coded().live() == step.at("quant").get<index_t>());
+    REQUIRE(head.keys.window().live() == step.at("res").get<index_t>());
+    REQUIRE(head.values.coded().live() == step.at("quant").get<index_t>());
+    REQUIRE(head.values.window().live() == step.at("res").get<index_t>());
+  }
+}
+
+TEST_CASE("group_int: whole windows where all that was coded has left", "[cache][group_int]") {
+  const CacheShape shape{.head_dim = 64};
+  auto cache = make_cache<Cpu>(shape, recipe(evict::SlidingWindow{.window = 5}, quant::GroupInt<4>{.group_size = 64, .residual_window = 8, .whole_window = true}));
+  REQUIRE(cache.has_value());
+  Workspace work;
+  REQUIRE(work.reserve(cache->workspace_bytes(64, 16)) == Status::ok);
+  Context<Cpu> ctx(work.bytes());
+  std::mt19937 random(1);
+  std::vector<index_t> coded;
+  for (int i = 0; i < 12; ++i) {
+    const test::Tokens t(shape, i == 0 ? 5 : 1, random);
+    REQUIRE(cache->append(ctx, 0, t.keys(shape), t.values(shape)) == Status::ok);
+    REQUIRE(cache->step(ctx, 0) == Status::ok);
+    REQUIRE(cache->slots(0, 0) == 5);
+    coded.push_back(cache->layers()[0].heads[0].keys.coded().live());
+  }
+  // The window of five never fills; when the last coded slot leaves, what is there is coded.
+  REQUIRE(coded == std::vector<index_t>{5, 4, 3, 2, 1, 5, 4, 3, 2, 1, 5, 4});
 }
 
 TEST_CASE("kivi: any chopping of the same tokens into appends stores the same numbers", "[cache][kivi]") {

@@ -6,6 +6,7 @@
 #include <kvcondense/backend/cpu/group_quant.hpp>
 #include <kvcondense/quant/group_int.hpp>
 
+#include <quant/codec_page.hpp>
 #include <support/fill.hpp>
 #include <support/oracle.hpp>
 
@@ -111,6 +112,24 @@ TEST_CASE("group_int: tokens are coded at once or after a window, channels in bl
   static_assert(blocks.key_flush().block == 128);
 }
 
+TEST_CASE("group_int: what is decoded has the codes and parameters that it came from", "[quant][group_int]") {
+  // Why a cache that codes everything anew in every flush may as well leave it: groups are a slot's own channels.
+  const auto form = GENERATE(GroupForm::minimum, GroupForm::float_zero);
+  const auto type = GENERATE(prim::ParamType::f16, prim::ParamType::f32);
+  const auto check = [&]<int Bits>() {
+    const prim::GroupInt<Bits> codec{.group_size = 64, .form = form, .params = type};
+    test::CodecPage<prim::GroupInt<Bits>> page(codec, test::normal_rows(40, 128, 3), 128);
+    const auto once = page.decoded();
+    test::CodecPage<prim::GroupInt<Bits>> again(codec, once, 128);
+    const auto row = static_cast<std::size_t>(codec.row_bytes(128) * 40);
+    REQUIRE(std::equal(page.bytes.begin(), page.bytes.begin() + row, again.bytes.begin()));
+    const auto twice = again.decoded();
+    for (std::size_t i = 0; i < once.size(); ++i) REQUIRE(twice[i] == Approx(once[i]).epsilon(2e-3).margin(2e-3));
+  };
+  check.template operator()<2>();
+  check.template operator()<4>();
+}
+
 TEST_CASE("group_int: groups that fit nothing are refused", "[quant][group_int]") {
   const auto refused = [](const auto& stage, CacheShape shape = {.head_dim = 64}) {
     return stage.validate(shape) == Status::invalid_argument;
@@ -126,4 +145,8 @@ TEST_CASE("group_int: groups that fit nothing are refused", "[quant][group_int]"
   REQUIRE(refused(quant::GroupInt<4>{.residual_window = -1}));
   REQUIRE(refused(quant::GroupInt<4>{.keep_window = -1}));
   REQUIRE(refused(quant::GroupInt<4>{.sinks = -1}));
+  REQUIRE_FALSE(refused(quant::GroupInt<4>{.residual_window = 128, .whole_window = true}));
+  REQUIRE(refused(quant::GroupInt<4>{.whole_window = true}));
+  REQUIRE(refused(quant::GroupInt<4>{.residual_window = 128, .keep_window = 1, .whole_window = true}));
+  REQUIRE(refused(quant::GroupInt<4>{.value_axis = GroupAxis::channel, .residual_window = 128, .whole_window = true}));
 }

@@ -92,6 +92,41 @@ TEST_CASE("kivi: codes, parameters and packed words are the worked example's", "
   REQUIRE(e.value_page.ok());
 }
 
+TEST_CASE("kivi: codes are made with scales and minima as 16 bits hold them", "[quant][kivi]") {
+  using Codec = prim::PageCodec<Cpu, prim::GroupInt<4>>;
+  const auto codec = quant::Kivi<4>{}.key_codec();
+  constexpr index_t slots = 32, dim = 128;
+  std::vector<float> rows(slots * dim), back(rows.size());
+  test::fill_normal(rows.data(), rows.size(), 4);
+  for (float& x : rows) x += 3.0f;
+  test::Guarded<std::byte> bytes(codec.page_bytes(slots, dim));
+  const prim::PageSpan page{bytes.data(), slots, dim};
+  REQUIRE(Codec::encode(codec, page, 0, slots, {rows.data(), slots, dim}) == 0);
+  Codec::decode(codec, page, 0, slots, {back.data(), slots, dim});
+  const auto param = [&](index_t i) {
+    std::uint16_t bits = 0;
+    std::memcpy(&bits, bytes.data() + codec.params_at(slots, dim) + 2 * i, 2);
+    return kvcondense::detail::half_value(bits);
+  };
+  index_t other_scale = 0, other_minimum = 0;
+  for (index_t c = 0; c < dim; ++c) {
+    float lo = 1e9f, hi = -1e9f;
+    for (index_t t = 0; t < slots; ++t) lo = std::min(lo, rows[at(t, dim, c)]), hi = std::max(hi, rows[at(t, dim, c)]);
+    const float scale = param(c), minimum = param(dim + c), exact = (hi - lo) / 15.0f;
+    for (index_t t = 0; t < slots; ++t) {
+      const double x = static_cast<double>(rows[at(t, dim, c)]);
+      const auto code_with = [&](float s, float m) { return std::clamp(std::nearbyint((x - static_cast<double>(m)) / static_cast<double>(s)), 0.0, 15.0); };
+      const double y = (x - static_cast<double>(minimum)) / static_cast<double>(scale);
+      if (std::fabs(y - std::floor(y) - 0.5) > 1e-4)
+        REQUIRE(static_cast<double>(back[at(t, dim, c)]) == Approx(code_with(scale, minimum) * static_cast<double>(scale) + static_cast<double>(minimum)).epsilon(1e-6));
+      other_scale += code_with(exact, minimum) != code_with(scale, minimum), other_minimum += code_with(scale, lo) != code_with(scale, minimum);
+    }
+  }
+  REQUIRE(other_scale > 0);
+  REQUIRE(other_minimum > 0);
+  REQUIRE(bytes.ok());
+}
+
 TEST_CASE("kivi: folding scales into the query is the worked example's", "[quant][kivi][oracle]") {
   Example e;
   const auto& fold = e.o.at("fold_K_group0");

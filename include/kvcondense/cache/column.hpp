@@ -82,10 +82,14 @@ class Column {
   /// Slots that the flush rule codes when the window holds `window` of them.
   index_t due(index_t window) const {
     if (flush_.block == 0 || window <= flush_.keep) return 0;
-    const index_t n = (window - flush_.keep) / flush_.block * flush_.block;
+    const index_t most = window - flush_.keep, blocks = most / flush_.block * flush_.block;
+    const index_t n = !flush_.whole ? blocks : coded_.live() == 0 || blocks > 0 ? most : 0;
     return n < flush_.first && map_.waits() ? 0 : n;
   }
 
+  /// Room for what is due when the window holds `window` slots, however many coded ones are left then.
+  Status reserve_due(index_t window) { return reserve_flush(most_due(window)); }
+  index_t most_due(index_t window) const { return flush_.whole ? std::max<index_t>(window - flush_.keep, 0) : due(window); }
   Status reserve_flush(index_t count) {
     if (count > 0)
       if (const Status s = map_.reserve(); s != Status::ok) return s;

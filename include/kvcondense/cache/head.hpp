@@ -131,15 +131,15 @@ struct Head {
 
   /// Whether `commit` will code slots when `kept` survives.
   bool flushes(const Kept& kept) const {
-    return keys.due(window_after(keys, kept)) > 0 || values.due(window_after(values, kept)) > 0;
+    return keys.most_due(window_after(keys, kept)) > 0 || values.most_due(window_after(values, kept)) > 0;
   }
 
   /// Room for everything `commit` may need when `kept` survives.
   Status reserve_commit(const Kept& kept) {
     if (kept.size() < slots())
       if (const Status s = ids.reserve_list(); s != Status::ok) return s;
-    Status s = keys.reserve_flush(keys.due(window_after(keys, kept)));
-    if (s == Status::ok) s = values.reserve_flush(values.due(window_after(values, kept)));
+    Status s = keys.reserve_due(window_after(keys, kept));
+    if (s == Status::ok) s = values.reserve_due(window_after(values, kept));
     if (s != Status::ok) trim();
     return s;
   }

@@ -294,6 +294,7 @@ std::uint64_t fingerprint(const Cache<B, R>& c) {
   const auto add = [&](const auto& h) {
     const Flush k = h.keys.flush_rule(), v = h.values.flush_rule();
     f.add(h.keys.fingerprint(), h.values.fingerprint(), k.block, k.keep, k.first, v.block, v.keep, v.first);
+    if (k.whole || v.whole) f.add(k.whole, v.whole);
   };
   const auto& first = c.layers()[0].heads[0];
   add(first);

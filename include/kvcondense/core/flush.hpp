@@ -9,11 +9,13 @@ namespace kvcondense {
 
 /// When exact window slots become codes: after a step that leaves `window` of them, the oldest
 /// floor((window - keep) / block) * block do. `block == 0` means never. Where a codec is found from the slots that
-/// are coded first, those are at least `first`.
+/// are coded first, those are at least `first`. `whole`: what is there first becomes codes at once, later all but `keep`
+/// whenever that is a block or more.
 struct Flush {
   index_t block = 1;
   index_t keep = 0;
   index_t first = 0;
+  bool whole = false;
 
   bool operator==(const Flush&) const = default;
 };
@@ -27,13 +29,16 @@ constexpr Flush block_flush_keep(index_t block, index_t keep) { return {block, k
 /// One by one, all but the newest `keep` slots (KIVI values).
 constexpr Flush fifo_flush(index_t keep) { return {1, keep, 0}; }
 
+/// A prompt at once, then the whole window when it is full (Hugging Face's quantized cache).
+constexpr Flush whole_flush(index_t block) { return {block, 0, 0, true}; }
+
 /// Every slot at once.
 constexpr Flush immediate_flush() { return {1, 0, 0}; }
 
 /// Both rules at once: what either keeps stays, and blocks are whole for both. A rule that never codes says nothing.
 constexpr Flush both(const Flush& a, const Flush& b) {
   if (a.block == 0 || b.block == 0) return a.block == 0 ? b : a;
-  return {std::lcm(a.block, b.block), std::max(a.keep, b.keep), std::max(a.first, b.first)};
+  return {std::lcm(a.block, b.block), std::max(a.keep, b.keep), std::max(a.first, b.first), a.whole || b.whole};
 }
 
 }  // namespace kvcondense

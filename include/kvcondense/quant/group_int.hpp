@@ -47,10 +47,14 @@ constexpr bool codecs_fit(const Stage& s, const CacheShape& shape) {
 ///          channel axis: `group_size` consecutive slots of a channel.
 /// Cost     Bits + (scale and offset bits) / group size per number, plus the exact window. On the token
 ///          axis slots are coded one by one once they leave the window (window 0: at once); on the
-///          channel axis in blocks of max(group_size, residual_window), the newest `keep_window` exact.
+///          channel axis in blocks of max(group_size, residual_window), the newest `keep_window` exact. With
+///          `whole_window` a prompt is coded at once and the window whenever it is full, as Hugging Face's quantized cache does.
 /// Numbers  codes from the stored parameters; error at most half a step, a whole one for integer_zero;
 ///          NaN is coded as 0, infinities as the end of their group's range, both counted.
-/// Errors   invalid_argument when a group does not divide its row, block or page.
+/// Differs  Hugging Face's cache codes everything anew in every flush. Groups of a slot's own channels come out as they were, but for
+///          rounding of parameters that are far from 0, so here they are coded once.
+/// Errors   invalid_argument when a group does not divide its row, block or page; whole windows of no slot, on the channel axis, or
+///          beside keep_window.
 template <int Bits>
 struct GroupInt {
   static constexpr Descriptor about{"group_int", Stage::quant, "arXiv:2303.06865"};
@@ -64,6 +68,7 @@ struct GroupInt {
   prim::ParamType params = prim::ParamType::f16;
   prim::Rounding rounding = prim::Rounding::half_even;
   index_t sinks = 0;  ///< slots at the start that stay exact
+  bool whole_window = false;  ///< token axis: a prompt is coded at once, then the window whenever it is full
 
   constexpr prim::GroupInt<Bits> key_codec() const { return codec(key_axis).for_scores(); }
   constexpr prim::GroupInt<Bits> value_codec() const { return codec(value_axis).for_sums(); }
@@ -71,7 +76,8 @@ struct GroupInt {
   constexpr Flush value_flush() const { return flush(value_axis); }
 
   constexpr Status validate(const CacheShape& shape) const {
-    const bool ok = codecs_fit(*this, shape);
+    const bool tokens = key_axis == prim::GroupAxis::token && value_axis == prim::GroupAxis::token;
+    const bool ok = codecs_fit(*this, shape) && (!whole_window || (tokens && residual_window > 0 && keep_window == 0));
     return ok && residual_window >= 0 && keep_window >= 0 ? Status::ok : Status::invalid_argument;
   }
 
@@ -80,6 +86,7 @@ struct GroupInt {
     return {axis, group_size, form, params, rounding};
   }
   constexpr Flush flush(prim::GroupAxis axis) const {
+    if (whole_window) return whole_flush(residual_window);
     return axis == prim::GroupAxis::token ? fifo_flush(std::max(residual_window, keep_window))
                                           : block_flush_keep(std::max(group_size, residual_window), keep_window);
   }
