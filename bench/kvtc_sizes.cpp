@@ -1,6 +1,6 @@
-// kvtc_sizes FILE BASES: what the keys and values of a recorded context cost as streams of KVTC, in bits per number, and how
-// much they err, beside CacheGen, plain integers and zstd. FILE comes from kvcondense-eval --dump-qkv, BASES from
-// kvcondense-eval calibrate --method kvtc. docs/results/kvtc.md is its output.
+// kvtc_sizes FILE BASES [MAPS]: what the keys and values of a recorded context cost as streams of KVTC, in bits per number, and
+// how much they err, beside AQUA-KV, CacheGen, plain integers and zstd. FILE comes from kvcondense-eval --dump-qkv, BASES from
+// kvcondense-eval calibrate --method kvtc, MAPS from the same with aquakv. docs/results/kvtc.md is its output.
 
 #include <algorithm>
 #include <cmath>
@@ -9,6 +9,7 @@
 #include <string>
 
 #include <eval/bases_file.hpp>
+#include <kvcondense/io/aquakv.hpp>
 #include <kvcondense/io/cachegen.hpp>
 #include <kvcondense/io/kvtc.hpp>
 #include <kvcondense/prim/group_bits.hpp>
@@ -29,9 +30,9 @@ struct Model {
   const prim::RopeTable* rope = nullptr;
 };
 
-/// Sinks, coded chunks and window, as save_kvtc cuts a cache.
-std::vector<std::byte> stream_of(const eval::Recording& r, const Kvtc& m, const Model& model) {
-  auto writer = io::KvtcWriter::make(m, r.shape, model.transform, model.rope);
+/// Sinks, coded chunks and window, as save_kvtc and save_aquakv cut a cache.
+template <class Writer, class Method>
+std::vector<std::byte> cut(const eval::Recording& r, const Method& m, Expected<Writer> writer) {
   require(writer.status());
   Sink sink;
   const index_t sinks = std::min(m.sinks, r.tokens), coded_end = std::max(sinks, r.tokens - m.window);
@@ -45,6 +46,9 @@ std::vector<std::byte> stream_of(const eval::Recording& r, const Kvtc& m, const 
     first = end;
   }
   return sink.bytes;
+}
+std::vector<std::byte> stream_of(const eval::Recording& r, const Kvtc& m, const Model& model) {
+  return cut(r, m, io::KvtcWriter::make(m, r.shape, model.transform, model.rope));
 }
 
 /// Keys and values as they come back, [layer, head, token, dim].
@@ -170,6 +174,34 @@ void kvtc_row(const char* name, Kvtc m, const eval::Recording& r, const Model& m
   print_errors(c.rows, exact);
 }
 
+void aquakv_row(const char* name, quant::Aquakv m, const eval::Recording& r, const io::AquakvMaps& maps, const prim::RopeTable* rope, const Rows& exact) {
+  const auto stream = [&] { return cut(r, m, io::AquakvWriter::make(m, r.shape, maps, rope)); };
+  const auto all = stream();
+  m.sinks = m.window = 0;
+  const auto coded = stream();
+  Rows rows(r);
+  double bits = 0;
+  for (index_t l = 0; l < r.shape.layers; ++l) bits += static_cast<double>(m.bits(true, l) + m.bits(false, l)) / static_cast<double>(2 * r.shape.layers);
+  for (std::span<const std::byte> bytes = coded; !bytes.empty();) {
+    const auto chunk = io::AquakvReader::open(bytes, maps, rope);
+    require(chunk.status());
+    require(chunk->check());
+    bytes = bytes.subspan(chunk->bytes());
+    Workspace work;
+    require(work.reserve(chunk->scratch_bytes()));
+    for (const auto side : {KvSide::keys, KvSide::values})
+      each_number(r, chunk->head(), side,
+                  [&](index_t l, KvSide s, index_t sub, TensorView<float, 3> out) { return chunk->decode(l, s, sub, out, Scratch(work.bytes())); },
+                  [&](index_t l, index_t h, index_t t, index_t d, float x) { rows.put(side, l, h, t, d) = x; });
+  }
+  m.coder = quant::EntropyCoder::rans;
+  const auto rans = stream();
+  const double n = numbers_of(r), piece = static_cast<double>(quant::GridRows::of(r.shape.kv_heads * r.shape.head_dim, m.group).piece);
+  std::printf("| %s | %.2f | %.2f | %.2f | | %.2f | |", name, bits + 16.0 / piece, 8.0 * static_cast<double>(coded.size()) / n,
+              8.0 * static_cast<double>(rans.size()) / n, 8.0 * static_cast<double>(all.size()) / n);
+  print_errors(rows, exact);
+}
+
 void cachegen_row(const char* name, const CacheGen& m, const eval::Recording& r, const Rows& exact) {
   auto writer = io::CacheGenWriter::make(m, r.shape);
   require(writer.status());
@@ -217,15 +249,22 @@ void plain_row(const char* name, int bits, const eval::Recording& r, const Rows&
 }  // namespace
 
 int main(int argc, char** argv) try {
-  if (argc != 3) return std::fprintf(stderr, "kvtc_sizes FILE BASES\n"), 2;
+  if (argc != 3 && argc != 4) return std::fprintf(stderr, "kvtc_sizes FILE BASES [MAPS]\n"), 2;
   const eval::Recording r = eval::read_qkv(argv[1]);
   const eval::BasesFile file = eval::read_bases({argv[2]}, r.shape);
+  const eval::BasesFile more = eval::read_bases(argc == 4 ? std::vector<std::string>{argv[3]} : std::vector<std::string>{}, r.shape);
   const NamedBases* bases = file.view().find("kvtc");
   if (bases == nullptr) throw std::runtime_error("no bases of kvtc in the file");
   const auto transform = io::KvtcTransform::make(bases->keys, bases->values, r.shape);
   require(transform.status());
   prim::RopeTable rope;
-  if (transform->raw_keys()) {
+  io::AquakvMaps maps;
+  if (argc == 4) {
+    const auto made = io::AquakvMaps::make(more.maps(), r.shape);
+    require(made.status());
+    maps = *made;
+  }
+  if (transform->raw_keys() || (argc == 4 && maps.raw_keys())) {
     if (!r.rope) throw std::runtime_error("the recording does not say how its keys are rotated");
     auto made = prim::RopeTable::make(*r.rope, r.shape.head_dim, heap_memory());
     require(made.status());
@@ -247,6 +286,13 @@ int main(int argc, char** argv) try {
   Kvtc fine;
   fine.key_bits = fine.value_bits = 6.0f;
   kvtc_row("kvtc, 6 bits", fine, r, model, exact);
+  const auto aquakv = [&](const char* name, int keys, int values, int first) {
+    aquakv_row(name, {.key_bits = keys, .value_bits = values, .first_bits = first}, r, maps, maps.raw_keys() ? &rope : nullptr, exact);
+  };
+  if (argc == 4) {
+    aquakv("aquakv, 2 bits, all layers", 2, 2, 2), aquakv("aquakv, 2 bits, first layer 4", 2, 2, 4);
+    aquakv("aquakv, keys 3, values 2, first layer 4", 3, 2, 4), aquakv("aquakv, 3 bits, first layer 4", 3, 3, 4), aquakv("aquakv, 4 bits", 4, 4, 4);
+  }
   for (int n = 1; n <= CacheGen::levels; ++n) cachegen_row(("cachegen, level " + std::to_string(n)).c_str(), CacheGen::level(n), r, exact);
   for (const int bits : {2, 4, 8}) plain_row(("int" + std::to_string(bits) + ", groups of 32").c_str(), bits, r, exact);
   std::vector<half> halves;

@@ -53,6 +53,24 @@ TEST_CASE("options: plan needs a shape and a device, and no model", "[eval][opti
           "--context: options of plan go behind it; plan --help lists them");
 }
 
+TEST_CASE("options: calibrate takes what a method of its own has, and nothing else", "[eval][options]") {
+  const auto with = [](std::vector<const char*> more) {
+    std::vector<const char*> words{"calibrate", "--model", "m", "--out", "o", "--method"};
+    words.insert(words.end(), more.begin(), more.end());
+    return parse(words);
+  };
+  const Parsed p = with({"commvq", "--stages", "5", "--words", "32", "--steps", "7"});
+  REQUIRE(p.complaint.empty());
+  REQUIRE(p.options.calibrate);
+  REQUIRE((p.options.calibration.stages == 5 && p.options.calibration.words == 32 && p.options.calibration.steps == 7));
+  REQUIRE(with({"aquakv"}).complaint.empty());
+  for (const char* option : {"--stages", "--words"})
+    REQUIRE(with({"aquakv", option, "8"}).complaint == "--stages and --words belong to --method commvq");
+  REQUIRE(!with({"commvq", "--words", "257"}).complaint.empty());
+  REQUIRE(!with({"commvq", "--stages", "129"}).complaint.empty());
+  REQUIRE(with({"nothing"}).complaint.find("commvq") != std::string::npos);
+}
+
 TEST_CASE("options: help is no complaint", "[eval][options]") {
   REQUIRE(parse({"--help"}).complaint.empty());
   REQUIRE(parse({"--help"}).help.find("--recipe") != std::string::npos);
