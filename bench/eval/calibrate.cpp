@@ -85,11 +85,11 @@ class Calibrator {
     weights_ = m == "cskv" || m == "palu" || m == "weight_svd" || m == "lorc" || m == "recalkv";
     joint_ = m == "kvtc", maps_ = m == "aquakv", books_ = m == "commvq";
     shared_ = m == "kv_heads_svd";
-    if (shared_ && raw_) throw Error("--keys raw: kv_heads_svd joins keys as attention compares them");
     groups_ = !shared_ ? task.shape.kv_heads : c_.kv_heads > 0 ? c_.kv_heads : std::max<index_t>(1, task.shape.kv_heads / 2);
     if (task.shape.kv_heads % groups_ != 0)
       throw Error("--kv-heads " + std::to_string(groups_) + ": the model's " + std::to_string(task.shape.kv_heads) + " heads do not divide into so many groups");
     raw_ = c_.keys.empty() ? weights_ || joint_ || maps_ || books_ : c_.keys == "raw";
+    if (shared_ && raw_) throw Error("--keys raw: kv_heads_svd joins keys as attention compares them");
     trained_ = m == "matryoshka";
     if (trained_ && raw_) throw Error("--keys raw: matryoshka trains on keys as attention compares them");
     const index_t rows = o.windows * o.context;
