@@ -33,7 +33,7 @@ void add_slots(Writer& writer, const std::string& recipe, const any::AnyCache& c
 }
 
 /// The pages of codes as they lie in memory, and for every slot its page and its place there; -1
-/// where a slot is stored exactly.
+/// where a slot is stored exactly, or its row together with another layer's.
 template <class Column>
 void add_codes(Writer& writer, const std::string& name, const std::string& at,
                const Column& column) {
@@ -45,9 +45,10 @@ void add_codes(Writer& writer, const std::string& name, const std::string& at,
   std::vector<std::int32_t> places(static_cast<std::size_t>(2 * column.sinks().live()), -1);
   for (index_t p = 0; p < pages; ++p) {
     const auto& ref = coded.pages()[p];
-    std::memcpy(payload.data() + p * words, ref.page->payload(), coded.page_payload());
+    if (!coded.shares(ref)) std::memcpy(payload.data() + p * words, ref.page->payload(), coded.page_payload());
     for (std::int32_t slot = 0; slot < ref.used; ++slot)
-      if (ref.alive(slot)) places.insert(places.end(), {static_cast<std::int32_t>(p), slot});
+      if (ref.alive(slot) && coded.shares(ref)) places.insert(places.end(), {-1, -1});
+      else if (ref.alive(slot)) places.insert(places.end(), {static_cast<std::int32_t>(p), slot});
   }
   places.resize(static_cast<std::size_t>(2 * column.slots()), -1);
   writer.i32(name + "_pages" + at, {pages, words}, payload);

@@ -56,6 +56,7 @@ ordered_json to_json(const kvcondense::Report& r) {
           {"evictions", r.evictions},
           {"evicted_slots", r.evicted_slots},
           {"merged_slots", r.merged_slots},
+          {"across_rows", r.across_rows},
           {"nan_scores", r.nan_scores},
           {"repaired_numbers", r.repaired_numbers},
           {"coded_again", r.coded_again},

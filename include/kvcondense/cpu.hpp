@@ -55,6 +55,7 @@
 #include <kvcondense/backend/cpu/row_transform.hpp>
 #include <kvcondense/backend/cpu/segmented_combine.hpp>
 #include <kvcondense/backend/cpu/settle_probed.hpp>
+#include <kvcondense/backend/cpu/shared_direction.hpp>
 #include <kvcondense/backend/cpu/sign_sketch.hpp>
 #include <kvcondense/backend/cpu/slot_exposure.hpp>
 #include <kvcondense/backend/cpu/slot_numbers.hpp>

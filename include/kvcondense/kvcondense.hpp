@@ -76,6 +76,7 @@
 #include <kvcondense/merge/keepkv.hpp>
 #include <kvcondense/merge/kvmerger.hpp>
 #include <kvcondense/merge/lookm.hpp>
+#include <kvcondense/merge/minicache.hpp>
 #include <kvcondense/merge/tome.hpp>
 #include <kvcondense/merge/value_merge.hpp>
 #include <kvcondense/merge/weightedkv.hpp>

@@ -11,6 +11,7 @@
 #include <kvcondense/merge/keepkv.hpp>
 #include <kvcondense/merge/kvmerger.hpp>
 #include <kvcondense/merge/lookm.hpp>
+#include <kvcondense/merge/minicache.hpp>
 #include <kvcondense/merge/tome.hpp>
 #include <kvcondense/merge/value_merge.hpp>
 #include <kvcondense/merge/weightedkv.hpp>
@@ -31,6 +32,7 @@ using merge::KeepKV;
 using merge::KVMerger;
 using merge::LookM;
 using merge::Mass;
+using merge::MiniCache;
 using merge::Place;
 using merge::ToMe;
 using merge::ValueMerge;
@@ -164,6 +166,18 @@ constexpr Field dmc_fields[] = {
     flag<Dmc, &Dmc::rotated>("rotated", "", "queries and keys come with the model's rotation"),
 };
 
+constexpr Choice aparts[] = {
+    {"fraction", static_cast<int>(prim::Apart::fraction)},
+    {"range", static_cast<int>(prim::Apart::range)},
+};
+constexpr Field minicache_fields[] = {
+    fraction<MiniCache, &MiniCache::weight>("weight", "t", "of the deeper layer in the direction between two rows"),
+    fraction<MiniCache, &MiniCache::start>("start", "", "first part of the layers, which share nothing"),
+    choice<MiniCache, &MiniCache::apart>("apart", "", "which rows stay as they are: a fraction of them, or a part of the range of angles", aparts),
+    fraction<MiniCache, &MiniCache::part>("part", "gamma", "how large that fraction or part is"),
+    number<MiniCache, &MiniCache::recent>("recent", "", "newest tokens that stay as they are", 0, most_slots),
+};
+
 constexpr Entry entries[] = {
     stage_entry<D2O>("Folds a token that leaves into the kept one whose key is most like its own, if it is more "
                      "alike than such tokens have been lately.",
@@ -181,6 +195,8 @@ constexpr Entry entries[] = {
                               elastic_cache_fields),
     stage_entry<LookM>("Folds what leaves into the kept token whose key is most like its own, by one of three means.",
                        lookm_fields),
+    stage_entry<MiniCache>("Stores keys and values of two neighbouring layers as one direction between theirs and two lengths.",
+                           minicache_fields),
     stage_entry<ToMe>("Folds the most alike pairs of slots until a head is within its budget.", tome_fields),
     stage_entry<Centroid>("Folds the most alike pairs inside chunks of neighbours, weighing each slot by the tokens it "
                           "stands for.",

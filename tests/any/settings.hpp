@@ -12,7 +12,8 @@ inline std::string with_fields(const any::Entry& e, std::string fields) {
   const std::string policy = e.room == Stage::quant ? "kivi(bits=3, group_size=8, residual_window=16)" : e.word == "global_top" ? "knorm" : "snapkv(tokens=48, window=8)";
   if (e.wraps) fields = policy + (fields.empty() ? "" : ", " + fields);
   // A merge stage folds what a policy lets go.
-  const std::string lets_go = e.room == Stage::merge ? "h2o(heavy=60, recent=20) + " : "";
+  // One that stores layers together looks for the same tokens in both.
+  const std::string lets_go = e.word == "minicache" ? "sink_window(recent=150) + " : e.room == Stage::merge ? "h2o(heavy=60, recent=20) + " : "";
   return lets_go + std::string(e.word) + "(" + fields + ")";
 }
 

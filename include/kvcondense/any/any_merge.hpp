@@ -1,5 +1,7 @@
 #pragma once
 
+#include <utility>
+
 #include <kvcondense/any/inline_value.hpp>
 #include <kvcondense/cache/recipe.hpp>
 #include <kvcondense/core/policy.hpp>
@@ -28,8 +30,8 @@ struct MergeTable {
     MergeTable t{};
     t.validate = [](const MergeRoom& m, const CacheShape& s) { return m.as<M>().validate(s); };
     t.word = M::about.word;
-    if constexpr (merge::Merges<M>) {
-      t.traits = [](const MergeRoom& m) { return m.as<M>().pipeline().traits(); };
+    if constexpr (merge::Merges<M>) t.traits = [](const MergeRoom& m) { return m.as<M>().pipeline().traits(); };
+    if constexpr (merge::Folds<decltype(merger_of(std::declval<M>()))>) {
       t.workspace_bytes = [](const MergeRoom& m, const CacheShape& s, index_t n) { return m.as<M>().pipeline().workspace_bytes(s, n); };
       t.observe = [](const MergeRoom& m, Context<Cpu>& c, const StepView<Cpu>& v, evict::LaneViews l) {
         return m.as<M>().pipeline().observe(c, v, l);
@@ -51,7 +53,7 @@ inline constexpr MergeTable MergeTable::table = of<M>();
 
 }  // namespace detail
 
-/// Any merge pipeline as a value; one that does not merge has traits that say so, and nothing else is asked of it.
+/// Any merge pipeline as a value; one that folds nothing has traits that say so, and nothing else is asked of it.
 class AnyMerger {
  public:
   AnyMerger() = default;

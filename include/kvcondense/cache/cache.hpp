@@ -200,6 +200,8 @@ class Cache {
   const Plan& plan() const { return plan_; }
   /// Newest tokens of which a slot is the mean, where tokens join slots; 0: all.
   index_t join_window() const { return fold_.gate.window; }
+  /// The layer that stores rows together with this one; -1: none does.
+  index_t shares_with(index_t layer) const { return fold_.across.partner(shape_, layer); }
   /// Makes the index of the retrieval stage anew from what is stored. Loaders call it.
   Status rebuild_index();
   using Retrieval = decltype(std::declval<Retrieve>().pipeline());
@@ -209,10 +211,11 @@ class Cache {
  private:
   Plan make_plan() const;
   void finish_plan();
+  typename Layer::Codecs paired(typename Layer::Codecs codecs, index_t layer) const;
   using Pipeline = decltype(std::declval<Evict>().pipeline());
   using Saliency = decltype(saliency_of(std::declval<Storage>()));
   using Merger = decltype(merger_of(std::declval<Merge>()));
-  static constexpr bool can_merge = merge::Merges<Merge>;
+  static constexpr bool can_merge = merge::Folds<Merger>;
 
   // What eviction, the saliency of a quant stage and a merge stage look at together.
   AttentionNeed attention() const {
@@ -248,6 +251,11 @@ class Cache {
   void mark_places(const Layer& layer, RaggedView<float> places) const;
   Status reserve_fold(Layer& layer, const cache::Folding& folding);
   void commit_fold(Context<B>& ctx, Layer& layer, const cache::Folding& folding, TensorView<const float, 3> queries);
+
+  // Rows that two layers store together: cache_across.hpp.
+  std::size_t across_bytes(index_t slots, index_t workers) const;
+  index_t pair_slots(index_t layer) const;
+  void share_rows(Context<B>& ctx, index_t layer);
 
   StepView<B> step_view(index_t layer, Phase phase) const;
   Status check_input(const StepView<B>& view, Input what) const;

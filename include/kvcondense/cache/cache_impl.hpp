@@ -1,5 +1,7 @@
 #pragma once
 
+#include <string_view>
+
 #include <kvcondense/backend/cpu/attend.hpp>
 #include <kvcondense/cache/cache.hpp>
 #include <kvcondense/cache/dense_row.hpp>
@@ -56,7 +58,7 @@ Expected<Cache<B, R>> Cache<B, R>::make(const CacheShape& shape, const R& recipe
   if constexpr (may_retrieve)
     if (!c.retrieval_.composes()) return Status::incompatible;
   c.memory_ = &memory;
-  if constexpr (can_merge) {
+  if constexpr (merge::Merges<Merge>) {
     c.merger_ = merger_of(recipe.merge);
     c.fold_ = c.merger_.traits();
     c.merging_ = c.fold_.active;
@@ -87,6 +89,8 @@ Expected<Cache<B, R>> Cache<B, R>::make(const CacheShape& shape, const R& recipe
   if (recipe.position.raw_keys && (evict::reads_rotated_keys(c.pipeline_.source) || c.pipeline_.residual != evict::Residual::none))
     return Status::incompatible;
   if (!takes_keys(recipe.lowrank, recipe.position.raw_keys)) return Status::incompatible;
+  // Rows of two layers are one row: what maps or weighs those of one layer by what it finds there has none to look at.
+  if (c.fold_.across.active && (c.graded_ || std::string_view(word_of(recipe.lowrank)) != NoLowRank::about.word)) return Status::incompatible;
   c.plan_ = c.make_plan();
   if (recipe.position.raw_keys) {
     auto table = prim::RopeTable::make(recipe.position.rope, shape.head_dim, memory);
@@ -103,13 +107,26 @@ Expected<Cache<B, R>> Cache<B, R>::make(const CacheShape& shape, const R& recipe
   const Status made = c.layers_.fill(memory, shape.layers, [&](index_t i) {
     Layer l;
     if (failed == Status::ok)
-      failed = Layer::make(c.plan_, [&](index_t h) { return own ? codecs({i, h}) : all; }, shape, memory, l);
+      failed = Layer::make(c.plan_, [&](index_t h) { return c.paired(own ? codecs({i, h}) : all, i); }, shape, memory, l);
     return l;
   });
   if (made != Status::ok) return made;
   if (failed != Status::ok) return failed;
   c.finish_plan();
+  if (c.fold_.across.active)
+    for (const Layer& l : c.layers_)
+      for (const auto& h : l.heads)
+        if (h.keys.map().state_floats() > 0 || h.values.map().state_floats() > 0 || c.plan_.codec_queries) return Status::incompatible;
   return c;
+}
+
+/// Codecs of a layer that shares rows store exactly what no quant stage codes.
+template <Backend B, class R>
+auto Cache<B, R>::paired(typename Layer::Codecs codecs, index_t layer) const -> typename Layer::Codecs {
+  codecs.paired = shares_with(layer) >= 0;
+  if (codecs.paired && codecs.key_flush.block == 0) codecs.key = cache::as_exact(codecs.key, shape_.dtype);
+  if (codecs.paired && codecs.value_flush.block == 0) codecs.value = cache::as_exact(codecs.value, shape_.dtype);
+  return codecs;
 }
 
 template <Backend B, class R>
@@ -120,7 +137,9 @@ void Cache<B, R>::finish_plan() {
       p.query_width = std::max(p.query_width, cache::HeadReader<typename Layer::Head>{&h, {.reach = reach()}}.query_width());
       p.value_width = std::max(p.value_width, h.values.width());
       p.commit_floats = std::max(p.commit_floats, h.scratch());
-      p.lossy = p.lossy || h.keys.flush_rule().block > 0 || h.values.flush_rule().block > 0;
+      for (const auto& [slots, dim] : {std::pair(h.keys.coded().page_slots(), h.keys.dim()), std::pair(h.values.coded().page_slots(), h.values.dim())})
+        if (fold_.across.active) p.across_floats = std::max(p.across_floats, 3 * slots * dim);
+      p.lossy = p.lossy || fold_.across.active || h.keys.flush_rule().block > 0 || h.values.flush_rule().block > 0;
       p.codec_queries = p.codec_queries || h.keys.needs_queries() || h.values.needs_queries();
     }
 }
@@ -159,6 +178,7 @@ std::size_t Cache<B, R>::workspace_bytes(index_t slots, index_t tokens, index_t 
   step += fold_bytes(total) + Scratch::bytes_for<float>(total * plan_.drawn);
   if (queries().rows != AttentionNeed::Rows::none || pipeline_.probes() || plan_.drawn > 0)
     step += prim::AttendColumns<Cpu>::workspace_bytes(workers, shape_, std::max(tokens, plan_.query_rows), plan_.query_width) + Scratch::align;
+  step = std::max(step, across_bytes(slots, workers));
   if (evict::model_share(pipeline_.allocate).keep > 0.0) step += Scratch::bytes_for<index_t>(shape_.layers * shape_.kv_heads) + Scratch::align;
   const std::size_t forward_mass = mass ? Scratch::align + Scratch::bytes_for<float>(total) : 0;
   const std::size_t choice = choice_bytes(slots, tokens);
@@ -288,6 +308,7 @@ Status Cache<B, R>::forward(Context<B>& ctx, index_t layer, TensorView<const flo
 
 }  // namespace kvcondense
 
+#include <kvcondense/cache/cache_across.hpp>
 #include <kvcondense/cache/cache_fold.hpp>
 #include <kvcondense/cache/cache_join.hpp>
 #include <kvcondense/cache/cache_mutations.hpp>

@@ -71,6 +71,7 @@ Status Cache<B, R>::run_step(Context<B>& ctx, index_t layer, const StepInputs& i
   Scratch scratch(ctx.workspace());
   const index_t heads = shape_.kv_heads, total = l.total(), rows = inputs.queries.extent[1];
   const bool learns = view.phase == Phase::prefill_end;
+  if (shares_with(layer) >= 0 && ctx.workspace().size() < across_bytes(pair_slots(layer), ctx.workers())) return Status::workspace_too_small;
   if (!probe && !turn && (retrieval_.holds() || learns)) {  // what comes at the end of a step may not fail
     index_t most = 0;
     for (index_t h = 0; h < heads; ++h) most = std::max(most, l.heads[h].slots());
@@ -154,6 +155,7 @@ Status Cache<B, R>::run_step(Context<B>& ctx, index_t layer, const StepInputs& i
   if (l.window.most() > 0 && !turn)
     l.window.push(inputs.queries, l.pending_positions.data() + l.counters.pending - rows, l.counters.seen - 1);
   if (learns) learn_prompt(ctx, layer, inputs.queries);
+  if (view.phase != Phase::prefill_chunk) share_rows(ctx, layer);
   refresh_index(ctx, layer, 0);
   hold_units(ctx, layer, inputs.queries, view.phase, kept < total);
   for (auto& head : l.heads) head.open.settle(l.counters.seen - 1, fold_.gate.window);
@@ -312,6 +314,10 @@ Report Cache<B, R>::report() const {
         dead(c.sinks()), dead(c.coded()), dead(c.window());
       };
       column(h.keys), column(h.values);
+      if (const index_t other = shares_with(&l - layers_.begin()); other >= 0) {
+        const auto& o = layers_[other].heads[&h - l.heads.begin()];
+        cache::count_across(h.keys, o.keys, &l < &layers_[other], r), cache::count_across(h.values, o.values, &l < &layers_[other], r);
+      }
     }
   }
   return r;

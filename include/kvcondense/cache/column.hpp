@@ -5,6 +5,7 @@
 
 #include <kvcondense/cache/cursor.hpp>
 #include <kvcondense/cache/kept.hpp>
+#include <kvcondense/cache/own_part.hpp>
 #include <kvcondense/cache/row_map.hpp>
 #include <kvcondense/cache/segment.hpp>
 #include <kvcondense/core/flush.hpp>
@@ -29,12 +30,13 @@ class Column {
 
   Column() = default;
   Column(const prim::ExactRows& exact, const Codec& codec, Flush flush, index_t sinks, index_t dim, index_t page_slots,
-         MemoryResource<Cpu>& memory)
+         MemoryResource<Cpu>& memory, bool paired = false)
       : sinks_(exact, dim, std::clamp<index_t>(sinks, 1, page_slots), memory),
         coded_(Parts::stored(codec), Parts::transform(codec).stored_dim(dim), coded_page_slots(codec, page_slots), memory),
         window_(exact, dim, window_page_slots(flush, page_slots), memory),
         map_(Parts::transform(codec), dim, memory),
-        flush_(flush) {}
+        flush_(flush),
+        paired_(paired) {}
 
   /// Coded pages hold whole groups of slots.
   static index_t coded_page_slots(const Codec& codec, index_t page_slots) {
@@ -79,8 +81,15 @@ class Column {
     if (rows.rows > sinks) window_.append({rows.data + sinks * rows.step, rows.rows - sinks, rows.step});
   }
 
-  /// Slots that the flush rule codes when the window holds `window` of them.
-  index_t due(index_t window) const {
+  /// Whether another layer shares rows with this one: what leaves the window then waits for it.
+  bool paired() const { return paired_; }
+  /// What the layer has of its own in a page of the coded part whose rows another one holds too.
+  OwnPart own(const PageRef& ref) const { return {window_.codec().dtype, dim(), coded_.page_slots(), *ref.page}; }
+
+  /// Slots that the flush rule codes at the end of a step when the window holds `window` of them.
+  index_t due(index_t window) const { return paired_ ? 0 : due_alone(window); }
+  /// The same whoever else has a say.
+  index_t due_alone(index_t window) const {
     if (flush_.block == 0 || window <= flush_.keep) return 0;
     const index_t most = window - flush_.keep, blocks = most / flush_.block * flush_.block;
     const index_t n = !flush_.whole ? blocks : coded_.live() == 0 || blocks > 0 ? most : 0;
@@ -121,6 +130,12 @@ class Column {
   /// Floats of scratch that `flush` and `compact` need.
   index_t scratch() const { return scratch_rows(coded_.page_slots()) * dim(); }
 
+  /// After `coded().reserve_entry()`: the oldest window slots, a page of them, are rows of a page that another layer holds too.
+  void take_shared(Page* own) {
+    coded_.add_shared(own);
+    window_.pop_front(coded_.page_slots());
+  }
+
   const Flush& flush_rule() const { return flush_; }
   bool needs_queries() const { return prim::needs_queries(map_.transform()); }
   std::int64_t fingerprint() const {
@@ -148,9 +163,14 @@ class Column {
   }
 
   index_t compact(float* rows) {
-    sinks_.compact(rows);
-    window_.compact(rows);
-    return coded_.compact(rows);
+    const auto exact = [](const PageRef&, index_t, float*) {};
+    sinks_.compact(rows, exact), window_.compact(rows, exact);
+    return coded_.compact(rows, [&](const PageRef& ref, index_t slot, float* row) {
+      float whole[max_head_dim];
+      decode_run(coded_, ref, slot, {whole, 1, dim()}, nullptr);
+      map_.forward({whole, 1, dim()});
+      std::copy_n(whole, coded_.dim(), row);
+    });
   }
 
   Status fork(Column& out) const {
@@ -226,16 +246,15 @@ class Column {
     walk(at, count, [&](const auto& segment, const PageRef& ref, index_t first, index_t n, index_t live) {
       using C = std::remove_cvref_t<decltype(segment.codec())>;
       const prim::RowBlock<const float> q{queries.data + form(segment), queries.rows, queries.step};
+      const prim::RowBlock<float> to = live == n ? prim::RowBlock<float>{out.data + done, out.rows, out.step}
+                                                 : prim::RowBlock<float>{packed, queries.rows, max_page_slots};
+      prim::PageCodec<Cpu, C>::scores(segment.codec(), segment.span_then_next(ref, long_read || done + live < count, pages), first, n, q, to);
+      if (mapped(segment)) map_.add_to_scores(queries, to, n);
+      if (segment.shares(ref)) own(ref).finish_scores(first, n, queries, to);
       if (live == n) {
-        prim::PageCodec<Cpu, C>::scores(segment.codec(), segment.span_then_next(ref, long_read || done + live < count, pages), first, n, q,
-                                        {out.data + done, out.rows, out.step});
-        if (mapped(segment)) map_.add_to_scores(queries, {out.data + done, out.rows, out.step}, n);
         done += n;
         return;
       }
-      prim::PageCodec<Cpu, C>::scores(segment.codec(), segment.span_then_next(ref, long_read || done + live < count, pages), first, n, q,
-                                      {packed, queries.rows, max_page_slots});
-      if (mapped(segment)) map_.add_to_scores(queries, {packed, queries.rows, max_page_slots}, n);
       for (index_t i = 0; i < n; ++i) {
         if (!ref.alive(first + i)) continue;
         for (index_t r = 0; r < queries.rows; ++r) out.data[r * out.step + done] = packed[r * max_page_slots + i];
@@ -247,7 +266,7 @@ class Column {
   /// out[r][:] += sum over the next `count` slots of weights[r][i] * slot i.
   void accumulate(Cursor& at, index_t count, prim::RowBlock<const float> weights, prim::RowBlock<float> out,
                   const PageProvider<Cpu>* pages = nullptr) const {
-    float spread[max_page_slots * max_rows];
+    float spread[max_page_slots * max_rows], scaled[max_page_slots * max_rows];
     const bool long_read = count >= max_page_slots;  // a stretch of many, behind which more will be read
     index_t done = 0;
     walk(at, count, [&](const auto& segment, const PageRef& ref, index_t first, index_t n, index_t live) {
@@ -262,6 +281,10 @@ class Column {
           from += alive;
         }
         w = {spread, weights.rows, max_page_slots};
+      }
+      if (segment.shares(ref)) {
+        own(ref).take_weights(first, n, w, {scaled, weights.rows, max_page_slots}, out);
+        w = {scaled, weights.rows, max_page_slots};
       }
       prim::PageCodec<Cpu, C>::accumulate(segment.codec(), segment.span_then_next(ref, long_read || done + live < count, pages), first, n, w,
                                           {out.data + form(segment), out.rows, out.step});
@@ -302,6 +325,7 @@ class Column {
     using C = std::remove_cvref_t<decltype(segment.codec())>;
     prim::PageCodec<Cpu, C>::decode(segment.codec(), segment.span_then_next(ref, false, pages), first, out.rows, out);
     if (mapped(segment)) map_.backward(out);
+    if (segment.shares(ref)) own(ref).restore(first, out);
   }
 
   /// Calls use(segment, page, first, n, live) for pieces of pages that together hold the next `count`
@@ -356,6 +380,7 @@ class Column {
   Exact window_;
   RowMap<Transform> map_;
   Flush flush_{};
+  bool paired_ = false;
 };
 
 }  // namespace kvcondense::cache

@@ -16,6 +16,7 @@ namespace kvcondense::cache {
 struct alignas(64) Page {
   std::atomic<std::uint32_t> owners{1};
   std::size_t payload_bytes = 0;
+  Page* under = nullptr;  ///< rows that another layer holds too: the payload is then what this one has of its own
 
   std::byte* payload() { return reinterpret_cast<std::byte*>(this) + sizeof(Page); }
   bool shared() const { return owners.load(std::memory_order_acquire) > 1; }
@@ -41,6 +42,7 @@ inline Page* retain(Page* page) {
 
 inline void release(Page* page, MemoryResource<Cpu>& memory) {
   if (page->owners.fetch_sub(1, std::memory_order_acq_rel) != 1) return;
+  if (page->under != nullptr) release(page->under, memory);
   const std::size_t bytes = page->bytes();
   page->~Page();
   memory.release(page, bytes, alignof(Page));

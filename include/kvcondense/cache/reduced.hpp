@@ -11,6 +11,14 @@
 
 namespace kvcondense::cache {
 
+/// What stores rows exactly, in place of a codec that codes none; a codec of which there is no such form stays.
+template <class C>
+C as_exact(const C& codec, DType dtype) {
+  if constexpr (std::same_as<C, prim::ExactRows>) return prim::ExactRows{dtype};
+  else if constexpr (requires { C(prim::ExactRows{}); }) return C(prim::ExactRows{dtype});
+  else return codec;
+}
+
 /// A low-rank stage and the quant stage behind it as one: rows are mapped, what is left of them is coded. Where the quant
 /// stage codes nothing, what is left is stored exactly.
 ///
@@ -82,10 +90,7 @@ struct Reduced {
   /// What the quant stage stores; exact numbers where it codes nothing and the other stage does.
   template <class C>
   static C stored(const C& codec, const Flush& quants, const Flush& ours, const CacheShape& shape) {
-    const bool exact = quants.block == 0 && ours.block > 0;
-    if constexpr (std::same_as<C, prim::ExactRows>) return exact ? prim::ExactRows{shape.dtype} : codec;
-    else if constexpr (requires { C(prim::ExactRows{}); }) return exact ? C(prim::ExactRows{shape.dtype}) : codec;
-    else return codec;
+    return quants.block == 0 && ours.block > 0 ? as_exact(codec, shape.dtype) : codec;
   }
   template <class T, class C>
   static bool meets(const T& first, const C& codec, index_t dim) {

@@ -37,14 +37,14 @@ class Segment {
   index_t live() const { return live_; }
   index_t page_slots() const { return page_slots_; }
   const Buffer<PageRef>& pages() const { return pages_; }
-  prim::PageSpan span(const PageRef& ref) const { return {ref.page->payload(), page_slots_, dim_}; }
+  prim::PageSpan span(const PageRef& ref) const { return {rows_of(ref)->payload(), page_slots_, dim_}; }
   /// For reading: with the page behind it, if that one `follows`; or where `pages` has it.
   prim::PageSpan span_then_next(const PageRef& ref, bool follows, const PageProvider<Cpu>* pages) const {
     if (pages != nullptr) return {const_cast<std::byte*>(pages->find(use_of(ref))), page_slots_, dim_};
     const bool last = !follows || &ref == &pages_.back();
-    return {ref.page->payload(), page_slots_, dim_, last ? nullptr : (&ref + 1)->page->payload()};
+    return {rows_of(ref)->payload(), page_slots_, dim_, last ? nullptr : rows_of((&ref)[1])->payload()};
   }
-  PageUse use_of(const PageRef& ref) const { return {ref.page->payload(), page_payload(), ref.used < page_slots_ ? 0 : ref.stamp}; }
+  PageUse use_of(const PageRef& ref) const { return {rows_of(ref)->payload(), page_payload(), ref.used < page_slots_ ? 0 : ref.stamp}; }
   /// Whether no slot has left and all pages but the last are full, so that slot i lies in page i / page_slots().
   bool packed() const {
     const index_t last = last_used();
@@ -52,6 +52,7 @@ class Segment {
   }
   std::size_t page_payload() const { return codec_.page_bytes(page_slots_, dim_); }
 
+  /// Without rows that another layer holds too: those belong to both.
   std::size_t page_bytes() const {
     std::size_t sum = spare_ != nullptr ? spare_->bytes() : 0;
     for (const PageRef& r : pages_) sum += r.page->bytes();
@@ -62,7 +63,7 @@ class Segment {
   index_t dead() const {
     index_t n = 0;
     const index_t last = last_used();
-    for (index_t p = 0; p <= last; ++p) n += empty_slots(p, last);
+    for (index_t p = 0; p <= last; ++p) n += shares(pages_[p]) ? 0 : empty_slots(p, last);
     return n;
   }
   std::size_t shared_bytes() const {
@@ -152,29 +153,52 @@ class Segment {
   void pop_back(index_t n) { drop_dead(kill(Kept::without(live_ - n, live_, live_), 0)); }
 
   /// Returns room to the resource where it pays; never fails, at worst it leaves things as they are.
-  /// `rows` is scratch for 2 * page_slots() * dim() floats; the result counts slots coded again.
-  index_t compact(float* rows) {
-    index_t again = 0;
-    if (codec_.group_slots() > 1) again = rewrite_half_dead(rows);
-    else
+  /// `rows` is scratch for 2 * page_slots() * dim() floats; the result counts slots coded again. `to_stored(page,
+  /// slot, row)`: a row of a page that another layer holds too, as the segment stores rows.
+  template <class ToStored>
+  index_t compact(float* rows, ToStored&& to_stored) {
+    if (codec_.group_slots() == 1)
       while (free_page()) {}
+    const index_t again = codec_.group_slots() > 1 || shares_ ? rewrite_half_dead(rows, to_stored) : 0;
     trim();
     return again;
+  }
+
+  /// Whether another layer holds the rows of a page too. Headers of pages are only looked at where one ever did.
+  bool shares(const PageRef& ref) const { return shares_ && ref.page->under != nullptr; }
+  void may_share() { shares_ = true; }
+  /// A page of rows for two layers, full of these; null when the resource refuses.
+  Page* make_rows(prim::RowBlock<const float> rows, index_t& repaired) {
+    Page* page = Page::make(*memory_, page_payload());
+    if (page != nullptr) repaired += encode({page->payload(), page_slots_, dim_}, 0, page_slots_, rows, nullptr);
+    return page;
+  }
+  Page* make_page(std::size_t payload) { return Page::make(*memory_, payload); }
+  void drop_page(Page* page) { if (page != nullptr) release(page, *memory_); }
+  Status reserve_entry() { return pages_.reserve(pages_.size() + 1); }
+  /// After `reserve_entry`: a page whose rows another layer holds too.
+  void add_shared(Page* own) {
+    PageRef ref;
+    ref.page = own;
+    ref.fill(page_slots_);
+    pages_.append_reserved(ref);
+    live_ += page_slots_;
+    shares_ = true;
   }
 
   /// The same content in a new segment: pages are shared.
   Status fork(Segment& out) const {
     if (const Status s = out.pages_.copy_from(pages_); s != Status::ok) return s;
     for (const PageRef& r : out.pages_) retain(r.page);
-    out.live_ = live_;
+    out.live_ = live_, out.shares_ = shares_;
     return Status::ok;
   }
 
   /// For loaders: a page with its tombstones, its payload zero until the loader fills it.
-  Status add_page(index_t used, const std::uint64_t* dead) {
+  Status add_page(index_t used, const std::uint64_t* dead, std::size_t payload) {
     if (const Status s = pages_.reserve(pages_.size() + 1); s != Status::ok) return s;
     PageRef ref;
-    ref.page = Page::make(*memory_, page_payload());
+    ref.page = Page::make(*memory_, payload);
     if (ref.page == nullptr) return Status::out_of_memory;
     ref.fill(used);
     for (index_t s = 0; s < used; ++s)
@@ -188,16 +212,18 @@ class Segment {
     for (PageRef& r : pages_) release(r.page, *memory_);
     pages_.shrink(0);
     if (spare_ != nullptr) release(std::exchange(spare_, nullptr), *memory_);
-    live_ = 0;
+    live_ = 0, shares_ = false;
   }
 
   void swap(Segment& o) noexcept {
     std::swap(codec_, o.codec_), std::swap(memory_, o.memory_);
     std::swap(dim_, o.dim_), std::swap(page_slots_, o.page_slots_), std::swap(live_, o.live_);
-    pages_.swap(o.pages_), std::swap(spare_, o.spare_);
+    pages_.swap(o.pages_), std::swap(spare_, o.spare_), std::swap(shares_, o.shares_);
   }
 
  private:
+  Page* rows_of(const PageRef& ref) const { return shares(ref) ? ref.page->under : ref.page; }
+
   index_t encode(prim::PageSpan page, index_t first, index_t n, prim::RowBlock<const float> rows, const float* scores) {
     using Coder = prim::PageCodec<Cpu, Codec>;
     if constexpr (requires { Coder::encode(codec_, page, first, n, rows, scores); })
@@ -261,7 +287,7 @@ class Segment {
   /// A last page without a live slot starts over, its room kept.
   void empty_tail() {
     const index_t p = last_used();
-    if (p < 0 || pages_[p].live > 0 || pages_[p].page->shared()) return;
+    if (p < 0 || pages_[p].live > 0 || pages_[p].page->shared() || shares(pages_[p])) return;
     pages_[p].used = 0;
     pages_[p].revive_from(0);
     std::memset(pages_[p].page->payload(), 0, pages_[p].page->payload_bytes);
@@ -270,7 +296,7 @@ class Segment {
   void drop_dead(bool emptied) {
     if (emptied) drop_pages();
     const index_t p = last_used();
-    if (p < 0) return;
+    if (p < 0 || shares(pages_[p])) return;
     // Trailing tombstones can be written again at once (whole groups only).
     PageRef& tail = pages_[p];
     const index_t group = codec_.group_slots();
@@ -297,7 +323,7 @@ class Segment {
   /// The last of `gone` pages that emptied together. One at a time means a steady state, and the page
   /// is kept at hand so that the next append need not ask; many mean a big eviction: all go back.
   void retire(Page* page, index_t gone) {
-    if (gone == 1 && spare_ == nullptr && !page->shared()) {
+    if (gone == 1 && spare_ == nullptr && !page->shared() && page->under == nullptr) {
       spare_ = page;
       return;
     }
@@ -310,81 +336,9 @@ class Segment {
     return (p == last ? static_cast<index_t>(pages_[p].used) : page_slots_) - pages_[p].live;
   }
 
-  /// Gives one page back where neighbours have a page's worth of empty slots between them: slots move down in
-  /// the shortest such run, so what a step moves depends on where slots left, not on how many there are.
-  bool free_page() {
-    const index_t last = last_used();
-    if (last < 0 || last * page_slots_ + pages_[last].used - live_ < page_slots_) return false;
-    index_t first = -1, end = 0, from = 0, sum = 0;
-    for (index_t p = 0; p <= last; ++p) {
-      sum += empty_slots(p, last);
-      while (sum - empty_slots(from, last) >= page_slots_) sum -= empty_slots(from++, last);
-      if (sum >= page_slots_ && (first < 0 || p - from < end - first)) first = from, end = p;
-    }
-    if (first < 0) return false;
-    for (index_t p = first; p <= end; ++p)
-      if (!make_unique(p)) return false;
-    index_t to_page = first, to_slot = 0;
-    for (index_t p = first; p <= end; ++p) {
-      const PageRef from_page = pages_[p];
-      for (index_t s = 0; s < from_page.used; ++s) {
-        if (!from_page.alive(s)) continue;
-        if (to_slot == page_slots_) ++to_page, to_slot = 0;
-        if constexpr (requires { &prim::PageCodec<Cpu, Codec>::move; })
-          if (to_page != p || to_slot != s)
-            prim::PageCodec<Cpu, Codec>::move(codec_, span(pages_[to_page]), to_slot, span(from_page), s);
-        ++to_slot;
-      }
-    }
-    for (index_t p = first; p <= to_page; ++p) {
-      PageRef& ref = pages_[p];
-      ref.fill(p < to_page ? page_slots_ : to_slot);
-      ref.revive_from(0);
-    }
-    Page* gone = pages_[end].page;
-    for (index_t p = to_page + 1; p < end; ++p) release(pages_[p].page, *memory_);
-    for (index_t p = end + 1; p < pages_.size(); ++p) pages_[to_page + 1 + p - (end + 1)] = pages_[p];
-    pages_.shrink(pages_.size() - (end - to_page));
-    retire(gone, end - to_page);
-    return true;
-  }
-
-  /// Joins neighbours of which one is at least half dead and which fit one page together.
-  index_t rewrite_half_dead(float* rows) {
-    if (pages_.empty()) return 0;
-    index_t again = 0, to = 0;
-    for (index_t p = 1; p < pages_.size(); ++p) {
-      const bool half = 2 * pages_[to].live <= pages_[to].used || 2 * pages_[p].live <= pages_[p].used;
-      const bool fit = pages_[p].used > 0 && pages_[to].live + pages_[p].live <= page_slots_;
-      if (!half || !fit || !make_unique(to)) {
-        pages_[++to] = pages_[p];
-        continue;
-      }
-      PageRef& a = pages_[to];
-      PageRef& b = pages_[p];
-      index_t n = 0;
-      float grades[max_page_slots] = {};
-      for (const PageRef* ref : {&a, &b})
-        for (index_t s = 0; s < ref->used; ++s) {
-          if (!ref->alive(s)) continue;
-          if constexpr (requires { prim::PageCodec<Cpu, Codec>::grade(codec_, span(*ref), s); })
-            grades[n] = prim::PageCodec<Cpu, Codec>::grade(codec_, span(*ref), s);
-          prim::PageCodec<Cpu, Codec>::decode(codec_, span(*ref), s, 1, {rows + dim_ * n++, 1, dim_});
-        }
-      // Whole groups only: the last row is repeated, which changes no range, and its copies are dead.
-      const index_t group = codec_.group_slots();
-      const index_t full = (n + group - 1) / group * group;
-      for (index_t i = n; i < full; ++i) std::copy_n(rows + (n - 1) * dim_, dim_, rows + i * dim_);
-      encode(span(a), 0, full, {rows, full, dim_}, grades);
-      a.revive_from(0);
-      a.fill(full);
-      for (index_t i = n; i < full; ++i) a.kill(i);
-      again += n;
-      release(b.page, *memory_);
-    }
-    pages_.shrink(to + 1);
-    return again;
-  }
+  bool free_page();
+  template <class ToStored>
+  index_t rewrite_half_dead(float* rows, ToStored&& to_stored);
 
   Codec codec_{};
   index_t dim_ = 0;
@@ -393,6 +347,9 @@ class Segment {
   Buffer<PageRef> pages_;
   Page* spare_ = nullptr;
   index_t live_ = 0;
+  bool shares_ = false;
 };
 
 }  // namespace kvcondense::cache
+
+#include <kvcondense/cache/segment_compact.hpp>

@@ -5,6 +5,7 @@
 #include <utility>
 
 #include <kvcondense/cache/cache.hpp>
+#include <kvcondense/cache/snapshot_column.hpp>
 #include <kvcondense/cache/snapshot_open.hpp>
 #include <kvcondense/core/bytes.hpp>
 
@@ -13,7 +14,8 @@ namespace kvcondense {
 // Layout, all numbers little-endian; docs/file_format.md says it in prose:
 //   magic u32, version u32, fingerprint u64, layers u32
 //   per layer: counters, pending positions, per head: counters, ids, lanes, key column, value column
-//   per column: three segments (sinks, coded, window): pages u32, per page: used u32, tombstones, payload
+//   per column: three segments (sinks, coded, window): pages u32, per page: used u32, tombstones, payload;
+//     where two layers share rows, the form of a page of the coded part before its payload
 //   checksum u64 of all bytes before it
 namespace cache {
 
@@ -40,66 +42,9 @@ class Fingerprint {
   std::int64_t now_ = 0;
 };
 
-template <class C>
-void save_segment(ByteWriter& w, const Segment<C>& segment) {
-  w.put(static_cast<std::uint32_t>(segment.pages().size()));
-  for (const PageRef& ref : segment.pages()) {
-    w.put(static_cast<std::uint32_t>(ref.used));
-    for (const std::uint64_t word : ref.dead) w.put(word);
-    w.bytes({ref.page->payload(), ref.page->payload_bytes});
-  }
-}
-
-template <class C>
-Status load_segment(ByteReader& r, Segment<C>& segment) {
-  std::uint32_t pages = 0;
-  if (!r.read(pages)) return Status::corrupt_data;
-  const std::size_t payload = segment.page_payload();
-  if (pages > r.left() / (payload + sizeof(PageRef::dead))) return Status::corrupt_data;
-  for (std::uint32_t p = 0; p < pages; ++p) {
-    std::uint32_t used = 0;
-    std::uint64_t dead[max_page_slots / 64];
-    std::span<const std::byte> bytes;
-    if (!r.read(used) || !r.read(dead) || !r.take(1, payload, bytes)) return Status::corrupt_data;
-    if (used == 0 || used > segment.page_slots() || used % segment.codec().group_slots() != 0) return Status::corrupt_data;
-    if (const Status s = segment.add_page(used, dead); s != Status::ok) return s;
-    std::copy(bytes.begin(), bytes.end(), segment.pages().back().page->payload());
-  }
-  return Status::ok;
-}
-
-/// Only where a transform is found from data: how many numbers it found (none yet, or all), and they.
-template <class C>
-Status load_state(ByteReader& r, Column<C>& column) {
-  std::uint32_t count = 0;
-  std::span<const std::byte> bytes;
-  if (!r.read(count) || (count != 0 && count != static_cast<std::uint32_t>(column.map().state_floats()))) return Status::corrupt_data;
-  if (count == 0) return column.coded().live() == 0 ? Status::ok : Status::corrupt_data;
-  if (!r.take(count, sizeof(float), bytes)) return Status::corrupt_data;
-  return column.map().restore(bytes);
-}
-
-template <class C>
-Status load_column(ByteReader& r, Column<C>& column) {
-  Status s = load_segment(r, column.sinks());
-  if (s == Status::ok) s = load_segment(r, column.coded());
-  if (s == Status::ok) s = load_segment(r, column.window());
-  if (s == Status::ok && column.map().state_floats() > 0) s = load_state(r, column);
-  return s;
-}
-
-template <class C>
-void save_column(ByteWriter& w, const Column<C>& column) {
-  save_segment(w, column.sinks());
-  save_segment(w, column.coded());
-  save_segment(w, column.window());
-  if (column.map().state_floats() == 0) return;
-  w.put(static_cast<std::uint32_t>(column.map().state().size()));
-  w.bytes(std::as_bytes(column.map().state()));
-}
-
+/// `below`: the same head of the layer in front that shares rows with this one, or null.
 template <class H>
-void save_head(ByteWriter& w, const H& head) {
+void save_head(ByteWriter& w, const H& head, const H* below) {
   w.put(head.repaired);
   w.put(head.coded_again);
   w.put(static_cast<std::int64_t>(head.slots()));
@@ -108,8 +53,8 @@ void save_head(ByteWriter& w, const H& head) {
     for (index_t i = 0; i < head.slots(); ++i) w.put(head.lane[l][i]);
   w.bytes(std::as_bytes(head.state.span()));
   save_open(w, head.open);
-  save_column(w, head.keys);
-  save_column(w, head.values);
+  save_column(w, head.keys, below == nullptr ? nullptr : &below->keys);
+  save_column(w, head.values, below == nullptr ? nullptr : &below->values);
   if (!head.summary.kept()) return;
   w.put(static_cast<std::int64_t>(head.summary.count()));
   w.bytes(std::as_bytes(std::span(head.summary.data(), static_cast<std::size_t>(head.summary.size()))));
@@ -129,7 +74,7 @@ inline Status load_summary(ByteReader& r, Summary& summary, const Counters& c, i
 }
 
 template <class H>
-Status load_head(ByteReader& r, H& head, const Counters& c, index_t window) {
+Status load_head(ByteReader& r, H& head, const H* below, const Counters& c, index_t window) {
   std::int64_t slots = 0;
   if (!r.read(head.repaired) || !r.read(head.coded_again) || !r.read(slots)) return Status::corrupt_data;
   std::span<const std::byte> ids, lane[max_lanes];
@@ -160,8 +105,8 @@ Status load_head(ByteReader& r, H& head, const Counters& c, index_t window) {
     for (index_t i = 0; i < slots && (l == head.bias || l == head.value_scale); ++i)
       if (!std::isfinite(head.lane[l][i])) return Status::corrupt_data;
   }
-  Status s = load_column(r, head.keys);
-  if (s == Status::ok) s = load_column(r, head.values);
+  Status s = load_column(r, head.keys, below == nullptr ? nullptr : &below->keys);
+  if (s == Status::ok) s = load_column(r, head.values, below == nullptr ? nullptr : &below->values);
   if (s == Status::ok && (head.keys.slots() != slots || head.values.slots() != slots)) s = Status::corrupt_data;
   return s == Status::ok ? load_summary(r, head.summary, c, slots) : s;
 }
@@ -306,12 +251,22 @@ std::uint64_t fingerprint(const Cache<B, R>& c) {
   if (p.summary) f.add(1);
   if (p.bias >= 0 || p.value_scale >= 0 || p.state > 0) f.add(p.bias, p.value_scale, p.state);
   if constexpr (merge::Merges<std::remove_cvref_t<decltype(c.recipe().merge)>>)
-    if (c.recipe().merge.pipeline().traits().active) f.add_text(word_of(c.recipe().merge));
+    if (const merge::Traits t = c.recipe().merge.pipeline().traits(); t.active || t.across.active) {
+      f.add_text(word_of(c.recipe().merge));
+      if (t.across.active) f.add(t.across.first(s));
+    }
   if (p.joins) f.add(c.join_window());
   if constexpr (Cache<B, R>::may_retrieve)
     if (p.learns || p.held_rows > 0 || p.drawn > 0) f.add_text(word_of(c.recipe().retrieve)).add(p.held_rows, c.retrieval().fingerprint());
   if (c.recipe().position.raw_keys) f.add(prim::fingerprint(c.recipe().position.rope), c.recipe().position.rotated_input);
   return f.value();
+}
+
+/// The layer that comes before this one and shares rows with it, or null.
+template <Backend B, class R>
+const typename Cache<B, R>::Layer* layer_below(const Cache<B, R>& c, const typename Cache<B, R>::Layer& layer) {
+  const index_t at = &layer - c.layers().begin(), other = c.shares_with(at);
+  return other >= 0 && other < at ? &c.layers()[other] : nullptr;
 }
 
 /// Writes everything the cache holds, codes as codes.
@@ -330,7 +285,8 @@ Status save(const Cache<B, R>& c, ByteSink& sink) {
     cache::save_window(w, l.window, c.shape());
     cache::save_held(w, l.held);
     if (c.plan().learns) cache::save_found(w, l.index);
-    for (const auto& h : l.heads) cache::save_head(w, h);
+    const auto* below = layer_below(c, l);
+    for (index_t h = 0; h < c.shape().kv_heads; ++h) cache::save_head(w, l.heads[h], below == nullptr ? nullptr : &below->heads[h]);
     for (const auto& i : l.index) w.bytes(std::as_bytes(i.drawn.span()));
   }
   const std::uint64_t sum = w.checksum();
@@ -380,9 +336,10 @@ Status load(Cache<B, R>& c, std::span<const std::byte> file) {
       if (fresh->plan().learns)
         if (const Status s = cache::load_found(r, *fresh, l); s != Status::ok) return s;
     }
-    for (auto& h : l.heads) {
-      if (const Status s = cache::load_head(r, h, n, fresh->join_window()); s != Status::ok) return s;
-      most = std::max(most, h.slots());
+    const auto* below = layer_below(*fresh, l);
+    for (index_t h = 0; h < c.shape().kv_heads; ++h) {
+      if (const Status s = cache::load_head(r, l.heads[h], below == nullptr ? nullptr : &below->heads[h], n, fresh->join_window()); s != Status::ok) return s;
+      most = std::max(most, l.heads[h].slots());
     }
     if (!cache::held_fits(l)) return Status::corrupt_data;
     if (fresh->plan().drawn > 0)

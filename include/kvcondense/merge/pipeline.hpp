@@ -17,6 +17,7 @@
 #include <kvcondense/prim/merge_weights.hpp>
 #include <kvcondense/prim/rope_config.hpp>
 #include <kvcondense/prim/segmented_combine.hpp>
+#include <kvcondense/prim/shared_direction.hpp>
 
 namespace kvcondense::merge {
 
@@ -44,6 +45,26 @@ enum class Target : std::uint8_t {
   none,  ///< what stays holds the sum already
 };
 
+/// How neighbouring layers store rows together: once per pair of layers the direction, in each its length.
+struct Across {
+  bool active = false;
+  float start = 0.5f;  ///< part of the layers, the first ones, that share nothing
+  index_t recent = 0;  ///< newest slots that stay in each layer
+  prim::DirectionRule rule{};
+
+  /// The first layer of the first pair.
+  index_t first(const CacheShape& shape) const {
+    return static_cast<index_t>(static_cast<double>(start) * static_cast<double>(shape.layers) + 1e-6);
+  }
+  /// The layer that `layer` shares rows with; -1: none.
+  index_t partner(const CacheShape& shape, index_t layer) const {
+    const index_t at = layer - first(shape);
+    if (!active || at < 0) return -1;
+    const index_t other = layer + (at % 2 == 0 ? 1 : -1);
+    return other < shape.layers ? other : -1;
+  }
+};
+
 /// What a cache must know of a merge stage before it runs.
 struct Traits {
   bool active = false;
@@ -65,6 +86,7 @@ struct Traits {
   prim::JoinGate gate{};  ///< active: tokens join the newest slot before they are attended
   bool shrinks = false;  ///< slots fold that no eviction stage lets go
   RopeConfig rope{};     ///< how keys turn, where they do
+  Across across{};       ///< of a stage that folds nothing
 };
 
 /// One step of one layer as finders, thresholds and weights see it.
@@ -225,5 +247,19 @@ Pipeline(Source, Finder, Threshold, Weights, Rest...) -> Pipeline<Source, Finder
 /// Whether a stage merges at all: the one of a recipe that names none does not.
 template <class P>
 concept Merges = requires(const P stage) { stage.pipeline().traits(); };
+
+/// Whether what a stage's `pipeline()` returns folds slots of a layer.
+template <class M>
+concept Folds = requires(const M merger, const StepView<Cpu> view) { merger.fires(view); };
+
+/// What a stage that only stores rows of two layers together is made of.
+struct AcrossLayers {
+  Across across;
+  constexpr Traits traits() const {
+    Traits t;
+    t.across = across;
+    return t;
+  }
+};
 
 }  // namespace kvcondense::merge
