@@ -342,11 +342,12 @@ std::size_t kvc_workspace_bytes(const kvc_cache* c, std::int64_t slots, std::int
 }
 
 kvc_status kvc_append(kvc_cache* c, const kvc_context* context, std::int64_t layer, const kvc_rows* keys, const kvc_rows* values,
-                      const std::int64_t* positions) {
-  if (c == nullptr || !usable(keys) || !usable(values)) return KVC_INVALID_ARGUMENT;
+                      const std::int64_t* positions, const kvc_rows* queries) {
+  if (c == nullptr || !usable(keys) || !usable(values) || (queries != nullptr && !usable_floats(queries))) return KVC_INVALID_ARGUMENT;
+  const TensorView<const float, 3> asking = queries == nullptr ? TensorView<const float, 3>{} : rows_of<float>(*queries);
   return in_context(context, [&](Context<Cpu>& ctx) {
     return static_cast<Status>(with_type(*keys, *values, [&](auto k, auto v) {
-      return code(c->cache.append(ctx, layer, k, v, positions_of(positions, k.extent[1])));
+      return code(c->cache.append(ctx, layer, k, v, positions_of(positions, k.extent[1]), asking));
     }));
   });
 }
@@ -475,7 +476,7 @@ kvc_status kvc_get_capabilities(const kvc_cache* c, kvc_capabilities* out) {
   all.needs_attention = k.needs.has(Input::attention), all.needs_queries = k.needs.has(Input::queries);
   all.needs_projections = k.needs.has(Input::projections), all.needs_moments = k.needs.has(Input::moments);
   all.needs_gates = k.needs.has(Input::gates), all.needs_surprise = k.needs.has(Input::surprise);
-  all.needs_classes = k.needs.has(Input::classes);
+  all.needs_classes = k.needs.has(Input::classes), all.joins_tokens = k.joins_tokens;
   give_known(all, out);
   return KVC_OK;
 }

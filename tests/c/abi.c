@@ -161,12 +161,24 @@ static int by_hand(const kvc_context* ctx) {
   array.name = "gaits";
   CHECK(kvc_make("keep_all", &shape, &model, NULL, &cache, &why) == KVC_INVALID_ARGUMENT && cache == NULL);
 
+  /* Recipes that join tokens want queries already with the rows. */
+  {
+    kvc_capabilities can = KVC_CAPABILITIES_INIT;
+    CHECK(kvc_make("dmc", &shape, NULL, NULL, &cache, NULL) == KVC_OK && kvc_get_capabilities(cache, &can) == KVC_OK && can.joins_tokens == 1);
+    fill(q, q_heads * prompt * dim, 1), fill(k, kv_heads * prompt * dim, 2), fill(v, kv_heads * prompt * dim, 3);
+    queries = kvc_dense(q, KVC_F32, q_heads, prompt, dim), keys = kvc_dense(k, KVC_F32, kv_heads, prompt, dim);
+    values = kvc_dense(v, KVC_F32, kv_heads, prompt, dim);
+    CHECK(kvc_append(cache, ctx, 0, &keys, &values, NULL, NULL) == KVC_MISSING_INPUT && kvc_pending(cache, 0) == 0);
+    CHECK(kvc_append(cache, ctx, 0, &keys, &values, NULL, &queries) == KVC_OK && kvc_pending(cache, 0) == prompt);
+    kvc_free(cache);
+  }
+
   CHECK(kvc_make("tova(tokens=32)", &shape, NULL, NULL, &cache, NULL) == KVC_OK);
   fill(q, q_heads * prompt * dim, 1), fill(k, kv_heads * prompt * dim, 2), fill(v, kv_heads * prompt * dim, 3);
   queries = kvc_dense(q, KVC_F32, q_heads, prompt, dim), keys = kvc_dense(k, KVC_F32, kv_heads, prompt, dim);
   values = kvc_dense(v, KVC_F32, kv_heads, prompt, dim);
-  CHECK(kvc_append(cache, ctx, 0, &keys, &values, NULL) == KVC_OK && kvc_pending(cache, 0) == prompt);
-  CHECK(kvc_append(cache, NULL, 0, &keys, &values, NULL) == KVC_INVALID_ARGUMENT);
+  CHECK(kvc_append(cache, ctx, 0, &keys, &values, NULL, NULL) == KVC_OK && kvc_pending(cache, 0) == prompt);
+  CHECK(kvc_append(cache, NULL, 0, &keys, &values, NULL, NULL) == KVC_INVALID_ARGUMENT);
   CHECK(kvc_wants_mass(cache, 0, KVC_AUTOMATIC) == 1 && kvc_total_slots(cache, 0) == kv_heads * prompt);
   CHECK(kvc_attend(cache, ctx, 0, &queries, &sums, mass, lse) == KVC_OK);
   for (i = 0; i < kv_heads * prompt; ++i) sum += (double)mass[i];
@@ -180,8 +192,8 @@ static int by_hand(const kvc_context* ctx) {
   i = kvc_token(cache, 0, 1, 31);
   CHECK(fabs((double)(out[31 * dim] - k[(prompt + i) * dim])) < 1e-3);
   keys.dtype = KVC_F16;
-  CHECK(kvc_append(cache, ctx, 0, &keys, &values, NULL) == KVC_INVALID_ARGUMENT);
-  CHECK(kvc_append(cache, ctx, 5, &values, &values, NULL) == KVC_OUT_OF_RANGE);
+  CHECK(kvc_append(cache, ctx, 0, &keys, &values, NULL, NULL) == KVC_INVALID_ARGUMENT);
+  CHECK(kvc_append(cache, ctx, 5, &values, &values, NULL, NULL) == KVC_OUT_OF_RANGE);
   kvc_free(cache);
   return 0;
 }

@@ -208,9 +208,10 @@ typedef struct kvc_inputs {
 } kvc_inputs;
 kvc_inputs kvc_no_inputs(void);
 
-/* positions: one per token, or null for the next ones. */
+/* positions: one per token, or null for the next ones. queries: null unless the recipe joins tokens (kvc_capabilities);
+ * then as kvc_attend gets them. */
 kvc_status kvc_append(kvc_cache* cache, const kvc_context* context, int64_t layer, const kvc_rows* keys,
-                      const kvc_rows* values, const int64_t* positions);
+                      const kvc_rows* values, const int64_t* positions, const kvc_rows* queries);
 /* mass: null, or kvc_total_slots numbers. lse: null, or [q_heads, tokens] natural logarithms. */
 kvc_status kvc_attend(const kvc_cache* cache, const kvc_context* context, int64_t layer, const kvc_rows* queries,
                       const kvc_out* out, float* mass, float* lse);
@@ -254,8 +255,9 @@ typedef struct kvc_capabilities {
   size_t size;
   int changes_length, probes, raw_keys, rotated_input, lossy_slots, reads_part, rollback_exact, prefix_exact;
   int needs_attention, needs_queries, needs_projections, needs_moments, needs_gates, needs_surprise, needs_classes;
+  int joins_tokens;
 } kvc_capabilities;
-#define KVC_CAPABILITIES_INIT {sizeof(kvc_capabilities), 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0}
+#define KVC_CAPABILITIES_INIT {sizeof(kvc_capabilities), 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0}
 kvc_status kvc_get_capabilities(const kvc_cache* cache, kvc_capabilities* out);
 
 /* The words that recipes are made of. */
