@@ -380,7 +380,7 @@ TEST_CASE("cache: every merge stage works with every quantizer and position", "[
       ++seed;
     }
   // What is found from the rows of one layer, or tells its slots apart, is no code of two.
-  REQUIRE(refused == "minicache+mikv minicache+zipcache minicache+smooth_attention ");
+  REQUIRE(refused == "minicache+zipcache minicache+mikv minicache+smooth_attention ");
 }
 
 TEST_CASE("cache: ragged heads of an adaptive budget work with codes and positions", "[cache][pairs]") {
