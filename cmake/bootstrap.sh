@@ -76,7 +76,7 @@ run_demo() {
 }
 
 # The rooms worth a sanitizer on every change; the rest run under it with the preset asan.
-sanitized_rooms="core;bitstream;cache;any;io"
+sanitized_rooms="core;bitstream;cache;any;c;io"
 
 run_test() {
   build release
