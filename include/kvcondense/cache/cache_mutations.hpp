@@ -1,6 +1,7 @@
 #pragma once
 
 #include <kvcondense/cache/cache.hpp>
+#include <kvcondense/cache/column_pair.hpp>
 #include <kvcondense/cache/folding.hpp>
 
 namespace kvcondense {

@@ -6,6 +6,7 @@
 #include <kvcondense/cache/cache.hpp>
 #include <kvcondense/cache/cache_pages.hpp>
 #include <kvcondense/cache/run_reader.hpp>
+#include <kvcondense/cache/slot_union.hpp>
 
 namespace kvcondense {
 

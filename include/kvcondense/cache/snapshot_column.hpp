@@ -4,8 +4,8 @@
 #include <cstdint>
 #include <span>
 
-#include <kvcondense/cache/cache_across.hpp>
 #include <kvcondense/cache/column.hpp>
+#include <kvcondense/cache/column_pair.hpp>
 #include <kvcondense/core/bytes.hpp>
 #include <kvcondense/core/status.hpp>
 
