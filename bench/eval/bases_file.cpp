@@ -69,14 +69,11 @@ class Reader {
     m.keys = side(*file, "key", shape_.head_dim);
     m.values = side(*file, "value", shape_.values());
     m.keys.keys = form == "raw" ? KeyForm::raw : KeyForm::rotated;
-    m.key_books = books(*file, "key.books", shape_.head_dim);
-    m.value_books = books(*file, "value.books", shape_.values());
     m.maps = maps(*file);
-    const bool some = !m.keys.encode.empty() || !m.values.encode.empty() || !m.key_books.numbers.empty() || !m.value_books.numbers.empty() ||
-                      !m.maps.first_keys.empty();
-    if (!some) refuse("it holds no basis");
     for (const engine::TensorInfo& t : file->tensors())
-      if (!known(t.name)) refuse("no tensor is called '" + engine::printable(t.name) + "'");
+      if (const FactTensor* fact = find_tensor(t.name)) m.arrays.push_back(array(*file, *fact));
+      else if (!known(t.name)) refuse("no tensor is called '" + engine::printable(t.name) + "'");
+    if (m.keys.encode.empty() && m.values.encode.empty() && m.arrays.empty() && m.maps.first_keys.empty()) refuse("it holds no basis");
     return m;
   }
 
@@ -89,7 +86,7 @@ class Reader {
         if (name == std::string(side) + p.name) return true;
     for (const MapPart& p : map_parts)
       if (name == p.name) return true;
-    return name == "key.books" || name == "value.books";
+    return false;
   }
 
   SideBases side(const engine::SafetensorsFile& file, const std::string& name, index_t head_dim) const {
@@ -125,18 +122,11 @@ class Reader {
     return *std::move(data);
   }
 
-  SideBooks books(const engine::SafetensorsFile& file, const std::string& tensor, index_t head_dim) const {
-    SideBooks b;
-    const engine::TensorInfo* info = file.find(tensor);
-    if (info == nullptr) return b;
-    if (info->shape.size() != 5) refuse("tensor \"" + tensor + "\" is not [layers, heads, stages, words, dim]");
-    b.layers = info->shape[0], b.heads = info->shape[1], b.stages = info->shape[2], b.words = info->shape[3], b.dim = info->shape[4];
-    if (b.layers != shape_.layers || b.heads != shape_.kv_heads || b.dim != head_dim)
-      refuse("made for " + std::to_string(b.layers) + " layers of " + std::to_string(b.heads) + " heads of " + std::to_string(b.dim) +
-             " numbers, and this model has " + std::to_string(shape_.layers) + " of " + std::to_string(shape_.kv_heads) + " heads of " +
-             std::to_string(head_dim));
-    b.numbers = numbers(file, tensor);
-    return b;
+  FactArray array(const engine::SafetensorsFile& file, const FactTensor& fact) const {
+    const std::vector<index_t> extent = file.find(fact.name)->shape;
+    if (!fact.fits(extent, shape_))
+      refuse(std::string("tensor \"") + fact.name + "\" is " + engine::shape_text(extent) + ", expected " + fact.expected(shape_));
+    return {fact.name, extent, numbers(file, fact.name)};
   }
 
   LayerArrays maps(const engine::SafetensorsFile& file) const {
@@ -166,22 +156,18 @@ kvcondense::HeadBases SideBases::view() const {
   return {data(encode), data(decode), data(mean), data(energy), data(ranks), layers, groups, dim, columns, keys};
 }
 
-kvcondense::HeadRows SideBooks::view() const {
-  if (numbers.empty()) return {};
-  return {numbers.data(), layers, heads, stages * words * dim};
-}
-
 BasesFile::BasesFile(std::vector<MethodBases> all) : all_(std::move(all)) {
   for (const MethodBases& m : all_)
     if (!m.keys.encode.empty() || !m.values.encode.empty()) named_.push_back({m.method, m.keys.view(), m.values.view()});
+  for (const MethodBases& m : all_)
+    for (const FactArray& a : m.arrays) blocks_.push_back(a.block_addresses());
 }
 
 kvcondense::any::ModelFacts BasesFile::add_to(kvcondense::any::ModelFacts facts) const {
   facts.bases = view();
-  for (const MethodBases& m : all_) {
-    if (!m.key_books.numbers.empty()) facts.key_books = m.key_books.view();
-    if (!m.value_books.numbers.empty()) facts.value_books = m.value_books.view();
-  }
+  auto blocks = blocks_.begin();
+  for (const MethodBases& m : all_)
+    for (const FactArray& a : m.arrays) find_tensor(a.name)->give(a, *blocks++, facts);
   return facts;
 }
 
@@ -215,8 +201,7 @@ std::string bases_bytes(const MethodBases& bases) {
     for (const Part& p : parts)
       if (const auto& numbers = side.*(p.numbers); !numbers.empty())
         writer.f32(std::string(name) + "." + p.name, shape_of(side, p.name), numbers);
-  for (const auto& [name, b] : {std::pair<const char*, const SideBooks&>{"key.books", bases.key_books}, {"value.books", bases.value_books}})
-    if (!b.numbers.empty()) writer.f32(name, {b.layers, b.heads, b.stages, b.words, b.dim}, b.numbers);
+  for (const FactArray& a : bases.arrays) writer.f32(a.name, a.extent, a.numbers);
   for (const MapPart& p : map_parts)
     if (const auto& numbers = bases.maps.*(p.numbers); !numbers.empty()) writer.f32(p.name, shape_of(bases.maps, p), numbers);
   std::string why;

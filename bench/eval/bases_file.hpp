@@ -4,14 +4,12 @@
 #include <string>
 #include <vector>
 
+#include <eval/fact_tensors.hpp>
 #include <kvcondense/any/model_facts.hpp>
 #include <kvcondense/core/model_arrays.hpp>
 #include <kvcondense/core/shape.hpp>
 
 namespace eval {
-
-using kvcondense::CacheShape;
-using kvcondense::index_t;
 
 /// Bases of one side, keys or values, with the arrays that HeadBases borrows; arrays that are not there are empty.
 struct SideBases {
@@ -22,25 +20,17 @@ struct SideBases {
   kvcondense::HeadBases view() const;
 };
 
-/// Codewords of one side, keys or values, for every head.
-struct SideBooks {
-  std::vector<float> numbers;  ///< [layers, heads, stages, words, dim]; empty: there are none
-  index_t layers = 0, heads = 0, stages = 0, words = 0, dim = 0;
-
-  kvcondense::HeadRows view() const;
-};
-
 /// Maps from layer to layer, with the arrays that LayerMaps borrows.
 struct LayerArrays {
   std::vector<float> first_keys, first_values, keys, values;  ///< empty: there are none
   index_t layers = 0, key_channels = 0, value_channels = 0;
 };
 
-/// What `calibrate` made for one method: bases, or books, or maps.
+/// What `calibrate` made for one method: bases, or arrays of other kinds, or maps.
 struct MethodBases {
   std::string method;
   SideBases keys, values;
-  SideBooks key_books, value_books;
+  std::vector<FactArray> arrays;
   LayerArrays maps;
   nlohmann::ordered_json made;  ///< how
 };
@@ -62,6 +52,7 @@ class BasesFile {
  private:
   std::vector<MethodBases> all_;
   std::vector<kvcondense::NamedBases> named_;
+  std::vector<std::vector<const float*>> blocks_;  ///< of every array of all files in turn, for facts to borrow
 };
 
 /// Reads files of bases, one method each, and refuses those of a model of another shape. Throws Error with the tensor at

@@ -6,6 +6,7 @@
 
 #include <engine/dense_attention.hpp>
 #include <eval/calibrate_quant.hpp>
+#include <eval/calibrate_retrieval.hpp>
 #include <eval/error.hpp>
 #include <eval/evaluate_model.hpp>
 #include <eval/table.hpp>
@@ -78,24 +79,31 @@ struct HeadResult {
   std::shared_ptr<const fit::Distiller> distiller;
 };
 
+void say_made(MethodBases& b, const Options& o) {
+  b.method = o.calibration.method;
+  b.made = {{"tool", "kvcondense-eval"}, {"version", kvcondense::version_string}, {"command", o.command}, {"seed", o.seed}};
+}
+
 class Calibrator {
  public:
   Calibrator(const Options& o, const ModelTask& task) : o_(o), c_(o.calibration), task_(task) {
     const std::string& m = c_.method;
     weights_ = m == "cskv" || m == "palu" || m == "weight_svd" || m == "lorc" || m == "recalkv";
-    joint_ = m == "kvtc", maps_ = m == "aquakv", books_ = m == "commvq";
+    joint_ = m == "kvtc", maps_ = m == "aquakv", fit_ = find_head_fit(m);
     shared_ = m == "kv_heads_svd";
     groups_ = !shared_ ? task.shape.kv_heads : c_.kv_heads > 0 ? c_.kv_heads : std::max<index_t>(1, task.shape.kv_heads / 2);
     if (task.shape.kv_heads % groups_ != 0)
       throw Error("--kv-heads " + std::to_string(groups_) + ": the model's " + std::to_string(task.shape.kv_heads) + " heads do not divide into so many groups");
-    raw_ = c_.keys.empty() ? weights_ || joint_ || maps_ || books_ : c_.keys == "raw";
+    raw_ = c_.keys.empty() ? weights_ || joint_ || maps_ || (fit_ != nullptr && fit_->raw) : c_.keys == "raw";
     if (shared_ && raw_) throw Error("--keys raw: kv_heads_svd joins keys as attention compares them");
     trained_ = m == "matryoshka";
     if (trained_ && raw_) throw Error("--keys raw: matryoshka trains on keys as attention compares them");
+    if (fit_ != nullptr && fit_->only != nullptr && raw_ != fit_->raw) throw Error("--keys " + c_.keys + ": " + fit_->only);
     const index_t rows = o.windows * o.context;
-    if (rows < task.shape.head_dim && !joint_ && !maps_ && !books_)
-      throw Error(std::to_string(rows) + " tokens cannot show " + std::to_string(task.shape.head_dim) +
-                  " directions: raise --context or --windows");
+    const TokensNeeded need = fit_ != nullptr ? fit_->needs(c_, task.shape)
+                              : joint_ || maps_ ? TokensNeeded{}
+                                                : TokensNeeded{task.shape.head_dim, std::to_string(task.shape.head_dim) + " directions"};
+    if (rows < need.tokens) throw Error(std::to_string(rows) + " tokens cannot show " + need.what + ": raise --context or --windows");
   }
 
   Calibrated run() {
@@ -116,10 +124,10 @@ class Calibrator {
                           }});
     Calibrated made;
     if (maps_) fit_jobs.push_back({"maps", tokens, [this, &made](const Tick&) { made.text = put_layer_maps(texts(), made.bases); }});
-    std::vector<HeadBooks> books(books_ ? results.size() : 0);
-    for (std::size_t i = 0; i < books.size(); ++i)
-      fit_jobs.push_back({"books", tokens, [this, &books, i, heads](const Tick&) {
-                            books[i] = head_books(texts(), c_, o_.seed, static_cast<index_t>(i) / heads, static_cast<index_t>(i) % heads);
+    std::vector<HeadArrays> arrays(fit_ != nullptr ? results.size() : 0);
+    for (std::size_t i = 0; i < arrays.size(); ++i)
+      fit_jobs.push_back({"arrays", tokens, [this, &arrays, i, heads](const Tick&) {
+                            arrays[i] = fit_->find({texts(), static_cast<index_t>(i) / heads, static_cast<index_t>(i) % heads}, c_, o_.seed);
                           }});
     const bool bases = fit_jobs.empty();
     for (std::size_t i = 0; bases && i < results.size(); ++i)
@@ -135,9 +143,8 @@ class Calibrator {
       for (Window& w : windows_) raw_keys_.push_back(before_rotation(w.recording));
     run_jobs(std::move(fit_jobs), threads, progress);
     if (joint_) return assemble_joint(joint);
-    if (books_) made.text = put_books(books, c_, task_.shape, made.bases);
-    if (maps_ || books_) {
-      made.bases.method = c_.method;
+    if (fit_ != nullptr) made.text = put_arrays(*fit_, arrays, task_.shape, made.bases);
+    if (maps_ || fit_ != nullptr) {
       say_how(made.bases);
       return made;
     }
@@ -147,8 +154,8 @@ class Calibrator {
 
  private:
   /// With keys as the method wants them.
-  std::vector<const Recording*> texts() const {
-    std::vector<const Recording*> all;
+  Texts texts() const {
+    Texts all;
     for (std::size_t w = 0; w < windows_.size(); ++w) all.push_back(&keys_of(w));
     return all;
   }
@@ -355,7 +362,6 @@ class Calibrator {
   Calibrated assemble(const std::vector<HeadResult>& results) const {
     Calibrated done;
     MethodBases& b = done.bases;
-    b.method = c_.method;
     for (const auto& [from, to] : {std::pair{&HeadResult::keys, &b.keys}, std::pair{&HeadResult::values, &b.values}}) {
       const Side& first = results[0].*from;
       to->layers = task_.shape.layers, to->groups = groups_;
@@ -377,15 +383,14 @@ class Calibrator {
 
   void say_how(MethodBases& b) const {
     b.keys.keys = raw_ ? KeyForm::raw : KeyForm::rotated;
-    b.made = {{"tool", "kvcondense-eval"}, {"version", kvcondense::version_string}, {"command", o_.command},
-              {"context", o_.context},     {"windows", o_.windows},                 {"seed", o_.seed}};
+    say_made(b, o_);
+    b.made.update({{"context", o_.context}, {"windows", o_.windows}});
   }
 
   /// One basis of keys and one of values for all layers.
   Calibrated assemble_joint(const std::vector<fit::Directions>& joint) const {
     Calibrated done;
     MethodBases& b = done.bases;
-    b.method = c_.method;
     std::vector<std::vector<std::string>> text{{"side", "numbers", "components", "50%", "90%", "99%", "99.9%"}};
     for (const bool keys : {true, false}) {
       SideBases& to = keys ? b.keys : b.values;
@@ -430,7 +435,8 @@ class Calibrator {
   const Options& o_;
   const Calibration& c_;
   const ModelTask& task_;
-  bool weights_ = false, raw_ = false, trained_ = false, joint_ = false, shared_ = false, maps_ = false, books_ = false;
+  bool weights_ = false, raw_ = false, trained_ = false, joint_ = false, shared_ = false, maps_ = false;
+  const HeadFit* fit_ = nullptr;  ///< of methods that want arrays, not bases
   index_t groups_ = 0;
   std::vector<Window> windows_;
   std::vector<Recording> raw_keys_;
@@ -439,6 +445,11 @@ class Calibrator {
 }  // namespace
 
 Calibrated calibrate(const Options& o) {
+  if (o.calibration.method == "magicpig") {
+    Calibrated made = draw_planes(o);
+    say_made(made.bases, o);
+    return made;
+  }
   Setting setting;
   const ModelTask task = load_task(o, setting);
   return Calibrator(o, task).run();

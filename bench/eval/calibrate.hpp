@@ -7,13 +7,13 @@
 
 namespace eval {
 
-/// Bases of a model, and what was found on the way.
+/// Bases of a model, or other arrays, and what was found on the way.
 struct Calibrated {
   MethodBases bases;
   std::string text;  ///< a table: energies, ranks, losses
 };
 
-/// Makes bases for the low-rank stage that the options name, from q, k and v of windows of a text and from the weights.
+/// Makes bases or arrays for the stage that the options name, from q, k and v of windows of a text and from the weights.
 /// Throws Error.
 Calibrated calibrate(const Options& options);
 

@@ -21,7 +21,7 @@ TensorView<const float, 2> view(const std::vector<float>& rows, index_t width) {
 }
 
 /// Keys or values of a layer in all texts, [tokens, heads * dim].
-std::vector<float> layer_rows(const std::vector<const Recording*>& texts, index_t layer, bool keys) {
+std::vector<float> layer_rows(const Texts& texts, index_t layer, bool keys) {
   std::vector<float> rows;
   for (const Recording* r : texts) {
     const Recording::Layer& l = r->layers[static_cast<std::size_t>(layer)];
@@ -67,42 +67,22 @@ std::vector<float> book_of(const std::vector<float>& rows, index_t dim, const qu
 
 }  // namespace
 
-HeadBooks head_books(const std::vector<const Recording*>& texts, const Calibration& how, std::uint64_t seed, index_t layer, index_t head) {
-  const CacheShape& s = texts[0]->shape;
+HeadArrays head_books(const HeadOfTexts& of, const Calibration& how, std::uint64_t seed) {
   quant::ComplexBookFit fit{.stages = how.stages, .base = how.words, .seed = seed};
-  if (texts[0]->rope) fit.pairing = texts[0]->rope->pairing;
+  if (of.texts[0]->rope) fit.pairing = of.texts[0]->rope->pairing;
   if (how.steps > 0) fit.rounds = static_cast<int>(how.steps);
-  HeadBooks b;
+  HeadArrays found;
   for (const bool keys : {true, false}) {
-    const index_t dim = keys ? s.head_dim : s.values();
-    const std::vector<float> all = layer_rows(texts, layer, keys);
-    std::vector<float> rows;
-    for (std::size_t at = static_cast<std::size_t>(head * dim); at < all.size(); at += static_cast<std::size_t>(s.kv_heads * dim))
-      rows.insert(rows.end(), all.begin() + static_cast<std::ptrdiff_t>(at), all.begin() + static_cast<std::ptrdiff_t>(at) + dim);
-    const std::string what = std::string("books of ") + (keys ? "keys" : "values") + ", layer " + std::to_string(layer) + ", head " + std::to_string(head);
-    (keys ? b.keys : b.values) = book_of(rows, dim, fit, what, keys ? b.key_lost : b.value_lost);
+    const index_t dim = keys ? of.shape().head_dim : of.shape().values();
+    const std::string what = std::string("books of ") + (keys ? "keys" : "values") + ", layer " + std::to_string(of.layer) + ", head " + std::to_string(of.head);
+    double lost = 0;
+    found.arrays.push_back({keys ? "key.books" : "value.books", {how.stages, how.words, dim}, book_of(keys ? of.keys() : of.values(), dim, fit, what, lost)});
+    found.said.push_back(short_number(lost, 3));
   }
-  return b;
+  return found;
 }
 
-std::string put_books(const std::vector<HeadBooks>& books, const Calibration& how, const CacheShape& shape, MethodBases& to) {
-  std::vector<std::vector<std::string>> text{{"layer", "head", "keys lose", "values lose"}};
-  for (const bool keys : {true, false}) {
-    SideBooks& side = keys ? to.key_books : to.value_books;
-    side.layers = shape.layers, side.heads = shape.kv_heads, side.dim = keys ? shape.head_dim : shape.values();
-    side.stages = how.stages, side.words = how.words;
-  }
-  for (std::size_t i = 0; i < books.size(); ++i) {
-    const HeadBooks& b = books[i];
-    to.key_books.numbers.insert(to.key_books.numbers.end(), b.keys.begin(), b.keys.end());
-    to.value_books.numbers.insert(to.value_books.numbers.end(), b.values.begin(), b.values.end());
-    const auto heads = static_cast<std::size_t>(shape.kv_heads);
-    text.push_back({std::to_string(i / heads), std::to_string(i % heads), short_number(b.key_lost, 3), short_number(b.value_lost, 3)});
-  }
-  return aligned(text);
-}
-
-std::string put_layer_maps(const std::vector<const Recording*>& texts, MethodBases& to) {
+std::string put_layer_maps(const Texts& texts, MethodBases& to) {
   const CacheShape& s = texts[0]->shape;
   const index_t key_channels = s.kv_heads * s.head_dim, value_channels = s.kv_heads * s.values();
   const quant::Aquakv method;

@@ -109,7 +109,7 @@ void add_input(CLI::App& app, Options& o) {
   add(app, group, "--heads", "FILE", o.heads,
       "Tables of the model's heads, as identify-heads writes them, for recipes that need them");
   add(app, group, "--bases", "FILE", o.bases,
-      "Bases of the model, as calibrate writes them, for low-rank recipes; may be repeated")
+      "Bases and other arrays of the model, as calibrate writes them, for recipes; may be repeated")
       ->allow_extra_args(false)
       ->multi_option_policy(CLI::MultiOptionPolicy::TakeAll);
   add_recipe(app, o, "A recipe, as in 'h2o(heavy=256, recent=256) + kivi2'; may be repeated; without it a dozen");
@@ -219,8 +219,9 @@ void add_calibrate(CLI::App& app, Options& o) {
         "");
   };
   add(app, "How", "--method", "WORD", c.method,
-      "pca, matryoshka, cskv, eigen_attention, palu, weight_svd, lorc, recalkv, kv_heads_svd, kvtc, aquakv or commvq")
-      ->check(one_of({"pca", "matryoshka", "cskv", "eigen_attention", "palu", "weight_svd", "lorc", "recalkv", "kv_heads_svd", "kvtc", "aquakv", "commvq"}))
+      "pca, matryoshka, cskv, eigen_attention, palu, weight_svd, lorc, recalkv, kv_heads_svd, kvtc, aquakv, commvq, loki, infinigen, a2ats or magicpig")
+      ->check(one_of({"pca", "matryoshka", "cskv", "eigen_attention", "palu", "weight_svd", "lorc", "recalkv", "kv_heads_svd", "kvtc", "aquakv", "commvq",
+                      "loki", "infinigen", "a2ats", "magicpig"}))
       ->capture_default_str();
   add(app, "How", "--keys", "FORM", c.keys, "Of keys: rotated or raw; without it as the method was published")
       ->check(one_of({"rotated", "raw"}));
@@ -237,10 +238,14 @@ void add_calibrate(CLI::App& app, Options& o) {
   add_count(app, "--steps", c.steps, 0, 1000000, "Of a training; 0: as many as the method needs");
   add_count(app, "--stages", c.stages, 1, 128, "Of commvq's books");
   add_count(app, "--words", c.words, 2, 256, "Codewords of a stage of them");
+  add_count(app, "--codes", c.codes, 2, 65536, "a2ats: centroids of a head's keys");
+  add_count(app, "--distance", c.distance, 0, most_tokens, "a2ats: at which queries compare keys, as its recipe has it");
+  add_count(app, "--tables", c.tables, 2, 4096, "Of magicpig's planes");
+  add_count(app, "--bits", c.bits, 1, 16, "Planes of a table of them");
   add_count(app, "--context", o.context, 2, most_tokens, "Tokens of one window");
   add_count(app, "--chunk", o.chunk, 1, most_tokens, "Most tokens of one pass");
   add_count(app, "--windows", o.windows, 1, 100000, "Windows of the text");
-  add(app, "How", "--seed", "N", o.seed, "Of the windows and the training")
+  add(app, "How", "--seed", "N", o.seed, "Of the windows, the training and the planes")
       ->check(whole_number<std::uint64_t>(0, ~std::uint64_t{0}))
       ->capture_default_str();
   add_count(app, "--jobs", o.jobs, 0, 1024, "Threads; 0: one per processor");
@@ -323,15 +328,28 @@ std::string make_subcommand(const CLI::App& app, const std::string& name, bool& 
   return {};
 }
 
+/// "a, b and c".
+std::string listed(const std::vector<const char*>& words) {
+  std::string all;
+  for (std::size_t i = 0; i < words.size(); ++i) all += (i == 0 ? "" : i + 1 == words.size() ? " and " : ", ") + std::string(words[i]);
+  return all;
+}
+
 std::string make_calibrate(const CLI::App& app, const CLI::App& sub, Options& o) {
   o.documents = 0;
   const Calibration& c = o.calibration;
-  if (c.method != "pca" && (c.center || c.aware)) return "--center and --aware belong to --method pca";
-  if (c.method != "weight_svd" && sub.count("--weighing") > 0) return "--weighing belongs to --method weight_svd";
-  if (c.method != "kv_heads_svd" && (c.paired || !c.checkpoint.empty() || sub.count("--kv-heads") > 0))
-    return "--kv-heads, --paired and --checkpoint belong to --method kv_heads_svd";
+  const std::vector<std::pair<std::string, std::vector<const char*>>> own{{"pca", {"--center", "--aware"}},
+                                                                          {"weight_svd", {"--weighing"}},
+                                                                          {"kv_heads_svd", {"--kv-heads", "--paired", "--checkpoint"}},
+                                                                          {"commvq", {"--stages", "--words"}},
+                                                                          {"a2ats", {"--codes", "--distance"}},
+                                                                          {"magicpig", {"--tables", "--bits"}}};
+  for (const auto& [method, options] : own)
+    if (c.method != method && std::any_of(options.begin(), options.end(), [&](const char* name) { return sub.count(name) > 0; }))
+      return listed(options) + (options.size() > 1 ? " belong" : " belongs") + " to --method " + method;
+  const std::string odd = given(sub, {"--text", "--ids", "--keys", "--keep", "--tile", "--steps", "--context", "--chunk", "--windows", "--jobs"});
+  if (c.method == "magicpig" && !odd.empty()) return odd + " does nothing beside --method magicpig: planes are random";
   if (!c.checkpoint.empty() && !c.paired) return "--checkpoint wants --paired: another basis of keys does not fold into weights in front of a rotation";
-  if (c.method != "commvq" && (sub.count("--stages") > 0 || sub.count("--words") > 0)) return "--stages and --words belong to --method commvq";
   if (c.aware && c.center) return "--aware and --center exclude each other";
   return make_subcommand(app, "calibrate", o.calibrate);
 }
@@ -392,7 +410,7 @@ Parsed parse_options(int argc, const char* const* argv) {
   auto* planning = app.add_subcommand(
       "plan", "What serving a model costs with and without recipes, by cost models: nothing runs but the caches");
   add_plan(*planning, o);
-  auto* calibrate = app.add_subcommand("calibrate", "Makes bases, books and maps for recipes and streams from a model and a text");
+  auto* calibrate = app.add_subcommand("calibrate", "Makes bases, books, maps and other arrays for recipes and streams from a model and a text");
   add_calibrate(*calibrate, o);
   app.footer(
       "Examples:\n"

@@ -61,6 +61,10 @@ struct Calibration {
   index_t steps = 0;             ///< of a training; 0: as many as the method needs
   index_t stages = 21;           ///< of commvq's books
   index_t words = 64;            ///< of a stage
+  index_t codes = 4096;          ///< a2ats: centroids of a head's keys
+  index_t distance = 2048;       ///< a2ats: at which queries compare them
+  index_t tables = 150;          ///< of magicpig's planes
+  index_t bits = 10;             ///< planes of a table
 };
 
 /// What the command line says.

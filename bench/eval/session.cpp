@@ -2,6 +2,7 @@
 
 #include <engine/json_text.hpp>
 #include <eval/error.hpp>
+#include <eval/fact_tensors.hpp>
 #include <eval/heads_file.hpp>
 
 namespace eval {
@@ -12,10 +13,10 @@ namespace {
 std::string hint(const any::ParsedRecipe& recipe) {
   const auto [fact, word] = any::missing_fact(recipe.stages);
   if (fact == nullptr) return {};
-  if (fact == std::string_view("bases"))
-    return std::string("; kvcondense-eval calibrate --method ") + word + " makes them, --bases FILE gives them";
-  if (fact == std::string_view("key_books") || fact == std::string_view("value_books"))
-    return "; kvcondense-eval calibrate --method commvq makes them, --bases FILE gives them";
+  const FactTensor* tensor = tensor_of(fact);
+  if (tensor != nullptr || fact == std::string_view("bases"))
+    return std::string("; kvcondense-eval calibrate --method ") + (tensor != nullptr ? tensor->method : word) +
+           " makes them, --bases FILE gives them";
   return is_head_table(fact) ? "; give --heads FILE" : ", which this evaluation does not have here";
 }
 
