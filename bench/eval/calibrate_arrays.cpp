@@ -1,5 +1,7 @@
 #include <eval/calibrate_arrays.hpp>
 
+#include <algorithm>
+
 #include <eval/calibrate_quant.hpp>
 #include <eval/calibrate_retrieval.hpp>
 #include <eval/table.hpp>

@@ -1,5 +1,6 @@
 #include <eval/calibrate_retrieval.hpp>
 
+#include <algorithm>
 #include <filesystem>
 
 #include <engine/model.hpp>

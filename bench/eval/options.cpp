@@ -1,6 +1,7 @@
 #include <eval/options.hpp>
 
 #include <CLI/CLI.hpp>
+#include <algorithm>
 #include <charconv>
 #include <filesystem>
 

@@ -68,6 +68,23 @@ TEST_CASE("options: calibrate takes what a method of its own has, and nothing el
     REQUIRE(with({"aquakv", option, "8"}).complaint == "--stages and --words belong to --method commvq");
   REQUIRE(!with({"commvq", "--words", "257"}).complaint.empty());
   REQUIRE(!with({"commvq", "--stages", "129"}).complaint.empty());
+  const Parsed a = with({"a2ats", "--codes", "100", "--distance", "77", "--steps", "3"});
+  REQUIRE(a.complaint.empty());
+  REQUIRE((a.options.calibration.codes == 100 && a.options.calibration.distance == 77));
+  const Parsed m = with({"magicpig", "--tables", "20", "--bits", "7", "--seed", "3"});
+  REQUIRE(m.complaint.empty());
+  REQUIRE((m.options.calibration.tables == 20 && m.options.calibration.bits == 7));
+  for (const char* method : {"loki", "infinigen"}) {
+    REQUIRE(with({method}).complaint.empty());
+    REQUIRE(with({method, "--codes", "8"}).complaint == "--codes and --distance belong to --method a2ats");
+    REQUIRE(with({method, "--bits", "8"}).complaint == "--tables and --bits belong to --method magicpig");
+  }
+  REQUIRE(with({"lorc", "--weighing", "plain"}).complaint == "--weighing belongs to --method weight_svd");
+  REQUIRE(with({"lorc", "--paired"}).complaint == "--kv-heads, --paired and --checkpoint belong to --method kv_heads_svd");
+  REQUIRE(with({"magicpig", "--windows", "4"}).complaint == "--windows does nothing beside --method magicpig: planes are random");
+  REQUIRE(!with({"magicpig", "--bits", "17"}).complaint.empty());
+  REQUIRE(!with({"magicpig", "--tables", "1"}).complaint.empty());
+  REQUIRE(!with({"a2ats", "--codes", "65537"}).complaint.empty());
   REQUIRE(with({"nothing"}).complaint.find("commvq") != std::string::npos);
 }
 
