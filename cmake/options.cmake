@@ -16,6 +16,8 @@ option(KVCONDENSE_WERROR "Warnings of this project's own programs are errors" OF
 option(KVCONDENSE_FETCH_DEPENDENCIES "Download what find_package does not find" OFF)
 option(KVCONDENSE_NATIVE "Build this project's own programs with -march=native" OFF)
 
+set(KVCONDENSE_PEERS "" CACHE STRING
+  "Built checkouts of ggml, llama.cpp or forks that attend_peers times: name=sources[,build] (list)")
 set(KVCONDENSE_SANITIZE "" CACHE STRING "address,undefined or thread, or empty for none")
 set(KVCONDENSE_CUDA AUTO CACHE STRING "ON, OFF, or AUTO: use a CUDA compiler when there is one")
 set_property(CACHE KVCONDENSE_CUDA PROPERTY STRINGS AUTO ON OFF)
