@@ -252,11 +252,21 @@ struct Options {
   double tolerance = 2e-3, peer_tolerance = 5e-2;
 };
 
-/// Recipes that are compared with peers of so many bits. Per-channel keys, groups of 64 and no exact window first: codes alone.
-std::vector<std::string> recipes(int bits) {
-  if (bits == 16) return {"keep_all"};
-  if (bits == 8) return {"keep_all", "group_int(bits=8, group=64, key_axis=channel)", "int8"};
-  return {"keep_all", "group_int(bits=4, group=64, key_axis=channel)", "kivi4", "group_int(bits=2, group=64, key_axis=channel)", "kivi2"};
+struct Recipe {
+  const char* text;
+  int bits;
+};
+
+/// What is compared with peers of so many bits, f16 first. Per-channel keys, groups of 64 and no exact window: codes alone;
+/// then the recipes as they come.
+std::vector<Recipe> recipes(int bits) {
+  if (bits == 16) return {{"keep_all", 16}};
+  if (bits == 8) return {{"keep_all", 16}, {"group_int(bits=8, group=64, key_axis=channel)", 8}, {"int8", 8}};
+  return {{"keep_all", 16},
+          {"group_int(bits=4, group=64, key_axis=channel)", 4},
+          {"kivi4", 4},
+          {"group_int(bits=2, group=64, key_axis=channel)", 2},
+          {"kivi2", 2}};
 }
 
 class Run {
@@ -307,7 +317,7 @@ class Run {
     for (long h = 0; h < kv_heads_; ++h) whole_->head(h, keys_.data() + h * slots * dim_, values_.data() + h * slots * dim_);
   }
 
-  /// As many layers as `bits` need to be larger than the caches; exactly known once one is made.
+  /// As many layers as numbers of so many bits need to be larger than the caches.
   long layers(int bits, long slots) const {
     if (std::find(o_.turn.begin(), o_.turn.end(), "cold") == o_.turn.end()) return 1;
     const double layer = static_cast<double>(2 * kv_heads_ * slots * dim_) * bits / 8;
@@ -320,8 +330,10 @@ class Run {
       ++wrong_;
       return;
     }
-    Contender c{.who = std::move(who), .form = std::move(form), .ours = ours, .layers = p.layers, .bytes = run->bytes_per_layer()};
+    Contender c;
+    c.who = std::move(who), c.form = std::move(form), c.ours = ours, c.layers = p.layers, c.bytes = run->bytes_per_layer();
     c.run = std::move(run);
+    memory_.resize(std::max(memory_.size(), static_cast<std::size_t>(c.bytes / 8)), 1);
     std::vector<float> out(queries_.size()), k(size(p.slots * p.dim)), v = k;
     Exact exact(p, queries_);
     bool good = true;
@@ -344,10 +356,9 @@ class Run {
     std::vector<Contender> list;
     Problem p = problem(slots, threads);
     if (pool) pool->awake();
-    for (const std::string& r : recipes(bits)) {
-      const int own = r == "keep_all" ? 16 : r.find('2') != std::string::npos && r.find("bits=4") == std::string::npos && bits == 4 ? 2 : bits;
-      p.layers = layers(own, slots);
-      add(list, "ours", r, true, Ours::make(r, p, pool.get()), p);
+    for (const Recipe& r : recipes(bits)) {
+      p.layers = layers(r.bits, slots);
+      add(list, "ours", r.text, true, Ours::make(r.text, p, pool.get()), p);
     }
     if (pool) pool->asleep();
     p.layers = layers(bits, slots);
@@ -358,7 +369,7 @@ class Run {
       for (Contender& c : list) c.seconds.clear(), c.read.clear();
       for (int round = 0; round < o_.rounds; ++round)
         for (std::size_t i = 0; i < list.size(); ++i) take_turn(list[(i + size(round)) % list.size()], turn == "cold", threads, pool.get());
-      for (const Contender& c : list) print(list, c, turn, threads, slots);
+      for (const Contender& c : list) print(list, c, turn, bits, threads, slots);
       std::fflush(stdout);
     }
   }
@@ -388,12 +399,12 @@ class Run {
     }
   }
 
-  void print(const std::vector<Contender>& list, const Contender& c, const std::string& turn, int threads, long slots) {
+  void print(const std::vector<Contender>& list, const Contender& c, const std::string& turn, int bits, int threads, long slots) {
     const double t = quantile(c.seconds, 0.5), spread = (quantile(c.seconds, 0.75) - quantile(c.seconds, 0.25)) / t;
     const double read = quantile(c.read, 0.5) / t, own = quantile(list.front().seconds, 0.5) / t;
     std::printf("| %ld | %d | %s | %s | `%s` | %.1f | %.0f %% | %.2f | %.2f | %.2f |", slots, threads, turn.c_str(), c.who.c_str(), c.form.c_str(),
                 t / static_cast<double>(slots) * 1e9, spread * 100, c.bytes / t * 1e-9, read, own);
-    nlohmann::json row = {{"slots", slots}, {"threads", threads}, {"turn", turn}, {"who", c.who}, {"form", c.form},
+    nlohmann::json row = {{"slots", slots}, {"bits", bits}, {"threads", threads}, {"turn", turn}, {"who", c.who}, {"form", c.form},
                           {"ns_per_slot", t / static_cast<double>(slots) * 1e9}, {"spread", spread}, {"GB_per_s", c.bytes / t * 1e-9},
                           {"bytes", c.bytes}, {"layers", c.layers}, {"of_read", read}, {"of_own_f16", own}, {"error", c.error},
                           {"error_with_coding", c.whole_error}, {"samples", c.seconds.size()}, {"shape", o_.shape}};
@@ -404,7 +415,7 @@ class Run {
           const double theirs = quantile(other.seconds, 0.5);
           best = best == 0 ? theirs : std::min(best, theirs);
         }
-      if (best == 0 || !c.ours || (c.form == "keep_all" && list.back().form.rfind("f16", 0) != 0)) {
+      if (best == 0 || !c.ours || (c.form == "keep_all" && bits != 16)) {
         std::printf(" |");
         continue;
       }
@@ -438,14 +449,15 @@ int main(int argc, char** argv) {
   }
 #endif
   CLI::App app("Attention of one token: this library and its peers in turns.");
+  app.option_defaults()->always_capture_default();
   app.add_option("--peer", o.peers, "name=module, in place of those compiled in");
-  app.add_option("--slots", o.slots, "slots of a head", true)->delimiter(',');
-  app.add_option("--threads", o.threads, "", true)->delimiter(',');
-  app.add_option("--bits", o.bits, "of the peers' numbers: 16, 8, 4", true)->delimiter(',');
-  app.add_option("--turns", o.turn, "hot, cold", true)->delimiter(',');
-  app.add_option("--shape", o.shape, "query heads/KV heads/head size", true);
-  app.add_option("--cold-mib", o.cold_mib, "bytes that take turns", true);
-  app.add_option("--rounds", o.rounds, "", true);
+  app.add_option("--slots", o.slots, "slots of a head")->delimiter(',');
+  app.add_option("--threads", o.threads, "threads of a call")->delimiter(',');
+  app.add_option("--bits", o.bits, "of the peers' numbers: 16, 8, 4")->delimiter(',');
+  app.add_option("--turns", o.turn, "hot, cold")->delimiter(',');
+  app.add_option("--shape", o.shape, "query heads/KV heads/head size");
+  app.add_option("--cold-mib", o.cold_mib, "bytes that take turns");
+  app.add_option("--rounds", o.rounds, "turns of each");
   app.add_option("--json", o.json, "write the table to this file, too");
   try {
     app.parse(argc, argv);
