@@ -225,6 +225,11 @@ double read_seconds(const std::uint64_t* x, std::size_t n) {
   return now(false) - a;
 }
 
+double busy_programs() {
+  double load = 0;
+  return getloadavg(&load, 1) == 1 ? load : 0;
+}
+
 double quantile(std::vector<double> x, double q) {
   const auto at = static_cast<std::ptrdiff_t>(q * static_cast<double>(x.size() - 1) + 0.5);
   std::nth_element(x.begin(), x.begin() + at, x.end());
@@ -283,6 +288,7 @@ class Run {
   }
 
   int all() {
+    const double busy = busy_programs();
     std::printf("%ld query heads, %ld KV heads of %ld numbers; kernels: %s; %d rounds; cold: %ld MiB each\n\n", q_heads_, kv_heads_, dim_,
                 prim::cpu::row_ops().name, o_.rounds, o_.cold_mib);
     std::printf("| slots | threads | turn | who | form | ns/slot | spread | GB/s | of read | of own f16 |");
@@ -295,6 +301,7 @@ class Run {
       for (const int threads : o_.threads)
         for (const int bits : o_.bits) compare(bits, threads, slots);
     }
+    std::printf("\nbusy programs, in the mean of the last minute: %.1f at the start, %.1f at the end (this one is one)\n", busy, busy_programs());
     if (!o_.json.empty()) std::ofstream(o_.json) << json_.dump(1) << "\n";
     return wrong_ == 0 ? 0 : 1;
   }
