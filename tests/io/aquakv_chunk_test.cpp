@@ -168,13 +168,13 @@ TEST_CASE("aquakv chunk: keys are turned back before they are coded, and forth w
   const auto wide = prim::RopeTable::make({}, 16, heap_memory());
   auto writer = AquakvWriter::make(m, small, maps);
   VectorSink sink;
-  REQUIRE(write_aquakv(rotated, *writer, sink) == Status::missing_input);
+  REQUIRE(write_rows(rotated, *writer, sink) == Status::missing_input);
   auto with_wide = AquakvWriter::make(m, small, maps, &*wide);
-  REQUIRE(write_aquakv(rotated, *with_wide, sink) == Status::incompatible);
+  REQUIRE(write_rows(rotated, *with_wide, sink) == Status::incompatible);
   // Maps of rotated keys say nothing of raw ones.
   model.form = KeyForm::rotated;
   auto of_rotated = AquakvWriter::make(m, small, model.of(small));
-  REQUIRE(write_aquakv(raw, *of_rotated, sink, false, of_raw) == Status::incompatible);
+  REQUIRE(write_rows(raw, *of_rotated, sink, false, of_raw) == Status::incompatible);
   REQUIRE(sink.bytes.empty());
 }
 
@@ -187,7 +187,7 @@ TEST_CASE("aquakv chunk: NaN and infinities are repaired and counted", "[io][aqu
   const bool exact = GENERATE(false, true);
   auto writer = AquakvWriter::make(with(4), small, maps);
   VectorSink sink;
-  REQUIRE(write_aquakv(x, *writer, sink, exact) == Status::ok);
+  REQUIRE(write_rows(x, *writer, sink, exact) == Status::ok);
   REQUIRE(writer->repaired() == 3);
   const Decoded d = decode_all(sink.bytes, maps);
   for (const float v : d.keys) REQUIRE(std::isfinite(v));
@@ -411,27 +411,5 @@ TEST_CASE("aquakv chunk: sinks that stop and memory that is refused", "[io][aqua
   const Rows4 x = of_layers(small, 40, 0.3f);
   const ModelMaps model(x);
   const auto maps = model.of(small);
-  const bool exact = GENERATE(false, true);
-  const Bytes good = aquakv_chunk(x, with(2), maps, nullptr, exact);
-  for (std::size_t room = 0; room < good.size(); room += 17) {
-    auto writer = AquakvWriter::make(with(2), small, maps);
-    VectorSink sink;
-    sink.room = room;
-    REQUIRE(write_aquakv(x, *writer, sink, exact) == Status::io_error);
-  }
-  CountingMemory memory;
-  for (long n = 0;; ++n) {
-    memory.refuse_from = memory.requests + n;
-    auto writer = AquakvWriter::make(with(2), small, maps, nullptr, memory);
-    VectorSink sink;
-    const Status s = writer ? write_aquakv(x, *writer, sink, exact) : writer.status();
-    memory.refuse_from = -1;
-    if (s == Status::ok) {
-      REQUIRE(sink.bytes == good);
-      break;
-    }
-    REQUIRE(s == Status::out_of_memory);
-  }
-  REQUIRE(memory.live_bytes == 0);
-  REQUIRE(memory.wrong_releases == 0);
+  require_faults_told<AquakvWriter>(x, with(2), maps, GENERATE(false, true));
 }

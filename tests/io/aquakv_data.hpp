@@ -1,6 +1,6 @@
 #pragma once
 
-#include <io/cachegen_data.hpp>
+#include <io/fitted_data.hpp>
 #include <kvcondense/io/aquakv.hpp>
 #include <kvcondense/quant/aquakv_fit.hpp>
 
@@ -92,58 +92,20 @@ struct ModelMaps {
   }
 };
 
-inline Status write_aquakv(const Rows4& x, io::AquakvWriter& writer, ByteSink& sink, bool exact = false, io::StreamPlace place = {}) {
-  place.tokens = x.tokens, place.total = std::max(place.total, place.first + x.tokens);
-  return writer.write(sink, place, exact, [&](index_t layer, index_t first, auto k, auto v) {
-    for (const io::KvSide side : {io::KvSide::keys, io::KvSide::values}) {
-      auto& to = side == io::KvSide::keys ? k : v;
-      const auto from = x.rows(side, layer, first, to.extent[1]);
-      for (index_t h = 0; h < to.extent[0]; ++h)
-        for (index_t t = 0; t < to.extent[1]; ++t)
-          for (index_t d = 0; d < to.extent[2]; ++d) to(h, t, d) = from(h, t, d);
-    }
-    return Status::ok;
-  });
-}
-
 inline Bytes aquakv_chunk(const Rows4& x, const quant::Aquakv& method, const io::AquakvMaps& maps, const prim::RopeTable* rope = nullptr,
                           bool exact = false, const io::StreamPlace& place = {}) {
-  auto writer = io::AquakvWriter::make(method, x.shape, maps, rope);
-  REQUIRE(writer.status() == Status::ok);
-  VectorSink sink;
-  REQUIRE(write_aquakv(x, *writer, sink, exact, place) == Status::ok);
-  return sink.bytes;
+  return chunk_of<io::AquakvWriter>(x, method, maps, rope, exact, place);
 }
 
-/// Everything in a chunk, [layer][head][token][dim]; `s` says why not.
 inline Decoded decode_all(const io::AquakvReader& chunk, Status& s) {
-  const io::AquakvHead& h = chunk.head();
-  Decoded d;
-  s = Status::ok;
   Workspace work;
-  REQUIRE(work.reserve(chunk.scratch_bytes()) == Status::ok);
-  for (const auto side : {io::KvSide::keys, io::KvSide::values}) {
-    auto& x = side == io::KvSide::keys ? d.keys : d.values;
-    const index_t dim = h.dim(side), per_layer = h.kv_heads * h.tokens * dim;
-    x.resize(static_cast<std::size_t>(h.layers * per_layer));
-    for (index_t l = 0; l < h.layers; ++l)
-      for (index_t sub = 0; sub < h.sub_chunks(); ++sub) {
-        auto out = dense_view(x.data() + l * per_layer, index_t{h.kv_heads}, index_t{h.tokens}, dim);
-        out.data += sub * h.sub_chunk * dim, out.extent[1] = h.tokens_of(sub);
-        if (s == Status::ok) s = chunk.decode(l, side, sub, out, Scratch(work.bytes()));
-      }
-  }
-  return d;
+  return decode_parts(chunk.head(), s, [&](index_t l, io::KvSide side, index_t sub, auto out) {
+    REQUIRE(work.reserve(chunk.scratch_bytes()) == Status::ok);
+    return chunk.decode(l, side, sub, out, Scratch(work.bytes()));
+  });
 }
 inline Decoded decode_all(const Bytes& bytes, const io::AquakvMaps& maps, const prim::RopeTable* rope = nullptr) {
-  const auto chunk = io::AquakvReader::open(bytes, maps, rope);
-  REQUIRE(chunk.status() == Status::ok);
-  REQUIRE(chunk->bytes() == bytes.size());
-  REQUIRE(chunk->check() == Status::ok);
-  Status s = Status::ok;
-  Decoded d = decode_all(*chunk, s);
-  REQUIRE(s == Status::ok);
-  return d;
+  return decode_whole(io::AquakvReader::open(bytes, maps, rope), bytes, [](const auto& c, Status& s) { return decode_all(c, s); });
 }
 
 }  // namespace kvcondense::test

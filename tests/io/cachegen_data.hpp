@@ -80,8 +80,9 @@ struct Decoded {
 };
 
 /// Everything in a chunk, [layer][head][token][dim], sub-chunk by sub-chunk; `s` says why not.
-inline Decoded decode_all(const io::CacheGenReader& chunk, Status& s) {
-  const io::CacheGenHead& h = chunk.head();
+/// decode(layer, side, sub_chunk, view) -> Status.
+template <class Head, class Decode>
+Decoded decode_parts(const Head& h, Status& s, Decode&& decode) {
   Decoded d;
   s = Status::ok;
   for (const auto side : {io::KvSide::keys, io::KvSide::values}) {
@@ -90,22 +91,29 @@ inline Decoded decode_all(const io::CacheGenReader& chunk, Status& s) {
     x.resize(static_cast<std::size_t>(h.layers * per_layer));
     for (index_t l = 0; l < h.layers; ++l)
       for (index_t sub = 0; sub < h.sub_chunks(); ++sub) {
-        auto out = dense_view(x.data() + l * per_layer, h.kv_heads, h.tokens, dim);
+        auto out = dense_view(x.data() + l * per_layer, index_t{h.kv_heads}, index_t{h.tokens}, dim);
         out.data += sub * h.sub_chunk * dim, out.extent[1] = h.tokens_of(sub);
-        if (s == Status::ok) s = chunk.decode(l, side, sub, out);
+        if (s == Status::ok) s = decode(l, side, sub, out);
       }
   }
   return d;
 }
-inline Decoded decode_all(const Bytes& bytes, const io::CacheGenReader* tables = nullptr) {
-  const auto chunk = io::CacheGenReader::open(bytes, tables);
+inline Decoded decode_all(const io::CacheGenReader& chunk, Status& s) {
+  return decode_parts(chunk.head(), s, [&](index_t l, io::KvSide side, index_t sub, auto out) { return chunk.decode(l, side, sub, out); });
+}
+/// Of a chunk that was opened and is all there is in `bytes`; all(chunk, status) -> Decoded.
+template <class Chunk, class All>
+Decoded decode_whole(const Chunk& chunk, const Bytes& bytes, All&& all) {
   REQUIRE(chunk.status() == Status::ok);
   REQUIRE(chunk->bytes() == bytes.size());
   REQUIRE(chunk->check() == Status::ok);
   Status s = Status::ok;
-  Decoded d = decode_all(*chunk, s);
+  Decoded d = all(*chunk, s);
   REQUIRE(s == Status::ok);
   return d;
+}
+inline Decoded decode_all(const Bytes& bytes, const io::CacheGenReader* tables = nullptr) {
+  return decode_whole(io::CacheGenReader::open(bytes, tables), bytes, [](const auto& c, Status& s) { return decode_all(c, s); });
 }
 
 /// Writes new checksums over a chunk of so many parts, so that a forged one is not refused for them.

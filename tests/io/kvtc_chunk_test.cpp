@@ -192,13 +192,13 @@ TEST_CASE("kvtc chunk: keys are turned back before they are coded, and forth whe
   const auto wide = prim::RopeTable::make({}, 16, heap_memory());
   auto writer = KvtcWriter::make(m, small, t);
   VectorSink sink;
-  REQUIRE(write_kvtc(rotated, *writer, sink) == Status::missing_input);
+  REQUIRE(write_rows(rotated, *writer, sink) == Status::missing_input);
   auto with_wide = KvtcWriter::make(m, small, t, &*wide);
-  REQUIRE(write_kvtc(rotated, *with_wide, sink) == Status::incompatible);
+  REQUIRE(write_rows(rotated, *with_wide, sink) == Status::incompatible);
   // A transform of rotated keys says nothing of raw ones.
   bases.form = KeyForm::rotated;
   auto of_rotated = KvtcWriter::make(m, small, bases.transform(small));
-  REQUIRE(write_kvtc(raw, *of_rotated, sink, false, of_raw) == Status::incompatible);
+  REQUIRE(write_rows(raw, *of_rotated, sink, false, of_raw) == Status::incompatible);
   REQUIRE(sink.bytes.empty());
 }
 
@@ -211,7 +211,7 @@ TEST_CASE("kvtc chunk: NaN and infinities are repaired and counted", "[io][kvtc]
   const bool exact = GENERATE(false, true);
   auto writer = KvtcWriter::make(with(8.0f), small, t);
   VectorSink sink;
-  REQUIRE(write_kvtc(x, *writer, sink, exact) == Status::ok);
+  REQUIRE(write_rows(x, *writer, sink, exact) == Status::ok);
   REQUIRE(writer->repaired() == 3);
   const Decoded d = decode_all(sink.bytes, t);
   for (const float v : d.keys) REQUIRE(std::isfinite(v));
@@ -458,27 +458,5 @@ TEST_CASE("kvtc chunk: sinks that stop and memory that is refused", "[io][kvtc][
   const Rows4 x(small, 40);
   const JointBases bases(x);
   const auto t = bases.transform(small);
-  const bool exact = GENERATE(false, true);
-  const Bytes good = kvtc_chunk(x, with(2.0f), t, nullptr, exact);
-  for (std::size_t room = 0; room < good.size(); room += 17) {
-    auto writer = KvtcWriter::make(with(2.0f), small, t);
-    VectorSink sink;
-    sink.room = room;
-    REQUIRE(write_kvtc(x, *writer, sink, exact) == Status::io_error);
-  }
-  CountingMemory memory;
-  for (long n = 0;; ++n) {
-    memory.refuse_from = memory.requests + n;
-    auto writer = KvtcWriter::make(with(2.0f), small, t, nullptr, memory);
-    VectorSink sink;
-    const Status s = writer ? write_kvtc(x, *writer, sink, exact) : writer.status();
-    memory.refuse_from = -1;
-    if (s == Status::ok) {
-      REQUIRE(sink.bytes == good);
-      break;
-    }
-    REQUIRE(s == Status::out_of_memory);
-  }
-  REQUIRE(memory.live_bytes == 0);
-  REQUIRE(memory.wrong_releases == 0);
+  require_faults_told<KvtcWriter>(x, with(2.0f), t, GENERATE(false, true));
 }
