@@ -4,45 +4,29 @@
 #include <cstring>
 #include <span>
 
-#include <kvcondense/io/stream_chunk.hpp>
+#include <kvcondense/io/fitted_head.hpp>
 #include <kvcondense/quant/aquakv.hpp>
 #include <kvcondense/quant/blocks/grid_rows.hpp>
 
 namespace kvcondense::io {
 
 /// What a chunk of AQUA-KV begins with; docs/streams.md says the layout in prose.
-struct AquakvHead : StreamHead {
+struct AquakvHead : FittedHead {
   static constexpr std::uint32_t magic = 0x41564b51;  // "QKVA"
   static constexpr std::uint32_t version = 1;
 
-  quant::EntropyCoder coder = quant::EntropyCoder::range;
-  bool exact = false;       ///< tokens as the cache stores them, not coded
-  bool turned = false;      ///< coded keys are without the rotation that the cache's have
   std::uint32_t group = 0;  ///< most numbers that share a length
-  std::uint64_t maps = 0;   ///< which ones, with which rotation
 
   index_t parts() const { return index_t{2} * layers; }
   static index_t part(index_t layer, KvSide side) { return 2 * layer + static_cast<index_t>(side); }
   quant::GridRows rows(KvSide side) const { return quant::GridRows::of(channels(side), group); }
 
-  std::uint64_t write(ByteSink& sink, Status& status) const {
-    Own own{.number = group, .id = maps};
-    own.kind[1] = exact, own.kind[2] = static_cast<std::uint8_t>(coder), own.kind[6] = turned;
-    return write_head(sink, magic, version, own, status);
-  }
+  std::uint64_t write(ByteSink& sink, Status& status) const { return write_fitted(sink, magic, version, group, status); }
 
   /// Errors   corrupt_data (no head, or one that cannot be), incompatible (another version).
   Status read(std::span<const std::byte> file, std::uint64_t& sum) {
-    Own own;
-    if (const Status s = read_head(file, magic, version, own, sum); s != Status::ok) return s;
-    for (const int i : {1, 2, 6})
-      if (own.kind[i] > 1) return Status::corrupt_data;
-    for (const int i : {3, 4, 7})
-      if (own.kind[i] != 0) return Status::corrupt_data;
-    exact = own.kind[1] != 0, coder = static_cast<quant::EntropyCoder>(own.kind[2]), turned = own.kind[6] != 0;
-    group = own.number, maps = own.id;
-    const bool sizes = group >= 16 && group <= 1024 && (group & (group - 1)) == 0 && sub_chunk <= 1024;
-    return sizes && !(turned && raw_keys) ? Status::ok : Status::corrupt_data;
+    if (const Status s = read_fitted(file, magic, version, group, sum); s != Status::ok) return s;
+    return group >= 16 && group <= 1024 && (group & (group - 1)) == 0 ? Status::ok : Status::corrupt_data;
   }
 };
 

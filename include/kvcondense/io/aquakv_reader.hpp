@@ -46,7 +46,7 @@ class AquakvReader {
       if (c.head_.layers != maps.layers() || c.head_.channels(side) != maps.channels(side)) return Status::incompatible;
     if (c.head_.turned && rope == nullptr) return Status::missing_input;
     c.rope_ = c.head_.turned ? rope : nullptr;
-    if (c.head_.maps != maps.id(c.rope_)) return Status::incompatible;
+    if (c.head_.arrays != maps.id(c.rope_)) return Status::incompatible;
     if (c.rope_ != nullptr && 2 * c.rope_->pairs() > c.head_.head_dim) return Status::incompatible;
     return c;
   }

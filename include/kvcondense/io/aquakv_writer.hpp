@@ -52,7 +52,7 @@ class AquakvWriter {
     if (place.raw_keys && !maps_.raw_keys()) return Status::incompatible;
     if (h.turned && rope_ == nullptr) return Status::missing_input;
     if (h.turned && 2 * rope_->pairs() > h.head_dim) return Status::incompatible;
-    h.maps = maps_.id(h.turned ? rope_ : nullptr);
+    h.arrays = maps_.id(h.turned ? rope_ : nullptr);
     Status s = Status::ok;
     const std::uint64_t sum = h.write(sink, s);
     for (const KvSide side : {KvSide::keys, KvSide::values}) {

@@ -6,43 +6,28 @@
 #include <cstring>
 #include <span>
 
-#include <kvcondense/io/stream_chunk.hpp>
+#include <kvcondense/io/fitted_head.hpp>
 #include <kvcondense/quant/blocks/kvtc_codes.hpp>
 #include <kvcondense/quant/kvtc.hpp>
 
 namespace kvcondense::io {
 
 /// What a chunk of KVTC begins with; docs/streams.md says the layout in prose.
-struct KvtcHead : StreamHead {
+struct KvtcHead : FittedHead {
   static constexpr std::uint32_t magic = 0x4354564b;  // "KVTC"
   static constexpr std::uint32_t version = 1;
   static constexpr index_t parts = 2;  ///< keys, values
 
-  quant::EntropyCoder coder = quant::EntropyCoder::range;
-  bool exact = false;           ///< tokens as the cache stores them, not coded
-  bool turned = false;          ///< coded keys are without the rotation that the cache's have
-  std::uint64_t transform = 0;  ///< which one, with which rotation
-
   /// Numbers of a token, all layers.
   index_t row(KvSide side) const { return layers * channels(side); }
 
-  std::uint64_t write(ByteSink& sink, Status& status) const {
-    Own own{.id = transform};
-    own.kind[1] = exact, own.kind[2] = static_cast<std::uint8_t>(coder), own.kind[6] = turned;
-    return write_head(sink, magic, version, own, status);
-  }
+  std::uint64_t write(ByteSink& sink, Status& status) const { return write_fitted(sink, magic, version, 0, status); }
 
   /// Errors   corrupt_data (no head, or one that cannot be), incompatible (another version).
   Status read(std::span<const std::byte> file, std::uint64_t& sum) {
-    Own own;
-    if (const Status s = read_head(file, magic, version, own, sum); s != Status::ok) return s;
-    for (const int i : {1, 2, 6})
-      if (own.kind[i] > 1) return Status::corrupt_data;
-    for (const int i : {3, 4, 7})
-      if (own.kind[i] != 0) return Status::corrupt_data;
-    exact = own.kind[1] != 0, coder = static_cast<quant::EntropyCoder>(own.kind[2]), turned = own.kind[6] != 0;
-    transform = own.id;
-    return own.number == 0 && sub_chunk <= 1024 && !(turned && raw_keys) ? Status::ok : Status::corrupt_data;
+    std::uint32_t number = 0;
+    const Status s = read_fitted(file, magic, version, number, sum);
+    return s == Status::ok && number != 0 ? Status::corrupt_data : s;
   }
 };
 

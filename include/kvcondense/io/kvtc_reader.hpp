@@ -47,7 +47,7 @@ class KvtcReader {
       if (c.head_.row(side) != transform.side(side).dim) return Status::incompatible;
     if (c.head_.turned && rope == nullptr) return Status::missing_input;
     c.rope_ = c.head_.turned ? rope : nullptr;
-    if (c.head_.transform != transform.id(c.rope_)) return Status::incompatible;
+    if (c.head_.arrays != transform.id(c.rope_)) return Status::incompatible;
     if (c.rope_ != nullptr && 2 * c.rope_->pairs() > c.head_.head_dim) return Status::incompatible;
     return c;
   }

@@ -63,7 +63,7 @@ class KvtcWriter {
     if (place.raw_keys && !transform_.raw_keys()) return Status::incompatible;
     if (h.turned && rope_ == nullptr) return Status::missing_input;
     if (h.turned && 2 * rope_->pairs() > h.head_dim) return Status::incompatible;
-    h.transform = transform_.id(h.turned ? rope_ : nullptr);
+    h.arrays = transform_.id(h.turned ? rope_ : nullptr);
     Status s = Status::ok;
     const std::uint64_t sum = h.write(sink, s);
     for (const KvSide side : {KvSide::keys, KvSide::values})
