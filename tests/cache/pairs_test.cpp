@@ -153,9 +153,9 @@ std::vector<Setting> room(std::optional<Stage> stage, std::vector<Setting> list 
   return list;
 }
 
-// A sanitizer takes five times as long, so that it sees one pair of four; the release build runs them all.
+// A sanitizer takes five times as long, so that it sees one pair of twelve; the release build runs them all.
 #if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
-constexpr std::uint32_t run_one_of = 4;
+constexpr std::uint32_t run_one_of = 12;
 #else
 constexpr std::uint32_t run_one_of = 1;
 #endif

@@ -381,11 +381,16 @@ class CacheModel {
           double want_lse = 0;
           const bool counted = i >= t.n - cache_.mass_rows(t.n);
           const index_t sees = std::lower_bound(listed.begin(), listed.end(), visible) - listed.begin();
-          std::vector<NaiveSlot> seen = read;
-          for (std::size_t j = 0; j < listed.size(); ++j)
-            if (listed[j] + 1 < visible && cache_.layers()[l].heads[h].passed_on(listed[j]))
-              seen[static_cast<std::size_t>(alike) + j].bias = -INFINITY;
-          for (std::size_t j = 0; reach > 0 && j < seen.size(); ++j) rotate(seen[j].k, std::max(listed[j], visible - 1 - reach));
+          // A copy only where this row sees other slots than its neighbours do.
+          const auto& head = cache_.layers()[l].heads[h];
+          const auto passed = [&](index_t slot) { return slot + 1 < visible && head.passed_on(slot); };
+          const bool differs = reach > 0 || std::any_of(listed.begin(), listed.end(), passed);
+          std::vector<NaiveSlot> own;
+          if (differs) own = read;
+          for (std::size_t j = 0; differs && j < listed.size(); ++j)
+            if (passed(listed[j])) own[static_cast<std::size_t>(alike) + j].bias = -INFINITY;
+          for (std::size_t j = 0; reach > 0 && j < own.size(); ++j) rotate(own[j].k, std::max(listed[j], visible - 1 - reach));
+          const std::vector<NaiveSlot>& seen = differs ? own : read;
           const auto want = naive_attention(q, seen, sees + alike, scale, static_cast<std::size_t>(shape_.values()),
                                             counted ? &read_mass : nullptr, &want_lse);
           double worst = 0;
