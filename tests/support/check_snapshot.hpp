@@ -5,18 +5,11 @@
 #include <catch2/catch.hpp>
 
 #include <kvcondense/cpu.hpp>
+#include <support/byte_list.hpp>
 #include <support/cache_rig.hpp>
 #include <support/naive_cache.hpp>
 
 namespace kvcondense::test {
-
-struct ByteList final : ByteSink {
-  std::vector<std::byte> bytes;
-  bool write(std::span<const std::byte> b) noexcept override {
-    bytes.insert(bytes.end(), b.begin(), b.end());
-    return true;
-  }
-};
 
 /// A cache, its copy from a file and its fork answer alike, then and after more tokens; a cache of another recipe and
 /// one that was given a cut or flipped file refuse and stay empty.
