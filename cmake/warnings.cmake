@@ -13,6 +13,9 @@ add_library(kvcondense_build INTERFACE)
 if(KVCONDENSE_NATIVE)
   target_compile_options(kvcondense_build INTERFACE $<$<COMPILE_LANGUAGE:CXX>:-march=native>)
 endif()
+if(KVCONDENSE_FUZZ)
+  target_compile_options(kvcondense_build INTERFACE $<$<COMPILE_LANGUAGE:CXX>:-fsanitize=fuzzer-no-link>)
+endif()
 if(KVCONDENSE_SANITIZE)
   target_compile_options(kvcondense_build INTERFACE
     $<$<COMPILE_LANGUAGE:CXX>:-fsanitize=${KVCONDENSE_SANITIZE};-fno-omit-frame-pointer>
