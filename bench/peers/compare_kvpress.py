@@ -210,18 +210,18 @@ def compare(data, ratio=0.5):
     scorer(data, snap, lambda i: snapkv, factor=mean, candidates=old, queries=WINDOW,
            why="scores: theirs is the mean over rows of the window, ours the sum, here divided by their number")
     scorer(data, lambda i: P.TOVAPress(ratio), lambda i: f"tova(tokens={kept})", candidates=slice(0, n - 1), queries=1,
-           why="theirs always keeps the newest token, for ours it is a token like others (as the paper's code has it)")
+           why="theirs always keeps the newest token, which the paper's code does not; for ours it is a token like others")
     scorer(data, lambda i: P.ObservedAttentionPress(ratio), lambda i: f"observed_attention(keep={1 - ratio}, recent=0)", attentions=True,
            why="the defaults differ: ours also keeps the 32 newest tokens, whose means are of few rows")
     scorer(data, lambda i: P.StreamingLLMPress(ratio, SINKS), lambda i: f"sink_window(sinks={SINKS}, recent={kept - SINKS})", scored=False,
            why="no scores: theirs are 0 and 1, ours is a rule")
     scorer(data, lambda i: P.PyramidKVPress(ratio, WINDOW, KERNEL, 20), lambda i: f"pyramid({snapkv}, beta=20, form=ratio)", factor=mean, candidates=old, queries=WINDOW,
-           
+
            shown=f"PyramidKVPress(compression_ratio={ratio}, window_size={WINDOW}, kernel_size={KERNEL}, beta=20)",
            why="budget: `form=ratio` rounds as theirs does; the default here holds the sum over layers exactly")
     scorer(data, lambda i: P.ExpectedAttentionPress(ratio, n_future_positions=512, n_sink=SINKS), lambda i: f"expected_attention(keep={1 - ratio}, sinks={SINKS}, horizon=512)",
            candidates=slice(SINKS, None), inputs=moments, model={"rope": data.rope},
-           why="both get the mean and covariance of the queries behind the sinks: ours from `prim::QueryMoments` of an engine, here from the script")
+           why="both get the mean and covariance of the queries behind the first 4; an engine that counts those too (`prim::QueryMoments` takes what it is given) gets other scores")
     lag = 64
     scorer(data, lambda i: P.LagKVPress(ratio, SINKS, lag), lambda i: f"ratio(lagkv(sinks={SINKS}, lag={lag}), keep={1 - ratio})", scored="ranks",
            why="theirs ranks tokens inside each block, so the last places of the budget are ties between blocks; ours gives them to the first blocks")
@@ -233,12 +233,12 @@ def compare(data, ratio=0.5):
            "`--tokens 512`, where chunks and window end together, all are the same. Pooling (not in `chunkkv`) is off in both")
     ada = f"ada({snapkv}, floor=20%, form=safeguard)"
     scorer(data, lambda i: P.AdaKVPress(snap()), lambda i: ada, factor=mean, candidates=old, queries=WINDOW,
-           why="budget: `form=safeguard` is theirs; the default here mixes budgets as the authors' code does")
+           why="budget: `form=safeguard` is theirs; the default here gives a head a part of its own budget and the rest by the places that its scores win")
     eps = 1e-4 * WINDOW
     scorer(data, lambda i: P.CriticalKVPress(snap()), lambda i: f"critical({snapkv}, epsilon={eps})", scored=False, queries=WINDOW, model={"output": data.output},
            why=f"epsilon: added to a mean over {WINDOW} rows there, to their sum here, so 1e-4 there is {eps} here; the default of both is 1e-4")
     scorer(data, lambda i: P.CriticalAdaKVPress(snap()), lambda i: f"critical({ada}, epsilon={eps})", scored=False, queries=WINDOW, model={"output": data.output},
-           why="in a head whose budget is less than twice its safeguard, theirs keeps the whole safeguard by attention alone; ours half of the head's budget, as in other heads")
+           why="epsilon as above. In a head whose budget is less than twice its safeguard, theirs keeps the whole safeguard by attention alone; ours half of the head's budget, as in other heads")
     exit_threshold(data)
     duo(data)
     think(data)
@@ -444,7 +444,8 @@ python bench/peers/compare_kvpress.py --tokens {tokens} --out docs/results/kvpre
 {versions}.
 
 `scores`: the largest difference, over the largest score, among tokens that no rule protects. `kept`: heads with the same set of tokens,
-of all heads of all layers. Nothing of kvpress is part of this project.
+of all heads of all layers; `ties`: tokens in one set only have the score of the last one that stayed. Settings are those in which both say the same;
+where the defaults differ, the second table says so. Empty: no scores on one side, or scores that mean something else. Nothing of kvpress is part of this project.
 
 | kvpress | here | scores, recorded | kept, recorded | scores, random | kept, random |
 |---|---|--:|--:|--:|--:|

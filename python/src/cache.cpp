@@ -46,10 +46,14 @@ class PyCache {
       raise(made.status(), std::string(made.message()), at == any::MakeResult::no_position ? -1 : static_cast<std::int64_t>(at));
     }
     cache_.emplace(*std::move(made));
+    shape_ = cache_->shape();
   }
-  PyCache(any::AnyCache cache, std::shared_ptr<Facts> facts) : facts_(std::move(facts)) { cache_.emplace(std::move(cache)); }
+  PyCache(any::AnyCache cache, std::shared_ptr<Facts> facts) : shape_(cache.shape()), facts_(std::move(facts)) { cache_.emplace(std::move(cache)); }
 
-  const any::AnyCache& cache() const { return *cache_; }
+  const CacheShape& shape() const { return shape_; }
+  std::string text() {
+    return locked([&] { return std::string(cache_->text()); });
+  }
 
   void append(index_t layer, const py::object& k, const py::object& v, const std::optional<Integers>& positions, const py::object& queries) {
     Rows keys(k, "k"), values(v, "v");
@@ -171,7 +175,7 @@ class PyCache {
     check_head("read", layer, head);
     const index_t n = count ? *count : std::max<index_t>(0, slots(layer, head) - first);
     if (first < 0 || n < 0) raise(Status::out_of_range, "read: out_of_range: slots begin at 0");
-    const index_t dim = cache_->shape().head_dim, value_dim = cache_->shape().values();
+    const index_t dim = shape_.head_dim, value_dim = shape_.values();
     Floats keys({n, dim}), values({n, value_dim});
     float *to_keys = keys.mutable_data(), *to_values = values.mutable_data();
     alone("read", [&](Context<Cpu>&) {
@@ -207,8 +211,8 @@ class PyCache {
     d["bytes"] = r.bytes(), d["ratio"] = r.ratio();
     return d;
   }
-  py::dict capabilities() const {
-    const Capabilities k = cache_->capabilities();
+  py::dict capabilities() {
+    const Capabilities k = locked([&] { return cache_->capabilities(); });
     py::dict d;
     d["changes_length"] = k.changes_length, d["probes"] = k.probes, d["raw_keys"] = k.raw_keys, d["rotated_input"] = k.rotated_input;
     d["lossy_slots"] = k.lossy_slots, d["reads_part"] = k.reads_part, d["joins_tokens"] = k.joins_tokens;
@@ -225,6 +229,11 @@ class PyCache {
     std::vector<PyCache*> in_order(caches);
     std::sort(in_order.begin(), in_order.end());
     if (std::adjacent_find(in_order.begin(), in_order.end()) != in_order.end()) raise(Status::invalid_argument, "reorder: a cache is there twice");
+    const auto same = [](const CacheShape& a, const CacheShape& b) {
+      return a.layers == b.layers && a.q_heads == b.q_heads && a.kv_heads == b.kv_heads && a.head_dim == b.head_dim && a.values() == b.values();
+    };
+    for (const PyCache* c : caches)
+      if (!same(c->shape_, caches[0]->shape_)) raise(Status::incompatible, "reorder: caches of different shapes");
     for (const index_t i : map)
       if (i < 0 || i >= static_cast<index_t>(caches.size())) raise(Status::out_of_range, "reorder: there is no cache " + std::to_string(i));
     Status s = Status::ok;
@@ -247,20 +256,20 @@ class PyCache {
 
  private:
   void check_layer(const char* call, index_t layer) const {
-    if (layer < 0 || layer >= cache_->shape().layers) raise(Status::out_of_range, std::string(call) + ": there is no layer " + std::to_string(layer));
+    if (layer < 0 || layer >= shape_.layers) raise(Status::out_of_range, std::string(call) + ": there is no layer " + std::to_string(layer));
   }
   void check_head(const char* call, index_t layer, index_t head) const {
     check_layer(call, layer);
-    if (head < 0 || head >= cache_->shape().kv_heads) raise(Status::out_of_range, std::string(call) + ": there is no KV head " + std::to_string(head));
+    if (head < 0 || head >= shape_.kv_heads) raise(Status::out_of_range, std::string(call) + ": there is no KV head " + std::to_string(head));
   }
-  Floats outputs(const Rows& queries) const { return Floats({queries.extent(0), queries.extent(1), cache_->shape().values()}); }
+  Floats outputs(const Rows& queries) const { return Floats({queries.extent(0), queries.extent(1), shape_.values()}); }
   static TensorView<float, 3> view_of(Floats& out) { return dense_view(out.mutable_data(), out.shape(0), out.shape(1), out.shape(2)); }
 
   /// The first input that is not there, but for those that forward makes.
   const char* missing_beside_attention(const StepInputs& in, index_t tokens) const {
     const kvcondense::Inputs needs = cache_->capabilities().needs;
     for (const Input i : all_inputs)
-      if (i != Input::attention && i != Input::queries && needs.has(i) && check_input(in, i, cache_->shape(), tokens) == Status::missing_input)
+      if (i != Input::attention && i != Input::queries && needs.has(i) && check_input(in, i, shape_, tokens) == Status::missing_input)
         return to_string(i);
     return nullptr;
   }
@@ -273,9 +282,9 @@ class PyCache {
       py::gil_scoped_release others;
       const std::lock_guard<std::mutex> mine(lock_);
       index_t most = 0, pending = 0;
-      for (index_t l = 0; l < cache_->shape().layers; ++l) {
+      for (index_t l = 0; l < shape_.layers; ++l) {
         pending = std::max(pending, cache_->pending(l));
-        for (index_t h = 0; h < cache_->shape().kv_heads; ++h) most = std::max(most, cache_->slots(l, h));
+        for (index_t h = 0; h < shape_.kv_heads; ++h) most = std::max(most, cache_->slots(l, h));
       }
       const index_t room = (most + tokens + 255) / 256 * 256;  // so that a growing cache asks rarely
       s = scratch_.reserve(cache_->workspace_bytes(room, std::max<index_t>(1, std::max(tokens, pending))));
@@ -285,6 +294,7 @@ class PyCache {
     require(s, name, detail == nullptr ? nullptr : *detail);
   }
 
+  CacheShape shape_;  ///< never changes, so nobody need wait to read it
   std::shared_ptr<Facts> facts_;  ///< outlives the cache: arrays are borrowed
   std::optional<any::AnyCache> cache_;
   Workspace scratch_;
@@ -352,9 +362,9 @@ void bind_cache(py::module_& m) {
            }, "layer"_a, "phase"_a = "automatic", "Whether the coming step reads attention; ask between append and attend.")
       .def("report", &PyCache::report, "What the cache holds and did.")
       .def("capabilities", &PyCache::capabilities, "What the recipe does and needs, known before anything runs.")
-      .def_property_readonly("text", [](const PyCache& c) { return std::string(c.cache().text()); }, "The recipe in its canonical form.")
-      .def_property_readonly("shape", [](const PyCache& c) { return c.cache().shape(); })
-      .def("__repr__", [](const PyCache& c) { return "<kvcondense.Cache '" + std::string(c.cache().text()) + "'>"; });
+      .def_property_readonly("text", &PyCache::text, "The recipe in its canonical form.")
+      .def_property_readonly("shape", &PyCache::shape)
+      .def("__repr__", [](PyCache& c) { return "<kvcondense.Cache '" + c.text() + "'>"; });
 
   m.def("reorder", &PyCache::reorder, "caches"_a, "map"_a, "Beams change places: caches[i] becomes what caches[map[i]] was; pages are shared.");
 }

@@ -23,6 +23,11 @@ any::ParsedRecipe parsed(const std::string& recipe, const any::ModelFacts& facts
   return *r;
 }
 
+/// What a stage says of its fields and of arrays of this shape.
+void fits(Status s, const char* call, const char* word) {
+  if (s != Status::ok) raise(s, std::string(call) + ": " + word + ": " + to_string(s) + ": its fields do not fit together, or not to these arrays");
+}
+
 CacheShape shape_of(const Rows& keys, const Rows& values, index_t q_heads, index_t layers, float softmax_scale) {
   const CacheShape s{.layers = layers, .q_heads = q_heads, .kv_heads = keys.extent(0), .head_dim = keys.extent(2), .value_dim = values.extent(2),
                      .dtype = keys.is_half() ? DType::f16 : DType::f32, .softmax_scale = softmax_scale};
@@ -150,7 +155,7 @@ Choice choose(const std::string& recipe, const py::object& k, const py::object& 
   const CacheShape shape = shape_of(keys, values, !q.is_none() ? queries.extent(0) : q_heads > 0 ? q_heads : keys.extent(0), layers, softmax_scale);
   if (layer < 0 || layer >= layers) raise(Status::out_of_range, "choose: there is no layer " + std::to_string(layer));
   const any::ParsedRecipe r = parsed(recipe, facts.facts);
-  require(r.stages.evict.validate(shape), "choose");
+  fits(r.stages.evict.validate(shape), "choose", r.stages.evict.word());
 
   const index_t heads = shape.kv_heads, n = keys.extent(1);
   Choice c;
@@ -195,7 +200,7 @@ Coded encode(const std::string& recipe, const py::object& array, const std::stri
     raise(Status::shape_mismatch, "encode: saliency is [heads, tokens]");
   const any::ParsedRecipe r = parsed(recipe, facts.facts);
   const auto stage = storage_of(r.stages);
-  require(stage.validate(shape), "encode");
+  fits(stage.validate(shape), "encode", r.stages.quant.word());
 
   Coded c;
   c.decoded = py::array_t<float>({heads, n, dim});
