@@ -101,12 +101,12 @@ class Taker {
   void operator()(prim::RopeConfig& rope) {
     if (name_ != "rope") return;
     found = true;
-    for (const auto& item : py::cast<py::dict>(value_)) {
-      const auto field = py::cast<std::string>(item.first);
+    for (const auto& item : cast<py::dict>(value_, "rope")) {
+      const auto field = cast<std::string>(item.first, "a name");
       const py::handle value = item.second;
       bool known = false;
       const auto number = [&](const char* name, auto& member) {
-        if (field == name) member = py::cast<std::remove_reference_t<decltype(member)>>(value), known = true;
+        if (field == name) member = cast<std::remove_reference_t<decltype(member)>>(value, field), known = true;
       };
       const auto table = [&](const char* name, std::span<const float>& member) {
         if (field != name) return;
@@ -122,11 +122,11 @@ class Taker {
       table("table", rope.table), table("long_table", rope.long_table);
       using prim::RopePairing, prim::RopeScaling;
       if (field == "pairing")
-        known = true, rope.pairing = one_of<RopePairing>(py::cast<std::string>(value), "pairing",
+        known = true, rope.pairing = one_of<RopePairing>(cast<std::string>(value, field), "pairing",
                                                          {{"half_split", RopePairing::half_split}, {"interleaved", RopePairing::interleaved}});
       if (field == "scaling")
         known = true, rope.scaling = one_of<RopeScaling>(
-                          py::cast<std::string>(value), "scaling",
+                          cast<std::string>(value, field), "scaling",
                           {{"none", RopeScaling::none}, {"linear", RopeScaling::linear}, {"dynamic_ntk", RopeScaling::dynamic_ntk},
                            {"llama3", RopeScaling::llama3}, {"yarn", RopeScaling::yarn}, {"longrope", RopeScaling::longrope}, {"table", RopeScaling::table}});
       if (!known) bad("rope has no field '" + field + "'");
@@ -190,7 +190,7 @@ void agree(Rows& a, Rows& b) {
 
 Facts::Facts(const py::dict& model) {
   for (const auto& item : model) {
-    const auto name = py::cast<std::string>(item.first);
+    const auto name = cast<std::string>(item.first, "a name");
     Taker take(*this, name, item.second);
     take(facts.rope);
     take("gates", facts.gates), take("induction", facts.induction), take("echo", facts.echo), take("shares", facts.shares);
@@ -210,7 +210,7 @@ Facts::Facts(const py::dict& model) {
 Given::Given(const py::kwargs& named) {
   rows.reserve(4);
   for (const auto& item : named) {
-    const auto name = py::cast<std::string>(item.first);
+    const auto name = cast<std::string>(item.first, "a name");
     const py::handle value = item.second;
     if (value.is_none()) continue;
     bool known = false;
@@ -249,9 +249,9 @@ Given::Given(const py::kwargs& named) {
       hold(a);
       in.classes = {reinterpret_cast<const TokenClass*>(a.data()), static_cast<std::size_t>(a.size())};
     } else if (name == "incoming") {
-      in.incoming = py::cast<index_t>(value), known = true;
+      in.incoming = cast<index_t>(value, name), known = true;
     } else if (name == "probe") {
-      std::tie(in.probe_first, in.probe_last) = py::cast<std::pair<index_t, index_t>>(value), known = true;
+      std::tie(in.probe_first, in.probe_last) = cast<std::pair<index_t, index_t>>(value, name), known = true;
     }
     if (!known) bad("no input of a step is called '" + name + "'");
   }
@@ -264,8 +264,13 @@ Phase phase_of(std::string_view name) {
 DType dtype_of(std::string_view name) {
   return one_of<DType>(name, "dtype", {{"f32", DType::f32}, {"f16", DType::f16}, {"bf16", DType::bf16}});
 }
-std::span<const index_t> positions_of(const Integers& positions) {
-  return {positions.data(), static_cast<std::size_t>(positions.size())};
+Positions::Positions(const py::object& given) {
+  if (given.is_none()) return;
+  const auto a = py::array::ensure(given);
+  if (!a) PyErr_Clear();
+  if (!a || a.ndim() != 1 || (a.dtype().kind() != 'i' && a.dtype().kind() != 'u')) bad("positions are whole numbers, one per token");
+  owner_ = Integers::ensure(a);
+  numbers_ = {owner_.data(), static_cast<std::size_t>(owner_.size())};
 }
 
 }  // namespace kvcondense::python

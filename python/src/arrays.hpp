@@ -84,9 +84,28 @@ struct Given {
   explicit Given(const py::kwargs& named);
 };
 
+/// As pybind11's cast, but another type is a TypeError that says which argument it was.
+template <class T>
+T cast(const py::handle& value, const std::string& name) {
+  try {
+    return py::cast<T>(value);
+  } catch (const py::cast_error&) {
+    throw py::type_error(name + " has another type: " + py::cast<std::string>(py::str(py::type::of(value).attr("__name__"))));
+  }
+}
+
 Phase phase_of(std::string_view name);
 DType dtype_of(std::string_view name);
-std::span<const index_t> positions_of(const Integers& positions);
+/// Positions of tokens, kept alive; none: no numbers. Numbers that are not whole are refused.
+class Positions {
+ public:
+  explicit Positions(const py::object& given);
+  std::span<const index_t> numbers() const { return numbers_; }
+
+ private:
+  Integers owner_;
+  std::span<const index_t> numbers_;
+};
 
 /// A numpy array that owns what it was made from.
 template <class T>

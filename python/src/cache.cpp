@@ -55,13 +55,13 @@ class PyCache {
     return locked([&] { return std::string(cache_->text()); });
   }
 
-  void append(index_t layer, const py::object& k, const py::object& v, const std::optional<Integers>& positions, const py::object& queries) {
+  void append(index_t layer, const py::object& k, const py::object& v, const py::object& positions, const py::object& queries) {
     Rows keys(k, "k"), values(v, "v");
     agree(keys, values);
     const Rows asking = queries.is_none() ? Rows() : Rows(queries, "queries").widened();
-    const std::span<const index_t> at = positions ? positions_of(*positions) : std::span<const index_t>{};
+    const Positions at(positions);
     alone("append", [&](Context<Cpu>& ctx) {
-      return with_rows(keys, values, [&](auto kk, auto vv) { return cache_->append(ctx, layer, kk, vv, at, asking.view<float>()); });
+      return with_rows(keys, values, [&](auto kk, auto vv) { return cache_->append(ctx, layer, kk, vv, at.numbers(), asking.view<float>()); });
     }, keys.extent(1));
   }
 
@@ -106,7 +106,7 @@ class PyCache {
     alone("step", run, 0, &lacks);
   }
 
-  Floats forward(index_t layer, const py::object& q, const py::object& k, const py::object& v, const std::optional<Integers>& positions,
+  Floats forward(index_t layer, const py::object& q, const py::object& k, const py::object& v, const py::object& positions,
                  const std::string& phase, const py::kwargs& given) {
     Given inputs(given);
     const Phase at = phase_of(phase);
@@ -116,11 +116,11 @@ class PyCache {
     check_layer("forward", layer);
     Floats out = outputs(queries);
     const TensorView<float, 3> to = view_of(out);
-    const std::span<const index_t> where = positions ? positions_of(*positions) : std::span<const index_t>{};
+    const Positions where(positions);
     const char* lacks = nullptr;
     const auto run = [&](Context<Cpu>& ctx) {
       const Status s = with_rows(keys, values, [&](auto kk, auto vv) {
-        return cache_->forward(ctx, layer, queries.view<float>(), kk, vv, to, where, at, inputs.in);
+        return cache_->forward(ctx, layer, queries.view<float>(), kk, vv, to, where.numbers(), at, inputs.in);
       });
       if (s == Status::missing_input) {
         lacks = missing_beside_attention(inputs.in, keys.extent(1));

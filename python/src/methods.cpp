@@ -284,6 +284,7 @@ py::list words(const std::optional<std::string>& room) {
   py::list all;
   for (const any::Entry* e : any::builtin().entries())
     if (!room || *room == to_string(e->room)) all.append(std::string(e->word));
+  if (all.empty()) raise(Status::invalid_argument, "there is no room '" + *room + "'");
   return all;
 }
 

@@ -253,8 +253,12 @@ class TheCache(unittest.TestCase):
         self.assertEqual((cache.length(), cache.pending()), (100, 0))
         for now, was in zip([cache.attend(0, self.q[:, -1:]), *cache.read(0, 0)], before):
             np.testing.assert_array_equal(now, was)
-        with self.assertRaises(TypeError):
-            kvc.Cache(shape(), 3)
+        self.refused("invalid_argument", cache.append, 0, self.k[:, :1], self.v[:, :1], positions=[1.5])
+        for wrong in (lambda: kvc.Cache(shape(), 3), lambda: cache.step(0, incoming="a"), lambda: cache.step(0, probe=3),
+                      lambda: kvc.Cache(shape(), "reindex", {"rope": 3}), lambda: kvc.Cache(shape(), "reindex", {"rope": {"base": "a"}}),
+                      lambda: kvc.Cache(shape(), "reindex", {3: 3})):
+            with self.assertRaises(TypeError):
+                wrong()
 
     def test_nothing_and_one(self):
         cache = kvc.Cache(shape())
@@ -488,6 +492,7 @@ class Words(unittest.TestCase):
             self.assertIn("needs: ", text)
         self.assertEqual(set(kvc.words("budget")) & set(kvc.words("evict")), set())
         self.assertIn("ada", kvc.words("budget"))
+        self.assertRaises(kvc.Error, kvc.words, "cellar")
         self.assertIn("beside a cache", kvc.help("prefix_index"))
         self.assertRaises(kvc.Error, kvc.help, "nothing")
 
