@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Compares scores and kept tokens with kvpress, for every method that both have.
 
-    pip install . kvpress scipy
+    pip install . kvpress
     python bench/peers/compare_kvpress.py --out docs/results/kvpress.md
 
 Both get the same queries, keys and values: those of the shipped model over the first tokens of its held-out text
@@ -437,7 +437,7 @@ The same queries, keys and values in both, and what each makes of them: scores, 
 {tokens} random tokens, {random}. Both computed in float32 on the CPU.
 
 ```
-pip install . kvpress scipy
+pip install . kvpress
 python bench/peers/compare_kvpress.py --tokens {tokens} --out docs/results/kvpress.md
 ```
 
