@@ -59,10 +59,10 @@ CARD_LINES = ("Idea", "Source", "Needs", "Shapes", "Cost", "Numbers", "Errors")
 
 MAX_LINES = 400
 
-TEXT_PLACES = ("include", "src", "tests", "bench", "examples", "cmake", "docs", ".ci")
-TEXT_FILES = ("CMakeLists.txt", "README.md", "CMakePresets.json", "NOTICE", ".clang-format",
+TEXT_PLACES = ("include", "src", "tests", "bench", "examples", "cmake", "docs", "python", ".ci")
+TEXT_FILES = ("CMakeLists.txt", "README.md", "CMakePresets.json", "pyproject.toml", "NOTICE", ".clang-format",
               ".clang-tidy", ".gitignore")
-TEXT_ENDINGS = (".hpp", ".h", ".inl", ".cuh", ".cpp", ".c", ".cu", ".py", ".cmake", ".txt", ".md", ".sh", ".in", "run")
+TEXT_ENDINGS = (".hpp", ".h", ".inl", ".cuh", ".cpp", ".c", ".cu", ".py", ".pyi", ".cmake", ".txt", ".md", ".sh", ".in", "run")
 # Data, not our words: may hold any bytes.
 DATA_PLACES = ("examples/models", "tests/oracles")
 
