@@ -60,7 +60,7 @@ TEST_CASE("pqcache: budget and bytes of the worked case", "[retrieve][pqcache]")
   const auto p = retrieve::PqCache{}.pipeline();
   REQUIRE(p.keep.of(view, 0).prefix == oracle["budget_example"]["sink"].get<index_t>());
   REQUIRE(p.keep.of(view, 0).suffix == oracle["budget_example"]["recent"].get<index_t>());
-  REQUIRE(p.select.units(view, 0) == oracle["budget_example"]["topk"].get<index_t>());
+  REQUIRE(p.select.budget(view, 0) == oracle["budget_example"]["topk"].get<index_t>());
   REQUIRE(p.summary.plane_bytes(CacheShape{}, 0) == 2);  // 12 bits in two bytes
 }
 

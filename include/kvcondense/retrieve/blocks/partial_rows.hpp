@@ -107,6 +107,10 @@ struct WithinAlpha {
   double share = 0.2;
 
   template <Backend B>
+  constexpr index_t budget(const ReadView<B>& view, index_t head) const {
+    return static_cast<index_t>(share * static_cast<double>(view.slots[head]) + 1e-9);
+  }
+  template <Backend B>
   constexpr bool takes_all(const ReadView<B>&, index_t, index_t) const {
     return false;
   }
@@ -128,7 +132,7 @@ struct WithinAlpha {
     index_t sum = 0;
     for (index_t r = 0; r < scores.heads; ++r) sum += total[r];
     for (index_t r = 0; r < scores.heads; ++r)
-      total[r] = std::min(sum / scores.heads, static_cast<index_t>(share * static_cast<double>(view.slots[r * view.heads() / scores.heads]) + 1e-9));
+      total[r] = std::min(sum / scores.heads, budget(view, r * view.heads() / scores.heads));
     return prim::TopK<B>::run(ctx, scores, nullptr, total, lists.units, lists.count);
   }
 };
