@@ -5,6 +5,7 @@
 #include <thread>
 
 #include <kvcondense/cache/snapshot.hpp>
+#include <kvcondense/retrieve/blocks/step_reads.hpp>
 #include <retrieve/methods.hpp>
 #include <retrieve/rig.hpp>
 #include <support/naive_cache.hpp>
@@ -26,6 +27,11 @@ struct Feeder {
     rig.ctx = Context<Cpu>(rig.work.bytes(), threads);
   }
   auto& cache() { return rig.cache; }
+  std::vector<float> more_queries(index_t n) {
+    std::vector<float> q(static_cast<std::size_t>(shape.q_heads * n * shape.head_dim));
+    for (float& x : q) x = std::normal_distribution<float>(0.0f, 2.0f)(random);
+    return q;
+  }
   std::vector<float> forward(index_t n) {
     std::vector<float> all;
     for (index_t l = 0; l < shape.layers; ++l) {
@@ -240,6 +246,49 @@ TEST_CASE("retrieval: ties go to the unit in front, and a query of NaN reads as 
   REQUIRE(rig.attend({1.0f, 1.0f}).slots[0] == std::vector<int>{0, 1, 2, 3, 4, 5, 6, 7, 20, 21, 22, 23});
   const float nan = std::numeric_limits<float>::quiet_NaN();
   REQUIRE(rig.attend({nan, 1.0f}).slots[0].size() == 12);
+}
+
+TEST_CASE("retrieval: slots that are read ascend, lie in the cache and within what the method's blocks say", "[retrieve][pipeline][step_reads]") {
+  test::for_retrieval_methods([](const auto& method) {
+    CAPTURE(std::remove_cvref_t<decltype(method)>::about.word);
+    CacheShape shape = small;
+    shape.layers = 1;
+    Feeder f(shape, recipe(method));
+    for (const index_t n : {90, 1, 1, 1, 1, 1}) {
+      f.forward(n);
+      const index_t slots = f.cache().slots(0, 0);
+      const auto q = f.more_queries(1);
+      std::vector<float> out(6 * 16);
+      std::vector<SlotRun> runs(6 * static_cast<std::size_t>(slots + 1));
+      index_t count[6];
+      ReadCounts reads;
+      REQUIRE(f.cache().attend(f.rig.ctx, 0, dense_view(q.data(), 6, 1, 16), dense_view(out.data(), 6, 1, 16),
+                               {.reads = &reads, .runs = {runs.data(), slots + 1, count}}) == Status::ok);
+      double listed = 0;
+      for (index_t h = 0; h < 6; ++h) {
+        index_t last = -1;
+        for (index_t i = 0; i < count[h]; ++i) {
+          const SlotRun run = runs[static_cast<std::size_t>(h * (slots + 1) + i)];
+          REQUIRE(run.first > last);  // and no slot twice
+          REQUIRE(run.last > run.first);
+          listed += static_cast<double>(run.size());
+          last = run.last;
+        }
+        REQUIRE(last <= slots);
+      }
+      const auto p = method.pipeline();
+      const auto most = retrieve::step_reads(method, shape, slots, {.prompt = 90});
+      const auto touched = static_cast<double>(reads.slots_touched);
+      REQUIRE(touched <= most.slots_most);
+      CacheShape alone = shape;
+      alone.q_heads = alone.kv_heads;
+      REQUIRE(listed <= 3 * retrieve::step_reads(method, alone, slots, {.prompt = 90}).slots_most);  // none of three query heads is beyond its budget
+      if constexpr (requires { p.select.budget(retrieve::ReadView<Cpu>{}, index_t{}); }) REQUIRE(touched >= most.slots_least);
+      if (p.holds()) continue;  // what is scored is scored in other steps
+      if constexpr (requires { p.summary.walks(); }) REQUIRE(static_cast<double>(reads.index_bytes) <= most.index_bytes);
+      else REQUIRE(static_cast<double>(reads.index_bytes) == most.index_bytes);
+    }
+  });
 }
 
 TEST_CASE("retrieval: scratch is exactly as large as it says", "[retrieve][pipeline]") {

@@ -44,15 +44,16 @@ StepReads step_reads(const Policy& policy, const CacheShape& shape, index_t slot
     view.slots = view.known = each.data(), view.prompt = prompt.data();
     if (p.reads_all(guess.layer) || p.takes_all(view)) return all;
 
-    // Units that compete may end behind the last slot.
+    // Units that compete may end behind the last slot: who chooses the last one reads less.
     const UnitRange among = p.candidates(view, 0);
     const index_t size = p.partition.size(), units = among.size();
     const index_t compete = std::clamp<index_t>(slots - p.unit_begin(among.first), 0, units * size);
-    double read = guess.chosen * static_cast<double>(compete);
+    double read = guess.chosen * static_cast<double>(compete), short_of = 0.0;
     if constexpr (requires { p.select.budget(view, index_t{}); }) {
       index_t unread = 0;
       if constexpr (requires { p.partition.unread(); }) unread = p.partition.unread();
       read = static_cast<double>(std::min(compete, std::min(units, p.select.budget(view, 0)) * (size - unread)));
+      if (read < static_cast<double>(compete)) short_of = std::min(read, static_cast<double>(units * size - compete));
       if constexpr (requires { p.select.room(index_t{}); }) read = std::min(read, static_cast<double>(p.select.room(0)));
     }
     bool united = false;
@@ -65,7 +66,7 @@ StepReads step_reads(const Policy& policy, const CacheShape& shape, index_t slot
       scored = static_cast<index_t>(guess.visited * static_cast<double>(scored * p.query.rows(shape.group())));
     StepReads reads;
     reads.index_bytes = heads * p.schedule.choosing() * static_cast<double>(p.summary.read_bytes(shape, scored));
-    reads.slots_least = heads * (kept + read);
+    reads.slots_least = heads * (kept + read - short_of);
     reads.slots_most = heads * (kept + std::min(static_cast<double>(compete), rows * read));
     return reads;
   }
