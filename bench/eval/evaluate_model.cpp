@@ -42,7 +42,7 @@ ModelTask load_task(const Options& o, Setting& setting) {
   task.shape = engine::cache_shape(c);
   task.context = o.context;
   task.rope = engine::library_rope(c.rope, o.context);
-  task.feeding = {.prefill = o.prefill == 0 ? o.context / 2 : o.prefill, .chunk = o.chunk};
+  task.feeding = {.prefill = o.prefill == 0 ? o.context / 2 : o.prefill, .chunk = o.chunk, .last = o.last_pass};
 
   const std::string text = o.ids.empty() ? beside_model(o.text, o.model, "heldout.txt") : "";
   if (text.empty() && o.ids.empty())
@@ -156,7 +156,7 @@ RecallSums run_document(const ModelTask& task, const RecipeSpec& recipe, const D
   run_text(
       task.model, session.decoder_options(), std::ref(session),
       std::span(document.tokens).first(static_cast<std::size_t>(last)),
-      {.prefill = half, .chunk = task.feeding.chunk},
+      {.prefill = half, .chunk = task.feeding.chunk, .last = task.feeding.last},
       [&](engine::Decoder& d) { condense_context(session, std::span(document.tokens).first(static_cast<std::size_t>(half)), task.feeding.chunk, d); },
       [&](index_t at, std::span<const float> logits) {
         const auto here = static_cast<std::size_t>(at);

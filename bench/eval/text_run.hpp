@@ -1,8 +1,10 @@
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <functional>
 #include <span>
+#include <vector>
 
 #include <engine/decoder.hpp>
 #include <eval/jobs.hpp>
@@ -14,6 +16,19 @@ namespace eval {
 struct Feeding {
   index_t prefill = 0;   ///< tokens before the first single one
   index_t chunk = 1024;  ///< most tokens of one prefill pass
+  index_t last = 0;      ///< of the prefill, that come in passes behind it: a question behind a document
+
+  /// Where the passes of a prefill end: equal ones, as engine::Decoder::prefill makes them, then those of the last tokens.
+  std::vector<index_t> ends() const {
+    std::vector<index_t> all;
+    const auto cut = [&](index_t first, index_t count) {
+      const index_t pieces = (count + chunk - 1) / chunk;
+      for (index_t i = 1; i <= pieces; ++i) all.push_back(first + count * i / pieces);
+    };
+    const index_t tail = std::min(last, prefill);
+    cut(0, prefill - tail), cut(prefill - tail, tail);
+    return all;
+  }
 };
 
 /// Sees the logits after token `at` was fed, for the tokens that were fed singly.

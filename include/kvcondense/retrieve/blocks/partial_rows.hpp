@@ -39,12 +39,16 @@ struct PartialRows {
     const CacheShape& shape = *rows.shape;
     double weight[max_head_dim] = {};
     float q[max_head_dim];
-    for (index_t g = 0; g < shape.group(); ++g)
+    for (index_t g = 0; g < shape.group(); ++g) {
+      double own[max_head_dim] = {}, sum = 0.0;
       for (index_t t = 0; t < queries.size(); ++t) {
         queries.read(rows.at.head * shape.group() + g, t, q);
         for (index_t c = 0; c < basis.columns; ++c)
-          weight[c] += std::fabs(static_cast<double>(coordinate(shape, rows.at, q, c)));
+          own[c] += std::fabs(static_cast<double>(coordinate(shape, rows.at, q, c)));
       }
+      for (index_t c = 0; c < basis.columns; ++c) sum += own[c];
+      for (index_t c = 0; c < basis.columns && sum > 0.0; ++c) weight[c] += own[c] / sum;  // heads of long queries weigh no more
+    }
     state.found.shrink(0);
     for (index_t i = 0; i < taken(shape); ++i) {
       const index_t best = std::max_element(weight, weight + basis.columns) - weight;
