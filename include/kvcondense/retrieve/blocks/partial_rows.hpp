@@ -14,7 +14,7 @@
 namespace kvcondense::retrieve {
 
 /// Summary: some coordinates of every key in an orthogonal basis per layer and KV head, in the cache's dtype. Which ones: the
-/// first `columns`, or, with `choose`, those with the largest sum of magnitudes over the queries of the first prompt.
+/// first `columns`, or, with `choose`, those with the largest sum of magnitudes over the queries of the first prompt, every query head weighing alike.
 struct PartialRows {
   LayerMatrices basis{};  ///< [kv_heads * head_dim, columns or more]: row a of a head holds channel a in every direction
   index_t columns = 32;

@@ -12,16 +12,17 @@ using namespace kvcondense;
 
 namespace {
 
+/// A cache of a recipe's text.
 struct Planted {
   CacheShape shape;
   any::AnyCache cache;
   Workspace work{};
 
-  Planted(const std::string& text, const CacheShape& s, index_t slots) : shape(s), cache(made(text, s)) {
+  Planted(const std::string& text, const CacheShape& s, index_t slots, const any::ModelFacts& facts = {}) : shape(s), cache(made(text, s, facts)) {
     REQUIRE(work.reserve(cache.workspace_bytes(slots + 1, slots)) == Status::ok);
   }
-  static any::AnyCache made(const std::string& text, const CacheShape& s) {
-    const any::ParseResult recipe = any::parse(text);
+  static any::AnyCache made(const std::string& text, const CacheShape& s, const any::ModelFacts& facts) {
+    const any::ParseResult recipe = any::parse(text, facts);
     INFO(text);
     REQUIRE(recipe);
     auto cache = any::make(*recipe, s, any::on<Cpu>);
@@ -55,7 +56,7 @@ std::pair<double, double> share_of_needle(index_t n, double s, double sigma, uns
 
 }  // namespace
 
-TEST_CASE("planted needle: attention gives it what the worked numbers say", "[retrieve][planted]") {
+TEST_CASE("planted needle: attention gives it what the worked numbers say", "[retrieve][by_text]") {
   const auto o = test::load_oracle("retrieval_reuse_storage.json", "planted_needle");
   for (const char* list : {"zero_noise", "logit_needed"})
     for (const auto& row : o[list]) {
@@ -72,7 +73,7 @@ TEST_CASE("planted needle: attention gives it what the worked numbers say", "[re
   REQUIRE(sum == Approx(noisy["expected_sum"].get<double>()).epsilon(0.04));  // an expectation
 }
 
-TEST_CASE("planted needle: a stage that reads a tenth finds it at every depth", "[retrieve][planted]") {
+TEST_CASE("planted needle: a stage that reads a tenth finds it at every depth", "[retrieve][by_text]") {
   const auto o = test::load_oracle("retrieval_reuse_storage.json", "ruler");
   const auto depths = o["depths40"].get<std::vector<index_t>>();
   const auto place = [](index_t slots, index_t depth) { return std::min(slots - 1, slots * depth / 100); };
@@ -146,4 +147,49 @@ TEST_CASE("planted needle: a stage that reads a tenth finds it at every depth", 
   for (const index_t depth : depths)
     for (index_t s = 0; s < 100; ++s) there += window.cache.token(0, 0, s) == place(n, depth);
   REQUIRE(there < 8);
+}
+
+TEST_CASE("retrieval: with room for every slot methods with arrays of a model are full attention too", "[retrieve][by_text]") {
+  constexpr index_t n = 150, dim = 16;
+  const CacheShape shape{.q_heads = 4, .kv_heads = 2, .head_dim = dim, .dtype = DType::f32};
+  std::mt19937 random(9);
+  const auto numbers = [&](index_t count) {
+    std::vector<float> x(static_cast<std::size_t>(count));
+    for (float& e : x) e = std::normal_distribution<float>()(random);
+    return x;
+  };
+  const auto axes = numbers(2 * dim * dim), codes = numbers(2 * 7 * dim), planes = numbers(400 * dim);
+  const float *axes_rows = axes.data(), *code_rows = codes.data();
+  any::ModelFacts facts;
+  facts.key_axes = facts.query_axes = {&axes_rows, 1, 2 * dim, dim};
+  facts.key_codes = {&code_rows, 1, 2 * 7, dim};
+  facts.hash_planes = {planes.data(), 400, 1, dim};
+  const auto k = numbers(2 * n * dim), v = numbers(2 * n * dim), prompt = numbers(4 * n * dim), q = numbers(4 * dim);
+  const auto run = [&](const std::string& text) {
+    Planted p(text, shape, n, facts);
+    p.prompt(k, v, prompt, n);
+    Context<Cpu> ctx(p.work.bytes());
+    std::vector<float> out(static_cast<std::size_t>(4 * dim));
+    REQUIRE(p.cache.attend(ctx, 0, dense_view(q.data(), 4, 1, dim), dense_view(out.data(), 4, 1, dim)) == Status::ok);
+    return out;
+  };
+  const struct {
+    const char *text, *full;
+    double apart;
+  } cases[] = {{"loki(columns=3, share=100%)", "keep_all", 0},
+               {"infinigen(part=25%, alpha=1000000, share=100%, dense_layers=0)", "keep_all", 2e-6},
+               {"a2ats(share=100%) + rerotate", "rerotate", 2e-6},
+               {"rekv(frame=8, frames=1000, init=4) + rerotate", "rerotate", 2e-6},
+               {"infllm(block=8, blocks=1000, init=4, local=200) + rerotate", "rerotate", 2e-6},
+               {"squeezed(threshold=1e-30, observe=10)", "keep_all", 2e-6},
+               // Each slot meets the query in two of 400 tables of one plane, and weighs log(1 + 1e-4) less than those that are kept.
+               {"magicpig(sinks=4, local=20, dense_every=0)", "keep_all", 3e-4}};
+  for (const auto& c : cases) {
+    CAPTURE(c.text);
+    const auto got = run(c.text), want = run(c.full);
+    for (std::size_t i = 0; i < got.size(); ++i) REQUIRE(got[i] == Approx(want[i]).margin(c.apart));
+    if (c.apart == 0) REQUIRE(got == want);
+  }
+  // Half of it is not.
+  REQUIRE(run("loki(columns=3, share=50%)") != run("keep_all"));
 }
