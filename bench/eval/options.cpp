@@ -121,7 +121,7 @@ void add_main(CLI::App& app, Options& o) {
   add_count(app, "--context", o.context, 2, most_tokens, "Tokens of one window");
   add_count(app, "--prefill", o.prefill, 0, most_tokens, "Tokens fed at once; 0: half of them");
   add_count(app, "--chunk", o.chunk, 1, most_tokens, "Most tokens of one prefill pass");
-  add_count(app, "--last-pass", o.last_pass, 0, most_tokens, "Tokens at the end of a prefill that come in a pass of their own, like a question");
+  add_count(app, "--last-pass", o.last_pass, 0, most_tokens, "Tokens at the end of a prefill that are a question behind it, a pass of their own");
   add_count(app, "--windows", o.windows, 1, 100000, "Windows of the text");
   add_count(app, "--documents", o.documents, 0, 100000,
             "Recall documents, the longest that fit; 0: none");

@@ -97,7 +97,7 @@ Outputs Replay::run(const Feeding& feeding, const Tick& tick, ReadSums* reads, c
   for (index_t layer = 0; layer < r.shape.layers; ++layer) {
     for (index_t at = 0; const index_t end : feeding.ends()) {
       scratch_.resize(row_size(r) * static_cast<std::size_t>(end - at));
-      feed(layer, at, end - at, at, end == prefill ? Phase::prefill_end : Phase::prefill_chunk,
+      feed(layer, at, end - at, at, feeding.phase(end),
            scratch_.data());
       tick(share * static_cast<double>(end - at));
       at = end;

@@ -21,12 +21,11 @@ void run_text(const engine::Model& model, engine::DecoderOptions options,
   };
   for (std::size_t at = 0; const index_t end : feeding.ends()) {
     const auto next = static_cast<std::size_t>(end);
-    const auto phase = next == first ? kvcondense::Phase::prefill_end : kvcondense::Phase::prefill_chunk;
-    require(decoder.forward(tokens.subspan(at, next - at), static_cast<index_t>(at), counted, engine::Logits::last, phase).status(),
+    require(decoder.forward(tokens.subspan(at, next - at), static_cast<index_t>(at), counted, engine::Logits::last, feeding.phase(end)).status(),
             "the model refused the prefill");
+    if (end == feeding.prompt() && after_prefill != nullptr) after_prefill(decoder);
     at = next;
   }
-  if (after_prefill != nullptr) after_prefill(decoder);
   for (std::size_t at = first; at < tokens.size(); ++at) {
     const auto logits = decoder.forward(tokens.subspan(at, 1), static_cast<index_t>(at), counted,
                                         engine::Logits::last, kvcondense::Phase::decode);

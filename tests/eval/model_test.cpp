@@ -323,6 +323,10 @@ TEST_CASE("model: the last tokens of a prefill may be a pass of their own, by wh
   REQUIRE(Feeding{.prefill = 96, .chunk = 64, .last = 10}.ends() == Ends{43, 86, 96});
   REQUIRE(Feeding{.prefill = 96, .chunk = 8, .last = 12}.ends().back() == 96);
   REQUIRE(Feeding{.prefill = 5, .chunk = 64, .last = 10}.ends() == Ends{5});
+  const Feeding f{.prefill = 96, .chunk = 64, .last = 10};
+  REQUIRE(f.phase(43) == kvcondense::Phase::prefill_chunk);
+  REQUIRE(f.phase(86) == kvcondense::Phase::prefill_end);
+  REQUIRE(f.phase(96) == kvcondense::Phase::decode);
 
   Options o = tiny({"rekv(frame=8, frames=2, init=4, question=16) + rerotate", "sink_window(sinks=4, recent=40)"});
   const Results whole = evaluate(o);
