@@ -160,8 +160,8 @@ TEST_CASE("pie: an edited cache holds what a cache of the edited text holds, whe
     for (index_t l = 0; l < 2; ++l) {
       REQUIRE(after.cache.step(after.ctx, l) == Status::ok);
       REQUIRE(want.cache.step(want.ctx, l) == Status::ok);
-      for (std::size_t h = 0; h < 2; ++h)
-        for (std::size_t plane = 0; plane < 2; ++plane) {
+      for (index_t h = 0; h < 2; ++h)
+        for (index_t plane = 0; plane < 2; ++plane) {
           const auto &got = after.cache.layers()[l].index[h].plane[plane], &same = want.cache.layers()[l].index[h].plane[plane];
           REQUIRE(got.size() == (p.new_tokens() + 3) / 4 * dim * 4);
           REQUIRE(same.size() == got.size());
