@@ -110,7 +110,8 @@ void prepare(Kept& kept, std::size_t recipes) {
 Results evaluate_recording(const Options& o, Kept* kept) {
   Recording recording = read_qkv(o.qkv);
   const Feeding feeding{.prefill = o.prefill == 0 ? recording.tokens / 2 : o.prefill,
-                        .chunk = o.chunk};
+                        .chunk = o.chunk,
+                        .last = o.last_pass};
   if (feeding.prefill >= recording.tokens)
     throw Error("--prefill " + std::to_string(feeding.prefill) + " leaves nothing of the dump's " +
                 std::to_string(recording.tokens) + " tokens");

@@ -42,7 +42,7 @@ ModelTask load_task(const Options& o, Setting& setting) {
   task.shape = engine::cache_shape(c);
   task.context = o.context;
   task.rope = engine::library_rope(c.rope, o.context);
-  task.feeding = {.prefill = o.prefill == 0 ? o.context / 2 : o.prefill, .chunk = o.chunk};
+  task.feeding = {.prefill = o.prefill == 0 ? o.context / 2 : o.prefill, .chunk = o.chunk, .last = o.last_pass};
 
   const std::string text = o.ids.empty() ? beside_model(o.text, o.model, "heldout.txt") : "";
   if (text.empty() && o.ids.empty())
@@ -127,7 +127,7 @@ std::unique_ptr<Session> run_window(const ModelTask& task, const RecipeSpec& rec
   run_text(
       task.model, session->decoder_options(), std::ref(*session),
       tokens.first(static_cast<std::size_t>(task.context)), task.feeding,
-      [&](engine::Decoder& d) { condense_context(*session, tokens.first(static_cast<std::size_t>(task.feeding.prefill)), task.feeding.chunk, d); },
+      [&](engine::Decoder& d) { condense_context(*session, tokens.first(static_cast<std::size_t>(task.feeding.prompt())), task.feeding.chunk, d); },
       [&](index_t at, std::span<const float> logits) {
         sums.add(row(full_logits, at - task.feeding.prefill, task.model.config.vocab), logits,
                  tokens[static_cast<std::size_t>(at) + 1]);
@@ -153,11 +153,12 @@ RecallSums run_document(const ModelTask& task, const RecipeSpec& recipe, const D
     }
   if (last == 0) return sums;
   Session session = make_session(recipe, task.shape);
+  const Feeding feeding{.prefill = half, .chunk = task.feeding.chunk, .last = task.feeding.last};
   run_text(
       task.model, session.decoder_options(), std::ref(session),
       std::span(document.tokens).first(static_cast<std::size_t>(last)),
-      {.prefill = half, .chunk = task.feeding.chunk},
-      [&](engine::Decoder& d) { condense_context(session, std::span(document.tokens).first(static_cast<std::size_t>(half)), task.feeding.chunk, d); },
+      feeding,
+      [&](engine::Decoder& d) { condense_context(session, std::span(document.tokens).first(static_cast<std::size_t>(feeding.prompt())), task.feeding.chunk, d); },
       [&](index_t at, std::span<const float> logits) {
         const auto here = static_cast<std::size_t>(at);
         if (distance[here] > 0)

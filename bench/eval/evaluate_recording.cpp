@@ -49,6 +49,7 @@ void set_common(Setting& s, const Options& o, const CacheShape& shape, const Fee
   s.context = context;
   s.prefill = feeding.prefill;
   s.chunk = feeding.chunk;
+  s.last_pass = feeding.last;
   s.rounds = o.rounds;
   s.seed = o.seed;
   s.heads = o.heads;

@@ -31,6 +31,7 @@ ordered_json to_json(const Setting& s) {
   j["context"] = s.context;
   j["prefill"] = s.prefill;
   j["chunk"] = s.chunk;
+  if (s.last_pass > 0) j["last_pass"] = s.last_pass;
   j["rounds"] = s.rounds;
   if (!s.left_out.empty()) j["left_out"] = s.left_out;
   return j;

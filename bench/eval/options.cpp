@@ -121,6 +121,7 @@ void add_main(CLI::App& app, Options& o) {
   add_count(app, "--context", o.context, 2, most_tokens, "Tokens of one window");
   add_count(app, "--prefill", o.prefill, 0, most_tokens, "Tokens fed at once; 0: half of them");
   add_count(app, "--chunk", o.chunk, 1, most_tokens, "Most tokens of one prefill pass");
+  add_count(app, "--last-pass", o.last_pass, 0, most_tokens, "Tokens at the end of a prefill that are a question behind it, a pass of their own");
   add_count(app, "--windows", o.windows, 1, 100000, "Windows of the text");
   add_count(app, "--documents", o.documents, 0, 100000,
             "Recall documents, the longest that fit; 0: none");
@@ -297,6 +298,7 @@ std::string complaint(const CLI::App& app, const Options& o) {
   if (!odd.empty()) return odd + " does nothing beside --dump-qkv";
   if (o.ask == Ask::stream && app.count("--question") > 0) return "--question belongs to --ask inside or --ask later";
   if (!o.recall.empty() && o.documents == 0) return "--recall and --documents 0 exclude each other";
+  if (o.prefill > 0 && o.last_pass >= o.prefill) return "--last-pass " + std::to_string(o.last_pass) + " must be below --prefill " + std::to_string(o.prefill);
   if (o.qkv.empty() && o.prefill >= o.context)
     return "--prefill " + std::to_string(o.prefill) + " must be below --context " +
            std::to_string(o.context);

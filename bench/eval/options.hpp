@@ -81,6 +81,7 @@ struct Options {
   index_t context = 2048;  ///< tokens of one window
   index_t prefill = 0;     ///< of them fed at once; 0: half
   index_t chunk = 1024;    ///< most tokens of one prefill pass
+  index_t last_pass = 0;   ///< tokens at the end of a prefill that are a question behind it
   index_t windows = 2;
   index_t documents = 8;
   Ask ask = Ask::stream;   ///< when documents ask

@@ -77,21 +77,25 @@ struct RandomStep {
   std::vector<float> rows, mass, surprise, mean, covariance;
   std::vector<kvcondense::TokenClass> classes;
 
+  /// One token asks each query head something else; in a prompt all ask the same, so that rows are as many as tokens.
+  kvcondense::TensorView<const float, 3> queries(const CacheShape& s, index_t tokens) const {
+    return {rows.data(), {s.q_heads, tokens, s.head_dim}, {tokens == 1 ? s.head_dim : 0, s.head_dim, 1}};
+  }
   kvcondense::StepInputs inputs(const any::AnyCache& cache, index_t layer, index_t tokens) {
     const CacheShape& s = cache.shape();
     const auto n = static_cast<std::size_t>(tokens);
-    const auto dim = static_cast<std::size_t>(s.head_dim);
+    const auto dim = static_cast<std::size_t>(s.head_dim), heads = static_cast<std::size_t>(s.q_heads);
     mass.resize(static_cast<std::size_t>(cache.total_slots(layer)));
     for (std::size_t i = 0; i < mass.size(); ++i) mass[i] = kvcondense::random_uniform(3, i);
-    surprise.resize(n), classes.resize(n), mean.assign(dim, 0.0f), covariance.assign(dim * dim, 0.0f);
+    surprise.resize(n), classes.resize(n), mean.assign(heads * dim, 0.0f), covariance.assign(heads * dim * dim, 0.0f);
     for (std::size_t i = 0; i < n; ++i) surprise[i] = kvcondense::random_uniform(4, i);
-    for (std::size_t i = 0; i < dim; ++i) covariance[i * dim + i] = 1.0f;
+    for (std::size_t i = 0; i < heads * dim; ++i) covariance[i * dim + i % dim] = 1.0f;
     kvcondense::StepInputs in;
     in.attention = {cache.ragged(layer, mass.data()), cache.mass_rows(tokens)};
-    const auto view = kvcondense::dense_view(std::as_const(rows).data(), 1, tokens, s.head_dim);
-    in.queries = in.raw_queries = in.raw_keys = in.values = view;
-    in.query_mean = kvcondense::dense_view(std::as_const(mean).data(), 1, s.head_dim);
-    in.query_covariance = kvcondense::dense_view(std::as_const(covariance).data(), 1, s.head_dim, s.head_dim);
+    in.raw_keys = in.values = kvcondense::dense_view(std::as_const(rows).data(), 1, tokens, s.head_dim);
+    in.queries = in.raw_queries = queries(s, tokens);
+    in.query_mean = kvcondense::dense_view(std::as_const(mean).data(), s.q_heads, s.head_dim);
+    in.query_covariance = kvcondense::dense_view(std::as_const(covariance).data(), s.q_heads, s.head_dim, s.head_dim);
     in.surprise = surprise, in.classes = classes;
     return in;
   }
@@ -159,7 +163,7 @@ cost::Device device_of(const std::string& text) {
 }
 
 CacheFactors cache_factors(const std::string& recipe, const cost::Model& model, index_t context) {
-  const CacheShape shape{.layers = model.layers, .q_heads = 1, .kv_heads = 1, .head_dim = model.head_dim};
+  const CacheShape shape{.layers = model.layers, .q_heads = model.q_heads / model.kv_heads, .kv_heads = 1, .head_dim = model.head_dim};
   if (validate(shape) != Status::ok) throw Error("--model-shape: no cache has heads of " + std::to_string(model.head_dim));
   const RecipeSpec spec = read_recipe(recipe, shape, {});
   const auto fail = [&](Status s) {
@@ -175,7 +179,7 @@ CacheFactors cache_factors(const std::string& recipe, const cost::Model& model, 
   if (!made) throw Error("recipe '" + engine::printable(recipe) + "': " + std::string(made.message()));
   any::AnyCache& cache = *made;
   RandomStep step;
-  step.rows.resize(static_cast<std::size_t>(context * shape.head_dim));
+  step.rows.resize(static_cast<std::size_t>(std::max(context, shape.q_heads) * shape.head_dim));
   for (std::size_t i = 0; i < step.rows.size(); ++i) step.rows[i] = kvcondense::random_uniform(1, i) - 0.5f;
 
   // A prompt in one pass, a turn, then generated tokens, so that what waits for any of them has acted.
@@ -183,7 +187,7 @@ CacheFactors cache_factors(const std::string& recipe, const cost::Model& model, 
   kvcondense::Workspace scratch;
   kvcondense::ReadCounts reads;
   double read_bytes = 0;  // of the last step
-  std::vector<float> out(static_cast<std::size_t>(shape.head_dim));
+  std::vector<float> out(static_cast<std::size_t>(shape.q_heads * shape.head_dim));
   for (index_t t = 0; t <= generated; ++t) {
     const index_t tokens = t == 0 ? context - generated : 1;
     index_t slots = 0;
@@ -194,10 +198,12 @@ CacheFactors cache_factors(const std::string& recipe, const cost::Model& model, 
       if (const Status s = cache.turn(context_of, generated); s != Status::ok) fail(s);
     for (index_t l = 0; l < shape.layers; ++l) {
       const auto rows = kvcondense::dense_view(std::as_const(step.rows).data(), 1, tokens, shape.head_dim);
-      Status s = cache.append(context_of, l, rows, rows, {}, rows);
+      Status s = cache.append(context_of, l, rows, rows, {}, step.queries(shape, tokens));
       if (s == Status::ok && t == generated) {
-        s = cache.attend(context_of, l, rows, kvcondense::dense_view(out.data(), 1, tokens, shape.head_dim), {.reads = &reads});
-        read_bytes += static_cast<double>(reads.slot_bytes + reads.index_bytes);
+        s = cache.attend(context_of, l, step.queries(shape, 1), kvcondense::dense_view(out.data(), shape.q_heads, 1, shape.head_dim), {.reads = &reads});
+        // What several heads of the group chose is read once.
+        const double once = reads.slots_read > 0 ? static_cast<double>(reads.slots_touched) / static_cast<double>(reads.slots_read) : 0.0;
+        read_bytes += static_cast<double>(reads.slot_bytes) * once + static_cast<double>(reads.index_bytes);
       }
       if (s == Status::ok)
         s = cache.step(context_of, l, step.inputs(cache, l, tokens), t == 0 ? kvcondense::Phase::prefill_end : kvcondense::Phase::decode);

@@ -91,16 +91,16 @@ void Replay::count_reads(index_t layer, index_t at, const Recording& rotated, Re
 
 Outputs Replay::run(const Feeding& feeding, const Tick& tick, ReadSums* reads, const Recording* rotated) {
   const Recording& r = *recording_;
-  const index_t prefill = feeding.prefill, pieces = (prefill + feeding.chunk - 1) / feeding.chunk;
+  const index_t prefill = feeding.prefill;
   const double share = 1 / static_cast<double>(r.shape.layers);  // of a token, for one layer
   Outputs outputs(r.layers.size());
   for (index_t layer = 0; layer < r.shape.layers; ++layer) {
-    for (index_t i = 0; i < pieces; ++i) {  // as engine::Decoder::prefill cuts
-      const index_t at = prefill * i / pieces, end = prefill * (i + 1) / pieces;
+    for (index_t at = 0; const index_t end : feeding.ends()) {
       scratch_.resize(row_size(r) * static_cast<std::size_t>(end - at));
-      feed(layer, at, end - at, at, end == prefill ? Phase::prefill_end : Phase::prefill_chunk,
+      feed(layer, at, end - at, at, feeding.phase(end),
            scratch_.data());
       tick(share * static_cast<double>(end - at));
+      at = end;
     }
     auto& out = outputs[static_cast<std::size_t>(layer)];
     out.resize(row_size(r) * static_cast<std::size_t>(r.tokens - prefill));

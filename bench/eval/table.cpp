@@ -144,8 +144,9 @@ std::string heading(const Results& results) {
   std::string text = s.source + ": " + number(s.layers) + " layers, " + number(s.q_heads) +
                      " query heads, " + number(s.kv_heads) + " KV heads of " + number(s.head_dim) +
                      "\n";
-  const std::string feeding = number(s.context) + " tokens: " + number(s.prefill) +
-                              " at once, then " + number(s.context - s.prefill) + " one by one";
+  const std::string behind = s.last_pass > 0 ? ", " + number(s.last_pass) + " behind them" : "";
+  const std::string feeding = number(s.context) + " tokens: " + number(s.prefill - s.last_pass) +
+                              " at once" + behind + ", then " + number(s.context - s.prefill) + " one by one";
   if (!s.has_text())
     text += "dump of " + feeding + "\n";
   else

@@ -19,9 +19,13 @@ void run_text(const engine::Model& model, engine::DecoderOptions options,
     if (chunk.layer == last_layer) tick(static_cast<double>(chunk.k.extent[1]));
     return s;
   };
-  require(decoder.prefill(tokens.first(first), 0, counted).status(),
-          "the model refused the prefill");
-  if (after_prefill != nullptr) after_prefill(decoder);
+  for (std::size_t at = 0; const index_t end : feeding.ends()) {
+    const auto next = static_cast<std::size_t>(end);
+    require(decoder.forward(tokens.subspan(at, next - at), static_cast<index_t>(at), counted, engine::Logits::last, feeding.phase(end)).status(),
+            "the model refused the prefill");
+    if (end == feeding.prompt() && after_prefill != nullptr) after_prefill(decoder);
+    at = next;
+  }
   for (std::size_t at = first; at < tokens.size(); ++at) {
     const auto logits = decoder.forward(tokens.subspan(at, 1), static_cast<index_t>(at), counted,
                                         engine::Logits::last, kvcondense::Phase::decode);

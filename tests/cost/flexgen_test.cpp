@@ -94,3 +94,12 @@ TEST_CASE("flexgen: placements that do not add up are refused", "[cost][flexgen]
   f.prompt = std::numeric_limits<double>::quiet_NaN();
   CHECK(f.validate() == Status::invalid_argument);
 }
+
+TEST_CASE("flexgen: lanes side by side and one after another", "[cost][flexgen]") {
+  const auto o = test::load_oracle("retrieval_reuse_storage.json", "offload")["overlap"];
+  const auto term = [&](const char* name) { return o["terms"][name].get<double>(); };
+  const cost::OffloadTimes t{.host_to_device = term("ctog"), .device_to_host = term("gtoc"), .disk_to_host = term("dtoc"),
+                             .host_to_disk = term("ctod"), .compute = term("comp")};
+  REQUIRE(t.slowest() == o["overlapped"].get<double>());
+  REQUIRE(t.serial() == o["serial"].get<double>());
+}

@@ -316,3 +316,27 @@ TEST_CASE("model: text and ids that do not fit are refused", "[eval][model]") {
   REQUIRE_THROWS_WITH(evaluate(o),
                       "the text has 3 tokens, 1 windows need 193: lower --windows or --context");
 }
+
+TEST_CASE("model: the last tokens of a prefill may be a pass of their own, by which a question chooses", "[eval][model]") {
+  using Ends = std::vector<index_t>;
+  REQUIRE(Feeding{.prefill = 96, .chunk = 64}.ends() == Ends{48, 96});
+  REQUIRE(Feeding{.prefill = 96, .chunk = 64, .last = 10}.ends() == Ends{43, 86, 96});
+  REQUIRE(Feeding{.prefill = 96, .chunk = 8, .last = 12}.ends().back() == 96);
+  REQUIRE(Feeding{.prefill = 5, .chunk = 64, .last = 10}.ends() == Ends{5});
+  const Feeding f{.prefill = 96, .chunk = 64, .last = 10};
+  REQUIRE(f.phase(43) == kvcondense::Phase::prefill_chunk);
+  REQUIRE(f.phase(86) == kvcondense::Phase::prefill_end);
+  REQUIRE(f.phase(96) == kvcondense::Phase::decode);
+
+  Options o = tiny({"rekv(frame=8, frames=2, init=4, question=16) + rerotate", "sink_window(sinks=4, recent=40)"});
+  const Results whole = evaluate(o);
+  o.last_pass = 12;
+  const Results asked = evaluate(o);
+  REQUIRE(asked.recipes[1].text.kl != whole.recipes[1].text.kl);
+  REQUIRE(asked.recipes[1].reads.mass_share() != whole.recipes[1].reads.mass_share());
+  REQUIRE(asked.recipes[1].reads.slot_share() < 1);
+  REQUIRE(asked.recipes[0].text.bits == Approx(whole.recipes[0].text.bits).epsilon(1e-3));
+  REQUIRE(heading(asked).find(": 84 at once, 12 behind them, then 96 one by one") != std::string::npos);
+  REQUIRE(to_json(asked)["setting"]["last_pass"] == 12);
+  REQUIRE_FALSE(to_json(whole)["setting"].contains("last_pass"));
+}

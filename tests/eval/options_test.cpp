@@ -151,6 +151,8 @@ TEST_CASE("options: what cannot be is said in one line", "[eval][options]") {
        "--context: expected a whole number from 2 to 4194304, not '1e3'"},
       {Words{"--model", "m", "--context", "8", "--prefill", "8"},
        "--prefill 8 must be below --context 8"},
+      {Words{"--model", "m", "--prefill", "8", "--last-pass", "8"},
+       "--last-pass 8 must be below --prefill 8"},
   }));
   REQUIRE(parse(words).complaint == complaint);
 }

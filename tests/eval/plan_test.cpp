@@ -2,6 +2,8 @@
 
 #include <eval/error.hpp>
 #include <eval/plan.hpp>
+#include <kvcondense/retrieve/blocks/step_reads.hpp>
+#include <kvcondense/retrieve/sparq.hpp>
 #include <support/oracle.hpp>
 
 using namespace eval;
@@ -79,6 +81,17 @@ TEST_CASE("plan: what a recipe holds is what its cache holds", "[eval][plan]") {
   CHECK(quest.held > 1.0);
   CHECK(quest.read < 0.4);  // its first layers read everything
   CHECK(quest.read > 256.0 / 4096);
+  // The query heads of a group read the channels of each, and pages that each chose: what the blocks say.
+  cost::Model one = m;
+  one.layers = 1;
+  const double dense = 4096.0 * 4 * 128;
+  const auto sparq = kvcondense::retrieve::step_reads(kvcondense::retrieve::SparQ{.channels = 16, .tokens = 64}, {.q_heads = 4, .head_dim = 128}, 4096);
+  const double read = cache_factors("sparq(channels=16, tokens=64)", one, 4096).read;
+  CHECK(read >= sparq.least(512) / dense * 0.99);
+  CHECK(read <= sparq.most(512) / dense * 1.01);
+  CHECK(read > 4 * 16 / 256.0);
+  one.q_heads = one.kv_heads;
+  CHECK(cache_factors("sparq(channels=16, tokens=64)", one, 4096).read < 0.1);
   CHECK(cache_factors("kivi2", m, 2048).read == cache_factors("kivi2", m, 2048).held);
   CHECK_THROWS_WITH(cache_factors("h3o", m, 4096), Catch::Contains("at byte 0"));
   CHECK_THROWS_WITH(cache_factors("dms", m, 4096), Catch::Contains("--of-16-bit"));

@@ -112,3 +112,14 @@ TEST_CASE("fit: factors of inputs that span little, and refusals", "[lowrank][fa
   REQUIRE(fit::output_directions(fit::Matrix::Ones(2, 3), fit::Matrix::Identity(2, 2)).status() == Status::shape_mismatch);
   REQUIRE(fit::shared_head(fit::Matrix(0, 4)).status() == Status::missing_input);
 }
+
+TEST_CASE("fit: keys of a few directions, as shadowkv keeps them", "[lowrank][factor][shadowkv]") {
+  const auto oracle = test::load_oracle("retrieval_reuse_storage.json", "shadowkv")["lowrank"];
+  const fit::Matrix k = matrix(oracle["K_pre"]);
+  const auto f = fit::factorize(k, fit::Matrix::Identity(4, 4), oracle["rank"].get<index_t>());
+  REQUIRE(f);
+  const fit::Matrix back = f->left * f->right.transpose();
+  REQUIRE(farthest(back, matrix(oracle["K_rank2"])) < 1e-9);
+  REQUIRE(farthest(f->singular, test::vector(oracle["singular_values"])) < 1e-9);
+  REQUIRE((k - back).norm() / k.norm() == Approx(oracle["rel_fro_err"].get<double>()).epsilon(1e-9));
+}

@@ -57,6 +57,31 @@ TEST_CASE("merge partials: the worked parts, in both bases and in any order", "[
     check(merged({merged({parts[0], parts[1], parts[2]}, base), parts[3]}, base));
     CHECK(merged({parts[0], parts[1]}, base).out == merged({parts[0]}, base).out);
   }
+  // The parts themselves, by attention over their slots.
+  const auto k = test::floats(o.at("K")), v = test::floats(o.at("V")), q = test::floats(o.at("q"));
+  std::vector<Part> own;
+  for (const auto& slots : o.at("parts")) {
+    std::vector<float> keys, values;
+    for (const auto slot : slots.get<std::vector<std::size_t>>()) {
+      keys.insert(keys.end(), k.begin() + static_cast<std::ptrdiff_t>(4 * slot), k.begin() + static_cast<std::ptrdiff_t>(4 * slot + 4));
+      values.insert(values.end(), v.begin() + static_cast<std::ptrdiff_t>(2 * slot), v.begin() + static_cast<std::ptrdiff_t>(2 * slot + 2));
+    }
+    const auto n = static_cast<index_t>(slots.size());
+    auto cache = make_cache<Cpu>({.head_dim = 4, .value_dim = 2, .dtype = DType::f32, .softmax_scale = o.at("scale").get<float>()}, recipe());
+    REQUIRE(cache);
+    std::vector<std::byte> work(cache->workspace_bytes(n + 1, n + 1));
+    Context<Cpu> ctx(work);
+    Part part{{0.0f, 0.0f}, -inf};
+    if (n > 0) REQUIRE(cache->append(ctx, 0, dense_view(keys.data(), 1, n, 4), dense_view(values.data(), 1, n, 2)) == Status::ok);
+    REQUIRE(cache->attend(ctx, 0, dense_view(q.data(), 1, 1, 4), dense_view(part.out.data(), 1, 1, 2), {.lse = dense_view(&part.lse, 1, 1)}) == Status::ok);
+    const auto& want = o.at("partials")[own.size()];
+    for (std::size_t d = 0; d < 2; ++d) CHECK(part.out[d] == Approx(want.at("out")[d].get<double>()).margin(1e-6));
+    if (n > 0) CHECK(part.lse == Approx(number(want.at("lse"))).margin(1e-6));
+    else CHECK(part.lse == -inf);
+    own.push_back(part);
+  }
+  const Part joined = merged(own, LogBase::natural);
+  for (std::size_t d = 0; d < 2; ++d) CHECK(joined.out[d] == Approx(o.at("merged").at("out")[d].get<double>()).margin(1e-6));
   const Part none = merged({{{0, 0}, -inf}, {{0, 0}, -inf}}, LogBase::natural);
   CHECK(none.out == std::vector<float>{0, 0});
   CHECK(none.lse == -inf);

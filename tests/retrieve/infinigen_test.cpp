@@ -109,3 +109,28 @@ TEST_CASE("infinigen: every field changes what is read, and what does not fit is
   REQUIRE(status([](auto& s) { s.query_axes.rows = 4; }) == Status::shape_mismatch);
   REQUIRE(status([](auto& s) { s.part = 0.0; }) == Status::invalid_argument);
 }
+
+TEST_CASE("infinigen: a query head with long queries does not take all columns of its group", "[retrieve][infinigen]") {
+  // Two query heads: the one's queries are 50 times as long and lie in channels 0 and 1, the other's lie in 2 and 3.
+  const CacheShape shape{.q_heads = 2, .kv_heads = 1, .head_dim = 4, .dtype = DType::f32};
+  const std::vector<float> axes{1, 0, 0, 0, 0, 1, 0, 0, 0, 0, 1, 0, 0, 0, 0, 1}, keys(32, 0.5f);
+  const float* rows = axes.data();
+  const retrieve::InfiniGen stage{.query_axes = {&rows, 1, 4, 4}, .part = 0.5, .dense_layers = 0};
+  const auto columns = [&](float longer) {
+    std::vector<float> q(2 * 8 * 4);
+    for (std::size_t t = 0; t < 8; ++t) {
+      q[4 * t] = 3 * longer, q[4 * t + 1] = longer;
+      q[32 + 4 * t + 2] = 1, q[32 + 4 * t + 3] = 3;
+    }
+    test::CacheRig<RecipeOf<retrieve::InfiniGen>> rig(shape, recipe(stage), 64, 16);
+    REQUIRE(rig.cache.append(rig.ctx, 0, dense_view(keys.data(), 1, 8, 4), dense_view(keys.data(), 1, 8, 4)) == Status::ok);
+    REQUIRE(rig.cache.step(rig.ctx, 0, StepInputs{.queries = dense_view(q.data(), 2, 8, 4)}, Phase::prefill_end) == Status::ok);
+    const auto& found = rig.cache.layers()[0].index[0].found;
+    std::vector<float> list(found.begin(), found.end());
+    std::sort(list.begin(), list.end());
+    return list;
+  };
+  REQUIRE(columns(1.0f) == std::vector<float>{0, 3});
+  REQUIRE(columns(50.0f) == std::vector<float>{0, 3});
+  REQUIRE(columns(0.0f) == std::vector<float>{2, 3});  // a head without queries says nothing
+}

@@ -70,12 +70,17 @@ TEST_CASE("lserve: between two choices the units are read again, and what came s
     for (std::size_t i = 0; i < n; ++i) j.push_back(numbers(4));
     return j;
   };
+  const auto stale = test::load_oracle("retrieval_reuse_storage.json", "lserve")["stale_reuse"];
+  REQUIRE(stale["page"].get<int>() == 8);
+  REQUIRE(stale["interval"].get<int>() == 3);
   const retrieve::LServe stage{.page = 8, .part = 4, .tokens = 24, .interval = 3};
   test::RetrieveRig<retrieve::LServe> rig(rows(24), rows(24), 2, 0.5f, stage);
   const auto& held = rig.rig.cache.layers()[0].held;
   REQUIRE_FALSE(held.valid());  // a prompt chooses nothing
   index_t chosen = 0;
-  for (index_t step = 24; step <= 41; ++step) {
+  std::vector<index_t> would_be_stale;
+  for (const index_t step : stale["timesteps"].get<std::vector<index_t>>()) {
+    if (step % 3 != 0 && step / 8 > (chosen - 1) / 8) would_be_stale.push_back(step);  // a page that the last choice did not know
     const std::vector<float> q = numbers(8);
     const auto k = numbers(4), v = numbers(4);
     Context<Cpu>& ctx = rig.rig.ctx;
@@ -95,6 +100,7 @@ TEST_CASE("lserve: between two choices the units are read again, and what came s
     if (due) chosen = step + 1;
     REQUIRE(held.made == chosen);
   }
+  REQUIRE(would_be_stale == stale["stale_newest_page"].get<std::vector<index_t>>());
   // Drafts that are taken back leave the choice; a rollback behind it lets it go.
   auto& cache = rig.rig.cache;
   const auto k = numbers(4);

@@ -5,6 +5,7 @@
 #include <thread>
 
 #include <kvcondense/cache/snapshot.hpp>
+#include <kvcondense/retrieve/blocks/step_reads.hpp>
 #include <retrieve/methods.hpp>
 #include <retrieve/rig.hpp>
 #include <support/naive_cache.hpp>
@@ -26,6 +27,11 @@ struct Feeder {
     rig.ctx = Context<Cpu>(rig.work.bytes(), threads);
   }
   auto& cache() { return rig.cache; }
+  std::vector<float> more_queries(index_t n) {
+    std::vector<float> q(static_cast<std::size_t>(shape.q_heads * n * shape.head_dim));
+    for (float& x : q) x = std::normal_distribution<float>(0.0f, 2.0f)(random);
+    return q;
+  }
   std::vector<float> forward(index_t n) {
     std::vector<float> all;
     for (index_t l = 0; l < shape.layers; ++l) {
@@ -113,18 +119,19 @@ TEST_CASE("retrieval: tokens one by one make the index of tokens at once, howeve
     CAPTURE(std::remove_cvref_t<decltype(method)>::about.word);
     CacheShape shape = small;
     shape.layers = 1;
-    if (Feeder(shape, recipe(method)).cache().plan().learns) return;  // what a prompt teaches depends on where it ends
+    // What a prompt teaches depends on where it ends: the same prompt for all, then tokens.
+    const index_t prompt = Feeder(shape, recipe(method)).cache().plan().learns ? 40 : 0;
     const auto planes = [&](index_t page_slots, index_t at_once) {
       shape.page_slots = page_slots;
       Feeder f(shape, recipe(method));
       std::mt19937 random(3);
       const test::Tokens t(shape, 61, random);
-      for (index_t i = 0; i < 61; i += at_once) {
-        const index_t n = std::min(at_once, 61 - i);
+      for (index_t i = 0, n = 0; i < 61; i += n) {
+        n = i < prompt ? prompt : std::min(at_once, 61 - i);
         auto k = t.keys(shape), v = t.values(shape), q = t.queries(shape);
         for (auto* x : {&k, &v, &q}) x->data += i * x->stride[1], x->extent[1] = n;
         REQUIRE(f.cache().append(f.rig.ctx, 0, k, v) == Status::ok);
-        REQUIRE(f.cache().step(f.rig.ctx, 0, StepInputs{.queries = q}, Phase::decode) == Status::ok);
+        REQUIRE(f.cache().step(f.rig.ctx, 0, StepInputs{.queries = q}, i < prompt ? Phase::prefill_end : Phase::decode) == Status::ok);
       }
       std::vector<std::byte> all;
       for (const auto& i : f.cache().layers()[0].index)
@@ -199,6 +206,16 @@ TEST_CASE("retrieval: bounds are never below a logit of their page, in any store
     std::vector<float> score(static_cast<std::size_t>(units));
     summary.prepare<Cpu>(view, 0, q.data(), prepared.data());
     summary.score<Cpu>(view, 0, 0, units, {prepared.data(), 1, 48}, {score.data(), 1, units});
+    // Bounds of parts are tighter: none is above its page's.
+    retrieve::UnitState halves(heap_memory());
+    const retrieve::MinMax finer{size / 2};
+    const index_t parts = (slots + size / 2 - 1) / (size / 2);
+    for (auto& p : halves.plane) REQUIRE(p.resize(parts * static_cast<index_t>(finer.plane_bytes(shape, 0))) == Status::ok);
+    finer.build<Cpu>({&shape, {}, slots, &rows, &rows}, 0, 0, parts, halves);
+    view.state = &halves;
+    std::vector<float> fine(static_cast<std::size_t>(parts));
+    finer.score<Cpu>(view, 0, 0, parts, {prepared.data(), 1, 48}, {fine.data(), 1, parts});
+    for (std::size_t i = 0; i < fine.size(); ++i) REQUIRE(fine[i] <= score[i / 2] + 1e-4f);
     for (index_t j = 0; j < slots; ++j) {
       double dot = 0;
       for (index_t d = 0; d < dim; ++d) dot += static_cast<double>(k[static_cast<std::size_t>(j * dim + d)]) * static_cast<double>(q[static_cast<std::size_t>(d)]);
@@ -220,9 +237,9 @@ TEST_CASE("retrieval: bounds are never below a logit of their page, in any store
 TEST_CASE("retrieval: one query head makes every reducer the identity, and sets stay within their budget", "[retrieve][pipeline]") {
   using retrieve::Heads;
   CacheShape shape = small;
-  shape.q_heads = shape.kv_heads;
   std::vector<float> first;
-  for (const Heads how : {Heads::each, Heads::group_max, Heads::group_sum, Heads::group_mean}) {
+  shape.q_heads = shape.kv_heads = 1;
+  for (const Heads how : {Heads::each, Heads::group_max, Heads::group_sum, Heads::group_mean, Heads::all_sum, Heads::group_union}) {
     Feeder f(shape, recipe(retrieve::Quest{.page = 4, .tokens = 16, .dense_layers = 0, .heads = how}));
     std::vector<float> all;
     for (const index_t n : {60, 1, 1}) {
@@ -240,6 +257,83 @@ TEST_CASE("retrieval: ties go to the unit in front, and a query of NaN reads as 
   REQUIRE(rig.attend({1.0f, 1.0f}).slots[0] == std::vector<int>{0, 1, 2, 3, 4, 5, 6, 7, 20, 21, 22, 23});
   const float nan = std::numeric_limits<float>::quiet_NaN();
   REQUIRE(rig.attend({nan, 1.0f}).slots[0].size() == 12);
+}
+
+TEST_CASE("retrieval: slots that are read ascend, lie in the cache and within what the method's blocks say", "[retrieve][pipeline][step_reads]") {
+  test::for_retrieval_methods([](const auto& method) {
+    CAPTURE(std::remove_cvref_t<decltype(method)>::about.word);
+    CacheShape shape = small;
+    shape.layers = 1;
+    Feeder f(shape, recipe(method));
+    for (const index_t n : {90, 1, 1, 1, 1, 1}) {
+      f.forward(n);
+      const index_t slots = f.cache().slots(0, 0);
+      const auto q = f.more_queries(1);
+      std::vector<float> out(6 * 16);
+      std::vector<SlotRun> runs(6 * static_cast<std::size_t>(slots + 1));
+      index_t count[6];
+      ReadCounts reads;
+      REQUIRE(f.cache().attend(f.rig.ctx, 0, dense_view(q.data(), 6, 1, 16), dense_view(out.data(), 6, 1, 16),
+                               {.reads = &reads, .runs = {runs.data(), slots + 1, count}}) == Status::ok);
+      double listed = 0;
+      for (index_t h = 0; h < 6; ++h) {
+        index_t last = -1;
+        for (index_t i = 0; i < count[h]; ++i) {
+          const SlotRun run = runs[static_cast<std::size_t>(h * (slots + 1) + i)];
+          REQUIRE(run.first > last);  // and no slot twice
+          REQUIRE(run.last > run.first);
+          listed += static_cast<double>(run.size());
+          last = run.last;
+        }
+        REQUIRE(last <= slots);
+      }
+      const auto p = method.pipeline();
+      const auto most = retrieve::step_reads(method, shape, slots, {.prompt = 90});
+      const auto touched = static_cast<double>(reads.slots_touched);
+      REQUIRE(touched <= most.slots_most);
+      CacheShape alone = shape;
+      alone.q_heads = alone.kv_heads;
+      REQUIRE(listed <= 3 * retrieve::step_reads(method, alone, slots, {.prompt = 90}).slots_most);  // none of three query heads is beyond its budget
+      if constexpr (requires { p.select.budget(retrieve::ReadView<Cpu>{}, index_t{}); }) REQUIRE(touched >= most.slots_least);
+      if (p.holds()) continue;  // what is scored is scored in other steps
+      if constexpr (requires { p.summary.walks(); }) REQUIRE(static_cast<double>(reads.index_bytes) <= most.index_bytes);
+      else REQUIRE(static_cast<double>(reads.index_bytes) == most.index_bytes);
+    }
+  });
+}
+
+TEST_CASE("retrieval: rows of an index that arrays of a model make, piece by piece", "[retrieve][pipeline]") {
+  const CacheShape shape{.q_heads = 2, .kv_heads = 1, .head_dim = 16};
+  const index_t slots = 53, dim = 16;
+  std::mt19937 random(17);
+  const auto numbers = [&](index_t n) {
+    std::vector<float> x(static_cast<std::size_t>(n));
+    for (float& e : x) e = std::normal_distribution<float>()(random);
+    return x;
+  };
+  const auto k = numbers(slots * dim), basis = numbers(dim * dim), book = numbers(9 * dim), planes = numbers(5 * 6 * dim), found = numbers(dim);
+  const float *basis_rows = basis.data(), *book_rows = book.data();
+  const DenseRows rows(dense_view(k.data(), 1, slots, dim));
+  const auto check = [&](const auto& summary) {
+    const auto built = [&](index_t step) {
+      retrieve::UnitState state(heap_memory());
+      REQUIRE(state.found.reserve(dim) == Status::ok);
+      for (const float x : found) state.found.append_reserved(x);
+      const auto bytes = static_cast<index_t>(summary.plane_bytes(shape, 0));
+      for (index_t i = 0; i < slots; i += step) {
+        const index_t last = std::min(slots, i + step);
+        REQUIRE(state.plane[0].resize(last * bytes) == Status::ok);
+        summary.template build<Cpu>({&shape, {}, last, &rows, &rows}, 0, i, last, state);
+      }
+      return std::vector<std::byte>(state.plane[0].begin(), state.plane[0].end());
+    };
+    const auto at_once = built(slots);
+    REQUIRE(at_once.size() == static_cast<std::size_t>(slots) * summary.plane_bytes(shape, 0));
+    for (const index_t step : {1, 7, 16, 40}) REQUIRE(built(step) == at_once);
+  };
+  check(retrieve::PartialRows{{&basis_rows, 1, dim, dim}, 5});
+  check(retrieve::VectorCodes{{&book_rows, 1, 9, dim}, {}});
+  check(retrieve::SignHashes{{planes.data(), 5, 6, dim}, 2, 4});
 }
 
 TEST_CASE("retrieval: scratch is exactly as large as it says", "[retrieve][pipeline]") {

@@ -60,7 +60,15 @@ TEST_CASE("pqcache: budget and bytes of the worked case", "[retrieve][pqcache]")
   const auto p = retrieve::PqCache{}.pipeline();
   REQUIRE(p.keep.of(view, 0).prefix == oracle["budget_example"]["sink"].get<index_t>());
   REQUIRE(p.keep.of(view, 0).suffix == oracle["budget_example"]["recent"].get<index_t>());
-  REQUIRE(p.select.units(view, 0) == oracle["budget_example"]["topk"].get<index_t>());
+  REQUIRE(p.select.budget(view, 0) == oracle["budget_example"]["topk"].get<index_t>());
+  // Codes lie in whole bytes, between bits that are packed and 16-bit words.
+  const auto& bytes = oracle["bytes_per_token_per_kv_head"];
+  const retrieve::PqCache usual;
+  REQUIRE(usual.bits == oracle["kmeans_bits"].get<index_t>());
+  REQUIRE(usual.parts * usual.bits == bytes["codes_bits"].get<index_t>());
+  const auto code = static_cast<index_t>(usual.pipeline().index_row_bytes({.head_dim = 128}));
+  REQUIRE(2 * code == bytes["as_int16_pairs"].get<index_t>());
+  REQUIRE(8 * code >= bytes["codes_bits"].get<index_t>());
   REQUIRE(p.summary.plane_bytes(CacheShape{}, 0) == 2);  // 12 bits in two bytes
 }
 

@@ -53,7 +53,7 @@ TEST_CASE("sparq: channels, temperature, approximate attention and the output of
   REQUIRE(retrieve::SparQ{}.channels == r);
   const index_t many[] = {n};
   view.slots = many;
-  REQUIRE(retrieve::SparQ{}.pipeline().select.units(view, 0) == k);
+  REQUIRE(retrieve::SparQ{}.pipeline().select.budget(view, 0) == k);
   // Channels of all keys, rows of the chosen, the new key and value, and the mean read and written.
   REQUIRE(n * r + 2 * k * dim + 4 * dim == d["elements_sparq"].get<index_t>());
   REQUIRE(2 * n * dim + 2 * dim == d["elements_dense"].get<index_t>());

@@ -45,3 +45,38 @@ TEST_CASE("triforce: every field changes what is read", "[retrieve][triforce]") 
   REQUIRE(read({.chunk = 2, .tokens = 8}) != read({.chunk = 4, .tokens = 8}));
   REQUIRE(read({.chunk = 2, .tokens = 8}) != read({.chunk = 2, .tokens = 6}));
 }
+
+TEST_CASE("triforce: drafts are kept by the rule of the worked case, and what comes out is the model's own law", "[retrieve][triforce]") {
+  const auto all = test::load_oracle("retrieval_reuse_storage.json", "triforce");
+  const auto& o = all["accept"];
+  const std::vector<float> p = test::floats(o["p"]), q = test::floats(o["q"]);
+  const retrieve::DraftRule rule{p, q};
+  std::vector<float> rest(4);
+  rule.residual(rest);
+  for (std::size_t i = 0; i < 4; ++i) {
+    REQUIRE(rule.chance(i) == Approx(o["accept_prob"][i].get<double>()).margin(1e-7));
+    REQUIRE(rest[i] == Approx(o["residual"][i].get<double>()).margin(1e-6));
+  }
+  REQUIRE(rule.expected() == Approx(o["expected_acceptance"].get<double>()).margin(1e-6));
+  REQUIRE(retrieve::tokens_per_round(0.8, 6) == Approx(all["expected_tokens_per_round"]["alpha0.8_gamma6"].get<double>()).epsilon(1e-12));
+  REQUIRE(retrieve::tokens_per_round(1.0, 6) == 7.0);
+  REQUIRE(retrieve::tokens_per_round(0.0, 6) == 1.0);
+
+  // Drafts by their chances, over a grid of both uniform numbers.
+  const auto law = [&](const std::vector<float>& model, const std::vector<float>& draft) {
+    std::vector<double> seen(model.size());
+    std::vector<float> scratch(model.size());
+    constexpr int grid = 400;
+    for (std::size_t t = 0; t < model.size(); ++t)
+      for (int a = 0; a < grid; ++a)
+        for (int b = 0; b < grid; ++b)
+          seen[retrieve::DraftRule{model, draft}.next(t, (a + 0.5) / grid, (b + 0.5) / grid, scratch)] += static_cast<double>(draft[t]) / (grid * grid);
+    return seen;
+  };
+  for (const std::vector<float>& draft : {q, p, {0.0f, 0.0f, 0.0f, 1.0f}, {0.97f, 0.01f, 0.01f, 0.01f}}) {
+    const auto seen = law(p, draft);
+    for (std::size_t i = 0; i < 4; ++i) REQUIRE(seen[i] == Approx(static_cast<double>(p[i])).margin(0.004));
+  }
+  // A draft that the model never gives is never kept.
+  REQUIRE(law({0.0f, 1.0f}, {1.0f, 0.0f})[0] == 0.0);
+}

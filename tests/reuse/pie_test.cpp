@@ -1,3 +1,5 @@
+#include <cstring>
+
 #include <catch2/catch.hpp>
 #include <kvcondense/cpu.hpp>
 #include <kvcondense/reuse/pie.hpp>
@@ -124,7 +126,8 @@ TEST_CASE("pie: an edited cache holds what a cache of the edited text holds, whe
     }
     REQUIRE(static_cast<index_t>(new_text.size()) == p.new_tokens());
 
-    test::CacheRig before(shape, recipe(), 64, 64), after(shape, recipe(), 64, 64), want(shape, recipe(), 64, 64);
+    const auto paged = recipe(retrieve::Quest{.page = 4, .tokens = 8, .dense_layers = 0});
+    test::CacheRig before(shape, paged, 64, 64), after(shape, paged, 64, 64), want(shape, paged, 64, 64);
     const auto append = [&](auto& rig, const std::vector<int>& text, index_t first, index_t last) {
       const index_t n = last - first;
       std::vector<float> k(static_cast<std::size_t>(2 * n * dim)), v(k.size()), cos(static_cast<std::size_t>(dim)), sin(cos);
@@ -153,6 +156,20 @@ TEST_CASE("pie: an edited cache holds what a cache of the edited text holds, whe
     append(after, new_text, at, p.new_tokens());
     REQUIRE(after.cache.length() == p.new_tokens());
     CHECK(after.cache.next_position() == p.new_tokens());
+    // An index over turned keys is that of keys which were never anywhere else.
+    for (index_t l = 0; l < 2; ++l) {
+      REQUIRE(after.cache.step(after.ctx, l) == Status::ok);
+      REQUIRE(want.cache.step(want.ctx, l) == Status::ok);
+      for (index_t h = 0; h < 2; ++h)
+        for (index_t plane = 0; plane < 2; ++plane) {
+          const auto &got = after.cache.layers()[l].index[h].plane[plane], &same = want.cache.layers()[l].index[h].plane[plane];
+          REQUIRE(got.size() == (p.new_tokens() + 3) / 4 * dim * 4);
+          REQUIRE(same.size() == got.size());
+          std::vector<float> x(static_cast<std::size_t>(got.size()) / 4), y(x);
+          std::memcpy(x.data(), got.data(), x.size() * 4), std::memcpy(y.data(), same.data(), y.size() * 4);
+          for (std::size_t i = 0; i < x.size(); ++i) REQUIRE(x[i] == Approx(y[i]).margin(5e-6));
+        }
+    }
     std::vector<float> a(static_cast<std::size_t>(p.new_tokens() * dim)), b(a), c(a), d(a);
     for (index_t l = 0; l < 2; ++l)
       for (index_t h = 0; h < 2; ++h) {

@@ -47,6 +47,10 @@ struct OffloadTimes {
   double compute = 0;
   double layer = 0;          ///< as the authors' code adds the lanes up
   double overlapped = 0;     ///< the slowest lane: all of them run side by side
+
+  double slowest() const { return std::max({host_to_device, device_to_host, disk_to_host, host_to_disk, compute}); }
+  /// One after another.
+  double serial() const { return host_to_device + device_to_host + disk_to_host + host_to_disk + compute; }
 };
 
 /// Tells how fast a model runs whose weights, cache and activations are spread over device, host and disk.
@@ -139,7 +143,7 @@ struct FlexGen {
   static double off(const Placement& p) { return p.host + p.disk; }
   double row_flops() const { return 8.0 * hidden * hidden + 4.0 * hidden * intermediate; }
   static OffloadTimes finish(OffloadTimes t) {
-    t.overlapped = std::max({t.host_to_device, t.device_to_host, t.disk_to_host, t.host_to_disk, t.compute});
+    t.overlapped = t.slowest();
     return t;
   }
 };

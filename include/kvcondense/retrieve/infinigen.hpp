@@ -22,12 +22,12 @@ namespace kvcondense::retrieve {
 ///          the step that ends it. Any position stage.
 /// Shapes   per KV head `part` * head_dim numbers per slot in the cache's dtype; a selection per query head, all of one size.
 /// Cost     2 part head_dim bytes of index per slot in 16 bits; a step reads the index and the chosen slots.
-/// Numbers  columns: those with the largest sum of |q A| over the first prompt's queries of the group, int(part * head_dim) of
-///          them. Score = sum over them of (q A) (k A), float32. Tokens whose logit lies less than `alpha` below a head's best
-///          are counted; each head of the layer reads the mean of those numbers, rounded down, at most the part `share`.
-///          Layers below `dense_layers` read all. Ties keep the slot in front; NaN ranks last.
+/// Numbers  columns: those with the largest sum of |q A| over the first prompt's queries of the group, where each query head
+///          weighs alike, int(part * head_dim) of them. Score = sum over them of (q A) (k A), float32. Tokens whose logit lies
+///          less than `alpha` below a head's best are counted; each head of the layer reads the mean of those numbers, rounded
+///          down, at most the part `share`. Layers below `dense_layers` read all. Ties keep the slot in front; NaN ranks last.
 /// Differs  scores come from the layer's own queries, not from a guess by the layer before, which only hides a transfer; A is
-///          applied after rotation.
+///          applied after rotation. The paper's models have no groups: there every head has its own columns.
 /// Errors   missing_input without directions; shape_mismatch when they do not fit; invalid_argument unless 0 < part <= 1, alpha
 ///          >= 0, 0 <= share <= 1, dense_layers >= 0.
 struct InfiniGen {

@@ -48,12 +48,14 @@ namespace kvcondense::retrieve {
 ///               unites() -> bool (may be left out)   choices per query head, read together per KV head
 ///   select      takes_all(view, kv_head, candidates) -> bool   known without a score
 ///               run<B>(ctx, view, RaggedView<const float> scores, const UnitLists&, Scratch&) -> Status
+///               budget(view, kv_head) -> index_t (may be left out)   the most units of a row, where no score decides that
 ///               room(slots_since) -> index_t (may be left out)   lists are in the order of scores, and of their slots
 ///                                            only so many are read
 ///               biases() -> bool (may be left out)   gives chosen units something to add to their logits
 ///               shares() -> bool (may be left out)   mixes attention with the mean of all values
 ///   keep        of(view, kv_head) -> prim::Ends   slots that are read without competing
 ///   schedule    keeps() -> bool              whether a selection is read in later steps too; not with biases or shares
+///               choosing() -> double         part of the steps of one token that choose anew
 ///               due(seen, tokens) -> bool    whether a call with these counters chooses anew
 ///               at_prompt_end() -> bool      whether the step that ends a prompt chooses, by its last query
 enum class Aggregate : std::uint8_t { mean, max, sum, last };

@@ -1,5 +1,10 @@
 #pragma once
 
+#include <algorithm>
+#include <cmath>
+#include <cstddef>
+#include <span>
+
 #include <kvcondense/retrieve/blocks/keep.hpp>
 #include <kvcondense/retrieve/blocks/partition.hpp>
 #include <kvcondense/retrieve/blocks/query.hpp>
@@ -49,5 +54,50 @@ struct TriForce {
 };
 
 static_assert(check_retrieval_policy<TriForce, Cpu>());
+
+/// Whether a draft is kept when the model verifies it, and what stands in its place if not. Whatever drafts, the tokens that
+/// come out are distributed as the model's own: accepted with chance min(1, p / q), else drawn from what p has and q has not.
+struct DraftRule {
+  std::span<const float> model;  ///< p, chances of every token where the draft stands; they sum to 1
+  std::span<const float> draft;  ///< q, the chances that the draft was drawn from
+
+  double chance(std::size_t token) const {
+    const auto p = static_cast<double>(model[token]), q = static_cast<double>(draft[token]);
+    return p >= q ? 1.0 : p / q;
+  }
+  /// Of all drafts of this place, the part that is kept.
+  double expected() const {
+    double sum = 0.0;
+    for (std::size_t i = 0; i < model.size(); ++i) sum += static_cast<double>(std::min(model[i], draft[i]));
+    return sum;
+  }
+  /// The distribution in the place of a refused draft; the model's own where that leaves nothing.
+  void residual(std::span<float> out) const {
+    double sum = 0.0;
+    for (std::size_t i = 0; i < model.size(); ++i) sum += static_cast<double>(std::max(0.0f, model[i] - draft[i]));
+    for (std::size_t i = 0; i < model.size(); ++i)
+      out[i] = sum > 0.0 ? static_cast<float>(static_cast<double>(std::max(0.0f, model[i] - draft[i])) / sum) : model[i];
+  }
+  /// The token of this place: `token` if it is kept. Both numbers are uniform in [0, 1) and drawn for this place alone;
+  /// `scratch` holds a number per token. What stands behind a token that is not kept is truncated from the cache.
+  std::size_t next(std::size_t token, double keep, double draw, std::span<float> scratch) const {
+    if (keep < chance(token)) return token;
+    residual(scratch);
+    std::size_t last = 0;
+    for (std::size_t i = 0; i < scratch.size(); ++i)
+      if (scratch[i] > 0.0f) {
+        last = i;
+        if ((draw -= static_cast<double>(scratch[i])) < 0.0) return i;
+      }
+    return last;  // rounding
+  }
+};
+
+/// Tokens that a round of `drafts` drafts gives in the mean, the model's own behind them included, when each is kept with
+/// chance `kept` (Leviathan et al., arXiv:2211.17192).
+inline double tokens_per_round(double kept, index_t drafts) {
+  if (kept >= 1.0) return static_cast<double>(drafts + 1);
+  return (1.0 - std::pow(kept, static_cast<double>(drafts + 1))) / (1.0 - kept);
+}
 
 }  // namespace kvcondense::retrieve

@@ -144,12 +144,12 @@ struct TopWithShare {
 
   constexpr bool shares() const { return true; }
   template <Backend B>
-  constexpr index_t units(const ReadView<B>& view, index_t head) const {
+  constexpr index_t budget(const ReadView<B>& view, index_t head) const {
     return slots > 0 ? slots : std::max<index_t>(1, static_cast<index_t>(static_cast<double>(view.slots[head]) * share + 0.5));
   }
   template <Backend B>
   constexpr bool takes_all(const ReadView<B>& view, index_t head, index_t candidates) const {
-    return candidates <= units(view, head);
+    return candidates <= budget(view, head);
   }
   std::size_t workspace_bytes(const CacheShape& shape, index_t, index_t) const {
     return Scratch::bytes_for<index_t>(shape.q_heads);
@@ -159,7 +159,7 @@ struct TopWithShare {
     auto* total = scratch.take<index_t>(scores.heads);
     if (total == nullptr) return Status::workspace_too_small;
     const index_t per_head = scores.heads / view.heads();
-    for (index_t r = 0; r < scores.heads; ++r) total[r] = units(view, r / per_head);
+    for (index_t r = 0; r < scores.heads; ++r) total[r] = budget(view, r / per_head);
     if (const Status s = prim::TopK<B>::run(ctx, scores, nullptr, total, lists.units, lists.count); s != Status::ok) return s;
     ctx.parallel(scores.heads, [&](index_t r, index_t) { lists.share[r] = read_share(view, r, r / per_head, scores, lists); });
     return Status::ok;

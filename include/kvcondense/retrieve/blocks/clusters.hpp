@@ -100,7 +100,7 @@ struct KeyClusters {
   constexpr index_t size() const { return 1; }
   std::size_t plane_bytes(const CacheShape&, int plane) const { return plane == 0 ? 2 : 0; }
   std::size_t read_bytes(const CacheShape& shape, index_t n) const {
-    return static_cast<std::size_t>(n) * 2 + static_cast<std::size_t>(clusters(n) * shape.head_dim) * sizeof(float);
+    return static_cast<std::size_t>(n) * 2 + static_cast<std::size_t>(clusters(n + observe) * shape.head_dim) * sizeof(float);
   }
   constexpr index_t width(const CacheShape&) const { return most; }
   constexpr index_t clusters(index_t slots) const {

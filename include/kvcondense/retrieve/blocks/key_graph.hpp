@@ -202,6 +202,10 @@ struct TopVisited {
   index_t slots = 100;
 
   template <Backend B>
+  constexpr index_t budget(const ReadView<B>&, index_t) const {
+    return slots;
+  }
+  template <Backend B>
   constexpr bool takes_all(const ReadView<B>&, index_t, index_t candidates) const {
     return candidates <= slots;
   }

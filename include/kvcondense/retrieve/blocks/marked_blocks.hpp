@@ -62,6 +62,10 @@ struct GroupedBlocks {
 
   constexpr bool biases() const { return true; }
   template <Backend B>
+  constexpr index_t budget(const ReadView<B>&, index_t) const {
+    return blocks;
+  }
+  template <Backend B>
   constexpr bool takes_all(const ReadView<B>&, index_t, index_t) const {
     return false;  // landmarks are never read
   }

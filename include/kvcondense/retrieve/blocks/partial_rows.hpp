@@ -14,7 +14,7 @@
 namespace kvcondense::retrieve {
 
 /// Summary: some coordinates of every key in an orthogonal basis per layer and KV head, in the cache's dtype. Which ones: the
-/// first `columns`, or, with `choose`, those with the largest sum of magnitudes over the queries of the first prompt.
+/// first `columns`, or, with `choose`, those with the largest sum of magnitudes over the queries of the first prompt, every query head weighing alike.
 struct PartialRows {
   LayerMatrices basis{};  ///< [kv_heads * head_dim, columns or more]: row a of a head holds channel a in every direction
   index_t columns = 32;
@@ -39,12 +39,16 @@ struct PartialRows {
     const CacheShape& shape = *rows.shape;
     double weight[max_head_dim] = {};
     float q[max_head_dim];
-    for (index_t g = 0; g < shape.group(); ++g)
+    for (index_t g = 0; g < shape.group(); ++g) {
+      double own[max_head_dim] = {}, sum = 0.0;
       for (index_t t = 0; t < queries.size(); ++t) {
         queries.read(rows.at.head * shape.group() + g, t, q);
         for (index_t c = 0; c < basis.columns; ++c)
-          weight[c] += std::fabs(static_cast<double>(coordinate(shape, rows.at, q, c)));
+          own[c] += std::fabs(static_cast<double>(coordinate(shape, rows.at, q, c)));
       }
+      for (index_t c = 0; c < basis.columns; ++c) sum += own[c];
+      for (index_t c = 0; c < basis.columns && sum > 0.0; ++c) weight[c] += own[c] / sum;  // heads of long queries weigh no more
+    }
     state.found.shrink(0);
     for (index_t i = 0; i < taken(shape); ++i) {
       const index_t best = std::max_element(weight, weight + basis.columns) - weight;
@@ -107,6 +111,10 @@ struct WithinAlpha {
   double share = 0.2;
 
   template <Backend B>
+  constexpr index_t budget(const ReadView<B>& view, index_t head) const {
+    return static_cast<index_t>(share * static_cast<double>(view.slots[head]) + 1e-9);
+  }
+  template <Backend B>
   constexpr bool takes_all(const ReadView<B>&, index_t, index_t) const {
     return false;
   }
@@ -128,7 +136,7 @@ struct WithinAlpha {
     index_t sum = 0;
     for (index_t r = 0; r < scores.heads; ++r) sum += total[r];
     for (index_t r = 0; r < scores.heads; ++r)
-      total[r] = std::min(sum / scores.heads, static_cast<index_t>(share * static_cast<double>(view.slots[r * view.heads() / scores.heads]) + 1e-9));
+      total[r] = std::min(sum / scores.heads, budget(view, r * view.heads() / scores.heads));
     return prim::TopK<B>::run(ctx, scores, nullptr, total, lists.units, lists.count);
   }
 };

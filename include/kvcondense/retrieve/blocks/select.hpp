@@ -18,6 +18,10 @@ struct TopUnits {
   index_t units = 1;
 
   template <Backend B>
+  constexpr index_t budget(const ReadView<B>&, index_t) const {
+    return std::max<index_t>(units, 0);
+  }
+  template <Backend B>
   constexpr bool takes_all(const ReadView<B>&, index_t, index_t candidates) const {
     return candidates <= units;
   }
@@ -41,13 +45,13 @@ struct TopShare {
   index_t most = index_t{1} << 40;
 
   template <Backend B>
-  constexpr index_t units(const ReadView<B>& view, index_t head) const {
+  constexpr index_t budget(const ReadView<B>& view, index_t head) const {
     const index_t n = std::max<index_t>(0, view.slots[head] - skip);
     return std::clamp(static_cast<index_t>(static_cast<double>(n) * share + 1e-9), least, most);
   }
   template <Backend B>
   constexpr bool takes_all(const ReadView<B>& view, index_t head, index_t candidates) const {
-    return candidates <= units(view, head);
+    return candidates <= budget(view, head);
   }
   std::size_t workspace_bytes(const CacheShape& shape, index_t, index_t) const {
     return Scratch::bytes_for<index_t>(shape.q_heads);
@@ -56,7 +60,7 @@ struct TopShare {
   Status run(Context<B>& ctx, const ReadView<B>& view, RaggedView<const float> scores, const UnitLists& lists, Scratch& scratch) const {
     auto* total = scratch.take<index_t>(scores.heads);
     if (total == nullptr) return Status::workspace_too_small;
-    for (index_t r = 0; r < scores.heads; ++r) total[r] = units(view, r * view.heads() / scores.heads);
+    for (index_t r = 0; r < scores.heads; ++r) total[r] = budget(view, r * view.heads() / scores.heads);
     return prim::TopK<B>::run(ctx, scores, nullptr, total, lists.units, lists.count);
   }
 };
@@ -66,6 +70,10 @@ struct RankedUnits {
   index_t units = 1;
   index_t slots = 16;  ///< that are read in all, newer ones included
 
+  template <Backend B>
+  constexpr index_t budget(const ReadView<B>&, index_t) const {
+    return units;
+  }
   template <Backend B>
   constexpr bool takes_all(const ReadView<B>&, index_t, index_t) const {
     return false;  // the order counts later
