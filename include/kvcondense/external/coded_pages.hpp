@@ -179,7 +179,7 @@ class CodedPages {
 
   /// Keeps these slots in all heads; ascending. Codes that have parameters of their own move to the front; where slots share
   /// parameters whole pages stay or leave, and `table` (the engine's, which m.table views) is put in order: pages that stay come
-  /// first. Exact rows move to the front of sinks and window.
+  /// first, those behind are free. Exact rows move to the front of sinks and window.
   Status keep(Context<Cpu>& ctx, const CodedMemory& m, std::span<const std::int32_t> kept, std::span<std::int32_t> table) {
     for (std::size_t i = 0; i < kept.size(); ++i)
       if (kept[i] < 0 || kept[i] >= slots_ || (i > 0 && kept[i] <= kept[i - 1])) return Status::invalid_argument;
@@ -234,8 +234,10 @@ class CodedPages {
           prim::cpu::move_paged(*t, h, s.page(to), to % s.page_slots, s.page(from), from % s.page_slots);
       });
     });
-    const index_t keys = below(sinks_ + keys_) - sinks, values = below(sinks_ + values_) - sinks;
+    const index_t before = pages(), keys = below(sinks_ + keys_) - sinks, values = below(sinks_ + values_) - sinks;
     keys_ = keys, values_ = values, sinks_ = sinks, slots_ = n, shift_ = shift;
+    for (index_t p = pages(); p < before; ++p)
+      if (!shared(m, p)) m.formats[static_cast<std::size_t>(table[static_cast<std::size_t>(p)])] = 0;
     return Status::ok;
   }
 

@@ -30,8 +30,8 @@ struct KeptLists {
   }
 };
 
-/// Entries of the table whose pages a compaction would write although other sequences have them too: each must become a page
-/// of this sequence's own before. Writes their places in the table, as many as `out` has room for; returns how many there are.
+/// Entries of the table whose pages a compaction, or the next token behind it, would write although other sequences have them too:
+/// each must become a page of this sequence's own before. Writes their places in the table, as many as `out` has room for; returns how many there are.
 inline index_t pages_to_own(const BorrowedLayer& b, const KeptLists& kept, std::span<index_t> out = {}) {
   index_t n = 0;
   const index_t longest = kept.longest();
@@ -41,13 +41,21 @@ inline index_t pages_to_own(const BorrowedLayer& b, const KeptLists& kept, std::
       const index_t first = p * b.page_slots, last = std::min(kept.count[h], first + b.page_slots);
       return last > first && kept.slots.row(h)[last - 1] != last - 1;  // lists ascend: the last one in place means all are
     };
-    bool any = false;
+    bool any = longest < (p + 1) * b.page_slots;  // the next token comes here
     for (index_t h = 0; h < kept.slots.heads && !any; ++h) any = moves_in(h);
     if (!any) continue;
     if (static_cast<std::size_t>(n) < out.size()) out[static_cast<std::size_t>(n)] = p;
     ++n;
   }
   return n;
+}
+
+/// For tables of one slot per page, as lists of cells are: puts the places that stay first, in order, and those that leave behind
+/// them, in any; returns how many stay.
+inline index_t part_places(std::span<std::int32_t> table, std::span<const std::int32_t> kept) {
+  // A place in front that is swapped away is not in the list any more: lists ascend.
+  for (std::size_t i = 0; i < kept.size(); ++i) std::swap(table[i], table[static_cast<std::size_t>(kept[i])]);
+  return static_cast<index_t>(kept.size());
 }
 
 /// Moves the rows that stay to the front of each head, in order, where they are: no second copy, no scratch but a bit per page.
