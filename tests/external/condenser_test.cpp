@@ -1,5 +1,6 @@
 #include <external/rig.hpp>
 #include <kvcondense/any/builtin.hpp>
+#include <kvcondense/cpu.hpp>
 #include <support/memory.hpp>
 #include <support/model_facts.hpp>
 #include <support/step_data.hpp>
@@ -266,6 +267,17 @@ TEST_CASE("condenser: a shared page is never written", "[external]") {
     const auto keys = m.keys, values = m.values;
     REQUIRE(c->step(ctx, 0, m.borrow(), 60, {.queries = t.queries()}) == Status::ok);
     REQUIRE(c->kept(0).of(1).size() == 27);
+    // The plan of a merge stage: slots that fold name a target of the sequence's own pages, and count for something.
+    const prim::MergeLinks plan = c->links(0);
+    index_t folds_planned = 0;
+    for (index_t j = 0; plan.to.data != nullptr && j < 60; ++j)
+      if (plan.folds(1, j)) {
+        ++folds_planned;
+        CHECK(plan.to.row(1)[j] >= 5 * shared);
+        CHECK(plan.to.row(1)[plan.to.row(1)[j]] == plan.to.row(1)[j]);
+        CHECK(plan.value.row(1)[j] > 0.0f);
+      }
+    CHECK((folds_planned > 0) == (std::string(text).find("d2o") != std::string::npos));
     CHECK(c->compact(ctx, 0, m.borrow()) == Status::invalid_argument);
     CHECK((m.keys == keys));
     // Page 0 stays where it is; of page 1 two slots stay and others come; 27 slots need six pages.
@@ -406,4 +418,25 @@ TEST_CASE("condenser: what cannot be is refused and leaves everything as it was"
     CHECK(one->slots(1, 0) == 0);
   }
   CHECK(memory.live_bytes == 0);
+}
+
+TEST_CASE("condenser: a recipe as a type decides what the same text does", "[external]") {
+  const CacheShape shape{.q_heads = 4, .kv_heads = 2, .head_dim = 64, .dtype = DType::f32};
+  auto typed = external::make_condenser(shape, recipe(evict::Knorm{.tokens = 20, .recent = 4}));
+  auto text = AnyCondenser::make(shape, test::stages("knorm(tokens=20, recent=4)"));
+  REQUIRE(typed);
+  REQUIRE(text);
+  CHECK(typed->needs().empty());
+  EngineMemory m(shape, Layout::contiguous, 40);
+  const Tokens t(shape, 30, 4);
+  m.write({0, 0}, t.keys(), t.values());
+  std::vector<std::byte> scratch(std::max(typed->workspace_bytes(30, 30, 1), text->workspace_bytes(30, 30, 1)));
+  Context<Cpu> ctx(scratch);
+  REQUIRE(typed->step(ctx, 0, m.borrow(), 30) == Status::ok);
+  REQUIRE(text->step(ctx, 0, m.borrow(), 30) == Status::ok);
+  for (index_t h = 0; h < 2; ++h) {
+    const auto a = typed->kept(0).of(h), b = text->kept(0).of(h);
+    CHECK(a.size() == 20);
+    CHECK(std::equal(a.begin(), a.end(), b.begin(), b.end()));
+  }
 }

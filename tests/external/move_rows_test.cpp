@@ -1,4 +1,5 @@
 #include <external/rig.hpp>
+#include <kvcondense/backend/cpu/rope.hpp>
 #include <kvcondense/external/rerotate.hpp>
 
 using namespace kvcondense;
@@ -152,6 +153,6 @@ TEST_CASE("rerotate keys: what cannot be is refused before a key has turned", "[
   m.owners[0] = 2, to = from, to[0] = 0, to[1] = 1;
   REQUIRE(RerotateKeys::run(ctx, m.borrow(), shape, {}, from, to) == Status::ok);
   for (const float x : m.key(0, 1)) CHECK(std::isfinite(x));
-  CHECK(std::abs(m.key(0, 1)[32]) == Approx(65504.0f).epsilon(0.3));
+  CHECK(m.key(0, 1)[0] == 65504.0f);  // would be 82906
   REQUIRE(RerotateKeys::run(ctx, m.borrow(), shape, prim::RopeConfig{}, std::span<const index_t>{}, std::span<const index_t>{}) == Status::ok);
 }

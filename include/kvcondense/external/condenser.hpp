@@ -66,9 +66,10 @@ class Condenser {
   /// What a step wants to see; attention is made from queries where it is not given.
   Inputs needs() const { return pipeline_.inputs() | fold_.inputs; }
   /// Whether the coming step of a layer looks at attention: then it wants the mass, or queries of that many newest tokens.
-  index_t attention_rows(index_t layer, index_t tokens, Phase phase = Phase::automatic) const {
-    const StepView<Cpu> view = step_view(layers_[layer], layer, tokens, phase);
-    return reads_attention(view) ? attention().of(tokens) : 0;
+  index_t attention_rows(index_t layer, index_t tokens, Phase phase = Phase::automatic) {
+    Layer& l = layers_[layer];
+    for (index_t h = 0; h < shape_.kv_heads; ++h) l.next.offset[h + 1] = l.next.offset[h] + l.now.slots(h) + tokens;
+    return reads_attention(step_view(l, layer, tokens, phase)) ? attention().of(tokens) : 0;
   }
 
   /// `tokens` rows were written behind the last slot of every head. positions: theirs, empty for the next consecutive ones.
