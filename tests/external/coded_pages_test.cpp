@@ -1,6 +1,6 @@
 #include <external/rig.hpp>
 #include <kvcondense/cpu.hpp>
-#include <kvcondense/external/coded_pages.hpp>
+#include <kvcondense/external/coded_layer.hpp>
 #include <support/model_facts.hpp>
 
 using namespace kvcondense;
@@ -221,4 +221,56 @@ TEST_CASE("coded pages: a page of another form is refused, and what else cannot 
   REQUIRE(other->code(ctx, fresh.borrow(exact), &repaired) == Status::ok);
   CHECK(repaired == 1);
   CHECK(other->coded_values() == 60);
+}
+
+TEST_CASE("coded pages: a policy lets slots leave them as a cache with both stages does", "[external]") {
+  struct Case {
+    const char *policy, *quant;
+  };
+  for (const Case c : {Case{"sink_window(sinks=4, recent=40)", "group_int(bits=8, group_size=16, residual_window=6)"},
+                       Case{"tova(tokens=44)", "hadamard(group_int(bits=8, group_size=16, residual_window=6))"},
+                       Case{"chunkkv(tokens=44, window=8, chunk=5)", "fp8(scale=block, block=16, residual_window=4)"}}) {
+    const std::string text = std::string(c.policy) + " + " + c.quant;
+    CAPTURE(text);
+    const CacheShape shape{.q_heads = 6, .kv_heads = 2, .head_dim = 64, .dtype = DType::f32, .page_slots = 16};
+    auto cache = any::AnyCache::make(test::stages(text), text, shape);
+    auto condenser = test::AnyCondenser::make(shape, test::stages(c.policy), {external::Sharing::per_layer});
+    auto coded = AnyPages::make(shape, test::stages(c.quant).quant, 16);
+    REQUIRE(cache);
+    REQUIRE(condenser);
+    REQUIRE(coded);
+    EngineMemory exact(shape, Layout::nhd, 240);
+    CodeMemory codes(*coded, 2, 12);
+    Workspace work;
+    REQUIRE(work.reserve(std::max({cache->workspace_bytes(120, 80), coded->workspace_bytes(120, 80, 200), condenser->workspace_bytes(120, 80, 200)})) == Status::ok);
+    Context<Cpu> ctx(work.bytes());
+    std::uint64_t seed = 40;
+    for (const index_t n : {70, 1, 1, 1, 5, 1, 1, 1, 1, 1, 1, 1}) {
+      const Tokens t(shape, n, seed += 10);
+      std::vector<float> want(at(6 * n * 64)), got(want.size());
+      REQUIRE(cache->forward(ctx, 0, t.queries(), t.keys(), t.values(), dense_view(want.data(), 6, n, 64)) == Status::ok);
+      const index_t place = coded->place(coded->slots());
+      exact.write({place, place}, t.keys(), t.values());
+      REQUIRE(coded->append(n) == Status::ok);
+      REQUIRE(coded->attend(ctx, codes.borrow(exact), {t.queries(), dense_view(got.data(), 6, n, 64)}) == Status::ok);
+      float worst = 0.0f;
+      for (std::size_t j = 0; j < want.size(); ++j) worst = std::max(worst, std::abs(got[j] - want[j]));
+      REQUIRE(worst < 1e-5f);
+      const external::CodedLayer<any::AnyQuant> layer{&*coded, codes.borrow(exact)};
+      REQUIRE(condenser->step(ctx, 0, layer, n, {.queries = t.queries()}) == Status::ok);
+      if (condenser->leaves(0)) {
+        REQUIRE(coded->keep(ctx, codes.borrow(exact), condenser->kept(0).of(1), codes.table) == Status::ok);
+        REQUIRE(condenser->accept(0) == Status::ok);
+      }
+      REQUIRE(coded->code(ctx, codes.borrow(exact)) == Status::ok);
+      REQUIRE(coded->slots() == cache->slots(0, 0));
+      for (index_t j = 0; j < coded->slots(); ++j) REQUIRE(condenser->token(0, 1, j) == cache->token(0, 1, j));
+    }
+    CHECK(coded->slots() >= 44);
+    CHECK(coded->coded_keys() > 30);
+    // The condenser knows how many slots there must be.
+    REQUIRE(coded->append(1) == Status::ok);
+    const Tokens t(shape, 2, 5);
+    CHECK(condenser->step(ctx, 0, external::CodedLayer<any::AnyQuant>{&*coded, codes.borrow(exact)}, 2, {.queries = t.queries()}) == Status::shape_mismatch);
+  }
 }

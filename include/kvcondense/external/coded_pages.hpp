@@ -151,6 +151,17 @@ class CodedPages {
     return prim::Attend<Cpu>::run(ctx, request, heads, [&](index_t h) { return Reader{this, &m, &sequence, h}; });
   }
 
+  /// Whether memory is what these pages need, as every call asks.
+  Status check(const CodedMemory& m, Scratch scratch) const { return check_memory(m, pages(), scratch); }
+  const CacheShape& shape() const { return shape_; }
+  /// A head as `prim::Attend<Cpu>` reads it; the sequence is that of the exact pages.
+  auto reader(const CodedMemory& m, const prim::PagedSequence& sequence, index_t head) const { return Reader{this, &m, &sequence, head}; }
+  /// Rows of slots [first, first + out.rows) as floats.
+  void read(const CodedMemory& m, index_t head, bool values, index_t first, prim::RowBlock<float> out) const {
+    if (values) decode(m, head, heads_[head].values, m.exact.values, values_, first, out);
+    else decode(m, head, heads_[head].keys, m.exact.keys, keys_, first, out);
+  }
+
   /// Keeps these slots in all heads; ascending. Codes that have parameters of their own move to the front; where slots share
   /// parameters whole pages stay or leave, and `table` (the engine's, which m.table views) is put in order: pages that stay come
   /// first, those behind are free. Exact rows move to the front of sinks and window.
@@ -277,6 +288,20 @@ class CodedPages {
     return {at, page_slots_, side.map.transform().stored_dim(side.of_values ? shape_.values() : shape_.head_dim)};
   }
 
+  template <class S>
+  void decode(const CodedMemory& m, index_t h, const S& side, const prim::PagedTensor& t, index_t coded, index_t first, prim::RowBlock<float> out) const {
+    const prim::PagedSequence s = m.exact.sequence(nullptr);
+    for (index_t i = 0; i < out.rows; ++i) {
+      const index_t c = first + i - sinks_, at = place(first + i);
+      float* row = out.data + i * out.step;
+      if (c < 0 || c >= coded) {
+        prim::cpu::read_paged(t, s.page(at), h, at % s.page_slots, row);
+        continue;
+      }
+      prim::PageCodec<Cpu, typename S::Stored>::decode(side.stored(), span(m, h, side, c), c % page_slots_, 1, {row, 1, t.dim});
+      if (side.map.mapped()) side.map.backward({row, 1, t.dim});
+    }
+  }
   template <class S>
   index_t encode(const CodedMemory& m, index_t h, const S& side, const prim::PagedTensor& t, index_t first, index_t count, float* rows) {
     index_t repaired = 0;

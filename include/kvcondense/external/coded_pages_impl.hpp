@@ -97,7 +97,7 @@ Status CodedPages<Q>::keep(Context<Cpu>& ctx, const CodedMemory& m, std::span<co
 
 template <class Q>
 Status CodedPages<Q>::check_memory(const CodedMemory& m, index_t wanted, Scratch scratch) const {
-  if (const Status s = check(m.exact, shape_, 0, scratch); s != Status::ok) return s;
+  if (const Status s = external::check(m.exact, shape_, 0, scratch); s != Status::ok) return s;
   const auto whole = [](index_t x) { return x % static_cast<index_t>(align) == 0; };
   const auto aligned = [](const std::byte* p) { return reinterpret_cast<std::uintptr_t>(p) % align == 0; };
   const bool fits = m.key_step >= key_bytes() * shape_.kv_heads && m.value_step >= value_bytes() * shape_.kv_heads;

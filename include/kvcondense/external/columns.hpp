@@ -2,12 +2,15 @@
 
 #include <algorithm>
 #include <span>
+#include <type_traits>
+#include <utility>
 
 #include <kvcondense/backend/cpu/paged_rows.hpp>
 #include <kvcondense/backend/cpu/query_columns.hpp>
 #include <kvcondense/cache/query_window.hpp>
 #include <kvcondense/core/shape.hpp>
 #include <kvcondense/core/view.hpp>
+#include <kvcondense/external/borrowed.hpp>
 #include <kvcondense/prim/attend.hpp>
 
 namespace kvcondense::external {
@@ -19,30 +22,45 @@ struct BorrowedHead : prim::PagedHead {
   prim::SlotScalars scalars() const { return own; }
 };
 
-/// What attention over a borrowed layer must know: its rows, the tokens that slots hold, and numbers of slots.
-struct BorrowedSlots {
-  const prim::PagedSequence* sequence = nullptr;
-  RaggedView<const std::int32_t> tokens{};  ///< ordinals, ascending
-  RaggedView<const float> bias{};           ///< added to logits; or empty
-  RaggedView<const float> value_scale{};    ///< multiplied with values; or empty
+/// What a policy looks at of a layer in an engine's memory: `keys` and `values` as rows, `head(h)` as attention reads it, and which
+/// tokens slots hold. One specialisation per form of memory; `counts`: slots of each head.
+template <class Memory>
+class LayerSlots;
+
+template <>
+class LayerSlots<BorrowedLayer> {
+ public:
+  /// bias, value_scale: numbers that attention reads; or empty.
+  LayerSlots(const BorrowedLayer& layer, const index_t* counts, RaggedView<const std::int32_t> ordinals, RaggedView<const float> bias = {},
+             RaggedView<const float> value_scale = {})
+      : tokens(ordinals), sequence_(layer.sequence(counts)), bias_(bias), value_scale_(value_scale) {}
+  LayerSlots(const LayerSlots&) = delete;
 
   BorrowedHead head(index_t h) const {
     const auto row = [&](const RaggedView<const float>& v) { return v.data == nullptr ? nullptr : v.row(h); };
-    return {sequence, h, {nullptr, row(bias), row(value_scale)}};
+    return {&sequence_, h, {nullptr, row(bias_), row(value_scale_)}};
   }
-  index_t below(index_t h, index_t token) const {
-    const std::int32_t* row = tokens.row(h);
-    return std::lower_bound(row, row + tokens.length(h), token) - row;
-  }
+
+  RaggedView<const std::int32_t> tokens;  ///< ordinals, ascending
+
+ private:
+  prim::PagedSequence sequence_;
+  RaggedView<const float> bias_, value_scale_;
+
+ public:
+  const PagedRows keys{sequence_, false}, values{sequence_, true};
 };
 
 /// Attention of the newest queries over a borrowed layer, for policies that ask for columns; queries of earlier steps come from
 /// the window that the condenser keeps for policies that look back.
+template <class Memory>
 class BorrowedColumns final : public QueryColumns<Cpu> {
+  using Slots = LayerSlots<Memory>;
+
  public:
-  BorrowedColumns(const BorrowedSlots& slots, const CacheShape& shape, TensorView<const float, 3> queries, const cache::QueryWindow& window,
+  BorrowedColumns(const Slots& slots, const CacheShape& shape, TensorView<const float, 3> queries, const cache::QueryWindow& window,
                   index_t seen, std::span<std::byte> scratch)
-      : slots_(slots), shape_(shape), queries_(queries), window_(&window), seen_(seen), scratch_(scratch) {}
+      : slots_(&slots), shape_(shape), queries_(queries), window_(&window), seen_(seen), scratch_(scratch) {}
 
   index_t rows() const noexcept override {
     const index_t now = queries_.extent[1], kept = window_->most();
@@ -55,12 +73,27 @@ class BorrowedColumns final : public QueryColumns<Cpu> {
   }
 
  private:
-  struct Head : BorrowedHead {
+  struct Head {
+    using Reader = std::remove_cvref_t<decltype(std::declval<const Slots&>().head(0))>;
+    using Cursor = typename Reader::Cursor;
     const BorrowedColumns* at;
-    index_t rows;
-    Head(const BorrowedColumns& c, index_t h, index_t n) : BorrowedHead(c.slots_.head(h)), at(&c), rows(n) {}
-    index_t token(index_t slot) const { return at->slots_.tokens.row(head)[slot]; }
-    index_t below(index_t token) const { return at->slots_.below(head, token); }
+    index_t head, rows;
+    Reader reader;
+    Head(const BorrowedColumns& c, index_t h, index_t n) : at(&c), head(h), rows(n), reader(c.slots_->head(h)) {}
+    index_t slots() const { return reader.slots(); }
+    prim::SlotScalars scalars() const { return reader.scalars(); }
+    index_t query_width() const { return prim::query_width(reader, at->shape_.head_dim); }
+    void begin_queries(prim::RowBlock<float> queries) const {
+      if constexpr (requires { reader.begin_queries(queries); }) reader.begin_queries(queries);
+    }
+    void key_scores(Cursor& cursor, index_t n, prim::RowBlock<const float> queries, prim::RowBlock<float> out, index_t first) const {
+      reader.key_scores(cursor, n, queries, out, first);
+    }
+    index_t token(index_t slot) const { return at->slots_->tokens.row(head)[slot]; }
+    index_t below(index_t token) const {
+      const std::int32_t* row = at->slots_->tokens.row(head);
+      return std::lower_bound(row, row + slots(), token) - row;
+    }
     index_t row_token(index_t row) const { return at->seen_ - rows + row; }
     index_t visible(index_t row) const { return below(row_token(row) + 1); }
     void skip(Cursor& cursor, index_t n) const { cursor.at += n; }
@@ -72,7 +105,7 @@ class BorrowedColumns final : public QueryColumns<Cpu> {
     }
   };
 
-  BorrowedSlots slots_;
+  const Slots* slots_;
   CacheShape shape_;
   TensorView<const float, 3> queries_;
   const cache::QueryWindow* window_;

@@ -74,7 +74,9 @@ class Condenser {
 
   /// `tokens` rows were written behind the last slot of every head. positions: theirs, empty for the next consecutive ones.
   /// Phase::probe decides nothing and takes the tokens back; Phase::turn brings none.
-  Status step(Context<Cpu>& ctx, index_t layer, const BorrowedLayer& rows, index_t tokens, const StepInputs& inputs = {},
+  /// `rows`: a BorrowedLayer, or a CodedLayer.
+  template <class Memory>
+  Status step(Context<Cpu>& ctx, index_t layer, const Memory& rows, index_t tokens, const StepInputs& inputs = {},
               Phase phase = Phase::automatic, std::span<const index_t> positions = {});
 
   /// With one list for all layers, after the step of the last one: settles it.
@@ -101,6 +103,9 @@ class Condenser {
                  std::span<const SlotBytes> numbers = {});
   /// Folds, and moves nothing: the engine drops the places from its table. Only where all heads keep the same slots.
   Status relist(Context<Cpu>& ctx, index_t layer, const BorrowedLayer& rows);
+
+  /// The engine has done what was decided, with `CodedPages::keep` or by itself; no rows fold. Only where all heads keep the same.
+  Status accept(index_t layer);
 
   /// Attention of the newest queries [q_heads, n, head_dim] over the slots of a layer and `tokens` new ones behind them, with what a
   /// merge stage adds to slots: for engines without kernels for lists that differ between heads. Errors as check().
@@ -175,13 +180,16 @@ class Condenser {
   StepView<Cpu> step_view(const Layer& l, index_t layer, index_t tokens, Phase phase) const;
   Status check_inputs(const StepView<Cpu>& view) const;
   Status grow(Layer& l, index_t tokens, std::span<const index_t> positions, bool probe);
-  Status decide(Context<Cpu>& ctx, Layer& l, StepView<Cpu>& view, const BorrowedLayer& rows, Scratch scratch);
+  template <class Memory>
+  Status decide(Context<Cpu>& ctx, Layer& l, StepView<Cpu>& view, const Memory& rows, Scratch scratch);
   Status agree(index_t* count, std::int32_t* kept, const index_t* offset, Scratch scratch) const;
   Status plan_folds(Context<Cpu>& ctx, Layer& l, const StepView<Cpu>& view, const BorrowedLayer& rows, evict::LaneViews lanes, Scratch scratch);
   Status check_writes(const Layer& l, const BorrowedLayer& rows) const;
   void fold(Context<Cpu>& ctx, Layer& l, const BorrowedLayer& rows, Scratch scratch);
   void done(Layer& l);
-  BorrowedSlots borrowed(const Slots& s, const prim::PagedSequence& sequence) const;
+  RaggedView<const float> lane_of(const Slots& s, index_t lane) const {
+    return lane < 0 ? RaggedView<const float>{} : RaggedView<const float>{s.lane(pipeline_.lanes() + lane), s.offset.data(), shape_.kv_heads};
+  }
   static Status copy(const Slots& from, Slots& to);
 
   CacheShape shape_{};

@@ -106,7 +106,8 @@ std::size_t Condenser<R>::workspace_bytes(index_t slots, index_t tokens, index_t
   std::size_t policy = std::max(pipeline_.workspace_bytes(shape_, total), Ballot::workspace_bytes(slots, heads * shape_.layers));
   if constexpr (can_fold)
     if (fold_.active) policy = std::max(policy, Scratch::bytes_for<index_t>(heads) + merger_.workspace_bytes(shape_, total));
-  const std::size_t step = prim::AttendColumns<Cpu>::workspace_bytes(workers, shape_, std::max(tokens, layers_[0].window.most())) +
+  const index_t two_forms = 2 * shape_.head_dim + 1;  // of queries, where codes are behind a transform
+  const std::size_t step = prim::AttendColumns<Cpu>::workspace_bytes(workers, shape_, std::max(tokens, layers_[0].window.most()), two_forms) +
                            2 * Scratch::bytes_for<index_t>(heads) + numbers + policy;
   const std::size_t attend = Scratch::bytes_for<index_t>(heads + 1) + 2 * numbers +
                              prim::Attend<Cpu>::workspace_bytes(workers, heads, shape_.group() * tokens, slots, shape_.head_dim, shape_.values(), false);
@@ -184,7 +185,8 @@ Status Condenser<R>::grow(Layer& l, index_t tokens, std::span<const index_t> pos
 }
 
 template <class R>
-Status Condenser<R>::step(Context<Cpu>& ctx, index_t layer, const BorrowedLayer& rows, index_t tokens, const StepInputs& inputs, Phase phase,
+template <class Memory>
+Status Condenser<R>::step(Context<Cpu>& ctx, index_t layer, const Memory& rows, index_t tokens, const StepInputs& inputs, Phase phase,
                           std::span<const index_t> positions) {
   if (layer < 0 || layer >= shape_.layers) return Status::out_of_range;
   Layer& l = layers_[layer];
@@ -196,6 +198,7 @@ Status Condenser<R>::step(Context<Cpu>& ctx, index_t layer, const BorrowedLayer&
   if (l.seen + tokens > detail::most_position || next > detail::most_position) return Status::out_of_range;
   for (const index_t p : positions)
     if (p < 0 || p >= detail::most_position) return Status::invalid_argument;
+  if (fold_.active && !std::same_as<Memory, BorrowedLayer>) return Status::not_supported;  // codes are no targets
   if (probe && !pipeline_.probes()) return Status::ok;
   Scratch scratch(ctx.workspace());
   if (const Status s = check(rows, shape_, longest(layer) + tokens, scratch); s != Status::ok) return s;
@@ -223,19 +226,23 @@ Status Condenser<R>::step(Context<Cpu>& ctx, index_t layer, const BorrowedLayer&
 }
 
 template <class R>
-Status Condenser<R>::decide(Context<Cpu>& ctx, Layer& l, StepView<Cpu>& view, const BorrowedLayer& rows, Scratch scratch) {
+template <class Memory>
+Status Condenser<R>::decide(Context<Cpu>& ctx, Layer& l, StepView<Cpu>& view, const Memory& rows, Scratch scratch) {
   const index_t heads = shape_.kv_heads, total = view.total();
   const bool turn = view.phase == Phase::turn, probe = view.phase == Phase::probe;
   auto* counts = scratch.take<index_t>(heads);
   auto* budget = scratch.take<index_t>(heads);
-  const std::size_t bytes = prim::AttendColumns<Cpu>::workspace_bytes(ctx.workers(), shape_, std::max(view.inputs.queries.extent[1], l.window.most()));
-  std::byte* columns_at = scratch.take<std::byte>(static_cast<index_t>(bytes));
-  if (columns_at == nullptr || budget == nullptr || counts == nullptr) return Status::workspace_too_small;
+  if (budget == nullptr || counts == nullptr) return Status::workspace_too_small;
   for (index_t h = 0; h < heads; ++h) counts[h] = view.slots(h);
-  const prim::PagedSequence sequence = rows.sequence(counts);
-  const PagedRows keys(sequence, false), values(sequence, true);
-  const BorrowedColumns columns(borrowed(l.next, sequence), shape_, view.inputs.queries, l.window, view.seen, {columns_at, bytes});
-  view.keys = &keys, view.values = &values;
+  const RaggedView<const std::int32_t> tokens{l.next.ids.data(), view.offset, heads};
+  const LayerSlots<Memory> slots(rows, counts, tokens, lane_of(l.next, fold_.bias), lane_of(l.next, fold_.value_scale));
+  const index_t width = prim::widest_query([&](index_t h) { return slots.head(h); }, heads, shape_.head_dim);
+  const std::size_t bytes =
+      prim::AttendColumns<Cpu>::workspace_bytes(ctx.workers(), shape_, std::max(view.inputs.queries.extent[1], l.window.most()), width);
+  std::byte* columns_at = scratch.take<std::byte>(static_cast<index_t>(bytes));
+  if (columns_at == nullptr) return Status::workspace_too_small;
+  const BorrowedColumns<Memory> columns(slots, shape_, view.inputs.queries, l.window, view.seen, {columns_at, bytes});
+  view.keys = &slots.keys, view.values = &slots.values;
   if (probe || (queries().rows != AttentionNeed::Rows::none && !turn)) view.columns = &columns;
 
   RaggedView<float> lane[detail::most_lanes];
@@ -273,7 +280,7 @@ Status Condenser<R>::decide(Context<Cpu>& ctx, Layer& l, StepView<Cpu>& view, co
     }
   }
   l.folds = false;
-  if constexpr (can_fold)
+  if constexpr (can_fold && std::same_as<Memory, BorrowedLayer>)
     if (fold_.active) return plan_folds(ctx, l, view, rows, folding, scratch);
   return Status::ok;
 }

@@ -119,11 +119,14 @@ Status Condenser<R>::relist(Context<Cpu>& ctx, index_t layer, const BorrowedLaye
 }
 
 template <class R>
-BorrowedSlots Condenser<R>::borrowed(const Slots& s, const prim::PagedSequence& sequence) const {
-  const auto view = [&](index_t lane) {
-    return lane < 0 ? RaggedView<const float>{} : RaggedView<const float>{s.lane(pipeline_.lanes() + lane), s.offset.data(), shape_.kv_heads};
-  };
-  return {&sequence, {s.ids.data(), s.offset.data(), shape_.kv_heads}, view(fold_.bias), view(fold_.value_scale)};
+Status Condenser<R>::accept(index_t layer) {
+  if (layer < 0 || layer >= shape_.layers) return Status::out_of_range;
+  Layer& l = layers_[layer];
+  if (!l.waits || !l.settled) return Status::order_violation;
+  if (!kept(layer).alike()) return Status::incompatible;
+  if (l.folds) return Status::not_supported;
+  if (l.leaves) done(l);
+  return Status::ok;
 }
 
 template <class R>
@@ -151,15 +154,14 @@ Status Condenser<R>::attend(Context<Cpu>& ctx, index_t layer, const BorrowedLaye
     }
     return x;
   };
-  BorrowedSlots slots;
-  if (fold_.bias >= 0) slots.bias = {with_new(fold_.bias, 0.0f), offset, heads};
-  if (fold_.value_scale >= 0) slots.value_scale = {with_new(fold_.value_scale, 1.0f), offset, heads};
+  RaggedView<const float> bias, scale;
+  if (fold_.bias >= 0) bias = {with_new(fold_.bias, 0.0f), offset, heads};
+  if (fold_.value_scale >= 0) scale = {with_new(fold_.value_scale, 1.0f), offset, heads};
   auto* counts = scratch.take<index_t>(heads);
-  if (counts == nullptr || (fold_.bias >= 0 && slots.bias.data == nullptr) || (fold_.value_scale >= 0 && slots.value_scale.data == nullptr))
+  if (counts == nullptr || (fold_.bias >= 0 && bias.data == nullptr) || (fold_.value_scale >= 0 && scale.data == nullptr))
     return Status::workspace_too_small;
   for (index_t h = 0; h < heads; ++h) counts[h] = offset[h + 1] - offset[h];
-  const prim::PagedSequence sequence = rows.sequence(counts);
-  slots.sequence = &sequence;
+  const LayerSlots<BorrowedLayer> slots(rows, counts, {}, bias, scale);
   prim::AttendRequest request{queries, out, lse};
   request.softmax_scale = shape_.softmax_scale;
   Context<Cpu> rest = ctx.with_workspace(scratch.rest());
