@@ -442,3 +442,32 @@ TEST_CASE("condenser: a recipe as a type decides what the same text does", "[ext
     CHECK(std::equal(a.begin(), a.end(), b.begin(), b.end()));
   }
 }
+
+TEST_CASE("condenser: attention that the engine measured does what attention measured here does", "[external]") {
+  const CacheShape shape{.q_heads = 8, .kv_heads = 2, .head_dim = 64, .dtype = DType::f32, .softmax_scale = 0.125f};
+  EngineMemory m(shape, Layout::hnd, 60);
+  const Tokens t(shape, 50, 4);
+  m.write({0, 0}, t.keys(), t.values());
+  auto given = AnyCondenser::make(shape, test::stages("h2o(heavy=12, recent=8)")), measured = AnyCondenser::make(shape, test::stages("h2o(heavy=12, recent=8)"));
+  REQUIRE(given);
+  REQUIRE(measured);
+  std::vector<std::byte> scratch(given->workspace_bytes(50, 50, m.pages) + prim::Attend<Cpu>::workspace_bytes(1, 2, 4 * 50, 50, 64, 64, true));
+  Context<Cpu> ctx(scratch);
+  CHECK(given->needs() == Inputs(Input::attention));
+  CHECK(given->attention_rows(0, 50) == 50);
+  const index_t slots[] = {50, 50}, offset[] = {0, 50, 100};
+  std::vector<float> mass(100), out(t.q.size());
+  const external::BorrowedLayer rows = m.borrow();
+  const prim::PagedSequence sequence = rows.sequence(slots);
+  prim::AttendRequest request{t.queries(), dense_view(out.data(), 8, 50, 64), {}, {mass.data(), offset, 2}, 50, 0.125f};
+  REQUIRE(prim::Attend<Cpu>::run(ctx, request, 2, [&](index_t h) { return prim::PagedHead{&sequence, h}; }) == Status::ok);
+  const index_t shorter[] = {0, 50, 99};
+  CHECK(given->step(ctx, 0, rows, 50, {.attention = {{mass.data(), shorter, 2}, 50}}) == Status::shape_mismatch);
+  REQUIRE(given->step(ctx, 0, rows, 50, {.attention = {request.mass, 50}}) == Status::ok);
+  REQUIRE(measured->step(ctx, 0, rows, 50, {.queries = t.queries()}) == Status::ok);
+  for (index_t h = 0; h < 2; ++h) {
+    const auto a = given->kept(0).of(h), b = measured->kept(0).of(h);
+    CHECK(a.size() == 20);
+    CHECK(std::equal(a.begin(), a.end(), b.begin(), b.end()));
+  }
+}
