@@ -24,6 +24,7 @@ MAY_INCLUDE = {
     **{room: ("core", "prim") for room in METHOD_ROOMS},
     "cache": ("core", "prim") + METHOD_ROOMS,
     "io": ("core", "prim", "bitstream", "cache") + METHOD_ROOMS,
+    "external": ("core", "prim", "cache") + METHOD_ROOMS,
     "any": ("core", "prim", "cache", "io") + METHOD_ROOMS,
     "backend": ("core", "prim"),
     "c": (),
@@ -37,6 +38,7 @@ MAY_ALSO_INCLUDE = {
     ("quant/mikv.hpp", "evict"): "tokens are told apart by the scores of an eviction policy",
     ("merge/", "evict"): "what folds is told apart by the scores of an eviction policy's source",
     ("cache/", "backend"): "the store lives on the host: its columns run the CPU words",
+    ("external/", "backend"): "an engine's memory on the host is read and moved by the CPU words",
 }
 
 # The umbrella headers, which may include anything.

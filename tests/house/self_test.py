@@ -178,8 +178,31 @@ def check_fail_driver(checks):
                                      folder, source), want, complaint)
 
 
+def check_adapter_lines(checks):
+    def engine(lines, own="int x;\n"):
+        return "// an engine\n// --- engine ---\n" + own + "// --- adapter ---\n" + "// no line\n}\nint y;\n" * lines + "// --- check ---\nint z;\n"
+
+    cases = [
+        ("three adapters", [engine(3)] * 3, 3, 0, ""),
+        ("61 lines", [engine(3), engine(3), engine(61)], 3, 1, "60 at most"),
+        ("another count on the page", [engine(3), engine(3), engine(4)], 3, 1, "does not say 4 lines"),
+        ("a call in the engine's part", [engine(3), engine(3), engine(3, "kvc::f();\n")], 3, 1, "names the library"),
+        ("no check", [engine(3), engine(3), engine(3).split("// --- check")[0]], 3, 1, "no section 'check'"),
+        ("one adapter too few", [engine(3)] * 2, 3, 1, "fewer than three"),
+    ]
+    for what, engines, stated, code, said in cases:
+        with tempfile.TemporaryDirectory() as folder:
+            root = Path(folder)
+            (root / "docs").mkdir(), (root / "examples").mkdir()
+            (root / "docs/integration.md").write_text("".join(f"| [1{i}_engine_x](there) | a hook | {stated} |\n" for i in range(3)))
+            for i, text in enumerate(engines):
+                (root / f"examples/1{i}_engine_x.cpp").write_text(text)
+            checks.expect(f"adapter lines: {what}", *run(HERE / "adapter_lines.py", "--root", root), code, said)
+
+
 def main():
     checks = Checks()
+    check_adapter_lines(checks)
     check_house(checks)
     check_headers(checks)
     check_fail_driver(checks)

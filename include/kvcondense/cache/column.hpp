@@ -90,9 +90,7 @@ class Column {
   index_t due(index_t window) const { return paired_ ? 0 : due_alone(window); }
   /// The same whoever else has a say.
   index_t due_alone(index_t window) const {
-    if (flush_.block == 0 || window <= flush_.keep) return 0;
-    const index_t most = window - flush_.keep, blocks = most / flush_.block * flush_.block;
-    const index_t n = !flush_.whole ? blocks : coded_.live() == 0 || blocks > 0 ? most : 0;
+    const index_t n = due_of(flush_, window, coded_.live() > 0);
     return n < flush_.first && map_.waits() ? 0 : n;
   }
 

@@ -20,6 +20,13 @@ struct Flush {
   bool operator==(const Flush&) const = default;
 };
 
+/// Slots of a window of `window` that a rule codes now; `coded`: whether some were before.
+constexpr index_t due_of(const Flush& rule, index_t window, bool coded) {
+  if (rule.block == 0 || window <= rule.keep) return 0;
+  const index_t most = window - rule.keep, blocks = most / rule.block * rule.block;
+  return !rule.whole ? blocks : !coded || blocks > 0 ? most : 0;
+}
+
 /// Whole blocks of `block` slots; right after a flush the window may be empty (KIVI keys).
 constexpr Flush block_flush(index_t block) { return {block, 0, 0}; }
 

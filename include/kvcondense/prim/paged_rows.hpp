@@ -40,6 +40,11 @@ constexpr PagedLayout vllm_value_layout(index_t slots, index_t heads, index_t di
   return {heads * dim * slots, dim * slots, 1, 1, slots};
 }
 
+/// One row per cell and all heads in it, [cells, heads, dim], as llama.cpp keeps keys: pages of one slot.
+constexpr PagedLayout cell_layout(index_t heads, index_t dim) { return nhd_layout(1, heads, dim); }
+/// The same by channels, [heads, dim, cells], as it keeps values without flash attention.
+constexpr PagedLayout cell_channel_layout(index_t cells, index_t dim) { return {1, dim * cells, 0, 1, cells}; }
+
 /// Keys or values of a pool of pages in an engine's own memory.
 struct PagedTensor {
   std::byte* data = nullptr;
