@@ -200,8 +200,11 @@ class Cache {
   const Plan& plan() const { return plan_; }
   /// Newest tokens of which a slot is the mean, where tokens join slots; 0: all.
   index_t join_window() const { return fold_.gate.window; }
-  /// The layer that stores rows together with this one; -1: none does.
-  index_t shares_with(index_t layer) const { return fold_.across.partner(shape_, layer); }
+  /// The layers that store rows together with this one.
+  LayerGroup layer_group(index_t layer) const { return groups_.of(shape_.layers, layer); }
+  /// All such layers; of a low-rank stage when `sums()`, else of a merge stage.
+  const LayerGroups& groups() const { return groups_; }
+  bool sums() const { return groups_.size > 1 && !fold_.across.active; }
   /// Makes the index of the retrieval stage anew from what is stored. Loaders call it.
   Status rebuild_index();
   using Retrieval = decltype(std::declval<Retrieve>().pipeline());
@@ -252,9 +255,10 @@ class Cache {
   Status reserve_fold(Layer& layer, const cache::Folding& folding);
   void commit_fold(Context<B>& ctx, Layer& layer, const cache::Folding& folding, TensorView<const float, 3> queries);
 
-  // Rows that two layers store together: cache_across.hpp.
+  // Rows that layers store together: cache_across.hpp.
   std::size_t across_bytes(index_t slots, index_t workers) const;
-  index_t pair_slots(index_t layer) const;
+  index_t across_floats(index_t slots, index_t dim) const;
+  index_t group_slots(index_t layer) const;
   void share_rows(Context<B>& ctx, index_t layer);
 
   StepView<B> step_view(index_t layer, Phase phase) const;
@@ -325,6 +329,7 @@ class Cache {
   bool graded_ = false;  ///< codecs tell slots apart by `saliency_`
   Merger merger_{};
   merge::Traits fold_{};        ///< of the merge stage; neutral without one
+  LayerGroups groups_{};        ///< layers that store rows together
   prim::RopeAngles fold_angles_{};
   prim::ControlComponent control_{};
   bool merging_ = false;
