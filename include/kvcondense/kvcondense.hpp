@@ -67,6 +67,7 @@
 #include <kvcondense/lowrank/shadowkv.hpp>
 #include <kvcondense/lowrank/think.hpp>
 #include <kvcondense/lowrank/weight_svd.hpp>
+#include <kvcondense/lowrank/xkv.hpp>
 #include <kvcondense/merge/cam.hpp>
 #include <kvcondense/merge/centroid.hpp>
 #include <kvcondense/merge/d2o.hpp>

@@ -11,6 +11,7 @@
 #include <kvcondense/lowrank/shadowkv.hpp>
 #include <kvcondense/lowrank/think.hpp>
 #include <kvcondense/lowrank/weight_svd.hpp>
+#include <kvcondense/lowrank/xkv.hpp>
 
 #include "ranges.hpp"
 
@@ -61,6 +62,18 @@ constexpr Field shadow_fields[] = {
     number<ShadowKV, &ShadowKV::sinks>("sinks", "", "first tokens kept exactly", 0, most_slots),
 };
 
+constexpr Field xkv_fields[] = {
+    fraction<XKv, &XKv::keep>("keep", "", "of the numbers of all keys of a group", 0.001),
+    fraction<XKv, &XKv::value_keep>("value_keep", "", "of values, likewise", 0.001),
+    number<XKv, &XKv::layers>("layers", "", "of a group", 2, max_layer_group),
+    number<XKv, &XKv::tile>("tile", "", "ranks are multiples of it", 1, max_head_dim),
+    number<XKv, &XKv::window>("window", "", "newest slots that stay exact", 0, most_slots),
+    number<XKv, &XKv::least>("least", "", "slots that directions are found from, at least", 0, most_slots),
+    number<XKv, &XKv::sinks>("sinks", "", "first tokens kept exactly", 0, most_slots),
+    flag<XKv, &XKv::keys>("keys", "", "whether keys are reduced"),
+    flag<XKv, &XKv::values>("values", "", "whether values are reduced"),
+};
+
 constexpr Field think_fields[] = {
     fraction<Think, &Think::ratio>("ratio", "", "of the channels that leave", 0.0, 0.99),
     number<Think, &Think::observe>("observe", "", "newest queries that are looked at; 0: all of the step", 0, 1 << 20),
@@ -78,6 +91,8 @@ constexpr Entry entries[] = {
     stage_entry<Think>("Drops the key channels that queries care least about; values stay whole.", think_fields),
     stage_entry<ShadowKV>("Stores keys before rotation as coordinates in directions found from the prompt; values stay whole.",
                           shadow_fields),
+    stage_entry<XKv>("Stores the rows of a token in several layers as one row of coordinates, in directions found from the prompt.",
+                     xkv_fields),
     stage_entry<Matryoshka>("Stores keys and values as coordinates in trained orthogonal bases that serve every rank.",
                             basis_fields<Matryoshka>),
     stage_entry<Cskv>("Shrinks keys and values by factors that reconstruct them layer by layer; new slots stay exact until a "

@@ -86,6 +86,7 @@ const std::map<std::string, Setting> settings = {
     // A row may point where that of the other layer does.
     {"minicache", {"minicache(start=0%, part=10%)", 40.0}},
     {"shadowkv", {"shadowkv(keep=50%, chunk=4, local_chunks=2, least=16)", 6.0}},
+    {"xkv", {"xkv(keep=25%, value_keep=25%, layers=2, window=6, least=20)", 6.0}},
     {"palu", {"palu(keep=50%, value_keep=50%)", 6.0}},
     {"weight_svd", {"weight_svd(keep=50%, value_keep=50%)", 6.0}},
     {"lorc", {"lorc(keep=50%, value_keep=50%, rule=part)", 6.0}},
@@ -310,7 +311,7 @@ TEST_CASE("cache: every pair of a low-rank stage with eviction, quantization, po
   }
   // Both would be found from data, or the second one from queries that the first one maps.
   REQUIRE(refused == "pca+mikv online_pca+zipcache online_pca+mikv online_pca+smooth_attention think+mikv think+smooth_attention "
-                     "shadowkv+mikv shadowkv+smooth_attention "
+                     "shadowkv+mikv shadowkv+smooth_attention xkv+zipcache xkv+mikv xkv+smooth_attention "
                      "matryoshka+mikv cskv+mikv eigen_attention+mikv palu+mikv weight_svd+mikv lorc+mikv recalkv+mikv ");
 }
 
