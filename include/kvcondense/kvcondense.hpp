@@ -57,6 +57,7 @@
 #include <kvcondense/evict/tova.hpp>
 #include <kvcondense/lowrank/cskv.hpp>
 #include <kvcondense/lowrank/eigen_attention.hpp>
+#include <kvcondense/lowrank/joint_heads.hpp>
 #include <kvcondense/lowrank/kv_heads_svd.hpp>
 #include <kvcondense/lowrank/lorc.hpp>
 #include <kvcondense/lowrank/matryoshka.hpp>

@@ -162,6 +162,12 @@ TEST_CASE("xkv: any calls", "[lowrank][xkv]") {
   test::exercise(three_layers, recipe(two), ++seed, 40, 12.0);
   test::exercise(three_layers, recipe(two, evict::Knorm{.tokens = 60, .recent = 20}), ++seed, 40, 12.0);
   test::exercise(three_layers, recipe(XKv{.keep = 0.25, .value_keep = 0.3, .layers = 3, .least = 0}, position::Rerotate{}), ++seed, 40, 12.0);
+  // Heads of a layer share, and heads of layers; groups that are not full, and a head alone.
+  CacheShape heads = three_layers;
+  heads.q_heads = 6, heads.kv_heads = 3;
+  test::exercise(heads, recipe(XKv{.keep = 0.25, .value_keep = 0.5, .layers = 1, .heads = 2, .least = 0}, position::Rerotate{}), ++seed, 40, 12.0);
+  test::exercise(heads, recipe(XKv{.keep = 0.2, .value_keep = 0.25, .layers = 2, .heads = 2, .window = 5}), ++seed, 40, 12.0);
+  test::exercise(heads, recipe(XKv{.keep = 0.2, .value_keep = 0.25, .layers = 2, .heads = 2, .least = 0}, evict::Knorm{.tokens = 60, .recent = 20}), ++seed, 40, 12.0);
 }
 
 TEST_CASE("xkv: attention, whatever the shape", "[lowrank][xkv]") {
@@ -237,6 +243,8 @@ TEST_CASE("xkv: what waits, and for whom", "[lowrank][xkv]") {
 TEST_CASE("xkv: files hold rows once, forks share them, damaged files are refused", "[lowrank][xkv]") {
   const XKv x{.keep = 0.25, .value_keep = 0.25, .layers = 3, .window = 4, .least = 8};
   test::check_snapshot(three_layers, recipe(x), recipe(XKv{.keep = 0.25, .value_keep = 0.25, .layers = 2, .window = 4, .least = 8}));
+  test::check_snapshot(three_layers, recipe(XKv{.keep = 0.1, .value_keep = 0.1, .heads = 2, .window = 4, .least = 8}),
+                       recipe(XKv{.keep = 0.1, .value_keep = 0.1, .heads = 1, .window = 4, .least = 8}));
   Stream stream{three_layers, std::mt19937(4)};
   const auto policy = recipe(x, evict::Knorm{.tokens = 40, .recent = 4});
   test::CacheRig rig(three_layers, policy, 128, 64);
@@ -352,6 +360,10 @@ TEST_CASE("xkv: one side alone, rows without numbers, and what is refused", "[lo
   REQUIRE(status({.keep = 0.26}) == Status::invalid_argument);
   REQUIRE(status({.value_keep = 0.6, .layers = 2}) == Status::invalid_argument);
   REQUIRE(status({.layers = 1}) == Status::invalid_argument);
+  REQUIRE(status({.layers = 1, .heads = 2}) == Status::ok);
+  REQUIRE(status({.heads = 2}) == Status::invalid_argument);  // 0.1875 * 8
+  REQUIRE(status({.keep = 0.05, .value_keep = 0.05, .heads = 2}) == Status::ok);
+  REQUIRE(status({.keep = 0.05, .value_keep = 0.05, .heads = 5}) == Status::invalid_argument);
   REQUIRE(status({.keep = 0.05, .value_keep = 0.05, .layers = 17}) == Status::invalid_argument);
   REQUIRE(status({.tile = 0}) == Status::invalid_argument);
   REQUIRE(status({.window = -1}) == Status::invalid_argument);

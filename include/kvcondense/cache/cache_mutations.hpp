@@ -72,7 +72,7 @@ Status Cache<B, R>::run_step(Context<B>& ctx, index_t layer, const StepInputs& i
   Scratch scratch(ctx.workspace());
   const index_t heads = shape_.kv_heads, total = l.total(), rows = inputs.queries.extent[1];
   const bool learns = view.phase == Phase::prefill_end;
-  if (layer_group(layer).count > 1 && ctx.workspace().size() < across_bytes(group_slots(layer), ctx.workers())) return Status::workspace_too_small;
+  if (groups_.most() > 1 && ctx.workspace().size() < across_bytes(group_slots(layer), ctx.workers())) return Status::workspace_too_small;
   if (!probe && !turn && (retrieval_.holds() || learns)) {  // what comes at the end of a step may not fail
     index_t most = 0;
     for (index_t h = 0; h < heads; ++h) most = std::max(most, l.heads[h].slots());
@@ -315,15 +315,20 @@ Report Cache<B, R>::report() const {
         dead(c.sinks()), dead(c.coded()), dead(c.window());
       };
       column(h.keys), column(h.values);
-      const index_t layer = &l - layers_.begin();
-      const LayerGroup group = layer_group(layer);
+      const Span layers = layer_group(&l - layers_.begin()), heads = head_group(&h - l.heads.begin());
       const auto across = [&](auto part) {
-        const std::remove_reference_t<decltype(h.*part)>* all[max_layer_group];
-        for (index_t i = 0; i < group.count; ++i) all[i] = &(layers_[group.first + i].heads[&h - l.heads.begin()].*part);
         using C = std::remove_cvref_t<decltype(h.*part)>;
-        cache::count_across<C>({all, static_cast<std::size_t>(group.count)}, layer - group.first, r);
+        const C* all[max_row_group];
+        index_t n = 0, mine = 0;
+        for (index_t i = 0; i < layers.count; ++i)
+          for (index_t j = 0; j < heads.count; ++j) {
+            const auto& one = layers_[layers.first + i].heads[heads.first + j];
+            if (&one == &h) mine = n;
+            all[n++] = &(one.*part);
+          }
+        cache::count_across<C>({all, static_cast<std::size_t>(n)}, mine, r);
       };
-      if (group.count > 1) across(&Layer::Head::keys), across(&Layer::Head::values);
+      if (layers.count * heads.count > 1) across(&Layer::Head::keys), across(&Layer::Head::values);
     }
   }
   return r;

@@ -9,7 +9,7 @@
 #include <kvcondense/cache/row_map.hpp>
 #include <kvcondense/cache/segment.hpp>
 #include <kvcondense/core/flush.hpp>
-#include <kvcondense/core/layer_groups.hpp>
+#include <kvcondense/core/row_groups.hpp>
 
 namespace kvcondense::cache {
 

@@ -141,10 +141,10 @@ inline index_t page_above(const Buffer<PageRef>& pages, const Page* rows, index_
   return -1;
 }
 
-/// Counts rows that the `mine`-th layer of a group shares. Their pages are the first layer's that still has them.
+/// Counts rows that the `mine`-th head of a group shares. Their pages are the first head's that still has them.
 template <class C>
 void count_across(std::span<const C* const> group, index_t mine, Report& r) {
-  index_t from[max_layer_group] = {};
+  index_t from[max_row_group] = {};
   const C& column = *group[mine];
   for (const PageRef& ref : column.coded().pages()) {
     if (!column.coded().shares(ref)) continue;

@@ -6,7 +6,7 @@
 
 #include <kvcondense/cache/reduced.hpp>
 #include <kvcondense/core/flush.hpp>
-#include <kvcondense/core/layer_groups.hpp>
+#include <kvcondense/core/row_groups.hpp>
 #include <kvcondense/core/policy.hpp>
 #include <kvcondense/core/shape.hpp>
 #include <kvcondense/evict/keep_all.hpp>
@@ -75,10 +75,10 @@ constexpr bool takes_keys(const LowRank& l, bool raw) {
   else return true;
 }
 
-/// Which layers a low-rank stage stores together.
+/// Which layers and heads a low-rank stage stores together.
 template <class LowRank>
-constexpr LayerGroups layer_groups(const LowRank& l) {
-  if constexpr (requires { l.layer_groups(); }) return l.layer_groups();
+constexpr RowGroups row_groups(const LowRank& l, const CacheShape& shape) {
+  if constexpr (requires { l.row_groups(shape); }) return l.row_groups(shape);
   else return {};
 }
 

@@ -263,7 +263,7 @@ std::uint64_t fingerprint(const Cache<B, R>& c) {
       f.add_text(word_of(c.recipe().merge));
       if (t.across.active) f.add(t.across.first(s));
     }
-  if (c.sums()) f.add(c.groups().first, c.groups().size);
+  if (c.sums()) f.add(c.groups().layers, c.groups().heads);
   if (p.joins) f.add(c.join_window());
   if constexpr (Cache<B, R>::may_retrieve)
     if (p.learns || p.held_rows > 0 || p.drawn > 0) f.add_text(word_of(c.recipe().retrieve)).add(p.held_rows, c.retrieval().fingerprint());
@@ -271,11 +271,14 @@ std::uint64_t fingerprint(const Cache<B, R>& c) {
   return f.value();
 }
 
-/// A head of the layers that come before this one and share rows with it.
+/// The heads that come before this one and share rows with it.
 template <Backend B, class R>
 auto heads_before(const Cache<B, R>& c, const typename Cache<B, R>::Layer& layer, index_t head) {
   cache::Before<typename Cache<B, R>::Layer::Head> b;
-  for (index_t at = &layer - c.layers().begin(), l = at - 1; l >= c.layer_group(at).first; --l) b.at[b.count++] = &c.layers()[l].heads[head];
+  const index_t at = &layer - c.layers().begin();
+  const Span layers = c.layer_group(at), heads = c.head_group(head);
+  for (index_t l = at; l >= layers.first; --l)
+    for (index_t h = l == at ? head - 1 : heads.first + heads.count - 1; h >= heads.first; --h) b.at[b.count++] = &c.layers()[l].heads[h];
   return b;
 }
 

@@ -14,15 +14,15 @@ namespace kvcondense::cache {
 /// How a page of the coded part of a layer that shares rows lies in a file.
 enum class PageForm : std::uint32_t {
   alone,   ///< its payload
-  rows,    ///< bytes of what the layer has of its own u32, these, then the payload of the rows
-  shared,  ///< page of the layer in front that holds the rows u32, bytes u32, then what the layer has of its own; shared + n:
-           ///< of the layer n further in front
+  rows,    ///< bytes of what the head has of its own u32, these, then the payload of the rows
+  shared,  ///< page of the head before that holds the rows u32, bytes u32, then what the head has of its own; shared + n: of the
+           ///< head n further before, heads of a layer first
 };
 
-/// The same part of the layers in front that share rows with one, the nearest first.
+/// The same part of the heads before one that share rows with it, the nearest first.
 template <class T>
 struct Before {
-  const T* at[max_layer_group] = {};
+  const T* at[max_row_group] = {};
   index_t count = 0;
 
   template <class F>
@@ -36,7 +36,7 @@ struct Before {
 template <class C>
 void save_segment(ByteWriter& w, const Segment<C>& segment, bool paired = false, const Before<Segment<C>>& before = {}) {
   w.put(static_cast<std::uint32_t>(segment.pages().size()));
-  index_t from[max_layer_group] = {};
+  index_t from[max_row_group] = {};
   for (const PageRef& ref : segment.pages()) {
     w.put(static_cast<std::uint32_t>(ref.used));
     for (const std::uint64_t word : ref.dead) w.put(word);

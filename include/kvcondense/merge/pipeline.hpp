@@ -5,7 +5,7 @@
 #include <span>
 
 #include <kvcondense/core/backend.hpp>
-#include <kvcondense/core/layer_groups.hpp>
+#include <kvcondense/core/row_groups.hpp>
 #include <kvcondense/core/shape.hpp>
 #include <kvcondense/core/status.hpp>
 #include <kvcondense/core/step_view.hpp>
@@ -57,7 +57,7 @@ struct Across {
   index_t first(const CacheShape& shape) const {
     return static_cast<index_t>(static_cast<double>(start) * static_cast<double>(shape.layers) + 1e-6);
   }
-  LayerGroups groups(const CacheShape& shape) const { return active ? LayerGroups{first(shape), 2} : LayerGroups{}; }
+  RowGroups groups(const CacheShape& shape) const { return active ? RowGroups{first(shape), 2} : RowGroups{}; }
 };
 
 /// What a cache must know of a merge stage before it runs.
