@@ -89,7 +89,7 @@ const std::map<std::string, Setting> settings = {
     {"xkv", {"xkv(keep=25%, value_keep=25%, layers=2, window=6, least=20)", 6.0}},
     {"palu", {"palu(keep=50%, value_keep=50%)", 6.0}},
     {"weight_svd", {"weight_svd(keep=50%, value_keep=50%)", 6.0}},
-    {"kv_heads_svd", {"kv_heads_svd(window=6)", 12.0}},
+    {"joint_heads", {"joint_heads(window=6)", 12.0}},
     {"lorc", {"lorc(keep=50%, value_keep=50%, rule=part)", 6.0}},
     {"recalkv", {"recalkv(keep=50%, value_keep=50%)", 6.0}},
     {"exact", {"exact"}},
@@ -313,7 +313,7 @@ TEST_CASE("cache: every pair of a low-rank stage with eviction, quantization, po
   // Both would be found from data, or the second one from queries that the first one maps.
   REQUIRE(refused == "pca+mikv online_pca+zipcache online_pca+mikv online_pca+smooth_attention think+mikv think+smooth_attention "
                      "shadowkv+mikv shadowkv+smooth_attention xkv+zipcache xkv+mikv xkv+smooth_attention "
-                     "matryoshka+mikv cskv+mikv eigen_attention+mikv palu+mikv weight_svd+mikv kv_heads_svd+mikv lorc+mikv recalkv+mikv ");
+                     "matryoshka+mikv cskv+mikv eigen_attention+mikv palu+mikv weight_svd+mikv joint_heads+mikv lorc+mikv recalkv+mikv ");
 }
 
 TEST_CASE("cache: every retrieval stage works with every policy, quantizer and position under any calls", "[cache][pairs]") {

@@ -28,7 +28,7 @@ NamedBases named(const HeadBases& keys, const HeadBases& values) { return {"kv_h
 
 }  // namespace
 
-TEST_CASE("kv_heads_svd stage: the oracle's shared keys, read by each head through its own rows, before rotation", "[lowrank][kv_heads_svd]") {
+TEST_CASE("joint_heads: the oracle's shared keys, read by each head through its own rows, before rotation", "[lowrank][joint_heads]") {
   const auto o = test::load_oracle("lowrank.json", "kv_heads_svd");
   const fit::Matrix inputs = test::matrix(o["inputs"]["X"]), basis = test::matrix(o["expected"]["B"]), shared = test::matrix(o["expected"]["shared_K"]);
   fit::Matrix x(6, 4);  // keys of two heads side by side
@@ -59,7 +59,7 @@ TEST_CASE("kv_heads_svd stage: the oracle's shared keys, read by each head throu
   }
 }
 
-TEST_CASE("kv_heads_svd stage: any calls, raw keys and rotated ones", "[lowrank][kv_heads_svd]") {
+TEST_CASE("joint_heads: any calls, raw keys and rotated ones", "[lowrank][joint_heads]") {
   const test::RandomBases two(2, 2, 64, 3, false), four(2, 1, 128, 4, false), pair(2, 2, 64, 5, false, true);
   std::uint32_t seed = 10;
   for (const auto* b : {&two, &four, &pair}) {
@@ -69,7 +69,7 @@ TEST_CASE("kv_heads_svd stage: any calls, raw keys and rotated ones", "[lowrank]
   }
 }
 
-TEST_CASE("kv_heads_svd stage: heads with a subspace in common lose nothing in a share of the room", "[lowrank][kv_heads_svd]") {
+TEST_CASE("joint_heads: heads with a subspace in common lose nothing in a share of the room", "[lowrank][joint_heads]") {
   CacheShape s = shape;
   s.dtype = DType::f32, s.layers = 1;
   constexpr index_t n = 64, share = 4, groups = 1;
@@ -117,7 +117,7 @@ TEST_CASE("kv_heads_svd stage: heads with a subspace in common lose nothing in a
   REQUIRE(less.cache.report().coded_bytes < r.coded_bytes);
 }
 
-TEST_CASE("kv_heads_svd stage: files, and what is refused", "[lowrank][kv_heads_svd]") {
+TEST_CASE("joint_heads: files, and what is refused", "[lowrank][joint_heads]") {
   const test::RandomBases two(2, 2, 64, 3, false), other(2, 2, 64, 8, false), centred(2, 2, 64, 3, true), four(2, 1, 128, 4, false), narrow(2, 2, 32, 5, false);
   const NamedBases raw = named(two.view(KeyForm::raw), two.view()), elsewhere = named(other.view(KeyForm::raw), other.view());
   test::check_snapshot(shape, recipe(JointHeads{.window = 3, .bases = {&raw, 1}}, position::Rerotate{}),

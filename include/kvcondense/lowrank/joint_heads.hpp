@@ -29,7 +29,8 @@ namespace kvcondense::lowrank {
 /// Errors   as pca; invalid_argument also for more columns than a head has numbers, for bases with means, and for keys and values of
 ///          other groups.
 struct JointHeads {
-  static constexpr Descriptor about{"kv_heads_svd", Stage::lowrank, "arXiv:2406.07056"};
+  static constexpr Descriptor about{"joint_heads", Stage::lowrank, "arXiv:2406.07056"};
+  static constexpr const char* made = "kv_heads_svd";  ///< what the bases are called
   static constexpr Inputs needs{};
 
   index_t columns = 0;        ///< numbers of a group's key; 0: as many as a head has
@@ -58,7 +59,7 @@ struct JointHeads {
   bool takes_keys(bool raw) const { return !keys || (list().keys.keys == KeyForm::raw) == raw; }
 
   const char* missing() const {
-    const NamedBases* found = bases.find(about.word);
+    const NamedBases* found = bases.find(made);
     const bool all = found != nullptr && (!keys || !found->keys.empty()) && (!values || !found->values.empty());
     return all ? nullptr : "bases";
   }
@@ -73,7 +74,7 @@ struct JointHeads {
 
  private:
   NamedBases list() const {
-    const NamedBases* found = bases.find(about.word);
+    const NamedBases* found = bases.find(made);
     return found == nullptr ? NamedBases{} : *found;
   }
   static Status check(const HeadBases& b, const CacheShape& shape, index_t dim, index_t columns) {
