@@ -25,14 +25,14 @@ struct Report {
   index_t evictions = 0;            ///< steps that removed a slot, per layer
   index_t evicted_slots = 0;        ///< slots that left, those that folded into others among them
   index_t merged_slots = 0;         ///< of these, those that folded into a slot that stayed
-  index_t across_rows = 0;          ///< keys and values, each counted, that layers store together
+  index_t across_rows = 0;          ///< keys and values, each counted, that layers or heads store together
   index_t nan_scores = 0;           ///< NaN scores that evictions met; their slots left first
   index_t repaired_numbers = 0;     ///< NaN and Inf that codecs replaced
   index_t coded_again = 0;          ///< slots whose shared group was written anew after evictions
   const char* kernel = "portable";  ///< instruction set of attention's inner loops
 
   std::size_t bytes() const { return exact_bytes + coded_bytes + side_bytes + index_bytes + fixed_bytes; }
-  /// Part of all rows that layers store together.
+  /// Part of all rows that layers or heads store together.
   double across_part() const { return slots == 0 ? 0.0 : static_cast<double>(across_rows) / (2.0 * static_cast<double>(slots)); }
   double ratio() const { return dense_bytes == 0 ? 1.0 : static_cast<double>(bytes()) / static_cast<double>(dense_bytes); }
 };
