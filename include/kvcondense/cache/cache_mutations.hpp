@@ -326,7 +326,7 @@ Report Cache<B, R>::report() const {
             if (&one == &h) mine = n;
             all[n++] = &(one.*part);
           }
-        cache::count_across<C>({all, static_cast<std::size_t>(n)}, mine, r);
+        cache::count_across<C>(all, n, mine, r);
       };
       if (layers.count * heads.count > 1) across(&Layer::Head::keys), across(&Layer::Head::values);
     }

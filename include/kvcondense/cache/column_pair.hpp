@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <bit>
 #include <cstdint>
-#include <span>
 
 #include <kvcondense/backend/cpu/shared_direction.hpp>
 #include <kvcondense/cache/column.hpp>
@@ -143,7 +142,7 @@ inline index_t page_above(const Buffer<PageRef>& pages, const Page* rows, index_
 
 /// Counts rows that the `mine`-th head of a group shares. Their pages are the first head's that still has them.
 template <class C>
-void count_across(std::span<const C* const> group, index_t mine, Report& r) {
+void count_across(const C* const* group, index_t members, index_t mine, Report& r) {
   index_t from[max_row_group] = {};
   const C& column = *group[mine];
   for (const PageRef& ref : column.coded().pages()) {
@@ -156,7 +155,7 @@ void count_across(std::span<const C* const> group, index_t mine, Report& r) {
     std::copy_n(ref.dead, max_page_slots / 64, dead);
     bool before = false, above = ref.page->shared();
     std::uint32_t holders = 1;
-    for (index_t i = 0; i < std::ssize(group); ++i) {
+    for (index_t i = 0; i < members; ++i) {
       const auto& pages = group[i]->coded().pages();
       const index_t at = i == mine ? -1 : page_above(pages, &rows, from[i]);
       if (at < 0) continue;
