@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstdint>
 
 #include <kvcondense/backend/cpu/symmetric_eigen.hpp>
 #include <kvcondense/cache/column_pair.hpp>
@@ -34,7 +35,7 @@ struct ColumnSum {
     for (index_t l = 0; l < members; ++l) {
       due = std::min(due, side[l].due(0));
       found += !side[l].column->map().waits();
-      if (side[l].column->coded().codec().fingerprint() != first.coded().codec().fingerprint()) return;
+      if (print(*side[l].column) != print(first)) return;
     }
     index_t same = 0;
     while (same < due && alike(same)) ++same;
@@ -47,6 +48,12 @@ struct ColumnSum {
   }
 
  private:
+  /// Of what codes the rows of all, whatever maps each head's.
+  static std::int64_t print(const C& column) {
+    const auto& codec = column.coded().codec();
+    if constexpr (requires { codec.code_fingerprint(); }) return codec.code_fingerprint();
+    else return codec.fingerprint();
+  }
   index_t dim() const { return side[0].column->dim(); }
   index_t page() const { return side[0].column->coded().page_slots(); }
   bool alike(index_t i) const {
