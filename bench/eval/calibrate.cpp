@@ -95,7 +95,6 @@ class Calibrator {
     if (task.shape.kv_heads % groups_ != 0)
       throw Error("--kv-heads " + std::to_string(groups_) + ": the model's " + std::to_string(task.shape.kv_heads) + " heads do not divide into so many groups");
     raw_ = c_.keys.empty() ? weights_ || joint_ || maps_ || (fit_ != nullptr && fit_->raw) : c_.keys == "raw";
-    if (shared_ && raw_) throw Error("--keys raw: kv_heads_svd joins keys as attention compares them");
     trained_ = m == "matryoshka";
     if (trained_ && raw_) throw Error("--keys raw: matryoshka trains on keys as attention compares them");
     if (fit_ != nullptr && fit_->only != nullptr && raw_ != fit_->raw) throw Error("--keys " + c_.keys + ": " + fit_->only);

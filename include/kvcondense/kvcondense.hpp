@@ -57,6 +57,7 @@
 #include <kvcondense/evict/tova.hpp>
 #include <kvcondense/lowrank/cskv.hpp>
 #include <kvcondense/lowrank/eigen_attention.hpp>
+#include <kvcondense/lowrank/joint_heads.hpp>
 #include <kvcondense/lowrank/kv_heads_svd.hpp>
 #include <kvcondense/lowrank/lorc.hpp>
 #include <kvcondense/lowrank/matryoshka.hpp>
@@ -67,6 +68,7 @@
 #include <kvcondense/lowrank/shadowkv.hpp>
 #include <kvcondense/lowrank/think.hpp>
 #include <kvcondense/lowrank/weight_svd.hpp>
+#include <kvcondense/lowrank/xkv.hpp>
 #include <kvcondense/merge/cam.hpp>
 #include <kvcondense/merge/centroid.hpp>
 #include <kvcondense/merge/d2o.hpp>

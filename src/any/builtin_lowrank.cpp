@@ -2,6 +2,7 @@
 #include <kvcondense/cpu.hpp>
 #include <kvcondense/lowrank/cskv.hpp>
 #include <kvcondense/lowrank/eigen_attention.hpp>
+#include <kvcondense/lowrank/joint_heads.hpp>
 #include <kvcondense/lowrank/lorc.hpp>
 #include <kvcondense/lowrank/matryoshka.hpp>
 #include <kvcondense/lowrank/online_pca.hpp>
@@ -11,6 +12,7 @@
 #include <kvcondense/lowrank/shadowkv.hpp>
 #include <kvcondense/lowrank/think.hpp>
 #include <kvcondense/lowrank/weight_svd.hpp>
+#include <kvcondense/lowrank/xkv.hpp>
 
 #include "ranges.hpp"
 
@@ -61,6 +63,28 @@ constexpr Field shadow_fields[] = {
     number<ShadowKV, &ShadowKV::sinks>("sinks", "", "first tokens kept exactly", 0, most_slots),
 };
 
+constexpr Field xkv_fields[] = {
+    fraction<XKv, &XKv::keep>("keep", "", "of the numbers of all keys of a group", 0.001),
+    fraction<XKv, &XKv::value_keep>("value_keep", "", "of values, likewise", 0.001),
+    number<XKv, &XKv::layers>("layers", "", "of a group", 1, max_row_group),
+    number<XKv, &XKv::heads>("heads", "", "KV heads of each of them", 1, max_row_group),
+    number<XKv, &XKv::tile>("tile", "", "ranks are multiples of it", 1, max_head_dim),
+    number<XKv, &XKv::window>("window", "", "newest slots that stay exact", 0, most_slots),
+    number<XKv, &XKv::least>("least", "", "slots that directions are found from, at least", 0, most_slots),
+    number<XKv, &XKv::sinks>("sinks", "", "first tokens kept exactly", 0, most_slots),
+    flag<XKv, &XKv::keys>("keys", "", "whether keys are reduced"),
+    flag<XKv, &XKv::values>("values", "", "whether values are reduced"),
+};
+
+constexpr Field joint_fields[] = {
+    number<JointHeads, &JointHeads::columns>("columns", "", "numbers of a group's key; 0: as many as a head has", 0, max_head_dim),
+    number<JointHeads, &JointHeads::value_columns>("value_columns", "", "of its value, likewise", 0, max_head_dim),
+    number<JointHeads, &JointHeads::window>("window", "", "newest slots that stay exact", 0, most_slots),
+    number<JointHeads, &JointHeads::sinks>("sinks", "", "first tokens kept exactly", 0, most_slots),
+    flag<JointHeads, &JointHeads::keys>("keys", "", "whether keys are reduced"),
+    flag<JointHeads, &JointHeads::values>("values", "", "whether values are reduced"),
+};
+
 constexpr Field think_fields[] = {
     fraction<Think, &Think::ratio>("ratio", "", "of the channels that leave", 0.0, 0.99),
     number<Think, &Think::observe>("observe", "", "newest queries that are looked at; 0: all of the step", 0, 1 << 20),
@@ -78,6 +102,8 @@ constexpr Entry entries[] = {
     stage_entry<Think>("Drops the key channels that queries care least about; values stay whole.", think_fields),
     stage_entry<ShadowKV>("Stores keys before rotation as coordinates in directions found from the prompt; values stay whole.",
                           shadow_fields),
+    stage_entry<XKv>("Stores the rows of a token in several layers as one row of coordinates, in directions found from the prompt.",
+                     xkv_fields),
     stage_entry<Matryoshka>("Stores keys and values as coordinates in trained orthogonal bases that serve every rank.",
                             basis_fields<Matryoshka>),
     stage_entry<Cskv>("Shrinks keys and values by factors that reconstruct them layer by layer; new slots stay exact until a "
@@ -91,6 +117,8 @@ constexpr Entry entries[] = {
     stage_entry<WeightSvd>("Stores keys and values in the output directions of their weights, decomposed plainly, scaled or "
                            "whitened.",
                            basis_fields<WeightSvd>),
+    stage_entry<JointHeads>("Stores the rows of neighbouring KV heads as one row of coordinates, in bases of groups of heads.",
+                            joint_fields),
     stage_entry<Lorc>("Decomposes the weights of keys and values, with ranks that fall with depth.", basis_fields<Lorc>),
     stage_entry<ReCalKV>("Decomposes the weights of keys and values; decoders of values are fitted to what calibration shows.",
                          basis_fields<ReCalKV>),

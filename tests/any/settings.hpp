@@ -50,6 +50,7 @@ inline std::vector<std::string> stages_to_vary(const any::Entry& e) {
   if (word == "chunked") return {"chunk=7", "chunk=20"};
   if (word == "page_round") return {"page=4"};
   if (word == "uniform") return {"tokens=40"};
+  if (word == "xkv") return {"keep=20%, value_keep=20%, layers=2, least=20"};
   if (word == "kvmerger") return {"least=0.05, window=8, sinks=2", "least=0.05, window=8, keep=50%"};
   if (word == "dmc") return {"window=3, init=0.5"};
   if (word == "cam") return {"targets=4"};

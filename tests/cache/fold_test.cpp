@@ -301,6 +301,75 @@ TEST_CASE("fold: what leaves without folding lives on in a mean, and only that",
   REQUIRE(mean == report.evicted_slots - report.merged_slots);
 }
 
+TEST_CASE("fold: a slot takes its rows and the numbers that its stages keep, and no more", "[cache][fold]") {
+  const CacheShape s{.q_heads = 4, .kv_heads = 2, .head_dim = 32, .value_dim = 16, .page_slots = 8};
+  // Numbers of 32 bits per slot: a score of the policy, one of the merge, how many tokens it stands for.
+  const auto check = [&](const auto& stages, index_t numbers) {
+    CacheRig r(s, stages, 96, 64);
+    std::mt19937 random(3);
+    for (int i = 0; i < 3; ++i) forward(r, s, Tokens(s, 30, random));
+    REQUIRE(r.cache.plan().lanes == numbers);
+    const Report report = r.cache.report();
+    REQUIRE(report.bytes() == r.memory.live_bytes);
+    std::size_t rows = 0, lanes = 0, pages = 0;
+    for (const auto& h : r.cache.layers()[0].heads) {
+      for (const index_t dim : {s.head_dim, s.value_dim}) rows += at(h.slots()) * at(dim) * 2;
+      for (index_t l = 0; l < h.lanes; ++l) lanes += at(h.lane[l].size()) * sizeof(float);
+      const auto count = [&](const auto& part) { pages += at(part.pages().size()); };
+      count(h.keys.sinks()), count(h.keys.window()), count(h.values.sinks()), count(h.values.window());
+    }
+    REQUIRE(lanes == at(r.cache.total_slots(0) * numbers) * 4);
+    // Beside that pages have headers, free slots at the end of a part, less than a page of tombstones, and a spare.
+    REQUIRE(report.exact_bytes >= rows + pages * sizeof(cache::Page));
+    REQUIRE(report.exact_bytes <= rows + pages * sizeof(cache::Page) + 2 * 5 * 8 * (32 + 16) * 2 + 8 * sizeof(cache::Page));
+  };
+  const evict::SinkWindow ends{.recent = 20, .sinks = 2};
+  check(recipe(ends, merge::LookM{.mass = merge::Mass::none}), 0);
+  check(recipe(ends, merge::LookM{.mass = merge::Mass::log_count}), 1);
+  check(recipe(evict::H2O{.heavy = 12, .recent = 12}, merge::D2O{}), 1);
+  check(recipe(evict::H2O{.heavy = 12, .recent = 12}, merge::D2O{.mass = merge::Mass::log_count}), 2);
+  check(recipe(ends, merge::CaM{}), 1);
+}
+
+TEST_CASE("fold: of clustered keys a window knows least, sums without mass more, sums that count most", "[cache][fold]") {
+  const CacheShape s{.q_heads = 1, .kv_heads = 1, .head_dim = 64, .dtype = DType::f32};
+  constexpr index_t centres = 24, n = 64;
+  std::mt19937 random(11);
+  std::normal_distribution<float> normal;
+  std::vector<float> key(at(centres * 64)), value(at(centres * 64));
+  for (float& x : key) x = normal(random);
+  for (float& x : value) x = normal(random);
+  CacheRig full(s, recipe(evict::KeepAll{}), 1024, n);
+  CacheRig window(s, recipe(evict::SinkWindow{.recent = 44, .sinks = 4}), 256, n);
+  CacheRig none(s, recipe(evict::SinkWindow{.recent = 44, .sinks = 4}, merge::LookM{.mass = merge::Mass::none}), 256, n);
+  CacheRig count(s, recipe(evict::SinkWindow{.recent = 44, .sinks = 4}, merge::LookM{.mass = merge::Mass::log_count}), 256, n);
+  for (int piece = 0; piece < 16; ++piece) {
+    Tokens t(s, n, random);
+    for (index_t i = 0; i < n; ++i) {  // most of the early text is about other things than the late one
+      const index_t c = static_cast<index_t>(random() % 12) + (piece < 12 ? 0 : 12);
+      for (index_t d = 0; d < 64; ++d) {
+        t.k[at(i * 64 + d)] = key[at(c * 64 + d)] + 0.2f * normal(random);
+        t.v[at(i * 64 + d)] = value[at(c * 64 + d)] + 0.2f * normal(random);
+      }
+    }
+    forward(full, s, t), forward(window, s, t), forward(none, s, t), forward(count, s, t);
+  }
+  double error[3] = {}, size = 0;
+  for (index_t c = 0; c < centres; ++c) {
+    Tokens q(s, 1, random);
+    for (index_t d = 0; d < 64; ++d) q.q[at(d)] = 0.3f * key[at(c * 64 + d)];
+    const auto want = ask(full, s, q);
+    const std::vector<float> got[3] = {ask(window, s, q), ask(none, s, q), ask(count, s, q)};
+    for (std::size_t d = 0; d < 64; ++d) {
+      size += std::pow(static_cast<double>(want[d]), 2);
+      for (std::size_t i = 0; i < 3; ++i) error[i] += std::pow(static_cast<double>(got[i][d] - want[d]), 2);
+    }
+  }
+  CAPTURE(error[0] / size, error[1] / size, error[2] / size);
+  REQUIRE(error[0] > error[1]);
+  REQUIRE(error[1] > error[2]);
+}
+
 TEST_CASE("fold: stages that cannot work together are refused", "[cache][fold]") {
   const CacheShape s{.q_heads = 2, .kv_heads = 2, .head_dim = 32};
   const evict::H2O h2o{.heavy = 10, .recent = 10};

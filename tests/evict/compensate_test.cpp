@@ -60,6 +60,44 @@ TEST_CASE("compensate: the oracle's summary, and what attention makes of it", "[
   REQUIRE(mean.bias == Approx(std::log(static_cast<double>(o["dropped"].size()))));
 }
 
+TEST_CASE("compensate: the oracle's mean of what left at once, and one more that leaves later", "[evict][compensate]") {
+  const auto o = load_oracle("merging_lowrank.json", "razor_compensation"), later = load_oracle("merging_lowrank.json", "razor_streaming");
+  const CacheShape shape{.head_dim = 2, .dtype = DType::f32};
+  const auto feed = [&](auto& r, const std::vector<float>& k, const std::vector<float>& v) {
+    const auto n = static_cast<index_t>(k.size()) / 2;
+    REQUIRE(r.cache.append(r.ctx, 0, dense_view(k.data(), 1, n, 2), dense_view(v.data(), 1, n, 2)) == Status::ok);
+    REQUIRE(r.cache.step(r.ctx, 0) == Status::ok);
+  };
+  const auto attended = [&](auto& r, const char* want) {
+    const auto q = floats(o["inputs"]["q"]);
+    std::vector<float> out(2);
+    REQUIRE(r.cache.attend(r.ctx, 0, dense_view(q.data(), 1, 1, 2), dense_view(out.data(), 1, 1, 2)) == Status::ok);
+    for (std::size_t d = 0; d < 2; ++d) REQUIRE(out[d] == Approx(o["expected"][want][d].get<double>()).epsilon(1e-5));
+  };
+  auto k = floats(o["inputs"]["K"]), v = floats(o["inputs"]["V"]);
+  const auto mean_is = [&](auto& r, const nlohmann::json& want) {
+    const auto mean = r.cache.layers()[0].heads[0].summary.slot();
+    for (std::size_t d = 0; d < 2; ++d) {
+      REQUIRE(mean.key[d] == Approx(want["k_hat"][d].get<double>()).margin(1e-6));
+      REQUIRE(mean.value[d] == Approx(want["v_hat"][d].get<double>()).margin(1e-6));
+    }
+    REQUIRE(mean.bias == Approx(std::log(want["N_d"].get<double>())));
+  };
+  const evict::SinkWindow ends{.recent = 2, .sinks = 1};
+  CacheRig with(shape, recipe(evict::Compensate<evict::SinkWindow>{ends}), 64, 64);
+  CacheRig without(shape, recipe(ends), 64, 64);
+  feed(with, k, v), feed(without, k, v);
+  mean_is(with, o["expected"]);
+  attended(with, "out_compensated"), attended(without, "out_eviction_only");
+  // The same tokens left; the next in line is the one that the second case drops.
+  for (std::size_t d = 0; d < 2; ++d) k[8 + d] = later["inputs"]["k_dropped"][d].get<float>(), v[8 + d] = later["inputs"]["v_dropped"][d].get<float>();
+  CacheRig stream(shape, recipe(evict::Compensate<evict::SinkWindow>{ends}), 64, 64);
+  feed(stream, k, v);
+  mean_is(stream, later["inputs"]);
+  feed(stream, {1, 1}, {1, 1});
+  mean_is(stream, later["expected"]);
+}
+
 TEST_CASE("compensate: one token that left is replaced exactly, and a crowd nearly", "[evict][compensate]") {
   for (const CacheShape shape : {CacheShape{.q_heads = 4, .kv_heads = 2, .head_dim = 64, .dtype = DType::f32},
                                  CacheShape{.q_heads = 7, .kv_heads = 1, .head_dim = 80, .value_dim = 32, .dtype = DType::f32}}) {

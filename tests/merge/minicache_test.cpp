@@ -192,8 +192,9 @@ TEST_CASE("minicache: attention is that over the paper's rows, whatever the shap
   const index_t n = 47, whole = 40;
   const auto prompt = stream.layers(n), next = stream.layers(2);
   feed(rig, prompt);
-  REQUIRE(rig.cache.shares_with(0) == -1);
-  REQUIRE(rig.cache.shares_with(1) == 2);
+  REQUIRE(rig.cache.layer_group(0).count == 1);
+  REQUIRE(rig.cache.layer_group(2).first == 1);
+  REQUIRE(rig.cache.layer_group(1).count == 2);
   REQUIRE(rig.cache.report().across_rows == 2 * 2 * f.kv_heads * 36);
   REQUIRE(rig.cache.report().bytes() == rig.memory.live_bytes);
   const double bound = dtype == DType::f32 ? 2e-5 : dtype == DType::f16 ? 5e-3 : 3e-2;

@@ -7,8 +7,10 @@
 #include <catch2/catch.hpp>
 
 #include <kvcondense/backend/cpu/attend.hpp>
+#include <kvcondense/backend/cpu/merge_partials.hpp>
 #include <support/guarded.hpp>
 #include <support/naive_cache.hpp>
+#include <support/oracle.hpp>
 
 using namespace kvcondense;
 
@@ -193,6 +195,42 @@ TEST_CASE("attend: fewer heads than threads are split into parts, with the same 
   };
   REQUIRE(run(&threads, 0) == run(nullptr, 0));
   for (const float x : run(&threads, 1)) REQUIRE(x == 0.0f);
+}
+
+TEST_CASE("attend: the oracle's slots that count several tokens, in one pass and in two parts", "[prim][attend]") {
+  const auto o = test::load_oracle("merging_lowrank.json", "weighted_slots_lse_merge");
+  const auto &in = o["inputs"], &want = o["expected"];
+  const auto q = test::floats(in["q"]), k = test::floats(in["K"]), v = test::floats(in["V"]);
+  std::vector<float> bias = test::floats(in["count"]);
+  for (float& n : bias) n = std::log(n);
+  std::vector<std::byte> work(1 << 18);
+  Context<Cpu> ctx(work);
+  struct Part {
+    std::vector<float> out = std::vector<float>(2);
+    float lse = 0.0f;
+    prim::PartialAttention view() const { return {dense_view(out.data(), 1, 1, 2), dense_view(&lse, 1, 1)}; }
+  };
+  const auto attend = [&](index_t first, index_t last) {
+    DenseHead head{k.data() + first * 2, v.data() + first * 2, last - first, 2, 2};
+    head.extra.bias = bias.data() + first;
+    Part p;
+    prim::AttendRequest request{dense_view(q.data(), 1, 1, 2), dense_view(p.out.data(), 1, 1, 2), dense_view(&p.lse, 1, 1)};
+    request.softmax_scale = 1.0f / std::sqrt(2.0f);
+    REQUIRE(prim::Attend<Cpu>::run(ctx, request, 1, [&](index_t) { return head; }) == Status::ok);
+    return p;
+  };
+  const auto check = [](const Part& p, const nlohmann::json& out, const nlohmann::json& lse) {
+    for (std::size_t d = 0; d < 2; ++d) REQUIRE(p.out[d] == Approx(out[d].get<double>()).epsilon(1e-5));
+    REQUIRE(p.lse == Approx(lse.get<double>()).epsilon(1e-5));
+  };
+  const Part a = attend(0, 2), b = attend(2, 4);
+  check(attend(0, 4), want["out"], want["lse_total"]);
+  check(a, want["out_A"], want["lse_A"]);
+  check(b, want["out_B"], want["lse_B"]);
+  Part both;
+  const prim::PartialAttention parts[] = {a.view(), b.view()};
+  REQUIRE(prim::MergePartials<Cpu>::run(ctx, parts, dense_view(both.out.data(), 1, 1, 2), dense_view(&both.lse, 1, 1), prim::LogBase::natural) == Status::ok);
+  check(both, want["out_merged"], want["lse_total"]);
 }
 
 TEST_CASE("attend: a bias of minus infinity hides a slot, also the first and also all of them", "[prim][attend]") {

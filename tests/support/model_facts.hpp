@@ -47,6 +47,10 @@ class RandomModel {
         bases_.push_back(std::make_unique<RandomBases>(s.layers, s.kv_heads, dim, random_(), mean, pair));
       named_.push_back({word, bases_[bases_.size() - 2]->view(raw ? KeyForm::raw : KeyForm::rotated), bases_.back()->view()});
     }
+    const index_t share = s.kv_heads % 2 == 0 ? 2 : 1;  // of heads side by side
+    for (const index_t dim : {s.head_dim, s.values()})
+      bases_.push_back(std::make_unique<RandomBases>(s.layers, s.kv_heads / share, share * dim, 71, false));
+    named_.push_back({"kv_heads_svd", bases_[bases_.size() - 2]->view(KeyForm::raw), bases_.back()->view()});
     facts_.bases = {named_.data(), static_cast<index_t>(named_.size())};
     facts_.key_codes = matrices(key_codes_, s.layers, s.kv_heads * 12, s.head_dim);
     facts_.key_metric = matrices(key_metric_, s.layers, s.kv_heads * s.head_dim, s.head_dim);

@@ -118,6 +118,7 @@ class AnyCodec {
   bool valid(index_t dim) const {
     return transform().valid(dim) && table_->valid(room_, transform().stored_dim(dim));
   }
+  std::int64_t code_fingerprint() const { return table_->fingerprint(room_); }  ///< without the map in front of it
   std::int64_t fingerprint() const {
     if (transform().identity()) return table_->fingerprint(room_);
     return prim::mix_fingerprints(print(transform()), table_->fingerprint(room_));

@@ -4,6 +4,7 @@
 #include <kvcondense/any/inline_value.hpp>
 #include <kvcondense/any/model_facts.hpp>
 #include <kvcondense/core/flush.hpp>
+#include <kvcondense/core/row_groups.hpp>
 #include <kvcondense/core/policy.hpp>
 #include <kvcondense/core/shape.hpp>
 #include <kvcondense/core/step_inputs.hpp>
@@ -31,6 +32,7 @@ class AnyLowRank {
   Flush key_flush() const { return none() ? Flush{0, 0} : calls_->key_flush(room_); }
   Flush value_flush() const { return none() ? Flush{0, 0} : calls_->value_flush(room_); }
   bool differs_per_head() const { return !none() && calls_->differs_per_head(room_); }
+  RowGroups row_groups(const CacheShape& shape) const { return none() ? RowGroups{} : calls_->row_groups(room_, shape); }
   bool takes_keys(bool raw) const { return none() || calls_->takes_keys(room_, raw); }
   MissingFact missing() const { return none() ? MissingFact{} : MissingFact{calls_->missing(room_), word()}; }
   Status validate(const CacheShape& shape) const { return none() ? Status::ok : calls_->validate(room_, shape); }
@@ -47,6 +49,7 @@ class AnyLowRank {
     Flush (*key_flush)(const Room&);
     Flush (*value_flush)(const Room&);
     bool (*differs_per_head)(const Room&);
+    RowGroups (*row_groups)(const Room&, const CacheShape&);
     bool (*takes_keys)(const Room&, bool raw);
     const char* (*missing)(const Room&);
     Status (*validate)(const Room&, const CacheShape&);
@@ -57,6 +60,11 @@ class AnyLowRank {
   static bool takes(const L& stage, bool raw) {
     if constexpr (requires { stage.takes_keys(raw); }) return stage.takes_keys(raw);
     else return true;
+  }
+  template <class L>
+  static RowGroups groups(const L& stage, const CacheShape& shape) {
+    if constexpr (requires { stage.row_groups(shape); }) return stage.row_groups(shape);
+    else return {};
   }
   template <class T>
   static AnyTransform erased(const T& transform) {
@@ -70,6 +78,7 @@ class AnyLowRank {
       [](const Room& r) { return r.as<L>().key_flush(); },
       [](const Room& r) { return r.as<L>().value_flush(); },
       [](const Room& r) { return r.as<L>().differs_per_head(); },
+      [](const Room& r, const CacheShape& s) { return groups(r.as<L>(), s); },
       [](const Room& r, bool raw) { return takes(r.as<L>(), raw); },
       [](const Room& r) { return missing_fact(r.as<L>()); },
       [](const Room& r, const CacheShape& s) { return r.as<L>().validate(s); },

@@ -200,8 +200,12 @@ class Cache {
   const Plan& plan() const { return plan_; }
   /// Newest tokens of which a slot is the mean, where tokens join slots; 0: all.
   index_t join_window() const { return fold_.gate.window; }
-  /// The layer that stores rows together with this one; -1: none does.
-  index_t shares_with(index_t layer) const { return fold_.across.partner(shape_, layer); }
+  /// The layers, and the KV heads of each, that store rows together with this one.
+  Span layer_group(index_t layer) const { return groups_.layers_of(shape_.layers, layer); }
+  Span head_group(index_t head) const { return groups_.heads_of(shape_.kv_heads, head); }
+  /// All such groups; of a low-rank stage when `sums()`, else of a merge stage.
+  const RowGroups& groups() const { return groups_; }
+  bool sums() const { return groups_.most() > 1 && !fold_.across.active; }
   /// Makes the index of the retrieval stage anew from what is stored. Loaders call it.
   Status rebuild_index();
   using Retrieval = decltype(std::declval<Retrieve>().pipeline());
@@ -211,7 +215,7 @@ class Cache {
  private:
   Plan make_plan() const;
   void finish_plan();
-  typename Layer::Codecs paired(typename Layer::Codecs codecs, index_t layer) const;
+  typename Layer::Codecs paired(typename Layer::Codecs codecs, HeadIndex at) const;
   using Pipeline = decltype(std::declval<Evict>().pipeline());
   using Saliency = decltype(saliency_of(std::declval<Storage>()));
   using Merger = decltype(merger_of(std::declval<Merge>()));
@@ -252,9 +256,10 @@ class Cache {
   Status reserve_fold(Layer& layer, const cache::Folding& folding);
   void commit_fold(Context<B>& ctx, Layer& layer, const cache::Folding& folding, TensorView<const float, 3> queries);
 
-  // Rows that two layers store together: cache_across.hpp.
+  // Rows that layers store together: cache_across.hpp.
   std::size_t across_bytes(index_t slots, index_t workers) const;
-  index_t pair_slots(index_t layer) const;
+  index_t across_floats(index_t slots, index_t dim) const;
+  index_t group_slots(index_t layer) const;
   void share_rows(Context<B>& ctx, index_t layer);
 
   StepView<B> step_view(index_t layer, Phase phase) const;
@@ -325,6 +330,7 @@ class Cache {
   bool graded_ = false;  ///< codecs tell slots apart by `saliency_`
   Merger merger_{};
   merge::Traits fold_{};        ///< of the merge stage; neutral without one
+  RowGroups groups_{};          ///< heads that store rows together
   prim::RopeAngles fold_angles_{};
   prim::ControlComponent control_{};
   bool merging_ = false;

@@ -1,50 +1,67 @@
 #pragma once
 
 #include <kvcondense/cache/cache.hpp>
-#include <kvcondense/cache/column_pair.hpp>
+#include <kvcondense/cache/column_sum.hpp>
 
 namespace kvcondense {
 
 template <Backend B, class R>
 std::size_t Cache<B, R>::across_bytes(index_t slots, index_t workers) const {
-  if (!fold_.across.active) return 0;
+  if (groups_.most() == 1) return 0;
   using Pair = cache::ColumnPair<typename Layer::Head, cache::Column<KeyCodec>>;
   return Scratch::align + static_cast<std::size_t>(workers) * Pair::bytes(slots, plan_.across_floats);
 }
 
-/// Slots of the largest head of a layer and of the one that shares rows with it.
 template <Backend B, class R>
-index_t Cache<B, R>::pair_slots(index_t layer) const {
+index_t Cache<B, R>::across_floats(index_t slots, index_t dim) const {
+  using Sum = cache::ColumnSum<typename Layer::Head, cache::Column<KeyCodec>>;
+  return sums() ? Sum::floats(slots, dim, groups_.most()) : 3 * slots * dim;
+}
+
+/// Slots of the largest head of the layers that share rows with this one.
+template <Backend B, class R>
+index_t Cache<B, R>::group_slots(index_t layer) const {
+  const Span group = layer_group(layer);
   index_t most = 0;
-  for (const index_t l : {layer, shares_with(layer)})
-    for (index_t h = 0; l >= 0 && h < shape_.kv_heads; ++h) most = std::max(most, layers_[l].heads[h].slots());
+  for (index_t l = group.first; l < group.first + group.count; ++l)
+    for (index_t h = 0; h < shape_.kv_heads; ++h) most = std::max(most, layers_[l].heads[h].slots());
   return most;
 }
 
 /// At the end of a step of a layer, whose tokens are then as good as stepped. Scratch was checked before. Cannot fail.
 template <Backend B, class R>
 void Cache<B, R>::share_rows(Context<B>& ctx, index_t layer) {
-  const index_t other = shares_with(layer);
-  if (other < 0) return;
-  Layer &a = layers_[std::min(layer, other)], &b = layers_[std::max(layer, other)];
-  const index_t pending = layers_[other].counters.pending, of_a = layer < other ? 0 : pending, of_b = layer < other ? pending : 0;
-  const index_t most = pair_slots(layer);
+  if (groups_.most() == 1) return;
+  const Span group = layer_group(layer);
+  const auto pending = [&](index_t l) { return l == layer ? 0 : layers_[l].counters.pending; };
+  const index_t most = group_slots(layer);
   Scratch all(ctx.workspace());
   const auto one = static_cast<index_t>(cache::ColumnPair<typename Layer::Head, cache::Column<KeyCodec>>::bytes(most, plan_.across_floats));
   std::byte* base = all.take<std::byte>(one * ctx.workers());
-  ctx.parallel(shape_.kv_heads, [&](index_t h, index_t worker) {
-    const auto run = [&](auto& x, auto& y) {
+  ctx.parallel((shape_.kv_heads + groups_.heads - 1) / groups_.heads, [&](index_t task, index_t worker) {
+    const Span heads = head_group(task * groups_.heads);
+    if (group.count * heads.count == 1) return;
+    const auto run = [&](auto column) {
+      using Pair = cache::ColumnPair<typename Layer::Head, std::remove_reference_t<decltype(layers_[0].heads[0].*column)>>;
+      typename Pair::Side side[max_row_group];
+      index_t n = 0;
+      for (index_t l = group.first; l < group.first + group.count; ++l)
+        for (index_t h = heads.first; h < heads.first + heads.count; ++h) {
+          auto& head = layers_[l].heads[h];
+          side[n++] = {head, head.*column, pending(l)};
+        }
       Scratch s({base + worker * one, static_cast<std::size_t>(one)});
       float* rows = s.take<float>(plan_.across_floats);
+      if (!fold_.across.active) return cache::ColumnSum<typename Layer::Head, typename Pair::Column>{side, n, rows}.run();
       float* distance = s.take<float>(most);
       auto* kept = s.take<std::uint8_t>(most);
-      using Pair = cache::ColumnPair<typename Layer::Head, std::remove_reference_t<decltype(x)>>;
-      Pair{{a.heads[h], x, of_a}, {b.heads[h], y, of_b}, &fold_.across, rows, distance, kept}.run();
+      Pair{side[0], side[1], &fold_.across, rows, distance, kept}.run();
     };
-    run(a.heads[h].keys, b.heads[h].keys);
-    run(a.heads[h].values, b.heads[h].values);
+    run(&Layer::Head::keys);
+    run(&Layer::Head::values);
   });
-  refresh_index(ctx, other, pending);
+  for (index_t l = group.first; l < group.first + group.count; ++l)
+    if (l != layer) refresh_index(ctx, l, pending(l));
 }
 
 }  // namespace kvcondense

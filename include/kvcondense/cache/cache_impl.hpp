@@ -90,7 +90,9 @@ Expected<Cache<B, R>> Cache<B, R>::make(const CacheShape& shape, const R& recipe
     return Status::incompatible;
   if (!takes_keys(recipe.lowrank, recipe.position.raw_keys)) return Status::incompatible;
   // Rows of two layers are one row: what maps or weighs those of one layer by what it finds there has none to look at.
-  if (c.fold_.across.active && (c.graded_ || std::string_view(word_of(recipe.lowrank)) != NoLowRank::about.word)) return Status::incompatible;
+  if (c.fold_.across.active && std::string_view(word_of(recipe.lowrank)) != NoLowRank::about.word) return Status::incompatible;
+  c.groups_ = c.fold_.across.active ? c.fold_.across.groups(shape) : row_groups(recipe.lowrank, shape);
+  if (c.groups_.most() > 1 && c.graded_) return Status::incompatible;
   c.plan_ = c.make_plan();
   if (recipe.position.raw_keys) {
     auto table = prim::RopeTable::make(recipe.position.rope, shape.head_dim, memory);
@@ -107,7 +109,7 @@ Expected<Cache<B, R>> Cache<B, R>::make(const CacheShape& shape, const R& recipe
   const Status made = c.layers_.fill(memory, shape.layers, [&](index_t i) {
     Layer l;
     if (failed == Status::ok)
-      failed = Layer::make(c.plan_, [&](index_t h) { return c.paired(own ? codecs({i, h}) : all, i); }, shape, memory, l);
+      failed = Layer::make(c.plan_, [&](index_t h) { return c.paired(own ? codecs({i, h}) : all, {i, h}); }, shape, memory, l);
     return l;
   });
   if (made != Status::ok) return made;
@@ -122,10 +124,11 @@ Expected<Cache<B, R>> Cache<B, R>::make(const CacheShape& shape, const R& recipe
 
 /// Codecs of a layer that shares rows store exactly what no quant stage codes.
 template <Backend B, class R>
-auto Cache<B, R>::paired(typename Layer::Codecs codecs, index_t layer) const -> typename Layer::Codecs {
-  codecs.paired = shares_with(layer) >= 0;
-  if (codecs.paired && codecs.key_flush.block == 0) codecs.key = cache::as_exact(codecs.key, shape_.dtype);
-  if (codecs.paired && codecs.value_flush.block == 0) codecs.value = cache::as_exact(codecs.value, shape_.dtype);
+auto Cache<B, R>::paired(typename Layer::Codecs codecs, HeadIndex at) const -> typename Layer::Codecs {
+  if (layer_group(at.layer).count * head_group(at.head).count > 1) codecs.together = sums() ? Together::sums : Together::directions;
+  const bool directions = codecs.together == Together::directions;
+  if (directions && codecs.key_flush.block == 0) codecs.key = cache::as_exact(codecs.key, shape_.dtype);
+  if (directions && codecs.value_flush.block == 0) codecs.value = cache::as_exact(codecs.value, shape_.dtype);
   return codecs;
 }
 
@@ -138,7 +141,7 @@ void Cache<B, R>::finish_plan() {
       p.value_width = std::max(p.value_width, h.values.width());
       p.commit_floats = std::max(p.commit_floats, h.scratch());
       for (const auto& [slots, dim] : {std::pair(h.keys.coded().page_slots(), h.keys.dim()), std::pair(h.values.coded().page_slots(), h.values.dim())})
-        if (fold_.across.active) p.across_floats = std::max(p.across_floats, 3 * slots * dim);
+        if (groups_.most() > 1) p.across_floats = std::max(p.across_floats, across_floats(slots, dim));
       p.lossy = p.lossy || fold_.across.active || h.keys.flush_rule().block > 0 || h.values.flush_rule().block > 0;
       p.codec_queries = p.codec_queries || h.keys.needs_queries() || h.values.needs_queries();
     }

@@ -72,7 +72,7 @@ Status Cache<B, R>::run_step(Context<B>& ctx, index_t layer, const StepInputs& i
   Scratch scratch(ctx.workspace());
   const index_t heads = shape_.kv_heads, total = l.total(), rows = inputs.queries.extent[1];
   const bool learns = view.phase == Phase::prefill_end;
-  if (shares_with(layer) >= 0 && ctx.workspace().size() < across_bytes(pair_slots(layer), ctx.workers())) return Status::workspace_too_small;
+  if (groups_.most() > 1 && ctx.workspace().size() < across_bytes(group_slots(layer), ctx.workers())) return Status::workspace_too_small;
   if (!probe && !turn && (retrieval_.holds() || learns)) {  // what comes at the end of a step may not fail
     index_t most = 0;
     for (index_t h = 0; h < heads; ++h) most = std::max(most, l.heads[h].slots());
@@ -315,10 +315,20 @@ Report Cache<B, R>::report() const {
         dead(c.sinks()), dead(c.coded()), dead(c.window());
       };
       column(h.keys), column(h.values);
-      if (const index_t other = shares_with(&l - layers_.begin()); other >= 0) {
-        const auto& o = layers_[other].heads[&h - l.heads.begin()];
-        cache::count_across(h.keys, o.keys, &l < &layers_[other], r), cache::count_across(h.values, o.values, &l < &layers_[other], r);
-      }
+      const Span layers = layer_group(&l - layers_.begin()), heads = head_group(&h - l.heads.begin());
+      const auto across = [&](auto part) {
+        using C = std::remove_cvref_t<decltype(h.*part)>;
+        const C* all[max_row_group];
+        index_t n = 0, mine = 0;
+        for (index_t i = 0; i < layers.count; ++i)
+          for (index_t j = 0; j < heads.count; ++j) {
+            const auto& one = layers_[layers.first + i].heads[heads.first + j];
+            if (&one == &h) mine = n;
+            all[n++] = &(one.*part);
+          }
+        cache::count_across<C>(all, n, mine, r);
+      };
+      if (layers.count * heads.count > 1) across(&Layer::Head::keys), across(&Layer::Head::values);
     }
   }
   return r;

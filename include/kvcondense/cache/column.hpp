@@ -9,6 +9,7 @@
 #include <kvcondense/cache/row_map.hpp>
 #include <kvcondense/cache/segment.hpp>
 #include <kvcondense/core/flush.hpp>
+#include <kvcondense/core/row_groups.hpp>
 
 namespace kvcondense::cache {
 
@@ -30,13 +31,13 @@ class Column {
 
   Column() = default;
   Column(const prim::ExactRows& exact, const Codec& codec, Flush flush, index_t sinks, index_t dim, index_t page_slots,
-         MemoryResource<Cpu>& memory, bool paired = false)
+         MemoryResource<Cpu>& memory, Together together = Together::alone)
       : sinks_(exact, dim, std::clamp<index_t>(sinks, 1, page_slots), memory),
         coded_(Parts::stored(codec), Parts::transform(codec).stored_dim(dim), coded_page_slots(codec, page_slots), memory),
         window_(exact, dim, window_page_slots(flush, page_slots), memory),
         map_(Parts::transform(codec), dim, memory),
         flush_(flush),
-        paired_(paired) {}
+        together_(together == Together::sums && !map_.mapped() ? Together::alone : together) {}
 
   /// Coded pages hold whole groups of slots.
   static index_t coded_page_slots(const Codec& codec, index_t page_slots) {
@@ -81,13 +82,17 @@ class Column {
     if (rows.rows > sinks) window_.append({rows.data + sinks * rows.step, rows.rows - sinks, rows.step});
   }
 
-  /// Whether another layer shares rows with this one: what leaves the window then waits for it.
-  bool paired() const { return paired_; }
+  /// Whether other layers share rows with this one: what leaves the window then waits for them.
+  bool paired() const { return together_ != Together::alone; }
+  /// Whether a page of rows that others hold too has a length for each.
+  bool has_lengths() const { return together_ == Together::directions; }
   /// What the layer has of its own in a page of the coded part whose rows another one holds too.
   OwnPart own(const PageRef& ref) const { return {window_.codec().dtype, dim(), coded_.page_slots(), *ref.page}; }
 
+  bool own_fits(const PageRef& ref) const { return has_lengths() ? own(ref).valid() : ref.page->payload_bytes == 0; }
+
   /// Slots that the flush rule codes at the end of a step when the window holds `window` of them.
-  index_t due(index_t window) const { return paired_ ? 0 : due_alone(window); }
+  index_t due(index_t window) const { return paired() ? 0 : due_alone(window); }
   /// The same whoever else has a say.
   index_t due_alone(index_t window) const {
     const index_t n = due_of(flush_, window, coded_.live() > 0);
@@ -164,6 +169,8 @@ class Column {
     const auto exact = [](const PageRef&, index_t, float*) {};
     sinks_.compact(rows, exact), window_.compact(rows, exact);
     return coded_.compact(rows, [&](const PageRef& ref, index_t slot, float* row) {
+      using Coder = prim::PageCodec<Cpu, typename Parts::Stored>;
+      if (!has_lengths()) return Coder::decode(coded_.codec(), coded_.span(ref), slot, 1, {row, 1, coded_.dim()});
       float whole[max_head_dim];
       decode_run(coded_, ref, slot, {whole, 1, dim()}, nullptr);
       map_.forward({whole, 1, dim()});
@@ -248,7 +255,7 @@ class Column {
                                                  : prim::RowBlock<float>{packed, queries.rows, max_page_slots};
       prim::PageCodec<Cpu, C>::scores(segment.codec(), segment.span_then_next(ref, long_read || done + live < count, pages), first, n, q, to);
       if (mapped(segment)) map_.add_to_scores(queries, to, n);
-      if (segment.shares(ref)) own(ref).finish_scores(first, n, queries, to);
+      if (owns_lengths(segment, ref)) own(ref).finish_scores(first, n, queries, to);
       if (live == n) {
         done += n;
         return;
@@ -280,7 +287,7 @@ class Column {
         }
         w = {spread, weights.rows, max_page_slots};
       }
-      if (segment.shares(ref)) {
+      if (owns_lengths(segment, ref)) {
         own(ref).take_weights(first, n, w, {scaled, weights.rows, max_page_slots}, out);
         w = {scaled, weights.rows, max_page_slots};
       }
@@ -314,6 +321,10 @@ class Column {
     return map_.mapped() && static_cast<const void*>(&segment) == &coded_;
   }
   template <class S>
+  bool owns_lengths(const S& segment, const PageRef& ref) const {
+    return segment.shares(ref) && has_lengths();
+  }
+  template <class S>
   index_t form(const S& segment) const {
     return mapped(segment) ? dim() : 0;
   }
@@ -323,7 +334,7 @@ class Column {
     using C = std::remove_cvref_t<decltype(segment.codec())>;
     prim::PageCodec<Cpu, C>::decode(segment.codec(), segment.span_then_next(ref, false, pages), first, out.rows, out);
     if (mapped(segment)) map_.backward(out);
-    if (segment.shares(ref)) own(ref).restore(first, out);
+    if (owns_lengths(segment, ref)) own(ref).restore(first, out);
   }
 
   /// Calls use(segment, page, first, n, live) for pieces of pages that together hold the next `count`
@@ -378,7 +389,7 @@ class Column {
   Exact window_;
   RowMap<Transform> map_;
   Flush flush_{};
-  bool paired_ = false;
+  Together together_ = Together::alone;
 };
 
 }  // namespace kvcondense::cache

@@ -14,12 +14,14 @@ namespace kvcondense::cache {
 /// The keys or the values of one head in two neighbouring layers.
 template <class H, class C>
 struct ColumnPair {
+  using Column = C;
   struct Side {
-    H* head;
-    C* column;
+    H* head = nullptr;
+    C* column = nullptr;
     index_t free = 0;   ///< window slots that a step has seen
     index_t first = 0;  ///< slot of the first of them
 
+    Side() = default;
     Side(H& h, C& c, index_t pending) : head(&h), column(&c), first(c.sinks().live() + c.coded().live()) {
       free = std::max<index_t>(0, c.window().live() - pending);
     }
@@ -138,26 +140,34 @@ inline index_t page_above(const Buffer<PageRef>& pages, const Page* rows, index_
   return -1;
 }
 
-/// Counts rows that two layers share. Their pages are the first layer's, and the other one's where the first has them no more.
+/// Counts rows that the `mine`-th head of a group shares. Their pages are the first head's that still has them.
 template <class C>
-void count_across(const C& column, const C& other, bool first, Report& r) {
-  index_t from = 0;
+void count_across(const C* const* group, index_t members, index_t mine, Report& r) {
+  index_t from[max_row_group] = {};
+  const C& column = *group[mine];
   for (const PageRef& ref : column.coded().pages()) {
     if (!column.coded().shares(ref)) continue;
     const OwnPart own = column.own(ref);
     r.across_rows += ref.live;
     for (index_t k = 0; k < own.kept(); ++k) r.across_rows -= ref.alive(own.kept_slot(k));
-    const index_t at = page_above(other.coded().pages(), ref.page->under, from);
-    if (!first && at >= 0) continue;
     const Page& rows = *ref.page->under;
+    std::uint64_t dead[max_page_slots / 64];
+    std::copy_n(ref.dead, max_page_slots / 64, dead);
+    bool before = false, above = ref.page->shared();
+    std::uint32_t holders = 1;
+    for (index_t i = 0; i < members; ++i) {
+      const auto& pages = group[i]->coded().pages();
+      const index_t at = i == mine ? -1 : page_above(pages, &rows, from[i]);
+      if (at < 0) continue;
+      before = before || i < mine, above = above || pages[at].page->shared(), ++holders;
+      for (index_t w = 0; w < max_page_slots / 64; ++w) dead[w] &= pages[at].dead[w];
+    }
+    if (before) continue;
     r.coded_bytes += rows.bytes();
-    const std::uint32_t holders = at < 0 ? 1 : 2;
-    const bool above = ref.page->shared() || (at >= 0 && other.coded().pages()[at].page->shared());
     if (above || rows.owners.load(std::memory_order_acquire) > holders) r.shared_bytes += rows.bytes();
-    index_t dead = 0;
-    for (std::size_t w = 0; w < std::size(ref.dead); ++w)
-      dead += std::popcount(at < 0 ? ref.dead[w] : ref.dead[w] & other.coded().pages()[at].dead[w]);
-    r.dead_bytes += static_cast<std::size_t>(dead) * rows.payload_bytes / static_cast<std::size_t>(column.coded().page_slots());
+    std::size_t n = 0;
+    for (const std::uint64_t w : dead) n += static_cast<std::size_t>(std::popcount(w));
+    r.dead_bytes += n * rows.payload_bytes / static_cast<std::size_t>(column.coded().page_slots());
   }
 }
 

@@ -39,7 +39,7 @@ struct HeadPlan {
   index_t query_width = 0;    ///< of a row of queries, see Column
   index_t value_width = 0;
   index_t commit_floats = 0;  ///< scratch of one worker
-  index_t across_floats = 0;  ///< the same, of what two layers store together
+  index_t across_floats = 0;  ///< the same, of what layers store together
   bool lossy = false;         ///< some head codes slots
   bool codec_queries = false; ///< some transform is found from queries
 };
@@ -51,7 +51,7 @@ struct HeadCodecs {
   ValueCodec value{};
   Flush key_flush{};
   Flush value_flush{};
-  bool paired = false;  ///< rows wait for another layer
+  Together together = Together::alone;
 
   bool valid(const HeadPlan& p) const {
     return key.valid(p.head_dim) && value.valid(p.value_dim) &&
@@ -81,8 +81,8 @@ struct Head {
   index_t same = 0;         ///< slots in front of it are stored as the index of the head saw them
 
   Head(const Plan& p, const Codecs& c, MemoryResource<Cpu>& memory)
-      : keys(p.exact, c.key, c.key_flush, p.sinks, p.head_dim, p.page_slots, memory, c.paired),
-        values(p.exact, c.value, c.value_flush, p.sinks, p.value_dim, p.page_slots, memory, c.paired),
+      : keys(p.exact, c.key, c.key_flush, p.sinks, p.head_dim, p.page_slots, memory, c.together),
+        values(p.exact, c.value, c.value_flush, p.sinks, p.value_dim, p.page_slots, memory, c.together),
         ids(memory),
         state(memory),
         lanes(p.lanes),

@@ -6,6 +6,7 @@
 
 #include <kvcondense/cache/reduced.hpp>
 #include <kvcondense/core/flush.hpp>
+#include <kvcondense/core/row_groups.hpp>
 #include <kvcondense/core/policy.hpp>
 #include <kvcondense/core/shape.hpp>
 #include <kvcondense/evict/keep_all.hpp>
@@ -72,6 +73,13 @@ template <class LowRank>
 constexpr bool takes_keys(const LowRank& l, bool raw) {
   if constexpr (requires { l.takes_keys(raw); }) return l.takes_keys(raw);
   else return true;
+}
+
+/// Which layers and heads a low-rank stage stores together.
+template <class LowRank>
+constexpr RowGroups row_groups(const LowRank& l, const CacheShape& shape) {
+  if constexpr (requires { l.row_groups(shape); }) return l.row_groups(shape);
+  else return {};
 }
 
 /// How a merge stage folds; of none, the stage itself.

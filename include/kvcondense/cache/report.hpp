@@ -10,7 +10,7 @@ namespace kvcondense {
 /// What a cache holds and what it did. Bytes are those asked of the memory resource.
 struct Report {
   std::size_t exact_bytes = 0;      ///< pages of sinks and windows, headers and free slots included
-  std::size_t coded_bytes = 0;      ///< pages of codes with their parameters, and of rows that two layers share
+  std::size_t coded_bytes = 0;      ///< pages of codes with their parameters, and of rows that layers share
   std::size_t side_bytes = 0;       ///< slot ids, accumulators, scalars, page tables
   std::size_t index_bytes = 0;      ///< what a retrieval stage scores instead of keys
   std::size_t fixed_bytes = 0;      ///< does not grow with slots: layers, heads, rope tables
@@ -25,14 +25,14 @@ struct Report {
   index_t evictions = 0;            ///< steps that removed a slot, per layer
   index_t evicted_slots = 0;        ///< slots that left, those that folded into others among them
   index_t merged_slots = 0;         ///< of these, those that folded into a slot that stayed
-  index_t across_rows = 0;          ///< keys and values, each counted, that two layers store as one direction
+  index_t across_rows = 0;          ///< keys and values, each counted, that layers or heads store together
   index_t nan_scores = 0;           ///< NaN scores that evictions met; their slots left first
   index_t repaired_numbers = 0;     ///< NaN and Inf that codecs replaced
   index_t coded_again = 0;          ///< slots whose shared group was written anew after evictions
   const char* kernel = "portable";  ///< instruction set of attention's inner loops
 
   std::size_t bytes() const { return exact_bytes + coded_bytes + side_bytes + index_bytes + fixed_bytes; }
-  /// Part of all rows that are stored as directions which two layers share.
+  /// Part of all rows that layers or heads store together.
   double across_part() const { return slots == 0 ? 0.0 : static_cast<double>(across_rows) / (2.0 * static_cast<double>(slots)); }
   double ratio() const { return dense_bytes == 0 ? 1.0 : static_cast<double>(bytes()) / static_cast<double>(dense_bytes); }
 };

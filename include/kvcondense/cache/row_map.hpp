@@ -46,6 +46,11 @@ class RowMap {
   }
   Status fork(RowMap& out) const { return out.state_.copy_from(state_); }
   void clear() { state_.shrink(0); }
+  /// For what is found together with other columns: room for it, then all its numbers, in pieces.
+  Status reserve_state() { return state_.reserve(state_floats(), true); }
+  void add_state(std::span<const float> numbers) {
+    for (const float x : numbers) state_.append_reserved(x);
+  }
   /// For loaders: `bytes` of state_floats() numbers.
   Status restore(std::span<const std::byte> bytes) {
     const index_t n = state_floats();

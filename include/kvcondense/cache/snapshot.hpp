@@ -42,9 +42,17 @@ class Fingerprint {
   std::int64_t now_ = 0;
 };
 
-/// `below`: the same head of the layer in front that shares rows with this one, or null.
 template <class H>
-void save_head(ByteWriter& w, const H& head, const H* below) {
+auto keys_of(const Before<H>& before) {
+  return before.each([](const H& h) -> const auto& { return h.keys; });
+}
+template <class H>
+auto values_of(const Before<H>& before) {
+  return before.each([](const H& h) -> const auto& { return h.values; });
+}
+
+template <class H>
+void save_head(ByteWriter& w, const H& head, const Before<H>& before) {
   w.put(head.repaired);
   w.put(head.coded_again);
   w.put(static_cast<std::int64_t>(head.slots()));
@@ -53,8 +61,8 @@ void save_head(ByteWriter& w, const H& head, const H* below) {
     for (index_t i = 0; i < head.slots(); ++i) w.put(head.lane[l][i]);
   w.bytes(std::as_bytes(head.state.span()));
   save_open(w, head.open);
-  save_column(w, head.keys, below == nullptr ? nullptr : &below->keys);
-  save_column(w, head.values, below == nullptr ? nullptr : &below->values);
+  save_column(w, head.keys, keys_of(before));
+  save_column(w, head.values, values_of(before));
   if (!head.summary.kept()) return;
   w.put(static_cast<std::int64_t>(head.summary.count()));
   w.bytes(std::as_bytes(std::span(head.summary.data(), static_cast<std::size_t>(head.summary.size()))));
@@ -74,7 +82,7 @@ inline Status load_summary(ByteReader& r, Summary& summary, const Counters& c, i
 }
 
 template <class H>
-Status load_head(ByteReader& r, H& head, const H* below, const Counters& c, index_t window) {
+Status load_head(ByteReader& r, H& head, const Before<H>& before, const Counters& c, index_t window) {
   std::int64_t slots = 0;
   if (!r.read(head.repaired) || !r.read(head.coded_again) || !r.read(slots)) return Status::corrupt_data;
   std::span<const std::byte> ids, lane[max_lanes];
@@ -105,8 +113,8 @@ Status load_head(ByteReader& r, H& head, const H* below, const Counters& c, inde
     for (index_t i = 0; i < slots && (l == head.bias || l == head.value_scale); ++i)
       if (!std::isfinite(head.lane[l][i])) return Status::corrupt_data;
   }
-  Status s = load_column(r, head.keys, below == nullptr ? nullptr : &below->keys);
-  if (s == Status::ok) s = load_column(r, head.values, below == nullptr ? nullptr : &below->values);
+  Status s = load_column(r, head.keys, keys_of(before));
+  if (s == Status::ok) s = load_column(r, head.values, values_of(before));
   if (s == Status::ok && (head.keys.slots() != slots || head.values.slots() != slots)) s = Status::corrupt_data;
   return s == Status::ok ? load_summary(r, head.summary, c, slots) : s;
 }
@@ -255,6 +263,7 @@ std::uint64_t fingerprint(const Cache<B, R>& c) {
       f.add_text(word_of(c.recipe().merge));
       if (t.across.active) f.add(t.across.first(s));
     }
+  if (c.sums()) f.add(c.groups().layers, c.groups().heads);
   if (p.joins) f.add(c.join_window());
   if constexpr (Cache<B, R>::may_retrieve)
     if (p.learns || p.held_rows > 0 || p.drawn > 0) f.add_text(word_of(c.recipe().retrieve)).add(p.held_rows, c.retrieval().fingerprint());
@@ -262,11 +271,15 @@ std::uint64_t fingerprint(const Cache<B, R>& c) {
   return f.value();
 }
 
-/// The layer that comes before this one and shares rows with it, or null.
+/// The heads that come before this one and share rows with it.
 template <Backend B, class R>
-const typename Cache<B, R>::Layer* layer_below(const Cache<B, R>& c, const typename Cache<B, R>::Layer& layer) {
-  const index_t at = &layer - c.layers().begin(), other = c.shares_with(at);
-  return other >= 0 && other < at ? &c.layers()[other] : nullptr;
+auto heads_before(const Cache<B, R>& c, const typename Cache<B, R>::Layer& layer, index_t head) {
+  cache::Before<typename Cache<B, R>::Layer::Head> b;
+  const index_t at = &layer - c.layers().begin();
+  const Span layers = c.layer_group(at), heads = c.head_group(head);
+  for (index_t l = at; l >= layers.first; --l)
+    for (index_t h = l == at ? head - 1 : heads.first + heads.count - 1; h >= heads.first; --h) b.at[b.count++] = &c.layers()[l].heads[h];
+  return b;
 }
 
 /// Writes everything the cache holds, codes as codes.
@@ -285,8 +298,7 @@ Status save(const Cache<B, R>& c, ByteSink& sink) {
     cache::save_window(w, l.window, c.shape());
     cache::save_held(w, l.held);
     if (c.plan().learns) cache::save_found(w, l.index);
-    const auto* below = layer_below(c, l);
-    for (index_t h = 0; h < c.shape().kv_heads; ++h) cache::save_head(w, l.heads[h], below == nullptr ? nullptr : &below->heads[h]);
+    for (index_t h = 0; h < c.shape().kv_heads; ++h) cache::save_head(w, l.heads[h], heads_before(c, l, h));
     for (const auto& i : l.index) w.bytes(std::as_bytes(i.drawn.span()));
   }
   const std::uint64_t sum = w.checksum();
@@ -336,9 +348,8 @@ Status load(Cache<B, R>& c, std::span<const std::byte> file) {
       if (fresh->plan().learns)
         if (const Status s = cache::load_found(r, *fresh, l); s != Status::ok) return s;
     }
-    const auto* below = layer_below(*fresh, l);
     for (index_t h = 0; h < c.shape().kv_heads; ++h) {
-      if (const Status s = cache::load_head(r, l.heads[h], below == nullptr ? nullptr : &below->heads[h], n, fresh->join_window()); s != Status::ok) return s;
+      if (const Status s = cache::load_head(r, l.heads[h], heads_before(*fresh, l, h), n, fresh->join_window()); s != Status::ok) return s;
       most = std::max(most, l.heads[h].slots());
     }
     if (!cache::held_fits(l)) return Status::corrupt_data;

@@ -14,21 +14,39 @@ namespace kvcondense::cache {
 /// How a page of the coded part of a layer that shares rows lies in a file.
 enum class PageForm : std::uint32_t {
   alone,   ///< its payload
-  rows,    ///< bytes of what the layer has of its own u32, these, then the payload of the rows
-  shared,  ///< page of the layer before that holds the rows u32, bytes u32, then what the layer has of its own
+  rows,    ///< bytes of what the head has of its own u32, these, then the payload of the rows
+  shared,  ///< page of the head before that holds the rows u32, bytes u32, then what the head has of its own; shared + n: of the
+           ///< head n further before, heads of a layer first
+};
+
+/// The same part of the heads before one that share rows with it, the nearest first.
+template <class T>
+struct Before {
+  const T* at[max_row_group] = {};
+  index_t count = 0;
+
+  template <class F>
+  auto each(F&& part) const {
+    Before<std::remove_cvref_t<decltype(part(*at[0]))>> b;
+    for (; b.count < count; ++b.count) b.at[b.count] = &part(*at[b.count]);
+    return b;
+  }
 };
 
 template <class C>
-void save_segment(ByteWriter& w, const Segment<C>& segment, bool paired = false, const Segment<C>* below = nullptr) {
+void save_segment(ByteWriter& w, const Segment<C>& segment, bool paired = false, const Before<Segment<C>>& before = {}) {
   w.put(static_cast<std::uint32_t>(segment.pages().size()));
-  index_t from = 0;
+  index_t from[max_row_group] = {};
   for (const PageRef& ref : segment.pages()) {
     w.put(static_cast<std::uint32_t>(ref.used));
     for (const std::uint64_t word : ref.dead) w.put(word);
-    const index_t at = below == nullptr || !segment.shares(ref) ? -1 : page_above(below->pages(), ref.page->under, from);
-    const PageForm form = !segment.shares(ref) ? PageForm::alone : at < 0 ? PageForm::rows : PageForm::shared;
+    PageForm form = segment.shares(ref) ? PageForm::rows : PageForm::alone;
+    index_t at = -1;
+    for (index_t n = 0; n < before.count && form == PageForm::rows; ++n)
+      if ((at = page_above(before.at[n]->pages(), ref.page->under, from[n])) >= 0)
+        form = static_cast<PageForm>(static_cast<index_t>(PageForm::shared) + n);
     if (paired) w.put(static_cast<std::uint32_t>(form));
-    if (form == PageForm::shared) w.put(static_cast<std::uint32_t>(at));
+    if (form >= PageForm::shared) w.put(static_cast<std::uint32_t>(at));
     if (form != PageForm::alone) w.put(static_cast<std::uint32_t>(ref.page->payload_bytes));
     w.bytes({ref.page->payload(), ref.page->payload_bytes});
     if (form == PageForm::rows) w.bytes({ref.page->under->payload(), ref.page->under->payload_bytes});
@@ -51,7 +69,7 @@ Status put_under(Segment<C>& segment, Page* rows, std::span<const std::byte> byt
 }
 
 template <class C>
-Status load_segment(ByteReader& r, Segment<C>& segment, bool paired = false, const Segment<C>* below = nullptr) {
+Status load_segment(ByteReader& r, Segment<C>& segment, bool paired = false, const Before<Segment<C>>& before = {}) {
   std::uint32_t pages = 0;
   if (!r.read(pages)) return Status::corrupt_data;
   const std::size_t payload = segment.page_payload();
@@ -60,10 +78,12 @@ Status load_segment(ByteReader& r, Segment<C>& segment, bool paired = false, con
     std::uint32_t used = 0, form = 0, at = 0, own = 0;
     std::uint64_t dead[max_page_slots / 64];
     std::span<const std::byte> bytes, rows;
-    if (!r.read(used) || !r.read(dead) || (paired && !r.read(form)) || form > static_cast<std::uint32_t>(PageForm::shared)) return Status::corrupt_data;
-    const auto kind = static_cast<PageForm>(form);
-    if (kind == PageForm::shared && (!r.read(at) || below == nullptr || at >= below->pages().size() || !below->shares(below->pages()[at])))
-      return Status::corrupt_data;
+    if (!r.read(used) || !r.read(dead) || (paired && !r.read(form))) return Status::corrupt_data;
+    const index_t n = static_cast<index_t>(form) - static_cast<index_t>(PageForm::shared);
+    if (n >= before.count) return Status::corrupt_data;
+    const Segment<C>* below = n < 0 ? nullptr : before.at[n];
+    if (below != nullptr && (!r.read(at) || at >= below->pages().size() || !below->shares(below->pages()[at]))) return Status::corrupt_data;
+    const PageForm kind = n < 0 ? static_cast<PageForm>(form) : PageForm::shared;
     if (kind != PageForm::alone && (!r.read(own) || used != segment.page_slots())) return Status::corrupt_data;
     if (!r.take(1, kind == PageForm::alone ? payload : own, bytes)) return Status::corrupt_data;
     if (kind == PageForm::rows && !r.take(1, payload, rows)) return Status::corrupt_data;
@@ -74,6 +94,11 @@ Status load_segment(ByteReader& r, Segment<C>& segment, bool paired = false, con
     if (const Status s = put_under(segment, kind == PageForm::shared ? below->pages()[at].page->under : nullptr, rows); s != Status::ok) return s;
   }
   return Status::ok;
+}
+
+template <class C>
+auto coded_of(const Before<Column<C>>& before) {
+  return before.each([](const Column<C>& c) -> const auto& { return c.coded(); });
 }
 
 /// Only where a transform is found from data: how many numbers it found (none yet, or all), and they.
@@ -87,22 +112,21 @@ Status load_state(ByteReader& r, Column<C>& column) {
   return column.map().restore(bytes);
 }
 
-/// `below`: of the layer in front that shares rows with this one, or null.
 template <class C>
-Status load_column(ByteReader& r, Column<C>& column, const Column<C>* below) {
+Status load_column(ByteReader& r, Column<C>& column, const Before<Column<C>>& before) {
   Status s = load_segment(r, column.sinks());
-  if (s == Status::ok) s = load_segment(r, column.coded(), column.paired(), below == nullptr ? nullptr : &below->coded());
+  if (s == Status::ok) s = load_segment(r, column.coded(), column.paired(), coded_of(before));
   for (const PageRef& ref : column.coded().pages())
-    if (s == Status::ok && column.coded().shares(ref) && !column.own(ref).valid()) s = Status::corrupt_data;
+    if (s == Status::ok && column.coded().shares(ref) && !column.own_fits(ref)) s = Status::corrupt_data;
   if (s == Status::ok) s = load_segment(r, column.window());
   if (s == Status::ok && column.map().state_floats() > 0) s = load_state(r, column);
   return s;
 }
 
 template <class C>
-void save_column(ByteWriter& w, const Column<C>& column, const Column<C>* below) {
+void save_column(ByteWriter& w, const Column<C>& column, const Before<Column<C>>& before) {
   save_segment(w, column.sinks());
-  save_segment(w, column.coded(), column.paired(), below == nullptr ? nullptr : &below->coded());
+  save_segment(w, column.coded(), column.paired(), coded_of(before));
   save_segment(w, column.window());
   if (column.map().state_floats() == 0) return;
   w.put(static_cast<std::uint32_t>(column.map().state().size()));

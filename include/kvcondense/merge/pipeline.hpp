@@ -5,6 +5,7 @@
 #include <span>
 
 #include <kvcondense/core/backend.hpp>
+#include <kvcondense/core/row_groups.hpp>
 #include <kvcondense/core/shape.hpp>
 #include <kvcondense/core/status.hpp>
 #include <kvcondense/core/step_view.hpp>
@@ -56,13 +57,7 @@ struct Across {
   index_t first(const CacheShape& shape) const {
     return static_cast<index_t>(static_cast<double>(start) * static_cast<double>(shape.layers) + 1e-6);
   }
-  /// The layer that `layer` shares rows with; -1: none.
-  index_t partner(const CacheShape& shape, index_t layer) const {
-    const index_t at = layer - first(shape);
-    if (!active || at < 0) return -1;
-    const index_t other = layer + (at % 2 == 0 ? 1 : -1);
-    return other < shape.layers ? other : -1;
-  }
+  RowGroups groups(const CacheShape& shape) const { return active ? RowGroups{first(shape), 2} : RowGroups{}; }
 };
 
 /// What a cache must know of a merge stage before it runs.

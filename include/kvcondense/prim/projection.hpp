@@ -30,8 +30,7 @@ struct Projection {
   constexpr bool centred() const { return mean != nullptr; }
   constexpr bool valid(index_t dim) const {
     if (identity()) return true;
-    return decode != nullptr && dim == rows && dim <= max_head_dim && rank >= 1 && rank <= columns &&
-           columns <= dim;
+    return decode != nullptr && dim == rows && dim <= max_head_dim && rank >= 1 && rank <= columns && rank <= dim;
   }
   /// Of all numbers that count, so that rows are never read with another basis.
   std::int64_t fingerprint() const {
