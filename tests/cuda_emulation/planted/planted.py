@@ -35,7 +35,7 @@ EXPECTED = {
     "mask_without_me": {"any": ("whose mask does not name it", ALL)},
     "source_outside_mask": {"any": ("reads a lane that its mask does not name|different warp operations", ALL)},
     "exit_with_copy": {"any": ("exits with cp.async copies in flight", ALL)},
-    "unaligned_copy": {"any": ("cp.async of 16 bytes that are not aligned", ALL)},
+    "unaligned_copy": {"any": ("cp.async of bytes that are not aligned", ALL)},
     "shared_overrun": {"address": (OVERRUN, ALL), "any": (WRONG, ALL)},
     "global_overrun": {"address": (OVERRUN, ALL), "any": (WRONG, ALL)},
     "no_tail_mask": {"any": (WRONG, ALL)},

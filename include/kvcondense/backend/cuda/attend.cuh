@@ -63,18 +63,19 @@ struct Attend<Cuda> {
   static bool serves_halves(const AttendRequest& r, const PagedHeads<KeyCodec, ValueCodec>& heads) {
     using namespace cuda_kernels;
     const index_t dim = r.queries.extent[2];
-    const bool sizes = dim == r.out.extent[2] && (dim == 64 || dim == 128);
+    const bool sizes = dim == r.out.extent[2] && dim % 16 == 0 && dim <= 128;
     return sizes && heads.exact.dtype == DType::f16 && reads_as_halves(heads.key_codec, dim, true) &&
            reads_as_halves(heads.value_codec, dim, false);
   }
   template <class KeyCodec, class ValueCodec>
   static Status start_halves(Context<Cuda>& ctx, const PagedHeads<KeyCodec, ValueCodec>& heads, const cuda_kernels::AttendPlan& plan) {
     using namespace cuda_kernels;
-    if constexpr (has_units<KeyCodec> && has_units<ValueCodec>) {
+    if constexpr (stored_bits<KeyCodec> != 0 && stored_bits<ValueCodec> != 0) {
       const auto start = [&]<int Dim>() {
-        return cuda::launch(ctx, attend_halves<KeyCodec, ValueCodec, Dim>, grid(plan), halves_threads, sizeof(HalvesShared<Dim>), heads, plan);
+        const RingLayout ring = ring_layout(heads.key_codec, heads.keys.page_slots, heads.value_codec, heads.values.page_slots, plan.dim, Dim);
+        return cuda::launch(ctx, attend_halves<KeyCodec, ValueCodec, Dim>, grid(plan), halves_threads, halves_shared<Dim>(ring), heads, plan, ring);
       };
-      return plan.dim == 64 ? start.template operator()<64>() : start.template operator()<128>();
+      return plan.dim <= 64 ? start.template operator()<64>() : start.template operator()<128>();
     } else {
       return Status::not_supported;
     }
