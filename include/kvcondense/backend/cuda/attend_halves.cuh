@@ -75,6 +75,25 @@ __device__ inline QueryPairs<Pairs> load_queries(const AttendPlan& plan, index_t
   return q;
 }
 
+/// Groups of channels of a codec of the token axis, and the one that a unit belongs to. A division, so it is done once.
+struct ChannelGroups {
+  int count = 1, units = 1, shift = 0;  ///< units of eight channels in a group, and their logarithm; -1: no power of two
+  template <class Codec>
+  __device__ ChannelGroups(const Codec& codec, int dim) {
+    if constexpr (!std::is_same_v<Codec, ExactRows>) {
+      if (codec.axis == GroupAxis::channel) return;
+      const int group = static_cast<int>(codec.group_channels(dim));
+      count = dim / group, units = group / unit;
+      shift = (units & (units - 1)) == 0 ? __ffs(units) - 1 : -1;
+    }
+  }
+  /// Units behind the end of a row take the last group.
+  __device__ int of(int u) const {
+    const int j = shift >= 0 ? u >> shift : u / units;
+    return j < count ? j : count - 1;
+  }
+};
+
 /// Scores of 16 slots against eight rows: slots g and g + 8 of rows 2t and 2t + 1.
 using Scores = float[4];
 
@@ -94,8 +113,8 @@ __device__ inline void exact_scores(const std::byte* rows, int u, const std::uin
 #pragma unroll
   for (int k = 0; k < Order::all; ++k) {
     std::uint32_t near[4], far[4];
-    exact_key_unit(rows + key_chunk<row, Order::units>(16 * u + g, Order::unit_of(k, t)) * 16, near);
-    exact_key_unit(rows + key_chunk<row, Order::units>(16 * u + g + 8, Order::unit_of(k, t)) * 16, far);
+    const std::byte* at = rows + key_chunk<row, Order::units>(g, Order::unit_of(k, t)) * 16 + 16 * u * row;
+    exact_key_unit(at, near), exact_key_unit(at + 8 * row, far);
     add_key_unit(near, far, q + 4 * k, score);
   }
 }
@@ -103,20 +122,20 @@ __device__ inline void exact_scores(const std::byte* rows, int u, const std::uin
 /// Queries times a group's scales, and what its constant terms add to every score. Codes enter products raw, as
 /// 1024 + code * 2^shift: the queries carry 2^-shift, a product with rows of -1024 takes off the rest.
 template <int Bits, class Order, int Dim>
-__device__ inline void fold_scales(const GroupInt<Bits>& codec, const std::byte* params, const std::uint32_t* q, int t, std::uint32_t* folded, float (&bias)[4]) {
+__device__ inline void fold_scales(const BaseRule& rule, const std::byte* params, const std::uint32_t* q, int t, std::uint32_t* folded, float (&bias)[4]) {
 #pragma unroll
   for (int k = 0; k < Order::all; ++k) {
     std::uint32_t scale[4], offset[4] = {};
     const int at = param_chunk(Order::unit_of(k, t)) * 16;
     exact_key_unit(params + at, scale);
-    if (has_offset(codec.form)) exact_key_unit(params + 2 * Dim + at, offset);
+    if (rule.offsets) exact_key_unit(params + 2 * Dim + at, offset);
 #pragma unroll
     for (int j = 0; j < 2; ++j) {
       std::uint32_t base[2], b[2];
 #pragma unroll
       for (int e = 0; e < 2; ++e) {
         const int i = 2 * j + e;
-        base[e] = base_pair<Bits>(codec.form, scale[i], offset[i]);
+        base[e] = rule.base(scale[i], offset[i]);
         b[e] = cuda::half2_mul(q[4 * k + i], scale[i]);
         if (raw_shift<Bits>(Bits == 8 ? 0 : i) != 0) b[e] = cuda::half2_mul(b[e], raw_inverse(raw_shift<Bits>(i)));
         folded[4 * k + i] = b[e];
@@ -132,28 +151,24 @@ __device__ inline void fold_scales(const GroupInt<Bits>& codec, const std::byte*
 
 /// Codes of keys: raw where scales are folded into q, else as numbers.
 template <int Bits, class Order, int Dim>
-__device__ inline void coded_scores(const GroupInt<Bits>& codec, const std::byte* rows, const std::byte* params, int stride, int dim, int u,
+__device__ inline void coded_scores(bool folded, const BaseRule& rule, const std::byte* rows, const std::byte* params, int stride, const ChannelGroups& groups, int u,
                                     const std::uint32_t* q, int g, int t, Scores& score) {
   constexpr int row = padded_row(Bits, Dim);
-  const bool folded = codec.axis == GroupAxis::channel;
-  const int group = static_cast<int>(codec.group_channels(dim)), groups = dim / group;
-  const auto words = [&](int slot, int read, std::uint32_t* w) {
-    const int at = (4 * read + t) * Order::read_bytes;
-    read_words<Order::read_bytes>(rows + key_chunk<row, 1>(slot, at / 16) * 16 + at % 16, w);
-  };
 #pragma unroll
   for (int r = 0; r < Order::reads; ++r) {
     std::uint32_t near_words[4], far_words[4];
-    words(16 * u + g, r, near_words), words(16 * u + g + 8, r, far_words);
+    const int place = (4 * r + t) * Order::read_bytes;
+    const std::byte* at = rows + key_chunk<row, 1>(g, place / 16) * 16 + place % 16 + 16 * u * row;
+    read_words<Order::read_bytes>(at, near_words), read_words<Order::read_bytes>(at + 8 * row, far_words);
 #pragma unroll
     for (int n = 0; n < Order::units; ++n) {
       const int k = r * Order::units + n;
       std::uint32_t near[4], far[4];
       raw_key_unit<Bits>(near_words, n, near), raw_key_unit<Bits>(far_words, n, far);
       if (!folded) {
-        const int wanted = Order::unit_of(k, t) * unit / group, j = wanted < groups ? wanted : groups - 1;
-        const std::byte* own = params + (16 * u + g) * stride;
-        const PairScale x = pair_scale(codec, own, own, j, groups), y = pair_scale(codec, own + 8 * stride, own + 8 * stride, j, groups);
+        const int j = groups.of(Order::unit_of(k, t));
+        const std::byte* own = params + g * stride + 16 * u * stride;
+        const PairScale x = pair_scale(rule, own, own, j, groups.count), y = pair_scale(rule, own + 8 * stride, own + 8 * stride, j, groups.count);
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
           near[i] = cuda::half2_fma(code_of_raw<Bits>(near[i], Bits == 8 ? 0 : i), x.scale, x.base);
@@ -169,12 +184,12 @@ __device__ inline void coded_scores(const GroupInt<Bits>& codec, const std::byte
 template <int Dim>
 __device__ inline void add_exact_values(const std::byte* rows, int step, const std::uint32_t (&weights)[2], int g, int t, float (*sum)[4]) {
   constexpr int row = padded_row(16, Dim);
-  const int slot = 16 * step + 2 * t;
 #pragma unroll
   for (int hh = 0; hh < Dim / 64; ++hh) {
     std::uint32_t near[unit], far[unit];
-    const auto at = [&](int s) { return rows + value_chunk<row>(s, 8 * hh + g) * 16; };
-    exact_value_unit(at(slot), at(slot + 1), near), exact_value_unit(at(slot + 8), at(slot + 9), far);
+    const std::byte* even = rows + value_chunk<row>(2 * t, 8 * hh + g) * 16 + 16 * step * row;
+    const std::byte* odd = rows + value_chunk<row>(2 * t + 1, 8 * hh + g) * 16 + 16 * step * row;
+    exact_value_unit(even, odd, near), exact_value_unit(even + 8 * row, odd + 8 * row, far);
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
       const std::uint32_t a[4] = {near[i], near[i + 4], far[i], far[i + 4]};
@@ -183,18 +198,18 @@ __device__ inline void add_exact_values(const std::byte* rows, int step, const s
   }
 }
 template <int Bits, int Dim>
-__device__ inline void add_coded_values(const GroupInt<Bits>& codec, const std::byte* rows, const std::byte* params, int stride, int dim, int step,
+__device__ inline void add_coded_values(const BaseRule& rule, const std::byte* rows, const std::byte* params, int stride, const ChannelGroups& groups, int step,
                                         const std::uint32_t (&weights)[2], int g, int t, float (*sum)[4]) {
   constexpr int row = padded_row(Bits, Dim);
-  const int slot = 16 * step + 2 * t, group = static_cast<int>(codec.group_channels(dim)), groups = dim / group;
 #pragma unroll
   for (int hh = 0; hh < Dim / 64; ++hh) {
-    const int place = (8 * hh + g) * Bits, wanted = (8 * hh + g) * unit / group, j = wanted < groups ? wanted : groups - 1;
-    const auto at = [&](int s) { return rows + value_chunk<row>(s, place / 16) * 16 + place % 16; };
+    const int place = (8 * hh + g) * Bits, j = groups.of(8 * hh + g);
+    const std::byte* even = rows + value_chunk<row>(2 * t, place / 16) * 16 + place % 16 + 16 * step * row;
+    const std::byte* odd = rows + value_chunk<row>(2 * t + 1, place / 16) * 16 + place % 16 + 16 * step * row;
     std::uint32_t near[unit], far[unit];
-    coded_value_unit<Bits>(at(slot), at(slot + 1), near), coded_value_unit<Bits>(at(slot + 8), at(slot + 9), far);
-    const std::byte* own = params + slot * stride;
-    const PairScale x = pair_scale(codec, own, own + stride, j, groups), y = pair_scale(codec, own + 8 * stride, own + 9 * stride, j, groups);
+    coded_value_unit<Bits>(even, odd, near), coded_value_unit<Bits>(even + 8 * row, odd + 8 * row, far);
+    const std::byte* own = params + 2 * t * stride + 16 * step * stride;
+    const PairScale x = pair_scale(rule, own, own + stride, j, groups.count), y = pair_scale(rule, own + 8 * stride, own + 9 * stride, j, groups.count);
 #pragma unroll
     for (int i = 0; i < unit; ++i) near[i] = cuda::half2_fma(near[i], x.scale, x.base), far[i] = cuda::half2_fma(far[i], y.scale, y.base);
 #pragma unroll
@@ -229,9 +244,14 @@ __global__ void __launch_bounds__(halves_threads, 3) attend_halves(PagedHeads<Ke
   const QueryPairs<pairs> q = load_queries<Order, pairs>(plan, head, first_row + g, g < rows, t);
   // This lane's two columns of scores are rows 2t and 2t + 1.
   const float scale[2] = {__shfl_sync(cuda::full_warp, q.scale, 8 * t), __shfl_sync(cuda::full_warp, q.scale, 8 * t + 4)};
-  index_t visible[2];
+  int visible[2];
 #pragma unroll
-  for (int e = 0; e < 2; ++e) visible[e] = 2 * t + e < rows ? plan.visible(slots, first_row + 2 * t + e) : 0;
+  for (int e = 0; e < 2; ++e) visible[e] = 2 * t + e < rows ? static_cast<int>(plan.visible(slots, first_row + 2 * t + e)) : 0;
+  const ChannelGroups key_groups(heads.key_codec, dim), value_groups(heads.value_codec, dim);
+  const BaseRule key_rule(heads.key_codec), value_rule(heads.value_codec);
+  bool folds = false;
+  if constexpr (!exact_only<KeyCodec>) folds = heads.key_codec.axis == GroupAxis::channel;
+  const bool mass = plan.request.mass.data != nullptr;
 
   float sum[blocks][4] = {}, top[2] = {lowest_logit, lowest_logit}, total[2] = {};
   for (int stage = 0, filled = 0;; stage = stage + 1 < ring_stages ? stage + 1 : 0) {
@@ -251,28 +271,35 @@ __global__ void __launch_bounds__(halves_threads, 3) attend_halves(PagedHeads<Ke
 #pragma unroll
     for (int p = 0; p < pairs; ++p) folded[p] = q.pair[p];
     if constexpr (!exact_only<KeyCodec>)
-      if (!exact_keys && heads.key_codec.axis == GroupAxis::channel)
-        fold_scales<KeyCodec::bits, Order, Dim>(heads.key_codec, ring.params_of_keys(stage), q.pair, t, folded, bias);
+      if (!exact_keys && folds)
+        fold_scales<KeyCodec::bits, Order, Dim>(key_rule, ring.params_of_keys(stage), q.pair, t, folded, bias);
 
     // Scores wait in the place of the keys they were made from where that can be, each in the lane that made it.
     float4* waiting = reinterpret_cast<float4*>(ring.rows_of_keys(stage) + layout.scores) + lane;
     float largest[2] = {top[0], top[1]};
+    int limit[2];  // slots of the tile that a row sees
+#pragma unroll
+    for (int e = 0; e < 2; ++e) limit[e] = visible[e] - tile.first < tile.count ? visible[e] - tile.first : tile.count;
 #pragma unroll 1
     for (int u = 0; 16 * u < tile.count; ++u) {
       Scores score = {bias[0], bias[1], bias[2], bias[3]};
       if (exact_keys) exact_scores<Order, Dim>(key_rows, u, q.pair, g, t, score);
       if constexpr (!exact_only<KeyCodec>)
         if (!exact_keys)
-          coded_scores<KeyCodec::bits, Order, Dim>(heads.key_codec, key_rows, ring.params_of_keys(stage), layout.key.stride, dim, u, folded, g, t, score);
+          coded_scores<KeyCodec::bits, Order, Dim>(folds, key_rule, key_rows, ring.params_of_keys(stage), layout.key.stride, key_groups, u, folded, g, t, score);
 #pragma unroll
       for (int c = 0; c < 4; ++c) {
-        const int in_tile = 16 * u + g + 8 * (c / 2), slot = tile.first + in_tile;
-        const bool sees = in_tile < tile.count && slot < visible[c % 2];
-        const float logit = score[c] * scale[c % 2];
-        score[c] = sees ? logit : minus_infinity();
+        const bool sees = 16 * u + g + 8 * (c / 2) < limit[c % 2];
+        score[c] = sees ? score[c] * scale[c % 2] : minus_infinity();
         largest[c % 2] = score[c] > largest[c % 2] ? score[c] : largest[c % 2];
-        const index_t row = first_row + 2 * t + c % 2;
-        if (sees && plan.request.mass.data != nullptr && row >= plan.first_mass_row) plan.logit_row(head, row)[slot] = logit * ln_2;
+      }
+      if (mass) {
+#pragma unroll
+        for (int c = 0; c < 4; ++c) {
+          const index_t row = first_row + 2 * t + c % 2;
+          const int in_tile = 16 * u + g + 8 * (c / 2);
+          if (in_tile < limit[c % 2] && row >= plan.first_mass_row) plan.logit_row(head, row)[tile.first + in_tile] = score[c] * ln_2;
+        }
       }
       __syncwarp();  // keys of this step are read
       waiting[32 * u] = float4{score[0], score[1], score[2], score[3]};
@@ -301,7 +328,7 @@ __global__ void __launch_bounds__(halves_threads, 3) attend_halves(PagedHeads<Ke
       if (exact_values) add_exact_values<Dim>(ring.rows_of_values(stage), u, b, g, t, sum);
       if constexpr (!exact_only<ValueCodec>)
         if (!exact_values)
-          add_coded_values<ValueCodec::bits, Dim>(heads.value_codec, ring.rows_of_values(stage), ring.params_of_values(stage), layout.value.stride, dim, u, b,
+          add_coded_values<ValueCodec::bits, Dim>(value_rule, ring.rows_of_values(stage), ring.params_of_values(stage), layout.value.stride, value_groups, u, b,
                                                   g, t, sum);
     }
     __syncwarp();  // all lanes are done with the stage

@@ -100,30 +100,37 @@ __device__ inline void coded_value_unit(const std::byte* a, const std::byte* b, 
   for (int i = 0; i < unit; ++i) pair[i] = code_of_raw<Bits>(pair[i], i);
 }
 
-/// The constant terms of two groups, from their scales and offsets: number = code * scale + base.
-template <int Bits>
-__device__ inline std::uint32_t base_pair(GroupForm form, std::uint32_t scale, std::uint32_t offset) {
-  if (form == GroupForm::minimum) return offset;
-  constexpr int half = (1 << (Bits - 1)) - 1;
-  const float middle = form == GroupForm::symmetric ? -static_cast<float>(half) : -0.5f * static_cast<float>((1 << Bits) - 1);
-  const std::uint32_t factor = has_offset(form) ? offset ^ 0x80008000u : cuda::half2_pack(middle, middle);
-  return cuda::half2_mul(scale, factor);
-}
+/// Number = code * scale + base: how bases come from scales and offsets, without branches.
+struct BaseRule {
+  bool minimum, offsets;
+  std::uint32_t middle;  ///< of forms without offsets: base = scale * middle
+  template <int Bits>
+  __device__ explicit BaseRule(const GroupInt<Bits>& codec) : minimum(codec.form == GroupForm::minimum), offsets(has_offset(codec.form)) {
+    constexpr int half = (1 << (Bits - 1)) - 1;
+    const float m = codec.form == GroupForm::symmetric ? -static_cast<float>(half) : -0.5f * static_cast<float>((1 << Bits) - 1);
+    middle = cuda::half2_pack(m, m);
+  }
+  __device__ explicit BaseRule(const ExactRows&) : minimum(true), offsets(false), middle(0) {}
+
+  /// Of two groups. Where there are no offsets `offset` is anything.
+  __device__ std::uint32_t base(std::uint32_t scale, std::uint32_t offset) const {
+    const std::uint32_t product = cuda::half2_mul(scale, offsets ? offset ^ 0x80008000u : middle);
+    return minimum ? offset : product;
+  }
+};
 
 /// Scale and base of one group of two slots (or of one, twice), whose parameters on the token axis are at a and b.
 struct PairScale {
   std::uint32_t scale, base;
 };
-template <int Bits>
-__device__ inline PairScale pair_scale(const GroupInt<Bits>& codec, const std::byte* a, const std::byte* b, int group, int groups) {
+__device__ inline PairScale pair_scale(const BaseRule& rule, const std::byte* a, const std::byte* b, int group, int groups) {
   const auto both = [&](int j) {
     std::uint32_t x, y;
     read_words<2>(a + 2 * j, &x), read_words<2>(b + 2 * j, &y);
     return x | y << 16;
   };
-  PairScale s{both(group), 0};
-  s.base = base_pair<Bits>(codec.form, s.scale, has_offset(codec.form) ? both(groups + group) : 0);
-  return s;
+  const std::uint32_t scale = both(group);
+  return {scale, rule.base(scale, both(rule.offsets ? groups + group : group))};
 }
 
 }  // namespace kvcondense::prim::cuda_kernels

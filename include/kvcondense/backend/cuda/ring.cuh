@@ -20,15 +20,11 @@ struct RowAt {
   const std::byte* params = nullptr;
 };
 
-template <class Codec>
-__device__ inline RowAt row_at(const Codec& codec, int page_slots, int dim, const SlotRun& run, int place) {
-  if constexpr (!std::is_same_v<Codec, ExactRows>) {
-    if (run.coded) {
-      const RowPage<Codec> page(codec, run.page, page_slots, dim);
-      return {page.row(place), page.params(place)};
-    }
-  }
-  return {run.page + static_cast<std::size_t>(place) * static_cast<std::size_t>(2 * dim), nullptr};
+/// The place in a page of codes or of exact rows of `dim` halves.
+__device__ inline RowAt row_at(const PartLayout& layout, int dim, const SlotRun& run, int place) {
+  if (!run.coded) return {run.page + static_cast<std::size_t>(place) * static_cast<std::size_t>(2 * dim), nullptr};
+  const int group = layout.group_shift >= 0 ? place >> layout.group_shift : place / layout.group_slots;
+  return {run.page + place * layout.row_bytes, run.page + layout.params_at + group * layout.group_bytes};
 }
 
 /// `grain` bytes, or as many zeros.
@@ -47,7 +43,7 @@ struct RingColumn {
 
   const Codec& codec;
   PartLayout layout;
-  int page_slots, dim;
+  int dim;
   const SlotRun* run;  ///< of the first slot that is not yet in the ring
   int left;            ///< runs of the head from there on
 
@@ -55,8 +51,7 @@ struct RingColumn {
   RowAt at[lane_slots];
 
   __device__ RingColumn(const Codec& c, const PartLayout& l, const ColumnRuns& column, index_t head, int slot, int width)
-      : codec(c), layout(l), page_slots(static_cast<int>(column.page_slots)), dim(width), run(&run_of(column, head, slot)),
-        left(static_cast<int>(column.runs + column.offset[head + 1] - run)) {}
+      : codec(c), layout(l), dim(width), run(&run_of(column, head, slot)), left(static_cast<int>(column.runs + column.offset[head + 1] - run)) {}
 
   /// Looks for the lane's slots of a tile that begins at `first`; behind `end` the last one again.
   __device__ void find(int first, int end) {
@@ -71,7 +66,7 @@ struct RingColumn {
         if (from + step < left && run[from + step].begin <= slot) from += step;
       }
       near[i] = from;
-      at[i] = row_at(codec, page_slots, dim, run[from], run[from].place + slot - run[from].begin);
+      at[i] = row_at(layout, dim, run[from], run[from].place + slot - run[from].begin);
     }
   }
   /// Whether the tile's first slot is coded, and of which parameters.
@@ -101,12 +96,12 @@ struct RingColumn {
   template <class Chunk>
   __device__ void copy_rows(std::byte* to, int count, const std::byte* kind, Chunk&& chunk) {
     if (kind == nullptr) copy<padded_row(16, Dim)>(to, count, 2 * dim, 16, chunk);
-    else if constexpr (!exact_only) copy<padded_row(bits, Dim)>(to, count, codec.row_bytes(dim), layout.row_grain, chunk);
+    else if constexpr (!exact_only) copy<padded_row(bits, Dim)>(to, count, layout.row_bytes, layout.row_grain, chunk);
   }
   __device__ void copy_params(std::byte* to, int count, const std::byte* kind) {
     if constexpr (!exact_only) {
       if (kind == nullptr) return;
-      const int lane = cuda::lane_of_warp(), bytes = static_cast<int>(codec.group_bytes(dim)), grain = layout.param_grain;
+      const int lane = cuda::lane_of_warp(), bytes = layout.group_bytes, grain = layout.param_grain;
       if (codec.axis == GroupAxis::channel) {
         const int padded = has_offset(codec.form) ? 4 * Dim : 2 * Dim;
         for (int b = lane * grain; b < padded; b += 32 * grain) {
@@ -133,16 +128,16 @@ struct RingColumn {
 
  private:
   template <int Row, class Chunk>
-  __device__ void copy(std::byte* to, int count, index_t bytes, int grain, Chunk&& chunk) {
-    const int lane = cuda::lane_of_warp(), rows = (count + 15) / 16 * 16, used = static_cast<int>(bytes);
+  __device__ void copy(std::byte* to, int count, int used, int grain, Chunk&& chunk) {
+    constexpr int chunks = Row / 16, step = 32 / chunks, whole = ring_rows / Row < ring_slots ? ring_rows / Row : ring_slots;
+    const int lane = cuda::lane_of_warp(), rows = (count + 15) / 16 * 16;
     const bool one_run = run_of_slot(0) == run_of_slot(count - 1);
     const auto first = reinterpret_cast<const std::byte*>(__shfl_sync(cuda::full_warp, reinterpret_cast<unsigned long long>(at[0].row), 0));
-    if (one_run && count == rows && used == Row && grain == 16) {  // as in pages: one stretch of bytes
-      constexpr int chunks = Row / 16;
+    if (one_run && count == whole && used == Row && grain == 16) {  // a stretch of bytes; chunks repeat their pattern every eight rows
       const std::byte* from = first + lane * 16;
-#pragma unroll 8
-      for (int i = 0; i < rows * chunks; i += 32, from += 512)
-        if (i + lane < rows * chunks) cuda::copy_async<16>(to + chunk((i + lane) / chunks, (i + lane) % chunks) * 16, from);
+#pragma unroll
+      for (int i = 0; i < whole / step; ++i)
+        cuda::copy_async<16>(to + (chunk(lane / chunks + i * step % 8, lane % chunks) + i * step / 8 * 8 * chunks) * 16, from + 512 * i);
       return;
     }
     const int shift = __ffs(Row / grain) - 1;

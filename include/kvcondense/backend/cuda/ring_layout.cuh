@@ -52,6 +52,8 @@ KVCONDENSE_HD constexpr int param_chunk(int c) { return c ^ (c >> 3 & 1); }
 
 /// One column's part of a stage that depends on its codec.
 struct PartLayout {
+  int row_bytes = 0, params_at = 0, group_bytes = 0;  ///< of a page
+  int group_slots = 1, group_shift = 0;               ///< -1: no power of two
   int params = 0;       ///< bytes of all parameters in a stage
   int stride = 0;       ///< of a slot's parameters on the token axis
   int row_grain = 16;   ///< bytes of one asynchronous copy: what pages are aligned to
@@ -72,6 +74,11 @@ template <int Bits>
 PartLayout part_layout(const GroupInt<Bits>& codec, index_t page_slots, index_t dim, int padded) {
   PartLayout p;
   const index_t group = codec.group_bytes(dim);
+  p.row_bytes = static_cast<int>(codec.row_bytes(dim));
+  p.params_at = static_cast<int>(codec.params_at(page_slots, dim));
+  p.group_bytes = static_cast<int>(group);
+  p.group_slots = static_cast<int>(codec.group_slots());
+  while (p.group_shift >= 0 && 1 << p.group_shift != p.group_slots) p.group_shift = 1 << p.group_shift < p.group_slots ? p.group_shift + 1 : -1;
   p.row_grain = grain_of(codec.row_bytes(dim));
   p.param_grain = grain_of(codec.params_at(page_slots, dim) | group);
   p.stride = static_cast<int>((group + 3) / 4 * 4);
