@@ -370,7 +370,7 @@ __global__ void __launch_bounds__(halves_threads, 3) attend_halves(PagedHeads<Ke
 inline bool reads_as_halves(const ExactRows& codec, index_t, bool) { return codec.dtype == DType::f16; }
 template <int Bits>
 bool reads_as_halves(const GroupInt<Bits>& codec, index_t dim, bool keys) {
-  if (stored_bits<GroupInt<Bits>> == 0 || codec.params != ParamType::f16) return false;
+  if (stored_bits<GroupInt<Bits>> == 0 || codec.params != ParamType::f16 || !lies_in_rows(codec)) return false;
   if (codec.axis == GroupAxis::channel) return keys;
   return codec.group_channels(dim) % unit == 0;
 }

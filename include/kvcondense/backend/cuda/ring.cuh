@@ -21,8 +21,9 @@ struct RowAt {
 };
 
 /// The place in a page of codes or of exact rows of `dim` halves.
+template <class Codec>
 __device__ inline RowAt row_at(const PartLayout& layout, int dim, const SlotRun& run, int place) {
-  if (!run.coded) return {run.page + static_cast<std::size_t>(place) * static_cast<std::size_t>(2 * dim), nullptr};
+  if (std::is_same_v<Codec, ExactRows> || !run.coded) return {run.page + static_cast<std::size_t>(place) * static_cast<std::size_t>(2 * dim), nullptr};
   const int group = layout.group_shift >= 0 ? place >> layout.group_shift : place / layout.group_slots;
   return {run.page + place * layout.row_bytes, run.page + layout.params_at + group * layout.group_bytes};
 }
@@ -66,7 +67,7 @@ struct RingColumn {
         if (from + step < left && run[from + step].begin <= slot) from += step;
       }
       near[i] = from;
-      at[i] = row_at(layout, dim, run[from], run[from].place + slot - run[from].begin);
+      at[i] = row_at<Codec>(layout, dim, run[from], run[from].place + slot - run[from].begin);
     }
   }
   /// Whether the tile's first slot is coded, and of which parameters.
