@@ -10,10 +10,8 @@ Status pages(Context<Cuda>& ctx, const Codec& codec, const prim::PageBatch& batc
   return s == Status::ok ? prim::PageCodec<Cuda, Codec>::decode(ctx, codec, batch) : s;
 }
 template Status pages(Context<Cuda>&, const prim::ExactRows&, const prim::PageBatch&);
-template Status pages(Context<Cuda>&, const prim::GroupInt<2>&, const prim::PageBatch&);
 template Status pages(Context<Cuda>&, const prim::GroupInt<3>&, const prim::PageBatch&);
 template Status pages(Context<Cuda>&, const prim::GroupInt<4>&, const prim::PageBatch&);
-template Status pages(Context<Cuda>&, const prim::GroupInt<8>&, const prim::PageBatch&);
 
 template <class K, class V>
 Status attend(Context<Cuda>& ctx, const prim::AttendRequest& r, const prim::PagedHeads<K, V>& heads) {
