@@ -24,11 +24,13 @@ enum class AttendMath : std::uint8_t {
 /// cache grows up to `max_slots` per head. Three launches: pieces, their join, mass where it is asked for.
 ///
 /// Numbers  AttendMath::f32: as on the CPU, sums in another order. AttendMath::halves: as attention over a cache of
-///          halves that the codes were decoded into; queries are first brought into range by a power of two. The result
-///          of a head does not depend on the device nor on other heads. Several sequences are more heads.
+///          halves that the codes were decoded into; queries are first brought below 1 by a power of two. Queries times
+///          scales of the channel axis are halves too: of scales below about 1e-3 digits are lost.
+///          The result of a head does not depend on the device nor on other heads. Several sequences are more heads.
 /// Errors   shape_mismatch, invalid_argument, workspace_too_small; not_supported: AttendMath::halves of anything but
-///          heads of 64 or 128 for keys and values alike, exact parts and parameters in f16, codes of 2, 4 or 8 bits, keys on
-///          either axis and values on the token axis, groups of channels multiples of eight. Nothing is enqueued then.
+///          heads of a multiple of 16 up to 128 for keys and values alike, exact parts and parameters in f16, codes of 2, 4 or 8
+///          bits in rows, keys on either axis and values on the token axis, groups of channels multiples of eight; or where
+///          the device has too little shared memory (75 kB a block at 4 bits). Nothing is enqueued then.
 ///          A head with more than `max_slots` slots is the caller's mistake, which only the device could see.
 template <>
 struct Attend<Cuda> {
