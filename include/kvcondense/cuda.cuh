@@ -3,6 +3,7 @@
 // Everything that runs on a CUDA device: the words of the CUDA backend. For files that nvcc compiles.
 #include <kvcondense/backend/cuda/attend.cuh>
 #include <kvcondense/backend/cuda/attend_columns.cuh>
+#include <kvcondense/backend/cuda/column_pool.cuh>
 #include <kvcondense/backend/cuda/context.cuh>
 #include <kvcondense/backend/cuda/hadamard.cuh>
 #include <kvcondense/backend/cuda/keep_rows.cuh>
@@ -13,4 +14,6 @@
 #include <kvcondense/backend/cuda/row_norm.cuh>
 #include <kvcondense/backend/cuda/slot_numbers.cuh>
 #include <kvcondense/backend/cuda/slot_rows.cuh>
+#include <kvcondense/backend/cuda/softmax_rows.cuh>
+#include <kvcondense/backend/cuda/token_numbers.cuh>
 #include <kvcondense/backend/cuda/top_k.cuh>

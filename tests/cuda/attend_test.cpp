@@ -126,6 +126,9 @@ TEST_CASE("cuda attend: kivi's cache, keys by channel and values by token") {
   compare(c, channel_codec<4>(32), token_codec<4>(64));
   compare(c, channel_codec<2>(32), token_codec<2>(32), 5e-5f);
   compare(c, token_codec<8>(128), token_codec<8>(0));
+  // In lanes the CPU rounds what it multiplies codes by; the same pages in rows say what is right.
+  compare(c, channel_codec<4>(32).for_scores(), token_codec<4>(64).for_sums(), 2e-2f, false);
+  compare(c, token_codec<2>(32).for_scores(), token_codec<2>(32).for_sums(), 2e-2f, false);
 }
 
 TEST_CASE("cuda attend: tombstones in pages of codes") {
@@ -178,6 +181,47 @@ TEST_CASE("cuda attend: on tensor cores, as with a cache of halves") {
   compare(many, token_codec<4>(64), token_codec<2>(8), 1e-2f, false, halves);
 }
 
+TEST_CASE("cuda attend: on tensor cores, lengths about groups, pages and tiles") {
+  constexpr auto halves = prim::AttendMath::halves;
+  const auto shapes = [](const std::vector<index_t>& lengths, index_t sinks, index_t group) {
+    std::vector<ColumnShape> s;
+    for (const index_t n : lengths) {
+      const index_t first = std::min(n, sinks), coded = (n - first) / group * group;
+      s.push_back({first, coded, n - first - coded});
+    }
+    return s;
+  };
+  // 0, 1, a group and one more or less, with and without sinks; pages of 64, tiles of 64, pieces of 256.
+  const std::vector<index_t> lengths{0, 1, 31, 32, 33, 63, 64, 65, 127, 129, 255, 256, 257, 321};
+  for (const index_t sinks : {0, 4}) {
+    const std::vector<ColumnShape> keys = shapes(lengths, sinks, 32), values = shapes(lengths, sinks, 1);
+    const Case c{.group = 3, .dim = 128, .value_dim = 128, .keys = keys, .values = values, .mass_rows = 1};
+    compare(c, channel_codec<4>(32), token_codec<4>(32), 4e-3f, sinks == 4, halves);
+    compare(c, token_codec<4>(0), token_codec<2>(64), 1e-2f, false, halves);
+    compare(c, prim::ExactRows{}, prim::ExactRows{}, 4e-3f, false, halves);
+  }
+  // Pages that are no multiple of a tile; parameters of two bytes a slot.
+  const std::vector<ColumnShape> shape{{4, 192, 20}, {0, 96, 1}, {1, 480, 0, 1}};
+  prim::GroupInt<8> small = token_codec<8>(0);
+  small.form = prim::GroupForm::symmetric;
+  compare(Case{.group = 7, .dim = 128, .value_dim = 128, .page_slots = 96, .keys = shape, .values = shape, .mass_rows = 1}, small, small, 1e-2f, true, halves);
+  prim::GroupInt<2> smaller = token_codec<2>(0);
+  smaller.form = prim::GroupForm::mid_rise;
+  compare(Case{.group = 16, .dim = 64, .value_dim = 64, .page_slots = 32, .keys = shape, .values = shape}, channel_codec<2>(32), smaller, 1e-2f, false, halves);
+}
+
+TEST_CASE("cuda attend: on tensor cores, rows that are no power of two") {
+  constexpr auto halves = prim::AttendMath::halves;
+  const std::vector<ColumnShape> shape{{4, 128, 21}, {0, 64, 0}, {2, 0, 3}, {0, 300, 7, 2}};
+  for (const index_t dim : {16, 48, 80, 96, 112}) {
+    const Case c{.group = 4, .dim = dim, .value_dim = dim, .keys = shape, .values = shape, .mass_rows = 1};
+    compare(c, channel_codec<4>(32), token_codec<4>(16), 4e-3f, dim == 80, halves);
+    compare(c, channel_codec<2>(64), token_codec<2>(0), 1e-2f, dim == 112, halves);
+    compare(c, token_codec<8>(0), token_codec<8>(8), 4e-3f, false, halves);
+    compare(c, prim::ExactRows{}, prim::ExactRows{}, 4e-3f, false, halves);
+  }
+}
+
 TEST_CASE("cuda attend: what tensor cores are not written for is refused, not done otherwise") {
   test::Device device;
   static const float q = 0.0f;
@@ -190,7 +234,8 @@ TEST_CASE("cuda attend: what tensor cores are not written for is refused, not do
     return prim::Attend<Cuda>::run(device, r, heads, 10, prim::AttendMath::halves);
   };
   CHECK(run(token_codec<4>(32), token_codec<4>(32), 64, 64, DType::f16) == Status::workspace_too_small);
-  CHECK(run(token_codec<4>(32), token_codec<4>(32), 96, 96, DType::f16) == Status::not_supported);
+  CHECK(run(token_codec<4>(32), token_codec<4>(32), 96, 96, DType::f16) == Status::workspace_too_small);
+  CHECK(run(token_codec<4>(0), token_codec<4>(0), 72, 72, DType::f16) == Status::not_supported);
   CHECK(run(token_codec<4>(32), token_codec<4>(32), 64, 128, DType::f16) == Status::not_supported);
   CHECK(run(token_codec<4>(32), token_codec<4>(32), 64, 64, DType::bf16) == Status::not_supported);
   CHECK(run(token_codec<4>(4), token_codec<4>(32), 64, 64, DType::f16) == Status::not_supported);

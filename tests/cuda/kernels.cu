@@ -10,10 +10,8 @@ Status pages(Context<Cuda>& ctx, const Codec& codec, const prim::PageBatch& batc
   return s == Status::ok ? prim::PageCodec<Cuda, Codec>::decode(ctx, codec, batch) : s;
 }
 template Status pages(Context<Cuda>&, const prim::ExactRows&, const prim::PageBatch&);
-template Status pages(Context<Cuda>&, const prim::GroupInt<2>&, const prim::PageBatch&);
 template Status pages(Context<Cuda>&, const prim::GroupInt<3>&, const prim::PageBatch&);
 template Status pages(Context<Cuda>&, const prim::GroupInt<4>&, const prim::PageBatch&);
-template Status pages(Context<Cuda>&, const prim::GroupInt<8>&, const prim::PageBatch&);
 
 template <class K, class V>
 Status attend(Context<Cuda>& ctx, const prim::AttendRequest& r, const prim::PagedHeads<K, V>& heads) {
@@ -39,6 +37,14 @@ Status smaller_words(Context<Cuda>& ctx, const SlotRows<Cuda>& rows, RaggedView<
   if (s == Status::ok) s = prim::SlotNumbers<Cuda>::mix(ctx, x, 1.0f, 1.0f, out);
   if (s == Status::ok) s = prim::SlotNumbers<Cuda>::larger(ctx, x, out);
   if (s == Status::ok) s = prim::SlotNumbers<Cuda>::times(ctx, x, 1.0f, out);
+  if (s == Status::ok) s = prim::SlotNumbers<Cuda>::sum_heads(ctx, x, 1.0f, 0.5f, out);
+  if (s == Status::ok) s = prim::SlotNumbers<Cuda>::larger_brought(ctx, x, out);
+  if (s == Status::ok) s = prim::SoftmaxRows<Cuda>::run(ctx, 1.0f, out);
+  if (s == Status::ok) s = prim::FoldRows<Cuda>::run(ctx, x, 2, prim::RowFold::mean, out);
+  if (s == Status::ok) s = prim::ColumnPool<Cuda>::run(ctx, x, nullptr, prim::Pool::maximum, 5, out);
+  if (s == Status::ok) s = prim::TokenNumbers<Cuda>::write(ctx, TensorView<const float, 2>{}, 0, prim::MissingNumber::stays, out);
+  if (s == Status::ok) s = prim::TokenNumbers<Cuda>::write(ctx, std::span<const TokenClass>{}, out);
+  if (s == Status::ok) s = prim::TokenNumbers<Cuda>::extend(ctx, 1, out);
   if (s == Status::ok) s = prim::Rope<Cuda>::rotate(ctx, prim::RopeAngles{}, keys, positions, turned);
   if (s == Status::ok) s = prim::RowTransform<Cuda, prim::Hadamard>::forward(ctx, {}, 64, {nullptr, 1, 64});
   if (s == Status::ok) s = prim::KeepRows<Cuda>::rows(ctx, prim::ExactRows{}, pages, keep, count);

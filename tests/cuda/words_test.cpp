@@ -6,6 +6,7 @@
 #include <random>
 #include <vector>
 
+#include <kvcondense/backend/cpu/column_pool.hpp>
 #include <kvcondense/backend/cpu/exact_rows.hpp>
 #include <kvcondense/backend/cpu/group_quant.hpp>
 #include <kvcondense/backend/cpu/keep_rows.hpp>
@@ -13,6 +14,8 @@
 #include <kvcondense/backend/cpu/row_norm.hpp>
 #include <kvcondense/backend/cpu/row_transform.hpp>
 #include <kvcondense/backend/cpu/slot_numbers.hpp>
+#include <kvcondense/backend/cpu/softmax_rows.hpp>
+#include <kvcondense/backend/cpu/token_numbers.hpp>
 #include <kvcondense/cuda.cuh>
 
 #include "device.hpp"
@@ -148,28 +151,128 @@ TEST_CASE("cuda row_norm: a row that is not finite is the longest") {
   CHECK(got[2] == Approx(-std::sqrt(40.0f)));
 }
 
+namespace {
+
+/// call(ctx, x, out) on both backends. `within` 0: equal bit for bit, NaN too.
+template <class Call>
+void compare_numbers(const std::vector<index_t>& offset, const std::vector<float>& x, const std::vector<float>& y, Call&& call, float within = 0.0f) {
+  const auto heads = static_cast<index_t>(offset.size()) - 1;
+  std::vector<float> expected = y;
+  Context<Cpu> cpu;
+  REQUIRE(call(cpu, RaggedView<const float>{x.data(), offset.data(), heads}, RaggedView<float>{expected.data(), offset.data(), heads}) == Status::ok);
+  test::each_way([&] {
+    test::Device device;
+    test::OnDevice<float> in(device, x), out(device, y);
+    test::OnDevice<index_t> o(device, offset);
+    REQUIRE(call(device.context(), RaggedView<const float>{in.data(), o.data(), heads}, RaggedView<float>{out.data(), o.data(), heads}) == Status::ok);
+    const std::vector<float> got = out.read();
+    if (within == 0.0f) CHECK(std::memcmp(got.data(), expected.data(), got.size() * sizeof(float)) == 0);
+    for (std::size_t i = 0; within > 0.0f && i < got.size(); ++i) {
+      if (got[i] == expected[i] || (std::isnan(got[i]) && std::isnan(expected[i]))) continue;
+      if (!(std::fabs(got[i] - expected[i]) <= within * std::fabs(expected[i]))) FAIL_CHECK(i << ": " << got[i] << " instead of " << expected[i]);
+    }
+  });
+}
+
+}  // namespace
+
 TEST_CASE("cuda slot_numbers: bit for bit the CPU's") {
   const std::vector<index_t> offset{0, 5000, 5000, 5001, 5333};
   const std::vector<float> x = normal_numbers(5333, 5), y = normal_numbers(5333, 6);
-  const auto compare = [&](auto&& call) {
-    std::vector<float> expected = y;
-    Context<Cpu> cpu;
-    REQUIRE(call(cpu, RaggedView<const float>{x.data(), offset.data(), 4}, RaggedView<float>{expected.data(), offset.data(), 4}) == Status::ok);
-    test::each_way([&] {
-      test::Device device;
-      test::OnDevice<float> in(device, x), out(device, y);
-      test::OnDevice<index_t> o(device, offset);
-      REQUIRE(call(device.context(), RaggedView<const float>{in.data(), o.data(), 4}, RaggedView<float>{out.data(), o.data(), 4}) == Status::ok);
-      const std::vector<float> got = out.read();
-      CHECK(std::memcmp(got.data(), expected.data(), got.size() * sizeof(float)) == 0);
-    });
-  };
+  const auto compare = [&](auto&& call) { compare_numbers(offset, x, y, call); };
   compare([]<Backend B>(Context<B>& c, RaggedView<const float>, RaggedView<float> out) { return prim::SlotNumbers<B>::fill(c, 0.3f, out); });
   compare([]<Backend B>(Context<B>& c, RaggedView<const float>, RaggedView<float> out) { return prim::SlotNumbers<B>::index(c, out); });
   compare([]<Backend B>(Context<B>& c, RaggedView<const float> in, RaggedView<float> out) { return prim::SlotNumbers<B>::mix(c, in, 0.7f, 0.9f, out); });
   compare([]<Backend B>(Context<B>& c, RaggedView<const float> in, RaggedView<float> out) { return prim::SlotNumbers<B>::mix(c, in, 0.7f, 0.0f, out); });
   compare([]<Backend B>(Context<B>& c, RaggedView<const float> in, RaggedView<float> out) { return prim::SlotNumbers<B>::larger(c, in, out); });
   compare([]<Backend B>(Context<B>& c, RaggedView<const float> in, RaggedView<float> out) { return prim::SlotNumbers<B>::times(c, in, 0.1f, out); });
+  std::vector<float> sizes = x;
+  for (float& v : sizes) v = std::fabs(v);
+  const auto brought = []<Backend B>(Context<B>& c, RaggedView<const float> in, RaggedView<float> out) { return prim::SlotNumbers<B>::larger_brought(c, in, out); };
+  compare_numbers(offset, sizes, y, brought, 1e-6f);
+  compare_numbers({0, 3, 6}, {0, 0, 0, 1, 2, 3}, {1, -2, 3, 5, 1, 0}, brought, 1e-6f);  // a mean of 0 leaves out as it is
+}
+
+TEST_CASE("cuda slot_numbers: sums over heads, in place too") {
+  const std::vector<index_t> equal{0, 700, 1400, 2100};
+  const std::vector<float> x = normal_numbers(2100, 7), y = normal_numbers(2100, 8);
+  for (const float keep : {0.0f, 0.9f}) {
+    compare_numbers(equal, x, y, [&]<Backend B>(Context<B>& c, RaggedView<const float> in, RaggedView<float> out) { return prim::SlotNumbers<B>::sum_heads(c, in, 0.7f, keep, out); });
+    compare_numbers(equal, x, y, [&]<Backend B>(Context<B>& c, RaggedView<const float>, RaggedView<float> out) { return prim::SlotNumbers<B>::sum_heads(c, out, 0.7f, keep, out); });
+  }
+  // Heads of different lengths, which only the device sees.
+  test::Device device;
+  test::OnDevice<float> in(device, x), out(device, y);
+  test::OnDevice<index_t> offset(device, {0, 700, 1401, 2100});
+  REQUIRE(prim::SlotNumbers<Cuda>::sum_heads(device, {in.data(), offset.data(), 3}, 1.0f, 0.0f, {out.data(), offset.data(), 3}) == Status::ok);
+  for (const float v : out.read()) REQUIRE(std::isnan(v));
+  CHECK(prim::SlotNumbers<Cuda>::sum_heads(device, {nullptr, nullptr, 0}, 1.0f, 0.0f, {nullptr, nullptr, 0}) == Status::ok);
+}
+
+TEST_CASE("cuda softmax_rows: rows of numbers, of -inf, with NaN, and folds of rows") {
+  const std::vector<index_t> offset{0, 3000, 3000, 3001, 3100, 3140};
+  std::vector<float> x = normal_numbers(3140, 9);
+  x[17] = x[3005] = NAN, x[30] = -INFINITY;
+  for (std::size_t i = 3100; i < 3140; ++i) x[i] = i == 3120 ? NAN : -INFINITY;
+  for (const float scale : {1.0f, 7.5f})
+    compare_numbers(offset, x, x, [&]<Backend B>(Context<B>& c, RaggedView<const float>, RaggedView<float> out) { return prim::SoftmaxRows<B>::run(c, scale, out); }, 2e-6f);
+  const std::vector<index_t> rows{0, 500, 1000, 1500, 2000, 2500, 3000}, two{0, 500, 1000};
+  for (const prim::RowFold how : {prim::RowFold::largest, prim::RowFold::sum, prim::RowFold::mean})
+    for (const index_t group : {1, 3}) {
+      std::vector<float> expected(1000), start(1000, 7.0f);
+      Context<Cpu> cpu;
+      REQUIRE(prim::FoldRows<Cpu>::run(cpu, {x.data(), rows.data(), 6}, group, how, {expected.data(), two.data(), 2}) == Status::ok);
+      test::Device device;
+      test::OnDevice<float> in(device, x), out(device, start);
+      test::OnDevice<index_t> from(device, rows), to(device, two);
+      REQUIRE(prim::FoldRows<Cuda>::run(device, {in.data(), from.data(), 6}, group, how, {out.data(), to.data(), 2}) == Status::ok);
+      const std::vector<float> got = out.read();
+      for (std::size_t i = 0; i < got.size(); ++i) REQUIRE((got[i] == expected[i] || (std::isnan(got[i]) && std::isnan(expected[i]))));
+    }
+}
+
+TEST_CASE("cuda column_pool: bit for bit the CPU's, ends left alone") {
+  const std::vector<index_t> offset{0, 4500, 4500, 4501, 4540};
+  std::vector<float> x = normal_numbers(4540, 10);
+  x[3] = x[900] = NAN, x[901] = INFINITY;
+  const std::vector<float> y = normal_numbers(4540, 11);
+  const std::vector<prim::Ends> ends{{4, 32}, {4, 32}, {0, 1}, {10, 3}};
+  test::Device device;
+  test::OnDevice<prim::Ends> on_device(device, ends);
+  for (const prim::Pool pool : {prim::Pool::average, prim::Pool::average_valid, prim::Pool::maximum})
+    for (const index_t kernel : {1, 5, 63})
+      for (const bool skip : {false, true})
+        compare_numbers(offset, x, y, [&]<Backend B>(Context<B>& c, RaggedView<const float> in, RaggedView<float> out) {
+          const prim::Ends* e = !skip ? nullptr : std::is_same_v<B, Cpu> ? ends.data() : on_device.data();
+          return prim::ColumnPool<B>::run(c, in, e, pool, kernel, out);
+        });
+  CHECK(prim::ColumnPool<Cuda>::run(device, {}, nullptr, prim::Pool::average, 4, {}) == Status::invalid_argument);
+}
+
+TEST_CASE("cuda token_numbers: written to the newest slots, NaN replaced, extended") {
+  const std::vector<index_t> offset{0, 300, 300, 305, 800};
+  const std::vector<float> y = normal_numbers(800, 12);
+  std::vector<float> numbers = normal_numbers(4 * 200, 13);
+  numbers[5] = numbers[250] = NAN;
+  std::fill_n(numbers.begin() + 400, 200, NAN);
+  for (std::size_t i = 600; i < 800; ++i) numbers[i] = i % 3 == 0 ? NAN : -std::fabs(numbers[i]);
+  const std::vector<TokenClass> classes(200, static_cast<TokenClass>(1));
+  test::Device device;
+  test::OnDevice<float> on_device(device, numbers);
+  test::OnDevice<TokenClass> device_classes(device, classes);
+  for (const prim::MissingNumber missing : {prim::MissingNumber::stays, prim::MissingNumber::largest})
+    for (const index_t heads : {1, 4})
+      for (const index_t back : {0, 1, 150})
+        compare_numbers(offset, y, y, [&]<Backend B>(Context<B>& c, RaggedView<const float>, RaggedView<float> out) {
+          const float* from = std::is_same_v<B, Cpu> ? numbers.data() : on_device.data();
+          return prim::TokenNumbers<B>::write(c, dense_view(from, heads, index_t{200}), back, missing, out);
+        });
+  compare_numbers(offset, y, y, [&]<Backend B>(Context<B>& c, RaggedView<const float>, RaggedView<float> out) {
+    return prim::TokenNumbers<B>::write(c, {std::is_same_v<B, Cpu> ? classes.data() : device_classes.data(), classes.size()}, out);
+  });
+  for (const index_t tokens : {0, 4, 5, 299})
+    compare_numbers(offset, y, y, [&]<Backend B>(Context<B>& c, RaggedView<const float>, RaggedView<float> out) { return prim::TokenNumbers<B>::extend(c, tokens, out); });
+  CHECK(prim::TokenNumbers<Cuda>::write(device, dense_view(static_cast<const float*>(nullptr), index_t{3}, index_t{2}), 0, prim::MissingNumber::stays, {nullptr, nullptr, 4}) == Status::shape_mismatch);
 }
 
 namespace {

@@ -84,15 +84,17 @@ inline std::uint32_t half2_sub(std::uint32_t a, std::uint32_t b) {
 }
 inline float exp2_fast(float x) { return std::exp2(x); }
 
-/// The bytes of `from`, or zeros, into 16 bytes of shared memory.
-inline void copy_async_16(void* to, const void* from, bool take = true) {
-  if (reinterpret_cast<std::uintptr_t>(to) % 16 != 0 || reinterpret_cast<std::uintptr_t>(from) % 16 != 0)
-    cuda_fibers::fail("cp.async of 16 bytes that are not aligned to 16");
+/// The bytes of `from`, or zeros, into shared memory.
+template <int Bytes = 16>
+void copy_async(void* to, const void* from, bool take = true) {
+  static_assert(Bytes == 4 || Bytes == 8 || Bytes == 16);
+  if (reinterpret_cast<std::uintptr_t>(to) % Bytes != 0 || reinterpret_cast<std::uintptr_t>(from) % Bytes != 0)
+    cuda_fibers::fail("cp.async of bytes that are not aligned to their number");
   static constexpr unsigned char zeros[16] = {};
   const void* source = take ? from : zeros;
   const bool late = cuda_fibers::options.late_copies;
-  if (!late) std::memcpy(to, source, 16);
-  cuda_fibers::copy_later(to, late ? source : nullptr, 16);
+  if (!late) std::memcpy(to, source, Bytes);
+  cuda_fibers::copy_later(to, late ? source : nullptr, Bytes);
 }
 inline void copy_async_commit() { cuda_fibers::commit_copies(); }
 /// All but the newest N groups of this thread have landed.
@@ -100,7 +102,7 @@ template <int N>
 void copy_async_wait() {
   cuda_fibers::Copy c{};
   while (cuda_fibers::next_landing(N, c))
-    if (c.from != nullptr) std::memcpy(c.to, c.from, 16);  // where sanitizers see the write
+    if (c.from != nullptr) std::memcpy(c.to, c.from, c.bytes);  // where sanitizers see the write
 }
 
 inline void mma_f16(float (&d)[4], const std::uint32_t (&a)[4], const std::uint32_t (&b)[2],

@@ -72,9 +72,9 @@ void transpose(const std::uint16_t* in, std::uint16_t* out) {
 
 void staged_copy(const float* in, float* before, float* after) {
   auto* stage = reinterpret_cast<float*>(cuda::dyn_smem()) + threadIdx.x * 8;
-  cuda::copy_async_16(stage, in + threadIdx.x * 4);
+  cuda::copy_async(stage, in + threadIdx.x * 4);
   cuda::copy_async_commit();
-  cuda::copy_async_16(stage + 4, in, false);
+  cuda::copy_async(stage + 4, in, false);
   cuda::copy_async_commit();
   before[threadIdx.x] = stage[0];
   cuda::copy_async_wait<1>();

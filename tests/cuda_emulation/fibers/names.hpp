@@ -146,6 +146,10 @@ T atomicMin(T* at, T value) {
   return old;
 }
 template <class T>
+T atomicAnd(T* at, T value) {
+  return __atomic_fetch_and(at, value, __ATOMIC_RELAXED);
+}
+template <class T>
 T atomicOr(T* at, T value) {
   return __atomic_fetch_or(at, value, __ATOMIC_RELAXED);
 }

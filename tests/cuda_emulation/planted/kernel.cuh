@@ -54,7 +54,7 @@ __global__ void __launch_bounds__(warps * 32) sum(const float* x, int n, int til
   float* merge = reinterpret_cast<float*>(cuda::dyn_smem() + ring_bytes);
 
   const auto fetch = [&](int t, int stage) {
-    if (t < tiles) cuda::copy_async_16(ring + stage * tile + lane * 4, x + t * tile + lane * 4 + (B == Bug::unaligned_copy));
+    if (t < tiles) cuda::copy_async(ring + stage * tile + lane * 4, x + t * tile + lane * 4 + (B == Bug::unaligned_copy));
     cuda::copy_async_commit();
   };
   fetch(warp, 0);
@@ -71,7 +71,7 @@ __global__ void __launch_bounds__(warps * 32) sum(const float* x, int n, int til
     if constexpr (B != Bug::no_sync_before_refill) __syncwarp();
   }
   if constexpr (B == Bug::exit_with_copy) {
-    if (threadIdx.x == 5) cuda::copy_async_16(ring + lane * 4, x + lane * 4), cuda::copy_async_commit();
+    if (threadIdx.x == 5) cuda::copy_async(ring + lane * 4, x + lane * 4), cuda::copy_async_commit();
   } else {
     cuda::copy_async_wait<0>();
   }

@@ -1,11 +1,12 @@
 # kvcondense_ptx, the interpreter, and
 #
 #   kvcondense_ptx_test(<name> <sources...> [CUDA <more sources, of any ending, for nvcc>...]
-#     [EAGER] [CATCH] [OPTIONS <nvcc options>...])
+#     [EAGER] [CATCH] [NO_TEST] [BEFORE <folder of headers>] [NEEDS <made files>...] [OPTIONS <nvcc options>...])
 #
 # A program whose .cu files nvcc compiles unchanged and whose kernels run on the CPU, registered as
 # the CTest entry ptx/<name>. EAGER adds ptx/<name>_eager, where streams run at once. CATCH: the
-# program's tests are Catch2's, and each is an entry. Without nvcc the function does nothing.
+# program's tests are Catch2's, and each is an entry. NO_TEST: the caller says how it runs. BEFORE: headers that take the
+# place of others. Without nvcc the function does nothing.
 
 include_guard(GLOBAL)
 include(CheckCXXCompilerFlag)
@@ -56,11 +57,11 @@ else()
 endif()
 
 function(kvcondense_ptx_test name)
-  cmake_parse_arguments(arg "EAGER;CATCH" "" "CUDA;OPTIONS" ${ARGN})
+  cmake_parse_arguments(arg "EAGER;CATCH;NO_TEST" "BEFORE" "CUDA;NEEDS;OPTIONS" ${ARGN})
   if(NOT TARGET kvcondense_ptx_runtime)
     return()
   endif()
-  set(includes "${kvcondense_SOURCE_DIR}/include" "${kvcondense_SOURCE_DIR}/tests" "${kvcondense_ptx_dir}")
+  set(includes ${arg_BEFORE} "${kvcondense_SOURCE_DIR}/include" "${kvcondense_SOURCE_DIR}/tests" "${kvcondense_ptx_dir}")
   if(arg_CATCH)
     list(APPEND includes "$<TARGET_PROPERTY:Catch2::Catch2,INTERFACE_INCLUDE_DIRECTORIES>")
   endif()
@@ -82,13 +83,16 @@ function(kvcondense_ptx_test name)
         -gencode arch=compute_80,code=compute_80 -Xcompiler=-ffp-contract=off
         "-I$<JOIN:$<REMOVE_DUPLICATES:${includes}>,;-I>" ${arg_OPTIONS}
         -MD -MF "${object}.d" -x cu -c "${path}" -o "${object}"
-      DEPENDS "${path}" DEPFILE "${object}.d" VERBATIM COMMAND_EXPAND_LISTS
+      DEPENDS "${path}" ${arg_NEEDS} DEPFILE "${object}.d" VERBATIM COMMAND_EXPAND_LISTS
       COMMENT "nvcc, to PTX: ${stem}")
     list(APPEND inputs "${object}")
   endforeach()
   add_executable(${name} ${inputs})
   set_target_properties(${name} PROPERTIES LINKER_LANGUAGE CXX)
   target_link_libraries(${name} PRIVATE kvcondense_ptx_runtime)
+  if(arg_NO_TEST)
+    return()
+  endif()
   if(arg_CATCH)
     target_link_libraries(${name} PRIVATE Catch2::Catch2 kvcondense_catch_main)
     catch_discover_tests(${name} TEST_PREFIX "${KVCONDENSE_TEST_PREFIX}ptx/${name}/"

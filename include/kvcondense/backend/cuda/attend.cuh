@@ -24,11 +24,13 @@ enum class AttendMath : std::uint8_t {
 /// cache grows up to `max_slots` per head. Three launches: pieces, their join, mass where it is asked for.
 ///
 /// Numbers  AttendMath::f32: as on the CPU, sums in another order. AttendMath::halves: as attention over a cache of
-///          halves that the codes were decoded into; queries are first brought into range by a power of two. The result
-///          of a head does not depend on the device nor on other heads. Several sequences are more heads.
+///          halves that the codes were decoded into; queries are first brought below 1 by a power of two. Queries times
+///          scales of the channel axis are halves too: of scales below about 1e-3 digits are lost.
+///          The result of a head does not depend on the device nor on other heads. Several sequences are more heads.
 /// Errors   shape_mismatch, invalid_argument, workspace_too_small; not_supported: AttendMath::halves of anything but
-///          heads of 64 or 128 for keys and values alike, exact parts and parameters in f16, codes of 2, 4 or 8 bits, keys on
-///          either axis and values on the token axis, groups of channels multiples of eight. Nothing is enqueued then.
+///          heads of a multiple of 16 up to 128 for keys and values alike, exact parts and parameters in f16, codes of 2, 4 or 8
+///          bits in rows, keys on either axis and values on the token axis, groups of channels multiples of eight; or where
+///          the device has too little shared memory (75 kB a block at 4 bits). Nothing is enqueued then.
 ///          A head with more than `max_slots` slots is the caller's mistake, which only the device could see.
 template <>
 struct Attend<Cuda> {
@@ -63,18 +65,19 @@ struct Attend<Cuda> {
   static bool serves_halves(const AttendRequest& r, const PagedHeads<KeyCodec, ValueCodec>& heads) {
     using namespace cuda_kernels;
     const index_t dim = r.queries.extent[2];
-    const bool sizes = dim == r.out.extent[2] && (dim == 64 || dim == 128);
+    const bool sizes = dim == r.out.extent[2] && dim % 16 == 0 && dim <= 128;
     return sizes && heads.exact.dtype == DType::f16 && reads_as_halves(heads.key_codec, dim, true) &&
            reads_as_halves(heads.value_codec, dim, false);
   }
   template <class KeyCodec, class ValueCodec>
   static Status start_halves(Context<Cuda>& ctx, const PagedHeads<KeyCodec, ValueCodec>& heads, const cuda_kernels::AttendPlan& plan) {
     using namespace cuda_kernels;
-    if constexpr (has_units<KeyCodec> && has_units<ValueCodec>) {
+    if constexpr (stored_bits<KeyCodec> != 0 && stored_bits<ValueCodec> != 0) {
       const auto start = [&]<int Dim>() {
-        return cuda::launch(ctx, attend_halves<KeyCodec, ValueCodec, Dim>, grid(plan), halves_threads, sizeof(HalvesShared<Dim>), heads, plan);
+        const RingLayout ring = ring_layout(heads.key_codec, heads.keys.page_slots, heads.value_codec, heads.values.page_slots, plan.dim, Dim);
+        return cuda::launch(ctx, attend_halves<KeyCodec, ValueCodec, Dim>, grid(plan), halves_threads, halves_shared<Dim>(ring), heads, plan, ring);
       };
-      return plan.dim == 64 ? start.template operator()<64>() : start.template operator()<128>();
+      return plan.dim <= 64 ? start.template operator()<64>() : start.template operator()<128>();
     } else {
       return Status::not_supported;
     }
@@ -89,8 +92,6 @@ struct Attend<Cuda> {
     if (r.lse.data != nullptr && (r.lse.extent[0] != q_heads || r.lse.extent[1] != tokens)) return Status::shape_mismatch;
     const bool sizes = heads.key_codec.valid(r.queries.extent[2]) && heads.value_codec.valid(r.out.extent[2]) &&
                        r.queries.extent[2] <= max_head_dim && r.out.extent[2] <= max_head_dim;
-    using cuda_kernels::lies_in_rows;
-    if (!lies_in_rows(heads.key_codec) || !lies_in_rows(heads.value_codec)) return Status::not_supported;
     return sizes ? Status::ok : Status::invalid_argument;
   }
 };

@@ -233,7 +233,6 @@ struct AttendColumns<Cuda> {
     if (heads.kv_heads < 1 || heads.kv_heads > 65535 || max_slots < 0 || max_slots > 0x7fffffff) return Status::invalid_argument;
     const index_t q_heads = queries.extent[0], dim = queries.extent[2];
     if (q_heads % heads.kv_heads != 0 || queries.extent[1] != request.rows || request.out.heads != heads.kv_heads) return Status::shape_mismatch;
-    if (!cuda_kernels::lies_in_rows(heads.key_codec)) return Status::not_supported;
     if (!heads.key_codec.valid(dim) || dim > max_head_dim) return Status::invalid_argument;
     if (ctx.workspace().size() < workspace_bytes(request, q_heads, heads.kv_heads, max_slots)) return Status::workspace_too_small;
 

@@ -78,11 +78,14 @@ __device__ __forceinline__ float exp2_fast(float x) {
   return r;
 }
 
-/// Starts a copy of 16 aligned bytes from global to shared memory; not `take`: writes zeros, reads nothing.
-__device__ __forceinline__ void copy_async_16(void* to, const void* from, bool take = true) {
+/// Starts a copy of 4, 8 or 16 bytes, aligned to their number, from global to shared memory; not `take`: writes zeros,
+/// reads nothing. Sixteen bytes do not stay in the first cache.
+template <int Bytes = 16>
+__device__ __forceinline__ void copy_async(void* to, const void* from, bool take = true) {
   const auto shared = static_cast<std::uint32_t>(__cvta_generic_to_shared(to));
-  const int bytes = take ? 16 : 0;
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared), "l"(from), "r"(bytes) : "memory");
+  const int bytes = take ? Bytes : 0;
+  if constexpr (Bytes == 16) asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared), "l"(from), "r"(bytes) : "memory");
+  else asm volatile("cp.async.ca.shared.global [%0], [%1], %2, %3;" ::"r"(shared), "l"(from), "n"(Bytes), "r"(bytes) : "memory");
 }
 __device__ __forceinline__ void copy_async_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 /// All but the newest N groups of this thread have landed. Other threads see them after a barrier.

@@ -94,7 +94,7 @@ __global__ void __launch_bounds__(codec_threads, 8) encode_tokens(GroupInt<Bits>
       codes[c] = static_cast<std::uint8_t>(page.code_for(x[c], p.offset, p.inverse));
   }
   __syncwarp();
-  for (int b = lane; b < page.row_bytes(); b += cuda::warp_lanes) page.row(slot)[b] = packed_byte<Bits>(codes, page.dim, b);
+  page.write_codes(slot, codes, lane, cuda::warp_lanes);
   bad = cuda::warp_sum(bad);
   if (lane == 0) add_repaired(repaired, bad);
 }
@@ -135,9 +135,8 @@ __global__ void __launch_bounds__(channel_threads, 4) encode_channels(GroupInt<B
       for (int i = 0; i < rows; ++i)
         shared.codes[i][c] = static_cast<std::uint8_t>(page.code_for(x[(from + i) * job.step + c], p.offset, p.inverse));
     __syncthreads();
-    const int bytes = page.row_bytes();
-    for (int b = c; b < rows * bytes; b += channel_threads)
-      page.row(slot + from + b / bytes)[b % bytes] = packed_byte<Bits>(shared.codes[b / bytes], page.dim, b % bytes);
+    for (int i = cuda::warp_of_block(); i < rows; i += channel_threads / cuda::warp_lanes)
+      page.write_codes(slot + from + i, shared.codes[i], cuda::lane_of_warp(), cuda::warp_lanes);
     __syncthreads();
   }
   bad = cuda::block_sum<int, channel_threads>(bad, shared.sums);
@@ -149,7 +148,6 @@ template <class Codec>
 Status check(const Codec& codec, const PageBatch& batch) {
   const bool sizes = batch.size >= 0 && batch.size <= 65535 && batch.most >= 0 && batch.slots > 0 &&
                      batch.slots <= 65536 && batch.dim > 0 && batch.dim <= max_head_dim;
-  if (!lies_in_rows(codec)) return Status::not_supported;
   return sizes && codec.valid(batch.dim) ? Status::ok : Status::invalid_argument;
 }
 

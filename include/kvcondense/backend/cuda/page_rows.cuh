@@ -69,7 +69,7 @@ struct RowPage<ExactRows> {
   __device__ float value(int slot, int c) const { return read_number(codec.dtype, row(slot), c); }
 };
 
-/// Whether pages of a codec lie row by row, which is how these kernels read and write them.
+/// Whether a codec asks for pages whose codes lie row by row, which is all that some kernels read.
 template <class Codec>
 constexpr bool lies_in_rows(const Codec&) {
   return true;
@@ -81,36 +81,56 @@ constexpr bool lies_in_rows(const GroupInt<Bits>& codec) {
 
 template <int Bits>
 struct RowPage<GroupInt<Bits>> {
+  static constexpr int fields = 8 / Bits, outputs = 16 * fields;  ///< codes of a byte and outputs of a block, in lanes
+
   GroupInt<Bits> codec;
   std::byte* data;
   int slots, dim;
+  CodeLayout layout;
 
-  __device__ RowPage(const GroupInt<Bits>& c, std::byte* page, int page_slots, int row) : codec(c), data(page), slots(page_slots), dim(row) {}
+  __device__ RowPage(const GroupInt<Bits>& c, std::byte* page, int page_slots, int row)
+      : codec(c), data(page), slots(page_slots), dim(row), layout(c.layout == CodeLayout::rows ? c.layout : c.layout_of(page_slots, row)) {}
   __device__ int row_bytes() const { return (dim * Bits + 7) / 8; }
   __device__ int group_slots() const { return static_cast<int>(codec.group_slots()); }
   __device__ int group_channels() const { return static_cast<int>(codec.group_channels(dim)); }
   __device__ int scales() const { return static_cast<int>(codec.scales(dim)); }
+  /// Of pages in rows.
   __device__ std::byte* row(int slot) const { return data + slot * row_bytes(); }
-  /// Parameters of the group that slot belongs to: scales, then offsets.
+  /// The word with four channels of a slot, in slot_lanes; the byte with a slot's channels c, c + 16 ..., in channel_lanes.
+  __device__ std::byte* slot_word(int slot, int c) const { return data + (slot / outputs * (dim / 4) + c / 4) * 64 + 4 * (slot % 16); }
+  __device__ int slot_shift(int slot) const { return slot % outputs / 16 * Bits; }
+  __device__ std::byte* channel_byte(int slot, int c) const { return data + (slot / 4 * (dim / outputs) + c / outputs) * 64 + slot % 4 + 4 * (c % 16); }
+
+  /// Parameters of the group that slot belongs to: scales, then offsets, `step` numbers apart.
   __device__ std::byte* params(int slot) const {
-    return data + codec.params_at(slots, dim) + slot / group_slots() * codec.group_bytes(dim);
+    std::byte* at = data + codec.params_at(slots, dim);
+    if (step() != 1) return at + slot * static_cast<int>(size_of(codec.params));
+    return at + slot / group_slots() * codec.group_bytes(dim);
   }
+  __device__ int step() const { return layout != CodeLayout::rows && codec.axis == GroupAxis::token ? slots : 1; }
 
   __device__ int code(int slot, int c) const {
     if constexpr (8 % Bits == 0) {
       const int at = c * Bits;
-      return static_cast<int>(static_cast<std::uint32_t>(row(slot)[at / 8]) >> (at % 8) & ((1u << Bits) - 1u));
+      std::uint32_t byte;
+      int shift;
+      if (layout == CodeLayout::slot_lanes) byte = static_cast<std::uint32_t>(slot_word(slot, c)[c % 4]), shift = slot_shift(slot);
+      else if (layout == CodeLayout::channel_lanes) byte = static_cast<std::uint32_t>(*channel_byte(slot, c)), shift = c % outputs / 16 * Bits;
+      else byte = static_cast<std::uint32_t>(row(slot)[at / 8]), shift = at % 8;
+      return static_cast<int>(byte >> shift & ((1u << Bits) - 1u));
     } else {
       return static_cast<int>(DenseLe<Bits>{}.get(row(slot), c));
     }
   }
-  __device__ float scale(int slot, int group) const { return read_number(number_type(codec.params), params(slot), group); }
+  /// The codes of a slot, one a byte in `codes`, by `threads` threads of which this is one. Other slots may be written at the same time.
+  __device__ void write_codes(int slot, const std::uint8_t* codes, int thread, int threads) const;
+  __device__ float scale(int slot, int group) const { return read_number(number_type(codec.params), params(slot), group * step()); }
   __device__ float offset(int slot, int group) const {
-    return has_offset(codec.form) ? read_number(number_type(codec.params), params(slot), scales() + group) : 0.0f;
+    return has_offset(codec.form) ? read_number(number_type(codec.params), params(slot), (scales() + group) * step()) : 0.0f;
   }
   __device__ void write_params(int slot, int group, float scale, float offset) const {
-    write_number(number_type(codec.params), params(slot), group, scale);
-    if (has_offset(codec.form)) write_number(number_type(codec.params), params(slot), scales() + group, offset);
+    write_number(number_type(codec.params), params(slot), group * step(), scale);
+    if (has_offset(codec.form)) write_number(number_type(codec.params), params(slot), (scales() + group) * step(), offset);
   }
 
   /// The number at (slot, channel), product and sum rounded one by one as on the host.
@@ -140,6 +160,32 @@ __device__ inline std::byte packed_byte(const std::uint8_t* codes, int dim, int 
     byte |= at < 0 ? static_cast<std::uint32_t>(codes[c]) >> -at : static_cast<std::uint32_t>(codes[c]) << at;
   }
   return static_cast<std::byte>(byte & 255u);
+}
+
+template <int Bits>
+__device__ void RowPage<GroupInt<Bits>>::write_codes(int slot, const std::uint8_t* codes, int thread, int threads) const {
+  if constexpr (8 % Bits == 0) {
+    if (layout == CodeLayout::slot_lanes) {  // a word has codes of other slots, which other warps may write
+      const int shift = slot_shift(slot);
+      for (int c = 4 * thread; c < dim; c += 4 * threads) {
+        auto* word = reinterpret_cast<unsigned*>(slot_word(slot, c));
+        const unsigned four = codes[c] | static_cast<unsigned>(codes[c + 1]) << 8 | static_cast<unsigned>(codes[c + 2]) << 16 | static_cast<unsigned>(codes[c + 3]) << 24;
+        atomicAnd(word, ~(((1u << Bits) - 1u) * 0x01010101u << shift));
+        atomicOr(word, four << shift);
+      }
+      return;
+    }
+    if (layout == CodeLayout::channel_lanes) {
+      for (int i = thread; i < dim / fields; i += threads) {
+        const int c = i / 16 * outputs + i % 16;
+        unsigned byte = 0;
+        for (int f = 0; f < fields; ++f) byte |= static_cast<unsigned>(codes[c + 16 * f]) << (f * Bits);
+        *channel_byte(slot, c) = static_cast<std::byte>(byte);
+      }
+      return;
+    }
+  }
+  for (int b = thread; b < row_bytes(); b += threads) row(slot)[b] = packed_byte<Bits>(codes, dim, b);
 }
 
 }  // namespace kvcondense::prim::cuda_kernels

@@ -18,12 +18,12 @@ class SlotRows<Cuda> {
   /// Exact numbers alone.
   SlotRows(prim::ExactRows exact, prim::ColumnRuns runs, const index_t* slots, index_t heads, index_t max_slots, index_t dim)
       : runs_(runs), slots_(slots), heads_(heads), max_slots_(max_slots), dim_(dim), exact_(exact) {}
-  /// Exact numbers and codes, in pages that lie row by row.
+  /// Exact numbers and codes.
   template <int Bits>
   SlotRows(const prim::GroupInt<Bits>& codec, prim::ExactRows exact, prim::ColumnRuns runs, const index_t* slots, index_t heads,
            index_t max_slots, index_t dim)
       : SlotRows(exact, runs, slots, heads, max_slots, dim) {
-    bits_ = Bits, axis_ = codec.axis, form_ = codec.form, params_ = codec.params;
+    bits_ = Bits, axis_ = codec.axis, form_ = codec.form, params_ = codec.params, layout_ = codec.layout;
     group_ = static_cast<int>(codec.axis == prim::GroupAxis::channel || codec.group_size > 0 ? codec.group_size : dim);
   }
 
@@ -58,7 +58,7 @@ class SlotRows<Cuda> {
  private:
   template <int Bits>
   __device__ float coded(const prim::SlotRun& at, int c) const {
-    const prim::GroupInt<Bits> codec{.axis = axis_, .group_size = group_, .form = form_, .params = params_};
+    const prim::GroupInt<Bits> codec{.axis = axis_, .group_size = group_, .form = form_, .params = params_, .layout = layout_};
     const prim::cuda_kernels::RowPage<prim::GroupInt<Bits>> page(codec, at.page, static_cast<int>(runs_.page_slots), static_cast<int>(dim_));
     return page.value(at.place, c);
   }
@@ -72,6 +72,7 @@ class SlotRows<Cuda> {
   prim::GroupAxis axis_ = prim::GroupAxis::token;
   prim::GroupForm form_ = prim::GroupForm::minimum;
   prim::ParamType params_ = prim::ParamType::f16;
+  prim::CodeLayout layout_ = prim::CodeLayout::rows;
 };
 
 }  // namespace kvcondense

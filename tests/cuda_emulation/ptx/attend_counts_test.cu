@@ -1,0 +1,151 @@
+// What a tile costs attention on tensor cores, counted in the PTX that nvcc made: the difference of a long and a
+// short head, so that what is done once a head is left out. ATTEND_COUNTS=1 prints the instructions.
+
+#include <map>
+#include <random>
+
+#include <kvcondense/cuda.cuh>
+
+#include "emulation.hpp"
+#include "program_check.hpp"
+
+using namespace kvcondense;
+using ptx::test::expect, ptx::test::must, ptx::test::report;
+namespace emulation = ptx::emulation;
+
+namespace {
+
+template <class T>
+using Memory = ptx::test::Buffer<T>;
+
+constexpr int page_slots = 64;
+
+struct Cost {
+  std::map<std::string, double> opcodes;
+  double instructions = 0, sectors = 0, waves = 0, ideal_waves = 0;
+  double of(std::string const& part) const {
+    double n = 0;
+    for (auto const& [opcode, count] : opcodes)
+      if (opcode.find(part) != opcode.npos) n += count;
+    return n;
+  }
+};
+
+/// Pages of random codes, their parameters one half each; nobody looks at the sums.
+template <class Codec>
+struct Column {
+  std::vector<Memory<std::byte>*> pages;
+  Memory<prim::SlotRun>* runs = nullptr;
+  Memory<index_t>* offset = nullptr;
+  Column(Codec const& codec, int slots, int dim, int sinks) {
+    std::mt19937 random(5);
+    std::vector<prim::SlotRun> list;
+    auto const add = [&](std::vector<std::byte> const& page, int begin, bool coded) {
+      pages.push_back(new Memory<std::byte>(page));
+      list.push_back({pages.back()->data(), begin, 0, coded});
+    };
+    if (sinks > 0) add(std::vector<std::byte>(static_cast<std::size_t>(2 * sinks * dim)), 0, false);
+    for (int s = sinks; s < slots; s += page_slots) {
+      std::vector<std::byte> page(codec.page_bytes(page_slots, dim));
+      for (auto& b : page) b = static_cast<std::byte>(random() & 0x37u);  // halves of them are numbers
+      add(page, s, true);
+    }
+    runs = new Memory<prim::SlotRun>(list);
+    offset = new Memory<index_t>(std::vector<index_t>{0, static_cast<index_t>(list.size())});
+  }
+  ~Column() {
+    for (auto* p : pages) delete p;
+    delete runs, delete offset;
+  }
+  prim::ColumnRuns view() const { return {runs->data(), offset->data(), page_slots}; }
+};
+
+/// One head, one block.
+template <int Dim, class K, class V>
+Cost run(K const& key_codec, V const& value_codec, int slots, int sinks) {
+  using namespace prim::cuda_kernels;
+  constexpr int group = 4;
+  Column<K> keys(key_codec, slots, Dim, sinks);
+  Column<V> values(value_codec, slots, Dim, sinks);
+  Memory<index_t> count(std::vector<index_t>{slots});
+  Memory<float> q(std::vector<float>(group * Dim, 0.5f)), out(group * Dim);
+  prim::AttendRequest r;
+  r.queries = dense_view(static_cast<float const*>(q.data()), index_t{group}, index_t{1}, index_t{Dim});
+  r.out = dense_view(out.data(), index_t{group}, index_t{1}, index_t{Dim});
+  AttendPlan plan = plan_of(r, 1, slots);
+  plan.split = false, plan.most = 1;
+  Memory<std::byte> scratch(workspace_of(plan));
+  expect(place(plan, Scratch(std::span<std::byte>(scratch.data(), workspace_of(plan)))), "a workspace");
+  prim::PagedHeads<K, V> const heads{key_codec, value_codec, {}, keys.view(), values.view(), count.data(), 1};
+  RingLayout const ring = ring_layout(key_codec, page_slots, value_codec, page_slots, Dim, Dim);
+  Expected<Context<Cuda>> const ctx = Context<Cuda>::make(nullptr);
+  must(cudaDeviceSynchronize());
+  emulation::reset_counters();
+  expect(cuda::launch(*ctx, attend_halves<K, V, Dim>, {1, 1, 1}, halves_threads, halves_shared<Dim>(ring), heads, plan, ring) == Status::ok, "a launch");
+  must(cudaDeviceSynchronize());
+  Cost c;
+  auto const n = emulation::counters();
+  c.instructions = static_cast<double>(n.warp_instructions),
+  c.sectors = static_cast<double>(n.global_sectors), c.waves = static_cast<double>(n.shared_waves);
+  c.ideal_waves = static_cast<double>(n.shared_ideal_waves);
+  for (auto const& o : emulation::opcodes()) c.opcodes[o.opcode] += static_cast<double>(o.executed);
+  return c;
+}
+
+/// Of 64 slots.
+template <int Dim, class K, class V>
+Cost tile(K const& k, V const& v, int sinks) {
+  constexpr int more = 2048;
+  Cost const a = run<Dim>(k, v, 2048 + sinks, sinks), b = run<Dim>(k, v, 2048 + more + sinks, sinks);
+  auto const each = [&](double x, double y) { return (y - x) * 64 / more; };
+  Cost c;
+  c.instructions = each(a.instructions, b.instructions), c.sectors = each(a.sectors, b.sectors);
+  c.waves = each(a.waves, b.waves), c.ideal_waves = each(a.ideal_waves, b.ideal_waves);
+  for (auto const& [opcode, n] : b.opcodes) {
+    auto const before = a.opcodes.find(opcode);
+    c.opcodes[opcode] = each(before == a.opcodes.end() ? 0 : before->second, n);
+  }
+  return c;
+}
+
+struct Budget {
+  std::string name;
+  double bytes;         ///< that are copied for 64 slots
+  double instructions;  ///< of PTX, of a warp
+  double products;      ///< of 16 x 8 x 16
+};
+
+void check(Budget const& b, Cost const& c) {
+  double const copied = 512 * c.of("cp.async.cg"), small = 256 * c.of("cp.async.ca");  // all are of 8 bytes here
+  std::printf("%s: %.0f instructions, %.0f products, %.0f + %.0f bytes copied of %.0f, %.0f sectors in all, %.0f waves of %.0f\n", b.name.c_str(),
+              c.instructions, c.of("mma.sync"), copied, small, b.bytes, c.sectors, c.waves, c.ideal_waves);
+  if (std::getenv("ATTEND_COUNTS") != nullptr)
+    for (auto const& [opcode, n] : c.opcodes)
+      if (n > 0) std::printf("  %7.1f %s\n", n, opcode.c_str());
+  expect(c.instructions <= b.instructions, b.name + ": instructions");
+  expect(c.of("mma.sync") <= b.products, b.name + ": products");
+  expect(copied > 0 && copied + small == b.bytes, b.name + ": asynchronous copies of other bytes than the format's");
+  expect(c.sectors * 32 <= 1.15 * b.bytes, b.name + ": bytes moved");
+  expect(c.waves <= 1.1 * c.ideal_waves, b.name + ": bank conflicts");
+  expect(c.of(".local") == 0, b.name + ": local memory");
+}
+
+template <int Bits>
+prim::GroupInt<Bits> by(prim::GroupAxis axis, index_t group) {
+  return {.axis = axis, .group_size = group};
+}
+
+}  // namespace
+
+int main() {
+  emulation::count_accesses(true);
+  auto const k4 = by<4>(prim::GroupAxis::channel, 64), v4 = by<4>(prim::GroupAxis::token, 64);
+  check({"4 bits", 9216, 2700, 80}, tile<128>(k4, v4, 0));
+  check({"4 bits behind sinks", 9216, 2700, 80}, tile<128>(k4, v4, 4));
+  check({"4 bits, keys by token", 9216, 3700, 64}, tile<128>(v4, v4, 0));
+  check({"2 bits", 5120, 2720, 80}, tile<128>(by<2>(prim::GroupAxis::channel, 64), by<2>(prim::GroupAxis::token, 64), 0));
+  // Tiles of 32: scales of keys are copied and folded twice for a group of 64.
+  check({"8 bits", 17408 + 512, 3400, 96}, tile<128>(by<8>(prim::GroupAxis::channel, 64), by<8>(prim::GroupAxis::token, 64), 0));
+  check({"halves", 32768, 2400, 64}, tile<128>(prim::ExactRows{}, prim::ExactRows{}, 0));
+  return report();
+}
