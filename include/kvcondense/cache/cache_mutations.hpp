@@ -285,7 +285,17 @@ Expected<Cache<B, R>> Cache<B, R>::fork() const {
 template <Backend B, class R>
 Report Cache<B, R>::report() const {
   Report r;
-  r.kernel = prim::cpu::row_ops().name;
+  r.kernel = r.key_kernel = r.value_kernel = prim::cpu::row_ops().name;
+  const auto name = [&](const char*& kernel, bool sums) {
+    for (const Layer& l : layers_)
+      for (const auto& h : l.heads)
+        if (const auto& c = sums ? h.values : h.keys; c.flush_rule().block > 0) {
+          if (const char* codes = c.coded().kernel(sums); codes != nullptr) kernel = codes;
+          return;
+        }
+  };
+  if (!recipe_.position.raw_keys) name(r.key_kernel, false);
+  name(r.value_kernel, true);
   r.fixed_bytes = layers_.bytes() + rope_.bytes();
   for (const Layer& l : layers_) {
     r.tokens = std::max(r.tokens, l.counters.seen);
