@@ -140,7 +140,7 @@ class Segment {
     const bool emptied = kill(kept, base);
     if (live_ == before) return;
     empty_tail();
-    drop_dead(emptied);
+    drop_dead(emptied, true);
   }
 
   /// For slots with parameters of their own: after `reserve_write`, a live slot gets another row.
@@ -303,10 +303,11 @@ class Segment {
     std::memset(pages_[p].page->payload(), 0, pages_[p].page->payload_bytes);
   }
 
-  void drop_dead(bool emptied) {
+  /// `reserved`: room for what comes next was made before, so that no page of a fork may seem to have some.
+  void drop_dead(bool emptied, bool reserved = false) {
     if (emptied) drop_pages();
     const index_t p = last_used();
-    if (p < 0 || shares(pages_[p])) return;
+    if (p < 0 || shares(pages_[p]) || (reserved && pages_[p].page->shared())) return;
     // Trailing tombstones can be written again at once (whole groups only).
     PageRef& tail = pages_[p];
     const index_t group = codec_.group_slots();
