@@ -286,16 +286,13 @@ template <Backend B, class R>
 Report Cache<B, R>::report() const {
   Report r;
   r.kernel = r.key_kernel = r.value_kernel = prim::cpu::row_ops().name;
-  const auto name = [&](const char*& kernel, bool sums) {
-    for (const Layer& l : layers_)
-      for (const auto& h : l.heads)
-        if (const auto& c = sums ? h.values : h.keys; c.flush_rule().block > 0) {
-          if (const char* codes = c.coded().kernel(sums); codes != nullptr) kernel = codes;
-          return;
-        }
+  // Of the first head that codes; raw keys are turned row by row before they are multiplied.
+  bool keys_named = recipe_.position.raw_keys, values_named = false;
+  const auto name = [](const auto& column, bool sums, bool& named, const char*& kernel) {
+    if (named || column.flush_rule().block == 0) return;
+    named = true;
+    if (const char* codes = column.coded().kernel(sums); codes != nullptr) kernel = codes;
   };
-  if (!recipe_.position.raw_keys) name(r.key_kernel, false);
-  name(r.value_kernel, true);
   r.fixed_bytes = layers_.bytes() + rope_.bytes();
   for (const Layer& l : layers_) {
     r.tokens = std::max(r.tokens, l.counters.seen);
@@ -325,6 +322,7 @@ Report Cache<B, R>::report() const {
         dead(c.sinks()), dead(c.coded()), dead(c.window());
       };
       column(h.keys), column(h.values);
+      name(h.keys, false, keys_named, r.key_kernel), name(h.values, true, values_named, r.value_kernel);
       if (const index_t other = shares_with(&l - layers_.begin()); other >= 0) {
         const auto& o = layers_[other].heads[&h - l.heads.begin()];
         cache::count_across(h.keys, o.keys, &l < &layers_[other], r), cache::count_across(h.values, o.values, &l < &layers_[other], r);
