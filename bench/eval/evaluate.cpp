@@ -7,6 +7,7 @@
 #include <eval/error.hpp>
 #include <eval/evaluate_model.hpp>
 #include <eval/speed.hpp>
+#include <kvcondense/cache/engine_facts.hpp>
 
 namespace eval {
 namespace {
@@ -43,12 +44,10 @@ std::shared_ptr<const BasesFile> bases_of(const Options& o, const CacheShape& sh
 RecipeSpec read_for(const std::string& text, const CacheShape& shape, const Facts& facts, kvcondense::Inputs given,
                     bool with_model) {
   RecipeSpec spec = read_recipe(text, shape, facts.for_recipes());
-  for (const kvcondense::Input i : kvcondense::all_inputs)
-    if (spec.capabilities.needs.without(given).has(i))
-      throw Error("recipe '" + spec.given + "' needs " + kvcondense::to_string(i) +
-                  " of every token, which this evaluation cannot give");
-  if (spec.capabilities.probes && !with_model)
-    throw Error("recipe '" + spec.given + "' wants the model to repeat its context, which takes a model and no --dump");
+  // The arrays that it needs are there: reading it has looked. Whether a model was trained for it nobody can tell.
+  const kvcondense::Admission a =
+      admit(spec.capabilities, {.gives = given, .probes = with_model, .output_weights = true, .calibration = true, .trained = true});
+  if (!a) throw Error("recipe '" + spec.given + "': " + a.sentence + (with_model ? "" : "; --model without --dump gives more"));
   if ((spec.capabilities.raw_keys || sees_raw(spec.capabilities)) && !facts.rope)
     throw Error("recipe '" + spec.given + "' looks at keys or queries before rotation, and the dump "
                 "does not say how they were rotated: it needs rope_theta or rope.inv_freq");

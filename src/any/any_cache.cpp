@@ -232,4 +232,30 @@ MakeResult make(std::string_view text, const CacheShape& shape, On<Cpu>,
   return make(*recipe, shape, on<Cpu>, memory);
 }
 
+Admission admit(const ParsedRecipe& recipe, const CacheShape& shape, const EngineFacts& engine, On<Cpu>) {
+  Admission out;
+  const auto say = [&](const kvcondense::Admission& a) {
+    out.status = a.status;
+    out.message.add(a.sentence);
+    return out;
+  };
+  if (const auto a = kvcondense::admit(recipe_traits(recipe.stages), engine); !a) return say(a);
+  MakeResult made = make(recipe, shape, on<Cpu>, heap_memory());
+  if (!made) {
+    out.status = made.status();
+    out.message.add(made.message());
+    return out;
+  }
+  return say(kvcondense::admit(made->capabilities(), engine));
+}
+
+Admission admit(std::string_view text, const CacheShape& shape, const EngineFacts& engine, On<Cpu>, const ModelFacts& model,
+                const Registry& words) {
+  const ParseResult recipe = parse(text, model, words);
+  if (recipe) return admit(*recipe, shape, engine, on<Cpu>);
+  Admission out{Status::invalid_argument, {}, recipe.position()};
+  out.message.put("at byte ", recipe.position(), ": ", recipe.message());
+  return out;
+}
+
 }  // namespace kvcondense::any

@@ -463,6 +463,7 @@ kvc_status kvc_get_report(const kvc_cache* c, kvc_report* out) {
   all.tokens = r.tokens, all.slots = r.slots, all.budget_asked = r.budget_asked, all.budget_met = r.budget_met;
   all.evictions = r.evictions, all.evicted_slots = r.evicted_slots, all.merged_slots = r.merged_slots, all.nan_scores = r.nan_scores;
   all.repaired_numbers = r.repaired_numbers, all.coded_again = r.coded_again, all.kernel = r.kernel;
+  all.key_kernel = r.key_kernel, all.value_kernel = r.value_kernel;
   give_known(all, out);
   return KVC_OK;
 }
@@ -477,6 +478,7 @@ kvc_status kvc_get_capabilities(const kvc_cache* c, kvc_capabilities* out) {
   all.needs_projections = k.needs.has(Input::projections), all.needs_moments = k.needs.has(Input::moments);
   all.needs_gates = k.needs.has(Input::gates), all.needs_surprise = k.needs.has(Input::surprise);
   all.needs_classes = k.needs.has(Input::classes), all.joins_tokens = k.joins_tokens;
+  all.output_weights = k.wants.output_weights, all.calibrated = k.wants.calibrated, all.trained = k.wants.trained;
   give_known(all, out);
   return KVC_OK;
 }

@@ -232,7 +232,7 @@ TEST_CASE("model: what a method needs of the model is given, or the recipe is re
   REQUIRE(r.recipes[2].text.kl != r.recipes[1].text.kl);
   REQUIRE(r.recipes[2].slots == r.recipes[1].slots);
   const auto [recipe, why] = GENERATE(table<std::string, std::string>(
-      {{"dms", "needs gates of every token, which this evaluation cannot give"},
+      {{"dms", "needs the gates of a trained model, which the engine does not hand over"},
        {"duo_attention", "ModelFacts::gates; give --heads FILE"},
        {"locret", "ModelFacts::retain_in, which this evaluation does not have here"}}));
   REQUIRE_THROWS_WITH(evaluate(tiny({recipe})), Catch::Contains("recipe '" + recipe + "'") && Catch::Contains(why));
@@ -252,7 +252,7 @@ TEST_CASE("model: a recipe that repeats its context is condensed after the prefi
   REQUIRE(table(r).find(" -  ") != std::string::npos);
   REQUIRE(to_json(r)["recipes"][1]["attention_error"].is_null());
   Kept kept;
-  REQUIRE_THROWS_WITH(evaluate(o, &kept), Catch::Contains("takes a model and no --dump"));
+  REQUIRE_THROWS_WITH(evaluate(o, &kept), Catch::Contains("wants the model to repeat its context") && Catch::Contains("--model without --dump gives more"));
 }
 
 TEST_CASE("model: what tokens are and how surprising is given where a model runs, and no attention error is made up",
@@ -266,7 +266,7 @@ TEST_CASE("model: what tokens are and how surprising is given where a model runs
   REQUIRE(r.recipes[3].text.kl == 0.0);
   for (std::size_t i = 1; i < 4; ++i) REQUIRE(r.recipes[i].layer_error.empty());
   Kept kept;
-  REQUIRE_THROWS_WITH(evaluate(o, &kept), Catch::Contains("needs surprise of every token, which this evaluation cannot give"));
+  REQUIRE_THROWS_WITH(evaluate(o, &kept), Catch::Contains("needs the surprise of every token") && Catch::Contains("--model without --dump gives more"));
 }
 
 TEST_CASE("model: what a recipe reads is a part of the slots and more of the attention", "[eval][model]") {

@@ -8,6 +8,7 @@
 #include <utility>
 
 #include <kvcondense/any/recipe_text.hpp>
+#include <kvcondense/cache/engine_facts.hpp>
 #include <kvcondense/cache/report.hpp>
 #include <kvcondense/core/backend.hpp>
 #include <kvcondense/core/bytes.hpp>
@@ -167,6 +168,30 @@ MakeResult make(std::string_view text, const CacheShape& shape, On<Cpu>,
 /// The same for a recipe that is already read, as a server with many sequences wants it.
 MakeResult make(const ParsedRecipe& recipe, const CacheShape& shape, On<Cpu>,
                 MemoryResource<Cpu>& memory = heap_memory());
+
+/// Whether caches of a recipe can serve an engine, before anything runs.
+struct Admission {
+  static constexpr std::size_t no_position = MakeResult::no_position;
+
+  Status status = Status::ok;
+  Message message{};  ///< why not, or what to heed; empty: nothing to say
+  std::size_t position = no_position;  ///< in the text, where that is at fault
+
+  explicit operator bool() const { return status == Status::ok; }
+  bool warns() const { return status == Status::ok && !message.empty(); }
+};
+
+/// Reads the recipe, makes an empty cache of it and asks what it can (cache/admission.hpp):
+///
+///   const auto a = any::admit("h2o + kivi4", shape, {.fixed_tables = true}, any::on<Cpu>);
+///   if (!a) return complain(a.message.view());
+///
+/// `model`: what the engine will make caches with. A recipe that wants what `engine` says it cannot have is refused for
+/// that, one that lacks an array for its name.
+Admission admit(std::string_view text, const CacheShape& shape, const EngineFacts& engine, On<Cpu>, const ModelFacts& model = {},
+                const Registry& words = builtin());
+/// The same for a recipe that is already read.
+Admission admit(const ParsedRecipe& recipe, const CacheShape& shape, const EngineFacts& engine, On<Cpu>);
 
 }  // namespace any
 }  // namespace kvcondense

@@ -30,6 +30,7 @@ struct CodecTable {
                  prim::RowBlock<const float> queries, prim::RowBlock<float> out);
   void (*accumulate)(const CodecRoom&, prim::PageSpan, index_t first, index_t count,
                      prim::RowBlock<const float> weights, prim::RowBlock<float> out);
+  const char* (*kernel)(const CodecRoom&, prim::PageSpan, bool sums);
 };
 
 template <class C>
@@ -72,8 +73,13 @@ struct CodecCalls {
     Page::accumulate(c.as<C>(), page, first, count, weights, out);
   }
 
+  static const char* kernel(const CodecRoom& c, prim::PageSpan page, bool sums) {
+    if constexpr (requires { Page::kernel(c.as<C>(), page, sums); }) return Page::kernel(c.as<C>(), page, sums);
+    else return nullptr;
+  }
+
   static constexpr CodecTable table{page_bytes, valid,  fingerprint, wants_scores, encode,
-                                    grade,      decode, move,        scores,       accumulate};
+                                    grade,      decode, move,        scores,       accumulate, kernel};
 };
 
 }  // namespace detail
@@ -181,6 +187,7 @@ struct PageCodec<Cpu, any::AnyCodec> {
                          RowBlock<const float> weights, RowBlock<float> out) {
     c.table_->accumulate(c.room_, page, first, count, weights, out);
   }
+  static const char* kernel(const Codec& c, PageSpan page, bool sums) { return c.table_->kernel(c.room_, page, sums); }
 };
 
 }  // namespace kvcondense::prim

@@ -6,6 +6,7 @@
 #include <kvcondense/any/model_facts.hpp>
 #include <kvcondense/core/policy.hpp>
 #include <kvcondense/core/shape.hpp>
+#include <kvcondense/core/stage_traits.hpp>
 #include <kvcondense/evict/erased.hpp>
 #include <kvcondense/evict/keep_all.hpp>
 
@@ -35,6 +36,7 @@ struct EvictTable {
   Status (*validate)(const EvictRoom&, Inner below, const CacheShape&);
   const char* (*word)(const EvictRoom&);
   const char* (*missing)(const EvictRoom&);
+  StageTraits traits;
 };
 
 /// A policy (Member is nullptr) or a wrapper whose inner policy is its member `Member`.
@@ -55,7 +57,7 @@ struct EvictCalls {
 
   static const char* missing(const EvictRoom& room) { return missing_fact(room.as<P>()); }
 
-  static constexpr EvictTable table{pipeline, validate, word, missing};
+  static constexpr EvictTable table{pipeline, validate, word, missing, stage_traits<P>()};
 };
 
 }  // namespace detail
@@ -93,6 +95,11 @@ class AnyEvict {
       if (const char* fact = link_[i].table->missing(link_[i].room); fact != nullptr)
         return {fact, link_[i].table->word(link_[i].room)};
     return {};
+  }
+  StageTraits traits() const {
+    StageTraits all;
+    for (int i = 0; i < links_; ++i) all = all | link_[i].table->traits;
+    return all;
   }
   bool changes_length() const { return !keeps_all_; }
 

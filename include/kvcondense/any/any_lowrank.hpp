@@ -7,6 +7,7 @@
 #include <kvcondense/core/row_groups.hpp>
 #include <kvcondense/core/policy.hpp>
 #include <kvcondense/core/shape.hpp>
+#include <kvcondense/core/stage_traits.hpp>
 #include <kvcondense/core/step_inputs.hpp>
 
 namespace kvcondense::any {
@@ -37,6 +38,7 @@ class AnyLowRank {
   MissingFact missing() const { return none() ? MissingFact{} : MissingFact{calls_->missing(room_), word()}; }
   Status validate(const CacheShape& shape) const { return none() ? Status::ok : calls_->validate(room_, shape); }
   Inputs inputs() const { return none() ? Inputs{} : calls_->inputs; }
+  StageTraits traits() const { return none() ? StageTraits{} : calls_->traits; }
   const char* word() const { return none() ? "none" : calls_->word; }
 
   index_t sinks = 0;  ///< copied from the stage
@@ -55,6 +57,7 @@ class AnyLowRank {
     Status (*validate)(const Room&, const CacheShape&);
     Inputs inputs;
     const char* word;
+    StageTraits traits;
   };
   template <class L>
   static bool takes(const L& stage, bool raw) {
@@ -83,7 +86,8 @@ class AnyLowRank {
       [](const Room& r) { return missing_fact(r.as<L>()); },
       [](const Room& r, const CacheShape& s) { return r.as<L>().validate(s); },
       L::needs,
-      L::about.word};
+      L::about.word,
+      stage_traits<L>()};
 
   Room room_;
   const Calls* calls_ = nullptr;

@@ -6,6 +6,7 @@
 #include <kvcondense/cache/recipe.hpp>
 #include <kvcondense/core/policy.hpp>
 #include <kvcondense/core/shape.hpp>
+#include <kvcondense/core/stage_traits.hpp>
 #include <kvcondense/core/status.hpp>
 #include <kvcondense/merge/pipeline.hpp>
 
@@ -24,12 +25,14 @@ struct MergeTable {
                    RaggedView<std::int32_t>, index_t*, const Scratch&);
   Status (*validate)(const MergeRoom&, const CacheShape&);
   const char* word;
+  StageTraits traits_of_stage;
 
   template <class M>
   static constexpr MergeTable of() {
     MergeTable t{};
     t.validate = [](const MergeRoom& m, const CacheShape& s) { return m.as<M>().validate(s); };
     t.word = M::about.word;
+    t.traits_of_stage = stage_traits<M>();
     if constexpr (merge::Merges<M>) t.traits = [](const MergeRoom& m) { return m.as<M>().pipeline().traits(); };
     if constexpr (merge::Folds<decltype(merger_of(std::declval<M>()))>) {
       t.workspace_bytes = [](const MergeRoom& m, const CacheShape& s, index_t n) { return m.as<M>().pipeline().workspace_bytes(s, n); };
@@ -92,6 +95,7 @@ class AnyMerge {
   AnyMerger pipeline() const { return {room_, table_}; }
   Status validate(const CacheShape& shape) const { return table_->validate(room_, shape); }
   const char* word() const { return table_->word; }
+  StageTraits traits() const { return table_->traits_of_stage; }
 
  private:
   detail::MergeRoom room_;

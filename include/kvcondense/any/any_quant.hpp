@@ -6,6 +6,7 @@
 #include <kvcondense/core/codec_of.hpp>
 #include <kvcondense/core/flush.hpp>
 #include <kvcondense/core/policy.hpp>
+#include <kvcondense/core/stage_traits.hpp>
 #include <kvcondense/evict/erased.hpp>
 
 namespace kvcondense::any {
@@ -49,6 +50,7 @@ struct QuantTable {
   Status (*validate)(const QuantRoom&, InnerQuant below, const CacheShape&);
   const char* (*word)(const QuantRoom&);
   const char* (*missing)(const QuantRoom&);
+  StageTraits traits;
 };
 
 /// A quantizer (Member is nullptr) or a wrapper whose quantizer is its member `Member`.
@@ -85,7 +87,7 @@ struct QuantCalls {
   static const char* missing(const QuantRoom& q) { return missing_fact(q.as<Q>()); }
 
   static constexpr QuantTable table{key_codec,    value_codec, key_flush, value_flush, differs_per_head,
-                                    has_saliency, saliency,    validate,  word,      missing};
+                                    has_saliency, saliency,    validate,  word,      missing,   stage_traits<Q>()};
 };
 
 }  // namespace detail
@@ -125,6 +127,11 @@ class AnyQuant {
     for (int i = 0; i < links_; ++i)
       if (const char* fact = link_[i].table->missing(link_[i].room); fact != nullptr) return {fact, link_[i].table->word(link_[i].room)};
     return {};
+  }
+  StageTraits traits() const {
+    StageTraits all;
+    for (int i = 0; i < links_; ++i) all = all | link_[i].table->traits;
+    return all;
   }
 
   index_t sinks = 0;  ///< copied from the quantizer

@@ -4,6 +4,7 @@
 #include <kvcondense/any/model_facts.hpp>
 #include <kvcondense/core/policy.hpp>
 #include <kvcondense/core/shape.hpp>
+#include <kvcondense/core/stage_traits.hpp>
 #include <kvcondense/retrieve/erased.hpp>
 #include <kvcondense/retrieve/blocks/view.hpp>
 
@@ -24,6 +25,7 @@ class AnyRetrieve {
   const char* word() const { return calls_->word; }
   /// A fact of the model that the method needs and was not given; null: nothing is missing.
   MissingFact missing() const { return {calls_->missing(room_), word()}; }
+  StageTraits traits() const { return calls_->traits; }
 
   retrieve::KeyState keys = retrieve::KeyState::any;
 
@@ -34,12 +36,13 @@ class AnyRetrieve {
     Status (*validate)(const Room&, const CacheShape&);
     const char* (*missing)(const Room&);
     const char* word;
+    StageTraits traits;
   };
   template <class P>
   static constexpr Calls calls{
       [](const Room& room) { return retrieve::AnyPipeline(room.as<P>().pipeline()); },
       [](const Room& room, const CacheShape& shape) { return room.as<P>().validate(shape); },
-      [](const Room& room) { return missing_fact(room.as<P>()); }, P::about.word};
+      [](const Room& room) { return missing_fact(room.as<P>()); }, P::about.word, stage_traits<P>()};
 
   Room room_;
   const Calls* calls_;

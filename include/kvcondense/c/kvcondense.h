@@ -246,8 +246,9 @@ typedef struct kvc_report {
   int64_t tokens, slots, budget_asked, budget_met, evictions, evicted_slots, merged_slots, nan_scores, repaired_numbers,
       coded_again;
   const char* kernel;
+  const char *key_kernel, *value_kernel;
 } kvc_report;
-#define KVC_REPORT_INIT {sizeof(kvc_report), 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, NULL}
+#define KVC_REPORT_INIT {sizeof(kvc_report), 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, NULL, NULL, NULL}
 kvc_status kvc_get_report(const kvc_cache* cache, kvc_report* out);
 
 /* What a recipe does and needs; flags are 0 or 1. */
@@ -256,8 +257,9 @@ typedef struct kvc_capabilities {
   int changes_length, probes, raw_keys, rotated_input, lossy_slots, reads_part, rollback_exact, prefix_exact;
   int needs_attention, needs_queries, needs_projections, needs_moments, needs_gates, needs_surprise, needs_classes;
   int joins_tokens;
+  int output_weights, calibrated, trained; /* wants the output projections, arrays made from the model, a model trained for it */
 } kvc_capabilities;
-#define KVC_CAPABILITIES_INIT {sizeof(kvc_capabilities), 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0}
+#define KVC_CAPABILITIES_INIT {sizeof(kvc_capabilities), 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0}
 kvc_status kvc_get_capabilities(const kvc_cache* cache, kvc_capabilities* out);
 
 /* The words that recipes are made of. */

@@ -158,7 +158,11 @@ Capabilities Cache<B, R>::capabilities() const {
   c.raw_keys = recipe_.position.raw_keys;
   c.rotated_input = recipe_.position.rotated_input;
   c.lossy_slots = plan_.lossy;
-  if constexpr (may_retrieve) c.reads_part = retrieval_.active();
+  if constexpr (may_retrieve) {
+    c.reads_part = retrieval_.active();
+    c.choosing_call = c.reads_part ? retrieval_.longest_call() : 0;
+  }
+  c.wants = recipe_traits(recipe_);
   c.joins_tokens = fold_.gate.active;
   c.prefix_exact = !c.changes_length && !c.lossy_slots;
   return c;

@@ -285,7 +285,14 @@ Expected<Cache<B, R>> Cache<B, R>::fork() const {
 template <Backend B, class R>
 Report Cache<B, R>::report() const {
   Report r;
-  r.kernel = prim::cpu::row_ops().name;
+  r.kernel = r.key_kernel = r.value_kernel = prim::cpu::row_ops().name;
+  // Of the first head that codes; raw keys are turned row by row before they are multiplied.
+  bool keys_named = recipe_.position.raw_keys, values_named = false;
+  const auto name = [](const auto& column, bool sums, bool& named, const char*& kernel) {
+    if (named || column.flush_rule().block == 0) return;
+    named = true;
+    if (const char* codes = column.coded().kernel(sums); codes != nullptr) kernel = codes;
+  };
   r.fixed_bytes = layers_.bytes() + rope_.bytes();
   for (const Layer& l : layers_) {
     r.tokens = std::max(r.tokens, l.counters.seen);
@@ -315,6 +322,7 @@ Report Cache<B, R>::report() const {
         dead(c.sinks()), dead(c.coded()), dead(c.window());
       };
       column(h.keys), column(h.values);
+      name(h.keys, false, keys_named, r.key_kernel), name(h.values, true, values_named, r.value_kernel);
       const Span layers = layer_group(&l - layers_.begin()), heads = head_group(&h - l.heads.begin());
       const auto across = [&](auto part) {
         using C = std::remove_cvref_t<decltype(h.*part)>;

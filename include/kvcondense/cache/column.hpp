@@ -32,10 +32,11 @@ class Column {
   Column() = default;
   Column(const prim::ExactRows& exact, const Codec& codec, Flush flush, index_t sinks, index_t dim, index_t page_slots,
          MemoryResource<Cpu>& memory, Together together = Together::alone)
-      : sinks_(exact, dim, std::clamp<index_t>(sinks, 1, page_slots), memory),
-        coded_(Parts::stored(codec), Parts::transform(codec).stored_dim(dim), coded_page_slots(codec, page_slots), memory),
-        window_(exact, dim, window_page_slots(flush, page_slots), memory),
+      : sinks_(exact, exact.fingerprint(), dim, std::clamp<index_t>(sinks, 1, page_slots), memory),
+        coded_(Parts::stored(codec), codec.fingerprint(), Parts::transform(codec).stored_dim(dim), coded_page_slots(codec, page_slots), memory),
+        window_(exact, exact.fingerprint(), dim, window_page_slots(flush, page_slots), memory),
         map_(Parts::transform(codec), dim, memory),
+        fingerprint_(codec.fingerprint()),
         flush_(flush),
         together_(together == Together::sums && !map_.mapped() ? Together::alone : together) {}
 
@@ -141,10 +142,8 @@ class Column {
 
   const Flush& flush_rule() const { return flush_; }
   bool needs_queries() const { return prim::needs_queries(map_.transform()); }
-  std::int64_t fingerprint() const {
-    if constexpr (std::same_as<Transform, prim::NoTransform>) return coded_.codec().fingerprint();
-    else return prim::mix_fingerprints(map_.transform().fingerprint(), coded_.codec().fingerprint());
-  }
+  /// Of the codec with its transform.
+  std::int64_t fingerprint() const { return fingerprint_; }
 
   void keep(const Kept& kept) {
     index_t base = 0;
@@ -388,6 +387,7 @@ class Column {
   Coded coded_;
   Exact window_;
   RowMap<Transform> map_;
+  std::int64_t fingerprint_ = 0;
   Flush flush_{};
   Together together_ = Together::alone;
 };

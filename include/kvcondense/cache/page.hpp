@@ -4,7 +4,9 @@
 #include <bit>
 #include <cstring>
 #include <new>
+#include <span>
 
+#include <kvcondense/core/bytes.hpp>
 #include <kvcondense/core/config.hpp>
 #include <kvcondense/core/memory.hpp>
 #include <kvcondense/prim/page_codec.hpp>
@@ -17,16 +19,18 @@ struct alignas(64) Page {
   std::atomic<std::uint32_t> owners{1};
   std::size_t payload_bytes = 0;
   Page* under = nullptr;  ///< rows that another layer holds too: the payload is then what this one has of its own
+  std::uint64_t format = 0;  ///< how the bytes are to be read: the same in all pages of a chain
 
   std::byte* payload() { return reinterpret_cast<std::byte*>(this) + sizeof(Page); }
   bool shared() const { return owners.load(std::memory_order_acquire) > 1; }
   std::size_t bytes() const { return sizeof(Page) + payload_bytes; }
 
-  static Page* make(MemoryResource<Cpu>& memory, std::size_t payload_bytes) {
+  static Page* make(MemoryResource<Cpu>& memory, std::size_t payload_bytes, std::uint64_t format) {
     void* p = memory.allocate(sizeof(Page) + payload_bytes, alignof(Page));
     if (p == nullptr) return nullptr;
     Page* page = new (p) Page;
     page->payload_bytes = payload_bytes;
+    page->format = format;
     // Padding and unused slots go into snapshots: the bytes of equal caches must be equal.
     std::memset(page->payload(), 0, payload_bytes);
     return page;
@@ -34,6 +38,14 @@ struct alignas(64) Page {
 };
 
 static_assert(sizeof(Page) == 64);
+
+/// A number that differs where pages of so many slots of so many numbers, stored by a codec with this fingerprint, lie differently.
+inline std::uint64_t page_format(std::int64_t codec, index_t slots, index_t dim) {
+  Checksum sum;
+  const std::int64_t numbers[] = {codec, slots, dim};
+  sum.add(std::as_bytes(std::span(numbers)));
+  return sum.value();
+}
 
 inline Page* retain(Page* page) {
   page->owners.fetch_add(1, std::memory_order_relaxed);

@@ -9,6 +9,7 @@
 #include <kvcondense/core/row_groups.hpp>
 #include <kvcondense/core/policy.hpp>
 #include <kvcondense/core/shape.hpp>
+#include <kvcondense/core/stage_traits.hpp>
 #include <kvcondense/evict/keep_all.hpp>
 #include <kvcondense/evict/policy.hpp>
 #include <kvcondense/position/absolute.hpp>
@@ -192,6 +193,12 @@ constexpr auto storage_of(const R& recipe) {
 template <class R>
 inline constexpr Inputs needs = decltype(R::evict)::needs | merge_needs<decltype(R::merge)>() | decltype(R::lowrank)::needs |
                                 quant_needs<decltype(R::quant)>() | retrieve_needs<decltype(R::retrieve)>();
+
+/// What the stages of a recipe want of the model.
+template <class R>
+constexpr StageTraits recipe_traits(const R& r) {
+  return traits_of(r.evict) | traits_of(r.merge) | traits_of(r.lowrank) | traits_of(r.quant) | traits_of(r.retrieve);
+}
 
 /// The type of a recipe, for members and functions that hold a cache:
 /// `Cache<Cpu, RecipeOf<evict::H2O, quant::Kivi<2>>>`.

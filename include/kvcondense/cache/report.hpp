@@ -3,6 +3,7 @@
 #include <cstddef>
 
 #include <kvcondense/core/config.hpp>
+#include <kvcondense/core/stage_traits.hpp>
 #include <kvcondense/core/step_inputs.hpp>
 
 namespace kvcondense {
@@ -30,6 +31,8 @@ struct Report {
   index_t repaired_numbers = 0;     ///< NaN and Inf that codecs replaced
   index_t coded_again = 0;          ///< slots whose shared group was written anew after evictions
   const char* kernel = "portable";  ///< instruction set of attention's inner loops
+  const char* key_kernel = "portable";    ///< what multiplies queries with coded keys: that, or one that reads codes as they are
+  const char* value_kernel = "portable";  ///< what adds up coded values; of both, in the first head that codes
 
   std::size_t bytes() const { return exact_bytes + coded_bytes + side_bytes + index_bytes + fixed_bytes; }
   /// Part of all rows that layers or heads store together.
@@ -47,6 +50,8 @@ struct Capabilities {
   bool lossy_slots = false;       ///< slots are coded
   bool reads_part = false;        ///< attention of a few tokens reads a choice of slots
   bool joins_tokens = false;      ///< `append` wants the queries too: tokens join slots before they are attended
+  index_t choosing_call = 0;      ///< `reads_part`: query tokens of the longest call that chooses; longer ones read everything
+  StageTraits wants{};            ///< what it wants of the model
   bool rollback_exact = true;     ///< tokens not yet stepped can always be taken back bit for bit
   bool prefix_exact = true;       ///< a stored prefix never changes when later tokens come
 };

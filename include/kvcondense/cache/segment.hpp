@@ -22,8 +22,9 @@ template <class Codec>
 class Segment {
  public:
   Segment() = default;
-  Segment(const Codec& codec, index_t dim, index_t page_slots, MemoryResource<Cpu>& memory)
-      : codec_(codec), dim_(dim), page_slots_(page_slots), memory_(&memory), pages_(memory) {}
+  /// `fingerprint`: of how rows become what the codec stores, and of the codec.
+  Segment(const Codec& codec, std::int64_t fingerprint, index_t dim, index_t page_slots, MemoryResource<Cpu>& memory)
+      : codec_(codec), dim_(dim), page_slots_(page_slots), format_(page_format(fingerprint, page_slots, dim)), memory_(&memory), pages_(memory) {}
   Segment(Segment&& o) noexcept { swap(o); }
   Segment& operator=(Segment&& o) noexcept {
     Segment gone(std::move(o));
@@ -36,6 +37,7 @@ class Segment {
   index_t dim() const { return dim_; }
   index_t live() const { return live_; }
   index_t page_slots() const { return page_slots_; }
+  std::uint64_t format() const { return format_; }  ///< of every page in it
   const Buffer<PageRef>& pages() const { return pages_; }
   prim::PageSpan span(const PageRef& ref) const { return {rows_of(ref)->payload(), page_slots_, dim_}; }
   /// For reading: with the page behind it, if that one `follows`; or where `pages` has it.
@@ -87,7 +89,7 @@ class Segment {
     for (index_t i = 0; i < more; ++i) {
       Page* page = std::exchange(spare_, nullptr);
       if (page != nullptr) std::memset(page->payload(), 0, page->payload_bytes);
-      else page = Page::make(*memory_, page_payload());
+      else page = make_page(page_payload());
       if (page == nullptr) {
         trim();
         return Status::out_of_memory;
@@ -138,7 +140,7 @@ class Segment {
     const bool emptied = kill(kept, base);
     if (live_ == before) return;
     empty_tail();
-    drop_dead(emptied);
+    drop_dead(emptied, true);
   }
 
   /// For slots with parameters of their own: after `reserve_write`, a live slot gets another row.
@@ -164,16 +166,23 @@ class Segment {
     return again;
   }
 
+  /// The name of what multiplies queries with its pages, or adds rows of them up; null: nothing but loops over rows.
+  const char* kernel(bool sums) const {
+    using Coder = prim::PageCodec<Cpu, Codec>;
+    if constexpr (requires { Coder::kernel(codec_, prim::PageSpan{}, sums); }) return Coder::kernel(codec_, {nullptr, page_slots_, dim_}, sums);
+    else return nullptr;
+  }
+
   /// Whether another layer holds the rows of a page too. Headers of pages are only looked at where one ever did.
   bool shares(const PageRef& ref) const { return shares_ && ref.page->under != nullptr; }
   void may_share() { shares_ = true; }
   /// A page of rows for two layers, full of these; null when the resource refuses.
   Page* make_rows(prim::RowBlock<const float> rows, index_t& repaired) {
-    Page* page = Page::make(*memory_, page_payload());
+    Page* page = make_page(page_payload());
     if (page != nullptr) repaired += encode({page->payload(), page_slots_, dim_}, 0, page_slots_, rows, nullptr);
     return page;
   }
-  Page* make_page(std::size_t payload) { return Page::make(*memory_, payload); }
+  Page* make_page(std::size_t payload) { return Page::make(*memory_, payload, format_); }
   void drop_page(Page* page) { if (page != nullptr) release(page, *memory_); }
   Status reserve_entry() { return pages_.reserve(pages_.size() + 1); }
   /// After `reserve_entry`: a page whose rows another layer holds too.
@@ -186,8 +195,9 @@ class Segment {
     shares_ = true;
   }
 
-  /// The same content in a new segment: pages are shared.
+  /// The same content in a new segment: pages are shared. Pages of one form never enter a chain of another.
   Status fork(Segment& out) const {
+    if (out.format_ != format_) return Status::incompatible;
     if (const Status s = out.pages_.copy_from(pages_); s != Status::ok) return s;
     for (const PageRef& r : out.pages_) retain(r.page);
     out.live_ = live_, out.shares_ = shares_;
@@ -198,7 +208,7 @@ class Segment {
   Status add_page(index_t used, const std::uint64_t* dead, std::size_t payload) {
     if (const Status s = pages_.reserve(pages_.size() + 1); s != Status::ok) return s;
     PageRef ref;
-    ref.page = Page::make(*memory_, payload);
+    ref.page = make_page(payload);
     if (ref.page == nullptr) return Status::out_of_memory;
     ref.fill(used);
     for (index_t s = 0; s < used; ++s)
@@ -217,7 +227,7 @@ class Segment {
 
   void swap(Segment& o) noexcept {
     std::swap(codec_, o.codec_), std::swap(memory_, o.memory_);
-    std::swap(dim_, o.dim_), std::swap(page_slots_, o.page_slots_), std::swap(live_, o.live_);
+    std::swap(dim_, o.dim_), std::swap(page_slots_, o.page_slots_), std::swap(format_, o.format_), std::swap(live_, o.live_);
     pages_.swap(o.pages_), std::swap(spare_, o.spare_), std::swap(shares_, o.shares_);
   }
 
@@ -276,7 +286,7 @@ class Segment {
   bool make_unique(index_t p) {
     PageRef& ref = pages_[p];
     if (!ref.page->shared()) return true;
-    Page* copy = Page::make(*memory_, page_payload());
+    Page* copy = make_page(page_payload());
     if (copy == nullptr) return false;
     std::memcpy(copy->payload(), ref.page->payload(), page_payload());
     release(std::exchange(ref.page, copy), *memory_);
@@ -293,10 +303,11 @@ class Segment {
     std::memset(pages_[p].page->payload(), 0, pages_[p].page->payload_bytes);
   }
 
-  void drop_dead(bool emptied) {
+  /// `reserved`: room for what comes next was made before, so that no page of a fork may seem to have some.
+  void drop_dead(bool emptied, bool reserved = false) {
     if (emptied) drop_pages();
     const index_t p = last_used();
-    if (p < 0 || shares(pages_[p])) return;
+    if (p < 0 || shares(pages_[p]) || (reserved && pages_[p].page->shared())) return;
     // Trailing tombstones can be written again at once (whole groups only).
     PageRef& tail = pages_[p];
     const index_t group = codec_.group_slots();
@@ -343,6 +354,7 @@ class Segment {
   Codec codec_{};
   index_t dim_ = 0;
   index_t page_slots_ = 0;
+  std::uint64_t format_ = 0;
   MemoryResource<Cpu>* memory_ = nullptr;
   Buffer<PageRef> pages_;
   Page* spare_ = nullptr;

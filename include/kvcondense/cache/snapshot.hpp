@@ -14,13 +14,13 @@ namespace kvcondense {
 // Layout, all numbers little-endian; docs/file_format.md says it in prose:
 //   magic u32, version u32, fingerprint u64, layers u32
 //   per layer: counters, pending positions, per head: counters, ids, lanes, key column, value column
-//   per column: three segments (sinks, coded, window): pages u32, per page: used u32, tombstones, payload;
+//   per column: three segments (sinks, coded, window): pages u32, per page: format u64, used u32, tombstones, payload;
 //     where two layers share rows, the form of a page of the coded part before its payload
 //   checksum u64 of all bytes before it
 namespace cache {
 
 inline constexpr std::uint32_t snapshot_magic = 0x5343564b;  // "KVCS"
-inline constexpr std::uint32_t snapshot_version = 4;
+inline constexpr std::uint32_t snapshot_version = 5;
 
 /// A number that differs when two caches store slots differently. Folds any list of integers.
 class Fingerprint {

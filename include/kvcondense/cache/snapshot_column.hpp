@@ -38,6 +38,7 @@ void save_segment(ByteWriter& w, const Segment<C>& segment, bool paired = false,
   w.put(static_cast<std::uint32_t>(segment.pages().size()));
   index_t from[max_row_group] = {};
   for (const PageRef& ref : segment.pages()) {
+    w.put(ref.page->format);
     w.put(static_cast<std::uint32_t>(ref.used));
     for (const std::uint64_t word : ref.dead) w.put(word);
     PageForm form = segment.shares(ref) ? PageForm::rows : PageForm::alone;
@@ -57,6 +58,7 @@ void save_segment(ByteWriter& w, const Segment<C>& segment, bool paired = false,
 template <class C>
 Status put_under(Segment<C>& segment, Page* rows, std::span<const std::byte> bytes) {
   Page* page = segment.pages().back().page;
+  if (rows != nullptr && rows->format != segment.format()) return Status::incompatible;
   segment.may_share();
   if (rows != nullptr) {
     page->under = retain(rows);
@@ -75,9 +77,12 @@ Status load_segment(ByteReader& r, Segment<C>& segment, bool paired = false, con
   const std::size_t payload = segment.page_payload();
   if (pages > r.left() / ((paired ? 0 : payload) + sizeof(PageRef::dead))) return Status::corrupt_data;
   for (std::uint32_t p = 0; p < pages; ++p) {
+    std::uint64_t format = 0;
     std::uint32_t used = 0, form = 0, at = 0, own = 0;
     std::uint64_t dead[max_page_slots / 64];
     std::span<const std::byte> bytes, rows;
+    if (!r.read(format)) return Status::corrupt_data;
+    if (format != segment.format()) return Status::incompatible;
     if (!r.read(used) || !r.read(dead) || (paired && !r.read(form))) return Status::corrupt_data;
     const index_t n = static_cast<index_t>(form) - static_cast<index_t>(PageForm::shared);
     if (n >= before.count) return Status::corrupt_data;

@@ -32,6 +32,7 @@ namespace kvcondense::evict {
 /// Errors   invalid_argument when window < 1, scale is not positive or offset is negative.
 struct Dms {
   static constexpr Descriptor about{"dms", Stage::evict, "arXiv:2506.05345"};
+  static constexpr bool trained = true;
   static constexpr Inputs needs = Input::gates;
 
   index_t window = 512;

@@ -29,6 +29,7 @@ namespace kvcondense::evict {
 struct Knorm {
   static constexpr Descriptor about{"knorm", Stage::evict, "arXiv:2406.11430"};
   static constexpr Inputs needs{};
+  static constexpr bool key_norms = true;
 
   index_t tokens = 1024;
   index_t recent = 32;

@@ -33,6 +33,7 @@ namespace kvcondense::evict {
 ///          invalid_argument when a number is negative or tokens <= stabilizers.
 struct Locret {
   static constexpr Descriptor about{"locret", Stage::evict, "arXiv:2410.01805"};
+  static constexpr bool trained = true;
   static constexpr Inputs needs = Input::projections;
 
   index_t tokens = 6000;

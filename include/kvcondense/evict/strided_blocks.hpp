@@ -32,6 +32,7 @@ namespace kvcondense::evict {
 /// Errors   invalid_argument when block, every or local is not positive.
 struct StridedBlocks {
   static constexpr Descriptor about{"strided_blocks", Stage::evict, "arXiv:2410.01485"};
+  static constexpr bool trained = true;
   static constexpr Inputs needs{};
 
   index_t block = 64;

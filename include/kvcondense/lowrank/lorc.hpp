@@ -18,6 +18,7 @@ namespace kvcondense::lowrank {
 /// Errors   as pca.
 struct LorcMethod {
   static constexpr Descriptor about{"lorc", Stage::lowrank, "arXiv:2410.03111"};
+  static constexpr bool key_weights = true;
   static constexpr double keep = 0.5;
   static constexpr RankRule rule = RankRule::table;
   static constexpr index_t tile = 1;

@@ -19,6 +19,7 @@ namespace kvcondense::lowrank {
 /// Errors   as pca.
 struct PaluMethod {
   static constexpr Descriptor about{"palu", Stage::lowrank, "arXiv:2407.21118"};
+  static constexpr bool key_weights = true;
   static constexpr double keep = 0.5;
   static constexpr RankRule rule = RankRule::part;
   static constexpr index_t tile = 8;

@@ -17,6 +17,7 @@ namespace kvcondense::lowrank {
 /// Errors   as pca.
 struct ReCalKVMethod {
   static constexpr Descriptor about{"recalkv", Stage::lowrank, "arXiv:2505.24357"};
+  static constexpr bool key_weights = true;
   static constexpr double keep = 0.5;
   static constexpr RankRule rule = RankRule::part;
   static constexpr index_t tile = 8;

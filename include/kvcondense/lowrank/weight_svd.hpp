@@ -16,6 +16,7 @@ namespace kvcondense::lowrank {
 /// Errors   as pca.
 struct WeightSvdMethod {
   static constexpr Descriptor about{"weight_svd", Stage::lowrank, "arXiv:2403.07378"};
+  static constexpr bool key_weights = true;
   static constexpr double keep = 0.5;
   static constexpr RankRule rule = RankRule::part;
   static constexpr index_t tile = 8;

@@ -35,6 +35,7 @@ namespace kvcondense::merge {
 ///          without queries, invalid_argument where the queries' components are not finite.
 struct Dmc {
   static constexpr Descriptor about{"dmc", Stage::merge, "arXiv:2403.09636"};
+  static constexpr bool trained = true;
   static constexpr Inputs needs{};
 
   index_t window = 12;

@@ -62,6 +62,8 @@ struct RowBlock {
 ///       out[r][i] = queries[r] . row[first + i]              overwritten; parameters folded into q
 ///   accumulate(codec, page, first, count, RowBlock<const float> weights, RowBlock<float> out)
 ///       out[r][:] += sum_i weights[r][i] * row[first + i]    parameters folded into the weights
+///   kernel(codec, page, sums) -> const char*                may be left out: the name of what `scores` or `accumulate`
+///       runs on such pages here, null where that is nothing but loops over rows
 ///
 /// Codes are unpacked once per call and used for every row of the block: callers pass all query
 /// heads of a KV head together.

@@ -33,6 +33,7 @@ namespace kvcondense::retrieve {
 /// Errors   invalid_argument unless tokens >= 1 and blocks >= 1.
 struct Landmark {
   static constexpr Descriptor about{"landmark", Stage::retrieve, "arXiv:2305.16300"};
+  static constexpr bool trained = true;
   static constexpr KeyState keys = KeyState::rotated;
 
   index_t tokens = 50;

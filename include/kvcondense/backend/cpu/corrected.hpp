@@ -25,6 +25,11 @@ struct PageCodec<Cpu, Corrected<C>> {
   using Codec = Corrected<C>;
   using Inner = PageCodec<Cpu, C>;
 
+  static const char* kernel(const Codec& codec, PageSpan page, bool sums) {
+    if constexpr (requires { Inner::kernel(codec.codec, page, sums); }) return Inner::kernel(codec.codec, page, sums);
+    else return nullptr;
+  }
+
   static index_t encode(const Codec& codec, PageSpan page, index_t first, index_t count, RowBlock<const float> rows) {
     if (!codec.corrects(page.dim)) return Inner::encode(codec.codec, page, first, count, rows);
     return cpu::encode_groups(codec.chunk, first, {rows.data, count, rows.step},

@@ -18,6 +18,9 @@ struct PageCodec<Cpu, GroupBits> {
   static void decode(const GroupBits& codec, PageSpan page, index_t first, index_t count, RowBlock<float> rows) {
     codec.with([&]<int B>(const GroupInt<B>& c) { Of<B>::decode(c, page, first, count, rows); });
   }
+  static const char* kernel(const GroupBits& codec, PageSpan page, bool sums) {
+    return codec.with([&]<int B>(const GroupInt<B>& c) { return Of<B>::kernel(c, page, sums); });
+  }
   static void move(const GroupBits& codec, PageSpan to, index_t to_slot, PageSpan from, index_t from_slot) {
     codec.with([&]<int B>(const GroupInt<B>& c) { Of<B>::move(c, to, to_slot, from, from_slot); });
   }

@@ -44,9 +44,7 @@ struct PageCodec<Cpu, GroupInt<Bits>> {
   static void scores(const Codec& codec, PageSpan page, index_t first, index_t count,
                      RowBlock<const float> queries, RowBlock<float> out) {
     const cpu::GroupPage<Bits> from{codec, page};
-    using Codes = cpu::CodeAttention<cpu::GroupPage<Bits>>;
-    if (const cpu::CodeOps* ops = cpu::code_ops(); ops != nullptr && Codes::can_score(from))
-      return Codes(from, *ops).scores(first, count, queries, out);
+    if (const cpu::CodeOps* ops = code_ops(from, false); ops != nullptr) return Codes(from, *ops).scores(first, count, queries, out);
     cpu::by_rows(queries, out, [&](RowBlock<const float> q, RowBlock<float> o) {
       if (codec.axis == GroupAxis::channel) cpu::scores_by_channel(from, first, count, q, o);
       else cpu::scores_by_token(from, first, count, q, o);
@@ -56,16 +54,26 @@ struct PageCodec<Cpu, GroupInt<Bits>> {
   static void accumulate(const Codec& codec, PageSpan page, index_t first, index_t count,
                          RowBlock<const float> weights, RowBlock<float> out) {
     const cpu::GroupPage<Bits> from{codec, page};
-    using Codes = cpu::CodeAttention<cpu::GroupPage<Bits>>;
-    if (const cpu::CodeOps* ops = cpu::code_ops(); ops != nullptr && Codes::can_sum(from))
-      return Codes(from, *ops).accumulate(first, count, weights, out);
+    if (const cpu::CodeOps* ops = code_ops(from, true); ops != nullptr) return Codes(from, *ops).accumulate(first, count, weights, out);
     cpu::by_rows(weights, out, [&](RowBlock<const float> w, RowBlock<float> o) {
       if (codec.axis == GroupAxis::channel) cpu::accumulate_by_channel(from, first, count, w, o);
       else cpu::accumulate_by_token(from, first, count, w, o);
     });
   }
 
+  static const char* kernel(const Codec& codec, PageSpan page, bool sums) {
+    const cpu::CodeOps* ops = code_ops(cpu::GroupPage<Bits>{codec, page}, sums);
+    return ops == nullptr ? nullptr : ops->name;
+  }
+
  private:
+  using Codes = cpu::CodeAttention<cpu::GroupPage<Bits>>;
+
+  /// What multiplies codes as they are stored; null: they are unpacked into floats.
+  static const cpu::CodeOps* code_ops(const cpu::GroupPage<Bits>& from, bool sums) {
+    return (sums ? Codes::can_sum(from) : Codes::can_score(from)) ? cpu::code_ops() : nullptr;
+  }
+
   static index_t encode_group(const cpu::GroupPage<Bits>& to, index_t slot, RowBlock<const float> rows) {
     const Codec& codec = to.codec;
     const index_t dim = to.page.dim;

@@ -92,6 +92,7 @@ template <class Method>
 struct KnownBases {
   static constexpr Descriptor about = Method::about;
   static constexpr Inputs needs{};
+  static constexpr bool key_weights = requires { Method::key_weights; };
 
   double keep = Method::keep;        ///< part of a key's numbers, of their energy or singular values, by `rule`
   double value_keep = Method::keep;  ///< of values, likewise
