@@ -56,7 +56,7 @@ ATTEND = {
 
 
 def run(program, bug, options):
-    env = dict(os.environ, TSAN_OPTIONS="exitcode=66")
+    env = dict(os.environ, TSAN_OPTIONS="exitcode=66:halt_on_error=1")
     done = subprocess.run([program, bug, *options], env=env, text=True, errors="replace",
                           stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=120)
     return done.returncode, done.stdout
