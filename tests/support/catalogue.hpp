@@ -79,7 +79,7 @@ inline const std::map<std::string, Setting> settings = {
     // A row may point where that of the other layer does.
     {"minicache", {"minicache(start=0%, part=10%)", 40.0}},
     {"shadowkv", {"shadowkv(keep=50%, chunk=4, local_chunks=2, least=16)", 6.0}},
-    {"xkv", {"xkv(keep=25%, value_keep=25%, layers=2, window=6, least=20)", 6.0}},
+    {"xkv", {"xkv(keep=50%, value_keep=50%, layers=2, window=6, least=20)", 6.0}},
     {"palu", {"palu(keep=50%, value_keep=50%)", 6.0}},
     {"weight_svd", {"weight_svd(keep=50%, value_keep=50%)", 6.0}},
     {"joint_heads", {"joint_heads(window=6)", 12.0}},
