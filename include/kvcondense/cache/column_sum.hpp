@@ -48,12 +48,8 @@ struct ColumnSum {
   }
 
  private:
-  /// Of what codes the rows of all, whatever maps each head's.
-  static std::int64_t print(const C& column) {
-    const auto& codec = column.coded().codec();
-    if constexpr (requires { codec.code_fingerprint(); }) return codec.code_fingerprint();
-    else return codec.fingerprint();
-  }
+  /// Of what codes the rows of all.
+  static std::int64_t print(const C& column) { return code_fingerprint(column.coded().codec()); }
   index_t dim() const { return side[0].column->dim(); }
   index_t page() const { return side[0].column->coded().page_slots(); }
   bool alike(index_t i) const {

@@ -11,6 +11,13 @@
 
 namespace kvcondense::cache {
 
+/// Of what a codec writes, whatever map is in front of it.
+template <class Codec>
+std::int64_t code_fingerprint(const Codec& codec) {
+  if constexpr (requires { codec.code_fingerprint(); }) return codec.code_fingerprint();
+  else return codec.fingerprint();
+}
+
 /// Slots of one head in one stored form: a list of pages of equal capacity, in slot order.
 ///
 /// A slot that leaves becomes a tombstone; `compact` gives the room back. Slots with parameters of
@@ -178,11 +185,14 @@ class Segment {
   void may_share() { shares_ = true; }
   /// A page of rows for two layers, full of these; null when the resource refuses.
   Page* make_rows(prim::RowBlock<const float> rows, index_t& repaired) {
-    Page* page = make_page(page_payload());
+    Page* page = make_rows_page();
     if (page != nullptr) repaired += encode({page->payload(), page_slots_, dim_}, 0, page_slots_, rows, nullptr);
     return page;
   }
   Page* make_page(std::size_t payload) { return Page::make(*memory_, payload, format_); }
+  Page* make_rows_page() { return Page::make(*memory_, page_payload(), rows_format()); }
+  /// Of pages of rows for several heads, whose own maps may differ.
+  std::uint64_t rows_format() const { return page_format(code_fingerprint(codec_), page_slots_, dim_); }
   void drop_page(Page* page) { if (page != nullptr) release(page, *memory_); }
   Status reserve_entry() { return pages_.reserve(pages_.size() + 1); }
   /// After `reserve_entry`: a page whose rows another layer holds too.

@@ -58,13 +58,13 @@ void save_segment(ByteWriter& w, const Segment<C>& segment, bool paired = false,
 template <class C>
 Status put_under(Segment<C>& segment, Page* rows, std::span<const std::byte> bytes) {
   Page* page = segment.pages().back().page;
-  if (rows != nullptr && rows->format != segment.format()) return Status::incompatible;
+  if (rows != nullptr && rows->format != segment.rows_format()) return Status::incompatible;
   segment.may_share();
   if (rows != nullptr) {
     page->under = retain(rows);
     return Status::ok;
   }
-  page->under = segment.make_page(bytes.size());
+  page->under = segment.make_rows_page();
   if (page->under == nullptr) return Status::out_of_memory;
   std::copy(bytes.begin(), bytes.end(), page->under->payload());
   return Status::ok;
