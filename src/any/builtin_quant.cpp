@@ -541,6 +541,7 @@ constexpr Field boundary_layers_fields[] = {
 using SmoothAttention = quant::SmoothAttention<InnerQuant>;
 constexpr Field smooth_attention_fields[] = {
     fraction<SmoothAttention, &SmoothAttention::alpha>("alpha", "", "power of a channel's largest number", 0.01),
+    number<SmoothAttention, &SmoothAttention::least>("least", "", "slots that factors are found from, at least", 0, most_slots),
 };
 
 constexpr Entry entries[] = {

@@ -17,7 +17,9 @@
 #include <kvcondense/position/rerotate.hpp>
 #include <kvcondense/quant/group_int.hpp>
 #include <kvcondense/quant/kivi.hpp>
+#include <support/catalogue.hpp>
 #include <support/memory.hpp>
+#include <support/model_facts.hpp>
 #include <support/naive_cache.hpp>
 
 using namespace kvcondense;
@@ -282,4 +284,45 @@ TEST_CASE("any cache: a provider is told what a call reads, and what is likely t
   REQUIRE(pages.brought == 6);  // of keys and of values three pages of sixteen
   REQUIRE(cache->expect(0, {runs.data(), 100, count}, pages) == Status::ok);
   REQUIRE(pages.expected == 6);
+}
+
+TEST_CASE("any cache: rows of several heads or layers are stored together behind text too, and in files", "[any]") {
+  const CacheShape shape{.layers = 2, .q_heads = 6, .kv_heads = 2, .head_dim = 32, .page_slots = 16};
+  const test::RandomModel model(shape);
+  for (const std::string word : {"minicache", "xkv", "joint_heads"}) {
+    CAPTURE(word);
+    const std::string text = test::settings.at(word).text;
+    any::ParseResult recipe = any::parse(text, model.facts());
+    REQUIRE(recipe);
+    const auto make = [&](test::CountingMemory& memory) {
+      auto cache = any::AnyCache::make(recipe->stages, recipe->text.view(), shape, memory);
+      if (cache.status() == Status::incompatible) {  // bases of keys before rotation
+        recipe = any::parse(text + " + rerotate", model.facts());
+        REQUIRE(recipe);
+        cache = any::AnyCache::make(recipe->stages, recipe->text.view(), shape, memory);
+      }
+      REQUIRE(cache.status() == Status::ok);
+      return std::move(*cache);
+    };
+    test::CountingMemory memory, other;
+    any::AnyCache cache = make(memory);
+    Workspace work;
+    REQUIRE(work.reserve(cache.workspace_bytes(512, 128)) == Status::ok);
+    Context<Cpu> ctx(work.bytes());
+    std::mt19937 random(5);
+    for (const index_t n : {90, 1, 1}) {
+      const test::Tokens t(shape, n, random);
+      std::vector<float> out(static_cast<std::size_t>(shape.q_heads * n * shape.head_dim));
+      for (index_t l = 0; l < shape.layers; ++l)
+        REQUIRE(cache.forward(ctx, l, t.queries(shape), t.keys(shape), t.values(shape), dense_view(out.data(), shape.q_heads, n, shape.head_dim)) ==
+                Status::ok);
+    }
+    REQUIRE(cache.report().across_rows > 0);
+    REQUIRE(cache.report().bytes() == memory.live_bytes);
+    const std::vector<std::byte> file = saved(cache);
+    any::AnyCache loaded = make(other);
+    REQUIRE(loaded.load(file) == Status::ok);
+    REQUIRE(loaded.report().across_rows == cache.report().across_rows);
+    REQUIRE(saved(loaded) == file);
+  }
 }

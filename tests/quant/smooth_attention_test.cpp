@@ -95,9 +95,34 @@ TEST_CASE("smooth_attention: attention is that of the rows that are read back", 
   }
 }
 
+TEST_CASE("smooth_attention: factors wait for enough rows, so that a cache that begins with one token errs no more", "[quant][smooth_attention][cache]") {
+  const CacheShape shape{.q_heads = 2, .kv_heads = 2, .head_dim = 64};
+  const auto worst = [&](index_t least) {
+    test::CacheRig rig(shape, recipe(SmoothAttention<quant::GroupInt<4>>{.base = {.group_size = 16, .residual_window = 0}, .alpha = 0.7f, .least = least}), 120, 100);
+    std::mt19937 random(3);
+    std::vector<float> keys;
+    for (index_t n = 0; n < 100; ++n) {
+      const test::Tokens t(shape, 1, random);
+      REQUIRE(rig.cache.append(rig.ctx, 0, t.keys(shape), t.values(shape)) == Status::ok);
+      REQUIRE(rig.cache.step(rig.ctx, 0) == Status::ok);
+      keys.insert(keys.end(), t.k.begin(), t.k.begin() + 64);
+    }
+    std::vector<float> k(100 * 64), v = k;
+    REQUIRE(rig.cache.read(0, 0, 0, test::view2(k.data(), 100, 64), test::view2(v.data(), 100, 64)) == Status::ok);
+    float most = 0;
+    for (std::size_t i = 0; i < k.size(); ++i) most = std::max(most, std::abs(k[i] - keys[i]));
+    return most;
+  };
+  const float one = worst(0), many = worst(32);
+  CAPTURE(one, many);
+  REQUIRE(many < 1.0f);
+  REQUIRE(one > 3 * many);
+}
+
 TEST_CASE("smooth_attention: what is refused", "[quant][smooth_attention]") {
   const CacheShape shape{.head_dim = 64};
   REQUIRE(SmoothAttention<>{}.validate(shape) == Status::ok);
+  REQUIRE(SmoothAttention<>{.least = -1}.validate(shape) == Status::invalid_argument);
   REQUIRE(SmoothAttention<>{.alpha = 0.0f}.validate(shape) == Status::invalid_argument);
   REQUIRE(SmoothAttention<>{.alpha = 1.5f}.validate(shape) == Status::invalid_argument);
   REQUIRE(SmoothAttention<quant::GroupInt<4>>{.base = {.group_size = 48}}.validate(shape) == Status::invalid_argument);

@@ -113,7 +113,7 @@ inline const std::map<std::string, Setting> settings = {
     {"bit_allocation", {"bit_allocation(key_bits=3, value_bits=2, boundary=1, group_size=8)", 2.5}},
     {"boundary_layers", {"boundary_layers(group_int(bits=4, group_size=16, residual_window=6), first=1, last=0)", 1.0}},
     // Factors from a few first rows make the integers that multiply its codes unequal in size.
-    {"smooth_attention", {"smooth_attention(group_int(bits=4, group_size=16, residual_window=6), alpha=0.7)", 6.0, 0.03}},
+    {"smooth_attention", {"smooth_attention(group_int(bits=4, group_size=16, residual_window=6), alpha=0.7, least=20)", 6.0, 0.03}},
     {"read_all", {"read_all"}},
     {"quest", {"quest(page=4, tokens=24, dense_layers=1)"}},
     {"lserve", {"lserve(page=8, part=4, tokens=24, interval=3, heads=group_max)"}},
