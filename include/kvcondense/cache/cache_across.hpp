@@ -28,12 +28,15 @@ index_t Cache<B, R>::group_slots(index_t layer) const {
   return most;
 }
 
-/// At the end of a step of a layer, whose tokens are then as good as stepped. Scratch was checked before. Cannot fail.
+/// At the end of a step of a layer, whose tokens are then as good as stepped; the last one of its group shares what all of them hold, so
+/// that directions are found from the whole of a prompt. Scratch was checked before. Cannot fail.
 template <Backend B, class R>
 void Cache<B, R>::share_rows(Context<B>& ctx, index_t layer) {
   if (groups_.most() == 1) return;
   const Span group = layer_group(layer);
   const auto pending = [&](index_t l) { return l == layer ? 0 : layers_[l].counters.pending; };
+  for (index_t l = group.first; l < group.first + group.count; ++l)
+    if (layers_[l].counters.seen - pending(l) != layers_[layer].counters.seen) return;
   const index_t most = group_slots(layer);
   Scratch all(ctx.workspace());
   const auto one = static_cast<index_t>(cache::ColumnPair<typename Layer::Head, cache::Column<KeyCodec>>::bytes(most, plan_.across_floats));

@@ -268,8 +268,7 @@ Status Cache<B, R>::attend(Context<B>& ctx, index_t layer, TensorView<const floa
     return Status::shape_mismatch;
   if (measure.lse.data != nullptr && (measure.lse.extent[0] != shape_.q_heads || measure.lse.extent[1] != n))
     return Status::shape_mismatch;
-  if (measure.mass.data != nullptr && (measure.mass.heads != shape_.kv_heads || measure.mass.size() != l.total()))
-    return Status::shape_mismatch;
+  if (measure.mass.data != nullptr && !rows_fit(measure.mass, l.offset.data(), shape_.kv_heads)) return Status::shape_mismatch;
   // Causal rows exist only among tokens that no step has touched; one query may always look at all.
   if (n > std::max<index_t>(1, l.counters.pending)) return Status::order_violation;
 

@@ -31,7 +31,7 @@ Status Cache<B, R>::check_input(const StepView<B>& view, Input what) const {
     if (!reads_attention(view)) return Status::ok;
     const AttentionView& a = in.attention;
     if (a.mass.data == nullptr || a.rows <= 0) return Status::missing_input;
-    return a.mass.heads == view.heads() && a.mass.size() == view.total() ? Status::ok : Status::shape_mismatch;
+    return rows_fit(a.mass, view.offset, view.heads()) ? Status::ok : Status::shape_mismatch;
   }
   if (what == Input::queries) {
     const index_t rows = in.queries.extent[1];

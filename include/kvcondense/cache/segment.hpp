@@ -129,7 +129,8 @@ class Segment {
     index_t done = 0;
     for (index_t p = std::max<index_t>(last_used(), 0); done < rows.rows; ++p) {
       PageRef& ref = pages_[p];
-      const index_t n = std::min(rows.rows - done, page_slots_ - ref.used);
+      // Eviction since `reserve` may have left a page in front of what it counted on, which a fork reads too.
+      const index_t n = ref.page->shared() ? 0 : std::min(rows.rows - done, page_slots_ - ref.used);
       if (n == 0) continue;
       repaired += encode(span(ref), ref.used, n, {rows.data + done * rows.step, n, rows.step},
                          scores == nullptr ? nullptr : scores + done);

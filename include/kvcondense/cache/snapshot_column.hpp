@@ -94,6 +94,7 @@ Status load_segment(ByteReader& r, Segment<C>& segment, bool paired = false, con
     if (kind == PageForm::rows && !r.take(1, payload, rows)) return Status::corrupt_data;
     if (used == 0 || used > segment.page_slots() || used % segment.codec().group_slots() != 0) return Status::corrupt_data;
     if (const Status s = segment.add_page(used, dead, bytes.size()); s != Status::ok) return s;
+    if (segment.pages().back().live == 0) return Status::corrupt_data;
     std::copy(bytes.begin(), bytes.end(), segment.pages().back().page->payload());
     if (kind == PageForm::alone) continue;
     if (const Status s = put_under(segment, kind == PageForm::shared ? below->pages()[at].page->under : nullptr, rows); s != Status::ok) return s;

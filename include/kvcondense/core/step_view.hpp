@@ -36,6 +36,15 @@ class QueryColumns;
 template <Backend B>
 class SlotRows;
 
+/// Whether a ragged view has a row for each of `heads` heads, as long as these offsets say.
+template <class T>
+bool rows_fit(const RaggedView<T>& view, const index_t* offset, index_t heads) {
+  if (view.heads != heads) return false;
+  for (index_t h = 0; h < heads; ++h)
+    if (view.length(h) != offset[h + 1] - offset[h]) return false;
+  return true;
+}
+
 /// All that a policy may look at in one step of one layer.
 template <Backend B>
 struct StepView {
