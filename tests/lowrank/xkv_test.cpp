@@ -240,6 +240,33 @@ TEST_CASE("xkv: what waits, and for whom", "[lowrank][xkv]") {
   REQUIRE(rig.cache.capabilities().lossy_slots);
 }
 
+TEST_CASE("xkv: a prompt in chunks finds the directions of the whole prompt", "[lowrank][xkv]") {
+  const auto r = recipe(XKv{.keep = 0.25, .value_keep = 0.25, .layers = 2, .window = 5, .least = 8});
+  test::CacheRig whole(three_layers, r, 256, 160), chunks(three_layers, r, 256, 160);
+  Stream stream{three_layers, std::mt19937(9)};
+  const auto first = stream.layers(100), second = stream.layers(60);
+  const auto append = [&](auto& rig, const auto& tokens, index_t l) {
+    const auto& t = tokens[static_cast<std::size_t>(l)];
+    REQUIRE(rig.cache.append(rig.ctx, l, t.keys(three_layers), t.values(three_layers)) == Status::ok);
+  };
+  for (index_t l = 0; l < three_layers.layers; ++l) {
+    append(chunks, first, l);
+    REQUIRE(chunks.cache.step(chunks.ctx, l, Phase::prefill_chunk) == Status::ok);
+  }
+  for (index_t l = 0; l < three_layers.layers; ++l) {
+    append(chunks, second, l);
+    REQUIRE(chunks.cache.step(chunks.ctx, l, Phase::prefill_end) == Status::ok);
+  }
+  for (index_t l = 0; l < three_layers.layers; ++l) {
+    append(whole, first, l), append(whole, second, l);
+    REQUIRE(whole.cache.step(whole.ctx, l, Phase::prefill_end) == Status::ok);
+  }
+  REQUIRE(whole.cache.report().across_rows > 0);
+  REQUIRE(chunks.cache.report().across_rows == whole.cache.report().across_rows);
+  for (index_t l = 0; l < 2; ++l)  // of one group
+    for (const bool values : {true, false}) REQUIRE(stored(chunks.cache, l, 1, values) == stored(whole.cache, l, 1, values));
+}
+
 TEST_CASE("xkv: files hold rows once, forks share them, damaged files are refused", "[lowrank][xkv]") {
   const XKv x{.keep = 0.25, .value_keep = 0.25, .layers = 3, .window = 4, .least = 8};
   test::check_snapshot(three_layers, recipe(x), recipe(XKv{.keep = 0.25, .value_keep = 0.25, .layers = 2, .window = 4, .least = 8}));
