@@ -113,8 +113,8 @@ TEST_CASE("condensed: every word of the registry runs in the model", "[engine][c
     for (const char* newest : {"stabilizers", "recent"})  // their defaults are for longer texts
       if (!budget.empty() && e->field(newest) != nullptr) budget += std::string(", ") + newest + "=24";
     const std::string comma = !policy.empty() && !budget.empty() ? ", " : "";
-    // Random bases say nothing of this model; whole ones lose nothing.
-    const bool lowrank = e->room == kvcondense::Stage::lowrank;
+    // Random bases say nothing of this model; whole ones lose nothing. Directions of several layers are found from the text.
+    const bool lowrank = e->room == kvcondense::Stage::lowrank && e->field("layers") == nullptr;
     for (const char* part : {"keep=100%", "value_keep=100%", "rule=part"})
       if (const std::string field = std::string(part).substr(0, std::string(part).find('=')); lowrank && e->field(field) != nullptr)
         budget += (budget.empty() ? "" : ", ") + std::string(part);
