@@ -479,6 +479,7 @@ kvc_status kvc_get_capabilities(const kvc_cache* c, kvc_capabilities* out) {
   all.needs_gates = k.needs.has(Input::gates), all.needs_surprise = k.needs.has(Input::surprise);
   all.needs_classes = k.needs.has(Input::classes), all.joins_tokens = k.joins_tokens;
   all.output_weights = k.wants.output_weights, all.calibrated = k.wants.calibrated, all.trained = k.wants.trained;
+  all.turns_keys = k.turns_keys, all.found_maps = k.found_maps;
   give_known(all, out);
   return KVC_OK;
 }

@@ -70,12 +70,13 @@ std::vector<Change> changes() {
       {"output_weights", [](EngineFacts& e) { e.output_weights = false; }, {"critical(snapkv)", "critical(ada(snapkv))"}, {}},
       {"calibration", [](EngineFacts& e) { e.calibration = false; }, {"pca", "kvquant", "duo_attention", "loki", "head_table(snapkv)", "h2o + hadamard(kvquant)"}, {}},
       {"trained", [](EngineFacts& e) { e.trained = false; }, {}, {"dms", "dmc", "landmark", "locret"}},
-      {"drafts", [](EngineFacts& e) { e.drafts = 4; }, {}, {"sparq", "landmark"}},
+      {"drafts", [](EngineFacts& e) { e.drafts = 4; }, {}, {"sparq", "landmark", "h2o", "compensate(snapkv)", "dmc", "tome(tokens=50)", "kivi4"}},
       {"long drafts", [](EngineFacts& e) { e.drafts = 40; }, {}, {"quest", "kivi4 + quest"}},
-      {"shares_prefixes", [](EngineFacts& e) { e.shares_prefixes = true; }, {"h2o", "sliding_window"}, {"kivi4", "fp8"}},
+      {"shares_prefixes", [](EngineFacts& e) { e.shares_prefixes = true; },
+       {"h2o", "sliding_window", "xkv", "online_pca", "think", "zipcache", "mikv", "smooth_attention(kivi4)", "shadowkv + rerotate", "online_pca + kivi4"}, {"kivi4", "fp8"}},
       {"fixed_tables", [](EngineFacts& e) { e.fixed_tables = true; }, {"h2o", "tome(tokens=50)", "sink_window + kivi4"}, {}},
-      {"axes", [](EngineFacts& e) { e.positions = PositionKind::axes; }, {"kivi4 + reindex", "rerotate"}, {}},
-      {"embedded", [](EngineFacts& e) { e.positions = PositionKind::embedded; }, {"reindex"}, {}},
+      {"axes", [](EngineFacts& e) { e.positions = PositionKind::axes; }, {"kivi4 + reindex", "rerotate", "dmc", "expected_attention", "ada(expected_attention)", "h2o + d2o(place=pivot)", "tome(place=latest)"}, {}},
+      {"embedded", [](EngineFacts& e) { e.positions = PositionKind::embedded; }, {"reindex", "dmc", "expected_attention", "h2o + keepkv(place=pivot)"}, {}},
       {"biased", [](EngineFacts& e) { e.positions = PositionKind::biased; }, {"keep_all", "kivi4"}, {}},
       {"sliding_layers", [](EngineFacts& e) { e.sliding_layers = 1; }, {"keep_all", "sliding_window"}, {}},
       {"qk_norm", [](EngineFacts& e) { e.qk_norm = true; }, {"knorm", "ada(knorm)", "every(uniform(knorm)) + kivi4"}, {"weight_svd + rerotate", "lorc + rerotate"}},
@@ -132,6 +133,7 @@ TEST_CASE("admission: each fact of an engine changes the answers it should, and 
   // What a fact has nothing to do with is answered as before.
   for (const auto& [fact, text] : {std::pair{"attention", "knorm + kivi4"}, {"queries", "h2o"}, {"qk_norm", "keydiff"}, {"calibration", "critical(snapkv)"},
                                    {"output_weights", "pca"}, {"fixed_tables", "kivi4"}, {"shares_prefixes", "keep_all"}, {"axes", "h2o + kivi4"},
+                                   {"axes", "h2o + d2o"}, {"embedded", "dmc(rotated=false)"}, {"embedded", "think"},
                                    {"raw_rows", "rerotate"}, {"drafts", "quest"}, {"trained", "snapkv"}, {"probes", "expected_attention"}}) {
     for (const Change& c : changes())
       if (std::string(c.fact) == fact) {
@@ -145,6 +147,12 @@ TEST_CASE("admission: sentences name what is missing", "[any][admission]") {
   EngineFacts e;
   CHECK(said(ask("dms", e)) == "missing_input: the recipe needs the gates of a trained model, which the engine does not hand over");
   CHECK(said(ask("pca", e)) == "missing_input: the recipe needs arrays that are made from the model beforehand, which the engine does not have");
+  CHECK(said(ask("sliding_window", {.drafts = 3})) ==
+        "ok: what a step evicts, folds or codes is not undone when drafts are taken back: append and attend them, take back what was refused, and step "
+        "after that");
+  CHECK(said(ask("xkv", {.shares_prefixes = true})) ==
+        "not_supported: what is stored of a prompt is read through bases or factors found from its own sequence, which another request does not have: "
+        "share prompts by forks of a cache, not by their pages");
   e.fixed_tables = true;
   CHECK(said(ask("h2o", e)) == "not_supported: slots leave, and the engine's tables hold every token in its place");
   CHECK(said(ask("knorm", {.qk_norm = true})) ==

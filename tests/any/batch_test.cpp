@@ -1,6 +1,8 @@
 #include <array>
 #include <atomic>
 #include <cstring>
+#include <limits>
+#include <memory>
 #include <random>
 #include <string>
 #include <thread>
@@ -170,6 +172,12 @@ TEST_CASE("batch: requests come and go, prompts in chunks beside generated token
       auto made = Any::make(make(text, memory), 4, memory, 3);
       REQUIRE(made);
       Any& batch = *made;
+      {  // Scratch for the largest step stays; nothing else does.
+        Alone first(text, 99);
+        const index_t id = *batch.begin_request();
+        step(batch, {{id, 60, Phase::prefill_end}}, {&first}, nullptr);
+        REQUIRE(batch.end_request(id) == Status::ok);
+      }
       const std::size_t idle = memory.live_bytes;
       std::mt19937 random(1);
       struct Running {
@@ -208,8 +216,7 @@ TEST_CASE("batch: requests come and go, prompts in chunks beside generated token
       for (auto& r : running) REQUIRE(batch.end_request(r->id) == Status::ok);
       REQUIRE(batch.begin_step({}) == Status::ok);
       REQUIRE(batch.end_step() == Status::ok);
-      // What is left is scratch for the largest step.
-      REQUIRE(memory.live_bytes <= idle + 3 * make(text, heap_memory()).workspace_bytes(512, 60));
+      REQUIRE(memory.live_bytes == idle);
     }
     REQUIRE(memory.live_bytes == 0);
   }
@@ -351,4 +358,121 @@ TEST_CASE("batch: calls out of order and wrong shapes are refused and change not
   REQUIRE(batch.cache(x).length() == 0);
   step(batch, {{x, 40, Phase::prefill_end}}, {&a}, nullptr);
   REQUIRE(batch.cache(x).slots(0, 0) == 16);
+}
+
+TEST_CASE("batch: rows of other heads or sizes are refused before any is read", "[any][batch]") {
+  test::CountingMemory memory;
+  const char* text = "rkv(tokens=40, window=4, kernel=3, slack=8)";
+  auto made = Any::make(make(text, memory), 1, memory);
+  REQUIRE(made);
+  Any& batch = *made;
+  Alone a(text, 1);
+  const index_t x = *batch.begin_request();
+  const test::Tokens t = a.next(5);
+  a.forward(t, Phase::prefill_end);
+  const BatchRows rows[] = {{x, 5, Phase::prefill_end}};
+  REQUIRE(batch.begin_step(rows) == Status::ok);
+  Packed good({t});
+  // [kv_heads, rows, dim] where [q_heads, rows, dim] belongs, and no more memory than that.
+  const std::vector<float> few(2 * 5 * 32);
+  std::vector<float> out(4 * 5 * 32);
+  const auto q = dense_view<const float>(good.q.data(), 4, 5, 32), k = dense_view<const float>(good.k.data(), 2, 5, 32);
+  const auto o = dense_view(out.data(), 4, 5, 32);
+  REQUIRE(batch.forward(0, dense_view<const float>(few.data(), 2, 5, 32), k, k, o) == Status::shape_mismatch);
+  REQUIRE(batch.forward(0, dense_view<const float>(few.data(), 4, 5, 16), k, k, o) == Status::shape_mismatch);
+  REQUIRE(batch.forward(0, q, dense_view<const float>(few.data(), 1, 5, 32), k, o) == Status::shape_mismatch);
+  REQUIRE(batch.forward(0, q, k, dense_view<const float>(few.data(), 2, 5, 16), o) == Status::shape_mismatch);
+  REQUIRE(batch.forward(0, q, k, k, dense_view(out.data(), 4, 5, 16)) == Status::shape_mismatch);
+  REQUIRE(batch.status(0) == Status::ok);
+  for (index_t l = 0; l < 2; ++l) {
+    REQUIRE(good.forward(batch, l, nullptr) == Status::ok);
+    good.require(0, a, l);
+  }
+  REQUIRE(batch.end_step() == Status::ok);
+  REQUIRE(same(state(batch.cache(x)), state(a.cache)));
+}
+
+TEST_CASE("batch: tokens that are pending in any layer are seen, and who is owed nothing holds up nobody", "[any][batch]") {
+  test::CountingMemory memory;
+  const char* text = "kivi2(group=16, residual=16)";
+  auto made = Any::make(make(text, memory), 3, memory);
+  REQUIRE(made);
+  Any& batch = *made;
+  const auto begin = [&](index_t x, index_t y, std::uint32_t seed) {
+    const BatchRows rows[] = {{x, 70, Phase::prefill_end}, {y, 33, Phase::prefill_end}};
+    std::mt19937 random(seed);
+    Packed packed({test::Tokens(shape, 70, random), test::Tokens(shape, 33, random)});
+    REQUIRE(batch.begin_step(rows) == Status::ok);
+    for (index_t l = 0; l < 2; ++l) REQUIRE(packed.forward(batch, l, nullptr) == Status::ok);
+  };
+
+  // Memory that is refused to a step of layer 1.
+  bool between = false;
+  for (long n = 0; !between; ++n) {
+    REQUIRE(n < 200);
+    const index_t x = *batch.begin_request(), y = *batch.begin_request();
+    begin(x, y, 1);
+    memory.refuse_from = memory.requests + n;
+    (void)batch.end_step();
+    memory.refuse_from = -1;
+    between = batch.cache(x).pending(0) == 0 && batch.cache(x).pending(1) != 0;
+    if (between) {
+      REQUIRE(batch.owed());
+      REQUIRE(batch.begin_request(x).status() == Status::order_violation);
+      REQUIRE(batch.end_step() == Status::ok);
+      const auto like = batch.begin_request(x);
+      REQUIRE(like);
+      REQUIRE(same(state(batch.cache(*like)), state(batch.cache(x))));
+      REQUIRE(batch.end_request(*like) == Status::ok);
+    }
+    for (const index_t id : {x, y}) REQUIRE(batch.end_request(id) == Status::ok);
+  }
+
+  // A caller's own append to one layer.
+  const index_t z = *batch.begin_request();
+  std::mt19937 random(3);
+  const test::Tokens own(shape, 2, random);
+  Workspace work;
+  REQUIRE(work.reserve(batch.cache(z).workspace_bytes(64, 2)) == Status::ok);
+  Context<Cpu> ctx(work.bytes());
+  REQUIRE(batch.cache(z).append(ctx, 1, own.keys(shape), own.values(shape)) == Status::ok);
+  const BatchRows one[] = {{z, 1}};
+  REQUIRE(batch.begin_step(one) == Status::order_violation);
+  REQUIRE(batch.begin_request(z).status() == Status::order_violation);
+  REQUIRE(batch.end_request(z) == Status::ok);
+
+  // One that ends while it is owed memory leaves the step, its refusal too.
+  index_t x = *batch.begin_request(), y = *batch.begin_request();
+  begin(x, y, 4);
+  memory.refuse_from = memory.requests;
+  REQUIRE(batch.end_step() == Status::out_of_memory);
+  REQUIRE(batch.status(0) == Status::out_of_memory);
+  REQUIRE(batch.status(1) == Status::out_of_memory);
+  memory.refuse_from = -1;
+  REQUIRE(batch.end_request(x) == Status::ok);
+  REQUIRE(batch.owed());
+  REQUIRE(batch.status(0) == Status::ok);
+  REQUIRE(batch.end_step() == Status::ok);
+  REQUIRE_FALSE(batch.owed());
+  REQUIRE(batch.end_step() == Status::order_violation);
+
+  // One that was refused keeps its status, of which `end_step` goes on speaking while there is nothing left to do.
+  x = *batch.begin_request();
+  const BatchRows rows[] = {{x, 70, Phase::prefill_end}, {y, 33, Phase::decode}};
+  std::vector<test::Tokens> tokens{test::Tokens(shape, 70, random), test::Tokens(shape, 33, random)};
+  tokens[0].k[0] = std::numeric_limits<float>::quiet_NaN();
+  Packed packed(tokens);
+  REQUIRE(batch.begin_step(rows) == Status::ok);
+  for (index_t l = 0; l < 2; ++l) REQUIRE(packed.forward(batch, l, nullptr) == Status::invalid_argument);
+  memory.refuse_from = memory.requests;
+  REQUIRE(batch.end_step() != Status::ok);
+  memory.refuse_from = -1;
+  REQUIRE(batch.owed());
+  REQUIRE(batch.end_step() == Status::invalid_argument);
+  REQUIRE_FALSE(batch.owed());
+  REQUIRE(batch.status(0) == Status::invalid_argument);
+  REQUIRE(batch.status(1) == Status::ok);
+  REQUIRE(batch.cache(x).length() == 0);
+  REQUIRE(batch.end_request(x) == Status::ok);
+  REQUIRE(batch.status(0) == Status::invalid_argument);
 }

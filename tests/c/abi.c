@@ -165,6 +165,7 @@ static int by_hand(const kvc_context* ctx) {
   {
     kvc_capabilities can = KVC_CAPABILITIES_INIT;
     CHECK(kvc_make("dmc", &shape, NULL, NULL, &cache, NULL) == KVC_OK && kvc_get_capabilities(cache, &can) == KVC_OK && can.joins_tokens == 1);
+    CHECK(can.turns_keys == 1 && can.found_maps == 0 && can.rollback_exact == 0);
     fill(q, q_heads * prompt * dim, 1), fill(k, kv_heads * prompt * dim, 2), fill(v, kv_heads * prompt * dim, 3);
     queries = kvc_dense(q, KVC_F32, q_heads, prompt, dim), keys = kvc_dense(k, KVC_F32, kv_heads, prompt, dim);
     values = kvc_dense(v, KVC_F32, kv_heads, prompt, dim);

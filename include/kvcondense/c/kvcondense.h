@@ -258,8 +258,9 @@ typedef struct kvc_capabilities {
   int needs_attention, needs_queries, needs_projections, needs_moments, needs_gates, needs_surprise, needs_classes;
   int joins_tokens;
   int output_weights, calibrated, trained; /* wants the output projections, arrays made from the model, a model trained for it */
+  int turns_keys, found_maps; /* turns keys by one position per token; reads codes through bases or factors found from their own sequence */
 } kvc_capabilities;
-#define KVC_CAPABILITIES_INIT {sizeof(kvc_capabilities), 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0}
+#define KVC_CAPABILITIES_INIT {sizeof(kvc_capabilities), 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0}
 kvc_status kvc_get_capabilities(const kvc_cache* cache, kvc_capabilities* out);
 
 /* The words that recipes are made of. */

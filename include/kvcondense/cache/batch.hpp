@@ -38,9 +38,12 @@ struct BatchRows {
 /// Numbers  those of each sequence alone, bit for bit, whatever runs beside it and on however many threads.
 /// Errors   `status(i)` says how request i of the step fares; the others go on. One that was refused, or not given all layers
 ///          (order_violation), is as it was before the step, once that ends. Where memory is refused while a step ends, tokens
-///          stay pending, and `end_step`, called again when some is back, goes on from there. begin_step: order_violation
-///          while that is owed, or over tokens that are pending; shape_mismatch, out_of_range, out_of_memory; nothing has
-///          begun then.
+///          stay pending, and `end_step`, called again when some is back, goes on from there: as long as `owed()` says so,
+///          since a status stays with a request that was taken back. A request whose step fails for another reason when
+///          layers before have had theirs loses the step's tokens, but what those layers let go does not come back: end it.
+///          forward: shape_mismatch where a view does not hold the rows of the step; nothing was read then. begin_step:
+///          order_violation while a step is owed, or over tokens that are pending in any layer; shape_mismatch,
+///          out_of_range, out_of_memory; nothing has begun then.
 /// Threads  one caller. The resource is called from the executor's threads.
 template <class C>
 class Batch {
@@ -62,15 +65,16 @@ class Batch {
   /// One that begins with all that another holds: a prompt that both share. Neither ever alters what the other sees.
   Expected<index_t> begin_request(index_t like) {
     if (!running(like)) return Status::out_of_range;
-    if (requests_[like]->cache.pending() != 0) return Status::order_violation;
+    if (waits(cache(like))) return Status::order_violation;
     return enter(requests_[like]->cache);
   }
-  /// Between steps, or while one is owed memory: that request is then out of it.
+  /// Between steps, or while one is owed memory: that request is then out of it, and nothing is wrong with it.
   Status end_request(index_t request) {
     if (!running(request)) return Status::out_of_range;
     if (open_) return Status::order_violation;
-    for (index_t i = 0; i < step_.size(); ++i)
-      if (step_[i].rows.request == request) step_[i].layer = layers();
+    if (owed())
+      for (Part& p : parts())
+        if (p.rows.request == request) p.layer = layers(), p.status = Status::ok;
     requests_[request].reset();
     return Status::ok;
   }
@@ -91,7 +95,7 @@ class Batch {
         if (rows[j].request == r.request) return Status::shape_mismatch;
       if (r.tokens < 1) return Status::shape_mismatch;
       const C& c = cache(r.request);
-      if (c.pending() != 0) return Status::order_violation;
+      if (waits(c)) return Status::order_violation;
       index_t slots = 0;
       for (index_t l = 0; l < layers(); ++l)
         for (index_t h = 0; h < shape().kv_heads; ++h) slots = std::max(slots, c.slots(l, h));
@@ -115,7 +119,12 @@ class Batch {
                  std::span<const index_t> positions = {}, Executor* executor = nullptr) {
     if (!open_) return Status::order_violation;
     if (layer < 0 || layer >= layers()) return Status::out_of_range;
-    const bool fits = queries.extent[1] == total_ && keys.extent[1] == total_ && values.extent[1] == total_ && out.extent[1] == total_;
+    const auto holds = [&](const auto& view, index_t heads, index_t dim) {
+      return view.extent[0] == heads && view.extent[1] == total_ && view.extent[2] == dim;
+    };
+    const CacheShape& s = shape();
+    const bool fits = holds(queries, s.q_heads, s.head_dim) && holds(keys, s.kv_heads, s.head_dim) &&
+                      holds(values, s.kv_heads, s.values()) && holds(out, s.q_heads, s.values());
     if (!fits || (!positions.empty() && static_cast<index_t>(positions.size()) != total_)) return Status::shape_mismatch;
     return each(executor, [&](Part& p, Context<Cpu> ctx) {
       const auto of = [&](auto view) {
@@ -128,7 +137,8 @@ class Batch {
     });
   }
 
-  /// Runs the steps of all layers; takes back the tokens of requests that were refused. ok: nobody is owed anything.
+  /// Runs the steps of all layers; takes back the tokens of requests that were refused. The first status of the step that is not
+  /// ok, that of a request taken back among them: whether to call again is what `owed()` says.
   Status end_step(Executor* executor = nullptr) {
     if (!open_ && !owed()) return Status::order_violation;
     open_ = false;
@@ -175,6 +185,13 @@ class Batch {
   const CacheShape& shape() const { return empty_.shape(); }
   index_t layers() const { return shape().layers; }
   std::span<Part> parts() { return {step_.begin(), static_cast<std::size_t>(step_.size())}; }
+
+  /// Whether any layer has tokens that no step has seen: of a step that memory was refused to, layers behind it do.
+  bool waits(const C& c) const {
+    for (index_t l = 0; l < layers(); ++l)
+      if (c.pending(l) != 0) return true;
+    return false;
+  }
 
   Expected<index_t> enter(const C& from) {
     if (open_) return Status::order_violation;

@@ -334,6 +334,7 @@ class Cache {
   prim::RopeAngles fold_angles_{};
   prim::ControlComponent control_{};
   bool merging_ = false;
+  bool found_ = false;  ///< columns are mapped by what their rows showed
   Plan plan_{};
   MemoryResource<Cpu>* memory_ = nullptr;
   ObjectArray<Layer> layers_;

@@ -115,10 +115,7 @@ Expected<Cache<B, R>> Cache<B, R>::make(const CacheShape& shape, const R& recipe
   if (made != Status::ok) return made;
   if (failed != Status::ok) return failed;
   c.finish_plan();
-  if (c.fold_.across.active)
-    for (const Layer& l : c.layers_)
-      for (const auto& h : l.heads)
-        if (h.keys.map().state_floats() > 0 || h.values.map().state_floats() > 0 || c.plan_.codec_queries) return Status::incompatible;
+  if (c.fold_.across.active && (c.found_ || c.plan_.codec_queries)) return Status::incompatible;
   return c;
 }
 
@@ -144,6 +141,7 @@ void Cache<B, R>::finish_plan() {
         if (groups_.most() > 1) p.across_floats = std::max(p.across_floats, across_floats(slots, dim));
       p.lossy = p.lossy || fold_.across.active || h.keys.flush_rule().block > 0 || h.values.flush_rule().block > 0;
       p.codec_queries = p.codec_queries || h.keys.needs_queries() || h.values.needs_queries();
+      found_ = found_ || h.keys.map().state_floats() > 0 || h.values.map().state_floats() > 0;
     }
 }
 
@@ -164,6 +162,9 @@ Capabilities Cache<B, R>::capabilities() const {
   }
   c.wants = recipe_traits(recipe_);
   c.joins_tokens = fold_.gate.active;
+  c.turns_keys = c.raw_keys || fold_.place >= 0 || (fold_.gate.active && fold_.gate.rotated) || evict::reads_rotated_keys(pipeline_.source);
+  c.found_maps = found_;
+  c.rollback_exact = !c.changes_length && !c.joins_tokens && !c.lossy_slots;
   c.prefix_exact = !c.changes_length && !c.lossy_slots;
   return c;
 }

@@ -108,14 +108,18 @@ constexpr Admission admit(const Capabilities& can, const EngineFacts& e) {
     return {Status::missing_input, "the recipe wants the model to repeat its context, in tokens that are taken back, which the engine does not do"};
   if (!can.rotated_input && !e.raw_rows)
     return {Status::missing_input, "the recipe stores keys before rotation, which the engine does not hand over"};
-  if (can.raw_keys && e.positions != PositionKind::rope)
+  if (can.turns_keys && e.positions != PositionKind::rope)
     return {Status::not_supported, "the recipe turns keys by one position per token, and the model does not"};
   if (can.changes_length && e.fixed_tables)
     return {Status::not_supported, "slots leave, and the engine's tables hold every token in its place"};
   if (can.changes_length && e.shares_prefixes)
     return {Status::not_supported, "what is stored of a prompt depends on what came after it: share prompts by forks of a cache, not by their pages"};
+  if (can.found_maps && e.shares_prefixes)
+    return {Status::not_supported, "what is stored of a prompt is read through bases or factors found from its own sequence, which another request does "
+                                   "not have: share prompts by forks of a cache, not by their pages"};
   if (e.drafts > 0 && !can.rollback_exact)
-    return {Status::not_supported, "tokens cannot be taken back exactly, and speculative decoding does that"};
+    return {Status::ok, "what a step evicts, folds or codes is not undone when drafts are taken back: append and attend them, take back what was "
+                        "refused, and step after that"};
   if (!can.prefix_exact && e.shares_prefixes)
     return {Status::ok, "a shared prompt is stored in codes once tokens follow it: requests that reuse it do not repeat a fresh one bit for bit"};
   if (can.reads_part && e.drafts + 1 > can.choosing_call)

@@ -52,7 +52,9 @@ struct Capabilities {
   bool joins_tokens = false;      ///< `append` wants the queries too: tokens join slots before they are attended
   index_t choosing_call = 0;      ///< `reads_part`: query tokens of the longest call that chooses; longer ones read everything
   StageTraits wants{};            ///< what it wants of the model
-  bool rollback_exact = true;     ///< tokens not yet stepped can always be taken back bit for bit
+  bool turns_keys = false;        ///< something turns keys or queries by one position per token, as RoPE does
+  bool found_maps = false;        ///< codes are read through bases or factors that were found from their own sequence
+  bool rollback_exact = true;     ///< tokens that a step has seen leave no trace when they are taken back; those before a step never do
   bool prefix_exact = true;       ///< a stored prefix never changes when later tokens come
 };
 
