@@ -41,6 +41,24 @@ TEST_CASE("move rows: what stays comes to the front of every head, in any layout
     }
 }
 
+TEST_CASE("move rows: a shared page is owned first where the next row of any head comes to it", "[external]") {
+  const CacheShape shape{.q_heads = 2, .kv_heads = 2, .head_dim = 64};
+  std::vector<half> rows(at(6 * 16 * 2 * 64));
+  const std::int32_t table[] = {4, 0, 5}, owners[] = {1, 1, 1, 1, 2, 1};
+  BorrowedLayer b = borrow_blocks(rows.data(), rows.data(), shape, 16, 6, table);
+  b.owners = owners;
+  std::vector<std::int32_t> kept(80);
+  std::iota(kept.begin(), kept.begin() + 40, 0), std::iota(kept.begin() + 40, kept.end(), 0);
+  const index_t offset[] = {0, 40, 80};
+  for (const auto& [first, want] : {std::pair<index_t, index_t>{10, 1}, {0, 1}, {16, 0}, {15, 1}, {40, 0}}) {
+    const index_t count[] = {first, 40};
+    index_t place[3] = {-1, -1, -1};
+    CAPTURE(first);
+    CHECK(pages_to_own(b, {{kept.data(), offset, 2}, count}, place) == want);
+    CHECK(place[0] == want - 1);
+  }
+}
+
 TEST_CASE("move rows: places of cells part without moving a row", "[external]") {
   std::vector<std::int32_t> cells{9, 4, 7, 1, 0, 3};
   const std::int32_t kept[] = {1, 2, 5};
@@ -68,6 +86,15 @@ TEST_CASE("move rows: borrowed arrays with any strides", "[external]") {
   prim::append_paged(none, b.sequence(slots), t.keys(), t.values());
   CHECK(static_cast<float>(keys(1, 4, 5)) == Approx(t.keys()(1, 4, 5)).epsilon(1e-3));
   CHECK(static_cast<float>(values(0, 6, 2)) == Approx(t.values()(0, 6, 2)).epsilon(1e-3));
+  // Arrays without room hold nothing, and a layout of any numbers is no layout.
+  const BorrowedLayer empty = borrow_contiguous(TensorView<half, 3>{numbers.data(), {2, 0, 6}, {1, 12, 2}}, values);
+  CHECK(check(empty, shape, 0, Scratch(scratch)) == Status::ok);
+  CHECK(check(empty, shape, 1, Scratch(scratch)) == Status::out_of_range);
+  BorrowedLayer huge = b;
+  huge.keys.layout.chunk = std::numeric_limits<index_t>::max();  // all numbers of a row side by side, over those of the other head
+  CHECK(check(huge, shape, 7, Scratch(scratch)) == Status::invalid_argument);
+  huge.keys.dim = huge.values.dim = 0;
+  CHECK(check(huge, shape, 7, Scratch(scratch)) == Status::shape_mismatch);
   // Three heads in one array and two in the other are no layer.
   CHECK(check(borrow_contiguous(keys, TensorView<half, 3>{numbers.data(), {3, 7, 6}, {1, 18, 3}}), shape, 1, Scratch(scratch)) == Status::shape_mismatch);
 }

@@ -36,7 +36,7 @@ struct EngineMemory {
     page_slots = l == Layout::contiguous ? room : l == Layout::cells || l == Layout::cell_channels ? 1 : l == Layout::vllm ? 16 : 5;
     pages = l == Layout::contiguous ? 1 : (room + page_slots - 1) / page_slots + 3;
     const auto bytes = [&](index_t dim) { return at(pages * page_slots * s.kv_heads * dim) * size_of(s.dtype); };
-    keys.assign(bytes(s.head_dim), std::byte{0x7f}), values.assign(bytes(s.values()), std::byte{0x7f});
+    keys.assign(bytes(s.head_dim), std::byte{0xff}), values.assign(bytes(s.values()), std::byte{0xff});
     table.resize(at(pages));
     std::iota(table.begin(), table.end(), 0);
     std::shuffle(table.begin(), table.end(), std::mt19937(seed));

@@ -59,8 +59,8 @@ inline constexpr DType dtype_of = std::is_same_v<T, float> ? DType::f32 : std::i
 /// Whether no two numbers of a tensor share a place: strides in ascending order, each at least as long as what it steps over.
 inline bool apart(const prim::PagedTensor& t, index_t heads, index_t page_slots, index_t pages) {
   const prim::PagedLayout& l = t.layout;
-  if (l.chunk < 1) return false;
-  std::pair<index_t, index_t> steps[] = {{1, std::min(l.chunk, t.dim)}, {l.chunk_step, (t.dim + l.chunk - 1) / l.chunk},
+  if (l.chunk < 1 || t.dim < 1) return false;
+  std::pair<index_t, index_t> steps[] = {{1, std::min(l.chunk, t.dim)}, {l.chunk_step, (t.dim - 1) / l.chunk + 1},
                                          {l.slot, page_slots}, {l.head, heads}, {l.page, pages}};
   constexpr index_t most = index_t{1} << 46;  // keeps offsets inside index_t
   for (const auto& [step, count] : steps)
@@ -113,7 +113,8 @@ BorrowedLayer borrow_contiguous(TensorView<T, 3> keys, TensorView<T, 3> values) 
                              {0, v.stride[0], v.stride[1], v.stride[2] == 1 ? v.extent[2] : 1, v.stride[2] == 1 ? v.extent[2] : v.stride[2]}};
   };
   const index_t heads = keys.extent[0] == values.extent[0] ? keys.extent[0] : 0;
-  return {tensor(keys), tensor(values), detail::one_page, std::max<index_t>(1, std::min(keys.extent[1], values.extent[1])), 1, heads, {}};
+  const index_t room = std::min(keys.extent[1], values.extent[1]);
+  return {tensor(keys), tensor(values), detail::one_page, std::max<index_t>(1, room), room > 0 ? 1 : 0, heads, {}};
 }
 
 /// Blocks [blocks, slots, heads, dim] (NHD) or [blocks, heads, slots, dim] (HND) and a sequence's block table.

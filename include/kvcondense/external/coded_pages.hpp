@@ -40,6 +40,7 @@ struct CodedMemory {
 /// Source   the stages' own; pages as vLLM's blocks.
 /// Needs    what the stage needs; rows of new tokens in the exact pages, at the places that `place` names.
 /// Shapes   pages of `page_slots`, a multiple of the slots that share parameters; all heads hold the same slots.
+///          Slots leave by `keep` alone: there is neither truncate nor fork, codes cannot become exact rows again.
 /// Cost     a page takes heads * (key_bytes() + value_bytes()) bytes. Attention decodes nothing, as in a Cache.
 /// Numbers  codes and attention of a Cache with the same stage and page size, bit for bit.
 /// Errors   make: what the stage says; invalid_argument: page_slots that groups do not divide; not_supported: stages found from the
@@ -76,6 +77,7 @@ class CodedPages {
     c.key_flush_ = key_flush_of(quant, shape, {layer, 0}), c.value_flush_ = value_flush_of(quant, shape, {layer, 0});
     Status failed = Status::ok;
     std::int64_t format = page_slots;
+    for (const index_t n : {shape.kv_heads, shape.head_dim, shape.values()}) format = prim::mix_fingerprints(format, n);
     const Status made = c.heads_.fill(memory, shape.kv_heads, [&](index_t h) {
       const HeadIndex at{layer, h};
       Head head;
@@ -124,7 +126,7 @@ class CodedPages {
 
   /// `tokens` exact rows were written at place(slots()) and on.
   Status append(index_t tokens) {
-    if (tokens < 0 || seen_ + tokens > 0x7fffffff) return Status::out_of_range;
+    if (tokens < 0 || tokens > 0x7fffffff - seen_) return Status::out_of_range;
     if (slots_ == seen_) sinks_ += std::clamp<index_t>(most_sinks_ - seen_, 0, tokens);
     slots_ += tokens, seen_ += tokens;
     return Status::ok;
@@ -132,7 +134,7 @@ class CodedPages {
   /// Pages of codes that `code` needs in all.
   index_t pages_wanted() const { return pages_for(std::max(keys_ + due(key_flush_, keys_), values_ + due(value_flush_, values_))); }
 
-  /// Codes what the stage's rule says is due. Exact pages before window_begin() are free afterwards.
+  /// Codes what the stage's rule says is due. Whole exact pages between sinks() and window_begin() are free afterwards.
   Status code(Context<Cpu>& ctx, const CodedMemory& m, index_t* repaired = nullptr);
 
   /// Attention of the newest queries over all slots; see prim::AttendRequest for mass.
@@ -142,7 +144,9 @@ class CodedPages {
         request.out.extent[1] != n || request.out.extent[2] != shape_.values())
       return Status::shape_mismatch;
     if (request.lse.data != nullptr && (request.lse.extent[0] != shape_.q_heads || request.lse.extent[1] != n)) return Status::shape_mismatch;
-    if (request.mass.data != nullptr && (request.mass.heads != heads || request.mass.size() != slots_ * heads)) return Status::shape_mismatch;
+    if (request.mass.data != nullptr && request.mass.heads != heads) return Status::shape_mismatch;
+    for (index_t h = 0; h < heads && request.mass.data != nullptr; ++h)
+      if (request.mass.length(h) != slots_) return Status::shape_mismatch;
     if (n > std::max<index_t>(1, slots_)) return Status::out_of_range;
     Scratch scratch(ctx.workspace());
     if (const Status s = check_memory(m, pages(), scratch); s != Status::ok) return s;

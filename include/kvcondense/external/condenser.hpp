@@ -45,7 +45,8 @@ struct CondenserOptions {
 /// Errors   make: what validate says; incompatible: a merge stage without eviction, or with numbers of other rows; sets of heads
 ///          (kvmerger, tome, centroid) where heads share a list; not_supported: stages that store rows (quant, low rank,
 ///          position, retrieval), compensate, global_top, dmc, minicache, merging with one list for all layers.
-///          step: as check(); order_violation: a decision waits for compact; missing_input, shape_mismatch, out_of_memory,
+///          step: as check(); order_violation: a decision waits for compact; not_supported: codes, where heads keep their own lists;
+///          missing_input, shape_mismatch, out_of_memory,
 ///          workspace_too_small, what the policy says: the step has not happened, and may be called again.
 template <class R>
 class Condenser {
@@ -84,7 +85,7 @@ class Condenser {
 
   /// Whether slots leave (or rows change) in this layer: `compact` or `relist` comes next.
   bool leaves(index_t layer) const { return layers_[layer].waits && layers_[layer].leaves; }
-  /// Which slots stay, per head; after the step, until `compact` or `relist`.
+  /// Which slots stay, per head; after the step, until `compact`, `relist` or `accept`.
   KeptLists kept(index_t layer) const {
     const Layer& l = layers_[layer];
     return {{l.kept.data(), l.now.offset.data(), shape_.kv_heads}, l.count.data()};
@@ -106,6 +107,9 @@ class Condenser {
 
   /// The engine has done what was decided, with `CodedPages::keep` or by itself; no rows fold. Only where all heads keep the same.
   Status accept(index_t layer);
+  /// The engine cannot do what was decided: all slots stay, and the next step decides anew. With one list for all layers: in each of
+  /// them. not_supported where slots fold, whose numbers have been counted already.
+  Status decline(index_t layer);
 
   /// Attention of the newest queries [q_heads, n, head_dim] over the slots of a layer and `tokens` new ones behind them, with what a
   /// merge stage adds to slots: for engines without kernels for lists that differ between heads. Errors as check().
@@ -130,7 +134,8 @@ class Condenser {
     return {nullptr, row(fold_.bias), row(fold_.value_scale)};
   }
 
-  /// Forgets all tokens from ordinal `tokens` on, as if they had never come. order_violation: a decision waits.
+  /// Forgets all tokens from ordinal `tokens` on, as if they had never come. order_violation: a decision waits; but with one list for
+  /// all layers one that is not settled is dropped, so that a pass whose later layer was refused can be taken back.
   Status truncate(index_t tokens);
   /// The same decisions from here on, for a sequence that begins with this one's tokens.
   Expected<Condenser> fork() const;

@@ -109,7 +109,7 @@ std::size_t Condenser<R>::workspace_bytes(index_t slots, index_t tokens, index_t
   const index_t two_forms = 2 * shape_.head_dim + 1;  // of queries, where codes are behind a transform
   const std::size_t step = prim::AttendColumns<Cpu>::workspace_bytes(workers, shape_, std::max(tokens, layers_[0].window.most()), two_forms) +
                            2 * Scratch::bytes_for<index_t>(heads) + numbers + policy;
-  const std::size_t attend = Scratch::bytes_for<index_t>(heads + 1) + 2 * numbers +
+  const std::size_t attend = Scratch::bytes_for<index_t>(heads + 1) + Scratch::bytes_for<index_t>(heads) + 2 * numbers +
                              prim::Attend<Cpu>::workspace_bytes(workers, heads, shape_.group() * tokens, slots, shape_.head_dim, shape_.values(), false);
   return Scratch::align + std::max({step + Scratch::align, attend, 2 * bits + numbers});
 }
@@ -135,7 +135,9 @@ Status Condenser<R>::check_inputs(const StepView<Cpu>& view) const {
   if (probe) least = view.appended;
   else if (needs().has(Input::queries)) least = std::max<index_t>(1, queries().of(view.appended));
   if (in.attention.mass.data != nullptr) {
-    if (in.attention.mass.heads != view.heads() || in.attention.mass.size() != view.total()) return Status::shape_mismatch;
+    if (in.attention.mass.heads != view.heads()) return Status::shape_mismatch;
+    for (index_t h = 0; h < view.heads(); ++h)
+      if (in.attention.mass.length(h) != view.slots(h)) return Status::shape_mismatch;
     if (in.attention.rows <= 0) return Status::missing_input;
   } else if (reads_attention(view)) {
     least = std::max(least, attention().of(view.appended));
@@ -194,11 +196,13 @@ Status Condenser<R>::step(Context<Cpu>& ctx, index_t layer, const Memory& rows, 
   if (leaves(layer) || !l.settled || (tokens == 0) != turn) return Status::order_violation;
   if (tokens < 0 || inputs.incoming < 0) return Status::invalid_argument;
   if (!positions.empty() && static_cast<index_t>(positions.size()) != tokens) return Status::shape_mismatch;
-  const index_t next = positions.empty() ? l.next_position + tokens : positions.back() + 1;
-  if (l.seen + tokens > detail::most_position || next > detail::most_position) return Status::out_of_range;
   for (const index_t p : positions)
     if (p < 0 || p >= detail::most_position) return Status::invalid_argument;
-  if (fold_.active && !std::same_as<Memory, BorrowedLayer>) return Status::not_supported;  // codes are no targets
+  if (tokens > detail::most_position - l.seen || (positions.empty() && tokens > detail::most_position - l.next_position)) return Status::out_of_range;
+  const index_t next = positions.empty() ? l.next_position + tokens : positions.back() + 1;
+  // Codes are no targets, and leave in all heads or in none.
+  if (!std::same_as<Memory, BorrowedLayer> && (fold_.active || (options_.sharing == Sharing::per_head && shape_.kv_heads > 1)))
+    return Status::not_supported;
   if (probe && !pipeline_.probes()) return Status::ok;
   Scratch scratch(ctx.workspace());
   if (const Status s = check(rows, shape_, longest(layer) + tokens, scratch); s != Status::ok) return s;

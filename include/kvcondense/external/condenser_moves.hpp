@@ -130,6 +130,20 @@ Status Condenser<R>::accept(index_t layer) {
 }
 
 template <class R>
+Status Condenser<R>::decline(index_t layer) {
+  if (layer < 0 || layer >= shape_.layers) return Status::out_of_range;
+  Layer& l = layers_[layer];
+  if (!l.waits || !l.settled) return Status::order_violation;
+  if (l.folds) return Status::not_supported;
+  for (index_t h = 0; h < shape_.kv_heads; ++h) {
+    l.count[h] = l.now.slots(h);
+    std::iota(l.kept.data() + l.now.offset[h], l.kept.data() + l.now.offset[h + 1], 0);
+  }
+  l.waits = l.leaves = false;
+  return Status::ok;
+}
+
+template <class R>
 Status Condenser<R>::attend(Context<Cpu>& ctx, index_t layer, const BorrowedLayer& rows, index_t tokens, TensorView<const float, 3> queries,
                             TensorView<float, 3> out, TensorView<float, 2> lse) const {
   if (layer < 0 || layer >= shape_.layers) return Status::out_of_range;
@@ -139,6 +153,7 @@ Status Condenser<R>::attend(Context<Cpu>& ctx, index_t layer, const BorrowedLaye
       out.extent[2] != shape_.values() || (lse.data != nullptr && (lse.extent[0] != shape_.q_heads || lse.extent[1] != n)))
     return Status::shape_mismatch;
   if (tokens < 0 || n > std::max<index_t>(1, tokens)) return Status::order_violation;
+  if (tokens > detail::most_position) return Status::out_of_range;
   Scratch scratch(ctx.workspace());
   if (const Status s = check(rows, shape_, longest(layer) + tokens, scratch); s != Status::ok) return s;
   auto* offset = scratch.take<index_t>(heads + 1);
@@ -173,7 +188,7 @@ Status Condenser<R>::truncate(index_t tokens) {
   if (tokens < 0) return Status::out_of_range;
   for (index_t i = 0; i < shape_.layers; ++i) {
     if (tokens > layers_[i].seen) return Status::out_of_range;
-    if (leaves(i) || !layers_[i].settled) return Status::order_violation;
+    if (leaves(i) && layers_[i].settled) return Status::order_violation;
   }
   for (Layer& l : layers_) {
     for (index_t h = 0; h < shape_.kv_heads; ++h) {
@@ -182,6 +197,7 @@ Status Condenser<R>::truncate(index_t tokens) {
       std::iota(l.kept.data() + l.now.offset[h], l.kept.data() + l.now.offset[h] + l.count[h], 0);
     }
     if (l.now.total() > 0) done(l);
+    l.settled = true;
     l.next_position = std::max<index_t>(0, l.next_position - (l.seen - tokens));
     l.seen = tokens, l.prompt = std::min(l.prompt, tokens);
     l.window.truncate(tokens);

@@ -30,7 +30,7 @@ struct KeptLists {
   }
 };
 
-/// Entries of the table whose pages a compaction, or the next token behind it, would write although other sequences have them too:
+/// Entries of the table whose pages a compaction, or the next token behind what any head keeps, would write although other sequences have them too:
 /// each must become a page of this sequence's own before. Writes their places in the table, as many as `out` has room for; returns how many there are.
 inline index_t pages_to_own(const BorrowedLayer& b, const KeptLists& kept, std::span<index_t> out = {}) {
   index_t n = 0;
@@ -41,8 +41,9 @@ inline index_t pages_to_own(const BorrowedLayer& b, const KeptLists& kept, std::
       const index_t first = p * b.page_slots, last = std::min(kept.count[h], first + b.page_slots);
       return last > first && kept.slots.row(h)[last - 1] != last - 1;  // lists ascend: the last one in place means all are
     };
-    bool any = longest < (p + 1) * b.page_slots;  // the next token comes here
-    for (index_t h = 0; h < kept.slots.heads && !any; ++h) any = moves_in(h);
+    const auto grows_in = [&](index_t h) { return kept.count[h] >= p * b.page_slots && kept.count[h] < (p + 1) * b.page_slots; };
+    bool any = false;
+    for (index_t h = 0; h < kept.slots.heads && !any; ++h) any = moves_in(h) || grows_in(h);
     if (!any) continue;
     if (static_cast<std::size_t>(n) < out.size()) out[static_cast<std::size_t>(n)] = p;
     ++n;
