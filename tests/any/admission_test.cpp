@@ -12,6 +12,7 @@
 #include <kvcondense/evict/snapkv.hpp>
 #include <kvcondense/quant/kivi.hpp>
 #include <support/model_facts.hpp>
+#include <support/naive_cache.hpp>
 
 using namespace kvcondense;
 
@@ -185,4 +186,33 @@ TEST_CASE("admission: a recipe as a type is answered like its text", "[any][admi
   same(admit(recipe(Critical{}), shape, {}), ask("critical(snapkv)", {}));
   REQUIRE(admit(recipe(Critical{}), shape, generous).status == Status::missing_input);  // it was given no weights
   REQUIRE(admit(recipe(quant::Kivi<4>{.group_size = 7}), shape, generous).status == Status::invalid_argument);
+}
+
+TEST_CASE("admission: steps that are taken back leave a trace where capabilities say so, and pending tokens never", "[any][admission]") {
+  const CacheShape one{.q_heads = 4, .kv_heads = 2, .head_dim = 32, .page_slots = 16};
+  for (const auto& [text, exact] : {std::pair{"exact", true}, {"rerotate", true}, {"quest(tokens=32, dense_layers=0)", true}, {"h2o(heavy=24, recent=24)", false},
+                                    {"compensate(snapkv(tokens=32, window=8))", false}, {"tome(tokens=48, recent=8, slack=1)", false}, {"dmc(init=0)", false},
+                                    {"kivi2(group=16, residual=16)", false}}) {
+    for (const bool steps : {true, false}) {
+      CAPTURE(text, steps);
+      std::mt19937 random(5);
+      auto drafting = any::make(text, one, any::on<Cpu>, heap_memory()), plain = any::make(text, one, any::on<Cpu>, heap_memory());
+      REQUIRE((drafting && plain));
+      CHECK(drafting->capabilities().rollback_exact == exact);
+      Workspace work;
+      REQUIRE(work.reserve(plain->workspace_bytes(256, 64)) == Status::ok);
+      Context<Cpu> ctx(work.bytes());
+      const auto outputs = [&](any::AnyCache& c, const test::Tokens& t, Phase phase) {
+        std::vector<float> out(static_cast<std::size_t>(4 * t.n * 32));
+        REQUIRE(c.forward(ctx, 0, t.queries(one), t.keys(one), t.values(one), dense_view(out.data(), 4, t.n, 32), {}, phase) == Status::ok);
+        return out;
+      };
+      const test::Tokens prompt(one, 60, random), drafts(one, 40, random), next(one, 1, random);
+      REQUIRE(outputs(*drafting, prompt, Phase::prefill_end) == outputs(*plain, prompt, Phase::prefill_end));
+      if (steps) (void)outputs(*drafting, drafts, Phase::prefill_end);
+      else REQUIRE(drafting->append(ctx, 0, drafts.keys(one), drafts.values(one), {}, drafts.queries(one)) == Status::ok);
+      REQUIRE(drafting->truncate(60) == Status::ok);
+      CHECK((outputs(*drafting, next, Phase::decode) == outputs(*plain, next, Phase::decode)) == (exact || !steps));
+    }
+  }
 }

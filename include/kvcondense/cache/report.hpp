@@ -54,7 +54,7 @@ struct Capabilities {
   StageTraits wants{};            ///< what it wants of the model
   bool turns_keys = false;        ///< something turns keys or queries by one position per token, as RoPE does
   bool found_maps = false;        ///< codes are read through bases or factors that were found from their own sequence
-  bool rollback_exact = true;     ///< tokens that a step has seen leave no trace when they are taken back; those before a step never do
+  bool rollback_exact = true;     ///< tokens that a step has seen leave no trace in what is stored when taken back; pending ones never do
   bool prefix_exact = true;       ///< a stored prefix never changes when later tokens come
 };
 
