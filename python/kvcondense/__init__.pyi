@@ -61,6 +61,8 @@ class Capabilities(TypedDict):
     lossy_slots: bool
     reads_part: bool
     joins_tokens: bool
+    turns_keys: bool
+    found_maps: bool
     rollback_exact: bool
     prefix_exact: bool
     needs: Sequence[str]

@@ -215,7 +215,7 @@ class PyCache {
     const Capabilities k = locked([&] { return cache_->capabilities(); });
     py::dict d;
     d["changes_length"] = k.changes_length, d["probes"] = k.probes, d["raw_keys"] = k.raw_keys, d["rotated_input"] = k.rotated_input;
-    d["lossy_slots"] = k.lossy_slots, d["reads_part"] = k.reads_part, d["joins_tokens"] = k.joins_tokens;
+    d["lossy_slots"] = k.lossy_slots, d["reads_part"] = k.reads_part, d["joins_tokens"] = k.joins_tokens, d["turns_keys"] = k.turns_keys, d["found_maps"] = k.found_maps;
     d["rollback_exact"] = k.rollback_exact, d["prefix_exact"] = k.prefix_exact;
     py::list needs;
     for (const Input i : all_inputs)
