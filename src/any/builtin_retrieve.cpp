@@ -94,6 +94,7 @@ constexpr Field sparq_fields[] = {
     number<SparQ, &SparQ::channels>("channels", "", "channels of all keys that are read", 1, most_slots),
     number<SparQ, &SparQ::tokens>("tokens", "budget", "slots that a query head chooses; 0: the part share", 0, most_slots),
     fraction<SparQ, &SparQ::share>("share", "", "part of the slots that a query head chooses"),
+    number<SparQ, &SparQ::local>("local", "", "newest slots that are among them in any case", 0, most_slots),
 };
 constexpr Field loki_fields[] = {
     number<Loki, &Loki::columns>("columns", "", "directions that are compared", 1, max_head_dim),

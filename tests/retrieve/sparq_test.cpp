@@ -48,6 +48,9 @@ TEST_CASE("sparq: channels, temperature, approximate attention and the output of
   for (std::size_t d = 0; d < 2; ++d) REQUIRE(seen.out[d] == Approx(oracle["out"][d].get<float>()).margin(1e-6));
   REQUIRE(seen.reads.index_bytes == 10 * 2 * 4);
 
+  // With two local tokens forced the third place goes to the best of the others.
+  test::RetrieveRig<retrieve::SparQ> forced(oracle["K"], oracle["V"], 1, 0.0f, {.channels = 2, .tokens = 3, .local = 2});
+  REQUIRE(forced.attend(q).slots[0] == oracle["topk_with_local2"].get<std::vector<int>>());
   const auto& d = oracle["defaults"];
   const index_t n = d["S"].get<index_t>(), dim = d["D"].get<index_t>(), r = d["rank"].get<index_t>(), k = d["k"].get<index_t>();
   REQUIRE(retrieve::SparQ{}.channels == r);

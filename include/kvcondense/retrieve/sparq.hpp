@@ -25,7 +25,8 @@ namespace kvcondense::retrieve {
 ///          a) v, a what part of s they have, v the mean of all values, float32. lse is that of what was read. Tokens no step
 ///          has seen are read and counted in a. Calls of one query token choose; longer ones read all. Ties keep the slot
 ///          (the channel) in front; NaN ranks last.
-/// Errors   invalid_argument unless channels >= 1, tokens >= 0 and share is in [0, 1].
+///          `local` newest slots are among the chosen in any case, as far as there is room; the original forces none.
+/// Errors   invalid_argument unless channels >= 1, tokens >= 0, local >= 0 and share is in [0, 1].
 struct SparQ {
   static constexpr Descriptor about{"sparq", Stage::retrieve, "arXiv:2312.04985"};
   static constexpr KeyState keys = KeyState::rotated;
@@ -33,6 +34,7 @@ struct SparQ {
   index_t channels = 16;
   index_t tokens = 0;
   double share = 0.0625;
+  index_t local = 0;  ///< newest slots that are among the chosen in any case
 
   constexpr auto pipeline() const {
     return Pipeline{Tokens{},
@@ -40,7 +42,7 @@ struct SparQ {
                     TopChannels{channels},
                     PlainScore{},
                     ByHeads{Heads::each},
-                    TopWithShare{tokens, share, channels},
+                    TopWithShare{tokens, share, channels, local},
                     KeepEnds{},
                     EveryCall{},
                     Aggregate::mean,
@@ -49,7 +51,8 @@ struct SparQ {
                     1};
   }
   Status validate(const CacheShape&) const {
-    const bool good = channels >= 1 && channels <= index_t{1} << 31 && tokens >= 0 && tokens <= index_t{1} << 31 && share >= 0.0 && share <= 1.0;
+    constexpr index_t most = index_t{1} << 31;
+    const bool good = channels >= 1 && channels <= most && tokens >= 0 && tokens <= most && share >= 0.0 && share <= 1.0 && local >= 0 && local <= most;
     return good ? Status::ok : Status::invalid_argument;
   }
 };

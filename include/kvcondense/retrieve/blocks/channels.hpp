@@ -141,6 +141,7 @@ struct TopWithShare {
   index_t slots = 0;      ///< that are chosen; 0: the part `share` of all
   double share = 0.0625;
   index_t channels = 16;  ///< of the approximation, for slots that no index knows
+  index_t local = 0;      ///< newest ones that are among the chosen in any case
 
   constexpr bool shares() const { return true; }
   template <Backend B>
@@ -152,15 +153,19 @@ struct TopWithShare {
     return candidates <= budget(view, head);
   }
   std::size_t workspace_bytes(const CacheShape& shape, index_t, index_t) const {
-    return Scratch::bytes_for<index_t>(shape.q_heads);
+    return Scratch::bytes_for<index_t>(shape.q_heads) + Scratch::bytes_for<prim::Ends>(shape.q_heads);
   }
   template <Backend B>
   Status run(Context<B>& ctx, const ReadView<B>& view, RaggedView<const float> scores, const UnitLists& lists, Scratch& scratch) const {
     auto* total = scratch.take<index_t>(scores.heads);
-    if (total == nullptr) return Status::workspace_too_small;
+    auto* always = scratch.take<prim::Ends>(scores.heads);
+    if (total == nullptr || always == nullptr) return Status::workspace_too_small;
     const index_t per_head = scores.heads / view.heads();
-    for (index_t r = 0; r < scores.heads; ++r) total[r] = budget(view, r / per_head);
-    if (const Status s = prim::TopK<B>::run(ctx, scores, nullptr, total, lists.units, lists.count); s != Status::ok) return s;
+    for (index_t r = 0; r < scores.heads; ++r) {
+      total[r] = budget(view, r / per_head);
+      always[r] = {0, std::min(local, total[r])};
+    }
+    if (const Status s = prim::TopK<B>::run(ctx, scores, always, total, lists.units, lists.count); s != Status::ok) return s;
     ctx.parallel(scores.heads, [&](index_t r, index_t) { lists.share[r] = read_share(view, r, r / per_head, scores, lists); });
     return Status::ok;
   }
