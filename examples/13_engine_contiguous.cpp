@@ -95,7 +95,8 @@ class Condense {
     if (state_->step(ctx, layer, rows, n, inputs) != kvc::Status::ok) return false;
     if (state_->leaves(layer) && state_->compact(ctx, layer, rows) != kvc::Status::ok) return false;
     engine_.length[layer] = static_cast<int>(state_->longest(layer));
-    // The engine knows one length for all heads of a layer, and its attention adds nothing to slots.
+    // The engine knows one length for all heads of a layer, and its attention adds nothing to
+    // slots.
     for (int h = 0; h < kv_heads; ++h) {
       const kvc::prim::SlotScalars x = state_->scalars(layer, h);
       if (state_->slots(layer, h) != engine_.length[layer] || x.bias || x.value_scale) return false;

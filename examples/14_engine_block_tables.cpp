@@ -338,7 +338,8 @@ bool full_pool_refuses(const kvc::any::AnyRecipe& recipe) {
     return static_cast<int>(std::count(engine.pool.owners.begin(), engine.pool.owners.end(), 0));
   };
   // Enough for the rows of the next prompt and one copy of a shared block: it then needs more.
-  for (const int rows = (requests[1].prompt - prefix + block - 1) / block; free() > rows + 1; ++held)
+  for (const int rows = (requests[1].prompt - prefix + block - 1) / block; free() > rows + 1;
+       ++held)
     engine.pool.take();
   left = free();
   if (engine.arrive(1, prompt(1), true, out)) return false;
@@ -355,8 +356,8 @@ float difference(const Outputs& a, const Outputs& b) {
     for (std::size_t h = 0; h < layers * q_heads; ++h)
       for (std::size_t t = 1; t <= std::min(n, m); ++t)
         for (std::size_t d = 0; d < dim; ++d)
-          if (const float diff = std::abs(a[i][((h + 1) * n - t) * dim + d] -
-                                          b[i][((h + 1) * m - t) * dim + d]);
+          if (const float diff =
+                  std::abs(a[i][((h + 1) * n - t) * dim + d] - b[i][((h + 1) * m - t) * dim + d]);
               !(diff <= worst))
             worst = diff;
   }

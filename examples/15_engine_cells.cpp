@@ -72,7 +72,8 @@ struct Engine {
     sequences[id] = sequences[from];
     for (const std::int32_t c : sequences[id]) ++owners[static_cast<std::size_t>(c)];
   }
-  /// Whether the cell at a place of a list must be copied before it takes the place as its position.
+  /// Whether the cell at a place of a list must be copied before it takes the place as its
+  /// position.
   bool copies(const std::vector<std::int32_t>& list, std::size_t i) const {
     const auto c = static_cast<std::size_t>(list[i]);
     return pos[c] != static_cast<int>(i) && owners[c] > 1;
@@ -81,8 +82,10 @@ struct Engine {
   bool can_keep(const std::vector<std::int32_t>& list, std::size_t n) const {
     auto free = std::count(owners.begin(), owners.end(), 0);
     for (std::size_t i = 0; i < list.size(); ++i)
-      if (i < n) free -= copies(list, i);
-      else free += owners[static_cast<std::size_t>(list[i])] == 1;
+      if (i < n)
+        free -= copies(list, i);
+      else
+        free += owners[static_cast<std::size_t>(list[i])] == 1;
     return free >= 0;
   }
   /// The first `n` cells of a list stay a sequence's, the others lose it. Those that will have
@@ -322,6 +325,7 @@ bool full_refuses() {
 
 int main() {
   const bool good = compare("every(sink_window(sinks=4, recent=60), tokens=16)", true) < 2e-3f &&
-                    compare("every(h2o(heavy=30, recent=34), tokens=16)", false) < 1e-3f && full_refuses();
+                    compare("every(h2o(heavy=30, recent=34), tokens=16)", false) < 1e-3f &&
+                    full_refuses();
   return good ? 0 : 1;
 }

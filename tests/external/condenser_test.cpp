@@ -476,6 +476,8 @@ TEST_CASE("condenser: what cannot be is refused and leaves everything as it was"
     }
     REQUIRE(c->compact(ctx, 0, m.borrow()) == Status::ok);
     CHECK(c->slots(0, 0) == 20);
+    CHECK(c->step(ctx, 0, m.borrow(), most, in) == Status::out_of_range);
+    CHECK(c->length() == 40);
 
     // NaN in the engine's rows ranks last and harms nothing else.
     auto k = AnyCondenser::make(shape, test::stages("knorm(tokens=20, recent=4)"));
