@@ -135,9 +135,7 @@ Status Condenser<R>::check_inputs(const StepView<Cpu>& view) const {
   if (probe) least = view.appended;
   else if (needs().has(Input::queries)) least = std::max<index_t>(1, queries().of(view.appended));
   if (in.attention.mass.data != nullptr) {
-    if (in.attention.mass.heads != view.heads()) return Status::shape_mismatch;
-    for (index_t h = 0; h < view.heads(); ++h)
-      if (in.attention.mass.length(h) != view.slots(h)) return Status::shape_mismatch;
+    if (!rows_fit(in.attention.mass, view.offset, view.heads())) return Status::shape_mismatch;
     if (in.attention.rows <= 0) return Status::missing_input;
   } else if (reads_attention(view)) {
     least = std::max(least, attention().of(view.appended));
