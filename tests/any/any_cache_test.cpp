@@ -17,6 +17,7 @@
 #include <kvcondense/position/rerotate.hpp>
 #include <kvcondense/quant/group_int.hpp>
 #include <kvcondense/quant/kivi.hpp>
+#include <support/byte_list.hpp>
 #include <support/catalogue.hpp>
 #include <support/memory.hpp>
 #include <support/model_facts.hpp>
@@ -26,22 +27,14 @@ using namespace kvcondense;
 
 namespace {
 
-class Bytes final : public ByteSink {
- public:
-  bool write(std::span<const std::byte> more) noexcept override {
-    return data.insert(data.end(), more.begin(), more.end()), true;
-  }
-  std::vector<std::byte> data;
-};
-
 template <class C>
 std::vector<std::byte> saved(const C& cache) {
-  Bytes file;
+  test::ByteList file;
   if constexpr (requires { cache.save(file); })
     REQUIRE(cache.save(file) == Status::ok);
   else
     REQUIRE(save(cache, file) == Status::ok);
-  return file.data;
+  return file.bytes;
 }
 
 /// Drives a cache made from text and the cache of the same recipe as a type with the same calls.

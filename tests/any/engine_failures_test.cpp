@@ -18,6 +18,7 @@
 #include <any/settings.hpp>
 #include <kvcondense/any/any_cache.hpp>
 #include <kvcondense/cpu.hpp>
+#include <support/byte_list.hpp>
 #include <support/memory.hpp>
 #include <support/model_facts.hpp>
 #include <support/naive_cache.hpp>
@@ -29,11 +30,6 @@ namespace {
 
 constexpr const char* quantized[] = {"kivi2(group=16, residual=16)", "int4(group=32, residual=24)", "q8_0",
                                      "h2o(heavy=40, recent=24) + kivi4(group=8, residual=16)"};
-
-struct Bytes final : ByteSink {
-  std::vector<std::byte> data;
-  bool write(std::span<const std::byte> more) noexcept override { return data.insert(data.end(), more.begin(), more.end()), true; }
-};
 
 /// A cache from text, with scratch for all that these tests do.
 struct Session {
@@ -102,9 +98,9 @@ struct Session {
     return all;
   }
   std::vector<std::byte> saved() const {
-    Bytes file;
+    test::ByteList file;
     REQUIRE(cache.save(file) == Status::ok);
-    return file.data;
+    return file.bytes;
   }
 };
 

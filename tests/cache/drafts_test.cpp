@@ -1,3 +1,4 @@
+#include <support/byte_list.hpp>
 #include <support/cache_model.hpp>
 #include <support/cache_rig.hpp>
 
@@ -40,11 +41,6 @@ std::vector<float> decode(index_t drafts, index_t steps) {
   }
   return all;
 }
-
-struct ByteList final : ByteSink {
-  std::vector<std::byte> bytes;
-  bool write(std::span<const std::byte> b) noexcept override { return bytes.insert(bytes.end(), b.begin(), b.end()), true; }
-};
 
 constexpr CacheShape tiny{.layers = 1, .q_heads = 2, .kv_heads = 1, .head_dim = 8, .page_slots = 8};
 
@@ -151,7 +147,7 @@ TEST_CASE("cache: the next position is that of a count of every append, whatever
         break;
       }
       default: {
-        ByteList file;
+        test::ByteList file;
         REQUIRE(save(c.rig.cache, file) == Status::ok);
         c.rig.cache.reset();
         REQUIRE(c.rig.cache.next_position() == 0);

@@ -12,6 +12,7 @@
 #include <kvcondense/merge/tome.hpp>
 #include <kvcondense/position/reindex.hpp>
 #include <kvcondense/quant/kivi.hpp>
+#include <support/byte_list.hpp>
 #include <support/cache_rig.hpp>
 #include <support/memory.hpp>
 #include <support/naive_cache.hpp>
@@ -22,11 +23,6 @@ using namespace kvcondense::test;
 namespace {
 
 std::size_t at(index_t i) { return static_cast<std::size_t>(i); }
-
-struct File final : ByteSink {
-  std::vector<std::byte> all;
-  bool write(std::span<const std::byte> b) noexcept override { return all.insert(all.end(), b.begin(), b.end()), true; }
-};
 
 /// Tokens through layer 0; attention of them, log-sum-exp last.
 template <class Rig>
@@ -170,10 +166,10 @@ TEST_CASE("fold: files and forks go on as the cache itself, thresholds and sizes
   forward(r, s, Tokens(s, 60, random));
   for (int i = 0; i < 9; ++i) forward(r, s, Tokens(s, 1, random));
   REQUIRE(r.cache.report().bytes() == r.memory.live_bytes);
-  File file;
+  ByteList file;
   REQUIRE(save(r.cache, file) == Status::ok);
   CacheRig loaded(s, stages, 96, 64);
-  REQUIRE(load(loaded.cache, file.all) == Status::ok);
+  REQUIRE(load(loaded.cache, file.bytes) == Status::ok);
   auto copy = r.cache.fork();
   REQUIRE(copy);
   const auto state = r.cache.layers()[0].heads[1].state[0];
@@ -193,9 +189,9 @@ TEST_CASE("fold: files and forks go on as the cache itself, thresholds and sizes
   REQUIRE(loaded.cache.layers()[0].heads[1].state[0] == r.cache.layers()[0].heads[1].state[0]);
   // Other merge stages read other lanes.
   CacheRig other(s, recipe(evict::H2O{.heavy = 12, .recent = 12}, quant::Kivi<4>{.group_size = 8, .residual_window = 16}), 96, 64);
-  REQUIRE(load(other.cache, file.all) == Status::incompatible);
-  for (std::size_t cut = 0; cut < file.all.size(); cut += 61)
-    REQUIRE(load(loaded.cache, std::span(file.all).first(cut)) == Status::corrupt_data);
+  REQUIRE(load(other.cache, file.bytes) == Status::incompatible);
+  for (std::size_t cut = 0; cut < file.bytes.size(); cut += 61)
+    REQUIRE(load(loaded.cache, std::span(file.bytes).first(cut)) == Status::corrupt_data);
 }
 
 TEST_CASE("fold: drafts that are taken back leave no trace", "[cache][fold]") {

@@ -1,3 +1,4 @@
+#include <support/byte_list.hpp>
 #include <support/cache_model.hpp>
 #include <support/cache_rig.hpp>
 
@@ -82,16 +83,10 @@ TEST_CASE("generated: forks and snapshots go on counting", "[cache][generated]")
   auto copy = r.cache.fork();
   REQUIRE(copy.status() == Status::ok);
   REQUIRE(r.step(*copy, 1) == 1);
-  struct Bytes final : ByteSink {
-    std::vector<std::byte> all;
-    bool write(std::span<const std::byte> more) noexcept override {
-      all.insert(all.end(), more.begin(), more.end());
-      return true;
-    }
-  } file;
+  test::ByteList file;
   REQUIRE(save(r.cache, file) == Status::ok);
   Rig loaded;
-  REQUIRE(load(loaded.cache, file.all) == Status::ok);
+  REQUIRE(load(loaded.cache, file.bytes) == Status::ok);
   REQUIRE(loaded.step(1) == 1);
   r.cache.reset();
   REQUIRE(r.step(2) == 2);

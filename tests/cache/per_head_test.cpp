@@ -1,3 +1,4 @@
+#include <support/byte_list.hpp>
 #include <support/cache_model.hpp>
 #include <support/cache_rig.hpp>
 
@@ -42,14 +43,6 @@ struct Even {
   Flush key_flush() const { return Uneven{}.key_flush({}, as); }
   Flush value_flush() const { return Uneven{}.value_flush(); }
   Status validate(const CacheShape&) const { return Status::ok; }
-};
-
-struct Sink final : ByteSink {
-  std::vector<std::byte> bytes;
-  bool write(std::span<const std::byte> b) noexcept override {
-    bytes.insert(bytes.end(), b.begin(), b.end());
-    return true;
-  }
 };
 
 /// What a layer answers to two pieces of tokens, per query head.
@@ -99,7 +92,7 @@ TEST_CASE("per head: every head is stored and read as in a cache where all heads
 TEST_CASE("per head: forks and snapshots keep every head's form, and another table is another cache", "[cache][per_head]") {
   test::CacheRig a(shape, recipe(Uneven{}), 64, 32), b(shape, recipe(Uneven{}), 64, 32), c(shape, recipe(Uneven{.tilt = 4}), 64, 32);
   drive(a, 0), drive(a, 1);
-  Sink file, again;
+  test::ByteList file, again;
   REQUIRE(save(a.cache, file) == Status::ok);
   REQUIRE(load(b.cache, file.bytes) == Status::ok);
   REQUIRE(save(b.cache, again) == Status::ok);
@@ -107,7 +100,7 @@ TEST_CASE("per head: forks and snapshots keep every head's form, and another tab
   REQUIRE(load(c.cache, file.bytes) == Status::incompatible);
   auto fork = a.cache.fork();
   REQUIRE(fork);
-  Sink forked;
+  test::ByteList forked;
   REQUIRE(save(*fork, forked) == Status::ok);
   REQUIRE(forked.bytes == file.bytes);
 }

@@ -1,3 +1,4 @@
+#include <support/byte_list.hpp>
 #include <support/cache_model.hpp>
 #include <support/cache_rig.hpp>
 
@@ -103,18 +104,12 @@ TEST_CASE("query window: rollback, fork and snapshot carry it", "[cache][queries
   for (int i = 0; i < 4; ++i) REQUIRE(a.forward(1, Phase::prefill_chunk) == Status::ok);
   auto copy = a.cache.fork();
   REQUIRE(copy.status() == Status::ok);
-  struct Bytes final : ByteSink {
-    std::vector<std::byte> all;
-    bool write(std::span<const std::byte> more) noexcept override {
-      all.insert(all.end(), more.begin(), more.end());
-      return true;
-    }
-  } file;
+  test::ByteList file;
   REQUIRE(save(a.cache, file) == Status::ok);
   Rig loaded(recipe(Peek{}, quant::GroupInt<8>{.group_size = 16}));
-  REQUIRE(load(loaded.cache, file.all) == Status::ok);
+  REQUIRE(load(loaded.cache, file.bytes) == Status::ok);
   Rig drafted(recipe(Peek{}, quant::GroupInt<8>{.group_size = 16}));
-  REQUIRE(load(drafted.cache, file.all) == Status::ok);
+  REQUIRE(load(drafted.cache, file.bytes) == Status::ok);
   {  // drafts that are taken back leave no query behind
     std::mt19937 other(99);
     const test::Tokens t(shape, 5, other);
@@ -136,8 +131,8 @@ TEST_CASE("query window: rollback, fork and snapshot carry it", "[cache][queries
   REQUIRE(end(*copy, a.ctx) == want);
   REQUIRE(end(loaded.cache, loaded.ctx) == want);
   REQUIRE(end(drafted.cache, drafted.ctx) == want);
-  for (std::size_t cut = 0; cut < file.all.size(); cut += 97)
-    REQUIRE(load(loaded.cache, std::span(file.all).first(cut)) == Status::corrupt_data);
+  for (std::size_t cut = 0; cut < file.bytes.size(); cut += 97)
+    REQUIRE(load(loaded.cache, std::span(file.bytes).first(cut)) == Status::corrupt_data);
 }
 
 TEST_CASE("query window: steps without the queries they need are refused", "[cache][queries]") {

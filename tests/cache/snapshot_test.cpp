@@ -1,3 +1,4 @@
+#include <support/byte_list.hpp>
 #include <support/cache_model.hpp>
 #include <support/cache_rig.hpp>
 
@@ -7,16 +8,6 @@
 using namespace kvcondense;
 
 namespace {
-
-struct VectorSink final : ByteSink {
-  std::vector<std::byte> bytes;
-  std::size_t room = SIZE_MAX;
-  bool write(std::span<const std::byte> b) noexcept override {
-    if (bytes.size() + b.size() > room) return false;
-    bytes.insert(bytes.end(), b.begin(), b.end());
-    return true;
-  }
-};
 
 const CacheShape shape{.layers = 1, .q_heads = 2, .kv_heads = 1, .head_dim = 8, .page_slots = 8};
 constexpr auto kivi = recipe(quant::Kivi<2>{.group_size = 4, .residual_window = 8, .sinks = 2});
@@ -35,7 +26,7 @@ struct Rig : test::CacheRig<R> {
     }
   }
   std::vector<std::byte> saved() {
-    VectorSink sink;
+    test::ByteList sink;
     REQUIRE(save(cache, sink) == Status::ok);
     return sink.bytes;
   }
@@ -119,7 +110,7 @@ TEST_CASE("snapshot: a sink that stops at any byte is an io_error", "[cache][sna
   a.feed(11);
   const auto file = a.saved();
   for (std::size_t room = 0; room < file.size(); room += 13) {
-    VectorSink sink;
+    test::ByteList sink;
     sink.room = room;
     REQUIRE(save(a.cache, sink) == Status::io_error);
   }

@@ -6,6 +6,7 @@
 #include <kvcondense/evict/sink_window.hpp>
 #include <kvcondense/position/reindex.hpp>
 #include <kvcondense/quant/group_int.hpp>
+#include <support/byte_list.hpp>
 #include <support/cache_rig.hpp>
 #include <support/naive_cache.hpp>
 
@@ -141,17 +142,14 @@ TEST_CASE("compensate: coded slots, forks, files and rollback carry the mean", "
 
   auto copy = r.cache.fork();
   REQUIRE(copy);
-  struct Sink : ByteSink {
-    std::vector<std::byte> all;
-    bool write(std::span<const std::byte> b) noexcept override { return all.insert(all.end(), b.begin(), b.end()), true; }
-  } file;
+  ByteList file;
   REQUIRE(save(r.cache, file) == Status::ok);
   CacheRig loaded(shape, stages, 128, 64);
-  REQUIRE(load(loaded.cache, file.all) == Status::ok);
+  REQUIRE(load(loaded.cache, file.bytes) == Status::ok);
   CacheRig plain(shape, recipe(evict::H2O{.heavy = 12, .recent = 12}, quant::GroupInt<8>{.group_size = 16}), 128, 64);
-  REQUIRE(load(plain.cache, file.all) == Status::incompatible);
-  for (std::size_t cut = 0; cut < file.all.size(); cut += 97)
-    REQUIRE(load(loaded.cache, std::span(file.all).first(cut)) == Status::corrupt_data);
+  REQUIRE(load(plain.cache, file.bytes) == Status::incompatible);
+  for (std::size_t cut = 0; cut < file.bytes.size(); cut += 97)
+    REQUIRE(load(loaded.cache, std::span(file.bytes).first(cut)) == Status::corrupt_data);
 
   // Drafts that are taken back leave the mean as it was.
   for (index_t l = 0; l < 2; ++l) {

@@ -11,6 +11,7 @@
 #include <kvcondense/evict/block_prefill.hpp>
 #include <kvcondense/evict/caote.hpp>
 #include <kvcondense/evict/fastgen.hpp>
+#include <support/byte_list.hpp>
 #include <support/cache_rig.hpp>
 #include <support/naive_cache.hpp>
 
@@ -351,11 +352,6 @@ namespace {
 
 const CacheShape cache_shape{.layers = 1, .q_heads = 4, .kv_heads = 2, .head_dim = 16, .dtype = DType::f32, .page_slots = 16};
 
-struct Bytes final : ByteSink {
-  std::vector<std::byte> data;
-  bool write(std::span<const std::byte> more) noexcept override { return data.insert(data.end(), more.begin(), more.end()), true; }
-};
-
 /// A cache of two heads: queries of the first look at special tokens only, those of the second at all alike.
 template <class C>
 struct Fed {
@@ -394,10 +390,10 @@ TEST_CASE("fastgen: each head of a cache frees its own slots, and forks, snapsho
 
   auto fork = r.cache.fork();
   REQUIRE(fork);
-  Bytes file;
+  ByteList file;
   REQUIRE(save(r.cache, file) == Status::ok);
   CacheRig loaded(cache_shape, recipe(evict::FastGen{}), 600, 256);
-  REQUIRE(load(loaded.cache, file.data) == Status::ok);
+  REQUIRE(load(loaded.cache, file.bytes) == Status::ok);
   REQUIRE(r.cache.truncate(250) == Status::ok);
   REQUIRE(r.cache.slots(0, 0) == 28);
   const auto go_on = [](auto& cache, Context<Cpu>& ctx) {

@@ -167,7 +167,7 @@ TEST_CASE("aquakv chunk: keys are turned back before they are coded, and forth w
   REQUIRE(AquakvReader::open(turned, maps, &*wrong).status() == Status::incompatible);
   const auto wide = prim::RopeTable::make({}, 16, heap_memory());
   auto writer = AquakvWriter::make(m, small, maps);
-  VectorSink sink;
+  ByteList sink;
   REQUIRE(write_rows(rotated, *writer, sink) == Status::missing_input);
   auto with_wide = AquakvWriter::make(m, small, maps, &*wide);
   REQUIRE(write_rows(rotated, *with_wide, sink) == Status::incompatible);
@@ -186,7 +186,7 @@ TEST_CASE("aquakv chunk: NaN and infinities are repaired and counted", "[io][aqu
   x.keys[0] = std::nanf(""), x.keys[100] = INFINITY, x.values[7] = -INFINITY;
   const bool exact = GENERATE(false, true);
   auto writer = AquakvWriter::make(with(4), small, maps);
-  VectorSink sink;
+  ByteList sink;
   REQUIRE(write_rows(x, *writer, sink, exact) == Status::ok);
   REQUIRE(writer->repaired() == 3);
   const Decoded d = decode_all(sink.bytes, maps);
@@ -396,7 +396,7 @@ TEST_CASE("aquakv chunk: wrong calls are refused", "[io][aquakv]") {
   REQUIRE(AquakvWriter::make({}, {.layers = 0}, maps).status() == Status::invalid_argument);
   auto writer = AquakvWriter::make({}, small, maps);
   const auto none = [](index_t, index_t, auto, auto) { return Status::ok; };
-  VectorSink sink;
+  ByteList sink;
   constexpr index_t far = std::numeric_limits<index_t>::max();  // twice that is negative
   for (const io::StreamPlace& p : {io::StreamPlace{.tokens = -1}, {.tokens = 2, .total = 1}, {.tokens = 1, .first = 1, .total = 1},
                                    {.tokens = 1, .total = 1, .position = -1}, {.tokens = 1, .total = 1, .position = 0x7fffffff},

@@ -166,7 +166,7 @@ TEST_CASE("cachegen chunk: NaN and infinities are repaired and counted", "[io][c
   Rows4 x(small, 12);
   x.keys[0] = std::nanf(""), x.keys[100] = INFINITY, x.values[7] = -INFINITY;
   auto writer = CacheGenWriter::make(with(form), small);
-  VectorSink sink;
+  ByteList sink;
   REQUIRE(x.write(*writer, sink) == Status::ok);
   REQUIRE(writer->repaired() == 3);
   const Decoded d = decode_all(sink.bytes);
@@ -182,7 +182,7 @@ TEST_CASE("cachegen chunk: tables of another chunk", "[io][cachegen]") {
   method.tables = share;
   const Bytes profile = Rows4(small, 300, 5).chunk(method);
   const auto from = CacheGenReader::open(profile);
-  VectorSink kept;
+  ByteList kept;
   REQUIRE(save_cachegen_tables(*from, kept) == Status::ok);
   REQUIRE(kept.bytes.size() < profile.size());
   const auto tables = CacheGenReader::open(kept.bytes);
@@ -311,7 +311,7 @@ TEST_CASE("cachegen chunk: wrong calls are refused", "[io][cachegen]") {
   REQUIRE(CacheGenWriter::make({}, {.layers = 0}).status() == Status::invalid_argument);
   auto writer = CacheGenWriter::make({}, small);
   const auto none = [](index_t, auto, auto) { return Status::ok; };
-  VectorSink sink;
+  ByteList sink;
   for (const io::StreamPlace& p : {io::StreamPlace{.tokens = -1}, {.tokens = 2, .total = 1}, {.tokens = 1, .first = 1, .total = 1},
                                          {.tokens = 1, .total = 1, .position = -1}, {.tokens = 1, .total = 1, .position = 0x7fffffff}})
     REQUIRE(writer->write(sink, p, none) == Status::invalid_argument);
@@ -325,7 +325,7 @@ TEST_CASE("cachegen chunk: sinks that stop and memory that is refused", "[io][ca
   const Bytes good = x.chunk(method);
   for (std::size_t room = 0; room < good.size(); room += 7) {
     auto writer = CacheGenWriter::make(method, small);
-    VectorSink sink;
+    ByteList sink;
     sink.room = room;
     REQUIRE(x.write(*writer, sink) == Status::io_error);
   }
@@ -334,7 +334,7 @@ TEST_CASE("cachegen chunk: sinks that stop and memory that is refused", "[io][ca
     auto writer = CacheGenWriter::make(method, small, nullptr, memory);
     REQUIRE(writer.status() == Status::ok);
     memory.refuse_from = memory.requests + n;
-    VectorSink sink;
+    ByteList sink;
     const Status s = x.write(*writer, sink);
     memory.refuse_from = -1;
     if (s == Status::ok) {

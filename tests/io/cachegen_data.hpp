@@ -8,21 +8,12 @@
 
 #include <kvcondense/core/random.hpp>
 #include <kvcondense/io/cachegen.hpp>
+#include <support/byte_list.hpp>
 #include <support/fill.hpp>
 
 namespace kvcondense::test {
 
 using Bytes = std::vector<std::byte>;
-
-struct VectorSink final : ByteSink {
-  Bytes bytes;
-  std::size_t room = SIZE_MAX;
-  bool write(std::span<const std::byte> b) noexcept override {
-    if (bytes.size() + b.size() > room) return false;
-    bytes.insert(bytes.end(), b.begin(), b.end());
-    return true;
-  }
-};
 
 /// Keys and values of all layers, [layer][head][token][dim] each, that walk slowly from token to token, wide in some channels.
 struct Rows4 {
@@ -61,7 +52,7 @@ struct Rows4 {
   Bytes chunk(const quant::CacheGen& method, const io::CacheGenReader* tables = nullptr) const {
     auto writer = io::CacheGenWriter::make(method, shape, tables);
     REQUIRE(writer.status() == Status::ok);
-    VectorSink sink;
+    ByteList sink;
     REQUIRE(write(*writer, sink) == Status::ok);
     return sink.bytes;
   }

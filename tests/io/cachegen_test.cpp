@@ -33,7 +33,7 @@ struct Rig : CacheRig<R> {
     }
   }
   Bytes saved() const {
-    VectorSink sink;
+    ByteList sink;
     REQUIRE(save(cache, sink) == Status::ok);
     return sink.bytes;
   }
@@ -41,7 +41,7 @@ struct Rig : CacheRig<R> {
 
 template <class C>
 Bytes streamed(const C& cache, const CacheGen& method) {
-  VectorSink sink;
+  ByteList sink;
   REQUIRE(io::save_cachegen(cache, method, sink) == Status::ok);
   return sink.bytes;
 }
@@ -134,7 +134,7 @@ TEST_CASE("cachegen: positions go along, also behind what was evicted", "[io][ca
   Rig same;
   const std::vector<index_t> one(60, 1);
   same.append(x, 0, 60, one);
-  VectorSink sink;
+  ByteList sink;
   REQUIRE(io::save_cachegen(same.cache, short_chunks(), sink) == Status::not_supported);
 }
 
@@ -143,7 +143,7 @@ TEST_CASE("cachegen: heads of unlike length are refused", "[io][cachegen]") {
   Rig a;
   a.append(x, 0, 10);
   REQUIRE(a.cache.append(a.ctx, 1, x.rows(KvSide::keys, 1, 0, 1), x.rows(KvSide::values, 1, 0, 1)) == Status::ok);
-  VectorSink sink;
+  ByteList sink;
   REQUIRE(io::save_cachegen(a.cache, short_chunks(), sink) == Status::not_supported);
   REQUIRE(sink.bytes.empty());
 }

@@ -29,7 +29,7 @@ Bytes chunk_of(const Rows4& x, const Method& method, const Arrays& arrays, const
                const io::StreamPlace& place = {}) {
   auto writer = Writer::make(method, x.shape, arrays, rope);
   REQUIRE(writer.status() == Status::ok);
-  VectorSink sink;
+  ByteList sink;
   REQUIRE(write_rows(x, *writer, sink, exact, place) == Status::ok);
   return sink.bytes;
 }
@@ -40,7 +40,7 @@ void require_faults_told(const Rows4& x, const Method& method, const Arrays& arr
   const Bytes good = chunk_of<Writer>(x, method, arrays, nullptr, exact);
   for (std::size_t room = 0; room < good.size(); room += 17) {
     auto writer = Writer::make(method, x.shape, arrays);
-    VectorSink sink;
+    ByteList sink;
     sink.room = room;
     REQUIRE(write_rows(x, *writer, sink, exact) == Status::io_error);
   }
@@ -48,7 +48,7 @@ void require_faults_told(const Rows4& x, const Method& method, const Arrays& arr
   for (long n = 0;; ++n) {
     memory.refuse_from = memory.requests + n;
     auto writer = Writer::make(method, x.shape, arrays, nullptr, memory);
-    VectorSink sink;
+    ByteList sink;
     const Status s = writer ? write_rows(x, *writer, sink, exact) : writer.status();
     memory.refuse_from = -1;
     if (s == Status::ok) {

@@ -21,7 +21,7 @@ struct Rig : CacheRig<R> {
     }
   }
   Bytes saved() const {
-    VectorSink sink;
+    ByteList sink;
     REQUIRE(save(cache, sink) == Status::ok);
     return sink.bytes;
   }
@@ -121,7 +121,7 @@ struct AquakvStreams {
 template <class Streams, class C>
 Bytes streamed(const C& cache, const typename Streams::Method& method, const typename Streams::Arrays& arrays,
                const prim::RopeTable* rope = nullptr) {
-  VectorSink sink;
+  ByteList sink;
   REQUIRE(Streams::save(cache, method, arrays, sink, rope) == Status::ok);
   return sink.bytes;
 }

@@ -113,7 +113,7 @@ TEMPLATE_TEST_CASE("fitted streams: positions go along, also behind what was evi
   Rig same;
   const std::vector<index_t> one(60, 1);
   same.append(x, 0, 60, one);
-  VectorSink sink;
+  ByteList sink;
   REQUIRE(S::save(same.cache, S::fine(), model.t, sink) == Status::not_supported);
   REQUIRE(a.cache.append(a.ctx, 1, x.rows(KvSide::keys, 1, 0, 1), x.rows(KvSide::values, 1, 0, 1)) == Status::ok);
   REQUIRE(S::save(a.cache, S::fine(), model.t, sink) == Status::not_supported);
@@ -135,7 +135,7 @@ TEMPLATE_TEST_CASE("fitted streams: keys with rotation and without, transforms o
     }
   Rig plain;
   plain.append(turned, 0, 80);
-  VectorSink sink;
+  ByteList sink;
   REQUIRE(S::save(plain.cache, S::fine(), raw.t, sink) == Status::missing_input);
   Rig back;
   const Bytes stream = streamed<S>(plain.cache, S::coarse(), raw.t, &*rope);

@@ -191,7 +191,7 @@ TEST_CASE("kvtc chunk: keys are turned back before they are coded, and forth whe
   REQUIRE(KvtcReader::open(turned, t, &*wrong).status() == Status::incompatible);
   const auto wide = prim::RopeTable::make({}, 16, heap_memory());
   auto writer = KvtcWriter::make(m, small, t);
-  VectorSink sink;
+  ByteList sink;
   REQUIRE(write_rows(rotated, *writer, sink) == Status::missing_input);
   auto with_wide = KvtcWriter::make(m, small, t, &*wide);
   REQUIRE(write_rows(rotated, *with_wide, sink) == Status::incompatible);
@@ -210,7 +210,7 @@ TEST_CASE("kvtc chunk: NaN and infinities are repaired and counted", "[io][kvtc]
   x.keys[0] = std::nanf(""), x.keys[100] = INFINITY, x.values[7] = -INFINITY;
   const bool exact = GENERATE(false, true);
   auto writer = KvtcWriter::make(with(8.0f), small, t);
-  VectorSink sink;
+  ByteList sink;
   REQUIRE(write_rows(x, *writer, sink, exact) == Status::ok);
   REQUIRE(writer->repaired() == 3);
   const Decoded d = decode_all(sink.bytes, t);
@@ -443,7 +443,7 @@ TEST_CASE("kvtc chunk: wrong calls are refused", "[io][kvtc]") {
   REQUIRE(KvtcWriter::make({}, {.layers = 0}, t).status() == Status::invalid_argument);
   auto writer = KvtcWriter::make({}, small, t);
   const auto none = [](index_t, index_t, auto, auto) { return Status::ok; };
-  VectorSink sink;
+  ByteList sink;
   constexpr index_t far = std::numeric_limits<index_t>::max();  // twice that is negative
   for (const io::StreamPlace& p : {io::StreamPlace{.tokens = -1}, {.tokens = 2, .total = 1}, {.tokens = 1, .first = 1, .total = 1},
                                    {.tokens = 1, .total = 1, .position = -1}, {.tokens = 1, .total = 1, .position = 0x7fffffff},

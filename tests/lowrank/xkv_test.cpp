@@ -17,6 +17,7 @@
 #include <support/cache_rig.hpp>
 #include <support/check_snapshot.hpp>
 #include <support/oracle.hpp>
+#include <support/stored_rows.hpp>
 
 using namespace kvcondense;
 using lowrank::XKv;
@@ -68,15 +69,6 @@ void feed(test::CacheRig<R>& rig, const std::vector<test::Tokens>& layers) {
   }
 }
 
-template <class C>
-std::vector<float> stored(const C& cache, index_t l, index_t h, bool values) {
-  const CacheShape& s = cache.shape();
-  const index_t n = cache.slots(l, h);
-  std::vector<float> k(static_cast<std::size_t>(n * s.head_dim)), v(static_cast<std::size_t>(n * s.values()));
-  REQUIRE(cache.read(l, h, 0, dense_view(k.data(), n, s.head_dim), dense_view(v.data(), n, s.values())) == Status::ok);
-  return values ? v : k;
-}
-
 /// The length of what is missing in the keys of all layers.
 template <class C>
 double lost(const C& cache, const std::vector<test::Tokens>& layers) {
@@ -84,7 +76,7 @@ double lost(const C& cache, const std::vector<test::Tokens>& layers) {
   const CacheShape& s = cache.shape();
   for (index_t l = 0; l < s.layers; ++l)
     for (index_t h = 0; h < s.kv_heads; ++h) {
-      const auto rows = stored(cache, l, h, false);
+      const auto rows = test::stored(cache, l, h, false);
       const auto want = layers[static_cast<std::size_t>(l)].keys(s);
       for (index_t i = 0; i < cache.slots(l, h); ++i)
         for (index_t d = 0; d < s.head_dim; ++d) sum += std::pow(static_cast<double>(rows[static_cast<std::size_t>(i * s.head_dim + d)] - want(h, i, d)), 2);
@@ -108,8 +100,8 @@ TEST_CASE("xkv: the oracle's rows and errors, of joint directions and of each la
       REQUIRE(rig.cache.step(rig.ctx, l) == Status::ok);
     }
     for (index_t l = 0; l < 2; ++l) {
-      const auto got = stored(rig.cache, l, 0, false);
-      REQUIRE(got == stored(rig.cache, l, 0, true));
+      const auto got = test::stored(rig.cache, l, 0, false);
+      REQUIRE(got == test::stored(rig.cache, l, 0, true));
       for (std::size_t i = 0; i < 12; ++i) sum += std::pow(static_cast<double>(got[i] - rows[l][i]), 2);
     }
     return std::sqrt(sum);
@@ -117,7 +109,7 @@ TEST_CASE("xkv: the oracle's rows and errors, of joint directions and of each la
   test::CacheRig rig(s, recipe(XKv{.keep = joint / 6, .value_keep = joint / 6, .layers = 2, .tile = 1, .window = 0, .least = 0}), 4, 4);
   REQUIRE(error(rig) == Approx(want["err_joint"].get<double>()).epsilon(1e-5));
   for (index_t l = 0; l < 2; ++l) {
-    const auto got = stored(rig.cache, l, 0, false);
+    const auto got = test::stored(rig.cache, l, 0, false);
     for (std::size_t t = 0; t < 4; ++t)
       for (std::size_t d = 0; d < 3; ++d)
         REQUIRE(got[t * 3 + d] == Approx(want["joint_reconstruction"][t][static_cast<std::size_t>(l) * 3 + d].get<double>()).margin(1e-5));
@@ -264,7 +256,7 @@ TEST_CASE("xkv: a prompt in chunks finds the directions of the whole prompt", "[
   REQUIRE(whole.cache.report().across_rows > 0);
   REQUIRE(chunks.cache.report().across_rows == whole.cache.report().across_rows);
   for (index_t l = 0; l < 2; ++l)  // of one group
-    for (const bool values : {true, false}) REQUIRE(stored(chunks.cache, l, 1, values) == stored(whole.cache, l, 1, values));
+    for (const bool values : {true, false}) REQUIRE(test::stored(chunks.cache, l, 1, values) == test::stored(whole.cache, l, 1, values));
 }
 
 TEST_CASE("xkv: files hold rows once, forks share them, damaged files are refused", "[lowrank][xkv]") {
@@ -287,12 +279,12 @@ TEST_CASE("xkv: files hold rows once, forks share them, damaged files are refuse
     REQUIRE(copy.cache.report().bytes() == copy.memory.live_bytes);
     REQUIRE(rig.cache.report().bytes() == rig.memory.live_bytes);
     REQUIRE(copy.cache.report().across_rows == rig.cache.report().across_rows);
-    for (index_t l = 0; l < 3; ++l) REQUIRE(stored(copy.cache, l, 1, true) == stored(rig.cache, l, 1, true));
+    for (index_t l = 0; l < 3; ++l) REQUIRE(test::stored(copy.cache, l, 1, true) == test::stored(rig.cache, l, 1, true));
   }
   auto fork = rig.cache.fork();
   REQUIRE(fork);
   REQUIRE(fork->report().shared_bytes > 0);
-  REQUIRE(stored(*fork, 2, 1, false) == stored(rig.cache, 2, 1, false));
+  REQUIRE(test::stored(*fork, 2, 1, false) == test::stored(rig.cache, 2, 1, false));
 }
 
 TEST_CASE("xkv: forged files never lead outside them", "[lowrank][xkv]") {
@@ -379,7 +371,7 @@ TEST_CASE("xkv: one side alone, rows without numbers, and what is refused", "[lo
       REQUIRE(rig.cache.step(rig.ctx, l) == Status::ok);
     }
     REQUIRE(rig.cache.report().across_part() == 1.0);
-    for (const float x : stored(rig.cache, 1, 1, false)) REQUIRE(x == Approx(number).margin(4e-3));
+    for (const float x : test::stored(rig.cache, 1, 1, false)) REQUIRE(x == Approx(number).margin(4e-3));
   }
   const auto status = [](const XKv& x, auto... more) { return make_cache<Cpu>(three_layers, recipe(x, more...)).status(); };
   REQUIRE(status({}) == Status::ok);

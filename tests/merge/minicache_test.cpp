@@ -17,6 +17,7 @@
 #include <support/cache_rig.hpp>
 #include <support/check_snapshot.hpp>
 #include <support/oracle.hpp>
+#include <support/stored_rows.hpp>
 
 using namespace kvcondense;
 using merge::MiniCache;
@@ -81,15 +82,6 @@ void feed(test::CacheRig<R>& rig, const std::vector<test::Tokens>& layers, Phase
     REQUIRE(rig.cache.append(rig.ctx, l, t.keys(s), t.values(s)) == Status::ok);
     REQUIRE(rig.cache.step(rig.ctx, l, phase) == Status::ok);
   }
-}
-
-template <class C>
-std::vector<float> stored(const C& cache, index_t l, index_t h, bool values) {
-  const CacheShape& s = cache.shape();
-  const index_t n = cache.slots(l, h);
-  std::vector<float> k(static_cast<std::size_t>(n * s.head_dim)), v(static_cast<std::size_t>(n * s.values()));
-  REQUIRE(cache.read(l, h, 0, dense_view(k.data(), n, s.head_dim), dense_view(v.data(), n, s.values())) == Status::ok);
-  return values ? v : k;
 }
 
 Row row_of(const TensorView<const float, 3>& x, index_t h, index_t i) {
@@ -248,7 +240,7 @@ TEST_CASE("minicache: rows that stay are theirs bit for bit, and the others keep
   for (index_t l = 0; l < 2; ++l)
     for (index_t h = 0; h < s.kv_heads; ++h)
       for (const bool values : {false, true}) {
-        const auto was = stored(plain.cache, l, h, values), is = stored(rig.cache, l, h, values);
+        const auto was = test::stored(plain.cache, l, h, values), is = test::stored(rig.cache, l, h, values);
         index_t same = 0;
         for (std::size_t i = 0; i < 32; ++i) {
           const auto *x = was.data() + i * 32, *y = is.data() + i * 32;
@@ -282,7 +274,7 @@ TEST_CASE("minicache: rows of zeros, rows alike, rows opposed and rows too long 
   const float want[2][7][2] = {{{0, 0}, {-2, 0}, {0, 0}, {6, 8}, {1, 1}, {65000, 65000}, {0, 6e-6f}}, {{3, -4}, {0, 0}, {0, 0}, {3, 4}, {-2, -2}, {1, 2}, {0, 1}}};
   for (index_t l = 0; l < 2; ++l)
     for (const bool values : {false, true}) {
-      const auto got = stored(rig.cache, l, 0, values);
+      const auto got = test::stored(rig.cache, l, 0, values);
       for (std::size_t i = 0; i < 7; ++i)
         for (std::size_t d = 0; d < 64; ++d) {
           CAPTURE(l, i, d);
@@ -293,7 +285,7 @@ TEST_CASE("minicache: rows of zeros, rows alike, rows opposed and rows too long 
   test::CacheRig all(s, recipe(MiniCache{.start = 0.0f, .part = 0.6f}), 64, 64);
   feed(all, prompt);
   REQUIRE(all.cache.report().across_rows == 0);
-  REQUIRE(stored(all.cache, 1, 0, true)[5 * 64 + 1] == 2.0f);
+  REQUIRE(test::stored(all.cache, 1, 0, true)[5 * 64 + 1] == 2.0f);
 }
 
 TEST_CASE("minicache: a prompt merges at its end, generated tokens a page at a time behind the newest", "[merge][minicache]") {
@@ -339,7 +331,7 @@ TEST_CASE("minicache: every field changes what is stored", "[merge][minicache]")
     feed(rig, prompt);
     std::vector<float> all;
     for (index_t l = 0; l < 4; ++l) {
-      const auto k = stored(rig.cache, l, 1, false);
+      const auto k = test::stored(rig.cache, l, 1, false);
       all.insert(all.end(), k.begin(), k.end());
     }
     return all;
@@ -356,7 +348,7 @@ TEST_CASE("minicache: every field changes what is stored", "[merge][minicache]")
   test::CacheRig plain(s, recipe(), 64, 64);
   test::CacheRig own(s, recipe(MiniCache{.weight = 1.0f, .part = 0.0f}), 64, 64);
   feed(plain, prompt), feed(own, prompt);
-  const auto was = stored(plain.cache, 3, 0, true), is = stored(own.cache, 3, 0, true);
+  const auto was = test::stored(plain.cache, 3, 0, true), is = test::stored(own.cache, 3, 0, true);
   for (std::size_t i = 0; i < was.size(); ++i) REQUIRE(is[i] == Approx(was[i]).epsilon(2e-3).margin(1e-4));
 }
 
@@ -368,7 +360,7 @@ TEST_CASE("minicache: heads that hold other tokens keep theirs, and layers that 
   test::CacheRig plain(two_layers, recipe(evict::Knorm{.tokens = 48, .recent = 4}), 128, 64);
   feed(apart, prompt), feed(plain, prompt);
   REQUIRE(apart.cache.report().across_rows == 0);
-  for (index_t l = 0; l < 2; ++l) REQUIRE(stored(apart.cache, l, 0, false) == stored(plain.cache, l, 0, false));
+  for (index_t l = 0; l < 2; ++l) REQUIRE(test::stored(apart.cache, l, 0, false) == test::stored(plain.cache, l, 0, false));
 
   // A page merges before the budget is full; what leaves afterwards leaves each layer for itself.
   test::CacheRig rig(two_layers, policy, 128, 64);
@@ -399,7 +391,7 @@ TEST_CASE("minicache: forks, beams and rollbacks share and part as pages do", "[
   Stream stream{two_layers, std::mt19937(8)};
   test::CacheRig rig(two_layers, recipe(MiniCache{.start = 0.0f}), 256, 64);
   feed(rig, stream.layers(50));
-  const auto keys = stored(rig.cache, 1, 1, false);
+  const auto keys = test::stored(rig.cache, 1, 1, false);
   const std::size_t alone = rig.memory.live_bytes;
   {
     auto fork = rig.cache.fork();
@@ -410,8 +402,8 @@ TEST_CASE("minicache: forks, beams and rollbacks share and part as pages do", "[
     REQUIRE(rig.memory.live_bytes < 2 * alone - r.coded_bytes / 2);  // pages are there once
     REQUIRE(fork->truncate(20) == Status::ok);  // into the second page
     REQUIRE(fork->slots(0, 0) == 20);
-    REQUIRE(stored(rig.cache, 1, 1, false) == keys);
-    auto part = stored(*fork, 1, 1, false);
+    REQUIRE(test::stored(rig.cache, 1, 1, false) == keys);
+    auto part = test::stored(*fork, 1, 1, false);
     REQUIRE(std::equal(part.begin(), part.end(), keys.begin()));
     for (int i = 0; i < 30; ++i) {  // and on
       const auto t = stream.layers(1);
@@ -420,27 +412,27 @@ TEST_CASE("minicache: forks, beams and rollbacks share and part as pages do", "[
         REQUIRE(fork->step(rig.ctx, l) == Status::ok);
       }
     }
-    part = stored(*fork, 1, 1, false);
+    part = test::stored(*fork, 1, 1, false);
     REQUIRE(std::equal(part.begin(), part.begin() + 20 * 32, keys.begin()));
     REQUIRE(fork->slots(1, 0) == 50);
-    REQUIRE(stored(rig.cache, 1, 1, false) == keys);
+    REQUIRE(test::stored(rig.cache, 1, 1, false) == keys);
   }
   REQUIRE(rig.memory.live_bytes == alone);
   // The original goes first.
   auto fork = rig.cache.fork();
   rig.cache.reset();
-  REQUIRE(stored(*fork, 1, 1, false) == keys);
+  REQUIRE(test::stored(*fork, 1, 1, false) == keys);
   REQUIRE(fork->report().coded_bytes > 0);
   REQUIRE(rig.cache.remove(rig.ctx, 0, 0) == Status::ok);
   REQUIRE(fork->remove(rig.ctx, 3, 14) == Status::ok);
-  const auto rest = stored(*fork, 1, 1, false);
+  const auto rest = test::stored(*fork, 1, 1, false);
   REQUIRE(std::equal(rest.begin(), rest.begin() + 3 * 32, keys.begin()));
   for (std::size_t i = 3 * 32; i < rest.size(); ++i) REQUIRE(rest[i] == Approx(keys[i + 11 * 32]).epsilon(1e-3).margin(1e-4));
   Cache<Cpu, decltype(recipe(MiniCache{}))> beams[2];
   beams[0] = std::move(*fork), beams[1] = std::move(*beams[0].fork());
   const index_t map[] = {1, 1};
   REQUIRE(reorder<Cpu, decltype(recipe(MiniCache{}))>(beams, map) == Status::ok);
-  REQUIRE(stored(beams[0], 1, 1, false) == rest);
+  REQUIRE(test::stored(beams[0], 1, 1, false) == rest);
 }
 
 TEST_CASE("minicache: a file holds shared rows once, and loads to a cache that goes on alike", "[merge][minicache]") {
@@ -463,7 +455,7 @@ TEST_CASE("minicache: a file holds shared rows once, and loads to a cache that g
   REQUIRE(load(copy.cache, file.bytes) == Status::ok);
   REQUIRE(copy.cache.report().bytes() == copy.memory.live_bytes);
   REQUIRE(copy.cache.report().across_rows == rig.cache.report().across_rows);
-  for (index_t l = 0; l < 2; ++l) REQUIRE(stored(copy.cache, l, 1, true) == stored(rig.cache, l, 1, true));
+  for (index_t l = 0; l < 2; ++l) REQUIRE(test::stored(copy.cache, l, 1, true) == test::stored(rig.cache, l, 1, true));
   test::ByteList again;
   REQUIRE(save(copy.cache, again) == Status::ok);
   REQUIRE(again.bytes == file.bytes);
@@ -579,8 +571,8 @@ TEST_CASE("minicache: sequences do not meet, and workers change nothing", "[merg
   }
   REQUIRE(x->report().bytes() + y->report().bytes() == memory.live_bytes);
   for (index_t h = 0; h < 2; ++h) {
-    REQUIRE(stored(*x, 0, h, false) == stored(a.cache, 0, h, false));
-    REQUIRE(stored(*y, 1, h, true) == stored(b.cache, 1, h, true));
+    REQUIRE(test::stored(*x, 0, h, false) == test::stored(a.cache, 0, h, false));
+    REQUIRE(test::stored(*y, 1, h, true) == test::stored(b.cache, 1, h, true));
   }
 }
 
@@ -599,7 +591,7 @@ TEST_CASE("minicache: behind a quantizer directions are coded once for both laye
   REQUIRE(r.across_rows == 2 * 2 * s.kv_heads * (96 - 3));
   REQUIRE(static_cast<double>(r.coded_bytes) < 0.65 * static_cast<double>(p.coded_bytes));
   index_t same = 0;
-  const auto was = stored(exact.cache, 1, 0, false), is = stored(rig.cache, 1, 0, false);
+  const auto was = test::stored(exact.cache, 1, 0, false), is = test::stored(rig.cache, 1, 0, false);
   for (std::size_t i = 0; i < 96; ++i) same += std::equal(was.begin() + static_cast<long>(i * 128), was.begin() + static_cast<long>((i + 1) * 128), is.begin() + static_cast<long>(i * 128));
   REQUIRE(same == 3);
   // Two bits a number are less than what a layer keeps of its own: pages are coded as ever.
@@ -609,7 +601,7 @@ TEST_CASE("minicache: behind a quantizer directions are coded once for both laye
   feed(two, prompt), feed(bits, prompt);
   REQUIRE(two.cache.report().across_rows == 0);
   REQUIRE(two.cache.layers()[1].heads[0].keys.coded().live() > 60);
-  for (std::size_t i = 0; i < 32 * 128; ++i) REQUIRE(stored(two.cache, 0, 1, false)[i] == stored(bits.cache, 0, 1, false)[i]);
+  for (std::size_t i = 0; i < 32 * 128; ++i) REQUIRE(test::stored(two.cache, 0, 1, false)[i] == test::stored(bits.cache, 0, 1, false)[i]);
 }
 
 TEST_CASE("minicache: what cannot be is refused when the cache is made", "[merge][minicache]") {

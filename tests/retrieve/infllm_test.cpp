@@ -3,6 +3,7 @@
 
 #include <kvcondense/cache/snapshot.hpp>
 #include <retrieve/rig.hpp>
+#include <support/byte_list.hpp>
 #include <support/cache_model.hpp>
 
 using namespace kvcondense;
@@ -46,14 +47,6 @@ struct TwoThreads final : Executor {
     std::thread other(half, 1);
     half(0);
     other.join();
-  }
-};
-
-struct VectorSink final : ByteSink {
-  std::vector<std::byte> bytes;
-  bool write(std::span<const std::byte> b) noexcept override {
-    bytes.insert(bytes.end(), b.begin(), b.end());
-    return true;
   }
 };
 
@@ -385,7 +378,7 @@ TEST_CASE("infllm: what is taken back, forked, saved or computed on threads is t
     forked.cache() = std::move(*fork);
     REQUIRE(forked.forward(n) == want);
 
-    VectorSink file;
+    test::ByteList file;
     REQUIRE(save(loaded.cache(), file) == Status::ok);
     loaded.cache().reset();
     REQUIRE(load(loaded.cache(), file.bytes) == Status::ok);
@@ -396,7 +389,7 @@ TEST_CASE("infllm: what is taken back, forked, saved or computed on threads is t
     // Sums of attention are numbers, and none is negative.
     if (loaded.cache().length() > 60) {
       const auto pattern = std::as_bytes(plain.cache().layers()[1].index[1].drawn.span().subspan(3, 6));
-      VectorSink good;
+      test::ByteList good;
       REQUIRE(save(plain.cache(), good) == Status::ok);
       const auto found = std::search(good.bytes.begin(), good.bytes.end(), pattern.begin(), pattern.end());
       REQUIRE(found != good.bytes.end());

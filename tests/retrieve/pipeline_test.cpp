@@ -8,6 +8,7 @@
 #include <kvcondense/retrieve/blocks/step_reads.hpp>
 #include <retrieve/methods.hpp>
 #include <retrieve/rig.hpp>
+#include <support/byte_list.hpp>
 #include <support/naive_cache.hpp>
 
 using namespace kvcondense;
@@ -63,14 +64,6 @@ struct TwoThreads final : Executor {
     std::thread other(half, 1);
     half(0);
     other.join();
-  }
-};
-
-struct VectorSink final : ByteSink {
-  std::vector<std::byte> bytes;
-  bool write(std::span<const std::byte> b) noexcept override {
-    bytes.insert(bytes.end(), b.begin(), b.end());
-    return true;
   }
 };
 
@@ -170,7 +163,7 @@ TEST_CASE("retrieval: tokens that are taken back leave no trace, nor do a fork, 
       forked.cache() = std::move(*fork);
       REQUIRE(forked.forward(n) == want);
 
-      VectorSink file;
+      test::ByteList file;
       REQUIRE(save(loaded.cache(), file) == Status::ok);
       loaded.cache().reset();
       REQUIRE(load(loaded.cache(), file.bytes) == Status::ok);
@@ -362,7 +355,7 @@ TEST_CASE("retrieval: held units of a forged file are no more than slots have", 
   const auto& layer = f.cache().layers()[0];
   const auto& held = layer.held;
   REQUIRE(held.valid());
-  VectorSink good;
+  test::ByteList good;
   REQUIRE(save(f.cache(), good) == Status::ok);
   // Where they lie in the file.
   std::vector<index_t> numbers{held.made};

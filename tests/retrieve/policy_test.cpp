@@ -3,6 +3,7 @@
 #include <kvcondense/retrieve/erased.hpp>
 #include <retrieve/methods.hpp>
 #include <retrieve/rig.hpp>
+#include <support/byte_list.hpp>
 #include <support/naive_cache.hpp>
 
 using namespace kvcondense;
@@ -55,11 +56,6 @@ struct Mixed {
   Status validate(const CacheShape&) const { return Status::ok; }
 };
 
-struct ByteList final : ByteSink {
-  std::vector<std::byte> bytes;
-  bool write(std::span<const std::byte> b) noexcept override { return bytes.insert(bytes.end(), b.begin(), b.end()), true; }
-};
-
 constexpr CacheShape two_heads{.layers = 1, .q_heads = 4, .kv_heads = 2, .head_dim = 16, .page_slots = 16};
 
 template <class Rig>
@@ -77,7 +73,7 @@ Status load_as(const P& stage, const P& other) {
   test::CacheRig from(two_heads, recipe(stage), 256, 100), to(two_heads, recipe(other), 256, 100);
   std::mt19937 random(3);
   feed(from, 90, random), feed(from, 1, random);
-  ByteList file;
+  test::ByteList file;
   REQUIRE(save(from.cache, file) == Status::ok);
   REQUIRE(load(from.cache, file.bytes) == Status::ok);
   REQUIRE(retrieve::AnyPipeline(stage.pipeline()).fingerprint() == stage.pipeline().fingerprint());

@@ -1,5 +1,7 @@
 #pragma once
 
+#include <cstddef>
+#include <cstdint>
 #include <span>
 #include <vector>
 
@@ -7,10 +9,13 @@
 
 namespace kvcondense::test {
 
+/// Takes what is written, as long as there is room.
 struct ByteList final : ByteSink {
   std::vector<std::byte> bytes;
-  bool write(std::span<const std::byte> b) noexcept override {
-    bytes.insert(bytes.end(), b.begin(), b.end());
+  std::size_t room = SIZE_MAX;
+  bool write(std::span<const std::byte> more) noexcept override {
+    if (bytes.size() + more.size() > room) return false;
+    bytes.insert(bytes.end(), more.begin(), more.end());
     return true;
   }
 };
