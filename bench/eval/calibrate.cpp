@@ -305,10 +305,12 @@ class Calibrator {
       return sum;
     };
     r.before = loss();
-    distiller->train(keys, values, {.steps = c_.steps > 0 ? c_.steps : 600, .rate = 0.02, .tile = c_.tile, .seed = o_.seed});
+    distiller->train(keys, values, {.steps = c_.steps > 0 ? c_.steps : 600, .rate = 0.005, .tile = c_.tile, .seed = o_.seed});
     r.after = loss();
-    r.keys.encode = keys.columns, r.keys.mean = keys.mean;
-    r.values.encode = values.columns, r.values.mean = values.mean;
+    if (r.after < r.before) {  // else principal directions stay
+      r.keys.encode = keys.columns, r.keys.mean = keys.mean;
+      r.values.encode = values.columns, r.values.mean = values.mean;
+    }
     r.distiller = distiller;
   }
 

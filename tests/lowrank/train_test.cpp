@@ -32,13 +32,15 @@ TEST_CASE("fit: training finds what attention needs, where principal directions 
   for (const auto& t : texts) k.add(t.keys.cast<double>()), v.add(t.values.cast<double>());
   fit::Matrix metric = fit::Matrix::Identity(dim, dim);
   metric.topLeftCorner(dim / 2, dim / 2) *= 0.001;
-  const fit::Distiller distiller(texts, {metric, metric}, 0.25, 5);
+  const fit::Distiller distiller(texts, {metric, metric}, 0.25, 5), elsewhere({text(random, 96, dim)}, {metric, metric}, 0.25, 6);
   fit::CentredBasis keys{fit::principal(k, true)->columns, k.mean()}, values{fit::principal(v, true)->columns, v.mean()};
   const double whole = distiller.loss(keys, dim, values, dim), before = distiller.loss(keys, 8, values, 8);
+  const double unseen = elsewhere.loss(keys, 8, values, 8);
   REQUIRE(whole < 1e-9);
   distiller.train(keys, values, {.steps = 600, .rate = 0.1, .tile = 4});
   const double after = distiller.loss(keys, 8, values, 8);
   REQUIRE(after < 0.6 * before);
+  REQUIRE(elsewhere.loss(keys, 8, values, 8) < 0.8 * unseen);  // of a text that it never saw
   REQUIRE(distiller.loss(keys, dim, values, dim) < 1e-9);
   REQUIRE(test::farthest(keys.columns.transpose() * keys.columns, fit::Matrix::Identity(dim, dim)) < 1e-9);
   REQUIRE(test::farthest(values.columns.transpose() * values.columns, fit::Matrix::Identity(dim, dim)) < 1e-9);

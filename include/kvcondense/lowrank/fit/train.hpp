@@ -29,13 +29,13 @@ struct HeadText {
 /// How `Distiller` trains.
 struct Training {
   index_t steps = 400;
-  double rate = 0.02;      ///< of a turn, falling to a tenth
+  double rate = 0.005;     ///< of a turn, falling to a tenth
   index_t tile = 8;        ///< ranks are drawn from its multiples
   std::uint64_t seed = 1;
 };
 
 /// Trains the bases of keys and values of one row of a cache together, so that attention over their first columns gives the
-/// outputs that attention gives over all of them, whatever the rank: every step draws both ranks anew.
+/// outputs that attention gives over all of them, whatever the rank: every step draws both ranks anew, and queries.
 ///
 /// Source   MatryoshkaKV, arXiv:2410.14731; orthogonal matrices turn by Cayley's map of a skew gradient.
 /// Numbers  float32 for attention, float64 for bases. The loss is |W_o (o' - o)|^2 over |W_o o|^2, of sampled queries whose
@@ -46,32 +46,14 @@ class Distiller {
   Distiller(std::vector<HeadText> texts, std::vector<Matrix> metric, double scale, std::uint64_t seed)
       : texts_(std::move(texts)), scale_(static_cast<float>(scale)) {
     for (const Matrix& m : metric) metric_.push_back(m.cast<float>());
-    std::uint64_t draw = 0;
-    for (index_t b = 0; b < batches; ++b) {
-      Batch batch;
-      batch.text = static_cast<std::size_t>(b) % texts_.size();
-      const HeadText& t = texts_[batch.text];
-      const auto tokens = static_cast<std::uint64_t>(t.keys.rows());
-      const auto heads = static_cast<index_t>(t.queries.size());
-      batch.queries.resize(heads * rows, t.keys.cols());
-      for (index_t i = 0; i < rows; ++i)
-        batch.seen.push_back(static_cast<index_t>(tokens / 8 + random_bits(seed, draw++) % (tokens - tokens / 8)) + 1);
-      for (index_t h = 0; h < heads; ++h)
-        for (index_t i = 0; i < rows; ++i)
-          batch.queries.row(h * rows + i) = t.queries[static_cast<std::size_t>(h)].row(batch.seen[static_cast<std::size_t>(i)] - 1) * scale_;
-      Eigen::MatrixXf weights = batch.queries * t.keys.transpose();
-      softmax(weights, batch.seen);
-      batch.exact = weights * t.values;
-      batch.energy = weighed(batch.exact).cwiseProduct(batch.exact).sum();
-      batches_.push_back(std::move(batch));
-    }
+    for (std::size_t b = 0; b < batches; ++b) measured_.push_back(draw(b, seed));
   }
 
-  /// The mean loss over all batches.
+  /// The mean loss over queries drawn apart from those of steps.
   double loss(const CentredBasis& keys, index_t key_rank, const CentredBasis& values, index_t value_rank) const {
     double sum = 0;
-    for (const Batch& b : batches_) sum += run(b, keys, key_rank, values, value_rank, nullptr);
-    return sum / static_cast<double>(batches_.size());
+    for (const Batch& b : measured_) sum += run(b, keys, key_rank, values, value_rank, nullptr);
+    return sum / static_cast<double>(measured_.size());
   }
 
   void train(CentredBasis& keys, CentredBasis& values, const Training& how) const {
@@ -79,14 +61,17 @@ class Distiller {
     RotationSteps turn_keys(dim), turn_values(value_dim);
     Vector mean_step = Vector::Zero(value_dim);
     for (index_t s = 0; s < how.steps; ++s) {
-      const auto draw = [&](std::uint64_t what, index_t below) {
+      const auto one_of = [&](std::uint64_t what, index_t below) {
         return static_cast<index_t>(random_bits(how.seed, static_cast<std::uint64_t>(s) * 4 + what) % static_cast<std::uint64_t>(below));
       };
-      const Batch& batch = batches_[static_cast<std::size_t>(draw(0, static_cast<index_t>(batches_.size())))];
-      const index_t kr = std::min(dim, how.tile * (1 + draw(1, std::max<index_t>(1, dim / how.tile))));
-      const index_t vr = std::min(value_dim, how.tile * (1 + draw(2, std::max<index_t>(1, value_dim / how.tile))));
+      const Batch batch = draw(batches + static_cast<std::size_t>(s), how.seed + 1);
+      const index_t kr = std::min(dim, how.tile * (1 + one_of(1, std::max<index_t>(1, dim / how.tile))));
+      const index_t vr = std::min(value_dim, how.tile * (1 + one_of(2, std::max<index_t>(1, value_dim / how.tile))));
       Gradient g;
-      (void)run(batch, keys, kr, values, vr, &g);
+      const double now = run(batch, keys, kr, values, vr, &g);
+      if (!(now > 1e-9)) continue;  // all directions of both: what is left is rounding
+      // Of the logarithm: else low ranks, whose losses are large, would decide every turn.
+      g.keys /= now, g.values /= now, g.value_mean /= now;
       const double rate = how.rate * (1.0 - 0.9 * static_cast<double>(s) / static_cast<double>(how.steps));
       turn_keys.step(keys.columns, padded(g.keys, keys.columns, kr), rate);
       turn_values.step(values.columns, padded(g.values, values.columns, vr), rate);
@@ -97,7 +82,7 @@ class Distiller {
   }
 
  private:
-  static constexpr index_t batches = 48;
+  static constexpr std::size_t batches = 24;  ///< that losses are measured over
   static constexpr index_t rows = 24;  ///< query positions of a batch
 
   struct Batch {
@@ -110,6 +95,26 @@ class Distiller {
     Matrix keys, values;  ///< in the projectors
     Vector value_mean;
   };
+
+  /// Some positions of a text and what attention gives there.
+  Batch draw(std::size_t number, std::uint64_t seed) const {
+    Batch batch;
+    batch.text = number % texts_.size();
+    const HeadText& t = texts_[batch.text];
+    const auto tokens = static_cast<std::uint64_t>(t.keys.rows()), first = static_cast<std::uint64_t>(number) * static_cast<std::uint64_t>(rows);
+    const auto heads = static_cast<index_t>(t.queries.size());
+    batch.queries.resize(heads * rows, t.keys.cols());
+    for (std::uint64_t i = 0; i < static_cast<std::uint64_t>(rows); ++i)
+      batch.seen.push_back(static_cast<index_t>(tokens / 8 + random_bits(seed, first + i) % (tokens - tokens / 8)) + 1);
+    for (index_t h = 0; h < heads; ++h)
+      for (index_t i = 0; i < rows; ++i)
+        batch.queries.row(h * rows + i) = t.queries[static_cast<std::size_t>(h)].row(batch.seen[static_cast<std::size_t>(i)] - 1) * scale_;
+    Eigen::MatrixXf weights = batch.queries * t.keys.transpose();
+    softmax(weights, batch.seen);
+    batch.exact = weights * t.values;
+    batch.energy = weighed(batch.exact).cwiseProduct(batch.exact).sum();
+    return batch;
+  }
 
   static void softmax(Eigen::MatrixXf& logits, const std::vector<index_t>& seen) {
     const auto n = static_cast<index_t>(seen.size());
@@ -165,7 +170,7 @@ class Distiller {
 
   std::vector<HeadText> texts_;
   std::vector<Eigen::MatrixXf> metric_;
-  std::vector<Batch> batches_;
+  std::vector<Batch> measured_;
   float scale_;
 };
 
