@@ -126,7 +126,8 @@ class Bench:
         self.main = []
         for source in ("catch_main", "read_json"):
             self.main.append(self.folder / f"{source}.o")
-            subprocess.run([*options.launcher.split(), options.compiler, "-std=c++20", "-O0", "-w", f"-I{ROOT}/tests", "-c",
+            subprocess.run([*options.launcher.split(), options.compiler, "-std=c++20", "-O0", "-w", f"-I{ROOT}/tests",
+                            f'-DKVCONDENSE_TEST_DATA="{ROOT}/tests"', "-c",
                             ROOT / f"tests/support/{source}.cpp", "-o", self.main[-1]], check=True)
 
     def run(self, test, overlay=None):
