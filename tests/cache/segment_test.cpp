@@ -83,8 +83,10 @@ struct Twin {
   std::vector<int> list;
   std::mt19937 random;
   double error;
+  index_t page;
 
-  Twin(const Codec& codec, std::uint32_t seed, double most) : segment(codec, 7, dim, page, memory), random(seed), error(most) {}
+  Twin(const Codec& codec, std::uint32_t seed, double most, index_t slots)
+      : segment(codec, 7, dim, slots, memory), random(seed), error(most), page(slots) {}
   index_t draw(index_t lo, index_t hi) { return std::uniform_int_distribution<index_t>(lo, hi)(random); }
   index_t group() const { return segment.codec().group_slots(); }
 
@@ -180,7 +182,7 @@ struct Twin {
   void run(int calls) {
     for (int i = 0; i < calls; ++i) {
       switch (segment.live() == 0 ? 0 : draw(0, 7)) {
-        case 0: append(draw(1, 40 / group())); break;
+        case 0: append(draw(1, 5 * page / (2 * group()))); break;
         case 1: append(1); break;
         case 2: keep(); break;
         case 3: compact(); break;
@@ -230,8 +232,10 @@ struct Twin {
 TEST_CASE("segment: under any calls it holds what a list holds", "[cache][segment]") {
   for (std::uint32_t seed = 1; seed <= 20; ++seed) {
     CAPTURE(seed);
-    Twin<prim::ExactRows>({DType::f32}, seed, 0.0).run(60);
-    Twin<prim::GroupInt<8>>({.axis = prim::GroupAxis::channel, .group_size = 4}, seed, 2.0).run(60);
+    for (const index_t slots : {page, index_t{144}}) {  // in one word of tombstones, and in three
+      Twin<prim::ExactRows>({DType::f32}, seed, 0.0, slots).run(60);
+      Twin<prim::GroupInt<8>>({.axis = prim::GroupAxis::channel, .group_size = 4}, seed, 2.0, slots).run(60);
+    }
   }
 }
 
