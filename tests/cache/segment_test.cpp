@@ -1,3 +1,4 @@
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <random>
@@ -179,6 +180,19 @@ struct Twin {
     REQUIRE(segment.shared_bytes() == 0);
   }
 
+  /// As a loader makes it from a file.
+  void check_loaded() {
+    cache::Segment<Codec> loaded(segment.codec(), 7, dim, page, memory);
+    for (const auto& ref : segment.pages()) {
+      REQUIRE(loaded.add_page(ref.used, ref.dead, ref.page->payload_bytes) == Status::ok);
+      REQUIRE(std::count(loaded.pages().back().page->payload(), loaded.pages().back().page->payload() + ref.page->payload_bytes, std::byte{0}) ==
+              static_cast<std::ptrdiff_t>(ref.page->payload_bytes));
+      std::copy_n(ref.page->payload(), ref.page->payload_bytes, loaded.pages().back().page->payload());
+    }
+    check_content(loaded, list);
+    REQUIRE(loaded.page_bytes() + loaded.table_bytes() + segment.page_bytes() + segment.table_bytes() == memory.live_bytes);
+  }
+
   void run(int calls) {
     for (int i = 0; i < calls; ++i) {
       switch (segment.live() == 0 ? 0 : draw(0, 7)) {
@@ -219,6 +233,7 @@ struct Twin {
         }
       }
       check();
+      if (i % 4 == 0) check_loaded();
     }
     segment.clear();
     REQUIRE(segment.live() == 0);
@@ -239,6 +254,51 @@ TEST_CASE("segment: under any calls it holds what a list holds", "[cache][segmen
   }
 }
 
+TEST_CASE("segment: rows that another layer holds too become its own when they are written again", "[cache][segment]") {
+  test::CountingMemory memory;
+  {
+    Segment a = make(memory), b = make(memory);
+    append(a, 0, page);
+    append(b, 0, page);
+    std::vector<float> rows;
+    for (index_t i = 0; i < page * dim; ++i) rows.push_back(static_cast<float>(40 + i / dim));
+    index_t repaired = 0;
+    cache::Page* under = a.make_rows({rows.data(), page, dim}, repaired);
+    REQUIRE((under != nullptr && repaired == 0));
+    for (Segment* s : {&a, &b}) {  // each has 4 bytes of its own
+      cache::Page* own = s->make_page(4);
+      own->under = s == &a ? under : cache::retain(under);
+      REQUIRE(s->reserve_entry() == Status::ok);
+      s->add_shared(own);
+      REQUIRE((s->shares(s->pages().back()) && !s->shares(s->pages()[0])));
+    }
+    const auto all = content(a);
+    REQUIRE((all.size() == 2 * page && all[2 * page - 1] == 40 + page - 1));
+    REQUIRE(a.dead() == 0);
+    leave(a, page + 2, 2 * page), leave(a, 3, page);  // three of its own, two of both
+    REQUIRE(a.dead() == page - 3);                     // rows of both are no waste of one
+    std::vector<float> scratch(static_cast<std::size_t>(2 * page * dim));
+    const auto to_stored = [&](const cache::PageRef& ref, index_t slot, float* row) {
+      prim::PageCodec<Cpu, prim::ExactRows>::decode(a.codec(), a.span(ref), slot, 1, {row, 1, dim});
+    };
+    REQUIRE(a.compact(scratch.data(), to_stored) == 5);
+    REQUIRE(content(a) == std::vector<int>{0, 1, 2, 40, 41});
+    REQUIRE((a.pages().size() == 1 && !a.shares(a.pages()[0])));
+    REQUIRE(content(b) == all);
+    leave(b, 1, page), leave(b, 2, page + 1);  // the other way round: the page of both is the first one
+    append(b, 70, 2);
+    leave(b, 0, 1);
+    REQUIRE(content(b) == std::vector<int>{40, 70, 71});
+    REQUIRE(b.compact(scratch.data(), to_stored) == 3);
+    REQUIRE(content(b) == std::vector<int>{40, 70, 71});
+    REQUIRE(b.pages().size() == 1);
+    append(b, 80, 2 * page);
+    leave(b, 20, 21);
+    REQUIRE(b.compact(scratch.data(), to_stored) == 0);  // nothing of both is left: rows only move
+  }
+  REQUIRE(memory.live_bytes == 0);
+}
+
 TEST_CASE("segment: pages of another form never enter it, and the last empty one is kept at hand", "[cache][segment]") {
   test::CountingMemory memory;
   Segment a = make(memory), other({DType::f32}, 8, dim, page, memory);
@@ -256,6 +316,11 @@ TEST_CASE("segment: pages of another form never enter it, and the last empty one
   a.pop_front(4 * page);  // a big eviction gives all back
   REQUIRE(five - memory.live_bytes == 4 * a.pages()[0].page->bytes());
   REQUIRE(content(a).front() == 80 + 2 * page);
+  append(a, 130, 2 * page);
+  a.pop_front(page);
+  const std::size_t with_one_at_hand = memory.live_bytes;
+  a.pop_front(2 * page);  // so do two pages, with the one that was at hand
+  REQUIRE(with_one_at_hand - memory.live_bytes == 3 * sizeof(cache::Page) + 3 * a.page_payload());
 }
 
 TEST_CASE("slot ids: under any calls they are those of a list", "[cache][slot_ids]") {
