@@ -44,7 +44,7 @@ def main():
     errors = [line for line in said.splitlines() if "error:" in line]
     missing = [s for s in sorted(set(sentences)) if sum(s in e for e in errors) < sentences.count(s)]
     for sentence in missing:
-        print(f"{options.source}: the compiler does not say often enough\n  {sentence}\nbut:\n{said}")
+        print(f"{options.source}: the compiler does not say the sentence as often\n  {sentence}\nbut:\n{said}")
     print(f"{options.source.name}: {len(sentences)} cases")
     return 1 if missing else 0
 
