@@ -1,3 +1,6 @@
+#include <utility>
+#include <vector>
+
 #include <catch2/catch.hpp>
 
 #include <kvcondense/core/buffer.hpp>
@@ -6,6 +9,7 @@
 #include <kvcondense/core/object_array.hpp>
 #include <kvcondense/core/view.hpp>
 #include <kvcondense/core/workspace.hpp>
+#include <support/byte_list.hpp>
 #include <support/memory.hpp>
 
 using namespace kvcondense;
@@ -29,6 +33,58 @@ TEST_CASE("buffer: a refused growth keeps what was there", "[core][buffer]") {
   }
   REQUIRE(memory.live_bytes == 0);
   REQUIRE(memory.wrong_releases == 0);
+}
+
+TEST_CASE("buffer: room grows by doubling, exactly where asked, and goes back where it is far too large", "[core][buffer]") {
+  test::CountingMemory memory;
+  Buffer<int> b(memory);
+  const auto capacity = [&] { return static_cast<int>(b.bytes() / sizeof(int)); };
+  REQUIRE(b.push_back(0) == Status::ok);
+  REQUIRE(capacity() == 8);
+  REQUIRE(b.resize(9, 5) == Status::ok);
+  REQUIRE(capacity() == 16);
+  REQUIRE((b.back() == 5 && b[0] == 0 && b[1] == 5));
+  REQUIRE(b.end() - b.begin() == 9);
+  REQUIRE(std::as_const(b).end() - std::as_const(b).begin() == 9);
+  const long asked = memory.requests;
+  REQUIRE(b.reserve(16) == Status::ok);
+  REQUIRE(memory.requests == asked);
+  REQUIRE(b.reserve(17, true) == Status::ok);
+  REQUIRE(capacity() == 17);
+  REQUIRE(b.reserve(40) == Status::ok);
+  REQUIRE(capacity() == 40);
+  const auto kept = [&] { return b.size() == 9 && b[0] == 0 && b[8] == 5; };
+  b.give_back(10);  // four times too large is not too much
+  REQUIRE(capacity() == 40);
+  REQUIRE(b.reserve(41, true) == Status::ok);
+  memory.refuse_from = memory.requests;
+  b.give_back(10), b.fit();
+  REQUIRE((capacity() == 41 && kept()));
+  memory.refuse_from = -1;
+  b.give_back(10);
+  REQUIRE((capacity() == 20 && kept()));
+  b.give_back(0);  // never below twice what is there
+  REQUIRE(capacity() == 20);
+  REQUIRE(b.reserve(100, true) == Status::ok);
+  b.give_back(0);
+  REQUIRE((capacity() == 18 && kept()));
+  b.fit();
+  REQUIRE((capacity() == 9 && kept()));
+  const long fitted = memory.requests;
+  b.fit();
+  REQUIRE(memory.requests == fitted);
+  b.erase_front(0);
+  REQUIRE(kept());
+  b.erase_front(9);
+  REQUIRE(b.empty());
+  REQUIRE(memory.live_bytes == b.bytes());
+  Buffer<int> other(memory);
+  REQUIRE(other.resize(3, 7) == Status::ok);
+  b = std::move(other);
+  REQUIRE((b.size() == 3 && b[2] == 7));
+  REQUIRE(memory.live_bytes == b.bytes());
+  b.free();
+  REQUIRE(memory.live_bytes == 0);
 }
 
 TEST_CASE("object array: objects are made once and destroyed once", "[core][object_array]") {
@@ -87,6 +143,45 @@ TEST_CASE("expected: a value or a reason", "[core][expected]") {
   REQUIRE(good.status() == Status::ok);
   REQUIRE_FALSE(bad);
   REQUIRE(bad.status() == Status::corrupt_data);
+}
+
+TEST_CASE("byte writer: little-endian values as they are, summed up, nothing after a failure", "[core][bytes]") {
+  test::ByteList list;
+  ByteWriter w(list);
+  w.put(std::uint32_t{0x04030201});
+  w.put(std::uint8_t{5});
+  REQUIRE(list.bytes == std::vector<std::byte>{std::byte{1}, std::byte{2}, std::byte{3}, std::byte{4}, std::byte{5}});
+  Checksum sum;
+  sum.add(list.bytes);
+  REQUIRE(w.checksum() == sum.value());
+  REQUIRE(w.checksum() != Checksum().value());
+  list.room = 8;
+  w.put(std::uint32_t{1});
+  REQUIRE(w.status() == Status::io_error);
+  w.put(std::uint8_t{1});  // would have room
+  w.fail(Status::out_of_memory);
+  REQUIRE(w.status() == Status::io_error);
+  REQUIRE(list.bytes.size() == 5);
+  ByteWriter v(list);
+  v.fail(Status::out_of_memory);
+  v.put(std::uint8_t{1});
+  REQUIRE(v.status() == Status::out_of_memory);
+  REQUIRE(list.bytes.size() == 5);
+}
+
+TEST_CASE("byte reader: a value that is not all there fails, and then every read does", "[core][bytes]") {
+  const std::byte data[6] = {std::byte{1}, std::byte{2}, std::byte{3}, std::byte{4}, std::byte{5}, std::byte{6}};
+  ByteReader r(data);
+  std::uint32_t four = 0;
+  std::uint8_t one = 0;
+  REQUIRE(r.read(four));
+  REQUIRE(four == 0x04030201);
+  REQUIRE(r.left() == 2);
+  REQUIRE_FALSE(r.read(four));
+  REQUIRE(r.failed());
+  REQUIRE_FALSE(r.read(one));
+  std::span<const std::byte> out;
+  REQUIRE_FALSE(r.take(1, 1, out));
 }
 
 TEST_CASE("byte reader: counts that no file can hold are refused, and then everything is", "[core][bytes]") {

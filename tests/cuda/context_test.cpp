@@ -1,5 +1,6 @@
 // Contexts, memory and errors of the CUDA backend.
 
+#include <algorithm>
 #include <vector>
 
 #include <kvcondense/backend/cuda/launch.cuh>
@@ -150,5 +151,48 @@ TEST_CASE("cuda: memory that the device does not have is refused") {
   cuda::DeviceArray<int> a;
   CHECK(a.resize(3) == Status::out_of_memory);
   CHECK(cudaGetLastError() == cudaSuccess);
+}
+
+TEST_CASE("cuda: an error of any call of the runtime comes back as its Status, and nothing is lost") {
+  // What a caller does: a context, arrays, a kernel with much shared memory, the numbers back.
+  constexpr int words = 20000;
+  std::vector<int> got(1, -1);
+  const auto all = [&]() -> Status {
+    const auto made = Context<Cuda>::make(nullptr);
+    if (!made) return made.status();
+    cuda::DeviceArray<int> in, out;
+    if (const Status s = in.upload(*made, std::vector<int>{4, 5}); s != Status::ok) return s;
+    if (const Status s = out.resize(1); s != Status::ok) return s;
+    if (const Status s = out.fill_bytes(*made, 0); s != Status::ok) return s;
+    if (const Status s = cuda::launch(*made, fill_shared<words>, {1}, 256, words * sizeof(int), out.data()); s != Status::ok) return s;
+    if (const Status s = out.download(*made, std::span<int>(got)); s != Status::ok) return s;
+    return made->wait();
+  };
+  const Restore restore;
+  const std::size_t held = cuda_fibers::runtime.allocated;
+  for (const cudaError_t e : {cudaErrorInvalidValue, cudaErrorMemoryAllocation, cudaErrorNotSupported, cudaErrorNoDevice, cudaErrorIllegalAddress}) {
+    std::vector<Status> said;
+    for (int n = 0;; ++n) {
+      CAPTURE(e, n);
+      REQUIRE(n < 100);
+      cuda_fibers::runtime.calls = 0, cuda_fibers::runtime.fail_at = n, cuda_fibers::runtime.fail_with = e;
+      const Status s = all();
+      const bool reached = cuda_fibers::runtime.calls > n;
+      cuda_fibers::runtime.fail_at = -1;
+      CHECK(cudaGetLastError() == cudaSuccess);  // nobody else meets it
+      CHECK(cuda_fibers::runtime.allocated == held);
+      if (!reached) break;
+      said.push_back(s);
+      REQUIRE(all() == Status::ok);  // once the device is well again
+      REQUIRE(got[0] == words - 1);
+    }
+    // All but two: a resource says only that it has no memory, and what is wrong when memory is given back comes too late.
+    const auto count = [&](Status s) { return std::count(said.begin(), said.end(), s); };
+    const bool memory = e == cudaErrorMemoryAllocation;
+    CHECK(said.size() == 17);
+    CHECK(count(Status::ok) == 2);
+    CHECK(count(cuda::status_of(e)) == (memory ? 15 : 13));
+    CHECK(count(Status::out_of_memory) == (memory ? 15 : 2));
+  }
 }
 #endif

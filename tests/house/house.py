@@ -30,6 +30,9 @@ MAY_INCLUDE = {
     "c": (),
 }
 
+# Rooms whose tests expect what another room returns.
+SPOKEN_FOR = {"backend": ("prim", "cuda", "quant"), "cache": ("any", "retrieve")}
+
 # Headers that may include from one more room: (header, room) -> why. A header may be a folder
 # ending in "/".
 MAY_ALSO_INCLUDE = {
@@ -310,6 +313,24 @@ def test_names(root):
                 yield f"{shown(root, path)}:{number}: semicolon in the name of a test"
 
 
+def statuses(root):
+    """Each Status that the headers of a room return is expected by a test of that room, or by one that all share."""
+    returned, expected = {}, {}
+    for path, name in headers(root):
+        for status in re.findall(r"\bStatus::(\w+)", without_comments(path.read_text())):
+            returned.setdefault((name.split("/")[0], status), path)
+    for path in (root / "tests").rglob("*_test.cpp") if (root / "tests").is_dir() else ():
+        expected.setdefault(path.parent.name, set()).update(re.findall(r"\bStatus::(\w+)", path.read_text()))
+    everywhere = set().union(*expected.values()) if expected else set()
+    for (room, status), path in sorted(returned.items()):
+        if room == "core" or status == "ok":  # the tests of what uses it expect what core returns
+            seen = everywhere | {"ok"}
+        else:
+            seen = set().union(*(expected.get(r, set()) for r in (room, *SPOKEN_FOR.get(room, ()))))
+        if status not in seen:
+            yield f"{shown(root, path)}: no test expects Status::{status} of {room}"
+
+
 def version(root):
     """version.hpp and CMakeLists.txt name the same version."""
     header = root / "include" / "kvcondense" / "version.hpp"
@@ -324,7 +345,7 @@ def version(root):
 
 
 RULES = {rule.__name__: rule for rule in (include_direction, file_length, conditionals, one_dialect, quiet,
-                                          plain_text, own_paths, tested, cards, test_names,
+                                          plain_text, own_paths, tested, cards, test_names, statuses,
                                           version)}
 
 

@@ -87,6 +87,7 @@ PLANTED = [
      "#pragma once\n" + CARD.replace("/// Needs    nothing.\n", "") +
      "struct Kivi {\n  static constexpr Descriptor about{1};\n};\n", "lacks Needs"),
     ("test_names", "tests/evict/pool_test.cpp", 'TEST_CASE("pool: one; two", "[evict]") {}\n', "semicolon"),
+    ("statuses", EVICT, "Status f() { return Status::io_error; }\n", "no test expects Status::io_error of evict"),
     ("version", "include/kvcondense/version.hpp", None, ""),
     ("version", "CMakeLists.txt", None, ""),
 ]
@@ -165,6 +166,8 @@ def check_fail_driver(checks):
         ("a refusal", "// EXPECT: kvcondense: use g.\n" + refuse +
          "int main() {\n#ifdef KVCONDENSE_EXPECT_FAIL\n  f<int>();\n#endif\n}\n", 0, ""),
         ("another sentence", "// EXPECT: kvcondense: use h.\n" + refuse +
+         "int main() {\n#ifdef KVCONDENSE_EXPECT_FAIL\n  f<int>();\n#endif\n}\n", 1, "sentence"),
+        ("two cases, one sentence", "// EXPECT: kvcondense: use g.\n" * 2 + refuse +
          "int main() {\n#ifdef KVCONDENSE_EXPECT_FAIL\n  f<int>();\n#endif\n}\n", 1, "sentence"),
         ("nothing refused", "// EXPECT: kvcondense: use g.\nint main() {}\n", 1, "compiles with"),
         ("never compiles", "// EXPECT: kvcondense: use g.\n" + refuse + "int main() { f<int>(); }\n", 1, "must compile"),

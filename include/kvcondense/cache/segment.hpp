@@ -159,6 +159,16 @@ class Segment {
     (void)encode(span(pages_[at.page]), at.slot, 1, {row, 1, dim_}, nullptr);
   }
 
+  /// In a copy of a page: rows of zeros in the groups that hold no live slot. `zero`: dim() of them.
+  void clear_empty(const PageRef& ref, prim::PageSpan copy, const float* zero) const {
+    const index_t group = codec_.group_slots();
+    for (index_t first = 0; first < page_slots_; first += group) {
+      bool live = false;
+      for (index_t s = first; s < first + group && s < ref.used; ++s) live = live || ref.alive(s);
+      if (!live) (void)encode(copy, first, group, {zero, group, 0}, nullptr);
+    }
+  }
+
   void pop_front(index_t n) { drop_dead(kill(Kept::without(0, n, live_), 0)); }
   void pop_back(index_t n) { drop_dead(kill(Kept::without(live_ - n, live_, live_), 0)); }
 
@@ -190,11 +200,11 @@ class Segment {
     if (page != nullptr) repaired += encode({page->payload(), page_slots_, dim_}, 0, page_slots_, rows, nullptr);
     return page;
   }
-  Page* make_page(std::size_t payload) { return Page::make(*memory_, payload, format_); }
+  Page* make_page(std::size_t payload) const { return Page::make(*memory_, payload, format_); }
   Page* make_rows_page() { return Page::make(*memory_, page_payload(), rows_format()); }
   /// Of pages of rows for several heads, whose own maps may differ.
   std::uint64_t rows_format() const { return page_format(code_fingerprint(codec_), page_slots_, dim_); }
-  void drop_page(Page* page) { if (page != nullptr) release(page, *memory_); }
+  void drop_page(Page* page) const { if (page != nullptr) release(page, *memory_); }
   Status reserve_entry() { return pages_.reserve(pages_.size() + 1); }
   /// After `reserve_entry`: a page whose rows another layer holds too.
   void add_shared(Page* own) {
@@ -245,7 +255,7 @@ class Segment {
  private:
   Page* rows_of(const PageRef& ref) const { return shares(ref) ? ref.page->under : ref.page; }
 
-  index_t encode(prim::PageSpan page, index_t first, index_t n, prim::RowBlock<const float> rows, const float* scores) {
+  index_t encode(prim::PageSpan page, index_t first, index_t n, prim::RowBlock<const float> rows, const float* scores) const {
     using Coder = prim::PageCodec<Cpu, Codec>;
     if constexpr (requires { Coder::encode(codec_, page, first, n, rows, scores); })
       return Coder::encode(codec_, page, first, n, rows, scores);

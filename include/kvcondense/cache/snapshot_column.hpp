@@ -33,6 +33,19 @@ struct Before {
   }
 };
 
+/// A page's payload; what was taken back or left stays out of the file, where a page has slots that hold nothing.
+template <class C>
+void save_payload(ByteWriter& w, const Segment<C>& segment, const PageRef& ref) {
+  const std::size_t bytes = ref.page->payload_bytes, at = (bytes + sizeof(float) - 1) / sizeof(float) * sizeof(float);
+  if (ref.live == segment.page_slots() || segment.shares(ref)) return w.bytes({ref.page->payload(), bytes});
+  Page* copy = segment.make_page(at + static_cast<std::size_t>(segment.dim()) * sizeof(float));
+  if (copy == nullptr) return w.fail(Status::out_of_memory);
+  std::copy_n(ref.page->payload(), bytes, copy->payload());
+  segment.clear_empty(ref, {copy->payload(), segment.page_slots(), segment.dim()}, reinterpret_cast<const float*>(copy->payload() + at));
+  w.bytes({copy->payload(), bytes});
+  segment.drop_page(copy);
+}
+
 template <class C>
 void save_segment(ByteWriter& w, const Segment<C>& segment, bool paired = false, const Before<Segment<C>>& before = {}) {
   w.put(static_cast<std::uint32_t>(segment.pages().size()));
@@ -49,7 +62,7 @@ void save_segment(ByteWriter& w, const Segment<C>& segment, bool paired = false,
     if (paired) w.put(static_cast<std::uint32_t>(form));
     if (form >= PageForm::shared) w.put(static_cast<std::uint32_t>(at));
     if (form != PageForm::alone) w.put(static_cast<std::uint32_t>(ref.page->payload_bytes));
-    w.bytes({ref.page->payload(), ref.page->payload_bytes});
+    save_payload(w, segment, ref);
     if (form == PageForm::rows) w.bytes({ref.page->under->payload(), ref.page->under->payload_bytes});
   }
 }

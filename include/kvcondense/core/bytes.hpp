@@ -36,9 +36,9 @@ class ByteWriter {
   explicit ByteWriter(ByteSink& sink) : sink_(&sink) {}
 
   void bytes(std::span<const std::byte> data) {
-    if (failed_) return;
+    if (status_ != Status::ok) return;
     sum_.add(data);
-    failed_ = !sink_->write(data);
+    if (!sink_->write(data)) status_ = Status::io_error;
   }
   template <class T>
   void put(const T& value) {
@@ -46,12 +46,16 @@ class ByteWriter {
     bytes(std::as_bytes(std::span<const T, 1>(&value, 1)));
   }
   std::uint64_t checksum() const { return sum_.value(); }
-  Status status() const { return failed_ ? Status::io_error : Status::ok; }
+  /// Nothing more is written.
+  void fail(Status why) {
+    if (status_ == Status::ok) status_ = why;
+  }
+  Status status() const { return status_; }
 
  private:
   ByteSink* sink_;
   Checksum sum_;
-  bool failed_ = false;
+  Status status_ = Status::ok;
 };
 
 /// Reads from a byte span that nobody vouches for. After the first failure every read fails.

@@ -71,7 +71,7 @@ namespace kvcondense::cuda::detail {
 
 template <class... P, class... A>
 cudaError_t start_kernel(void (*kernel)(P...), dim3 grid, dim3 block, std::size_t shared, cudaStream_t, A&&... arguments) {
-  cuda_fibers::start(kernel, grid, block, shared, static_cast<A&&>(arguments)...);
+  if (cuda_fibers::answer() == cudaSuccess) cuda_fibers::start(kernel, grid, block, shared, static_cast<A&&>(arguments)...);
   return cudaGetLastError();
 }
 

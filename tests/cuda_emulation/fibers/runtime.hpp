@@ -47,11 +47,14 @@ struct Runtime {
   int allocations_until_refusal = -1;  ///< -1: never refuses
   cudaError_t pending = cudaSuccess;   ///< what cudaGetLastError gives next
   cudaError_t broken = cudaSuccess;    ///< what every call gives from now on, as after a kernel's illegal access
+  int calls = 0, fail_at = -1;         ///< calls that may fail; the one that does, once, with `fail_with`
+  cudaError_t fail_with = cudaSuccess;
   std::size_t allocated = 0, allocations = 0;
 };
 inline Runtime runtime;
 
 inline cudaError_t answer(cudaError_t e = cudaSuccess) {
+  if (runtime.calls++ == runtime.fail_at) e = runtime.fail_with;
   if (runtime.devices == 0) e = cudaErrorNoDevice;
   if (runtime.broken != cudaSuccess) e = runtime.broken;
   if (e != cudaSuccess) runtime.pending = e;

@@ -1,0 +1,217 @@
+// What refused memory, sinks that stop and tokens that are taken back may do to a cache of any word of the registry.
+
+#include <algorithm>
+#include <cstring>
+#include <random>
+#include <string>
+#include <vector>
+
+#include <catch2/catch.hpp>
+
+#include <kvcondense/any/any_cache.hpp>
+#include <kvcondense/any/builtin.hpp>
+#include <kvcondense/backend/cpu/context.hpp>
+#include <support/byte_list.hpp>
+#include <support/catalogue.hpp>
+#include <support/memory.hpp>
+#include <support/model_facts.hpp>
+#include <support/naive_cache.hpp>
+#include <support/step_data.hpp>
+
+using namespace kvcondense;
+
+namespace {
+
+constexpr CacheShape shape{.layers = 2, .q_heads = 4, .kv_heads = 2, .head_dim = 32, .page_slots = 16};
+
+const any::ModelFacts& facts() {
+  static const test::RandomModel model(shape);
+  return model.facts();
+}
+
+/// The small setting of a word, with what it cannot be without.
+std::string recipe_of(const any::Entry& e) {
+  std::string text = test::settings.at(std::string(e.word)).text;
+  if (e.word == "minicache") text = "sink_window(sinks=2, recent=20) + " + text;
+  else if (e.room == Stage::merge) text = "h2o(heavy=12, recent=10) + " + text;
+  std::vector<std::string> tries;
+  for (const char* policy : {"h2o(heavy=12, recent=10)", "knorm(tokens=20, recent=8)"}) {
+    std::string with = text;
+    if (const auto at = with.find("POLICY"); at != with.npos) with.replace(at, 6, policy);
+    for (const char* rest : {"", " + rerotate"}) tries.push_back(with + rest);
+  }
+  for (const std::string& t : tries)
+    if (any::make(t, shape, any::on<Cpu>, heap_memory(), facts())) return t;
+  FAIL("no recipe for " << e.word);
+  return {};
+}
+
+std::vector<std::byte> saved(const any::AnyCache& cache) {
+  test::ByteList file;
+  REQUIRE(cache.save(file) == Status::ok);
+  return file.bytes;
+}
+
+/// A cache of a word and what is done to it.
+struct Run {
+  test::CountingMemory memory;
+  any::AnyCache cache;
+  Workspace work;
+  Context<Cpu> ctx;
+  std::mt19937 random{5};
+  long refusals = 0;
+
+  explicit Run(const std::string& text) : cache(make(text, memory)) {
+    REQUIRE(work.reserve(cache.workspace_bytes(256, 48)) == Status::ok);
+    ctx = Context<Cpu>(work.bytes());
+  }
+  static any::AnyCache make(const std::string& text, MemoryResource<Cpu>& memory) {
+    auto made = any::make(text, shape, any::on<Cpu>, memory, facts());
+    REQUIRE(made);
+    return std::move(*made);
+  }
+
+  /// `f` with its n-th request refused, for every n: out_of_memory and nothing changed, until it is ok.
+  template <class F>
+  void refused(F&& f, bool may_be_half_done = false) {
+    const auto before = saved(cache);
+    for (long n = 0;; ++n) {
+      memory.refuse_from = memory.requests + n;
+      const Status s = f();
+      memory.refuse_from = -1;
+      if (s == Status::ok) return;
+      REQUIRE(s == Status::out_of_memory);
+      if (!may_be_half_done) REQUIRE((saved(cache) == before));
+      ++refusals;
+      REQUIRE(n < 1000);
+    }
+  }
+
+  /// Tokens through every layer; drafts are not stepped.
+  template <class Around>
+  void feed(index_t n, bool draft, Around&& around) {
+    for (index_t l = 0; l < shape.layers; ++l) {
+      const test::Tokens t(shape, n, random);
+      around([&] { return cache.append(ctx, l, t.keys(shape), t.values(shape), {}, t.queries(shape)); });
+      std::vector<float> out(static_cast<std::size_t>(shape.q_heads * n * shape.head_dim)), mass(static_cast<std::size_t>(cache.total_slots(l)));
+      const auto view = cache.ragged(l, mass.data());
+      REQUIRE(cache.attend(ctx, l, t.queries(shape), dense_view(out.data(), shape.q_heads, n, shape.head_dim), {.mass = view}) == Status::ok);
+      if (draft) continue;
+      const test::StepData data(shape, n, random);
+      StepInputs inputs = data.inputs({view, cache.mass_rows(n)});
+      inputs.queries = t.queries(shape);
+      around([&] { return cache.step(ctx, l, inputs, n > 20 ? Phase::prefill_end : Phase::decode); });
+    }
+  }
+  void feed(index_t n, bool draft = false) {
+    feed(n, draft, [](auto&& f) { REQUIRE(f() == Status::ok); });
+  }
+};
+
+}  // namespace
+
+TEST_CASE("faults: in a cache of any word every refused request changes nothing, and works when memory is back", "[any][faults]") {
+  long refusals = 0;
+  for (const any::Entry* e : any::builtin().entries()) {
+    const std::string text = recipe_of(*e);
+    CAPTURE(text);
+    for (long n = 0;; ++n) {  // making one
+      test::CountingMemory memory;
+      memory.refuse_from = n;
+      const bool made = [&] {
+        auto cache = any::make(text, shape, any::on<Cpu>, memory, facts());
+        if (!cache) REQUIRE(cache.status() == Status::out_of_memory);
+        return static_cast<bool>(cache);
+      }();
+      REQUIRE(memory.live_bytes == 0);
+      if (made) break;
+      ++refusals;
+      REQUIRE(n < 1000);
+    }
+    Run a(text), b(text);
+    a.feed(30), b.feed(3);
+    const auto with_faults = [&](auto&& f) { a.refused(f); };
+    a.feed(9, false, with_faults);
+    {
+      const auto twin = a.cache.fork();  // pages are shared now
+      REQUIRE(twin);
+      a.feed(1, false, with_faults);
+    }
+    a.refused([&] { return a.cache.fork().status(); });
+    a.refused([&] { return a.cache.turn(a.ctx, 4); }, true);  // layers before the refused one keep their turn
+    REQUIRE(a.cache.report().bytes() == a.memory.live_bytes);
+    a.refused([&] { return a.cache.remove(a.ctx, 5, 9); });
+    const auto file = saved(a.cache);
+    a.refused([&] {
+      test::ByteList sink;
+      return a.cache.save(sink);
+    });
+    b.refused([&] { return b.cache.load(file); });
+    REQUIRE((saved(b.cache) == file));
+    for (std::size_t room = 0; room < file.size(); room += 997) {
+      test::ByteList sink;
+      sink.room = room;
+      REQUIRE(a.cache.save(sink) == Status::io_error);
+    }
+    refusals += a.refusals + b.refusals;
+    REQUIRE(a.memory.wrong_releases == 0);
+  }
+  REQUIRE(refusals > 5000);
+}
+
+TEST_CASE("snapshot: drafts that were taken back leave nothing in the file of any word", "[any][snapshot]") {
+  for (const any::Entry* e : any::builtin().entries()) {
+    const std::string text = recipe_of(*e);
+    CAPTURE(text);
+    Run a(text);
+    a.feed(37);
+    const auto without = saved(a.cache);
+    const index_t length = a.cache.length();
+    a.feed(7, true);
+    REQUIRE((saved(a.cache) != without));
+    REQUIRE(a.cache.truncate(length) == Status::ok);
+    REQUIRE((saved(a.cache) == without));
+  }
+}
+
+TEST_CASE("snapshot: what was taken back, removed or evicted is not in the file", "[any][snapshot]") {
+  // Numbers that nothing else holds, as fp16 writes them.
+  const float secret = 291.25f;
+  const auto found = [&](const std::vector<std::byte>& file) {
+    const half h(secret);
+    std::vector<std::byte> pair(4);
+    std::memcpy(pair.data(), &h, 2), std::memcpy(pair.data() + 2, &h, 2);
+    return std::search(file.begin(), file.end(), pair.begin(), pair.end()) != file.end();
+  };
+  const CacheShape s{.layers = 1, .q_heads = 1, .kv_heads = 1, .head_dim = 8, .page_slots = 32};
+  for (const char* text : {"keep_all", "sink_window(sinks=1, recent=6)", "kivi(bits=4, group_size=4, residual_window=12, sinks=2)"})
+    for (const char* how : {"truncated", "removed", "evicted"}) {
+      if (std::string(how) == "evicted" && std::string(text).find("window(") == std::string::npos) continue;
+      CAPTURE(text, how);
+      auto cache = any::make(text, s, any::on<Cpu>);
+      REQUIRE(cache);
+      Workspace work;
+      REQUIRE(work.reserve(cache->workspace_bytes(64, 16)) == Status::ok);
+      Context<Cpu> ctx(work.bytes());
+      const auto feed = [&](float number, index_t n) {
+        const std::vector<float> rows(static_cast<std::size_t>(n * 8), number);
+        const auto view = dense_view(rows.data(), 1, n, 8);
+        REQUIRE(cache->append(ctx, 0, view, view) == Status::ok);
+        REQUIRE(cache->step(ctx, 0) == Status::ok);
+      };
+      feed(1.0f, 3);
+      feed(secret, 4);
+      REQUIRE(found(saved(*cache)));
+      if (std::string(how) == "truncated") REQUIRE(cache->truncate(3) == Status::ok);
+      if (std::string(how) == "removed") {
+        feed(1.0f, 2);
+        REQUIRE(cache->remove(ctx, 3, 7) == Status::ok);
+      }
+      if (std::string(how) == "evicted") feed(1.0f, 8);
+      const auto file = saved(*cache);
+      REQUIRE_FALSE(found(file));
+      auto again = any::make(text, s, any::on<Cpu>);
+      REQUIRE(again->load(file) == Status::ok);
+      REQUIRE((saved(*again) == file));
+    }
+}
