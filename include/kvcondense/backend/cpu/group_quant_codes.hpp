@@ -182,11 +182,22 @@ struct CodeAttention {
   }
 
   void sum_by_token(index_t start, index_t n, RowBlock<const float> w, RowBlock<float> out) {
-    for (index_t j = 0; j < dim / group; ++j) {
-      read_slots(j, start, n, scale, mid);
-      ops.fold(w, scale, mid, n, middle, folded);
-      for (index_t c = j * group; c < (j + 1) * group; c += pair_outputs)
-        ops.dot_add(Page::bits, channel_pair(start, n, c), folded, {out.data + c, w.rows, out.step});
+    // Two groups at a time: the next one's fold does not wait for the products of the one before.
+    FoldedRows more;
+    for (index_t j = 0; j < dim; j += 2 * group) {
+      const auto fold = [&](index_t first, FoldedRows& to) {
+        read_slots(first / group, start, n, scale, mid);
+        ops.fold(w, scale, mid, n, middle, to);
+      };
+      const auto sum = [&](index_t first, const FoldedRows& by) {
+        for (index_t c = first; c < first + group; c += pair_outputs)
+          ops.dot_add(Page::bits, channel_pair(start, n, c), by, {out.data + c, w.rows, out.step});
+      };
+      const bool two = j + group < dim;
+      fold(j, folded);
+      if (two) fold(j + group, more);
+      sum(j, folded);
+      if (two) sum(j + group, more);
     }
   }
 

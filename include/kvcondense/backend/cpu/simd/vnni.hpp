@@ -1,5 +1,6 @@
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
@@ -38,6 +39,16 @@ inline constexpr const char* name = "avx512vnni";
 #endif
 }
 
+/// sum + two products of 16-bit integers, in every lane.
+[[gnu::always_inline]] inline I multiply_add_16(I sum, I a, I b) {
+#if defined(__clang__)
+  return _mm512_dpwssd_epi32(sum, a, b);
+#else
+  asm("vpdpwssd %2,%1,%0" : "+v"(sum) : "v"(a), "v"(b));
+  return sum;
+#endif
+}
+
 /// Four vectors to four numbers: their largest lanes, or sums of lanes.
 [[gnu::always_inline]] inline __m128 largest4(const F (&v)[4]) {
   const F ab = _mm512_max_ps(_mm512_unpacklo_ps(v[0], v[1]), _mm512_unpackhi_ps(v[0], v[1]));
@@ -55,61 +66,57 @@ inline constexpr const char* name = "avx512vnni";
 template <int R>
 void fold_rows(RowBlock<const float> x, const float* scale, const float* mid, index_t n, float middle, FoldedRows& out) {
   alignas(64) float product[R][max_head_dim];
-  F most[4], zero[4], total[4];
+  F most[4], most2[4], zero[4], total[4];
 #pragma GCC unroll 4
-  for (int r = 0; r < 4; ++r) most[r] = zero[r] = _mm512_setzero_ps();
+  for (int r = 0; r < 4; ++r) most[r] = most2[r] = zero[r] = total[r] = _mm512_setzero_ps();
   const index_t padded = (n + 63) / 64 * 64;
-  index_t i = 0;
-  for (; i + 16 <= n; i += 16) {
-    const F s = scale == nullptr ? _mm512_set1_ps(1.0f) : _mm512_loadu_ps(scale + i);
-    const F m = mid == nullptr ? _mm512_setzero_ps() : _mm512_loadu_ps(mid + i);
+  // Sixteen multipliers of every row; `m` becomes the larger magnitude.
+  const auto multiply = [&](index_t i, F s, F o, F (&m)[4], auto&& load) __attribute__((always_inline)) {
 #pragma GCC unroll 4
     for (int r = 0; r < R; ++r) {
-      const F a = _mm512_loadu_ps(x.data + r * x.step + i), p = _mm512_mul_ps(a, s);
-      zero[r] = _mm512_fmadd_ps(a, m, zero[r]);
-      most[r] = _mm512_range_ps(most[r], p, 0x0B);  // the larger magnitude
+      const F a = load(x.data + r * x.step + i), p = _mm512_mul_ps(a, s);
+      zero[r] = _mm512_fmadd_ps(a, o, zero[r]);
+      m[r] = _mm512_range_ps(m[r], p, 0x0B);
       _mm512_store_ps(product[r] + i, p);
     }
+  };
+  const auto whole = [](const float* p) __attribute__((always_inline)) { return _mm512_loadu_ps(p); };
+  const F one = _mm512_set1_ps(1.0f), none = _mm512_setzero_ps();
+  index_t i = 0;
+  for (; i + 32 <= n; i += 32) {  // two chains of maxima
+    multiply(i, scale == nullptr ? one : _mm512_loadu_ps(scale + i), mid == nullptr ? none : _mm512_loadu_ps(mid + i), most, whole);
+    multiply(i + 16, scale == nullptr ? one : _mm512_loadu_ps(scale + i + 16), mid == nullptr ? none : _mm512_loadu_ps(mid + i + 16),
+             most2, whole);
   }
   for (; i < padded; i += 16) {
-    const auto mask = static_cast<__mmask16>(i < n ? (1u << (n - i)) - 1u : 0u);
-    const F s = scale == nullptr ? _mm512_set1_ps(1.0f) : _mm512_maskz_loadu_ps(mask, scale + i);
-    const F m = mid == nullptr ? _mm512_setzero_ps() : _mm512_maskz_loadu_ps(mask, mid + i);
-    for (int r = 0; r < R; ++r) {
-      const F a = _mm512_maskz_loadu_ps(mask, x.data + r * x.step + i), p = _mm512_mul_ps(a, s);
-      zero[r] = _mm512_fmadd_ps(a, m, zero[r]);
-      most[r] = _mm512_range_ps(most[r], p, 0x0B);
-      _mm512_store_ps(product[r] + i, p);
-    }
+    const __mmask16 there = avx512::first_lanes(std::clamp<index_t>(n - i, 0, 16));
+    multiply(i, scale == nullptr ? one : _mm512_maskz_loadu_ps(there, scale + i), mid == nullptr ? none : _mm512_maskz_loadu_ps(there, mid + i),
+             most, [&](const float* p) __attribute__((always_inline)) { return _mm512_maskz_loadu_ps(there, p); });
   }
+#pragma GCC unroll 4
+  for (int r = 0; r < R; ++r) most[r] = _mm512_range_ps(most[r], most2[r], 0x0B);
   // Rows of zeros, and of NaN, give zeros: NaN lives on in what is added.
   const __m128 bound = largest4(most), usable = _mm_cmp_ps(bound, _mm_set1_ps(1e-30f), _CMP_GT_OQ);
   const __m128 unit = _mm_blendv_ps(_mm_set1_ps(1.0f), _mm_mul_ps(bound, _mm_set1_ps(1.0f / FoldedRows::top)), usable);
-  const __m128 inverse = _mm_and_ps(_mm_div_ps(_mm_set1_ps(FoldedRows::top), bound), usable);
-  float by[4];
-  _mm_storeu_ps(by, inverse);
+  const F inverse = _mm512_castps128_ps512(_mm_and_ps(_mm_div_ps(_mm_set1_ps(FoldedRows::top), bound), usable));
   const I order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
-  const I ones = _mm512_set1_epi8(1), half = _mm512_set1_epi16(64);
-#pragma GCC unroll 4
-  for (int r = 0; r < 4; ++r) total[r] = _mm512_setzero_ps();
+  const I ones = _mm512_set1_epi16(1), low_bits = _mm512_set1_epi16(127);
 #pragma GCC unroll 4
   for (int r = 0; r < R; ++r) {
-    const F f = _mm512_set1_ps(by[r]);
-    I high = _mm512_setzero_si512(), low = high;
+    const F f = _mm512_permutexvar_ps(_mm512_set1_epi32(r), inverse);
+    I sum = _mm512_setzero_si512();
     for (index_t k = 0; k < padded; k += 64) {
       I v[4];
 #pragma GCC unroll 4
       for (int j = 0; j < 4; ++j) v[j] = _mm512_cvtps_epi32(_mm512_mul_ps(_mm512_load_ps(product[r] + k + 16 * j), f));
       const I a = _mm512_packs_epi32(v[0], v[1]), b = _mm512_packs_epi32(v[2], v[3]);
-      const I a_high = _mm512_srai_epi16(_mm512_add_epi16(a, half), 7), b_high = _mm512_srai_epi16(_mm512_add_epi16(b, half), 7);
-      const I a_low = _mm512_sub_epi16(a, _mm512_slli_epi16(a_high, 7)), b_low = _mm512_sub_epi16(b, _mm512_slli_epi16(b_high, 7));
-      const I highs = _mm512_permutexvar_epi32(order, _mm512_packs_epi16(a_high, b_high));
-      const I lows = _mm512_permutexvar_epi32(order, _mm512_packs_epi16(a_low, b_low));
-      _mm512_store_si512(out.plane[r][0] + k, highs);
-      _mm512_store_si512(out.plane[r][1] + k, lows);
-      high = multiply_add(high, ones, highs), low = multiply_add(low, ones, lows);
+      const I highs = _mm512_packs_epi16(_mm512_srai_epi16(a, 7), _mm512_srai_epi16(b, 7));
+      const I lows = _mm512_packs_epi16(_mm512_and_si512(a, low_bits), _mm512_and_si512(b, low_bits));
+      _mm512_store_si512(out.plane[r][0] + k, _mm512_permutexvar_epi32(order, highs));
+      _mm512_store_si512(out.plane[r][1] + k, _mm512_permutexvar_epi32(order, lows));
+      sum = multiply_add_16(multiply_add_16(sum, a, ones), b, ones);
     }
-    total[r] = _mm512_cvtepi32_ps(_mm512_add_epi32(_mm512_slli_epi32(high, 7), low));
+    total[r] = _mm512_cvtepi32_ps(sum);
   }
   const __m128 weight = _mm_mul_ps(_mm_mul_ps(sum4(total), unit), _mm_set1_ps(middle));
   _mm_storeu_ps(out.unit, unit);
