@@ -61,7 +61,7 @@ template <class Row, int R, int S>
 
 /// Rows and queries that are not there repeat the last one.
 template <class Row, int R, int S>
-void dot_run(const typename Row::T* x, index_t count, index_t dim, RowBlock<const float> q, RowBlock<float> out,
+void dot_run(const typename Row::T* x, index_t count, index_t dim, const RowBlock<const float>& q, const RowBlock<float>& out,
              const std::byte* ahead) {
   const index_t step = ahead == nullptr ? 0 : S * dim * static_cast<index_t>(sizeof(typename Row::T));
   if (ahead == nullptr) ahead = reinterpret_cast<const std::byte*>(x);
@@ -85,7 +85,7 @@ void dot_run(const typename Row::T* x, index_t count, index_t dim, RowBlock<cons
 }
 
 template <class Row>
-void dot_all(const void* rows, index_t count, index_t dim, RowBlock<const float> q, RowBlock<float> out,
+void dot_all(const void* rows, index_t count, index_t dim, const RowBlock<const float>& q, const RowBlock<float>& out,
              const void* ahead) {
   const auto* x = static_cast<const typename Row::T*>(rows);
   auto* next = static_cast<const std::byte*>(ahead);
@@ -127,7 +127,7 @@ void add_block(const typename Row::T* x, index_t dim, index_t count, const float
 }
 
 template <class Row, int R, int C>
-void add_run(const typename Row::T* x, index_t count, index_t dim, RowBlock<const float> weights, RowBlock<float> out,
+void add_run(const typename Row::T* x, index_t count, index_t dim, const RowBlock<const float>& weights, const RowBlock<float>& out,
              const std::byte* ahead) {
   float spare[C * width] = {};  // where rows that are not there are summed
   const float* w[R];
@@ -163,7 +163,7 @@ void add_run(const typename Row::T* x, index_t count, index_t dim, RowBlock<cons
 }
 
 template <class Row>
-void add_all(const void* rows, index_t count, index_t dim, RowBlock<const float> weights, RowBlock<float> out,
+void add_all(const void* rows, index_t count, index_t dim, const RowBlock<const float>& weights, const RowBlock<float>& out,
              const void* ahead) {
   const auto* x = static_cast<const typename Row::T*>(rows);
   auto* next = static_cast<const std::byte*>(ahead);
@@ -177,15 +177,15 @@ void add_all(const void* rows, index_t count, index_t dim, RowBlock<const float>
   }
 }
 
-inline void dot_rows(DType type, const void* rows, index_t count, index_t dim, RowBlock<const float> queries,
-                     RowBlock<float> out, const void* ahead) {
+inline void dot_rows(DType type, const void* rows, index_t count, index_t dim, const RowBlock<const float>& queries,
+                     const RowBlock<float>& out, const void* ahead) {
   if (type == DType::f32) dot_all<Float>(rows, count, dim, queries, out, ahead);
   else if (type == DType::f16) dot_all<Half>(rows, count, dim, queries, out, ahead);
   else dot_all<Bfloat>(rows, count, dim, queries, out, ahead);
 }
 
-inline void add_rows(DType type, const void* rows, index_t count, index_t dim, RowBlock<const float> weights,
-                     RowBlock<float> out, const void* ahead) {
+inline void add_rows(DType type, const void* rows, index_t count, index_t dim, const RowBlock<const float>& weights,
+                     const RowBlock<float>& out, const void* ahead) {
   if (type == DType::f32) add_all<Float>(rows, count, dim, weights, out, ahead);
   else if (type == DType::f16) add_all<Half>(rows, count, dim, weights, out, ahead);
   else add_all<Bfloat>(rows, count, dim, weights, out, ahead);
