@@ -26,10 +26,10 @@ struct CodecTable {
                  prim::RowBlock<float>);
   void (*move)(const CodecRoom&, prim::PageSpan to, index_t to_slot, prim::PageSpan from,
                index_t from_slot);
-  void (*scores)(const CodecRoom&, prim::PageSpan, index_t first, index_t count,
-                 prim::RowBlock<const float> queries, prim::RowBlock<float> out);
-  void (*accumulate)(const CodecRoom&, prim::PageSpan, index_t first, index_t count,
-                     prim::RowBlock<const float> weights, prim::RowBlock<float> out);
+  void (*scores)(const CodecRoom&, const prim::PageSpan&, index_t first, index_t count,
+                 const prim::RowBlock<const float>& queries, const prim::RowBlock<float>& out);
+  void (*accumulate)(const CodecRoom&, const prim::PageSpan&, index_t first, index_t count,
+                     const prim::RowBlock<const float>& weights, const prim::RowBlock<float>& out);
   const char* (*kernel)(const CodecRoom&, prim::PageSpan, bool sums);
 };
 
@@ -64,12 +64,12 @@ struct CodecCalls {
                    index_t from_slot) {
     if constexpr (requires { &Page::move; }) Page::move(c.as<C>(), to, to_slot, from, from_slot);
   }
-  static void scores(const CodecRoom& c, prim::PageSpan page, index_t first, index_t count,
-                     Rows queries, Out out) {
+  static void scores(const CodecRoom& c, const prim::PageSpan& page, index_t first, index_t count,
+                     const Rows& queries, const Out& out) {
     Page::scores(c.as<C>(), page, first, count, queries, out);
   }
-  static void accumulate(const CodecRoom& c, prim::PageSpan page, index_t first, index_t count,
-                         Rows weights, Out out) {
+  static void accumulate(const CodecRoom& c, const prim::PageSpan& page, index_t first, index_t count,
+                         const Rows& weights, const Out& out) {
     Page::accumulate(c.as<C>(), page, first, count, weights, out);
   }
 
@@ -179,12 +179,12 @@ struct PageCodec<Cpu, any::AnyCodec> {
   static void move(const Codec& c, PageSpan to, index_t to_slot, PageSpan from, index_t from_slot) {
     c.table_->move(c.room_, to, to_slot, from, from_slot);
   }
-  static void scores(const Codec& c, PageSpan page, index_t first, index_t count,
-                     RowBlock<const float> queries, RowBlock<float> out) {
+  static void scores(const Codec& c, const PageSpan& page, index_t first, index_t count,
+                     const RowBlock<const float>& queries, const RowBlock<float>& out) {
     c.table_->scores(c.room_, page, first, count, queries, out);
   }
-  static void accumulate(const Codec& c, PageSpan page, index_t first, index_t count,
-                         RowBlock<const float> weights, RowBlock<float> out) {
+  static void accumulate(const Codec& c, const PageSpan& page, index_t first, index_t count,
+                         const RowBlock<const float>& weights, const RowBlock<float>& out) {
     c.table_->accumulate(c.room_, page, first, count, weights, out);
   }
   static const char* kernel(const Codec& c, PageSpan page, bool sums) { return c.table_->kernel(c.room_, page, sums); }

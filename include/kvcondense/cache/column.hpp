@@ -249,12 +249,12 @@ class Column {
     index_t done = 0;
     walk(at, count, [&](const auto& segment, const PageRef& ref, index_t first, index_t n, index_t live) {
       using C = std::remove_cvref_t<decltype(segment.codec())>;
-      const prim::RowBlock<const float> q{queries.data + form(segment), queries.rows, queries.step};
-      const prim::RowBlock<float> to = live == n ? prim::RowBlock<float>{out.data + done, out.rows, out.step}
-                                                 : prim::RowBlock<float>{packed, queries.rows, max_page_slots};
-      prim::PageCodec<Cpu, C>::scores(segment.codec(), segment.span_then_next(ref, long_read || done + live < count, pages), first, n, q, to);
-      if (mapped(segment)) map_.add_to_scores(queries, to, n);
-      if (owns_lengths(segment, ref)) own(ref).finish_scores(first, n, queries, to);
+      float* to = live == n ? out.data + done : packed;
+      const index_t step = live == n ? out.step : max_page_slots;
+      prim::PageCodec<Cpu, C>::scores(segment.codec(), segment.span_then_next(ref, long_read || done + live < count, pages), first, n,
+                                      {queries.data + form(segment), queries.rows, queries.step}, {to, queries.rows, step});
+      if (mapped(segment)) map_.add_to_scores(queries, {to, queries.rows, step}, n);
+      if (owns_lengths(segment, ref)) own(ref).finish_scores(first, n, queries, {to, queries.rows, step});
       if (live == n) {
         done += n;
         return;
@@ -275,7 +275,8 @@ class Column {
     index_t done = 0;
     walk(at, count, [&](const auto& segment, const PageRef& ref, index_t first, index_t n, index_t live) {
       using C = std::remove_cvref_t<decltype(segment.codec())>;
-      prim::RowBlock<const float> w{weights.data + done, weights.rows, weights.step};
+      const float* w = weights.data + done;
+      index_t step = weights.step;
       if (live != n) {
         index_t from = done;
         for (index_t i = 0; i < n; ++i) {
@@ -284,15 +285,15 @@ class Column {
             spread[r * max_page_slots + i] = alive ? weights.data[r * weights.step + from] : 0.0f;
           from += alive;
         }
-        w = {spread, weights.rows, max_page_slots};
+        w = spread, step = max_page_slots;
       }
       if (owns_lengths(segment, ref)) {
-        own(ref).take_weights(first, n, w, {scaled, weights.rows, max_page_slots}, out);
-        w = {scaled, weights.rows, max_page_slots};
+        own(ref).take_weights(first, n, {w, weights.rows, step}, {scaled, weights.rows, max_page_slots}, out);
+        w = scaled, step = max_page_slots;
       }
-      prim::PageCodec<Cpu, C>::accumulate(segment.codec(), segment.span_then_next(ref, long_read || done + live < count, pages), first, n, w,
-                                          {out.data + form(segment), out.rows, out.step});
-      if (mapped(segment)) map_.add_weights(w, out, n);
+      prim::PageCodec<Cpu, C>::accumulate(segment.codec(), segment.span_then_next(ref, long_read || done + live < count, pages), first, n,
+                                          {w, weights.rows, step}, {out.data + form(segment), out.rows, out.step});
+      if (mapped(segment)) map_.add_weights({w, weights.rows, step}, out, n);
       done += live;
     });
   }

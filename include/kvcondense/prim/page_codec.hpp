@@ -66,7 +66,8 @@ struct RowBlock {
 ///       runs on such pages here, null where that is nothing but loops over rows
 ///
 /// Codes are unpacked once per call and used for every row of the block: callers pass all query
-/// heads of a KV head together.
+/// heads of a KV head together. What is read for every page takes its page and blocks by reference: copies of what was
+/// just written keep a processor from beginning a page before it has ended the one before.
 template <Backend B, class C>
 struct PageCodec {
   static_assert(detail::always_false<B, C>,

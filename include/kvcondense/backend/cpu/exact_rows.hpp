@@ -46,21 +46,21 @@ struct PageCodec<Cpu, ExactRows> {
                  static_cast<std::size_t>(to.dim) * size_of(codec.dtype));
   }
 
-  static void scores(const ExactRows& codec, PageSpan page, index_t first, index_t count,
-                     RowBlock<const float> queries, RowBlock<float> out) {
+  static void scores(const ExactRows& codec, const PageSpan& page, index_t first, index_t count,
+                     const RowBlock<const float>& queries, const RowBlock<float>& out) {
     cpu::row_ops().dot_rows(codec.dtype, at(codec, page, first), count, page.dim, queries, out, ahead(codec, page, first));
   }
 
-  static void accumulate(const ExactRows& codec, PageSpan page, index_t first, index_t count,
-                         RowBlock<const float> weights, RowBlock<float> out) {
+  static void accumulate(const ExactRows& codec, const PageSpan& page, index_t first, index_t count,
+                         const RowBlock<const float>& weights, const RowBlock<float>& out) {
     cpu::row_ops().add_rows(codec.dtype, at(codec, page, first), count, page.dim, weights, out, ahead(codec, page, first));
   }
 
  private:
-  static std::byte* at(const ExactRows& codec, PageSpan page, index_t slot) {
+  static std::byte* at(const ExactRows& codec, const PageSpan& page, index_t slot) {
     return page.data + static_cast<std::size_t>(slot * page.dim) * size_of(codec.dtype);
   }
-  static const std::byte* ahead(const ExactRows& codec, PageSpan page, index_t slot) {
+  static const std::byte* ahead(const ExactRows& codec, const PageSpan& page, index_t slot) {
     return page.next == nullptr ? nullptr : page.next + static_cast<std::size_t>(slot * page.dim) * size_of(codec.dtype);
   }
 };

@@ -41,8 +41,8 @@ struct PageCodec<Cpu, GroupInt<Bits>> {
     cpu::move_slot(cpu::GroupPage<Bits>{codec, to}, to_slot, cpu::GroupPage<Bits>{codec, from}, from_slot);
   }
 
-  static void scores(const Codec& codec, PageSpan page, index_t first, index_t count,
-                     RowBlock<const float> queries, RowBlock<float> out) {
+  static void scores(const Codec& codec, const PageSpan& page, index_t first, index_t count,
+                     const RowBlock<const float>& queries, const RowBlock<float>& out) {
     const cpu::GroupPage<Bits> from{codec, page};
     if (const cpu::CodeOps* ops = code_ops(from, false); ops != nullptr) return Codes(from, *ops).scores(first, count, queries, out);
     cpu::by_rows(queries, out, [&](RowBlock<const float> q, RowBlock<float> o) {
@@ -51,8 +51,8 @@ struct PageCodec<Cpu, GroupInt<Bits>> {
     });
   }
 
-  static void accumulate(const Codec& codec, PageSpan page, index_t first, index_t count,
-                         RowBlock<const float> weights, RowBlock<float> out) {
+  static void accumulate(const Codec& codec, const PageSpan& page, index_t first, index_t count,
+                         const RowBlock<const float>& weights, const RowBlock<float>& out) {
     const cpu::GroupPage<Bits> from{codec, page};
     if (const cpu::CodeOps* ops = code_ops(from, true); ops != nullptr) return Codes(from, *ops).accumulate(first, count, weights, out);
     cpu::by_rows(weights, out, [&](RowBlock<const float> w, RowBlock<float> o) {

@@ -21,9 +21,9 @@ struct CodeAttention {
   const Page& from;
   const CodeOps& ops;
   index_t dim, group;
-  alignas(64) float scale[max_head_dim];
-  alignas(64) float mid[max_head_dim];
-  FoldedRows folded;
+  alignas(64) float scale[2 * max_head_dim];  ///< of up to two groups
+  alignas(64) float mid[2 * max_head_dim];
+  FoldedRows folded[2];
 
   CodeAttention(const Page& page, const CodeOps& code_ops)
       : from(page), ops(code_ops), dim(page.page.dim),
@@ -41,7 +41,7 @@ struct CodeAttention {
     return from.codec.group_channels(from.page.dim) % pair_outputs == 0;
   }
 
-  void scores(index_t first, index_t count, RowBlock<const float> queries, RowBlock<float> out) {
+  void scores(index_t first, index_t count, const RowBlock<const float>& queries, const RowBlock<float>& out) {
     for (index_t r = 0; r < queries.rows; r += FoldedRows::most) {
       const index_t n = std::min(FoldedRows::most, queries.rows - r);
       const RowBlock<const float> q{queries.data + r * queries.step, n, queries.step};
@@ -51,21 +51,27 @@ struct CodeAttention {
     }
   }
 
-  void accumulate(index_t first, index_t count, RowBlock<const float> weights, RowBlock<float> out) {
+  void accumulate(index_t first, index_t count, const RowBlock<const float>& weights, const RowBlock<float>& out) {
     // Whole blocks of four slots: those that were not asked for have weight 0.
     const index_t start = first / 4 * 4, n = (first + count + 3) / 4 * 4 - start;
-    alignas(64) float w[FoldedRows::most * max_slots];
+    alignas(64) float padded[FoldedRows::most * max_slots];
     for (index_t r = 0; r < weights.rows; r += FoldedRows::most) {
       const index_t rows = std::min(FoldedRows::most, weights.rows - r);
-      for (index_t i = 0; i < rows; ++i) {
-        float* row = w + i * max_slots;
-        std::fill(row, row + first - start, 0.0f);
-        std::copy_n(weights.data + (r + i) * weights.step, count, row + first - start);
-        std::fill(row + first - start + count, row + n, 0.0f);
+      const float* w = weights.data + r * weights.step;
+      index_t step = weights.step;
+      if (n != count) {
+        for (index_t i = 0; i < rows; ++i) {
+          float* row = padded + i * max_slots;
+          std::fill(row, row + first - start, 0.0f);
+          std::copy_n(w + i * step, count, row + first - start);
+          std::fill(row + first - start + count, row + n, 0.0f);
+        }
+        w = padded, step = max_slots;
       }
+      const RowBlock<const float> by{w, rows, step};
       const RowBlock<float> to{out.data + r * out.step, rows, out.step};
-      if (from.codec.axis == GroupAxis::channel) sum_by_channel(start, n, {w, rows, max_slots}, to);
-      else sum_by_token(start, n, {w, rows, max_slots}, to);
+      if (from.codec.axis == GroupAxis::channel) sum_by_channel(start, n, by, to);
+      else sum_by_token(start, n, by, to);
     }
   }
 
@@ -93,10 +99,11 @@ struct CodeAttention {
     ops.read(t == ParamType::f32 ? DType::f32 : t == ParamType::f16 ? DType::f16 : DType::bf16, scales, stored ? offsets : nullptr,
              n, rule, s, m);
   }
-  void read_channels(index_t slot) {
-    const std::byte* at = from.params(slot);
+  /// Of a group of slots.
+  void read_channels(index_t of, index_t which = 0) {
+    const std::byte* at = from.params(0) + of * from.codec.group_bytes(dim);
     ask_for(at, from.codec.group_bytes(dim));
-    read(at, at + dim * size_of(from.codec.params), dim, scale, mid);
+    read(at, at + dim * size_of(from.codec.params), dim, scale + which * max_head_dim, mid + which * max_head_dim);
   }
   void read_slots(index_t j, index_t slot, index_t n, float* s, float* m) const {
     const std::byte* at = from.params(slot) + j * from.params_step();
@@ -130,7 +137,7 @@ struct CodeAttention {
 
   /// Calls make(slot, row block of 32) for whole pairs of blocks, and copies what of them was asked for.
   template <class Make>
-  static void by_pairs(index_t first, index_t count, RowBlock<float> out, Make&& make) {
+  static void by_pairs(index_t first, index_t count, const RowBlock<float>& out, Make&& make) {
     alignas(64) float part[FoldedRows::most * pair_outputs];
     for (index_t slot = first / pair_outputs * pair_outputs; slot < first + count; slot += pair_outputs) {
       const index_t begin = std::max(slot, first), end = std::min(slot + pair_outputs, first + count);
@@ -144,32 +151,35 @@ struct CodeAttention {
     }
   }
 
-  void scores_by_channel(index_t first, index_t count, RowBlock<const float> q, RowBlock<float> out) {
-    index_t folded_group = -1;
-    by_pairs(first, count, out, [&](index_t slot, RowBlock<float> to) {
-      if (slot / group != folded_group) {
-        folded_group = slot / group;
-        read_channels(slot);
-        ops.fold(q, scale, mid, dim, middle, folded);
+  void scores_by_channel(index_t first, index_t count, const RowBlock<const float>& q, const RowBlock<float>& out) {
+    const index_t end = first + count;
+    index_t of = first == 0 ? 0 : first / group;  // nothing else can begin before a division has ended
+    for (index_t begin = of * group; begin < end; begin += 2 * group, of += 2) {
+      const index_t groups = begin + group < end ? 2 : 1;
+      for (index_t k = 0; k < groups; ++k) read_channels(of + k, k);
+      ops.fold(q, groups, scale, mid, dim, middle, folded);
+      for (index_t k = 0; k < groups; ++k) {
+        const index_t from_slot = std::max(first, begin + k * group), to_slot = std::min(end, begin + (k + 1) * group);
+        by_pairs(from_slot, to_slot - from_slot, {out.data + from_slot - first, out.rows, out.step},
+                 [&](index_t slot, const RowBlock<float>& part) { ops.dot(Page::bits, slot_pair(slot), folded[k], part); });
       }
-      ops.dot(Page::bits, slot_pair(slot), folded, to);
-    });
+    }
   }
 
-  void scores_by_token(index_t first, index_t count, RowBlock<const float> q, RowBlock<float> out) {
+  void scores_by_token(index_t first, index_t count, const RowBlock<const float>& q, const RowBlock<float>& out) {
     const index_t groups = dim / group;
     FoldedRows each[most_code_groups];
     float sums[most_code_groups][FoldedRows::most];
     for (index_t j = 0; j < groups; ++j) {
       const RowBlock<const float> part{q.data + j * group, q.rows, q.step};
-      ops.fold(part, nullptr, nullptr, group, middle, each[j]);
+      ops.fold(part, 1, nullptr, nullptr, group, middle, &each[j]);
       for (index_t r = 0; r < q.rows; ++r) {
         sums[j][r] = 0.0f;
         for (index_t c = 0; c < group; ++c) sums[j][r] += part.data[r * part.step + c];
       }
     }
     alignas(64) float codes[FoldedRows::most * pair_outputs];
-    by_pairs(first, count, out, [&](index_t slot, RowBlock<float> to) {
+    by_pairs(first, count, out, [&](index_t slot, const RowBlock<float>& to) {
       CodeRun run = slot_pair(slot);
       run.steps = group / 4;
       for (index_t r = 0; r < q.rows; ++r) std::fill_n(to.data + r * to.step, pair_outputs, 0.0f);
@@ -181,29 +191,31 @@ struct CodeAttention {
     });
   }
 
-  void sum_by_token(index_t start, index_t n, RowBlock<const float> w, RowBlock<float> out) {
-    for (index_t j = 0; j < dim / group; ++j) {
-      read_slots(j, start, n, scale, mid);
-      ops.fold(w, scale, mid, n, middle, folded);
-      for (index_t c = j * group; c < (j + 1) * group; c += pair_outputs)
-        ops.dot_add(Page::bits, channel_pair(start, n, c), folded, {out.data + c, w.rows, out.step});
+  void sum_by_token(index_t start, index_t n, const RowBlock<const float>& w, const RowBlock<float>& out) {
+    for (index_t j = 0; j * group < dim; j += 2) {
+      const index_t groups = (j + 1) * group < dim ? 2 : 1;
+      for (index_t k = 0; k < groups; ++k) read_slots(j + k, start, n, scale + k * max_head_dim, mid + k * max_head_dim);
+      ops.fold(w, groups, scale, mid, n, middle, folded);
+      for (index_t k = 0; k < groups; ++k)
+        for (index_t c = (j + k) * group; c < (j + k + 1) * group; c += pair_outputs)
+          ops.dot_add(Page::bits, channel_pair(start, n, c), folded[k], {out.data + c, w.rows, out.step});
     }
   }
 
-  void sum_by_channel(index_t start, index_t n, RowBlock<const float> w, RowBlock<float> out) {
+  void sum_by_channel(index_t start, index_t n, const RowBlock<const float>& w, const RowBlock<float>& out) {
     alignas(64) float codes[FoldedRows::most * pair_outputs];
     float sums[FoldedRows::most];
     for (index_t at = start; at < start + n;) {
-      const index_t end = std::min(at / group * group + group, start + n), some = end - at;
+      const index_t of = at / group, end = std::min(of * group + group, start + n), some = end - at;
       const RowBlock<const float> part{w.data + at - start, w.rows, w.step};
-      read_channels(at);
-      ops.fold(part, nullptr, nullptr, some, middle, folded);
+      read_channels(of);
+      ops.fold(part, 1, nullptr, nullptr, some, middle, folded);
       for (index_t r = 0; r < w.rows; ++r) {
         sums[r] = 0.0f;
         for (index_t i = 0; i < some; ++i) sums[r] += part.data[r * part.step + i];
       }
       for (index_t c = 0; c < dim; c += pair_outputs) {
-        ops.dot(Page::bits, channel_pair(at, some, c), folded, {codes, w.rows, pair_outputs});
+        ops.dot(Page::bits, channel_pair(at, some, c), folded[0], {codes, w.rows, pair_outputs});
         ops.scale_add(codes, scale + c, mid + c, sums, {out.data + c, w.rows, out.step});
       }
       at = end;

@@ -101,7 +101,7 @@ struct GroupPage {
   static constexpr bool has_lanes = Bits == 2 || Bits == 4 || Bits == 8;
 
   GroupInt<Bits> codec;
-  PageSpan page;
+  const PageSpan& page;  // a copy, made of what was just written, would wait for it
 
   CodeLayout layout() const { return codec.layout_of(page.slots, page.dim); }
   bool in_rows() const { return layout() == CodeLayout::rows; }

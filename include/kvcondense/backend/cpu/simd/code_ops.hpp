@@ -48,15 +48,17 @@ struct CodeOps {
                float* mid);
 
   /// Rows x[r][i] * scale[i], n of them, as integers, zeros up to a multiple of 64, and as `add` the sum of x[r][i] * mid[i]
-  /// less what `middle` of every code weighs. `scale` null: all 1; `mid` null: all 0.
-  void (*fold)(RowBlock<const float> x, const float* scale, const float* mid, index_t n, float middle, FoldedRows& out);
+  /// less what `middle` of every code weighs. `scale` null: all 1; `mid` null: all 0. The same rows with the parameters of
+  /// one group, or of two that lie max_head_dim apart: the second costs less, since no sum of it waits for the first.
+  void (*fold)(const RowBlock<const float>& x, index_t groups, const float* scale, const float* mid, index_t n, float middle,
+               FoldedRows* out);
 
   /// out[r][i] = unit[r] * (sum of n * code) + add[r], and the same added to what is there.
-  void (*dot)(int bits, const CodeRun& run, const FoldedRows& folded, RowBlock<float> out);
-  void (*dot_add)(int bits, const CodeRun& run, const FoldedRows& folded, RowBlock<float> out);
+  void (*dot)(int bits, const CodeRun& run, const FoldedRows& folded, const RowBlock<float>& out);
+  void (*dot_add)(int bits, const CodeRun& run, const FoldedRows& folded, const RowBlock<float>& out);
 
   /// out[r][i] += x[r][i] * scale[i] + sum[r] * mid[i], for 32 outputs; x has rows of 32.
-  void (*scale_add)(const float* x, const float* scale, const float* mid, const float* sum, RowBlock<float> out);
+  void (*scale_add)(const float* x, const float* scale, const float* mid, const float* sum, const RowBlock<float>& out);
 };
 
 }  // namespace kvcondense::prim::cpu

@@ -9,7 +9,8 @@
 namespace kvcondense::prim::cpu {
 
 /// The inner loops of attention for one instruction set. `row_ops.inl` is their text; every instruction set compiles
-/// it with vectors of its own.
+/// it with vectors of its own. Blocks come by reference: a copy of one that was just written would be read in larger pieces
+/// than it was written in, and wait for all that was begun before.
 ///
 /// Numbers  a sum across the lanes of a vector has one fixed order, and a score adds the chunks of a row in order: it
 ///          depends on its row and query alone, not on how many rows or queries a call brings. Another instruction
@@ -19,12 +20,12 @@ struct RowOps {
 
   /// out[r][i] = queries[r] . row i, of `count` rows of `dim` numbers of this type, one behind the other.
   /// `ahead`: what will be read next, as many bytes; null: not known.
-  void (*dot_rows)(DType type, const void* rows, index_t count, index_t dim, RowBlock<const float> queries,
-                   RowBlock<float> out, const void* ahead);
+  void (*dot_rows)(DType type, const void* rows, index_t count, index_t dim, const RowBlock<const float>& queries,
+                   const RowBlock<float>& out, const void* ahead);
 
   /// out[r][d] += sum over i of weights[r][i] * row i [d], slot after slot.
-  void (*add_rows)(DType type, const void* rows, index_t count, index_t dim, RowBlock<const float> weights,
-                   RowBlock<float> out, const void* ahead);
+  void (*add_rows)(DType type, const void* rows, index_t count, index_t dim, const RowBlock<const float>& weights,
+                   const RowBlock<float>& out, const void* ahead);
 
   /// The largest of `top` and the numbers of x that are not NaN.
   float (*largest)(const float* x, index_t n, float top);

@@ -24,14 +24,10 @@ struct Bfloat {
   [[gnu::always_inline]] static inline F some(const T* p, index_t n) { return load_bfloat16_some(p, n); }
 };
 
-/// R queries with S slots, R * S = a multiple of four. Rows and queries that are not there repeat the last one.
+/// total[r][s] = query r . (the slot that begins at x + at[s]), of R queries and S slots; R * S is a multiple of four.
 template <class Row, int R, int S>
-void dot_block(const typename Row::T* x, index_t dim, index_t count, const float* q, index_t q_step, index_t rows,
-               float* out, index_t out_step, const std::byte* ahead) {
-  const typename Row::T* slot[S];
-  const float* query[R];
-  for (int s = 0; s < S; ++s) slot[s] = x + (s < count ? s : count - 1) * dim;
-  for (int r = 0; r < R; ++r) query[r] = q + (r < rows ? r : rows - 1) * q_step;
+[[gnu::always_inline]] inline void dot_block(const typename Row::T* x, const index_t (&at)[S], const float* const (&query)[R],
+                                             index_t dim, const std::byte* ahead, float (&total)[R * S]) {
   F sum[R * S], y[R];
 #pragma GCC unroll 16
   for (int k = 0; k < R * S; ++k) sum[k] = zero();
@@ -44,7 +40,7 @@ void dot_block(const typename Row::T* x, index_t dim, index_t count, const float
     for (int r = 0; r < R; ++r) y[r] = load_float(query[r] + d);
 #pragma GCC unroll 8
     for (int s = 0; s < S; ++s) {
-      const F v = Row::load(slot[s] + d);
+      const F v = Row::load(x + at[s] + d);
 #pragma GCC unroll 8
       for (int r = 0; r < R; ++r) sum[r * S + s] = fma(y[r], v, sum[r * S + s]);
     }
@@ -54,34 +50,42 @@ void dot_block(const typename Row::T* x, index_t dim, index_t count, const float
     for (int r = 0; r < R; ++r) y[r] = load_float_some(query[r] + d, dim - d);
 #pragma GCC unroll 8
     for (int s = 0; s < S; ++s) {
-      const F v = Row::some(slot[s] + d, dim - d);
+      const F v = Row::some(x + at[s] + d, dim - d);
 #pragma GCC unroll 8
       for (int r = 0; r < R; ++r) sum[r * S + s] = fma(y[r], v, sum[r * S + s]);
     }
   }
-  float total[R * S];
 #pragma GCC unroll 4
   for (int k = 0; k < R * S; k += 4) sum4(sum[k], sum[k + 1], sum[k + 2], sum[k + 3], total + k);
-  if (rows >= R && count >= S) {
-#pragma GCC unroll 8
-    for (int r = 0; r < R; ++r) std::memcpy(out + r * out_step, total + r * S, S * sizeof(float));
-    return;
-  }
-  for (int r = 0; r < R && r < rows; ++r)
-    for (int s = 0; s < S && s < count; ++s) out[r * out_step + s] = total[r * S + s];
 }
 
+/// Rows and queries that are not there repeat the last one.
 template <class Row, int R, int S>
-void dot_run(const typename Row::T* x, index_t count, index_t dim, RowBlock<const float> q, RowBlock<float> out,
+void dot_run(const typename Row::T* x, index_t count, index_t dim, const RowBlock<const float>& q, const RowBlock<float>& out,
              const std::byte* ahead) {
   const index_t step = ahead == nullptr ? 0 : S * dim * static_cast<index_t>(sizeof(typename Row::T));
   if (ahead == nullptr) ahead = reinterpret_cast<const std::byte*>(x);
-  for (index_t i = 0; i < count; i += S, ahead += step)
-    dot_block<Row, R, S>(x + i * dim, dim, count - i, q.data, q.step, q.rows, out.data + i, out.step, ahead);
+  index_t at[S];
+  const float* query[R];
+  float total[R * S];
+  for (int s = 0; s < S; ++s) at[s] = s * dim;
+  for (int r = 0; r < R; ++r) query[r] = q.data + (r < q.rows ? r : q.rows - 1) * q.step;
+  index_t i = 0;
+  for (; i + S <= count; i += S, ahead += step) {
+    dot_block<Row, R, S>(x + i * dim, at, query, dim, ahead, total);
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r)
+      if (r < q.rows) std::memcpy(out.data + r * out.step + i, total + r * S, S * sizeof(float));
+  }
+  if (i == count) return;
+  for (int s = 0; s < S; ++s) at[s] = (i + s < count ? s : count - 1 - i) * dim;
+  dot_block<Row, R, S>(x + i * dim, at, query, dim, ahead, total);
+  for (int r = 0; r < R && r < q.rows; ++r)
+    for (int s = 0; s < S && i + s < count; ++s) out.data[r * out.step + i + s] = total[r * S + s];
 }
 
 template <class Row>
-void dot_all(const void* rows, index_t count, index_t dim, RowBlock<const float> q, RowBlock<float> out,
+void dot_all(const void* rows, index_t count, index_t dim, const RowBlock<const float>& q, const RowBlock<float>& out,
              const void* ahead) {
   const auto* x = static_cast<const typename Row::T*>(rows);
   auto* next = static_cast<const std::byte*>(ahead);
@@ -123,7 +127,7 @@ void add_block(const typename Row::T* x, index_t dim, index_t count, const float
 }
 
 template <class Row, int R, int C>
-void add_run(const typename Row::T* x, index_t count, index_t dim, RowBlock<const float> weights, RowBlock<float> out,
+void add_run(const typename Row::T* x, index_t count, index_t dim, const RowBlock<const float>& weights, const RowBlock<float>& out,
              const std::byte* ahead) {
   float spare[C * width] = {};  // where rows that are not there are summed
   const float* w[R];
@@ -159,7 +163,7 @@ void add_run(const typename Row::T* x, index_t count, index_t dim, RowBlock<cons
 }
 
 template <class Row>
-void add_all(const void* rows, index_t count, index_t dim, RowBlock<const float> weights, RowBlock<float> out,
+void add_all(const void* rows, index_t count, index_t dim, const RowBlock<const float>& weights, const RowBlock<float>& out,
              const void* ahead) {
   const auto* x = static_cast<const typename Row::T*>(rows);
   auto* next = static_cast<const std::byte*>(ahead);
@@ -173,15 +177,15 @@ void add_all(const void* rows, index_t count, index_t dim, RowBlock<const float>
   }
 }
 
-inline void dot_rows(DType type, const void* rows, index_t count, index_t dim, RowBlock<const float> queries,
-                     RowBlock<float> out, const void* ahead) {
+inline void dot_rows(DType type, const void* rows, index_t count, index_t dim, const RowBlock<const float>& queries,
+                     const RowBlock<float>& out, const void* ahead) {
   if (type == DType::f32) dot_all<Float>(rows, count, dim, queries, out, ahead);
   else if (type == DType::f16) dot_all<Half>(rows, count, dim, queries, out, ahead);
   else dot_all<Bfloat>(rows, count, dim, queries, out, ahead);
 }
 
-inline void add_rows(DType type, const void* rows, index_t count, index_t dim, RowBlock<const float> weights,
-                     RowBlock<float> out, const void* ahead) {
+inline void add_rows(DType type, const void* rows, index_t count, index_t dim, const RowBlock<const float>& weights,
+                     const RowBlock<float>& out, const void* ahead) {
   if (type == DType::f32) add_all<Float>(rows, count, dim, weights, out, ahead);
   else if (type == DType::f16) add_all<Half>(rows, count, dim, weights, out, ahead);
   else add_all<Bfloat>(rows, count, dim, weights, out, ahead);

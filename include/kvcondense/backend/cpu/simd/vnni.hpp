@@ -1,5 +1,6 @@
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
@@ -38,6 +39,16 @@ inline constexpr const char* name = "avx512vnni";
 #endif
 }
 
+/// sum + two products of 16-bit integers, in every lane.
+[[gnu::always_inline]] inline I multiply_add_16(I sum, I a, I b) {
+#if defined(__clang__)
+  return _mm512_dpwssd_epi32(sum, a, b);
+#else
+  asm("vpdpwssd %2,%1,%0" : "+v"(sum) : "v"(a), "v"(b));
+  return sum;
+#endif
+}
+
 /// Four vectors to four numbers: their largest lanes, or sums of lanes.
 [[gnu::always_inline]] inline __m128 largest4(const F (&v)[4]) {
   const F ab = _mm512_max_ps(_mm512_unpacklo_ps(v[0], v[1]), _mm512_unpackhi_ps(v[0], v[1]));
@@ -52,75 +63,89 @@ inline constexpr const char* name = "avx512vnni";
   return _mm_loadu_ps(out);
 }
 
-template <int R>
-void fold_rows(RowBlock<const float> x, const float* scale, const float* mid, index_t n, float middle, FoldedRows& out) {
-  alignas(64) float product[R][max_head_dim];
-  F most[4], zero[4], total[4];
+template <int R, int N>
+void fold_rows(const RowBlock<const float>& x, const float* scale, const float* mid, index_t n, float middle, FoldedRows* out) {
+  alignas(64) float product[N][R][max_head_dim];
+  F most[N][4], most2[N][4], zero[N][4];
+#pragma GCC unroll 2
+  for (int k = 0; k < N; ++k)
 #pragma GCC unroll 4
-  for (int r = 0; r < 4; ++r) most[r] = zero[r] = _mm512_setzero_ps();
+    for (int r = 0; r < 4; ++r) most[k][r] = most2[k][r] = zero[k][r] = _mm512_setzero_ps();
+  // Sixteen multipliers of every row, of all groups; `m` becomes the larger magnitude.
+  const auto multiply = [&](index_t i, F (&m)[N][4], auto&& load) __attribute__((always_inline)) {
+    F a[R];
+#pragma GCC unroll 4
+    for (int r = 0; r < R; ++r) a[r] = load(x.data + r * x.step + i);
+#pragma GCC unroll 2
+    for (int k = 0; k < N; ++k) {
+      const F s = scale == nullptr ? _mm512_set1_ps(1.0f) : load(scale + k * max_head_dim + i);
+      const F o = mid == nullptr ? _mm512_setzero_ps() : load(mid + k * max_head_dim + i);
+#pragma GCC unroll 4
+      for (int r = 0; r < R; ++r) {
+        const F p = _mm512_mul_ps(a[r], s);
+        zero[k][r] = _mm512_fmadd_ps(a[r], o, zero[k][r]);
+        m[k][r] = _mm512_range_ps(m[k][r], p, 0x0B);
+        _mm512_store_ps(product[k][r] + i, p);
+      }
+    }
+  };
+  const auto whole = [](const float* p) __attribute__((always_inline)) { return _mm512_loadu_ps(p); };
   const index_t padded = (n + 63) / 64 * 64;
   index_t i = 0;
-  for (; i + 16 <= n; i += 16) {
-    const F s = scale == nullptr ? _mm512_set1_ps(1.0f) : _mm512_loadu_ps(scale + i);
-    const F m = mid == nullptr ? _mm512_setzero_ps() : _mm512_loadu_ps(mid + i);
-#pragma GCC unroll 4
-    for (int r = 0; r < R; ++r) {
-      const F a = _mm512_loadu_ps(x.data + r * x.step + i), p = _mm512_mul_ps(a, s);
-      zero[r] = _mm512_fmadd_ps(a, m, zero[r]);
-      most[r] = _mm512_range_ps(most[r], p, 0x0B);  // the larger magnitude
-      _mm512_store_ps(product[r] + i, p);
-    }
-  }
+  for (; i + 32 <= n; i += 32) multiply(i, most, whole), multiply(i + 16, most2, whole);  // two chains of maxima
   for (; i < padded; i += 16) {
-    const auto mask = static_cast<__mmask16>(i < n ? (1u << (n - i)) - 1u : 0u);
-    const F s = scale == nullptr ? _mm512_set1_ps(1.0f) : _mm512_maskz_loadu_ps(mask, scale + i);
-    const F m = mid == nullptr ? _mm512_setzero_ps() : _mm512_maskz_loadu_ps(mask, mid + i);
-    for (int r = 0; r < R; ++r) {
-      const F a = _mm512_maskz_loadu_ps(mask, x.data + r * x.step + i), p = _mm512_mul_ps(a, s);
-      zero[r] = _mm512_fmadd_ps(a, m, zero[r]);
-      most[r] = _mm512_range_ps(most[r], p, 0x0B);
-      _mm512_store_ps(product[r] + i, p);
-    }
+    const __mmask16 there = avx512::first_lanes(std::clamp<index_t>(n - i, 0, 16));
+    multiply(i, most, [&](const float* p) __attribute__((always_inline)) { return _mm512_maskz_loadu_ps(there, p); });
   }
-  // Rows of zeros, and of NaN, give zeros: NaN lives on in what is added.
-  const __m128 bound = largest4(most), usable = _mm_cmp_ps(bound, _mm_set1_ps(1e-30f), _CMP_GT_OQ);
-  const __m128 unit = _mm_blendv_ps(_mm_set1_ps(1.0f), _mm_mul_ps(bound, _mm_set1_ps(1.0f / FoldedRows::top)), usable);
-  const __m128 inverse = _mm_and_ps(_mm_div_ps(_mm_set1_ps(FoldedRows::top), bound), usable);
-  float by[4];
-  _mm_storeu_ps(by, inverse);
+  F inverse[N];
+#pragma GCC unroll 2
+  for (int k = 0; k < N; ++k) {
+#pragma GCC unroll 4
+    for (int r = 0; r < R; ++r) most[k][r] = _mm512_range_ps(most[k][r], most2[k][r], 0x0B);
+    // Rows of zeros, and of NaN, give zeros: NaN lives on in what is added.
+    const __m128 bound = largest4(most[k]), usable = _mm_cmp_ps(bound, _mm_set1_ps(1e-30f), _CMP_GT_OQ);
+    _mm_storeu_ps(out[k].unit, _mm_blendv_ps(_mm_set1_ps(1.0f), _mm_mul_ps(bound, _mm_set1_ps(1.0f / FoldedRows::top)), usable));
+    inverse[k] = _mm512_castps128_ps512(_mm_and_ps(_mm_div_ps(_mm_set1_ps(FoldedRows::top), bound), usable));
+  }
   const I order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
-  const I ones = _mm512_set1_epi8(1), half = _mm512_set1_epi16(64);
+  const I ones = _mm512_set1_epi16(1), low_bits = _mm512_set1_epi16(127);
+  for (int k = 0; k < N; ++k) {
+    F total[4];
 #pragma GCC unroll 4
-  for (int r = 0; r < 4; ++r) total[r] = _mm512_setzero_ps();
+    for (int r = 0; r < 4; ++r) total[r] = _mm512_setzero_ps();
 #pragma GCC unroll 4
-  for (int r = 0; r < R; ++r) {
-    const F f = _mm512_set1_ps(by[r]);
-    I high = _mm512_setzero_si512(), low = high;
-    for (index_t k = 0; k < padded; k += 64) {
-      I v[4];
+    for (int r = 0; r < R; ++r) {
+      const F f = _mm512_permutexvar_ps(_mm512_set1_epi32(r), inverse[k]);
+      I sum = _mm512_setzero_si512();
+      for (index_t c = 0; c < padded; c += 64) {
+        I v[4];
 #pragma GCC unroll 4
-      for (int j = 0; j < 4; ++j) v[j] = _mm512_cvtps_epi32(_mm512_mul_ps(_mm512_load_ps(product[r] + k + 16 * j), f));
-      const I a = _mm512_packs_epi32(v[0], v[1]), b = _mm512_packs_epi32(v[2], v[3]);
-      const I a_high = _mm512_srai_epi16(_mm512_add_epi16(a, half), 7), b_high = _mm512_srai_epi16(_mm512_add_epi16(b, half), 7);
-      const I a_low = _mm512_sub_epi16(a, _mm512_slli_epi16(a_high, 7)), b_low = _mm512_sub_epi16(b, _mm512_slli_epi16(b_high, 7));
-      const I highs = _mm512_permutexvar_epi32(order, _mm512_packs_epi16(a_high, b_high));
-      const I lows = _mm512_permutexvar_epi32(order, _mm512_packs_epi16(a_low, b_low));
-      _mm512_store_si512(out.plane[r][0] + k, highs);
-      _mm512_store_si512(out.plane[r][1] + k, lows);
-      high = multiply_add(high, ones, highs), low = multiply_add(low, ones, lows);
+        for (int j = 0; j < 4; ++j) v[j] = _mm512_cvtps_epi32(_mm512_mul_ps(_mm512_load_ps(product[k][r] + c + 16 * j), f));
+        const I a = _mm512_packs_epi32(v[0], v[1]), b = _mm512_packs_epi32(v[2], v[3]);
+        const I highs = _mm512_packs_epi16(_mm512_srai_epi16(a, 7), _mm512_srai_epi16(b, 7));
+        const I lows = _mm512_packs_epi16(_mm512_and_si512(a, low_bits), _mm512_and_si512(b, low_bits));
+        _mm512_store_si512(out[k].plane[r][0] + c, _mm512_permutexvar_epi32(order, highs));
+        _mm512_store_si512(out[k].plane[r][1] + c, _mm512_permutexvar_epi32(order, lows));
+        sum = multiply_add_16(multiply_add_16(sum, a, ones), b, ones);
+      }
+      total[r] = _mm512_cvtepi32_ps(sum);
     }
-    total[r] = _mm512_cvtepi32_ps(_mm512_add_epi32(_mm512_slli_epi32(high, 7), low));
+    const __m128 weight = _mm_mul_ps(_mm_mul_ps(sum4(total), _mm_loadu_ps(out[k].unit)), _mm_set1_ps(middle));
+    _mm_storeu_ps(out[k].add, _mm_sub_ps(sum4(zero[k]), weight));
   }
-  const __m128 weight = _mm_mul_ps(_mm_mul_ps(sum4(total), unit), _mm_set1_ps(middle));
-  _mm_storeu_ps(out.unit, unit);
-  _mm_storeu_ps(out.add, _mm_sub_ps(sum4(zero), weight));
 }
 
-inline void fold(RowBlock<const float> x, const float* scale, const float* mid, index_t n, float middle, FoldedRows& out) {
-  if (x.rows == 4) fold_rows<4>(x, scale, mid, n, middle, out);
-  else if (x.rows == 3) fold_rows<3>(x, scale, mid, n, middle, out);
-  else if (x.rows == 2) fold_rows<2>(x, scale, mid, n, middle, out);
-  else fold_rows<1>(x, scale, mid, n, middle, out);
+template <int N>
+void fold_groups(const RowBlock<const float>& x, const float* scale, const float* mid, index_t n, float middle, FoldedRows* out) {
+  if (x.rows == 4) fold_rows<4, N>(x, scale, mid, n, middle, out);
+  else if (x.rows == 3) fold_rows<3, N>(x, scale, mid, n, middle, out);
+  else if (x.rows == 2) fold_rows<2, N>(x, scale, mid, n, middle, out);
+  else fold_rows<1, N>(x, scale, mid, n, middle, out);
+}
+
+inline void fold(const RowBlock<const float>& x, index_t groups, const float* scale, const float* mid, index_t n, float middle, FoldedRows* out) {
+  if (groups == 2) fold_groups<2>(x, scale, mid, n, middle, out);
+  else fold_groups<1>(x, scale, mid, n, middle, out);
 }
 
 template <class Row>
@@ -157,7 +182,7 @@ inline void read(DType type, const std::byte* scales, const std::byte* offsets, 
   else read_type<avx512::Bfloat>(scales, offsets, n, rule, scale, mid);
 }
 
-inline void scale_add(const float* x, const float* scale, const float* mid, const float* sum, RowBlock<float> out) {
+inline void scale_add(const float* x, const float* scale, const float* mid, const float* sum, const RowBlock<float>& out) {
   for (index_t i = 0; i < 32; i += 16) {
     const F s = _mm512_loadu_ps(scale + i), m = _mm512_loadu_ps(mid + i);
     for (index_t r = 0; r < out.rows; ++r) {
@@ -170,7 +195,7 @@ inline void scale_add(const float* x, const float* scale, const float* mid, cons
 
 /// The upper field is never isolated: the sum over both fields less the sum over the lower one is its multiple.
 template <int Bits, int Field, int R, bool Add>
-void dot_rows(const CodeRun& run, const FoldedRows& folded, RowBlock<float> out) {
+void dot_rows(const CodeRun& run, const FoldedRows& folded, const RowBlock<float>& out) {
   const I low_field = _mm512_set1_epi8(static_cast<char>(Bits == 4 ? 0x0f : Field == 0 ? 0x03 : 0x30));
   const I both_fields = _mm512_set1_epi8(static_cast<char>(Bits == 4 ? 0xff : Field == 0 ? 0x0f : 0xf0));
   I low[R][2], both[R][2];
@@ -221,14 +246,14 @@ void dot_rows(const CodeRun& run, const FoldedRows& folded, RowBlock<float> out)
 }
 
 template <int Bits, int Field, bool Add>
-void dot_any(const CodeRun& run, const FoldedRows& folded, RowBlock<float> out) {
+void dot_any(const CodeRun& run, const FoldedRows& folded, const RowBlock<float>& out) {
   if (out.rows > 2) dot_rows<Bits, Field, 4, Add>(run, folded, out);
   else if (out.rows == 2) dot_rows<Bits, Field, 2, Add>(run, folded, out);
   else dot_rows<Bits, Field, 1, Add>(run, folded, out);
 }
 
 template <bool Add>
-void dot_bits(int bits, const CodeRun& run, const FoldedRows& folded, RowBlock<float> out) {
+void dot_bits(int bits, const CodeRun& run, const FoldedRows& folded, const RowBlock<float>& out) {
   if (bits == 8) dot_any<8, 0, Add>(run, folded, out);
   else if (bits == 4) dot_any<4, 0, Add>(run, folded, out);
   else if (run.field == 0) dot_any<2, 0, Add>(run, folded, out);
