@@ -33,6 +33,7 @@ class CondensedAttention {
   CondensedAttention(Cache cache, const CondensedAttention& before) : cache_(std::move(cache)), statistics_(before.statistics_) {}
 
   Cache& cache() { return cache_; }
+  const Cache& cache() const { return cache_; }
   bool rotated_input() const { return cache_.capabilities().rotated_input; }
 
   /// The options hold this object's address where its recipe wants to see logits.
