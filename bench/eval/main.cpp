@@ -16,6 +16,7 @@
 #include <eval/output_file.hpp>
 #include <eval/plan.hpp>
 #include <eval/plot.hpp>
+#include <eval/suite_plot.hpp>
 #include <eval/suite_report.hpp>
 #include <eval/table.hpp>
 
@@ -37,8 +38,12 @@ void report_suite(const eval::Options& options) {
   const auto file = [&](const char* name) { return eval::OutputFile((std::filesystem::path(options.suite.out) / name).string()); };
   const eval::OutputFile json = file("suite.json"), tables = file("suite.md");
   const eval::SuiteResults results = eval::run_suite(options);
-  const std::string text = suite_markdown(results, {});
+  const std::vector<eval::Picture> pictures = suite_pictures(results);
+  std::vector<std::string> names;
+  for (const eval::Picture& p : pictures) names.push_back(p.file);
+  const std::string text = suite_markdown(results, names);
   print(text + "\n");
+  for (const eval::Picture& p : pictures) finish(file(p.file.c_str()), p.svg, true);
   finish(json, eval::suite_json(results).dump(1) + "\n", true);
   finish(tables, text, true);
 }

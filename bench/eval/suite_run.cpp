@@ -153,7 +153,7 @@ Plan plan_of(const Haystack& document, index_t lines, TextMaker& text) {
   Plan plan{engine::bytes_to_tokens(document.text), {}};
   for (index_t i = 0; i < lines; ++i) {
     const Needle& n = document.needles[static_cast<std::size_t>(i) % document.needles.size()];
-    plan.lines.push_back({engine::bytes_to_tokens(n.question()), engine::bytes_to_tokens(n.value), engine::bytes_to_tokens("\n" + text.line())});
+    plan.lines.push_back({engine::bytes_to_tokens(n.question()), engine::bytes_to_tokens(n.value), engine::bytes_to_tokens(i % 2 == 0 ? "\n" : "\n" + text.line())});
   }
   return plan;
 }

@@ -121,7 +121,7 @@ struct Plan {
   std::vector<Line> lines;
 };
 
-/// Lines that ask for the needles in turn, each line followed by one of the text.
+/// Lines that ask for the needles in turn, every second one followed by one of the text.
 Plan plan_of(const Haystack& document, index_t lines, TextMaker& text);
 
 LongAnswer run_plan(const engine::Model& model, Session session, const Plan& plan, index_t chunk, const Tick& tick);
