@@ -4,8 +4,6 @@
 #include <kvcondense/version.hpp>
 
 namespace eval {
-namespace {
-
 using nlohmann::ordered_json;
 
 ordered_json to_json(const Setting& s) {
@@ -36,6 +34,8 @@ ordered_json to_json(const Setting& s) {
   if (!s.left_out.empty()) j["left_out"] = s.left_out;
   return j;
 }
+
+namespace {
 
 ordered_json to_json(const Host& h) {
   return {{"processor", h.processor}, {"compiler", h.compiler}, {"optimized", h.optimized}};
@@ -80,6 +80,8 @@ ordered_json to_json(const RecallSums& r) {
   return {{"all", r.all()}, {"by_distance", bands}, {"by_depth", quarters}};
 }
 
+}  // namespace
+
 ordered_json to_json(const Setting& s, const RecipeResult& r) {
   ordered_json j{{"recipe", r.recipe},
                  {"canonical", r.canonical},
@@ -107,18 +109,18 @@ ordered_json to_json(const Setting& s, const RecipeResult& r) {
   return j;
 }
 
-}  // namespace
+ordered_json report_head() {
+  return {{"tool", "kvcondense-eval"}, {"version", kvcondense::version_string}, {"format", 1}, {"host", to_json(this_host())}};
+}
 
 ordered_json to_json(const Results& results) {
   ordered_json recipes = ordered_json::array();
   for (const RecipeResult& r : results.recipes) recipes.push_back(to_json(results.setting, r));
-  return {{"tool", "kvcondense-eval"},
-          {"version", kvcondense::version_string},
-          {"format", 1},
-          {"host", to_json(this_host())},
-          {"setting", to_json(results.setting)},
-          {"seconds", results.seconds},
-          {"recipes", recipes}};
+  ordered_json j = report_head();
+  j["setting"] = to_json(results.setting);
+  j["seconds"] = results.seconds;
+  j["recipes"] = recipes;
+  return j;
 }
 
 }  // namespace eval

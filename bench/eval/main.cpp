@@ -2,6 +2,7 @@
 
 #include <cstdio>
 #include <exception>
+#include <filesystem>
 #include <new>
 
 #include <eval/calibrate.hpp>
@@ -15,6 +16,8 @@
 #include <eval/output_file.hpp>
 #include <eval/plan.hpp>
 #include <eval/plot.hpp>
+#include <eval/suite_plot.hpp>
+#include <eval/suite_report.hpp>
 #include <eval/table.hpp>
 
 namespace {
@@ -31,10 +34,25 @@ void finish(const eval::OutputFile& file, std::string_view bytes, bool say) {
   if (say) print(file.path() + " written\n");
 }
 
+void report_suite(const eval::Options& options) {
+  const auto file = [&](const char* name) { return eval::OutputFile((std::filesystem::path(options.suite.out) / name).string()); };
+  const eval::OutputFile json = file("suite.json"), tables = file("suite.md");
+  const eval::SuiteResults results = eval::run_suite(options);
+  const std::vector<eval::Picture> pictures = suite_pictures(results);
+  std::vector<std::string> names;
+  for (const eval::Picture& p : pictures) names.push_back(p.file);
+  const std::string text = suite_markdown(results, names);
+  print(text + "\n");
+  for (const eval::Picture& p : pictures) finish(file(p.file.c_str()), p.svg, true);
+  finish(json, eval::suite_json(results).dump(1) + "\n", true);
+  finish(tables, text, true);
+}
+
 void run(const eval::Options& options) {
   if (options.list) return print(eval::list_methods());
   if (!options.about.empty()) return print(eval::describe_method(options.about));
   if (options.planning) return print(eval::plan(options));
+  if (options.run_suite) return report_suite(options);
   if (options.identify) {
     const eval::OutputFile file(options.probe.out);
     const eval::Identified found = eval::identify_heads(options);

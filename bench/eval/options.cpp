@@ -184,6 +184,50 @@ void add_identify(CLI::App& app, Options& o) {
   app.set_help_flag("-h,--help", "Prints this, and ends")->group("Information");
 }
 
+void add_suite(CLI::App& app, Options& o) {
+  const char* group = "What to measure";
+  SuiteRequest& s = o.suite;
+  auto* model = add(app, group, "--model", "DIR", o.model, "Directory with config.json and model.safetensors; without it the shipped model");
+  add(app, group, "--qkv", "FILE", o.qkv, "A dump of q, k and v per layer, instead of a model")->excludes(model);
+  add(app, group, "--text", "FILE", o.text, "Text to predict and to make documents of; without it heldout.txt beside the model");
+  add(app, group, "--ids", "FILE", o.ids, "The text as token ids; documents need a text")->excludes("--text");
+  add(app, group, "--heads", "FILE", o.heads, "Tables of the model's heads, for recipes that need them");
+  add(app, group, "--bases", "FILE", o.bases, "Bases and other arrays of the model, for recipes that need them; may be repeated")
+      ->allow_extra_args(false)
+      ->multi_option_policy(CLI::MultiOptionPolicy::TakeAll);
+  add_recipe(app, o, "A recipe, with a hole as in 'snapkv(tokens={tokens})' or without; may be repeated");
+  add(app, group, "--recipes", "FILE", s.recipes_file, "Recipes, one a line, as in 'evict: h2o(heavy={tokens/2}, recent={tokens/2})'");
+  add(app, group, "--share", "PERCENT", s.shares, "What holes are sized for: bytes, of all keys and values in 16 bits; may be repeated")
+      ->allow_extra_args(false)
+      ->multi_option_policy(CLI::MultiOptionPolicy::TakeAll)
+      ->check(CLI::Validator([](std::string& text) -> std::string {
+        double x = 0;
+        const char* const end = text.data() + text.size();
+        const auto [stop, error] = std::from_chars(text.data(), end, x);
+        return error == std::errc{} && stop == end && x > 0 && x <= 1000 ? std::string() : "expected a number above 0, up to 1000, not '" + engine::printable(text) + "'";
+      }, ""));
+  add_count(app, "--context", o.context, 64, most_tokens, "Tokens of a window of the text, and of the longest document");
+  add_count(app, "--prefill", o.prefill, 0, most_tokens, "Tokens of a window fed at once; 0: 15 of 16");
+  add_count(app, "--chunk", o.chunk, 1, most_tokens, "Most tokens of one prefill pass");
+  add_count(app, "--windows", o.windows, 1, 100000, "Windows of the text");
+  add_count(app, "--needles", s.needles, 0, 1000, "Documents of each length and depth that hold one value; 0: none");
+  add_count(app, "--depths", s.depths, 1, 100, "Depths");
+  add_count(app, "--lengths", s.lengths, 1, 16, "Lengths: the context, half of it, ...");
+  add_count(app, "--dialogues", s.dialogues, 0, 1000, "Documents that are condensed once and asked many times; 0: none");
+  add_count(app, "--keys", s.keys, 1, 1000, "Values in each of them, all asked");
+  add_count(app, "--plans", s.plans, 0, 1000, "Long answers by a plan; 0: none");
+  add_count(app, "--lines", s.lines, 4, 100000, "Lines of each");
+  add_count(app, "--texts", s.texts, 0, 1000, "Texts that are continued by what is likeliest; 0: none");
+  add_count(app, "--continued", s.continued, 1, most_tokens, "Tokens of each");
+  app.add_flag("!--no-induction", s.induction, "Leaves out the written model")->group("How");
+  add(app, "How", "--seed", "N", o.seed, "Where in the text windows lie, and of the documents")
+      ->check(whole_number<std::uint64_t>(0, ~std::uint64_t{0}))
+      ->capture_default_str();
+  add_common(app, o);
+  add(app, "Output", "--out", "DIR", s.out, "Where suite.json, suite.md and the pictures go")->capture_default_str();
+  app.set_help_flag("-h,--help", "Prints this, and ends")->group("Information");
+}
+
 void add_plan(CLI::App& app, Options& o) {
   const char* group = "What to measure";
   add(app, group, "--model-shape", "SHAPE", o.plan.model_shape, "A model's name, a directory with config.json, or 'layers=32, hidden=4096, ...'")
@@ -266,9 +310,9 @@ std::string given(const CLI::App& app, std::initializer_list<const char*> names)
 std::string same_file(const Options& o) {
   const std::vector<std::pair<const char*, std::string>> named{
       {"--qkv", o.qkv},   {"--text", o.text}, {"--ids", o.ids},   {"--recall", o.recall},
-      {"--heads", o.heads}, {"--out", o.probe.out}, {"--out", o.calibration.out},
+      {"--heads", o.heads}, {"--recipes", o.suite.recipes_file}, {"--out", o.probe.out}, {"--out", o.calibration.out},
       {"--json", o.json}, {"--plot", o.plot}, {"--dump", o.dump}, {"--dump-qkv", o.dump_qkv}};
-  constexpr std::size_t inputs = 5;
+  constexpr std::size_t inputs = 6;
   const auto place = [](const std::string& path) {
     std::error_code error;
     const auto whole = std::filesystem::weakly_canonical(std::filesystem::absolute(path), error);
@@ -329,6 +373,24 @@ std::string make_subcommand(const CLI::App& app, const std::string& name, bool& 
       return option->get_name() + ": options of " + name + " go behind it; " + name + " --help lists them";
   chosen = true;
   return {};
+}
+
+std::string make_suite(const CLI::App& app, const CLI::App& sub, Options& o) {
+  if (o.qkv.empty() && o.model.empty()) {
+    o.model = KVCONDENSE_EXAMPLES_DIR "/models/tinylm";
+    o.model_name = "examples/models/tinylm";
+  }
+  if (!o.qkv.empty()) {
+    const std::string odd = given(sub, {"--text", "--ids", "--context", "--windows", "--needles", "--depths", "--lengths", "--dialogues", "--keys", "--plans",
+                                        "--lines", "--texts", "--continued", "--seed"});
+    if (!odd.empty()) return odd + " belongs to --model, not to --qkv";
+  }
+  if (sub.count("--context") == 0) o.context = 1024;
+  if (o.prefill == 0) o.prefill = o.context - std::max<index_t>(o.context / 16, 1);
+  if (!o.qkv.empty() && sub.count("--prefill") == 0) o.prefill = 0;  // known when the dump is
+  if (sub.count("--windows") == 0) o.windows = 4;
+  o.documents = 0;
+  return make_subcommand(app, "suite", o.run_suite);
 }
 
 /// "a, b and c".
@@ -413,6 +475,8 @@ Parsed parse_options(int argc, const char* const* argv) {
   auto* planning = app.add_subcommand(
       "plan", "What serving a model costs with and without recipes, by cost models: nothing runs but the caches");
   add_plan(*planning, o);
+  auto* suite = app.add_subcommand("suite", "Recall, dialogues, long answers, text and attention of many recipes at given shares of memory, as tables and pictures");
+  add_suite(*suite, o);
   auto* calibrate = app.add_subcommand("calibrate", "Makes bases, books, maps and other arrays for recipes and streams from a model and a text");
   add_calibrate(*calibrate, o);
   app.footer(
@@ -421,6 +485,7 @@ Parsed parse_options(int argc, const char* const* argv) {
       "  kvcondense-eval --model DIR --ids FILE --recipe kivi4 --recipe 'snapkv(tokens=1024) + "
       "kivi2'\n"
       "  kvcondense-eval plan --model-shape llama-3-8b --gpu h100-sxm --context 131072 --recipe kivi2\n"
+      "  kvcondense-eval suite --share 25 --recipe 'snapkv(tokens={tokens}) + kivi4' --out DIR\n"
       "  kvcondense-eval --qkv FILE --recipe 'h2o(heavy=64, recent=64)' --json -\n"
       "Everything else: docs/evaluation.md.");
   try {
@@ -428,12 +493,14 @@ Parsed parse_options(int argc, const char* const* argv) {
     if (demo->parsed()) parsed.complaint = make_demo(app, o, out);
     if (identify->parsed()) parsed.complaint = make_subcommand(app, "identify-heads", o.identify);
     if (planning->parsed()) parsed.complaint = make_subcommand(app, "plan", o.planning);
+    if (suite->parsed()) parsed.complaint = make_suite(app, *suite, o);
     if (calibrate->parsed()) parsed.complaint = make_calibrate(app, *calibrate, o);
     if (parsed.complaint.empty() && !planning->parsed()) parsed.complaint = complaint(app, o);
   } catch (const CLI::CallForHelp&) {
     parsed.help = demo->parsed()       ? demo->help(app.get_name())
                   : identify->parsed() ? identify->help(app.get_name())
                   : planning->parsed() ? planning->help(app.get_name())
+                  : suite->parsed()    ? suite->help(app.get_name())
                   : calibrate->parsed() ? calibrate->help(app.get_name())
                                        : app.help();
   } catch (const CLI::CallForVersion& version) {

@@ -67,6 +67,23 @@ struct Calibration {
   index_t bits = 10;             ///< planes of a table
 };
 
+/// What `suite` runs.
+struct SuiteRequest {
+  std::string recipes_file;      ///< a recipe a line
+  std::vector<double> shares;    ///< of the bytes of keys and values in 16 bits, that holes are sized for
+  index_t needles = 2;           ///< documents of a cell of the needle grid; 0: none
+  index_t depths = 5;            ///< of the grid
+  index_t lengths = 3;           ///< of the grid: the context, half of it, ...
+  index_t dialogues = 2;         ///< documents of the life cycle; 0: none
+  index_t keys = 8;              ///< values of each
+  index_t plans = 1;             ///< long answers by a plan; 0: none
+  index_t lines = 24;            ///< of a plan
+  index_t texts = 2;             ///< texts that are continued; 0: none
+  index_t continued = 128;       ///< tokens of a continuation
+  bool induction = true;         ///< whether the written model is asked
+  std::string out = ".";         ///< where suite.json, suite.md and the pictures go
+};
+
 /// What the command line says.
 struct Options {
   std::string command;  ///< the command line, ready to paste into a shell, without folders of ours
@@ -98,6 +115,8 @@ struct Options {
   HeadProbe probe;
   bool planning = false;  ///< the subcommand plan
   PlanRequest plan;
+  bool run_suite = false;  ///< the subcommand suite
+  SuiteRequest suite;
   bool calibrate = false;  ///< the subcommand calibrate
   Calibration calibration;
 };

@@ -29,8 +29,11 @@ template <class Cache>
 class CondensedAttention {
  public:
   explicit CondensedAttention(Cache cache) : cache_(std::move(cache)) {}
+  /// `cache` goes on where the one of `before` stood: its fork, or what its snapshot was loaded into.
+  CondensedAttention(Cache cache, const CondensedAttention& before) : cache_(std::move(cache)), statistics_(before.statistics_) {}
 
   Cache& cache() { return cache_; }
+  const Cache& cache() const { return cache_; }
   bool rotated_input() const { return cache_.capabilities().rotated_input; }
 
   /// The options hold this object's address where its recipe wants to see logits.
