@@ -1,6 +1,7 @@
 // Every kernel once, in the forms that caches use most: what budget.py compiles for every architecture.
 
 #include <kvcondense/cuda.cuh>
+#include <kvcondense/evict/h2o.hpp>
 
 using namespace kvcondense;
 
@@ -59,3 +60,8 @@ Status columns(Context<Cuda>& ctx, const prim::ColumnRequest& r, TensorView<cons
 }
 template Status columns(Context<Cuda>&, const prim::ColumnRequest&, TensorView<const float, 3>, const prim::PagedHeads<prim::ExactRows, prim::ExactRows>&);
 template Status columns(Context<Cuda>&, const prim::ColumnRequest&, TensorView<const float, 3>, const prim::PagedHeads<prim::GroupInt<4>, prim::GroupInt<4>>&);
+
+using H2OCache = Cache<Cuda, RecipeOf<evict::H2O>>;
+Status forward(Context<Cuda>& ctx, H2OCache& cache, TensorView<const float, 3> queries, TensorView<const half, 3> keys, TensorView<float, 3> out) {
+  return cache.forward(ctx, 0, queries, keys, keys, out);
+}

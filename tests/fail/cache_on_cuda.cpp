@@ -1,4 +1,4 @@
-// EXPECT: kvcondense: this backend has no cache yet; make_cache<kvcondense::Cpu> has.
+// EXPECT: kvcondense: include kvcondense/cuda.cuh for a cache on CUDA.
 #include <kvcondense/cpu.hpp>
 
 using namespace kvcondense;
