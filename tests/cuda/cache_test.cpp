@@ -9,7 +9,9 @@
 #include <kvcondense/any/model_facts.hpp>
 #include <kvcondense/backend/cpu/context.hpp>
 #include <kvcondense/budget/head_table.hpp>
+#include <kvcondense/budget/ratio.hpp>
 #include <kvcondense/cuda.cuh>
+#include <kvcondense/evict/every.hpp>
 #include <kvcondense/evict/h2o.hpp>
 #include <kvcondense/evict/knorm.hpp>
 #include <kvcondense/evict/sink_window.hpp>
@@ -184,9 +186,10 @@ TEST_CASE("cuda cache: heads of their own lengths, keys read by the policy, tens
   for (int i = 0; i < 4; ++i) ragged.forward(1);
   ragged.forward(2, prim::AttendMath::halves, 4e-3f);
   ragged.compare_reports();
-  Pair norms(recipe(evict::Knorm{.tokens = 15, .recent = 4}), "knorm(tokens=15, recent=4)", shape);
+  // More is protected than the budget has, and it acts at every third generated token.
+  Pair norms(recipe(evict::Every{budget::Ratio{evict::Knorm{.recent = 12}, 0.2}, 3}), "every(ratio(knorm(recent=12), keep=20%), tokens=3)", shape);
   norms.forward(29);
-  norms.forward(1);
+  for (int i = 0; i < 4; ++i) norms.forward(1);
 }
 
 TEST_CASE("cuda cache: a recipe without stages keeps all, and tokens are taken back") {
