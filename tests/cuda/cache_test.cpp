@@ -13,8 +13,11 @@
 #include <kvcondense/cuda.cuh>
 #include <kvcondense/evict/every.hpp>
 #include <kvcondense/evict/h2o.hpp>
+#include <kvcondense/evict/keydiff.hpp>
 #include <kvcondense/evict/knorm.hpp>
+#include <kvcondense/evict/observed_attention.hpp>
 #include <kvcondense/evict/sink_window.hpp>
+#include <kvcondense/evict/snapkv.hpp>
 #include <kvcondense/evict/tova.hpp>
 
 #include "device.hpp"
@@ -190,6 +193,19 @@ TEST_CASE("cuda cache: heads of their own lengths, keys read by the policy, tens
   Pair norms(recipe(evict::Every{budget::Ratio{evict::Knorm{.recent = 12}, 0.2}, 3}), "every(ratio(knorm(recent=12), keep=20%), tokens=3)", shape);
   norms.forward(29);
   for (int i = 0; i < 4; ++i) norms.forward(1);
+}
+
+TEST_CASE("cuda cache: scores that are pooled, counted, or read from the direction of keys") {
+  const CacheShape shape{.q_heads = 4, .kv_heads = 2, .head_dim = 32, .page_slots = 16};
+  Pair pooled(recipe(evict::SnapKV{.tokens = 24, .window = 8, .kernel = 5}), "snapkv(tokens=24, window=8, kernel=5)", shape);
+  pooled.forward(40);
+  for (int i = 0; i < 2; ++i) pooled.forward(1);
+  Pair counted(recipe(evict::ObservedAttention{.keep = 0.5, .sinks = 2, .recent = 8}), "observed_attention(keep=50%, sinks=2, recent=8)", shape);
+  counted.forward(40);
+  counted.forward(1);
+  Pair directed(recipe(evict::KeyDiff{.tokens = 20, .recent = 4}), "keydiff(tokens=20, recent=4)", shape);
+  directed.forward(30);
+  for (int i = 0; i < 2; ++i) directed.forward(2);
 }
 
 TEST_CASE("cuda cache: a recipe without stages keeps all, and tokens are taken back") {
