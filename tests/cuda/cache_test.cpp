@@ -79,6 +79,29 @@ class Pair {
     compare();
   }
 
+  /// Steps of one token in the first layer, the only one, of which nobody waits for any before the last.
+  void burst(int steps) {
+    const index_t q_size = shape_.q_heads * shape_.head_dim, k_size = shape_.kv_heads * shape_.head_dim;
+    const index_t v_size = shape_.kv_heads * shape_.values(), out_size = shape_.q_heads * shape_.values();
+    const std::vector<float> q = normal_numbers(steps * q_size, random_), k = normal_numbers(steps * k_size, random_), v = normal_numbers(steps * v_size, random_);
+    std::vector<float> out(at(steps * out_size));
+    test::OnDevice<float> dq(device_, q), dk(device_, k), dv(device_, v), dout(device_, out);
+    Context<Cuda> ctx = device_.with_workspace(device_cache_.workspace_bytes(most_, most_));
+    std::vector<std::byte> scratch(host_.workspace_bytes(most_, most_));
+    Context<Cpu> cpu(scratch);
+    const auto step = [&](auto& cache, auto& c, int i, const float* qs, const float* ks, const float* vs, float* outs) {
+      return cache.forward(c, 0, dense_view(qs + i * q_size, shape_.q_heads, 1, shape_.head_dim), dense_view(ks + i * k_size, shape_.kv_heads, 1, shape_.head_dim),
+                           dense_view(vs + i * v_size, shape_.kv_heads, 1, shape_.values()), dense_view(outs + i * out_size, shape_.q_heads, 1, shape_.values()));
+    };
+    for (int i = 0; i < steps; ++i) {
+      REQUIRE(step(host_, cpu, i, q.data(), k.data(), v.data(), out.data()) == Status::ok);
+      REQUIRE(step(device_cache_, ctx, i, dq.data(), dk.data(), dv.data(), dout.data()) == Status::ok);
+    }
+    const std::vector<float> got = dout.read();
+    for (std::size_t i = 0; i < got.size(); ++i) REQUIRE(std::fabs(got[i] - out[i]) <= 2e-5f);
+    compare();
+  }
+
   /// The same tokens in the same slots, and the same numbers there.
   void compare() {
     for (index_t layer = 0; layer < shape_.layers; ++layer) {
@@ -193,6 +216,7 @@ TEST_CASE("cuda cache: heads of their own lengths, keys read by the policy, tens
   Pair norms(recipe(evict::Every{budget::Ratio{evict::Knorm{.recent = 12}, 0.2}, 3}), "every(ratio(knorm(recent=12), keep=20%), tokens=3)", shape);
   norms.forward(29);
   for (int i = 0; i < 4; ++i) norms.forward(1);
+  norms.burst(10);
 }
 
 TEST_CASE("cuda cache: scores that are pooled, counted, or read from the direction of keys") {

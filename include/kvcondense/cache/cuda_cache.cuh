@@ -98,7 +98,8 @@ class Cache<Cuda, R> {
     float nothing = 0.0f;
     prim::AttendRequest r = request({nullptr, {shape().q_heads, tokens, shape().head_dim}, {}}, {nullptr, {shape().q_heads, tokens, shape().values()}, {}});
     r.mass.data = &nothing, r.mass_rows = mass_rows(tokens);
-    return mass + std::max(step, prim::Attend<Cuda>::workspace_bytes(r, shape().kv_heads, slots));
+    const std::size_t read = Scratch::align + Scratch::bytes_for<prim::PageRows>(2 * (plan_.pages_for(slots) + 1));
+    return mass + std::max({step, read, prim::Attend<Cuda>::workspace_bytes(r, shape().kv_heads, slots)});
   }
 
   /// Adds tokens to a layer: keys [kv_heads, tokens, head_dim], values [kv_heads, tokens, value_dim], on the device; `positions` on

@@ -85,7 +85,8 @@ Status Cache<Cuda, R>::run_step(Context<Cuda>& ctx, index_t layer, const StepInp
   const bool fires = pipeline_.fires(view);
   bool leaves = false;
   if (fires) {
-    if (const Status s = pipeline_.choose(ctx, view, all, keep, scratch); s != Status::ok) return s;
+    // A step that is refused may have started what reads `steering`.
+    if (const Status s = pipeline_.choose(ctx, view, all, keep, scratch); s != Status::ok) return static_cast<void>(l.fence.record(ctx)), s;
     leaves = count_kept(view, keep, kept.data());
     if (std::same_as<decltype(Pipeline::select), evict::Fixed> && leaves)  // it names ends alone
       if (const Status s = prim::KeepEnds<Cuda>::run(ctx, keep.ends, keep.slots, keep.count); s != Status::ok) return s;

@@ -22,6 +22,7 @@ struct DirectionShared {
   double lengths;
   double part[direction_warps];
   float unit[max_head_dim];
+  float row[direction_warps][max_head_dim];  ///< a row of each warp, so that codes are taken apart in one place
 };
 
 /// A block a head, a warp a row: first the anchor, then every row against it.
@@ -35,12 +36,12 @@ __global__ void __launch_bounds__(Threads) row_directions(SlotRows<Cuda> rows, A
   double sum[direction_each] = {}, lengths = 0.0;
   for (index_t j = warp; j < n; j += direction_warps) {
     const SlotRun at = rows.locate(head, j);
-    float x[direction_each] = {}, square = 0.0f;
-#pragma unroll
-    for (int k = 0; k < direction_each; ++k) {
-      const int c = lane + k * cuda::warp_lanes;
-      if (c < dim) x[k] = rows.value(at, c);
-      square += x[k] * x[k];
+    float square = 0.0f;
+#pragma unroll 1
+    for (int c = lane; c < dim; c += cuda::warp_lanes) {
+      const float x = rows.value(at, c);
+      shared.row[warp][c] = x;  // read by this lane alone
+      square += x * x;
     }
     square = cuda::warp_sum(square);
     const bool good = square < INFINITY;  // of NaN too
@@ -49,7 +50,10 @@ __global__ void __launch_bounds__(Threads) row_directions(SlotRows<Cuda> rows, A
     if (inverse == 0.0f) continue;  // the same in all lanes
     const double weight = anchor == Anchor::mean_direction ? static_cast<double>(inverse) : 1.0;
 #pragma unroll
-    for (int k = 0; k < direction_each; ++k) sum[k] += weight * static_cast<double>(x[k]);
+    for (int k = 0; k < direction_each; ++k) {
+      const int c = lane + k * cuda::warp_lanes;
+      if (c < dim) sum[k] += weight * static_cast<double>(shared.row[warp][c]);
+    }
     lengths += weight / static_cast<double>(inverse);
   }
 
@@ -80,6 +84,7 @@ __global__ void __launch_bounds__(Threads) row_directions(SlotRows<Cuda> rows, A
   for (index_t j = warp; j < n; j += direction_warps) {
     const SlotRun at = rows.locate(head, j);
     float dot = 0.0f;
+#pragma unroll 1
     for (int c = lane; c < dim; c += cuda::warp_lanes) dot += shared.unit[c] * rows.value(at, c);
     dot = cuda::warp_sum(dot);
     if (lane == 0) o[j] *= factor * dot;
