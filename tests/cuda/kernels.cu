@@ -1,6 +1,7 @@
 // Every kernel once, in the forms that caches use most: what budget.py compiles for every architecture.
 
 #include <kvcondense/cuda.cuh>
+#include <kvcondense/evict/h2o.hpp>
 
 using namespace kvcondense;
 
@@ -47,6 +48,12 @@ Status smaller_words(Context<Cuda>& ctx, const SlotRows<Cuda>& rows, RaggedView<
   if (s == Status::ok) s = prim::TokenNumbers<Cuda>::extend(ctx, 1, out);
   if (s == Status::ok) s = prim::Rope<Cuda>::rotate(ctx, prim::RopeAngles{}, keys, positions, turned);
   if (s == Status::ok) s = prim::RowTransform<Cuda, prim::Hadamard>::forward(ctx, {}, 64, {nullptr, 1, 64});
+  if (s == Status::ok) s = prim::SlotExposure<Cuda>::add(ctx, 1, out);
+  if (s == Status::ok) s = prim::SlotExposure<Cuda>::mean(ctx, x, x, out);
+  if (s == Status::ok) s = prim::SlotExposure<Cuda>::open_logs(ctx, x, out);
+  if (s == Status::ok) s = prim::SlotExposure<Cuda>::decayed_mean(ctx, x, x, 0.5f, out);
+  if (s == Status::ok) s = prim::ChunkPool<Cuda>::run(ctx, nullptr, prim::ChunkReduce::sum, 8, out);
+  if (s == Status::ok) s = prim::RowDirection<Cuda>::run(ctx, rows, prim::Anchor::mean_row, 1.0f, out);
   if (s == Status::ok) s = prim::KeepRows<Cuda>::rows(ctx, prim::ExactRows{}, pages, keep, count);
   if (s == Status::ok) s = prim::KeepRows<Cuda>::rows(ctx, prim::GroupInt<4>{}, pages, keep, count);
   if (s == Status::ok) s = prim::KeepRows<Cuda>::numbers(ctx, keep, count, out);
@@ -59,3 +66,8 @@ Status columns(Context<Cuda>& ctx, const prim::ColumnRequest& r, TensorView<cons
 }
 template Status columns(Context<Cuda>&, const prim::ColumnRequest&, TensorView<const float, 3>, const prim::PagedHeads<prim::ExactRows, prim::ExactRows>&);
 template Status columns(Context<Cuda>&, const prim::ColumnRequest&, TensorView<const float, 3>, const prim::PagedHeads<prim::GroupInt<4>, prim::GroupInt<4>>&);
+
+using H2OCache = Cache<Cuda, RecipeOf<evict::H2O>>;
+Status forward(Context<Cuda>& ctx, H2OCache& cache, TensorView<const float, 3> queries, TensorView<const half, 3> keys, TensorView<float, 3> out) {
+  return cache.forward(ctx, 0, queries, keys, keys, out);
+}

@@ -6,13 +6,16 @@
 #include <random>
 #include <vector>
 
+#include <kvcondense/backend/cpu/chunk_pool.hpp>
 #include <kvcondense/backend/cpu/column_pool.hpp>
 #include <kvcondense/backend/cpu/exact_rows.hpp>
 #include <kvcondense/backend/cpu/group_quant.hpp>
 #include <kvcondense/backend/cpu/keep_rows.hpp>
 #include <kvcondense/backend/cpu/rope.hpp>
+#include <kvcondense/backend/cpu/row_direction.hpp>
 #include <kvcondense/backend/cpu/row_norm.hpp>
 #include <kvcondense/backend/cpu/row_transform.hpp>
+#include <kvcondense/backend/cpu/slot_exposure.hpp>
 #include <kvcondense/backend/cpu/slot_numbers.hpp>
 #include <kvcondense/backend/cpu/softmax_rows.hpp>
 #include <kvcondense/backend/cpu/token_numbers.hpp>
@@ -193,6 +196,73 @@ TEST_CASE("cuda slot_numbers: bit for bit the CPU's") {
   compare_numbers({0, 3, 6}, {0, 0, 0, 1, 2, 3}, {1, -2, 3, 5, 1, 0}, brought, 1e-6f);  // a mean of 0 leaves out as it is
 }
 
+TEST_CASE("cuda slot_exposure: counts, means and logarithms of means") {
+  const std::vector<index_t> offset{0, 5000, 5000, 5001, 5333};
+  std::vector<float> seen = normal_numbers(5333, 16), x = normal_numbers(5333, 17);
+  for (float& v : seen) v = v < -0.5f ? 0.0f : std::floor(v * 40.0f) + 20.0f;
+  x[7] = NAN, x[8] = INFINITY;
+  for (const index_t rows : {0, 1, 40, 100000})
+    compare_numbers(offset, x, seen, [&]<Backend B>(Context<B>& c, RaggedView<const float>, RaggedView<float> out) { return prim::SlotExposure<B>::add(c, rows, out); });
+  // `out` is what the numbers were seen by, and is replaced by the means.
+  compare_numbers(offset, x, seen, []<Backend B>(Context<B>& c, RaggedView<const float> in, RaggedView<float> out) { return prim::SlotExposure<B>::mean(c, in, out, out); });
+  compare_numbers(offset, seen, x, []<Backend B>(Context<B>& c, RaggedView<const float> in, RaggedView<float> out) { return prim::SlotExposure<B>::open_logs(c, in, out); });
+  for (const float decay : {0.5f, 0.99f})
+    compare_numbers(offset, x, seen, [&]<Backend B>(Context<B>& c, RaggedView<const float> in, RaggedView<float> out) { return prim::SlotExposure<B>::decayed_mean(c, in, out, decay, out); }, 2e-5f);
+}
+
+TEST_CASE("cuda chunk_pool: bit for bit the CPU's, ends and NaN left alone") {
+  const std::vector<index_t> offset{0, 4500, 4500, 4501, 4540};
+  std::vector<float> y = normal_numbers(4540, 18);
+  y[3] = y[900] = NAN, y[901] = INFINITY, y[4510] = NAN;
+  const std::vector<prim::Ends> ends{{4, 32}, {4, 32}, {0, 1}, {10, 3}};
+  test::Device device;
+  test::OnDevice<prim::Ends> on_device(device, ends);
+  for (const prim::ChunkReduce reduce : {prim::ChunkReduce::sum, prim::ChunkReduce::mean})
+    for (const index_t chunk : {1, 2, 20, 10000})
+      for (const bool skip : {false, true})
+        compare_numbers(offset, y, y, [&]<Backend B>(Context<B>& c, RaggedView<const float>, RaggedView<float> out) {
+          const prim::Ends* e = !skip ? nullptr : std::is_same_v<B, Cpu> ? ends.data() : on_device.data();
+          return prim::ChunkPool<B>::run(c, e, reduce, chunk, out);
+        });
+  CHECK(prim::ChunkPool<Cuda>::run(device, nullptr, prim::ChunkReduce::sum, 0, {}) == Status::invalid_argument);
+}
+
+TEST_CASE("cuda row_direction: cosines with the mean of rows, bad rows and rows that cancel out") {
+  constexpr index_t heads = 3, n = 70;
+  for (const index_t dim : {33, 128, 256}) {
+    std::vector<float> x = normal_numbers(heads * n * dim, 19);
+    for (index_t i = 0; i < n * dim; ++i) x[at(i)] += 0.5f;
+    x[at(3 * dim + 1)] = NAN, x[at(5 * dim)] = INFINITY;
+    std::fill_n(x.begin() + 9 * dim, dim, 0.0f);
+    for (index_t j = 1; j < n; j += 2)  // of the last head, rows and their opposites
+      for (index_t d = 0; d < dim; ++d) x[at((2 * n + j) * dim + d)] = -x[at((2 * n + j - 1) * dim + d)];
+    const std::vector<index_t> offset{0, n, 2 * n, 3 * n}, slots{n, n, n}, one{0, 1, 2, 3};
+    for (const prim::Anchor anchor : {prim::Anchor::mean_direction, prim::Anchor::mean_row}) {
+      std::vector<float> expected(at(heads * n), 7.0f);
+      Context<Cpu> cpu;
+      const DenseRows host(dense_view(static_cast<const float*>(x.data()), heads, n, dim));
+      REQUIRE(prim::RowDirection<Cpu>::run(cpu, host, anchor, -2.0f, {expected.data(), offset.data(), heads}) == Status::ok);
+      CHECK(std::isnan(expected[3]));
+      CHECK(expected[9] == 0.0f);
+      CHECK(expected[2 * n + 5] == 0.0f);
+      test::each_way([&] {
+        test::Device device;
+        test::OnDevice<float> pages(device, x), out(device, std::vector<float>(at(heads * n), 7.0f));
+        auto* page = reinterpret_cast<std::byte*>(pages.data());
+        const std::ptrdiff_t head_bytes = n * dim * static_cast<index_t>(sizeof(float));
+        test::OnDevice<prim::SlotRun> runs(device, {{page, 0, 0, false}, {page + head_bytes, 0, 0, false}, {page + 2 * head_bytes, 0, 0, false}});
+        test::OnDevice<index_t> o(device, offset), s(device, slots), r(device, one);
+        const SlotRows<Cuda> rows(prim::ExactRows{DType::f32}, {runs.data(), r.data(), 0}, s.data(), heads, n, dim);
+        REQUIRE(prim::RowDirection<Cuda>::run(device, rows, anchor, -2.0f, {out.data(), o.data(), heads}) == Status::ok);
+        const std::vector<float> got = out.read();
+        for (std::size_t i = 0; i < got.size(); ++i)
+          REQUIRE(((std::isnan(got[i]) && std::isnan(expected[i])) || std::fabs(got[i] - expected[i]) <= 2e-6f));
+        CHECK(prim::RowDirection<Cuda>::run(device, rows, anchor, 1.0f, {out.data(), o.data(), 2}) == Status::shape_mismatch);
+      });
+    }
+  }
+}
+
 TEST_CASE("cuda slot_numbers: sums over heads, in place too") {
   const std::vector<index_t> equal{0, 700, 1400, 2100};
   const std::vector<float> x = normal_numbers(2100, 7), y = normal_numbers(2100, 8);
@@ -336,6 +406,14 @@ void compare_keep(const Codec& codec, index_t dim, index_t page_slots) {
 }
 
 }  // namespace
+
+TEST_CASE("cuda keep_rows: codes in lanes") {
+  using prim::CodeLayout;
+  compare_keep(prim::GroupInt<4>{.axis = prim::GroupAxis::token, .group_size = 32, .layout = CodeLayout::slot_lanes}, 128, 64);
+  compare_keep(prim::GroupInt<2>{.axis = prim::GroupAxis::token, .group_size = 0, .form = prim::GroupForm::symmetric, .layout = CodeLayout::slot_lanes}, 64, 64);
+  compare_keep(prim::GroupInt<8>{.axis = prim::GroupAxis::token, .group_size = 40, .params = prim::ParamType::f32, .layout = CodeLayout::slot_lanes}, 80, 16);
+  compare_keep(prim::GroupInt<4>{.axis = prim::GroupAxis::token, .group_size = 64, .params = prim::ParamType::bf16, .layout = CodeLayout::channel_lanes}, 64, 32);
+}
 
 TEST_CASE("cuda keep_rows: exact rows and codes with parameters of their own") {
   compare_keep(prim::ExactRows{DType::f16}, 64, 64);

@@ -6,7 +6,7 @@ target_compile_options(kvcondense_cuda_fibers INTERFACE -Wno-unknown-pragmas)  #
 target_include_directories(kvcondense_cuda_fibers INTERFACE "${kvcondense_SOURCE_DIR}/tests")
 
 add_executable(cuda_fibers_test fibers/fibers_test.cpp ${sources})
-target_link_libraries(cuda_fibers_test PRIVATE kvcondense Catch2::Catch2 kvcondense_build kvcondense_warnings
+target_link_libraries(cuda_fibers_test PRIVATE kvcondense kvcondense_any Catch2::Catch2 kvcondense_build kvcondense_warnings
   kvcondense_catch_main kvcondense_cuda_fibers)
 catch_discover_tests(cuda_fibers_test TEST_PREFIX "${prefix}/fibers/"
   EXTRA_ARGS --warn NoTests PROPERTIES TIMEOUT 900)

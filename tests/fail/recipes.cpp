@@ -52,7 +52,7 @@ using NoStage = Made<Stages<evict::H2O>, Stages<evict::H2O, Number>>;
 // EXPECT: kvcondense::recipe: this stage is not one that a cache runs.
 using NoCacheRuns = Made<Stages<evict::H2O>, Stages<evict::H2O, Pages>>;
 
-// EXPECT: kvcondense: this backend has no cache yet; make_cache<kvcondense::Cpu> has.
+// EXPECT: kvcondense: include kvcondense/cuda.cuh for a cache on CUDA.
 index_t length(const Cache<Either<Cpu, Cuda>, decltype(recipe())>& cache) { return cache.length(); }
 
 // EXPECT: this retrieval stage scores keys without rotation: add position::Reindex or position::Rerotate.

@@ -331,6 +331,28 @@ def statuses(root):
             yield f"{shown(root, path)}: no test expects Status::{status} of {room}"
 
 
+def cuda_words(root):
+    """docs/cuda.md has every word that CUDA has in its table, and names every other one as the CPU's alone."""
+    page = root / "docs" / "cuda.md"
+    if not page.is_file():
+        return
+    base = root / "include" / "kvcondense"
+    word = re.compile(r"template <Backend B[^>]*>\s*struct (\w+) \{\s*static_assert\(detail::always_false<B")
+    words = {w for path in sorted((base / "prim").rglob("*.hpp")) for w in word.findall(path.read_text())}
+    on_cuda = {w for path in sorted((base / "backend" / "cuda").rglob("*.cuh"))
+               for w in re.findall(r"struct (\w+)<Cuda\b", path.read_text())} & words
+    text = page.read_text()
+    listed = re.search(r"^Words that only the CPU has[^:]*:((?:.|\n(?!\n))*)", text, re.M)
+    alone = set(re.findall(r"`(\w+)`", listed[1])) if listed else set()
+    table = {w for line in text.split("\n") if line.startswith("|") for w in re.findall(r"`(\w+)`", line.split("|")[1])}
+    for w in sorted(words - on_cuda - alone):
+        yield f"docs/cuda.md: {w} has no form on CUDA; the list of words that only the CPU has lacks it"
+    for w in sorted(alone - (words - on_cuda)):
+        yield f"docs/cuda.md: {w} stands among the words that only the CPU has, but {'CUDA has it' if w in on_cuda else 'is no word'}"
+    for w in sorted(on_cuda - table):
+        yield f"docs/cuda.md: {w} has a form on CUDA that the table lacks"
+
+
 def version(root):
     """version.hpp and CMakeLists.txt name the same version."""
     header = root / "include" / "kvcondense" / "version.hpp"
@@ -346,7 +368,7 @@ def version(root):
 
 RULES = {rule.__name__: rule for rule in (include_direction, file_length, conditionals, one_dialect, quiet,
                                           plain_text, own_paths, tested, cards, test_names, statuses,
-                                          version)}
+                                          cuda_words, version)}
 
 
 def main():

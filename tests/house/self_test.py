@@ -27,6 +27,10 @@ GOOD = {
     "include/kvcondense/version.hpp": '#pragma once\ninline constexpr const char* version_string = "1.2.3";\n',
     "include/kvcondense/core/config.hpp": "#pragma once\n#if 1\n#define KVCONDENSE_X 1\n#endif\n",
     "include/kvcondense/prim/top_k.hpp": "#pragma once\n#include <kvcondense/core/config.hpp>\n",
+    "include/kvcondense/prim/words.hpp": "#pragma once\n" + "".join(
+        f"template <Backend B>\nstruct {w} {{\n  static_assert(detail::always_false<B>, \"no\");\n}};\n" for w in ("Here", "Gone")),
+    "include/kvcondense/backend/cuda/words.cuh": "#pragma once\ntemplate <>\nstruct Here<Cuda> {};\n",
+    "docs/cuda.md": "| word | x |\n|---|---|\n| `Here` | x |\n\nWords that only the CPU has: `Gone`.\n",
     "include/kvcondense/budget/ada.hpp":
         "#pragma once\n#include <kvcondense/evict/h2o.hpp>\n// never throw (a comment may say so)\n",
     "include/kvcondense/evict/h2o.hpp":
@@ -88,6 +92,10 @@ PLANTED = [
      "struct Kivi {\n  static constexpr Descriptor about{1};\n};\n", "lacks Needs"),
     ("test_names", "tests/evict/pool_test.cpp", 'TEST_CASE("pool: one; two", "[evict]") {}\n', "semicolon"),
     ("statuses", EVICT, "Status f() { return Status::io_error; }\n", "no test expects Status::io_error of evict"),
+    ("cuda_words", "include/kvcondense/prim/words.hpp",
+     "template <Backend B>\nstruct New {\n  static_assert(detail::always_false<B>);\n};\n", "New has no form on CUDA"),
+    ("cuda_words", "include/kvcondense/backend/cuda/words.cuh", "template <>\nstruct Gone<Cuda> {};\n", "but CUDA has it"),
+    ("cuda_words", "include/kvcondense/backend/cuda/words.cuh", "template <>\nstruct Gone<Cuda> {};\n", "table lacks"),
     ("version", "include/kvcondense/version.hpp", None, ""),
     ("version", "CMakeLists.txt", None, ""),
 ]

@@ -48,11 +48,9 @@ struct MergeTable {
     }
     return t;
   }
-  template <class M>
-  static const MergeTable table;
 };
 template <class M>
-inline constexpr MergeTable MergeTable::table = of<M>();
+inline constexpr MergeTable merge_table = MergeTable::of<M>();
 
 }  // namespace detail
 
@@ -90,7 +88,7 @@ class AnyMerge {
   AnyMerge() : AnyMerge(NoMerge{}) {}
   template <class M>
   requires(Described<M> && !std::same_as<M, AnyMerge>) explicit AnyMerge(const M& stage)
-      : room_(stage), table_(&detail::MergeTable::table<M>) {}
+      : room_(stage), table_(&detail::merge_table<M>) {}
 
   AnyMerger pipeline() const { return {room_, table_}; }
   Status validate(const CacheShape& shape) const { return table_->validate(room_, shape); }

@@ -43,7 +43,7 @@ inline Kept kept_of(const evict::KeepSet& keep, index_t head) {
 ///          threads when their resource allows it. A context with workers calls the resource from them.
 template <Backend B, class R>
 class Cache {
-  static_assert(std::same_as<B, Cpu>, "kvcondense: this backend has no cache yet; make_cache<kvcondense::Cpu> has.");
+  static_assert(std::same_as<B, Cpu>, "kvcondense: include kvcondense/cuda.cuh for a cache on CUDA.");
 
  public:
   using Evict = decltype(R::evict);

@@ -6,6 +6,7 @@
 #include <span>
 
 #include <kvcondense/backend/cpu/slot_rows.hpp>
+#include <kvcondense/cache/counters.hpp>
 #include <kvcondense/cache/head.hpp>
 #include <kvcondense/cache/query_window.hpp>
 #include <kvcondense/core/object_array.hpp>
@@ -15,20 +16,6 @@
 #include <kvcondense/retrieve/blocks/unit_state.hpp>
 
 namespace kvcondense::cache {
-
-/// The three counters of a layer, never confused, and what the next step has to know.
-struct Counters {
-  index_t seen = 0;           ///< logical length: tokens ever appended
-  index_t stepped_position = 0;  ///< position behind the tokens that a step has seen; see Layer::next_position
-  index_t pending = 0;        ///< newest tokens that no step has seen yet; all of them are stored
-  index_t evictions = 0;
-  index_t evicted_slots = 0;
-  index_t merged_slots = 0;
-  index_t budget_asked = 0;
-  index_t budget_met = 0;
-  index_t nan_scores = 0;
-  index_t prompt = 0;  ///< logical length at the end of the last step of a prompt
-};
 
 /// One layer: its KV heads, each with slots of its own number, and the layer's counters.
 template <class KeyCodec, class ValueCodec>

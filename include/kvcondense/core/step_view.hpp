@@ -56,7 +56,8 @@ struct StepView {
   index_t generated = 0;          ///< tokens since the last prompt, those of this step too; 0 in a prompt
   Phase phase = Phase::decode;    ///< never `automatic` here
   StepInputs inputs{};
-  const index_t* offset = nullptr;  ///< kv_heads + 1: where each head's slots begin in ragged views
+  const index_t* offset = nullptr;  ///< kv_heads + 1: where each head's slots begin in ragged views; the host's
+  const index_t* word_offset = nullptr;  ///< the same where words read it; null: they read `offset`
   const SlotRows<B>* keys = nullptr;
   const SlotRows<B>* values = nullptr;
   const QueryColumns<B>* columns = nullptr;  ///< null unless the policy asks for queries
@@ -65,6 +66,11 @@ struct StepView {
   index_t heads() const { return shape.kv_heads; }
   index_t slots(index_t head) const { return offset[head + 1] - offset[head]; }
   index_t total() const { return offset[shape.kv_heads]; }
+  /// `data`, one thing per slot, as words take it.
+  template <class T>
+  RaggedView<T> ragged(T* data) const {
+    return {data, word_offset == nullptr ? offset : word_offset, shape.kv_heads};
+  }
 };
 
 }  // namespace kvcondense

@@ -20,11 +20,9 @@ class Scratch {
   static constexpr std::size_t align = 64;
 
   Scratch() = default;
-  explicit Scratch(std::span<std::byte> bytes) {
-    const auto at = reinterpret_cast<std::uintptr_t>(bytes.data());
-    const std::size_t skip = (align - at % align) % align;
-    if (bytes.size() >= skip) left_ = bytes.subspan(skip);
-  }
+  explicit Scratch(std::span<std::byte> bytes) : left_(aligned(bytes)) {}
+  /// Where words do not run on the host: `bytes` are theirs alone, `steering` is what the host writes and words read.
+  Scratch(std::span<std::byte> bytes, std::span<std::byte> steering) : left_(aligned(bytes)), steering_(aligned(steering)), apart_(true) {}
 
   template <class T>
   static constexpr std::size_t bytes_for(index_t n) {
@@ -34,19 +32,43 @@ class Scratch {
 
   template <class T>
   T* take(index_t n) {
-    const std::size_t need = bytes_for<T>(n);
-    if (need > left_.size()) return nullptr;
-    T* p = reinterpret_cast<T*>(left_.data());
-    left_ = left_.subspan(need);
-    // A zero-length piece is still a success and must not look like a refusal.
-    return p != nullptr ? p : reinterpret_cast<T*>(align);
+    return take_from<T>(left_, n);
+  }
+  /// A piece that the host writes too, as budgets and ends that shape what words do: few numbers per head.
+  template <class T>
+  T* take_steering(index_t n) {
+    return take_from<T>(apart_ ? steering_ : left_, n);
+  }
+
+  /// All that is left of what the host writes, as scratch of its own: for code that no word runs.
+  Scratch for_host() const {
+    Scratch s = *this;
+    if (apart_) s.left_ = steering_;
+    return s;
   }
 
   std::span<std::byte> rest() const { return left_; }
   std::size_t left() const { return left_.size(); }
 
  private:
+  static std::span<std::byte> aligned(std::span<std::byte> bytes) {
+    const auto at = reinterpret_cast<std::uintptr_t>(bytes.data());
+    const std::size_t skip = (align - at % align) % align;
+    return bytes.size() >= skip ? bytes.subspan(skip) : std::span<std::byte>{};
+  }
+  template <class T>
+  static T* take_from(std::span<std::byte>& left, index_t n) {
+    const std::size_t need = bytes_for<T>(n);
+    if (need > left.size()) return nullptr;
+    T* p = reinterpret_cast<T*>(left.data());
+    left = left.subspan(need);
+    // A zero-length piece is still a success and must not look like a refusal.
+    return p != nullptr ? p : reinterpret_cast<T*>(align);
+  }
+
   std::span<std::byte> left_{};
+  std::span<std::byte> steering_{};
+  bool apart_ = false;
 };
 
 /// Scratch memory from a resource, sized by a `workspace_bytes` function.

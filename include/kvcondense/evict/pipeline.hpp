@@ -292,14 +292,14 @@ struct Pipeline {
   Status choose(Context<B>& ctx, const StepView<B>& view, LaneViews lane, const KeepSet& keep,
                 Scratch scratch) const {
     float* numbers = scratch.take<float>(view.total());
-    auto* shield = scratch.take<Protected>(view.heads());
+    auto* shield = scratch.take_steering<Protected>(view.heads());
     if (numbers == nullptr || shield == nullptr) return Status::workspace_too_small;
     protect_ends(view, shield);
-    RaggedView<float> scores{numbers, view.offset, view.heads()};
+    RaggedView<float> scores = view.ragged(numbers);
     const index_t same = leaves_scores(pool) ? score_lane(source) : -1;
     if (same >= 0) scores = lane[static_cast<std::size_t>(same)];
     const auto share = [&] {
-      Scratch s = scratch;
+      Scratch s = allocate.uses_scores() ? scratch : scratch.for_host();
       if (const Status r = allocate.run(ctx, view, scores, shield, keep.budget, s); r != Status::ok)
         return r;
       for (index_t h = 0; h < view.heads(); ++h)

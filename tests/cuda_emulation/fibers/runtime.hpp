@@ -36,6 +36,9 @@ enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize = 8 };
 struct CUstream_st {};
 using cudaStream_t = CUstream_st*;
 inline constexpr unsigned cudaStreamNonBlocking = 1;
+struct CUevent_st {};
+using cudaEvent_t = CUevent_st*;
+inline constexpr unsigned cudaEventDisableTiming = 2;
 
 namespace cuda_fibers {
 
@@ -110,6 +113,9 @@ inline cudaError_t cudaFree(void* p) {
   ::operator delete(block, std::align_val_t{cuda_fibers::block_header});
   return cuda_fibers::answer();
 }
+/// Page-locked memory of the host, which kernels reach too.
+inline cudaError_t cudaMallocHost(void** p, std::size_t bytes) { return cudaMalloc(p, bytes); }
+inline cudaError_t cudaFreeHost(void* p) { return cudaFree(p); }
 inline cudaError_t cudaMemcpyAsync(void* to, const void* from, std::size_t bytes, cudaMemcpyKind, cudaStream_t) {
   const cudaError_t e = cuda_fibers::answer();
   if (e == cudaSuccess && bytes > 0) std::memcpy(to, from, bytes);
@@ -131,6 +137,18 @@ inline cudaError_t cudaStreamDestroy(cudaStream_t stream) {
   return cuda_fibers::answer();
 }
 inline cudaError_t cudaStreamSynchronize(cudaStream_t) { return cuda_fibers::answer(); }
+inline cudaError_t cudaEventCreateWithFlags(cudaEvent_t* event, unsigned) {
+  *event = nullptr;
+  const cudaError_t e = cuda_fibers::answer();
+  if (e == cudaSuccess) *event = new CUevent_st;
+  return e;
+}
+inline cudaError_t cudaEventDestroy(cudaEvent_t event) {
+  delete event;
+  return cuda_fibers::answer();
+}
+inline cudaError_t cudaEventRecord(cudaEvent_t, cudaStream_t) { return cuda_fibers::answer(); }
+inline cudaError_t cudaEventSynchronize(cudaEvent_t) { return cuda_fibers::answer(); }
 inline cudaError_t cudaFuncSetAttribute(const void*, cudaFuncAttribute, int) { return cuda_fibers::answer(); }
 inline cudaError_t cudaGetLastError() {
   const cudaError_t e = cuda_fibers::runtime.broken != cudaSuccess ? cuda_fibers::runtime.broken

@@ -1,7 +1,7 @@
 # kvcondense_ptx, the interpreter, and
 #
 #   kvcondense_ptx_test(<name> <sources...> [CUDA <more sources, of any ending, for nvcc>...]
-#     [EAGER] [CATCH] [NO_TEST] [BEFORE <folder of headers>] [NEEDS <made files>...] [OPTIONS <nvcc options>...])
+#     [EAGER] [CATCH] [NO_TEST] [BEFORE <folder of headers>] [NEEDS <made files>...] [OPTIONS <nvcc options>...] [LINK <libraries>...])
 #
 # A program whose .cu files nvcc compiles unchanged and whose kernels run on the CPU, registered as
 # the CTest entry ptx/<name>. EAGER adds ptx/<name>_eager, where streams run at once. CATCH: the
@@ -57,7 +57,7 @@ else()
 endif()
 
 function(kvcondense_ptx_test name)
-  cmake_parse_arguments(arg "EAGER;CATCH;NO_TEST" "BEFORE" "CUDA;NEEDS;OPTIONS" ${ARGN})
+  cmake_parse_arguments(arg "EAGER;CATCH;NO_TEST" "BEFORE" "CUDA;NEEDS;OPTIONS;LINK" ${ARGN})
   if(NOT TARGET kvcondense_ptx_runtime)
     return()
   endif()
@@ -89,7 +89,7 @@ function(kvcondense_ptx_test name)
   endforeach()
   add_executable(${name} ${inputs})
   set_target_properties(${name} PROPERTIES LINKER_LANGUAGE CXX)
-  target_link_libraries(${name} PRIVATE kvcondense_ptx_runtime)
+  target_link_libraries(${name} PRIVATE kvcondense_ptx_runtime ${arg_LINK})
   if(arg_NO_TEST)
     return()
   endif()

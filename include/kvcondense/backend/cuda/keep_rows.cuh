@@ -66,6 +66,54 @@ __global__ void __launch_bounds__(keep_threads) keep_head_rows(Codec codec, Page
   }
 }
 
+inline constexpr int lane_threads = 256, lane_warps = lane_threads / cuda::warp_lanes;
+
+struct LaneSlots {
+  std::uint8_t codes[lane_warps][max_head_dim];
+  std::uint32_t params[lane_warps][2 * max_head_dim];  ///< scales, then offsets, in their stored bits
+};
+
+/// The same for pages in lanes, where a byte or word has codes of several slots: a warp a slot takes codes apart and, behind
+/// the barrier, puts them where they go.
+template <class Codec>
+__global__ void __launch_bounds__(lane_threads) keep_head_lanes(Codec codec, PageTable table, RaggedView<const std::int32_t> keep,
+                                                                const index_t* count) {
+  LaneSlots& shared = cuda::shared_as<LaneSlots>();
+  const index_t head = blockIdx.x, n = count[head];
+  const int lane = cuda::lane_of_warp(), warp = cuda::warp_of_block();
+  const auto page_of = [&](index_t s) {
+    return RowPage<Codec>(codec, table.pages[table.offset[head] + s / table.page_slots], static_cast<int>(table.page_slots),
+                                   static_cast<int>(table.dim));
+  };
+  const auto param = [&](const RowPage<Codec>& page, int slot, int i) { return page.params(slot) + i * page.step() * static_cast<int>(size_of(codec.params)); };
+  const int params = static_cast<int>(codec.scales(table.dim)) * (has_offset(codec.form) ? 2 : 1);
+  for (index_t first = 0; first < n; first += lane_warps) {
+    const index_t i = first + warp, from = i < n ? keep.row(head)[i] : i;
+    const bool moves = from != i;
+    if (moves) {
+      const RowPage<Codec> page = page_of(from);
+      const int slot = static_cast<int>(from % table.page_slots);
+      for (int c = lane; c < page.dim; c += cuda::warp_lanes) shared.codes[warp][c] = static_cast<std::uint8_t>(page.code(slot, c));
+      for (int p = lane; p < params; p += cuda::warp_lanes) {
+        const std::byte* at = param(page, slot, p);
+        shared.params[warp][p] = codec.params == ParamType::f32 ? *reinterpret_cast<const std::uint32_t*>(at) : *reinterpret_cast<const std::uint16_t*>(at);
+      }
+    }
+    __syncthreads();
+    if (moves) {
+      const RowPage<Codec> page = page_of(i);
+      const int slot = static_cast<int>(i % table.page_slots);
+      page.write_codes(slot, shared.codes[warp], lane, cuda::warp_lanes);
+      for (int p = lane; p < params; p += cuda::warp_lanes) {
+        std::byte* at = param(page, slot, p);
+        if (codec.params == ParamType::f32) *reinterpret_cast<std::uint32_t*>(at) = shared.params[warp][p];
+        else *reinterpret_cast<std::uint16_t*>(at) = static_cast<std::uint16_t>(shared.params[warp][p]);
+      }
+    }
+    __syncthreads();
+  }
+}
+
 template <int Threads>
 __global__ void __launch_bounds__(Threads) keep_head_numbers(RaggedView<const std::int32_t> keep, const index_t* count, RaggedView<float> numbers) {
   const index_t head = blockIdx.x, n = count[head];
@@ -88,8 +136,10 @@ struct KeepRows<Cuda> {
   static Status rows(Context<Cuda>& ctx, const Codec& codec, const PageTable& table, RaggedView<const std::int32_t> keep,
                      const index_t* count) {
     using namespace cuda_kernels;
-    if (codec.group_slots() != 1 || !lies_in_rows(codec)) return Status::not_supported;
+    if (codec.group_slots() != 1) return Status::not_supported;
     if (!codec.valid(table.dim) || table.dim > max_head_dim || table.page_slots < 1 || table.page_slots > 65536) return Status::invalid_argument;
+    if constexpr (requires { codec.layout; })
+      if (!lies_in_rows(codec)) return cuda::launch(ctx, keep_head_lanes<Codec>, {table.heads}, lane_threads, sizeof(LaneSlots), codec, table, keep, count);
     return cuda::launch(ctx, keep_head_rows<Codec>, {table.heads}, keep_threads, 0, codec, table, keep, count);
   }
 

@@ -97,7 +97,7 @@ struct HeadPolicyMass {
     prim::ColumnRequest request;
     request.rows = sets.local > 0 ? profile_rows(view) : 0;
     request.band = sets.local;
-    request.out = {scratch.take<float>(view.total()), view.offset, view.heads()};
+    request.out = view.ragged(scratch.take<float>(view.total()));
     if (request.out.data == nullptr) return Status::workspace_too_small;
     const Status s = view.columns->run(ctx, request);
     if (s != Status::ok) return s;

@@ -40,7 +40,7 @@ struct ProbeMass {
     request.rows = view.columns->rows();
     request.group = prim::GroupReduce::max, request.row = prim::RowReduce::max;
     request.part = {sinks, in.probe_first, in.probe_last};
-    request.out = {scratch.take<float>(view.total()), view.offset, view.heads()};
+    request.out = view.ragged(scratch.take<float>(view.total()));
     if (request.out.data == nullptr) return Status::workspace_too_small;
     const Status s = view.columns->run(ctx, request);
     return s == Status::ok ? prim::SlotNumbers<B>::larger(ctx, request.out, lane[0]) : s;

@@ -39,7 +39,7 @@ struct Fixed {
   template <Backend B>
   Status run(Context<B>& ctx, const StepView<B>& view, RaggedView<const float>,
              const Protected* shield, const KeepSet& keep, Scratch& scratch) const {
-    auto* ends = keep.ends != nullptr ? keep.ends : scratch.take<prim::Ends>(view.heads());
+    auto* ends = keep.ends != nullptr ? keep.ends : scratch.take_steering<prim::Ends>(view.heads());
     if (ends == nullptr) return Status::workspace_too_small;
     for (index_t h = 0; h < view.heads(); ++h) {
       const index_t n = view.slots(h);

@@ -49,7 +49,7 @@ struct NearQueryMass {
     prim::ColumnRequest request;
     request.rows = std::min({near.of(view.seen), history, view.columns->rows()});
     request.group = prim::GroupReduce::sum;
-    request.out = {scratch.take<float>(view.total()), view.offset, view.heads()};
+    request.out = view.ragged(scratch.take<float>(view.total()));
     if (request.out.data == nullptr) return Status::workspace_too_small;
     const Status s = view.columns->run(ctx, request);
     return s == Status::ok ? prim::SlotNumbers<B>::sum_heads(ctx, request.out, 1.0f, 0.0f, out) : s;

@@ -1,0 +1,264 @@
+#pragma once
+
+#include <kvcondense/cache/cuda_cache.cuh>
+
+namespace kvcondense {
+
+template <class R>
+StepView<Cuda> Cache<Cuda, R>::step_view(index_t layer, Phase phase) const {
+  const cache::CudaLayer& l = layers_[layer];
+  if (phase == Phase::automatic) phase = l.counters.pending == l.counters.seen ? Phase::prefill_end : Phase::decode;
+  StepView<Cuda> view;
+  view.shape = shape(), view.layer = layer, view.phase = phase;
+  view.appended = l.counters.pending, view.seen = l.counters.seen, view.next_position = l.next_position();
+  if (phase == Phase::decode || phase == Phase::turn) view.generated = l.counters.seen - l.counters.prompt;
+  view.offset = l.offset.data(), view.word_offset = l.device_offset();
+  return view;
+}
+
+template <class R>
+Status Cache<Cuda, R>::check_input(const StepView<Cuda>& view, Input what) const {
+  if (view.phase == Phase::turn || !pipeline_.inputs().has(what)) return Status::ok;
+  if (what != Input::attention) return kvcondense::check_input(view.inputs, what, shape(), view.appended);
+  if (!pipeline_.reads_attention(view)) return Status::ok;
+  const AttentionView& a = view.inputs.attention;
+  if (a.mass.data == nullptr || a.rows <= 0) return Status::missing_input;
+  return of_layer(layers_[view.layer], a.mass) ? Status::ok : Status::shape_mismatch;
+}
+
+/// How many slots of each head stay, and whether any leaves: worked out from the numbers by which the device selects, so that
+/// nobody waits for it.
+template <class R>
+bool Cache<Cuda, R>::count_kept(const StepView<Cuda>& view, const evict::KeepSet& keep, index_t* kept) const {
+  bool leaves = false;
+  for (index_t h = 0; h < view.heads(); ++h) {
+    const index_t n = view.slots(h), shielded = pipeline_.protect.of(view, h).within(n).size();
+    kept[h] = keep.ends[h].prefix >= 0 ? keep.ends[h].size() : std::min(n, std::max(keep.budget[h], shielded));
+    leaves = leaves || kept[h] < n;
+  }
+  return leaves;
+}
+
+template <class R>
+Status Cache<Cuda, R>::run_step(Context<Cuda>& ctx, index_t layer, const StepInputs& inputs, Phase phase) {
+  if (layer < 0 || layer >= shape().layers) return Status::out_of_range;
+  if (phase == Phase::probe) return Status::not_supported;
+  cache::CudaLayer& l = layers_[layer];
+  const bool turn = phase == Phase::turn;
+  if ((l.counters.pending == 0) != turn) return Status::order_violation;
+  if (inputs.incoming < 0) return Status::invalid_argument;
+  StepView<Cuda> view = step_view(layer, phase);
+  view.inputs = inputs;
+  for (const Input i : all_inputs)
+    if (const Status s = check_input(view, i); s != Status::ok) return s;
+  const bool sums_heads = pipeline_.source.one_set() && pipeline_.reads_attention(view);
+  if (sums_heads && !l.equally_long()) return Status::not_supported;
+  const index_t heads = shape().kv_heads, total = l.total();
+
+  // What the step before may still read is written anew.
+  if (const Status s = l.fence.wait(); s != Status::ok) return s;
+  Scratch scratch(ctx.workspace(), l.steering);
+  evict::KeepSet keep{view.ragged(scratch.take<std::int32_t>(total)), scratch.take_steering<index_t>(heads), scratch.take_steering<index_t>(heads),
+                      counts_.data() + 1, scratch.take_steering<prim::Ends>(heads)};
+  Buffer<index_t> kept(heap_memory());
+  if (const Status s = kept.resize(heads); s != Status::ok) return s;
+  RaggedView<float> lanes[max_lanes];
+  const std::span<const RaggedView<float>> all(lanes, static_cast<std::size_t>(plan_.lanes));
+  for (index_t i = 0; i < plan_.lanes; ++i) lanes[i] = view.ragged(scratch.take<float>(total));
+  bool room = keep.slots.data != nullptr && keep.count != nullptr && keep.budget != nullptr && keep.ends != nullptr &&
+              scratch.left() >= Scratch::bytes_for<std::int32_t>(total) + pipeline_.workspace_bytes(shape(), total);
+  for (const auto& lane : all) room = room && lane.data != nullptr;
+  if (!room) return Status::workspace_too_small;
+  // Policies work on copies: a step that is refused later must not have counted its attention.
+  for (index_t i = 0; i < plan_.lanes; ++i)
+    if (const Status s = prim::HeadSlots::read<float>(ctx, std::as_const(l.lanes[i]).view(), l.counters.pending, 0.0f, 0.0f, lanes[i]); s != Status::ok)
+      return s;
+  for (index_t h = 0; h < heads; ++h) {
+    keep.count[h] = keep.budget[h] = kept[h] = l.slots(h);
+    keep.ends[h] = {-1, 0};
+  }
+  const SlotRows<Cuda> keys(plan_.codec(), l.key_runs(), l.device_slots(), heads, l.longest(), shape().head_dim);
+  const SlotRows<Cuda> values(plan_.codec(), l.value_runs(), l.device_slots(), heads, l.longest(), shape().values());
+  view.keys = &keys, view.values = &values;
+
+  if (const Status s = pipeline_.observe(ctx, view, all); s != Status::ok) return s;
+  const bool fires = pipeline_.fires(view);
+  bool leaves = false;
+  if (fires) {
+    // A step that is refused may have started what reads `steering`.
+    if (const Status s = pipeline_.choose(ctx, view, all, keep, scratch); s != Status::ok) return static_cast<void>(l.fence.record(ctx)), s;
+    leaves = count_kept(view, keep, kept.data());
+    if (std::same_as<decltype(Pipeline::select), evict::Fixed> && leaves)  // it names ends alone
+      if (const Status s = prim::KeepEnds<Cuda>::run(ctx, keep.ends, keep.slots, keep.count); s != Status::ok) return s;
+  }
+  if (leaves || l.counters.pending > 0)
+    if (const Status s = commit(ctx, l, keep, all, leaves, scratch); s != Status::ok) return s;
+  if (const Status s = l.set_slots(ctx, [&](index_t h) { return kept[h]; }); s != Status::ok) return s;
+  if (const Status s = l.fence.record(ctx); s != Status::ok) return s;
+
+  if (fires) {
+    l.counters.budget_asked = l.counters.budget_met = 0;
+    for (index_t h = 0; h < heads; ++h) l.counters.budget_asked += keep.budget[h], l.counters.budget_met += kept[h];
+  }
+  l.counters.evictions += leaves;
+  l.counters.evicted_slots += total - l.total();
+  l.counters.stepped_position = l.next_position();
+  l.counters.pending = 0;
+  l.pending_positions.shrink(0);
+  if (view.phase == Phase::prefill_chunk || view.phase == Phase::prefill_end) l.counters.prompt = l.counters.seen;
+  return leaves ? l.trim(ctx) : Status::ok;
+}
+
+/// Rows, tokens and numbers of the slots that stay, by one list. Nothing here needs memory.
+template <class R>
+Status Cache<Cuda, R>::commit(Context<Cuda>& ctx, cache::CudaLayer& l, const evict::KeepSet& keep, std::span<const RaggedView<float>> lanes, bool leaves,
+                              const Scratch& scratch) {
+  Scratch left = scratch;
+  const RaggedView<std::int32_t> ids{left.take<std::int32_t>(l.total()), l.device_offset(), shape().kv_heads};
+  const RaggedView<const std::int32_t> list{leaves ? keep.slots.data : nullptr, l.device_offset(), shape().kv_heads};
+  const auto first = static_cast<std::int32_t>(l.counters.seen - l.counters.pending);
+  Status s = prim::HeadSlots::read<std::int32_t>(ctx, std::as_const(l.ids).view(), l.counters.pending, first, 1, ids);
+  if (s == Status::ok) s = prim::HeadSlots::write<std::int32_t>(ctx, ids, list, keep.count, l.ids.view());
+  for (std::size_t i = 0; i < lanes.size() && s == Status::ok; ++i)
+    s = prim::HeadSlots::write<float>(ctx, lanes[i], list, keep.count, l.lanes[static_cast<index_t>(i)].view());
+  if (leaves && s == Status::ok) s = prim::KeepRows<Cuda>::rows(ctx, plan_.codec(), l.key_pages(), list, keep.count);
+  if (leaves && s == Status::ok) s = prim::KeepRows<Cuda>::rows(ctx, plan_.codec(), l.value_pages(), list, keep.count);
+  return s;
+}
+
+template <class R>
+Status Cache<Cuda, R>::turn(Context<Cuda>& ctx, index_t incoming) {
+  if (incoming < 0) return Status::invalid_argument;
+  for (const auto& l : layers_)
+    if (l.counters.pending > 0) return Status::order_violation;
+  StepInputs inputs;
+  inputs.incoming = incoming;
+  for (index_t i = 0; i < layers_.size(); ++i)
+    if (const Status s = run_step(ctx, i, inputs, Phase::turn); s != Status::ok) return s;
+  return Status::ok;
+}
+
+template <class R>
+template <class K, class V>
+  requires StoredNumbers<K, V>
+Status Cache<Cuda, R>::forward(Context<Cuda>& ctx, index_t layer, TensorView<const float, 3> queries, TensorView<K, 3> keys, TensorView<V, 3> values,
+                               TensorView<float, 3> out, std::span<const index_t> positions, Phase phase, StepInputs inputs) {
+  if (const Status s = append(ctx, layer, keys, values, positions); s != Status::ok) return s;
+  const index_t n = queries.extent[1], added = keys.extent[1];
+  AttendOutputs measure;
+  Scratch all(ctx.workspace());
+  Status s = Status::ok;
+  if (wants_mass(layer, phase)) {
+    measure.mass = ragged(layer, all.take<float>(total_slots(layer)));
+    if (measure.mass.data == nullptr) s = Status::workspace_too_small;
+  }
+  Context<Cuda> rest = ctx.with_workspace(all.rest());
+  if (s == Status::ok) s = attend(rest, layer, queries, out, measure);
+  inputs.attention = {measure.mass, mass_rows(n)};
+  if (s == Status::ok) s = run_step(rest, layer, inputs, phase);
+  cache::CudaLayer& l = layers_[layer];
+  if (s != Status::ok && l.counters.pending >= added && added > 0) {  // the tokens are taken back
+    static_cast<void>(l.set_slots(ctx, [&](index_t h) { return l.slots(h) - added; }));
+    l.counters.seen -= added, l.counters.pending -= added;
+    l.pending_positions.shrink(l.counters.pending);
+  }
+  return s;
+}
+
+template <class R>
+Status Cache<Cuda, R>::truncate(Context<Cuda>& ctx, index_t tokens) {
+  if (tokens < 0) return Status::out_of_range;
+  for (const auto& l : layers_)
+    if (tokens > l.counters.seen) return Status::out_of_range;
+  Buffer<std::int32_t> ids(heap_memory());
+  Buffer<index_t> stay(heap_memory());
+  if (const Status s = stay.resize(shape().kv_heads); s != Status::ok) return s;
+  for (index_t layer = 0; layer < layers_.size(); ++layer) {
+    cache::CudaLayer& l = layers_[layer];
+    const index_t gone = l.counters.seen - tokens, unstepped = std::min(gone, l.counters.pending);
+    for (index_t h = 0; h < shape().kv_heads; ++h) {
+      stay[h] = l.slots(h) - unstepped;
+      if (gone == unstepped) continue;
+      if (const Status s = ids.resize(l.slots(h)); s != Status::ok) return s;
+      if (const Status s = this->tokens(ctx, layer, h, {ids.data(), static_cast<std::size_t>(ids.size())}); s != Status::ok) return s;
+      stay[h] = std::lower_bound(ids.begin(), ids.end(), tokens) - ids.begin();
+    }
+    if (const Status s = l.set_slots(ctx, [&](index_t h) { return stay[h]; }); s != Status::ok) return s;
+    l.counters.stepped_position = std::max<index_t>(0, l.counters.stepped_position - (gone - unstepped));
+    l.counters.pending -= unstepped;
+    l.pending_positions.shrink(l.counters.pending);
+    l.counters.seen = tokens, l.counters.prompt = std::min(l.counters.prompt, tokens);
+    if (const Status s = l.trim(ctx); s != Status::ok) return s;
+  }
+  return Status::ok;
+}
+
+template <class R>
+Status Cache<Cuda, R>::tokens(Context<Cuda>& ctx, index_t layer, index_t head, std::span<std::int32_t> out) const {
+  if (layer < 0 || layer >= shape().layers || head < 0 || head >= shape().kv_heads) return Status::out_of_range;
+  const cache::CudaLayer& l = layers_[layer];
+  const index_t n = l.slots(head), stepped = n - l.counters.pending;
+  if (static_cast<index_t>(out.size()) != n) return Status::shape_mismatch;
+  if (stepped > 0) {
+    const cudaError_t e = cudaMemcpyAsync(out.data(), l.ids.view().row(head), static_cast<std::size_t>(stepped) * sizeof(std::int32_t),
+                                          cudaMemcpyDeviceToHost, ctx.stream());
+    if (const Status s = cuda::settled(e); s != Status::ok) return s;
+  }
+  for (index_t i = stepped; i < n; ++i) out[static_cast<std::size_t>(i)] = static_cast<std::int32_t>(l.counters.seen - n + i);
+  return ctx.wait();
+}
+
+template <class R>
+Status Cache<Cuda, R>::read(Context<Cuda>& ctx, index_t layer, index_t head, index_t first, TensorView<float, 2> keys, TensorView<float, 2> values) const {
+  if (layer < 0 || layer >= shape().layers || head < 0 || head >= shape().kv_heads) return Status::out_of_range;
+  const cache::CudaLayer& l = layers_[layer];
+  const index_t n = keys.extent[0], page = shape().page_slots;
+  if (values.extent[0] != n || keys.extent[1] != shape().head_dim || values.extent[1] != shape().values() || keys.stride[1] != 1 || values.stride[1] != 1)
+    return Status::shape_mismatch;
+  if (first < 0 || n < 0 || first + n > l.slots(head)) return Status::out_of_range;
+  if (n == 0) return Status::ok;
+  Buffer<prim::PageRows> jobs(heap_memory());
+  const index_t begin = first / page, pieces = (first + n - 1) / page - begin + 1;
+  if (const Status s = jobs.resize(2 * pieces); s != Status::ok) return s;
+  for (index_t i = 0; i < pieces; ++i) {
+    const index_t from = std::max(first, (begin + i) * page), to = std::min(first + n, (begin + i + 1) * page);
+    std::byte* at = l.page(head, from);
+    const auto job = [&](std::byte* bytes, const TensorView<float, 2>& rows) {
+      return prim::PageRows{bytes, rows.data + (from - first) * rows.stride[0], rows.stride[0], static_cast<std::int32_t>(from % page),
+                            static_cast<std::int32_t>(to - from)};
+    };
+    jobs[i] = job(at, keys), jobs[pieces + i] = job(at + plan_.key_bytes(), values);
+  }
+  Scratch scratch(ctx.workspace());
+  auto* device = scratch.take<prim::PageRows>(2 * pieces);
+  if (device == nullptr) return Status::workspace_too_small;
+  const cudaError_t e = cudaMemcpyAsync(device, jobs.data(), static_cast<std::size_t>(2 * pieces) * sizeof(prim::PageRows), cudaMemcpyHostToDevice, ctx.stream());
+  if (const Status s = cuda::settled(e); s != Status::ok) return s;
+  using Codec = prim::PageCodec<Cuda, prim::ExactRows>;
+  const prim::PageBatch key_batch{device, pieces, page, page, shape().head_dim}, value_batch{device + pieces, pieces, page, page, shape().values()};
+  const Status s = Codec::decode(ctx, plan_.codec(), key_batch);
+  return s == Status::ok ? Codec::decode(ctx, plan_.codec(), value_batch) : s;
+}
+
+template <class R>
+Expected<Report> Cache<Cuda, R>::report(Context<Cuda>& ctx) const {
+  Report r;
+  r.kernel = r.key_kernel = r.value_kernel = "cuda";
+  index_t counts[2] = {};
+  Status s = counting_ ? counts_.download(ctx, std::span<index_t>(counts)) : Status::ok;
+  if (s == Status::ok) s = ctx.wait();
+  if (s != Status::ok) return s;
+  r.repaired_numbers = counts[0], r.nan_scores = counts[1];
+  r.fixed_bytes = layers_.bytes() + steering_.size() + static_cast<std::size_t>(counts_.size()) * sizeof(index_t);
+  for (const auto& l : layers_) {
+    r.tokens = std::max(r.tokens, l.counters.seen);
+    r.slots += l.total();
+    r.evictions += l.counters.evictions, r.evicted_slots += l.counters.evicted_slots;
+    r.budget_asked += l.counters.budget_asked, r.budget_met += l.counters.budget_met;
+    r.exact_bytes += l.page_bytes(), r.side_bytes += l.side_bytes();
+    r.dense_bytes += static_cast<std::size_t>(l.counters.seen * shape().kv_heads * (shape().head_dim + shape().values())) * 2;
+  }
+  return r;
+}
+
+}  // namespace kvcondense

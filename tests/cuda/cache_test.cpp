@@ -1,0 +1,305 @@
+// Caches on CUDA beside those on the CPU: the same calls, the same slots.
+
+#include <cmath>
+#include <random>
+#include <string>
+#include <vector>
+
+#include <kvcondense/any/any_cache.hpp>
+#include <kvcondense/any/model_facts.hpp>
+#include <kvcondense/backend/cpu/context.hpp>
+#include <kvcondense/budget/head_table.hpp>
+#include <kvcondense/budget/ratio.hpp>
+#include <kvcondense/cuda.cuh>
+#include <kvcondense/evict/every.hpp>
+#include <kvcondense/evict/h2o.hpp>
+#include <kvcondense/evict/keydiff.hpp>
+#include <kvcondense/evict/knorm.hpp>
+#include <kvcondense/evict/observed_attention.hpp>
+#include <kvcondense/evict/sink_window.hpp>
+#include <kvcondense/evict/snapkv.hpp>
+#include <kvcondense/evict/tova.hpp>
+
+#include "device.hpp"
+
+using namespace kvcondense;
+using test::at;
+
+namespace cuda_cache {
+
+std::vector<float> normal_numbers(index_t n, std::mt19937& random) {
+  std::normal_distribution<float> normal;
+  std::vector<float> x(at(n));
+  for (float& v : x) v = normal(random);
+  return x;
+}
+
+/// One sequence in a cache of each backend. Every call is made on both and compared.
+template <class R>
+class Pair {
+ public:
+  Pair(const R& recipe, const char* text, const CacheShape& shape, const any::ModelFacts& facts = {})
+      : shape_(shape), host_(std::move(*any::make(text, shape, any::on<Cpu>, heap_memory(), facts))), device_cache_(make(recipe, shape)) {}
+
+  Cache<Cuda, R>& on_device() { return device_cache_; }
+  test::Device& device() { return device_; }
+
+  /// A forward pass of all layers over `tokens` new tokens.
+  void forward(index_t tokens, prim::AttendMath math = prim::AttendMath::f32, float within = 2e-5f) {
+    for (index_t layer = 0; layer < shape_.layers; ++layer) {
+      const std::vector<float> q = normal_numbers(shape_.q_heads * tokens * shape_.head_dim, random_);
+      const std::vector<float> k = normal_numbers(shape_.kv_heads * tokens * shape_.head_dim, random_);
+      const std::vector<float> v = normal_numbers(shape_.kv_heads * tokens * shape_.values(), random_);
+      std::vector<float> out(at(shape_.q_heads * tokens * shape_.values()));
+      const auto queries = [&](auto* x) { return dense_view(x, shape_.q_heads, tokens, shape_.head_dim); };
+      const auto keys = [&](auto* x) { return dense_view(x, shape_.kv_heads, tokens, shape_.head_dim); };
+      const auto values = [&](auto* x) { return dense_view(x, shape_.kv_heads, tokens, shape_.values()); };
+      const auto outs = [&](auto* x) { return dense_view(x, shape_.q_heads, tokens, shape_.values()); };
+      std::vector<std::byte> scratch(host_.workspace_bytes(most_, most_));
+      Context<Cpu> cpu(scratch);
+      REQUIRE(host_.forward(cpu, layer, queries(q.data()), keys(k.data()), values(v.data()), outs(out.data())) == Status::ok);
+
+      test::OnDevice<float> dq(device_, q), dk(device_, k), dv(device_, v), dout(device_, std::vector<float>(out.size(), NAN));
+      Context<Cuda> ctx = device_.with_workspace(device_cache_.workspace_bytes(most_, most_));
+      const auto const_of = [](test::OnDevice<float>& x) { return static_cast<const float*>(x.data()); };
+      if (math == prim::AttendMath::f32) {
+        REQUIRE(device_cache_.forward(ctx, layer, queries(const_of(dq)), keys(const_of(dk)), values(const_of(dv)), outs(dout.data())) == Status::ok);
+      } else {
+        REQUIRE(device_cache_.append(ctx, layer, keys(const_of(dk)), values(const_of(dv))) == Status::ok);
+        test::OnDevice<float> mass(device_, std::vector<float>(at(device_cache_.total_slots(layer))));
+        AttendOutputs measure;
+        if (device_cache_.wants_mass(layer)) measure.mass = device_cache_.ragged(layer, mass.data());
+        REQUIRE(device_cache_.attend(ctx, layer, queries(const_of(dq)), outs(dout.data()), measure, math) == Status::ok);
+        REQUIRE(device_cache_.step(ctx, layer, AttentionView{measure.mass, device_cache_.mass_rows(tokens)}) == Status::ok);
+      }
+      const std::vector<float> got = dout.read();
+      for (std::size_t i = 0; i < got.size(); ++i)
+        if (!(std::fabs(got[i] - out[i]) <= within)) FAIL("layer " << layer << ", number " << i << ": " << got[i] << " instead of " << out[i]);
+    }
+    compare();
+  }
+
+  /// Steps of one token in the first layer, the only one, of which nobody waits for any before the last.
+  void burst(int steps) {
+    const index_t q_size = shape_.q_heads * shape_.head_dim, k_size = shape_.kv_heads * shape_.head_dim;
+    const index_t v_size = shape_.kv_heads * shape_.values(), out_size = shape_.q_heads * shape_.values();
+    const std::vector<float> q = normal_numbers(steps * q_size, random_), k = normal_numbers(steps * k_size, random_), v = normal_numbers(steps * v_size, random_);
+    std::vector<float> out(at(steps * out_size));
+    test::OnDevice<float> dq(device_, q), dk(device_, k), dv(device_, v), dout(device_, out);
+    Context<Cuda> ctx = device_.with_workspace(device_cache_.workspace_bytes(most_, most_));
+    std::vector<std::byte> scratch(host_.workspace_bytes(most_, most_));
+    Context<Cpu> cpu(scratch);
+    const auto step = [&](auto& cache, auto& c, int i, const float* qs, const float* ks, const float* vs, float* outs) {
+      return cache.forward(c, 0, dense_view(qs + i * q_size, shape_.q_heads, 1, shape_.head_dim), dense_view(ks + i * k_size, shape_.kv_heads, 1, shape_.head_dim),
+                           dense_view(vs + i * v_size, shape_.kv_heads, 1, shape_.values()), dense_view(outs + i * out_size, shape_.q_heads, 1, shape_.values()));
+    };
+    for (int i = 0; i < steps; ++i) {
+      REQUIRE(step(host_, cpu, i, q.data(), k.data(), v.data(), out.data()) == Status::ok);
+      REQUIRE(step(device_cache_, ctx, i, dq.data(), dk.data(), dv.data(), dout.data()) == Status::ok);
+    }
+    const std::vector<float> got = dout.read();
+    for (std::size_t i = 0; i < got.size(); ++i) REQUIRE(std::fabs(got[i] - out[i]) <= 2e-5f);
+    compare();
+  }
+
+  /// The same tokens in the same slots, and the same numbers there.
+  void compare() {
+    for (index_t layer = 0; layer < shape_.layers; ++layer) {
+      REQUIRE(device_cache_.length(layer) == host_.length(layer));
+      REQUIRE(device_cache_.pending(layer) == host_.pending(layer));
+      REQUIRE(device_cache_.next_position(layer) == host_.next_position(layer));
+      REQUIRE(device_cache_.total_slots(layer) == host_.total_slots(layer));
+      for (index_t h = 0; h < shape_.kv_heads; ++h) {
+        const index_t n = host_.slots(layer, h);
+        REQUIRE(device_cache_.slots(layer, h) == n);
+        std::vector<std::int32_t> tokens(at(n), -1), expected(at(n));
+        for (index_t s = 0; s < n; ++s) expected[at(s)] = static_cast<std::int32_t>(host_.token(layer, h, s));
+        REQUIRE(device_cache_.tokens(device_, layer, h, tokens) == Status::ok);
+        REQUIRE(tokens == expected);
+        const index_t first = n / 3, rows = n - first;
+        std::vector<float> k(at(rows * shape_.head_dim)), v(at(rows * shape_.values()));
+        REQUIRE(host_.read(layer, h, first, dense_view(k.data(), rows, shape_.head_dim), dense_view(v.data(), rows, shape_.values())) == Status::ok);
+        test::OnDevice<float> dk(device_, k), dv(device_, v);
+        Context<Cuda> ctx = device_.with_workspace(device_cache_.workspace_bytes(most_, 1));
+        REQUIRE(device_cache_.read(ctx, layer, h, first, dense_view(dk.data(), rows, shape_.head_dim), dense_view(dv.data(), rows, shape_.values())) == Status::ok);
+        REQUIRE(dk.read() == k);
+        REQUIRE(dv.read() == v);
+      }
+    }
+  }
+
+  void turn(index_t incoming) {
+    std::vector<std::byte> scratch(host_.workspace_bytes(most_, most_));
+    Context<Cpu> cpu(scratch);
+    REQUIRE(host_.turn(cpu, incoming) == Status::ok);
+    Context<Cuda> ctx = device_.with_workspace(device_cache_.workspace_bytes(most_, most_));
+    REQUIRE(device_cache_.turn(ctx, incoming) == Status::ok);
+    compare();
+  }
+  void truncate(index_t tokens) {
+    REQUIRE(host_.truncate(tokens) == Status::ok);
+    REQUIRE(device_cache_.truncate(device_, tokens) == Status::ok);
+    compare();
+  }
+  void compare_reports() {
+    const Report a = host_.report();
+    const Expected<Report> b = device_cache_.report(device_);
+    REQUIRE(b);
+    CHECK(b->tokens == a.tokens);
+    CHECK(b->slots == a.slots);
+    CHECK(b->evictions == a.evictions);
+    CHECK(b->evicted_slots == a.evicted_slots);
+    CHECK(b->budget_asked == a.budget_asked);
+    CHECK(b->budget_met == a.budget_met);
+    CHECK(b->dense_bytes == a.dense_bytes);
+    CHECK(b->repaired_numbers == 0);
+  }
+
+ private:
+  static Cache<Cuda, R> make(const R& recipe, const CacheShape& shape) {
+    auto c = make_cache<Cuda>(shape, recipe);
+    REQUIRE(c);
+    return std::move(*c);
+  }
+
+  CacheShape shape_;
+  any::AnyCache host_;
+  test::Device device_;
+  Cache<Cuda, R> device_cache_;
+  std::mt19937 random_{31};
+  index_t most_ = 128;  ///< slots and tokens
+};
+
+}  // namespace cuda_cache
+
+using cuda_cache::Pair;
+
+TEST_CASE("cuda cache: h2o drops what drew least attention so far") {
+  Pair pair(recipe(evict::H2O{.heavy = 12, .recent = 5}), "h2o(heavy=12, recent=5)",
+            {.layers = 2, .q_heads = 6, .kv_heads = 2, .head_dim = 64, .value_dim = 48, .page_slots = 8});
+  pair.forward(41);
+  for (int i = 0; i < 12; ++i) pair.forward(1);
+  pair.forward(3);
+  pair.compare_reports();
+  // Memory follows: no more pages than the slots need, and some that wait for the next ones.
+  const auto report = pair.on_device().report(pair.device());
+  REQUIRE(report);
+  CHECK(report->exact_bytes <= 2 * 2 * (3 + 2) * 8 * (64 + 48) * 2);
+}
+
+TEST_CASE("cuda cache: tova keeps one set for all heads, sink_window the ends") {
+  Pair tova(recipe(evict::Tova{.tokens = 20}), "tova(tokens=20)", {.q_heads = 4, .kv_heads = 4, .head_dim = 80, .dtype = DType::bf16, .page_slots = 16});
+  tova.forward(33);
+  for (int i = 0; i < 4; ++i) tova.forward(1);
+  tova.compare_reports();
+  Pair window(recipe(evict::SinkWindow{.recent = 9, .sinks = 3}), "sink_window(recent=9, sinks=3)", {.q_heads = 7, .kv_heads = 1, .head_dim = 24, .dtype = DType::f32, .page_slots = 5});
+  window.forward(30);
+  for (int i = 0; i < 4; ++i) window.forward(2);
+  window.turn(6);
+  window.forward(6);
+  window.compare_reports();
+}
+
+TEST_CASE("cuda cache: heads of their own lengths, keys read by the policy, tensor cores") {
+  const std::vector<float> shares{0.5f, 0.1f, 0.4f};
+  const HeadTable table{shares.data(), 1, 3};
+  any::ModelFacts facts;
+  facts.shares = table;
+  const CacheShape shape{.q_heads = 6, .kv_heads = 3, .head_dim = 32, .page_slots = 16};
+  Pair ragged(recipe(budget::HeadTableBudget{evict::H2O{.heavy = 14, .recent = 6}, 1.5, table}), "head_table(h2o(heavy=14, recent=6), beta=1.5)", shape, facts);
+  ragged.forward(50);
+  REQUIRE(ragged.on_device().slots(0, 0) > ragged.on_device().slots(0, 1));
+  for (int i = 0; i < 4; ++i) ragged.forward(1);
+  ragged.forward(2, prim::AttendMath::halves, 4e-3f);
+  ragged.compare_reports();
+  // More is protected than the budget has, and it acts at every third generated token.
+  Pair norms(recipe(evict::Every{budget::Ratio{evict::Knorm{.recent = 12}, 0.2}, 3}), "every(ratio(knorm(recent=12), keep=20%), tokens=3)", shape);
+  norms.forward(29);
+  for (int i = 0; i < 4; ++i) norms.forward(1);
+  norms.burst(10);
+}
+
+TEST_CASE("cuda cache: scores that are pooled, counted, or read from the direction of keys") {
+  const CacheShape shape{.q_heads = 4, .kv_heads = 2, .head_dim = 32, .page_slots = 16};
+  Pair pooled(recipe(evict::SnapKV{.tokens = 24, .window = 8, .kernel = 5}), "snapkv(tokens=24, window=8, kernel=5)", shape);
+  pooled.forward(40);
+  for (int i = 0; i < 2; ++i) pooled.forward(1);
+  Pair counted(recipe(evict::ObservedAttention{.keep = 0.5, .sinks = 2, .recent = 8}), "observed_attention(keep=50%, sinks=2, recent=8)", shape);
+  counted.forward(40);
+  counted.forward(1);
+  Pair directed(recipe(evict::KeyDiff{.tokens = 20, .recent = 4}), "keydiff(tokens=20, recent=4)", shape);
+  directed.forward(30);
+  for (int i = 0; i < 2; ++i) directed.forward(2);
+}
+
+TEST_CASE("cuda cache: a recipe without stages keeps all, and tokens are taken back") {
+  Pair all(recipe(), "exact", {.q_heads = 2, .kv_heads = 2, .head_dim = 16, .page_slots = 4});
+  all.forward(9);
+  all.forward(1);
+  all.truncate(7);
+  all.forward(3);
+  all.truncate(0);
+  all.forward(2);
+  REQUIRE(all.on_device().reset(all.device()) == Status::ok);
+  CHECK(all.on_device().total_slots(0) == 0);
+  CHECK(all.on_device().length() == 0);
+}
+
+TEST_CASE("cuda cache: a call that is refused changes nothing") {
+  struct Counting final : MemoryResource<Cuda> {
+    int left = 1 << 20;
+    index_t out = 0;
+    void* allocate(std::size_t bytes, std::size_t align) noexcept override {
+      if (left-- <= 0) return nullptr;
+      ++out;
+      return cuda::device_memory().allocate(bytes, align);
+    }
+    void release(void* p, std::size_t bytes, std::size_t align) noexcept override {
+      --out;
+      cuda::device_memory().release(p, bytes, align);
+    }
+  } memory;
+  test::Device device;
+  const CacheShape shape{.q_heads = 2, .kv_heads = 2, .head_dim = 16, .page_slots = 4};
+  std::vector<float> numbers(2 * 6 * 16, 0.5f);
+  numbers[3] = 7e4f;
+  test::OnDevice<float> x(device, numbers), out(device, numbers);
+  const auto rows = dense_view(static_cast<const float*>(x.data()), 2, 6, 16);
+  {
+    auto made = make_cache<Cuda>(shape, recipe(evict::H2O{.heavy = 2, .recent = 1}), memory);
+    REQUIRE(made);
+    auto& c = *made;
+    Context<Cuda> ctx = device.with_workspace(c.workspace_bytes(16, 6));
+    CHECK(c.append(ctx, 1, rows, rows) == Status::out_of_range);
+    CHECK(c.append(ctx, 0, dense_view(rows.data, 2, 6, 15), rows) == Status::shape_mismatch);
+    const std::vector<index_t> positions{1, 2, 3};
+    CHECK(c.append(ctx, 0, rows, rows, positions) == Status::shape_mismatch);
+    CHECK(c.step(ctx, 0) == Status::order_violation);
+    memory.left = 0;
+    CHECK(c.append(ctx, 0, rows, rows) == Status::out_of_memory);
+    CHECK(c.total_slots(0) == 0);
+    memory.left = 1 << 20;
+    REQUIRE(c.append(ctx, 0, rows, rows) == Status::ok);
+    const auto report = c.report(device);
+    REQUIRE(report);
+    CHECK(report->repaired_numbers == 2);  // a half cannot hold 70000: once as a key, once as a value
+    CHECK(c.step(ctx, 0) == Status::missing_input);
+    test::OnDevice<float> mass(device, std::vector<float>(12));
+    test::OnDevice<index_t> other(device, {0, 6, 12});
+    CHECK(c.step(ctx, 0, AttentionView{{mass.data(), other.data(), 2}, 6}) == Status::shape_mismatch);
+    AttendOutputs measure;
+    measure.mass = c.ragged(0, mass.data());
+    REQUIRE(c.attend(ctx, 0, rows, dense_view(out.data(), 2, 6, 16), measure) == Status::ok);
+    Context<Cuda> small = device.context().with_workspace(ctx.workspace().first(64));
+    CHECK(c.step(small, 0, AttentionView{measure.mass, 6}) == Status::workspace_too_small);
+    CHECK(c.forward(small, 0, rows, rows, rows, dense_view(out.data(), 2, 6, 16)) == Status::workspace_too_small);
+    CHECK(c.pending() == 6);
+    CHECK(c.total_slots(0) == 12);
+    REQUIRE(c.step(ctx, 0, AttentionView{measure.mass, 6}) == Status::ok);
+    CHECK(c.total_slots(0) == 6);
+    CHECK(c.truncate(device, 7) == Status::out_of_range);
+    CHECK(c.turn(ctx, -1) == Status::invalid_argument);
+  }
+  CHECK(memory.out == 0);
+  CHECK(make_cache<Cuda>(shape, recipe(evict::H2O{.heavy = -1})).status() == Status::invalid_argument);
+}
