@@ -110,6 +110,12 @@ constexpr bool takes_best(const Select& select) {
   if constexpr (requires { select.takes_best(); }) return select.takes_best();
   else return false;
 }
+/// Whether a select block reads scores at all; blocks that do not say do.
+template <class Select>
+constexpr bool reads_scores(const Select& select) {
+  if constexpr (requires { select.reads_scores(); }) return select.reads_scores();
+  else return true;
+}
 /// Slots that a head which protects these gets, as far as counters tell; 0 where only a run knows.
 template <class Allocate, Backend B>
 constexpr index_t expected_slots(const Allocate& allocate, const StepView<B>& view, index_t head, Protected shield) {
@@ -191,7 +197,7 @@ enum class Residual : std::uint8_t {
 ///   select      run(ctx, view, RaggedView<const float> scores, const Protected*, const KeepSet&,
 ///                   Scratch&) -> Status              never reads scores while every head is within
 ///                                                    its budget, and then keeps everything
-///               takes_best() -> bool (may be left out)   see above
+///               takes_best(), reads_scores() -> bool (may be left out)   see above
 ///   trigger     fires(view) or fires(view, LayerBudget<B>) -> bool   a pure function of counters; in
 ///                                                    Phase::turn only for methods that make room
 ///                                                    for what is coming
@@ -312,7 +318,7 @@ struct Pipeline {
     if (const Status r = share(); r != Status::ok) return r;
     bool over = false;
     for (index_t h = 0; h < view.heads(); ++h) over = over || keep.budget[h] < view.slots(h);
-    if (over && !scores_first && same < 0)
+    if (over && !scores_first && same < 0 && reads_scores(select))
       if (const Status r = rank(ctx, view, lane, shield, scores, scratch); r != Status::ok) return r;
     Scratch s = scratch;
     return select.run(ctx, view, scores, shield, keep, s);
