@@ -1,6 +1,7 @@
 #pragma once
 
 #include <algorithm>
+#include <concepts>
 #include <cstdint>
 #include <span>
 
@@ -318,13 +319,35 @@ struct Pipeline {
     if (const Status r = share(); r != Status::ok) return r;
     bool over = false;
     for (index_t h = 0; h < view.heads(); ++h) over = over || keep.budget[h] < view.slots(h);
+    // One set for heads that are alike is found once, where no head has numbers of its own.
+    const bool once = over && !scores_first && source.one_set() && source.lanes() == 0 && leaves_scores(pool) && takes_best(select) &&
+                      heads_alike(view, shield, keep.budget);
+    if (once) scores.heads = 1;
     if (over && !scores_first && same < 0 && reads_scores(select))
       if (const Status r = rank(ctx, view, lane, shield, scores, scratch); r != Status::ok) return r;
     Scratch s = scratch;
-    return select.run(ctx, view, scores, shield, keep, s);
+    const index_t nan = keep.nan == nullptr ? 0 : *keep.nan;
+    const Status done = select.run(ctx, view, scores, shield, keep, s);
+    if (once && done == Status::ok) {
+      for (index_t h = 1; h < view.heads(); ++h) {
+        keep.count[h] = keep.count[0];
+        if (keep.ends != nullptr && keep.ends[0].prefix >= 0) keep.ends[h] = keep.ends[0];
+        else std::copy_n(keep.slots.row(0), keep.count[0], keep.slots.row(h));
+      }
+      if (keep.nan != nullptr) *keep.nan = nan + (*keep.nan - nan) * view.heads();
+    }
+    return done;
   }
 
  private:
+  template <Backend B>
+  static bool heads_alike(const StepView<B>& view, const Protected* shield, const index_t* budget) {
+    bool same = std::same_as<B, Cpu>;  // lists lie where the host can copy them
+    for (index_t h = 1; h < view.heads(); ++h)
+      same = same && view.slots(h) == view.slots(0) && budget[h] == budget[0] && shield[h].prefix == shield[0].prefix &&
+             shield[h].suffix == shield[0].suffix;
+    return same;
+  }
   template <Backend B>
   static index_t budget_of(const void* self, const StepView<B>& view) {
     const auto& p = *static_cast<const Pipeline*>(self);

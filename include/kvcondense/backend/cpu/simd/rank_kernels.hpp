@@ -182,10 +182,20 @@ inline void lowest(const float* scores, index_t n, index_t first, bool backward,
   for (index_t b = 0; b < whole; b += block) {
     const index_t at = backward ? whole - block - b : b;
     const float* s = scores + at;
-    const __m512i a = _mm512_min_epu32(rank_keys(_mm512_loadu_ps(s)), rank_keys(_mm512_loadu_ps(s + 16)));
-    const __m512i c = _mm512_min_epu32(rank_keys(_mm512_loadu_ps(s + 32)), rank_keys(_mm512_loadu_ps(s + 48)));
-    if (_mm512_cmplt_epu32_mask(_mm512_min_epu32(a, c), bar) == 0) continue;
-    portable::lowest(s, block, first + at, backward, found);
+    const __m512i keys[] = {rank_keys(_mm512_loadu_ps(s)), rank_keys(_mm512_loadu_ps(s + 16)), rank_keys(_mm512_loadu_ps(s + 32)),
+                            rank_keys(_mm512_loadu_ps(s + 48))};
+    if (_mm512_cmplt_epu32_mask(_mm512_min_epu32(_mm512_min_epu32(keys[0], keys[1]), _mm512_min_epu32(keys[2], keys[3])), bar) == 0) continue;
+    alignas(64) std::uint32_t key[block];
+    std::uint64_t below = 0;
+    for (int v = 0; v < 4; ++v) {
+      _mm512_store_si512(key + 16 * v, keys[v]);
+      below |= static_cast<std::uint64_t>(_mm512_cmplt_epu32_mask(keys[v], bar)) << (16 * v);
+    }
+    while (below != 0) {
+      const int i = backward ? 63 - std::countl_zero(below) : std::countr_zero(below);
+      below &= ~(std::uint64_t{1} << i);
+      if (key[i] < found.bar()) found.take(key[i], first + at + i);
+    }
     bar = all_bits(found.bar());
   }
   if (!backward) rest();
