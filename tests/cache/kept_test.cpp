@@ -1,3 +1,4 @@
+#include <algorithm>
 #include <cstdint>
 #include <numeric>
 #include <random>
@@ -6,6 +7,7 @@
 #include <catch2/catch.hpp>
 
 #include <kvcondense/cache/kept.hpp>
+#include <kvcondense/cache/slot_ids.hpp>
 
 using namespace kvcondense;
 using cache::Kept;
@@ -80,5 +82,55 @@ TEST_CASE("kept: all but one run says the same as its list", "[cache][kept]") {
     std::vector<std::int32_t> list(static_cast<std::size_t>(slots));
     std::iota(list.begin(), list.end(), 0);
     check_kept(Kept::without(slots, slots, slots), list, slots);
+  }
+}
+
+TEST_CASE("slot ids: the same as a plain list, whatever leaves", "[cache][slot_ids]") {
+  std::mt19937 random(5);
+  for (int round = 0; round < 60; ++round) {
+    cache::SlotIds ids(heap_memory()), copy(heap_memory());
+    std::vector<index_t> want;
+    index_t next = static_cast<index_t>(random() % 3);
+    bool forked = false;
+    for (int call = 0; call < 400; ++call) {
+      const auto slots = static_cast<index_t>(want.size());
+      const auto what = static_cast<unsigned>(random() % 16);
+      if (what < 6 || slots == 0) {
+        next += random() % 8 == 0 ? 2 : 0;
+        const auto n = static_cast<index_t>(1 + random() % 3);
+        REQUIRE((ids.gap_before(next) ? ids.list_with_room(n) : ids.reserve(n)) == Status::ok);
+        ids.append(next, n);
+        for (index_t i = 0; i < n; ++i) want.push_back(next++);
+      } else if (what < 13) {  // one leaves, as in a full cache
+        const auto gone = static_cast<index_t>(random() % want.size());
+        REQUIRE(ids.reserve_list() == Status::ok);
+        ids.keep(Kept::without(gone, gone + 1, slots));
+        want.erase(want.begin() + gone);
+      } else if (what == 13) {  // many
+        std::vector<std::int32_t> list;
+        const auto one_in = static_cast<unsigned>(2 + random() % 20);
+        for (index_t i = 0; i < slots; ++i)
+          if (random() % one_in != 0) list.push_back(static_cast<std::int32_t>(i));
+        REQUIRE(ids.reserve_list() == Status::ok);
+        ids.keep(Kept::listed(list.data(), static_cast<index_t>(list.size())));
+        for (std::size_t i = 0; i < list.size(); ++i) want[i] = want[static_cast<std::size_t>(list[i])];
+        want.resize(list.size());
+      } else if (what == 14) {
+        const auto n = static_cast<index_t>(random() % std::min<std::size_t>(want.size() + 1, 4));
+        ids.pop_back(n);
+        want.resize(want.size() - static_cast<std::size_t>(n));
+      } else if (!forked) {
+        REQUIRE(ids.fork(copy) == Status::ok);
+        std::swap(ids, copy), forked = true;
+      }
+      REQUIRE(ids.size() == static_cast<index_t>(want.size()));
+      for (std::size_t i = 0; i < want.size(); ++i) REQUIRE(ids[static_cast<index_t>(i)] == want[i]);
+      for (const index_t t : {index_t{0}, next / 3, next / 2, next - 1, next})
+        REQUIRE(ids.below(t) == std::lower_bound(want.begin(), want.end(), t) - want.begin());
+    }
+    ids.clear();
+    REQUIRE(ids.size() == 0);
+    ids.append(7, 2);
+    REQUIRE(ids[1] == 8);
   }
 }

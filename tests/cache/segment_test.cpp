@@ -74,6 +74,7 @@ TEST_CASE("segment: forks that fill different rooms never write where the other 
   REQUIRE(memory.live_bytes == 0);
 }
 
+
 namespace {
 
 /// A segment and the list of what it holds, under the same calls. Slots of one group share parameters.
@@ -387,3 +388,37 @@ TEST_CASE("slot ids: under any calls they are those of a list", "[cache][slot_id
   }
   REQUIRE(memory.live_bytes == 0);
 }
+
+TEST_CASE("segment: skipping finds the slot from either end of the table", "[cache][segment]") {
+  test::CountingMemory memory;
+  for (unsigned seed = 0; seed < 20; ++seed) {
+    Segment s = make(memory);
+    append(s, 0, 9 * page - 3);
+    for (unsigned i = 0; i < 40; ++i) {  // some pages lose much, some nothing
+      const auto at = static_cast<index_t>((seed * 31 + i * i * 7) % static_cast<unsigned>(s.live()));
+      leave(s, at, at + 1);
+    }
+    REQUIRE_FALSE(s.packed());
+    const std::vector<int> all = content(s);
+    for (index_t count = 0; count <= s.live() + 2; ++count) {
+      cache::Cursor at;
+      index_t rest = count;
+      cache::skip_pages(s, 0, at, rest);
+      if (count >= s.live()) {
+        REQUIRE(at.segment == 1);
+        REQUIRE(rest == count - s.live());
+        continue;
+      }
+      const auto& ref = s.pages()[at.page];
+      REQUIRE(at.segment == 0);
+      REQUIRE(at.slot == 0);
+      REQUIRE(rest < ref.live);
+      index_t slot = 0;
+      for (index_t left = rest; !ref.alive(slot) || left-- > 0;) ++slot;
+      float row[dim];
+      prim::PageCodec<Cpu, prim::ExactRows>::decode(s.codec(), s.span(ref), slot, 1, {row, 1, dim});
+      REQUIRE(static_cast<int>(row[0]) == all[static_cast<std::size_t>(count)]);
+    }
+  }
+}
+

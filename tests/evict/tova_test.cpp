@@ -1,3 +1,5 @@
+#include <limits>
+
 #include <catch2/catch.hpp>
 
 #include <evict/driver.hpp>
@@ -32,6 +34,17 @@ TEST_CASE("tova: heads of different lengths have no common set", "[evict][tova]"
   auto d = drive({.q_heads = 2, .kv_heads = 2}, evict::Tova{.tokens = 2});
   d.held[0] = {0, 1, 2};
   REQUIRE(d.step(1, Phase::decode, [](index_t, index_t) { return 0.1; }) == Status::not_supported);
+}
+
+TEST_CASE("tova: what one head finds counts for all of them", "[evict][tova]") {
+  auto d = drive({.q_heads = 6, .kv_heads = 3}, evict::Tova{.tokens = 3});
+  const auto bad = [](index_t, index_t token) { return token == 1 ? std::numeric_limits<double>::quiet_NaN() : 0.1 * static_cast<double>(token + 1); };
+  REQUIRE(d.step(5, Phase::prefill_end, bad) == Status::ok);
+  for (const auto& head : d.held) REQUIRE(head == Ints{2, 3, 4});
+  REQUIRE(d.nan == 3);
+  REQUIRE(d.step(2, Phase::decode, bad) == Status::ok);
+  for (const auto& head : d.held) REQUIRE(head == Ints{4, 5, 6});
+  REQUIRE(d.nan == 0);
 }
 
 TEST_CASE("tova: a budget that holds nothing is refused", "[evict][tova]") {

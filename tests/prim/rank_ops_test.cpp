@@ -1,4 +1,6 @@
+#include <algorithm>
 #include <limits>
+#include <numeric>
 #include <random>
 #include <vector>
 
@@ -70,5 +72,45 @@ TEST_CASE("rank_ops: a million scores", "[prim][rank_ops]") {
     std::vector<float> x(std::size_t{1} << 20);
     for (float& e : x) e = normal(random);
     for (const index_t k : {1, 1000, 1 << 17, 1 << 19, (1 << 20) - 1}) require_same(ops, x, k);
+  });
+}
+
+TEST_CASE("rank_ops: the lowest of several runs of scores", "[prim][rank_ops]") {
+  for_isas([](const RankOps& ops) {
+    std::mt19937 random(3);
+    std::normal_distribution<float> normal;
+    for (const index_t n : {1, 2, 31, 63, 64, 65, 130, 1000, 4097})
+      for (int kind = 0; kind < 5; ++kind)
+        for (const bool backward : {false, true}) {
+          std::vector<float> x(static_cast<std::size_t>(n));
+          for (std::size_t i = 0; i < x.size(); ++i) {
+            x[i] = normal(random);
+            if (kind == 1) x[i] = static_cast<float>(random() % 5) - 2.0f;
+            if (kind == 2) x[i] = 1.0f;
+            if (kind == 3) x[i] = random() % 3 == 0 ? std::numeric_limits<float>::quiet_NaN() : random() % 2 == 0 ? -0.0f : 0.0f;
+            if (kind == 4) x[i] = random() % 2 == 0 ? std::numeric_limits<float>::infinity() : -std::numeric_limits<float>::infinity();
+          }
+          std::vector<index_t> order(x.size());
+          std::iota(order.begin(), order.end(), index_t{0});
+          std::stable_sort(order.begin(), order.end(), [&](index_t a, index_t b) {
+            const auto bits = [&](index_t i) { return rank_bits(x[static_cast<std::size_t>(i)]); };
+            return bits(a) != bits(b) ? bits(a) < bits(b) : backward ? a > b : a < b;
+          });
+          for (const index_t wanted : {1, 2, 7, 32}) {
+            if (wanted > n) continue;
+            cpu::Lowest low;
+            low.wanted = wanted;
+            const index_t half = n / 2;  // in two runs, in the order of the search
+            if (backward) ops.lowest(x.data() + half, n - half, 5 + half, true, low);
+            ops.lowest(x.data(), half, 5, backward, low);
+            if (!backward) ops.lowest(x.data() + half, n - half, 5 + half, false, low);
+            CAPTURE(n, kind, backward, wanted);
+            REQUIRE(low.found == wanted);
+            for (index_t i = 0; i < wanted; ++i) {
+              REQUIRE(low.place[i] == 5 + order[static_cast<std::size_t>(i)]);
+              REQUIRE(low.key[i] == rank_bits(x[static_cast<std::size_t>(low.place[i] - 5)]));
+            }
+          }
+        }
   });
 }

@@ -88,16 +88,17 @@ Status Cache<B, R>::run_step(Context<B>& ctx, index_t layer, const StepInputs& i
     if (p == nullptr) return Status::workspace_too_small;
     column_scratch = {p, bytes};
   }
+  // Policies work on copies: a step that is refused later must not have counted its attention. They come first, where
+  // attention had its own numbers a moment ago.
+  RaggedView<float> lanes[cache::max_lanes];
+  const index_t lane_count = plan_.lanes;
+  if (!l.copy_lanes(lane_count, scratch, lanes)) return Status::workspace_too_small;
   index_t nan = 0;
   evict::KeepSet keep{{scratch.take<std::int32_t>(total), l.offset.data(), heads},
                       scratch.take<index_t>(heads),
                       scratch.take<index_t>(heads), &nan, scratch.take<prim::Ends>(heads)};
-  RaggedView<float> lanes[cache::max_lanes];
-  const index_t lane_count = plan_.lanes;
   if (keep.slots.data == nullptr || keep.count == nullptr || keep.budget == nullptr || keep.ends == nullptr)
     return Status::workspace_too_small;
-  // Policies work on copies: a step that is refused later must not have counted its attention.
-  if (!l.copy_lanes(lane_count, scratch, lanes)) return Status::workspace_too_small;
 
   const cache::LayerRows<Layer, true> keys(l);
   const cache::LayerRows<Layer, false> values(l);

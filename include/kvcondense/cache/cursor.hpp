@@ -25,6 +25,14 @@ void skip_pages(const Segment<Codec>& segment, int which, Cursor& at, index_t& c
     else at = {which + 1, 0, 0}, count = to - segment.live();
     return;
   }
+  // From the end, where that is nearer: a table of pages is long beside the rows that a step reads.
+  if (at.page == 0 && at.slot == 0 && 2 * count > segment.live() && count < segment.live()) {
+    index_t behind = 0;
+    at.page = segment.pages().size();
+    while (behind < segment.live() - count) behind += segment.pages()[--at.page].live;
+    count -= segment.live() - behind;
+    return;
+  }
   for (; at.page < segment.pages().size(); ++at.page, at.slot = 0) {
     const PageRef& ref = segment.pages()[at.page];
     const index_t left = at.slot == 0 ? ref.live : ref.live_from(at.slot);

@@ -328,10 +328,12 @@ class Segment {
   void drop_dead(bool emptied, bool reserved = false) {
     if (emptied) drop_pages();
     const index_t p = last_used();
-    if (p < 0 || shares(pages_[p]) || (reserved && pages_[p].page->shared())) return;
-    // Trailing tombstones can be written again at once (whole groups only).
+    if (p < 0) return;
+    // Trailing tombstones can be written again at once (whole groups only). Headers of pages are looked at last: they lie far apart.
     PageRef& tail = pages_[p];
     const index_t group = codec_.group_slots();
+    if (tail.used == 0 || tail.live_from(tail.used - group) > 0) return;
+    if (shares(tail) || (reserved && tail.page->shared())) return;
     while (tail.used > 0 && tail.live_from(tail.used - group) == 0) tail.cut(group);
   }
 

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <algorithm>
+#include <concepts>
 #include <cstdint>
 #include <span>
 
@@ -110,6 +111,12 @@ constexpr bool takes_best(const Select& select) {
   if constexpr (requires { select.takes_best(); }) return select.takes_best();
   else return false;
 }
+/// Whether a select block reads scores at all; blocks that do not say do.
+template <class Select>
+constexpr bool reads_scores(const Select& select) {
+  if constexpr (requires { select.reads_scores(); }) return select.reads_scores();
+  else return true;
+}
 /// Slots that a head which protects these gets, as far as counters tell; 0 where only a run knows.
 template <class Allocate, Backend B>
 constexpr index_t expected_slots(const Allocate& allocate, const StepView<B>& view, index_t head, Protected shield) {
@@ -191,7 +198,7 @@ enum class Residual : std::uint8_t {
 ///   select      run(ctx, view, RaggedView<const float> scores, const Protected*, const KeepSet&,
 ///                   Scratch&) -> Status              never reads scores while every head is within
 ///                                                    its budget, and then keeps everything
-///               takes_best() -> bool (may be left out)   see above
+///               takes_best(), reads_scores() -> bool (may be left out)   see above
 ///   trigger     fires(view) or fires(view, LayerBudget<B>) -> bool   a pure function of counters; in
 ///                                                    Phase::turn only for methods that make room
 ///                                                    for what is coming
@@ -312,13 +319,35 @@ struct Pipeline {
     if (const Status r = share(); r != Status::ok) return r;
     bool over = false;
     for (index_t h = 0; h < view.heads(); ++h) over = over || keep.budget[h] < view.slots(h);
-    if (over && !scores_first && same < 0)
+    // One set for heads that are alike is found once, where no head has numbers of its own.
+    const bool once = over && !scores_first && source.one_set() && source.lanes() == 0 && leaves_scores(pool) && takes_best(select) &&
+                      heads_alike(view, shield, keep.budget);
+    if (once) scores.heads = 1;
+    if (over && !scores_first && same < 0 && reads_scores(select))
       if (const Status r = rank(ctx, view, lane, shield, scores, scratch); r != Status::ok) return r;
     Scratch s = scratch;
-    return select.run(ctx, view, scores, shield, keep, s);
+    const index_t nan = keep.nan == nullptr ? 0 : *keep.nan;
+    const Status done = select.run(ctx, view, scores, shield, keep, s);
+    if (once && done == Status::ok) {
+      for (index_t h = 1; h < view.heads(); ++h) {
+        keep.count[h] = keep.count[0];
+        if (keep.ends != nullptr && keep.ends[0].prefix >= 0) keep.ends[h] = keep.ends[0];
+        else std::copy_n(keep.slots.row(0), keep.count[0], keep.slots.row(h));
+      }
+      if (keep.nan != nullptr) *keep.nan = nan + (*keep.nan - nan) * view.heads();
+    }
+    return done;
   }
 
  private:
+  template <Backend B>
+  static bool heads_alike(const StepView<B>& view, const Protected* shield, const index_t* budget) {
+    bool same = std::same_as<B, Cpu>;  // lists lie where the host can copy them
+    for (index_t h = 1; h < view.heads(); ++h)
+      same = same && view.slots(h) == view.slots(0) && budget[h] == budget[0] && shield[h].prefix == shield[0].prefix &&
+             shield[h].suffix == shield[0].suffix;
+    return same;
+  }
   template <Backend B>
   static index_t budget_of(const void* self, const StepView<B>& view) {
     const auto& p = *static_cast<const Pipeline*>(self);

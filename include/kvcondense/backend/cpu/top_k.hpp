@@ -22,23 +22,12 @@ inline RowCutoff row_cutoff(const float* scores, index_t n, index_t k) {
   return rank_ops().cutoff(scores, n, k);
 }
 
-/// The slot that leaves when one does, as in every step of a full cache. In blocks, so that the search for the place of
-/// the lowest score is as short as one of them.
-inline index_t lowest_score(const float* scores, index_t n, Ties order) {
-  constexpr index_t block = 128;
-  std::uint32_t lowest = 0xffffffffu;
-  index_t place = 0;
-  for (index_t first = 0; first < n; first += block) {
-    const index_t end = std::min(first + block, n);
-    std::uint32_t here = 0xffffffffu;
-    for (index_t i = first; i < end; ++i) here = std::min(here, rank_bits(scores[i]));
-    if (order == Ties::first ? here <= lowest : here < lowest) lowest = here, place = first;
-  }
-  const index_t end = std::min(place + block, n);
-  const auto is_lowest = [&](index_t i) { return rank_bits(scores[i]) == lowest; };
-  index_t i = order == Ties::first ? end - 1 : place;
-  for (const index_t step = order == Ties::first ? -1 : 1; !is_lowest(i);) i += step;
-  return i;
+/// What leaves when `leave` of n scores do, worst first.
+inline Lowest lowest_scores(const float* scores, index_t n, index_t leave, Ties order) {
+  Lowest low;
+  low.wanted = leave;
+  rank_ops().lowest(scores, n, 0, order == Ties::first, low);
+  return low;
 }
 
 }  // namespace cpu
@@ -69,10 +58,20 @@ struct TopK<Cpu> {
       const auto report = [&] {
         if (nan != nullptr && bad > 0) std::atomic_ref<index_t>(*nan).fetch_add(bad);
       };
-      if (count[h] == n - 1 && last > ends.prefix) {
-        const index_t gone = ends.prefix + cpu::lowest_score(s + ends.prefix, last - ends.prefix, order);
-        keep_ends({gone, n - 1 - gone});
-        if (std::isnan(s[gone])) bad = std::count_if(s + ends.prefix, s + last, [](float x) { return std::isnan(x); });
+      if (const index_t leave = n - count[h]; leave <= cpu::Lowest::most && last > ends.prefix) {
+        cpu::Lowest low = cpu::lowest_scores(s + ends.prefix, last - ends.prefix, leave, order);
+        if (low.key[0] == 0) bad = std::count_if(s + ends.prefix, s + last, [](float x) { return std::isnan(x); });
+        std::sort(low.place, low.place + leave);
+        if (leave == 1) {
+          const index_t gone = ends.prefix + low.place[0];
+          keep_ends({gone, n - 1 - gone});
+        } else {
+          for (index_t i = 0, at = 0; i <= leave; ++i) {
+            const index_t gone = i < leave ? ends.prefix + low.place[i] : n;
+            std::iota(out, out + (gone - at), static_cast<std::int32_t>(at));
+            out += gone - at, at = gone + 1;
+          }
+        }
         return report();
       }
       const RowCutoff cut = cpu::row_cutoff(s + ends.prefix, last - ends.prefix, k);
@@ -109,15 +108,21 @@ struct TopKCounts<Cpu> {
                     const index_t* own, index_t k, index_t* count, Scratch& scratch) {
     auto* safe = scratch.take<RowCutoff>(scores.heads);
     if (safe == nullptr) return Status::workspace_too_small;
-    index_t left = 0;
+    index_t left = 0, fewest = 0;
     for (index_t h = 0; h < scores.heads; ++h) {
       const index_t n = middle(scores, skip, h);
       count[h] = own == nullptr ? 0 : std::clamp<index_t>(own[h], 0, n);
-      safe[h] = cpu::row_cutoff(begin(scores, skip, h), n, count[h]);
       left += n - count[h];
+      if (count[h] > 0) fewest = fewest == 0 ? n - count[h] + 1 : std::min(fewest, n - count[h] + 1);
     }
     k = std::min(k, left);
     if (k <= 0) return Status::ok;
+    // Few that leave, and no row so short that its own winners were among them.
+    if (const index_t leave = left - k; leave <= cpu::Lowest::most && (fewest == 0 || leave < fewest)) {
+      leave_out(scores, skip, leave, count);
+      return Status::ok;
+    }
+    for (index_t h = 0; h < scores.heads; ++h) safe[h] = cpu::row_cutoff(begin(scores, skip, h), middle(scores, skip, h), count[h]);
     const RowCutoff cut = find_cutoff(k, left, [&](auto&& use) {
       for (index_t h = 0; h < scores.heads; ++h) unsafe(scores, skip, safe[h], h, use);
     });
@@ -138,6 +143,23 @@ struct TopKCounts<Cpu> {
   }
   static const float* begin(RaggedView<const float> scores, const Ends* skip, index_t h) {
     return scores.row(h) + ends(scores, skip, h).prefix;
+  }
+
+  /// All places but the last `leave` of all rows. Rows are shown last first, and from the back: of equal scores those leave
+  /// that come first then.
+  static void leave_out(RaggedView<const float> scores, const Ends* skip, index_t leave, index_t* count) {
+    cpu::Lowest low;
+    low.wanted = leave;
+    for (index_t h = scores.heads - 1; h >= 0; --h) {
+      const index_t n = middle(scores, skip, h);
+      count[h] = n;
+      if (leave > 0) cpu::rank_ops().lowest(begin(scores, skip, h), n, scores.offset[h], true, low);
+    }
+    for (index_t i = 0; i < low.found; ++i) {
+      index_t h = scores.heads - 1;
+      while (scores.offset[h] > low.place[i]) --h;
+      --count[h];
+    }
   }
 
   /// Calls use(key) for what the row's own winners leave.

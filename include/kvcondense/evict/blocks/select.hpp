@@ -32,6 +32,7 @@ struct TopK {
 struct Fixed {
   bool fill = false;
 
+  constexpr bool reads_scores() const { return false; }
   std::size_t workspace_bytes(const CacheShape& shape, index_t) const {
     return Scratch::bytes_for<prim::Ends>(shape.kv_heads);
   }

@@ -42,6 +42,7 @@ struct AllocateTable {
 struct SelectTable {
   using At = const Link<SelectTable>*;
   bool (*takes_best)(At);
+  bool (*reads_scores)(At);
   std::size_t (*workspace_bytes)(At, const CacheShape&, index_t);
   Status (*run)(At, Ctx&, const View&, RaggedView<const float>, const Protected*, const KeepSet&,
                 Scratch&);
@@ -49,6 +50,7 @@ struct SelectTable {
   template <class S>
   static constexpr SelectTable of() {
     return {[](At a) { return evict::takes_best(block_at<S>(a)); },
+            [](At a) { return evict::reads_scores(block_at<S>(a)); },
             [](At a, const CacheShape& s, index_t n) { return block_at<S>(a).workspace_bytes(s, n); },
             [](At a, Ctx& c, const View& v, RaggedView<const float> x, const Protected* p,
                const KeepSet& k, Scratch& s) { return block_at<S>(a).run(c, v, x, p, k, s); }};
@@ -99,6 +101,7 @@ struct AllocateCalls {
 template <class Self>
 struct SelectCalls {
   bool takes_best() const { return at() && at()->table->takes_best(at()); }
+  bool reads_scores() const { return at() && at()->table->reads_scores(at()); }
   std::size_t workspace_bytes(const CacheShape& shape, index_t slots) const {
     return at() ? at()->table->workspace_bytes(at(), shape, slots) : 0;
   }

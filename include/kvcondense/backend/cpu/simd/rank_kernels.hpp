@@ -1,5 +1,6 @@
 #pragma once
 
+#include <bit>
 #include <cstdint>
 
 #include <kvcondense/backend/cpu/simd/rank_ops.hpp>
@@ -26,7 +27,29 @@ inline index_t pick(const float* scores, index_t n, std::int32_t first, RowCutof
   return at - out;
 }
 
-inline constexpr RankOps rank_ops{cutoff, pick};
+/// In blocks, so that most scores are only compared: without branches, as compilers like it.
+inline void lowest(const float* scores, index_t n, index_t first, bool backward, Lowest& found) {
+  constexpr index_t block = 64;
+  const index_t blocks = (n + block - 1) / block;
+  for (index_t b = 0; b < blocks; ++b) {
+    const index_t at = (backward ? blocks - 1 - b : b) * block, m = n - at < block ? n - at : block;
+    std::uint32_t least = 0xffffffffu;
+    for (index_t i = 0; i < m; ++i) {
+      const auto bits = std::bit_cast<std::uint32_t>(scores[at + i] + 0.0f);
+      const std::uint32_t sign = 0u - (bits >> 31), number = 0u - static_cast<std::uint32_t>((bits & 0x7fffffffu) <= 0x7f800000u);
+      const std::uint32_t key = (bits ^ (sign | 0x80000000u)) & number;
+      least = key < least ? key : least;
+    }
+    if (least >= found.bar()) continue;
+    for (index_t j = 0; j < m; ++j) {
+      const index_t i = at + (backward ? m - 1 - j : j);
+      const std::uint32_t key = rank_bits(scores[i]);
+      if (key < found.bar()) found.take(key, first + i);
+    }
+  }
+}
+
+inline constexpr RankOps rank_ops{cutoff, pick, lowest};
 
 }  // namespace portable
 }  // namespace kvcondense::prim::cpu
@@ -150,7 +173,35 @@ inline index_t pick(const float* scores, index_t n, std::int32_t first, RowCutof
   return at - out + portable::pick(scores + i, n - i, first + static_cast<std::int32_t>(i), cut, at, nan);
 }
 
-inline constexpr RankOps rank_ops{cutoff, pick};
+inline void lowest(const float* scores, index_t n, index_t first, bool backward, Lowest& found) {
+  constexpr index_t block = 64;
+  const index_t whole = n - n % block;
+  const auto rest = [&] { portable::lowest(scores + whole, n - whole, first + whole, backward, found); };
+  if (backward) rest();
+  __m512i bar = all_bits(found.bar());
+  for (index_t b = 0; b < whole; b += block) {
+    const index_t at = backward ? whole - block - b : b;
+    const float* s = scores + at;
+    const __m512i keys[] = {rank_keys(_mm512_loadu_ps(s)), rank_keys(_mm512_loadu_ps(s + 16)), rank_keys(_mm512_loadu_ps(s + 32)),
+                            rank_keys(_mm512_loadu_ps(s + 48))};
+    if (_mm512_cmplt_epu32_mask(_mm512_min_epu32(_mm512_min_epu32(keys[0], keys[1]), _mm512_min_epu32(keys[2], keys[3])), bar) == 0) continue;
+    alignas(64) std::uint32_t key[block];
+    std::uint64_t below = 0;
+    for (int v = 0; v < 4; ++v) {
+      _mm512_store_si512(key + 16 * v, keys[v]);
+      below |= static_cast<std::uint64_t>(_mm512_cmplt_epu32_mask(keys[v], bar)) << (16 * v);
+    }
+    while (below != 0) {
+      const int i = backward ? 63 - std::countl_zero(below) : std::countr_zero(below);
+      below &= ~(std::uint64_t{1} << i);
+      if (key[i] < found.bar()) found.take(key[i], first + at + i);
+    }
+    bar = all_bits(found.bar());
+  }
+  if (!backward) rest();
+}
+
+inline constexpr RankOps rank_ops{cutoff, pick, lowest};
 
 }  // namespace kvcondense::prim::cpu::avx512
 
