@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Plants one violation of each house rule in a small tree and demands that it is found."""
+"""Plants one violation of each house rule, and of what its companions check, in a small tree and demands that it is found."""
 
 import os
 import subprocess
@@ -200,8 +200,45 @@ def check_adapter_lines(checks):
             checks.expect(f"adapter lines: {what}", *run(HERE / "adapter_lines.py", "--root", root), code, said)
 
 
+def check_samples(checks):
+    program = "int f() {\n  int a = 1;\n  int b = 2;\n  return a + b;\n}\n"
+
+    def sample(block, origin="from examples/01_x.cpp", language="cpp"):
+        return (f"<!-- {origin} -->\n" if origin else "") + f"```{language}\n{block}```\n"
+
+    printed = "printed by examples/01_x"
+    cases = [
+        ("lines of a program", "README.md", sample("int a = 1;\n// ...\nreturn a + b;\n"), 0, "1 samples"),
+        ("a line that is not there", "README.md", sample("int a = 2;\n"), 1, "not in examples/01_x.cpp"),
+        ("lines that do not follow each other", "README.md", sample("int a = 1;\nreturn a + b;\n"), 1, "int a = 1;"),
+        ("pieces in another order", "README.md", sample("int b = 2;\n// ...\nint a = 1;\n"), 1, "in this order"),
+        ("another indentation within", "README.md", sample("int a = 1;\n  int b = 2;\n"), 1, "not in"),
+        ("no origin", "docs/guide.md", sample("int x;\n", ""), 1, "guide.md:1: says not where"),
+        ("a command", "docs/guide.md", sample("ls\n", "", "sh"), 0, ""),
+        ("no origin on another page", "docs/other.md", sample("int x;\n", ""), 0, "0 samples"),
+        ("a wrong sample on another page", "docs/other.md", sample("int x;\n"), 1, "other.md:2"),
+        ("no such file", "README.md", sample("int x;\n", "from examples/02_y.cpp"), 1, "does not exist"),
+        ("a source that is no test's", "README.md", sample("int x;\n", "from src/x.cpp"), 1, "is no test's"),
+        ("nothing", "README.md", sample("\n"), 1, "is empty"),
+        ("what is printed", "README.md", sample("2 slots\n", printed, ""), 0, "1 with what these print"),
+        ("what is not printed", "README.md", sample("3 slots\n", printed, ""), 1, "does not print: 3 slots"),
+        ("a program without source", "README.md", sample("2\n", "printed by examples/03_z", ""), 1, "has no source"),
+    ]
+    for what, page, text, code, said in cases:
+        with tempfile.TemporaryDirectory() as folder:
+            root = Path(folder)
+            (root / "docs").mkdir(), (root / "examples").mkdir(), (root / "built").mkdir()
+            (root / "examples/01_x.cpp").write_text(program)
+            built = root / "built/01_x"
+            built.write_text("#!/bin/sh\necho first\necho 2 slots\n")
+            built.chmod(0o755)
+            (root / page).write_text(text)
+            checks.expect(f"samples: {what}", *run(HERE / "samples.py", "--root", root, "--programs", root / "built"), code, said)
+
+
 def main():
     checks = Checks()
+    check_samples(checks)
     check_adapter_lines(checks)
     check_house(checks)
     check_headers(checks)
