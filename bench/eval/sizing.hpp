@@ -1,0 +1,69 @@
+#pragma once
+
+#include <functional>
+#include <map>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include <eval/evaluate_recording.hpp>
+
+namespace eval {
+
+/// Bytes per token of a cache of this recipe at the end of a context. Throws Error where there can be no such cache.
+using MeasureBytes = std::function<double(const std::string& recipe)>;
+
+/// The same by replaying a recording, of which every further token is one more step of time. `read` makes a spec of
+/// the text; borrows the stage, which must have raw rows where a recipe wants them.
+MeasureBytes bytes_by_replay(const Stage& stage, std::function<RecipeSpec(const std::string&)> read);
+
+/// A recipe whose holes were filled so that it takes what it may.
+struct SizedRecipe {
+  std::string recipe;
+  std::string setting;         ///< what went into its holes: "tokens = 117", "3 of 4"
+  double bytes_per_token = 0;  ///< of it
+  bool reached = false;        ///< it fits, and no larger setting would; else `note` says what is the matter
+  std::string note;
+};
+
+/// A recipe with holes, all of them one setting:
+///
+///   {tokens}, {tokens/2-4}   a whole number from 1 to the context's length; + - * / by whole numbers, from left to right
+///   {part}                   the same number as a part of the context
+///   {2|4|8}, {8..64:8}       settings in turn, from the smallest cache to the largest or back; lists of one recipe are
+///                            equally long
+///
+/// Measured settings are remembered, so several targets cost little more than one.
+class Sizer {
+ public:
+  /// Throws Error with the hole at fault.
+  Sizer(std::string text, index_t context, MeasureBytes measure);
+
+  static bool has_hole(std::string_view text) { return text.find('{') != std::string_view::npos; }
+
+  /// The largest setting that takes at most so many bytes per token. Where none does, the smallest; `reached` and
+  /// `note` say so, and also where the largest of all leaves some free. Throws Error where no setting is accepted.
+  SizedRecipe fit(double bytes_per_token);
+
+  index_t settings() const { return count_; }
+  std::string filled(index_t setting) const;  ///< from 0
+
+ private:
+  struct Hole {
+    std::size_t begin = 0, end = 0;  ///< in the text, braces included
+    std::string expression;          ///< over tokens or part; empty: a list
+    std::vector<std::string> list;
+  };
+
+  double bytes(index_t setting);
+  std::string named(index_t setting) const;
+
+  std::string text_;
+  std::vector<Hole> holes_;
+  index_t context_, count_ = 0;
+  MeasureBytes measure_;
+  std::map<index_t, double> measured_;  ///< below 0: refused
+  std::string refusal_;                 ///< of the setting refused last
+};
+
+}  // namespace eval
