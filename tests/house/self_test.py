@@ -2,6 +2,7 @@
 """Plants one violation of each house rule, and of what its companions check, in a small tree and demands that it is found."""
 
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -236,8 +237,38 @@ def check_samples(checks):
             checks.expect(f"samples: {what}", *run(HERE / "samples.py", "--root", root, "--programs", root / "built"), code, said)
 
 
+def check_reference(checks):
+    build = HERE.parents[1] / "docs" / "reference" / "build.py"
+    header = ("#pragma once\nnamespace kvcondense {\n" + CARD + "struct A {\n  int field = 0;\n};\n}\n")
+    cases = [
+        ("a card", header, "# Main\n", 0, "pages"),
+        ("a struct without a card", header.replace(CARD, ""), "# Main\n", 1, "A is not documented"),
+        ("a card with a command that there is not", header.replace("Keeps nothing.", "Keeps \\nothing_at_all."), "# Main\n", 1,
+         "nothing_at_all"),
+        ("a page that does", header, "# Main\n@ref nowhere_at_all\n", 1, "docs/index.md"),
+    ]
+    for what, text, page, code, said in cases:
+        with tempfile.TemporaryDirectory() as folder:
+            root = Path(folder)
+            (root / "include/kvcondense/core").mkdir(parents=True), (root / "docs/reference").mkdir(parents=True)
+            (root / "CMakeLists.txt").write_text("project(kvcondense VERSION 1.2.3)\n")
+            (root / "include/kvcondense/core/a.hpp").write_text(text)
+            (root / "docs/index.md").write_text(page)
+            (root / "docs/reference/rooms.dox").write_text("/** \\namespace kvcondense\n *  \\brief All. */\n")
+            (root / "docs/reference/Doxyfile").write_text((build.parent / "Doxyfile").read_text())
+            arguments = (build, "--root", root, "--out", root / "out")
+            if shutil.which("doxygen"):
+                code_got, output = run(*arguments)
+                checks.expect(f"reference: {what}", code_got, output, code, said)
+                if code == 0:
+                    shown = (root / "out/html/structkvcondense_1_1A.html").read_text()
+                    checks.expect("reference: the words of a card are titles", 0 if "<dt>Numbers</dt><dd>none." in shown else 1, shown, 0)
+            checks.expect("reference: no Doxygen", *run(*arguments, "--doxygen", "no-doxygen-here", "--skip-without", "77"), 77, "skipped")
+
+
 def main():
     checks = Checks()
+    check_reference(checks)
     check_samples(checks)
     check_adapter_lines(checks)
     check_house(checks)
