@@ -14,6 +14,12 @@ class Error : public std::runtime_error {
   using std::runtime_error::runtime_error;
 };
 
+/// A recipe that is well written, and that this cache, model or dump does not suit.
+class Refused : public Error {
+ public:
+  using Error::Error;
+};
+
 /// Throws unless `s` is ok: "<what>: <name of the status>".
 inline void require(kvcondense::Status s, std::string_view what) {
   if (s != kvcondense::Status::ok) throw Error(std::string(what) + ": " + kvcondense::to_string(s));

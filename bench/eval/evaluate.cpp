@@ -3,56 +3,16 @@
 #include <algorithm>
 #include <chrono>
 
-#include <engine/tokenizer.hpp>
 #include <eval/error.hpp>
 #include <eval/evaluate_model.hpp>
+#include <eval/recipes.hpp>
 #include <eval/speed.hpp>
-#include <kvcondense/cache/engine_facts.hpp>
 
 namespace eval {
 namespace {
 
 constexpr const char* full_recipe = "keep_all";
 constexpr index_t tokens_a_turn = 8;
-
-/// What recorded queries, keys and values can give to steps; the rest takes the model at every step.
-constexpr kvcondense::Inputs recorded = kvcondense::Input::attention | kvcondense::Input::queries |
-                                        kvcondense::Input::projections | kvcondense::Input::moments;
-
-/// What its tokens are, and how well it foresaw them, a running model says too.
-kvcondense::Inputs given_by(const engine::ModelConfig& model) {
-  const kvcondense::Inputs all = recorded | kvcondense::Input::surprise;
-  return engine::speaks_bytes(model) ? all | kvcondense::Input::classes : all;
-}
-
-/// Whether a recipe can be driven by what was recorded.
-bool replays(const RecipeSpec& s) {
-  return !s.capabilities.probes && s.capabilities.needs.within(recorded);
-}
-
-std::shared_ptr<const HeadsFile> heads_of(const Options& o, const CacheShape& shape) {
-  if (o.heads.empty()) return nullptr;
-  return std::make_shared<const HeadsFile>(read_heads(o.heads, shape));
-}
-
-std::shared_ptr<const BasesFile> bases_of(const Options& o, const CacheShape& shape) {
-  if (o.bases.empty()) return nullptr;
-  return std::make_shared<const BasesFile>(read_bases(o.bases, shape));
-}
-
-/// `given`: what steps may look at; `with_model`: a model runs that can repeat its context.
-RecipeSpec read_for(const std::string& text, const CacheShape& shape, const Facts& facts, kvcondense::Inputs given,
-                    bool with_model) {
-  RecipeSpec spec = read_recipe(text, shape, facts.for_recipes());
-  // The arrays that it needs are there: reading it has looked. Whether a model was trained for it nobody can tell.
-  const kvcondense::Admission a =
-      admit(spec.capabilities, {.gives = given, .probes = with_model, .output_weights = true, .calibration = true, .trained = true});
-  if (!a) throw Error("recipe '" + spec.given + "': " + a.sentence + (with_model ? "" : "; --model without --dump gives more"));
-  if ((spec.capabilities.raw_keys || sees_raw(spec.capabilities)) && !facts.rope)
-    throw Error("recipe '" + spec.given + "' looks at keys or queries before rotation, and the dump "
-                "does not say how they were rotated: it needs rope_theta or rope.inv_freq");
-  return spec;
-}
 
 /// The full cache, then what was asked for. Of the recipes that nobody asked for those that cannot
 /// be are left out, and `setting` says so.
@@ -70,13 +30,6 @@ std::vector<RecipeSpec> read_recipes(const Options& o, const CacheShape& shape, 
     }
   }
   return specs;
-}
-
-bool wants_raw(const std::vector<RecipeSpec>& specs) {
-  return std::any_of(specs.begin(), specs.end(),
-                     [](const RecipeSpec& s) {
-                       return !s.capabilities.rotated_input || sees_raw(s.capabilities);
-                     });
 }
 
 Results begin(const Setting& setting, const std::vector<RecipeSpec>& specs) {
@@ -117,7 +70,7 @@ Results evaluate_recording(const Options& o, Kept* kept) {
   Setting setting;
   set_common(setting, o, recording.shape, feeding, recording.tokens);
   setting.source = o.qkv;
-  const Facts facts{recording.rope, heads_of(o, recording.shape), nullptr, bases_of(o, recording.shape)};
+  const Facts facts = facts_of(o, recording);
   const auto specs = read_recipes(o, recording.shape, facts, recorded, false, setting);
   Results results = begin(setting, specs);
   Stage stage(std::move(recording), feeding, wants_raw(specs));
@@ -161,7 +114,7 @@ Results evaluate_recording(const Options& o, Kept* kept) {
 Results evaluate_model(const Options& o, Kept* kept) {
   Setting setting;
   const ModelTask task = load_task(o, setting);
-  const Facts facts{task.rope, heads_of(o, task.shape), std::make_shared<engine::OutputProjections>(task.model), bases_of(o, task.shape)};
+  const Facts facts = facts_of(o, task);
   const auto specs = read_recipes(o, task.shape, facts, kept == nullptr ? given_by(task.model.config) : recorded,
                                   kept == nullptr, setting);
   Results results = begin(setting, specs);

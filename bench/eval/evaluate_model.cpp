@@ -76,10 +76,6 @@ ModelTask load_task(const Options& o, Setting& setting) {
   return task;
 }
 
-namespace {
-
-/// Between a context and what comes after it lies a turn. A recipe that asks about the context before its turn
-/// gets it once more, piece by piece.
 void condense_context(Session& session, std::span<const std::int32_t> context, index_t chunk, engine::Decoder& decoder) {
   const index_t n = session.cache().capabilities().probes ? static_cast<index_t>(context.size()) : 0;
   for (index_t at = 0; at < n; at += chunk) {
@@ -89,8 +85,6 @@ void condense_context(Session& session, std::span<const std::int32_t> context, i
   }
   require(session.turn(0), "the cache refused a turn");
 }
-
-}  // namespace
 
 WindowRun run_full(const ModelTask& task, const RecipeSpec& full, std::size_t i,
                    Recording* recording, const Tick& tick) {

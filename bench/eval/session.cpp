@@ -24,7 +24,7 @@ any::AnyCache empty_cache(const any::ParsedRecipe& recipe, const CacheShape& sha
                           std::string_view given) {
   auto made = any::make(recipe, shape, any::on<kvcondense::Cpu>);
   if (!made)
-    throw Error("recipe '" + engine::printable(given) + "': " + std::string(made.message()) +
+    throw Refused("recipe '" + engine::printable(given) + "': " + std::string(made.message()) +
                 hint(recipe));
   return *std::move(made);
 }

@@ -29,6 +29,8 @@ template <class Cache>
 class CondensedAttention {
  public:
   explicit CondensedAttention(Cache cache) : cache_(std::move(cache)) {}
+  /// `cache` goes on where the one of `before` stood: its fork, or what its snapshot was loaded into.
+  CondensedAttention(Cache cache, const CondensedAttention& before) : cache_(std::move(cache)), statistics_(before.statistics_) {}
 
   Cache& cache() { return cache_; }
   bool rotated_input() const { return cache_.capabilities().rotated_input; }
