@@ -16,6 +16,7 @@
 #include <eval/plan.hpp>
 #include <eval/plot.hpp>
 #include <eval/table.hpp>
+#include <eval/tune.hpp>
 
 namespace {
 
@@ -34,6 +35,14 @@ void finish(const eval::OutputFile& file, std::string_view bytes, bool say) {
 void run(const eval::Options& options) {
   if (options.list) return print(eval::list_methods());
   if (!options.about.empty()) return print(eval::describe_method(options.about));
+  if (options.tuning) {
+    const bool only_json = options.json == "-";
+    const eval::OutputFile json(only_json ? "" : options.json);
+    const eval::Tuned tuned = eval::tune(options);
+    const std::string numbers = tuned_json(tuned).dump(1) + "\n";
+    print(only_json ? numbers : tuned_text(tuned) + "\n");
+    return finish(json, numbers, true);
+  }
   if (options.planning) return print(eval::plan(options));
   if (options.identify) {
     const eval::OutputFile file(options.probe.out);
