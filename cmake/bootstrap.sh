@@ -45,6 +45,7 @@ need_test() {
   need clang clang++
   compgen -G '/usr/lib/llvm-*/lib/clang/*/lib/linux/libclang_rt.asan*.a' >/dev/null || missing+=(libclang-rt-dev)
   need python3 python3
+  need doxygen doxygen
   need catch2 /usr/include/catch2/catch.hpp
   need libbenchmark-dev /usr/include/benchmark/benchmark.h
 }

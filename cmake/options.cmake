@@ -12,6 +12,7 @@ option(KVCONDENSE_BENCHMARKS "Build the benchmarks (needs Google Benchmark)" ${K
 option(KVCONDENSE_EXAMPLES "Build the examples" ${KVCONDENSE_IS_TOP})
 option(KVCONDENSE_EVAL "Build kvcondense-eval, the evaluation tool" ${KVCONDENSE_IS_TOP})
 option(KVCONDENSE_PYTHON "Build the Python module (needs pybind11; its tests need numpy)" OFF)
+option(KVCONDENSE_DOCS "Make the target docs, the reference (needs Doxygen)" ${KVCONDENSE_IS_TOP})
 option(KVCONDENSE_INSTALL "Create the install rules" ${KVCONDENSE_IS_TOP})
 option(KVCONDENSE_WERROR "Warnings of this project's own programs are errors" OFF)
 option(KVCONDENSE_FETCH_DEPENDENCIES "Download what find_package does not find" OFF)

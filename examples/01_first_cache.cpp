@@ -43,11 +43,13 @@ int main() {
     for (kvc::index_t layer = 0; layer < shape.layers; ++layer) {
       const kvc::index_t n = pass == 0 ? 1024 : 1;
       const auto seed = static_cast<std::uint64_t>(3 * (pass * shape.layers + layer));
-      auto q = projected(32, n, seed), k = projected(8, n, seed + 1), v = projected(8, n, seed + 2);
-      auto out = std::vector<float>(q.size());
-      const kvc::Status done =
-          cache->forward(ctx, layer, view<const float>(q, n), view<const float>(k, n),
-                         view<const float>(v, n), view<float>(out, n));
+      auto queries = projected(32, n, seed), keys = projected(8, n, seed + 1),
+           values = projected(8, n, seed + 2), outputs = queries;
+      const auto q = view<const float>(queries, n), k = view<const float>(keys, n),
+                 v = view<const float>(values, n);
+      const auto out = view<float>(outputs, n);
+      // Stores k and v, attends, condenses.
+      const kvc::Status done = cache->forward(ctx, layer, q, k, v, out);
       if (done != kvc::Status::ok) return std::printf("forward: %s\n", to_string(done)), 1;
     }
 

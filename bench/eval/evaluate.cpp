@@ -11,7 +11,6 @@
 namespace eval {
 namespace {
 
-constexpr const char* full_recipe = "keep_all";
 constexpr index_t tokens_a_turn = 8;
 
 /// The full cache, then what was asked for. Of the recipes that nobody asked for those that cannot

@@ -19,6 +19,7 @@
 #include <eval/suite_plot.hpp>
 #include <eval/suite_report.hpp>
 #include <eval/table.hpp>
+#include <eval/tune.hpp>
 
 namespace {
 
@@ -51,6 +52,14 @@ void report_suite(const eval::Options& options) {
 void run(const eval::Options& options) {
   if (options.list) return print(eval::list_methods());
   if (!options.about.empty()) return print(eval::describe_method(options.about));
+  if (options.tuning) {
+    const bool only_json = options.json == "-";
+    const eval::OutputFile json(only_json ? "" : options.json);
+    const eval::Tuned tuned = eval::tune(options);
+    const std::string numbers = tuned_json(tuned).dump(1) + "\n";
+    print(only_json ? numbers : tuned_text(tuned) + "\n");
+    return finish(json, numbers, true);
+  }
   if (options.planning) return print(eval::plan(options));
   if (options.run_suite) return report_suite(options);
   if (options.identify) {

@@ -228,6 +228,38 @@ void add_suite(CLI::App& app, Options& o) {
   app.set_help_flag("-h,--help", "Prints this, and ends")->group("Information");
 }
 
+void add_tune(CLI::App& app, Options& o) {
+  const char* group = "What to measure";
+  TuneRequest& t = o.tune;
+  auto* model = add(app, group, "--model", "DIR", o.model, "Directory with config.json and model.safetensors");
+  add(app, group, "--qkv", "FILE", o.qkv, "A dump of q, k and v per layer, instead of a model")->excludes(model);
+  auto* text = add(app, group, "--text", "FILE", o.text, "Text to predict; without it heldout.txt beside the model");
+  add(app, group, "--ids", "FILE", o.ids, "The text as token ids")->excludes(text);
+  add(app, group, "--recall", "FILE", o.recall, "Recall documents; without it recall.jsonl beside the model, if there");
+  add(app, group, "--heads", "FILE", o.heads, "Tables of the model's heads, for candidates that need them");
+  add(app, group, "--bases", "FILE", o.bases, "Bases and other arrays of the model, for candidates that need them; may be repeated")
+      ->allow_extra_args(false)
+      ->multi_option_policy(CLI::MultiOptionPolicy::TakeAll);
+  add_recipe(app, o, "A candidate, with a hole as in 'snapkv(tokens={tokens}) + kivi4' or without; may be repeated; without it all of the library");
+  auto* bytes = add_part(app, "--bytes-per-token", t.bytes_per_token, 1e9, "Bytes that a cache may take per token at the end of a context");
+  add_part(app, "--share", t.share, 100, "The same as percent of keys and values in 16 bits")->excludes(bytes);
+  add_count(app, "--best", t.best, 1, 1000, "Recipes to report");
+  add_count(app, "--keep", t.keep, 2, 100, "One in so many candidates goes on to the next rung");
+  add_count(app, "--turn", t.turn, 0, 1000, "The best so many get their knobs turned");
+  add_part(app, "--recall-weight", t.recall_weight, 1000, "What losing all recall counts, in nats of KL");
+  add_count(app, "--context", o.context, 64, most_tokens, "Tokens of one window");
+  add_count(app, "--prefill", o.prefill, 0, most_tokens, "Tokens fed at once; 0: 15 of 16");
+  add_count(app, "--chunk", o.chunk, 1, most_tokens, "Most tokens of one prefill pass");
+  add_count(app, "--windows", o.windows, 1, 100000, "Windows of the text, in the last rung");
+  add_count(app, "--documents", o.documents, 0, 100000, "Recall documents in the last rung, the longest that fit; 0: none");
+  add(app, "How", "--seed", "N", o.seed, "Where in the text the windows lie")
+      ->check(whole_number<std::uint64_t>(0, ~std::uint64_t{0}))
+      ->capture_default_str();
+  add_common(app, o);
+  add(app, "Output", "--json", "FILE", o.json, "Writes every number to FILE; -: to stdout, no table");
+  app.set_help_flag("-h,--help", "Prints this, and ends")->group("Information");
+}
+
 void add_plan(CLI::App& app, Options& o) {
   const char* group = "What to measure";
   add(app, group, "--model-shape", "SHAPE", o.plan.model_shape, "A model's name, a directory with config.json, or 'layers=32, hidden=4096, ...'")
@@ -393,6 +425,19 @@ std::string make_suite(const CLI::App& app, const CLI::App& sub, Options& o) {
   return make_subcommand(app, "suite", o.run_suite);
 }
 
+std::string make_tune(const CLI::App& app, const CLI::App& sub, Options& o) {
+  if (!(o.tune.bytes_per_token > 0 || o.tune.share > 0)) return "give --bytes-per-token B or --share PERCENT";
+  if (!o.qkv.empty()) {
+    const std::string odd = given(sub, {"--text", "--ids", "--recall", "--context", "--windows", "--documents", "--recall-weight", "--seed"});
+    if (!odd.empty()) return odd + " belongs to --model, not to --qkv";
+  } else {
+    if (sub.count("--context") == 0) o.context = 1024;
+    if (sub.count("--documents") == 0) o.documents = 4;
+    if (o.prefill == 0) o.prefill = o.context - o.context / 16;
+  }
+  return make_subcommand(app, "tune", o.tuning);
+}
+
 /// "a, b and c".
 std::string listed(const std::vector<const char*>& words) {
   std::string all;
@@ -472,6 +517,8 @@ Parsed parse_options(int argc, const char* const* argv) {
   auto* identify = app.add_subcommand(
       "identify-heads", "Measures a model's heads, for recipes that treat heads differently");
   add_identify(*identify, o);
+  auto* tuning = app.add_subcommand("tune", "Searches recipes and knobs for those that lose least in given bytes");
+  add_tune(*tuning, o);
   auto* planning = app.add_subcommand(
       "plan", "What serving a model costs with and without recipes, by cost models: nothing runs but the caches");
   add_plan(*planning, o);
@@ -484,6 +531,7 @@ Parsed parse_options(int argc, const char* const* argv) {
       "  kvcondense-eval demo\n"
       "  kvcondense-eval --model DIR --ids FILE --recipe kivi4 --recipe 'snapkv(tokens=1024) + "
       "kivi2'\n"
+      "  kvcondense-eval tune --model DIR --share 25\n"
       "  kvcondense-eval plan --model-shape llama-3-8b --gpu h100-sxm --context 131072 --recipe kivi2\n"
       "  kvcondense-eval suite --share 25 --recipe 'snapkv(tokens={tokens}) + kivi4' --out DIR\n"
       "  kvcondense-eval --qkv FILE --recipe 'h2o(heavy=64, recent=64)' --json -\n"
@@ -492,6 +540,7 @@ Parsed parse_options(int argc, const char* const* argv) {
     app.parse(argc, argv);
     if (demo->parsed()) parsed.complaint = make_demo(app, o, out);
     if (identify->parsed()) parsed.complaint = make_subcommand(app, "identify-heads", o.identify);
+    if (tuning->parsed()) parsed.complaint = make_tune(app, *tuning, o);
     if (planning->parsed()) parsed.complaint = make_subcommand(app, "plan", o.planning);
     if (suite->parsed()) parsed.complaint = make_suite(app, *suite, o);
     if (calibrate->parsed()) parsed.complaint = make_calibrate(app, *calibrate, o);
@@ -499,6 +548,7 @@ Parsed parse_options(int argc, const char* const* argv) {
   } catch (const CLI::CallForHelp&) {
     parsed.help = demo->parsed()       ? demo->help(app.get_name())
                   : identify->parsed() ? identify->help(app.get_name())
+                  : tuning->parsed()   ? tuning->help(app.get_name())
                   : planning->parsed() ? planning->help(app.get_name())
                   : suite->parsed()    ? suite->help(app.get_name())
                   : calibrate->parsed() ? calibrate->help(app.get_name())

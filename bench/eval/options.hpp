@@ -84,6 +84,16 @@ struct SuiteRequest {
   std::string out = ".";         ///< where suite.json, suite.md and the pictures go
 };
 
+/// What `tune` searches for.
+struct TuneRequest {
+  double bytes_per_token = 0;   ///< that a cache may take at the end of a context; 0: by share
+  double share = 0;             ///< the same in percent of keys and values in 16 bits
+  index_t best = 5;             ///< recipes that are reported
+  index_t keep = 3;             ///< one in so many goes on to the next rung
+  index_t turn = 4;             ///< the best so many get their knobs turned
+  double recall_weight = 0.1;   ///< nats that lost recall counts
+};
+
 /// What the command line says.
 struct Options {
   std::string command;  ///< the command line, ready to paste into a shell, without folders of ours
@@ -119,6 +129,8 @@ struct Options {
   SuiteRequest suite;
   bool calibrate = false;  ///< the subcommand calibrate
   Calibration calibration;
+  bool tuning = false;  ///< the subcommand tune
+  TuneRequest tune;
 };
 
 /// How main() goes on after the command line was read.

@@ -5,6 +5,9 @@
 
 namespace eval {
 
+/// What everything else is compared with.
+inline constexpr const char* full_recipe = "keep_all";
+
 /// What recorded queries, keys and values can give to steps; the rest takes the model at every step.
 inline constexpr kvcondense::Inputs recorded = kvcondense::Input::attention | kvcondense::Input::queries |
                                                kvcondense::Input::projections | kvcondense::Input::moments;

@@ -8,6 +8,7 @@
 
 #include <kvcondense/backend/cpu/exact_rows.hpp>
 #include <kvcondense/backend/cpu/group_quant.hpp>
+#include <kvcondense/cache/cursor.hpp>
 #include <kvcondense/cache/segment.hpp>
 #include <kvcondense/cache/slot_ids.hpp>
 #include <support/memory.hpp>

@@ -151,3 +151,35 @@ TEST_CASE("cuda keep_ends: as the CPU") {
     CHECK(c.read() == count);
   });
 }
+
+TEST_CASE("cuda top_k: called as docs/guide.md shows it") {
+  test::Device engine;
+  const cudaStream_t stream = engine.context().stream();
+
+  const std::vector<float> scores{0.1f, 0.9f, 0.4f, 0.7f, /* of the second head: */ 0.8f, 0.2f, 0.5f};
+  const std::vector<index_t> offset{0, 4, 7}, budget{2, 2};
+  cuda::DeviceArray<float> d_scores;
+  cuda::DeviceArray<index_t> d_offset, d_budget, d_count;
+  cuda::DeviceArray<std::int32_t> d_kept;
+
+  // The engine's stream: everything below is enqueued on it, and nothing waits or allocates but the arrays.
+  Expected<Context<Cuda>> ctx = Context<Cuda>::make(stream);
+  REQUIRE(ctx);
+  REQUIRE(d_scores.upload(*ctx, scores) == Status::ok);
+  REQUIRE(d_offset.upload(*ctx, offset) == Status::ok);
+  REQUIRE(d_budget.upload(*ctx, budget) == Status::ok);
+  REQUIRE(d_kept.resize(7) == Status::ok);
+  REQUIRE(d_count.resize(2) == Status::ok);
+
+  // Which slots of each head stay: rows of a ragged array, on the device like everything in views.
+  REQUIRE(prim::TopK<Cuda>::run(*ctx, {d_scores.data(), d_offset.data(), 2}, nullptr, d_budget.data(),
+                                {d_kept.data(), d_offset.data(), 2}, d_count.data()) == Status::ok);
+
+  std::vector<std::int32_t> kept(7);
+  REQUIRE(d_kept.download(*ctx, std::span<std::int32_t>(kept)) == Status::ok);
+  REQUIRE(ctx->wait() == Status::ok);  // errors of kernels show here at the latest
+  CHECK(kept[0] == 1);
+  CHECK(kept[1] == 3);
+  CHECK(kept[4] == 0);
+  CHECK(kept[5] == 2);
+}

@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
-"""Plants one violation of each house rule in a small tree and demands that it is found."""
+"""Plants one violation of each house rule, and of what its companions check, in a small tree and demands that it is found."""
 
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -211,8 +212,75 @@ def check_adapter_lines(checks):
             checks.expect(f"adapter lines: {what}", *run(HERE / "adapter_lines.py", "--root", root), code, said)
 
 
+def check_samples(checks):
+    program = "int f() {\n  int a = 1;\n  int b = 2;\n  return a + b;\n}\n"
+
+    def sample(block, origin="from examples/01_x.cpp", language="cpp"):
+        return (f"<!-- {origin} -->\n" if origin else "") + f"```{language}\n{block}```\n"
+
+    printed = "printed by examples/01_x"
+    cases = [
+        ("lines of a program", "README.md", sample("int a = 1;\n// ...\nreturn a + b;\n"), 0, "1 samples"),
+        ("a line that is not there", "README.md", sample("int a = 2;\n"), 1, "not in examples/01_x.cpp"),
+        ("lines that do not follow each other", "README.md", sample("int a = 1;\nreturn a + b;\n"), 1, "int a = 1;"),
+        ("pieces in another order", "README.md", sample("int b = 2;\n// ...\nint a = 1;\n"), 1, "in this order"),
+        ("another indentation within", "README.md", sample("int a = 1;\n  int b = 2;\n"), 1, "not in"),
+        ("no origin", "docs/guide.md", sample("int x;\n", ""), 1, "guide.md:1: says not where"),
+        ("a command", "docs/guide.md", sample("ls\n", "", "sh"), 0, ""),
+        ("no origin on another page", "docs/other.md", sample("int x;\n", ""), 0, "0 samples"),
+        ("a wrong sample on another page", "docs/other.md", sample("int x;\n"), 1, "other.md:2"),
+        ("no such file", "README.md", sample("int x;\n", "from examples/02_y.cpp"), 1, "does not exist"),
+        ("a source that is no test's", "README.md", sample("int x;\n", "from src/x.cpp"), 1, "is no test's"),
+        ("nothing", "README.md", sample("\n"), 1, "is empty"),
+        ("what is printed", "README.md", sample("2 slots\n", printed, ""), 0, "1 with what these print"),
+        ("what is not printed", "README.md", sample("3 slots\n", printed, ""), 1, "does not print: 3 slots"),
+        ("a program without source", "README.md", sample("2\n", "printed by examples/03_z", ""), 1, "has no source"),
+    ]
+    for what, page, text, code, said in cases:
+        with tempfile.TemporaryDirectory() as folder:
+            root = Path(folder)
+            (root / "docs").mkdir(), (root / "examples").mkdir(), (root / "built").mkdir()
+            (root / "examples/01_x.cpp").write_text(program)
+            built = root / "built/01_x"
+            built.write_text("#!/bin/sh\necho first\necho 2 slots\n")
+            built.chmod(0o755)
+            (root / page).write_text(text)
+            checks.expect(f"samples: {what}", *run(HERE / "samples.py", "--root", root, "--programs", root / "built"), code, said)
+
+
+def check_reference(checks):
+    build = HERE.parents[1] / "docs" / "reference" / "build.py"
+    header = ("#pragma once\nnamespace kvcondense {\n" + CARD + "struct A {\n  int field = 0;\n};\n}\n")
+    cases = [
+        ("a card", header, "# Main\n", 0, "pages"),
+        ("a struct without a card", header.replace(CARD, ""), "# Main\n", 1, "A is not documented"),
+        ("a card with a command that there is not", header.replace("Keeps nothing.", "Keeps \\nothing_at_all."), "# Main\n", 1,
+         "nothing_at_all"),
+        ("a page that does", header, "# Main\n@ref nowhere_at_all\n", 1, "docs/index.md"),
+    ]
+    for what, text, page, code, said in cases:
+        with tempfile.TemporaryDirectory() as folder:
+            root = Path(folder)
+            (root / "include/kvcondense/core").mkdir(parents=True), (root / "docs/reference").mkdir(parents=True)
+            (root / "CMakeLists.txt").write_text("project(kvcondense VERSION 1.2.3)\n")
+            (root / "include/kvcondense/core/a.hpp").write_text(text)
+            (root / "docs/index.md").write_text(page)
+            (root / "docs/reference/rooms.dox").write_text("/** \\namespace kvcondense\n *  \\brief All. */\n")
+            (root / "docs/reference/Doxyfile").write_text((build.parent / "Doxyfile").read_text())
+            arguments = (build, "--root", root, "--out", root / "out")
+            if shutil.which("doxygen"):
+                code_got, output = run(*arguments)
+                checks.expect(f"reference: {what}", code_got, output, code, said)
+                if code == 0:
+                    shown = (root / "out/html/structkvcondense_1_1A.html").read_text()
+                    checks.expect("reference: the words of a card are titles", 0 if "<dt>Numbers</dt><dd>none." in shown else 1, shown, 0)
+            checks.expect("reference: no Doxygen", *run(*arguments, "--doxygen", "no-doxygen-here", "--skip-without", "77"), 77, "skipped")
+
+
 def main():
     checks = Checks()
+    check_reference(checks)
+    check_samples(checks)
     check_adapter_lines(checks)
     check_house(checks)
     check_headers(checks)

@@ -152,6 +152,7 @@ static_assert(prim::CodecDescription<AnyCodec> && std::is_trivially_copyable_v<A
 
 namespace kvcondense::prim {
 
+/// The parts of a codec that is chosen at run time.
 template <>
 struct CodecParts<any::AnyCodec> {
   using Transform = any::AnyCodec::Transform;

@@ -52,6 +52,7 @@ typedef enum kvc_dtype { KVC_F32, KVC_F16, KVC_BF16 } kvc_dtype;
  * come in chunks, and second prompts, say so. */
 typedef enum kvc_phase { KVC_AUTOMATIC, KVC_PREFILL_CHUNK, KVC_PREFILL_END, KVC_DECODE, KVC_TURN, KVC_PROBE } kvc_phase;
 
+/* What a cache is made for; kvc_default_shape() has the defaults. */
 typedef struct kvc_shape {
   int64_t layers, q_heads, kv_heads, head_dim;
   int64_t value_dim;   /* 0: head_dim */
@@ -157,6 +158,7 @@ typedef struct kvc_model {
 } kvc_model;
 #define KVC_MODEL_INIT {sizeof(kvc_model), NULL, NULL, 0}
 
+/* Why a recipe was refused. */
 typedef struct kvc_error {
   char message[240]; /* one sentence */
   int64_t position;  /* byte of the recipe that is at fault, or -1 */

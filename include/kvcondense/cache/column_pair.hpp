@@ -15,6 +15,7 @@ namespace kvcondense::cache {
 template <class H, class C>
 struct ColumnPair {
   using Column = C;
+  /// One of the two layers.
   struct Side {
     H* head = nullptr;
     C* column = nullptr;

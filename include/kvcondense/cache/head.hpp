@@ -146,6 +146,7 @@ struct Head {
     return s;
   }
 
+  /// What a commit has done besides.
   struct Done {
     index_t repaired = 0;
     index_t coded_again = 0;

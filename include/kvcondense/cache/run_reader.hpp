@@ -11,6 +11,7 @@ namespace kvcondense::cache {
 /// form in which they are stored. The last `tokens` slots of the head belong to the queries, as ever.
 template <class H>
 struct RunReader {
+  /// A place in the runs.
   struct Cursor {
     cache::Cursor at;
     index_t slot = 0;  ///< at which `at` stands

@@ -39,6 +39,7 @@ class CodedRows final : public SlotRows<Cpu> {
   bool values_;
 };
 
+/// A layer of which a part is codes.
 template <class Q>
 class LayerSlots<CodedLayer<Q>> {
  public:

@@ -178,6 +178,7 @@ class CodedPages {
   };
   /// A head as `prim::Attend<Cpu>` reads it.
   struct Reader {
+    /// A slot.
     struct Cursor {
       index_t at = 0;
     };

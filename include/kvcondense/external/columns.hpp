@@ -27,6 +27,7 @@ struct BorrowedHead : prim::PagedHead {
 template <class Memory>
 class LayerSlots;
 
+/// A layer whose rows lie as the engine wrote them.
 template <>
 class LayerSlots<BorrowedLayer> {
  public:

@@ -29,6 +29,7 @@ enum class MergeNormaliser : std::uint8_t {
   none,     ///< nothing: the sum grows
 };
 
+/// What the slots of a sum count.
 struct WeightRequest {
   MergeKernel kernel = MergeKernel::uniform;
   MergeNormaliser normaliser = MergeNormaliser::sum;

@@ -11,6 +11,7 @@ namespace kvcondense::prim {
 /// The signature that all others are compared with.
 enum class SignatureAnchor : std::uint8_t { random, zeros, ones, mean, alternating };
 
+/// Which signatures slots are told apart by.
 struct SignatureRequest {
   SignatureAnchor anchor = SignatureAnchor::random;
   std::uint64_t seed = 0;

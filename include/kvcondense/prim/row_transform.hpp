@@ -204,6 +204,7 @@ struct CodecParts {
   static constexpr Transform transform(const C&) { return {}; }
   static constexpr const Stored& stored(const C& c) { return c; }
 };
+/// The parts of a codec that turns rows before it codes them.
 template <class T, class C>
 struct CodecParts<Transformed<T, C>> {
   using Transform = T;

@@ -16,6 +16,9 @@
 
 namespace kvcondense::retrieve {
 
+/// How the scores of several query tokens become one.
+enum class Aggregate : std::uint8_t { mean, max, sum, last };
+
 /// One retrieval method as a value: which blocks it is made of. The cache keeps the index up to date in every step,
 /// asks for units when `attend` is called, and attends exactly to their slots and to those that are kept.
 ///
@@ -58,8 +61,6 @@ namespace kvcondense::retrieve {
 ///               choosing() -> double         part of the steps of one token that choose anew
 ///               due(seen, tokens) -> bool    whether a call with these counters chooses anew
 ///               at_prompt_end() -> bool      whether the step that ends a prompt chooses, by its last query
-enum class Aggregate : std::uint8_t { mean, max, sum, last };
-
 template <class Partition, class Summary, class Query, class Scorer, class Reduce, class Select, class Keep, class Schedule>
 struct Pipeline {
   Partition partition;

@@ -20,6 +20,7 @@ struct ReadAll {
   static constexpr Descriptor about{"read_all", Stage::retrieve, "none"};
   static constexpr KeyState keys = KeyState::any;
 
+  /// A selection that there is none of.
   struct Nothing {
     static constexpr bool active() { return false; }
     static constexpr bool holds() { return false; }

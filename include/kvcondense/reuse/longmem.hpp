@@ -34,6 +34,7 @@ class LongMem {
  public:
   static constexpr Descriptor about{"longmem", Stage::reuse, "arXiv:2306.07174"};
 
+  /// Sizes of a memory.
   struct Options {
     index_t chunk = 4;
     index_t tokens = 64;       ///< that a query reads; whole chunks

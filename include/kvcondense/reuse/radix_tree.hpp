@@ -27,6 +27,7 @@ class RadixTree {
  public:
   static constexpr Descriptor about{"radix_tree", Stage::reuse, "arXiv:2312.07104"};
 
+  /// The longest stored beginning of a list of tokens.
   struct Match {
     index_t tokens = 0;  ///< how many are stored
     index_t node = 0;    ///< where the match ends, for `lock`

@@ -5,6 +5,7 @@
 
 namespace kvcondense::quant {
 
+/// Two numbers that are coded together.
 struct PlanePoint {
   float x = 0.0f, y = 0.0f;
 };
