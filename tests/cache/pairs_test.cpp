@@ -30,7 +30,7 @@ std::vector<Setting> room(std::optional<Stage> stage, std::vector<Setting> list 
 
 // A sanitizer takes five times as long, so that it sees one pair of twelve, and parses no other; the release build runs
 // them all, and knows all that are refused.
-#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+#if defined(KVCONDENSE_TEST_SANITIZED)
 constexpr std::uint32_t run_one_of = 12;
 #else
 constexpr std::uint32_t run_one_of = 1;
