@@ -37,6 +37,13 @@ TEST_CASE("symbol_table: every symbol is at least one wide and owns what find sa
   REQUIRE(s == n - 1);
 }
 
+TEST_CASE("symbol_table: of 16 bits where nothing else is said", "[bitstream][symbol_table]") {
+  const std::uint16_t starts[] = {0, 40000};
+  const bitstream::SymbolTable t{starts, 2};
+  REQUIRE(t.end(1) == 65536);
+  REQUIRE((t.find(39999) == 0 && t.find(65535) == 1));
+}
+
 TEST_CASE("symbol_table: what is no table is refused", "[bitstream][symbol_table]") {
   std::vector<std::uint32_t> counts(257, 1);
   std::vector<std::uint16_t> starts(257);

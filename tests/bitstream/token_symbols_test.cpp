@@ -166,6 +166,16 @@ TEST_CASE("token_symbols: NaN, infinities and zeros", "[bitstream][token_symbols
   REQUIRE(std::fabs(d.value(3, 1)) < 0.04f);
 }
 
+TEST_CASE("token_symbols: groups of ten tokens unless it is said, and the longest run of tokens", "[bitstream][token_symbols]") {
+  REQUIRE(bitstream::DeltaRule{}.group == 10);
+  Rows rows{std::vector<float>(4096), 4096, 1};
+  for (std::size_t t = 0; t < 4096; ++t) rows.x[t] = t % 64 == 63 ? 8.0f : 2.0f;
+  const Delta d(rows, {.group = 64});
+  REQUIRE(d.repaired == 0);
+  REQUIRE(d.anchor(0, 63) == 127);
+  REQUIRE(std::fabs(d.value(0, 4095) - 8.0f) < 0.5f);
+}
+
 TEST_CASE("token_symbols: all 65,536 halves", "[bitstream][token_symbols]") {
   const int middle = GENERATE(5, 7, 15, 127);
   const index_t channels = GENERATE(1, 16, 1024);

@@ -59,6 +59,23 @@ TEST_CASE("rope: frequencies of every scaling are the worked ones", "[position][
     REQUIRE(angles_of(longrope, 8).frequency[t] == Approx(std::pow(10.0, -t) / std::exp2(t)).epsilon(1e-6));
 }
 
+TEST_CASE("rope: ends of a ramp that fall together, and a low frequency of its own", "[position][rope]") {
+  // After two positions no pair has turned once: all but the first, which has no ramp to be on, are divided.
+  const auto yarn = angles_of({.scaling = RopeScaling::yarn, .factor = 4.0, .original_length = 2}, 8);
+  for (int t = 0; t < 4; ++t) REQUIRE(yarn.frequency[t] == Approx(std::pow(10.0, -t) / (t == 0 ? 1.0 : 4.0)).epsilon(1e-6));
+  const double low = 2.0, high = 8.0, factor = 8.0, original = 1000.0;
+  const auto llama = angles_of({.scaling = RopeScaling::llama3, .factor = factor, .original_length = 1000, .low_frequency = low, .high_frequency = high}, 64);
+  int divided = 0, mixed = 0, plain = 0;
+  for (int t = 0; t < 32; ++t) {
+    const double f = std::pow(1e4, -t / 32.0), turns = original * f / (2.0 * std::acos(-1.0));  // in the original length
+    const double mix = (turns - low) / (high - low);
+    const double want = mix >= 1 ? f : mix <= 0 ? f / factor : (1 - mix) * f / factor + mix * f;
+    (mix >= 1 ? plain : mix <= 0 ? divided : mixed) += 1;
+    REQUIRE(llama.frequency[t] == Approx(want).epsilon(1e-6));
+  }
+  REQUIRE((plain > 3 && mixed > 1 && divided > 3));
+}
+
 TEST_CASE("rope: a caller's frequencies are used as they are", "[position][rope]") {
   const std::vector<float> table{0.5f, 0.25f};
   const auto angles = angles_of({.rotary_dim = 4, .scaling = RopeScaling::table, .attention_factor = 1.5, .table = table}, 8);

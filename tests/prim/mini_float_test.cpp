@@ -112,3 +112,16 @@ TEST_CASE("mini_float: every E8M0 code is its power of two", "[prim][mini_float]
   REQUIRE(wrong == 0);
   REQUIRE(e8m0_floor(0.0f, 2) == 0);
 }
+
+TEST_CASE("mini float: where sign, exponent and mantissa lie", "[prim][mini_float]") {
+  REQUIRE((float_e2m1.bits() == 4 && float_e2m3.bits() == 6 && float_e3m2.bits() == 6 && float_e4m3.bits() == 8 && float_e5m2.bits() == 8));
+  // -1.5: the sign, the bias as exponent, half of the mantissa.
+  REQUIRE(mini_float_code<float_e2m1, Rounding::half_even>(-1.5f) == 0xbu);
+  REQUIRE(mini_float_code<float_e2m3, Rounding::half_even>(-1.5f) == 0x2cu);
+  REQUIRE(mini_float_code<float_e3m2, Rounding::half_even>(-1.5f) == 0x2eu);
+  REQUIRE(mini_float_code<float_e4m3, Rounding::half_even>(-1.5f) == 0xbcu);
+  REQUIRE(mini_float_code<float_e5m2, Rounding::half_even>(-1.5f) == 0xbeu);
+  REQUIRE((largest(float_e2m1) == 6.0f && largest(float_e2m3) == 7.5f && largest(float_e3m2) == 28.0f && largest(float_e4m3) == 448.0f &&
+           largest(float_e5m2) == 57344.0f));
+  REQUIRE((float_e4m3.top_exponent() == 8 && float_e5m2.top_exponent() == 15));
+}

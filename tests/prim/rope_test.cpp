@@ -201,6 +201,18 @@ TEST_CASE("rope table: grows only, copies, and survives refused memory", "[prim]
     REQUIRE(copy->slots() == 64);
     REQUIRE(std::equal(copy->coarse(3), copy->coarse(3) + 64, table->coarse(3)));
     REQUIRE(table->bytes() + copy->bytes() == memory.live_bytes);
+    auto other = RopeTable::make({.pairing = RopePairing::interleaved, .base = 5e5}, 64, memory);
+    REQUIRE(other.has_value());
+    memory.refuse_from = memory.requests;
+    REQUIRE(table->fork(*other) == Status::out_of_memory);
+    memory.refuse_from = -1;
+    REQUIRE(table->fork(*other) == Status::ok);
+    std::vector<float> row(64), same(64);
+    for (const index_t at : {63, -70, 1000}) {  // in the table, and beyond it
+      test::fill_normal(row.data(), 64, 3), same = row;
+      table->rotate(row.data(), at), other->rotate(same.data(), at);
+      REQUIRE(same == row);
+    }
   }
   REQUIRE(memory.live_bytes == 0);
   memory.refuse_from = memory.requests;
