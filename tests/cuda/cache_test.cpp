@@ -45,7 +45,7 @@ class Pair {
   test::Device& device() { return device_; }
 
   /// A forward pass of all layers over `tokens` new tokens.
-  void forward(index_t tokens, prim::AttendMath math = prim::AttendMath::f32, float within = 2e-5f) {
+  void forward(index_t tokens, prim::AttendMath math = prim::AttendMath::f32, float within = 2e-5f, Phase phase = Phase::automatic) {
     for (index_t layer = 0; layer < shape_.layers; ++layer) {
       const std::vector<float> q = normal_numbers(shape_.q_heads * tokens * shape_.head_dim, random_);
       const std::vector<float> k = normal_numbers(shape_.kv_heads * tokens * shape_.head_dim, random_);
@@ -57,13 +57,13 @@ class Pair {
       const auto outs = [&](auto* x) { return dense_view(x, shape_.q_heads, tokens, shape_.values()); };
       std::vector<std::byte> scratch(host_.workspace_bytes(most_, most_));
       Context<Cpu> cpu(scratch);
-      REQUIRE(host_.forward(cpu, layer, queries(q.data()), keys(k.data()), values(v.data()), outs(out.data())) == Status::ok);
+      REQUIRE(host_.forward(cpu, layer, queries(q.data()), keys(k.data()), values(v.data()), outs(out.data()), {}, phase) == Status::ok);
 
       test::OnDevice<float> dq(device_, q), dk(device_, k), dv(device_, v), dout(device_, std::vector<float>(out.size(), NAN));
       Context<Cuda> ctx = device_.with_workspace(device_cache_.workspace_bytes(most_, most_));
       const auto const_of = [](test::OnDevice<float>& x) { return static_cast<const float*>(x.data()); };
       if (math == prim::AttendMath::f32) {
-        REQUIRE(device_cache_.forward(ctx, layer, queries(const_of(dq)), keys(const_of(dk)), values(const_of(dv)), outs(dout.data())) == Status::ok);
+        REQUIRE(device_cache_.forward(ctx, layer, queries(const_of(dq)), keys(const_of(dk)), values(const_of(dv)), outs(dout.data()), {}, phase) == Status::ok);
       } else {
         REQUIRE(device_cache_.append(ctx, layer, keys(const_of(dk)), values(const_of(dv))) == Status::ok);
         test::OnDevice<float> mass(device_, std::vector<float>(at(device_cache_.total_slots(layer))));
@@ -177,7 +177,10 @@ using cuda_cache::Pair;
 TEST_CASE("cuda cache: h2o drops what drew least attention so far") {
   Pair pair(recipe(evict::H2O{.heavy = 12, .recent = 5}), "h2o(heavy=12, recent=5)",
             {.layers = 2, .q_heads = 6, .kv_heads = 2, .head_dim = 64, .value_dim = 48, .page_slots = 8});
-  pair.forward(41);
+  pair.forward(22, prim::AttendMath::f32, 2e-5f, Phase::prefill_chunk);
+  CHECK(pair.on_device().slots(0, 0) == 22);
+  pair.forward(19, prim::AttendMath::f32, 2e-5f, Phase::prefill_end);
+  CHECK(pair.on_device().slots(0, 0) == 17);
   for (int i = 0; i < 12; ++i) pair.forward(1);
   pair.forward(3);
   pair.compare_reports();

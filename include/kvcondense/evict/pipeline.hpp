@@ -203,6 +203,10 @@ enum class Residual : std::uint8_t {
 ///                                                    Phase::turn only for methods that make room
 ///                                                    for what is coming
 /// source, pool, allocate and select also have `workspace_bytes(shape, max_total_slots)`.
+///
+/// Words may run elsewhere than blocks. Scores, lanes and lists are the words' own: a block makes views of them by
+/// `view.ragged` and reads none. What it writes for words (ends, budgets) is `scratch.take_steering`; an allocate block that
+/// uses no scores works in the host's scratch alone.
 template <class Source, class Pool, class Protect, class Allocate, class Select, class Trigger>
 struct Pipeline {
   Source source;
