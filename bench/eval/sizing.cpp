@@ -141,9 +141,9 @@ double Sizer::bytes(index_t setting) {
 }
 
 SizedRecipe Sizer::fit(double target) {
-  // A list may begin with the largest cache.
+  // A list may begin with the largest cache. Pages make caches of about one size differ a little either way.
   const double first = bytes(0), last = bytes(count_ - 1);
-  const bool falls = first > last && last >= 0;
+  const bool falls = first > 1.02 * last && last >= 0;
   const auto place = [&](index_t i) { return falls ? count_ - 1 - i : i; };
   const auto made = [&](index_t i) { return SizedRecipe{filled(place(i)), named(place(i)), bytes(place(i)), true, {}}; };
   index_t low = 0, high = count_ - 1;  // low fits or is refused, high does not fit

@@ -151,7 +151,7 @@ std::string depth_picture(const SuiteResults& results) {
         if (c.asked > 0) svg.cell(b, c.share(), text_of("%.0f", 100 * c.share()));
         else svg.text(b.x + b.width / 2, b.y + b.height / 2 + 4, "-", "text-anchor=\"middle\"");
       }
-    svg.text(left + panel / 2, bottom + 22, "place of the value in the document", "class=\"soft\" font-size=\"11\" text-anchor=\"middle\"");
+    svg.text(left + panel / 2, bottom + 22, "depth of the value", "class=\"soft\" font-size=\"11\" text-anchor=\"middle\"");
   }
   return svg.done();
 }

@@ -26,7 +26,7 @@ class Bytes : public kvcondense::ByteSink {
 }  // namespace
 
 Exam exam_of(const Haystack& document) {
-  Exam exam{engine::bytes_to_tokens(document.text), {}};
+  Exam exam{engine::bytes_to_tokens(document.text), {}, engine::bytes_to_tokens("\n")};
   for (const Needle& n : document.needles)
     exam.questions.push_back({engine::bytes_to_tokens(n.question()), engine::bytes_to_tokens(n.value)});
   return exam;
@@ -143,7 +143,10 @@ LifeCycle run_life_cycle(const engine::Model& model, const RecipeSpec& recipe, c
   const auto talk = reader.fork();
   for (std::size_t i = 0; i < exam.questions.size(); ++i) {
     const Exam::Question& q = exam.questions[i];
-    if (i > 0) talk->turn(static_cast<index_t>(q.tokens.size()));
+    if (i > 0) {
+      for (const std::int32_t t : exam.between) (void)talk->feed(t, tick);
+      talk->turn(static_cast<index_t>(q.tokens.size()));
+    }
     life.turns.push_back(talk->ask(q, tick));
   }
   return life;

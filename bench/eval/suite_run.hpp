@@ -29,6 +29,7 @@ struct Exam {
   };
   std::vector<std::int32_t> prompt;
   std::vector<Question> questions;
+  std::vector<std::int32_t> between;  ///< an answer and the next question
 };
 
 /// A document, and a question for each of its needles; bytes are tokens.

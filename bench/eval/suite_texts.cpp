@@ -21,7 +21,8 @@ TextMaker::TextMaker(std::string_view text, std::uint64_t seed) : draws_(seed) {
     const std::string_view line = text.substr(at, end - at);
     const bool plain = std::all_of(line.begin(), line.end(), [](char c) { return c >= ' ' && c <= '~'; });
     if (plain && line.size() >= 16 && line.size() <= 100) lines_.push_back(std::string(line) + "\n");
-    for (const char c : line) {
+    for (std::size_t i = 0; i <= line.size(); ++i) {
+      const char c = i < line.size() ? line[i] : ' ';
       if ((c >= 'a' && c <= 'z') || (c == '_' && !word.empty())) {
         word += c;
         continue;
@@ -29,7 +30,6 @@ TextMaker::TextMaker(std::string_view text, std::uint64_t seed) : draws_(seed) {
       if (word.size() >= 4 && word.size() <= 12 && word.back() != '_') words_.push_back(word);
       word.clear();
     }
-    word.clear();
     at = end + 1;
   }
   std::sort(words_.begin(), words_.end());

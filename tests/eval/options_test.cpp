@@ -199,3 +199,32 @@ TEST_CASE("options: identify-heads takes what it needs, behind its word", "[eval
   refused({"--model", "m", "--heads", "h", "--json", "h"}, "same file");
   refused({"--model", "m", "--heads", "h", "--dump-qkv", "q"}, "--heads");
 }
+
+TEST_CASE("options: suite needs nothing, and its window is mostly read at once", "[eval][options]") {
+  const Parsed p = parse({"suite"});
+  REQUIRE(p.complaint.empty());
+  REQUIRE(p.options.run_suite);
+  REQUIRE(p.options.model_name == "examples/models/tinylm");
+  REQUIRE(p.options.context == 1024);
+  REQUIRE(p.options.prefill == 960);
+  REQUIRE(p.options.windows == 4);
+  REQUIRE(p.options.documents == 0);
+  const Options o = parse({"suite", "--share", "50", "--share", "12.5", "--recipes", "f", "--keys", "3", "--no-induction", "--context", "512"}).options;
+  REQUIRE(o.suite.shares == std::vector<double>{50, 12.5});
+  REQUIRE(o.suite.recipes_file == "f");
+  REQUIRE(o.suite.keys == 3);
+  REQUIRE_FALSE(o.suite.induction);
+  REQUIRE(o.prefill == 480);
+  REQUIRE(parse({"suite", "--qkv", "d"}).options.model.empty());
+  REQUIRE(parse({"suite", "--help"}).help.find("--share PERCENT") != std::string::npos);
+  const auto refused = [](std::vector<const char*> words, const char* part) {
+    const std::string said = parse(std::move(words)).complaint;
+    INFO(said);
+    REQUIRE(said.find(part) != std::string::npos);
+  };
+  refused({"suite", "--share", "0"}, "--share");
+  refused({"suite", "--share", "half"}, "--share");
+  refused({"suite", "--qkv", "d", "--needles", "1"}, "--needles belongs to --model");
+  refused({"suite", "--ask", "later"}, "--ask");
+  refused({"--model", "m", "suite"}, "--model");
+}

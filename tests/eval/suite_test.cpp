@@ -31,11 +31,11 @@ Options small(std::vector<std::string> recipes) {
   Options o;
   o.model = KVCONDENSE_SOURCE_DIR "/examples/models/tinylm";
   o.recipes = std::move(recipes);
-  o.context = 256, o.prefill = 240, o.windows = 1, o.documents = 0, o.rounds = 0, o.jobs = 1;
+  o.context = 384, o.prefill = 360, o.windows = 1, o.documents = 0, o.rounds = 0, o.jobs = 1;
   o.quiet = true;
-  o.suite.shares = {25};
-  o.suite.needles = 1, o.suite.depths = 2, o.suite.lengths = 2, o.suite.dialogues = 1, o.suite.keys = 3;
-  o.suite.plans = 1, o.suite.lines = 8, o.suite.texts = 1, o.suite.continued = 16;
+  o.suite.shares = {50};
+  o.suite.needles = 1, o.suite.depths = 2, o.suite.lengths = 1, o.suite.dialogues = 1, o.suite.keys = 3;
+  o.suite.plans = 1, o.suite.lines = 4, o.suite.texts = 1, o.suite.continued = 8;
   o.suite.induction = false;
   return o;
 }
@@ -102,32 +102,31 @@ TEST_CASE("suite: documents hold their values where they should", "[eval][suite]
 }
 
 TEST_CASE("suite: every task is counted, and the same seed gives the same numbers on any number of threads", "[eval][suite]") {
-  Options o = small({"sink_window(sinks=4, recent={tokens-4})", "x: int8"});
+  Options o = small({"sink_window(sinks=4, recent={tokens-4})"});
   const SuiteResults one = run_suite(o);
-  REQUIRE(one.rows.size() == 3);
+  REQUIRE(one.rows.size() == 2);
   REQUIRE(one.left_out.empty());
   const SuiteRow &full = one.rows[0], &window = one.rows[1];
-  REQUIRE(full.needles.all() == Counts{4, 4, 16, 16});
-  REQUIRE(full.needles.cells.size() == 2);
+  REQUIRE(full.needles.all() == Counts{2, 2, 8, 8});
   REQUIRE(full.life.of_requests() == Counts{3, 3, 12, 12});
   REQUIRE(full.life.of_turns().asked == 3);
   REQUIRE(full.life.snapshot_bytes > 0);
-  REQUIRE(full.plan.all().asked == 8);
-  for (const Counts& c : full.plan.by_quarter) REQUIRE(c.asked == 2);
-  REQUIRE(full.continuation.same == 16);
+  REQUIRE(full.plan.all().asked == 4);
+  for (const Counts& c : full.plan.by_quarter) REQUIRE(c.asked == 1);
+  REQUIRE(full.continuation.same == 8);
   REQUIRE(full.result.text.kl == 0.0);
-  // A quarter of the tokens: the oldest value of the longest document is gone.
-  REQUIRE(window.share == 25);
-  REQUIRE(window.result.report.ratio() <= 0.25);
-  REQUIRE(window.needles.cells[1][0] != full.needles.cells[1][0]);
+  // Half of the bytes: the oldest value of the longest document is gone.
+  REQUIRE(window.share == 50);
+  REQUIRE(window.result.report.ratio() <= 0.5);
+  REQUIRE(window.result.report.ratio() > 0.3);
+  REQUIRE(window.needles.cells[0][0] != full.needles.cells[0][0]);
   REQUIRE(window.life.of_requests().right < 3);
   REQUIRE(window.result.text.kl > 0.0);
-  REQUIRE(one.rows[2].family == "x");
   REQUIRE(window.family == "evict");
   o.jobs = 3;
   REQUIRE(numbers(run_suite(o)) == numbers(one));
-  o.seed = 2;
-  REQUIRE(numbers(run_suite(o)) != numbers(one));
+  o.seed = 2, o.suite.dialogues = o.suite.plans = o.suite.texts = 0;
+  REQUIRE(run_suite(o).rows[0].result.text.bits != full.result.text.bits);
   for (const Picture& p : suite_pictures(one)) {
     CAPTURE(p.file);
     REQUIRE(p.svg.starts_with("<svg "));
@@ -138,17 +137,18 @@ TEST_CASE("suite: every task is counted, and the same seed gives the same number
   }
   REQUIRE(suite_pictures(one).size() == 3);
   const std::string md = suite_markdown(one, {"a.svg"});
-  REQUIRE(count(md, "\n| ") == 4);
+  REQUIRE(count(md, "\n| ") == 3);
   REQUIRE(md.find("![a](a.svg)") != std::string::npos);
 }
 
 TEST_CASE("suite: what does not suit the cache is left out by name, what is misspelt is an error", "[eval][suite]") {
-  Options o = small({"pca(keep={part}, value_keep={part})", "kivi(bits=4)", "sink_window(sinks=200, recent={tokens})"});
+  Options o = small({"pca(keep={part}, value_keep={part})", "kivi(bits=4)", "sink_window(sinks=300, recent={tokens})"});
   o.suite.needles = o.suite.dialogues = o.suite.plans = o.suite.texts = 0;
   const SuiteResults r = run_suite(o);
   REQUIRE(r.rows.size() == 2);
   REQUIRE(r.left_out.size() == 2);
   REQUIRE(r.left_out[0].why.find("--bases FILE") != std::string::npos);
+  INFO(r.left_out[1].why);
   REQUIRE(r.left_out[1].why.find("its smallest setting (tokens = 1)") != std::string::npos);
   REQUIRE(suite_markdown(r, {}).find("What did not run") != std::string::npos);
   REQUIRE(suite_pictures(r).size() == 2);
@@ -198,7 +198,7 @@ TEST_CASE("suite: the study names every method, and every line of it can be read
 TEST_CASE("suite: a dump is the attention's part of it", "[eval][suite]") {
   const TempFile dump("suite.safetensors");
   Options o = small({});
-  o.context = 96, o.prefill = 80;
+  o.context = 480, o.prefill = 400;
   o.dump_qkv = dump.path();
   OutputFile(dump.path()).write(dump_qkv(o));
   Options from = small({"sliding_window(window={tokens})", "kvzip"});
@@ -206,7 +206,7 @@ TEST_CASE("suite: a dump is the attention's part of it", "[eval][suite]") {
   from.suite.shares = {50};
   const SuiteResults r = run_suite(from);
   REQUIRE(r.rows.size() == 2);
-  REQUIRE(r.setting.prefill == 90);
+  REQUIRE(r.setting.prefill == 450);
   REQUIRE(r.rows[1].result.mean_error() > 0.0);
   REQUIRE(r.rows[1].result.report.ratio() <= 0.5);
   REQUIRE(r.left_out.size() == 1);
