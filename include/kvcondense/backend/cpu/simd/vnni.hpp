@@ -75,11 +75,12 @@ void fold_rows(const RowBlock<const float>& x, const float* scale, const float* 
   const auto multiply = [&](index_t i, F (&m)[N][4], auto&& load) __attribute__((always_inline)) {
     F a[R];
 #pragma GCC unroll 4
-    for (int r = 0; r < R; ++r) a[r] = load(x.data + r * x.step + i);
+    for (int r = 0; r < R; ++r) load(x.data + r * x.step + i, a[r]);
 #pragma GCC unroll 2
     for (int k = 0; k < N; ++k) {
-      const F s = scale == nullptr ? _mm512_set1_ps(1.0f) : load(scale + k * max_head_dim + i);
-      const F o = mid == nullptr ? _mm512_setzero_ps() : load(mid + k * max_head_dim + i);
+      F s = _mm512_set1_ps(1.0f), o = _mm512_setzero_ps();
+      if (scale != nullptr) load(scale + k * max_head_dim + i, s);
+      if (mid != nullptr) load(mid + k * max_head_dim + i, o);
 #pragma GCC unroll 4
       for (int r = 0; r < R; ++r) {
         const F p = _mm512_mul_ps(a[r], s);
@@ -89,13 +90,14 @@ void fold_rows(const RowBlock<const float>& x, const float* scale, const float* 
       }
     }
   };
-  const auto whole = [](const float* p) __attribute__((always_inline)) { return _mm512_loadu_ps(p); };
+  // Into a reference: g++ takes a vector that a lambda returns for one that crosses an ABI.
+  const auto whole = [](const float* p, F& v) __attribute__((always_inline)) { v = _mm512_loadu_ps(p); };
   const index_t padded = (n + 63) / 64 * 64;
   index_t i = 0;
   for (; i + 32 <= n; i += 32) multiply(i, most, whole), multiply(i + 16, most2, whole);  // two chains of maxima
   for (; i < padded; i += 16) {
     const __mmask16 there = avx512::first_lanes(std::clamp<index_t>(n - i, 0, 16));
-    multiply(i, most, [&](const float* p) __attribute__((always_inline)) { return _mm512_maskz_loadu_ps(there, p); });
+    multiply(i, most, [&](const float* p, F& v) __attribute__((always_inline)) { v = _mm512_maskz_loadu_ps(there, p); });
   }
   F inverse[N];
 #pragma GCC unroll 2
