@@ -36,6 +36,8 @@ void finish(const eval::OutputFile& file, std::string_view bytes, bool say) {
 }
 
 void report_suite(const eval::Options& options) {
+  std::error_code why;  // the first file says it
+  std::filesystem::create_directories(options.suite.out, why);
   const auto file = [&](const char* name) { return eval::OutputFile((std::filesystem::path(options.suite.out) / name).string()); };
   const eval::OutputFile json = file("suite.json"), tables = file("suite.md");
   const eval::SuiteResults results = eval::run_suite(options);

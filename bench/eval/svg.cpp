@@ -44,11 +44,12 @@ constexpr const char* shapes[Svg::colours] = {"M-6,0L0,-6L6,0L0,6Z",
                                               "M0,-6.5L6.5,5L-6.5,5Z",
                                               "M0,6.5L6.5,-5L-6.5,-5Z",
                                               "M-2,-6H2V-2H6V2H2V6H-2V2H-6V-2H-2Z",
-                                              "M-6,-4L-4,-6L0,-2L4,-6L6,-4L2,0L6,4L4,6L0,2L-4,6L-6,4L-2,0Z"};
+                                              "M-6,-4L-4,-6L0,-2L4,-6L6,-4L2,0L6,4L4,6L0,2L-4,6L-6,4L-2,0Z",
+                                              "M-7,-3H7V3H-7Z"};
 
-constexpr const char* light[Svg::colours] = {"#222222", "#1f5fa8", "#c8501e", "#2a7d3b", "#8a4fa3", "#8a6a00", "#0e7c86"};
-constexpr const char* dark[Svg::colours] = {"#f0f0f0", "#74b4f5", "#ff9b6a", "#6fd08c", "#d7a1ee", "#e6c35a", "#6ed6de"};
-constexpr const char* dashes[Svg::colours] = {"", "", "7,3", "2,3", "9,3,2,3", "12,4", "4,4"};
+constexpr const char* light[Svg::colours] = {"#222222", "#1f5fa8", "#c8501e", "#2a7d3b", "#8a4fa3", "#8a6a00", "#0e7c86", "#b0306a"};
+constexpr const char* dark[Svg::colours] = {"#f0f0f0", "#74b4f5", "#ff9b6a", "#6fd08c", "#d7a1ee", "#e6c35a", "#6ed6de", "#ff8fbf"};
+constexpr const char* dashes[Svg::colours] = {"", "", "7,3", "2,3", "9,3,2,3", "12,4", "4,4", "14,3,3,3"};
 
 std::string scheme(const char* const* colours, const char* ground, const char* ink, const char* soft, const char* grid) {
   std::string s = format(".ground{fill:%s}.ink{fill:%s}.soft{fill:%s}.grid{stroke:%s;stroke-width:1}.axis{stroke:%s;fill:none}.join{stroke:%s;stroke-width:0.8}", ground, ink,

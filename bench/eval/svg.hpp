@@ -10,11 +10,11 @@
 namespace eval {
 
 /// A picture as text: plain SVG that follows the reader's light or dark scheme. Colours are classes: "ink", "soft", "grid",
-/// "axis", "join", and for what is compared "c0" to "c6", which people who see few colours tell apart; "d0" to "d6" draw lines.
+/// "axis", "join", and for what is compared "c0" to "c7", which people who see few colours tell apart; "d0" to "d7" draw lines.
 class Svg {
  public:
   static constexpr double font = 13;
-  static constexpr int colours = 7;
+  static constexpr int colours = 8;
 
   /// `source` stands in the file, not in the picture.
   Svg(double width, double height, std::string_view title, std::string_view source);
