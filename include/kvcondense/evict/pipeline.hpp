@@ -181,7 +181,8 @@ enum class Residual : std::uint8_t {
 ///               observe_turn(ctx, view, lanes) -> Status (may be left out)   the same before a turn
 ///               probes() -> bool, observe_probe(ctx, view, lanes, Scratch&) -> Status (may be left out)
 ///                                                    in Phase::probe, with view.columns over the rows
-///               score(ctx, view, lanes, RaggedView<float> out, Scratch&) -> Status
+///               score(ctx, view, lanes, RaggedView<float> out, Scratch&) -> Status   `out` has a row per head; of a
+///                                                    source with one_set and no lanes perhaps only the first
 ///               score_lane() -> index_t (may be left out)   `score` copies this lane, so nobody need call it
 ///   pool        run(ctx, view, const Protected*, RaggedView<float> scores, Scratch&) -> Status
 ///               in place, over each head's candidates only
