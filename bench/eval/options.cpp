@@ -251,7 +251,8 @@ void add_tune(CLI::App& app, Options& o) {
   add_count(app, "--prefill", o.prefill, 0, most_tokens, "Tokens fed at once; 0: 15 of 16");
   add_count(app, "--chunk", o.chunk, 1, most_tokens, "Most tokens of one prefill pass");
   add_count(app, "--windows", o.windows, 1, 100000, "Windows of the text, in the last rung");
-  add_count(app, "--documents", o.documents, 0, 100000, "Recall documents in the last rung, the longest that fit; 0: none");
+  add_count(app, "--documents", o.documents, 0, 100000, "Recall documents, the longest that fit; 0: none");
+  add_count(app, "--questions", t.questions, 1, 100000, "Of their values, those asked for in the last rung, each alone and behind its context");
   add(app, "How", "--seed", "N", o.seed, "Where in the text the windows lie")
       ->check(whole_number<std::uint64_t>(0, ~std::uint64_t{0}))
       ->capture_default_str();
@@ -428,11 +429,11 @@ std::string make_suite(const CLI::App& app, const CLI::App& sub, Options& o) {
 std::string make_tune(const CLI::App& app, const CLI::App& sub, Options& o) {
   if (!(o.tune.bytes_per_token > 0 || o.tune.share > 0)) return "give --bytes-per-token B or --share PERCENT";
   if (!o.qkv.empty()) {
-    const std::string odd = given(sub, {"--text", "--ids", "--recall", "--context", "--windows", "--documents", "--recall-weight", "--seed"});
+    const std::string odd = given(sub, {"--text", "--ids", "--recall", "--context", "--windows", "--documents", "--questions", "--recall-weight", "--seed"});
     if (!odd.empty()) return odd + " belongs to --model, not to --qkv";
   } else {
     if (sub.count("--context") == 0) o.context = 1024;
-    if (sub.count("--documents") == 0) o.documents = 4;
+    if (sub.count("--windows") == 0) o.windows = 4;
     if (o.prefill == 0) o.prefill = o.context - o.context / 16;
   }
   return make_subcommand(app, "tune", o.tuning);

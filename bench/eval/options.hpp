@@ -89,8 +89,9 @@ struct TuneRequest {
   double bytes_per_token = 0;   ///< that a cache may take at the end of a context; 0: by share
   double share = 0;             ///< the same in percent of keys and values in 16 bits
   index_t best = 5;             ///< recipes that are reported
-  index_t keep = 3;             ///< one in so many goes on to the next rung
+  index_t keep = 4;             ///< one in so many goes on to the next rung
   index_t turn = 4;             ///< the best so many get their knobs turned
+  index_t questions = 8;        ///< values that are asked for in the last rung, those with the longest context
   double recall_weight = 0.1;   ///< nats that lost recall counts
 };
 

@@ -116,7 +116,12 @@ class Bench {
   index_t threads() const { return o_.jobs > 0 ? o_.jobs : machine_threads(); }
 
   void begin_model() {
+    o_.ask = Ask::later;  // with half of a document as prompt, what was sized for a whole context would keep all of it
     task_.emplace(load_task(o_, setting_));
+    std::vector<Document>& asked = task_->documents;
+    std::stable_sort(asked.begin(), asked.end(), [](const Document& a, const Document& b) { return a.prefill > b.prefill; });
+    if (static_cast<index_t>(asked.size()) > o_.tune.questions) asked.resize(static_cast<std::size_t>(o_.tune.questions));
+    setting_.documents = static_cast<index_t>(asked.size());
     shape_ = task_->shape;
     facts_ = facts_of(o_, *task_);
     full_ = read(full_recipe);
@@ -256,7 +261,7 @@ class Bench {
     return o;
   }
 
-  const Options& o_;
+  Options o_;
   Progress progress_;
   Setting setting_;
   CacheShape shape_{};
