@@ -297,6 +297,11 @@ TEST_CASE("segment: rows that another layer holds too become its own when they a
     append(b, 80, 2 * page);
     leave(b, 20, 21);
     REQUIRE(b.compact(scratch.data(), to_stored) == 0);  // nothing of both is left: rows only move
+    const auto rest = content(b);
+    leave(b, 4, 2 * page);  // four of the first page, and fewer than a page behind it
+    REQUIRE(b.compact(scratch.data(), to_stored) == 0);
+    REQUIRE(b.pages().size() == 2);
+    REQUIRE(content(b).size() == rest.size() - (2 * page - 4));
   }
   REQUIRE(memory.live_bytes == 0);
 }
