@@ -174,23 +174,30 @@ struct Setting {
   double tolerance = 1e-3;
 };
 
+const std::string shipped = KVCONDENSE_EXAMPLES_DIR "/models/tinylm";
+
 class Check {
  public:
-  explicit Check(const std::string& folder) : folder_(folder) {
-    std::string why;
-    auto model = engine::load_model(KVCONDENSE_EXAMPLES_DIR "/models/tinylm", why);
+  /// `rope`: what config.json says of RoPE scaling, empty: nothing.
+  Check(const std::string& folder, const std::string& rope) : folder_(folder) {
+    std::filesystem::create_directories(folder);
+    std::filesystem::copy(shipped + "/model.safetensors", folder);
+    std::ifstream in(shipped + "/config.json");
+    std::string config{std::istreambuf_iterator<char>(in), {}}, why;
+    std::ofstream(folder + "/config.json") << config.insert(config.find('{') + 1, rope);
+    auto model = engine::load_model(folder, why);
     expect(static_cast<bool>(model), why.c_str());
     if (model) model_ = std::move(*model);
-    std::ifstream in(KVCONDENSE_EXAMPLES_DIR "/models/tinylm/heldout.txt", std::ios::binary);
+    std::ifstream words(shipped + "/heldout.txt", std::ios::binary);
     std::string text(600, '\0');
-    in.read(text.data(), 600);
+    words.read(text.data(), 600);
     text_ = engine::bytes_to_tokens(text);
   }
 
   std::string file(ggml_type type) {
     const std::string path = folder_ + "/tinylm-" + ggml_type_name(type) + ".gguf";
     std::string why;
-    if (!std::filesystem::exists(path)) expect(ggml_engine::to_gguf(KVCONDENSE_EXAMPLES_DIR "/models/tinylm", path, type, why), why.c_str());
+    if (!std::filesystem::exists(path)) expect(ggml_engine::to_gguf(folder_, path, type, why), why.c_str());
     return path;
   }
   std::unique_ptr<Llama> load(ggml_type type, ggml_engine::Options options) {
@@ -357,10 +364,9 @@ class Check {
 
 int check() {
   const auto folder = std::filesystem::temp_directory_path() / ("kvcondense_ggml_" + std::to_string(::getpid()));
-  std::filesystem::create_directories(folder);
   {
     using ggml_engine::Options;
-    Check c(folder.string());
+    Check c((folder / "shipped").string(), "");
     const Options f32{.cells = 640, .kv = GGML_TYPE_F32}, channels{.cells = 640, .kv = GGML_TYPE_F32, .flash = false};
     const Options f16{.cells = 640}, f16_threads{.cells = 640, .flash = false, .threads = 2};
     c.logits(GGML_TYPE_F32, f32, 2e-4), c.logits(GGML_TYPE_F32, channels, 2e-4);
@@ -377,6 +383,13 @@ int check() {
       c.condensed({.recipe = "sink_window(sinks=4, recent=60)", .most = 64, .per_head = true, .options = o, .tolerance = 0.2});
     c.two();
     c.refusals();
+    for (const char* rope : {R"("rope_scaling": {"rope_type": "linear", "factor": 2.0},)",
+                             R"("rope_scaling": {"rope_type": "llama3", "factor": 4.0, "original_max_position_embeddings": 64},)"}) {
+      std::printf("%s\n", rope);
+      Check scaled((folder / std::to_string(std::string_view(rope).size())).string(), rope);
+      scaled.logits(GGML_TYPE_F32, f32, 2e-4);
+      scaled.condensed({.recipe = "every(sink_window(sinks=4, recent=60), tokens=16)", .most = 80, .close_up = true, .per_head = true, .options = f32});
+    }
   }
   std::filesystem::remove_all(folder);
   return failures == 0 ? 0 : 1;

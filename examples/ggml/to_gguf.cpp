@@ -3,13 +3,16 @@
 #include <gguf.h>
 
 #include <algorithm>
+#include <cmath>
 #include <cstddef>
 #include <cstdint>
 #include <memory>
 #include <vector>
 
 #include <engine/config.hpp>
+#include <engine/rope.hpp>
 #include <engine/safetensors.hpp>
+#include <kvcondense/prim/rope.hpp>
 
 namespace ggml_engine {
 namespace {
@@ -44,20 +47,22 @@ class Writer {
     const engine::TensorInfo* info = from_.find(name);
     good_ = data && !info->shape.empty() && info->shape.size() <= 2;
     if (!good_) return;
-    const index_t width = info->shape.back(), rows = info->size() / width;
-    const ggml_type type = info->shape.size() == 2 ? type_ : GGML_TYPE_F32;
+    if (turns > 0) *data = interleaved(*data, dim, turns, info->shape.back());
+    put(*data, as, info->shape.back(), info->shape.size() == 2 ? type_ : GGML_TYPE_F32);
+  }
+  void put(const std::vector<float>& data, const std::string& as, index_t width, ggml_type type) {
+    const index_t rows = static_cast<index_t>(data.size()) / width;
     if (width % ggml_blck_size(type) != 0) {
-      why_ = name + ": rows of " + std::to_string(width) + " numbers are no whole blocks of " + ggml_type_name(type);
+      why_ = as + ": rows of " + std::to_string(width) + " numbers are no whole blocks of " + ggml_type_name(type);
       good_ = false;
       return;
     }
-    if (turns > 0) *data = interleaved(*data, dim, turns, width);
     std::vector<std::byte>& bytes = kept_.emplace_back(ggml_row_size(type, width) * static_cast<std::size_t>(rows));
-    ggml_quantize_chunk(type, data->data(), bytes.data(), 0, rows, width, nullptr);
+    ggml_quantize_chunk(type, data.data(), bytes.data(), 0, rows, width, nullptr);
     ggml_init_params params{};
     params.mem_size = ggml_tensor_overhead() + 64, params.no_alloc = true;
     ggml_context* one = ggml_init(params);
-    ggml_tensor* t = info->shape.size() == 2 ? ggml_new_tensor_2d(one, type, width, rows) : ggml_new_tensor_1d(one, type, width);
+    ggml_tensor* t = ggml_new_tensor_2d(one, type, width, rows);
     ggml_set_name(t, as.c_str());
     t->data = bytes.data();
     gguf_add_tensor(to_, t);  // a copy of what describes it; the bytes stay here
@@ -81,7 +86,9 @@ bool to_gguf(const std::string& directory, const std::string& path, ggml_type ty
   const auto weights = engine::SafetensorsFile::read(directory + "/model.safetensors", why);
   if (!weights) return false;
   const engine::ModelConfig& c = *config;
-  if (c.rope.scaling != engine::RopeScaling::none) return why = "RoPE scaling is not written", false;
+  using S = engine::RopeScaling;
+  if (c.rope.scaling != S::none && c.rope.scaling != S::linear && c.rope.scaling != S::llama3)
+    return why = "RoPE scaling other than linear and llama3 is not written", false;
 
   const std::unique_ptr<gguf_context, FreeGguf> file(gguf_init_empty());
   const auto text = [&](const char* key, const char* value) { gguf_set_val_str(file.get(), key, value); };
@@ -102,9 +109,20 @@ bool to_gguf(const std::string& directory, const std::string& path, ggml_type ty
   real("llama.rope.freq_base", c.rope.theta);
   real("llama.attention.layer_norm_rms_epsilon", c.rms_norm_eps);
 
+  if (c.rope.scaling == S::linear) text("llama.rope.scaling.type", "linear"), real("llama.rope.scaling.factor", c.rope.factor);
+
   Writer w(*weights, file.get(), type, why);
   w.add("model.embed_tokens.weight", "token_embd.weight");
   w.add("model.norm.weight", "output_norm.weight");
+  if (c.rope.scaling == S::llama3) {
+    const auto angles = kvcondense::prim::rope_angles(engine::library_rope(c.rope, c.max_positions), c.rope.rotary_dim);
+    if (!angles) return why = "RoPE scaling cannot be", false;
+    std::vector<float> factors;  // what ggml divides a pair's angle by
+    for (index_t t = 0; t < angles->pairs; ++t)
+      factors.push_back(static_cast<float>(std::pow(c.rope.theta, -2.0 * static_cast<double>(t) / static_cast<double>(c.rope.rotary_dim)) /
+                                           static_cast<double>(angles->frequency[t])));
+    w.put(factors, "rope_freqs.weight", angles->pairs, GGML_TYPE_F32);
+  }
   if (!c.tied_embeddings) w.add("lm_head.weight", "output.weight");
   for (index_t l = 0; l < c.layers; ++l) {
     const std::string from = "model.layers." + std::to_string(l) + ".", to = "blk." + std::to_string(l) + ".";
