@@ -20,6 +20,7 @@ option(KVCONDENSE_NATIVE "Build this project's own programs with -march=native" 
 
 set(KVCONDENSE_PEERS "" CACHE STRING
   "Built checkouts of ggml, llama.cpp or forks that attend_peers times: name=sources[,build] (list)")
+set(KVCONDENSE_GGML "" CACHE STRING "A built checkout of ggml or llama.cpp for examples/16_engine_ggml: sources[,build]")
 option(KVCONDENSE_FUZZ "Build the fuzz targets for libFuzzer (clang)" OFF)
 set(KVCONDENSE_SANITIZE "" CACHE STRING "address,undefined or thread, or empty for none")
 set(KVCONDENSE_CUDA AUTO CACHE STRING "ON, OFF, or AUTO: use a CUDA compiler when there is one")

@@ -6,7 +6,8 @@
 
 An example engine has three sections, each begun by a comment: engine (what it was before), adapter (what is added), check
 (the proof, which an engine does not need). Blank lines, comments and lines of a lone brace do not count; lines of the engine's
-section that name the library would, and are refused.
+section that name the library would, and are refused: also in files under examples/ that it includes, and in sources beside them
+(those of the same folder that include one of them).
 """
 
 import argparse
@@ -34,6 +35,14 @@ def counted(lines):
     return [l for l in lines if l.strip() and not l.strip().startswith("//") and not re.fullmatch(r"[\s{}();]*", l)]
 
 
+def included(examples, lines):
+    """The engine's own files: what its section includes from examples/, and the sources that implement it."""
+    names = {m[1] for m in (re.match(r'#include [<"]([^">]+)[">]', l) for l in lines) if m}
+    headers = [examples / n for n in sorted(names) if (examples / n).is_file()]
+    sources = {p for h in headers for p in h.parent.glob("*.cpp") if f"{h.parent.name}/{h.name}" in p.read_text()}
+    return headers + sorted(sources)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--root", type=Path, default=Path(__file__).resolve().parents[2])
@@ -54,9 +63,11 @@ def main():
         for name in ("engine", "adapter", "check"):
             if not counted(parts.get(name, [])):
                 wrong(f"{path.name}: no section '{name}'")
-        for line in counted(parts.get("before", []) + parts.get("engine", [])):
-            if re.search(r"\bkvc\b|kvcondense", line):
-                wrong(f"{path.name}: the engine's own section names the library: {line.strip()}")
+        own = parts.get("before", []) + parts.get("engine", [])
+        for file in [path] + included(root / "examples", own):
+            for line in counted(own if file == path else file.read_text().splitlines()):
+                if re.search(r"\bkvc\b|kvcondense|#include [<\"]engine/", line):
+                    wrong(f"{file.name}: the engine's own section names the library: {line.strip()}")
         n = len(counted(parts.get("adapter", [])))
         print(f"{path.name}: {n} lines")
         if n > MOST:

@@ -199,6 +199,8 @@ def check_adapter_lines(checks):
         ("61 lines", [engine(3), engine(3), engine(61)], 3, 1, "60 at most"),
         ("another count on the page", [engine(3), engine(3), engine(4)], 3, 1, "does not say 4 lines"),
         ("a call in the engine's part", [engine(3), engine(3), engine(3, "kvc::f();\n")], 3, 1, "names the library"),
+        ("a call in its files", [engine(3), engine(3), engine(3, "#include <small/engine.hpp>\n")], 3, 1, "engine.cpp: the engine's own section names"),
+        ("files of its own", [engine(3), engine(3), engine(3, "#include <small/engine.hpp>\n")], 3, 0, ""),
         ("no check", [engine(3), engine(3), engine(3).split("// --- check")[0]], 3, 1, "no section 'check'"),
         ("one adapter too few", [engine(3)] * 2, 3, 1, "fewer than three"),
     ]
@@ -209,6 +211,9 @@ def check_adapter_lines(checks):
             (root / "docs/integration.md").write_text("".join(f"| [1{i}_engine_x](there) | a hook | {stated} |\n" for i in range(3)))
             for i, text in enumerate(engines):
                 (root / f"examples/1{i}_engine_x.cpp").write_text(text)
+            (root / "examples/small").mkdir()
+            (root / "examples/small/engine.hpp").write_text("int f();\n")
+            (root / "examples/small/engine.cpp").write_text(f"#include <small/engine.hpp>\n{'int f() { return kvc::f(); }' if what == 'a call in its files' else ''}\n")
             checks.expect(f"adapter lines: {what}", *run(HERE / "adapter_lines.py", "--root", root), code, said)
 
 
