@@ -72,15 +72,14 @@ void fold_rows(const RowBlock<const float>& x, const float* scale, const float* 
 #pragma GCC unroll 4
     for (int r = 0; r < 4; ++r) most[k][r] = most2[k][r] = zero[k][r] = _mm512_setzero_ps();
   // Sixteen multipliers of every row, of all groups; `m` becomes the larger magnitude.
-  const auto multiply = [&](index_t i, F (&m)[N][4], auto&& load) __attribute__((always_inline)) {
+  const auto multiply = [&](index_t i, F (&m)[N][4], __mmask16 there) __attribute__((always_inline)) {
     F a[R];
 #pragma GCC unroll 4
-    for (int r = 0; r < R; ++r) load(x.data + r * x.step + i, a[r]);
+    for (int r = 0; r < R; ++r) a[r] = _mm512_maskz_loadu_ps(there, x.data + r * x.step + i);
 #pragma GCC unroll 2
     for (int k = 0; k < N; ++k) {
-      F s = _mm512_set1_ps(1.0f), o = _mm512_setzero_ps();
-      if (scale != nullptr) load(scale + k * max_head_dim + i, s);
-      if (mid != nullptr) load(mid + k * max_head_dim + i, o);
+      const F s = scale == nullptr ? _mm512_set1_ps(1.0f) : _mm512_maskz_loadu_ps(there, scale + k * max_head_dim + i);
+      const F o = mid == nullptr ? _mm512_setzero_ps() : _mm512_maskz_loadu_ps(there, mid + k * max_head_dim + i);
 #pragma GCC unroll 4
       for (int r = 0; r < R; ++r) {
         const F p = _mm512_mul_ps(a[r], s);
@@ -90,15 +89,10 @@ void fold_rows(const RowBlock<const float>& x, const float* scale, const float* 
       }
     }
   };
-  // Into a reference: g++ takes a vector that a lambda returns for one that crosses an ABI.
-  const auto whole = [](const float* p, F& v) __attribute__((always_inline)) { v = _mm512_loadu_ps(p); };
   const index_t padded = (n + 63) / 64 * 64;
   index_t i = 0;
-  for (; i + 32 <= n; i += 32) multiply(i, most, whole), multiply(i + 16, most2, whole);  // two chains of maxima
-  for (; i < padded; i += 16) {
-    const __mmask16 there = avx512::first_lanes(std::clamp<index_t>(n - i, 0, 16));
-    multiply(i, most, [&](const float* p, F& v) __attribute__((always_inline)) { v = _mm512_maskz_loadu_ps(there, p); });
-  }
+  for (; i + 32 <= n; i += 32) multiply(i, most, 0xffff), multiply(i + 16, most2, 0xffff);  // two chains of maxima
+  for (; i < padded; i += 16) multiply(i, most, avx512::first_lanes(std::clamp<index_t>(n - i, 0, 16)));
   F inverse[N];
 #pragma GCC unroll 2
   for (int k = 0; k < N; ++k) {
