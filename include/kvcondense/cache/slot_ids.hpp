@@ -73,6 +73,7 @@ class SlotIds {
     kept.for_gaps(0, size(), [&](index_t first, index_t last) {
       for (index_t slot = first; slot < last; ++slot) pass_over(slot - left++);
     });
+    drop_tail();
   }
 
   void pop_back(index_t n) {
@@ -80,6 +81,7 @@ class SlotIds {
     const index_t stay = size() - n;
     if (n > 0) list_.shrink(place(stay));
     while (gone_ > 0 && before_[gone_ - 1] > stay) before_[--gone_] = none;
+    drop_tail();
   }
 
   /// Number of slots whose token is below `ordinal`.
@@ -120,6 +122,13 @@ class SlotIds {
     index_t i = gone_++;
     for (; i > 0 && before_[i - 1] > slot; --i) before_[i] = before_[i - 1] - 1;
     before_[i] = static_cast<std::int32_t>(slot);
+  }
+  /// Entries behind the last slot go at once: the ordinals of tokens that are taken back come again.
+  void drop_tail() {
+    while (gone_ > 0 && before_[gone_ - 1] == size()) {
+      list_.shrink(list_.size() - 1);
+      before_[--gone_] = none;
+    }
   }
   /// Nothing is passed over any more.
   void settle() {
