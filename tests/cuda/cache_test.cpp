@@ -248,6 +248,34 @@ TEST_CASE("cuda cache: a recipe without stages keeps all, and tokens are taken b
   CHECK(all.on_device().length() == 0);
 }
 
+TEST_CASE("cuda cache: as an engine writes it") {
+  constexpr CacheShape shape{.layers = 2, .q_heads = 6, .kv_heads = 2, .head_dim = 64, .page_slots = 8};
+  constexpr index_t prompt = 40;
+  std::mt19937 random(7);
+  const std::vector<float> numbers = cuda_cache::normal_numbers(6 * prompt * 64, random);
+  cudaStream_t stream = nullptr;
+  REQUIRE(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking) == cudaSuccess);
+  {
+    cuda::DeviceArray<float> q, k, v, out;
+    const auto rows = [](cuda::DeviceArray<float>& x, index_t heads) { return dense_view(static_cast<const float*>(x.data()), heads, prompt, 64); };
+    Expected<Context<Cuda>> engine = Context<Cuda>::make(stream);
+    REQUIRE(engine);
+    REQUIRE(out.resize(6 * prompt * 64) == Status::ok);
+    for (auto* x : {&q, &k, &v}) REQUIRE(x->upload(*engine, numbers) == Status::ok);
+    auto cache = make_cache<Cuda>(shape, recipe(evict::H2O{.heavy = 12, .recent = 5}));
+    REQUIRE(cache);
+    cuda::DeviceArray<std::byte> scratch;
+    REQUIRE(scratch.resize(static_cast<index_t>(cache->workspace_bytes(prompt, prompt))) == Status::ok);
+    Context<Cuda> ctx = engine->with_workspace(scratch.bytes());
+    // All of it in device memory: stores keys and values, attends, condenses.
+    for (index_t layer = 0; layer < shape.layers; ++layer)
+      REQUIRE(cache->forward(ctx, layer, rows(q, 6), rows(k, 2), rows(v, 2), dense_view(out.data(), 6, prompt, 64)) == Status::ok);
+    REQUIRE(cache->slots(1, 0) == 12 + 5);
+    REQUIRE(ctx.wait() == Status::ok);
+  }
+  static_cast<void>(cudaStreamDestroy(stream));
+}
+
 TEST_CASE("cuda cache: a call that is refused changes nothing") {
   struct Counting final : MemoryResource<Cuda> {
     int left = 1 << 20;
