@@ -17,6 +17,9 @@ using MeasureBytes = std::function<double(const std::string& recipe)>;
 /// the text; borrows the stage, which must have raw rows where a recipe wants them.
 MeasureBytes bytes_by_replay(const Stage& stage, std::function<RecipeSpec(const std::string&)> read);
 
+/// Bytes of keys and values of a token in 16 bits: what shares are parts of.
+inline double bytes_of_16_bit(const CacheShape& s) { return 2.0 * static_cast<double>(s.layers * s.kv_heads * (s.head_dim + s.values())); }
+
 /// A recipe whose holes were filled so that it takes what it may.
 struct SizedRecipe {
   std::string recipe;

@@ -4,7 +4,7 @@
 #include <chrono>
 #include <fstream>
 #include <functional>
-#include <set>
+#include <map>
 #include <sstream>
 
 #include <engine/json_text.hpp>
@@ -18,7 +18,6 @@
 namespace eval {
 namespace {
 
-constexpr const char* full_recipe = "keep_all";
 constexpr index_t tokens_a_turn = 8;
 constexpr double sizings = 6;  ///< replays that the search for one share takes, about
 
@@ -73,7 +72,10 @@ Material make_material(const Options& o, const ModelTask& task) {
   Material m;
   const SuiteRequest& r = o.suite;
   for (index_t w = 0; w < r.texts; ++w) {
-    const auto window = task.window(static_cast<std::size_t>(w % o.windows)).first(static_cast<std::size_t>(task.feeding.prefill - 16 * (w / o.windows)));
+    // More texts than windows: shorter and shorter ones, as long as there is something to shorten.
+    const index_t length = task.feeding.prefill - 16 * (w / o.windows);
+    if (length < 2) throw Error("--texts " + std::to_string(r.texts) + ": " + std::to_string(o.windows) + " windows of " + std::to_string(task.feeding.prefill) + " tokens read at once give " + std::to_string(w));
+    const auto window = task.window(static_cast<std::size_t>(w % o.windows)).first(static_cast<std::size_t>(length));
     m.prompts.emplace_back(window.begin(), window.end());
   }
   if (!engine::speaks_bytes(task.model.config)) return m;
@@ -234,7 +236,7 @@ class Suite {
     };
     std::vector<Found> found(lines_.size());
     std::vector<Job> jobs;
-    const double dense = 4.0 * static_cast<double>(shape().layers * shape().kv_heads * shape().head_dim);
+    const double dense = bytes_of_16_bit(shape());
     for (std::size_t i = 0; i < lines_.size(); ++i)
       jobs.push_back({"sizes of " + lines_[i].recipe, Sizer::has_hole(lines_[i].recipe) ? sizings * window_tokens_ * static_cast<double>(results_.request.shares.size()) : 0,
                       [this, i, dense, &found](const Tick&) {
@@ -261,11 +263,14 @@ class Suite {
                         }
                       }});
     run_jobs(std::move(jobs), threads(o_), progress_);
-    std::set<std::string> seen;
+    std::map<std::string, std::string> seen;
     for (Found& f : found) {
       for (LeftOut& l : f.left_out) results_.left_out.push_back(std::move(l));
-      for (Planned& p : f.planned)  // one setting may serve two shares
-        if (seen.insert(std::string(p.spec.parsed.text.view())).second) planned_.push_back(std::move(p));
+      for (Planned& p : f.planned) {  // one setting may serve two shares, one recipe be written in two ways
+        const auto [at, fresh] = seen.emplace(p.spec.parsed.text.view(), p.spec.given);
+        if (fresh) planned_.push_back(std::move(p));
+        else results_.left_out.push_back({p.line.recipe, p.share, "the same as " + at->second + ", which has a row"});
+      }
     }
     if (planned_.size() == 1 && !results_.left_out.empty())
       throw Error("no recipe can run here; the first: " + results_.left_out[0].line + ": " + results_.left_out[0].why);

@@ -21,10 +21,6 @@ namespace {
 
 constexpr index_t tokens_a_turn = 8;
 
-double bytes_of_16_bit(const CacheShape& s) {
-  return 2.0 * static_cast<double>(s.layers * s.kv_heads * (s.head_dim + s.values()));
-}
-
 /// What is known of a candidate so far: later rungs measure only what they add.
 struct Known {
   SizedRecipe sized;
@@ -43,6 +39,14 @@ class Bench {
     else begin_recording();
     const TuneRequest& t = o.tune;
     bytes_ = t.bytes_per_token > 0 ? t.bytes_per_token : t.share / 100 * bytes_of_16_bit(shape_);
+  }
+
+  /// A candidate that somebody wrote is a recipe, whatever stands in its holes. Throws Error where it is misspelt.
+  void check_text(const std::string& text) const {
+    try {
+      (void)read(Sizer::has_hole(text) ? largest(text) : text);
+    } catch (const Refused&) {
+    }
   }
 
   double bytes() const { return bytes_; }
@@ -108,6 +112,10 @@ class Bench {
   }
 
  private:
+  std::string largest(const std::string& text) const {
+    const Sizer sizer(text, setting_.context, nullptr);
+    return sizer.filled(sizer.settings() - 1);
+  }
   static std::size_t of(std::size_t all, index_t parts) {
     const auto n = static_cast<std::size_t>(parts);
     return all == 0 ? 0 : std::max<std::size_t>(1, all / n);
@@ -247,7 +255,7 @@ class Bench {
   }
 
   Outcome outcome(const Known& k) const {
-    Outcome o{k.sized.recipe, k.refused, k.sized.bytes_per_token, false, 0};
+    Outcome o{k.sized.recipe, k.refused, k.sized.bytes_per_token, false, 0, k.result.canonical};
     if (!k.refused.empty()) return o;
     o.fits = k.sized.bytes_per_token <= bytes_;
     if (!o.fits) return o;
@@ -291,7 +299,10 @@ Tuned tune(const Options& options) {
   Bench bench(options);
   const kvcondense::any::Registry& registry = kvcondense::any::builtin();
   std::vector<Candidate> candidates;
-  for (const std::string& text : std::set<std::string>(options.recipes.begin(), options.recipes.end())) candidates.push_back(as_it_is(text));
+  for (const std::string& text : std::set<std::string>(options.recipes.begin(), options.recipes.end())) {
+    bench.check_text(text);
+    candidates.push_back(as_it_is(text));
+  }
   if (candidates.empty()) candidates = all_candidates(registry);
   const Halving how{.keep = options.tune.keep, .turn = options.tune.turn, .best = options.tune.best};
   Tuned tuned;

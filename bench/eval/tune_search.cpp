@@ -41,14 +41,14 @@ Search halve(std::vector<Candidate> candidates, double bytes_per_token, const Ha
     }
     if (order.empty()) throw unreachable(bytes_per_token, outcomes);
     std::stable_sort(order.begin(), order.end(), [&](std::size_t a, std::size_t b) { return outcomes[a].loss < outcomes[b].loss; });
-    // Two candidates may come to the same recipe.
+    // Two candidates may come to the same recipe: by their sizes, or by a knob turned to its default.
     std::set<std::string> seen;
-    std::erase_if(order, [&](std::size_t i) { return !seen.insert(outcomes[i].recipe).second; });
+    std::erase_if(order, [&](std::size_t i) { return !seen.insert(outcomes[i].canonical.empty() ? outcomes[i].recipe : outcomes[i].canonical).second; });
     const auto least = static_cast<std::size_t>(how.best);
     const std::size_t stay = last ? least : std::max(least, (order.size() + static_cast<std::size_t>(how.keep) - 1) / static_cast<std::size_t>(how.keep));
     order.resize(std::min(order.size(), stay));
     if (last) {
-      for (const std::size_t i : order) search.best.push_back({candidates[i], outcomes[i], i});
+      for (const std::size_t i : order) search.best.push_back({candidates[i], outcomes[i]});
       return search;
     }
     std::vector<Candidate> next;

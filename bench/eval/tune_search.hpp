@@ -18,6 +18,7 @@ struct Outcome {
   double bytes_per_token = 0;  ///< of it, or of its smallest form where that is too large
   bool fits = false;
   double loss = 0;             ///< less is better
+  std::string canonical{};     ///< of the recipe, defaults left out: what tells recipes apart; empty: `recipe` does
 };
 
 /// Sizes and measures candidates, in rung 0, 1, ...: each looks longer than the one before.
@@ -33,7 +34,6 @@ struct Halving {
 struct Finalist {
   Candidate candidate;
   Outcome outcome;
-  std::size_t place = 0;  ///< among those of the last rung, as the judge saw them
 };
 
 struct Search {

@@ -56,7 +56,7 @@ def main():
     failed = 0
     with tempfile.TemporaryDirectory() as folder:
         options.main = []
-        for source in ("catch_main", "read_json"):
+        for source in ("catch_main", "oracle"):
             options.main.append(Path(folder) / f"{source}.o")
             subprocess.run([*options.launcher.split(), options.compiler, "-std=c++20", "-O0", "-w", f"-I{ROOT}/tests",
                             f'-DKVCONDENSE_TEST_DATA="{ROOT}/tests"', "-c", ROOT / f"tests/support/{source}.cpp", "-o", options.main[-1]], check=True)

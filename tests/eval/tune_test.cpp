@@ -70,6 +70,18 @@ TEST_CASE("tune: nothing above the bytes goes on, however good", "[eval][tune]")
   for (const Finalist& f : s.best) REQUIRE(f.outcome.bytes_per_token <= 20);
 }
 
+TEST_CASE("tune: a knob that is turned to its default makes no other recipe", "[eval][tune]") {
+  const Judge judge = [](const std::vector<Candidate>& all, index_t) {
+    std::vector<Outcome> out;
+    for (const Candidate& c : all) out.push_back({c.text(), "", 10, true, 0.5, number_of(c) < 2 ? "the same" : c.text()});
+    return out;
+  };
+  const Search s = halve(candidates(3), 20, {}, registry, judge);
+  REQUIRE(s.best.size() == 2);
+  REQUIRE(s.best[0].outcome.recipe == "c0");
+  REQUIRE(s.best[1].outcome.recipe == "c2");
+}
+
 TEST_CASE("tune: bytes that nothing reaches are an error that names the smallest", "[eval][tune]") {
   REQUIRE_THROWS_WITH(halve(candidates(9), 20, {}, registry, judged(20, [](int i) { return 40.0 - i; }, [](int, index_t) { return 0.0; })),
                       "no candidate takes at most 20.0 bytes per token; the smallest, r8, takes 32.0");
@@ -147,6 +159,12 @@ TEST_CASE("tune: on a model, within its bytes, and the same from the same seed",
   Options small = o;
   small.tune.share = 1;
   REQUIRE_THROWS_WITH(tune(small), Catch::Contains("no candidate takes at most 20.5 bytes per token; the smallest, "));
+
+  Options misspelt = o;
+  for (const auto& [text, why] : {std::pair("h2o(hevy={tokens})", "hevy"), std::pair("kivi(bits={2|4)", "no '}' ends it"), std::pair("h3o", "h3o")}) {
+    misspelt.recipes = {"group_int(bits=4)", text};
+    REQUIRE_THROWS_WITH(tune(misspelt), Catch::Contains(why));
+  }
 }
 
 TEST_CASE("tune: its options", "[eval][tune]") {

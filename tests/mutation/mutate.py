@@ -124,7 +124,7 @@ class Bench:
     def __init__(self, options, folder):
         self.options, self.folder = options, Path(folder)
         self.main = []
-        for source in ("catch_main", "read_json"):
+        for source in ("catch_main", "oracle"):
             self.main.append(self.folder / f"{source}.o")
             subprocess.run([*options.launcher.split(), options.compiler, "-std=c++20", "-O0", "-w", f"-I{ROOT}/tests",
                             f'-DKVCONDENSE_TEST_DATA="{ROOT}/tests"', "-c",
