@@ -9,7 +9,8 @@
 
 namespace kvcondense::external {
 
-/// Who shares one list of slots: an engine whose block table or cells serve all heads cannot let each keep its own.
+/// Who shares one list of slots. Rows of a head move by that head's list, so that heads behind one table may keep different tokens as long as they
+/// keep as many; where the table itself is per slot (a position or an id of each, pages of others that are copied, `relist`) they share one.
 enum class Sharing : std::uint8_t {
   per_head,      ///< nobody: every KV head of every layer keeps what its policy says
   per_layer,     ///< the KV heads of a layer

@@ -60,7 +60,7 @@ class Condenser {
   static Expected<Condenser> make(const CacheShape& shape, const R& recipe, CondenserOptions options = {},
                                   MemoryResource<Cpu>& memory = heap_memory());
 
-  /// Scratch that any call needs while no head holds more than `slots` slots, no call brings more than `tokens` tokens, and no
+  /// Scratch that any call needs while no head holds more than `slots` slots (new ones too), no call brings more than `tokens` tokens, and no
   /// pool has more than `pool_pages` pages.
   std::size_t workspace_bytes(index_t slots, index_t tokens, index_t pool_pages, index_t workers = 1) const;
 
@@ -80,7 +80,8 @@ class Condenser {
   Status step(Context<Cpu>& ctx, index_t layer, const Memory& rows, index_t tokens, const StepInputs& inputs = {},
               Phase phase = Phase::automatic, std::span<const index_t> positions = {});
 
-  /// With one list for all layers, after the step of the last one: settles it.
+  /// With one list for all layers, after the step of the last one: settles it. order_violation: a layer had no step, or there is nothing
+  /// to settle any more. Where lists are not shared by layers there never is: ok.
   Status settle(Context<Cpu>& ctx);
 
   /// Whether slots leave (or rows change) in this layer: `compact` or `relist` comes next.
@@ -186,7 +187,7 @@ class Condenser {
   Status check_inputs(const StepView<Cpu>& view) const;
   Status grow(Layer& l, index_t tokens, std::span<const index_t> positions, bool probe);
   template <class Memory>
-  Status decide(Context<Cpu>& ctx, Layer& l, StepView<Cpu>& view, const Memory& rows, Scratch scratch);
+  Status decide(Context<Cpu>& ctx, Layer& l, StepView<Cpu> view, const Memory& rows, Scratch scratch);
   Status agree(index_t* count, std::int32_t* kept, const index_t* offset, Scratch scratch) const;
   Status plan_folds(Context<Cpu>& ctx, Layer& l, const StepView<Cpu>& view, const BorrowedLayer& rows, evict::LaneViews lanes, Scratch scratch);
   Status check_writes(const Layer& l, const BorrowedLayer& rows) const;

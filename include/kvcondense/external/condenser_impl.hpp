@@ -140,10 +140,10 @@ Status Condenser<R>::check_inputs(const StepView<Cpu>& view) const {
   } else if (reads_attention(view)) {
     least = std::max(least, attention().of(view.appended));
   }
-  if (least > 0 && (in.queries.data == nullptr || in.queries.extent[1] < least)) return Status::missing_input;
   if (in.queries.data != nullptr && (in.queries.extent[0] != shape_.q_heads || in.queries.extent[2] != shape_.head_dim ||
                                      in.queries.extent[1] > view.appended))
     return Status::shape_mismatch;
+  if (least > 0 && (in.queries.data == nullptr || in.queries.extent[1] < least)) return Status::missing_input;
   for (const Input what : all_inputs)
     if (!probe && needs().has(what))
       if (const Status s = check_input(in, what, shape_, view.appended); s != Status::ok) return s;
@@ -229,7 +229,7 @@ Status Condenser<R>::step(Context<Cpu>& ctx, index_t layer, const Memory& rows, 
 
 template <class R>
 template <class Memory>
-Status Condenser<R>::decide(Context<Cpu>& ctx, Layer& l, StepView<Cpu>& view, const Memory& rows, Scratch scratch) {
+Status Condenser<R>::decide(Context<Cpu>& ctx, Layer& l, StepView<Cpu> view, const Memory& rows, Scratch scratch) {
   const index_t heads = shape_.kv_heads, total = view.total();
   const bool turn = view.phase == Phase::turn, probe = view.phase == Phase::probe;
   auto* counts = scratch.take<index_t>(heads);
@@ -300,6 +300,7 @@ Status Condenser<R>::agree(index_t* count, std::int32_t* kept, const index_t* of
 
 template <class R>
 Status Condenser<R>::settle(Context<Cpu>& ctx) {
+  if (options_.sharing != Sharing::per_sequence) return Status::ok;
   const index_t heads = shape_.kv_heads, slots = layers_[0].now.slots(0);
   bool any = false;
   for (const Layer& l : layers_) {
