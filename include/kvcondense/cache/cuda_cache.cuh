@@ -96,10 +96,15 @@ class Cache<Cuda, R> {
     const std::size_t step = Scratch::align + 2 * Scratch::bytes_for<std::int32_t>(total) +
                              static_cast<std::size_t>(plan_.lanes) * Scratch::bytes_for<float>(total) + pipeline_.workspace_bytes(shape(), total);
     float nothing = 0.0f;
-    prim::AttendRequest r = request({nullptr, {shape().q_heads, tokens, shape().head_dim}, {}}, {nullptr, {shape().q_heads, tokens, shape().values()}, {}});
-    r.mass.data = &nothing, r.mass_rows = mass_rows(tokens);
+    std::size_t reading = 0;
+    // Calls of few rows cut heads into pieces: the longest of them may need more than longer ones.
+    for (const index_t n : {tokens, std::min<index_t>(tokens, prim::cuda_kernels::split_rows / shape().group())}) {
+      prim::AttendRequest r = request({nullptr, {shape().q_heads, n, shape().head_dim}, {}}, {nullptr, {shape().q_heads, n, shape().values()}, {}});
+      r.mass.data = &nothing, r.mass_rows = mass_rows(n);
+      reading = std::max(reading, prim::Attend<Cuda>::workspace_bytes(r, shape().kv_heads, slots));
+    }
     const std::size_t read = Scratch::align + Scratch::bytes_for<prim::PageRows>(2 * (plan_.pages_for(slots) + 1));
-    return mass + std::max({step, read, prim::Attend<Cuda>::workspace_bytes(r, shape().kv_heads, slots)});
+    return mass + std::max({step, read, reading});
   }
 
   /// Adds tokens to a layer: keys [kv_heads, tokens, head_dim], values [kv_heads, tokens, value_dim], on the device; `positions` on
@@ -170,8 +175,12 @@ class Cache<Cuda, R> {
   Status truncate(Context<Cuda>& ctx, index_t tokens);
   /// Empty again; waits for the stream.
   Status reset(Context<Cuda>& ctx) {
-    const Status s = ctx.wait();
-    for (auto& l : layers_) l.clear();
+    Status s = ctx.wait();
+    for (auto& l : layers_) {
+      l.clear();
+      const Status told = l.set_slots(ctx, [](index_t) { return index_t{0}; });  // kernels read lengths on the device
+      if (s == Status::ok) s = told;
+    }
     return s;
   }
 

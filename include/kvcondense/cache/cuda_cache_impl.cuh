@@ -84,17 +84,20 @@ Status Cache<Cuda, R>::run_step(Context<Cuda>& ctx, index_t layer, const StepInp
   if (const Status s = pipeline_.observe(ctx, view, all); s != Status::ok) return s;
   const bool fires = pipeline_.fires(view);
   bool leaves = false;
-  if (fires) {
-    // A step that is refused may have started what reads `steering`.
-    if (const Status s = pipeline_.choose(ctx, view, all, keep, scratch); s != Status::ok) return static_cast<void>(l.fence.record(ctx)), s;
-    leaves = count_kept(view, keep, kept.data());
-    if (std::same_as<decltype(Pipeline::select), evict::Fixed> && leaves)  // it names ends alone
-      if (const Status s = prim::KeepEnds<Cuda>::run(ctx, keep.ends, keep.slots, keep.count); s != Status::ok) return s;
-  }
-  if (leaves || l.counters.pending > 0)
-    if (const Status s = commit(ctx, l, keep, all, leaves, scratch); s != Status::ok) return s;
-  if (const Status s = l.set_slots(ctx, [&](index_t h) { return kept[h]; }); s != Status::ok) return s;
-  if (const Status s = l.fence.record(ctx); s != Status::ok) return s;
+  const auto act = [&]() -> Status {
+    if (fires) {
+      if (const Status s = pipeline_.choose(ctx, view, all, keep, scratch); s != Status::ok) return s;
+      leaves = count_kept(view, keep, kept.data());
+      if (std::same_as<decltype(Pipeline::select), evict::Fixed> && leaves)  // it names ends alone
+        if (const Status s = prim::KeepEnds<Cuda>::run(ctx, keep.ends, keep.slots, keep.count); s != Status::ok) return s;
+    }
+    if (leaves || l.counters.pending > 0)
+      if (const Status s = commit(ctx, l, keep, all, leaves, scratch); s != Status::ok) return s;
+    return l.set_slots(ctx, [&](index_t h) { return kept[h]; });
+  };
+  const Status acted = act(), behind = l.fence.record(ctx);  // one that is refused may have started what reads `steering`
+  if (acted != Status::ok) return acted;
+  if (behind != Status::ok) return behind;
 
   if (fires) {
     l.counters.budget_asked = l.counters.budget_met = 0;

@@ -89,6 +89,9 @@ class CudaLayer {
     if (s == Status::ok) s = pages_.fill(heap_memory(), heads, [](index_t) { return Buffer<std::byte*>(heap_memory()); });
     if (s == Status::ok) s = lanes.fill(heap_memory(), plan_.lanes, [&](index_t) { return SlotStore<float>(*memory_); });
     if (s == Status::ok) s = lengths_.resize(2 * heads + 1);
+    // An empty cache may be attended to and have a turn before anything was appended.
+    if (s == Status::ok) s = cuda::settled(cudaMemsetAsync(lengths_.data(), 0, static_cast<std::size_t>(lengths_.size()) * sizeof(index_t), nullptr));
+    if (s == Status::ok) s = cuda::settled(cudaStreamSynchronize(nullptr));
     return s == Status::ok ? fence.make() : s;
   }
 
@@ -111,17 +114,19 @@ class CudaLayer {
     if (const Status s = ids.reserve(ctx, heads, longest() + tokens, stepped); s != Status::ok) return s;
     for (auto& l : lanes)
       if (const Status s = l.reserve(ctx, heads, longest() + tokens, stepped); s != Status::ok) return s;
+    Status s = Status::ok;
     for (index_t h = 0; h < heads; ++h)
-      while (pages_[h].size() < plan_.pages_for(slots(h) + tokens)) {
-        if (const Status s = pages_[h].reserve(pages_[h].size() + 1); s != Status::ok) return s;
+      while (s == Status::ok && pages_[h].size() < plan_.pages_for(slots(h) + tokens)) {
+        if (s = pages_[h].reserve(pages_[h].size() + 1); s != Status::ok) break;
         void* page = nullptr;
         if (!spare_.empty()) page = spare_.back(), spare_.shrink(spare_.size() - 1);
         else page = memory_->allocate(plan_.page_bytes(), 64);
-        if (page == nullptr) return Status::out_of_memory;
-        pages_[h].append_reserved(static_cast<std::byte*>(page));
-        moved_ = true;
+        if (page == nullptr) s = Status::out_of_memory;
+        else pages_[h].append_reserved(static_cast<std::byte*>(page)), moved_ = true;
       }
-    return Status::ok;
+    if (s == Status::ok) s = reserve_table(ctx);
+    if (s != Status::ok) static_cast<void>(trim(ctx));  // else the next `set_slots` would want a table for these pages
+    return s;
   }
 
   /// The heads have this many slots from now on; what kernels read follows in the order of the stream.
@@ -205,12 +210,23 @@ class CudaLayer {
     return n;
   }
 
+  /// Room in the table for the pages that there are, so that `upload` needs no memory.
+  Status reserve_table(const Context<Cuda>& ctx) {
+    const index_t before = table_pages_, pages = count_pages();
+    if (pages <= before) return Status::ok;
+    table_pages_ = std::max<index_t>(pages, 2 * before);
+    const auto bytes = static_cast<index_t>(places().end);
+    Status s = staging_.reserve(bytes);
+    if (s == Status::ok) s = ctx.wait();  // somebody may still read the smaller one
+    if (s == Status::ok) s = table_.resize(bytes);
+    if (s != Status::ok) table_pages_ = before;
+    return s;
+  }
+
   Status upload(const Context<Cuda>& ctx) {
     const index_t heads = plan_.shape.kv_heads;
     if (const Status s = staging_.resize(0); s != Status::ok) return s;
     if (moved_) {
-      const index_t pages = count_pages();
-      table_pages_ = pages > table_pages_ ? std::max<index_t>(pages, 2 * table_pages_) : table_pages_;
       const Places p = places();
       if (table_.size() != static_cast<index_t>(p.end)) {
         if (const Status s = ctx.wait(); s != Status::ok) return s;  // somebody may still read the smaller one

@@ -331,7 +331,7 @@ struct Pipeline {
     if (over && !scores_first && same < 0 && reads_scores(select))
       if (const Status r = rank(ctx, view, lane, shield, scores, scratch); r != Status::ok) return r;
     Scratch s = scratch;
-    const index_t nan = keep.nan == nullptr ? 0 : *keep.nan;
+    const index_t nan = once && keep.nan != nullptr ? *keep.nan : 0;  // elsewhere it may be memory that the host cannot read
     const Status done = select.run(ctx, view, scores, shield, keep, s);
     if (once && done == Status::ok) {
       for (index_t h = 1; h < view.heads(); ++h) {

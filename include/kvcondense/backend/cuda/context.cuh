@@ -68,8 +68,8 @@ inline Expected<DeviceFacts> device_facts() {
 
 /// A stream, the facts of its device, and scratch memory on it. Cheap to copy; borrowed things outlive the call.
 ///
-/// Calls only enqueue work on the stream: none allocates, waits, or asks the device anything, so any of them may
-/// be captured in a CUDA graph. Two calls may share a workspace when they are on one stream.
+/// Words only enqueue work on the stream: none allocates, waits, or asks the device anything, so any of them may
+/// be captured in a CUDA graph. Calls of a cache may allocate and wait. Two calls may share a workspace when they are on one stream.
 template <>
 class Context<Cuda> {
  public:

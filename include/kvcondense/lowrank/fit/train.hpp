@@ -46,7 +46,7 @@ class Distiller {
   Distiller(std::vector<HeadText> texts, std::vector<Matrix> metric, double scale, std::uint64_t seed)
       : texts_(std::move(texts)), scale_(static_cast<float>(scale)) {
     for (const Matrix& m : metric) metric_.push_back(m.cast<float>());
-    for (std::size_t b = 0; b < batches; ++b) measured_.push_back(draw(b, seed));
+    for (std::size_t b = 0; b < std::max(batches, texts_.size()); ++b) measured_.push_back(draw(b, seed));
   }
 
   /// The mean loss over queries drawn apart from those of steps.
@@ -64,7 +64,7 @@ class Distiller {
       const auto one_of = [&](std::uint64_t what, index_t below) {
         return static_cast<index_t>(random_bits(how.seed, static_cast<std::uint64_t>(s) * 4 + what) % static_cast<std::uint64_t>(below));
       };
-      const Batch batch = draw(batches + static_cast<std::size_t>(s), how.seed + 1);
+      const Batch batch = draw(measured_.size() + static_cast<std::size_t>(s), how.seed + 1);
       const index_t kr = std::min(dim, how.tile * (1 + one_of(1, std::max<index_t>(1, dim / how.tile))));
       const index_t vr = std::min(value_dim, how.tile * (1 + one_of(2, std::max<index_t>(1, value_dim / how.tile))));
       Gradient g;
@@ -82,7 +82,7 @@ class Distiller {
   }
 
  private:
-  static constexpr std::size_t batches = 24;  ///< that losses are measured over
+  static constexpr std::size_t batches = 24;  ///< at least, that losses are measured over: each text has one
   static constexpr index_t rows = 24;  ///< query positions of a batch
 
   struct Batch {
