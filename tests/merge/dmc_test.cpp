@@ -456,16 +456,16 @@ TEST_CASE("dmc: bad input is refused and nothing is lost", "[merge][dmc]") {
   poisoned = t, poisoned.k[5] = NAN;
   REQUIRE(c.append(rig.ctx, 0, poisoned.keys(small), t.values(small), {}, t.queries(small)) == Status::invalid_argument);
   REQUIRE(same(file_of(c), before));
-  rig.memory.refuse_from = rig.memory.requests;
   bool refused = false;
   for (int i = 0; i < 40 && !refused; ++i) {
     const auto now = file_of(c);
+    rig.memory.refuse_from = rig.memory.requests;
     const Status s = c.append(rig.ctx, 0, t.keys(small), t.values(small), {}, t.queries(small));
+    rig.memory.refuse_from = -1;
     refused = s == Status::out_of_memory;
     if (refused) REQUIRE(same(file_of(c), now));
   }
   REQUIRE(refused);
-  rig.memory.refuse_from = -1;
   REQUIRE(c.truncate(7) == Status::ok);
   REQUIRE(held(c) == held_before);
   const auto emptied = file_of(c);
