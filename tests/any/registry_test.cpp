@@ -141,9 +141,18 @@ TEST_CASE("registry: what a method is said to need is what a cache of it asks fo
   }
 }
 
+// A sanitizer sees one field of six; the release build tries them all.
+#if defined(KVCONDENSE_TEST_SANITIZED)
+constexpr int fields_one_of = 6;
+#else
+constexpr int fields_one_of = 1;
+#endif
+
 TEST_CASE("registry: every field changes what a cache does", "[any][registry]") {
+  int number = 0;
   for (const any::Entry* e : any::builtin().entries())
     for (const Field& f : e->fields) {
+      if (number++ % fields_one_of != 0) continue;
       CAPTURE(std::string(e->word), std::string(f.name));
       bool changes = false;
       for (const std::string& stage : stages_to_vary(*e)) {
