@@ -136,7 +136,7 @@ class Calibrator {
                           }});
     for (const auto* jobs : {&record_jobs, &fit_jobs})
       for (const Job& j : *jobs) progress.expect(j.tokens);
-    const index_t threads = o_.jobs > 0 ? o_.jobs : machine_threads();
+    const index_t threads = threads_for(o_.jobs);
     run_jobs(std::move(record_jobs), threads, progress);
     if (raw_)
       for (Window& w : windows_) raw_keys_.push_back(before_rotation(w.recording));

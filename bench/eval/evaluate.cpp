@@ -11,8 +11,6 @@
 namespace eval {
 namespace {
 
-constexpr index_t tokens_a_turn = 8;
-
 /// The full cache, then what was asked for. Of the recipes that nobody asked for those that cannot
 /// be are left out, and `setting` says so.
 std::vector<RecipeSpec> read_recipes(const Options& o, const CacheShape& shape, const Facts& facts,
@@ -51,8 +49,6 @@ double timed_tokens(const Options& o) {
   return o.rounds > 0 ? static_cast<double>((o.rounds + 1) * tokens_a_turn) : 0;
 }
 
-index_t threads(const Options& o) { return o.jobs > 0 ? o.jobs : machine_threads(); }
-
 void prepare(Kept& kept, std::size_t recipes) {
   kept.sessions.resize(recipes);
   kept.outputs.resize(recipes);
@@ -60,12 +56,7 @@ void prepare(Kept& kept, std::size_t recipes) {
 
 Results evaluate_recording(const Options& o, Kept* kept) {
   Recording recording = read_qkv(o.qkv);
-  const Feeding feeding{.prefill = o.prefill == 0 ? recording.tokens / 2 : o.prefill,
-                        .chunk = o.chunk,
-                        .last = o.last_pass};
-  if (feeding.prefill >= recording.tokens)
-    throw Error("--prefill " + std::to_string(feeding.prefill) + " leaves nothing of the dump's " +
-                std::to_string(recording.tokens) + " tokens");
+  const Feeding feeding = feeding_of(o, recording, recording.tokens / 2);
   Setting setting;
   set_common(setting, o, recording.shape, feeding, recording.tokens);
   setting.source = o.qkv;
@@ -79,7 +70,7 @@ Results evaluate_recording(const Options& o, Kept* kept) {
   const auto window = static_cast<double>(setting.context);
   progress.expect(window +
                   static_cast<double>(specs.size()) * (replays * window + timed_tokens(o)));
-  run_jobs(stage.exact_jobs(), threads(o), progress);
+  run_jobs(stage.exact_jobs(), threads_for(o.jobs), progress);
 
   // What nobody asked for is not kept: outputs of a large model take gigabytes per recipe. Timing
   // moves caches on, so it uses caches of its own where the others are kept.
@@ -92,7 +83,7 @@ Results evaluate_recording(const Options& o, Kept* kept) {
     jobs.push_back(replay_job(stage, specs[i], results.recipes[i], session,
                               kept != nullptr ? &kept->outputs[i] : nullptr));
   }
-  run_jobs(std::move(jobs), threads(o), progress);
+  run_jobs(std::move(jobs), threads_for(o.jobs), progress);
 
   std::vector<Step> steps;
   for (std::size_t i = 0; i < timed.size(); ++i) {
@@ -102,7 +93,7 @@ Results evaluate_recording(const Options& o, Kept* kept) {
     if (kept != nullptr)
       (void)replay->run(feeding,
                         [&](double tokens) { progress.done(tokens, "the cache to time"); });
-    steps.push_back([replay, n = setting.context](index_t t) { replay->step(n + t); });
+    steps.push_back(continue_replay(replay, setting.context));
   }
   const auto speeds = measure_speed(steps, o.rounds, tokens_a_turn, progress);
   for (std::size_t i = 0; i < speeds.size(); ++i) results.recipes[i].speed = speeds[i];
@@ -132,9 +123,9 @@ Results evaluate_model(const Options& o, Kept* kept) {
     jobs.push_back({"the full cache", window, [&, w](const Tick& tick) {
                       full[w] = run_full(task, specs[0], w, w == 0 ? &recording : nullptr, tick);
                     }});
-  run_jobs(std::move(jobs), threads(o), progress);
+  run_jobs(std::move(jobs), threads_for(o.jobs), progress);
   Stage stage(std::move(recording), task.feeding, wants_raw(specs));
-  run_jobs(stage.exact_jobs(), threads(o), progress);
+  run_jobs(stage.exact_jobs(), threads_for(o.jobs), progress);
 
   std::vector<std::vector<TextSums>> text(specs.size(), std::vector<TextSums>(full.size()));
   std::vector<std::vector<RecallSums>> recall(specs.size(),
@@ -161,13 +152,13 @@ Results evaluate_model(const Options& o, Kept* kept) {
                         recall[i][d] = run_document(task, specs[i], task.documents[d], tick);
                       }});
   }
-  run_jobs(std::move(jobs), threads(o), progress);
+  run_jobs(std::move(jobs), threads_for(o.jobs), progress);
   jobs.clear();
   for (std::size_t i = 0; i < specs.size(); ++i)
     if (replays(specs[i])) jobs.push_back(replay_job(stage, specs[i], results.recipes[i],
                               kept != nullptr ? &kept->sessions[i] : nullptr,
                               kept != nullptr ? &kept->outputs[i] : nullptr));
-  run_jobs(std::move(jobs), threads(o), progress);
+  run_jobs(std::move(jobs), threads_for(o.jobs), progress);
 
   std::vector<Step> steps;
   for (std::size_t i = 0; i < sessions.size() && o.rounds > 0; ++i)

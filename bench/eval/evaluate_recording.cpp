@@ -1,5 +1,7 @@
 #include <eval/evaluate_recording.hpp>
 
+#include <eval/error.hpp>
+
 namespace eval {
 
 Stage::Stage(Recording recording, Feeding feeding, bool with_raw)
@@ -21,6 +23,17 @@ std::vector<Job> Stage::exact_jobs() {
 
 const Recording& Stage::rows_for(const RecipeSpec& recipe) const {
   return recipe.capabilities.rotated_input ? recording_ : *raw_;
+}
+
+Feeding feeding_of(const Options& o, const Recording& recording, index_t prefill) {
+  const Feeding feeding{.prefill = o.prefill == 0 ? prefill : o.prefill, .chunk = o.chunk, .last = o.last_pass};
+  if (feeding.prefill >= recording.tokens)
+    throw Error("--prefill " + std::to_string(feeding.prefill) + " leaves nothing of the dump's " + std::to_string(recording.tokens) + " tokens");
+  return feeding;
+}
+
+std::function<void(index_t)> continue_replay(std::shared_ptr<Replay> replay, index_t context) {
+  return [replay = std::move(replay), context](index_t t) { replay->step(context + t); };
 }
 
 Job replay_job(const Stage& stage, const RecipeSpec& recipe, RecipeResult& result,

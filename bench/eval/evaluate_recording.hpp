@@ -1,5 +1,8 @@
 #pragma once
 
+#include <algorithm>
+#include <functional>
+#include <memory>
 #include <optional>
 
 #include <eval/evaluate.hpp>
@@ -36,6 +39,14 @@ class Stage {
 /// its outputs in `outputs` where those are asked for.
 Job replay_job(const Stage& stage, const RecipeSpec& recipe, RecipeResult& result,
                std::unique_ptr<Session>* session, Outputs* outputs);
+
+/// How a dump is fed: `prefill` tokens at once unless the options say how many. Throws Error where that leaves none.
+Feeding feeding_of(const Options& options, const Recording& recording, index_t prefill);
+/// Of so many tokens 15 of 16, for those who measure what comes behind a prompt.
+inline index_t mostly_prefill(index_t tokens) { return std::max<index_t>(1, tokens - std::max<index_t>(tokens / 16, 1)); }
+
+/// Feeds what follows `context` tokens of a recording, token by token.
+std::function<void(index_t)> continue_replay(std::shared_ptr<Replay> replay, index_t context);
 
 /// The part of a setting that models and recordings share.
 void set_common(Setting& setting, const Options& options, const CacheShape& shape,

@@ -177,7 +177,7 @@ Identified identify_heads(const Options& o) {
                                                            p.recent, task.model.layers[l].o));
                     }});
   for (const Job& j : jobs) progress.expect(j.tokens);
-  run_jobs(std::move(jobs), o.jobs > 0 ? o.jobs : machine_threads(), progress);
+  run_jobs(std::move(jobs), threads_for(o.jobs), progress);
 
   std::vector<std::vector<double>> sums(layer_count, std::vector<double>(static_cast<std::size_t>(heads * heads), 0.0));
   for (const auto& text : products)  // in the order of the texts: the same sums on any number of threads

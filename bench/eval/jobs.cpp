@@ -68,8 +68,8 @@ void run_jobs(std::vector<Job> jobs, index_t threads, Progress& progress) {
   if (failed) std::rethrow_exception(failed);
 }
 
-index_t machine_threads() {
-  return std::max<index_t>(1, static_cast<index_t>(std::thread::hardware_concurrency()));
+index_t threads_for(index_t jobs) {
+  return jobs > 0 ? jobs : std::max<index_t>(1, static_cast<index_t>(std::thread::hardware_concurrency()));
 }
 
 }  // namespace eval

@@ -52,7 +52,7 @@ struct Job {
 /// on their order. The first exception is thrown again when all threads have stopped.
 void run_jobs(std::vector<Job> jobs, index_t threads, Progress& progress);
 
-/// Threads that `--jobs 0` stands for.
-index_t machine_threads();
+/// Threads that `--jobs` stands for; 0: one per processor.
+index_t threads_for(index_t jobs);
 
 }  // namespace eval

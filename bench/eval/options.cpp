@@ -88,11 +88,21 @@ void add_common(CLI::App& app, Options& o) {
   app.add_flag("--quiet", o.quiet, "No progress on stderr")->group("How");
 }
 
-void add_recipe(CLI::App& app, Options& o, const char* says) {
-  add(app, "What to measure", "--recipe", "RECIPE", o.recipes, says)
+void add_seed(CLI::App& app, Options& o, const char* says) {
+  add(app, "How", "--seed", "N", o.seed, says)
+      ->check(whole_number<std::uint64_t>(0, ~std::uint64_t{0}))
+      ->capture_default_str();
+}
+
+/// An option that may be given again and again, one value each.
+template <class T>
+CLI::Option* add_each(CLI::App& app, const char* group, const char* name, const char* value, std::vector<T>& all, const char* says) {
+  return add(app, group, name, value, all, says)
       ->allow_extra_args(false)
       ->multi_option_policy(CLI::MultiOptionPolicy::TakeAll);
 }
+
+void add_recipe(CLI::App& app, Options& o, const char* says) { add_each(app, "What to measure", "--recipe", "RECIPE", o.recipes, says); }
 
 void add_input(CLI::App& app, Options& o) {
   const char* group = "What to measure";
@@ -109,10 +119,7 @@ void add_input(CLI::App& app, Options& o) {
       "Recall documents; without it recall.jsonl beside the model, if there");
   add(app, group, "--heads", "FILE", o.heads,
       "Tables of the model's heads, as identify-heads writes them, for recipes that need them");
-  add(app, group, "--bases", "FILE", o.bases,
-      "Bases and other arrays of the model, as calibrate writes them, for recipes; may be repeated")
-      ->allow_extra_args(false)
-      ->multi_option_policy(CLI::MultiOptionPolicy::TakeAll);
+  add_each(app, group, "--bases", "FILE", o.bases, "Bases and other arrays of the model, as calibrate writes them, for recipes; may be repeated");
   add_recipe(app, o, "A recipe, as in 'h2o(heavy=256, recent=256) + kivi2'; may be repeated; without it a dozen");
 }
 
@@ -130,9 +137,7 @@ void add_main(CLI::App& app, Options& o) {
                       {to_string(Ask::stream), Ask::stream}, {to_string(Ask::inside), Ask::inside}, {to_string(Ask::later), Ask::later}})
                       .description("stream, inside or later"));
   add_count(app, "--question", o.question, 1, most_tokens, "Tokens before a value that ask for it, where each question is asked alone");
-  add(app, "How", "--seed", "N", o.seed, "Where in the text the windows lie")
-      ->check(whole_number<std::uint64_t>(0, ~std::uint64_t{0}))
-      ->capture_default_str();
+  add_seed(app, o, "Where in the text the windows lie");
   add_common(app, o);
   const char* group = "Output";
   add(app, group, "--json", "FILE", o.json, "Writes every number to FILE; -: to stdout, no table");
@@ -176,9 +181,7 @@ void add_identify(CLI::App& app, Options& o) {
   add_count(app, "--clusters", o.probe.quant.clusters, 1, 32, "Groups of a head's channels, for skvq");
   add_part(app, "--width", o.probe.quant.mean_width, 8, "Bits of a number in the mean, for bit_allocation");
   add_count(app, "--width-group", o.probe.quant.width_group, 1, 256, "Numbers that share a scale where widths are compared");
-  add(app, "How", "--seed", "N", o.seed, "Of the random tokens and the windows")
-      ->check(whole_number<std::uint64_t>(0, ~std::uint64_t{0}))
-      ->capture_default_str();
+  add_seed(app, o, "Of the random tokens and the windows");
   add_count(app, "--jobs", o.jobs, 0, 1024, "Threads; 0: one per processor");
   app.add_flag("--quiet", o.quiet, "No progress on stderr")->group("How");
   app.set_help_flag("-h,--help", "Prints this, and ends")->group("Information");
@@ -192,14 +195,10 @@ void add_suite(CLI::App& app, Options& o) {
   add(app, group, "--text", "FILE", o.text, "Text to predict and to make documents of; without it heldout.txt beside the model");
   add(app, group, "--ids", "FILE", o.ids, "The text as token ids; documents need a text")->excludes("--text");
   add(app, group, "--heads", "FILE", o.heads, "Tables of the model's heads, for recipes that need them");
-  add(app, group, "--bases", "FILE", o.bases, "Bases and other arrays of the model, for recipes that need them; may be repeated")
-      ->allow_extra_args(false)
-      ->multi_option_policy(CLI::MultiOptionPolicy::TakeAll);
+  add_each(app, group, "--bases", "FILE", o.bases, "Bases and other arrays of the model, for recipes that need them; may be repeated");
   add_recipe(app, o, "A recipe, with a hole as in 'snapkv(tokens={tokens})' or without; may be repeated");
   add(app, group, "--recipes", "FILE", s.recipes_file, "Recipes, one a line, as in 'evict: h2o(heavy={tokens/2}, recent={tokens/2})'");
-  add(app, group, "--share", "PERCENT", s.shares, "What holes are sized for: bytes, of all keys and values in 16 bits; may be repeated")
-      ->allow_extra_args(false)
-      ->multi_option_policy(CLI::MultiOptionPolicy::TakeAll)
+  add_each(app, group, "--share", "PERCENT", s.shares, "What holes are sized for: bytes, of all keys and values in 16 bits; may be repeated")
       ->check(CLI::Validator([](std::string& text) -> std::string {
         double x = 0;
         const char* const end = text.data() + text.size();
@@ -220,9 +219,7 @@ void add_suite(CLI::App& app, Options& o) {
   add_count(app, "--texts", s.texts, 0, 1000, "Texts that are continued by what is likeliest; 0: none");
   add_count(app, "--continued", s.continued, 1, most_tokens, "Tokens of each");
   app.add_flag("!--no-induction", s.induction, "Leaves out the written model")->group("How");
-  add(app, "How", "--seed", "N", o.seed, "Where in the text windows lie, and of the documents")
-      ->check(whole_number<std::uint64_t>(0, ~std::uint64_t{0}))
-      ->capture_default_str();
+  add_seed(app, o, "Where in the text windows lie, and of the documents");
   add_common(app, o);
   add(app, "Output", "--out", "DIR", s.out, "Where suite.json, suite.md and the pictures go")->capture_default_str();
   app.set_help_flag("-h,--help", "Prints this, and ends")->group("Information");
@@ -237,9 +234,7 @@ void add_tune(CLI::App& app, Options& o) {
   add(app, group, "--ids", "FILE", o.ids, "The text as token ids")->excludes(text);
   add(app, group, "--recall", "FILE", o.recall, "Recall documents; without it recall.jsonl beside the model, if there");
   add(app, group, "--heads", "FILE", o.heads, "Tables of the model's heads, for candidates that need them");
-  add(app, group, "--bases", "FILE", o.bases, "Bases and other arrays of the model, for candidates that need them; may be repeated")
-      ->allow_extra_args(false)
-      ->multi_option_policy(CLI::MultiOptionPolicy::TakeAll);
+  add_each(app, group, "--bases", "FILE", o.bases, "Bases and other arrays of the model, for candidates that need them; may be repeated");
   add_recipe(app, o, "A candidate, with a hole as in 'snapkv(tokens={tokens}) + kivi4' or without; may be repeated; without it all of the library");
   auto* bytes = add_part(app, "--bytes-per-token", t.bytes_per_token, 1e9, "Bytes that a cache may take per token at the end of a context");
   add_part(app, "--share", t.share, 100, "The same as percent of keys and values in 16 bits")->excludes(bytes);
@@ -253,9 +248,7 @@ void add_tune(CLI::App& app, Options& o) {
   add_count(app, "--windows", o.windows, 1, 100000, "Windows of the text, in the last rung");
   add_count(app, "--documents", o.documents, 0, 100000, "Recall documents, the longest that fit; 0: none");
   add_count(app, "--questions", t.questions, 1, 100000, "Of their values, those asked for in the last rung, each alone and behind its context");
-  add(app, "How", "--seed", "N", o.seed, "Where in the text the windows lie")
-      ->check(whole_number<std::uint64_t>(0, ~std::uint64_t{0}))
-      ->capture_default_str();
+  add_seed(app, o, "Where in the text the windows lie");
   add_common(app, o);
   add(app, "Output", "--json", "FILE", o.json, "Writes every number to FILE; -: to stdout, no table");
   app.set_help_flag("-h,--help", "Prints this, and ends")->group("Information");
@@ -324,9 +317,7 @@ void add_calibrate(CLI::App& app, Options& o) {
   add_count(app, "--context", o.context, 2, most_tokens, "Tokens of one window");
   add_count(app, "--chunk", o.chunk, 1, most_tokens, "Most tokens of one pass");
   add_count(app, "--windows", o.windows, 1, 100000, "Windows of the text");
-  add(app, "How", "--seed", "N", o.seed, "Of the windows, the training and the planes")
-      ->check(whole_number<std::uint64_t>(0, ~std::uint64_t{0}))
-      ->capture_default_str();
+  add_seed(app, o, "Of the windows, the training and the planes");
   add_count(app, "--jobs", o.jobs, 0, 1024, "Threads; 0: one per processor");
   app.add_flag("--quiet", o.quiet, "No progress on stderr")->group("How");
   app.set_help_flag("-h,--help", "Prints this, and ends")->group("Information");

@@ -7,6 +7,7 @@
 
 #include <engine/json_text.hpp>
 #include <eval/error.hpp>
+#include <eval/recipes.hpp>
 
 namespace eval {
 namespace {
@@ -76,14 +77,16 @@ std::string number(double x) {
 
 }  // namespace
 
-MeasureBytes bytes_by_replay(const Stage& stage, std::function<RecipeSpec(const std::string&)> read) {
-  return [&stage, read = std::move(read)](const std::string& text) {
-    const RecipeSpec spec = read(text);
-    Session session = make_session(spec, stage.recording().shape);
-    (void)Replay(stage.rows_for(spec), session, stage.raw()).run(stage.feeding(), [](double) {});
+double bytes_at_end(const RecipeSpec& recipe, const Stage& stage, const ModelTask* task, const std::vector<std::vector<float>>& logits) {
+  const auto per_token = [](const Session& session) {
     const kvcondense::Report r = session.cache().report();
     return static_cast<double>(r.bytes()) / static_cast<double>(r.tokens);
   };
+  TextSums ignored;
+  if (!replays(recipe)) return per_token(*run_window(*task, recipe, 0, logits[0], ignored, [](double) {}));
+  Session session = make_session(recipe, stage.recording().shape);
+  (void)Replay(stage.rows_for(recipe), session, stage.raw()).run(stage.feeding(), [](double) {});
+  return per_token(session);
 }
 
 Sizer::Sizer(std::string text, index_t context, MeasureBytes measure)

@@ -6,16 +6,16 @@
 #include <string_view>
 #include <vector>
 
-#include <eval/evaluate_recording.hpp>
+#include <eval/evaluate_model.hpp>
 
 namespace eval {
 
 /// Bytes per token of a cache of this recipe at the end of a context. Throws Error where there can be no such cache.
 using MeasureBytes = std::function<double(const std::string& recipe)>;
 
-/// The same by replaying a recording, of which every further token is one more step of time. `read` makes a spec of
-/// the text; borrows the stage, which must have raw rows where a recipe wants them.
-MeasureBytes bytes_by_replay(const Stage& stage, std::function<RecipeSpec(const std::string&)> read);
+/// The same of a recipe that was read, by replaying a recording of the first window (with raw rows where the recipe wants
+/// them), or by the model where the recipe looks at more than a recording has. `logits`: the full cache's, per window.
+double bytes_at_end(const RecipeSpec& recipe, const Stage& stage, const ModelTask* task, const std::vector<std::vector<float>>& logits);
 
 /// Bytes of keys and values of a token in 16 bits: what shares are parts of.
 inline double bytes_of_16_bit(const CacheShape& s) { return 2.0 * static_cast<double>(s.layers * s.kv_heads * (s.head_dim + s.values())); }

@@ -18,7 +18,6 @@
 namespace eval {
 namespace {
 
-constexpr index_t tokens_a_turn = 8;
 constexpr double sizings = 6;  ///< replays that the search for one share takes, about
 
 std::string trimmed(const std::string& text) {
@@ -116,8 +115,6 @@ double tokens_of(const Material& m) {
   return n;
 }
 
-index_t threads(const Options& o) { return o.jobs > 0 ? o.jobs : machine_threads(); }
-
 double seconds_since(std::chrono::steady_clock::time_point begun) { return std::chrono::duration<double>(std::chrono::steady_clock::now() - begun).count(); }
 
 /// All that recipes are compared with, and the recipes that will run.
@@ -149,9 +146,7 @@ class Suite {
 
   void prepare_recording() {
     Recording recording = read_qkv(o_.qkv);
-    const Feeding feeding{.prefill = o_.prefill == 0 ? recording.tokens - std::max<index_t>(recording.tokens / 16, 1) : o_.prefill, .chunk = o_.chunk};
-    if (feeding.prefill >= recording.tokens || recording.tokens < 2)
-      throw Error("--prefill " + std::to_string(feeding.prefill) + " leaves nothing of the dump's " + std::to_string(recording.tokens) + " tokens");
+    const Feeding feeding = feeding_of(o_, recording, mostly_prefill(recording.tokens));
     set_common(results_.setting, o_, recording.shape, feeding, recording.tokens);
     results_.setting.source = o_.qkv;
     facts_ = facts_of(o_, recording);
@@ -159,13 +154,12 @@ class Suite {
     stage_ = std::make_unique<Stage>(std::move(recording), feeding, raw);
     lines_ = lines_of(o_);
     expect(static_cast<double>(stage_->recording().tokens), static_cast<double>(stage_->recording().tokens));
-    run_jobs(stage_->exact_jobs(), threads(o_), progress_);
+    run_jobs(stage_->exact_jobs(), threads_for(o_.jobs), progress_);
   }
 
   void prepare_model() {
     task_ = std::make_unique<ModelTask>(load_task(o_, results_.setting));
-    if (!o_.suite.induction) induction_.reset();
-    else induction_ = std::make_unique<InductionModel>();
+    if (o_.suite.induction) induction_ = std::make_unique<InductionModel>();
     material_ = make_material(o_, *task_);
     results_.lengths = material_.lengths;
     facts_ = facts_of(o_, *task_);
@@ -190,9 +184,9 @@ class Suite {
                         material_.continued[i] = continue_greedily(task_->model, make_session(full, task_->shape), material_.prompts[i],
                                                                    o_.suite.continued, o_.chunk, [](double) {});
                       }});
-    run_jobs(std::move(jobs), threads(o_), progress_);
+    run_jobs(std::move(jobs), threads_for(o_.jobs), progress_);
     stage_ = std::make_unique<Stage>(std::move(recording), task_->feeding, true);
-    run_jobs(stage_->exact_jobs(), threads(o_), progress_);
+    run_jobs(stage_->exact_jobs(), threads_for(o_.jobs), progress_);
   }
 
   /// `window`: tokens of a replay; `each`: of all that one recipe does.
@@ -208,16 +202,7 @@ class Suite {
   }
   index_t full_window_count() const { return with_model() ? o_.windows : 0; }
 
-  double bytes_of(const std::string& text) const {
-    const RecipeSpec spec = read(text);
-    if (replays(spec)) return bytes_by_replay(*stage_, [&](const std::string&) { return spec; })(text);
-    TextSums ignored;
-    return bytes_per_token(*run_window(*task_, spec, 0, full_[0], ignored, [](double) {}));
-  }
-  static double bytes_per_token(const Session& s) {
-    const kvcondense::Report r = s.cache().report();
-    return static_cast<double>(r.bytes()) / static_cast<double>(r.tokens);
-  }
+  double bytes_of(const std::string& text) const { return bytes_at_end(read(text), *stage_, task_.get(), full_); }
 
   /// A text that no setting of can be read is a mistake of whoever wrote it.
   void check_text(const std::string& text) const {
@@ -262,7 +247,7 @@ class Suite {
                           }
                         }
                       }});
-    run_jobs(std::move(jobs), threads(o_), progress_);
+    run_jobs(std::move(jobs), threads_for(o_.jobs), progress_);
     std::map<std::string, std::string> seen;
     for (Found& f : found) {
       for (LeftOut& l : f.left_out) results_.left_out.push_back(std::move(l));
@@ -348,7 +333,7 @@ class Suite {
           row.induction = run_induction(*induction_, induction_session(spec), o_.chunk, tick);
         });
     }
-    run_jobs(std::move(jobs), threads(o_), progress_);
+    run_jobs(std::move(jobs), threads_for(o_.jobs), progress_);
     jobs.clear();
     for (std::size_t r = 0; r < rows; ++r)
       if (replays(planned_[r].spec)) {
@@ -356,7 +341,7 @@ class Suite {
         auto job = std::make_shared<Job>(replay_job(*stage_, planned_[r].spec, results_.rows[r].result, with_model() || o_.rounds == 0 ? nullptr : &sessions_[r], nullptr));
         add_job(jobs, r, "attention", window_tokens_, [job](const Tick& tick) { job->run(tick); });
       }
-    run_jobs(std::move(jobs), threads(o_), progress_);
+    run_jobs(std::move(jobs), threads_for(o_.jobs), progress_);
     for (std::size_t r = 0; r < rows; ++r) {
       SuiteRow& row = results_.rows[r];
       std::sort(row.failures.begin(), row.failures.end());
@@ -390,7 +375,7 @@ class Suite {
         steps.push_back(continue_window(*task_, *sessions_[r]));
       } else {
         const auto replay = std::make_shared<Replay>(stage_->rows_for(planned_[r].spec), *sessions_[r], stage_->raw());
-        steps.push_back([replay, n = results_.setting.context](index_t t) { replay->step(n + t); });
+        steps.push_back(continue_replay(replay, results_.setting.context));
       }
       who.push_back(r);
     }

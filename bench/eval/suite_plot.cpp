@@ -2,10 +2,10 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstdio>
 #include <map>
 
 #include <eval/plot.hpp>
+#include <eval/printed.hpp>
 #include <eval/svg.hpp>
 
 namespace eval {
@@ -14,18 +14,12 @@ namespace {
 constexpr double row_height = 22, name_width = 330;
 constexpr std::size_t most_rows = 24, most_letters = 42;
 
-std::string text_of(const char* format, double value) {
-  char buffer[48];
-  std::snprintf(buffer, sizeof buffer, format, value);
-  return buffer;
-}
-
 double error_of(const SuiteResults& results, const SuiteRow& row) { return results.has_model() ? row.result.text.mean_kl() : row.result.mean_error(); }
 bool has_error(const SuiteResults& results, const SuiteRow& row) { return results.has_model() ? row.result.text.predictions > 0 : !row.result.layer_error.empty(); }
 
 std::string name_of(const SuiteRow& row) {
   std::string name = short_recipe(row.result.recipe);
-  if (row.share > 0) name += text_of(" %g %%", row.share);
+  if (row.share > 0) name += printed(" %g %%", row.share);
   return name.size() <= most_letters ? name : name.substr(0, most_letters - 3) + "...";
 }
 
@@ -148,7 +142,7 @@ std::string depth_picture(const SuiteResults& results) {
       for (std::size_t d = 0; d < depths; ++d) {
         const Counts& c = rows[i]->needles.cells[l][d];
         const Box b{left + cell_width * static_cast<double>(d) + 1, top + row_height * static_cast<double>(i) + 1, cell_width - 2, row_height - 2};
-        if (c.asked > 0) svg.cell(b, c.share(), text_of("%.0f", 100 * c.share()));
+        if (c.asked > 0) svg.cell(b, c.share(), printed("%.0f", 100 * c.share()));
         else svg.text(b.x + b.width / 2, b.y + b.height / 2 + 4, "-", "text-anchor=\"middle\"");
       }
     svg.text(left + panel / 2, bottom + 22, "depth of the value", "class=\"soft\" font-size=\"11\" text-anchor=\"middle\"");
@@ -167,7 +161,7 @@ void bars(Svg& svg, const Rows& rows, Box area, int colour, const std::string& n
     const double value = of(*rows[i]), y = area.y + row_height * static_cast<double>(i);
     const double length = most > 0 ? (area.width - 60) * value / most : 0;
     if (value > 0) svg.box({area.x, y + 4, length, row_height - 8}, i == 0 ? "c0" : kind.c_str(), 2);
-    svg.text(area.x + length + 6, y + row_height / 2 + 4, value > 0 ? text_of(format, value) : "-", "font-size=\"12\"");
+    svg.text(area.x + length + 6, y + row_height / 2 + 4, value > 0 ? printed(format, value) : "-", "font-size=\"12\"");
   }
 }
 

@@ -1,9 +1,9 @@
 #include <eval/suite_report.hpp>
 
-#include <cstdio>
 
 #include <eval/host.hpp>
 #include <eval/json_report.hpp>
+#include <eval/printed.hpp>
 #include <eval/table.hpp>
 
 namespace eval {
@@ -57,14 +57,7 @@ ordered_json row_json(const SuiteResults& results, const SuiteRow& row) {
   return j;
 }
 
-template <class... T>
-std::string text_of(const char* format, T... values) {
-  char buffer[96];
-  std::snprintf(buffer, sizeof buffer, format, values...);
-  return buffer;
-}
-
-std::string percent(const Counts& c) { return c.asked == 0 ? "-" : text_of("%.0f", 100 * c.share()); }
+std::string percent(const Counts& c) { return c.asked == 0 ? "-" : printed("%.0f", 100 * c.share()); }
 
 std::string cell(const std::string& text) {
   std::string out;
@@ -115,19 +108,19 @@ Cells head_of(const SuiteResults& results) {
 
 Cells cells_of(const SuiteResults& results, const SuiteRow& row) {
   const RecipeResult& r = row.result;
-  Cells c{row.result.recipe == "full cache" ? r.recipe : "`" + r.recipe + "`", row.share > 0 ? text_of("%g", row.share) : std::string(),
-          text_of("%.0f", r.bytes_per_token()), text_of("%.3f", r.report.ratio()), r.layer_error.empty() ? "-" : short_number(r.mean_error(), 2)};
+  Cells c{row.result.recipe == "full cache" ? r.recipe : "`" + r.recipe + "`", row.share > 0 ? printed("%g", row.share) : std::string(),
+          printed("%.0f", r.bytes_per_token()), printed("%.3f", r.report.ratio()), r.layer_error.empty() ? "-" : short_number(r.mean_error(), 2)};
   const bool text = r.text.predictions > 0;
   if (results.has_model())
-    c.insert(c.end(), {text ? short_number(r.text.mean_kl(), 2) : "-", text ? text_of("%.1f", 100 * r.text.agreement()) : "-",
-                       text ? text_of("%.3f", r.text.mean_bits()) : "-"});
+    c.insert(c.end(), {text ? short_number(r.text.mean_kl(), 2) : "-", text ? printed("%.1f", 100 * r.text.agreement()) : "-",
+                       text ? printed("%.3f", r.text.mean_bits()) : "-"});
   const SuiteRow& full = results.rows[0];
   if (!full.needles.cells.empty()) c.insert(c.end(), {percent(row.needles.all()), percents(row.needles.cells.back(), 5)});
   if (!full.life.requests.empty()) c.insert(c.end(), {percent(row.life.of_requests()), percent(row.life.of_turns())});
   if (full.plan.all().asked > 0) c.push_back(percent(row.plan.all()));
-  if (full.continuation.texts > 0) c.push_back(row.continuation.texts == 0 ? "-" : text_of("%.0f", 100 * row.continuation.share()));
+  if (full.continuation.texts > 0) c.push_back(row.continuation.texts == 0 ? "-" : printed("%.0f", 100 * row.continuation.share()));
   if (full.induction.all().asked > 0) c.push_back(percent(row.induction.all()));
-  if (full.result.speed.tokens_per_second > 0) c.push_back(r.speed.of_full > 0 ? text_of("%.2f", r.speed.of_full) : "-");
+  if (full.result.speed.tokens_per_second > 0) c.push_back(r.speed.of_full > 0 ? printed("%.2f", r.speed.of_full) : "-");
   return c;
 }
 
@@ -184,10 +177,10 @@ std::string suite_markdown(const SuiteResults& results, const std::vector<std::s
   text += "\n" + legend_of(results);
   std::string notes;
   for (const SuiteRow& row : results.rows) {
-    for (const std::string& f : row.failures) notes += line_of({"`" + row.result.recipe + "`", row.share > 0 ? text_of("%g", row.share) : "", f});
-    if (!row.note.empty()) notes += line_of({"`" + row.line + "`", text_of("%g", row.share), row.note});
+    for (const std::string& f : row.failures) notes += line_of({"`" + row.result.recipe + "`", row.share > 0 ? printed("%g", row.share) : "", f});
+    if (!row.note.empty()) notes += line_of({"`" + row.line + "`", printed("%g", row.share), row.note});
   }
-  for (const LeftOut& l : results.left_out) notes += line_of({"`" + l.line + "`", l.share > 0 ? text_of("%g", l.share) : "", l.why});
+  for (const LeftOut& l : results.left_out) notes += line_of({"`" + l.line + "`", l.share > 0 ? printed("%g", l.share) : "", l.why});
   if (!notes.empty()) text += "\n## What did not run, or not as asked\n\n| recipe | share % | why |\n|---|---:|---|\n" + notes;
   return text;
 }

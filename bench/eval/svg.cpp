@@ -2,8 +2,8 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstdio>
 
+#include <eval/printed.hpp>
 #include <eval/table.hpp>
 
 namespace eval {
@@ -12,13 +12,6 @@ namespace {
 constexpr double zero_band = 36;  ///< below the smallest decade
 /// What a chart can show: 0, or something between these.
 constexpr double least_error = 1e-12, most_error = 1e3, least_ratio = 1e-4;
-
-template <class... T>
-std::string format(const char* how, T... values) {
-  char buffer[512];
-  std::snprintf(buffer, sizeof buffer, how, values...);
-  return buffer;
-}
 
 std::string escaped(std::string_view text) {
   std::string out;
@@ -52,10 +45,10 @@ constexpr const char* dark[Svg::colours] = {"#f0f0f0", "#74b4f5", "#ff9b6a", "#6
 constexpr const char* dashes[Svg::colours] = {"", "", "7,3", "2,3", "9,3,2,3", "12,4", "4,4", "14,3,3,3"};
 
 std::string scheme(const char* const* colours, const char* ground, const char* ink, const char* soft, const char* grid) {
-  std::string s = format(".ground{fill:%s}.ink{fill:%s}.soft{fill:%s}.grid{stroke:%s;stroke-width:1}.axis{stroke:%s;fill:none}.join{stroke:%s;stroke-width:0.8}", ground, ink,
+  std::string s = printed(".ground{fill:%s}.ink{fill:%s}.soft{fill:%s}.grid{stroke:%s;stroke-width:1}.axis{stroke:%s;fill:none}.join{stroke:%s;stroke-width:0.8}", ground, ink,
                          soft, grid, soft, soft);
   for (int c = 0; c < Svg::colours; ++c)
-    s += format(".c%d{fill:%s}.d%d{stroke:%s;stroke-width:2;fill:none;stroke-dasharray:%s}", c, colours[c], c, colours[c], *dashes[c] ? dashes[c] : "none");
+    s += printed(".c%d{fill:%s}.d%d{stroke:%s;stroke-width:2;fill:none;stroke-dasharray:%s}", c, colours[c], c, colours[c], *dashes[c] ? dashes[c] : "none");
   return s;
 }
 
@@ -64,7 +57,7 @@ std::string scheme(const char* const* colours, const char* ground, const char* i
 double text_width(std::string_view text, double font) { return font * 0.58 * static_cast<double>(text.size()); }
 
 Svg::Svg(double width, double height, std::string_view title, std::string_view source) {
-  text_ = format(
+  text_ = printed(
       "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"%.0f\" height=\"%.0f\" viewBox=\"0 0 %.0f %.0f\" "
       "font-family=\"DejaVu Sans, Arial, sans-serif\" font-size=\"%.0f\" role=\"img\">\n",
       width, height, width, height, font);
@@ -76,30 +69,30 @@ Svg::Svg(double width, double height, std::string_view title, std::string_view s
 }
 
 void Svg::text(double x, double y, const std::string& what, const char* style) {
-  text_ += format("<text x=\"%.1f\" y=\"%.1f\"%s%s>", x, y, *style ? " " : "", style) + escaped(what) + "</text>\n";
+  text_ += printed("<text x=\"%.1f\" y=\"%.1f\"%s%s>", x, y, *style ? " " : "", style) + escaped(what) + "</text>\n";
 }
 
 void Svg::upright(double x, double y, const std::string& what) {
-  text_ += format("<text transform=\"translate(%.1f,%.1f) rotate(-90)\" text-anchor=\"middle\">", x, y) + escaped(what) + "</text>\n";
+  text_ += printed("<text transform=\"translate(%.1f,%.1f) rotate(-90)\" text-anchor=\"middle\">", x, y) + escaped(what) + "</text>\n";
 }
 
 void Svg::line(double x1, double y1, double x2, double y2, const char* kind) {
-  text_ += format("<line class=\"%s\" x1=\"%.1f\" y1=\"%.1f\" x2=\"%.1f\" y2=\"%.1f\"/>\n", kind, x1, y1, x2, y2);
+  text_ += printed("<line class=\"%s\" x1=\"%.1f\" y1=\"%.1f\" x2=\"%.1f\" y2=\"%.1f\"/>\n", kind, x1, y1, x2, y2);
 }
 
 void Svg::box(const Box& b, const char* kind, double round) {
-  text_ += format("<rect class=\"%s\" x=\"%.1f\" y=\"%.1f\" width=\"%.1f\" height=\"%.1f\"", kind, b.x, b.y, b.width, b.height) +
-           (round > 0 ? format(" rx=\"%.1f\"", round) : std::string()) + "/>\n";
+  text_ += printed("<rect class=\"%s\" x=\"%.1f\" y=\"%.1f\" width=\"%.1f\" height=\"%.1f\"", kind, b.x, b.y, b.width, b.height) +
+           (round > 0 ? printed(" rx=\"%.1f\"", round) : std::string()) + "/>\n";
 }
 
 void Svg::mark(int colour, double x, double y, double size, double opacity) {
-  text_ += format("<path class=\"c%d\" d=\"%s\" transform=\"translate(%.1f,%.1f)", colour, shapes[colour], x, y) +
-           (size != 1 ? format(" scale(%.2f)", size) : std::string()) + "\"" + (opacity < 1 ? format(" opacity=\"%.2f\"", opacity) : std::string()) + "/>\n";
+  text_ += printed("<path class=\"c%d\" d=\"%s\" transform=\"translate(%.1f,%.1f)", colour, shapes[colour], x, y) +
+           (size != 1 ? printed(" scale(%.2f)", size) : std::string()) + "\"" + (opacity < 1 ? printed(" opacity=\"%.2f\"", opacity) : std::string()) + "/>\n";
 }
 
 void Svg::curve(int colour, const std::vector<std::pair<double, double>>& points) {
-  text_ += format("<polyline class=\"d%d\" points=\"", colour);
-  for (const auto& [x, y] : points) text_ += format("%.1f,%.1f ", x, y);
+  text_ += printed("<polyline class=\"d%d\" points=\"", colour);
+  for (const auto& [x, y] : points) text_ += printed("%.1f,%.1f ", x, y);
   text_ += "\"/>\n";
 }
 
@@ -107,7 +100,7 @@ void Svg::cell(const Box& b, double value, const std::string& what) {
   // One hue from pale to deep: order is seen without colours too.
   const double v = std::clamp(std::isnan(value) ? 0.0 : value, 0.0, 1.0);
   const auto mix = [&](double pale, double deep) { return static_cast<int>(std::lround(pale + (deep - pale) * v)); };
-  text_ += format("<rect x=\"%.1f\" y=\"%.1f\" width=\"%.1f\" height=\"%.1f\" fill=\"#%02x%02x%02x\"/>\n", b.x, b.y, b.width, b.height, mix(242, 12), mix(238, 74),
+  text_ += printed("<rect x=\"%.1f\" y=\"%.1f\" width=\"%.1f\" height=\"%.1f\" fill=\"#%02x%02x%02x\"/>\n", b.x, b.y, b.width, b.height, mix(242, 12), mix(238, 74),
                   mix(228, 130));
   text(b.x + b.width / 2, b.y + b.height / 2 + 4, what, v > 0.55 ? "class=\"on\" font-size=\"11\" text-anchor=\"middle\"" : "class=\"off\" font-size=\"11\" text-anchor=\"middle\"");
 }
@@ -154,7 +147,7 @@ void LogAxes::draw(Svg& svg, const std::string& x_name, const std::string& y_nam
   for (int p = static_cast<int>(y_low_); p <= static_cast<int>(y_high_); ++p) {
     const double at = y(std::pow(10.0, p));
     svg.line(frame_.x, at, right, at, "grid");
-    svg.text(frame_.x - 8, at + 4, p >= -3 ? short_number(std::pow(10.0, p), 1) : format("1e%d", p), "text-anchor=\"end\"");
+    svg.text(frame_.x - 8, at + 4, p >= -3 ? short_number(std::pow(10.0, p), 1) : printed("1e%d", p), "text-anchor=\"end\"");
   }
   svg.text(frame_.x - 8, y(0) + 4, "0", "text-anchor=\"end\"");
   svg.box(frame_, "axis");

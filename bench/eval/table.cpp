@@ -6,15 +6,10 @@
 #include <span>
 
 #include <eval/host.hpp>
+#include <eval/printed.hpp>
 
 namespace eval {
 namespace {
-
-std::string text_of(const char* format, double value) {
-  char buffer[64];
-  std::snprintf(buffer, sizeof buffer, format, value);
-  return buffer;
-}
 
 std::string slots_text(const RecipeResult& r) {
   index_t least = -1, most = 0, sum = 0, heads = 0;
@@ -36,7 +31,7 @@ std::string percents(std::span<const index_t> right, std::span<const index_t> as
   for (std::size_t i = 0; i < asked.size(); ++i)
     text.append(i == 0 ? "" : "/")
         .append(asked[i] == 0 ? "-"
-                              : text_of("%.0f", 100 * static_cast<double>(right[i]) /
+                              : printed("%.0f", 100 * static_cast<double>(right[i]) /
                                                     static_cast<double>(asked[i])));
   return text;
 }
@@ -58,22 +53,22 @@ std::vector<std::string> header(const Setting& s, Columns columns) {
 }
 
 std::vector<std::string> cells(const Setting& s, const RecipeResult& r, Columns columns) {
-  std::vector<std::string> c{r.recipe, text_of("%.0f", r.bytes_per_token()),
-                             text_of("%.3f", r.report.ratio()), slots_text(r),
+  std::vector<std::string> c{r.recipe, printed("%.0f", r.bytes_per_token()),
+                             printed("%.3f", r.report.ratio()), slots_text(r),
                              r.layer_error.empty() ? "-" : short_number(r.mean_error(), 2)};
-  const auto share = [&](double x) { return r.reads.rows == 0 ? std::string("-") : text_of("%.1f", 100 * x); };
+  const auto share = [&](double x) { return r.reads.rows == 0 ? std::string("-") : printed("%.1f", 100 * x); };
   if (columns.reads) c.insert(c.end(), {share(r.reads.slot_share()), share(r.reads.mass_share())});
   if (s.has_text())
-    c.insert(c.end(), {short_number(r.text.mean_kl(), 2), text_of("%.1f", 100 * r.text.agreement()),
-                       text_of("%.3f", r.text.mean_bits())});
+    c.insert(c.end(), {short_number(r.text.mean_kl(), 2), printed("%.1f", 100 * r.text.agreement()),
+                       printed("%.3f", r.text.mean_bits())});
   if (!s.recall.empty()) {
     c.push_back(percents(r.recall.right, r.recall.asked));
     c.push_back(percents(r.recall.deep_right, r.recall.deep_asked));
   }
   if (columns.timed)
     c.insert(c.end(),
-             {text_of("%.0f", r.speed.tokens_per_second),
-              text_of("%.2fx", r.speed.of_full) + text_of(" +-%.0f%%", 50 * r.speed.spread)});
+             {printed("%.0f", r.speed.tokens_per_second),
+              printed("%.2fx", r.speed.of_full) + printed(" +-%.0f%%", 50 * r.speed.spread)});
   return c;
 }
 
@@ -89,7 +84,7 @@ bool reads(const Results& r) {
 std::string short_number(double value, int digits) {
   if (value == 0) return "0";
   const double size = std::fabs(value);
-  if (!std::isfinite(size) || size < 9.5e-5) return text_of("%.1e", value);
+  if (!std::isfinite(size) || size < 9.5e-5) return printed("%.1e", value);
   const int places = std::max(0, digits - 1 - static_cast<int>(std::floor(std::log10(size))));
   char buffer[64];
   std::snprintf(buffer, sizeof buffer, "%.*f", places, value);

@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <chrono>
-#include <cstdio>
 #include <map>
 #include <optional>
 #include <set>
@@ -10,6 +9,7 @@
 #include <eval/error.hpp>
 #include <eval/evaluate_model.hpp>
 #include <eval/json_report.hpp>
+#include <eval/printed.hpp>
 #include <eval/recipes.hpp>
 #include <eval/sizing.hpp>
 #include <eval/speed.hpp>
@@ -18,8 +18,6 @@
 
 namespace eval {
 namespace {
-
-constexpr index_t tokens_a_turn = 8;
 
 /// What is known of a candidate so far: later rungs measure only what they add.
 struct Known {
@@ -63,7 +61,7 @@ class Bench {
                       [this, &k, text = c.text(), windows, documents](const Tick&) { measure(k, text, windows, documents); }});
       progress_.expect(jobs.back().tokens);
     }
-    run_jobs(std::move(jobs), threads(), progress_);
+    run_jobs(std::move(jobs), threads_for(o_.jobs), progress_);
     std::vector<Outcome> out;
     for (const Candidate& c : candidates) out.push_back(outcome(known_.at(c.text())));
     return out;
@@ -94,7 +92,7 @@ class Bench {
                         }});
     }
     for (const Job& j : jobs) progress_.expect(j.tokens);
-    run_jobs(std::move(jobs), threads(), progress_);
+    run_jobs(std::move(jobs), threads_for(o_.jobs), progress_);
     if (task_) sessions[0] = std::move(full_session_);
     std::vector<Step> steps;
     for (std::size_t i = 0; i < sessions.size() && o_.rounds > 0; ++i) {
@@ -102,7 +100,7 @@ class Bench {
         steps.push_back(continue_window(*task_, *sessions[i]));
       } else {
         const auto replay = std::make_shared<Replay>(stage_->rows_for(*specs[i]), *sessions[i], stage_->raw());
-        steps.push_back([replay, n = setting_.context](index_t t) { replay->step(n + t); });
+        steps.push_back(continue_replay(replay, setting_.context));
       }
     }
     progress_.expect(static_cast<double>(steps.size()) * static_cast<double>((o_.rounds + 1) * tokens_a_turn));
@@ -121,7 +119,6 @@ class Bench {
     return all == 0 ? 0 : std::max<std::size_t>(1, all / n);
   }
   std::size_t starts() const { return task_ ? task_->starts.size() : 0; }
-  index_t threads() const { return o_.jobs > 0 ? o_.jobs : machine_threads(); }
 
   void begin_model() {
     o_.ask = Ask::later;  // with half of a document as prompt, what was sized for a whole context would keep all of it
@@ -152,9 +149,7 @@ class Bench {
   void begin_recording() {
     Recording recording = read_qkv(o_.qkv);
     const index_t tokens = recording.tokens;
-    const Feeding feeding{.prefill = o_.prefill == 0 ? tokens - std::max<index_t>(tokens / 16, 1) : o_.prefill, .chunk = o_.chunk};
-    if (feeding.prefill >= tokens)
-      throw Error("--prefill " + std::to_string(feeding.prefill) + " leaves nothing of the dump's " + std::to_string(tokens) + " tokens");
+    const Feeding feeding = feeding_of(o_, recording, mostly_prefill(tokens));
     shape_ = recording.shape;
     set_common(setting_, o_, shape_, feeding, tokens);
     setting_.source = o_.qkv;
@@ -170,7 +165,7 @@ class Bench {
     stage_.emplace(std::move(recording), feeding, turns);
     std::vector<Job> jobs = stage_->exact_jobs();
     for (const Job& j : jobs) progress_.expect(j.tokens);
-    run_jobs(std::move(jobs), threads(), progress_);
+    run_jobs(std::move(jobs), threads_for(o_.jobs), progress_);
   }
 
   /// The first `windows` and `documents` through the full cache, as far as they have not been yet.
@@ -188,7 +183,7 @@ class Bench {
       jobs.push_back({"the full cache", static_cast<double>(task_->documents[d].tokens.size()),
                       [&, d](const Tick& tick) { recall[d] = run_document(*task_, full_, task_->documents[d], tick); }});
     for (const Job& j : jobs) progress_.expect(j.tokens);
-    run_jobs(std::move(jobs), threads(), progress_);
+    run_jobs(std::move(jobs), threads_for(o_.jobs), progress_);
     for (const TextSums& s : sums) full_result_.text.add(s);
     for (std::size_t d = full_documents_; d < documents; ++d) full_result_.recall.add(recall[d]), full_recall_.push_back(recall[d]);
     full_documents_ = std::max(full_documents_, documents);
@@ -198,14 +193,7 @@ class Bench {
     return read_for(text, shape_, facts_, task_ ? given_by(task_->model.config) : recorded, task_.has_value());
   }
 
-  double bytes_of(const std::string& text) const {
-    const RecipeSpec spec = read(text);
-    if (replays(spec)) return bytes_by_replay(*stage_, [&](const std::string&) { return spec; })(text);
-    TextSums ignored;  // what looks at more than a recording has needs the model
-    const auto session = run_window(*task_, spec, 0, logits_[0], ignored, [](double) {});
-    const kvcondense::Report r = session->cache().report();
-    return static_cast<double>(r.bytes()) / static_cast<double>(r.tokens);
-  }
+  double bytes_of(const std::string& text) const { return bytes_at_end(read(text), *stage_, task_ ? &*task_ : nullptr, logits_); }
 
   void size(Known& k, const std::string& text, double target) {
     if (Sizer::has_hole(text)) {
@@ -286,12 +274,6 @@ class Bench {
   std::map<std::string, Known> known_;
 };
 
-std::string text_of(const char* format, double value) {
-  char buffer[64];
-  std::snprintf(buffer, sizeof buffer, format, value);
-  return buffer;
-}
-
 }  // namespace
 
 Tuned tune(const Options& options) {
@@ -317,7 +299,7 @@ Tuned tune(const Options& options) {
 
 std::string tuned_text(const Tuned& t) {
   std::string text = heading(t.results) + "\n";
-  text += "at most " + text_of("%.1f", t.bytes_per_token) + " bytes per token, " + text_of("%.1f", t.share) + " % of 16 bits; candidates in each rung: ";
+  text += "at most " + printed("%.1f", t.bytes_per_token) + " bytes per token, " + printed("%.1f", t.share) + " % of 16 bits; candidates in each rung: ";
   for (std::size_t i = 0; i < t.search.tried.size(); ++i) text += (i == 0 ? "" : ", ") + std::to_string(t.search.tried[i]);
   text += "\nof the first " + std::to_string(t.search.refused) + " cannot be here, " + std::to_string(t.search.large) + " are too large in any setting\n\n";
   std::vector<std::vector<std::string>> rows{{"", "loss", "recipe"}};
@@ -325,7 +307,7 @@ std::string tuned_text(const Tuned& t) {
     rows.push_back({std::to_string(i + 1) + ".", short_number(t.search.best[i].outcome.loss, 3), t.search.best[i].outcome.recipe});
   text += aligned_left(rows) + "\n" + table(t.results) + "\n";
   text += t.by_attention ? "  loss       attn error\n"
-                         : "  loss       KL" + (t.results.setting.recall.empty() ? std::string() : ", and " + text_of("%g", t.recall_weight) + " for each part of the full cache's recall that is lost") + "\n";
+                         : "  loss       KL" + (t.results.setting.recall.empty() ? std::string() : ", and " + printed("%g", t.recall_weight) + " for each part of the full cache's recall that is lost") + "\n";
   return text + legend(t.results);
 }
 

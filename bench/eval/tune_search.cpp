@@ -2,27 +2,21 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstdio>
 #include <set>
 
 #include <eval/error.hpp>
+#include <eval/printed.hpp>
 
 namespace eval {
 namespace {
-
-std::string number(double x) {
-  char buffer[32];
-  std::snprintf(buffer, sizeof buffer, "%.1f", x);
-  return buffer;
-}
 
 Error unreachable(double bytes_per_token, const std::vector<Outcome>& all) {
   const Outcome* least = nullptr;
   for (const Outcome& o : all)
     if (o.refused.empty() && (least == nullptr || o.bytes_per_token < least->bytes_per_token)) least = &o;
   if (least == nullptr) return Error("no candidate is a recipe here: " + (all.empty() ? std::string("there is none") : all.front().refused));
-  return Error("no candidate takes at most " + number(bytes_per_token) + " bytes per token; the smallest, " + least->recipe + ", takes " +
-               number(least->bytes_per_token));
+  return Error("no candidate takes at most " + printed("%.1f", bytes_per_token) + " bytes per token; the smallest, " + least->recipe + ", takes " +
+               printed("%.1f", least->bytes_per_token));
 }
 
 }  // namespace

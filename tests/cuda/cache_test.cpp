@@ -277,19 +277,7 @@ TEST_CASE("cuda cache: as an engine writes it") {
 }
 
 TEST_CASE("cuda cache: a call that is refused changes nothing") {
-  struct Counting final : MemoryResource<Cuda> {
-    int left = 1 << 20;
-    index_t out = 0;
-    void* allocate(std::size_t bytes, std::size_t align) noexcept override {
-      if (left-- <= 0) return nullptr;
-      ++out;
-      return cuda::device_memory().allocate(bytes, align);
-    }
-    void release(void* p, std::size_t bytes, std::size_t align) noexcept override {
-      --out;
-      cuda::device_memory().release(p, bytes, align);
-    }
-  } memory;
+  test::RefusingMemory memory(1 << 20);
   test::Device device;
   const CacheShape shape{.q_heads = 2, .kv_heads = 2, .head_dim = 16, .page_slots = 4};
   std::vector<float> numbers(2 * 6 * 16, 0.5f);

@@ -69,19 +69,7 @@ TEST_CASE("cuda: facts of the device") {
 }
 
 TEST_CASE("cuda: arrays keep what they have when memory is refused") {
-  struct Refusing final : MemoryResource<Cuda> {
-    int left = 1;
-    index_t out = 0;
-    void* allocate(std::size_t bytes, std::size_t align) noexcept override {
-      if (left-- <= 0) return nullptr;
-      ++out;
-      return cuda::device_memory().allocate(bytes, align);
-    }
-    void release(void* p, std::size_t bytes, std::size_t align) noexcept override {
-      --out;
-      cuda::device_memory().release(p, bytes, align);
-    }
-  } memory;
+  test::RefusingMemory memory(1);
   {
     test::Device device;
     cuda::DeviceArray<int> a(memory);

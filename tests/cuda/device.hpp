@@ -51,6 +51,23 @@ class Device {
   cuda::DeviceArray<std::byte> workspace_;
 };
 
+/// Device memory that refuses after `left` requests, and counts what is out.
+struct RefusingMemory final : MemoryResource<Cuda> {
+  explicit RefusingMemory(int requests) : left(requests) {}
+  int left;
+  index_t out = 0;
+
+  void* allocate(std::size_t bytes, std::size_t align) noexcept override {
+    if (left-- <= 0) return nullptr;
+    ++out;
+    return cuda::device_memory().allocate(bytes, align);
+  }
+  void release(void* p, std::size_t bytes, std::size_t align) noexcept override {
+    --out;
+    cuda::device_memory().release(p, bytes, align);
+  }
+};
+
 /// Values on the device, read back on demand.
 template <class T>
 class OnDevice {

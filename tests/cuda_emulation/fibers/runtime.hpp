@@ -126,27 +126,28 @@ inline cudaError_t cudaMemsetAsync(void* to, int byte, std::size_t bytes, cudaSt
   if (e == cudaSuccess && bytes > 0) std::memset(to, byte, bytes);
   return e;
 }
-inline cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned) {
-  *stream = nullptr;
-  const cudaError_t e = cuda_fibers::answer();
-  if (e == cudaSuccess) *stream = new CUstream_st;
+namespace cuda_fibers {
+
+template <class T>
+cudaError_t create(T** made) {
+  *made = nullptr;
+  const cudaError_t e = answer();
+  if (e == cudaSuccess) *made = new T;
   return e;
 }
-inline cudaError_t cudaStreamDestroy(cudaStream_t stream) {
-  delete stream;
-  return cuda_fibers::answer();
+template <class T>
+cudaError_t destroy(T* made) {
+  delete made;
+  return answer();
 }
+
+}  // namespace cuda_fibers
+
+inline cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned) { return cuda_fibers::create(stream); }
+inline cudaError_t cudaStreamDestroy(cudaStream_t stream) { return cuda_fibers::destroy(stream); }
 inline cudaError_t cudaStreamSynchronize(cudaStream_t) { return cuda_fibers::answer(); }
-inline cudaError_t cudaEventCreateWithFlags(cudaEvent_t* event, unsigned) {
-  *event = nullptr;
-  const cudaError_t e = cuda_fibers::answer();
-  if (e == cudaSuccess) *event = new CUevent_st;
-  return e;
-}
-inline cudaError_t cudaEventDestroy(cudaEvent_t event) {
-  delete event;
-  return cuda_fibers::answer();
-}
+inline cudaError_t cudaEventCreateWithFlags(cudaEvent_t* event, unsigned) { return cuda_fibers::create(event); }
+inline cudaError_t cudaEventDestroy(cudaEvent_t event) { return cuda_fibers::destroy(event); }
 inline cudaError_t cudaEventRecord(cudaEvent_t, cudaStream_t) { return cuda_fibers::answer(); }
 inline cudaError_t cudaEventSynchronize(cudaEvent_t) { return cuda_fibers::answer(); }
 inline cudaError_t cudaFuncSetAttribute(const void*, cudaFuncAttribute, int) { return cuda_fibers::answer(); }
