@@ -61,6 +61,10 @@ CLI::Option* add(CLI::App& app, const char* group, const char* name, const char*
       ->check(CLI::Validator([](std::string& text) { return empty_complaint(text); }, ""));
 }
 
+// What suite and tune read where the options do not say: less at once than one recipe is asked, more often.
+constexpr index_t many_recipes_context = 1024;
+constexpr index_t many_recipes_windows = 4;
+
 CLI::Option* add_count(CLI::App& app, const char* name, index_t& value, index_t least, index_t most,
                        const char* says) {
   return add(app, "How", name, "N", value, says)
@@ -205,10 +209,10 @@ void add_suite(CLI::App& app, Options& o) {
         const auto [stop, error] = std::from_chars(text.data(), end, x);
         return error == std::errc{} && stop == end && x > 0 && x <= 1000 ? std::string() : "expected a number above 0, up to 1000, not '" + engine::printable(text) + "'";
       }, ""));
-  add_count(app, "--context", o.context, 64, most_tokens, "Tokens of a window of the text, and of the longest document");
+  add_count(app, "--context", o.context, 64, most_tokens, "Tokens of a window of the text, and of the longest document")->default_str(std::to_string(many_recipes_context));
   add_count(app, "--prefill", o.prefill, 0, most_tokens, "Tokens of a window fed at once; 0: 15 of 16");
   add_count(app, "--chunk", o.chunk, 1, most_tokens, "Most tokens of one prefill pass");
-  add_count(app, "--windows", o.windows, 1, 100000, "Windows of the text");
+  add_count(app, "--windows", o.windows, 1, 100000, "Windows of the text")->default_str(std::to_string(many_recipes_windows));
   add_count(app, "--needles", s.needles, 0, 1000, "Documents of each length and depth that hold one value; 0: none");
   add_count(app, "--depths", s.depths, 1, 100, "Depths");
   add_count(app, "--lengths", s.lengths, 1, 16, "Lengths: the context, half of it, ...");
@@ -242,10 +246,10 @@ void add_tune(CLI::App& app, Options& o) {
   add_count(app, "--keep", t.keep, 2, 100, "One in so many candidates goes on to the next rung");
   add_count(app, "--turn", t.turn, 0, 1000, "The best so many get their knobs turned");
   add_part(app, "--recall-weight", t.recall_weight, 1000, "What losing all recall counts, in nats of KL");
-  add_count(app, "--context", o.context, 64, most_tokens, "Tokens of one window");
+  add_count(app, "--context", o.context, 64, most_tokens, "Tokens of one window")->default_str(std::to_string(many_recipes_context));
   add_count(app, "--prefill", o.prefill, 0, most_tokens, "Tokens fed at once; 0: 15 of 16");
   add_count(app, "--chunk", o.chunk, 1, most_tokens, "Most tokens of one prefill pass");
-  add_count(app, "--windows", o.windows, 1, 100000, "Windows of the text, in the last rung");
+  add_count(app, "--windows", o.windows, 1, 100000, "Windows of the text, in the last rung")->default_str(std::to_string(many_recipes_windows));
   add_count(app, "--documents", o.documents, 0, 100000, "Recall documents, the longest that fit; 0: none");
   add_count(app, "--questions", t.questions, 1, 100000, "Of their values, those asked for in the last rung, each alone and behind its context");
   add_seed(app, o, "Where in the text the windows lie");
@@ -409,10 +413,10 @@ std::string make_suite(const CLI::App& app, const CLI::App& sub, Options& o) {
                                         "--lines", "--texts", "--continued", "--seed"});
     if (!odd.empty()) return odd + " belongs to --model, not to --qkv";
   }
-  if (sub.count("--context") == 0) o.context = 1024;
+  if (sub.count("--context") == 0) o.context = many_recipes_context;
   if (o.prefill == 0) o.prefill = o.context - std::max<index_t>(o.context / 16, 1);
   if (!o.qkv.empty() && sub.count("--prefill") == 0) o.prefill = 0;  // known when the dump is
-  if (sub.count("--windows") == 0) o.windows = 4;
+  if (sub.count("--windows") == 0) o.windows = many_recipes_windows;
   o.documents = 0;
   return make_subcommand(app, "suite", o.run_suite);
 }
@@ -423,8 +427,8 @@ std::string make_tune(const CLI::App& app, const CLI::App& sub, Options& o) {
     const std::string odd = given(sub, {"--text", "--ids", "--recall", "--context", "--windows", "--documents", "--questions", "--recall-weight", "--seed"});
     if (!odd.empty()) return odd + " belongs to --model, not to --qkv";
   } else {
-    if (sub.count("--context") == 0) o.context = 1024;
-    if (sub.count("--windows") == 0) o.windows = 4;
+    if (sub.count("--context") == 0) o.context = many_recipes_context;
+    if (sub.count("--windows") == 0) o.windows = many_recipes_windows;
     if (o.prefill == 0) o.prefill = o.context - o.context / 16;
   }
   return make_subcommand(app, "tune", o.tuning);
