@@ -6,6 +6,7 @@
 
 #include <eval/plot.hpp>
 #include <eval/printed.hpp>
+#include <eval/suite_rank.hpp>
 #include <eval/svg.hpp>
 
 namespace eval {
@@ -13,9 +14,6 @@ namespace {
 
 constexpr double row_height = 22, name_width = 330;
 constexpr std::size_t most_rows = 24, most_letters = 42;
-
-double error_of(const SuiteResults& results, const SuiteRow& row) { return results.has_model() ? row.result.text.mean_kl() : row.result.mean_error(); }
-bool has_error(const SuiteResults& results, const SuiteRow& row) { return results.has_model() ? row.result.text.predictions > 0 : !row.result.layer_error.empty(); }
 
 std::string name_of(const SuiteRow& row) {
   std::string name = short_recipe(row.result.recipe);
@@ -25,17 +23,6 @@ std::string name_of(const SuiteRow& row) {
 
 /// What several stages do together is one curve.
 std::string curve_of(const SuiteRow& row) { return row.family.find('+') == std::string::npos ? row.family : "combined"; }
-
-using Rows = std::vector<const SuiteRow*>;
-
-/// Of rows that ascend in memory those that no smaller one is as good as.
-Rows front_of(const SuiteResults& results, Rows rows) {
-  std::stable_sort(rows.begin(), rows.end(), [](const SuiteRow* a, const SuiteRow* b) { return a->result.report.bytes() < b->result.report.bytes(); });
-  Rows front;
-  for (const SuiteRow* r : rows)
-    if (front.empty() || error_of(results, *r) < error_of(results, *front.back())) front.push_back(r);
-  return front;
-}
 
 std::string memory_picture(const SuiteResults& results) {
   constexpr double width = 1000, height = 680;
@@ -55,12 +42,13 @@ std::string memory_picture(const SuiteResults& results) {
             results.has_model() ? "KL divergence from the full cache, nats" : "relative error of attention");
   svg.text(20, 48, "a point per recipe, a line along the best of each family; the nearer to the lower left the better", "class=\"soft\" font-size=\"12\"");
   const auto place = [&](const SuiteRow& r) { return std::pair(axes.x(r.result.report.ratio()), axes.y(error_of(results, r))); };
+  const Loss loss = [&](const SuiteRow& r) { return error_of(results, r); };
   std::vector<Label> names;
   int colour = 0;
   double key = frame.x + 12;
   for (const auto& [family, rows] : families) {
     colour = colour % (Svg::colours - 1) + 1;
-    const Rows front = front_of(results, rows);
+    const Rows front = front_of(rows, loss);
     std::vector<std::pair<double, double>> points;
     for (const SuiteRow* r : front) points.push_back(place(*r));
     if (points.size() > 1) svg.curve(colour, points);
@@ -79,7 +67,7 @@ std::string memory_picture(const SuiteResults& results) {
     names.push_back({"full cache", x, y});
   }
   // The best of all, as many as there is room for: the smallest, the largest and what lies between at equal steps.
-  const Rows best = front_of(results, all);
+  const Rows best = front_of(all, loss);
   const std::size_t labelled = std::min<std::size_t>(best.size(), 10);
   for (std::size_t i = 0; i < labelled; ++i) {
     const SuiteRow& r = *best[labelled == 1 ? 0 : i * (best.size() - 1) / (labelled - 1)];

@@ -1,9 +1,9 @@
 #include <eval/suite_report.hpp>
 
-
 #include <eval/host.hpp>
 #include <eval/json_report.hpp>
 #include <eval/printed.hpp>
+#include <eval/suite_rank.hpp>
 #include <eval/table.hpp>
 
 namespace eval {
@@ -52,6 +52,7 @@ ordered_json row_json(const SuiteResults& results, const SuiteRow& row) {
     j["induction"] = to_json(row.induction.all());
     j["induction"]["by_depth"] = list_json(row.induction.by_depth);
   }
+  if (has_recall(row)) j["recall"] = recall_of(row);
   if (row.prompt_seconds > 0) j["seconds"] = {{"prompt", row.prompt_seconds}, {"save", row.save_seconds}, {"load", row.load_seconds}};
   if (!row.failures.empty()) j["failures"] = row.failures;
   return j;
@@ -102,6 +103,7 @@ Cells head_of(const SuiteResults& results) {
   if (full.plan.all().asked > 0) h.push_back("plan %");
   if (full.continuation.texts > 0) h.push_back("same text %");
   if (full.induction.all().asked > 0) h.push_back("written model %");
+  if (has_recall(full)) h.push_back("recall %");
   if (full.result.speed.tokens_per_second > 0) h.push_back("speed of full");
   return h;
 }
@@ -120,6 +122,7 @@ Cells cells_of(const SuiteResults& results, const SuiteRow& row) {
   if (full.plan.all().asked > 0) c.push_back(percent(row.plan.all()));
   if (full.continuation.texts > 0) c.push_back(row.continuation.texts == 0 ? "-" : printed("%.0f", 100 * row.continuation.share()));
   if (full.induction.all().asked > 0) c.push_back(percent(row.induction.all()));
+  if (has_recall(full)) c.push_back(has_recall(row) ? printed("%.0f", 100 * recall_of(row)) : "-");
   if (full.result.speed.tokens_per_second > 0) c.push_back(r.speed.of_full > 0 ? printed("%.2f", r.speed.of_full) : "-");
   return c;
 }
@@ -142,8 +145,33 @@ std::string legend_of(const SuiteResults& results) {
   if (full.plan.all().asked > 0) s += "* `plan %`: lines of a long answer whose value is right, where every line begins with a name and what the model says stays.\n";
   if (full.continuation.texts > 0) s += "* `same text %`: of " + n(results.request.continued) + " most likely tokens in turn, those before the first that the full cache would not have said.\n";
   if (full.induction.all().asked > 0) s += "* `written model %`: of 128 keys, those that a model of two written layers answers, which knows only what its cache holds.\n";
+  if (has_recall(full)) s += "* `recall %`: the mean of the columns of values.\n";
   if (full.result.speed.tokens_per_second > 0) s += "* `speed of full`: single tokens in the time of the full cache, this library's own; timed on one thread of " + host_line() + ".\n";
   return s;
+}
+
+std::string table_of(const SuiteResults& results, const Rows& rows) {
+  const Cells head = head_of(results);
+  std::string text = line_of(head) + rule_of(head.size());
+  for (const SuiteRow* row : rows) text += line_of(cells_of(results, *row));
+  return text;
+}
+
+/// The best for their bytes, by what predictions lose and by what is found.
+std::string fronts_of(const SuiteResults& results) {
+  Rows judged, asked;
+  for (std::size_t i = 1; i < results.rows.size(); ++i) {
+    const SuiteRow& row = results.rows[i];
+    if (has_error(results, row)) judged.push_back(&row);
+    if (has_recall(row)) asked.push_back(&row);
+  }
+  std::string text;
+  const Rows nearest = front_of(judged, [&](const SuiteRow& r) { return error_of(results, r); });
+  const Rows finders = front_of(asked, [](const SuiteRow& r) { return -recall_of(r); });
+  const char* error = results.has_model() ? "predictions move" : "attention errs";
+  if (nearest.size() > 1) text += std::string("## The least that ") + error + " for so many bytes\n\n" + table_of(results, nearest) + "\n";
+  if (finders.size() > 1) text += "## The most that is found for so many bytes\n\n" + table_of(results, finders) + "\n";
+  return text.empty() ? text : text + "## All\n\n";
 }
 
 }  // namespace
@@ -171,9 +199,10 @@ std::string suite_markdown(const SuiteResults& results, const std::vector<std::s
   text += ", " + n(s.prefill) + " at once, then one by one.\n\n";
   for (const std::string& p : pictures) text += "![" + p.substr(0, p.find('.')) + "](" + p + ")\n";
   if (!pictures.empty()) text += "\n";
-  const Cells head = head_of(results);
-  text += line_of(head) + rule_of(head.size());
-  for (const SuiteRow& row : results.rows) text += line_of(cells_of(results, row));
+  text += fronts_of(results);
+  Rows all;
+  for (const SuiteRow& row : results.rows) all.push_back(&row);
+  text += table_of(results, all);
   text += "\n" + legend_of(results);
   std::string notes;
   for (const SuiteRow& row : results.rows) {

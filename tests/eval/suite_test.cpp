@@ -8,6 +8,7 @@
 #include <eval/induction_model.hpp>
 #include <eval/sizing.hpp>
 #include <eval/suite_plot.hpp>
+#include <eval/suite_rank.hpp>
 #include <eval/suite_report.hpp>
 #include <kvcondense/any/builtin.hpp>
 
@@ -139,6 +140,43 @@ TEST_CASE("suite: every task is counted, and the same seed gives the same number
   const std::string md = suite_markdown(one, {"a.svg"});
   REQUIRE(count(md, "\n| ") == 3);
   REQUIRE(md.find("![a](a.svg)") != std::string::npos);
+}
+
+TEST_CASE("suite: the best for their bytes come first in the tables", "[eval][suite]") {
+  SuiteResults r;
+  r.setting.text = "a text";
+  const auto add = [&](const char* name, std::size_t bytes, double kl, index_t right) {
+    SuiteRow row;
+    row.result.recipe = row.line = name;
+    row.result.report.exact_bytes = bytes;
+    row.result.text.predictions = 1, row.result.text.kl = kl;
+    row.induction.by_depth[0] = {4, right, 4, right};
+    row.needles.cells = {{{2, 1, 2, 1}}};
+    r.rows.push_back(row);
+  };
+  add("full cache", 100, 0, 4);
+  add("large", 50, 0.1, 2);
+  add("worse", 50, 0.2, 2);
+  add("beaten", 40, 0.3, 0);
+  add("small", 20, 0.3, 1);
+  add("smallest", 10, 0.5, 2);
+  REQUIRE(recall_of(r.rows[4]) == Approx((0.25 + 0.5) / 2));
+  REQUIRE_FALSE(has_recall(SuiteRow{}));
+  Rows all;
+  for (const SuiteRow& row : r.rows) all.push_back(&row);
+  const auto names = [](const Rows& rows) {
+    std::string text;
+    for (const SuiteRow* row : rows) text += row->line + " ";
+    return text;
+  };
+  REQUIRE(names(front_of(all, [&](const SuiteRow& row) { return error_of(r, row); })) == "smallest small large full cache ");
+  REQUIRE(names(front_of(all, [](const SuiteRow& row) { return -recall_of(row); })) == "smallest full cache ");
+  const std::string md = suite_markdown(r, {});
+  const std::size_t least = md.find("## The least that predictions move"), whole = md.find("## All");
+  REQUIRE(least < whole);
+  REQUIRE(count(md.substr(least, whole - least), "`beaten`") == 0);
+  REQUIRE(count(md.substr(least, whole - least), "`small`") == 1);
+  REQUIRE(count(md.substr(whole), "`beaten`") == 1);
 }
 
 TEST_CASE("suite: what does not suit the cache is left out by name, what is misspelt is an error", "[eval][suite]") {
