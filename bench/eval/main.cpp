@@ -16,6 +16,7 @@
 #include <eval/output_file.hpp>
 #include <eval/plan.hpp>
 #include <eval/plot.hpp>
+#include <eval/suite_join.hpp>
 #include <eval/suite_plot.hpp>
 #include <eval/suite_report.hpp>
 #include <eval/table.hpp>
@@ -40,7 +41,8 @@ void report_suite(const eval::Options& options) {
   std::filesystem::create_directories(options.suite.out, why);
   const auto file = [&](const char* name) { return eval::OutputFile((std::filesystem::path(options.suite.out) / name).string()); };
   const eval::OutputFile json = file("suite.json"), tables = file("suite.md");
-  const eval::SuiteResults results = eval::run_suite(options);
+  const std::vector<std::string>& earlier = options.suite.join;
+  const eval::SuiteResults results = earlier.empty() ? eval::run_suite(options) : eval::join_suite_files(earlier);
   const std::vector<eval::Picture> pictures = suite_pictures(results);
   std::vector<std::string> names;
   for (const eval::Picture& p : pictures) names.push_back(p.file);

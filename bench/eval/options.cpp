@@ -225,6 +225,7 @@ void add_suite(CLI::App& app, Options& o) {
   app.add_flag("!--no-induction", s.induction, "Leaves out the written model")->group("How");
   add_seed(app, o, "Where in the text windows lie, and of the documents");
   add_common(app, o);
+  add_each(app, "Output", "--join", "FILE", s.join, "Runs nothing: makes one of what earlier runs wrote, each a suite.json of the same tasks; may be repeated");
   add(app, "Output", "--out", "DIR", s.out, "Where suite.json, suite.md and the pictures go")->capture_default_str();
   app.set_help_flag("-h,--help", "Prints this, and ends")->group("Information");
 }
@@ -404,6 +405,11 @@ std::string make_subcommand(const CLI::App& app, const std::string& name, bool& 
 }
 
 std::string make_suite(const CLI::App& app, const CLI::App& sub, Options& o) {
+  if (!o.suite.join.empty()) {
+    for (const CLI::Option* option : sub.get_options())
+      if (const std::string name = option->get_name(); option->count() > 0 && name != "--join" && name != "--out") return name + " does not go with --join, which runs nothing";
+    return make_subcommand(app, "suite", o.run_suite);
+  }
   if (o.qkv.empty() && o.model.empty()) {
     o.model = KVCONDENSE_EXAMPLES_DIR "/models/tinylm";
     o.model_name = "examples/models/tinylm";

@@ -81,6 +81,7 @@ struct SuiteRequest {
   index_t texts = 2;             ///< texts that are continued; 0: none
   index_t continued = 128;       ///< tokens of a continuation
   bool induction = true;         ///< whether the written model is asked
+  std::vector<std::string> join; ///< nothing runs: what earlier runs wrote becomes one
   std::string out = ".";         ///< where suite.json, suite.md and the pictures go
 };
 

@@ -52,7 +52,7 @@ ordered_json row_json(const SuiteResults& results, const SuiteRow& row) {
     j["induction"] = to_json(row.induction.all());
     j["induction"]["by_depth"] = list_json(row.induction.by_depth);
   }
-  if (has_recall(row)) j["recall"] = recall_of(row);
+  if (has_recall(row)) j["found"] = recall_of(row);
   if (row.prompt_seconds > 0) j["seconds"] = {{"prompt", row.prompt_seconds}, {"save", row.save_seconds}, {"load", row.load_seconds}};
   if (!row.failures.empty()) j["failures"] = row.failures;
   return j;
@@ -193,7 +193,9 @@ ordered_json suite_json(const SuiteResults& results) {
 std::string suite_markdown(const SuiteResults& results, const std::vector<std::string>& pictures) {
   const Setting& s = results.setting;
   const auto n = [](index_t x) { return std::to_string(x); };
-  std::string text = "# What recipes keep and what they cost\n\n`" + s.command + "`\n\n" + s.source + ": " + n(s.layers) + " layers, " + n(s.q_heads) +
+  std::string commands = s.command;  // a line each, where runs were joined
+  for (std::size_t at = 0; (at = commands.find('\n', at)) != std::string::npos; at += 4) commands.replace(at, 1, "`\n\n`");
+  std::string text = "# What recipes keep and what they cost\n\n`" + commands + "`\n\n" + s.source + ": " + n(s.layers) + " layers, " + n(s.q_heads) +
                      " query heads, " + n(s.kv_heads) + " KV heads of " + n(s.head_dim) + ". ";
   text += results.has_model() ? s.text + ": " + n(s.windows) + " windows of " + n(s.context) + " tokens" : "A dump of " + n(s.context) + " tokens";
   text += ", " + n(s.prefill) + " at once, then one by one.\n\n";

@@ -7,6 +7,7 @@
 #include <eval/error.hpp>
 #include <eval/induction_model.hpp>
 #include <eval/sizing.hpp>
+#include <eval/suite_join.hpp>
 #include <eval/suite_plot.hpp>
 #include <eval/suite_rank.hpp>
 #include <eval/suite_report.hpp>
@@ -140,6 +141,27 @@ TEST_CASE("suite: every task is counted, and the same seed gives the same number
   const std::string md = suite_markdown(one, {"a.svg"});
   REQUIRE(count(md, "\n| ") == 3);
   REQUIRE(md.find("![a](a.svg)") != std::string::npos);
+
+  // What was written says the same when it is read again, and joined with itself; another run is refused.
+  const auto written = suite_json(one);
+  const SuiteResults again = read_suite(written, "a"), both = join_suites({again, again}, {"a", "b"});
+  REQUIRE(suite_markdown(again, {"a.svg"}) == md);
+  REQUIRE(both.rows.size() == 2);
+  REQUIRE(both.setting.command == one.setting.command + "\n" + one.setting.command);
+  const auto pictures = suite_pictures(one), pictures_again = suite_pictures(again);
+  for (std::size_t i = 0; i < pictures.size(); ++i) REQUIRE(pictures[i].svg == pictures_again[i].svg);
+  SuiteResults other = again;
+  other.rows[1].share = 25;
+  REQUIRE(join_suites({again, other}, {"a", "b"}).rows.size() == 3);
+  other.setting.seed = 2;
+  REQUIRE_THROWS_WITH(join_suites({again, other}, {"a", "b"}), "b: of another run than a: seed differs");
+  auto broken = written;
+  broken["recipes"][1].erase("report");
+  REQUIRE_THROWS_WITH(read_suite(broken, "a"), "a: not what suite writes");
+  REQUIRE_THROWS_WITH(read_suite({{"tool", "another"}}, "a"), "a: no suite.json");
+  broken = written;
+  broken["recipes"][1]["long_answer"]["by_quarter"].erase(0);
+  REQUIRE_THROWS_WITH(read_suite(broken, "a"), "a: 3 parts where there are 4");
 }
 
 TEST_CASE("suite: the best for their bytes come first in the tables", "[eval][suite]") {

@@ -172,8 +172,8 @@ TEST_CASE("rope table: small angles on keys and large ones on queries give the s
   test::fill_normal(k.data(), 64, 8);
   for (const index_t slot : {0, 5, 16, 31, 1000, 4999}) {
     std::vector<float> key = k, query = q;
-    table->turn_fine(key.data(), slot % RopeTable::tile);
-    table->turn_back_coarse(query.data(), slot / RopeTable::tile);
+    prim::cpu::turn_rows(key.data(), 1, 0, table->fine(slot % RopeTable::tile), 0, table->angles());
+    prim::cpu::turn_rows(query.data(), 1, 0, table->coarse(slot / RopeTable::tile), 0, table->angles(), true);
     const auto at_slot = turned(k, table->angles(), static_cast<double>(slot));
     double got = 0.0, want = 0.0;
     for (std::size_t i = 0; i < 64; ++i) got += static_cast<double>(query[i]) * key[i], want += static_cast<double>(q[i]) * at_slot[i];

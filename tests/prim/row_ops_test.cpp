@@ -8,6 +8,7 @@
 #include <catch2/catch.hpp>
 
 #include <kvcondense/backend/cpu/simd/choose.hpp>
+#include <kvcondense/prim/rope.hpp>
 
 #include <support/fill.hpp>
 #include <support/guarded.hpp>
@@ -212,6 +213,30 @@ TEST_CASE("row_ops: the largest number, NaN left out, at every place", "[prim][r
     REQUIRE(right);
     const float none[] = {not_a_number, not_a_number, -infinity};
     REQUIRE(ops.largest(none, 3, -infinity) == -infinity);
+  });
+}
+
+TEST_CASE("row_ops: rows turn as rotate_row turns them, bit for bit", "[prim][row_ops]") {
+  const auto turns = [](const RowOps& ops, index_t pairs, prim::RopePairing pairing, bool back, index_t step) {
+    const index_t count = 3, dim = 2 * pairs + 5;
+    CAPTURE(pairs, static_cast<int>(pairing), back, step);
+    std::vector<float> rows(static_cast<std::size_t>(count * dim)), angles(static_cast<std::size_t>(2 * pairs * count));
+    test::fill_normal(rows.data(), rows.size(), 5);
+    test::fill_normal(angles.data(), angles.size(), 6);
+    std::vector<float> expected = rows;
+    for (index_t i = 0; i < count; ++i) {
+      float* row = expected.data() + i * dim;
+      const float* cos = angles.data() + i * step;
+      prim::rotate_row(row, row, cos, cos + pairs, pairs, pairing, back);
+    }
+    ops.turn_rows(rows.data(), count, dim, angles.data(), step, pairs, pairing == prim::RopePairing::interleaved, back);
+    REQUIRE(rows == expected);
+  };
+  for_isas([&](const RowOps& ops) {
+    for (const index_t pairs : {1, 2, 7, 15, 16, 17, 32, 40, 48, 56, 64, 128})
+      for (const prim::RopePairing pairing : {prim::RopePairing::half_split, prim::RopePairing::interleaved})
+        for (const bool back : {false, true})
+          for (const index_t step : {index_t{0}, 2 * pairs}) turns(ops, pairs, pairing, back, step);
   });
 }
 

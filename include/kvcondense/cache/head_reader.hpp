@@ -99,11 +99,9 @@ struct HeadReader {
         i += m;
         continue;
       }
-      for (index_t k = 0; k < m; ++k) rotation.table->turn_fine(keys + k * dim, b + k);
-      for (index_t r = 0; r < queries.rows; ++r) {
-        std::copy_n(queries.data + r * queries.step, dim, turned + r * dim);
-        rotation.table->turn_back_coarse(turned + r * dim, (first + i) / tile);
-      }
+      prim::cpu::turn_rows(keys, m, dim, rotation.table->fine(b), rotation.table->entry(), rotation.table->angles());
+      for (index_t r = 0; r < queries.rows; ++r) std::copy_n(queries.data + r * queries.step, dim, turned + r * dim);
+      prim::cpu::turn_rows(turned, queries.rows, dim, rotation.table->coarse((first + i) / tile), 0, rotation.table->angles(), true);
       float near[Column<prim::ExactRows>::max_rows * tile];
       const prim::RowBlock<float> to = far == 0 ? prim::RowBlock<float>{out.data + i, out.rows, out.step} : prim::RowBlock<float>{near, out.rows, tile};
       prim::cpu::dot_rows(keys, m, dim, {turned, queries.rows, dim}, to);

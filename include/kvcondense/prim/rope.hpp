@@ -90,12 +90,10 @@ class RopeTable {
   index_t slots() const { return coarse_.empty() ? 0 : coarse_.size() / entry() * tile; }
   std::size_t bytes() const { return fine_.bytes() + coarse_.bytes(); }
 
-  /// cos per pair, then sin per pair: of position b in [0, tile), of position a * tile.
+  /// cos per pair, then sin per pair: of position b in [0, tile), of position a * tile. Entries lie `entry()` apart.
   const float* fine(index_t b) const { return fine_.data() + b * entry(); }
   const float* coarse(index_t a) const { return coarse_.data() + a * entry(); }
-
-  void turn_fine(float* row, index_t b) const { turn(row, fine(b), false); }
-  void turn_back_coarse(float* row, index_t a) const { turn(row, coarse(a), true); }
+  index_t entry() const { return 2 * pairs(); }
 
   /// Turns a row by any whole number of positions.
   void rotate(float* row, index_t positions) const {
@@ -118,8 +116,6 @@ class RopeTable {
   }
 
  private:
-  index_t entry() const { return 2 * pairs(); }
-
   void turn(float* row, const float* cos_sin, bool back) const {
     rotate_row(row, row, cos_sin, cos_sin + pairs(), pairs(), angles_.pairing, back);
   }

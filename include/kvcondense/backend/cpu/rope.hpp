@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include <kvcondense/backend/cpu/context.hpp>
+#include <kvcondense/backend/cpu/row_kernels.hpp>
 #include <kvcondense/core/status.hpp>
 #include <kvcondense/prim/rope.hpp>
 
@@ -20,16 +21,16 @@ struct Rope<Cpu> {
     if (heads == 0) return Status::ok;
 
     ctx.parallel(tokens, [&](index_t t, index_t) {
-      float cos[max_head_dim / 2], sin[max_head_dim / 2];
+      float cos_sin[max_head_dim];
       for (index_t h = 0; h < heads; ++h) {
         if (h < positions.extent[0]) {
-          rope_cos_sin(angles, positions(h, t), cos, sin);
-          for (index_t i = 0; i < angles.pairs; ++i) cos[i] *= turn.scale, sin[i] *= turn.scale;
+          rope_cos_sin(angles, positions(h, t), cos_sin, cos_sin + angles.pairs);
+          for (index_t i = 0; i < 2 * angles.pairs; ++i) cos_sin[i] *= turn.scale;
         }
         const float* in = &rows(h, t, 0);
         float* to = &out(h, t, 0);
-        if (in != to) std::copy(in + 2 * angles.pairs, in + dim, to + 2 * angles.pairs);
-        rotate_row(in, to, cos, sin, angles.pairs, angles.pairing, turn.back);
+        if (in != to) std::copy(in, in + dim, to);
+        cpu::turn_rows(to, 1, dim, cos_sin, 0, angles, turn.back);
       }
     });
     return Status::ok;

@@ -6,6 +6,7 @@
 #include <kvcondense/backend/cpu/simd/choose.hpp>
 #include <kvcondense/core/config.hpp>
 #include <kvcondense/prim/page_codec.hpp>
+#include <kvcondense/prim/rope_config.hpp>
 
 namespace kvcondense::prim::cpu {
 
@@ -40,6 +41,12 @@ inline float dot(const float* a, const float* b, index_t n) {
 inline void add_rows(const float* tile, index_t count, index_t dim, RowBlock<const float> weights,
                      RowBlock<float> out) {
   row_ops().add_rows(DType::f32, tile, count, dim, weights, out, nullptr);
+}
+
+/// Turns `count` rows of `dim` numbers, one behind the other: cosines and sines of row i begin at cos_sin + i * step.
+inline void turn_rows(float* rows, index_t count, index_t dim, const float* cos_sin, index_t step, const RopeAngles& angles,
+                      bool back = false) {
+  row_ops().turn_rows(rows, count, dim, cos_sin, step, angles.pairs, angles.pairing == RopePairing::interleaved, back);
 }
 
 }  // namespace kvcondense::prim::cpu

@@ -39,6 +39,12 @@ struct RowOps {
   /// x[i] *= factor.
   void (*scale)(float* x, index_t n, float factor);
 
+  /// Turns rows in place: of row i, `step` numbers behind the one before, the pairs (row[t], row[t + pairs]) by the angles
+  /// whose cosines and then sines begin at cos_sin + i * cos_step; interleaved: the pairs (row[2t], row[2t + 1]). `back`: by
+  /// minus the angles. The same bits as `rotate_row`, where that is compiled without fused products.
+  void (*turn_rows)(float* rows, index_t count, index_t step, const float* cos_sin, index_t cos_step, index_t pairs,
+                    bool interleaved, bool back);
+
   /// Between floats and 16-bit numbers; the same bits as `detail::half_bits` and its siblings.
   void (*narrow)(DType type, const float* x, index_t n, std::uint16_t* out);
   void (*widen)(DType type, const std::uint16_t* x, index_t n, float* out);

@@ -242,6 +242,29 @@ inline void scale(float* x, index_t n, float factor) {
   for (; i < n; ++i) x[i] *= factor;
 }
 
+/// Half-split pairs of one row, from pair t on in vectors; interleaved ones, which few models have, one by one.
+inline void turn_row(float* row, const float* c, const float* s, index_t pairs, bool interleaved, bool back) {
+  const index_t far = interleaved ? 1 : pairs, each = interleaved ? 2 : 1;
+  index_t t = 0;
+  for (; !interleaved && t + width <= pairs; t += width) {
+    const F x = load_float(row + t), y = load_float(row + pairs + t), cs = load_float(c + t), sn = load_float(s + t);
+    const F xs = mul(x, sn), ys = mul(y, sn);
+    store_float(row + t, back ? add(mul(x, cs), ys) : sub(mul(x, cs), ys));
+    store_float(row + pairs + t, back ? sub(mul(y, cs), xs) : add(mul(y, cs), xs));
+  }
+  for (; t < pairs; ++t) {
+    const float x = row[t * each], y = row[t * each + far], sn = back ? -s[t] : s[t];
+    row[t * each] = x * c[t] - y * sn;
+    row[t * each + far] = y * c[t] + x * sn;
+  }
+}
+
+inline void turn_rows(float* rows, index_t count, index_t step, const float* cos_sin, index_t cos_step, index_t pairs,
+                      bool interleaved, bool back) {
+  for (index_t i = 0; i < count; ++i)
+    turn_row(rows + i * step, cos_sin + i * cos_step, cos_sin + i * cos_step + pairs, pairs, interleaved, back);
+}
+
 inline void narrow(DType type, const float* x, index_t n, std::uint16_t* out) {
   const bool half = type == DType::f16;
   index_t i = 0;
@@ -259,4 +282,4 @@ inline void widen(DType type, const std::uint16_t* x, index_t n, float* out) {
   for (; i < n; ++i) out[i] = half ? kvcondense::detail::half_value(x[i]) : kvcondense::detail::bfloat16_value(x[i]);
 }
 
-inline constexpr RowOps row_ops{name, dot_rows, add_rows, largest, exp_below, add_exp_below, scale, narrow, widen};
+inline constexpr RowOps row_ops{name, dot_rows, add_rows, largest, exp_below, add_exp_below, scale, turn_rows, narrow, widen};
