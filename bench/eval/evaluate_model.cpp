@@ -40,6 +40,7 @@ ModelTask load_task(const Options& o, Setting& setting) {
   task.model = *std::move(model);
   const engine::ModelConfig& c = task.model.config;
   task.shape = engine::cache_shape(c);
+  task.shape.page_slots = o.page_slots;
   task.context = o.context;
   task.rope = engine::library_rope(c.rope, o.context);
   task.feeding = {.prefill = o.prefill == 0 ? o.context / 2 : o.prefill, .chunk = o.chunk, .last = o.last_pass};

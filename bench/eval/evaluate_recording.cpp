@@ -59,6 +59,7 @@ void set_common(Setting& s, const Options& o, const CacheShape& shape, const Fee
   s.q_heads = shape.q_heads;
   s.kv_heads = shape.kv_heads;
   s.head_dim = shape.head_dim;
+  s.page_slots = shape.page_slots;
   s.context = context;
   s.prefill = feeding.prefill;
   s.chunk = feeding.chunk;

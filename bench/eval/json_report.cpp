@@ -26,6 +26,7 @@ ordered_json to_json(const Setting& s) {
   j["q_heads"] = s.q_heads;
   j["kv_heads"] = s.kv_heads;
   j["head_dim"] = s.head_dim;
+  j["page_slots"] = s.page_slots;
   j["context"] = s.context;
   j["prefill"] = s.prefill;
   j["chunk"] = s.chunk;

@@ -89,6 +89,7 @@ CLI::Option* add_part(CLI::App& app, const char* name, double& value, double mos
 void add_common(CLI::App& app, Options& o) {
   add_count(app, "--rounds", o.rounds, 0, 1000, "Rounds of the timing; 0: no timing");
   add_count(app, "--jobs", o.jobs, 0, 1024, "Threads, not for the timing; 0: one per processor");
+  add_count(app, "--page-slots", o.page_slots, 1, 256, "Slots of a page; free ones of the last page of a head are memory, too");
   app.add_flag("--quiet", o.quiet, "No progress on stderr")->group("How");
 }
 

@@ -6,6 +6,7 @@
 
 #include <eval/ask.hpp>
 #include <kvcondense/core/config.hpp>
+#include <kvcondense/core/shape.hpp>
 
 namespace eval {
 
@@ -117,6 +118,7 @@ struct Options {
   index_t question = 24;   ///< tokens before a value that ask for it
   index_t rounds = 8;  ///< of the timing; 0: none
   index_t jobs = 0;    ///< threads; 0: as many as the machine has
+  index_t page_slots = kvcondense::CacheShape{}.page_slots;  ///< of every cache
   std::uint64_t seed = 1;
 
   std::string json, plot, dump, dump_qkv;

@@ -50,7 +50,7 @@ struct Setting {
   std::string recall;       ///< file of the recall documents; empty when none is used
   std::string heads;        ///< file of head tables; empty when none is used
   bool byte_tokens = true;  ///< a token is a byte
-  index_t layers = 0, q_heads = 0, kv_heads = 0, head_dim = 0;
+  index_t layers = 0, q_heads = 0, kv_heads = 0, head_dim = 0, page_slots = 0;
   index_t max_positions = 0;  ///< that the model was made for; 0: not known
   index_t context = 0, prefill = 0, chunk = 0, last_pass = 0, windows = 0, documents = 0, rounds = 0;
   std::uint64_t seed = 0;

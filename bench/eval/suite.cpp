@@ -146,6 +146,7 @@ class Suite {
 
   void prepare_recording() {
     Recording recording = read_qkv(o_.qkv);
+    recording.shape.page_slots = o_.page_slots;
     const Feeding feeding = feeding_of(o_, recording, mostly_prefill(recording.tokens));
     set_common(results_.setting, o_, recording.shape, feeding, recording.tokens);
     results_.setting.source = o_.qkv;
@@ -356,7 +357,8 @@ class Suite {
   /// The recipe on the written model: what it was told of another model's heads and bases does not hold there.
   Session induction_session(const RecipeSpec& spec) const {
     const engine::Model& model = induction_->model;
-    const CacheShape its = engine::cache_shape(model.config);
+    CacheShape its = engine::cache_shape(model.config);
+    its.page_slots = o_.page_slots;
     static const engine::OutputProjections output(model);
     Facts facts;
     facts.rope = engine::library_rope(model.config.rope, static_cast<index_t>(induction_->context.size()) + 1);

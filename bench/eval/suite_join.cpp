@@ -48,7 +48,7 @@ Setting setting_of(const Json& j) {
   s.text = of<std::string>(j, "text"), s.heads = of<std::string>(j, "heads");
   s.windows = of<index_t>(j, "windows"), s.seed = of<std::uint64_t>(j, "seed"), s.max_positions = of<index_t>(j, "max_positions");
   s.byte_tokens = of<bool>(j, "token_is_byte", true);
-  s.layers = j.at("layers"), s.q_heads = j.at("q_heads"), s.kv_heads = j.at("kv_heads"), s.head_dim = j.at("head_dim");
+  s.layers = j.at("layers"), s.q_heads = j.at("q_heads"), s.kv_heads = j.at("kv_heads"), s.head_dim = j.at("head_dim"), s.page_slots = j.at("page_slots");
   s.context = j.at("context"), s.prefill = j.at("prefill"), s.chunk = j.at("chunk"), s.rounds = j.at("rounds");
   return s;
 }

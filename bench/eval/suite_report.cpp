@@ -196,7 +196,7 @@ std::string suite_markdown(const SuiteResults& results, const std::vector<std::s
   std::string commands = s.command;  // a line each, where runs were joined
   for (std::size_t at = 0; (at = commands.find('\n', at)) != std::string::npos; at += 4) commands.replace(at, 1, "`\n\n`");
   std::string text = "# What recipes keep and what they cost\n\n`" + commands + "`\n\n" + s.source + ": " + n(s.layers) + " layers, " + n(s.q_heads) +
-                     " query heads, " + n(s.kv_heads) + " KV heads of " + n(s.head_dim) + ". ";
+                     " query heads, " + n(s.kv_heads) + " KV heads of " + n(s.head_dim) + ", pages of " + n(s.page_slots) + " slots. ";
   text += results.has_model() ? s.text + ": " + n(s.windows) + " windows of " + n(s.context) + " tokens" : "A dump of " + n(s.context) + " tokens";
   text += ", " + n(s.prefill) + " at once, then one by one.\n\n";
   for (const std::string& p : pictures) text += "![" + p.substr(0, p.find('.')) + "](" + p + ")\n";

@@ -201,6 +201,17 @@ TEST_CASE("suite: the best for their bytes come first in the tables", "[eval][su
   REQUIRE(count(md.substr(whole), "`beaten`") == 1);
 }
 
+TEST_CASE("suite: pages of fewer slots waste less of a short context", "[eval][suite]") {
+  Options o = small({"sink_window(sinks=4, recent=36)"});
+  o.suite.needles = o.suite.dialogues = o.suite.plans = o.suite.texts = 0;
+  const SuiteResults large = run_suite(o);
+  o.page_slots = 8;
+  const SuiteResults fine = run_suite(o);
+  REQUIRE(fine.rows[1].result.report.bytes() < large.rows[1].result.report.bytes());
+  REQUIRE(fine.rows[1].result.text.kl == large.rows[1].result.text.kl);
+  REQUIRE(suite_json(fine)["setting"]["page_slots"] == 8);
+}
+
 TEST_CASE("suite: what does not suit the cache is left out by name, what is misspelt is an error", "[eval][suite]") {
   Options o = small({"pca(keep={part}, value_keep={part})", "kivi(bits=4)", "sink_window(sinks=300, recent={tokens})"});
   o.suite.needles = o.suite.dialogues = o.suite.plans = o.suite.texts = 0;
