@@ -39,8 +39,11 @@ std::string short_recipe(const std::string& recipe) {
       out += recipe[i];
       continue;
     }
-    while (!out.empty() && out.back() != '(' && out.back() != ',')
-      out.pop_back();  // the field's name
+    std::string field;
+    while (!out.empty() && out.back() != '(' && out.back() != ',') field.insert(field.begin(), out.back()), out.pop_back();
+    if (field.starts_with(' ')) field.erase(0, 1), out += out.ends_with(',') ? " " : "";
+    if (field == "bits" || field == "format") continue;  // its value says which one it is
+    if (out.ends_with(' ')) out.pop_back();
     while (i + 1 < recipe.size() && recipe[i + 1] != ',' && recipe[i + 1] != ')') ++i;
     if (i + 1 < recipe.size() && recipe[i + 1] == ',' && (out.empty() || out.back() == '(')) ++i;
     while (i + 1 < recipe.size() && out.ends_with('(') && recipe[i + 1] == ' ') ++i;

@@ -6,7 +6,7 @@
 
 namespace eval {
 
-/// A recipe without its fields: "ada(snapkv) + kivi4".
+/// A recipe without its fields, but for what says which form of a word it is: "ada(snapkv) + kivi4", "mx(fp4)".
 std::string short_recipe(const std::string& recipe);
 
 /// A chart of what recipes cost against what they keep, one labelled point each: KL where a model

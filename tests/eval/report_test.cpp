@@ -156,6 +156,10 @@ TEST_CASE("short recipes: fields go, stages stay", "[eval][report]") {
       {"kivi2", "kivi2"},
       {"h2o(heavy=256, recent=256)", "h2o"},
       {"ada(snapkv(tokens=512,window=32), floor=0.2) + kivi4(group=32)", "ada(snapkv) + kivi4"},
+      {"mx(format=fp4)", "mx(fp4)"},
+      {"twice(kivi4, bits=3)", "twice(kivi4, 3)"},
+      {"h2o(heavy=9) + hadamard(group_int(bits=4, group=32))", "h2o + hadamard(group_int(4))"},
+      {"smooth_attention(kivi(group_size=32, bits=2), least=1)", "smooth_attention(kivi(2))"},
       {"ratio(keep=0.25, snapkv(window=32)) + int8", "ratio(snapkv) + int8"},
   }));
   REQUIRE(short_recipe(recipe) == brief);
