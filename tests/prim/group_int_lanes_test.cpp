@@ -254,13 +254,13 @@ double attention_error(CodeMath math, index_t group, double spread) {
   return e.relative();
 }
 
-TEMPLATE_TEST_CASE_SIG("group_int lanes: attention with multipliers of one byte is within 3e-2 of double", "[prim][group_quant][lanes]",
+TEMPLATE_TEST_CASE_SIG("group_int lanes: attention with multipliers of one byte is within 3e-2 of double, 6e-2 where it is sharp", "[prim][group_quant][lanes]",
                        ((int Bits), Bits), 2, 4, 8) {
   for (const index_t group : {32, 64})
     for (const double spread : {0.1, 0.5, 2.0, 6.0}) {
       const double byte = attention_error<Bits>(CodeMath::int8, group, spread), two = attention_error<Bits>(CodeMath::int16, group, spread);
       CAPTURE(Bits, group, spread, byte, two);
-      CHECK(byte < (spread > 2.0 ? 4e-2 : 3e-2));
+      CHECK(byte < (spread > 2.0 ? 6e-2 : 3e-2));
       CHECK(byte > 5e-4);
       CHECK(two < (spread > 2.0 ? 5e-4 : 4e-4));
     }
