@@ -5,6 +5,8 @@
 //   hot    one layer again and again; the first call of a turn is not timed
 //   cold   layers take turns, so many that their bytes do not fit the processor's caches; likewise
 //   read   the same bytes, added up by one thread: what the machine gives
+//
+// This library's caches, and the bytes that are added up, lie in memory of `--memory`; peers have their own.
 
 #include <dlfcn.h>
 
@@ -18,6 +20,8 @@
 #include <ctime>
 #include <fstream>
 #include <memory>
+#include <new>
+#include <optional>
 #include <random>
 #include <span>
 #include <string>
@@ -28,6 +32,7 @@
 #include <nlohmann/json.hpp>
 
 #include <kvcondense/any/any_cache.hpp>
+#include <kvcondense/core/huge_memory.hpp>
 #include <kvcondense/cpu.hpp>
 
 #include "peer.hpp"
@@ -92,8 +97,8 @@ class Pool final : public Executor {
 /// A cache of this library, as its own peer.
 class Ours final : public Attention {
  public:
-  static std::unique_ptr<Ours> make(const std::string& recipe, const Problem& p, Pool* pool) {
-    auto made = any::make(recipe, {.layers = p.layers, .q_heads = p.q_heads, .kv_heads = p.kv_heads, .head_dim = p.dim}, any::on<Cpu>);
+  static std::unique_ptr<Ours> make(const std::string& recipe, const Problem& p, Pool* pool, MemoryResource<Cpu>& memory) {
+    auto made = any::make(recipe, {.layers = p.layers, .q_heads = p.q_heads, .kv_heads = p.kv_heads, .head_dim = p.dim}, any::on<Cpu>, memory);
     if (!made) {
       std::fprintf(stderr, "%s: %.*s\n", recipe.c_str(), static_cast<int>(made.message().size()), made.message().data());
       return nullptr;
@@ -251,7 +256,7 @@ struct Options {
   std::vector<std::string> peers, turn = {"hot", "cold"};
   std::vector<long> slots = {1024, 4096, 16384, 65536};
   std::vector<int> threads = {1, 2}, bits = {16, 8, 4};
-  std::string shape = "32/8/128", json;
+  std::string shape = "32/8/128", memory = "huge", json;
   long cold_mib = 1024;
   int rounds = 9;
   double tolerance = 2e-3, peer_tolerance = 5e-2;
@@ -266,12 +271,20 @@ struct Recipe {
 /// then the recipes as they come.
 std::vector<Recipe> recipes(int bits) {
   if (bits == 16) return {{"keep_all", 16}};
-  if (bits == 8) return {{"keep_all", 16}, {"group_int(bits=8, group=64, key_axis=channel)", 8}, {"int8", 8}};
+  if (bits == 8)
+    return {{"keep_all", 16},
+            {"group_int(bits=8, group=64, key_axis=channel)", 8},
+            {"group_int(bits=8, group=64, key_axis=channel, math=int8)", 8},
+            {"int8", 8}};
   return {{"keep_all", 16},
           {"group_int(bits=4, group=64, key_axis=channel)", 4},
+          {"group_int(bits=4, group=64, key_axis=channel, math=int8)", 4},
           {"kivi4", 4},
+          {"kivi4(math=int8)", 4},
           {"group_int(bits=2, group=64, key_axis=channel)", 2},
-          {"kivi2", 2}};
+          {"group_int(bits=2, group=64, key_axis=channel, math=int8)", 2},
+          {"kivi2", 2},
+          {"kivi2(math=int8)", 2}};
 }
 
 class Run {
@@ -284,13 +297,16 @@ class Run {
       if (cut == std::string::npos) throw CLI::ValidationError("--peer", "wants name=module");
       peers_.push_back(load_peer(p.substr(0, cut), p.substr(cut + 1)));
     }
-    memory_.assign(size(std::max(o_.cold_mib, 1L)) << 17, 1);
+    if (o_.memory != "heap" && o_.memory != "huge") throw CLI::ValidationError("--memory", "wants heap or huge");
+    pages_ = o_.memory == "huge" ? static_cast<MemoryResource<Cpu>*>(&huge_) : &heap_memory();
+    words_.emplace(*pages_);
+    more_words(size(std::max(o_.cold_mib, 1L)) << 17);
   }
 
   int all() {
     const double busy = busy_programs();
-    std::printf("%ld query heads, %ld KV heads of %ld numbers; kernels: %s; %d rounds; cold: %ld MiB each\n\n", q_heads_, kv_heads_, dim_,
-                prim::cpu::row_ops().name, o_.rounds, o_.cold_mib);
+    std::printf("%ld query heads, %ld KV heads of %ld numbers; kernels: %s; %d rounds; cold: %ld MiB each; memory: %s\n\n", q_heads_, kv_heads_, dim_,
+                prim::cpu::row_ops().name, o_.rounds, o_.cold_mib, o_.memory.c_str());
     std::printf("| slots | threads | turn | who | form | ns/slot | spread | GB/s | of read | of own f16 |");
     for (const Peer& p : peers_) std::printf(" of %s |", p.name.c_str());
     std::printf(" error | with coding |\n|--:|--:|---|---|---|--:|--:|--:|--:|--:|");
@@ -302,11 +318,17 @@ class Run {
         for (const int bits : o_.bits) compare(bits, threads, slots);
     }
     std::printf("\nbusy programs, in the mean of the last minute: %.1f at the start, %.1f at the end (this one is one)\n", busy, busy_programs());
+    if (o_.memory == "huge") std::printf("of this library's memory %.0f MiB could be asked for as huge pages\n", static_cast<double>(huge_.huge_bytes()) / (1 << 20));
     if (!o_.json.empty()) std::ofstream(o_.json) << json_.dump(1) << "\n";
     return wrong_ == 0 ? 0 : 1;
   }
 
  private:
+  /// At least so many to add up.
+  void more_words(std::size_t n) {
+    if (words_->size() < static_cast<index_t>(n) && words_->resize(static_cast<index_t>(n), 1) != Status::ok) throw std::bad_alloc();
+  }
+
   Problem problem(long slots, int threads) const {
     return {q_heads_, kv_heads_, dim_, slots, 1, threads, keys_.data(), values_.data()};
   }
@@ -340,7 +362,7 @@ class Run {
     Contender c;
     c.who = std::move(who), c.form = std::move(form), c.ours = ours, c.layers = p.layers, c.bytes = run->bytes_per_layer();
     c.run = std::move(run);
-    memory_.resize(std::max(memory_.size(), static_cast<std::size_t>(c.bytes / 8)), 1);
+    more_words(static_cast<std::size_t>(c.bytes / 8));
     std::vector<float> out(queries_.size()), k(size(p.slots * p.dim)), v = k;
     Exact exact(p, queries_);
     bool good = true;
@@ -350,7 +372,7 @@ class Run {
     }
     good = good && c.run->attend(p.layers - 1, queries_.data(), out.data());
     c.error = exact.error(out), c.whole_error = whole_->error(out);
-    if (!good || !(c.error <= (ours ? o_.tolerance : o_.peer_tolerance))) {
+    if (!good || !(c.error <= (ours && c.form.find("math=int8") == std::string::npos ? o_.tolerance : o_.peer_tolerance))) {
       std::fprintf(stderr, "%s, %s: wrong by %g, not timed\n", c.who.c_str(), c.form.c_str(), c.error);
       ++wrong_;
       return;
@@ -365,7 +387,7 @@ class Run {
     if (pool) pool->awake();
     for (const Recipe& r : recipes(bits)) {
       p.layers = layers(r.bits, slots);
-      add(list, "ours", r.text, true, Ours::make(r.text, p, pool.get()), p);
+      add(list, "ours", r.text, true, Ours::make(r.text, p, pool.get(), *pages_), p);
     }
     if (pool) pool->asleep();
     p.layers = layers(bits, slots);
@@ -398,10 +420,11 @@ class Run {
       if (i > 0) c.seconds.push_back(t), spent += t;
     }
     if (c.ours && pool != nullptr) pool->asleep();
-    const std::size_t fit = std::max<std::size_t>(1, memory_.size() / std::max<std::size_t>(1, words));
+    const auto all = static_cast<std::size_t>(words_->size());
+    const std::size_t fit = std::max<std::size_t>(1, all / std::max<std::size_t>(1, words));
     for (int i = 0; i < 3; ++i) {
       const std::size_t from = cold ? (read_at_++ % fit) * words : 0;
-      const double t = read_seconds(memory_.data() + from, std::min(words, memory_.size() - from));
+      const double t = read_seconds(words_->data() + from, std::min(words, all - from));
       if (i > 0) c.read.push_back(t);
     }
   }
@@ -437,7 +460,9 @@ class Run {
   long q_heads_ = 0, kv_heads_ = 0, dim_ = 0;
   std::vector<Peer> peers_;
   std::vector<float> keys_, values_, queries_;
-  std::vector<std::uint64_t> memory_;
+  HugeMemory huge_;
+  MemoryResource<Cpu>* pages_ = nullptr;
+  std::optional<Buffer<std::uint64_t>> words_;
   std::size_t read_at_ = 0;
   std::unique_ptr<Exact> whole_;
   nlohmann::json json_ = nlohmann::json::array();
@@ -464,6 +489,7 @@ int main(int argc, char** argv) {
   app.add_option("--turns", o.turn, "hot, cold")->delimiter(',');
   app.add_option("--shape", o.shape, "query heads/KV heads/head size");
   app.add_option("--cold-mib", o.cold_mib, "bytes that take turns");
+  app.add_option("--memory", o.memory, "of this library: heap, or huge for pages of 2 MiB where the system has them");
   app.add_option("--rounds", o.rounds, "turns of each");
   app.add_option("--json", o.json, "write the table to this file, too");
   try {

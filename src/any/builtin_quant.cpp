@@ -125,6 +125,11 @@ constexpr Choice nearest_roundings[] = {
     {"half_away", static_cast<int>(prim::Rounding::half_away)},
 };
 
+constexpr Choice code_maths[] = {
+    {"int16", static_cast<int>(prim::CodeMath::int16)},
+    {"int8", static_cast<int>(prim::CodeMath::int8)},
+};
+
 constexpr Field group_int_fields[] = {
     number<GroupIntText, &GroupIntText::bits>("bits", "", "of a code", 1, 8),
     number<GroupIntText, &GroupIntText::group_size>(
@@ -147,6 +152,7 @@ constexpr Field group_int_fields[] = {
                                                most_slots),
     flag<GroupIntText, &GroupIntText::whole_window>(
         "whole_window", "", "a prompt is coded at once, then the window whenever residual_window tokens are in it"),
+    choice<GroupIntText, &GroupIntText::math>("math", "", "of queries and weights when they meet codes", code_maths),
 };
 constexpr Alias group_int_aliases[] = {{"int8", "bits", {8}}, {"int4", "bits", {4}}};
 
@@ -160,6 +166,7 @@ constexpr Field kivi_fields[] = {
     number<KiviText, &KiviText::sinks>("sinks", "", "first tokens kept exactly", 0, most_slots),
     number<KiviText, &KiviText::keep_window>("keep_window", "keep",
                                              "newest keys that never enter a block", 0, most_slots),
+    choice<KiviText, &KiviText::math>("math", "", "of queries and weights when they meet codes", code_maths),
 };
 constexpr Alias kivi_aliases[] = {{"kivi2", "bits", {2}}, {"kivi4", "bits", {4}}};
 

@@ -48,7 +48,7 @@ MAY_ALSO_INCLUDE = {
 UMBRELLAS = ("kvcondense.hpp", "cpu.hpp", "cuda.cuh", "version.hpp")
 
 # Where conditional compilation and macros may live.
-CONDITIONAL_HOMES = ("core/config.hpp", "backend/cuda/dialect.cuh", "backend/cpu/simd/target.hpp",
+CONDITIONAL_HOMES = ("core/config.hpp", "core/huge_memory.hpp", "backend/cuda/dialect.cuh", "backend/cpu/simd/target.hpp",
                      "backend/cpu/simd/choose.hpp", "backend/cpu/simd/kernels.hpp",
                      "backend/cpu/simd/avx2.hpp",
                      "backend/cpu/simd/avx512.hpp", "backend/cpu/simd/vnni.hpp",

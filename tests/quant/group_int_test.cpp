@@ -130,6 +130,13 @@ TEST_CASE("group_int: what is decoded has the codes and parameters that it came 
   check.template operator()<4>();
 }
 
+TEST_CASE("group_int: math reaches the codecs of keys and values, and is not part of what bytes mean", "[quant][group_int]") {
+  const quant::GroupInt<4> usual{}, byte{.math = prim::CodeMath::int8};
+  REQUIRE((usual.key_codec().math == prim::CodeMath::int16 && usual.value_codec().math == prim::CodeMath::int16));
+  REQUIRE((byte.key_codec().math == prim::CodeMath::int8 && byte.value_codec().math == prim::CodeMath::int8));
+  REQUIRE(byte.key_codec().fingerprint() == usual.key_codec().fingerprint());
+}
+
 TEST_CASE("group_int: groups that fit nothing are refused", "[quant][group_int]") {
   const auto refused = [](const auto& stage, CacheShape shape = {.head_dim = 64}) {
     return stage.validate(shape) == Status::invalid_argument;

@@ -225,3 +225,9 @@ TEST_CASE("kivi: groups that fit nothing are refused", "[quant][kivi]") {
   REQUIRE(refused({.sinks = -1}));
   REQUIRE(refused({.keep_window = -1}));
 }
+
+TEST_CASE("kivi: math reaches the codecs of keys and values", "[quant][kivi]") {
+  const quant::Kivi<2> usual{}, byte{.math = prim::CodeMath::int8};
+  REQUIRE((usual.key_codec().math == prim::CodeMath::int16 && usual.value_codec().math == prim::CodeMath::int16));
+  REQUIRE((byte.key_codec().math == prim::CodeMath::int8 && byte.value_codec().math == prim::CodeMath::int8));
+}

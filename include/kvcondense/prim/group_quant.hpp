@@ -44,6 +44,13 @@ enum class CodeLayout : std::uint8_t {
   channel_lanes,  ///< for weighted sums: lanes are channels, four slots meet in a lane
 };
 
+/// What codes in lanes are multiplied with: queries and weights, with scales folded in, as integers of a share of their
+/// row's largest. Only the CPU backend has a choice.
+enum class CodeMath : std::uint8_t {
+  int16,  ///< 1 / 32512 of it; floats where the processor has no instruction for it
+  int8,   ///< 1 / 254 of it, everywhere; codes in rows and those that lanes do not suit are multiplied as floats
+};
+
 /// How a scale or an offset is stored.
 enum class ParamType : std::uint8_t { f16, bf16, f32 };
 
@@ -212,6 +219,7 @@ struct GroupInt {
   ParamType params = ParamType::f16;
   Rounding rounding = Rounding::half_even;
   CodeLayout layout = CodeLayout::rows;
+  CodeMath math = CodeMath::int16;
 
   /// The same codec for keys, and for values.
   constexpr GroupInt for_scores() const { return with(CodeLayout::slot_lanes); }
@@ -253,7 +261,7 @@ struct GroupInt {
     const index_t groups = (slots + group_slots() - 1) / group_slots();
     return static_cast<std::size_t>(params_at(slots, dim) + groups * group_bytes(dim));
   }
-  /// Every field: two pages may be exchanged only between equal fingerprints.
+  /// Every field that says how bytes are to be read: pages may be exchanged only between equal fingerprints.
   constexpr std::int64_t fingerprint() const {
     auto f = static_cast<std::uint64_t>(group_size);
     for (const int field : {static_cast<int>(axis), static_cast<int>(form), static_cast<int>(params),

@@ -71,7 +71,8 @@ struct PageCodec<Cpu, GroupInt<Bits>> {
 
   /// What multiplies codes as they are stored; null: they are unpacked into floats.
   static const cpu::CodeOps* code_ops(const cpu::GroupPage<Bits>& from, bool sums) {
-    return (sums ? Codes::can_sum(from) : Codes::can_score(from)) ? cpu::code_ops() : nullptr;
+    if (!(sums ? Codes::can_sum(from) : Codes::can_score(from))) return nullptr;
+    return from.codec.math == CodeMath::int8 ? &cpu::byte_code_ops() : cpu::code_ops();
   }
 
   static index_t encode_group(const cpu::GroupPage<Bits>& to, index_t slot, RowBlock<const float> rows) {

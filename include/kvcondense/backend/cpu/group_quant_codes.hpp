@@ -24,10 +24,13 @@ struct CodeAttention {
   alignas(64) float scale[2 * max_head_dim];  ///< of up to two groups
   alignas(64) float mid[2 * max_head_dim];
   FoldedRows folded[2];
+  int multiplier_bytes;
+  index_t block;  ///< outputs of one run
 
   CodeAttention(const Page& page, const CodeOps& code_ops)
       : from(page), ops(code_ops), dim(page.page.dim),
-        group(page.codec.axis == GroupAxis::channel ? page.codec.group_slots() : page.codec.group_channels(dim)) {}
+        group(page.codec.axis == GroupAxis::channel ? page.codec.group_slots() : page.codec.group_channels(dim)),
+        multiplier_bytes(page.codec.math == CodeMath::int8 ? 1 : 2), block(multiplier_bytes == 1 ? 2 * pair_outputs : pair_outputs) {}
 
   /// Whether these pages can be scored, or summed, this way.
   static bool can_score(const Page& from) {
@@ -113,17 +116,20 @@ struct CodeAttention {
     read(at, offsets, n, s, m);
   }
 
-  CodeRun slot_pair(index_t slot) const {
+  /// A run that begins with this slot.
+  CodeRun slot_run(index_t slot) const {
     const auto codes = from.in_lanes();
     CodeRun run;
     run.first = codes.block(slot, 0);
     run.second = codes.block(slot + 16, 0) - run.first;
     run.steps = dim / 4;
     run.field = Page::bits == 2 && slot % 64 != 0 ? 2 : 0;
+    if (multiplier_bytes == 1) run.pairs = 2, run.other = codes.block(slot + pair_outputs, 0) - run.first;
     run.next = next(run.first);
     return run;
   }
-  CodeRun channel_pair(index_t slot, index_t slots, index_t channel) const {
+  /// Of up to `channels` channels.
+  CodeRun channel_run(index_t slot, index_t slots, index_t channel, index_t channels) const {
     const auto codes = from.in_lanes();
     CodeRun run;
     run.first = codes.block(slot, channel);
@@ -131,38 +137,47 @@ struct CodeAttention {
     run.step = codes.block(slot + 4, channel) - run.first;
     run.steps = slots / 4;
     run.field = Page::bits == 2 && channel % 64 != 0 ? 2 : 0;
+    if (multiplier_bytes == 1 && channels > pair_outputs) run.pairs = 2, run.other = codes.block(slot, channel + pair_outputs) - run.first;
     run.next = next(run.first);
     return run;
   }
 
-  /// Calls make(slot, row block of 32) for whole pairs of blocks, and copies what of them was asked for.
+  /// Multiplies a run with the multipliers of its first pair and, where these have one byte, of the one behind.
+  void multiply(const CodeRun& run, const FoldedRows& a, const FoldedRows& b, const RowBlock<float>& out) const {
+    multiplier_bytes == 1 ? ops.byte_dot(Page::bits, run, a, b, out) : ops.dot(Page::bits, run, a, out);
+  }
+  void multiply_add(const CodeRun& run, const FoldedRows& a, const FoldedRows& b, const RowBlock<float>& out) const {
+    multiplier_bytes == 1 ? ops.byte_dot_add(Page::bits, run, a, b, out) : ops.dot_add(Page::bits, run, a, out);
+  }
+
+  /// Calls make(slot, row block) for whole blocks of outputs, and copies what of them was asked for.
   template <class Make>
-  static void by_pairs(index_t first, index_t count, const RowBlock<float>& out, Make&& make) {
-    alignas(64) float part[FoldedRows::most * pair_outputs];
-    for (index_t slot = first / pair_outputs * pair_outputs; slot < first + count; slot += pair_outputs) {
-      const index_t begin = std::max(slot, first), end = std::min(slot + pair_outputs, first + count);
-      if (end - begin == pair_outputs) {
+  void by_blocks(index_t first, index_t count, const RowBlock<float>& out, Make&& make) const {
+    alignas(64) float part[FoldedRows::most * 2 * pair_outputs];
+    for (index_t slot = first / block * block; slot < first + count; slot += block) {
+      const index_t begin = std::max(slot, first), end = std::min(slot + block, first + count);
+      if (end - begin == block) {
         make(slot, RowBlock<float>{out.data + slot - first, out.rows, out.step});
         continue;
       }
-      make(slot, RowBlock<float>{part, out.rows, pair_outputs});
+      make(slot, RowBlock<float>{part, out.rows, block});
       for (index_t r = 0; r < out.rows; ++r)
-        std::copy(part + r * pair_outputs + begin - slot, part + r * pair_outputs + end - slot, out.data + r * out.step + begin - first);
+        std::copy(part + r * block + begin - slot, part + r * block + end - slot, out.data + r * out.step + begin - first);
     }
   }
 
   void scores_by_channel(index_t first, index_t count, const RowBlock<const float>& q, const RowBlock<float>& out) {
     const index_t end = first + count;
     index_t of = first == 0 ? 0 : first / group;  // nothing else can begin before a division has ended
+    if (group < block) of = of / 2 * 2;           // a block of outputs has both
     for (index_t begin = of * group; begin < end; begin += 2 * group, of += 2) {
-      const index_t groups = begin + group < end ? 2 : 1;
+      const index_t groups = begin + group < end || group < block ? 2 : 1;
       for (index_t k = 0; k < groups; ++k) read_channels(of + k, k);
-      ops.fold(q, groups, scale, mid, dim, middle, folded);
-      for (index_t k = 0; k < groups; ++k) {
-        const index_t from_slot = std::max(first, begin + k * group), to_slot = std::min(end, begin + (k + 1) * group);
-        by_pairs(from_slot, to_slot - from_slot, {out.data + from_slot - first, out.rows, out.step},
-                 [&](index_t slot, const RowBlock<float>& part) { ops.dot(Page::bits, slot_pair(slot), folded[k], part); });
-      }
+      ops.fold(multiplier_bytes, q, groups, scale, mid, dim, middle, folded);
+      const index_t from_slot = std::max(first, begin), to_slot = std::min(end, begin + 2 * group);
+      by_blocks(from_slot, to_slot - from_slot, {out.data + from_slot - first, out.rows, out.step}, [&](index_t slot, const RowBlock<float>& part) {
+        multiply(slot_run(slot), folded[slot - begin >= group], folded[slot + block - begin > group], part);
+      });
     }
   }
 
@@ -172,21 +187,21 @@ struct CodeAttention {
     float sums[most_code_groups][FoldedRows::most];
     for (index_t j = 0; j < groups; ++j) {
       const RowBlock<const float> part{q.data + j * group, q.rows, q.step};
-      ops.fold(part, 1, nullptr, nullptr, group, middle, &each[j]);
+      ops.fold(multiplier_bytes, part, 1, nullptr, nullptr, group, middle, &each[j]);
       for (index_t r = 0; r < q.rows; ++r) {
         sums[j][r] = 0.0f;
         for (index_t c = 0; c < group; ++c) sums[j][r] += part.data[r * part.step + c];
       }
     }
-    alignas(64) float codes[FoldedRows::most * pair_outputs];
-    by_pairs(first, count, out, [&](index_t slot, const RowBlock<float>& to) {
-      CodeRun run = slot_pair(slot);
+    alignas(64) float codes[FoldedRows::most * 2 * pair_outputs];
+    by_blocks(first, count, out, [&](index_t slot, const RowBlock<float>& to) {
+      CodeRun run = slot_run(slot);
       run.steps = group / 4;
-      for (index_t r = 0; r < q.rows; ++r) std::fill_n(to.data + r * to.step, pair_outputs, 0.0f);
+      for (index_t r = 0; r < q.rows; ++r) std::fill_n(to.data + r * to.step, block, 0.0f);
       for (index_t j = 0; j < groups; ++j, run.first += run.steps * run.step, run.next = next(run.first)) {
-        ops.dot(Page::bits, run, each[j], {codes, q.rows, pair_outputs});
-        read_slots(j, slot, pair_outputs, scale, mid);
-        ops.scale_add(codes, scale, mid, sums[j], to);
+        multiply(run, each[j], each[j], {codes, q.rows, block});
+        read_slots(j, slot, block, scale, mid);
+        ops.scale_add(codes, block, scale, mid, sums[j], to);
       }
     });
   }
@@ -195,28 +210,29 @@ struct CodeAttention {
     for (index_t j = 0; j * group < dim; j += 2) {
       const index_t groups = (j + 1) * group < dim ? 2 : 1;
       for (index_t k = 0; k < groups; ++k) read_slots(j + k, start, n, scale + k * max_head_dim, mid + k * max_head_dim);
-      ops.fold(w, groups, scale, mid, n, middle, folded);
-      for (index_t k = 0; k < groups; ++k)
-        for (index_t c = (j + k) * group; c < (j + k + 1) * group; c += pair_outputs)
-          ops.dot_add(Page::bits, channel_pair(start, n, c), folded[k], {out.data + c, w.rows, out.step});
+      ops.fold(multiplier_bytes, w, groups, scale, mid, n, middle, folded);
+      const index_t begin = j * group, end = std::min(dim, begin + 2 * group);
+      for (index_t c = begin; c < end; c += block)
+        multiply_add(channel_run(start, n, c, end - c), folded[c - begin >= group], folded[c + block - begin > group], {out.data + c, w.rows, out.step});
     }
   }
 
   void sum_by_channel(index_t start, index_t n, const RowBlock<const float>& w, const RowBlock<float>& out) {
-    alignas(64) float codes[FoldedRows::most * pair_outputs];
+    alignas(64) float codes[FoldedRows::most * 2 * pair_outputs];
     float sums[FoldedRows::most];
     for (index_t at = start; at < start + n;) {
       const index_t of = at / group, end = std::min(of * group + group, start + n), some = end - at;
       const RowBlock<const float> part{w.data + at - start, w.rows, w.step};
       read_channels(of);
-      ops.fold(part, 1, nullptr, nullptr, some, middle, folded);
+      ops.fold(multiplier_bytes, part, 1, nullptr, nullptr, some, middle, folded);
       for (index_t r = 0; r < w.rows; ++r) {
         sums[r] = 0.0f;
         for (index_t i = 0; i < some; ++i) sums[r] += part.data[r * part.step + i];
       }
-      for (index_t c = 0; c < dim; c += pair_outputs) {
-        ops.dot(Page::bits, channel_pair(at, some, c), folded[0], {codes, w.rows, pair_outputs});
-        ops.scale_add(codes, scale + c, mid + c, sums, {out.data + c, w.rows, out.step});
+      for (index_t c = 0; c < dim; c += block) {
+        const index_t outputs = std::min(block, dim - c);
+        multiply(channel_run(at, some, c, outputs), folded[0], folded[0], {codes, w.rows, outputs});
+        ops.scale_add(codes, outputs, scale + c, mid + c, sums, {out.data + c, w.rows, out.step});
       }
       at = end;
     }

@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <cstring>
 
+#include <kvcondense/backend/cpu/simd/code_ops.hpp>
 #include <kvcondense/backend/cpu/simd/coding_ops.hpp>
 #include <kvcondense/backend/cpu/simd/row_ops.hpp>
 #include <kvcondense/backend/cpu/simd/target.hpp>
@@ -112,6 +113,52 @@ inline constexpr int tall = 2;
 #include <kvcondense/backend/cpu/simd/row_ops.inl>
 
 #include <kvcondense/backend/cpu/simd/coding_ops.inl>
+
+/// sum + four products of an unsigned and a signed byte, in every lane. Two products of 8 bits do not fit 16: halves are
+/// multiplied apart.
+template <int Bits>
+[[gnu::always_inline]] inline __m256i add_products(__m256i sum, __m256i codes, __m256i by) {
+  const __m256i low = Bits == 8 ? _mm256_and_si256(codes, _mm256_set1_epi8(0x0f)) : codes;
+  sum = _mm256_add_epi32(sum, _mm256_madd_epi16(_mm256_maddubs_epi16(low, by), _mm256_set1_epi16(1)));
+  if constexpr (Bits < 8) return sum;
+  const __m256i high = _mm256_and_si256(_mm256_srli_epi16(codes, 4), _mm256_set1_epi8(0x0f));
+  return _mm256_add_epi32(sum, _mm256_madd_epi16(_mm256_maddubs_epi16(high, by), _mm256_set1_epi16(16)));
+}
+
+template <int Bits, int R>
+void code_pair(const CodeRun& run, index_t at, int field, const FoldedRows& folded, index_t r, std::int32_t (&sum)[R][32]) {
+  const __m256i mask = _mm256_set1_epi8(static_cast<char>((1 << Bits) - 1));
+  const __m128i shift = _mm_cvtsi32_si128(field * Bits), next = _mm_cvtsi32_si128((field + 1) * Bits);
+  __m256i total[R][4];
+#pragma GCC unroll 2
+  for (int k = 0; k < R; ++k)
+#pragma GCC unroll 4
+    for (int j = 0; j < 4; ++j) total[k][j] = _mm256_setzero_si256();
+  const std::byte* w = run.first + at;
+  const std::byte* ahead = run.next == nullptr ? w : run.next + at;
+  for (index_t s = 0; s < run.steps; ++s, w += run.step, ahead += run.next == nullptr ? 0 : run.step) {
+    prefetch(ahead);
+    __m256i x[4];
+#pragma GCC unroll 4
+    for (int j = 0; j < 4; ++j) {
+      const std::byte* from = w + (Bits == 8 && j >= 2 ? run.second : 0) + j % 2 * 32;
+      x[j] = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from));
+      if constexpr (Bits < 8) x[j] = _mm256_and_si256(_mm256_srl_epi16(x[j], j < 2 ? shift : next), mask);
+    }
+#pragma GCC unroll 2
+    for (int k = 0; k < R; ++k) {
+      std::int32_t four;
+      std::memcpy(&four, &folded.plane[r + k][0][run.multiplier + 4 * s], sizeof four);
+      const __m256i by = _mm256_set1_epi32(four);
+#pragma GCC unroll 4
+      for (int j = 0; j < 4; ++j) total[k][j] = add_products<Bits>(total[k][j], x[j], by);
+    }
+  }
+  for (int k = 0; k < R; ++k)
+    for (int j = 0; j < 4; ++j) _mm256_storeu_si256(reinterpret_cast<__m256i*>(sum[k] + 8 * j), total[k][j]);
+}
+
+#include <kvcondense/backend/cpu/simd/code_ops.inl>
 
 }  // namespace kvcondense::prim::cpu::avx2
 

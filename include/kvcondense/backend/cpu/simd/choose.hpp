@@ -23,6 +23,8 @@ KVCONDENSE_KERNELS const RankOps& rank_ops(Isa isa);
 
 /// Products of codes where the processor has instructions for them, else null: codes are then unpacked into floats.
 KVCONDENSE_KERNELS const CodeOps* code_ops();
+/// The same for multipliers of one byte, which are the same integers everywhere; AVX-512 without such instructions has those of AVX2.
+KVCONDENSE_KERNELS const CodeOps& byte_code_ops(Isa isa);
 
 /// The kernels that this processor runs quickest.
 inline const RowOps& row_ops() {
@@ -31,6 +33,10 @@ inline const RowOps& row_ops() {
 }
 inline const CodingOps& coding_ops() {
   static const CodingOps& best = coding_ops(best_isa());
+  return best;
+}
+inline const CodeOps& byte_code_ops() {
+  static const CodeOps& best = byte_code_ops(best_isa());
   return best;
 }
 inline const RankOps& rank_ops() {

@@ -10,23 +10,26 @@
 
 namespace kvcondense::prim::cpu {
 
-/// Up to four rows of multipliers as integers n, each two signed bytes: n = 128 * plane 0 + plane 1, |n| <= 16256.
+/// Up to four rows of multipliers as integers n, each two signed bytes: n = 128 * plane 0 + plane 1, |n| <= 16256; or one, plane 0.
 struct FoldedRows {
   static constexpr index_t most = 4;
-  static constexpr float top = 16256.0f;
+  static constexpr float top(int bytes) { return bytes == 2 ? 16256.0f : 127.0f; }
 
   alignas(64) std::int8_t plane[most][2][max_head_dim];
   float unit[most];  ///< a multiplier is n * unit
   float add[most];   ///< what a row adds to every output
 };
 
-/// Thirty-two outputs of a run of blocks: two fields of each block, or, for 8 bits, two blocks.
+/// Thirty-two outputs of a run of blocks: two fields of each block, or, for 8 bits, two blocks. With multipliers of one byte
+/// there may be two such pairs side by side, for 2 bits all four fields of each block.
 struct CodeRun {
   const std::byte* first = nullptr;
   index_t second = 0;       ///< 8 bits: bytes from a block to the one with the outputs behind
   index_t step = 64;        ///< bytes to the next block
   index_t steps = 0;        ///< blocks, four multipliers each
   int field = 0;            ///< first of the two fields; 2 only for 2 bits
+  int pairs = 1;
+  index_t other = 0;        ///< 4 and 8 bits: bytes from a block to that of the pair behind
   index_t multiplier = 0;   ///< the first of them
   const std::byte* next = nullptr;  ///< what will be read later, at the same distances
 };
@@ -37,8 +40,8 @@ struct MidRule {
 
 /// Sums of products of codes, in the form that codes are stored in.
 ///
-/// Numbers  multipliers are rounded to 1 / 32512 of their row's largest; the sums are exact. They depend on the row and
-///          what it is multiplied with alone.
+/// Numbers  multipliers of two bytes are rounded to 1 / 32512 of their row's largest, those of one byte to 1 / 254, everywhere to the
+///          same integers; the sums are exact. They depend on the row and what it is multiplied with alone.
 struct CodeOps {
   const char* name;
 
@@ -47,18 +50,22 @@ struct CodeOps {
   void (*read)(DType type, const std::byte* scales, const std::byte* offsets, index_t n, const MidRule& rule, float* scale,
                float* mid);
 
-  /// Rows x[r][i] * scale[i], n of them, as integers, zeros up to a multiple of 64, and as `add` the sum of x[r][i] * mid[i]
-  /// less what `middle` of every code weighs. `scale` null: all 1; `mid` null: all 0. The same rows with the parameters of
-  /// one group, or of two that lie max_head_dim apart: the second costs less, since no sum of it waits for the first.
-  void (*fold)(const RowBlock<const float>& x, index_t groups, const float* scale, const float* mid, index_t n, float middle,
-               FoldedRows* out);
+  /// Rows x[r][i] * scale[i], n of them, as integers of so many bytes, zeros up to a multiple of 64, and as `add` the sum of
+  /// x[r][i] * mid[i] less what `middle` of every code weighs. `scale` null: all 1; `mid` null: all 0. The same rows with the
+  /// parameters of one group, or of two that lie max_head_dim apart: the second costs less, since no sum of it waits for the first.
+  void (*fold)(int bytes, const RowBlock<const float>& x, index_t groups, const float* scale, const float* mid, index_t n,
+               float middle, FoldedRows* out);
 
-  /// out[r][i] = unit[r] * (sum of n * code) + add[r], and the same added to what is there.
+  /// out[r][i] = unit[r] * (sum of n * code) + add[r], and the same added to what is there; multipliers of two bytes.
   void (*dot)(int bits, const CodeRun& run, const FoldedRows& folded, const RowBlock<float>& out);
   void (*dot_add)(int bits, const CodeRun& run, const FoldedRows& folded, const RowBlock<float>& out);
 
-  /// out[r][i] += x[r][i] * scale[i] + sum[r] * mid[i], for 32 outputs; x has rows of 32.
-  void (*scale_add)(const float* x, const float* scale, const float* mid, const float* sum, const RowBlock<float>& out);
+  /// The same with multipliers of one byte, those of the first pair and those of the one behind.
+  void (*byte_dot)(int bits, const CodeRun& run, const FoldedRows& first, const FoldedRows& second, const RowBlock<float>& out);
+  void (*byte_dot_add)(int bits, const CodeRun& run, const FoldedRows& first, const FoldedRows& second, const RowBlock<float>& out);
+
+  /// out[r][i] += x[r][i] * scale[i] + sum[r] * mid[i], for n outputs, a multiple of 32; x has rows of n.
+  void (*scale_add)(const float* x, index_t n, const float* scale, const float* mid, const float* sum, const RowBlock<float>& out);
 };
 
 }  // namespace kvcondense::prim::cpu

@@ -33,6 +33,14 @@ KVCONDENSE_KERNELS const RankOps& rank_ops([[maybe_unused]] Isa isa) {
   return portable::rank_ops;
 }
 
+KVCONDENSE_KERNELS const CodeOps& byte_code_ops(Isa isa) {
+#if KVCONDENSE_X86_TARGETS
+  if (isa == Isa::avx512 && code_ops() != nullptr) return vnni::code_ops;
+  if (isa != Isa::portable) return avx2::code_ops;
+#endif
+  return portable::code_ops;
+}
+
 KVCONDENSE_KERNELS const CodeOps* code_ops() {
 #if KVCONDENSE_X86_TARGETS
   static const CodeOps* best = can_run(Isa::avx512) && __builtin_cpu_supports("avx512vnni") ? &vnni::code_ops : nullptr;

@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <cstring>
 
+#include <kvcondense/backend/cpu/simd/code_ops.hpp>
 #include <kvcondense/backend/cpu/simd/coding_ops.hpp>
 #include <kvcondense/backend/cpu/simd/row_ops.hpp>
 
@@ -112,5 +113,27 @@ inline F exp_of_negative(F x) {
 #include <kvcondense/backend/cpu/simd/row_ops.inl>
 
 #include <kvcondense/backend/cpu/simd/coding_ops.inl>
+
+template <int Bits, int R>
+void code_pair(const CodeRun& run, index_t at, int field, const FoldedRows& folded, index_t r, std::int32_t (&sum)[R][32]) {
+  constexpr std::uint32_t mask = (1u << Bits) - 1u;
+  for (int k = 0; k < R; ++k) std::memset(sum[k], 0, sizeof sum[k]);
+  for (index_t s = 0; s < run.steps; ++s)
+    for (index_t half = 0; half < 2; ++half) {
+      std::uint32_t word[16];
+      std::memcpy(word, run.first + at + s * run.step + (Bits == 8 ? half * run.second : 0), sizeof word);
+      const auto shift = static_cast<unsigned>(Bits == 8 ? 0 : (field + static_cast<int>(half)) * Bits);
+      for (int k = 0; k < R; ++k) {
+        const std::int8_t* by = &folded.plane[r + k][0][run.multiplier + 4 * s];
+        for (index_t i = 0; i < 16; ++i) {
+          const std::uint32_t w = word[i] >> shift;
+          sum[k][16 * half + i] += by[0] * static_cast<std::int32_t>(w & mask) + by[1] * static_cast<std::int32_t>((w >> 8) & mask) +
+                                   by[2] * static_cast<std::int32_t>((w >> 16) & mask) + by[3] * static_cast<std::int32_t>((w >> 24) & mask);
+        }
+      }
+    }
+}
+
+#include <kvcondense/backend/cpu/simd/code_ops.inl>
 
 }  // namespace kvcondense::prim::cpu::portable

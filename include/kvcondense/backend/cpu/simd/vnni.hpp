@@ -63,7 +63,7 @@ inline constexpr const char* name = "avx512vnni";
   return _mm_loadu_ps(out);
 }
 
-template <int R, int N>
+template <int R, int N, int Bytes>
 void fold_rows(const RowBlock<const float>& x, const float* scale, const float* mid, index_t n, float middle, FoldedRows* out) {
   alignas(64) float product[N][R][max_head_dim];
   F most[N][4], most2[N][4], zero[N][4];
@@ -100,8 +100,8 @@ void fold_rows(const RowBlock<const float>& x, const float* scale, const float* 
     for (int r = 0; r < R; ++r) most[k][r] = _mm512_range_ps(most[k][r], most2[k][r], 0x0B);
     // Rows of zeros, and of NaN, give zeros: NaN lives on in what is added.
     const __m128 bound = largest4(most[k]), usable = _mm_cmp_ps(bound, _mm_set1_ps(1e-30f), _CMP_GT_OQ);
-    _mm_storeu_ps(out[k].unit, _mm_blendv_ps(_mm_set1_ps(1.0f), _mm_mul_ps(bound, _mm_set1_ps(1.0f / FoldedRows::top)), usable));
-    inverse[k] = _mm512_castps128_ps512(_mm_and_ps(_mm_div_ps(_mm_set1_ps(FoldedRows::top), bound), usable));
+    _mm_storeu_ps(out[k].unit, _mm_blendv_ps(_mm_set1_ps(1.0f), _mm_mul_ps(bound, _mm_set1_ps(1.0f / FoldedRows::top(Bytes))), usable));
+    inverse[k] = _mm512_castps128_ps512(_mm_and_ps(_mm_div_ps(_mm_set1_ps(FoldedRows::top(Bytes)), bound), usable));
   }
   const I order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
   const I ones = _mm512_set1_epi16(1), low_bits = _mm512_set1_epi16(127);
@@ -118,6 +118,12 @@ void fold_rows(const RowBlock<const float>& x, const float* scale, const float* 
 #pragma GCC unroll 4
         for (int j = 0; j < 4; ++j) v[j] = _mm512_cvtps_epi32(_mm512_mul_ps(_mm512_load_ps(product[k][r] + c + 16 * j), f));
         const I a = _mm512_packs_epi32(v[0], v[1]), b = _mm512_packs_epi32(v[2], v[3]);
+        if constexpr (Bytes == 1) {
+          const I bytes = _mm512_packs_epi16(a, b);
+          _mm512_store_si512(out[k].plane[r][0] + c, _mm512_permutexvar_epi32(order, bytes));
+          sum = multiply_add(sum, _mm512_set1_epi8(1), bytes);
+          continue;
+        }
         const I highs = _mm512_packs_epi16(_mm512_srai_epi16(a, 7), _mm512_srai_epi16(b, 7));
         const I lows = _mm512_packs_epi16(_mm512_and_si512(a, low_bits), _mm512_and_si512(b, low_bits));
         _mm512_store_si512(out[k].plane[r][0] + c, _mm512_permutexvar_epi32(order, highs));
@@ -131,17 +137,23 @@ void fold_rows(const RowBlock<const float>& x, const float* scale, const float* 
   }
 }
 
-template <int N>
+template <int N, int Bytes>
 void fold_groups(const RowBlock<const float>& x, const float* scale, const float* mid, index_t n, float middle, FoldedRows* out) {
-  if (x.rows == 4) fold_rows<4, N>(x, scale, mid, n, middle, out);
-  else if (x.rows == 3) fold_rows<3, N>(x, scale, mid, n, middle, out);
-  else if (x.rows == 2) fold_rows<2, N>(x, scale, mid, n, middle, out);
-  else fold_rows<1, N>(x, scale, mid, n, middle, out);
+  if (x.rows == 4) fold_rows<4, N, Bytes>(x, scale, mid, n, middle, out);
+  else if (x.rows == 3) fold_rows<3, N, Bytes>(x, scale, mid, n, middle, out);
+  else if (x.rows == 2) fold_rows<2, N, Bytes>(x, scale, mid, n, middle, out);
+  else fold_rows<1, N, Bytes>(x, scale, mid, n, middle, out);
 }
 
-inline void fold(const RowBlock<const float>& x, index_t groups, const float* scale, const float* mid, index_t n, float middle, FoldedRows* out) {
-  if (groups == 2) fold_groups<2>(x, scale, mid, n, middle, out);
-  else fold_groups<1>(x, scale, mid, n, middle, out);
+template <int Bytes>
+void fold_bytes(const RowBlock<const float>& x, index_t groups, const float* scale, const float* mid, index_t n, float middle, FoldedRows* out) {
+  if (groups == 2) fold_groups<2, Bytes>(x, scale, mid, n, middle, out);
+  else fold_groups<1, Bytes>(x, scale, mid, n, middle, out);
+}
+inline void fold(int bytes, const RowBlock<const float>& x, index_t groups, const float* scale, const float* mid, index_t n, float middle,
+                 FoldedRows* out) {
+  if (bytes == 2) fold_bytes<2>(x, groups, scale, mid, n, middle, out);
+  else fold_bytes<1>(x, groups, scale, mid, n, middle, out);
 }
 
 template <class Row>
@@ -178,15 +190,31 @@ inline void read(DType type, const std::byte* scales, const std::byte* offsets, 
   else read_type<avx512::Bfloat>(scales, offsets, n, rule, scale, mid);
 }
 
-inline void scale_add(const float* x, const float* scale, const float* mid, const float* sum, const RowBlock<float>& out) {
-  for (index_t i = 0; i < 32; i += 16) {
+inline void scale_add(const float* x, index_t n, const float* scale, const float* mid, const float* sum, const RowBlock<float>& out) {
+  for (index_t i = 0; i < n; i += 16) {
     const F s = _mm512_loadu_ps(scale + i), m = _mm512_loadu_ps(mid + i);
     for (index_t r = 0; r < out.rows; ++r) {
       float* o = out.data + r * out.step + i;
       const F more = _mm512_fmadd_ps(_mm512_set1_ps(sum[r]), m, _mm512_loadu_ps(o));
-      _mm512_storeu_ps(o, _mm512_fmadd_ps(_mm512_loadu_ps(x + r * 32 + i), s, more));
+      _mm512_storeu_ps(o, _mm512_fmadd_ps(_mm512_loadu_ps(x + r * n + i), s, more));
     }
   }
+}
+
+/// What the sum over the lower field, and the difference between both and it, stand for.
+template <int Bits, int Field>
+inline constexpr float low_unit = Bits == 2 && Field == 2 ? 0x1p-4f : 1.0f;
+template <int Bits, int Field>
+inline constexpr float high_unit = Bits == 8 ? 1.0f : Bits == 4 ? 0x1p-4f : Field == 0 ? 0x1p-2f : 0x1p-6f;
+
+/// Sums over the lower field and over both as 32 outputs.
+template <int Bits, int Field, bool Add>
+[[gnu::always_inline]] inline void put(I low, I both, float unit, float add, float* out) {
+  const F more = _mm512_set1_ps(add), u = _mm512_set1_ps(unit * low_unit<Bits, Field>), v = _mm512_set1_ps(unit * high_unit<Bits, Field>);
+  const I high = Bits == 8 ? both : _mm512_sub_epi32(both, low);
+  F first = _mm512_fmadd_ps(_mm512_cvtepi32_ps(low), u, more), second = _mm512_fmadd_ps(_mm512_cvtepi32_ps(high), v, more);
+  if constexpr (Add) first = _mm512_add_ps(first, _mm512_loadu_ps(out)), second = _mm512_add_ps(second, _mm512_loadu_ps(out + 16));
+  _mm512_storeu_ps(out, first), _mm512_storeu_ps(out + 16, second);
 }
 
 /// The upper field is never isolated: the sum over both fields less the sum over the lower one is its multiple.
@@ -224,20 +252,12 @@ void dot_rows(const CodeRun& run, const FoldedRows& folded, const RowBlock<float
         low[r][p] = multiply_add(low[r][p], x, m), both[r][p] = multiply_add(both[r][p], y, m);
       }
   }
-  constexpr float scale_low = Bits == 2 && Field == 2 ? 0x1p-4f : 1.0f;
-  constexpr float scale_high = Bits == 8 ? 1.0f : Bits == 4 ? 0x1p-4f : Field == 0 ? 0x1p-2f : 0x1p-6f;
 #pragma GCC unroll 4
   for (int r = 0; r < R; ++r) {
     if (r >= out.rows) break;
     const I a = _mm512_add_epi32(_mm512_slli_epi32(low[r][0], 7), low[r][1]);
     const I all = _mm512_add_epi32(_mm512_slli_epi32(both[r][0], 7), both[r][1]);
-    const I b = Bits == 8 ? all : _mm512_sub_epi32(all, a);
-    float* o = out.data + r * out.step;
-    const F more = _mm512_set1_ps(folded.add[r]);
-    const F u = _mm512_set1_ps(folded.unit[r] * scale_low), v = _mm512_set1_ps(folded.unit[r] * scale_high);
-    F first = _mm512_fmadd_ps(_mm512_cvtepi32_ps(a), u, more), second = _mm512_fmadd_ps(_mm512_cvtepi32_ps(b), v, more);
-    if constexpr (Add) first = _mm512_add_ps(first, _mm512_loadu_ps(o)), second = _mm512_add_ps(second, _mm512_loadu_ps(o + 16));
-    _mm512_storeu_ps(o, first), _mm512_storeu_ps(o + 16, second);
+    put<Bits, Field, Add>(a, all, folded.unit[r], folded.add[r], out.data + r * out.step);
   }
 }
 
@@ -256,7 +276,80 @@ void dot_bits(int bits, const CodeRun& run, const FoldedRows& folded, const RowB
   else dot_any<2, 2, Add>(run, folded, out);
 }
 
-inline constexpr CodeOps code_ops{name, read, fold, dot_bits<false>, dot_bits<true>, scale_add};
+/// Multipliers of one byte: sixteen sums, of two pairs and four rows.
+template <int Bits, int R, int Pairs, bool Add>
+void byte_rows(const CodeRun& run, const FoldedRows& first, const FoldedRows& behind, const RowBlock<float>& out) {
+  const I low_field = _mm512_set1_epi8(Bits == 4 ? 0x0f : 0x03), next_field = _mm512_set1_epi8(0x30);
+  const I two_fields = _mm512_set1_epi8(0x0f), last_fields = _mm512_set1_epi8(static_cast<char>(0xf0));
+  I low[Pairs][R], both[Pairs][R];
+#pragma GCC unroll 2
+  for (int p = 0; p < Pairs; ++p)
+#pragma GCC unroll 4
+    for (int r = 0; r < R; ++r) low[p][r] = both[p][r] = _mm512_setzero_si512();
+  const std::byte* w = run.first;
+  const bool known = run.next != nullptr;
+  const std::byte* next = known ? run.next : w;
+  const index_t next_step = known ? run.step : 0, next_second = known ? run.second : 0, next_other = known ? run.other : 0;
+  const std::int8_t* n = &first.plane[0][0][run.multiplier];
+  const std::int8_t* m = &behind.plane[0][0][run.multiplier];
+  for (index_t s = 0; s < run.steps; ++s, w += run.step, next += next_step, n += 4, m += 4) {
+    I x[Pairs], y[Pairs];
+    if constexpr (Bits == 2) {
+      avx512::prefetch(next);
+      const I codes = _mm512_loadu_si512(w);
+      x[0] = _mm512_and_si512(codes, low_field), y[0] = _mm512_and_si512(codes, two_fields);
+      if constexpr (Pairs == 2) x[1] = _mm512_and_si512(codes, next_field), y[1] = _mm512_and_si512(codes, last_fields);
+    } else {
+#pragma GCC unroll 2
+      for (int p = 0; p < Pairs; ++p) {
+        avx512::prefetch(next + p * next_other);
+        const I codes = _mm512_loadu_si512(w + p * run.other);
+        x[p] = Bits == 4 ? _mm512_and_si512(codes, low_field) : codes;
+        y[p] = codes;
+        if constexpr (Bits == 8) {
+          avx512::prefetch(next + p * next_other + next_second);
+          y[p] = _mm512_loadu_si512(w + p * run.other + run.second);
+        }
+      }
+    }
+#pragma GCC unroll 4
+    for (int r = 0; r < R; ++r)
+#pragma GCC unroll 2
+      for (int p = 0; p < Pairs; ++p) {
+        std::int32_t four;
+        std::memcpy(&four, (p == 0 ? n : m) + r * 2 * max_head_dim, sizeof four);
+        const I by = _mm512_set1_epi32(four);
+        low[p][r] = multiply_add(low[p][r], x[p], by), both[p][r] = multiply_add(both[p][r], y[p], by);
+      }
+  }
+#pragma GCC unroll 4
+  for (int r = 0; r < R; ++r) {
+    if (r >= out.rows) break;
+    float* o = out.data + r * out.step;
+    put<Bits, 0, Add>(low[0][r], both[0][r], first.unit[r], first.add[r], o);
+    if constexpr (Pairs == 2) put<Bits, 2, Add>(low[1][r], both[1][r], behind.unit[r], behind.add[r], o + 32);
+  }
+}
+
+template <int Bits, bool Add>
+void byte_any(const CodeRun& run, const FoldedRows& first, const FoldedRows& behind, const RowBlock<float>& out) {
+  const auto use = [&]<int R>() {
+    if (run.pairs == 2) byte_rows<Bits, R, 2, Add>(run, first, behind, out);
+    else byte_rows<Bits, R, 1, Add>(run, first, behind, out);
+  };
+  if (out.rows > 2) use.template operator()<4>();
+  else if (out.rows == 2) use.template operator()<2>();
+  else use.template operator()<1>();
+}
+
+template <bool Add>
+void byte_bits(int bits, const CodeRun& run, const FoldedRows& first, const FoldedRows& behind, const RowBlock<float>& out) {
+  if (bits == 8) byte_any<8, Add>(run, first, behind, out);
+  else if (bits == 4) byte_any<4, Add>(run, first, behind, out);
+  else byte_any<2, Add>(run, first, behind, out);
+}
+
+inline constexpr CodeOps code_ops{name, read, fold, dot_bits<false>, dot_bits<true>, byte_bits<false>, byte_bits<true>, scale_add};
 
 }  // namespace kvcondense::prim::cpu::vnni
 

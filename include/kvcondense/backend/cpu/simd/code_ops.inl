@@ -1,0 +1,135 @@
+// The text of CodeOps where there is no instruction for products of bytes: the same integers as with one, what is added to them
+// in another order. Compiled once per instruction set, inside a namespace that gives
+//
+//   code_pair<Bits, R>(run, at, field, folded, r, sum)   sum[k][i] = products of one-byte multipliers of row r + k with the i-th
+//       of the 32 outputs of the pair that begins `at` bytes behind the run's blocks, in this field of them
+
+inline float code_param(DType type, const std::byte* at, index_t i) {
+  if (type == DType::f32) {
+    float x;
+    std::memcpy(&x, at + i * 4, sizeof x);
+    return x;
+  }
+  std::uint16_t bits;
+  std::memcpy(&bits, at + i * 2, sizeof bits);
+  return type == DType::f16 ? kvcondense::detail::half_value(bits) : kvcondense::detail::bfloat16_value(bits);
+}
+
+inline void read_codes_params(DType type, const std::byte* scales, const std::byte* offsets, index_t n, const MidRule& rule, float* scale,
+                              float* mid) {
+  for (index_t i = 0; i < n; ++i) {
+    const float s = code_param(type, scales, i), o = offsets == nullptr ? 0.0f : code_param(type, offsets, i);
+    scale[i] = s;
+    mid[i] = s * (o * rule.by_both + rule.by_scale) + o * rule.by_offset;
+  }
+}
+
+/// Sixteen side by side, which compilers turn into vectors.
+inline void fold_codes_row(int bytes, const float* x, const float* scale, const float* mid, index_t n, float middle, index_t r, FoldedRows& out) {
+  constexpr index_t side = 16;
+  alignas(64) float product[max_head_dim];
+  float most[side] = {}, zero[side] = {};
+  const index_t padded = (n + 63) / 64 * 64;
+  for (index_t i = 0; i < padded; i += side) {
+    float a[side] = {}, s[side], o[side] = {};
+    const auto some = static_cast<std::size_t>(n - i < 0 ? 0 : n - i < side ? n - i : side) * sizeof(float);
+    for (index_t k = 0; k < side; ++k) s[k] = 1.0f;
+    std::memcpy(a, x + i, some);
+    if (scale != nullptr) std::memcpy(s, scale + i, some);
+    if (mid != nullptr) std::memcpy(o, mid + i, some);
+    for (index_t k = 0; k < side; ++k) {
+      const float p = a[k] * s[k], size = p < 0.0f ? -p : p;
+      product[i + k] = p;
+      most[k] = size > most[k] ? size : most[k];
+      zero[k] += a[k] * o[k];
+    }
+  }
+  float bound = 0.0f, total = 0.0f;
+  for (index_t k = 0; k < side; ++k) bound = most[k] > bound ? most[k] : bound, total += zero[k];
+  // Rows of zeros, and of NaN, give zeros: NaN lives on in what is added.
+  const bool usable = bound > 1e-30f;
+  const float top = FoldedRows::top(bytes), inverse = usable ? top / bound : 0.0f;
+  out.unit[r] = usable ? bound * (1.0f / top) : 1.0f;
+  std::int32_t sum[side] = {}, all = 0;
+  for (index_t i = 0; i < padded; i += side)
+    for (index_t k = 0; k < side; ++k) {
+      const std::int32_t m = round_half_even(limit_to(without_nan(product[i + k] * inverse), top));
+      sum[k] += m;
+      out.plane[r][0][i + k] = static_cast<std::int8_t>(bytes == 2 ? m >> 7 : m);
+      out.plane[r][1][i + k] = static_cast<std::int8_t>(m & 127);
+    }
+  for (const std::int32_t s : sum) all += s;
+  out.add[r] = total - static_cast<float>(all) * out.unit[r] * middle;
+}
+
+inline void fold_codes(int bytes, const RowBlock<const float>& x, index_t groups, const float* scale, const float* mid, index_t n,
+                       float middle, FoldedRows* out) {
+  for (index_t k = 0; k < groups; ++k)
+    for (index_t r = 0; r < x.rows; ++r)
+      fold_codes_row(bytes, x.data + r * x.step, scale == nullptr ? nullptr : scale + k * max_head_dim,
+                     mid == nullptr ? nullptr : mid + k * max_head_dim, n, middle, r, out[k]);
+}
+
+template <bool Add>
+void put_codes(const std::int32_t (&sum)[32], float unit, float add, float* out) {
+  for (int i = 0; i < 32; ++i) {
+    const float x = static_cast<float>(sum[i]) * unit + add;
+    out[i] = Add ? out[i] + x : x;
+  }
+}
+
+/// Multipliers of two bytes: the numbers that vectors are compared with, nobody's way.
+template <bool Add>
+void dot_codes(int bits, const CodeRun& run, const FoldedRows& folded, const RowBlock<float>& out) {
+  const unsigned mask = (1u << bits) - 1u;
+  for (index_t r = 0; r < out.rows; ++r) {
+    std::int32_t sum[32] = {};
+    for (index_t s = 0; s < run.steps; ++s)
+      for (index_t i = 0; i < 32; ++i) {
+        const std::byte* four = run.first + s * run.step + (bits == 8 ? i / 16 * run.second : 0) + i % 16 * 4;
+        const unsigned shift = bits == 8 ? 0u : static_cast<unsigned>((run.field + i / 16) * bits);
+        for (index_t b = 0; b < 4; ++b) {
+          const index_t at = run.multiplier + 4 * s + b;
+          const std::int32_t m = folded.plane[r][0][at] * 128 + folded.plane[r][1][at];
+          sum[i] += m * static_cast<std::int32_t>((static_cast<unsigned>(four[b]) >> shift) & mask);
+        }
+      }
+    put_codes<Add>(sum, folded.unit[r], folded.add[r], out.data + r * out.step);
+  }
+}
+
+template <int Bits, int R, bool Add>
+void byte_pairs(const CodeRun& run, const FoldedRows& first, const FoldedRows& behind, const RowBlock<float>& out, index_t r) {
+  for (int p = 0; p < run.pairs; ++p) {
+    const FoldedRows& folded = p == 0 ? first : behind;
+    std::int32_t sum[R][32];
+    code_pair<Bits, R>(run, Bits == 2 ? 0 : p * run.other, Bits == 2 ? 2 * p : 0, folded, r, sum);
+    for (int k = 0; k < R; ++k) put_codes<Add>(sum[k], folded.unit[r + k], folded.add[r + k], out.data + (r + k) * out.step + 32 * p);
+  }
+}
+template <int Bits, bool Add>
+void byte_dot_any(const CodeRun& run, const FoldedRows& first, const FoldedRows& behind, const RowBlock<float>& out) {
+  index_t r = 0;
+  for (; r + 2 <= out.rows; r += 2) byte_pairs<Bits, 2, Add>(run, first, behind, out, r);
+  if (r < out.rows) byte_pairs<Bits, 1, Add>(run, first, behind, out, r);
+}
+template <bool Add>
+void byte_dot_codes(int bits, const CodeRun& run, const FoldedRows& first, const FoldedRows& behind, const RowBlock<float>& out) {
+  if (bits == 8) byte_dot_any<8, Add>(run, first, behind, out);
+  else if (bits == 4) byte_dot_any<4, Add>(run, first, behind, out);
+  else byte_dot_any<2, Add>(run, first, behind, out);
+}
+
+inline void scale_add_codes(const float* x, index_t n, const float* scale, const float* mid, const float* sum, const RowBlock<float>& out) {
+  for (index_t r = 0; r < out.rows; ++r)
+    for (index_t i = 0; i < n; ++i) out.data[r * out.step + i] += x[r * n + i] * scale[i] + sum[r] * mid[i];
+}
+
+inline constexpr CodeOps code_ops{name,
+                                  read_codes_params,
+                                  fold_codes,
+                                  dot_codes<false>,
+                                  dot_codes<true>,
+                                  byte_dot_codes<false>,
+                                  byte_dot_codes<true>,
+                                  scale_add_codes};
