@@ -21,6 +21,7 @@
 #include <kvcondense/backend/cuda/merge_partials.cuh>
 #include <kvcondense/backend/cuda/merge_weights.cuh>
 #include <kvcondense/backend/cuda/open_blocks.cuh>
+#include <kvcondense/backend/cuda/output_error.cuh>
 #include <kvcondense/backend/cuda/pack_bits.cuh>
 #include <kvcondense/backend/cuda/page_codec.cuh>
 #include <kvcondense/backend/cuda/projected_norm.cuh>

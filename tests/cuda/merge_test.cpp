@@ -64,9 +64,10 @@ TEST_CASE("cuda merge_partials: to 2e-6 of the CPU's, parts without slots, NaN, 
   test::Device device;
   const float* nothing = nullptr;
   float* out = nullptr;
+  float there = 0.0f;
   const prim::PartialAttention part{dense_view(nothing, 1, 2, 8), dense_view(nothing, 1, 2)};
   CHECK(prim::MergePartials<Cuda>::run(device, {&part, 1}, dense_view(out, 1, 2, 9)) == Status::shape_mismatch);
-  CHECK(prim::MergePartials<Cuda>::run(device, {&part, 1}, dense_view(out, 1, 2, 8), dense_view(out, 2, 2)) == Status::shape_mismatch);
+  CHECK(prim::MergePartials<Cuda>::run(device, {&part, 1}, dense_view(out, 1, 2, 8), dense_view(&there, 2, 2)) == Status::shape_mismatch);
 }
 
 namespace {

@@ -16,9 +16,9 @@ struct BlockShares {
   KVCONDENSE_HD constexpr index_t of(index_t b) const { return before(b + 1) - before(b); }
   /// Of all blocks before b.
   KVCONDENSE_HD constexpr index_t before(index_t b) const {
-    const index_t full = size / block, rest = size % block, all = full + (rest > 0);
+    const index_t full = size / block, rest = size % block, all = (size + block - 1) / block;
     if (b == 0 || all == 0) return 0;
-    const bool short_is_full = rest > 0 && places / all >= rest;
+    const bool short_is_full = places / all >= rest;
     const index_t dealt = short_is_full ? places - rest : places, among = short_is_full ? full : all;
     if (among == 0 || b > among) return places;
     const index_t extra = dealt % among;
