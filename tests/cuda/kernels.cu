@@ -60,6 +60,53 @@ Status smaller_words(Context<Cuda>& ctx, const SlotRows<Cuda>& rows, RaggedView<
   return s;
 }
 
+Status choosing_words(Context<Cuda>& ctx, RaggedView<const float> scores, const prim::Ends* ends, const index_t* total, RaggedView<std::int32_t> slots,
+                      index_t* count, RaggedView<float> out, Scratch scratch) {
+  Status s = prim::ChunkTopK<Cuda>::run(ctx, scores, ends, 8, total, slots, count);
+  if (s == Status::ok) s = prim::BlockTopK<Cuda>::run(ctx, scores, ends, 128, total, slots, count);
+  if (s == Status::ok) s = prim::TopThenNewest<Cuda>::run(ctx, scores, 4, 16, total, slots, count);
+  if (s == Status::ok) s = prim::TopKCounts<Cuda>::run(ctx, scores, ends, total, 64, count, scratch);
+  if (s == Status::ok) s = prim::CountAbove<Cuda>::run(ctx, scores, ends, 0.5f, count);
+  if (s == Status::ok) s = prim::LiftTop<Cuda>::run(ctx, scores, scores, ends, total, 0.0f, out);
+  if (s == Status::ok) s = prim::OpenBlocks<Cuda>::mark(ctx, scores, 4, 128, out);
+  if (s == Status::ok) s = prim::OpenBlocks<Cuda>::settle(ctx, scores, out);
+  if (s == Status::ok) s = prim::OpenBlocks<Cuda>::count(ctx, scores, ends, count);
+  if (s == Status::ok) s = prim::SettleProbed<Cuda>::run(ctx, out, out);
+  if (s == Status::ok) s = prim::BlockStride<Cuda>::mark(ctx, {}, 0, 1, out);
+  return s;
+}
+
+Status scoring_words(Context<Cuda>& ctx, const SlotRows<Cuda>& rows, TensorView<const float, 3> numbers, TensorView<float, 2> mean, TensorView<float, 3> covariance,
+                     RaggedView<float> x, RaggedView<float> out) {
+  Status s = prim::LagSpread<Cuda>::add(ctx, rows, 128, 1.0f, x, out);
+  if (s == Status::ok) s = prim::ProjectedNorm<Cuda>::run(ctx, rows, nullptr, CacheShape{}, nullptr, 1, out);
+  if (s == Status::ok) s = prim::RowRedundancy<Cuda>::run(ctx, rows, 0.5f, x, out);
+  if (s == Status::ok) s = prim::OutputError<Cuda>::run(ctx, rows, nullptr, false, out);
+  if (s == Status::ok) s = prim::RowDeviation<Cuda>::run(ctx, numbers, numbers, nullptr);
+  if (s == Status::ok) s = prim::TokenSurprise<Cuda>::run(ctx, {}, {}, prim::SurpriseOf::this_token, {});
+  if (s == Status::ok) s = prim::ForwardPool<Cuda>::add(ctx, x, 8, out);
+  if (s == Status::ok) s = prim::QueryMoments<Cuda>::add(ctx, numbers, 0, mean, covariance);
+  if (s == Status::ok) s = prim::PackBits<Cuda>::pack(ctx, prim::DenseLe<3>{}, {}, {});
+  if (s == Status::ok) s = prim::PackBits<Cuda>::pack(ctx, prim::SplitHalf{}, {}, {});
+  if (s == Status::ok) s = prim::PackBits<Cuda>::pack(ctx, prim::BitPlanes<4>{}, {}, {});
+  if (s == Status::ok) s = prim::PackBits<Cuda>::unpack(ctx, prim::DenseLe<3>{}, {}, {});
+  return s;
+}
+
+Status merging_words(Context<Cuda>& ctx, const SlotRows<Cuda>& rows, const prim::WeightRequest& weights, const prim::MergeLinks& links,
+                     const prim::SlotRange* targets, RaggedView<float> x, RaggedView<std::int32_t> turn, TensorView<float, 3> out) {
+  Status s = prim::MergePartials<Cuda>::run(ctx, {}, out);
+  if (s == Status::ok) s = prim::MergeWeights<Cuda>::run(ctx, weights, links);
+  if (s == Status::ok) s = prim::MergeWeights<Cuda>::votes(ctx, x, true, x, links);
+  if (s == Status::ok) s = prim::MergeWeights<Cuda>::add_sizes(ctx, targets, links, x, 1);
+  if (s == Status::ok) s = prim::MergeWeights<Cuda>::add_scales(ctx, targets, links, x, 1);
+  if (s == Status::ok) s = prim::MergeWeights<Cuda>::places(ctx, true, links, x, turn);
+  if (s == Status::ok) s = prim::RowSimilarity<Cuda>::nearest(ctx, rows, &rows, targets, 0, links);
+  if (s == Status::ok) s = prim::RowSimilarity<Cuda>::adjacent(ctx, rows, x);
+  if (s == Status::ok) s = prim::RowSimilarity<Cuda>::gaussian(ctx, rows, 0.0f, links);
+  return s;
+}
+
 template <class K>
 Status columns(Context<Cuda>& ctx, const prim::ColumnRequest& r, TensorView<const float, 3> queries, const prim::PagedHeads<K, K>& heads) {
   return prim::AttendColumns<Cuda>::run(ctx, r, queries, 1.0f, heads, 4096);

@@ -11,7 +11,7 @@ struct BlockPattern {
   index_t every = 16;
   index_t shift = 0;
 
-  constexpr bool has(index_t token, index_t head) const { return (token / block + 1 + head * shift) % every == 0; }
+  KVCONDENSE_HD constexpr bool has(index_t token, index_t head) const { return (token / block + 1 + head * shift) % every == 0; }
 };
 
 /// Marks the places of every so many blocks of tokens.

@@ -34,9 +34,9 @@ struct MergeLinks {
   RaggedView<float> value{};
   index_t fan = 1;
 
-  index_t heads() const { return to.heads; }
-  index_t slots(index_t head) const { return to.length(head); }
-  bool folds(index_t head, index_t slot) const { return to.row(head)[slot] >= 0 && to.row(head)[slot] != slot; }
+  KVCONDENSE_HD index_t heads() const { return to.heads; }
+  KVCONDENSE_HD index_t slots(index_t head) const { return to.length(head); }
+  KVCONDENSE_HD bool folds(index_t head, index_t slot) const { return to.row(head)[slot] >= 0 && to.row(head)[slot] != slot; }
 
   /// Calls use(target) for all targets of a slot that folds; returns how many there are.
   template <class Use>
@@ -48,8 +48,11 @@ struct MergeLinks {
       if (at[t] == t && targets[head].has(t)) use(t), ++count;
     return count;
   }
-  index_t targets_of(index_t head, index_t slot, const SlotRange* targets) const {
-    return for_targets(head, slot, targets, [](index_t) {});
+  KVCONDENSE_HD index_t targets_of(index_t head, index_t slot, const SlotRange* targets) const {
+    index_t count = 0;
+    const std::int32_t* at = to.row(head);
+    for (index_t t = at[slot]; t < slots(head) && count < fan; ++t) count += fan == 1 || (at[t] == t && targets[head].has(t));
+    return count;
   }
 };
 

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <cmath>
 #include <cstdint>
 
 #include <kvcondense/core/backend.hpp>
@@ -36,6 +37,42 @@ struct WeightRequest {
   RaggedView<const float> scores{};      ///< of kernels that read some
   RaggedView<const float> log_sizes{};   ///< of kernels that read sizes
   const SlotRange* targets = nullptr;    ///< with `fan`
+};
+
+/// What a kernel gives a target and a slot that folds, before they are divided.
+struct MergeWeightOf {
+  const WeightRequest& request;
+  const MergeLinks& links;
+  index_t head;
+
+  KVCONDENSE_HD static float finite(float x) { return x - x == 0.0f ? x : 0.0f; }
+
+  KVCONDENSE_HD float target(index_t j) const {
+    switch (request.kernel) {
+      case MergeKernel::exponential: return 2.71828183f;
+      case MergeKernel::score: return finite(request.scores.row(head)[j]);
+      case MergeKernel::size: return std::exp(request.log_sizes.row(head)[j]);
+      default: return 1.0f;
+    }
+  }
+  KVCONDENSE_HD float member(index_t j) const {
+    const float like = links.likeness.row(head)[j];
+    switch (request.kernel) {
+      case MergeKernel::uniform: return 1.0f;
+      case MergeKernel::middle: return 0.5f;
+      case MergeKernel::likeness: return like;
+      case MergeKernel::half_likeness: return 0.5f * (like + 1.0f);
+      case MergeKernel::exponential: return std::exp(like);
+      case MergeKernel::score: return request.scores.row(head)[j];
+      case MergeKernel::size: return std::exp(request.log_sizes.row(head)[j]);
+      case MergeKernel::length_share: {
+        const float s = request.scores.row(head)[j];
+        return (like < 0.0f ? 0.0f : like) * s / (s + request.scores.row(head)[links.to.row(head)[j]] + 1e-6f);
+      }
+      case MergeKernel::spread: return 1.0f / static_cast<float>(links.targets_of(head, j, request.targets));
+    }
+    return 0.0f;
+  }
 };
 
 /// How slots of known targets are summed, and what is said of the sums.

@@ -31,12 +31,13 @@ struct BlockTopK<Cpu> {
 
       const cpu::Span run = cpu::competing(s, n, ends);
       const index_t places = std::clamp<index_t>(total[h] - (n - run.size()), 0, run.size());
+      const BlockShares shares{run.size(), block, places};
       std::iota(begin, begin + run.first, 0);
       std::int32_t* out = begin + run.first;
       index_t bad = 0;
       for (index_t b = 0; b * block < run.size(); ++b) {
         const index_t first = run.first + b * block, last = std::min(first + block, run.last);
-        const RowCutoff cut = cpu::row_cutoff(s + first, last - first, share(b, run.size(), block, places));
+        const RowCutoff cut = cpu::row_cutoff(s + first, last - first, shares.of(b));
         index_t ties = cut.ties;
         for (index_t i = first; i < last; ++i) {
           const std::uint32_t key = rank_bits(s[i]);
@@ -49,16 +50,6 @@ struct BlockTopK<Cpu> {
       if (nan != nullptr && bad > 0) std::atomic_ref<index_t>(*nan).fetch_add(bad);
     });
     return Status::ok;
-  }
-
- private:
-  /// Places of block b when `places` are dealt in turn to the blocks of `size` slots.
-  static index_t share(index_t b, index_t size, index_t block, index_t places) {
-    const index_t full = size / block, rest = size % block, all = full + (rest > 0);
-    const index_t rounds = places / all;
-    if (rest == 0 || rounds < rest) return rounds + (b < places % all);
-    if (b == full) return rest;
-    return (places - rest) / full + (b < (places - rest) % full);
   }
 };
 

@@ -20,11 +20,12 @@ struct MergeWeights<Cpu> {
       const index_t n = links.slots(h);
       const std::int32_t* to = links.to.row(h);
       float *weight = links.value.row(h), *sum = links.key.row(h);
+      const MergeWeightOf of{request, links, h};
       for (index_t j = 0; j < n; ++j)
-        if (to[j] == j) weight[j] = own(request, h, j), sum[j] = request.normaliser == MergeNormaliser::members ? 1.0f : weight[j];
+        if (to[j] == j) weight[j] = of.target(j), sum[j] = request.normaliser == MergeNormaliser::members ? 1.0f : weight[j];
       for (index_t j = 0; j < n; ++j) {
         if (!links.folds(h, j)) continue;
-        weight[j] = finite(member(request, links, h, j));
+        weight[j] = finite(of.member(j));
         sum[to[j]] += request.normaliser == MergeNormaliser::members ? 1.0f : weight[j];
         if (request.kernel == MergeKernel::middle) weight[to[j]] += 0.5f;  // its half of the middle
       }
@@ -139,35 +140,6 @@ struct MergeWeights<Cpu> {
   /// What weighs nothing adds nothing, be it -inf.
   static float times(float weight, float x) { return weight > 0.0f ? weight * x : 0.0f; }
   static float finite(float x) { return std::isfinite(x) ? x : 0.0f; }
-
-  static float own(const WeightRequest& request, index_t h, index_t j) {
-    switch (request.kernel) {
-      case MergeKernel::exponential: return 2.71828183f;
-      case MergeKernel::score: return finite(request.scores.row(h)[j]);
-      case MergeKernel::size: return std::exp(request.log_sizes.row(h)[j]);
-      default: return 1.0f;
-    }
-  }
-
-  static float member(const WeightRequest& request, const MergeLinks& links, index_t h, index_t j) {
-    const float like = links.likeness.row(h)[j];
-    const index_t t = links.to.row(h)[j];
-    switch (request.kernel) {
-      case MergeKernel::uniform: return 1.0f;
-      case MergeKernel::middle: return 0.5f;
-      case MergeKernel::likeness: return like;
-      case MergeKernel::half_likeness: return 0.5f * (like + 1.0f);
-      case MergeKernel::exponential: return std::exp(like);
-      case MergeKernel::score: return request.scores.row(h)[j];
-      case MergeKernel::size: return std::exp(request.log_sizes.row(h)[j]);
-      case MergeKernel::length_share: {
-        const float s = request.scores.row(h)[j];
-        return std::max(like, 0.0f) * s / (s + request.scores.row(h)[t] + 1e-6f);
-      }
-      case MergeKernel::spread: return 1.0f / static_cast<float>(links.targets_of(h, j, request.targets));
-    }
-    return 0.0f;
-  }
 };
 
 }  // namespace kvcondense::prim

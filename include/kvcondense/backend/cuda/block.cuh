@@ -78,9 +78,21 @@ __device__ inline Running<T> block_running(T x, BlockScratch<T, Threads>& scratc
   return {before, all};
 }
 
+/// join over the block, in every thread: lanes first, then warps in order. The same barriers.
+template <class T, int Threads, class Join>
+__device__ inline T block_reduce(T x, Join&& join, BlockScratch<T, Threads>& scratch) {
+  x = warp_reduce(x, join);
+  __syncthreads();
+  if (lane_of_warp() == 0) scratch.part[warp_of_block()] = x;
+  __syncthreads();
+  x = scratch.part[0];
+  for (int w = 1; w < scratch.warps; ++w) x = join(x, scratch.part[w]);
+  return x;
+}
+
 template <class T, int Threads>
 __device__ inline T block_sum(T x, BlockScratch<T, Threads>& scratch) {
-  return block_running<T, Threads>(x, scratch).all;
+  return block_reduce<T, Threads>(x, [](T a, T b) { return a + b; }, scratch);
 }
 
 }  // namespace kvcondense::cuda

@@ -53,9 +53,10 @@ __device__ inline void pick_bin(std::uint32_t k, CutoffScratch<Threads>& scratch
   __syncthreads();
 }
 
-/// The cutoff of the k largest of n scores, by all threads of a block: three passes whatever the data.
-template <int Threads>
-__device__ inline BlockCutoff block_cutoff(const float* scores, index_t n, index_t k, CutoffScratch<Threads>& scratch) {
+/// The cutoff of the k largest keys, by all threads of a block: three passes whatever the data. In each of them a thread says
+/// what it has: each(use) calls use(key, how often). At least k keys in all.
+template <int Threads, class Each>
+__device__ inline BlockCutoff block_cutoff(index_t k, Each&& each, CutoffScratch<Threads>& scratch) {
   static_assert(digit_bins % Threads == 0);
   BlockCutoff cut;
   if (k <= 0) return cut;
@@ -65,10 +66,9 @@ __device__ inline BlockCutoff block_cutoff(const float* scores, index_t n, index
     const Digit digit = digit_of(pass);
     for (int i = static_cast<int>(threadIdx.x); i < digit_bins; i += Threads) scratch.keys[i] = 0;
     __syncthreads();
-    for (index_t i = threadIdx.x; i < n; i += Threads) {
-      const std::uint32_t key = rank_bits(scores[i]);
-      if ((key & mask) == known) atomicAdd(&scratch.keys[(key >> digit.shift) & digit.most], 1u);
-    }
+    each([&](std::uint32_t key, std::uint32_t times) {
+      if ((key & mask) == known) atomicAdd(&scratch.keys[(key >> digit.shift) & digit.most], times);
+    });
     __syncthreads();
     pick_bin<Threads>(left, scratch);
     left = scratch.rest;
@@ -80,6 +80,79 @@ __device__ inline BlockCutoff block_cutoff(const float* scores, index_t n, index
   cut.bits = known;
   cut.ties = left;
   return cut;
+}
+
+/// The same for the k largest of n scores.
+template <int Threads>
+__device__ inline BlockCutoff block_cutoff(const float* scores, index_t n, index_t k, CutoffScratch<Threads>& scratch) {
+  return block_cutoff<Threads>(
+      k,
+      [&](auto&& use) {
+        for (index_t i = threadIdx.x; i < n; i += Threads) use(rank_bits(scores[i]), 1u);
+      },
+      scratch);
+}
+
+inline constexpr int winner_threads = 256, winner_each = 4;
+
+/// What a block that cuts a row and lists its winners has in shared memory.
+struct WinnerShared {
+  CutoffScratch<winner_threads> cutoff;
+  cuda::BlockScratch<std::uint32_t, winner_threads> sums;
+};
+
+/// Walks n keys in order, by a block of winner_threads: write(i, place) for every key that stays, place counting those. A key stays
+/// when it is above the cutoff, or one of the `ties` equal ones behind the first `skip` of them, or because always(i) says so.
+/// Returns how many stay; all threads.
+template <class Key, class Always, class Write>
+__device__ inline std::uint32_t block_winners(index_t n, Key&& key_of, const BlockCutoff& cut, std::uint32_t skip, Always&& always, Write&& write,
+                                              WinnerShared& shared) {
+  constexpr int threads = winner_threads, each = winner_each;
+  std::uint32_t equal_before = 0, kept_before = 0;
+  for (index_t from = 0; from < n; from += threads * each) {
+    const index_t mine = from + static_cast<index_t>(threadIdx.x) * each;
+    std::uint32_t key[each], equal = 0, kept = 0;
+    bool stays[each];
+#pragma unroll
+    for (int j = 0; j < each; ++j) {
+      key[j] = mine + j < n ? key_of(mine + j) : 0;
+      stays[j] = mine + j < n && key[j] > cut.bits;
+      equal += static_cast<std::uint32_t>(mine + j < n && key[j] == cut.bits);
+    }
+    const auto equals = cuda::block_running<std::uint32_t, threads>(equal, shared.sums);
+    std::uint32_t rank = equal_before + equals.before;
+#pragma unroll
+    for (int j = 0; j < each; ++j) {
+      if (mine + j < n && key[j] == cut.bits) {
+        stays[j] = rank >= skip && rank - skip < cut.ties;
+        ++rank;
+      }
+      stays[j] = stays[j] || (mine + j < n && always(mine + j));
+      kept += static_cast<std::uint32_t>(stays[j]);
+    }
+    const auto places = cuda::block_running<std::uint32_t, threads>(kept, shared.sums);
+    std::uint32_t to = kept_before + places.before;
+#pragma unroll
+    for (int j = 0; j < each; ++j)
+      if (stays[j]) write(mine + j, to++);
+    equal_before += equals.all;
+    kept_before += places.all;
+  }
+  return kept_before;
+}
+
+/// How many of n scores are NaN, added to `nan`. All threads; null: not wanted.
+__device__ inline void count_nan(const float* scores, index_t n, index_t* nan, WinnerShared& shared) {
+  if (nan == nullptr) return;  // the same in all threads
+  std::uint32_t bad = 0;
+  for (index_t i = threadIdx.x; i < n; i += winner_threads) bad += static_cast<std::uint32_t>(scores[i] != scores[i]);
+  bad = cuda::block_sum<std::uint32_t, winner_threads>(bad, shared.sums);
+  if (threadIdx.x == 0 && bad > 0) atomicAdd(reinterpret_cast<unsigned long long*>(nan), static_cast<unsigned long long>(bad));
+}
+
+/// out[0, n) = first, first + 1, ...
+__device__ inline void write_places(std::int32_t* out, index_t n, index_t first) {
+  for (index_t i = threadIdx.x; i < n; i += blockDim.x) out[i] = static_cast<std::int32_t>(first + i);
 }
 
 }  // namespace kvcondense::prim::cuda_kernels

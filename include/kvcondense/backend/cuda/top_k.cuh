@@ -8,33 +8,23 @@
 #include <kvcondense/backend/cuda/row_cutoff.cuh>
 #include <kvcondense/core/status.hpp>
 #include <kvcondense/core/view.hpp>
+#include <kvcondense/core/workspace.hpp>
 #include <kvcondense/prim/ends.hpp>
 #include <kvcondense/prim/top_k.hpp>
 
 namespace kvcondense::prim {
 namespace cuda_kernels {
 
-inline constexpr int top_k_threads = 256, top_k_each = 4;
-
-struct TopKShared {
-  CutoffScratch<top_k_threads> cutoff;
-  cuda::BlockScratch<std::uint32_t, top_k_threads> sums;
-};
-
-/// out[0, n) = first, first + 1, ...
-__device__ inline void write_places(std::int32_t* out, index_t n, index_t first) {
-  for (index_t i = threadIdx.x; i < n; i += blockDim.x) out[i] = static_cast<std::int32_t>(first + i);
-}
-
 /// One block a row: the cutoff by counting, then the winners in order, a chunk at a time.
 template <int Threads>
 __global__ void __launch_bounds__(Threads, 4) top_k_row(RaggedView<const float> scores, const Ends* always,
                                                      const index_t* total, RaggedView<std::int32_t> slots,
                                                      index_t* count, index_t* nan, Ties order) {
-  TopKShared& shared = cuda::shared_as<TopKShared>();
+  static_assert(Threads == winner_threads);
+  WinnerShared& shared = cuda::shared_as<WinnerShared>();
   const index_t h = blockIdx.x, n = scores.length(h);
   const Ends ends = always == nullptr ? Ends{} : always[h].within(n);
-  const float* s = scores.row(h);
+  const float* s = scores.row(h) + ends.prefix;
   std::int32_t* out = slots.row(h);
   if (total[h] >= n) {
     write_places(out, n, 0);
@@ -42,50 +32,18 @@ __global__ void __launch_bounds__(Threads, 4) top_k_row(RaggedView<const float> 
     return;
   }
 
-  const index_t last = n - ends.suffix, middle = last - ends.prefix, wanted = total[h] - ends.size();
+  const index_t middle = n - ends.size(), wanted = total[h] - ends.size();
   const index_t k = wanted < 0 ? 0 : wanted < middle ? wanted : middle;
-  const BlockCutoff cut = block_cutoff<Threads>(s + ends.prefix, middle, k, shared.cutoff);
+  const BlockCutoff cut = block_cutoff<Threads>(s, middle, k, shared.cutoff);
   // Of equal scores these leave first: none, or those before the last `ties`.
   const std::uint32_t skip = order == Ties::first ? 0 : cut.equal - cut.ties;
-
   write_places(out, ends.prefix, 0);
-  out += ends.prefix;
-  std::uint32_t equal_before = 0, kept_before = 0, bad = 0;
-  for (index_t from = ends.prefix; from < last; from += Threads * top_k_each) {
-    const index_t mine = from + static_cast<index_t>(threadIdx.x) * top_k_each;
-    std::uint32_t key[top_k_each], equal = 0, kept = 0;
-    bool stays[top_k_each];
-#pragma unroll
-    for (int j = 0; j < top_k_each; ++j) {
-      key[j] = mine + j < last ? rank_bits(s[mine + j]) : 0;
-      bad += static_cast<std::uint32_t>(mine + j < last && key[j] == 0);
-      stays[j] = mine + j < last && key[j] > cut.bits;
-      equal += static_cast<std::uint32_t>(mine + j < last && key[j] == cut.bits);
-    }
-    const auto equals = cuda::block_running<std::uint32_t, Threads>(equal, shared.sums);
-    std::uint32_t rank = equal_before + equals.before;
-#pragma unroll
-    for (int j = 0; j < top_k_each; ++j) {
-      if (mine + j < last && key[j] == cut.bits) {
-        stays[j] = rank >= skip && rank - skip < cut.ties;
-        ++rank;
-      }
-      kept += static_cast<std::uint32_t>(stays[j]);
-    }
-    const auto places = cuda::block_running<std::uint32_t, Threads>(kept, shared.sums);
-    std::uint32_t to = kept_before + places.before;
-#pragma unroll
-    for (int j = 0; j < top_k_each; ++j)
-      if (stays[j]) out[to++] = static_cast<std::int32_t>(mine + j);
-    equal_before += equals.all;
-    kept_before += places.all;
-  }
-  write_places(out + k, ends.suffix, last);
-  bad = cuda::block_sum<std::uint32_t, Threads>(bad, shared.sums);
-  if (threadIdx.x == 0) {
-    count[h] = ends.size() + k;
-    if (nan != nullptr && bad > 0) atomicAdd(reinterpret_cast<unsigned long long*>(nan), static_cast<unsigned long long>(bad));
-  }
+  block_winners(
+      middle, [&](index_t i) { return rank_bits(s[i]); }, cut, skip, [](index_t) { return false; },
+      [&](index_t i, std::uint32_t place) { out[ends.prefix + place] = static_cast<std::int32_t>(ends.prefix + i); }, shared);
+  write_places(out + ends.prefix + k, ends.suffix, n - ends.suffix);
+  count_nan(s, middle, nan, shared);
+  if (threadIdx.x == 0) count[h] = ends.size() + k;
 }
 
 /// One block a row.
@@ -98,6 +56,68 @@ __global__ void __launch_bounds__(Threads) keep_ends_row(const Ends* ends, Ragge
   if (threadIdx.x == 0) count[h] = e.size();
 }
 
+/// The own winners of a row: their number, and where they end. A block a row.
+template <int Threads>
+__global__ void __launch_bounds__(Threads) own_winners(RaggedView<const float> scores, const Ends* skip, const index_t* own, index_t* count, BlockCutoff* safe) {
+  CutoffScratch<Threads>& shared = cuda::shared_as<CutoffScratch<Threads>>();
+  const index_t h = blockIdx.x;
+  const Ends ends = skip == nullptr ? Ends{} : skip[h].within(scores.length(h));
+  const index_t middle = scores.length(h) - ends.size(), wanted = own == nullptr ? 0 : own[h];
+  const index_t k = wanted < 0 ? 0 : wanted < middle ? wanted : middle;
+  const BlockCutoff cut = block_cutoff<Threads>(scores.row(h) + ends.prefix, middle, k, shared);
+  if (threadIdx.x == 0) count[h] = k, safe[h] = cut;
+}
+
+inline constexpr int layer_threads = 1024;
+
+struct LayerShared {
+  CutoffScratch<layer_threads> cutoff;
+  cuda::BlockScratch<std::uint32_t, layer_threads> sums;
+};
+
+/// k more places for the best of what the rows' own winners leave. One block for all rows, which are a layer's heads: every pass
+/// wants all their keys counted.
+template <int Threads>
+__global__ void __launch_bounds__(Threads) best_of_rows(RaggedView<const float> scores, const Ends* skip, index_t k, const BlockCutoff* safe, index_t* count) {
+  LayerShared& shared = cuda::shared_as<LayerShared>();
+  const auto ends = [&](index_t h) { return skip == nullptr ? Ends{} : skip[h].within(scores.length(h)); };
+  index_t left = 0;
+  for (index_t h = 0; h < scores.heads; ++h) left += scores.length(h) - ends(h).size() - count[h];
+  if (left < k) k = left;
+  if (k <= 0) return;  // the same in all threads
+  // Of the keys at a row's own cutoff the first `ties` are its own; which of them they are does not matter to a count of keys.
+  const auto each = [&](index_t h, auto&& use) {
+    const Ends e = ends(h);
+    const float* s = scores.row(h) + e.prefix;
+    const index_t n = scores.length(h) - e.size();
+    const BlockCutoff own = safe[h];
+    for (index_t i = threadIdx.x; i < n; i += Threads) {
+      const std::uint32_t key = rank_bits(s[i]);
+      if (own.ties == 0 || key < own.bits) use(key, 1u);
+    }
+    if (threadIdx.x == 0 && own.equal > own.ties) use(own.bits, own.equal - own.ties);
+  };
+  const BlockCutoff cut = block_cutoff<Threads>(
+      k,
+      [&](auto&& use) {
+        for (index_t h = 0; h < scores.heads; ++h) each(h, use);
+      },
+      shared.cutoff);
+  std::uint32_t ties = cut.ties;  // the first rows take them
+  for (index_t h = 0; h < scores.heads; ++h) {
+    std::uint32_t above = 0, equal = 0;
+    each(h, [&](std::uint32_t key, std::uint32_t times) {
+      if (key > cut.bits) above += times;
+      if (key == cut.bits) equal += times;
+    });
+    above = cuda::block_sum<std::uint32_t, Threads>(above, shared.sums);
+    equal = cuda::block_sum<std::uint32_t, Threads>(equal, shared.sums);
+    const std::uint32_t taken = equal < ties ? equal : ties;
+    ties -= taken;
+    if (threadIdx.x == 0) count[h] += above + taken;
+  }
+}
+
 }  // namespace cuda_kernels
 
 /// A block a row; all pointers are the device's, so lengths and totals may come from kernels. Rows of at most
@@ -108,8 +128,24 @@ struct TopK<Cuda> {
                     RaggedView<std::int32_t> slots, index_t* count, index_t* nan = nullptr, Ties order = Ties::first,
                     Ends* = nullptr) {
     using namespace cuda_kernels;
-    return cuda::launch(ctx, top_k_row<top_k_threads>, {scores.heads}, top_k_threads, sizeof(TopKShared), scores, always,
+    return cuda::launch(ctx, top_k_row<winner_threads>, {scores.heads}, winner_threads, sizeof(WinnerShared), scores, always,
                         total, slots, count, nan, order);
+  }
+};
+
+/// The scratch is the device's; `k` is a number of the host, all else lies on the device.
+template <>
+struct TopKCounts<Cuda> {
+  static Status run(Context<Cuda>& ctx, RaggedView<const float> scores, const Ends* skip, const index_t* own, index_t k, index_t* count,
+                    Scratch& scratch) {
+    using namespace cuda_kernels;
+    static_assert(sizeof(BlockCutoff) <= sizeof(RowCutoff));
+    auto* safe = reinterpret_cast<BlockCutoff*>(scratch.take<RowCutoff>(scores.heads));
+    if (safe == nullptr) return Status::workspace_too_small;
+    const Status s = cuda::launch(ctx, own_winners<winner_threads>, {scores.heads}, winner_threads, sizeof(CutoffScratch<winner_threads>), scores, skip,
+                                  own, count, safe);
+    if (s != Status::ok || k <= 0 || scores.heads == 0) return s;
+    return cuda::launch(ctx, best_of_rows<layer_threads>, {1}, layer_threads, sizeof(LayerShared), scores, skip, k, safe, count);
   }
 };
 

@@ -1,0 +1,66 @@
+#pragma once
+
+#include <cmath>
+
+#include <kvcondense/backend/cuda/block.cuh>
+#include <kvcondense/backend/cuda/context.cuh>
+#include <kvcondense/backend/cuda/launch.cuh>
+#include <kvcondense/backend/cuda/row_tile.cuh>
+#include <kvcondense/backend/cuda/slot_rows.cuh>
+#include <kvcondense/core/shape.hpp>
+#include <kvcondense/core/status.hpp>
+#include <kvcondense/core/view.hpp>
+#include <kvcondense/prim/ends.hpp>
+#include <kvcondense/prim/projected_norm.hpp>
+
+namespace kvcondense::prim {
+namespace cuda_kernels {
+
+/// A block a tile of slots, outputs passing by a tile at a time: products are summed at once. Grid: tiles, heads.
+template <int Threads>
+__global__ void __launch_bounds__(Threads) projected_norms(SlotRows<Cuda> rows, const Ends* skip, const float* matrix, index_t outputs, index_t width,
+                                                        index_t group, RaggedView<float> out) {
+  static_assert(Threads == tile_threads);
+  const int dim = static_cast<int>(rows.dim()), stride = tile_stride(dim);
+  auto* block = reinterpret_cast<float*>(cuda::dyn_smem());
+  float* others = block + tile_rows * stride;
+  const index_t h = blockIdx.y, n = out.length(h);
+  const Ends ends = skip == nullptr ? Ends{} : skip[h].within(n);
+  const index_t first = ends.prefix + static_cast<index_t>(blockIdx.x) * tile_rows, left = n - ends.suffix - first;
+  if (left <= 0) return;  // the whole block
+  const int count = left < tile_rows ? static_cast<int>(left) : tile_rows;
+  load_rows(rows, h, [&](int r) { return first + r; }, count, tile_rows, block);
+  double sum = 0.0;
+  for (index_t g = 0; g < group; ++g)
+    for (index_t o = 0; o < outputs; o += tile_others) {
+      __syncthreads();
+      for (int i = static_cast<int>(threadIdx.x); i < tile_others * stride; i += Threads) {
+        const int r = i / stride, c = i % stride;
+        others[i] = o + r < outputs && c < dim ? matrix[(o + r) * width + (h * group + g) * dim + c] : 0.0f;
+      }
+      __syncthreads();
+      float product[tile_each];
+      tile_products(block, others, dim, product);
+#pragma unroll
+      for (int e = 0; e < tile_each; ++e) sum += static_cast<double>(fabsf(product[e]));
+    }
+  sum = cuda::warp_sum(sum, tile_lanes);
+  const int row = static_cast<int>(threadIdx.x) / tile_lanes;
+  if (threadIdx.x % tile_lanes == 0 && row < count) out.row(h)[first + row] = static_cast<float>(sum / static_cast<double>(group));
+}
+
+}  // namespace cuda_kernels
+
+/// Products of a row in another order than the CPU's.
+template <>
+struct ProjectedNorm<Cuda> {
+  static Status run(Context<Cuda>& ctx, const SlotRows<Cuda>& rows, const Ends* skip, const CacheShape& shape, const float* matrix, index_t outputs,
+                    RaggedView<float> out) {
+    using namespace cuda_kernels;
+    if (out.heads != rows.heads() || out.heads != shape.kv_heads || rows.dim() != shape.values()) return Status::shape_mismatch;
+    return cuda::launch(ctx, projected_norms<tile_threads>, {cuda::covering(rows.max_slots(), tile_rows), out.heads}, tile_threads,
+                        tile_bytes(tile_rows + tile_others, rows.dim()), rows, skip, matrix, outputs, shape.q_heads * shape.values(), shape.group(), out);
+  }
+};
+
+}  // namespace kvcondense::prim
