@@ -235,14 +235,21 @@ class Cache<Cuda, R> {
     if constexpr (requires { recipe_.evict.changes_length(); }) return recipe_.evict.changes_length();
     else return !std::same_as<Evict, evict::KeepAll>;
   }
+  /// The codec that names the layout which its pages have: lanes need pages of whole blocks.
+  template <class C>
+  static C as_stored(const C& codec, index_t page_slots, index_t dim) {
+    if constexpr (requires { codec.layout; }) return codec.with(codec.layout_of(prim::coded_page_slots(codec, page_slots), dim));
+    else return codec;
+  }
   static Plan plan_of(const CacheShape& shape, const R& recipe, index_t lanes) {
     Plan p;
     p.shape = shape, p.lanes = lanes, p.sinks = recipe.quant.sinks;
     if (shape.softmax_scale == 0.0f) p.shape.softmax_scale = 1.0f / std::sqrt(static_cast<float>(shape.head_dim));
     const prim::ExactRows exact{shape.dtype};
     const Quant& q = recipe.quant;
-    p.keys = {exact, key_codec_of(q, shape), key_flush_of(q, shape), q.sinks, shape.kv_heads, shape.head_dim, shape.page_slots};
-    p.values = {exact, value_codec_of(q, shape), value_flush_of(q, shape), q.sinks, shape.kv_heads, shape.values(), shape.page_slots};
+    p.keys = {exact, as_stored(key_codec_of(q, shape), shape.page_slots, shape.head_dim), key_flush_of(q, shape), q.sinks, shape.kv_heads, shape.head_dim, shape.page_slots};
+    p.values = {exact, as_stored(value_codec_of(q, shape), shape.page_slots, shape.values()), value_flush_of(q, shape), q.sinks, shape.kv_heads, shape.values(),
+                shape.page_slots};
     return p;
   }
   StepView<Cuda> step_view(index_t layer, Phase phase) const;
