@@ -79,12 +79,13 @@ __global__ void __launch_bounds__(Threads) plan_parts(ColumnParts column, const 
   const index_t heads = column.heads(), h = static_cast<index_t>(blockIdx.x) * Threads + threadIdx.x;
   if (h >= heads) return;
   const PartCounts was = column.of(h);
-  const index_t n = keep.list.data == nullptr ? slots[h] : keep.size(h);
+  const HeadKept kept = keep.of(h);
+  const index_t n = kept.list == nullptr ? slots[h] : kept.size;
   const auto below = [&](index_t slot) {  // kept slots in front of one
     index_t low = 0, high = n;
     while (low < high) {
       const index_t middle = low + (high - low) / 2;
-      if (keep.slot(h, middle) < slot) low = middle + 1;
+      if (kept[middle] < slot) low = middle + 1;
       else high = middle;
     }
     return low;
@@ -102,11 +103,11 @@ __global__ void __launch_bounds__(Threads) plan_parts(ColumnParts column, const 
 struct DueRows {
   ExactRows codec;
   PageTable table;
-  KeptSlots due;
   index_t head;
+  HeadKept due;
 
   __device__ auto row(int i) const {
-    const index_t slot = due.slot(head, i);
+    const index_t slot = due[i];
     std::byte* page = table.pages[table.offset[head] + slot / table.page_slots];
     const DType type = codec.dtype;
     const std::byte* at = RowPage<ExactRows>(codec, page, 0, static_cast<int>(table.dim)).row(static_cast<int>(slot % table.page_slots));
@@ -119,11 +120,12 @@ template <int Bits>
 __global__ void __launch_bounds__(codec_threads, 8) code_due_tokens(GroupInt<Bits> codec, ExactRows exact, ColumnParts column, KeptSlots due, index_t* repaired) {
   TokenShared& shared = cuda::shared_as<TokenShared>();
   const index_t head = blockIdx.y, i = static_cast<index_t>(blockIdx.x) * codec_warps + cuda::warp_of_block();
-  if (i >= due.size(head)) return;  // whole warps leave, and no block barrier follows
+  const HeadKept mine = due.of(head);
+  if (i >= mine.size) return;  // whole warps leave, and no block barrier follows
   const PageTable& to = column.coded;
   const index_t slot = due.ranges[head].to + i;
   const RowPage<GroupInt<Bits>> page(codec, to.pages[to.offset[head] + slot / to.page_slots], static_cast<int>(to.page_slots), static_cast<int>(to.dim));
-  const int bad = encode_token(page, static_cast<int>(slot % to.page_slots), DueRows{exact, column.newest, due, head}.row(static_cast<int>(i)),
+  const int bad = encode_token(page, static_cast<int>(slot % to.page_slots), DueRows{exact, column.newest, head, mine}.row(static_cast<int>(i)),
                                shared.codes[cuda::warp_of_block()]);
   if (cuda::lane_of_warp() == 0) add_repaired(repaired, bad);
 }
@@ -133,11 +135,12 @@ template <int Bits>
 __global__ void __launch_bounds__(channel_threads, 4) code_due_channels(GroupInt<Bits> codec, ExactRows exact, ColumnParts column, KeptSlots due, index_t* repaired) {
   ChannelShared& shared = cuda::shared_as<ChannelShared>();
   const index_t head = blockIdx.y, begin = static_cast<index_t>(blockIdx.x) * codec.group_size;
-  if (begin >= due.size(head)) return;
+  const HeadKept mine = due.of(head);
+  if (begin >= mine.size) return;
   const PageTable& to = column.coded;
   const index_t slot = due.ranges[head].to + begin;
   const RowPage<GroupInt<Bits>> page(codec, to.pages[to.offset[head] + slot / to.page_slots], static_cast<int>(to.page_slots), static_cast<int>(to.dim));
-  const int bad = encode_channel_group(page, static_cast<int>(slot % to.page_slots), DueRows{exact, column.newest, due, head}, static_cast<int>(begin), shared);
+  const int bad = encode_channel_group(page, static_cast<int>(slot % to.page_slots), DueRows{exact, column.newest, head, mine}, static_cast<int>(begin), shared);
   if (threadIdx.x == 0) add_repaired(repaired, bad);
 }
 
