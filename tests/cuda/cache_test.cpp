@@ -1,6 +1,7 @@
 // Caches on CUDA beside those on the CPU: the same calls, the same slots.
 
 #include <cmath>
+#include <concepts>
 #include <random>
 #include <string>
 #include <vector>
@@ -19,6 +20,8 @@
 #include <kvcondense/evict/sink_window.hpp>
 #include <kvcondense/evict/snapkv.hpp>
 #include <kvcondense/evict/tova.hpp>
+#include <kvcondense/quant/group_int.hpp>
+#include <kvcondense/quant/kivi.hpp>
 
 #include "device.hpp"
 
@@ -38,6 +41,9 @@ std::vector<float> normal_numbers(index_t n, std::mt19937& random) {
 template <class R>
 class Pair {
  public:
+  /// With VNNI the CPU multiplies codes with queries and weights of 16 bits.
+  static constexpr float near = std::same_as<decltype(R::quant), KeepExact> ? 2e-5f : 1e-4f;
+
   Pair(const R& recipe, const char* text, const CacheShape& shape, const any::ModelFacts& facts = {})
       : shape_(shape), host_(std::move(*any::make(text, shape, any::on<Cpu>, heap_memory(), facts))), device_cache_(make(recipe, shape)) {}
 
@@ -45,7 +51,7 @@ class Pair {
   test::Device& device() { return device_; }
 
   /// A forward pass of all layers over `tokens` new tokens.
-  void forward(index_t tokens, prim::AttendMath math = prim::AttendMath::f32, float within = 2e-5f, Phase phase = Phase::automatic) {
+  void forward(index_t tokens, prim::AttendMath math = prim::AttendMath::f32, float within = near, Phase phase = Phase::automatic) {
     for (index_t layer = 0; layer < shape_.layers; ++layer) {
       const std::vector<float> q = normal_numbers(shape_.q_heads * tokens * shape_.head_dim, random_);
       const std::vector<float> k = normal_numbers(shape_.kv_heads * tokens * shape_.head_dim, random_);
@@ -98,7 +104,7 @@ class Pair {
       REQUIRE(step(device_cache_, ctx, i, dq.data(), dk.data(), dv.data(), dout.data()) == Status::ok);
     }
     const std::vector<float> got = dout.read();
-    for (std::size_t i = 0; i < got.size(); ++i) REQUIRE(std::fabs(got[i] - out[i]) <= 2e-5f);
+    for (std::size_t i = 0; i < got.size(); ++i) REQUIRE(std::fabs(got[i] - out[i]) <= near);
     compare();
   }
 
@@ -136,6 +142,14 @@ class Pair {
     REQUIRE(device_cache_.turn(ctx, incoming) == Status::ok);
     compare();
   }
+  void remove(index_t first, index_t last) {
+    std::vector<std::byte> scratch(host_.workspace_bytes(most_, most_));
+    Context<Cpu> cpu(scratch);
+    REQUIRE(host_.remove(cpu, first, last) == Status::ok);
+    Context<Cuda> ctx = device_.with_workspace(device_cache_.workspace_bytes(most_, most_));
+    REQUIRE(device_cache_.remove(ctx, first, last) == Status::ok);
+    compare();
+  }
   void truncate(index_t tokens) {
     REQUIRE(host_.truncate(tokens) == Status::ok);
     REQUIRE(device_cache_.truncate(device_, tokens) == Status::ok);
@@ -153,6 +167,7 @@ class Pair {
     CHECK(b->budget_met == a.budget_met);
     CHECK(b->dense_bytes == a.dense_bytes);
     CHECK(b->repaired_numbers == 0);
+    CHECK((b->coded_bytes > 0) == (a.coded_bytes > 0));
   }
 
  private:
@@ -233,6 +248,70 @@ TEST_CASE("cuda cache: scores that are pooled, counted, or read from the directi
   Pair directed(recipe(evict::KeyDiff{.tokens = 20, .recent = 4}), "keydiff(tokens=20, recent=4)", shape);
   directed.forward(30);
   for (int i = 0; i < 2; ++i) directed.forward(2);
+}
+
+TEST_CASE("cuda cache: kivi codes blocks of keys and single values, between exact ones") {
+  Pair kivi(recipe(quant::Kivi<4>{.group_size = 16, .residual_window = 32, .sinks = 3}), "kivi4(group=16, residual=32, sinks=3)",
+            {.layers = 2, .q_heads = 6, .kv_heads = 2, .head_dim = 64, .value_dim = 48, .page_slots = 16});
+  kivi.forward(2, prim::AttendMath::f32, kivi.near, Phase::prefill_chunk);  // fewer than first slots
+  kivi.forward(51);
+  for (int i = 0; i < 3; ++i) kivi.forward(15);
+  kivi.forward(1);
+  kivi.compare_reports();
+  CHECK(kivi.on_device().truncate(kivi.device(), 3 + 8) == Status::not_supported);  // amid a group
+  Context<Cuda> ctx = kivi.device().with_workspace(kivi.on_device().workspace_bytes(128, 1));
+  CHECK(kivi.on_device().remove(ctx, 2, 8) == Status::not_supported);
+  kivi.remove(1, 3);
+  kivi.truncate(3 + 80);
+  kivi.forward(4);
+  kivi.truncate(1);
+  kivi.forward(70);
+  REQUIRE(kivi.on_device().reset(kivi.device()) == Status::ok);
+  CHECK(kivi.on_device().total_slots(1) == 0);
+  // Pages in lanes, and on tensor cores pages in rows.
+  Pair lanes(recipe(quant::Kivi<4>{.group_size = 32, .residual_window = 32}), "kivi4(group=32, residual=32)", {.q_heads = 4, .kv_heads = 1, .head_dim = 32});
+  lanes.forward(100);
+  lanes.burst(20);
+  Pair rows(recipe(quant::Kivi<4>{.group_size = 16, .residual_window = 16}), "kivi4(group=16, residual=16)", {.q_heads = 4, .kv_heads = 2, .head_dim = 32, .page_slots = 16});
+  rows.forward(50);
+  rows.forward(2, prim::AttendMath::halves, 4e-3f);
+  rows.forward(14, prim::AttendMath::halves, 4e-3f);
+}
+
+TEST_CASE("cuda cache: what stays is coded, what is coded leaves") {
+  const std::vector<float> shares{0.5f, 0.1f, 0.4f};
+  const HeadTable table{shares.data(), 1, 3};
+  any::ModelFacts facts;
+  facts.shares = table;
+  const CacheShape shape{.q_heads = 6, .kv_heads = 3, .head_dim = 32};
+  // Heads differ in how many of the slots that stay are first ones, codes, newest ones: only the device knows.
+  Pair ragged(recipe(budget::HeadTableBudget{evict::H2O{.heavy = 20, .recent = 8}, 1.5, table}, quant::GroupInt<8>{.residual_window = 12, .sinks = 5}),
+              "head_table(h2o(heavy=20, recent=8), beta=1.5) + int8(residual=12, sinks=5)", shape, facts);
+  ragged.forward(60);
+  for (int i = 0; i < 6; ++i) ragged.forward(1);
+  ragged.forward(3);
+  ragged.compare_reports();
+  ragged.remove(2, 45);
+  ragged.burst(12);
+  Pair ends(recipe(evict::SinkWindow{.recent = 29, .sinks = 3}, quant::GroupInt<4>{.group_size = 8, .residual_window = 6, .sinks = 2}),
+            "sink_window(recent=29, sinks=3) + int4(group=8, residual=6, sinks=2)", {.layers = 2, .q_heads = 7, .kv_heads = 1, .head_dim = 24, .dtype = DType::f32, .page_slots = 5});
+  ends.forward(20);
+  ends.truncate(12);
+  ends.remove(1, 7);
+  ends.forward(40);
+  for (int i = 0; i < 9; ++i) ends.forward(i % 3 + 1);
+  ends.turn(6);
+  ends.forward(6);
+  ends.compare_reports();
+  Pair whole(recipe(evict::SinkWindow{.recent = 29, .sinks = 3}, quant::GroupInt<4>{.group_size = 0, .residual_window = 6, .whole_window = true}),
+             "sink_window(recent=29, sinks=3) + int4(group=0, residual=6, whole_window=true)", {.q_heads = 2, .kv_heads = 2, .head_dim = 16, .page_slots = 8});
+  whole.forward(11);
+  for (int i = 0; i < 30; ++i) whole.forward(1);
+  // Scores are made from decoded keys.
+  Pair norms(recipe(budget::Ratio{evict::Knorm{.recent = 6}, 0.5}, quant::GroupInt<8>{}), "ratio(knorm(recent=6), keep=50%) + int8", shape);
+  norms.forward(40);
+  for (int i = 0; i < 3; ++i) norms.forward(2);
+  CHECK(make_cache<Cuda>(shape, recipe(evict::SinkWindow{.recent = 9}, quant::GroupInt<4>{.key_axis = prim::GroupAxis::channel})).status() == Status::not_supported);
 }
 
 TEST_CASE("cuda cache: a recipe without stages keeps all, and tokens are taken back") {
@@ -321,4 +400,56 @@ TEST_CASE("cuda cache: a call that is refused changes nothing") {
   }
   CHECK(memory.out == 0);
   CHECK(make_cache<Cuda>(shape, recipe(evict::H2O{.heavy = -1})).status() == Status::invalid_argument);
+}
+
+TEST_CASE("cuda cache: device memory that is refused loses nothing") {
+  const CacheShape shape{.q_heads = 2, .kv_heads = 2, .head_dim = 16, .page_slots = 4};
+  const auto method = recipe(evict::SinkWindow{.recent = 29, .sinks = 3}, quant::GroupInt<4>{.group_size = 8, .residual_window = 2, .sinks = 2});
+  test::Device device;
+  std::mt19937 random(5);
+  test::OnDevice<float> x(device, cuda_cache::normal_numbers(2 * 6 * 16, random)), out(device, std::vector<float>(2 * 6 * 16));
+  const auto rows = dense_view(static_cast<const float*>(x.data()), 2, 6, 16);
+  const auto refuses = [](Status s) {
+    REQUIRE((s == Status::ok || s == Status::out_of_memory));
+    return s != Status::ok;
+  };
+  std::vector<float> expected;
+  int requests = 0;
+  for (int k = 1 << 20; k >= 0; k = k == 1 << 20 ? requests : k - 1) {  // first with all it wants, of which requests are counted
+    test::RefusingMemory memory(k);
+    {
+      auto made = make_cache<Cuda>(shape, method, memory);
+      if (!made) {
+        CHECK(made.status() == Status::out_of_memory);
+      } else {
+        auto& c = *made;
+        Context<Cuda> ctx = device.with_workspace(c.workspace_bytes(64, 6));
+        for (int i = 0; i < 8; ++i) {
+          const index_t before = c.total_slots(0);
+          if (refuses(c.append(ctx, 0, rows, rows))) {
+            REQUIRE(c.total_slots(0) == before);
+            REQUIRE(c.pending() == 0);
+            REQUIRE(c.attend(ctx, 0, dense_view(rows.data, 2, 1, 16), dense_view(out.data(), 2, 1, 16)) == Status::ok);
+            device.wait();
+            memory.left = 1 << 20;
+            REQUIRE(c.append(ctx, 0, rows, rows) == Status::ok);
+          }
+          if (refuses(c.step(ctx, 0))) {
+            REQUIRE(c.total_slots(0) == before + 12);
+            REQUIRE(c.pending() == 6);
+            memory.left = 1 << 20;
+            REQUIRE(c.step(ctx, 0) == Status::ok);
+          }
+        }
+        REQUIRE(c.slots(0, 1) == 32);
+        test::OnDevice<float> k_rows(device, std::vector<float>(32 * 16)), v_rows(device, std::vector<float>(32 * 16));
+        REQUIRE(c.read(ctx, 0, 1, 0, dense_view(k_rows.data(), 32, 16), dense_view(v_rows.data(), 32, 16)) == Status::ok);
+        if (expected.empty()) expected = k_rows.read(), requests = (1 << 20) - memory.left;
+        REQUIRE(k_rows.read() == expected);
+        REQUIRE(v_rows.read() == expected);  // the same rows, stored alike
+      }
+    }
+    REQUIRE(memory.out == 0);
+  }
+  CHECK(requests > 20);
 }

@@ -2,6 +2,7 @@
 
 #include <kvcondense/cuda.cuh>
 #include <kvcondense/evict/h2o.hpp>
+#include <kvcondense/quant/kivi.hpp>
 
 using namespace kvcondense;
 
@@ -114,7 +115,10 @@ Status columns(Context<Cuda>& ctx, const prim::ColumnRequest& r, TensorView<cons
 template Status columns(Context<Cuda>&, const prim::ColumnRequest&, TensorView<const float, 3>, const prim::PagedHeads<prim::ExactRows, prim::ExactRows>&);
 template Status columns(Context<Cuda>&, const prim::ColumnRequest&, TensorView<const float, 3>, const prim::PagedHeads<prim::GroupInt<4>, prim::GroupInt<4>>&);
 
-using H2OCache = Cache<Cuda, RecipeOf<evict::H2O>>;
-Status forward(Context<Cuda>& ctx, H2OCache& cache, TensorView<const float, 3> queries, TensorView<const half, 3> keys, TensorView<float, 3> out) {
-  return cache.forward(ctx, 0, queries, keys, keys, out);
+template <class C>
+Status forward(Context<Cuda>& ctx, C& cache, TensorView<const float, 3> queries, TensorView<const half, 3> keys, TensorView<float, 3> out) {
+  const Status s = cache.read(ctx, 0, 0, 0, {}, {});
+  return s == Status::ok ? cache.forward(ctx, 0, queries, keys, keys, out) : s;
 }
+template Status forward(Context<Cuda>&, Cache<Cuda, RecipeOf<evict::H2O>>&, TensorView<const float, 3>, TensorView<const half, 3>, TensorView<float, 3>);
+template Status forward(Context<Cuda>&, Cache<Cuda, RecipeOf<quant::Kivi<4>>>&, TensorView<const float, 3>, TensorView<const half, 3>, TensorView<float, 3>);

@@ -42,8 +42,7 @@ class Column {
 
   /// Coded pages hold whole groups of slots.
   static index_t coded_page_slots(const Codec& codec, index_t page_slots) {
-    const index_t g = codec.group_slots();
-    return (page_slots + g - 1) / g * g;
+    return prim::coded_page_slots(codec, page_slots);
   }
   /// A short exact window must not pay for a long page.
   static index_t window_page_slots(const Flush& flush, index_t page_slots) {
@@ -102,7 +101,7 @@ class Column {
 
   /// Room for what is due when the window holds `window` slots, however many coded ones are left then.
   Status reserve_due(index_t window) { return reserve_flush(most_due(window)); }
-  index_t most_due(index_t window) const { return flush_.whole ? std::max<index_t>(window - flush_.keep, 0) : due(window); }
+  index_t most_due(index_t window) const { return flush_.whole ? most_due_of(flush_, window) : due(window); }
   Status reserve_flush(index_t count) {
     if (count > 0)
       if (const Status s = map_.reserve(); s != Status::ok) return s;

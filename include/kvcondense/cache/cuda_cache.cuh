@@ -13,6 +13,7 @@
 #include <kvcondense/cache/cuda_layer.cuh>
 #include <kvcondense/cache/recipe.hpp>
 #include <kvcondense/cache/report.hpp>
+#include <kvcondense/core/codec_of.hpp>
 #include <kvcondense/core/expected.hpp>
 #include <kvcondense/core/step_view.hpp>
 #include <kvcondense/evict/blocks/select.hpp>
@@ -23,52 +24,70 @@ namespace kvcondense {
 template <Backend B, class R>
 class Cache;
 
-/// The cache of one sequence in device memory: exact rows and an eviction method. Its calls are those of Cache<Cpu, R>.
+namespace detail {
+template <class C>
+inline constexpr bool cuda_codec = std::same_as<C, prim::ExactRows>;
+template <int Bits>
+inline constexpr bool cuda_codec<prim::GroupInt<Bits>> = true;
+}  // namespace detail
+
+/// The cache of one sequence in device memory: an eviction method, and codes of groups. Its calls are those of Cache<Cpu, R>.
 ///
 /// Idea     the host keeps counters, lengths and lists of pages and decides when something leaves; which slots, and all that moves, is
 ///          the device's. The eviction pipeline is the one that runs on the CPU: its blocks are written over words.
-/// Needs    recipes of an eviction method whose words CUDA has (others stop compilation with a sentence), exact rows, and no
-///          other stage. Inputs of steps lie on the device: attention, gates, surprise, classes.
+/// Needs    recipes of an eviction method whose words CUDA has (others stop compilation with a sentence), exact rows or codes of groups with
+///          their exact window and first slots, and no other stage. Inputs of steps lie on the device: attention, gates, surprise, classes.
 /// Shapes   as Cache<Cpu, R>; keys, values, queries, out, lse, mass in device memory.
 /// Cost     append, attend and step enqueue on the context's stream. The host waits where tables grow or many pages go back, and
 ///          where a step meets the one before of the same layer that is not done yet; how many slots stay it knows itself.
 /// Numbers  pages are those of Cache<Cpu, R>. Attention differs in the last bits, so scores that are that close may be ranked
 ///          otherwise; equal scores are ranked alike. What `append` on the CPU refuses, numbers that the stored type cannot
 ///          hold, is stored as Inf or NaN here and counted in the report.
-/// Errors   as Cache<Cpu, R>; not_supported for inputs that no word reads here, and for one set of all heads (AllHeads) once
-///          heads hold different numbers of slots. Calls of one cache go to one stream; wait for it before the cache is destroyed
+/// Errors   as Cache<Cpu, R>; not_supported for inputs that no word reads here, for one set of all heads (AllHeads) once
+///          heads hold different numbers of slots, for an eviction method over groups of several slots (KIVI's keys), for a quant
+///          stage that tells layers, heads or slots apart, and where `truncate` or `remove` would cut a group of
+///          several slots. Calls of one cache go to one stream; wait for it before the cache is destroyed
 ///          when its memory is not that of cudaMalloc.
 template <class R>
 class Cache<Cuda, R> {
-  static_assert(std::same_as<decltype(R::quant), KeepExact> && std::same_as<decltype(R::merge), NoMerge> && std::same_as<decltype(R::lowrank), NoLowRank> &&
+  static_assert(std::same_as<decltype(R::merge), NoMerge> && std::same_as<decltype(R::lowrank), NoLowRank> &&
                     std::same_as<decltype(R::retrieve), retrieve::ReadAll> && std::same_as<decltype(R::position), position::Absolute>,
-                "kvcondense: a cache on CUDA takes an eviction stage alone; make_cache<kvcondense::Cpu> takes the others.");
+                "kvcondense: a cache on CUDA takes an eviction and a quant stage; make_cache<kvcondense::Cpu> takes the others.");
 
  public:
   using Evict = decltype(R::evict);
+  using Quant = decltype(R::quant);
+  using KeyCodec = decltype(key_codec_of(std::declval<const Quant&>(), CacheShape{}));
+  using ValueCodec = decltype(value_codec_of(std::declval<const Quant&>(), CacheShape{}));
+  static_assert(detail::cuda_codec<KeyCodec> && detail::cuda_codec<ValueCodec>,
+                "kvcondense: a cache on CUDA stores exact rows or codes of groups (kivi, group_int and their kin); make_cache<kvcondense::Cpu> takes the others.");
 
   static Expected<Cache> make(const CacheShape& shape, const R& recipe, MemoryResource<Cuda>& memory = cuda::device_memory()) {
     if (const Status s = validate(shape); s != Status::ok) return s;
     if (const Status s = recipe.evict.validate(shape); s != Status::ok) return s;
+    if (const Status s = recipe.quant.validate(shape); s != Status::ok) return s;
+    if (has_saliency(recipe.quant) || differs_per_head(recipe.quant)) return Status::not_supported;
     Cache c;
     c.recipe_ = recipe;
     c.pipeline_ = recipe.evict.pipeline();
-    c.plan_ = {shape, c.pipeline_.lanes()};
-    if (shape.softmax_scale == 0.0f) c.plan_.shape.softmax_scale = 1.0f / std::sqrt(static_cast<float>(shape.head_dim));
+    c.plan_ = plan_of(shape, recipe, c.pipeline_.lanes());
     constexpr Inputs read = Input::attention | Input::gates | Input::surprise | Input::classes;
     if (!c.pipeline_.inputs().within(read) || evict::model_share(c.pipeline_.allocate).keep > 0.0 ||
         c.pipeline_.residual != evict::Residual::none || c.pipeline_.lanes() > max_lanes)
       return Status::not_supported;
     if (c.pipeline_.allocate.uses_scores()) return Status::not_supported;  // budgets would be known to the device alone
-    const std::size_t each = c.steering_bytes();
-    if (const Status s = c.steering_.make(each * static_cast<std::size_t>(shape.layers)); s != Status::ok) return s;
+    // Slots that share parameters cannot move alone.
+    if (c.changes_length() && (c.plan_.keys.codec.group_slots() > 1 || c.plan_.values.codec.group_slots() > 1)) return Status::not_supported;
+    const std::size_t each = c.steering_bytes(), all = each + c.plan_.told_bytes() + Scratch::align;
+    if (const Status s = c.steering_.make(all * static_cast<std::size_t>(shape.layers)); s != Status::ok) return s;
     c.counts_ = cuda::DeviceArray<index_t>(memory);
     if (const Status s = c.counts_.resize(2); s != Status::ok) return s;
     Status failed = Status::ok;
     const Status made = c.layers_.fill(heap_memory(), shape.layers, [&](index_t i) {
-      cache::CudaLayer l(c.plan_, memory);
-      if (failed == Status::ok) failed = l.make();
-      l.steering = c.steering_.part(static_cast<std::size_t>(i) * each, each);
+      Layer l(c.plan_, memory);
+      const std::size_t first = static_cast<std::size_t>(i) * all;
+      if (failed == Status::ok) failed = l.make(c.steering_.part(first + each, all - each));
+      l.steering = c.steering_.part(first, each);
       return l;
     });
     if (made != Status::ok) return made;
@@ -93,7 +112,7 @@ class Cache<Cuda, R> {
   std::size_t workspace_bytes(index_t slots, index_t tokens) const {
     const index_t total = slots * shape().kv_heads;
     const std::size_t mass = Scratch::align + Scratch::bytes_for<float>(total);
-    const std::size_t step = Scratch::align + 2 * Scratch::bytes_for<std::int32_t>(total) +
+    const std::size_t step = Scratch::align + range_bytes() + 2 * Scratch::bytes_for<std::int32_t>(total) +
                              static_cast<std::size_t>(plan_.lanes) * Scratch::bytes_for<float>(total) + pipeline_.workspace_bytes(shape(), total);
     float nothing = 0.0f;
     std::size_t reading = 0;
@@ -103,8 +122,7 @@ class Cache<Cuda, R> {
       r.mass.data = &nothing, r.mass_rows = mass_rows(n);
       reading = std::max(reading, prim::Attend<Cuda>::workspace_bytes(r, shape().kv_heads, slots));
     }
-    const std::size_t read = Scratch::align + Scratch::bytes_for<prim::PageRows>(2 * (plan_.pages_for(slots) + 1));
-    return mass + std::max({step, read, reading});
+    return mass + std::max(step, reading);
   }
 
   /// Adds tokens to a layer: keys [kv_heads, tokens, head_dim], values [kv_heads, tokens, value_dim], on the device; `positions` on
@@ -114,7 +132,7 @@ class Cache<Cuda, R> {
   Status append(Context<Cuda>& ctx, index_t layer, TensorView<K, 3> keys, TensorView<V, 3> values, std::span<const index_t> positions = {}) {
     using T = std::remove_const_t<K>;
     if (layer < 0 || layer >= shape().layers) return Status::out_of_range;
-    cache::CudaLayer& l = layers_[layer];
+    Layer& l = layers_[layer];
     const index_t n = keys.extent[1];
     if (keys.extent[0] != shape().kv_heads || values.extent[0] != shape().kv_heads || values.extent[1] != n ||
         keys.extent[2] != shape().head_dim || values.extent[2] != shape().values())
@@ -127,10 +145,11 @@ class Cache<Cuda, R> {
     Status s = counting_ ? Status::ok : counts_.fill_bytes(ctx, 0);
     if (s == Status::ok) counting_ = true, s = l.reserve(ctx, n);
     if (s != Status::ok) return s;
-    s = l.set_slots(ctx, [&](index_t h) { return l.slots(h) + n; });
-    if (s == Status::ok) s = prim::HeadSlots::append<T>(ctx, plan_.codec(), l.key_pages(), l.device_slots(), keys, counts_.data());
-    if (s == Status::ok) s = prim::HeadSlots::append<T>(ctx, plan_.codec(), l.value_pages(), l.device_slots(), values, counts_.data());
-    if (s != Status::ok) return static_cast<void>(l.set_slots(ctx, [&](index_t h) { return l.slots(h) - n; })), s;
+    const index_t first = l.sinks_due(n);
+    s = l.add_slots(ctx, n, first);
+    if (s == Status::ok) s = l.keys.template append<T>(ctx, first, l.device_slots(), keys, counts_.data());
+    if (s == Status::ok) s = l.values.template append<T>(ctx, first, l.device_slots(), values, counts_.data());
+    if (s != Status::ok) return static_cast<void>(l.add_slots(ctx, -n, -first)), s;
     const index_t next = l.next_position();
     for (index_t i = 0; i < n; ++i) l.pending_positions.append_reserved(positions.empty() ? next + i : positions[static_cast<std::size_t>(i)]);
     l.counters.seen += n, l.counters.pending += n;
@@ -141,7 +160,7 @@ class Cache<Cuda, R> {
   Status attend(Context<Cuda>& ctx, index_t layer, TensorView<const float, 3> queries, TensorView<float, 3> out, const AttendOutputs& measure = {},
                 prim::AttendMath math = prim::AttendMath::f32) const {
     if (layer < 0 || layer >= shape().layers) return Status::out_of_range;
-    const cache::CudaLayer& l = layers_[layer];
+    const Layer& l = layers_[layer];
     const index_t n = queries.extent[1];
     if (queries.extent[0] != shape().q_heads || queries.extent[2] != shape().head_dim || out.extent[1] != n || out.extent[2] != shape().values())
       return Status::shape_mismatch;
@@ -173,13 +192,14 @@ class Cache<Cuda, R> {
 
   /// Forgets all tokens from ordinal `tokens` on. Tokens that a step has seen are looked for on the device, which is waited for.
   Status truncate(Context<Cuda>& ctx, index_t tokens);
+  /// Forgets the tokens [first, last) in every layer; later tokens keep ordinals and positions. Waits for the stream.
+  Status remove(Context<Cuda>& ctx, index_t first, index_t last);
   /// Empty again; waits for the stream.
   Status reset(Context<Cuda>& ctx) {
     Status s = ctx.wait();
     for (auto& l : layers_) {
-      l.clear();
-      const Status told = l.set_slots(ctx, [](index_t) { return index_t{0}; });  // kernels read lengths on the device
-      if (s == Status::ok) s = told;
+      const Status cleared = l.clear(ctx);
+      if (s == Status::ok) s = cleared;
     }
     return s;
   }
@@ -195,6 +215,8 @@ class Cache<Cuda, R> {
   static constexpr index_t max_lanes = 10;
   static constexpr index_t max_position = 0x7fffffff;
   using Pipeline = decltype(std::declval<Evict>().pipeline());
+  using Layer = cache::CudaLayer<KeyCodec, ValueCodec>;
+  using Plan = typename Layer::Plan;
   static_assert(std::same_as<decltype(Pipeline::select), evict::TopK> || std::same_as<decltype(Pipeline::select), evict::Fixed>,
                 "kvcondense: a cache on CUDA takes eviction methods that keep the best slots of each head, or its first and newest ones.");
 
@@ -202,26 +224,49 @@ class Cache<Cuda, R> {
     return {queries, out, {}, {}, 0, shape().softmax_scale};
   }
   /// Whether a view was made by `ragged` for the slots that there are. Its offsets are the device's: nothing else can be seen.
-  bool of_layer(const cache::CudaLayer& l, const RaggedView<const float>& v) const { return v.offset == l.device_offset() && v.heads == shape().kv_heads; }
+  bool of_layer(const Layer& l, const RaggedView<const float>& v) const { return v.offset == l.device_offset() && v.heads == shape().kv_heads; }
   /// What the host writes in a step: counts, budgets, ends, the pipeline's shield; and what an allocator works with.
   std::size_t steering_bytes() const {
     return 2 * Scratch::bytes_for<index_t>(shape().kv_heads) + 2 * Scratch::bytes_for<prim::Ends>(shape().kv_heads) + Scratch::align +
            pipeline_.allocate.workspace_bytes(shape(), 0);
   }
+  std::size_t range_bytes() const { return 2 * Scratch::bytes_for<prim::KeptRange>(4 * shape().kv_heads); }
+  bool changes_length() const {
+    if constexpr (requires { recipe_.evict.changes_length(); }) return recipe_.evict.changes_length();
+    else return !std::same_as<Evict, evict::KeepAll>;
+  }
+  /// The codec that names the layout which its pages have: lanes need pages of whole blocks.
+  template <class C>
+  static C as_stored(const C& codec, index_t page_slots, index_t dim) {
+    if constexpr (requires { codec.layout; }) return codec.with(codec.layout_of(prim::coded_page_slots(codec, page_slots), dim));
+    else return codec;
+  }
+  static Plan plan_of(const CacheShape& shape, const R& recipe, index_t lanes) {
+    Plan p;
+    p.shape = shape, p.lanes = lanes, p.sinks = recipe.quant.sinks;
+    if (shape.softmax_scale == 0.0f) p.shape.softmax_scale = 1.0f / std::sqrt(static_cast<float>(shape.head_dim));
+    const prim::ExactRows exact{shape.dtype};
+    const Quant& q = recipe.quant;
+    p.keys = {exact, as_stored(key_codec_of(q, shape), shape.page_slots, shape.head_dim), key_flush_of(q, shape), q.sinks, shape.kv_heads, shape.head_dim, shape.page_slots};
+    p.values = {exact, as_stored(value_codec_of(q, shape), shape.page_slots, shape.values()), value_flush_of(q, shape), q.sinks, shape.kv_heads, shape.values(),
+                shape.page_slots};
+    return p;
+  }
   StepView<Cuda> step_view(index_t layer, Phase phase) const;
   Status check_input(const StepView<Cuda>& view, Input what) const;
   Status run_step(Context<Cuda>& ctx, index_t layer, const StepInputs& inputs, Phase phase);
-  Status commit(Context<Cuda>& ctx, cache::CudaLayer& l, const evict::KeepSet& keep, std::span<const RaggedView<float>> lanes, bool leaves,
+  Status begin(Context<Cuda>& ctx, Layer& l, const StepView<Cuda>& view, Scratch& scratch, evict::KeepSet& keep, std::span<RaggedView<float>> lanes);
+  Status commit(Context<Cuda>& ctx, Layer& l, const evict::KeepSet& keep, std::span<const RaggedView<float>> lanes, bool leaves, bool codes,
                 const Scratch& scratch);
   bool count_kept(const StepView<Cuda>& view, const evict::KeepSet& keep, index_t* kept) const;
 
   R recipe_{};
   Pipeline pipeline_{};
-  cache::CudaPlan plan_{};
+  Plan plan_{};
   cuda::SteeringMemory steering_;  ///< outlives the layers
   cuda::DeviceArray<index_t> counts_;  ///< numbers that could not be stored, NaN scores
   bool counting_ = false;
-  ObjectArray<cache::CudaLayer> layers_;
+  ObjectArray<Layer> layers_;
 };
 
 /// An empty cache on the current device, or why there is none.

@@ -6,7 +6,7 @@ namespace kvcondense {
 
 template <class R>
 StepView<Cuda> Cache<Cuda, R>::step_view(index_t layer, Phase phase) const {
-  const cache::CudaLayer& l = layers_[layer];
+  const Layer& l = layers_[layer];
   if (phase == Phase::automatic) phase = l.counters.pending == l.counters.seen ? Phase::prefill_end : Phase::decode;
   StepView<Cuda> view;
   view.shape = shape(), view.layer = layer, view.phase = phase;
@@ -39,11 +39,35 @@ bool Cache<Cuda, R>::count_kept(const StepView<Cuda>& view, const evict::KeepSet
   return leaves;
 }
 
+/// Lists that keep all and copies of the lanes.
+template <class R>
+Status Cache<Cuda, R>::begin(Context<Cuda>& ctx, Layer& l, const StepView<Cuda>& view, Scratch& scratch, evict::KeepSet& keep,
+                             std::span<RaggedView<float>> lanes) {
+  const index_t heads = shape().kv_heads, total = l.total();
+  keep = {view.ragged(scratch.take<std::int32_t>(total)), scratch.take_steering<index_t>(heads), scratch.take_steering<index_t>(heads),
+          counts_.data() + 1, scratch.take_steering<prim::Ends>(heads)};
+  for (auto& lane : lanes) lane = view.ragged(scratch.take<float>(total));
+  bool room = keep.slots.data != nullptr && keep.count != nullptr && keep.budget != nullptr && keep.ends != nullptr &&
+              scratch.left() >= Scratch::bytes_for<std::int32_t>(total) + range_bytes() + pipeline_.workspace_bytes(shape(), total);
+  for (const auto& lane : lanes) room = room && lane.data != nullptr;
+  if (!room) return Status::workspace_too_small;
+  // Policies work on copies: a step that is refused later must not have counted its attention.
+  for (std::size_t i = 0; i < lanes.size(); ++i)
+    if (const Status s = prim::HeadSlots::read<float>(ctx, std::as_const(l.lanes[static_cast<index_t>(i)]).view(), l.counters.pending, 0.0f, 0.0f, lanes[i]);
+        s != Status::ok)
+      return s;
+  for (index_t h = 0; h < heads; ++h) {
+    keep.count[h] = keep.budget[h] = l.slots(h);
+    keep.ends[h] = {-1, 0};
+  }
+  return Status::ok;
+}
+
 template <class R>
 Status Cache<Cuda, R>::run_step(Context<Cuda>& ctx, index_t layer, const StepInputs& inputs, Phase phase) {
   if (layer < 0 || layer >= shape().layers) return Status::out_of_range;
   if (phase == Phase::probe) return Status::not_supported;
-  cache::CudaLayer& l = layers_[layer];
+  Layer& l = layers_[layer];
   const bool turn = phase == Phase::turn;
   if ((l.counters.pending == 0) != turn) return Status::order_violation;
   if (inputs.incoming < 0) return Status::invalid_argument;
@@ -57,33 +81,22 @@ Status Cache<Cuda, R>::run_step(Context<Cuda>& ctx, index_t layer, const StepInp
 
   // What the step before may still read is written anew.
   if (const Status s = l.fence.wait(); s != Status::ok) return s;
+  l.learn();
   Scratch scratch(ctx.workspace(), l.steering);
-  evict::KeepSet keep{view.ragged(scratch.take<std::int32_t>(total)), scratch.take_steering<index_t>(heads), scratch.take_steering<index_t>(heads),
-                      counts_.data() + 1, scratch.take_steering<prim::Ends>(heads)};
+  evict::KeepSet keep;
   Buffer<index_t> kept(heap_memory());
   if (const Status s = kept.resize(heads); s != Status::ok) return s;
   RaggedView<float> lanes[max_lanes];
-  const std::span<const RaggedView<float>> all(lanes, static_cast<std::size_t>(plan_.lanes));
-  for (index_t i = 0; i < plan_.lanes; ++i) lanes[i] = view.ragged(scratch.take<float>(total));
-  bool room = keep.slots.data != nullptr && keep.count != nullptr && keep.budget != nullptr && keep.ends != nullptr &&
-              scratch.left() >= Scratch::bytes_for<std::int32_t>(total) + pipeline_.workspace_bytes(shape(), total);
-  for (const auto& lane : all) room = room && lane.data != nullptr;
-  if (!room) return Status::workspace_too_small;
-  // Policies work on copies: a step that is refused later must not have counted its attention.
-  for (index_t i = 0; i < plan_.lanes; ++i)
-    if (const Status s = prim::HeadSlots::read<float>(ctx, std::as_const(l.lanes[i]).view(), l.counters.pending, 0.0f, 0.0f, lanes[i]); s != Status::ok)
-      return s;
-  for (index_t h = 0; h < heads; ++h) {
-    keep.count[h] = keep.budget[h] = kept[h] = l.slots(h);
-    keep.ends[h] = {-1, 0};
-  }
-  const SlotRows<Cuda> keys(plan_.codec(), l.key_runs(), l.device_slots(), heads, l.longest(), shape().head_dim);
-  const SlotRows<Cuda> values(plan_.codec(), l.value_runs(), l.device_slots(), heads, l.longest(), shape().values());
+  const std::span<RaggedView<float>> all(lanes, static_cast<std::size_t>(plan_.lanes));
+  if (const Status s = begin(ctx, l, view, scratch, keep, all); s != Status::ok) return s;
+  for (index_t h = 0; h < heads; ++h) kept[h] = l.slots(h);
+  const SlotRows<Cuda> keys = l.keys.rows(l.device_slots(), l.longest()), values = l.values.rows(l.device_slots(), l.longest());
   view.keys = &keys, view.values = &values;
 
   if (const Status s = pipeline_.observe(ctx, view, all); s != Status::ok) return s;
   const bool fires = pipeline_.fires(view);
   bool leaves = false;
+  const auto stays = [&](index_t h) { return kept[h]; };
   const auto act = [&]() -> Status {
     if (fires) {
       if (const Status s = pipeline_.choose(ctx, view, all, keep, scratch); s != Status::ok) return s;
@@ -91,13 +104,17 @@ Status Cache<Cuda, R>::run_step(Context<Cuda>& ctx, index_t layer, const StepInp
       if (std::same_as<decltype(Pipeline::select), evict::Fixed> && leaves)  // it names ends alone
         if (const Status s = prim::KeepEnds<Cuda>::run(ctx, keep.ends, keep.slots, keep.count); s != Status::ok) return s;
     }
-    if (leaves || l.counters.pending > 0)
-      if (const Status s = commit(ctx, l, keep, all, leaves, scratch); s != Status::ok) return s;
-    return l.set_slots(ctx, [&](index_t h) { return kept[h]; });
+    if (leaves || l.counters.pending > 0) {
+      if (const Status s = l.reserve_codes(ctx, stays); s != Status::ok) return s;
+      if (const Status s = commit(ctx, l, keep, all, leaves, true, scratch); s != Status::ok) return s;
+    }
+    return l.set_slots(ctx, stays);
   };
   const Status acted = act(), behind = l.fence.record(ctx);  // one that is refused may have started what reads `steering`
   if (acted != Status::ok) return acted;
   if (behind != Status::ok) return behind;
+  const bool moved = leaves || l.keys.due() || l.values.due();
+  l.keys.stepped(stays), l.values.stepped(stays);
 
   if (fires) {
     l.counters.budget_asked = l.counters.budget_met = 0;
@@ -109,14 +126,16 @@ Status Cache<Cuda, R>::run_step(Context<Cuda>& ctx, index_t layer, const StepInp
   l.counters.pending = 0;
   l.pending_positions.shrink(0);
   if (view.phase == Phase::prefill_chunk || view.phase == Phase::prefill_end) l.counters.prompt = l.counters.seen;
-  return leaves ? l.trim(ctx) : Status::ok;
+  return moved ? l.trim(ctx) : Status::ok;
 }
 
-/// Rows, tokens and numbers of the slots that stay, by one list. Nothing here needs memory.
+/// Rows, tokens and numbers of the slots that stay, by one list; then newest slots become codes. Nothing here needs memory.
 template <class R>
-Status Cache<Cuda, R>::commit(Context<Cuda>& ctx, cache::CudaLayer& l, const evict::KeepSet& keep, std::span<const RaggedView<float>> lanes, bool leaves,
-                              const Scratch& scratch) {
+Status Cache<Cuda, R>::commit(Context<Cuda>& ctx, Layer& l, const evict::KeepSet& keep, std::span<const RaggedView<float>> lanes, bool leaves,
+                              bool codes, const Scratch& scratch) {
   Scratch left = scratch;
+  auto* const key_ranges = left.take<prim::KeptRange>(l.keys.range_count());
+  auto* const value_ranges = left.take<prim::KeptRange>(l.values.range_count());
   const RaggedView<std::int32_t> ids{left.take<std::int32_t>(l.total()), l.device_offset(), shape().kv_heads};
   const RaggedView<const std::int32_t> list{leaves ? keep.slots.data : nullptr, l.device_offset(), shape().kv_heads};
   const auto first = static_cast<std::int32_t>(l.counters.seen - l.counters.pending);
@@ -124,9 +143,8 @@ Status Cache<Cuda, R>::commit(Context<Cuda>& ctx, cache::CudaLayer& l, const evi
   if (s == Status::ok) s = prim::HeadSlots::write<std::int32_t>(ctx, ids, list, keep.count, l.ids.view());
   for (std::size_t i = 0; i < lanes.size() && s == Status::ok; ++i)
     s = prim::HeadSlots::write<float>(ctx, lanes[i], list, keep.count, l.lanes[static_cast<index_t>(i)].view());
-  if (leaves && s == Status::ok) s = prim::KeepRows<Cuda>::rows(ctx, plan_.codec(), l.key_pages(), list, keep.count);
-  if (leaves && s == Status::ok) s = prim::KeepRows<Cuda>::rows(ctx, plan_.codec(), l.value_pages(), list, keep.count);
-  return s;
+  if (s == Status::ok) s = l.keys.step(ctx, l.device_slots(), {list, keep.count}, leaves, codes, key_ranges, counts_.data());
+  return s == Status::ok ? l.values.step(ctx, l.device_slots(), {list, keep.count}, leaves, codes, value_ranges, counts_.data()) : s;
 }
 
 template <class R>
@@ -159,10 +177,10 @@ Status Cache<Cuda, R>::forward(Context<Cuda>& ctx, index_t layer, TensorView<con
   if (s == Status::ok) s = attend(rest, layer, queries, out, measure);
   inputs.attention = {measure.mass, mass_rows(n)};
   if (s == Status::ok) s = run_step(rest, layer, inputs, phase);
-  cache::CudaLayer& l = layers_[layer];
+  Layer& l = layers_[layer];
   if (s != Status::ok && l.counters.pending >= added && added > 0) {  // the tokens are taken back
-    static_cast<void>(l.set_slots(ctx, [&](index_t h) { return l.slots(h) - added; }));
     l.counters.seen -= added, l.counters.pending -= added;
+    static_cast<void>(l.add_slots(ctx, -added, -l.sinks_due(added)));
     l.pending_positions.shrink(l.counters.pending);
   }
   return s;
@@ -175,18 +193,29 @@ Status Cache<Cuda, R>::truncate(Context<Cuda>& ctx, index_t tokens) {
     if (tokens > l.counters.seen) return Status::out_of_range;
   Buffer<std::int32_t> ids(heap_memory());
   Buffer<index_t> stay(heap_memory());
-  if (const Status s = stay.resize(shape().kv_heads); s != Status::ok) return s;
-  for (index_t layer = 0; layer < layers_.size(); ++layer) {
-    cache::CudaLayer& l = layers_[layer];
+  const index_t heads = shape().kv_heads;
+  if (const Status s = stay.resize(layers_.size() * heads); s != Status::ok) return s;
+  for (index_t layer = 0; layer < layers_.size(); ++layer) {  // nothing changes before all are known to do
+    Layer& l = layers_[layer];
+    if (const Status s = l.fence.wait(); s != Status::ok) return s;
+    l.learn();
     const index_t gone = l.counters.seen - tokens, unstepped = std::min(gone, l.counters.pending);
-    for (index_t h = 0; h < shape().kv_heads; ++h) {
-      stay[h] = l.slots(h) - unstepped;
-      if (gone == unstepped) continue;
-      if (const Status s = ids.resize(l.slots(h)); s != Status::ok) return s;
-      if (const Status s = this->tokens(ctx, layer, h, {ids.data(), static_cast<std::size_t>(ids.size())}); s != Status::ok) return s;
-      stay[h] = std::lower_bound(ids.begin(), ids.end(), tokens) - ids.begin();
+    for (index_t h = 0; h < heads; ++h) {
+      index_t& left = stay[layer * heads + h];
+      left = l.slots(h) - unstepped;
+      if (gone > unstepped) {
+        if (const Status s = ids.resize(l.slots(h)); s != Status::ok) return s;
+        if (const Status s = this->tokens(ctx, layer, h, {ids.data(), static_cast<std::size_t>(ids.size())}); s != Status::ok) return s;
+        left = std::lower_bound(ids.begin(), ids.end(), tokens) - ids.begin();
+      }
+      if (!l.keys.can_cut(h, left) || !l.values.can_cut(h, left)) return Status::not_supported;
     }
-    if (const Status s = l.set_slots(ctx, [&](index_t h) { return stay[h]; }); s != Status::ok) return s;
+  }
+  for (index_t layer = 0; layer < layers_.size(); ++layer) {
+    Layer& l = layers_[layer];
+    const auto left = [&](index_t h) { return stay[layer * heads + h]; };
+    const index_t gone = l.counters.seen - tokens, unstepped = std::min(gone, l.counters.pending);
+    if (const Status s = l.cut(ctx, left); s != Status::ok) return s;
     l.counters.stepped_position = std::max<index_t>(0, l.counters.stepped_position - (gone - unstepped));
     l.counters.pending -= unstepped;
     l.pending_positions.shrink(l.counters.pending);
@@ -197,9 +226,58 @@ Status Cache<Cuda, R>::truncate(Context<Cuda>& ctx, index_t tokens) {
 }
 
 template <class R>
+Status Cache<Cuda, R>::remove(Context<Cuda>& ctx, index_t first, index_t last) {
+  if (first < 0 || last < first) return Status::out_of_range;
+  for (const Layer& l : layers_) {
+    if (last > l.counters.seen) return Status::out_of_range;
+    if (l.counters.pending > 0) return Status::order_violation;
+  }
+  Buffer<std::int32_t> ids(heap_memory());
+  Buffer<prim::Ends> ends(heap_memory());
+  const index_t heads = shape().kv_heads;
+  if (const Status s = ends.resize(layers_.size() * heads); s != Status::ok) return s;
+  for (index_t layer = 0; layer < layers_.size(); ++layer) {  // nothing changes before all are known to do
+    Layer& l = layers_[layer];
+    if (ctx.workspace().size() < workspace_bytes(l.longest(), 1)) return Status::workspace_too_small;
+    if (const Status s = l.fence.wait(); s != Status::ok) return s;
+    l.learn();
+    for (index_t h = 0; h < heads; ++h) {
+      if (const Status s = ids.resize(l.slots(h)); s != Status::ok) return s;
+      if (const Status s = this->tokens(ctx, layer, h, {ids.data(), static_cast<std::size_t>(ids.size())}); s != Status::ok) return s;
+      const index_t from = std::lower_bound(ids.begin(), ids.end(), first) - ids.begin(), to = std::lower_bound(ids.begin(), ids.end(), last) - ids.begin();
+      if (!l.keys.can_remove(h, from, to) || !l.values.can_remove(h, from, to)) return Status::not_supported;
+      ends[layer * heads + h] = {from, ids.size() - to};
+    }
+  }
+  for (index_t layer = 0; layer < layers_.size(); ++layer) {
+    Layer& l = layers_[layer];
+    const prim::Ends* mine = &ends[layer * heads];
+    const auto stays = [&](index_t h) { return mine[h].size(); };
+    bool leaves = false;
+    for (index_t h = 0; h < heads; ++h) leaves = leaves || stays(h) < l.slots(h);
+    if (!leaves) continue;
+    const StepView<Cuda> view = step_view(layer, Phase::turn);
+    Scratch scratch(ctx.workspace(), l.steering);
+    evict::KeepSet keep;
+    RaggedView<float> lanes[max_lanes];
+    const std::span<RaggedView<float>> all(lanes, static_cast<std::size_t>(plan_.lanes));
+    Status s = begin(ctx, l, view, scratch, keep, all);
+    for (index_t h = 0; h < heads && s == Status::ok; ++h) keep.ends[h] = mine[h];
+    if (s == Status::ok) s = prim::KeepEnds<Cuda>::run(ctx, keep.ends, keep.slots, keep.count);
+    if (s == Status::ok) s = commit(ctx, l, keep, all, true, false, scratch);
+    if (s == Status::ok) s = l.set_slots(ctx, stays);
+    const Status behind = l.fence.record(ctx);
+    if (s != Status::ok || behind != Status::ok) return s != Status::ok ? s : behind;
+    l.keys.stepped(stays), l.values.stepped(stays);
+    if (s = l.trim(ctx); s != Status::ok) return s;
+  }
+  return Status::ok;
+}
+
+template <class R>
 Status Cache<Cuda, R>::tokens(Context<Cuda>& ctx, index_t layer, index_t head, std::span<std::int32_t> out) const {
   if (layer < 0 || layer >= shape().layers || head < 0 || head >= shape().kv_heads) return Status::out_of_range;
-  const cache::CudaLayer& l = layers_[layer];
+  const Layer& l = layers_[layer];
   const index_t n = l.slots(head), stepped = n - l.counters.pending;
   if (static_cast<index_t>(out.size()) != n) return Status::shape_mismatch;
   if (stepped > 0) {
@@ -214,33 +292,13 @@ Status Cache<Cuda, R>::tokens(Context<Cuda>& ctx, index_t layer, index_t head, s
 template <class R>
 Status Cache<Cuda, R>::read(Context<Cuda>& ctx, index_t layer, index_t head, index_t first, TensorView<float, 2> keys, TensorView<float, 2> values) const {
   if (layer < 0 || layer >= shape().layers || head < 0 || head >= shape().kv_heads) return Status::out_of_range;
-  const cache::CudaLayer& l = layers_[layer];
-  const index_t n = keys.extent[0], page = shape().page_slots;
+  const Layer& l = layers_[layer];
+  const index_t n = keys.extent[0];
   if (values.extent[0] != n || keys.extent[1] != shape().head_dim || values.extent[1] != shape().values() || keys.stride[1] != 1 || values.stride[1] != 1)
     return Status::shape_mismatch;
   if (first < 0 || n < 0 || first + n > l.slots(head)) return Status::out_of_range;
-  if (n == 0) return Status::ok;
-  Buffer<prim::PageRows> jobs(heap_memory());
-  const index_t begin = first / page, pieces = (first + n - 1) / page - begin + 1;
-  if (const Status s = jobs.resize(2 * pieces); s != Status::ok) return s;
-  for (index_t i = 0; i < pieces; ++i) {
-    const index_t from = std::max(first, (begin + i) * page), to = std::min(first + n, (begin + i + 1) * page);
-    std::byte* at = l.page(head, from);
-    const auto job = [&](std::byte* bytes, const TensorView<float, 2>& rows) {
-      return prim::PageRows{bytes, rows.data + (from - first) * rows.stride[0], rows.stride[0], static_cast<std::int32_t>(from % page),
-                            static_cast<std::int32_t>(to - from)};
-    };
-    jobs[i] = job(at, keys), jobs[pieces + i] = job(at + plan_.key_bytes(), values);
-  }
-  Scratch scratch(ctx.workspace());
-  auto* device = scratch.take<prim::PageRows>(2 * pieces);
-  if (device == nullptr) return Status::workspace_too_small;
-  const cudaError_t e = cudaMemcpyAsync(device, jobs.data(), static_cast<std::size_t>(2 * pieces) * sizeof(prim::PageRows), cudaMemcpyHostToDevice, ctx.stream());
-  if (const Status s = cuda::settled(e); s != Status::ok) return s;
-  using Codec = prim::PageCodec<Cuda, prim::ExactRows>;
-  const prim::PageBatch key_batch{device, pieces, page, page, shape().head_dim}, value_batch{device + pieces, pieces, page, page, shape().values()};
-  const Status s = Codec::decode(ctx, plan_.codec(), key_batch);
-  return s == Status::ok ? Codec::decode(ctx, plan_.codec(), value_batch) : s;
+  const Status s = prim::HeadSlots::rows(ctx, l.keys.rows(l.device_slots(), l.longest()), head, first, keys);
+  return s == Status::ok ? prim::HeadSlots::rows(ctx, l.values.rows(l.device_slots(), l.longest()), head, first, values) : s;
 }
 
 template <class R>
@@ -258,7 +316,8 @@ Expected<Report> Cache<Cuda, R>::report(Context<Cuda>& ctx) const {
     r.slots += l.total();
     r.evictions += l.counters.evictions, r.evicted_slots += l.counters.evicted_slots;
     r.budget_asked += l.counters.budget_asked, r.budget_met += l.counters.budget_met;
-    r.exact_bytes += l.page_bytes(), r.side_bytes += l.side_bytes();
+    for (const int exact : {0, 2}) r.exact_bytes += l.keys.page_bytes(exact) + l.values.page_bytes(exact);
+    r.coded_bytes += l.keys.page_bytes(1) + l.values.page_bytes(1), r.side_bytes += l.side_bytes();
     r.dense_bytes += static_cast<std::size_t>(l.counters.seen * shape().kv_heads * (shape().head_dim + shape().values())) * 2;
   }
   return r;

@@ -21,10 +21,17 @@ struct Flush {
 };
 
 /// Slots of a window of `window` that a rule codes now; `coded`: whether some were before.
-constexpr index_t due_of(const Flush& rule, index_t window, bool coded) {
+KVCONDENSE_HD constexpr index_t due_of(const Flush& rule, index_t window, bool coded) {
   if (rule.block == 0 || window <= rule.keep) return 0;
   const index_t most = window - rule.keep, blocks = most / rule.block * rule.block;
   return !rule.whole ? blocks : !coded || blocks > 0 ? most : 0;
+}
+
+/// No window of at most `window` slots has more due, whatever was coded.
+constexpr index_t most_due_of(const Flush& rule, index_t window) { return std::max(due_of(rule, window, true), due_of(rule, window, false)); }
+/// No window of at most `window` slots keeps more when what is due has left it.
+constexpr index_t most_left_of(const Flush& rule, index_t window) {
+  return rule.block == 0 ? window : std::min(window, rule.keep + rule.block - 1);
 }
 
 /// Whole blocks of `block` slots; right after a flush the window may be empty (KIVI keys).

@@ -20,6 +20,13 @@ concept CodecDescription = requires(const C c, index_t n) {
   { c.fingerprint() } -> std::same_as<std::int64_t>;    // differs when the same bytes mean other numbers
 };
 
+/// Slots of a page of codes where other pages have `page_slots`: whole groups.
+template <CodecDescription C>
+constexpr index_t coded_page_slots(const C& codec, index_t page_slots) {
+  const index_t g = codec.group_slots();
+  return (page_slots + g - 1) / g * g;
+}
+
 /// Rows as plain numbers. Slots are independent.
 struct ExactRows {
   DType dtype = DType::f16;

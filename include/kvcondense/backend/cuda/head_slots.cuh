@@ -2,14 +2,18 @@
 
 #include <kvcondense/backend/cuda/block.cuh>
 #include <kvcondense/backend/cuda/context.cuh>
+#include <kvcondense/backend/cuda/keep_rows.cuh>
 #include <kvcondense/backend/cuda/launch.cuh>
 #include <kvcondense/backend/cuda/page_codec.cuh>
+#include <kvcondense/backend/cuda/slot_rows.cuh>
 #include <kvcondense/core/dtype.hpp>
+#include <kvcondense/core/flush.hpp>
 #include <kvcondense/core/status.hpp>
 #include <kvcondense/core/view.hpp>
 #include <kvcondense/prim/keep_rows.hpp>
+#include <kvcondense/prim/slot_runs.hpp>
 
-// What a cache of exact rows keeps per slot: how new tokens enter its pages, and its numbers per slot, which lie with
+// What a cache keeps per slot: how new tokens enter its pages and old ones become codes there, and its numbers per slot, which lie with
 // room to grow while words want them one head behind the other.
 
 namespace kvcondense::prim {
@@ -23,6 +27,22 @@ struct HeadNumbers {
   KVCONDENSE_HD T* row(index_t head) const { return data + head * room; }
 };
 
+/// How many slots of a head are exact first ones, and how many are codes; all others are exact newest ones.
+struct PartCounts {
+  index_t first = 0, coded = 0;
+};
+
+/// One column (all keys, or all values) of a layer: [ first slots exact ][ codes ][ newest slots exact ], each part in pages of its own
+/// from the front. Counts are the device's: what leaves a part is known there alone.
+struct ColumnParts {
+  PageTable first{}, coded{}, newest{};
+  const PartCounts* counts = nullptr;
+  index_t fresh = 0;  ///< more first slots than `counts` says, in every head: the host knows those that came since
+
+  __device__ PartCounts of(index_t head) const { return {counts[head].first + fresh, counts[head].coded}; }
+  KVCONDENSE_HD index_t heads() const { return newest.heads; }
+};
+
 namespace cuda_kernels {
 
 inline constexpr int append_threads = 128, append_warps = append_threads / cuda::warp_lanes;
@@ -30,14 +50,16 @@ inline constexpr int append_threads = 128, append_warps = append_threads / cuda:
 /// Whether a stored number is surely finite; a hair below where rounding makes it Inf it is counted as one that is not.
 __device__ inline bool can_store(DType type, float x) { return fabsf(x) <= (type == DType::f16 ? 65519.0f : 3.38e38f); }
 
-/// The newest slots of every head become these rows: a warp a slot. Grid: blocks of slots, heads.
+/// The newest slots of every head become these rows, of which `first` are first slots: a warp a slot. Grid: blocks of slots, heads.
 template <class T>
-__global__ void __launch_bounds__(append_threads) append_head_rows(ExactRows codec, PageTable table, const index_t* slots, TensorView<const T, 3> rows,
-                                                                  index_t* repaired) {
+__global__ void __launch_bounds__(append_threads) append_head_rows(ExactRows codec, ColumnParts column, index_t first, const index_t* slots,
+                                                                  TensorView<const T, 3> rows, index_t* repaired) {
   const index_t head = blockIdx.y, tokens = rows.extent[1];
   const index_t t = static_cast<index_t>(blockIdx.x) * append_warps + cuda::warp_of_block();
   if (t >= tokens) return;
-  const index_t slot = slots[head] - tokens + t;
+  const PartCounts n = column.of(head);  // `first` of them are among these rows
+  const PageTable& table = t < first ? column.first : column.newest;
+  const index_t slot = t < first ? n.first - first + t : slots[head] - n.first - n.coded - tokens + t;
   std::byte* at = table.pages[table.offset[head] + slot / table.page_slots];
   const RowPage<ExactRows> page(codec, at, static_cast<int>(table.page_slots), static_cast<int>(table.dim));
   int bad = 0;
@@ -48,6 +70,109 @@ __global__ void __launch_bounds__(append_threads) append_head_rows(ExactRows cod
   }
   bad = cuda::warp_sum(bad);
   if (cuda::lane_of_warp() == 0) add_repaired(repaired, bad);
+}
+
+/// Which kept slots lie in which part, how many of the newest become codes, and what the parts then hold: a thread a head.
+template <int Threads>
+__global__ void __launch_bounds__(Threads) plan_parts(ColumnParts column, const index_t* slots, KeptSlots keep, Flush rule, PartCounts* counts,
+                                                     PartCounts* told, KeptRange* ranges) {
+  const index_t heads = column.heads(), h = static_cast<index_t>(blockIdx.x) * Threads + threadIdx.x;
+  if (h >= heads) return;
+  const PartCounts was = column.of(h);
+  const HeadKept kept = keep.of(h);
+  const index_t n = kept.list == nullptr ? slots[h] : kept.size;
+  const auto below = [&](index_t slot) {  // kept slots in front of one
+    index_t low = 0, high = n;
+    while (low < high) {
+      const index_t middle = low + (high - low) / 2;
+      if (kept[middle] < slot) low = middle + 1;
+      else high = middle;
+    }
+    return low;
+  };
+  const index_t first = below(was.first), coded = below(was.first + was.coded) - first, rest = n - first - coded;
+  const index_t due = due_of(rule, rest, coded > 0), base = was.first + was.coded;
+  ranges[h] = {0, first, 0, 0};
+  ranges[heads + h] = {first, coded, was.first, 0};
+  ranges[2 * heads + h] = {first + coded, due, base, coded};
+  ranges[3 * heads + h] = {first + coded + due, rest - due, base, 0};
+  counts[h] = told[h] = {first, coded + due};
+}
+
+/// Exact newest rows of a head that become codes.
+struct DueRows {
+  ExactRows codec;
+  PageTable table;
+  index_t head;
+  HeadKept due;
+
+  __device__ auto row(int i) const {
+    const index_t slot = due[i];
+    std::byte* page = table.pages[table.offset[head] + slot / table.page_slots];
+    const DType type = codec.dtype;
+    const std::byte* at = RowPage<ExactRows>(codec, page, 0, static_cast<int>(table.dim)).row(static_cast<int>(slot % table.page_slots));
+    return [type, at](int c) { return read_number(type, at, c); };
+  }
+};
+
+/// Token axis: a warp a slot. Grid: blocks of slots, heads.
+template <int Bits>
+__global__ void __launch_bounds__(codec_threads, 8) code_due_tokens(GroupInt<Bits> codec, ExactRows exact, ColumnParts column, KeptSlots due, index_t* repaired) {
+  TokenShared& shared = cuda::shared_as<TokenShared>();
+  const index_t head = blockIdx.y, i = static_cast<index_t>(blockIdx.x) * codec_warps + cuda::warp_of_block();
+  const HeadKept mine = due.of(head);
+  if (i >= mine.size) return;  // whole warps leave, and no block barrier follows
+  const PageTable& to = column.coded;
+  const index_t slot = due.ranges[head].to + i;
+  const RowPage<GroupInt<Bits>> page(codec, to.pages[to.offset[head] + slot / to.page_slots], static_cast<int>(to.page_slots), static_cast<int>(to.dim));
+  const int bad = encode_token(page, static_cast<int>(slot % to.page_slots), DueRows{exact, column.newest, head, mine}.row(static_cast<int>(i)),
+                               shared.codes[cuda::warp_of_block()]);
+  if (cuda::lane_of_warp() == 0) add_repaired(repaired, bad);
+}
+
+/// Channel axis: a block a group of slots. Grid: groups, heads.
+template <int Bits>
+__global__ void __launch_bounds__(channel_threads, 4) code_due_channels(GroupInt<Bits> codec, ExactRows exact, ColumnParts column, KeptSlots due, index_t* repaired) {
+  ChannelShared& shared = cuda::shared_as<ChannelShared>();
+  const index_t head = blockIdx.y, begin = static_cast<index_t>(blockIdx.x) * codec.group_size;
+  const HeadKept mine = due.of(head);
+  if (begin >= mine.size) return;
+  const PageTable& to = column.coded;
+  const index_t slot = due.ranges[head].to + begin;
+  const RowPage<GroupInt<Bits>> page(codec, to.pages[to.offset[head] + slot / to.page_slots], static_cast<int>(to.page_slots), static_cast<int>(to.dim));
+  const int bad = encode_channel_group(page, static_cast<int>(slot % to.page_slots), DueRows{exact, column.newest, head, mine}, static_cast<int>(begin), shared);
+  if (threadIdx.x == 0) add_repaired(repaired, bad);
+}
+
+/// The runs of every head, one a page that holds something, and of the newest part all pages. Entries that are left over begin
+/// behind every slot. A block a head.
+template <int Threads>
+__global__ void __launch_bounds__(Threads) lay_runs(ColumnParts column, const index_t* offset, SlotRun* runs) {
+  const index_t head = blockIdx.x;
+  const PartCounts n = column.of(head);
+  SlotRun* out = runs + offset[head];
+  const index_t room = offset[head + 1] - offset[head];
+  const auto pages = [](const PageTable& t, index_t slots) { return (slots + t.page_slots - 1) / t.page_slots; };
+  const index_t first = pages(column.first, n.first), coded = first + pages(column.coded, n.coded);
+  const index_t all = coded + column.newest.offset[head + 1] - column.newest.offset[head];
+  for (index_t i = threadIdx.x; i < room; i += Threads) {
+    const auto put = [&](const PageTable& t, index_t page, index_t base, bool codes) {
+      out[i] = {t.pages[t.offset[head] + page], static_cast<std::int32_t>(base + page * t.page_slots), 0, codes};
+    };
+    if (i < first) put(column.first, i, 0, false);
+    else if (i < coded) put(column.coded, i - first, n.first, true);
+    else if (i < all) put(column.newest, i - coded, n.first + n.coded, false);
+    else out[i] = {nullptr, 0x7fffffff, 0, false};
+  }
+}
+
+/// out[i] = slot first + i of a head: a warp a slot.
+template <int Threads>
+__global__ void __launch_bounds__(Threads) read_slots(SlotRows<Cuda> rows, index_t head, index_t first, TensorView<float, 2> out) {
+  const index_t i = static_cast<index_t>(blockIdx.x) * append_warps + cuda::warp_of_block();
+  if (i >= out.extent[0]) return;
+  const SlotRun at = rows.locate(head, first + i);
+  for (int c = cuda::lane_of_warp(); c < static_cast<int>(rows.dim()); c += cuda::warp_lanes) out(i, static_cast<index_t>(c)) = rows.value(at, c);
 }
 
 /// out[h] = the head's numbers, but for the last `fresh`: these are first, first + step, ... Grid: blocks, heads.
@@ -71,17 +196,48 @@ __global__ void __launch_bounds__(Threads) write_head_numbers(RaggedView<const T
 
 /// Pages, tables, lengths and numbers lie on the device.
 struct HeadSlots {
-  /// New rows behind the old ones. `slots` counts them already, and the pages have room for them.
+  /// New rows behind the old ones, the `first` of them as first slots. `slots` and `column.fresh` count them already, and the pages have room
+  /// for them.
   ///
   /// Numbers  as PageCodec<Cuda, ExactRows>::encode; what the stored type cannot hold is stored as Inf or NaN and added to
   ///          `repaired`.
   template <class T>
-  static Status append(Context<Cuda>& ctx, const ExactRows& codec, const PageTable& table, const index_t* slots, TensorView<const T, 3> rows,
-                       index_t* repaired) {
+  static Status append(Context<Cuda>& ctx, const ExactRows& codec, const ColumnParts& column, index_t first, const index_t* slots,
+                       TensorView<const T, 3> rows, index_t* repaired) {
     using namespace cuda_kernels;
-    if (rows.extent[0] != table.heads || rows.extent[2] != table.dim) return Status::shape_mismatch;
-    return cuda::launch(ctx, append_head_rows<T>, {cuda::covering(rows.extent[1], append_warps), table.heads}, append_threads, 0, codec, table, slots,
-                        rows, repaired);
+    if (rows.extent[0] != column.heads() || rows.extent[2] != column.newest.dim) return Status::shape_mismatch;
+    return cuda::launch(ctx, append_head_rows<T>, {cuda::covering(rows.extent[1], append_warps), column.heads()}, append_threads, 0, codec, column,
+                        first, slots, rows, repaired);
+  }
+  /// Where the slots that stay lie, and which of the newest become codes by the rule; `counts` and `told`, which the host may read once the
+  /// stream is there, are what the parts hold when all of that has moved. `ranges`: room for four per head.
+  static Status plan(Context<Cuda>& ctx, const ColumnParts& column, const index_t* slots, const KeptSlots& keep, const Flush& rule,
+                     PartCounts* counts, PartCounts* told, KeptRange* ranges) {
+    using namespace cuda_kernels;
+    return cuda::launch(ctx, plan_parts<64>, {cuda::covering(column.heads(), 64)}, 64, 0, column, slots, keep, rule, counts, told, ranges);
+  }
+  /// Newest slots become codes behind those that are there, at most `most` of a head. In one launch.
+  ///
+  /// Numbers  as PageCodec<Cuda, Codec>::encode.
+  template <int Bits>
+  static Status code(Context<Cuda>& ctx, const GroupInt<Bits>& codec, const ExactRows& exact, const ColumnParts& column, const KeptSlots& due,
+                     index_t most, index_t* repaired) {
+    using namespace cuda_kernels;
+    if (codec.axis == GroupAxis::token)
+      return cuda::launch(ctx, code_due_tokens<Bits>, {cuda::covering(most, codec_warps), column.heads()}, codec_threads, sizeof(TokenShared), codec, exact,
+                          column, due, repaired);
+    return cuda::launch(ctx, code_due_channels<Bits>, {cuda::covering(most, codec.group_size), column.heads()}, channel_threads, sizeof(ChannelShared), codec,
+                        exact, column, due, repaired);
+  }
+  /// The runs by which the column is read: of head h those from offset[h] on, a page each.
+  static Status lay(Context<Cuda>& ctx, const ColumnParts& column, const index_t* offset, SlotRun* runs) {
+    using namespace cuda_kernels;
+    return cuda::launch(ctx, lay_runs<128>, {column.heads()}, 128, 0, column, offset, runs);
+  }
+  /// Slots [first, first + rows) of a head as floats.
+  static Status rows(Context<Cuda>& ctx, const SlotRows<Cuda>& from, index_t head, index_t first, TensorView<float, 2> out) {
+    using namespace cuda_kernels;
+    return cuda::launch(ctx, read_slots<append_threads>, {cuda::covering(out.extent[0], append_warps)}, append_threads, 0, from, head, first, out);
   }
   /// Numbers of all slots as words take them; those of the last `fresh` slots are first, first + step, ...
   template <class T>

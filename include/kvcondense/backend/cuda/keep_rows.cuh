@@ -9,6 +9,33 @@
 #include <kvcondense/prim/keep_rows.hpp>
 
 namespace kvcondense::prim {
+
+/// Some of a head's kept slots: entries [begin, begin + count) of its list, which count from `base`. They go to the places from `to` on.
+struct KeptRange {
+  index_t begin = 0, count = 0, base = 0, to = 0;
+};
+
+/// The kept slots of one head, ascending.
+struct HeadKept {
+  const std::int32_t* list = nullptr;  ///< null: slots follow each other
+  index_t size = 0, base = 0;          ///< entries of the list count from `base`; without one, slots begin there
+
+  __device__ index_t operator[](index_t i) const { return list == nullptr ? base + i : list[i] - base; }
+};
+
+/// Which slots of every head stay. Without a list: those that `ranges` say, or the first `count`.
+struct KeptSlots {
+  RaggedView<const std::int32_t> list{};
+  const index_t* count = nullptr;
+  const KeptRange* ranges = nullptr;  ///< null: all of the list
+
+  __device__ HeadKept of(index_t head) const {
+    const KeptRange r = ranges == nullptr ? KeptRange{0, count[head], 0, 0} : ranges[head];
+    if (list.data == nullptr) return {nullptr, r.count, r.begin - r.base};
+    return {list.row(head) + r.begin, r.count, r.base};
+  }
+};
+
 namespace cuda_kernels {
 
 inline constexpr int keep_threads = 256;
@@ -31,21 +58,24 @@ __device__ inline SlotBytes slot_bytes(const RowPage<GroupInt<Bits>>& page, int 
 /// A block a head. Kept slots ascend, so a slot's new place is never behind its old one: bytes are read, then, behind
 /// a barrier, written, a chunk of slots at a time, and nothing is written that is still to be read.
 template <class Codec>
-__global__ void __launch_bounds__(keep_threads) keep_head_rows(Codec codec, PageTable table, RaggedView<const std::int32_t> keep, const index_t* count) {
+__global__ void __launch_bounds__(keep_threads) keep_head_rows(Codec codec, PageTable table, KeptSlots keep) {
   constexpr int each = 4;  // bytes of a thread in one round
-  const index_t head = blockIdx.x, n = count[head];
-  const auto slot = [&](index_t s) {
-    std::byte* page = table.pages[table.offset[head] + s / table.page_slots];
-    const RowPage<Codec> rows(codec, page, static_cast<int>(table.page_slots), static_cast<int>(table.dim));
-    return slot_bytes(rows, static_cast<int>(s % table.page_slots));
+  const index_t head = blockIdx.x;
+  const HeadKept kept = keep.of(head);
+  const index_t n = kept.size;
+  std::byte* const* pages = table.pages + table.offset[head];
+  const auto slot = [&](index_t s) {  // slots are counted in 31 bits
+    const auto page_slots = static_cast<unsigned>(table.page_slots), page = static_cast<unsigned>(s) / page_slots;
+    const RowPage<Codec> rows(codec, pages[page], static_cast<int>(page_slots), static_cast<int>(table.dim));
+    return slot_bytes(rows, static_cast<int>(static_cast<unsigned>(s) - page * page_slots));
   };
   if (n == 0) return;
   const int bytes = slot(0).size(), in_round = keep_threads * each;
   // The first slots often stay: begin where one moves. All threads find the same.
-  index_t low = 0, high = n;  // keep[i] == i below low
+  index_t low = 0, high = n;  // slot i is kept as i below low
   while (low < high) {
     const index_t middle = low + (high - low) / 2;
-    if (keep.row(head)[middle] == middle) low = middle + 1;
+    if (kept[middle] == middle) low = middle + 1;
     else high = middle;
   }
   const index_t total = (n - low) * bytes;
@@ -54,7 +84,7 @@ __global__ void __launch_bounds__(keep_threads) keep_head_rows(Codec codec, Page
 #pragma unroll
     for (int k = 0; k < each; ++k) {
       const index_t b = at + k * keep_threads + threadIdx.x;
-      if (b < total) value[k] = *slot(keep.row(head)[low + b / bytes]).at(static_cast<int>(b % bytes));
+      if (b < total) value[k] = *slot(kept[low + b / bytes]).at(static_cast<int>(b % bytes));
     }
     __syncthreads();
 #pragma unroll
@@ -76,10 +106,11 @@ struct LaneSlots {
 /// The same for pages in lanes, where a byte or word has codes of several slots: a warp a slot takes codes apart and, behind
 /// the barrier, puts them where they go.
 template <class Codec>
-__global__ void __launch_bounds__(lane_threads) keep_head_lanes(Codec codec, PageTable table, RaggedView<const std::int32_t> keep,
-                                                                const index_t* count) {
+__global__ void __launch_bounds__(lane_threads) keep_head_lanes(Codec codec, PageTable table, KeptSlots keep) {
   LaneSlots& shared = cuda::shared_as<LaneSlots>();
-  const index_t head = blockIdx.x, n = count[head];
+  const index_t head = blockIdx.x;
+  const HeadKept kept = keep.of(head);
+  const index_t n = kept.size;
   const int lane = cuda::lane_of_warp(), warp = cuda::warp_of_block();
   const auto page_of = [&](index_t s) {
     return RowPage<Codec>(codec, table.pages[table.offset[head] + s / table.page_slots], static_cast<int>(table.page_slots),
@@ -88,7 +119,7 @@ __global__ void __launch_bounds__(lane_threads) keep_head_lanes(Codec codec, Pag
   const auto param = [&](const RowPage<Codec>& page, int slot, int i) { return page.params(slot) + i * page.step() * static_cast<int>(size_of(codec.params)); };
   const int params = static_cast<int>(codec.scales(table.dim)) * (has_offset(codec.form) ? 2 : 1);
   for (index_t first = 0; first < n; first += lane_warps) {
-    const index_t i = first + warp, from = i < n ? keep.row(head)[i] : i;
+    const index_t i = first + warp, from = i < n ? kept[i] : i;
     const bool moves = from != i;
     if (moves) {
       const RowPage<Codec> page = page_of(from);
@@ -135,12 +166,16 @@ struct KeepRows<Cuda> {
   template <class Codec>
   static Status rows(Context<Cuda>& ctx, const Codec& codec, const PageTable& table, RaggedView<const std::int32_t> keep,
                      const index_t* count) {
+    return rows(ctx, codec, table, KeptSlots{keep, count});
+  }
+  template <class Codec>
+  static Status rows(Context<Cuda>& ctx, const Codec& codec, const PageTable& table, const KeptSlots& keep) {
     using namespace cuda_kernels;
     if (codec.group_slots() != 1) return Status::not_supported;
     if (!codec.valid(table.dim) || table.dim > max_head_dim || table.page_slots < 1 || table.page_slots > 65536) return Status::invalid_argument;
     if constexpr (requires { codec.layout; })
-      if (!lies_in_rows(codec)) return cuda::launch(ctx, keep_head_lanes<Codec>, {table.heads}, lane_threads, sizeof(LaneSlots), codec, table, keep, count);
-    return cuda::launch(ctx, keep_head_rows<Codec>, {table.heads}, keep_threads, 0, codec, table, keep, count);
+      if (!lies_in_rows(codec)) return cuda::launch(ctx, keep_head_lanes<Codec>, {table.heads}, lane_threads, sizeof(LaneSlots), codec, table, keep);
+    return cuda::launch(ctx, keep_head_rows<Codec>, {table.heads}, keep_threads, 0, codec, table, keep);
   }
 
   static Status numbers(Context<Cuda>& ctx, RaggedView<const std::int32_t> keep, const index_t* count, RaggedView<float> numbers) {

@@ -65,38 +65,53 @@ struct TokenShared {
   std::uint8_t codes[codec_warps][max_head_dim];
 };
 
-/// Token axis: a warp a slot. Ranges over the lanes, codes through shared memory into bytes.
-template <int Bits>
-__global__ void __launch_bounds__(codec_threads, 8) encode_tokens(GroupInt<Bits> codec, PageBatch batch, index_t* repaired) {
-  TokenShared& shared = cuda::shared_as<TokenShared>();
-  const PageRows job = batch.jobs[blockIdx.y];
-  const int i = static_cast<int>(blockIdx.x) * codec_warps + cuda::warp_of_block(), lane = cuda::lane_of_warp();
-  if (i >= job.count) return;  // whole warps leave, and no block barrier follows
-  const RowPage<GroupInt<Bits>> page(codec, job.page, static_cast<int>(batch.slots), static_cast<int>(batch.dim));
-  const float* x = job.rows + i * job.step;
-  std::uint8_t* codes = shared.codes[cuda::warp_of_block()];
-  const int group = page.group_channels(), slot = job.first + i;
+/// The rows of a job: row(i)(c) is number c of row i.
+struct JobRows {
+  const float* rows;
+  index_t step;
+
+  __device__ auto row(int i) const {
+    const float* x = rows + i * step;
+    return [x](int c) { return x[c]; };
+  }
+};
+
+/// Token axis: a warp codes the row x(c) into a slot; `codes` is the warp's own. Ranges over the lanes, codes through shared memory
+/// into bytes. How many numbers had to be repaired, in every lane.
+template <int Bits, class Row>
+__device__ inline int encode_token(const RowPage<GroupInt<Bits>>& page, int slot, Row&& x, std::uint8_t* codes) {
+  const int lane = cuda::lane_of_warp(), group = page.group_channels();
   int bad = 0;
   for (int j = 0; j < page.scales(); ++j) {
     GroupRange range;
     for (int c = j * group + lane; c < (j + 1) * group; c += cuda::warp_lanes) {
-      range.include(x[c]);
-      bad += static_cast<int>(needs_repair(x[c]));
+      range.include(x(c));
+      bad += static_cast<int>(needs_repair(x(c)));
     }
     range.lo = cuda::warp_reduce(range.lo, [](float a, float b) { return a < b ? a : b; });
     range.hi = cuda::warp_max(range.hi);
-    const GroupParams p = fit_group(codec.form, Bits, codec.params, range);
+    const GroupParams p = fit_group(page.codec.form, Bits, page.codec.params, range);
     if (lane == 0) {
       page.write_params(slot, j, p.scale, p.offset);
       bad += static_cast<int>(p.saturated);
     }
     for (int c = j * group + lane; c < (j + 1) * group; c += cuda::warp_lanes)
-      codes[c] = static_cast<std::uint8_t>(page.code_for(x[c], p.offset, p.inverse));
+      codes[c] = static_cast<std::uint8_t>(page.code_for(x(c), p.offset, p.inverse));
   }
   __syncwarp();
   page.write_codes(slot, codes, lane, cuda::warp_lanes);
-  bad = cuda::warp_sum(bad);
-  if (lane == 0) add_repaired(repaired, bad);
+  return cuda::warp_sum(bad);
+}
+
+template <int Bits>
+__global__ void __launch_bounds__(codec_threads, 8) encode_tokens(GroupInt<Bits> codec, PageBatch batch, index_t* repaired) {
+  TokenShared& shared = cuda::shared_as<TokenShared>();
+  const PageRows job = batch.jobs[blockIdx.y];
+  const int i = static_cast<int>(blockIdx.x) * codec_warps + cuda::warp_of_block();
+  if (i >= job.count) return;  // whole warps leave, and no block barrier follows
+  const RowPage<GroupInt<Bits>> page(codec, job.page, static_cast<int>(batch.slots), static_cast<int>(batch.dim));
+  const int bad = encode_token(page, job.first + i, JobRows{job.rows, job.step}.row(i), shared.codes[cuda::warp_of_block()]);
+  if (cuda::lane_of_warp() == 0) add_repaired(repaired, bad);
 }
 
 inline constexpr int channel_threads = 256, channel_rows = 32;
@@ -107,40 +122,46 @@ struct ChannelShared {
   std::uint8_t codes[channel_rows][max_head_dim];
 };
 
-/// Channel axis: a block a group of slots, a thread a channel.
-template <int Bits>
-__global__ void __launch_bounds__(channel_threads, 4) encode_channels(GroupInt<Bits> codec, PageBatch batch, index_t* repaired) {
-  ChannelShared& shared = cuda::shared_as<ChannelShared>();
-  const PageRows job = batch.jobs[blockIdx.y];
-  const RowPage<GroupInt<Bits>> page(codec, job.page, static_cast<int>(batch.slots), static_cast<int>(batch.dim));
-  const int n = page.group_slots(), begin = static_cast<int>(blockIdx.x) * n, c = static_cast<int>(threadIdx.x);
-  if (begin >= job.count) return;
-  const float* x = job.rows + begin * job.step;
-  const int slot = job.first + begin;
+/// Channel axis: a block codes rows [begin, begin + group) into the group of slots from `slot` on, a thread a channel. How many numbers
+/// had to be repaired, in every thread.
+template <int Bits, class Rows>
+__device__ inline int encode_channel_group(const RowPage<GroupInt<Bits>>& page, int slot, const Rows& rows, int begin, ChannelShared& shared) {
+  const int n = page.group_slots(), c = static_cast<int>(threadIdx.x);
   int bad = 0;
   GroupParams p;
   if (c < page.dim) {
     GroupRange range;
     for (int i = 0; i < n; ++i) {
-      range.include(x[i * job.step + c]);
-      bad += static_cast<int>(needs_repair(x[i * job.step + c]));
+      const float x = rows.row(begin + i)(c);
+      range.include(x);
+      bad += static_cast<int>(needs_repair(x));
     }
-    p = fit_group(codec.form, Bits, codec.params, range);
+    p = fit_group(page.codec.form, Bits, page.codec.params, range);
     page.write_params(slot, c, p.scale, p.offset);
     bad += static_cast<int>(p.saturated);
   }
   for (int from = 0; from < n; from += channel_rows) {
-    const int rows = n - from < channel_rows ? n - from : channel_rows;
+    const int count = n - from < channel_rows ? n - from : channel_rows;
     if (c < page.dim)
-      for (int i = 0; i < rows; ++i)
-        shared.codes[i][c] = static_cast<std::uint8_t>(page.code_for(x[(from + i) * job.step + c], p.offset, p.inverse));
+      for (int i = 0; i < count; ++i)
+        shared.codes[i][c] = static_cast<std::uint8_t>(page.code_for(rows.row(begin + from + i)(c), p.offset, p.inverse));
     __syncthreads();
-    for (int i = cuda::warp_of_block(); i < rows; i += channel_threads / cuda::warp_lanes)
+    for (int i = cuda::warp_of_block(); i < count; i += channel_threads / cuda::warp_lanes)
       page.write_codes(slot + from + i, shared.codes[i], cuda::lane_of_warp(), cuda::warp_lanes);
     __syncthreads();
   }
-  bad = cuda::block_sum<int, channel_threads>(bad, shared.sums);
-  if (c == 0) add_repaired(repaired, bad);
+  return cuda::block_sum<int, channel_threads>(bad, shared.sums);
+}
+
+template <int Bits>
+__global__ void __launch_bounds__(channel_threads, 4) encode_channels(GroupInt<Bits> codec, PageBatch batch, index_t* repaired) {
+  ChannelShared& shared = cuda::shared_as<ChannelShared>();
+  const PageRows job = batch.jobs[blockIdx.y];
+  const RowPage<GroupInt<Bits>> page(codec, job.page, static_cast<int>(batch.slots), static_cast<int>(batch.dim));
+  const int begin = static_cast<int>(blockIdx.x) * page.group_slots();
+  if (begin >= job.count) return;
+  const int bad = encode_channel_group(page, job.first + begin, JobRows{job.rows, job.step}, begin, shared);
+  if (threadIdx.x == 0) add_repaired(repaired, bad);
 }
 
 /// Whether a batch can be meant: pages and rows of a size that kernels are made for.

@@ -1,0 +1,354 @@
+#pragma once
+
+#include <algorithm>
+#include <concepts>
+#include <cstring>
+#include <span>
+#include <utility>
+
+#include <kvcondense/backend/cuda/head_slots.cuh>
+#include <kvcondense/backend/cuda/memory.cuh>
+#include <kvcondense/core/buffer.hpp>
+#include <kvcondense/core/flush.hpp>
+#include <kvcondense/core/object_array.hpp>
+#include <kvcondense/prim/slot_runs.hpp>
+
+namespace kvcondense::cache {
+
+/// What the columns of all layers have in common.
+template <class Codec>
+struct CudaColumnPlan {
+  prim::ExactRows exact{};
+  Codec codec{};
+  Flush flush{};
+  index_t sinks = 0, heads = 0, dim = 0, page_slots = 0;
+
+  /// Parts: exact first slots, codes, exact newest slots.
+  static constexpr int parts = 3;
+  index_t slots_of(int part) const {
+    return part == 0 ? std::clamp<index_t>(sinks, 1, page_slots) : part == 1 ? prim::coded_page_slots(codec, page_slots) : page_slots;
+  }
+  std::size_t bytes_of(int part) const { return part == 1 ? codec.page_bytes(slots_of(1), dim) : exact.page_bytes(slots_of(part), dim); }
+  index_t pages_for(int part, index_t slots) const { return (slots + slots_of(part) - 1) / slots_of(part); }
+  /// Pages that are kept for the slots to come: what a window fills again between two times that it is coded.
+  index_t spare_pages(int part) const { return heads * (part == 2 && flush.block > 0 ? std::max<index_t>(1, pages_for(2, flush.block)) : 1); }
+  /// Whether anything but newest slots can be there.
+  bool has_parts() const { return flush.block > 0 || sinks > 0; }
+};
+
+/// All keys or all values of a layer: pages of each part of each head, listed by the host, read through a table by kernels.
+///
+/// How many slots a part holds is known to the device; the host knows a number that they do not exceed, which is exact from `learn` on until
+/// slots leave.
+template <class Codec>
+class CudaColumn {
+ public:
+  using Plan = CudaColumnPlan<Codec>;
+  static constexpr int parts = Plan::parts;
+  /// Slots of the parts of a head, at most.
+  struct Most {
+    index_t first = 0, coded = 0, newest = 0;
+
+    index_t of(int part) const { return part == 0 ? first : part == 1 ? coded : newest; }
+  };
+
+  CudaColumn(const Plan& plan, MemoryResource<Cuda>& memory)
+      : plan_(plan), memory_(&memory), most_(heap_memory()), staging_(heap_memory()), table_(memory), counts_(memory) {
+    for (auto& s : spare_) s = Buffer<std::byte*>(heap_memory());
+  }
+  CudaColumn(CudaColumn&&) = default;
+  CudaColumn& operator=(CudaColumn&&) = delete;
+  ~CudaColumn() { give_pages(); }
+
+  Status make() {
+    Status s = most_.resize(plan_.heads);
+    for (auto& p : pages_)
+      if (s == Status::ok) s = p.fill(heap_memory(), plan_.heads, [](index_t) { return Buffer<std::byte*>(heap_memory()); });
+    if (s == Status::ok) s = counts_.resize(plan_.heads);
+    // Whoever reads an empty column must find it empty.
+    if (s == Status::ok) s = cuda::settled(cudaMemsetAsync(counts_.data(), 0, static_cast<std::size_t>(plan_.heads) * sizeof(prim::PartCounts), nullptr));
+    return s;
+  }
+  /// Page-locked memory, an entry per head.
+  void tell_at(std::span<prim::PartCounts> told) {
+    told_ = told;
+    for (auto& t : told_) t = {};
+  }
+
+  const Plan& plan() const { return plan_; }
+  const Most& most(index_t head) const { return most_[head]; }
+
+  /// Behind the last step: numbers are exact. `slots(head)`: of all parts together.
+  template <class Slots>
+  void learn(Slots&& slots) {
+    for (index_t h = 0; h < plan_.heads; ++h) {
+      const auto& t = told_[static_cast<std::size_t>(h)];
+      most_[h] = {t.first + fresh_, t.coded, slots(h) - t.first - fresh_ - t.coded};
+    }
+  }
+
+  /// Pages for `first` more first slots of each head and `newest` more newest ones. On refusal nothing that counts changes.
+  Status reserve(const Context<Cuda>& ctx, index_t first, index_t newest) {
+    Status s = Status::ok;
+    for (index_t h = 0; h < plan_.heads && s == Status::ok; ++h) {
+      s = take_pages(0, h, most_[h].first + first);
+      if (s == Status::ok) s = take_pages(2, h, most_[h].newest + newest);
+    }
+    return s == Status::ok ? reserve_table(ctx) : s;
+  }
+  /// The slots that those pages were for are there, or (numbers below 0) are taken back.
+  void count(index_t first, index_t newest) {
+    for (auto& m : most_) m.first += first, m.newest += newest;
+    fresh_ += first, laid_ = laid_ && first == 0;
+  }
+
+  /// Whether a step after which nothing has left has slots to code. Behind `learn`.
+  bool due() const {
+    return std::any_of(most_.begin(), most_.end(), [&](const Most& m) { return due_of(plan_.flush, m.newest, m.coded > 0) > 0; });
+  }
+  /// Pages for what becomes codes when `kept(head)` slots stay. As `reserve`.
+  template <class Kept>
+  Status reserve_codes(const Context<Cuda>& ctx, Kept&& kept) {
+    if (plan_.flush.block == 0) return Status::ok;
+    Status s = Status::ok;
+    for (index_t h = 0; h < plan_.heads && s == Status::ok; ++h) s = take_pages(1, h, coded_after(h, kept(h)));
+    return s == Status::ok ? reserve_table(ctx) : s;
+  }
+
+  template <class T>
+  Status append(Context<Cuda>& ctx, index_t first, const index_t* slots, TensorView<const T, 3> rows, index_t* repaired) {
+    return prim::HeadSlots::append<T>(ctx, plan_.exact, device(), first, slots, rows, repaired);
+  }
+
+  /// Keeps the listed slots, `leaves`: fewer than there are; `codes`: codes what is due, after `reserve_codes`. `slots` are those before;
+  /// `ranges`: device scratch of range_count() entries.
+  Status step(Context<Cuda>& ctx, const index_t* slots, const prim::KeptSlots& keep, bool leaves, bool codes, prim::KeptRange* ranges, index_t* repaired) {
+    const prim::ExactRows& exact = plan_.exact;
+    if (!plan_.has_parts()) return leaves ? prim::KeepRows<Cuda>::rows(ctx, exact, device().newest, keep) : Status::ok;
+    if (!leaves && !due()) return Status::ok;
+    const Flush rule = codes ? plan_.flush : Flush{.block = 0};
+    index_t most = 0;
+    bool rest = leaves;  // newest slots that stay so
+    for (const Most& m : most_) most = std::max(most, most_due_of(rule, m.newest)), rest = rest || due_of(rule, m.newest, m.coded > 0) < m.newest;
+    Status s = upload(ctx);
+    const prim::ColumnParts column = device();
+    if (s == Status::ok) s = prim::HeadSlots::plan(ctx, column, slots, keep, rule, counts_.data(), told_.data(), ranges);
+    fresh_ = 0, laid_ = false;
+    const auto part = [&](int i) { return prim::KeptSlots{keep.list, keep.count, ranges + i * plan_.heads}; };
+    if (s == Status::ok && leaves && plan_.sinks > 0) s = prim::KeepRows<Cuda>::rows(ctx, exact, column.first, part(0));
+    if constexpr (!std::same_as<Codec, prim::ExactRows>) {
+      if (s == Status::ok && leaves && plan_.codec.group_slots() == 1) s = prim::KeepRows<Cuda>::rows(ctx, plan_.codec, column.coded, part(1));
+      if (s == Status::ok && most > 0) s = prim::HeadSlots::code(ctx, plan_.codec, exact, column, part(2), most, repaired);
+    }
+    return s == Status::ok && rest ? prim::KeepRows<Cuda>::rows(ctx, exact, column.newest, part(3)) : s;
+  }
+  index_t range_count() const { return 4 * plan_.heads; }
+
+  /// After a step, of which `kept(head)` slots stayed.
+  template <class Kept>
+  void stepped(Kept&& kept) {
+    for (index_t h = 0; h < plan_.heads; ++h) {
+      Most& m = most_[h];
+      const index_t n = kept(h), due = due_of(plan_.flush, m.newest, m.coded > 0);
+      if (m.first + m.coded + m.newest == n) m.coded += due, m.newest -= due;  // nothing left: exact as before
+      else m = {std::min(m.first, n), coded_after(h, n), std::min(n, most_left_of(plan_.flush, m.newest))};
+    }
+  }
+
+  /// Whether `left` slots of a head may stay: groups of several slots are cut whole or not at all. Behind `learn`.
+  bool can_cut(index_t head, index_t left) const {
+    const index_t coded = left - most_[head].first;
+    return coded <= 0 || coded >= most_[head].coded || coded % plan_.codec.group_slots() == 0;
+  }
+  /// The same of slots [from, to) that leave.
+  bool can_remove(index_t head, index_t from, index_t to) const {
+    const Most& m = most_[head];
+    return from == to || plan_.codec.group_slots() == 1 || to <= m.first || from >= m.first + m.coded;
+  }
+  /// The newest slots leave until `left(head)` are there. Behind `learn`.
+  template <class Left>
+  Status cut(const Context<Cuda>& ctx, Left&& left) {
+    bool same = true;
+    for (index_t h = 0; h < plan_.heads; ++h) {
+      const Most& m = most_[h];
+      const index_t n = left(h), first = std::min(m.first, n), coded = std::min(m.coded, n - first);
+      same = same && first == m.first && coded == m.coded;
+      told_[static_cast<std::size_t>(h)] = {first, coded};
+      most_[h] = {first, coded, n - first - coded};
+    }
+    if (same && fresh_ == 0) return Status::ok;
+    fresh_ = 0, laid_ = false;
+    const std::size_t bytes = told_.size_bytes();
+    if (const Status s = cuda::settled(cudaMemcpyAsync(counts_.data(), told_.data(), bytes, cudaMemcpyHostToDevice, ctx.stream())); s != Status::ok) return s;
+    return ctx.wait();
+  }
+
+  /// What the host says of pages goes to the device, and runs follow.
+  Status settle(Context<Cuda>& ctx) {
+    Status s = upload(ctx);
+    if (s == Status::ok && !laid_ && table_.size() > 0) s = prim::HeadSlots::lay(ctx, device(), offsets(parts), at<prim::SlotRun>(places().runs)), laid_ = s == Status::ok;
+    return s;
+  }
+
+  /// Gives up the pages behind what there can be. Some are kept for the slots to come; the others go back when the stream
+  /// has done with them.
+  Status trim(const Context<Cuda>& ctx) {
+    bool many = false;
+    for (int p = 0; p < parts; ++p) {
+      for (index_t h = 0; h < plan_.heads; ++h) {
+        auto& list = pages_[p][h];
+        const index_t needed = plan_.pages_for(p, most_[h].of(p));
+        while (list.size() > needed && spare_[p].push_back(list.back()) == Status::ok) list.shrink(list.size() - 1), moved_ = true;
+      }
+      many = many || spare_[p].size() > 2 * plan_.spare_pages(p);
+    }
+    if (!many) return Status::ok;
+    const Status s = ctx.wait();
+    for (int p = 0; p < parts; ++p)
+      for (; spare_[p].size() > plan_.spare_pages(p); spare_[p].shrink(spare_[p].size() - 1)) memory_->release(spare_[p].back(), plan_.bytes_of(p), 64);
+    return s;
+  }
+
+  // What kernels read.
+  prim::ColumnParts device() const { return {pages(0), pages(1), pages(2), counts_.data(), fresh_}; }
+  prim::ColumnRuns runs() const { return {at<prim::SlotRun>(places().runs), offsets(parts), plan_.slots_of(1)}; }
+  SlotRows<Cuda> rows(const index_t* slots, index_t longest) const {
+    if constexpr (std::same_as<Codec, prim::ExactRows>) return {plan_.exact, runs(), slots, plan_.heads, longest, plan_.dim};
+    else return {plan_.codec, plan_.exact, runs(), slots, plan_.heads, longest, plan_.dim};
+  }
+
+  /// In pages of a part; those that wait for slots to come are counted too.
+  std::size_t page_bytes(int part) const {
+    index_t n = spare_[part].size();
+    for (const auto& list : pages_[part]) n += list.size();
+    return static_cast<std::size_t>(n) * plan_.bytes_of(part);
+  }
+  std::size_t side_bytes() const {
+    return static_cast<std::size_t>(table_.size()) + static_cast<std::size_t>(counts_.size()) * sizeof(prim::PartCounts);
+  }
+
+  /// Empty again; only while no kernel uses it.
+  Status clear(const Context<Cuda>& ctx) {
+    give_pages();
+    const Status s = cut(ctx, [](index_t) { return index_t{0}; });
+    for (auto& m : most_) m = {};
+    return s;
+  }
+
+ private:
+  index_t coded_after(index_t head, index_t kept) const {
+    return std::min(kept, most_[head].coded + most_due_of(plan_.flush, most_[head].newest));
+  }
+  Status take_pages(int part, index_t head, index_t slots) {
+    auto& list = pages_[part][head];
+    while (list.size() < plan_.pages_for(part, slots)) {
+      if (const Status s = list.reserve(list.size() + 1); s != Status::ok) return s;
+      void* page = nullptr;
+      if (!spare_[part].empty()) page = spare_[part].back(), spare_[part].shrink(spare_[part].size() - 1);
+      else page = memory_->allocate(plan_.bytes_of(part), 64);
+      if (page == nullptr) return Status::out_of_memory;
+      list.append_reserved(static_cast<std::byte*>(page)), moved_ = true;
+    }
+    return Status::ok;
+  }
+
+  /// Bytes in the table, for so many pages: where heads begin in each part and in the runs, pages, runs.
+  struct Places {
+    std::size_t pages, runs, end;
+  };
+  Places places() const {
+    const auto n = static_cast<std::size_t>(table_pages_);
+    Places p{};
+    p.pages = static_cast<std::size_t>((parts + 1) * (plan_.heads + 1)) * sizeof(index_t);
+    p.runs = p.pages + n * sizeof(std::byte*);
+    p.end = p.runs + n * sizeof(prim::SlotRun);
+    return p;
+  }
+  static_assert(alignof(prim::SlotRun) <= alignof(std::byte*) && alignof(std::byte*) <= alignof(index_t));
+  template <class T>
+  T* at(std::size_t byte) const {
+    return reinterpret_cast<T*>(const_cast<std::byte*>(table_.data()) + byte);
+  }
+  const index_t* offsets(int part) const { return at<index_t>(0) + part * (plan_.heads + 1); }
+  prim::PageTable pages(int part) const {
+    return {at<std::byte*>(places().pages), offsets(part), plan_.heads, plan_.slots_of(part), plan_.dim};
+  }
+  index_t count_pages() const {
+    index_t n = 0;
+    for (const auto& p : pages_)
+      for (const auto& list : p) n += list.size();
+    return n;
+  }
+
+  /// Room in the table for the pages that there are, so that `upload` needs no memory.
+  Status reserve_table(const Context<Cuda>& ctx) {
+    const index_t before = table_pages_, pages = count_pages();
+    if (pages <= before) return Status::ok;
+    table_pages_ = std::max<index_t>(pages, 2 * before);
+    const auto bytes = static_cast<index_t>(places().end);
+    Status s = staging_.reserve(static_cast<index_t>(places().runs));
+    if (s == Status::ok) s = ctx.wait();  // somebody may still read the smaller one
+    if (s == Status::ok) s = table_.resize(bytes);
+    if (s != Status::ok) table_pages_ = before;
+    else moved_ = true;
+    return s;
+  }
+
+  Status upload(const Context<Cuda>& ctx) {
+    if (!moved_) return Status::ok;
+    if (const Status s = reserve_table(ctx); s != Status::ok) return s;
+    if (table_.size() == 0) return Status::ok;  // there is no page yet
+    const Places p = places();
+    if (const Status s = staging_.resize(static_cast<index_t>(p.runs)); s != Status::ok) return s;
+    const auto put = [&](std::size_t byte, const auto& value) { std::memcpy(staging_.data() + byte, &value, sizeof value); };
+    std::size_t slot = 0;
+    const auto offset = [&](index_t value) { put(slot++ * sizeof(index_t), value); };
+    index_t n = 0;
+    for (const auto& part : pages_) {
+      for (const auto& list : part) {
+        offset(n);
+        for (std::byte* page : list) put(p.pages + static_cast<std::size_t>(n++) * sizeof page, page);
+      }
+      offset(n);
+    }
+    n = 0;
+    for (index_t h = 0; h < plan_.heads; ++h) {
+      offset(n);
+      for (const auto& part : pages_) n += part[h].size();
+    }
+    offset(n);
+    // Memory that is not page-locked is read before the call returns.
+    const cudaError_t e = cudaMemcpyAsync(table_.data(), staging_.data(), p.runs, cudaMemcpyHostToDevice, ctx.stream());
+    if (const Status s = cuda::settled(e); s != Status::ok) return s;
+    moved_ = laid_ = false;
+    return Status::ok;
+  }
+
+  void give_pages() {
+    for (int p = 0; p < parts; ++p) {
+      const auto give = [&](auto& list) {
+        for (std::byte* page : list) memory_->release(page, plan_.bytes_of(p), 64);
+        list.shrink(0);
+      };
+      for (auto& list : pages_[p]) give(list);
+      give(spare_[p]);
+    }
+    moved_ = true;
+  }
+
+  Plan plan_;
+  MemoryResource<Cuda>* memory_;
+  Buffer<Most> most_;
+  ObjectArray<Buffer<std::byte*>> pages_[parts];
+  Buffer<std::byte*> spare_[parts];
+  Buffer<std::byte, 64> staging_;
+  cuda::DeviceArray<std::byte> table_;
+  cuda::DeviceArray<prim::PartCounts> counts_;
+  std::span<prim::PartCounts> told_;  ///< the same as the last step left them, for the host
+  index_t fresh_ = 0;                 ///< first slots that came since
+  index_t table_pages_ = 0;
+  bool moved_ = true;   ///< pages came or went since the table was written
+  bool laid_ = false;   ///< runs are those of the table and the counts
+};
+
+}  // namespace kvcondense::cache
