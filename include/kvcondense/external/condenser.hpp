@@ -4,10 +4,12 @@
 #include <cstdint>
 #include <span>
 #include <string_view>
+#include <type_traits>
 #include <utility>
 
 #include <kvcondense/cache/query_window.hpp>
 #include <kvcondense/cache/recipe.hpp>
+#include <kvcondense/core/backend.hpp>
 #include <kvcondense/core/buffer.hpp>
 #include <kvcondense/core/expected.hpp>
 #include <kvcondense/core/object_array.hpp>
@@ -43,7 +45,8 @@ struct CondenserOptions {
 ///          prompt only from the prompt's first chunk to the first token after it); between step and compact as much again, and
 ///          four numbers per slot with a merge stage: `bytes`. No copy of keys and values.
 /// Numbers  decisions are those of a Cache with the same recipe, up to the rounding of attention that is measured here: exact
-///          column sums instead of sums beside the output. Ties keep the smaller slot.
+///          column sums instead of sums beside the output; where a Cache looks at the queries of a prompt's last chunk alone, they are
+///          those of a Cache that got the prompt in one. Ties keep the smaller slot.
 /// Errors   make: what validate says; incompatible: a merge stage without eviction, or with numbers of other rows; sets of heads
 ///          (kvmerger, tome, centroid) where heads share a list; not_supported: stages that store rows (quant, low rank,
 ///          position, retrieval), compensate, global_top, dmc, minicache, merging with one list for all layers.
@@ -57,6 +60,10 @@ class Condenser {
   using Pipeline = decltype(std::declval<const Evict&>().pipeline());
   using Merger = decltype(merger_of(std::declval<const Merge&>()));
   static constexpr bool can_fold = merge::Folds<Merger>;
+  /// Stages that are chosen at run time bring words of their own.
+  static constexpr bool compiled = requires(const Evict& e) { e.word(); };
+  static_assert(compiled || requires { sizeof(Words<std::conditional_t<std::is_object_v<R>, Cpu, Cuda>>); },
+                "kvcondense: a condenser of a recipe as a type wants kvcondense/cpu.hpp, include it too.");
 
  public:
   static Expected<Condenser> make(const CacheShape& shape, const R& recipe, CondenserOptions options = {},
