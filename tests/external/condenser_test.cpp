@@ -142,6 +142,123 @@ TEST_CASE("condenser: every policy and every fold decides over an engine's memor
     }
 }
 
+TEST_CASE("condenser: a prompt in chunks keeps what the same prompt keeps as a whole", "[external]") {
+  constexpr index_t n = 83, window = 16;
+  struct Case {
+    const char* text;
+    Sharing sharing;
+    Layout layout;
+    DType dtype;
+    index_t group, dim;
+  };
+  const Case cases[] = {{"snapkv(tokens=40, window=16, kernel=5)", Sharing::per_head, Layout::nhd, DType::f16, 4, 64},
+                        {"ada(snapkv(tokens=40, window=16, kernel=3), floor=0.2)", Sharing::per_head, Layout::cells, DType::f32, 1, 80},
+                        {"chunkkv(tokens=40, window=16, chunk=5)", Sharing::per_head, Layout::vllm, DType::bf16, 7, 64},
+                        {"pyramid(snapkv(tokens=40, window=16), beta=4)", Sharing::per_layer, Layout::hnd, DType::f32, 3, 96},
+                        {"snapkv(tokens=40, window=16)", Sharing::per_sequence, Layout::cell_channels, DType::f16, 2, 128},
+                        {"snapkv(tokens=40, window=16) + d2o(mass=log_count)", Sharing::per_head, Layout::contiguous, DType::f32, 2, 64}};
+  for (const Case& k : cases) {
+    const CacheShape shape{.layers = 2, .q_heads = 2 * k.group, .kv_heads = 2, .head_dim = k.dim, .dtype = k.dtype};
+    const auto part = [](TensorView<const float, 3> all, index_t first, index_t count) {
+      all.data += first * all.stride[1], all.extent[1] = count;
+      return all;
+    };
+    const Tokens tokens[] = {Tokens(shape, n, 5), Tokens(shape, n, 6)};
+    // `chunk` tokens at a time; the slots that stay, of all layers and heads.
+    enum class How { plain, forked, taken_back, with_mass };
+    const auto run = [&](index_t chunk, How how) {
+      test::CountingMemory memory;
+      auto made = AnyCondenser::make(shape, test::stages(k.text), {k.sharing}, memory);
+      REQUIRE(made);
+      AnyCondenser c = *std::move(made);
+      std::vector<EngineMemory> rows;
+      for (index_t l = 0; l < 2; ++l) rows.emplace_back(shape, k.layout, n + 2, static_cast<unsigned>(l + 1));
+      std::vector<std::byte> scratch(c.workspace_bytes(n + 2, std::max<index_t>(chunk, 1), rows[0].pages));
+      Context<Cpu> ctx(scratch);
+      const auto pass = [&](index_t first, index_t count, Phase phase) {
+        for (index_t l = 0; l < 2; ++l) {
+          EngineMemory& m = rows[at(l)];
+          const Tokens& t = tokens[l];
+          m.write({c.slots(l, 0), c.slots(l, 1)}, part(t.keys(), first, count), part(t.values(), first, count));
+          StepInputs in{.queries = part(t.queries(), first, count)};
+          const index_t offset[] = {0, first + count, 2 * (first + count)};
+          const std::vector<float> mass(at(2 * (first + count)), 1.0f);
+          if (how == How::with_mass && phase == Phase::prefill_chunk) in = {.attention = {{mass.data(), offset, 2}, count}};
+          CHECK(c.attention_rows(l, count, phase) == std::min(window, count));
+          CHECK(c.missing(l, count, in, phase) == nullptr);
+          const StepInputs none;
+          CHECK(std::string(c.missing(l, count, none, phase)) == "queries");
+          CHECK(c.step(ctx, l, m.borrow(), count, none, phase) == Status::missing_input);
+          REQUIRE(c.step(ctx, l, m.borrow(), count, in, phase) == Status::ok);
+          CHECK(c.bytes() == memory.live_bytes);
+        }
+        REQUIRE(c.settle(ctx) == Status::ok);
+      };
+      const std::size_t before = c.bytes();
+      index_t first = 0;
+      for (; first + chunk < n; first += chunk) {
+        pass(first, chunk, Phase::prefill_chunk);
+        CHECK_FALSE(c.leaves(0));
+        CHECK(c.bytes() >= before + 2 * at(window * shape.q_heads * shape.head_dim) * sizeof(float));
+        if (how == How::taken_back) {  // and written again
+          REQUIRE(c.truncate(first) == Status::ok);
+          pass(first, chunk, Phase::prefill_chunk);
+        }
+        if (how == How::forked) {
+          auto copy = c.fork();
+          REQUIRE(copy);
+          c = *std::move(copy);
+        }
+      }
+      pass(first, n - first, Phase::prefill_end);
+      std::vector<std::vector<std::int32_t>> kept;
+      for (index_t l = 0; l < 2; ++l)
+        for (index_t h = 0; h < 2; ++h) {
+          const auto list = c.kept(l).of(h);
+          kept.emplace_back(list.begin(), list.end());
+        }
+      // The queries go when the first token comes.
+      const std::size_t held = c.bytes();
+      for (index_t l = 0; l < 2; ++l) {
+        REQUIRE(c.compact(ctx, l, rows[at(l)].borrow()) == Status::ok);
+        rows[at(l)].write({c.slots(l, 0), c.slots(l, 1)}, part(tokens[l].keys(), 0, 1), part(tokens[l].values(), 0, 1));
+        REQUIRE(c.step(ctx, l, rows[at(l)].borrow(), 1, {.queries = part(tokens[l].queries(), 0, 1)}) == Status::ok);
+      }
+      CHECK(c.bytes() == memory.live_bytes);
+      if (chunk < n) CHECK(c.bytes() < held);
+      else CHECK(held < before + at(window * shape.q_heads * shape.head_dim) * sizeof(float) + 65536);
+      return kept;
+    };
+    CAPTURE(k.text);
+    const auto whole = run(n, How::plain);
+    if (k.sharing == Sharing::per_head) {  // as a cache decides of the whole
+      auto cache = any::AnyCache::make(test::stages(k.text), k.text, shape);
+      REQUIRE(cache.status() == Status::ok);
+      Workspace work;
+      REQUIRE(work.reserve(cache->workspace_bytes(n, n)) == Status::ok);
+      Context<Cpu> ctx(work.bytes());
+      for (index_t l = 0; l < 2; ++l) {
+        const Tokens& t = tokens[l];
+        std::vector<float> out(t.q.size());
+        REQUIRE(cache->forward(ctx, l, t.queries(), t.keys(), t.values(), dense_view(out.data(), shape.q_heads, n, k.dim)) == Status::ok);
+        for (index_t h = 0; h < 2; ++h) {
+          const auto& kept = whole[at(2 * l + h)];
+          REQUIRE(cache->slots(l, h) == static_cast<index_t>(kept.size()));
+          for (std::size_t j = 0; j < kept.size(); ++j) REQUIRE(cache->token(l, h, static_cast<index_t>(j)) == kept[j]);
+        }
+      }
+    }
+    for (const index_t chunk : {index_t{1}, index_t{7}, window - 1, window, window + 1}) {
+      CAPTURE(chunk);
+      CHECK((run(chunk, How::plain) == whole));
+    }
+    CHECK((run(7, How::forked) == whole));
+    CHECK((run(7, How::taken_back) == whole));
+    // An engine that measures attention itself and leaves out queries of a chunk has only those behind it.
+    CHECK_FALSE((run(window - 1, How::with_mass) == whole));
+  }
+}
+
 TEST_CASE("condenser: questions about the context leave nothing behind but what they taught", "[external]") {
   const CacheShape shape{.q_heads = 6, .kv_heads = 2, .head_dim = 64, .dtype = DType::f32};
   Beside both(shape, "kvzip(keep=60%, sinks=2)", Layout::nhd, 96, {});
@@ -425,6 +542,18 @@ TEST_CASE("condenser: what cannot be is refused and leaves everything as it was"
     step(m.borrow(), Status::invalid_argument, -1);
     CHECK(c->step(ctx, 2, m.borrow(), 40, in) == Status::out_of_range);
     CHECK(c->step(ctx, 0, m.borrow(), 40) == Status::missing_input);
+    CHECK(std::string(c->missing(0, 40, {})) == "queries");
+    const index_t offset[] = {0, 40, 80};
+    const std::vector<float> mass(80, 1.0f);
+    CHECK(std::string(c->missing(0, 40, {.attention = {{mass.data(), offset, 2}, 0}})) == "attention");
+    CHECK(c->missing(0, 40, {.attention = {{mass.data(), offset, 2}, 40}}) == nullptr);
+    CHECK(c->missing(0, 0, {}, Phase::turn) == nullptr);
+    CHECK(c->missing(2, 40, {}) == nullptr);
+    auto learned = AnyCondenser::make(shape, test::stages("sirllm(sinks=2, memory=30, recent=8)"));
+    REQUIRE(learned);
+    CHECK(std::string(learned->missing(1, 3, {})) == "surprise");
+    const std::vector<float> surprise(3, 1.0f);
+    CHECK(learned->missing(1, 3, {.surprise = surprise}) == nullptr);
     CHECK(c->step(ctx, 0, m.borrow(), 30, in) == Status::shape_mismatch);
     constexpr index_t most = std::numeric_limits<index_t>::max();
     step(m.borrow(), Status::out_of_range, most);

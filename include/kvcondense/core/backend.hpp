@@ -22,4 +22,8 @@ concept Backend = std::same_as<B, Cpu> || std::same_as<B, Cuda>;
 template <Backend B>
 class Context;
 
+/// Complete where the backend's umbrella header is included, and all words with it: for whoever wants to say so first.
+template <Backend B>
+struct Words;
+
 }  // namespace kvcondense

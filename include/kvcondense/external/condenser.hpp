@@ -4,10 +4,12 @@
 #include <cstdint>
 #include <span>
 #include <string_view>
+#include <type_traits>
 #include <utility>
 
 #include <kvcondense/cache/query_window.hpp>
 #include <kvcondense/cache/recipe.hpp>
+#include <kvcondense/core/backend.hpp>
 #include <kvcondense/core/buffer.hpp>
 #include <kvcondense/core/expected.hpp>
 #include <kvcondense/core/object_array.hpp>
@@ -35,13 +37,16 @@ struct CondenserOptions {
 ///          rows are read where the engine has them, through a view that is borrowed for a call, and moved there.
 /// Source   none; the policies are those of a Cache, block for block.
 /// Needs    per layer and pass, after the engine has written the new rows behind the old ones: `step` with the rows and what the
-///          policy wants. Attention that the engine does not hand over is measured from `inputs.queries`. Then, where `leaves`
-///          says so, `compact` (rows move to the front), or `relist` (the engine takes the places out of its table itself).
+///          policy wants. Attention that the engine does not hand over is measured from `inputs.queries`; a policy that looks at
+///          the end of a prompt (snapkv) sees the newest queries of all its chunks. Then, where `leaves` says so, `compact`
+///          (rows move to the front), or `relist` (the engine takes the places out of its table itself).
 /// Shapes   any BorrowedLayer; what `step` saw must be there in `compact`, other tables of the same rows may be.
-/// Cost     4 bytes per slot and head, 4 per lane of the policy, the queries of its window; between step and compact as much
-///          again, and four numbers per slot with a merge stage. No copy of keys and values.
+/// Cost     4 bytes per slot and head, 4 per lane of the policy, the queries of its window (of a policy that looks at the end of a
+///          prompt only from the prompt's first chunk to the first token after it); between step and compact as much again, and
+///          four numbers per slot with a merge stage: `bytes`. No copy of keys and values.
 /// Numbers  decisions are those of a Cache with the same recipe, up to the rounding of attention that is measured here: exact
-///          column sums instead of sums beside the output. Ties keep the smaller slot.
+///          column sums instead of sums beside the output; where a Cache looks at the queries of a prompt's last chunk alone, they are
+///          those of a Cache that got the prompt in one. Ties keep the smaller slot.
 /// Errors   make: what validate says; incompatible: a merge stage without eviction, or with numbers of other rows; sets of heads
 ///          (kvmerger, tome, centroid) where heads share a list; not_supported: stages that store rows (quant, low rank,
 ///          position, retrieval), compensate, global_top, dmc, minicache, merging with one list for all layers.
@@ -55,6 +60,10 @@ class Condenser {
   using Pipeline = decltype(std::declval<const Evict&>().pipeline());
   using Merger = decltype(merger_of(std::declval<const Merge&>()));
   static constexpr bool can_fold = merge::Folds<Merger>;
+  /// Stages that are chosen at run time bring words of their own.
+  static constexpr bool compiled = requires(const Evict& e) { e.word(); };
+  static_assert(compiled || requires { sizeof(Words<std::conditional_t<std::is_object_v<R>, Cpu, Cuda>>); },
+                "kvcondense: a condenser of a recipe as a type wants kvcondense/cpu.hpp, include it too.");
 
  public:
   static Expected<Condenser> make(const CacheShape& shape, const R& recipe, CondenserOptions options = {},
@@ -66,12 +75,15 @@ class Condenser {
 
   /// What a step wants to see; attention is made from queries where it is not given.
   Inputs needs() const { return pipeline_.inputs() | fold_.inputs; }
-  /// Whether the coming step of a layer looks at attention: then it wants the mass, or queries of that many newest tokens.
+  /// Whether the coming step of a layer looks at attention, or is a chunk of a prompt whose last step will: then it wants queries of
+  /// that many newest tokens. The mass serves too; with a chunk it says that the last step will have the whole mass as well.
   index_t attention_rows(index_t layer, index_t tokens, Phase phase = Phase::automatic) {
-    Layer& l = layers_[layer];
-    for (index_t h = 0; h < shape_.kv_heads; ++h) l.next.offset[h + 1] = l.next.offset[h] + l.now.slots(h) + tokens;
-    return reads_attention(step_view(l, layer, tokens, phase)) ? attention().of(tokens) : 0;
+    const StepView<Cpu> view = coming(layer, tokens, phase);
+    return reads_attention(view) || keeps_queries(view) ? attention().of(tokens) : 0;
   }
+  /// The name of an input that the coming step needs and `inputs` lacks; null: it lacks nothing. "queries": attention is made of them,
+  /// where its mass is not there.
+  const char* missing(index_t layer, index_t tokens, const StepInputs& inputs, Phase phase = Phase::automatic);
 
   /// `tokens` rows were written behind the last slot of every head. positions: theirs, empty for the next consecutive ones.
   /// Phase::probe decides nothing and takes the tokens back; Phase::turn brings none.
@@ -141,6 +153,9 @@ class Condenser {
   /// The same decisions from here on, for a sequence that begins with this one's tokens.
   Expected<Condenser> fork() const;
 
+  /// What it has taken from its memory.
+  std::size_t bytes() const;
+
   const CacheShape& shape() const { return shape_; }
 
  private:
@@ -153,13 +168,16 @@ class Condenser {
 
     index_t slots(index_t h) const { return offset[h + 1] - offset[h]; }
     index_t total() const { return offset.back(); }
+    std::size_t bytes() const { return offset.bytes() + ids.bytes() + lanes.bytes() + state.bytes(); }
     float* lane(index_t l) { return lanes.data() + l * total(); }
     const float* lane(index_t l) const { return lanes.data() + l * total(); }
   };
   struct Layer {
     Slots now, next;  ///< `next`: what the step in progress makes
-    cache::QueryWindow window;
+    cache::QueryWindow window;         ///< of a policy that looks back at earlier steps
+    cache::QueryWindow prompt_window;  ///< of one that looks at the end of a prompt, while its chunks come
     index_t seen = 0, prompt = 0, next_position = 0;
+    index_t ended = 0;  ///< tokens there when the newest prompt ended
     // What was decided and not done yet.
     Buffer<std::int32_t> kept, to, turn;
     Buffer<index_t> count;
@@ -182,9 +200,23 @@ class Condenser {
            (view.phase != Phase::turn && view.phase != Phase::probe && fold_.attention.rows != AttentionNeed::Rows::none);
   }
   index_t lanes() const { return pipeline_.lanes() + fold_.lanes; }
+  /// Query rows that a prompt's last step looks at, however few it brings: those of a policy that reads attention there alone.
+  index_t prompt_rows() const {
+    const AttentionNeed a = pipeline_.attention();
+    const bool once = pipeline_.lanes() == 0 && fold_.attention.rows == AttentionNeed::Rows::none;
+    return once && a.rows == AttentionNeed::Rows::last && a.count > 1 ? a.count : 0;
+  }
+  bool keeps_queries(const StepView<Cpu>& view) const { return view.phase == Phase::prefill_chunk && prompt_rows() > 0; }
+  static bool in_prompt(const StepView<Cpu>& view) { return view.phase == Phase::prefill_chunk || view.phase == Phase::prefill_end; }
+  StepView<Cpu> coming(index_t layer, index_t tokens, Phase phase) {
+    Layer& l = layers_[layer];
+    for (index_t h = 0; h < shape_.kv_heads; ++h) l.next.offset[h + 1] = l.next.offset[h] + l.now.slots(h) + tokens;
+    return step_view(l, layer, tokens, phase);
+  }
 
   StepView<Cpu> step_view(const Layer& l, index_t layer, index_t tokens, Phase phase) const;
-  Status check_inputs(const StepView<Cpu>& view) const;
+  Status check_input(const StepView<Cpu>& view, Input what) const;
+  void remember(Layer& l, const StepView<Cpu>& view);
   Status grow(Layer& l, index_t tokens, std::span<const index_t> positions, bool probe);
   template <class Memory>
   Status decide(Context<Cpu>& ctx, Layer& l, StepView<Cpu> view, const Memory& rows, Scratch scratch);

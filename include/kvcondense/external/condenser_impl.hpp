@@ -107,7 +107,7 @@ std::size_t Condenser<R>::workspace_bytes(index_t slots, index_t tokens, index_t
   if constexpr (can_fold)
     if (fold_.active) policy = std::max(policy, Scratch::bytes_for<index_t>(heads) + merger_.workspace_bytes(shape_, total));
   const index_t two_forms = 2 * shape_.head_dim + 1;  // of queries, where codes are behind a transform
-  const std::size_t step = prim::AttendColumns<Cpu>::workspace_bytes(workers, shape_, std::max(tokens, layers_[0].window.most()), two_forms) +
+  const std::size_t step = prim::AttendColumns<Cpu>::workspace_bytes(workers, shape_, std::max({tokens, layers_[0].window.most(), prompt_rows()}), two_forms) +
                            2 * Scratch::bytes_for<index_t>(heads) + numbers + policy;
   const std::size_t attend = Scratch::bytes_for<index_t>(heads + 1) + Scratch::bytes_for<index_t>(heads) + 2 * numbers +
                              prim::Attend<Cpu>::workspace_bytes(workers, heads, shape_.group() * tokens, slots, shape_.head_dim, shape_.values(), false);
@@ -125,29 +125,36 @@ StepView<Cpu> Condenser<R>::step_view(const Layer& l, index_t layer, index_t tok
   return view;
 }
 
-/// Whether everything is there that this step reads, but for the mass, which can be made.
+/// Whether an input is there that this step reads; the mass of attention can be made of queries.
 template <class R>
-Status Condenser<R>::check_inputs(const StepView<Cpu>& view) const {
+Status Condenser<R>::check_input(const StepView<Cpu>& view, Input what) const {
   const bool probe = view.phase == Phase::probe;
-  if (view.phase == Phase::turn) return Status::ok;
+  if (view.phase == Phase::turn || (probe && what != Input::queries)) return Status::ok;
   const StepInputs& in = view.inputs;
-  index_t least = 0;
-  if (probe) least = view.appended;
-  else if (needs().has(Input::queries)) least = std::max<index_t>(1, queries().of(view.appended));
-  if (in.attention.mass.data != nullptr) {
-    if (!rows_fit(in.attention.mass, view.offset, view.heads())) return Status::shape_mismatch;
-    if (in.attention.rows <= 0) return Status::missing_input;
-  } else if (reads_attention(view)) {
-    least = std::max(least, attention().of(view.appended));
+  const bool given = in.attention.mass.data != nullptr;
+  if (what == Input::attention) {
+    if (given && !rows_fit(in.attention.mass, view.offset, view.heads())) return Status::shape_mismatch;
+    return given && in.attention.rows <= 0 ? Status::missing_input : Status::ok;
   }
+  if (what != Input::queries) return needs().has(what) ? kvcondense::check_input(in, what, shape_, view.appended) : Status::ok;
+  index_t least = 0;
+  if (probe) least = pipeline_.probes() ? view.appended : 0;
+  else if (needs().has(Input::queries)) least = std::max<index_t>(1, queries().of(view.appended));
+  if (!probe && !given && (reads_attention(view) || keeps_queries(view))) least = std::max(least, attention().of(view.appended));
   if (in.queries.data != nullptr && (in.queries.extent[0] != shape_.q_heads || in.queries.extent[2] != shape_.head_dim ||
                                      in.queries.extent[1] > view.appended))
     return Status::shape_mismatch;
-  if (least > 0 && (in.queries.data == nullptr || in.queries.extent[1] < least)) return Status::missing_input;
+  return least > 0 && (in.queries.data == nullptr || in.queries.extent[1] < least) ? Status::missing_input : Status::ok;
+}
+
+template <class R>
+const char* Condenser<R>::missing(index_t layer, index_t tokens, const StepInputs& inputs, Phase phase) {
+  if (layer < 0 || layer >= shape_.layers || tokens < 0) return nullptr;
+  StepView<Cpu> view = coming(layer, tokens, phase);
+  view.inputs = inputs;
   for (const Input what : all_inputs)
-    if (!probe && needs().has(what))
-      if (const Status s = check_input(in, what, shape_, view.appended); s != Status::ok) return s;
-  return Status::ok;
+    if (check_input(view, what) == Status::missing_input) return to_string(what);
+  return nullptr;
 }
 
 /// Numbers of slots with those of new tokens, in `next`.
@@ -207,24 +214,42 @@ Status Condenser<R>::step(Context<Cpu>& ctx, index_t layer, const Memory& rows, 
   if (const Status s = grow(l, tokens, positions, probe); s != Status::ok) return s;
   StepView<Cpu> view = step_view(l, layer, tokens, phase);
   view.inputs = inputs, view.next_position = next;
-  if (const Status s = check_inputs(view); s != Status::ok) return s;
+  for (const Input what : all_inputs)
+    if (const Status s = check_input(view, what); s != Status::ok) return s;
+  if (keeps_queries(view) && l.prompt_window.most() == 0)
+    if (const Status s = cache::QueryWindow::make(prompt_rows(), shape_, *memory_, l.prompt_window); s != Status::ok)
+      return l.prompt_window = {}, s;
   if (const Status s = decide(ctx, l, view, rows, scratch); s != Status::ok || probe) return s;
 
   // Nothing below can fail.
   std::swap(l.now, l.next);
+  remember(l, view);
   l.seen += tokens, l.next_position = next;
-  if (view.phase == Phase::prefill_chunk || view.phase == Phase::prefill_end) l.prompt = l.seen;
-  const TensorView<const float, 3>& q = inputs.queries;
-  for (index_t t = std::max<index_t>(0, q.extent[1] - l.window.most()); l.window.most() > 0 && !turn && t < q.extent[1]; ++t) {
-    float* row = l.window.push_row(0);
-    for (index_t h = 0; h < shape_.q_heads; ++h)
-      for (index_t d = 0; d < shape_.head_dim; ++d) row[h * shape_.head_dim + d] = q(h, t, d);
-  }
-  l.window.set_end(l.seen);
+  if (in_prompt(view)) l.prompt = l.seen;
+  if (view.phase == Phase::prefill_end) l.ended = l.seen;
   l.waits = true, l.settled = options_.sharing != Sharing::per_sequence;
   l.leaves = l.folds;
   for (index_t h = 0; h < shape_.kv_heads; ++h) l.leaves = l.leaves || l.count[h] < l.now.slots(h);
   return Status::ok;
+}
+
+/// The newest queries, for steps to come.
+template <class R>
+void Condenser<R>::remember(Layer& l, const StepView<Cpu>& view) {
+  const TensorView<const float, 3>& q = view.inputs.queries;
+  const auto push = [&](cache::QueryWindow& w) {
+    for (index_t t = std::max<index_t>(0, q.extent[1] - w.most()); w.most() > 0 && t < q.extent[1]; ++t) {
+      float* row = w.push_row(0);
+      for (index_t h = 0; h < shape_.q_heads; ++h)
+        for (index_t d = 0; d < shape_.head_dim; ++d) row[h * shape_.head_dim + d] = q(h, t, d);
+    }
+    w.set_end(view.seen);
+  };
+  if (view.phase != Phase::turn) push(l.window);
+  if (!in_prompt(view)) return void(l.prompt_window = {});
+  // Rows of a window follow each other: none of another prompt, none before tokens whose queries nobody brought.
+  if (l.seen == l.ended || q.extent[1] < view.appended) l.prompt_window.truncate(0);
+  push(l.prompt_window);
 }
 
 template <class R>
@@ -239,8 +264,8 @@ Status Condenser<R>::decide(Context<Cpu>& ctx, Layer& l, StepView<Cpu> view, con
   const RaggedView<const std::int32_t> tokens{l.next.ids.data(), view.offset, heads};
   const LayerSlots<Memory> slots(rows, counts, tokens, lane_of(l.next, fold_.bias), lane_of(l.next, fold_.value_scale));
   const index_t width = prim::widest_query([&](index_t h) { return slots.head(h); }, heads, shape_.head_dim);
-  const std::size_t bytes =
-      prim::AttendColumns<Cpu>::workspace_bytes(ctx.workers(), shape_, std::max(view.inputs.queries.extent[1], l.window.most()), width);
+  const index_t most_rows = std::max({view.inputs.queries.extent[1], l.window.most(), prompt_rows()});
+  const std::size_t bytes = prim::AttendColumns<Cpu>::workspace_bytes(ctx.workers(), shape_, most_rows, width);
   std::byte* columns_at = scratch.take<std::byte>(static_cast<index_t>(bytes));
   if (columns_at == nullptr) return Status::workspace_too_small;
   const BorrowedColumns<Memory> columns(slots, shape_, view.inputs.queries, l.window, view.seen, {columns_at, bytes});
@@ -260,10 +285,13 @@ Status Condenser<R>::decide(Context<Cpu>& ctx, Layer& l, StepView<Cpu> view, con
   if (reads_attention(view) && view.inputs.attention.mass.data == nullptr) {
     float* mass = scratch.take<float>(total);
     if (mass == nullptr) return Status::workspace_too_small;
+    const cache::QueryWindow none;
+    const bool goes_on = in_prompt(view) && l.seen != l.ended;
+    const BorrowedColumns<Memory> newest(slots, shape_, view.inputs.queries, goes_on ? l.prompt_window : none, view.seen, {columns_at, bytes});
     prim::ColumnRequest request;
-    request.rows = attention().of(view.appended), request.group = prim::GroupReduce::sum;
+    request.rows = attention().of(newest.rows()), request.group = prim::GroupReduce::sum;
     request.out = {mass, view.offset, heads};
-    if (const Status s = columns.run(ctx, request); s != Status::ok) return s;
+    if (const Status s = newest.run(ctx, request); s != Status::ok) return s;
     view.inputs.attention = {request.out, request.rows};
   }
   if (const Status s = pipeline_.observe(ctx, view, own); s != Status::ok) return s;

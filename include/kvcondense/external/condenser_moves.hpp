@@ -200,11 +200,21 @@ Status Condenser<R>::truncate(index_t tokens) {
     l.settled = true;
     l.next_position = std::max<index_t>(0, l.next_position - (l.seen - tokens));
     l.seen = tokens, l.prompt = std::min(l.prompt, tokens);
-    l.window.truncate(tokens);
+    if (tokens < l.ended) l.ended = 0;  // the prompt goes on
+    l.window.truncate(tokens), l.prompt_window.truncate(tokens);
     if constexpr (can_fold)
       for (index_t h = 0; h < shape_.kv_heads && fold_.state > 0; ++h) merger_.truncate(tokens, l.now.state.data() + h * fold_.state);
   }
   return Status::ok;
+}
+
+template <class R>
+std::size_t Condenser<R>::bytes() const {
+  std::size_t n = layers_.bytes();
+  for (const Layer& l : layers_)
+    n += l.now.bytes() + l.next.bytes() + l.window.bytes() + l.prompt_window.bytes() + l.kept.bytes() + l.to.bytes() + l.turn.bytes() + l.count.bytes() +
+         l.numbers.bytes() + l.query.bytes() + l.targets.bytes();
+  return n;
 }
 
 template <class R>
@@ -227,8 +237,11 @@ Expected<Condenser<R>> Condenser<R>::fork() const {
     Status s = copy(l.now, o.now);
     if (s == Status::ok) s = o.kept.copy_from(l.kept);
     if (s == Status::ok) s = l.window.fork(o.window);
+    const index_t rows = l.prompt_window.most();
+    if (s == Status::ok && rows > 0) s = cache::QueryWindow::make(rows, shape_, *memory_, o.prompt_window);
+    if (s == Status::ok && rows > 0) s = l.prompt_window.fork(o.prompt_window);
     if (s != Status::ok) return s;
-    o.seen = l.seen, o.prompt = l.prompt, o.next_position = l.next_position;
+    o.seen = l.seen, o.prompt = l.prompt, o.next_position = l.next_position, o.ended = l.ended;
   }
   return made;
 }

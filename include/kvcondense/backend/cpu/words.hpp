@@ -1,0 +1,10 @@
+#pragma once
+
+#include <kvcondense/core/backend.hpp>
+
+namespace kvcondense {
+
+template <>
+struct Words<Cpu> {};
+
+}  // namespace kvcondense
