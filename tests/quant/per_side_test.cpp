@@ -96,6 +96,13 @@ struct Run {
   }
 };
 
+// A sanitizer sees one pair of twelve; the release build runs them all.
+#if defined(KVCONDENSE_TEST_SANITIZED)
+constexpr std::size_t run_one_of = 12;
+#else
+constexpr std::size_t run_one_of = 1;
+#endif
+
 /// Every quantizer of the catalogue, in its small setting.
 struct Word {
   std::string word;
@@ -151,6 +158,7 @@ TEST_CASE("per_side: every pair of a quantizer for keys and one for values store
   int pairs = 0;
   for (std::size_t k = 0; k < list.size(); ++k)
     for (std::size_t v = 0; v < list.size(); ++v) {
+      if ((k * list.size() + v) % run_one_of != 0) continue;
       CAPTURE(list[k].word, list[v].word);
       auto made = make_cache<Cpu>(shape, recipe(quant::PerSide{list[k].quant, list[v].quant}));
       if (made.status() == Status::incompatible) {
@@ -169,6 +177,7 @@ TEST_CASE("per_side: every pair of a quantizer for keys and one for values store
       REQUIRE(attention_error(got, run.query, run.out, run.cache.slots(0, 0)) < std::max(2e-3, approximate));
       ++pairs;
     }
+  if (run_one_of != 1) return;
   REQUIRE(refused == "zipcache+zipcache zipcache+mikv mikv+zipcache mikv+mikv ");
   REQUIRE(pairs + 4 == static_cast<int>(list.size() * list.size()));
 }
