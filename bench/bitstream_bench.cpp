@@ -1,4 +1,4 @@
-// Entropy coders, chunks of CacheGen and of KVTC on one thread. Rows walk from token to token (correlation 0.9), some channels wide;
+// Entropy coders, chunks of CacheGen, of KVTC and of AQUA-KV on one thread. Rows walk from token to token (correlation 0.9), some channels wide;
 // bytes_per_second counts the numbers as 16-bit ones, `bits` are what one number costs.
 
 #include <algorithm>
@@ -12,6 +12,8 @@
 #include <kvcondense/bitstream/range_coder.hpp>
 #include <kvcondense/bitstream/rans.hpp>
 #include <kvcondense/core/random.hpp>
+#include <kvcondense/io/aquakv_reader.hpp>
+#include <kvcondense/io/aquakv_writer.hpp>
 #include <kvcondense/io/cachegen_writer.hpp>
 #include <kvcondense/io/kvtc_reader.hpp>
 #include <kvcondense/io/kvtc_writer.hpp>
@@ -58,8 +60,8 @@ quant::CacheGen method(quant::CacheGenForm form, quant::EntropyCoder coder) {
   return m;
 }
 
-void count(benchmark::State& state, std::size_t stream) {
-  const auto numbers = 2 * rows().size();
+void count(benchmark::State& state, std::size_t stream, std::size_t layers = 1) {
+  const auto numbers = 2 * layers * rows().size();
   state.SetBytesProcessed(state.iterations() * static_cast<std::int64_t>(numbers * 2));
   state.counters["bits"] = static_cast<double>(stream) * 8 / static_cast<double>(numbers);
 }
@@ -158,6 +160,68 @@ void decode_kvtc(benchmark::State& state, quant::EntropyCoder coder) {
   count(state, sink.bytes.size());
 }
 
+/// Two layers of which the second is half the first: its keys those of the layer below, its values these values.
+struct Maps {
+  static constexpr CacheShape shape{.layers = 2, .q_heads = 8, .kv_heads = 8, .head_dim = 128};
+  static constexpr index_t n = 1024;
+  std::vector<float> first = std::vector<float>(n), keys = std::vector<float>((n + 1) * n), values = std::vector<float>((2 * n + 1) * n);
+  Expected<io::AquakvMaps> maps;
+
+  Maps() : maps(Status::invalid_argument) {
+    for (index_t c = 0; c < n; ++c) keys[static_cast<std::size_t>(c * n + c)] = values[static_cast<std::size_t>((n + c) * n + c)] = 0.5f;
+    maps = io::AquakvMaps::make({first.data(), first.data(), keys.data(), values.data(), shape.layers, n, n, KeyForm::rotated}, shape);
+  }
+};
+
+Expected<io::AquakvWriter> aquakv_writer(const Maps& m, quant::EntropyCoder coder) {
+  if (!m.maps) return m.maps.status();
+  quant::Aquakv method{};
+  method.coder = coder;
+  return io::AquakvWriter::make(method, Maps::shape, *m.maps);
+}
+
+Status aquakv_chunk(io::AquakvWriter& writer, Sink& sink) {
+  sink.bytes.clear();
+  return writer.write(sink, {.tokens = tokens, .total = tokens}, false,
+                      [](index_t, index_t, auto keys, auto values) { return fill(0, keys, values); });
+}
+
+void encode_aquakv(benchmark::State& state, quant::EntropyCoder coder) {
+  const Maps m;
+  auto writer = aquakv_writer(m, coder);
+  if (!writer) return state.SkipWithError(to_string(writer.status()));
+  Sink sink;
+  for (auto _ : state)
+    if (aquakv_chunk(*writer, sink) != Status::ok) return state.SkipWithError("write");
+  count(state, sink.bytes.size(), 2);
+}
+
+void decode_aquakv(benchmark::State& state, quant::EntropyCoder coder) {
+  const Maps m;
+  auto writer = aquakv_writer(m, coder);
+  Sink sink;
+  if (!writer || aquakv_chunk(*writer, sink) != Status::ok) return state.SkipWithError("write");
+  const auto chunk = io::AquakvReader::open(sink.bytes, *m.maps);
+  Workspace work;
+  if (!chunk || work.reserve(chunk->scratch_bytes()) != Status::ok) return state.SkipWithError("open");
+  std::vector<float> out(static_cast<std::size_t>(Maps::n * 256)), below[2] = {out, out};
+  for (auto _ : state) {
+    if (chunk->check() != Status::ok) return state.SkipWithError("check");
+    for (index_t sub = 0; sub < chunk->head().sub_chunks(); ++sub) {
+      const index_t n = chunk->head().tokens_of(sub);
+      const io::AquakvRows layers{dense_view(below[0].data(), n, Maps::n), dense_view(below[1].data(), n, Maps::n)};
+      for (index_t l = 0; l < Maps::shape.layers; ++l) {
+        if (chunk->advance(l, sub, layers, Scratch(work.bytes())) != Status::ok) return state.SkipWithError("decode");
+        for (const auto side : {io::KvSide::keys, io::KvSide::values})
+          if (chunk->expand(l, side, sub, layers, dense_view(out.data(), shape.kv_heads, n, shape.head_dim)) != Status::ok)
+            return state.SkipWithError("decode");
+      }
+    }
+    benchmark::DoNotOptimize(out.data());
+  }
+  count(state, sink.bytes.size(), 2);
+}
+
 /// Symbols alone, streams of 256: millions of symbols a second.
 template <class Coder>
 struct Streams {
@@ -225,5 +289,9 @@ BENCHMARK_CAPTURE(encode_kvtc, range, quant::EntropyCoder::range)->Unit(benchmar
 BENCHMARK_CAPTURE(encode_kvtc, rans, quant::EntropyCoder::rans)->Unit(benchmark::kMillisecond);
 BENCHMARK_CAPTURE(decode_kvtc, range, quant::EntropyCoder::range)->Unit(benchmark::kMillisecond);
 BENCHMARK_CAPTURE(decode_kvtc, rans, quant::EntropyCoder::rans)->Unit(benchmark::kMillisecond);
+BENCHMARK_CAPTURE(encode_aquakv, range, quant::EntropyCoder::range)->Unit(benchmark::kMillisecond);
+BENCHMARK_CAPTURE(encode_aquakv, rans, quant::EntropyCoder::rans)->Unit(benchmark::kMillisecond);
+BENCHMARK_CAPTURE(decode_aquakv, range, quant::EntropyCoder::range)->Unit(benchmark::kMillisecond);
+BENCHMARK_CAPTURE(decode_aquakv, rans, quant::EntropyCoder::rans)->Unit(benchmark::kMillisecond);
 
 }  // namespace

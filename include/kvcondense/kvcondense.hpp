@@ -113,6 +113,7 @@
 #include <kvcondense/quant/mikv.hpp>
 #include <kvcondense/quant/mx.hpp>
 #include <kvcondense/quant/nvfp4.hpp>
+#include <kvcondense/quant/per_side.hpp>
 #include <kvcondense/quant/polar.hpp>
 #include <kvcondense/quant/polar_recursive.hpp>
 #include <kvcondense/quant/qjl.hpp>

@@ -1,8 +1,11 @@
+#include <cmath>
 #include <limits>
+#include <random>
 
 #include <catch2/catch.hpp>
 
 #include <kvcondense/lowrank/blocks/basis_rule.hpp>
+#include <kvcondense/lowrank/fit/orthogonal.hpp>
 #include <kvcondense/lowrank/fit/principal.hpp>
 #include <support/eigen_json.hpp>
 #include <support/oracle.hpp>
@@ -49,6 +52,39 @@ TEST_CASE("fit: the basis that suits queries loses what it says it loses, and le
   REQUIRE(farthest(aware->encode.leftCols(1), matrix(want["encode"])) < 1e-9);
   REQUIRE(farthest(aware->decode.leftCols(1), matrix(want["query_projection"])) < 1e-8);
   REQUIRE(farthest(q * aware->decode.leftCols(1) * (k * aware->encode.leftCols(1)).transpose(), matrix(want["logits_unscaled"])) < 1e-8);
+}
+
+TEST_CASE("fit: for any queries and rank the basis that suits them loses what it says, and no other loses less", "[lowrank][principal]") {
+  std::mt19937 random(7);
+  std::normal_distribution<double> normal;
+  constexpr index_t dim = 24;
+  const auto draw = [&](index_t rows, double fall) {
+    fit::Matrix x = fit::Matrix::NullaryExpr(rows, dim, [&] { return normal(random); });
+    for (index_t i = 0; i < dim; ++i) x.col(i) *= std::pow(fall, static_cast<double>(i));
+    return fit::Matrix(x * fit::cayley(fit::Matrix::NullaryExpr(dim, dim, [&] { return 0.3 * normal(random); })));
+  };
+  const fit::Matrix k = draw(400, 0.8), q = draw(300, 0.7);
+  const fit::Matrix ck = k.transpose() * k / 400.0, cq = q.transpose() * q / 300.0;
+  const auto error = [&](const fit::Matrix& encode, const fit::Matrix& decode) {
+    const fit::Matrix lost = k - k * encode * decode.transpose();
+    return (q * lost.transpose()).squaredNorm() / (400.0 * 300.0);
+  };
+  const auto pca = fit::principal(ck);
+  const auto aware = fit::query_aware(ck, cq);
+  REQUIRE(aware);
+  double last = 1e300;
+  for (const index_t r : {1, 2, 4, 8, 12, 20}) {
+    CAPTURE(r);
+    const double own = error(aware->encode.leftCols(r), aware->decode.leftCols(r)), plain = error(pca->columns.leftCols(r), pca->columns.leftCols(r));
+    REQUIRE(own == Approx(aware->energy.tail(dim - r).sum()).epsilon(1e-6));
+    REQUIRE(own < 0.99 * plain);
+    REQUIRE(own < last);
+    last = own;
+    for (int other = 0; other < 5; ++other) {  // nor does one beside it
+      const fit::Matrix turn = fit::cayley(fit::Matrix::NullaryExpr(dim, dim, [&] { return 0.05 * normal(random); }));
+      REQUIRE(error(turn * aware->encode.leftCols(r), turn * aware->decode.leftCols(r)) >= own);
+    }
+  }
 }
 
 TEST_CASE("fit: ranks of Eigen Attention, by running sums of singular values and of energies", "[lowrank][principal]") {

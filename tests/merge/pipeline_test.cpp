@@ -71,15 +71,24 @@ TEST_CASE("merge pipeline: an exact bias of a group is the mean over its heads, 
       for (std::size_t j = 0; j < rows.size(); ++j) sum += std::exp(dot(own, rows[j]) / std::sqrt(8.0) + (bias ? (*bias)[j] : 0.0f));
       return std::log(sum);
     };
-    // First a few fold, then all into one: mass is what it was, twice.
+    // First a few fold, each slot as heavy as its members for the mean query, then all into one: mass is what it was, twice.
     d.head[0].kept = {0, 3, 4};
     REQUIRE(d.step() == Status::ok);
     REQUIRE(d.head[0].folded == 6);
+    const Ints kept{0, 3, 4};
+    for (std::size_t j = 0; j < kept.size(); ++j) {
+      FloatRows members;
+      for (std::size_t i = 0; i < k.size(); ++i)
+        if (d.head[0].to[i] == static_cast<std::int32_t>(kept[j])) members.push_back(k[i]);
+      double mean = 0;
+      for (index_t g = 0; g < group; ++g) mean += (mass(members, nullptr, g) - mass({d.head[0].key[j]}, nullptr, g)) / static_cast<double>(group);
+      REQUIRE(d.head[0].lane[at(d.traits.bias)][j] == Approx(mean).margin(1e-5));
+    }
     d.head[0].kept = {1};
     REQUIRE(d.step() == Status::ok);
     double error = 0;
     for (index_t g = 0; g < group; ++g) error += mass(d.head[0].key, &d.head[0].lane[at(d.traits.bias)], g) - mass(k, nullptr, g);
-    if (group == 1) REQUIRE(error == Approx(0).margin(1e-5));
+    if (group == 1) REQUIRE(error == Approx(0).margin(1e-5));  // of several heads each has its own
   }
 }
 

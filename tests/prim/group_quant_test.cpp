@@ -143,6 +143,15 @@ TEST_CASE("group_quant: float zero in fp16, and its known loss at large offsets"
   REQUIRE(minimum.codes == far.at("float_min_form_codes").get<std::vector<int>>());
 }
 
+TEST_CASE("group_quant: FlexGen's worked group is the minimum form, with the scale upside down", "[prim][group_quant][oracle]") {
+  const auto o = test::load_oracle("quantization.json", "X_flexgen");
+  const Coded c = code_group<4>(GroupForm::minimum, test::floats(o.at("x")), ParamType::f32);
+  REQUIRE(c.params.inverse == Approx(o.at("stored_scale_is_reciprocal").get<double>()).epsilon(1e-6));
+  REQUIRE(c.params.offset == o.at("min").get<float>());
+  REQUIRE(c.codes == o.at("codes").get<std::vector<int>>());
+  for (std::size_t i = 0; i < c.values.size(); ++i) REQUIRE(c.values[i] == Approx(o.at("dequant")[i].get<double>()).margin(1e-6));
+}
+
 TEST_CASE("group_quant: constant groups, NaN and infinities follow the policy", "[prim][group_quant][oracle]") {
   const auto o = test::load_oracle("quantization.json", "A5_degenerate_policy");
   for (const auto& want : o.at("cases")) {

@@ -126,6 +126,8 @@ TEST_CASE("pack_bits: bytes of the worked cases", "[prim][pack_bits][oracle]") {
 
   const auto kv4 = test::load_oracle("quantization.json", "A4_qserve_kv4").at("example");
   REQUIRE(packed(NibEvenLow{}, kv4.at("codes").get<Codes>()) == bytes_of(kv4.at("packed_bytes"), 1));
+  const auto flexgen = test::load_oracle("quantization.json", "X_flexgen");
+  REQUIRE(packed(NibEvenHigh{}, flexgen.at("codes").get<Codes>()) == bytes_of(flexgen.at("bytes_even_index_high_nibble"), 1));
 }
 
 TEST_CASE("pack_bits: wrong sizes, runs and codes are refused and nothing is written", "[prim][pack_bits]") {

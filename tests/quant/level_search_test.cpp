@@ -4,6 +4,7 @@
 
 #include <catch2/catch.hpp>
 
+#include <kvcondense/prim/level_codes.hpp>
 #include <kvcondense/quant/level_search.hpp>
 
 #include <support/fill.hpp>
@@ -27,6 +28,36 @@ TEST_CASE("level_search: levels of many normal numbers are Lloyd and Max's", "[q
     std::vector<float> level(want.size());
     REQUIRE(quant::fit_levels_1d(x, {}, level, Scratch{room}, 500) == Status::ok);
     for (std::size_t i = 0; i < level.size(); ++i) REQUIRE(level[i] == Approx(want[i]).margin(0.02));
+  }
+}
+
+TEST_CASE("level_search: a sign of what coarser levels leave costs more than levels of as many bits", "[quant][level_search][oracle]") {
+  // Some engines add one bit to an index, which way the number lies from its level, and a gain: the code stays readable without the bit.
+  const auto tables = test::load_oracle("quantization.json", "M6_embedded_sign_refinement").at("tables");
+  for (int bits = 2; bits <= 4; ++bits) {
+    CAPTURE(bits);
+    const auto& want = tables.at("total_bits" + std::to_string(bits));
+    // Of a normal density, by the levels that rotated rows are coded with: mean |rest| and rest^2.
+    const auto rest = [](int b) {
+      const auto half = prim::fit_levels(b, 1, true);
+      double mass = 0, size = 0, square = 0;
+      for (int i = 0; i < 200000; ++i) {
+        const double t = (i + 0.5) * 4e-5, f = std::exp(-t * t / 2);
+        double nearest = 1e9;
+        for (int l = 0; l < 1 << (b - 1); ++l) nearest = std::fmin(nearest, std::fabs(t - static_cast<double>(half[static_cast<std::size_t>(l)])));
+        mass += f, size += f * nearest, square += f * nearest * nearest;
+      }
+      return std::pair{size / mass, square / mass};
+    };
+    const auto [size, square] = rest(bits - 1);
+    const double root = std::sqrt(square), same_bits = rest(bits).second;
+    const auto with = [s = size, q = square](double gain) { return q - 2 * gain * s + gain * gain; };
+    REQUIRE(root == Approx(want.at("rms_residual").get<double>()).epsilon(1e-3));
+    REQUIRE(size == Approx(want.at("mean_abs_residual").get<double>()).epsilon(1e-3));
+    REQUIRE(with(root) == Approx(want.at("mse_with_rms_gain").get<double>()).epsilon(2e-3));
+    REQUIRE(with(size) == Approx(want.at("mse_with_mean_abs_gain").get<double>()).epsilon(2e-3));
+    REQUIRE(same_bits == Approx(want.at("mse_lloyd_max_same_bits").get<double>()).epsilon(1e-3));
+    REQUIRE(same_bits < with(size));
   }
 }
 

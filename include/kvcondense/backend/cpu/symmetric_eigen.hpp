@@ -19,7 +19,8 @@ inline void symmetric_eigen(float* a, index_t n, float* value, float* side) {
   for (index_t i = n - 1; i > 0; --i) {
     double scale = 0.0, h = 0.0;
     for (index_t k = 0; k < i; ++k) scale += std::fabs(static_cast<double>(at(i, k)));
-    if (i == 1 || !(scale > 0.0)) {
+    // Of rows that span little, what is left is rounding of rounding: its inverse would be no float.
+    if (i == 1 || !(scale > 1e-36)) {
       side[i] = at(i, i - 1), value[i] = 0.0f;
       continue;
     }
