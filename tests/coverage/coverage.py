@@ -8,8 +8,8 @@ alone), runs them, and adds up what they reached. Counts the headers of include/
 `--test`: only tests whose name contains it. `--list` names the lines that nothing reached, and the conditions that were never true (T) or never false (F), as line:column.
 
 A branch is one outcome of one condition as it stands in the text: of `a && b` there are four. It is taken where any instance of a template
-takes it. No branches: conditions that the compiler knows (`if constexpr`, constants of a template), asserts. Code of templates that no test
-instantiates is not in any program, and so in no figure.
+takes it. No branches: conditions that the compiler knows (`if constexpr`, constants of a template), asserts, a `switch` that finds no case. Code
+of templates that no test instantiates is not in any program, and so in no figure.
 """
 
 import argparse
@@ -107,10 +107,12 @@ def branches_of(program, counters):
 
 
 def not_counted(header):
-    """Lines of asserts and of `if constexpr`."""
+    """Lines of asserts and of `if constexpr`, functions that the compiler writes, and the way past all cases of a `switch`, as line and column."""
     skipped, depth = set(), 0
     for number, line in enumerate((INCLUDE / header).read_text().splitlines(), 1):
-        if depth == 0 and not re.match(r"\s*(assert\(|static_assert\()|.*\bif constexpr\b", line):
+        if found := re.search(r"\bswitch \(", line):
+            skipped.add((number, found.end() + 1))
+        if depth == 0 and not re.match(r"\s*(assert\(|static_assert\()|.*\bif constexpr\b|.* = default;", line):
             continue
         skipped.add(number)
         if depth > 0 or re.match(r"\s*(static_)?assert\(", line):
@@ -156,7 +158,7 @@ def main():
     total = [0, 0, 0, 0]
     for header in sorted(lines):
         skipped = not_counted(header)
-        taken = {k: c for k, c in branches[header].items() if k[0] not in skipped}
+        taken = {k: c for k, c in branches[header].items() if k[0] not in skipped and k not in skipped}
         row = [sum(c > 0 for c in lines[header].values()), len(lines[header]), sum((t > 0) + (f > 0) for t, f in taken.values()), 2 * len(taken)]
         total = [a + b for a, b in zip(total, row)]
         missed = sorted(n for n, c in lines[header].items() if c == 0)
