@@ -14,6 +14,7 @@
 #include <kvcondense/evict/sink_window.hpp>
 #include <kvcondense/io/file_memory.hpp>
 #include <kvcondense/storage/two_tier.hpp>
+#include <support/byte_list.hpp>
 #include <support/naive_cache.hpp>
 
 using namespace kvcondense;
@@ -125,6 +126,45 @@ TEST_CASE("file memory: a cache whose heads evict on several threads is that of 
     };
     forward(*one, alone, a), forward(*many, together, b);
     REQUIRE(a == b);
+  }
+}
+
+TEST_CASE("file memory: caches on threads of their own over one resource are what each is alone", "[io][file_memory]") {
+  const CacheShape shape{.q_heads = 16, .kv_heads = 16, .head_dim = 64, .page_slots = 16};
+  const auto method = recipe(evict::SinkWindow{.recent = 24, .sinks = 4});
+  using Held = Cache<Cpu, std::remove_cv_t<decltype(method)>>;
+  constexpr int caches = 4;
+  // The file that a cache over this memory writes in the end; one of its forks goes half of the way.
+  const auto life = [&](MemoryResource<Cpu>& memory, int seed) -> std::vector<std::byte> {
+    auto cache = make_cache<Cpu>(shape, method, memory);
+    Workspace work;
+    if (!cache || work.reserve(cache->workspace_bytes(512, 96)) != Status::ok) return {};
+    Context<Cpu> ctx(work.bytes());
+    std::mt19937 random(static_cast<std::uint32_t>(seed));
+    std::vector<float> out(16 * 96 * 64);
+    const auto forward = [&](Held& one, const test::Tokens& t) {
+      return one.forward(ctx, 0, t.queries(shape), t.keys(shape), t.values(shape), dense_view(out.data(), 16, t.n, 64)) == Status::ok;
+    };
+    for (int round = 0; round < 24; ++round) {
+      const test::Tokens t(shape, round % 8 == 0 ? 96 : 1, random);
+      if (!forward(*cache, t)) return {};
+      if (round % 6 != 5) continue;
+      auto copy = cache->fork();
+      if (!copy || !forward(*copy, t)) return {};
+    }
+    test::ByteList file;
+    return save(*cache, file) == Status::ok ? file.bytes : std::vector<std::byte>{};
+  };
+  io::FileMemory file;
+  REQUIRE(file.open(".", 1 << 18, 512) == Status::ok);
+  std::vector<std::byte> together[caches];
+  {
+    std::vector<std::jthread> team;
+    for (int w = 0; w < caches; ++w) team.emplace_back([&, w] { together[w] = life(file, w); });
+  }
+  for (int w = 0; w < caches; ++w) {
+    REQUIRE_FALSE(together[w].empty());
+    REQUIRE((together[w] == life(heap_memory(), w)));
   }
 }
 

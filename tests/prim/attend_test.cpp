@@ -171,7 +171,7 @@ TEST_CASE("attend: threads give the same bits as none", "[prim][attend]") {
 TEST_CASE("attend: fewer heads than threads are split into parts, with the same bits", "[prim][attend]") {
   Threads threads;
   constexpr index_t part = prim::Attend<Cpu>::part;
-  const index_t slots = GENERATE_COPY(part, part + 1, 2 * part, 5 * part - 7);
+  const index_t slots = GENERATE_COPY(part + 0, part + 1, 2 * part, 5 * part - 7);
   const index_t heads = GENERATE(1, 2), tokens = GENERATE(1, 3);
   const Case c(heads, 3, tokens, slots, 24, 16);
   c.check(false);

@@ -77,3 +77,12 @@ TEST_CASE("block_top_k: blocks of nothing are refused", "[prim][block_top_k]") {
           Status::invalid_argument);
   REQUIRE((slot == 7 && count == 9));
 }
+
+TEST_CASE("ends: never overlap, never leave the row, and numbers below nothing are nothing", "[prim][block_top_k]") {
+  const auto same = [](prim::Ends a, index_t prefix, index_t suffix) { return a.prefix == prefix && a.suffix == suffix; };
+  REQUIRE(same(prim::Ends{3, 4}.within(10), 3, 4));
+  REQUIRE(same(prim::Ends{3, 4}.within(5), 3, 2));
+  REQUIRE(same(prim::Ends{3, 4}.within(2), 2, 0));
+  REQUIRE(same(prim::Ends{-3, 4}.within(10), 0, 4));
+  REQUIRE(same(prim::Ends{3, -4}.within(10), 3, 0));
+}

@@ -81,3 +81,24 @@ TEST_CASE("code scores: one and two bytes, several parts and tables", "[prim][k_
   REQUIRE(out[0] == 256.0f);
   REQUIRE(out[1] == 3.0f);
 }
+
+TEST_CASE("k-means: too little scratch, or nothing to fit, leaves the centroids alone", "[prim][k_means]") {
+  const std::vector<float> x = {1, 2, 3, 4, 5, 6};
+  const prim::KMeansPlan plan{.clusters = 2};
+  const std::size_t enough = prim::KMeans<Cpu>::fit_bytes(6, 1, 2);
+  const auto untouched = [&](index_t count, std::size_t bytes) {
+    std::vector<float> centroids(2, -1.0f);
+    Workspace work;
+    REQUIRE(work.reserve(enough) == Status::ok);
+    Scratch scratch(work.bytes().first(bytes));
+    prim::KMeans<Cpu>::fit(
+        [&](index_t first, prim::RowBlock<float> out) {
+          for (index_t i = 0; i < out.rows; ++i) out.data[i * out.step] = x[static_cast<std::size_t>(first + i)];
+        },
+        count, 1, plan, centroids.data(), scratch);
+    return centroids == std::vector<float>(2, -1.0f);
+  };
+  for (std::size_t bytes = 0; bytes < enough; bytes += Scratch::align) REQUIRE(untouched(6, bytes));
+  REQUIRE(untouched(0, enough));
+  REQUIRE_FALSE(untouched(6, enough));
+}

@@ -157,3 +157,32 @@ TEST_CASE("merge partials: huge logits, NaN and views that do not fit", "[prim][
   REQUIRE(MergePartials<Cpu>::run(ctx, parts, dense_view(out.data(), 1, 1, 3)) == Status::ok);
   CHECK(out == p.out);
 }
+
+TEST_CASE("merge partials: parts of another shape are refused, each by its own number, and nothing is written", "[prim][merge_partials]") {
+  const std::vector<float> rows(2 * 3 * 4, 1.0f), lses(2 * 3, 0.0f);
+  std::vector<float> out(2 * 3 * 4, 7.0f), lse(2 * 3, 7.0f);
+  const auto with = [&](index_t heads, index_t tokens, index_t dim, index_t lse_heads, index_t lse_tokens, index_t own = 2) {
+    const PartialAttention parts[] = {{dense_view(rows.data(), 2, 3, 4), dense_view(lses.data(), 2, 3)},
+                                      {dense_view(rows.data(), heads, tokens, dim), dense_view(lses.data(), lse_heads, lse_tokens)}};
+    Context<Cpu> ctx;
+    return MergePartials<Cpu>::run(ctx, parts, dense_view(out.data(), 2, 3, 4), dense_view(lse.data(), own, 3));
+  };
+  REQUIRE(with(1, 3, 4, 2, 3) == Status::shape_mismatch);
+  REQUIRE(with(2, 2, 4, 2, 3) == Status::shape_mismatch);
+  REQUIRE(with(2, 3, 3, 2, 3) == Status::shape_mismatch);
+  REQUIRE(with(2, 3, 4, 1, 3) == Status::shape_mismatch);
+  REQUIRE(with(2, 3, 4, 2, 2) == Status::shape_mismatch);
+  REQUIRE(with(2, 3, 4, 2, 3, 1) == Status::shape_mismatch);
+  for (const float x : out) REQUIRE(x == 7.0f);
+  REQUIRE(with(2, 3, 4, 2, 3) == Status::ok);
+  for (const float x : out) REQUIRE(x == 1.0f);
+}
+
+TEST_CASE("merge partials: a part without a number makes its row one without a number", "[prim][merge_partials]") {
+  for (const std::size_t bad : {std::size_t{0}, std::size_t{1}}) {
+    std::vector<Part> parts = {{{1, 2}, 0.5f}, {{3, 4}, 0.25f}};
+    parts[bad].lse = std::numeric_limits<float>::quiet_NaN();
+    const Part all = merged(parts, LogBase::natural);
+    REQUIRE((std::isnan(all.out[0]) && std::isnan(all.out[1]) && std::isnan(all.lse)));
+  }
+}

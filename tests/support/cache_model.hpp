@@ -231,9 +231,10 @@ class CacheModel {
     static std::map<std::pair<std::size_t, index_t>, std::vector<std::pair<double, double>>> known;  // cos and sin, by size and position
     const std::size_t pairs = x.size() / 2;
     auto& turns = known[{x.size(), position}];
-    for (std::size_t i = turns.size(); i < pairs; ++i) {
-      const double angle = static_cast<double>(position) * std::pow(10000.0, -2.0 * static_cast<double>(i) / static_cast<double>(x.size()));
-      turns.emplace_back(std::cos(angle), std::sin(angle));
+    if (turns.empty()) {
+      const double ratio = std::pow(10000.0, -2.0 / static_cast<double>(x.size()));
+      turns.reserve(pairs);
+      for (double angle = static_cast<double>(position); turns.size() < pairs; angle *= ratio) turns.emplace_back(std::cos(angle), std::sin(angle));
     }
     for (std::size_t i = 0; i < pairs; ++i) {
       const double a = x[i], b = x[i + pairs];

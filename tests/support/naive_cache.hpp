@@ -71,15 +71,20 @@ inline std::vector<double> naive_attention(const std::vector<double>& q, const s
   std::vector<double> l;
   double top = -INFINITY, sum = 0;
   for (index_t j = 0; j < visible; ++j) {
-    double dot = 0;
-    for (std::size_t d = 0; d < q.size(); ++d) dot += q[d] * slots[static_cast<std::size_t>(j)].k[d];
-    l.push_back(dot * scale + slots[static_cast<std::size_t>(j)].bias);
+    const NaiveSlot& slot = slots[static_cast<std::size_t>(j)];
+    double dot[2] = {0, 0};  // two sums: each waits for its last product
+    std::size_t d = 0;
+    for (; d + 1 < q.size(); d += 2) dot[0] += q[d] * slot.k[d], dot[1] += q[d + 1] * slot.k[d + 1];
+    if (d < q.size()) dot[0] += q[d] * slot.k[d];
+    l.push_back((dot[0] + dot[1]) * scale + slot.bias);
     top = std::max(top, l.back());
   }
   for (double& x : l) sum += x = std::exp(x - top);
   std::vector<double> out(value_dim, 0.0);
-  for (std::size_t j = 0; j < l.size(); ++j)
-    for (std::size_t d = 0; d < value_dim; ++d) out[d] += l[j] / sum * slots[j].value_scale * slots[j].v[d];
+  for (std::size_t j = 0; j < l.size(); ++j) {
+    const double weight = l[j] / sum * slots[j].value_scale;
+    for (std::size_t d = 0; d < value_dim; ++d) out[d] += weight * slots[j].v[d];
+  }
   if (mass != nullptr)
     for (std::size_t j = 0; j < l.size(); ++j) (*mass)[j] += l[j] / sum;
   if (lse != nullptr) *lse = top + std::log(sum);
