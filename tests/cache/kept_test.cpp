@@ -126,6 +126,13 @@ TEST_CASE("slot ids: the same as a plain list, whatever leaves", "[cache][slot_i
       }
       REQUIRE(ids.size() == static_cast<index_t>(want.size()));
       for (std::size_t i = 0; i < want.size(); ++i) REQUIRE(ids[static_cast<index_t>(i)] == want[i]);
+      const auto from = static_cast<index_t>(random() % (want.size() + 1)), count = static_cast<index_t>(random() % (want.size() + 1 - static_cast<std::size_t>(from)));
+      for (const auto& [first, n] : {std::pair<index_t, index_t>{0, ids.size()}, {from, count}}) {
+        std::vector<std::int32_t> part(static_cast<std::size_t>(n) + 1, -1);
+        ids.copy_to(first, n, part.data());
+        REQUIRE(part.back() == -1);
+        REQUIRE(std::equal(part.begin(), part.end() - 1, want.begin() + first));
+      }
       for (const index_t t : {index_t{0}, next / 3, next / 2, next - 1, next})
         REQUIRE(ids.below(t) == std::lower_bound(want.begin(), want.end(), t) - want.begin());
     }

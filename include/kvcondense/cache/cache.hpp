@@ -25,7 +25,7 @@ struct Folding;
 /// What a selection says of one head.
 inline Kept kept_of(const evict::KeepSet& keep, index_t head) {
   const index_t n = keep.count[head], slots = keep.slots.length(head);
-  if (n == slots) return Kept::without(n, n, n);
+  if (n == slots) return Kept::all(n);
   return keep.ends[head].prefix >= 0 ? Kept::ends(keep.ends[head], slots) : Kept::listed(keep.slots.row(head), n);
 }
 }  // namespace cache

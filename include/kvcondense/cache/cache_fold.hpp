@@ -52,7 +52,7 @@ Status Cache<B, R>::fold(Context<B>& ctx, const StepView<B>& view, evict::LaneVi
   out.state = dense_view(state, heads, fold_.state);
   for (index_t h = 0; h < heads; ++h) {
     const auto& head = l.heads[h];
-    for (index_t j = 0; j < head.slots(); ++j) tokens.row(h)[j] = static_cast<std::int32_t>(head.ids[j]);
+    head.ids.copy_to(0, head.slots(), tokens.row(h));
     std::copy_n(head.state.data(), fold_.state, state + h * fold_.state);
     // What is coded, or will not be written in one of the columns, is no target.
     const auto& v = head.values;

@@ -115,7 +115,7 @@ Status Cache<B, R>::run_step(Context<B>& ctx, index_t layer, const StepInputs& i
   const auto fold_lanes = all_lanes.subspan(lane_views.size() + grade_lanes.size());
   if (probe) {  // only the policy learns something; the tokens stay pending
     const Status s = evict::observe_probe(pipeline_.source, ctx, view, lane_views, scratch);
-    for (index_t h = 0; h < heads && s == Status::ok; ++h) l.take_lanes(lane_views, h);
+    for (index_t h = 0; h < heads && s == Status::ok; ++h) l.take_lanes(lane_views, h, cache::Kept::all(l.heads[h].slots()));
     return s;
   }
   for (index_t h = 0; h < heads; ++h) {
@@ -208,8 +208,9 @@ Status Cache<B, R>::commit(Context<B>& ctx, index_t layer, const evict::KeepSet&
   if constexpr (can_merge) commit_fold(ctx, l, folding, queries);
   ctx.parallel(shape_.kv_heads, [&](index_t h, index_t worker) {
     auto& head = l.heads[h];
-    l.take_lanes(lanes, h);
-    const auto done = head.commit(cache::kept_of(keep, h), rows + worker * floats,
+    const auto kept = cache::kept_of(keep, h);
+    l.take_lanes(lanes, h, kept);
+    const auto done = head.commit(kept, rows + worker * floats,
                                   scores.data == nullptr ? nullptr : scores.row(h),
                                   {queries, h * shape_.group(), queries.data == nullptr ? 0 : shape_.group()},
                                   folding.any ? folding.links.to.row(h) : nullptr);

@@ -152,12 +152,13 @@ struct Head {
     index_t coded_again = 0;
   };
 
-  /// Keeps these slots, codes what the flush rules say, gives room back. Cannot fail. `scores`: null, or one
-  /// per slot that is kept. `queries`: of this step, where there are any. `to`: null, or where slots folded to.
+  /// Keeps these slots, codes what the flush rules say, gives room back. Cannot fail. Lanes have the numbers of what is
+  /// kept in front already. `scores`: null, or one per slot that is kept. `queries`: of this step, where there are any.
+  /// `to`: null, or where slots folded to.
   Done commit(const Kept& kept, float* rows, const float* scores = nullptr,
               const prim::HeadQueries& queries = {}, const std::int32_t* to = nullptr) {
     if (summary.kept()) summary.absorb(keys, values, slots(), kept, to);
-    keep_slots(kept);
+    drop_others(kept);
     Done done;
     // What is coded now, and what is coded again, is no longer what an index saw.
     const bool codes = keys.due(keys.window().live()) > 0, values_too = values.due(values.window().live()) > 0;
@@ -179,15 +180,8 @@ struct Head {
   /// Keeps these slots and does nothing else: no flush, no move.
   void keep_slots(const Kept& kept) {
     if (kept.size() == slots()) return;
-    changed(kept.first_gap());
-    keys.keep(kept);
-    values.keep(kept);
-    ids.keep(kept);
-    for (index_t l = 0; l < lanes; ++l) {
-      gather_down(lane[l].data(), kept);
-      lane[l].shrink(kept.size());
-    }
-    give_back();
+    for (index_t l = 0; l < lanes; ++l) gather_down(lane[l].data(), kept);
+    drop_others(kept);
   }
 
   void pop_back(index_t n) {
@@ -231,6 +225,15 @@ struct Head {
   index_t scratch() const { return std::max(keys.scratch(), values.scratch()); }
 
  private:
+  void drop_others(const Kept& kept) {
+    if (kept.size() == slots()) return;
+    changed(kept.first_gap());
+    keys.keep(kept);
+    values.keep(kept);
+    ids.keep(kept);
+    for (index_t l = 0; l < lanes; ++l) lane[l].shrink(kept.size());
+    give_back();
+  }
   /// Tables of a prompt that is mostly gone.
   void give_back() {
     ids.give_back(), keys.give_back(), values.give_back();

@@ -14,6 +14,7 @@ class Kept {
  public:
   static Kept listed(const std::int32_t* list, index_t n) { return {list, n, 0, -1}; }
   static Kept without(index_t first, index_t last, index_t slots) { return {nullptr, slots - (last - first), first, last}; }
+  static Kept all(index_t slots) { return without(slots, slots, slots); }
   static Kept ends(prim::Ends e, index_t slots) { return without(e.prefix, slots - e.suffix, slots); }
 
   index_t size() const { return n_; }

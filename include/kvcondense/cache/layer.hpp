@@ -70,10 +70,12 @@ struct Layer {
     }
     return true;
   }
-  /// Takes the numbers of copies back.
-  void take_lanes(std::span<const RaggedView<float>> lanes, index_t head) {
+  /// Takes the numbers of copies back, those of slots that are kept to the front.
+  void take_lanes(std::span<const RaggedView<float>> lanes, index_t head, const Kept& kept) {
     for (std::size_t i = 0; i < lanes.size(); ++i)
-      std::copy_n(lanes[i].row(head), heads[head].slots(), heads[head].lane[i].data());
+      kept.for_runs([to = heads[head].lane[i].data(), from = lanes[i].row(head)](index_t at, index_t first, index_t n) {
+        std::copy_n(from + first, n, to + at);
+      });
   }
 
   void update_offsets() {

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <numeric>
 
 #include <kvcondense/cache/kept.hpp>
 #include <kvcondense/core/buffer.hpp>
@@ -20,7 +21,18 @@ class SlotIds {
   index_t size() const { return listed_ ? list_.size() - gone_ : count_; }
   bool listed() const { return listed_; }
   std::size_t bytes() const { return list_.bytes(); }
+  /// One of them; whoever wants many calls `copy_to`.
   index_t operator[](index_t slot) const { return listed_ ? list_[place(slot)] : first_ + slot; }
+  /// Of the slots [first, first + n).
+  void copy_to(index_t first, index_t n, std::int32_t* out) const {
+    if (!listed_) return std::iota(out, out + n, static_cast<std::int32_t>(first_ + first));
+    index_t passed = n > 0 ? place(first) - first : 0;
+    for (index_t slot = first, end = first; slot < first + n; slot = end) {
+      while (passed < gone_ && before_[passed] <= slot) ++passed;
+      end = passed < gone_ ? std::min<index_t>(before_[passed], first + n) : first + n;
+      out = std::copy_n(list_.data() + slot + passed, end - slot, out);
+    }
+  }
 
   /// Room so that `keep` and `append(n)` cannot fail.
   Status reserve(index_t n) {

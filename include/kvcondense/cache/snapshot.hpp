@@ -56,9 +56,13 @@ void save_head(ByteWriter& w, const H& head, const Before<H>& before) {
   w.put(head.repaired);
   w.put(head.coded_again);
   w.put(static_cast<std::int64_t>(head.slots()));
-  for (index_t i = 0; i < head.slots(); ++i) w.put(static_cast<std::int32_t>(head.ids[i]));
-  for (index_t l = 0; l < head.lanes; ++l)
-    for (index_t i = 0; i < head.slots(); ++i) w.put(head.lane[l][i]);
+  std::int32_t ids[256];
+  for (index_t i = 0, n = 0; i < head.slots(); i += n) {
+    n = std::min<index_t>(256, head.slots() - i);
+    head.ids.copy_to(i, n, ids);
+    w.bytes(std::as_bytes(std::span(ids, static_cast<std::size_t>(n))));
+  }
+  for (index_t l = 0; l < head.lanes; ++l) w.bytes(std::as_bytes(head.lane[l].span()));
   w.bytes(std::as_bytes(head.state.span()));
   save_open(w, head.open);
   save_column(w, head.keys, keys_of(before));

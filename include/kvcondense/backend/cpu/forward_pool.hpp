@@ -19,18 +19,17 @@ struct ForwardPool<Cpu> {
     if (width < 1 || width > most_forward_pool) return Status::invalid_argument;
     for (index_t h = 1; h < x.heads; ++h)
       if (x.length(h) != x.length(0)) return Status::not_supported;
-    // From the end, so that the window is the last `width` sums; NaN takes part as -inf.
+    // From the end: behind the sums of a block are those of the places behind it. NaN takes part as -inf.
     constexpr float none = -std::numeric_limits<float>::infinity();
-    float window[most_forward_pool];
-    std::fill_n(window, width, none);
-    index_t oldest = 0;
+    constexpr index_t block = cpu::most_head_sums;
+    float taps[block + most_forward_pool], behind[most_forward_pool];
+    std::fill_n(behind, width, none);
     cpu::for_head_sums(x, [&](index_t first, index_t n, float* sums) {
-      for (index_t j = n - 1; j >= 0; --j) {
-        const bool bad = std::isnan(sums[j]);
-        window[oldest] = bad ? none : sums[j];
-        if (++oldest == width) oldest = 0;
-        if (!bad) sums[j] = *std::max_element(window, window + width);
-      }
+      for (index_t j = 0; j < n; ++j) taps[j] = std::isnan(sums[j]) ? none : sums[j];
+      std::copy_n(behind, width, taps + n);
+      std::copy_n(taps, width, behind);
+      for (index_t i = 1; i < width; ++i)
+        for (index_t j = 0; j < n; ++j) sums[j] = taps[j + i] > sums[j] ? taps[j + i] : sums[j];  // a NaN stays
       for (index_t h = 0; h < out.heads; ++h)
         for (index_t j = 0; j < n; ++j) out.row(h)[first + j] += sums[j];
     });

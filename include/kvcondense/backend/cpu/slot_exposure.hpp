@@ -16,9 +16,10 @@ template <>
 struct SlotExposure<Cpu> {
   static Status add(Context<Cpu>& ctx, index_t rows, RaggedView<float> exposure) {
     ctx.parallel(exposure.heads, [&](index_t h, index_t) {
-      const index_t n = exposure.length(h);
+      const index_t n = exposure.length(h), all = std::max<index_t>(n - rows, 0);  // seen by all rows
       float* e = exposure.row(h);
-      for (index_t j = 0; j < n; ++j) e[j] += static_cast<float>(std::min(rows, n - j));
+      for (index_t j = 0; j < all; ++j) e[j] += static_cast<float>(rows);
+      for (index_t j = all; j < n; ++j) e[j] += static_cast<float>(std::min(rows, n - j));
     });
     return Status::ok;
   }

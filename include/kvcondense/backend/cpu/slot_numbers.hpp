@@ -11,17 +11,21 @@
 namespace kvcondense::prim {
 namespace cpu {
 
+/// The most that `for_head_sums` shows at once: of every head a run that is worth fetching ahead.
+inline constexpr index_t most_head_sums = 1024;
+
 /// Calls use(first, n, sums over all rows) for all slots of rows of one length, the newest ones first: what a
 /// layer's heads share is worked out once.
 template <class Use>
 void for_head_sums(RaggedView<const float> x, Use&& use) {
-  constexpr index_t most = 256;
-  float sums[most];
+  float sums[most_head_sums];
   for (index_t last = x.heads > 0 ? x.length(0) : 0; last > 0;) {
-    const index_t n = std::min(most, last), first = last - n;
+    const index_t n = std::min(most_head_sums, last), first = last - n;
     std::fill_n(sums, n, 0.0f);
-    for (index_t h = 0; h < x.heads; ++h)
-      for (index_t j = 0; j < n; ++j) sums[j] += x.row(h)[first + j];
+    for (index_t h = 0; h < x.heads; ++h) {
+      const float* from = x.row(h) + first;
+      for (index_t j = 0; j < n; ++j) sums[j] += from[j];
+    }
     use(first, n, sums);
     last = first;
   }
