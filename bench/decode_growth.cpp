@@ -23,6 +23,7 @@
 #include <eval/host.hpp>
 #include <eval/speed.hpp>
 #include <kvcondense/any/any_cache.hpp>
+#include <kvcondense/core/huge_memory.hpp>
 #include <kvcondense/cpu.hpp>
 
 namespace {
@@ -61,9 +62,9 @@ class Stack {
  public:
   static constexpr index_t chunk = 512;
 
-  Stack(const std::string& recipe, const CacheShape& shape, index_t context, const std::vector<float>& numbers)
+  Stack(const std::string& recipe, const CacheShape& shape, index_t context, const std::vector<float>& numbers, MemoryResource<Cpu>& memory)
       : shape_(shape), numbers_(numbers), random_(static_cast<std::uint32_t>(context)) {
-    auto made = any::make(recipe, shape, any::on<Cpu>);
+    auto made = any::make(recipe, shape, any::on<Cpu>, memory);
     if (!made) {
       why_ = std::string(made.message());
       return;
@@ -137,7 +138,7 @@ struct Options {
   std::vector<index_t> contexts = {2048, 4096, 16384, 65536};
   std::vector<index_t> kv_heads = {8};
   index_t group = 4, head_dim = 128, layers = 0, cold_mib = 512, rounds = 7;
-  std::string json;
+  std::string memory = "huge", json;
 };
 
 /// One row of the tables, over what grows.
@@ -156,8 +157,8 @@ class Run {
   }
 
   int all() {
-    std::printf("Append, attention and step of a token and layer; %lld query heads to a KV head, head size %lld; kernels: %s; %s\n", static_cast<long long>(o_.group),
-                static_cast<long long>(o_.head_dim), prim::cpu::row_ops().name, eval::host_line().c_str());
+    std::printf("Append, attention and step of a token and layer; %lld query heads to a KV head, head size %lld; kernels: %s; memory: %s; %s\n", static_cast<long long>(o_.group),
+                static_cast<long long>(o_.head_dim), prim::cpu::row_ops().name, o_.memory.c_str(), eval::host_line().c_str());
     std::vector<std::string> recipes{"keep_all"};
     recipes.insert(recipes.end(), o_.recipes.begin(), o_.recipes.end());
     by_context_.resize(recipes.size()), by_heads_.resize(recipes.size());
@@ -174,6 +175,8 @@ class Run {
   }
 
  private:
+  MemoryResource<Cpu>& memory() { return o_.memory == "huge" ? static_cast<MemoryResource<Cpu>&>(huge_) : heap_memory(); }
+
   void measure(const std::vector<std::string>& recipes, index_t context, index_t heads) {
     const double layer = static_cast<double>(2 * heads * context * o_.head_dim * 2);
     const auto fitting = static_cast<index_t>(static_cast<double>(o_.cold_mib << 20) / layer) + 1;
@@ -185,7 +188,7 @@ class Run {
     std::vector<std::size_t> which;
     std::vector<eval::Step> steps;
     for (std::size_t r = 0; r < recipes.size(); ++r) {
-      auto stack = std::make_unique<Stack>(filled(recipes[r], context), shape, context, numbers_);
+      auto stack = std::make_unique<Stack>(filled(recipes[r], context), shape, context, numbers_, memory());
       if (!stack->why().empty()) {
         std::fprintf(stderr, "%s: %s\n", recipes[r].c_str(), stack->why().c_str());
         failed_ = true;
@@ -224,6 +227,7 @@ class Run {
   }
 
   Options o_;
+  HugeMemory huge_;
   std::vector<float> numbers_;
   std::vector<Curve> by_context_, by_heads_;
   nlohmann::json json_ = nlohmann::json::array();
@@ -244,6 +248,7 @@ int main(int argc, char** argv) {
   app.add_option("--layers", o.layers, "Layers; 0: as many as make the full cache larger than --cold-mib, 2 to 32")->check(CLI::Range(0, 128))->capture_default_str();
   app.add_option("--cold-mib", o.cold_mib, "More than the processor's caches hold")->check(CLI::Range(1, 65536))->capture_default_str();
   app.add_option("--rounds", o.rounds, "Turns of each recipe")->check(CLI::Range(1, 1000))->capture_default_str();
+  app.add_option("--memory", o.memory, "Of caches: heap, or huge for pages of 2 MiB where the system has them")->check(CLI::IsMember({"heap", "huge"}))->capture_default_str();
   app.add_option("--json", o.json, "Where the numbers go");
   CLI11_PARSE(app, argc, argv);
   return Run(o).all();
