@@ -6,6 +6,9 @@
 // of random numbers, in chunks. Budgets are a quarter of the context.
 //
 //   time     of a token and a layer, in the median of the rounds; `of full` is the full cache's time over it, round by round
+// All recipes have as many layers, so many that the full cache is larger than the processor's caches (--cold-mib), within 2 to 32: a
+// condensed one may fit where the full one does not, as in a model.
+//
 //   growth   exponents p of time ~ n^p and bytes ~ n^p, least squares of the logarithms: 1 is linear, 0 is constant
 
 #include <algorithm>
@@ -137,7 +140,7 @@ struct Options {
   std::vector<std::string> recipes;
   std::vector<index_t> contexts = {2048, 4096, 16384, 65536};
   std::vector<index_t> kv_heads = {8};
-  index_t group = 4, head_dim = 128, layers = 0, cold_mib = 512, rounds = 7;
+  index_t group = 4, head_dim = 128, layers = 0, cold_mib = 512, rounds = 3, tokens = 128;
   std::string memory = "huge", json;
 };
 
@@ -198,10 +201,8 @@ class Run {
       steps.emplace_back([s = stack.get()](index_t) { s->token(); });
       stacks.push_back(std::move(stack)), which.push_back(r);
     }
-    // A turn is long enough for a clock.
-    const index_t tokens = std::max<index_t>(1, 65536 / (context * layers));
     eval::Progress silent(true);
-    const std::vector<eval::Speed> speeds = eval::measure_speed(steps, o_.rounds, tokens, silent);
+    const std::vector<eval::Speed> speeds = eval::measure_speed(steps, o_.rounds, o_.tokens, silent);
     for (std::size_t i = 0; i < stacks.size(); ++i) {
       const std::string& recipe = recipes[which[i]];
       const double seconds = 1 / speeds[i].tokens_per_second / static_cast<double>(layers);
@@ -244,10 +245,11 @@ int main(int argc, char** argv) {
   app.add_option("--contexts", o.contexts, "Tokens behind which a token is generated")->delimiter(',')->check(CLI::Range(512, 1 << 20))->capture_default_str();
   app.add_option("--kv-heads", o.kv_heads, "KV heads; several: at the longest context")->delimiter(',')->check(CLI::Range(1, 128))->capture_default_str();
   app.add_option("--group", o.group, "Query heads to a KV head")->check(CLI::Range(1, 64))->capture_default_str();
-  app.add_option("--head-dim", o.head_dim, "Head size")->check(CLI::Range(8, 512))->capture_default_str();
+  app.add_option("--head-dim", o.head_dim, "Head size")->check(CLI::Range(8, 256))->capture_default_str();
   app.add_option("--layers", o.layers, "Layers; 0: as many as make the full cache larger than --cold-mib, 2 to 32")->check(CLI::Range(0, 128))->capture_default_str();
   app.add_option("--cold-mib", o.cold_mib, "More than the processor's caches hold")->check(CLI::Range(1, 65536))->capture_default_str();
   app.add_option("--rounds", o.rounds, "Turns of each recipe")->check(CLI::Range(1, 1000))->capture_default_str();
+  app.add_option("--tokens", o.tokens, "Of a turn; blocks of codes are written once in 128")->check(CLI::Range(1, 100000))->capture_default_str();
   app.add_option("--memory", o.memory, "Of caches: heap, or huge for pages of 2 MiB where the system has them")->check(CLI::IsMember({"heap", "huge"}))->capture_default_str();
   app.add_option("--json", o.json, "Where the numbers go");
   CLI11_PARSE(app, argc, argv);

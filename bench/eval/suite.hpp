@@ -30,6 +30,7 @@ struct SuiteRow {
   InductionCounts induction;
   double prompt_seconds = 0, save_seconds = 0, load_seconds = 0;  ///< of a document; 0: not timed
   std::vector<std::string> failures;  ///< tasks that it could not do, and why
+  std::string written;                ///< its JSON, of an earlier run; empty: of this one
 };
 
 /// A recipe that did not run, and why.
@@ -46,6 +47,7 @@ struct SuiteResults {
   std::vector<SuiteRow> rows;    ///< the full cache first
   std::vector<LeftOut> left_out;
   double seconds = 0;
+  std::string head;  ///< JSON of an earlier run: what it was made by and on; empty: by this program
 
   bool has_model() const { return setting.has_text(); }
 };

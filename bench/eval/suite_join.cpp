@@ -33,6 +33,7 @@ void fill(std::array<Counts, N>& to, const Json& j) {
   std::copy(all.begin(), all.end(), to.begin());
 }
 
+/// What tables and pictures look at.
 kvcondense::Report report_of(const Json& j) {
   kvcondense::Report r;
   r.tokens = j.at("tokens"), r.slots = j.at("slots");
@@ -48,7 +49,7 @@ Setting setting_of(const Json& j) {
   s.text = of<std::string>(j, "text"), s.heads = of<std::string>(j, "heads");
   s.windows = of<index_t>(j, "windows"), s.seed = of<std::uint64_t>(j, "seed"), s.max_positions = of<index_t>(j, "max_positions");
   s.byte_tokens = of<bool>(j, "token_is_byte", true);
-  s.layers = j.at("layers"), s.q_heads = j.at("q_heads"), s.kv_heads = j.at("kv_heads"), s.head_dim = j.at("head_dim"), s.page_slots = j.at("page_slots");
+  s.layers = j.at("layers"), s.q_heads = j.at("q_heads"), s.kv_heads = j.at("kv_heads"), s.head_dim = j.at("head_dim"), s.page_slots = of<index_t>(j, "page_slots", kvcondense::CacheShape{}.page_slots);
   s.context = j.at("context"), s.prefill = j.at("prefill"), s.chunk = j.at("chunk"), s.rounds = j.at("rounds");
   return s;
 }
@@ -65,6 +66,7 @@ TextSums text_of(const Json& j) {
 
 SuiteRow row_of(const Json& j) {
   SuiteRow row;
+  row.written = j.dump();
   row.line = j.at("line"), row.family = j.at("family");
   row.share = of<double>(j, "share_percent"), row.setting = of<std::string>(j, "setting"), row.note = of<std::string>(j, "note");
   RecipeResult& r = row.result;
@@ -90,14 +92,27 @@ SuiteRow row_of(const Json& j) {
   return row;
 }
 
-/// What two runs have to agree about.
-Json compared(const SuiteResults& r) {
+/// What two runs have to agree about; the machine, where times are compared.
+Json compared(const SuiteResults& r, bool timed) {
   Json j = to_json(r.setting);
-  for (const char* other : {"command", "rounds", "heads", "left_out"}) j.erase(other);
+  for (const char* other : {"command", "left_out"}) j.erase(other);
+  j["heads"] = r.setting.heads;
   const SuiteRequest& q = r.request;
   j["tasks"] = {q.depths, q.needles, q.dialogues, q.keys, q.plans, q.lines, q.texts, q.continued, q.induction};
   j["lengths"] = r.lengths;
+  const Json head = Json::parse(r.head);
+  j["version"] = head.at("version"), j["format"] = head.at("format");
+  if (timed) j["host"] = head.at("host");
   return j;
+}
+
+/// The first thing that they do not agree about; empty: they do.
+std::string difference(const Json& a, const Json& b) {
+  for (auto at = a.begin(); at != a.end(); ++at)
+    if (const auto other = b.find(at.key()); other == b.end() || *other != at.value()) return at.key();
+  for (auto at = b.begin(); at != b.end(); ++at)
+    if (!a.contains(at.key())) return at.key();
+  return {};
 }
 
 bool same(const SuiteRow& a, const SuiteRow& b) { return a.line == b.line && a.share == b.share && a.result.recipe == b.result.recipe; }
@@ -115,6 +130,7 @@ SuiteResults read_suite(const Json& j, const std::string& name) {
   try {
     if (of<std::string>(j, "tool") != "kvcondense-eval" || j.find("suite") == j.end()) throw Error("no suite.json");
     SuiteResults r;
+    r.head = Json{{"tool", j.at("tool")}, {"version", j.at("version")}, {"format", j.at("format")}, {"host", j.at("host")}}.dump();
     r.setting = setting_of(j.at("setting"));
     const Json& s = j.at("suite");
     SuiteRequest& q = r.request;
@@ -127,8 +143,8 @@ SuiteResults read_suite(const Json& j, const std::string& name) {
     for (const Json& l : j.at("left_out")) r.left_out.push_back({l.at("line"), l.at("share_percent"), l.at("why")});
     if (r.rows.empty()) throw Error("no recipe in it");
     return r;
-  } catch (const nlohmann::json::exception&) {
-    throw Error(name + ": not what suite writes");
+  } catch (const nlohmann::json::exception& e) {
+    throw Error(name + ": not what suite writes: " + e.what());
   } catch (const Error& e) {
     throw Error(name + ": " + e.what());
   }
@@ -138,11 +154,12 @@ SuiteResults join_suites(const std::vector<SuiteResults>& parts, const std::vect
   SuiteResults all = parts.at(0);
   for (std::size_t i = 1; i < parts.size(); ++i) {
     const SuiteResults& part = parts[i];
-    if (const Json a = compared(all), b = compared(part); a != b)
-      for (auto at = a.begin(); at != a.end(); ++at)
-        if (const auto other = b.find(at.key()); other == b.end() || *other != at.value()) throw Error(names[i] + ": of another run than " + names[0] + ": " + at.key() + " differs");
+    const bool timed = all.setting.rounds > 0 || part.setting.rounds > 0;
+    if (const std::string what = difference(compared(all, timed), compared(part, timed)); !what.empty())
+      throw Error(names[i] + ": of another run than " + names[0] + ": " + what + " differs");
     all.setting.command += "\n" + part.setting.command;
-    all.request.shares.insert(all.request.shares.end(), part.request.shares.begin(), part.request.shares.end());
+    for (const double share : part.request.shares)
+      if (std::find(all.request.shares.begin(), all.request.shares.end(), share) == all.request.shares.end()) all.request.shares.push_back(share);
     all.seconds += part.seconds;
     add_new(all.rows, part.rows), add_new(all.left_out, part.left_out);
   }

@@ -1,18 +1,12 @@
 #include <eval/suite_rank.hpp>
 
 #include <algorithm>
+#include <array>
 
 namespace eval {
 namespace {
 
-/// Sum and number of the tasks' shares.
-std::pair<double, int> recall_sum(const SuiteRow& row) {
-  double sum = 0;
-  int tasks = 0;
-  for (const Counts& c : {row.needles.all(), row.life.of_requests(), row.life.of_turns(), row.plan.all(), row.induction.all()})
-    if (c.asked > 0) sum += c.share(), ++tasks;
-  return {sum, tasks};
-}
+std::array<Counts, 4> tasks_of(const SuiteRow& row) { return {row.needles.all(), row.life.of_requests(), row.life.of_turns(), row.plan.all()}; }
 
 }  // namespace
 
@@ -20,10 +14,23 @@ double error_of(const SuiteResults& results, const SuiteRow& row) { return resul
 bool has_error(const SuiteResults& results, const SuiteRow& row) { return results.has_model() ? row.result.text.predictions > 0 : !row.result.layer_error.empty(); }
 
 double recall_of(const SuiteRow& row) {
-  const auto [sum, tasks] = recall_sum(row);
+  double sum = 0, tasks = 0;
+  for (const Counts& c : tasks_of(row))
+    if (c.asked > 0) sum += c.share(), ++tasks;
   return tasks == 0 ? 0 : sum / tasks;
 }
-bool has_recall(const SuiteRow& row) { return recall_sum(row).second > 0; }
+bool has_recall(const SuiteRow& row) {
+  const auto tasks = tasks_of(row);
+  return std::any_of(tasks.begin(), tasks.end(), [](const Counts& c) { return c.asked > 0; });
+}
+
+bool was_asked_all(const SuiteResults& results, const SuiteRow& row) {
+  const SuiteRow& full = results.rows.at(0);
+  const auto mine = tasks_of(row), all = tasks_of(full);
+  for (std::size_t i = 0; i < all.size(); ++i)
+    if (mine[i].asked != all[i].asked) return false;
+  return row.result.text.predictions == full.result.text.predictions;
+}
 
 Rows front_of(Rows rows, const Loss& loss) {
   std::stable_sort(rows.begin(), rows.end(), [&](const SuiteRow* a, const SuiteRow* b) {

@@ -11,9 +11,13 @@ namespace eval {
 double error_of(const SuiteResults& results, const SuiteRow& row);
 bool has_error(const SuiteResults& results, const SuiteRow& row);
 
-/// Of all that was asked, the part found: the mean of needles, requests, turns, plan and written model, those that ran.
+/// Of all that was asked of the model, the part found: the mean of needles, requests, turns and plan, those that ran.
 double recall_of(const SuiteRow& row);
 bool has_recall(const SuiteRow& row);
+
+/// Whether it was asked all that the full cache was, predictions too: only then it may be called better than another. The written
+/// model does not count: what recipes know of the model does not hold there.
+bool was_asked_all(const SuiteResults& results, const SuiteRow& row);
 
 using Rows = std::vector<const SuiteRow*>;
 

@@ -30,6 +30,7 @@ ordered_json needles_json(const SuiteResults& results, const SuiteRow& row) {
 }
 
 ordered_json row_json(const SuiteResults& results, const SuiteRow& row) {
+  if (!row.written.empty()) return ordered_json::parse(row.written);
   ordered_json j{{"line", row.line}, {"family", row.family}};
   if (row.share > 0) j["share_percent"] = row.share, j["setting"] = row.setting;
   if (!row.note.empty()) j["note"] = row.note;
@@ -103,7 +104,7 @@ Cells head_of(const SuiteResults& results) {
   if (full.plan.all().asked > 0) h.push_back("plan %");
   if (full.continuation.texts > 0) h.push_back("same text %");
   if (full.induction.all().asked > 0) h.push_back("written model %");
-  if (has_recall(full)) h.push_back("recall %");
+  if (has_recall(full)) h.push_back("found %");
   if (full.result.speed.tokens_per_second > 0) h.push_back("speed of full");
   return h;
 }
@@ -127,6 +128,14 @@ Cells cells_of(const SuiteResults& results, const SuiteRow& row) {
   return c;
 }
 
+ordered_json head_of_file(const SuiteResults& results) { return results.head.empty() ? report_head() : ordered_json::parse(results.head); }
+
+std::string host_of(const SuiteResults& results) {
+  if (results.head.empty()) return host_line();
+  const ordered_json host = ordered_json::parse(results.head).at("host");
+  return host.at("processor").get<std::string>() + ", " + host.at("compiler").get<std::string>() + (host.at("optimized").get<bool>() ? "" : ", not optimized");
+}
+
 std::string legend_of(const SuiteResults& results) {
   const SuiteRow& full = results.rows[0];
   std::string s = "* `B/token`, `of 16 bit`: bytes of the whole cache at the end of the first window, per token; the same, as a part of all keys and values in 16 bits.\n"
@@ -145,8 +154,8 @@ std::string legend_of(const SuiteResults& results) {
   if (full.plan.all().asked > 0) s += "* `plan %`: lines of a long answer whose value is right, where every line begins with a name and what the model says stays.\n";
   if (full.continuation.texts > 0) s += "* `same text %`: of " + n(results.request.continued) + " most likely tokens in turn, those before the first that the full cache would not have said.\n";
   if (full.induction.all().asked > 0) s += "* `written model %`: of 128 keys, those that a model of two written layers answers, which knows only what its cache holds.\n";
-  if (has_recall(full)) s += "* `recall %`: the mean of the columns of values.\n";
-  if (full.result.speed.tokens_per_second > 0) s += "* `speed of full`: single tokens in the time of the full cache, this library's own; timed on one thread of " + host_line() + ".\n";
+  if (has_recall(full)) s += "* `found %`: the mean of needles, keys by request and by turn, and plan.\n";
+  if (full.result.speed.tokens_per_second > 0) s += "* `speed of full`: single tokens in the time of the full cache, this library's own; timed on one thread of " + host_of(results) + ".\n";
   return s;
 }
 
@@ -162,6 +171,7 @@ std::string fronts_of(const SuiteResults& results) {
   Rows judged, asked;
   for (std::size_t i = 1; i < results.rows.size(); ++i) {
     const SuiteRow& row = results.rows[i];
+    if (!was_asked_all(results, row)) continue;
     if (has_error(results, row)) judged.push_back(&row);
     if (has_recall(row)) asked.push_back(&row);
   }
@@ -177,7 +187,7 @@ std::string fronts_of(const SuiteResults& results) {
 }  // namespace
 
 ordered_json suite_json(const SuiteResults& results) {
-  ordered_json j = report_head();
+  ordered_json j = head_of_file(results);
   j["setting"] = eval::to_json(results.setting);
   const SuiteRequest& r = results.request;
   j["suite"] = {{"shares_percent", r.shares}, {"lengths", results.lengths}, {"depths", r.depths}, {"needles", r.needles}, {"dialogues", r.dialogues}, {"keys", r.keys},

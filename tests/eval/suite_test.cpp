@@ -146,18 +146,28 @@ TEST_CASE("suite: every task is counted, and the same seed gives the same number
   const auto written = suite_json(one);
   const SuiteResults again = read_suite(written, "a"), both = join_suites({again, again}, {"a", "b"});
   REQUIRE(suite_markdown(again, {"a.svg"}) == md);
+  REQUIRE(suite_json(again) == written);
+  REQUIRE(suite_json(both)["recipes"] == written["recipes"]);
   REQUIRE(both.rows.size() == 2);
   REQUIRE(both.setting.command == one.setting.command + "\n" + one.setting.command);
   const auto pictures = suite_pictures(one), pictures_again = suite_pictures(again);
+  REQUIRE(pictures.size() == pictures_again.size());
   for (std::size_t i = 0; i < pictures.size(); ++i) REQUIRE(pictures[i].svg == pictures_again[i].svg);
   SuiteResults other = again;
   other.rows[1].share = 25;
   REQUIRE(join_suites({again, other}, {"a", "b"}).rows.size() == 3);
   other.setting.seed = 2;
   REQUIRE_THROWS_WITH(join_suites({again, other}, {"a", "b"}), "b: of another run than a: seed differs");
+  auto older = written;
+  older["version"] = "0.0.1", older["host"]["processor"] = "another";
+  REQUIRE_THROWS_WITH(join_suites({again, read_suite(older, "b")}, {"a", "b"}), "b: of another run than a: version differs");
+  older["version"] = written["version"];
+  REQUIRE(join_suites({again, read_suite(older, "b")}, {"a", "b"}).rows.size() == 2);  // no times, so any machine
+  older["setting"]["rounds"] = 1;
+  REQUIRE_THROWS_WITH(join_suites({read_suite(older, "b"), again}, {"b", "a"}), Catch::Contains(" differs"));
   auto broken = written;
   broken["recipes"][1].erase("report");
-  REQUIRE_THROWS_WITH(read_suite(broken, "a"), "a: not what suite writes");
+  REQUIRE_THROWS_WITH(read_suite(broken, "a"), Catch::StartsWith("a: not what suite writes: ") && Catch::Contains("report"));
   REQUIRE_THROWS_WITH(read_suite({{"tool", "another"}}, "a"), "a: no suite.json");
   broken = written;
   broken["recipes"][1]["long_answer"]["by_quarter"].erase(0);
@@ -172,7 +182,7 @@ TEST_CASE("suite: the best for their bytes come first in the tables", "[eval][su
     row.result.recipe = row.line = name;
     row.result.report.exact_bytes = bytes;
     row.result.text.predictions = 1, row.result.text.kl = kl;
-    row.induction.by_depth[0] = {4, right, 4, right};
+    row.plan.by_quarter[0] = {4, right, 4, right};
     row.needles.cells = {{{2, 1, 2, 1}}};
     r.rows.push_back(row);
   };
@@ -193,11 +203,17 @@ TEST_CASE("suite: the best for their bytes come first in the tables", "[eval][su
   };
   REQUIRE(names(front_of(all, [&](const SuiteRow& row) { return error_of(r, row); })) == "smallest small large full cache ");
   REQUIRE(names(front_of(all, [](const SuiteRow& row) { return -recall_of(row); })) == "smallest full cache ");
+  REQUIRE(was_asked_all(r, r.rows[4]));
+  // Who was not asked the hardest task is no winner.
+  add("failed", 5, 0.01, 4);
+  r.rows.back().needles.cells.clear();
+  REQUIRE_FALSE(was_asked_all(r, r.rows.back()));
   const std::string md = suite_markdown(r, {});
   const std::size_t least = md.find("## The least that predictions move"), whole = md.find("## All");
   REQUIRE(least < whole);
   REQUIRE(count(md.substr(least, whole - least), "`beaten`") == 0);
   REQUIRE(count(md.substr(least, whole - least), "`small`") == 1);
+  REQUIRE(count(md.substr(least, whole - least), "`failed`") == 0);
   REQUIRE(count(md.substr(whole), "`beaten`") == 1);
 }
 
