@@ -110,20 +110,18 @@ __global__ void __launch_bounds__(lane_threads) keep_head_lanes(Codec codec, Pag
   LaneSlots& shared = cuda::shared_as<LaneSlots>();
   const index_t head = blockIdx.x;
   const HeadKept kept = keep.of(head);
-  const index_t n = kept.size;
-  const int lane = cuda::lane_of_warp(), warp = cuda::warp_of_block();
-  const auto page_of = [&](index_t s) {
-    return RowPage<Codec>(codec, table.pages[table.offset[head] + s / table.page_slots], static_cast<int>(table.page_slots),
-                                   static_cast<int>(table.dim));
-  };
+  const int n = static_cast<int>(kept.size), lane = cuda::lane_of_warp(), warp = cuda::warp_of_block();  // slots are counted in 31 bits
+  const int page_slots = static_cast<int>(table.page_slots);
+  std::byte* const* pages = table.pages + table.offset[head];
+  const auto page_of = [&](int s) { return RowPage<Codec>(codec, pages[s / page_slots], page_slots, static_cast<int>(table.dim)); };
   const auto param = [&](const RowPage<Codec>& page, int slot, int i) { return page.params(slot) + i * page.step() * static_cast<int>(size_of(codec.params)); };
   const int params = static_cast<int>(codec.scales(table.dim)) * (has_offset(codec.form) ? 2 : 1);
-  for (index_t first = 0; first < n; first += lane_warps) {
-    const index_t i = first + warp, from = i < n ? kept[i] : i;
+  for (int first = 0; first < n; first += lane_warps) {
+    const int i = first + warp, from = i < n ? static_cast<int>(kept[i]) : i;
     const bool moves = from != i;
     if (moves) {
       const RowPage<Codec> page = page_of(from);
-      const int slot = static_cast<int>(from % table.page_slots);
+      const int slot = from % page_slots;
       for (int c = lane; c < page.dim; c += cuda::warp_lanes) shared.codes[warp][c] = static_cast<std::uint8_t>(page.code(slot, c));
       for (int p = lane; p < params; p += cuda::warp_lanes) {
         const std::byte* at = param(page, slot, p);
@@ -133,7 +131,7 @@ __global__ void __launch_bounds__(lane_threads) keep_head_lanes(Codec codec, Pag
     __syncthreads();
     if (moves) {
       const RowPage<Codec> page = page_of(i);
-      const int slot = static_cast<int>(i % table.page_slots);
+      const int slot = i % page_slots;
       page.write_codes(slot, shared.codes[warp], lane, cuda::warp_lanes);
       for (int p = lane; p < params; p += cuda::warp_lanes) {
         std::byte* at = param(page, slot, p);
