@@ -23,7 +23,7 @@ struct BlockTopKShared {
 
 /// What a block of slots gets, and where its list begins, follows from its number alone. Grid: blocks, rows.
 template <int Threads>
-__global__ void __launch_bounds__(Threads) block_top_k_row(RaggedView<const float> scores, const Ends* always, index_t block, const index_t* total,
+__global__ void __launch_bounds__(Threads, 2) block_top_k_row(RaggedView<const float> scores, const Ends* always, index_t block, const index_t* total,
                                                         RaggedView<std::int32_t> slots, index_t* count, index_t* nan) {
   static_assert(Threads == winner_threads);
   BlockTopKShared& shared = cuda::shared_as<BlockTopKShared>();

@@ -16,7 +16,7 @@ namespace cuda_kernels {
 /// A block a row. A thread a chunk finds its key, which the cache still has when it is asked for again. Chunks that stay are all
 /// whole but for the last one, so a chunk's place is `chunk` times the number of those before it.
 template <int Threads>
-__global__ void __launch_bounds__(Threads) chunk_top_k_row(RaggedView<const float> scores, const Ends* always, index_t chunk, const index_t* total,
+__global__ void __launch_bounds__(Threads, 2) chunk_top_k_row(RaggedView<const float> scores, const Ends* always, index_t chunk, const index_t* total,
                                                         RaggedView<std::int32_t> slots, index_t* count, index_t* nan) {
   static_assert(Threads == winner_threads);
   WinnerShared& shared = cuda::shared_as<WinnerShared>();

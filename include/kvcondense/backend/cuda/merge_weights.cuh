@@ -19,7 +19,7 @@ namespace cuda_kernels {
 /// The order of a head's members lies in `key` until that is written, and `value` is the sort's other array. A block a head; a thread
 /// a member, then a thread a target, which adds its members in slot order as the CPU does.
 template <int Threads>
-__global__ void __launch_bounds__(Threads) merge_weights(WeightRequest request, MergeLinks links) {
+__global__ void __launch_bounds__(Threads, 1) merge_weights(WeightRequest request, MergeLinks links) {
   static_assert(Threads == order_threads);
   auto& sums = cuda::shared_as<OrderScratch>();
   const index_t h = blockIdx.x, n = links.slots(h);
@@ -97,7 +97,7 @@ struct MemberRoom {
 /// numbers[t] becomes what it and the parts of its members make: sizes as logarithms, or sums. With a fan a target's members are
 /// those of the last `fan` targets up to itself. A block a head, a thread a target.
 template <bool Logarithms, int Threads>
-__global__ void __launch_bounds__(Threads) merge_numbers(const SlotRange* targets, MergeLinks links, MemberRoom room, RaggedView<float> numbers) {
+__global__ void __launch_bounds__(Threads, 1) merge_numbers(const SlotRange* targets, MergeLinks links, MemberRoom room, RaggedView<float> numbers) {
   static_assert(Threads == order_threads);
   auto& sums = cuda::shared_as<OrderScratch>();
   const index_t h = blockIdx.x, n = links.slots(h), begin = links.to.offset[h] - links.to.offset[0];

@@ -18,7 +18,7 @@ namespace cuda_kernels {
 
 /// A block a tile of slots, outputs passing by a tile at a time: products are summed at once. Grid: tiles, heads.
 template <int Threads>
-__global__ void __launch_bounds__(Threads) projected_norms(SlotRows<Cuda> rows, const Ends* skip, const float* matrix, index_t outputs, index_t width,
+__global__ void __launch_bounds__(Threads, 2) projected_norms(SlotRows<Cuda> rows, const Ends* skip, const float* matrix, index_t outputs, index_t width,
                                                         index_t group, RaggedView<float> out) {
   static_assert(Threads == tile_threads);
   const int dim = static_cast<int>(rows.dim()), stride = tile_stride(dim);

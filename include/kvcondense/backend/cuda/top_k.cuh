@@ -58,7 +58,7 @@ __global__ void __launch_bounds__(Threads) keep_ends_row(const Ends* ends, Ragge
 
 /// The own winners of a row: their number, and where they end. A block a row.
 template <int Threads>
-__global__ void __launch_bounds__(Threads) own_winners(RaggedView<const float> scores, const Ends* skip, const index_t* own, index_t* count, BlockCutoff* safe) {
+__global__ void __launch_bounds__(Threads, 2) own_winners(RaggedView<const float> scores, const Ends* skip, const index_t* own, index_t* count, BlockCutoff* safe) {
   CutoffScratch<Threads>& shared = cuda::shared_as<CutoffScratch<Threads>>();
   const index_t h = blockIdx.x;
   const Ends ends = skip == nullptr ? Ends{} : skip[h].within(scores.length(h));
