@@ -84,12 +84,29 @@ TEST_CASE("apportion: any weights and bounds give an exact total near the real s
   }
 }
 
+TEST_CASE("apportion: totals that a double cannot hold are exact", "[core][apportion]") {
+  for (const index_t total : {(index_t{1} << 58) + 1, (index_t{1} << 58) - 1, (index_t{1} << 59) + 77, (index_t{3} << 56) - 129})
+    for (std::size_t units = 2; units < 9; ++units)
+      for (const bool full : {false, true}) {
+        std::vector<double> weight;
+        for (std::size_t i = 0; i < units; ++i) weight.push_back(1.0 + 0.37 * static_cast<double>(i));
+        Ints most(units, index_t{1} << 59);
+        if (full) most[0] = (total / 10) & ~index_t{1023};  // a double holds it
+        CAPTURE(total, units, full);
+        const Shares got = divide(total, weight, Ints(units, 0), most);
+        REQUIRE(sum(got.share) == std::min(total, sum(most)));
+        for (std::size_t i = 0; i < units; ++i) REQUIRE(got.share[i] <= most[i]);
+      }
+}
+
 TEST_CASE("apportion: a scratch that is too small is refused, no units are no work", "[core][apportion]") {
-  std::byte little[128];
+  std::byte little[128], more[1000], nearly[1700];
   index_t share[100] = {-1};
   const auto one = [](index_t) { return 1.0; };
   const auto bound = [](index_t) { return index_t{9}; };
   REQUIRE(apportion(100, 5, one, bound, bound, share, Scratch(little)) == Status::workspace_too_small);
+  REQUIRE(apportion(100, 5, one, bound, bound, share, Scratch(more)) == Status::workspace_too_small);
+  REQUIRE(apportion(100, 5, one, bound, bound, share, Scratch(nearly)) == Status::workspace_too_small);
   REQUIRE(share[0] == -1);
   REQUIRE(apportion(0, 5, one, bound, bound, share, Scratch(little)) == Status::ok);
 }

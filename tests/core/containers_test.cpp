@@ -1,3 +1,5 @@
+#include <limits>
+#include <string>
 #include <utility>
 #include <vector>
 
@@ -7,6 +9,7 @@
 #include <kvcondense/core/bytes.hpp>
 #include <kvcondense/core/expected.hpp>
 #include <kvcondense/core/object_array.hpp>
+#include <kvcondense/core/shape.hpp>
 #include <kvcondense/core/view.hpp>
 #include <kvcondense/core/workspace.hpp>
 #include <support/byte_list.hpp>
@@ -105,6 +108,100 @@ TEST_CASE("object array: objects are made once and destroyed once", "[core][obje
   }
   REQUIRE(alive == 0);
   REQUIRE(memory.live_bytes == 0);
+  memory.refuse_from = memory.requests;
+  ObjectArray<Thing> refused, other;
+  REQUIRE(refused.fill(memory, 5, [](index_t) { return Thing(); }) == Status::out_of_memory);
+  REQUIRE((refused.size() == 0 && alive == 0));
+  memory.refuse_from = -1;
+  REQUIRE(refused.fill(memory, 5, [](index_t) { return Thing(); }) == Status::ok);
+  REQUIRE(other.fill(memory, 2, [](index_t) { return Thing(); }) == Status::ok);
+  other = std::move(refused);
+  REQUIRE((other.size() == 5 && alive == 5));
+  REQUIRE(std::as_const(other).end() - std::as_const(other).begin() == 5);
+}
+
+TEST_CASE("buffer: elements that find no room are refused, and nothing is copied from nothing", "[core][buffer]") {
+  test::CountingMemory memory;
+  Buffer<int> b(memory), empty(memory);
+  REQUIRE(b.resize(8, 1) == Status::ok);
+  memory.refuse_from = memory.requests;
+  REQUIRE(b.resize(9, 2) == Status::out_of_memory);
+  REQUIRE(b.push_back(2) == Status::out_of_memory);
+  REQUIRE((b.size() == 8 && b.back() == 1));
+  REQUIRE(empty.copy_from(b) == Status::out_of_memory);
+  REQUIRE(b.copy_from(empty) == Status::ok);
+  REQUIRE(b.empty());
+}
+
+TEST_CASE("workspace: grows, keeps what is enough, stays where growth is refused", "[core][workspace]") {
+  test::CountingMemory memory;
+  {
+    Workspace w;
+    REQUIRE(w.reserve(100, memory) == Status::ok);
+    const std::byte* at = w.bytes().data();
+    REQUIRE(w.reserve(60, memory) == Status::ok);
+    REQUIRE((w.bytes().data() == at && w.bytes().size() == 100));
+    memory.refuse_from = memory.requests;
+    REQUIRE(w.reserve(200, memory) == Status::out_of_memory);
+    REQUIRE((w.bytes().data() == at && w.bytes().size() == 100));
+    memory.refuse_from = -1;
+    REQUIRE(w.reserve(200, memory) == Status::ok);
+    REQUIRE((w.bytes().size() == 200 && memory.live_bytes == 200));
+    Workspace moved = std::move(w), other;
+    REQUIRE(w.bytes().empty());
+    REQUIRE(other.reserve(50, memory) == Status::ok);
+    other = std::move(moved);
+    REQUIRE((other.bytes().size() == 200 && memory.live_bytes == 200));
+  }
+  REQUIRE((memory.live_bytes == 0 && memory.wrong_releases == 0));
+}
+
+TEST_CASE("scratch: what the host writes is a piece of its own where words run elsewhere", "[core][workspace]") {
+  alignas(64) std::byte words[256], host[128];
+  Scratch apart(words, host);
+  const auto in = [](const void* p, std::span<const std::byte> room) { return p >= room.data() && p < room.data() + room.size(); };
+  REQUIRE(in(apart.take_steering<float>(3), host));
+  REQUIRE(in(apart.take<float>(3), words));
+  REQUIRE(apart.rest().size() == 192);
+  Scratch left = apart.for_host();
+  REQUIRE(left.left() == 64);
+  REQUIRE(in(left.take<float>(16), host));
+  REQUIRE(apart.take_steering<float>(17) == nullptr);
+  Scratch one(words);
+  REQUIRE(in(one.take_steering<float>(3), words));
+  REQUIRE(one.for_host().left() == one.left());
+  REQUIRE(Scratch::bytes_for<float>(-1) == 0);
+  REQUIRE(Scratch(std::span(words).subspan(1, 30)).left() == 0);  // too little to begin at a multiple of 64
+}
+
+TEST_CASE("status: every value says its own name", "[core][status]") {
+  const std::pair<Status, const char*> names[] = {
+      {Status::ok, "ok"}, {Status::shape_mismatch, "shape_mismatch"}, {Status::invalid_argument, "invalid_argument"},
+      {Status::out_of_range, "out_of_range"}, {Status::out_of_memory, "out_of_memory"}, {Status::workspace_too_small, "workspace_too_small"},
+      {Status::missing_input, "missing_input"}, {Status::not_supported, "not_supported"}, {Status::incompatible, "incompatible"},
+      {Status::corrupt_data, "corrupt_data"}, {Status::io_error, "io_error"}, {Status::order_violation, "order_violation"},
+      {Status::no_device, "no_device"}, {Status::device_error, "device_error"}, {static_cast<Status>(200), "unknown"}};
+  for (const auto& [status, name] : names) REQUIRE(std::string(to_string(status)) == name);
+}
+
+TEST_CASE("shape: every number that is out of range is refused alone", "[core][shape]") {
+  const CacheShape good{.layers = 2, .q_heads = 6, .kv_heads = 2, .head_dim = 64, .value_dim = 32};
+  REQUIRE(validate(good) == Status::ok);
+  REQUIRE((good.values() == 32 && good.group() == 3 && CacheShape{}.values() == 64));
+  const auto bad = [&](auto member, auto value) {
+    CacheShape s = good;
+    s.*member = value;
+    return validate(s) == Status::invalid_argument;
+  };
+  for (const index_t n : {index_t{0}, index_t{-1}, index_t{65537}}) {
+    REQUIRE(bad(&CacheShape::layers, n));
+    REQUIRE(bad(&CacheShape::page_slots, n));
+    REQUIRE(bad(&CacheShape::q_heads, 2 * n));
+  }
+  for (const index_t n : {0, -2, 4, 12}) REQUIRE(bad(&CacheShape::kv_heads, index_t{n}));
+  for (const index_t n : {0, -1, 257}) REQUIRE(bad(&CacheShape::head_dim, index_t{n}));
+  for (const index_t n : {-1, 257}) REQUIRE(bad(&CacheShape::value_dim, index_t{n}));
+  for (const float x : {-1.0f, 1e30f, std::numeric_limits<float>::quiet_NaN()}) REQUIRE(bad(&CacheShape::softmax_scale, x));
 }
 
 TEST_CASE("scratch: pieces are aligned, disjoint and end where the memory ends", "[core][workspace]") {
@@ -195,5 +292,7 @@ TEST_CASE("byte reader: counts that no file can hold are refused, and then every
   ByteReader again(data);
   REQUIRE(again.take(4, 4, out));
   REQUIRE(again.left() == 0);
+  REQUIRE(again.take(std::uint64_t{1} << 40, 0, out));  // any number of things without a size
+  REQUIRE(out.empty());
   REQUIRE_FALSE(again.read(x));
 }

@@ -1,6 +1,7 @@
 #include <bit>
 #include <cmath>
 #include <limits>
+#include <string>
 
 #include <catch2/catch.hpp>
 
@@ -58,4 +59,12 @@ TEST_CASE("bfloat16: every value survives, rounding is to nearest even, NaN stay
     REQUIRE(detail::bfloat16_bits(middle) == (b % 2 == 0 ? b : b + 1));
     REQUIRE(detail::bfloat16_bits(std::nextafter(middle, 0.0f)) == b);
   }
+}
+
+TEST_CASE("types: sizes and names", "[core][half]") {
+  REQUIRE((size_of(DType::f32) == 4 && size_of(DType::f16) == 2 && size_of(DType::bf16) == 2));
+  REQUIRE(std::string(to_string(DType::f32)) == "f32");
+  REQUIRE(std::string(to_string(DType::f16)) == "f16");
+  REQUIRE(std::string(to_string(DType::bf16)) == "bf16");
+  REQUIRE(static_cast<float>(bfloat16(1.0078125f)) == 1.0078125f);
 }

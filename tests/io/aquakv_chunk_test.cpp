@@ -390,6 +390,26 @@ TEST_CASE("aquakv chunk: wrong calls are refused", "[io][aquakv]") {
   REQUIRE(chunk->advance(0, 2, rows, Scratch(work.bytes())) == Status::out_of_range);
   REQUIRE(chunk->advance(3, 1, rows, Scratch(work.bytes())) == Status::out_of_range);
   REQUIRE(chunk->advance(0, 1, rows, {}) == Status::workspace_too_small);
+  REQUIRE(chunk->advance(-1, 1, rows, Scratch(work.bytes())) == Status::out_of_range);
+  REQUIRE(chunk->advance(0, -1, rows, Scratch(work.bytes())) == Status::out_of_range);
+  REQUIRE(decode(0, KvSide::keys, -1, 2, 32, 8) == Status::out_of_range);
+  auto narrow = rows, gaps = rows;
+  narrow.keys.extent[1] = 15, gaps.values.stride[1] = 2;
+  REQUIRE(chunk->advance(0, 1, narrow, Scratch(work.bytes())) == Status::shape_mismatch);
+  REQUIRE(chunk->advance(0, 1, gaps, Scratch(work.bytes())) == Status::shape_mismatch);
+  const auto expand = [&](index_t l, index_t sub, index_t heads, const auto& from) {
+    return chunk->expand(l, KvSide::keys, sub, from, dense_view(room.data(), heads, 8, 8));
+  };
+  REQUIRE(expand(0, 1, 2, rows) == Status::ok);
+  REQUIRE(expand(-1, 1, 2, rows) == Status::out_of_range);
+  REQUIRE(expand(3, 1, 2, rows) == Status::out_of_range);
+  REQUIRE(expand(0, -1, 2, rows) == Status::out_of_range);
+  REQUIRE(expand(0, 2, 2, rows) == Status::out_of_range);
+  REQUIRE(expand(0, 1, 1, rows) == Status::shape_mismatch);
+  REQUIRE(expand(0, 1, 2, narrow) == Status::shape_mismatch);
+  auto shorter = rows;
+  shorter.keys.extent[0] = 7;
+  REQUIRE(expand(0, 1, 2, shorter) == Status::shape_mismatch);
   Aquakv bad = with(2);
   bad.sub_chunk = 0;
   REQUIRE(AquakvWriter::make(bad, small, maps).status() == Status::invalid_argument);

@@ -305,6 +305,9 @@ TEST_CASE("cachegen chunk: wrong calls are refused", "[io][cachegen]") {
   REQUIRE(chunk->decode(0, KvSide::values, 0, out) == Status::shape_mismatch);
   REQUIRE(chunk->decode(0, KvSide::keys, 0, dense_view(room.data(), 2, 19, 8)) == Status::shape_mismatch);
   REQUIRE(chunk->check(3, KvSide::keys) == Status::out_of_range);
+  REQUIRE(chunk->check(-1, KvSide::keys) == Status::out_of_range);
+  REQUIRE(chunk->decode(0, KvSide::keys, -1, out) == Status::out_of_range);
+  REQUIRE(chunk->decode(0, KvSide::keys, 0, dense_view(room.data(), 1, 20, 8)) == Status::shape_mismatch);
   CacheGen odd;
   odd.key_bins.first = 5;
   REQUIRE(CacheGenWriter::make(odd, small).status() == Status::invalid_argument);

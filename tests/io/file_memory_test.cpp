@@ -171,6 +171,12 @@ TEST_CASE("file memory: caches on threads of their own over one resource are wha
 TEST_CASE("file memory: pieces are aligned, apart, used again, and keep what is written", "[io][file_memory]") {
   io::FileMemory memory;
   REQUIRE(memory.open("/nowhere at all") == Status::io_error);
+  REQUIRE(memory.open(".", 100, 200) == Status::invalid_argument);
+  REQUIRE(memory.open(".", 100, 0) == Status::invalid_argument);
+  void* small = memory.allocate(5000, 64);  // no file yet: from the memory for small pieces
+  REQUIRE(small != nullptr);
+  REQUIRE_FALSE(memory.holds(small));
+  memory.release(small, 5000, 64);
   REQUIRE(memory.open(".", 1 << 16, 1024) == Status::ok);
   REQUIRE(memory.open(".") == Status::invalid_argument);
   std::vector<std::pair<unsigned char*, std::size_t>> pieces;

@@ -1,6 +1,7 @@
 // Chunks of KVTC.
 
 #include <limits>
+#include <utility>
 
 #include <io/kvtc_data.hpp>
 #include <support/memory.hpp>
@@ -305,6 +306,12 @@ TEST_CASE("kvtc chunk: transforms that are none are refused", "[io][kvtc]") {
   REQUIRE(made(bad) == Status::shape_mismatch);
   bad = k, bad.columns = 0;
   REQUIRE(made(bad) == Status::shape_mismatch);
+  bad = k, bad.columns = bad.dim + 1;
+  REQUIRE(made(bad) == Status::shape_mismatch);
+  bad = k, bad.groups = 2;
+  REQUIRE(made(bad) == Status::shape_mismatch);
+  bad = k, bad.dim -= 1;
+  REQUIRE(made(bad) == Status::shape_mismatch);
   JointBases nan = bases;
   nan.encode[0][5] = std::nanf("");
   REQUIRE(made(nan.side(KvSide::keys)) == Status::invalid_argument);
@@ -437,6 +444,21 @@ TEST_CASE("kvtc chunk: wrong calls are refused", "[io][kvtc]") {
   const TensorView<float, 2> thin{room.data(), {32, 1}, {1, 1}};
   REQUIRE(chunk->components(KvSide::keys, 0, thin) == Status::shape_mismatch);
   REQUIRE(chunk->components(KvSide::keys, 9, thin) == Status::out_of_range);
+  REQUIRE(chunk->components(KvSide::keys, -1, thin) == Status::out_of_range);
+  const TensorView<float, 2> shorter{room.data(), {31, *chunk->component_count(KvSide::keys)}, {16, 1}};
+  REQUIRE(chunk->components(KvSide::keys, 0, shorter) == Status::shape_mismatch);
+  REQUIRE(decode(0, KvSide::keys, -1, 2, 32, 8) == Status::out_of_range);
+  const auto expand = [&](index_t l, index_t sub, index_t heads, index_t n, index_t columns) {
+    return chunk->expand(l, KvSide::keys, sub, dense_view(std::as_const(room).data(), n, columns), dense_view(room.data() + 1024, heads, 32, 8));
+  };
+  REQUIRE(expand(0, 0, 2, 32, 1) == Status::ok);
+  REQUIRE(expand(-1, 0, 2, 32, 1) == Status::out_of_range);
+  REQUIRE(expand(3, 0, 2, 32, 1) == Status::out_of_range);
+  REQUIRE(expand(0, -1, 2, 32, 1) == Status::out_of_range);
+  REQUIRE(expand(0, 2, 2, 32, 1) == Status::out_of_range);
+  REQUIRE(expand(0, 0, 1, 32, 1) == Status::shape_mismatch);
+  REQUIRE(expand(0, 0, 2, 31, 1) == Status::shape_mismatch);
+  REQUIRE(expand(0, 0, 2, 32, -1) == Status::shape_mismatch);
   Kvtc bad = with(2.0f);
   bad.sub_chunk = 0;
   REQUIRE(KvtcWriter::make(bad, small, t).status() == Status::invalid_argument);

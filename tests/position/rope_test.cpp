@@ -76,6 +76,15 @@ TEST_CASE("rope: ends of a ramp that fall together, and a low frequency of its o
   REQUIRE((plain > 3 && mixed > 1 && divided > 3));
 }
 
+TEST_CASE("rope: a dynamic scaling begins where the original length ends", "[position][rope]") {
+  const auto at = [](index_t length) {
+    return angles_of({.scaling = RopeScaling::dynamic_ntk, .factor = 2.0, .original_length = 2048, .length = length}, 8).frequency[3];
+  };
+  REQUIRE(at(2048) == angles_of({}, 8).frequency[3]);
+  REQUIRE(at(0) == at(2048));
+  REQUIRE(at(2049) < at(2048));
+}
+
 TEST_CASE("rope: a caller's frequencies are used as they are", "[position][rope]") {
   const std::vector<float> table{0.5f, 0.25f};
   const auto angles = angles_of({.rotary_dim = 4, .scaling = RopeScaling::table, .attention_factor = 1.5, .table = table}, 8);
@@ -98,12 +107,32 @@ TEST_CASE("rope: numbers out of range are refused", "[position][rope]") {
   REQUIRE_FALSE(valid({.scaling = RopeScaling::yarn, .factor = 2.0, .original_length = 0}));
   REQUIRE_FALSE(valid({.scaling = RopeScaling::llama3, .factor = 2.0, .low_frequency = 4.0, .high_frequency = 4.0}));
   REQUIRE_FALSE(valid({.scaling = RopeScaling::dynamic_ntk, .factor = 2.0}, 2));
-  REQUIRE_FALSE(valid({.attention_factor = nan}));
+  for (const double bad : {nan, -1.0, 1e7}) REQUIRE_FALSE(valid({.attention_factor = bad}));
+  REQUIRE_FALSE(valid({}, 0));
+  REQUIRE_FALSE(valid({}, 258));
+  for (const RopeScaling scaling : {RopeScaling::dynamic_ntk, RopeScaling::llama3, RopeScaling::yarn, RopeScaling::longrope}) {
+    const std::vector<float> ones(4, 1.0f);
+    const auto with = [&](double factor, index_t original, index_t length) {
+      return valid({.scaling = scaling, .factor = factor, .original_length = original, .length = length, .table = ones, .long_table = ones});
+    };
+    REQUIRE(with(2.0, 2, 0));
+    REQUIRE_FALSE(with(2.0, 1, 0));
+    REQUIRE_FALSE(with(2.0, 2, -1));
+    REQUIRE(with(0.5, 2, 0) == (scaling == RopeScaling::llama3));
+  }
+  REQUIRE_FALSE(valid({.scaling = RopeScaling::llama3, .factor = 2.0, .low_frequency = 0.0, .high_frequency = 4.0}));
+  for (const double bad : {0.0, -1.0, nan, 1e30}) {
+    REQUIRE_FALSE(valid({.scaling = RopeScaling::yarn, .factor = 2.0, .beta_fast = bad}));
+    REQUIRE_FALSE(valid({.scaling = RopeScaling::yarn, .factor = 2.0, .beta_slow = bad}));
+  }
+  REQUIRE_FALSE(valid({.scaling = static_cast<RopeScaling>(99)}));
+  REQUIRE(prim::rope_angles({.base = 0.0}, 8).status() == Status::invalid_argument);
   const std::vector<float> three(3, 1.0f), zero(4, 0.0f), four(4, 1.0f);
   REQUIRE_FALSE(valid({.scaling = RopeScaling::table}));
   REQUIRE_FALSE(valid({.scaling = RopeScaling::table, .table = three}));
   REQUIRE_FALSE(valid({.scaling = RopeScaling::longrope, .table = four}));
   REQUIRE_FALSE(valid({.scaling = RopeScaling::longrope, .table = four, .long_table = zero}));
+  REQUIRE_FALSE(valid({.scaling = RopeScaling::longrope, .table = three, .long_table = four}));
   REQUIRE(valid({.scaling = RopeScaling::longrope, .table = four, .long_table = four}));
   REQUIRE(position::validate_rope({}, CacheShape{.head_dim = 7}) == Status::invalid_argument);
 }

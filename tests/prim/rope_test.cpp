@@ -232,4 +232,14 @@ TEST_CASE("rope: views that disagree are refused", "[prim][rope]") {
   REQUIRE(refused(rows, test::view2<const index_t>(p.data(), 3, 3), rows));
   REQUIRE(refused(rows, test::view2<const index_t>(p.data(), 2, 3), dense_view(x.data(), 3, 2, 8)));
   REQUIRE(refused(dense_view(x.data(), 2, 3, 6), test::view2<const index_t>(p.data(), 2, 3), dense_view(x.data(), 2, 3, 6)));
+  // Each number of the output, and channels that do not lie side by side in one of the two.
+  const auto places = test::view2<const index_t>(p.data(), 2, 3);
+  REQUIRE(refused(rows, places, dense_view(x.data(), 2, 2, 8)));
+  REQUIRE(refused(rows, places, dense_view(x.data(), 2, 3, 7)));
+  const TensorView<float, 3> apart{x.data(), {2, 1, 8}, {1, 16, 2}}, whole{x.data(), {2, 1, 8}, {8, 8, 1}};
+  const auto place = test::view2<const index_t>(p.data(), 2, 1);
+  REQUIRE(refused(apart, place, whole));
+  REQUIRE(refused(whole, place, apart));
+  const auto none = dense_view(x.data(), 0, 3, 8);
+  REQUIRE(Rope<Cpu>::rotate(ctx, angles, none, test::view2<const index_t>(p.data(), 1, 3), none) == Status::ok);
 }
