@@ -322,12 +322,16 @@ TEMPLATE_TEST_CASE_SIG("group_int lanes: every form and parameter type", "[prim]
           Page<Bits> page({axis, 32, form, type, Rounding::half_even, layout}, 64, 128, 6);
           attend(page, 0, 64, 4);
           attend_unpacked(page, 3, 60, 4);
+          page.codec.math = CodeMath::int8;
+          attend(page, 0, 64, 4);
         }
 }
 
 TEMPLATE_TEST_CASE_SIG("group_int lanes: a score depends on its slot and query only, bit for bit", "[prim][group_quant][lanes]",
                        ((int Bits), Bits), 2, 4, 8) {
-  for_lanes<Bits>([](const GroupInt<Bits>& codec, index_t dim) {
+  const CodeMath math = GENERATE(CodeMath::int16, CodeMath::int8);
+  for_lanes<Bits>([math](GroupInt<Bits> codec, index_t dim) {
+    codec.math = math;
     Page<Bits> page(codec, 128, dim, 7);
     std::vector<float> q(size_of_block(5, dim)), all(size_of_block(5, 128));
     test::fill_normal(q.data(), q.size(), 8);
@@ -372,9 +376,10 @@ TEST_CASE("group_int lanes: coding slot by slot over old codes equals coding all
 
 TEST_CASE("group_int lanes: NaN queries and weights stay NaN, zeros stay zero", "[prim][group_quant][lanes]") {
   const float bad = std::numeric_limits<float>::quiet_NaN();
+  const CodeMath math = GENERATE(CodeMath::int16, CodeMath::int8);
   for (const CodeLayout layout : lane_layouts)
     for (const GroupAxis axis : {GroupAxis::token, GroupAxis::channel}) {
-      Page<4> page({.axis = axis, .group_size = 32, .layout = layout}, 64, 128, 15);
+      Page<4> page({.axis = axis, .group_size = 32, .layout = layout, .math = math}, 64, 128, 15);
       std::vector<float> q(2 * 128, 0.0f), w(2 * 64, 0.0f), out(2 * 64, 3.0f), sums(2 * 128, 0.5f);
       q[128 + 5] = bad, w[64 + 9] = bad;
       Page<4>::Codec::scores(page.codec, page.span(), 0, 64, {q.data(), 2, 128}, {out.data(), 2, 64});

@@ -261,7 +261,7 @@ struct GroupInt {
     const index_t groups = (slots + group_slots() - 1) / group_slots();
     return static_cast<std::size_t>(params_at(slots, dim) + groups * group_bytes(dim));
   }
-  /// Every field that says how bytes are to be read: pages may be exchanged only between equal fingerprints.
+  /// Every field that bytes depend on, so not `math`: pages may be exchanged only between equal fingerprints.
   constexpr std::int64_t fingerprint() const {
     auto f = static_cast<std::uint64_t>(group_size);
     for (const int field : {static_cast<int>(axis), static_cast<int>(form), static_cast<int>(params),

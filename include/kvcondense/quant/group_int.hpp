@@ -51,8 +51,8 @@ constexpr bool codecs_fit(const Stage& s, const CacheShape& shape) {
 ///          `whole_window` a prompt is coded at once and the window whenever it is full, as Hugging Face's quantized cache does.
 /// Numbers  codes from the stored parameters; error at most half a step, a whole one for integer_zero;
 ///          NaN is coded as 0, infinities as the end of their group's range, both counted. On the CPU `math=int8` rounds queries and
-///          weights to a byte where they meet codes in lanes: outputs within 3e-2 of what the codes stand for (6e-2 where
-///          logits spread by 6), in place of 4e-4.
+///          weights to a byte where they meet codes in lanes: of normal rows outputs are within 3e-2 of what the codes
+///          stand for (6e-2 where logits spread by 6), in place of 4e-4.
 /// Differs  Hugging Face's cache codes everything anew in every flush. Groups of a slot's own channels come out as they were, but for
 ///          rounding of parameters that are far from 0, so here they are coded once.
 /// Errors   invalid_argument when a group does not divide its row, block or page; whole windows of no slot, on the channel axis, or

@@ -19,8 +19,8 @@ namespace kvcondense::quant {
 /// Cost     Bits + 32 / group_size per number (3.0 for 2 bits, groups of 32), plus the exact window: up to
 ///          `residual_window` - 1 keys, coded in whole blocks, and `residual_window` values, coded one by one.
 /// Numbers  minimum form, half to even, parameters in fp16; error at most half a step of the group. On the CPU `math=int8` rounds queries
-///          and weights to a byte where they meet codes in lanes: outputs within 3e-2 of what the codes stand for (6e-2 where
-///          logits spread by 6), in place of 4e-4.
+///          and weights to a byte where they meet codes in lanes: of normal rows outputs are within 3e-2 of what the codes
+///          stand for (6e-2 where logits spread by 6), in place of 4e-4.
 /// Errors   invalid_argument when group_size does not divide the window, the value size or a page.
 /// Differs  codes are computed from the stored parameters, constant groups are exact (the reference code
 ///          divides by zero), the packed order is by token; `sinks` and `keep_window` are additions.

@@ -148,7 +148,7 @@ void code_pair(const CodeRun& run, index_t at, int field, const FoldedRows& fold
 #pragma GCC unroll 2
     for (int k = 0; k < R; ++k) {
       std::int32_t four;
-      std::memcpy(&four, &folded.plane[r + k][0][run.multiplier + 4 * s], sizeof four);
+      std::memcpy(&four, &folded.plane[r + k][0][4 * s], sizeof four);
       const __m256i by = _mm256_set1_epi32(four);
 #pragma GCC unroll 4
       for (int j = 0; j < 4; ++j) total[k][j] = add_products<Bits>(total[k][j], x[j], by);

@@ -30,7 +30,6 @@ struct CodeRun {
   int field = 0;            ///< first of the two fields; 2 only for 2 bits
   int pairs = 1;
   index_t other = 0;        ///< 4 and 8 bits: bytes from a block to that of the pair behind
-  index_t multiplier = 0;   ///< the first of them
   const std::byte* next = nullptr;  ///< what will be read later, at the same distances
 };
 

@@ -89,7 +89,7 @@ void dot_codes(int bits, const CodeRun& run, const FoldedRows& folded, const Row
         const std::byte* four = run.first + s * run.step + (bits == 8 ? i / 16 * run.second : 0) + i % 16 * 4;
         const unsigned shift = bits == 8 ? 0u : static_cast<unsigned>((run.field + i / 16) * bits);
         for (index_t b = 0; b < 4; ++b) {
-          const index_t at = run.multiplier + 4 * s + b;
+          const index_t at = 4 * s + b;
           const std::int32_t m = folded.plane[r][0][at] * 128 + folded.plane[r][1][at];
           sum[i] += m * static_cast<std::int32_t>((static_cast<unsigned>(four[b]) >> shift) & mask);
         }

@@ -10,7 +10,7 @@
 // What choose.hpp declares.
 namespace kvcondense::prim::cpu {
 
-KVCONDENSE_KERNELS const RowOps& row_ops(Isa isa) {
+KVCONDENSE_KERNELS const RowOps& row_ops([[maybe_unused]] Isa isa) {
 #if KVCONDENSE_X86_TARGETS
   if (isa == Isa::avx512) return avx512::row_ops;
   if (isa == Isa::avx2) return avx2::row_ops;
@@ -18,7 +18,7 @@ KVCONDENSE_KERNELS const RowOps& row_ops(Isa isa) {
   return portable::row_ops;
 }
 
-KVCONDENSE_KERNELS const CodingOps& coding_ops(Isa isa) {
+KVCONDENSE_KERNELS const CodingOps& coding_ops([[maybe_unused]] Isa isa) {
 #if KVCONDENSE_X86_TARGETS
   if (isa == Isa::avx512) return avx512::coding_ops;
   if (isa == Isa::avx2) return avx2::coding_ops;
@@ -33,7 +33,7 @@ KVCONDENSE_KERNELS const RankOps& rank_ops([[maybe_unused]] Isa isa) {
   return portable::rank_ops;
 }
 
-KVCONDENSE_KERNELS const CodeOps& byte_code_ops(Isa isa) {
+KVCONDENSE_KERNELS const CodeOps& byte_code_ops([[maybe_unused]] Isa isa) {
 #if KVCONDENSE_X86_TARGETS
   if (isa == Isa::avx512 && code_ops() != nullptr) return vnni::code_ops;
   if (isa != Isa::portable) return avx2::code_ops;

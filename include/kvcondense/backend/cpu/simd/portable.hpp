@@ -124,7 +124,7 @@ void code_pair(const CodeRun& run, index_t at, int field, const FoldedRows& fold
       std::memcpy(word, run.first + at + s * run.step + (Bits == 8 ? half * run.second : 0), sizeof word);
       const auto shift = static_cast<unsigned>(Bits == 8 ? 0 : (field + static_cast<int>(half)) * Bits);
       for (int k = 0; k < R; ++k) {
-        const std::int8_t* by = &folded.plane[r + k][0][run.multiplier + 4 * s];
+        const std::int8_t* by = &folded.plane[r + k][0][4 * s];
         for (index_t i = 0; i < 16; ++i) {
           const std::uint32_t w = word[i] >> shift;
           sum[k][16 * half + i] += by[0] * static_cast<std::int32_t>(w & mask) + by[1] * static_cast<std::int32_t>((w >> 8) & mask) +

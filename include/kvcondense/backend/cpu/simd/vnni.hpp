@@ -230,7 +230,7 @@ void dot_rows(const CodeRun& run, const FoldedRows& folded, const RowBlock<float
   const std::byte* w = run.first;
   const std::byte* next = run.next == nullptr ? w : run.next;
   const index_t next_step = run.next == nullptr ? 0 : run.step;
-  const std::int8_t* n = &folded.plane[0][0][run.multiplier];
+  const std::int8_t* n = &folded.plane[0][0][0];
   for (index_t s = 0; s < run.steps; ++s, w += run.step, next += next_step, n += 4) {
     avx512::prefetch(next);
     I x, y;
@@ -290,8 +290,8 @@ void byte_rows(const CodeRun& run, const FoldedRows& first, const FoldedRows& be
   const bool known = run.next != nullptr;
   const std::byte* next = known ? run.next : w;
   const index_t next_step = known ? run.step : 0, next_second = known ? run.second : 0, next_other = known ? run.other : 0;
-  const std::int8_t* n = &first.plane[0][0][run.multiplier];
-  const std::int8_t* m = &behind.plane[0][0][run.multiplier];
+  const std::int8_t* n = &first.plane[0][0][0];
+  const std::int8_t* m = &behind.plane[0][0][0];
   for (index_t s = 0; s < run.steps; ++s, w += run.step, next += next_step, n += 4, m += 4) {
     I x[Pairs], y[Pairs];
     if constexpr (Bits == 2) {
