@@ -1,7 +1,10 @@
-// The one program of all consumer projects: a cache of two recipes lives through a request. Also
-// built without exceptions and run-time types.
+// The one program of all consumer projects: a cache of two recipes lives through a request. Each project compiles it with another
+// compiler or other options, also without exceptions and run-time types: it prints a digest of what was selected and stored, and they
+// must agree on it.
 
+#include <cstdint>
 #include <cstdio>
+#include <span>
 #include <vector>
 
 #include <kvcondense/cpu.hpp>
@@ -13,9 +16,15 @@ using kvcondense::Status;
 
 const kvcondense::CacheShape shape{.layers = 2, .q_heads = 14, .kv_heads = 2, .head_dim = 64};
 
-/// A prompt of 300 tokens, 40 generated ones, two drafts taken back; what went wrong, or null.
+struct Digest final : kvcondense::ByteSink {
+  kvcondense::Checksum sum;
+  bool write(std::span<const std::byte> bytes) noexcept override { return sum.add(bytes), true; }
+};
+
+/// A prompt of 300 tokens, 40 generated ones, two drafts taken back; what went wrong, or null. What the cache then holds goes to `digest`:
+/// tokens, rows and, where it holds no sums of floats, its file.
 template <class R>
-const char* request(const R& recipe, index_t slots) {
+const char* request(const R& recipe, index_t slots, Digest& digest) {
   auto cache = kvcondense::make_cache<kvcondense::Cpu>(shape, recipe);
   if (!cache) return "make_cache";
   kvcondense::Workspace scratch;
@@ -23,8 +32,8 @@ const char* request(const R& recipe, index_t slots) {
   kvcondense::Context<kvcondense::Cpu> ctx(scratch.bytes());
 
   std::vector<float> rows(14 * 300 * 64), out(rows.size());
-  for (std::size_t i = 0; i < rows.size(); ++i)
-    rows[i] = static_cast<float>(i * 7919 % 1000) / 1000;
+  std::uint32_t state = 1;
+  for (float& x : rows) x = static_cast<float>((state = state * 1664525u + 1013904223u) >> 8) / 8388608.0f - 1.0f;
   const auto view = [&](index_t heads, index_t n) {
     return kvcondense::dense_view<const float>(rows.data(), heads, n, 64);
   };
@@ -42,6 +51,17 @@ const char* request(const R& recipe, index_t slots) {
   auto twin = cache->fork();
   if (!twin || twin->next_position() != 340) return "fork";
   cache->reset();
+  for (index_t layer = 0; layer < shape.layers; ++layer)
+    for (index_t head = 0; head < 2; ++head) {
+      const index_t n = twin->slots(layer, head);
+      for (index_t slot = 0; slot < n; ++slot) {
+        const index_t token = twin->token(layer, head, slot);
+        digest.write(std::as_bytes(std::span(&token, 1)));
+      }
+      if (twin->read(layer, head, 0, kvcondense::dense_view(rows.data(), n, 64), kvcondense::dense_view(out.data(), n, 64)) != Status::ok) return "read";
+      for (const std::vector<float>* list : {&rows, &out}) digest.write(std::as_bytes(std::span(list->data(), static_cast<std::size_t>(n * 64))));
+    }
+  if (slots == 340 && kvcondense::save(*twin, digest) != Status::ok) return "save";
   const kvcondense::Report r = twin->report();
   std::printf("%lld tokens, %lld slots in each head, %zu bytes for %zu\n",
               static_cast<long long>(r.tokens), static_cast<long long>(twin->slots(1, 1)),
@@ -56,7 +76,9 @@ int main() {
   const auto heavy = kvcondense::recipe(kvcondense::evict::H2O{.heavy = 64, .recent = 64},
                                         kvcondense::quant::GroupInt<8>{});
   const auto coded = kvcondense::recipe(kvcondense::quant::Kivi<2>{});
-  for (const char* wrong : {request(heavy, 128), request(coded, 340)})
+  Digest digest;
+  for (const char* wrong : {request(heavy, 128, digest), request(coded, 340, digest)})
     if (wrong != nullptr) return std::printf("went wrong: %s\n", wrong), 1;
+  std::printf("digest %016llx\n", static_cast<unsigned long long>(digest.sum.value()));
   return 0;
 }
