@@ -11,6 +11,7 @@
 #include <kvcondense/merge/lookm.hpp>
 #include <kvcondense/merge/tome.hpp>
 #include <kvcondense/position/reindex.hpp>
+#include <kvcondense/quant/group_int.hpp>
 #include <kvcondense/quant/kivi.hpp>
 #include <support/byte_list.hpp>
 #include <support/cache_rig.hpp>
@@ -206,6 +207,22 @@ TEST_CASE("fold: drafts that are taken back leave no trace", "[cache][fold]") {
     REQUIRE(r.cache.truncate(r.cache.length() - 3) == Status::ok);
     REQUIRE(forward(r, s, Tokens(s, i == 0 ? 50 : 1, b)) == want);
   }
+}
+
+TEST_CASE("fold: where codes leave a few slots exact nothing folds into them", "[cache][fold]") {
+  const CacheShape s{.q_heads = 2, .kv_heads = 2, .head_dim = 32};
+  const quant::GroupInt<8> codes{.residual_window = 0};
+  const evict::H2O h2o{.heavy = 20, .recent = 20};
+  CacheRig r(s, recipe(h2o, merge::D2O{.keep = 1.0f, .add = 0.0f}, codes), 96, 64);
+  CacheRig plain(s, recipe(h2o, codes), 96, 64);
+  std::mt19937 a(19), b(19);
+  for (int i = 0; i < 20; ++i) REQUIRE(forward(r, s, Tokens(s, i == 0 ? 40 : 1, a)) == forward(plain, s, Tokens(s, i == 0 ? 40 : 1, b)));
+  REQUIRE(r.cache.report().evicted_slots > 0);
+  REQUIRE(r.cache.report().merged_slots == 0);
+  // At the end of a prompt all of it is exact.
+  CacheRig prompt(s, recipe(h2o, merge::D2O{.keep = 1.0f, .add = 0.0f}, codes), 96, 64);
+  forward(prompt, s, Tokens(s, 60, a));
+  REQUIRE(prompt.cache.report().merged_slots > 0);
 }
 
 TEST_CASE("fold: a coded slot is neither changed nor a target, and may fold", "[cache][fold]") {

@@ -61,6 +61,8 @@ Status Cache<B, R>::fold(Context<B>& ctx, const StepView<B>& view, evict::LaneVi
       out.targets[h].prefix = std::min(out.targets[h].prefix, head.keys.sinks().live());
       out.targets[h].begin = std::max(out.targets[h].begin, head.keys.slots() - head.keys.window().live());
     }
+    const index_t exact = out.targets[h].prefix + out.targets[h].end - out.targets[h].begin;
+    if (!fold_.gate.active && exact < std::min(head.slots(), cache::least_targets)) out.targets[h] = {0, head.slots(), head.slots()};
   }
   merge::Scene<B> scene;
   if (fold_.gate.active) {

@@ -10,6 +10,10 @@
 
 namespace kvcondense::cache {
 
+/// Of a head with codes: fewer exact slots take up nothing. The nearest of a few is not near, and a window of one token would be
+/// summed with whatever leaves in every step.
+inline constexpr index_t least_targets = 8;
+
 /// What a merge stage decided in one step of a layer.
 struct Folding {
   prim::MergeLinks links{};
