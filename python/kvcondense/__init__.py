@@ -27,5 +27,6 @@ from ._core import (  # noqa: E402  (the compiled part raises Error)
     version as __version__,
     words,
 )
+from ._files import read_arrays  # noqa: E402
 
-__all__ = ["Cache", "Choice", "Coded", "Error", "Shape", "choose", "encode", "help", "parse", "reorder", "words"]
+__all__ = ["Cache", "Choice", "Coded", "Error", "Shape", "choose", "encode", "help", "parse", "read_arrays", "reorder", "words"]

@@ -98,6 +98,28 @@ class Taker {
     t = {list->data(), static_cast<index_t>(list->size()), rows, columns};
     to_->lists.push_back(std::move(list));
   }
+  /// Per method its arrays, named as the tensors of a file of `calibrate` are, and what keys they were made of.
+  void operator()(std::string_view fact, BasisList& t) {
+    if (name_ != fact) return;
+    found = true;
+    for (const auto& item : cast<py::dict>(value_, name_)) {
+      const auto method = cast<std::string>(item.first, "a method");
+      to_->methods.push_back(std::make_unique<std::string>(method));
+      to_->bases.push_back({*to_->methods.back()});
+      NamedBases& b = to_->bases.back();
+      KeyForm form = KeyForm::rotated;
+      for (const auto& part : cast<py::dict>(item.second, "bases of " + method)) {
+        const auto tensor = cast<std::string>(part.first, "a name");
+        if (tensor == "keys")
+          form = one_of<KeyForm>(cast<std::string>(part.second, tensor), "form of keys", {{"rotated", KeyForm::rotated}, {"raw", KeyForm::raw}});
+        else if (!basis_part(tensor, "key.", method, part.second, b.keys) && !basis_part(tensor, "value.", method, part.second, b.values))
+          bad("bases of " + method + " have no '" + tensor + "'");
+      }
+      whole(b.keys, method + "'s keys"), whole(b.values, method + "'s values");
+      b.keys.keys = form;
+    }
+    t = {to_->bases.data(), static_cast<index_t>(to_->bases.size())};
+  }
   void operator()(prim::RopeConfig& rope) {
     if (name_ != "rope") return;
     found = true;
@@ -141,6 +163,40 @@ class Taker {
     Floats a = floats(value_, dimensions, name_);
     to_->arrays.push_back(a);
     return a;
+  }
+
+  /// One array of a basis; false: it is no such array.
+  bool basis_part(const std::string& tensor, const std::string& side, const std::string& method, py::handle value, HeadBases& to) {
+    if (tensor.rfind(side, 0) != 0) return false;
+    const std::string part = tensor.substr(side.size());
+    struct Part {
+      const char* name;
+      const float* HeadBases::*data;
+      std::vector<index_t HeadBases::*> extent;
+    };
+    const Part parts[] = {{"encode", &HeadBases::encode, {&HeadBases::layers, &HeadBases::groups, &HeadBases::dim, &HeadBases::columns}},
+                          {"decode", &HeadBases::decode, {&HeadBases::layers, &HeadBases::groups, &HeadBases::dim, &HeadBases::columns}},
+                          {"mean", &HeadBases::mean, {&HeadBases::layers, &HeadBases::groups, &HeadBases::dim}},
+                          {"energy", &HeadBases::energy, {&HeadBases::layers, &HeadBases::groups, &HeadBases::columns}},
+                          {"ranks", &HeadBases::ranks, {&HeadBases::layers, &HeadBases::groups}}};
+    for (const Part& p : parts) {
+      if (part != p.name) continue;
+      const Floats a = floats(value, static_cast<py::ssize_t>(p.extent.size()), tensor + " of " + method);
+      for (std::size_t i = 0; i < p.extent.size(); ++i) {
+        index_t& n = to.*(p.extent[i]);
+        const index_t is = a.shape(static_cast<py::ssize_t>(i));
+        if (is < 1 || (n != 0 && n != is)) bad(tensor + " of " + method + " disagrees with its other arrays: it is " + shape_text(a), Status::shape_mismatch);
+        n = is;
+      }
+      to.*(p.data) = a.data();
+      to_->arrays.push_back(a);
+      return true;
+    }
+    return false;
+  }
+  /// Sizes without an encoder are arrays that nothing reads.
+  static void whole(const HeadBases& b, const std::string& whose) {
+    if (b.encode == nullptr && (b.layers != 0 || b.columns != 0)) bad("bases of " + whose + " lack 'encode'", Status::missing_input);
   }
 
   Facts* to_;
@@ -199,6 +255,7 @@ Facts::Facts(const py::dict& model) {
     take("key_clusters", facts.key_clusters), take("value_clusters", facts.value_clusters);
     take("key_lower", facts.key_lower), take("key_upper", facts.key_upper);
     take("key_levels", facts.key_levels), take("value_levels", facts.value_levels);
+    take("bases", facts.bases);
     take("key_books", facts.key_books), take("value_books", facts.value_books);
     take("output", facts.output), take("key_codes", facts.key_codes), take("key_metric", facts.key_metric);
     take("key_axes", facts.key_axes), take("query_axes", facts.query_axes), take("hash_planes", facts.hash_planes);

@@ -14,6 +14,7 @@
 
 #include <kvcondense/any/model_facts.hpp>
 #include <kvcondense/core/dtype.hpp>
+#include <kvcondense/core/model_arrays.hpp>
 #include <kvcondense/core/shape.hpp>
 #include <kvcondense/core/status.hpp>
 #include <kvcondense/core/step_inputs.hpp>
@@ -71,6 +72,8 @@ struct Facts {
   any::ModelFacts facts;
   std::vector<py::array> arrays;
   std::vector<std::unique_ptr<std::vector<const float*>>> lists;
+  std::vector<std::unique_ptr<std::string>> methods;  ///< of bases
+  std::vector<NamedBases> bases;
 
   explicit Facts(const py::dict& model);
 };

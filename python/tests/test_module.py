@@ -2,6 +2,8 @@ import ast
 import gc
 import json
 import os
+import struct
+import tempfile
 import threading
 import time
 import unittest
@@ -324,6 +326,159 @@ class TheCache(unittest.TestCase):
         thread.join()
         middle = [t for t in ticks if begin + (end - begin) * 0.25 < t < begin + (end - begin) * 0.75]
         self.assertGreater(len(middle), 0)
+
+
+def safetensors(arrays, **metadata):
+    """A file as `kvcondense-eval calibrate` writes it."""
+    header, data = {"__metadata__": metadata}, b""
+    for name, (dtype, numbers) in arrays.items():
+        header[name] = {"dtype": dtype, "shape": list(numbers.shape), "data_offsets": [len(data), len(data) + numbers.nbytes]}
+        data += numbers.tobytes()
+    text = json.dumps(header).encode()
+    return struct.pack("<Q", len(text)) + text + data
+
+
+class ModelArrays(unittest.TestCase):
+    """What recipes know of a model: arrays by name, and files that hold them."""
+
+    LAYERS, HEADS, DIM = 2, 2, 64
+
+    def setUp(self):
+        self.shape = kvc.Shape(layers=2, q_heads=4, kv_heads=2, head_dim=64, dtype="f32")
+        self.q, self.k, self.v = (normal(h, 100, 64, seed=s) for h, s in ((4, 0), (2, 1), (2, 2)))
+        rng = np.random.default_rng(7)
+        self.encode = np.linalg.qr(rng.standard_normal((2, 2, 64, 64)))[0].astype(np.float32)
+        self.mean = rng.standard_normal((2, 2, 64)).astype(np.float32)
+        self.energy = np.tile(np.arange(64, 0, -1, dtype=np.float32), (2, 2, 1))
+        self.folder = tempfile.TemporaryDirectory()
+        self.addCleanup(self.folder.cleanup)
+
+    refused = TheCache.refused
+
+    def file(self, name, content):
+        path = os.path.join(self.folder.name, name)
+        with open(path, "wb") as f:
+            f.write(content)
+        return path
+
+    def bases(self, keys="rotated", **more):
+        ranks = np.full((2, 2), 24, np.float32)
+        one = {f"{s}.{p}": a for s in ("key", "value") for p, a in (("encode", self.encode), ("energy", self.energy), ("ranks", ranks))}
+        return {**one, "keys": keys, **more}
+
+    def filled(self, recipe, model, layer=1):
+        cache = kvc.Cache(self.shape, recipe, model)
+        cache.forward(layer, self.q, self.k, self.v)
+        return cache
+
+    def test_bases_are_what_rows_are_stored_in(self):
+        recipe = "pca(keep=50%, value_keep=25%, window=8)"
+        mine = self.bases(**{"key.mean": self.mean})
+        cache = self.filled(recipe, {"bases": {"pca": mine}})
+        e = self.encode[1].astype(np.float64)
+        for h in range(2):
+            keys, values = cache.read(1, h)
+            m, a, b = self.mean[1, h], e[h][:, :32], e[h][:, :16]
+            np.testing.assert_allclose(keys[:92], (self.k[h, :92] - m) @ a @ a.T + m, atol=2e-5)
+            np.testing.assert_allclose(values[:92], self.v[h, :92] @ b @ b.T, atol=2e-5)
+            np.testing.assert_array_equal(keys[92:], self.k[h, 92:])
+        self.assertLess(cache.report()["bytes"], 0.65 * self.filled("keep_all", {}).report()["bytes"])
+        twice = self.filled(recipe, {"bases": {"pca": {**mine, "key.encode": 2 * self.encode, "key.decode": self.encode / 2}}})
+        np.testing.assert_allclose(twice.read(1, 0)[0], cache.read(1, 0)[0], atol=2e-5)
+        # Doubles and other orders in memory are copied; a fork holds them when all else is gone.
+        other = kvc.Cache(self.shape, recipe, {"bases": {"pca": {n: a if n == "keys" else np.asfortranarray(a.astype(np.float64)) for n, a in mine.items()}}})
+        fork = other.fork()
+        del other
+        gc.collect()
+        junk = [np.zeros((2, 2, 64, 64), np.float32) for _ in range(20)]
+        fork.forward(1, self.q, self.k, self.v)
+        np.testing.assert_array_equal(fork.read(1, 1)[0], cache.read(1, 1)[0])
+        self.assertEqual(len(junk), 20)
+        rows = kvc.encode("pca(keep=50%) + int8", self.k[:, :64], layer=1, layers=2, model={"bases": {"pca": mine}})
+        self.assertLess(rows.bits, 0.6 * kvc.encode("int8", self.k[:, :64]).bits)
+
+    def test_every_low_rank_word_runs(self):
+        raw = {"palu", "weight_svd", "lorc", "recalkv"}
+        joint = np.linalg.qr(np.random.default_rng(9).standard_normal((2, 1, 128, 128)))[0].astype(np.float32)
+        model = {"rope": {"base": 10000.0},
+                 "bases": {**{w: self.bases("raw" if w in raw else "rotated") for w in kvc.words("lowrank")},
+                           "kv_heads_svd": {"key.encode": joint, "value.encode": joint, "keys": "rotated"}}}
+        lacking = set()
+        for word in kvc.words("lowrank"):
+            recipe = word + " + reindex" if word in raw | {"shadowkv"} else word
+            cache = kvc.Cache(self.shape, recipe, model)
+            for layer in range(2):
+                cache.forward(layer, self.q, self.k, self.v)
+            self.assertTrue(np.isfinite(cache.attend(1, self.q[:, -1:])).all(), word)
+            try:
+                kvc.Cache(self.shape, recipe)
+            except kvc.Error as e:
+                self.assertIn("bases", str(e))
+                lacking.add(word)
+        self.assertLessEqual(raw | {"pca", "matryoshka", "cskv", "eigen_attention", "joint_heads"}, lacking)
+
+    def test_bases_that_do_not_fit_are_refused(self):
+        make = lambda bases, recipe="pca": kvc.Cache(self.shape, recipe, {"bases": {"pca": bases}})
+        good = self.bases()
+        make(good)
+        part = lambda **names: {**good, **{n.replace("_", ".", 1): a for n, a in names.items()}}
+        self.assertIn("bases", str(self.refused("missing_input", kvc.Cache, self.shape, "pca", {"bases": {"palu": good}})))
+        self.refused("incompatible", make, self.bases("raw"))
+        self.refused("invalid_argument", make, self.bases("turned"))
+        self.refused("invalid_argument", make, part(key_decoder=self.encode))
+        self.refused("shape_mismatch", make, part(key_encode=self.encode[0]))
+        self.refused("shape_mismatch", make, part(key_mean=self.mean[:, :, :32]))
+        self.refused("shape_mismatch", make, {n: a if n == "keys" else a[:1] for n, a in good.items()})
+        self.refused("missing_input", make, {n: a for n, a in good.items() if n != "value.encode"})
+        self.refused("invalid_argument", make, part(key_encode=np.full_like(self.encode, np.nan)))
+        for wrong in (lambda: make(3), lambda: make(self.bases(3)), lambda: kvc.Cache(self.shape, "pca", {"bases": 3})):
+            self.assertRaises(TypeError, wrong)
+
+    def test_files_of_calibrate(self):
+        named = {n: ("F32", a) for n, a in self.bases().items() if n != "keys"}
+        about = dict(format="kvcondense-bases", version="1", method="pca", keys="rotated")
+        path = self.file("pca.safetensors", safetensors(named, **about))
+        recipe = "pca(keep=50%)"
+        want = self.filled(recipe, {"bases": {"pca": self.bases()}}).save()
+        self.assertEqual(self.filled(recipe, kvc.read_arrays(path)).save(), want)
+        axes = normal(2, 2, 64, 16, seed=4)
+        loki = self.file("loki.safetensors", safetensors({"key.axes": ("F32", axes)}, **{**about, "method": "loki"}))
+        heads = self.file("heads.json", json.dumps({"format": "kvcondense-heads", "version": 1, "made": {}, "layers": 2, "kv_heads": 2,
+                                                    "gates": [[1, 0], [0, 1]], "evicted": [0.5, 0.25],
+                                                    "key_levels": [[[-1, 0, 1]] * 2] * 2}).encode())
+        model = kvc.read_arrays(path, loki, heads)
+        self.assertEqual(set(model), {"bases", "key_axes", "gates", "evicted", "key_levels"})
+        np.testing.assert_array_equal(model["key_axes"], axes.reshape(2, 128, 16))
+        self.assertEqual((model["key_levels"].shape, model["evicted"].shape), ((2, 2, 3), (2,)))
+        cache = self.filled("duo_attention(sinks=2, recent=10) + loki(columns=16)", model)
+        self.assertEqual([cache.slots(1, h) for h in range(2)], [12, 100])
+        self.assertEqual(kvc.read_arrays(), {})
+        # Numbers of 16 bits are widened; books become a row per head, codes a matrix per layer, planes stay.
+        half = {n: ("F16", a.astype(np.float16)) for n, (_, a) in named.items()}
+        brain = {n: ("BF16", (a.view(np.uint32) >> 16).astype(np.uint16)) for n, (_, a) in named.items()}
+        for arrays, bits in ((half, 2.0**-10), (brain, 2.0**-7)):
+            read = kvc.read_arrays(self.file("small.safetensors", safetensors(arrays, **about)))["bases"]["pca"]["key.encode"]
+            self.assertEqual(read.dtype, np.float32)
+            np.testing.assert_allclose(read, self.encode, rtol=bits, atol=1e-6)
+        more = {"key.books": ("F32", normal(2, 2, 3, 4, 64)), "key.codes": ("F32", normal(2, 2, 8, 64)), "hash.planes": ("F32", normal(5, 3, 64))}
+        read = kvc.read_arrays(self.file("more.safetensors", safetensors(more, **about)))
+        self.assertEqual({n: a.shape for n, a in read.items()}, {"key_books": (2, 2, 768), "key_codes": (2, 16, 64), "hash_planes": (5, 3, 64)})
+
+        whole = safetensors(named, **about)
+        for bad in (b"", b"x", whole[:100], whole[:-1], struct.pack("<Q", 1 << 62) + whole[8:], safetensors(named), safetensors(named, **{**about, "version": "2"}),
+                    safetensors(named, **{**about, "keys": ""}), safetensors({}, **about), safetensors({"key.encoder": ("F32", self.encode)}, **about),
+                    safetensors({"key.encode": ("F64", self.encode)}, **about), safetensors({"key.first": ("F32", self.mean)}, **about),
+                    safetensors({"key.axes": ("F32", self.mean)}, **about), safetensors({"key.encode": ("F32", np.inf * self.encode)}, **about),
+                    struct.pack("<Q", 2) + b"[]", b"{", b"{}", b'{"format": "kvcondense-heads", "version": 2}',
+                    b'{"format": "kvcondense-heads", "version": 1, "layers": 2, "kv_heads": 2}',
+                    b'{"format": "kvcondense-heads", "version": 1, "layers": 2, "kv_heads": 2, "gaits": [[1, 1], [1, 1]]}',
+                    b'{"format": "kvcondense-heads", "version": 1, "layers": 2, "kv_heads": 2, "gates": [[1, 1], [1]]}',
+                    b'{"format": "kvcondense-heads", "version": 1, "layers": 2, "kv_heads": 3, "gates": [[1, 1], [1, 1]]}',
+                    b'{"format": "kvcondense-heads", "version": 1, "layers": 1, "kv_heads": 1, "gates": [[NaN]]}'):
+            self.assertIn("bad.bin: ", str(self.refused("corrupt_data", kvc.read_arrays, self.file("bad.bin", bad))))
+        self.refused("corrupt_data", kvc.read_arrays, path, path)
+        self.refused("corrupt_data", kvc.read_arrays, heads, heads)
+        self.assertRaises(FileNotFoundError, kvc.read_arrays, os.path.join(self.folder.name, "none"))
 
 
 class Choosing(unittest.TestCase):

@@ -25,17 +25,24 @@ static_assert(sizeof(index_t) == sizeof(std::int64_t));
 
 namespace {
 
-/// The caller's functions as a resource. Forks hold pages of it, so it lives until the last of them goes.
+/// The caller's functions as a resource.
 class CallerMemory final : public MemoryResource<Cpu> {
  public:
   explicit CallerMemory(const kvc_memory& calls) : calls_(calls) {}
   void* allocate(std::size_t bytes, std::size_t align) noexcept override { return calls_.allocate(calls_.self, bytes, align); }
   void release(void* p, std::size_t bytes, std::size_t align) noexcept override { calls_.release(calls_.self, p, bytes, align); }
 
-  std::atomic<std::int64_t> caches{0};
-
  private:
   kvc_memory calls_;
+};
+
+/// What a cache and its forks have in common; it lives until the last of them goes.
+struct Common {
+  std::optional<CallerMemory> memory;  ///< none: the heap
+  Buffer<NamedBases> bases{heap_memory()};
+  std::atomic<std::int64_t> caches{1};  ///< at first the call that makes it
+
+  MemoryResource<Cpu>& resource() { return memory ? *memory : heap_memory(); }
 };
 
 class CallerThreads final : public Executor {
@@ -201,6 +208,18 @@ bool take_array(const kvc_array& a, any::ModelFacts& facts) {
   return found;
 }
 
+/// Appends what one method made of the model; a basis without an encoder is none.
+Status take_bases(const kvc_bases& b, Buffer<NamedBases>& to) {
+  if (b.method == nullptr) return Status::invalid_argument;
+  const auto side = [](const kvc_basis& x, KeyForm form) {
+    if (x.encode == nullptr) return HeadBases{};
+    return HeadBases{x.encode, x.decode, x.mean, x.energy, x.ranks, x.layers, x.groups, x.dim, x.columns, form};
+  };
+  for (const kvc_basis* x : {&b.keys, &b.values})
+    if (x->encode != nullptr && std::min({x->layers, x->groups, x->dim, x->columns}) < 1) return Status::invalid_argument;
+  return to.push_back({b.method, side(b.keys, b.raw_keys != 0 ? KeyForm::raw : KeyForm::rotated), side(b.values, KeyForm::rotated)});
+}
+
 void complain(kvc_error* error, std::string_view message, std::size_t position = any::MakeResult::no_position) {
   if (error == nullptr) return;
   const std::size_t n = std::min(message.size(), sizeof(error->message) - 1);
@@ -211,11 +230,11 @@ void complain(kvc_error* error, std::string_view message, std::size_t position =
 
 }  // namespace
 
-/// A handle. `memory`: null where the cache lives on the heap.
+/// A handle.
 struct kvc_cache {
   any::AnyCache cache;
   Buffer<char> text;  ///< ends with a zero
-  CallerMemory* memory = nullptr;
+  Common* common = nullptr;
 
   bool layer(index_t i) const { return i >= 0 && i < cache.shape().layers; }
   bool head(index_t l, index_t h) const { return layer(l) && h >= 0 && h < cache.shape().kv_heads; }
@@ -223,19 +242,19 @@ struct kvc_cache {
 
 namespace {
 
-void let_go(CallerMemory* memory) {
-  if (memory != nullptr && memory->caches.fetch_sub(1) == 1) delete memory;
+void let_go(Common* common) {
+  if (common->caches.fetch_sub(1) == 1) delete common;
 }
 
-/// A handle that shares `memory`; null when there is no room.
-kvc_cache* new_handle(any::AnyCache&& cache, CallerMemory* memory) {
-  Buffer<char> text(memory == nullptr ? heap_memory() : *memory);
+/// A handle that shares `common`; null when there is no room.
+kvc_cache* new_handle(any::AnyCache&& cache, Common* common) {
+  Buffer<char> text(common->resource());
   const std::string_view words = cache.text();
   if (text.resize(static_cast<index_t>(words.size()) + 1) != Status::ok) return nullptr;
   std::copy(words.begin(), words.end(), text.begin());
   text[static_cast<index_t>(words.size())] = '\0';
-  auto* handle = new (std::nothrow) kvc_cache{std::move(cache), std::move(text), memory};
-  if (handle != nullptr && memory != nullptr) memory->caches.fetch_add(1);
+  auto* handle = new (std::nothrow) kvc_cache{std::move(cache), std::move(text), common};
+  if (handle != nullptr) common->caches.fetch_add(1);
   return handle;
 }
 
@@ -272,9 +291,12 @@ kvc_status kvc_make(const char* recipe, const kvc_shape* shape, const kvc_model*
     return complain(error, "the memory lacks a function"), KVC_INVALID_ARGUMENT;
   if (shape->dtype < KVC_F32 || shape->dtype > KVC_BF16) return complain(error, "no such dtype"), KVC_INVALID_ARGUMENT;
   any::ModelFacts facts;
+  std::span<const kvc_bases> bases;
   if (model != nullptr) {
     const kvc_model m = as_known(model, kvc_model KVC_MODEL_INIT);
     if (m.array_count < 0 || (m.array_count > 0 && m.arrays == nullptr)) return complain(error, "arrays are missing"), KVC_INVALID_ARGUMENT;
+    if (m.bases_count < 0 || (m.bases_count > 0 && m.bases == nullptr)) return complain(error, "bases are missing"), KVC_INVALID_ARGUMENT;
+    bases = {m.bases, static_cast<std::size_t>(m.bases_count)};
     if (m.rope != nullptr) {
       if (m.rope->scaling < KVC_ROPE_NONE || m.rope->scaling > KVC_ROPE_TABLE)
         return complain(error, "no such rope scaling"), KVC_INVALID_ARGUMENT;
@@ -283,35 +305,38 @@ kvc_status kvc_make(const char* recipe, const kvc_shape* shape, const kvc_model*
     for (std::int64_t i = 0; i < m.array_count; ++i)
       if (!take_array(m.arrays[i], facts)) return complain(error, "an array has an unknown name or another form than its name asks for"), KVC_INVALID_ARGUMENT;
   }
-  CallerMemory* own = nullptr;
-  if (memory != nullptr) {
-    own = new (std::nothrow) CallerMemory(*memory);
-    if (own == nullptr) return complain(error, "out of memory"), KVC_OUT_OF_MEMORY;
-    own->caches.store(1);  // this call's, until a handle has it
-  }
+  Common* common = new (std::nothrow) Common;
+  if (common == nullptr) return complain(error, "out of memory"), KVC_OUT_OF_MEMORY;
+  if (memory != nullptr) common->memory.emplace(*memory), common->bases = Buffer<NamedBases>(*common->memory);
+  for (const kvc_bases& b : bases)
+    if (const Status taken = take_bases(b, common->bases); taken != Status::ok) {
+      complain(error, taken == Status::out_of_memory ? "out of memory" : "bases have no method, or a basis has no size");
+      return let_go(common), code(taken);
+    }
+  facts.bases = {common->bases.data(), common->bases.size()};
   const CacheShape s{.layers = shape->layers, .q_heads = shape->q_heads, .kv_heads = shape->kv_heads, .head_dim = shape->head_dim,
                      .value_dim = shape->value_dim, .dtype = static_cast<DType>(shape->dtype), .page_slots = shape->page_slots,
                      .softmax_scale = shape->softmax_scale};
   kvc_status status = KVC_OK;
   {
-    auto made = any::make(recipe, s, any::on<Cpu>, own == nullptr ? heap_memory() : static_cast<MemoryResource<Cpu>&>(*own), facts);
+    auto made = any::make(recipe, s, any::on<Cpu>, common->resource(), facts);
     if (!made) {
       complain(error, made.message(), made.position());
       status = code(made.status());
-    } else if ((*out = new_handle(*std::move(made), own)) == nullptr) {
+    } else if ((*out = new_handle(*std::move(made), common)) == nullptr) {
       complain(error, "out of memory");
       status = KVC_OUT_OF_MEMORY;
     }
   }
-  let_go(own);
+  let_go(common);
   return status;
 }
 
 void kvc_free(kvc_cache* cache) {
   if (cache == nullptr) return;
-  CallerMemory* memory = cache->memory;
+  Common* common = cache->common;
   delete cache;
-  let_go(memory);
+  let_go(common);
 }
 
 const char* kvc_text(const kvc_cache* cache, std::size_t* length) {
@@ -407,7 +432,7 @@ kvc_status kvc_fork(const kvc_cache* c, kvc_cache** out) {
   *out = nullptr;
   auto copy = c->cache.fork();
   if (!copy) return code(copy.status());
-  *out = new_handle(std::move(*copy), c->memory);
+  *out = new_handle(std::move(*copy), c->common);
   return *out == nullptr ? KVC_OUT_OF_MEMORY : KVC_OK;
 }
 
@@ -426,7 +451,7 @@ kvc_status kvc_reorder(kvc_cache* const* caches, std::int64_t count, const std::
     if (status == KVC_OK) {
       std::swap(caches[i]->cache, next[i]->cache);
       std::swap(caches[i]->text, next[i]->text);
-      std::swap(caches[i]->memory, next[i]->memory);
+      std::swap(caches[i]->common, next[i]->common);
     }
     kvc_free(next[i]);
   }

@@ -199,6 +199,69 @@ static int by_hand(const kvc_context* ctx) {
   return 0;
 }
 
+/* Bases of a low-rank recipe: numbers are borrowed, structs are copied. */
+static int with_bases(const kvc_context* ctx) {
+  static float same[layers * kv_heads * dim * dim]; /* the identity, for every head */
+  const char* text = "pca(keep=50%, value_keep=75%, window=32)";
+  kvc_shape shape = kvc_default_shape();
+  kvc_model model = KVC_MODEL_INIT;
+  kvc_bases bases[2];
+  kvc_cache *cache = NULL, *twin = NULL;
+  counted memory = {0, 0, -1};
+  kvc_memory calls = {allocate, release, NULL};
+  kvc_error why;
+  int64_t h, i;
+  calls.self = &memory;
+  shape.layers = layers, shape.q_heads = q_heads, shape.kv_heads = kv_heads, shape.head_dim = dim, shape.dtype = KVC_F32;
+  for (h = 0; h < layers * kv_heads; ++h)
+    for (i = 0; i < dim; ++i) same[(h * dim + i) * dim + i] = 1;
+  memset(bases, 0, sizeof bases);
+  bases[0].method = "palu", bases[0].raw_keys = 1;
+  bases[1].method = "pca";
+  bases[1].keys.encode = same;
+  bases[1].keys.layers = layers, bases[1].keys.groups = kv_heads, bases[1].keys.dim = dim, bases[1].keys.columns = dim;
+  bases[1].values = bases[0].keys = bases[1].keys;
+
+  CHECK(kvc_make(text, &shape, &model, &calls, &cache, &why) == KVC_MISSING_INPUT && strstr(why.message, "bases") != NULL);
+  model.bases = bases, model.bases_count = 1;
+  CHECK(kvc_make(text, &shape, &model, &calls, &cache, &why) == KVC_MISSING_INPUT); /* those of another method */
+  model.bases_count = 2;
+  model.size = offsetof(kvc_model, bases); /* a program of an older header has none */
+  CHECK(kvc_make(text, &shape, &model, &calls, &cache, &why) == KVC_MISSING_INPUT);
+  model.size = sizeof model;
+  bases[1].values.dim = dim / 2;
+  CHECK(kvc_make(text, &shape, &model, &calls, &cache, &why) == KVC_SHAPE_MISMATCH);
+  bases[1].values.dim = 0;
+  CHECK(kvc_make(text, &shape, &model, &calls, &cache, &why) == KVC_INVALID_ARGUMENT);
+  bases[1].values.dim = dim, bases[1].raw_keys = 1;
+  CHECK(kvc_make(text, &shape, &model, &calls, &cache, &why) == KVC_INCOMPATIBLE);
+  bases[1].raw_keys = 0, bases[0].method = NULL;
+  CHECK(kvc_make(text, &shape, &model, &calls, &cache, &why) == KVC_INVALID_ARGUMENT);
+  bases[0].method = "palu", model.bases = NULL;
+  CHECK(kvc_make(text, &shape, &model, &calls, &cache, &why) == KVC_INVALID_ARGUMENT && cache == NULL);
+  model.bases = bases;
+  memory.refuse_after = 0;
+  CHECK(kvc_make(text, &shape, &model, &calls, &cache, &why) == KVC_OUT_OF_MEMORY && cache == NULL && memory.pieces == 0);
+  memory.refuse_after = -1;
+
+  CHECK(kvc_make(text, &shape, &model, &calls, &cache, &why) == KVC_OK);
+  memset(bases, 0, sizeof bases), memset(&model, 0, sizeof model);
+  CHECK(kvc_fork(cache, &twin) == KVC_OK);
+  kvc_free(cache);
+  CHECK(forward(twin, ctx, 0, prompt, 5, out) == KVC_OK);
+  CHECK(kvc_read(twin, 0, 1, 0, prompt, out, other) == KVC_OK);
+  for (h = 0; h < prompt; h += prompt - 1) /* a slot of coordinates, and one of the window */
+    for (i = 0; i < dim; ++i) {
+      CHECK(out[h * dim + i] == (h == 0 && i >= dim / 2 ? 0 : k[(prompt + h) * dim + i]));
+      CHECK(other[h * dim + i] == (h == 0 && i >= dim / 4 * 3 ? 0 : v[(prompt + h) * dim + i]));
+    }
+  kvc_reset(twin);
+  CHECK(forward(twin, ctx, 0, prompt, 5, out) == KVC_OK && kvc_length(twin, 0) == prompt);
+  kvc_free(twin);
+  CHECK(memory.pieces == 0 && memory.held == 0);
+  return 0;
+}
+
 static int words(void) {
   int64_t i, found = 0;
   for (i = 0; i < kvc_word_count(); ++i) {
@@ -224,6 +287,7 @@ int kvc_test_from_c(void) {
   if (failed == 0) failed = lives(&two);
   if (failed == 0 && runs == 0) failed = __LINE__;
   if (failed == 0) failed = by_hand(&one);
+  if (failed == 0) failed = with_bases(&one);
   if (failed == 0) failed = words();
   free(work);
   return failed;

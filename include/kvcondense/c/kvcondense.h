@@ -16,8 +16,7 @@
  *            throws, prints or aborts. A null where a pointer is needed is KVC_INVALID_ARGUMENT.
  * Growth     structs that may grow begin with their size: set it with the KVC_..._INIT of the header you compile with.
  *
- * Not here: bases of low-rank recipes from calibration (kvcondense::BasisList), recipes composed as types, and what
- * stands beside the cache. Those are C++. */
+ * Not here: recipes composed as types, and what stands beside the cache. Those are C++. */
 
 #ifndef KVCONDENSE_C_KVCONDENSE_H
 #define KVCONDENSE_C_KVCONDENSE_H
@@ -149,14 +148,36 @@ typedef struct kvc_array {
   int64_t extent[3];
 } kvc_array;
 
-/* What an engine knows of its model and a recipe's text cannot say. */
+/* A basis per layer and group of KV heads (kvcondense::HeadBases): the tensors key.encode, key.decode, ... or those of values
+ * in a file of `kvcondense-eval calibrate`. */
+typedef struct kvc_basis {
+  const float* encode; /* [layers, groups, dim, columns], best column first; null: there is none */
+  const float* decode; /* the same shape; null: columns are orthonormal, and encode serves for both */
+  const float* mean;   /* [layers, groups, dim]; null: zeros */
+  const float* energy; /* [layers, groups, columns], or null */
+  const float* ranks;  /* [layers, groups], or null */
+  int64_t layers, groups, dim, columns;
+} kvc_basis;
+
+/* What low-rank recipes store keys and values in: `method` is the word of the recipe ("pca", ...) that it was made for. */
+typedef struct kvc_bases {
+  const char* method;
+  int raw_keys; /* 1: made of keys before rotation, for caches that store those */
+  kvc_basis keys, values;
+} kvc_bases;
+
+/* What an engine knows of its model and a recipe's text cannot say. Numbers, lists of addresses (`per_layer`) and the words of bases
+ * are borrowed as long as any cache made with them, or any fork of one, lives; kvc_model, kvc_rope, kvc_array, kvc_basis and
+ * kvc_bases themselves are copied. */
 typedef struct kvc_model {
   size_t size;
   const kvc_rope* rope; /* null: what the text says */
   const kvc_array* arrays;
   int64_t array_count;
+  const kvc_bases* bases;
+  int64_t bases_count;
 } kvc_model;
-#define KVC_MODEL_INIT {sizeof(kvc_model), NULL, NULL, 0}
+#define KVC_MODEL_INIT {sizeof(kvc_model), NULL, NULL, 0, NULL, 0}
 
 /* Why a recipe was refused. */
 typedef struct kvc_error {

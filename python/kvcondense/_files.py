@@ -1,0 +1,137 @@
+"""Files of the evaluation tool as arrays for recipes: of `calibrate` (safetensors) and of `identify-heads` (JSON)."""
+
+import json
+import os
+
+import numpy as np
+
+from . import Error
+
+_STORED = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "BF16": np.dtype("<u2")}
+_BASIS_PARTS = ("encode", "decode", "mean", "energy", "ranks")
+# Tensors that are a fact of the model, and their axes in a file: recipes see planes as they are, books as a row per head, others as a matrix per layer.
+_FACTS = {"key.books": ("key_books", 5), "value.books": ("value_books", 5), "key.axes": ("key_axes", 4), "query.axes": ("query_axes", 4),
+          "key.codes": ("key_codes", 4), "key.metric": ("key_metric", 4), "hash.planes": ("hash_planes", 3)}
+_PER_LAYER = ("evicted", "variance")
+_PER_HEAD = ("gates", "induction", "echo", "shares", "key_widths", "value_widths")
+_LISTS = ("key_clusters", "value_clusters", "key_lower", "key_upper", "key_levels", "value_levels")
+
+
+def read_arrays(*paths):
+    """What the files hold, as the `model` of a cache: one dictionary, to which 'rope' and other arrays may be added."""
+    model = {}
+    for path in paths:
+        with open(path, "rb") as f:
+            text = f.read()
+        refuse = _Refuse(os.fspath(path))
+        made = _heads(text, refuse) if text.lstrip()[:1] == b"{" else _bases(text, refuse)
+        bases = made.pop("bases", {})
+        for name in made:
+            if name in model:
+                refuse(f"'{name}' was in a file before it")
+        for method in bases:
+            if method in model.get("bases", {}):
+                refuse(f"a second file of bases for {method}")
+        model.update(made)
+        if bases:
+            model.setdefault("bases", {}).update(bases)
+    return model
+
+
+class _Refuse:
+    def __init__(self, path):
+        self.path = path
+
+    def __call__(self, what):
+        raise Error(f"{self.path}: {what}", "corrupt_data")
+
+
+def _json(text, refuse):
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as e:
+        refuse(f"not JSON: {e}")
+
+
+def _tensors(text, refuse):
+    """Metadata and arrays of a safetensors file."""
+    size = int.from_bytes(text[:8], "little")
+    if len(text) < 8 or size > len(text) - 8:
+        refuse("neither a safetensors file nor JSON")
+    header = _json(text[8:8 + size], refuse)
+    if not isinstance(header, dict):
+        refuse("its header is no object")
+    metadata, data = header.pop("__metadata__", {}), text[8 + size:]
+    arrays = {}
+    for name, about in header.items():
+        try:
+            dtype, shape, (first, last) = _STORED[about["dtype"]], [int(n) for n in about["shape"]], about["data_offsets"]
+        except (KeyError, TypeError, ValueError):
+            refuse(f"tensor '{name}' has no dtype that is read here (F32, F16, BF16), shape or place")
+        count = int(np.prod(shape, dtype=object))
+        if min(shape, default=1) < 0 or not 0 <= first <= last <= len(data) or last - first != count * dtype.itemsize:
+            refuse(f"tensor '{name}' does not lie in the file as its shape says")
+        flat = np.frombuffer(data, dtype, count, first)
+        flat = (flat.astype(np.uint32) << 16).view(np.float32) if about["dtype"] == "BF16" else flat.astype(np.float32, copy=False)
+        if not np.isfinite(flat).all():
+            refuse(f"tensor '{name}' holds something that is no number")
+        arrays[name] = flat.reshape(shape)
+    return metadata, arrays
+
+
+def _bases(text, refuse):
+    metadata, arrays = _tensors(text, refuse)
+    said = metadata.get if isinstance(metadata, dict) else {}.get
+    if said("format") != "kvcondense-bases":
+        refuse("not a file of bases: its \"format\" is not \"kvcondense-bases\"")
+    if said("version") != "1":
+        refuse("its \"version\" is not 1")
+    if not said("method") or said("keys") not in ("rotated", "raw"):
+        refuse("it does not say its method, or what keys it was made of")
+    basis, facts = {}, {}
+    for name, array in arrays.items():
+        side, _, part = name.partition(".")
+        if side in ("key", "value") and part in _BASIS_PARTS:
+            basis[name] = array
+        elif name in _FACTS:
+            fact, axes = _FACTS[name]
+            if array.ndim != axes:
+                refuse(f"tensor '{name}' has {array.ndim} axes, expected {axes}")
+            facts[fact] = array if axes == 3 else array.reshape(*array.shape[:2], -1) if axes == 5 else array.reshape(array.shape[0], -1, array.shape[3])
+        elif part in ("first", "maps"):
+            refuse("it holds maps between layers, which files of a stream take and recipes do not")
+        else:
+            refuse(f"no tensor is called '{name}'")
+    if basis:
+        facts["bases"] = {said("method"): {**basis, "keys": said("keys")}}
+    if not facts:
+        refuse("it holds no basis")
+    return facts
+
+
+def _heads(text, refuse):
+    tables = _json(text, refuse)
+    if tables.get("format") != "kvcondense-heads":
+        refuse("not a file of head tables: its \"format\" is not \"kvcondense-heads\"")
+    if tables.get("version") != 1:
+        refuse("its \"version\" is not 1")
+    layers, heads = tables.get("layers"), tables.get("kv_heads")
+    facts = {}
+    for name, table in tables.items():
+        if name in ("format", "version", "made", "layers", "kv_heads"):
+            continue
+        if name not in _PER_LAYER + _PER_HEAD + _LISTS:
+            refuse(f"no table is called '{name}'")
+        try:
+            array = np.asarray(table, np.float32)
+        except (TypeError, ValueError):
+            refuse(f"'{name}' is no table of numbers")
+        want = [layers] if name in _PER_LAYER else [layers, heads]
+        if list(array.shape[:len(want)]) != want or array.ndim != len(want) + (name in _LISTS) or array.size == 0:
+            refuse(f"'{name}' is {list(array.shape)}, made for {layers} layers of {heads} KV heads")
+        if not np.isfinite(array).all():
+            refuse(f"'{name}' holds something that is no number")
+        facts[name] = array
+    if not facts:
+        refuse("it holds no table")
+    return facts
