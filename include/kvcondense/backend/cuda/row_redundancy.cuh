@@ -63,7 +63,7 @@ struct LookBackShared {
 /// A block has a tile of rows, which look back through all others, the last tile first, until each has found its last repetition.
 /// out: the sum of a row's cosines. Grid: tiles, heads.
 template <int Threads>
-__global__ void __launch_bounds__(Threads, 2) look_back(SlotRows<Cuda> rows, float threshold, RaggedView<const float> inverse, RaggedView<float> out, RedundancyRoom room,
+__global__ void __launch_bounds__(Threads, 1) look_back(SlotRows<Cuda> rows, float threshold, RaggedView<const float> inverse, RaggedView<float> out, RedundancyRoom room,
                                                   index_t length_of_sum) {
   static_assert(Threads == tile_threads);
   LookBackShared& shared = cuda::shared_as<LookBackShared>();
