@@ -22,7 +22,7 @@ struct StageTraits {
   }
 };
 
-/// Of a type, with what it wraps (members `policy`, `base`).
+/// Of a type, with what it wraps (members `policy`, `base`; `keys` and `values`, where these are stages).
 template <class S>
 constexpr StageTraits stage_traits() {
   StageTraits t;
@@ -33,6 +33,8 @@ constexpr StageTraits stage_traits() {
   if constexpr (requires { S::key_weights; }) t.key_weights = S::key_weights;
   if constexpr (requires(S s) { s.policy; }) t = t | stage_traits<std::remove_cvref_t<decltype(S::policy)>>();
   if constexpr (requires(S s) { s.base; }) t = t | stage_traits<std::remove_cvref_t<decltype(S::base)>>();
+  if constexpr (requires(S s) { s.keys.about; s.values.about; })
+    t = t | stage_traits<std::remove_cvref_t<decltype(S::keys)>>() | stage_traits<std::remove_cvref_t<decltype(S::values)>>();
   return t;
 }
 

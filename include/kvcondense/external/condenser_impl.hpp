@@ -149,7 +149,7 @@ Status Condenser<R>::check_input(const StepView<Cpu>& view, Input what) const {
 
 template <class R>
 const char* Condenser<R>::missing(index_t layer, index_t tokens, const StepInputs& inputs, Phase phase) {
-  if (layer < 0 || layer >= shape_.layers || tokens < 0) return nullptr;
+  if (layer < 0 || layer >= shape_.layers || tokens < 0 || tokens > detail::most_position) return nullptr;
   StepView<Cpu> view = coming(layer, tokens, phase);
   view.inputs = inputs;
   for (const Input what : all_inputs)
@@ -237,8 +237,9 @@ Status Condenser<R>::step(Context<Cpu>& ctx, index_t layer, const Memory& rows, 
 template <class R>
 void Condenser<R>::remember(Layer& l, const StepView<Cpu>& view) {
   const TensorView<const float, 3>& q = view.inputs.queries;
+  const index_t given = q.data == nullptr ? 0 : q.extent[1];
   const auto push = [&](cache::QueryWindow& w) {
-    for (index_t t = std::max<index_t>(0, q.extent[1] - w.most()); w.most() > 0 && t < q.extent[1]; ++t) {
+    for (index_t t = std::max<index_t>(0, given - w.most()); w.most() > 0 && t < given; ++t) {
       float* row = w.push_row(0);
       for (index_t h = 0; h < shape_.q_heads; ++h)
         for (index_t d = 0; d < shape_.head_dim; ++d) row[h * shape_.head_dim + d] = q(h, t, d);
@@ -248,7 +249,7 @@ void Condenser<R>::remember(Layer& l, const StepView<Cpu>& view) {
   if (view.phase != Phase::turn) push(l.window);
   if (!in_prompt(view)) return void(l.prompt_window = {});
   // Rows of a window follow each other: none of another prompt, none before tokens whose queries nobody brought.
-  if (l.seen == l.ended || q.extent[1] < view.appended) l.prompt_window.truncate(0);
+  if (l.seen == l.ended || given < view.appended) l.prompt_window.truncate(0);
   push(l.prompt_window);
 }
 

@@ -18,9 +18,9 @@ namespace kvcondense::quant {
 /// Idea     keys have strong channels and go through a softmax, values have neither: what suits one side need not suit the other.
 /// Source   any two methods; the asymmetry is KIVI's, arXiv:2402.02750.
 /// Needs    what both quantizers need.
-/// Shapes   those of both; each side has its own exact window, and the larger number of sinks.
+/// Shapes   those of both, each of which must suit the whole shape; each side has its own exact window, and the larger number of sinks.
 /// Cost     of keys the first quantizer's, of values the second one's.
-/// Numbers  keys are byte for byte those of a cache with `keys` alone, values those of one with `values` alone (of a quantizer that tells
+/// Numbers  with as many sinks keys are byte for byte those of a cache with `keys` alone, values those of one with `values` alone (of a quantizer that tells
 ///          tokens apart by attention, those for attention as this pair's keys give it).
 /// Errors   what either quantizer says to the shape; incompatible when both tell tokens apart by scores: a cache has one such set of scores.
 template <class Keys = GroupInt<8>, class Values = GroupInt<4>>
@@ -53,7 +53,9 @@ struct PerSide {
     else if constexpr (!by_values) return keys.saliency();
     else if constexpr (std::is_same_v<decltype(keys.saliency()), decltype(values.saliency())>)
       return tells_apart(keys) ? keys.saliency() : values.saliency();
-    else return keys.saliency();  // two that are fixed at compile time: `validate` refuses them
+    else if constexpr (requires { keys.has_saliency(); } && !requires { values.has_saliency(); })
+      return values.saliency();  // these always have one, and `validate` refuses keys that have one too
+    else return keys.saliency();  // likewise; two that are fixed at compile time are refused
   }
   constexpr StageTraits traits() const { return traits_of(keys) | traits_of(values); }
 
@@ -61,6 +63,10 @@ struct PerSide {
     if (const Status s = keys.validate(shape); s != Status::ok) return s;
     if (const Status s = values.validate(shape); s != Status::ok) return s;
     if (sinks < 0) return Status::invalid_argument;
+    // Two of other types that say at run time whether they have one: only the keys' can be asked.
+    if constexpr (requires { keys.has_saliency(); values.has_saliency(); keys.saliency(); values.saliency(); })
+      if constexpr (!std::is_same_v<decltype(keys.saliency()), decltype(values.saliency())>)
+        if (tells_apart(values)) return Status::incompatible;
     return tells_apart(keys) && tells_apart(values) ? Status::incompatible : Status::ok;
   }
 
