@@ -194,6 +194,14 @@ TEST_CASE("per_side: as a type it needs what both need, and refuses what either 
   REQUIRE(quant::PerSide{quant::Fp8{}, quant::Kivi<2>{.group_size = 0}}.validate({.head_dim = 64}) == Status::invalid_argument);
   REQUIRE(quant::PerSide{quant::MiKV<>{}, quant::ZipCache<>{}}.validate({.head_dim = 64}) == Status::incompatible);
   REQUIRE(quant::PerSide{quant::MiKV<>{}, quant::Fp8{}}.has_saliency());
+  // Keys that are chosen at run time have no say in what values that always ask find important.
+  const any::AnyQuant two_bits(quant::Kivi<2>{});
+  const quant::PerSide mixed{two_bits, quant::MiKV<>{}};
+  static_assert(std::is_same_v<decltype(mixed.saliency()), decltype(quant::MiKV<>{}.saliency())>);
+  REQUIRE(mixed.has_saliency());
+  REQUIRE(mixed.validate({.head_dim = 64}) == Status::ok);
+  REQUIRE(quant::PerSide{any::AnyQuant(quant::MiKV<>{}), quant::ZipCache<>{}}.validate({.head_dim = 64}) == Status::incompatible);
+  static_assert(stage_traits<decltype(quant::PerSide{quant::Fp8{}, quant::KvQuant{}})>().calibrated);
   REQUIRE(quant::PerSide{quant::Fp8{}, quant::MiKV<>{}}.has_saliency());
   REQUIRE_FALSE(has_saliency(both));
 }
