@@ -79,9 +79,10 @@ Status choosing_words(Context<Cuda>& ctx, RaggedView<const float> scores, const 
 
 Status scoring_words(Context<Cuda>& ctx, const SlotRows<Cuda>& rows, TensorView<const float, 3> numbers, TensorView<float, 2> mean, TensorView<float, 3> covariance,
                      RaggedView<float> x, RaggedView<float> out) {
+  Scratch scratch(ctx.workspace());
   Status s = prim::LagSpread<Cuda>::add(ctx, rows, 128, 1.0f, x, out);
   if (s == Status::ok) s = prim::ProjectedNorm<Cuda>::run(ctx, rows, nullptr, CacheShape{}, nullptr, 1, out);
-  if (s == Status::ok) s = prim::RowRedundancy<Cuda>::run(ctx, rows, 0.5f, x, out);
+  if (s == Status::ok) s = prim::RowRedundancy<Cuda>::run(ctx, rows, 0.5f, x, out, scratch);
   if (s == Status::ok) s = prim::OutputError<Cuda>::run(ctx, rows, nullptr, false, out);
   if (s == Status::ok) s = prim::RowDeviation<Cuda>::run(ctx, numbers, numbers, nullptr);
   if (s == Status::ok) s = prim::TokenSurprise<Cuda>::run(ctx, {}, {}, prim::SurpriseOf::this_token, {});

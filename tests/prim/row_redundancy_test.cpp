@@ -53,7 +53,8 @@ std::vector<float> run(const Rows& x, float threshold) {
   const index_t offset[] = {0, n, 2 * n};
   test::Guarded<float> inverse(static_cast<std::size_t>(2 * n), -7.0f), out(static_cast<std::size_t>(2 * n), -7.0f);
   Context<Cpu> ctx;
-  REQUIRE(prim::RowRedundancy<Cpu>::run(ctx, rows, threshold, {inverse.data(), offset, 2}, {out.data(), offset, 2}) == Status::ok);
+  Scratch none;
+  REQUIRE(prim::RowRedundancy<Cpu>::run(ctx, rows, threshold, {inverse.data(), offset, 2}, {out.data(), offset, 2}, none) == Status::ok);
   REQUIRE((inverse.ok() && out.ok()));
   for (index_t j = 0; j < n; ++j) {
     const float a = out.data()[j], b = out.data()[n + j];

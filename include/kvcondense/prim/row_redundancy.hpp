@@ -9,14 +9,15 @@ namespace kvcondense::prim {
 /// cosine of each row to all others. Of all cosines of a row above `threshold` that to the last slot is left
 /// out (of a row without one, that to slot 0), so that what is repeated keeps its newest copy.
 ///
-///   run(ctx, const SlotRows<B>& rows, float threshold, RaggedView<float> inverse, RaggedView<float> out) -> Status
+///   run(ctx, const SlotRows<B>& rows, float threshold, RaggedView<float> inverse, RaggedView<float> out, Scratch&) -> Status
 ///
 /// Shapes   every slot of a head is read and has its place in `inverse` (scratch) and `out`.
 /// Numbers  float32, sums over slots in float64; 1e-8 is added to lengths. A row with NaN or Inf (or longer
 ///          than about 1e19) repeats nothing and gets NaN; out sums to one over the others.
 /// Cost     never the matrix of cosines: their sums need one sum of directions, and each row looks back only
 ///          for its last repetition, a tile of keys at a time. Slots * dim where all find one soon, slots^2 * dim
-///          where none does. No workspace beyond `inverse`.
+///          where none does. A backend may take more than `inverse` from the scratch.
+/// Errors   workspace_too_small, nothing written.
 template <Backend B>
 struct RowRedundancy {
   static_assert(detail::always_false<B>,

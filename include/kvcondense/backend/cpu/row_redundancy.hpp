@@ -10,6 +10,7 @@
 #include <kvcondense/core/backend.hpp>
 #include <kvcondense/core/shape.hpp>
 #include <kvcondense/core/status.hpp>
+#include <kvcondense/core/workspace.hpp>
 #include <kvcondense/core/view.hpp>
 #include <kvcondense/prim/row_redundancy.hpp>
 
@@ -18,7 +19,7 @@ namespace kvcondense::prim {
 template <>
 struct RowRedundancy<Cpu> {
   static Status run(Context<Cpu>& ctx, const SlotRows<Cpu>& rows, float threshold, RaggedView<float> inverse,
-                    RaggedView<float> out) {
+                    RaggedView<float> out, Scratch&) {
     ctx.parallel(out.heads, [&](index_t h, index_t) {
       Head head{rows, h, out.length(h), rows.dim(), threshold, inverse.row(h), out.row(h)};
       head.find_lengths();

@@ -188,16 +188,16 @@ struct RowRedundancy<Cuda> {
            Scratch::bytes_for<double>(heads * dim);
   }
 
-  static Status run(Context<Cuda>& ctx, const SlotRows<Cuda>& rows, float threshold, RaggedView<float> inverse, RaggedView<float> out) {
+  static Status run(Context<Cuda>& ctx, const SlotRows<Cuda>& rows, float threshold, RaggedView<float> inverse, RaggedView<float> out,
+                    Scratch& scratch) {
     using namespace cuda_kernels;
     const index_t heads = rows.heads(), slots = rows.max_slots(), dim = rows.dim();
     if (out.heads != heads || inverse.heads != heads) return Status::shape_mismatch;
-    if (ctx.workspace().size() < workspace_bytes(heads, slots, dim)) return Status::workspace_too_small;
-    Scratch scratch(ctx.workspace());
     RedundancyRoom room{};
     room.slots = slots;
     room.last = scratch.take<std::int32_t>(heads * slots), room.order = scratch.take<std::int32_t>(heads * slots);
     room.other = scratch.take<std::int32_t>(heads * slots), room.cosine = scratch.take<float>(heads * slots), room.sum = scratch.take<double>(heads * dim);
+    if (heads > 0 && slots > 0 && (room.sum == nullptr || room.cosine == nullptr || room.other == nullptr || room.order == nullptr || room.last == nullptr)) return Status::workspace_too_small;
     Status s = cuda::launch(ctx, sum_directions<tile_threads>, {heads}, tile_threads, tile_bytes(tile_rows, dim) + tile_rows * sizeof(float), rows, inverse, room, dim);
     const std::size_t tiles = (sizeof(LookBackShared) + 15) / 16 * 16 + tile_bytes(tile_rows + tile_others, dim);
     if (s == Status::ok)

@@ -30,7 +30,7 @@ struct Redundancy {
     const RaggedView<float> inverse{scratch.take<float>(view.total()), scores.offset, scores.heads};
     const RaggedView<float> repeats{scratch.take<float>(view.total()), scores.offset, scores.heads};
     if (inverse.data == nullptr || repeats.data == nullptr) return Status::workspace_too_small;
-    const Status s = prim::RowRedundancy<B>::run(ctx, *view.keys, threshold, inverse, repeats);
+    const Status s = prim::RowRedundancy<B>::run(ctx, *view.keys, threshold, inverse, repeats, scratch);
     return s == Status::ok ? prim::SlotNumbers<B>::mix(ctx, repeats, lambda - 1.0f, lambda, scores) : s;
   }
 };
