@@ -10,8 +10,8 @@
 #include <kvcondense/core/backend.hpp>
 #include <kvcondense/core/shape.hpp>
 #include <kvcondense/core/status.hpp>
-#include <kvcondense/core/workspace.hpp>
 #include <kvcondense/core/view.hpp>
+#include <kvcondense/core/workspace.hpp>
 #include <kvcondense/prim/row_redundancy.hpp>
 
 namespace kvcondense::prim {
