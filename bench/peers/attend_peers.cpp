@@ -318,7 +318,7 @@ class Run {
         for (const int bits : o_.bits) compare(bits, threads, slots);
     }
     std::printf("\nbusy programs, in the mean of the last minute: %.1f at the start, %.1f at the end (this one is one)\n", busy, busy_programs());
-    if (o_.memory == "huge") std::printf("of this library's memory %.0f MiB could be asked for as huge pages\n", static_cast<double>(huge_.huge_bytes()) / (1 << 20));
+    if (o_.memory == "huge") std::printf("this library's memory: up to %.0f MiB that the system agreed to back with huge pages\n", static_cast<double>(most_huge_) / (1 << 20));
     if (!o_.json.empty()) std::ofstream(o_.json) << json_.dump(1) << "\n";
     return wrong_ == 0 ? 0 : 1;
   }
@@ -390,6 +390,7 @@ class Run {
       add(list, "ours", r.text, true, Ours::make(r.text, p, pool.get(), *pages_), p);
     }
     if (pool) pool->asleep();
+    most_huge_ = std::max(most_huge_, huge_.huge_bytes());
     p.layers = layers(bits, slots);
     for (const Peer& peer : peers_)
       for (std::size_t f = 0; f < peer.forms.size(); ++f)
@@ -461,6 +462,7 @@ class Run {
   std::vector<Peer> peers_;
   std::vector<float> keys_, values_, queries_;
   HugeMemory huge_;
+  std::size_t most_huge_ = 0;
   MemoryResource<Cpu>* pages_ = nullptr;
   std::optional<Buffer<std::uint64_t>> words_;
   std::size_t read_at_ = 0;
