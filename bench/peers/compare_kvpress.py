@@ -11,8 +11,10 @@ is downloaded. A press is driven by its own `score` and `compress` on the attent
 
 import argparse
 import importlib.metadata
+import logging
 import os
 import platform
+import subprocess
 import sys
 import types
 
@@ -239,17 +241,21 @@ def compare(data, ratio=0.5):
            why=f"epsilon: added to a mean over {WINDOW} rows there, to their sum here, so 1e-4 there is {eps} here; the default of both is 1e-4")
     scorer(data, lambda i: P.CriticalAdaKVPress(snap()), lambda i: f"critical({ada}, epsilon={eps})", scored=False, queries=WINDOW, model={"output": data.output},
            why="epsilon as above. In a head whose budget is less than twice its safeguard, theirs keeps the whole safeguard by attention alone; ours half of the head's budget, as in other heads")
+    statistics(data, ratio)
+    per_layer(data)
+    decoding(data, ratio)
     exit_threshold(data)
     duo(data)
     think(data)
     block_prefill(data, ratio)
     rerotate(data, ratio)
     merging(data, ratio)
+    spreading(data, ratio)
     kvzip(data)
 
 
-def moments(layer):
-    q = layer.raw_q[0, :, SINKS:].double().numpy()
+def moments(layer, end=None):
+    q = layer.raw_q[0, :, SINKS:end].double().numpy()
     mean = q.mean(1)
     centred = q - mean[:, None]
     return {"query_mean": mean.astype(np.float32), "query_covariance": (np.einsum("hni,hnj->hij", centred, centred) / q.shape[1]).astype(np.float32)}
@@ -260,6 +266,84 @@ def moments(layer):
 
 def shown(press, recipe, why=""):
     return ROWS.setdefault((press,), Row(press, recipe, why))
+
+
+def statistics(data, ratio):
+    """Means and covariances of queries from elsewhere: here from the first half of the tokens."""
+    press = kvpress.ExpectedAttentionStatsPress(ratio, n_future_positions=512, n_sink=SINKS)
+    stats = [moments(l, l.tokens // 2) for l in data.layers]
+    press.mu, press.cov = (torch.stack([torch.from_numpy(s[name]) for s in stats]) for name in ("query_mean", "query_covariance"))
+    scorer(data, lambda i: press, lambda i: f"expected_attention(keep={1 - ratio}, sinks={SINKS}, horizon=512)", candidates=slice(SINKS, None),
+           inputs=lambda layer: stats[layer.index], model={"rope": data.rope}, shown=f"ExpectedAttentionStatsPress(compression_ratio={ratio}), statistics given",
+           why="theirs are downloaded; here both get those of the first half of the tokens")
+
+
+def hook(press, layer, past, first, last):
+    """What a press does when tokens [first, last) have passed a layer whose cache, in `past`, ends with them."""
+    places = torch.arange(first, last)
+    kwargs = dict(layer.kwargs, hidden_states=layer.hidden[:, first:last], past_key_values=past, cache_position=places, position_ids=places[None])
+    press.forward_hook(layer.module, [], kwargs, [None, None])
+
+
+def past_of(data, layer, tokens):
+    past = DynamicCache()
+    for other in data.layers[:layer.index + 1]:
+        past.update(other.keys[:, :, :tokens].clone(), other.values[:, :, :tokens].clone(), other.index)
+    return past
+
+
+def tokens_of(layer, past):
+    """Per head which tokens a cache of kvpress holds, ascending."""
+    at = [{layer.k[h, t].tobytes(): t for t in range(layer.tokens)} for h in range(layer.k.shape[0])]
+    return [np.array(sorted(at[h][row.tobytes()] for row in head)) for h, head in enumerate(past.layers[layer.index].keys[0].numpy())]
+
+
+def per_layer(data):
+    """Budgets per layer, as a table of shares."""
+    n, heads = data.layers[0].tokens, data.shape.kv_heads
+    ratios = [0.25, 0.5, 0.5, 0.75]
+    kept = np.array([int(n * (1 - r)) for r in ratios], np.float64)
+    shares = np.repeat((kept / (heads * kept.sum()))[:, None], heads, 1)
+    recipe = f"head_table(keydiff(tokens={int(kept.mean())}, recent=0), beta=1)"
+    row = shown(f"PerLayerCompressionPress(KeyDiffPress(), compression_ratios={ratios})", recipe, "theirs is a ratio per layer; `shares` has a part of all slots for every head")
+    both = []
+    for layer in data.layers:
+        past = past_of(data, layer, n)
+        hook(kvpress.PerLayerCompressionPress(kvpress.KeyDiffPress(), ratios), layer, past, 0, n)
+        ours = kvc.choose(recipe, layer.k, layer.v, layer=layer.index, layers=len(data.layers), model={"shares": shares}).kept
+        both += zip(ours, tokens_of(layer, past))
+    row.take(data.name, None, both)
+
+
+def decoding(data, ratio):
+    """The last 64 tokens come one by one, and the cache is condensed at every 16th."""
+    n, interval = data.layers[0].tokens, 16
+    prompt = n - 64
+    target = int(prompt * (1 - ratio))
+    P = kvpress
+    sized = lambda tokens: P.DecodingPress(P.KeyDiffPress(), interval, tokens)
+    part = lambda: P.CompressionRatioDecodingPress(P.KeyDiffPress(), interval, target_compression_ratio=ratio)
+    both = lambda press: P.PrefillDecodingPress(P.KeyDiffPress(ratio), press)
+    kinds = [(f"DecodingPress(KeyDiffPress(), compression_interval={interval}, target_size={prompt})", lambda: sized(prompt),
+              f"every(keydiff(tokens={prompt}, recent=0), tokens={interval})", "theirs leaves prompts alone, `every` condenses them too: this one fits the budget"),
+             (f"PrefillDecodingPress(KeyDiffPress({ratio}), DecodingPress(KeyDiffPress(), {interval}, {target}))", lambda: both(sized(target)),
+              f"every(keydiff(tokens={target}, recent=0), tokens={interval})", ""),
+             (f"PrefillDecodingPress(KeyDiffPress({ratio}), CompressionRatioDecodingPress(KeyDiffPress(), {interval}, target_compression_ratio={ratio}))", lambda: both(part()),
+              f"every(ratio(keydiff(recent=0), keep={1 - ratio}), tokens={interval})", "")]
+    for name, make, recipe, why in kinds:
+        row, kept = shown(name, recipe, why), []
+        for layer in data.layers:
+            press, past, cache = make(), past_of(data, layer, prompt), one_layer(data, recipe)
+            hook(press, layer, past, 0, prompt)
+            cache.append(0, layer.k[:, :prompt], layer.v[:, :prompt])
+            cache.step(0)
+            for t in range(prompt, n):
+                past.update(layer.keys[:, :, t:t + 1], layer.values[:, :, t:t + 1], layer.index)
+                hook(press, layer, past, t, t + 1)
+                cache.append(0, layer.k[:, t:t + 1], layer.v[:, t:t + 1])
+                cache.step(0, phase="decode")
+            kept += zip([cache.tokens(0, h) for h in range(layer.k.shape[0])], tokens_of(layer, past))
+        row.take(data.name, None, kept)
 
 
 def exit_threshold(data):
@@ -383,6 +467,51 @@ def merging(data, ratio):
     row.take(data.name, merged, kept)
 
 
+def random_bits(seed, counter):
+    """As kvcondense/core/random.hpp has them."""
+    most = (1 << 64) - 1
+    z = (seed + (counter + 1) * 0x9E3779B97F4A7C15) & most
+    z = (z ^ z >> 30) * 0xBF58476D1CE4E5B9 & most
+    z = (z ^ z >> 27) * 0x94D049BB133111EB & most
+    return z ^ z >> 31
+
+
+def spreading(data, ratio):
+    """CaM draws at random which values are spread: theirs is given the numbers that ours draws with, and compares its own probabilities with them."""
+    n, targets = data.layers[0].tokens, 8
+    kept_tokens = int(n * (1 - ratio))
+    recipe = f"keydiff(tokens={kept_tokens}, recent=0) + cam(targets={targets})"
+    row = shown(f"CAMPress(KeyDiffPress(), target_size={kept_tokens}, merge_budget={targets})", recipe,
+                "compared instead of scores: the values that others were spread over. Theirs draws from another generator, so it was given our numbers; one head at a "
+                "time, since it takes one set for all heads; and it spreads as many tokens as came since the last time, here all")
+    merged, kept = [], []
+    for layer in data.layers:
+        group = data.shape.q_heads // data.shape.kv_heads
+        mass = layer.attention()[0].sum(1).reshape(data.shape.kv_heads, group, n).numpy()
+        cache = one_layer(data, recipe)
+        cache.append(0, layer.k, layer.v)
+        cache.step(0, mass=mass.sum(1).reshape(-1), mass_rows=n)
+        for h in range(data.shape.kv_heads):
+            ours, values = cache.tokens(0, h), cache.read(0, h)[1]
+            seed = random_bits(random_bits(0, 0), h)  # of cam's seed 0, layer 0 and the head
+            numbers = [(random_bits(seed, int(t)) >> 40) / 2.0**24 for t in np.setdiff1d(np.arange(n), ours)]
+            press = kvpress.CAMPress(kvpress.KeyDiffPress(), 1, kept_tokens, merge_budget=targets)
+            press.layer_step_counts[layer.index] = n - len(ours)
+            press._running_attn_sum[layer.index] = attention = torch.from_numpy(mass[h].mean(0))[None, None]
+            draw, torch.bernoulli = torch.bernoulli, lambda chance: (torch.tensor(numbers) < chance).to(chance)
+            try:
+                one = slice(h, h + 1)
+                keys, theirs = press.compress(layer.module, layer.hidden, layer.keys[:, one].clone(), layer.values[:, one].clone(), attention, layer.kwargs)
+            finally:
+                torch.bernoulli = draw
+            at = {layer.k[h, t].tobytes(): t for t in range(n)}
+            kept.append((ours, np.array([at[k.tobytes()] for k in keys[0, 0].numpy()])))
+            if len(ours) == len(kept[-1][1]) and (ours == kept[-1][1]).all():
+                assert np.abs(values - layer.v[h, ours]).max() > 0
+                merged.append((values, theirs[0, 0].numpy()))
+    row.take(data.name, merged, kept)
+
+
 def kvzip(data):
     """A context that the model is asked to repeat, in one chunk and in two."""
     n = data.layers[0].tokens
@@ -461,6 +590,15 @@ where the defaults differ, the second table says so. Empty: no scores on one sid
 """
 
 
+def commit():
+    """Of the project that this file stands in, where git knows it."""
+    try:
+        said = subprocess.run(["git", "-C", os.path.dirname(os.path.abspath(__file__)), "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
+    except OSError:
+        return ""
+    return f" at {said.stdout.strip()}" if said.returncode == 0 else ""
+
+
 def page(data, tokens):
     rows, why = [], []
     for row in ROWS.values():
@@ -470,7 +608,7 @@ def page(data, tokens):
             why.append(f"| `{row.press}` | {row.why} |")
     size = {d.name: f"{len(d.layers)} layers, {d.shape.q_heads} query heads, {d.shape.kv_heads} KV heads of {d.shape.head_dim}" for d in data}
     versions = ", ".join(f"{p} {importlib.metadata.version(p)}" for p in ("kvpress", "transformers", "torch", "numpy"))
-    versions = f"{versions}, Python {platform.python_version()}, kvcondense {kvc.__version__}"
+    versions = f"{versions}, Python {platform.python_version()}, kvcondense {kvc.__version__}{commit()}"
     compared = " ".join(r.press for r in ROWS.values())
     left = [n for n in sorted(dir(kvpress)) if n.endswith("Press") and n + "(" not in compared]
     unknown = [n for n in left if n not in ELSEWHERE]
@@ -484,12 +622,6 @@ ELSEWHERE = {
     "BasePress": "no method", "ScorerPress": "no method",
     "RandomPress": "no method: random scores",
     "ComposedPress": "a list of presses: here recipes compose",
-    "PerLayerCompressionPress": "a list of ratios, one per layer: `head_table` with shares of heads",
-    "DecodingPress": "`every`: when to condense, not what",
-    "CompressionRatioDecodingPress": "`every(ratio(...))`: when to condense, not what",
-    "PrefillDecodingPress": "two presses, one per phase",
-    "CAMPress": "`cam`: both draw at random whether a value is merged, from generators of their own",
-    "ExpectedAttentionStatsPress": "`expected_attention` given means and covariances measured before; its files are downloaded",
     "FinchPress": "not here as a method. Its rotation is `rerotate`, compared above",
     "ChunkPress": "not here: a budget for each part of a prompt",
     "SimLayerKVPress": "not here; `duo_attention` and `head_table` set heads apart by tables, not by a prompt",
@@ -508,6 +640,7 @@ def main():
     parser.add_argument("--tokens", type=int, default=500)
     parser.add_argument("--out", help="the page to write; else standard output")
     options = parser.parse_args()
+    logging.getLogger("kvpress").setLevel(logging.ERROR)
     torch.set_num_threads(1)
     torch.set_grad_enabled(False)
     data = [recorded(options.model, options.tokens), random(options.tokens)]
