@@ -314,6 +314,22 @@ TEST_CASE("cuda cache: what stays is coded, what is coded leaves") {
   CHECK(make_cache<Cuda>(shape, recipe(evict::SinkWindow{.recent = 9}, quant::GroupInt<4>{.key_axis = prim::GroupAxis::channel})).status() == Status::not_supported);
 }
 
+TEST_CASE("cuda cache: a turn codes what a removal has left, and nothing that it has not") {
+  // Behind the removal no codes are there, so whole windows become codes at once, though nothing is pending.
+  Pair whole(recipe(quant::GroupInt<4>{.group_size = 0, .residual_window = 6, .whole_window = true}), "int4(group=0, residual=6, whole_window=true)",
+             {.q_heads = 2, .kv_heads = 2, .head_dim = 16, .page_slots = 4});
+  whole.forward(11);
+  for (int i = 0; i < 3; ++i) whole.forward(1);
+  whole.remove(0, 11);
+  whole.turn(0);
+  whole.forward(1);
+  whole.forward(2);
+  whole.remove(1, 3);
+  whole.forward(1);
+  for (int i = 0; i < 7; ++i) whole.forward(1);
+  whole.compare_reports();
+}
+
 TEST_CASE("cuda cache: a recipe without stages keeps all, and tokens are taken back") {
   Pair all(recipe(), "exact", {.q_heads = 2, .kv_heads = 2, .head_dim = 16, .page_slots = 4});
   all.forward(9);

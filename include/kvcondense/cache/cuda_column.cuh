@@ -111,7 +111,7 @@ class CudaColumn {
   Status reserve_codes(const Context<Cuda>& ctx, Kept&& kept) {
     if (plan_.flush.block == 0) return Status::ok;
     Status s = Status::ok;
-    for (index_t h = 0; h < plan_.heads && s == Status::ok; ++h) s = take_pages(1, h, coded_after(h, kept(h)));
+    for (index_t h = 0; h < plan_.heads && s == Status::ok; ++h) s = take_pages(1, h, coded_after(plan_.flush, most_[h], kept(h)));
     return s == Status::ok ? reserve_table(ctx) : s;
   }
 
@@ -126,14 +126,14 @@ class CudaColumn {
     const prim::ExactRows& exact = plan_.exact;
     if (!plan_.has_parts()) return leaves ? prim::KeepRows<Cuda>::rows(ctx, exact, device().newest, keep) : Status::ok;
     if (!leaves && !due()) return Status::ok;
-    const Flush rule = codes ? plan_.flush : Flush{.block = 0};
+    const Flush rule = rule_of(codes);
     index_t most = 0;
     bool rest = leaves;  // newest slots that stay so
     for (const Most& m : most_) most = std::max(most, most_due_of(rule, m.newest)), rest = rest || due_of(rule, m.newest, m.coded > 0) < m.newest;
     Status s = upload(ctx);
     const prim::ColumnParts column = device();
     if (s == Status::ok) s = prim::HeadSlots::plan(ctx, column, slots, keep, rule, counts_.data(), told_.data(), ranges);
-    fresh_ = 0, laid_ = false;
+    if (s == Status::ok) fresh_ = 0, laid_ = false;  // else `counts_` is as it was
     const auto part = [&](int i) { return prim::KeptSlots{keep.list, keep.count, ranges + i * plan_.heads}; };
     if (s == Status::ok && leaves && plan_.sinks > 0) s = prim::KeepRows<Cuda>::rows(ctx, exact, column.first, part(0));
     if constexpr (!std::same_as<Codec, prim::ExactRows>) {
@@ -144,14 +144,15 @@ class CudaColumn {
   }
   index_t range_count() const { return 4 * plan_.heads; }
 
-  /// After a step, of which `kept(head)` slots stayed.
+  /// After `step`, of which `kept(head)` slots stayed; `codes` as it was there.
   template <class Kept>
-  void stepped(Kept&& kept) {
+  void stepped(Kept&& kept, bool codes = true) {
+    const Flush rule = rule_of(codes);
     for (index_t h = 0; h < plan_.heads; ++h) {
       Most& m = most_[h];
-      const index_t n = kept(h), due = due_of(plan_.flush, m.newest, m.coded > 0);
+      const index_t n = kept(h), due = due_of(rule, m.newest, m.coded > 0);
       if (m.first + m.coded + m.newest == n) m.coded += due, m.newest -= due;  // nothing left: exact as before
-      else m = {std::min(m.first, n), coded_after(h, n), std::min(n, most_left_of(plan_.flush, m.newest))};
+      else m = {std::min(m.first, n), coded_after(rule, m, n), std::min(n, most_left_of(rule, m.newest))};
     }
   }
 
@@ -236,9 +237,8 @@ class CudaColumn {
   }
 
  private:
-  index_t coded_after(index_t head, index_t kept) const {
-    return std::min(kept, most_[head].coded + most_due_of(plan_.flush, most_[head].newest));
-  }
+  Flush rule_of(bool codes) const { return codes ? plan_.flush : Flush{.block = 0}; }
+  static index_t coded_after(const Flush& rule, const Most& m, index_t kept) { return std::min(kept, m.coded + most_due_of(rule, m.newest)); }
   Status take_pages(int part, index_t head, index_t slots) {
     auto& list = pages_[part][head];
     while (list.size() < plan_.pages_for(part, slots)) {
