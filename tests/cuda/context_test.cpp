@@ -115,6 +115,16 @@ TEST_CASE("cuda: where no device is, every maker says so") {
   CHECK(cuda::device_memory().allocate(16, 16) == nullptr);
 }
 
+TEST_CASE("cuda: what a kernel may have is never lowered for another thread that starts it") {
+  test::Device device;
+  test::OnDevice<int> out(device, {0});
+  constexpr int words = 20000;
+  for (const std::size_t bytes : {words * sizeof(int) + 4096, words * sizeof(int)}) {
+    REQUIRE(cuda::launch(device, fill_shared<words>, {1}, 256, bytes, out.data()) == Status::ok);
+    CHECK(cuda_fibers::runtime.may_have.at(reinterpret_cast<const void*>(&fill_shared<words>)) == device.context().facts().shared_per_block);
+  }
+}
+
 TEST_CASE("cuda: a device below compute capability 8.0 is none") {
   const Restore restore;
   cuda_fibers::runtime.major = 7, cuda_fibers::runtime.minor = 5;

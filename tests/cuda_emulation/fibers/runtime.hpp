@@ -6,6 +6,7 @@
 #include <cstddef>
 #include <cstdlib>
 #include <cstring>
+#include <map>
 #include <new>
 
 #include "machine.hpp"
@@ -53,6 +54,7 @@ struct Runtime {
   int calls = 0, fail_at = -1;         ///< calls that may fail; the one that does, once, with `fail_with`
   cudaError_t fail_with = cudaSuccess;
   std::size_t allocated = 0, allocations = 0;
+  std::map<const void*, std::size_t> may_have;  ///< dynamic shared memory that kernels were allowed
 };
 inline Runtime runtime;
 
@@ -150,7 +152,12 @@ inline cudaError_t cudaEventCreateWithFlags(cudaEvent_t* event, unsigned) { retu
 inline cudaError_t cudaEventDestroy(cudaEvent_t event) { return cuda_fibers::destroy(event); }
 inline cudaError_t cudaEventRecord(cudaEvent_t, cudaStream_t) { return cuda_fibers::answer(); }
 inline cudaError_t cudaEventSynchronize(cudaEvent_t) { return cuda_fibers::answer(); }
-inline cudaError_t cudaFuncSetAttribute(const void*, cudaFuncAttribute, int) { return cuda_fibers::answer(); }
+inline cudaError_t cudaFuncSetAttribute(const void* kernel, cudaFuncAttribute, int bytes) {
+  const bool has = bytes >= 0 && static_cast<std::size_t>(bytes) <= cuda_fibers::most_shared;
+  const cudaError_t e = cuda_fibers::answer(has ? cudaSuccess : cudaErrorInvalidValue);
+  if (e == cudaSuccess) cuda_fibers::runtime.may_have[kernel] = static_cast<std::size_t>(bytes);
+  return e;
+}
 inline cudaError_t cudaGetLastError() {
   const cudaError_t e = cuda_fibers::runtime.broken != cudaSuccess ? cuda_fibers::runtime.broken
                                                                    : cuda_fibers::runtime.pending;
