@@ -8,6 +8,7 @@
 
 #include <kvcondense/backend/cuda/head_slots.cuh>
 #include <kvcondense/backend/cuda/memory.cuh>
+#include <kvcondense/backend/cuda/steering.cuh>
 #include <kvcondense/core/buffer.hpp>
 #include <kvcondense/core/flush.hpp>
 #include <kvcondense/core/object_array.hpp>
@@ -53,7 +54,7 @@ class CudaColumn {
   };
 
   CudaColumn(const Plan& plan, MemoryResource<Cuda>& memory)
-      : plan_(plan), memory_(&memory), most_(heap_memory()), staging_(heap_memory()), table_(memory), counts_(memory) {
+      : plan_(plan), memory_(&memory), most_(heap_memory()), table_(memory), counts_(memory) {
     for (auto& s : spare_) s = Buffer<std::byte*>(heap_memory());
   }
   CudaColumn(CudaColumn&&) = default;
@@ -286,7 +287,7 @@ class CudaColumn {
     if (pages <= before) return Status::ok;
     table_pages_ = std::max<index_t>(pages, 2 * before);
     const auto bytes = static_cast<index_t>(places().end);
-    Status s = staging_.reserve(static_cast<index_t>(places().runs));
+    Status s = staging_.reserve(places().runs);
     if (s == Status::ok) s = ctx.wait();  // somebody may still read the smaller one
     if (s == Status::ok) s = table_.resize(bytes);
     if (s != Status::ok) table_pages_ = before;
@@ -299,8 +300,9 @@ class CudaColumn {
     if (const Status s = reserve_table(ctx); s != Status::ok) return s;
     if (table_.size() == 0) return Status::ok;  // there is no page yet
     const Places p = places();
-    if (const Status s = staging_.resize(static_cast<index_t>(p.runs)); s != Status::ok) return s;
-    const auto put = [&](std::size_t byte, const auto& value) { std::memcpy(staging_.data() + byte, &value, sizeof value); };
+    std::span<std::byte> table;
+    if (const Status s = staging_.next(table); s != Status::ok) return s;
+    const auto put = [&](std::size_t byte, const auto& value) { std::memcpy(table.data() + byte, &value, sizeof value); };
     std::size_t slot = 0;
     const auto offset = [&](index_t value) { put(slot++ * sizeof(index_t), value); };
     index_t n = 0;
@@ -317,9 +319,7 @@ class CudaColumn {
       for (const auto& part : pages_) n += part[h].size();
     }
     offset(n);
-    // Memory that is not page-locked is read before the call returns.
-    const cudaError_t e = cudaMemcpyAsync(table_.data(), staging_.data(), p.runs, cudaMemcpyHostToDevice, ctx.stream());
-    if (const Status s = cuda::settled(e); s != Status::ok) return s;
+    if (const Status s = staging_.send(ctx, table_.data(), p.runs); s != Status::ok) return s;
     moved_ = laid_ = false;
     return Status::ok;
   }
@@ -341,7 +341,7 @@ class CudaColumn {
   Buffer<Most> most_;
   ObjectArray<Buffer<std::byte*>> pages_[parts];
   Buffer<std::byte*> spare_[parts];
-  Buffer<std::byte, 64> staging_;
+  cuda::Staging staging_;
   cuda::DeviceArray<std::byte> table_;
   cuda::DeviceArray<prim::PartCounts> counts_;
   std::span<prim::PartCounts> told_;  ///< the same as the last step left them, for the host

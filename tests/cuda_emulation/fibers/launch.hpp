@@ -41,6 +41,7 @@ void run_grid(dim3 grid, dim3 block, std::size_t shared, std::size_t most, Call&
   const bool takes = threads > 0 && threads <= most_threads && block.z <= 64 && blocks > 0 && grid.x <= 0x7fffffffu &&
                      grid.y <= 65535 && grid.z <= 65535 && shared <= most;
   if (answer(takes ? cudaSuccess : cudaErrorInvalidConfiguration) != cudaSuccess) return;
+  land_copies();
   make_threads(static_cast<unsigned>(threads));
   const SharedBlock memory(shared);
   machine.entry = [](void* c) { (*static_cast<Call*>(c))(); };
