@@ -1,6 +1,5 @@
 #pragma once
 
-#include <cmath>
 #include <cstdint>
 
 #include <kvcondense/backend/cuda/block.cuh>
@@ -79,7 +78,11 @@ struct JobRows {
 };
 
 /// Whether coding has to repair a number; `counted`: whoever stored the rows has counted those that are Inf or NaN.
-__device__ inline int repairs(float x, bool counted) { return static_cast<int>(needs_repair(x) && (!counted || fabsf(x) < INFINITY)); }
+__device__ inline int repairs(float x, bool counted) {
+  constexpr std::uint32_t last = detail::bit_cast<std::uint32_t>(largest_coded), infinity = 0x7f800000u;
+  const std::uint32_t size = detail::bit_cast<std::uint32_t>(x) & 0x7fffffffu;
+  return static_cast<int>(counted ? size - last - 1 < infinity - last - 1 : size > last);
+}
 
 /// Token axis: a warp codes row i into a slot; `codes` is the warp's own. Ranges over the lanes, codes through shared memory
 /// into bytes. How many numbers had to be repaired, in every lane.
