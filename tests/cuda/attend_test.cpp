@@ -261,6 +261,13 @@ TEST_CASE("cuda attend: a head's result does not depend on the others") {
   static_assert(prim::cuda_kernels::pieces(100000, false) == 1);
 }
 
+TEST_CASE("cuda attend: prompts whose blocks of rows are more than a grid is high") {
+  const cuda::Grid grid = prim::cuda_kernels::piece_grid(8 * (index_t{1} << 20), 1, 8);  // a million tokens, eight queries a head
+  CHECK(grid.x == 1 << 20);
+  CHECK(grid.y == 1);
+  CHECK(grid.z == 8);
+}
+
 TEST_CASE("cuda attend: what views do not fit is refused") {
   test::Device device;
   const prim::PagedHeads<prim::ExactRows, prim::ExactRows> heads{{}, {}, {}, {}, {}, nullptr, 2};

@@ -314,6 +314,22 @@ TEST_CASE("cuda cache: what stays is coded, what is coded leaves") {
   CHECK(make_cache<Cuda>(shape, recipe(evict::SinkWindow{.recent = 9}, quant::GroupInt<4>{.key_axis = prim::GroupAxis::channel})).status() == Status::not_supported);
 }
 
+TEST_CASE("cuda cache: a turn codes what a removal has left, and nothing that it has not") {
+  // Behind the removal no codes are there, so whole windows become codes at once, though nothing is pending.
+  Pair whole(recipe(quant::GroupInt<4>{.group_size = 0, .residual_window = 6, .whole_window = true}), "int4(group=0, residual=6, whole_window=true)",
+             {.q_heads = 2, .kv_heads = 2, .head_dim = 16, .page_slots = 4});
+  whole.forward(11);
+  for (int i = 0; i < 3; ++i) whole.forward(1);
+  whole.remove(0, 11);
+  whole.turn(0);
+  whole.forward(1);
+  whole.forward(2);
+  whole.remove(1, 3);
+  whole.forward(1);
+  for (int i = 0; i < 7; ++i) whole.forward(1);
+  whole.compare_reports();
+}
+
 TEST_CASE("cuda cache: a recipe without stages keeps all, and tokens are taken back") {
   Pair all(recipe(), "exact", {.q_heads = 2, .kv_heads = 2, .head_dim = 16, .page_slots = 4});
   all.forward(9);
@@ -402,12 +418,32 @@ TEST_CASE("cuda cache: a call that is refused changes nothing") {
   CHECK(make_cache<Cuda>(shape, recipe(evict::H2O{.heavy = -1})).status() == Status::invalid_argument);
 }
 
-TEST_CASE("cuda cache: device memory that is refused loses nothing") {
+TEST_CASE("cuda cache: a number that is none is counted once, though it becomes a code later") {
+  test::Device device;
   const CacheShape shape{.q_heads = 2, .kv_heads = 2, .head_dim = 16, .page_slots = 4};
-  const auto method = recipe(evict::SinkWindow{.recent = 29, .sinks = 3}, quant::GroupInt<4>{.group_size = 8, .residual_window = 2, .sinks = 2});
+  std::vector<float> numbers(2 * 6 * 16, 0.5f);
+  numbers[3] = 7e4f, numbers[20] = NAN;  // beyond a half
+  test::OnDevice<float> x(device, numbers);
+  const auto rows = dense_view(static_cast<const float*>(x.data()), 2, 6, 16);
+  auto c = make_cache<Cuda>(shape, recipe(evict::SinkWindow{.recent = 29, .sinks = 3}, quant::GroupInt<4>{.group_size = 8}));
+  REQUIRE(c);
+  Context<Cuda> ctx = device.with_workspace(c->workspace_bytes(16, 6));
+  REQUIRE(c->append(ctx, 0, rows, rows) == Status::ok);
+  REQUIRE(c->step(ctx, 0) == Status::ok);
+  const auto report = c->report(device);
+  REQUIRE(report);
+  CHECK(report->coded_bytes > 0);
+  CHECK(report->repaired_numbers == 4);  // keys and values
+}
+
+namespace cuda_cache {
+/// Requests for memory are refused, one after the other, in `rounds` of six tokens; the slots of a head are then `left`.
+template <class R>
+void lose_nothing(const R& method, int rounds, index_t left) {
+  const CacheShape shape{.q_heads = 2, .kv_heads = 2, .head_dim = 16, .page_slots = 4};
   test::Device device;
   std::mt19937 random(5);
-  test::OnDevice<float> x(device, cuda_cache::normal_numbers(2 * 6 * 16, random)), out(device, std::vector<float>(2 * 6 * 16));
+  test::OnDevice<float> x(device, normal_numbers(2 * 6 * 16, random)), out(device, std::vector<float>(2 * 6 * 16)), mass(device, std::vector<float>(2 * 64));
   const auto rows = dense_view(static_cast<const float*>(x.data()), 2, 6, 16);
   const auto refuses = [](Status s) {
     REQUIRE((s == Status::ok || s == Status::out_of_memory));
@@ -424,7 +460,7 @@ TEST_CASE("cuda cache: device memory that is refused loses nothing") {
       } else {
         auto& c = *made;
         Context<Cuda> ctx = device.with_workspace(c.workspace_bytes(64, 6));
-        for (int i = 0; i < 8; ++i) {
+        for (int i = 0; i < rounds; ++i) {
           const index_t before = c.total_slots(0);
           if (refuses(c.append(ctx, 0, rows, rows))) {
             REQUIRE(c.total_slots(0) == before);
@@ -434,16 +470,22 @@ TEST_CASE("cuda cache: device memory that is refused loses nothing") {
             memory.left = 1 << 20;
             REQUIRE(c.append(ctx, 0, rows, rows) == Status::ok);
           }
-          if (refuses(c.step(ctx, 0))) {
+          AttendOutputs measure;
+          if (c.wants_mass(0)) {
+            measure.mass = c.ragged(0, mass.data());
+            REQUIRE(c.attend(ctx, 0, rows, dense_view(out.data(), 2, 6, 16), measure) == Status::ok);
+          }
+          const AttentionView seen{measure.mass, c.mass_rows(6)};
+          if (refuses(c.step(ctx, 0, seen))) {
             REQUIRE(c.total_slots(0) == before + 12);
             REQUIRE(c.pending() == 6);
             memory.left = 1 << 20;
-            REQUIRE(c.step(ctx, 0) == Status::ok);
+            REQUIRE(c.step(ctx, 0, seen) == Status::ok);
           }
         }
-        REQUIRE(c.slots(0, 1) == 32);
-        test::OnDevice<float> k_rows(device, std::vector<float>(32 * 16)), v_rows(device, std::vector<float>(32 * 16));
-        REQUIRE(c.read(ctx, 0, 1, 0, dense_view(k_rows.data(), 32, 16), dense_view(v_rows.data(), 32, 16)) == Status::ok);
+        REQUIRE(c.slots(0, 1) == left);
+        test::OnDevice<float> k_rows(device, std::vector<float>(at(left * 16))), v_rows(device, std::vector<float>(at(left * 16)));
+        REQUIRE(c.read(ctx, 0, 1, 0, dense_view(k_rows.data(), left, 16), dense_view(v_rows.data(), left, 16)) == Status::ok);
         if (expected.empty()) expected = k_rows.read(), requests = (1 << 20) - memory.left;
         REQUIRE(k_rows.read() == expected);
         REQUIRE(v_rows.read() == expected);  // the same rows, stored alike
@@ -453,3 +495,40 @@ TEST_CASE("cuda cache: device memory that is refused loses nothing") {
   }
   CHECK(requests > 20);
 }
+}  // namespace cuda_cache
+
+TEST_CASE("cuda cache: device memory that is refused loses nothing") {
+  cuda_cache::lose_nothing(recipe(evict::SinkWindow{.recent = 29, .sinks = 3}, quant::GroupInt<4>{.group_size = 8, .residual_window = 2, .sinks = 2}), 8, 32);
+  // Numbers per slot are not counted twice when a step is made again.
+  const std::vector<float> shares{0.5f, 0.5f};
+  const HeadTable table{shares.data(), 1, 2};
+  cuda_cache::lose_nothing(recipe(budget::HeadTableBudget{evict::H2O{.heavy = 9, .recent = 6}, 1.5, table}, quant::GroupInt<8>{.group_size = 8, .residual_window = 2, .sinks = 2}), 3, 15);
+}
+
+#if defined(KVCONDENSE_CUDA_FIBERS)
+TEST_CASE("cuda cache: first slots that came are not forgotten when a step could not be planned") {
+  test::Device device;
+  using Column = cache::CudaColumn<prim::GroupInt<4>>;
+  std::vector<prim::PartCounts> told(2);
+  Column column({.codec = {.axis = prim::GroupAxis::token, .group_size = 0}, .flush = fifo_flush(1), .sinks = 2, .heads = 2, .dim = 16, .page_slots = 4}, cuda::device_memory());
+  REQUIRE(column.make() == Status::ok);
+  column.tell_at(told);
+  REQUIRE(column.reserve(device, 2, 3) == Status::ok);
+  column.count(2, 3);
+  REQUIRE(column.reserve_codes(device, [](index_t) { return index_t{5}; }) == Status::ok);
+  REQUIRE(column.settle(device) == Status::ok);
+  test::OnDevice<index_t> slots(device, {5, 5});
+  cuda::DeviceArray<prim::KeptRange> ranges;
+  REQUIRE(ranges.resize(column.range_count()) == Status::ok);
+  const auto step = [&] { return column.step(device, slots.data(), {{}, slots.data()}, false, true, ranges.data(), nullptr); };
+  CHECK(column.device().fresh == 2);
+  cuda_fibers::runtime.fail_at = cuda_fibers::runtime.calls, cuda_fibers::runtime.fail_with = cudaErrorLaunchOutOfResources;  // the first launch
+  CHECK(step() == Status::not_supported);
+  cuda_fibers::runtime.fail_at = -1;
+  CHECK(column.device().fresh == 2);
+  REQUIRE(step() == Status::ok);
+  CHECK(column.device().fresh == 0);
+  CHECK(told[0].first == 2);
+  CHECK(told[0].coded == 2);
+}
+#endif

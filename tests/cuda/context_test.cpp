@@ -1,9 +1,12 @@
 // Contexts, memory and errors of the CUDA backend.
 
 #include <algorithm>
+#include <cstring>
+#include <span>
 #include <vector>
 
 #include <kvcondense/backend/cuda/launch.cuh>
+#include <kvcondense/backend/cuda/steering.cuh>
 
 #include "device.hpp"
 
@@ -60,6 +63,23 @@ TEST_CASE("cuda: a block may have more shared memory than the plain limit") {
   CHECK(out.read()[0] == words - 1);
 }
 
+TEST_CASE("cuda: copies from page-locked memory have what was written for them, though nobody waits") {
+  test::Device device;
+  test::OnDevice<int> out(device, std::vector<int>(40, -1));
+  cuda::Staging staging;
+  std::span<std::byte> bytes;
+  for (int i = 0; i < 10; ++i) {
+    REQUIRE(staging.reserve(i < 5 ? 4 * sizeof(int) : 80 * sizeof(int)) == Status::ok);  // grows amid copies
+    REQUIRE(staging.next(bytes) == Status::ok);
+    REQUIRE(bytes.size() >= 4 * sizeof(int));
+    const int numbers[4] = {i, i + 1, i + 2, i + 3};
+    std::memcpy(bytes.data(), numbers, sizeof numbers);
+    REQUIRE(staging.send(device, out.data() + 4 * i, sizeof numbers) == Status::ok);
+  }
+  const std::vector<int> got = out.read();
+  for (int i = 0; i < 40; ++i) CHECK(got[static_cast<std::size_t>(i)] == i / 4 + i % 4);
+}
+
 TEST_CASE("cuda: facts of the device") {
   const Expected<cuda::DeviceFacts> facts = cuda::device_facts();
   REQUIRE(facts);
@@ -113,6 +133,16 @@ TEST_CASE("cuda: where no device is, every maker says so") {
   CHECK(cuda::device_facts().status() == Status::no_device);
   CHECK(cudaGetLastError() == cudaSuccess);  // nobody else meets the error
   CHECK(cuda::device_memory().allocate(16, 16) == nullptr);
+}
+
+TEST_CASE("cuda: what a kernel may have is never lowered for another thread that starts it") {
+  test::Device device;
+  test::OnDevice<int> out(device, {0});
+  constexpr int words = 20000;
+  for (const std::size_t bytes : {words * sizeof(int) + 4096, words * sizeof(int)}) {
+    REQUIRE(cuda::launch(device, fill_shared<words>, {1}, 256, bytes, out.data()) == Status::ok);
+    CHECK(cuda_fibers::runtime.may_have.at(reinterpret_cast<const void*>(&fill_shared<words>)) == device.context().facts().shared_per_block);
+  }
 }
 
 TEST_CASE("cuda: a device below compute capability 8.0 is none") {

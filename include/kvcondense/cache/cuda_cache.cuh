@@ -42,7 +42,7 @@ inline constexpr bool cuda_codec<prim::GroupInt<Bits>> = true;
 ///          where a step meets the one before of the same layer that is not done yet; how many slots stay it knows itself.
 /// Numbers  pages are those of Cache<Cpu, R>. Attention differs in the last bits, so scores that are that close may be ranked
 ///          otherwise; equal scores are ranked alike. What `append` on the CPU refuses, numbers that the stored type cannot
-///          hold, is stored as Inf or NaN here and counted in the report.
+///          hold, is stored as Inf or NaN here and counted once in the report.
 /// Errors   as Cache<Cpu, R>; not_supported for inputs that no word reads here, for one set of all heads (AllHeads) once
 ///          heads hold different numbers of slots, for an eviction method over groups of several slots (KIVI's keys), for a quant
 ///          stage that tells layers, heads or slots apart, and where `truncate` or `remove` would cut a group of

@@ -104,7 +104,8 @@ Status Cache<Cuda, R>::run_step(Context<Cuda>& ctx, index_t layer, const StepInp
       if (std::same_as<decltype(Pipeline::select), evict::Fixed> && leaves)  // it names ends alone
         if (const Status s = prim::KeepEnds<Cuda>::run(ctx, keep.ends, keep.slots, keep.count); s != Status::ok) return s;
     }
-    if (leaves || l.counters.pending > 0) {
+    // Behind `remove` there may be something to code though nothing is pending.
+    if (leaves || l.counters.pending > 0 || l.keys.due() || l.values.due()) {
       if (const Status s = l.reserve_codes(ctx, stays); s != Status::ok) return s;
       if (const Status s = commit(ctx, l, keep, all, leaves, true, scratch); s != Status::ok) return s;
     }
@@ -268,7 +269,7 @@ Status Cache<Cuda, R>::remove(Context<Cuda>& ctx, index_t first, index_t last) {
     if (s == Status::ok) s = l.set_slots(ctx, stays);
     const Status behind = l.fence.record(ctx);
     if (s != Status::ok || behind != Status::ok) return s != Status::ok ? s : behind;
-    l.keys.stepped(stays), l.values.stepped(stays);
+    l.keys.stepped(stays, false), l.values.stepped(stays, false);
     if (s = l.trim(ctx); s != Status::ok) return s;
   }
   return Status::ok;

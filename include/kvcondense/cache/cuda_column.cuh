@@ -8,6 +8,7 @@
 
 #include <kvcondense/backend/cuda/head_slots.cuh>
 #include <kvcondense/backend/cuda/memory.cuh>
+#include <kvcondense/backend/cuda/steering.cuh>
 #include <kvcondense/core/buffer.hpp>
 #include <kvcondense/core/flush.hpp>
 #include <kvcondense/core/object_array.hpp>
@@ -53,7 +54,7 @@ class CudaColumn {
   };
 
   CudaColumn(const Plan& plan, MemoryResource<Cuda>& memory)
-      : plan_(plan), memory_(&memory), most_(heap_memory()), staging_(heap_memory()), table_(memory), counts_(memory) {
+      : plan_(plan), memory_(&memory), most_(heap_memory()), table_(memory), counts_(memory) {
     for (auto& s : spare_) s = Buffer<std::byte*>(heap_memory());
   }
   CudaColumn(CudaColumn&&) = default;
@@ -111,7 +112,7 @@ class CudaColumn {
   Status reserve_codes(const Context<Cuda>& ctx, Kept&& kept) {
     if (plan_.flush.block == 0) return Status::ok;
     Status s = Status::ok;
-    for (index_t h = 0; h < plan_.heads && s == Status::ok; ++h) s = take_pages(1, h, coded_after(h, kept(h)));
+    for (index_t h = 0; h < plan_.heads && s == Status::ok; ++h) s = take_pages(1, h, coded_after(plan_.flush, most_[h], kept(h)));
     return s == Status::ok ? reserve_table(ctx) : s;
   }
 
@@ -126,14 +127,14 @@ class CudaColumn {
     const prim::ExactRows& exact = plan_.exact;
     if (!plan_.has_parts()) return leaves ? prim::KeepRows<Cuda>::rows(ctx, exact, device().newest, keep) : Status::ok;
     if (!leaves && !due()) return Status::ok;
-    const Flush rule = codes ? plan_.flush : Flush{.block = 0};
+    const Flush rule = rule_of(codes);
     index_t most = 0;
     bool rest = leaves;  // newest slots that stay so
     for (const Most& m : most_) most = std::max(most, most_due_of(rule, m.newest)), rest = rest || due_of(rule, m.newest, m.coded > 0) < m.newest;
     Status s = upload(ctx);
     const prim::ColumnParts column = device();
     if (s == Status::ok) s = prim::HeadSlots::plan(ctx, column, slots, keep, rule, counts_.data(), told_.data(), ranges);
-    fresh_ = 0, laid_ = false;
+    if (s == Status::ok) fresh_ = 0, laid_ = false;  // else `counts_` is as it was
     const auto part = [&](int i) { return prim::KeptSlots{keep.list, keep.count, ranges + i * plan_.heads}; };
     if (s == Status::ok && leaves && plan_.sinks > 0) s = prim::KeepRows<Cuda>::rows(ctx, exact, column.first, part(0));
     if constexpr (!std::same_as<Codec, prim::ExactRows>) {
@@ -144,14 +145,15 @@ class CudaColumn {
   }
   index_t range_count() const { return 4 * plan_.heads; }
 
-  /// After a step, of which `kept(head)` slots stayed.
+  /// After `step`, of which `kept(head)` slots stayed; `codes` as it was there.
   template <class Kept>
-  void stepped(Kept&& kept) {
+  void stepped(Kept&& kept, bool codes = true) {
+    const Flush rule = rule_of(codes);
     for (index_t h = 0; h < plan_.heads; ++h) {
       Most& m = most_[h];
-      const index_t n = kept(h), due = due_of(plan_.flush, m.newest, m.coded > 0);
+      const index_t n = kept(h), due = due_of(rule, m.newest, m.coded > 0);
       if (m.first + m.coded + m.newest == n) m.coded += due, m.newest -= due;  // nothing left: exact as before
-      else m = {std::min(m.first, n), coded_after(h, n), std::min(n, most_left_of(plan_.flush, m.newest))};
+      else m = {std::min(m.first, n), coded_after(rule, m, n), std::min(n, most_left_of(rule, m.newest))};
     }
   }
 
@@ -236,9 +238,8 @@ class CudaColumn {
   }
 
  private:
-  index_t coded_after(index_t head, index_t kept) const {
-    return std::min(kept, most_[head].coded + most_due_of(plan_.flush, most_[head].newest));
-  }
+  Flush rule_of(bool codes) const { return codes ? plan_.flush : Flush{.block = 0}; }
+  static index_t coded_after(const Flush& rule, const Most& m, index_t kept) { return std::min(kept, m.coded + most_due_of(rule, m.newest)); }
   Status take_pages(int part, index_t head, index_t slots) {
     auto& list = pages_[part][head];
     while (list.size() < plan_.pages_for(part, slots)) {
@@ -286,7 +287,7 @@ class CudaColumn {
     if (pages <= before) return Status::ok;
     table_pages_ = std::max<index_t>(pages, 2 * before);
     const auto bytes = static_cast<index_t>(places().end);
-    Status s = staging_.reserve(static_cast<index_t>(places().runs));
+    Status s = staging_.reserve(places().runs);
     if (s == Status::ok) s = ctx.wait();  // somebody may still read the smaller one
     if (s == Status::ok) s = table_.resize(bytes);
     if (s != Status::ok) table_pages_ = before;
@@ -299,8 +300,9 @@ class CudaColumn {
     if (const Status s = reserve_table(ctx); s != Status::ok) return s;
     if (table_.size() == 0) return Status::ok;  // there is no page yet
     const Places p = places();
-    if (const Status s = staging_.resize(static_cast<index_t>(p.runs)); s != Status::ok) return s;
-    const auto put = [&](std::size_t byte, const auto& value) { std::memcpy(staging_.data() + byte, &value, sizeof value); };
+    std::span<std::byte> table;
+    if (const Status s = staging_.next(table); s != Status::ok) return s;
+    const auto put = [&](std::size_t byte, const auto& value) { std::memcpy(table.data() + byte, &value, sizeof value); };
     std::size_t slot = 0;
     const auto offset = [&](index_t value) { put(slot++ * sizeof(index_t), value); };
     index_t n = 0;
@@ -317,9 +319,7 @@ class CudaColumn {
       for (const auto& part : pages_) n += part[h].size();
     }
     offset(n);
-    // Memory that is not page-locked is read before the call returns.
-    const cudaError_t e = cudaMemcpyAsync(table_.data(), staging_.data(), p.runs, cudaMemcpyHostToDevice, ctx.stream());
-    if (const Status s = cuda::settled(e); s != Status::ok) return s;
+    if (const Status s = staging_.send(ctx, table_.data(), p.runs); s != Status::ok) return s;
     moved_ = laid_ = false;
     return Status::ok;
   }
@@ -341,7 +341,7 @@ class CudaColumn {
   Buffer<Most> most_;
   ObjectArray<Buffer<std::byte*>> pages_[parts];
   Buffer<std::byte*> spare_[parts];
-  Buffer<std::byte, 64> staging_;
+  cuda::Staging staging_;
   cuda::DeviceArray<std::byte> table_;
   cuda::DeviceArray<prim::PartCounts> counts_;
   std::span<prim::PartCounts> told_;  ///< the same as the last step left them, for the host

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <cstring>
 #include <span>
 #include <utility>
 
@@ -73,7 +74,7 @@ class CudaLayer {
 
   CudaLayer(const Plan& plan, MemoryResource<Cuda>& memory)
       : offset(heap_memory()), pending_positions(heap_memory()), ids(memory), keys(plan.keys, memory), values(plan.values, memory), plan_(plan),
-        memory_(&memory), staging_(heap_memory()), lengths_(memory) {}
+        memory_(&memory), lengths_(memory) {}
 
   Counters counters;
   Buffer<index_t> offset;  ///< heads + 1: where each head's slots begin in ragged views; the host's
@@ -93,6 +94,7 @@ class CudaLayer {
     if (s == Status::ok) s = keys.make();
     if (s == Status::ok) s = values.make();
     if (s == Status::ok) s = lengths_.resize(2 * heads + 1);
+    if (s == Status::ok) s = staging_.reserve(lengths_.bytes().size());
     // An empty cache may be attended to and have a turn before anything was appended.
     if (s == Status::ok) s = cuda::settled(cudaMemsetAsync(lengths_.data(), 0, static_cast<std::size_t>(lengths_.size()) * sizeof(index_t), nullptr));
     if (s == Status::ok) s = cuda::settled(cudaStreamSynchronize(nullptr));
@@ -146,10 +148,12 @@ class CudaLayer {
     offset[heads] = sum;
     if (const Status s = keys.settle(ctx); s != Status::ok) return s;
     if (const Status s = values.settle(ctx); s != Status::ok) return s;
-    if (const Status s = staging_.resize(2 * heads + 1); s != Status::ok) return s;
-    for (index_t h = 0; h <= heads; ++h) staging_[h] = offset[h];
-    for (index_t h = 0; h < heads; ++h) staging_[heads + 1 + h] = slots(h);
-    return lengths_.upload(ctx, staging_.span());
+    std::span<std::byte> numbers;
+    if (const Status s = staging_.next(numbers); s != Status::ok) return s;
+    const auto put = [&](index_t i, index_t value) { std::memcpy(numbers.data() + static_cast<std::size_t>(i) * sizeof value, &value, sizeof value); };
+    for (index_t h = 0; h <= heads; ++h) put(h, offset[h]);
+    for (index_t h = 0; h < heads; ++h) put(heads + 1 + h, slots(h));
+    return staging_.send(ctx, lengths_.data(), lengths_.bytes().size());
   }
   /// Pages for what becomes codes when `kept(head)` slots stay. On refusal nothing that counts changes.
   template <class Kept>
@@ -209,7 +213,7 @@ class CudaLayer {
 
   Plan plan_;
   MemoryResource<Cuda>* memory_;
-  Buffer<index_t> staging_;
+  cuda::Staging staging_;
   cuda::DeviceArray<index_t> lengths_;  ///< offsets, then slots of every head
 };
 

@@ -30,14 +30,18 @@ class SharedBlock {
   SharedBlock& operator=(const SharedBlock&) = delete;
 };
 
-/// Runs `call` in every thread of the grid. A grid that no device takes leaves an error, as the runtime does.
+/// Dynamic shared memory of a kernel that was allowed no more.
+inline constexpr std::size_t plain_shared = 48 * 1024;
+
+/// Runs `call` in every thread of the grid; a block may have `most` shared memory. A grid that no device takes leaves an error, as the runtime does.
 template <class Call>
-void run_grid(dim3 grid, dim3 block, std::size_t shared, Call& call) {
+void run_grid(dim3 grid, dim3 block, std::size_t shared, std::size_t most, Call& call) {
   const std::size_t threads = std::size_t{block.x} * block.y * block.z;
   const std::size_t blocks = std::size_t{grid.x} * grid.y * grid.z;
   const bool takes = threads > 0 && threads <= most_threads && block.z <= 64 && blocks > 0 && grid.x <= 0x7fffffffu &&
-                     grid.y <= 65535 && grid.z <= 65535 && shared <= most_shared;
+                     grid.y <= 65535 && grid.z <= 65535 && shared <= most;
   if (answer(takes ? cudaSuccess : cudaErrorInvalidConfiguration) != cudaSuccess) return;
+  land_copies();
   make_threads(static_cast<unsigned>(threads));
   const SharedBlock memory(shared);
   machine.entry = [](void* c) { (*static_cast<Call*>(c))(); };
@@ -62,7 +66,8 @@ template <class... P, class... A>
 void start(void (*kernel)(P...), dim3 grid, dim3 block, std::size_t shared, A&&... arguments) {
   std::tuple<std::decay_t<P>...> copied(static_cast<P>(arguments)...);
   auto call = [&] { std::apply(kernel, copied); };
-  run_grid(grid, block, shared, call);
+  const auto allowed = runtime.may_have.find(reinterpret_cast<const void*>(kernel));
+  run_grid(grid, block, shared, allowed == runtime.may_have.end() ? plain_shared : allowed->second, call);
 }
 
 }  // namespace cuda_fibers

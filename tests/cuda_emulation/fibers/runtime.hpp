@@ -1,12 +1,16 @@
 #pragma once
 
 // A stand-in for the part of the CUDA runtime that the library and its tests call. One device, one stream's
-// order: everything happens at once. Tests take the device away, let allocations fail, or ask what was done.
+// order: everything happens at once, but for copies from page-locked memory, which land when a kernel runs or
+// somebody waits. Tests take the device away, let allocations fail, or ask what was done.
 
 #include <cstddef>
 #include <cstdlib>
 #include <cstring>
+#include <iterator>
+#include <map>
 #include <new>
+#include <vector>
 
 #include "machine.hpp"
 
@@ -53,6 +57,7 @@ struct Runtime {
   int calls = 0, fail_at = -1;         ///< calls that may fail; the one that does, once, with `fail_with`
   cudaError_t fail_with = cudaSuccess;
   std::size_t allocated = 0, allocations = 0;
+  std::map<const void*, std::size_t> may_have;  ///< dynamic shared memory that kernels were allowed
 };
 inline Runtime runtime;
 
@@ -62,6 +67,25 @@ inline cudaError_t answer(cudaError_t e = cudaSuccess) {
   if (runtime.broken != cudaSuccess) e = runtime.broken;
   if (e != cudaSuccess) runtime.pending = e;
   return e;
+}
+
+/// Copies from page-locked memory that nobody has waited for yet, in their order.
+struct LateCopy {
+  void* to;
+  const void* from;
+  std::size_t bytes;
+};
+inline std::vector<LateCopy> late_copies;
+inline std::map<const unsigned char*, std::size_t> page_locked;  ///< where it begins, bytes
+
+inline void land_copies() {
+  for (const LateCopy& c : late_copies) std::memcpy(c.to, c.from, c.bytes);
+  late_copies.clear();
+}
+inline bool is_page_locked(const void* p) {
+  const auto* at = static_cast<const unsigned char*>(p);
+  const auto next = page_locked.upper_bound(at);
+  return next != page_locked.begin() && at < std::prev(next)->first + std::prev(next)->second;
 }
 
 /// Device memory: exactly as large as asked for, so that ASan sees one byte too many; it begins as NaN.
@@ -108,21 +132,36 @@ inline cudaError_t cudaMalloc(void** p, std::size_t bytes) {
 }
 inline cudaError_t cudaFree(void* p) {
   if (p == nullptr) return cuda_fibers::answer();
+  cuda_fibers::land_copies();
   auto* block = static_cast<unsigned char*>(p) - cuda_fibers::block_header;
   cuda_fibers::runtime.allocated -= reinterpret_cast<cuda_fibers::DeviceBlock*>(block)->bytes;
   ::operator delete(block, std::align_val_t{cuda_fibers::block_header});
   return cuda_fibers::answer();
 }
 /// Page-locked memory of the host, which kernels reach too.
-inline cudaError_t cudaMallocHost(void** p, std::size_t bytes) { return cudaMalloc(p, bytes); }
-inline cudaError_t cudaFreeHost(void* p) { return cudaFree(p); }
-inline cudaError_t cudaMemcpyAsync(void* to, const void* from, std::size_t bytes, cudaMemcpyKind, cudaStream_t) {
+inline cudaError_t cudaMallocHost(void** p, std::size_t bytes) {
+  const cudaError_t e = cudaMalloc(p, bytes);
+  if (e == cudaSuccess && *p != nullptr) cuda_fibers::page_locked[static_cast<unsigned char*>(*p)] = bytes;
+  return e;
+}
+inline cudaError_t cudaFreeHost(void* p) {
+  cuda_fibers::page_locked.erase(static_cast<const unsigned char*>(p));
+  return cudaFree(p);
+}
+inline cudaError_t cudaMemcpyAsync(void* to, const void* from, std::size_t bytes, cudaMemcpyKind kind, cudaStream_t) {
   const cudaError_t e = cuda_fibers::answer();
-  if (e == cudaSuccess && bytes > 0) std::memcpy(to, from, bytes);
+  if (e != cudaSuccess || bytes == 0) return e;
+  if (kind == cudaMemcpyHostToDevice && cuda_fibers::is_page_locked(from)) {
+    cuda_fibers::late_copies.push_back({to, from, bytes});
+    return e;
+  }
+  cuda_fibers::land_copies();
+  std::memcpy(to, from, bytes);
   return e;
 }
 inline cudaError_t cudaMemsetAsync(void* to, int byte, std::size_t bytes, cudaStream_t) {
   const cudaError_t e = cuda_fibers::answer();
+  cuda_fibers::land_copies();
   if (e == cudaSuccess && bytes > 0) std::memset(to, byte, bytes);
   return e;
 }
@@ -145,12 +184,17 @@ cudaError_t destroy(T* made) {
 
 inline cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned) { return cuda_fibers::create(stream); }
 inline cudaError_t cudaStreamDestroy(cudaStream_t stream) { return cuda_fibers::destroy(stream); }
-inline cudaError_t cudaStreamSynchronize(cudaStream_t) { return cuda_fibers::answer(); }
+inline cudaError_t cudaStreamSynchronize(cudaStream_t) { return cuda_fibers::land_copies(), cuda_fibers::answer(); }
 inline cudaError_t cudaEventCreateWithFlags(cudaEvent_t* event, unsigned) { return cuda_fibers::create(event); }
 inline cudaError_t cudaEventDestroy(cudaEvent_t event) { return cuda_fibers::destroy(event); }
 inline cudaError_t cudaEventRecord(cudaEvent_t, cudaStream_t) { return cuda_fibers::answer(); }
-inline cudaError_t cudaEventSynchronize(cudaEvent_t) { return cuda_fibers::answer(); }
-inline cudaError_t cudaFuncSetAttribute(const void*, cudaFuncAttribute, int) { return cuda_fibers::answer(); }
+inline cudaError_t cudaEventSynchronize(cudaEvent_t) { return cuda_fibers::land_copies(), cuda_fibers::answer(); }
+inline cudaError_t cudaFuncSetAttribute(const void* kernel, cudaFuncAttribute, int bytes) {
+  const bool has = bytes >= 0 && static_cast<std::size_t>(bytes) <= cuda_fibers::most_shared;
+  const cudaError_t e = cuda_fibers::answer(has ? cudaSuccess : cudaErrorInvalidValue);
+  if (e == cudaSuccess) cuda_fibers::runtime.may_have[kernel] = static_cast<std::size_t>(bytes);
+  return e;
+}
 inline cudaError_t cudaGetLastError() {
   const cudaError_t e = cuda_fibers::runtime.broken != cudaSuccess ? cuda_fibers::runtime.broken
                                                                    : cuda_fibers::runtime.pending;

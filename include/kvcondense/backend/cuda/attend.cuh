@@ -58,7 +58,7 @@ struct Attend<Cuda> {
 
  private:
   static cuda::Grid grid(const cuda_kernels::AttendPlan& plan) {
-    return {plan.most, cuda::covering(plan.rows, cuda_kernels::row_block), plan.kv_heads};
+    return cuda_kernels::piece_grid(plan.rows, plan.most, plan.kv_heads);
   }
 
   template <class KeyCodec, class ValueCodec>

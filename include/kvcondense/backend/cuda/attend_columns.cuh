@@ -85,12 +85,12 @@ __device__ inline void line_logits(const ColumnPlan& plan, index_t head, index_t
   }
 }
 
-/// Largest logit of every line in a piece of a head, and its sum of exp. Grid: pieces, blocks of lines, heads.
+/// Largest logit of every line in a piece of a head, and its sum of exp. Grid: `piece_grid`.
 template <class KeyCodec, class ValueCodec>
 __global__ void __launch_bounds__(piece_threads, 4) column_pieces(PagedHeads<KeyCodec, ValueCodec> heads, ColumnPlan plan) {
   ColumnShared& shared = *reinterpret_cast<ColumnShared*>(cuda::dyn_smem());
   float* tile = reinterpret_cast<float*>(cuda::dyn_smem() + sizeof(ColumnShared));
-  const index_t head = blockIdx.z, piece = blockIdx.x, first = static_cast<index_t>(blockIdx.y) * row_block;
+  const index_t head = blockIdx.z, piece = blockIdx.y, first = static_cast<index_t>(blockIdx.x) * row_block;
   const index_t slots = heads.slots[head], size = piece_slots(slots, true);
   if (piece >= pieces(slots, true)) return;
   const int lines = static_cast<int>(plan.lines - first < row_block ? plan.lines - first : row_block);
@@ -243,8 +243,8 @@ struct AttendColumns<Cuda> {
     plan.total = scratch.take<float>(plan.kv_heads * plan.most * plan.lines);
     plan.final_top = scratch.take<float>(plan.kv_heads * plan.lines);
     plan.final_scale = scratch.take<float>(plan.kv_heads * plan.lines);
-    Status s = cuda::launch(ctx, column_pieces<KeyCodec, ValueCodec>, {plan.most, cuda::covering(plan.lines, row_block), plan.kv_heads},
-                            piece_threads, column_shared(dim), heads, plan);
+    Status s = cuda::launch(ctx, column_pieces<KeyCodec, ValueCodec>, piece_grid(plan.lines, plan.most, plan.kv_heads), piece_threads,
+                            column_shared(dim), heads, plan);
     if (s == Status::ok)
       s = cuda::launch(ctx, join_lines<128>, {cuda::covering(plan.lines, 128), plan.kv_heads}, 128, 0, heads.slots, plan);
     if (s == Status::ok)

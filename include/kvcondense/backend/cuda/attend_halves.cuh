@@ -223,12 +223,12 @@ __device__ inline void add_coded_values(const BaseRule& rule, const std::byte* r
 template <class Codec>
 inline constexpr bool exact_only = std::is_same_v<Codec, ExactRows>;
 
-/// Grid: pieces, row blocks, heads.
+/// Grid: `piece_grid`.
 template <class KeyCodec, class ValueCodec, int Dim>
 __global__ void __launch_bounds__(halves_threads, 3) attend_halves(PagedHeads<KeyCodec, ValueCodec> heads, AttendPlan plan, RingLayout layout) {
   using Order = KeyOrder<KeyCodec, Dim>;
   constexpr int pairs = Dim / 8, blocks = Dim / 16;  // of a lane's keys; of 16 channels of sums
-  const index_t head = blockIdx.z, piece = blockIdx.x, first_row = static_cast<index_t>(blockIdx.y) * row_block;
+  const index_t head = blockIdx.z, piece = blockIdx.y, first_row = static_cast<index_t>(blockIdx.x) * row_block;
   const index_t slots = heads.slots[head], size = piece_slots(slots, plan.split);
   if (piece >= pieces(slots, plan.split)) return;
   const int rows = static_cast<int>(plan.rows - first_row < row_block ? plan.rows - first_row : row_block), dim = static_cast<int>(plan.dim);

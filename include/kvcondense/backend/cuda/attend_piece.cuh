@@ -55,12 +55,12 @@ __device__ inline SlotRun locate(const ColumnRuns& column, index_t head, index_t
   return run;
 }
 
-/// The sum of the block's rows over the piece's slots. Grid: pieces, row blocks, heads.
+/// The sum of the block's rows over the piece's slots. Grid: `piece_grid`.
 template <class KeyCodec, class ValueCodec>
 __global__ void __launch_bounds__(piece_threads, 4) attend_piece(PagedHeads<KeyCodec, ValueCodec> heads, AttendPlan plan) {
   PieceShared& shared = *reinterpret_cast<PieceShared*>(cuda::dyn_smem());
   float* tile = reinterpret_cast<float*>(cuda::dyn_smem() + sizeof(PieceShared));
-  const index_t head = blockIdx.z, piece = blockIdx.x, first_row = static_cast<index_t>(blockIdx.y) * row_block;
+  const index_t head = blockIdx.z, piece = blockIdx.y, first_row = static_cast<index_t>(blockIdx.x) * row_block;
   const index_t slots = heads.slots[head], size = piece_slots(slots, plan.split);
   if (piece >= pieces(slots, plan.split)) return;
   const int rows = static_cast<int>(plan.rows - first_row < row_block ? plan.rows - first_row : row_block);

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <kvcondense/backend/cuda/launch.cuh>
 #include <kvcondense/core/config.hpp>
 #include <kvcondense/core/workspace.hpp>
 #include <kvcondense/prim/attend.hpp>
@@ -25,6 +26,9 @@ KVCONDENSE_HD constexpr index_t pieces(index_t slots, bool split) {
   const index_t size = piece_slots(slots, split);
   return slots <= size ? 1 : (slots + size - 1) / size;
 }
+
+/// Blocks of a launch over pieces: blocks of rows, pieces, heads. Only x may be beyond 65535, and rows may be many.
+constexpr cuda::Grid piece_grid(index_t rows, index_t most, index_t kv_heads) { return {cuda::covering(rows, row_block), most, kv_heads}; }
 
 /// The numbers of a call, as kernels get them. Arrays of the workspace:
 ///   sums   [head][piece][row][value_dim]   of values, weighted by exp(logit - top)

@@ -101,6 +101,7 @@ __global__ void __launch_bounds__(Threads) plan_parts(ColumnParts column, const 
 
 /// Exact newest rows of a head that become codes.
 struct DueRows {
+  static constexpr bool counted = true;  ///< by append_head_rows
   ExactRows codec;
   PageTable table;
   index_t head;
@@ -125,7 +126,7 @@ __global__ void __launch_bounds__(codec_threads, 8) code_due_tokens(GroupInt<Bit
   const PageTable& to = column.coded;
   const index_t slot = due.ranges[head].to + i;
   const RowPage<GroupInt<Bits>> page(codec, to.pages[to.offset[head] + slot / to.page_slots], static_cast<int>(to.page_slots), static_cast<int>(to.dim));
-  const int bad = encode_token(page, static_cast<int>(slot % to.page_slots), DueRows{exact, column.newest, head, mine}.row(static_cast<int>(i)),
+  const int bad = encode_token(page, static_cast<int>(slot % to.page_slots), DueRows{exact, column.newest, head, mine}, static_cast<int>(i),
                                shared.codes[cuda::warp_of_block()]);
   if (cuda::lane_of_warp() == 0) add_repaired(repaired, bad);
 }
@@ -218,7 +219,7 @@ struct HeadSlots {
   }
   /// Newest slots become codes behind those that are there, at most `most` of a head. In one launch.
   ///
-  /// Numbers  as PageCodec<Cuda, Codec>::encode.
+  /// Numbers  as PageCodec<Cuda, Codec>::encode; what `append` has counted is not counted again.
   template <int Bits>
   static Status code(Context<Cuda>& ctx, const GroupInt<Bits>& codec, const ExactRows& exact, const ColumnParts& column, const KeptSlots& due,
                      index_t most, index_t* repaired) {

@@ -24,8 +24,9 @@ Status launch(const Context<Cuda>& ctx, void (*kernel)(P...), Grid grid, int thr
   if (grid.x > 0x7fffffff || grid.y > 65535 || grid.z > 65535) return Status::invalid_argument;
   if (shared > plain_shared) {
     if (shared > ctx.facts().shared_per_block) return Status::not_supported;
-    const cudaError_t e = cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
-                                               cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared));
+    // All that the device has, not what this call wants: threads of the host that start one kernel with different sizes would lower it for each other.
+    const cudaError_t e = cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel), cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                               static_cast<int>(ctx.facts().shared_per_block));
     if (e != cudaSuccess) return settled(e);
   }
   const dim3 blocks(static_cast<unsigned>(grid.x), static_cast<unsigned>(grid.y), static_cast<unsigned>(grid.z));

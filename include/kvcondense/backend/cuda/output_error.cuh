@@ -21,7 +21,6 @@ namespace cuda_kernels {
 
 struct OutputErrorShared {
   WinnerShared list;
-  double all, rows;              ///< of the weights that are numbers, and how many
   float centre[max_head_dim];
   float lowest[tile_warps];
   std::int64_t least[tile_warps];  ///< -1: the warp has seen none

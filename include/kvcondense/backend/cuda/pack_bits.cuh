@@ -37,19 +37,19 @@ KVCONDENSE_HD index_t unit_bytes(const P& packing) {
 template <class P>
 __global__ void __launch_bounds__(pack_threads) pack_codes(P packing, const std::uint8_t* codes, index_t n, std::byte* bytes, index_t size) {
   constexpr int most = 32;  // bytes of the largest unit: eight planes of 32 codes
-  const index_t unit = static_cast<index_t>(blockIdx.x) * pack_threads + threadIdx.x, each = unit_codes(packing), width = unit_bytes(packing);
-  if (unit * width >= size) return;
+  const index_t mine = static_cast<index_t>(blockIdx.x) * pack_threads + threadIdx.x, each = unit_codes(packing), width = unit_bytes(packing);
+  if (mine * width >= size) return;
   const auto code = [&](index_t i) { return i < n ? codes[i] % P::levels : 0u; };
   std::byte packed[most] = {};
   if constexpr (requires { packing.run; }) {
-    const index_t piece = packing.run / P::parts, first = unit / piece * packing.run + unit % piece;
+    const index_t piece = packing.run / P::parts, first = mine / piece * packing.run + mine % piece;
     P small = packing;
     small.run = P::parts;
     for (int part = 0; part < P::parts; ++part) small.set(packed, part, code(first + part * piece));
   } else {
-    for (index_t i = 0; i < each; ++i) packing.set(packed, i, code(unit * each + i));
+    for (index_t i = 0; i < each; ++i) packing.set(packed, i, code(mine * each + i));
   }
-  for (index_t b = 0; b < width && unit * width + b < size; ++b) bytes[unit * width + b] = packed[b];
+  for (index_t b = 0; b < width && mine * width + b < size; ++b) bytes[mine * width + b] = packed[b];
 }
 
 /// A thread a code.

@@ -67,6 +67,7 @@ struct TokenShared {
 
 /// The rows of a job: row(i)(c) is number c of row i.
 struct JobRows {
+  static constexpr bool counted = false;
   const float* rows;
   index_t step;
 
@@ -76,17 +77,25 @@ struct JobRows {
   }
 };
 
-/// Token axis: a warp codes the row x(c) into a slot; `codes` is the warp's own. Ranges over the lanes, codes through shared memory
+/// Whether coding has to repair a number; `counted`: whoever stored the rows has counted those that are Inf or NaN.
+__device__ inline int repairs(float x, bool counted) {
+  constexpr std::uint32_t last = detail::bit_cast<std::uint32_t>(largest_coded), infinity = 0x7f800000u;
+  const std::uint32_t size = detail::bit_cast<std::uint32_t>(x) & 0x7fffffffu;
+  return static_cast<int>(counted ? size - last - 1 < infinity - last - 1 : size > last);
+}
+
+/// Token axis: a warp codes row i into a slot; `codes` is the warp's own. Ranges over the lanes, codes through shared memory
 /// into bytes. How many numbers had to be repaired, in every lane.
-template <int Bits, class Row>
-__device__ inline int encode_token(const RowPage<GroupInt<Bits>>& page, int slot, Row&& x, std::uint8_t* codes) {
+template <int Bits, class Rows>
+__device__ inline int encode_token(const RowPage<GroupInt<Bits>>& page, int slot, const Rows& rows, int i, std::uint8_t* codes) {
+  const auto x = rows.row(i);
   const int lane = cuda::lane_of_warp(), group = page.group_channels();
   int bad = 0;
   for (int j = 0; j < page.scales(); ++j) {
     GroupRange range;
     for (int c = j * group + lane; c < (j + 1) * group; c += cuda::warp_lanes) {
       range.include(x(c));
-      bad += static_cast<int>(needs_repair(x(c)));
+      bad += repairs(x(c), Rows::counted);
     }
     range.lo = cuda::warp_reduce(range.lo, [](float a, float b) { return a < b ? a : b; });
     range.hi = cuda::warp_max(range.hi);
@@ -110,7 +119,7 @@ __global__ void __launch_bounds__(codec_threads, 8) encode_tokens(GroupInt<Bits>
   const int i = static_cast<int>(blockIdx.x) * codec_warps + cuda::warp_of_block();
   if (i >= job.count) return;  // whole warps leave, and no block barrier follows
   const RowPage<GroupInt<Bits>> page(codec, job.page, static_cast<int>(batch.slots), static_cast<int>(batch.dim));
-  const int bad = encode_token(page, job.first + i, JobRows{job.rows, job.step}.row(i), shared.codes[cuda::warp_of_block()]);
+  const int bad = encode_token(page, job.first + i, JobRows{job.rows, job.step}, i, shared.codes[cuda::warp_of_block()]);
   if (cuda::lane_of_warp() == 0) add_repaired(repaired, bad);
 }
 
@@ -134,7 +143,7 @@ __device__ inline int encode_channel_group(const RowPage<GroupInt<Bits>>& page, 
     for (int i = 0; i < n; ++i) {
       const float x = rows.row(begin + i)(c);
       range.include(x);
-      bad += static_cast<int>(needs_repair(x));
+      bad += repairs(x, Rows::counted);
     }
     p = fit_group(page.codec.form, Bits, page.codec.params, range);
     page.write_params(slot, c, p.scale, p.offset);

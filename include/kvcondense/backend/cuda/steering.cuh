@@ -63,10 +63,59 @@ class Fence {
   Status make() { return settled(cudaEventCreateWithFlags(&event_, cudaEventDisableTiming)); }
   Status record(const Context<Cuda>& ctx) { return settled(cudaEventRecord(event_, ctx.stream())); }
   /// Until the stream has passed the last record; done at once where there was none.
-  Status wait() const { return settled(cudaEventSynchronize(event_)); }
+  Status wait() const { return event_ == nullptr ? Status::ok : settled(cudaEventSynchronize(event_)); }
+  bool made() const { return event_ != nullptr; }
 
  private:
   cudaEvent_t event_ = nullptr;
+};
+
+/// Page-locked memory from which bytes of the host go to the device: two halves in turn, so that one is written while a copy may still
+/// read the other. What a copy reads from memory that is not page-locked may be read when the call has returned long ago.
+class Staging {
+ public:
+  Staging() = default;
+  Staging(Staging&&) = default;
+  Staging& operator=(Staging&&) = delete;
+  ~Staging() { static_cast<void>(wait()); }
+
+  /// Room for copies of so many bytes; where memory changes, copies are waited for. On refusal nothing changes.
+  Status reserve(std::size_t bytes) {
+    if (bytes <= room_) return Status::ok;
+    for (Fence& f : behind_)
+      if (const Status s = f.made() ? Status::ok : f.make(); s != Status::ok) return s;
+    if (const Status s = wait(); s != Status::ok) return s;
+    SteeringMemory more;
+    const std::size_t room = (bytes + 63) / 64 * 64;
+    if (const Status s = more.make(2 * room); s != Status::ok) return s;
+    memory_ = std::move(more), room_ = room;
+    return Status::ok;
+  }
+  /// Where the bytes of the next copy are to be written, as many as there is room for: the copy before the last is waited for.
+  Status next(std::span<std::byte>& bytes) const {
+    bytes = memory_.part(half_ * room_, room_);
+    return behind_[half_].wait();
+  }
+  /// Enqueues the copy of the first of them.
+  Status send(const Context<Cuda>& ctx, void* to, std::size_t bytes) {
+    Status s = settled(cudaMemcpyAsync(to, memory_.part(half_ * room_, bytes).data(), bytes, cudaMemcpyHostToDevice, ctx.stream()));
+    if (s != Status::ok) return s;
+    s = behind_[half_].record(ctx);
+    if (s != Status::ok) static_cast<void>(ctx.wait());
+    half_ = 1 - half_;
+    return s;
+  }
+
+ private:
+  Status wait() const {
+    const Status s = behind_[0].wait(), t = behind_[1].wait();
+    return s == Status::ok ? t : s;
+  }
+
+  SteeringMemory memory_;
+  Fence behind_[2];
+  std::size_t room_ = 0;  ///< of a half
+  std::size_t half_ = 0;
 };
 
 }  // namespace kvcondense::cuda
