@@ -464,7 +464,41 @@ class ModelArrays(unittest.TestCase):
         read = kvc.read_arrays(self.file("more.safetensors", safetensors(more, **about)))
         self.assertEqual({n: a.shape for n, a in read.items()}, {"key_books": (2, 2, 768), "key_codes": (2, 16, 64), "hash_planes": (5, 3, 64)})
 
+        # A header of any length is one, also where the length begins with the byte of '{'.
+        size = len(safetensors({"key.axes": ("F32", axes)}, **about)) - 8 - axes.nbytes
+        padded = safetensors({"key.axes": ("F32", axes)}, **about, made=" " * ((123 - size - len(', "made": ""')) % 256))
+        self.assertEqual(padded[:1], b"{")
+        np.testing.assert_array_equal(kvc.read_arrays(self.file("padded.safetensors", padded))["key_axes"], axes.reshape(2, 128, 16))
+
         whole = safetensors(named, **about)
+
+        def axes_file(shape=(1, 1, 1, 4), place=(0, 16), dtype="F32", data=bytes(16), **other):
+            tensor = {"dtype": dtype, "shape": shape, "data_offsets": place}
+            text = json.dumps({"__metadata__": {**about, "method": "loki"}, "key.axes": tensor, **other}).encode()
+            return struct.pack("<Q", len(text)) + text + data
+
+        def heads_file(layers=1, heads=1, version=1, **tables):
+            return json.dumps({"format": "kvcondense-heads", "version": version, "layers": layers, "kv_heads": heads, **tables}).encode()
+
+        kvc.read_arrays(self.file("good.bin", axes_file()))
+        kvc.read_arrays(self.file("good.bin", heads_file(gates=[[1]])))
+        second = lambda first, last, count: {"query.axes": {"dtype": "F32", "shape": [1, 1, 1, count], "data_offsets": [first, last]}}
+        kvc.read_arrays(self.file("good.bin", axes_file(data=bytes(24), **second(16, 24, 2))))
+        hostile = [axes_file(place=p) for p in (["0", "16"], [None, 16], [0.0, 16.0], [0, 16.0], [False, 16], [0], [0, 16, 16], "01", None, {}, [-16, 0], [16, 0], [0, 10**30])]
+        hostile += [axes_file(shape=s) for s in ([float("inf")], [float("nan")], [0, 10**20], [10**20] * 5, [1] * 65, [1] * 6, [2.9], [4.0], "22", ["4"], [True, 1, 1, 4], [-1, -4], [], 4, None)]
+        hostile += [axes_file(shape=[1, 1, 0, 4], place=[0, 0], data=b""), axes_file(dtype=["F32"]), axes_file(dtype=None), axes_file(dtype={}), axes_file(dtype="f32")]
+        hostile += [axes_file(**{"query.axes": t}) for t in (None, [], "F32", 3, {})]
+        hostile += [axes_file(place=[4, 20], data=bytes(20)), axes_file(data=bytes(17)), axes_file(data=bytes(15)), axes_file(**second(8, 16, 2)), axes_file(**second(0, 16, 4)),
+                    axes_file(data=bytes(28), **second(20, 28, 2)), axes_file(data=bytes(28), **second(16, 24, 2))]
+        hostile += [axes_file(__metadata__=m) for m in (None, [], "pca", 3)] + [safetensors(named, **{**about, n: x}) for n in ("method", "made") for x in ([1], 3, None, {})]
+        hostile += [safetensors(named, **{**about, "method": m}) for m in ("", "kvtc", "aquakv")]
+        hostile += [heads_file(gates=g) for g in ([[10**400]], [[1e39]], [[True]], [["1"]], [[None]], [[{}]], [[[1]]], [1], [], [[]], "1", 1, {}, [[1], 1])]
+        hostile += [heads_file(key_levels=t) for t in ([[[]]], [[[1, "2"]]], [[1]])]
+        hostile += [heads_file(version=v, gates=[[1]]) for v in (True, 1.0, "1", None, [1])]
+        hostile += [heads_file(layers=n, gates=[[1]]) for n in (True, 1.0, "1", None, 0)] + [heads_file(heads=n, gates=[[1]]) for n in (True, 1.0, None)]
+        hostile += [b'{"format": "kvcondense-heads", "a": ' + b"[" * 100000, b'{"format": "\xff"}', b"{" + bytes(20), heads_file(gates=[[1]]).decode().encode("utf-16-le")]
+        for bad in hostile:
+            self.assertIn("bad.bin: ", str(self.refused("corrupt_data", kvc.read_arrays, self.file("bad.bin", bad))))
         for bad in (b"", b"x", whole[:100], whole[:-1], struct.pack("<Q", 1 << 62) + whole[8:], safetensors(named), safetensors(named, **{**about, "version": "2"}),
                     safetensors(named, **{**about, "keys": ""}), safetensors({}, **about), safetensors({"key.encoder": ("F32", self.encode)}, **about),
                     safetensors({"key.encode": ("F64", self.encode)}, **about), safetensors({"key.first": ("F32", self.mean)}, **about),
