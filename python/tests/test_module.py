@@ -424,6 +424,9 @@ class ModelArrays(unittest.TestCase):
         part = lambda **names: {**good, **{n.replace("_", ".", 1): a for n, a in names.items()}}
         self.assertIn("bases", str(self.refused("missing_input", kvc.Cache, self.shape, "pca", {"bases": {"palu": good}})))
         self.refused("incompatible", make, self.bases("raw"))
+        bare = {n: a for n, a in good.items() if n != "keys"}
+        make(bare)  # of rotated keys, then
+        self.refused("incompatible", make, bare, "pca + reindex")
         self.refused("invalid_argument", make, self.bases("turned"))
         self.refused("invalid_argument", make, part(key_decoder=self.encode))
         self.refused("shape_mismatch", make, part(key_encode=self.encode[0]))
