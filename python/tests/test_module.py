@@ -397,6 +397,34 @@ class ModelArrays(unittest.TestCase):
         rows = kvc.encode("pca(keep=50%) + int8", self.k[:, :64], layer=1, layers=2, model={"bases": {"pca": mine}})
         self.assertLess(rows.bits, 0.6 * kvc.encode("int8", self.k[:, :64]).bits)
 
+    def test_reorder_lets_arrays_go_that_no_cache_needs(self):
+        recipe, caches, gone = "pca(keep=50%, window=8)", [], []
+        for scale in (1.0, 0.5):  # doubles: the module's own copies, which nothing else holds
+            arrays = {n: a if n == "keys" else scale * a.astype(np.float64) for n, a in self.bases().items()}
+            caches.append(kvc.Cache(self.shape, recipe, {"bases": {"pca": arrays}}))
+        for cache in caches:
+            cache.forward(1, self.q, self.k, self.v)
+        want = caches[0].read(1, 0)[0]
+        self.assertFalse(np.array_equal(caches[1].read(1, 0)[0], want))
+        own = type("Watched", (np.ndarray,), {"__del__": lambda x: gone.append(threading.get_ident())})((2, 2), np.float32)
+        own.fill(1)
+        other = kvc.Cache(self.shape, "duo_attention(sinks=2, recent=10)", {"gates": own})
+        del own
+        gc.collect()
+        self.assertEqual(gone, [])
+        kvc.reorder([caches[0], other], [0, 0])
+        gc.collect()
+        self.assertEqual(gone, [threading.get_ident()])
+        kvc.reorder(caches, [0, 0])
+        gc.collect()
+        junk = [np.zeros((2, 2, 64, 64), np.float32) for _ in range(20)]
+        for cache in (*caches, other):
+            np.testing.assert_array_equal(cache.read(1, 0)[0], want)
+            cache.reset()
+            cache.forward(1, self.q, self.k, self.v)
+            np.testing.assert_array_equal(cache.read(1, 0)[0], want)
+        self.assertEqual(len(junk), 20)
+
     def test_every_low_rank_word_runs(self):
         raw = {"palu", "weight_svd", "lorc", "recalkv"}
         joint = np.linalg.qr(np.random.default_rng(9).standard_normal((2, 1, 128, 128)))[0].astype(np.float32)
