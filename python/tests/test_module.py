@@ -425,6 +425,32 @@ class ModelArrays(unittest.TestCase):
             np.testing.assert_array_equal(cache.read(1, 0)[0], want)
         self.assertEqual(len(junk), 20)
 
+    def test_arrays_may_begin_at_any_byte(self):
+        def shifted(a):
+            room = np.zeros(a.nbytes + 1, np.uint8)
+            room[1:] = np.frombuffer(a.tobytes(), np.uint8)
+            return np.frombuffer(room.data, a.dtype, a.size, 1).reshape(a.shape)
+
+        recipe, good = "pca(keep=50%)", self.bases()
+        moved = {n: a if n == "keys" else shifted(a) for n, a in good.items()}
+        self.assertFalse(moved["key.encode"].flags.aligned)
+        want = self.filled(recipe, {"bases": {"pca": good}})
+        cache = kvc.Cache(self.shape, recipe, {"bases": {"pca": moved}})
+        for name in set(moved) - {"keys"}:
+            moved[name].fill(0)  # they were copied
+        cache.forward(1, self.q, self.k, self.v)
+        self.assertEqual(cache.save(), want.save())
+        for c, at in ((cache, shifted(np.arange(200, 203))), (want, np.arange(200, 203))):
+            c.append(0, self.k[:, :3], self.v[:, :3], positions=at)
+            self.assertEqual(c.next_position(0), 203)
+        # So may tensors of a file: what is read lies as numpy's own arrays do.
+        arrays = {"value.ranks": ("F16", np.full((1, 1), 3, np.float16)), "key.encode": ("F32", self.encode[:1, :1]), "value.encode": ("F32", self.encode[:1, :1])}
+        about = dict(format="kvcondense-bases", version="1", method="pca", keys="rotated")
+        read = kvc.read_arrays(self.file("odd.safetensors", safetensors(arrays, **about)))["bases"]["pca"]
+        for name, (_, numbers) in arrays.items():
+            np.testing.assert_array_equal(read[name], numbers.astype(np.float32))
+            self.assertTrue(read[name].flags.aligned and read[name].dtype == np.float32, name)
+
     def test_every_low_rank_word_runs(self):
         raw = {"palu", "weight_svd", "lorc", "recalkv"}
         joint = np.linalg.qr(np.random.default_rng(9).standard_normal((2, 1, 128, 128)))[0].astype(np.float32)
