@@ -9,6 +9,9 @@ __version__: str
 # float32 or float16, [heads, tokens, dim]; float16 queries are widened.
 Rows = NDArray[Union[np.float32, np.float16]]
 Floats = NDArray[np.float32]
+# What is known of the model, by name: arrays, "rope" as a dictionary, and "bases", per method a dictionary of arrays and "keys": "rotated", also when left out,
+# or "raw". What read_arrays gives.
+Model = Mapping[str, Any]
 Phase = Literal["automatic", "prefill_chunk", "prefill_end", "decode", "turn", "probe"]
 DType = Literal["f32", "f16", "bf16"]
 Room = Literal["evict", "budget", "merge", "lowrank", "quant", "position", "retrieve"]
@@ -71,7 +74,7 @@ class Capabilities(TypedDict):
 class Cache:
     text: str
     shape: Shape
-    def __init__(self, shape: Shape, recipe: str = "keep_all", model: Mapping[str, Any] = ...) -> None: ...
+    def __init__(self, shape: Shape, recipe: str = "keep_all", model: Model = ...) -> None: ...
     def forward(self, layer: int, q: Rows, k: Rows, v: Rows, *, positions: Optional[ArrayLike] = None, phase: Phase = "automatic",
                 raw_queries: Optional[Rows] = ..., raw_keys: Optional[Rows] = ..., values: Optional[Rows] = ..., query_mean: Optional[ArrayLike] = ...,
                 query_covariance: Optional[ArrayLike] = ..., gates: Optional[ArrayLike] = ..., surprise: Optional[ArrayLike] = ...,
@@ -118,11 +121,11 @@ class Coded:
     bits: float
 
 def choose(recipe: str, k: Rows, v: Rows, q: Optional[Rows] = None, *, q_heads: int = 0, layer: int = 0, layers: int = 1, softmax_scale: float = 0.0,
-           model: Mapping[str, Any] = ..., raw_queries: Optional[Rows] = ..., raw_keys: Optional[Rows] = ..., values: Optional[Rows] = ...,
+           model: Model = ..., raw_queries: Optional[Rows] = ..., raw_keys: Optional[Rows] = ..., values: Optional[Rows] = ...,
            query_mean: Optional[ArrayLike] = ..., query_covariance: Optional[ArrayLike] = ..., gates: Optional[ArrayLike] = ...,
            surprise: Optional[ArrayLike] = ..., classes: Optional[ArrayLike] = ...) -> Choice: ...
 def encode(recipe: str, rows: Rows, part: Literal["keys", "values"] = "keys", *, layer: int = 0, layers: int = 1, page_slots: int = 64,
-           q: Optional[Rows] = None, saliency: Optional[ArrayLike] = None, model: Mapping[str, Any] = ...) -> Coded: ...
+           q: Optional[Rows] = None, saliency: Optional[ArrayLike] = None, model: Model = ...) -> Coded: ...
 def parse(recipe: str) -> str: ...
 def read_arrays(*paths: Union[str, os.PathLike[str]]) -> Dict[str, Any]: ...
 def words(room: Optional[Room] = None) -> Sequence[str]: ...

@@ -26,8 +26,10 @@ namespace kvcondense::python {
 
 namespace py = pybind11;
 
-using Floats = py::array_t<float, py::array::c_style | py::array::forcecast>;
-using Integers = py::array_t<std::int64_t, py::array::c_style | py::array::forcecast>;
+/// What numpy copies unless it is so already. pybind11 has no public name for aligned.
+inline constexpr int plain = py::array::c_style | py::array::forcecast | static_cast<int>(py::detail::npy_api::NPY_ARRAY_ALIGNED_);
+using Floats = py::array_t<float, plain>;
+using Integers = py::array_t<std::int64_t, plain>;
 
 /// Raises kvcondense.Error; position -1: none.
 [[noreturn]] void raise(Status why, const std::string& sentence, std::int64_t position = -1);

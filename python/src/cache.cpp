@@ -146,14 +146,15 @@ class PyCache {
     cache_->reset();
   }
   std::unique_ptr<PyCache> fork() {
+    std::shared_ptr<Facts> facts;
     std::optional<any::AnyCache> copy;
     alone("fork", [&](Context<Cpu>&) {
       auto made = cache_->fork();
       if (!made) return made.status();
-      copy.emplace(std::move(*made));
+      copy.emplace(std::move(*made)), facts = facts_;  // both before a reorder of another thread
       return Status::ok;
     });
-    return std::make_unique<PyCache>(std::move(*copy), facts_);
+    return std::make_unique<PyCache>(std::move(*copy), std::move(facts));
   }
   py::bytes save() {
     BytesSink sink;
@@ -237,6 +238,7 @@ class PyCache {
     for (const index_t i : map)
       if (i < 0 || i >= static_cast<index_t>(caches.size())) raise(Status::out_of_range, "reorder: there is no cache " + std::to_string(i));
     Status s = Status::ok;
+    std::vector<std::shared_ptr<Facts>> facts(map.size());  // here, so that arrays that nobody needs any more die with the interpreter's lock held
     {
       py::gil_scoped_release others;
       std::vector<std::unique_lock<std::mutex>> locks;
@@ -247,9 +249,8 @@ class PyCache {
         if (copy) next.push_back(std::move(*copy));
         else s = copy.status();
       }
-      std::vector<std::shared_ptr<Facts>> facts;
-      for (const index_t i : map) facts.push_back(caches[static_cast<std::size_t>(i)]->facts_);
-      for (std::size_t i = 0; i < map.size() && s == Status::ok; ++i) *caches[i]->cache_ = std::move(next[i]), caches[i]->facts_ = facts[i];
+      for (std::size_t i = 0; i < map.size(); ++i) facts[i] = caches[static_cast<std::size_t>(map[i])]->facts_;
+      for (std::size_t i = 0; i < map.size() && s == Status::ok; ++i) *caches[i]->cache_ = std::move(next[i]), caches[i]->facts_.swap(facts[i]);
     }
     require(s, "reorder");
   }

@@ -397,6 +397,60 @@ class ModelArrays(unittest.TestCase):
         rows = kvc.encode("pca(keep=50%) + int8", self.k[:, :64], layer=1, layers=2, model={"bases": {"pca": mine}})
         self.assertLess(rows.bits, 0.6 * kvc.encode("int8", self.k[:, :64]).bits)
 
+    def test_reorder_lets_arrays_go_that_no_cache_needs(self):
+        recipe, caches, gone = "pca(keep=50%, window=8)", [], []
+        for scale in (1.0, 0.5):  # doubles: the module's own copies, which nothing else holds
+            arrays = {n: a if n == "keys" else scale * a.astype(np.float64) for n, a in self.bases().items()}
+            caches.append(kvc.Cache(self.shape, recipe, {"bases": {"pca": arrays}}))
+        for cache in caches:
+            cache.forward(1, self.q, self.k, self.v)
+        want = caches[0].read(1, 0)[0]
+        self.assertFalse(np.array_equal(caches[1].read(1, 0)[0], want))
+        own = type("Watched", (np.ndarray,), {"__del__": lambda x: gone.append(threading.get_ident())})((2, 2), np.float32)
+        own.fill(1)
+        other = kvc.Cache(self.shape, "duo_attention(sinks=2, recent=10)", {"gates": own})
+        del own
+        gc.collect()
+        self.assertEqual(gone, [])
+        kvc.reorder([caches[0], other], [0, 0])
+        gc.collect()
+        self.assertEqual(gone, [threading.get_ident()])
+        kvc.reorder(caches, [0, 0])
+        gc.collect()
+        junk = [np.zeros((2, 2, 64, 64), np.float32) for _ in range(20)]
+        for cache in (*caches, other):
+            np.testing.assert_array_equal(cache.read(1, 0)[0], want)
+            cache.reset()
+            cache.forward(1, self.q, self.k, self.v)
+            np.testing.assert_array_equal(cache.read(1, 0)[0], want)
+        self.assertEqual(len(junk), 20)
+
+    def test_arrays_may_begin_at_any_byte(self):
+        def shifted(a):
+            room = np.zeros(a.nbytes + 1, np.uint8)
+            room[1:] = np.frombuffer(a.tobytes(), np.uint8)
+            return np.frombuffer(room.data, a.dtype, a.size, 1).reshape(a.shape)
+
+        recipe, good = "pca(keep=50%)", self.bases()
+        moved = {n: a if n == "keys" else shifted(a) for n, a in good.items()}
+        self.assertFalse(moved["key.encode"].flags.aligned)
+        want = self.filled(recipe, {"bases": {"pca": good}})
+        cache = kvc.Cache(self.shape, recipe, {"bases": {"pca": moved}})
+        for name in set(moved) - {"keys"}:
+            moved[name].fill(0)  # they were copied
+        cache.forward(1, self.q, self.k, self.v)
+        self.assertEqual(cache.save(), want.save())
+        for c, at in ((cache, shifted(np.arange(200, 203))), (want, np.arange(200, 203))):
+            c.append(0, self.k[:, :3], self.v[:, :3], positions=at)
+            self.assertEqual(c.next_position(0), 203)
+        # So may tensors of a file: what is read lies as numpy's own arrays do.
+        arrays = {"value.ranks": ("F16", np.full((1, 1), 3, np.float16)), "key.encode": ("F32", self.encode[:1, :1]), "value.encode": ("F32", self.encode[:1, :1])}
+        about = dict(format="kvcondense-bases", version="1", method="pca", keys="rotated")
+        read = kvc.read_arrays(self.file("odd.safetensors", safetensors(arrays, **about)))["bases"]["pca"]
+        for name, (_, numbers) in arrays.items():
+            np.testing.assert_array_equal(read[name], numbers.astype(np.float32))
+            self.assertTrue(read[name].flags.aligned and read[name].dtype == np.float32, name)
+
     def test_every_low_rank_word_runs(self):
         raw = {"palu", "weight_svd", "lorc", "recalkv"}
         joint = np.linalg.qr(np.random.default_rng(9).standard_normal((2, 1, 128, 128)))[0].astype(np.float32)
@@ -424,6 +478,9 @@ class ModelArrays(unittest.TestCase):
         part = lambda **names: {**good, **{n.replace("_", ".", 1): a for n, a in names.items()}}
         self.assertIn("bases", str(self.refused("missing_input", kvc.Cache, self.shape, "pca", {"bases": {"palu": good}})))
         self.refused("incompatible", make, self.bases("raw"))
+        bare = {n: a for n, a in good.items() if n != "keys"}
+        make(bare)  # of rotated keys, then
+        self.refused("incompatible", make, bare, "pca + reindex")
         self.refused("invalid_argument", make, self.bases("turned"))
         self.refused("invalid_argument", make, part(key_decoder=self.encode))
         self.refused("shape_mismatch", make, part(key_encode=self.encode[0]))
@@ -464,7 +521,41 @@ class ModelArrays(unittest.TestCase):
         read = kvc.read_arrays(self.file("more.safetensors", safetensors(more, **about)))
         self.assertEqual({n: a.shape for n, a in read.items()}, {"key_books": (2, 2, 768), "key_codes": (2, 16, 64), "hash_planes": (5, 3, 64)})
 
+        # A header of any length is one, also where the length begins with the byte of '{'.
+        size = len(safetensors({"key.axes": ("F32", axes)}, **about)) - 8 - axes.nbytes
+        padded = safetensors({"key.axes": ("F32", axes)}, **about, made=" " * ((123 - size - len(', "made": ""')) % 256))
+        self.assertEqual(padded[:1], b"{")
+        np.testing.assert_array_equal(kvc.read_arrays(self.file("padded.safetensors", padded))["key_axes"], axes.reshape(2, 128, 16))
+
         whole = safetensors(named, **about)
+
+        def axes_file(shape=(1, 1, 1, 4), place=(0, 16), dtype="F32", data=bytes(16), **other):
+            tensor = {"dtype": dtype, "shape": shape, "data_offsets": place}
+            text = json.dumps({"__metadata__": {**about, "method": "loki"}, "key.axes": tensor, **other}).encode()
+            return struct.pack("<Q", len(text)) + text + data
+
+        def heads_file(layers=1, heads=1, version=1, **tables):
+            return json.dumps({"format": "kvcondense-heads", "version": version, "layers": layers, "kv_heads": heads, **tables}).encode()
+
+        kvc.read_arrays(self.file("good.bin", axes_file()))
+        kvc.read_arrays(self.file("good.bin", heads_file(gates=[[1]])))
+        second = lambda first, last, count: {"query.axes": {"dtype": "F32", "shape": [1, 1, 1, count], "data_offsets": [first, last]}}
+        kvc.read_arrays(self.file("good.bin", axes_file(data=bytes(24), **second(16, 24, 2))))
+        hostile = [axes_file(place=p) for p in (["0", "16"], [None, 16], [0.0, 16.0], [0, 16.0], [False, 16], [0], [0, 16, 16], "01", None, {}, [-16, 0], [16, 0], [0, 10**30])]
+        hostile += [axes_file(shape=s) for s in ([float("inf")], [float("nan")], [0, 10**20], [10**20] * 5, [1] * 65, [1] * 6, [2.9], [4.0], "22", ["4"], [True, 1, 1, 4], [-1, -4], [], 4, None)]
+        hostile += [axes_file(shape=[1, 1, 0, 4], place=[0, 0], data=b""), axes_file(dtype=["F32"]), axes_file(dtype=None), axes_file(dtype={}), axes_file(dtype="f32")]
+        hostile += [axes_file(**{"query.axes": t}) for t in (None, [], "F32", 3, {})]
+        hostile += [axes_file(place=[4, 20], data=bytes(20)), axes_file(data=bytes(17)), axes_file(data=bytes(15)), axes_file(**second(8, 16, 2)), axes_file(**second(0, 16, 4)),
+                    axes_file(data=bytes(28), **second(20, 28, 2)), axes_file(data=bytes(28), **second(16, 24, 2))]
+        hostile += [axes_file(__metadata__=m) for m in (None, [], "pca", 3)] + [safetensors(named, **{**about, n: x}) for n in ("method", "made") for x in ([1], 3, None, {})]
+        hostile += [safetensors(named, **{**about, "method": m}) for m in ("", "kvtc", "aquakv")]
+        hostile += [heads_file(gates=g) for g in ([[10**400]], [[1e39]], [[True]], [["1"]], [[None]], [[{}]], [[[1]]], [1], [], [[]], "1", 1, {}, [[1], 1])]
+        hostile += [heads_file(key_levels=t) for t in ([[[]]], [[[1, "2"]]], [[1]])]
+        hostile += [heads_file(version=v, gates=[[1]]) for v in (True, 1.0, "1", None, [1])]
+        hostile += [heads_file(layers=n, gates=[[1]]) for n in (True, 1.0, "1", None, 0)] + [heads_file(heads=n, gates=[[1]]) for n in (True, 1.0, None)]
+        hostile += [b'{"format": "kvcondense-heads", "a": ' + b"[" * 100000, b'{"format": "\xff"}', b"{" + bytes(20), heads_file(gates=[[1]]).decode().encode("utf-16-le")]
+        for bad in hostile:
+            self.assertIn("bad.bin: ", str(self.refused("corrupt_data", kvc.read_arrays, self.file("bad.bin", bad))))
         for bad in (b"", b"x", whole[:100], whole[:-1], struct.pack("<Q", 1 << 62) + whole[8:], safetensors(named), safetensors(named, **{**about, "version": "2"}),
                     safetensors(named, **{**about, "keys": ""}), safetensors({}, **about), safetensors({"key.encoder": ("F32", self.encode)}, **about),
                     safetensors({"key.encode": ("F64", self.encode)}, **about), safetensors({"key.first": ("F32", self.mean)}, **about),

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <cstddef>
 #include <cstring>
 #include <new>
 #include <optional>
@@ -134,6 +135,7 @@ void give_known(T from, T* out) {
 
 Status inputs_of(const any::AnyCache& cache, index_t layer, const kvc_inputs* given, StepInputs& out) {
   if (given == nullptr) return Status::ok;
+  if (given->size < sizeof(given->size)) return Status::invalid_argument;  // forgotten: nothing would be looked at
   const kvc_inputs in = as_known(given, kvc_no_inputs());
   const CacheShape& s = cache.shape();
   const auto rows = [](const kvc_rows& r, TensorView<const float, 3>& view) {
@@ -208,15 +210,22 @@ bool take_array(const kvc_array& a, any::ModelFacts& facts) {
   return found;
 }
 
-/// Appends what one method made of the model; a basis without an encoder is none.
-Status take_bases(const kvc_bases& b, Buffer<NamedBases>& to) {
-  if (b.method == nullptr) return Status::invalid_argument;
+/// Appends what one method made of the model; a basis with nothing in it is none. `why`: the sentence of a refusal.
+Status take_bases(const kvc_bases& b, Buffer<NamedBases>& to, const char*& why) {
+  const auto refuse = [&](Status s, const char* sentence) { return why = sentence, s; };
+  if (b.method == nullptr) return refuse(Status::invalid_argument, "bases have no method");
+  if (BasisList{to.data(), to.size()}.find(b.method) != nullptr) return refuse(Status::invalid_argument, "two bases are of one method");
+  for (const kvc_basis* x : {&b.keys, &b.values}) {
+    const auto [least, most] = std::minmax({x->layers, x->groups, x->dim, x->columns});
+    if (x->encode != nullptr && least < 1) return refuse(Status::invalid_argument, "a basis has no size");
+    const bool none = x->decode == nullptr && x->mean == nullptr && x->energy == nullptr && x->ranks == nullptr && least == 0 && most == 0;
+    if (x->encode == nullptr && !none) return refuse(Status::missing_input, "a basis lacks its encode");
+  }
   const auto side = [](const kvc_basis& x, KeyForm form) {
     if (x.encode == nullptr) return HeadBases{};
     return HeadBases{x.encode, x.decode, x.mean, x.energy, x.ranks, x.layers, x.groups, x.dim, x.columns, form};
   };
-  for (const kvc_basis* x : {&b.keys, &b.values})
-    if (x->encode != nullptr && std::min({x->layers, x->groups, x->dim, x->columns}) < 1) return Status::invalid_argument;
+  why = "out of memory";
   return to.push_back({b.method, side(b.keys, b.raw_keys != 0 ? KeyForm::raw : KeyForm::rotated), side(b.values, KeyForm::rotated)});
 }
 
@@ -293,6 +302,7 @@ kvc_status kvc_make(const char* recipe, const kvc_shape* shape, const kvc_model*
   any::ModelFacts facts;
   std::span<const kvc_bases> bases;
   if (model != nullptr) {
+    if (model->size < offsetof(kvc_model, bases)) return complain(error, "the model lacks its size: begin with KVC_MODEL_INIT"), KVC_INVALID_ARGUMENT;
     const kvc_model m = as_known(model, kvc_model KVC_MODEL_INIT);
     if (m.array_count < 0 || (m.array_count > 0 && m.arrays == nullptr)) return complain(error, "arrays are missing"), KVC_INVALID_ARGUMENT;
     if (m.bases_count < 0 || (m.bases_count > 0 && m.bases == nullptr)) return complain(error, "bases are missing"), KVC_INVALID_ARGUMENT;
@@ -308,11 +318,9 @@ kvc_status kvc_make(const char* recipe, const kvc_shape* shape, const kvc_model*
   Common* common = new (std::nothrow) Common;
   if (common == nullptr) return complain(error, "out of memory"), KVC_OUT_OF_MEMORY;
   if (memory != nullptr) common->memory.emplace(*memory), common->bases = Buffer<NamedBases>(*common->memory);
+  const char* why = nullptr;
   for (const kvc_bases& b : bases)
-    if (const Status taken = take_bases(b, common->bases); taken != Status::ok) {
-      complain(error, taken == Status::out_of_memory ? "out of memory" : "bases have no method, or a basis has no size");
-      return let_go(common), code(taken);
-    }
+    if (const Status taken = take_bases(b, common->bases, why); taken != Status::ok) return complain(error, why), let_go(common), code(taken);
   facts.bases = {common->bases.data(), common->bases.size()};
   const CacheShape s{.layers = shape->layers, .q_heads = shape->q_heads, .kv_heads = shape->kv_heads, .head_dim = shape->head_dim,
                      .value_dim = shape->value_dim, .dtype = static_cast<DType>(shape->dtype), .page_slots = shape->page_slots,

@@ -186,6 +186,9 @@ static int by_hand(const kvc_context* ctx) {
   CHECK(fabs(sum - q_heads) < 1e-3 && isfinite(lse[0]));
   CHECK(strcmp(kvc_missing(cache, 0, &inputs, KVC_AUTOMATIC), "attention") == 0);
   CHECK(kvc_step(cache, ctx, 0, &inputs, KVC_AUTOMATIC) == KVC_MISSING_INPUT && kvc_pending(cache, 0) == prompt);
+  inputs.size = 0; /* forgotten */
+  CHECK(kvc_step(cache, ctx, 0, &inputs, KVC_AUTOMATIC) == KVC_INVALID_ARGUMENT && kvc_pending(cache, 0) == prompt);
+  inputs.size = sizeof inputs;
   inputs.mass = mass, inputs.mass_rows = kvc_mass_rows(cache, prompt);
   CHECK(kvc_missing(cache, 0, &inputs, KVC_AUTOMATIC) == NULL);
   CHECK(kvc_step(cache, ctx, 0, &inputs, KVC_AUTOMATIC) == KVC_OK && kvc_slots(cache, 0, 0) == 32 && kvc_next_position(cache, 0) == prompt);
@@ -237,6 +240,20 @@ static int with_bases(const kvc_context* ctx) {
   CHECK(kvc_make(text, &shape, &model, &calls, &cache, &why) == KVC_INCOMPATIBLE);
   bases[1].raw_keys = 0, bases[0].method = NULL;
   CHECK(kvc_make(text, &shape, &model, &calls, &cache, &why) == KVC_INVALID_ARGUMENT);
+  bases[0].method = "pca";
+  CHECK(kvc_make(text, &shape, &model, &calls, &cache, &why) == KVC_INVALID_ARGUMENT && strstr(why.message, "two") != NULL);
+  bases[0].method = "palu", bases[0].keys.encode = NULL; /* sizes of nothing */
+  CHECK(kvc_make(text, &shape, &model, &calls, &cache, &why) == KVC_MISSING_INPUT && strstr(why.message, "encode") != NULL);
+  memset(&bases[0].keys, 0, sizeof bases[0].keys), bases[0].keys.mean = same;
+  CHECK(kvc_make(text, &shape, &model, &calls, &cache, &why) == KVC_MISSING_INPUT && strstr(why.message, "encode") != NULL);
+  bases[0].keys.mean = NULL, bases[0].values.decode = same;
+  CHECK(kvc_make(text, &shape, &model, &calls, &cache, &why) == KVC_MISSING_INPUT && strstr(why.message, "encode") != NULL);
+  bases[0].values.decode = NULL, bases[0].keys = bases[1].keys;
+  for (i = 0; i < 2; ++i) { /* a size that was forgotten, or of no header there ever was */
+    model.size = i == 0 ? 0 : offsetof(kvc_model, array_count);
+    CHECK(kvc_make(text, &shape, &model, &calls, &cache, &why) == KVC_INVALID_ARGUMENT && strstr(why.message, "size") != NULL);
+  }
+  model.size = sizeof model;
   bases[0].method = "palu", model.bases = NULL;
   CHECK(kvc_make(text, &shape, &model, &calls, &cache, &why) == KVC_INVALID_ARGUMENT && cache == NULL);
   model.bases = bases;

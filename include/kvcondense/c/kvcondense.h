@@ -151,7 +151,7 @@ typedef struct kvc_array {
 /* A basis per layer and group of KV heads (kvcondense::HeadBases): the tensors key.encode, key.decode, ... or those of values
  * in a file of `kvcondense-eval calibrate`. */
 typedef struct kvc_basis {
-  const float* encode; /* [layers, groups, dim, columns], best column first; null: there is none */
+  const float* encode; /* [layers, groups, dim, columns], best column first; null, as everything else then: there is no basis */
   const float* decode; /* the same shape; null: columns are orthonormal, and encode serves for both */
   const float* mean;   /* [layers, groups, dim]; null: zeros */
   const float* energy; /* [layers, groups, columns], or null */
@@ -159,7 +159,8 @@ typedef struct kvc_basis {
   int64_t layers, groups, dim, columns;
 } kvc_basis;
 
-/* What low-rank recipes store keys and values in: `method` is the word of the recipe ("pca", ...) that it was made for. */
+/* What low-rank recipes store keys and values in, once per method. `method` is what `calibrate --method` calls it: the word of
+ * the recipe ("pca", ...), but "kv_heads_svd" for joint_heads. */
 typedef struct kvc_bases {
   const char* method;
   int raw_keys; /* 1: made of keys before rotation, for caches that store those */
