@@ -358,7 +358,7 @@ std::string same_file(const Options& o) {
 
 /// What CLI11 cannot say about options together; empty when all is well.
 std::string complaint(const CLI::App& app, const Options& o) {
-  if (o.list || !o.about.empty()) return {};
+  if (o.list || !o.about.empty() || !o.suite.join.empty()) return {};
   if (o.model.empty() && o.qkv.empty())
     return "give --model DIR or --qkv FILE (or --list, or the subcommand demo)";
   std::string odd;

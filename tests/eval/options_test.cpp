@@ -216,6 +216,10 @@ TEST_CASE("options: suite needs nothing, and its window is mostly read at once",
   REQUIRE_FALSE(o.suite.induction);
   REQUIRE(o.prefill == 480);
   REQUIRE(parse({"suite", "--qkv", "d"}).options.model.empty());
+  const Parsed joined = parse({"suite", "--join", "a.json", "--join", "b.json", "--out", "d"});
+  REQUIRE(joined.complaint.empty());
+  REQUIRE(joined.options.suite.join == std::vector<std::string>{"a.json", "b.json"});
+  REQUIRE(parse({"suite", "--join", "a.json", "--seed", "2"}).complaint.find("--seed does not go with --join") != std::string::npos);
   REQUIRE(parse({"suite", "--help"}).help.find("--share PERCENT") != std::string::npos);
   const auto refused = [](std::vector<const char*> words, const char* part) {
     const std::string said = parse(std::move(words)).complaint;
