@@ -128,7 +128,8 @@ std::string depth_picture(const SuiteResults& results) {
     svg.text(left + panel, top - 8, "newest", "class=\"soft\" font-size=\"11\" text-anchor=\"end\"");
     for (std::size_t i = 0; i < rows.size(); ++i)
       for (std::size_t d = 0; d < depths; ++d) {
-        const Counts& c = rows[i]->needles.cells[l][d];
+        const auto& cells = rows[i]->needles.cells;  // none where the recipe could not be asked
+        const Counts c = l < cells.size() ? cells[l][d] : Counts{};
         const Box b{left + cell_width * static_cast<double>(d) + 1, top + row_height * static_cast<double>(i) + 1, cell_width - 2, row_height - 2};
         if (c.asked > 0) svg.cell(b, c.share(), printed("%.0f", 100 * c.share()));
         else svg.text(b.x + b.width / 2, b.y + b.height / 2 + 4, "-", "text-anchor=\"middle\"");

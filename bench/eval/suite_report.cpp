@@ -118,7 +118,7 @@ Cells cells_of(const SuiteResults& results, const SuiteRow& row) {
     c.insert(c.end(), {text ? short_number(r.text.mean_kl(), 2) : "-", text ? printed("%.1f", 100 * r.text.agreement()) : "-",
                        text ? printed("%.3f", r.text.mean_bits()) : "-"});
   const SuiteRow& full = results.rows[0];
-  if (!full.needles.cells.empty()) c.insert(c.end(), {percent(row.needles.all()), percents(row.needles.cells.back(), 5)});
+  if (!full.needles.cells.empty()) c.insert(c.end(), {percent(row.needles.all()), row.needles.cells.empty() ? "-" : percents(row.needles.cells.back(), 5)});
   if (!full.life.requests.empty()) c.insert(c.end(), {percent(row.life.of_requests()), percent(row.life.of_turns())});
   if (full.plan.all().asked > 0) c.push_back(percent(row.plan.all()));
   if (full.continuation.texts > 0) c.push_back(row.continuation.texts == 0 ? "-" : printed("%.0f", 100 * row.continuation.share()));

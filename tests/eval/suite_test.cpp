@@ -208,6 +208,8 @@ TEST_CASE("suite: the best for their bytes come first in the tables", "[eval][su
   add("failed", 5, 0.01, 4);
   r.rows.back().needles.cells.clear();
   REQUIRE_FALSE(was_asked_all(r, r.rows.back()));
+  r.lengths = {1024}, r.request.depths = 1;
+  REQUIRE(suite_pictures(r).size() == 3);
   const std::string md = suite_markdown(r, {});
   const std::size_t least = md.find("## The least that predictions move"), whole = md.find("## All");
   REQUIRE(least < whole);
