@@ -55,8 +55,7 @@ void prepare(Kept& kept, std::size_t recipes) {
 }
 
 Results evaluate_recording(const Options& o, Kept* kept) {
-  Recording recording = read_qkv(o.qkv);
-  recording.shape.page_slots = o.page_slots;
+  Recording recording = read_dump(o);
   const Feeding feeding = feeding_of(o, recording, recording.tokens / 2);
   Setting setting;
   set_common(setting, o, recording.shape, feeding, recording.tokens);

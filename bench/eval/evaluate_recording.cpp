@@ -25,6 +25,12 @@ const Recording& Stage::rows_for(const RecipeSpec& recipe) const {
   return recipe.capabilities.rotated_input ? recording_ : *raw_;
 }
 
+Recording read_dump(const Options& o) {
+  Recording recording = read_qkv(o.qkv);
+  recording.shape.page_slots = o.page_slots;
+  return recording;
+}
+
 Feeding feeding_of(const Options& o, const Recording& recording, index_t prefill) {
   const Feeding feeding{.prefill = o.prefill == 0 ? prefill : o.prefill, .chunk = o.chunk, .last = o.last_pass};
   if (feeding.prefill >= recording.tokens)

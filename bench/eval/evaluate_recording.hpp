@@ -40,6 +40,8 @@ class Stage {
 Job replay_job(const Stage& stage, const RecipeSpec& recipe, RecipeResult& result,
                std::unique_ptr<Session>* session, Outputs* outputs);
 
+/// The dump that the options name, for caches with pages as they say. Throws Error.
+Recording read_dump(const Options& options);
 /// How a dump is fed: `prefill` tokens at once unless the options say how many. Throws Error where that leaves none.
 Feeding feeding_of(const Options& options, const Recording& recording, index_t prefill);
 /// Of so many tokens 15 of 16, for those who measure what comes behind a prompt.

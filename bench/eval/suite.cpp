@@ -145,8 +145,7 @@ class Suite {
   }
 
   void prepare_recording() {
-    Recording recording = read_qkv(o_.qkv);
-    recording.shape.page_slots = o_.page_slots;
+    Recording recording = read_dump(o_);
     const Feeding feeding = feeding_of(o_, recording, mostly_prefill(recording.tokens));
     set_common(results_.setting, o_, recording.shape, feeding, recording.tokens);
     results_.setting.source = o_.qkv;

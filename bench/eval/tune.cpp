@@ -147,8 +147,7 @@ class Bench {
   }
 
   void begin_recording() {
-    Recording recording = read_qkv(o_.qkv);
-    recording.shape.page_slots = o_.page_slots;
+    Recording recording = read_dump(o_);
     const index_t tokens = recording.tokens;
     const Feeding feeding = feeding_of(o_, recording, mostly_prefill(tokens));
     shape_ = recording.shape;
