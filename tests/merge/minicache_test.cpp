@@ -146,6 +146,28 @@ TEST_CASE("minicache: the oracle's angles, directions, lengths and rows that sta
   REQUIRE(list({weight, Apart::fraction, 0.0f}) == want["forced_antiparallel"].get<std::vector<int>>());
 }
 
+TEST_CASE("minicache: weight 0 restores one layer, weight 1 the other, and equal directions restore both", "[merge][minicache]") {
+  std::mt19937 random(11);
+  std::normal_distribution<float> normal;
+  for (const index_t dim : {3, 64, 80, 128, 256}) {
+    CAPTURE(dim);
+    std::vector<float> a(static_cast<std::size_t>(dim)), b(a), e(a);
+    for (std::size_t d = 0; d < a.size(); ++d) a[d] = normal(random), b[d] = 3.0f * normal(random);
+    double length[2];
+    const auto restores = [&](float weight, int which, const std::vector<float>& row) {
+      Direction::distance(a.data(), b.data(), dim, length);
+      Direction::between(weight, a.data(), b.data(), dim, e.data());
+      for (std::size_t d = 0; d < e.size(); ++d)
+        REQUIRE(length[which] * static_cast<double>(e[d]) == Approx(static_cast<double>(row[d])).margin(1e-6 * length[which]));
+    };
+    restores(0.0f, 0, a);
+    restores(1.0f, 1, b);
+    for (std::size_t d = 0; d < b.size(); ++d) b[d] = 2.0f * a[d];
+    restores(0.3f, 0, a);
+    restores(0.3f, 1, b);
+  }
+}
+
 TEST_CASE("minicache: the oracle's bytes are those of the pages", "[merge][minicache]") {
   const auto o = test::load_oracle("merging_lowrank.json", "minicache_bytes");
   const auto& want = o["expected"];
