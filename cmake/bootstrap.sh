@@ -88,7 +88,7 @@ sanitized_compiler() {
 }
 
 run_test() {
-  build release
+  build release -DKVCONDENSE_QUICK_BENCH=ON
   # shellcheck disable=SC2046
   build asan $(sanitized_compiler) "-DKVCONDENSE_TEST_ROOMS=$sanitized_rooms" \
     -DKVCONDENSE_EXAMPLES=OFF -DKVCONDENSE_EVAL=OFF

@@ -1,7 +1,9 @@
 #!/usr/bin/env python3
 """Compiles every header alone, twice in one file, with each compiler, and says what each costs.
 
-    headers.py --root DIR [--compiler g++ --compiler clang++] [--limit SECONDS]
+    headers.py --root DIR [--compiler g++ --compiler clang++] [--limit SECONDS] [--together]
+
+What a header forgot to include one compiler tells as well as another, so a second one may read them all `--together`, in one file.
 """
 
 import argparse
@@ -20,11 +22,11 @@ FLAGS = ["-std=c++20", "-fsyntax-only", "-Wall", "-Wextra", "-Wpedantic", "-Wsha
          "-Werror"]
 
 
-def compile_alone(compiler, include, system, header, folder):
+def compile_alone(compiler, include, system, headers, folder):
     """Returns (what the compiler said or None, CPU seconds)."""
-    stem = f"{header.replace('/', '_')}.{Path(compiler).name}"
+    stem = f"{headers[0].replace('/', '_')}.{Path(compiler).name}"
     source = Path(folder) / f"{stem}.cpp"
-    source.write_text(f"#include <{header}>\n#include <{header}>\n")
+    source.write_text("".join(f"#include <{h}>\n" for h in 2 * headers))
     output = Path(folder) / f"{stem}.log"
     with output.open("wb") as log:
         process = subprocess.Popen([compiler, *FLAGS, "-I", str(include), *system, str(source)],
@@ -41,6 +43,7 @@ def main():
     parser.add_argument("--compiler", action="append", default=[])
     parser.add_argument("--system", action="append", default=[], help="folder of a library's headers, such as Eigen's")
     parser.add_argument("--limit", type=float, default=8.0, help="CPU seconds one header may take")
+    parser.add_argument("--together", action="store_true")
     options = parser.parse_args()
 
     compilers = [c for c in options.compiler or ["g++", "clang++"] if shutil.which(c)]
@@ -58,15 +61,18 @@ def main():
     costs, failed, slow = [], 0, 0
     with tempfile.TemporaryDirectory() as folder, \
             concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-        jobs = [(h, c, pool.submit(compile_alone, c, include, system, h, folder))
-                for h in headers for c in compilers]
-        for header, compiler, job in jobs:
+        files = [headers] if options.together else [[h] for h in headers]
+        jobs = [(f, c, pool.submit(compile_alone, c, include, system, f, folder))
+                for f in files for c in compilers]
+        for file, compiler, job in jobs:
+            header = file[0] if len(file) == 1 else "all headers together"
             said, seconds = job.result()
             costs.append((seconds, header, compiler))
             if said is not None:
                 failed += 1
                 print(f"FAILED {header} with {compiler}:\n{said[:4000]}")
-            limit = max(options.limit, EIGEN_LIMIT) if header.startswith(EIGEN) else options.limit
+            eigen = any(h.startswith(EIGEN) for h in file)
+            limit = max(options.limit, EIGEN_LIMIT) if eigen else options.limit
             if seconds > limit:
                 slow += 1
                 print(f"SLOW {header} with {compiler}: {seconds:.1f} s of {limit:.1f} s")
