@@ -87,11 +87,14 @@ sanitized_compiler() {
   fi
 }
 
+# Test files compiled as one: from nothing that is a third quicker.
+together=6
+
 run_test() {
-  build release -DKVCONDENSE_QUICK_BENCH=ON
+  build release -DKVCONDENSE_QUICK_BENCH=ON "-DKVCONDENSE_TEST_TOGETHER=$together"
   # shellcheck disable=SC2046
   build asan $(sanitized_compiler) "-DKVCONDENSE_TEST_ROOMS=$sanitized_rooms" \
-    -DKVCONDENSE_EXAMPLES=OFF -DKVCONDENSE_EVAL=OFF
+    -DKVCONDENSE_EXAMPLES=OFF -DKVCONDENSE_EVAL=OFF "-DKVCONDENSE_TEST_TOGETHER=$together"
   # One CTest run over both builds, so that one summary speaks for everything.
   mkdir -p build/all
   printf 'subdirs("%s")\nsubdirs("%s")\n' "$PWD/build/asan" "$PWD/build/release" >build/all/CTestTestfile.cmake

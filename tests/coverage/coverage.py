@@ -22,18 +22,9 @@ from collections import defaultdict
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / "tests"))
+from together import together  # noqa: E402
 INCLUDE = ROOT / "include/kvcondense"
-
-
-def together(tests):
-    """Test files as one: what they include first, then each in a namespace of its own."""
-    includes, bodies = [], []
-    for number, test in enumerate(tests):
-        text = test.read_text().splitlines()
-        body = ["" if line.startswith("#include") else line for line in text]
-        includes += [line for line in text if line.startswith("#include") and line not in includes]
-        bodies += [f"namespace together_{number} {{", f'#line 1 "{test}"', *body, f"}}  // namespace together_{number}"]
-    return "\n".join(includes + bodies) + "\n"
 
 
 class Bench:
