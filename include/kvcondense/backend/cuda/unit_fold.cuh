@@ -9,15 +9,15 @@
 namespace kvcondense::prim {
 namespace cuda_kernels {
 
-inline constexpr int fold_threads = 128;
+inline constexpr int unit_threads = 128;
 
 enum class UnitRule { largest, smallest, sum };
 
 /// A block a unit, threads its channels: rows follow one another as on the CPU. Grid: units.
 template <UnitRule Rule>
-__global__ void __launch_bounds__(fold_threads) fold_units(TensorView<const float, 3> rows, TensorView<float, 2> out) {
+__global__ void __launch_bounds__(unit_threads) fold_units(TensorView<const float, 3> rows, TensorView<float, 2> out) {
   const index_t unit = blockIdx.x;
-  for (index_t c = threadIdx.x; c < rows.extent[2]; c += fold_threads) {
+  for (index_t c = threadIdx.x; c < rows.extent[2]; c += unit_threads) {
     float all = out(unit, c);
     for (index_t i = 0; i < rows.extent[1]; ++i) {
       const float x = rows(unit, i, c);
@@ -50,7 +50,7 @@ struct UnitFold<Cuda> {
   static Status run(Context<Cuda>& ctx, const TensorView<const float, 3>& rows, const TensorView<float, 2>& out) {
     using namespace cuda_kernels;
     if (out.extent[0] != rows.extent[0] || out.extent[1] != rows.extent[2]) return Status::shape_mismatch;
-    return cuda::launch(ctx, fold_units<Rule>, {rows.extent[0]}, fold_threads, 0, rows, out);
+    return cuda::launch(ctx, fold_units<Rule>, {rows.extent[0]}, unit_threads, 0, rows, out);
   }
 };
 
