@@ -61,7 +61,7 @@ TEST_CASE("cuda head_mixing: join, map and back, to 1e-5 of the CPU's") {
     index_t groups, share, dim, columns, stride, tokens;
   };
   for (const Tried tried : {Tried{2, 3, 64, 80, 96, 5}, Tried{1, 1, 256, 256, 256, 1}, Tried{1, 7, 80, 16, 16, 9}, Tried{2, 2, 128, 33, 40, 0}}) {
-    const auto [groups, share, dim, columns, stride, tokens] = tried;
+    const index_t groups = tried.groups, share = tried.share, dim = tried.dim, columns = tried.columns, stride = tried.stride, tokens = tried.tokens;
     const std::vector<float> matrix = normals(groups * share * dim * stride, 5);
     const index_t members = groups * share, heads = 2 * members;
     std::vector<float> wide = normals(heads * tokens * dim, 6);

@@ -157,8 +157,17 @@ TEST_CASE("cuda pages: small codes with block scales, every element and scale") 
       compare(codec, 20, dims[n % 5], {{0, 20}, {4, 2}, {8, 0}});
     }
   test::Device device;
-  CHECK(prim::PageCodec<Cuda, prim::BlockCodes>::encode(device, {.element = BlockElement::ggml}, {nullptr, 1, 8, 64, 64}) == Status::not_supported);
   CHECK(prim::PageCodec<Cuda, prim::BlockCodes>::decode(device, {.block = 12}, {nullptr, 1, 8, 64, 64}) == Status::invalid_argument);
+}
+
+TEST_CASE("cuda pages: blocks of ggml") {
+  using prim::GgmlType;
+  for (const GgmlType type : {GgmlType::q4_0, GgmlType::q4_1, GgmlType::q5_0, GgmlType::q5_1, GgmlType::q8_0, GgmlType::mxfp4, GgmlType::nvfp4})
+    for (const index_t dim : {64, 96, 256}) {
+      const prim::BlockCodes codec{.element = prim::BlockElement::ggml, .ggml = type};
+      if (!codec.valid(dim)) continue;
+      compare(codec, 20, dim, {{0, 20}, {4, 2}, {8, 0}});
+    }
 }
 
 TEST_CASE("cuda pages: nothing to do, and what cannot be meant") {

@@ -29,7 +29,8 @@ TEST_CASE("cuda expected_attention: to 1e-5 of the CPU's, a slot whose logit is 
   };
   for (const Tried tried : {Tried{64, 4, false, true, 2}, Tried{80, 1, true, true, 0}, Tried{128, 3, false, false, 2}, Tried{256, 1, false, true, 2}}) {
     const std::vector<index_t> slots{0, 1, 3, 45};
-    const auto [dim, group, interleaved, spread, skip] = tried;
+    const index_t dim = tried.dim, group = tried.group, skip = tried.skip;
+    const bool interleaved = tried.interleaved, spread = tried.spread;
     const index_t heads = static_cast<index_t>(slots.size()), most = 45, q_heads = heads * group;
     std::vector<float> keys = normals(heads * most * dim, 1), mean = normals(q_heads * dim, 2), covariance = normals(q_heads * dim * dim, 3);
     for (float& x : covariance) x *= 0.1f;
@@ -101,7 +102,7 @@ TEST_CASE("cuda k_means: fit, the CPU's centroids bit for bit, few rows, equal r
     index_t count, dim, clusters, iterations;
   };
   for (const Tried tried : {Tried{300, 24, 5, 20}, Tried{70, 64, 9, 2}, Tried{4, 8, 6, 3}, Tried{1, 3, 1, 3}, Tried{50, 2, 4, 0}, Tried{30, 5, 3, 5}}) {
-    const auto [count, dim, clusters, iterations] = tried;
+    const index_t count = tried.count, dim = tried.dim, clusters = tried.clusters, iterations = tried.iterations;
     const index_t step = dim + 1;
     std::vector<float> x = normals(count * step, static_cast<unsigned>(count));
     for (std::size_t i = 0; i < x.size(); ++i) x[i] = count == 30 ? 0.5f : x[i] + 4.0f * static_cast<float>(i / at(step) % 3);  // clusters; all alike
@@ -191,7 +192,7 @@ TEST_CASE("cuda retrieve_chunks: means bit for bit, the CPU's chunks, attention 
   };
   for (const Tried& tried : {Tried{64, 48, 2, 4, 3, 4, 9, 7, 9, 3}, Tried{80, 80, 1, 1, 1, 1, 5, 0, 5, 9}, Tried{128, 64, 1, 7, 2, 16, 8, 3, 4, 2},
                             Tried{256, 256, 2, 3, 1, 3, 6, 0, 0, 2}, Tried{64, 64, 1, 2, 0, 2, 3, 0, 3, 1}, Tried{64, 64, 1, 2, 2, 2, 3, 1, 3, 0}}) {
-    const auto [dim, width, kv, group, tokens, chunk, places, first, chunks, most] = tried;
+    const index_t dim = tried.dim, width = tried.width, kv = tried.kv, group = tried.group, tokens = tried.tokens, chunk = tried.chunk, places = tried.places, first = tried.first, chunks = tried.chunks, most = tried.most;
     INFO("dim " << dim << " chunks " << chunks << " most " << most);
     const index_t heads = kv * group, rows = heads * tokens;
     std::vector<float> keys = normals(kv * places * chunk * dim, 11), queries = normals(rows * dim, 13);
