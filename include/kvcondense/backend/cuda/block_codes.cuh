@@ -52,8 +52,8 @@ struct RowPage<BlockCodes> {
     const int i = c % static_cast<int>(shape.numbers);
     const auto byte = [&](int b) { return static_cast<std::uint32_t>(at[b]); };
     const auto half = [&](int b) { return kvcondense::detail::half_value(static_cast<std::uint16_t>(byte(b) | byte(b + 1) << 8)); };
-    if (type == GgmlType::nvfp4) return __fmul_rn(mini_float_value(float_e2m1, SplitHalf{16}.get(at + 4 + i / 16 * 8, i % 16)), ue4m3_value(byte(i / 16)));
-    if (type == GgmlType::mxfp4) return __fmul_rn(mini_float_value(float_e2m1, SplitHalf{32}.get(at + 1, i)), e8m0_value(byte(0)));
+    if (type == GgmlType::nvfp4) return __fmul_rn(mini_float_value<float_e2m1>(SplitHalf{16}.get(at + 4 + i / 16 * 8, i % 16)), ue4m3_value(byte(i / 16)));
+    if (type == GgmlType::mxfp4) return __fmul_rn(mini_float_value<float_e2m1>(SplitHalf{32}.get(at + 1, i)), e8m0_value(byte(0)));
     const int codes = has_minimum(type) ? 4 : 2;
     const std::uint32_t code = type == GgmlType::q8_0                              ? byte(codes + i)
                                : type == GgmlType::q4_0 || type == GgmlType::q4_1 ? SplitHalf{32}.get(at + codes, i)
