@@ -28,7 +28,7 @@ struct ExpectedRoom {
   __device__ float* row(index_t head) const { return logits + head * slots; }
 };
 
-/// Rows of the mean and the covariance, S R^T: a block some rows, the mean being row 0, a thread a row's pairs. Then columns, R S R^T.
+/// Rows of mean and covariance together, R m and S R^T, then the covariance's columns, R S R^T. A block a query head, a thread a pair of a row.
 template <int Threads>
 __global__ void __launch_bounds__(Threads) turn_moments(TensorView<const float, 2> mean, TensorView<const float, 3> covariance, MeanTurn turn, ExpectedRoom room) {
   const index_t h = blockIdx.x, dim = room.dim;
