@@ -24,7 +24,7 @@ using MixTile = float[mix_tokens][max_head_dim];
 /// A block some tokens of a head, a thread a number of the output, so that a matrix is read once for them; rows pass through shared memory.
 /// Back: a thread's numbers of the matrix lie side by side. Grid: tiles of tokens, heads of the output.
 template <bool Back>
-__global__ void __launch_bounds__(mix_threads) mix_heads(TensorView<const float, 3> rows, HeadMix mix, MixHeads heads, TensorView<float, 3> out) {
+__global__ void __launch_bounds__(mix_threads, 2) mix_heads(TensorView<const float, 3> rows, HeadMix mix, MixHeads heads, TensorView<float, 3> out) {
   MixTile& tile = cuda::shared_as<MixTile>();
   const index_t first = static_cast<index_t>(blockIdx.x) * mix_tokens, h = blockIdx.y, c = threadIdx.x, dim = rows.extent[2];
   const int count = out.extent[1] - first < mix_tokens ? static_cast<int>(out.extent[1] - first) : mix_tokens;

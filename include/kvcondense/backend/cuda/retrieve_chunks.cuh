@@ -70,7 +70,7 @@ struct ChunkShared {
 
 /// Chooses a row's chunks and attends to them: a warp a slot, then a thread a channel. Grid: query rows.
 template <int Threads>
-__global__ void __launch_bounds__(Threads) attend_chunks(ChunkMemory memory, QueryRow row, index_t most, float scale, TensorView<float, 3> out,
+__global__ void __launch_bounds__(Threads, 2) attend_chunks(ChunkMemory memory, QueryRow row, index_t most, float scale, TensorView<float, 3> out,
                                                          TensorView<float, 2> lse, TensorView<std::int32_t, 3> chosen, ChunkRoom room) {
   static_assert(Threads == chunk_threads);
   ChunkShared& shared = cuda::shared_as<ChunkShared>();
