@@ -76,7 +76,7 @@ __global__ void __launch_bounds__(Threads) pick_steps(index_t block, RaggedView<
   static_assert(Threads == winner_threads);
   constexpr float chosen = -1.0f, held = -2.0f;
   PickShared& shared = cuda::shared_as<PickShared>();
-  const index_t h = blockIdx.x, n = distances.length(h), first = skip[h].prefix, last = n - skip[h].suffix, unit = block > 1 ? block : 1, old = kept[h];
+  const index_t h = blockIdx.x, n = distances.length(h), first = skip[h].prefix, last = n - skip[h].suffix, width = block > 1 ? block : 1, old = kept[h];
   float* distance = distances.row(h);
   std::int32_t* list = slots.row(h);
   // What is kept is no candidate, and its block is none.
@@ -91,20 +91,20 @@ __global__ void __launch_bounds__(Threads) pick_steps(index_t block, RaggedView<
   };
   std::uint32_t open = 0;
   float most = -1.0f;
-  for (index_t j = first + static_cast<index_t>(threadIdx.x) * unit; j < last; j += Threads * unit) {
-    if (listed(j) < (j + unit < last ? j + unit : last)) distance[j] = INFINITY;
+  for (index_t j = first + static_cast<index_t>(threadIdx.x) * width; j < last; j += Threads * width) {
+    if (listed(j) < (j + width < last ? j + width : last)) distance[j] = INFINITY;
     const float d = distance[j];
     if (d - d == 0.0f) ++open, most = d > most ? d : most;
   }
   open = cuda::block_sum<std::uint32_t, Threads>(open, shared.sums);
   most = cuda::block_reduce(most, [](float a, float b) { return a > b ? a : b; }, shared.tops);
-  const index_t asked = count[h] / unit, wanted = asked < open ? asked : open;
+  const index_t asked = count[h] / width, wanted = asked < open ? asked : open;
   if (wanted <= 0) return;  // the same in all threads
   const index_t step = open / wanted;
   index_t rank = 0;
   for (float d = 0.0f; d <= most && (rank + step - 1) / step < wanted; d += 1.0f)
-    for (index_t from = first; from < last; from += Threads * unit) {
-      const index_t j = from + static_cast<index_t>(threadIdx.x) * unit;
+    for (index_t from = first; from < last; from += Threads * width) {
+      const index_t j = from + static_cast<index_t>(threadIdx.x) * width;
       const bool here = j < last && distance[j] == d;
       const auto before = cuda::block_running<std::uint32_t, Threads>(static_cast<std::uint32_t>(here), shared.sums);
       const index_t own = rank + before.before;
@@ -115,7 +115,7 @@ __global__ void __launch_bounds__(Threads) pick_steps(index_t block, RaggedView<
   // The list is written anew, so what it holds is marked first. A block that was chosen has nothing of it.
   for (index_t i = threadIdx.x; i < old; i += Threads) distance[list[i]] = held;
   __syncthreads();
-  const auto of_chosen = [&](index_t j) { return j >= first && j < last && distance[first + (j - first) / unit * unit] == chosen; };
+  const auto of_chosen = [&](index_t j) { return j >= first && j < last && distance[first + (j - first) / width * width] == chosen; };
   std::uint32_t to = 0;
   for (index_t from = 0; from < n; from += Threads) {
     const index_t j = from + static_cast<index_t>(threadIdx.x);

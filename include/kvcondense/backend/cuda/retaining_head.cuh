@@ -37,7 +37,7 @@ __global__ void __launch_bounds__(Threads) retaining_hidden(RetainingWeights w, 
   static_assert(Threads == retaining_threads && retaining_warps == retaining_tokens);
   RetainingShared& shared = cuda::shared_as<RetainingShared>();
   const int lane = cuda::lane_of_warp(), warp = cuda::warp_of_block();
-  const index_t first = static_cast<index_t>(blockIdx.x) * retaining_tokens, unit = static_cast<index_t>(blockIdx.y) * cuda::warp_lanes + lane;
+  const index_t first = static_cast<index_t>(blockIdx.x) * retaining_tokens, u = static_cast<index_t>(blockIdx.y) * cuda::warp_lanes + lane;
   const index_t left = queries.extent[1] - first;
   const int count = left < retaining_tokens ? static_cast<int>(left) : retaining_tokens;
   float sum[retaining_tokens] = {};
@@ -45,8 +45,8 @@ __global__ void __launch_bounds__(Threads) retaining_hidden(RetainingWeights w, 
   for (int which = 0; which < 3; ++which) {
     const TensorView<const float, 3>& part = which == 0 ? queries : which == 1 ? keys : values;
     for (index_t head = 0; head < part.extent[0]; ++head, from += part.extent[2])
-      for (index_t d = warp; d < part.extent[2] && unit < w.hidden; d += retaining_warps) {
-        const float weight = w.weights_in[(from + d) * w.hidden + unit];
+      for (index_t d = warp; d < part.extent[2] && u < w.hidden; d += retaining_warps) {
+        const float weight = w.weights_in[(from + d) * w.hidden + u];
 #pragma unroll
         for (int t = 0; t < retaining_tokens; ++t)
           if (t < count) sum[t] += part(head, first + t, d) * weight;
@@ -57,7 +57,7 @@ __global__ void __launch_bounds__(Threads) retaining_hidden(RetainingWeights w, 
   __syncthreads();
   float all = 0.0f;
   for (int other = 0; other < retaining_warps; ++other) all += shared.part[other][warp][lane];
-  if (warp < count && unit < w.hidden) hidden[(first + warp) * w.hidden + unit] = activate(all, act);
+  if (warp < count && u < w.hidden) hidden[(first + warp) * w.hidden + u] = activate(all, act);
 }
 
 /// out[h][slot of t] = hidden of t times W_out's column h: a warp a head. Grid: tokens.

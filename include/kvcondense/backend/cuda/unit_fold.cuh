@@ -16,16 +16,16 @@ enum class UnitRule { largest, smallest, sum };
 /// A block a unit, threads its channels: rows follow one another as on the CPU. Grid: units.
 template <UnitRule Rule>
 __global__ void __launch_bounds__(unit_threads) fold_units(TensorView<const float, 3> rows, TensorView<float, 2> out) {
-  const index_t unit = blockIdx.x;
+  const index_t u = blockIdx.x;
   for (index_t c = threadIdx.x; c < rows.extent[2]; c += unit_threads) {
-    float all = out(unit, c);
+    float all = out(u, c);
     for (index_t i = 0; i < rows.extent[1]; ++i) {
-      const float x = rows(unit, i, c);
+      const float x = rows(u, i, c);
       if constexpr (Rule == UnitRule::largest) all = x > all ? x : all;
       else if constexpr (Rule == UnitRule::smallest) all = x < all ? x : all;
       else all += x;
     }
-    out(unit, c) = all;
+    out(u, c) = all;
   }
 }
 

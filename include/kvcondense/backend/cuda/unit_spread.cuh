@@ -16,23 +16,23 @@ inline constexpr int spread_threads = 128;
 template <int Threads>
 __global__ void __launch_bounds__(Threads) smallest_cosines(TensorView<const float, 3> rows, TensorView<const float, 2> directions, float* least) {
   auto& scratch = cuda::shared_as<cuda::BlockScratch<float, Threads>>();
-  const index_t unit = blockIdx.x, dim = rows.extent[2];
+  const index_t u = blockIdx.x, dim = rows.extent[2];
   float length = 0.0f;
-  for (index_t c = cuda::lane_of_warp(); c < dim; c += cuda::warp_lanes) length += directions(unit, c) * directions(unit, c);
+  for (index_t c = cuda::lane_of_warp(); c < dim; c += cuda::warp_lanes) length += directions(u, c) * directions(u, c);
   length = cuda::warp_sum(length);
-  float smallest = least[unit];
+  float smallest = least[u];
   for (index_t i = cuda::warp_of_block(); i < rows.extent[1]; i += scratch.warps) {
     float square = 0.0f, dot = 0.0f;
     for (index_t c = cuda::lane_of_warp(); c < dim; c += cuda::warp_lanes) {
-      const float x = rows(unit, i, c);
-      square += x * x, dot += x * directions(unit, c);
+      const float x = rows(u, i, c);
+      square += x * x, dot += x * directions(u, c);
     }
     const float norm = sqrtf(cuda::warp_sum(square) * length), product = cuda::warp_sum(dot);
     const float cosine = norm > 0.0f ? product / norm : 0.0f;
     if (cosine < smallest) smallest = cosine;
   }
   smallest = cuda::block_reduce(smallest, [](float a, float b) { return b < a ? b : a; }, scratch);
-  if (threadIdx.x == 0) least[unit] = smallest;
+  if (threadIdx.x == 0) least[u] = smallest;
 }
 
 }  // namespace cuda_kernels
