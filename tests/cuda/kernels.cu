@@ -14,6 +14,7 @@ Status pages(Context<Cuda>& ctx, const Codec& codec, const prim::PageBatch& batc
 template Status pages(Context<Cuda>&, const prim::ExactRows&, const prim::PageBatch&);
 template Status pages(Context<Cuda>&, const prim::GroupInt<3>&, const prim::PageBatch&);
 template Status pages(Context<Cuda>&, const prim::GroupInt<4>&, const prim::PageBatch&);
+template Status pages(Context<Cuda>&, const prim::BlockCodes&, const prim::PageBatch&);
 
 template <class K, class V>
 Status attend(Context<Cuda>& ctx, const prim::AttendRequest& r, const prim::PagedHeads<K, V>& heads) {
@@ -107,6 +108,55 @@ Status merging_words(Context<Cuda>& ctx, const SlotRows<Cuda>& rows, const prim:
   if (s == Status::ok) s = prim::RowSimilarity<Cuda>::adjacent(ctx, rows, x);
   if (s == Status::ok) s = prim::RowSimilarity<Cuda>::gaussian(ctx, rows, 0.0f, links);
   return s;
+}
+
+Status linking_words(Context<Cuda>& ctx, const SlotRows<Cuda>& rows, RaggedView<const std::int32_t> tokens, RaggedView<std::int32_t> kept, index_t* count,
+                     const prim::SlotRange* targets, RaggedView<float> x, TensorView<float, 2> state, const prim::MergeLinks& links, const prim::CombineRequest& fold) {
+  Status s = prim::MergeSets<Cuda>::begin(ctx, tokens, count, links);
+  if (s == Status::ok) s = prim::MergeSets<Cuda>::drop(ctx, links);
+  if (s == Status::ok) s = prim::MergeSets<Cuda>::next(ctx, targets, links);
+  if (s == Status::ok) s = prim::MergeSets<Cuda>::nearest_token(ctx, tokens, 0, 1, targets, links);
+  if (s == Status::ok) s = prim::MergeSets<Cuda>::runs(ctx, {targets}, x, links);
+  if (s == Status::ok) s = prim::MergeSets<Cuda>::alternate(ctx, targets, links);
+  if (s == Status::ok) s = prim::MergeSets<Cuda>::strongest(ctx, targets, 0, count, links);
+  if (s == Status::ok) s = prim::MergeFilter<Cuda>::moving_mean(ctx, 0.5f, 0.5f, state, links);
+  if (s == Status::ok) s = prim::MergeFilter<Cuda>::best_part(ctx, 0.5, links);
+  if (s == Status::ok) s = prim::MergeFilter<Cuda>::chance(ctx, x, targets, tokens, 0, links);
+  if (s == Status::ok) s = prim::SegmentedCombine<Cuda>::run(ctx, fold, rows, rows, 1);
+  return s == Status::ok ? prim::MergeSets<Cuda>::end(ctx, links, kept, count, count) : s;
+}
+
+Status retrieving_words(Context<Cuda>& ctx, const SlotRows<Cuda>& rows, TensorView<const float, 3> numbers, TensorView<float, 3> out, TensorView<float, 2> sums,
+                        TensorView<std::int32_t, 3> chosen, RaggedView<float> x, std::int32_t* labels, Scratch scratch) {
+  const prim::RowBlock<const float> block{nullptr, 1, 1};
+  Status s = prim::UnitFold<Cuda>::largest(ctx, numbers, sums);
+  if (s == Status::ok) s = prim::UnitFold<Cuda>::smallest(ctx, numbers, sums);
+  if (s == Status::ok) s = prim::UnitFold<Cuda>::sum(ctx, numbers, sums);
+  if (s == Status::ok) s = prim::UnitSpread<Cuda>::smallest_cosine(ctx, numbers, sums, nullptr);
+  if (s == Status::ok) s = prim::KMeans<Cuda>::nearest(ctx, block, 1, nullptr, 1, labels);
+  if (s == Status::ok) s = prim::KMeans<Cuda>::fit(ctx, block, 1, {}, nullptr, scratch);
+  if (s == Status::ok) s = prim::MetricLength<Cuda>::squared(ctx, block, 1, nullptr, nullptr);
+  if (s == Status::ok) s = prim::CodeScores<Cuda>::scores(ctx, nullptr, 1, 1, 1, 0, 1, block, {});
+  if (s == Status::ok) s = prim::CodeScores<Cuda>::matches(ctx, nullptr, 1, 1, 0, 1, block, {});
+  if (s == Status::ok) s = prim::RetrieveChunks<Cuda>::means(ctx, numbers, 1, out);
+  if (s == Status::ok) s = prim::RetrieveChunks<Cuda>::run(ctx, {}, numbers, 1, 1.0f, out, sums, chosen, scratch);
+  if (s == Status::ok) s = prim::GatedMerge<Cuda>::run(ctx, numbers, numbers, {}, out);
+  return s == Status::ok ? prim::ExpectedAttention<Cuda>::run(ctx, {}, rows, x, scratch) : s;
+}
+
+Status head_words(Context<Cuda>& ctx, TensorView<const float, 3> numbers, TensorView<float, 3> out, RaggedView<float> x, RaggedView<std::int32_t> slots,
+                  const prim::Ends* ends, index_t* count, std::uint8_t* kept, double* lengths) {
+  const prim::RowBlock<const float> block{nullptr, 1, 1};
+  Status s = prim::HeadPolicies<Cuda>::choose(ctx, {}, x, x, x, 0.9, x);
+  if (s == Status::ok) s = prim::HeadPolicies<Cuda>::mark(ctx, {}, x, x);
+  if (s == Status::ok) s = prim::HeadMixing<Cuda>::map(ctx, numbers, {}, 1, out);
+  if (s == Status::ok) s = prim::HeadMixing<Cuda>::back(ctx, numbers, {}, 1, out);
+  if (s == Status::ok) s = prim::Representatives<Cuda>::distances(ctx, {}, x, ends, count, x);
+  if (s == Status::ok) s = prim::Representatives<Cuda>::pick(ctx, 0, x, ends, count, slots, count);
+  if (s == Status::ok) s = prim::RetainingHead<Cuda>::write(ctx, {}, prim::Activation::silu, numbers, numbers, numbers, x);
+  if (s == Status::ok) s = prim::SharedDirection<Cuda>::distance(ctx, block, block, 1, nullptr, lengths);
+  if (s == Status::ok) s = prim::SharedDirection<Cuda>::apart(ctx, {}, nullptr, 1, kept, count);
+  return s == Status::ok ? prim::SharedDirection<Cuda>::between(ctx, 0.5f, block, block, 1, {}) : s;
 }
 
 template <class K>

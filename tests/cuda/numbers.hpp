@@ -37,6 +37,7 @@ class DeviceRows {
       : pages_(device, x), runs_(device, runs_of(pages_, slots, most, dim)), first_(device, first_of(slots)), slots_(device, slots),
         rows_(prim::ExactRows{DType::f32}, {runs_.data(), first_.data(), 0}, slots_.data(), static_cast<index_t>(slots.size()), most, dim) {}
   const SlotRows<Cuda>& rows() const { return rows_; }
+  std::vector<float> read() const { return pages_.read(); }
 
  private:
   static std::vector<prim::SlotRun> runs_of(OnDevice<float>& pages, const std::vector<index_t>& slots, index_t most, index_t dim) {

@@ -5,6 +5,7 @@
 #include <random>
 #include <vector>
 
+#include <kvcondense/backend/cpu/block_codes.hpp>
 #include <kvcondense/backend/cpu/exact_rows.hpp>
 #include <kvcondense/backend/cpu/group_quant.hpp>
 #include <kvcondense/cuda.cuh>
@@ -140,6 +141,33 @@ TEMPLATE_TEST_CASE_SIG("cuda pages: codes in lanes", "", ((int Bits), Bits), 2, 
         compare(codec, 64, dim, {{0, 64}, {5, 1}, {17, 40}});
       }
   }
+}
+
+TEST_CASE("cuda pages: small codes with block scales, every element and scale") {
+  using prim::BlockElement;
+  using prim::BlockScale;
+  index_t tried = 0;
+  for (const BlockElement element : {BlockElement::e2m1, BlockElement::e2m3, BlockElement::e3m2, BlockElement::e4m3, BlockElement::e5m2, BlockElement::int2,
+                                     BlockElement::int3, BlockElement::int4, BlockElement::int5, BlockElement::int6, BlockElement::int7, BlockElement::int8})
+    for (const BlockScale scale : {BlockScale::fixed, BlockScale::f32, BlockScale::f32_power, BlockScale::e8m0, BlockScale::e8m0_ceil, BlockScale::e4m3}) {
+      const index_t n = tried++;
+      const index_t dims[] = {64, 80, 50, 128, 256};
+      const prim::BlockCodes codec{.element = element, .scale = scale, .block = n % 3 == 0 ? 0 : n % 3 == 1 ? 16 : 32, .factor = n % 2 == 0 ? 0.03f : 1.0f,
+                                   .rounding = n % 2 == 0 ? prim::Rounding::half_even : prim::Rounding::half_away};
+      compare(codec, 20, dims[n % 5], {{0, 20}, {4, 2}, {8, 0}});
+    }
+  test::Device device;
+  CHECK(prim::PageCodec<Cuda, prim::BlockCodes>::decode(device, {.block = 12}, {nullptr, 1, 8, 64, 64}) == Status::invalid_argument);
+}
+
+TEST_CASE("cuda pages: blocks of ggml") {
+  using prim::GgmlType;
+  for (const GgmlType type : {GgmlType::q4_0, GgmlType::q4_1, GgmlType::q5_0, GgmlType::q5_1, GgmlType::q8_0, GgmlType::mxfp4, GgmlType::nvfp4})
+    for (const index_t dim : {64, 96, 256}) {
+      const prim::BlockCodes codec{.element = prim::BlockElement::ggml, .ggml = type};
+      if (!codec.valid(dim)) continue;
+      compare(codec, 20, dim, {{0, 20}, {4, 2}, {8, 0}});
+    }
 }
 
 TEST_CASE("cuda pages: nothing to do, and what cannot be meant") {

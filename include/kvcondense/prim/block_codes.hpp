@@ -39,12 +39,13 @@ struct BlockParams {
 };
 
 KVCONDENSE_HD constexpr MiniFloat mini_float_of(BlockElement e) {
+  constexpr MiniFloat e2m1 = float_e2m1, e2m3 = float_e2m3, e3m2 = float_e3m2, e4m3 = float_e4m3, e5m2 = float_e5m2;
   switch (e) {
-    case BlockElement::e2m1: return float_e2m1;
-    case BlockElement::e2m3: return float_e2m3;
-    case BlockElement::e3m2: return float_e3m2;
-    case BlockElement::e5m2: return float_e5m2;
-    default: return float_e4m3;
+    case BlockElement::e2m1: return e2m1;
+    case BlockElement::e2m3: return e2m3;
+    case BlockElement::e3m2: return e3m2;
+    case BlockElement::e5m2: return e5m2;
+    default: return e4m3;
   }
 }
 /// Bits of a signed integer element; 0 for others.
@@ -79,7 +80,7 @@ KVCONDENSE_HD constexpr float block_scale_value(BlockScale form, std::uint32_t s
     case BlockScale::fixed: return factor;
     case BlockScale::e8m0:
     case BlockScale::e8m0_ceil: return e8m0_value(stored);
-    case BlockScale::e4m3: return mini_float_value(float_e4m3, stored) * factor;
+    case BlockScale::e4m3: return mini_float_value<float_e4m3>(stored) * factor;
     default: return detail::bit_cast<float>(stored);
   }
 }
@@ -96,7 +97,8 @@ KVCONDENSE_HD constexpr BlockParams fit_block(BlockElement element, BlockScale f
     if (form == BlockScale::e8m0_ceil && amax > top * e8m0_value(p.stored)) ++p.stored;
   } else if (form == BlockScale::e4m3) {
     const float want = amax / (top * factor);
-    p.saturated = want > largest(float_e4m3);
+    constexpr float most = largest(float_e4m3);
+    p.saturated = want > most;
     p.stored = mini_float_code<float_e4m3, Rounding::half_even>(want);
   }
   p.scale = block_scale_value(form, p.stored, factor);

@@ -19,8 +19,21 @@ struct ChunkMemory {
   index_t first = 0;   ///< place of the oldest chunk
   index_t chunks = 0;  ///< in use
 
-  index_t place(index_t c) const { return (first + c) % means.extent[1]; }
+  KVCONDENSE_HD index_t place(index_t c) const { return (first + c) % means.extent[1]; }
 };
+
+/// Whether a call of RetrieveChunks has views that agree.
+inline bool chunk_memory_fits(const ChunkMemory& m, const TensorView<const float, 3>& queries, index_t most, const TensorView<float, 3>& out,
+                              const TensorView<float, 2>& lse, const TensorView<std::int32_t, 3>& chosen) {
+  const index_t q_heads = queries.extent[0], tokens = queries.extent[1], dim = queries.extent[2], kv = m.keys.extent[0];
+  const bool same = kv > 0 && q_heads % kv == 0 && m.keys.extent[2] == dim && m.means.extent[2] == dim && m.means.extent[0] == kv &&
+                    m.values.extent[0] == kv && out.extent[0] == q_heads && out.extent[1] == tokens && out.extent[2] == m.values.extent[2];
+  const bool ring = m.chunk > 0 && m.chunks >= 0 && m.chunks <= m.means.extent[1] && m.keys.extent[1] >= m.means.extent[1] * m.chunk &&
+                    m.values.extent[1] >= m.means.extent[1] * m.chunk && (m.chunks == 0 || (m.first >= 0 && m.first < m.means.extent[1]));
+  const bool more = (lse.data == nullptr || (lse.extent[0] == q_heads && lse.extent[1] == tokens)) &&
+                    (chosen.data == nullptr || (chosen.extent[0] == q_heads && chosen.extent[1] == tokens && chosen.extent[2] == most));
+  return same && ring && more && most >= 0;
+}
 
 /// Attention of every query over the chunks of a memory whose mean keys it likes best.
 ///

@@ -1,7 +1,10 @@
 #pragma once
 
+#include <cmath>
+
 #include <kvcondense/core/backend.hpp>
 #include <kvcondense/core/config.hpp>
+#include <kvcondense/core/shape.hpp>
 #include <kvcondense/core/view.hpp>
 #include <kvcondense/prim/rope_config.hpp>
 
@@ -18,6 +21,42 @@ struct ExpectedQueries {
   bool spread = true;    ///< false: the mean alone
   float scale = 1.0f;    ///< of logits
 };
+
+/// A mean of rotations: each pair turns and shrinks.
+struct MeanTurn {
+  float cos[max_head_dim / 2], sin[max_head_dim / 2];
+  index_t pairs = 0;
+  bool interleaved = false;
+
+  /// Pair t of a row whose numbers lie `step` apart.
+  KVCONDENSE_HD void pair(float* x, index_t step, index_t t) const {
+    float& a = x[(interleaved ? 2 * t : t) * step];
+    float& b = x[(interleaved ? 2 * t + 1 : t + pairs) * step];
+    const float turned = a * cos[t] - b * sin[t];
+    b = a * sin[t] + b * cos[t];
+    a = turned;
+  }
+  void row(float* x, index_t step) const {
+    for (index_t t = 0; t < pairs; ++t) pair(x, step, t);
+  }
+};
+
+/// The mean of the rotations of positions [first, first + count), summed in double.
+inline MeanTurn mean_turn(const RopeAngles& angles, index_t first, index_t count) {
+  MeanTurn turn;
+  turn.pairs = angles.pairs;
+  turn.interleaved = angles.pairing == RopePairing::interleaved;
+  const double each = static_cast<double>(angles.attention_factor) / static_cast<double>(count);
+  for (index_t t = 0; t < angles.pairs; ++t) {
+    double c = 0.0, s = 0.0;
+    for (index_t f = 0; f < count; ++f) {
+      const double angle = static_cast<double>(first + f) * static_cast<double>(angles.frequency[t]);
+      c += std::cos(angle), s += std::sin(angle);
+    }
+    turn.cos[t] = static_cast<float>(c * each), turn.sin[t] = static_cast<float>(s * each);
+  }
+  return turn;
+}
 
 /// The attention that keys may expect of queries with a Gaussian distribution.
 ///

@@ -45,14 +45,14 @@ KVCONDENSE_HD constexpr int ggml_element(GgmlType t, std::uint32_t code) {
     case GgmlType::q5_0: return static_cast<int>(code) - 16;
     case GgmlType::q8_0: return static_cast<std::int8_t>(static_cast<std::uint8_t>(code));
     case GgmlType::mxfp4:
-    case GgmlType::nvfp4: return static_cast<int>(2.0f * mini_float_value(float_e2m1, code));
+    case GgmlType::nvfp4: return static_cast<int>(2.0f * mini_float_value<float_e2m1>(code));
     default: return static_cast<int>(code);
   }
 }
 
 /// nvfp4's scale: unsigned E4M3, where 0x7f stands for 0 and not for NaN.
 KVCONDENSE_HD constexpr float ue4m3_value(std::uint32_t code) {
-  return (code & 0x7fu) == 0x7fu ? 0.0f : mini_float_value(float_e4m3, code & 0x7fu);
+  return (code & 0x7fu) == 0x7fu ? 0.0f : mini_float_value<float_e4m3>(code & 0x7fu);
 }
 
 /// The code next to a scale, a tie up; from 248 on the largest, and below 2^-6 at most 7, as the reference.
@@ -106,7 +106,8 @@ KVCONDENSE_HD bool ggml_encode(const float* x, std::byte* out) {
       } else {
         const float want = amax / 6.0f;
         const std::uint32_t s = ue4m3_code(want);
-        saturated = saturated || want > largest(float_e4m3);
+        constexpr float most = largest(float_e4m3);
+        saturated = saturated || want > most;
         out[g] = static_cast<std::byte>(s);
         d = ue4m3_value(s) * 0.5f;
       }

@@ -44,12 +44,19 @@ KVCONDENSE_HD constexpr float mini_float_value(MiniFloat f, std::uint32_t code) 
   const int mantissa = static_cast<int>(size & ((1u << f.mantissa_bits) - 1u));
   float v = 0.0f;
   if (static_cast<int>(size) > f.top)
-    v = detail::bit_cast<float>(f == float_e5m2 && mantissa == 0 ? 0x7f800000u : 0x7fc00000u);
+    v = detail::bit_cast<float>(f.exponent_bits == 5 && mantissa == 0 ? 0x7f800000u : 0x7fc00000u);  // e5m2 alone has an infinity
   else if (exponent == 0)
     v = static_cast<float>(mantissa) * power_of_two(1 - f.bias - f.mantissa_bits);
   else
     v = static_cast<float>((1 << f.mantissa_bits) + mantissa) * power_of_two(exponent - f.bias - f.mantissa_bits);
   return size == code ? v : -v;
+}
+
+/// The same of a format that is a constant: device code may name objects of a class only where compilers evaluate them.
+template <MiniFloat F>
+KVCONDENSE_HD constexpr float mini_float_value(std::uint32_t code) {
+  constexpr MiniFloat f = F;
+  return mini_float_value(f, code);
 }
 
 /// The largest finite number.

@@ -6,6 +6,7 @@
 
 #include <kvcondense/core/backend.hpp>
 #include <kvcondense/core/config.hpp>
+#include <kvcondense/core/status.hpp>
 
 // Where codes of few bits lie in bytes: the layouts of the field, one struct each. `get` and `set` are
 // pure functions for host and device; they are the truth that faster code is tested against.
@@ -174,6 +175,14 @@ struct BitPlanes {
     return bytes + i / 32 * 4 * Bits + 4 * p;
   }
 };
+
+/// Whether a packing takes `codes` codes in exactly `bytes` bytes: what PackBits asks on every backend before it writes.
+template <Packing P>
+Status packing_fits(const P& packing, std::size_t codes, std::size_t bytes) {
+  if constexpr (requires { packing.run; })
+    if (packing.run < P::parts || packing.run % P::parts != 0) return Status::invalid_argument;
+  return packing.bytes(static_cast<index_t>(codes)) == static_cast<index_t>(bytes) ? Status::ok : Status::shape_mismatch;
+}
 
 /// Codes, one per byte, into a packing and back.
 ///

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstdint>
+#include <numbers>
 
 #include <kvcondense/core/backend.hpp>
 #include <kvcondense/core/config.hpp>
@@ -19,6 +20,10 @@ struct DirectionRule {
   Apart apart = Apart::fraction;
   float part = 0.05f;  ///< see Apart
 };
+
+/// Angles below this are none, and above pi less this the rows are opposite; the latter as a distance.
+inline constexpr double least_angle = 1e-3;
+inline constexpr float opposite_distance = static_cast<float>(1.0 - least_angle / std::numbers::pi);
 
 /// What the rows of one token in two layers have in common: a direction between theirs; each layer keeps its length.
 ///

@@ -38,14 +38,8 @@ struct RetrieveChunks<Cpu> {
 
   static Status run(Context<Cpu>& ctx, const ChunkMemory& m, TensorView<const float, 3> queries, index_t most, float scale,
                     TensorView<float, 3> out, TensorView<float, 2> lse, TensorView<std::int32_t, 3> chosen, Scratch scratch) {
+    if (!chunk_memory_fits(m, queries, most, out, lse, chosen)) return Status::shape_mismatch;
     const index_t q_heads = queries.extent[0], tokens = queries.extent[1], dim = queries.extent[2], kv = m.keys.extent[0];
-    const bool same = kv > 0 && q_heads % kv == 0 && m.keys.extent[2] == dim && m.means.extent[2] == dim && m.means.extent[0] == kv &&
-                      m.values.extent[0] == kv && out.extent[0] == q_heads && out.extent[1] == tokens && out.extent[2] == m.values.extent[2];
-    const bool ring = m.chunk > 0 && m.chunks >= 0 && m.chunks <= m.means.extent[1] && m.keys.extent[1] >= m.means.extent[1] * m.chunk &&
-                      m.values.extent[1] >= m.means.extent[1] * m.chunk && (m.chunks == 0 || (m.first >= 0 && m.first < m.means.extent[1]));
-    const bool more = (lse.data == nullptr || (lse.extent[0] == q_heads && lse.extent[1] == tokens)) &&
-                      (chosen.data == nullptr || (chosen.extent[0] == q_heads && chosen.extent[1] == tokens && chosen.extent[2] == most));
-    if (!same || !ring || !more || most < 0) return Status::shape_mismatch;
     const std::size_t need = workspace_bytes(ctx.workers(), most, m.chunk, dim);
     if (scratch.left() < need) return Status::workspace_too_small;
     const std::size_t one = (need - Scratch::align) / static_cast<std::size_t>(ctx.workers());

@@ -31,7 +31,7 @@ struct ExpectedAttention<Cpu> {
     float* turned = scratch.take<float>(out.heads * dim * (dim + 1));
     float* logits = scratch.take<float>(out.size());
     if (turned == nullptr || logits == nullptr) return Status::workspace_too_small;
-    const Turn turn = mean_turn(*angles, q.position, q.horizon);
+    const MeanTurn turn = mean_turn(*angles, q.position, q.horizon);
     ctx.parallel(out.heads, [&](index_t h, index_t) {
       float* m = turned + h * dim * (dim + 1);
       float* s = m + dim;
@@ -51,39 +51,6 @@ struct ExpectedAttention<Cpu> {
   }
 
  private:
-  /// A mean of rotations: each pair turns and shrinks.
-  struct Turn {
-    float cos[max_head_dim / 2], sin[max_head_dim / 2];
-    index_t pairs = 0;
-    bool interleaved = false;
-
-    void row(float* x, index_t step) const {
-      for (index_t t = 0; t < pairs; ++t) {
-        float& a = x[(interleaved ? 2 * t : t) * step];
-        float& b = x[(interleaved ? 2 * t + 1 : t + pairs) * step];
-        const float turned = a * cos[t] - b * sin[t];
-        b = a * sin[t] + b * cos[t];
-        a = turned;
-      }
-    }
-  };
-
-  static Turn mean_turn(const RopeAngles& angles, index_t first, index_t count) {
-    Turn turn;
-    turn.pairs = angles.pairs;
-    turn.interleaved = angles.pairing == RopePairing::interleaved;
-    const double each = static_cast<double>(angles.attention_factor) / static_cast<double>(count);
-    for (index_t t = 0; t < angles.pairs; ++t) {
-      double c = 0.0, s = 0.0;
-      for (index_t f = 0; f < count; ++f) {
-        const double angle = static_cast<double>(first + f) * static_cast<double>(angles.frequency[t]);
-        c += std::cos(angle), s += std::sin(angle);
-      }
-      turn.cos[t] = static_cast<float>(c * each), turn.sin[t] = static_cast<float>(s * each);
-    }
-    return turn;
-  }
-
   /// Adds the softmax of one query head to its KV head's row.
   static void add(const ExpectedQueries& q, const SlotRows<Cpu>& keys, index_t h, const float* m, const float* s,
                   index_t group, float* logits, RaggedView<float> out) {

@@ -17,7 +17,7 @@ template <>
 struct PackBits<Cpu> {
   template <Packing P>
   static Status pack(Context<Cpu>&, const P& packing, std::span<const std::uint8_t> codes, std::span<std::byte> bytes) {
-    if (const Status s = check(packing, codes.size(), bytes.size()); s != Status::ok) return s;
+    if (const Status s = packing_fits(packing, codes.size(), bytes.size()); s != Status::ok) return s;
     for (const std::uint8_t c : codes)
       if (c >= P::levels) return Status::invalid_argument;
     const auto n = static_cast<index_t>(codes.size());
@@ -32,7 +32,7 @@ struct PackBits<Cpu> {
 
   template <Packing P>
   static Status unpack(Context<Cpu>&, const P& packing, std::span<const std::byte> bytes, std::span<std::uint8_t> codes) {
-    if (const Status s = check(packing, codes.size(), bytes.size()); s != Status::ok) return s;
+    if (const Status s = packing_fits(packing, codes.size(), bytes.size()); s != Status::ok) return s;
     const auto n = static_cast<index_t>(codes.size());
     if constexpr (dense_bits<P> > 0) {
       // A last partial step goes through a buffer: fast unpacking writes whole steps.
@@ -56,13 +56,6 @@ struct PackBits<Cpu> {
   struct DenseBits<DenseLe<Bits>> : std::integral_constant<int, Bits> {};
   template <class P>
   static constexpr int dense_bits = DenseBits<P>::value;
-
-  template <class P>
-  static Status check(const P& packing, std::size_t codes, std::size_t bytes) {
-    if constexpr (requires { packing.run; })
-      if (packing.run < P::parts || packing.run % P::parts != 0) return Status::invalid_argument;
-    return packing.bytes(static_cast<index_t>(codes)) == static_cast<index_t>(bytes) ? Status::ok : Status::shape_mismatch;
-  }
 };
 
 }  // namespace kvcondense::prim

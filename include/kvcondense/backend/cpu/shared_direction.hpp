@@ -32,7 +32,7 @@ struct SharedDirection<Cpu> {
     }
     index_t count = 0;
     for (index_t i = 0; i < n; ++i) {
-      if (distance[i] > opposite) kept[i] = 1;
+      if (distance[i] > opposite_distance) kept[i] = 1;
       count += kept[i];
     }
     return count;
@@ -42,8 +42,8 @@ struct SharedDirection<Cpu> {
     const double la = length(a, n), lb = length(b, n), omega = angle(a, b, n, la, lb);
     double of_a = 1.0 - static_cast<double>(weight), of_b = static_cast<double>(weight);
     if (la == 0.0 || lb == 0.0) of_a = la > 0.0, of_b = lb > 0.0;
-    else if (omega > std::numbers::pi - turn) of_a = 1.0, of_b = 0.0;
-    else if (omega >= turn) of_a = std::sin(of_a * omega), of_b = std::sin(of_b * omega);
+    else if (omega > std::numbers::pi - least_angle) of_a = 1.0, of_b = 0.0;
+    else if (omega >= least_angle) of_a = std::sin(of_a * omega), of_b = std::sin(of_b * omega);
     if (la > 0.0) of_a /= la;
     if (lb > 0.0) of_b /= lb;
     double sum = 0.0;
@@ -56,9 +56,6 @@ struct SharedDirection<Cpu> {
   }
 
  private:
-  static constexpr double turn = 1e-3;
-  static constexpr float opposite = static_cast<float>(1.0 - turn / std::numbers::pi);
-
   static double length(const float* x, index_t n) {
     double sum = 0.0;
     for (index_t d = 0; d < n; ++d) sum += static_cast<double>(x[d]) * static_cast<double>(x[d]);

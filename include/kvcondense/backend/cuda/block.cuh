@@ -46,13 +46,17 @@ struct Running {
 
 template <class T>
 __device__ inline Running<T> warp_running(T x) {
-  static_assert(std::is_integral_v<T>);
   T sum = x;
   for (int d = 1; d < warp_lanes; d *= 2) {
     const T lower = __shfl_up_sync(full_warp, sum, static_cast<unsigned>(d));
     if (lane_of_warp() >= d) sum += lower;
   }
-  return {static_cast<T>(sum - x), __shfl_sync(full_warp, sum, warp_lanes - 1)};
+  T before = static_cast<T>(sum - x);
+  if constexpr (!std::is_integral_v<T>) {  // where a difference is rounded
+    before = __shfl_up_sync(full_warp, sum, 1u);
+    if (lane_of_warp() == 0) before = T{};
+  }
+  return {before, __shfl_sync(full_warp, sum, warp_lanes - 1)};
 }
 
 /// Shared memory of a block's sums: one number per warp. It may be used again after the next barrier.

@@ -20,17 +20,12 @@ __global__ void __launch_bounds__(Threads, 2) chunk_top_k_row(RaggedView<const f
                                                         RaggedView<std::int32_t> slots, index_t* count, index_t* nan) {
   static_assert(Threads == winner_threads);
   WinnerShared& shared = cuda::shared_as<WinnerShared>();
-  const index_t h = blockIdx.x, n = scores.length(h);
-  const Ends ends = always == nullptr ? Ends{} : always[h].within(n);
-  const float* s = scores.row(h) + ends.prefix;
+  const OpenRow row = open_row(scores, always, total, slots, count);
+  if (row.middle < 0) return;  // the same in all threads
+  const index_t h = blockIdx.x, middle = row.middle, chunks = (middle + chunk - 1) / chunk;
+  const Ends ends = row.ends;
+  const float* s = row.scores;
   std::int32_t* out = slots.row(h);
-  if (total[h] >= n) {
-    write_places(out, n, 0);
-    if (threadIdx.x == 0) count[h] = n;
-    return;
-  }
-  const index_t middle = n - ends.size(), chunks = (middle + chunk - 1) / chunk;
-  const index_t rest = total[h] > ends.size() ? total[h] - ends.size() : 0;
   const auto end_of = [&](index_t c) { return (c + 1) * chunk < middle ? (c + 1) * chunk : middle; };
   const auto key_of = [&](index_t c) {
     std::uint32_t best = 0;
@@ -41,7 +36,7 @@ __global__ void __launch_bounds__(Threads, 2) chunk_top_k_row(RaggedView<const f
     return best;
   };
   const BlockCutoff cut = block_cutoff<Threads>(
-      rest / chunk,
+      row.wanted / chunk,
       [&](auto&& use) {
         for (index_t c = threadIdx.x; c < chunks; c += Threads) use(key_of(c), 1u);
       },
@@ -58,7 +53,7 @@ __global__ void __launch_bounds__(Threads, 2) chunk_top_k_row(RaggedView<const f
       shared);
   const bool shorter = cuda::block_sum<std::uint32_t, Threads>(static_cast<std::uint32_t>(last_stays), shared.sums) > 0;
   const index_t taken = kept * chunk - (shorter ? chunks * chunk - middle : 0);
-  write_places(kept_at + taken, ends.suffix, n - ends.suffix);
+  write_places(kept_at + taken, ends.suffix, ends.prefix + middle);
   count_nan(s, middle, nan, shared);
   if (threadIdx.x == 0) count[h] = ends.size() + taken;
 }

@@ -72,4 +72,21 @@ __device__ inline index_t first_member(const std::int32_t* to, const std::int32_
   return low;
 }
 
+/// Members of one target: order[first, end).
+struct Members {
+  index_t first, end;
+};
+
+/// What folds into target t, of m ordered members: with a fan the members of the last `fan` targets up to itself. target(t) says what is one.
+template <class Target>
+__device__ inline Members members_of(const std::int32_t* to, const std::int32_t* order, index_t m, index_t t, index_t fan, Target&& target) {
+  index_t oldest = t;
+  if (fan > 1) {
+    index_t open = 1;
+    while (oldest > 0 && open <= fan) open += target(--oldest);
+    if (open > fan) ++oldest;  // this one is beyond
+  }
+  return {first_member(to, order, m, oldest), first_member(to, order, m, t + 1)};
+}
+
 }  // namespace kvcondense::prim::cuda_kernels

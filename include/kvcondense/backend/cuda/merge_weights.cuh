@@ -108,14 +108,9 @@ __global__ void __launch_bounds__(Threads, 1) merge_numbers(const SlotRange* tar
   const auto target = [&](index_t t) { return to[t] == t && (links.fan == 1 || targets[h].has(t)); };
   for (index_t t = threadIdx.x; t < n; t += Threads) {
     if (!target(t)) continue;
-    index_t oldest = t;  // members of targets from here on are the target's
-    if (links.fan > 1) {
-      index_t open = 1;
-      while (oldest > 0 && open <= links.fan) open += target(--oldest);
-      if (open > links.fan) ++oldest;  // this one is beyond
-    }
+    const Members members = members_of(to, order, m, t, links.fan, target);
     float sum = x[t];
-    for (index_t i = first_member(to, order, m, oldest); i < m && to[order[i]] <= t; ++i) {
+    for (index_t i = members.first; i < members.end; ++i) {
       const index_t j = order[i];
       const auto count = static_cast<float>(links.targets_of(h, j, targets));
       if constexpr (Logarithms) {

@@ -67,7 +67,7 @@ struct PackBits<Cuda> {
   template <Packing P>
   static Status pack(Context<Cuda>& ctx, const P& packing, std::span<const std::uint8_t> codes, std::span<std::byte> bytes) {
     using namespace cuda_kernels;
-    if (const Status s = check(packing, codes.size(), bytes.size()); s != Status::ok) return s;
+    if (const Status s = packing_fits(packing, codes.size(), bytes.size()); s != Status::ok) return s;
     const auto size = static_cast<index_t>(bytes.size());
     return cuda::launch(ctx, cuda_kernels::pack_codes<P>, {cuda::covering(cuda::covering(size, unit_bytes(packing)), pack_threads)}, pack_threads, 0, packing,
                         codes.data(), static_cast<index_t>(codes.size()), bytes.data(), size);
@@ -76,17 +76,9 @@ struct PackBits<Cuda> {
   template <Packing P>
   static Status unpack(Context<Cuda>& ctx, const P& packing, std::span<const std::byte> bytes, std::span<std::uint8_t> codes) {
     using namespace cuda_kernels;
-    if (const Status s = check(packing, codes.size(), bytes.size()); s != Status::ok) return s;
+    if (const Status s = packing_fits(packing, codes.size(), bytes.size()); s != Status::ok) return s;
     const auto n = static_cast<index_t>(codes.size());
     return cuda::launch(ctx, cuda_kernels::unpack_codes<P>, {cuda::covering(n, pack_threads)}, pack_threads, 0, packing, bytes.data(), codes.data(), n);
-  }
-
- private:
-  template <class P>
-  static Status check(const P& packing, std::size_t codes, std::size_t bytes) {
-    if constexpr (requires { packing.run; })
-      if (packing.run < P::parts || packing.run % P::parts != 0) return Status::invalid_argument;
-    return packing.bytes(static_cast<index_t>(codes)) == static_cast<index_t>(bytes) ? Status::ok : Status::shape_mismatch;
   }
 };
 

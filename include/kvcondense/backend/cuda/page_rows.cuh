@@ -150,13 +150,12 @@ struct RowPage<GroupInt<Bits>> {
   }
 };
 
-/// Byte `index` of a row whose codes stand one a byte in `codes`.
-template <int Bits>
-__device__ inline std::byte packed_byte(const std::uint8_t* codes, int dim, int index) {
+/// Byte `index` of a row whose codes of `bits` bits stand one a byte in `codes`.
+__device__ inline std::byte packed_byte(int bits, const std::uint8_t* codes, int dim, int index) {
   const int from = index * 8;
   std::uint32_t byte = 0;
-  for (int c = from / Bits; c < dim && c * Bits < from + 8; ++c) {
-    const int at = c * Bits - from;  // negative: the code begins in the byte before
+  for (int c = from / bits; c < dim && c * bits < from + 8; ++c) {
+    const int at = c * bits - from;  // negative: the code begins in the byte before
     byte |= at < 0 ? static_cast<std::uint32_t>(codes[c]) >> -at : static_cast<std::uint32_t>(codes[c]) << at;
   }
   return static_cast<std::byte>(byte & 255u);
@@ -185,7 +184,7 @@ __device__ void RowPage<GroupInt<Bits>>::write_codes(int slot, const std::uint8_
       return;
     }
   }
-  for (int b = thread; b < row_bytes(); b += threads) row(slot)[b] = packed_byte<Bits>(codes, dim, b);
+  for (int b = thread; b < row_bytes(); b += threads) row(slot)[b] = packed_byte(Bits, codes, dim, b);
 }
 
 }  // namespace kvcondense::prim::cuda_kernels

@@ -14,6 +14,16 @@ namespace cuda_kernels {
 inline constexpr int rope_threads = 128;
 static_assert(rope_threads >= max_head_dim / 2);
 
+struct CosSin {
+  float cosine, sine;
+};
+
+/// The rotation of a pair at a position: the angle in double, the results in float.
+__device__ inline CosSin cos_sin(const RopeAngles& angles, index_t pair, index_t position) {
+  const double angle = static_cast<double>(position) * static_cast<double>(angles.frequency[pair]);
+  return {static_cast<float>(cos(angle)), static_cast<float>(sin(angle))};
+}
+
 /// A thread a pair of components: the angle once, then all heads that share the position. Grid: tokens, heads of
 /// positions.
 template <int Threads>
@@ -24,9 +34,9 @@ __global__ void __launch_bounds__(Threads) rope_rows(RopeAngles angles, TensorVi
   const bool halves = angles.pairing == RopePairing::half_split;
   float cosine = 1.0f, sine = 0.0f;
   if (pair < angles.pairs) {
-    const double angle = static_cast<double>(positions(place, token)) * static_cast<double>(angles.frequency[pair]);
-    cosine = __fmul_rn(static_cast<float>(cos(angle)), turn.scale);
-    sine = __fmul_rn(static_cast<float>(sin(angle)), turn.back ? -turn.scale : turn.scale);
+    const CosSin turned = cos_sin(angles, pair, positions(place, token));
+    cosine = __fmul_rn(turned.cosine, turn.scale);
+    sine = __fmul_rn(turned.sine, turn.back ? -turn.scale : turn.scale);
   }
   for (index_t h = first; h < end; ++h) {
     const float* in = &rows(h, token, 0);

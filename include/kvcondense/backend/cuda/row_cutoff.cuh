@@ -4,6 +4,8 @@
 
 #include <kvcondense/backend/cuda/block.cuh>
 #include <kvcondense/core/config.hpp>
+#include <kvcondense/core/view.hpp>
+#include <kvcondense/prim/ends.hpp>
 #include <kvcondense/prim/rank_bits.hpp>
 
 namespace kvcondense::prim::cuda_kernels {
@@ -141,6 +143,37 @@ __device__ inline std::uint32_t block_winners(index_t n, Key&& key_of, const Blo
   return kept_before;
 }
 
+/// use(i, stays) once for each of n keys: whether it is above the cutoff or one of the first `ties` equal ones. By a block of
+/// winner_threads, all of them.
+template <class Key, class Use>
+__device__ inline void block_ranked(index_t n, Key&& key_of, const BlockCutoff& cut, Use&& use, WinnerShared& shared) {
+  std::uint32_t equal_before = 0;
+  for (index_t from = 0; from < n; from += winner_threads) {
+    const index_t i = from + static_cast<index_t>(threadIdx.x);
+    const std::uint32_t key = i < n ? key_of(i) : 0;
+    const bool equal = i < n && key == cut.bits;
+    const auto equals = cuda::block_running<std::uint32_t, winner_threads>(static_cast<std::uint32_t>(equal), shared.sums);
+    if (i < n) use(i, key > cut.bits || (equal && equal_before + equals.before < cut.ties));
+    equal_before += equals.all;
+  }
+}
+
+/// use(place, chosen) once for each place of [begin, end): whether it has one of the k largest numbers among those that `in` names, which
+/// are at least k; the first of equal ones. `use` may change what `in` says of its own place. All threads.
+template <class In, class Use>
+__device__ inline void block_best(index_t begin, index_t end, const float* x, index_t k, In&& in, Use&& use, WinnerShared& shared) {
+  // Keys of ranks begin at 1: those that are not in have 0.
+  const auto key_of = [&](index_t i) { return in(begin + i) ? rank_bits(x[begin + i]) + 1 : 0u; };
+  const BlockCutoff cut = block_cutoff<winner_threads>(
+      k,
+      [&](auto&& count) {
+        for (index_t i = threadIdx.x; i < end - begin; i += winner_threads)
+          if (const std::uint32_t key = key_of(i); key != 0) count(key, 1u);
+      },
+      shared.cutoff);
+  block_ranked(end - begin, key_of, cut, [&](index_t i, bool chosen) { use(begin + i, chosen); }, shared);
+}
+
 /// How many of n scores are NaN, added to `nan`. All threads; null: not wanted.
 __device__ inline void count_nan(const float* scores, index_t n, index_t* nan, WinnerShared& shared) {
   if (nan == nullptr) return;  // the same in all threads
@@ -153,6 +186,28 @@ __device__ inline void count_nan(const float* scores, index_t n, index_t* nan, W
 /// out[0, n) = first, first + 1, ...
 __device__ inline void write_places(std::int32_t* out, index_t n, index_t first) {
   for (index_t i = threadIdx.x; i < n; i += blockDim.x) out[i] = static_cast<std::int32_t>(first + i);
+}
+
+/// What a row keeps before any of its scores is looked at.
+struct OpenRow {
+  Ends ends;            ///< stay whatever they score
+  const float* scores;  ///< of the places between
+  index_t middle;       ///< how many those are
+  index_t wanted;       ///< how many of those may stay, at most `middle`
+};
+
+/// The row of a block whose places compete for `total` in all, the ends among them. Where there is room for every place all are written and
+/// `middle` is negative: the row is done. All threads.
+__device__ inline OpenRow open_row(RaggedView<const float> scores, const Ends* always, const index_t* total, RaggedView<std::int32_t> slots, index_t* count) {
+  const index_t h = blockIdx.x, n = scores.length(h);
+  const Ends ends = always == nullptr ? Ends{} : always[h].within(n);
+  if (total[h] >= n) {
+    write_places(slots.row(h), n, 0);
+    if (threadIdx.x == 0) count[h] = n;
+    return {ends, nullptr, -1, 0};
+  }
+  const index_t rest = total[h] - ends.size();
+  return {ends, scores.row(h) + ends.prefix, n - ends.size(), rest < 0 ? 0 : rest};
 }
 
 }  // namespace kvcondense::prim::cuda_kernels

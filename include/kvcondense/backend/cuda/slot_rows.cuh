@@ -31,6 +31,7 @@ class SlotRows<Cuda> {
   KVCONDENSE_HD index_t heads() const { return heads_; }
   KVCONDENSE_HD index_t max_slots() const { return max_slots_; }  ///< no head has more
   __device__ index_t slots(index_t head) const { return slots_[head]; }
+  bool exact() const { return bits_ == 0; }  ///< no codes: rows may be written number by number
 
   /// The run of a slot, with the slot's own place in it.
   __device__ prim::SlotRun locate(index_t head, index_t slot) const {
@@ -53,6 +54,11 @@ class SlotRows<Cuda> {
       case 7: return coded<7>(at, c);
       default: return coded<8>(at, c);
     }
+  }
+  /// Writes channel c of a slot that lies in exact numbers.
+  __device__ void set(const prim::SlotRun& at, int c, float x) const {
+    using namespace prim::cuda_kernels;
+    write_number(exact_.dtype, RowPage<prim::ExactRows>(exact_, at.page, 0, static_cast<int>(dim_)).row(at.place), c, x);
   }
 
  private:

@@ -22,18 +22,12 @@ __global__ void __launch_bounds__(Threads, 4) top_k_row(RaggedView<const float> 
                                                      index_t* count, index_t* nan, Ties order) {
   static_assert(Threads == winner_threads);
   WinnerShared& shared = cuda::shared_as<WinnerShared>();
-  const index_t h = blockIdx.x, n = scores.length(h);
-  const Ends ends = always == nullptr ? Ends{} : always[h].within(n);
-  const float* s = scores.row(h) + ends.prefix;
+  const OpenRow row = open_row(scores, always, total, slots, count);
+  if (row.middle < 0) return;  // the same in all threads
+  const index_t h = blockIdx.x, middle = row.middle, k = row.wanted;
+  const Ends ends = row.ends;
+  const float* s = row.scores;
   std::int32_t* out = slots.row(h);
-  if (total[h] >= n) {
-    write_places(out, n, 0);
-    if (threadIdx.x == 0) count[h] = n;
-    return;
-  }
-
-  const index_t middle = n - ends.size(), wanted = total[h] - ends.size();
-  const index_t k = wanted < 0 ? 0 : wanted < middle ? wanted : middle;
   const BlockCutoff cut = block_cutoff<Threads>(s, middle, k, shared.cutoff);
   // Of equal scores these leave first: none, or those before the last `ties`.
   const std::uint32_t skip = order == Ties::first ? 0 : cut.equal - cut.ties;
@@ -41,7 +35,7 @@ __global__ void __launch_bounds__(Threads, 4) top_k_row(RaggedView<const float> 
   block_winners(
       middle, [&](index_t i) { return rank_bits(s[i]); }, cut, skip, [](index_t) { return false; },
       [&](index_t i, std::uint32_t place) { out[ends.prefix + place] = static_cast<std::int32_t>(ends.prefix + i); }, shared);
-  write_places(out + ends.prefix + k, ends.suffix, n - ends.suffix);
+  write_places(out + ends.prefix + k, ends.suffix, ends.prefix + middle);
   count_nan(s, middle, nan, shared);
   if (threadIdx.x == 0) count[h] = ends.size() + k;
 }

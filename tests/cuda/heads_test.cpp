@@ -1,0 +1,233 @@
+// Words about heads on CUDA, beside the CPU's: policies, mixed rows, representatives, what a trained network says, shared directions.
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <vector>
+
+#include <kvcondense/backend/cpu/head_mix.hpp>
+#include <kvcondense/backend/cpu/head_policy.hpp>
+#include <kvcondense/backend/cpu/representatives.hpp>
+#include <kvcondense/backend/cpu/retaining_head.hpp>
+#include <kvcondense/backend/cpu/shared_direction.hpp>
+#include <kvcondense/backend/cuda/head_mix.cuh>
+#include <kvcondense/backend/cuda/head_policy.cuh>
+#include <kvcondense/backend/cuda/representatives.cuh>
+#include <kvcondense/backend/cuda/retaining_head.cuh>
+#include <kvcondense/backend/cuda/shared_direction.cuh>
+
+#include "numbers.hpp"
+
+using namespace kvcondense;
+using test::at;
+using test::close;
+using test::normals;
+
+TEST_CASE("cuda head_policies: the CPU's choices and marks, equal scores, NaN") {
+  const std::vector<index_t> slots{0, 1, 2, 40, 300, 300, 300}, offset = test::offsets(slots);
+  const auto heads = static_cast<index_t>(slots.size()), total = offset.back();
+  std::vector<float> classes = normals(total, 1), sums = normals(total, 2), near = normals(total, 3), scores = normals(total, 4);
+  for (std::size_t i = 0; i < classes.size(); ++i) {
+    classes[i] = static_cast<float>(i % 23 == 0 ? TokenClass::special : i % 7 == 0 ? TokenClass::punctuation : TokenClass{});
+    sums[i] = std::fabs(sums[i]) * (i < at(offset[5]) && i % 23 == 0 ? 40.0f : 1.0f), near[i] = 0.9f * sums[i];
+    scores[i] = std::round(3.0f * scores[i]);
+  }
+  scores[60] = NAN, sums[at(offset[6])] = NAN;
+  for (const double recovery : {0.0, 0.3, 0.7, 0.97, 1.5})
+    for (const index_t frequent : {index_t{0}, index_t{20}, index_t{1000}}) {
+      const auto sets = [&](const float* c, const index_t* o) { return prim::HeadPolicySets{{c, o, heads}, frequent, 9}; };
+      std::vector<float> policy(at(total), 7.0f), marked = scores;
+      Context<Cpu> cpu;
+      const auto view = [&](std::vector<float>& x) { return RaggedView<float>{x.data(), offset.data(), heads}; };
+      REQUIRE(prim::HeadPolicies<Cpu>::choose(cpu, sets(classes.data(), offset.data()), view(sums), view(near), view(scores), recovery, view(policy)) == Status::ok);
+      REQUIRE(prim::HeadPolicies<Cpu>::mark(cpu, sets(classes.data(), offset.data()), view(policy), view(marked)) == Status::ok);
+      const auto one = [&] {
+        test::Device device;
+        test::OnDevice<float> c(device, classes), s(device, sums), n(device, near), x(device, scores), p(device, std::vector<float>(policy.size()));
+        test::OnDevice<index_t> o(device, offset);
+        const auto there = [&](test::OnDevice<float>& a) { return RaggedView<float>{a.data(), o.data(), heads}; };
+        REQUIRE(prim::HeadPolicies<Cuda>::choose(device, sets(c.data(), o.data()), there(s), there(n), there(x), recovery, there(p)) == Status::ok);
+        REQUIRE(prim::HeadPolicies<Cuda>::mark(device, sets(c.data(), o.data()), there(p), there(x)) == Status::ok);
+        CHECK(p.read() == policy);
+        close(x.read(), marked, 0.0f);
+      };
+      if (recovery == 0.7 && frequent == 20) test::each_way(one);
+      else one();
+    }
+}
+
+TEST_CASE("cuda head_mixing: join, map and back, to 1e-5 of the CPU's") {
+  struct Tried {
+    index_t groups, share, dim, columns, stride, tokens;
+  };
+  for (const Tried tried : {Tried{2, 3, 64, 80, 96, 5}, Tried{1, 1, 256, 256, 256, 1}, Tried{1, 7, 80, 16, 16, 9}, Tried{2, 2, 128, 33, 40, 0}}) {
+    const index_t groups = tried.groups, share = tried.share, dim = tried.dim, columns = tried.columns, stride = tried.stride, tokens = tried.tokens;
+    const std::vector<float> matrix = normals(groups * share * dim * stride, 5);
+    const index_t members = groups * share, heads = 2 * members;
+    std::vector<float> wide = normals(heads * tokens * dim, 6);
+    const std::vector<float> narrow = normals(heads * tokens * columns, 7);
+    if (tokens > 0) wide[3] = NAN;
+    const auto run = [&]<Backend B>(Context<B>& c, const float* m, const float* w, const float* n, float* joined, float* mapped, float* back) {
+      const prim::HeadMix mix{m, share, dim, stride, columns};
+      Status s = prim::HeadMixing<B>::join(c, dense_view(w, members, tokens, dim), mix, dense_view(joined, groups, tokens, columns));
+      if (s == Status::ok) s = prim::HeadMixing<B>::map(c, dense_view(w, heads, tokens, dim), mix, groups, dense_view(mapped, heads, tokens, columns));
+      if (s == Status::ok) s = prim::HeadMixing<B>::back(c, dense_view(n, heads, tokens, columns), mix, groups, dense_view(back, heads, tokens, dim));
+      CHECK(prim::HeadMixing<B>::join(c, dense_view(w, members + 1, tokens, dim), mix, dense_view(joined, groups, tokens, columns)) == Status::shape_mismatch);
+      CHECK(prim::HeadMixing<B>::map(c, dense_view(w, heads + 1, tokens, dim), mix, 2 * groups, dense_view(mapped, heads + 1, tokens, columns)) == Status::shape_mismatch);
+      return s;
+    };
+    std::vector<float> joined(at(groups * tokens * columns)), mapped(narrow.size()), back(wide.size());
+    Context<Cpu> cpu;
+    REQUIRE(run(cpu, matrix.data(), wide.data(), narrow.data(), joined.data(), mapped.data(), back.data()) == Status::ok);
+    const auto one = [&] {
+      test::Device device;
+      test::OnDevice<float> m(device, matrix), w(device, wide), n(device, narrow), j(device, std::vector<float>(joined.size(), 7.0f)),
+          to(device, std::vector<float>(mapped.size(), 7.0f)), from(device, std::vector<float>(back.size(), 7.0f));
+      REQUIRE(run(device.context(), m.data(), w.data(), n.data(), j.data(), to.data(), from.data()) == Status::ok);
+      close(j.read(), joined, 1e-5f, 4.0f);
+      close(to.read(), mapped, 1e-5f, 4.0f);
+      close(from.read(), back, 1e-5f, 4.0f);
+    };
+    if (dim == 80) test::each_way(one);
+    else one();
+  }
+}
+
+TEST_CASE("cuda representatives: the CPU's distances and slots, every anchor, slots and blocks") {
+  using prim::SignatureAnchor;
+  for (const SignatureAnchor anchor : {SignatureAnchor::random, SignatureAnchor::zeros, SignatureAnchor::ones, SignatureAnchor::mean, SignatureAnchor::alternating})
+    for (const index_t block : {index_t{0}, index_t{8}}) {
+      const std::vector<index_t> slots = block == 0 ? std::vector<index_t>(5, 330) : std::vector<index_t>{0, 5, 40, 330, 331}, offset = test::offsets(slots);
+      const auto heads = static_cast<index_t>(slots.size());
+      std::vector<float> scores = normals(offset.back(), 8), distances(at(offset.back()));
+      for (float& x : scores) x = std::round(4.0f * x);
+      scores[9] = NAN;
+      std::vector<prim::Ends> skip;
+      std::vector<index_t> top, count, kept;
+      std::vector<std::int32_t> list(at(offset.back()), -7);
+      for (index_t h = 0; h < heads; ++h) {
+        const index_t n = slots[at(h)];
+        skip.push_back({std::min<index_t>(3, n), std::min<index_t>(4, n - std::min<index_t>(3, n))});
+        top.push_back(40 + 30 * h), count.push_back(h * 17), kept.push_back(0);
+        for (index_t j = 0; j < n; ++j)
+          if (j < 3 || j % 29 == 1 || j >= n - 4) list[at(offset[at(h)] + kept.back()++)] = static_cast<std::int32_t>(j);
+      }
+      const prim::SignatureRequest request{anchor, 99, block};
+      const auto list_before = list;
+      const auto kept_before = kept;
+      Context<Cpu> cpu;
+      REQUIRE(prim::Representatives<Cpu>::distances(cpu, request, {scores.data(), offset.data(), heads}, skip.data(), top.data(), {distances.data(), offset.data(), heads}) == Status::ok);
+      std::vector<float> used = distances;
+      REQUIRE(prim::Representatives<Cpu>::pick(cpu, block, {used.data(), offset.data(), heads}, skip.data(), count.data(), {list.data(), offset.data(), heads}, kept.data()) == Status::ok);
+      const auto one = [&] {
+        test::Device device;
+        test::OnDevice<float> x(device, scores), d(device, std::vector<float>(distances.size(), 7.0f));
+        test::OnDevice<index_t> o(device, offset), t(device, top), c(device, count), k(device, kept_before);
+        test::OnDevice<prim::Ends> e(device, skip);
+        test::OnDevice<std::int32_t> l(device, list_before);
+        REQUIRE(prim::Representatives<Cuda>::distances(device, request, {x.data(), o.data(), heads}, e.data(), t.data(), {d.data(), o.data(), heads}) == Status::ok);
+        CHECK(d.read() == distances);
+        REQUIRE(prim::Representatives<Cuda>::pick(device, block, {d.data(), o.data(), heads}, e.data(), c.data(), {l.data(), o.data(), heads}, k.data()) == Status::ok);
+        CHECK(k.read() == kept);
+        const std::vector<std::int32_t> got = l.read();
+        for (index_t h = 0; h < heads; ++h)
+          CHECK(std::equal(got.begin() + offset[at(h)], got.begin() + offset[at(h)] + kept[at(h)], list.begin() + offset[at(h)]));
+      };
+      if (anchor == SignatureAnchor::mean) test::each_way(one);
+      else one();
+    }
+  // Heads that are not equally long: the host cannot see it.
+  test::Device device;
+  test::OnDevice<float> x(device, std::vector<float>(5, 1.0f)), d(device, std::vector<float>(5, 1.0f));
+  test::OnDevice<index_t> o(device, {0, 2, 5}), t(device, {1, 1});
+  test::OnDevice<prim::Ends> e(device, {{}, {}});
+  REQUIRE(prim::Representatives<Cuda>::distances(device, {}, {x.data(), o.data(), 2}, e.data(), t.data(), {d.data(), o.data(), 2}) == Status::ok);
+  for (const float v : d.read()) CHECK(std::isnan(v));
+}
+
+TEST_CASE("cuda retaining_head: to 1e-5 of the CPU's, tokens that are not stored") {
+  for (const prim::Activation act : {prim::Activation::silu, prim::Activation::gelu_tanh, prim::Activation::relu})
+    for (const index_t tokens : {0, 1, 11}) {
+      constexpr index_t q_heads = 6, kv_heads = 2, dim = 20, width = 12, hidden = 45;
+      const prim::RetainingWeights shape{nullptr, nullptr, q_heads * dim + kv_heads * (dim + width), hidden};
+      const std::vector<float> in = normals(shape.inputs * hidden, 11), out_weights = normals(hidden * kv_heads, 12), q = normals(q_heads * tokens * dim, 13),
+                               k = normals(kv_heads * tokens * dim, 14), v = normals(kv_heads * tokens * width, 15);
+      const std::vector<index_t> offset{0, 7, 40};  // the first head has fewer slots than tokens
+      const auto run = [&]<Backend B>(Context<B>& c, const float* wi, const float* wo, const float* qs, const float* ks, const float* vs, float* out, const index_t* o,
+                                      index_t inputs) {
+        return prim::RetainingHead<B>::write(c, {wi, wo, inputs, hidden}, act, dense_view(qs, q_heads, tokens, dim), dense_view(ks, kv_heads, tokens, dim),
+                                             dense_view(vs, kv_heads, tokens, width), {out, o, kv_heads});
+      };
+      std::vector<float> expected(40, 7.0f);
+      Context<Cpu> cpu;
+      REQUIRE(run(cpu, in.data(), out_weights.data(), q.data(), k.data(), v.data(), expected.data(), offset.data(), shape.inputs) == Status::ok);
+      test::each_way([&] {
+        test::Device device;
+        test::OnDevice<float> wi(device, in), wo(device, out_weights), qs(device, q), ks(device, k), vs(device, v), out(device, std::vector<float>(40, 7.0f));
+        test::OnDevice<index_t> o(device, offset);
+        Context<Cuda> ctx = device.with_workspace(prim::RetainingHead<Cuda>::workspace_bytes(tokens, hidden));
+        const auto call = [&](Context<Cuda>& c, index_t inputs) {
+          return run(c, wi.data(), wo.data(), qs.data(), ks.data(), vs.data(), out.data(), o.data(), inputs);
+        };
+        Context<Cuda> small = ctx.with_workspace(ctx.workspace().first(ctx.workspace().size() - 1));
+        CHECK(call(small, shape.inputs) == Status::workspace_too_small);
+        CHECK(call(ctx, shape.inputs + 1) == Status::shape_mismatch);
+        REQUIRE(call(ctx, shape.inputs) == Status::ok);
+        close(out.read(), expected, 1e-5f, 50.0f);
+      });
+    }
+}
+
+TEST_CASE("cuda shared_direction: distances and directions to 2e-6 of the CPU's, the same rows apart") {
+  for (const index_t dim : {1, 64, 80, 256}) {
+    constexpr index_t rows = 9;
+    const index_t step = dim + 2;
+    std::vector<float> a = normals(rows * step, 21), b = normals(rows * step, 22);
+    const auto row = [&](std::vector<float>& x, index_t i) { return x.data() + i * step; };
+    std::fill_n(row(a, 0), dim, 0.0f);
+    std::fill_n(row(b, 1), dim, 0.0f);
+    std::fill_n(row(a, 2), dim, 0.0f), std::fill_n(row(b, 2), dim, 0.0f);
+    std::copy_n(row(a, 3), dim, row(b, 3));                                                  // one direction
+    for (index_t c = 0; c < dim; ++c) row(b, 4)[c] = -2.0f * row(a, 4)[c];                   // opposite ones
+    row(a, 5)[0] = NAN;
+    std::vector<float> distance, shared(at(rows * dim));
+    std::vector<double> lengths(2 * rows);
+    for (index_t i = 0; i < rows; ++i) {
+      distance.push_back(prim::SharedDirection<Cpu>::distance(row(a, i), row(b, i), dim, lengths.data() + 2 * i));
+      prim::SharedDirection<Cpu>::between(0.6f, row(a, i), row(b, i), dim, shared.data() + i * dim);
+    }
+    const auto one = [&] {
+      test::Device device;
+      test::OnDevice<float> x(device, a), y(device, b), d(device, std::vector<float>(rows)), out(device, std::vector<float>(shared.size()));
+      test::OnDevice<double> l(device, std::vector<double>(2 * rows));
+      REQUIRE(prim::SharedDirection<Cuda>::distance(device, {x.data(), rows, step}, {y.data(), rows, step}, dim, d.data(), l.data()) == Status::ok);
+      REQUIRE(prim::SharedDirection<Cuda>::between(device, 0.6f, {x.data(), rows, step}, {y.data(), rows, step}, dim, {out.data(), rows, dim}) == Status::ok);
+      close(d.read(), distance, 2e-6f, 1e-2f);
+      close(out.read(), shared, 2e-6f, 1.0f);
+      const std::vector<double> got = l.read();
+      for (std::size_t i = 0; i < got.size(); ++i) CHECK((std::isnan(got[i]) ? std::isnan(lengths[i]) : std::fabs(got[i] - lengths[i]) <= 1e-12 * lengths[i]));
+      CHECK(prim::SharedDirection<Cuda>::distance(device, {x.data(), rows, step}, {y.data(), rows - 1, step}, dim, d.data(), l.data()) == Status::shape_mismatch);
+      CHECK(prim::SharedDirection<Cuda>::between(device, 0.6f, {x.data(), rows, step}, {y.data(), rows, step}, dim, {out.data(), rows - 1, dim}) == Status::shape_mismatch);
+    };
+    if (dim == 80) test::each_way(one);
+    else one();
+  }
+  for (const index_t n : {0, 1, 400})
+    for (const prim::Apart apart : {prim::Apart::fraction, prim::Apart::range})
+      for (const float part : {0.0f, 0.05f, 2.0f}) {
+        std::vector<float> distance = normals(n, 23);
+        for (float& x : distance) x = std::round(std::fabs(x) * 8.0f) / 16.0f;
+        if (n > 100) distance[7] = NAN, distance[9] = 0.9999f;
+        std::vector<std::uint8_t> kept(at(n), 9);
+        const index_t count = prim::SharedDirection<Cpu>::apart({0.6f, apart, part}, distance.data(), n, kept.data());
+        test::each_way([&] {
+          test::Device device;
+          test::OnDevice<float> d(device, distance);
+          test::OnDevice<std::uint8_t> k(device, std::vector<std::uint8_t>(kept.size(), 9));
+          test::OnDevice<index_t> c(device, {-1});
+          REQUIRE(prim::SharedDirection<Cuda>::apart(device, {0.6f, apart, part}, d.data(), n, k.data(), c.data()) == Status::ok);
+          CHECK(k.read() == kept);
+          CHECK(c.read()[0] == count);
+        });
+      }
+}
