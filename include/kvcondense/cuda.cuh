@@ -26,6 +26,7 @@
 #include <kvcondense/backend/cuda/page_codec.cuh>
 #include <kvcondense/backend/cuda/projected_norm.cuh>
 #include <kvcondense/backend/cuda/query_moments.cuh>
+#include <kvcondense/backend/cuda/query_rows.cuh>
 #include <kvcondense/backend/cuda/rope.cuh>
 #include <kvcondense/backend/cuda/row_deviation.cuh>
 #include <kvcondense/backend/cuda/row_direction.cuh>
