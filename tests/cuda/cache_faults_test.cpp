@@ -4,8 +4,12 @@
 #include <random>
 #include <vector>
 
+#include <kvcondense/budget/global_top.hpp>
 #include <kvcondense/budget/head_table.hpp>
+#include <kvcondense/evict/compensate.hpp>
 #include <kvcondense/evict/h2o.hpp>
+#include <kvcondense/evict/knorm.hpp>
+#include <kvcondense/evict/rkv.hpp>
 #include <kvcondense/evict/sink_window.hpp>
 #include <kvcondense/quant/group_int.hpp>
 
@@ -60,6 +64,41 @@ TEST_CASE("cuda cache: a call that is refused changes nothing") {
   CHECK(memory.out == 0);
   CHECK(make_cache<Cuda>(shape, recipe(evict::H2O{.heavy = -1})).status() == Status::invalid_argument);
   CHECK(make_cache<Cuda>({.page_slots = 257}, recipe()).status() == Status::invalid_argument);  // as on the CPU
+}
+
+TEST_CASE("cuda cache: methods that it does not take, inputs that it misses") {
+  const CacheShape shape{.q_heads = 2, .kv_heads = 2, .head_dim = 16, .page_slots = 4};
+  CHECK(make_cache<Cuda>(shape, recipe(budget::GlobalTop{evict::H2O{}, 0.5, true})).status() == Status::not_supported);
+  CHECK(make_cache<Cuda>(shape, recipe(evict::Compensate{evict::H2O{}})).status() == Status::not_supported);
+  test::Device device;
+  test::OnDevice<float> x(device, std::vector<float>(2 * 6 * 16, 0.5f));
+  const auto rows = [&](index_t n) { return dense_view(static_cast<const float*>(x.data()), 2, n, 16); };
+  auto c = make_cache<Cuda>(shape, recipe(evict::RKV{.tokens = 15, .window = 4, .kernel = 3, .slack = 2}));
+  REQUIRE(c);
+  Context<Cuda> ctx = device.with_workspace(c->workspace_bytes(16, 6));
+  REQUIRE(c->append(ctx, 0, rows(6), rows(6)) == Status::ok);
+  const auto step = [&](TensorView<const float, 3> queries, Phase phase = Phase::automatic) {
+    StepInputs in;
+    in.queries = queries;
+    return c->step(ctx, 0, in, phase);
+  };
+  CHECK(step({}) == Status::missing_input);
+  CHECK(step(rows(3)) == Status::missing_input);  // the window has four
+  CHECK(step(dense_view(rows(6).data, 1, 6, 16)) == Status::shape_mismatch);
+  CHECK(step(rows(6), Phase::probe) == Status::ok);  // asks a method that looks at no probes
+  CHECK(c->pending() == 6);
+  CHECK(step(rows(6)) == Status::ok);
+  auto shared = make_cache<Cuda>(shape, recipe(budget::GlobalTop{evict::Knorm{.tokens = 4, .recent = 1}, 0.5}));
+  REQUIRE(shared);
+  Context<Cuda> room = device.with_workspace(shared->workspace_bytes(16, 6));
+  REQUIRE(shared->append(room, 0, rows(6), rows(6)) == Status::ok);
+  REQUIRE(shared->step(room, 0) == Status::ok);
+  CHECK(shared->step(room, 0, Phase::turn) == Status::order_violation);  // `turn` sees all layers
+  Context<Cuda> little = room.with_workspace(room.workspace().first(64));
+  CHECK(shared->turn(little) == Status::workspace_too_small);
+  CHECK(shared->total_slots(0) == 12);
+  REQUIRE(shared->turn(room) == Status::ok);
+  CHECK(shared->total_slots(0) == 6);
 }
 
 TEST_CASE("cuda cache: a number that is none is counted once, though it becomes a code later") {
@@ -119,7 +158,8 @@ void lose_nothing(const R& method, int rounds, index_t left) {
             measure.mass = c.ragged(0, mass.data());
             REQUIRE(c.attend(ctx, 0, rows, dense_view(out.data(), 2, 6, 16), measure) == Status::ok);
           }
-          const AttentionView seen{measure.mass, c.mass_rows(6)};
+          StepInputs seen;
+          seen.attention = {measure.mass, c.mass_rows(6)}, seen.queries = rows;
           if (refuses(c.step(ctx, 0, seen))) {
             REQUIRE(c.total_slots(0) == before + 12);
             REQUIRE(c.pending() == 6);
@@ -147,6 +187,8 @@ TEST_CASE("cuda cache: device memory that is refused loses nothing") {
   const std::vector<float> shares{0.5f, 0.5f};
   const HeadTable table{shares.data(), 1, 2};
   cuda_cache::lose_nothing(recipe(budget::HeadTableBudget{evict::H2O{.heavy = 9, .recent = 6}, 1.5, table}, quant::GroupInt<8>{.group_size = 8, .residual_window = 2, .sinks = 2}), 3, 15);
+  // Queries of earlier steps are not lost, nor counted twice.
+  cuda_cache::lose_nothing(recipe(evict::RKV{.tokens = 15, .window = 8, .kernel = 3, .slack = 2}), 4, 15);
 }
 
 #if defined(KVCONDENSE_CUDA_FIBERS)

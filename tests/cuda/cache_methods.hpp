@@ -2,15 +2,15 @@
 
 // One line makes a method of the catalogue a test: the method in a cache on CUDA beside the catalogue's setting of it on the CPU.
 
-#include <map>
 #include <memory>
+#include <numeric>
+#include <random>
 #include <string>
 #include <string_view>
 #include <vector>
 
 #include <kvcondense/evict/h2o.hpp>
 #include <support/catalogue.hpp>
-#include <support/model_facts.hpp>
 
 #include "cache_pair.hpp"
 
@@ -20,25 +20,51 @@ namespace cuda_cache {
 inline constexpr evict::H2O inner{.heavy = 20, .recent = 20};
 inline constexpr std::string_view inner_text = "h2o(heavy=20, recent=20)";
 
-/// Facts of a model for either side: what kernels read lies on the device.
+/// What eviction methods and budgets want to know of a model, for either side: what kernels read lies on the device.
 class Model {
  public:
-  Model(::test::Device& device, const CacheShape& shape) : host_(shape), facts_(host_.facts()) {
-    const LayerMatrices& m = facts_.output;
-    for (index_t layer = 0; layer < m.layers; ++layer) {
-      rows_.push_back(std::make_unique<::test::OnDevice<float>>(device, std::vector<float>(m(layer), m(layer) + m.rows * m.columns)));
-      at_.push_back(rows_.back()->data());
+  Model(::test::Device& device, const CacheShape& shape) {
+    std::mt19937 random(1);
+    const auto numbers = [&](index_t size, float least) {
+      std::uniform_real_distribution<float> draw(least, 1.0f);
+      std::vector<float> x(at(size));
+      for (float& e : x) e = draw(random);
+      return x;
+    };
+    const auto heads = [&](std::vector<float>& x) {
+      x = numbers(shape.layers * shape.kv_heads, 0.01f);
+      return HeadTable{x.data(), shape.layers, shape.kv_heads};
+    };
+    const auto layers = [&](std::vector<float>& x) {
+      x = numbers(shape.layers, 0.2f);
+      return LayerTable{x.data(), shape.layers};
+    };
+    host_.gates = heads(gates_), host_.induction = heads(induction_), host_.echo = heads(echo_), host_.shares = heads(shares_);
+    const float sum = std::accumulate(shares_.begin(), shares_.end(), 0.0f);
+    for (float& x : shares_) x /= sum;
+    host_.evicted = layers(evicted_), host_.variance = layers(variance_);
+    constexpr index_t hidden = 40;
+    for (index_t layer = 0; layer < shape.layers; ++layer) {
+      output_.push_back(numbers(hidden * shape.q_heads * shape.values(), -1.0f));
+      on_device_.push_back(std::make_unique<::test::OnDevice<float>>(device, output_.back()));
+      at_host_.push_back(output_.back().data()), at_device_.push_back(on_device_.back()->data());
     }
-    facts_.output = {at_.data(), m.layers, m.rows, m.columns};
+    device_ = host_;
+    host_.output = {at_host_.data(), shape.layers, hidden, shape.q_heads * shape.values()};
+    device_.output = {at_device_.data(), shape.layers, hidden, shape.q_heads * shape.values()};
   }
-  const any::ModelFacts& on_host() const { return host_.facts(); }
-  const any::ModelFacts& on_device() const { return facts_; }
+  Model(const Model&) = delete;
+  Model& operator=(const Model&) = delete;
+
+  const any::ModelFacts& on_host() const { return host_; }
+  const any::ModelFacts& on_device() const { return device_; }
 
  private:
-  kvcondense::test::RandomModel host_;
-  any::ModelFacts facts_;
-  std::vector<std::unique_ptr<::test::OnDevice<float>>> rows_;
-  std::vector<const float*> at_;
+  any::ModelFacts host_, device_;
+  std::vector<float> gates_, induction_, echo_, shares_, evicted_, variance_;
+  std::vector<std::vector<float>> output_;
+  std::vector<std::unique_ptr<::test::OnDevice<float>>> on_device_;
+  std::vector<const float*> at_host_, at_device_;
 };
 
 /// Query heads per KV head 1, 3, 4, 7; heads of 64, 80, 128, 256; pages that blocks of slots end in and such that they do not.

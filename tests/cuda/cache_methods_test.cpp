@@ -1,4 +1,4 @@
-// Methods of the catalogue in a cache on CUDA beside the same on the CPU, a line each.
+// Methods of the catalogue in a cache on CUDA beside the same on the CPU, a line each. Those over another policy: cache_budgets_test.cpp.
 
 #include <map>
 #include <set>
@@ -6,33 +6,17 @@
 
 #include <kvcondense/any/builtin.hpp>
 #include <kvcondense/any/registry.hpp>
-#include <kvcondense/budget/ada.hpp>
-#include <kvcondense/budget/global_top.hpp>
-#include <kvcondense/budget/head_table.hpp>
-#include <kvcondense/budget/layer_pattern.hpp>
-#include <kvcondense/budget/prefix_mass.hpp>
-#include <kvcondense/budget/pyramid.hpp>
-#include <kvcondense/budget/ratio.hpp>
-#include <kvcondense/budget/skip_layers.hpp>
-#include <kvcondense/budget/uniform.hpp>
-#include <kvcondense/budget/variance.hpp>
 #include <kvcondense/evict/alisa.hpp>
-#include <kvcondense/evict/block_prefill.hpp>
-#include <kvcondense/evict/caote.hpp>
-#include <kvcondense/evict/chunked.hpp>
 #include <kvcondense/evict/chunkkv.hpp>
-#include <kvcondense/evict/critical.hpp>
 #include <kvcondense/evict/dms.hpp>
 #include <kvcondense/evict/duo_attention.hpp>
-#include <kvcondense/evict/every.hpp>
-#include <kvcondense/evict/exit_threshold.hpp>
+#include <kvcondense/evict/h2o.hpp>
 #include <kvcondense/evict/keydiff.hpp>
 #include <kvcondense/evict/keyformer.hpp>
 #include <kvcondense/evict/knorm.hpp>
 #include <kvcondense/evict/kvzip.hpp>
 #include <kvcondense/evict/lagkv.hpp>
 #include <kvcondense/evict/observed_attention.hpp>
-#include <kvcondense/evict/page_round.hpp>
 #include <kvcondense/evict/paged_h2o.hpp>
 #include <kvcondense/evict/prefixkv.hpp>
 #include <kvcondense/evict/razor_attention.hpp>
@@ -48,7 +32,6 @@
 #include "cache_methods.hpp"
 
 using namespace kvcondense;
-using cuda_cache::inner;
 using cuda_cache::Pair;
 
 KVCONDENSE_CUDA_METHOD("sliding_window", evict::SlidingWindow{.window = 40})
@@ -73,23 +56,6 @@ KVCONDENSE_CUDA_METHOD("rkv", evict::RKV{.tokens = 40, .window = 6, .kernel = 3,
 KVCONDENSE_CUDA_METHOD("scissorhands", evict::Scissorhands{.tokens = 40, .drop = 10, .history = 20, .recent = 6, .sinks = 2})
 KVCONDENSE_CUDA_METHOD("keyformer", evict::Keyformer{.tokens = 40, .recent = 8, .generation = 30})
 KVCONDENSE_CUDA_METHOD("alisa", evict::Alisa{.ratio = 0.4, .history = 8})
-KVCONDENSE_CUDA_METHOD("exit_threshold", evict::ExitThreshold{inner, 0.01f, 25})
-KVCONDENSE_CUDA_METHOD("caote", evict::Caote{inner})
-KVCONDENSE_CUDA_METHOD("critical", evict::Critical{inner, facts.output, 0.4})
-KVCONDENSE_CUDA_METHOD("chunked", evict::InChunks{inner, 5})
-KVCONDENSE_CUDA_METHOD("page_round", evict::PageRound{inner, 8})
-KVCONDENSE_CUDA_METHOD("every", evict::Every{inner, 7})
-KVCONDENSE_CUDA_METHOD("block_prefill", evict::BlockPrefill{inner, 30})
-KVCONDENSE_CUDA_METHOD("uniform", budget::Uniform{inner, 37})
-KVCONDENSE_CUDA_METHOD("ratio", budget::Ratio{inner, 0.6})
-KVCONDENSE_CUDA_METHOD("pyramid", budget::Pyramid{inner, 4.0})
-KVCONDENSE_CUDA_METHOD("ada", budget::Ada{inner, 0.2})
-KVCONDENSE_CUDA_METHOD("skip_layers", budget::SkipLayers{inner, 1})
-KVCONDENSE_CUDA_METHOD("layer_pattern", budget::LayerPattern{inner, 0.5})
-KVCONDENSE_CUDA_METHOD("global_top", budget::GlobalTop{inner, 0.6})
-KVCONDENSE_CUDA_METHOD("head_table", budget::HeadTableBudget{inner, 1.5, facts.shares})
-KVCONDENSE_CUDA_METHOD("prefix_mass", budget::PrefixMass{inner, facts.evicted})
-KVCONDENSE_CUDA_METHOD("variance", budget::Variance{inner, 0.05, facts.variance})
 
 namespace {
 /// Probes ask about parts of a prompt and are taken back; the turn behind them evicts.
