@@ -46,8 +46,8 @@ inline constexpr bool cuda_codec<prim::GroupInt<Bits>> = true;
 /// Numbers  pages are those of Cache<Cpu, R>. Attention differs in the last bits, so scores that are that close may be ranked
 ///          otherwise; equal scores are ranked alike. What `append` on the CPU refuses, numbers that the stored type cannot
 ///          hold, is stored as Inf or NaN here and counted once in the report.
-/// Errors   as Cache<Cpu, R>; not_supported for inputs that no word reads here, for one set of all heads (AllHeads) once
-///          heads hold different numbers of slots, for an eviction method over groups of several slots (KIVI's keys), for a quant
+/// Errors   as Cache<Cpu, R>; not_supported for a method that keeps a mean of what left, for a strict share of all layers, for one set of all
+///          heads (AllHeads) once heads hold different numbers of slots, for an eviction method over groups of several slots (KIVI's keys), for a quant
 ///          stage that tells layers, heads or slots apart, and where `truncate` or `remove` would cut a group of
 ///          several slots. device_error from every call that a layer takes part in, until `reset`, once the device took a part of a change
 ///          of it and refused the rest. Calls of one cache go to one stream; wait for it before the cache is destroyed
@@ -77,9 +77,7 @@ class Cache<Cuda, R> {
     c.pipeline_ = recipe.evict.pipeline();
     c.plan_ = plan_of(shape, recipe, c.pipeline_.lanes());
     if (c.pipeline_.queries().rows == AttentionNeed::Rows::last) c.plan_.query_rows = c.pipeline_.queries().count;
-    constexpr Inputs read = Input::attention | Input::queries | Input::gates | Input::surprise | Input::classes;
-    if (!c.pipeline_.inputs().within(read) || evict::model_share(c.pipeline_.allocate).strict ||
-        c.pipeline_.residual != evict::Residual::none || c.pipeline_.lanes() > max_lanes)
+    if (evict::model_share(c.pipeline_.allocate).strict || c.pipeline_.residual != evict::Residual::none || c.pipeline_.lanes() > max_lanes)
       return Status::not_supported;
     // Slots that share parameters cannot move alone.
     if (c.changes_length() && (c.plan_.keys.codec.group_slots() > 1 || c.plan_.values.codec.group_slots() > 1)) return Status::not_supported;
