@@ -36,6 +36,7 @@
 #include <kvcondense/backend/cuda/page_codec.cuh>
 #include <kvcondense/backend/cuda/projected_norm.cuh>
 #include <kvcondense/backend/cuda/query_moments.cuh>
+#include <kvcondense/backend/cuda/query_rows.cuh>
 #include <kvcondense/backend/cuda/representatives.cuh>
 #include <kvcondense/backend/cuda/retaining_head.cuh>
 #include <kvcondense/backend/cuda/retrieve_chunks.cuh>

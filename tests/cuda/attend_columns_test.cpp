@@ -1,5 +1,6 @@
 // Columns of the attention matrix on CUDA against the CPU, for every reduction.
 
+#include <algorithm>
 #include <cmath>
 #include <random>
 #include <vector>
@@ -22,13 +23,15 @@ using Keys = prim::GroupInt<4>;
 struct ColumnHead : test::HostHead<Keys, Keys> {
   TensorView<const float, 3> queries;
   index_t group, rows;
+  index_t seen = 0;  ///< 0: the newest slots are those of the rows; else slot i holds token 2i, and half of the tokens have left
 
-  index_t visible(index_t row) const { return std::max<index_t>(0, n - rows + row + 1); }
+  index_t visible(index_t row) const { return seen > 0 ? below(row_token(row) + 1) : std::max<index_t>(0, n - rows + row + 1); }
+  index_t below(index_t t) const { return std::clamp<index_t>((t + 1) / 2, 0, n); }
   void load_query(index_t row, index_t member, float* q) const {
     for (index_t d = 0; d < queries.extent[2]; ++d) q[d] = queries(head * group + member, row, d);
   }
-  index_t token(index_t slot) const { return slot; }
-  index_t row_token(index_t row) const { return n - rows + row; }
+  index_t token(index_t slot) const { return seen > 0 ? 2 * slot : slot; }
+  index_t row_token(index_t row) const { return (seen > 0 ? seen : n) - rows + row; }
 };
 
 struct Fixture {
@@ -49,7 +52,8 @@ struct Fixture {
     for (float& x : before) x = std::fabs(normal(random));
   }
 
-  void compare(prim::ColumnRequest r) const {
+  /// seen: tokens so far, where slots hold half of them.
+  void compare(prim::ColumnRequest r, index_t seen = 0) const {
     r.rows = rows;
     const std::size_t size = at(400 * (r.group == prim::GroupReduce::none ? group : 1));
     std::vector<float> expected(before.begin(), before.begin() + static_cast<std::ptrdiff_t>(size));
@@ -63,7 +67,7 @@ struct Fixture {
     REQUIRE(prim::AttendColumns<Cpu>::run(cpu, r, shape, [&](index_t h) {
               ColumnHead head;
               head.keys = &keys, head.head = h, head.n = slots[at(h)];
-              head.queries = q, head.group = group, head.rows = rows;
+              head.queries = q, head.group = group, head.rows = rows, head.seen = seen;
               return head;
             }) == Status::ok);
 
@@ -73,12 +77,17 @@ struct Fixture {
     test::OnDevice<float> out(device, start), in(device, queries);
     r.out = {out.data(), o.data(), 5};
     const prim::PagedHeads<Keys, Keys> heads{codec, codec, {DType::f16}, copy.view(), copy.view(), n.data(), 5};
+    std::vector<std::int32_t> tokens(at(5 * 300));
+    for (std::size_t i = 0; i < tokens.size(); ++i) tokens[i] = static_cast<std::int32_t>(2 * (i % 300));
+    test::OnDevice<std::int32_t> ids(device, tokens);
+    prim::SlotTokens held;
+    if (seen > 0) held = {{ids.data(), 300}, seen, 0};
     const std::size_t need = prim::AttendColumns<Cuda>::workspace_bytes(r, 5 * group, 5, 300);
     const auto device_queries = dense_view(static_cast<const float*>(in.data()), 5 * group, rows, dim);
     Context<Cuda> less = device.with_workspace(need - 1);
-    REQUIRE(prim::AttendColumns<Cuda>::run(less, r, device_queries, scale, heads, 300) == Status::workspace_too_small);
+    REQUIRE(prim::AttendColumns<Cuda>::run(less, r, device_queries, scale, heads, 300, held) == Status::workspace_too_small);
     Context<Cuda> ctx = device.with_workspace(need);
-    REQUIRE(prim::AttendColumns<Cuda>::run(ctx, r, device_queries, scale, heads, 300) == Status::ok);
+    REQUIRE(prim::AttendColumns<Cuda>::run(ctx, r, device_queries, scale, heads, 300, held) == Status::ok);
     const std::vector<float> got = out.read();
     INFO("group " << static_cast<int>(r.group) << " row " << static_cast<int>(r.row) << " past " << r.past << " rows " << rows);
     for (std::size_t i = 0; i < size; ++i) {
@@ -114,6 +123,19 @@ TEST_CASE("cuda attend_columns: the past alone, on top of what is there, heated,
     f.compare({.group = g, .row = prim::RowReduce::seen_mean, .band = 9});
   }
   test::each_way([&] { Fixture(2, 3).compare({.group = GroupReduce::mean}); });
+}
+
+TEST_CASE("cuda attend_columns: rows whose slots have left, noise, and parts") {
+  const Fixture f(3, 7);
+  using prim::GroupReduce;
+  for (const GroupReduce g : {GroupReduce::none, GroupReduce::mean, GroupReduce::max_logit})
+    for (const index_t seen : {60, 599}) {  // some slots are later than every row; some rows have a slot, others none
+      f.compare({.group = g}, seen);
+      f.compare({.group = g, .row = prim::RowReduce::seen_mean, .past = true}, seen);
+      f.compare({.group = g, .row = prim::RowReduce::low_count, .add = true}, seen);
+      f.compare({.group = g, .temperature = 1.5f, .seed = 9}, seen);
+      f.compare({.group = g, .row = prim::RowReduce::max, .part = {.sinks = 4, .first = 20, .last = 50}}, seen);
+    }
 }
 
 TEST_CASE("cuda attend_columns: what is refused") {

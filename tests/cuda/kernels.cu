@@ -161,7 +161,8 @@ Status head_words(Context<Cuda>& ctx, TensorView<const float, 3> numbers, Tensor
 
 template <class K>
 Status columns(Context<Cuda>& ctx, const prim::ColumnRequest& r, TensorView<const float, 3> queries, const prim::PagedHeads<K, K>& heads) {
-  return prim::AttendColumns<Cuda>::run(ctx, r, queries, 1.0f, heads, 4096);
+  const Status s = prim::QueryRows::join(ctx, queries, queries, {});
+  return s == Status::ok ? prim::AttendColumns<Cuda>::run(ctx, r, queries, 1.0f, heads, 4096) : s;
 }
 template Status columns(Context<Cuda>&, const prim::ColumnRequest&, TensorView<const float, 3>, const prim::PagedHeads<prim::ExactRows, prim::ExactRows>&);
 template Status columns(Context<Cuda>&, const prim::ColumnRequest&, TensorView<const float, 3>, const prim::PagedHeads<prim::GroupInt<4>, prim::GroupInt<4>>&);

@@ -6,10 +6,16 @@ target_compile_options(kvcondense_cuda_fibers INTERFACE -Wno-unknown-pragmas)  #
 target_include_directories(kvcondense_cuda_fibers INTERFACE "${kvcondense_SOURCE_DIR}/tests")
 
 add_executable(cuda_fibers_test fibers/fibers_test.cpp ${sources})
+# Dozens of caches in a file: what optimization saves when they run is less than what it takes.
+set_source_files_properties("${cuda_tests}/cache_methods_test.cpp" "${cuda_tests}/cache_budgets_test.cpp" PROPERTIES COMPILE_OPTIONS -O1)
 target_link_libraries(cuda_fibers_test PRIVATE kvcondense kvcondense_any Catch2::Catch2 kvcondense_build kvcondense_warnings
   kvcondense_catch_main kvcondense_cuda_fibers)
 catch_discover_tests(cuda_fibers_test TEST_PREFIX "${prefix}/fibers/"
   EXTRA_ARGS --warn NoTests PROPERTIES TIMEOUT 900)
+if(KVCONDENSE_TEST_CUDA_SWEEP)
+  catch_discover_tests(cuda_fibers_test TEST_SPEC "[sweep]" TEST_PREFIX "${prefix}/fibers/"
+    EXTRA_ARGS --warn NoTests PROPERTIES TIMEOUT 900)
+endif()
 
 # Does the emulation find bugs? Three builds, whatever the sanitizers of the whole build are. The kernel of attention
 # is tried too.

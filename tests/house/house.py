@@ -31,7 +31,7 @@ MAY_INCLUDE = {
 }
 
 # Rooms whose tests expect what another room returns.
-SPOKEN_FOR = {"backend": ("prim", "cuda", "quant"), "cache": ("any", "retrieve")}
+SPOKEN_FOR = {"backend": ("prim", "cuda", "quant"), "cache": ("any", "retrieve", "cuda")}
 
 # Headers that may include from one more room: (header, room) -> why. A header may be a folder
 # ending in "/".

@@ -11,6 +11,7 @@
 #include <kvcondense/backend/cuda/slot_rows.cuh>
 #include <kvcondense/backend/cuda/top_k.cuh>
 #include <kvcondense/cache/cuda_layer.cuh>
+#include <kvcondense/cache/page.hpp>
 #include <kvcondense/cache/recipe.hpp>
 #include <kvcondense/cache/report.hpp>
 #include <kvcondense/core/codec_of.hpp>
@@ -36,17 +37,20 @@ inline constexpr bool cuda_codec<prim::GroupInt<Bits>> = true;
 /// Idea     the host keeps counters, lengths and lists of pages and decides when something leaves; which slots, and all that moves, is
 ///          the device's. The eviction pipeline is the one that runs on the CPU: its blocks are written over words.
 /// Needs    recipes of an eviction method whose words CUDA has (others stop compilation with a sentence), exact rows or codes of groups with
-///          their exact window and first slots, and no other stage. Inputs of steps lie on the device: attention, gates, surprise, classes.
+///          their exact window and first slots, and no other stage. Inputs of steps lie on the device: attention, queries, gates, surprise, classes; so
+///          do matrices that words read (LayerMatrices of critical). Tables that blocks read (HeadTable, LayerTable) are the host's.
 /// Shapes   as Cache<Cpu, R>; keys, values, queries, out, lse, mass in device memory.
 /// Cost     append, attend and step enqueue on the context's stream. The host waits where tables grow or many pages go back, and
-///          where a step meets the one before of the same layer that is not done yet; how many slots stay it knows itself.
+///          where a step meets the one before of the same layer that is not done yet; how many slots stay it knows itself, but for budgets and
+///          selections that scores decide: these are waited for when they act.
 /// Numbers  pages are those of Cache<Cpu, R>. Attention differs in the last bits, so scores that are that close may be ranked
 ///          otherwise; equal scores are ranked alike. What `append` on the CPU refuses, numbers that the stored type cannot
 ///          hold, is stored as Inf or NaN here and counted once in the report.
-/// Errors   as Cache<Cpu, R>; not_supported for inputs that no word reads here, for one set of all heads (AllHeads) once
-///          heads hold different numbers of slots, for an eviction method over groups of several slots (KIVI's keys), for a quant
+/// Errors   as Cache<Cpu, R>; not_supported for a method that keeps a mean of what left, for a strict share of all layers, for one set of all
+///          heads (AllHeads) once heads hold different numbers of slots, for an eviction method over groups of several slots (KIVI's keys), for a quant
 ///          stage that tells layers, heads or slots apart, and where `truncate` or `remove` would cut a group of
-///          several slots. Calls of one cache go to one stream; wait for it before the cache is destroyed
+///          several slots. device_error from every call that a layer takes part in, until `reset`, once the device took a part of a change
+///          of it and refused the rest. Calls of one cache go to one stream; wait for it before the cache is destroyed
 ///          when its memory is not that of cudaMalloc.
 template <class R>
 class Cache<Cuda, R> {
@@ -64,22 +68,23 @@ class Cache<Cuda, R> {
 
   static Expected<Cache> make(const CacheShape& shape, const R& recipe, MemoryResource<Cuda>& memory = cuda::device_memory()) {
     if (const Status s = validate(shape); s != Status::ok) return s;
+    if (shape.page_slots > cache::max_page_slots) return Status::invalid_argument;
     if (const Status s = recipe.evict.validate(shape); s != Status::ok) return s;
     if (const Status s = recipe.quant.validate(shape); s != Status::ok) return s;
     if (has_saliency(recipe.quant) || differs_per_head(recipe.quant)) return Status::not_supported;
     Cache c;
-    c.recipe_ = recipe;
+    c.recipe_ = recipe, c.memory_ = &memory;
     c.pipeline_ = recipe.evict.pipeline();
     c.plan_ = plan_of(shape, recipe, c.pipeline_.lanes());
-    constexpr Inputs read = Input::attention | Input::gates | Input::surprise | Input::classes;
-    if (!c.pipeline_.inputs().within(read) || evict::model_share(c.pipeline_.allocate).keep > 0.0 ||
-        c.pipeline_.residual != evict::Residual::none || c.pipeline_.lanes() > max_lanes)
+    if (c.pipeline_.queries().rows == AttentionNeed::Rows::last) c.plan_.query_rows = c.pipeline_.queries().count;
+    if (evict::model_share(c.pipeline_.allocate).strict || c.pipeline_.residual != evict::Residual::none || c.pipeline_.lanes() > max_lanes)
       return Status::not_supported;
-    if (c.pipeline_.allocate.uses_scores()) return Status::not_supported;  // budgets would be known to the device alone
     // Slots that share parameters cannot move alone.
     if (c.changes_length() && (c.plan_.keys.codec.group_slots() > 1 || c.plan_.values.codec.group_slots() > 1)) return Status::not_supported;
     const std::size_t each = c.steering_bytes(), all = each + c.plan_.told_bytes() + Scratch::align;
-    if (const Status s = c.steering_.make(all * static_cast<std::size_t>(shape.layers)); s != Status::ok) return s;
+    const std::size_t layers = all * static_cast<std::size_t>(shape.layers), model = c.model_steering_bytes();
+    if (const Status s = c.steering_.make(layers + model); s != Status::ok) return s;
+    c.model_steering_ = c.steering_.part(layers, model);
     c.counts_ = cuda::DeviceArray<index_t>(memory);
     if (const Status s = c.counts_.resize(2); s != Status::ok) return s;
     Status failed = Status::ok;
@@ -113,7 +118,7 @@ class Cache<Cuda, R> {
     const index_t total = slots * shape().kv_heads;
     const std::size_t mass = Scratch::align + Scratch::bytes_for<float>(total);
     const std::size_t step = Scratch::align + range_bytes() + 2 * Scratch::bytes_for<std::int32_t>(total) +
-                             static_cast<std::size_t>(plan_.lanes) * Scratch::bytes_for<float>(total) + pipeline_.workspace_bytes(shape(), total);
+                             static_cast<std::size_t>(plan_.lanes) * Scratch::bytes_for<float>(total) + pipeline_.workspace_bytes(shape(), total) + column_bytes(tokens, slots);
     float nothing = 0.0f;
     std::size_t reading = 0;
     // Calls of few rows cut heads into pieces: the longest of them may need more than longer ones.
@@ -122,7 +127,7 @@ class Cache<Cuda, R> {
       r.mass.data = &nothing, r.mass_rows = mass_rows(n);
       reading = std::max(reading, prim::Attend<Cuda>::workspace_bytes(r, shape().kv_heads, slots));
     }
-    return mass + std::max(step, reading);
+    return mass + std::max({step, reading, model_bytes(slots)});
   }
 
   /// Adds tokens to a layer: keys [kv_heads, tokens, head_dim], values [kv_heads, tokens, value_dim], on the device; `positions` on
@@ -133,6 +138,7 @@ class Cache<Cuda, R> {
     using T = std::remove_const_t<K>;
     if (layer < 0 || layer >= shape().layers) return Status::out_of_range;
     Layer& l = layers_[layer];
+    if (l.torn) return Status::device_error;
     const index_t n = keys.extent[1];
     if (keys.extent[0] != shape().kv_heads || values.extent[0] != shape().kv_heads || values.extent[1] != n ||
         keys.extent[2] != shape().head_dim || values.extent[2] != shape().values())
@@ -161,6 +167,7 @@ class Cache<Cuda, R> {
                 prim::AttendMath math = prim::AttendMath::f32) const {
     if (layer < 0 || layer >= shape().layers) return Status::out_of_range;
     const Layer& l = layers_[layer];
+    if (l.torn) return Status::device_error;
     const index_t n = queries.extent[1];
     if (queries.extent[0] != shape().q_heads || queries.extent[2] != shape().head_dim || out.extent[1] != n || out.extent[2] != shape().values())
       return Status::shape_mismatch;
@@ -194,6 +201,9 @@ class Cache<Cuda, R> {
   Status truncate(Context<Cuda>& ctx, index_t tokens);
   /// Forgets the tokens [first, last) in every layer; later tokens keep ordinals and positions. Waits for the stream.
   Status remove(Context<Cuda>& ctx, index_t first, index_t last);
+  /// A second cache of the same tokens, whose calls go to the same stream. Pages are shared until either side writes them: what is appended copies
+  /// one page of a head, what leaves all of a layer's. Waits for the last step of each layer.
+  Expected<Cache> fork(Context<Cuda>& ctx);
   /// Empty again; waits for the stream.
   Status reset(Context<Cuda>& ctx) {
     Status s = ctx.wait();
@@ -217,18 +227,23 @@ class Cache<Cuda, R> {
   using Pipeline = decltype(std::declval<Evict>().pipeline());
   using Layer = cache::CudaLayer<KeyCodec, ValueCodec>;
   using Plan = typename Layer::Plan;
-  static_assert(std::same_as<decltype(Pipeline::select), evict::TopK> || std::same_as<decltype(Pipeline::select), evict::Fixed>,
-                "kvcondense: a cache on CUDA takes eviction methods that keep the best slots of each head, or its first and newest ones.");
 
   prim::AttendRequest request(TensorView<const float, 3> queries, TensorView<float, 3> out) const {
     return {queries, out, {}, {}, 0, shape().softmax_scale};
   }
   /// Whether a view was made by `ragged` for the slots that there are. Its offsets are the device's: nothing else can be seen.
   bool of_layer(const Layer& l, const RaggedView<const float>& v) const { return v.offset == l.device_offset() && v.heads == shape().kv_heads; }
-  /// What the host writes in a step: counts, budgets, ends, the pipeline's shield; and what an allocator works with.
+  /// What the host writes in a step: counts, budgets, ends, the pipeline's shield; and what the blocks that allocate and select
+  /// write, one behind the other.
   std::size_t steering_bytes() const {
     return 2 * Scratch::bytes_for<index_t>(shape().kv_heads) + 2 * Scratch::bytes_for<prim::Ends>(shape().kv_heads) + Scratch::align +
-           pipeline_.allocate.workspace_bytes(shape(), 0);
+           std::max(pipeline_.allocate.workspace_bytes(shape(), 0), pipeline_.select.workspace_bytes(shape(), 0));
+  }
+  /// Scratch of columns of attention over what queries a step may have.
+  std::size_t column_bytes(index_t tokens, index_t slots) const {
+    if (pipeline_.queries().rows == AttentionNeed::Rows::none && !pipeline_.probes()) return 0;
+    const std::size_t bytes = cache::CudaLayerColumns<Layer>::workspace_bytes(shape(), std::max(tokens, plan_.query_rows), slots);
+    return Scratch::bytes_for<std::byte>(static_cast<index_t>(bytes));
   }
   std::size_t range_bytes() const { return 2 * Scratch::bytes_for<prim::KeptRange>(4 * shape().kv_heads); }
   bool changes_length() const {
@@ -254,16 +269,23 @@ class Cache<Cuda, R> {
   }
   StepView<Cuda> step_view(index_t layer, Phase phase) const;
   Status check_input(const StepView<Cuda>& view, Input what) const;
-  Status run_step(Context<Cuda>& ctx, index_t layer, const StepInputs& inputs, Phase phase);
+  Status run_step(Context<Cuda>& ctx, index_t layer, const StepInputs& inputs, Phase phase, const index_t* model_budget = nullptr);
+  Status share_model(Context<Cuda>& ctx, evict::ModelShare share, index_t* budget);
+  std::size_t model_steering_bytes() const;
+  std::size_t model_bytes(index_t slots) const;
   Status begin(Context<Cuda>& ctx, Layer& l, const StepView<Cuda>& view, Scratch& scratch, evict::KeepSet& keep, std::span<RaggedView<float>> lanes);
+  /// Numbers per slot go back from where policies work on them.
+  Status write_lanes(Context<Cuda>& ctx, Layer& l, std::span<const RaggedView<float>> lanes, RaggedView<const std::int32_t> list, const index_t* count);
   Status commit(Context<Cuda>& ctx, Layer& l, const evict::KeepSet& keep, std::span<const RaggedView<float>> lanes, bool leaves, bool codes,
                 const Scratch& scratch);
-  bool count_kept(const StepView<Cuda>& view, const evict::KeepSet& keep, index_t* kept) const;
+  Status count_kept(const Context<Cuda>& ctx, const StepView<Cuda>& view, const evict::KeepSet& keep, index_t* kept, bool& leaves) const;
 
   R recipe_{};
+  MemoryResource<Cuda>* memory_ = nullptr;
   Pipeline pipeline_{};
   Plan plan_{};
   cuda::SteeringMemory steering_;  ///< outlives the layers
+  std::span<std::byte> model_steering_;  ///< the part of it that is no layer's
   cuda::DeviceArray<index_t> counts_;  ///< numbers that could not be stored, NaN scores
   bool counting_ = false;
   ObjectArray<Layer> layers_;
@@ -278,3 +300,4 @@ Expected<Cache<B, R>> make_cache(const CacheShape& shape, const R& recipe, Memor
 }  // namespace kvcondense
 
 #include <kvcondense/cache/cuda_cache_impl.cuh>
+#include <kvcondense/cache/cuda_cache_turn.cuh>

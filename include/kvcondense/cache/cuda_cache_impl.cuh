@@ -18,7 +18,14 @@ StepView<Cuda> Cache<Cuda, R>::step_view(index_t layer, Phase phase) const {
 
 template <class R>
 Status Cache<Cuda, R>::check_input(const StepView<Cuda>& view, Input what) const {
-  if (view.phase == Phase::turn || !pipeline_.inputs().has(what)) return Status::ok;
+  const bool probe = view.phase == Phase::probe;
+  if (view.phase == Phase::turn || !(probe ? what == Input::queries && pipeline_.probes() : pipeline_.inputs().has(what))) return Status::ok;
+  if (what == Input::queries) {
+    const TensorView<const float, 3>& q = view.inputs.queries;
+    const index_t least = probe ? view.appended : std::max(std::min<index_t>(1, view.appended), pipeline_.queries().of(view.appended));
+    if (q.data == nullptr || q.extent[1] < least) return Status::missing_input;
+    return q.extent[0] == shape().q_heads && q.extent[2] == shape().head_dim && q.extent[1] <= view.appended ? Status::ok : Status::shape_mismatch;
+  }
   if (what != Input::attention) return kvcondense::check_input(view.inputs, what, shape(), view.appended);
   if (!pipeline_.reads_attention(view)) return Status::ok;
   const AttentionView& a = view.inputs.attention;
@@ -27,16 +34,23 @@ Status Cache<Cuda, R>::check_input(const StepView<Cuda>& view, Input what) const
 }
 
 /// How many slots of each head stay, and whether any leaves: worked out from the numbers by which the device selects, so that
-/// nobody waits for it.
+/// nobody waits for it. Where these do not say, its counts are waited for.
 template <class R>
-bool Cache<Cuda, R>::count_kept(const StepView<Cuda>& view, const evict::KeepSet& keep, index_t* kept) const {
-  bool leaves = false;
+Status Cache<Cuda, R>::count_kept(const Context<Cuda>& ctx, const StepView<Cuda>& view, const evict::KeepSet& keep, index_t* kept, bool& leaves) const {
+  bool known = true;
   for (index_t h = 0; h < view.heads(); ++h) {
-    const index_t n = view.slots(h), shielded = pipeline_.protect.of(view, h).within(n).size();
-    kept[h] = keep.ends[h].prefix >= 0 ? keep.ends[h].size() : std::min(n, std::max(keep.budget[h], shielded));
-    leaves = leaves || kept[h] < n;
+    const bool ends = keep.ends[h].prefix >= 0;
+    kept[h] = ends ? keep.ends[h].size() : evict::kept_slots(pipeline_.select, view.slots(h), keep.budget[h], pipeline_.protect.of(view, h));
+    known = known && kept[h] >= 0;
   }
-  return leaves;
+  if (!known) {
+    if (const Status s = ctx.wait(); s != Status::ok) return s;
+    for (index_t h = 0; h < view.heads(); ++h)
+      if (kept[h] < 0) kept[h] = keep.count[h];
+  }
+  leaves = false;
+  for (index_t h = 0; h < view.heads(); ++h) leaves = leaves || kept[h] < view.slots(h);
+  return Status::ok;
 }
 
 /// Lists that keep all and copies of the lanes.
@@ -64,25 +78,30 @@ Status Cache<Cuda, R>::begin(Context<Cuda>& ctx, Layer& l, const StepView<Cuda>&
 }
 
 template <class R>
-Status Cache<Cuda, R>::run_step(Context<Cuda>& ctx, index_t layer, const StepInputs& inputs, Phase phase) {
+Status Cache<Cuda, R>::run_step(Context<Cuda>& ctx, index_t layer, const StepInputs& inputs, Phase phase, const index_t* model_budget) {
   if (layer < 0 || layer >= shape().layers) return Status::out_of_range;
-  if (phase == Phase::probe) return Status::not_supported;
   Layer& l = layers_[layer];
-  const bool turn = phase == Phase::turn;
+  if (l.torn) return Status::device_error;
+  const bool turn = phase == Phase::turn, probe = phase == Phase::probe;
   if ((l.counters.pending == 0) != turn) return Status::order_violation;
   if (inputs.incoming < 0) return Status::invalid_argument;
   StepView<Cuda> view = step_view(layer, phase);
-  view.inputs = inputs;
+  view.inputs = inputs, view.model_budget = model_budget;
   for (const Input i : all_inputs)
     if (const Status s = check_input(view, i); s != Status::ok) return s;
-  const bool sums_heads = pipeline_.source.one_set() && pipeline_.reads_attention(view);
+  if (probe && !pipeline_.probes()) return Status::ok;
+  const bool asks = probe || (pipeline_.queries().rows != AttentionNeed::Rows::none && !turn);
+  const bool sums_heads = pipeline_.source.one_set() && (pipeline_.reads_attention(view) || (asks && (pipeline_.lanes() > 0 || pipeline_.fires(view))));
   if (sums_heads && !l.equally_long()) return Status::not_supported;
-  const index_t heads = shape().kv_heads, total = l.total();
+  const index_t heads = shape().kv_heads, total = l.total(), rows = inputs.queries.extent[1];
 
   // What the step before may still read is written anew.
   if (const Status s = l.fence.wait(); s != Status::ok) return s;
   l.learn();
   Scratch scratch(ctx.workspace(), l.steering);
+  const auto room = asks ? static_cast<index_t>(cache::CudaLayerColumns<Layer>::workspace_bytes(shape(), std::max(rows, plan_.query_rows), l.longest())) : 0;
+  std::byte* const column_scratch = scratch.take<std::byte>(room);
+  if (column_scratch == nullptr) return Status::workspace_too_small;
   evict::KeepSet keep;
   Buffer<index_t> kept(heap_memory());
   if (const Status s = kept.resize(heads); s != Status::ok) return s;
@@ -92,26 +111,36 @@ Status Cache<Cuda, R>::run_step(Context<Cuda>& ctx, index_t layer, const StepInp
   for (index_t h = 0; h < heads; ++h) kept[h] = l.slots(h);
   const SlotRows<Cuda> keys = l.keys.rows(l.device_slots(), l.longest()), values = l.values.rows(l.device_slots(), l.longest());
   view.keys = &keys, view.values = &values;
+  const cache::CudaLayerColumns<Layer> columns(l, shape(), inputs.queries, {column_scratch, static_cast<std::size_t>(room)});
+  if (asks) view.columns = &columns;
+  if (probe) {  // only the policy learns something; the tokens stay pending
+    const Status s = evict::observe_probe(pipeline_.source, ctx, view, all, scratch);
+    return s == Status::ok ? write_lanes(ctx, l, all, {nullptr, l.device_offset(), heads}, l.device_slots()) : s;
+  }
+  if (asks && l.window.most() > 0)
+    if (const Status s = l.window.join(ctx, inputs.queries); s != Status::ok) return s;
 
   if (const Status s = pipeline_.observe(ctx, view, all); s != Status::ok) return s;
   const bool fires = pipeline_.fires(view);
-  bool leaves = false;
+  bool leaves = false, changed = false;
   const auto stays = [&](index_t h) { return kept[h]; };
   const auto act = [&]() -> Status {
     if (fires) {
       if (const Status s = pipeline_.choose(ctx, view, all, keep, scratch); s != Status::ok) return s;
-      leaves = count_kept(view, keep, kept.data());
-      if (std::same_as<decltype(Pipeline::select), evict::Fixed> && leaves)  // it names ends alone
+      if (const Status s = count_kept(ctx, view, keep, kept.data(), leaves); s != Status::ok) return s;
+      if (leaves && keep.ends[0].prefix >= 0)  // ends alone were named, of all heads
         if (const Status s = prim::KeepEnds<Cuda>::run(ctx, keep.ends, keep.slots, keep.count); s != Status::ok) return s;
     }
     // Behind `remove` there may be something to code though nothing is pending.
     if (leaves || l.counters.pending > 0 || l.keys.due() || l.values.due()) {
-      if (const Status s = l.reserve_codes(ctx, stays); s != Status::ok) return s;
+      if (const Status s = l.reserve_codes(ctx, leaves, stays); s != Status::ok) return s;
+      changed = true;
       if (const Status s = commit(ctx, l, keep, all, leaves, true, scratch); s != Status::ok) return s;
     }
     return l.set_slots(ctx, stays);
   };
   const Status acted = act(), behind = l.fence.record(ctx);  // one that is refused may have started what reads `steering`
+  l.torn = changed && (acted != Status::ok || behind != Status::ok);
   if (acted != Status::ok) return acted;
   if (behind != Status::ok) return behind;
   const bool moved = leaves || l.keys.due() || l.values.due();
@@ -123,11 +152,23 @@ Status Cache<Cuda, R>::run_step(Context<Cuda>& ctx, index_t layer, const StepInp
   }
   l.counters.evictions += leaves;
   l.counters.evicted_slots += total - l.total();
+  if (asks) l.window.settle(rows, l.counters.seen - 1);
   l.counters.stepped_position = l.next_position();
   l.counters.pending = 0;
   l.pending_positions.shrink(0);
   if (view.phase == Phase::prefill_chunk || view.phase == Phase::prefill_end) l.counters.prompt = l.counters.seen;
-  return moved ? l.trim(ctx) : Status::ok;
+  if (!moved) return Status::ok;
+  const Status trimmed = l.trim(ctx);
+  l.torn = trimmed != Status::ok;  // what the step did is done
+  return trimmed;
+}
+
+template <class R>
+Status Cache<Cuda, R>::write_lanes(Context<Cuda>& ctx, Layer& l, std::span<const RaggedView<float>> lanes, RaggedView<const std::int32_t> list,
+                                   const index_t* count) {
+  for (std::size_t i = 0; i < lanes.size(); ++i)
+    if (const Status s = prim::HeadSlots::write<float>(ctx, lanes[i], list, count, l.lanes[static_cast<index_t>(i)].view()); s != Status::ok) return s;
+  return Status::ok;
 }
 
 /// Rows, tokens and numbers of the slots that stay, by one list; then newest slots become codes. Nothing here needs memory.
@@ -142,22 +183,9 @@ Status Cache<Cuda, R>::commit(Context<Cuda>& ctx, Layer& l, const evict::KeepSet
   const auto first = static_cast<std::int32_t>(l.counters.seen - l.counters.pending);
   Status s = prim::HeadSlots::read<std::int32_t>(ctx, std::as_const(l.ids).view(), l.counters.pending, first, 1, ids);
   if (s == Status::ok) s = prim::HeadSlots::write<std::int32_t>(ctx, ids, list, keep.count, l.ids.view());
-  for (std::size_t i = 0; i < lanes.size() && s == Status::ok; ++i)
-    s = prim::HeadSlots::write<float>(ctx, lanes[i], list, keep.count, l.lanes[static_cast<index_t>(i)].view());
+  if (s == Status::ok) s = write_lanes(ctx, l, lanes, list, keep.count);
   if (s == Status::ok) s = l.keys.step(ctx, l.device_slots(), {list, keep.count}, leaves, codes, key_ranges, counts_.data());
   return s == Status::ok ? l.values.step(ctx, l.device_slots(), {list, keep.count}, leaves, codes, value_ranges, counts_.data()) : s;
-}
-
-template <class R>
-Status Cache<Cuda, R>::turn(Context<Cuda>& ctx, index_t incoming) {
-  if (incoming < 0) return Status::invalid_argument;
-  for (const auto& l : layers_)
-    if (l.counters.pending > 0) return Status::order_violation;
-  StepInputs inputs;
-  inputs.incoming = incoming;
-  for (index_t i = 0; i < layers_.size(); ++i)
-    if (const Status s = run_step(ctx, i, inputs, Phase::turn); s != Status::ok) return s;
-  return Status::ok;
 }
 
 template <class R>
@@ -176,10 +204,10 @@ Status Cache<Cuda, R>::forward(Context<Cuda>& ctx, index_t layer, TensorView<con
   }
   Context<Cuda> rest = ctx.with_workspace(all.rest());
   if (s == Status::ok) s = attend(rest, layer, queries, out, measure);
-  inputs.attention = {measure.mass, mass_rows(n)};
+  inputs.attention = {measure.mass, mass_rows(n)}, inputs.queries = queries;
   if (s == Status::ok) s = run_step(rest, layer, inputs, phase);
   Layer& l = layers_[layer];
-  if (s != Status::ok && l.counters.pending >= added && added > 0) {  // the tokens are taken back
+  if (s != Status::ok && !l.torn && l.counters.pending >= added && added > 0) {  // the tokens are taken back
     l.counters.seen -= added, l.counters.pending -= added;
     static_cast<void>(l.add_slots(ctx, -added, -l.sinks_due(added)));
     l.pending_positions.shrink(l.counters.pending);
@@ -190,8 +218,10 @@ Status Cache<Cuda, R>::forward(Context<Cuda>& ctx, index_t layer, TensorView<con
 template <class R>
 Status Cache<Cuda, R>::truncate(Context<Cuda>& ctx, index_t tokens) {
   if (tokens < 0) return Status::out_of_range;
-  for (const auto& l : layers_)
+  for (const auto& l : layers_) {
+    if (l.torn) return Status::device_error;
     if (tokens > l.counters.seen) return Status::out_of_range;
+  }
   Buffer<std::int32_t> ids(heap_memory());
   Buffer<index_t> stay(heap_memory());
   const index_t heads = shape().kv_heads;
@@ -216,12 +246,13 @@ Status Cache<Cuda, R>::truncate(Context<Cuda>& ctx, index_t tokens) {
     Layer& l = layers_[layer];
     const auto left = [&](index_t h) { return stay[layer * heads + h]; };
     const index_t gone = l.counters.seen - tokens, unstepped = std::min(gone, l.counters.pending);
-    if (const Status s = l.cut(ctx, left); s != Status::ok) return s;
+    if (const Status s = l.cut(ctx, left); s != Status::ok) return l.torn = true, s;
     l.counters.stepped_position = std::max<index_t>(0, l.counters.stepped_position - (gone - unstepped));
     l.counters.pending -= unstepped;
     l.pending_positions.shrink(l.counters.pending);
+    l.window.truncate(tokens);
     l.counters.seen = tokens, l.counters.prompt = std::min(l.counters.prompt, tokens);
-    if (const Status s = l.trim(ctx); s != Status::ok) return s;
+    if (const Status s = l.trim(ctx); s != Status::ok) return l.torn = true, s;
   }
   return Status::ok;
 }
@@ -230,6 +261,7 @@ template <class R>
 Status Cache<Cuda, R>::remove(Context<Cuda>& ctx, index_t first, index_t last) {
   if (first < 0 || last < first) return Status::out_of_range;
   for (const Layer& l : layers_) {
+    if (l.torn) return Status::device_error;
     if (last > l.counters.seen) return Status::out_of_range;
     if (l.counters.pending > 0) return Status::order_violation;
   }
@@ -257,6 +289,7 @@ Status Cache<Cuda, R>::remove(Context<Cuda>& ctx, index_t first, index_t last) {
     bool leaves = false;
     for (index_t h = 0; h < heads; ++h) leaves = leaves || stays(h) < l.slots(h);
     if (!leaves) continue;
+    if (const Status s = l.own_all(ctx); s != Status::ok) return s;
     const StepView<Cuda> view = step_view(layer, Phase::turn);
     Scratch scratch(ctx.workspace(), l.steering);
     evict::KeepSet keep;
@@ -265,12 +298,16 @@ Status Cache<Cuda, R>::remove(Context<Cuda>& ctx, index_t first, index_t last) {
     Status s = begin(ctx, l, view, scratch, keep, all);
     for (index_t h = 0; h < heads && s == Status::ok; ++h) keep.ends[h] = mine[h];
     if (s == Status::ok) s = prim::KeepEnds<Cuda>::run(ctx, keep.ends, keep.slots, keep.count);
-    if (s == Status::ok) s = commit(ctx, l, keep, all, true, false, scratch);
-    if (s == Status::ok) s = l.set_slots(ctx, stays);
+    if (s == Status::ok) {
+      s = commit(ctx, l, keep, all, true, false, scratch);
+      if (s == Status::ok) s = l.set_slots(ctx, stays);
+      l.torn = s != Status::ok;
+    }
     const Status behind = l.fence.record(ctx);
+    l.torn = l.torn || (s == Status::ok && behind != Status::ok);
     if (s != Status::ok || behind != Status::ok) return s != Status::ok ? s : behind;
     l.keys.stepped(stays, false), l.values.stepped(stays, false);
-    if (s = l.trim(ctx); s != Status::ok) return s;
+    if (s = l.trim(ctx); s != Status::ok) return l.torn = true, s;
   }
   return Status::ok;
 }
@@ -279,6 +316,7 @@ template <class R>
 Status Cache<Cuda, R>::tokens(Context<Cuda>& ctx, index_t layer, index_t head, std::span<std::int32_t> out) const {
   if (layer < 0 || layer >= shape().layers || head < 0 || head >= shape().kv_heads) return Status::out_of_range;
   const Layer& l = layers_[layer];
+  if (l.torn) return Status::device_error;
   const index_t n = l.slots(head), stepped = n - l.counters.pending;
   if (static_cast<index_t>(out.size()) != n) return Status::shape_mismatch;
   if (stepped > 0) {
@@ -294,6 +332,7 @@ template <class R>
 Status Cache<Cuda, R>::read(Context<Cuda>& ctx, index_t layer, index_t head, index_t first, TensorView<float, 2> keys, TensorView<float, 2> values) const {
   if (layer < 0 || layer >= shape().layers || head < 0 || head >= shape().kv_heads) return Status::out_of_range;
   const Layer& l = layers_[layer];
+  if (l.torn) return Status::device_error;
   const index_t n = keys.extent[0];
   if (values.extent[0] != n || keys.extent[1] != shape().head_dim || values.extent[1] != shape().values() || keys.stride[1] != 1 || values.stride[1] != 1)
     return Status::shape_mismatch;

@@ -9,33 +9,14 @@
 #include <kvcondense/backend/cuda/head_slots.cuh>
 #include <kvcondense/backend/cuda/memory.cuh>
 #include <kvcondense/backend/cuda/steering.cuh>
+#include <kvcondense/cache/cuda_column_plan.cuh>
+#include <kvcondense/cache/cuda_pages.cuh>
 #include <kvcondense/core/buffer.hpp>
 #include <kvcondense/core/flush.hpp>
 #include <kvcondense/core/object_array.hpp>
 #include <kvcondense/prim/slot_runs.hpp>
 
 namespace kvcondense::cache {
-
-/// What the columns of all layers have in common.
-template <class Codec>
-struct CudaColumnPlan {
-  prim::ExactRows exact{};
-  Codec codec{};
-  Flush flush{};
-  index_t sinks = 0, heads = 0, dim = 0, page_slots = 0;
-
-  /// Parts: exact first slots, codes, exact newest slots.
-  static constexpr int parts = 3;
-  index_t slots_of(int part) const {
-    return part == 0 ? std::clamp<index_t>(sinks, 1, page_slots) : part == 1 ? prim::coded_page_slots(codec, page_slots) : page_slots;
-  }
-  std::size_t bytes_of(int part) const { return part == 1 ? codec.page_bytes(slots_of(1), dim) : exact.page_bytes(slots_of(part), dim); }
-  index_t pages_for(int part, index_t slots) const { return (slots + slots_of(part) - 1) / slots_of(part); }
-  /// Pages that are kept for the slots to come: what a window fills again between two times that it is coded.
-  index_t spare_pages(int part) const { return heads * (part == 2 && flush.block > 0 ? std::max<index_t>(1, pages_for(2, flush.block)) : 1); }
-  /// Whether anything but newest slots can be there.
-  bool has_parts() const { return flush.block > 0 || sinks > 0; }
-};
 
 /// All keys or all values of a layer: pages of each part of each head, listed by the host, read through a table by kernels.
 ///
@@ -55,7 +36,7 @@ class CudaColumn {
 
   CudaColumn(const Plan& plan, MemoryResource<Cuda>& memory)
       : plan_(plan), memory_(&memory), most_(heap_memory()), table_(memory), counts_(memory) {
-    for (auto& s : spare_) s = Buffer<std::byte*>(heap_memory());
+    for (auto& s : spare_) s = Buffer<CudaPage*>(heap_memory());
   }
   CudaColumn(CudaColumn&&) = default;
   CudaColumn& operator=(CudaColumn&&) = delete;
@@ -64,7 +45,7 @@ class CudaColumn {
   Status make() {
     Status s = most_.resize(plan_.heads);
     for (auto& p : pages_)
-      if (s == Status::ok) s = p.fill(heap_memory(), plan_.heads, [](index_t) { return Buffer<std::byte*>(heap_memory()); });
+      if (s == Status::ok) s = p.fill(heap_memory(), plan_.heads, [](index_t) { return Buffer<CudaPage*>(heap_memory()); });
     if (s == Status::ok) s = counts_.resize(plan_.heads);
     // Whoever reads an empty column must find it empty.
     if (s == Status::ok) s = cuda::settled(cudaMemsetAsync(counts_.data(), 0, static_cast<std::size_t>(plan_.heads) * sizeof(prim::PartCounts), nullptr));
@@ -94,6 +75,9 @@ class CudaColumn {
     for (index_t h = 0; h < plan_.heads && s == Status::ok; ++h) {
       s = take_pages(0, h, most_[h].first + first);
       if (s == Status::ok) s = take_pages(2, h, most_[h].newest + newest);
+      // Rows go behind those that there are: where these are not exactly known, something has left since a fork and no page is shared.
+      if (s == Status::ok && first > 0) s = own(ctx, 0, h, most_[h].first / plan_.slots_of(0));
+      if (s == Status::ok && newest > 0) s = own(ctx, 2, h, most_[h].newest / plan_.slots_of(2));
     }
     return s == Status::ok ? reserve_table(ctx) : s;
   }
@@ -107,13 +91,27 @@ class CudaColumn {
   bool due() const {
     return std::any_of(most_.begin(), most_.end(), [&](const Most& m) { return due_of(plan_.flush, m.newest, m.coded > 0) > 0; });
   }
-  /// Pages for what becomes codes when `kept(head)` slots stay. As `reserve`.
+  /// Pages for what becomes codes when `kept(head)` slots stay, and pages of its own for what moves; `leaves`: these are fewer than there are.
+  /// As `reserve`.
   template <class Kept>
-  Status reserve_codes(const Context<Cuda>& ctx, Kept&& kept) {
-    if (plan_.flush.block == 0) return Status::ok;
-    Status s = Status::ok;
-    for (index_t h = 0; h < plan_.heads && s == Status::ok; ++h) s = take_pages(1, h, coded_after(plan_.flush, most_[h], kept(h)));
+  Status reserve_codes(const Context<Cuda>& ctx, bool leaves, Kept&& kept) {
+    Status s = leaves ? own_all(ctx) : Status::ok;
+    if (plan_.flush.block == 0) return s;
+    const bool codes = !leaves && due();  // of what is shared, the last page of codes and all newest slots
+    for (index_t h = 0; h < plan_.heads && s == Status::ok; ++h) {
+      s = take_pages(1, h, coded_after(plan_.flush, most_[h], kept(h)));
+      if (s == Status::ok && codes) s = own(ctx, 1, h, most_[h].coded / plan_.slots_of(1));
+      if (s == Status::ok && codes) s = own(ctx, 2, h, 0);
+    }
     return s == Status::ok ? reserve_table(ctx) : s;
+  }
+  /// No page is shared with a fork any more. As `reserve`.
+  Status own_all(const Context<Cuda>& ctx) {
+    for (int p = 0; p < parts; ++p)
+      for (index_t h = 0; h < plan_.heads; ++h)
+        if (const Status s = own(ctx, p, h, 0); s != Status::ok) return s;
+    shares_ = false;
+    return Status::ok;
   }
 
   template <class T>
@@ -125,8 +123,11 @@ class CudaColumn {
   /// `ranges`: device scratch of range_count() entries.
   Status step(Context<Cuda>& ctx, const index_t* slots, const prim::KeptSlots& keep, bool leaves, bool codes, prim::KeptRange* ranges, index_t* repaired) {
     const prim::ExactRows& exact = plan_.exact;
-    if (!plan_.has_parts()) return leaves ? prim::KeepRows<Cuda>::rows(ctx, exact, device().newest, keep) : Status::ok;
     if (!leaves && !due()) return Status::ok;
+    if (!plan_.has_parts()) {
+      const Status s = upload(ctx);
+      return s == Status::ok ? prim::KeepRows<Cuda>::rows(ctx, exact, device().newest, keep) : s;
+    }
     const Flush rule = rule_of(codes);
     index_t most = 0;
     bool rest = leaves;  // newest slots that stay so
@@ -200,14 +201,18 @@ class CudaColumn {
       for (index_t h = 0; h < plan_.heads; ++h) {
         auto& list = pages_[p][h];
         const index_t needed = plan_.pages_for(p, most_[h].of(p));
-        while (list.size() > needed && spare_[p].push_back(list.back()) == Status::ok) list.shrink(list.size() - 1), moved_ = true;
+        for (; list.size() > needed; list.shrink(list.size() - 1), moved_ = true) {
+          if (list.back()->shared()) CudaPage::drop(list.back(), *memory_, plan_.bytes_of(p));
+          else if (spare_[p].push_back(list.back()) != Status::ok) break;
+        }
       }
       many = many || spare_[p].size() > 2 * plan_.spare_pages(p);
     }
     if (!many) return Status::ok;
     const Status s = ctx.wait();
+    if (s != Status::ok) return s;  // somebody may still read them
     for (int p = 0; p < parts; ++p)
-      for (; spare_[p].size() > plan_.spare_pages(p); spare_[p].shrink(spare_[p].size() - 1)) memory_->release(spare_[p].back(), plan_.bytes_of(p), 64);
+      for (; spare_[p].size() > plan_.spare_pages(p); spare_[p].shrink(spare_[p].size() - 1)) CudaPage::drop(spare_[p].back(), *memory_, plan_.bytes_of(p));
     return s;
   }
 
@@ -229,6 +234,22 @@ class CudaColumn {
     return static_cast<std::size_t>(table_.size()) + static_cast<std::size_t>(counts_.size()) * sizeof(prim::PartCounts);
   }
 
+  /// Makes an empty column of the same plan one of the same rows: pages are shared until either side writes them. Behind `learn`.
+  Status fork(const Context<Cuda>& ctx, CudaColumn& out) {
+    shares_ = out.shares_ = true;
+    for (int p = 0; p < parts; ++p)
+      for (index_t h = 0; h < plan_.heads; ++h) {
+        if (const Status s = out.pages_[p][h].copy_from(pages_[p][h]); s != Status::ok) return s;
+        for (CudaPage* page : pages_[p][h]) page->owners.fetch_add(1, std::memory_order_relaxed);
+      }
+    out.moved_ = true;
+    std::copy_n(most_.data(), plan_.heads, out.most_.data());
+    std::copy(told_.begin(), told_.end(), out.told_.begin());
+    out.fresh_ = fresh_;
+    const Status s = out.counts_.copy_from(ctx, counts_);
+    return s == Status::ok ? out.reserve_table(ctx) : s;
+  }
+
   /// Empty again; only while no kernel uses it.
   Status clear(const Context<Cuda>& ctx) {
     give_pages();
@@ -244,11 +265,30 @@ class CudaColumn {
     auto& list = pages_[part][head];
     while (list.size() < plan_.pages_for(part, slots)) {
       if (const Status s = list.reserve(list.size() + 1); s != Status::ok) return s;
-      void* page = nullptr;
-      if (!spare_[part].empty()) page = spare_[part].back(), spare_[part].shrink(spare_[part].size() - 1);
-      else page = memory_->allocate(plan_.bytes_of(part), 64);
+      CudaPage* page = take_page(part);
       if (page == nullptr) return Status::out_of_memory;
-      list.append_reserved(static_cast<std::byte*>(page)), moved_ = true;
+      list.append_reserved(page), moved_ = true;
+    }
+    return Status::ok;
+  }
+  CudaPage* take_page(int part) {
+    if (spare_[part].empty()) return CudaPage::make(*memory_, plan_.bytes_of(part));
+    CudaPage* page = spare_[part].back();
+    spare_[part].shrink(spare_[part].size() - 1);
+    return page;
+  }
+  /// Pages of a head from the one at `first` on become this column's alone: those that a fork has too are copied.
+  Status own(const Context<Cuda>& ctx, int part, index_t head, index_t first) {
+    if (!shares_) return Status::ok;
+    auto& list = pages_[part][head];
+    for (index_t i = first; i < list.size(); ++i) {
+      if (!list[i]->shared()) continue;
+      CudaPage* page = take_page(part);
+      if (page == nullptr) return Status::out_of_memory;
+      const Status s = cuda::settled(cudaMemcpyAsync(page->rows, list[i]->rows, plan_.bytes_of(part), cudaMemcpyDeviceToDevice, ctx.stream()));
+      CudaPage::drop(s == Status::ok ? std::exchange(list[i], page) : page, *memory_, plan_.bytes_of(part));
+      if (s != Status::ok) return s;
+      moved_ = true;
     }
     return Status::ok;
   }
@@ -309,7 +349,7 @@ class CudaColumn {
     for (const auto& part : pages_) {
       for (const auto& list : part) {
         offset(n);
-        for (std::byte* page : list) put(p.pages + static_cast<std::size_t>(n++) * sizeof page, page);
+        for (const CudaPage* page : list) put(p.pages + static_cast<std::size_t>(n++) * sizeof(std::byte*), page->rows);
       }
       offset(n);
     }
@@ -327,7 +367,7 @@ class CudaColumn {
   void give_pages() {
     for (int p = 0; p < parts; ++p) {
       const auto give = [&](auto& list) {
-        for (std::byte* page : list) memory_->release(page, plan_.bytes_of(p), 64);
+        for (CudaPage* page : list) CudaPage::drop(page, *memory_, plan_.bytes_of(p));
         list.shrink(0);
       };
       for (auto& list : pages_[p]) give(list);
@@ -339,14 +379,15 @@ class CudaColumn {
   Plan plan_;
   MemoryResource<Cuda>* memory_;
   Buffer<Most> most_;
-  ObjectArray<Buffer<std::byte*>> pages_[parts];
-  Buffer<std::byte*> spare_[parts];
+  ObjectArray<Buffer<CudaPage*>> pages_[parts];
+  Buffer<CudaPage*> spare_[parts];
   cuda::Staging staging_;
   cuda::DeviceArray<std::byte> table_;
   cuda::DeviceArray<prim::PartCounts> counts_;
   std::span<prim::PartCounts> told_;  ///< the same as the last step left them, for the host
   index_t fresh_ = 0;                 ///< first slots that came since
   index_t table_pages_ = 0;
+  bool shares_ = false; ///< a fork may have some of the pages too
   bool moved_ = true;   ///< pages came or went since the table was written
   bool laid_ = false;   ///< runs are those of the table and the counts
 };

@@ -10,6 +10,7 @@
 #include <kvcondense/backend/cuda/steering.cuh>
 #include <kvcondense/cache/counters.hpp>
 #include <kvcondense/cache/cuda_column.cuh>
+#include <kvcondense/cache/cuda_queries.cuh>
 #include <kvcondense/core/buffer.hpp>
 #include <kvcondense/core/object_array.hpp>
 #include <kvcondense/core/workspace.hpp>
@@ -23,6 +24,7 @@ struct CudaPlan {
   CacheShape shape{};
   index_t lanes = 0;
   index_t sinks = 0;
+  index_t query_rows = 0;  ///< that are kept for later steps
   CudaColumnPlan<KeyCodec> keys{};
   CudaColumnPlan<ValueCodec> values{};
 
@@ -59,6 +61,11 @@ class SlotStore {
     return Status::ok;
   }
   void clear() { data_ = cuda::DeviceArray<T>(*memory_), room_ = 0; }
+  Status fork(const Context<Cuda>& ctx, SlotStore& out) const {
+    const Status s = out.data_.copy_from(ctx, data_);
+    if (s == Status::ok) out.room_ = room_;
+    return s;
+  }
 
  private:
   cuda::DeviceArray<T> data_;
@@ -73,7 +80,7 @@ class CudaLayer {
   using Plan = CudaPlan<KeyCodec, ValueCodec>;
 
   CudaLayer(const Plan& plan, MemoryResource<Cuda>& memory)
-      : offset(heap_memory()), pending_positions(heap_memory()), ids(memory), keys(plan.keys, memory), values(plan.values, memory), plan_(plan),
+      : offset(heap_memory()), pending_positions(heap_memory()), ids(memory), window(memory), keys(plan.keys, memory), values(plan.values, memory), plan_(plan),
         memory_(&memory), lengths_(memory) {}
 
   Counters counters;
@@ -81,16 +88,19 @@ class CudaLayer {
   Buffer<index_t> pending_positions;
   SlotStore<std::int32_t> ids;  ///< tokens of the slots that a step has seen
   ObjectArray<SlotStore<float>> lanes;
+  CudaQueryWindow window;
   CudaColumn<KeyCodec> keys;
   CudaColumn<ValueCodec> values;
   std::span<std::byte> steering;
   cuda::Fence fence;  ///< behind the last step, which reads `steering`
+  bool torn = false;  ///< a change was enqueued in part and the rest refused: host and device no longer agree on what there is
 
   /// `told`: plan.told_bytes() of page-locked memory.
   Status make(std::span<std::byte> told) {
     const index_t heads = plan_.shape.kv_heads;
     Status s = offset.resize(heads + 1);
     if (s == Status::ok) s = lanes.fill(heap_memory(), plan_.lanes, [&](index_t) { return SlotStore<float>(*memory_); });
+    if (s == Status::ok) s = window.make(plan_.query_rows, plan_.shape);
     if (s == Status::ok) s = keys.make();
     if (s == Status::ok) s = values.make();
     if (s == Status::ok) s = lengths_.resize(2 * heads + 1);
@@ -155,13 +165,31 @@ class CudaLayer {
     for (index_t h = 0; h < heads; ++h) put(heads + 1 + h, slots(h));
     return staging_.send(ctx, lengths_.data(), lengths_.bytes().size());
   }
-  /// Pages for what becomes codes when `kept(head)` slots stay. On refusal nothing that counts changes.
+  /// Pages for what becomes codes when `kept(head)` slots stay, and for what moves; `leaves`: these are fewer. On refusal nothing that counts changes.
   template <class Kept>
-  Status reserve_codes(Context<Cuda>& ctx, Kept&& kept) {
-    Status s = keys.reserve_codes(ctx, kept);
-    if (s == Status::ok) s = values.reserve_codes(ctx, kept);
+  Status reserve_codes(Context<Cuda>& ctx, bool leaves, Kept&& kept) {
+    Status s = keys.reserve_codes(ctx, leaves, kept);
+    if (s == Status::ok) s = values.reserve_codes(ctx, leaves, kept);
     if (s != Status::ok) take_back(ctx);
     return s;
+  }
+  /// No page is shared with a fork any more. On refusal nothing that counts changes.
+  Status own_all(Context<Cuda>& ctx) {
+    Status s = keys.own_all(ctx);
+    if (s == Status::ok) s = values.own_all(ctx);
+    if (s != Status::ok) take_back(ctx);
+    return s;
+  }
+  /// Makes an empty layer of the same plan the same. Behind `learn`.
+  Status fork(Context<Cuda>& ctx, CudaLayer& out) {
+    out.counters = counters, out.torn = torn;
+    Status s = out.pending_positions.copy_from(pending_positions);
+    if (s == Status::ok) s = ids.fork(ctx, out.ids);
+    for (index_t i = 0; i < lanes.size() && s == Status::ok; ++i) s = lanes[i].fork(ctx, out.lanes[i]);
+    if (s == Status::ok) s = window.fork(ctx, out.window);
+    if (s == Status::ok) s = keys.fork(ctx, out.keys);
+    if (s == Status::ok) s = values.fork(ctx, out.values);
+    return s == Status::ok ? out.set_slots(ctx, [&](index_t h) { return slots(h); }) : s;
   }
   /// Behind `learn`: the newest slots of every head leave until `left(head)` are there.
   template <class Left>
@@ -187,6 +215,8 @@ class CudaLayer {
     return {plan_.keys.codec, plan_.values.codec, plan_.keys.exact, keys.runs(), values.runs(), device_slots(), plan_.shape.kv_heads};
   }
 
+  prim::SlotTokens tokens() const { return {ids.view(), counters.seen, counters.pending}; }
+
   std::size_t side_bytes() const {
     std::size_t n = ids.bytes() + keys.side_bytes() + values.side_bytes() + static_cast<std::size_t>(lengths_.size()) * sizeof(index_t);
     for (const auto& l : lanes) n += l.bytes();
@@ -197,7 +227,8 @@ class CudaLayer {
   Status clear(Context<Cuda>& ctx) {
     const Status s = keys.clear(ctx), t = values.clear(ctx);
     pending_positions.shrink(0);
-    counters = {};
+    counters = {}, torn = false;
+    window.truncate(0);
     ids.clear();
     for (auto& l : lanes) l.clear();
     const Status told = set_slots(ctx, [](index_t) { return index_t{0}; });  // kernels read lengths on the device

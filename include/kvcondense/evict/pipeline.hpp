@@ -117,6 +117,12 @@ constexpr bool reads_scores(const Select& select) {
   if constexpr (requires { select.reads_scores(); }) return select.reads_scores();
   else return true;
 }
+/// Slots that a select block leaves of a head's `n`, where budget and protected slots say it; -1 where only a run knows.
+template <class Select>
+constexpr index_t kept_slots(const Select& select, index_t n, index_t budget, Protected shield) {
+  if constexpr (requires { select.kept(n, budget, shield); }) return select.kept(n, budget, shield);
+  else return -1;
+}
 /// Slots that a head which protects these gets, as far as counters tell; 0 where only a run knows.
 template <class Allocate, Backend B>
 constexpr index_t expected_slots(const Allocate& allocate, const StepView<B>& view, index_t head, Protected shield) {
@@ -200,14 +206,17 @@ enum class Residual : std::uint8_t {
 ///                   Scratch&) -> Status              never reads scores while every head is within
 ///                                                    its budget, and then keeps everything
 ///               takes_best(), reads_scores() -> bool (may be left out)   see above
+///               kept(slots, budget, Protected) -> index_t (may be left out)   see above; a cache elsewhere than on the CPU
+///                                                    waits for the lists of blocks that do not say
 ///   trigger     fires(view) or fires(view, LayerBudget<B>) -> bool   a pure function of counters; in
 ///                                                    Phase::turn only for methods that make room
 ///                                                    for what is coming
 /// source, pool, allocate and select also have `workspace_bytes(shape, max_total_slots)`.
 ///
 /// Words may run elsewhere than blocks. Scores, lanes and lists are the words' own: a block makes views of them by
-/// `view.ragged` and reads none. What it writes for words (ends, budgets) is `scratch.take_steering`; an allocate block that
-/// uses no scores works in the host's scratch alone.
+/// `view.ragged` and reads none. What it writes for words or reads from them (ends, budgets, counts) is `scratch.take_steering`:
+/// what it reads it waits for (`ctx.wait()`), what it has written it does not write again. An allocate block that uses no scores
+/// works in the host's scratch alone.
 template <class Source, class Pool, class Protect, class Allocate, class Select, class Trigger>
 struct Pipeline {
   Source source;

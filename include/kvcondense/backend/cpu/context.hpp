@@ -32,6 +32,8 @@ class Context<Cpu> {
   /// The same threads with other scratch memory.
   Context with_workspace(std::span<std::byte> workspace) const { return Context(workspace, executor_); }
   std::span<std::byte> workspace() const { return workspace_; }
+  /// Words are done when they return; other backends' are not.
+  Status wait() const { return Status::ok; }
   index_t workers() const { return executor_ == nullptr ? 1 : executor_->workers(); }
 
   /// Calls body(task, worker) for every task, on the executor's threads or in order on this one.

@@ -1,11 +1,14 @@
 #pragma once
 
+#include <cfloat>
 #include <cmath>
 
 #include <kvcondense/backend/cuda/attend_piece.cuh>
 #include <kvcondense/backend/cuda/attend_plan.cuh>
 #include <kvcondense/backend/cuda/context.cuh>
 #include <kvcondense/backend/cuda/launch.cuh>
+#include <kvcondense/backend/cuda/query_rows.cuh>
+#include <kvcondense/core/random.hpp>
 #include <kvcondense/core/status.hpp>
 #include <kvcondense/core/workspace.hpp>
 #include <kvcondense/prim/attend_columns.hpp>
@@ -13,6 +16,14 @@
 
 namespace kvcondense::prim {
 namespace cuda_kernels {
+
+/// The slots of a ColumnPart in a head.
+struct PartSlots {
+  index_t sinks_end = 0, begin = 0, end = 0, own = 0;
+
+  KVCONDENSE_HD bool asks(index_t slot) const { return slot >= begin && slot < end; }
+  KVCONDENSE_HD bool shows(index_t slot) const { return slot < sinks_end || asks(slot) || slot >= own; }
+};
 
 /// A ColumnRequest as kernels get it. A line is what has one softmax: a query row, or with GroupReduce::max_logit the
 /// largest logits of a token's rows. Arrays of the workspace: top and total per (head, piece, line), then joined.
@@ -24,15 +35,22 @@ struct ColumnPlan {
   RowReduce row_rule = RowReduce::sum;
   bool past = false, add = false;
   float scale = 1.0f, temperature = 1.0f, warming = 0.0f;
+  std::uint64_t seed = 0;
+  SlotTokens held{};                 ///< known where rows may have lost their slots, and for noise
+  const index_t* visible = nullptr;  ///< with `held`: slots that a token's row sees, per (head, token)
+  ColumnPart part{};
+  const PartSlots* parts = nullptr;  ///< with `part`: where it lies in each head
   float *top = nullptr, *total = nullptr, *final_top = nullptr, *final_scale = nullptr;
 
   KVCONDENSE_HD bool joins_logits() const { return group_rule == GroupReduce::max_logit; }
   KVCONDENSE_HD index_t token(index_t line) const { return joins_logits() ? line : line / group; }
   KVCONDENSE_HD index_t members() const { return joins_logits() ? group : 1; }
   KVCONDENSE_HD index_t member(index_t line) const { return joins_logits() ? 0 : line % group; }
+  KVCONDENSE_HD index_t row_token(index_t line) const { return held.seen - tokens + token(line); }
   /// Slots that take part in a line's softmax.
-  KVCONDENSE_HD index_t sees(index_t slots, index_t line) const {
-    const index_t n = slots - tokens + token(line) + 1, all = n < 0 ? 0 : n, old = slots - tokens < 0 ? 0 : slots - tokens;
+  KVCONDENSE_HD index_t sees(index_t head, index_t slots, index_t line) const {
+    const index_t n = visible != nullptr ? visible[head * tokens + token(line)] : slots - tokens + token(line) + 1;
+    const index_t all = n < 0 ? 0 : n, old = slots - tokens < 0 ? 0 : slots - tokens;
     return past && old < all ? old : all;
   }
   KVCONDENSE_HD index_t at_piece(index_t head, index_t piece, index_t line) const { return (head * most + piece) * lines + line; }
@@ -57,6 +75,26 @@ __device__ inline void load_keys(const PagedHeads<KeyCodec, ValueCodec>& heads, 
   __syncthreads();
 }
 
+/// Gumbel noise of a line's query head, its token and the token of a slot.
+__device__ inline float noise(const ColumnPlan& plan, index_t head, index_t slots, index_t line, index_t member, index_t slot) {
+  const auto q_head = static_cast<std::uint64_t>(head * plan.group + plan.member(line) + member);
+  const std::uint64_t key = random_bits(plan.seed + q_head, static_cast<std::uint64_t>(plan.row_token(line)));
+  const float u = random_uniform(key, static_cast<std::uint64_t>(plan.held.token(head, slots, slot))) + 0x1p-25f;  // never 0 or 1
+  return -logf(-logf(u));
+}
+
+/// Slots that rows see, and where a part lies: a thread a (head, token).
+template <int Threads>
+__global__ void __launch_bounds__(Threads) visible_slots(const index_t* slots, ColumnPlan plan, index_t* visible, PartSlots* parts) {
+  const index_t i = static_cast<index_t>(blockIdx.x) * Threads + threadIdx.x;
+  if (i >= plan.kv_heads * plan.tokens) return;
+  const index_t head = i / plan.tokens, token = plan.held.seen - plan.tokens + i % plan.tokens;
+  const auto below = [&](index_t t) { return plan.held.below(head, slots[head], t); };
+  visible[i] = below(token + 1);
+  if (parts != nullptr && i % plan.tokens == 0)
+    parts[head] = {below(plan.part.sinks), below(plan.part.first), below(plan.part.last), below(plan.held.seen - plan.tokens)};
+}
+
 /// Logits of lines first + warp + 4k with this lane's slot of the tile; -inf where the line does not see it. All
 /// threads; barriers.
 __device__ inline void line_logits(const ColumnPlan& plan, index_t head, index_t slots, index_t at, int count, index_t first, int lines,
@@ -74,10 +112,12 @@ __device__ inline void line_logits(const ColumnPlan& plan, index_t head, index_t
 #pragma unroll
     for (int k = 0; k < warp_lines; ++k) {
       const int r = warp + k * piece_warps;
-      if (r >= lines || lane >= count || at + lane >= plan.sees(slots, first + r)) continue;
+      if (r >= lines || lane >= count || at + lane >= plan.sees(head, slots, first + r)) continue;
+      if (plan.parts != nullptr && !plan.parts[head].shows(at + lane)) continue;
       const float* key = tile + lane * (dim + 1);
       float x = 0.0f;
       for (int c = 0; c < dim; ++c) x += shared.query[r][c] * key[c];
+      if (plan.seed != 0) x += noise(plan, head, slots, first + r, m, at + lane);
       const float heat = plan.temperature + plan.warming * static_cast<float>(plan.token(first + r));
       if (heat != 1.0f) x /= heat;
       logit[k] = m == 0 || x > logit[k] ? x : logit[k];
@@ -182,6 +222,8 @@ __global__ void __launch_bounds__(piece_threads, 4) column_tiles(PagedHeads<KeyC
   SlotColumn column;
   if (mine && !plan.add)
     for (index_t m = 0; m < series; ++m) out[m * slots] = 0.0f;
+  const bool asked = plan.parts == nullptr || plan.parts[head].asks(at + lane);
+  if (mine && plan.parts != nullptr && asked) out[0] = out[0] > FLT_MIN ? out[0] : FLT_MIN;
   if (mine && !apart) column.result = out[0];
   for (index_t first = 0; first < plan.lines; first += row_block) {
     const int lines = static_cast<int>(plan.lines - first < row_block ? plan.lines - first : row_block);
@@ -196,8 +238,8 @@ __global__ void __launch_bounds__(piece_threads, 4) column_tiles(PagedHeads<KeyC
     }
     __syncthreads();
     for (int r = 0; mine && r < lines; ++r) {
-      const index_t sees = plan.sees(slots, first + r), slot = at + lane;
-      if (slot < sees) column.take(plan, first + r, sees, plan.band == 0 || slot >= sees - plan.band, shared.share[r][lane], out, slots);
+      const index_t sees = plan.sees(head, slots, first + r), slot = at + lane;
+      if (slot < sees) column.take(plan, first + r, sees, plan.band == 0 || slot >= sees - plan.band, asked ? shared.share[r][lane] : 0.0f, out, slots);
     }
   }
   if (!mine) return;
@@ -210,24 +252,26 @@ __global__ void __launch_bounds__(piece_threads, 4) column_tiles(PagedHeads<KeyC
 }  // namespace cuda_kernels
 
 /// Queries [q_heads, rows, head_dim] of the newest `rows` tokens, keys of PagedHeads. Three launches: pieces of heads for
-/// the normalisers, their join, then tiles of slots, which read the keys once for all rows.
+/// the normalisers, their join, then tiles of slots, which read the keys once for all rows. Where `held` says which tokens the slots hold, a row
+/// sees the slots of tokens up to its own, whether that one is there or not (one launch more); else the newest slots are those of the rows.
 ///
 /// Numbers  float32, in a fixed order.
-/// Errors   shape_mismatch, invalid_argument, workspace_too_small; not_supported: `chosen`, noise, parts and log_decay,
-///          which only the CPU has.
+/// Errors   shape_mismatch, invalid_argument, workspace_too_small; not_supported: `chosen` and log_decay, which only the CPU
+///          has, noise and parts where nobody knows which tokens there are.
 template <>
 struct AttendColumns<Cuda> {
   static std::size_t workspace_bytes(const ColumnRequest& request, index_t q_heads, index_t kv_heads, index_t max_slots) {
     const cuda_kernels::ColumnPlan p = plan_of(request, q_heads, kv_heads, max_slots);
-    return Scratch::align + 2 * Scratch::bytes_for<float>(p.kv_heads * p.most * p.lines) + 2 * Scratch::bytes_for<float>(p.kv_heads * p.lines);
+    return Scratch::align + 2 * Scratch::bytes_for<float>(p.kv_heads * p.most * p.lines) + 2 * Scratch::bytes_for<float>(p.kv_heads * p.lines) +
+           Scratch::bytes_for<index_t>(p.kv_heads * p.tokens) + Scratch::bytes_for<cuda_kernels::PartSlots>(p.kv_heads);
   }
 
   template <class KeyCodec, class ValueCodec>
   static Status run(Context<Cuda>& ctx, const ColumnRequest& request, TensorView<const float, 3> queries, float softmax_scale,
-                    const PagedHeads<KeyCodec, ValueCodec>& heads, index_t max_slots) {
+                    const PagedHeads<KeyCodec, ValueCodec>& heads, index_t max_slots, const SlotTokens& held = {}) {
     using namespace cuda_kernels;
     const float last = request.temperature + request.warming * static_cast<float>(request.rows > 0 ? request.rows - 1 : 0);
-    if (!request.chosen.empty() || request.seed != 0 || request.part.last > 0 || request.row == RowReduce::log_decay)
+    if (!request.chosen.empty() || ((request.seed != 0 || request.part.last > 0) && !held.known()) || request.row == RowReduce::log_decay)
       return Status::not_supported;
     if (!(request.temperature > 0.0f && last > 0.0f) || request.rows < 0 || request.band < 0) return Status::invalid_argument;
     if (heads.kv_heads < 1 || heads.kv_heads > 65535 || max_slots < 0 || max_slots > 0x7fffffff) return Status::invalid_argument;
@@ -237,13 +281,22 @@ struct AttendColumns<Cuda> {
     if (ctx.workspace().size() < workspace_bytes(request, q_heads, heads.kv_heads, max_slots)) return Status::workspace_too_small;
 
     ColumnPlan plan = plan_of(request, q_heads, heads.kv_heads, max_slots);
-    plan.queries = queries, plan.dim = dim, plan.scale = softmax_scale;
+    plan.queries = queries, plan.dim = dim, plan.scale = softmax_scale, plan.held = held;
     Scratch scratch(ctx.workspace());
     plan.top = scratch.take<float>(plan.kv_heads * plan.most * plan.lines);
     plan.total = scratch.take<float>(plan.kv_heads * plan.most * plan.lines);
     plan.final_top = scratch.take<float>(plan.kv_heads * plan.lines);
     plan.final_scale = scratch.take<float>(plan.kv_heads * plan.lines);
-    Status s = cuda::launch(ctx, column_pieces<KeyCodec, ValueCodec>, piece_grid(plan.lines, plan.most, plan.kv_heads), piece_threads,
+    auto* visible = scratch.take<index_t>(plan.kv_heads * plan.tokens);
+    auto* parts = request.part.last > 0 ? scratch.take<PartSlots>(plan.kv_heads) : nullptr;
+    Status s = Status::ok;
+    if (held.known() && plan.tokens > 0) {
+      if (plan.tokens > held.seen) return Status::invalid_argument;
+      s = cuda::launch(ctx, visible_slots<128>, {cuda::covering(plan.kv_heads * plan.tokens, 128)}, 128, 0, heads.slots, plan, visible, parts);
+      plan.visible = visible, plan.parts = parts;
+    }
+    if (s == Status::ok)
+      s = cuda::launch(ctx, column_pieces<KeyCodec, ValueCodec>, piece_grid(plan.lines, plan.most, plan.kv_heads), piece_threads,
                             column_shared(dim), heads, plan);
     if (s == Status::ok)
       s = cuda::launch(ctx, join_lines<128>, {cuda::covering(plan.lines, 128), plan.kv_heads}, 128, 0, heads.slots, plan);
@@ -258,7 +311,7 @@ struct AttendColumns<Cuda> {
     cuda_kernels::ColumnPlan p;
     p.out = r.out, p.kv_heads = kv_heads, p.group = q_heads / kv_heads, p.tokens = r.rows, p.max_slots = max_slots;
     p.group_rule = r.group, p.row_rule = r.row, p.past = r.past, p.add = r.add, p.band = r.band;
-    p.temperature = r.temperature, p.warming = r.warming;
+    p.temperature = r.temperature, p.warming = r.warming, p.seed = r.seed, p.part = r.part;
     p.lines = p.joins_logits() ? p.tokens : p.tokens * p.group;
     const index_t least = cuda::covering(max_slots, cuda_kernels::least_piece);
     p.most = least < 1 ? 1 : least < cuda_kernels::most_pieces ? least : cuda_kernels::most_pieces;

@@ -73,6 +73,11 @@ class DeviceArray {
     if (values.empty()) return Status::ok;
     return settled(cudaMemcpyAsync(values.data(), data_, values.size_bytes(), cudaMemcpyDeviceToHost, ctx.stream()));
   }
+  /// As many values as `from` has, which are enqueued.
+  Status copy_from(const Context<Cuda>& ctx, const DeviceArray& from) {
+    if (const Status s = resize(from.size()); s != Status::ok || size_ == 0) return s;
+    return settled(cudaMemcpyAsync(data_, from.data(), static_cast<std::size_t>(size_) * sizeof(T), cudaMemcpyDeviceToDevice, ctx.stream()));
+  }
   /// Enqueues the same byte everywhere.
   Status fill_bytes(const Context<Cuda>& ctx, int byte) {
     if (size_ == 0) return Status::ok;

@@ -43,7 +43,8 @@ struct Above {
   template <Backend B>
   Status run(Context<B>& ctx, const StepView<B>& view, RaggedView<const float> scores, const Protected* shield,
              index_t* budget, Scratch&) const {
-    const Status s = prim::CountAbove<B>::run(ctx, scores, shield, least, budget);
+    Status s = prim::CountAbove<B>::run(ctx, scores, shield, least, budget);
+    if (s == Status::ok) s = ctx.wait();
     for (index_t h = 0; h < view.heads(); ++h) budget[h] += shield[h].size();
     return s;
   }
@@ -62,7 +63,8 @@ struct OpenShare {
   template <Backend B>
   Status run(Context<B>& ctx, const StepView<B>& view, RaggedView<const float> scores, const Protected* shield,
              index_t* budget, Scratch&) const {
-    const Status s = prim::CountAbove<B>::run(ctx, scores, shield, std::numeric_limits<float>::infinity(), budget);
+    Status s = prim::CountAbove<B>::run(ctx, scores, shield, std::numeric_limits<float>::infinity(), budget);
+    if (s == Status::ok) s = ctx.wait();
     for (index_t h = 0; h < view.heads(); ++h) {
       const index_t stay = budget[h] + shield[h].size();
       budget[h] = stay + of(view.slots(h) - stay);

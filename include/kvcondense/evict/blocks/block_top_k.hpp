@@ -32,7 +32,8 @@ struct BlockRatio {
   template <Backend B>
   Status run(Context<B>& ctx, const StepView<B>& view, RaggedView<const float> scores,
              const Protected* shield, index_t* budget, Scratch&) const {
-    const Status s = prim::OpenBlocks<B>::count(ctx, scores, shield, budget);
+    Status s = prim::OpenBlocks<B>::count(ctx, scores, shield, budget);
+    if (s == Status::ok) s = ctx.wait();
     if (s != Status::ok) return s;
     for (index_t h = 0; h < view.heads(); ++h) {
       const index_t open = budget[h];

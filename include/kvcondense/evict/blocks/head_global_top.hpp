@@ -51,9 +51,9 @@ struct HeadGlobalTop {
     const index_t heads = view.heads();
     Scratch s = scratch;
     if (const Status r = base.run(ctx, view, scores, shield, budget, s); r != Status::ok) return r;
-    auto* own = scratch.take<index_t>(heads);
-    auto* safe = scratch.take<index_t>(heads);
-    auto* count = scratch.take<index_t>(heads);
+    auto* own = scratch.take_steering<index_t>(heads);
+    auto* safe = scratch.take_steering<index_t>(heads);
+    auto* count = scratch.take_steering<index_t>(heads);
     if (own == nullptr || safe == nullptr || count == nullptr) return Status::workspace_too_small;
     index_t places = 0;
     for (index_t h = 0; h < heads; ++h) {
@@ -63,7 +63,8 @@ struct HeadGlobalTop {
       safe[h] = form == HeadShare::safeguard ? part(own[h]) : 0;
       places += own[h] - safe[h];
     }
-    const Status r = prim::TopKCounts<B>::run(ctx, scores, shield, safe, places, count, scratch);
+    Status r = prim::TopKCounts<B>::run(ctx, scores, shield, safe, places, count, scratch);
+    if (r == Status::ok) r = ctx.wait();
     if (r != Status::ok) return r;
     if (form == HeadShare::exact) mix_exact(heads, own, count, safe);
     for (index_t h = 0; h < heads; ++h)

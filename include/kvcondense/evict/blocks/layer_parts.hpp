@@ -47,6 +47,7 @@ struct LayerParts {
 struct DropBehind {
   index_t distance = 25;
 
+  constexpr index_t kept(index_t n, index_t budget, Protected shield) const { return std::min(n, std::max(budget, shield.within(n).size())); }
   std::size_t workspace_bytes(const CacheShape& shape, index_t) const {
     return Scratch::bytes_for<prim::Ends>(shape.kv_heads);
   }
@@ -54,7 +55,7 @@ struct DropBehind {
   template <Backend B>
   Status run(Context<B>& ctx, const StepView<B>& view, RaggedView<const float> scores,
              const Protected* shield, const KeepSet& keep, Scratch& scratch) const {
-    auto* ends = keep.ends != nullptr ? keep.ends : scratch.take<prim::Ends>(view.heads());
+    auto* ends = keep.ends != nullptr ? keep.ends : scratch.take_steering<prim::Ends>(view.heads());
     if (ends == nullptr) return Status::workspace_too_small;
     if (view.phase != Phase::decode)
       return prim::TopK<B>::run(ctx, scores, shield, keep.budget, keep.slots, keep.count, keep.nan, prim::Ties::first, keep.ends);

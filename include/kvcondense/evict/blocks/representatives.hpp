@@ -29,17 +29,19 @@ struct WithRepresentatives {
 
   std::size_t workspace_bytes(const CacheShape& shape, index_t slots) const {
     return Scratch::bytes_for<float>(slots) + Scratch::bytes_for<prim::Ends>(shape.kv_heads) +
-           2 * Scratch::bytes_for<index_t>(shape.kv_heads) + base.workspace_bytes(shape, slots);
+           3 * Scratch::bytes_for<index_t>(shape.kv_heads) + base.workspace_bytes(shape, slots);
   }
 
   template <Backend B>
   Status run(Context<B>& ctx, const StepView<B>& view, RaggedView<const float> scores, const Protected* shield,
              const KeepSet& keep, Scratch& scratch) const {
     const RaggedView<float> distance{scratch.take<float>(view.total()), scores.offset, scores.heads};
-    auto* skip = scratch.take<prim::Ends>(view.heads());
-    auto* top = scratch.take<index_t>(view.heads());
-    auto* count = scratch.take<index_t>(view.heads());
-    if (distance.data == nullptr || skip == nullptr || top == nullptr || count == nullptr) return Status::workspace_too_small;
+    auto* skip = scratch.take_steering<prim::Ends>(view.heads());
+    auto* top = scratch.take_steering<index_t>(view.heads());
+    auto* count = scratch.take_steering<index_t>(view.heads());
+    KeepSet best = keep.with_lists();  // with a budget of its own: the word may read it later
+    best.budget = scratch.take_steering<index_t>(view.heads());
+    if (distance.data == nullptr || skip == nullptr || top == nullptr || count == nullptr || best.budget == nullptr) return Status::workspace_too_small;
     bool any = false;
     for (index_t h = 0; h < view.heads(); ++h) {
       const bool cut = keep.budget[h] < view.slots(h);
@@ -48,10 +50,9 @@ struct WithRepresentatives {
       count[h] = static_cast<index_t>(std::floor(share * static_cast<double>(top[h]) + 1e-6));
       if (signature.block > 0) count[h] -= count[h] % signature.block;
       any = any || count[h] > 0;
-      keep.budget[h] -= count[h];
+      best.budget[h] = keep.budget[h] - count[h];
     }
-    Status s = base.run(ctx, view, scores, shield, keep.with_lists(), scratch);
-    for (index_t h = 0; h < view.heads(); ++h) keep.budget[h] += count[h];
+    Status s = base.run(ctx, view, scores, shield, best, scratch);
     using Word = prim::Representatives<B>;
     if (any && s == Status::ok) s = Word::distances(ctx, signature, scores, skip, top, distance);
     if (any && s == Status::ok) s = Word::pick(ctx, signature.block, distance, skip, count, keep.slots, keep.count);

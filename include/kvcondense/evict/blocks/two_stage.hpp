@@ -31,6 +31,7 @@ struct TwoStage {
     return {other, output, first, epsilon};
   }
 
+  constexpr index_t kept(index_t n, index_t budget, Protected shield) const { return kept_slots(base, n, budget, shield); }
   std::size_t workspace_bytes(const CacheShape& shape, index_t slots) const {
     return Scratch::bytes_for<float>(slots) + Scratch::bytes_for<prim::Ends>(shape.kv_heads) +
            Scratch::bytes_for<index_t>(shape.kv_heads) + base.workspace_bytes(shape, slots);
@@ -41,8 +42,8 @@ struct TwoStage {
              const KeepSet& keep, Scratch& scratch) const {
     if (view.values == nullptr) return Status::missing_input;
     const RaggedView<float> rank{scratch.take<float>(view.total()), scores.offset, scores.heads};
-    auto* skip = scratch.take<prim::Ends>(view.heads());
-    auto* best = scratch.take<index_t>(view.heads());
+    auto* skip = scratch.take_steering<prim::Ends>(view.heads());
+    auto* best = scratch.take_steering<index_t>(view.heads());
     if (rank.data == nullptr || skip == nullptr || best == nullptr) return Status::workspace_too_small;
     bool over = false;
     for (index_t h = 0; h < view.heads(); ++h) {

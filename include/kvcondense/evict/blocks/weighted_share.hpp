@@ -53,7 +53,7 @@ struct LayerShare {
     Scratch s = scratch;
     if (const Status r = base.run(ctx, view, scores, shield, budget, s); r != Status::ok) return r;
     const index_t layers = numbers.layers, tokens = view.seen;
-    auto* share = scratch.take<index_t>(layers);
+    auto* share = scratch.take_steering<index_t>(layers);
     if (share == nullptr) return Status::workspace_too_small;
     index_t mean = -1;
     for (index_t h = 0; h < view.heads(); ++h) {
@@ -62,7 +62,7 @@ struct LayerShare {
         mean = std::clamp(budget[h], index_t{0}, tokens);
         const Status r = apportion(
             layers, layers * mean, [&](index_t l) { return weight.of(numbers(l)); },
-            [&](index_t) { return std::min(least, mean); }, [&](index_t) { return tokens; }, share, scratch);
+            [&](index_t) { return std::min(least, mean); }, [&](index_t) { return tokens; }, share, scratch.for_host());
         if (r != Status::ok) return r;
       }
       budget[h] = share[view.layer];
@@ -110,7 +110,7 @@ struct HeadShares {
     Scratch s = scratch;
     if (const Status r = base.run(ctx, view, scores, shield, budget, s); r != Status::ok) return r;
     const index_t units = numbers.size(), heads = view.heads();
-    auto* share = scratch.take<index_t>(units);
+    auto* share = scratch.take_steering<index_t>(units);
     if (share == nullptr) return Status::workspace_too_small;
     index_t guarded = 0, together = 0;
     for (index_t h = 0; h < heads; ++h) guarded = std::max(guarded, shield[h].size());
@@ -119,7 +119,7 @@ struct HeadShares {
     const index_t sure = own(together / heads);
     const Status r = apportion(
         units, numbers.layers * together - units * sure, [&](index_t i) { return numbers.data[i]; },
-        [](index_t) { return index_t{0}; }, [&](index_t) { return room - sure; }, share, scratch);
+        [](index_t) { return index_t{0}; }, [&](index_t) { return room - sure; }, share, scratch.for_host());
     if (r != Status::ok) return r;
     for (index_t h = 0; h < heads; ++h) budget[h] = guarded + sure + share[view.layer * heads + h];
     return Status::ok;

@@ -1,0 +1,33 @@
+#pragma once
+
+#include <algorithm>
+#include <cstddef>
+
+#include <kvcondense/core/config.hpp>
+#include <kvcondense/core/flush.hpp>
+#include <kvcondense/prim/page_codec.hpp>
+
+namespace kvcondense::cache {
+
+/// What the columns of all layers have in common.
+template <class Codec>
+struct CudaColumnPlan {
+  prim::ExactRows exact{};
+  Codec codec{};
+  Flush flush{};
+  index_t sinks = 0, heads = 0, dim = 0, page_slots = 0;
+
+  /// Parts: exact first slots, codes, exact newest slots.
+  static constexpr int parts = 3;
+  index_t slots_of(int part) const {
+    return part == 0 ? std::clamp<index_t>(sinks, 1, page_slots) : part == 1 ? prim::coded_page_slots(codec, page_slots) : page_slots;
+  }
+  std::size_t bytes_of(int part) const { return part == 1 ? codec.page_bytes(slots_of(1), dim) : exact.page_bytes(slots_of(part), dim); }
+  index_t pages_for(int part, index_t slots) const { return (slots + slots_of(part) - 1) / slots_of(part); }
+  /// Pages that are kept for the slots to come: what a window fills again between two times that it is coded.
+  index_t spare_pages(int part) const { return heads * (part == 2 && flush.block > 0 ? std::max<index_t>(1, pages_for(2, flush.block)) : 1); }
+  /// Whether anything but newest slots can be there.
+  bool has_parts() const { return flush.block > 0 || sinks > 0; }
+};
+
+}  // namespace kvcondense::cache

@@ -1,0 +1,39 @@
+#pragma once
+
+#include <atomic>
+#include <cstddef>
+#include <cstdint>
+#include <new>
+
+#include <kvcondense/core/backend.hpp>
+#include <kvcondense/core/memory.hpp>
+
+namespace kvcondense::cache {
+
+/// A page in device memory and how many caches have it: forks share pages until one of them writes.
+struct CudaPage {
+  std::byte* rows = nullptr;
+  std::atomic<std::int32_t> owners{1};
+
+  bool shared() const { return owners.load(std::memory_order_acquire) > 1; }
+
+  /// Null where memory is refused.
+  static CudaPage* make(MemoryResource<Cuda>& memory, std::size_t bytes) {
+    void* at = heap_memory().allocate(sizeof(CudaPage), alignof(CudaPage));
+    if (at == nullptr) return nullptr;
+    void* rows = memory.allocate(bytes, 64);
+    if (rows == nullptr) return heap_memory().release(at, sizeof(CudaPage), alignof(CudaPage)), nullptr;
+    auto* page = ::new (at) CudaPage;
+    page->rows = static_cast<std::byte*>(rows);
+    return page;
+  }
+  /// One owner less; the last one gives the memory back.
+  static void drop(CudaPage* page, MemoryResource<Cuda>& memory, std::size_t bytes) {
+    if (page->owners.fetch_sub(1, std::memory_order_acq_rel) > 1) return;
+    memory.release(page->rows, bytes, 64);
+    page->~CudaPage();
+    heap_memory().release(page, sizeof(CudaPage), alignof(CudaPage));
+  }
+};
+
+}  // namespace kvcondense::cache

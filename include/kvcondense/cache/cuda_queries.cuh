@@ -1,0 +1,92 @@
+#pragma once
+
+#include <algorithm>
+#include <utility>
+
+#include <kvcondense/backend/cuda/attend_columns.cuh>
+#include <kvcondense/backend/cuda/memory.cuh>
+#include <kvcondense/backend/cuda/query_rows.cuh>
+#include <kvcondense/core/shape.hpp>
+#include <kvcondense/core/status.hpp>
+#include <kvcondense/core/view.hpp>
+
+namespace kvcondense::cache {
+
+/// The newest queries that steps have seen, on the device: two tables of `most` rows of every query head. A step writes what the window will
+/// be into the one that is not in use, and it becomes the window when the step is done.
+class CudaQueryWindow {
+ public:
+  explicit CudaQueryWindow(MemoryResource<Cuda>& memory) : numbers_(memory) {}
+
+  Status make(index_t rows, const CacheShape& shape) {
+    most_ = rows, heads_ = shape.q_heads, dim_ = shape.head_dim;
+    return numbers_.resize(2 * rows * heads_ * dim_);
+  }
+  index_t most() const { return most_; }
+  std::size_t bytes() const { return static_cast<std::size_t>(numbers_.size()) * sizeof(float); }
+  /// Rows that the window has behind a step that brings these.
+  index_t after(index_t rows) const { return std::min(most_, size_ + rows); }
+
+  /// [q_heads, after(queries), head_dim]: earlier queries and those of a step.
+  Status join(const Context<Cuda>& ctx, TensorView<const float, 3> queries) {
+    return prim::QueryRows::join(ctx, rows(half_, size_), queries, rows(1 - half_, after(queries.extent[1])));
+  }
+  TensorView<const float, 3> joined(index_t fresh) const { return rows(1 - half_, after(fresh)); }
+  /// Behind a step for which rows were joined; `newest`: ordinal of its last token.
+  void settle(index_t fresh, index_t newest) { size_ = after(fresh), half_ = 1 - half_, end_ = newest + 1; }
+  /// Another one of the same shape gets the same rows.
+  Status fork(const Context<Cuda>& ctx, CudaQueryWindow& out) const {
+    out.size_ = size_, out.half_ = half_, out.end_ = end_;
+    return out.numbers_.copy_from(ctx, numbers_);
+  }
+  /// Forgets queries of tokens from ordinal `tokens` on.
+  void truncate(index_t tokens) {
+    size_ = std::max<index_t>(0, size_ - std::max<index_t>(0, end_ - tokens));
+    end_ = std::min(end_, tokens);
+  }
+
+ private:
+  TensorView<float, 3> rows(index_t half, index_t n) const {
+    return {const_cast<float*>(numbers_.data()) + half * most_ * heads_ * dim_, {heads_, n, dim_}, {most_ * dim_, dim_, 1}};
+  }
+
+  cuda::DeviceArray<float> numbers_;
+  index_t most_ = 0, heads_ = 0, dim_ = 0;
+  index_t size_ = 0, half_ = 0;
+  index_t end_ = 0;  ///< ordinal behind the newest row
+};
+
+/// The queries of a step and those before it, over the slots of a layer.
+template <class L>
+class CudaLayerColumns final : public QueryColumns<Cuda> {
+ public:
+  /// queries: of the newest pending tokens, joined to the window where there is one.
+  CudaLayerColumns(const L& layer, const CacheShape& shape, TensorView<const float, 3> queries, std::span<std::byte> scratch)
+      : layer_(&layer), shape_(shape), queries_(queries), scratch_(scratch) {}
+
+  static std::size_t workspace_bytes(const CacheShape& shape, index_t rows, index_t slots) {
+    prim::ColumnRequest r;
+    r.rows = rows;
+    return prim::AttendColumns<Cuda>::workspace_bytes(r, shape.q_heads, shape.kv_heads, slots);
+  }
+
+  index_t rows() const noexcept override {
+    const index_t now = queries_.extent[1];
+    return std::max(now, layer_->window.after(now));
+  }
+  Status run(Context<Cuda>& ctx, const prim::ColumnRequest& request) const noexcept override {
+    if (request.rows < 0 || request.rows > rows()) return Status::out_of_range;
+    Context<Cuda> own = ctx.with_workspace(scratch_);
+    TensorView<const float, 3> q = request.rows <= queries_.extent[1] ? queries_ : layer_->window.joined(queries_.extent[1]);
+    q.data += (q.extent[1] - request.rows) * q.stride[1], q.extent[1] = request.rows;  // the newest of them
+    return prim::AttendColumns<Cuda>::run(own, request, q, shape_.softmax_scale, layer_->heads(), layer_->longest(), layer_->tokens());
+  }
+
+ private:
+  const L* layer_;
+  CacheShape shape_;
+  TensorView<const float, 3> queries_;
+  std::span<std::byte> scratch_;
+};
+
+}  // namespace kvcondense::cache

@@ -1,0 +1,111 @@
+// Caches on CUDA that hold codes, beside those on the CPU.
+
+#include <vector>
+
+#include <kvcondense/budget/ada.hpp>
+#include <kvcondense/budget/head_table.hpp>
+#include <kvcondense/budget/ratio.hpp>
+#include <kvcondense/evict/h2o.hpp>
+#include <kvcondense/evict/knorm.hpp>
+#include <kvcondense/evict/rkv.hpp>
+#include <kvcondense/evict/sink_window.hpp>
+#include <kvcondense/quant/group_int.hpp>
+#include <kvcondense/quant/kivi.hpp>
+
+#include "cache_pair.hpp"
+
+using namespace kvcondense;
+using cuda_cache::Pair;
+
+TEST_CASE("cuda cache: kivi codes blocks of keys and single values, between exact ones") {
+  Pair kivi(recipe(quant::Kivi<4>{.group_size = 16, .residual_window = 32, .sinks = 3}), "kivi4(group=16, residual=32, sinks=3)",
+            {.layers = 2, .q_heads = 6, .kv_heads = 2, .head_dim = 64, .value_dim = 48, .page_slots = 16});
+  kivi.forward(2, prim::AttendMath::f32, kivi.near, Phase::prefill_chunk);  // fewer than first slots
+  kivi.forward(51);
+  for (int i = 0; i < 3; ++i) kivi.forward(15);
+  kivi.forward(1);
+  kivi.compare_reports();
+  CHECK(kivi.on_device().truncate(kivi.device(), 3 + 8) == Status::not_supported);  // amid a group
+  Context<Cuda> ctx = kivi.device().with_workspace(kivi.on_device().workspace_bytes(128, 1));
+  CHECK(kivi.on_device().remove(ctx, 2, 8) == Status::not_supported);
+  kivi.remove(1, 3);
+  kivi.truncate(3 + 80);
+  kivi.forward(4);
+  kivi.truncate(1);
+  kivi.forward(70);
+  REQUIRE(kivi.on_device().reset(kivi.device()) == Status::ok);
+  CHECK(kivi.on_device().total_slots(1) == 0);
+  // Pages in lanes, and on tensor cores pages in rows.
+  Pair lanes(recipe(quant::Kivi<4>{.group_size = 32, .residual_window = 32}), "kivi4(group=32, residual=32)", {.q_heads = 4, .kv_heads = 1, .head_dim = 32});
+  lanes.forward(100);
+  lanes.burst(20);
+  Pair rows(recipe(quant::Kivi<4>{.group_size = 16, .residual_window = 16}), "kivi4(group=16, residual=16)", {.q_heads = 4, .kv_heads = 2, .head_dim = 32, .page_slots = 16});
+  rows.forward(50);
+  rows.forward(2, prim::AttendMath::halves, 4e-3f);
+  rows.forward(14, prim::AttendMath::halves, 4e-3f);
+}
+
+TEST_CASE("cuda cache: what stays is coded, what is coded leaves") {
+  const std::vector<float> shares{0.5f, 0.1f, 0.4f};
+  const HeadTable table{shares.data(), 1, 3};
+  any::ModelFacts facts;
+  facts.shares = table;
+  const CacheShape shape{.q_heads = 6, .kv_heads = 3, .head_dim = 32};
+  // Heads differ in how many of the slots that stay are first ones, codes, newest ones: only the device knows.
+  Pair ragged(recipe(budget::HeadTableBudget{evict::H2O{.heavy = 20, .recent = 8}, 1.5, table}, quant::GroupInt<8>{.residual_window = 12, .sinks = 5}),
+              "head_table(h2o(heavy=20, recent=8), beta=1.5) + int8(residual=12, sinks=5)", shape, facts);
+  ragged.forward(60);
+  for (int i = 0; i < 6; ++i) ragged.forward(1);
+  ragged.forward(3);
+  ragged.compare_reports();
+  ragged.remove(2, 45);
+  ragged.burst(12);
+  Pair ends(recipe(evict::SinkWindow{.recent = 29, .sinks = 3}, quant::GroupInt<4>{.group_size = 8, .residual_window = 6, .sinks = 2}),
+            "sink_window(recent=29, sinks=3) + int4(group=8, residual=6, sinks=2)", {.layers = 2, .q_heads = 7, .kv_heads = 1, .head_dim = 24, .dtype = DType::f32, .page_slots = 5});
+  ends.forward(20);
+  ends.truncate(12);
+  ends.remove(1, 7);
+  ends.forward(40);
+  for (int i = 0; i < 9; ++i) ends.forward(i % 3 + 1);
+  ends.turn(6);
+  ends.forward(6);
+  ends.compare_reports();
+  Pair whole(recipe(evict::SinkWindow{.recent = 29, .sinks = 3}, quant::GroupInt<4>{.group_size = 0, .residual_window = 6, .whole_window = true}),
+             "sink_window(recent=29, sinks=3) + int4(group=0, residual=6, whole_window=true)", {.q_heads = 2, .kv_heads = 2, .head_dim = 16, .page_slots = 8});
+  whole.forward(11);
+  for (int i = 0; i < 30; ++i) whole.forward(1);
+  // Scores are made from decoded keys.
+  Pair norms(recipe(budget::Ratio{evict::Knorm{.recent = 6}, 0.5}, quant::GroupInt<8>{}), "ratio(knorm(recent=6), keep=50%) + int8", shape);
+  norms.forward(40);
+  for (int i = 0; i < 3; ++i) norms.forward(2);
+  CHECK(make_cache<Cuda>(shape, recipe(evict::SinkWindow{.recent = 9}, quant::GroupInt<4>{.key_axis = prim::GroupAxis::channel})).status() == Status::not_supported);
+}
+
+TEST_CASE("cuda cache: queries and budgets by scores over codes") {
+  const CacheShape shape{.q_heads = 6, .kv_heads = 2, .head_dim = 64};
+  Pair asked(recipe(evict::RKV{.tokens = 30, .window = 6, .kernel = 3, .slack = 4}, quant::GroupInt<8>{.residual_window = 8, .sinks = 2}),
+             "rkv(tokens=30, window=6, kernel=3, slack=4) + int8(residual=8, sinks=2)", shape);
+  asked.forward(41);
+  for (int i = 0; i < 12; ++i) asked.forward(1);
+  Pair shared(recipe(budget::Ada{evict::H2O{.heavy = 20, .recent = 10}, 0.2}, quant::GroupInt<8>{.residual_window = 8, .sinks = 2}),
+              "ada(h2o(heavy=20, recent=10), floor=0.2) + int8(residual=8, sinks=2)", shape);
+  shared.forward(44);
+  for (int i = 0; i < 6; ++i) shared.forward(2);
+  shared.compare_reports();
+}
+
+TEST_CASE("cuda cache: a turn codes what a removal has left, and nothing that it has not") {
+  // Behind the removal no codes are there, so whole windows become codes at once, though nothing is pending.
+  Pair whole(recipe(quant::GroupInt<4>{.group_size = 0, .residual_window = 6, .whole_window = true}), "int4(group=0, residual=6, whole_window=true)",
+             {.q_heads = 2, .kv_heads = 2, .head_dim = 16, .page_slots = 4});
+  whole.forward(11);
+  for (int i = 0; i < 3; ++i) whole.forward(1);
+  whole.remove(0, 11);
+  whole.turn(0);
+  whole.forward(1);
+  whole.forward(2);
+  whole.remove(1, 3);
+  whole.forward(1);
+  for (int i = 0; i < 7; ++i) whole.forward(1);
+  whole.compare_reports();
+}

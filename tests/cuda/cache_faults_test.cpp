@@ -1,0 +1,284 @@
+// Caches on CUDA whose calls are refused, and numbers that are none.
+
+#include <cmath>
+#include <random>
+#include <vector>
+
+#include <kvcondense/budget/global_top.hpp>
+#include <kvcondense/budget/head_table.hpp>
+#include <kvcondense/evict/compensate.hpp>
+#include <kvcondense/evict/h2o.hpp>
+#include <kvcondense/evict/knorm.hpp>
+#include <kvcondense/evict/rkv.hpp>
+#include <kvcondense/evict/sink_window.hpp>
+#include <kvcondense/quant/group_int.hpp>
+
+#include "cache_pair.hpp"
+
+using namespace kvcondense;
+using test::at;
+
+TEST_CASE("cuda cache: a call that is refused changes nothing") {
+  test::RefusingMemory memory(1 << 20);
+  test::Device device;
+  const CacheShape shape{.q_heads = 2, .kv_heads = 2, .head_dim = 16, .page_slots = 4};
+  std::vector<float> numbers(2 * 6 * 16, 0.5f);
+  numbers[3] = 7e4f;
+  test::OnDevice<float> x(device, numbers), out(device, numbers);
+  const auto rows = dense_view(static_cast<const float*>(x.data()), 2, 6, 16);
+  {
+    auto made = make_cache<Cuda>(shape, recipe(evict::H2O{.heavy = 2, .recent = 1}), memory);
+    REQUIRE(made);
+    auto& c = *made;
+    Context<Cuda> ctx = device.with_workspace(c.workspace_bytes(16, 6));
+    CHECK(c.append(ctx, 1, rows, rows) == Status::out_of_range);
+    CHECK(c.append(ctx, 0, dense_view(rows.data, 2, 6, 15), rows) == Status::shape_mismatch);
+    const std::vector<index_t> positions{1, 2, 3};
+    CHECK(c.append(ctx, 0, rows, rows, positions) == Status::shape_mismatch);
+    CHECK(c.step(ctx, 0) == Status::order_violation);
+    memory.left = 0;
+    CHECK(c.append(ctx, 0, rows, rows) == Status::out_of_memory);
+    CHECK(c.total_slots(0) == 0);
+    memory.left = 1 << 20;
+    REQUIRE(c.append(ctx, 0, rows, rows) == Status::ok);
+    const auto report = c.report(device);
+    REQUIRE(report);
+    CHECK(report->repaired_numbers == 2);  // a half cannot hold 70000: once as a key, once as a value
+    CHECK(c.step(ctx, 0) == Status::missing_input);
+    test::OnDevice<float> mass(device, std::vector<float>(12));
+    test::OnDevice<index_t> other(device, {0, 6, 12});
+    CHECK(c.step(ctx, 0, AttentionView{{mass.data(), other.data(), 2}, 6}) == Status::shape_mismatch);
+    AttendOutputs measure;
+    measure.mass = c.ragged(0, mass.data());
+    REQUIRE(c.attend(ctx, 0, rows, dense_view(out.data(), 2, 6, 16), measure) == Status::ok);
+    Context<Cuda> small = device.context().with_workspace(ctx.workspace().first(64));
+    CHECK(c.step(small, 0, AttentionView{measure.mass, 6}) == Status::workspace_too_small);
+    CHECK(c.forward(small, 0, rows, rows, rows, dense_view(out.data(), 2, 6, 16)) == Status::workspace_too_small);
+    CHECK(c.pending() == 6);
+    CHECK(c.total_slots(0) == 12);
+    REQUIRE(c.step(ctx, 0, AttentionView{measure.mass, 6}) == Status::ok);
+    CHECK(c.total_slots(0) == 6);
+    CHECK(c.truncate(device, 7) == Status::out_of_range);
+    CHECK(c.turn(ctx, -1) == Status::invalid_argument);
+  }
+  CHECK(memory.out == 0);
+  CHECK(make_cache<Cuda>(shape, recipe(evict::H2O{.heavy = -1})).status() == Status::invalid_argument);
+  CHECK(make_cache<Cuda>({.page_slots = 257}, recipe()).status() == Status::invalid_argument);  // as on the CPU
+}
+
+TEST_CASE("cuda cache: methods that it does not take, inputs that it misses") {
+  const CacheShape shape{.q_heads = 2, .kv_heads = 2, .head_dim = 16, .page_slots = 4};
+  CHECK(make_cache<Cuda>(shape, recipe(budget::GlobalTop{evict::H2O{}, 0.5, true})).status() == Status::not_supported);
+  CHECK(make_cache<Cuda>(shape, recipe(evict::Compensate{evict::H2O{}})).status() == Status::not_supported);
+  test::Device device;
+  test::OnDevice<float> x(device, std::vector<float>(2 * 6 * 16, 0.5f));
+  const auto rows = [&](index_t n) { return dense_view(static_cast<const float*>(x.data()), 2, n, 16); };
+  auto c = make_cache<Cuda>(shape, recipe(evict::RKV{.tokens = 15, .window = 4, .kernel = 3, .slack = 2}));
+  REQUIRE(c);
+  Context<Cuda> ctx = device.with_workspace(c->workspace_bytes(16, 6));
+  REQUIRE(c->append(ctx, 0, rows(6), rows(6)) == Status::ok);
+  const auto step = [&](TensorView<const float, 3> queries, Phase phase = Phase::automatic) {
+    StepInputs in;
+    in.queries = queries;
+    return c->step(ctx, 0, in, phase);
+  };
+  CHECK(step({}) == Status::missing_input);
+  CHECK(step(rows(3)) == Status::missing_input);  // the window has four
+  CHECK(step(dense_view(rows(6).data, 1, 6, 16)) == Status::shape_mismatch);
+  CHECK(step(rows(6), Phase::probe) == Status::ok);  // asks a method that looks at no probes
+  CHECK(c->pending() == 6);
+  CHECK(step(rows(6)) == Status::ok);
+  auto shared = make_cache<Cuda>(shape, recipe(budget::GlobalTop{evict::Knorm{.tokens = 4, .recent = 1}, 0.5}));
+  REQUIRE(shared);
+  Context<Cuda> room = device.with_workspace(shared->workspace_bytes(16, 6));
+  REQUIRE(shared->append(room, 0, rows(6), rows(6)) == Status::ok);
+  REQUIRE(shared->step(room, 0) == Status::ok);
+  CHECK(shared->step(room, 0, Phase::turn) == Status::order_violation);  // `turn` sees all layers
+  Context<Cuda> little = room.with_workspace(room.workspace().first(64));
+  CHECK(shared->turn(little) == Status::workspace_too_small);
+  CHECK(shared->total_slots(0) == 12);
+  REQUIRE(shared->turn(room) == Status::ok);
+  CHECK(shared->total_slots(0) == 6);
+}
+
+TEST_CASE("cuda cache: a number that is none is counted once, though it becomes a code later") {
+  test::Device device;
+  const CacheShape shape{.q_heads = 2, .kv_heads = 2, .head_dim = 16, .page_slots = 4};
+  std::vector<float> numbers(2 * 6 * 16, 0.5f);
+  numbers[3] = 7e4f, numbers[20] = NAN;  // beyond a half
+  test::OnDevice<float> x(device, numbers);
+  const auto rows = dense_view(static_cast<const float*>(x.data()), 2, 6, 16);
+  auto c = make_cache<Cuda>(shape, recipe(evict::SinkWindow{.recent = 29, .sinks = 3}, quant::GroupInt<4>{.group_size = 8}));
+  REQUIRE(c);
+  Context<Cuda> ctx = device.with_workspace(c->workspace_bytes(16, 6));
+  REQUIRE(c->append(ctx, 0, rows, rows) == Status::ok);
+  REQUIRE(c->step(ctx, 0) == Status::ok);
+  const auto report = c->report(device);
+  REQUIRE(report);
+  CHECK(report->coded_bytes > 0);
+  CHECK(report->repaired_numbers == 4);  // keys and values
+}
+
+namespace cuda_cache {
+/// Requests for memory are refused, one after the other, in `rounds` of six tokens; the slots of a head are then `left`.
+template <class R>
+void lose_nothing(const R& method, int rounds, index_t left) {
+  const CacheShape shape{.q_heads = 2, .kv_heads = 2, .head_dim = 16, .page_slots = 4};
+  test::Device device;
+  std::mt19937 random(5);
+  test::OnDevice<float> x(device, normal_numbers(2 * 6 * 16, random)), out(device, std::vector<float>(2 * 6 * 16)), mass(device, std::vector<float>(2 * 64));
+  const auto rows = dense_view(static_cast<const float*>(x.data()), 2, 6, 16);
+  const auto refuses = [](Status s) {
+    REQUIRE((s == Status::ok || s == Status::out_of_memory));
+    return s != Status::ok;
+  };
+  std::vector<float> expected;
+  int requests = 0;
+  for (int k = 1 << 20; k >= 0; k = k == 1 << 20 ? requests : k - 1) {  // first with all it wants, of which requests are counted
+    test::RefusingMemory memory(k);
+    {
+      auto made = make_cache<Cuda>(shape, method, memory);
+      if (!made) {
+        CHECK(made.status() == Status::out_of_memory);
+      } else {
+        auto& c = *made;
+        Context<Cuda> ctx = device.with_workspace(c.workspace_bytes(64, 6));
+        for (int i = 0; i < rounds; ++i) {
+          const index_t before = c.total_slots(0);
+          if (refuses(c.append(ctx, 0, rows, rows))) {
+            REQUIRE(c.total_slots(0) == before);
+            REQUIRE(c.pending() == 0);
+            REQUIRE(c.attend(ctx, 0, dense_view(rows.data, 2, 1, 16), dense_view(out.data(), 2, 1, 16)) == Status::ok);
+            device.wait();
+            memory.left = 1 << 20;
+            REQUIRE(c.append(ctx, 0, rows, rows) == Status::ok);
+          }
+          AttendOutputs measure;
+          if (c.wants_mass(0)) {
+            measure.mass = c.ragged(0, mass.data());
+            REQUIRE(c.attend(ctx, 0, rows, dense_view(out.data(), 2, 6, 16), measure) == Status::ok);
+          }
+          StepInputs seen;
+          seen.attention = {measure.mass, c.mass_rows(6)}, seen.queries = rows;
+          if (refuses(c.step(ctx, 0, seen))) {
+            REQUIRE(c.total_slots(0) == before + 12);
+            REQUIRE(c.pending() == 6);
+            memory.left = 1 << 20;
+            REQUIRE(c.step(ctx, 0, seen) == Status::ok);
+          }
+        }
+        REQUIRE(c.slots(0, 1) == left);
+        test::OnDevice<float> k_rows(device, std::vector<float>(at(left * 16))), v_rows(device, std::vector<float>(at(left * 16)));
+        REQUIRE(c.read(ctx, 0, 1, 0, dense_view(k_rows.data(), left, 16), dense_view(v_rows.data(), left, 16)) == Status::ok);
+        if (expected.empty()) expected = k_rows.read(), requests = (1 << 20) - memory.left;
+        REQUIRE(k_rows.read() == expected);
+        REQUIRE(v_rows.read() == expected);  // the same rows, stored alike
+      }
+    }
+    REQUIRE(memory.out == 0);
+  }
+  CHECK(requests > 20);
+}
+}  // namespace cuda_cache
+
+TEST_CASE("cuda cache: device memory that is refused loses nothing") {
+  cuda_cache::lose_nothing(recipe(evict::SinkWindow{.recent = 29, .sinks = 3}, quant::GroupInt<4>{.group_size = 8, .residual_window = 2, .sinks = 2}), 8, 32);
+  // Numbers per slot are not counted twice when a step is made again.
+  const std::vector<float> shares{0.5f, 0.5f};
+  const HeadTable table{shares.data(), 1, 2};
+  cuda_cache::lose_nothing(recipe(budget::HeadTableBudget{evict::H2O{.heavy = 9, .recent = 6}, 1.5, table}, quant::GroupInt<8>{.group_size = 8, .residual_window = 2, .sinks = 2}), 3, 15);
+  // Queries of earlier steps are not lost, nor counted twice.
+  cuda_cache::lose_nothing(recipe(evict::RKV{.tokens = 15, .window = 8, .kernel = 3, .slack = 2}), 4, 15);
+}
+
+#if defined(KVCONDENSE_CUDA_FIBERS)
+TEST_CASE("cuda cache: first slots that came are not forgotten when a step could not be planned") {
+  test::Device device;
+  using Column = cache::CudaColumn<prim::GroupInt<4>>;
+  std::vector<prim::PartCounts> told(2);
+  Column column({.codec = {.axis = prim::GroupAxis::token, .group_size = 0}, .flush = fifo_flush(1), .sinks = 2, .heads = 2, .dim = 16, .page_slots = 4}, cuda::device_memory());
+  REQUIRE(column.make() == Status::ok);
+  column.tell_at(told);
+  REQUIRE(column.reserve(device, 2, 3) == Status::ok);
+  column.count(2, 3);
+  REQUIRE(column.reserve_codes(device, false, [](index_t) { return index_t{5}; }) == Status::ok);
+  REQUIRE(column.settle(device) == Status::ok);
+  test::OnDevice<index_t> slots(device, {5, 5});
+  cuda::DeviceArray<prim::KeptRange> ranges;
+  REQUIRE(ranges.resize(column.range_count()) == Status::ok);
+  const auto step = [&] { return column.step(device, slots.data(), {{}, slots.data()}, false, true, ranges.data(), nullptr); };
+  CHECK(column.device().fresh == 2);
+  cuda_fibers::runtime.fail_at = cuda_fibers::runtime.calls, cuda_fibers::runtime.fail_with = cudaErrorLaunchOutOfResources;  // the first launch
+  CHECK(step() == Status::not_supported);
+  cuda_fibers::runtime.fail_at = -1;
+  CHECK(column.device().fresh == 2);
+  REQUIRE(step() == Status::ok);
+  CHECK(column.device().fresh == 0);
+  CHECK(told[0].first == 2);
+  CHECK(told[0].coded == 2);
+}
+
+namespace cuda_cache {
+/// Calls of the runtime fail in a step, one after the other. Either nothing has changed and the step can be made again, or the layer says so
+/// until it is reset.
+template <class R>
+void step_whole_or_torn(const R& method) {
+  const CacheShape shape{.q_heads = 2, .kv_heads = 2, .head_dim = 16, .page_slots = 4};
+  test::Device device;
+  std::mt19937 random(5);
+  test::OnDevice<float> x(device, normal_numbers(2 * 6 * 16, random)), out(device, std::vector<float>(2 * 6 * 16)), mass(device, std::vector<float>(2 * 64));
+  const auto rows = dense_view(static_cast<const float*>(x.data()), 2, 6, 16);
+  std::vector<float> expected;
+  int again = 0, torn = 0;
+  bool fails = true;
+  for (int k = -1; fails; ++k) {  // first without any failure
+    auto c = make_cache<Cuda>(shape, method);
+    REQUIRE(c);
+    Context<Cuda> ctx = device.with_workspace(c->workspace_bytes(64, 6));
+    const auto step = [&](bool failing) {
+      REQUIRE(c->append(ctx, 0, rows, rows) == Status::ok);
+      AttendOutputs measure;
+      if (c->wants_mass(0)) {
+        measure.mass = c->ragged(0, mass.data());
+        REQUIRE(c->attend(ctx, 0, rows, dense_view(out.data(), 2, 6, 16), measure) == Status::ok);
+      }
+      const AttentionView seen{measure.mass, c->mass_rows(6)};
+      if (failing) cuda_fibers::runtime.fail_at = cuda_fibers::runtime.calls + k, cuda_fibers::runtime.fail_with = cudaErrorLaunchOutOfResources;
+      const Status s = c->step(ctx, 0, seen);
+      const bool reached = !failing || cuda_fibers::runtime.calls > cuda_fibers::runtime.fail_at;
+      cuda_fibers::runtime.fail_at = -1;
+      fails = fails && reached;
+      if (s == Status::ok) return;
+      if (c->attend(ctx, 0, rows, dense_view(out.data(), 2, 6, 16)) == Status::ok) {
+        ++again;
+        REQUIRE(c->pending() == 6);
+        REQUIRE(c->step(ctx, 0, seen) == Status::ok);
+        return;
+      }
+      ++torn;
+      std::vector<std::int32_t> ids(at(c->slots(0, 0)));
+      CHECK(c->append(ctx, 0, rows, rows) == Status::device_error);
+      CHECK(c->step(ctx, 0, seen) == Status::device_error);
+      CHECK(c->tokens(ctx, 0, 0, ids) == Status::device_error);
+      CHECK(c->truncate(ctx, 0) == Status::device_error);
+      CHECK(c->remove(ctx, 0, 0) == Status::device_error);
+      REQUIRE(c->reset(ctx) == Status::ok);
+      CHECK(c->total_slots(0) == 0);
+    };
+    for (int i = 0; i < 3; ++i) step(i == 2 && k >= 0);
+    while (c->length() < 18) step(false);  // from the start where it was reset
+    test::OnDevice<float> read(device, std::vector<float>(at(c->slots(0, 1) * 16))), values(device, read.read());
+    REQUIRE(c->read(ctx, 0, 1, 0, dense_view(read.data(), c->slots(0, 1), 16), dense_view(values.data(), c->slots(0, 1), 16)) == Status::ok);
+    if (k < 0) expected = read.read();
+    REQUIRE(read.read() == expected);
+  }
+  CHECK(again > 0);
+  CHECK(torn > 0);
+}
+}  // namespace cuda_cache
+
+TEST_CASE("cuda cache: a step that the device refuses in part is made again or said to be lost") {
+  cuda_cache::step_whole_or_torn(recipe(evict::SinkWindow{.recent = 9, .sinks = 3}, quant::GroupInt<4>{.group_size = 8, .residual_window = 2, .sinks = 2}));
+  cuda_cache::step_whole_or_torn(recipe(evict::H2O{.heavy = 5, .recent = 4}));
+}
+#endif

@@ -1,0 +1,124 @@
+// Forks of a cache on CUDA beside forks of the one on the CPU.
+
+#include <random>
+#include <vector>
+
+#include <kvcondense/evict/h2o.hpp>
+#include <kvcondense/evict/rkv.hpp>
+#include <kvcondense/evict/sink_window.hpp>
+#include <kvcondense/quant/group_int.hpp>
+#include <kvcondense/quant/kivi.hpp>
+
+#include "cache_pair.hpp"
+
+using namespace kvcondense;
+using cuda_cache::Pair;
+using test::at;
+
+namespace {
+
+/// Both sides of forks go on, each on its own; what one does the other does not see.
+template <class R>
+void go_on(const R& method, const char* text, const CacheShape& shape) {
+  INFO(text);
+  Pair<R> first(method, text, shape);
+  first.forward(37);
+  for (int i = 0; i < 3; ++i) first.forward(1);
+  Pair<R> second = first.fork();
+  second.compare();
+  second.forward(5);
+  first.compare();
+  first.forward(1);
+  second.compare();
+  {
+    Pair<R> third = second.fork(), fourth = third.fork();
+    for (int i = 0; i < 9; ++i) third.forward(2);
+    fourth.compare();
+    second.compare();
+    fourth.forward(1);
+  }
+  second.compare();
+  second.forward(1);
+  first.forward(12);
+  Pair<R> last = first.fork();
+  REQUIRE(first.on_device().reset(first.device()) == Status::ok);
+  last.compare();
+  last.remove(3, 4);
+  last.forward(3);
+  last.truncate(last.on_device().length() - 2);
+  last.forward(4);
+  second.compare();
+}
+
+}  // namespace
+
+TEST_CASE("cuda cache: forks share pages and go on apart") {
+  const CacheShape shape{.layers = 2, .q_heads = 6, .kv_heads = 2, .head_dim = 32, .page_slots = 8};
+  go_on(recipe(), "exact", shape);
+  go_on(recipe(evict::H2O{.heavy = 20, .recent = 10}), "h2o(heavy=20, recent=10)", shape);
+  go_on(recipe(evict::RKV{.tokens = 30, .window = 6, .kernel = 3, .slack = 4}), "rkv(tokens=30, window=6, kernel=3, slack=4)", shape);
+  go_on(recipe(evict::SinkWindow{.recent = 29, .sinks = 3}, quant::GroupInt<4>{.group_size = 8, .residual_window = 6, .sinks = 2}),
+        "sink_window(recent=29, sinks=3) + int4(group=8, residual=6, sinks=2)", shape);
+}
+
+TEST_CASE("cuda cache: a fork takes no pages before it writes, and one that is refused leaves the other as it was") {
+  const CacheShape shape{.q_heads = 2, .kv_heads = 2, .head_dim = 16, .page_slots = 4};
+  test::Device device;
+  std::mt19937 random(5);
+  test::OnDevice<float> x(device, cuda_cache::normal_numbers(2 * 30 * 16, random));
+  const auto rows = [&](index_t n) { return dense_view(static_cast<const float*>(x.data()), 2, n, 16); };
+  test::RefusingMemory memory(1 << 20);
+  {
+    auto c = make_cache<Cuda>(shape, recipe(evict::SinkWindow{.recent = 20, .sinks = 3}), memory);
+    REQUIRE(c);
+    Context<Cuda> ctx = device.with_workspace(c->workspace_bytes(64, 30));
+    REQUIRE(c->append(ctx, 0, rows(23), rows(23)) == Status::ok);
+    REQUIRE(c->step(ctx, 0) == Status::ok);
+    const index_t before = memory.out;
+    auto empty = make_cache<Cuda>(shape, recipe(evict::SinkWindow{.recent = 20, .sinks = 3}), memory);
+    const index_t bare = memory.out - before;
+    {
+      auto twin = c->fork(ctx);
+      REQUIRE(twin);
+      CHECK(memory.out - before == 2 * bare + 3);  // tables of pages of both columns, and the tokens of slots
+      const index_t forked = memory.out;
+      REQUIRE(twin->append(ctx, 0, rows(1), rows(1)) == Status::ok);
+      CHECK(memory.out == forked + 4);  // the last page of every head
+    }
+    CHECK(memory.out == before + bare);
+    std::vector<float> expected;
+    const auto all = [&] {
+      test::OnDevice<float> k(device, std::vector<float>(at(23 * 16))), v(device, std::vector<float>(at(23 * 16)));
+      REQUIRE(c->read(ctx, 0, 1, 0, dense_view(k.data(), 23, 16), dense_view(v.data(), 23, 16)) == Status::ok);
+      return k.read();
+    };
+    expected = all();
+    bool refused = true;
+    for (int left = 0; refused; ++left) {
+      memory.left = left;
+      auto twin = c->fork(ctx);
+      refused = !twin;
+      if (refused) CHECK(twin.status() == Status::out_of_memory);
+      memory.left = 1 << 20;
+      REQUIRE(all() == expected);
+    }
+    auto twin = c->fork(ctx);
+    REQUIRE(twin);
+    refused = true;
+    for (int left = 0; refused; ++left) {  // pages of its own are refused
+      REQUIRE(twin->append(ctx, 0, rows(2), rows(2)) == Status::ok);
+      memory.left = left;
+      const Status s = twin->step(ctx, 0);
+      refused = s != Status::ok;
+      if (refused) {
+        CHECK(s == Status::out_of_memory);
+        CHECK(twin->pending() == 2);
+        memory.left = 1 << 20;
+        REQUIRE(twin->truncate(ctx, 23) == Status::ok);
+      }
+      REQUIRE(all() == expected);
+    }
+    memory.left = 1 << 20;
+  }
+  CHECK(memory.out == 0);
+}

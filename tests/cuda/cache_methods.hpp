@@ -1,0 +1,125 @@
+#pragma once
+
+// One line makes a method of the catalogue a test: the method in a cache on CUDA beside the catalogue's setting of it on the CPU.
+
+#include <memory>
+#include <numeric>
+#include <random>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include <kvcondense/evict/h2o.hpp>
+#include <support/catalogue.hpp>
+
+#include "cache_pair.hpp"
+
+namespace cuda_cache {
+
+/// The policy that wrappers of the catalogue wrap here.
+inline constexpr evict::H2O inner{.heavy = 20, .recent = 20};
+inline constexpr std::string_view inner_text = "h2o(heavy=20, recent=20)";
+
+/// What eviction methods and budgets want to know of a model, for either side: what kernels read lies on the device.
+class Model {
+ public:
+  Model(::test::Device& device, const CacheShape& shape) {
+    std::mt19937 random(1);
+    const auto numbers = [&](index_t size, float least) {
+      std::uniform_real_distribution<float> draw(least, 1.0f);
+      std::vector<float> x(at(size));
+      for (float& e : x) e = draw(random);
+      return x;
+    };
+    const auto heads = [&](std::vector<float>& x) {
+      x = numbers(shape.layers * shape.kv_heads, 0.01f);
+      return HeadTable{x.data(), shape.layers, shape.kv_heads};
+    };
+    const auto layers = [&](std::vector<float>& x) {
+      x = numbers(shape.layers, 0.2f);
+      return LayerTable{x.data(), shape.layers};
+    };
+    host_.gates = heads(gates_), host_.induction = heads(induction_), host_.echo = heads(echo_), host_.shares = heads(shares_);
+    const float sum = std::accumulate(shares_.begin(), shares_.end(), 0.0f);
+    for (float& x : shares_) x /= sum;
+    host_.evicted = layers(evicted_), host_.variance = layers(variance_);
+    constexpr index_t hidden = 40;
+    for (index_t layer = 0; layer < shape.layers; ++layer) {
+      output_.push_back(numbers(hidden * shape.q_heads * shape.values(), -1.0f));
+      on_device_.push_back(std::make_unique<::test::OnDevice<float>>(device, output_.back()));
+      at_host_.push_back(output_.back().data()), at_device_.push_back(on_device_.back()->data());
+    }
+    device_ = host_;
+    host_.output = {at_host_.data(), shape.layers, hidden, shape.q_heads * shape.values()};
+    device_.output = {at_device_.data(), shape.layers, hidden, shape.q_heads * shape.values()};
+  }
+  Model(const Model&) = delete;
+  Model& operator=(const Model&) = delete;
+
+  const any::ModelFacts& on_host() const { return host_; }
+  const any::ModelFacts& on_device() const { return device_; }
+
+ private:
+  any::ModelFacts host_, device_;
+  std::vector<float> gates_, induction_, echo_, shares_, evicted_, variance_;
+  std::vector<std::vector<float>> output_;
+  std::vector<std::unique_ptr<::test::OnDevice<float>>> on_device_;
+  std::vector<const float*> at_host_, at_device_;
+};
+
+/// Query heads per KV head 1, 3, 4, 7; heads of 64, 80, 128, 256; pages that blocks of slots end in and such that they do not.
+inline const std::vector<CacheShape>& shapes() {
+  static const std::vector<CacheShape> all{
+      {.layers = 2, .q_heads = 2, .kv_heads = 2, .head_dim = 64, .page_slots = 16},
+      {.layers = 2, .q_heads = 6, .kv_heads = 2, .head_dim = 80, .value_dim = 48, .page_slots = 5},
+      {.layers = 2, .q_heads = 4, .kv_heads = 1, .head_dim = 128, .dtype = DType::bf16, .page_slots = 64},
+      {.layers = 2, .q_heads = 14, .kv_heads = 2, .head_dim = 256, .dtype = DType::f32, .page_slots = 8},
+  };
+  return all;
+}
+
+/// The shape that a word is tried in every time: each has as many words as the others, more or less.
+inline const CacheShape& shape_of(std::string_view word) {
+  std::size_t sum = word.size();
+  for (const char c : word) sum += static_cast<std::size_t>(c);
+  return shapes()[sum % shapes().size()];
+}
+
+/// The catalogue's setting of a word.
+inline std::string setting(std::string_view word) {
+  std::string text = kvcondense::test::settings.at(std::string(word)).text;
+  if (const auto hole = text.find("POLICY"); hole != std::string::npos) text.replace(hole, 6, inner_text);
+  return text;
+}
+
+/// `make(facts)` is the method that `text` says.
+template <class Make>
+void parity(std::string_view text, const CacheShape& shape, Make&& make) {
+  INFO(text << ", head_dim " << shape.head_dim);
+  ::test::Device device;
+  Model model(device, shape);
+  Pair pair(recipe(make(model.on_device())), text, shape, model.on_host());
+  pair.forward(23, prim::AttendMath::f32, pair.near, Phase::prefill_chunk);
+  pair.forward(28, prim::AttendMath::f32, pair.near, Phase::prefill_end);
+  for (int i = 0; i < 4; ++i) pair.forward(1);
+  pair.turn(3);
+  pair.forward(3, prim::AttendMath::f32, pair.near, Phase::prefill_end);
+  pair.forward(2);
+  for (int i = 0; i < 3; ++i) pair.forward(1);
+  pair.compare_reports();
+  CHECK(pair.on_device().report(pair.device())->evicted_slots > 0);
+}
+
+}  // namespace cuda_cache
+
+/// KVCONDENSE_CUDA_METHOD(word, the method): `facts` are those of the model. One of the shapes, and hidden behind [sweep] all of them.
+#define KVCONDENSE_CUDA_METHOD(word, ...) KVCONDENSE_CUDA_METHOD_AS(word, cuda_cache::setting(word), __VA_ARGS__)
+/// The same with a text of its own.
+#define KVCONDENSE_CUDA_METHOD_AS(word, text, ...)                                                                         \
+  TEST_CASE("cuda cache method: " word) {                                                                                  \
+    cuda_cache::parity(text, cuda_cache::shape_of(word), [&]([[maybe_unused]] const any::ModelFacts& facts) { return __VA_ARGS__; }); \
+  }                                                                                                                        \
+  TEST_CASE("cuda cache method in every shape: " word, "[.][sweep]") {                                                     \
+    for (const CacheShape& shape : cuda_cache::shapes())                                                                   \
+      cuda_cache::parity(text, shape, [&]([[maybe_unused]] const any::ModelFacts& facts) { return __VA_ARGS__; });         \
+  }

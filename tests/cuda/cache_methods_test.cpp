@@ -1,0 +1,100 @@
+// Methods of the catalogue in a cache on CUDA beside the same on the CPU, a line each. Those over another policy: cache_budgets_test.cpp.
+
+#include <map>
+#include <set>
+#include <string>
+
+#include <kvcondense/any/builtin.hpp>
+#include <kvcondense/any/registry.hpp>
+#include <kvcondense/evict/alisa.hpp>
+#include <kvcondense/evict/chunkkv.hpp>
+#include <kvcondense/evict/dms.hpp>
+#include <kvcondense/evict/duo_attention.hpp>
+#include <kvcondense/evict/h2o.hpp>
+#include <kvcondense/evict/keydiff.hpp>
+#include <kvcondense/evict/keyformer.hpp>
+#include <kvcondense/evict/knorm.hpp>
+#include <kvcondense/evict/kvzip.hpp>
+#include <kvcondense/evict/lagkv.hpp>
+#include <kvcondense/evict/observed_attention.hpp>
+#include <kvcondense/evict/paged_h2o.hpp>
+#include <kvcondense/evict/prefixkv.hpp>
+#include <kvcondense/evict/razor_attention.hpp>
+#include <kvcondense/evict/rkv.hpp>
+#include <kvcondense/evict/scissorhands.hpp>
+#include <kvcondense/evict/sink_window.hpp>
+#include <kvcondense/evict/sirllm.hpp>
+#include <kvcondense/evict/sliding_window.hpp>
+#include <kvcondense/evict/snapkv.hpp>
+#include <kvcondense/evict/strided_blocks.hpp>
+#include <kvcondense/evict/tova.hpp>
+
+#include "cache_methods.hpp"
+
+using namespace kvcondense;
+using cuda_cache::Pair;
+
+KVCONDENSE_CUDA_METHOD("sliding_window", evict::SlidingWindow{.window = 40})
+KVCONDENSE_CUDA_METHOD("sink_window", evict::SinkWindow{.recent = 30, .sinks = 3})
+KVCONDENSE_CUDA_METHOD("h2o", evict::H2O{.heavy = 20, .recent = 20})
+KVCONDENSE_CUDA_METHOD("tova", evict::Tova{.tokens = 36})
+KVCONDENSE_CUDA_METHOD("snapkv", evict::SnapKV{.tokens = 40, .window = 8, .kernel = 5})
+KVCONDENSE_CUDA_METHOD("knorm", evict::Knorm{.tokens = 40, .recent = 8})
+KVCONDENSE_CUDA_METHOD("keydiff", evict::KeyDiff{.tokens = 40, .recent = 8})
+KVCONDENSE_CUDA_METHOD("observed_attention", evict::ObservedAttention{.keep = 0.5, .sinks = 2, .recent = 8})
+KVCONDENSE_CUDA_METHOD("lagkv", evict::LagKV{.sinks = 2, .lag = 8, .keep = 0.5})
+KVCONDENSE_CUDA_METHOD("sirllm", evict::SirLLM{.sinks = 2, .memory = 30, .recent = 8, .decay = 0.6f})
+KVCONDENSE_CUDA_METHOD("dms", evict::Dms{.window = 30, .scale = 10, .offset = 2})
+KVCONDENSE_CUDA_METHOD("chunkkv", evict::ChunkKV{.tokens = 40, .window = 8, .chunk = 5})
+KVCONDENSE_CUDA_METHOD("duo_attention", evict::DuoAttention{.sparsity = 0.5, .sinks = 2, .recent = 20, .gates = facts.gates})
+KVCONDENSE_CUDA_METHOD("strided_blocks", evict::StridedBlocks{.block = 4, .local = 5, .every = 3})
+KVCONDENSE_CUDA_METHOD("prefixkv", evict::PrefixKV{.sinks = 2, .recent = 5, .distance = 8, .evicted = facts.evicted})
+KVCONDENSE_CUDA_METHOD("paged_h2o", evict::PagedH2O{.page = 4, .start = 4, .evictable = 24, .recent = 8})
+KVCONDENSE_CUDA_METHOD_AS("razor_attention", "razor_attention(induction_part=20%, sinks=2, least=16, divisor=4, compensate=false)",
+                          evict::RazorAttention{.induction_part = 0.2, .sinks = 2, .least = 16, .divisor = 4, .compensate = false, .induction = facts.induction, .echo = facts.echo})
+KVCONDENSE_CUDA_METHOD("rkv", evict::RKV{.tokens = 40, .window = 6, .kernel = 3, .slack = 8})
+KVCONDENSE_CUDA_METHOD("scissorhands", evict::Scissorhands{.tokens = 40, .drop = 10, .history = 20, .recent = 6, .sinks = 2})
+KVCONDENSE_CUDA_METHOD("keyformer", evict::Keyformer{.tokens = 40, .recent = 8, .generation = 30})
+KVCONDENSE_CUDA_METHOD("alisa", evict::Alisa{.ratio = 0.4, .history = 8})
+
+namespace {
+/// Probes ask about parts of a prompt and are taken back; the turn behind them evicts.
+void probed(const CacheShape& shape) {
+  INFO("head_dim " << shape.head_dim);
+  Pair pair(recipe(evict::KVzip{.keep = 0.6, .sinks = 2}), cuda_cache::setting("kvzip"), shape);
+  pair.forward(41);
+  pair.probe(5, 4, 20);
+  pair.probe(3, 20, 39);
+  pair.turn(0);
+  CHECK(pair.on_device().slots(0, 0) < 41);
+  pair.forward(9, prim::AttendMath::f32, pair.near, Phase::prefill_end);
+  pair.forward(1);
+  pair.probe(4, 40, 50);
+  pair.turn(0);
+  pair.forward(2);
+  pair.compare_reports();
+}
+}  // namespace
+TEST_CASE("cuda cache method: kvzip") { probed(cuda_cache::shape_of("kvzip")); }
+TEST_CASE("cuda cache method in every shape: kvzip", "[.][sweep]") {
+  for (const CacheShape& shape : cuda_cache::shapes()) probed(shape);
+}
+
+TEST_CASE("cuda cache: every eviction method and budget is tried, or it is said what lacks") {
+  const std::map<std::string, std::string> lacking{
+      {"compensate", "a slot for the mean of what left"},
+      {"expected_attention", "the word ExpectedAttention"},
+      {"fastgen", "the word HeadPolicies"},
+      {"keep_all", "nothing: it is the recipe without an eviction stage"},
+      {"kvcrush", "the word Representatives"},
+      {"locret", "the word RetainingHead"},
+  };
+  std::set<std::string> tried;
+  for (const auto& test : Catch::getRegistryHub().getTestCaseRegistry().getAllTests()) tried.insert(test.name);
+  for (const any::Entry* e : any::builtin().entries()) {
+    if (e->room != Stage::evict && e->room != Stage::budget) continue;
+    const std::string word(e->word);
+    INFO(word);
+    CHECK((tried.count("cuda cache method: " + word) == 1) != (lacking.count(word) == 1));
+  }
+}

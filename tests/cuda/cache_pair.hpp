@@ -1,0 +1,239 @@
+#pragma once
+
+// A cache on CUDA beside the one on the CPU: the same calls, the same slots.
+
+#include <cmath>
+#include <concepts>
+#include <memory>
+#include <random>
+#include <string_view>
+#include <vector>
+
+#include <kvcondense/any/any_cache.hpp>
+#include <kvcondense/any/model_facts.hpp>
+#include <kvcondense/backend/cpu/context.hpp>
+#include <kvcondense/cuda.cuh>
+
+#include "device.hpp"
+
+namespace cuda_cache {
+
+using namespace kvcondense;
+using ::test::at;
+
+inline std::vector<float> normal_numbers(index_t n, std::mt19937& random) {
+  std::normal_distribution<float> normal;
+  std::vector<float> x(at(n));
+  for (float& v : x) v = normal(random);
+  return x;
+}
+
+/// What a step may be given besides attention and queries, on either side.
+class Inputs {
+ public:
+  Inputs(const CacheShape& shape, index_t tokens, std::mt19937& random)
+      : gates(normal_numbers(shape.kv_heads * tokens, random)), surprise(normal_numbers(tokens, random)), shape_(shape), tokens_(tokens) {
+    for (float& x : surprise) x = std::fabs(x);
+    for (index_t t = 0; t < tokens; ++t) classes.push_back(static_cast<TokenClass>(random() % 3));
+  }
+  StepInputs on_host() const { return over(gates.data(), surprise.data(), classes.data()); }
+  StepInputs over(const float* g, const float* s, const TokenClass* c) const {
+    StepInputs in;
+    in.gates = dense_view(g, shape_.kv_heads, tokens_), in.surprise = {s, at(tokens_)}, in.classes = {c, at(tokens_)};
+    return in;
+  }
+
+  std::vector<float> gates, surprise;
+  std::vector<TokenClass> classes;
+
+ private:
+  CacheShape shape_;
+  index_t tokens_;
+};
+class DeviceInputs {
+ public:
+  DeviceInputs(::test::Device& device, const Inputs& inputs)
+      : inputs_(&inputs), gates_(device, inputs.gates), surprise_(device, inputs.surprise), classes_(device, inputs.classes) {}
+  StepInputs view() { return inputs_->over(gates_.data(), surprise_.data(), classes_.data()); }
+
+ private:
+  const Inputs* inputs_;
+  ::test::OnDevice<float> gates_, surprise_;
+  ::test::OnDevice<TokenClass> classes_;
+};
+
+/// One sequence in a cache of each backend. Every call is made on both and compared.
+template <class R>
+class Pair {
+ public:
+  /// With VNNI the CPU multiplies codes with queries and weights of 16 bits.
+  static constexpr float near = std::same_as<decltype(R::quant), KeepExact> ? 2e-5f : 1e-4f;
+
+  Pair(const R& recipe, std::string_view text, const CacheShape& shape, const any::ModelFacts& facts = {})
+      : shape_(shape), host_(std::move(*any::make(text, shape, any::on<Cpu>, heap_memory(), facts))), device_cache_(make(recipe, shape)) {}
+
+  /// The same sequence once more, on the same stream.
+  Pair fork() {
+    auto host = host_.fork();
+    REQUIRE(host);
+    auto copy = device_cache_.fork(*device_);
+    REQUIRE(copy);
+    return Pair(shape_, std::move(*host), device_, std::move(*copy));
+  }
+
+  Cache<Cuda, R>& on_device() { return device_cache_; }
+  ::test::Device& device() { return *device_; }
+
+  /// A forward pass of all layers over `tokens` new tokens.
+  void forward(index_t tokens, prim::AttendMath math = prim::AttendMath::f32, float within = near, Phase phase = Phase::automatic) {
+    for (index_t layer = 0; layer < shape_.layers; ++layer) {
+      const std::vector<float> q = normal_numbers(shape_.q_heads * tokens * shape_.head_dim, random_);
+      const std::vector<float> k = normal_numbers(shape_.kv_heads * tokens * shape_.head_dim, random_);
+      const std::vector<float> v = normal_numbers(shape_.kv_heads * tokens * shape_.values(), random_);
+      std::vector<float> out(at(shape_.q_heads * tokens * shape_.values()));
+      const auto queries = [&](auto* x) { return dense_view(x, shape_.q_heads, tokens, shape_.head_dim); };
+      const auto keys = [&](auto* x) { return dense_view(x, shape_.kv_heads, tokens, shape_.head_dim); };
+      const auto values = [&](auto* x) { return dense_view(x, shape_.kv_heads, tokens, shape_.values()); };
+      const auto outs = [&](auto* x) { return dense_view(x, shape_.q_heads, tokens, shape_.values()); };
+      std::vector<std::byte> scratch(host_.workspace_bytes(most_, most_));
+      Context<Cpu> cpu(scratch);
+      const Inputs inputs(shape_, tokens, side_random_);
+      REQUIRE(host_.forward(cpu, layer, queries(q.data()), keys(k.data()), values(v.data()), outs(out.data()), {}, phase, asking(inputs.on_host())) == Status::ok);
+
+      DeviceInputs device_inputs(*device_, inputs);
+      ::test::OnDevice<float> dq(*device_, q), dk(*device_, k), dv(*device_, v), dout(*device_, std::vector<float>(out.size(), NAN));
+      Context<Cuda> ctx = device_->with_workspace(device_cache_.workspace_bytes(most_, most_));
+      const auto const_of = [](::test::OnDevice<float>& x) { return static_cast<const float*>(x.data()); };
+      if (math == prim::AttendMath::f32) {
+        REQUIRE(device_cache_.forward(ctx, layer, queries(const_of(dq)), keys(const_of(dk)), values(const_of(dv)), outs(dout.data()), {}, phase, asking(device_inputs.view())) == Status::ok);
+      } else {
+        REQUIRE(device_cache_.append(ctx, layer, keys(const_of(dk)), values(const_of(dv))) == Status::ok);
+        ::test::OnDevice<float> mass(*device_, std::vector<float>(at(device_cache_.total_slots(layer))));
+        AttendOutputs measure;
+        if (device_cache_.wants_mass(layer)) measure.mass = device_cache_.ragged(layer, mass.data());
+        REQUIRE(device_cache_.attend(ctx, layer, queries(const_of(dq)), outs(dout.data()), measure, math) == Status::ok);
+        REQUIRE(device_cache_.step(ctx, layer, AttentionView{measure.mass, device_cache_.mass_rows(tokens)}) == Status::ok);
+      }
+      const std::vector<float> got = dout.read();
+      for (std::size_t i = 0; i < got.size(); ++i)
+        if (!(std::fabs(got[i] - out[i]) <= within)) FAIL("layer " << layer << ", number " << i << ": " << got[i] << " instead of " << out[i]);
+    }
+    compare();
+  }
+
+  /// Tokens that ask about tokens [first, last) and are taken back.
+  void probe(index_t tokens, index_t first, index_t last) {
+    asked_first_ = first, asked_last_ = last;
+    forward(tokens, prim::AttendMath::f32, near, Phase::probe);
+    REQUIRE(device_cache_.pending() == tokens);
+    truncate(host_.length(0) - tokens);
+  }
+
+  /// Steps of one token in the first layer, the only one, of which nobody waits for any before the last.
+  void burst(int steps) {
+    const index_t q_size = shape_.q_heads * shape_.head_dim, k_size = shape_.kv_heads * shape_.head_dim;
+    const index_t v_size = shape_.kv_heads * shape_.values(), out_size = shape_.q_heads * shape_.values();
+    const std::vector<float> q = normal_numbers(steps * q_size, random_), k = normal_numbers(steps * k_size, random_), v = normal_numbers(steps * v_size, random_);
+    std::vector<float> out(at(steps * out_size));
+    ::test::OnDevice<float> dq(*device_, q), dk(*device_, k), dv(*device_, v), dout(*device_, out);
+    Context<Cuda> ctx = device_->with_workspace(device_cache_.workspace_bytes(most_, most_));
+    std::vector<std::byte> scratch(host_.workspace_bytes(most_, most_));
+    Context<Cpu> cpu(scratch);
+    const auto step = [&](auto& cache, auto& c, int i, const float* qs, const float* ks, const float* vs, float* outs) {
+      return cache.forward(c, 0, dense_view(qs + i * q_size, shape_.q_heads, 1, shape_.head_dim), dense_view(ks + i * k_size, shape_.kv_heads, 1, shape_.head_dim),
+                           dense_view(vs + i * v_size, shape_.kv_heads, 1, shape_.values()), dense_view(outs + i * out_size, shape_.q_heads, 1, shape_.values()));
+    };
+    for (int i = 0; i < steps; ++i) {
+      REQUIRE(step(host_, cpu, i, q.data(), k.data(), v.data(), out.data()) == Status::ok);
+      REQUIRE(step(device_cache_, ctx, i, dq.data(), dk.data(), dv.data(), dout.data()) == Status::ok);
+    }
+    const std::vector<float> got = dout.read();
+    for (std::size_t i = 0; i < got.size(); ++i) REQUIRE(std::fabs(got[i] - out[i]) <= near);
+    compare();
+  }
+
+  /// The same tokens in the same slots, and the same numbers there.
+  void compare() {
+    for (index_t layer = 0; layer < shape_.layers; ++layer) {
+      REQUIRE(device_cache_.length(layer) == host_.length(layer));
+      REQUIRE(device_cache_.pending(layer) == host_.pending(layer));
+      REQUIRE(device_cache_.next_position(layer) == host_.next_position(layer));
+      REQUIRE(device_cache_.total_slots(layer) == host_.total_slots(layer));
+      for (index_t h = 0; h < shape_.kv_heads; ++h) {
+        const index_t n = host_.slots(layer, h);
+        REQUIRE(device_cache_.slots(layer, h) == n);
+        std::vector<std::int32_t> tokens(at(n), -1), expected(at(n));
+        for (index_t s = 0; s < n; ++s) expected[at(s)] = static_cast<std::int32_t>(host_.token(layer, h, s));
+        REQUIRE(device_cache_.tokens(*device_, layer, h, tokens) == Status::ok);
+        REQUIRE(tokens == expected);
+        const index_t first = n / 3, rows = n - first;
+        std::vector<float> k(at(rows * shape_.head_dim)), v(at(rows * shape_.values()));
+        REQUIRE(host_.read(layer, h, first, dense_view(k.data(), rows, shape_.head_dim), dense_view(v.data(), rows, shape_.values())) == Status::ok);
+        ::test::OnDevice<float> dk(*device_, k), dv(*device_, v);
+        Context<Cuda> ctx = device_->with_workspace(device_cache_.workspace_bytes(most_, 1));
+        REQUIRE(device_cache_.read(ctx, layer, h, first, dense_view(dk.data(), rows, shape_.head_dim), dense_view(dv.data(), rows, shape_.values())) == Status::ok);
+        REQUIRE(dk.read() == k);
+        REQUIRE(dv.read() == v);
+      }
+    }
+  }
+
+  void turn(index_t incoming) {
+    std::vector<std::byte> scratch(host_.workspace_bytes(most_, most_));
+    Context<Cpu> cpu(scratch);
+    REQUIRE(host_.turn(cpu, incoming) == Status::ok);
+    Context<Cuda> ctx = device_->with_workspace(device_cache_.workspace_bytes(most_, most_));
+    REQUIRE(device_cache_.turn(ctx, incoming) == Status::ok);
+    compare();
+  }
+  void remove(index_t first, index_t last) {
+    std::vector<std::byte> scratch(host_.workspace_bytes(most_, most_));
+    Context<Cpu> cpu(scratch);
+    REQUIRE(host_.remove(cpu, first, last) == Status::ok);
+    Context<Cuda> ctx = device_->with_workspace(device_cache_.workspace_bytes(most_, most_));
+    REQUIRE(device_cache_.remove(ctx, first, last) == Status::ok);
+    compare();
+  }
+  void truncate(index_t tokens) {
+    REQUIRE(host_.truncate(tokens) == Status::ok);
+    REQUIRE(device_cache_.truncate(*device_, tokens) == Status::ok);
+    compare();
+  }
+  void compare_reports() {
+    const Report a = host_.report();
+    const Expected<Report> b = device_cache_.report(*device_);
+    REQUIRE(b);
+    CHECK(b->tokens == a.tokens);
+    CHECK(b->slots == a.slots);
+    CHECK(b->evictions == a.evictions);
+    CHECK(b->evicted_slots == a.evicted_slots);
+    CHECK(b->budget_asked == a.budget_asked);
+    CHECK(b->budget_met == a.budget_met);
+    CHECK(b->dense_bytes == a.dense_bytes);
+    CHECK(b->repaired_numbers == 0);
+    CHECK((b->coded_bytes > 0) == (a.coded_bytes > 0));
+  }
+
+ private:
+  Pair(const CacheShape& shape, any::AnyCache host, std::shared_ptr<::test::Device> device, Cache<Cuda, R> copy)
+      : shape_(shape), host_(std::move(host)), device_(std::move(device)), device_cache_(std::move(copy)) {}
+  StepInputs asking(StepInputs in) const {
+    in.probe_first = asked_first_, in.probe_last = asked_last_;
+    return in;
+  }
+  static Cache<Cuda, R> make(const R& recipe, const CacheShape& shape) {
+    auto c = make_cache<Cuda>(shape, recipe);
+    REQUIRE(c);
+    return std::move(*c);
+  }
+
+  CacheShape shape_;
+  any::AnyCache host_;
+  std::shared_ptr<::test::Device> device_ = std::make_shared<::test::Device>();
+  Cache<Cuda, R> device_cache_;
+  std::mt19937 random_{31}, side_random_{37};
+  index_t most_ = 128;  ///< slots and tokens
+  index_t asked_first_ = 0, asked_last_ = 0;
+};
+
+}  // namespace cuda_cache
