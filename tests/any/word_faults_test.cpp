@@ -172,7 +172,7 @@ TEST_CASE("faults: in a cache of any word a call whose workspace is too small, b
       const auto all = a.work.bytes();
       const std::size_t asked = a.cache.workspace_bytes(64, 30);
       const std::size_t step = std::max<std::size_t>(asked / 150 / Scratch::align, 1) * Scratch::align;
-      for (std::size_t bytes = refusals % 7 * Scratch::align;; bytes += step, ++refusals) {
+      for (std::size_t bytes = static_cast<std::size_t>(refusals % 7) * Scratch::align;; bytes += step, ++refusals) {
         Context<Cpu> ctx(all.first(std::min(bytes, all.size())));
         const Status s = f(*small, ctx);
         if (s == Status::ok) break;

@@ -1,13 +1,13 @@
 #!/usr/bin/env python3
 """Lines and branches of include/ that the tests of some rooms reach, measured with clang.
 
-    tests/coverage/coverage.py ROOM... [--test TEXT] [--under TEXT ...] [--library FILE] [--together N] [--list] [--save FILE]
+    tests/coverage/coverage.py ROOM... [--test EXPRESSION] [--under TEXT ...] [--library FILE] [--together N] [--list] [--save FILE]
     tests/coverage/coverage.py --join FILE... [--under TEXT ...] [--list]
     tests/coverage/coverage.py --build-library FILE
 
 Compiles the tests of the rooms without optimization, N files as one (what they include is parsed once; a file that cannot share is compiled
 alone), runs them, and adds up what they reached. Counts the headers of include/kvcondense/ROOM, and those whose path contains a TEXT.
-`--test`: only tests whose name contains it. `--save` keeps what was reached, in all of include/; `--join` adds up such files without running
+`--test`: only tests in whose name this expression is found. `--save` keeps what was reached, in all of include/; `--join` adds up such files without running
 anything, over all of include/ that runs on a CPU, so that rooms can be measured one by one. A header that was changed after it was saved is
 named, and what was saved of it left out. `--build-library` compiles src/any so that what its instances of templates reach counts, too: it
 is a FILE for `--library`. `--list` names the lines that nothing reached, and the conditions that were never true (T) or never false (F), as line:column.
@@ -140,6 +140,12 @@ def not_counted(header):
     return skipped
 
 
+def code_of(header):
+    """Lines that hold more than a comment: the compiler counts what lies between two statements as well."""
+    text = (INCLUDE / header).read_text().splitlines()
+    return {number for number, line in enumerate(text, 1) if line.split("//")[0].strip()}
+
+
 def text_of(header):
     return hashlib.sha256((INCLUDE / header).read_bytes()).hexdigest()
 
@@ -187,7 +193,8 @@ class Reached:
     def report(self, counts, named):
         total, rooms = [0, 0, 0, 0], defaultdict(lambda: [0, 0, 0, 0])
         for header in sorted(filter(counts, self.lines)):
-            lines, skipped = self.lines[header], not_counted(header)
+            code, skipped = code_of(header), not_counted(header)
+            lines = {n: c for n, c in self.lines[header].items() if n in code}
             known = {k for k in self.known[header] if self.branches[header].get(k, (0, 0)) == (0, 0)}
             taken = {k: c for k, c in self.branches[header].items() if k[0] not in skipped and k not in skipped | known}
             row = [sum(c > 0 for c in lines.values()), len(lines), sum((t > 0) + (f > 0) for t, f in taken.values()), 2 * len(taken)]
@@ -213,7 +220,7 @@ def measure(options, reached):
         bench = Bench(options, folder)
         bench.compile_main()
         for room in options.rooms:
-            tests = sorted(t for t in (ROOT / "tests" / room).glob("*_test.cpp") if options.test in t.stem)
+            tests = sorted(t for t in (ROOT / "tests" / room).glob("*_test.cpp") if re.search(options.test, t.stem))
             for at in range(0, len(tests), options.together):
                 part = tests[at:at + options.together]
                 done = [bench.measure(part)]
