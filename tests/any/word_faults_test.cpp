@@ -185,16 +185,27 @@ TEST_CASE("faults: in a cache of any word a call whose workspace is too small, b
     for (const index_t n : {30, 9, 1}) {
       const test::Tokens t(shape, n, a.random);
       const test::StepData data(shape, n, a.random);
-      StepInputs inputs = data.inputs();
-      inputs.queries = t.queries(shape);
+      const Phase phase = n > 20 ? Phase::prefill_end : Phase::decode;
       std::vector<float> out(static_cast<std::size_t>(shape.q_heads * n * shape.head_dim));
-      const auto forward = [&](any::AnyCache& cache, Context<Cpu>& ctx, index_t layer) {
-        return cache.forward(ctx, layer, t.queries(shape), t.keys(shape), t.values(shape), dense_view(out.data(), shape.q_heads, n, shape.head_dim), {},
-                             n > 20 ? Phase::prefill_end : Phase::decode, inputs);
-      };
+      const auto view = dense_view(out.data(), shape.q_heads, n, shape.head_dim);
       for (index_t l = 0; l < shape.layers; ++l) {
-        squeezed([&](any::AnyCache& cache, Context<Cpu>& ctx) { return forward(cache, ctx, l); });
-        REQUIRE(forward(a.cache, a.ctx, l) == Status::ok);
+        StepInputs inputs = data.inputs();
+        inputs.queries = t.queries(shape);
+        const auto forward = [&](any::AnyCache& cache, Context<Cpu>& ctx) {
+          return cache.forward(ctx, l, t.queries(shape), t.keys(shape), t.values(shape), view, {}, phase, inputs);
+        };
+        if (n == 9) squeezed(forward);
+        // The parts by themselves: attention wants more than the step that follows, whose pieces would never be refused.
+        REQUIRE(a.cache.append(a.ctx, l, t.keys(shape), t.values(shape), {}, t.queries(shape)) == Status::ok);
+        std::vector<float> mass(static_cast<std::size_t>(a.cache.total_slots(l)));
+        const auto masses = a.cache.ragged(l, mass.data());
+        const auto attend = [&](any::AnyCache& cache, Context<Cpu>& ctx) { return cache.attend(ctx, l, t.queries(shape), view, {.mass = masses}); };
+        squeezed(attend);
+        REQUIRE(attend(a.cache, a.ctx) == Status::ok);
+        inputs.attention = {masses, a.cache.mass_rows(n)};
+        const auto step = [&](any::AnyCache& cache, Context<Cpu>& ctx) { return cache.step(ctx, l, inputs, phase); };
+        squeezed(step);
+        REQUIRE(step(a.cache, a.ctx) == Status::ok);
       }
     }
     squeezed([&](any::AnyCache& cache, Context<Cpu>& ctx) { return cache.remove(ctx, 5, 9); });

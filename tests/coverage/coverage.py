@@ -229,6 +229,8 @@ def measure(options, reached):
                 failed += done.count(None)
                 for result in filter(None, done):
                     reached.add_program(*result)
+                if options.save:
+                    reached.save(options.save)  # after each part: a run that is stopped keeps what it has
     return failed
 
 
@@ -256,8 +258,6 @@ def main():
     failed = measure(options, reached) if options.rooms else 0
     for path in options.join:
         reached.join(path)
-    if options.save:
-        reached.save(options.save)
     under = [*(f"{room}/" for room in options.rooms), *options.under]
     on_cpu = lambda header: not header.startswith("backend/cuda/") and not header.endswith(".cuh")
     reached.report(lambda header: any(u in header for u in under) if under else on_cpu(header), options.list)
