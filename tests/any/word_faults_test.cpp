@@ -159,6 +159,60 @@ TEST_CASE("faults: in a cache of any word every refused request changes nothing,
   REQUIRE(refusals > 5000);
 }
 
+TEST_CASE("faults: in a cache of any word a call whose workspace is too small, by whatever, changes nothing", "[any][faults]") {
+  long refusals = 0;
+  for (const any::Entry* e : any::builtin().entries()) {
+    const std::string text = recipe_of(*e);
+    CAPTURE(text);
+    Run a(text);
+    // `f` with all sizes from nothing to the first that will do, then what it left against one that had room at once.
+    const auto squeezed = [&](auto&& f) {
+      auto small = a.cache.fork(), large = a.cache.fork();
+      REQUIRE((small && large));
+      const auto all = a.work.bytes();
+      const std::size_t asked = a.cache.workspace_bytes(64, 30);
+      const std::size_t step = std::max<std::size_t>(asked / 150 / Scratch::align, 1) * Scratch::align;
+      for (std::size_t bytes = static_cast<std::size_t>(refusals % 7) * Scratch::align;; bytes += step, ++refusals) {
+        Context<Cpu> ctx(all.first(std::min(bytes, all.size())));
+        const Status s = f(*small, ctx);
+        if (s == Status::ok) break;
+        REQUIRE(s == Status::workspace_too_small);
+        REQUIRE(bytes < all.size());
+      }
+      REQUIRE(f(*large, a.ctx) == Status::ok);
+      REQUIRE((saved(*small) == saved(*large)));
+    };
+    for (const index_t n : {30, 9, 1}) {
+      const test::Tokens t(shape, n, a.random);
+      const test::StepData data(shape, n, a.random);
+      const Phase phase = n > 20 ? Phase::prefill_end : Phase::decode;
+      std::vector<float> out(static_cast<std::size_t>(shape.q_heads * n * shape.head_dim));
+      const auto view = dense_view(out.data(), shape.q_heads, n, shape.head_dim);
+      for (index_t l = 0; l < shape.layers; ++l) {
+        StepInputs inputs = data.inputs();
+        inputs.queries = t.queries(shape);
+        const auto forward = [&](any::AnyCache& cache, Context<Cpu>& ctx) {
+          return cache.forward(ctx, l, t.queries(shape), t.keys(shape), t.values(shape), view, {}, phase, inputs);
+        };
+        if (n == 9) squeezed(forward);
+        // The parts by themselves: attention wants more than the step that follows, whose pieces would never be refused.
+        REQUIRE(a.cache.append(a.ctx, l, t.keys(shape), t.values(shape), {}, t.queries(shape)) == Status::ok);
+        std::vector<float> mass(static_cast<std::size_t>(a.cache.total_slots(l)));
+        const auto masses = a.cache.ragged(l, mass.data());
+        const auto attend = [&](any::AnyCache& cache, Context<Cpu>& ctx) { return cache.attend(ctx, l, t.queries(shape), view, {.mass = masses}); };
+        squeezed(attend);
+        REQUIRE(attend(a.cache, a.ctx) == Status::ok);
+        inputs.attention = {masses, a.cache.mass_rows(n)};
+        const auto step = [&](any::AnyCache& cache, Context<Cpu>& ctx) { return cache.step(ctx, l, inputs, phase); };
+        squeezed(step);
+        REQUIRE(step(a.cache, a.ctx) == Status::ok);
+      }
+    }
+    squeezed([&](any::AnyCache& cache, Context<Cpu>& ctx) { return cache.remove(ctx, 5, 9); });
+  }
+  REQUIRE(refusals > 5000);
+}
+
 TEST_CASE("snapshot: drafts that were taken back leave nothing in the file of any word", "[any][snapshot]") {
   for (const any::Entry* e : any::builtin().entries()) {
     const std::string text = recipe_of(*e);

@@ -12,6 +12,7 @@
 #include <kvcondense/evict/blocks/protect.hpp>
 #include <kvcondense/evict/blocks/select.hpp>
 #include <kvcondense/evict/blocks/trigger.hpp>
+#include <kvcondense/evict/expected_attention.hpp>
 #include <kvcondense/evict/h2o.hpp>
 #include <kvcondense/evict/knorm.hpp>
 #include <kvcondense/evict/sink_window.hpp>
@@ -119,6 +120,8 @@ TEST_CASE("global_top: policies it cannot serve are refused, and steps of one la
   REQUIRE(budget::GlobalTop<evict::SnapKV>{}.validate(shape) == Status::incompatible);
   REQUIRE(budget::GlobalTop<evict::SinkWindow>{}.validate(shape) == Status::incompatible);
   REQUIRE(budget::GlobalTop<evict::H2O>{}.validate(shape) == Status::ok);
+  REQUIRE(budget::GlobalTop<evict::ExpectedAttention>{}.validate(shape) == Status::incompatible);  // moments come with a step
+  REQUIRE(budget::GlobalTop<evict::Knorm>{}.validate(shape) == Status::ok);
   REQUIRE(budget::GlobalTop<evict::Knorm>{.policy = {}, .keep = 0}.validate(shape) == Status::invalid_argument);
   REQUIRE(budget::GlobalTop<evict::Knorm>{.policy = {}, .keep = 2}.validate(shape) == Status::invalid_argument);
   CacheRig r(shape, recipe(budget::GlobalTop<Given>{}), 64, 64);

@@ -128,10 +128,13 @@ TEST_CASE("head_table: what does not fit the model is refused", "[budget][head_t
   REQUIRE(std::string(HeadTableBudget<evict::H2O>{}.missing()) == "shares");
   REQUIRE(HeadTableBudget<evict::H2O>{}.validate(shape) == Status::missing_input);
   REQUIRE(with(1.01).validate({.layers = 3, .q_heads = 6, .kv_heads = 2}) == Status::shape_mismatch);
-  for (const double beta : {0.99, 0.0, -2.0, std::nan("")}) REQUIRE(with(beta).validate(shape) == Status::invalid_argument);
+  REQUIRE(with(1e6).validate(shape) == Status::ok);
+  for (const double beta : {0.99, 0.0, -2.0, 1.1e6, std::nan("")}) REQUIRE(with(beta).validate(shape) == Status::invalid_argument);
   p[0] += 0.01f;
   REQUIRE(with(2).validate(shape) == Status::invalid_argument);
-  p[0] -= 0.01f;
+  p[0] -= 0.02f;
+  REQUIRE(with(2).validate(shape) == Status::invalid_argument);
+  p[0] += 0.01f;
   p[1] = std::nanf("");
   REQUIRE(with(2).validate(shape) == Status::invalid_argument);
   p = {1.5f, -0.5f, 0, 0, 0, 0};
@@ -144,5 +147,7 @@ TEST_CASE("head_table: a policy that keeps one set per layer is refused", "[budg
   const auto p = shares(1, 6);
   const CacheShape shape{.layers = 2, .q_heads = 3, .kv_heads = 3};
   REQUIRE(HeadTableBudget{evict::Tova{}, 1.01, HeadTable{p.data(), 2, 3}}.validate(shape) == Status::incompatible);
-  REQUIRE(HeadTableBudget{evict::SinkWindow{}, 1.01, HeadTable{p.data(), 2, 3}}.validate(shape) == Status::ok);
+  const HeadTableBudget window{evict::SinkWindow{}, 1.01, HeadTable{p.data(), 2, 3}};  // one set, and nothing measured: all heads alike
+  REQUIRE(window.validate(shape) == Status::ok);
+  REQUIRE(window.missing() == nullptr);
 }

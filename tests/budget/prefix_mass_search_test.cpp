@@ -1,5 +1,6 @@
 #include <algorithm>
 #include <cmath>
+#include <limits>
 #include <numeric>
 #include <vector>
 
@@ -84,12 +85,31 @@ TEST_CASE("prefix_mass_search: totals are exact for any importance, and the prot
 TEST_CASE("prefix_mass_search: a search out of range is refused", "[budget][prefix_mass_search]") {
   const std::vector<std::vector<float>> rows{{1, 2, 3}};
   REQUIRE(find(rows, {.evict = -0.1}).status == Status::invalid_argument);
+  REQUIRE(find(rows, {.evict = 1.1}).status == Status::invalid_argument);
   REQUIRE(find(rows, {.evict = std::nan("")}).status == Status::invalid_argument);
   REQUIRE(find(rows, {.evict = 0.5, .protect = -1}).status == Status::invalid_argument);
   REQUIRE(find(rows, {.evict = 0.5, .most_steps = -1}).status == Status::invalid_argument);
   const std::span<const float> row(rows[0]);
-  std::byte little[64];
+  Workspace work;
+  const std::size_t all = budget::prefix_mass_bytes(1, 3);
+  REQUIRE(work.reserve(all) == Status::ok);
   index_t forget = -1;
-  REQUIRE(budget::find_prefix_mass(std::span(&row, 1), {}, &forget, Scratch(little)) == Status::workspace_too_small);
+  for (std::size_t less = 1; less <= all; ++less)
+    REQUIRE(budget::find_prefix_mass(std::span(&row, 1), {}, &forget, Scratch(work.bytes().first(all - less))) == Status::workspace_too_small);
   REQUIRE(forget == -1);
+  REQUIRE(budget::find_prefix_mass(std::span(&row, 1), {}, &forget, Scratch(work.bytes().first(all))) == Status::ok);
+  REQUIRE(forget == 1);  // half of three tokens
+}
+
+TEST_CASE("prefix_mass_search: no step, a layer without importance, numbers that are none", "[budget][prefix_mass_search]") {
+  const float inf = std::numeric_limits<float>::infinity();
+  const Found none = find({{4, 3, 2, 1, 1, 1}}, {.evict = 0.5, .protect = 0, .most_steps = 0});
+  REQUIRE(none.level.steps == 0);
+  REQUIRE(none.level.forgotten == 5);  // at level 0 a layer keeps one token
+  REQUIRE(none.forget == Ints{3});     // and is scaled to the half that was asked for
+  const Found dead = find({{0, 0, 0, 0}, {1, 1, 1, 1}}, {.evict = 0.5, .protect = 0});
+  REQUIRE(dead.status == Status::ok);
+  REQUIRE(sum(dead.forget) == 4);
+  const Found odd = find({{inf, 2, -inf, 1}, {3, 2, 1, 0}}, {.evict = 0.5, .protect = 1}), plain = find({{0, 2, 0, 1}, {3, 2, 1, 0}}, {.evict = 0.5, .protect = 1});
+  REQUIRE(odd.forget == plain.forget);  // counts as 0
 }

@@ -183,6 +183,9 @@ TEST_CASE("critical: without projections that fit, or over the wrong policy, it 
   other.layers = 3;
   REQUIRE(Critical{evict::H2O{}, output}.validate(other) == Status::shape_mismatch);
   other = shape, other.value_dim = 4;
+  LayerMatrices none = output;
+  none.rows = 0;
+  REQUIRE(Critical{evict::H2O{}, none}.validate(shape) == Status::shape_mismatch);
   REQUIRE(Critical{evict::H2O{}, output}.validate(other) == Status::shape_mismatch);
   for (const double first : {-0.1, 1.1, std::nan("")})
     REQUIRE(Critical{evict::H2O{}, output, first}.validate(shape) == Status::invalid_argument);

@@ -71,6 +71,9 @@ TEST_CASE("dms: scale and offset, and gates that are not numbers", "[evict][dms]
   REQUIRE(evict::Dms{.window = 0}.validate({}) == Status::invalid_argument);
   REQUIRE(evict::Dms{.scale = 0}.validate({}) == Status::invalid_argument);
   REQUIRE(evict::Dms{.offset = -1}.validate({}) == Status::invalid_argument);
+  REQUIRE(evict::Dms{.scale = 1.1e9f}.validate({}) == Status::invalid_argument);
+  REQUIRE(evict::Dms{.offset = 1.1e9f}.validate({}) == Status::invalid_argument);
+  REQUIRE(evict::Dms{.scale = 1e9f, .offset = 1e9f}.validate({}) == Status::ok);
 }
 
 TEST_CASE("dms: a cache's heads grow apart and memory follows them", "[evict][dms]") {

@@ -222,6 +222,38 @@ TEST_CASE("erased: no pipeline, or one wrapped too often, is refused at every st
   REQUIRE(none.step(2, Phase::prefill_end) == Status::not_supported);
 }
 
+TEST_CASE("erased: a block that is not there asks for nothing, chooses nothing and works on nothing", "[evict][erased]") {
+  const evict::AnyPipeline none;
+  const evict::detail::View view{};
+  Context<Cpu> ctx;
+  Scratch scratch;
+  index_t budget = -1;
+  const auto& source = none.source;
+  REQUIRE(source.attention().rows == AttentionNeed::Rows::none);
+  REQUIRE(source.queries().rows == AttentionNeed::Rows::none);
+  REQUIRE(source.inputs().empty());
+  REQUIRE((source.lanes() == 0 && source.score_lane() == -1));
+  REQUIRE_FALSE((source.one_set() || source.gives_shares() || source.by_age() || source.rotated_keys() || source.probes()));
+  REQUIRE(source.observe(ctx, view, {}) == Status::not_supported);
+  REQUIRE(source.observe_turn(ctx, view, {}) == Status::not_supported);
+  REQUIRE(source.observe_probe(ctx, view, {}, scratch) == Status::not_supported);
+  REQUIRE(source.score(ctx, view, {}, {}, scratch) == Status::not_supported);
+  REQUIRE_FALSE((none.pool.keeps_shares() || none.pool.leaves_scores()));
+  REQUIRE(none.pool.run(ctx, view, nullptr, {}, scratch) == Status::not_supported);
+  REQUIRE_FALSE(none.protect.judges_once());
+  REQUIRE((none.protect.most() == 0 && none.protect.of(view, 0).size() == 0));
+  REQUIRE_FALSE(none.allocate.uses_scores());
+  REQUIRE(none.allocate.model_share().keep == evict::ModelShare{}.keep);
+  REQUIRE(none.allocate.expects(view, 0, {}) == 0);
+  REQUIRE(none.allocate.run(ctx, view, {}, nullptr, &budget, scratch) == Status::not_supported);
+  REQUIRE(budget == -1);
+  REQUIRE_FALSE((none.select.takes_best() || none.select.reads_scores()));
+  REQUIRE(none.select.run(ctx, view, {}, nullptr, {}, scratch) == Status::not_supported);
+  for (const std::size_t bytes : {source.workspace_bytes({}, 99), none.pool.workspace_bytes({}, 99), none.allocate.workspace_bytes({}, 99), none.select.workspace_bytes({}, 99)})
+    REQUIRE(bytes == 0);
+  REQUIRE_FALSE(none.trigger.fires(view, {}));
+}
+
 TEST_CASE("erased: run-time pipelines keep the promises", "[evict][erased]") {
   check_promises(Any(evict::H2O{.heavy = 16, .recent = 8}), Any(evict::H2O{.heavy = 300, .recent = 8}));
 }

@@ -180,5 +180,6 @@ TEST_CASE("expected_attention: a cache that stores raw keys is refused, one with
   REQUIRE(E{.sinks = -1}.validate(shape) == Status::invalid_argument);
   REQUIRE(E{.horizon = 0}.validate(shape) == Status::invalid_argument);
   REQUIRE(E{.epsilon = -1}.validate(shape) == Status::invalid_argument);
+  REQUIRE(E{.epsilon = 1.1e6f}.validate(shape) == Status::invalid_argument);
   REQUIRE(E{.rope = {.base = -3}}.validate(shape) != Status::ok);
 }

@@ -167,6 +167,17 @@ TEST_CASE("locret: without weights, or with others than the cache's, there is no
   const PickHeads pick({.q_heads = 2, .kv_heads = 2, .head_dim = 4});
   const CacheShape small{.q_heads = 2, .kv_heads = 2, .head_dim = 4};
   REQUIRE(pick.policy(4, 3, 9).validate(small) == Status::ok);
+  const auto with = [&](auto change) {
+    auto p = pick.policy(4, 3, 9);
+    change(p);
+    return p.validate(small);
+  };
+  REQUIRE(with([](auto& p) { p.retain_out = {}; }) == Status::missing_input);
+  REQUIRE(with([](auto& p) { p.retain_in.layers = 2; }) == Status::shape_mismatch);
+  REQUIRE(with([](auto& p) { p.retain_out.layers = 2; }) == Status::shape_mismatch);
+  REQUIRE(with([](auto& p) { p.retain_in.rows -= 1; }) == Status::shape_mismatch);
+  REQUIRE(with([](auto& p) { p.retain_out.rows += 1; }) == Status::shape_mismatch);
+  REQUIRE(with([](auto& p) { p.retain_out.columns = 1; }) == Status::shape_mismatch);
   REQUIRE(pick.policy(4, 4, 0).validate(small) == Status::invalid_argument);
   REQUIRE(pick.policy(4, -1, 0).validate(small) == Status::invalid_argument);
   REQUIRE(pick.policy(4, 1, -1).validate(small) == Status::invalid_argument);

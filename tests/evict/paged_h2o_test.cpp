@@ -131,5 +131,8 @@ TEST_CASE("paged_h2o: sizes out of range are refused", "[evict][paged_h2o]") {
   for (const PagedH2O& bad : {PagedH2O{.page = 0}, {.page = -1}, {.page = 48}, {.start = -32}, {.start = 33}, {.evictable = 0},
                               {.evictable = 100}, {.recent = -32}, {.recent = 1}, {.window = -1}, {.width = 0}, {.width = 65}})
     REQUIRE(bad.validate({}) == Status::invalid_argument);
+  constexpr index_t large = index_t{1} << 31;  // more would not be counted
+  for (const PagedH2O& bad : {PagedH2O{.page = 2 * large, .start = 0, .evictable = 2 * large, .recent = 0}, {.start = large + 32}, {.evictable = large + 32}, {.recent = large + 32}})
+    REQUIRE(bad.validate({}) == Status::invalid_argument);
   REQUIRE(PagedH2O{.page = 1, .start = 0, .evictable = 1, .recent = 0, .window = 0, .width = 1}.validate({}) == Status::ok);
 }

@@ -123,6 +123,7 @@ TEST_CASE("prefixkv: heads of different lengths, and a table of another model, a
   REQUIRE(p.validate({.layers = 3}) == Status::shape_mismatch);
   REQUIRE(PrefixKV{}.validate({.layers = 2}) == Status::missing_input);
   REQUIRE(std::string(PrefixKV{}.missing()) == "evicted");
+  REQUIRE(p.missing() == nullptr);
   REQUIRE(PrefixKV{.sinks = -1, .evicted = {part, 2}}.validate({.layers = 2}) == Status::invalid_argument);
   REQUIRE(PrefixKV{.recent = 0, .evicted = {part, 2}}.validate({.layers = 2}) == Status::invalid_argument);
   REQUIRE(PrefixKV{.distance = -1, .evicted = {part, 2}}.validate({.layers = 2}) == Status::invalid_argument);

@@ -105,6 +105,10 @@ TEST_CASE("razor_attention: tables and fields that cannot be are refused", "[evi
   REQUIRE(with([](auto&) {}) == Status::ok);
   REQUIRE(with([](auto& p) { p.echo = {}; }) == Status::missing_input);
   REQUIRE(with([](auto& p) { p.induction.layers = 1; }) == Status::shape_mismatch);
+  REQUIRE(with([](auto& p) { p.echo.layers = 1; }) == Status::shape_mismatch);
+  const std::vector<float> nan(8, NAN);
+  REQUIRE(with([&](auto& p) { p.induction.data = nan.data(); }) == Status::invalid_argument);
+  REQUIRE(with([&](auto& p) { p.echo.data = nan.data(); }) == Status::invalid_argument);
   REQUIRE(with([](auto& p) { p.induction_part = 1.5; }) == Status::invalid_argument);
   REQUIRE(with([](auto& p) { p.echo_part = -0.1; }) == Status::invalid_argument);
   REQUIRE(with([](auto& p) { p.sinks = -1; }) == Status::invalid_argument);

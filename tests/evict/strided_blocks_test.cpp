@@ -74,7 +74,7 @@ TEST_CASE("strided_blocks: keeps the promises of a pipeline", "[evict][strided_b
 }
 
 TEST_CASE("strided_blocks: sizes out of range are refused", "[evict][strided_blocks]") {
-  for (const index_t bad : {-1, 0}) {
+  for (const index_t bad : {index_t{-1}, index_t{0}, index_t{1} << 62}) {
     REQUIRE(StridedBlocks{.block = bad}.validate({}) == Status::invalid_argument);
     REQUIRE(StridedBlocks{.local = bad}.validate({}) == Status::invalid_argument);
     REQUIRE(StridedBlocks{.every = bad}.validate({}) == Status::invalid_argument);

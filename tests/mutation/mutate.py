@@ -27,6 +27,7 @@ PARTS = {
     "selection": [
         ("backend/cpu/top_k.hpp", ["prim/top_k"]),
         ("prim/rank_bits.hpp", ["prim/top_k"]),
+        ("prim/block_top_k.hpp", ["prim/block_top_k"]),
         ("backend/cpu/block_top_k.hpp", ["prim/block_top_k"]),
         ("backend/cpu/chunk_top_k.hpp", ["prim/chunk_top_k"]),
         ("backend/cpu/lift_top.hpp", ["prim/lift_top"]),
@@ -59,6 +60,8 @@ PARTS = {
         ("backend/cpu/rope.hpp", ["prim/rope", "position/rope"]),
         ("position/reindex.hpp", ["position/reindex"]),
         ("position/rerotate.hpp", ["position/rerotate"]),
+        ("cache/query_window.hpp", ["cache/query_window"]),
+        ("evict/blocks/protect.hpp", ["evict/pipeline", "evict/page_round", "evict/sink_window"]),
     ],
     "slots": [
         ("cache/kept.hpp", ["cache/kept"]),

@@ -28,7 +28,7 @@ struct MergeTable {
   StageTraits traits_of_stage;
 
   template <class M>
-  static constexpr MergeTable of() {
+  static consteval MergeTable of() {
     MergeTable t{};
     t.validate = [](const MergeRoom& m, const CacheShape& s) { return m.as<M>().validate(s); };
     t.word = M::about.word;

@@ -80,7 +80,7 @@ concept TriggerBlock = requires(const T trigger, const StepView<B>& view) {
 
 /// The inputs that a default policy asks for; none where that is only known at run time.
 template <class P>
-constexpr Inputs asks_for() {
+consteval Inputs asks_for() {
   if constexpr (requires { typename std::bool_constant<P{}.pipeline().inputs().empty()>; })
     return P{}.pipeline().inputs();
   else

@@ -13,7 +13,7 @@ struct ProtectTable {
   Protected (*shield)(At, const View&, index_t);
 
   template <class P>
-  static constexpr ProtectTable of() {
+  static consteval ProtectTable of() {
     return {[](At a) { return evict::judges_once(block_at<P>(a)); },
             [](At a) { return block_at<P>(a).most(); },
             [](At a, const View& v, index_t h) { return block_at<P>(a).of(v, h); }};
@@ -29,7 +29,7 @@ struct AllocateTable {
   Status (*run)(At, Ctx&, const View&, RaggedView<const float>, const Protected*, index_t*, Scratch&);
 
   template <class A>
-  static constexpr AllocateTable of() {
+  static consteval AllocateTable of() {
     return {[](At a) { return block_at<A>(a).uses_scores(); },
             [](At a) { return evict::model_share(block_at<A>(a)); },
             [](At a, const View& v, index_t h, Protected p) { return expected_slots(block_at<A>(a), v, h, p); },
@@ -48,7 +48,7 @@ struct SelectTable {
                 Scratch&);
 
   template <class S>
-  static constexpr SelectTable of() {
+  static consteval SelectTable of() {
     return {[](At a) { return evict::takes_best(block_at<S>(a)); },
             [](At a) { return evict::reads_scores(block_at<S>(a)); },
             [](At a, const CacheShape& s, index_t n) { return block_at<S>(a).workspace_bytes(s, n); },
@@ -62,7 +62,7 @@ struct TriggerTable {
   bool (*fires)(At, const View&, LayerBudget<Cpu>);
 
   template <class T>
-  static constexpr TriggerTable of() {
+  static consteval TriggerTable of() {
     return {[](At a, const View& v, LayerBudget<Cpu> b) { return trigger_fires(block_at<T>(a), v, b); }};
   }
 };

@@ -36,7 +36,7 @@ struct SourceTable {
   Status (*score)(At, Ctx&, const View&, LaneViews, RaggedView<float>, Scratch&);
 
   template <class S>
-  static constexpr SourceTable of() {
+  static consteval SourceTable of() {
     return {[](At a) { return block_at<S>(a).attention(); },
             [](At a) { return query_need(block_at<S>(a)); },
             [](At a) { return input_need(block_at<S>(a)); },
@@ -69,7 +69,7 @@ struct PoolTable {
   Status (*run)(At, Ctx&, const View&, const Protected*, RaggedView<float>, Scratch&);
 
   template <class P>
-  static constexpr PoolTable of() {
+  static consteval PoolTable of() {
     return {[](At a) { return evict::keeps_shares(block_at<P>(a)); },
             [](At a) { return evict::leaves_scores(block_at<P>(a)); },
             [](At a, const CacheShape& s, index_t n) { return block_at<P>(a).workspace_bytes(s, n); },
