@@ -66,7 +66,7 @@ class Bench:
         source, program = work / "tests.cpp", work / "program"
         source.write_text(together(tests))
         launcher = self.options.launcher.split()
-        steps = [[*self.compiler(), *COUNTED, "-c", source, "-o", work / "tests.o"],
+        steps = [[*self.compiler(), f"-I{tests[0].parent}", *COUNTED, "-c", source, "-o", work / "tests.o"],
                  [*launcher, self.options.compiler, "-fprofile-instr-generate", "-pthread", work / "tests.o", *self.main,
                   *([self.options.library] if self.options.library else []), "-o", program],
                  [*launcher, program],

@@ -80,45 +80,71 @@ struct Candidates {
   index_t here() const { return inside < room ? inside : room; }
 };
 
-/// `rank_bits` of sixteen scores.
-[[gnu::always_inline]] inline __m512i rank_keys(__m512 scores) {
+/// `rank_bits` of sixteen scores; `numbers`: those that are not NaN.
+[[gnu::always_inline]] inline __m512i rank_keys(__m512 scores, __mmask16& numbers) {
   const __m512i b = _mm512_castps_si512(_mm512_add_ps(scores, _mm512_setzero_ps()));
   const __m512i sign = _mm512_srai_epi32(b, 31), top = _mm512_set1_epi32(static_cast<int>(0x80000000u));
-  return _mm512_maskz_xor_epi32(_mm512_cmp_ps_mask(scores, scores, _CMP_ORD_Q), b, _mm512_or_si512(sign, top));
+  numbers = _mm512_cmp_ps_mask(scores, scores, _CMP_ORD_Q);
+  return _mm512_maskz_xor_epi32(numbers, b, _mm512_or_si512(sign, top));
+}
+[[gnu::always_inline]] inline __m512i rank_keys(__m512 scores) {
+  __mmask16 numbers;
+  return rank_keys(scores, numbers);
 }
 [[gnu::always_inline]] inline __m512i all_bits(std::uint32_t x) { return _mm512_set1_epi32(static_cast<int>(x)); }
 
 /// Keeps keys in [low, high].
 inline void gather(const float* scores, index_t n, std::uint32_t low, std::uint32_t high, Candidates& c) {
-  c.inside = c.above = 0;
   const __m512i l = all_bits(low), h = all_bits(high);
-  for (index_t i = 0; i < n; i += 16) {
-    const auto valid = static_cast<__mmask16>(n - i >= 16 ? 0xffffu : (1u << (n - i)) - 1u);
-    const __m512i keys = rank_keys(_mm512_maskz_loadu_ps(valid, scores + i));
+  index_t inside = 0, above = 0;  // no store of a key can change these
+  const auto take = [&](const float* from, __mmask16 valid) __attribute__((always_inline)) {
+    const __m512i keys = rank_keys(_mm512_maskz_loadu_ps(valid, from));
     const __mmask16 over = _mm512_mask_cmpgt_epu32_mask(valid, keys, h);
     const auto in = static_cast<__mmask16>(_mm512_mask_cmpge_epu32_mask(valid, keys, l) & ~over);
-    c.above += __builtin_popcount(over);
-    if (c.inside < Candidates::room) _mm512_storeu_si512(c.key + c.inside, _mm512_maskz_compress_epi32(in, keys));
-    c.inside += __builtin_popcount(in);
-  }
+    above += __builtin_popcount(over);
+    if (inside < Candidates::room) _mm512_storeu_si512(c.key + inside, _mm512_maskz_compress_epi32(in, keys));
+    inside += __builtin_popcount(in);
+  };
+  index_t i = 0;
+  for (; i + 16 <= n; i += 16) take(scores + i, 0xffff);
+  if (i < n) take(scores + i, first_lanes(n - i));
+  c.inside = inside, c.above = above;
 }
 
 inline index_t at_least(const std::uint32_t* keys, index_t n, std::uint32_t least) {
-  __m512i count = _mm512_setzero_si512();
   const __m512i l = all_bits(least), one = all_bits(1);
-  for (index_t i = 0; i < n; i += 16) {
-    const auto valid = static_cast<__mmask16>(n - i >= 16 ? 0xffffu : (1u << (n - i)) - 1u);
-    const __mmask16 m = _mm512_mask_cmpge_epu32_mask(valid, _mm512_loadu_si512(keys + i), l);
-    count = _mm512_mask_add_epi32(count, m, count, one);
+  __m512i count = _mm512_setzero_si512(), count2 = count;
+  index_t i = 0;
+  for (; i + 32 <= n; i += 32) {
+    count = _mm512_mask_add_epi32(count, _mm512_cmpge_epu32_mask(_mm512_loadu_si512(keys + i), l), count, one);
+    count2 = _mm512_mask_add_epi32(count2, _mm512_cmpge_epu32_mask(_mm512_loadu_si512(keys + i + 16), l), count2, one);
   }
-  return _mm512_reduce_add_epi32(count);
+  for (; i < n; i += 16) {
+    const __mmask16 valid = n - i >= 16 ? __mmask16{0xffff} : first_lanes(n - i);
+    count = _mm512_mask_add_epi32(count, _mm512_mask_cmpge_epu32_mask(valid, _mm512_loadu_si512(keys + i), l), count, one);
+  }
+  return _mm512_reduce_add_epi32(_mm512_add_epi32(count, count2));
 }
 
-/// The `rank`-th largest of n keys in [low, high], by halving.
+/// The smallest key that is not below `least`.
+inline std::uint32_t smallest_from(const std::uint32_t* keys, index_t n, std::uint32_t least) {
+  const __m512i l = all_bits(least);
+  __m512i found = all_bits(0xffffffffu);
+  for (index_t i = 0; i < n; i += 16) {
+    const __mmask16 valid = n - i >= 16 ? __mmask16{0xffff} : first_lanes(n - i);
+    const __m512i k = _mm512_loadu_si512(keys + i);
+    found = _mm512_mask_min_epu32(found, _mm512_mask_cmpge_epu32_mask(valid, k, l), found, k);
+  }
+  return _mm512_reduce_min_epu32(found);
+}
+
+/// The `rank`-th largest of n keys in [low, high], by halving until no other key is as near.
 inline std::uint32_t nth_largest(const std::uint32_t* keys, index_t n, index_t rank, std::uint32_t low, std::uint32_t high) {
   while (low < high) {
     const std::uint32_t middle = high - (high - low) / 2;
-    if (at_least(keys, n, middle) >= rank) low = middle;
+    const index_t count = at_least(keys, n, middle);
+    if (count == rank) return smallest_from(keys, n, middle);
+    if (count > rank) low = middle;
     else high = middle - 1;
   }
   return low;
@@ -139,7 +165,7 @@ inline RowCutoff cutoff(const float* scores, index_t n, index_t k) {
   if (n > Candidates::room) {
     constexpr index_t sample = 1024;
     float some[sample];
-    for (index_t i = 0; i < sample; ++i) some[i] = scores[i * n / sample];
+    for (index_t i = 0, step = n / sample; i < sample; ++i) some[i] = scores[i * step];
     gather(some, sample, low, high, c);
     narrow_to(c.key, sample, k, n, low, high);
   }
@@ -161,15 +187,17 @@ inline index_t pick(const float* scores, index_t n, std::int32_t first, RowCutof
   std::int32_t* at = out;
   const __m512i bits = all_bits(cut.bits);
   __m512i place = _mm512_add_epi32(_mm512_set1_epi32(first), _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15));
-  index_t i = 0;
+  index_t i = 0, bad = 0;
   for (; i + 16 <= n; i += 16, place = _mm512_add_epi32(place, _mm512_set1_epi32(16))) {
-    const __m512i keys = rank_keys(_mm512_loadu_ps(scores + i));
+    __mmask16 numbers;
+    const __m512i keys = rank_keys(_mm512_loadu_ps(scores + i), numbers);
     unsigned stays = _mm512_cmpgt_epu32_mask(keys, bits);
     for (unsigned even = _mm512_cmpeq_epu32_mask(keys, bits); even != 0 && cut.ties > 0; even &= even - 1, --cut.ties) stays |= even & (0u - even);
-    nan += __builtin_popcount(_mm512_testn_epi32_mask(keys, keys));
+    bad += 16 - __builtin_popcount(numbers);
     _mm512_storeu_si512(at, _mm512_maskz_compress_epi32(static_cast<__mmask16>(stays), place));  // `at` is never ahead of i
     at += __builtin_popcount(stays);
   }
+  nan += bad;
   return at - out + portable::pick(scores + i, n - i, first + static_cast<std::int32_t>(i), cut, at, nan);
 }
 
