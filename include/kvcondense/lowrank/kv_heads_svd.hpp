@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cmath>
+#include <concepts>
 
 #include <kvcondense/core/backend.hpp>
 #include <kvcondense/core/model_arrays.hpp>
@@ -61,24 +62,29 @@ struct KvHeadsSvd {
   /// The model's keys [kv_heads, tokens, head_dim], as attention compares them, to shared ones [groups, tokens, columns].
   template <Backend B>
   Status join_keys(Context<B>& ctx, const CacheShape& model, index_t layer, TensorView<const float, 3> rows, TensorView<float, 3> out) const {
-    return prim::HeadMixing<B>::join(ctx, rows, mix(keys, layer, model.kv_heads, columns, model.head_dim), out);
+    return Mixing<B>::join(ctx, rows, mix(keys, layer, model.kv_heads, columns, model.head_dim), out);
   }
   template <Backend B>
   Status join_values(Context<B>& ctx, const CacheShape& model, index_t layer, TensorView<const float, 3> rows, TensorView<float, 3> out) const {
-    return prim::HeadMixing<B>::join(ctx, rows, mix(values, layer, model.kv_heads, value_columns, model.values()), out);
+    return Mixing<B>::join(ctx, rows, mix(values, layer, model.kv_heads, value_columns, model.values()), out);
   }
   /// Queries [q_heads, tokens, head_dim] to what shared keys are compared with.
   template <Backend B>
   Status map_queries(Context<B>& ctx, const CacheShape& model, index_t layer, TensorView<const float, 3> rows, TensorView<float, 3> out) const {
-    return prim::HeadMixing<B>::map(ctx, rows, decoding(keys, layer, model.kv_heads, columns, model.head_dim), keys.groups, out);
+    return Mixing<B>::map(ctx, rows, decoding(keys, layer, model.kv_heads, columns, model.head_dim), keys.groups, out);
   }
   /// The cache's outputs [q_heads, tokens, value columns] to the model's [q_heads, tokens, value_dim].
   template <Backend B>
   Status map_outputs(Context<B>& ctx, const CacheShape& model, index_t layer, TensorView<const float, 3> rows, TensorView<float, 3> out) const {
-    return prim::HeadMixing<B>::back(ctx, rows, decoding(values, layer, model.kv_heads, value_columns, model.values()), values.groups, out);
+    return Mixing<B>::back(ctx, rows, decoding(values, layer, model.kv_heads, value_columns, model.values()), values.groups, out);
   }
 
  private:
+  template <Backend B>
+  struct Mixing : prim::HeadMixing<B> {
+    static_assert(std::same_as<B, Cpu>, "kv_heads_svd has its bases in the CPU's memory: map rows with a Context<Cpu>.");
+  };
+
   static Status check(const HeadBases& b, const CacheShape& model, index_t dim, index_t columns) {
     if (b.layers != model.layers || b.groups < 1 || model.kv_heads % b.groups != 0 || b.dim != model.kv_heads / b.groups * dim)
       return Status::shape_mismatch;

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <concepts>
 #include <span>
 
 #include <kvcondense/core/backend.hpp>
@@ -31,6 +32,8 @@ namespace kvcondense::reuse {
 /// Errors   invalid_argument, shape_mismatch, workspace_too_small, out_of_memory. The memory is then as it was.
 template <Backend B>
 class LongMem {
+  static_assert(std::same_as<B, Cpu>, "longmem fills its chunks on the CPU: use LongMem<Cpu>.");
+
  public:
   static constexpr Descriptor about{"longmem", Stage::reuse, "arXiv:2306.07174"};
 
