@@ -30,7 +30,7 @@ set(KVCONDENSE_TEST_ROOMS "" CACHE STRING "Build the tests of these rooms only (
 set(KVCONDENSE_TEST_PREFIX "" CACHE STRING "Put before the name of every test in CTest")
 option(KVCONDENSE_TEST_HOUSE "Register house rules, must-not-compile and consumer tests" ON)
 option(KVCONDENSE_QUICK_BENCH "Compile benchmarks and the evaluation tool in little time, not for speed" OFF)
-option(KVCONDENSE_TEST_CUDA_SWEEP "Register the tests of caches on CUDA in every shape (minutes)" OFF)
+option(KVCONDENSE_TEST_CUDA_SWEEP "Try methods in caches on CUDA in every shape, and as PTX (minutes)" OFF)
 option(KVCONDENSE_TEST_CUDA_DEVICE "Build the CUDA tests for this machine's GPU and run them" OFF)
 mark_as_advanced(KVCONDENSE_TEST_ROOMS KVCONDENSE_TEST_PREFIX KVCONDENSE_TEST_HOUSE KVCONDENSE_QUICK_BENCH)
 

@@ -2,12 +2,10 @@
 
 #include <vector>
 
-#include <kvcondense/budget/ada.hpp>
 #include <kvcondense/budget/head_table.hpp>
 #include <kvcondense/budget/ratio.hpp>
 #include <kvcondense/evict/h2o.hpp>
 #include <kvcondense/evict/knorm.hpp>
-#include <kvcondense/evict/rkv.hpp>
 #include <kvcondense/evict/sink_window.hpp>
 #include <kvcondense/quant/group_int.hpp>
 #include <kvcondense/quant/kivi.hpp>
@@ -79,19 +77,6 @@ TEST_CASE("cuda cache: what stays is coded, what is coded leaves") {
   norms.forward(40);
   for (int i = 0; i < 3; ++i) norms.forward(2);
   CHECK(make_cache<Cuda>(shape, recipe(evict::SinkWindow{.recent = 9}, quant::GroupInt<4>{.key_axis = prim::GroupAxis::channel})).status() == Status::not_supported);
-}
-
-TEST_CASE("cuda cache: queries and budgets by scores over codes") {
-  const CacheShape shape{.q_heads = 6, .kv_heads = 2, .head_dim = 64};
-  Pair asked(recipe(evict::RKV{.tokens = 30, .window = 6, .kernel = 3, .slack = 4}, quant::GroupInt<8>{.residual_window = 8, .sinks = 2}),
-             "rkv(tokens=30, window=6, kernel=3, slack=4) + int8(residual=8, sinks=2)", shape);
-  asked.forward(41);
-  for (int i = 0; i < 12; ++i) asked.forward(1);
-  Pair shared(recipe(budget::Ada{evict::H2O{.heavy = 20, .recent = 10}, 0.2}, quant::GroupInt<8>{.residual_window = 8, .sinks = 2}),
-              "ada(h2o(heavy=20, recent=10), floor=0.2) + int8(residual=8, sinks=2)", shape);
-  shared.forward(44);
-  for (int i = 0; i < 6; ++i) shared.forward(2);
-  shared.compare_reports();
 }
 
 TEST_CASE("cuda cache: a turn codes what a removal has left, and nothing that it has not") {
