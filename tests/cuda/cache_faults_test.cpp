@@ -101,6 +101,23 @@ TEST_CASE("cuda cache: methods that it does not take, inputs that it misses") {
   CHECK(shared->total_slots(0) == 6);
 }
 
+TEST_CASE("cuda cache: what it plans for single tokens is enough for what a pool wants") {
+  test::Device device;
+  const CacheShape shape{.q_heads = 8, .kv_heads = 8, .head_dim = 64, .page_slots = 16};
+  test::OnDevice<float> x(device, std::vector<float>(8 * 64, 0.5f));
+  const auto row = dense_view(static_cast<const float*>(x.data()), 8, 1, 64);
+  auto c = make_cache<Cuda>(shape, recipe(evict::RKV{.tokens = 62, .window = 6, .kernel = 3, .slack = 2}));
+  REQUIRE(c);
+  Context<Cuda> ctx = device.with_workspace(c->workspace_bytes(64, 1));
+  StepInputs in;
+  in.queries = row;
+  for (int i = 0; i < 66; ++i) {
+    REQUIRE(c->append(ctx, 0, row, row) == Status::ok);
+    REQUIRE(c->step(ctx, 0, in, Phase::decode) == Status::ok);
+  }
+  CHECK(c->total_slots(0) == 8 * 62);
+}
+
 TEST_CASE("cuda cache: a number that is none is counted once, though it becomes a code later") {
   test::Device device;
   const CacheShape shape{.q_heads = 2, .kv_heads = 2, .head_dim = 16, .page_slots = 4};

@@ -262,15 +262,17 @@ TEST_CASE("cuda row_redundancy: to 1e-5 of the CPU's, where repetitions are foun
     std::vector<float> expected(at(offset.back()), 7.0f), inverse = expected;
     Context<Cpu> cpu;
     const DenseRows host(dense_view(static_cast<const float*>(x.data()), index_t{4}, most, dim));
-    Scratch none;
-    REQUIRE(prim::RowRedundancy<Cpu>::run(cpu, host, threshold, {inverse.data(), offset.data(), 4}, {expected.data(), offset.data(), 4}, none) == Status::ok);
+    const std::size_t bytes = prim::row_redundancy_bytes(4 * most, 4, dim);
+    Workspace work;
+    REQUIRE(work.reserve(bytes) == Status::ok);
+    Scratch host_scratch(work.bytes());
+    REQUIRE(prim::RowRedundancy<Cpu>::run(cpu, host, threshold, {inverse.data(), offset.data(), 4}, {expected.data(), offset.data(), 4}, host_scratch) == Status::ok);
     test::each_way([&] {
       test::Device device;
       test::DeviceRows rows(device, x, slots, most, dim);
       test::OnDevice<float> scratch(device, inverse), out(device, std::vector<float>(expected.size(), 7.0f));
       test::OnDevice<index_t> o(device, offset);
-      const std::size_t bytes = prim::RowRedundancy<Cuda>::workspace_bytes(4, most, dim);
-      Context<Cuda> ctx = device.with_workspace(bytes), small = ctx.with_workspace(ctx.workspace().first(bytes - Scratch::align - 1));
+      Context<Cuda> ctx = device.with_workspace(Scratch::align + bytes), small = ctx.with_workspace(ctx.workspace().first(bytes - 1));
       const auto run = [&](Context<Cuda>& c, index_t heads) {
         Scratch room(c.workspace());
         return prim::RowRedundancy<Cuda>::run(c, rows.rows(), threshold, {scratch.data(), o.data(), heads}, {out.data(), o.data(), heads}, room);

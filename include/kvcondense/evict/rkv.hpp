@@ -26,7 +26,7 @@ namespace kvcondense::evict {
 ///          them raw.
 /// Shapes   queries [q_heads, tokens, head_dim], keys and scores [kv_heads, slots].
 /// Cost     the last `window` queries of a layer, and every `slack` tokens: two reads of all keys for
-///          attention, and between two and slots / 32 of them for repetition; slots * 12 bytes of workspace.
+///          attention, and between two and slots / 64 of them for repetition; slots * 28 bytes of workspace.
 /// Numbers  importance: the largest logit of the query group, softmax over the slots before the window, mean
 ///          over the window's rows, maximum pooling; score = lambda * importance - (1 - lambda) * redundancy
 ///          (prim/row_redundancy.hpp), float32. A layer of `slack` slots per head more than its budget is cut

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstdint>
 #include <limits>
 
 #include <kvcondense/backend/cpu/context.hpp>
@@ -19,9 +20,16 @@ namespace kvcondense::prim {
 template <>
 struct RowRedundancy<Cpu> {
   static Status run(Context<Cpu>& ctx, const SlotRows<Cpu>& rows, float threshold, RaggedView<float> inverse,
-                    RaggedView<float> out, Scratch&) {
+                    RaggedView<float> out, Scratch& scratch) {
+    const index_t total = out.heads > 0 ? out.offset[out.heads] : 0;
+    // What every backend is given: what a pipeline plans for is the same on all of them.
+    if (scratch.left() < row_redundancy_bytes(total, out.heads, rows.dim())) return Status::workspace_too_small;
+    const RaggedView<std::int32_t> earlier{scratch.take<std::int32_t>(total), out.offset, out.heads};
+    auto* reached = scratch.take<std::int32_t>(total / together + out.heads);
+    if (earlier.data == nullptr || reached == nullptr) return Status::workspace_too_small;
     ctx.parallel(out.heads, [&](index_t h, index_t) {
-      Head head{rows, h, out.length(h), rows.dim(), threshold, inverse.row(h), out.row(h)};
+      Head head{rows, h, out.length(h), rows.dim(), threshold, inverse.row(h), out.row(h), earlier.row(h),
+                reached + out.offset[h] / together + h};
       head.find_lengths();
       head.add_cosines();
       head.normalise();
@@ -38,6 +46,8 @@ struct RowRedundancy<Cpu> {
     index_t head, n, dim;
     float threshold;
     float *inverse, *out;
+    std::int32_t* earlier;  ///< per row: the last row of a block before its own that repeats it, as far as those blocks looked; or -1
+    std::int32_t* reached;  ///< per block: the first row that it looked at behind itself
     index_t good = 0;
     double sum[max_head_dim] = {};  ///< of all directions
 
@@ -49,7 +59,7 @@ struct RowRedundancy<Cpu> {
         const float square = cpu::dot(x, x, dim);
         const bool fine = std::isfinite(square);
         inverse[j] = fine ? 1.0f / (std::sqrt(square) + 1e-8f) : std::numeric_limits<float>::quiet_NaN();
-        out[j] = 0.0f;
+        out[j] = 0.0f, earlier[j] = -1;
         if (!fine) continue;
         ++good;
         for (index_t d = 0; d < dim; ++d) sum[d] += static_cast<double>(x[d] * inverse[j]);
@@ -79,27 +89,55 @@ struct RowRedundancy<Cpu> {
       }
     }
 
+    /// From the last row to the block itself; what lies before it was met when blocks there looked at this one, unless they
+    /// had found all they wanted before they came to it.
     void look_back(const float* block, index_t first, index_t count) {
-      alignas(64) float other[tile * max_head_dim];
-      float cosine[together * tile];
       bool found[together];
       index_t left = 0;
       for (index_t i = 0; i < count; ++i) left += !(found[i] = std::isnan(inverse[first + i]));
-      for (index_t at = (n - 1) / tile * tile; at >= 0 && left > 0; at -= tile) {
-        const index_t m = std::min(tile, n - at);
-        read(at, m, other);
-        cpu::dot_rows(other, m, dim, {block, count, dim}, {cosine, count, tile});
-        for (index_t i = 0; i < count; ++i) {
-          const float* c = cosine + i * tile;
-          for (index_t j = m - 1; j >= 0 && !found[i]; --j) {
-            if (at + j == first + i || !(c[j] > threshold)) continue;
-            out[at + j] -= c[j];
-            found[i] = true, --left;
-          }
-          if (at > 0 || found[i] || first + i == 0) continue;
-          out[0] -= c[0];  // none to leave out
+      index_t at = (n - 1) / tile * tile;
+      for (; at >= first && left > 0; at -= tile) left -= look_at(block, first, count, at, found);
+      reached[first / together] = static_cast<std::int32_t>(at + tile);
+      for (at = first - tile; at >= 0 && left > 0; at -= tile) {
+        if (reached[at / together] > first) {
+          left -= look_at(block, first, count, at, found);
+          continue;
+        }
+        for (index_t i = 0; i < count; ++i)
+          if (!found[i] && earlier[first + i] >= at) leave_out(block + i * dim, earlier[first + i]), found[i] = true, --left;
+      }
+      for (index_t i = 0; i < count && left > 0; ++i)
+        if (!found[i] && first + i > 0) leave_out(block + i * dim, 0);
+    }
+
+    /// Looks for repetitions in a tile, and for what rows of the tile repeat; returns how many rows found one.
+    index_t look_at(const float* block, index_t first, index_t count, index_t at, bool* found) {
+      alignas(64) float other[tile * max_head_dim];
+      float cosine[together * tile];
+      const index_t m = std::min(tile, n - at);
+      read(at, m, other);
+      cpu::dot_rows(other, m, dim, {block, count, dim}, {cosine, count, tile});
+      index_t more = 0;
+      for (index_t i = 0; i < count; ++i) {
+        const float* c = cosine + i * tile;
+        index_t above = 0;
+        for (index_t j = 0; j < m; ++j) above += c[j] > threshold;
+        for (index_t j = m - 1; j >= 0 && above > 0; --j) {
+          if (!(c[j] > threshold)) continue;
+          --above;
+          if (at >= first + together) earlier[at + j] = static_cast<std::int32_t>(first + i);
+          if (found[i] || at + j == first + i) continue;
+          out[at + j] -= c[j];
+          found[i] = true, ++more;
         }
       }
+      return more;
+    }
+
+    void leave_out(const float* row, index_t slot) {
+      alignas(64) float other[max_head_dim];
+      read(slot, 1, other);
+      out[slot] -= cpu::dot(other, row, dim);
     }
 
     /// Softmax of the means.

@@ -183,11 +183,6 @@ __global__ void __launch_bounds__(Threads) leave_out_last(RaggedView<const float
 /// the last. No head has more slots than `rows` says.
 template <>
 struct RowRedundancy<Cuda> {
-  static std::size_t workspace_bytes(index_t heads, index_t max_slots, index_t dim) {
-    return Scratch::align + 3 * Scratch::bytes_for<std::int32_t>(heads * max_slots) + Scratch::bytes_for<float>(heads * max_slots) +
-           Scratch::bytes_for<double>(heads * dim);
-  }
-
   static Status run(Context<Cuda>& ctx, const SlotRows<Cuda>& rows, float threshold, RaggedView<float> inverse, RaggedView<float> out,
                     Scratch& scratch) {
     using namespace cuda_kernels;

@@ -18,8 +18,8 @@ struct Redundancy {
   float threshold = 0.5f;  ///< a cosine above it makes a key the repetition of another
 
   constexpr bool keeps_shares() const { return false; }
-  std::size_t workspace_bytes(const CacheShape&, index_t slots) const {
-    return 2 * Scratch::bytes_for<float>(slots);
+  std::size_t workspace_bytes(const CacheShape& shape, index_t slots) const {
+    return 2 * Scratch::bytes_for<float>(slots) + prim::row_redundancy_bytes(slots, shape.kv_heads, shape.head_dim);
   }
 
   /// Protected slots take part as what is repeated; what becomes of their scores nobody reads.
