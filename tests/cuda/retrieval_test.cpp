@@ -169,6 +169,23 @@ TEST_CASE("cuda code_scores: bit for bit the CPU's, one and two bytes") {
   CHECK(prim::CodeScores<Cuda>::scores(device, nullptr, 1, 1, 16, 0, 1, {nullptr, 1, 1}, {nullptr, 2, 1}) == Status::shape_mismatch);
 }
 
+TEST_CASE("cuda code_scores: more rows of tables than a grid is high, more codes than blocks go over at once") {
+  const auto compare = [](index_t rows, index_t count) {
+    std::vector<std::byte> codes(at(count));
+    for (std::size_t i = 0; i < codes.size(); ++i) codes[i] = static_cast<std::byte>(i * 37 % 2);
+    const std::vector<float> tables = normals(rows * 2, 81);
+    std::vector<float> expected(at(rows * count));
+    prim::CodeScores<Cpu>::scores(codes.data(), 1, 1, 2, 0, count, {tables.data(), rows, 2}, {expected.data(), rows, count});
+    test::Device device;
+    test::OnDevice<std::byte> c(device, codes);
+    test::OnDevice<float> t(device, tables), out(device, std::vector<float>(expected.size(), 7.0f));
+    REQUIRE(prim::CodeScores<Cuda>::scores(device, c.data(), 1, 1, 2, 0, count, {t.data(), rows, 2}, {out.data(), rows, count}) == Status::ok);
+    CHECK(out.read() == expected);
+  };
+  compare(70000, 1);
+  compare(1, 262200);
+}
+
 TEST_CASE("cuda metric_length: to 1e-5 of the CPU's") {
   for (const index_t dim : {1, 64, 80, 256}) {
     constexpr index_t rows = 3;
