@@ -38,6 +38,7 @@ template <>
 struct CodeScores<Cuda> {
   static Status scores(Context<Cuda>& ctx, const std::byte* codes, index_t bytes, index_t parts, index_t entries, index_t first, index_t count,
                        RowBlock<const float> tables, RowBlock<float> out) {
+    if (parts == 0) count = 0;  // no sum: `out` stays as it is
     return run<false>(ctx, codes, bytes, parts, entries, first, count, tables, out);
   }
   static Status matches(Context<Cuda>& ctx, const std::byte* codes, index_t bytes, index_t parts, index_t first, index_t count, RowBlock<const float> wanted,
