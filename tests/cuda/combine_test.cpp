@@ -110,4 +110,9 @@ TEST_CASE("cuda segmented_combine: what it refuses") {
   CHECK(prim::SegmentedCombine<Cuda>::run(device, request, coded, exact, 16) == Status::not_supported);
   CHECK(prim::SegmentedCombine<Cuda>::run(device, request, exact, coded, 16) == Status::not_supported);
   CHECK(prim::SegmentedCombine<Cuda>::run(device, request, exact, exact, 16) == Status::workspace_too_small);
+  const SlotRows<Cuda> wide(prim::ExactRows{}, {}, nullptr, 2, 8, 257);
+  CHECK(prim::SegmentedCombine<Cuda>::run(device, request, wide, exact, 16) == Status::shape_mismatch);
+  CHECK(prim::SegmentedCombine<Cuda>::run(device, request, exact, wide, 16) == Status::shape_mismatch);
+  request.keys = request.values = false;  // rows that nobody asks for may be as they like
+  CHECK(prim::SegmentedCombine<Cuda>::run(device, request, wide, wide, 16) == Status::workspace_too_small);
 }
