@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <set>
 #include <vector>
 
 #include <kvcondense/backend/cpu/head_mix.hpp>
@@ -29,10 +30,12 @@ TEST_CASE("cuda head_policies: the CPU's choices and marks, equal scores, NaN") 
   std::vector<float> classes = normals(total, 1), sums = normals(total, 2), near = normals(total, 3), scores = normals(total, 4);
   for (std::size_t i = 0; i < classes.size(); ++i) {
     classes[i] = static_cast<float>(i % 23 == 0 ? TokenClass::special : i % 7 == 0 ? TokenClass::punctuation : TokenClass{});
-    sums[i] = std::fabs(sums[i]) * (i < at(offset[5]) && i % 23 == 0 ? 40.0f : 1.0f), near[i] = 0.9f * sums[i];
+    const bool much = i < at(offset[5]) ? i % 23 == 0 : i % 7 == 0;  // special tokens of some heads, punctuation of the others
+    sums[i] = std::fabs(sums[i]) * (much ? 40.0f : 1.0f), near[i] = 0.9f * sums[i];
     scores[i] = std::round(3.0f * scores[i]);
   }
   scores[60] = NAN, sums[at(offset[6])] = NAN;
+  std::set<prim::HeadPolicy> chosen;
   for (const double recovery : {0.0, 0.3, 0.7, 0.97, 1.5})
     for (const index_t frequent : {index_t{0}, index_t{20}, index_t{1000}}) {
       const auto sets = [&](const float* c, const index_t* o) { return prim::HeadPolicySets{{c, o, heads}, frequent, 9}; };
@@ -40,6 +43,7 @@ TEST_CASE("cuda head_policies: the CPU's choices and marks, equal scores, NaN") 
       Context<Cpu> cpu;
       const auto view = [&](std::vector<float>& x) { return RaggedView<float>{x.data(), offset.data(), heads}; };
       REQUIRE(prim::HeadPolicies<Cpu>::choose(cpu, sets(classes.data(), offset.data()), view(sums), view(near), view(scores), recovery, view(policy)) == Status::ok);
+      for (const float p : policy) chosen.insert(static_cast<prim::HeadPolicy>(static_cast<int>(p)));
       REQUIRE(prim::HeadPolicies<Cpu>::mark(cpu, sets(classes.data(), offset.data()), view(policy), view(marked)) == Status::ok);
       const auto one = [&] {
         test::Device device;
@@ -54,6 +58,8 @@ TEST_CASE("cuda head_policies: the CPU's choices and marks, equal scores, NaN") 
       if (recovery == 0.7 && frequent == 20) test::each_way(one);
       else one();
     }
+  using enum prim::HeadPolicy;
+  CHECK(chosen == std::set{special, punctuation, frequent, local, full});
 }
 
 TEST_CASE("cuda head_mixing: join, map and back, to 1e-5 of the CPU's") {
