@@ -15,6 +15,7 @@
 #include <kvcondense/backend/cuda/retrieve_chunks.cuh>
 
 #include "numbers.hpp"
+#include "paged_heads.hpp"
 
 using namespace kvcondense;
 using test::at;
@@ -67,6 +68,57 @@ TEST_CASE("cuda expected_attention: to 1e-5 of the CPU's, a slot whose logit is 
     };
     if (dim == 80) test::each_way(one);
     else one();
+  }
+}
+
+TEST_CASE("cuda expected_attention: coded keys, a part of the channels turned, an attention factor") {
+  constexpr index_t dim = 96, group = 2, page = 32;
+  const prim::GroupInt<4> codec{.axis = prim::GroupAxis::channel, .group_size = 32};
+  const std::vector<test::ColumnShape> shapes{{.sinks = 3, .coded = 64, .window = 9}, {.sinks = 1}, {.coded = 40, .window = 30, .dead = 3}};
+  const auto heads = static_cast<index_t>(shapes.size());
+  std::vector<index_t> slots;
+  for (const test::ColumnShape& s : shapes) slots.push_back(s.slots());
+  const index_t most = *std::max_element(slots.begin(), slots.end()), q_heads = heads * group;
+  const std::vector<index_t> offset = test::offsets(slots);
+  const test::HostColumn<prim::GroupInt<4>> column(codec, {DType::f16}, dim, page, shapes, 85);
+  std::vector<float> keys(at(heads * most * dim));
+  for (index_t h = 0; h < heads; ++h)
+    column.each(h, 0, slots[at(h)], [&](const prim::SlotRun& run, index_t place, index_t to, index_t count) {
+      const prim::RowBlock<float> rows{keys.data() + (h * most + to) * dim, count, dim};
+      if (run.coded) prim::PageCodec<Cpu, prim::GroupInt<4>>::decode(codec, column.page(run), place, count, rows);
+      else prim::PageCodec<Cpu, prim::ExactRows>::decode(column.exact(), column.page(run), place, count, rows);
+    });
+  const std::vector<float> mean = normals(q_heads * dim, 86);
+  std::vector<float> covariance = normals(q_heads * dim * dim, 87);
+  for (float& x : covariance) x *= 0.1f;
+  for (const bool interleaved : {false, true}) {
+    prim::ExpectedQueries q;
+    q.rope = {.pairing = interleaved ? prim::RopePairing::interleaved : prim::RopePairing::half_split, .rotary_dim = 40, .scaling = prim::RopeScaling::linear,
+              .factor = 2.0, .attention_factor = 1.3};
+    q.position = 50, q.horizon = 5, q.skip = 1, q.scale = 0.1f;
+    const auto asked = [&](const float* m, const float* s) {
+      prim::ExpectedQueries a = q;
+      a.mean = dense_view(m, q_heads, dim), a.covariance = dense_view(s, q_heads, dim, dim);
+      return a;
+    };
+    std::vector<float> expected(at(offset.back()), 7.0f);
+    Context<Cpu> cpu;
+    Workspace workspace;
+    REQUIRE(workspace.reserve(prim::ExpectedAttention<Cpu>::workspace_bytes(heads, dim, offset.back()) + Scratch::align) == Status::ok);
+    Scratch host(workspace.bytes());
+    const DenseRows dense(dense_view(static_cast<const float*>(keys.data()), heads, most, dim));
+    REQUIRE(prim::ExpectedAttention<Cpu>::run(cpu, asked(mean.data(), covariance.data()), dense, {expected.data(), offset.data(), heads}, host) == Status::ok);
+    test::each_way([&] {
+      test::Device device;
+      auto copy = column.on(device);
+      test::OnDevice<float> m(device, mean), s(device, covariance), out(device, std::vector<float>(expected.size(), 7.0f));
+      test::OnDevice<index_t> o(device, offset), n(device, slots);
+      const SlotRows<Cuda> rows(codec, column.exact(), copy.view(), n.data(), heads, most, dim);
+      Context<Cuda> ctx = device.with_workspace(prim::ExpectedAttention<Cuda>::workspace_bytes(q_heads, dim, most));
+      Scratch scratch(ctx.workspace());
+      REQUIRE(prim::ExpectedAttention<Cuda>::run(ctx, asked(m.data(), s.data()), rows, {out.data(), o.data(), heads}, scratch) == Status::ok);
+      close(out.read(), expected, 1e-5f, 1.0f);
+    });
   }
 }
 
