@@ -32,10 +32,12 @@ namespace {
 
 /// Heads without a slot, with one, two, a few; with more than a block walks at once.
 const std::vector<index_t> lengths{0, 1, 2, 37, 0, 290, 530};
+/// With more than all blocks of a head walk at once.
+const std::vector<index_t> longer{3, 4500};
 
 /// Links as `MergeSets::begin` leaves them: slots stay or are unlinked, some have left for good.
-Links begun(unsigned seed, index_t fan = 1) {
-  Links l(lengths, fan, seed);
+Links begun(unsigned seed, const std::vector<index_t>& of = lengths) {
+  Links l(of, 1, seed);
   std::mt19937 random(seed + 7);
   for (index_t h = 0; h < l.heads(); ++h)
     for (index_t j = 0; j < l.slots[at(h)]; ++j) {
@@ -99,9 +101,9 @@ TEST_CASE("cuda merge_sets: begin and end, the CPU's lists") {
     });
   }
   for (const unsigned seed : {4u, 5u}) {
-    Links l(lengths, 1, seed);
+    Links l(seed == 5u ? longer : lengths, 1, seed);
     std::vector<std::int32_t> kept(at(l.total()), -7);
-    std::vector<index_t> count(lengths.size()), folded(lengths.size());
+    std::vector<index_t> count(at(l.heads())), folded(at(l.heads()));
     const auto expected_kept = kept;
     Context<Cpu> cpu;
     REQUIRE(prim::MergeSets<Cpu>::end(cpu, l.view(), {kept.data(), l.offset.data(), l.heads()}, count.data(), folded.data()) == Status::ok);
@@ -110,7 +112,7 @@ TEST_CASE("cuda merge_sets: begin and end, the CPU's lists") {
       test::Device device;
       DeviceLinks d(device, l);
       test::OnDevice<std::int32_t> k(device, expected_kept);
-      test::OnDevice<index_t> c(device, count), f(device, std::vector<index_t>(lengths.size(), 9));
+      test::OnDevice<index_t> c(device, std::vector<index_t>(at(l.heads()), 9)), f(device, std::vector<index_t>(at(l.heads()), 9));
       REQUIRE(prim::MergeSets<Cuda>::end(device, d.view(), {k.data(), d.offset.data(), l.heads()}, c.data(), f.data()) == Status::ok);
       CHECK(k.read() == kept);
       CHECK(c.read() == count);
@@ -120,17 +122,19 @@ TEST_CASE("cuda merge_sets: begin and end, the CPU's lists") {
 }
 
 TEST_CASE("cuda merge_sets: drop, heirs, next, alternate, the CPU's links") {
-  const Links l = begun(11);
-  const std::vector<prim::SlotRange> region = regions(l);
-  std::vector<std::int32_t> heirs(at(l.total()));
-  for (index_t h = 0; h < l.heads(); ++h)
-    for (index_t j = 0; j < l.slots[at(h)]; ++j) heirs[at(l.offset[at(h)] + j)] = static_cast<std::int32_t>(j % 5 == 0 ? j : j / 5 * 5);
-  compare(l, [&]<Backend B>(Context<B>& c, const prim::MergeLinks& links, const index_t*, auto&&) { return prim::MergeSets<B>::drop(c, links); });
-  compare(l, [&]<Backend B>(Context<B>& c, const prim::MergeLinks& links, const index_t* o, auto&& side) {
-    return prim::MergeSets<B>::heirs(c, {side(heirs), o, l.heads()}, links);
-  });
-  compare(l, [&]<Backend B>(Context<B>& c, const prim::MergeLinks& links, const index_t*, auto&& side) { return prim::MergeSets<B>::next(c, side(l.targets), links); });
-  compare(l, [&]<Backend B>(Context<B>& c, const prim::MergeLinks& links, const index_t*, auto&& side) { return prim::MergeSets<B>::alternate(c, side(region), links); });
+  for (const auto& of : {lengths, longer}) {
+    const Links l = begun(11, of);
+    const std::vector<prim::SlotRange> region = regions(l);
+    std::vector<std::int32_t> heirs(at(l.total()));
+    for (index_t h = 0; h < l.heads(); ++h)
+      for (index_t j = 0; j < l.slots[at(h)]; ++j) heirs[at(l.offset[at(h)] + j)] = static_cast<std::int32_t>(j % 5 == 0 ? j : j / 5 * 5);
+    compare(l, [&]<Backend B>(Context<B>& c, const prim::MergeLinks& links, const index_t*, auto&&) { return prim::MergeSets<B>::drop(c, links); });
+    compare(l, [&]<Backend B>(Context<B>& c, const prim::MergeLinks& links, const index_t* o, auto&& side) {
+      return prim::MergeSets<B>::heirs(c, {side(heirs), o, l.heads()}, links);
+    });
+    compare(l, [&]<Backend B>(Context<B>& c, const prim::MergeLinks& links, const index_t*, auto&& side) { return prim::MergeSets<B>::next(c, side(l.targets), links); });
+    compare(l, [&]<Backend B>(Context<B>& c, const prim::MergeLinks& links, const index_t*, auto&& side) { return prim::MergeSets<B>::alternate(c, side(region), links); });
+  }
 }
 
 TEST_CASE("cuda merge_sets: nearest_token, of equal distances the older, none in reach") {

@@ -1,8 +1,10 @@
 // Pages on CUDA: the same bytes as on the CPU, and the same numbers out of them.
 
+#include <array>
 #include <cstring>
 #include <limits>
 #include <random>
+#include <set>
 #include <vector>
 
 #include <kvcondense/backend/cpu/block_codes.hpp>
@@ -143,19 +145,29 @@ TEMPLATE_TEST_CASE_SIG("cuda pages: codes in lanes", "", ((int Bits), Bits), 2, 
   }
 }
 
-TEST_CASE("cuda pages: small codes with block scales, every element and scale") {
+TEST_CASE("cuda pages: small codes with block scales, every element, scale and rounding") {
   using prim::BlockElement;
   using prim::BlockScale;
-  index_t tried = 0;
+  // The numbers of blocks and of dims have no factor in common with the count of a loop: every scale and rounding meets every block and factor,
+  // every block every dim.
+  constexpr index_t blocks[] = {0, 8, 16, 32, 64, 128, 256}, dims[] = {64, 80, 50, 128, 256};
+  std::set<std::array<index_t, 3>> with_block, with_factor;
+  std::set<std::array<index_t, 2>> block_of_dim;
+  index_t n = 0;
   for (const BlockElement element : {BlockElement::e2m1, BlockElement::e2m3, BlockElement::e3m2, BlockElement::e4m3, BlockElement::e5m2, BlockElement::int2,
                                      BlockElement::int3, BlockElement::int4, BlockElement::int5, BlockElement::int6, BlockElement::int7, BlockElement::int8})
-    for (const BlockScale scale : {BlockScale::fixed, BlockScale::f32, BlockScale::f32_power, BlockScale::e8m0, BlockScale::e8m0_ceil, BlockScale::e4m3}) {
-      const index_t n = tried++;
-      const index_t dims[] = {64, 80, 50, 128, 256};
-      const prim::BlockCodes codec{.element = element, .scale = scale, .block = n % 3 == 0 ? 0 : n % 3 == 1 ? 16 : 32, .factor = n % 2 == 0 ? 0.03f : 1.0f,
-                                   .rounding = n % 2 == 0 ? prim::Rounding::half_even : prim::Rounding::half_away};
-      compare(codec, 20, dims[n % 5], {{0, 20}, {4, 2}, {8, 0}});
-    }
+    for (const BlockScale scale : {BlockScale::fixed, BlockScale::f32, BlockScale::f32_power, BlockScale::e8m0, BlockScale::e8m0_ceil, BlockScale::e4m3})
+      for (const prim::Rounding rounding : {prim::Rounding::half_even, prim::Rounding::half_away}) {
+        const index_t block = blocks[n % 7], dim = dims[n % 5];
+        const prim::BlockCodes codec{.element = element, .scale = scale, .block = block, .factor = n / 12 % 2 == 0 ? 0.03f : 1.0f, .rounding = rounding};
+        compare(codec, 12, dim, {{0, 12}, {4, 2}, {8, 0}});
+        const auto s = static_cast<index_t>(scale), r = static_cast<index_t>(rounding);
+        with_block.insert({s, r, block}), with_factor.insert({s, r, n / 12 % 2}), block_of_dim.insert({block, dim});
+        ++n;
+      }
+  CHECK(with_block.size() == 6 * 2 * 7);
+  CHECK(with_factor.size() == 6 * 2 * 2);
+  CHECK(block_of_dim.size() == 7 * 5);
   test::Device device;
   CHECK(prim::PageCodec<Cuda, prim::BlockCodes>::decode(device, {.block = 12}, {nullptr, 1, 8, 64, 64}) == Status::invalid_argument);
 }

@@ -15,6 +15,7 @@
 #include <kvcondense/backend/cuda/retrieve_chunks.cuh>
 
 #include "numbers.hpp"
+#include "paged_heads.hpp"
 
 using namespace kvcondense;
 using test::at;
@@ -70,6 +71,57 @@ TEST_CASE("cuda expected_attention: to 1e-5 of the CPU's, a slot whose logit is 
   }
 }
 
+TEST_CASE("cuda expected_attention: coded keys, a part of the channels turned, an attention factor") {
+  constexpr index_t dim = 96, group = 2, page = 32;
+  const prim::GroupInt<4> codec{.axis = prim::GroupAxis::channel, .group_size = 32};
+  const std::vector<test::ColumnShape> shapes{{.sinks = 3, .coded = 64, .window = 9}, {.sinks = 1}, {.coded = 40, .window = 30, .dead = 3}};
+  const auto heads = static_cast<index_t>(shapes.size());
+  std::vector<index_t> slots;
+  for (const test::ColumnShape& s : shapes) slots.push_back(s.slots());
+  const index_t most = *std::max_element(slots.begin(), slots.end()), q_heads = heads * group;
+  const std::vector<index_t> offset = test::offsets(slots);
+  const test::HostColumn<prim::GroupInt<4>> column(codec, {DType::f16}, dim, page, shapes, 85);
+  std::vector<float> keys(at(heads * most * dim));
+  for (index_t h = 0; h < heads; ++h)
+    column.each(h, 0, slots[at(h)], [&](const prim::SlotRun& run, index_t place, index_t to, index_t count) {
+      const prim::RowBlock<float> rows{keys.data() + (h * most + to) * dim, count, dim};
+      if (run.coded) prim::PageCodec<Cpu, prim::GroupInt<4>>::decode(codec, column.page(run), place, count, rows);
+      else prim::PageCodec<Cpu, prim::ExactRows>::decode(column.exact(), column.page(run), place, count, rows);
+    });
+  const std::vector<float> mean = normals(q_heads * dim, 86);
+  std::vector<float> covariance = normals(q_heads * dim * dim, 87);
+  for (float& x : covariance) x *= 0.1f;
+  for (const bool interleaved : {false, true}) {
+    prim::ExpectedQueries q;
+    q.rope = {.pairing = interleaved ? prim::RopePairing::interleaved : prim::RopePairing::half_split, .rotary_dim = 40, .scaling = prim::RopeScaling::linear,
+              .factor = 2.0, .attention_factor = 1.3};
+    q.position = 50, q.horizon = 5, q.skip = 1, q.scale = 0.1f;
+    const auto asked = [&](const float* m, const float* s) {
+      prim::ExpectedQueries a = q;
+      a.mean = dense_view(m, q_heads, dim), a.covariance = dense_view(s, q_heads, dim, dim);
+      return a;
+    };
+    std::vector<float> expected(at(offset.back()), 7.0f);
+    Context<Cpu> cpu;
+    Workspace workspace;
+    REQUIRE(workspace.reserve(prim::ExpectedAttention<Cpu>::workspace_bytes(heads, dim, offset.back()) + Scratch::align) == Status::ok);
+    Scratch host(workspace.bytes());
+    const DenseRows dense(dense_view(static_cast<const float*>(keys.data()), heads, most, dim));
+    REQUIRE(prim::ExpectedAttention<Cpu>::run(cpu, asked(mean.data(), covariance.data()), dense, {expected.data(), offset.data(), heads}, host) == Status::ok);
+    test::each_way([&] {
+      test::Device device;
+      auto copy = column.on(device);
+      test::OnDevice<float> m(device, mean), s(device, covariance), out(device, std::vector<float>(expected.size(), 7.0f));
+      test::OnDevice<index_t> o(device, offset), n(device, slots);
+      const SlotRows<Cuda> rows(codec, column.exact(), copy.view(), n.data(), heads, most, dim);
+      Context<Cuda> ctx = device.with_workspace(prim::ExpectedAttention<Cuda>::workspace_bytes(q_heads, dim, most));
+      Scratch scratch(ctx.workspace());
+      REQUIRE(prim::ExpectedAttention<Cuda>::run(ctx, asked(m.data(), s.data()), rows, {out.data(), o.data(), heads}, scratch) == Status::ok);
+      close(out.read(), expected, 1e-5f, 1.0f);
+    });
+  }
+}
+
 TEST_CASE("cuda k_means: nearest centroids, the CPU's labels, ties and NaN to the one in front") {
   for (const index_t dim : {1, 64, 80, 256})
     for (const index_t clusters : {1, 17, 40}) {
@@ -101,11 +153,16 @@ TEST_CASE("cuda k_means: fit, the CPU's centroids bit for bit, few rows, equal r
   struct Tried {
     index_t count, dim, clusters, iterations;
   };
-  for (const Tried tried : {Tried{300, 24, 5, 20}, Tried{70, 64, 9, 2}, Tried{4, 8, 6, 3}, Tried{1, 3, 1, 3}, Tried{50, 2, 4, 0}, Tried{30, 5, 3, 5}}) {
+  for (const Tried tried : {Tried{300, 24, 5, 20}, Tried{70, 64, 9, 2}, Tried{4, 8, 6, 3}, Tried{1, 3, 1, 3}, Tried{50, 2, 4, 0}, Tried{30, 5, 3, 5},
+                            Tried{4200, 2, 4, 1}}) {
     const index_t count = tried.count, dim = tried.dim, clusters = tried.clusters, iterations = tried.iterations;
     const index_t step = dim + 1;
     std::vector<float> x = normals(count * step, static_cast<unsigned>(count));
-    for (std::size_t i = 0; i < x.size(); ++i) x[i] = count == 30 ? 0.5f : x[i] + 4.0f * static_cast<float>(i / at(step) % 3);  // clusters; all alike
+    for (std::size_t i = 0; i < x.size(); ++i) {
+      const std::size_t row = i / at(step);
+      const bool alike = count == 30 || (count == 4200 && row < 4150);  // draws must pass by what a block goes over at once
+      x[i] = alike ? 0.5f : x[i] + 4.0f * static_cast<float>(row % 3);  // clusters
+    }
     const prim::KMeansPlan plan{clusters, iterations, 1234567u + static_cast<std::uint64_t>(count)};
     std::vector<float> expected(at(clusters * dim));
     Workspace workspace;
@@ -156,10 +213,9 @@ TEST_CASE("cuda code_scores: bit for bit the CPU's, one and two bytes") {
         if (parts == 1) test::each_way(one);
         else one();
       };
-      if (parts > 0)
-        both([&](auto t, auto out) { prim::CodeScores<Cpu>::scores(codes.data(), bytes, parts, entries, first, count, t, out); },
-             [&](auto& c, const std::byte* at, auto t, auto out) { return prim::CodeScores<Cuda>::scores(c, at, bytes, parts, entries, first, count, t, out); },
-             tables, parts * entries + 5);
+      both([&](auto t, auto out) { prim::CodeScores<Cpu>::scores(codes.data(), bytes, parts, entries, first, count, t, out); },
+           [&](auto& c, const std::byte* at, auto t, auto out) { return prim::CodeScores<Cuda>::scores(c, at, bytes, parts, entries, first, count, t, out); },
+           tables, parts * entries + 5);
       both([&](auto t, auto out) { prim::CodeScores<Cpu>::matches(codes.data(), bytes, parts, first, count, t, out); },
            [&](auto& c, const std::byte* at, auto t, auto out) { return prim::CodeScores<Cuda>::matches(c, at, bytes, parts, first, count, t, out); }, wanted,
            parts + 1);
@@ -167,6 +223,23 @@ TEST_CASE("cuda code_scores: bit for bit the CPU's, one and two bytes") {
   test::Device device;
   CHECK(prim::CodeScores<Cuda>::scores(device, nullptr, 3, 1, 16, 0, 1, {nullptr, 1, 1}, {nullptr, 1, 1}) == Status::invalid_argument);
   CHECK(prim::CodeScores<Cuda>::scores(device, nullptr, 1, 1, 16, 0, 1, {nullptr, 1, 1}, {nullptr, 2, 1}) == Status::shape_mismatch);
+}
+
+TEST_CASE("cuda code_scores: more rows of tables than a grid is high, more codes than blocks go over at once") {
+  const auto compare = [](index_t rows, index_t count) {
+    std::vector<std::byte> codes(at(count));
+    for (std::size_t i = 0; i < codes.size(); ++i) codes[i] = static_cast<std::byte>(i * 37 % 2);
+    const std::vector<float> tables = normals(rows * 2, 81);
+    std::vector<float> expected(at(rows * count));
+    prim::CodeScores<Cpu>::scores(codes.data(), 1, 1, 2, 0, count, {tables.data(), rows, 2}, {expected.data(), rows, count});
+    test::Device device;
+    test::OnDevice<std::byte> c(device, codes);
+    test::OnDevice<float> t(device, tables), out(device, std::vector<float>(expected.size(), 7.0f));
+    REQUIRE(prim::CodeScores<Cuda>::scores(device, c.data(), 1, 1, 2, 0, count, {t.data(), rows, 2}, {out.data(), rows, count}) == Status::ok);
+    CHECK(out.read() == expected);
+  };
+  compare(70000, 1);
+  compare(1, 262200);
 }
 
 TEST_CASE("cuda metric_length: to 1e-5 of the CPU's") {
@@ -191,7 +264,8 @@ TEST_CASE("cuda retrieve_chunks: means bit for bit, the CPU's chunks, attention 
     index_t dim, width, kv, group, tokens, chunk, places, first, chunks, most;
   };
   for (const Tried& tried : {Tried{64, 48, 2, 4, 3, 4, 9, 7, 9, 3}, Tried{80, 80, 1, 1, 1, 1, 5, 0, 5, 9}, Tried{128, 64, 1, 7, 2, 16, 8, 3, 4, 2},
-                            Tried{256, 256, 2, 3, 1, 3, 6, 0, 0, 2}, Tried{64, 64, 1, 2, 0, 2, 3, 0, 3, 1}, Tried{64, 64, 1, 2, 2, 2, 3, 1, 3, 0}}) {
+                            Tried{256, 256, 2, 3, 1, 3, 6, 0, 0, 2}, Tried{64, 64, 1, 2, 0, 2, 3, 0, 3, 1}, Tried{64, 64, 1, 2, 2, 2, 3, 1, 3, 0},
+                            Tried{64, 48, 1, 2, 1, 2, 75, 20, 70, 5}, Tried{64, 64, 1, 1, 1, 1, 1100, 300, 1100, 40}}) {
     const index_t dim = tried.dim, width = tried.width, kv = tried.kv, group = tried.group, tokens = tried.tokens, chunk = tried.chunk, places = tried.places, first = tried.first, chunks = tried.chunks, most = tried.most;
     INFO("dim " << dim << " chunks " << chunks << " most " << most);
     const index_t heads = kv * group, rows = heads * tokens;
@@ -232,6 +306,10 @@ TEST_CASE("cuda retrieve_chunks: means bit for bit, the CPU's chunks, attention 
       CHECK(c.read() == chosen);
       close(o.read(), out, 1e-5f, 1.0f);
       close(l.read(), lse, 1e-5f, 1.0f);
+      test::OnDevice<float> alone(device, std::vector<float>(out.size(), 7.0f));  // the output is all that somebody wants
+      REQUIRE(prim::RetrieveChunks<Cuda>::run(ctx, memory(k.data(), v.data(), m.data()), dense_view(static_cast<const float*>(q.data()), heads, tokens, dim), most,
+                                              0.3f, dense_view(alone.data(), heads, tokens, width), {}, {}, Scratch(ctx.workspace())) == Status::ok);
+      CHECK(alone.read() == o.read());
     };
     if (dim == 128) test::each_way(one);
     else one();

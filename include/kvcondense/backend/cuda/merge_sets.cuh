@@ -216,7 +216,8 @@ __global__ void __launch_bounds__(Threads) keep_strongest(const SlotRange* regio
 
 }  // namespace cuda_kernels
 
-/// Exactly the CPU's, a block a head. `runs` walks each run by one thread: long runs take their time.
+/// Exactly the CPU's targets and likeness, a block a head. `runs` takes `links.key` of its region as scratch, on the CPU only with `sets`; it
+/// walks each run by one thread: long runs take their time.
 template <>
 struct MergeSets<Cuda> {
   static Status begin(Context<Cuda>& ctx, RaggedView<const std::int32_t> kept, const index_t* count, const MergeLinks& links) {

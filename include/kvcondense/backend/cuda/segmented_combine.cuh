@@ -76,6 +76,7 @@ struct WarpFold {
   }
   __device__ void turn(index_t positions) const {
     const bool halves = angles.pairing == RopePairing::half_split;
+    __syncwarp();  // other lanes may still read the row as it is
 #pragma unroll 1
     for (index_t p = lane; p < angles.pairs; p += cuda::warp_lanes) {
       const CosSin by = cos_sin(angles, p, positions);
@@ -183,9 +184,10 @@ __global__ void __launch_bounds__(Threads) combine_rows(CombineRequest request, 
 
 }  // namespace cuda_kernels
 
-/// Members are summed in slot order as on the CPU; products of a row with a query, and lengths, in another order. Rows are those of columns on
-/// the device, in exact numbers: `not_supported` where they have codes. `slots` is a bound of the host's on all heads' slots together;
-/// `workspace_too_small` with less than `workspace_bytes`.
+/// Needs links to slots that stay and are in `targets`: with a fan of 1 what folds into any other slot is left out here, where the CPU gives it
+/// to the next target. Members are summed in slot order as on the CPU; products of a row with a query, and lengths, in another order. Rows are
+/// those of columns on the device, in exact numbers (`not_supported` where they have codes), at most 256 of them (else `shape_mismatch`).
+/// `slots` is a bound of the host's on all heads' slots together; `workspace_too_small` with less than `workspace_bytes`.
 template <>
 struct SegmentedCombine<Cuda> {
   static std::size_t workspace_bytes(index_t heads, index_t slots) {
@@ -197,7 +199,8 @@ struct SegmentedCombine<Cuda> {
     const index_t heads = request.links.heads();
     const bool reads_keys = request.keys || request.bias.data != nullptr;
     if (request.links.fan < 1) return Status::invalid_argument;
-    if ((reads_keys && keys.heads() != heads) || (request.values && values.heads() != heads)) return Status::shape_mismatch;
+    const auto fit = [&](const SlotRows<Cuda>& rows) { return rows.heads() == heads && rows.dim() <= max_head_dim; };
+    if ((reads_keys && !fit(keys)) || (request.values && !fit(values))) return Status::shape_mismatch;
     if (request.bias.data != nullptr && (heads == 0 || request.queries.extent[0] % heads != 0 || request.queries.extent[2] != keys.dim()))
       return Status::shape_mismatch;
     if ((reads_keys && !keys.exact()) || (request.values && !values.exact())) return Status::not_supported;
