@@ -101,6 +101,19 @@ TEST_CASE("cuda cache: methods that it does not take, inputs that it misses") {
   CHECK(shared->total_slots(0) == 6);
 }
 
+TEST_CASE("cuda cache: a report counts the queries that are kept") {
+  test::Device device;
+  const CacheShape shape{.layers = 3, .q_heads = 4, .kv_heads = 2, .head_dim = 16, .page_slots = 4};
+  const auto fixed = [&](index_t window) {
+    auto c = make_cache<Cuda>(shape, recipe(evict::RKV{.tokens = 15, .window = window, .kernel = 3, .slack = 2}));
+    REQUIRE(c);
+    const auto report = c->report(device);
+    REQUIRE(report);
+    return report->fixed_bytes;
+  };
+  CHECK(fixed(9) - fixed(4) == 5 * 2 * at(shape.layers * shape.q_heads * shape.head_dim) * sizeof(float));  // of both halves
+}
+
 TEST_CASE("cuda cache: a number that is none is counted once, though it becomes a code later") {
   test::Device device;
   const CacheShape shape{.q_heads = 2, .kv_heads = 2, .head_dim = 16, .page_slots = 4};

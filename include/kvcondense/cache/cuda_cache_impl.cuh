@@ -353,7 +353,7 @@ Expected<Report> Cache<Cuda, R>::report(Context<Cuda>& ctx) const {
   r.fixed_bytes = layers_.bytes() + steering_.size() + static_cast<std::size_t>(counts_.size()) * sizeof(index_t);
   for (const auto& l : layers_) {
     r.tokens = std::max(r.tokens, l.counters.seen);
-    r.slots += l.total();
+    r.slots += l.total(), r.fixed_bytes += l.window.bytes();
     r.evictions += l.counters.evictions, r.evicted_slots += l.counters.evicted_slots;
     r.budget_asked += l.counters.budget_asked, r.budget_met += l.counters.budget_met;
     for (const int exact : {0, 2}) r.exact_bytes += l.keys.page_bytes(exact) + l.values.page_bytes(exact);
