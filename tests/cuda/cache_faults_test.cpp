@@ -275,6 +275,9 @@ void step_whole_or_torn(const R& method) {
       CHECK(c->tokens(ctx, 0, 0, ids) == Status::device_error);
       CHECK(c->truncate(ctx, 0) == Status::device_error);
       CHECK(c->remove(ctx, 0, 0) == Status::device_error);
+      CHECK(c->turn(ctx) == Status::device_error);
+      CHECK(c->fork(ctx).status() == Status::device_error);
+      CHECK(c->read(ctx, 0, 0, 0, dense_view(out.data(), 1, 16), dense_view(out.data(), 1, 16)) == Status::device_error);
       REQUIRE(c->reset(ctx) == Status::ok);
       CHECK(c->total_slots(0) == 0);
     };

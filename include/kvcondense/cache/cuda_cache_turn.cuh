@@ -34,6 +34,8 @@ Status Cache<Cuda, R>::turn(Context<Cuda>& ctx, index_t incoming) {
 
 template <class R>
 Expected<Cache<Cuda, R>> Cache<Cuda, R>::fork(Context<Cuda>& ctx) {
+  for (const auto& l : layers_)
+    if (l.torn) return Status::device_error;
   auto copy = make(shape(), recipe_, *memory_);
   if (!copy) return copy.status();
   copy->counting_ = counting_;

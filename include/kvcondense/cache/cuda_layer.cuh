@@ -182,7 +182,7 @@ class CudaLayer {
   }
   /// Makes an empty layer of the same plan the same. Behind `learn`.
   Status fork(Context<Cuda>& ctx, CudaLayer& out) {
-    out.counters = counters, out.torn = torn;
+    out.counters = counters;
     Status s = out.pending_positions.copy_from(pending_positions);
     if (s == Status::ok) s = ids.fork(ctx, out.ids);
     for (index_t i = 0; i < lanes.size() && s == Status::ok; ++i) s = lanes[i].fork(ctx, out.lanes[i]);
