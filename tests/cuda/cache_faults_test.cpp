@@ -139,13 +139,16 @@ void lose_nothing(const R& method, int rounds, index_t left) {
   const CacheShape shape{.q_heads = 2, .kv_heads = 2, .head_dim = 16, .page_slots = 4};
   test::Device device;
   std::mt19937 random(5);
-  test::OnDevice<float> x(device, normal_numbers(2 * 6 * 16, random)), out(device, std::vector<float>(2 * 6 * 16)), mass(device, std::vector<float>(2 * 64));
-  const auto rows = dense_view(static_cast<const float*>(x.data()), 2, 6, 16);
+  // Other rows in every round: which of them were lost or counted twice shows.
+  const index_t size = 2 * 6 * 16;
+  test::OnDevice<float> x(device, normal_numbers(3 * rounds * size, random)), out(device, std::vector<float>(at(size))), mass(device, std::vector<float>(2 * 64));
+  const auto rows = [&](int round, int what) { return dense_view(static_cast<const float*>(x.data()) + (3 * round + what) * size, 2, 6, 16); };
   const auto refuses = [](Status s) {
     REQUIRE((s == Status::ok || s == Status::out_of_memory));
     return s != Status::ok;
   };
-  std::vector<float> expected;
+  std::vector<float> expected_keys, expected_values;
+  std::vector<std::int32_t> expected_tokens;
   int requests = 0;
   for (int k = 1 << 20; k >= 0; k = k == 1 << 20 ? requests : k - 1) {  // first with all it wants, of which requests are counted
     test::RefusingMemory memory(k);
@@ -158,21 +161,22 @@ void lose_nothing(const R& method, int rounds, index_t left) {
         Context<Cuda> ctx = device.with_workspace(c.workspace_bytes(64, 6));
         for (int i = 0; i < rounds; ++i) {
           const index_t before = c.total_slots(0);
-          if (refuses(c.append(ctx, 0, rows, rows))) {
+          const auto queries = rows(i, 0), keys = rows(i, 1), values = rows(i, 2);
+          if (refuses(c.append(ctx, 0, keys, values))) {
             REQUIRE(c.total_slots(0) == before);
             REQUIRE(c.pending() == 0);
-            REQUIRE(c.attend(ctx, 0, dense_view(rows.data, 2, 1, 16), dense_view(out.data(), 2, 1, 16)) == Status::ok);
+            REQUIRE(c.attend(ctx, 0, dense_view(queries.data, 2, 1, 16), dense_view(out.data(), 2, 1, 16)) == Status::ok);
             device.wait();
             memory.left = 1 << 20;
-            REQUIRE(c.append(ctx, 0, rows, rows) == Status::ok);
+            REQUIRE(c.append(ctx, 0, keys, values) == Status::ok);
           }
           AttendOutputs measure;
           if (c.wants_mass(0)) {
             measure.mass = c.ragged(0, mass.data());
-            REQUIRE(c.attend(ctx, 0, rows, dense_view(out.data(), 2, 6, 16), measure) == Status::ok);
+            REQUIRE(c.attend(ctx, 0, queries, dense_view(out.data(), 2, 6, 16), measure) == Status::ok);
           }
           StepInputs seen;
-          seen.attention = {measure.mass, c.mass_rows(6)}, seen.queries = rows;
+          seen.attention = {measure.mass, c.mass_rows(6)}, seen.queries = queries;
           if (refuses(c.step(ctx, 0, seen))) {
             REQUIRE(c.total_slots(0) == before + 12);
             REQUIRE(c.pending() == 6);
@@ -183,9 +187,12 @@ void lose_nothing(const R& method, int rounds, index_t left) {
         REQUIRE(c.slots(0, 1) == left);
         test::OnDevice<float> k_rows(device, std::vector<float>(at(left * 16))), v_rows(device, std::vector<float>(at(left * 16)));
         REQUIRE(c.read(ctx, 0, 1, 0, dense_view(k_rows.data(), left, 16), dense_view(v_rows.data(), left, 16)) == Status::ok);
-        if (expected.empty()) expected = k_rows.read(), requests = (1 << 20) - memory.left;
-        REQUIRE(k_rows.read() == expected);
-        REQUIRE(v_rows.read() == expected);  // the same rows, stored alike
+        std::vector<std::int32_t> tokens(at(left));
+        REQUIRE(c.tokens(ctx, 0, 1, tokens) == Status::ok);
+        if (expected_tokens.empty()) expected_tokens = tokens, expected_keys = k_rows.read(), expected_values = v_rows.read(), requests = (1 << 20) - memory.left;
+        REQUIRE(tokens == expected_tokens);
+        REQUIRE(k_rows.read() == expected_keys);
+        REQUIRE(v_rows.read() == expected_values);
       }
     }
     REQUIRE(memory.out == 0);
@@ -232,24 +239,40 @@ TEST_CASE("cuda cache: first slots that came are not forgotten when a step could
 }
 
 namespace cuda_cache {
-/// Calls of the runtime fail in a step, one after the other. Either nothing has changed and the step can be made again, or the layer says so
-/// until it is reset.
+/// Calls of the runtime fail in the step of one of three rounds, one after the other. Either nothing has changed and the step can be made again,
+/// or the layer says so until it is reset.
 template <class R>
-void step_whole_or_torn(const R& method) {
+void step_whole_or_torn(const R& method, int round) {
   const CacheShape shape{.q_heads = 2, .kv_heads = 2, .head_dim = 16, .page_slots = 4};
   test::Device device;
   std::mt19937 random(5);
   test::OnDevice<float> x(device, normal_numbers(2 * 6 * 16, random)), out(device, std::vector<float>(2 * 6 * 16)), mass(device, std::vector<float>(2 * 64));
   const auto rows = dense_view(static_cast<const float*>(x.data()), 2, 6, 16);
-  std::vector<float> expected;
+  std::vector<float> expected, first;
   int again = 0, torn = 0;
   bool fails = true;
   for (int k = -1; fails; ++k) {  // first without any failure
     auto c = make_cache<Cuda>(shape, method);
     REQUIRE(c);
     Context<Cuda> ctx = device.with_workspace(c->workspace_bytes(64, 6));
+    const auto all = [&] {
+      std::vector<float> numbers;
+      for (index_t h = 0; h < 2; ++h) {
+        const index_t n = c->slots(0, h);
+        test::OnDevice<float> keys(device, std::vector<float>(at(n * 16))), values(device, std::vector<float>(at(n * 16)));
+        REQUIRE(c->read(ctx, 0, h, 0, dense_view(keys.data(), n, 16), dense_view(values.data(), n, 16)) == Status::ok);
+        for (const auto* side : {&keys, &values})
+          for (const float number : side->read()) numbers.push_back(number);
+      }
+      return numbers;
+    };
     const auto step = [&](bool failing) {
       REQUIRE(c->append(ctx, 0, rows, rows) == Status::ok);
+      if (c->length() == 6) {  // after a reset too
+        const std::vector<float> fresh = all();
+        if (first.empty()) first = fresh;
+        REQUIRE(fresh == first);
+      }
       AttendOutputs measure;
       if (c->wants_mass(0)) {
         measure.mass = c->ragged(0, mass.data());
@@ -281,12 +304,11 @@ void step_whole_or_torn(const R& method) {
       REQUIRE(c->reset(ctx) == Status::ok);
       CHECK(c->total_slots(0) == 0);
     };
-    for (int i = 0; i < 3; ++i) step(i == 2 && k >= 0);
+    for (int i = 0; i < 3; ++i) step(i == round && k >= 0);
     while (c->length() < 18) step(false);  // from the start where it was reset
-    test::OnDevice<float> read(device, std::vector<float>(at(c->slots(0, 1) * 16))), values(device, read.read());
-    REQUIRE(c->read(ctx, 0, 1, 0, dense_view(read.data(), c->slots(0, 1), 16), dense_view(values.data(), c->slots(0, 1), 16)) == Status::ok);
-    if (k < 0) expected = read.read();
-    REQUIRE(read.read() == expected);
+    const std::vector<float> read = all();
+    if (k < 0) expected = read;
+    REQUIRE(read == expected);
   }
   CHECK(again > 0);
   CHECK(torn > 0);
@@ -294,7 +316,9 @@ void step_whole_or_torn(const R& method) {
 }  // namespace cuda_cache
 
 TEST_CASE("cuda cache: a step that the device refuses in part is made again or said to be lost") {
-  cuda_cache::step_whole_or_torn(recipe(evict::SinkWindow{.recent = 9, .sinks = 3}, quant::GroupInt<4>{.group_size = 8, .residual_window = 2, .sinks = 2}));
-  cuda_cache::step_whole_or_torn(recipe(evict::H2O{.heavy = 5, .recent = 4}));
+  cuda_cache::step_whole_or_torn(recipe(evict::SinkWindow{.recent = 9, .sinks = 3}, quant::GroupInt<4>{.group_size = 8, .residual_window = 2, .sinks = 2}), 2);
+  cuda_cache::step_whole_or_torn(recipe(evict::H2O{.heavy = 5, .recent = 4}), 2);
+  // The first codes of a layer: the device has counted them when the host has not.
+  cuda_cache::step_whole_or_torn(recipe(quant::GroupInt<4>{.group_size = 8, .residual_window = 2}), 0);
 }
 #endif
