@@ -131,8 +131,8 @@ Status Cache<Cuda, R>::run_step(Context<Cuda>& ctx, index_t layer, const StepInp
       if (leaves && keep.ends[0].prefix >= 0)  // ends alone were named, of all heads
         if (const Status s = prim::KeepEnds<Cuda>::run(ctx, keep.ends, keep.slots, keep.count); s != Status::ok) return s;
     }
-    // Behind `remove` there may be something to code though nothing is pending.
-    if (leaves || l.counters.pending > 0 || l.keys.due() || l.values.due()) {
+    // A turn may change numbers of slots though nothing leaves, and code what `remove` has left though nothing is pending.
+    if (leaves || l.counters.pending > 0 || plan_.lanes > 0 || l.keys.due() || l.values.due()) {
       if (const Status s = l.reserve_codes(ctx, leaves, stays); s != Status::ok) return s;
       changed = true;
       if (const Status s = commit(ctx, l, keep, all, leaves, true, scratch); s != Status::ok) return s;
