@@ -211,6 +211,62 @@ TEST_CASE("cuda cache: device memory that is refused loses nothing") {
   cuda_cache::lose_nothing(recipe(evict::RKV{.tokens = 15, .window = 8, .kernel = 3, .slack = 2}), 4, 15);
 }
 
+TEST_CASE("cuda cache: a removal that is refused removes nothing from any layer") {
+  const CacheShape shape{.layers = 2, .q_heads = 2, .kv_heads = 2, .head_dim = 16, .page_slots = 4};
+  test::Device device;
+  std::mt19937 random(5);
+  test::OnDevice<float> x(device, cuda_cache::normal_numbers(2 * 9 * 16, random));
+  const auto rows = dense_view(static_cast<const float*>(x.data()), 2, 9, 16);
+  test::RefusingMemory memory(1 << 20);
+  {
+    auto c = make_cache<Cuda>(shape, recipe(), memory);
+    REQUIRE(c);
+    Context<Cuda> ctx = device.with_workspace(c->workspace_bytes(16, 9));
+    for (index_t layer = 0; layer < 2; ++layer) {
+      REQUIRE(c->append(ctx, layer, rows, rows) == Status::ok);
+      REQUIRE(c->step(ctx, layer) == Status::ok);
+    }
+    const auto read = [&](Cache<Cuda, decltype(recipe())>& of, index_t layer) {
+      const index_t n = of.slots(layer, 1);
+      test::OnDevice<float> k(device, std::vector<float>(at(n * 16))), v(device, std::vector<float>(at(n * 16)));
+      REQUIRE(of.read(ctx, layer, 1, 0, dense_view(k.data(), n, 16), dense_view(v.data(), n, 16)) == Status::ok);
+      return k.read();
+    };
+    const std::vector<float> all = read(*c, 0);
+    int refusals = 0;
+    for (bool refused = true; refused; ++refusals) {
+      auto twin = c->fork(ctx);
+      REQUIRE(twin);
+      memory.left = refusals;  // its layers want pages of their own
+      const Status s = twin->remove(ctx, 2, 5);
+      memory.left = 1 << 20;
+      refused = s != Status::ok;
+      if (refused) CHECK(s == Status::out_of_memory);
+      for (index_t layer = 0; layer < 2; ++layer) {
+        CHECK(twin->total_slots(layer) == (refused ? 18 : 12));
+        CHECK(read(*c, layer) == all);
+        if (refused) CHECK(read(*twin, layer) == all);
+      }
+      // What the other side writes now is not seen: pages that were copied are those which are read.
+      if (refused) {
+        REQUIRE(c->remove(ctx, 8, 9) == Status::ok);
+        for (index_t layer = 0; layer < 2; ++layer) {
+          REQUIRE(c->append(ctx, layer, dense_view(rows.data, 2, 1, 16), dense_view(rows.data, 2, 1, 16)) == Status::ok);
+          CHECK(read(*twin, layer) == all);
+        }
+        REQUIRE(c->truncate(ctx, 0) == Status::ok);
+        for (index_t layer = 0; layer < 2; ++layer) {
+          REQUIRE(c->append(ctx, layer, rows, rows) == Status::ok);
+          REQUIRE(c->step(ctx, layer) == Status::ok);
+          CHECK(read(*twin, layer) == all);
+        }
+      }
+    }
+    CHECK(refusals > 12);  // both layers were refused pages
+  }
+  CHECK(memory.out == 0);
+}
+
 #if defined(KVCONDENSE_CUDA_FIBERS)
 TEST_CASE("cuda cache: first slots that came are not forgotten when a step could not be planned") {
   test::Device device;
@@ -314,6 +370,51 @@ void step_whole_or_torn(const R& method, int round) {
   CHECK(torn > 0);
 }
 }  // namespace cuda_cache
+
+namespace {
+/// Refuses one request, and from there on the runtime fails in its call `then`.
+struct FailingMemory final : MemoryResource<Cuda> {
+  int left = 1 << 20, then = 0;
+
+  void* allocate(std::size_t bytes, std::size_t align) noexcept override {
+    if (left-- != 0) return cuda::device_memory().allocate(bytes, align);
+    cuda_fibers::runtime.fail_at = cuda_fibers::runtime.calls + then, cuda_fibers::runtime.fail_with = cudaErrorLaunchOutOfResources;
+    return nullptr;
+  }
+  void release(void* p, std::size_t bytes, std::size_t align) noexcept override { cuda::device_memory().release(p, bytes, align); }
+};
+}  // namespace
+
+TEST_CASE("cuda cache: an append that is refused memory, and then the table of what there is, says that the layer is lost") {
+  const CacheShape shape{.q_heads = 2, .kv_heads = 2, .head_dim = 16, .page_slots = 4};
+  test::Device device;
+  std::mt19937 random(5);
+  test::OnDevice<float> x(device, cuda_cache::normal_numbers(2 * 70 * 16, random)), out(device, std::vector<float>(2 * 16));
+  const auto rows = [&](index_t n) { return dense_view(static_cast<const float*>(x.data()), 2, n, 16); };
+  int whole = 0, torn = 0;
+  for (int left = 0; left < 90; left += 7)
+    for (int k = 0; k < 12; ++k) {
+      FailingMemory memory;
+      auto c = make_cache<Cuda>(shape, recipe(), memory);
+      REQUIRE(c);
+      Context<Cuda> ctx = device.with_workspace(c->workspace_bytes(80, 70));
+      REQUIRE(c->append(ctx, 0, rows(3), rows(3)) == Status::ok);
+      REQUIRE(c->step(ctx, 0) == Status::ok);
+      device.wait();
+      memory.left = left, memory.then = k;
+      const Status s = c->append(ctx, 0, rows(70), rows(70));
+      memory.left = 1 << 20, cuda_fibers::runtime.fail_at = -1;
+      if (s == Status::ok) continue;
+      CHECK(c->total_slots(0) == 6);
+      const Status attended = c->attend(ctx, 0, rows(1), dense_view(out.data(), 2, 1, 16));
+      CHECK((attended == Status::ok || attended == Status::device_error));
+      ++(attended == Status::ok ? whole : torn);
+      REQUIRE(c->reset(ctx) == Status::ok);
+      REQUIRE(c->append(ctx, 0, rows(70), rows(70)) == Status::ok);
+    }
+  CHECK(whole > 0);
+  CHECK(torn > 0);
+}
 
 TEST_CASE("cuda cache: a step that the device refuses in part is made again or said to be lost") {
   cuda_cache::step_whole_or_torn(recipe(evict::SinkWindow{.recent = 9, .sinks = 3}, quant::GroupInt<4>{.group_size = 8, .residual_window = 2, .sinks = 2}), 2);

@@ -140,7 +140,7 @@ Status Cache<Cuda, R>::run_step(Context<Cuda>& ctx, index_t layer, const StepInp
     return l.set_slots(ctx, stays);
   };
   const Status acted = act(), behind = l.fence.record(ctx);  // one that is refused may have started what reads `steering`
-  l.torn = changed && (acted != Status::ok || behind != Status::ok);
+  l.torn = l.torn || (changed && (acted != Status::ok || behind != Status::ok));
   if (acted != Status::ok) return acted;
   if (behind != Status::ok) return behind;
   const bool moved = leaves || l.keys.due() || l.values.due();
@@ -282,14 +282,18 @@ Status Cache<Cuda, R>::remove(Context<Cuda>& ctx, index_t first, index_t last) {
       ends[layer * heads + h] = {from, ids.size() - to};
     }
   }
+  const auto loses = [&](index_t layer) {
+    bool leaves = false;
+    for (index_t h = 0; h < heads; ++h) leaves = leaves || ends[layer * heads + h].size() < layers_[layer].slots(h);
+    return leaves;
+  };
+  for (index_t layer = 0; layer < layers_.size(); ++layer)
+    if (const Status s = loses(layer) ? layers_[layer].own_all(ctx) : Status::ok; s != Status::ok) return s;
   for (index_t layer = 0; layer < layers_.size(); ++layer) {
     Layer& l = layers_[layer];
     const prim::Ends* mine = &ends[layer * heads];
     const auto stays = [&](index_t h) { return mine[h].size(); };
-    bool leaves = false;
-    for (index_t h = 0; h < heads; ++h) leaves = leaves || stays(h) < l.slots(h);
-    if (!leaves) continue;
-    if (const Status s = l.own_all(ctx); s != Status::ok) return s;
+    if (!loses(layer)) continue;
     const StepView<Cuda> view = step_view(layer, Phase::turn);
     Scratch scratch(ctx.workspace(), l.steering);
     evict::KeepSet keep;
