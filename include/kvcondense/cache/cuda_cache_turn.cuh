@@ -23,7 +23,10 @@ Status Cache<Cuda, R>::turn(Context<Cuda>& ctx, index_t incoming) {
   Buffer<index_t> budget(heap_memory());
   if (share.keep > 0.0) {
     if (const Status s = budget.resize(layers_.size() * shape().kv_heads); s != Status::ok) return s;
-    if (const Status s = share_model(ctx, share, budget.data()); s != Status::ok) return s;
+    if (const Status s = share_model(ctx, share, budget.data()); s != Status::ok) {
+      static_cast<void>(ctx.wait());  // what was enqueued reads memory that the next call writes
+      return s;
+    }
   }
   for (index_t i = 0; i < layers_.size(); ++i) {
     const index_t* own = share.keep > 0.0 ? budget.data() + i * shape().kv_heads : nullptr;
