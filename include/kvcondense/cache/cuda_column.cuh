@@ -331,7 +331,7 @@ class CudaColumn {
     table_pages_ = std::max<index_t>(pages, 2 * before);
     const auto bytes = static_cast<index_t>(places().end);
     Status s = staging_.reserve(places().runs);
-    if (s == Status::ok) s = ctx.wait();  // somebody may still read the smaller one
+    if (s == Status::ok && before > 0) s = ctx.wait();  // somebody may still read the smaller one
     if (s == Status::ok) s = table_.resize(bytes);
     if (s != Status::ok) table_pages_ = before;
     else moved_ = true;
