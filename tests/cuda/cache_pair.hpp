@@ -2,6 +2,7 @@
 
 // A cache on CUDA beside the one on the CPU: the same calls, the same slots.
 
+#include <algorithm>
 #include <cmath>
 #include <concepts>
 #include <memory>
@@ -102,7 +103,7 @@ class Pair {
 
       DeviceInputs device_inputs(*device_, inputs);
       ::test::OnDevice<float> dq(*device_, q), dk(*device_, k), dv(*device_, v), dout(*device_, std::vector<float>(out.size(), NAN));
-      Context<Cuda> ctx = device_->with_workspace(device_cache_.workspace_bytes(most_, most_));
+      Context<Cuda> ctx = device_->with_workspace(device_cache_.workspace_bytes(longest() + tokens, device_cache_.pending(layer) + tokens));
       const auto const_of = [](::test::OnDevice<float>& x) { return static_cast<const float*>(x.data()); };
       if (math == prim::AttendMath::f32) {
         REQUIRE(device_cache_.forward(ctx, layer, queries(const_of(dq)), keys(const_of(dk)), values(const_of(dv)), outs(dout.data()), {}, phase, asking(device_inputs.view())) == Status::ok);
@@ -136,7 +137,7 @@ class Pair {
     const std::vector<float> q = normal_numbers(steps * q_size, random_), k = normal_numbers(steps * k_size, random_), v = normal_numbers(steps * v_size, random_);
     std::vector<float> out(at(steps * out_size));
     ::test::OnDevice<float> dq(*device_, q), dk(*device_, k), dv(*device_, v), dout(*device_, out);
-    Context<Cuda> ctx = device_->with_workspace(device_cache_.workspace_bytes(most_, most_));
+    Context<Cuda> ctx = device_->with_workspace(device_cache_.workspace_bytes(longest() + steps, 1));
     std::vector<std::byte> scratch(host_.workspace_bytes(most_, most_));
     Context<Cpu> cpu(scratch);
     const auto step = [&](auto& cache, auto& c, int i, const float* qs, const float* ks, const float* vs, float* outs) {
@@ -170,7 +171,7 @@ class Pair {
         std::vector<float> k(at(rows * shape_.head_dim)), v(at(rows * shape_.values()));
         REQUIRE(host_.read(layer, h, first, dense_view(k.data(), rows, shape_.head_dim), dense_view(v.data(), rows, shape_.values())) == Status::ok);
         ::test::OnDevice<float> dk(*device_, k), dv(*device_, v);
-        Context<Cuda> ctx = device_->with_workspace(device_cache_.workspace_bytes(most_, 1));
+        Context<Cuda> ctx = device_->with_workspace(device_cache_.workspace_bytes(longest(), 1));
         REQUIRE(device_cache_.read(ctx, layer, h, first, dense_view(dk.data(), rows, shape_.head_dim), dense_view(dv.data(), rows, shape_.values())) == Status::ok);
         REQUIRE(dk.read() == k);
         REQUIRE(dv.read() == v);
@@ -182,7 +183,7 @@ class Pair {
     std::vector<std::byte> scratch(host_.workspace_bytes(most_, most_));
     Context<Cpu> cpu(scratch);
     REQUIRE(host_.turn(cpu, incoming) == Status::ok);
-    Context<Cuda> ctx = device_->with_workspace(device_cache_.workspace_bytes(most_, most_));
+    Context<Cuda> ctx = device_->with_workspace(device_cache_.workspace_bytes(longest(), 1));
     REQUIRE(device_cache_.turn(ctx, incoming) == Status::ok);
     compare();
   }
@@ -190,7 +191,7 @@ class Pair {
     std::vector<std::byte> scratch(host_.workspace_bytes(most_, most_));
     Context<Cpu> cpu(scratch);
     REQUIRE(host_.remove(cpu, first, last) == Status::ok);
-    Context<Cuda> ctx = device_->with_workspace(device_cache_.workspace_bytes(most_, most_));
+    Context<Cuda> ctx = device_->with_workspace(device_cache_.workspace_bytes(longest(), 1));
     REQUIRE(device_cache_.remove(ctx, first, last) == Status::ok);
     compare();
   }
@@ -217,6 +218,13 @@ class Pair {
  private:
   Pair(const CacheShape& shape, any::AnyCache host, std::shared_ptr<::test::Device> device, Cache<Cuda, R> copy)
       : shape_(shape), host_(std::move(host)), device_(std::move(device)), device_cache_(std::move(copy)) {}
+  /// Slots of the longest head of all layers: calls get no more scratch than is asked for.
+  index_t longest() const {
+    index_t most = 0;
+    for (index_t layer = 0; layer < shape_.layers; ++layer)
+      for (index_t h = 0; h < shape_.kv_heads; ++h) most = std::max(most, device_cache_.slots(layer, h));
+    return most;
+  }
   StepInputs asking(StepInputs in) const {
     in.probe_first = asked_first_, in.probe_last = asked_last_;
     return in;
@@ -232,7 +240,8 @@ class Pair {
   std::shared_ptr<::test::Device> device_ = std::make_shared<::test::Device>();
   Cache<Cuda, R> device_cache_;
   std::mt19937 random_{31}, side_random_{37};
-  index_t most_ = 128;  ///< slots and tokens
+  index_t most_ = 128;  ///< slots and tokens, for the scratch of the host
+  index_t compared_ = 0;  ///< heads so far
   index_t asked_first_ = 0, asked_last_ = 0;
 };
 

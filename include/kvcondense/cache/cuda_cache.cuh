@@ -11,6 +11,7 @@
 #include <kvcondense/backend/cuda/slot_rows.cuh>
 #include <kvcondense/backend/cuda/top_k.cuh>
 #include <kvcondense/cache/cuda_layer.cuh>
+#include <kvcondense/cache/cuda_word_bytes.cuh>
 #include <kvcondense/cache/page.hpp>
 #include <kvcondense/cache/recipe.hpp>
 #include <kvcondense/cache/report.hpp>
@@ -118,7 +119,7 @@ class Cache<Cuda, R> {
     const index_t total = slots * shape().kv_heads;
     const std::size_t mass = Scratch::align + Scratch::bytes_for<float>(total);
     const std::size_t step = Scratch::align + range_bytes() + 2 * Scratch::bytes_for<std::int32_t>(total) +
-                             static_cast<std::size_t>(plan_.lanes) * Scratch::bytes_for<float>(total) + pipeline_.workspace_bytes(shape(), total) + column_bytes(tokens, slots);
+                             static_cast<std::size_t>(plan_.lanes) * Scratch::bytes_for<float>(total) + pipeline_bytes(slots, total, tokens) + column_bytes(tokens, slots);
     float nothing = 0.0f;
     std::size_t reading = 0;
     // Calls of few rows cut heads into pieces: the longest of them may need more than longer ones.
@@ -244,6 +245,9 @@ class Cache<Cuda, R> {
     if (pipeline_.queries().rows == AttentionNeed::Rows::none && !pipeline_.probes()) return 0;
     const std::size_t bytes = cache::CudaLayerColumns<Layer>::workspace_bytes(shape(), std::max(tokens, plan_.query_rows), slots);
     return Scratch::bytes_for<std::byte>(static_cast<index_t>(bytes));
+  }
+  std::size_t pipeline_bytes(index_t slots, index_t total, index_t tokens) const {
+    return cache::cuda_pipeline_bytes(pipeline_, shape(), slots, total, tokens);
   }
   std::size_t range_bytes() const { return 2 * Scratch::bytes_for<prim::KeptRange>(4 * shape().kv_heads); }
   bool changes_length() const {

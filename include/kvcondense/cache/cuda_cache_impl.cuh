@@ -62,7 +62,7 @@ Status Cache<Cuda, R>::begin(Context<Cuda>& ctx, Layer& l, const StepView<Cuda>&
           counts_.data() + 1, scratch.take_steering<prim::Ends>(heads)};
   for (auto& lane : lanes) lane = view.ragged(scratch.take<float>(total));
   bool room = keep.slots.data != nullptr && keep.count != nullptr && keep.budget != nullptr && keep.ends != nullptr &&
-              scratch.left() >= Scratch::bytes_for<std::int32_t>(total) + range_bytes() + pipeline_.workspace_bytes(shape(), total);
+              scratch.left() >= Scratch::bytes_for<std::int32_t>(total) + range_bytes() + pipeline_bytes(l.longest(), total, l.counters.pending);
   for (const auto& lane : lanes) room = room && lane.data != nullptr;
   if (!room) return Status::workspace_too_small;
   // Policies work on copies: a step that is refused later must not have counted its attention.
@@ -120,7 +120,8 @@ Status Cache<Cuda, R>::run_step(Context<Cuda>& ctx, index_t layer, const StepInp
   if (asks && l.window.most() > 0)
     if (const Status s = l.window.join(ctx, inputs.queries); s != Status::ok) return s;
 
-  if (const Status s = pipeline_.observe(ctx, view, all); s != Status::ok) return s;
+  Context<Cuda> rest = ctx.with_workspace(scratch.rest());  // words of sources may take what no one has yet
+  if (const Status s = pipeline_.observe(rest, view, all); s != Status::ok) return s;
   const bool fires = pipeline_.fires(view);
   bool leaves = false, changed = false;
   const auto stays = [&](index_t h) { return kept[h]; };

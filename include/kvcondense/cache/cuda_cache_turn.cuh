@@ -64,7 +64,7 @@ template <class R>
 std::size_t Cache<Cuda, R>::model_bytes(index_t slots) const {
   if (evict::model_share(pipeline_.allocate).keep <= 0.0) return 0;
   const index_t total = slots * shape().kv_heads;
-  const std::size_t ranking = static_cast<std::size_t>(plan_.lanes) * Scratch::bytes_for<float>(total) + pipeline_.workspace_bytes(shape(), total);
+  const std::size_t ranking = static_cast<std::size_t>(plan_.lanes) * Scratch::bytes_for<float>(total) + pipeline_bytes(slots, total, 0);
   return Scratch::align + Scratch::bytes_for<float>(shape().layers * total) +
          std::max(ranking, Scratch::bytes_for<prim::RowCutoff>(shape().layers * shape().kv_heads));
 }
