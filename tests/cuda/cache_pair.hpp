@@ -8,6 +8,7 @@
 #include <memory>
 #include <random>
 #include <string_view>
+#include <type_traits>
 #include <vector>
 
 #include <kvcondense/any/any_cache.hpp>
@@ -33,18 +34,40 @@ inline std::vector<float> normal_numbers(index_t n, std::mt19937& random) {
 class Inputs {
  public:
   Inputs(const CacheShape& shape, index_t tokens, std::mt19937& random)
-      : gates(normal_numbers(shape.kv_heads * tokens, random)), surprise(normal_numbers(tokens, random)), shape_(shape), tokens_(tokens) {
+      : gates(normal_numbers(shape.kv_heads * tokens, random)),
+        surprise(normal_numbers(tokens, random)),
+        raw_queries(normal_numbers(shape.q_heads * tokens * shape.head_dim, random)),
+        raw_keys(normal_numbers(shape.kv_heads * tokens * shape.head_dim, random)),
+        values(normal_numbers(shape.kv_heads * tokens * shape.values(), random)),
+        mean(normal_numbers(shape.q_heads * shape.head_dim, random)),
+        covariance(at(shape.q_heads * shape.head_dim * shape.head_dim)),
+        shape_(shape),
+        tokens_(tokens) {
+    for (index_t i = 0; i < shape.q_heads * shape.head_dim; ++i) covariance[at(i * shape.head_dim + i % shape.head_dim)] = 0.1f;
     for (float& x : surprise) x = std::fabs(x);
     for (index_t t = 0; t < tokens; ++t) classes.push_back(static_cast<TokenClass>(random() % 3));
   }
-  StepInputs on_host() const { return over(gates.data(), surprise.data(), classes.data()); }
-  StepInputs over(const float* g, const float* s, const TokenClass* c) const {
+  StepInputs on_host() const {
+    return over([](const auto& x) -> const void* { return x.data(); });
+  }
+  /// `where(numbers)`: where they lie on the side that reads them.
+  template <class Where>
+  StepInputs over(Where&& where) const {
+    const index_t q = shape_.q_heads, kv = shape_.kv_heads, d = shape_.head_dim;
+    const auto rows = [&](const std::vector<float>& x, index_t heads, index_t dim) {
+      return dense_view(static_cast<const float*>(where(x)), heads, tokens_, dim);
+    };
     StepInputs in;
-    in.gates = dense_view(g, shape_.kv_heads, tokens_), in.surprise = {s, at(tokens_)}, in.classes = {c, at(tokens_)};
+    in.raw_queries = rows(raw_queries, q, d), in.raw_keys = rows(raw_keys, kv, d), in.values = rows(values, kv, shape_.values());
+    in.query_mean = dense_view(static_cast<const float*>(where(mean)), q, d);
+    in.query_covariance = dense_view(static_cast<const float*>(where(covariance)), q, d, d);
+    in.gates = dense_view(static_cast<const float*>(where(gates)), kv, tokens_);
+    in.surprise = {static_cast<const float*>(where(surprise)), at(tokens_)};
+    in.classes = {static_cast<const TokenClass*>(where(classes)), at(tokens_)};
     return in;
   }
 
-  std::vector<float> gates, surprise;
+  std::vector<float> gates, surprise, raw_queries, raw_keys, values, mean, covariance;
   std::vector<TokenClass> classes;
 
  private:
@@ -54,12 +77,22 @@ class Inputs {
 class DeviceInputs {
  public:
   DeviceInputs(::test::Device& device, const Inputs& inputs)
-      : inputs_(&inputs), gates_(device, inputs.gates), surprise_(device, inputs.surprise), classes_(device, inputs.classes) {}
-  StepInputs view() { return inputs_->over(gates_.data(), surprise_.data(), classes_.data()); }
+      : device_(&device), inputs_(&inputs), classes_(device, inputs.classes) {}
+  StepInputs view() {
+    return inputs_->over([&](const auto& x) -> const void* {
+      if constexpr (std::same_as<std::decay_t<decltype(x)>, std::vector<float>>) {
+        numbers_.push_back(std::make_unique<::test::OnDevice<float>>(*device_, x));
+        return numbers_.back()->data();
+      } else {
+        return classes_.data();
+      }
+    });
+  }
 
  private:
+  ::test::Device* device_;
   const Inputs* inputs_;
-  ::test::OnDevice<float> gates_, surprise_;
+  std::vector<std::unique_ptr<::test::OnDevice<float>>> numbers_;
   ::test::OnDevice<TokenClass> classes_;
 };
 

@@ -37,9 +37,9 @@ inline constexpr bool cuda_codec<prim::GroupInt<Bits>> = true;
 ///
 /// Idea     the host keeps counters, lengths and lists of pages and decides when something leaves; which slots, and all that moves, is
 ///          the device's. The eviction pipeline is the one that runs on the CPU: its blocks are written over words.
-/// Needs    recipes of an eviction method whose words CUDA has (others stop compilation with a sentence), exact rows or codes of groups with
-///          their exact window and first slots, and no other stage. Inputs of steps lie on the device: attention, queries, gates, surprise, classes; so
-///          do matrices that words read (LayerMatrices of critical). Tables that blocks read (HeadTable, LayerTable) are the host's.
+/// Needs    recipes of an eviction method, exact rows or codes of groups with their exact window and first slots, and no other stage (those stop
+///          compilation with a sentence). Inputs of steps lie on the device: attention, queries, projections, moments, gates, surprise, classes; so
+///          do matrices that words read (LayerMatrices of critical and locret). Tables that blocks read (HeadTable, LayerTable) are the host's.
 /// Shapes   as Cache<Cpu, R>; keys, values, queries, out, lse, mass in device memory.
 /// Cost     append, attend and step enqueue on the context's stream. The host waits where tables grow or many pages go back, and
 ///          where a step meets the one before of the same layer that is not done yet; how many slots stay it knows itself, but for budgets and
