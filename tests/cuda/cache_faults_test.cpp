@@ -118,6 +118,19 @@ TEST_CASE("cuda cache: what it plans for single tokens is enough for what a pool
   CHECK(c->total_slots(0) == 8 * 62);
 }
 
+TEST_CASE("cuda cache: a report counts the queries that are kept") {
+  test::Device device;
+  const CacheShape shape{.layers = 3, .q_heads = 4, .kv_heads = 2, .head_dim = 16, .page_slots = 4};
+  const auto fixed = [&](index_t window) {
+    auto c = make_cache<Cuda>(shape, recipe(evict::RKV{.tokens = 15, .window = window, .kernel = 3, .slack = 2}));
+    REQUIRE(c);
+    const auto report = c->report(device);
+    REQUIRE(report);
+    return report->fixed_bytes;
+  };
+  CHECK(fixed(9) - fixed(4) == 5 * 2 * at(shape.layers * shape.q_heads * shape.head_dim) * sizeof(float));  // of both halves
+}
+
 TEST_CASE("cuda cache: a number that is none is counted once, though it becomes a code later") {
   test::Device device;
   const CacheShape shape{.q_heads = 2, .kv_heads = 2, .head_dim = 16, .page_slots = 4};
@@ -143,13 +156,16 @@ void lose_nothing(const R& method, int rounds, index_t left) {
   const CacheShape shape{.q_heads = 2, .kv_heads = 2, .head_dim = 16, .page_slots = 4};
   test::Device device;
   std::mt19937 random(5);
-  test::OnDevice<float> x(device, normal_numbers(2 * 6 * 16, random)), out(device, std::vector<float>(2 * 6 * 16)), mass(device, std::vector<float>(2 * 64));
-  const auto rows = dense_view(static_cast<const float*>(x.data()), 2, 6, 16);
+  // Other rows in every round: which of them were lost or counted twice shows.
+  const index_t size = 2 * 6 * 16;
+  test::OnDevice<float> x(device, normal_numbers(3 * rounds * size, random)), out(device, std::vector<float>(at(size))), mass(device, std::vector<float>(2 * 64));
+  const auto rows = [&](int round, int what) { return dense_view(static_cast<const float*>(x.data()) + (3 * round + what) * size, 2, 6, 16); };
   const auto refuses = [](Status s) {
     REQUIRE((s == Status::ok || s == Status::out_of_memory));
     return s != Status::ok;
   };
-  std::vector<float> expected;
+  std::vector<float> expected_keys, expected_values;
+  std::vector<std::int32_t> expected_tokens;
   int requests = 0;
   for (int k = 1 << 20; k >= 0; k = k == 1 << 20 ? requests : k - 1) {  // first with all it wants, of which requests are counted
     test::RefusingMemory memory(k);
@@ -162,21 +178,22 @@ void lose_nothing(const R& method, int rounds, index_t left) {
         Context<Cuda> ctx = device.with_workspace(c.workspace_bytes(64, 6));
         for (int i = 0; i < rounds; ++i) {
           const index_t before = c.total_slots(0);
-          if (refuses(c.append(ctx, 0, rows, rows))) {
+          const auto queries = rows(i, 0), keys = rows(i, 1), values = rows(i, 2);
+          if (refuses(c.append(ctx, 0, keys, values))) {
             REQUIRE(c.total_slots(0) == before);
             REQUIRE(c.pending() == 0);
-            REQUIRE(c.attend(ctx, 0, dense_view(rows.data, 2, 1, 16), dense_view(out.data(), 2, 1, 16)) == Status::ok);
+            REQUIRE(c.attend(ctx, 0, dense_view(queries.data, 2, 1, 16), dense_view(out.data(), 2, 1, 16)) == Status::ok);
             device.wait();
             memory.left = 1 << 20;
-            REQUIRE(c.append(ctx, 0, rows, rows) == Status::ok);
+            REQUIRE(c.append(ctx, 0, keys, values) == Status::ok);
           }
           AttendOutputs measure;
           if (c.wants_mass(0)) {
             measure.mass = c.ragged(0, mass.data());
-            REQUIRE(c.attend(ctx, 0, rows, dense_view(out.data(), 2, 6, 16), measure) == Status::ok);
+            REQUIRE(c.attend(ctx, 0, queries, dense_view(out.data(), 2, 6, 16), measure) == Status::ok);
           }
           StepInputs seen;
-          seen.attention = {measure.mass, c.mass_rows(6)}, seen.queries = rows;
+          seen.attention = {measure.mass, c.mass_rows(6)}, seen.queries = queries;
           if (refuses(c.step(ctx, 0, seen))) {
             REQUIRE(c.total_slots(0) == before + 12);
             REQUIRE(c.pending() == 6);
@@ -187,9 +204,12 @@ void lose_nothing(const R& method, int rounds, index_t left) {
         REQUIRE(c.slots(0, 1) == left);
         test::OnDevice<float> k_rows(device, std::vector<float>(at(left * 16))), v_rows(device, std::vector<float>(at(left * 16)));
         REQUIRE(c.read(ctx, 0, 1, 0, dense_view(k_rows.data(), left, 16), dense_view(v_rows.data(), left, 16)) == Status::ok);
-        if (expected.empty()) expected = k_rows.read(), requests = (1 << 20) - memory.left;
-        REQUIRE(k_rows.read() == expected);
-        REQUIRE(v_rows.read() == expected);  // the same rows, stored alike
+        std::vector<std::int32_t> tokens(at(left));
+        REQUIRE(c.tokens(ctx, 0, 1, tokens) == Status::ok);
+        if (expected_tokens.empty()) expected_tokens = tokens, expected_keys = k_rows.read(), expected_values = v_rows.read(), requests = (1 << 20) - memory.left;
+        REQUIRE(tokens == expected_tokens);
+        REQUIRE(k_rows.read() == expected_keys);
+        REQUIRE(v_rows.read() == expected_values);
       }
     }
     REQUIRE(memory.out == 0);
@@ -206,6 +226,62 @@ TEST_CASE("cuda cache: device memory that is refused loses nothing") {
   cuda_cache::lose_nothing(recipe(budget::HeadTableBudget{evict::H2O{.heavy = 9, .recent = 6}, 1.5, table}, quant::GroupInt<8>{.group_size = 8, .residual_window = 2, .sinks = 2}), 3, 15);
   // Queries of earlier steps are not lost, nor counted twice.
   cuda_cache::lose_nothing(recipe(evict::RKV{.tokens = 15, .window = 8, .kernel = 3, .slack = 2}), 4, 15);
+}
+
+TEST_CASE("cuda cache: a removal that is refused removes nothing from any layer") {
+  const CacheShape shape{.layers = 2, .q_heads = 2, .kv_heads = 2, .head_dim = 16, .page_slots = 4};
+  test::Device device;
+  std::mt19937 random(5);
+  test::OnDevice<float> x(device, cuda_cache::normal_numbers(2 * 9 * 16, random));
+  const auto rows = dense_view(static_cast<const float*>(x.data()), 2, 9, 16);
+  test::RefusingMemory memory(1 << 20);
+  {
+    auto c = make_cache<Cuda>(shape, recipe(), memory);
+    REQUIRE(c);
+    Context<Cuda> ctx = device.with_workspace(c->workspace_bytes(16, 9));
+    for (index_t layer = 0; layer < 2; ++layer) {
+      REQUIRE(c->append(ctx, layer, rows, rows) == Status::ok);
+      REQUIRE(c->step(ctx, layer) == Status::ok);
+    }
+    const auto read = [&](Cache<Cuda, decltype(recipe())>& of, index_t layer) {
+      const index_t n = of.slots(layer, 1);
+      test::OnDevice<float> k(device, std::vector<float>(at(n * 16))), v(device, std::vector<float>(at(n * 16)));
+      REQUIRE(of.read(ctx, layer, 1, 0, dense_view(k.data(), n, 16), dense_view(v.data(), n, 16)) == Status::ok);
+      return k.read();
+    };
+    const std::vector<float> all = read(*c, 0);
+    int refusals = 0;
+    for (bool refused = true; refused; ++refusals) {
+      auto twin = c->fork(ctx);
+      REQUIRE(twin);
+      memory.left = refusals;  // its layers want pages of their own
+      const Status s = twin->remove(ctx, 2, 5);
+      memory.left = 1 << 20;
+      refused = s != Status::ok;
+      if (refused) CHECK(s == Status::out_of_memory);
+      for (index_t layer = 0; layer < 2; ++layer) {
+        CHECK(twin->total_slots(layer) == (refused ? 18 : 12));
+        CHECK(read(*c, layer) == all);
+        if (refused) CHECK(read(*twin, layer) == all);
+      }
+      // What the other side writes now is not seen: pages that were copied are those which are read.
+      if (refused) {
+        REQUIRE(c->remove(ctx, 8, 9) == Status::ok);
+        for (index_t layer = 0; layer < 2; ++layer) {
+          REQUIRE(c->append(ctx, layer, dense_view(rows.data, 2, 1, 16), dense_view(rows.data, 2, 1, 16)) == Status::ok);
+          CHECK(read(*twin, layer) == all);
+        }
+        REQUIRE(c->truncate(ctx, 0) == Status::ok);
+        for (index_t layer = 0; layer < 2; ++layer) {
+          REQUIRE(c->append(ctx, layer, rows, rows) == Status::ok);
+          REQUIRE(c->step(ctx, layer) == Status::ok);
+          CHECK(read(*twin, layer) == all);
+        }
+      }
+    }
+    CHECK(refusals > 12);  // both layers were refused pages
+  }
+  CHECK(memory.out == 0);
 }
 
 #if defined(KVCONDENSE_CUDA_FIBERS)
@@ -236,24 +312,40 @@ TEST_CASE("cuda cache: first slots that came are not forgotten when a step could
 }
 
 namespace cuda_cache {
-/// Calls of the runtime fail in a step, one after the other. Either nothing has changed and the step can be made again, or the layer says so
-/// until it is reset.
+/// Calls of the runtime fail in the step of one of three rounds, one after the other. Either nothing has changed and the step can be made again,
+/// or the layer says so until it is reset.
 template <class R>
-void step_whole_or_torn(const R& method) {
+void step_whole_or_torn(const R& method, int round) {
   const CacheShape shape{.q_heads = 2, .kv_heads = 2, .head_dim = 16, .page_slots = 4};
   test::Device device;
   std::mt19937 random(5);
   test::OnDevice<float> x(device, normal_numbers(2 * 6 * 16, random)), out(device, std::vector<float>(2 * 6 * 16)), mass(device, std::vector<float>(2 * 64));
   const auto rows = dense_view(static_cast<const float*>(x.data()), 2, 6, 16);
-  std::vector<float> expected;
+  std::vector<float> expected, first;
   int again = 0, torn = 0;
   bool fails = true;
   for (int k = -1; fails; ++k) {  // first without any failure
     auto c = make_cache<Cuda>(shape, method);
     REQUIRE(c);
     Context<Cuda> ctx = device.with_workspace(c->workspace_bytes(64, 6));
+    const auto all = [&] {
+      std::vector<float> numbers;
+      for (index_t h = 0; h < 2; ++h) {
+        const index_t n = c->slots(0, h);
+        test::OnDevice<float> keys(device, std::vector<float>(at(n * 16))), values(device, std::vector<float>(at(n * 16)));
+        REQUIRE(c->read(ctx, 0, h, 0, dense_view(keys.data(), n, 16), dense_view(values.data(), n, 16)) == Status::ok);
+        for (const auto* side : {&keys, &values})
+          for (const float number : side->read()) numbers.push_back(number);
+      }
+      return numbers;
+    };
     const auto step = [&](bool failing) {
       REQUIRE(c->append(ctx, 0, rows, rows) == Status::ok);
+      if (c->length() == 6) {  // after a reset too
+        const std::vector<float> fresh = all();
+        if (first.empty()) first = fresh;
+        REQUIRE(fresh == first);
+      }
       AttendOutputs measure;
       if (c->wants_mass(0)) {
         measure.mass = c->ragged(0, mass.data());
@@ -279,23 +371,72 @@ void step_whole_or_torn(const R& method) {
       CHECK(c->tokens(ctx, 0, 0, ids) == Status::device_error);
       CHECK(c->truncate(ctx, 0) == Status::device_error);
       CHECK(c->remove(ctx, 0, 0) == Status::device_error);
+      CHECK(c->turn(ctx) == Status::device_error);
+      CHECK(c->fork(ctx).status() == Status::device_error);
+      CHECK(c->read(ctx, 0, 0, 0, dense_view(out.data(), 1, 16), dense_view(out.data(), 1, 16)) == Status::device_error);
       REQUIRE(c->reset(ctx) == Status::ok);
       CHECK(c->total_slots(0) == 0);
     };
-    for (int i = 0; i < 3; ++i) step(i == 2 && k >= 0);
+    for (int i = 0; i < 3; ++i) step(i == round && k >= 0);
     while (c->length() < 18) step(false);  // from the start where it was reset
-    test::OnDevice<float> read(device, std::vector<float>(at(c->slots(0, 1) * 16))), values(device, read.read());
-    REQUIRE(c->read(ctx, 0, 1, 0, dense_view(read.data(), c->slots(0, 1), 16), dense_view(values.data(), c->slots(0, 1), 16)) == Status::ok);
-    if (k < 0) expected = read.read();
-    REQUIRE(read.read() == expected);
+    const std::vector<float> read = all();
+    if (k < 0) expected = read;
+    REQUIRE(read == expected);
   }
   CHECK(again > 0);
   CHECK(torn > 0);
 }
 }  // namespace cuda_cache
 
+namespace {
+/// Refuses one request, and from there on the runtime fails in its call `then`.
+struct FailingMemory final : MemoryResource<Cuda> {
+  int left = 1 << 20, then = 0;
+
+  void* allocate(std::size_t bytes, std::size_t align) noexcept override {
+    if (left-- != 0) return cuda::device_memory().allocate(bytes, align);
+    cuda_fibers::runtime.fail_at = cuda_fibers::runtime.calls + then, cuda_fibers::runtime.fail_with = cudaErrorLaunchOutOfResources;
+    return nullptr;
+  }
+  void release(void* p, std::size_t bytes, std::size_t align) noexcept override { cuda::device_memory().release(p, bytes, align); }
+};
+}  // namespace
+
+TEST_CASE("cuda cache: an append that is refused memory, and then the table of what there is, says that the layer is lost") {
+  const CacheShape shape{.q_heads = 2, .kv_heads = 2, .head_dim = 16, .page_slots = 4};
+  test::Device device;
+  std::mt19937 random(5);
+  test::OnDevice<float> x(device, cuda_cache::normal_numbers(2 * 70 * 16, random)), out(device, std::vector<float>(2 * 16));
+  const auto rows = [&](index_t n) { return dense_view(static_cast<const float*>(x.data()), 2, n, 16); };
+  int whole = 0, torn = 0;
+  for (int left = 0; left < 90; left += 7)
+    for (int k = 0; k < 12; ++k) {
+      FailingMemory memory;
+      auto c = make_cache<Cuda>(shape, recipe(), memory);
+      REQUIRE(c);
+      Context<Cuda> ctx = device.with_workspace(c->workspace_bytes(80, 70));
+      REQUIRE(c->append(ctx, 0, rows(3), rows(3)) == Status::ok);
+      REQUIRE(c->step(ctx, 0) == Status::ok);
+      device.wait();
+      memory.left = left, memory.then = k;
+      const Status s = c->append(ctx, 0, rows(70), rows(70));
+      memory.left = 1 << 20, cuda_fibers::runtime.fail_at = -1;
+      if (s == Status::ok) continue;
+      CHECK(c->total_slots(0) == 6);
+      const Status attended = c->attend(ctx, 0, rows(1), dense_view(out.data(), 2, 1, 16));
+      CHECK((attended == Status::ok || attended == Status::device_error));
+      ++(attended == Status::ok ? whole : torn);
+      REQUIRE(c->reset(ctx) == Status::ok);
+      REQUIRE(c->append(ctx, 0, rows(70), rows(70)) == Status::ok);
+    }
+  CHECK(whole > 0);
+  CHECK(torn > 0);
+}
+
 TEST_CASE("cuda cache: a step that the device refuses in part is made again or said to be lost") {
-  cuda_cache::step_whole_or_torn(recipe(evict::SinkWindow{.recent = 9, .sinks = 3}, quant::GroupInt<4>{.group_size = 8, .residual_window = 2, .sinks = 2}));
-  cuda_cache::step_whole_or_torn(recipe(evict::H2O{.heavy = 5, .recent = 4}));
+  cuda_cache::step_whole_or_torn(recipe(evict::SinkWindow{.recent = 9, .sinks = 3}, quant::GroupInt<4>{.group_size = 8, .residual_window = 2, .sinks = 2}), 2);
+  cuda_cache::step_whole_or_torn(recipe(evict::H2O{.heavy = 5, .recent = 4}), 2);
+  // The first codes of a layer: the device has counted them when the host has not.
+  cuda_cache::step_whole_or_torn(recipe(quant::GroupInt<4>{.group_size = 8, .residual_window = 2}), 0);
 }
 #endif

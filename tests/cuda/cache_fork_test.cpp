@@ -52,6 +52,85 @@ void go_on(const R& method, const char* text, const CacheShape& shape) {
 
 }  // namespace
 
+namespace {
+
+/// Some of the tokens wait for a step when the other side comes to be.
+template <class R>
+void go_on_from_pending(const R& method, const char* text, const CacheShape& shape) {
+  INFO(text);
+  Pair<R> first(method, text, shape);
+  first.forward(50);
+  first.forward(3, prim::AttendMath::f32, first.near, Phase::probe);  // of a method that looks at no probes
+  REQUIRE(first.on_device().pending() == 3);
+  Pair<R> second = first.fork();
+  second.compare();
+  second.forward(2);
+  first.compare();
+  first.forward(1);
+  second.compare();
+  Pair<R> third = second.fork();
+  third.forward(20);
+  second.compare();
+  second.forward(1);
+  third.compare();
+}
+
+/// Pages of its own are refused to a fork, one after the other, where a step would write those that the other side has too: neither side changes,
+/// and the step can be made again.
+template <class R>
+void refuse_pages(const R& method, index_t tokens) {
+  const CacheShape shape{.q_heads = 2, .kv_heads = 2, .head_dim = 16, .page_slots = 4};
+  test::Device device;
+  std::mt19937 random(5);
+  test::OnDevice<float> x(device, cuda_cache::normal_numbers(2 * 40 * 16, random));
+  const auto rows = [&](index_t n) { return dense_view(static_cast<const float*>(x.data()), 2, n, 16); };
+  test::RefusingMemory memory(1 << 20);
+  {
+    auto c = make_cache<Cuda>(shape, method, memory);
+    REQUIRE(c);
+    Context<Cuda> ctx = device.with_workspace(c->workspace_bytes(64, 40));
+    REQUIRE(c->append(ctx, 0, rows(tokens), rows(tokens)) == Status::ok);
+    REQUIRE(c->step(ctx, 0) == Status::ok);
+    const auto all = [&](auto& of) {
+      std::vector<float> numbers;
+      for (index_t h = 0; h < 2; ++h) {
+        const index_t n = of.slots(0, h);
+        test::OnDevice<float> k(device, std::vector<float>(at(n * 16))), v(device, std::vector<float>(at(n * 16)));
+        REQUIRE(of.read(ctx, 0, h, 0, dense_view(k.data(), n, 16), dense_view(v.data(), n, 16)) == Status::ok);
+        for (const auto* side : {&k, &v})
+          for (const float number : side->read()) numbers.push_back(number);
+      }
+      return numbers;
+    };
+    const std::vector<float> before = all(*c);
+    auto twin = c->fork(ctx);
+    REQUIRE(twin);
+    int refusals = 0;
+    for (bool refused = true; refused; ++refusals) {
+      REQUIRE(twin->append(ctx, 0, rows(2), rows(2)) == Status::ok);
+      const std::vector<float> fresh = all(*twin);
+      memory.left = refusals;
+      const Status s = twin->step(ctx, 0);
+      memory.left = 1 << 20;
+      refused = s != Status::ok;
+      if (refused) {
+        CHECK(s == Status::out_of_memory);
+        CHECK(twin->pending() == 2);
+        REQUIRE(all(*twin) == fresh);
+        REQUIRE(twin->truncate(ctx, tokens) == Status::ok);
+      }
+      REQUIRE(all(*c) == before);
+    }
+    CHECK(refusals > 2);
+    REQUIRE(c->append(ctx, 0, rows(2), rows(2)) == Status::ok);
+    REQUIRE(c->step(ctx, 0) == Status::ok);
+    CHECK(all(*c) == all(*twin));
+  }
+  CHECK(memory.out == 0);
+}
+
+}  // namespace
+
 TEST_CASE("cuda cache: forks share pages and go on apart") {
   const CacheShape shape{.layers = 2, .q_heads = 6, .kv_heads = 2, .head_dim = 32, .page_slots = 8};
   go_on(recipe(), "exact", shape);
@@ -59,6 +138,21 @@ TEST_CASE("cuda cache: forks share pages and go on apart") {
   go_on(recipe(evict::RKV{.tokens = 30, .window = 6, .kernel = 3, .slack = 4}), "rkv(tokens=30, window=6, kernel=3, slack=4)", shape);
   go_on(recipe(evict::SinkWindow{.recent = 29, .sinks = 3}, quant::GroupInt<4>{.group_size = 8, .residual_window = 6, .sinks = 2}),
         "sink_window(recent=29, sinks=3) + int4(group=8, residual=6, sinks=2)", shape);
+  // Groups of codes along slots.
+  go_on(recipe(quant::Kivi<4>{.group_size = 16, .residual_window = 32, .sinks = 5}), "kivi4(group=16, residual=32, sinks=5)",
+        {.layers = 2, .q_heads = 6, .kv_heads = 2, .head_dim = 32, .page_slots = 16});
+}
+
+TEST_CASE("cuda cache: forks of tokens that no step has seen") {
+  const CacheShape shape{.layers = 2, .q_heads = 6, .kv_heads = 2, .head_dim = 32, .page_slots = 16};
+  go_on_from_pending(recipe(evict::SinkWindow{.recent = 29, .sinks = 3}, quant::GroupInt<4>{.group_size = 8, .residual_window = 6, .sinks = 2}),
+                     "sink_window(recent=29, sinks=3) + int4(group=8, residual=6, sinks=2)", shape);
+  go_on_from_pending(recipe(quant::Kivi<4>{.group_size = 16, .residual_window = 32}), "kivi4(group=16, residual=32)", shape);
+}
+
+TEST_CASE("cuda cache: a fork whose step is refused pages leaves both sides as they were") {
+  refuse_pages(recipe(evict::SinkWindow{.recent = 20, .sinks = 3}), 23);
+  refuse_pages(recipe(evict::SinkWindow{.recent = 29, .sinks = 3}, quant::GroupInt<4>{.group_size = 8, .residual_window = 2, .sinks = 2}), 32);
 }
 
 TEST_CASE("cuda cache: a fork takes no pages before it writes, and one that is refused leaves the other as it was") {
@@ -102,23 +196,6 @@ TEST_CASE("cuda cache: a fork takes no pages before it writes, and one that is r
       memory.left = 1 << 20;
       REQUIRE(all() == expected);
     }
-    auto twin = c->fork(ctx);
-    REQUIRE(twin);
-    refused = true;
-    for (int left = 0; refused; ++left) {  // pages of its own are refused
-      REQUIRE(twin->append(ctx, 0, rows(2), rows(2)) == Status::ok);
-      memory.left = left;
-      const Status s = twin->step(ctx, 0);
-      refused = s != Status::ok;
-      if (refused) {
-        CHECK(s == Status::out_of_memory);
-        CHECK(twin->pending() == 2);
-        memory.left = 1 << 20;
-        REQUIRE(twin->truncate(ctx, 23) == Status::ok);
-      }
-      REQUIRE(all() == expected);
-    }
-    memory.left = 1 << 20;
   }
   CHECK(memory.out == 0);
 }

@@ -9,6 +9,7 @@
 #include <kvcondense/evict/keydiff.hpp>
 #include <kvcondense/evict/knorm.hpp>
 #include <kvcondense/evict/observed_attention.hpp>
+#include <kvcondense/evict/rkv.hpp>
 #include <kvcondense/evict/sink_window.hpp>
 #include <kvcondense/evict/snapkv.hpp>
 #include <kvcondense/evict/tova.hpp>
@@ -77,6 +78,15 @@ TEST_CASE("cuda cache: scores that are pooled, counted, or read from the directi
   Pair directed(recipe(evict::KeyDiff{.tokens = 20, .recent = 4}), "keydiff(tokens=20, recent=4)", shape);
   directed.forward(30);
   for (int i = 0; i < 2; ++i) directed.forward(2);
+}
+
+TEST_CASE("cuda cache: scratch that is asked for is enough for words that take more of it than their blocks on the CPU") {
+  // Small heads of many slots: attention takes less than the step.
+  Pair repeated(recipe(evict::RKV{.tokens = 110, .window = 4, .kernel = 3, .slack = 4}), "rkv(tokens=110, window=4, kernel=3, slack=4)",
+                {.q_heads = 2, .kv_heads = 2, .head_dim = 16, .page_slots = 16});
+  repeated.forward(112);
+  for (int i = 0; i < 3; ++i) repeated.forward(1);
+  CHECK(repeated.on_device().slots(0, 0) < 115);
 }
 
 TEST_CASE("cuda cache: a recipe without stages keeps all, and tokens are taken back") {

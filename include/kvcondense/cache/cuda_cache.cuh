@@ -11,6 +11,7 @@
 #include <kvcondense/backend/cuda/slot_rows.cuh>
 #include <kvcondense/backend/cuda/top_k.cuh>
 #include <kvcondense/cache/cuda_layer.cuh>
+#include <kvcondense/cache/cuda_word_bytes.cuh>
 #include <kvcondense/cache/page.hpp>
 #include <kvcondense/cache/recipe.hpp>
 #include <kvcondense/cache/report.hpp>
@@ -36,9 +37,9 @@ inline constexpr bool cuda_codec<prim::GroupInt<Bits>> = true;
 ///
 /// Idea     the host keeps counters, lengths and lists of pages and decides when something leaves; which slots, and all that moves, is
 ///          the device's. The eviction pipeline is the one that runs on the CPU: its blocks are written over words.
-/// Needs    recipes of an eviction method whose words CUDA has (others stop compilation with a sentence), exact rows or codes of groups with
-///          their exact window and first slots, and no other stage. Inputs of steps lie on the device: attention, queries, gates, surprise, classes; so
-///          do matrices that words read (LayerMatrices of critical). Tables that blocks read (HeadTable, LayerTable) are the host's.
+/// Needs    recipes of an eviction method, exact rows or codes of groups with their exact window and first slots, and no other stage (those stop
+///          compilation with a sentence). Inputs of steps lie on the device: attention, queries, projections, moments, gates, surprise, classes; so
+///          do matrices that words read (LayerMatrices of critical and locret). Tables that blocks read (HeadTable, LayerTable) are the host's.
 /// Shapes   as Cache<Cpu, R>; keys, values, queries, out, lse, mass in device memory.
 /// Cost     append, attend and step enqueue on the context's stream. The host waits where tables grow or many pages go back, and
 ///          where a step meets the one before of the same layer that is not done yet; how many slots stay it knows itself, but for budgets and
@@ -118,7 +119,7 @@ class Cache<Cuda, R> {
     const index_t total = slots * shape().kv_heads;
     const std::size_t mass = Scratch::align + Scratch::bytes_for<float>(total);
     const std::size_t step = Scratch::align + range_bytes() + 2 * Scratch::bytes_for<std::int32_t>(total) +
-                             static_cast<std::size_t>(plan_.lanes) * Scratch::bytes_for<float>(total) + pipeline_.workspace_bytes(shape(), total) + column_bytes(tokens, slots);
+                             static_cast<std::size_t>(plan_.lanes) * Scratch::bytes_for<float>(total) + pipeline_bytes(slots, total, tokens) + column_bytes(tokens, slots);
     float nothing = 0.0f;
     std::size_t reading = 0;
     // Calls of few rows cut heads into pieces: the longest of them may need more than longer ones.
@@ -244,6 +245,9 @@ class Cache<Cuda, R> {
     if (pipeline_.queries().rows == AttentionNeed::Rows::none && !pipeline_.probes()) return 0;
     const std::size_t bytes = cache::CudaLayerColumns<Layer>::workspace_bytes(shape(), std::max(tokens, plan_.query_rows), slots);
     return Scratch::bytes_for<std::byte>(static_cast<index_t>(bytes));
+  }
+  std::size_t pipeline_bytes(index_t slots, index_t total, index_t tokens) const {
+    return cache::cuda_pipeline_bytes(pipeline_, shape(), slots, total, tokens);
   }
   std::size_t range_bytes() const { return 2 * Scratch::bytes_for<prim::KeptRange>(4 * shape().kv_heads); }
   bool changes_length() const {

@@ -62,7 +62,7 @@ Status Cache<Cuda, R>::begin(Context<Cuda>& ctx, Layer& l, const StepView<Cuda>&
           counts_.data() + 1, scratch.take_steering<prim::Ends>(heads)};
   for (auto& lane : lanes) lane = view.ragged(scratch.take<float>(total));
   bool room = keep.slots.data != nullptr && keep.count != nullptr && keep.budget != nullptr && keep.ends != nullptr &&
-              scratch.left() >= Scratch::bytes_for<std::int32_t>(total) + range_bytes() + pipeline_.workspace_bytes(shape(), total);
+              scratch.left() >= Scratch::bytes_for<std::int32_t>(total) + range_bytes() + pipeline_bytes(l.longest(), total, l.counters.pending);
   for (const auto& lane : lanes) room = room && lane.data != nullptr;
   if (!room) return Status::workspace_too_small;
   // Policies work on copies: a step that is refused later must not have counted its attention.
@@ -120,7 +120,8 @@ Status Cache<Cuda, R>::run_step(Context<Cuda>& ctx, index_t layer, const StepInp
   if (asks && l.window.most() > 0)
     if (const Status s = l.window.join(ctx, inputs.queries); s != Status::ok) return s;
 
-  if (const Status s = pipeline_.observe(ctx, view, all); s != Status::ok) return s;
+  Context<Cuda> rest = ctx.with_workspace(scratch.rest());  // words of sources may take what no one has yet
+  if (const Status s = pipeline_.observe(rest, view, all); s != Status::ok) return s;
   const bool fires = pipeline_.fires(view);
   bool leaves = false, changed = false;
   const auto stays = [&](index_t h) { return kept[h]; };
@@ -131,8 +132,8 @@ Status Cache<Cuda, R>::run_step(Context<Cuda>& ctx, index_t layer, const StepInp
       if (leaves && keep.ends[0].prefix >= 0)  // ends alone were named, of all heads
         if (const Status s = prim::KeepEnds<Cuda>::run(ctx, keep.ends, keep.slots, keep.count); s != Status::ok) return s;
     }
-    // Behind `remove` there may be something to code though nothing is pending.
-    if (leaves || l.counters.pending > 0 || l.keys.due() || l.values.due()) {
+    // A turn may change numbers of slots though nothing leaves, and code what `remove` has left though nothing is pending.
+    if (leaves || l.counters.pending > 0 || plan_.lanes > 0 || l.keys.due() || l.values.due()) {
       if (const Status s = l.reserve_codes(ctx, leaves, stays); s != Status::ok) return s;
       changed = true;
       if (const Status s = commit(ctx, l, keep, all, leaves, true, scratch); s != Status::ok) return s;
@@ -140,7 +141,7 @@ Status Cache<Cuda, R>::run_step(Context<Cuda>& ctx, index_t layer, const StepInp
     return l.set_slots(ctx, stays);
   };
   const Status acted = act(), behind = l.fence.record(ctx);  // one that is refused may have started what reads `steering`
-  l.torn = changed && (acted != Status::ok || behind != Status::ok);
+  l.torn = l.torn || (changed && (acted != Status::ok || behind != Status::ok));
   if (acted != Status::ok) return acted;
   if (behind != Status::ok) return behind;
   const bool moved = leaves || l.keys.due() || l.values.due();
@@ -282,14 +283,18 @@ Status Cache<Cuda, R>::remove(Context<Cuda>& ctx, index_t first, index_t last) {
       ends[layer * heads + h] = {from, ids.size() - to};
     }
   }
+  const auto loses = [&](index_t layer) {
+    bool leaves = false;
+    for (index_t h = 0; h < heads; ++h) leaves = leaves || ends[layer * heads + h].size() < layers_[layer].slots(h);
+    return leaves;
+  };
+  for (index_t layer = 0; layer < layers_.size(); ++layer)
+    if (const Status s = loses(layer) ? layers_[layer].own_all(ctx) : Status::ok; s != Status::ok) return s;
   for (index_t layer = 0; layer < layers_.size(); ++layer) {
     Layer& l = layers_[layer];
     const prim::Ends* mine = &ends[layer * heads];
     const auto stays = [&](index_t h) { return mine[h].size(); };
-    bool leaves = false;
-    for (index_t h = 0; h < heads; ++h) leaves = leaves || stays(h) < l.slots(h);
-    if (!leaves) continue;
-    if (const Status s = l.own_all(ctx); s != Status::ok) return s;
+    if (!loses(layer)) continue;
     const StepView<Cuda> view = step_view(layer, Phase::turn);
     Scratch scratch(ctx.workspace(), l.steering);
     evict::KeepSet keep;
@@ -353,7 +358,7 @@ Expected<Report> Cache<Cuda, R>::report(Context<Cuda>& ctx) const {
   r.fixed_bytes = layers_.bytes() + steering_.size() + static_cast<std::size_t>(counts_.size()) * sizeof(index_t);
   for (const auto& l : layers_) {
     r.tokens = std::max(r.tokens, l.counters.seen);
-    r.slots += l.total();
+    r.slots += l.total(), r.fixed_bytes += l.window.bytes();
     r.evictions += l.counters.evictions, r.evicted_slots += l.counters.evicted_slots;
     r.budget_asked += l.counters.budget_asked, r.budget_met += l.counters.budget_met;
     for (const int exact : {0, 2}) r.exact_bytes += l.keys.page_bytes(exact) + l.values.page_bytes(exact);

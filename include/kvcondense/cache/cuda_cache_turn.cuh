@@ -23,7 +23,10 @@ Status Cache<Cuda, R>::turn(Context<Cuda>& ctx, index_t incoming) {
   Buffer<index_t> budget(heap_memory());
   if (share.keep > 0.0) {
     if (const Status s = budget.resize(layers_.size() * shape().kv_heads); s != Status::ok) return s;
-    if (const Status s = share_model(ctx, share, budget.data()); s != Status::ok) return s;
+    if (const Status s = share_model(ctx, share, budget.data()); s != Status::ok) {
+      static_cast<void>(ctx.wait());  // what was enqueued reads memory that the next call writes
+      return s;
+    }
   }
   for (index_t i = 0; i < layers_.size(); ++i) {
     const index_t* own = share.keep > 0.0 ? budget.data() + i * shape().kv_heads : nullptr;
@@ -34,6 +37,8 @@ Status Cache<Cuda, R>::turn(Context<Cuda>& ctx, index_t incoming) {
 
 template <class R>
 Expected<Cache<Cuda, R>> Cache<Cuda, R>::fork(Context<Cuda>& ctx) {
+  for (const auto& l : layers_)
+    if (l.torn) return Status::device_error;
   auto copy = make(shape(), recipe_, *memory_);
   if (!copy) return copy.status();
   copy->counting_ = counting_;
@@ -59,7 +64,7 @@ template <class R>
 std::size_t Cache<Cuda, R>::model_bytes(index_t slots) const {
   if (evict::model_share(pipeline_.allocate).keep <= 0.0) return 0;
   const index_t total = slots * shape().kv_heads;
-  const std::size_t ranking = static_cast<std::size_t>(plan_.lanes) * Scratch::bytes_for<float>(total) + pipeline_.workspace_bytes(shape(), total);
+  const std::size_t ranking = static_cast<std::size_t>(plan_.lanes) * Scratch::bytes_for<float>(total) + pipeline_bytes(slots, total, 0);
   return Scratch::align + Scratch::bytes_for<float>(shape().layers * total) +
          std::max(ranking, Scratch::bytes_for<prim::RowCutoff>(shape().layers * shape().kv_heads));
 }

@@ -179,11 +179,7 @@ class CudaColumn {
       told_[static_cast<std::size_t>(h)] = {first, coded};
       most_[h] = {first, coded, n - first - coded};
     }
-    if (same && fresh_ == 0) return Status::ok;
-    fresh_ = 0, laid_ = false;
-    const std::size_t bytes = told_.size_bytes();
-    if (const Status s = cuda::settled(cudaMemcpyAsync(counts_.data(), told_.data(), bytes, cudaMemcpyHostToDevice, ctx.stream())); s != Status::ok) return s;
-    return ctx.wait();
+    return same && fresh_ == 0 ? Status::ok : tell_device(ctx);
   }
 
   /// What the host says of pages goes to the device, and runs follow.
@@ -253,12 +249,19 @@ class CudaColumn {
   /// Empty again; only while no kernel uses it.
   Status clear(const Context<Cuda>& ctx) {
     give_pages();
-    const Status s = cut(ctx, [](index_t) { return index_t{0}; });
     for (auto& m : most_) m = {};
-    return s;
+    for (auto& t : told_) t = {};
+    return tell_device(ctx);  // it may have counted what a step that was refused in part would have coded
   }
 
  private:
+  /// What is told to the host becomes what the device has.
+  Status tell_device(const Context<Cuda>& ctx) {
+    fresh_ = 0, laid_ = false;
+    const cudaError_t e = cudaMemcpyAsync(counts_.data(), told_.data(), told_.size_bytes(), cudaMemcpyHostToDevice, ctx.stream());
+    const Status s = cuda::settled(e);
+    return s == Status::ok ? ctx.wait() : s;
+  }
   Flush rule_of(bool codes) const { return codes ? plan_.flush : Flush{.block = 0}; }
   static index_t coded_after(const Flush& rule, const Most& m, index_t kept) { return std::min(kept, m.coded + most_due_of(rule, m.newest)); }
   Status take_pages(int part, index_t head, index_t slots) {
@@ -328,7 +331,7 @@ class CudaColumn {
     table_pages_ = std::max<index_t>(pages, 2 * before);
     const auto bytes = static_cast<index_t>(places().end);
     Status s = staging_.reserve(places().runs);
-    if (s == Status::ok) s = ctx.wait();  // somebody may still read the smaller one
+    if (s == Status::ok && before > 0) s = ctx.wait();  // somebody may still read the smaller one
     if (s == Status::ok) s = table_.resize(bytes);
     if (s != Status::ok) table_pages_ = before;
     else moved_ = true;

@@ -137,7 +137,7 @@ class CudaLayer {
       if (const Status s = l.reserve(ctx, heads, longest() + tokens, stepped); s != Status::ok) return s;
     Status s = keys.reserve(ctx, first, tokens - first);
     if (s == Status::ok) s = values.reserve(ctx, first, tokens - first);
-    if (s != Status::ok) take_back(ctx);
+    if (s != Status::ok) settle(ctx);
     return s;
   }
   /// Behind `reserve`: so many more slots, or (below 0) those taken back, the `first` of them first ones.
@@ -170,19 +170,19 @@ class CudaLayer {
   Status reserve_codes(Context<Cuda>& ctx, bool leaves, Kept&& kept) {
     Status s = keys.reserve_codes(ctx, leaves, kept);
     if (s == Status::ok) s = values.reserve_codes(ctx, leaves, kept);
-    if (s != Status::ok) take_back(ctx);
+    if (s != Status::ok) settle(ctx);
     return s;
   }
-  /// No page is shared with a fork any more. On refusal nothing that counts changes.
+  /// No page is shared with a fork any more, and kernels read those there are now. On refusal nothing that counts changes.
   Status own_all(Context<Cuda>& ctx) {
     Status s = keys.own_all(ctx);
     if (s == Status::ok) s = values.own_all(ctx);
-    if (s != Status::ok) take_back(ctx);
-    return s;
+    settle(ctx);
+    return s == Status::ok && torn ? Status::device_error : s;
   }
   /// Makes an empty layer of the same plan the same. Behind `learn`.
   Status fork(Context<Cuda>& ctx, CudaLayer& out) {
-    out.counters = counters, out.torn = torn;
+    out.counters = counters;
     Status s = out.pending_positions.copy_from(pending_positions);
     if (s == Status::ok) s = ids.fork(ctx, out.ids);
     for (index_t i = 0; i < lanes.size() && s == Status::ok; ++i) s = lanes[i].fork(ctx, out.lanes[i]);
@@ -236,10 +236,10 @@ class CudaLayer {
   }
 
  private:
-  /// Pages that a refused call has reserved; a table that it made larger is filled.
-  void take_back(Context<Cuda>& ctx) {
-    static_cast<void>(trim(ctx));
-    static_cast<void>(keys.settle(ctx)), static_cast<void>(values.settle(ctx));
+  /// Pages that nothing needs go, as those that a refused call has reserved; kernels are told of those there are.
+  void settle(Context<Cuda>& ctx) {
+    const Status trimmed = trim(ctx), k = keys.settle(ctx), v = values.settle(ctx);
+    torn = torn || trimmed != Status::ok || k != Status::ok || v != Status::ok;  // else kernels read what is not there
   }
 
   Plan plan_;
