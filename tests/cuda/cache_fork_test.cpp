@@ -50,10 +50,6 @@ void go_on(const R& method, const char* text, const CacheShape& shape) {
   second.compare();
 }
 
-}  // namespace
-
-namespace {
-
 /// Some of the tokens wait for a step when the other side comes to be.
 template <class R>
 void go_on_from_pending(const R& method, const char* text, const CacheShape& shape) {
