@@ -19,18 +19,21 @@ template <class Block>
 struct CudaWordBytes {
   static std::size_t of(const Block&, const CacheShape&, index_t, index_t) { return 0; }
 };
+/// Of moments of queries: a turned copy for every query head, and its logits.
 template <>
 struct CudaWordBytes<evict::ExpectedMass> {
   static std::size_t of(const evict::ExpectedMass&, const CacheShape& shape, index_t slots, index_t) {
     return prim::ExpectedAttention<Cuda>::workspace_bytes(shape.q_heads, shape.head_dim, slots);
   }
 };
+/// Of a retaining head: what lies between its layers.
 template <>
 struct CudaWordBytes<evict::Frozen<evict::RetainingScore>> {
   static std::size_t of(const evict::Frozen<evict::RetainingScore>& block, const CacheShape&, index_t, index_t tokens) {
     return prim::RetainingHead<Cuda>::workspace_bytes(tokens, block.from.weights_in.columns);
   }
 };
+/// Of two blocks, one after the other.
 template <class A, class C>
 struct CudaWordBytes<evict::Then<A, C>> {
   static std::size_t of(const evict::Then<A, C>& block, const CacheShape& shape, index_t slots, index_t tokens) {
