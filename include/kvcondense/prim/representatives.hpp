@@ -4,6 +4,7 @@
 
 #include <kvcondense/core/backend.hpp>
 #include <kvcondense/core/config.hpp>
+#include <kvcondense/core/random.hpp>
 #include <kvcondense/prim/ends.hpp>
 
 namespace kvcondense::prim {
@@ -17,6 +18,18 @@ struct SignatureRequest {
   std::uint64_t seed = 0;
   index_t block = 0;  ///< 0: signatures of single slots; else of blocks of this many
 };
+
+/// Bit i of the anchor; `ones` of `all` signatures have it.
+KVCONDENSE_HD inline bool anchor_bit(const SignatureRequest& request, index_t i, index_t ones, index_t all) {
+  switch (request.anchor) {
+    case SignatureAnchor::random: return (random_bits(request.seed, static_cast<std::uint64_t>(i)) & 1u) != 0;
+    case SignatureAnchor::zeros: return false;
+    case SignatureAnchor::ones: return true;
+    case SignatureAnchor::mean: return 2 * ones > all;
+    case SignatureAnchor::alternating: return i % 2 != 0;
+  }
+  return false;
+}
 
 /// Slots that stand for others, told apart by signatures of bits.
 ///

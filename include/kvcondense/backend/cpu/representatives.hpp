@@ -8,7 +8,6 @@
 #include <kvcondense/backend/cpu/context.hpp>
 #include <kvcondense/backend/cpu/merge_sets.hpp>
 #include <kvcondense/core/backend.hpp>
-#include <kvcondense/core/random.hpp>
 #include <kvcondense/core/status.hpp>
 #include <kvcondense/core/view.hpp>
 #include <kvcondense/prim/representatives.hpp>
@@ -88,17 +87,6 @@ struct Representatives<Cpu> {
 
  private:
   static constexpr float chosen = -1.0f;
-
-  static bool anchor_bit(const SignatureRequest& request, index_t i, index_t ones, index_t all) {
-    switch (request.anchor) {
-      case SignatureAnchor::random: return (random_bits(request.seed, static_cast<std::uint64_t>(i)) & 1u) != 0;
-      case SignatureAnchor::zeros: return false;
-      case SignatureAnchor::ones: return true;
-      case SignatureAnchor::mean: return 2 * ones > all;
-      case SignatureAnchor::alternating: return i % 2 != 0;
-    }
-    return false;
-  }
 
   static void of_blocks(const SignatureRequest& request, float* bit, index_t first, index_t last, index_t n) {
     const index_t block = request.block, whole = std::max<index_t>(0, last - first) / block;

@@ -8,24 +8,12 @@
 #include <kvcondense/backend/cuda/launch.cuh>
 #include <kvcondense/backend/cuda/row_cutoff.cuh>
 #include <kvcondense/backend/cuda/slot_numbers.cuh>
-#include <kvcondense/core/random.hpp>
 #include <kvcondense/core/status.hpp>
 #include <kvcondense/core/view.hpp>
 #include <kvcondense/prim/representatives.hpp>
 
 namespace kvcondense::prim {
 namespace cuda_kernels {
-
-__device__ inline bool anchor_bit(const SignatureRequest& request, index_t i, index_t ones, index_t all) {
-  switch (request.anchor) {
-    case SignatureAnchor::random: return (random_bits(request.seed, static_cast<std::uint64_t>(i)) & 1u) != 0;
-    case SignatureAnchor::zeros: return false;
-    case SignatureAnchor::ones: return true;
-    case SignatureAnchor::mean: return 2 * ones > all;
-    case SignatureAnchor::alternating: return i % 2 != 0;
-  }
-  return false;
-}
 
 /// Whether bits differ from the anchor's; of blocks the sum already. A block a head.
 template <int Threads>
