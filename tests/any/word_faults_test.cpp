@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstring>
 #include <random>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -226,6 +227,71 @@ TEST_CASE("snapshot: drafts that were taken back leave nothing in the file of an
     REQUIRE(a.cache.truncate(length) == Status::ok);
     REQUIRE((saved(a.cache) == without));
   }
+}
+
+TEST_CASE("snapshot: a file of any word that is cut or changed is refused, and what is taken can be used", "[any][snapshot]") {
+  long refused = 0, taken = 0;
+  std::mt19937 random(7);
+  for (const any::Entry* e : any::builtin().entries()) {
+    const std::string text = recipe_of(*e);
+    CAPTURE(text);
+    Run a(text);
+    const std::size_t empty = a.memory.live_bytes;
+    a.feed(30), a.feed(1), a.feed(3, true);
+    const auto good = saved(a.cache);
+    Run b(text);
+    b.feed(5);
+    const auto before = saved(b.cache);
+    const auto load = [&](std::span<const std::byte> file) {
+      const std::size_t held = b.memory.live_bytes;
+      b.memory.peak_bytes = held;
+      const Status s = b.cache.load(file);
+      REQUIRE(b.memory.peak_bytes - held < empty + 16 * file.size() + 16384);  // an empty cache, and what the file can justify
+      if (s != Status::ok) REQUIRE(b.memory.live_bytes == held);
+      return s;
+    };
+    for (std::size_t at = random() % 97; at < good.size(); at += 211) {
+      REQUIRE(load(std::span(good).first(at)) == Status::corrupt_data);
+      auto bad = good;
+      bad[at] ^= static_cast<std::byte>(1u << random() % 8);
+      REQUIRE(load(bad) == Status::corrupt_data);
+    }
+    REQUIRE((saved(b.cache) == before));
+    for (int n = 0; n < 60; ++n) {  // under a right checksum, half of them near the front, where what is counted stands
+      auto forged = good;
+      const std::size_t most = n % 2 == 0 ? std::min<std::size_t>(good.size() - 8, 700) : good.size() - 8;
+      constexpr unsigned edges[] = {0x00, 0x01, 0x7f, 0x80, 0xff};
+      forged[random() % most] = static_cast<std::byte>(n % 3 == 0 ? random() : edges[random() % 5]);
+      Checksum sum;
+      sum.add(std::span(forged).first(forged.size() - 8));
+      const std::uint64_t s = sum.value();
+      std::memcpy(forged.data() + forged.size() - 8, &s, 8);
+      CAPTURE(n);
+      const Status status = load(forged);
+      if (status != Status::ok) {
+        REQUIRE((status == Status::corrupt_data || status == Status::incompatible));
+        ++refused;
+        continue;
+      }
+      ++taken;
+      REQUIRE(b.cache.report().bytes() == b.memory.live_bytes);
+      for (index_t l = 0; l < shape.layers; ++l) {
+        const test::Tokens t(shape, 1, b.random);
+        const test::StepData data(shape, b.cache.pending(l) + 1, b.random);
+        StepInputs inputs = data.inputs();
+        inputs.queries = t.queries(shape);
+        std::vector<float> out(static_cast<std::size_t>(shape.q_heads * shape.head_dim));
+        static_cast<void>(b.cache.forward(b.ctx, l, t.queries(shape), t.keys(shape), t.values(shape),
+                                          dense_view(out.data(), shape.q_heads, 1, shape.head_dim), {}, Phase::automatic, inputs));
+      }
+      static_cast<void>(b.cache.truncate(b.cache.length() / 2));
+      static_cast<void>(saved(b.cache));
+      REQUIRE(b.cache.load(before) == Status::ok);
+    }
+    REQUIRE((saved(b.cache) == before));
+  }
+  REQUIRE(refused > 1000);
+  REQUIRE(taken > 1000);
 }
 
 TEST_CASE("snapshot: what was taken back, removed or evicted is not in the file", "[any][snapshot]") {

@@ -22,6 +22,19 @@ struct Folder {
   std::size_t files() const { return static_cast<std::size_t>(std::distance(fs::directory_iterator(path), {})); }
 };
 
+/// Cuts a file when it is asked for memory: what another program does between a question for its size and the reading.
+struct CutsFile final : MemoryResource<Cpu> {
+  test::CountingMemory heap;
+  fs::path path;
+  std::uintmax_t left = 0;
+  void* allocate(std::size_t bytes, std::size_t align) noexcept override {
+    std::error_code failed;
+    fs::resize_file(path, left, failed);
+    return failed ? nullptr : heap.allocate(bytes, align);
+  }
+  void release(void* p, std::size_t bytes, std::size_t align) noexcept override { heap.release(p, bytes, align); }
+};
+
 std::span<const std::byte> bytes_of(const std::string& s) { return std::as_bytes(std::span(s)); }
 
 }  // namespace
@@ -99,6 +112,21 @@ TEST_CASE("file: what cannot be opened, read or held is refused", "[io][file]") 
   const auto empty = io::read_file(folder.path / "empty");
   REQUIRE(empty.status() == Status::ok);
   REQUIRE(empty->empty());
+}
+
+TEST_CASE("file: a file that gives fewer bytes than it said, by any number, is an io_error", "[io][file]") {
+  const Folder folder;
+  const std::string text(300, 'x');
+  for (std::size_t left = 0; left <= text.size(); ++left) {
+    CutsFile memory;
+    memory.path = folder.path / "a", memory.left = left;
+    std::ofstream(memory.path) << text;
+    {
+      const auto bytes = io::read_file(memory.path, 1 << 20, memory);
+      REQUIRE(bytes.status() == (left < text.size() ? Status::io_error : Status::ok));
+    }
+    REQUIRE(memory.heap.live_bytes == 0);
+  }
 }
 
 TEST_CASE("file: a full disk shows as io_error", "[io][file]") {

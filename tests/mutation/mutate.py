@@ -72,7 +72,18 @@ PARTS = {
         ("core/buffer.hpp", ["core/containers"]),
         ("core/bytes.hpp", ["core/containers"]),
     ],
+    "vectors": [
+        ("backend/cpu/simd/row_ops.inl", ["prim/row_ops"]),
+        ("backend/cpu/simd/coding_ops.inl", ["prim/coding_ops"]),
+        ("backend/cpu/simd/code_ops.inl", ["prim/group_int_lanes"]),
+        ("backend/cpu/simd/rank_kernels.hpp", ["prim/rank_ops"]),
+        ("backend/cpu/simd/portable.hpp", ["prim/row_ops", "prim/coding_ops", "prim/group_int_lanes"]),
+        ("backend/cpu/simd/avx2.hpp", ["prim/row_ops", "prim/coding_ops", "prim/group_int_lanes"]),
+        ("backend/cpu/simd/avx512.hpp", ["prim/row_ops", "prim/coding_ops"]),
+        ("backend/cpu/simd/vnni.hpp", ["prim/group_int_lanes"]),
+    ],
 }
+KERNELS = "backend/cpu/simd/"  # what the library has compiled: a bug there is seen where the test compiles it
 
 SWAPS = [
     (r" < ", [" <= "]), (r" <= ", [" < "]), (r" > ", [" >= "]), (r" >= ", [" > "]),
@@ -138,24 +149,23 @@ class Bench:
                             ROOT / f"tests/support/{source}.cpp", "-o", self.main[-1]], check=True)
 
     def compiler(self):
-        return [*self.options.launcher.split(), self.options.compiler, "-std=c++20", "-O0", "-w", "-ffp-contract=off", "-pthread",
-                *(["-DKVCONDENSE_COMPILED_KERNELS=1"] if self.options.library else [])]
+        return [*self.options.launcher.split(), self.options.compiler, "-std=c++20", "-O0", "-w", "-ffp-contract=off", "-pthread"]
 
-    def run(self, test, overlay=None):
+    def run(self, test, library, overlay=None):
         """'passes', 'fails' or 'does not compile'."""
         program = self.folder / "program"
-        command = [*self.compiler(), "-include", self.first]
+        command = [*self.compiler(), "-include", self.first, *(["-DKVCONDENSE_COMPILED_KERNELS=1"] if library else [])]
         command += [f"-I{f}" for f in ([overlay] if overlay else []) + [ROOT / "include", ROOT / "tests"]]
         command += ["-isystem", "/usr/include/eigen3", f'-DKVCONDENSE_TEST_DATA="{ROOT}/tests"', f'-DKVCONDENSE_SOURCE_DIR="{ROOT}"']
-        command += [ROOT / "tests" / f"{test}_test.cpp", *self.main, *([self.options.library] if self.options.library else []), "-o", program]
+        command += [ROOT / "tests" / f"{test}_test.cpp", *self.main, *([library] if library else []), "-o", program]
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode != 0:
             if overlay is None:
                 print(done.stderr, file=sys.stderr)
             return "does not compile"
         try:
-            limits = ["bash", "-c", 'ulimit -v 4000000; exec "$0"', program]
-            done = subprocess.run(limits, capture_output=True, timeout=self.options.seconds, cwd=self.folder)
+            limits = ["bash", "-c", f'ulimit -v 4000000 -t {self.options.seconds}; exec "$0"', program]
+            done = subprocess.run(limits, capture_output=True, timeout=20 * self.options.seconds, cwd=self.folder)
         except subprocess.TimeoutExpired:
             return "fails"
         return "passes" if done.returncode == 0 else "fails"
@@ -181,10 +191,10 @@ def main():
     parser.add_argument("--compiler", default="g++")
     parser.add_argument("--launcher", default="")
     parser.add_argument("--library", default="")
-    parser.add_argument("--seconds", type=float, default=60, help="a test that runs longer has failed")
+    parser.add_argument("--seconds", type=int, default=60, help="a test that needs more of the processor's time has failed")
     options = parser.parse_args()
     os.chdir(ROOT)
-    known, rows, bad = known_survivors(), [], 0
+    known, rows, bad, sound = known_survivors(), [], 0, set()  # sound: tests that pass without a bug
     with tempfile.TemporaryDirectory() as folder:
         bench = Bench(options, folder)
         for part in options.part or PARTS:
@@ -193,10 +203,14 @@ def main():
                     continue
                 source = ROOT / "include/kvcondense" / header
                 text = source.read_text()
+                library = "" if header.startswith(KERNELS) else options.library
                 for test in tests:
-                    if (was := bench.run(test)) != "passes":
+                    if (test, library) in sound:
+                        continue
+                    if (was := bench.run(test, library)) != "passes":
                         print(f"{test}_test.cpp {was} as it is", file=sys.stderr)
                         return 2
+                    sound.add((test, library))
                 every = mutants_of(text)
                 random.Random(f"{options.seed} {header}").shuffle(every)
                 row = {"header": header, "planted": 0, "found": 0, "known": 0, "survived": 0}
@@ -211,7 +225,7 @@ def main():
                     target.write_text("\n".join(lines) + "\n")
                     results = []
                     for test in tests:
-                        results.append(bench.run(test, overlay))
+                        results.append(bench.run(test, library, overlay))
                         if results[-1] != "passes":
                             break
                     target.unlink()
