@@ -10,12 +10,13 @@
 #include <kvcondense/lowrank/kv_heads_svd.hpp>
 #include <kvcondense/lowrank/online_pca.hpp>
 #include <kvcondense/lowrank/pca.hpp>
+#include <kvcondense/lowrank/shadowkv.hpp>
 #include <kvcondense/lowrank/think.hpp>
 #include <kvcondense/lowrank/xkv.hpp>
 #include <support/random_bases.hpp>
 
 using namespace kvcondense;
-using lowrank::JointHeads, lowrank::KvHeadsSvd, lowrank::OnlinePca, lowrank::Pca, lowrank::RankRule, lowrank::Think, lowrank::XKv;
+using lowrank::JointHeads, lowrank::KvHeadsSvd, lowrank::OnlinePca, lowrank::Pca, lowrank::RankRule, lowrank::ShadowKV, lowrank::Think, lowrank::XKv;
 
 namespace {
 
@@ -181,4 +182,7 @@ TEST_CASE("lowrank: stages that find their own directions refuse numbers that ar
   for (index_t Think::*const number : {&Think::observe, &Think::recent, &Think::least, &Think::sinks})
     CHECK(changed(Think{}, [&](Think& t) { t.*number = -1; }) == Status::invalid_argument);
   CHECK(changed(Think{}, [](Think& t) { t.observe = (1 << 20) + 1; }) == Status::invalid_argument);
+  for (const double part : {0.0, 1.5, none}) CHECK(changed(ShadowKV{}, [&](ShadowKV& s) { s.keep = part; }) == Status::invalid_argument);
+  for (index_t ShadowKV::*const number : {&ShadowKV::chunk, &ShadowKV::local_chunks, &ShadowKV::least, &ShadowKV::sinks})
+    CHECK(changed(ShadowKV{}, [&](ShadowKV& s) { s.*number = -1; }) == Status::invalid_argument);
 }
