@@ -1,5 +1,6 @@
 #include <bit>
 #include <cmath>
+#include <cstdint>
 #include <limits>
 #include <string>
 
@@ -67,4 +68,12 @@ TEST_CASE("types: sizes and names", "[core][half]") {
   REQUIRE(std::string(to_string(DType::f16)) == "f16");
   REQUIRE(std::string(to_string(DType::bf16)) == "bf16");
   REQUIRE(static_cast<float>(bfloat16(1.0078125f)) == 1.0078125f);
+}
+
+TEST_CASE("types: views of keys and values of one of three types enter a cache, and no others", "[core]") {
+  REQUIRE((StoredNumbers<float, const float> && StoredNumbers<const half, half> && StoredNumbers<const bfloat16, const bfloat16>));
+  REQUIRE_FALSE(StoredNumbers<float, half>);
+  REQUIRE_FALSE(StoredNumbers<bfloat16, half>);
+  REQUIRE_FALSE(StoredNumbers<double, double>);
+  REQUIRE_FALSE(StoredNumbers<std::uint16_t, std::uint16_t>);
 }
