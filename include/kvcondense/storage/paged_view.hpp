@@ -110,8 +110,8 @@ class PagedView {
   index_t pages_needed() const { return (longest() + sequence_.page_slots - 1) / sequence_.page_slots; }
   /// Pages that the table lacks for `tokens` more.
   index_t pages_lacking(index_t tokens) const {
-    const index_t want = (longest() + tokens + sequence_.page_slots - 1) / sequence_.page_slots;
-    return std::max<index_t>(0, want - pages_);
+    const index_t room = pages_ * sequence_.page_slots - longest();
+    return tokens <= room ? 0 : (tokens - room - 1) / sequence_.page_slots + 1;
   }
   /// Part of the slots of the pages in use that hold something.
   double utilisation() const {

@@ -19,10 +19,12 @@ namespace kvcondense::storage {
 /// Shapes   rows of `row_bytes`, one behind the other from byte `first_byte` on; wanted rows ascending.
 /// Cost     one read per page touched; one page of scratch. Nothing is read twice.
 /// Numbers  bytes move as they are.
-/// Errors   invalid_argument: sizes below 1, rows that do not ascend or are negative; workspace_too_small: scratch
-///          below a page, or room below the rows; io_error: the reader said no.
+/// Errors   invalid_argument: sizes below 1, rows that do not ascend, are negative or end beyond 2^62 bytes; workspace_too_small:
+///          scratch below a page, or room below the rows; io_error: the reader said no.
 struct StoragePages {
   static constexpr Descriptor about{"storage_pages", Stage::storage, "arXiv:2409.04992"};
+
+  static constexpr index_t most_bytes = index_t{1} << 62;  ///< of the medium
 
   index_t row_bytes = 1;
   index_t page_bytes = 4096;
@@ -30,7 +32,7 @@ struct StoragePages {
 
   Status validate() const {
     const auto sane = [](index_t x) { return x > 0 && x <= (index_t{1} << 32); };
-    return sane(row_bytes) && sane(page_bytes) && first_byte >= 0 ? Status::ok : Status::invalid_argument;
+    return sane(row_bytes) && sane(page_bytes) && first_byte >= 0 && first_byte < most_bytes ? Status::ok : Status::invalid_argument;
   }
 
   index_t first_page(index_t row) const { return (first_byte + row * row_bytes) / page_bytes; }
@@ -56,7 +58,7 @@ struct StoragePages {
   Status gather(std::span<const index_t> rows, Read&& read, std::span<std::byte> page, std::span<std::byte> out) const {
     if (validate() != Status::ok) return Status::invalid_argument;
     for (std::size_t i = 0; i < rows.size(); ++i)
-      if (rows[i] < 0 || rows[i] > (index_t{1} << 40) || (i > 0 && rows[i] <= rows[i - 1])) return Status::invalid_argument;
+      if (rows[i] < 0 || rows[i] >= (most_bytes - first_byte) / row_bytes || (i > 0 && rows[i] <= rows[i - 1])) return Status::invalid_argument;
     if (page.size() < static_cast<std::size_t>(page_bytes)) return Status::workspace_too_small;
     if (out.size() < rows.size() * static_cast<std::size_t>(row_bytes)) return Status::workspace_too_small;
     bool fine = true;
