@@ -60,7 +60,8 @@ struct SlotNumbers<Cpu> {
   static Status larger(Context<Cpu>& ctx, RaggedView<const float> x, RaggedView<float> out) {
     ctx.parallel(out.heads, [&](index_t h, index_t) {
       float* o = out.row(h);
-      for (index_t j = 0; j < out.length(h); ++j) o[j] = x.row(h)[j] > o[j] ? x.row(h)[j] : o[j];
+      const float* from = x.row(h);
+      for (index_t j = 0; j < out.length(h); ++j) o[j] = from[j] > o[j] ? from[j] : o[j];
     });
     return Status::ok;
   }
@@ -80,7 +81,8 @@ struct SlotNumbers<Cpu> {
   static Status times(Context<Cpu>& ctx, RaggedView<const float> x, float add, RaggedView<float> out) {
     ctx.parallel(out.heads, [&](index_t h, index_t) {
       float* o = out.row(h);
-      for (index_t j = 0; j < out.length(h); ++j) o[j] = (o[j] + add) * x.row(h)[j];
+      const float* from = x.row(h);
+      for (index_t j = 0; j < out.length(h); ++j) o[j] = (o[j] + add) * from[j];
     });
     return Status::ok;
   }
