@@ -118,6 +118,8 @@ constexpr bool reads_scores(const Select& select) {
   if constexpr (requires { select.reads_scores(); }) return select.reads_scores();
   else return true;
 }
+/// Slots that stay of a head's `n` where the budget is filled, and protected ones stay whatever it is.
+constexpr index_t filled_budget(index_t n, index_t budget, Protected shield) { return std::min(n, std::max(budget, shield.within(n).size())); }
 /// Slots that a select block leaves of a head's `n`, where budget and protected slots say it; -1 where only a run knows.
 template <class Select>
 constexpr index_t kept_slots(const Select& select, index_t n, index_t budget, Protected shield) {

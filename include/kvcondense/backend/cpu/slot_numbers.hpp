@@ -11,8 +11,9 @@
 namespace kvcondense::prim {
 namespace cpu {
 
-/// The most that `for_head_sums` shows at once: of every head a run that is worth fetching ahead.
-inline constexpr index_t most_head_sums = 1024;
+/// The most that `for_head_sums` shows at once: long runs of every head, since processors fetch ahead what is read in
+/// order, and sums that still fit the nearest cache.
+inline constexpr index_t most_head_sums = 4096;
 
 /// Calls use(first, n, sums over all rows) for all slots of rows of one length, the newest ones first: what a
 /// layer's heads share is worked out once.
