@@ -395,6 +395,30 @@ TEST_CASE("slot ids: under any calls they are those of a list", "[cache][slot_id
   REQUIRE(memory.live_bytes == 0);
 }
 
+TEST_CASE("page: what is dead is found word by word as it is slot by slot", "[cache][segment]") {
+  std::mt19937 random(3);
+  for (const index_t used : {1, 8, 63, 64, 65, 128, 200, 255, 256})
+    for (const unsigned one_in : {1u, 2u, 9u, 300u}) {
+      cache::PageRef ref;
+      ref.fill(used);
+      for (index_t s = 0; s < used; ++s)
+        if (random() % one_in == 0) ref.kill(s);
+      CAPTURE(used, one_in);
+      for (index_t from = 0; from <= used; ++from) {
+        index_t alive = from, dead = from, live = 0;
+        while (alive < used && !ref.alive(alive)) ++alive;
+        while (dead < used && ref.alive(dead)) ++dead;
+        for (index_t s = from; s < used; ++s) live += ref.alive(s);
+        REQUIRE(ref.next_alive(from) == alive);
+        REQUIRE(ref.next_dead(from) == dead);
+        REQUIRE(ref.live_from(from) == live);
+        cache::PageRef some = ref;
+        some.revive_from(from);
+        for (index_t s = 0; s < used; ++s) REQUIRE(some.alive(s) == (s >= from || ref.alive(s)));
+      }
+    }
+}
+
 TEST_CASE("segment: skipping finds the slot from either end of the table", "[cache][segment]") {
   test::CountingMemory memory;
   for (unsigned seed = 0; seed < 20; ++seed) {

@@ -79,6 +79,8 @@ void require_same(const P& typed, const Q& erased) {
   REQUIRE(a.pipeline.attention().of(40) == b.pipeline.attention().of(40));
   REQUIRE(a.pipeline.inputs() == b.pipeline.inputs());
   REQUIRE(a.pipeline.source.one_set() == b.pipeline.source.one_set());
+  REQUIRE(evict::touches(a.pipeline.source) == evict::touches(b.pipeline.source));
+  REQUIRE(a.pipeline.asks_for_room_alone() == b.pipeline.asks_for_room_alone());
   REQUIRE(evict::scores_age(a.pipeline.source) == evict::scores_age(b.pipeline.source));
   REQUIRE(evict::reads_rotated_keys(a.pipeline.source) == evict::reads_rotated_keys(b.pipeline.source));
   REQUIRE(a.pipeline.residual == b.pipeline.residual);
@@ -233,6 +235,7 @@ TEST_CASE("erased: a block that is not there asks for nothing, chooses nothing a
   REQUIRE(source.queries().rows == AttentionNeed::Rows::none);
   REQUIRE(source.inputs().empty());
   REQUIRE((source.lanes() == 0 && source.score_lane() == -1));
+  REQUIRE(source.touches() == evict::Touches::any);
   REQUIRE_FALSE((source.one_set() || source.gives_shares() || source.by_age() || source.rotated_keys() || source.probes()));
   REQUIRE(source.observe(ctx, view, {}) == Status::not_supported);
   REQUIRE(source.observe_turn(ctx, view, {}) == Status::not_supported);
@@ -248,6 +251,7 @@ TEST_CASE("erased: a block that is not there asks for nothing, chooses nothing a
   REQUIRE(none.allocate.run(ctx, view, {}, nullptr, &budget, scratch) == Status::not_supported);
   REQUIRE(budget == -1);
   REQUIRE_FALSE((none.select.takes_best() || none.select.reads_scores()));
+  REQUIRE_FALSE((none.select.asks_for_room_alone() || none.allocate.asks_for_room_alone() || none.asks_for_room_alone()));
   REQUIRE(none.select.run(ctx, view, {}, nullptr, {}, scratch) == Status::not_supported);
   for (const std::size_t bytes : {source.workspace_bytes({}, 99), none.pool.workspace_bytes({}, 99), none.allocate.workspace_bytes({}, 99), none.select.workspace_bytes({}, 99)})
     REQUIRE(bytes == 0);

@@ -88,11 +88,14 @@ Status Cache<B, R>::run_step(Context<B>& ctx, index_t layer, const StepInputs& i
     if (p == nullptr) return Status::workspace_too_small;
     column_scratch = {p, bytes};
   }
-  // Policies work on copies: a step that is refused later must not have counted its attention. They come first, where
-  // attention had its own numbers a moment ago.
+  // A step that is refused must not have counted its attention: policies work on copies, unless what they do can be undone
+  // or the step can no longer be refused.
   RaggedView<float> lanes[cache::max_lanes];
   const index_t lane_count = plan_.lanes;
-  if (!l.copy_lanes(lane_count, scratch, lanes)) return Status::workspace_too_small;
+  bool lent = lends_lanes(l, view, scratch.left(), ctx.workers());
+  if (Scratch s = scratch; lent && (lent = l.lend_lanes(lane_count, s, lanes))) scratch = s;
+  else if (!l.copy_lanes(lane_count, scratch, lanes)) return Status::workspace_too_small;
+  cache::NewestNumbers<Layer> newest(lent && evict::touches(pipeline_.source) == evict::Touches::newest ? &l : nullptr, lane_count, view.appended);
   index_t nan = 0;
   evict::KeepSet keep{{scratch.take<std::int32_t>(total), l.offset.data(), heads},
                       scratch.take<index_t>(heads),
@@ -147,6 +150,7 @@ Status Cache<B, R>::run_step(Context<B>& ctx, index_t layer, const StepInputs& i
     if (const Status s = grade(ctx, view, grade_lanes, keep, scores, scratch); s != Status::ok) return s;
   if (const Status s = commit(ctx, layer, keep, all_lanes, scores, inputs.queries, folding, learns, scratch); s != Status::ok) return s;
   keep_drawn(l, keep, drawn);
+  newest.accept();
 
   index_t kept = 0, asked = 0;
   for (index_t h = 0; h < heads; ++h) kept += keep.count[h], asked += keep.budget[h];
@@ -165,6 +169,24 @@ Status Cache<B, R>::run_step(Context<B>& ctx, index_t layer, const StepInputs& i
   if (view.phase == Phase::prefill_chunk || view.phase == Phase::prefill_end) l.counters.prompt = l.counters.seen;
   l.update_offsets();
   return Status::ok;
+}
+
+/// Whether the policy may work on its numbers where they lie. `workspace`: what is left of it.
+template <Backend B, class R>
+bool Cache<B, R>::lends_lanes(const Layer& l, const StepView<B>& view, std::size_t workspace, index_t workers) const {
+  using evict::Touches;
+  const Touches what = evict::touches(pipeline_.source);
+  if (what == Touches::any || merging_ || graded_ || view.phase == Phase::turn || view.phase == Phase::probe) return false;
+  if (what == Touches::newest) return true;
+  // Attention adds to every number, and nothing takes it away again. So whatever could be refused after that is asked before.
+  const bool fires = pipeline_.fires(view);
+  if ((fires && !pipeline_.asks_for_room_alone()) || retrieval_.active() || plan_.drawn > 0 || view.phase == Phase::prefill_end) return false;
+  const std::size_t work = std::max(pipeline_.workspace_bytes(shape_, l.total()),
+                                    static_cast<std::size_t>(workers) * Scratch::bytes_for<float>(plan_.commit_floats));
+  const std::size_t own = static_cast<std::size_t>(plan_.lanes) * Scratch::bytes_for<float*>(shape_.kv_heads) + Scratch::bytes_for<std::int32_t>(l.total()) +
+                          2 * Scratch::bytes_for<index_t>(shape_.kv_heads) + Scratch::bytes_for<prim::Ends>(shape_.kv_heads);
+  if (workspace < own + work) return false;
+  return std::all_of(l.heads.begin(), l.heads.end(), [&](const auto& head) { return head.commits_for_sure(fires); });
 }
 
 template <Backend B, class R>

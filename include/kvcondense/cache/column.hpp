@@ -357,7 +357,7 @@ class Column {
     const bool split = segment.codec().group_slots() == 1;
     while (count > 0 && at.page < segment.pages().size()) {
       const PageRef& ref = segment.pages()[at.page];
-      while (at.slot < ref.used && !ref.alive(at.slot)) ++at.slot;
+      at.slot = ref.next_alive(at.slot);
       if (at.slot >= ref.used) {
         ++at.page;
         at.slot = 0;
@@ -368,13 +368,11 @@ class Column {
       if (ref.full_of_life()) {
         live = std::min<index_t>(count, ref.used - first);
         end = first + live;
+      } else if (split) {
+        end = std::min(ref.next_dead(first), first + count);
+        live = end - first;
       } else {
-        while (end < ref.used && live < count) {
-          const bool alive = ref.alive(end);
-          if (!alive && split) break;
-          live += alive;
-          ++end;
-        }
+        for (; end < ref.used && live < count; ++end) live += ref.alive(end);
       }
       use(segment, ref, first, end - first, live);
       at.slot = end;

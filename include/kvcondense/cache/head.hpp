@@ -136,6 +136,10 @@ struct Head {
     return keys.most_due(window_after(keys, kept)) > 0 || values.most_due(window_after(values, kept)) > 0;
   }
 
+  /// Whether `reserve_commit` asks for nothing, whatever survives. `leave`: whether any slots may leave.
+  bool commits_for_sure(bool leave) const {
+    return (!leave || ids.listed()) && keys.most_due(keys.window().live()) == 0 && values.most_due(values.window().live()) == 0;
+  }
   /// Room for everything `commit` may need when `kept` survives.
   Status reserve_commit(const Kept& kept) {
     if (kept.size() < slots())

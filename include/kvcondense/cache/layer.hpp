@@ -70,11 +70,21 @@ struct Layer {
     }
     return true;
   }
-  /// Takes the numbers of copies back, those of slots that are kept to the front.
+  /// The policy's numbers where they lie; false when the scratch is too small.
+  bool lend_lanes(index_t lanes, Scratch& scratch, RaggedView<float>* out) {
+    for (index_t i = 0; i < lanes; ++i) {
+      float** rows = scratch.take<float*>(heads.size());
+      if (rows == nullptr) return false;
+      for (index_t h = 0; h < heads.size(); ++h) rows[h] = heads[h].lane[i].data();
+      out[i] = {nullptr, offset.data(), heads.size(), rows};
+    }
+    return true;
+  }
+  /// Takes the numbers back, those of slots that are kept to the front.
   void take_lanes(std::span<const RaggedView<float>> lanes, index_t head, const Kept& kept) {
     for (std::size_t i = 0; i < lanes.size(); ++i)
       kept.for_runs([to = heads[head].lane[i].data(), from = lanes[i].row(head)](index_t at, index_t first, index_t n) {
-        std::copy_n(from + first, n, to + at);
+        if (from + first != to + at) std::copy_n(from + first, n, to + at);  // lent ones: downwards
       });
   }
 
@@ -159,6 +169,25 @@ struct Layer {
     held.drop();
     update_offsets();
   }
+};
+
+/// What a step wrote into lent lanes for the tokens that it brought: zeros again, as before it, unless it is accepted.
+template <class L>
+class NewestNumbers {
+ public:
+  NewestNumbers(L* layer, index_t lanes, index_t tokens) : layer_(layer), lanes_(lanes), tokens_(tokens) {}
+  NewestNumbers(const NewestNumbers&) = delete;
+  NewestNumbers& operator=(const NewestNumbers&) = delete;
+  ~NewestNumbers() {
+    if (layer_ == nullptr) return;
+    for (auto& head : layer_->heads)
+      for (index_t i = 0; i < lanes_; ++i) std::fill(head.lane[i].end() - std::min(tokens_, head.slots()), head.lane[i].end(), 0.0f);
+  }
+  void accept() { layer_ = nullptr; }
+
+ private:
+  L* layer_;
+  index_t lanes_, tokens_;
 };
 
 /// Keys or values of a layer for policies.

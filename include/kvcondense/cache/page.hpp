@@ -1,5 +1,6 @@
 #pragma once
 
+#include <algorithm>
 #include <atomic>
 #include <bit>
 #include <cstring>
@@ -97,14 +98,29 @@ struct PageRef {
     --live;
   }
   void revive_from(index_t slot) {
-    for (index_t s = slot; s < max_page_slots; ++s) dead[s / 64] &= ~(std::uint64_t{1} << (s % 64));
+    for (index_t w = slot / 64; w < words; ++w) dead[w] &= w == slot / 64 ? ~from(slot) : 0;
   }
   index_t live_from(index_t slot) const {
-    index_t n = 0;
-    for (; slot < used; ++slot) n += alive(slot);
+    index_t n = used - slot;
+    for (index_t w = slot / 64; w < words; ++w) n -= std::popcount(dead[w] & (w == slot / 64 ? from(slot) : ~std::uint64_t{0}));
     return n;
   }
+  /// The first slot from `slot` on that is alive, or dead; `used` where there is none.
+  index_t next_alive(index_t slot) const { return next(slot, ~std::uint64_t{0}); }
+  index_t next_dead(index_t slot) const { return next(slot, 0); }
   bool full_of_life() const { return live == used; }
+
+ private:
+  static constexpr index_t words = max_page_slots / 64;
+
+  /// The bits of a slot and of those behind it, in its word.
+  static constexpr std::uint64_t from(index_t slot) { return ~std::uint64_t{0} << (slot % 64); }
+  index_t next(index_t slot, std::uint64_t flip) const {
+    for (index_t w = slot / 64; w * 64 < used; ++w)
+      if (const std::uint64_t bits = (dead[w] ^ flip) & (w == slot / 64 ? from(slot) : ~std::uint64_t{0}); bits != 0)
+        return std::min<index_t>(w * 64 + std::countr_zero(bits), used);
+    return used;
+  }
 };
 
 }  // namespace kvcondense::cache

@@ -278,7 +278,7 @@ class Segment {
       while (at < last) {
         while (rest == 0) next_page();
         PageRef& ref = pages_[p];
-        while (!ref.alive(slot)) ++slot;
+        slot = ref.next_alive(slot);
         if (at >= first) ref.kill(slot), --live_, emptied = emptied || ref.live == 0;
         ++slot, ++at, --rest;
       }
@@ -371,6 +371,7 @@ class Segment {
   }
 
   bool free_page();
+  void move_slots(const PageRef& to, index_t to_slot, const PageRef& from, index_t slot, index_t n);
   template <class ToStored>
   index_t rewrite_half_dead(float* rows, ToStored&& to_stored);
 

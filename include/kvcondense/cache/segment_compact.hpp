@@ -28,14 +28,11 @@ bool Segment<Codec>::free_page() {
     if (!make_unique(p)) return false;
   index_t to_page = first, to_slot = 0;
   for (index_t p = first; p <= end; ++p) {
-    const PageRef from_page = pages_[p];
-    for (index_t s = 0; s < from_page.used; ++s) {
-      if (!from_page.alive(s)) continue;
+    const PageRef& page = pages_[p];
+    for (index_t s = page.next_alive(0), n = 0; s < page.used; s = page.next_alive(s + n), to_slot += n) {
       if (to_slot == page_slots_) ++to_page, to_slot = 0;
-      if constexpr (requires { &prim::PageCodec<Cpu, Codec>::move; })
-        if (to_page != p || to_slot != s)
-          prim::PageCodec<Cpu, Codec>::move(codec_, span(pages_[to_page]), to_slot, span(from_page), s);
-      ++to_slot;
+      n = std::min(page.next_dead(s) - s, page_slots_ - to_slot);
+      if (to_page != p || to_slot != s) move_slots(pages_[to_page], to_slot, page, s, n);
     }
   }
   for (index_t p = first; p <= to_page; ++p) {
@@ -49,6 +46,16 @@ bool Segment<Codec>::free_page() {
   pages_.shrink(pages_.size() - (end - to_page));
   retire(gone, end - to_page);
   return true;
+}
+
+/// Within a page of slots with parameters of their own, or to one in front of it.
+template <class Codec>
+void Segment<Codec>::move_slots(const PageRef& to, index_t to_slot, const PageRef& from, index_t slot, index_t n) {
+  using Coder = prim::PageCodec<Cpu, Codec>;
+  if constexpr (requires { Coder::move(codec_, span(to), to_slot, span(from), slot, n); })
+    Coder::move(codec_, span(to), to_slot, span(from), slot, n);
+  else if constexpr (requires { &Coder::move; })
+    for (index_t i = 0; i < n; ++i) Coder::move(codec_, span(to), to_slot + i, span(from), slot + i);
 }
 
 /// Joins neighbours of which one is at least half dead and which fit one page together; where slots are independent, only

@@ -72,21 +72,23 @@ struct KvView {
 /// Numbers per (kv head, slot) where every head may hold a different number of slots.
 ///
 /// Head h owns `data[offset[h] .. offset[h + 1])`; `offset` has heads + 1 entries. The layout that
-/// variable-length attention kernels call cumulative lengths.
+/// variable-length attention kernels call cumulative lengths. With `rows` a row lies where that says: only `row`
+/// finds it, and `data` is null.
 template <class T>
 struct RaggedView {
   T* data = nullptr;
   const index_t* offset = nullptr;
   index_t heads = 0;
+  T* const* rows = nullptr;
 
-  KVCONDENSE_HD T* row(index_t head) const { return data + offset[head]; }
+  KVCONDENSE_HD T* row(index_t head) const { return rows == nullptr ? data + offset[head] : rows[head]; }
   KVCONDENSE_HD index_t length(index_t head) const { return offset[head + 1] - offset[head]; }
   KVCONDENSE_HD index_t size() const { return heads == 0 ? 0 : offset[heads] - offset[0]; }
 
   template <std::same_as<const T> C>
     requires(!std::is_const_v<T>)
   KVCONDENSE_HD operator RaggedView<C>() const {  // NOLINT(google-explicit-constructor)
-    return {data, offset, heads};
+    return {data, offset, heads, rows};
   }
 };
 

@@ -11,6 +11,7 @@
 #include <kvcondense/core/step_view.hpp>
 #include <kvcondense/core/view.hpp>
 #include <kvcondense/core/workspace.hpp>
+#include <kvcondense/evict/touches.hpp>
 #include <kvcondense/prim/ends.hpp>
 
 namespace kvcondense::evict {
@@ -117,6 +118,8 @@ constexpr bool reads_scores(const Select& select) {
   if constexpr (requires { select.reads_scores(); }) return select.reads_scores();
   else return true;
 }
+/// Slots that stay of a head's `n` where the budget is filled, and protected ones stay whatever it is.
+constexpr index_t filled_budget(index_t n, index_t budget, Protected shield) { return std::min(n, std::max(budget, shield.within(n).size())); }
 /// Slots that a select block leaves of a head's `n`, where budget and protected slots say it; -1 where only a run knows.
 template <class Select>
 constexpr index_t kept_slots(const Select& select, index_t n, index_t budget, Protected shield) {
@@ -184,6 +187,7 @@ enum class Residual : std::uint8_t {
 ///               rotated_keys() -> bool (may be left out)   reads keys rotated, never raw
 ///               gives_shares() -> bool (may be left out)   see above
 ///               observe(ctx, view, lanes) -> Status  updates accumulators, may do nothing
+///               touches() -> Touches (may be left out)   see touches.hpp; numbers of a source that says any are copied first
 ///               observe_turn(ctx, view, lanes) -> Status (may be left out)   the same before a turn
 ///               probes() -> bool, observe_probe(ctx, view, lanes, Scratch&) -> Status (may be left out)
 ///                                                    in Phase::probe, with view.columns over the rows
@@ -200,6 +204,7 @@ enum class Residual : std::uint8_t {
 ///                   Scratch&) -> Status              total slots per head, protected ones included
 ///               expects(view, head, Protected) -> index_t (may be left out)   the same from counters alone, for
 ///                                                    triggers; in the mean over heads where scores decide
+///               asks_for_room_alone() -> bool (may be left out)   see touches.hpp; of select blocks too
 ///               model_share() -> ModelShare (may be left out)   a part of all layers together: budgets then
 ///                                                    come in view.model_budget, from `Cache::turn`
 ///   select      run(ctx, view, RaggedView<const float> scores, const Protected*, const KeepSet&,
@@ -274,6 +279,11 @@ struct Pipeline {
   template <Backend B>
   bool fires(const StepView<B>& view) const {
     return trigger_fires(trigger, view, LayerBudget<B>{this, &Pipeline::template budget_of<B>});
+  }
+
+  /// Whether `choose` is refused for nothing but too small a workspace.
+  constexpr bool asks_for_room_alone() const {
+    return leaves_scores(pool) && score_lane(source) >= 0 && evict::asks_for_room_alone(allocate) && evict::asks_for_room_alone(select);
   }
 
   /// Does a step over tokens that only ask look at them?

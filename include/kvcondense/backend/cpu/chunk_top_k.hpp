@@ -27,6 +27,7 @@ struct ChunkTopK<Cpu> {
       count[h] = n;
       if (total[h] >= n) return std::iota(begin, begin + n, 0);
 
+      const float* s = scores.row(h);
       const index_t last = n - ends.suffix;
       const index_t chunks = std::max<index_t>(0, total[h] - ends.size()) / chunk;
       index_t bad = 0;
@@ -34,7 +35,7 @@ struct ChunkTopK<Cpu> {
         for (index_t first = ends.prefix; first < last; first += chunk) {
           const index_t end = std::min(last, first + chunk);
           std::uint32_t best = 0;
-          for (index_t i = first; i < end; ++i) best = std::max(best, rank_bits(scores.row(h)[i]));
+          for (index_t i = first; i < end; ++i) best = std::max(best, rank_bits(s[i]));
           use(best, first, end);
         }
       };
@@ -46,7 +47,7 @@ struct ChunkTopK<Cpu> {
       std::iota(begin, begin + ends.prefix, 0);
       std::int32_t* out = begin + ends.prefix;
       each([&](std::uint32_t key, index_t first, index_t end) {
-        for (index_t i = first; i < end; ++i) bad += rank_bits(scores.row(h)[i]) == 0;
+        for (index_t i = first; i < end; ++i) bad += rank_bits(s[i]) == 0;
         if (key > cut.bits || (key == cut.bits && cut.ties-- > 0)) {
           std::iota(out, out + (end - first), static_cast<std::int32_t>(first));
           out += end - first;

@@ -41,9 +41,8 @@ struct PageCodec<Cpu, ExactRows> {
     }
   }
 
-  static void move(const ExactRows& codec, PageSpan to, index_t to_slot, PageSpan from, index_t from_slot) {
-    std::memmove(at(codec, to, to_slot), at(codec, from, from_slot),
-                 static_cast<std::size_t>(to.dim) * size_of(codec.dtype));
+  static void move(const ExactRows& codec, PageSpan to, index_t to_slot, PageSpan from, index_t from_slot, index_t count = 1) {
+    std::memmove(at(codec, to, to_slot), at(codec, from, from_slot), static_cast<std::size_t>(count * to.dim) * size_of(codec.dtype));
   }
 
   static void scores(const ExactRows& codec, const PageSpan& page, index_t first, index_t count,

@@ -30,8 +30,7 @@ struct ForwardPool<Cpu> {
       std::copy_n(taps, width, behind);
       for (index_t i = 1; i < width; ++i)
         for (index_t j = 0; j < n; ++j) sums[j] = taps[j + i] > sums[j] ? taps[j + i] : sums[j];  // a NaN stays
-      for (index_t h = 0; h < out.heads; ++h)
-        for (index_t j = 0; j < n; ++j) out.row(h)[first + j] += sums[j];
+      for (index_t h = 0; h < out.heads; ++h) cpu::add_numbers(out.row(h) + first, sums, n);
     });
     return Status::ok;
   }

@@ -16,6 +16,7 @@ namespace kvcondense::evict {
 /// Allocate: no limit.
 struct Unlimited {
   constexpr bool uses_scores() const { return false; }
+  constexpr bool asks_for_room_alone() const { return true; }
   std::size_t workspace_bytes(const CacheShape&, index_t) const { return 0; }
 
   template <Backend B>
@@ -35,6 +36,7 @@ struct Absolute {
   index_t tokens = 1024;
 
   constexpr bool uses_scores() const { return false; }
+  constexpr bool asks_for_room_alone() const { return true; }
   std::size_t workspace_bytes(const CacheShape&, index_t) const { return 0; }
 
   template <Backend B>
@@ -55,6 +57,7 @@ struct Ratio {
   index_t min_keep = 1;
 
   constexpr bool uses_scores() const { return false; }
+  constexpr bool asks_for_room_alone() const { return true; }
   std::size_t workspace_bytes(const CacheShape&, index_t) const { return 0; }
 
   /// floor, but a product that lands just below an integer counts as that integer.

@@ -69,6 +69,7 @@ struct Latest {
 struct RunningSum {
   constexpr index_t lanes() const { return 1; }
   constexpr index_t score_lane() const { return 0; }
+  constexpr Touches touches() const { return Touches::whole; }
 
   template <Backend B, class Group>
   Status observe(Context<B>& ctx, const StepView<B>& view, const Group& group, float scale,
@@ -96,6 +97,7 @@ struct AttentionMass {
   constexpr index_t lanes() const { return accumulate.lanes(); }
   constexpr index_t score_lane() const { return evict::score_lane(accumulate); }
   constexpr bool one_set() const { return group.one_set(); }
+  constexpr Touches touches() const { return evict::touches(accumulate); }
   std::size_t workspace_bytes(const CacheShape&, index_t) const { return 0; }
 
   template <Backend B>

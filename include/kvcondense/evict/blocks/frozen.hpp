@@ -18,6 +18,7 @@ namespace kvcondense::evict {
 
 /// Source: a number per token that is written when the token comes, and never again. `From` writes it:
 ///   inputs() -> Inputs; one_set() -> bool; write(ctx, view, RaggedView<float> lane) -> Status
+///   touches() -> Touches (may be left out)   newest where it writes numbers of the step's own tokens alone
 template <class From>
 struct Frozen {
   From from{};
@@ -29,6 +30,7 @@ struct Frozen {
   constexpr index_t lanes() const { return 1; }
   constexpr index_t score_lane() const { return factor == 1.0f ? 0 : -1; }
   constexpr bool one_set() const { return from.one_set(); }
+  constexpr Touches touches() const { return evict::touches(from); }
   std::size_t workspace_bytes(const CacheShape&, index_t) const { return 0; }
 
   template <Backend B>
@@ -50,6 +52,7 @@ struct Frozen {
 /// came with it. One number for all heads.
 struct Surprise {
   constexpr Inputs inputs() const { return Input::surprise; }
+  constexpr Touches touches() const { return Touches::newest; }
   constexpr bool one_set() const { return true; }
 
   template <Backend B>
@@ -65,6 +68,7 @@ struct Gate {
   index_t back = 0;
 
   constexpr Inputs inputs() const { return Input::gates; }
+  constexpr Touches touches() const { return back == 0 ? Touches::newest : Touches::any; }
   constexpr bool one_set() const { return false; }
 
   template <Backend B>
@@ -80,6 +84,7 @@ struct RetainingScore {
   prim::Activation activation = prim::Activation::silu;
 
   constexpr Inputs inputs() const { return Input::projections; }
+  constexpr Touches touches() const { return Touches::newest; }
   constexpr bool one_set() const { return false; }
 
   template <Backend B>

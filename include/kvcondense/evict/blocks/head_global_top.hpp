@@ -35,6 +35,7 @@ struct HeadGlobalTop {
   }
 
   constexpr bool uses_scores() const { return true; }
+  constexpr bool asks_for_room_alone() const { return evict::asks_for_room_alone(base); }
   std::size_t workspace_bytes(const CacheShape& shape, index_t slots) const {
     return std::max(base.workspace_bytes(shape, slots),
                     3 * Scratch::bytes_for<index_t>(shape.kv_heads) +

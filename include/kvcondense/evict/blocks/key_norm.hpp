@@ -12,6 +12,7 @@ namespace kvcondense::evict {
 /// Minus the length of the key, which is read once, when it is new.
 struct KeyLength {
   constexpr Inputs inputs() const { return {}; }
+  constexpr Touches touches() const { return Touches::newest; }
   constexpr bool one_set() const { return false; }
 
   template <Backend B>

@@ -47,7 +47,7 @@ struct LayerParts {
 struct DropBehind {
   index_t distance = 25;
 
-  constexpr index_t kept(index_t n, index_t budget, Protected shield) const { return std::min(n, std::max(budget, shield.within(n).size())); }
+  constexpr index_t kept(index_t n, index_t budget, Protected shield) const { return filled_budget(n, budget, shield); }
   std::size_t workspace_bytes(const CacheShape& shape, index_t) const {
     return Scratch::bytes_for<prim::Ends>(shape.kv_heads);
   }

@@ -56,7 +56,7 @@ struct DropLeastError {
 
   constexpr bool takes_best() const { return off && evict::takes_best(base); }
   constexpr index_t kept(index_t n, index_t budget, Protected shield) const {
-    return off ? kept_slots(base, n, budget, shield) : std::min(n, std::max(budget, shield.within(n).size()));
+    return off ? kept_slots(base, n, budget, shield) : filled_budget(n, budget, shield);
   }
   std::size_t workspace_bytes(const CacheShape& shape, index_t slots) const {
     return off ? base.workspace_bytes(shape, slots) : Scratch::bytes_for<float>(slots);

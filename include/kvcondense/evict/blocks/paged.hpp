@@ -27,6 +27,7 @@ struct ForwardMass {
   constexpr index_t lanes() const { return 2; }
   constexpr index_t score_lane() const { return per_row ? -1 : 0; }
   constexpr bool one_set() const { return true; }
+  constexpr Touches touches() const { return Touches::whole; }
   std::size_t workspace_bytes(const CacheShape&, index_t) const { return 0; }
 
   template <Backend B>

@@ -18,7 +18,8 @@ struct TopK {
   prim::Ties ties = prim::Ties::first;
 
   constexpr bool takes_best() const { return true; }
-  constexpr index_t kept(index_t n, index_t budget, Protected shield) const { return std::min(n, std::max(budget, shield.within(n).size())); }
+  constexpr bool asks_for_room_alone() const { return true; }
+  constexpr index_t kept(index_t n, index_t budget, Protected shield) const { return filled_budget(n, budget, shield); }
   std::size_t workspace_bytes(const CacheShape&, index_t) const { return 0; }
 
   template <Backend B>

@@ -23,6 +23,7 @@ struct ProtectTable {
 struct AllocateTable {
   using At = const Link<AllocateTable>*;
   bool (*uses_scores)(At);
+  bool (*asks_for_room_alone)(At);
   ModelShare (*model_share)(At);
   index_t (*expects)(At, const View&, index_t, Protected);
   std::size_t (*workspace_bytes)(At, const CacheShape&, index_t);
@@ -31,6 +32,7 @@ struct AllocateTable {
   template <class A>
   static consteval AllocateTable of() {
     return {[](At a) { return block_at<A>(a).uses_scores(); },
+            [](At a) { return evict::asks_for_room_alone(block_at<A>(a)); },
             [](At a) { return evict::model_share(block_at<A>(a)); },
             [](At a, const View& v, index_t h, Protected p) { return expected_slots(block_at<A>(a), v, h, p); },
             [](At a, const CacheShape& s, index_t n) { return block_at<A>(a).workspace_bytes(s, n); },
@@ -42,6 +44,7 @@ struct AllocateTable {
 struct SelectTable {
   using At = const Link<SelectTable>*;
   bool (*takes_best)(At);
+  bool (*asks_for_room_alone)(At);
   bool (*reads_scores)(At);
   std::size_t (*workspace_bytes)(At, const CacheShape&, index_t);
   Status (*run)(At, Ctx&, const View&, RaggedView<const float>, const Protected*, const KeepSet&,
@@ -50,6 +53,7 @@ struct SelectTable {
   template <class S>
   static consteval SelectTable of() {
     return {[](At a) { return evict::takes_best(block_at<S>(a)); },
+            [](At a) { return evict::asks_for_room_alone(block_at<S>(a)); },
             [](At a) { return evict::reads_scores(block_at<S>(a)); },
             [](At a, const CacheShape& s, index_t n) { return block_at<S>(a).workspace_bytes(s, n); },
             [](At a, Ctx& c, const View& v, RaggedView<const float> x, const Protected* p,
@@ -82,6 +86,7 @@ struct ProtectCalls {
 template <class Self>
 struct AllocateCalls {
   bool uses_scores() const { return at() && at()->table->uses_scores(at()); }
+  bool asks_for_room_alone() const { return at() && at()->table->asks_for_room_alone(at()); }
   ModelShare model_share() const { return at() ? at()->table->model_share(at()) : ModelShare{}; }
   index_t expects(const View& view, index_t head, Protected shield) const {
     return at() ? at()->table->expects(at(), view, head, shield) : 0;
@@ -101,6 +106,7 @@ struct AllocateCalls {
 template <class Self>
 struct SelectCalls {
   bool takes_best() const { return at() && at()->table->takes_best(at()); }
+  bool asks_for_room_alone() const { return at() && at()->table->asks_for_room_alone(at()); }
   bool reads_scores() const { return at() && at()->table->reads_scores(at()); }
   std::size_t workspace_bytes(const CacheShape& shape, index_t slots) const {
     return at() ? at()->table->workspace_bytes(at(), shape, slots) : 0;

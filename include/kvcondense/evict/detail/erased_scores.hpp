@@ -28,6 +28,7 @@ struct SourceTable {
   bool (*gives_shares)(At);
   bool (*by_age)(At);
   bool (*rotated_keys)(At);
+  Touches (*touches)(At);
   std::size_t (*workspace_bytes)(At, const CacheShape&, index_t);
   Status (*observe)(At, Ctx&, const View&, LaneViews);
   Status (*observe_turn)(At, Ctx&, const View&, LaneViews);
@@ -46,6 +47,7 @@ struct SourceTable {
             [](At a) { return evict::gives_shares(block_at<S>(a)); },
             [](At a) { return scores_age(block_at<S>(a)); },
             [](At a) { return reads_rotated_keys(block_at<S>(a)); },
+            [](At a) { return evict::touches(block_at<S>(a)); },
             [](At a, const CacheShape& s, index_t n) { return block_at<S>(a).workspace_bytes(s, n); },
             [](At a, Ctx& c, const View& v, LaneViews l) { return block_at<S>(a).observe(c, v, l); },
             [](At a, Ctx& c, const View& v, LaneViews l) {
@@ -91,6 +93,7 @@ struct SourceCalls {
   bool gives_shares() const { return at() && at()->table->gives_shares(at()); }
   bool by_age() const { return at() && at()->table->by_age(at()); }
   bool rotated_keys() const { return at() && at()->table->rotated_keys(at()); }
+  Touches touches() const { return at() ? at()->table->touches(at()) : Touches::any; }
   std::size_t workspace_bytes(const CacheShape& shape, index_t slots) const {
     return at() ? at()->table->workspace_bytes(at(), shape, slots) : 0;
   }

@@ -1,0 +1,154 @@
+#include <cstddef>
+#include <utility>
+#include <vector>
+
+#include <support/byte_list.hpp>
+#include <support/cache_model.hpp>
+
+#include <kvcondense/budget/ada.hpp>
+#include <kvcondense/evict/caote.hpp>
+#include <kvcondense/evict/dms.hpp>
+#include <kvcondense/evict/every.hpp>
+#include <kvcondense/evict/h2o.hpp>
+#include <kvcondense/evict/knorm.hpp>
+#include <kvcondense/evict/paged_h2o.hpp>
+#include <kvcondense/evict/tova.hpp>
+
+using namespace kvcondense;
+using evict::Touches;
+
+namespace {
+
+const CacheShape shape{.layers = 2, .q_heads = 4, .kv_heads = 2, .head_dim = 16, .page_slots = 8};
+
+/// The same source, which does not say what it touches, so that it gets copies.
+template <class Source>
+struct Quiet : Source {
+  constexpr Touches touches() const { return Touches::any; }
+};
+template <class P>
+struct Copied : P {
+  auto pipeline() const {
+    const auto p = P::pipeline();
+    return evict::Pipeline{Quiet<decltype(p.source)>{p.source}, p.pool, p.protect, p.allocate, p.select, p.trigger, p.residual};
+  }
+};
+
+/// A choice that is refused as often as `left` says.
+struct RefusedTopK : evict::TopK {
+  static inline int left = 0;
+  constexpr bool asks_for_room_alone() const { return false; }
+  template <class... Rest>
+  Status run(Rest&&... rest) const {
+    return left-- > 0 ? Status::not_supported : evict::TopK::run(std::forward<Rest>(rest)...);
+  }
+};
+template <class P>
+struct Refused : P {
+  auto pipeline() const { return P::pipeline().with_select(RefusedTopK{}); }
+};
+
+template <class P>
+struct Rig {
+  using Recipe = decltype(recipe(std::declval<P>()));
+  Cache<Cpu, Recipe> cache;
+  Workspace work;
+
+  explicit Rig(const P& policy) : cache(std::move(*make_cache<Cpu>(shape, recipe(policy)))) {
+    REQUIRE(work.reserve(cache.workspace_bytes(128, 64)) == Status::ok);
+  }
+  /// Steps of all layers, each called until it is not refused any more; how often it was.
+  int feed(const test::Tokens& t, Phase phase) {
+    int refusals = 0;
+    Context<Cpu> ctx(work.bytes());
+    for (index_t l = 0; l < shape.layers; ++l) {
+      REQUIRE(cache.append(ctx, l, t.keys(shape), t.values(shape)) == Status::ok);
+      std::vector<float> out(static_cast<std::size_t>(shape.q_heads * t.n * shape.head_dim)), mass(static_cast<std::size_t>(cache.total_slots(l)));
+      const auto view = cache.ragged(l, mass.data());
+      REQUIRE(cache.attend(ctx, l, t.queries(shape), dense_view(out.data(), shape.q_heads, t.n, shape.head_dim), {.mass = view}) == Status::ok);
+      const auto before = file();
+      const StepInputs inputs{.attention = {view, cache.mass_rows(t.n)}, .queries = t.queries(shape)};
+      for (;; ++refusals) {
+        const Status s = cache.step(ctx, l, inputs, phase);
+        if (s == Status::ok) break;
+        REQUIRE(s == Status::not_supported);
+        REQUIRE((file() == before));
+      }
+    }
+    return refusals;
+  }
+  std::vector<std::byte> file() const {
+    test::ByteList sink;
+    REQUIRE(save(cache, sink) == Status::ok);
+    return sink.bytes;
+  }
+};
+
+/// Whatever is lent, numbers are those that copies get.
+template <class P>
+void lends(const P& policy) {
+  Rig<P> lent(policy);
+  Rig<Copied<P>> copied(Copied<P>{policy});
+  std::mt19937 random(7);
+  const auto both = [&](index_t n, Phase phase) {
+    const test::Tokens t(shape, n, random);
+    lent.feed(t, phase), copied.feed(t, phase);
+    REQUIRE((lent.file() == copied.file()));
+  };
+  both(20, Phase::prefill_chunk), both(11, Phase::prefill_end);
+  for (int i = 0; i < 40; ++i) both(i % 9 == 8 ? 3 : 1, Phase::decode);
+  const auto twin = lent.cache.fork();
+  REQUIRE(twin);
+  test::ByteList before, after;
+  REQUIRE(save(*twin, before) == Status::ok);
+  both(1, Phase::decode);
+  REQUIRE(save(*twin, after) == Status::ok);
+  REQUIRE((before.bytes == after.bytes));
+}
+
+template <class P>
+void survives(const P& policy) {
+  Rig<Refused<P>> refused(Refused<P>{policy});
+  Rig<P> plain(policy);
+  std::mt19937 random(8);
+  int refusals = 0;
+  for (const index_t n : {30, 1, 1, 2, 1}) {
+    const test::Tokens t(shape, n, random);
+    const Phase phase = n > 20 ? Phase::prefill_end : Phase::decode;
+    RefusedTopK::left = 3;
+    refusals += refused.feed(t, phase);
+    plain.feed(t, phase);
+    REQUIRE((refused.file() == plain.file()));
+  }
+  REQUIRE(refusals > 10);
+}
+
+}  // namespace
+
+TEST_CASE("touches: blocks say what a step may change, and wrappers pass it on", "[evict][touches]") {
+  const evict::H2O h2o{.heavy = 8, .recent = 4};
+  REQUIRE(evict::touches(h2o.pipeline().source) == Touches::whole);
+  REQUIRE(h2o.pipeline().asks_for_room_alone());
+  REQUIRE(budget::Ada{h2o}.pipeline().asks_for_room_alone());
+  REQUIRE_FALSE(evict::Caote{h2o}.pipeline().asks_for_room_alone());
+  REQUIRE(evict::touches(evict::Knorm{}.pipeline().source) == Touches::newest);
+  REQUIRE(evict::touches(evict::PagedH2O{}.pipeline().source) == Touches::whole);
+  REQUIRE(evict::touches(evict::Tova{}.pipeline().source) == Touches::any);
+  REQUIRE(evict::touches(evict::Dms{.of_previous = false}.pipeline().source) == Touches::newest);
+  REQUIRE(evict::touches(evict::Dms{.of_previous = true}.pipeline().source) == Touches::any);
+}
+
+TEST_CASE("touches: numbers that are lent end as copies do, bit for bit", "[evict][touches]") {
+  const evict::H2O h2o{.heavy = 8, .recent = 4};
+  lends(h2o);
+  lends(evict::Every{h2o, 5});
+  lends(budget::Ada{h2o});
+  lends(evict::Knorm{.tokens = 12, .recent = 4});
+  lends(evict::Every{evict::Knorm{.tokens = 12, .recent = 4}, 5});
+  lends(evict::PagedH2O{.page = 4, .start = 4, .evictable = 8, .recent = 4});
+}
+
+TEST_CASE("touches: a step that is refused when the policy has looked leaves its numbers", "[evict][touches]") {
+  survives(evict::H2O{.heavy = 8, .recent = 4});
+  survives(evict::Knorm{.tokens = 12, .recent = 4});
+}
