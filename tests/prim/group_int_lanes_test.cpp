@@ -266,6 +266,22 @@ TEMPLATE_TEST_CASE_SIG("group_int lanes: attention with multipliers of one byte 
     }
 }
 
+namespace {
+
+/// A multiplier as the two bytes say it.
+double multiplier(const cpu::FoldedRows& by, index_t row, index_t c) {
+  return by.bytes == 2 ? by.plane[row][0][c] * 128 + by.plane[row][1][c] : by.plane[row][0][c];
+}
+/// The code that output i of a run has for multiplier c.
+double code_at(const std::vector<std::byte>& codes, int bits, const cpu::CodeRun& run, index_t i, index_t c) {
+  const index_t field = bits == 2 ? i / 16 : i / 16 % 2;
+  const index_t at = c / 4 * run.step + (bits == 2 ? 0 : i / 32 * run.other) + (bits == 8 ? field * run.second : 0) + i % 16 * 4 + c % 4;
+  const unsigned byte = static_cast<unsigned>(codes[static_cast<std::size_t>(at)]);
+  return bits == 8 ? byte : (byte >> (static_cast<unsigned>(field) * static_cast<unsigned>(bits))) & ((1u << bits) - 1u);
+}
+
+}  // namespace
+
 TEST_CASE("group_int lanes: every instruction set makes the same integers and the same sums of them", "[prim][group_quant][lanes]") {
   const cpu::CodeOps& plain = cpu::byte_code_ops(cpu::Isa::portable);
   std::vector<float> x(4 * 256), scale(2 * max_head_dim), mid(2 * max_head_dim);
@@ -279,39 +295,50 @@ TEST_CASE("group_int lanes: every instruction set makes the same integers and th
       for (const index_t rows : {1, 2, 3, 4})
         for (const index_t n : {4, 8, 60, 64, 96, 128, 256}) {
           CAPTURE(std::string(ops.name), bytes, rows, n);
-          cpu::FoldedRows a[2] = {}, b[2] = {};
+          cpu::FoldedRows a[2] = {}, b[2] = {}, alone[2] = {};
           const RowBlock<const float> in{x.data(), rows, 256};
           ops.fold(bytes, in, 2, scale.data(), mid.data(), n, 7.5f, a);
           plain.fold(bytes, in, 2, scale.data(), mid.data(), n, 7.5f, b);
-          bool same = true, near = true;
+          for (index_t k = 0; k < 2; ++k) ops.fold(bytes, in, 1, scale.data() + k * max_head_dim, mid.data() + k * max_head_dim, n, 7.5f, alone + k);
+          bool same = true, near = true, apart = true;
           for (int k = 0; k < 2; ++k)
             for (index_t r = 0; r < rows; ++r) {
               for (int p = 0; p < bytes; ++p)
                 same = same && std::memcmp(a[k].plane[r][p], b[k].plane[r][p], static_cast<std::size_t>((n + 63) / 64 * 64)) == 0;
-              same = same && a[k].unit[r] == b[k].unit[r];
+              same = same && a[k].unit[r] == b[k].unit[r] && a[k].bytes == bytes && b[k].bytes == bytes;
+              apart = apart && std::memcmp(a[k].plane[r], alone[k].plane[r], sizeof a[k].plane[r]) == 0 && a[k].unit[r] == alone[k].unit[r] &&
+                      a[k].add[r] == alone[k].add[r];
               near = near && std::abs(a[k].add[r] - b[k].add[r]) < 2e-4f;
             }
           REQUIRE(same);
           REQUIRE(near);
+          REQUIRE(apart);
           for (const int bits : {2, 4, 8})
-            for (const int pairs : {1, 2})
-              for (const int field : {0, 2}) {
-                if ((field == 2 && (bits != 2 || bytes == 1)) || (pairs == 2 && bytes == 2) || (pairs == 1 && bytes == 1 && bits == 2)) continue;
-                const cpu::CodeRun run{.first = codes.data(), .second = 64, .step = 64, .steps = n / 4, .field = field, .pairs = pairs, .other = 2048};
-                std::vector<float> got(4 * 64, 1.0f), want(got);
-                const RowBlock<float> to{got.data(), rows, 64}, want_to{want.data(), rows, 64};
-                if (bytes == 1) ops.byte_dot_add(bits, run, b[0], b[1], to), plain.byte_dot_add(bits, run, b[0], b[1], want_to);
-                else ops.dot_add(bits, run, b[0], to), plain.dot_add(bits, run, b[0], want_to);
-                float worst = 0.0f, most = 0.0f;
-                const auto behind = static_cast<std::size_t>(rows * 64);  // rows that nobody asked for
-                REQUIRE(std::all_of(got.begin() + static_cast<std::ptrdiff_t>(behind), got.end(), [](float e) { return e == 1.0f; }));
-                REQUIRE(std::all_of(want.begin() + static_cast<std::ptrdiff_t>(behind), want.end(), [](float e) { return e == 1.0f; }));
-                for (std::size_t i = 0; i < behind; ++i)
-                  worst = std::max(worst, std::abs(got[i] - want[i])), most = std::max(most, std::abs(want[i]));
-                CAPTURE(bits, pairs, field);
-                REQUIRE(worst <= 1e-6f * most);
-                REQUIRE(most > 1.0f);
+            for (const int pairs : {1, 2}) {
+              const cpu::CodeRun run{.first = codes.data(), .second = 64, .step = 64, .steps = n / 4, .pairs = pairs, .other = 2048};
+              std::vector<float> got(4 * 64, 1.0f), want(got);
+              ops.dot_add(bits, run, b[0], b[1], {got.data(), rows, 64});
+              for (index_t r = 0; r < rows; ++r)
+                for (index_t i = 0; i < 32 * pairs; ++i) {
+                  const cpu::FoldedRows& by = b[i / 32];
+                  double sum = 0;
+                  for (index_t c = 0; c < n; ++c) sum += multiplier(by, r, c) * code_at(codes, bits, run, i, c);
+                  want[static_cast<std::size_t>(r * 64 + i)] += static_cast<float>(sum * static_cast<double>(by.unit[r]) + static_cast<double>(by.add[r]));
+                }
+              float worst = 0.0f, most = 0.0f;
+              for (std::size_t i = 0; i < got.size(); ++i)
+                worst = std::max(worst, std::abs(got[i] - want[i])), most = std::max(most, std::abs(want[i]));
+              CAPTURE(bits, pairs);
+              REQUIRE(worst <= 1e-6f * most);
+              REQUIRE(most > 1.0f);
+              std::vector<float> over(4 * 64, 3.0f);
+              ops.dot(bits, run, b[0], b[1], {over.data(), rows, 64});
+              for (std::size_t i = 0; i < over.size(); ++i) {
+                const bool there = static_cast<index_t>(i) < rows * 64 && static_cast<index_t>(i % 64) < 32 * pairs;
+                worst = std::max(worst, there ? std::abs(over[i] + 1.0f - want[i]) : std::abs(over[i] - 3.0f));
               }
+              REQUIRE(worst <= 1e-6f * most);
+            }
         }
   }
 }

@@ -11,7 +11,7 @@
 
 namespace kvcondense::prim::cpu {
 
-inline constexpr index_t pair_outputs = 32;  ///< slots or channels of one CodeRun
+inline constexpr index_t pair_outputs = 32, run_outputs = 64;  ///< slots or channels of a pair, and of one CodeRun
 inline constexpr index_t most_code_groups = 8;
 
 template <class Page>
@@ -25,12 +25,11 @@ struct CodeAttention {
   alignas(64) float mid[2 * max_head_dim];
   FoldedRows folded[2];
   int multiplier_bytes;
-  index_t block;  ///< outputs of one run
 
   CodeAttention(const Page& page, const CodeOps& code_ops)
       : from(page), ops(code_ops), dim(page.page.dim),
         group(page.codec.axis == GroupAxis::channel ? page.codec.group_slots() : page.codec.group_channels(dim)),
-        multiplier_bytes(page.codec.math == CodeMath::int8 ? 1 : 2), block(multiplier_bytes == 1 ? 2 * pair_outputs : pair_outputs) {}
+        multiplier_bytes(page.codec.math == CodeMath::int8 ? 1 : 2) {}
 
   /// Whether these pages can be scored, or summed, this way.
   static bool can_score(const Page& from) {
@@ -84,8 +83,8 @@ struct CodeAttention {
   const std::byte* next(const std::byte* at) const {
     return from.page.next == nullptr ? nullptr : from.page.next + (at - from.page.data);
   }
-  /// Asks for parameters of the next page.
-  void ask_for(const std::byte* at, index_t bytes) const {
+  /// Asks for parameters of the next page. Inlined, since g++ 12 takes a function that only asks for one without effect, and drops the call.
+  [[gnu::always_inline]] void ask_for(const std::byte* at, index_t bytes) const {
     if (const std::byte* p = next(at); p != nullptr)
       for (index_t i = 0; i < bytes; i += 64) __builtin_prefetch(p + i, 0, 2);
   }
@@ -123,8 +122,7 @@ struct CodeAttention {
     run.first = codes.block(slot, 0);
     run.second = codes.block(slot + 16, 0) - run.first;
     run.steps = dim / 4;
-    run.field = Page::bits == 2 && slot % 64 != 0 ? 2 : 0;
-    if (multiplier_bytes == 1) run.pairs = 2, run.other = codes.block(slot + pair_outputs, 0) - run.first;
+    run.pairs = 2, run.other = codes.block(slot + pair_outputs, 0) - run.first;
     run.next = next(run.first);
     return run;
   }
@@ -136,47 +134,41 @@ struct CodeAttention {
     run.second = codes.block(slot, channel + 16) - run.first;
     run.step = codes.block(slot + 4, channel) - run.first;
     run.steps = slots / 4;
-    run.field = Page::bits == 2 && channel % 64 != 0 ? 2 : 0;
-    if (multiplier_bytes == 1 && channels > pair_outputs) run.pairs = 2, run.other = codes.block(slot, channel + pair_outputs) - run.first;
+    if (channels > pair_outputs) run.pairs = 2, run.other = codes.block(slot, channel + pair_outputs) - run.first;
     run.next = next(run.first);
     return run;
   }
 
-  /// Multiplies a run with the multipliers of its first pair and, where these have one byte, of the one behind.
-  void multiply(const CodeRun& run, const FoldedRows& a, const FoldedRows& b, const RowBlock<float>& out) const {
-    multiplier_bytes == 1 ? ops.byte_dot(Page::bits, run, a, b, out) : ops.dot(Page::bits, run, a, out);
-  }
-  void multiply_add(const CodeRun& run, const FoldedRows& a, const FoldedRows& b, const RowBlock<float>& out) const {
-    multiplier_bytes == 1 ? ops.byte_dot_add(Page::bits, run, a, b, out) : ops.dot_add(Page::bits, run, a, out);
-  }
+  /// Of up to two groups that were folded: that of what lies `at` behind the beginning of the first.
+  const FoldedRows& folded_at(index_t at, index_t groups) const { return folded[groups == 2 && at >= group]; }
 
   /// Calls make(slot, row block) for whole blocks of outputs, and copies what of them was asked for.
   template <class Make>
   void by_blocks(index_t first, index_t count, const RowBlock<float>& out, Make&& make) const {
-    alignas(64) float part[FoldedRows::most * 2 * pair_outputs];
-    for (index_t slot = first / block * block; slot < first + count; slot += block) {
-      const index_t begin = std::max(slot, first), end = std::min(slot + block, first + count);
-      if (end - begin == block) {
+    alignas(64) float part[FoldedRows::most * run_outputs];
+    for (index_t slot = first / run_outputs * run_outputs; slot < first + count; slot += run_outputs) {
+      const index_t begin = std::max(slot, first), end = std::min(slot + run_outputs, first + count);
+      if (end - begin == run_outputs) {
         make(slot, RowBlock<float>{out.data + slot - first, out.rows, out.step});
         continue;
       }
-      make(slot, RowBlock<float>{part, out.rows, block});
+      make(slot, RowBlock<float>{part, out.rows, run_outputs});
       for (index_t r = 0; r < out.rows; ++r)
-        std::copy(part + r * block + begin - slot, part + r * block + end - slot, out.data + r * out.step + begin - first);
+        std::copy(part + r * run_outputs + begin - slot, part + r * run_outputs + end - slot, out.data + r * out.step + begin - first);
     }
   }
 
   void scores_by_channel(index_t first, index_t count, const RowBlock<const float>& q, const RowBlock<float>& out) {
     const index_t end = first + count;
     index_t of = first == 0 ? 0 : first / group;  // nothing else can begin before a division has ended
-    if (group < block) of = of / 2 * 2;           // a block of outputs has both
+    if (group < run_outputs) of = of / 2 * 2;     // outputs of a run have both
     for (index_t begin = of * group; begin < end; begin += 2 * group, of += 2) {
-      const index_t groups = begin + group < end || group < block ? 2 : 1;
+      const index_t groups = begin + group < end || group < run_outputs ? 2 : 1;
       for (index_t k = 0; k < groups; ++k) read_channels(of + k, k);
       ops.fold(multiplier_bytes, q, groups, scale, mid, dim, middle, folded);
       const index_t from_slot = std::max(first, begin), to_slot = std::min(end, begin + 2 * group);
       by_blocks(from_slot, to_slot - from_slot, {out.data + from_slot - first, out.rows, out.step}, [&](index_t slot, const RowBlock<float>& part) {
-        multiply(slot_run(slot), folded[slot - begin >= group], folded[slot + block - begin > group], part);
+        ops.dot(Page::bits, slot_run(slot), folded_at(slot - begin, groups), folded_at(slot + pair_outputs - begin, groups), part);
       });
     }
   }
@@ -193,15 +185,15 @@ struct CodeAttention {
         for (index_t c = 0; c < group; ++c) sums[j][r] += part.data[r * part.step + c];
       }
     }
-    alignas(64) float codes[FoldedRows::most * 2 * pair_outputs];
+    alignas(64) float codes[FoldedRows::most * run_outputs];
     by_blocks(first, count, out, [&](index_t slot, const RowBlock<float>& to) {
       CodeRun run = slot_run(slot);
       run.steps = group / 4;
-      for (index_t r = 0; r < q.rows; ++r) std::fill_n(to.data + r * to.step, block, 0.0f);
+      for (index_t r = 0; r < q.rows; ++r) std::fill_n(to.data + r * to.step, run_outputs, 0.0f);
       for (index_t j = 0; j < groups; ++j, run.first += run.steps * run.step, run.next = next(run.first)) {
-        multiply(run, each[j], each[j], {codes, q.rows, block});
-        read_slots(j, slot, block, scale, mid);
-        ops.scale_add(codes, block, scale, mid, sums[j], to);
+        ops.dot(Page::bits, run, each[j], each[j], {codes, q.rows, run_outputs});
+        read_slots(j, slot, run_outputs, scale, mid);
+        ops.scale_add(codes, run_outputs, scale, mid, sums[j], to);
       }
     });
   }
@@ -212,13 +204,14 @@ struct CodeAttention {
       for (index_t k = 0; k < groups; ++k) read_slots(j + k, start, n, scale + k * max_head_dim, mid + k * max_head_dim);
       ops.fold(multiplier_bytes, w, groups, scale, mid, n, middle, folded);
       const index_t begin = j * group, end = std::min(dim, begin + 2 * group);
-      for (index_t c = begin; c < end; c += block)
-        multiply_add(channel_run(start, n, c, end - c), folded[c - begin >= group], folded[c + block - begin > group], {out.data + c, w.rows, out.step});
+      for (index_t c = begin; c < end; c += run_outputs)
+        ops.dot_add(Page::bits, channel_run(start, n, c, end - c), folded_at(c - begin, groups), folded_at(c + pair_outputs - begin, groups),
+                    {out.data + c, w.rows, out.step});
     }
   }
 
   void sum_by_channel(index_t start, index_t n, const RowBlock<const float>& w, const RowBlock<float>& out) {
-    alignas(64) float codes[FoldedRows::most * 2 * pair_outputs];
+    alignas(64) float codes[FoldedRows::most * run_outputs];
     float sums[FoldedRows::most];
     for (index_t at = start; at < start + n;) {
       const index_t of = at / group, end = std::min(of * group + group, start + n), some = end - at;
@@ -229,9 +222,9 @@ struct CodeAttention {
         sums[r] = 0.0f;
         for (index_t i = 0; i < some; ++i) sums[r] += part.data[r * part.step + i];
       }
-      for (index_t c = 0; c < dim; c += block) {
-        const index_t outputs = std::min(block, dim - c);
-        multiply(channel_run(at, some, c, outputs), folded[0], folded[0], {codes, w.rows, outputs});
+      for (index_t c = 0; c < dim; c += run_outputs) {
+        const index_t outputs = std::min(run_outputs, dim - c);
+        ops.dot(Page::bits, channel_run(at, some, c, outputs), folded[0], folded[0], {codes, w.rows, outputs});
         ops.scale_add(codes, outputs, scale + c, mid + c, sums, {out.data + c, w.rows, out.step});
       }
       at = end;

@@ -126,7 +126,7 @@ template <int Bits>
 }
 
 template <int Bits, int R>
-void code_pair(const CodeRun& run, index_t at, int field, const FoldedRows& folded, index_t r, std::int32_t (&sum)[R][32]) {
+void code_pair(const CodeRun& run, index_t at, int field, const FoldedRows& folded, int plane, index_t r, std::int32_t (&sum)[R][32]) {
   const __m256i mask = _mm256_set1_epi8(static_cast<char>((1 << Bits) - 1));
   const __m128i shift = _mm_cvtsi32_si128(field * Bits), next = _mm_cvtsi32_si128((field + 1) * Bits);
   __m256i total[R][4];
@@ -148,7 +148,7 @@ void code_pair(const CodeRun& run, index_t at, int field, const FoldedRows& fold
 #pragma GCC unroll 2
     for (int k = 0; k < R; ++k) {
       std::int32_t four;
-      std::memcpy(&four, &folded.plane[r + k][0][4 * s], sizeof four);
+      std::memcpy(&four, &folded.plane[r + k][plane][4 * s], sizeof four);
       const __m256i by = _mm256_set1_epi32(four);
 #pragma GCC unroll 4
       for (int j = 0; j < 4; ++j) total[k][j] = add_products<Bits>(total[k][j], x[j], by);

@@ -18,16 +18,16 @@ struct FoldedRows {
   alignas(64) std::int8_t plane[most][2][max_head_dim];
   float unit[most];  ///< a multiplier is n * unit
   float add[most];   ///< what a row adds to every output
+  int bytes;
 };
 
-/// Thirty-two outputs of a run of blocks: two fields of each block, or, for 8 bits, two blocks. With multipliers of one byte
-/// there may be two such pairs side by side, for 2 bits all four fields of each block.
+/// Thirty-two outputs of a run of blocks, two fields of each block, or, for 8 bits, two blocks; and a second such pair beside it: for 2
+/// bits the other two fields of each block.
 struct CodeRun {
   const std::byte* first = nullptr;
   index_t second = 0;       ///< 8 bits: bytes from a block to the one with the outputs behind
   index_t step = 64;        ///< bytes to the next block
   index_t steps = 0;        ///< blocks, four multipliers each
-  int field = 0;            ///< first of the two fields; 2 only for 2 bits
   int pairs = 1;
   index_t other = 0;        ///< 4 and 8 bits: bytes from a block to that of the pair behind
   const std::byte* next = nullptr;  ///< what will be read later, at the same distances
@@ -55,13 +55,10 @@ struct CodeOps {
   void (*fold)(int bytes, const RowBlock<const float>& x, index_t groups, const float* scale, const float* mid, index_t n,
                float middle, FoldedRows* out);
 
-  /// out[r][i] = unit[r] * (sum of n * code) + add[r], and the same added to what is there; multipliers of two bytes.
-  void (*dot)(int bits, const CodeRun& run, const FoldedRows& folded, const RowBlock<float>& out);
-  void (*dot_add)(int bits, const CodeRun& run, const FoldedRows& folded, const RowBlock<float>& out);
-
-  /// The same with multipliers of one byte, those of the first pair and those of the one behind.
-  void (*byte_dot)(int bits, const CodeRun& run, const FoldedRows& first, const FoldedRows& second, const RowBlock<float>& out);
-  void (*byte_dot_add)(int bits, const CodeRun& run, const FoldedRows& first, const FoldedRows& second, const RowBlock<float>& out);
+  /// out[r][i] = unit[r] * (sum of n * code) + add[r], and the same added to what is there, for a pair of `first` and the one of
+  /// `behind`, which are of as many bytes.
+  void (*dot)(int bits, const CodeRun& run, const FoldedRows& first, const FoldedRows& behind, const RowBlock<float>& out);
+  void (*dot_add)(int bits, const CodeRun& run, const FoldedRows& first, const FoldedRows& behind, const RowBlock<float>& out);
 
   /// out[r][i] += x[r][i] * scale[i] + sum[r] * mid[i], for n outputs, a multiple of 32; x has rows of n.
   void (*scale_add)(const float* x, index_t n, const float* scale, const float* mid, const float* sum, const RowBlock<float>& out);

@@ -1,7 +1,7 @@
 // The text of CodeOps where there is no instruction for products of bytes: the same integers as with one, what is added to them
 // in another order. Compiled once per instruction set, inside a namespace that gives
 //
-//   code_pair<Bits, R>(run, at, field, folded, r, sum)   sum[k][i] = products of one-byte multipliers of row r + k with the i-th
+//   code_pair<Bits, R>(run, at, field, folded, plane, r, sum)   sum[k][i] = products of this plane of row r + k with the i-th
 //       of the 32 outputs of the pair that begins `at` bytes behind the run's blocks, in this field of them
 
 inline float code_param(DType type, const std::byte* at, index_t i) {
@@ -64,10 +64,12 @@ inline void fold_codes_row(int bytes, const float* x, const float* scale, const 
 
 inline void fold_codes(int bytes, const RowBlock<const float>& x, index_t groups, const float* scale, const float* mid, index_t n,
                        float middle, FoldedRows* out) {
-  for (index_t k = 0; k < groups; ++k)
+  for (index_t k = 0; k < groups; ++k) {
+    out[k].bytes = bytes;
     for (index_t r = 0; r < x.rows; ++r)
       fold_codes_row(bytes, x.data + r * x.step, scale == nullptr ? nullptr : scale + k * max_head_dim,
                      mid == nullptr ? nullptr : mid + k * max_head_dim, n, middle, r, out[k]);
+  }
 }
 
 template <bool Add>
@@ -78,46 +80,33 @@ void put_codes(const std::int32_t (&sum)[32], float unit, float add, float* out)
   }
 }
 
-/// Multipliers of two bytes: the numbers that vectors are compared with, nobody's way.
-template <bool Add>
-void dot_codes(int bits, const CodeRun& run, const FoldedRows& folded, const RowBlock<float>& out) {
-  const unsigned mask = (1u << bits) - 1u;
-  for (index_t r = 0; r < out.rows; ++r) {
-    std::int32_t sum[32] = {};
-    for (index_t s = 0; s < run.steps; ++s)
-      for (index_t i = 0; i < 32; ++i) {
-        const std::byte* four = run.first + s * run.step + (bits == 8 ? i / 16 * run.second : 0) + i % 16 * 4;
-        const unsigned shift = bits == 8 ? 0u : static_cast<unsigned>((run.field + i / 16) * bits);
-        for (index_t b = 0; b < 4; ++b) {
-          const index_t at = 4 * s + b;
-          const std::int32_t m = folded.plane[r][0][at] * 128 + folded.plane[r][1][at];
-          sum[i] += m * static_cast<std::int32_t>((static_cast<unsigned>(four[b]) >> shift) & mask);
-        }
-      }
-    put_codes<Add>(sum, folded.unit[r], folded.add[r], out.data + r * out.step);
-  }
-}
-
 template <int Bits, int R, bool Add>
-void byte_pairs(const CodeRun& run, const FoldedRows& first, const FoldedRows& behind, const RowBlock<float>& out, index_t r) {
+void dot_code_rows(const CodeRun& run, const FoldedRows& first, const FoldedRows& behind, const RowBlock<float>& out, index_t r) {
   for (int p = 0; p < run.pairs; ++p) {
     const FoldedRows& folded = p == 0 ? first : behind;
-    std::int32_t sum[R][32];
-    code_pair<Bits, R>(run, Bits == 2 ? 0 : p * run.other, Bits == 2 ? 2 * p : 0, folded, r, sum);
+    const index_t at = Bits == 2 ? 0 : p * run.other;
+    const int field = Bits == 2 ? 2 * p : 0;
+    std::int32_t sum[R][32], low[R][32];
+    code_pair<Bits, R>(run, at, field, folded, 0, r, sum);
+    if (folded.bytes == 2) {
+      code_pair<Bits, R>(run, at, field, folded, 1, r, low);
+      for (int k = 0; k < R; ++k)
+        for (int i = 0; i < 32; ++i) sum[k][i] = sum[k][i] * 128 + low[k][i];
+    }
     for (int k = 0; k < R; ++k) put_codes<Add>(sum[k], folded.unit[r + k], folded.add[r + k], out.data + (r + k) * out.step + 32 * p);
   }
 }
 template <int Bits, bool Add>
-void byte_dot_any(const CodeRun& run, const FoldedRows& first, const FoldedRows& behind, const RowBlock<float>& out) {
+void dot_code_bits(const CodeRun& run, const FoldedRows& first, const FoldedRows& behind, const RowBlock<float>& out) {
   index_t r = 0;
-  for (; r + 2 <= out.rows; r += 2) byte_pairs<Bits, 2, Add>(run, first, behind, out, r);
-  if (r < out.rows) byte_pairs<Bits, 1, Add>(run, first, behind, out, r);
+  for (; r + 2 <= out.rows; r += 2) dot_code_rows<Bits, 2, Add>(run, first, behind, out, r);
+  if (r < out.rows) dot_code_rows<Bits, 1, Add>(run, first, behind, out, r);
 }
 template <bool Add>
-void byte_dot_codes(int bits, const CodeRun& run, const FoldedRows& first, const FoldedRows& behind, const RowBlock<float>& out) {
-  if (bits == 8) byte_dot_any<8, Add>(run, first, behind, out);
-  else if (bits == 4) byte_dot_any<4, Add>(run, first, behind, out);
-  else byte_dot_any<2, Add>(run, first, behind, out);
+void dot_codes(int bits, const CodeRun& run, const FoldedRows& first, const FoldedRows& behind, const RowBlock<float>& out) {
+  if (bits == 8) dot_code_bits<8, Add>(run, first, behind, out);
+  else if (bits == 4) dot_code_bits<4, Add>(run, first, behind, out);
+  else dot_code_bits<2, Add>(run, first, behind, out);
 }
 
 inline void scale_add_codes(const float* x, index_t n, const float* scale, const float* mid, const float* sum, const RowBlock<float>& out) {
@@ -125,11 +114,4 @@ inline void scale_add_codes(const float* x, index_t n, const float* scale, const
     for (index_t i = 0; i < n; ++i) out.data[r * out.step + i] += x[r * n + i] * scale[i] + sum[r] * mid[i];
 }
 
-inline constexpr CodeOps code_ops{name,
-                                  read_codes_params,
-                                  fold_codes,
-                                  dot_codes<false>,
-                                  dot_codes<true>,
-                                  byte_dot_codes<false>,
-                                  byte_dot_codes<true>,
-                                  scale_add_codes};
+inline constexpr CodeOps code_ops{name, read_codes_params, fold_codes, dot_codes<false>, dot_codes<true>, scale_add_codes};

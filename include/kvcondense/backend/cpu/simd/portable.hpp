@@ -115,7 +115,7 @@ inline F exp_of_negative(F x) {
 #include <kvcondense/backend/cpu/simd/coding_ops.inl>
 
 template <int Bits, int R>
-void code_pair(const CodeRun& run, index_t at, int field, const FoldedRows& folded, index_t r, std::int32_t (&sum)[R][32]) {
+void code_pair(const CodeRun& run, index_t at, int field, const FoldedRows& folded, int plane, index_t r, std::int32_t (&sum)[R][32]) {
   constexpr std::uint32_t mask = (1u << Bits) - 1u;
   for (int k = 0; k < R; ++k) std::memset(sum[k], 0, sizeof sum[k]);
   for (index_t s = 0; s < run.steps; ++s)
@@ -124,7 +124,7 @@ void code_pair(const CodeRun& run, index_t at, int field, const FoldedRows& fold
       std::memcpy(word, run.first + at + s * run.step + (Bits == 8 ? half * run.second : 0), sizeof word);
       const auto shift = static_cast<unsigned>(Bits == 8 ? 0 : (field + static_cast<int>(half)) * Bits);
       for (int k = 0; k < R; ++k) {
-        const std::int8_t* by = &folded.plane[r + k][0][4 * s];
+        const std::int8_t* by = &folded.plane[r + k][plane][4 * s];
         for (index_t i = 0; i < 16; ++i) {
           const std::uint32_t w = word[i] >> shift;
           sum[k][16 * half + i] += by[0] * static_cast<std::int32_t>(w & mask) + by[1] * static_cast<std::int32_t>((w >> 8) & mask) +

@@ -106,6 +106,7 @@ void fold_rows(const RowBlock<const float>& x, const float* scale, const float* 
   const I order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
   const I ones = _mm512_set1_epi16(1), low_bits = _mm512_set1_epi16(127);
   for (int k = 0; k < N; ++k) {
+    out[k].bytes = Bytes;
     F total[4];
 #pragma GCC unroll 4
     for (int r = 0; r < 4; ++r) total[r] = _mm512_setzero_ps();
@@ -217,9 +218,10 @@ template <int Bits, int Field, bool Add>
   _mm512_storeu_ps(out, first), _mm512_storeu_ps(out + 16, second);
 }
 
-/// The upper field is never isolated: the sum over both fields less the sum over the lower one is its multiple.
+/// Multipliers of two bytes: sixteen sums, of one pair, four rows and two planes. The upper field is never isolated: the sum over both
+/// fields less the sum over the lower one is its multiple.
 template <int Bits, int Field, int R, bool Add>
-void dot_rows(const CodeRun& run, const FoldedRows& folded, const RowBlock<float>& out) {
+void dot_rows(const CodeRun& run, index_t at, const FoldedRows& folded, const RowBlock<float>& out) {
   const I low_field = _mm512_set1_epi8(static_cast<char>(Bits == 4 ? 0x0f : Field == 0 ? 0x03 : 0x30));
   const I both_fields = _mm512_set1_epi8(static_cast<char>(Bits == 4 ? 0xff : Field == 0 ? 0x0f : 0xf0));
   I low[R][2], both[R][2];
@@ -227,8 +229,8 @@ void dot_rows(const CodeRun& run, const FoldedRows& folded, const RowBlock<float
   for (int r = 0; r < R; ++r)
 #pragma GCC unroll 2
     for (int p = 0; p < 2; ++p) low[r][p] = both[r][p] = _mm512_setzero_si512();
-  const std::byte* w = run.first;
-  const std::byte* next = run.next == nullptr ? w : run.next;
+  const std::byte* w = run.first + at;
+  const std::byte* next = run.next == nullptr ? w : run.next + at;
   const index_t next_step = run.next == nullptr ? 0 : run.step;
   const std::int8_t* n = &folded.plane[0][0][0];
   for (index_t s = 0; s < run.steps; ++s, w += run.step, next += next_step, n += 4) {
@@ -261,19 +263,10 @@ void dot_rows(const CodeRun& run, const FoldedRows& folded, const RowBlock<float
   }
 }
 
-template <int Bits, int Field, bool Add>
-void dot_any(const CodeRun& run, const FoldedRows& folded, const RowBlock<float>& out) {
-  if (out.rows > 2) dot_rows<Bits, Field, 4, Add>(run, folded, out);
-  else if (out.rows == 2) dot_rows<Bits, Field, 2, Add>(run, folded, out);
-  else dot_rows<Bits, Field, 1, Add>(run, folded, out);
-}
-
-template <bool Add>
-void dot_bits(int bits, const CodeRun& run, const FoldedRows& folded, const RowBlock<float>& out) {
-  if (bits == 8) dot_any<8, 0, Add>(run, folded, out);
-  else if (bits == 4) dot_any<4, 0, Add>(run, folded, out);
-  else if (run.field == 0) dot_any<2, 0, Add>(run, folded, out);
-  else dot_any<2, 2, Add>(run, folded, out);
+template <int Bits, int R, bool Add>
+void dot_pairs(const CodeRun& run, const FoldedRows& first, const FoldedRows& behind, const RowBlock<float>& out) {
+  dot_rows<Bits, 0, R, Add>(run, 0, first, out);
+  if (run.pairs == 2) dot_rows<Bits, Bits == 2 ? 2 : 0, R, Add>(run, Bits == 2 ? 0 : run.other, behind, {out.data + 32, out.rows, out.step});
 }
 
 /// Multipliers of one byte: sixteen sums, of two pairs and four rows.
@@ -331,25 +324,28 @@ void byte_rows(const CodeRun& run, const FoldedRows& first, const FoldedRows& be
   }
 }
 
+template <int Bits, int R, bool Add>
+void dot_some(const CodeRun& run, const FoldedRows& first, const FoldedRows& behind, const RowBlock<float>& out) {
+  if (first.bytes == 2) dot_pairs<Bits, R, Add>(run, first, behind, out);
+  else if (run.pairs == 2) byte_rows<Bits, R, 2, Add>(run, first, behind, out);
+  else byte_rows<Bits, R, 1, Add>(run, first, behind, out);
+}
+
 template <int Bits, bool Add>
-void byte_any(const CodeRun& run, const FoldedRows& first, const FoldedRows& behind, const RowBlock<float>& out) {
-  const auto use = [&]<int R>() {
-    if (run.pairs == 2) byte_rows<Bits, R, 2, Add>(run, first, behind, out);
-    else byte_rows<Bits, R, 1, Add>(run, first, behind, out);
-  };
-  if (out.rows > 2) use.template operator()<4>();
-  else if (out.rows == 2) use.template operator()<2>();
-  else use.template operator()<1>();
+void dot_bits(const CodeRun& run, const FoldedRows& first, const FoldedRows& behind, const RowBlock<float>& out) {
+  if (out.rows > 2) dot_some<Bits, 4, Add>(run, first, behind, out);
+  else if (out.rows == 2) dot_some<Bits, 2, Add>(run, first, behind, out);
+  else dot_some<Bits, 1, Add>(run, first, behind, out);
 }
 
 template <bool Add>
-void byte_bits(int bits, const CodeRun& run, const FoldedRows& first, const FoldedRows& behind, const RowBlock<float>& out) {
-  if (bits == 8) byte_any<8, Add>(run, first, behind, out);
-  else if (bits == 4) byte_any<4, Add>(run, first, behind, out);
-  else byte_any<2, Add>(run, first, behind, out);
+void dot(int bits, const CodeRun& run, const FoldedRows& first, const FoldedRows& behind, const RowBlock<float>& out) {
+  if (bits == 8) dot_bits<8, Add>(run, first, behind, out);
+  else if (bits == 4) dot_bits<4, Add>(run, first, behind, out);
+  else dot_bits<2, Add>(run, first, behind, out);
 }
 
-inline constexpr CodeOps code_ops{name, read, fold, dot_bits<false>, dot_bits<true>, byte_bits<false>, byte_bits<true>, scale_add};
+inline constexpr CodeOps code_ops{name, read, fold, dot<false>, dot<true>, scale_add};
 
 }  // namespace kvcondense::prim::cpu::vnni
 
