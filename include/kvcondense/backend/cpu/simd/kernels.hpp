@@ -53,6 +53,9 @@ KVCONDENSE_KERNELS const CodeOps* code_ops() {
 #if KVCONDENSE_X86_TARGETS
   static const CodeOps* best = can_run(Isa::avx512) && __builtin_cpu_supports("avx512vnni") ? &vnni::code_ops : nullptr;
   return best;
+#elif KVCONDENSE_NEON_TARGETS
+  static const CodeOps* best = has_dot_products() ? &neon_dot::code_ops : nullptr;
+  return best;
 #else
   return nullptr;
 #endif

@@ -101,15 +101,15 @@ inline int8x16_t signed_codes(const std::byte* from, int8x16_t down) {
   return vreinterpretq_s8_u8(vandq_u8(vshlq_u8(x, down), vdupq_n_u8((1 << Bits) - 1)));
 }
 /// What signed codes of 8 bits lack: 128 of every multiplier.
-inline std::int32_t lacking(const FoldedRows& folded, index_t r, index_t steps) {
+inline std::int32_t lacking(const std::int8_t* multipliers, index_t steps) {
   std::int32_t all = 0;
-  for (index_t i = 0; i < 4 * steps; ++i) all += folded.plane[r][0][i];
+  for (index_t i = 0; i < 4 * steps; ++i) all += multipliers[i];
   return 128 * all;
 }
 
 /// Four outputs of each field at a time: their products of 16 bits are added in pairs, and the pairs at the end.
 template <int Bits, int R>
-void code_pair(const CodeRun& run, index_t at, int field, const FoldedRows& folded, index_t r, std::int32_t (&sum)[R][32]) {
+void code_pair(const CodeRun& run, index_t at, int field, const FoldedRows& folded, int plane, index_t r, std::int32_t (&sum)[R][32]) {
   const int8x16_t down[2] = {vdupq_n_s8(static_cast<std::int8_t>(-field * Bits)), vdupq_n_s8(static_cast<std::int8_t>(-(field + 1) * Bits))};
   for (index_t j = 0; j < 4; ++j) {
     int32x4_t front[R][2], back[R][2];
@@ -125,7 +125,7 @@ void code_pair(const CodeRun& run, index_t at, int field, const FoldedRows& fold
 #pragma GCC unroll 2
       for (int k = 0; k < R; ++k) {
         std::int32_t four;
-        std::memcpy(&four, &folded.plane[r + k][0][4 * s], sizeof four);
+        std::memcpy(&four, &folded.plane[r + k][plane][4 * s], sizeof four);
         const int8x16_t by = vreinterpretq_s8_s32(vdupq_n_s32(four));
 #pragma GCC unroll 2
         for (int p = 0; p < 2; ++p) {
@@ -135,7 +135,7 @@ void code_pair(const CodeRun& run, index_t at, int field, const FoldedRows& fold
       }
     }
     for (int k = 0; k < R; ++k) {
-      const int32x4_t more = vdupq_n_s32(Bits == 8 ? lacking(folded, r + k, run.steps) : 0);
+      const int32x4_t more = vdupq_n_s32(Bits == 8 ? lacking(folded.plane[r + k][plane], run.steps) : 0);
       for (int p = 0; p < 2; ++p) vst1q_s32(sum[k] + 16 * p + 4 * j, vaddq_s32(vpaddq_s32(front[k][p], back[k][p]), more));
     }
   }

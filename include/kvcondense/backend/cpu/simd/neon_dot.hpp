@@ -30,7 +30,7 @@ inline constexpr const char* name = "neon dotprod";
 }
 
 template <int Bits, int R>
-void code_pair(const CodeRun& run, index_t at, int field, const FoldedRows& folded, index_t r, std::int32_t (&sum)[R][32]) {
+void code_pair(const CodeRun& run, index_t at, int field, const FoldedRows& folded, int plane, index_t r, std::int32_t (&sum)[R][32]) {
   const int8x16_t down[2] = {vdupq_n_s8(static_cast<std::int8_t>(-field * Bits)), vdupq_n_s8(static_cast<std::int8_t>(-(field + 1) * Bits))};
   int32x4_t total[R][8];
 #pragma GCC unroll 2
@@ -47,14 +47,14 @@ void code_pair(const CodeRun& run, index_t at, int field, const FoldedRows& fold
 #pragma GCC unroll 2
     for (int k = 0; k < R; ++k) {
       std::int32_t four;
-      std::memcpy(&four, &folded.plane[r + k][0][4 * s], sizeof four);
+      std::memcpy(&four, &folded.plane[r + k][plane][4 * s], sizeof four);
       const int8x16_t by = vreinterpretq_s8_s32(vdupq_n_s32(four));
 #pragma GCC unroll 8
       for (int j = 0; j < 8; ++j) total[k][j] = add_products(total[k][j], x[j], by);
     }
   }
   for (int k = 0; k < R; ++k) {
-    const int32x4_t more = vdupq_n_s32(Bits == 8 ? neon::lacking(folded, r + k, run.steps) : 0);
+    const int32x4_t more = vdupq_n_s32(Bits == 8 ? neon::lacking(folded.plane[r + k][plane], run.steps) : 0);
     for (int j = 0; j < 8; ++j) vst1q_s32(sum[k] + 4 * j, vaddq_s32(total[k][j], more));
   }
 }
