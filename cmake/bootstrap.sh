@@ -46,6 +46,8 @@ need_test() {
   compgen -G '/usr/lib/llvm-*/lib/clang/*/lib/linux/libclang_rt.asan*.a' >/dev/null || missing+=(libclang-rt-dev)
   need python3 python3
   need doxygen doxygen
+  need g++-aarch64-linux-gnu aarch64-linux-gnu-g++
+  need qemu-user qemu-aarch64
   need catch2 /usr/include/catch2/catch.hpp
   need libbenchmark-dev /usr/include/benchmark/benchmark.h
 }

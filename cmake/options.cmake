@@ -19,7 +19,7 @@ option(KVCONDENSE_FETCH_DEPENDENCIES "Download what find_package does not find" 
 option(KVCONDENSE_NATIVE "Build this project's own programs with -march=native" OFF)
 
 set(KVCONDENSE_PEERS "" CACHE STRING
-  "Built checkouts of ggml, llama.cpp or forks that attend_peers times: name=sources[,build] (list)")
+  "What attend_peers times: built checkouts of ggml, llama.cpp or forks, or the folder of an installed PyTorch: name=folder[,build] (list)")
 set(KVCONDENSE_GGML "" CACHE STRING "A built checkout of ggml or llama.cpp for examples/16_engine_ggml: sources[,build]")
 option(KVCONDENSE_FUZZ "Build the fuzz targets for libFuzzer (clang)" OFF)
 set(KVCONDENSE_SANITIZE "" CACHE STRING "address,undefined or thread, or empty for none")

@@ -1,6 +1,6 @@
 # Configures, builds and runs one consumer project from nothing:
-#   cmake -D KIND=installed|subdirectory|fetched -D TREE=<source> -D BUILT=<build tree>
-#         -D WORK=<scratch> -D CXX=<compiler> -D "FLAGS=<options>" -D GENERATOR=<generator> -D SAME=<program> -P consume.cmake
+#   cmake -D KIND=installed|subdirectory|fetched|aarch64 -D TREE=<source> -D BUILT=<build tree>
+#         -D WORK=<scratch> -D CXX=<compiler> [-D EMULATOR=<program>] -D "FLAGS=<options>" -D GENERATOR=<generator> -D SAME=<program> -P consume.cmake
 # Its program must print the digest that SAME prints: the same selections and codes, whatever it was compiled with.
 
 function(run)
@@ -15,17 +15,22 @@ endfunction()
 file(REMOVE_RECURSE "${WORK}")
 set(options -DCMAKE_CXX_COMPILER=${CXX} "-DCMAKE_CXX_FLAGS=${FLAGS}" -DKVCONDENSE_TREE=${TREE})
 set(programs app)
+set(project ${KIND})
+if(EMULATOR)
+  set(project subdirectory)
+  list(APPEND options -DCMAKE_SYSTEM_NAME=Linux -DCMAKE_SYSTEM_PROCESSOR=${KIND})
+endif()
 if(KIND STREQUAL "installed")
   run("${CMAKE_COMMAND}" --install "${BUILT}" --prefix "${WORK}/prefix")
   list(APPEND options "-DCMAKE_PREFIX_PATH=${WORK}/prefix")
   list(APPEND programs app_any)
 endif()
-run("${CMAKE_COMMAND}" -G "${GENERATOR}" -S "${CMAKE_CURRENT_LIST_DIR}/${KIND}" -B "${WORK}/build"
+run("${CMAKE_COMMAND}" -G "${GENERATOR}" -S "${CMAKE_CURRENT_LIST_DIR}/${project}" -B "${WORK}/build"
   ${options})
 run("${CMAKE_COMMAND}" --build "${WORK}/build" --target ${programs})
 run("${SAME}")
 set(same "${digest}")
-run("${WORK}/build/app")
+run(${EMULATOR} "${WORK}/build/app")
 if(NOT same OR NOT digest STREQUAL same)
   message(FATAL_ERROR "${KIND}, compiled by ${CXX} with '${FLAGS}': ${digest}, where ${SAME} says ${same}")
 endif()

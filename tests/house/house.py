@@ -52,6 +52,7 @@ CONDITIONAL_HOMES = ("core/config.hpp", "core/huge_memory.hpp", "backend/cuda/di
                      "backend/cpu/simd/choose.hpp", "backend/cpu/simd/kernels.hpp",
                      "backend/cpu/simd/avx2.hpp",
                      "backend/cpu/simd/avx512.hpp", "backend/cpu/simd/vnni.hpp",
+                     "backend/cpu/simd/neon.hpp", "backend/cpu/simd/neon_dot.hpp",
                      "backend/cpu/simd/rank_kernels.hpp", "c/kvcondense.h") + UMBRELLAS
 
 # Headers of method rooms without a test of their own name -> why.
@@ -184,7 +185,7 @@ def conditionals(root):
 def one_dialect(root):
     """Assembly stands in backend/cuda/dialect.cuh, and where a compiler needs it to leave registers alone."""
     for path, name in headers(root):
-        if name in ("backend/cuda/dialect.cuh", "backend/cpu/simd/vnni.hpp"):
+        if name in ("backend/cuda/dialect.cuh", "backend/cpu/simd/vnni.hpp", "backend/cpu/simd/neon_dot.hpp"):
             continue
         for number, line in enumerate(without_comments("\n".join(lines_of(path))).splitlines(), 1):
             if re.search(r"\b(?:asm|__asm__|__asm)\b|<<<", line):

@@ -7,6 +7,7 @@
 #include <utility>
 
 #include <kvcondense/backend/cuda/attend.cuh>
+#include <kvcondense/backend/cuda/block_codes.cuh>
 #include <kvcondense/backend/cuda/keep_rows.cuh>
 #include <kvcondense/backend/cuda/slot_rows.cuh>
 #include <kvcondense/backend/cuda/top_k.cuh>
@@ -28,16 +29,16 @@ class Cache;
 
 namespace detail {
 template <class C>
-inline constexpr bool cuda_codec = std::same_as<C, prim::ExactRows>;
+inline constexpr bool cuda_codec = std::same_as<C, prim::ExactRows> || std::same_as<C, prim::BlockCodes>;
 template <int Bits>
 inline constexpr bool cuda_codec<prim::GroupInt<Bits>> = true;
 }  // namespace detail
 
-/// The cache of one sequence in device memory: an eviction method, and codes of groups. Its calls are those of Cache<Cpu, R>.
+/// The cache of one sequence in device memory: an eviction method, and codes of groups or blocks. Its calls are those of Cache<Cpu, R>.
 ///
 /// Idea     the host keeps counters, lengths and lists of pages and decides when something leaves; which slots, and all that moves, is
 ///          the device's. The eviction pipeline is the one that runs on the CPU: its blocks are written over words.
-/// Needs    recipes of an eviction method, exact rows or codes of groups with their exact window and first slots, and no other stage (those stop
+/// Needs    recipes of an eviction method, exact rows or codes of groups or blocks with their exact window and first slots, and no other stage (those stop
 ///          compilation with a sentence). Inputs of steps lie on the device: attention, queries, projections, moments, gates, surprise, classes; so
 ///          do matrices that words read (LayerMatrices of critical and locret). Tables that blocks read (HeadTable, LayerTable) are the host's.
 /// Shapes   as Cache<Cpu, R>; keys, values, queries, out, lse, mass in device memory.
@@ -65,7 +66,7 @@ class Cache<Cuda, R> {
   using KeyCodec = decltype(key_codec_of(std::declval<const Quant&>(), CacheShape{}));
   using ValueCodec = decltype(value_codec_of(std::declval<const Quant&>(), CacheShape{}));
   static_assert(detail::cuda_codec<KeyCodec> && detail::cuda_codec<ValueCodec>,
-                "kvcondense: a cache on CUDA stores exact rows or codes of groups (kivi, group_int and their kin); make_cache<kvcondense::Cpu> takes the others.");
+                "kvcondense: a cache on CUDA stores exact rows, codes of groups (kivi, group_int and their kin) or of blocks (fp8, mx, q4_0 and their kin); make_cache<kvcondense::Cpu> takes the others.");
 
   static Expected<Cache> make(const CacheShape& shape, const R& recipe, MemoryResource<Cuda>& memory = cuda::device_memory()) {
     if (const Status s = validate(shape); s != Status::ok) return s;

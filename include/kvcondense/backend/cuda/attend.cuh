@@ -66,7 +66,8 @@ struct Attend<Cuda> {
     using namespace cuda_kernels;
     const index_t dim = r.queries.extent[2];
     const bool sizes = dim == r.out.extent[2] && dim % 16 == 0 && dim <= 128;
-    return sizes && heads.exact.dtype == DType::f16 && reads_as_halves(heads.key_codec, dim, true) &&
+    if constexpr (stored_bits<KeyCodec> == 0 || stored_bits<ValueCodec> == 0) return false;
+    else return sizes && heads.exact.dtype == DType::f16 && reads_as_halves(heads.key_codec, dim, true) &&
            reads_as_halves(heads.value_codec, dim, false);
   }
   template <class KeyCodec, class ValueCodec>

@@ -116,18 +116,18 @@ struct DueRows {
   }
 };
 
-/// Token axis: a warp a slot. Grid: blocks of slots, heads.
-template <int Bits>
-__global__ void __launch_bounds__(codec_threads, 8) code_due_tokens(GroupInt<Bits> codec, ExactRows exact, ColumnParts column, KeptSlots due, index_t* repaired) {
-  TokenShared& shared = cuda::shared_as<TokenShared>();
+/// Slots with parameters of their own: a warp a slot. Grid: blocks of slots, heads.
+template <class Codec>
+__global__ void __launch_bounds__(codec_threads, 8) code_due_rows(Codec codec, ExactRows exact, ColumnParts column, KeptSlots due, index_t* repaired) {
+  RowsShared<Codec>& shared = cuda::shared_as<RowsShared<Codec>>();
   const index_t head = blockIdx.y, i = static_cast<index_t>(blockIdx.x) * codec_warps + cuda::warp_of_block();
   const HeadKept mine = due.of(head);
   if (i >= mine.size) return;  // whole warps leave, and no block barrier follows
   const PageTable& to = column.coded;
   const index_t slot = due.ranges[head].to + i;
-  const RowPage<GroupInt<Bits>> page(codec, to.pages[to.offset[head] + slot / to.page_slots], static_cast<int>(to.page_slots), static_cast<int>(to.dim));
-  const int bad = encode_token(page, static_cast<int>(slot % to.page_slots), DueRows{exact, column.newest, head, mine}, static_cast<int>(i),
-                               shared.codes[cuda::warp_of_block()]);
+  const RowPage<Codec> page(codec, to.pages[to.offset[head] + slot / to.page_slots], static_cast<int>(to.page_slots), static_cast<int>(to.dim));
+  const int bad = encode_row(page, static_cast<int>(slot % to.page_slots), DueRows{exact, column.newest, head, mine}, static_cast<int>(i),
+                             shared.of_warp[cuda::warp_of_block()]);
   if (cuda::lane_of_warp() == 0) add_repaired(repaired, bad);
 }
 
@@ -220,14 +220,15 @@ struct HeadSlots {
   /// Newest slots become codes behind those that are there, at most `most` of a head. In one launch.
   ///
   /// Numbers  as PageCodec<Cuda, Codec>::encode; what `append` has counted is not counted again.
-  template <int Bits>
-  static Status code(Context<Cuda>& ctx, const GroupInt<Bits>& codec, const ExactRows& exact, const ColumnParts& column, const KeptSlots& due,
+  template <class Codec>
+  static Status code(Context<Cuda>& ctx, const Codec& codec, const ExactRows& exact, const ColumnParts& column, const KeptSlots& due,
                      index_t most, index_t* repaired) {
     using namespace cuda_kernels;
-    if (codec.axis == GroupAxis::token)
-      return cuda::launch(ctx, code_due_tokens<Bits>, {cuda::covering(most, codec_warps), column.heads()}, codec_threads, sizeof(TokenShared), codec, exact,
-                          column, due, repaired);
-    return cuda::launch(ctx, code_due_channels<Bits>, {cuda::covering(most, codec.group_size), column.heads()}, channel_threads, sizeof(ChannelShared), codec,
+    if constexpr (requires { codec.axis; })
+      if (codec.axis == GroupAxis::channel)
+        return cuda::launch(ctx, code_due_channels<Codec::bits>, {cuda::covering(most, codec.group_size), column.heads()}, channel_threads,
+                            sizeof(ChannelShared), codec, exact, column, due, repaired);
+    return cuda::launch(ctx, code_due_rows<Codec>, {cuda::covering(most, codec_warps), column.heads()}, codec_threads, sizeof(RowsShared<Codec>), codec,
                         exact, column, due, repaired);
   }
   /// The runs by which the column is read: of head h those from offset[h] on, a page each.

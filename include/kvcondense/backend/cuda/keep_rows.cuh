@@ -1,6 +1,7 @@
 #pragma once
 
 #include <kvcondense/backend/cuda/block.cuh>
+#include <kvcondense/backend/cuda/block_rows.cuh>
 #include <kvcondense/backend/cuda/context.cuh>
 #include <kvcondense/backend/cuda/launch.cuh>
 #include <kvcondense/backend/cuda/page_rows.cuh>
@@ -53,6 +54,10 @@ __device__ inline SlotBytes slot_bytes(const RowPage<ExactRows>& page, int slot)
 template <int Bits>
 __device__ inline SlotBytes slot_bytes(const RowPage<GroupInt<Bits>>& page, int slot) {
   return {page.row(slot), page.params(slot), page.row_bytes(), static_cast<int>(page.codec.group_bytes(page.dim))};
+}
+
+__device__ inline SlotBytes slot_bytes(const RowPage<BlockCodes>& page, int slot) {
+  return {page.row(slot), nullptr, static_cast<int>(page.codec.row_bytes(page.dim)), 0};
 }
 
 /// A block a head. Kept slots ascend, so a slot's new place is never behind its old one: bytes are read, then, behind

@@ -28,7 +28,7 @@ struct LagShared {
 /// A block of threads a block of slots: extremes of the one behind it, a thread a channel, then deviations, a warp a row. What it adds
 /// to scores leaves places that compete competing, so other blocks may look at them meanwhile. Grid: blocks, heads.
 template <int Threads>
-__global__ void __launch_bounds__(Threads) lag_spread(SlotRows<Cuda> rows, index_t block, float weight, RaggedView<float> spread, RaggedView<float> scores) {
+__global__ void __launch_bounds__(Threads, 2) lag_spread(SlotRows<Cuda> rows, index_t block, float weight, RaggedView<float> spread, RaggedView<float> scores) {
   static_assert(Threads == tile_threads);
   LagShared& shared = cuda::shared_as<LagShared>();
   auto* tile = reinterpret_cast<float*>(cuda::dyn_smem() + (sizeof(LagShared) + 15) / 16 * 16);

@@ -61,8 +61,14 @@ __global__ void __launch_bounds__(codec_threads, 8) decode_rows(Codec codec, Pag
     job.rows[i * job.step + c] = page.value(job.first + i, c);
 }
 
-struct TokenShared {
-  std::uint8_t codes[codec_warps][max_head_dim];
+/// What a warp needs to code a row.
+template <class Codec>
+struct RowScratch {
+  std::uint8_t codes[max_head_dim];
+};
+template <class Codec>
+struct RowsShared {
+  RowScratch<Codec> of_warp[codec_warps];
 };
 
 /// The rows of a job: row(i)(c) is number c of row i.
@@ -84,11 +90,13 @@ __device__ inline int repairs(float x, bool counted) {
   return static_cast<int>(counted ? size - last - 1 < infinity - last - 1 : size > last);
 }
 
-/// Token axis: a warp codes row i into a slot; `codes` is the warp's own. Ranges over the lanes, codes through shared memory
-/// into bytes. How many numbers had to be repaired, in every lane.
+// encode_row(page, slot, rows, i, scratch): a warp codes row i into a slot of its own; how many numbers had to be repaired, in every lane.
+
+/// Token axis: ranges over the lanes, codes through shared memory into bytes.
 template <int Bits, class Rows>
-__device__ inline int encode_token(const RowPage<GroupInt<Bits>>& page, int slot, const Rows& rows, int i, std::uint8_t* codes) {
+__device__ inline int encode_row(const RowPage<GroupInt<Bits>>& page, int slot, const Rows& rows, int i, RowScratch<GroupInt<Bits>>& scratch) {
   const auto x = rows.row(i);
+  std::uint8_t* codes = scratch.codes;
   const int lane = cuda::lane_of_warp(), group = page.group_channels();
   int bad = 0;
   for (int j = 0; j < page.scales(); ++j) {
@@ -112,14 +120,15 @@ __device__ inline int encode_token(const RowPage<GroupInt<Bits>>& page, int slot
   return cuda::warp_sum(bad);
 }
 
-template <int Bits>
-__global__ void __launch_bounds__(codec_threads, 8) encode_tokens(GroupInt<Bits> codec, PageBatch batch, index_t* repaired) {
-  TokenShared& shared = cuda::shared_as<TokenShared>();
+/// Codecs whose slots have parameters of their own: a warp a slot.
+template <class Codec>
+__global__ void __launch_bounds__(codec_threads, 8) encode_rows(Codec codec, PageBatch batch, index_t* repaired) {
+  RowsShared<Codec>& shared = cuda::shared_as<RowsShared<Codec>>();
   const PageRows job = batch.jobs[blockIdx.y];
   const int i = static_cast<int>(blockIdx.x) * codec_warps + cuda::warp_of_block();
   if (i >= job.count) return;  // whole warps leave, and no block barrier follows
-  const RowPage<GroupInt<Bits>> page(codec, job.page, static_cast<int>(batch.slots), static_cast<int>(batch.dim));
-  const int bad = encode_token(page, job.first + i, JobRows{job.rows, job.step}, i, shared.codes[cuda::warp_of_block()]);
+  const RowPage<Codec> page(codec, job.page, static_cast<int>(batch.slots), static_cast<int>(batch.dim));
+  const int bad = encode_row(page, job.first + i, JobRows{job.rows, job.step}, i, shared.of_warp[cuda::warp_of_block()]);
   if (cuda::lane_of_warp() == 0) add_repaired(repaired, bad);
 }
 
@@ -212,8 +221,8 @@ struct PageCodec<Cuda, GroupInt<Bits>> {
     using namespace cuda_kernels;
     if (const Status s = check(codec, batch); s != Status::ok) return s;
     if (codec.axis == GroupAxis::token)
-      return cuda::launch(ctx, encode_tokens<Bits>, {cuda::covering(batch.most, codec_warps), batch.size}, codec_threads,
-                          sizeof(TokenShared), codec, batch, repaired);
+      return cuda::launch(ctx, encode_rows<Codec>, {cuda::covering(batch.most, codec_warps), batch.size}, codec_threads,
+                          sizeof(RowsShared<Codec>), codec, batch, repaired);
     return cuda::launch(ctx, encode_channels<Bits>, {cuda::covering(batch.most, codec.group_size), batch.size}, channel_threads,
                         sizeof(ChannelShared), codec, batch, repaired);
   }

@@ -187,4 +187,60 @@ __device__ void RowPage<GroupInt<Bits>>::write_codes(int slot, const std::uint8_
   for (int b = thread; b < row_bytes(); b += threads) row(slot)[b] = packed_byte(Bits, codes, dim, b);
 }
 
+/// RowPage<GroupInt<Bits>>::value for readers that learn the width of codes when they run: where things lie was worked out by the host, and one
+/// text serves all widths.
+struct GroupPlaces {
+  int bits = 0;
+  int params_at = 0, step = 1;  ///< where parameters begin, and from one of a slot to its next
+  int group_slots = 1, group_channels = 1, group_bytes = 0, scales = 0;
+  int param_bytes = 2;
+  GroupForm form = GroupForm::minimum;
+  DType params = DType::f16;
+  CodeLayout layout = CodeLayout::rows;
+
+  GroupPlaces() = default;
+  template <int Bits>
+  GroupPlaces(const GroupInt<Bits>& c, index_t slots, index_t dim)
+      : bits(Bits),
+        params_at(static_cast<int>(c.params_at(slots, dim))),
+        group_slots(static_cast<int>(c.group_slots())),
+        group_channels(static_cast<int>(c.group_channels(dim))),
+        group_bytes(static_cast<int>(c.group_bytes(dim))),
+        scales(static_cast<int>(c.scales(dim))),
+        param_bytes(static_cast<int>(size_of(c.params))),
+        form(c.form),
+        params(c.params == ParamType::f32 ? DType::f32 : c.params == ParamType::f16 ? DType::f16 : DType::bf16),
+        layout(c.layout == CodeLayout::rows ? c.layout : c.layout_of(slots, dim)) {
+    if (layout != CodeLayout::rows && c.axis == GroupAxis::token) step = static_cast<int>(slots);
+  }
+
+  __device__ int code(const std::byte* page, int dim, int slot, int c) const {
+    const int outputs = 128 / bits;  // of a block, in lanes
+    int at = c * bits;
+    std::uint32_t word;
+    if (layout == CodeLayout::slot_lanes) {
+      word = static_cast<std::uint32_t>(page[(slot / outputs * (dim / 4) + c / 4) * 64 + 4 * (slot % 16) + c % 4]);
+      at = slot % outputs / 16 * bits;
+    } else if (layout == CodeLayout::channel_lanes) {
+      word = static_cast<std::uint32_t>(page[(slot / 4 * (dim / outputs) + c / outputs) * 64 + slot % 4 + 4 * (c % 16)]);
+      at = c % outputs / 16 * bits;
+    } else {
+      const std::byte* from = page + slot * ((dim * bits + 7) / 8) + at / 8;
+      word = static_cast<std::uint32_t>(from[0]);
+      if (at % 8 + bits > 8) word |= static_cast<std::uint32_t>(from[1]) << 8;
+    }
+    return static_cast<int>(word >> at % 8 & ((1u << bits) - 1u));
+  }
+  __device__ float value(const std::byte* page, int dim, int slot, int c) const {
+    const std::byte* at = page + params_at + (step != 1 ? slot * param_bytes : slot / group_slots * group_bytes);
+    const int group = c / group_channels;
+    const float scale = read_number(params, at, group * step), offset = has_offset(form) ? read_number(params, at, (scales + group) * step) : 0.0f;
+    const auto counted = static_cast<float>(code(page, dim, slot, c));
+    if (form == GroupForm::minimum) return __fadd_rn(__fmul_rn(counted, scale), offset);
+    const auto levels = static_cast<float>((1 << bits) - 1);
+    const float zero = form == GroupForm::symmetric ? static_cast<float>((1 << (bits - 1)) - 1) : form == GroupForm::mid_rise ? 0.5f * levels : offset;
+    return __fmul_rn(counted - zero, scale);
+  }
+};
+
 }  // namespace kvcondense::prim::cuda_kernels

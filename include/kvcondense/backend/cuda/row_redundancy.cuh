@@ -31,7 +31,7 @@ struct RedundancyRoom {
 
 /// Lengths, and the sum of directions. A block a head: a warp a row, then a thread a channel, so that sums are in slot order.
 template <int Threads>
-__global__ void __launch_bounds__(Threads) sum_directions(SlotRows<Cuda> rows, RaggedView<float> inverse, RedundancyRoom room, index_t length_of_sum) {
+__global__ void __launch_bounds__(Threads, 2) sum_directions(SlotRows<Cuda> rows, RaggedView<float> inverse, RedundancyRoom room, index_t length_of_sum) {
   static_assert(Threads == tile_threads && tile_threads >= max_head_dim);
   auto* tile = reinterpret_cast<float*>(cuda::dyn_smem());
   const int dim = static_cast<int>(rows.dim()), stride = tile_stride(dim), c = static_cast<int>(threadIdx.x);

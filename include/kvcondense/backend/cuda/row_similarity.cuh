@@ -109,7 +109,7 @@ __global__ void __launch_bounds__(Threads, 2) nearest_targets(SlotRows<Cuda> key
 
 /// A block a tile of rows and the one behind it. Grid: tiles, heads.
 template <int Threads>
-__global__ void __launch_bounds__(Threads) adjacent_rows(SlotRows<Cuda> keys, RaggedView<float> out) {
+__global__ void __launch_bounds__(Threads, 2) adjacent_rows(SlotRows<Cuda> keys, RaggedView<float> out) {
   static_assert(Threads == tile_threads);
   const int stride = tile_stride(keys.dim()), dim = static_cast<int>(keys.dim());
   auto* tile = reinterpret_cast<float*>(cuda::dyn_smem());

@@ -1,5 +1,8 @@
 #pragma once
 
+#include <cstdint>
+
+#include <kvcondense/backend/cuda/block_rows.cuh>
 #include <kvcondense/backend/cuda/page_rows.cuh>
 #include <kvcondense/core/backend.hpp>
 #include <kvcondense/core/config.hpp>
@@ -23,15 +26,18 @@ class SlotRows<Cuda> {
   SlotRows(const prim::GroupInt<Bits>& codec, prim::ExactRows exact, prim::ColumnRuns runs, const index_t* slots, index_t heads,
            index_t max_slots, index_t dim)
       : SlotRows(exact, runs, slots, heads, max_slots, dim) {
-    bits_ = Bits, axis_ = codec.axis, form_ = codec.form, params_ = codec.params, layout_ = codec.layout;
-    group_ = static_cast<int>(codec.axis == prim::GroupAxis::channel || codec.group_size > 0 ? codec.group_size : dim);
+    kind_ = Kind::groups, groups_ = prim::cuda_kernels::GroupPlaces(codec, runs.page_slots, dim);
+  }
+  SlotRows(const prim::BlockCodes& codec, prim::ExactRows exact, prim::ColumnRuns runs, const index_t* slots, index_t heads, index_t max_slots, index_t dim)
+      : SlotRows(exact, runs, slots, heads, max_slots, dim) {
+    kind_ = Kind::blocks, blocks_ = codec;
   }
 
   KVCONDENSE_HD index_t dim() const { return dim_; }
   KVCONDENSE_HD index_t heads() const { return heads_; }
   KVCONDENSE_HD index_t max_slots() const { return max_slots_; }  ///< no head has more
   __device__ index_t slots(index_t head) const { return slots_[head]; }
-  bool exact() const { return bits_ == 0; }  ///< no codes: rows may be written number by number
+  bool exact() const { return kind_ == Kind::exact; }  ///< no codes: rows may be written number by number
 
   /// The run of a slot, with the slot's own place in it.
   __device__ prim::SlotRun locate(index_t head, index_t slot) const {
@@ -43,17 +49,9 @@ class SlotRows<Cuda> {
   __device__ float value(const prim::SlotRun& at, int c) const {
     using namespace prim::cuda_kernels;
     const int dim = static_cast<int>(dim_);
-    if (!at.coded || bits_ == 0) return RowPage<prim::ExactRows>(exact_, at.page, 0, dim).value(at.place, c);
-    switch (bits_) {
-      case 1: return coded<1>(at, c);
-      case 2: return coded<2>(at, c);
-      case 3: return coded<3>(at, c);
-      case 4: return coded<4>(at, c);
-      case 5: return coded<5>(at, c);
-      case 6: return coded<6>(at, c);
-      case 7: return coded<7>(at, c);
-      default: return coded<8>(at, c);
-    }
+    if (!at.coded || kind_ == Kind::exact) return RowPage<prim::ExactRows>(exact_, at.page, 0, dim).value(at.place, c);
+    if (kind_ == Kind::groups) return groups_.value(at.page, dim, at.place, c);
+    return RowPage<prim::BlockCodes>(blocks_, at.page, static_cast<int>(runs_.page_slots), dim).value(at.place, c);
   }
   /// Writes channel c of a slot that lies in exact numbers.
   __device__ void set(const prim::SlotRun& at, int c, float x) const {
@@ -62,23 +60,15 @@ class SlotRows<Cuda> {
   }
 
  private:
-  template <int Bits>
-  __device__ float coded(const prim::SlotRun& at, int c) const {
-    const prim::GroupInt<Bits> codec{.axis = axis_, .group_size = group_, .form = form_, .params = params_, .layout = layout_};
-    const prim::cuda_kernels::RowPage<prim::GroupInt<Bits>> page(codec, at.page, static_cast<int>(runs_.page_slots), static_cast<int>(dim_));
-    return page.value(at.place, c);
-  }
+  enum class Kind : std::uint8_t { exact, groups, blocks };  ///< what coded slots are
 
   prim::ColumnRuns runs_{};
   const index_t* slots_ = nullptr;
   index_t heads_ = 0, max_slots_ = 0, dim_ = 0;
   prim::ExactRows exact_{};
-  int bits_ = 0;  ///< 0: no codes
-  int group_ = 0;
-  prim::GroupAxis axis_ = prim::GroupAxis::token;
-  prim::GroupForm form_ = prim::GroupForm::minimum;
-  prim::ParamType params_ = prim::ParamType::f16;
-  prim::CodeLayout layout_ = prim::CodeLayout::rows;
+  Kind kind_ = Kind::exact;
+  prim::cuda_kernels::GroupPlaces groups_{};
+  prim::BlockCodes blocks_{};
 };
 
 }  // namespace kvcondense

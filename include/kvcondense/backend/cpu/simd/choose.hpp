@@ -23,7 +23,7 @@ KVCONDENSE_KERNELS const RankOps& rank_ops(Isa isa);
 
 /// Products of codes where the processor has instructions for them, else null: codes are then unpacked into floats.
 KVCONDENSE_KERNELS const CodeOps* code_ops();
-/// The same for multipliers of one byte, which are the same integers everywhere; AVX-512 without such instructions has those of AVX2.
+/// The same for multipliers of one byte, which are the same integers everywhere; AVX-512 without such instructions has those of AVX2, NEON without them has its own.
 KVCONDENSE_KERNELS const CodeOps& byte_code_ops(Isa isa);
 
 /// The kernels that this processor runs quickest.

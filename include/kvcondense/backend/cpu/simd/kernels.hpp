@@ -3,6 +3,8 @@
 #include <kvcondense/backend/cpu/simd/avx2.hpp>
 #include <kvcondense/backend/cpu/simd/avx512.hpp>
 #include <kvcondense/backend/cpu/simd/choose.hpp>
+#include <kvcondense/backend/cpu/simd/neon.hpp>
+#include <kvcondense/backend/cpu/simd/neon_dot.hpp>
 #include <kvcondense/backend/cpu/simd/portable.hpp>
 #include <kvcondense/backend/cpu/simd/rank_kernels.hpp>
 #include <kvcondense/backend/cpu/simd/vnni.hpp>
@@ -14,6 +16,8 @@ KVCONDENSE_KERNELS const RowOps& row_ops([[maybe_unused]] Isa isa) {
 #if KVCONDENSE_X86_TARGETS
   if (isa == Isa::avx512) return avx512::row_ops;
   if (isa == Isa::avx2) return avx2::row_ops;
+#elif KVCONDENSE_NEON_TARGETS
+  if (isa == Isa::neon) return neon::row_ops;
 #endif
   return portable::row_ops;
 }
@@ -22,6 +26,8 @@ KVCONDENSE_KERNELS const CodingOps& coding_ops([[maybe_unused]] Isa isa) {
 #if KVCONDENSE_X86_TARGETS
   if (isa == Isa::avx512) return avx512::coding_ops;
   if (isa == Isa::avx2) return avx2::coding_ops;
+#elif KVCONDENSE_NEON_TARGETS
+  if (isa == Isa::neon) return neon::coding_ops;
 #endif
   return portable::coding_ops;
 }
@@ -37,6 +43,8 @@ KVCONDENSE_KERNELS const CodeOps& byte_code_ops([[maybe_unused]] Isa isa) {
 #if KVCONDENSE_X86_TARGETS
   if (isa == Isa::avx512 && code_ops() != nullptr) return vnni::code_ops;
   if (isa != Isa::portable) return avx2::code_ops;
+#elif KVCONDENSE_NEON_TARGETS
+  if (isa == Isa::neon) return has_dot_products() ? neon_dot::code_ops : neon::code_ops;
 #endif
   return portable::code_ops;
 }
@@ -44,6 +52,9 @@ KVCONDENSE_KERNELS const CodeOps& byte_code_ops([[maybe_unused]] Isa isa) {
 KVCONDENSE_KERNELS const CodeOps* code_ops() {
 #if KVCONDENSE_X86_TARGETS
   static const CodeOps* best = can_run(Isa::avx512) && __builtin_cpu_supports("avx512vnni") ? &vnni::code_ops : nullptr;
+  return best;
+#elif KVCONDENSE_NEON_TARGETS
+  static const CodeOps* best = has_dot_products() ? &neon_dot::code_ops : nullptr;
   return best;
 #else
   return nullptr;
