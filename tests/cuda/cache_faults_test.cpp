@@ -294,7 +294,9 @@ TEST_CASE("cuda cache: first slots that came are not forgotten when a step could
   column.tell_at(told);
   REQUIRE(column.reserve(device, 2, 3) == Status::ok);
   column.count(2, 3);
-  REQUIRE(column.reserve_codes(device, false, [](index_t) { return index_t{5}; }) == Status::ok);
+  cache::CudaKept all;
+  REQUIRE(all.make(2, [](index_t) { return index_t{5}; }) == Status::ok);
+  REQUIRE(column.reserve_codes(device, false, true, all) == Status::ok);
   REQUIRE(column.settle(device) == Status::ok);
   test::OnDevice<index_t> slots(device, {5, 5});
   cuda::DeviceArray<prim::KeptRange> ranges;
