@@ -105,7 +105,7 @@ inline Status CudaGroups::plan_joins(Buffer<Ref>& pages) {
     a.revive_from(0);
     a.fill(full);
     for (index_t s = n; s < full; ++s) a.kill(s);
-    again_planned_ += n;
+    again_planned_ += group_ > 1 ? n : 0;  // a group of one slot comes out as it was
   }
   if (!pages.empty()) pages.shrink(to + 1);
   return Status::ok;
