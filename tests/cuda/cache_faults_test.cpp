@@ -69,7 +69,6 @@ TEST_CASE("cuda cache: a call that is refused changes nothing") {
 
 TEST_CASE("cuda cache: methods that it does not take, inputs that it misses") {
   const CacheShape shape{.q_heads = 2, .kv_heads = 2, .head_dim = 16, .page_slots = 4};
-  CHECK(make_cache<Cuda>(shape, recipe(budget::GlobalTop{evict::H2O{}, 0.5, true})).status() == Status::not_supported);
   CHECK(make_cache<Cuda>(shape, recipe(evict::Compensate{evict::H2O{}})).status() == Status::not_supported);
   test::Device device;
   test::OnDevice<float> x(device, std::vector<float>(2 * 6 * 16, 0.5f));

@@ -47,9 +47,8 @@ inline constexpr bool cuda_codec<prim::GroupInt<Bits>> = true;
 /// Numbers  pages are those of Cache<Cpu, R>. Attention differs in the last bits, so scores that are that close may be ranked
 ///          otherwise; equal scores are ranked alike. What `append` on the CPU refuses, numbers that the stored type cannot
 ///          hold, is stored as Inf or NaN here and counted once in the report.
-/// Errors   as Cache<Cpu, R>; not_supported for a method that keeps a mean of what left, for a strict share of all layers, for one set of all
-///          heads (AllHeads) once heads hold different numbers of slots, and for a quant
-///          stage that tells layers, heads or slots apart. device_error from every call that a layer takes part in, until `reset`, once the device took a part of a change
+/// Errors   as Cache<Cpu, R>; not_supported for a method that keeps a mean of what left, for one set of all heads (AllHeads) once heads hold different numbers of
+///          slots, and for a quant stage that tells layers, heads or slots apart. device_error from every call that a layer takes part in, until `reset`, once the device took a part of a change
 ///          of it and refused the rest. Calls of one cache go to one stream; wait for it before the cache is destroyed
 ///          when its memory is not that of cudaMalloc.
 template <class R>
@@ -77,7 +76,7 @@ class Cache<Cuda, R> {
     c.pipeline_ = recipe.evict.pipeline();
     c.plan_ = plan_of(shape, recipe, c.pipeline_.lanes());
     if (c.pipeline_.queries().rows == AttentionNeed::Rows::last) c.plan_.query_rows = c.pipeline_.queries().count;
-    if (evict::model_share(c.pipeline_.allocate).strict || c.pipeline_.residual != evict::Residual::none || c.pipeline_.lanes() > max_lanes)
+    if (c.pipeline_.residual != evict::Residual::none || c.pipeline_.lanes() > max_lanes)
       return Status::not_supported;
     const std::size_t each = c.steering_bytes(), all = each + c.plan_.told_bytes() + Scratch::align;
     const std::size_t layers = all * static_cast<std::size_t>(shape.layers), model = c.model_steering_bytes();

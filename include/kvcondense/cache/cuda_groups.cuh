@@ -113,7 +113,7 @@ class CudaGroups {
     index_t n = 0;
     for (const Head& h : heads_)
       for (index_t p = 0; p < h.pages.size(); ++p) n += (p + 1 < h.pages.size() ? page_slots_ : index_t{h.pages[p].used}) - h.pages[p].live;
-    return static_cast<std::size_t>(n) * (bytes_ / static_cast<std::size_t>(page_slots_));
+    return static_cast<std::size_t>(n) * bytes_ / static_cast<std::size_t>(page_slots_);
   }
   std::size_t side_bytes() const {
     std::size_t n = static_cast<std::size_t>(lists_.size());
@@ -198,11 +198,10 @@ class CudaGroups {
   template <class Use>
   static void each_run(const Buffer<Ref>& pages, Use&& use) {
     for (const Ref& ref : pages)
-      for (index_t s = 0; s < ref.used;) {
-        index_t end = s;
-        while (end < ref.used && ref.alive(end) == ref.alive(s)) ++end;
-        if (ref.alive(s)) use(ref.page, s, end - s);
-        s = end;
+      for (index_t s = ref.next(0, false); s < ref.used;) {
+        const index_t end = ref.next(s, true);
+        use(ref.page, s, end - s);
+        s = ref.next(end, false);
       }
   }
 

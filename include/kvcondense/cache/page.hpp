@@ -1,5 +1,6 @@
 #pragma once
 
+#include <algorithm>
 #include <atomic>
 #include <bit>
 #include <cstring>
@@ -106,6 +107,15 @@ struct PageRefOf {
     return n;
   }
   bool full_of_life() const { return live == used; }
+  /// The first slot from `slot` on that lives, or (`dead_one`) that does not; `used` where there is none.
+  index_t next(index_t slot, bool dead_one) const {
+    for (index_t w = slot / 64; w * 64 < used; ++w) {
+      std::uint64_t bits = dead_one ? dead[w] : ~dead[w];
+      if (w == slot / 64) bits &= ~std::uint64_t{0} << (slot % 64);
+      if (bits != 0) return std::min<index_t>(used, w * 64 + std::countr_zero(bits));
+    }
+    return used;
+  }
 };
 using PageRef = PageRefOf<Page>;
 
