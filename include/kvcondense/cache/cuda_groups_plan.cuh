@@ -1,5 +1,8 @@
 #pragma once
 
+#include <algorithm>
+#include <span>
+
 #include <kvcondense/cache/cuda_groups.cuh>
 
 namespace kvcondense::cache {
@@ -129,7 +132,7 @@ inline Status CudaGroups::send(const Context<Cuda>& ctx, prim::GroupWork& work) 
   std::size_t end = 0;
   const auto put = [&]<class T>(const Buffer<T>& list) {
     static_assert(alignof(T) <= alignof(std::byte*) && sizeof(T) % alignof(std::byte*) == 0);
-    std::memcpy(bytes.data() + end, list.data(), list.span().size_bytes());
+    std::ranges::copy(std::as_bytes(list.span()), bytes.data() + end);
     return reinterpret_cast<const T*>(lists_.data() + std::exchange(end, end + list.span().size_bytes()));
   };
   const auto *coded = put(coded_);
