@@ -15,6 +15,7 @@
 #include <kvcondense/backend/cuda/expected_attention.cuh>
 #include <kvcondense/backend/cuda/forward_pool.cuh>
 #include <kvcondense/backend/cuda/gated_merge.cuh>
+#include <kvcondense/backend/cuda/group_pages.cuh>
 #include <kvcondense/backend/cuda/hadamard.cuh>
 #include <kvcondense/backend/cuda/head_mix.cuh>
 #include <kvcondense/backend/cuda/head_policy.cuh>

@@ -39,6 +39,10 @@ KVCONDENSE_CUDA_METHOD("ada", budget::Ada{inner, 0.2})
 KVCONDENSE_CUDA_METHOD("skip_layers", budget::SkipLayers{inner, 1})
 KVCONDENSE_CUDA_METHOD("layer_pattern", budget::LayerPattern{inner, 0.5})
 KVCONDENSE_CUDA_METHOD("global_top", budget::GlobalTop{inner, 0.6})
+TEST_CASE("cuda cache method: global_top, strict") {
+  cuda_cache::parity("global_top(h2o(heavy=20, recent=20), keep=60%, strict=true)", cuda_cache::shapes()[0],
+                     [](const any::ModelFacts&) { return budget::GlobalTop{inner, 0.6, true}; });
+}
 KVCONDENSE_CUDA_METHOD("head_table", budget::HeadTableBudget{inner, 1.5, facts.shares})
 KVCONDENSE_CUDA_METHOD("prefix_mass", budget::PrefixMass{inner, facts.evicted})
 KVCONDENSE_CUDA_METHOD("variance", budget::Variance{inner, 0.05, facts.variance})

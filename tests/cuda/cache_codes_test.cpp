@@ -23,9 +23,6 @@ TEST_CASE("cuda cache: kivi codes blocks of keys and single values, between exac
   for (int i = 0; i < 3; ++i) kivi.forward(15);
   kivi.forward(1);
   kivi.compare_reports();
-  CHECK(kivi.on_device().truncate(kivi.device(), 3 + 8) == Status::not_supported);  // amid a group
-  Context<Cuda> ctx = kivi.device().with_workspace(kivi.on_device().workspace_bytes(128, 1));
-  CHECK(kivi.on_device().remove(ctx, 2, 8) == Status::not_supported);
   kivi.remove(1, 3);
   kivi.truncate(3 + 80);
   kivi.forward(4);
@@ -76,7 +73,6 @@ TEST_CASE("cuda cache: what stays is coded, what is coded leaves") {
   Pair norms(recipe(budget::Ratio{evict::Knorm{.recent = 6}, 0.5}, quant::GroupInt<8>{}), "ratio(knorm(recent=6), keep=50%) + int8", shape);
   norms.forward(40);
   for (int i = 0; i < 3; ++i) norms.forward(2);
-  CHECK(make_cache<Cuda>(shape, recipe(evict::SinkWindow{.recent = 9}, quant::GroupInt<4>{.key_axis = prim::GroupAxis::channel})).status() == Status::not_supported);
 }
 
 TEST_CASE("cuda cache: a turn codes what a removal has left, and nothing that it has not") {

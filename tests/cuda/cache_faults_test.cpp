@@ -12,6 +12,7 @@
 #include <kvcondense/evict/rkv.hpp>
 #include <kvcondense/evict/sink_window.hpp>
 #include <kvcondense/quant/group_int.hpp>
+#include <kvcondense/quant/kivi.hpp>
 
 #include "cache_pair.hpp"
 
@@ -68,7 +69,6 @@ TEST_CASE("cuda cache: a call that is refused changes nothing") {
 
 TEST_CASE("cuda cache: methods that it does not take, inputs that it misses") {
   const CacheShape shape{.q_heads = 2, .kv_heads = 2, .head_dim = 16, .page_slots = 4};
-  CHECK(make_cache<Cuda>(shape, recipe(budget::GlobalTop{evict::H2O{}, 0.5, true})).status() == Status::not_supported);
   CHECK(make_cache<Cuda>(shape, recipe(evict::Compensate{evict::H2O{}})).status() == Status::not_supported);
   test::Device device;
   test::OnDevice<float> x(device, std::vector<float>(2 * 6 * 16, 0.5f));
@@ -224,26 +224,32 @@ TEST_CASE("cuda cache: device memory that is refused loses nothing") {
   const std::vector<float> shares{0.5f, 0.5f};
   const HeadTable table{shares.data(), 1, 2};
   cuda_cache::lose_nothing(recipe(budget::HeadTableBudget{evict::H2O{.heavy = 9, .recent = 6}, 1.5, table}, quant::GroupInt<8>{.group_size = 8, .residual_window = 2, .sinks = 2}), 3, 15);
+  // Groups that lose slots, and pages of them that are joined.
+  cuda_cache::lose_nothing(recipe(evict::SinkWindow{.recent = 17, .sinks = 3}, quant::GroupInt<4>{.key_axis = prim::GroupAxis::channel, .value_axis = prim::GroupAxis::channel, .group_size = 4, .sinks = 2}), 7, 20);
+  cuda_cache::lose_nothing(recipe(evict::H2O{.heavy = 9, .recent = 6}, quant::Kivi<4>{.group_size = 2, .residual_window = 2, .sinks = 2}), 5, 15);
   // Queries of earlier steps are not lost, nor counted twice.
   cuda_cache::lose_nothing(recipe(evict::RKV{.tokens = 15, .window = 8, .kernel = 3, .slack = 2}), 4, 15);
 }
 
-TEST_CASE("cuda cache: a removal that is refused removes nothing from any layer") {
+namespace cuda_cache {
+/// Tokens [2, 5) of nine are removed from a fork, of whose requests the first `refusals` alone are granted.
+template <class R>
+void remove_all_or_nothing(const R& method, int most_refusals) {
   const CacheShape shape{.layers = 2, .q_heads = 2, .kv_heads = 2, .head_dim = 16, .page_slots = 4};
   test::Device device;
   std::mt19937 random(5);
-  test::OnDevice<float> x(device, cuda_cache::normal_numbers(2 * 9 * 16, random));
+  test::OnDevice<float> x(device, normal_numbers(2 * 9 * 16, random));
   const auto rows = dense_view(static_cast<const float*>(x.data()), 2, 9, 16);
   test::RefusingMemory memory(1 << 20);
   {
-    auto c = make_cache<Cuda>(shape, recipe(), memory);
+    auto c = make_cache<Cuda>(shape, method, memory);
     REQUIRE(c);
     Context<Cuda> ctx = device.with_workspace(c->workspace_bytes(16, 9));
     for (index_t layer = 0; layer < 2; ++layer) {
       REQUIRE(c->append(ctx, layer, rows, rows) == Status::ok);
       REQUIRE(c->step(ctx, layer) == Status::ok);
     }
-    const auto read = [&](Cache<Cuda, decltype(recipe())>& of, index_t layer) {
+    const auto read = [&](Cache<Cuda, R>& of, index_t layer) {
       const index_t n = of.slots(layer, 1);
       test::OnDevice<float> k(device, std::vector<float>(at(n * 16))), v(device, std::vector<float>(at(n * 16)));
       REQUIRE(of.read(ctx, layer, 1, 0, dense_view(k.data(), n, 16), dense_view(v.data(), n, 16)) == Status::ok);
@@ -279,9 +285,16 @@ TEST_CASE("cuda cache: a removal that is refused removes nothing from any layer"
         }
       }
     }
-    CHECK(refusals > 12);  // both layers were refused pages
+    CHECK(refusals > most_refusals);  // both layers were refused pages
   }
   CHECK(memory.out == 0);
+}
+}  // namespace cuda_cache
+
+TEST_CASE("cuda cache: a removal that is refused removes nothing from any layer") {
+  cuda_cache::remove_all_or_nothing(recipe(), 12);
+  // Two pages of a group each become one, which a fork must have for itself.
+  cuda_cache::remove_all_or_nothing(recipe(quant::GroupInt<4>{.key_axis = prim::GroupAxis::channel, .value_axis = prim::GroupAxis::channel, .group_size = 4}), 8);
 }
 
 #if defined(KVCONDENSE_CUDA_FIBERS)
@@ -294,7 +307,9 @@ TEST_CASE("cuda cache: first slots that came are not forgotten when a step could
   column.tell_at(told);
   REQUIRE(column.reserve(device, 2, 3) == Status::ok);
   column.count(2, 3);
-  REQUIRE(column.reserve_codes(device, false, [](index_t) { return index_t{5}; }) == Status::ok);
+  cache::CudaKept all;
+  REQUIRE(all.make(2, [](index_t) { return index_t{5}; }) == Status::ok);
+  REQUIRE(column.reserve_codes(device, false, true, all) == Status::ok);
   REQUIRE(column.settle(device) == Status::ok);
   test::OnDevice<index_t> slots(device, {5, 5});
   cuda::DeviceArray<prim::KeptRange> ranges;
@@ -436,6 +451,7 @@ TEST_CASE("cuda cache: an append that is refused memory, and then the table of w
 TEST_CASE("cuda cache: a step that the device refuses in part is made again or said to be lost") {
   cuda_cache::step_whole_or_torn(recipe(evict::SinkWindow{.recent = 9, .sinks = 3}, quant::GroupInt<4>{.group_size = 8, .residual_window = 2, .sinks = 2}), 2);
   cuda_cache::step_whole_or_torn(recipe(evict::H2O{.heavy = 5, .recent = 4}), 2);
+  cuda_cache::step_whole_or_torn(recipe(evict::H2O{.heavy = 5, .recent = 4}, quant::Kivi<4>{.group_size = 2, .residual_window = 2}), 2);
   // The first codes of a layer: the device has counted them when the host has not.
   cuda_cache::step_whole_or_torn(recipe(quant::GroupInt<4>{.group_size = 8, .residual_window = 2}), 0);
 }

@@ -149,6 +149,8 @@ TEST_CASE("cuda cache: forks of tokens that no step has seen") {
 TEST_CASE("cuda cache: a fork whose step is refused pages leaves both sides as they were") {
   refuse_pages(recipe(evict::SinkWindow{.recent = 20, .sinks = 3}), 23);
   refuse_pages(recipe(evict::SinkWindow{.recent = 29, .sinks = 3}, quant::GroupInt<4>{.group_size = 8, .residual_window = 2, .sinks = 2}), 32);
+  // The page into which others are joined is one that the other side has too.
+  refuse_pages(recipe(evict::SinkWindow{.recent = 9, .sinks = 3}, quant::GroupInt<4>{.key_axis = prim::GroupAxis::channel, .value_axis = prim::GroupAxis::channel, .group_size = 2, .residual_window = 2}), 12);
 }
 
 TEST_CASE("cuda cache: a fork takes no pages before it writes, and one that is refused leaves the other as it was") {

@@ -247,6 +247,7 @@ class Pair {
     CHECK(b->nan_scores == a.nan_scores);
     CHECK(b->repaired_numbers == 0);
     CHECK((b->coded_bytes > 0) == (a.coded_bytes > 0));
+    CHECK(b->coded_again == a.coded_again);
   }
 
  private:

@@ -152,14 +152,15 @@ TEST_CASE("cuda top_k_counts: as the CPU over all rows, with places of their own
   const Rows r = many_rows();
   const auto all = static_cast<index_t>(r.scores.size());
   for (const bool own : {false, true})
-    for (const bool ends : {own})
+    for (const bool strict : {false, true})
       for (const index_t k : {index_t{-1}, index_t{1}, all / 2, all - 5, all + 9}) {
+        const bool ends = own;
         std::vector<index_t> expected(at(r.heads()), -7);
         std::vector<std::byte> room(Scratch::bytes_for<prim::RowCutoff>(r.heads()) + Scratch::align);
         Scratch scratch(room);
         Context<Cpu> cpu;
         REQUIRE(prim::TopKCounts<Cpu>::run(cpu, {r.scores.data(), r.offset.data(), r.heads()}, ends ? r.ends.data() : nullptr, own ? r.total.data() : nullptr, k,
-                                           expected.data(), scratch) == Status::ok);
+                                           expected.data(), scratch, strict) == Status::ok);
         test::each_way([&] {
           test::Device device;
           test::OnDevice<float> scores(device, r.scores);
@@ -169,7 +170,7 @@ TEST_CASE("cuda top_k_counts: as the CPU over all rows, with places of their own
           Context<Cuda> ctx = device.with_workspace(bytes);
           const auto run = [&](std::span<std::byte> room_there) {
             Scratch s(room_there);
-            return prim::TopKCounts<Cuda>::run(ctx, {scores.data(), offset.data(), r.heads()}, ends ? e.data() : nullptr, own ? total.data() : nullptr, k, count.data(), s);
+            return prim::TopKCounts<Cuda>::run(ctx, {scores.data(), offset.data(), r.heads()}, ends ? e.data() : nullptr, own ? total.data() : nullptr, k, count.data(), s, strict);
           };
           REQUIRE(run(ctx.workspace().first(bytes - 1)) == Status::workspace_too_small);
           REQUIRE(run(ctx.workspace()) == Status::ok);

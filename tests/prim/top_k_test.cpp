@@ -72,14 +72,14 @@ Kept top_k(const Rows& r, const Ints& total, const std::vector<prim::Ends>& alwa
   return k;
 }
 
-Ints counts(const Rows& r, index_t k, const std::vector<prim::Ends>& skip = {}, const Ints& own = {}) {
+Ints counts(const Rows& r, index_t k, const std::vector<prim::Ends>& skip = {}, const Ints& own = {}, bool strict = false) {
   test::Guarded<index_t> count(at(r.heads()));
   std::vector<std::byte> memory(Scratch::bytes_for<prim::RowCutoff>(r.heads()) + Scratch::align);
   Scratch scratch(memory);
   Context<Cpu> ctx;
   REQUIRE(prim::TopKCounts<Cpu>::run(ctx, r.view(), skip.empty() ? nullptr : skip.data(),
                                      own.empty() ? nullptr : own.data(), k, count.data(),
-                                     scratch) == Status::ok);
+                                     scratch, strict) == Status::ok);
   REQUIRE(count.ok());
   return Ints(count.data(), count.data() + r.heads());
 }
@@ -236,8 +236,15 @@ TEST_CASE("top_k: counts of winners equal sorting all rows together", "[prim][to
   }
   std::sort(all.begin(), all.end());
   const auto k = static_cast<index_t>(random() % (all.size() + 3));
-  for (index_t i = 0; i < std::min<index_t>(k, static_cast<index_t>(all.size())); ++i) ++want[at(all[at(i)].row)];
+  const auto places = std::min<index_t>(k, static_cast<index_t>(all.size()));
+  const bool full = places == static_cast<index_t>(all.size());
+  Ints above = want;
+  for (index_t i = 0; i < places; ++i) {
+    ++want[at(all[at(i)].row)];
+    above[at(all[at(i)].row)] += full || prim::rank_bits(all[at(i)].score) > prim::rank_bits(all[at(places - 1)].score);
+  }
   REQUIRE(counts(r, k, skip, own) == want);
+  REQUIRE(counts(r, k, skip, own, true) == above);
 }
 
 TEST_CASE("top_k: a cutoff found from the few that lose is the one that counting finds", "[prim][top_k]") {

@@ -44,14 +44,12 @@ inline constexpr bool cuda_codec<prim::GroupInt<Bits>> = true;
 /// Shapes   as Cache<Cpu, R>; keys, values, queries, out, lse, mass in device memory.
 /// Cost     append, attend and step enqueue on the context's stream. The host waits where tables grow or many pages go back, and
 ///          where a step meets the one before of the same layer that is not done yet; how many slots stay it knows itself, but for budgets and
-///          selections that scores decide: these are waited for when they act.
+///          selections that scores decide, and which slots leave where codes share parameters along slots (KIVI's keys): these are waited for when they act.
 /// Numbers  pages are those of Cache<Cpu, R>. Attention differs in the last bits, so scores that are that close may be ranked
 ///          otherwise; equal scores are ranked alike. What `append` on the CPU refuses, numbers that the stored type cannot
 ///          hold, is stored as Inf or NaN here and counted once in the report.
-/// Errors   as Cache<Cpu, R>; not_supported for a method that keeps a mean of what left, for a strict share of all layers, for one set of all
-///          heads (AllHeads) once heads hold different numbers of slots, for an eviction method over groups of several slots (KIVI's keys), for a quant
-///          stage that tells layers, heads or slots apart, and where `truncate` or `remove` would cut a group of
-///          several slots. device_error from every call that a layer takes part in, until `reset`, once the device took a part of a change
+/// Errors   as Cache<Cpu, R>; not_supported for a method that keeps a mean of what left, for one set of all heads (AllHeads) once heads hold different numbers of
+///          slots, and for a quant stage that tells layers, heads or slots apart. device_error from every call that a layer takes part in, until `reset`, once the device took a part of a change
 ///          of it and refused the rest. Calls of one cache go to one stream; wait for it before the cache is destroyed
 ///          when its memory is not that of cudaMalloc.
 template <class R>
@@ -79,10 +77,8 @@ class Cache<Cuda, R> {
     c.pipeline_ = recipe.evict.pipeline();
     c.plan_ = plan_of(shape, recipe, c.pipeline_.lanes());
     if (c.pipeline_.queries().rows == AttentionNeed::Rows::last) c.plan_.query_rows = c.pipeline_.queries().count;
-    if (evict::model_share(c.pipeline_.allocate).strict || c.pipeline_.residual != evict::Residual::none || c.pipeline_.lanes() > max_lanes)
+    if (c.pipeline_.residual != evict::Residual::none || c.pipeline_.lanes() > max_lanes)
       return Status::not_supported;
-    // Slots that share parameters cannot move alone.
-    if (c.changes_length() && (c.plan_.keys.codec.group_slots() > 1 || c.plan_.values.codec.group_slots() > 1)) return Status::not_supported;
     const std::size_t each = c.steering_bytes(), all = each + c.plan_.told_bytes() + Scratch::align;
     const std::size_t layers = all * static_cast<std::size_t>(shape.layers), model = c.model_steering_bytes();
     if (const Status s = c.steering_.make(layers + model); s != Status::ok) return s;
@@ -251,10 +247,6 @@ class Cache<Cuda, R> {
     return cache::cuda_pipeline_bytes(pipeline_, shape(), slots, total, tokens);
   }
   std::size_t range_bytes() const { return 2 * Scratch::bytes_for<prim::KeptRange>(4 * shape().kv_heads); }
-  bool changes_length() const {
-    if constexpr (requires { recipe_.evict.changes_length(); }) return recipe_.evict.changes_length();
-    else return !std::same_as<Evict, evict::KeepAll>;
-  }
   /// The codec that names the layout which its pages have: lanes need pages of whole blocks.
   template <class C>
   static C as_stored(const C& codec, index_t page_slots, index_t dim) {
@@ -283,7 +275,7 @@ class Cache<Cuda, R> {
   Status write_lanes(Context<Cuda>& ctx, Layer& l, std::span<const RaggedView<float>> lanes, RaggedView<const std::int32_t> list, const index_t* count);
   Status commit(Context<Cuda>& ctx, Layer& l, const evict::KeepSet& keep, std::span<const RaggedView<float>> lanes, bool leaves, bool codes,
                 const Scratch& scratch);
-  Status count_kept(const Context<Cuda>& ctx, const StepView<Cuda>& view, const evict::KeepSet& keep, index_t* kept, bool& leaves) const;
+  Status count_kept(const Context<Cuda>& ctx, const StepView<Cuda>& view, const evict::KeepSet& keep, cache::CudaKept& kept, bool& leaves) const;
 
   R recipe_{};
   MemoryResource<Cuda>* memory_ = nullptr;

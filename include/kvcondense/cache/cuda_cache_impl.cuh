@@ -34,23 +34,23 @@ Status Cache<Cuda, R>::check_input(const StepView<Cuda>& view, Input what) const
 }
 
 /// How many slots of each head stay, and whether any leaves: worked out from the numbers by which the device selects, so that
-/// nobody waits for it. Where these do not say, its counts are waited for.
+/// nobody waits for it. Where these do not say, its counts are waited for; where codes cannot move alone, so are lists.
 template <class R>
-Status Cache<Cuda, R>::count_kept(const Context<Cuda>& ctx, const StepView<Cuda>& view, const evict::KeepSet& keep, index_t* kept, bool& leaves) const {
+Status Cache<Cuda, R>::count_kept(const Context<Cuda>& ctx, const StepView<Cuda>& view, const evict::KeepSet& keep, cache::CudaKept& kept, bool& leaves) const {
   bool known = true;
   for (index_t h = 0; h < view.heads(); ++h) {
     const bool ends = keep.ends[h].prefix >= 0;
-    kept[h] = ends ? keep.ends[h].size() : evict::kept_slots(pipeline_.select, view.slots(h), keep.budget[h], pipeline_.protect.of(view, h));
-    known = known && kept[h] >= 0;
+    kept.set_size(h, ends ? keep.ends[h].size() : evict::kept_slots(pipeline_.select, view.slots(h), keep.budget[h], pipeline_.protect.of(view, h)));
+    known = known && kept.size(h) >= 0;
   }
   if (!known) {
     if (const Status s = ctx.wait(); s != Status::ok) return s;
     for (index_t h = 0; h < view.heads(); ++h)
-      if (kept[h] < 0) kept[h] = keep.count[h];
+      if (kept.size(h) < 0) kept.set_size(h, keep.count[h]);
   }
   leaves = false;
-  for (index_t h = 0; h < view.heads(); ++h) leaves = leaves || kept[h] < view.slots(h);
-  return Status::ok;
+  for (index_t h = 0; h < view.heads(); ++h) leaves = leaves || kept.size(h) < view.slots(h);
+  return leaves && layers_[view.layer].wants_lists() ? kept.tell(ctx, keep) : Status::ok;
 }
 
 /// Lists that keep all and copies of the lanes.
@@ -103,12 +103,11 @@ Status Cache<Cuda, R>::run_step(Context<Cuda>& ctx, index_t layer, const StepInp
   std::byte* const column_scratch = scratch.take<std::byte>(room);
   if (column_scratch == nullptr) return Status::workspace_too_small;
   evict::KeepSet keep;
-  Buffer<index_t> kept(heap_memory());
-  if (const Status s = kept.resize(heads); s != Status::ok) return s;
+  cache::CudaKept kept;
+  if (const Status s = kept.make(heads, [&](index_t h) { return l.slots(h); }); s != Status::ok) return s;
   RaggedView<float> lanes[max_lanes];
   const std::span<RaggedView<float>> all(lanes, static_cast<std::size_t>(plan_.lanes));
   if (const Status s = begin(ctx, l, view, scratch, keep, all); s != Status::ok) return s;
-  for (index_t h = 0; h < heads; ++h) kept[h] = l.slots(h);
   const SlotRows<Cuda> keys = l.keys.rows(l.device_slots(), l.longest()), values = l.values.rows(l.device_slots(), l.longest());
   view.keys = &keys, view.values = &values;
   const cache::CudaLayerColumns<Layer> columns(l, shape(), inputs.queries, {column_scratch, static_cast<std::size_t>(room)});
@@ -123,18 +122,19 @@ Status Cache<Cuda, R>::run_step(Context<Cuda>& ctx, index_t layer, const StepInp
   Context<Cuda> rest = ctx.with_workspace(scratch.rest());  // words of sources may take what no one has yet
   if (const Status s = pipeline_.observe(rest, view, all); s != Status::ok) return s;
   const bool fires = pipeline_.fires(view);
-  bool leaves = false, changed = false;
-  const auto stays = [&](index_t h) { return kept[h]; };
+  bool leaves = false, changed = false, moved = false;
+  const auto stays = [&](index_t h) { return kept.size(h); };
   const auto act = [&]() -> Status {
     if (fires) {
       if (const Status s = pipeline_.choose(ctx, view, all, keep, scratch); s != Status::ok) return s;
-      if (const Status s = count_kept(ctx, view, keep, kept.data(), leaves); s != Status::ok) return s;
+      if (const Status s = count_kept(ctx, view, keep, kept, leaves); s != Status::ok) return s;
       if (leaves && keep.ends[0].prefix >= 0)  // ends alone were named, of all heads
         if (const Status s = prim::KeepEnds<Cuda>::run(ctx, keep.ends, keep.slots, keep.count); s != Status::ok) return s;
     }
+    moved = leaves || l.unsettled();
     // A turn may change numbers of slots though nothing leaves, and code what `remove` has left though nothing is pending.
-    if (leaves || l.counters.pending > 0 || plan_.lanes > 0 || l.keys.due() || l.values.due()) {
-      if (const Status s = l.reserve_codes(ctx, leaves, stays); s != Status::ok) return s;
+    if (moved || l.counters.pending > 0 || plan_.lanes > 0) {
+      if (const Status s = l.reserve_codes(ctx, leaves, true, kept); s != Status::ok) return s;
       changed = true;
       if (const Status s = commit(ctx, l, keep, all, leaves, true, scratch); s != Status::ok) return s;
     }
@@ -144,12 +144,11 @@ Status Cache<Cuda, R>::run_step(Context<Cuda>& ctx, index_t layer, const StepInp
   l.torn = l.torn || (changed && (acted != Status::ok || behind != Status::ok));
   if (acted != Status::ok) return acted;
   if (behind != Status::ok) return behind;
-  const bool moved = leaves || l.keys.due() || l.values.due();
   l.keys.stepped(stays), l.values.stepped(stays);
 
   if (fires) {
     l.counters.budget_asked = l.counters.budget_met = 0;
-    for (index_t h = 0; h < heads; ++h) l.counters.budget_asked += keep.budget[h], l.counters.budget_met += kept[h];
+    for (index_t h = 0; h < heads; ++h) l.counters.budget_asked += keep.budget[h], l.counters.budget_met += kept.size(h);
   }
   l.counters.evictions += leaves;
   l.counters.evicted_slots += total - l.total();
@@ -240,7 +239,6 @@ Status Cache<Cuda, R>::truncate(Context<Cuda>& ctx, index_t tokens) {
         if (const Status s = this->tokens(ctx, layer, h, {ids.data(), static_cast<std::size_t>(ids.size())}); s != Status::ok) return s;
         left = std::lower_bound(ids.begin(), ids.end(), tokens) - ids.begin();
       }
-      if (!l.keys.can_cut(h, left) || !l.values.can_cut(h, left)) return Status::not_supported;
     }
   }
   for (index_t layer = 0; layer < layers_.size(); ++layer) {
@@ -279,7 +277,6 @@ Status Cache<Cuda, R>::remove(Context<Cuda>& ctx, index_t first, index_t last) {
       if (const Status s = ids.resize(l.slots(h)); s != Status::ok) return s;
       if (const Status s = this->tokens(ctx, layer, h, {ids.data(), static_cast<std::size_t>(ids.size())}); s != Status::ok) return s;
       const index_t from = std::lower_bound(ids.begin(), ids.end(), first) - ids.begin(), to = std::lower_bound(ids.begin(), ids.end(), last) - ids.begin();
-      if (!l.keys.can_remove(h, from, to) || !l.values.can_remove(h, from, to)) return Status::not_supported;
       ends[layer * heads + h] = {from, ids.size() - to};
     }
   }
@@ -288,8 +285,21 @@ Status Cache<Cuda, R>::remove(Context<Cuda>& ctx, index_t first, index_t last) {
     for (index_t h = 0; h < heads; ++h) leaves = leaves || ends[layer * heads + h].size() < layers_[layer].slots(h);
     return leaves;
   };
+  const auto reserve = [&](index_t layer) {
+    Layer& l = layers_[layer];
+    cache::CudaKept kept;
+    Status s = kept.make(heads, [&](index_t h) { return l.slots(h); });
+    if (s != Status::ok) return s;
+    for (index_t h = 0; h < heads; ++h) kept.set_ends(h, ends[layer * heads + h]);
+    s = l.reserve_codes(ctx, true, false, kept);
+    if (s == Status::ok) s = l.settle(ctx), l.torn = s != Status::ok;  // pages of its own are those which are read
+    return s;
+  };
   for (index_t layer = 0; layer < layers_.size(); ++layer)
-    if (const Status s = loses(layer) ? layers_[layer].own_all(ctx) : Status::ok; s != Status::ok) return s;
+    if (const Status s = loses(layer) ? reserve(layer) : Status::ok; s != Status::ok) {
+      for (index_t i = 0; i < layer; ++i) layers_[i].give_up(ctx);
+      return s;
+    }
   for (index_t layer = 0; layer < layers_.size(); ++layer) {
     Layer& l = layers_[layer];
     const prim::Ends* mine = &ends[layer * heads];
@@ -363,6 +373,7 @@ Expected<Report> Cache<Cuda, R>::report(Context<Cuda>& ctx) const {
     r.budget_asked += l.counters.budget_asked, r.budget_met += l.counters.budget_met;
     for (const int exact : {0, 2}) r.exact_bytes += l.keys.page_bytes(exact) + l.values.page_bytes(exact);
     r.coded_bytes += l.keys.page_bytes(1) + l.values.page_bytes(1), r.side_bytes += l.side_bytes();
+    r.dead_bytes += l.keys.dead_bytes() + l.values.dead_bytes(), r.coded_again += l.keys.coded_again() + l.values.coded_again();
     r.dense_bytes += static_cast<std::size_t>(l.counters.seen * shape().kv_heads * (shape().head_dim + shape().values())) * 2;
   }
   return r;

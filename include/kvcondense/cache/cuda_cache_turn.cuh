@@ -112,7 +112,7 @@ Status Cache<Cuda, R>::share_model(Context<Cuda>& ctx, evict::ModelShare share, 
   const auto all = static_cast<index_t>(std::floor(share.keep * static_cast<double>(seen) + 1e-6));
   const index_t places = std::clamp<index_t>(all - kept, 0, total - kept);
   if (places == 0) return Status::ok;
-  s = prim::TopKCounts<Cuda>::run(ctx, scores, shield, none, places + sure, count, scratch);  // the sure ones are best
+  s = prim::TopKCounts<Cuda>::run(ctx, scores, shield, none, places + sure, count, scratch, share.strict);  // the sure ones are best
   if (s == Status::ok) s = ctx.wait();
   for (index_t r = 0; r < rows && s == Status::ok; ++r) budget[r] = shield[r].size() + count[r];
   return s;

@@ -10,6 +10,9 @@
 #include <kvcondense/backend/cuda/memory.cuh>
 #include <kvcondense/backend/cuda/steering.cuh>
 #include <kvcondense/cache/cuda_column_plan.cuh>
+#include <kvcondense/cache/cuda_groups.cuh>
+#include <kvcondense/cache/cuda_kept.cuh>
+#include <kvcondense/cache/cuda_page_table.cuh>
 #include <kvcondense/cache/cuda_pages.cuh>
 #include <kvcondense/core/buffer.hpp>
 #include <kvcondense/core/flush.hpp>
@@ -35,7 +38,8 @@ class CudaColumn {
   };
 
   CudaColumn(const Plan& plan, MemoryResource<Cuda>& memory)
-      : plan_(plan), memory_(&memory), most_(heap_memory()), table_(memory), counts_(memory) {
+      : plan_(plan), memory_(&memory), most_(heap_memory()), groups_(plan.codec.group_slots(), plan.slots_of(1), plan.bytes_of(1), memory),
+        table_(plan.heads, plan.grouped(), memory), counts_(memory) {
     for (auto& s : spare_) s = Buffer<CudaPage*>(heap_memory());
   }
   CudaColumn(CudaColumn&&) = default;
@@ -46,6 +50,7 @@ class CudaColumn {
     Status s = most_.resize(plan_.heads);
     for (auto& p : pages_)
       if (s == Status::ok) s = p.fill(heap_memory(), plan_.heads, [](index_t) { return Buffer<CudaPage*>(heap_memory()); });
+    if (s == Status::ok) s = groups_.make(plan_.heads);
     if (s == Status::ok) s = counts_.resize(plan_.heads);
     // Whoever reads an empty column must find it empty.
     if (s == Status::ok) s = cuda::settled(cudaMemsetAsync(counts_.data(), 0, static_cast<std::size_t>(plan_.heads) * sizeof(prim::PartCounts), nullptr));
@@ -91,27 +96,29 @@ class CudaColumn {
   bool due() const {
     return std::any_of(most_.begin(), most_.end(), [&](const Most& m) { return due_of(plan_.flush, m.newest, m.coded > 0) > 0; });
   }
-  /// Pages for what becomes codes when `kept(head)` slots stay, and pages of its own for what moves; `leaves`: these are fewer than there are.
-  /// As `reserve`.
-  template <class Kept>
-  Status reserve_codes(const Context<Cuda>& ctx, bool leaves, Kept&& kept) {
+  /// Whether pages of codes are to be joined in a step, whatever else happens.
+  bool unsettled() const { return plan_.grouped() && groups_.unsettled(); }
+  /// Whether a step has to be told which slots stay, not only how many.
+  bool wants_lists() const { return plan_.grouped(); }
+
+  /// Pages for what becomes codes when the slots stay that `kept` says, and pages of its own for what moves; `leaves`: these are fewer than there are;
+  /// `codes`: what is due becomes codes. As `reserve`.
+  Status reserve_codes(const Context<Cuda>& ctx, bool leaves, bool codes, const CudaKept& kept) {
     Status s = leaves ? own_all(ctx) : Status::ok;
-    if (plan_.flush.block == 0) return s;
-    const bool codes = !leaves && due();  // of what is shared, the last page of codes and all newest slots
+    const Flush rule = rule_of(codes);
+    const bool due_alone = codes && !leaves && due();  // of what is shared, the last page of codes and all newest slots
     for (index_t h = 0; h < plan_.heads && s == Status::ok; ++h) {
-      s = take_pages(1, h, coded_after(plan_.flush, most_[h], kept(h)));
-      if (s == Status::ok && codes) s = own(ctx, 1, h, most_[h].coded / plan_.slots_of(1));
-      if (s == Status::ok && codes) s = own(ctx, 2, h, 0);
+      if (!plan_.grouped()) s = take_pages(1, h, coded_after(rule, most_[h], kept.size(h)));
+      if (s == Status::ok && due_alone) s = own(ctx, 1, h, most_[h].coded / plan_.slots_of(1));
+      if (s == Status::ok && due_alone) s = own(ctx, 2, h, 0);
+    }
+    if (s == Status::ok && plan_.grouped()) {
+      const auto first_code = [&](index_t h) { return most_[h].first; };
+      const auto due_after = [&](index_t h) { return due_of(rule, kept.size(h) - kept.of(h).below(most_[h].first + most_[h].coded), groups_.live(h) > 0); };
+      const auto waits = [&](index_t h) { return !codes && kept.size(h) == most_[h].first + most_[h].coded + most_[h].newest; };
+      s = groups_.plan(ctx, waits, [&](index_t h) { return kept.of(h); }, first_code, due_after);
     }
     return s == Status::ok ? reserve_table(ctx) : s;
-  }
-  /// No page is shared with a fork any more. As `reserve`.
-  Status own_all(const Context<Cuda>& ctx) {
-    for (int p = 0; p < parts; ++p)
-      for (index_t h = 0; h < plan_.heads; ++h)
-        if (const Status s = own(ctx, p, h, 0); s != Status::ok) return s;
-    shares_ = false;
-    return Status::ok;
   }
 
   template <class T>
@@ -123,7 +130,7 @@ class CudaColumn {
   /// `ranges`: device scratch of range_count() entries.
   Status step(Context<Cuda>& ctx, const index_t* slots, const prim::KeptSlots& keep, bool leaves, bool codes, prim::KeptRange* ranges, index_t* repaired) {
     const prim::ExactRows& exact = plan_.exact;
-    if (!leaves && !due()) return Status::ok;
+    if (!leaves && !due() && !unsettled()) return Status::ok;
     if (!plan_.has_parts()) {
       const Status s = upload(ctx);
       return s == Status::ok ? prim::KeepRows<Cuda>::rows(ctx, exact, device().newest, keep) : s;
@@ -139,8 +146,15 @@ class CudaColumn {
     const auto part = [&](int i) { return prim::KeptSlots{keep.list, keep.count, ranges + i * plan_.heads}; };
     if (s == Status::ok && leaves && plan_.sinks > 0) s = prim::KeepRows<Cuda>::rows(ctx, exact, column.first, part(0));
     if constexpr (!std::same_as<Codec, prim::ExactRows>) {
-      if (s == Status::ok && leaves && plan_.codec.group_slots() == 1) s = prim::KeepRows<Cuda>::rows(ctx, plan_.codec, column.coded, part(1));
-      if (s == Status::ok && most > 0) s = prim::HeadSlots::code(ctx, plan_.codec, exact, column, part(2), most, repaired);
+      if (plan_.grouped()) {
+        prim::GroupWork work;
+        if (s == Status::ok) s = groups_.commit(ctx, work), moved_ = true;
+        if (s == Status::ok) s = prim::GroupPages::code(ctx, plan_.codec, exact, column, part(2), work, repaired);
+        if (s == Status::ok) s = prim::GroupPages::join(ctx, plan_.codec, column, work);
+      } else {
+        if (s == Status::ok && leaves) s = prim::KeepRows<Cuda>::rows(ctx, plan_.codec, column.coded, part(1));
+        if (s == Status::ok && most > 0) s = prim::HeadSlots::code(ctx, plan_.codec, exact, column, part(2), most, repaired);
+      }
     }
     return s == Status::ok && rest ? prim::KeepRows<Cuda>::rows(ctx, exact, column.newest, part(3)) : s;
   }
@@ -158,16 +172,6 @@ class CudaColumn {
     }
   }
 
-  /// Whether `left` slots of a head may stay: groups of several slots are cut whole or not at all. Behind `learn`.
-  bool can_cut(index_t head, index_t left) const {
-    const index_t coded = left - most_[head].first;
-    return coded <= 0 || coded >= most_[head].coded || coded % plan_.codec.group_slots() == 0;
-  }
-  /// The same of slots [from, to) that leave.
-  bool can_remove(index_t head, index_t from, index_t to) const {
-    const Most& m = most_[head];
-    return from == to || plan_.codec.group_slots() == 1 || to <= m.first || from >= m.first + m.coded;
-  }
   /// The newest slots leave until `left(head)` are there. Behind `learn`.
   template <class Left>
   Status cut(const Context<Cuda>& ctx, Left&& left) {
@@ -176,6 +180,7 @@ class CudaColumn {
       const Most& m = most_[h];
       const index_t n = left(h), first = std::min(m.first, n), coded = std::min(m.coded, n - first);
       same = same && first == m.first && coded == m.coded;
+      if (plan_.grouped() && coded < m.coded) groups_.pop_back(h, m.coded - coded), moved_ = true;
       told_[static_cast<std::size_t>(h)] = {first, coded};
       most_[h] = {first, coded, n - first - coded};
     }
@@ -185,14 +190,15 @@ class CudaColumn {
   /// What the host says of pages goes to the device, and runs follow.
   Status settle(Context<Cuda>& ctx) {
     Status s = upload(ctx);
-    if (s == Status::ok && !laid_ && table_.size() > 0) s = prim::HeadSlots::lay(ctx, device(), offsets(parts), at<prim::SlotRun>(places().runs)), laid_ = s == Status::ok;
+    if (s == Status::ok && !laid_ && !table_.empty()) s = prim::HeadSlots::lay(ctx, device(), table_.offsets(parts), table_.runs()), laid_ = s == Status::ok;
     return s;
   }
 
   /// Gives up the pages behind what there can be. Some are kept for the slots to come; the others go back when the stream
   /// has done with them.
   Status trim(const Context<Cuda>& ctx) {
-    bool many = false;
+    groups_.abandon();
+    bool many = groups_.spare() > 2 * plan_.spare_pages(1);
     for (int p = 0; p < parts; ++p) {
       for (index_t h = 0; h < plan_.heads; ++h) {
         auto& list = pages_[p][h];
@@ -207,14 +213,15 @@ class CudaColumn {
     if (!many) return Status::ok;
     const Status s = ctx.wait();
     if (s != Status::ok) return s;  // somebody may still read them
+    groups_.trim(plan_.spare_pages(1));
     for (int p = 0; p < parts; ++p)
       for (; spare_[p].size() > plan_.spare_pages(p); spare_[p].shrink(spare_[p].size() - 1)) CudaPage::drop(spare_[p].back(), *memory_, plan_.bytes_of(p));
     return s;
   }
 
   // What kernels read.
-  prim::ColumnParts device() const { return {pages(0), pages(1), pages(2), counts_.data(), fresh_}; }
-  prim::ColumnRuns runs() const { return {at<prim::SlotRun>(places().runs), offsets(parts), plan_.slots_of(1)}; }
+  prim::ColumnParts device() const { return {pages(0), pages(1), pages(2), table_.coded_runs(), counts_.data(), fresh_}; }
+  prim::ColumnRuns runs() const { return {table_.runs(), table_.offsets(parts), plan_.slots_of(1)}; }
   SlotRows<Cuda> rows(const index_t* slots, index_t longest) const {
     if constexpr (std::same_as<Codec, prim::ExactRows>) return {plan_.exact, runs(), slots, plan_.heads, longest, plan_.dim};
     else return {plan_.codec, plan_.exact, runs(), slots, plan_.heads, longest, plan_.dim};
@@ -224,10 +231,12 @@ class CudaColumn {
   std::size_t page_bytes(int part) const {
     index_t n = spare_[part].size();
     for (const auto& list : pages_[part]) n += list.size();
-    return static_cast<std::size_t>(n) * plan_.bytes_of(part);
+    return static_cast<std::size_t>(n) * plan_.bytes_of(part) + (part == 1 ? groups_.page_bytes() : 0);
   }
+  std::size_t dead_bytes() const { return groups_.dead_bytes(); }
+  index_t coded_again() const { return groups_.coded_again(); }
   std::size_t side_bytes() const {
-    return static_cast<std::size_t>(table_.size()) + static_cast<std::size_t>(counts_.size()) * sizeof(prim::PartCounts);
+    return table_.bytes() + groups_.side_bytes() + static_cast<std::size_t>(counts_.size()) * sizeof(prim::PartCounts);
   }
 
   /// Makes an empty column of the same plan one of the same rows: pages are shared until either side writes them. Behind `learn`.
@@ -238,6 +247,7 @@ class CudaColumn {
         if (const Status s = out.pages_[p][h].copy_from(pages_[p][h]); s != Status::ok) return s;
         for (CudaPage* page : pages_[p][h]) page->owners.fetch_add(1, std::memory_order_relaxed);
       }
+    if (const Status s = groups_.fork(out.groups_); s != Status::ok) return s;
     out.moved_ = true;
     std::copy_n(most_.data(), plan_.heads, out.most_.data());
     std::copy(told_.begin(), told_.end(), out.told_.begin());
@@ -296,78 +306,35 @@ class CudaColumn {
     return Status::ok;
   }
 
-  /// Bytes in the table, for so many pages: where heads begin in each part and in the runs, pages, runs.
-  struct Places {
-    std::size_t pages, runs, end;
-  };
-  Places places() const {
-    const auto n = static_cast<std::size_t>(table_pages_);
-    Places p{};
-    p.pages = static_cast<std::size_t>((parts + 1) * (plan_.heads + 1)) * sizeof(index_t);
-    p.runs = p.pages + n * sizeof(std::byte*);
-    p.end = p.runs + n * sizeof(prim::SlotRun);
-    return p;
-  }
-  static_assert(alignof(prim::SlotRun) <= alignof(std::byte*) && alignof(std::byte*) <= alignof(index_t));
-  template <class T>
-  T* at(std::size_t byte) const {
-    return reinterpret_cast<T*>(const_cast<std::byte*>(table_.data()) + byte);
-  }
-  const index_t* offsets(int part) const { return at<index_t>(0) + part * (plan_.heads + 1); }
-  prim::PageTable pages(int part) const {
-    return {at<std::byte*>(places().pages), offsets(part), plan_.heads, plan_.slots_of(part), plan_.dim};
-  }
-  index_t count_pages() const {
-    index_t n = 0;
+  prim::PageTable pages(int part) const { return {table_.pages(), table_.offsets(part), plan_.heads, plan_.slots_of(part), plan_.dim}; }
+  const CudaGroups* groups() const { return plan_.grouped() ? &groups_ : nullptr; }
+
+  /// Room in the table for the pages and runs that there are, so that `upload` needs no memory.
+  Status reserve_table(const Context<Cuda>& ctx) {
+    index_t n = groups_.runs();
     for (const auto& p : pages_)
       for (const auto& list : p) n += list.size();
-    return n;
+    return table_.reserve(ctx, n, moved_);
   }
-
-  /// Room in the table for the pages that there are, so that `upload` needs no memory.
-  Status reserve_table(const Context<Cuda>& ctx) {
-    const index_t before = table_pages_, pages = count_pages();
-    if (pages <= before) return Status::ok;
-    table_pages_ = std::max<index_t>(pages, 2 * before);
-    const auto bytes = static_cast<index_t>(places().end);
-    Status s = staging_.reserve(places().runs);
-    if (s == Status::ok && before > 0) s = ctx.wait();  // somebody may still read the smaller one
-    if (s == Status::ok) s = table_.resize(bytes);
-    if (s != Status::ok) table_pages_ = before;
-    else moved_ = true;
-    return s;
-  }
-
   Status upload(const Context<Cuda>& ctx) {
     if (!moved_) return Status::ok;
     if (const Status s = reserve_table(ctx); s != Status::ok) return s;
-    if (table_.size() == 0) return Status::ok;  // there is no page yet
-    const Places p = places();
-    std::span<std::byte> table;
-    if (const Status s = staging_.next(table); s != Status::ok) return s;
-    const auto put = [&](std::size_t byte, const auto& value) { std::memcpy(table.data() + byte, &value, sizeof value); };
-    std::size_t slot = 0;
-    const auto offset = [&](index_t value) { put(slot++ * sizeof(index_t), value); };
-    index_t n = 0;
-    for (const auto& part : pages_) {
-      for (const auto& list : part) {
-        offset(n);
-        for (const CudaPage* page : list) put(p.pages + static_cast<std::size_t>(n++) * sizeof(std::byte*), page->rows);
-      }
-      offset(n);
-    }
-    n = 0;
-    for (index_t h = 0; h < plan_.heads; ++h) {
-      offset(n);
-      for (const auto& part : pages_) n += part[h].size();
-    }
-    offset(n);
-    if (const Status s = staging_.send(ctx, table_.data(), p.runs); s != Status::ok) return s;
+    if (table_.empty()) return Status::ok;  // there is no page yet
+    if (const Status s = table_.send(ctx, pages_, groups()); s != Status::ok) return s;
     moved_ = laid_ = false;
     return Status::ok;
   }
 
+  /// No page is shared with a fork any more, but those of codes that do not move. As `reserve`.
+  Status own_all(const Context<Cuda>& ctx) {
+    for (int p = 0; p < parts; ++p)
+      for (index_t h = 0; h < plan_.heads; ++h)
+        if (const Status s = own(ctx, p, h, 0); s != Status::ok) return s;
+    shares_ = false;
+    return Status::ok;
+  }
   void give_pages() {
+    groups_.clear();
     for (int p = 0; p < parts; ++p) {
       const auto give = [&](auto& list) {
         for (CudaPage* page : list) CudaPage::drop(page, *memory_, plan_.bytes_of(p));
@@ -384,12 +351,11 @@ class CudaColumn {
   Buffer<Most> most_;
   ObjectArray<Buffer<CudaPage*>> pages_[parts];
   Buffer<CudaPage*> spare_[parts];
-  cuda::Staging staging_;
-  cuda::DeviceArray<std::byte> table_;
+  CudaGroups groups_;
+  CudaPageTable table_;
   cuda::DeviceArray<prim::PartCounts> counts_;
   std::span<prim::PartCounts> told_;  ///< the same as the last step left them, for the host
   index_t fresh_ = 0;                 ///< first slots that came since
-  index_t table_pages_ = 0;
   bool shares_ = false; ///< a fork may have some of the pages too
   bool moved_ = true;   ///< pages came or went since the table was written
   bool laid_ = false;   ///< runs are those of the table and the counts

@@ -137,8 +137,18 @@ class CudaLayer {
       if (const Status s = l.reserve(ctx, heads, longest() + tokens, stepped); s != Status::ok) return s;
     Status s = keys.reserve(ctx, first, tokens - first);
     if (s == Status::ok) s = values.reserve(ctx, first, tokens - first);
-    if (s != Status::ok) settle(ctx);
+    if (s != Status::ok) give_up(ctx);
     return s;
+  }
+  /// Pages that nothing needs go, as those that a refused call has reserved; kernels are told of those there are.
+  void give_up(Context<Cuda>& ctx) {
+    const Status trimmed = trim(ctx), settled = settle(ctx);
+    torn = torn || trimmed != Status::ok || settled != Status::ok;  // else kernels read what is not there
+  }
+  /// Kernels are told which pages there are.
+  Status settle(Context<Cuda>& ctx) {
+    const Status k = keys.settle(ctx), v = values.settle(ctx);
+    return k == Status::ok ? v : k;
   }
   /// Behind `reserve`: so many more slots, or (below 0) those taken back, the `first` of them first ones.
   Status add_slots(Context<Cuda>& ctx, index_t tokens, index_t first) {
@@ -156,8 +166,7 @@ class CudaLayer {
       offset[h] = sum, sum += n;
     }
     offset[heads] = sum;
-    if (const Status s = keys.settle(ctx); s != Status::ok) return s;
-    if (const Status s = values.settle(ctx); s != Status::ok) return s;
+    if (const Status s = settle(ctx); s != Status::ok) return s;
     std::span<std::byte> numbers;
     if (const Status s = staging_.next(numbers); s != Status::ok) return s;
     const auto put = [&](index_t i, index_t value) { std::memcpy(numbers.data() + static_cast<std::size_t>(i) * sizeof value, &value, sizeof value); };
@@ -165,21 +174,18 @@ class CudaLayer {
     for (index_t h = 0; h < heads; ++h) put(heads + 1 + h, slots(h));
     return staging_.send(ctx, lengths_.data(), lengths_.bytes().size());
   }
-  /// Pages for what becomes codes when `kept(head)` slots stay, and for what moves; `leaves`: these are fewer. On refusal nothing that counts changes.
-  template <class Kept>
-  Status reserve_codes(Context<Cuda>& ctx, bool leaves, Kept&& kept) {
-    Status s = keys.reserve_codes(ctx, leaves, kept);
-    if (s == Status::ok) s = values.reserve_codes(ctx, leaves, kept);
-    if (s != Status::ok) settle(ctx);
+  /// Pages for what becomes codes when the slots stay that `kept` says, and for what moves; `leaves`: these are fewer; `codes`: what is due becomes
+  /// codes. On refusal nothing that counts changes.
+  Status reserve_codes(Context<Cuda>& ctx, bool leaves, bool codes, const CudaKept& kept) {
+    Status s = keys.reserve_codes(ctx, leaves, codes, kept);
+    if (s == Status::ok) s = values.reserve_codes(ctx, leaves, codes, kept);
+    if (s != Status::ok) give_up(ctx);
     return s;
   }
-  /// No page is shared with a fork any more, and kernels read those there are now. On refusal nothing that counts changes.
-  Status own_all(Context<Cuda>& ctx) {
-    Status s = keys.own_all(ctx);
-    if (s == Status::ok) s = values.own_all(ctx);
-    settle(ctx);
-    return s == Status::ok && torn ? Status::device_error : s;
-  }
+  /// Whether a step has to be told which slots stay, not only how many.
+  bool wants_lists() const { return keys.wants_lists() || values.wants_lists(); }
+  /// Whether a step has something to do with codes though no slot came or leaves.
+  bool unsettled() const { return keys.due() || values.due() || keys.unsettled() || values.unsettled(); }
   /// Makes an empty layer of the same plan the same. Behind `learn`.
   Status fork(Context<Cuda>& ctx, CudaLayer& out) {
     out.counters = counters;
@@ -236,12 +242,6 @@ class CudaLayer {
   }
 
  private:
-  /// Pages that nothing needs go, as those that a refused call has reserved; kernels are told of those there are.
-  void settle(Context<Cuda>& ctx) {
-    const Status trimmed = trim(ctx), k = keys.settle(ctx), v = values.settle(ctx);
-    torn = torn || trimmed != Status::ok || k != Status::ok || v != Status::ok;  // else kernels read what is not there
-  }
-
   Plan plan_;
   MemoryResource<Cuda>* memory_;
   cuda::Staging staging_;

@@ -70,10 +70,11 @@ inline std::uint32_t next_stamp() {
   return stamp == 0 ? next_stamp() : stamp;
 }
 
-/// A page as one cache sees it. Which slots are dead belongs to the owner, not to the shared page:
+/// A page, of whichever memory, as one cache sees it. Which slots are dead belongs to the owner, not to the shared page:
 /// evicting from a fork copies nothing.
-struct PageRef {
-  Page* page = nullptr;
+template <class P>
+struct PageRefOf {
+  P* page = nullptr;
   std::int16_t used = 0;    ///< physical slots written
   std::int16_t live = 0;    ///< of these, still in the cache
   std::uint32_t stamp = 0;  ///< of what the slots written hold: new whenever one of them is written again
@@ -122,5 +123,6 @@ struct PageRef {
     return used;
   }
 };
+using PageRef = PageRefOf<Page>;
 
 }  // namespace kvcondense::cache

@@ -5,6 +5,7 @@
 
 #include <kvcondense/cache/kept.hpp>
 #include <kvcondense/cache/page.hpp>
+#include <kvcondense/cache/page_list.hpp>
 #include <kvcondense/core/buffer.hpp>
 #include <kvcondense/core/page_provider.hpp>
 #include <kvcondense/core/status.hpp>
@@ -264,27 +265,7 @@ class Segment {
   }
 
   /// See `keep`; whether a page has no live slot any more.
-  bool kill(const Kept& kept, index_t base) {
-    index_t p = -1, slot = 0, at = base, rest = 0;  // slot `at` of the head is the next live one from `slot` of page p on
-    bool full = false, emptied = false;
-    const auto next_page = [&] {
-      at += rest;
-      const PageRef& ref = pages_[++p];
-      slot = 0, rest = ref.live, full = ref.full_of_life();
-    };
-    kept.for_gaps(base, base + live_, [&](index_t first, index_t last) {
-      while (at + rest <= first) next_page();
-      if (full) slot += first - at, rest -= first - at, at = first;
-      while (at < last) {
-        while (rest == 0) next_page();
-        PageRef& ref = pages_[p];
-        slot = ref.next_alive(slot);
-        if (at >= first) ref.kill(slot), --live_, emptied = emptied || ref.live == 0;
-        ++slot, ++at, --rest;
-      }
-    });
-    return emptied;
-  }
+  bool kill(const Kept& kept, index_t base) { return bury_slots(pages_, kept, base, live_); }
 
   struct Place {
     index_t page = 0, slot = 0;
@@ -297,12 +278,7 @@ class Segment {
       if (ref.alive(at.slot) && slot-- == 0) return at;
   }
 
-  /// Index of the last page with written slots, or -1. Pages behind it are reserved and empty.
-  index_t last_used() const {
-    index_t p = pages_.size() - 1;
-    while (p >= 0 && pages_[p].used == 0) --p;
-    return p;
-  }
+  index_t last_used() const { return last_used_page(pages_); }
 
   bool make_unique(index_t p) {
     PageRef& ref = pages_[p];
@@ -334,7 +310,7 @@ class Segment {
     const index_t group = codec_.group_slots();
     if (tail.used == 0 || tail.live_from(tail.used - group) > 0) return;
     if (shares(tail) || (reserved && tail.page->shared())) return;
-    while (tail.used > 0 && tail.live_from(tail.used - group) == 0) tail.cut(group);
+    cut_dead_tail(tail, group);
   }
 
   void drop_pages() {

@@ -67,11 +67,10 @@ index_t Segment<Codec>::rewrite_half_dead(float* rows, ToStored&& to_stored) {
   const index_t group = codec_.group_slots();
   index_t again = 0, to = 0;
   for (index_t p = 1; p < pages_.size(); ++p) {
-    const bool half = 2 * pages_[to].live <= pages_[to].used || 2 * pages_[p].live <= pages_[p].used;
-    const bool fit = pages_[p].used > 0 && pages_[to].live + pages_[p].live <= page_slots_;
+    const bool join = join_pages(pages_[to], pages_[p], page_slots_);
     const bool shared = shares(pages_[to]), ours = group > 1 || shared || shares(pages_[p]);
-    Page* fresh = half && fit && shared ? make_page(page_payload()) : nullptr;
-    if (!half || !fit || !ours || (shared ? fresh == nullptr : !make_unique(to))) {
+    Page* fresh = join && shared ? make_page(page_payload()) : nullptr;
+    if (!join || !ours || (shared ? fresh == nullptr : !make_unique(to))) {
       pages_[++to] = pages_[p];
       continue;
     }

@@ -36,12 +36,13 @@ struct TopK {
 /// Counts how many of the best places of all rows together lie in each row.
 ///
 ///   run(ctx, RaggedView<const float> scores, const Ends* skip, const index_t* own, index_t k,
-///       index_t* count, Scratch&) -> Status      takes one RowCutoff per row from the scratch
+///       index_t* count, Scratch&, bool strict = false) -> Status      takes one RowCutoff per row from the scratch
 ///
 /// Shapes   skip (null: none), own (null: none) and count: one per row.
 /// Rows     the ends `skip[h]` do not take part. The best own[h] of each row win in any case, k more
 ///          places go to the best of all that is left. count[h] holds both.
-/// Numbers  score descending, then row ascending, then place ascending; NaN below -inf.
+/// Numbers  score descending, then row ascending, then place ascending; NaN below -inf. `strict`: where not all that is left has a place, only what
+///          scores more than the last of the k.
 /// Errors   workspace_too_small, nothing written.
 template <Backend B>
 struct TopKCounts {

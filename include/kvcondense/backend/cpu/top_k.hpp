@@ -105,7 +105,7 @@ struct TopK<Cpu> {
 template <>
 struct TopKCounts<Cpu> {
   static Status run(Context<Cpu>&, RaggedView<const float> scores, const Ends* skip,
-                    const index_t* own, index_t k, index_t* count, Scratch& scratch) {
+                    const index_t* own, index_t k, index_t* count, Scratch& scratch, bool strict = false) {
     auto* safe = scratch.take<RowCutoff>(scores.heads);
     if (safe == nullptr) return Status::workspace_too_small;
     index_t left = 0, fewest = 0;
@@ -118,7 +118,7 @@ struct TopKCounts<Cpu> {
     k = std::min(k, left);
     if (k <= 0) return Status::ok;
     // Few that leave, and no row so short that its own winners were among them.
-    if (const index_t leave = left - k; leave <= cpu::Lowest::most && (fewest == 0 || leave < fewest)) {
+    if (const index_t leave = left - k; !strict && leave <= cpu::Lowest::most && (fewest == 0 || leave < fewest)) {
       leave_out(scores, skip, leave, count);
       return Status::ok;
     }
@@ -126,7 +126,7 @@ struct TopKCounts<Cpu> {
     const RowCutoff cut = find_cutoff(k, left, [&](auto&& use) {
       for (index_t h = 0; h < scores.heads; ++h) unsafe(scores, skip, safe[h], h, use);
     });
-    index_t ties = cut.ties;
+    index_t ties = strict && k < left ? 0 : cut.ties;
     for (index_t h = 0; h < scores.heads; ++h)
       unsafe(scores, skip, safe[h], h, [&](std::uint32_t key) {
         count[h] += key > cut.bits || (key == cut.bits && ties-- > 0);

@@ -33,9 +33,10 @@ struct PartCounts {
 };
 
 /// One column (all keys, or all values) of a layer: [ first slots exact ][ codes ][ newest slots exact ], each part in pages of its own
-/// from the front. Counts are the device's: what leaves a part is known there alone.
+/// from the front; of codes that cannot move alone the host says where they lie. Counts are the device's: what leaves a part is known there alone.
 struct ColumnParts {
   PageTable first{}, coded{}, newest{};
+  const SlotRun* coded_runs = nullptr;  ///< null: pages of codes are filled from the front; else head h has those from coded.offset[h] on, which count from its first code
   const PartCounts* counts = nullptr;
   index_t fresh = 0;  ///< more first slots than `counts` says, in every head: the host knows those that came since
 
@@ -131,22 +132,8 @@ __global__ void __launch_bounds__(codec_threads, 8) code_due_rows(Codec codec, E
   if (cuda::lane_of_warp() == 0) add_repaired(repaired, bad);
 }
 
-/// Channel axis: a block a group of slots. Grid: groups, heads.
-template <int Bits>
-__global__ void __launch_bounds__(channel_threads, 4) code_due_channels(GroupInt<Bits> codec, ExactRows exact, ColumnParts column, KeptSlots due, index_t* repaired) {
-  ChannelShared& shared = cuda::shared_as<ChannelShared>();
-  const index_t head = blockIdx.y, begin = static_cast<index_t>(blockIdx.x) * codec.group_size;
-  const HeadKept mine = due.of(head);
-  if (begin >= mine.size) return;
-  const PageTable& to = column.coded;
-  const index_t slot = due.ranges[head].to + begin;
-  const RowPage<GroupInt<Bits>> page(codec, to.pages[to.offset[head] + slot / to.page_slots], static_cast<int>(to.page_slots), static_cast<int>(to.dim));
-  const int bad = encode_channel_group(page, static_cast<int>(slot % to.page_slots), DueRows{exact, column.newest, head, mine}, static_cast<int>(begin), shared);
-  if (threadIdx.x == 0) add_repaired(repaired, bad);
-}
-
-/// The runs of every head, one a page that holds something, and of the newest part all pages. Entries that are left over begin
-/// behind every slot. A block a head.
+/// The runs of every head, one a page that holds something, and of the newest part all pages; of codes those of the host, where it has some. Entries that
+/// are left over begin behind every slot. A block a head.
 template <int Threads>
 __global__ void __launch_bounds__(Threads) lay_runs(ColumnParts column, const index_t* offset, SlotRun* runs) {
   const index_t head = blockIdx.x;
@@ -154,14 +141,17 @@ __global__ void __launch_bounds__(Threads) lay_runs(ColumnParts column, const in
   SlotRun* out = runs + offset[head];
   const index_t room = offset[head + 1] - offset[head];
   const auto pages = [](const PageTable& t, index_t slots) { return (slots + t.page_slots - 1) / t.page_slots; };
-  const index_t first = pages(column.first, n.first), coded = first + pages(column.coded, n.coded);
+  const SlotRun* const listed = column.coded_runs == nullptr ? nullptr : column.coded_runs + column.coded.offset[head];
+  const index_t first = pages(column.first, n.first);
+  const index_t coded = first + (listed == nullptr ? pages(column.coded, n.coded) : column.coded.offset[head + 1] - column.coded.offset[head]);
   const index_t all = coded + column.newest.offset[head + 1] - column.newest.offset[head];
   for (index_t i = threadIdx.x; i < room; i += Threads) {
     const auto put = [&](const PageTable& t, index_t page, index_t base, bool codes) {
       out[i] = {t.pages[t.offset[head] + page], static_cast<std::int32_t>(base + page * t.page_slots), 0, codes};
     };
     if (i < first) put(column.first, i, 0, false);
-    else if (i < coded) put(column.coded, i - first, n.first, true);
+    else if (i < coded && listed == nullptr) put(column.coded, i - first, n.first, true);
+    else if (i < coded) out[i] = {listed[i - first].page, static_cast<std::int32_t>(n.first) + listed[i - first].begin, listed[i - first].place, true};
     else if (i < all) put(column.newest, i - coded, n.first + n.coded, false);
     else out[i] = {nullptr, 0x7fffffff, 0, false};
   }
@@ -217,17 +207,13 @@ struct HeadSlots {
     using namespace cuda_kernels;
     return cuda::launch(ctx, plan_parts<64>, {cuda::covering(column.heads(), 64)}, 64, 0, column, slots, keep, rule, counts, told, ranges);
   }
-  /// Newest slots become codes behind those that are there, at most `most` of a head. In one launch.
+  /// Newest slots become codes behind those that are there, at most `most` of a head. In one launch. Token axis.
   ///
   /// Numbers  as PageCodec<Cuda, Codec>::encode; what `append` has counted is not counted again.
   template <class Codec>
   static Status code(Context<Cuda>& ctx, const Codec& codec, const ExactRows& exact, const ColumnParts& column, const KeptSlots& due,
                      index_t most, index_t* repaired) {
     using namespace cuda_kernels;
-    if constexpr (requires { codec.axis; })
-      if (codec.axis == GroupAxis::channel)
-        return cuda::launch(ctx, code_due_channels<Codec::bits>, {cuda::covering(most, codec.group_size), column.heads()}, channel_threads,
-                            sizeof(ChannelShared), codec, exact, column, due, repaired);
     return cuda::launch(ctx, code_due_rows<Codec>, {cuda::covering(most, codec_warps), column.heads()}, codec_threads, sizeof(RowsShared<Codec>), codec,
                         exact, column, due, repaired);
   }

@@ -72,7 +72,7 @@ struct LayerShared {
 /// k more places for the best of what the rows' own winners leave. One block for all rows, which are a layer's heads: every pass
 /// wants all their keys counted.
 template <int Threads>
-__global__ void __launch_bounds__(Threads) best_of_rows(RaggedView<const float> scores, const Ends* skip, index_t k, const BlockCutoff* safe, index_t* count) {
+__global__ void __launch_bounds__(Threads) best_of_rows(RaggedView<const float> scores, const Ends* skip, index_t k, const BlockCutoff* safe, index_t* count, bool strict) {
   LayerShared& shared = cuda::shared_as<LayerShared>();
   const auto ends = [&](index_t h) { return skip == nullptr ? Ends{} : skip[h].within(scores.length(h)); };
   index_t left = 0;
@@ -97,7 +97,7 @@ __global__ void __launch_bounds__(Threads) best_of_rows(RaggedView<const float> 
         for (index_t h = 0; h < scores.heads; ++h) each(h, use);
       },
       shared.cutoff);
-  std::uint32_t ties = cut.ties;  // the first rows take them
+  std::uint32_t ties = strict && k < left ? 0 : cut.ties;  // the first rows take them
   for (index_t h = 0; h < scores.heads; ++h) {
     std::uint32_t above = 0, equal = 0;
     each(h, [&](std::uint32_t key, std::uint32_t times) {
@@ -131,7 +131,7 @@ struct TopK<Cuda> {
 template <>
 struct TopKCounts<Cuda> {
   static Status run(Context<Cuda>& ctx, RaggedView<const float> scores, const Ends* skip, const index_t* own, index_t k, index_t* count,
-                    Scratch& scratch) {
+                    Scratch& scratch, bool strict = false) {
     using namespace cuda_kernels;
     static_assert(sizeof(BlockCutoff) <= sizeof(RowCutoff));
     auto* safe = reinterpret_cast<BlockCutoff*>(scratch.take<RowCutoff>(scores.heads));
@@ -139,7 +139,7 @@ struct TopKCounts<Cuda> {
     const Status s = cuda::launch(ctx, own_winners<winner_threads>, {scores.heads}, winner_threads, sizeof(CutoffScratch<winner_threads>), scores, skip,
                                   own, count, safe);
     if (s != Status::ok || k <= 0 || scores.heads == 0) return s;
-    return cuda::launch(ctx, best_of_rows<layer_threads>, {1}, layer_threads, sizeof(LayerShared), scores, skip, k, safe, count);
+    return cuda::launch(ctx, best_of_rows<layer_threads>, {1}, layer_threads, sizeof(LayerShared), scores, skip, k, safe, count, strict);
   }
 };
 
