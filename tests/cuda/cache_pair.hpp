@@ -5,8 +5,11 @@
 #include <algorithm>
 #include <cmath>
 #include <concepts>
+#include <cstddef>
+#include <cstdint>
 #include <memory>
 #include <random>
+#include <span>
 #include <string_view>
 #include <type_traits>
 #include <vector>
@@ -29,6 +32,17 @@ inline std::vector<float> normal_numbers(index_t n, std::mt19937& random) {
   for (float& v : x) v = normal(random);
   return x;
 }
+
+/// Takes what is written, as long as there is room.
+struct File final : ByteSink {
+  std::vector<std::byte> bytes;
+  std::size_t room = SIZE_MAX;
+  bool write(std::span<const std::byte> more) noexcept override {
+    if (bytes.size() + more.size() > room) return false;
+    bytes.insert(bytes.end(), more.begin(), more.end());
+    return true;
+  }
+};
 
 /// What a step may be given besides attention and queries, on either side.
 class Inputs {
@@ -115,6 +129,7 @@ class Pair {
     return Pair(shape_, std::move(*host), device_, std::move(*copy));
   }
 
+  any::AnyCache& on_host() { return host_; }
   Cache<Cuda, R>& on_device() { return device_cache_; }
   ::test::Device& device() { return *device_; }
 
@@ -210,6 +225,18 @@ class Pair {
         REQUIRE(dv.read() == v);
       }
     }
+  }
+
+  /// Each side goes on from the file of the other.
+  void exchange() {
+    File host, device, again;
+    REQUIRE(host_.save(host) == Status::ok);
+    REQUIRE(save(*device_, device_cache_, device) == Status::ok);
+    REQUIRE(host_.load(device.bytes) == Status::ok);
+    REQUIRE(load(*device_, device_cache_, host.bytes) == Status::ok);
+    compare();
+    REQUIRE(host_.save(again) == Status::ok);
+    REQUIRE(again.bytes == device.bytes);
   }
 
   void turn(index_t incoming) {

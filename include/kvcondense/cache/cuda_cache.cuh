@@ -50,8 +50,8 @@ inline constexpr bool cuda_codec<prim::GroupInt<Bits>> = true;
 /// Errors   as Cache<Cpu, R>; not_supported for a method that keeps a mean of what left, for a strict share of all layers, for one set of all
 ///          heads (AllHeads) once heads hold different numbers of slots, for an eviction method over groups of several slots (KIVI's keys), for a quant
 ///          stage that tells layers, heads or slots apart, and where `truncate` or `remove` would cut a group of
-///          several slots. device_error from every call that a layer takes part in, until `reset`, once the device took a part of a change
-///          of it and refused the rest. Calls of one cache go to one stream; wait for it before the cache is destroyed
+///          several slots. device_error from every call that a layer takes part in, until `reset` or `load`, once the device took a part of a
+///          change of it and refused the rest. Calls of one cache go to one stream; wait for it before the cache is destroyed
 ///          when its memory is not that of cudaMalloc.
 template <class R>
 class Cache<Cuda, R> {
@@ -208,6 +208,7 @@ class Cache<Cuda, R> {
   /// Empty again; waits for the stream.
   Status reset(Context<Cuda>& ctx) {
     Status s = ctx.wait();
+    counting_ = false;
     for (auto& l : layers_) {
       const Status cleared = l.clear(ctx);
       if (s == Status::ok) s = cleared;
@@ -222,12 +223,19 @@ class Cache<Cuda, R> {
   /// Waits for the stream.
   Expected<Report> report(Context<Cuda>& ctx) const;
 
- private:
-  static constexpr index_t max_lanes = 10;
-  static constexpr index_t max_position = 0x7fffffff;
-  using Pipeline = decltype(std::declval<Evict>().pipeline());
+  /// The store itself, for snapshots.
   using Layer = cache::CudaLayer<KeyCodec, ValueCodec>;
   using Plan = typename Layer::Plan;
+  const ObjectArray<Layer>& layers() const { return layers_; }
+  ObjectArray<Layer>& layers() { return layers_; }
+  const Plan& plan() const { return plan_; }
+  MemoryResource<Cuda>& memory() const { return *memory_; }
+  /// Numbers that could not be stored, and NaN scores, since it was made, reset or loaded. Waits for the stream.
+  Status counted(Context<Cuda>& ctx, std::span<index_t, 2> out) const;
+
+ private:
+  static constexpr index_t max_lanes = cache::max_lanes, max_position = cache::max_position;
+  using Pipeline = decltype(std::declval<Evict>().pipeline());
 
   prim::AttendRequest request(TensorView<const float, 3> queries, TensorView<float, 3> out) const {
     return {queries, out, {}, {}, 0, shape().softmax_scale};
@@ -266,9 +274,12 @@ class Cache<Cuda, R> {
     if (shape.softmax_scale == 0.0f) p.shape.softmax_scale = 1.0f / std::sqrt(static_cast<float>(shape.head_dim));
     const prim::ExactRows exact{shape.dtype};
     const Quant& q = recipe.quant;
-    p.keys = {exact, as_stored(key_codec_of(q, shape), shape.page_slots, shape.head_dim), key_flush_of(q, shape), q.sinks, shape.kv_heads, shape.head_dim, shape.page_slots};
-    p.values = {exact, as_stored(value_codec_of(q, shape), shape.page_slots, shape.values()), value_flush_of(q, shape), q.sinks, shape.kv_heads, shape.values(),
-                shape.page_slots};
+    const auto column = [&](const auto& codec, const Flush& flush, index_t dim) {
+      return cache::CudaColumnPlan<std::remove_cvref_t<decltype(codec)>>{exact, as_stored(codec, shape.page_slots, dim), flush, q.sinks, shape.kv_heads, dim,
+                                                                         shape.page_slots, codec.fingerprint()};
+    };
+    p.keys = column(key_codec_of(q, shape), key_flush_of(q, shape), shape.head_dim);
+    p.values = column(value_codec_of(q, shape), value_flush_of(q, shape), shape.values());
     return p;
   }
   StepView<Cuda> step_view(index_t layer, Phase phase) const;

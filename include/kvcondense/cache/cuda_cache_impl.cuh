@@ -153,7 +153,7 @@ Status Cache<Cuda, R>::run_step(Context<Cuda>& ctx, index_t layer, const StepInp
   }
   l.counters.evictions += leaves;
   l.counters.evicted_slots += total - l.total();
-  if (asks) l.window.settle(rows, l.counters.seen - 1);
+  if (asks) l.window.settle(l.pending_positions.span().last(static_cast<std::size_t>(rows)), l.counters.seen - 1);
   l.counters.stepped_position = l.next_position();
   l.counters.pending = 0;
   l.pending_positions.shrink(0);
@@ -347,18 +347,23 @@ Status Cache<Cuda, R>::read(Context<Cuda>& ctx, index_t layer, index_t head, ind
 }
 
 template <class R>
+Status Cache<Cuda, R>::counted(Context<Cuda>& ctx, std::span<index_t, 2> out) const {
+  const Status s = counting_ ? counts_.download(ctx, out) : Status::ok;
+  return s == Status::ok ? ctx.wait() : s;
+}
+
+template <class R>
 Expected<Report> Cache<Cuda, R>::report(Context<Cuda>& ctx) const {
   Report r;
   r.kernel = r.key_kernel = r.value_kernel = "cuda";
   index_t counts[2] = {};
-  Status s = counting_ ? counts_.download(ctx, std::span<index_t>(counts)) : Status::ok;
-  if (s == Status::ok) s = ctx.wait();
-  if (s != Status::ok) return s;
+  if (const Status s = counted(ctx, counts); s != Status::ok) return s;
   r.repaired_numbers = counts[0], r.nan_scores = counts[1];
   r.fixed_bytes = layers_.bytes() + steering_.size() + static_cast<std::size_t>(counts_.size()) * sizeof(index_t);
   for (const auto& l : layers_) {
     r.tokens = std::max(r.tokens, l.counters.seen);
-    r.slots += l.total(), r.fixed_bytes += l.window.bytes();
+    r.slots += l.total(), r.fixed_bytes += l.window.bytes(), r.nan_scores += l.counters.nan_scores;
+    for (const auto& h : l.done) r.repaired_numbers += h.repaired, r.coded_again += h.coded_again;
     r.evictions += l.counters.evictions, r.evicted_slots += l.counters.evicted_slots;
     r.budget_asked += l.counters.budget_asked, r.budget_met += l.counters.budget_met;
     for (const int exact : {0, 2}) r.exact_bytes += l.keys.page_bytes(exact) + l.values.page_bytes(exact);

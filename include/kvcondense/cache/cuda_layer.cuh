@@ -80,12 +80,13 @@ class CudaLayer {
   using Plan = CudaPlan<KeyCodec, ValueCodec>;
 
   CudaLayer(const Plan& plan, MemoryResource<Cuda>& memory)
-      : offset(heap_memory()), pending_positions(heap_memory()), ids(memory), window(memory), keys(plan.keys, memory), values(plan.values, memory), plan_(plan),
+      : offset(heap_memory()), pending_positions(heap_memory()), done(heap_memory()), ids(memory), window(memory), keys(plan.keys, memory), values(plan.values, memory), plan_(plan),
         memory_(&memory), lengths_(memory) {}
 
   Counters counters;
   Buffer<index_t> offset;  ///< heads + 1: where each head's slots begin in ragged views; the host's
   Buffer<index_t> pending_positions;
+  Buffer<HeadCounts> done;  ///< of the heads, from a file; what came since is the cache's
   SlotStore<std::int32_t> ids;  ///< tokens of the slots that a step has seen
   ObjectArray<SlotStore<float>> lanes;
   CudaQueryWindow window;
@@ -99,6 +100,7 @@ class CudaLayer {
   Status make(std::span<std::byte> told) {
     const index_t heads = plan_.shape.kv_heads;
     Status s = offset.resize(heads + 1);
+    if (s == Status::ok) s = done.resize(heads);
     if (s == Status::ok) s = lanes.fill(heap_memory(), plan_.lanes, [&](index_t) { return SlotStore<float>(*memory_); });
     if (s == Status::ok) s = window.make(plan_.query_rows, plan_.shape);
     if (s == Status::ok) s = keys.make();
@@ -184,6 +186,7 @@ class CudaLayer {
   Status fork(Context<Cuda>& ctx, CudaLayer& out) {
     out.counters = counters;
     Status s = out.pending_positions.copy_from(pending_positions);
+    std::copy_n(done.data(), done.size(), out.done.data());
     if (s == Status::ok) s = ids.fork(ctx, out.ids);
     for (index_t i = 0; i < lanes.size() && s == Status::ok; ++i) s = lanes[i].fork(ctx, out.lanes[i]);
     if (s == Status::ok) s = window.fork(ctx, out.window);
@@ -228,6 +231,7 @@ class CudaLayer {
     const Status s = keys.clear(ctx), t = values.clear(ctx);
     pending_positions.shrink(0);
     counters = {}, torn = false;
+    std::fill(done.begin(), done.end(), HeadCounts{});
     window.truncate(0);
     ids.clear();
     for (auto& l : lanes) l.clear();
