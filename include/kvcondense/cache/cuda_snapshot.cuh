@@ -17,10 +17,13 @@ namespace kvcondense {
 template <class R>
 std::uint64_t fingerprint(const Cache<Cuda, R>& c) {
   const auto& p = c.plan();
-  return cache::begin_fingerprint(c.shape(), c.recipe())
-      .add_codes(p.keys.fingerprint, p.values.fingerprint, p.keys.flush, p.values.flush)
-      .add(p.sinks, p.lanes, p.query_rows)
-      .value();
+  cache::Fingerprint f = cache::begin_fingerprint(c.shape(), c.recipe());
+  f.add_codes(p.keys.fingerprint, p.values.fingerprint, p.keys.flush, p.values.flush).add(p.sinks, p.lanes, p.query_rows);
+  if (const merge::Traits& t = c.folds(); t.active) {
+    if (t.bias >= 0 || t.value_scale >= 0 || t.state > 0) f.add(t.bias, t.value_scale, t.state);
+    f.add_text(word_of(c.recipe().merge));
+  }
+  return f.value();
 }
 
 namespace cache {
@@ -44,6 +47,14 @@ void save_head(ByteWriter& w, Context<Cuda>& ctx, const Cache<Cuda, R>& c, index
     const Status done = ctx.wait();
     if (s != Status::ok || done != Status::ok) return w.fail(s != Status::ok ? s : done);
     w.bytes(std::as_bytes(numbers.span()));
+  }
+  if (const index_t n = c.plan().state; n > 0) {
+    s = numbers.resize(n);
+    if (s == Status::ok)
+      s = cuda::settled(cudaMemcpyAsync(numbers.data(), l.state.data() + head * n, static_cast<std::size_t>(n) * sizeof(float), cudaMemcpyDeviceToHost, ctx.stream()));
+    const Status done = ctx.wait();
+    if (s != Status::ok || done != Status::ok) return w.fail(s != Status::ok ? s : done);
+    w.bytes(std::as_bytes(numbers.span().first(static_cast<std::size_t>(n))));
   }
   CudaColumnFile<typename Cache<Cuda, R>::KeyCodec>::save(w, ctx, l.keys, head, slots, room);
   CudaColumnFile<typename Cache<Cuda, R>::ValueCodec>::save(w, ctx, l.values, head, slots, room);
@@ -78,6 +89,11 @@ Status load_layer(ByteReader& r, Context<Cuda>& ctx, Cache<Cuda, R>& c, index_t 
     put(l.ids, saved.ids);
     for (index_t i = 0; i < l.lanes.size(); ++i) put(l.lanes[i], saved.lane[i]);
     slots[h] = saved.slots, l.done[h] = saved.counts;
+    std::span<const std::byte> state;
+    const auto floats = static_cast<std::uint64_t>(c.plan().state);
+    if (s == Status::ok && !r.take(floats, sizeof(float), state)) s = Status::corrupt_data;
+    if (s == Status::ok && floats > 0)
+      s = cuda::settled(cudaMemcpyAsync(l.state.data() + h * c.plan().state, state.data(), state.size(), cudaMemcpyHostToDevice, ctx.stream()));
     if (s == Status::ok) s = keys.load(r, ctx, h, slots[h]);
     if (s == Status::ok) s = values.load(r, ctx, h, slots[h]);
   }
@@ -115,6 +131,7 @@ Status save(Context<Cuda>& ctx, const Cache<Cuda, R>& c, ByteSink& sink) {
   for (index_t i = 0; i < c.layers().size() && w.status() == Status::ok; ++i) {
     const auto& l = c.layers()[i];
     cache::Counters counters = l.counters;
+    counters.merged_slots += l.folded_since();
     if (i == 0) counters.nan_scores += counted[1];
     cache::save_counters(w, counters, l.pending_positions);
     cache::QueryWindow window;
