@@ -63,3 +63,4 @@
 #include <kvcondense/backend/cuda/unit_spread.cuh>
 #include <kvcondense/cache/cuda_cache.cuh>
 #include <kvcondense/cache/cuda_layer.cuh>
+#include <kvcondense/cache/cuda_snapshot.cuh>

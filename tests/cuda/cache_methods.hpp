@@ -114,6 +114,7 @@ void parity(std::string_view text, const CacheShape& shape, Make&& make) {
   pair.forward(3, prim::AttendMath::f32, pair.near, Phase::prefill_chunk);
   pair.forward(28, prim::AttendMath::f32, pair.near, Phase::prefill_end);
   for (int i = 0; i < 4; ++i) pair.forward(1);
+  pair.exchange();
   pair.turn(3);
   pair.forward(3, prim::AttendMath::f32, pair.near, Phase::prefill_end);
   pair.forward(2);

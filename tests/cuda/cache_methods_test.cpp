@@ -1,4 +1,5 @@
-// Methods of the catalogue in a cache on CUDA beside the same on the CPU, a line each. Those over another policy: cache_budgets_test.cpp.
+// Methods of the catalogue in a cache on CUDA beside the same on the CPU, a line each. Those over another policy: cache_budgets_test.cpp; those that
+// fold what leaves: cache_merge_test.cpp.
 
 #include <map>
 #include <set>
@@ -88,15 +89,22 @@ TEST_CASE("cuda cache method in every shape: kvzip", "[.][sweep]") {
   for (const CacheShape& shape : cuda_cache::shapes()) probed(shape);
 }
 
-TEST_CASE("cuda cache: every eviction method and budget is tried, or it is said what lacks") {
+TEST_CASE("cuda cache: every eviction method, budget and merge method is tried, or it is said what lacks") {
   const std::map<std::string, std::string> lacking{
       {"compensate", "a slot for the mean of what left"},
       {"keep_all", "nothing: it is the recipe without an eviction stage"},
+      {"kvmerger", "sets among slots that stay; logarithms of sizes that attention reads; places"},
+      {"tome", "sets among slots that stay"},
+      {"centroid", "sets among slots that stay"},
+      {"ems", "logarithms of sizes that attention reads"},
+      {"keepkv", "biases that attention reads"},
+      {"dmc", "tokens that join a slot when they come"},
+      {"minicache", "rows that layers share"},
   };
   std::set<std::string> tried;
   for (const auto& test : Catch::getRegistryHub().getTestCaseRegistry().getAllTests()) tried.insert(test.name);
   for (const any::Entry* e : any::builtin().entries()) {
-    if (e->room != Stage::evict && e->room != Stage::budget) continue;
+    if (e->room != Stage::evict && e->room != Stage::budget && e->room != Stage::merge) continue;
     const std::string word(e->word);
     INFO(word);
     CHECK((tried.count("cuda cache method: " + word) == 1) != (lacking.count(word) == 1));

@@ -44,11 +44,6 @@ class Column {
   static index_t coded_page_slots(const Codec& codec, index_t page_slots) {
     return prim::coded_page_slots(codec, page_slots);
   }
-  /// A short exact window must not pay for a long page.
-  static index_t window_page_slots(const Flush& flush, index_t page_slots) {
-    if (flush.block == 0) return page_slots;
-    return std::clamp<index_t>(std::max(flush.block, flush.keep) / 4, std::min<index_t>(8, page_slots), page_slots);
-  }
 
   index_t slots() const { return sinks_.live() + coded_.live() + window_.live(); }
   index_t dim() const { return window_.dim(); }

@@ -9,10 +9,13 @@
 #include <kvcondense/backend/cuda/attend.cuh>
 #include <kvcondense/backend/cuda/block_codes.cuh>
 #include <kvcondense/backend/cuda/keep_rows.cuh>
+#include <kvcondense/backend/cuda/merge_weights.cuh>
+#include <kvcondense/backend/cuda/segmented_combine.cuh>
 #include <kvcondense/backend/cuda/slot_rows.cuh>
 #include <kvcondense/backend/cuda/top_k.cuh>
 #include <kvcondense/cache/cuda_layer.cuh>
 #include <kvcondense/cache/cuda_word_bytes.cuh>
+#include <kvcondense/cache/folding.hpp>
 #include <kvcondense/cache/page.hpp>
 #include <kvcondense/cache/recipe.hpp>
 #include <kvcondense/cache/report.hpp>
@@ -21,6 +24,7 @@
 #include <kvcondense/core/step_view.hpp>
 #include <kvcondense/evict/blocks/select.hpp>
 #include <kvcondense/evict/pipeline.hpp>
+#include <kvcondense/merge/pipeline.hpp>
 
 namespace kvcondense {
 
@@ -34,13 +38,15 @@ template <int Bits>
 inline constexpr bool cuda_codec<prim::GroupInt<Bits>> = true;
 }  // namespace detail
 
-/// The cache of one sequence in device memory: an eviction method, and codes of groups or blocks. Its calls are those of Cache<Cpu, R>.
+/// The cache of one sequence in device memory: an eviction method, what folds behind it, and codes of groups or blocks. Its calls are those of
+/// Cache<Cpu, R>.
 ///
 /// Idea     the host keeps counters, lengths and lists of pages and decides when something leaves; which slots, and all that moves, is
 ///          the device's. The eviction pipeline is the one that runs on the CPU: its blocks are written over words.
-/// Needs    recipes of an eviction method, exact rows or codes of groups or blocks with their exact window and first slots, and no other stage (those stop
-///          compilation with a sentence). Inputs of steps lie on the device: attention, queries, projections, moments, gates, surprise, classes; so
-///          do matrices that words read (LayerMatrices of critical and locret). Tables that blocks read (HeadTable, LayerTable) are the host's.
+/// Needs    recipes of an eviction method, a merge method over exact rows, exact rows or codes of groups or blocks with their exact window and
+///          first slots, and no other stage (those stop compilation with a sentence). Inputs of steps lie on the device: attention, queries,
+///          projections, moments, gates, surprise, classes; so do matrices that words read (LayerMatrices of critical and locret).
+///          Tables that blocks read (HeadTable, LayerTable) are the host's.
 /// Shapes   as Cache<Cpu, R>; keys, values, queries, out, lse, mass in device memory.
 /// Cost     append, attend and step enqueue on the context's stream. The host waits where tables grow or many pages go back, and
 ///          where a step meets the one before of the same layer that is not done yet; how many slots stay it knows itself, but for budgets and
@@ -48,15 +54,16 @@ inline constexpr bool cuda_codec<prim::GroupInt<Bits>> = true;
 /// Numbers  pages are those of Cache<Cpu, R>. Attention differs in the last bits, so scores that are that close may be ranked
 ///          otherwise; equal scores are ranked alike. What `append` on the CPU refuses, numbers that the stored type cannot
 ///          hold, is stored as Inf or NaN here and counted once in the report.
-/// Errors   as Cache<Cpu, R>; not_supported for a method that keeps a mean of what left, for one set of all heads (AllHeads) once heads hold different numbers of
-///          slots, and for a quant stage that tells layers, heads or slots apart. device_error from every call that a layer takes part in, until `reset`, once the device took a part of a change
-///          of it and refused the rest. Calls of one cache go to one stream; wait for it before the cache is destroyed
-///          when its memory is not that of cudaMalloc.
+/// Errors   as Cache<Cpu, R>; not_supported for a method that keeps a mean of what left, for a merge method beside codes, or one that keeps
+///          the mass or the place of what folded or finds sets among slots that stay, for one set of all heads (AllHeads) once heads hold
+///          different numbers of slots, and for a quant stage that tells layers, heads or slots apart. device_error from every call that a
+///          layer takes part in, until `reset` or `load`, once the device took a part of a change of it and refused the rest. Calls of one
+///          cache go to one stream; wait for it before the cache is destroyed when its memory is not that of cudaMalloc.
 template <class R>
 class Cache<Cuda, R> {
-  static_assert(std::same_as<decltype(R::merge), NoMerge> && std::same_as<decltype(R::lowrank), NoLowRank> &&
-                    std::same_as<decltype(R::retrieve), retrieve::ReadAll> && std::same_as<decltype(R::position), position::Absolute>,
-                "kvcondense: a cache on CUDA takes an eviction and a quant stage; make_cache<kvcondense::Cpu> takes the others.");
+  static_assert(std::same_as<decltype(R::lowrank), NoLowRank> && std::same_as<decltype(R::retrieve), retrieve::ReadAll> &&
+                    std::same_as<decltype(R::position), position::Absolute>,
+                "kvcondense: a cache on CUDA takes an eviction, a merge and a quant stage; make_cache<kvcondense::Cpu> takes the others.");
 
  public:
   using Evict = decltype(R::evict);
@@ -71,14 +78,17 @@ class Cache<Cuda, R> {
     if (shape.page_slots > cache::max_page_slots) return Status::invalid_argument;
     if (const Status s = recipe.evict.validate(shape); s != Status::ok) return s;
     if (const Status s = recipe.quant.validate(shape); s != Status::ok) return s;
+    if (const Status s = recipe.merge.validate(shape); s != Status::ok) return s;
     if (has_saliency(recipe.quant) || differs_per_head(recipe.quant)) return Status::not_supported;
     Cache c;
     c.recipe_ = recipe, c.memory_ = &memory;
     c.pipeline_ = recipe.evict.pipeline();
-    c.plan_ = plan_of(shape, recipe, c.pipeline_.lanes());
+    if constexpr (merge::Merges<Merge>) c.merger_ = merger_of(recipe.merge), c.fold_ = c.merger_.traits();
+    c.plan_ = plan_of(shape, recipe, c.pipeline_.lanes() + c.fold_.lanes);
+    c.plan_.state = c.fold_.state;
     if (c.pipeline_.queries().rows == AttentionNeed::Rows::last) c.plan_.query_rows = c.pipeline_.queries().count;
-    if (c.pipeline_.residual != evict::Residual::none || c.pipeline_.lanes() > max_lanes)
-      return Status::not_supported;
+    if (c.pipeline_.residual != evict::Residual::none || c.plan_.lanes > max_lanes) return Status::not_supported;
+    if (const Status s = c.check_merge(); s != Status::ok) return s;
     const std::size_t each = c.steering_bytes(), all = each + c.plan_.told_bytes() + Scratch::align;
     const std::size_t layers = all * static_cast<std::size_t>(shape.layers), model = c.model_steering_bytes();
     if (const Status s = c.steering_.make(layers + model); s != Status::ok) return s;
@@ -105,8 +115,8 @@ class Cache<Cuda, R> {
   index_t next_position(index_t layer = 0) const { return layers_[layer].next_position(); }
   index_t slots(index_t layer, index_t head) const { return layers_[layer].slots(head); }
   index_t total_slots(index_t layer) const { return layers_[layer].total(); }
-  index_t mass_rows(index_t tokens) const { return pipeline_.attention().of(tokens); }
-  bool wants_mass(index_t layer, Phase phase = Phase::automatic) const { return pipeline_.reads_attention(step_view(layer, phase)); }
+  index_t mass_rows(index_t tokens) const { return attention().of(tokens); }
+  bool wants_mass(index_t layer, Phase phase = Phase::automatic) const { return reads_attention(step_view(layer, phase)); }
   /// `data`, device memory of total_slots(layer) numbers, one per (kv head, slot): its offsets are read by kernels too.
   RaggedView<float> ragged(index_t layer, float* data) const { return {data, layers_[layer].device_offset(), shape().kv_heads}; }
 
@@ -116,7 +126,8 @@ class Cache<Cuda, R> {
     const index_t total = slots * shape().kv_heads;
     const std::size_t mass = Scratch::align + Scratch::bytes_for<float>(total);
     const std::size_t step = Scratch::align + range_bytes() + 2 * Scratch::bytes_for<std::int32_t>(total) +
-                             static_cast<std::size_t>(plan_.lanes) * Scratch::bytes_for<float>(total) + pipeline_bytes(slots, total, tokens) + column_bytes(tokens, slots);
+                             static_cast<std::size_t>(plan_.lanes) * Scratch::bytes_for<float>(total) + pipeline_bytes(slots, total, tokens) + fold_bytes(total) +
+                             column_bytes(tokens, slots);
     float nothing = 0.0f;
     std::size_t reading = 0;
     // Calls of few rows cut heads into pieces: the longest of them may need more than longer ones.
@@ -205,6 +216,7 @@ class Cache<Cuda, R> {
   /// Empty again; waits for the stream.
   Status reset(Context<Cuda>& ctx) {
     Status s = ctx.wait();
+    counting_ = false;
     for (auto& l : layers_) {
       const Status cleared = l.clear(ctx);
       if (s == Status::ok) s = cleared;
@@ -219,12 +231,23 @@ class Cache<Cuda, R> {
   /// Waits for the stream.
   Expected<Report> report(Context<Cuda>& ctx) const;
 
- private:
-  static constexpr index_t max_lanes = 10;
-  static constexpr index_t max_position = 0x7fffffff;
-  using Pipeline = decltype(std::declval<Evict>().pipeline());
+  /// The store itself, for snapshots.
   using Layer = cache::CudaLayer<KeyCodec, ValueCodec>;
   using Plan = typename Layer::Plan;
+  const ObjectArray<Layer>& layers() const { return layers_; }
+  ObjectArray<Layer>& layers() { return layers_; }
+  const Plan& plan() const { return plan_; }
+  const merge::Traits& folds() const { return fold_; }
+  MemoryResource<Cuda>& memory() const { return *memory_; }
+  /// Numbers that could not be stored, and NaN scores, since it was made, reset or loaded. Waits for the stream.
+  Status counted(Context<Cuda>& ctx, std::span<index_t, 2> out) const;
+
+ private:
+  static constexpr index_t max_lanes = cache::max_lanes, max_position = cache::max_position;
+  using Pipeline = decltype(std::declval<Evict>().pipeline());
+  using Merge = decltype(R::merge);
+  using Merger = decltype(merger_of(std::declval<Merge>()));
+  static constexpr bool can_merge = merge::Folds<Merger>;
 
   prim::AttendRequest request(TensorView<const float, 3> queries, TensorView<float, 3> out) const {
     return {queries, out, {}, {}, 0, shape().softmax_scale};
@@ -235,7 +258,8 @@ class Cache<Cuda, R> {
   /// write, one behind the other.
   std::size_t steering_bytes() const {
     return 2 * Scratch::bytes_for<index_t>(shape().kv_heads) + 2 * Scratch::bytes_for<prim::Ends>(shape().kv_heads) + Scratch::align +
-           std::max(pipeline_.allocate.workspace_bytes(shape(), 0), pipeline_.select.workspace_bytes(shape(), 0));
+           std::max(pipeline_.allocate.workspace_bytes(shape(), 0), pipeline_.select.workspace_bytes(shape(), 0)) +
+           (fold_.active ? Scratch::bytes_for<prim::SlotRange>(shape().kv_heads) : 0);
   }
   /// Scratch of columns of attention over what queries a step may have.
   std::size_t column_bytes(index_t tokens, index_t slots) const {
@@ -259,11 +283,34 @@ class Cache<Cuda, R> {
     if (shape.softmax_scale == 0.0f) p.shape.softmax_scale = 1.0f / std::sqrt(static_cast<float>(shape.head_dim));
     const prim::ExactRows exact{shape.dtype};
     const Quant& q = recipe.quant;
-    p.keys = {exact, as_stored(key_codec_of(q, shape), shape.page_slots, shape.head_dim), key_flush_of(q, shape), q.sinks, shape.kv_heads, shape.head_dim, shape.page_slots};
-    p.values = {exact, as_stored(value_codec_of(q, shape), shape.page_slots, shape.values()), value_flush_of(q, shape), q.sinks, shape.kv_heads, shape.values(),
-                shape.page_slots};
+    const auto column = [&](const auto& codec, const Flush& flush, index_t dim) {
+      return cache::CudaColumnPlan<std::remove_cvref_t<decltype(codec)>>{exact, as_stored(codec, shape.page_slots, dim), flush, q.sinks, shape.kv_heads, dim,
+                                                                         shape.page_slots, codec.fingerprint()};
+    };
+    p.keys = column(key_codec_of(q, shape), key_flush_of(q, shape), shape.head_dim);
+    p.values = column(value_codec_of(q, shape), value_flush_of(q, shape), shape.values());
     return p;
   }
+  // What eviction and a merge stage look at together.
+  AttentionNeed attention() const {
+    const AttentionNeed evicts = pipeline_.attention();
+    return evicts.rows == AttentionNeed::Rows::none ? fold_.attention : evicts;
+  }
+  bool reads_attention(const StepView<Cuda>& view) const {
+    const bool step = view.phase != Phase::turn && view.phase != Phase::probe;
+    return pipeline_.reads_attention(view) || (step && fold_.attention.rows != AttentionNeed::Rows::none);
+  }
+  // A merge stage: cuda_cache_fold.cuh.
+  Status check_merge() const;
+  std::size_t word_bytes(index_t total) const {
+    return std::max(prim::MergeWeights<Cuda>::workspace_bytes(total), prim::SegmentedCombine<Cuda>::workspace_bytes(shape().kv_heads, total));
+  }
+  std::size_t fold_bytes(index_t total) const;
+  Status fold(Context<Cuda>& ctx, const StepView<Cuda>& view, evict::LaneViews lanes, const evict::KeepSet& keep, cache::Folding& out,
+              std::span<std::byte>& words, Scratch& scratch);
+  Status commit_fold(Context<Cuda>& ctx, Layer& l, const cache::Folding& f, std::span<std::byte> words);
+  Status copy_state(const Context<Cuda>& ctx, float* to, const float* from) const;
+
   StepView<Cuda> step_view(index_t layer, Phase phase) const;
   Status check_input(const StepView<Cuda>& view, Input what) const;
   Status run_step(Context<Cuda>& ctx, index_t layer, const StepInputs& inputs, Phase phase, const index_t* model_budget = nullptr);
@@ -280,6 +327,8 @@ class Cache<Cuda, R> {
   R recipe_{};
   MemoryResource<Cuda>* memory_ = nullptr;
   Pipeline pipeline_{};
+  Merger merger_{};
+  merge::Traits fold_{};  ///< of the merge stage; neutral without one
   Plan plan_{};
   cuda::SteeringMemory steering_;  ///< outlives the layers
   std::span<std::byte> model_steering_;  ///< the part of it that is no layer's
@@ -296,5 +345,6 @@ Expected<Cache<B, R>> make_cache(const CacheShape& shape, const R& recipe, Memor
 
 }  // namespace kvcondense
 
+#include <kvcondense/cache/cuda_cache_fold.cuh>
 #include <kvcondense/cache/cuda_cache_impl.cuh>
 #include <kvcondense/cache/cuda_cache_turn.cuh>

@@ -19,7 +19,7 @@ StepView<Cuda> Cache<Cuda, R>::step_view(index_t layer, Phase phase) const {
 template <class R>
 Status Cache<Cuda, R>::check_input(const StepView<Cuda>& view, Input what) const {
   const bool probe = view.phase == Phase::probe;
-  if (view.phase == Phase::turn || !(probe ? what == Input::queries && pipeline_.probes() : pipeline_.inputs().has(what))) return Status::ok;
+  if (view.phase == Phase::turn || !(probe ? what == Input::queries && pipeline_.probes() : (pipeline_.inputs() | fold_.inputs).has(what))) return Status::ok;
   if (what == Input::queries) {
     const TensorView<const float, 3>& q = view.inputs.queries;
     const index_t least = probe ? view.appended : std::max(std::min<index_t>(1, view.appended), pipeline_.queries().of(view.appended));
@@ -27,7 +27,7 @@ Status Cache<Cuda, R>::check_input(const StepView<Cuda>& view, Input what) const
     return q.extent[0] == shape().q_heads && q.extent[2] == shape().head_dim && q.extent[1] <= view.appended ? Status::ok : Status::shape_mismatch;
   }
   if (what != Input::attention) return kvcondense::check_input(view.inputs, what, shape(), view.appended);
-  if (!pipeline_.reads_attention(view)) return Status::ok;
+  if (!reads_attention(view)) return Status::ok;
   const AttentionView& a = view.inputs.attention;
   if (a.mass.data == nullptr || a.rows <= 0) return Status::missing_input;
   return of_layer(layers_[view.layer], a.mass) ? Status::ok : Status::shape_mismatch;
@@ -62,7 +62,8 @@ Status Cache<Cuda, R>::begin(Context<Cuda>& ctx, Layer& l, const StepView<Cuda>&
           counts_.data() + 1, scratch.take_steering<prim::Ends>(heads)};
   for (auto& lane : lanes) lane = view.ragged(scratch.take<float>(total));
   bool room = keep.slots.data != nullptr && keep.count != nullptr && keep.budget != nullptr && keep.ends != nullptr &&
-              scratch.left() >= Scratch::bytes_for<std::int32_t>(total) + range_bytes() + pipeline_bytes(l.longest(), total, l.counters.pending);
+              scratch.left() >= Scratch::bytes_for<std::int32_t>(total) + range_bytes() + pipeline_bytes(l.longest(), total, l.counters.pending) +
+                                      fold_bytes(total);
   for (const auto& lane : lanes) room = room && lane.data != nullptr;
   if (!room) return Status::workspace_too_small;
   // Policies work on copies: a step that is refused later must not have counted its attention.
@@ -107,35 +108,43 @@ Status Cache<Cuda, R>::run_step(Context<Cuda>& ctx, index_t layer, const StepInp
   if (const Status s = kept.make(heads, [&](index_t h) { return l.slots(h); }); s != Status::ok) return s;
   RaggedView<float> lanes[max_lanes];
   const std::span<RaggedView<float>> all(lanes, static_cast<std::size_t>(plan_.lanes));
+  const evict::LaneViews own = all.first(static_cast<std::size_t>(pipeline_.lanes())), fold_lanes = all.subspan(own.size());
   if (const Status s = begin(ctx, l, view, scratch, keep, all); s != Status::ok) return s;
   const SlotRows<Cuda> keys = l.keys.rows(l.device_slots(), l.longest()), values = l.values.rows(l.device_slots(), l.longest());
   view.keys = &keys, view.values = &values;
   const cache::CudaLayerColumns<Layer> columns(l, shape(), inputs.queries, {column_scratch, static_cast<std::size_t>(room)});
   if (asks) view.columns = &columns;
   if (probe) {  // only the policy learns something; the tokens stay pending
-    const Status s = evict::observe_probe(pipeline_.source, ctx, view, all, scratch);
+    const Status s = evict::observe_probe(pipeline_.source, ctx, view, own, scratch);
     return s == Status::ok ? write_lanes(ctx, l, all, {nullptr, l.device_offset(), heads}, l.device_slots()) : s;
   }
   if (asks && l.window.most() > 0)
     if (const Status s = l.window.join(ctx, inputs.queries); s != Status::ok) return s;
 
   Context<Cuda> rest = ctx.with_workspace(scratch.rest());  // words of sources may take what no one has yet
-  if (const Status s = pipeline_.observe(rest, view, all); s != Status::ok) return s;
+  if (const Status s = pipeline_.observe(rest, view, own); s != Status::ok) return s;
+  if constexpr (can_merge)
+    if (const Status s = fold_.active ? merger_.observe(rest, view, fold_lanes) : Status::ok; s != Status::ok) return s;
   const bool fires = pipeline_.fires(view);
   bool leaves = false, changed = false, moved = false;
+  cache::Folding folding;
+  std::span<std::byte> fold_words;
   const auto stays = [&](index_t h) { return kept.size(h); };
   const auto act = [&]() -> Status {
     if (fires) {
-      if (const Status s = pipeline_.choose(ctx, view, all, keep, scratch); s != Status::ok) return s;
+      if (const Status s = pipeline_.choose(ctx, view, own, keep, scratch); s != Status::ok) return s;
       if (const Status s = count_kept(ctx, view, keep, kept, leaves); s != Status::ok) return s;
       if (leaves && keep.ends[0].prefix >= 0)  // ends alone were named, of all heads
         if (const Status s = prim::KeepEnds<Cuda>::run(ctx, keep.ends, keep.slots, keep.count); s != Status::ok) return s;
+      if (leaves && fold_.active)
+        if (const Status s = fold(ctx, view, fold_lanes, keep, folding, fold_words, scratch); s != Status::ok) return s;
     }
     moved = leaves || l.unsettled();
     // A turn may change numbers of slots though nothing leaves, and code what `remove` has left though nothing is pending.
     if (moved || l.counters.pending > 0 || plan_.lanes > 0) {
       if (const Status s = l.reserve_codes(ctx, leaves, true, kept); s != Status::ok) return s;
       changed = true;
+      if (const Status s = commit_fold(ctx, l, folding, fold_words); s != Status::ok) return s;
       if (const Status s = commit(ctx, l, keep, all, leaves, true, scratch); s != Status::ok) return s;
     }
     return l.set_slots(ctx, stays);
@@ -150,9 +159,10 @@ Status Cache<Cuda, R>::run_step(Context<Cuda>& ctx, index_t layer, const StepInp
     l.counters.budget_asked = l.counters.budget_met = 0;
     for (index_t h = 0; h < heads; ++h) l.counters.budget_asked += keep.budget[h], l.counters.budget_met += kept.size(h);
   }
+  l.folds = folding.decided;
   l.counters.evictions += leaves;
   l.counters.evicted_slots += total - l.total();
-  if (asks) l.window.settle(rows, l.counters.seen - 1);
+  if (asks) l.window.settle(l.pending_positions.span().last(static_cast<std::size_t>(rows)), l.counters.seen - 1);
   l.counters.stepped_position = l.next_position();
   l.counters.pending = 0;
   l.pending_positions.shrink(0);
@@ -357,18 +367,24 @@ Status Cache<Cuda, R>::read(Context<Cuda>& ctx, index_t layer, index_t head, ind
 }
 
 template <class R>
+Status Cache<Cuda, R>::counted(Context<Cuda>& ctx, std::span<index_t, 2> out) const {
+  const Status s = counting_ ? counts_.download(ctx, out) : Status::ok;
+  return s == Status::ok ? ctx.wait() : s;
+}
+
+template <class R>
 Expected<Report> Cache<Cuda, R>::report(Context<Cuda>& ctx) const {
   Report r;
   r.kernel = r.key_kernel = r.value_kernel = "cuda";
   index_t counts[2] = {};
-  Status s = counting_ ? counts_.download(ctx, std::span<index_t>(counts)) : Status::ok;
-  if (s == Status::ok) s = ctx.wait();
-  if (s != Status::ok) return s;
+  if (const Status s = counted(ctx, counts); s != Status::ok) return s;
   r.repaired_numbers = counts[0], r.nan_scores = counts[1];
   r.fixed_bytes = layers_.bytes() + steering_.size() + static_cast<std::size_t>(counts_.size()) * sizeof(index_t);
   for (const auto& l : layers_) {
     r.tokens = std::max(r.tokens, l.counters.seen);
-    r.slots += l.total(), r.fixed_bytes += l.window.bytes();
+    r.slots += l.total(), r.fixed_bytes += l.window.bytes(), r.nan_scores += l.counters.nan_scores;
+    for (const auto& h : l.done) r.repaired_numbers += h.repaired, r.coded_again += h.coded_again;
+    r.merged_slots += l.counters.merged_slots + l.folded_since();
     r.evictions += l.counters.evictions, r.evicted_slots += l.counters.evicted_slots;
     r.budget_asked += l.counters.budget_asked, r.budget_met += l.counters.budget_met;
     for (const int exact : {0, 2}) r.exact_bytes += l.keys.page_bytes(exact) + l.values.page_bytes(exact);

@@ -265,6 +265,7 @@ class CudaColumn {
   }
 
  private:
+  friend class CudaColumnFile<Codec>;  // fills an empty one from a file
   /// What is told to the host becomes what the device has.
   Status tell_device(const Context<Cuda>& ctx) {
     fresh_ = 0, laid_ = false;

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstddef>
+#include <cstdint>
 
 #include <kvcondense/core/config.hpp>
 #include <kvcondense/core/flush.hpp>
@@ -17,6 +18,7 @@ struct CudaColumnPlan {
   Codec codec{};
   Flush flush{};
   index_t sinks = 0, heads = 0, dim = 0, page_slots = 0;
+  std::int64_t fingerprint = 0;  ///< of the codec as the recipe names it
 
   /// Parts: exact first slots, codes, exact newest slots.
   static constexpr int parts = 3;
@@ -35,5 +37,9 @@ struct CudaColumnPlan {
   /// Whether anything but newest slots can be there.
   bool has_parts() const { return flush.block > 0 || sinks > 0; }
 };
+
+/// Columns in files: cuda_snapshot_column.cuh.
+template <class Codec>
+class CudaColumnFile;
 
 }  // namespace kvcondense::cache

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstdint>
 #include <cstring>
+#include <numeric>
 #include <span>
 #include <utility>
 
@@ -24,12 +25,13 @@ struct CudaPlan {
   CacheShape shape{};
   index_t lanes = 0;
   index_t sinks = 0;
+  index_t state = 0;       ///< numbers per head that a merge stage keeps
   index_t query_rows = 0;  ///< that are kept for later steps
   CudaColumnPlan<KeyCodec> keys{};
   CudaColumnPlan<ValueCodec> values{};
 
-  /// Page-locked memory of a layer for what its columns tell the host.
-  std::size_t told_bytes() const { return 2 * Scratch::bytes_for<prim::PartCounts>(shape.kv_heads); }
+  /// Page-locked memory of a layer for what its columns, and a merge stage, tell the host.
+  std::size_t told_bytes() const { return 2 * Scratch::bytes_for<prim::PartCounts>(shape.kv_heads) + Scratch::bytes_for<index_t>(shape.kv_heads); }
 };
 
 /// Numbers of one kind per slot of all heads, with room to grow.
@@ -80,14 +82,18 @@ class CudaLayer {
   using Plan = CudaPlan<KeyCodec, ValueCodec>;
 
   CudaLayer(const Plan& plan, MemoryResource<Cuda>& memory)
-      : offset(heap_memory()), pending_positions(heap_memory()), ids(memory), window(memory), keys(plan.keys, memory), values(plan.values, memory), plan_(plan),
+      : offset(heap_memory()), pending_positions(heap_memory()), done(heap_memory()), ids(memory), state(memory), window(memory), keys(plan.keys, memory), values(plan.values, memory), plan_(plan),
         memory_(&memory), lengths_(memory) {}
 
   Counters counters;
   Buffer<index_t> offset;  ///< heads + 1: where each head's slots begin in ragged views; the host's
   Buffer<index_t> pending_positions;
+  Buffer<HeadCounts> done;  ///< of the heads, from a file; what came since is the cache's
   SlotStore<std::int32_t> ids;  ///< tokens of the slots that a step has seen
   ObjectArray<SlotStore<float>> lanes;
+  cuda::DeviceArray<float> state;  ///< a merge stage's, of the heads one behind the other
+  std::span<index_t> folded;       ///< slots of each head that the last step folded, where `folds`: told by the device
+  bool folds = false;
   CudaQueryWindow window;
   CudaColumn<KeyCodec> keys;
   CudaColumn<ValueCodec> values;
@@ -99,18 +105,22 @@ class CudaLayer {
   Status make(std::span<std::byte> told) {
     const index_t heads = plan_.shape.kv_heads;
     Status s = offset.resize(heads + 1);
+    if (s == Status::ok) s = done.resize(heads);
     if (s == Status::ok) s = lanes.fill(heap_memory(), plan_.lanes, [&](index_t) { return SlotStore<float>(*memory_); });
     if (s == Status::ok) s = window.make(plan_.query_rows, plan_.shape);
     if (s == Status::ok) s = keys.make();
     if (s == Status::ok) s = values.make();
     if (s == Status::ok) s = lengths_.resize(2 * heads + 1);
     if (s == Status::ok) s = staging_.reserve(lengths_.bytes().size());
+    if (s == Status::ok) s = state.resize(heads * plan_.state);
+    if (s == Status::ok && state.size() > 0) s = cuda::settled(cudaMemsetAsync(state.data(), 0, state.bytes().size(), nullptr));
     // An empty cache may be attended to and have a turn before anything was appended.
     if (s == Status::ok) s = cuda::settled(cudaMemsetAsync(lengths_.data(), 0, static_cast<std::size_t>(lengths_.size()) * sizeof(index_t), nullptr));
     if (s == Status::ok) s = cuda::settled(cudaStreamSynchronize(nullptr));
     if (s != Status::ok) return s;
     Scratch scratch(told);
     const auto n = static_cast<std::size_t>(heads);
+    folded = {scratch.take<index_t>(heads), n};
     keys.tell_at({scratch.take<prim::PartCounts>(heads), n}), values.tell_at({scratch.take<prim::PartCounts>(heads), n});
     return fence.make();
   }
@@ -190,8 +200,10 @@ class CudaLayer {
   Status fork(Context<Cuda>& ctx, CudaLayer& out) {
     out.counters = counters;
     Status s = out.pending_positions.copy_from(pending_positions);
+    std::copy_n(done.data(), done.size(), out.done.data());
     if (s == Status::ok) s = ids.fork(ctx, out.ids);
     for (index_t i = 0; i < lanes.size() && s == Status::ok; ++i) s = lanes[i].fork(ctx, out.lanes[i]);
+    if (s == Status::ok) s = out.state.copy_from(ctx, state);
     if (s == Status::ok) s = window.fork(ctx, out.window);
     if (s == Status::ok) s = keys.fork(ctx, out.keys);
     if (s == Status::ok) s = values.fork(ctx, out.values);
@@ -208,8 +220,11 @@ class CudaLayer {
     const Status s = keys.trim(ctx), t = values.trim(ctx);
     return s == Status::ok ? t : s;
   }
-  /// Behind the last step: how many slots the parts of columns hold.
+  /// Behind the last step: how many slots it folded that are not counted yet.
+  index_t folded_since() const { return folds ? std::accumulate(folded.begin(), folded.end(), index_t{0}) : 0; }
+  /// Behind the last step: how many slots the parts of columns hold, and what it folded.
   void learn() {
+    counters.merged_slots += folded_since(), folds = false;
     const auto of = [&](index_t h) { return slots(h); };
     keys.learn(of), values.learn(of);
   }
@@ -224,21 +239,22 @@ class CudaLayer {
   prim::SlotTokens tokens() const { return {ids.view(), counters.seen, counters.pending}; }
 
   std::size_t side_bytes() const {
-    std::size_t n = ids.bytes() + keys.side_bytes() + values.side_bytes() + static_cast<std::size_t>(lengths_.size()) * sizeof(index_t);
+    std::size_t n = static_cast<std::size_t>(state.size()) * sizeof(float) + ids.bytes() + keys.side_bytes() + values.side_bytes() + static_cast<std::size_t>(lengths_.size()) * sizeof(index_t);
     for (const auto& l : lanes) n += l.bytes();
     return n;
   }
 
   /// Empty again; only while no kernel uses it.
   Status clear(Context<Cuda>& ctx) {
-    const Status s = keys.clear(ctx), t = values.clear(ctx);
+    const Status s = keys.clear(ctx), t = values.clear(ctx), u = state.fill_bytes(ctx, 0);
     pending_positions.shrink(0);
-    counters = {}, torn = false;
+    counters = {}, torn = folds = false;
+    std::fill(done.begin(), done.end(), HeadCounts{});
     window.truncate(0);
     ids.clear();
     for (auto& l : lanes) l.clear();
     const Status told = set_slots(ctx, [](index_t) { return index_t{0}; });  // kernels read lengths on the device
-    return s != Status::ok ? s : t != Status::ok ? t : told;
+    return s != Status::ok ? s : t != Status::ok ? t : u != Status::ok ? u : told;
   }
 
  private:

@@ -1,11 +1,14 @@
 #pragma once
 
 #include <algorithm>
+#include <span>
 #include <utility>
 
 #include <kvcondense/backend/cuda/attend_columns.cuh>
 #include <kvcondense/backend/cuda/memory.cuh>
 #include <kvcondense/backend/cuda/query_rows.cuh>
+#include <kvcondense/cache/query_window.hpp>
+#include <kvcondense/core/buffer.hpp>
 #include <kvcondense/core/shape.hpp>
 #include <kvcondense/core/status.hpp>
 #include <kvcondense/core/view.hpp>
@@ -16,10 +19,11 @@ namespace kvcondense::cache {
 /// be into the one that is not in use, and it becomes the window when the step is done.
 class CudaQueryWindow {
  public:
-  explicit CudaQueryWindow(MemoryResource<Cuda>& memory) : numbers_(memory) {}
+  explicit CudaQueryWindow(MemoryResource<Cuda>& memory) : numbers_(memory), positions_(heap_memory()) {}
 
   Status make(index_t rows, const CacheShape& shape) {
     most_ = rows, heads_ = shape.q_heads, dim_ = shape.head_dim;
+    if (const Status s = positions_.reserve(rows, true); s != Status::ok) return s;
     return numbers_.resize(2 * rows * heads_ * dim_);
   }
   index_t most() const { return most_; }
@@ -33,16 +37,49 @@ class CudaQueryWindow {
   }
   TensorView<const float, 3> joined(index_t fresh) const { return rows(1 - half_, after(fresh)); }
   /// Behind a step for which rows were joined; `newest`: ordinal of its last token.
-  void settle(index_t fresh, index_t newest) { size_ = after(fresh), half_ = 1 - half_, end_ = newest + 1; }
+  void settle(std::span<const index_t> positions, index_t newest) {
+    const auto fresh = static_cast<index_t>(positions.size()), size = after(fresh), come = std::min(fresh, size);
+    positions_.erase_front(size_ - (size - come));
+    for (const index_t p : positions.last(static_cast<std::size_t>(come))) positions_.append_reserved(p);
+    size_ = size, half_ = 1 - half_, end_ = newest + 1;
+  }
+  /// The same rows in an empty window of the host. Waits for the stream.
+  Status download(const Context<Cuda>& ctx, QueryWindow& out) const {
+    Buffer<float> table(heap_memory());
+    if (const Status s = table.resize(most_ * heads_ * dim_); s != Status::ok || table.empty()) return s;
+    const Status s = cuda::settled(cudaMemcpyAsync(table.data(), rows(half_, 0).data, table.span().size_bytes(), cudaMemcpyDeviceToHost, ctx.stream()));
+    if (const Status done = ctx.wait(); s != Status::ok || done != Status::ok) return s != Status::ok ? s : done;
+    for (index_t i = 0; i < size_; ++i) {
+      float* to = out.push_row(positions_[i]);
+      for (index_t h = 0; h < heads_; ++h) std::copy_n(table.data() + (h * most_ + i) * dim_, dim_, to + h * dim_);
+    }
+    out.set_end(end_);
+    return Status::ok;
+  }
+  /// Of an empty one; `end`: ordinal behind the newest row. Waits for the stream.
+  Status upload(const Context<Cuda>& ctx, const QueryWindow& in, index_t end) {
+    Buffer<float> table(heap_memory());
+    if (const Status s = table.resize(most_ * heads_ * dim_); s != Status::ok || table.empty()) return s;
+    for (index_t i = 0; i < in.size(); ++i) {
+      for (index_t h = 0; h < heads_; ++h) std::copy_n(in.row(i) + h * dim_, dim_, table.data() + (h * most_ + i) * dim_);
+      positions_.append_reserved(in.position(i));
+    }
+    const Status s = cuda::settled(cudaMemcpyAsync(rows(half_, 0).data, table.data(), table.span().size_bytes(), cudaMemcpyHostToDevice, ctx.stream()));
+    size_ = in.size(), end_ = end;
+    const Status done = ctx.wait();
+    return s != Status::ok ? s : done;
+  }
   /// Another one of the same shape gets the same rows.
   Status fork(const Context<Cuda>& ctx, CudaQueryWindow& out) const {
     out.size_ = size_, out.half_ = half_, out.end_ = end_;
+    if (const Status s = out.positions_.copy_from(positions_); s != Status::ok) return s;
     return out.numbers_.copy_from(ctx, numbers_);
   }
   /// Forgets queries of tokens from ordinal `tokens` on.
   void truncate(index_t tokens) {
     size_ = std::max<index_t>(0, size_ - std::max<index_t>(0, end_ - tokens));
     end_ = std::min(end_, tokens);
+    positions_.shrink(size_);
   }
 
  private:
@@ -51,6 +88,7 @@ class CudaQueryWindow {
   }
 
   cuda::DeviceArray<float> numbers_;
+  Buffer<index_t> positions_;  ///< of the tokens of the rows
   index_t most_ = 0, heads_ = 0, dim_ = 0;
   index_t size_ = 0, half_ = 0;
   index_t end_ = 0;  ///< ordinal behind the newest row

@@ -4,17 +4,13 @@
 #include <utility>
 
 #include <kvcondense/cache/column.hpp>
+#include <kvcondense/cache/counters.hpp>
 #include <kvcondense/cache/kept.hpp>
 #include <kvcondense/cache/open_slot.hpp>
 #include <kvcondense/cache/slot_ids.hpp>
 #include <kvcondense/cache/summary.hpp>
 
 namespace kvcondense::cache {
-
-/// Numbers per slot that a head may carry: those of an eviction policy, those of a quant stage's saliency, then those
-/// of a merge stage.
-inline constexpr index_t max_lanes = 10;
-inline constexpr index_t max_position = 0x7fffffff;  ///< ordinals are stored in 32 bits
 
 /// What every head of a cache has in common.
 struct HeadPlan {

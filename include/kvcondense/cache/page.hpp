@@ -9,6 +9,7 @@
 
 #include <kvcondense/core/bytes.hpp>
 #include <kvcondense/core/config.hpp>
+#include <kvcondense/core/flush.hpp>
 #include <kvcondense/core/memory.hpp>
 #include <kvcondense/prim/page_codec.hpp>
 
@@ -62,6 +63,12 @@ inline void release(Page* page, MemoryResource<Cpu>& memory) {
 }
 
 inline constexpr index_t max_page_slots = 256;
+
+/// Slots of a page of the exact window, where others have `page_slots`: a short window must not pay for a long page.
+inline index_t window_page_slots(const Flush& flush, index_t page_slots) {
+  if (flush.block == 0) return page_slots;
+  return std::clamp<index_t>(std::max(flush.block, flush.keep) / 4, std::min<index_t>(8, page_slots), page_slots);
+}
 
 /// A number that no other content of a page has had for a very long time.
 inline std::uint32_t next_stamp() {

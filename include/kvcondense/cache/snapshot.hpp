@@ -1,11 +1,13 @@
 #pragma once
 
-#include <bit>
+#include <cmath>
+#include <cstring>
 #include <string_view>
 #include <utility>
 
 #include <kvcondense/cache/cache.hpp>
 #include <kvcondense/cache/snapshot_column.hpp>
+#include <kvcondense/cache/snapshot_file.hpp>
 #include <kvcondense/cache/snapshot_open.hpp>
 #include <kvcondense/core/bytes.hpp>
 
@@ -19,29 +21,6 @@ namespace kvcondense {
 //   checksum u64 of all bytes before it
 namespace cache {
 
-inline constexpr std::uint32_t snapshot_magic = 0x5343564b;  // "KVCS"
-inline constexpr std::uint32_t snapshot_version = 5;
-
-/// A number that differs when two caches store slots differently. Folds any list of integers.
-class Fingerprint {
- public:
-  template <class... T>
-  Fingerprint& add(T... values) {
-    (sum_.add(std::as_bytes(std::span<const std::int64_t, 1>(fold(static_cast<std::int64_t>(values)), 1))), ...);
-    return *this;
-  }
-  Fingerprint& add_text(const char* text) {
-    for (; *text != 0; ++text) add(*text);
-    return add(-1);
-  }
-  std::uint64_t value() const { return sum_.value(); }
-
- private:
-  const std::int64_t* fold(std::int64_t v) { return &(now_ = v); }
-  Checksum sum_;
-  std::int64_t now_ = 0;
-};
-
 template <class H>
 auto keys_of(const Before<H>& before) {
   return before.each([](const H& h) -> const auto& { return h.keys; });
@@ -53,15 +32,7 @@ auto values_of(const Before<H>& before) {
 
 template <class H>
 void save_head(ByteWriter& w, const H& head, const Before<H>& before) {
-  w.put(head.repaired);
-  w.put(head.coded_again);
-  w.put(static_cast<std::int64_t>(head.slots()));
-  std::int32_t ids[256];
-  for (index_t i = 0, n = 0; i < head.slots(); i += n) {
-    n = std::min<index_t>(256, head.slots() - i);
-    head.ids.copy_to(i, n, ids);
-    w.bytes(std::as_bytes(std::span(ids, static_cast<std::size_t>(n))));
-  }
+  save_slots(w, {head.repaired, head.coded_again}, head.slots(), [&](index_t first, index_t n, std::int32_t* out) { head.ids.copy_to(first, n, out); });
   for (index_t l = 0; l < head.lanes; ++l) w.bytes(std::as_bytes(head.lane[l].span()));
   w.bytes(std::as_bytes(head.state.span()));
   save_open(w, head.open);
@@ -87,33 +58,23 @@ inline Status load_summary(ByteReader& r, Summary& summary, const Counters& c, i
 
 template <class H>
 Status load_head(ByteReader& r, H& head, const Before<H>& before, const Counters& c, index_t window) {
-  std::int64_t slots = 0;
-  if (!r.read(head.repaired) || !r.read(head.coded_again) || !r.read(slots)) return Status::corrupt_data;
-  std::span<const std::byte> ids, lane[max_lanes];
-  if (slots < 0 || slots > c.seen || !r.take(static_cast<std::uint64_t>(slots), sizeof(std::int32_t), ids))
-    return Status::corrupt_data;
-  for (index_t l = 0; l < head.lanes; ++l)
-    if (!r.take(static_cast<std::uint64_t>(slots), sizeof(float), lane[l])) return Status::corrupt_data;
+  SavedSlots saved;
+  if (const Status s = saved.load(r, c, head.lanes); s != Status::ok) return s;
+  const index_t slots = saved.slots;
+  head.repaired = saved.counts.repaired, head.coded_again = saved.counts.coded_again;
   std::span<const std::byte> state;
   if (!r.take(static_cast<std::uint64_t>(head.state.size()), sizeof(float), state)) return Status::corrupt_data;
   if (!state.empty()) std::memcpy(head.state.data(), state.data(), state.size());
   if (const Status s = load_open(r, head.open, c, window); s != Status::ok) return s;
-  index_t last = -1;
   for (index_t i = 0; i < slots; ++i) {
-    std::int32_t id = 0;
-    std::memcpy(&id, ids.data() + static_cast<std::size_t>(i) * sizeof id, sizeof id);
-    if (id <= last || id >= c.seen) return Status::corrupt_data;
-    last = id;
+    const index_t id = saved.token(i);
     if (head.ids.gap_before(id))
       if (const Status s = head.ids.list_with_room(slots - i); s != Status::ok) return s;
     head.ids.append(id, 1);
   }
-  // Tokens that no step has seen are all stored: attention counts on it.
-  if (c.pending > slots || (c.pending > 0 && head.ids[slots - c.pending] != c.seen - c.pending))
-    return Status::corrupt_data;
   for (index_t l = 0; l < head.lanes; ++l) {
     if (const Status s = head.lane[l].resize(slots); s != Status::ok) return s;
-    if (slots > 0) std::memcpy(head.lane[l].data(), lane[l].data(), lane[l].size());
+    if (slots > 0) std::memcpy(head.lane[l].data(), saved.lane[l].data(), saved.lane[l].size());
     for (index_t i = 0; i < slots && (l == head.bias || l == head.value_scale); ++i)
       if (!std::isfinite(head.lane[l][i])) return Status::corrupt_data;
   }
@@ -121,31 +82,6 @@ Status load_head(ByteReader& r, H& head, const Before<H>& before, const Counters
   if (s == Status::ok) s = load_column(r, head.values, values_of(before));
   if (s == Status::ok && (head.keys.slots() != slots || head.values.slots() != slots)) s = Status::corrupt_data;
   return s == Status::ok ? load_summary(r, head.summary, c, slots) : s;
-}
-
-/// Only where the recipe keeps queries: rows u32, then per row its position and its numbers.
-inline void save_window(ByteWriter& w, const QueryWindow& window, const CacheShape& shape) {
-  if (window.most() == 0) return;
-  w.put(static_cast<std::uint32_t>(window.size()));
-  for (index_t i = 0; i < window.size(); ++i) {
-    w.put(window.position(i));
-    w.bytes(std::as_bytes(std::span(window.row(i), static_cast<std::size_t>(shape.q_heads * shape.head_dim))));
-  }
-}
-
-inline Status load_window(ByteReader& r, QueryWindow& window, const CacheShape& shape, const Counters& c) {
-  if (window.most() == 0) return Status::ok;
-  std::uint32_t rows = 0;
-  if (!r.read(rows) || rows > window.most() || rows > c.seen - c.pending) return Status::corrupt_data;
-  for (std::uint32_t i = 0; i < rows; ++i) {
-    index_t position = 0;
-    std::span<const std::byte> numbers;
-    if (!r.read(position) || position < 0 || position > max_position) return Status::corrupt_data;
-    if (!r.take(static_cast<std::uint64_t>(shape.q_heads * shape.head_dim), sizeof(float), numbers)) return Status::corrupt_data;
-    std::memcpy(window.push_row(position), numbers.data(), numbers.size());
-  }
-  window.set_end(c.seen - c.pending);
-  return Status::ok;
 }
 
 /// Only where a retrieval stage holds units: when they were chosen i64, -1 for none; then slots and known slots of each
@@ -243,16 +179,9 @@ template <Backend B, class R>
 std::uint64_t fingerprint(const Cache<B, R>& c) {
   const CacheShape& s = c.shape();
   const auto& p = c.plan();
-  cache::Fingerprint f;
-  f.add(s.layers, s.q_heads, s.kv_heads, s.head_dim, s.values(), static_cast<int>(s.dtype), s.page_slots);
-  f.add(std::bit_cast<std::uint32_t>(s.softmax_scale));
-  f.add_text(word_of(c.recipe().evict)).add_text(word_of(c.recipe().quant)).add_text(word_of(c.recipe().position));
+  cache::Fingerprint f = cache::begin_fingerprint(s, c.recipe());
   if (const char* word = word_of(c.recipe().lowrank); std::string_view(word) != NoLowRank::about.word) f.add_text(word);
-  const auto add = [&](const auto& h) {
-    const Flush k = h.keys.flush_rule(), v = h.values.flush_rule();
-    f.add(h.keys.fingerprint(), h.values.fingerprint(), k.block, k.keep, k.first, v.block, v.keep, v.first);
-    if (k.whole || v.whole) f.add(k.whole, v.whole);
-  };
+  const auto add = [&](const auto& h) { f.add_codes(h.keys.fingerprint(), h.values.fingerprint(), h.keys.flush_rule(), h.values.flush_rule()); };
   const auto& first = c.layers()[0].heads[0];
   add(first);
   f.add(p.sinks, p.lanes, p.query_rows);
@@ -294,22 +223,16 @@ auto heads_before(const Cache<B, R>& c, const typename Cache<B, R>::Layer& layer
 template <Backend B, class R>
 Status save(const Cache<B, R>& c, ByteSink& sink) {
   ByteWriter w(sink);
-  w.put(cache::snapshot_magic);
-  w.put(cache::snapshot_version);
-  w.put(fingerprint(c));
-  w.put(static_cast<std::uint32_t>(c.shape().layers));
+  cache::save_begin(w, fingerprint(c), c.shape().layers);
   for (const auto& l : c.layers()) {
-    w.put(l.counters);
-    for (const index_t p : l.pending_positions) w.put(p);
+    cache::save_counters(w, l.counters, l.pending_positions);
     cache::save_window(w, l.window, c.shape());
     cache::save_held(w, l.held);
     if (c.plan().learns) cache::save_found(w, l.index);
     for (index_t h = 0; h < c.shape().kv_heads; ++h) cache::save_head(w, l.heads[h], heads_before(c, l, h));
     for (const auto& i : l.index) w.bytes(std::as_bytes(i.drawn.span()));
   }
-  const std::uint64_t sum = w.checksum();
-  w.put(sum);
-  return w.status();
+  return cache::save_end(w);
 }
 
 /// Replaces the content of `c` by a snapshot, or leaves `c` as it is.
@@ -318,36 +241,14 @@ Status save(const Cache<B, R>& c, ByteSink& sink) {
 ///          format version), out_of_memory. Asks for no more memory than the file's length justifies.
 template <Backend B, class R>
 Status load(Cache<B, R>& c, std::span<const std::byte> file) {
-  std::uint64_t sum = 0;
-  if (file.size() < sizeof sum) return Status::corrupt_data;
-  std::memcpy(&sum, file.data() + file.size() - sizeof sum, sizeof sum);
-  Checksum check;
-  check.add(file.first(file.size() - sizeof sum));
-  if (check.value() != sum) return Status::corrupt_data;
-
-  ByteReader r(file.first(file.size() - sizeof sum));
-  std::uint32_t magic = 0, version = 0, layers = 0;
-  std::uint64_t print = 0;
-  if (!r.read(magic) || !r.read(version) || magic != cache::snapshot_magic) return Status::corrupt_data;
-  if (version != cache::snapshot_version) return Status::incompatible;
-  if (!r.read(print) || !r.read(layers)) return Status::corrupt_data;
-  if (print != fingerprint(c) || layers != c.shape().layers) return Status::incompatible;
-
+  ByteReader r({});
+  if (const Status s = cache::load_begin(file, fingerprint(c), c.shape().layers, r); s != Status::ok) return s;
   auto fresh = Cache<B, R>::make(c.shape(), c.recipe(), c.memory());
   if (!fresh) return fresh.status();
   index_t most = 0;
   for (auto& l : fresh->layers()) {
-    cache::Counters n;
-    if (!r.read(n)) return Status::corrupt_data;
-    const bool sane = n.seen >= 0 && n.seen <= cache::max_position && n.pending >= 0 && n.pending <= n.seen &&
-                      n.stepped_position >= 0 && n.stepped_position <= cache::max_position + 1 && n.prompt >= 0 && n.prompt <= n.seen;
-    if (!sane || static_cast<std::uint64_t>(n.pending) > r.left() / sizeof(index_t)) return Status::corrupt_data;
-    l.counters = n;
-    for (index_t i = 0; i < n.pending; ++i) {
-      index_t p = 0;
-      if (!r.read(p) || p < 0 || p > cache::max_position) return Status::corrupt_data;
-      if (const Status s = l.pending_positions.push_back(p); s != Status::ok) return s;
-    }
+    if (const Status s = cache::load_counters(r, l.counters, l.pending_positions); s != Status::ok) return s;
+    const cache::Counters& n = l.counters;
     if (const Status s = cache::load_window(r, l.window, c.shape(), n); s != Status::ok) return s;
     if constexpr (Cache<B, R>::may_retrieve) {
       if (const Status s = cache::load_held(r, *fresh, l); s != Status::ok) return s;

@@ -6,6 +6,7 @@
 
 #include <kvcondense/cache/column.hpp>
 #include <kvcondense/cache/column_pair.hpp>
+#include <kvcondense/cache/snapshot_file.hpp>
 #include <kvcondense/core/bytes.hpp>
 #include <kvcondense/core/status.hpp>
 
@@ -51,9 +52,9 @@ void save_segment(ByteWriter& w, const Segment<C>& segment, bool paired = false,
   w.put(static_cast<std::uint32_t>(segment.pages().size()));
   index_t from[max_row_group] = {};
   for (const PageRef& ref : segment.pages()) {
-    w.put(ref.page->format);
-    w.put(static_cast<std::uint32_t>(ref.used));
-    for (const std::uint64_t word : ref.dead) w.put(word);
+    PageHead head{ref.page->format, static_cast<std::uint32_t>(ref.used)};
+    std::copy(std::begin(ref.dead), std::end(ref.dead), std::begin(head.dead));
+    head.save(w);
     PageForm form = segment.shares(ref) ? PageForm::rows : PageForm::alone;
     index_t at = -1;
     for (index_t n = 0; n < before.count && form == PageForm::rows; ++n)
@@ -86,28 +87,24 @@ Status put_under(Segment<C>& segment, Page* rows, std::span<const std::byte> byt
 template <class C>
 Status load_segment(ByteReader& r, Segment<C>& segment, bool paired = false, const Before<Segment<C>>& before = {}) {
   std::uint32_t pages = 0;
-  if (!r.read(pages)) return Status::corrupt_data;
   const std::size_t payload = segment.page_payload();
-  if (pages > r.left() / ((paired ? 0 : payload) + sizeof(PageRef::dead))) return Status::corrupt_data;
+  if (!load_pages(r, paired ? 0 : payload, pages)) return Status::corrupt_data;
   for (std::uint32_t p = 0; p < pages; ++p) {
-    std::uint64_t format = 0;
-    std::uint32_t used = 0, form = 0, at = 0, own = 0;
-    std::uint64_t dead[max_page_slots / 64];
+    PageHead head;
+    std::uint32_t form = 0, at = 0, own = 0;
     std::span<const std::byte> bytes, rows;
-    if (!r.read(format)) return Status::corrupt_data;
-    if (format != segment.format()) return Status::incompatible;
-    if (!r.read(used) || !r.read(dead) || (paired && !r.read(form))) return Status::corrupt_data;
+    if (const Status s = head.load(r, segment.format()); s != Status::ok) return s;
+    if (paired && !r.read(form)) return Status::corrupt_data;
     const index_t n = static_cast<index_t>(form) - static_cast<index_t>(PageForm::shared);
     if (n >= before.count) return Status::corrupt_data;
     const Segment<C>* below = n < 0 ? nullptr : before.at[n];
     if (below != nullptr && (!r.read(at) || at >= below->pages().size() || !below->shares(below->pages()[at]))) return Status::corrupt_data;
     const PageForm kind = n < 0 ? static_cast<PageForm>(form) : PageForm::shared;
-    if (kind != PageForm::alone && (!r.read(own) || used != segment.page_slots())) return Status::corrupt_data;
+    if (kind != PageForm::alone && (!r.read(own) || head.used != segment.page_slots())) return Status::corrupt_data;
     if (!r.take(1, kind == PageForm::alone ? payload : own, bytes)) return Status::corrupt_data;
     if (kind == PageForm::rows && !r.take(1, payload, rows)) return Status::corrupt_data;
-    if (used == 0 || used > segment.page_slots() || used % segment.codec().group_slots() != 0) return Status::corrupt_data;
-    if (const Status s = segment.add_page(used, dead, bytes.size()); s != Status::ok) return s;
-    if (segment.pages().back().live == 0) return Status::corrupt_data;
+    if (!head.fits(segment.page_slots(), segment.codec().group_slots())) return Status::corrupt_data;
+    if (const Status s = segment.add_page(head.used, head.dead, bytes.size()); s != Status::ok) return s;
     std::copy(bytes.begin(), bytes.end(), segment.pages().back().page->payload());
     if (kind == PageForm::alone) continue;
     if (const Status s = put_under(segment, kind == PageForm::shared ? below->pages()[at].page->under : nullptr, rows); s != Status::ok) return s;

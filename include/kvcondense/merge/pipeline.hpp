@@ -212,7 +212,7 @@ struct Pipeline {
     const TensorView<float, 2> state = scene.state;
     Status s = prim::MergeSets<B>::begin(ctx, keep.slots, keep.count, scene.links);
     if (s == Status::ok && (reads_scores(finder) || reads_scores(threshold) || reads_scores(weights))) {
-      scene.scores = {scratch.take<float>(scene.view->total()), scene.view->offset, scene.heads()};
+      scene.scores = scene.view->ragged(scratch.take<float>(scene.view->total()));
       if (scene.scores.data == nullptr) return Status::workspace_too_small;
       Scratch own = scratch;
       s = source.score(ctx, *scene.view, scene.lanes, scene.scores, own);
@@ -226,9 +226,9 @@ struct Pipeline {
     if (s == Status::ok) s = weights.run(ctx, scene, mass, own);
     constexpr bool own_mass = requires { weights.owns_mass(); };
     if (s == Status::ok && t.sizes >= 0 && !own_mass)
-      s = prim::MergeWeights<B>::add_sizes(ctx, scene.targets, scene.links, scene.sizes);
+      s = prim::MergeWeights<B>::add_sizes(ctx, scene.targets, scene.links, scene.sizes, scene.view->total());
     if (s == Status::ok && t.value_scale >= 0)
-      s = prim::MergeWeights<B>::add_scales(ctx, scene.targets, scene.links, lanes[static_cast<std::size_t>(t.value_scale)]);
+      s = prim::MergeWeights<B>::add_scales(ctx, scene.targets, scene.links, lanes[static_cast<std::size_t>(t.value_scale)], scene.view->total());
     if (s == Status::ok && t.place >= 0)
       s = prim::MergeWeights<B>::places(ctx, position == Place::latest, scene.links, lanes[static_cast<std::size_t>(t.place)], turn);
     if (s != Status::ok) return s;

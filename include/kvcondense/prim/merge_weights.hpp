@@ -92,8 +92,8 @@ struct MergeWeightOf {
 ///
 /// Numbers  float32, in slot order; a weight or sum that is no number counts as 0, and a sum of 0 leaves the target
 ///          as it is. Votes are computed from logarithms throughout.
-/// Cost     a few passes over numbers per slot. On CUDA `add_sizes` and `add_scales` sort members in the workspace, and take a bound
-///          of all heads' slots as a last argument.
+/// Cost     a few passes over numbers per slot. `add_sizes` and `add_scales` take a bound of all heads' slots as a last argument, which
+///          only CUDA reads: there they sort members in the workspace.
 template <Backend B>
 struct MergeWeights {
   static_assert(detail::always_false<B>,

@@ -82,7 +82,7 @@ struct MergeWeights<Cpu> {
     return Status::ok;
   }
 
-  static Status add_sizes(Context<Cpu>& ctx, const SlotRange* targets, const MergeLinks& links, RaggedView<float> log_sizes) {
+  static Status add_sizes(Context<Cpu>& ctx, const SlotRange* targets, const MergeLinks& links, RaggedView<float> log_sizes, index_t = 0) {
     each(ctx, links, [&](index_t h) {
       float* size = log_sizes.row(h);
       for (index_t j = 0; j < links.slots(h); ++j) {
@@ -97,7 +97,7 @@ struct MergeWeights<Cpu> {
     return Status::ok;
   }
 
-  static Status add_scales(Context<Cpu>& ctx, const SlotRange* targets, const MergeLinks& links, RaggedView<float> scales) {
+  static Status add_scales(Context<Cpu>& ctx, const SlotRange* targets, const MergeLinks& links, RaggedView<float> scales, index_t = 0) {
     each(ctx, links, [&](index_t h) {
       float* scale = scales.row(h);
       for (index_t j = 0; j < links.slots(h); ++j) {

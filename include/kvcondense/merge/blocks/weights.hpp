@@ -46,7 +46,7 @@ struct LengthShare {
 
   template <Backend B>
   Status run(Context<B>& ctx, Scene<B>& scene, Mass, Scratch& scratch) const {
-    const RaggedView<float> length{scratch.take<float>(scene.view->total()), scene.view->offset, scene.heads()};
+    const RaggedView<float> length = scene.view->ragged(scratch.take<float>(scene.view->total()));
     if (length.data == nullptr) return Status::workspace_too_small;
     const Status s = prim::RowNorm<B>::run(ctx, *scene.view->values, most_slots, 1.0f, length);
     if (s != Status::ok) return s;

@@ -1,0 +1,171 @@
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <span>
+#include <utility>
+
+#include <kvcondense/cache/cuda_cache.cuh>
+#include <kvcondense/cache/cuda_snapshot_column.cuh>
+#include <kvcondense/cache/query_window.hpp>
+#include <kvcondense/cache/snapshot_file.hpp>
+#include <kvcondense/core/bytes.hpp>
+
+namespace kvcondense {
+
+/// The same number as that of a cache on the CPU which stores slots alike.
+template <class R>
+std::uint64_t fingerprint(const Cache<Cuda, R>& c) {
+  const auto& p = c.plan();
+  cache::Fingerprint f = cache::begin_fingerprint(c.shape(), c.recipe());
+  f.add_codes(p.keys.fingerprint, p.values.fingerprint, p.keys.flush, p.values.flush).add(p.sinks, p.lanes, p.query_rows);
+  if (const merge::Traits& t = c.folds(); t.active) {
+    if (t.bias >= 0 || t.value_scale >= 0 || t.state > 0) f.add(t.bias, t.value_scale, t.state);
+    f.add_text(word_of(c.recipe().merge));
+  }
+  return f.value();
+}
+
+namespace cache {
+
+/// Tokens, and numbers per slot, of one head at a time.
+template <class R>
+void save_head(ByteWriter& w, Context<Cuda>& ctx, const Cache<Cuda, R>& c, index_t layer, index_t head, const HeadCounts& counts, SnapshotRoom& room) {
+  const auto& l = c.layers()[layer];
+  const index_t slots = l.slots(head), stepped = slots - l.counters.pending;
+  Buffer<std::int32_t> ids(heap_memory());
+  Buffer<float> numbers(heap_memory());
+  Status s = ids.resize(slots);
+  if (s == Status::ok) s = numbers.resize(c.plan().lanes > 0 ? slots : 0);
+  if (s == Status::ok) s = c.tokens(ctx, layer, head, {ids.data(), static_cast<std::size_t>(slots)});
+  if (s != Status::ok) return w.fail(s);
+  save_slots(w, counts, slots, [&](index_t first, index_t n, std::int32_t* out) { std::copy_n(ids.data() + first, n, out); });
+  for (const auto& lane : l.lanes) {
+    std::fill(numbers.begin() + stepped, numbers.end(), 0.0f);
+    if (stepped > 0)
+      s = cuda::settled(cudaMemcpyAsync(numbers.data(), lane.view().row(head), static_cast<std::size_t>(stepped) * sizeof(float), cudaMemcpyDeviceToHost, ctx.stream()));
+    const Status done = ctx.wait();
+    if (s != Status::ok || done != Status::ok) return w.fail(s != Status::ok ? s : done);
+    w.bytes(std::as_bytes(numbers.span()));
+  }
+  if (const index_t n = c.plan().state; n > 0) {
+    s = numbers.resize(n);
+    if (s == Status::ok)
+      s = cuda::settled(cudaMemcpyAsync(numbers.data(), l.state.data() + head * n, static_cast<std::size_t>(n) * sizeof(float), cudaMemcpyDeviceToHost, ctx.stream()));
+    const Status done = ctx.wait();
+    if (s != Status::ok || done != Status::ok) return w.fail(s != Status::ok ? s : done);
+    w.bytes(std::as_bytes(numbers.span().first(static_cast<std::size_t>(n))));
+  }
+  CudaColumnFile<typename Cache<Cuda, R>::KeyCodec>::save(w, ctx, l.keys, head, slots, room);
+  CudaColumnFile<typename Cache<Cuda, R>::ValueCodec>::save(w, ctx, l.values, head, slots, room);
+}
+
+template <class R>
+Status load_layer(ByteReader& r, Context<Cuda>& ctx, Cache<Cuda, R>& c, index_t layer) {
+  auto& l = c.layers()[layer];
+  const index_t heads = c.shape().kv_heads;
+  if (const Status s = load_counters(r, l.counters, l.pending_positions); s != Status::ok) return s;
+  QueryWindow window;
+  Status s = QueryWindow::make(l.window.most(), c.shape(), heap_memory(), window);
+  if (s == Status::ok) s = load_window(r, window, c.shape(), l.counters);
+  if (s == Status::ok) s = l.window.upload(ctx, window, l.counters.seen - l.counters.pending);
+  CudaColumnFile<typename Cache<Cuda, R>::KeyCodec> keys(l.keys);
+  CudaColumnFile<typename Cache<Cuda, R>::ValueCodec> values(l.values);
+  Buffer<index_t> slots(heap_memory());
+  if (s == Status::ok) s = keys.make();
+  if (s == Status::ok) s = values.make();
+  if (s == Status::ok) s = slots.resize(heads);
+  const auto stepped = [&](index_t h) { return std::max<index_t>(0, slots[h] - l.counters.pending); };  // none of heads to come
+  for (index_t h = 0; h < heads && s == Status::ok; ++h) {
+    SavedSlots saved;
+    s = saved.load(r, l.counters, c.plan().lanes);
+    if (s != Status::ok) break;
+    const auto put = [&](auto& store, std::span<const std::byte> from) {
+      if (s == Status::ok) s = store.reserve(ctx, heads, saved.slots, stepped);
+      static_assert(sizeof(std::int32_t) == sizeof(float));
+      const auto n = static_cast<std::size_t>(saved.slots - l.counters.pending) * sizeof(float);
+      if (s == Status::ok && n > 0) s = cuda::settled(cudaMemcpyAsync(store.view().row(h), from.data(), n, cudaMemcpyHostToDevice, ctx.stream()));
+    };
+    put(l.ids, saved.ids);
+    for (index_t i = 0; i < l.lanes.size(); ++i) put(l.lanes[i], saved.lane[i]);
+    slots[h] = saved.slots, l.done[h] = saved.counts;
+    std::span<const std::byte> state;
+    const auto floats = static_cast<std::uint64_t>(c.plan().state);
+    if (s == Status::ok && !r.take(floats, sizeof(float), state)) s = Status::corrupt_data;
+    if (s == Status::ok && floats > 0)
+      s = cuda::settled(cudaMemcpyAsync(l.state.data() + h * c.plan().state, state.data(), state.size(), cudaMemcpyHostToDevice, ctx.stream()));
+    if (s == Status::ok) s = keys.load(r, ctx, h, slots[h]);
+    if (s == Status::ok) s = values.load(r, ctx, h, slots[h]);
+  }
+  if (s == Status::ok) s = keys.settle(ctx);
+  if (s == Status::ok) s = values.settle(ctx);
+  return s == Status::ok ? l.set_slots(ctx, [&](index_t h) { return slots[h]; }) : s;
+}
+
+}  // namespace cache
+
+/// Writes everything the cache holds, codes as codes: the file that a cache on the CPU writes when it stores the same slots and no tombstones, and
+/// that either backend reads.
+///
+/// Needs    a context on the stream of the cache's calls.
+/// Cost     waits for the stream, and for each piece of about a megabyte of pages that comes down; host memory for the tokens of one head.
+/// Numbers  what the cache has counted of all heads together, numbers that it could not store and NaN scores, is told of the first head and layer.
+/// Errors   io_error when the sink refuses, device_error of a layer that is torn, out_of_memory; the cache never changes.
+template <class R>
+Status save(Context<Cuda>& ctx, const Cache<Cuda, R>& c, ByteSink& sink) {
+  for (const auto& l : c.layers())
+    if (l.torn) return Status::device_error;
+  const auto& p = c.plan();
+  std::size_t page = 0;
+  for (int part = 0; part < 3; ++part)
+    page = std::max({page, cache::CudaColumnFile<typename Cache<Cuda, R>::KeyCodec>::payload(p.keys, part),
+                     cache::CudaColumnFile<typename Cache<Cuda, R>::ValueCodec>::payload(p.values, part)});
+  cache::SnapshotRoom room(c.memory());
+  index_t counted[2] = {};
+  Status s = c.counted(ctx, counted);
+  if (s == Status::ok) s = room.make(ctx, page, p.keys.flush.block > 0 || p.values.flush.block > 0 ? std::max(p.keys.dim, p.values.dim) : 0);
+  if (s != Status::ok) return s;
+
+  ByteWriter w(sink);
+  cache::save_begin(w, fingerprint(c), c.shape().layers);
+  for (index_t i = 0; i < c.layers().size() && w.status() == Status::ok; ++i) {
+    const auto& l = c.layers()[i];
+    cache::Counters counters = l.counters;
+    counters.merged_slots += l.folded_since();
+    if (i == 0) counters.nan_scores += counted[1];
+    cache::save_counters(w, counters, l.pending_positions);
+    cache::QueryWindow window;
+    s = cache::QueryWindow::make(l.window.most(), c.shape(), heap_memory(), window);
+    if (s == Status::ok) s = l.window.download(ctx, window);
+    if (s != Status::ok) w.fail(s);
+    cache::save_window(w, window, c.shape());
+    for (index_t h = 0; h < c.shape().kv_heads && w.status() == Status::ok; ++h) {
+      cache::HeadCounts counts = l.done[h];
+      if (i == 0 && h == 0) counts.repaired += counted[0];
+      cache::save_head(w, ctx, c, i, h, counts, room);
+    }
+  }
+  return cache::save_end(w);
+}
+
+/// Replaces the content of `c` by a snapshot, of either backend, or leaves `c` as it is. A layer that was torn is whole behind it.
+///
+/// Needs    a context on the stream of the cache's calls. Waits for it.
+/// Errors   corrupt_data (cut, flipped, impossible), incompatible (another shape, recipe or format version), out_of_memory, not_supported where slots
+///          have left from groups that share parameters: such codes cannot move. Asks for no more memory than the file's length justifies.
+template <class R>
+Status load(Context<Cuda>& ctx, Cache<Cuda, R>& c, std::span<const std::byte> file) {
+  ByteReader r({});
+  if (const Status s = cache::load_begin(file, fingerprint(c), c.shape().layers, r); s != Status::ok) return s;
+  auto fresh = Cache<Cuda, R>::make(c.shape(), c.recipe(), c.memory());
+  if (!fresh) return fresh.status();
+  Status s = Status::ok;
+  for (index_t i = 0; i < c.layers().size() && s == Status::ok; ++i) s = cache::load_layer(r, ctx, *fresh, i);
+  if (s == Status::ok && r.left() != 0) s = Status::corrupt_data;
+  const Status done = ctx.wait();  // the file is read no more, nor what the cache had before
+  if (s == Status::ok) s = done;
+  if (s == Status::ok) c = std::move(*fresh);
+  return s;
+}
+
+}  // namespace kvcondense

@@ -1,0 +1,238 @@
+#pragma once
+
+#include <algorithm>
+#include <concepts>
+#include <cstdint>
+#include <cstring>
+#include <span>
+
+#include <kvcondense/backend/cuda/keep_rows.cuh>
+#include <kvcondense/backend/cuda/memory.cuh>
+#include <kvcondense/backend/cuda/page_codec.cuh>
+#include <kvcondense/backend/cuda/steering.cuh>
+#include <kvcondense/cache/cuda_column.cuh>
+#include <kvcondense/cache/page.hpp>
+#include <kvcondense/cache/snapshot_file.hpp>
+#include <kvcondense/core/buffer.hpp>
+#include <kvcondense/core/bytes.hpp>
+
+namespace kvcondense::cache {
+
+/// Page-locked memory through which pages come down, as many at a time as there is room for, and device memory for one whose unwritten slots
+/// become rows of zeros.
+class SnapshotRoom {
+ public:
+  static constexpr std::size_t least = std::size_t{1} << 20;
+
+  explicit SnapshotRoom(MemoryResource<Cuda>& memory) : page_(memory), zeros_(memory), job_(memory) {}
+
+  /// `page`: bytes of the largest page; `dim`: of the longest row, 0 where nothing is coded.
+  Status make(const Context<Cuda>& ctx, std::size_t page, index_t dim) {
+    Status s = down_.make(std::max(page, least));
+    if (s != Status::ok || dim == 0) return s;
+    s = page_.resize(static_cast<index_t>(page));
+    if (s == Status::ok) s = zeros_.resize(dim);
+    if (s == Status::ok) s = job_.resize(1);
+    return s == Status::ok ? zeros_.fill_bytes(ctx, 0) : s;
+  }
+  index_t pages_of(std::size_t bytes) const { return static_cast<index_t>(down_.size() / bytes); }
+  std::span<std::byte> part(index_t i, std::size_t bytes) const { return down_.part(static_cast<std::size_t>(i) * bytes, bytes); }
+
+  /// Enqueues the copy of a page of codes whose slots from `used` on hold nothing: they become those of zeros. `job` stays until the stream is
+  /// waited for.
+  template <class Codec>
+  Status blank(Context<Cuda>& ctx, const Codec& codec, const std::byte* from, index_t slots, index_t dim, index_t used, prim::PageRows& job, std::span<std::byte> to) {
+    job = {page_.data(), zeros_.data(), 0, static_cast<std::int32_t>(used), static_cast<std::int32_t>(slots - used)};
+    Status s = cuda::settled(cudaMemcpyAsync(page_.data(), from, to.size(), cudaMemcpyDeviceToDevice, ctx.stream()));
+    if (s == Status::ok) s = job_.upload(ctx, {&job, 1});
+    if (s == Status::ok) s = prim::PageCodec<Cuda, Codec>::encode(ctx, codec, {job_.data(), 1, slots - used, slots, dim});
+    return s == Status::ok ? page_.download(ctx, to) : s;
+  }
+
+ private:
+  cuda::SteeringMemory down_;
+  cuda::DeviceArray<std::byte> page_;
+  cuda::DeviceArray<float> zeros_;
+  cuda::DeviceArray<prim::PageRows> job_;
+};
+
+/// A column beside its bytes in a file, whose pages of exact newest slots may be smaller, and have tombstones where the CPU wrote it.
+template <class Codec>
+class CudaColumnFile {
+ public:
+  using Column = CudaColumn<Codec>;
+  using Plan = CudaColumnPlan<Codec>;
+  static constexpr int parts = Plan::parts;
+
+  static index_t page_slots(const Plan& p, int part) { return part == 2 ? window_page_slots(p.flush, p.page_slots) : p.slots_of(part); }
+  static std::size_t payload(const Plan& p, int part) {
+    return part == 1 ? p.bytes_of(1) : p.exact.page_bytes(page_slots(p, part), p.dim);
+  }
+  static std::uint64_t format(const Plan& p, int part) {
+    return page_format(part == 1 ? p.fingerprint : p.exact.fingerprint(), page_slots(p, part), p.dim);
+  }
+
+  /// Writes a head of so many slots. The stream has been waited for.
+  static void save(ByteWriter& w, Context<Cuda>& ctx, const Column& column, index_t head, index_t slots, SnapshotRoom& room) {
+    const prim::PartCounts& told = column.told_[static_cast<std::size_t>(head)];
+    const index_t first = told.first + column.fresh_;
+    const index_t count[parts] = {first, told.coded, slots - first - told.coded};
+    for (int part = 0; part < parts; ++part) save_part(w, ctx, column, part, head, count[part], room);
+  }
+
+  explicit CudaColumnFile(Column& to) : column_(&to), list_(heap_memory()), offset_(heap_memory()) {}
+
+  Status make() {
+    if (const Status s = offset_.resize(plan().heads + 1); s != Status::ok) return s;
+    return rows_.reserve(std::max(plan().bytes_of(0), plan().bytes_of(2)));
+  }
+  /// Reads the next head, which has so many slots. The bytes that `r` reads stay until the stream is waited for.
+  Status load(ByteReader& r, const Context<Cuda>& ctx, index_t head, index_t slots) {
+    index_t count[parts] = {};
+    for (int part = 0; part < parts; ++part)
+      if (const Status s = load_part(r, ctx, part, head, count[part]); s != Status::ok) return s;
+    if (count[0] + count[1] + count[2] != slots || count[0] > plan().sinks) return Status::corrupt_data;
+    column_->most_[head] = {count[0], count[1], count[2]};
+    column_->told_[static_cast<std::size_t>(head)] = {count[0], count[1]};
+    return Status::ok;
+  }
+  /// Behind all heads: codes move to the front of their pages where slots have left. Waits for the stream.
+  Status settle(Context<Cuda>& ctx) {
+    Status s = column_->reserve_table(ctx);
+    if (s == Status::ok) s = column_->tell_device(ctx);
+    if (s != Status::ok || dense_) return s;
+    cuda::DeviceArray<std::int32_t> list(*column_->memory_);
+    cuda::DeviceArray<index_t> offset(*column_->memory_), count(*column_->memory_);
+    Buffer<index_t> coded(heap_memory());
+    s = coded.resize(plan().heads);
+    for (index_t h = 0; h < coded.size(); ++h) coded[h] = offset_[h + 1] - offset_[h];
+    if (s == Status::ok) s = column_->upload(ctx);
+    if (s == Status::ok) s = list.upload(ctx, list_.span());
+    if (s == Status::ok) s = offset.upload(ctx, offset_.span());
+    if (s == Status::ok) s = count.upload(ctx, coded.span());
+    if (s == Status::ok)
+      s = prim::KeepRows<Cuda>::rows(ctx, plan().codec, column_->pages(1), prim::KeptSlots{{list.data(), offset.data(), plan().heads}, count.data()});
+    const Status done = ctx.wait();  // the lists go
+    if (s == Status::ok) s = done;
+    return s == Status::ok ? column_->trim(ctx) : s;
+  }
+
+ private:
+  const Plan& plan() const { return column_->plan_; }
+
+  static void save_part(ByteWriter& w, Context<Cuda>& ctx, const Column& column, int part, index_t head, index_t count, SnapshotRoom& room) {
+    const Plan& plan = column.plan_;
+    const index_t slots = page_slots(plan, part), pages = (count + slots - 1) / slots;
+    const std::size_t bytes = payload(plan, part);
+    w.put(static_cast<std::uint32_t>(pages));
+    const auto used_of = [&](index_t page) { return std::min(slots, count - page * slots); };
+    prim::PageRows job;
+    for (index_t page = 0, n = 0; page < pages && w.status() == Status::ok; page += n) {
+      n = std::min(pages - page, room.pages_of(bytes));
+      Status s = Status::ok;
+      for (index_t i = 0; i < n && s == Status::ok; ++i) {
+        const std::span<std::byte> to = room.part(i, bytes);
+        s = part == 1 ? fetch_codes(ctx, column, head, page + i, used_of(page + i), job, to, room)
+                      : fetch_rows(ctx, column, part, head, (page + i) * slots, used_of(page + i), to);
+      }
+      const Status done = ctx.wait();
+      if (s != Status::ok || done != Status::ok) return w.fail(s != Status::ok ? s : done);
+      for (index_t i = 0; i < n; ++i) {
+        const std::span<std::byte> to = room.part(i, bytes);
+        const auto written = static_cast<std::size_t>(used_of(page + i));
+        if (part == 1) clear_gap(plan, to);
+        else std::ranges::fill(to.subspan(bytes / static_cast<std::size_t>(slots) * written), std::byte{});
+        PageHead{format(plan, part), static_cast<std::uint32_t>(written)}.save(w);
+        w.bytes(to);
+      }
+    }
+  }
+  static Status fetch_rows(const Context<Cuda>& ctx, const Column& column, int part, index_t head, index_t first, index_t count, std::span<std::byte> to) {
+    const Plan& plan = column.plan_;
+    const std::size_t row = plan.exact.page_bytes(1, plan.dim);
+    const index_t slots = plan.slots_of(part);
+    for (index_t done = 0, n = 0; done < count; done += n) {
+      const index_t at = (first + done) % slots;
+      n = std::min(count - done, slots - at);
+      const std::byte* from = column.pages_[part][head][(first + done) / slots]->rows + static_cast<std::size_t>(at) * row;
+      const auto bytes = static_cast<std::size_t>(n) * row;
+      const cudaError_t e = cudaMemcpyAsync(to.data() + static_cast<std::size_t>(done) * row, from, bytes, cudaMemcpyDeviceToHost, ctx.stream());
+      if (const Status s = cuda::settled(e); s != Status::ok) return s;
+    }
+    return Status::ok;
+  }
+  static Status fetch_codes(Context<Cuda>& ctx, const Column& column, index_t head, index_t page, index_t used, prim::PageRows& job, std::span<std::byte> to,
+                            SnapshotRoom& room) {
+    const Plan& plan = column.plan_;
+    const std::byte* from = column.pages_[1][head][page]->rows;
+    if (used < plan.slots_of(1)) return room.blank(ctx, plan.codec, from, plan.slots_of(1), plan.dim, used, job, to);
+    return cuda::settled(cudaMemcpyAsync(to.data(), from, to.size(), cudaMemcpyDeviceToHost, ctx.stream()));
+  }
+  /// Bytes between codes and parameters are nobody's.
+  static void clear_gap(const Plan& plan, std::span<std::byte> page) {
+    if constexpr (requires { plan.codec.params_at(index_t{}, index_t{}); }) {
+      const auto end = static_cast<std::size_t>(plan.slots_of(1) * plan.codec.row_bytes(plan.dim));
+      std::ranges::fill(page.subspan(end, static_cast<std::size_t>(plan.codec.params_at(plan.slots_of(1), plan.dim)) - end), std::byte{});
+    }
+  }
+
+  Status load_part(ByteReader& r, const Context<Cuda>& ctx, int part, index_t head, index_t& count) {
+    const index_t slots = page_slots(plan(), part), group = part == 1 ? plan().codec.group_slots() : 1;
+    const std::size_t bytes = payload(plan(), part);
+    std::uint32_t pages = 0;
+    if (!load_pages(r, bytes, pages)) return Status::corrupt_data;
+    if (pages > 0 && part == 1 && plan().flush.block == 0) return Status::corrupt_data;  // this recipe codes nothing
+    for (index_t p = 0; p < static_cast<index_t>(pages); ++p) {
+      PageHead page;
+      std::span<const std::byte> from;
+      if (const Status s = page.load(r, format(plan(), part)); s != Status::ok) return s;
+      if (!r.take(1, bytes, from) || !page.fits(slots, group)) return Status::corrupt_data;
+      if (const Status s = part == 1 ? put_codes(ctx, head, p, page, from, count) : put_rows(ctx, part, head, page, from, count); s != Status::ok) return s;
+    }
+    if (part == 1) offset_[head + 1] = list_.size();
+    return part == 1 ? Status::ok : send_rows(ctx, part, head, count);
+  }
+  /// A page goes up as it is; which of its slots are live is remembered.
+  Status put_codes(const Context<Cuda>& ctx, index_t head, index_t page, const PageHead& head_of, std::span<const std::byte> from, index_t& count) {
+    const index_t slots = plan().slots_of(1), used = static_cast<index_t>(head_of.used), live = head_of.live();
+    if (const Status s = column_->take_pages(1, head, page * slots + used); s != Status::ok) return s;
+    if (const Status s = list_.reserve(list_.size() + live); s != Status::ok) return s;
+    dense_ = dense_ && live == used && count == page * slots;
+    if (!dense_ && plan().codec.group_slots() > 1) return Status::not_supported;  // such slots cannot move alone
+    for (index_t s = 0; s < used; ++s)
+      if (head_of.alive(s)) list_.append_reserved(static_cast<std::int32_t>(page * slots + s));
+    count += live;
+    return cuda::settled(cudaMemcpyAsync(column_->pages_[1][head][page]->rows, from.data(), from.size(), cudaMemcpyHostToDevice, ctx.stream()));
+  }
+  /// Live rows go behind those that are there, a page of the column at a time.
+  Status put_rows(const Context<Cuda>& ctx, int part, index_t head, const PageHead& page, std::span<const std::byte> from, index_t& count) {
+    const std::size_t row = plan().exact.page_bytes(1, plan().dim);
+    const index_t slots = plan().slots_of(part);
+    for (index_t s = 0; s < static_cast<index_t>(page.used); ++s) {
+      if (!page.alive(s)) continue;
+      if (count % slots == 0)
+        if (const Status r = rows_.next(filled_); r != Status::ok) return r;
+      std::memcpy(filled_.data() + static_cast<std::size_t>(count % slots) * row, from.data() + static_cast<std::size_t>(s) * row, row);
+      if (++count % slots == 0)
+        if (const Status r = send(ctx, part, head, count / slots - 1, slots); r != Status::ok) return r;
+    }
+    return Status::ok;
+  }
+  Status send_rows(const Context<Cuda>& ctx, int part, index_t head, index_t count) {
+    const index_t slots = plan().slots_of(part), rest = count % slots;
+    return rest == 0 ? Status::ok : send(ctx, part, head, count / slots, rest);
+  }
+  Status send(const Context<Cuda>& ctx, int part, index_t head, index_t page, index_t rows) {
+    if (const Status s = column_->take_pages(part, head, page * plan().slots_of(part) + rows); s != Status::ok) return s;
+    return rows_.send(ctx, column_->pages_[part][head][page]->rows, plan().exact.page_bytes(rows, plan().dim));
+  }
+
+  Column* column_;
+  cuda::Staging rows_;
+  std::span<std::byte> filled_{};  ///< the half of it that the next page is written to
+  Buffer<std::int32_t> list_;      ///< live slots of codes of the heads so far, one behind the other
+  Buffer<index_t> offset_;         ///< where each head's begin
+  bool dense_ = true;              ///< every slot lies where it belongs
+};
+
+}  // namespace kvcondense::cache

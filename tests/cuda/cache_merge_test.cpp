@@ -1,0 +1,148 @@
+// Merge methods of the catalogue in a cache on CUDA beside the same on the CPU, a line each: what an eviction method lets go folds into what stays.
+
+#include <random>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include <kvcondense/evict/h2o.hpp>
+#include <kvcondense/evict/sink_window.hpp>
+#include <kvcondense/merge/cam.hpp>
+#include <kvcondense/merge/d2o.hpp>
+#include <kvcondense/merge/elastic_cache.hpp>
+#include <kvcondense/merge/keepkv.hpp>
+#include <kvcondense/merge/kvmerger.hpp>
+#include <kvcondense/merge/lookm.hpp>
+#include <kvcondense/merge/tome.hpp>
+#include <kvcondense/merge/value_merge.hpp>
+#include <kvcondense/merge/weightedkv.hpp>
+#include <kvcondense/quant/group_int.hpp>
+
+#include "cache_methods.hpp"
+
+using namespace kvcondense;
+using cuda_cache::Pair;
+
+namespace {
+
+/// Sums are rounded where they are stored, and then read: a step of the stored type here or there.
+float rounding(DType type) { return type == DType::bf16 ? 0x1p-7f : type == DType::f16 ? 0x1p-10f : 1e-5f; }
+
+template <class E, class M>
+void folds(const E& evict, const M& merge, std::string_view text, const CacheShape& shape) {
+  INFO(text << ", head_dim " << shape.head_dim);
+  Pair pair(recipe(evict, merge), text, shape);
+  pair.allow(2.0f * rounding(shape.dtype));
+  const auto feed = [&](index_t n, Phase phase = Phase::automatic) { pair.forward(n, prim::AttendMath::f32, pair.near + 4.0f * rounding(shape.dtype), phase); };
+  feed(20, Phase::prefill_chunk);
+  feed(3, Phase::prefill_chunk);
+  feed(28, Phase::prefill_end);
+  for (int i = 0; i < 4; ++i) feed(1);
+  pair.exchange();
+  pair.turn(3);
+  feed(3, Phase::prefill_end);
+  {
+    Pair other = pair.fork();
+    feed(2);
+    other.compare();
+  }
+  for (int i = 0; i < 3; ++i) feed(1);
+  pair.truncate(pair.on_device().length() - 2);
+  feed(5);
+  pair.compare_reports();
+  CHECK(pair.on_device().report(pair.device())->merged_slots > 0);
+}
+
+}  // namespace
+
+/// A line a method: the eviction in front, what folds, and both as text. One of the shapes, and hidden behind [sweep] all of them.
+#define KVCONDENSE_CUDA_MERGE(word, text, evict, merge)                                                                                        \
+  TEST_CASE("cuda cache method: " word) { folds(evict, merge, text, cuda_cache::shape_of(word)); }                                             \
+  TEST_CASE("cuda cache method in every shape: " word, "[.][sweep]") {                                                                         \
+    for (const CacheShape& shape : cuda_cache::shapes()) folds(evict, merge, text, shape);                                                     \
+  }
+
+KVCONDENSE_CUDA_MERGE("d2o", "h2o(heavy=20, recent=20) + d2o", cuda_cache::inner, merge::D2O{})
+KVCONDENSE_CUDA_MERGE("cam", "h2o(heavy=20, recent=20) + cam(targets=3)", cuda_cache::inner, merge::CaM{.targets = 3})
+KVCONDENSE_CUDA_MERGE("lookm", "h2o(heavy=20, recent=20) + lookm(kernel=average, alike_only=true)", cuda_cache::inner,
+                      (merge::LookM{.kernel = merge::LookM::Kernel::average, .alike_only = true}))
+KVCONDENSE_CUDA_MERGE("weightedkv", "h2o(heavy=20, recent=20) + weightedkv", cuda_cache::inner, merge::WeightedKV{})
+KVCONDENSE_CUDA_MERGE("value_merge", "h2o(heavy=20, recent=20) + value_merge(part=80%)", cuda_cache::inner, merge::ValueMerge{.part = 0.8})
+KVCONDENSE_CUDA_MERGE("elastic_cache", "h2o(heavy=20, recent=20) + elastic_cache(sinks=2)", cuda_cache::inner, merge::ElasticCache{.sinks = 2})
+
+TEST_CASE("cuda cache: what folds behind ends, into few, by weights of the exponential") {
+  folds(evict::SinkWindow{.recent = 30, .sinks = 3}, merge::D2O{.exponential = true}, "sink_window(sinks=3, recent=30) + d2o(exponential=true)",
+        {.layers = 2, .q_heads = 3, .kv_heads = 3, .head_dim = 32, .dtype = DType::f32, .page_slots = 8});
+  folds(evict::SinkWindow{.recent = 2, .sinks = 0}, merge::LookM{}, "sink_window(sinks=0, recent=2) + lookm", {.q_heads = 8, .kv_heads = 1, .head_dim = 96, .page_slots = 4});
+}
+
+TEST_CASE("cuda cache: merge methods that it does not take") {
+  const CacheShape shape{.q_heads = 2, .kv_heads = 2, .head_dim = 16, .page_slots = 4};
+  const auto status = [&](const auto& r) { return make_cache<Cuda>(shape, r).status(); };
+  CHECK(status(recipe(merge::D2O{})) == Status::incompatible);  // nothing leaves
+  CHECK(status(recipe(evict::H2O{}, merge::D2O{.keep = 2.0f})) == Status::invalid_argument);
+  CHECK(status(recipe(evict::H2O{}, merge::D2O{.mass = merge::Mass::log_count})) == Status::not_supported);
+  CHECK(status(recipe(evict::H2O{}, merge::D2O{.place = merge::Place::pivot})) == Status::not_supported);
+  CHECK(status(recipe(evict::H2O{}, merge::ElasticCache{.mass = merge::Mass::value_scale})) == Status::not_supported);
+  CHECK(status(recipe(evict::H2O{}, merge::KVMerger{})) == Status::not_supported);
+  CHECK(status(recipe(evict::H2O{}, merge::ToMe{})) == Status::not_supported);
+  CHECK(status(recipe(evict::H2O{}, merge::KeepKV{})) == Status::not_supported);
+  CHECK(status(recipe(evict::H2O{}, merge::D2O{}, quant::GroupInt<8>{.group_size = 8})) == Status::not_supported);
+}
+
+namespace cuda_cache {
+/// Device memory is refused at the n-th request of a step that folds, and then given.
+template <class R>
+void fold_again(const R& method) {
+  const CacheShape shape{.q_heads = 2, .kv_heads = 2, .head_dim = 16, .page_slots = 4};
+  ::test::Device device;
+  std::mt19937 random(5);
+  ::test::OnDevice<float> x(device, normal_numbers(2 * 30 * 16, random)), out(device, std::vector<float>(2 * 30 * 16));
+  const auto rows = [&](index_t first, index_t n) { return TensorView<const float, 3>{x.data() + first * 16, {2, n, 16}, {30 * 16, 16, 1}}; };
+  std::vector<std::byte> expected;
+  int refused = 0;
+  for (const int left : {-1, 0, 1, 4, 7, 10}) {
+    ::test::RefusingMemory memory(1 << 20);
+    auto c = make_cache<Cuda>(shape, method, memory);
+    REQUIRE(c);
+    Context<Cuda> ctx = device.with_workspace(c->workspace_bytes(64, 20));
+    const auto feed = [&](auto& to, index_t first, index_t n) {
+      return to.forward(ctx, 0, rows(first, n), rows(first, n), rows(first, n), dense_view(out.data(), 2, n, 16));
+    };
+    REQUIRE(feed(*c, 0, 12) == Status::ok);
+    auto twin = c->fork(ctx);  // its pages are copied in the step
+    REQUIRE(twin);
+    File before, after, other;
+    REQUIRE(save(ctx, *c, before) == Status::ok);
+    memory.left = left < 0 ? 1 << 20 : left;
+    const Status s = feed(*twin, 12, 3);
+    memory.left = 1 << 20;
+    if (s != Status::ok) {
+      CHECK(s == Status::out_of_memory);
+      ++refused;
+      REQUIRE(save(ctx, *twin, other) == Status::ok);
+      REQUIRE(other.bytes == before.bytes);
+      REQUIRE(feed(*twin, 12, 3) == Status::ok);
+    }
+    REQUIRE(feed(*twin, 15, 1) == Status::ok);
+    REQUIRE(save(ctx, *twin, after) == Status::ok);
+    if (expected.empty()) expected = after.bytes;
+    REQUIRE(after.bytes == expected);
+    File again;
+    REQUIRE(save(ctx, *c, again) == Status::ok);
+    REQUIRE(again.bytes == before.bytes);
+    CHECK(twin->report(ctx)->merged_slots > c->report(ctx)->merged_slots);
+    REQUIRE(c->reset(ctx) == Status::ok);
+    REQUIRE(feed(*c, 0, 12) == Status::ok);
+    File anew;
+    REQUIRE(save(ctx, *c, anew) == Status::ok);
+    REQUIRE(anew.bytes == before.bytes);  // what thresholds had learnt was forgotten too
+  }
+  CHECK(refused > 3);
+}
+}  // namespace cuda_cache
+
+TEST_CASE("cuda cache: a step that folds and is refused memory folds nothing, and a fork does not see it") {
+  cuda_cache::fold_again(recipe(evict::SinkWindow{.recent = 6, .sinks = 2}, merge::D2O{}));
+  cuda_cache::fold_again(recipe(evict::H2O{.heavy = 4, .recent = 4}, merge::CaM{.targets = 2}));
+}
