@@ -271,6 +271,10 @@ class Cache<Cuda, R> {
     return cache::cuda_pipeline_bytes(pipeline_, shape(), slots, total, tokens);
   }
   std::size_t range_bytes() const { return 2 * Scratch::bytes_for<prim::KeptRange>(4 * shape().kv_heads); }
+  bool changes_length() const {
+    if constexpr (requires { recipe_.evict.changes_length(); }) return recipe_.evict.changes_length();
+    else return !std::same_as<Evict, evict::KeepAll>;
+  }
   /// The codec that names the layout which its pages have: lanes need pages of whole blocks.
   template <class C>
   static C as_stored(const C& codec, index_t page_slots, index_t dim) {
