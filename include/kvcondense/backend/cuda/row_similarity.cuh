@@ -140,7 +140,7 @@ struct GaussianShared {
 /// A block a head: a warp a member for the distance, then a thread a target for its mean. The order of members lies in `key`,
 /// and `value` is the sort's other array.
 template <int Threads>
-__global__ void __launch_bounds__(Threads) gaussian_links(SlotRows<Cuda> keys, float sigma, MergeLinks links) {
+__global__ void __launch_bounds__(Threads, 1) gaussian_links(SlotRows<Cuda> keys, float sigma, MergeLinks links) {
   static_assert(Threads == order_threads);
   GaussianShared& shared = cuda::shared_as<GaussianShared>();
   const index_t h = blockIdx.x, n = links.slots(h);
