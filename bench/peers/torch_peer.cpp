@@ -45,23 +45,36 @@ class Torch final : public peers::Attention {
   double bytes_per_layer() const override { return 2.0 * 2.0 * static_cast<double>(p_.kv_heads * p_.slots * p_.dim); }
 
   bool attend(long layer, const float* queries, float* out) override {
-    const c10::InferenceMode guard;
+    return done([&] { answer_to(layer, queries, out); });
+  }
+
+  bool decode(long layer, long head, float* keys, float* values) override {
+    return done([&] {
+      const auto i = static_cast<std::size_t>(layer);
+      at::from_blob(keys, {p_.slots, p_.dim}, at::kFloat).copy_(keys_[i][0][head]);
+      at::from_blob(values, {p_.slots, p_.dim}, at::kFloat).copy_(values_[i][0][head]);
+    });
+  }
+
+ private:
+  /// False where it cannot: no memory, or a kernel that this build lacks.
+  template <class F>
+  static bool done(F&& work) {
+    try {
+      const c10::InferenceMode guard;
+      work();
+      return true;
+    } catch (const std::exception&) {
+      return false;
+    }
+  }
+
+  void answer_to(long layer, const float* queries, float* out) const {
     if (at::get_num_threads() != p_.threads) at::set_num_threads(p_.threads);
     const at::Tensor q = at::from_blob(const_cast<float*>(queries), {1, p_.q_heads, 1, p_.dim}, at::kFloat).to(kind_.type);
     const auto i = static_cast<std::size_t>(layer);
     at::from_blob(out, {1, p_.q_heads, 1, p_.dim}, at::kFloat).copy_(answer(q, keys_[i], values_[i]).reshape({1, p_.q_heads, 1, p_.dim}));
-    return true;
   }
-
-  bool decode(long layer, long head, float* keys, float* values) override {
-    const c10::InferenceMode guard;
-    const auto i = static_cast<std::size_t>(layer);
-    at::from_blob(keys, {p_.slots, p_.dim}, at::kFloat).copy_(keys_[i][0][head]);
-    at::from_blob(values, {p_.slots, p_.dim}, at::kFloat).copy_(values_[i][0][head]);
-    return true;
-  }
-
- private:
   at::Tensor answer(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v) const {
     const long group = p_.q_heads / p_.kv_heads;
     if (kind_.way == Way::sdpa) return at::scaled_dot_product_attention(q, k, v, std::nullopt, 0.0, false, std::nullopt, group > 1);
@@ -93,7 +106,7 @@ __attribute__((visibility("default"))) std::size_t peer_forms(const peers::Form*
 __attribute__((visibility("default"))) peers::Attention* peer_make(std::size_t form, const peers::Problem& problem) {
   try {
     return std::make_unique<Torch>(kinds[form], problem).release();
-  } catch (const std::exception&) {  // no memory, or a kernel that this build lacks
+  } catch (const std::exception&) {  // no memory
     return nullptr;
   }
 }

@@ -26,6 +26,23 @@ template <class Source>
 struct Quiet : Source {
   constexpr Touches touches() const { return Touches::any; }
 };
+/// The same source, which counts how often it is lent numbers.
+template <class Source>
+struct Watched : Source {
+  static inline int lent = 0;
+  template <Backend B>
+  Status observe(Context<B>& ctx, const StepView<B>& view, evict::LaneViews lanes) const {
+    lent += lanes[0].rows != nullptr;
+    return Source::observe(ctx, view, lanes);
+  }
+};
+template <class P>
+struct Lent : P {
+  auto pipeline() const {
+    const auto p = P::pipeline();
+    return evict::Pipeline{Watched<decltype(p.source)>{p.source}, p.pool, p.protect, p.allocate, p.select, p.trigger, p.residual};
+  }
+};
 template <class P>
 struct Copied : P {
   auto pipeline() const {
@@ -87,7 +104,7 @@ struct Rig {
 /// Whatever is lent, numbers are those that copies get.
 template <class P>
 void lends(const P& policy) {
-  Rig<P> lent(policy);
+  Rig<Lent<P>> lent(Lent<P>{policy});
   Rig<Copied<P>> copied(Copied<P>{policy});
   std::mt19937 random(7);
   const auto both = [&](index_t n, Phase phase) {
@@ -97,6 +114,7 @@ void lends(const P& policy) {
   };
   both(20, Phase::prefill_chunk), both(11, Phase::prefill_end);
   for (int i = 0; i < 40; ++i) both(i % 9 == 8 ? 3 : 1, Phase::decode);
+  REQUIRE(Watched<decltype(policy.pipeline().source)>::lent > 40);
   const auto twin = lent.cache.fork();
   REQUIRE(twin);
   test::ByteList before, after;
@@ -121,6 +139,33 @@ void survives(const P& policy) {
     REQUIRE((refused.file() == plain.file()));
   }
   REQUIRE(refusals > 10);
+}
+
+/// Steps with less and less scratch than they ask for: whichever piece is the one that is refused, numbers stay.
+template <class P>
+void survives_less_scratch(const P& policy) {
+  Rig<P> rig(policy);
+  std::mt19937 random(9);
+  rig.feed(test::Tokens(shape, 30, random), Phase::prefill_end);
+  const test::Tokens t(shape, 1, random);
+  Context<Cpu> ctx(rig.work.bytes());
+  REQUIRE(rig.cache.append(ctx, 0, t.keys(shape), t.values(shape)) == Status::ok);
+  std::vector<float> out(static_cast<std::size_t>(shape.q_heads * shape.head_dim)), mass(static_cast<std::size_t>(rig.cache.total_slots(0)));
+  const auto view = rig.cache.ragged(0, mass.data());
+  REQUIRE(rig.cache.attend(ctx, 0, t.queries(shape), dense_view(out.data(), shape.q_heads, 1, shape.head_dim), {.mass = view}) == Status::ok);
+  const StepInputs inputs{.attention = {view, rig.cache.mass_rows(1)}, .queries = t.queries(shape)};
+  const auto before = rig.file();
+  int refusals = 0;
+  for (std::size_t bytes = 0; bytes <= rig.work.bytes().size(); bytes += 64) {
+    Context<Cpu> less(rig.work.bytes().first(bytes));
+    const Status s = rig.cache.step(less, 0, inputs, Phase::decode);
+    if (s == Status::ok) break;
+    REQUIRE(s == Status::workspace_too_small);
+    REQUIRE((rig.file() == before));
+    ++refusals;
+  }
+  REQUIRE(refusals > 2);
+  REQUIRE_FALSE((rig.file() == before));
 }
 
 }  // namespace
@@ -151,4 +196,7 @@ TEST_CASE("touches: numbers that are lent end as copies do, bit for bit", "[evic
 TEST_CASE("touches: a step that is refused when the policy has looked leaves its numbers", "[evict][touches]") {
   survives(evict::H2O{.heavy = 8, .recent = 4});
   survives(evict::Knorm{.tokens = 12, .recent = 4});
+  survives_less_scratch(evict::H2O{.heavy = 8, .recent = 4});
+  survives_less_scratch(evict::PagedH2O{.page = 4, .start = 4, .evictable = 8, .recent = 4});
+  survives_less_scratch(evict::Knorm{.tokens = 12, .recent = 4});
 }

@@ -192,6 +192,12 @@ TEST_CASE("storage: a view of pages never grows beyond its table, whatever is as
   CHECK((view->shrink(0, 0) == Status::ok && view->shrink(1, 0) == Status::ok));
   CHECK(view->utilisation() == 1.0);
 
+  for (const index_t slots : {PagedView::most_page_slots + 1, index_t{1} << 62, most})
+    CHECK(PagedView::make(tensor, tensor, 2, slots, table, 3, 4).status() == Status::invalid_argument);
+  auto vast = PagedView::make(tensor, tensor, 2, PagedView::most_page_slots, table, 3, 4);
+  REQUIRE(vast);
+  CHECK((vast->pages_needed() == 1 && vast->pages_lacking(most) > 0));
+
   const auto status = [&](const prim::PagedTensor& k, const prim::PagedTensor& v, index_t heads, index_t slots, index_t pool) {
     return PagedView::make(k, v, heads, slots, table, 3, pool).status();
   };

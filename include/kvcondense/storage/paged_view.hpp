@@ -58,6 +58,7 @@ struct PageTables {
 class PagedView {
  public:
   static constexpr Descriptor about{"paged_view", Stage::storage, "arXiv:2501.01005"};
+  static constexpr index_t most_page_slots = index_t{1} << 31;  ///< so that slots of all pages can be counted
 
   /// `pages` are borrowed; `slots` of them are in use in every head. `pool_pages` is what the tensors hold.
   static Expected<PagedView> make(const prim::PagedTensor& keys, const prim::PagedTensor& values, index_t kv_heads, index_t page_slots,
@@ -66,7 +67,7 @@ class PagedView {
     const auto sane = [](const prim::PagedTensor& t) {
       return t.data != nullptr && t.dim > 0 && t.dim <= max_head_dim && t.layout.chunk > 0 && t.layout.page > 0;
     };
-    if (!sane(keys) || !sane(values) || kv_heads < 1 || page_slots < 1 || slots < 0 || pool_pages < 0) return Status::invalid_argument;
+    if (!sane(keys) || !sane(values) || kv_heads < 1 || page_slots < 1 || page_slots > most_page_slots || slots < 0 || pool_pages < 0) return Status::invalid_argument;
     PagedView v;
     v.heads_ = kv_heads, v.pool_pages_ = pool_pages;
     v.slots_ = Buffer<index_t>(memory), v.seen_ = Buffer<std::uint64_t>(memory);
