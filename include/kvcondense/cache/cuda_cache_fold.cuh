@@ -43,7 +43,7 @@ std::size_t Cache<Cuda, R>::fold_bytes(index_t total) const {
   }
 }
 
-/// Which of the slots that leave fold into which that stay. Nothing of the layer changes.
+/// Which of the slots that leave fold into which that stay. Nothing of the layer changes. `out.targets`: steering memory.
 template <class R>
 Status Cache<Cuda, R>::fold(Context<Cuda>& ctx, const StepView<Cuda>& view, evict::LaneViews lanes, const evict::KeepSet& keep, cache::Folding& out,
                             std::span<std::byte>& words, Scratch& scratch) {
@@ -55,7 +55,6 @@ Status Cache<Cuda, R>::fold(Context<Cuda>& ctx, const StepView<Cuda>& view, evic
     const RaggedView<std::int32_t> tokens = ints();
     out.links = {ints(), floats(), floats(), floats(), fold_.fan};
     out.order = ints();
-    out.targets = scratch.take_steering<prim::SlotRange>(heads);
     float* state = scratch.take<float>(numbers);
     const auto room = static_cast<index_t>(word_bytes(total));
     auto* const bytes = scratch.take<std::byte>(room);

@@ -128,6 +128,8 @@ Status Cache<Cuda, R>::run_step(Context<Cuda>& ctx, index_t layer, const StepInp
   const bool fires = pipeline_.fires(view);
   bool leaves = false, changed = false, moved = false;
   cache::Folding folding;
+  // Not where `choose` has its own: its kernels may still read those when the host writes these.
+  folding.targets = scratch.take_steering<prim::SlotRange>(fold_.active ? heads : 0);
   std::span<std::byte> fold_words;
   const auto stays = [&](index_t h) { return kept.size(h); };
   const auto act = [&]() -> Status {
