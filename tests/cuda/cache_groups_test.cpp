@@ -20,14 +20,16 @@ using cuda_cache::Pair;
 namespace {
 constexpr prim::GroupAxis channel = prim::GroupAxis::channel;
 
-/// A prompt in two parts, single tokens, several at once, and a turn. `again`: whether slots are coded again.
+/// A prompt in two parts, single tokens, several at once, files that change sides, and a turn. `again`: whether slots are coded again.
 template <class R>
 void goes_as_on_the_host(const R& method, std::string_view text, const CacheShape& shape, bool again = true, const any::ModelFacts& facts = {}) {
   INFO(text << ", head_dim " << shape.head_dim);
   Pair<R> pair(method, text, shape, facts);
   pair.forward(30, prim::AttendMath::f32, pair.near, Phase::prefill_chunk);
   pair.forward(50, prim::AttendMath::f32, pair.near, Phase::prefill_end);
-  for (int i = 0; i < 24; ++i) pair.forward(i % 7 == 3 ? 5 : 1);
+  for (int i = 0; i < 12; ++i) pair.forward(i % 7 == 3 ? 5 : 1);
+  pair.exchange();
+  for (int i = 12; i < 24; ++i) pair.forward(i % 7 == 3 ? 5 : 1);
   pair.turn(4);
   pair.forward(4);
   pair.compare_reports();
@@ -86,7 +88,7 @@ TEST_CASE("cuda cache: groups lose slots in lanes, and on tensor cores in rows")
 }
 
 namespace {
-/// Tokens are taken back and removed amid groups, before and after others have left.
+/// Tokens are taken back and removed amid groups, files change sides there, before and after others have left.
 template <class R>
 void cut_amid_groups(const R& method, std::string_view text, const CacheShape& shape) {
   INFO(text);
@@ -95,10 +97,12 @@ void cut_amid_groups(const R& method, std::string_view text, const CacheShape& s
   pair.truncate(50);
   pair.forward(1);
   pair.remove(9, 30);
+  pair.exchange();
   pair.turn(0);
   pair.forward(40);
   pair.remove(1, 3);
   pair.truncate(pair.on_device().length() - 23);
+  pair.exchange();
   pair.turn(0);  // joins what is half dead since
   for (int i = 0; i < 20; ++i) pair.forward(1);
   pair.remove(0, pair.on_device().length() - 1);
@@ -128,6 +132,7 @@ void fork_amid_groups(const R& method, std::string_view text, const CacheShape& 
   {
     Pair<R> third = second.fork(), fourth = third.fork();
     third.truncate(third.on_device().length() - 19);
+    third.exchange();
     third.forward(9);
     fourth.remove(20, 70);
     second.compare();
@@ -139,6 +144,7 @@ void fork_amid_groups(const R& method, std::string_view text, const CacheShape& 
     fourth.compare_reports();
   }
   second.compare();
+  second.exchange();
   for (int i = 0; i < 9; ++i) second.forward(3);
   first.compare();
   first.forward(20);

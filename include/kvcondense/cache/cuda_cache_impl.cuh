@@ -385,13 +385,13 @@ Expected<Report> Cache<Cuda, R>::report(Context<Cuda>& ctx) const {
   for (const auto& l : layers_) {
     r.tokens = std::max(r.tokens, l.counters.seen);
     r.slots += l.total(), r.fixed_bytes += l.window.bytes(), r.nan_scores += l.counters.nan_scores;
-    for (const auto& h : l.done) r.repaired_numbers += h.repaired, r.coded_again += h.coded_again;
+    for (index_t h = 0; h < l.done.size(); ++h) r.repaired_numbers += l.counts(h).repaired, r.coded_again += l.counts(h).coded_again;
     r.merged_slots += l.counters.merged_slots + l.folded_since();
     r.evictions += l.counters.evictions, r.evicted_slots += l.counters.evicted_slots;
     r.budget_asked += l.counters.budget_asked, r.budget_met += l.counters.budget_met;
     for (const int exact : {0, 2}) r.exact_bytes += l.keys.page_bytes(exact) + l.values.page_bytes(exact);
     r.coded_bytes += l.keys.page_bytes(1) + l.values.page_bytes(1), r.side_bytes += l.side_bytes();
-    r.dead_bytes += l.keys.dead_bytes() + l.values.dead_bytes(), r.coded_again += l.keys.coded_again() + l.values.coded_again();
+    r.dead_bytes += l.keys.dead_bytes() + l.values.dead_bytes();
     r.dense_bytes += static_cast<std::size_t>(l.counters.seen * shape().kv_heads * (shape().head_dim + shape().values())) * 2;
   }
   return r;

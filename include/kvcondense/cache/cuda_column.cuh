@@ -234,7 +234,7 @@ class CudaColumn {
     return static_cast<std::size_t>(n) * plan_.bytes_of(part) + (part == 1 ? groups_.page_bytes() : 0);
   }
   std::size_t dead_bytes() const { return groups_.dead_bytes(); }
-  index_t coded_again() const { return groups_.coded_again(); }
+  index_t coded_again(index_t head) const { return groups_.coded_again(head); }
   std::size_t side_bytes() const {
     return table_.bytes() + groups_.side_bytes() + static_cast<std::size_t>(counts_.size()) * sizeof(prim::PartCounts);
   }

@@ -1,6 +1,9 @@
 #pragma once
 
 #include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <span>
 #include <utility>
 
 #include <kvcondense/backend/cuda/group_pages.cuh>
@@ -21,6 +24,7 @@ namespace kvcondense::cache {
 /// refused); then `commit` makes them those that there are, and what the device has to do for it is `work`.
 class CudaGroups {
  public:
+  using Ref = PageRefOf<CudaPage>;
   static_assert(max_page_slots == prim::JoinedPages::most_slots);
 
   /// Pages of `page_slots` slots, in groups of `group`.
@@ -71,9 +75,8 @@ class CudaGroups {
     work = {};
     if (!planned_) return Status::ok;
     if (const Status s = send(ctx, work); s != Status::ok) return s;
-    for (Head& h : heads_) h.pages.swap(h.next), std::swap(h.live, h.next_live);
+    for (Head& h : heads_) h.pages.swap(h.next), std::swap(h.live, h.next_live), h.again += h.next_again;
     for (CudaPage* page : gone_) give_up(page);
-    again_ += again_planned_;
     forget();
     return Status::ok;
   }
@@ -84,6 +87,24 @@ class CudaGroups {
     const bool emptied = bury_slots(h.pages, Kept::without(h.live - n, h.live, h.live), 0, h.live);
     if (emptied) drop_empty(h.pages, [&](CudaPage* page) { give_up(page); });
     if (!h.pages.empty()) cut_dead_tail(h.pages.back(), group_);
+  }
+
+  /// What there is of a head.
+  const Buffer<Ref>& pages(index_t head) const { return heads_[head].pages; }
+  /// For loaders: a page behind those of a head, with its tombstones; whoever asks for it writes its slots.
+  Status add_page(index_t head, index_t used, std::span<const std::uint64_t> dead, CudaPage*& page) {
+    Head& h = heads_[head];
+    Status s = h.pages.reserve(h.pages.size() + 1);
+    if (s == Status::ok) s = spare_.reserve(held() + 1);
+    if (s != Status::ok) return s;
+    Ref ref;
+    ref.page = page = CudaPage::make(*memory_, bytes_);
+    if (page == nullptr) return Status::out_of_memory;
+    ref.fill(used);
+    for (index_t slot = 0; slot < used; ++slot)
+      if (dead[static_cast<std::size_t>(slot / 64)] >> (slot % 64) & 1u) ref.kill(slot);
+    h.pages.append_reserved(ref), h.live += ref.live;
+    return Status::ok;
   }
 
   /// Stretches of live slots of a head in a page: use(page, place of the first, how many).
@@ -119,7 +140,8 @@ class CudaGroups {
     for (const Head& h : heads_) n += h.pages.bytes() + h.next.bytes();
     return n;
   }
-  index_t coded_again() const { return again_; }
+  /// Slots of a head that were coded again.
+  index_t coded_again(index_t head) const { return heads_[head].again; }
 
   /// Makes empty ones of the same form the same: pages are shared until either side writes them.
   Status fork(CudaGroups& out) const {
@@ -127,9 +149,8 @@ class CudaGroups {
       const Head& h = heads_[i];
       if (const Status s = out.heads_[i].pages.copy_from(h.pages); s != Status::ok) return s;
       for (const Ref& ref : h.pages) ref.page->owners.fetch_add(1, std::memory_order_relaxed);
-      out.heads_[i].live = h.live;
+      out.heads_[i].live = h.live, out.heads_[i].again = h.again;
     }
-    out.again_ = again_;
     return out.spare_.reserve(out.held());
   }
   /// Empty again; only while no kernel uses it.
@@ -137,16 +158,16 @@ class CudaGroups {
     abandon();
     for (Head& h : heads_) {
       for (const Ref& ref : h.pages) CudaPage::drop(ref.page, *memory_, bytes_);
-      h.pages.shrink(0), h.live = 0;
+      h.pages.shrink(0), h.live = h.again = 0;
     }
-    trim(0), again_ = 0;
+    trim(0);
   }
 
  private:
-  using Ref = PageRefOf<CudaPage>;
   struct Head {
     Buffer<Ref> pages{heap_memory()}, next{heap_memory()};  ///< that there are, and by the plan
     index_t live = 0, next_live = 0;
+    index_t again = 0, next_again = 0;  ///< slots coded again: so far, and by the plan
   };
 
   index_t held() const {
@@ -156,8 +177,8 @@ class CudaGroups {
   }
   void forget() {
     made_.shrink(0), gone_.shrink(0), coded_.shrink(0), joins_.shrink(0), chain_.shrink(0);
-    for (Head& h : heads_) h.next.shrink(0);
-    planned_ = false, again_planned_ = 0;
+    for (Head& h : heads_) h.next.shrink(0), h.next_again = 0;
+    planned_ = false;
   }
   /// Kernels of this stream may still read it.
   void give_up(CudaPage* page) {
@@ -190,7 +211,7 @@ class CudaGroups {
   Status reserve_rows(const Context<Cuda>& ctx, Buffer<Ref>& pages, index_t due);
   Status bury(Head& h, const Kept& kept, index_t base);
   Status place_rows(Buffer<Ref>& pages, index_t head, index_t due);
-  Status plan_joins(Buffer<Ref>& pages);
+  Status plan_joins(Head& h);
   Status reserve_lists(const Context<Cuda>& ctx);
   Status send(const Context<Cuda>& ctx, prim::GroupWork& work);
 
@@ -215,7 +236,6 @@ class CudaGroups {
   cuda::Staging staging_;
   cuda::DeviceArray<std::byte> lists_;  ///< the three, as kernels read them
   bool planned_ = false;
-  index_t again_ = 0, again_planned_ = 0;  ///< slots coded again
 };
 
 }  // namespace kvcondense::cache

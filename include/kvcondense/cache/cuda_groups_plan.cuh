@@ -14,7 +14,7 @@ inline Status CudaGroups::plan_head(const Context<Cuda>& ctx, index_t head, cons
   if (s == Status::ok) s = bury(h, kept, base);
   if (s == Status::ok) s = place_rows(h.next, head, due);
   h.next_live += due;
-  if (s == Status::ok) s = plan_joins(h.next);
+  if (s == Status::ok) s = plan_joins(h);
   while (s == Status::ok && !h.next.empty() && h.next.back().used == 0) {
     s = gone_.push_back(h.next.back().page);
     h.next.shrink(h.next.size() - 1);
@@ -78,7 +78,8 @@ inline Status CudaGroups::place_rows(Buffer<Ref>& pages, index_t head, index_t d
   return Status::ok;
 }
 
-inline Status CudaGroups::plan_joins(Buffer<Ref>& pages) {
+inline Status CudaGroups::plan_joins(Head& h) {
+  Buffer<Ref>& pages = h.next;
   index_t to = 0;
   bool chained = false;
   for (index_t p = 1; p < pages.size(); ++p) {
@@ -108,7 +109,7 @@ inline Status CudaGroups::plan_joins(Buffer<Ref>& pages) {
     a.revive_from(0);
     a.fill(full);
     for (index_t s = n; s < full; ++s) a.kill(s);
-    again_planned_ += group_ > 1 ? n : 0;  // a group of one slot comes out as it was
+    h.next_again += group_ > 1 ? n : 0;  // a group of one slot comes out as it was
   }
   if (!pages.empty()) pages.shrink(to + 1);
   return Status::ok;

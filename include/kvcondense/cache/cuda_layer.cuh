@@ -132,6 +132,12 @@ class CudaLayer {
     for (index_t h = 0; h < plan_.shape.kv_heads; ++h) most = std::max(most, slots(h));
     return most;
   }
+  /// What was done to the codes of a head; numbers that were repaired are of a file only.
+  HeadCounts counts(index_t head) const {
+    HeadCounts n = done[head];
+    n.coded_again += keys.coded_again(head) + values.coded_again(head);
+    return n;
+  }
   bool equally_long() const { return longest() * plan_.shape.kv_heads == total(); }
   /// Position of the next token unless the caller says otherwise.
   index_t next_position() const { return counters.pending > 0 ? pending_positions.back() + 1 : counters.stepped_position; }

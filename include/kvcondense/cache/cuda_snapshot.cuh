@@ -104,8 +104,8 @@ Status load_layer(ByteReader& r, Context<Cuda>& ctx, Cache<Cuda, R>& c, index_t 
 
 }  // namespace cache
 
-/// Writes everything the cache holds, codes as codes: the file that a cache on the CPU writes when it stores the same slots and no tombstones, and
-/// that either backend reads.
+/// Writes everything the cache holds, codes as codes, and tombstones where codes cannot move alone: the file that a cache on the CPU writes whose slots
+/// lie in the same places, and that either backend reads.
 ///
 /// Needs    a context on the stream of the cache's calls.
 /// Cost     waits for the stream, and for each piece of about a megabyte of pages that comes down; host memory for the tokens of one head.
@@ -140,7 +140,7 @@ Status save(Context<Cuda>& ctx, const Cache<Cuda, R>& c, ByteSink& sink) {
     if (s != Status::ok) w.fail(s);
     cache::save_window(w, window, c.shape());
     for (index_t h = 0; h < c.shape().kv_heads && w.status() == Status::ok; ++h) {
-      cache::HeadCounts counts = l.done[h];
+      cache::HeadCounts counts = l.counts(h);
       if (i == 0 && h == 0) counts.repaired += counted[0];
       cache::save_head(w, ctx, c, i, h, counts, room);
     }
@@ -151,8 +151,8 @@ Status save(Context<Cuda>& ctx, const Cache<Cuda, R>& c, ByteSink& sink) {
 /// Replaces the content of `c` by a snapshot, of either backend, or leaves `c` as it is. A layer that was torn is whole behind it.
 ///
 /// Needs    a context on the stream of the cache's calls. Waits for it.
-/// Errors   corrupt_data (cut, flipped, impossible), incompatible (another shape, recipe or format version), out_of_memory, not_supported where slots
-///          have left from groups that share parameters: such codes cannot move. Asks for no more memory than the file's length justifies.
+/// Errors   corrupt_data (cut, flipped, impossible), incompatible (another shape, recipe or format version), out_of_memory. Asks for no more memory than
+///          the file's length justifies.
 template <class R>
 Status load(Context<Cuda>& ctx, Cache<Cuda, R>& c, std::span<const std::byte> file) {
   ByteReader r({});

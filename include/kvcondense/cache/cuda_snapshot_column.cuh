@@ -18,13 +18,13 @@
 
 namespace kvcondense::cache {
 
-/// Page-locked memory through which pages come down, as many at a time as there is room for, and device memory for one whose unwritten slots
+/// Page-locked memory through which pages come down, as many at a time as there is room for, and device memory for one whose empty groups of slots
 /// become rows of zeros.
 class SnapshotRoom {
  public:
   static constexpr std::size_t least = std::size_t{1} << 20;
 
-  explicit SnapshotRoom(MemoryResource<Cuda>& memory) : page_(memory), zeros_(memory), job_(memory) {}
+  explicit SnapshotRoom(MemoryResource<Cuda>& memory) : page_(memory), zeros_(memory), jobs_(memory) {}
 
   /// `page`: bytes of the largest page; `dim`: of the longest row, 0 where nothing is coded.
   Status make(const Context<Cuda>& ctx, std::size_t page, index_t dim) {
@@ -32,31 +32,57 @@ class SnapshotRoom {
     if (s != Status::ok || dim == 0) return s;
     s = page_.resize(static_cast<index_t>(page));
     if (s == Status::ok) s = zeros_.resize(dim);
-    if (s == Status::ok) s = job_.resize(1);
+    if (s == Status::ok) s = jobs_.resize(most_jobs);
+    if (s == Status::ok) s = staging_.reserve(jobs_.bytes().size());
     return s == Status::ok ? zeros_.fill_bytes(ctx, 0) : s;
   }
   index_t pages_of(std::size_t bytes) const { return static_cast<index_t>(down_.size() / bytes); }
   std::span<std::byte> part(index_t i, std::size_t bytes) const { return down_.part(static_cast<std::size_t>(i) * bytes, bytes); }
 
-  /// Enqueues the copy of a page of codes whose slots from `used` on hold nothing: they become those of zeros. `job` stays until the stream is
-  /// waited for.
+  /// Enqueues the copy of a page of codes: groups of slots of which none lives become those of zeros.
   template <class Codec>
-  Status blank(Context<Cuda>& ctx, const Codec& codec, const std::byte* from, index_t slots, index_t dim, index_t used, prim::PageRows& job, std::span<std::byte> to) {
-    job = {page_.data(), zeros_.data(), 0, static_cast<std::int32_t>(used), static_cast<std::int32_t>(slots - used)};
-    Status s = cuda::settled(cudaMemcpyAsync(page_.data(), from, to.size(), cudaMemcpyDeviceToDevice, ctx.stream()));
-    if (s == Status::ok) s = job_.upload(ctx, {&job, 1});
-    if (s == Status::ok) s = prim::PageCodec<Cuda, Codec>::encode(ctx, codec, {job_.data(), 1, slots - used, slots, dim});
+  Status fetch(Context<Cuda>& ctx, const Codec& codec, const std::byte* from, const PageHead& page, index_t slots, index_t dim, std::span<std::byte> to) {
+    prim::PageRows jobs[most_jobs];
+    index_t n = 0, most = 0;
+    const index_t group = codec.group_slots();
+    for (index_t first = 0; first < slots; first += group) {
+      index_t end = first;
+      while (end < slots && empty(page, end, group)) end += group;
+      if (end == first) continue;
+      jobs[n++] = {page_.data(), zeros_.data(), 0, static_cast<std::int32_t>(first), static_cast<std::int32_t>(end - first)};
+      most = std::max(most, end - first);
+      first = end;  // lives
+    }
+    if (n == 0) return cuda::settled(cudaMemcpyAsync(to.data(), from, to.size(), cudaMemcpyDeviceToHost, ctx.stream()));
+    std::span<std::byte> room;
+    Status s = staging_.next(room);
+    if (s != Status::ok) return s;
+    const auto bytes = std::as_bytes(std::span(jobs, static_cast<std::size_t>(n)));
+    std::ranges::copy(bytes, room.begin());
+    s = staging_.send(ctx, jobs_.data(), bytes.size());
+    if (s == Status::ok) s = cuda::settled(cudaMemcpyAsync(page_.data(), from, to.size(), cudaMemcpyDeviceToDevice, ctx.stream()));
+    if (s == Status::ok) s = prim::PageCodec<Cuda, Codec>::encode(ctx, codec, {jobs_.data(), n, most, slots, dim});
     return s == Status::ok ? page_.download(ctx, to) : s;
   }
 
  private:
+  static constexpr index_t most_jobs = max_page_slots / 2;  ///< stretches of a page that hold nothing
+
+  static bool empty(const PageHead& page, index_t first, index_t group) {
+    for (index_t slot = first; slot < std::min(first + group, static_cast<index_t>(page.used)); ++slot)
+      if (page.alive(slot)) return false;
+    return true;
+  }
+
   cuda::SteeringMemory down_;
   cuda::DeviceArray<std::byte> page_;
   cuda::DeviceArray<float> zeros_;
-  cuda::DeviceArray<prim::PageRows> job_;
+  cuda::DeviceArray<prim::PageRows> jobs_;
+  cuda::Staging staging_;
 };
 
-/// A column beside its bytes in a file, whose pages of exact newest slots may be smaller, and have tombstones where the CPU wrote it.
+/// A column beside its bytes in a file, whose pages of exact newest slots may be smaller, and may have tombstones where the column has none: what the CPU
+/// wrote is moved to the front. Codes that cannot move alone have the pages of the file, with their tombstones.
 template <class Codec>
 class CudaColumnFile {
  public:
@@ -122,27 +148,35 @@ class CudaColumnFile {
 
   static void save_part(ByteWriter& w, Context<Cuda>& ctx, const Column& column, int part, index_t head, index_t count, SnapshotRoom& room) {
     const Plan& plan = column.plan_;
-    const index_t slots = page_slots(plan, part), pages = (count + slots - 1) / slots;
+    const bool grouped = part == 1 && plan.grouped();
+    const index_t slots = page_slots(plan, part), pages = grouped ? column.groups_.pages(head).size() : (count + slots - 1) / slots;
     const std::size_t bytes = payload(plan, part);
     w.put(static_cast<std::uint32_t>(pages));
-    const auto used_of = [&](index_t page) { return std::min(slots, count - page * slots); };
-    prim::PageRows job;
+    const auto head_of = [&](index_t page) {
+      PageHead of{format(plan, part)};
+      if (!grouped) return of.used = static_cast<std::uint32_t>(std::min(slots, count - page * slots)), of;
+      const auto& ref = column.groups_.pages(head)[page];
+      of.used = static_cast<std::uint32_t>(ref.used);
+      std::ranges::copy(ref.dead, of.dead);
+      return of;
+    };
     for (index_t page = 0, n = 0; page < pages && w.status() == Status::ok; page += n) {
       n = std::min(pages - page, room.pages_of(bytes));
       Status s = Status::ok;
       for (index_t i = 0; i < n && s == Status::ok; ++i) {
         const std::span<std::byte> to = room.part(i, bytes);
-        s = part == 1 ? fetch_codes(ctx, column, head, page + i, used_of(page + i), job, to, room)
-                      : fetch_rows(ctx, column, part, head, (page + i) * slots, used_of(page + i), to);
+        const PageHead of = head_of(page + i);
+        s = part == 1 ? room.fetch(ctx, plan.codec, codes_at(column, head, page + i), of, slots, plan.dim, to)
+                      : fetch_rows(ctx, column, part, head, (page + i) * slots, static_cast<index_t>(of.used), to);
       }
       const Status done = ctx.wait();
       if (s != Status::ok || done != Status::ok) return w.fail(s != Status::ok ? s : done);
       for (index_t i = 0; i < n; ++i) {
         const std::span<std::byte> to = room.part(i, bytes);
-        const auto written = static_cast<std::size_t>(used_of(page + i));
+        const PageHead of = head_of(page + i);
         if (part == 1) clear_gap(plan, to);
-        else std::ranges::fill(to.subspan(bytes / static_cast<std::size_t>(slots) * written), std::byte{});
-        PageHead{format(plan, part), static_cast<std::uint32_t>(written)}.save(w);
+        else std::ranges::fill(to.subspan(bytes / static_cast<std::size_t>(slots) * of.used), std::byte{});
+        of.save(w);
         w.bytes(to);
       }
     }
@@ -161,12 +195,8 @@ class CudaColumnFile {
     }
     return Status::ok;
   }
-  static Status fetch_codes(Context<Cuda>& ctx, const Column& column, index_t head, index_t page, index_t used, prim::PageRows& job, std::span<std::byte> to,
-                            SnapshotRoom& room) {
-    const Plan& plan = column.plan_;
-    const std::byte* from = column.pages_[1][head][page]->rows;
-    if (used < plan.slots_of(1)) return room.blank(ctx, plan.codec, from, plan.slots_of(1), plan.dim, used, job, to);
-    return cuda::settled(cudaMemcpyAsync(to.data(), from, to.size(), cudaMemcpyDeviceToHost, ctx.stream()));
+  static const std::byte* codes_at(const Column& column, index_t head, index_t page) {
+    return column.plan_.grouped() ? column.groups_.pages(head)[page].page->rows : column.pages_[1][head][page]->rows;
   }
   /// Bytes between codes and parameters are nobody's.
   static void clear_gap(const Plan& plan, std::span<std::byte> page) {
@@ -187,10 +217,20 @@ class CudaColumnFile {
       std::span<const std::byte> from;
       if (const Status s = page.load(r, format(plan(), part)); s != Status::ok) return s;
       if (!r.take(1, bytes, from) || !page.fits(slots, group)) return Status::corrupt_data;
-      if (const Status s = part == 1 ? put_codes(ctx, head, p, page, from, count) : put_rows(ctx, part, head, page, from, count); s != Status::ok) return s;
+      const Status s = part != 1          ? put_rows(ctx, part, head, page, from, count)
+                       : plan().grouped() ? put_groups(ctx, head, page, from, count)
+                                          : put_codes(ctx, head, p, page, from, count);
+      if (s != Status::ok) return s;
     }
     if (part == 1) offset_[head + 1] = list_.size();
     return part == 1 ? Status::ok : send_rows(ctx, part, head, count);
+  }
+  /// A page goes up as it is, and stays so.
+  Status put_groups(const Context<Cuda>& ctx, index_t head, const PageHead& head_of, std::span<const std::byte> from, index_t& count) {
+    CudaPage* page = nullptr;
+    if (const Status s = column_->groups_.add_page(head, static_cast<index_t>(head_of.used), head_of.dead, page); s != Status::ok) return s;
+    column_->moved_ = true, count += head_of.live();
+    return cuda::settled(cudaMemcpyAsync(page->rows, from.data(), from.size(), cudaMemcpyHostToDevice, ctx.stream()));
   }
   /// A page goes up as it is; which of its slots are live is remembered.
   Status put_codes(const Context<Cuda>& ctx, index_t head, index_t page, const PageHead& head_of, std::span<const std::byte> from, index_t& count) {
@@ -198,7 +238,6 @@ class CudaColumnFile {
     if (const Status s = column_->take_pages(1, head, page * slots + used); s != Status::ok) return s;
     if (const Status s = list_.reserve(list_.size() + live); s != Status::ok) return s;
     dense_ = dense_ && live == used && count == page * slots;
-    if (!dense_ && plan().codec.group_slots() > 1) return Status::not_supported;  // such slots cannot move alone
     for (index_t s = 0; s < used; ++s)
       if (head_of.alive(s)) list_.append_reserved(static_cast<std::int32_t>(page * slots + s));
     count += live;
