@@ -3,6 +3,7 @@
 #include <kvcondense/evict/h2o.hpp>
 #include <kvcondense/evict/knorm.hpp>
 #include <kvcondense/evict/sink_window.hpp>
+#include <kvcondense/evict/snapkv.hpp>
 #include <kvcondense/quant/bfp.hpp>
 #include <kvcondense/quant/fp8.hpp>
 #include <kvcondense/quant/ggml.hpp>
@@ -16,7 +17,7 @@ using cuda_cache::Pair;
 
 namespace {
 
-/// A prompt, tokens, a roll back, a removal, a fork's worth of calls: decoded codes are the same bits on both sides after each.
+/// A prompt, tokens, a roll back, a removal, files that change sides: decoded codes are the same bits on both sides after each.
 template <class R>
 void live(Pair<R>& pair) {
   pair.forward(40);
@@ -25,7 +26,10 @@ void live(Pair<R>& pair) {
   pair.compare_reports();
   pair.truncate(44);
   pair.remove(3, 9);
+  pair.exchange();
   pair.forward(6);
+  pair.exchange();
+  pair.forward(1);
   pair.compare_reports();
 }
 
@@ -62,6 +66,14 @@ TEST_CASE("cuda cache: rows of blocks stay, move and leave behind eviction, and 
   Pair ends(recipe(evict::SinkWindow{.recent = 20, .sinks = 3}, bfp), "sink_window(recent=20, sinks=3) + bfp(bits=5, value_bits=3, block=16, residual_window=2)",
             {.layers = 2, .q_heads = 7, .kv_heads = 1, .head_dim = 96, .page_slots = 8});
   live(ends);
+  // Columns of attention over blocks; on tensor cores nothing reads them.
+  Pair columns(recipe(evict::SnapKV{.tokens = 30, .window = 8, .kernel = 5}, quant::Ggml{.format = quant::GgmlFormat::q8_0}),
+               "snapkv(tokens=30, window=8, kernel=5) + ggml(format=q8_0)", shape);
+  live(columns);
+  test::OnDevice<float> q(columns.device(), std::vector<float>(6 * 64)), out(columns.device(), std::vector<float>(6 * 64));
+  Context<Cuda> ctx = columns.device().with_workspace(columns.on_device().workspace_bytes(64, 1));
+  CHECK(columns.on_device().attend(ctx, 0, dense_view(static_cast<const float*>(q.data()), 6, 1, 64), dense_view(out.data(), 6, 1, 64), {}, prim::AttendMath::halves) ==
+        Status::not_supported);
   // The norm of a key is that of its codes.
   Pair norms(recipe(evict::Knorm{.tokens = 30, .recent = 6}, quant::Fp8{.format = quant::Fp8Format::e5m2}), "knorm(tokens=30, recent=6) + fp8(format=e5m2)",
              {.q_heads = 4, .kv_heads = 4, .head_dim = 256});

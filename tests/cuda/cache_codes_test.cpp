@@ -1,5 +1,8 @@
 // Caches on CUDA that hold codes, beside those on the CPU.
 
+#include <cmath>
+#include <random>
+#include <string_view>
 #include <vector>
 
 #include <kvcondense/budget/head_table.hpp>
@@ -89,4 +92,62 @@ TEST_CASE("cuda cache: a turn codes what a removal has left, and nothing that it
   whole.forward(1);
   for (int i = 0; i < 7; ++i) whole.forward(1);
   whole.compare_reports();
+}
+
+TEST_CASE("cuda cache: a loaded cache counts in a step before anything is appended") {
+  const CacheShape shape{.q_heads = 2, .kv_heads = 2, .head_dim = 32, .dtype = DType::f32, .page_slots = 8};
+  const auto method = recipe(evict::H2O{.heavy = 12, .recent = 4}, quant::GroupInt<4>{.group_size = 8, .residual_window = 4});
+  constexpr std::string_view text = "h2o(heavy=12, recent=4) + int4(group=8, residual=4)";
+  constexpr index_t tokens = 30;
+  std::mt19937 random(41);
+  std::vector<float> x = cuda_cache::normal_numbers(2 * tokens * 32, random), mass(2 * tokens, 1.0f);
+  for (std::size_t i = 0; i < x.size(); i += 70) x[i] = 1e9f;  // beyond a scale of halves
+  for (std::size_t i = 0; i < mass.size(); i += 9) mass[i] = NAN;
+  const auto rows = [&](const float* at) { return dense_view(at, 2, tokens, 32); };
+  test::Device device;
+  test::OnDevice<float> on_device(device, x), device_mass(device, mass);
+  const float* const there = on_device.data();
+  auto host = *any::make(text, shape, any::on<Cpu>), fresh_host = *any::make(text, shape, any::on<Cpu>);
+  auto first = *make_cache<Cuda>(shape, method);
+  auto second = *make_cache<Cuda>(shape, method);
+  std::vector<std::byte> scratch(host.workspace_bytes(64, 64));
+  Context<Cpu> cpu(scratch);
+  Context<Cuda> ctx = device.with_workspace(first.workspace_bytes(64, 64));
+  REQUIRE(host.append(cpu, 0, rows(x.data()), rows(x.data())) == Status::ok);
+  REQUIRE(first.append(ctx, 0, rows(there), rows(there)) == Status::ok);
+  cuda_cache::File file;
+  REQUIRE(save(ctx, first, file) == Status::ok);
+  REQUIRE(load(ctx, second, file.bytes) == Status::ok);
+  REQUIRE(host.step(cpu, 0, AttentionView{host.ragged(0, mass.data()), tokens}) == Status::ok);
+  REQUIRE(second.step(ctx, 0, AttentionView{second.ragged(0, device_mass.data()), tokens}) == Status::ok);
+  const auto compare = [&](const Report& b) {
+    const Report a = host.report();
+    CHECK(a.repaired_numbers > 0);
+    CHECK(a.nan_scores > 0);
+    CHECK(b.repaired_numbers == a.repaired_numbers);
+    CHECK(b.nan_scores == a.nan_scores);
+  };
+  const auto report = [&](const auto& c) {
+    auto r = c.report(ctx);
+    REQUIRE(r);
+    return *r;
+  };
+  compare(report(second));
+  cuda_cache::File counted;
+  REQUIRE(save(ctx, second, counted) == Status::ok);
+  REQUIRE(fresh_host.load(counted.bytes) == Status::ok);
+  compare(fresh_host.report());
+  REQUIRE(load(ctx, first, counted.bytes) == Status::ok);
+  compare(report(first));
+  // What comes later adds to it, and a fork has it too.
+  REQUIRE(host.append(cpu, 0, rows(x.data()), rows(x.data())) == Status::ok);
+  REQUIRE(second.append(ctx, 0, rows(there), rows(there)) == Status::ok);
+  compare(report(second));
+  auto twin = second.fork(ctx);
+  REQUIRE(twin);
+  compare(report(*twin));
+  REQUIRE(second.reset(ctx) == Status::ok);
+  CHECK(report(second).repaired_numbers == 0);
+  CHECK(report(second).nan_scores == 0);
+  compare(report(*twin));
 }

@@ -73,13 +73,45 @@ TEST_CASE("cuda cache: slots leave groups of any kind as on the host") {
                       "head_table(h2o(heavy=20, recent=8), beta=1.5) + kivi4(group=8, residual=8, sinks=3)", {.q_heads = 12, .kv_heads = 3, .head_dim = 32, .page_slots = 8}, true, facts);
 }
 
+TEST_CASE("cuda cache: groups lose slots at ends and nobody waits") {
+  Pair pair(recipe(evict::SinkWindow{.recent = 37, .sinks = 3}, quant::Kivi<4>{.group_size = 8, .residual_window = 8}), "sink_window(recent=37, sinks=3) + kivi4(group=8, residual=8)",
+            {.q_heads = 2, .kv_heads = 2, .head_dim = 32, .page_slots = 16});
+  pair.forward(80);
+  pair.burst(40);  // tables have grown, pages go round
+  const auto before = pair.on_device().report(pair.device());
+  pair.burst(10);
+  CHECK(pair.waits() == 0);
+  pair.burst(40);
+  CHECK(pair.waits() == 0);
+  const auto after = pair.on_device().report(pair.device());
+  REQUIRE((before && after));
+  CHECK(after->evicted_slots == before->evicted_slots + 100);
+  CHECK(after->coded_again > before->coded_again);  // pages were joined meanwhile
+}
+
 TEST_CASE("cuda cache: groups lose slots in lanes, and on tensor cores in rows") {
-  Pair lanes(recipe(evict::H2O{.heavy = 20, .recent = 50}, quant::GroupInt<4>{.key_axis = channel, .value_axis = channel, .group_size = 16}),
-             "h2o(heavy=20, recent=50) + int4(key_axis=channel, value_axis=channel, group=16)", {.q_heads = 8, .kv_heads = 2, .head_dim = 64, .page_slots = 32});
-  lanes.forward(90, prim::AttendMath::f32, 4e-4f);  // of codes that the CPU multiplies as integers
-  for (int i = 0; i < 12; ++i) lanes.forward(10, prim::AttendMath::f32, 4e-4f);
+  // Pages of whole blocks of 64 slots have lanes: in keys a word has codes of several slots, in values of several channels.
+  Pair lanes(recipe(evict::H2O{.heavy = 120, .recent = 40}, quant::GroupInt<4>{.key_axis = channel, .value_axis = channel, .group_size = 16}),
+             "h2o(heavy=120, recent=40) + int4(key_axis=channel, value_axis=channel, group=16)", {.q_heads = 3, .kv_heads = 1, .head_dim = 64, .page_slots = 64});
+  CHECK(lanes.on_device().plan().keys.codec.layout == prim::CodeLayout::slot_lanes);
+  CHECK(lanes.on_device().plan().values.codec.layout == prim::CodeLayout::channel_lanes);
+  lanes.forward(220, prim::AttendMath::f32, 4e-4f);  // of codes that the CPU multiplies as integers
+  for (int i = 0; i < 14; ++i) lanes.forward(10, prim::AttendMath::f32, 4e-4f);
   lanes.compare_reports();
   CHECK(lanes.on_device().report(lanes.device())->coded_again > 0);
+  // Tokens are removed amid them, and forks join apart.
+  Pair kivi(recipe(evict::H2O{.heavy = 90, .recent = 30}, quant::Kivi<2>{.group_size = 32, .residual_window = 32, .sinks = 3}),
+            "h2o(heavy=90, recent=30) + kivi2(group=32, residual=32, sinks=3)", {.q_heads = 2, .kv_heads = 1, .head_dim = 64, .page_slots = 64});
+  CHECK(kivi.on_device().plan().keys.codec.layout == prim::CodeLayout::slot_lanes);
+  kivi.forward(200, prim::AttendMath::f32, 4e-4f);
+  for (int i = 0; i < 6; ++i) kivi.forward(10, prim::AttendMath::f32, 4e-4f);
+  Pair twin = kivi.fork();
+  kivi.remove(20, 150);
+  twin.forward(9, prim::AttendMath::f32, 4e-4f);
+  for (int i = 0; i < 8; ++i) kivi.forward(12, prim::AttendMath::f32, 4e-4f);
+  twin.compare();
+  kivi.compare_reports();
+  CHECK(kivi.on_device().report(kivi.device())->coded_again > 0);
   Pair rows(recipe(evict::H2O{.heavy = 30, .recent = 10}, quant::Kivi<4>{.group_size = 16, .residual_window = 16}), "h2o(heavy=30, recent=10) + kivi4(group=16, residual=16)",
             {.q_heads = 16, .kv_heads = 1, .head_dim = 112, .page_slots = 16});
   rows.forward(60);
@@ -177,5 +209,6 @@ TEST_CASE("cuda cache: steps behind each other, of which each waits for the list
             {.q_heads = 4, .kv_heads = 2, .head_dim = 32, .page_slots = 16});
   pair.forward(60);
   pair.burst(40);
+  if (test::stream_waits() > 0) CHECK(pair.waits() >= 40);
   pair.compare_reports();
 }

@@ -1,5 +1,7 @@
 // Merge methods of the catalogue in a cache on CUDA beside the same on the CPU, a line each: what an eviction method lets go folds into what stays.
 
+#include <cmath>
+#include <limits>
 #include <random>
 #include <string>
 #include <string_view>
@@ -145,4 +147,90 @@ void fold_again(const R& method) {
 TEST_CASE("cuda cache: a step that folds and is refused memory folds nothing, and a fork does not see it") {
   cuda_cache::fold_again(recipe(evict::SinkWindow{.recent = 6, .sinks = 2}, merge::D2O{}));
   cuda_cache::fold_again(recipe(evict::H2O{.heavy = 4, .recent = 4}, merge::CaM{.targets = 2}));
+}
+
+namespace cuda_cache {
+/// Values, some of them too large to be summed, in a cache that lets each token go and folds it into the next one that stays.
+struct LargeSums {
+  static constexpr index_t heads = 2, dim = 16, tokens = 24;
+  static constexpr std::string_view text = "sink_window(recent=6, sinks=2) + cam(targets=1)";
+  CacheShape shape;
+  std::vector<float> keys, values;
+  ::test::Device device;
+  Cache<Cuda, decltype(recipe(evict::SinkWindow{}, merge::CaM{}))> cache;
+
+  LargeSums(DType type, float value)
+      : shape{.q_heads = heads, .kv_heads = heads, .head_dim = dim, .dtype = type, .page_slots = 4},
+        values(at(heads * tokens * dim), value),
+        cache(std::move(*make_cache<Cuda>(shape, recipe(evict::SinkWindow{.recent = 6, .sinks = 2}, merge::CaM{.targets = 1})))) {
+    std::mt19937 random(5);
+    keys = normal_numbers(heads * tokens * dim, random);
+  }
+  float& value(index_t head, index_t token, index_t c) { return values[at((head * tokens + token) * dim + c)]; }
+  /// A prompt of half of the tokens, and the others one by one: forward(from, n, keys, values, outputs).
+  template <class Forward>
+  void each(Forward&& forward) {
+    forward(0, tokens / 2);
+    for (index_t t = tokens / 2; t < tokens; ++t) forward(t, 1);
+  }
+  static auto rows(const float* x, index_t from, index_t n) { return TensorView<const float, 3>{x + from * dim, {heads, n, dim}, {tokens * dim, dim, 1}}; }
+  /// after(): behind every step.
+  template <class After>
+  void feed_device(After&& after) {
+    ::test::OnDevice<float> k(device, keys), v(device, values), out(device, keys);
+    Context<Cuda> ctx = device.with_workspace(cache.workspace_bytes(tokens, tokens));
+    each([&](index_t from, index_t n) {
+      REQUIRE(cache.forward(ctx, 0, rows(k.data(), from, n), rows(k.data(), from, n), rows(v.data(), from, n), dense_view(out.data(), heads, n, dim)) == Status::ok);
+      after();
+    });
+    device.wait();
+  }
+  std::vector<float> stored(index_t head) {
+    const index_t n = cache.slots(0, head);
+    ::test::OnDevice<float> k(device, std::vector<float>(at(n * dim))), v(device, std::vector<float>(at(n * dim)));
+    Context<Cuda> ctx = device.with_workspace(cache.workspace_bytes(n, 1));
+    REQUIRE(cache.read(ctx, 0, head, 0, dense_view(k.data(), n, dim), dense_view(v.data(), n, dim)) == Status::ok);
+    return v.read();
+  }
+};
+}  // namespace cuda_cache
+
+TEST_CASE("cuda cache: sums that the stored type cannot hold become its largest numbers, and are counted as on the host") {
+  using cuda_cache::LargeSums;
+  const auto [type, value, most] = GENERATE(table<DType, float, float>({{DType::f16, 40000.0f, 65504.0f}, {DType::bf16, 3e38f, 0x1.fcp127f}, {DType::f32, -3e38f, -3.38e38f}}));
+  INFO(to_string(type));
+  LargeSums x(type, value);
+  x.feed_device([] {});
+  auto host = *any::make(LargeSums::text, x.shape, any::on<Cpu>);
+  std::vector<std::byte> scratch(host.workspace_bytes(LargeSums::tokens, LargeSums::tokens));
+  std::vector<float> out(x.keys.size());
+  x.each([&](index_t from, index_t n) {
+    Context<Cpu> cpu(scratch);
+    REQUIRE(host.forward(cpu, 0, x.rows(x.keys.data(), from, n), x.rows(x.keys.data(), from, n), x.rows(x.values.data(), from, n),
+                         dense_view(out.data(), x.heads, n, x.dim)) == Status::ok);
+  });
+  bool clamped = false;
+  for (index_t h = 0; h < x.heads; ++h) {
+    const index_t n = host.slots(0, h);
+    REQUIRE(x.cache.slots(0, h) == n);
+    std::vector<float> k(cuda_cache::at(n * x.dim)), v(k.size());
+    REQUIRE(host.read(0, h, 0, dense_view(k.data(), n, x.dim), dense_view(v.data(), n, x.dim)) == Status::ok);
+    CHECK(x.stored(h) == v);
+    for (const float y : v) clamped = clamped || y == most;
+  }
+  CHECK(clamped);
+  const auto report = x.cache.report(x.device);
+  REQUIRE(report);
+  CHECK(report->repaired_numbers > 0);
+  CHECK(report->repaired_numbers == host.report().repaired_numbers);
+}
+
+TEST_CASE("cuda cache: a row with Inf and NaN that folds leaves its target finite") {
+  cuda_cache::LargeSums x(DType::f16, 1.0f);
+  for (index_t h = 0; h < x.heads; ++h) x.value(h, 3, 0) = 1e6f, x.value(h, 4, 1) = std::numeric_limits<float>::quiet_NaN(), x.value(h, 5, 2) = -INFINITY;
+  x.feed_device([&] {  // they leave in the first step
+    for (index_t h = 0; h < x.heads; ++h)
+      for (const float y : x.stored(h)) REQUIRE(std::isfinite(y));
+  });
+  CHECK(x.cache.report(x.device)->repaired_numbers > 6);  // those that came, and sums with them
 }

@@ -89,6 +89,15 @@ class OnDevice {
   cuda::DeviceArray<T> array_;
 };
 
+/// How often a stream was waited for until now, all of it: only the emulation counts, elsewhere none.
+inline int stream_waits() {
+#if defined(KVCONDENSE_CUDA_FIBERS)
+  return cuda_fibers::runtime.stream_waits;
+#else
+  return 0;
+#endif
+}
+
 /// Runs `use` in every way this build can run kernels: in emulation with threads and blocks in several orders and
 /// with copies that land late and at once; on a device once.
 template <class Use>

@@ -95,6 +95,8 @@ class Cache<Cuda, R> {
     c.model_steering_ = c.steering_.part(layers, model);
     c.counts_ = cuda::DeviceArray<index_t>(memory);
     if (const Status s = c.counts_.resize(2); s != Status::ok) return s;
+    // A cache that a file was loaded into counts before anything is appended. Layers wait for it below.
+    if (const Status s = cuda::settled(cudaMemsetAsync(c.counts_.data(), 0, c.counts_.bytes().size(), nullptr)); s != Status::ok) return s;
     Status failed = Status::ok;
     const Status made = c.layers_.fill(heap_memory(), shape.layers, [&](index_t i) {
       Layer l(c.plan_, memory);
@@ -157,8 +159,7 @@ class Cache<Cuda, R> {
       if (p < 0 || p > max_position) return Status::invalid_argument;
     if (l.counters.seen + n > max_position || (positions.empty() && l.next_position() + n - 1 > max_position)) return Status::out_of_range;
     if (n == 0) return Status::ok;
-    Status s = counting_ ? Status::ok : counts_.fill_bytes(ctx, 0);
-    if (s == Status::ok) counting_ = true, s = l.reserve(ctx, n);
+    Status s = l.reserve(ctx, n);
     if (s != Status::ok) return s;
     const index_t first = l.sinks_due(n);
     s = l.add_slots(ctx, n, first);
@@ -215,8 +216,9 @@ class Cache<Cuda, R> {
   Expected<Cache> fork(Context<Cuda>& ctx);
   /// Empty again; waits for the stream.
   Status reset(Context<Cuda>& ctx) {
-    Status s = ctx.wait();
-    counting_ = false;
+    const Status done = ctx.wait();
+    Status s = counts_.fill_bytes(ctx, 0);
+    if (done != Status::ok) s = done;
     for (auto& l : layers_) {
       const Status cleared = l.clear(ctx);
       if (s == Status::ok) s = cleared;
@@ -337,7 +339,6 @@ class Cache<Cuda, R> {
   cuda::SteeringMemory steering_;  ///< outlives the layers
   std::span<std::byte> model_steering_;  ///< the part of it that is no layer's
   cuda::DeviceArray<index_t> counts_;  ///< numbers that could not be stored, NaN scores
-  bool counting_ = false;
   ObjectArray<Layer> layers_;
 };
 

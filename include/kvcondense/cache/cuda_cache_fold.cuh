@@ -89,7 +89,8 @@ Status Cache<Cuda, R>::commit_fold(Context<Cuda>& ctx, Layer& l, const cache::Fo
   request.keys = fold_.target == merge::Target::keys_and_values;
   Context<Cuda> own = ctx.with_workspace(words);
   if (s != Status::ok) return s;
-  return prim::SegmentedCombine<Cuda>::run(own, request, l.keys.rows(l.device_slots(), l.longest()), l.values.rows(l.device_slots(), l.longest()), l.total());
+  return prim::SegmentedCombine<Cuda>::run(own, request, l.keys.rows(l.device_slots(), l.longest()), l.values.rows(l.device_slots(), l.longest()), l.total(),
+                                            counts_.data());
 }
 
 template <class R>

@@ -370,7 +370,7 @@ Status Cache<Cuda, R>::read(Context<Cuda>& ctx, index_t layer, index_t head, ind
 
 template <class R>
 Status Cache<Cuda, R>::counted(Context<Cuda>& ctx, std::span<index_t, 2> out) const {
-  const Status s = counting_ ? counts_.download(ctx, out) : Status::ok;
+  const Status s = counts_.download(ctx, out);
   return s == Status::ok ? ctx.wait() : s;
 }
 

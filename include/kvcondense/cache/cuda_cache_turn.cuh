@@ -41,7 +41,6 @@ Expected<Cache<Cuda, R>> Cache<Cuda, R>::fork(Context<Cuda>& ctx) {
     if (l.torn) return Status::device_error;
   auto copy = make(shape(), recipe_, *memory_);
   if (!copy) return copy.status();
-  copy->counting_ = counting_;
   Status s = copy->counts_.copy_from(ctx, counts_);
   for (index_t i = 0; i < layers_.size() && s == Status::ok; ++i) {
     s = layers_[i].fence.wait();

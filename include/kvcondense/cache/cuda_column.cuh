@@ -147,10 +147,7 @@ class CudaColumn {
     if (s == Status::ok && leaves && plan_.sinks > 0) s = prim::KeepRows<Cuda>::rows(ctx, exact, column.first, part(0));
     if constexpr (!std::same_as<Codec, prim::ExactRows>) {
       if (plan_.grouped()) {
-        prim::GroupWork work;
-        if (s == Status::ok) s = groups_.commit(ctx, work), moved_ = true;
-        if (s == Status::ok) s = prim::GroupPages::code(ctx, plan_.codec, exact, column, part(2), work, repaired);
-        if (s == Status::ok) s = prim::GroupPages::join(ctx, plan_.codec, column, work);
+        if (s == Status::ok) s = step_groups(ctx, column, part(2), repaired);
       } else {
         if (s == Status::ok && leaves) s = prim::KeepRows<Cuda>::rows(ctx, plan_.codec, column.coded, part(1));
         if (s == Status::ok && most > 0) s = prim::HeadSlots::code(ctx, plan_.codec, exact, column, part(2), most, repaired);
@@ -272,6 +269,17 @@ class CudaColumn {
     const cudaError_t e = cudaMemcpyAsync(counts_.data(), told_.data(), told_.size_bytes(), cudaMemcpyHostToDevice, ctx.stream());
     const Status s = cuda::settled(e);
     return s == Status::ok ? ctx.wait() : s;
+  }
+  /// What `groups_` has planned for a step.
+  Status step_groups(Context<Cuda>& ctx, const prim::ColumnParts& column, const prim::KeptSlots& due, index_t* repaired) {
+    if constexpr (CudaColumnPlan<Codec>::has_axis) {
+      prim::GroupWork work;
+      Status s = groups_.commit(ctx, work);
+      moved_ = true;
+      if (s == Status::ok) s = prim::GroupPages::code(ctx, plan_.codec, plan_.exact, column, due, work, repaired);
+      return s == Status::ok ? prim::GroupPages::join(ctx, plan_.codec, column, work) : s;
+    }
+    return Status::ok;
   }
   Flush rule_of(bool codes) const { return codes ? plan_.flush : Flush{.block = 0}; }
   static index_t coded_after(const Flush& rule, const Most& m, index_t kept) { return std::min(kept, m.coded + most_due_of(rule, m.newest)); }

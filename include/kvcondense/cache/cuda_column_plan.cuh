@@ -29,9 +29,10 @@ struct CudaColumnPlan {
   index_t pages_for(int part, index_t slots) const { return (slots + slots_of(part) - 1) / slots_of(part); }
   /// Pages that are kept for the slots to come: what a window fills again between two times that it is coded.
   index_t spare_pages(int part) const { return heads * (part == 2 && flush.block > 0 ? std::max<index_t>(1, pages_for(2, flush.block)) : 1); }
+  static constexpr bool has_axis = requires(const Codec& c) { c.axis; };
   /// Whether slots share parameters along slots, so that codes cannot move alone.
   bool grouped() const {
-    if constexpr (requires { codec.axis; }) return codec.axis == prim::GroupAxis::channel;
+    if constexpr (has_axis) return codec.axis == prim::GroupAxis::channel;
     else return false;
   }
   /// Whether anything but newest slots can be there.

@@ -57,6 +57,7 @@ struct Runtime {
   int calls = 0, fail_at = -1;         ///< calls that may fail; the one that does, once, with `fail_with`
   cudaError_t fail_with = cudaSuccess;
   std::size_t allocated = 0, allocations = 0;
+  int stream_waits = 0;  ///< calls in which somebody waited for all of a stream
   std::map<const void*, std::size_t> may_have;  ///< dynamic shared memory that kernels were allowed
 };
 inline Runtime runtime;
@@ -184,7 +185,11 @@ cudaError_t destroy(T* made) {
 
 inline cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned) { return cuda_fibers::create(stream); }
 inline cudaError_t cudaStreamDestroy(cudaStream_t stream) { return cuda_fibers::destroy(stream); }
-inline cudaError_t cudaStreamSynchronize(cudaStream_t) { return cuda_fibers::land_copies(), cuda_fibers::answer(); }
+inline cudaError_t cudaStreamSynchronize(cudaStream_t) {
+  ++cuda_fibers::runtime.stream_waits;
+  cuda_fibers::land_copies();
+  return cuda_fibers::answer();
+}
 inline cudaError_t cudaEventCreateWithFlags(cudaEvent_t* event, unsigned) { return cuda_fibers::create(event); }
 inline cudaError_t cudaEventDestroy(cudaEvent_t event) { return cuda_fibers::destroy(event); }
 inline cudaError_t cudaEventRecord(cudaEvent_t, cudaStream_t) { return cuda_fibers::answer(); }

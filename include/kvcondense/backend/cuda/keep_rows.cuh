@@ -111,7 +111,7 @@ struct LaneSlots {
 /// The same for pages in lanes, where a byte or word has codes of several slots: a warp a slot takes codes apart and, behind
 /// the barrier, puts them where they go.
 template <class Codec>
-__global__ void __launch_bounds__(lane_threads) keep_head_lanes(Codec codec, PageTable table, KeptSlots keep) {
+__global__ void __launch_bounds__(lane_threads, 2) keep_head_lanes(Codec codec, PageTable table, KeptSlots keep) {
   LaneSlots& shared = cuda::shared_as<LaneSlots>();
   const index_t head = blockIdx.x;
   const HeadKept kept = keep.of(head);

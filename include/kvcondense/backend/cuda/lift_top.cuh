@@ -16,8 +16,8 @@ namespace cuda_kernels {
 
 /// A block a row: all numbers first, then the best above them.
 template <int Threads>
-__global__ void __launch_bounds__(Threads) lift_top_row(RaggedView<const float> scores, RaggedView<const float> weights, const Ends* skip,
-                                                     const index_t* first, float bias, RaggedView<float> out) {
+__global__ void __launch_bounds__(Threads, 4) lift_top_row(RaggedView<const float> scores, RaggedView<const float> weights, const Ends* skip,
+                                                           const index_t* first, float bias, RaggedView<float> out) {
   static_assert(Threads == winner_threads);
   WinnerShared& shared = cuda::shared_as<WinnerShared>();
   const index_t h = blockIdx.x;

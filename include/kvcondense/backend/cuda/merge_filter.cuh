@@ -33,7 +33,7 @@ struct FilterShared {
 
 /// A block a head.
 template <int Threads>
-__global__ void __launch_bounds__(Threads) filter_likeness(LikenessRule rule, MergeLinks links) {
+__global__ void __launch_bounds__(Threads, 4) filter_likeness(LikenessRule rule, MergeLinks links) {
   static_assert(Threads == filter_threads);
   FilterShared& shared = cuda::shared_as<FilterShared>();
   const index_t h = blockIdx.x, n = links.slots(h);
@@ -67,7 +67,7 @@ __global__ void __launch_bounds__(Threads) filter_likeness(LikenessRule rule, Me
 /// The ceil(part * number) most like of those that fold, or, with scores, of the unlinked ones the floor(part * slots that stay) with the best
 /// scores; the others leave for good. A block a head.
 template <int Threads>
-__global__ void __launch_bounds__(Threads) filter_best(RaggedView<const float> scores, double part, MergeLinks links) {
+__global__ void __launch_bounds__(Threads, 4) filter_best(RaggedView<const float> scores, double part, MergeLinks links) {
   static_assert(Threads == winner_threads);
   WinnerShared& shared = cuda::shared_as<WinnerShared>();
   const index_t h = blockIdx.x, n = links.slots(h);

@@ -193,7 +193,7 @@ __global__ void __launch_bounds__(Threads) unlink_alternate(const SlotRange* reg
 
 /// A block a chunk, or all of them one after another. Grid: blocks, heads.
 template <int Threads>
-__global__ void __launch_bounds__(Threads) keep_strongest(const SlotRange* region, index_t chunk, const index_t* most, MergeLinks links) {
+__global__ void __launch_bounds__(Threads, 4) keep_strongest(const SlotRange* region, index_t chunk, const index_t* most, MergeLinks links) {
   static_assert(Threads == winner_threads);
   WinnerShared& shared = cuda::shared_as<WinnerShared>();
   const index_t h = blockIdx.y, begin = region[h].begin, end = region[h].end, step = chunk > 0 ? chunk : end > begin ? end - begin : 1;

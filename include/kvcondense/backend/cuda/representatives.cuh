@@ -17,8 +17,8 @@ namespace cuda_kernels {
 
 /// Whether bits differ from the anchor's; of blocks the sum already. A block a head.
 template <int Threads>
-__global__ void __launch_bounds__(Threads) signature_bits(SignatureRequest request, RaggedView<const float> scores, const Ends* skip, const index_t* top,
-                                                          RaggedView<float> out) {
+__global__ void __launch_bounds__(Threads, 4) signature_bits(SignatureRequest request, RaggedView<const float> scores, const Ends* skip, const index_t* top,
+                                                             RaggedView<float> out) {
   static_assert(Threads == winner_threads);
   WinnerShared& shared = cuda::shared_as<WinnerShared>();
   const index_t h = blockIdx.x, n = scores.length(h), first = skip[h].prefix, last = n - skip[h].suffix, block = request.block;

@@ -27,7 +27,7 @@ struct DirectionShared {
 
 /// A block a head, a warp a row: first the anchor, then every row against it.
 template <int Threads>
-__global__ void __launch_bounds__(Threads) row_directions(SlotRows<Cuda> rows, Anchor anchor, float factor, RaggedView<float> out) {
+__global__ void __launch_bounds__(Threads, 1) row_directions(SlotRows<Cuda> rows, Anchor anchor, float factor, RaggedView<float> out) {
   DirectionShared& shared = cuda::shared_as<DirectionShared>();
   const index_t head = blockIdx.x, n = out.length(head);
   const int dim = static_cast<int>(rows.dim()), lane = cuda::lane_of_warp(), warp = cuda::warp_of_block();

@@ -8,6 +8,7 @@
 #include <kvcondense/backend/cuda/context.cuh>
 #include <kvcondense/backend/cuda/launch.cuh>
 #include <kvcondense/backend/cuda/merge_order.cuh>
+#include <kvcondense/backend/cuda/page_codec.cuh>
 #include <kvcondense/backend/cuda/rope.cuh>
 #include <kvcondense/backend/cuda/slot_rows.cuh>
 #include <kvcondense/core/shape.hpp>
@@ -47,6 +48,7 @@ struct WarpFold {
   index_t h;
   int lane;
   float *row, *logit;
+  index_t* repaired;  ///< null, or what sums that had to be brought into range are added to
 
   __device__ index_t group() const {
     const index_t all = request.queries.extent[0] / request.links.heads();
@@ -155,23 +157,26 @@ struct WarpFold {
 
   __device__ void write(const SlotRows<Cuda>& rows, index_t t, const float (&sum)[combine_each]) const {
     const SlotRun at = rows.locate(h, t);
+    int bad = 0;
 #pragma unroll
     for (int k = 0; k < combine_each; ++k)
-      if (lane + k * cuda::warp_lanes < static_cast<int>(rows.dim())) rows.set(at, lane + k * cuda::warp_lanes, sum[k]);
+      if (lane + k * cuda::warp_lanes < static_cast<int>(rows.dim())) bad += static_cast<int>(rows.set(at, lane + k * cuda::warp_lanes, sum[k]));
+    bad = cuda::warp_sum(bad);
+    if (lane == 0) add_repaired(repaired, bad);
   }
 };
 
 /// A warp a target: it reads that and what folds into it, and writes it alone. Grid: blocks, heads.
 template <int Threads>
-__global__ void __launch_bounds__(Threads) combine_rows(CombineRequest request, RopeAngles angles, SlotRows<Cuda> keys, SlotRows<Cuda> values,
-                                                        const index_t* counts) {
+__global__ void __launch_bounds__(Threads, 1) combine_rows(CombineRequest request, RopeAngles angles, SlotRows<Cuda> keys, SlotRows<Cuda> values,
+                                                           const index_t* counts, index_t* repaired) {
   static_assert(Threads == combine_threads);
   CombineShared& shared = cuda::shared_as<CombineShared>();
   const MergeLinks& links = request.links;
   const index_t h = blockIdx.y, n = links.slots(h), m = counts[h];
   const std::int32_t *to = links.to.row(h), *order = request.order.row(h);
   const int warp = cuda::warp_of_block();
-  const WarpFold fold{request, angles, order, h, cuda::lane_of_warp(), shared.row[warp], shared.logit[warp]};
+  const WarpFold fold{request, angles, order, h, cuda::lane_of_warp(), shared.row[warp], shared.logit[warp], repaired};
   const auto target = [&](index_t t) { return to[t] == t && request.targets[h].has(t); };
   for (index_t t = static_cast<index_t>(blockIdx.x) * combine_warps + warp; t < n && m > 0; t += combine_blocks * combine_warps) {
     if (!target(t)) continue;
@@ -187,6 +192,7 @@ __global__ void __launch_bounds__(Threads) combine_rows(CombineRequest request, 
 /// Needs links to slots that stay and are in `targets`: with a fan of 1 what folds into any other slot is left out here, where the CPU gives it
 /// to the next target. Members are summed in slot order as on the CPU; products of a row with a query, and lengths, in another order. Rows are
 /// those of columns on the device, in exact numbers (`not_supported` where they have codes), at most 256 of them (else `shape_mismatch`).
+/// Sums that the stored type has no number for become the nearest one it has, NaN 0; they are added to `repaired` (on the device, or null).
 /// `slots` is a bound of the host's on all heads' slots together; `workspace_too_small` with less than `workspace_bytes`.
 template <>
 struct SegmentedCombine<Cuda> {
@@ -194,7 +200,8 @@ struct SegmentedCombine<Cuda> {
     return Scratch::align + Scratch::bytes_for<std::int32_t>(slots) + Scratch::bytes_for<index_t>(heads);
   }
 
-  static Status run(Context<Cuda>& ctx, const CombineRequest& request, const SlotRows<Cuda>& keys, const SlotRows<Cuda>& values, index_t slots) {
+  static Status run(Context<Cuda>& ctx, const CombineRequest& request, const SlotRows<Cuda>& keys, const SlotRows<Cuda>& values, index_t slots,
+                    index_t* repaired = nullptr) {
     using namespace cuda_kernels;
     const index_t heads = request.links.heads();
     const bool reads_keys = request.keys || request.bias.data != nullptr;
@@ -211,7 +218,7 @@ struct SegmentedCombine<Cuda> {
     const Status s = cuda::launch(ctx, sort_members<order_threads>, {heads}, order_threads, sizeof(OrderScratch), request.links, request.order, other, counts);
     if (s != Status::ok) return s;
     return cuda::launch(ctx, combine_rows<combine_threads>, {combine_blocks, heads}, combine_threads, sizeof(CombineShared), request,
-                        request.angles == nullptr ? RopeAngles{} : *request.angles, keys, values, static_cast<const index_t*>(counts));
+                        request.angles == nullptr ? RopeAngles{} : *request.angles, keys, values, static_cast<const index_t*>(counts), repaired);
   }
 };
 

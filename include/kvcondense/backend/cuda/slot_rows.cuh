@@ -53,10 +53,14 @@ class SlotRows<Cuda> {
     if (kind_ == Kind::groups) return groups_.value(at.page, dim, at.place, c);
     return RowPage<prim::BlockCodes>(blocks_, at.page, static_cast<int>(runs_.page_slots), dim).value(at.place, c);
   }
-  /// Writes channel c of a slot that lies in exact numbers.
-  __device__ void set(const prim::SlotRun& at, int c, float x) const {
+  /// Writes channel c of a slot that lies in exact numbers. As on the host (`cache::bring_into_range`), what the stored type has no number for
+  /// becomes the nearest one it has, a NaN becomes 0; whether that was so.
+  __device__ bool set(const prim::SlotRun& at, int c, float x) const {
     using namespace prim::cuda_kernels;
-    write_number(exact_.dtype, RowPage<prim::ExactRows>(exact_, at.page, 0, static_cast<int>(dim_)).row(at.place), c, x);
+    const float most = exact_.dtype == DType::f16 ? 65504.0f : 3.38e38f;
+    const float stored = prim::limit_to(prim::without_nan(x), most);
+    write_number(exact_.dtype, RowPage<prim::ExactRows>(exact_, at.page, 0, static_cast<int>(dim_)).row(at.place), c, stored);
+    return stored != x;
   }
 
  private:
