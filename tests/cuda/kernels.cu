@@ -2,6 +2,7 @@
 
 #include <kvcondense/cuda.cuh>
 #include <kvcondense/evict/h2o.hpp>
+#include <kvcondense/quant/fp8.hpp>
 #include <kvcondense/quant/kivi.hpp>
 
 using namespace kvcondense;
@@ -166,6 +167,7 @@ Status columns(Context<Cuda>& ctx, const prim::ColumnRequest& r, TensorView<cons
 }
 template Status columns(Context<Cuda>&, const prim::ColumnRequest&, TensorView<const float, 3>, const prim::PagedHeads<prim::ExactRows, prim::ExactRows>&);
 template Status columns(Context<Cuda>&, const prim::ColumnRequest&, TensorView<const float, 3>, const prim::PagedHeads<prim::GroupInt<4>, prim::GroupInt<4>>&);
+template Status columns(Context<Cuda>&, const prim::ColumnRequest&, TensorView<const float, 3>, const prim::PagedHeads<prim::BlockCodes, prim::BlockCodes>&);
 
 template <class C>
 Status forward(Context<Cuda>& ctx, C& cache, TensorView<const float, 3> queries, TensorView<const half, 3> keys, TensorView<float, 3> out) {
@@ -174,3 +176,4 @@ Status forward(Context<Cuda>& ctx, C& cache, TensorView<const float, 3> queries,
 }
 template Status forward(Context<Cuda>&, Cache<Cuda, RecipeOf<evict::H2O>>&, TensorView<const float, 3>, TensorView<const half, 3>, TensorView<float, 3>);
 template Status forward(Context<Cuda>&, Cache<Cuda, RecipeOf<quant::Kivi<4>>>&, TensorView<const float, 3>, TensorView<const half, 3>, TensorView<float, 3>);
+template Status forward(Context<Cuda>&, Cache<Cuda, RecipeOf<quant::Fp8>>&, TensorView<const float, 3>, TensorView<const half, 3>, TensorView<float, 3>);

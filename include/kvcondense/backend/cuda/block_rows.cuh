@@ -12,10 +12,12 @@ template <>
 struct RowPage<BlockCodes> {
   BlockCodes codec;
   std::byte* data;
-  int slots, dim;
+  int slots, dim, bytes;  ///< of a row
 
-  __device__ RowPage(const BlockCodes& c, std::byte* page, int page_slots, int row) : codec(c), data(page), slots(page_slots), dim(row) {}
-  __device__ std::byte* row(int slot) const { return data + slot * codec.row_bytes(dim); }
+  __device__ RowPage(const BlockCodes& c, std::byte* page, int page_slots, int row)
+      : codec(c), data(page), slots(page_slots), dim(row), bytes(static_cast<int>(c.row_bytes(row))) {}
+  __device__ std::byte* row(int slot) const { return data + slot * bytes; }
+  __device__ int row_bytes() const { return bytes; }
   __device__ std::byte* scale_of(int slot, int group) const { return row(slot) + codec.code_bytes(dim) + group * codec.scale_bytes(); }
   __device__ std::uint32_t code(int slot, int c) const {
     const int bits = bits_of(codec.element), at = c * bits;

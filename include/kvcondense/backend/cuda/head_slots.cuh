@@ -159,7 +159,7 @@ __global__ void __launch_bounds__(Threads) lay_runs(ColumnParts column, const in
 
 /// out[i] = slot first + i of a head: a warp a slot.
 template <int Threads>
-__global__ void __launch_bounds__(Threads) read_slots(SlotRows<Cuda> rows, index_t head, index_t first, TensorView<float, 2> out) {
+__global__ void __launch_bounds__(Threads, 4) read_slots(SlotRows<Cuda> rows, index_t head, index_t first, TensorView<float, 2> out) {
   const index_t i = static_cast<index_t>(blockIdx.x) * append_warps + cuda::warp_of_block();
   if (i >= out.extent[0]) return;
   const SlotRun at = rows.locate(head, first + i);

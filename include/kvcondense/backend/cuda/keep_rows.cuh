@@ -57,7 +57,7 @@ __device__ inline SlotBytes slot_bytes(const RowPage<GroupInt<Bits>>& page, int 
 }
 
 __device__ inline SlotBytes slot_bytes(const RowPage<BlockCodes>& page, int slot) {
-  return {page.row(slot), nullptr, static_cast<int>(page.codec.row_bytes(page.dim)), 0};
+  return {page.row(slot), nullptr, page.row_bytes(), 0};
 }
 
 /// A block a head. Kept slots ascend, so a slot's new place is never behind its old one: bytes are read, then, behind
@@ -69,9 +69,11 @@ __global__ void __launch_bounds__(keep_threads) keep_head_rows(Codec codec, Page
   const HeadKept kept = keep.of(head);
   const index_t n = kept.size;
   std::byte* const* pages = table.pages + table.offset[head];
+  const RowPage<Codec> alike(codec, nullptr, static_cast<int>(table.page_slots), static_cast<int>(table.dim));  // what all pages have in common, once
   const auto slot = [&](index_t s) {  // slots are counted in 31 bits
     const auto page_slots = static_cast<unsigned>(table.page_slots), page = static_cast<unsigned>(s) / page_slots;
-    const RowPage<Codec> rows(codec, pages[page], static_cast<int>(page_slots), static_cast<int>(table.dim));
+    RowPage<Codec> rows = alike;
+    rows.data = pages[page];
     return slot_bytes(rows, static_cast<int>(static_cast<unsigned>(s) - page * page_slots));
   };
   if (n == 0) return;
