@@ -178,8 +178,8 @@ struct LargeSums {
   template <class After>
   void feed_device(After&& after) {
     ::test::OnDevice<float> k(device, keys), v(device, values), out(device, keys);
-    Context<Cuda> ctx = device.with_workspace(cache.workspace_bytes(tokens, tokens));
     each([&](index_t from, index_t n) {
+      Context<Cuda> ctx = device.with_workspace(cache.workspace_bytes(tokens, tokens));  // `after` may have taken another one
       REQUIRE(cache.forward(ctx, 0, rows(k.data(), from, n), rows(k.data(), from, n), rows(v.data(), from, n), dense_view(out.data(), heads, n, dim)) == Status::ok);
       after();
     });
