@@ -92,6 +92,8 @@ inline constexpr int tall = 2;
   _mm_prefetch(reinterpret_cast<const char*>(p), _MM_HINT_T1);
 }
 
+#include <kvcondense/backend/cpu/simd/exp_polynomial.inl>
+
 /// exp(x) for x <= 0 or NaN.
 [[gnu::always_inline]] inline F exp_of_negative(F x) {
   const F seen = _mm256_cmp_ps(x, set(-86.6f), _CMP_NLT_UQ);
@@ -99,13 +101,7 @@ inline constexpr int tall = 2;
   const F n = _mm256_round_ps(mul(a, set(1.44269504f)), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
   F f = _mm256_fnmadd_ps(n, set(0x1.63p-1f), a);
   f = _mm256_fnmadd_ps(n, set(-2.12194440e-4f), f);
-  F p = set(1.9875691500e-4f);
-  p = fma(p, f, set(1.3981999507e-3f));
-  p = fma(p, f, set(8.3334519073e-3f));
-  p = fma(p, f, set(4.1665795894e-2f));
-  p = fma(p, f, set(1.6666665459e-1f));
-  p = fma(p, f, set(5.0000001201e-1f));
-  p = add(fma(p, mul(f, f), f), set(1.0f));
+  const F p = exp_polynomial(f);
   const __m256i power = _mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127)), 23);
   return _mm256_and_ps(mul(p, _mm256_castsi256_ps(power)), seen);
 }

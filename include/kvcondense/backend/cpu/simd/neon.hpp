@@ -71,6 +71,8 @@ inline constexpr int tall = 4;
 
 [[gnu::always_inline]] inline void prefetch(const std::byte* p) { __builtin_prefetch(p, 0, 2); }
 
+#include <kvcondense/backend/cpu/simd/exp_polynomial.inl>
+
 /// exp(x) for x <= 0 or NaN.
 [[gnu::always_inline]] inline F exp_of_negative(F x) {
   const uint32x4_t beyond = vcltq_f32(x, set(-86.6f));
@@ -78,13 +80,7 @@ inline constexpr int tall = 4;
   const F n = vrndnq_f32(mul(a, set(1.44269504f)));
   F f = vfmsq_f32(a, n, set(0x1.63p-1f));
   f = vfmsq_f32(f, n, set(-2.12194440e-4f));
-  F p = set(1.9875691500e-4f);
-  p = fma(p, f, set(1.3981999507e-3f));
-  p = fma(p, f, set(8.3334519073e-3f));
-  p = fma(p, f, set(4.1665795894e-2f));
-  p = fma(p, f, set(1.6666665459e-1f));
-  p = fma(p, f, set(5.0000001201e-1f));
-  p = add(fma(p, mul(f, f), f), set(1.0f));
+  const F p = exp_polynomial(f);
   const int32x4_t power = vshlq_n_s32(vaddq_s32(vcvtq_s32_f32(n), vdupq_n_s32(127)), 23);
   return vreinterpretq_f32_u32(vbicq_u32(vreinterpretq_u32_f32(mul(p, vreinterpretq_f32_s32(power))), beyond));
 }
