@@ -108,7 +108,7 @@ TEST_CASE("critical: keeps what the plain stages keep, over heads of their own b
   const PerToken mass = [](index_t h, index_t t) { return number(9, h, t) * static_cast<double>(1 + h); };
   const auto run = [&](const auto& policy) {
     auto d = drive(shape, policy);
-    d.layer = 1, d.value = noise(3);
+    d.layer = 1, d.value = remembered(noise(3), 2, 70, dim);
     REQUIRE(d.step(70, Phase::prefill_end, mass) == Status::ok);
     for (index_t h = 0; h < 2; ++h) {
       std::vector<double> score;

@@ -212,6 +212,15 @@ inline Channels noise(std::uint64_t seed, float spread = 1.0f) {
   };
 }
 
+/// The same numbers, made once for so many heads, tokens and channels: for tests that read each of them often.
+inline Channels remembered(const Channels& made, index_t heads, index_t tokens, index_t channels) {
+  std::vector<float> list;
+  for (index_t h = 0; h < heads; ++h)
+    for (index_t t = 0; t < tokens; ++t)
+      for (index_t c = 0; c < channels; ++c) list.push_back(made(h, t, c));
+  return [=, list = std::move(list)](index_t h, index_t t, index_t c) { return list.at(at((h * tokens + t) * channels + c)); };
+}
+
 /// A driver whose keys and queries are such numbers.
 template <class P>
 auto drive_noise(const CacheShape& shape, const P& policy) {

@@ -70,16 +70,19 @@ struct Plain {
   void attend(const D& d, index_t h, index_t seen, index_t count, index_t window, std::map<index_t, double>& all,
               std::map<index_t, double>* near, std::map<index_t, double>* times) const {
     const index_t group = d.shape.group(), dim = d.shape.head_dim;
+    // Rows are read once: the driver makes each number anew.
+    std::vector<double> keys, query(at(dim));
+    for (const index_t t : held)
+      for (index_t c = 0; c < dim; ++c) keys.push_back(static_cast<double>(d.key(h, t, c)));
     for (index_t row = std::max<index_t>(0, seen - count); row < seen; ++row) {
       const auto m = static_cast<index_t>(std::upper_bound(held.begin(), held.end(), row) - held.begin());
       std::vector<double> p(at(m), 0.0);
       for (index_t g = 0; g < group; ++g) {
+        for (index_t c = 0; c < dim; ++c) query[at(c)] = static_cast<double>(d.query(h * group + g, row, c));
         std::vector<double> e;
         double whole = 0;
         for (index_t j = 0; j < m; ++j) {
-          double z = 0;
-          for (index_t c = 0; c < dim; ++c)
-            z += static_cast<double>(d.query(h * group + g, row, c)) * static_cast<double>(d.key(h, held[at(j)], c));
+          const double z = std::inner_product(query.begin(), query.end(), keys.begin() + j * dim, 0.0);
           whole += e.emplace_back(std::exp(z / std::sqrt(static_cast<double>(dim))));
         }
         for (index_t j = 0; j < m; ++j) p[at(j)] += e[at(j)] / whole / static_cast<double>(group);

@@ -80,9 +80,10 @@ TEST_CASE("keydiff: chunks of a prompt and every step keep what the plain formul
   CAPTURE(dim, group);
   const CacheShape shape{.q_heads = 2 * group, .kv_heads = 2, .head_dim = dim};
   auto d = drive(shape, evict::KeyDiff{.tokens = 20, .recent = 3});
-  d.key = [](index_t h, index_t t, index_t c) {
+  const auto keys = [](index_t h, index_t t, index_t c) {
     return random_uniform(17, static_cast<std::uint64_t>((h * 1000 + t) * 256 + c)) - 0.4f;
   };
+  d.key = remembered(keys, 2, 90, dim);
   Rows want(2);
   const auto step = [&](index_t n, Phase phase) {
     want = with_new(want, d.seen, n);
