@@ -41,9 +41,13 @@ Device::Device() {
   }
 }
 
-void Device::load() {
-  std::vector<std::string> const texts = std::exchange(unread, {});
-  for (std::string const& text : texts) modules.push_back(parse(text, memory));
+bool Device::load(std::string_view name) {
+  auto const found = std::find_if(unread.begin(), unread.end(), [&](std::string const& text) { return text.find(name) != text.npos; });
+  if (found == unread.end()) return false;
+  std::string const text = std::move(*found);
+  unread.erase(found);
+  modules.push_back(parse(text, memory));
+  return true;
 }
 
 std::vector<Module const*> Device::loaded() const {
@@ -56,22 +60,26 @@ KernelInfo* Device::kernel(void const* host_function) {
   auto const found = kernels.find(host_function);
   if (found == kernels.end()) return nullptr;
   KernelInfo& info = found->second;
-  if (!info.function) {
-    guarded([&] { load(); });
+  auto const look = [&] {
     for (auto const& module : modules)
-      if (Function const* const f = module->find(info.name)) info.module = module.get(), info.function = f;
-  }
+      if (Function const* const f = module->find(info.name)) return info.module = module.get(), info.function = f, true;
+    return false;
+  };
+  if (!info.function) guarded([&] { while (!look() && load(info.name)) {} });
   return info.function ? &info : nullptr;
 }
 
 u64 Device::variable(void const* host_variable) {
   auto const found = variables.find(host_variable);
   if (found == variables.end()) return 0;
-  guarded([&] { load(); });
-  for (auto const& module : modules)
-    if (auto const v = module->variables.find(found->second); v != module->variables.end())
-      return v->second;
-  return 0;
+  u64 address = 0;
+  auto const look = [&] {
+    for (auto const& module : modules)
+      if (auto const v = module->variables.find(found->second); v != module->variables.end()) return address = v->second, true;
+    return false;
+  };
+  guarded([&] { while (!look() && load(found->second)) {} });
+  return address;
 }
 
 std::shared_ptr<Stream> Device::stream(cudaStream_t handle) {

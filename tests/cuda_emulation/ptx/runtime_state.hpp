@@ -9,6 +9,7 @@
 #include <mutex>
 #include <set>
 #include <string>
+#include <string_view>
 #include <unordered_map>
 #include <vector>
 
@@ -61,7 +62,7 @@ class Device {
   cudaError_t sticky = cudaSuccess, last = cudaSuccess;
 
   // ---- programs ----
-  std::vector<std::string> unread;  // PTX not parsed yet
+  std::vector<std::string> unread;  // PTX not parsed yet: a module is, once something of it is asked for
   std::vector<std::unique_ptr<Module>> modules;
   std::unordered_map<void const*, KernelInfo> kernels;  // by the host's function
   std::unordered_map<void const*, std::string> variables;
@@ -89,7 +90,8 @@ class Device {
 
  private:
   Device();
-  void load();
+  /// Parses one module that speaks of `name`; false if none is left that does.
+  bool load(std::string_view name);
 };
 
 /// The runtime's functions are safe to call from several threads.
