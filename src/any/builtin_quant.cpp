@@ -414,6 +414,7 @@ constexpr Field mikv_fields[] = {
     fraction<MiKVText, &MiKVText::important>("important", "", "part of the tokens of a block"),
     number<MiKVText, &MiKVText::block>("block", "", "tokens judged and coded together, a power of two", 2, 256),
     flag<MiKVText, &MiKVText::balance>("balance", "", "multiply keys by a factor per channel"),
+    number<MiKVText, &MiKVText::least>("least", "", "rows that the factors are found from, at least", 0, most_slots),
     number<MiKVText, &MiKVText::keep_window>("keep_window", "keep", "newest tokens that never enter a block", 0, most_slots),
     number<MiKVText, &MiKVText::sinks>("sinks", "", "first tokens kept exactly", 0, most_slots),
 };

@@ -133,6 +133,29 @@ TEST_CASE("mikv: the balancer takes the edge off a strong key channel", "[quant]
   REQUIRE(with.key_error < without.key_error / 2);
 }
 
+TEST_CASE("mikv: a channel that is small in one query by chance does not get a wide step", "[quant][mikv][cache]") {
+  const CacheShape shape{.q_heads = 2, .kv_heads = 2, .head_dim = 64, .dtype = DType::f32};
+  const auto worst = [&](index_t least) {
+    test::CacheRig rig(shape, recipe(quant::MiKV<>{.important = 0.25, .block = 8, .least = least}), 64, 64);
+    std::mt19937 random(8);
+    std::vector<float> given;
+    for (int i = 0; i < 40; ++i) {  // token by token from the first: all that a step brings is one query a head
+      test::Tokens t(shape, 1, random);
+      for (index_t h = 0; h < 2; ++h) t.q[static_cast<std::size_t>(h * 64 + 5)] = 1e-4f;
+      for (index_t d = 0; d < 64; ++d) given.push_back(t.keys(shape)(1, 0, d));
+      std::vector<float> out(128);
+      REQUIRE(rig.cache.forward(rig.ctx, 0, t.queries(shape), t.keys(shape), t.values(shape), dense_view(out.data(), 2, 1, 64)) == Status::ok);
+    }
+    std::vector<float> k(40 * 64), v = k;
+    REQUIRE(rig.cache.read(0, 1, 0, test::view2(k.data(), 40, 64), test::view2(v.data(), 40, 64)) == Status::ok);
+    float most = 0.0f;
+    for (std::size_t i = 5; i < k.size(); i += 64) most = std::max(most, std::fabs(k[i] - given[i]));
+    return most;
+  };
+  REQUIRE(worst(0) > 20.0f);
+  REQUIRE(worst(32) < 3.0f);
+}
+
 TEST_CASE("mikv: beside an eviction stage it judges by the same rows, or is refused", "[quant][mikv][cache]") {
   const Run both(recipe(evict::H2O{.heavy = 40, .recent = 8}, quant::MiKV<>{.important = 0.25, .block = 8}));
   REQUIRE(both.slots == 48);
@@ -141,6 +164,6 @@ TEST_CASE("mikv: beside an eviction stage it judges by the same rows, or is refu
   REQUIRE(make_cache<Cpu>(shape, recipe(evict::Tova{}, quant::MiKV<>{})).status() == Status::incompatible);
   using Mi = quant::MiKV<>;
   REQUIRE(Mi{}.validate(shape) == Status::ok);
-  for (const Mi& bad : {Mi{.important = 0.0}, Mi{.important = 1.0}, Mi{.block = 24}, Mi{.block = 512}, Mi{.keep_window = -1}, Mi{.sinks = -1}})
+  for (const Mi& bad : {Mi{.important = 0.0}, Mi{.important = 1.0}, Mi{.block = 24}, Mi{.block = 512}, Mi{.keep_window = -1}, Mi{.sinks = -1}, Mi{.least = -1}})
     REQUIRE(bad.validate(shape) == Status::invalid_argument);
 }

@@ -16,11 +16,14 @@ namespace kvcondense::prim {
 ///          SmoothAttention, arXiv:2405.04532; balance: MiKV, arXiv:2402.18096.
 /// Shapes   state: the factors of all channels, then their inverses.
 /// Numbers  float32. root_max: 1 / (max |x|)^alpha. balance: sqrt(max |q| / max |x|) over the query group and the step's
-///          queries. A factor whose maxima are zero or no numbers is 1; all are cut to [2^-8, 2^8].
+///          queries; of fewer than `least_queries` rows the largest number stands for every channel, since a channel that is
+///          small in a few queries by chance would get a factor that makes its step wide for good. A factor whose maxima are
+///          zero or no numbers is 1; all are cut to [2^-8, 2^8].
 struct ChannelScale {
   enum class Rule : std::uint8_t { none, root_max, balance };
   Rule rule = Rule::none;
-  float alpha = 0.5f;  ///< of root_max
+  float alpha = 0.5f;          ///< of root_max
+  index_t least_queries = 0;   ///< of balance: query rows, over the query group, that tell channels apart
 
   constexpr bool identity() const { return rule == Rule::none; }
   constexpr bool needs_queries() const { return rule == Rule::balance; }
@@ -28,8 +31,9 @@ struct ChannelScale {
   constexpr index_t state_floats(index_t dim) const { return identity() ? 0 : 2 * dim; }
   constexpr bool valid(index_t dim) const { return dim >= 1 && dim <= max_head_dim; }
   constexpr std::int64_t fingerprint() const {
-    const auto power = static_cast<std::int64_t>(std::bit_cast<std::uint32_t>(alpha) ^ std::bit_cast<std::uint32_t>(0.5f));
-    return identity() ? 0 : 0x5ca1e0 + static_cast<std::int64_t>(rule) + power * 0x1000000;
+    const auto power = static_cast<std::uint64_t>(std::bit_cast<std::uint32_t>(alpha) ^ std::bit_cast<std::uint32_t>(0.5f));
+    const std::uint64_t fields = static_cast<std::uint64_t>(rule) + power * 0x1000000 + static_cast<std::uint64_t>(least_queries) * 0x100000001b3;
+    return identity() ? 0 : static_cast<std::int64_t>(0x5ca1e0 + fields);
   }
 };
 

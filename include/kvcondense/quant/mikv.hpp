@@ -21,14 +21,15 @@ namespace kvcondense::quant {
 /// Shapes   of every `block` tokens of a head the ceil(important * block) with the highest scores are important. One group
 ///          per (token, kv head).
 /// Cost     important * High + (1 - important) * Low + 32 / head_dim bits per number and one bit per token; 4 bytes per slot
-///          for the sums; the exact window holds up to `block` - 1 tokens beside `keep_window`.
+///          for the sums; the exact window holds up to `block` - 1 tokens beside `keep_window`, and keys until there are `least`.
 /// Numbers  keys are stored as k * b and queries read as q / b, b = sqrt(max |q| / max |k|) of a channel over the tokens that
-///          are coded first and the queries of that step (the channel balancer). Scores as `Policy` says; NaN is not important; of equal scores the newer token is. Minimum form, half to even,
+///          are coded first, `least` of them or more, and the queries of that step; of fewer than `least` query rows the largest number
+///          stands for every channel (the channel balancer). Scores as `Policy` says; NaN is not important; of equal scores the newer token is. Minimum form, half to even,
 ///          parameters in fp16.
 /// Differs  importance is judged once, when a block leaves the exact window, and never again; the paper demotes one token
 ///          whenever a new one comes.
 /// Errors   invalid_argument unless block is a power of two from 2 to 256 with block * head_dim <= 32768, 0 < important < 1
-///          leaves both classes a token, and windows and sinks are not negative; incompatible with an eviction stage that
+///          leaves both classes a token, and windows, sinks and least are not negative; incompatible with an eviction stage that
 ///          measures other query rows.
 template <int High = 8, int Low = 2, class Policy = evict::H2O>
 struct MiKV {
@@ -38,23 +39,25 @@ struct MiKV {
   double important = 0.2;
   index_t block = 64;
   bool balance = true;  ///< multiply keys by a factor per channel before they are coded
+  index_t least = 32;   ///< rows that factors are found from: until there are as many keys, all stay exact
   index_t keep_window = 0;
   index_t sinks = 0;
   Policy policy{};
 
   constexpr auto key_codec() const {
-    const prim::ChannelScale scale{balance ? prim::ChannelScale::Rule::balance : prim::ChannelScale::Rule::none};
+    prim::ChannelScale scale{};
+    if (balance) scale = {.rule = prim::ChannelScale::Rule::balance, .least_queries = least};
     return prim::Transformed{scale, value_codec()};
   }
   constexpr auto value_codec() const {
     return prim::MixedRows{prim::GroupInt<High>{}, prim::GroupInt<Low>{}, block, high_slots()};
   }
-  constexpr Flush key_flush() const { return block_flush_keep(block, keep_window); }
+  constexpr Flush key_flush() const { return {block, keep_window, balance ? least : 0}; }
   constexpr Flush value_flush() const { return block_flush_keep(block, keep_window); }
   constexpr auto saliency() const { return policy.pipeline(); }
 
   Status validate(const CacheShape& shape) const {
-    const bool ok = important > 0.0 && important < 1.0 && block >= 2 && block <= group_slots_divide && keep_window >= 0 &&
+    const bool ok = important > 0.0 && important < 1.0 && block >= 2 && block <= group_slots_divide && keep_window >= 0 && least >= 0 &&
                     codecs_fit(*this, shape);
     return ok ? Status::ok : Status::invalid_argument;
   }

@@ -79,6 +79,8 @@ struct RowTransform<Cpu, ChannelScale> {
     for (index_t h = queries.first; h < queries.first + queries.count && t.needs_queries(); ++h)
       for (index_t i = 0; i < queries.rows.extent[1]; ++i)
         for (index_t c = 0; c < dim; ++c) asked[c] = larger(asked[c], queries.rows(h, i, c));
+    if (t.needs_queries() && queries.count * queries.rows.extent[1] < t.least_queries)
+      std::fill_n(asked, dim, *std::max_element(asked, asked + dim));
     for (index_t c = 0; c < dim; ++c) {
       const float square = t.rule == ChannelScale::Rule::balance ? asked[c] / state[c] : 1.0f / state[c];
       const bool usual = square > 0.0f && square <= 3e38f;
