@@ -101,7 +101,7 @@ inline const std::map<std::string, Setting> settings = {
     {"nvfp4", {"nvfp4(key_scale=0.5, residual_window=5)", 2.0}},
     {"ggml", {"ggml(format=q4_0, value_format=q5_1, residual_window=4, sinks=1)", 1.5}},
     {"zipcache", {"zipcache(salient=50%, block=8, sinks=2)", 6.0}},
-    {"mikv", {"mikv(important=25%, block=8, keep_window=3)", 6.0}},
+    {"mikv", {"mikv(important=25%, block=8, keep_window=3, least=16)", 6.0}},
     {"turboquant", {"turboquant(key_bits=4, value_bits=3, residual_window=5)", 2.0}},
     {"hadamard", {"hadamard(group_int(bits=4, group_size=16, residual_window=6), seed=3)", 1.0}},
     {"qjl", {"qjl(bits=64, strong_bits=32, first_layers=1, first_bits=96, first_strong_bits=40, channels=4, group_size=8, buffer=8, sinks=2)", 12.0}},
