@@ -55,7 +55,9 @@ inline void add_weighted(const WeightedRows& rows, index_t dim, double* sum) {
     for (index_t i = 0; i < rows.count; ++i) {
       Floats x[together];
       std::memcpy(x, rows.row[i] + d, sizeof x);
-      for (index_t k = 0; k < together; ++k) s[k] += rows.weight[i] * __builtin_convertvector(x[k], Doubles);
+      const double w = rows.weight[i];
+      const Doubles weight{w, w, w, w, w, w, w, w};
+      for (index_t k = 0; k < together; ++k) s[k] += weight * __builtin_convertvector(x[k], Doubles);
     }
     std::memcpy(sum + d, s, sizeof s);
   }
