@@ -13,6 +13,7 @@
 #include <kvcondense/evict/knorm.hpp>
 #include <kvcondense/evict/paged_h2o.hpp>
 #include <kvcondense/evict/tova.hpp>
+#include <kvcondense/quant/kivi.hpp>
 
 using namespace kvcondense;
 using evict::Touches;
@@ -65,13 +66,15 @@ struct Refused : P {
   auto pipeline() const { return P::pipeline().with_select(RefusedTopK{}); }
 };
 
-template <class P>
+/// A cache of a policy and what else there is.
+template <class P, class... Others>
 struct Rig {
-  using Recipe = decltype(recipe(std::declval<P>()));
+  using Recipe = decltype(recipe(std::declval<P>(), std::declval<Others>()...));
+  test::CountingMemory memory;
   Cache<Cpu, Recipe> cache;
   Workspace work;
 
-  explicit Rig(const P& policy) : cache(std::move(*make_cache<Cpu>(shape, recipe(policy)))) {
+  explicit Rig(const P& policy, const Others&... others) : cache(std::move(*make_cache<Cpu>(shape, recipe(policy, others...), memory))) {
     REQUIRE(work.reserve(cache.workspace_bytes(128, 64)) == Status::ok);
   }
   /// Steps of all layers, each called until it is not refused any more; how often it was.
@@ -102,10 +105,11 @@ struct Rig {
 };
 
 /// Whatever is lent, numbers are those that copies get.
-template <class P>
-void lends(const P& policy) {
-  Rig<Lent<P>> lent(Lent<P>{policy});
-  Rig<Copied<P>> copied(Copied<P>{policy});
+template <class P, class... Others>
+void lends(const P& policy, const Others&... others) {
+  Rig<Lent<P>, Others...> lent(Lent<P>{policy}, others...);
+  Rig<Copied<P>, Others...> copied(Copied<P>{policy}, others...);
+  Watched<decltype(policy.pipeline().source)>::lent = 0;
   std::mt19937 random(7);
   const auto both = [&](index_t n, Phase phase) {
     const test::Tokens t(shape, n, random);
@@ -139,6 +143,44 @@ void survives(const P& policy) {
     REQUIRE((refused.file() == plain.file()));
   }
   REQUIRE(refusals > 10);
+}
+
+/// Steps that are refused memory, at one request after the other: numbers are those of a cache that never was.
+template <class P, class... Others>
+void survives_refused_memory(const P& policy, const Others&... others) {
+  Rig<Lent<P>, Others...> refused(Lent<P>{policy}, others...);
+  Rig<P, Others...> plain(policy, others...);
+  Context<Cpu> ctx(refused.work.bytes());
+  std::mt19937 random(10);
+  int refusals = 0, copies = 0;
+  for (int round = 0; round < 40; ++round) {
+    const test::Tokens t(shape, round == 0 ? 30 : 1, random);
+    const Phase phase = round == 0 ? Phase::prefill_end : Phase::decode;
+    plain.feed(t, phase);
+    for (index_t l = 0; l < shape.layers; ++l) {
+      REQUIRE(refused.cache.append(ctx, l, t.keys(shape), t.values(shape)) == Status::ok);
+      std::vector<float> out(static_cast<std::size_t>(shape.q_heads * t.n * shape.head_dim)), mass(static_cast<std::size_t>(refused.cache.total_slots(l)));
+      const auto view = refused.cache.ragged(l, mass.data());
+      REQUIRE(refused.cache.attend(ctx, l, t.queries(shape), dense_view(out.data(), shape.q_heads, t.n, shape.head_dim), {.mass = view}) == Status::ok);
+      const StepInputs inputs{.attention = {view, refused.cache.mass_rows(t.n)}, .queries = t.queries(shape)};
+      const auto before = refused.file();
+      for (long n = 0;; ++n) {
+        const int lent = Watched<decltype(policy.pipeline().source)>::lent;
+        refused.memory.refuse_from = refused.memory.requests + n;
+        const Status s = refused.cache.step(ctx, l, inputs, phase);
+        refused.memory.refuse_from = -1;
+        copies += phase == Phase::decode && Watched<decltype(policy.pipeline().source)>::lent == lent;
+        if (s == Status::ok) break;
+        REQUIRE(s == Status::out_of_memory);
+        REQUIRE((refused.file() == before));
+        ++refusals;
+        REQUIRE(n < 1000);
+      }
+    }
+    REQUIRE((refused.file() == plain.file()));
+  }
+  REQUIRE(refusals > 0);
+  REQUIRE(copies > 0);  // where room cannot be made before the policy looks, it looks at copies
 }
 
 /// Steps with less and less scratch than they ask for: whichever piece is the one that is refused, numbers stay.
@@ -191,11 +233,15 @@ TEST_CASE("touches: numbers that are lent end as copies do, bit for bit", "[evic
   lends(evict::Knorm{.tokens = 12, .recent = 4});
   lends(evict::Every{evict::Knorm{.tokens = 12, .recent = 4}, 5});
   lends(evict::PagedH2O{.page = 4, .start = 4, .evictable = 8, .recent = 4});
+  const auto kivi = quant::Kivi<4>{.group_size = 8, .residual_window = 8};
+  lends(h2o, kivi);
+  lends(evict::Every{h2o, 5}, kivi);
 }
 
 TEST_CASE("touches: a step that is refused when the policy has looked leaves its numbers", "[evict][touches]") {
   survives(evict::H2O{.heavy = 8, .recent = 4});
   survives(evict::Knorm{.tokens = 12, .recent = 4});
+  survives_refused_memory(evict::H2O{.heavy = 40, .recent = 8}, quant::Kivi<4>{.group_size = 8, .residual_window = 8});
   survives_less_scratch(evict::H2O{.heavy = 8, .recent = 4});
   survives_less_scratch(evict::PagedH2O{.page = 4, .start = 4, .evictable = 8, .recent = 4});
   survives_less_scratch(evict::Knorm{.tokens = 12, .recent = 4});

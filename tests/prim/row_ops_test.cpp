@@ -137,6 +137,28 @@ TEST_CASE("row_ops: dot products of every query count and row size equal double"
   });
 }
 
+TEST_CASE("row_ops: a row by itself is what its dot product is, bit for bit", "[prim][row_ops]") {
+  for_isas([](const RowOps& ops) {
+    for (const index_t dim : {1, 3, 4, 7, 8, 15, 16, 17, 64, 80, 96, 112, 128, 250, 256})
+      for (const index_t count : {0, 1, 3, 4, 5, 16, 63}) {
+        CAPTURE(dim, count);
+        Rows x(DType::f32, count, dim, 11);
+        if (count > 3) x.wide.data()[3 * dim] = not_a_number, x.wide.data()[dim - 1] = infinity;
+        test::Guarded<float> out(static_cast<std::size_t>(count));
+        ops.squares(x.wide.data(), count, dim, out.data());
+        bool same = true;
+        for (index_t i = 0; i < count; ++i) {
+          float one = 0.0f;
+          const float* row = x.wide.data() + i * dim;
+          ops.dot_rows(DType::f32, row, 1, dim, {row, 1, dim}, {&one, 1, 1}, nullptr);
+          same = same && (std::isnan(one) ? std::isnan(out[i]) : std::bit_cast<std::uint32_t>(one) == std::bit_cast<std::uint32_t>(out[i]));
+        }
+        REQUIRE(same);
+        REQUIRE(out.ok());
+      }
+  });
+}
+
 TEST_CASE("row_ops: weighted sums of every query count and row size equal double", "[prim][row_ops]") {
   for_isas([](const RowOps& ops) {
     for (const DType type : types) {

@@ -272,7 +272,7 @@ class Cache {
     const bool raw = recipe_.position.raw_keys;
     return shape_.softmax_scale * (raw ? rope_.logit_scale(recipe_.position.rotated_input) : 1.0f);
   }
-  bool lends_lanes(const Layer& l, const StepView<B>& view, std::size_t workspace, index_t workers) const;
+  bool lends_lanes(Layer& l, const StepView<B>& view, std::size_t workspace, index_t workers) const;
   Status commit(Context<B>& ctx, index_t layer, const evict::KeepSet& keep, std::span<const RaggedView<float>> lanes,
                 RaggedView<float> scores, TensorView<const float, 3> queries, const cache::Folding& folding, bool learns, Scratch scratch);
   // Retrieval: cache_retrieve.hpp.

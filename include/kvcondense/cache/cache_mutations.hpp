@@ -69,6 +69,7 @@ Status Cache<B, R>::run_step(Context<B>& ctx, index_t layer, const StepInputs& i
   for (const Input i : all_inputs)
     if (const Status s = check_input(view, i); s != Status::ok) return s;
   if (probe && !pipeline_.probes()) return Status::ok;
+  l.fetch();
   Scratch scratch(ctx.workspace());
   const index_t heads = shape_.kv_heads, total = l.total(), rows = inputs.queries.extent[1];
   const bool learns = view.phase == Phase::prefill_end;
@@ -125,7 +126,7 @@ Status Cache<B, R>::run_step(Context<B>& ctx, index_t layer, const StepInputs& i
     keep.count[h] = keep.budget[h] = l.heads[h].slots();
     keep.ends[h] = {-1, 0};
   }
-  if (const Status s = pipeline_.observe(ctx, view, lane_views); s != Status::ok) return s;
+  if (const Status s = pipeline_.observe(ctx, view, lane_views); s != Status::ok) return l.trim(), s;
   if (graded_)
     if (const Status s = saliency_.observe(ctx, view, grade_lanes); s != Status::ok) return s;
   if constexpr (can_merge)
@@ -171,9 +172,10 @@ Status Cache<B, R>::run_step(Context<B>& ctx, index_t layer, const StepInputs& i
   return Status::ok;
 }
 
-/// Whether the policy may work on its numbers where they lie. `workspace`: what is left of it.
+/// Whether the policy may work on its numbers where they lie; room for what the step may code is made for that. `workspace`: what
+/// is left of it.
 template <Backend B, class R>
-bool Cache<B, R>::lends_lanes(const Layer& l, const StepView<B>& view, std::size_t workspace, index_t workers) const {
+bool Cache<B, R>::lends_lanes(Layer& l, const StepView<B>& view, std::size_t workspace, index_t workers) const {
   using evict::Touches;
   const Touches what = evict::touches(pipeline_.source);
   if (what == Touches::any || merging_ || graded_ || view.phase == Phase::turn || view.phase == Phase::probe) return false;
@@ -186,7 +188,10 @@ bool Cache<B, R>::lends_lanes(const Layer& l, const StepView<B>& view, std::size
   const std::size_t own = static_cast<std::size_t>(plan_.lanes) * Scratch::bytes_for<float*>(shape_.kv_heads) + Scratch::bytes_for<std::int32_t>(l.total()) +
                           2 * Scratch::bytes_for<index_t>(shape_.kv_heads) + Scratch::bytes_for<prim::Ends>(shape_.kv_heads);
   if (workspace < own + work) return false;
-  return std::all_of(l.heads.begin(), l.heads.end(), [&](const auto& head) { return head.commits_for_sure(fires); });
+  // Where memory is refused now, the step may still do with less: slots that leave need not be coded.
+  if (std::all_of(l.heads.begin(), l.heads.end(), [&](auto& head) { return head.reserve_any_commit(fires) == Status::ok; })) return true;
+  l.trim();
+  return false;
 }
 
 template <Backend B, class R>
@@ -218,14 +223,8 @@ Status Cache<B, R>::commit(Context<B>& ctx, index_t layer, const evict::KeepSet&
   if constexpr (can_merge) room = reserve_fold(l, folding);
   for (index_t h = 0; h < shape_.kv_heads && room == Status::ok; ++h)
     room = l.heads[h].reserve_commit(cache::kept_of(keep, h));
-  if (room != Status::ok) {
-    for (auto& head : l.heads) head.trim();
-    return room;
-  }
-  if (const Status s = reserve_index(layer, learns); s != Status::ok) {
-    for (auto& head : l.heads) head.trim();
-    return s;
-  }
+  if (room != Status::ok) return l.trim(), room;
+  if (const Status s = reserve_index(layer, learns); s != Status::ok) return l.trim(), s;
   // Nothing below can fail.
   if constexpr (can_merge) commit_fold(ctx, l, folding, queries);
   ctx.parallel(shape_.kv_heads, [&](index_t h, index_t worker) {

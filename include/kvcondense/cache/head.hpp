@@ -132,9 +132,12 @@ struct Head {
     return keys.most_due(window_after(keys, kept)) > 0 || values.most_due(window_after(values, kept)) > 0;
   }
 
-  /// Whether `reserve_commit` asks for nothing, whatever survives. `leave`: whether any slots may leave.
-  bool commits_for_sure(bool leave) const {
-    return (!leave || ids.listed()) && keys.most_due(keys.window().live()) == 0 && values.most_due(values.window().live()) == 0;
+  /// Room with which `reserve_commit` cannot fail, whatever survives. `leave`: whether any slots may leave.
+  Status reserve_any_commit(bool leave) {
+    Status s = leave ? ids.reserve_list() : Status::ok;
+    if (s == Status::ok) s = keys.reserve_flush(keys.most_due(keys.window().live()));
+    if (s == Status::ok) s = values.reserve_flush(values.most_due(values.window().live()));
+    return s;
   }
   /// Room for everything `commit` may need when `kept` survives.
   Status reserve_commit(const Kept& kept) {

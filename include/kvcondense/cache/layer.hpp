@@ -105,9 +105,17 @@ struct Layer {
     Status s = pending_positions.reserve(counters.pending + tokens);
     for (index_t h = 0; s == Status::ok && h < heads.size(); ++h)
       s = heads[h].reserve(counters.seen, sinks, tokens - sinks);
-    if (s != Status::ok)
-      for (Head& h : heads) h.trim();
+    if (s != Status::ok) trim();
     return s;
+  }
+  /// Asks the processor for what a step reads of every head, all at once: other layers have been read since it last was.
+  void fetch() const {
+    for (const Head& h : heads)
+      for (std::size_t b = 0; b < sizeof(Head); b += 64) __builtin_prefetch(reinterpret_cast<const std::byte*>(&h) + b);
+  }
+  /// Gives back room that was reserved and not filled.
+  void trim() {
+    for (Head& h : heads) h.trim();
   }
 
   /// After every head took the rows.

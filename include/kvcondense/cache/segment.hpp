@@ -347,6 +347,7 @@ class Segment {
   }
 
   bool free_page();
+  void fetch_slots(const PageRef& ref, index_t first, index_t n) const;
   void move_slots(const PageRef& to, index_t to_slot, const PageRef& from, index_t slot, index_t n);
   template <class ToStored>
   index_t rewrite_half_dead(float* rows, ToStored&& to_stored);

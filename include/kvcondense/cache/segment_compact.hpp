@@ -32,6 +32,7 @@ bool Segment<Codec>::free_page() {
     for (index_t s = page.next_alive(0), n = 0; s < page.used; s = page.next_alive(s + n), to_slot += n) {
       if (to_slot == page_slots_) ++to_page, to_slot = 0;
       n = std::min(page.next_dead(s) - s, page_slots_ - to_slot);
+      if (p < end) fetch_slots(pages_[p + 1], s, n);
       if (to_page != p || to_slot != s) move_slots(pages_[to_page], to_slot, page, s, n);
     }
   }
@@ -46,6 +47,13 @@ bool Segment<Codec>::free_page() {
   pages_.shrink(pages_.size() - (end - to_page));
   retire(gone, end - to_page);
   return true;
+}
+
+/// Rows that move are read once, and each page lies elsewhere: what is asked for while another page moves need not be waited for.
+template <class Codec>
+void Segment<Codec>::fetch_slots(const PageRef& ref, index_t first, index_t n) const {
+  const index_t bytes = static_cast<index_t>(page_payload());
+  for (index_t b = bytes * first / page_slots_; b < bytes * (first + n) / page_slots_; b += 64) __builtin_prefetch(ref.page->payload() + b, 0, 2);
 }
 
 /// Within a page of slots with parameters of their own, or to one in front of it.

@@ -72,8 +72,8 @@ struct KvView {
 /// Numbers per (kv head, slot) where every head may hold a different number of slots.
 ///
 /// Head h owns `data[offset[h] .. offset[h + 1])`; `offset` has heads + 1 entries. The layout that
-/// variable-length attention kernels call cumulative lengths. With `rows` a row lies where that says: only `row`
-/// finds it, and `data` is null.
+/// variable-length attention kernels call cumulative lengths. With `rows`, which lanes and scores alone may have, a row
+/// lies where that says: only `row` finds it, and `data` is null.
 template <class T>
 struct RaggedView {
   T* data = nullptr;

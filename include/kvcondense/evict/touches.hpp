@@ -10,7 +10,7 @@ namespace kvcondense::evict {
 /// Which of its numbers `observe` of a source may change.
 enum class Touches : std::uint8_t {
   any,     ///< any of them, also where it is refused then
-  whole,   ///< any of them; where it is refused, none
+  whole,   ///< any of them; where it is refused, none: whoever may be refused midway must not say so
   newest,  ///< those of slots that came with the step, which are 0 before it
 };
 template <class Source>

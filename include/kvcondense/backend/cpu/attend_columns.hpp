@@ -83,6 +83,7 @@ struct AttendColumns<Cpu> {
     float* out;
     index_t sinks_end = 0, part_begin = 0, part_end = 0, own_begin = 0;  ///< slots of request.part
     float *queries = nullptr, *logits = nullptr, *top = nullptr, *sum = nullptr;
+    index_t visible[read_rows] = {}, counted[read_rows] = {};  ///< slots that a token of the block may see, and that count
 
     void scratch(Scratch s, index_t q) {
       queries = s.take<float>(q * width);
@@ -113,11 +114,8 @@ struct AttendColumns<Cpu> {
              (first + n <= part_begin || first >= part_end);
     }
 
-    template <class Head>
-    index_t sees(const Head& head, index_t row) const {
-      const index_t all = head.visible(row);
-      return request.past ? std::clamp<index_t>(slots - request.rows, 0, all) : all;
-    }
+    /// Of the slots that a row may see.
+    index_t counts(index_t all) const { return request.past ? std::clamp<index_t>(slots - request.rows, 0, all) : all; }
 
     /// Query tokens [first, first + tokens) of the window; row r of the block is token r / group.
     template <class Head>
@@ -131,7 +129,10 @@ struct AttendColumns<Cpu> {
       }
       if constexpr (requires { head.begin_queries(RowBlock<float>{}); }) head.begin_queries({queries, q, width});
       index_t last = 0;
-      for (index_t t = 0; t < tokens; ++t) last = std::max(last, sees(head, row_at(request, first + t)));
+      for (index_t t = 0; t < tokens; ++t) {
+        visible[t] = head.visible(row_at(request, first + t)), counted[t] = counts(visible[t]);
+        last = std::max(last, counted[t]);
+      }
 
       if (logs()) {
         each_strip(head, first, tokens, last, [&](index_t r, index_t at, float* l, index_t n) {
@@ -142,14 +143,15 @@ struct AttendColumns<Cpu> {
       each_strip(head, first, tokens, last, [&](index_t r, index_t, float* l, index_t n) { normalise(r, l, n); });
       each_strip(head, first, tokens, last, [&](index_t r, index_t at, float* l, index_t n) {
         const float inv = sum[r] > 0.0f ? 1.0f / sum[r] : 0.0f;
-        for (index_t i = 0; i < n; ++i) l[i] = std::exp(l[i] - top[r]) * inv;
+        cpu::row_ops().exp_below(l, n, top[r], l);
+        cpu::row_ops().scale(l, n, inv);
         if (request.part.last > 0)
           for (index_t i = 0; i < n; ++i)
             if (at + i < part_begin || at + i >= part_end) l[i] = 0.0f;
-        const index_t row = row_at(request, first + r / group);
-        if (request.group == GroupReduce::none) add(row, head, l, n, at, out + (r % group) * slots);
-        else if (request.group == GroupReduce::max_logit) add(row, head, l, n, at, out);
-        else if (r % group == group - 1) add(row, head, reduce(l, n), n, at, out);
+        const index_t all = counted[r / group];
+        if (request.group == GroupReduce::none) add(all, l, n, at, out + (r % group) * slots);
+        else if (request.group == GroupReduce::max_logit) add(all, l, n, at, out);
+        else if (r % group == group - 1) add(all, reduce(l, n), n, at, out);
       });
     }
 
@@ -173,20 +175,20 @@ struct AttendColumns<Cpu> {
         }
         at = next;
         for (index_t r = 0; r < q; ++r) {
-          const index_t t = row_at(request, first + r / group), seen = std::clamp<index_t>(sees(head, t) - s, 0, n);
+          const index_t t = row_at(request, first + r / group), here = std::clamp<index_t>(counted[r / group] - s, 0, n);
           float* l = logits + r * strip;
-          if constexpr (requires { head.scalars(); }) weigh(head.scalars(), l, s, seen, logs());
-          if constexpr (requires { head.hide(t, s, seen, l); }) head.hide(head.visible(t), s, seen, l);
-          if (request.part.last > 0) hide(l, s, seen);
-          if (request.seed != 0) add_noise(head, r % group, t, s, l, seen);
+          if constexpr (requires { head.scalars(); }) weigh(head.scalars(), l, s, here, logs());
+          if constexpr (requires { head.hide(t, s, here, l); }) head.hide(visible[r / group], s, here, l);
+          if (request.part.last > 0) hide(l, s, here);
+          if (request.seed != 0) add_noise(head, r % group, t, s, l, here);
           if (const float heat = temperature(request, t); heat != 1.0f)
-            for (index_t i = 0; i < seen; ++i) l[i] /= heat;
+            for (index_t i = 0; i < here; ++i) l[i] /= heat;
           if (request.group != GroupReduce::max_logit) {
-            use(r, s, l, seen);
+            use(r, s, l, here);
           } else {
             float* lead = logits + (r - r % group) * strip;
-            for (index_t i = 0; i < seen; ++i) lead[i] = std::max(lead[i], l[i]);
-            if (r % group == group - 1) use(r - r % group, s, lead, seen);
+            for (index_t i = 0; i < here; ++i) lead[i] = std::max(lead[i], l[i]);
+            if (r % group == group - 1) use(r - r % group, s, lead, here);
           }
         }
       }
@@ -217,12 +219,12 @@ struct AttendColumns<Cpu> {
       for (index_t i = 0; i < n; ++i) to[i] = add_logs(to[i] + stays, l[i] + joins);
     }
 
-    void normalise(index_t r, const float* l, index_t n) {
-      float most = top[r];
-      for (index_t i = 0; i < n; ++i) most = std::max(most, l[i]);
+    /// Logits become what they weigh.
+    void normalise(index_t r, float* l, index_t n) {
+      const float most = cpu::row_ops().largest(l, n, top[r]);
       if (most == -std::numeric_limits<float>::infinity()) return;  // nothing of this strip is seen
       if (most > top[r]) sum[r] *= std::exp(top[r] - most), top[r] = most;
-      for (index_t i = 0; i < n; ++i) sum[r] += std::exp(l[i] - top[r]);
+      sum[r] += cpu::row_ops().exp_below(l, n, top[r], l);
     }
 
     /// The probabilities of a group, of which `l` is the last row, in the place of its first.
@@ -239,11 +241,10 @@ struct AttendColumns<Cpu> {
       return lead;
     }
 
-    /// The probabilities of slots [at, at + n), into the numbers of all slots.
-    template <class Head>
-    void add(index_t row, const Head& head, const float* p, index_t n, index_t at, float* to) const {
+    /// The probabilities of slots [at, at + n), into the numbers of all slots; `all`: how many count for the row.
+    void add(index_t all, const float* p, index_t n, index_t at, float* to) const {
       if (request.band > 0) {
-        const index_t far = std::clamp<index_t>(sees(head, row) - request.band - at, 0, n);
+        const index_t far = std::clamp<index_t>(all - request.band - at, 0, n);
         p += far, n -= far, at += far;
       }
       to += at;
@@ -259,7 +260,7 @@ struct AttendColumns<Cpu> {
           for (index_t i = 0; i < n; ++i) to[i] = std::max(to[i], p[i]);
           break;
         case RowReduce::low_count: {
-          const float share = 1.0f / static_cast<float>(sees(head, row));
+          const float share = 1.0f / static_cast<float>(all);
           for (index_t i = 0; i < n; ++i) to[i] += p[i] >= share ? 0.0f : 1.0f;
           break;
         }
@@ -273,7 +274,7 @@ struct AttendColumns<Cpu> {
       const index_t n = rows_of(request), series = request.group == GroupReduce::none ? shape.group() : 1;
       index_t from = 0;
       for (index_t i = 0; i < n; ++i) {
-        const index_t end = std::min(slots, sees(head, row_at(request, i)));
+        const index_t end = std::min(slots, counts(head.visible(row_at(request, i))));
         for (index_t g = 0; g < series; ++g)
           for (index_t j = from; j < end; ++j) out[g * slots + j] /= static_cast<float>(n - i);
         from = std::max(from, end);

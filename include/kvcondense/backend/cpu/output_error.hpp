@@ -10,6 +10,7 @@
 #include <kvcondense/backend/cpu/context.hpp>
 #include <kvcondense/backend/cpu/row_kernels.hpp>
 #include <kvcondense/backend/cpu/slot_rows.hpp>
+#include <kvcondense/backend/cpu/slot_tiles.hpp>
 #include <kvcondense/core/backend.hpp>
 #include <kvcondense/core/shape.hpp>
 #include <kvcondense/core/status.hpp>
@@ -24,7 +25,7 @@ struct OutputError<Cpu> {
     ctx.parallel(scores.heads, [&](index_t h, index_t) {
       Head head(values, h, scores.length(h), skip == nullptr ? Ends{} : skip[h], fast, scores.row(h));
       head.sum_up();
-      head.each([&](index_t j, const float* x) { scores.row(h)[j] = head.error(j, x); });
+      head.each_error([&](index_t j, const float*, float e) { scores.row(h)[j] = e; });
     });
     return Status::ok;
   }
@@ -66,58 +67,83 @@ struct OutputError<Cpu> {
 
     bool gone(index_t j) const { return weight[j] < 0.0f; }
 
-    /// use(slot, value) for every slot between the ends that is still there.
+    /// use(first slot, values, how many) for tiles of the slots between the ends in which some are still there.
     template <class F>
-    void each(F&& use) const {
-      constexpr index_t tile = cpu::tile_slots;
-      alignas(64) float block[tile * max_head_dim];
-      for (index_t at = first; at < last; at += tile) {
-        const index_t m = std::min(tile, last - at);
-        if (std::all_of(weight + at, weight + at + m, [](float w) { return w < 0.0f; })) continue;
-        values.read(head, at, {block, m, dim});
-        for (index_t i = 0; i < m; ++i)
-          if (!gone(at + i)) use(at + i, block + i * dim);
-      }
+    void each_tile(F&& use) const {
+      const auto wanted = [&](index_t at, index_t n) { return std::any_of(weight + at, weight + at + n, [](float w) { return !(w < 0.0f); }); };
+      cpu::for_slot_tiles(values, head, first, last, use, wanted);
     }
 
     void sum_up() {
-      each([&](index_t j, const float* x) {
-        if (!std::isfinite(cpu::dot(x, x, dim))) weight[j] = std::numeric_limits<float>::quiet_NaN();
-        if (!std::isnan(weight[j])) add(j, x, 1.0);
+      each_tile([&](index_t at, const float* x, index_t n) {
+        float square[cpu::most_tile_rows];
+        cpu::row_ops().squares(x, n, dim, square);
+        cpu::WeightedRows counted;
+        for (index_t i = 0; i < n; ++i) {
+          float& w = weight[at + i];
+          if (gone(at + i)) continue;
+          if (!std::isfinite(square[i])) w = std::numeric_limits<float>::quiet_NaN();
+          if (!std::isnan(w)) count(counted, at + i, x + i * dim, 1.0);
+        }
+        cpu::add_weighted(counted, dim, sum);
       });
       find_centre();
     }
-    void add(index_t j, const float* x, double sign) {
-      const double w = static_cast<double>(weight[j]), part = sign * (fast ? 1.0 : w);
+    void count(cpu::WeightedRows& counted, index_t j, const float* x, double sign) {
+      const double w = static_cast<double>(weight[j]);
       all += sign * w, rows += sign;
-      for (index_t d = 0; d < dim; ++d) sum[d] += part * static_cast<double>(x[d]);
+      counted.take(x, sign * (fast ? 1.0 : w));
     }
     void find_centre() {
       const double whole = fast ? rows : all;
       for (index_t d = 0; d < dim; ++d) centre[d] = whole > 0.0 ? static_cast<float>(sum[d] / whole) : 0.0f;
     }
 
-    float error(index_t j, const float* x) const {
+    float error(index_t j, float square) const {
       const double w = static_cast<double>(weight[j]);
       if (std::isnan(weight[j]) || w == 0.0) return weight[j];
-      float square = 0.0f;
-      for (index_t d = 0; d < dim; ++d) square += (centre[d] - x[d]) * (centre[d] - x[d]);
       return static_cast<float>(w / std::max(all - w, all * 1e-6)) * std::sqrt(square);
+    }
+    /// use(slot, value, error) for every slot between the ends that is still there.
+    template <class F>
+    void each_error(F&& use) const {
+      each_tile([&](index_t at, const float* x, index_t n) {
+        float square[cpu::most_tile_rows];
+        distances(x, n, square);
+        for (index_t i = 0; i < n; ++i)
+          if (!gone(at + i)) use(at + i, x + i * dim, error(at + i, square[i]));
+      });
+    }
+    /// out[i] = |centre - row i|^2, numbers added in order: eight sums at a time, since each waits for itself.
+    void distances(const float* x, index_t n, float* out) const {
+      constexpr index_t together = 8;
+      float part[together][max_head_dim];
+      for (index_t i = 0; i < n; i += together) {
+        for (index_t k = 0; k < together; ++k) {
+          const float* row = x + std::min(i + k, n - 1) * dim;
+          for (index_t d = 0; d < dim; ++d) part[k][d] = (centre[d] - row[d]) * (centre[d] - row[d]);
+        }
+        float sums[together] = {};
+        for (index_t d = 0; d < dim; ++d)
+          for (index_t k = 0; k < together; ++k) sums[k] += part[k][d];
+        std::copy_n(sums, std::min(together, n - i), out + i);
+      }
     }
 
     void remove_least() {
       index_t least = -1;
       float lowest = 0.0f;
       float row[max_head_dim];
-      each([&](index_t j, const float* x) {
-        const float e = error(j, x);
+      each_error([&](index_t j, const float* x, float e) {
         const bool lower = least < 0 || (std::isnan(lowest) ? std::isnan(e) : !(e > lowest));  // NaN is lowest
         if (!lower) return;
         least = j, lowest = e;
         std::copy_n(x, dim, row);
       });
       if (!std::isnan(weight[least])) {
-        add(least, row, -1.0);
+        cpu::WeightedRows leaves;
+        count(leaves, least, row, -1.0);
+        cpu::add_weighted(leaves, dim, sum);
         find_centre();
       }
       weight[least] = -1.0f;

@@ -95,6 +95,8 @@ struct SlotNumbers<Cpu> {
                           RaggedView<float> out) {
     for (index_t h = 1; h < x.heads; ++h)
       if (x.length(h) != x.length(0)) return Status::not_supported;
+    for (index_t h = 0; h < out.heads; ++h)
+      if (out.length(h) != out.length(0)) return Status::not_supported;
     cpu::for_head_sums(x, [&](index_t first, index_t n, const float* sums) {
       for (index_t h = 0; h < out.heads; ++h)
         combine(n, keep, out.row(h) + first, [&](index_t j) { return scale * sums[j]; });

@@ -83,7 +83,9 @@ struct RunningSum {
   }
 };
 
-/// Source: attention probabilities, rows reduced, then heads, then steps.
+/// Source: attention probabilities, rows reduced, then heads, then steps. A group block is anything with `one_set()` and
+/// `add(ctx, view, scale, keep, out)`; `RunningSum` says of it that where it is refused it has changed nothing (Touches::whole), so
+/// one that may be refused midway needs an accumulate block that does not say so.
 ///
 /// Needs    the attention mass of the step with the rows named in `rows`.
 template <class Group, class Accumulate>

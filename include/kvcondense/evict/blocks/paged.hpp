@@ -1,5 +1,7 @@
 #pragma once
 
+#include <algorithm>
+
 #include <kvcondense/core/backend.hpp>
 #include <kvcondense/core/shape.hpp>
 #include <kvcondense/core/status.hpp>
@@ -17,7 +19,8 @@ namespace kvcondense::evict {
 /// over all steps; with `per_row` divided by the rows that saw the slot.
 ///
 /// Needs    the attention mass of the step with the rows named in `rows`.
-/// State    two lanes: the sum, and the rows that saw the slot.
+/// State    two lanes, of which the first head's numbers count, as all heads hold the same tokens: the sum, and the rows that saw
+///          the slot.
 struct ForwardMass {
   AttentionNeed rows{};
   index_t width = 7;
@@ -25,7 +28,6 @@ struct ForwardMass {
 
   constexpr AttentionNeed attention() const { return rows; }
   constexpr index_t lanes() const { return 2; }
-  constexpr index_t score_lane() const { return per_row ? -1 : 0; }
   constexpr bool one_set() const { return true; }
   constexpr Touches touches() const { return Touches::whole; }
   std::size_t workspace_bytes(const CacheShape&, index_t) const { return 0; }
@@ -33,13 +35,25 @@ struct ForwardMass {
   template <Backend B>
   Status observe(Context<B>& ctx, const StepView<B>& view, LaneViews lane) const {
     const AttentionView& seen = view.inputs.attention;
-    const Status s = prim::ForwardPool<B>::add(ctx, seen.mass, width, lane[0]);
-    return s == Status::ok ? prim::SlotExposure<B>::add(ctx, seen.rows, lane[1]) : s;
+    const Status s = prim::ForwardPool<B>::add(ctx, seen.mass, width, first(lane[0]));
+    return s == Status::ok ? prim::SlotExposure<B>::add(ctx, seen.rows, first(lane[1])) : s;
   }
   template <Backend B>
   Status score(Context<B>& ctx, const StepView<B>&, LaneViews lane, RaggedView<float> out, Scratch&) const {
-    if (per_row) return prim::SlotExposure<B>::mean(ctx, lane[0], lane[1], out);
-    return prim::SlotNumbers<B>::mix(ctx, lane[0], 1.0f, 0.0f, out);
+    if (!per_row) return spread(ctx, first(lane[0]), out);
+    const Status s = prim::SlotExposure<B>::mean(ctx, first(lane[0]), first(lane[1]), first(out));
+    return s == Status::ok ? spread(ctx, first(out), out) : s;
+  }
+
+ private:
+  static RaggedView<float> first(RaggedView<float> all) {
+    all.heads = std::min<index_t>(all.heads, 1);
+    return all;
+  }
+  /// The numbers of one head, for all.
+  template <Backend B>
+  static Status spread(Context<B>& ctx, RaggedView<const float> one, RaggedView<float> out) {
+    return prim::SlotNumbers<B>::sum_heads(ctx, one, 1.0f, 0.0f, out);
   }
 };
 

@@ -48,6 +48,9 @@ struct RowOps {
   /// Between floats and 16-bit numbers; the same bits as `detail::half_bits` and its siblings.
   void (*narrow)(DType type, const float* x, index_t n, std::uint16_t* out);
   void (*widen)(DType type, const std::uint16_t* x, index_t n, float* out);
+
+  /// out[i] = row i . row i, of `count` rows of `dim` floats, one behind the other; the same bits as from dot_rows.
+  void (*squares)(const float* rows, index_t count, index_t dim, float* out);
 };
 
 }  // namespace kvcondense::prim::cpu

@@ -191,6 +191,25 @@ inline void add_rows(DType type, const void* rows, index_t count, index_t dim, c
   else add_all<Bfloat>(rows, count, dim, weights, out, ahead);
 }
 
+inline void squares(const float* rows, index_t count, index_t dim, float* out) {
+  for (index_t i = 0; i < count; i += 4) {
+    const float* x[4];
+    F sum[4], v[4];
+#pragma GCC unroll 4
+    for (int k = 0; k < 4; ++k) x[k] = rows + (i + k < count ? i + k : count - 1) * dim, sum[k] = zero();
+    index_t d = 0;
+    for (; d + width <= dim; d += width)
+#pragma GCC unroll 4
+      for (int k = 0; k < 4; ++k) v[k] = load_float(x[k] + d), sum[k] = fma(v[k], v[k], sum[k]);
+    if (d < dim)
+#pragma GCC unroll 4
+      for (int k = 0; k < 4; ++k) v[k] = load_float_some(x[k] + d, dim - d), sum[k] = fma(v[k], v[k], sum[k]);
+    float total[4];
+    sum4(sum[0], sum[1], sum[2], sum[3], total);
+    for (index_t k = 0; k < 4 && i + k < count; ++k) out[i + k] = total[k];
+  }
+}
+
 inline float largest(const float* x, index_t n, float top) {
   F most[4];
   for (F& m : most) m = set(top);
@@ -282,4 +301,4 @@ inline void widen(DType type, const std::uint16_t* x, index_t n, float* out) {
   for (; i < n; ++i) out[i] = half ? kvcondense::detail::half_value(x[i]) : kvcondense::detail::bfloat16_value(x[i]);
 }
 
-inline constexpr RowOps row_ops{name, dot_rows, add_rows, largest, exp_below, add_exp_below, scale, turn_rows, narrow, widen};
+inline constexpr RowOps row_ops{name, dot_rows, add_rows, largest, exp_below, add_exp_below, scale, turn_rows, narrow, widen, squares};
