@@ -7,6 +7,7 @@
 #include <utility>
 
 #include <kvcondense/backend/cuda/attend.cuh>
+#include <kvcondense/backend/cuda/bipolar_int.cuh>
 #include <kvcondense/backend/cuda/block_codes.cuh>
 #include <kvcondense/backend/cuda/keep_rows.cuh>
 #include <kvcondense/backend/cuda/merge_weights.cuh>
@@ -33,9 +34,29 @@ class Cache;
 
 namespace detail {
 template <class C>
-inline constexpr bool cuda_codec = std::same_as<C, prim::ExactRows> || std::same_as<C, prim::BlockCodes>;
-template <int Bits>
-inline constexpr bool cuda_codec<prim::GroupInt<Bits>> = true;
+inline constexpr bool cuda_codec = prim::cuda_kernels::RowCodec<prim::DeviceCodec<C>>;
+
+/// Whether kernels read the codecs of all heads: rows of as many bytes, windows that fill alike in a layer, and differences only in what a table says.
+template <class Quant>
+bool cuda_serves(const Quant& q, const CacheShape& shape) {
+  const auto key = key_codec_of(q, shape);
+  const auto value = value_codec_of(q, shape);
+  const auto known = [](const auto& codec) {
+    return !prim::has_sketch(codec) && (codec.group_slots() == 1 || requires { codec.axis; });
+  };
+  const auto alike = [](const auto& a, const auto& b, index_t dim) {
+    const bool tables = prim::DeviceForm<std::remove_cvref_t<decltype(a)>>::floats(a, dim) > 0;
+    return a.page_bytes(1, dim) == b.page_bytes(1, dim) && a.group_slots() == b.group_slots() && (tables || a.fingerprint() == b.fingerprint());
+  };
+  if (!known(key) || !known(value)) return false;
+  for (index_t l = 0; l < (differs_per_head(q) ? shape.layers : 0); ++l)
+    for (index_t h = 0; h < shape.kv_heads; ++h) {
+      const HeadIndex at{l, h}, first{l, 0};
+      if (!alike(key, key_codec_of(q, shape, at), shape.head_dim) || !alike(value, value_codec_of(q, shape, at), shape.values())) return false;
+      if (!(key_flush_of(q, shape, at) == key_flush_of(q, shape, first)) || !(value_flush_of(q, shape, at) == value_flush_of(q, shape, first))) return false;
+    }
+  return true;
+}
 }  // namespace detail
 
 /// The cache of one sequence in device memory: an eviction method, what folds behind it, and codes of groups or blocks. Its calls are those of
@@ -79,7 +100,7 @@ class Cache<Cuda, R> {
     if (const Status s = recipe.evict.validate(shape); s != Status::ok) return s;
     if (const Status s = recipe.quant.validate(shape); s != Status::ok) return s;
     if (const Status s = recipe.merge.validate(shape); s != Status::ok) return s;
-    if (has_saliency(recipe.quant) || differs_per_head(recipe.quant)) return Status::not_supported;
+    if (has_saliency(recipe.quant) || !detail::cuda_serves(recipe.quant, shape)) return Status::not_supported;
     Cache c;
     c.recipe_ = recipe, c.memory_ = &memory;
     c.pipeline_ = recipe.evict.pipeline();
@@ -99,9 +120,15 @@ class Cache<Cuda, R> {
     if (const Status s = cuda::settled(cudaMemsetAsync(c.counts_.data(), 0, c.counts_.bytes().size(), nullptr)); s != Status::ok) return s;
     Status failed = Status::ok;
     const Status made = c.layers_.fill(heap_memory(), shape.layers, [&](index_t i) {
-      Layer l(c.plan_, memory);
+      Plan own = c.plan_;
+      const Quant& q = recipe.quant;
+      own.keys.flush = key_flush_of(q, shape, {i, 0}), own.values.flush = value_flush_of(q, shape, {i, 0});
+      Layer l(own, memory);
       const std::size_t first = static_cast<std::size_t>(i) * all;
       if (failed == Status::ok) failed = l.make(c.steering_.part(first + each, all - each));
+      const bool differs = differs_per_head(q);
+      if (failed == Status::ok) failed = l.keys.describe([&](index_t h) { return key_codec_of(q, shape, {i, h}); }, differs);
+      if (failed == Status::ok) failed = l.values.describe([&](index_t h) { return value_codec_of(q, shape, {i, h}); }, differs);
       l.steering = c.steering_.part(first, each);
       return l;
     });
@@ -282,6 +309,10 @@ class Cache<Cuda, R> {
   static C as_stored(const C& codec, index_t page_slots, index_t dim) {
     if constexpr (requires { codec.layout; }) return codec.with(codec.layout_of(prim::coded_page_slots(codec, page_slots), dim));
     else return codec;
+  }
+  template <class T, class C>
+  static prim::Transformed<T, C> as_stored(const prim::Transformed<T, C>& codec, index_t page_slots, index_t dim) {
+    return {codec.transform, as_stored(codec.codec, page_slots, dim)};
   }
   static Plan plan_of(const CacheShape& shape, const R& recipe, index_t lanes) {
     Plan p;
