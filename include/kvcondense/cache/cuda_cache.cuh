@@ -59,13 +59,13 @@ bool cuda_serves(const Quant& q, const CacheShape& shape) {
 }
 }  // namespace detail
 
-/// The cache of one sequence in device memory: an eviction method, what folds behind it, and codes of groups or blocks. Its calls are those of
+/// The cache of one sequence in device memory: an eviction method, what folds behind it, and codes of groups or of single rows. Its calls are those of
 /// Cache<Cpu, R>.
 ///
 /// Idea     the host keeps counters, lengths and lists of pages and decides when something leaves; which slots, and all that moves, is
 ///          the device's. The eviction pipeline is the one that runs on the CPU: its blocks are written over words.
-/// Needs    recipes of an eviction method, a merge method over exact rows, exact rows or codes of groups or blocks with their exact window and
-///          first slots, and no other stage (those stop compilation with a sentence). Inputs of steps lie on the device: attention, queries,
+/// Needs    recipes of an eviction method, a merge method over exact rows, exact rows or codes with their exact window and first slots (any codec
+///          with a RowPage: row_codec.cuh; behind a Hadamard transform too), and no other stage (those stop compilation with a sentence). Inputs of steps lie on the device: attention, queries,
 ///          projections, moments, gates, surprise, classes; so do matrices that words read (LayerMatrices of critical and locret).
 ///          Tables that blocks read (HeadTable, LayerTable) are the host's.
 /// Shapes   as Cache<Cpu, R>; keys, values, queries, out, lse, mass in device memory.
@@ -77,7 +77,8 @@ bool cuda_serves(const Quant& q, const CacheShape& shape) {
 ///          hold, is stored as Inf or NaN here and counted once in the report.
 /// Errors   as Cache<Cpu, R>; not_supported for a method that keeps a mean of what left, for a merge method beside codes, or one that keeps
 ///          the mass or the place of what folded or finds sets among slots that stay, for one set of all heads (AllHeads) once heads hold
-///          different numbers of slots, and for a quant stage that tells layers, heads or slots apart. device_error from every call that a
+///          different numbers of slots, and for a quant stage that tells slots apart, or heads by more than tables of their codecs (layers may
+///          differ in their windows), has a sketch, or maps rows before groups along slots. device_error from every call that a
 ///          layer takes part in, until `reset` or `load`, once the device took a part of a change of it and refused the rest. Calls of one
 ///          cache go to one stream; wait for it before the cache is destroyed when its memory is not that of cudaMalloc.
 template <class R>
@@ -92,7 +93,7 @@ class Cache<Cuda, R> {
   using KeyCodec = decltype(key_codec_of(std::declval<const Quant&>(), CacheShape{}));
   using ValueCodec = decltype(value_codec_of(std::declval<const Quant&>(), CacheShape{}));
   static_assert(detail::cuda_codec<KeyCodec> && detail::cuda_codec<ValueCodec>,
-                "kvcondense: a cache on CUDA stores exact rows, codes of groups (kivi, group_int and their kin) or of blocks (fp8, mx, q4_0 and their kin); make_cache<kvcondense::Cpu> takes the others.");
+                "kvcondense: a cache on CUDA stores exact rows, codes of groups (kivi, group_int), or rows whose slots are independent (fp8, mx, q4_0, kvquant, skvq, turboquant and their kin); make_cache<kvcondense::Cpu> takes the others.");
 
   static Expected<Cache> make(const CacheShape& shape, const R& recipe, MemoryResource<Cuda>& memory = cuda::device_memory()) {
     if (const Status s = validate(shape); s != Status::ok) return s;
