@@ -127,9 +127,10 @@ class Cache<Cuda, R> {
       Layer l(own, memory);
       const std::size_t first = static_cast<std::size_t>(i) * all;
       if (failed == Status::ok) failed = l.make(c.steering_.part(first + each, all - each));
-      const bool differs = differs_per_head(q);
-      if (failed == Status::ok) failed = l.keys.describe([&](index_t h) { return key_codec_of(q, shape, {i, h}); }, differs);
-      if (failed == Status::ok) failed = l.values.describe([&](index_t h) { return value_codec_of(q, shape, {i, h}); }, differs);
+      if (failed == Status::ok && differs_per_head(q)) {
+        failed = l.keys.describe([&](index_t h) { return key_codec_of(q, shape, {i, h}); });
+        if (failed == Status::ok) failed = l.values.describe([&](index_t h) { return value_codec_of(q, shape, {i, h}); });
+      }
       l.steering = c.steering_.part(first, each);
       return l;
     });
@@ -327,6 +328,10 @@ class Cache<Cuda, R> {
     };
     p.keys = column(key_codec_of(q, shape), key_flush_of(q, shape), shape.head_dim);
     p.values = column(value_codec_of(q, shape), value_flush_of(q, shape), shape.values());
+    for (index_t l = 1; l < shape.layers; ++l) {  // a layer may stay exact: the plan is that of those that do not
+      if (p.keys.flush.block == 0) p.keys.flush = key_flush_of(q, shape, {l, 0});
+      if (p.values.flush.block == 0) p.values.flush = value_flush_of(q, shape, {l, 0});
+    }
     return p;
   }
   // What eviction and a merge stage look at together.

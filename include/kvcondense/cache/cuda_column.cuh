@@ -40,7 +40,7 @@ class CudaColumn {
 
   CudaColumn(const Plan& plan, MemoryResource<Cuda>& memory)
       : plan_(plan), memory_(&memory), most_(heap_memory()), groups_(plan.codec.group_slots(), plan.slots_of(1), plan.bytes_of(1), memory),
-        table_(plan.heads, plan.grouped(), memory), counts_(memory), codec_(plan.codec, memory) {
+        table_(plan.heads, plan.grouped(), memory), counts_(memory), codec_(plan.codec, plan.dim, memory) {
     for (auto& s : spare_) s = Buffer<CudaPage*>(heap_memory());
   }
   CudaColumn(CudaColumn&&) = default;
@@ -58,9 +58,9 @@ class CudaColumn {
     if (s == Status::ok) s = cuda::settled(cudaMemsetAsync(counts_.data(), 0, static_cast<std::size_t>(plan_.heads) * sizeof(prim::PartCounts), nullptr));
     return s;
   }
-  /// Behind `make`: the codecs of the heads, where they have tables or fingerprints of their own.
+  /// Behind `make`: the codecs of the heads, where these differ.
   template <class Of>
-  Status describe(Of&& of, bool differs) { return codec_.describe(of, plan_.dim, differs); }
+  Status describe(Of&& of) { return codec_.describe(of); }
   prim::DeviceCodec<Codec> codec() const { return codec_.on_device(); }
   std::int64_t fingerprint(index_t head) const { return codec_.fingerprint(head); }
 

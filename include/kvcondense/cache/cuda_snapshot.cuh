@@ -124,15 +124,18 @@ template <class R>
 Status save(Context<Cuda>& ctx, const Cache<Cuda, R>& c, ByteSink& sink) {
   for (const auto& l : c.layers())
     if (l.torn) return Status::device_error;
-  const auto& p = c.plan();
   std::size_t page = 0;
-  for (int part = 0; part < 3; ++part)
-    page = std::max({page, cache::CudaColumnFile<typename Cache<Cuda, R>::KeyCodec>::payload(p.keys, part),
-                     cache::CudaColumnFile<typename Cache<Cuda, R>::ValueCodec>::payload(p.values, part)});
+  bool codes = false;
+  for (const auto& l : c.layers()) {
+    for (int part = 0; part < 3; ++part)
+      page = std::max({page, cache::CudaColumnFile<typename Cache<Cuda, R>::KeyCodec>::payload(l.keys.plan(), part),
+                       cache::CudaColumnFile<typename Cache<Cuda, R>::ValueCodec>::payload(l.values.plan(), part)});
+    codes = codes || l.keys.plan().flush.block > 0 || l.values.plan().flush.block > 0;
+  }
   cache::SnapshotRoom room(c.memory());
   index_t counted[2] = {};
   Status s = c.counted(ctx, counted);
-  if (s == Status::ok) s = room.make(ctx, page, p.keys.flush.block > 0 || p.values.flush.block > 0 ? std::max(p.keys.dim, p.values.dim) : 0);
+  if (s == Status::ok) s = room.make(ctx, page, codes ? std::max(c.plan().keys.dim, c.plan().values.dim) : 0);
   if (s != Status::ok) return s;
 
   ByteWriter w(sink);

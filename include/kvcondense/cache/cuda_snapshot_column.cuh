@@ -152,6 +152,7 @@ class CudaColumnFile {
     const bool grouped = part == 1 && plan.grouped();
     const index_t slots = page_slots(plan, part), pages = grouped ? column.groups_.pages(head).size() : (count + slots - 1) / slots;
     const std::size_t bytes = payload(plan, part);
+    const auto codec = column.codec();
     w.put(static_cast<std::uint32_t>(pages));
     const auto head_of = [&](index_t page) {
       PageHead of{format(column, part, head)};
@@ -167,7 +168,7 @@ class CudaColumnFile {
       for (index_t i = 0; i < n && s == Status::ok; ++i) {
         const std::span<std::byte> to = room.part(i, bytes);
         const PageHead of = head_of(page + i);
-        s = part == 1 ? room.fetch(ctx, prim::of_head(column.codec(), head), codes_at(column, head, page + i), of, slots, plan.dim, to)
+        s = part == 1 ? room.fetch(ctx, prim::of_head(prim::cuda_kernels::stored_codec(codec), head), codes_at(column, head, page + i), of, slots, plan.dim, to)
                       : fetch_rows(ctx, column, part, head, (page + i) * slots, static_cast<index_t>(of.used), to);
       }
       const Status done = ctx.wait();

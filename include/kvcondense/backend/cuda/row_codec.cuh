@@ -43,28 +43,29 @@ struct Tabled {
   C codec{};
   const float* table = nullptr;
   index_t step = 0;  ///< 0: one for all heads
+  index_t dim = 0;   ///< of the rows that the tables are for, which whoever made them has looked at
 
-  constexpr std::size_t page_bytes(index_t slots, index_t dim) const { return codec.page_bytes(slots, dim); }
+  constexpr std::size_t page_bytes(index_t slots, index_t n) const { return codec.page_bytes(slots, n); }
   constexpr index_t group_slots() const { return codec.group_slots(); }
-  constexpr bool valid(index_t dim) const { return codec.valid(dim); }
+  constexpr bool valid(index_t n) const { return table != nullptr && n == dim; }
   constexpr std::int64_t fingerprint() const { return codec.fingerprint(); }
 };
 
 /// What kernels take for a codec of a quant stage: `floats(codec, dim)` and `fill(codec, dim, out)` of its tables, 0 where it has none, and
-/// `of(codec, table, step)`.
+/// `of(codec, table, step, dim)`.
 template <class C>
 struct DeviceForm {
   using type = C;
   static index_t floats(const C&, index_t) { return 0; }
   static void fill(const C&, index_t, float*) {}
-  static const C& of(const C& codec, const float*, index_t) { return codec; }
+  static const C& of(const C& codec, const float*, index_t, index_t) { return codec; }
 };
 template <HasCodecTable C>
 struct DeviceForm<C> {
   using type = Tabled<C>;
   static index_t floats(const C& codec, index_t dim) { return CodecTable<C>::floats(codec, dim); }
   static void fill(const C& codec, index_t dim, float* out) { CodecTable<C>::fill(codec, dim, out); }
-  static type of(const C& codec, const float* table, index_t step) { return {codec, table, step}; }
+  static type of(const C& codec, const float* table, index_t step, index_t dim) { return {codec, table, step, dim}; }
 };
 template <class T, class C>
 struct DeviceForm<Transformed<T, C>> {
@@ -72,7 +73,9 @@ struct DeviceForm<Transformed<T, C>> {
   using type = Transformed<T, typename Inner::type>;
   static index_t floats(const Transformed<T, C>& c, index_t dim) { return Inner::floats(c.codec, c.transform.stored_dim(dim)); }
   static void fill(const Transformed<T, C>& c, index_t dim, float* out) { Inner::fill(c.codec, c.transform.stored_dim(dim), out); }
-  static type of(const Transformed<T, C>& c, const float* table, index_t step) { return {c.transform, Inner::of(c.codec, table, step)}; }
+  static type of(const Transformed<T, C>& c, const float* table, index_t step, index_t dim) {
+    return {c.transform, Inner::of(c.codec, table, step, c.transform.stored_dim(dim))};
+  }
 };
 /// Without a sketch; with one a cache refuses it.
 template <class C>
@@ -81,7 +84,7 @@ struct DeviceForm<Sketched<C>> {
   using type = typename Inner::type;
   static index_t floats(const Sketched<C>& c, index_t dim) { return Inner::floats(c.codec, dim); }
   static void fill(const Sketched<C>& c, index_t dim, float* out) { Inner::fill(c.codec, dim, out); }
-  static type of(const Sketched<C>& c, const float* table, index_t step) { return Inner::of(c.codec, table, step); }
+  static type of(const Sketched<C>& c, const float* table, index_t step, index_t dim) { return Inner::of(c.codec, table, step, dim); }
 };
 template <class C>
 using DeviceCodec = typename DeviceForm<C>::type;
@@ -107,7 +110,7 @@ KVCONDENSE_HD inline const C& of_head(const C& codec, index_t) {
 }
 template <class C>
 KVCONDENSE_HD inline Tabled<C> of_head(const Tabled<C>& codec, index_t head) {
-  return {codec.codec, codec.table + head * codec.step, 0};
+  return {codec.codec, codec.table + head * codec.step, 0, codec.dim};
 }
 template <class T, class C>
 KVCONDENSE_HD inline Transformed<T, C> of_head(const Transformed<T, C>& codec, index_t head) {
