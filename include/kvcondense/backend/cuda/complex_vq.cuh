@@ -73,6 +73,7 @@ struct RowPage<Tabled<ComplexVq>> {
     __syncwarp();
     for (int c = lane; c < dim; c += cuda::warp_lanes) s.rest[c] = limit_to(lengths ? __fmul_rn(s.rest[c], inverse) : s.rest[c], 1e6f);
     __syncwarp();
+#pragma unroll 1
     for (int stage = 0; stage < stages; ++stage) choose(stage, s);
     pack_row(bits, s.codes, 2 * stages, row(slot));
     return cuda::warp_sum(bad);
@@ -97,6 +98,7 @@ struct RowPage<Tabled<ComplexVq>> {
       __syncwarp();
     }
     std::uint64_t least = static_cast<std::uint64_t>(detail::bit_cast<std::uint32_t>(INFINITY)) << 32;  // errors are not negative: bits ascend as they do
+#pragma unroll 1
     for (int a = 0; a < base; ++a) {
       if (s.taken[a] == 0) continue;  // the same in all lanes
       const float* z = word(stage, a);
@@ -126,6 +128,7 @@ struct RowPage<Tabled<ComplexVq>> {
   __device__ float far(const float* a, const float* b) const {
     float sum[8] = {};
     int i = 0;
+#pragma unroll 1
     for (; i + 8 <= dim; i += 8)
 #pragma unroll
       for (int k = 0; k < 8; ++k) {

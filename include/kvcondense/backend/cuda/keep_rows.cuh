@@ -47,7 +47,7 @@ inline constexpr int keep_threads = 256;
 /// a barrier, written, a chunk of slots at a time, and nothing is written that is still to be read.
 template <class Codec>
 __global__ void __launch_bounds__(keep_threads) keep_head_rows(Codec codec, PageTable table, KeptSlots keep) {
-  constexpr int each = 4;  // bytes of a thread in one round
+  constexpr unsigned each = 4, in_round = keep_threads * each;  // bytes of a thread, and of all, in one round
   const index_t head = blockIdx.x;
   const HeadKept kept = keep.of(head);
   const index_t n = kept.size;
@@ -60,7 +60,7 @@ __global__ void __launch_bounds__(keep_threads) keep_head_rows(Codec codec, Page
     return rows.slot_bytes(static_cast<int>(static_cast<unsigned>(s) - page * page_slots));
   };
   if (n == 0) return;
-  const int bytes = slot(0).size(), in_round = keep_threads * each;
+  const auto size = static_cast<unsigned>(slot(0).size());
   // The first slots often stay: begin where one moves. All threads find the same.
   index_t low = 0, high = n;  // slot i is kept as i below low
   while (low < high) {
@@ -68,21 +68,24 @@ __global__ void __launch_bounds__(keep_threads) keep_head_rows(Codec codec, Page
     if (kept[middle] == middle) low = middle + 1;
     else high = middle;
   }
-  const index_t total = (n - low) * bytes;
-  for (index_t at = 0; at < total; at += in_round) {
+  index_t first = low;
+  unsigned into = 0;  // a round begins at byte `into` of kept slot `first`
+  while (first < n) {
     std::byte value[each];
 #pragma unroll
-    for (int k = 0; k < each; ++k) {
-      const index_t b = at + k * keep_threads + threadIdx.x;
-      if (b < total) value[k] = *slot(kept[low + b / bytes]).at(static_cast<int>(b % bytes));
+    for (unsigned k = 0; k < each; ++k) {
+      const unsigned b = into + k * keep_threads + threadIdx.x;
+      if (const index_t i = first + b / size; i < n) value[k] = *slot(kept[i]).at(static_cast<int>(b % size));
     }
     __syncthreads();
 #pragma unroll
-    for (int k = 0; k < each; ++k) {
-      const index_t b = at + k * keep_threads + threadIdx.x;
-      if (b < total) *slot(low + b / bytes).at(static_cast<int>(b % bytes)) = value[k];
+    for (unsigned k = 0; k < each; ++k) {
+      const unsigned b = into + k * keep_threads + threadIdx.x;
+      if (const index_t i = first + b / size; i < n) *slot(i).at(static_cast<int>(b % size)) = value[k];
     }
     __syncthreads();
+    into += in_round;
+    first += into / size, into %= size;
   }
 }
 
