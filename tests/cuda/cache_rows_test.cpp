@@ -3,6 +3,7 @@
 #include <map>
 #include <set>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include <kvcondense/any/builtin.hpp>
@@ -14,18 +15,26 @@
 #include <kvcondense/evict/snapkv.hpp>
 #include <kvcondense/merge/d2o.hpp>
 #include <kvcondense/quant/bipolar_int.hpp>
+#include <kvcondense/quant/bit_allocation.hpp>
 #include <kvcondense/quant/boundary_layers.hpp>
 #include <kvcondense/quant/comet.hpp>
 #include <kvcondense/quant/commvq.hpp>
+#include <kvcondense/quant/gear.hpp>
 #include <kvcondense/quant/ggml.hpp>
 #include <kvcondense/quant/group_int.hpp>
 #include <kvcondense/quant/hadamard.hpp>
+#include <kvcondense/quant/kitty.hpp>
 #include <kvcondense/quant/kvquant.hpp>
+#include <kvcondense/quant/mikv.hpp>
+#include <kvcondense/quant/polar.hpp>
 #include <kvcondense/quant/polar_recursive.hpp>
+#include <kvcondense/quant/qjl.hpp>
 #include <kvcondense/quant/qserve.hpp>
 #include <kvcondense/quant/rotatekv.hpp>
 #include <kvcondense/quant/skvq.hpp>
+#include <kvcondense/quant/smooth_attention.hpp>
 #include <kvcondense/quant/turboquant.hpp>
+#include <kvcondense/quant/zipcache.hpp>
 #include <support/model_facts.hpp>
 
 #include "cache_pair.hpp"
@@ -200,6 +209,18 @@ TEST_CASE("cuda cache codec: qserve") {
 }
 
 TEST_CASE("cuda cache codec: comet") { leaves(quant::Comet{.group_size = 16, .keep_window = 4, .sinks = 1}, "comet(group=16, keep=4, sinks=1)", small); }
+
+namespace {
+
+template <class Q>
+constexpr bool served = detail::cuda_codec<decltype(key_codec_of(std::declval<const Q&>(), CacheShape{}))> &&
+                        detail::cuda_codec<decltype(value_codec_of(std::declval<const Q&>(), CacheShape{}))>;
+static_assert(served<quant::KvQuant> && served<quant::Hadamard<quant::GroupInt<4>>>);
+// What lacks below stops compilation with a sentence.
+static_assert(!served<quant::Kitty> && !served<quant::Polar<4, 4>> && !served<quant::Gear<2>> && !served<quant::Qjl> && !served<quant::ZipCache<4, 2>> && !served<quant::MiKV<4, 2>> &&
+              !served<quant::BitAllocation> && !served<quant::SmoothAttention<>>);
+
+}  // namespace
 
 TEST_CASE("cuda cache: every quant stage is tried, or it is said what lacks") {
   // Those of groups and blocks: cache_codes_test.cpp, cache_blocks_test.cpp.

@@ -6,23 +6,16 @@
 
 namespace kvcondense::prim::cuda_kernels {
 
-// Maps of single rows in shared memory, by a warp: map_forward(t, dim, row), map_backward(t, dim, row).
-__device__ inline void map_forward(const Hadamard& t, int dim, float* row) {
-  __syncwarp();
-  map_hadamard(t, dim, row, false);
-}
-__device__ inline void map_backward(const Hadamard& t, int dim, float* row) {
-  __syncwarp();
-  map_hadamard(t, dim, row, true);
-}
-
 /// Rows that are mapped before they are coded, and back behind: `value` is a number of the mapped row.
-template <class T, class C>
-struct RowPage<Transformed<T, C>> : RowPage<C> {
-  T transform;
+template <class C>
+struct RowPage<Transformed<Hadamard, C>> : RowPage<C> {
+  Hadamard transform;
 
-  __device__ RowPage(const Transformed<T, C>& c, std::byte* page, int page_slots, int row) : RowPage<C>(c.codec, page, page_slots, row), transform(c.transform) {}
-  __device__ void finish(float* row) const { map_backward(transform, this->dim, row); }
+  __device__ RowPage(const Transformed<Hadamard, C>& c, std::byte* page, int page_slots, int row) : RowPage<C>(c.codec, page, page_slots, row), transform(c.transform) {}
+  __device__ void finish(float* row) const {
+    __syncwarp();
+    map_hadamard(transform, this->dim, row, true);
+  }
 
   struct Scratch {
     float mapped[max_head_dim];
@@ -41,7 +34,8 @@ struct RowPage<Transformed<T, C>> : RowPage<C> {
   __device__ int encode(int slot, const Rows& rows, int i, Scratch& s) const {
     const auto x = rows.row(i);
     for (int c = cuda::lane_of_warp(); c < this->dim; c += cuda::warp_lanes) s.mapped[c] = x(c);
-    map_forward(transform, this->dim, s.mapped);
+    __syncwarp();
+    map_hadamard(transform, this->dim, s.mapped, false);
     return RowPage<C>::encode(slot, MappedRow{s.mapped}, i, s.inner);
   }
 };

@@ -42,7 +42,10 @@ using TabledCodecs = CodecList<LevelCodes, NuqRows, ClusterRows, ComplexVq, Pola
 __attribute__((noinline)) static __device__ void load_tabled(int codec, const float* table, std::byte* page, int slot, int dim, float* row) {
   TabledCodecs::at(codec, [&]<class C>() { load_row(RowPage<Tabled<C>>(table, page, 0, dim), slot, row); });
 }
-__attribute__((noinline)) static __device__ void unmap_row(Hadamard map, int dim, float* row) { map_backward(map, dim, row); }
+__attribute__((noinline)) static __device__ void unmap_row(Hadamard map, int dim, float* row) {
+  __syncwarp();
+  map_hadamard(map, dim, row, true);
+}
 
 }  // namespace prim::cuda_kernels
 
