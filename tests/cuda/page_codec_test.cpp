@@ -72,7 +72,7 @@ void compare(const Codec& codec, index_t slots, index_t dim, const std::vector<J
     using Form = prim::DeviceForm<Codec>;
     std::vector<float> table(at(std::max<index_t>(1, Form::floats(codec, dim))));
     Form::fill(codec, dim, table.data());
-    const test::OnDevice<float> tables(device, table);
+    test::OnDevice<float> tables(device, table);
     const prim::DeviceCodec<Codec> there = Form::of(codec, tables.data(), 0, dim);
     using Pages = prim::PageCodec<Cuda, prim::DeviceCodec<Codec>>;
     std::vector<test::OnDevice<float>> in, out;
