@@ -27,7 +27,7 @@
 //   CodecTable<C>::floats(codec, dim) -> index_t    numbers of a head's table
 //   CodecTable<C>::fill(codec, dim, float*)         on the host
 //
-// and RowPage<Tabled<C>> that reads them, and stands in `TabledCodecs` (slot_rows.cuh).
+// and stands in `TabledCodecs` (slot_rows.cuh); its RowPage<Tabled<C>> is made of a head's table alone too: RowPage(table, page, slots, dim).
 
 namespace kvcondense::prim {
 
