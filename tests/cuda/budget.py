@@ -56,6 +56,8 @@ def compile_for(nvcc, includes, architecture):
             name = short(demangled[match[1]])
         if match := re.search(r"(\d+) bytes spill stores, (\d+) bytes spill loads", line):
             spilled = sum(int(n) for n in match.groups())
+            if name in kernels:  # of a function that it calls
+                kernels[name] = (kernels[name][0], kernels[name][1] + spilled)
         if match := re.search(r"Used (\d+) registers", line):
             kernels[name] = (int(match[1]), spilled)
     return "", kernels

@@ -177,3 +177,21 @@ Status forward(Context<Cuda>& ctx, C& cache, TensorView<const float, 3> queries,
 template Status forward(Context<Cuda>&, Cache<Cuda, RecipeOf<evict::H2O>>&, TensorView<const float, 3>, TensorView<const half, 3>, TensorView<float, 3>);
 template Status forward(Context<Cuda>&, Cache<Cuda, RecipeOf<quant::Kivi<4>>>&, TensorView<const float, 3>, TensorView<const half, 3>, TensorView<float, 3>);
 template Status forward(Context<Cuda>&, Cache<Cuda, RecipeOf<quant::Fp8>>&, TensorView<const float, 3>, TensorView<const half, 3>, TensorView<float, 3>);
+
+// Codecs of rows: what becomes codes, what moves, and attention over those that caches use most.
+template <class Codec>
+Status coded_rows(Context<Cuda>& ctx, const Codec& codec, const prim::ColumnParts& column, const prim::KeptSlots& kept) {
+  const Status s = prim::HeadSlots::code(ctx, codec, prim::ExactRows{}, column, kept, 1, nullptr);
+  return s == Status::ok ? prim::KeepRows<Cuda>::rows(ctx, codec, column.coded, kept) : s;
+}
+using Turned = prim::Transformed<prim::Hadamard, prim::Tabled<prim::LevelCodes>>;
+using Uneven = prim::Tabled<prim::NuqRows>;
+template Status coded_rows(Context<Cuda>&, const Turned&, const prim::ColumnParts&, const prim::KeptSlots&);
+template Status coded_rows(Context<Cuda>&, const Uneven&, const prim::ColumnParts&, const prim::KeptSlots&);
+template Status coded_rows(Context<Cuda>&, const prim::Tabled<prim::ClusterRows>&, const prim::ColumnParts&, const prim::KeptSlots&);
+template Status coded_rows(Context<Cuda>&, const prim::Tabled<prim::ComplexVq>&, const prim::ColumnParts&, const prim::KeptSlots&);
+template Status coded_rows(Context<Cuda>&, const prim::Tabled<prim::PolarTree>&, const prim::ColumnParts&, const prim::KeptSlots&);
+template Status coded_rows(Context<Cuda>&, const prim::BipolarInt<2>&, const prim::ColumnParts&, const prim::KeptSlots&);
+template Status attend(Context<Cuda>&, const prim::AttendRequest&, const prim::PagedHeads<Turned, Turned>&);
+template Status attend(Context<Cuda>&, const prim::AttendRequest&, const prim::PagedHeads<Uneven, Uneven>&);
+template Status columns(Context<Cuda>&, const prim::ColumnRequest&, TensorView<const float, 3>, const prim::PagedHeads<Turned, Turned>&);

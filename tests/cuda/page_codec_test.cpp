@@ -1,5 +1,6 @@
 // Pages on CUDA: the same bytes as on the CPU, and the same numbers out of them.
 
+#include <algorithm>
 #include <array>
 #include <cstring>
 #include <limits>
@@ -7,9 +8,15 @@
 #include <set>
 #include <vector>
 
+#include <kvcondense/backend/cpu/bipolar_int.hpp>
 #include <kvcondense/backend/cpu/block_codes.hpp>
+#include <kvcondense/backend/cpu/cluster_rows.hpp>
+#include <kvcondense/backend/cpu/complex_vq.hpp>
 #include <kvcondense/backend/cpu/exact_rows.hpp>
 #include <kvcondense/backend/cpu/group_quant.hpp>
+#include <kvcondense/backend/cpu/level_codes.hpp>
+#include <kvcondense/backend/cpu/nuq_rows.hpp>
+#include <kvcondense/backend/cpu/polar_tree.hpp>
 #include <kvcondense/cuda.cuh>
 
 #include "device.hpp"
@@ -42,6 +49,7 @@ std::vector<float> rows_of(index_t n, index_t dim, unsigned seed) {
   return x;
 }
 
+/// Kernels take what a codec looks up from tables on the device.
 template <class Codec>
 void compare(const Codec& codec, index_t slots, index_t dim, const std::vector<Job>& jobs, bool repairs = true) {
   INFO("dim " << dim << " slots " << slots << " fingerprint " << codec.fingerprint());
@@ -61,6 +69,12 @@ void compare(const Codec& codec, index_t slots, index_t dim, const std::vector<J
   }
   test::each_way([&] {
     test::Device device;
+    using Form = prim::DeviceForm<Codec>;
+    std::vector<float> table(at(std::max<index_t>(1, Form::floats(codec, dim))));
+    Form::fill(codec, dim, table.data());
+    test::OnDevice<float> tables(device, table);
+    const prim::DeviceCodec<Codec> there = Form::of(codec, tables.data(), 0, dim);
+    using Pages = prim::PageCodec<Cuda, prim::DeviceCodec<Codec>>;
     std::vector<test::OnDevice<float>> in, out;
     std::vector<test::OnDevice<std::byte>> store;
     std::vector<prim::PageRows> encode, decode;
@@ -75,9 +89,9 @@ void compare(const Codec& codec, index_t slots, index_t dim, const std::vector<J
     test::OnDevice<prim::PageRows> encode_jobs(device, encode), decode_jobs(device, decode);
     test::OnDevice<index_t> sum(device, {5});
     prim::PageBatch batch{encode_jobs.data(), static_cast<index_t>(jobs.size()), most, slots, dim};
-    REQUIRE(prim::PageCodec<Cuda, Codec>::encode(device, codec, batch, sum.data()) == Status::ok);
+    REQUIRE(Pages::encode(device, there, batch, sum.data()) == Status::ok);
     batch.jobs = decode_jobs.data();
-    REQUIRE(prim::PageCodec<Cuda, Codec>::decode(device, codec, batch) == Status::ok);
+    REQUIRE(Pages::decode(device, there, batch) == Status::ok);
     for (std::size_t i = 0; i < jobs.size(); ++i) {
       REQUIRE(store[i].read() == pages[i]);
       const std::vector<float> got = out[i].read();
@@ -180,6 +194,69 @@ TEST_CASE("cuda pages: blocks of ggml") {
       if (!codec.valid(dim)) continue;
       compare(codec, 20, dim, {{0, 20}, {4, 2}, {8, 0}});
     }
+}
+
+TEST_CASE("cuda pages: levels of a direction") {
+  using prim::LevelScale;
+  for (const index_t dim : {64, 80, 128, 256})
+    for (const int bits : {1, 2, 3, 4})
+      for (const LevelScale scale : {LevelScale::norm, LevelScale::unit, LevelScale::least_squares})
+        compare(prim::LevelCodes{bits, scale, prim::fit_levels(bits, dim, bits == 3)}, 12, dim, {{0, 12}, {4, 2}, {8, 0}});
+}
+
+TEST_CASE("cuda pages: levels in ranges of channels and of rows, and outliers") {
+  for (const index_t dim : {64, 80, 256}) {
+    std::vector<float> lower(at(dim)), upper(at(dim));
+    for (std::size_t c = 0; c < lower.size(); ++c) lower[c] = -1.0f - 0.01f * static_cast<float>(c), upper[c] = c % 9 == 0 ? lower[c] : 1.5f;
+    for (const int bits : {1, 2, 3, 4})
+      for (const int outliers : {0, 2, static_cast<int>(dim / 4 * 2)}) {
+        compare(prim::NuqRows{bits, outliers, static_cast<std::int32_t>(dim), lower.data(), upper.data(), prim::normal_levels(bits)}, 9, dim, {{0, 9}, {4, 2}});
+        compare(prim::NuqRows{bits, outliers, 0, nullptr, nullptr, prim::normal_levels(bits)}, 9, dim, {{0, 9}, {4, 2}});
+      }
+  }
+}
+
+TEST_CASE("cuda pages: clusters of channels") {
+  using prim::ClusterParam;
+  for (const index_t dim : {64, 80, 256}) {
+    std::vector<float> cluster(at(dim));
+    for (std::size_t c = 0; c < cluster.size(); ++c) cluster[c] = static_cast<float>((c + c / 3) % 7 % 4);
+    for (const int levels : {2, 3, 4, 8, 16})
+      for (const ClusterParam params : {ClusterParam::f16, ClusterParam::f32, ClusterParam::e4m3}) {
+        prim::ClusterRows codec{.levels = levels, .clip = 0.9f, .params = params, .rounding = static_cast<prim::Rounding>(levels % 3), .group_size = 24};
+        compare(codec, 8, dim, {{0, 8}, {3, 2}});
+        codec.form = prim::GroupForm::integer_zero, codec.clip = 1.0f, codec.cluster = cluster.data(), codec.channels = static_cast<std::int32_t>(dim);
+        compare(codec, 8, dim, {{0, 8}, {3, 2}});
+      }
+  }
+}
+
+TEST_CASE("cuda pages: complex codewords") {
+  for (const index_t dim : {64, 80})
+    for (const int base : {16, 50}) {
+      std::mt19937 random(3);
+      std::normal_distribution<float> normal(0.0f, 0.1f);
+      std::vector<float> book(at(3 * base * dim));
+      for (float& x : book) x = normal(random);
+      for (const bool lengths : {true, false}) {
+        const prim::ComplexVq codec{.book = book.data(), .stages = 3, .base = base, .channels = static_cast<std::int32_t>(dim), .beam = lengths ? 4 : base,
+                                    .pairing = lengths ? prim::RopePairing::half_split : prim::RopePairing::interleaved, .lengths = lengths};
+        compare(codec, 6, dim, {{0, 6}, {3, 2}});
+      }
+    }
+}
+
+TEST_CASE("cuda pages: recursive angles") {
+  for (const index_t dim : {64, 96, 256})
+    for (const index_t levels : {3, 4, 5})
+      for (const int bits : {1, 2, 3}) compare(prim::PolarTree::of(levels, 2 * bits, bits), 8, dim, {{0, 8}, {3, 2}});
+}
+
+TEMPLATE_TEST_CASE_SIG("cuda pages: planes of bits", "", ((int Bits), Bits), 1, 2, 3, 8) {
+  for (const index_t dim : {64, 80, 256}) {
+    compare(prim::BipolarInt<Bits>{.group_size = 16}, 8, dim, {{0, 8}, {3, 2}});
+    compare(prim::BipolarInt<Bits>{.group_size = 0, .form = prim::GroupForm::mid_rise}, 8, dim, {{0, 8}, {3, 2}});
+  }
 }
 
 TEST_CASE("cuda pages: nothing to do, and what cannot be meant") {

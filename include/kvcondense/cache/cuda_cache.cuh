@@ -7,6 +7,7 @@
 #include <utility>
 
 #include <kvcondense/backend/cuda/attend.cuh>
+#include <kvcondense/backend/cuda/bipolar_int.cuh>
 #include <kvcondense/backend/cuda/block_codes.cuh>
 #include <kvcondense/backend/cuda/keep_rows.cuh>
 #include <kvcondense/backend/cuda/merge_weights.cuh>
@@ -33,18 +34,38 @@ class Cache;
 
 namespace detail {
 template <class C>
-inline constexpr bool cuda_codec = std::same_as<C, prim::ExactRows> || std::same_as<C, prim::BlockCodes>;
-template <int Bits>
-inline constexpr bool cuda_codec<prim::GroupInt<Bits>> = true;
+inline constexpr bool cuda_codec = prim::cuda_kernels::RowCodec<prim::DeviceCodec<C>>;
+
+/// Whether kernels read the codecs of all heads: rows of as many bytes, windows that fill alike in a layer, and differences only in what a table says.
+template <class Quant>
+bool cuda_serves(const Quant& q, const CacheShape& shape) {
+  const auto key = key_codec_of(q, shape);
+  const auto value = value_codec_of(q, shape);
+  const auto known = [](const auto& codec) {
+    return !prim::has_sketch(codec) && (codec.group_slots() == 1 || requires { codec.axis; });
+  };
+  const auto alike = [](const auto& a, const auto& b, index_t dim) {
+    const bool tables = prim::DeviceForm<std::remove_cvref_t<decltype(a)>>::floats(a, dim) > 0;
+    return a.page_bytes(1, dim) == b.page_bytes(1, dim) && a.group_slots() == b.group_slots() && (tables || a.fingerprint() == b.fingerprint());
+  };
+  if (!known(key) || !known(value)) return false;
+  for (index_t l = 0; l < (differs_per_head(q) ? shape.layers : 0); ++l)
+    for (index_t h = 0; h < shape.kv_heads; ++h) {
+      const HeadIndex at{l, h}, first{l, 0};
+      if (!alike(key, key_codec_of(q, shape, at), shape.head_dim) || !alike(value, value_codec_of(q, shape, at), shape.values())) return false;
+      if (!(key_flush_of(q, shape, at) == key_flush_of(q, shape, first)) || !(value_flush_of(q, shape, at) == value_flush_of(q, shape, first))) return false;
+    }
+  return true;
+}
 }  // namespace detail
 
-/// The cache of one sequence in device memory: an eviction method, what folds behind it, and codes of groups or blocks. Its calls are those of
+/// The cache of one sequence in device memory: an eviction method, what folds behind it, and codes of groups or of single rows. Its calls are those of
 /// Cache<Cpu, R>.
 ///
 /// Idea     the host keeps counters, lengths and lists of pages and decides when something leaves; which slots, and all that moves, is
 ///          the device's. The eviction pipeline is the one that runs on the CPU: its blocks are written over words.
-/// Needs    recipes of an eviction method, a merge method over exact rows, exact rows or codes of groups or blocks with their exact window and
-///          first slots, and no other stage (those stop compilation with a sentence). Inputs of steps lie on the device: attention, queries,
+/// Needs    recipes of an eviction method, a merge method over exact rows, exact rows or codes with their exact window and first slots (any codec
+///          with a RowPage: row_codec.cuh; behind a Hadamard transform too), and no other stage (those stop compilation with a sentence). Inputs of steps lie on the device: attention, queries,
 ///          projections, moments, gates, surprise, classes; so do matrices that words read (LayerMatrices of critical and locret).
 ///          Tables that blocks read (HeadTable, LayerTable) are the host's.
 /// Shapes   as Cache<Cpu, R>; keys, values, queries, out, lse, mass in device memory.
@@ -56,7 +77,8 @@ inline constexpr bool cuda_codec<prim::GroupInt<Bits>> = true;
 ///          hold, is stored as Inf or NaN here and counted once in the report.
 /// Errors   as Cache<Cpu, R>; not_supported for a method that keeps a mean of what left, for a merge method beside codes, or one that keeps
 ///          the mass or the place of what folded or finds sets among slots that stay, for one set of all heads (AllHeads) once heads hold
-///          different numbers of slots, and for a quant stage that tells layers, heads or slots apart. device_error from every call that a
+///          different numbers of slots, and for a quant stage that tells slots apart, or heads by more than tables of their codecs (layers may
+///          differ in their windows), has a sketch, or maps rows before groups along slots. device_error from every call that a
 ///          layer takes part in, until `reset` or `load`, once the device took a part of a change of it and refused the rest. Calls of one
 ///          cache go to one stream; wait for it before the cache is destroyed when its memory is not that of cudaMalloc.
 template <class R>
@@ -71,7 +93,7 @@ class Cache<Cuda, R> {
   using KeyCodec = decltype(key_codec_of(std::declval<const Quant&>(), CacheShape{}));
   using ValueCodec = decltype(value_codec_of(std::declval<const Quant&>(), CacheShape{}));
   static_assert(detail::cuda_codec<KeyCodec> && detail::cuda_codec<ValueCodec>,
-                "kvcondense: a cache on CUDA stores exact rows, codes of groups (kivi, group_int and their kin) or of blocks (fp8, mx, q4_0 and their kin); make_cache<kvcondense::Cpu> takes the others.");
+                "kvcondense: a cache on CUDA stores exact rows, codes of groups (kivi, group_int), or rows whose slots are independent (fp8, mx, q4_0, kvquant, skvq, turboquant and their kin); make_cache<kvcondense::Cpu> takes the others.");
 
   static Expected<Cache> make(const CacheShape& shape, const R& recipe, MemoryResource<Cuda>& memory = cuda::device_memory()) {
     if (const Status s = validate(shape); s != Status::ok) return s;
@@ -79,7 +101,7 @@ class Cache<Cuda, R> {
     if (const Status s = recipe.evict.validate(shape); s != Status::ok) return s;
     if (const Status s = recipe.quant.validate(shape); s != Status::ok) return s;
     if (const Status s = recipe.merge.validate(shape); s != Status::ok) return s;
-    if (has_saliency(recipe.quant) || differs_per_head(recipe.quant)) return Status::not_supported;
+    if (has_saliency(recipe.quant) || !detail::cuda_serves(recipe.quant, shape)) return Status::not_supported;
     Cache c;
     c.recipe_ = recipe, c.memory_ = &memory;
     c.pipeline_ = recipe.evict.pipeline();
@@ -99,9 +121,16 @@ class Cache<Cuda, R> {
     if (const Status s = cuda::settled(cudaMemsetAsync(c.counts_.data(), 0, c.counts_.bytes().size(), nullptr)); s != Status::ok) return s;
     Status failed = Status::ok;
     const Status made = c.layers_.fill(heap_memory(), shape.layers, [&](index_t i) {
-      Layer l(c.plan_, memory);
+      Plan own = c.plan_;
+      const Quant& q = recipe.quant;
+      own.keys.flush = key_flush_of(q, shape, {i, 0}), own.values.flush = value_flush_of(q, shape, {i, 0});
+      Layer l(own, memory);
       const std::size_t first = static_cast<std::size_t>(i) * all;
       if (failed == Status::ok) failed = l.make(c.steering_.part(first + each, all - each));
+      if (failed == Status::ok && differs_per_head(q)) {
+        failed = l.keys.describe([&](index_t h) { return key_codec_of(q, shape, {i, h}); });
+        if (failed == Status::ok) failed = l.values.describe([&](index_t h) { return value_codec_of(q, shape, {i, h}); });
+      }
       l.steering = c.steering_.part(first, each);
       return l;
     });
@@ -283,6 +312,10 @@ class Cache<Cuda, R> {
     if constexpr (requires { codec.layout; }) return codec.with(codec.layout_of(prim::coded_page_slots(codec, page_slots), dim));
     else return codec;
   }
+  template <class T, class C>
+  static prim::Transformed<T, C> as_stored(const prim::Transformed<T, C>& codec, index_t page_slots, index_t dim) {
+    return {codec.transform, as_stored(codec.codec, page_slots, dim)};
+  }
   static Plan plan_of(const CacheShape& shape, const R& recipe, index_t lanes) {
     Plan p;
     p.shape = shape, p.lanes = lanes, p.sinks = recipe.quant.sinks;
@@ -295,6 +328,10 @@ class Cache<Cuda, R> {
     };
     p.keys = column(key_codec_of(q, shape), key_flush_of(q, shape), shape.head_dim);
     p.values = column(value_codec_of(q, shape), value_flush_of(q, shape), shape.values());
+    for (index_t l = 1; l < shape.layers; ++l) {  // a layer may stay exact: the plan is that of those that do not
+      if (p.keys.flush.block == 0) p.keys.flush = key_flush_of(q, shape, {l, 0});
+      if (p.values.flush.block == 0) p.values.flush = value_flush_of(q, shape, {l, 0});
+    }
     return p;
   }
   // What eviction and a merge stage look at together.

@@ -9,6 +9,7 @@
 #include <kvcondense/backend/cuda/head_slots.cuh>
 #include <kvcondense/backend/cuda/memory.cuh>
 #include <kvcondense/backend/cuda/steering.cuh>
+#include <kvcondense/cache/cuda_codec.cuh>
 #include <kvcondense/cache/cuda_column_plan.cuh>
 #include <kvcondense/cache/cuda_groups.cuh>
 #include <kvcondense/cache/cuda_kept.cuh>
@@ -39,7 +40,7 @@ class CudaColumn {
 
   CudaColumn(const Plan& plan, MemoryResource<Cuda>& memory)
       : plan_(plan), memory_(&memory), most_(heap_memory()), groups_(plan.codec.group_slots(), plan.slots_of(1), plan.bytes_of(1), memory),
-        table_(plan.heads, plan.grouped(), memory), counts_(memory) {
+        table_(plan.heads, plan.grouped(), memory), counts_(memory), codec_(plan.codec, plan.dim, memory) {
     for (auto& s : spare_) s = Buffer<CudaPage*>(heap_memory());
   }
   CudaColumn(CudaColumn&&) = default;
@@ -51,11 +52,18 @@ class CudaColumn {
     for (auto& p : pages_)
       if (s == Status::ok) s = p.fill(heap_memory(), plan_.heads, [](index_t) { return Buffer<CudaPage*>(heap_memory()); });
     if (s == Status::ok) s = groups_.make(plan_.heads);
+    if (s == Status::ok) s = codec_.make(plan_.heads, plan_.fingerprint);
     if (s == Status::ok) s = counts_.resize(plan_.heads);
     // Whoever reads an empty column must find it empty.
     if (s == Status::ok) s = cuda::settled(cudaMemsetAsync(counts_.data(), 0, static_cast<std::size_t>(plan_.heads) * sizeof(prim::PartCounts), nullptr));
     return s;
   }
+  /// Behind `make`: the codecs of the heads, where these differ.
+  template <class Of>
+  Status describe(Of&& of) { return codec_.describe(of); }
+  prim::DeviceCodec<Codec> codec() const { return codec_.on_device(); }
+  std::int64_t fingerprint(index_t head) const { return codec_.fingerprint(head); }
+
   /// Page-locked memory, an entry per head.
   void tell_at(std::span<prim::PartCounts> told) {
     told_ = told;
@@ -149,8 +157,8 @@ class CudaColumn {
       if (plan_.grouped()) {
         if (s == Status::ok) s = step_groups(ctx, column, part(2), repaired);
       } else {
-        if (s == Status::ok && leaves) s = prim::KeepRows<Cuda>::rows(ctx, plan_.codec, column.coded, part(1));
-        if (s == Status::ok && most > 0) s = prim::HeadSlots::code(ctx, plan_.codec, exact, column, part(2), most, repaired);
+        if (s == Status::ok && leaves) s = prim::KeepRows<Cuda>::rows(ctx, codec(), column.coded, part(1));
+        if (s == Status::ok && most > 0) s = prim::HeadSlots::code(ctx, codec(), exact, column, part(2), most, repaired);
       }
     }
     return s == Status::ok && rest ? prim::KeepRows<Cuda>::rows(ctx, exact, column.newest, part(3)) : s;
@@ -221,7 +229,7 @@ class CudaColumn {
   prim::ColumnRuns runs() const { return {table_.runs(), table_.offsets(parts), plan_.slots_of(1)}; }
   SlotRows<Cuda> rows(const index_t* slots, index_t longest) const {
     if constexpr (std::same_as<Codec, prim::ExactRows>) return {plan_.exact, runs(), slots, plan_.heads, longest, plan_.dim};
-    else return {plan_.codec, plan_.exact, runs(), slots, plan_.heads, longest, plan_.dim};
+    else return {codec(), plan_.exact, runs(), slots, plan_.heads, longest, plan_.dim};
   }
 
   /// In pages of a part; those that wait for slots to come are counted too.
@@ -233,7 +241,7 @@ class CudaColumn {
   std::size_t dead_bytes() const { return groups_.dead_bytes(); }
   index_t coded_again(index_t head) const { return groups_.coded_again(head); }
   std::size_t side_bytes() const {
-    return table_.bytes() + groups_.side_bytes() + static_cast<std::size_t>(counts_.size()) * sizeof(prim::PartCounts);
+    return table_.bytes() + groups_.side_bytes() + codec_.bytes() + static_cast<std::size_t>(counts_.size()) * sizeof(prim::PartCounts);
   }
 
   /// Makes an empty column of the same plan one of the same rows: pages are shared until either side writes them. Behind `learn`.
@@ -363,6 +371,7 @@ class CudaColumn {
   CudaGroups groups_;
   CudaPageTable table_;
   cuda::DeviceArray<prim::PartCounts> counts_;
+  CudaCodec<Codec> codec_;
   std::span<prim::PartCounts> told_;  ///< the same as the last step left them, for the host
   index_t fresh_ = 0;                 ///< first slots that came since
   bool shares_ = false; ///< a fork may have some of the pages too

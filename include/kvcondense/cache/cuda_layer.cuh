@@ -238,8 +238,8 @@ class CudaLayer {
   // What kernels read.
   const index_t* device_offset() const { return lengths_.data(); }
   const index_t* device_slots() const { return lengths_.data() + plan_.shape.kv_heads + 1; }
-  prim::PagedHeads<KeyCodec, ValueCodec> heads() const {
-    return {plan_.keys.codec, plan_.values.codec, plan_.keys.exact, keys.runs(), values.runs(), device_slots(), plan_.shape.kv_heads};
+  prim::PagedHeads<prim::DeviceCodec<KeyCodec>, prim::DeviceCodec<ValueCodec>> heads() const {
+    return {keys.codec(), values.codec(), plan_.keys.exact, keys.runs(), values.runs(), device_slots(), plan_.shape.kv_heads};
   }
 
   prim::SlotTokens tokens() const { return {ids.view(), counters.seen, counters.pending}; }

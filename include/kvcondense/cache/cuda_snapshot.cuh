@@ -18,7 +18,16 @@ template <class R>
 std::uint64_t fingerprint(const Cache<Cuda, R>& c) {
   const auto& p = c.plan();
   cache::Fingerprint f = cache::begin_fingerprint(c.shape(), c.recipe());
-  f.add_codes(p.keys.fingerprint, p.values.fingerprint, p.keys.flush, p.values.flush).add(p.sinks, p.lanes, p.query_rows);
+  const auto& first = c.layers()[0];
+  const auto add = [&](const auto& l, index_t h) {
+    f.add_codes(l.keys.fingerprint(h), l.values.fingerprint(h), l.keys.plan().flush, l.values.plan().flush);
+  };
+  const auto alike = [&](const auto& a, const auto& b, index_t h) { return a.fingerprint(h) == b.fingerprint(0) && a.plan().flush == b.plan().flush; };
+  add(first, 0);
+  f.add(p.sinks, p.lanes, p.query_rows);
+  for (index_t i = 0; i < c.shape().layers; ++i)
+    for (index_t h = 0; h < c.shape().kv_heads; ++h)
+      if (const auto& l = c.layers()[i]; !alike(l.keys, first.keys, h) || !alike(l.values, first.values, h)) f.add(i, h), add(l, h);
   if (const merge::Traits& t = c.folds(); t.active) {
     if (t.bias >= 0 || t.value_scale >= 0 || t.state > 0) f.add(t.bias, t.value_scale, t.state);
     f.add_text(word_of(c.recipe().merge));
@@ -115,15 +124,18 @@ template <class R>
 Status save(Context<Cuda>& ctx, const Cache<Cuda, R>& c, ByteSink& sink) {
   for (const auto& l : c.layers())
     if (l.torn) return Status::device_error;
-  const auto& p = c.plan();
   std::size_t page = 0;
-  for (int part = 0; part < 3; ++part)
-    page = std::max({page, cache::CudaColumnFile<typename Cache<Cuda, R>::KeyCodec>::payload(p.keys, part),
-                     cache::CudaColumnFile<typename Cache<Cuda, R>::ValueCodec>::payload(p.values, part)});
+  bool codes = false;
+  for (const auto& l : c.layers()) {
+    for (int part = 0; part < 3; ++part)
+      page = std::max({page, cache::CudaColumnFile<typename Cache<Cuda, R>::KeyCodec>::payload(l.keys.plan(), part),
+                       cache::CudaColumnFile<typename Cache<Cuda, R>::ValueCodec>::payload(l.values.plan(), part)});
+    codes = codes || l.keys.plan().flush.block > 0 || l.values.plan().flush.block > 0;
+  }
   cache::SnapshotRoom room(c.memory());
   index_t counted[2] = {};
   Status s = c.counted(ctx, counted);
-  if (s == Status::ok) s = room.make(ctx, page, p.keys.flush.block > 0 || p.values.flush.block > 0 ? std::max(p.keys.dim, p.values.dim) : 0);
+  if (s == Status::ok) s = room.make(ctx, page, codes ? std::max(c.plan().keys.dim, c.plan().values.dim) : 0);
   if (s != Status::ok) return s;
 
   ByteWriter w(sink);

@@ -94,8 +94,9 @@ class CudaColumnFile {
   static std::size_t payload(const Plan& p, int part) {
     return part == 1 ? p.bytes_of(1) : p.exact.page_bytes(page_slots(p, part), p.dim);
   }
-  static std::uint64_t format(const Plan& p, int part) {
-    return page_format(part == 1 ? p.fingerprint : p.exact.fingerprint(), page_slots(p, part), p.dim);
+  static std::uint64_t format(const Column& column, int part, index_t head) {
+    const Plan& p = column.plan_;
+    return page_format(part == 1 ? column.fingerprint(head) : p.exact.fingerprint(), page_slots(p, part), p.dim);
   }
 
   /// Writes a head of so many slots. The stream has been waited for.
@@ -137,7 +138,7 @@ class CudaColumnFile {
     if (s == Status::ok) s = offset.upload(ctx, offset_.span());
     if (s == Status::ok) s = count.upload(ctx, coded.span());
     if (s == Status::ok)
-      s = prim::KeepRows<Cuda>::rows(ctx, plan().codec, column_->pages(1), prim::KeptSlots{{list.data(), offset.data(), plan().heads}, count.data()});
+      s = prim::KeepRows<Cuda>::rows(ctx, column_->codec(), column_->pages(1), prim::KeptSlots{{list.data(), offset.data(), plan().heads}, count.data()});
     const Status done = ctx.wait();  // the lists go
     if (s == Status::ok) s = done;
     return s == Status::ok ? column_->trim(ctx) : s;
@@ -151,9 +152,10 @@ class CudaColumnFile {
     const bool grouped = part == 1 && plan.grouped();
     const index_t slots = page_slots(plan, part), pages = grouped ? column.groups_.pages(head).size() : (count + slots - 1) / slots;
     const std::size_t bytes = payload(plan, part);
+    const auto codec = column.codec();
     w.put(static_cast<std::uint32_t>(pages));
     const auto head_of = [&](index_t page) {
-      PageHead of{format(plan, part)};
+      PageHead of{format(column, part, head)};
       if (!grouped) return of.used = static_cast<std::uint32_t>(std::min(slots, count - page * slots)), of;
       const auto& ref = column.groups_.pages(head)[page];
       of.used = static_cast<std::uint32_t>(ref.used);
@@ -166,7 +168,7 @@ class CudaColumnFile {
       for (index_t i = 0; i < n && s == Status::ok; ++i) {
         const std::span<std::byte> to = room.part(i, bytes);
         const PageHead of = head_of(page + i);
-        s = part == 1 ? room.fetch(ctx, plan.codec, codes_at(column, head, page + i), of, slots, plan.dim, to)
+        s = part == 1 ? room.fetch(ctx, prim::of_head(prim::cuda_kernels::stored_codec(codec), head), codes_at(column, head, page + i), of, slots, plan.dim, to)
                       : fetch_rows(ctx, column, part, head, (page + i) * slots, static_cast<index_t>(of.used), to);
       }
       const Status done = ctx.wait();
@@ -199,10 +201,14 @@ class CudaColumnFile {
     return column.plan_.grouped() ? column.groups_.pages(head)[page].page->rows : column.pages_[1][head][page]->rows;
   }
   /// Bytes between codes and parameters are nobody's.
-  static void clear_gap(const Plan& plan, std::span<std::byte> page) {
-    if constexpr (requires { plan.codec.params_at(index_t{}, index_t{}); }) {
-      const auto end = static_cast<std::size_t>(plan.slots_of(1) * plan.codec.row_bytes(plan.dim));
-      std::ranges::fill(page.subspan(end, static_cast<std::size_t>(plan.codec.params_at(plan.slots_of(1), plan.dim)) - end), std::byte{});
+  static void clear_gap(const Plan& plan, std::span<std::byte> page) { clear_gap(prim::cuda_kernels::stored_codec(plan.codec), plan, page); }
+  template <class C>
+  static void clear_gap(const C& codec, const Plan& plan, std::span<std::byte> page) {
+    if constexpr (requires { codec.numbers(); }) {
+      clear_gap(codec.numbers(), plan, page);
+    } else if constexpr (requires { codec.params_at(index_t{}, index_t{}); }) {
+      const auto end = static_cast<std::size_t>(plan.slots_of(1) * codec.row_bytes(plan.dim));
+      std::ranges::fill(page.subspan(end, static_cast<std::size_t>(codec.params_at(plan.slots_of(1), plan.dim)) - end), std::byte{});
     }
   }
 
@@ -215,7 +221,7 @@ class CudaColumnFile {
     for (index_t p = 0; p < static_cast<index_t>(pages); ++p) {
       PageHead page;
       std::span<const std::byte> from;
-      if (const Status s = page.load(r, format(plan(), part)); s != Status::ok) return s;
+      if (const Status s = page.load(r, format(*column_, part, head)); s != Status::ok) return s;
       if (!r.take(1, bytes, from) || !page.fits(slots, group)) return Status::corrupt_data;
       const Status s = part != 1          ? put_rows(ctx, part, head, page, from, count)
                        : plan().grouped() ? put_groups(ctx, head, page, from, count)

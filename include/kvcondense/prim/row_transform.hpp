@@ -148,7 +148,11 @@ struct Chained {
   constexpr bool identity() const { return leaves_rows(first) && leaves_rows(second); }
   constexpr index_t stored_dim(index_t dim) const { return second.stored_dim(first.stored_dim(dim)); }
   constexpr bool valid(index_t dim) const { return first.valid(dim) && second.valid(first.stored_dim(dim)) && sane(dim); }
-  constexpr std::int64_t fingerprint() const { return mix_fingerprints(first.fingerprint(), second.fingerprint()); }
+  /// Of both; one that leaves rows as they are says nothing.
+  constexpr std::int64_t fingerprint() const {
+    if (leaves_rows(first)) return second.fingerprint();
+    return leaves_rows(second) ? first.fingerprint() : mix_fingerprints(first.fingerprint(), second.fingerprint());
+  }
   constexpr bool centred() const { return is_centred(first) || is_centred(second); }
   constexpr index_t state_floats(index_t dim) const {
     return floats_of(first, dim) + floats_of(second, first.stored_dim(dim));
@@ -177,7 +181,8 @@ struct Transformed {
   std::size_t page_bytes(index_t slots, index_t dim) const { return codec.page_bytes(slots, transform.stored_dim(dim)); }
   index_t group_slots() const { return codec.group_slots(); }
   bool valid(index_t dim) const { return transform.valid(dim) && codec.valid(transform.stored_dim(dim)); }
-  std::int64_t fingerprint() const { return mix_fingerprints(transform.fingerprint(), codec.fingerprint()); }
+  /// A transform that leaves rows as they are says nothing.
+  std::int64_t fingerprint() const { return leaves_rows(transform) ? codec.fingerprint() : mix_fingerprints(transform.fingerprint(), codec.fingerprint()); }
 };
 
 template <class T, class C>

@@ -71,7 +71,7 @@ __device__ inline void load_keys(const PagedHeads<KeyCodec, ValueCodec>& heads, 
                                  ColumnShared& shared, float* tile) {
   if (static_cast<int>(threadIdx.x) < count) shared.run[threadIdx.x] = locate(heads.keys, head, at + threadIdx.x);
   __syncthreads();
-  load_tile(heads.key_codec, heads.exact, static_cast<int>(heads.keys.page_slots), shared.run, count, dim, tile);
+  load_tile(of_head(heads.key_codec, head), heads.exact, static_cast<int>(heads.keys.page_slots), shared.run, count, dim, tile);
   __syncthreads();
 }
 

@@ -4,7 +4,8 @@
 
 #include <kvcondense/backend/cuda/attend_plan.cuh>
 #include <kvcondense/backend/cuda/block.cuh>
-#include <kvcondense/backend/cuda/page_rows.cuh>
+#include <kvcondense/backend/cuda/mapped_rows.cuh>
+#include <kvcondense/backend/cuda/row_codec.cuh>
 #include <kvcondense/core/shape.hpp>
 #include <kvcondense/prim/slot_runs.hpp>
 
@@ -40,7 +41,7 @@ __device__ inline void load_tile(const Codec& codec, const ExactRows& exact, int
     float* row = tile + i * (dim + 1);
     if (run.coded) {
       const RowPage<Codec> page(codec, run.page, page_slots, dim);
-      for (int c = cuda::lane_of_warp(); c < dim; c += cuda::warp_lanes) row[c] = page.value(run.place, c);
+      load_row(page, run.place, row);
     } else {
       const RowPage<ExactRows> page(exact, run.page, 0, dim);
       for (int c = cuda::lane_of_warp(); c < dim; c += cuda::warp_lanes) row[c] = page.value(run.place, c);
@@ -85,7 +86,7 @@ __global__ void __launch_bounds__(piece_threads, 4) attend_piece(PagedHeads<KeyC
     if (warp == 0 && lane < count) shared.key_run[lane] = locate(heads.keys, head, at + lane);
     if (warp == 1 && lane < count) shared.value_run[lane] = locate(heads.values, head, at + lane);
     __syncthreads();
-    load_tile(heads.key_codec, heads.exact, static_cast<int>(heads.keys.page_slots), shared.key_run, count, dim, tile);
+    load_tile(of_head(heads.key_codec, head), heads.exact, static_cast<int>(heads.keys.page_slots), shared.key_run, count, dim, tile);
     __syncthreads();
 
     for (int r = warp; r < rows; r += piece_warps) {  // a warp a row, a lane a slot
@@ -115,7 +116,7 @@ __global__ void __launch_bounds__(piece_threads, 4) attend_piece(PagedHeads<KeyC
       }
     }
     __syncthreads();
-    load_tile(heads.value_codec, heads.exact, static_cast<int>(heads.values.page_slots), shared.value_run, count, value_dim, tile);
+    load_tile(of_head(heads.value_codec, head), heads.exact, static_cast<int>(heads.values.page_slots), shared.value_run, count, value_dim, tile);
     __syncthreads();
 #pragma unroll
     for (int k = 0; k < columns; ++k) {

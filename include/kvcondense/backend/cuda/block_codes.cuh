@@ -28,14 +28,6 @@ __device__ inline std::uint32_t element_code(BlockElement element, float y) {
   return code & ((1u << bits_of(element)) - 1u);
 }
 
-template <>
-struct RowScratch<BlockCodes> {
-  union {
-    std::uint8_t codes[max_head_dim];
-    float clean[max_head_dim];  ///< of ggml's blocks
-  };
-};
-
 /// A block of numbers after the other.
 template <Rounding Rule, class X>
 __device__ inline int encode_blocks(const RowPage<BlockCodes>& page, int slot, const X& x, bool counted, std::uint8_t* codes) {
@@ -46,13 +38,7 @@ __device__ inline int encode_blocks(const RowPage<BlockCodes>& page, int slot, c
   int bad = 0;
   for (int from = 0; from < page.dim; from += group) {
     const int end = from + group < page.dim ? from + group : page.dim;
-    GroupRange range;
-    for (int c = from + lane; c < end; c += cuda::warp_lanes) {
-      range.include(x(c));
-      bad += repairs(x(c), counted);
-    }
-    range.lo = cuda::warp_reduce(range.lo, [](float a, float b) { return a < b ? a : b; });
-    range.hi = cuda::warp_max(range.hi);
+    const GroupRange range = warp_range(x, from, end, counted, bad);
     const float amax = range.lo <= range.hi ? (range.hi < -range.lo ? -range.lo : range.hi) : 0.0f;
     const BlockParams p = fit_block(codec.element, codec.scale, codec.factor, amax);
     if (lane == 0) {
@@ -113,31 +99,15 @@ __device__ inline int encode_ggml_blocks(const RowPage<BlockCodes>& page, int sl
 }
 
 template <class Rows>
-__device__ inline int encode_row(const RowPage<BlockCodes>& page, int slot, const Rows& rows, int i, RowScratch<BlockCodes>& scratch) {
+__device__ int RowPage<BlockCodes>::encode(int slot, const Rows& rows, int i, Scratch& s) const {
   const auto x = rows.row(i);
   int bad;
-  if (page.codec.is_ggml()) bad = encode_ggml_blocks(page, slot, x, Rows::counted, scratch.clean);
-  else if (page.codec.rounding == Rounding::half_away) bad = encode_blocks<Rounding::half_away>(page, slot, x, Rows::counted, scratch.codes);
-  else bad = encode_blocks<Rounding::half_even>(page, slot, x, Rows::counted, scratch.codes);
+  if (codec.is_ggml()) bad = encode_ggml_blocks(*this, slot, x, Rows::counted, s.clean);
+  else if (codec.rounding == Rounding::half_away) bad = encode_blocks<Rounding::half_away>(*this, slot, x, Rows::counted, s.codes);
+  else bad = encode_blocks<Rounding::half_even>(*this, slot, x, Rows::counted, s.codes);
   return cuda::warp_sum(bad);
 }
 
 }  // namespace cuda_kernels
-
-/// Mini floats and signed integers with any block scale, and blocks of ggml.
-template <>
-struct PageCodec<Cuda, BlockCodes> {
-  static Status encode(Context<Cuda>& ctx, const BlockCodes& codec, const PageBatch& batch, index_t* repaired = nullptr) {
-    using namespace cuda_kernels;
-    if (const Status s = check(codec, batch); s != Status::ok) return s;
-    return cuda::launch(ctx, encode_rows<BlockCodes>, {cuda::covering(batch.most, codec_warps), batch.size}, codec_threads, sizeof(RowsShared<BlockCodes>),
-                        codec, batch, repaired);
-  }
-  static Status decode(Context<Cuda>& ctx, const BlockCodes& codec, const PageBatch& batch) {
-    using namespace cuda_kernels;
-    if (const Status s = check(codec, batch); s != Status::ok) return s;
-    return cuda::launch(ctx, decode_rows<BlockCodes>, {cuda::covering(batch.most, codec_warps), batch.size}, codec_threads, 0, codec, batch);
-  }
-};
 
 }  // namespace kvcondense::prim

@@ -17,7 +17,6 @@ struct RowPage<BlockCodes> {
   __device__ RowPage(const BlockCodes& c, std::byte* page, int page_slots, int row)
       : codec(c), data(page), slots(page_slots), dim(row), bytes(static_cast<int>(c.row_bytes(row))) {}
   __device__ std::byte* row(int slot) const { return data + slot * bytes; }
-  __device__ int row_bytes() const { return bytes; }
   __device__ std::byte* scale_of(int slot, int group) const { return row(slot) + codec.code_bytes(dim) + group * codec.scale_bytes(); }
   __device__ std::uint32_t code(int slot, int c) const {
     const int bits = bits_of(codec.element), at = c * bits;
@@ -41,6 +40,15 @@ struct RowPage<BlockCodes> {
                                                     : mini_float_value(mini_float_of(codec.element), stored);
     return __fmul_rn(element, scale(slot, c / static_cast<int>(codec.group(dim))));
   }
+  __device__ SlotBytes slot_bytes(int slot) const { return {row(slot), nullptr, bytes, 0}; }
+  struct Scratch {
+    union {
+      std::uint8_t codes[max_head_dim];
+      float clean[max_head_dim];  ///< of ggml's blocks
+    };
+  };
+  template <class Rows>
+  __device__ int encode(int slot, const Rows& rows, int i, Scratch& s) const;
   __device__ float ggml_value(int slot, int c) const {
     const GgmlType type = codec.ggml;
     const GgmlShape shape = ggml_shape(type);

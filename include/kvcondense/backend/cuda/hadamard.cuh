@@ -40,16 +40,14 @@ __device__ inline void change_signs(std::uint64_t seed, float* x, int n) {
   __syncwarp();
 }
 
-/// A warp a row.
-template <int Threads>
-__global__ void __launch_bounds__(Threads) hadamard_rows(Hadamard t, RowBlock<float> rows, int dim, int size, float factor, bool back) {
-  const index_t r = static_cast<index_t>(blockIdx.x) * hadamard_warps + cuda::warp_of_block();
-  if (r >= rows.rows) return;  // whole warps, and no block barrier follows
-  float* x = cuda::shared_as<HadamardShared>().row[cuda::warp_of_block()];
-  const int lane = cuda::lane_of_warp(), first = t.overlap ? size : dim;
+/// A row in shared memory, by one warp; bit for bit the CPU's.
+__device__ inline void map_hadamard(const Hadamard& t, int dim, float* x, bool back) {
+  int size = static_cast<int>(t.block);
+  if (t.overlap) size = 1 << (31 - __clz(dim));
+  else if (size == 0) size = dim & -dim;
+  const float factor = 1.0f / sqrtf(static_cast<float>(size));
+  const int first = t.overlap ? size : dim;
   const bool again = t.overlap && size < dim;
-  for (int c = lane; c < dim; c += cuda::warp_lanes) x[c] = rows.data[r * rows.step + c];
-  __syncwarp();
   if (!back && t.seed != 0) change_signs(t.seed, x, dim);
   if (!back) mix_blocks(x, first, size, factor);
   if (!back && again) change_signs(~t.seed, x, dim);
@@ -57,6 +55,18 @@ __global__ void __launch_bounds__(Threads) hadamard_rows(Hadamard t, RowBlock<fl
   if (back && again) change_signs(~t.seed, x, dim);
   if (back) mix_blocks(x, first, size, factor);
   if (back && t.seed != 0) change_signs(t.seed, x, dim);
+}
+
+/// A warp a row.
+template <int Threads>
+__global__ void __launch_bounds__(Threads) hadamard_rows(Hadamard t, RowBlock<float> rows, int dim, bool back) {
+  const index_t r = static_cast<index_t>(blockIdx.x) * hadamard_warps + cuda::warp_of_block();
+  if (r >= rows.rows) return;  // whole warps, and no block barrier follows
+  float* x = cuda::shared_as<HadamardShared>().row[cuda::warp_of_block()];
+  const int lane = cuda::lane_of_warp();
+  for (int c = lane; c < dim; c += cuda::warp_lanes) x[c] = rows.data[r * rows.step + c];
+  __syncwarp();
+  map_hadamard(t, dim, x, back);
   for (int c = lane; c < dim; c += cuda::warp_lanes) rows.data[r * rows.step + c] = x[c];
 }
 
@@ -74,10 +84,8 @@ struct RowTransform<Cuda, Hadamard> {
   static Status run(Context<Cuda>& ctx, const Hadamard& t, index_t dim, RowBlock<float> rows, bool back) {
     using namespace cuda_kernels;
     if (!t.valid(dim)) return Status::invalid_argument;
-    const index_t size = t.size(dim);
-    const float factor = 1.0f / std::sqrt(static_cast<float>(size));
     return cuda::launch(ctx, hadamard_rows<hadamard_threads>, {cuda::covering(rows.rows, hadamard_warps)}, hadamard_threads,
-                        sizeof(HadamardShared), t, rows, static_cast<int>(dim), static_cast<int>(size), factor, back);
+                        sizeof(HadamardShared), t, rows, static_cast<int>(dim), back);
   }
 };
 

@@ -126,9 +126,9 @@ __global__ void __launch_bounds__(codec_threads, 8) code_due_rows(Codec codec, E
   if (i >= mine.size) return;  // whole warps leave, and no block barrier follows
   const PageTable& to = column.coded;
   const index_t slot = due.ranges[head].to + i;
-  const RowPage<Codec> page(codec, to.pages[to.offset[head] + slot / to.page_slots], static_cast<int>(to.page_slots), static_cast<int>(to.dim));
-  const int bad = encode_row(page, static_cast<int>(slot % to.page_slots), DueRows{exact, column.newest, head, mine}, static_cast<int>(i),
-                             shared.of_warp[cuda::warp_of_block()]);
+  const RowPage<Codec> page(of_head(codec, head), to.pages[to.offset[head] + slot / to.page_slots], static_cast<int>(to.page_slots), static_cast<int>(to.dim));
+  const int bad = page.encode(static_cast<int>(slot % to.page_slots), DueRows{exact, column.newest, head, mine}, static_cast<int>(i),
+                              shared.of_warp[cuda::warp_of_block()]);
   if (cuda::lane_of_warp() == 0) add_repaired(repaired, bad);
 }
 
@@ -157,13 +157,18 @@ __global__ void __launch_bounds__(Threads) lay_runs(ColumnParts column, const in
   }
 }
 
+struct ReadShared {
+  float row[append_warps][max_head_dim];
+};
+
 /// out[i] = slot first + i of a head: a warp a slot.
 template <int Threads>
 __global__ void __launch_bounds__(Threads, 4) read_slots(SlotRows<Cuda> rows, index_t head, index_t first, TensorView<float, 2> out) {
   const index_t i = static_cast<index_t>(blockIdx.x) * append_warps + cuda::warp_of_block();
   if (i >= out.extent[0]) return;
-  const SlotRun at = rows.locate(head, first + i);
-  for (int c = cuda::lane_of_warp(); c < static_cast<int>(rows.dim()); c += cuda::warp_lanes) out(i, static_cast<index_t>(c)) = rows.value(at, c);
+  float* row = cuda::shared_as<ReadShared>().row[cuda::warp_of_block()];
+  rows.load(rows.locate(head, first + i), row);
+  for (int c = cuda::lane_of_warp(); c < static_cast<int>(rows.dim()); c += cuda::warp_lanes) out(i, static_cast<index_t>(c)) = row[c];
 }
 
 /// out[h] = the head's numbers, but for the last `fresh`: these are first, first + step, ... Grid: blocks, heads.
@@ -225,7 +230,7 @@ struct HeadSlots {
   /// Slots [first, first + rows) of a head as floats.
   static Status rows(Context<Cuda>& ctx, const SlotRows<Cuda>& from, index_t head, index_t first, TensorView<float, 2> out) {
     using namespace cuda_kernels;
-    return cuda::launch(ctx, read_slots<append_threads>, {cuda::covering(out.extent[0], append_warps)}, append_threads, 0, from, head, first, out);
+    return cuda::launch(ctx, read_slots<append_threads>, {cuda::covering(out.extent[0], append_warps)}, append_threads, sizeof(ReadShared), from, head, first, out);
   }
   /// Numbers of all slots as words take them; those of the last `fresh` slots are first, first + step, ...
   template <class T>

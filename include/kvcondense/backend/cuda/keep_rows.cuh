@@ -1,9 +1,11 @@
 #pragma once
 
+#include <type_traits>
+
 #include <kvcondense/backend/cuda/block.cuh>
-#include <kvcondense/backend/cuda/block_rows.cuh>
 #include <kvcondense/backend/cuda/context.cuh>
 #include <kvcondense/backend/cuda/launch.cuh>
+#include <kvcondense/backend/cuda/mapped_rows.cuh>
 #include <kvcondense/backend/cuda/page_rows.cuh>
 #include <kvcondense/core/shape.hpp>
 #include <kvcondense/core/status.hpp>
@@ -41,43 +43,24 @@ namespace cuda_kernels {
 
 inline constexpr int keep_threads = 256;
 
-/// The two pieces of a slot in its page: numbers or codes, then parameters of its own.
-struct SlotBytes {
-  std::byte* row = nullptr;
-  std::byte* params = nullptr;
-  int row_bytes = 0, param_bytes = 0;
-
-  __device__ int size() const { return row_bytes + param_bytes; }
-  __device__ std::byte* at(int i) const { return i < row_bytes ? row + i : params + (i - row_bytes); }
-};
-__device__ inline SlotBytes slot_bytes(const RowPage<ExactRows>& page, int slot) { return {page.row(slot), nullptr, page.row_bytes(), 0}; }
-template <int Bits>
-__device__ inline SlotBytes slot_bytes(const RowPage<GroupInt<Bits>>& page, int slot) {
-  return {page.row(slot), page.params(slot), page.row_bytes(), static_cast<int>(page.codec.group_bytes(page.dim))};
-}
-
-__device__ inline SlotBytes slot_bytes(const RowPage<BlockCodes>& page, int slot) {
-  return {page.row(slot), nullptr, page.row_bytes(), 0};
-}
-
 /// A block a head. Kept slots ascend, so a slot's new place is never behind its old one: bytes are read, then, behind
 /// a barrier, written, a chunk of slots at a time, and nothing is written that is still to be read.
 template <class Codec>
 __global__ void __launch_bounds__(keep_threads) keep_head_rows(Codec codec, PageTable table, KeptSlots keep) {
-  constexpr int each = 4;  // bytes of a thread in one round
+  constexpr unsigned each = 4, in_round = keep_threads * each;  // bytes of a thread, and of all, in one round
   const index_t head = blockIdx.x;
   const HeadKept kept = keep.of(head);
   const index_t n = kept.size;
   std::byte* const* pages = table.pages + table.offset[head];
-  const RowPage<Codec> alike(codec, nullptr, static_cast<int>(table.page_slots), static_cast<int>(table.dim));  // what all pages have in common, once
+  const RowPage<Codec> alike(of_head(codec, head), nullptr, static_cast<int>(table.page_slots), static_cast<int>(table.dim));  // what all pages have in common, once
   const auto slot = [&](index_t s) {  // slots are counted in 31 bits
     const auto page_slots = static_cast<unsigned>(table.page_slots), page = static_cast<unsigned>(s) / page_slots;
     RowPage<Codec> rows = alike;
     rows.data = pages[page];
-    return slot_bytes(rows, static_cast<int>(static_cast<unsigned>(s) - page * page_slots));
+    return rows.slot_bytes(static_cast<int>(static_cast<unsigned>(s) - page * page_slots));
   };
   if (n == 0) return;
-  const int bytes = slot(0).size(), in_round = keep_threads * each;
+  const auto size = static_cast<unsigned>(slot(0).size());
   // The first slots often stay: begin where one moves. All threads find the same.
   index_t low = 0, high = n;  // slot i is kept as i below low
   while (low < high) {
@@ -85,21 +68,24 @@ __global__ void __launch_bounds__(keep_threads) keep_head_rows(Codec codec, Page
     if (kept[middle] == middle) low = middle + 1;
     else high = middle;
   }
-  const index_t total = (n - low) * bytes;
-  for (index_t at = 0; at < total; at += in_round) {
+  index_t first = low;
+  unsigned into = 0;  // a round begins at byte `into` of kept slot `first`
+  while (first < n) {
     std::byte value[each];
 #pragma unroll
-    for (int k = 0; k < each; ++k) {
-      const index_t b = at + k * keep_threads + threadIdx.x;
-      if (b < total) value[k] = *slot(kept[low + b / bytes]).at(static_cast<int>(b % bytes));
+    for (unsigned k = 0; k < each; ++k) {
+      const unsigned b = into + k * keep_threads + threadIdx.x;
+      if (const index_t i = first + b / size; i < n) value[k] = *slot(kept[i]).at(static_cast<int>(b % size));
     }
     __syncthreads();
 #pragma unroll
-    for (int k = 0; k < each; ++k) {
-      const index_t b = at + k * keep_threads + threadIdx.x;
-      if (b < total) *slot(low + b / bytes).at(static_cast<int>(b % bytes)) = value[k];
+    for (unsigned k = 0; k < each; ++k) {
+      const unsigned b = into + k * keep_threads + threadIdx.x;
+      if (const index_t i = first + b / size; i < n) *slot(i).at(static_cast<int>(b % size)) = value[k];
     }
     __syncthreads();
+    into += in_round;
+    first += into / size, into %= size;
   }
 }
 
@@ -174,13 +160,15 @@ struct KeepRows<Cuda> {
     return rows(ctx, codec, table, KeptSlots{keep, count});
   }
   template <class Codec>
-  static Status rows(Context<Cuda>& ctx, const Codec& codec, const PageTable& table, const KeptSlots& keep) {
+  static Status rows(Context<Cuda>& ctx, const Codec& named, const PageTable& table, const KeptSlots& keep) {
     using namespace cuda_kernels;
+    const auto& codec = stored_codec(named);
+    using Stored = std::remove_cvref_t<decltype(codec)>;
     if (codec.group_slots() != 1) return Status::not_supported;
     if (!codec.valid(table.dim) || table.dim > max_head_dim || table.page_slots < 1 || table.page_slots > 65536) return Status::invalid_argument;
     if constexpr (requires { codec.layout; })
-      if (!lies_in_rows(codec)) return cuda::launch(ctx, keep_head_lanes<Codec>, {table.heads}, lane_threads, sizeof(LaneSlots), codec, table, keep);
-    return cuda::launch(ctx, keep_head_rows<Codec>, {table.heads}, keep_threads, 0, codec, table, keep);
+      if (!lies_in_rows(codec)) return cuda::launch(ctx, keep_head_lanes<Stored>, {table.heads}, lane_threads, sizeof(LaneSlots), codec, table, keep);
+    return cuda::launch(ctx, keep_head_rows<Stored>, {table.heads}, keep_threads, 0, codec, table, keep);
   }
 
   static Status numbers(Context<Cuda>& ctx, RaggedView<const std::int32_t> keep, const index_t* count, RaggedView<float> numbers) {

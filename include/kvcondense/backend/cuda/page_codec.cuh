@@ -6,6 +6,7 @@
 #include <kvcondense/backend/cuda/context.cuh>
 #include <kvcondense/backend/cuda/launch.cuh>
 #include <kvcondense/backend/cuda/page_rows.cuh>
+#include <kvcondense/backend/cuda/row_codec.cuh>
 #include <kvcondense/core/shape.hpp>
 #include <kvcondense/core/status.hpp>
 #include <kvcondense/prim/group_quant.hpp>
@@ -51,24 +52,24 @@ __global__ void __launch_bounds__(codec_threads, 8) encode_exact(Codec codec, Pa
     write_number(codec.dtype, page.row(job.first + i), c, job.rows[i * job.step + c]);
 }
 
+struct DecodeShared {
+  float row[codec_warps][max_head_dim];
+};
+
 template <class Codec>
 __global__ void __launch_bounds__(codec_threads, 8) decode_rows(Codec codec, PageBatch batch) {
   const PageRows job = batch.jobs[blockIdx.y];
   const int i = static_cast<int>(blockIdx.x) * codec_warps + cuda::warp_of_block();
-  if (i >= job.count) return;
+  if (i >= job.count) return;  // whole warps leave, and no block barrier follows
   const RowPage<Codec> page(codec, job.page, static_cast<int>(batch.slots), static_cast<int>(batch.dim));
-  for (int c = cuda::lane_of_warp(); c < page.dim; c += cuda::warp_lanes)
-    job.rows[i * job.step + c] = page.value(job.first + i, c);
+  float* row = cuda::shared_as<DecodeShared>().row[cuda::warp_of_block()];
+  load_row(page, job.first + i, row);
+  for (int c = cuda::lane_of_warp(); c < page.dim; c += cuda::warp_lanes) job.rows[i * job.step + c] = row[c];
 }
 
-/// What a warp needs to code a row.
-template <class Codec>
-struct RowScratch {
-  std::uint8_t codes[max_head_dim];
-};
 template <class Codec>
 struct RowsShared {
-  RowScratch<Codec> of_warp[codec_warps];
+  typename RowPage<Codec>::Scratch of_warp[codec_warps];
 };
 
 /// The rows of a job: row(i)(c) is number c of row i.
@@ -83,30 +84,14 @@ struct JobRows {
   }
 };
 
-/// Whether coding has to repair a number; `counted`: whoever stored the rows has counted those that are Inf or NaN.
-__device__ inline int repairs(float x, bool counted) {
-  constexpr std::uint32_t last = detail::bit_cast<std::uint32_t>(largest_coded), infinity = 0x7f800000u;
-  const std::uint32_t size = detail::bit_cast<std::uint32_t>(x) & 0x7fffffffu;
-  return static_cast<int>(counted ? size - last - 1 < infinity - last - 1 : size > last);
-}
-
-// encode_row(page, slot, rows, i, scratch): a warp codes row i into a slot of its own; how many numbers had to be repaired, in every lane.
-
-/// Token axis: ranges over the lanes, codes through shared memory into bytes.
+/// Token axis: ranges over the lanes, codes through shared memory into bytes. How many numbers had to be repaired, in every lane.
 template <int Bits, class Rows>
-__device__ inline int encode_row(const RowPage<GroupInt<Bits>>& page, int slot, const Rows& rows, int i, RowScratch<GroupInt<Bits>>& scratch) {
+__device__ inline int encode_groups(const auto& page, int slot, const Rows& rows, int i, std::uint8_t* codes) {
   const auto x = rows.row(i);
-  std::uint8_t* codes = scratch.codes;
   const int lane = cuda::lane_of_warp(), group = page.group_channels();
   int bad = 0;
   for (int j = 0; j < page.scales(); ++j) {
-    GroupRange range;
-    for (int c = j * group + lane; c < (j + 1) * group; c += cuda::warp_lanes) {
-      range.include(x(c));
-      bad += repairs(x(c), Rows::counted);
-    }
-    range.lo = cuda::warp_reduce(range.lo, [](float a, float b) { return a < b ? a : b; });
-    range.hi = cuda::warp_max(range.hi);
+    const GroupRange range = warp_range(x, j * group, (j + 1) * group, Rows::counted, bad);
     const GroupParams p = fit_group(page.codec.form, Bits, page.codec.params, range);
     if (lane == 0) {
       page.write_params(slot, j, p.scale, p.offset);
@@ -119,6 +104,11 @@ __device__ inline int encode_row(const RowPage<GroupInt<Bits>>& page, int slot, 
   page.write_codes(slot, codes, lane, cuda::warp_lanes);
   return cuda::warp_sum(bad);
 }
+template <int Bits>
+template <class Rows>
+__device__ int RowPage<GroupInt<Bits>>::encode(int slot, const Rows& rows, int i, Scratch& s) const {
+  return encode_groups<Bits>(*this, slot, rows, i, s.codes);
+}
 
 /// Codecs whose slots have parameters of their own: a warp a slot.
 template <class Codec>
@@ -128,7 +118,7 @@ __global__ void __launch_bounds__(codec_threads, 8) encode_rows(Codec codec, Pag
   const int i = static_cast<int>(blockIdx.x) * codec_warps + cuda::warp_of_block();
   if (i >= job.count) return;  // whole warps leave, and no block barrier follows
   const RowPage<Codec> page(codec, job.page, static_cast<int>(batch.slots), static_cast<int>(batch.dim));
-  const int bad = encode_row(page, job.first + i, JobRows{job.rows, job.step}, i, shared.of_warp[cuda::warp_of_block()]);
+  const int bad = page.encode(job.first + i, JobRows{job.rows, job.step}, i, shared.of_warp[cuda::warp_of_block()]);
   if (cuda::lane_of_warp() == 0) add_repaired(repaired, bad);
 }
 
@@ -208,7 +198,24 @@ struct PageCodec<Cuda, ExactRows> {
   static Status decode(Context<Cuda>& ctx, const ExactRows& codec, const PageBatch& batch) {
     using namespace cuda_kernels;
     if (const Status s = check(codec, batch); s != Status::ok) return s;
-    return cuda::launch(ctx, decode_rows<ExactRows>, {cuda::covering(batch.most, codec_warps), batch.size}, codec_threads, 0, codec, batch);
+    return cuda::launch(ctx, decode_rows<ExactRows>, {cuda::covering(batch.most, codec_warps), batch.size}, codec_threads, sizeof(DecodeShared), codec, batch);
+  }
+};
+
+/// Codecs whose slots are independent, as row_codec.cuh says.
+template <class Codec>
+  requires cuda_kernels::RowCodec<Codec>
+struct PageCodec<Cuda, Codec> {
+  static Status encode(Context<Cuda>& ctx, const Codec& codec, const PageBatch& batch, index_t* repaired = nullptr) {
+    using namespace cuda_kernels;
+    if (const Status s = check(codec, batch); s != Status::ok) return s;
+    return cuda::launch(ctx, encode_rows<Codec>, {cuda::covering(batch.most, codec_warps), batch.size}, codec_threads, sizeof(RowsShared<Codec>), codec, batch,
+                        repaired);
+  }
+  static Status decode(Context<Cuda>& ctx, const Codec& codec, const PageBatch& batch) {
+    using namespace cuda_kernels;
+    if (const Status s = check(codec, batch); s != Status::ok) return s;
+    return cuda::launch(ctx, decode_rows<Codec>, {cuda::covering(batch.most, codec_warps), batch.size}, codec_threads, sizeof(DecodeShared), codec, batch);
   }
 };
 
@@ -229,7 +236,7 @@ struct PageCodec<Cuda, GroupInt<Bits>> {
   static Status decode(Context<Cuda>& ctx, const Codec& codec, const PageBatch& batch) {
     using namespace cuda_kernels;
     if (const Status s = check(codec, batch); s != Status::ok) return s;
-    return cuda::launch(ctx, decode_rows<Codec>, {cuda::covering(batch.most, codec_warps), batch.size}, codec_threads, 0, codec, batch);
+    return cuda::launch(ctx, decode_rows<Codec>, {cuda::covering(batch.most, codec_warps), batch.size}, codec_threads, sizeof(DecodeShared), codec, batch);
   }
 };
 

@@ -4,6 +4,8 @@
 
 #include <kvcondense/backend/cuda/dialect.cuh>
 #include <kvcondense/core/dtype.hpp>
+#include <kvcondense/core/shape.hpp>
+#include <kvcondense/prim/bipolar_int.hpp>
 #include <kvcondense/prim/group_quant.hpp>
 #include <kvcondense/prim/pack_bits.hpp>
 #include <kvcondense/prim/page_codec.hpp>
@@ -53,7 +55,17 @@ __device__ inline DType number_type(ParamType t) {
   return t == ParamType::f32 ? DType::f32 : t == ParamType::f16 ? DType::f16 : DType::bf16;
 }
 
-/// Rows of a page in their stored form. `Codec` says which.
+/// The two pieces of a slot in its page: numbers or codes, then parameters of its own.
+struct SlotBytes {
+  std::byte* row = nullptr;
+  std::byte* params = nullptr;
+  int row_bytes = 0, param_bytes = 0;
+
+  __device__ int size() const { return row_bytes + param_bytes; }
+  __device__ std::byte* at(int i) const { return i < row_bytes ? row + i : params + (i - row_bytes); }
+};
+
+/// Rows of a page in their stored form. `Codec` says which: row_codec.cuh tells what it has.
 template <class Codec>
 struct RowPage;
 
@@ -67,6 +79,7 @@ struct RowPage<ExactRows> {
   __device__ std::byte* row(int slot) const { return data + static_cast<std::size_t>(slot) * row_bytes(); }
   __device__ int row_bytes() const { return dim * (codec.dtype == DType::f32 ? 4 : 2); }
   __device__ float value(int slot, int c) const { return read_number(codec.dtype, row(slot), c); }
+  __device__ SlotBytes slot_bytes(int slot) const { return {row(slot), nullptr, row_bytes(), 0}; }
 };
 
 /// Whether a codec asks for pages whose codes lie row by row, which is all that some kernels read.
@@ -148,7 +161,22 @@ struct RowPage<GroupInt<Bits>> {
       return with_rounding(codec.rounding, [&]<Rounding Rule>() { return static_cast<int>(code_of<Bits, Form, Rule>(x, offset, inverse)); });
     });
   }
+
+  /// Of the token axis, in rows.
+  __device__ SlotBytes slot_bytes(int slot) const { return {row(slot), params(slot), row_bytes(), static_cast<int>(codec.group_bytes(dim))}; }
+  struct Scratch {
+    std::uint8_t codes[max_head_dim];
+  };
+  template <class Rows>
+  __device__ int encode(int slot, const Rows& rows, int i, Scratch& s) const;
 };
+
+/// The code of channel c in a row of planes of bits.
+__device__ inline int plane_code(const std::byte* row, int dim, int bits, int c) {
+  unsigned code = 0;
+  for (int p = 0; p < bits; ++p) code |= (static_cast<unsigned>(row[p * (dim / 8) + c / 8]) >> (c % 8) & 1u) << p;
+  return static_cast<int>(code);
+}
 
 /// Byte `index` of a row whose codes of `bits` bits stand one a byte in `codes`.
 __device__ inline std::byte packed_byte(int bits, const std::uint8_t* codes, int dim, int index) {
@@ -197,8 +225,13 @@ struct GroupPlaces {
   GroupForm form = GroupForm::minimum;
   DType params = DType::f16;
   CodeLayout layout = CodeLayout::rows;
+  bool planes = false;  ///< rows are planes of bits
 
   GroupPlaces() = default;
+  template <int Bits>
+  GroupPlaces(const BipolarInt<Bits>& c, index_t slots, index_t dim) : GroupPlaces(c.numbers(), slots, dim) {
+    planes = true;
+  }
   template <int Bits>
   GroupPlaces(const GroupInt<Bits>& c, index_t slots, index_t dim)
       : bits(Bits),
@@ -215,6 +248,7 @@ struct GroupPlaces {
   }
 
   __device__ int code(const std::byte* page, int dim, int slot, int c) const {
+    if (planes) return plane_code(page + slot * ((dim * bits + 7) / 8), dim, bits, c);
     const int outputs = 128 / bits;  // of a block, in lanes
     int at = c * bits;
     std::uint32_t word;

@@ -35,14 +35,9 @@ __global__ void __launch_bounds__(Threads, 1) row_directions(SlotRows<Cuda> rows
 
   double sum[direction_each] = {}, lengths = 0.0;
   for (index_t j = warp; j < n; j += direction_warps) {
-    const SlotRun at = rows.locate(head, j);
+    rows.load(rows.locate(head, j), shared.row[warp]);
     float square = 0.0f;
-#pragma unroll 1
-    for (int c = lane; c < dim; c += cuda::warp_lanes) {
-      const float x = rows.value(at, c);
-      shared.row[warp][c] = x;  // read by this lane alone
-      square += x * x;
-    }
+    for (int c = lane; c < dim; c += cuda::warp_lanes) square += shared.row[warp][c] * shared.row[warp][c];
     square = cuda::warp_sum(square);
     const bool good = square < INFINITY;  // of NaN too
     const float inverse = good && square > 0.0f ? 1.0f / sqrtf(square) : 0.0f;
@@ -82,10 +77,9 @@ __global__ void __launch_bounds__(Threads, 1) row_directions(SlotRows<Cuda> rows
   __syncthreads();
 
   for (index_t j = warp; j < n; j += direction_warps) {
-    const SlotRun at = rows.locate(head, j);
+    rows.load(rows.locate(head, j), shared.row[warp]);
     float dot = 0.0f;
-#pragma unroll 1
-    for (int c = lane; c < dim; c += cuda::warp_lanes) dot += shared.unit[c] * rows.value(at, c);
+    for (int c = lane; c < dim; c += cuda::warp_lanes) dot += shared.unit[c] * shared.row[warp][c];
     dot = cuda::warp_sum(dot);
     if (lane == 0) o[j] *= factor * dot;
   }

@@ -153,9 +153,7 @@ __global__ void __launch_bounds__(Threads, 1) gaussian_links(SlotRows<Cuda> keys
     const index_t j = order[i];
 #pragma unroll 1
     for (int which = 0; which < 2; ++which) {
-      const SlotRun at = keys.locate(h, which == 0 ? j : to[j]);
-#pragma unroll 1
-      for (int c = lane; c < dim; c += cuda::warp_lanes) shared.row[warp][which][c] = keys.value(at, c);  // read by this lane alone
+      keys.load(keys.locate(h, which == 0 ? j : to[j]), shared.row[warp][which]);
     }
     float sum = 0.0f;
     for (int c = lane; c < dim; c += cuda::warp_lanes) {

@@ -29,8 +29,8 @@ __device__ inline void load_rows(const SlotRows<Cuda>& rows, index_t head, Slot&
   for (int r = cuda::warp_of_block(); r < all; r += static_cast<int>(blockDim.x) / cuda::warp_lanes) {
     const index_t j = r < count ? slot(r) : -1;
     const SlotRun at = j < 0 ? SlotRun{} : rows.locate(head, j);
-#pragma unroll 1
-    for (int c = lane; c < stride; c += cuda::warp_lanes) to[r * stride + c] = j >= 0 && c < dim ? rows.value(at, c) : 0.0f;
+    if (j >= 0) rows.load(at, to + r * stride);
+    for (int c = (j >= 0 ? dim : 0) + lane; c < stride; c += cuda::warp_lanes) to[r * stride + c] = 0.0f;
   }
 }
 

@@ -65,8 +65,7 @@ struct WarpFold {
   __device__ void read(const SlotRows<Cuda>& rows, index_t j) const {
     const SlotRun at = rows.locate(h, j);
     __syncwarp();
-#pragma unroll 1
-    for (int c = lane; c < static_cast<int>(rows.dim()); c += cuda::warp_lanes) row[c] = rows.value(at, c);
+    rows.load(at, row);
     __syncwarp();
   }
   __device__ float logit_of(int dim, index_t g) const {

@@ -1,9 +1,16 @@
 #pragma once
 
 #include <cstdint>
+#include <type_traits>
 
 #include <kvcondense/backend/cuda/block_rows.cuh>
+#include <kvcondense/backend/cuda/cluster_rows.cuh>
+#include <kvcondense/backend/cuda/complex_vq.cuh>
+#include <kvcondense/backend/cuda/level_codes.cuh>
+#include <kvcondense/backend/cuda/mapped_rows.cuh>
+#include <kvcondense/backend/cuda/nuq_rows.cuh>
 #include <kvcondense/backend/cuda/page_rows.cuh>
+#include <kvcondense/backend/cuda/polar_tree.cuh>
 #include <kvcondense/core/backend.hpp>
 #include <kvcondense/core/config.hpp>
 #include <kvcondense/core/step_view.hpp>
@@ -12,8 +19,38 @@
 
 namespace kvcondense {
 
+namespace prim::cuda_kernels {
+
+/// Codecs with tables, by which rows of any of them are read.
+template <class... C>
+struct CodecList {
+  template <class Codec>
+  static constexpr int index_of() {
+    int at = 0;
+    static_cast<void>(((std::is_same_v<C, Codec> ? false : (++at, true)) && ...));
+    return at;
+  }
+  template <class F>
+  __device__ static void at(int index, F&& f) {
+    int i = 0;
+    static_cast<void>(((i++ == index ? (f.template operator()<C>(), false) : true) && ...));
+  }
+};
+using TabledCodecs = CodecList<LevelCodes, NuqRows, ClusterRows, ComplexVq, PolarTree>;
+
+/// One function for all kernels: they neither grow by it nor take longer to compile.
+__attribute__((noinline)) static __device__ void load_tabled(int codec, const float* table, std::byte* page, int slot, int dim, float* row) {
+  TabledCodecs::at(codec, [&]<class C>() { load_row(RowPage<Tabled<C>>(table, page, 0, dim), slot, row); });
+}
+__attribute__((noinline)) static __device__ void unmap_row(Hadamard map, int dim, float* row) {
+  __syncwarp();
+  map_hadamard(map, dim, row, true);
+}
+
+}  // namespace prim::cuda_kernels
+
 /// Rows of one column of a layer on the device, in whatever form they are stored: one type for all codecs, so that
-/// policies need not know which one. Kernels read single numbers of it.
+/// policies need not know which one. Kernels read rows of it, a warp each.
 template <>
 class SlotRows<Cuda> {
  public:
@@ -21,16 +58,11 @@ class SlotRows<Cuda> {
   /// Exact numbers alone.
   SlotRows(prim::ExactRows exact, prim::ColumnRuns runs, const index_t* slots, index_t heads, index_t max_slots, index_t dim)
       : runs_(runs), slots_(slots), heads_(heads), max_slots_(max_slots), dim_(dim), exact_(exact) {}
-  /// Exact numbers and codes.
-  template <int Bits>
-  SlotRows(const prim::GroupInt<Bits>& codec, prim::ExactRows exact, prim::ColumnRuns runs, const index_t* slots, index_t heads,
-           index_t max_slots, index_t dim)
+  /// Exact numbers and codes, as kernels take their codec (prim::DeviceCodec).
+  template <class C>
+  SlotRows(const C& codec, prim::ExactRows exact, prim::ColumnRuns runs, const index_t* slots, index_t heads, index_t max_slots, index_t dim)
       : SlotRows(exact, runs, slots, heads, max_slots, dim) {
-    kind_ = Kind::groups, groups_ = prim::cuda_kernels::GroupPlaces(codec, runs.page_slots, dim);
-  }
-  SlotRows(const prim::BlockCodes& codec, prim::ExactRows exact, prim::ColumnRuns runs, const index_t* slots, index_t heads, index_t max_slots, index_t dim)
-      : SlotRows(exact, runs, slots, heads, max_slots, dim) {
-    kind_ = Kind::blocks, blocks_ = codec;
+    take(codec);
   }
 
   KVCONDENSE_HD index_t dim() const { return dim_; }
@@ -39,19 +71,25 @@ class SlotRows<Cuda> {
   __device__ index_t slots(index_t head) const { return slots_[head]; }
   bool exact() const { return kind_ == Kind::exact; }  ///< no codes: rows may be written number by number
 
-  /// The run of a slot, with the slot's own place in it.
+  /// The run of a slot, with the slot's own place in it, and its head for `begin`.
   __device__ prim::SlotRun locate(index_t head, index_t slot) const {
     prim::SlotRun run = prim::run_of(runs_, head, static_cast<std::int32_t>(slot));
     run.place += static_cast<std::int32_t>(slot) - run.begin;
+    run.begin = static_cast<std::int32_t>(head);
     return run;
   }
-  /// Channel c of the slot that `locate` found.
-  __device__ float value(const prim::SlotRun& at, int c) const {
+  /// The slot that `locate` found, into shared memory. A warp. What a lane reads of it is what it wrote: channels lane, lane + 32, ...; others behind
+  /// a barrier.
+  __device__ void load(const prim::SlotRun& at, float* row) const {
     using namespace prim::cuda_kernels;
     const int dim = static_cast<int>(dim_);
-    if (!at.coded || kind_ == Kind::exact) return RowPage<prim::ExactRows>(exact_, at.page, 0, dim).value(at.place, c);
-    if (kind_ == Kind::groups) return groups_.value(at.page, dim, at.place, c);
-    return RowPage<prim::BlockCodes>(blocks_, at.page, static_cast<int>(runs_.page_slots), dim).value(at.place, c);
+    if (at.coded && kind_ >= Kind::tabled) {
+      load_tabled(static_cast<int>(kind_) - static_cast<int>(Kind::tabled), table_ + at.begin * table_step_, at.page, at.place, dim, row);
+    } else {
+#pragma unroll 1
+      for (int c = cuda::lane_of_warp(); c < dim; c += cuda::warp_lanes) row[c] = value(at, c);
+    }
+    if (at.coded && mapped_) unmap_row(map_, dim, row);
   }
   /// Writes channel c of a slot that lies in exact numbers. As on the host (`cache::bring_into_range`), what the stored type has no number for
   /// becomes the nearest one it has, a NaN becomes 0; whether that was so.
@@ -64,13 +102,46 @@ class SlotRows<Cuda> {
   }
 
  private:
-  enum class Kind : std::uint8_t { exact, groups, blocks };  ///< what coded slots are
+  enum class Kind : std::uint8_t { exact, groups, blocks, tabled };  ///< what coded slots are; from `tabled` on those of TabledCodecs
+
+  void take(const prim::BlockCodes& codec) { kind_ = Kind::blocks, blocks_ = codec; }
+  template <int Bits>
+  void take(const prim::GroupInt<Bits>& codec) {
+    kind_ = Kind::groups, groups_ = prim::cuda_kernels::GroupPlaces(codec, runs_.page_slots, dim_);
+  }
+  template <int Bits>
+  void take(const prim::BipolarInt<Bits>& codec) {
+    kind_ = Kind::groups, groups_ = prim::cuda_kernels::GroupPlaces(codec, runs_.page_slots, dim_);
+  }
+  template <class C>
+  void take(const prim::Tabled<C>& codec) {
+    constexpr int index = prim::cuda_kernels::TabledCodecs::index_of<C>();
+    kind_ = static_cast<Kind>(static_cast<int>(Kind::tabled) + index), table_ = codec.table, table_step_ = codec.step;
+  }
+  template <class C>
+  void take(const prim::Transformed<prim::Hadamard, C>& codec) {
+    mapped_ = !codec.transform.identity(), map_ = codec.transform;
+    take(codec.codec);
+  }
+
+  /// Channel c of a slot as it is stored, without tables.
+  __device__ float value(const prim::SlotRun& at, int c) const {
+    using namespace prim::cuda_kernels;
+    const int dim = static_cast<int>(dim_);
+    if (!at.coded || kind_ == Kind::exact) return RowPage<prim::ExactRows>(exact_, at.page, 0, dim).value(at.place, c);
+    if (kind_ == Kind::groups) return groups_.value(at.page, dim, at.place, c);
+    return RowPage<prim::BlockCodes>(blocks_, at.page, static_cast<int>(runs_.page_slots), dim).value(at.place, c);
+  }
 
   prim::ColumnRuns runs_{};
   const index_t* slots_ = nullptr;
   index_t heads_ = 0, max_slots_ = 0, dim_ = 0;
   prim::ExactRows exact_{};
   Kind kind_ = Kind::exact;
+  bool mapped_ = false;
+  prim::Hadamard map_{};
+  const float* table_ = nullptr;
+  index_t table_step_ = 0;
   prim::cuda_kernels::GroupPlaces groups_{};
   prim::BlockCodes blocks_{};
 };

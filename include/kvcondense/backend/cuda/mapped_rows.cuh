@@ -1,0 +1,53 @@
+#pragma once
+
+#include <kvcondense/backend/cuda/hadamard.cuh>
+#include <kvcondense/backend/cuda/row_codec.cuh>
+#include <kvcondense/prim/row_transform.hpp>
+
+namespace kvcondense::prim::cuda_kernels {
+
+/// Rows that are mapped before they are coded, and back behind: `value` is a number of the mapped row.
+template <class C>
+struct RowPage<Transformed<Hadamard, C>> : RowPage<C> {
+  Hadamard transform;
+
+  __device__ RowPage(const Transformed<Hadamard, C>& c, std::byte* page, int page_slots, int row) : RowPage<C>(c.codec, page, page_slots, row), transform(c.transform) {}
+  __device__ void finish(float* row) const {
+    __syncwarp();
+    map_hadamard(transform, this->dim, row, true);
+  }
+
+  struct Scratch {
+    float mapped[max_head_dim];
+    typename RowPage<C>::Scratch inner;
+  };
+  struct MappedRow {
+    static constexpr bool counted = true;  ///< what a map spreads was counted where it was stored
+    const float* numbers;
+
+    __device__ auto row(int) const {
+      const float* x = numbers;
+      return [x](int c) { return x[c]; };
+    }
+  };
+  template <class Rows>
+  __device__ int encode(int slot, const Rows& rows, int i, Scratch& s) const {
+    const auto x = rows.row(i);
+    for (int c = cuda::lane_of_warp(); c < this->dim; c += cuda::warp_lanes) s.mapped[c] = x(c);
+    __syncwarp();
+    map_hadamard(transform, this->dim, s.mapped, false);
+    return RowPage<C>::encode(slot, MappedRow{s.mapped}, i, s.inner);
+  }
+};
+
+/// What lies in pages, whatever a number of it means.
+template <class C>
+__device__ __host__ inline const C& stored_codec(const C& codec) {
+  return codec;
+}
+template <class T, class C>
+__device__ __host__ inline const C& stored_codec(const Transformed<T, C>& codec) {
+  return codec.codec;
+}
+
+}  // namespace kvcondense::prim::cuda_kernels

@@ -1,0 +1,64 @@
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+
+#include <kvcondense/backend/cuda/memory.cuh>
+#include <kvcondense/backend/cuda/row_codec.cuh>
+#include <kvcondense/core/buffer.hpp>
+#include <kvcondense/core/status.hpp>
+
+namespace kvcondense::cache {
+
+/// The codec of a column as kernels take it: tables of the heads' codecs in device memory, where it has some.
+template <class Codec>
+class CudaCodec {
+  using Form = prim::DeviceForm<Codec>;
+
+ public:
+  CudaCodec(const Codec& codec, index_t dim, MemoryResource<Cuda>& memory) : codec_(codec), dim_(dim), tables_(memory), prints_(heap_memory()) {}
+
+  /// All heads have the codec, whose fingerprint, as the recipe names it, is `print`.
+  Status make(index_t heads, std::int64_t print) {
+    if (const Status s = prints_.resize(heads); s != Status::ok) return s;
+    std::fill_n(prints_.data(), heads, print);
+    return fill(1, [&](index_t) -> const Codec& { return codec_; });
+  }
+  /// Behind `make`: head h has `of(h)`, which stores a row in as many bytes.
+  template <class Of>
+  Status describe(Of&& of) {
+    return fill(prints_.size(), [&](index_t h) {
+      const Codec codec = of(h);
+      prints_[h] = codec.fingerprint();
+      return codec;
+    });
+  }
+
+  prim::DeviceCodec<Codec> on_device() const { return Form::of(codec_, tables_.data(), step_, dim_); }
+  std::int64_t fingerprint(index_t head) const { return prints_[head]; }
+  std::size_t bytes() const { return static_cast<std::size_t>(tables_.size()) * sizeof(float); }
+
+ private:
+  /// Waits for the copy.
+  template <class Of>
+  Status fill(index_t tables, Of&& of) {
+    const index_t floats = Form::floats(codec_, dim_);
+    Buffer<float> host(heap_memory());
+    Status s = host.resize(tables * floats);
+    if (s == Status::ok) s = tables_.resize(host.size());
+    if (s != Status::ok) return s;
+    for (index_t t = 0; t < tables; ++t) Form::fill(of(t), dim_, host.data() + t * floats);
+    if (floats == 0) return Status::ok;
+    step_ = tables > 1 ? floats : 0;
+    s = cuda::settled(cudaMemcpyAsync(tables_.data(), host.data(), tables_.bytes().size(), cudaMemcpyHostToDevice, nullptr));
+    return s == Status::ok ? cuda::settled(cudaStreamSynchronize(nullptr)) : s;
+  }
+
+  Codec codec_;
+  index_t dim_;
+  cuda::DeviceArray<float> tables_;
+  index_t step_ = 0;             ///< floats from a head's tables to the next's; 0: all heads share them
+  Buffer<std::int64_t> prints_;  ///< per head
+};
+
+}  // namespace kvcondense::cache

@@ -1,0 +1,254 @@
+// Caches on CUDA that hold rows by levels, clusters of channels, codewords, planes of bits and angles, mapped or not.
+
+#include <map>
+#include <set>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include <kvcondense/any/builtin.hpp>
+#include <kvcondense/any/registry.hpp>
+#include <kvcondense/evict/h2o.hpp>
+#include <kvcondense/evict/keydiff.hpp>
+#include <kvcondense/evict/knorm.hpp>
+#include <kvcondense/evict/sink_window.hpp>
+#include <kvcondense/evict/snapkv.hpp>
+#include <kvcondense/merge/d2o.hpp>
+#include <kvcondense/quant/bipolar_int.hpp>
+#include <kvcondense/quant/bit_allocation.hpp>
+#include <kvcondense/quant/boundary_layers.hpp>
+#include <kvcondense/quant/comet.hpp>
+#include <kvcondense/quant/commvq.hpp>
+#include <kvcondense/quant/gear.hpp>
+#include <kvcondense/quant/ggml.hpp>
+#include <kvcondense/quant/group_int.hpp>
+#include <kvcondense/quant/hadamard.hpp>
+#include <kvcondense/quant/kitty.hpp>
+#include <kvcondense/quant/kvquant.hpp>
+#include <kvcondense/quant/mikv.hpp>
+#include <kvcondense/quant/polar.hpp>
+#include <kvcondense/quant/polar_recursive.hpp>
+#include <kvcondense/quant/qjl.hpp>
+#include <kvcondense/quant/qserve.hpp>
+#include <kvcondense/quant/rotatekv.hpp>
+#include <kvcondense/quant/skvq.hpp>
+#include <kvcondense/quant/smooth_attention.hpp>
+#include <kvcondense/quant/turboquant.hpp>
+#include <kvcondense/quant/zipcache.hpp>
+#include <support/model_facts.hpp>
+
+#include "cache_pair.hpp"
+
+using namespace kvcondense;
+using cuda_cache::Pair;
+
+namespace {
+
+/// A prompt, tokens, a roll back, a removal, files that change sides: decoded codes are the same bits on both sides after each.
+template <class R>
+void live(Pair<R>& pair, float within = Pair<R>::near) {
+  const auto forward = [&](index_t tokens) { pair.forward(tokens, prim::AttendMath::f32, within); };
+  forward(40);
+  for (int i = 0; i < 5; ++i) forward(1);
+  forward(3);
+  pair.compare_reports();
+  pair.truncate(44);
+  pair.remove(3, 9);
+  pair.exchange();
+  forward(6);
+  pair.exchange();
+  forward(1);
+  pair.compare_reports();
+}
+
+}  // namespace
+
+namespace {
+
+// Query heads a KV head: 1, 3, 4, 7; heads of 64, 80, 128 and 256.
+const CacheShape small{.layers = 2, .q_heads = 6, .kv_heads = 2, .head_dim = 64, .page_slots = 16};
+const CacheShape odd{.q_heads = 7, .kv_heads = 1, .head_dim = 80, .value_dim = 48, .page_slots = 5};
+const CacheShape common{.q_heads = 8, .kv_heads = 2, .head_dim = 128, .dtype = DType::f32};
+const CacheShape wide{.q_heads = 2, .kv_heads = 2, .head_dim = 256, .page_slots = 8};
+
+constexpr evict::H2O heavy{.heavy = 20, .recent = 8};
+constexpr const char* heavy_text = "h2o(heavy=20, recent=8) + ";
+constexpr evict::SinkWindow ends{.recent = 20, .sinks = 3};
+constexpr const char* ends_text = "sink_window(recent=20, sinks=3) + ";
+
+/// Alone, and behind methods by which rows move and leave.
+template <class Q>
+void stays(const Q& quant, const std::string& text, const CacheShape& shape, const any::ModelFacts& facts = {}) {
+  INFO(text << ", heads of " << shape.head_dim);
+  Pair pair(recipe(quant), text, shape, facts);
+  live(pair);
+}
+template <class Q>
+void leaves(const Q& quant, const std::string& text, const CacheShape& shape, const any::ModelFacts& facts = {}) {
+  INFO(text << ", heads of " << shape.head_dim);
+  Pair pair(recipe(heavy, quant), heavy_text + text, shape, facts);
+  live(pair);
+  Pair twin = pair.fork();
+  twin.forward(4);
+  pair.forward(3);
+  pair.exchange();
+}
+
+/// Groups of channels of every head: four, whose sizes differ.
+std::vector<float> clusters(const CacheShape& shape, index_t dim) {
+  std::vector<float> x;
+  for (index_t i = 0; i < shape.layers * shape.kv_heads * dim; ++i) x.push_back(static_cast<float>((i % dim + i % dim / 3 + i / dim) % 7 % 4));
+  return x;
+}
+
+}  // namespace
+
+TEST_CASE("cuda cache codec: skvq") {
+  quant::Skvq skvq;
+  skvq.window = 6, skvq.sinks = 3, skvq.group_size = 32, skvq.value_levels = 3;
+  const std::string text = "skvq(window=6, sinks=3, group_size=32, value_levels=3)";
+  stays(skvq, text, small);
+  leaves(skvq, text, odd);
+  skvq = {.key_levels = 8, .value_levels = 16, .key_clip = 0.8f, .params = prim::ClusterParam::f16, .window = 0, .sinks = 0};
+  const std::vector<float> keys = clusters(common, 128), values = clusters(common, 128);
+  any::ModelFacts facts;
+  facts.key_clusters = skvq.key_clusters = {keys.data(), 1, 2, 128}, facts.value_clusters = skvq.value_clusters = {values.data(), 1, 2, 128};
+  leaves(skvq, "skvq(key_levels=8, value_levels=16, key_clip=0.8, params=f16, window=0, sinks=0)", common, facts);
+}
+
+TEST_CASE("cuda cache codec: kvquant") {
+  for (const CacheShape& shape : {small, odd, wide}) {
+    const kvcondense::test::RandomModel model(shape);
+    quant::KvQuant nuq{.bits = shape.head_dim == 64 ? 4 : 3, .outliers = shape.head_dim == 80 ? 0.2f : 0.02f, .residual_window = 3, .sinks = 2};
+    nuq.key_lower = model.facts().key_lower, nuq.key_upper = model.facts().key_upper;
+    const std::string text = shape.head_dim == 64   ? "kvquant(bits=4, outliers=0.02, residual=3, sinks=2)"
+                             : shape.head_dim == 80 ? "kvquant(bits=3, outliers=0.2, residual=3, sinks=2)"
+                                                    : "kvquant(bits=3, outliers=0.02, residual=3, sinks=2)";
+    if (shape.head_dim == 64) stays(nuq, text, shape, model.facts());
+    else leaves(nuq, text, shape, model.facts());
+  }
+}
+
+TEST_CASE("cuda cache codec: commvq") {
+  for (const CacheShape& shape : {small, odd}) {
+    const kvcondense::test::RandomModel model(shape);
+    quant::CommVq vq{.base = shape.head_dim == 64 ? 16 : 64, .beam = shape.head_dim == 64 ? 3 : 64, .residual_window = 2};
+    vq.pairing = shape.head_dim == 64 ? prim::RopePairing::half_split : prim::RopePairing::interleaved;
+    vq.key_books = model.facts().key_books, vq.value_books = model.facts().value_books;
+    const std::string text = shape.head_dim == 64 ? "commvq(base=16, beam=3, residual=2)" : "commvq(base=64, beam=64, pairing=interleaved, residual=2)";
+    leaves(vq, text, shape, model.facts());
+  }
+}
+
+TEST_CASE("cuda cache codec: bipolar_int") {
+  // Queries are not coded here, so neither are they on the CPU.
+  stays(quant::BipolarInt<2>{.query_bits = 0}, "bipolar_int(bits=2, query_bits=0)", small);
+  leaves(quant::BipolarInt<3>{.group_size = 16, .query_bits = 0, .residual_window = 4, .sinks = 1}, "bipolar_int(bits=3, group=16, query_bits=0, residual=4, sinks=1)", odd);
+  leaves(quant::BipolarInt<8>{.group_size = 0, .query_bits = 0, .form = prim::GroupForm::symmetric}, "bipolar_int(bits=8, group=0, query_bits=0, form=symmetric)", wide);
+  Pair norms(recipe(evict::Knorm{.tokens = 30, .recent = 6}, quant::BipolarInt<3>{.query_bits = 0}), "knorm(tokens=30, recent=6) + bipolar_int(bits=3, query_bits=0)", small);
+  live(norms);
+  // Where the CPU codes queries, a number of them errs by 1 / 255 of its group's largest.
+  Pair coded(recipe(quant::BipolarInt<3>{}), "bipolar_int(bits=3)", common);
+  coded.forward(30, prim::AttendMath::f32, 0.02f);
+}
+
+TEST_CASE("cuda cache codec: turboquant") {
+  stays(quant::TurboQuant{.residual_window = 3, .sinks = 2}, "turboquant(residual=3, sinks=2)", small);
+  leaves(quant::TurboQuant{.key_bits = 3, .value_bits = 2, .scale = prim::LevelScale::norm, .normal_levels = true}, "turboquant(key_bits=3, value_bits=2, scale=norm, normal_levels=true)", odd);
+  leaves(quant::TurboQuant{.key_bits = 1, .scale = prim::LevelScale::least_squares}, "turboquant(key_bits=1, scale=least_squares)", wide);
+  // Methods that look at rows see them as they were before they were turned.
+  const quant::TurboQuant quantizer{.residual_window = 2};
+  Pair norms(recipe(evict::Knorm{.tokens = 30, .recent = 6}, quantizer), "knorm(tokens=30, recent=6) + turboquant(residual=2)", odd);
+  live(norms);
+  Pair directions(recipe(evict::KeyDiff{.tokens = 30, .recent = 4}, quantizer), "keydiff(tokens=30, recent=4) + turboquant(residual=2)", small);
+  live(directions);
+  Pair columns(recipe(evict::SnapKV{.tokens = 30, .window = 8, .kernel = 5}, quantizer), "snapkv(tokens=30, window=8, kernel=5) + turboquant(residual=2)", common);
+  live(columns);
+  // Signs of what levels leave nobody reads here.
+  CHECK(make_cache<Cuda>(small, recipe(quant::TurboQuant{.sketch = true})).status() == Status::not_supported);
+}
+
+TEST_CASE("cuda cache codec: rotatekv") {
+  quant::RotateKv rotate{.group_size = 32, .sinks = 2};
+  stays(rotate, "rotatekv(group=32, sinks=2)", small);
+  rotate = {.bits = 3, .clip = 0.9f, .seed = 5, .residual_window = 2, .sinks = 0};
+  const std::vector<float> keys = clusters(odd, 80), values = clusters(odd, 48);
+  any::ModelFacts facts;
+  facts.key_clusters = rotate.key_clusters = {keys.data(), 1, 1, 80}, facts.value_clusters = rotate.value_clusters = {values.data(), 1, 1, 48};
+  leaves(rotate, "rotatekv(bits=3, clip=0.9, seed=5, residual=2, sinks=0)", odd, facts);
+}
+
+TEST_CASE("cuda cache codec: polar_recursive") {
+  stays(quant::PolarRecursive{.residual_window = 3, .sinks = 2}, "polar_recursive(residual=3, sinks=2)", small);
+  leaves(quant::PolarRecursive{.levels = 3, .first_bits = 6, .bits = 3, .seed = 0}, "polar_recursive(levels=3, first_bits=6, bits=3, seed=0)", common);
+}
+
+TEST_CASE("cuda cache codec: hadamard") {
+  stays(quant::Hadamard<quant::GroupInt<4>>{.base = {.group_size = 32, .residual_window = 3}}, "hadamard(int4(group=32, residual=3))", small);
+  leaves(quant::Hadamard<quant::GroupInt<8>>{.base = {.group_size = 16}, .keys = true, .values = false, .block = 16, .seed = 9}, "hadamard(int8(group=16), values=false, block=16, seed=9)", odd);
+  Pair blocks(recipe(ends, quant::Hadamard<quant::Ggml>{.base = {.format = quant::GgmlFormat::q4_0}}), std::string(ends_text) + "hadamard(ggml(format=q4_0))", wide);
+  live(blocks);
+  // Groups along tokens behind a map cannot move: their joins know no map.
+  const quant::Hadamard<quant::GroupInt<4>> along{.base = {.key_axis = prim::GroupAxis::channel, .group_size = 16}, .spread_offsets = true};
+  CHECK(make_cache<Cuda>(small, recipe(along)).status() == Status::not_supported);
+}
+
+TEST_CASE("cuda cache codec: boundary_layers") {
+  const CacheShape shape{.layers = 4, .q_heads = 4, .kv_heads = 1, .head_dim = 64, .page_slots = 8};
+  stays(quant::BoundaryLayers<quant::GroupInt<4>>{.base = {.group_size = 32, .residual_window = 3}, .first = 1, .last = 2}, "boundary_layers(int4(group=32, residual=3), first=1, last=2)", shape);
+  // Nothing folds beside codes, in whatever layer they are.
+  const quant::BoundaryLayers<quant::GroupInt<4>> inner{.first = 1, .last = 1};
+  CHECK(make_cache<Cuda>(shape, recipe(heavy, merge::D2O{}, inner)).status() == Status::not_supported);
+  leaves(quant::BoundaryLayers<quant::TurboQuant>{.base = {.sinks = 2}, .first = 1, .last = 1}, "boundary_layers(turboquant(sinks=2), first=1, last=1)", shape);
+}
+
+TEST_CASE("cuda cache codec: qserve") {
+  stays(quant::QServe<4>{.residual_window = 3, .sinks = 1}, "qserve(residual=3, sinks=1)", small);
+  Pair pair(recipe(heavy, quant::QServe<8>{}), "h2o(heavy=20, recent=8) + qserve(bits=8)", common);
+  live(pair, 4e-4f);  // codes of lanes are multiplied as integers on the CPU
+}
+
+TEST_CASE("cuda cache codec: comet") { leaves(quant::Comet{.group_size = 16, .keep_window = 4, .sinks = 1}, "comet(group=16, keep=4, sinks=1)", small); }
+
+namespace {
+
+template <class Q>
+constexpr bool served = detail::cuda_codec<decltype(key_codec_of(std::declval<const Q&>(), CacheShape{}))> &&
+                        detail::cuda_codec<decltype(value_codec_of(std::declval<const Q&>(), CacheShape{}))>;
+static_assert(served<quant::KvQuant> && served<quant::Hadamard<quant::GroupInt<4>>>);
+// What lacks below stops compilation with a sentence.
+static_assert(!served<quant::Kitty> && !served<quant::Polar<4, 4>> && !served<quant::Gear<2>> && !served<quant::Qjl> && !served<quant::ZipCache<4, 2>> && !served<quant::MiKV<4, 2>> &&
+              !served<quant::BitAllocation> && !served<quant::SmoothAttention<>>);
+
+}  // namespace
+
+TEST_CASE("cuda cache: every quant stage is tried, or it is said what lacks") {
+  // Those of groups and blocks: cache_codes_test.cpp, cache_blocks_test.cpp.
+  const std::string codes = "cuda cache: what stays is coded, what is coded leaves", blocks = "cuda cache: blocks of small floats and of ggml are coded as they leave the exact window";
+  const std::map<std::string, std::string> elsewhere{
+      {"kivi", "cuda cache: kivi codes blocks of keys and single values, between exact ones"}, {"group_int", codes},
+      {"fp8", blocks}, {"mx", blocks}, {"nvfp4", blocks}, {"ggml", blocks},
+      {"bfp", "cuda cache: rows of blocks stay, move and leave behind eviction, and are scored as they are stored"},
+  };
+  const std::map<std::string, std::string> lacking{
+      {"exact", "nothing: it is the recipe without a quant stage"},
+      {"kitty", "strong channels of a page, which are found among its slots"},
+      {"polar", "lengths and angles that share scales along slots"},
+      {"gear", "a low-rank part and outliers of a chunk of slots"},
+      {"qjl", "products with signs of random directions"},
+      {"zipcache", "widths by saliency, factors found from the first rows"},
+      {"mikv", "widths by saliency, factors found from the first rows"},
+      {"bit_allocation", "widths that differ between heads"},
+      {"smooth_attention", "factors found from the first rows"},
+  };
+  std::set<std::string> tried;
+  for (const auto& test : Catch::getRegistryHub().getTestCaseRegistry().getAllTests()) tried.insert(test.name);
+  for (const any::Entry* e : any::builtin().entries()) {
+    if (e->room != Stage::quant) continue;
+    const std::string word(e->word);
+    INFO(word);
+    const auto other = elsewhere.find(word);
+    const std::size_t there = tried.count("cuda cache codec: " + word) + (other == elsewhere.end() ? 0 : tried.count(other->second));
+    CHECK(there + lacking.count(word) == 1);
+  }
+}
