@@ -25,6 +25,7 @@
 #include <kvcondense/evict/blocks/select.hpp>
 #include <kvcondense/evict/pipeline.hpp>
 #include <kvcondense/merge/pipeline.hpp>
+#include <kvcondense/prim/rope_config.hpp>
 
 namespace kvcondense {
 
@@ -43,19 +44,21 @@ inline constexpr bool cuda_codec<prim::GroupInt<Bits>> = true;
 ///
 /// Idea     the host keeps counters, lengths and lists of pages and decides when something leaves; which slots, and all that moves, is
 ///          the device's. The eviction pipeline is the one that runs on the CPU: its blocks are written over words.
-/// Needs    recipes of an eviction method, a merge method over exact rows, exact rows or codes of groups or blocks with their exact window and
+/// Needs    recipes of an eviction method, a merge method, exact rows or codes of groups or blocks with their exact window and
 ///          first slots, and no other stage (those stop compilation with a sentence). Inputs of steps lie on the device: attention, queries,
 ///          projections, moments, gates, surprise, classes; so do matrices that words read (LayerMatrices of critical and locret).
 ///          Tables that blocks read (HeadTable, LayerTable) are the host's.
 /// Shapes   as Cache<Cpu, R>; keys, values, queries, out, lse, mass in device memory.
 /// Cost     append, attend and step enqueue on the context's stream. The host waits where tables grow or many pages go back, and
 ///          where a step meets the one before of the same layer that is not done yet; how many slots stay it knows itself, but for budgets and
-///          selections that scores decide, and which slots leave where codes share parameters along slots (KIVI's keys): these are waited for when they act.
+///          selections that scores decide, sets that a merge method finds among slots that stay, and which slots leave where codes share parameters along slots
+///          (KIVI's keys): these are waited for when they act.
 /// Numbers  pages are those of Cache<Cpu, R>. Attention differs in the last bits, so scores that are that close may be ranked
 ///          otherwise; equal scores are ranked alike. What `append` on the CPU refuses, numbers that the stored type cannot
 ///          hold, is stored as Inf or NaN here and counted once in the report.
-/// Errors   as Cache<Cpu, R>; not_supported for a method that keeps a mean of what left, for a merge method beside codes, or one that keeps
-///          the mass or the place of what folded or finds sets among slots that stay, for one set of all heads (AllHeads) once heads hold
+/// Errors   as Cache<Cpu, R>; not_supported for a merge method that lets
+///          tokens join a slot when they come or stores rows of layers together, for `AttendMath::halves` where slots have numbers that attention
+///          reads (the mass of a merge method), for one set of all heads (AllHeads) once heads hold
 ///          different numbers of slots, and for a quant stage that tells layers, heads or slots apart. device_error from every call that a
 ///          layer takes part in, until `reset` or `load`, once the device took a part of a change of it and refused the rest. Calls of one
 ///          cache go to one stream; wait for it before the cache is destroyed when its memory is not that of cudaMalloc.
@@ -86,9 +89,18 @@ class Cache<Cuda, R> {
     if constexpr (merge::Merges<Merge>) c.merger_ = merger_of(recipe.merge), c.fold_ = c.merger_.traits();
     c.plan_ = plan_of(shape, recipe, c.pipeline_.lanes() + c.fold_.lanes);
     c.plan_.state = c.fold_.state;
-    if (c.pipeline_.queries().rows == AttentionNeed::Rows::last) c.plan_.query_rows = c.pipeline_.queries().count;
-    if (c.pipeline_.residual != evict::Residual::none || c.plan_.lanes > max_lanes) return Status::not_supported;
+    if constexpr (can_merge) c.plan_.found = merge::state_floats(c.merger_.finder);
+    if (c.fold_.bias >= 0) c.plan_.bias = c.pipeline_.lanes() + c.fold_.bias;
+    if (c.fold_.value_scale >= 0) c.plan_.value_scale = c.pipeline_.lanes() + c.fold_.value_scale;
+    if (c.queries().rows == AttentionNeed::Rows::last) c.plan_.query_rows = c.queries().count;
+    c.plan_.summary = c.pipeline_.residual == evict::Residual::mean;
+    if (c.plan_.lanes > max_lanes) return Status::not_supported;
     if (const Status s = c.check_merge(); s != Status::ok) return s;
+    if (c.fold_.place >= 0) {
+      const auto angles = prim::rope_angles(c.fold_.rope, shape.head_dim);
+      if (!angles) return angles.status();
+      c.fold_angles_ = *angles;
+    }
     const std::size_t each = c.steering_bytes(), all = each + c.plan_.told_bytes() + Scratch::align;
     const std::size_t layers = all * static_cast<std::size_t>(shape.layers), model = c.model_steering_bytes();
     if (const Status s = c.steering_.make(layers + model); s != Status::ok) return s;
@@ -261,11 +273,11 @@ class Cache<Cuda, R> {
   std::size_t steering_bytes() const {
     return 2 * Scratch::bytes_for<index_t>(shape().kv_heads) + 2 * Scratch::bytes_for<prim::Ends>(shape().kv_heads) + Scratch::align +
            std::max(pipeline_.allocate.workspace_bytes(shape(), 0), pipeline_.select.workspace_bytes(shape(), 0)) +
-           (fold_.active ? Scratch::bytes_for<prim::SlotRange>(shape().kv_heads) : 0);
+           fold_steering_bytes();
   }
   /// Scratch of columns of attention over what queries a step may have.
   std::size_t column_bytes(index_t tokens, index_t slots) const {
-    if (pipeline_.queries().rows == AttentionNeed::Rows::none && !pipeline_.probes()) return 0;
+    if (queries().rows == AttentionNeed::Rows::none && !pipeline_.probes()) return 0;
     const std::size_t bytes = cache::CudaLayerColumns<Layer>::workspace_bytes(shape(), std::max(tokens, plan_.query_rows), slots);
     return Scratch::bytes_for<std::byte>(static_cast<index_t>(bytes));
   }
@@ -298,13 +310,26 @@ class Cache<Cuda, R> {
     return p;
   }
   // What eviction and a merge stage look at together.
-  AttentionNeed attention() const {
-    const AttentionNeed evicts = pipeline_.attention();
-    return evicts.rows == AttentionNeed::Rows::none ? fold_.attention : evicts;
+  AttentionNeed attention() const { return joined(pipeline_.attention(), fold_.attention); }
+  AttentionNeed queries() const { return joined(pipeline_.queries(), fold_.queries); }
+  static AttentionNeed joined(AttentionNeed a, AttentionNeed b) {
+    return a.rows == AttentionNeed::Rows::none || (b.rows == a.rows && b.count > a.count) ? b : a;
   }
   bool reads_attention(const StepView<Cuda>& view) const {
     const bool step = view.phase != Phase::turn && view.phase != Phase::probe;
     return pipeline_.reads_attention(view) || (step && fold_.attention.rows != AttentionNeed::Rows::none);
+  }
+  /// Slots that may be written, those that stay, and what a finder writes.
+  std::size_t fold_steering_bytes() const {
+    if (!fold_.active) return 0;
+    std::size_t finder = 0;
+    if constexpr (can_merge) finder = merger_.steering_bytes(shape());
+    return Scratch::bytes_for<prim::SlotRange>(shape().kv_heads) + Scratch::bytes_for<index_t>(shape().kv_heads) +
+           Scratch::bytes_for<float>(shape().kv_heads * plan_.found) + 2 * Scratch::align + finder;
+  }
+  bool finds_sets(const StepView<Cuda>& view) const {
+    if constexpr (can_merge) return fold_.active && merger_.fires(view, dense_view(layers_[view.layer].found.data(), shape().kv_heads, plan_.found));
+    else return false;
   }
   // A merge stage: cuda_cache_fold.cuh.
   Status check_merge() const;
@@ -312,9 +337,12 @@ class Cache<Cuda, R> {
     return std::max(prim::MergeWeights<Cuda>::workspace_bytes(total), prim::SegmentedCombine<Cuda>::workspace_bytes(shape().kv_heads, total));
   }
   std::size_t fold_bytes(index_t total) const;
-  Status fold(Context<Cuda>& ctx, const StepView<Cuda>& view, evict::LaneViews lanes, const evict::KeepSet& keep, cache::Folding& out,
-              std::span<std::byte>& words, Scratch& scratch);
-  Status commit_fold(Context<Cuda>& ctx, Layer& l, const cache::Folding& f, std::span<std::byte> words);
+  Status fold(Context<Cuda>& ctx, const StepView<Cuda>& view, evict::LaneViews lanes, const evict::KeepSet& keep, const cache::CudaKept& kept,
+              cache::Folding& out, std::span<std::byte>& words, Scratch scratch);
+  Status commit_fold(Context<Cuda>& ctx, Layer& l, const cache::Folding& f, TensorView<const float, 3> queries, std::span<std::byte> words);
+  prim::SlotRange targets(const Layer& l, index_t head) const;
+  Status mark_places(Context<Cuda>& ctx, const Layer& l, RaggedView<float> places) const;
+  Status count_left(Context<Cuda>& ctx, const StepView<Cuda>& view, const evict::KeepSet& keep, cache::CudaKept& kept, bool& leaves) const;
   Status copy_state(const Context<Cuda>& ctx, float* to, const float* from) const;
 
   StepView<Cuda> step_view(index_t layer, Phase phase) const;
@@ -324,6 +352,7 @@ class Cache<Cuda, R> {
   std::size_t model_steering_bytes() const;
   std::size_t model_bytes(index_t slots) const;
   Status begin(Context<Cuda>& ctx, Layer& l, const StepView<Cuda>& view, Scratch& scratch, evict::KeepSet& keep, std::span<RaggedView<float>> lanes);
+  Status take_means(Context<Cuda>& ctx, Layer& l, const evict::KeepSet& keep, const cache::Folding& f);
   /// Numbers per slot go back from where policies work on them.
   Status write_lanes(Context<Cuda>& ctx, Layer& l, std::span<const RaggedView<float>> lanes, RaggedView<const std::int32_t> list, const index_t* count);
   Status commit(Context<Cuda>& ctx, Layer& l, const evict::KeepSet& keep, std::span<const RaggedView<float>> lanes, bool leaves, bool codes,
@@ -335,6 +364,7 @@ class Cache<Cuda, R> {
   Pipeline pipeline_{};
   Merger merger_{};
   merge::Traits fold_{};  ///< of the merge stage; neutral without one
+  prim::RopeAngles fold_angles_{};  ///< how keys turn that are summed at one place
   Plan plan_{};
   cuda::SteeringMemory steering_;  ///< outlives the layers
   std::span<std::byte> model_steering_;  ///< the part of it that is no layer's
@@ -352,4 +382,5 @@ Expected<Cache<B, R>> make_cache(const CacheShape& shape, const R& recipe, Memor
 
 #include <kvcondense/cache/cuda_cache_fold.cuh>
 #include <kvcondense/cache/cuda_cache_impl.cuh>
+#include <kvcondense/cache/cuda_cache_report.cuh>
 #include <kvcondense/cache/cuda_cache_turn.cuh>
