@@ -83,7 +83,7 @@ KVCONDENSE_CUDA_MERGE("tome", "keep_all + tome(tokens=30, slack=4, sinks=2, rece
 KVCONDENSE_CUDA_MERGE("centroid", "keep_all + centroid(tokens=30, chunk=8, slack=4, sinks=2, recent=6, place=pivot)", evict::KeepAll{},
                       (merge::Centroid{.tokens = 30, .chunk = 8, .slack = 4, .sinks = 2, .recent = 6, .place = merge::Place::pivot}))
 
-KVCONDENSE_CUDA_MERGE("kvmerger", "keep_all + kvmerger(least=0.2, heavy=10%, window=6)", evict::KeepAll{}, (merge::KVMerger{.least = 0.2f, .heavy = 0.1, .window = 6}))
+KVCONDENSE_CUDA_MERGE("kvmerger", "keep_all + kvmerger(keep=60%, heavy=10%, window=6)", evict::KeepAll{}, (merge::KVMerger{.keep = 0.6, .heavy = 0.1, .window = 6}))
 
 TEST_CASE("cuda cache: what folds behind ends, into few, by weights of the exponential") {
   folds("sink_window(sinks=3, recent=30) + d2o(exponential=true)", {.layers = 2, .q_heads = 3, .kv_heads = 3, .head_dim = 32, .dtype = DType::f32, .page_slots = 8},
@@ -130,6 +130,8 @@ TEST_CASE("cuda cache: runs of a number of sets, behind what lets others go") {
   folds("sink_window(sinks=3, recent=30) + kvmerger(keep=60%, heavy=10%, window=5, place=latest)",
         {.layers = 2, .q_heads = 8, .kv_heads = 2, .head_dim = 80, .dtype = DType::f32, .page_slots = 8}, evict::SinkWindow{.recent = 30, .sinks = 3},
         merge::KVMerger{.keep = 0.6, .heavy = 0.1, .window = 5, .place = merge::Place::latest});
+  folds("keep_all + kvmerger(least=0.1, window=9, mass=exact)", {.layers = 2, .q_heads = 3, .kv_heads = 3, .head_dim = 64, .dtype = DType::f32, .page_slots = 16}, evict::KeepAll{},
+        merge::KVMerger{.least = 0.1f, .window = 9, .mass = merge::Mass::exact});
 }
 
 TEST_CASE("cuda cache: merge methods that it does not take") {
