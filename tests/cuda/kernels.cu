@@ -60,6 +60,9 @@ Status smaller_words(Context<Cuda>& ctx, const SlotRows<Cuda>& rows, RaggedView<
   if (s == Status::ok) s = prim::KeepRows<Cuda>::rows(ctx, prim::ExactRows{}, pages, keep, count);
   if (s == Status::ok) s = prim::KeepRows<Cuda>::rows(ctx, prim::GroupInt<4>{}, pages, keep, count);
   if (s == Status::ok) s = prim::KeepRows<Cuda>::numbers(ctx, keep, count, out);
+  if (s == Status::ok) s = prim::HeadSlots::write_newest(ctx, {}, out);
+  if (s == Status::ok) s = prim::SlotSummary::take(ctx, rows, rows, {keep, count}, keep, {});
+  if (s == Status::ok) s = prim::SlotSummary::limit(ctx, count, 1, {});
   return s;
 }
 
@@ -117,6 +120,7 @@ Status linking_words(Context<Cuda>& ctx, const SlotRows<Cuda>& rows, RaggedView<
   if (s == Status::ok) s = prim::MergeSets<Cuda>::drop(ctx, links);
   if (s == Status::ok) s = prim::MergeSets<Cuda>::next(ctx, targets, links);
   if (s == Status::ok) s = prim::MergeSets<Cuda>::nearest_token(ctx, tokens, 0, 1, targets, links);
+  if (s == Status::ok) s = prim::MergeSets<Cuda>::spans(ctx, tokens, nullptr, targets, 0.5, nullptr, count);
   if (s == Status::ok) s = prim::MergeSets<Cuda>::runs(ctx, {targets}, x, links);
   if (s == Status::ok) s = prim::MergeSets<Cuda>::alternate(ctx, targets, links);
   if (s == Status::ok) s = prim::MergeSets<Cuda>::strongest(ctx, targets, 0, count, links);
