@@ -134,6 +134,25 @@ TEST_CASE("cuda cache: runs of a number of sets, behind what lets others go") {
         merge::KVMerger{.least = 0.1f, .window = 9, .mass = merge::Mass::exact});
 }
 
+TEST_CASE("cuda cache: a fork knows where runs were sought, and what comes where tokens were taken back is sought in") {
+  Pair pair(recipe(merge::KVMerger{.keep = 0.6, .heavy = 0.1, .window = 5}), "keep_all + kvmerger(keep=60%, heavy=10%, window=5)",
+            {.layers = 2, .q_heads = 4, .kv_heads = 2, .head_dim = 64, .dtype = DType::f32, .page_slots = 16});
+  pair.allow(2e-5f);
+  const auto feed = [](auto& to, index_t n) {
+    for (index_t i = 0; i < n; ++i) to.forward(1, prim::AttendMath::f32, 6e-5f);
+  };
+  pair.forward(30, prim::AttendMath::f32, 6e-5f);
+  feed(pair, 7);
+  {
+    auto other = pair.fork();
+    feed(other, 8);
+    other.compare_reports();
+  }
+  pair.truncate(20);  // behind where runs are sought next
+  feed(pair, 12);
+  pair.compare_reports();
+}
+
 TEST_CASE("cuda cache: merge methods that it does not take") {
   const CacheShape shape{.q_heads = 2, .kv_heads = 2, .head_dim = 16, .page_slots = 4};
   const auto status = [&](const auto& r) { return make_cache<Cuda>(shape, r).status(); };
