@@ -50,6 +50,8 @@ Status smaller_words(Context<Cuda>& ctx, const SlotRows<Cuda>& rows, RaggedView<
   if (s == Status::ok) s = prim::TokenNumbers<Cuda>::write(ctx, std::span<const TokenClass>{}, out);
   if (s == Status::ok) s = prim::TokenNumbers<Cuda>::extend(ctx, 1, out);
   if (s == Status::ok) s = prim::Rope<Cuda>::rotate(ctx, prim::RopeAngles{}, keys, positions, turned);
+  if (s == Status::ok) s = prim::TurnRows::to_slots(ctx, prim::RopeAngles{}, keys, {}, {}, count, 1, turned);
+  if (s == Status::ok) s = prim::TurnRows::back(ctx, prim::RopeAngles{}, TensorView<const half, 3>{}, {}, turned);
   if (s == Status::ok) s = prim::RowTransform<Cuda, prim::Hadamard>::forward(ctx, {}, 64, {nullptr, 1, 64});
   if (s == Status::ok) s = prim::SlotExposure<Cuda>::add(ctx, 1, out);
   if (s == Status::ok) s = prim::SlotExposure<Cuda>::mean(ctx, x, x, out);

@@ -44,7 +44,7 @@ inline constexpr bool cuda_codec<prim::GroupInt<Bits>> = true;
 ///
 /// Idea     the host keeps counters, lengths and lists of pages and decides when something leaves; which slots, and all that moves, is
 ///          the device's. The eviction pipeline is the one that runs on the CPU: its blocks are written over words.
-/// Needs    recipes of an eviction method, a merge method, exact rows or codes of groups or blocks with their exact window and
+/// Needs    recipes of an eviction method, a merge method, a position stage, exact rows or codes of groups or blocks with their exact window and
 ///          first slots, and no other stage (those stop compilation with a sentence). Inputs of steps lie on the device: attention, queries,
 ///          projections, moments, gates, surprise, classes; so do matrices that words read (LayerMatrices of critical and locret).
 ///          Tables that blocks read (HeadTable, LayerTable) are the host's.
@@ -58,15 +58,14 @@ inline constexpr bool cuda_codec<prim::GroupInt<Bits>> = true;
 ///          hold, is stored as Inf or NaN here and counted once in the report.
 /// Errors   as Cache<Cpu, R>; not_supported for a merge method that lets
 ///          tokens join a slot when they come or stores rows of layers together, for `AttendMath::halves` where slots have numbers that attention
-///          reads (the mass of a merge method), for one set of all heads (AllHeads) once heads hold
+///          reads (the mass of a merge method) or keys are raw, for one set of all heads (AllHeads) once heads hold
 ///          different numbers of slots, and for a quant stage that tells layers, heads or slots apart. device_error from every call that a
 ///          layer takes part in, until `reset` or `load`, once the device took a part of a change of it and refused the rest. Calls of one
 ///          cache go to one stream; wait for it before the cache is destroyed when its memory is not that of cudaMalloc.
 template <class R>
 class Cache<Cuda, R> {
-  static_assert(std::same_as<decltype(R::lowrank), NoLowRank> && std::same_as<decltype(R::retrieve), retrieve::ReadAll> &&
-                    std::same_as<decltype(R::position), position::Absolute>,
-                "kvcondense: a cache on CUDA takes an eviction, a merge and a quant stage; make_cache<kvcondense::Cpu> takes the others.");
+  static_assert(std::same_as<decltype(R::lowrank), NoLowRank> && std::same_as<decltype(R::retrieve), retrieve::ReadAll>,
+                "kvcondense: a cache on CUDA takes an eviction, a merge, a quant and a position stage; make_cache<kvcondense::Cpu> takes the others.");
 
  public:
   using Evict = decltype(R::evict);
@@ -81,6 +80,7 @@ class Cache<Cuda, R> {
     if (shape.page_slots > cache::max_page_slots) return Status::invalid_argument;
     if (const Status s = recipe.evict.validate(shape); s != Status::ok) return s;
     if (const Status s = recipe.quant.validate(shape); s != Status::ok) return s;
+    if (const Status s = recipe.position.validate(shape); s != Status::ok) return s;
     if (const Status s = recipe.merge.validate(shape); s != Status::ok) return s;
     if (has_saliency(recipe.quant) || differs_per_head(recipe.quant)) return Status::not_supported;
     Cache c;
@@ -96,6 +96,7 @@ class Cache<Cuda, R> {
     c.plan_.summary = c.pipeline_.residual == evict::Residual::mean;
     if (c.plan_.lanes > max_lanes) return Status::not_supported;
     if (const Status s = c.check_merge(); s != Status::ok) return s;
+    if (const Status s = c.make_rotation(); s != Status::ok) return s;
     if (c.fold_.place >= 0) {
       const auto angles = prim::rope_angles(c.fold_.rope, shape.head_dim);
       if (!angles) return angles.status();
@@ -150,39 +151,14 @@ class Cache<Cuda, R> {
       r.mass.data = &nothing, r.mass_rows = mass_rows(n);
       reading = std::max(reading, prim::Attend<Cuda>::workspace_bytes(r, shape().kv_heads, slots));
     }
-    return mass + std::max({step, reading, model_bytes(slots)});
+    return mass + std::max({step, reading + turned_bytes(shape().q_heads, tokens), model_bytes(slots), turned_bytes(shape().kv_heads, tokens)});
   }
 
   /// Adds tokens to a layer: keys [kv_heads, tokens, head_dim], values [kv_heads, tokens, value_dim], on the device; `positions` on
   /// the host, one per token, or empty for the next ones.
   template <class K, class V>
     requires StoredNumbers<K, V>
-  Status append(Context<Cuda>& ctx, index_t layer, TensorView<K, 3> keys, TensorView<V, 3> values, std::span<const index_t> positions = {}) {
-    using T = std::remove_const_t<K>;
-    if (layer < 0 || layer >= shape().layers) return Status::out_of_range;
-    Layer& l = layers_[layer];
-    if (l.torn) return Status::device_error;
-    const index_t n = keys.extent[1];
-    if (keys.extent[0] != shape().kv_heads || values.extent[0] != shape().kv_heads || values.extent[1] != n ||
-        keys.extent[2] != shape().head_dim || values.extent[2] != shape().values())
-      return Status::shape_mismatch;
-    if (!positions.empty() && static_cast<index_t>(positions.size()) != n) return Status::shape_mismatch;
-    for (const index_t p : positions)
-      if (p < 0 || p > max_position) return Status::invalid_argument;
-    if (l.counters.seen + n > max_position || (positions.empty() && l.next_position() + n - 1 > max_position)) return Status::out_of_range;
-    if (n == 0) return Status::ok;
-    Status s = l.reserve(ctx, n);
-    if (s != Status::ok) return s;
-    const index_t first = l.sinks_due(n);
-    s = l.add_slots(ctx, n, first);
-    if (s == Status::ok) s = l.keys.template append<T>(ctx, first, l.device_slots(), keys, counts_.data());
-    if (s == Status::ok) s = l.values.template append<T>(ctx, first, l.device_slots(), values, counts_.data());
-    if (s != Status::ok) return static_cast<void>(l.add_slots(ctx, -n, -first)), s;
-    const index_t next = l.next_position();
-    for (index_t i = 0; i < n; ++i) l.pending_positions.append_reserved(positions.empty() ? next + i : positions[static_cast<std::size_t>(i)]);
-    l.counters.seen += n, l.counters.pending += n;
-    return Status::ok;
-  }
+  Status append(Context<Cuda>& ctx, index_t layer, TensorView<K, 3> keys, TensorView<V, 3> values, std::span<const index_t> positions = {});
 
   /// Attention of the newest tokens over everything stored; causal among them.
   Status attend(Context<Cuda>& ctx, index_t layer, TensorView<const float, 3> queries, TensorView<float, 3> out, const AttendOutputs& measure = {},
@@ -198,7 +174,10 @@ class Cache<Cuda, R> {
     if (n > std::max<index_t>(1, l.counters.pending)) return Status::order_violation;
     prim::AttendRequest r = request(queries, out);
     r.lse = measure.lse, r.mass = measure.mass, r.mass_rows = mass_rows(n);
-    return prim::Attend<Cuda>::run(ctx, r, l.heads(), l.longest(), math);
+    Context<Cuda> own = ctx;
+    if constexpr (may_turn)
+      if (const Status s = stand(own, l, r); s != Status::ok) return s;
+    return prim::Attend<Cuda>::run(own, r, l.heads(key_turn()), l.longest(), math);
   }
 
   /// Lets the recipe act on a layer. Views in `inputs` are of device memory.
@@ -251,6 +230,8 @@ class Cache<Cuda, R> {
   const ObjectArray<Layer>& layers() const { return layers_; }
   ObjectArray<Layer>& layers() { return layers_; }
   const Plan& plan() const { return plan_; }
+  /// With raw keys: rotation tables for `slots` slots. Loaders call it; append does by itself.
+  Status reserve_rotation(const Context<Cuda>& ctx, index_t slots) { return may_turn ? rotation_.reserve(ctx, slots) : Status::ok; }
   const merge::Traits& folds() const { return fold_; }
   MemoryResource<Cuda>& memory() const { return *memory_; }
   /// Numbers that could not be stored, and NaN scores, since it was made, reset or loaded. Waits for the stream.
@@ -262,9 +243,10 @@ class Cache<Cuda, R> {
   using Merge = decltype(R::merge);
   using Merger = decltype(merger_of(std::declval<Merge>()));
   static constexpr bool can_merge = merge::Folds<Merger>;
+  static constexpr bool may_turn = decltype(R::position)::raw_keys;
 
   prim::AttendRequest request(TensorView<const float, 3> queries, TensorView<float, 3> out) const {
-    return {queries, out, {}, {}, 0, shape().softmax_scale};
+    return {queries, out, {}, {}, 0, logit_scale()};
   }
   /// Whether a view was made by `ragged` for the slots that there are. Its offsets are the device's: nothing else can be seen.
   bool of_layer(const Layer& l, const RaggedView<const float>& v) const { return v.offset == l.device_offset() && v.heads == shape().kv_heads; }
@@ -278,13 +260,24 @@ class Cache<Cuda, R> {
   /// Scratch of columns of attention over what queries a step may have.
   std::size_t column_bytes(index_t tokens, index_t slots) const {
     if (queries().rows == AttentionNeed::Rows::none && !pipeline_.probes()) return 0;
-    const std::size_t bytes = cache::CudaLayerColumns<Layer>::workspace_bytes(shape(), std::max(tokens, plan_.query_rows), slots);
+    const std::size_t bytes = cache::CudaLayerColumns<Layer>::workspace_bytes(shape(), rotation_, std::max(tokens, plan_.query_rows), slots);
     return Scratch::bytes_for<std::byte>(static_cast<index_t>(bytes));
   }
   std::size_t pipeline_bytes(index_t slots, index_t total, index_t tokens) const {
     return cache::cuda_pipeline_bytes(pipeline_, shape(), slots, total, tokens);
   }
   std::size_t range_bytes() const { return 2 * Scratch::bytes_for<prim::KeptRange>(4 * shape().kv_heads); }
+  // Raw keys: cuda_cache_append.cuh.
+  Status make_rotation();
+  /// What turns stored dot products into logits.
+  float logit_scale() const { return shape().softmax_scale * (may_turn ? rotation_.logit_scale(recipe_.position.rotated_input) : 1.0f); }
+  prim::KeyTurn key_turn() const { return may_turn ? rotation_.view() : prim::KeyTurn{}; }
+  std::size_t turned_bytes(index_t heads, index_t tokens) const {
+    return may_turn ? Scratch::align + Scratch::bytes_for<float>(heads * tokens * shape().head_dim) : 0;
+  }
+  template <class T>
+  Status turn_back(Context<Cuda>& ctx, TensorView<const T, 3> keys, std::span<const index_t> positions, index_t next, TensorView<float, 3> out) const;
+  Status stand(Context<Cuda>& ctx, const Layer& l, prim::AttendRequest& request) const;
   bool changes_length() const {
     if constexpr (requires { recipe_.evict.changes_length(); }) return recipe_.evict.changes_length();
     else return !std::same_as<Evict, evict::KeepAll>;
@@ -320,17 +313,8 @@ class Cache<Cuda, R> {
     return pipeline_.reads_attention(view) || (step && fold_.attention.rows != AttentionNeed::Rows::none);
   }
   /// Slots that may be written, those that stay, and what a finder writes.
-  std::size_t fold_steering_bytes() const {
-    if (!fold_.active) return 0;
-    std::size_t finder = 0;
-    if constexpr (can_merge) finder = merger_.steering_bytes(shape());
-    return Scratch::bytes_for<prim::SlotRange>(shape().kv_heads) + Scratch::bytes_for<index_t>(shape().kv_heads) +
-           Scratch::bytes_for<float>(shape().kv_heads * plan_.found) + 2 * Scratch::align + finder;
-  }
-  bool finds_sets(const StepView<Cuda>& view) const {
-    if constexpr (can_merge) return fold_.active && merger_.fires(view, dense_view(layers_[view.layer].found.data(), shape().kv_heads, plan_.found));
-    else return false;
-  }
+  std::size_t fold_steering_bytes() const;
+  bool finds_sets(const StepView<Cuda>& view) const;
   // A merge stage: cuda_cache_fold.cuh.
   Status check_merge() const;
   std::size_t word_bytes(index_t total) const {
@@ -366,6 +350,7 @@ class Cache<Cuda, R> {
   merge::Traits fold_{};  ///< of the merge stage; neutral without one
   prim::RopeAngles fold_angles_{};  ///< how keys turn that are summed at one place
   Plan plan_{};
+  cache::CudaRotation rotation_;    ///< of raw keys
   cuda::SteeringMemory steering_;  ///< outlives the layers
   std::span<std::byte> model_steering_;  ///< the part of it that is no layer's
   cuda::DeviceArray<index_t> counts_;  ///< numbers that could not be stored, NaN scores
@@ -382,5 +367,6 @@ Expected<Cache<B, R>> make_cache(const CacheShape& shape, const R& recipe, Memor
 
 #include <kvcondense/cache/cuda_cache_fold.cuh>
 #include <kvcondense/cache/cuda_cache_impl.cuh>
+#include <kvcondense/cache/cuda_cache_append.cuh>
 #include <kvcondense/cache/cuda_cache_report.cuh>
 #include <kvcondense/cache/cuda_cache_turn.cuh>

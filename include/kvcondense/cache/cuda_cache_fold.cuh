@@ -31,6 +31,23 @@ Status Cache<Cuda, R>::check_merge() const {
   return fold_.gate.active ? Status::not_supported : Status::ok;
 }
 
+/// Of what the host writes and a fold reads: slots that may be written, those that stay, what a finder keeps, and what it writes.
+template <class R>
+std::size_t Cache<Cuda, R>::fold_steering_bytes() const {
+  if (!fold_.active) return 0;
+  const index_t heads = shape().kv_heads;
+  std::size_t bytes = Scratch::bytes_for<prim::SlotRange>(heads) + Scratch::bytes_for<index_t>(heads) + Scratch::bytes_for<float>(heads * plan_.found) + 2 * Scratch::align;
+  if constexpr (can_merge) bytes += merger_.steering_bytes(shape());
+  return bytes;
+}
+
+/// Whether a stage seeks sets among the slots that stay in this step.
+template <class R>
+bool Cache<Cuda, R>::finds_sets(const StepView<Cuda>& view) const {
+  if constexpr (can_merge) return fold_.active && merger_.fires(view, dense_view(layers_[view.layer].found.data(), shape().kv_heads, plan_.found));
+  else return false;
+}
+
 /// Scratch of `fold`, which `commit` uses too.
 template <class R>
 std::size_t Cache<Cuda, R>::fold_bytes(index_t total) const {
@@ -128,7 +145,7 @@ Status Cache<Cuda, R>::commit_fold(Context<Cuda>& ctx, Layer& l, const cache::Fo
   prim::CombineRequest request;
   request.links = f.links, request.targets = f.targets, request.order = f.order, request.split = fold_.split;
   request.keys = fold_.target == merge::Target::keys_and_values;
-  if (fold_.place >= 0) request.angles = &fold_angles_, request.turn = f.turn;
+  if (fold_.place >= 0 && !may_turn) request.angles = &fold_angles_, request.turn = f.turn;
   if (f.bias.data != nullptr) request.bias = f.bias, request.queries = queries, request.softmax_scale = shape().softmax_scale;
   Context<Cuda> own = ctx.with_workspace(words);
   if (s != Status::ok) return s;

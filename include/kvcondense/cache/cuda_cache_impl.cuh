@@ -102,7 +102,7 @@ Status Cache<Cuda, R>::run_step(Context<Cuda>& ctx, index_t layer, const StepInp
   if (const Status s = l.fence.wait(); s != Status::ok) return s;
   l.learn();
   Scratch scratch(ctx.workspace(), l.steering);
-  const auto room = asks ? static_cast<index_t>(cache::CudaLayerColumns<Layer>::workspace_bytes(shape(), std::max(rows, plan_.query_rows), l.longest())) : 0;
+  const auto room = asks ? static_cast<index_t>(cache::CudaLayerColumns<Layer>::workspace_bytes(shape(), rotation_, std::max(rows, plan_.query_rows), l.longest())) : 0;
   std::byte* const column_scratch = scratch.take<std::byte>(room);
   if (column_scratch == nullptr) return Status::workspace_too_small;
   evict::KeepSet keep;
@@ -114,7 +114,9 @@ Status Cache<Cuda, R>::run_step(Context<Cuda>& ctx, index_t layer, const StepInp
   if (const Status s = begin(ctx, l, view, scratch, keep, all); s != Status::ok) return s;
   const SlotRows<Cuda> keys = l.keys.rows(l.device_slots(), l.longest()), values = l.values.rows(l.device_slots(), l.longest());
   view.keys = &keys, view.values = &values;
-  const cache::CudaLayerColumns<Layer> columns(l, shape(), inputs.queries, {column_scratch, static_cast<std::size_t>(room)});
+  CacheShape scaled = shape();
+  scaled.softmax_scale = logit_scale();
+  const cache::CudaLayerColumns<Layer> columns(l, scaled, rotation_, recipe_.position.rotated_input, inputs.queries, {column_scratch, static_cast<std::size_t>(room)});
   if (asks) view.columns = &columns;
   if (probe) {  // only the policy learns something; the tokens stay pending
     const Status s = evict::observe_probe(pipeline_.source, ctx, view, own, scratch);

@@ -21,7 +21,7 @@ Expected<Report> Cache<Cuda, R>::report(Context<Cuda>& ctx) const {
   index_t counts[2] = {};
   if (const Status s = counted(ctx, counts); s != Status::ok) return s;
   r.repaired_numbers = counts[0], r.nan_scores = counts[1];
-  r.fixed_bytes = layers_.bytes() + steering_.size() + static_cast<std::size_t>(counts_.size()) * sizeof(index_t);
+  r.fixed_bytes = layers_.bytes() + rotation_.bytes() + steering_.size() + static_cast<std::size_t>(counts_.size()) * sizeof(index_t);
   for (const auto& l : layers_) {
     r.tokens = std::max(r.tokens, l.counters.seen);
     r.slots += l.total(), r.fixed_bytes += l.window.bytes(), r.nan_scores += l.counters.nan_scores;

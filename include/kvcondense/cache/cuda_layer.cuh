@@ -252,10 +252,10 @@ class CudaLayer {
   // What kernels read.
   const index_t* device_offset() const { return lengths_.data(); }
   const index_t* device_slots() const { return lengths_.data() + plan_.shape.kv_heads + 1; }
-  prim::PagedHeads<KeyCodec, ValueCodec> heads() const {
+  prim::PagedHeads<KeyCodec, ValueCodec> heads(const prim::KeyTurn& turn) const {
     const auto lane = [&](index_t i) { return i < 0 ? prim::HeadNumbers<const float>{} : lanes[i].view(); };
     return {plan_.keys.codec, plan_.values.codec, plan_.keys.exact, keys.runs(), values.runs(), device_slots(), plan_.shape.kv_heads,
-            {lane(plan_.bias), lane(plan_.value_scale), counters.pending}, summary.view()};
+            {lane(plan_.bias), lane(plan_.value_scale), counters.pending}, summary.view(), turn};
   }
 
   prim::SlotTokens tokens() const { return {ids.view(), counters.seen, counters.pending}; }

@@ -26,6 +26,7 @@ std::uint64_t fingerprint(const Cache<Cuda, R>& c) {
     if (p.bias >= 0 || p.value_scale >= 0 || p.state > 0) f.add(p.bias, p.value_scale, p.state);
     f.add_text(word_of(c.recipe().merge));
   }
+  if (c.recipe().position.raw_keys) f.add(prim::fingerprint(c.recipe().position.rope), c.recipe().position.rotated_input);
   return f.value();
 }
 
@@ -110,6 +111,9 @@ Status load_layer(ByteReader& r, Context<Cuda>& ctx, Cache<Cuda, R>& c, index_t 
     if (s == Status::ok) s = values.load(r, ctx, h, slots[h]);
     if (s == Status::ok) s = l.summary.load(r, ctx, h, l.counters.seen - slots[h]);
   }
+  index_t longest = 0;
+  for (const index_t n : slots) longest = std::max(longest, n);
+  if (s == Status::ok) s = c.reserve_rotation(ctx, longest);
   if (s == Status::ok) s = keys.settle(ctx);
   if (s == Status::ok) s = values.settle(ctx);
   return s == Status::ok ? l.set_slots(ctx, [&](index_t h) { return slots[h]; }) : s;

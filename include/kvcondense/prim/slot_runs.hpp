@@ -5,6 +5,7 @@
 
 #include <kvcondense/core/config.hpp>
 #include <kvcondense/prim/page_codec.hpp>
+#include <kvcondense/prim/rope_config.hpp>
 
 namespace kvcondense::prim {
 
@@ -70,6 +71,14 @@ struct PagedSummaries {
   KVCONDENSE_HD index_t count(index_t head) const { return counts == nullptr ? 0 : counts[head]; }
 };
 
+/// How raw keys turn as they are read: the key of slot j by j positions, see RopeTable, of which these are the numbers.
+struct KeyTurn {
+  const float* fine = nullptr;    ///< null: keys are stored as attention compares them
+  const float* coarse = nullptr;  ///< for every slot of the longest head
+  index_t pairs = 0;
+  RopePairing pairing = RopePairing::half_split;
+};
+
 /// All slots of all KV heads of a layer, keys and values each in pages of their own: exact first slots, codes,
 /// exact newest slots, in any order and number. The form in which kernels read a cache.
 template <CodecDescription KeyCodec, CodecDescription ValueCodec>
@@ -83,6 +92,7 @@ struct PagedHeads {
   index_t kv_heads = 0;
   PagedScalars scalars{};
   PagedSummaries summaries{};
+  KeyTurn turn{};
 };
 
 }  // namespace kvcondense::prim

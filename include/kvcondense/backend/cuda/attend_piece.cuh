@@ -6,6 +6,7 @@
 #include <kvcondense/backend/cuda/block.cuh>
 #include <kvcondense/backend/cuda/page_rows.cuh>
 #include <kvcondense/core/shape.hpp>
+#include <kvcondense/prim/rope.hpp>
 #include <kvcondense/prim/slot_runs.hpp>
 
 // One piece of a head for one block of query rows, in float32, for any codec and any size of a head.
@@ -45,6 +46,24 @@ __device__ inline void load_tile(const Codec& codec, const ExactRows& exact, int
     } else {
       const RowPage<ExactRows> page(exact, run.page, 0, dim);
       for (int c = cuda::lane_of_warp(); c < dim; c += cuda::warp_lanes) row[c] = page.value(run.place, c);
+    }
+  }
+}
+
+/// Raw keys of slots [at, at + count) in a tile turn to their places: a warp a slot, the one that loaded it.
+__device__ inline void turn_tile(const KeyTurn& turn, index_t at, int count, int dim, float* tile) {
+  const bool halves = turn.pairing == RopePairing::half_split;
+  const int pairs = static_cast<int>(turn.pairs);
+  __syncwarp();  // other lanes loaded numbers of its pairs
+  for (int i = cuda::warp_of_block(); i < count; i += piece_warps) {
+    const float* const fine = turn.fine + (at + i) % RopeTable::tile * 2 * turn.pairs;
+    const float* const coarse = turn.coarse + (at + i) / RopeTable::tile * 2 * turn.pairs;
+    float* const row = tile + i * (dim + 1);
+    for (int p = cuda::lane_of_warp(); p < pairs; p += cuda::warp_lanes) {
+      const float cosine = coarse[p] * fine[p] - coarse[p + pairs] * fine[p + pairs], sine = coarse[p + pairs] * fine[p] + coarse[p] * fine[p + pairs];
+      float &near = row[halves ? p : 2 * p], &far = row[halves ? p + pairs : 2 * p + 1];
+      const float x = near, y = far;
+      near = x * cosine - y * sine, far = y * cosine + x * sine;
     }
   }
 }
@@ -89,6 +108,7 @@ __global__ void __launch_bounds__(piece_threads, 4) attend_piece(PagedHeads<KeyC
     if (warp == 3 && lane < count) shared.value_scale[lane] = heads.scalars.value_scale_of(head, at + lane, slots);
     __syncthreads();
     load_tile(heads.key_codec, heads.exact, static_cast<int>(heads.keys.page_slots), shared.key_run, count, dim, tile);
+    if (heads.turn.fine != nullptr) turn_tile(heads.turn, at, count, dim, tile);
     __syncthreads();
 
     for (int r = warp; r < rows; r += piece_warps) {  // a warp a row, a lane a slot
