@@ -12,6 +12,7 @@
 #include <kvcondense/evict/rkv.hpp>
 #include <kvcondense/merge/d2o.hpp>
 #include <kvcondense/merge/tome.hpp>
+#include <kvcondense/position/rerotate.hpp>
 #include <kvcondense/evict/sink_window.hpp>
 #include <kvcondense/quant/group_int.hpp>
 #include <kvcondense/quant/kivi.hpp>
@@ -233,6 +234,8 @@ TEST_CASE("cuda cache: device memory that is refused loses nothing") {
   // Means of what left, what slots weigh and where they stand; sets among slots that stay.
   cuda_cache::lose_nothing(recipe(evict::Compensate{evict::SinkWindow{.recent = 17, .sinks = 3}}, merge::D2O{.mass = merge::Mass::log_count, .place = merge::Place::pivot}), 5, 20);
   cuda_cache::lose_nothing(recipe(merge::ToMe{.tokens = 16, .slack = 0, .sinks = 2, .recent = 4}), 5, 16);
+  // Tables by which raw keys turn.
+  cuda_cache::lose_nothing(recipe(evict::SinkWindow{.recent = 17, .sinks = 3}, position::Rerotate{}), 4, 20);
 }
 
 namespace cuda_cache {

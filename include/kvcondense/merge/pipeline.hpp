@@ -136,6 +136,8 @@ constexpr index_t fan_of(const Finder& finder) {
 ///   finder     run(ctx, Scene&, Scratch&) -> Status      links slots to those they may fold into: unlinked ones, which an
 ///                                                       eviction stage let go, or such that stay
 ///              fires(view) -> bool (may be left out)    finds sets among the slots that stay in this step
+///              seeks(view, float found) -> bool (may be left out)   whether it then has something to do, by the first of a head's
+///                                                       numbers; what it writes of them, and for words, lies in steering memory
 ///              truncate(tokens, float* state) (may be left out)    what its numbers are when tokens from there on are gone
 ///              gate() -> prim::JoinGate (may be left out)  tokens join the newest slot before they are attended
 ///   threshold  run(ctx, Scene&) -> Status                which links hold
