@@ -60,12 +60,14 @@
 #include <kvcondense/backend/cuda/slot_exposure.cuh>
 #include <kvcondense/backend/cuda/slot_numbers.cuh>
 #include <kvcondense/backend/cuda/slot_rows.cuh>
+#include <kvcondense/backend/cuda/slot_summary.cuh>
 #include <kvcondense/backend/cuda/softmax_rows.cuh>
 #include <kvcondense/backend/cuda/steering.cuh>
 #include <kvcondense/backend/cuda/token_numbers.cuh>
 #include <kvcondense/backend/cuda/token_surprise.cuh>
 #include <kvcondense/backend/cuda/top_k.cuh>
 #include <kvcondense/backend/cuda/top_then_newest.cuh>
+#include <kvcondense/backend/cuda/turn_rows.cuh>
 #include <kvcondense/backend/cuda/unit_fold.cuh>
 #include <kvcondense/backend/cuda/unit_spread.cuh>
 #include <kvcondense/cache/cuda_cache.cuh>

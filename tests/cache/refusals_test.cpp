@@ -97,6 +97,21 @@ TEST_CASE("cache: one byte of workspace too few is refused, and the same call wo
   REQUIRE(r.cache.step(r.ctx, 0) == Status::ok);
 }
 
+TEST_CASE("cache: a workspace may begin at any address", "[cache][workspace]") {
+  std::mt19937 random(4);
+  const test::Tokens t(shape, 40, random);
+  for (const std::size_t offset : {0, 1, 16, 63}) {
+    auto cache = make_cache<Cpu>(shape, recipe());
+    REQUIRE(cache);
+    const std::size_t bytes = cache->workspace_bytes(40, 40);
+    Workspace work;
+    REQUIRE(work.reserve(bytes + offset) == Status::ok);
+    Context<Cpu> ctx(work.bytes().subspan(offset, bytes));
+    std::vector<float> out(static_cast<std::size_t>(shape.q_heads * 40 * shape.values()));
+    REQUIRE(cache->forward(ctx, 0, t.queries(shape), t.keys(shape), t.values(shape), dense_view(out.data(), shape.q_heads, 40, shape.values())) == Status::ok);
+  }
+}
+
 TEST_CASE("cache: a forward whose queries are not its tokens takes back its own tokens and no others", "[cache]") {
   Rig r;
   std::vector<float> out(static_cast<std::size_t>(shape.q_heads * 9 * shape.head_dim));

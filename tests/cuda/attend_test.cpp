@@ -22,6 +22,17 @@ struct Case {
   std::vector<ColumnShape> keys, values;
   index_t mass_rows = -1;  ///< -1: no mass
   index_t more_slots = 0;  ///< of the bound, beyond the longest head
+  bool biases = false, scales = false;  ///< numbers of slots, but for the newest ones
+  bool summaries = false;               ///< a summary slot of every other head
+};
+
+/// A head whose slots have numbers, and a summary slot.
+template <class K, class V>
+struct WeighedHead : test::HostHead<K, V> {
+  prim::SlotScalars numbers;
+  prim::SummarySlot mean;
+  prim::SlotScalars scalars() const { return numbers; }
+  prim::SummarySlot summary() const { return mean; }
 };
 
 struct Result {
@@ -58,6 +69,21 @@ void compare(const Case& c, const K& key_codec, const V& value_codec, float tole
   std::vector<float> queries(at(q_heads * c.tokens * c.dim));
   for (float& x : queries) x = normal(random);
 
+  const index_t fresh = std::min<index_t>(c.tokens, 3), width = c.dim + c.value_dim;
+  std::vector<float> bias(at(heads * most)), scale(bias.size()), means(at(heads * width));
+  std::vector<index_t> counts;
+  for (float& x : bias) x = normal(random);
+  for (float& x : scale) x = 1.0f + std::fabs(normal(random));
+  for (float& x : means) x = normal(random);
+  std::vector<float> written_bias = bias, written_scale = scale;
+  for (index_t h = 0; h < heads; ++h) {
+    counts.push_back(c.summaries && h % 2 == 0 ? 1 + 40 * h : 0);
+    for (index_t s = std::max<index_t>(0, slots[at(h)] - fresh); s < most; ++s) {
+      bias[at(h * most + s)] = 0.0f, scale[at(h * most + s)] = 1.0f;
+      written_bias[at(h * most + s)] = written_scale[at(h * most + s)] = NAN;  // nobody reads it
+    }
+  }
+
   const auto make = [&](float* q, float* out, float* lse, float* mass, const index_t* o) {
     prim::AttendRequest r;
     r.queries = dense_view(static_cast<const float*>(q), q_heads, c.tokens, c.dim);
@@ -76,7 +102,14 @@ void compare(const Case& c, const K& key_codec, const V& value_codec, float tole
     Workspace scratch;
     REQUIRE(scratch.reserve(prim::Attend<Cpu>::workspace_bytes(1, heads, c.group * c.tokens, most, c.dim, c.value_dim, c.mass_rows >= 0)) == Status::ok);
     Context<Cpu> ctx(scratch.bytes());
-    REQUIRE(prim::Attend<Cpu>::run(ctx, r, heads, [&](index_t h) { return test::HostHead<K, V>{&keys, &values, h, slots[at(h)]}; }) == Status::ok);
+    REQUIRE(prim::Attend<Cpu>::run(ctx, r, heads, [&](index_t h) {
+              WeighedHead<K, V> head{{&keys, &values, h, slots[at(h)]}, {}, {}};
+              if (c.biases) head.numbers.bias = bias.data() + h * most;
+              if (c.scales) head.numbers.value_scale = scale.data() + h * most;
+              const float *key = means.data() + h * width, *value = key + c.dim;
+              if (counts[at(h)] > 0) head.mean = {key, value, std::log(static_cast<float>(counts[at(h)]))};
+              return head;
+            }) == Status::ok);
   }
   const auto on_device = [&] {
     test::Device device;
@@ -85,7 +118,13 @@ void compare(const Case& c, const K& key_codec, const V& value_codec, float tole
     test::OnDevice<index_t> device_slots(device, slots), device_offset(device, offset);
     test::OnDevice<float> q(device, queries), out(device, blank.out), lse(device, blank.lse), mass(device, blank.mass);
     const prim::AttendRequest r = make(q.data(), out.data(), lse.data(), mass.data(), device_offset.data());
-    const prim::PagedHeads<K, V> paged{key_codec, value_codec, {c.exact}, device_keys.view(), device_values.view(), device_slots.data(), heads};
+    test::OnDevice<float> device_bias(device, written_bias), device_scale(device, written_scale), device_means(device, means);
+    test::OnDevice<index_t> device_counts(device, counts);
+    prim::PagedHeads<K, V> paged{key_codec, value_codec, {c.exact}, device_keys.view(), device_values.view(), device_slots.data(), heads};
+    if (c.biases) paged.scalars.bias = {device_bias.data(), most};
+    if (c.scales) paged.scalars.value_scale = {device_scale.data(), most};
+    paged.scalars.fresh = fresh;
+    if (c.summaries) paged.summaries = {device_means.data(), device_counts.data(), width};
     const std::size_t need = prim::Attend<Cuda>::workspace_bytes(r, heads, most + c.more_slots);
     Context<Cuda> less = device.with_workspace(need - 1);
     REQUIRE(prim::Attend<Cuda>::run(less, r, paged, most + c.more_slots, math) == Status::workspace_too_small);
@@ -155,6 +194,28 @@ TEST_CASE("cuda attend: several tokens see what is theirs") {
       compare(Case{.group = 2, .tokens = tokens, .keys = shape, .values = shape, .mass_rows = mass}, token_codec<4>(64), token_codec<4>(64), 2e-5f, tokens == 5);
   // More rows than are split: whole heads.
   compare(Case{.group = 4, .tokens = 30, .keys = shape, .values = shape, .mass_rows = 7}, token_codec<4>(64), token_codec<4>(64));
+}
+
+TEST_CASE("cuda attend: biases and scales of slots, and summary slots") {
+  const std::vector<ColumnShape> keys{{4, 64, 30}, {0, 0, 3}, {0, 0, 0}, {0, 500, 40}, {0, 0, 0}}, values{{4, 54, 40}, {0, 0, 3}, {0, 0, 0}, {0, 530, 10}, {0, 0, 0}};
+  const index_t dims[] = {64, 80, 128, 256};
+  int which = 0;
+  for (const index_t group : {1, 3, 4, 7})
+    for (const index_t tokens : {1, 5, 21}) {
+      Case c{.group = group, .tokens = tokens, .dim = dims[which % 4], .value_dim = dims[(which + 1) % 4], .keys = keys, .values = values, .mass_rows = 2};
+      for (const int flags : {1, 2, 4, 7}) {
+        c.biases = (flags & 1) != 0, c.scales = (flags & 2) != 0, c.summaries = (flags & 4) != 0;
+        compare(c, token_codec<4>(16), token_codec<4>(16), 3e-5f, which == 5);
+      }
+      ++which;
+    }
+}
+
+TEST_CASE("cuda attend: on tensor cores summary slots take part") {
+  const std::vector<ColumnShape> shape{{0, 0, 33}, {0, 0, 0}, {0, 0, 300}};
+  for (const index_t tokens : {1, 4})
+    compare(Case{.group = 3, .tokens = tokens, .dim = 128, .value_dim = 128, .keys = shape, .values = shape, .mass_rows = 1, .summaries = true}, prim::ExactRows{},
+            prim::ExactRows{}, 4e-3f, false, prim::AttendMath::halves);
 }
 
 TEST_CASE("cuda attend: on tensor cores, as with a cache of halves") {

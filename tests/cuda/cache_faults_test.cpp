@@ -10,6 +10,9 @@
 #include <kvcondense/evict/h2o.hpp>
 #include <kvcondense/evict/knorm.hpp>
 #include <kvcondense/evict/rkv.hpp>
+#include <kvcondense/merge/d2o.hpp>
+#include <kvcondense/merge/tome.hpp>
+#include <kvcondense/position/rerotate.hpp>
 #include <kvcondense/evict/sink_window.hpp>
 #include <kvcondense/quant/group_int.hpp>
 #include <kvcondense/quant/kivi.hpp>
@@ -67,9 +70,8 @@ TEST_CASE("cuda cache: a call that is refused changes nothing") {
   CHECK(make_cache<Cuda>({.page_slots = 257}, recipe()).status() == Status::invalid_argument);  // as on the CPU
 }
 
-TEST_CASE("cuda cache: methods that it does not take, inputs that it misses") {
+TEST_CASE("cuda cache: inputs that it misses") {
   const CacheShape shape{.q_heads = 2, .kv_heads = 2, .head_dim = 16, .page_slots = 4};
-  CHECK(make_cache<Cuda>(shape, recipe(evict::Compensate{evict::H2O{}})).status() == Status::not_supported);
   test::Device device;
   test::OnDevice<float> x(device, std::vector<float>(2 * 6 * 16, 0.5f));
   const auto rows = [&](index_t n) { return dense_view(static_cast<const float*>(x.data()), 2, n, 16); };
@@ -229,6 +231,11 @@ TEST_CASE("cuda cache: device memory that is refused loses nothing") {
   cuda_cache::lose_nothing(recipe(evict::H2O{.heavy = 9, .recent = 6}, quant::Kivi<4>{.group_size = 2, .residual_window = 2, .sinks = 2}), 5, 15);
   // Queries of earlier steps are not lost, nor counted twice.
   cuda_cache::lose_nothing(recipe(evict::RKV{.tokens = 15, .window = 8, .kernel = 3, .slack = 2}), 4, 15);
+  // Means of what left, what slots weigh and where they stand; sets among slots that stay.
+  cuda_cache::lose_nothing(recipe(evict::Compensate{evict::SinkWindow{.recent = 17, .sinks = 3}}, merge::D2O{.mass = merge::Mass::log_count, .place = merge::Place::pivot}), 5, 20);
+  cuda_cache::lose_nothing(recipe(merge::ToMe{.tokens = 16, .slack = 0, .sinks = 2, .recent = 4}), 5, 16);
+  // Tables by which raw keys turn.
+  cuda_cache::lose_nothing(recipe(evict::SinkWindow{.recent = 17, .sinks = 3}, position::Rerotate{}), 4, 20);
 }
 
 namespace cuda_cache {
@@ -454,5 +461,7 @@ TEST_CASE("cuda cache: a step that the device refuses in part is made again or s
   cuda_cache::step_whole_or_torn(recipe(evict::H2O{.heavy = 5, .recent = 4}, quant::Kivi<4>{.group_size = 2, .residual_window = 2}), 2);
   // The first codes of a layer: the device has counted them when the host has not.
   cuda_cache::step_whole_or_torn(recipe(quant::GroupInt<4>{.group_size = 8, .residual_window = 2}), 0);
+  cuda_cache::step_whole_or_torn(recipe(evict::Compensate{evict::H2O{.heavy = 5, .recent = 4}}, merge::D2O{.mass = merge::Mass::log_count, .place = merge::Place::pivot}), 2);
+  cuda_cache::step_whole_or_torn(recipe(merge::ToMe{.tokens = 10, .slack = 0, .sinks = 1, .recent = 2}), 2);
 }
 #endif

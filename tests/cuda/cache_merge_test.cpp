@@ -9,16 +9,20 @@
 
 #include <kvcondense/evict/h2o.hpp>
 #include <kvcondense/evict/sink_window.hpp>
+#include <kvcondense/evict/snapkv.hpp>
 #include <kvcondense/merge/cam.hpp>
+#include <kvcondense/merge/centroid.hpp>
 #include <kvcondense/merge/d2o.hpp>
 #include <kvcondense/merge/elastic_cache.hpp>
+#include <kvcondense/merge/ems.hpp>
 #include <kvcondense/merge/keepkv.hpp>
 #include <kvcondense/merge/kvmerger.hpp>
 #include <kvcondense/merge/lookm.hpp>
 #include <kvcondense/merge/tome.hpp>
 #include <kvcondense/merge/value_merge.hpp>
 #include <kvcondense/merge/weightedkv.hpp>
-#include <kvcondense/quant/group_int.hpp>
+#include <kvcondense/quant/fp8.hpp>
+#include <kvcondense/quant/kivi.hpp>
 
 #include "cache_methods.hpp"
 
@@ -30,10 +34,10 @@ namespace {
 /// Sums are rounded where they are stored, and then read: a step of the stored type here or there.
 float rounding(DType type) { return type == DType::bf16 ? 0x1p-7f : type == DType::f16 ? 0x1p-10f : 1e-5f; }
 
-template <class E, class M>
-void folds(const E& evict, const M& merge, std::string_view text, const CacheShape& shape) {
+template <class... Stages>
+void folds(std::string_view text, const CacheShape& shape, const Stages&... stages) {
   INFO(text << ", head_dim " << shape.head_dim);
-  Pair pair(recipe(evict, merge), text, shape);
+  Pair pair(recipe(stages...), text, shape);
   pair.allow(2.0f * rounding(shape.dtype));
   const auto feed = [&](index_t n, Phase phase = Phase::automatic) { pair.forward(n, prim::AttendMath::f32, pair.near + 4.0f * rounding(shape.dtype), phase); };
   feed(20, Phase::prefill_chunk);
@@ -59,9 +63,9 @@ void folds(const E& evict, const M& merge, std::string_view text, const CacheSha
 
 /// A line a method: the eviction in front, what folds, and both as text. One of the shapes, and hidden behind [sweep] all of them.
 #define KVCONDENSE_CUDA_MERGE(word, text, evict, merge)                                                                                        \
-  TEST_CASE("cuda cache method: " word) { folds(evict, merge, text, cuda_cache::shape_of(word)); }                                             \
+  TEST_CASE("cuda cache method: " word) { folds(text, cuda_cache::shape_of(word), evict, merge); }                                             \
   TEST_CASE("cuda cache method in every shape: " word, "[.][sweep]") {                                                                         \
-    for (const CacheShape& shape : cuda_cache::shapes()) folds(evict, merge, text, shape);                                                     \
+    for (const CacheShape& shape : cuda_cache::shapes()) folds(text, shape, evict, merge);                                                     \
   }
 
 KVCONDENSE_CUDA_MERGE("d2o", "h2o(heavy=20, recent=20) + d2o", cuda_cache::inner, merge::D2O{})
@@ -71,11 +75,82 @@ KVCONDENSE_CUDA_MERGE("lookm", "h2o(heavy=20, recent=20) + lookm(kernel=average,
 KVCONDENSE_CUDA_MERGE("weightedkv", "h2o(heavy=20, recent=20) + weightedkv", cuda_cache::inner, merge::WeightedKV{})
 KVCONDENSE_CUDA_MERGE("value_merge", "h2o(heavy=20, recent=20) + value_merge(part=80%)", cuda_cache::inner, merge::ValueMerge{.part = 0.8})
 KVCONDENSE_CUDA_MERGE("elastic_cache", "h2o(heavy=20, recent=20) + elastic_cache(sinks=2)", cuda_cache::inner, merge::ElasticCache{.sinks = 2})
+KVCONDENSE_CUDA_MERGE("ems", "h2o(heavy=20, recent=20) + ems(window=8, least=0.02, place=pivot)", cuda_cache::inner,
+                      (merge::Ems{.window = 8, .least = 0.02f, .place = merge::Place::pivot}))
+KVCONDENSE_CUDA_MERGE("keepkv", "h2o(heavy=20, recent=20) + keepkv(window=5, least=0.1)", cuda_cache::inner, (merge::KeepKV{.window = 5, .least = 0.1f}))
+
+KVCONDENSE_CUDA_MERGE("tome", "keep_all + tome(tokens=30, slack=4, sinks=2, recent=6)", evict::KeepAll{}, (merge::ToMe{.tokens = 30, .slack = 4, .sinks = 2, .recent = 6}))
+KVCONDENSE_CUDA_MERGE("centroid", "keep_all + centroid(tokens=30, chunk=8, slack=4, sinks=2, recent=6, place=pivot)", evict::KeepAll{},
+                      (merge::Centroid{.tokens = 30, .chunk = 8, .slack = 4, .sinks = 2, .recent = 6, .place = merge::Place::pivot}))
+
+KVCONDENSE_CUDA_MERGE("kvmerger", "keep_all + kvmerger(keep=60%, heavy=10%, window=6)", evict::KeepAll{}, (merge::KVMerger{.keep = 0.6, .heavy = 0.1, .window = 6}))
 
 TEST_CASE("cuda cache: what folds behind ends, into few, by weights of the exponential") {
-  folds(evict::SinkWindow{.recent = 30, .sinks = 3}, merge::D2O{.exponential = true}, "sink_window(sinks=3, recent=30) + d2o(exponential=true)",
-        {.layers = 2, .q_heads = 3, .kv_heads = 3, .head_dim = 32, .dtype = DType::f32, .page_slots = 8});
-  folds(evict::SinkWindow{.recent = 2, .sinks = 0}, merge::LookM{}, "sink_window(sinks=0, recent=2) + lookm", {.q_heads = 8, .kv_heads = 1, .head_dim = 96, .page_slots = 4});
+  folds("sink_window(sinks=3, recent=30) + d2o(exponential=true)", {.layers = 2, .q_heads = 3, .kv_heads = 3, .head_dim = 32, .dtype = DType::f32, .page_slots = 8},
+        evict::SinkWindow{.recent = 30, .sinks = 3}, merge::D2O{.exponential = true});
+  folds("sink_window(sinks=0, recent=2) + lookm", {.q_heads = 8, .kv_heads = 1, .head_dim = 96, .page_slots = 4}, evict::SinkWindow{.recent = 2, .sinks = 0}, merge::LookM{});
+}
+
+TEST_CASE("cuda cache: what slots weigh that others folded into, and where they stand") {
+  using merge::Mass, merge::Place;
+  const evict::SinkWindow ends{.recent = 20, .sinks = 3};
+  const CacheShape &one = cuda_cache::shapes()[0], &three = cuda_cache::shapes()[1], &wide = cuda_cache::shapes()[3];
+  folds("sink_window(sinks=3, recent=20) + d2o(mass=log_count)", wide, ends, merge::D2O{.mass = Mass::log_count});
+  folds("sink_window(sinks=3, recent=20) + d2o(mass=exact)", three, ends, merge::D2O{.mass = Mass::exact});
+  folds("sink_window(sinks=3, recent=20) + d2o(mass=value_scale, place=pivot)", one, ends, merge::D2O{.mass = Mass::value_scale, .place = Place::pivot});
+  folds("sink_window(sinks=3, recent=20) + d2o(mass=exact, place=latest)", wide, ends, merge::D2O{.mass = Mass::exact, .place = Place::latest});
+  folds("sink_window(sinks=3, recent=20) + cam(targets=3, mass=log_count)", one, ends, merge::CaM{.targets = 3, .mass = Mass::log_count});
+  folds("sink_window(sinks=3, recent=20) + keepkv(decay=0, window=5, least=0.1, scaled=false, place=latest)", three, ends,
+        merge::KeepKV{.decay = 0.0f, .window = 5, .least = 0.1f, .scaled = false, .place = Place::latest});
+  // A policy that reads columns of attention sees biases too.
+  folds("snapkv(tokens=30, window=6, kernel=3) + d2o(mass=log_count)", wide, evict::SnapKV{.tokens = 30, .window = 6, .kernel = 3}, merge::D2O{.mass = Mass::log_count});
+}
+
+TEST_CASE("cuda cache: what leaves folds into exact slots beside codes") {
+  const CacheShape shape{.layers = 2, .q_heads = 6, .kv_heads = 2, .head_dim = 64, .dtype = DType::f32, .page_slots = 16};
+  const evict::SinkWindow ends{.recent = 30, .sinks = 3};
+  folds("sink_window(sinks=3, recent=30) + d2o + fp8(residual=16)", shape, ends, merge::D2O{}, quant::Fp8{.residual_window = 16});
+  folds("sink_window(sinks=3, recent=30) + cam(targets=3, mass=log_count) + fp8(residual=16, sinks=2)", shape, ends, merge::CaM{.targets = 3, .mass = merge::Mass::log_count},
+        quant::Fp8{.residual_window = 16, .sinks = 2});
+  folds("sink_window(sinks=3, recent=30) + d2o + kivi4(group=8, residual=16)", shape, ends, merge::D2O{}, quant::Kivi<4>{.group_size = 8, .residual_window = 16});
+}
+
+TEST_CASE("cuda cache: sets among slots that stay, behind a policy that lets others go, and beside codes") {
+  const CacheShape shape{.layers = 2, .q_heads = 6, .kv_heads = 2, .head_dim = 64, .dtype = DType::f32, .page_slots = 16};
+  const evict::SinkWindow ends{.recent = 34, .sinks = 3};
+  const merge::ToMe pairs{.tokens = 26, .slack = 2, .sinks = 2, .recent = 4, .mass = merge::Mass::exact, .place = merge::Place::latest};
+  folds("sink_window(sinks=3, recent=34) + tome(tokens=26, slack=2, sinks=2, recent=4, mass=exact, place=latest)", shape, ends, pairs);
+  folds("keep_all + tome(tokens=30, slack=4, sinks=2, recent=6) + fp8(residual=40)", shape, evict::KeepAll{}, merge::ToMe{.tokens = 30, .slack = 4, .sinks = 2, .recent = 6},
+        quant::Fp8{.residual_window = 40});
+  folds("sink_window(sinks=3, recent=34) + tome(tokens=26, slack=2, sinks=2, recent=4) + kivi4(group=8, residual=24)", shape, ends,
+        merge::ToMe{.tokens = 26, .slack = 2, .sinks = 2, .recent = 4}, quant::Kivi<4>{.group_size = 8, .residual_window = 24});
+}
+
+TEST_CASE("cuda cache: runs of a number of sets, behind what lets others go") {
+  folds("sink_window(sinks=3, recent=30) + kvmerger(keep=60%, heavy=10%, window=5, place=latest)",
+        {.layers = 2, .q_heads = 8, .kv_heads = 2, .head_dim = 80, .dtype = DType::f32, .page_slots = 8}, evict::SinkWindow{.recent = 30, .sinks = 3},
+        merge::KVMerger{.keep = 0.6, .heavy = 0.1, .window = 5, .place = merge::Place::latest});
+  folds("keep_all + kvmerger(least=0.1, window=9, mass=exact)", {.layers = 2, .q_heads = 3, .kv_heads = 3, .head_dim = 64, .dtype = DType::f32, .page_slots = 16}, evict::KeepAll{},
+        merge::KVMerger{.least = 0.1f, .window = 9, .mass = merge::Mass::exact});
+}
+
+TEST_CASE("cuda cache: a fork knows where runs were sought, and what comes where tokens were taken back is sought in") {
+  Pair pair(recipe(merge::KVMerger{.keep = 0.6, .heavy = 0.1, .window = 5}), "keep_all + kvmerger(keep=60%, heavy=10%, window=5)",
+            {.layers = 2, .q_heads = 4, .kv_heads = 2, .head_dim = 64, .dtype = DType::f32, .page_slots = 16});
+  pair.allow(2e-5f);
+  const auto feed = [](auto& to, index_t n) {
+    for (index_t i = 0; i < n; ++i) to.forward(1, prim::AttendMath::f32, 6e-5f);
+  };
+  pair.forward(30, prim::AttendMath::f32, 6e-5f);
+  feed(pair, 7);
+  {
+    auto other = pair.fork();
+    feed(other, 8);
+    other.compare_reports();
+  }
+  pair.truncate(20);  // behind where runs are sought next
+  feed(pair, 12);
+  pair.compare_reports();
 }
 
 TEST_CASE("cuda cache: merge methods that it does not take") {
@@ -83,13 +158,8 @@ TEST_CASE("cuda cache: merge methods that it does not take") {
   const auto status = [&](const auto& r) { return make_cache<Cuda>(shape, r).status(); };
   CHECK(status(recipe(merge::D2O{})) == Status::incompatible);  // nothing leaves
   CHECK(status(recipe(evict::H2O{}, merge::D2O{.keep = 2.0f})) == Status::invalid_argument);
-  CHECK(status(recipe(evict::H2O{}, merge::D2O{.mass = merge::Mass::log_count})) == Status::not_supported);
-  CHECK(status(recipe(evict::H2O{}, merge::D2O{.place = merge::Place::pivot})) == Status::not_supported);
-  CHECK(status(recipe(evict::H2O{}, merge::ElasticCache{.mass = merge::Mass::value_scale})) == Status::not_supported);
-  CHECK(status(recipe(evict::H2O{}, merge::KVMerger{})) == Status::not_supported);
-  CHECK(status(recipe(evict::H2O{}, merge::ToMe{})) == Status::not_supported);
-  CHECK(status(recipe(evict::H2O{}, merge::KeepKV{})) == Status::not_supported);
-  CHECK(status(recipe(evict::H2O{}, merge::D2O{}, quant::GroupInt<8>{.group_size = 8})) == Status::not_supported);
+  CHECK(status(recipe(evict::SnapKV{}, merge::Ems{})) == Status::incompatible);  // they measure different rows
+  CHECK(status(recipe(merge::ToMe{.tokens = 10})) == Status::invalid_argument);
 }
 
 namespace cuda_cache {

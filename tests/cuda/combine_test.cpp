@@ -200,9 +200,7 @@ TEST_CASE("cuda segmented_combine: what it refuses") {
   CHECK(prim::SegmentedCombine<Cuda>::run(device, request, {}, {}, 0) == Status::invalid_argument);
   request.links.fan = 1, request.links.to.heads = 2;
   CHECK(prim::SegmentedCombine<Cuda>::run(device, request, {}, {}, 0) == Status::shape_mismatch);
-  const SlotRows<Cuda> coded(prim::GroupInt<4>{.group_size = 32}, {DType::f16}, {}, nullptr, 2, 8, 64), exact(prim::ExactRows{}, {}, nullptr, 2, 8, 64);
-  CHECK(prim::SegmentedCombine<Cuda>::run(device, request, coded, exact, 16) == Status::not_supported);
-  CHECK(prim::SegmentedCombine<Cuda>::run(device, request, exact, coded, 16) == Status::not_supported);
+  const SlotRows<Cuda> exact(prim::ExactRows{}, {}, nullptr, 2, 8, 64);
   CHECK(prim::SegmentedCombine<Cuda>::run(device, request, exact, exact, 16) == Status::workspace_too_small);
   const SlotRows<Cuda> wide(prim::ExactRows{}, {}, nullptr, 2, 8, 257);
   CHECK(prim::SegmentedCombine<Cuda>::run(device, request, wide, exact, 16) == Status::shape_mismatch);

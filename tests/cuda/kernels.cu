@@ -50,6 +50,8 @@ Status smaller_words(Context<Cuda>& ctx, const SlotRows<Cuda>& rows, RaggedView<
   if (s == Status::ok) s = prim::TokenNumbers<Cuda>::write(ctx, std::span<const TokenClass>{}, out);
   if (s == Status::ok) s = prim::TokenNumbers<Cuda>::extend(ctx, 1, out);
   if (s == Status::ok) s = prim::Rope<Cuda>::rotate(ctx, prim::RopeAngles{}, keys, positions, turned);
+  if (s == Status::ok) s = prim::TurnRows::to_slots(ctx, prim::RopeAngles{}, keys, {}, {}, count, 1, turned);
+  if (s == Status::ok) s = prim::TurnRows::back(ctx, prim::RopeAngles{}, TensorView<const half, 3>{}, {}, turned);
   if (s == Status::ok) s = prim::RowTransform<Cuda, prim::Hadamard>::forward(ctx, {}, 64, {nullptr, 1, 64});
   if (s == Status::ok) s = prim::SlotExposure<Cuda>::add(ctx, 1, out);
   if (s == Status::ok) s = prim::SlotExposure<Cuda>::mean(ctx, x, x, out);
@@ -60,6 +62,9 @@ Status smaller_words(Context<Cuda>& ctx, const SlotRows<Cuda>& rows, RaggedView<
   if (s == Status::ok) s = prim::KeepRows<Cuda>::rows(ctx, prim::ExactRows{}, pages, keep, count);
   if (s == Status::ok) s = prim::KeepRows<Cuda>::rows(ctx, prim::GroupInt<4>{}, pages, keep, count);
   if (s == Status::ok) s = prim::KeepRows<Cuda>::numbers(ctx, keep, count, out);
+  if (s == Status::ok) s = prim::HeadSlots::write_newest(ctx, {}, out);
+  if (s == Status::ok) s = prim::SlotSummary::take(ctx, rows, rows, {keep, count}, keep, {});
+  if (s == Status::ok) s = prim::SlotSummary::limit(ctx, count, 1, {});
   return s;
 }
 
@@ -117,6 +122,7 @@ Status linking_words(Context<Cuda>& ctx, const SlotRows<Cuda>& rows, RaggedView<
   if (s == Status::ok) s = prim::MergeSets<Cuda>::drop(ctx, links);
   if (s == Status::ok) s = prim::MergeSets<Cuda>::next(ctx, targets, links);
   if (s == Status::ok) s = prim::MergeSets<Cuda>::nearest_token(ctx, tokens, 0, 1, targets, links);
+  if (s == Status::ok) s = prim::MergeSets<Cuda>::spans(ctx, tokens, nullptr, targets, 0.5, nullptr, count);
   if (s == Status::ok) s = prim::MergeSets<Cuda>::runs(ctx, {targets}, x, links);
   if (s == Status::ok) s = prim::MergeSets<Cuda>::alternate(ctx, targets, links);
   if (s == Status::ok) s = prim::MergeSets<Cuda>::strongest(ctx, targets, 0, count, links);

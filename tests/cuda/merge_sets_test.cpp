@@ -301,3 +301,40 @@ TEST_CASE("cuda gated_merge: bit for bit the CPU's, in place too") {
       CHECK(prim::GatedMerge<Cuda>::run(device, first, dense_view(y.data(), heads, tokens + 1, dim), {g.data(), 3}, first) == Status::shape_mismatch);
     }
 }
+
+TEST_CASE("cuda merge_sets: slots of spans of tokens that may be written") {
+  const std::vector<index_t> slots{0, 1, 40, 40, 40, 300, 7}, offset{0, 0, 1, 41, 81, 121, 421, 428};
+  std::vector<std::int32_t> tokens;
+  for (const index_t n : slots)
+    for (index_t j = 0; j < n; ++j) tokens.push_back(static_cast<std::int32_t>(3 * j + 1));
+  const std::vector<prim::TokenSpan> spans{{0, 9}, {0, 2}, {10, 60}, {0, 0}, {5, 4}, {200, 100000}, {2, 4}};  // the last one holds none
+  const std::vector<prim::SlotRange> targets{{0, 0, 0}, {0, 0, 1}, {2, 8, 15}, {0, 0, 40}, {0, 0, 40}, {0, 0, 299}, {0, 0, 7}};
+  const auto heads = static_cast<index_t>(slots.size());
+  for (const double share : {0.0, 0.4, 1.0}) {
+    std::vector<prim::SlotRange> region(slots.size(), {7, 7, 7});
+    std::vector<index_t> parts(slots.size(), -1);
+    Context<Cpu> cpu;
+    REQUIRE(prim::MergeSets<Cpu>::spans(cpu, {tokens.data(), offset.data(), heads}, spans.data(), targets.data(), share, region.data(), parts.data()) == Status::ok);
+    CHECK(region[2].begin == 8);
+    CHECK(region[2].end == 15);
+    CHECK(parts[2] == static_cast<index_t>(7 * share + 1e-6));
+    CHECK(region[5].begin == 67);
+    CHECK(region[5].end == 299);
+    for (const std::size_t empty : {0u, 3u, 4u, 6u}) CHECK(region[empty].begin == region[empty].end);
+    test::each_way([&] {
+      test::Device device;
+      test::OnDevice<std::int32_t> t(device, tokens);
+      test::OnDevice<index_t> o(device, offset), p(device, std::vector<index_t>(slots.size(), -1));
+      test::OnDevice<prim::TokenSpan> s(device, spans);
+      test::OnDevice<prim::SlotRange> w(device, targets), r(device, std::vector<prim::SlotRange>(slots.size(), {7, 7, 7}));
+      REQUIRE(prim::MergeSets<Cuda>::spans(device, {t.data(), o.data(), heads}, s.data(), w.data(), share, r.data(), p.data()) == Status::ok);
+      REQUIRE(p.read() == parts);
+      const std::vector<prim::SlotRange> got = r.read();
+      for (std::size_t h = 0; h < got.size(); ++h) {
+        CHECK(got[h].prefix == region[h].prefix);
+        CHECK(got[h].begin == region[h].begin);
+        CHECK(got[h].end == region[h].end);
+      }
+    });
+  }
+}

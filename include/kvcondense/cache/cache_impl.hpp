@@ -299,13 +299,14 @@ Status Cache<B, R>::forward(Context<B>& ctx, index_t layer, TensorView<const flo
   if (const Status s = append(ctx, layer, keys, values, positions, queries); s != Status::ok) return s;
   const index_t n = queries.extent[1], added = keys.extent[1];
   AttendOutputs measure;
-  Scratch all(ctx.workspace());
+  Context<B> rest = ctx;
   if (wants_mass(layer, phase)) {
+    Scratch all(ctx.workspace());
     float* mass = all.take<float>(total_slots(layer));
     if (mass == nullptr) return truncate_layer(layer, added), Status::workspace_too_small;
     measure.mass = ragged(layer, mass);
+    rest = ctx.with_workspace(all.rest());
   }
-  Context<B> rest = ctx.with_workspace(all.rest());
   Status s = attend(rest, layer, queries, out, measure);
   inputs.attention = {measure.mass, mass_rows(n)}, inputs.queries = queries;
   if (s == Status::ok) s = run_step(rest, layer, inputs, phase);

@@ -26,6 +26,7 @@
 #include <kvcondense/evict/blocks/select.hpp>
 #include <kvcondense/evict/pipeline.hpp>
 #include <kvcondense/merge/pipeline.hpp>
+#include <kvcondense/prim/rope_config.hpp>
 
 namespace kvcondense {
 
@@ -64,28 +65,29 @@ bool cuda_serves(const Quant& q, const CacheShape& shape) {
 ///
 /// Idea     the host keeps counters, lengths and lists of pages and decides when something leaves; which slots, and all that moves, is
 ///          the device's. The eviction pipeline is the one that runs on the CPU: its blocks are written over words.
-/// Needs    recipes of an eviction method, a merge method over exact rows, exact rows or codes with their exact window and first slots (any codec
+/// Needs    recipes of an eviction method, a merge method, a position stage, exact rows or codes with their exact window and first slots (any codec
 ///          with a RowPage: row_codec.cuh; behind a Hadamard transform too), and no other stage (those stop compilation with a sentence). Inputs of steps lie on the device: attention, queries,
 ///          projections, moments, gates, surprise, classes; so do matrices that words read (LayerMatrices of critical and locret).
 ///          Tables that blocks read (HeadTable, LayerTable) are the host's.
 /// Shapes   as Cache<Cpu, R>; keys, values, queries, out, lse, mass in device memory.
 /// Cost     append, attend and step enqueue on the context's stream. The host waits where tables grow or many pages go back, and
 ///          where a step meets the one before of the same layer that is not done yet; how many slots stay it knows itself, but for budgets and
-///          selections that scores decide, and which slots leave where codes share parameters along slots (KIVI's keys): these are waited for when they act.
+///          selections that scores decide, sets that a merge method finds among slots that stay, and which slots leave where codes share parameters along slots
+///          (KIVI's keys): these are waited for when they act.
 /// Numbers  pages are those of Cache<Cpu, R>. Attention differs in the last bits, so scores that are that close may be ranked
 ///          otherwise; equal scores are ranked alike. What `append` on the CPU refuses, numbers that the stored type cannot
 ///          hold, is stored as Inf or NaN here and counted once in the report.
-/// Errors   as Cache<Cpu, R>; not_supported for a method that keeps a mean of what left, for a merge method beside codes, or one that keeps
-///          the mass or the place of what folded or finds sets among slots that stay, for one set of all heads (AllHeads) once heads hold
+/// Errors   as Cache<Cpu, R>; not_supported for a merge method that lets
+///          tokens join a slot when they come or stores rows of layers together, for `AttendMath::halves` where slots have numbers that attention
+///          reads (the mass of a merge method) or keys are raw, for one set of all heads (AllHeads) once heads hold
 ///          different numbers of slots, and for a quant stage that tells slots apart, or heads by more than tables of their codecs (layers may
 ///          differ in their windows), has a sketch, or maps rows before groups along slots. device_error from every call that a
 ///          layer takes part in, until `reset` or `load`, once the device took a part of a change of it and refused the rest. Calls of one
 ///          cache go to one stream; wait for it before the cache is destroyed when its memory is not that of cudaMalloc.
 template <class R>
 class Cache<Cuda, R> {
-  static_assert(std::same_as<decltype(R::lowrank), NoLowRank> && std::same_as<decltype(R::retrieve), retrieve::ReadAll> &&
-                    std::same_as<decltype(R::position), position::Absolute>,
-                "kvcondense: a cache on CUDA takes an eviction, a merge and a quant stage; make_cache<kvcondense::Cpu> takes the others.");
+  static_assert(std::same_as<decltype(R::lowrank), NoLowRank> && std::same_as<decltype(R::retrieve), retrieve::ReadAll>,
+                "kvcondense: a cache on CUDA takes an eviction, a merge, a quant and a position stage; make_cache<kvcondense::Cpu> takes the others.");
 
  public:
   using Evict = decltype(R::evict);
@@ -100,6 +102,7 @@ class Cache<Cuda, R> {
     if (shape.page_slots > cache::max_page_slots) return Status::invalid_argument;
     if (const Status s = recipe.evict.validate(shape); s != Status::ok) return s;
     if (const Status s = recipe.quant.validate(shape); s != Status::ok) return s;
+    if (const Status s = recipe.position.validate(shape); s != Status::ok) return s;
     if (const Status s = recipe.merge.validate(shape); s != Status::ok) return s;
     if (has_saliency(recipe.quant) || !detail::cuda_serves(recipe.quant, shape)) return Status::not_supported;
     Cache c;
@@ -108,9 +111,19 @@ class Cache<Cuda, R> {
     if constexpr (merge::Merges<Merge>) c.merger_ = merger_of(recipe.merge), c.fold_ = c.merger_.traits();
     c.plan_ = plan_of(shape, recipe, c.pipeline_.lanes() + c.fold_.lanes);
     c.plan_.state = c.fold_.state;
-    if (c.pipeline_.queries().rows == AttentionNeed::Rows::last) c.plan_.query_rows = c.pipeline_.queries().count;
-    if (c.pipeline_.residual != evict::Residual::none || c.plan_.lanes > max_lanes) return Status::not_supported;
+    if constexpr (can_merge) c.plan_.found = merge::state_floats(c.merger_.finder);
+    if (c.fold_.bias >= 0) c.plan_.bias = c.pipeline_.lanes() + c.fold_.bias;
+    if (c.fold_.value_scale >= 0) c.plan_.value_scale = c.pipeline_.lanes() + c.fold_.value_scale;
+    if (c.queries().rows == AttentionNeed::Rows::last) c.plan_.query_rows = c.queries().count;
+    c.plan_.summary = c.pipeline_.residual == evict::Residual::mean;
+    if (c.plan_.lanes > max_lanes) return Status::not_supported;
     if (const Status s = c.check_merge(); s != Status::ok) return s;
+    if (const Status s = c.make_rotation(); s != Status::ok) return s;
+    if (c.fold_.place >= 0) {
+      const auto angles = prim::rope_angles(c.fold_.rope, shape.head_dim);
+      if (!angles) return angles.status();
+      c.fold_angles_ = *angles;
+    }
     const std::size_t each = c.steering_bytes(), all = each + c.plan_.told_bytes() + Scratch::align;
     const std::size_t layers = all * static_cast<std::size_t>(shape.layers), model = c.model_steering_bytes();
     if (const Status s = c.steering_.make(layers + model); s != Status::ok) return s;
@@ -167,39 +180,14 @@ class Cache<Cuda, R> {
       r.mass.data = &nothing, r.mass_rows = mass_rows(n);
       reading = std::max(reading, prim::Attend<Cuda>::workspace_bytes(r, shape().kv_heads, slots));
     }
-    return mass + std::max({step, reading, model_bytes(slots)});
+    return mass + std::max({step, reading + turned_bytes(shape().q_heads, tokens), model_bytes(slots), turned_bytes(shape().kv_heads, tokens)});
   }
 
   /// Adds tokens to a layer: keys [kv_heads, tokens, head_dim], values [kv_heads, tokens, value_dim], on the device; `positions` on
   /// the host, one per token, or empty for the next ones.
   template <class K, class V>
     requires StoredNumbers<K, V>
-  Status append(Context<Cuda>& ctx, index_t layer, TensorView<K, 3> keys, TensorView<V, 3> values, std::span<const index_t> positions = {}) {
-    using T = std::remove_const_t<K>;
-    if (layer < 0 || layer >= shape().layers) return Status::out_of_range;
-    Layer& l = layers_[layer];
-    if (l.torn) return Status::device_error;
-    const index_t n = keys.extent[1];
-    if (keys.extent[0] != shape().kv_heads || values.extent[0] != shape().kv_heads || values.extent[1] != n ||
-        keys.extent[2] != shape().head_dim || values.extent[2] != shape().values())
-      return Status::shape_mismatch;
-    if (!positions.empty() && static_cast<index_t>(positions.size()) != n) return Status::shape_mismatch;
-    for (const index_t p : positions)
-      if (p < 0 || p > max_position) return Status::invalid_argument;
-    if (l.counters.seen + n > max_position || (positions.empty() && l.next_position() + n - 1 > max_position)) return Status::out_of_range;
-    if (n == 0) return Status::ok;
-    Status s = l.reserve(ctx, n);
-    if (s != Status::ok) return s;
-    const index_t first = l.sinks_due(n);
-    s = l.add_slots(ctx, n, first);
-    if (s == Status::ok) s = l.keys.template append<T>(ctx, first, l.device_slots(), keys, counts_.data());
-    if (s == Status::ok) s = l.values.template append<T>(ctx, first, l.device_slots(), values, counts_.data());
-    if (s != Status::ok) return static_cast<void>(l.add_slots(ctx, -n, -first)), s;
-    const index_t next = l.next_position();
-    for (index_t i = 0; i < n; ++i) l.pending_positions.append_reserved(positions.empty() ? next + i : positions[static_cast<std::size_t>(i)]);
-    l.counters.seen += n, l.counters.pending += n;
-    return Status::ok;
-  }
+  Status append(Context<Cuda>& ctx, index_t layer, TensorView<K, 3> keys, TensorView<V, 3> values, std::span<const index_t> positions = {});
 
   /// Attention of the newest tokens over everything stored; causal among them.
   Status attend(Context<Cuda>& ctx, index_t layer, TensorView<const float, 3> queries, TensorView<float, 3> out, const AttendOutputs& measure = {},
@@ -215,7 +203,10 @@ class Cache<Cuda, R> {
     if (n > std::max<index_t>(1, l.counters.pending)) return Status::order_violation;
     prim::AttendRequest r = request(queries, out);
     r.lse = measure.lse, r.mass = measure.mass, r.mass_rows = mass_rows(n);
-    return prim::Attend<Cuda>::run(ctx, r, l.heads(), l.longest(), math);
+    Context<Cuda> own = ctx;
+    if constexpr (may_turn)
+      if (const Status s = stand(own, l, r); s != Status::ok) return s;
+    return prim::Attend<Cuda>::run(own, r, l.heads(key_turn()), l.longest(), math);
   }
 
   /// Lets the recipe act on a layer. Views in `inputs` are of device memory.
@@ -268,6 +259,8 @@ class Cache<Cuda, R> {
   const ObjectArray<Layer>& layers() const { return layers_; }
   ObjectArray<Layer>& layers() { return layers_; }
   const Plan& plan() const { return plan_; }
+  /// With raw keys: rotation tables for `slots` slots. Loaders call it; append does by itself.
+  Status reserve_rotation(const Context<Cuda>& ctx, index_t slots) { return may_turn ? rotation_.reserve(ctx, slots) : Status::ok; }
   const merge::Traits& folds() const { return fold_; }
   MemoryResource<Cuda>& memory() const { return *memory_; }
   /// Numbers that could not be stored, and NaN scores, since it was made, reset or loaded. Waits for the stream.
@@ -279,9 +272,10 @@ class Cache<Cuda, R> {
   using Merge = decltype(R::merge);
   using Merger = decltype(merger_of(std::declval<Merge>()));
   static constexpr bool can_merge = merge::Folds<Merger>;
+  static constexpr bool may_turn = decltype(R::position)::raw_keys;
 
   prim::AttendRequest request(TensorView<const float, 3> queries, TensorView<float, 3> out) const {
-    return {queries, out, {}, {}, 0, shape().softmax_scale};
+    return {queries, out, {}, {}, 0, logit_scale()};
   }
   /// Whether a view was made by `ragged` for the slots that there are. Its offsets are the device's: nothing else can be seen.
   bool of_layer(const Layer& l, const RaggedView<const float>& v) const { return v.offset == l.device_offset() && v.heads == shape().kv_heads; }
@@ -290,18 +284,29 @@ class Cache<Cuda, R> {
   std::size_t steering_bytes() const {
     return 2 * Scratch::bytes_for<index_t>(shape().kv_heads) + 2 * Scratch::bytes_for<prim::Ends>(shape().kv_heads) + Scratch::align +
            std::max(pipeline_.allocate.workspace_bytes(shape(), 0), pipeline_.select.workspace_bytes(shape(), 0)) +
-           (fold_.active ? Scratch::bytes_for<prim::SlotRange>(shape().kv_heads) : 0);
+           fold_steering_bytes();
   }
   /// Scratch of columns of attention over what queries a step may have.
   std::size_t column_bytes(index_t tokens, index_t slots) const {
-    if (pipeline_.queries().rows == AttentionNeed::Rows::none && !pipeline_.probes()) return 0;
-    const std::size_t bytes = cache::CudaLayerColumns<Layer>::workspace_bytes(shape(), std::max(tokens, plan_.query_rows), slots);
+    if (queries().rows == AttentionNeed::Rows::none && !pipeline_.probes()) return 0;
+    const std::size_t bytes = cache::CudaLayerColumns<Layer>::workspace_bytes(shape(), rotation_, std::max(tokens, plan_.query_rows), slots);
     return Scratch::bytes_for<std::byte>(static_cast<index_t>(bytes));
   }
   std::size_t pipeline_bytes(index_t slots, index_t total, index_t tokens) const {
     return cache::cuda_pipeline_bytes(pipeline_, shape(), slots, total, tokens);
   }
   std::size_t range_bytes() const { return 2 * Scratch::bytes_for<prim::KeptRange>(4 * shape().kv_heads); }
+  // Raw keys: cuda_cache_append.cuh.
+  Status make_rotation();
+  /// What turns stored dot products into logits.
+  float logit_scale() const { return shape().softmax_scale * (may_turn ? rotation_.logit_scale(recipe_.position.rotated_input) : 1.0f); }
+  prim::KeyTurn key_turn() const { return may_turn ? rotation_.view() : prim::KeyTurn{}; }
+  std::size_t turned_bytes(index_t heads, index_t tokens) const {
+    return may_turn ? Scratch::align + Scratch::bytes_for<float>(heads * tokens * shape().head_dim) : 0;
+  }
+  template <class T>
+  Status turn_back(Context<Cuda>& ctx, TensorView<const T, 3> keys, std::span<const index_t> positions, index_t next, TensorView<float, 3> out) const;
+  Status stand(Context<Cuda>& ctx, const Layer& l, prim::AttendRequest& request) const;
   bool changes_length() const {
     if constexpr (requires { recipe_.evict.changes_length(); }) return recipe_.evict.changes_length();
     else return !std::same_as<Evict, evict::KeepAll>;
@@ -335,23 +340,30 @@ class Cache<Cuda, R> {
     return p;
   }
   // What eviction and a merge stage look at together.
-  AttentionNeed attention() const {
-    const AttentionNeed evicts = pipeline_.attention();
-    return evicts.rows == AttentionNeed::Rows::none ? fold_.attention : evicts;
+  AttentionNeed attention() const { return joined(pipeline_.attention(), fold_.attention); }
+  AttentionNeed queries() const { return joined(pipeline_.queries(), fold_.queries); }
+  static AttentionNeed joined(AttentionNeed a, AttentionNeed b) {
+    return a.rows == AttentionNeed::Rows::none || (b.rows == a.rows && b.count > a.count) ? b : a;
   }
   bool reads_attention(const StepView<Cuda>& view) const {
     const bool step = view.phase != Phase::turn && view.phase != Phase::probe;
     return pipeline_.reads_attention(view) || (step && fold_.attention.rows != AttentionNeed::Rows::none);
   }
+  /// Slots that may be written, those that stay, and what a finder writes.
+  std::size_t fold_steering_bytes() const;
+  bool finds_sets(const StepView<Cuda>& view) const;
   // A merge stage: cuda_cache_fold.cuh.
   Status check_merge() const;
   std::size_t word_bytes(index_t total) const {
     return std::max(prim::MergeWeights<Cuda>::workspace_bytes(total), prim::SegmentedCombine<Cuda>::workspace_bytes(shape().kv_heads, total));
   }
   std::size_t fold_bytes(index_t total) const;
-  Status fold(Context<Cuda>& ctx, const StepView<Cuda>& view, evict::LaneViews lanes, const evict::KeepSet& keep, cache::Folding& out,
-              std::span<std::byte>& words, Scratch& scratch);
-  Status commit_fold(Context<Cuda>& ctx, Layer& l, const cache::Folding& f, std::span<std::byte> words);
+  Status fold(Context<Cuda>& ctx, const StepView<Cuda>& view, evict::LaneViews lanes, const evict::KeepSet& keep, const cache::CudaKept& kept,
+              cache::Folding& out, std::span<std::byte>& words, Scratch scratch);
+  Status commit_fold(Context<Cuda>& ctx, Layer& l, const cache::Folding& f, TensorView<const float, 3> queries, std::span<std::byte> words);
+  prim::SlotRange targets(const Layer& l, index_t head) const;
+  Status mark_places(Context<Cuda>& ctx, const Layer& l, RaggedView<float> places) const;
+  Status count_left(Context<Cuda>& ctx, const StepView<Cuda>& view, const evict::KeepSet& keep, cache::CudaKept& kept, bool& leaves) const;
   Status copy_state(const Context<Cuda>& ctx, float* to, const float* from) const;
 
   StepView<Cuda> step_view(index_t layer, Phase phase) const;
@@ -361,6 +373,7 @@ class Cache<Cuda, R> {
   std::size_t model_steering_bytes() const;
   std::size_t model_bytes(index_t slots) const;
   Status begin(Context<Cuda>& ctx, Layer& l, const StepView<Cuda>& view, Scratch& scratch, evict::KeepSet& keep, std::span<RaggedView<float>> lanes);
+  Status take_means(Context<Cuda>& ctx, Layer& l, const evict::KeepSet& keep, const cache::Folding& f);
   /// Numbers per slot go back from where policies work on them.
   Status write_lanes(Context<Cuda>& ctx, Layer& l, std::span<const RaggedView<float>> lanes, RaggedView<const std::int32_t> list, const index_t* count);
   Status commit(Context<Cuda>& ctx, Layer& l, const evict::KeepSet& keep, std::span<const RaggedView<float>> lanes, bool leaves, bool codes,
@@ -372,7 +385,9 @@ class Cache<Cuda, R> {
   Pipeline pipeline_{};
   Merger merger_{};
   merge::Traits fold_{};  ///< of the merge stage; neutral without one
+  prim::RopeAngles fold_angles_{};  ///< how keys turn that are summed at one place
   Plan plan_{};
+  cache::CudaRotation rotation_;    ///< of raw keys
   cuda::SteeringMemory steering_;  ///< outlives the layers
   std::span<std::byte> model_steering_;  ///< the part of it that is no layer's
   cuda::DeviceArray<index_t> counts_;  ///< numbers that could not be stored, NaN scores
@@ -389,4 +404,6 @@ Expected<Cache<B, R>> make_cache(const CacheShape& shape, const R& recipe, Memor
 
 #include <kvcondense/cache/cuda_cache_fold.cuh>
 #include <kvcondense/cache/cuda_cache_impl.cuh>
+#include <kvcondense/cache/cuda_cache_append.cuh>
+#include <kvcondense/cache/cuda_cache_report.cuh>
 #include <kvcondense/cache/cuda_cache_turn.cuh>

@@ -22,7 +22,7 @@ Status Cache<Cuda, R>::check_input(const StepView<Cuda>& view, Input what) const
   if (view.phase == Phase::turn || !(probe ? what == Input::queries && pipeline_.probes() : (pipeline_.inputs() | fold_.inputs).has(what))) return Status::ok;
   if (what == Input::queries) {
     const TensorView<const float, 3>& q = view.inputs.queries;
-    const index_t least = probe ? view.appended : std::max(std::min<index_t>(1, view.appended), pipeline_.queries().of(view.appended));
+    const index_t least = probe ? view.appended : std::max(std::min<index_t>(1, view.appended), queries().of(view.appended));
     if (q.data == nullptr || q.extent[1] < least) return Status::missing_input;
     return q.extent[0] == shape().q_heads && q.extent[2] == shape().head_dim && q.extent[1] <= view.appended ? Status::ok : Status::shape_mismatch;
   }
@@ -67,10 +67,11 @@ Status Cache<Cuda, R>::begin(Context<Cuda>& ctx, Layer& l, const StepView<Cuda>&
   for (const auto& lane : lanes) room = room && lane.data != nullptr;
   if (!room) return Status::workspace_too_small;
   // Policies work on copies: a step that is refused later must not have counted its attention.
-  for (std::size_t i = 0; i < lanes.size(); ++i)
-    if (const Status s = prim::HeadSlots::read<float>(ctx, std::as_const(l.lanes[static_cast<index_t>(i)]).view(), l.counters.pending, 0.0f, 0.0f, lanes[i]);
-        s != Status::ok)
-      return s;
+  for (std::size_t i = 0; i < lanes.size(); ++i) {
+    const auto lane = static_cast<index_t>(i);
+    const Status s = prim::HeadSlots::read<float>(ctx, std::as_const(l.lanes[lane]).view(), l.counters.pending, plan_.fresh(lane), 0.0f, lanes[i]);
+    if (s != Status::ok) return s;
+  }
   for (index_t h = 0; h < heads; ++h) {
     keep.count[h] = keep.budget[h] = l.slots(h);
     keep.ends[h] = {-1, 0};
@@ -91,8 +92,9 @@ Status Cache<Cuda, R>::run_step(Context<Cuda>& ctx, index_t layer, const StepInp
   for (const Input i : all_inputs)
     if (const Status s = check_input(view, i); s != Status::ok) return s;
   if (probe && !pipeline_.probes()) return Status::ok;
-  const bool asks = probe || (pipeline_.queries().rows != AttentionNeed::Rows::none && !turn);
-  const bool sums_heads = pipeline_.source.one_set() && (pipeline_.reads_attention(view) || (asks && (pipeline_.lanes() > 0 || pipeline_.fires(view))));
+  const bool asks = probe || (queries().rows != AttentionNeed::Rows::none && !turn);
+  const bool evicts_by_queries = probe || (pipeline_.queries().rows != AttentionNeed::Rows::none && !turn);
+  const bool sums_heads = pipeline_.source.one_set() && (pipeline_.reads_attention(view) || (evicts_by_queries && (pipeline_.lanes() > 0 || pipeline_.fires(view))));
   if (sums_heads && !l.equally_long()) return Status::not_supported;
   const index_t heads = shape().kv_heads, total = l.total(), rows = inputs.queries.extent[1];
 
@@ -100,7 +102,7 @@ Status Cache<Cuda, R>::run_step(Context<Cuda>& ctx, index_t layer, const StepInp
   if (const Status s = l.fence.wait(); s != Status::ok) return s;
   l.learn();
   Scratch scratch(ctx.workspace(), l.steering);
-  const auto room = asks ? static_cast<index_t>(cache::CudaLayerColumns<Layer>::workspace_bytes(shape(), std::max(rows, plan_.query_rows), l.longest())) : 0;
+  const auto room = asks ? static_cast<index_t>(cache::CudaLayerColumns<Layer>::workspace_bytes(shape(), rotation_, std::max(rows, plan_.query_rows), l.longest())) : 0;
   std::byte* const column_scratch = scratch.take<std::byte>(room);
   if (column_scratch == nullptr) return Status::workspace_too_small;
   evict::KeepSet keep;
@@ -112,7 +114,9 @@ Status Cache<Cuda, R>::run_step(Context<Cuda>& ctx, index_t layer, const StepInp
   if (const Status s = begin(ctx, l, view, scratch, keep, all); s != Status::ok) return s;
   const SlotRows<Cuda> keys = l.keys.rows(l.device_slots(), l.longest()), values = l.values.rows(l.device_slots(), l.longest());
   view.keys = &keys, view.values = &values;
-  const cache::CudaLayerColumns<Layer> columns(l, shape(), inputs.queries, {column_scratch, static_cast<std::size_t>(room)});
+  CacheShape scaled = shape();
+  scaled.softmax_scale = logit_scale();
+  const cache::CudaLayerColumns<Layer> columns(l, scaled, rotation_, recipe_.position.rotated_input, inputs.queries, {column_scratch, static_cast<std::size_t>(room)});
   if (asks) view.columns = &columns;
   if (probe) {  // only the policy learns something; the tokens stay pending
     const Status s = evict::observe_probe(pipeline_.source, ctx, view, own, scratch);
@@ -123,13 +127,18 @@ Status Cache<Cuda, R>::run_step(Context<Cuda>& ctx, index_t layer, const StepInp
 
   Context<Cuda> rest = ctx.with_workspace(scratch.rest());  // words of sources may take what no one has yet
   if (const Status s = pipeline_.observe(rest, view, own); s != Status::ok) return s;
-  if constexpr (can_merge)
+  if constexpr (can_merge) {
+    if (fold_.place >= 0)
+      if (const Status s = mark_places(rest, l, fold_lanes[static_cast<std::size_t>(fold_.place)]); s != Status::ok) return s;
     if (const Status s = fold_.active ? merger_.observe(rest, view, fold_lanes) : Status::ok; s != Status::ok) return s;
+  }
   const bool fires = pipeline_.fires(view);
   bool leaves = false, changed = false, moved = false;
   cache::Folding folding;
   // Not where `choose` has its own: its kernels may still read those when the host writes these.
-  folding.targets = scratch.take_steering<prim::SlotRange>(fold_.active ? heads : 0);
+  const bool sets = finds_sets(view);
+  const auto fold_room = static_cast<index_t>(fold_steering_bytes());
+  const std::span<std::byte> fold_steering{scratch.take_steering<std::byte>(fold_room), static_cast<std::size_t>(fold_room)};
   std::span<std::byte> fold_words;
   const auto stays = [&](index_t h) { return kept.size(h); };
   const auto act = [&]() -> Status {
@@ -138,15 +147,18 @@ Status Cache<Cuda, R>::run_step(Context<Cuda>& ctx, index_t layer, const StepInp
       if (const Status s = count_kept(ctx, view, keep, kept, leaves); s != Status::ok) return s;
       if (leaves && keep.ends[0].prefix >= 0)  // ends alone were named, of all heads
         if (const Status s = prim::KeepEnds<Cuda>::run(ctx, keep.ends, keep.slots, keep.count); s != Status::ok) return s;
-      if (leaves && fold_.active)
-        if (const Status s = fold(ctx, view, fold_lanes, keep, folding, fold_words, scratch); s != Status::ok) return s;
     }
+    if (fold_.active && (leaves || sets))
+      if (const Status s = fold(ctx, view, fold_lanes, keep, kept, folding, fold_words, {scratch.rest(), fold_steering}); s != Status::ok) return s;
+    if (sets)
+      if (const Status s = count_left(ctx, view, keep, kept, leaves); s != Status::ok) return s;
     moved = leaves || l.unsettled();
     // A turn may change numbers of slots though nothing leaves, and code what `remove` has left though nothing is pending.
     if (moved || l.counters.pending > 0 || plan_.lanes > 0) {
       if (const Status s = l.reserve_codes(ctx, leaves, true, kept); s != Status::ok) return s;
       changed = true;
-      if (const Status s = commit_fold(ctx, l, folding, fold_words); s != Status::ok) return s;
+      if (const Status s = commit_fold(ctx, l, folding, inputs.queries, fold_words); s != Status::ok) return s;
+      if (const Status s = leaves && plan_.summary ? take_means(ctx, l, keep, folding) : Status::ok; s != Status::ok) return s;
       if (const Status s = commit(ctx, l, keep, all, leaves, true, scratch); s != Status::ok) return s;
     }
     return l.set_slots(ctx, stays);
@@ -257,11 +269,13 @@ Status Cache<Cuda, R>::truncate(Context<Cuda>& ctx, index_t tokens) {
     Layer& l = layers_[layer];
     const auto left = [&](index_t h) { return stay[layer * heads + h]; };
     const index_t gone = l.counters.seen - tokens, unstepped = std::min(gone, l.counters.pending);
-    if (const Status s = l.cut(ctx, left); s != Status::ok) return l.torn = true, s;
+    if (const Status s = l.cut(ctx, left, tokens); s != Status::ok) return l.torn = true, s;
     l.counters.stepped_position = std::max<index_t>(0, l.counters.stepped_position - (gone - unstepped));
     l.counters.pending -= unstepped;
     l.pending_positions.shrink(l.counters.pending);
     l.window.truncate(tokens);
+    if constexpr (can_merge)
+      for (index_t h = 0; h < heads && plan_.found > 0; ++h) merger_.truncate(tokens, l.found.data() + h * plan_.found);
     l.counters.seen = tokens, l.counters.prompt = std::min(l.counters.prompt, tokens);
     if (const Status s = l.trim(ctx); s != Status::ok) return l.torn = true, s;
   }
@@ -366,35 +380,6 @@ Status Cache<Cuda, R>::read(Context<Cuda>& ctx, index_t layer, index_t head, ind
   if (first < 0 || n < 0 || first + n > l.slots(head)) return Status::out_of_range;
   const Status s = prim::HeadSlots::rows(ctx, l.keys.rows(l.device_slots(), l.longest()), head, first, keys);
   return s == Status::ok ? prim::HeadSlots::rows(ctx, l.values.rows(l.device_slots(), l.longest()), head, first, values) : s;
-}
-
-template <class R>
-Status Cache<Cuda, R>::counted(Context<Cuda>& ctx, std::span<index_t, 2> out) const {
-  const Status s = counts_.download(ctx, out);
-  return s == Status::ok ? ctx.wait() : s;
-}
-
-template <class R>
-Expected<Report> Cache<Cuda, R>::report(Context<Cuda>& ctx) const {
-  Report r;
-  r.kernel = r.key_kernel = r.value_kernel = "cuda";
-  index_t counts[2] = {};
-  if (const Status s = counted(ctx, counts); s != Status::ok) return s;
-  r.repaired_numbers = counts[0], r.nan_scores = counts[1];
-  r.fixed_bytes = layers_.bytes() + steering_.size() + static_cast<std::size_t>(counts_.size()) * sizeof(index_t);
-  for (const auto& l : layers_) {
-    r.tokens = std::max(r.tokens, l.counters.seen);
-    r.slots += l.total(), r.fixed_bytes += l.window.bytes(), r.nan_scores += l.counters.nan_scores;
-    for (index_t h = 0; h < l.done.size(); ++h) r.repaired_numbers += l.counts(h).repaired, r.coded_again += l.counts(h).coded_again;
-    r.merged_slots += l.counters.merged_slots + l.folded_since();
-    r.evictions += l.counters.evictions, r.evicted_slots += l.counters.evicted_slots;
-    r.budget_asked += l.counters.budget_asked, r.budget_met += l.counters.budget_met;
-    for (const int exact : {0, 2}) r.exact_bytes += l.keys.page_bytes(exact) + l.values.page_bytes(exact);
-    r.coded_bytes += l.keys.page_bytes(1) + l.values.page_bytes(1), r.side_bytes += l.side_bytes();
-    r.dead_bytes += l.keys.dead_bytes() + l.values.dead_bytes();
-    r.dense_bytes += static_cast<std::size_t>(l.counters.seen * shape().kv_heads * (shape().head_dim + shape().values())) * 2;
-  }
-  return r;
 }
 
 }  // namespace kvcondense

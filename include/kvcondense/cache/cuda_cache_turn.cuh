@@ -42,6 +42,7 @@ Expected<Cache<Cuda, R>> Cache<Cuda, R>::fork(Context<Cuda>& ctx) {
   auto copy = make(shape(), recipe_, *memory_);
   if (!copy) return copy.status();
   Status s = copy->counts_.copy_from(ctx, counts_);
+  if (s == Status::ok) s = copy->rotation_.reserve(ctx, rotation_.slots());
   for (index_t i = 0; i < layers_.size() && s == Status::ok; ++i) {
     s = layers_[i].fence.wait();
     layers_[i].learn();

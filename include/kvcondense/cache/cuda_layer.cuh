@@ -12,6 +12,7 @@
 #include <kvcondense/cache/counters.hpp>
 #include <kvcondense/cache/cuda_column.cuh>
 #include <kvcondense/cache/cuda_queries.cuh>
+#include <kvcondense/cache/cuda_summary.cuh>
 #include <kvcondense/core/buffer.hpp>
 #include <kvcondense/core/object_array.hpp>
 #include <kvcondense/core/workspace.hpp>
@@ -24,12 +25,17 @@ template <class KeyCodec, class ValueCodec>
 struct CudaPlan {
   CacheShape shape{};
   index_t lanes = 0;
+  index_t bias = -1, value_scale = -1;  ///< lanes that attention reads; -1: none
+  bool summary = false;                 ///< slots that leave live on in a mean
   index_t sinks = 0;
   index_t state = 0;       ///< numbers per head that a merge stage keeps
+  index_t found = 0;       ///< of these its finder's, the first ones, which the host reads
   index_t query_rows = 0;  ///< that are kept for later steps
   CudaColumnPlan<KeyCodec> keys{};
   CudaColumnPlan<ValueCodec> values{};
 
+  /// What the slot of a new token has in a lane.
+  float fresh(index_t lane) const { return lane == value_scale ? 1.0f : 0.0f; }
   /// Page-locked memory of a layer for what its columns, and a merge stage, tell the host.
   std::size_t told_bytes() const { return 2 * Scratch::bytes_for<prim::PartCounts>(shape.kv_heads) + Scratch::bytes_for<index_t>(shape.kv_heads); }
 };
@@ -82,7 +88,7 @@ class CudaLayer {
   using Plan = CudaPlan<KeyCodec, ValueCodec>;
 
   CudaLayer(const Plan& plan, MemoryResource<Cuda>& memory)
-      : offset(heap_memory()), pending_positions(heap_memory()), done(heap_memory()), ids(memory), state(memory), window(memory), keys(plan.keys, memory), values(plan.values, memory), plan_(plan),
+      : offset(heap_memory()), pending_positions(heap_memory()), done(heap_memory()), ids(memory), state(memory), found(heap_memory()), window(memory), summary(memory), keys(plan.keys, memory), values(plan.values, memory), plan_(plan),
         memory_(&memory), lengths_(memory) {}
 
   Counters counters;
@@ -92,9 +98,11 @@ class CudaLayer {
   SlotStore<std::int32_t> ids;  ///< tokens of the slots that a step has seen
   ObjectArray<SlotStore<float>> lanes;
   cuda::DeviceArray<float> state;  ///< a merge stage's, of the heads one behind the other
+  Buffer<float> found;             ///< the finder's part of it: these are those that count
   std::span<index_t> folded;       ///< slots of each head that the last step folded, where `folds`: told by the device
   bool folds = false;
   CudaQueryWindow window;
+  CudaSummary summary;  ///< of slots that left, where the plan says so
   CudaColumn<KeyCodec> keys;
   CudaColumn<ValueCodec> values;
   std::span<std::byte> steering;
@@ -108,11 +116,14 @@ class CudaLayer {
     if (s == Status::ok) s = done.resize(heads);
     if (s == Status::ok) s = lanes.fill(heap_memory(), plan_.lanes, [&](index_t) { return SlotStore<float>(*memory_); });
     if (s == Status::ok) s = window.make(plan_.query_rows, plan_.shape);
+    if (s == Status::ok && plan_.summary) s = summary.make(plan_.shape);
     if (s == Status::ok) s = keys.make();
     if (s == Status::ok) s = values.make();
     if (s == Status::ok) s = lengths_.resize(2 * heads + 1);
     if (s == Status::ok) s = staging_.reserve(lengths_.bytes().size());
     if (s == Status::ok) s = state.resize(heads * plan_.state);
+    if (s == Status::ok) s = found.resize(heads * plan_.found);
+    std::fill(found.begin(), found.end(), 0.0f);
     if (s == Status::ok && state.size() > 0) s = cuda::settled(cudaMemsetAsync(state.data(), 0, state.bytes().size(), nullptr));
     // An empty cache may be attended to and have a turn before anything was appended.
     if (s == Status::ok) s = cuda::settled(cudaMemsetAsync(lengths_.data(), 0, static_cast<std::size_t>(lengths_.size()) * sizeof(index_t), nullptr));
@@ -210,17 +221,20 @@ class CudaLayer {
     if (s == Status::ok) s = ids.fork(ctx, out.ids);
     for (index_t i = 0; i < lanes.size() && s == Status::ok; ++i) s = lanes[i].fork(ctx, out.lanes[i]);
     if (s == Status::ok) s = out.state.copy_from(ctx, state);
+    std::copy(found.begin(), found.end(), out.found.begin());  // made alike
     if (s == Status::ok) s = window.fork(ctx, out.window);
+    if (s == Status::ok) s = summary.fork(ctx, out.summary);
     if (s == Status::ok) s = keys.fork(ctx, out.keys);
     if (s == Status::ok) s = values.fork(ctx, out.values);
     return s == Status::ok ? out.set_slots(ctx, [&](index_t h) { return slots(h); }) : s;
   }
-  /// Behind `learn`: the newest slots of every head leave until `left(head)` are there.
+  /// Behind `learn`: the newest slots of every head leave until `left(head)` are there; of `tokens` tokens.
   template <class Left>
-  Status cut(Context<Cuda>& ctx, Left&& left) {
+  Status cut(Context<Cuda>& ctx, Left&& left, index_t tokens) {
     Status s = keys.cut(ctx, left);
     if (s == Status::ok) s = values.cut(ctx, left);
-    return s == Status::ok ? set_slots(ctx, left) : s;
+    if (s == Status::ok) s = set_slots(ctx, left);
+    return s == Status::ok && summary.kept() ? prim::SlotSummary::limit(ctx, device_slots(), tokens, summary.numbers()) : s;
   }
   Status trim(const Context<Cuda>& ctx) {
     const Status s = keys.trim(ctx), t = values.trim(ctx);
@@ -238,29 +252,32 @@ class CudaLayer {
   // What kernels read.
   const index_t* device_offset() const { return lengths_.data(); }
   const index_t* device_slots() const { return lengths_.data() + plan_.shape.kv_heads + 1; }
-  prim::PagedHeads<prim::DeviceCodec<KeyCodec>, prim::DeviceCodec<ValueCodec>> heads() const {
-    return {keys.codec(), values.codec(), plan_.keys.exact, keys.runs(), values.runs(), device_slots(), plan_.shape.kv_heads};
+  prim::PagedHeads<prim::DeviceCodec<KeyCodec>, prim::DeviceCodec<ValueCodec>> heads(const prim::KeyTurn& turn) const {
+    const auto lane = [&](index_t i) { return i < 0 ? prim::HeadNumbers<const float>{} : lanes[i].view(); };
+    return {keys.codec(), values.codec(), plan_.keys.exact, keys.runs(), values.runs(), device_slots(), plan_.shape.kv_heads,
+            {lane(plan_.bias), lane(plan_.value_scale), counters.pending}, summary.view(), turn};
   }
 
   prim::SlotTokens tokens() const { return {ids.view(), counters.seen, counters.pending}; }
 
   std::size_t side_bytes() const {
-    std::size_t n = static_cast<std::size_t>(state.size()) * sizeof(float) + ids.bytes() + keys.side_bytes() + values.side_bytes() + static_cast<std::size_t>(lengths_.size()) * sizeof(index_t);
+    std::size_t n = static_cast<std::size_t>(state.size()) * sizeof(float) + summary.bytes() + ids.bytes() + keys.side_bytes() + values.side_bytes() + static_cast<std::size_t>(lengths_.size()) * sizeof(index_t);
     for (const auto& l : lanes) n += l.bytes();
     return n;
   }
 
   /// Empty again; only while no kernel uses it.
   Status clear(Context<Cuda>& ctx) {
-    const Status s = keys.clear(ctx), t = values.clear(ctx), u = state.fill_bytes(ctx, 0);
+    const Status s = keys.clear(ctx), t = values.clear(ctx), u = state.fill_bytes(ctx, 0), v = summary.clear(ctx);
     pending_positions.shrink(0);
     counters = {}, torn = folds = false;
     std::fill(done.begin(), done.end(), HeadCounts{});
+    std::fill(found.begin(), found.end(), 0.0f);
     window.truncate(0);
     ids.clear();
     for (auto& l : lanes) l.clear();
     const Status told = set_slots(ctx, [](index_t) { return index_t{0}; });  // kernels read lengths on the device
-    return s != Status::ok ? s : t != Status::ok ? t : u != Status::ok ? u : told;
+    return s != Status::ok ? s : t != Status::ok ? t : u != Status::ok ? u : v != Status::ok ? v : told;
   }
 
  private:

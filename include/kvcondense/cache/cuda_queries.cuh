@@ -7,6 +7,8 @@
 #include <kvcondense/backend/cuda/attend_columns.cuh>
 #include <kvcondense/backend/cuda/memory.cuh>
 #include <kvcondense/backend/cuda/query_rows.cuh>
+#include <kvcondense/backend/cuda/turn_rows.cuh>
+#include <kvcondense/cache/cuda_rotation.cuh>
 #include <kvcondense/cache/query_window.hpp>
 #include <kvcondense/core/buffer.hpp>
 #include <kvcondense/core/shape.hpp>
@@ -31,6 +33,8 @@ class CudaQueryWindow {
   /// Rows that the window has behind a step that brings these.
   index_t after(index_t rows) const { return std::min(most_, size_ + rows); }
 
+  index_t size() const { return size_; }
+  index_t position(index_t row) const { return positions_[row]; }
   /// [q_heads, after(queries), head_dim]: earlier queries and those of a step.
   Status join(const Context<Cuda>& ctx, TensorView<const float, 3> queries) {
     return prim::QueryRows::join(ctx, rows(half_, size_), queries, rows(1 - half_, after(queries.extent[1])));
@@ -98,14 +102,16 @@ class CudaQueryWindow {
 template <class L>
 class CudaLayerColumns final : public QueryColumns<Cuda> {
  public:
-  /// queries: of the newest pending tokens, joined to the window where there is one.
-  CudaLayerColumns(const L& layer, const CacheShape& shape, TensorView<const float, 3> queries, std::span<std::byte> scratch)
-      : layer_(&layer), shape_(shape), queries_(queries), scratch_(scratch) {}
+  /// queries: of the newest pending tokens, joined to the window where there is one. `shape` with the softmax scale that the stored keys need.
+  CudaLayerColumns(const L& layer, const CacheShape& shape, const CudaRotation& rotation, bool rotated_input, TensorView<const float, 3> queries,
+                   std::span<std::byte> scratch)
+      : layer_(&layer), shape_(shape), rotation_(&rotation), rotated_input_(rotated_input), queries_(queries), scratch_(scratch) {}
 
-  static std::size_t workspace_bytes(const CacheShape& shape, index_t rows, index_t slots) {
+  static std::size_t workspace_bytes(const CacheShape& shape, const CudaRotation& rotation, index_t rows, index_t slots) {
     prim::ColumnRequest r;
     r.rows = rows;
-    return prim::AttendColumns<Cuda>::workspace_bytes(r, shape.q_heads, shape.kv_heads, slots);
+    const std::size_t turned = rotation.made() ? Scratch::align + Scratch::bytes_for<float>(shape.q_heads * rows * shape.head_dim) : 0;
+    return turned + prim::AttendColumns<Cuda>::workspace_bytes(r, shape.q_heads, shape.kv_heads, slots);
   }
 
   index_t rows() const noexcept override {
@@ -117,12 +123,36 @@ class CudaLayerColumns final : public QueryColumns<Cuda> {
     Context<Cuda> own = ctx.with_workspace(scratch_);
     TensorView<const float, 3> q = request.rows <= queries_.extent[1] ? queries_ : layer_->window.joined(queries_.extent[1]);
     q.data += (q.extent[1] - request.rows) * q.stride[1], q.extent[1] = request.rows;  // the newest of them
-    return prim::AttendColumns<Cuda>::run(own, request, q, shape_.softmax_scale, layer_->heads(), layer_->longest(), layer_->tokens());
+    if (rotation_->made())
+      if (const Status s = turn(own, q); s != Status::ok) return s;
+    return prim::AttendColumns<Cuda>::run(own, request, q, shape_.softmax_scale, layer_->heads(rotation_->made() ? rotation_->view() : prim::KeyTurn{}), layer_->longest(),
+                                          layer_->tokens());
   }
 
  private:
+  /// Rows become those that stand at the slots of their tokens, in front of the scratch.
+  Status turn(Context<Cuda>& own, TensorView<const float, 3>& rows) const {
+    Scratch scratch(scratch_);
+    const index_t n = rows.extent[1], now = queries_.extent[1], pending = layer_->counters.pending;
+    float* const turned = scratch.take<float>(shape_.q_heads * n * shape_.head_dim);
+    if (turned == nullptr) return Status::workspace_too_small;
+    Buffer<index_t> positions(heap_memory());
+    if (const Status s = positions.reserve(n); s != Status::ok) return s;
+    for (index_t r = 0; rotated_input_ && r < n; ++r) {
+      const index_t step = r - (n - now);  // in this step's queries, or before them
+      positions.append_reserved(step >= 0 ? layer_->pending_positions[pending - now + step] : layer_->window.position(layer_->window.size() + step));
+    }
+    const TensorView<float, 3> out = dense_view(turned, shape_.q_heads, n, shape_.head_dim);
+    const Status s = prim::TurnRows::to_slots(own, rotation_->angles(), rows, positions.span(), layer_->tokens(), layer_->device_slots(), shape_.kv_heads, out);
+    own = own.with_workspace(scratch.rest());
+    rows = out;
+    return s;
+  }
+
   const L* layer_;
   CacheShape shape_;
+  const CudaRotation* rotation_;
+  bool rotated_input_;  ///< queries were rotated to their positions
   TensorView<const float, 3> queries_;
   std::span<std::byte> scratch_;
 };

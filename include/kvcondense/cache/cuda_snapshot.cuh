@@ -1,7 +1,9 @@
 #pragma once
 
 #include <algorithm>
+#include <cmath>
 #include <cstdint>
+#include <cstring>
 #include <span>
 #include <utility>
 
@@ -28,10 +30,12 @@ std::uint64_t fingerprint(const Cache<Cuda, R>& c) {
   for (index_t i = 0; i < c.shape().layers; ++i)
     for (index_t h = 0; h < c.shape().kv_heads; ++h)
       if (const auto& l = c.layers()[i]; !alike(l.keys, first.keys, h) || !alike(l.values, first.values, h)) f.add(i, h), add(l, h);
+  if (p.summary) f.add(1);
   if (const merge::Traits& t = c.folds(); t.active) {
-    if (t.bias >= 0 || t.value_scale >= 0 || t.state > 0) f.add(t.bias, t.value_scale, t.state);
+    if (p.bias >= 0 || p.value_scale >= 0 || p.state > 0) f.add(p.bias, p.value_scale, p.state);
     f.add_text(word_of(c.recipe().merge));
   }
+  if (c.recipe().position.raw_keys) f.add(prim::fingerprint(c.recipe().position.rope), c.recipe().position.rotated_input);
   return f.value();
 }
 
@@ -49,8 +53,9 @@ void save_head(ByteWriter& w, Context<Cuda>& ctx, const Cache<Cuda, R>& c, index
   if (s == Status::ok) s = c.tokens(ctx, layer, head, {ids.data(), static_cast<std::size_t>(slots)});
   if (s != Status::ok) return w.fail(s);
   save_slots(w, counts, slots, [&](index_t first, index_t n, std::int32_t* out) { std::copy_n(ids.data() + first, n, out); });
-  for (const auto& lane : l.lanes) {
-    std::fill(numbers.begin() + stepped, numbers.end(), 0.0f);
+  for (index_t i = 0; i < l.lanes.size(); ++i) {
+    const auto& lane = l.lanes[i];
+    std::fill(numbers.begin() + stepped, numbers.end(), c.plan().fresh(i));
     if (stepped > 0)
       s = cuda::settled(cudaMemcpyAsync(numbers.data(), lane.view().row(head), static_cast<std::size_t>(stepped) * sizeof(float), cudaMemcpyDeviceToHost, ctx.stream()));
     const Status done = ctx.wait();
@@ -63,10 +68,12 @@ void save_head(ByteWriter& w, Context<Cuda>& ctx, const Cache<Cuda, R>& c, index
       s = cuda::settled(cudaMemcpyAsync(numbers.data(), l.state.data() + head * n, static_cast<std::size_t>(n) * sizeof(float), cudaMemcpyDeviceToHost, ctx.stream()));
     const Status done = ctx.wait();
     if (s != Status::ok || done != Status::ok) return w.fail(s != Status::ok ? s : done);
+    std::copy_n(l.found.data() + head * c.plan().found, c.plan().found, numbers.data());
     w.bytes(std::as_bytes(numbers.span().first(static_cast<std::size_t>(n))));
   }
   CudaColumnFile<typename Cache<Cuda, R>::KeyCodec>::save(w, ctx, l.keys, head, slots, room);
   CudaColumnFile<typename Cache<Cuda, R>::ValueCodec>::save(w, ctx, l.values, head, slots, room);
+  if (s = l.summary.save(w, ctx, head); s != Status::ok) w.fail(s);
 }
 
 template <class R>
@@ -96,16 +103,26 @@ Status load_layer(ByteReader& r, Context<Cuda>& ctx, Cache<Cuda, R>& c, index_t 
       if (s == Status::ok && n > 0) s = cuda::settled(cudaMemcpyAsync(store.view().row(h), from.data(), n, cudaMemcpyHostToDevice, ctx.stream()));
     };
     put(l.ids, saved.ids);
-    for (index_t i = 0; i < l.lanes.size(); ++i) put(l.lanes[i], saved.lane[i]);
+    for (index_t i = 0; i < l.lanes.size(); ++i) {
+      put(l.lanes[i], saved.lane[i]);
+      for (index_t j = 0; j < saved.slots && (i == c.plan().bias || i == c.plan().value_scale); ++j)  // attention reads it
+        if (s == Status::ok && !std::isfinite(saved.number(i, j))) s = Status::corrupt_data;
+    }
     slots[h] = saved.slots, l.done[h] = saved.counts;
     std::span<const std::byte> state;
     const auto floats = static_cast<std::uint64_t>(c.plan().state);
     if (s == Status::ok && !r.take(floats, sizeof(float), state)) s = Status::corrupt_data;
+    if (s == Status::ok && c.plan().found > 0)
+      std::memcpy(l.found.data() + h * c.plan().found, state.data(), static_cast<std::size_t>(c.plan().found) * sizeof(float));
     if (s == Status::ok && floats > 0)
       s = cuda::settled(cudaMemcpyAsync(l.state.data() + h * c.plan().state, state.data(), state.size(), cudaMemcpyHostToDevice, ctx.stream()));
     if (s == Status::ok) s = keys.load(r, ctx, h, slots[h]);
     if (s == Status::ok) s = values.load(r, ctx, h, slots[h]);
+    if (s == Status::ok) s = l.summary.load(r, ctx, h, l.counters.seen - slots[h]);
   }
+  index_t longest = 0;
+  for (const index_t n : slots) longest = std::max(longest, n);
+  if (s == Status::ok) s = c.reserve_rotation(ctx, longest);
   if (s == Status::ok) s = keys.settle(ctx);
   if (s == Status::ok) s = values.settle(ctx);
   return s == Status::ok ? l.set_slots(ctx, [&](index_t h) { return slots[h]; }) : s;

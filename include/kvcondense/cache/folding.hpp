@@ -22,6 +22,7 @@ struct Folding {
   RaggedView<std::int32_t> turn{};
   RaggedView<std::int32_t> order{};
   TensorView<float, 2> state{};
+  TensorView<float, 2> found{};  ///< the finder's part of it, where the host has that apart
   RaggedView<float> bias{};  ///< to be found when rows are summed; else empty
   bool decided = false;      ///< links and state are there
   bool any = false;          ///< some slot folds

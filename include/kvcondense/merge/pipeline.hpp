@@ -94,8 +94,10 @@ struct Scene {
   RaggedView<float> scores{};                  ///< of the source, where a block reads them
   RaggedView<float> sizes{};                   ///< lane, or empty
   RaggedView<const std::int32_t> heirs{};      ///< with a gate: the slot that holds what a slot held; its own where it does itself
-  TensorView<float, 2> state{};                ///< the block's own, [heads, floats]
+  TensorView<float, 2> state{};                ///< a threshold's, [heads, floats], behind those of the finder
   prim::MergeLinks links{};
+  const index_t* stay = nullptr;               ///< per head: slots that no eviction stage lets go, where the host reads it; null: what `keep` counts
+  TensorView<float, 2> found{};                ///< the finder's, [heads, floats], where the host reads it; of no data: in `state`
 
   index_t heads() const { return view->heads(); }
 };
@@ -134,6 +136,8 @@ constexpr index_t fan_of(const Finder& finder) {
 ///   finder     run(ctx, Scene&, Scratch&) -> Status      links slots to those they may fold into: unlinked ones, which an
 ///                                                       eviction stage let go, or such that stay
 ///              fires(view) -> bool (may be left out)    finds sets among the slots that stay in this step
+///              seeks(view, float found) -> bool (may be left out)   whether it then has something to do, by the first of a head's
+///                                                       numbers; what it writes of them, and for words, lies in steering memory
 ///              truncate(tokens, float* state) (may be left out)    what its numbers are when tokens from there on are gone
 ///              gate() -> prim::JoinGate (may be left out)  tokens join the newest slot before they are attended
 ///   threshold  run(ctx, Scene&) -> Status                which links hold
@@ -190,9 +194,22 @@ struct Pipeline {
     return source.observe(ctx, view, own);
   }
 
+  /// What the finder writes on the host, at most: see Scratch::take_steering.
+  std::size_t steering_bytes(const CacheShape& shape) const {
+    if constexpr (requires { finder.workspace_bytes(shape, index_t{}); }) return finder.workspace_bytes(shape, 0);
+    else return 0;
+  }
+
+  /// `found`: the finder's numbers, which may tell that it has nothing to do.
   template <Backend B>
-  bool fires(const StepView<B>& view) const {
-    return finds_sets(finder, view);
+  bool fires(const StepView<B>& view, TensorView<const float, 2> found = {}) const {
+    if (found.data == nullptr || !finds_sets(finder, view)) return finds_sets(finder, view);
+    if constexpr (requires { finder.seeks(view, 0.0f); }) {
+      bool seeks = false;
+      for (index_t h = 0; h < view.heads(); ++h) seeks = seeks || finder.seeks(view, found(h, 0));
+      return seeks;
+    }
+    return true;
   }
 
   /// What the numbers of a head are when all tokens from ordinal `tokens` on are gone.
@@ -209,7 +226,8 @@ struct Pipeline {
     scene.lanes = lanes.first(static_cast<std::size_t>(source.lanes()));
     if (t.sizes >= 0) scene.sizes = lanes[static_cast<std::size_t>(t.sizes)];
     scene.links.fan = t.fan;
-    const TensorView<float, 2> state = scene.state;
+    if (scene.stay == nullptr) scene.stay = keep.count;
+    if (scene.found.data == nullptr) scene.found = scene.state;
     Status s = prim::MergeSets<B>::begin(ctx, keep.slots, keep.count, scene.links);
     if (s == Status::ok && (reads_scores(finder) || reads_scores(threshold) || reads_scores(weights))) {
       scene.scores = scene.view->ragged(scratch.take<float>(scene.view->total()));
@@ -220,7 +238,7 @@ struct Pipeline {
     Scratch own = scratch;
     if (s == Status::ok) s = finder.run(ctx, scene, own);
     if (s == Status::ok) s = prim::MergeSets<B>::drop(ctx, scene.links);
-    scene.state.data = state.data == nullptr ? nullptr : state.data + state_floats(finder);
+    if (scene.state.data != nullptr) scene.state.data += state_floats(finder);
     if (s == Status::ok) s = threshold.run(ctx, scene);
     own = scratch;
     if (s == Status::ok) s = weights.run(ctx, scene, mass, own);

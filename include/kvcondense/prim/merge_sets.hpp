@@ -1,5 +1,7 @@
 #pragma once
 
+#include <cmath>
+
 #include <kvcondense/core/backend.hpp>
 #include <kvcondense/core/config.hpp>
 #include <kvcondense/prim/ends.hpp>
@@ -13,6 +15,27 @@ struct RunRequest {
   float least = 0.75f;                ///< neighbours join when they are more alike than this
   const index_t* sets = nullptr;      ///< null: by `least`; else this many sets in the region of each head
   double heavy = 0.0;                 ///< this part of a region's slots, the best by score, stay alone
+};
+
+/// Tokens [first, last) of a head.
+struct TokenSpan {
+  index_t first = 0, last = 0;
+};
+
+/// Where slots of a head lie that hold tokens of a span and may be written; and this part of them, rounded down.
+struct SpannedSlots {
+  SlotRange region{};
+  index_t part = 0;
+
+  /// [from, to): those that hold tokens of the span.
+  KVCONDENSE_HD static SpannedSlots of(index_t from, index_t to, const SlotRange& targets, double share) {
+    if (from >= to) return {};
+    const index_t begin = from < targets.begin ? targets.begin : from, end = to < targets.end ? to : targets.end;
+    SpannedSlots s;
+    s.region = {0, begin, end < begin ? begin : end};
+    s.part = static_cast<index_t>(floor(share * static_cast<double>(s.region.end - s.region.begin) + 1e-6));
+    return s;
+  }
 };
 
 /// Who folds into whom, where that is found from numbers and places alone.
@@ -29,6 +52,10 @@ struct RunRequest {
 ///   nearest_token(ctx, RaggedView<const int32> tokens, index_t first, index_t last, const SlotRange* targets, MergeLinks)
 ///       every unlinked slot to the target of [first, last) whose token is nearest, the older of two; likeness minus the
 ///       distance
+///   spans(ctx, RaggedView<const int32> tokens, const TokenSpan* spans, const SlotRange* targets, double share, SlotRange* region,
+///         index_t* parts)
+///       region[h]: the slots of head h that hold tokens of its span and lie in [begin, end) of its targets; parts[h]: the floor of
+///       `share` of them. Of a span without tokens there are none
 ///   runs(ctx, const RunRequest&, RaggedView<const float> scores, MergeLinks)
 ///       slots that stay to the best of their run by score, the first of equal ones; likeness comes in as that of
 ///       neighbours and goes out as 1

@@ -5,6 +5,7 @@
 
 #include <kvcondense/core/config.hpp>
 #include <kvcondense/prim/page_codec.hpp>
+#include <kvcondense/prim/rope_config.hpp>
 
 namespace kvcondense::prim {
 
@@ -36,6 +37,48 @@ KVCONDENSE_HD inline const SlotRun& run_of(const ColumnRuns& column, index_t hea
   return *low;
 }
 
+/// Numbers of the slots of a head, `room` apart.
+template <class T>
+struct HeadNumbers {
+  T* data = nullptr;
+  index_t room = 0;
+
+  KVCONDENSE_HD T* row(index_t head) const { return data + head * room; }
+};
+
+/// What attention reads of slots besides their rows, see SlotScalars; null: the neutral number for all. Of the newest `fresh` slots of every head
+/// nothing is written yet: theirs are neutral too.
+struct PagedScalars {
+  HeadNumbers<const float> bias{};
+  HeadNumbers<const float> value_scale{};
+  index_t fresh = 0;
+
+  KVCONDENSE_HD float bias_of(index_t head, index_t slot, index_t slots) const {
+    return bias.data != nullptr && slot < slots - fresh ? bias.row(head)[slot] : 0.0f;
+  }
+  KVCONDENSE_HD float value_scale_of(index_t head, index_t slot, index_t slots) const {
+    return value_scale.data != nullptr && slot < slots - fresh ? value_scale.row(head)[slot] : 1.0f;
+  }
+};
+
+/// The summary slots of all heads, see SummarySlot: of head h the mean key and behind it the mean value, at h * width, and how many slots they are the
+/// mean of; a head of which that is 0 has none.
+struct PagedSummaries {
+  const float* means = nullptr;
+  const index_t* counts = nullptr;  ///< null: no head has one
+  index_t width = 0;
+
+  KVCONDENSE_HD index_t count(index_t head) const { return counts == nullptr ? 0 : counts[head]; }
+};
+
+/// How raw keys turn as they are read: the key of slot j by j positions, see RopeTable, of which these are the numbers.
+struct KeyTurn {
+  const float* fine = nullptr;    ///< null: keys are stored as attention compares them
+  const float* coarse = nullptr;  ///< for every slot of the longest head
+  index_t pairs = 0;
+  RopePairing pairing = RopePairing::half_split;
+};
+
 /// All slots of all KV heads of a layer, keys and values each in pages of their own: exact first slots, codes,
 /// exact newest slots, in any order and number. The form in which kernels read a cache.
 template <CodecDescription KeyCodec, CodecDescription ValueCodec>
@@ -47,6 +90,9 @@ struct PagedHeads {
   ColumnRuns values{};
   const index_t* slots = nullptr;  ///< per head
   index_t kv_heads = 0;
+  PagedScalars scalars{};
+  PagedSummaries summaries{};
+  KeyTurn turn{};
 };
 
 }  // namespace kvcondense::prim

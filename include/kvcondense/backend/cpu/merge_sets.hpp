@@ -106,6 +106,17 @@ struct MergeSets<Cpu> {
     return Status::ok;
   }
 
+  static Status spans(Context<Cpu>& ctx, RaggedView<const std::int32_t> tokens, const TokenSpan* spans, const SlotRange* targets, double share,
+                      SlotRange* region, index_t* parts) {
+    ctx.parallel(tokens.heads, [&](index_t h, index_t) {
+      const std::int32_t *first = tokens.row(h), *last = first + tokens.length(h);
+      const auto below = [&](index_t t) { return std::lower_bound(first, last, static_cast<std::int32_t>(t)) - first; };
+      const SpannedSlots s = SpannedSlots::of(below(spans[h].first), below(spans[h].last), targets[h], share);
+      region[h] = s.region, parts[h] = s.part;
+    });
+    return Status::ok;
+  }
+
   static Status runs(Context<Cpu>& ctx, const RunRequest& request, RaggedView<const float> scores, const MergeLinks& links) {
     each(ctx, links, [&](index_t h, index_t, std::int32_t* to) {
       const SlotRange region = request.region[h];

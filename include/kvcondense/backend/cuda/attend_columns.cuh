@@ -34,7 +34,7 @@ struct ColumnPlan {
   GroupReduce group_rule = GroupReduce::mean;
   RowReduce row_rule = RowReduce::sum;
   bool past = false, add = false;
-  float scale = 1.0f, temperature = 1.0f, warming = 0.0f;
+  float scale = 1.0f, temperature = 1.0f, warming = 0.0f, decay = 0.0f;
   std::uint64_t seed = 0;
   SlotTokens held{};                 ///< known where rows may have lost their slots, and for noise
   const index_t* visible = nullptr;  ///< with `held`: slots that a token's row sees, per (head, token)
@@ -42,6 +42,7 @@ struct ColumnPlan {
   const PartSlots* parts = nullptr;  ///< with `part`: where it lies in each head
   float *top = nullptr, *total = nullptr, *final_top = nullptr, *final_scale = nullptr;
 
+  KVCONDENSE_HD bool logs() const { return row_rule == RowReduce::log_decay; }
   KVCONDENSE_HD bool joins_logits() const { return group_rule == GroupReduce::max_logit; }
   KVCONDENSE_HD index_t token(index_t line) const { return joins_logits() ? line : line / group; }
   KVCONDENSE_HD index_t members() const { return joins_logits() ? group : 1; }
@@ -59,19 +60,24 @@ struct ColumnPlan {
 struct ColumnShared {
   float query[piece_rows][max_head_dim];
   float share[piece_rows][piece_tile];
+  float bias[piece_tile];
   SlotRun run[piece_tile];
 };
 inline std::size_t column_shared(index_t dim) { return sizeof(ColumnShared) + static_cast<std::size_t>(piece_tile * (dim + 1)) * sizeof(float); }
 
 inline constexpr int warp_lines = piece_rows / piece_warps;  ///< of a block of lines, what a warp has
 
-/// Keys of slots [at, at + count) into the tile. All threads; two barriers.
+/// Keys of slots [at, at + count) into the tile, and their biases, if these count. All threads; two barriers.
 template <class KeyCodec, class ValueCodec>
-__device__ inline void load_keys(const PagedHeads<KeyCodec, ValueCodec>& heads, index_t head, index_t at, int count, int dim,
+__device__ inline void load_keys(const PagedHeads<KeyCodec, ValueCodec>& heads, index_t head, index_t at, int count, int dim, bool weighs,
                                  ColumnShared& shared, float* tile) {
-  if (static_cast<int>(threadIdx.x) < count) shared.run[threadIdx.x] = locate(heads.keys, head, at + threadIdx.x);
+  if (static_cast<int>(threadIdx.x) < count) {
+    shared.run[threadIdx.x] = locate(heads.keys, head, at + threadIdx.x);
+    shared.bias[threadIdx.x] = weighs ? heads.scalars.bias_of(head, at + threadIdx.x, heads.slots[head]) : 0.0f;
+  }
   __syncthreads();
   load_tile(of_head(heads.key_codec, head), heads.exact, static_cast<int>(heads.keys.page_slots), shared.run, count, dim, tile);
+  if (heads.turn.fine != nullptr) turn_tile(heads.turn, at, count, dim, tile);
   __syncthreads();
 }
 
@@ -117,6 +123,7 @@ __device__ inline void line_logits(const ColumnPlan& plan, index_t head, index_t
       const float* key = tile + lane * (dim + 1);
       float x = 0.0f;
       for (int c = 0; c < dim; ++c) x += shared.query[r][c] * key[c];
+      x += shared.bias[lane];
       if (plan.seed != 0) x += noise(plan, head, slots, first + r, m, at + lane);
       const float heat = plan.temperature + plan.warming * static_cast<float>(plan.token(first + r));
       if (heat != 1.0f) x /= heat;
@@ -141,7 +148,7 @@ __global__ void __launch_bounds__(piece_threads, 4) column_pieces(PagedHeads<Key
     const int count = static_cast<int>(end - at < piece_tile ? end - at : piece_tile);
     float logit[warp_lines];
     __syncthreads();
-    load_keys(heads, head, at, count, static_cast<int>(plan.dim), shared, tile);
+    load_keys(heads, head, at, count, static_cast<int>(plan.dim), true, shared, tile);
     line_logits(plan, head, slots, at, count, first, lines, shared, tile, logit);
 #pragma unroll
     for (int k = 0; k < warp_lines; ++k) {
@@ -191,6 +198,16 @@ struct SlotColumn {
     else if (plan.row_rule == RowReduce::low_count) to += p >= 1.0f / static_cast<float>(sees) ? 0.0f : 1.0f;
     else to += p;
   }
+  __device__ static float add_logs(float a, float b) {
+    const float top = a < b ? b : a;
+    return top == minus_infinity() ? top : top + logf(expf(a - top) + expf(b - top));
+  }
+  /// The logit of a line that sees the slot, for log_decay.
+  __device__ void fade(const ColumnPlan& plan, index_t line, float logit) {
+    lead = plan.member(line) == 0 ? logit : add_logs(lead, logit);
+    if (plan.member(line) != plan.group - 1) return;
+    result = add_logs(result + logf(plan.decay), lead - logf(static_cast<float>(plan.group)) + logf(1.0f - plan.decay));
+  }
   /// Share p of a line that sees the slot.
   __device__ void take(const ColumnPlan& plan, index_t line, index_t sees, bool in_band, float p, float* series, index_t slots) {
     const bool last = plan.joins_logits() || plan.member(line) == plan.group - 1;
@@ -213,7 +230,7 @@ __global__ void __launch_bounds__(piece_threads, 4) column_tiles(PagedHeads<KeyC
   const index_t head = blockIdx.y, at = static_cast<index_t>(blockIdx.x) * piece_tile, slots = heads.slots[head];
   if (at >= slots) return;
   const int count = static_cast<int>(slots - at < piece_tile ? slots - at : piece_tile), lane = cuda::lane_of_warp();
-  load_keys(heads, head, at, count, static_cast<int>(plan.dim), shared, tile);
+  load_keys(heads, head, at, count, static_cast<int>(plan.dim), !plan.logs(), shared, tile);
 
   const bool mine = cuda::warp_of_block() == 0 && lane < count;  // a lane gathers a slot
   const bool apart = plan.group_rule == GroupReduce::none;
@@ -221,7 +238,7 @@ __global__ void __launch_bounds__(piece_threads, 4) column_tiles(PagedHeads<KeyC
   float* out = plan.out.data + plan.out.offset[head] * series + at + lane;
   SlotColumn column;
   if (mine && !plan.add)
-    for (index_t m = 0; m < series; ++m) out[m * slots] = 0.0f;
+    for (index_t m = 0; m < series; ++m) out[m * slots] = plan.logs() ? minus_infinity() : 0.0f;
   const bool asked = plan.parts == nullptr || plan.parts[head].asks(at + lane);
   if (mine && plan.parts != nullptr && asked) out[0] = out[0] > FLT_MIN ? out[0] : FLT_MIN;
   if (mine && !apart) column.result = out[0];
@@ -234,12 +251,13 @@ __global__ void __launch_bounds__(piece_threads, 4) column_tiles(PagedHeads<KeyC
       const int r = cuda::warp_of_block() + k * piece_warps;
       if (r >= lines) continue;
       const index_t line = head * plan.lines + first + r;
-      shared.share[r][lane] = expf(logit[k] - plan.final_top[line]) * plan.final_scale[line];
+      shared.share[r][lane] = plan.logs() ? logit[k] : expf(logit[k] - plan.final_top[line]) * plan.final_scale[line];
     }
     __syncthreads();
     for (int r = 0; mine && r < lines; ++r) {
       const index_t sees = plan.sees(head, slots, first + r), slot = at + lane;
-      if (slot < sees) column.take(plan, first + r, sees, plan.band == 0 || slot >= sees - plan.band, asked ? shared.share[r][lane] : 0.0f, out, slots);
+      if (slot < sees && plan.logs()) column.fade(plan, first + r, shared.share[r][lane]);
+      else if (slot < sees) column.take(plan, first + r, sees, plan.band == 0 || slot >= sees - plan.band, asked ? shared.share[r][lane] : 0.0f, out, slots);
     }
   }
   if (!mine) return;
@@ -252,11 +270,11 @@ __global__ void __launch_bounds__(piece_threads, 4) column_tiles(PagedHeads<KeyC
 }  // namespace cuda_kernels
 
 /// Queries [q_heads, rows, head_dim] of the newest `rows` tokens, keys of PagedHeads. Three launches: pieces of heads for
-/// the normalisers, their join, then tiles of slots, which read the keys once for all rows. Where `held` says which tokens the slots hold, a row
+/// the normalisers, their join (neither with log_decay), then tiles of slots, which read the keys once for all rows. Where `held` says which tokens the slots hold, a row
 /// sees the slots of tokens up to its own, whether that one is there or not (one launch more); else the newest slots are those of the rows.
 ///
 /// Numbers  float32, in a fixed order.
-/// Errors   shape_mismatch, invalid_argument, workspace_too_small; not_supported: `chosen` and log_decay, which only the CPU
+/// Errors   shape_mismatch, invalid_argument, workspace_too_small; not_supported: `chosen`, which only the CPU
 ///          has, noise and parts where nobody knows which tokens there are.
 template <>
 struct AttendColumns<Cuda> {
@@ -271,7 +289,7 @@ struct AttendColumns<Cuda> {
                     const PagedHeads<KeyCodec, ValueCodec>& heads, index_t max_slots, const SlotTokens& held = {}) {
     using namespace cuda_kernels;
     const float last = request.temperature + request.warming * static_cast<float>(request.rows > 0 ? request.rows - 1 : 0);
-    if (!request.chosen.empty() || ((request.seed != 0 || request.part.last > 0) && !held.known()) || request.row == RowReduce::log_decay)
+    if (!request.chosen.empty() || ((request.seed != 0 || request.part.last > 0) && !held.known()))
       return Status::not_supported;
     if (!(request.temperature > 0.0f && last > 0.0f) || request.rows < 0 || request.band < 0) return Status::invalid_argument;
     if (heads.kv_heads < 1 || heads.kv_heads > 65535 || max_slots < 0 || max_slots > 0x7fffffff) return Status::invalid_argument;
@@ -295,10 +313,10 @@ struct AttendColumns<Cuda> {
       s = cuda::launch(ctx, visible_slots<128>, {cuda::covering(plan.kv_heads * plan.tokens, 128)}, 128, 0, heads.slots, plan, visible, parts);
       plan.visible = visible, plan.parts = parts;
     }
-    if (s == Status::ok)
+    if (s == Status::ok && !plan.logs())
       s = cuda::launch(ctx, column_pieces<KeyCodec, ValueCodec>, piece_grid(plan.lines, plan.most, plan.kv_heads), piece_threads,
                             column_shared(dim), heads, plan);
-    if (s == Status::ok)
+    if (s == Status::ok && !plan.logs())
       s = cuda::launch(ctx, join_lines<128>, {cuda::covering(plan.lines, 128), plan.kv_heads}, 128, 0, heads.slots, plan);
     if (s == Status::ok)
       s = cuda::launch(ctx, column_tiles<KeyCodec, ValueCodec>, {cuda::covering(max_slots, piece_tile), plan.kv_heads}, piece_threads,
@@ -311,6 +329,8 @@ struct AttendColumns<Cuda> {
     cuda_kernels::ColumnPlan p;
     p.out = r.out, p.kv_heads = kv_heads, p.group = q_heads / kv_heads, p.tokens = r.rows, p.max_slots = max_slots;
     p.group_rule = r.group, p.row_rule = r.row, p.past = r.past, p.add = r.add, p.band = r.band;
+    p.decay = r.decay;
+    if (p.logs()) p.group_rule = GroupReduce::mean, p.band = 0;  // neither acts
     p.temperature = r.temperature, p.warming = r.warming, p.seed = r.seed, p.part = r.part;
     p.lines = p.joins_logits() ? p.tokens : p.tokens * p.group;
     const index_t least = cuda::covering(max_slots, cuda_kernels::least_piece);

@@ -7,6 +7,7 @@
 #include <kvcondense/backend/cuda/mapped_rows.cuh>
 #include <kvcondense/backend/cuda/row_codec.cuh>
 #include <kvcondense/core/shape.hpp>
+#include <kvcondense/prim/rope.hpp>
 #include <kvcondense/prim/slot_runs.hpp>
 
 // One piece of a head for one block of query rows, in float32, for any codec and any size of a head.
@@ -22,6 +23,7 @@ struct PieceShared {
   float query[piece_rows][max_head_dim];
   float weight[piece_rows][piece_tile];
   float top[piece_rows], total[piece_rows], shrink[piece_rows];
+  float bias[piece_tile], value_scale[piece_tile];
   SlotRun key_run[piece_tile], value_run[piece_tile];  ///< `place` is the slot's own here
 };
 /// Behind it the tile: rows of dim + 1 numbers, so that lanes that read a column meet no bank twice.
@@ -45,6 +47,24 @@ __device__ inline void load_tile(const Codec& codec, const ExactRows& exact, int
     } else {
       const RowPage<ExactRows> page(exact, run.page, 0, dim);
       for (int c = cuda::lane_of_warp(); c < dim; c += cuda::warp_lanes) row[c] = page.value(run.place, c);
+    }
+  }
+}
+
+/// Raw keys of slots [at, at + count) in a tile turn to their places: a warp a slot, the one that loaded it.
+__device__ inline void turn_tile(const KeyTurn& turn, index_t at, int count, int dim, float* tile) {
+  const bool halves = turn.pairing == RopePairing::half_split;
+  const int pairs = static_cast<int>(turn.pairs);
+  __syncwarp();  // other lanes loaded numbers of its pairs
+  for (int i = cuda::warp_of_block(); i < count; i += piece_warps) {
+    const float* const fine = turn.fine + (at + i) % RopeTable::tile * 2 * turn.pairs;
+    const float* const coarse = turn.coarse + (at + i) / RopeTable::tile * 2 * turn.pairs;
+    float* const row = tile + i * (dim + 1);
+    for (int p = cuda::lane_of_warp(); p < pairs; p += cuda::warp_lanes) {
+      const float cosine = coarse[p] * fine[p] - coarse[p + pairs] * fine[p + pairs], sine = coarse[p + pairs] * fine[p] + coarse[p] * fine[p + pairs];
+      float &near = row[halves ? p : 2 * p], &far = row[halves ? p + pairs : 2 * p + 1];
+      const float x = near, y = far;
+      near = x * cosine - y * sine, far = y * cosine + x * sine;
     }
   }
 }
@@ -85,8 +105,11 @@ __global__ void __launch_bounds__(piece_threads, 4) attend_piece(PagedHeads<KeyC
     __syncthreads();  // the tile before is done with everything shared
     if (warp == 0 && lane < count) shared.key_run[lane] = locate(heads.keys, head, at + lane);
     if (warp == 1 && lane < count) shared.value_run[lane] = locate(heads.values, head, at + lane);
+    if (warp == 2 && lane < count) shared.bias[lane] = heads.scalars.bias_of(head, at + lane, slots);
+    if (warp == 3 && lane < count) shared.value_scale[lane] = heads.scalars.value_scale_of(head, at + lane, slots);
     __syncthreads();
     load_tile(of_head(heads.key_codec, head), heads.exact, static_cast<int>(heads.keys.page_slots), shared.key_run, count, dim, tile);
+    if (heads.turn.fine != nullptr) turn_tile(heads.turn, at, count, dim, tile);
     __syncthreads();
 
     for (int r = warp; r < rows; r += piece_warps) {  // a warp a row, a lane a slot
@@ -97,6 +120,7 @@ __global__ void __launch_bounds__(piece_threads, 4) attend_piece(PagedHeads<KeyC
         logit = 0.0f;
         const float* key = tile + lane * (dim + 1);
         for (int c = 0; c < dim; ++c) logit += shared.query[r][c] * key[c];
+        logit += shared.bias[lane];
         if (plan.request.mass.data != nullptr && row >= plan.first_mass_row)
           plan.logit_row(head, row)[at + lane] = logit;
       }
@@ -107,7 +131,7 @@ __global__ void __launch_bounds__(piece_threads, 4) attend_piece(PagedHeads<KeyC
       const float weight = !visible ? 0.0f : any ? expf(logit - top) : bad ? logit : 0.0f;
       const float total = cuda::warp_sum(weight);
       __syncwarp();  // all lanes have read what lane 0 writes
-      shared.weight[r][lane] = weight;
+      shared.weight[r][lane] = visible ? weight * shared.value_scale[lane] : 0.0f;
       if (lane == 0) {
         const float shrink = any && before < top ? expf(before - top) : 1.0f;
         shared.top[r] = top;
@@ -145,22 +169,31 @@ __global__ void __launch_bounds__(piece_threads, 4) attend_piece(PagedHeads<KeyC
   }
 }
 
-/// Joins the pieces of a row, first to last. Grid: rows, heads.
+/// Joins the pieces of a row, first to last, behind the head's summary slot where it has one. Grid: rows, heads.
 template <int Threads>
-__global__ void __launch_bounds__(Threads) join_pieces(const index_t* slots, AttendPlan plan) {
-  const index_t row = blockIdx.x, head = blockIdx.y, n = pieces(slots[head], plan.split);
-  const bool sees = plan.visible(slots[head], row) > 0;
-  float top = minus_infinity(), total = 0.0f;
+__global__ void __launch_bounds__(Threads) join_pieces(const index_t* slots, PagedSummaries summaries, AttendPlan plan) {
+  const index_t row = blockIdx.x, head = blockIdx.y, n = pieces(slots[head], plan.split), left = summaries.count(head);
+  const index_t q_head = head * plan.group + row % plan.group, token = row / plan.group;
+  const bool sees = plan.visible(slots[head], row) > 0 || left > 0;
+  const float* const mean = summaries.means + head * summaries.width;
+  float own = minus_infinity();  // logit of the summary slot; every warp works it out
+  if (left > 0) {
+    float sum = 0.0f;
+    for (index_t c = cuda::lane_of_warp(); c < plan.dim; c += cuda::warp_lanes) sum += plan.request.queries(q_head, token, c) * plan.request.softmax_scale * mean[c];
+    own = cuda::warp_sum(sum) + logf(static_cast<float>(left));
+  }
+  float top = own == own ? own : minus_infinity();
   for (index_t p = 0; p < n; ++p) top = plan.top[plan.at_piece(head, p, row)] > top ? plan.top[plan.at_piece(head, p, row)] : top;
   const auto share = [&](index_t p) {
     const float t = plan.top[plan.at_piece(head, p, row)];
     return t > minus_infinity() ? expf(t - top) : 1.0f;  // a piece of NaN passes them on
   };
+  const float part = left > 0 ? expf(own - top) : 0.0f;
+  float total = part;
   for (index_t p = 0; p < n; ++p) total += plan.total[plan.at_piece(head, p, row)] * share(p);
   const float scale = total == 0.0f ? 0.0f : 1.0f / total;
-  const index_t q_head = head * plan.group + row % plan.group, token = row / plan.group;
   for (index_t c = threadIdx.x; c < plan.value_dim; c += Threads) {
-    float sum = 0.0f;
+    float sum = left > 0 ? part * mean[plan.dim + c] : 0.0f;
     for (index_t p = 0; p < n; ++p) sum += plan.sums[plan.at_piece(head, p, row) * plan.value_dim + c] * share(p);
     plan.request.out(q_head, token, c) = sees ? sum * scale : 0.0f;
   }

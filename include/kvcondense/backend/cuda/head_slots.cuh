@@ -1,5 +1,7 @@
 #pragma once
 
+#include <span>
+
 #include <kvcondense/backend/cuda/block.cuh>
 #include <kvcondense/backend/cuda/context.cuh>
 #include <kvcondense/backend/cuda/keep_rows.cuh>
@@ -17,15 +19,6 @@
 // room to grow while words want them one head behind the other.
 
 namespace kvcondense::prim {
-
-/// Numbers of the slots of a head, `room` apart.
-template <class T>
-struct HeadNumbers {
-  T* data = nullptr;
-  index_t room = 0;
-
-  KVCONDENSE_HD T* row(index_t head) const { return data + head * room; }
-};
 
 /// How many slots of a head are exact first ones, and how many are codes; all others are exact newest ones.
 struct PartCounts {
@@ -179,6 +172,18 @@ __global__ void __launch_bounds__(Threads) read_head_numbers(HeadNumbers<const T
     out.row(head)[i] = i < old ? from.row(head)[i] : first + static_cast<T>(i - old) * step;
 }
 
+/// Some integers for a kernel: they travel with its arguments.
+struct SomeNumbers {
+  static constexpr index_t most = 256;
+  std::int32_t at[most];
+};
+/// Numbers [n - last, n - last + count) of every head become these, as bits. A block a head.
+template <int Threads>
+__global__ void __launch_bounds__(Threads) write_newest_numbers(SomeNumbers from, index_t last, index_t count, RaggedView<float> to) {
+  const index_t head = blockIdx.x, first = to.length(head) - last;
+  for (index_t i = threadIdx.x; i < count; i += Threads) to.row(head)[first + i] = detail::bit_cast<float>(from.at[i]);
+}
+
 /// The head's numbers become those of the kept slots; keep.data null: of the first. Grid: blocks, heads.
 template <class T, int Threads>
 __global__ void __launch_bounds__(Threads) write_head_numbers(RaggedView<const T> from, RaggedView<const std::int32_t> keep, const index_t* count,
@@ -236,6 +241,19 @@ struct HeadSlots {
   template <class T>
   static Status read(Context<Cuda>& ctx, HeadNumbers<const T> from, index_t fresh, T first, T step, RaggedView<T> out) {
     return cuda::launch(ctx, cuda_kernels::read_head_numbers<T, 256>, {blocks, out.heads}, 256, 0, from, fresh, first, step, out);
+  }
+  /// The numbers of the newest slots of every head become these integers of the host, as bits. A launch for each 256 of them.
+  static Status write_newest(Context<Cuda>& ctx, std::span<const index_t> from, RaggedView<float> to) {
+    using namespace cuda_kernels;
+    const auto n = static_cast<index_t>(from.size());
+    for (index_t first = 0; first < n; first += SomeNumbers::most) {
+      SomeNumbers some;
+      const index_t count = n - first < SomeNumbers::most ? n - first : SomeNumbers::most;
+      for (index_t i = 0; i < count; ++i) some.at[i] = static_cast<std::int32_t>(from[static_cast<std::size_t>(first + i)]);
+      const Status s = cuda::launch(ctx, write_newest_numbers<128>, {to.heads}, 128, 0, some, n - first, count, to);
+      if (s != Status::ok) return s;
+    }
+    return Status::ok;
   }
   /// Back again, those of kept slots alone; keep.data null: of the first `count`.
   template <class T>

@@ -175,6 +175,26 @@ __global__ void __launch_bounds__(Threads) link_runs(RunRequest request, RaggedV
   for (index_t j = begin + threadIdx.x; j < end; j += Threads) like[j] = 1.0f;
 }
 
+/// A thread a head.
+template <int Threads>
+__global__ void __launch_bounds__(Threads) find_spans(RaggedView<const std::int32_t> tokens, const TokenSpan* spans, const SlotRange* targets, double share,
+                                                      SlotRange* region, index_t* parts) {
+  const index_t h = static_cast<index_t>(blockIdx.x) * Threads + threadIdx.x;
+  if (h >= tokens.heads) return;
+  const std::int32_t* token = tokens.row(h);
+  const auto below = [&](index_t t) {
+    index_t low = 0, high = tokens.length(h);
+    while (low < high) {
+      const index_t middle = low + (high - low) / 2;
+      if (token[middle] < t) low = middle + 1;
+      else high = middle;
+    }
+    return low;
+  };
+  const SpannedSlots s = SpannedSlots::of(below(spans[h].first), below(spans[h].last), targets[h], share);
+  region[h] = s.region, parts[h] = s.part;
+}
+
 /// A block a head.
 template <int Threads>
 __global__ void __launch_bounds__(Threads) unlink_alternate(const SlotRange* region, MergeLinks links) {
@@ -242,6 +262,11 @@ struct MergeSets<Cuda> {
     using namespace cuda_kernels;
     return cuda::launch(ctx, link_nearest_token<link_threads>, {links.heads()}, link_threads, sizeof(cuda::BlockScratch<std::int32_t, link_threads>), tokens,
                         first, last, targets, links);
+  }
+  static Status spans(Context<Cuda>& ctx, RaggedView<const std::int32_t> tokens, const TokenSpan* spans, const SlotRange* targets, double share,
+                      SlotRange* region, index_t* parts) {
+    using namespace cuda_kernels;
+    return cuda::launch(ctx, find_spans<64>, {cuda::covering(tokens.heads, 64)}, 64, 0, tokens, spans, targets, share, region, parts);
   }
   static Status runs(Context<Cuda>& ctx, const RunRequest& request, RaggedView<const float> scores, const MergeLinks& links) {
     using namespace cuda_kernels;

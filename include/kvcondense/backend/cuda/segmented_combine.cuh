@@ -190,7 +190,7 @@ __global__ void __launch_bounds__(Threads, 1) combine_rows(CombineRequest reques
 
 /// Needs links to slots that stay and are in `targets`: with a fan of 1 what folds into any other slot is left out here, where the CPU gives it
 /// to the next target. Members are summed in slot order as on the CPU; products of a row with a query, and lengths, in another order. Rows are
-/// those of columns on the device, in exact numbers (`not_supported` where they have codes), at most 256 of them (else `shape_mismatch`).
+/// those of columns on the device, whose targets lie in exact numbers, at most 256 of them (else `shape_mismatch`).
 /// Sums that the stored type has no number for become the nearest one it has, NaN 0; they are added to `repaired` (on the device, or null).
 /// `slots` is a bound of the host's on all heads' slots together; `workspace_too_small` with less than `workspace_bytes`.
 template <>
@@ -209,7 +209,6 @@ struct SegmentedCombine<Cuda> {
     if ((reads_keys && !fit(keys)) || (request.values && !fit(values))) return Status::shape_mismatch;
     if (request.bias.data != nullptr && (heads == 0 || request.queries.extent[0] % heads != 0 || request.queries.extent[2] != keys.dim()))
       return Status::shape_mismatch;
-    if ((reads_keys && !keys.exact()) || (request.values && !values.exact())) return Status::not_supported;
     if (ctx.workspace().size() < workspace_bytes(heads, slots)) return Status::workspace_too_small;
     Scratch scratch(ctx.workspace());
     auto* other = scratch.take<std::int32_t>(slots);

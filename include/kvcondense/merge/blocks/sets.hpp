@@ -35,7 +35,25 @@ struct Runs {
     *state = std::bit_cast<float>(std::min(static_cast<std::int32_t>(tokens), std::bit_cast<std::int32_t>(*state)));
   }
   std::size_t workspace_bytes(const CacheShape& shape, index_t) const {
-    return Scratch::bytes_for<prim::SlotRange>(shape.kv_heads) + Scratch::bytes_for<index_t>(shape.kv_heads);
+    return Scratch::bytes_for<prim::TokenSpan>(shape.kv_heads) + Scratch::bytes_for<prim::SlotRange>(shape.kv_heads) +
+           Scratch::bytes_for<index_t>(shape.kv_heads);
+  }
+
+  /// The tokens among which runs are sought in this step, by the number of a head; none where it is not time.
+  template <Backend B>
+  prim::TokenSpan sought(const StepView<B>& view, float found) const {
+    const bool prompt = view.phase == Phase::prefill_end;
+    index_t newest = window;
+    if (prompt) newest = std::max(newest, static_cast<index_t>(std::floor(recent * static_cast<double>(view.seen) + 1e-6)));
+    const index_t begun = std::bit_cast<std::int32_t>(found);
+    const prim::TokenSpan span{std::max(sinks, begun), view.seen - newest};
+    if (!fires(view) || span.last <= span.first || (!prompt && span.last - begun < window)) return {};
+    return span;
+  }
+  template <Backend B>
+  bool seeks(const StepView<B>& view, float found) const {
+    const prim::TokenSpan span = sought(view, found);
+    return span.first < span.last;
   }
 
   template <Backend B>
@@ -47,28 +65,19 @@ struct Runs {
   Status run(Context<B>& ctx, Scene<B>& scene, Scratch& scratch) const {
     if (const Status s = prim::MergeSets<B>::drop(ctx, scene.links); s != Status::ok || !fires(*scene.view)) return s;
     const StepView<B>& view = *scene.view;
+    auto* spans = scratch.take_steering<prim::TokenSpan>(view.heads());
     auto* region = scratch.take<prim::SlotRange>(view.heads());
     auto* sets = scratch.take<index_t>(view.heads());
-    if (region == nullptr || sets == nullptr) return Status::workspace_too_small;
-    const bool prompt = view.phase == Phase::prefill_end;
-    index_t newest = window;
-    if (prompt) newest = std::max(newest, static_cast<index_t>(std::floor(recent * static_cast<double>(view.seen) + 1e-6)));
-    const index_t last = view.seen - newest;
+    if (spans == nullptr || region == nullptr || sets == nullptr) return Status::workspace_too_small;
     bool any = false;
     for (index_t h = 0; h < view.heads(); ++h) {
-      const index_t begun = std::bit_cast<std::int32_t>(scene.state(h, 0));
-      const index_t first = std::max(sinks, begun);
-      region[h] = {};
-      if (last <= first || (!prompt && last - begun < window)) continue;
-      const std::int32_t* token = scene.tokens.row(h);
-      const auto below = [&](index_t t) { return std::lower_bound(token, token + view.slots(h), static_cast<std::int32_t>(t)) - token; };
-      region[h].begin = std::max(below(first), scene.targets[h].begin);
-      region[h].end = std::max(region[h].begin, std::min(below(last), scene.targets[h].end));
-      sets[h] = static_cast<index_t>(std::floor(keep * static_cast<double>(region[h].end - region[h].begin) + 1e-6));
-      scene.state(h, 0) = std::bit_cast<float>(static_cast<std::int32_t>(last));
+      spans[h] = sought(view, scene.found(h, 0));
+      if (spans[h].first >= spans[h].last) continue;
+      scene.found(h, 0) = std::bit_cast<float>(static_cast<std::int32_t>(spans[h].last));
       any = true;
     }
     if (!any) return Status::ok;
+    if (const Status s = prim::MergeSets<B>::spans(ctx, scene.tokens, spans, scene.targets, keep, region, sets); s != Status::ok) return s;
     if (const Status s = prim::RowSimilarity<B>::adjacent(ctx, *view.keys, scene.links.likeness); s != Status::ok) return s;
     const prim::RunRequest request{region, least, keep > 0.0 ? sets : nullptr, heavy};
     return prim::MergeSets<B>::runs(ctx, request, scene.scores, scene.links);
@@ -103,16 +112,14 @@ struct Pairs {
   Status run(Context<B>& ctx, Scene<B>& scene, Scratch& scratch) const {
     if (const Status s = prim::MergeSets<B>::drop(ctx, scene.links); s != Status::ok || !fires(*scene.view)) return s;
     const StepView<B>& view = *scene.view;
-    auto* region = scratch.take<prim::SlotRange>(view.heads());
-    auto* most = scratch.take<index_t>(view.heads());
+    auto* region = scratch.take_steering<prim::SlotRange>(view.heads());
+    auto* most = scratch.take_steering<index_t>(view.heads());
     if (region == nullptr || most == nullptr) return Status::workspace_too_small;
     for (index_t h = 0; h < view.heads(); ++h) {
       const index_t n = view.slots(h);
       region[h] = {0, std::max(std::min(sinks, n), scene.targets[h].begin), std::min(n - recent, scene.targets[h].end)};
       region[h].end = std::max(region[h].begin, region[h].end);
-      index_t stay = 0;
-      for (index_t j = 0; j < n; ++j) stay += scene.links.to.row(h)[j] == j;
-      most[h] = std::max<index_t>(0, stay - tokens);
+      most[h] = std::max<index_t>(0, scene.stay[h] - tokens);
       if (chunk > 0) {
         const index_t span = region[h].end - region[h].begin, chunks = span / chunk + (span % chunk != 0);
         if (chunks > 0) most[h] = (most[h] + chunks - 1) / chunks;

@@ -1,0 +1,158 @@
+// Slots that leave and live on as the mean of what left a head: a cache on CUDA beside the one on the CPU.
+
+#include <cmath>
+#include <random>
+#include <string_view>
+#include <vector>
+
+#include <kvcondense/evict/compensate.hpp>
+#include <kvcondense/evict/h2o.hpp>
+#include <kvcondense/evict/sink_window.hpp>
+#include <kvcondense/merge/cam.hpp>
+#include <kvcondense/merge/lookm.hpp>
+#include <kvcondense/quant/fp8.hpp>
+#include <kvcondense/quant/kivi.hpp>
+
+#include "cache_methods.hpp"
+
+using namespace kvcondense;
+using cuda_cache::Pair;
+
+namespace {
+
+/// Every way by which slots leave or come back. `within`: of outputs.
+template <class R>
+void means(const R& recipe, std::string_view text, const CacheShape& shape, float stored, float within, prim::AttendMath math = prim::AttendMath::f32) {
+  INFO(text << ", head_dim " << shape.head_dim);
+  Pair pair(recipe, text, shape);
+  pair.allow(stored);
+  const auto feed = [&](auto& to, index_t n) { to.forward(n, math, within); };
+  feed(pair, 9);  // nothing left yet
+  pair.exchange();
+  feed(pair, 40);
+  for (int i = 0; i < 5; ++i) feed(pair, 1);
+  pair.exchange();
+  {
+    Pair other = pair.fork();
+    feed(other, 3);
+    feed(pair, 1);
+    other.exchange();
+    feed(other, 1);
+  }
+  pair.truncate(pair.on_device().length() - 4);  // fewer have left than there were
+  feed(pair, 1);
+  pair.remove(pair.on_device().length() - 6, pair.on_device().length() - 3);  // what is removed does not enter the mean
+  feed(pair, 2);
+  pair.turn(5);
+  feed(pair, 5);
+  pair.truncate(2);
+  feed(pair, 1);
+  pair.truncate(0);
+  feed(pair, 60);
+  feed(pair, 1);
+  pair.compare_reports();
+}
+
+constexpr evict::SinkWindow ends{.recent = 20, .sinks = 3};
+
+}  // namespace
+
+TEST_CASE("cuda cache: the mean of what left, as tokens leave, are taken back and removed") {
+  for (const CacheShape& shape : cuda_cache::shapes())
+    means(recipe(evict::Compensate{ends}), "compensate(sink_window(sinks=3, recent=20))", shape, 0.0f, 2e-5f);
+  means(recipe(evict::Compensate{evict::H2O{.heavy = 10, .recent = 8}}), "compensate(h2o(heavy=10, recent=8))",
+        {.layers = 2, .q_heads = 16, .kv_heads = 1, .head_dim = 96, .value_dim = 112, .page_slots = 7}, 0.0f, 2e-5f);
+}
+
+TEST_CASE("cuda cache: the mean of what left of codes, by token and in groups that lose slots") {
+  const CacheShape shape{.layers = 2, .q_heads = 4, .kv_heads = 2, .head_dim = 32, .page_slots = 32};
+  means(recipe(evict::Compensate{ends}, quant::Fp8{.residual_window = 4}), "compensate(sink_window(sinks=3, recent=20)) + fp8(residual=4)", shape, 0.0f, 1e-4f);
+  means(recipe(evict::Compensate{ends}, quant::Kivi<4>{.group_size = 8, .residual_window = 8}),
+        "compensate(sink_window(sinks=3, recent=20)) + kivi4(group=8, residual=8)", shape, 0.0f, 4e-4f);
+}
+
+TEST_CASE("cuda cache: the mean of what left beside attention on tensor cores") {
+  means(recipe(evict::Compensate{ends}), "compensate(sink_window(sinks=3, recent=20))", {.layers = 1, .q_heads = 6, .kv_heads = 2, .head_dim = 64, .page_slots = 64}, 0.0f,
+        4e-3f, prim::AttendMath::halves);
+}
+
+TEST_CASE("cuda cache: what folds into another slot is not in the mean of what left") {
+  const CacheShape shape{.layers = 2, .q_heads = 6, .kv_heads = 2, .head_dim = 64, .dtype = DType::f32, .page_slots = 16};
+  means(recipe(evict::Compensate{ends}, merge::LookM{}), "compensate(sink_window(sinks=3, recent=20)) + lookm", shape, 2e-5f, 6e-5f);
+  means(recipe(evict::Compensate{ends}, merge::CaM{.targets = 3}), "compensate(sink_window(sinks=3, recent=20)) + cam(targets=3)", shape, 2e-5f, 6e-5f);
+}
+
+TEST_CASE("cuda cache: a step that is refused memory leaves the mean of what left as it was") {
+  const CacheShape shape{.q_heads = 2, .kv_heads = 2, .head_dim = 16, .page_slots = 4};
+  ::test::Device device;
+  std::mt19937 random(5);
+  const auto x = cuda_cache::normal_numbers(2 * 30 * 16, random);
+  ::test::OnDevice<float> rows(device, x), out(device, x);
+  const auto part = [&](index_t first, index_t n) { return TensorView<const float, 3>{rows.data() + first * 16, {2, n, 16}, {30 * 16, 16, 1}}; };
+  std::vector<std::byte> expected;
+  int refused = 0;
+  for (const int left : {-1, 0, 1, 3, 5, 7}) {
+    ::test::RefusingMemory memory(1 << 20);
+    auto c = make_cache<Cuda>(shape, recipe(evict::Compensate{evict::SinkWindow{.recent = 6, .sinks = 2}}), memory);
+    REQUIRE(c);
+    Context<Cuda> ctx = device.with_workspace(c->workspace_bytes(64, 20));
+    const auto feed = [&](auto& to, index_t first, index_t n) {
+      return to.forward(ctx, 0, part(first, n), part(first, n), part(first, n), dense_view(out.data(), 2, n, 16));
+    };
+    REQUIRE(feed(*c, 0, 12) == Status::ok);
+    auto twin = c->fork(ctx);  // its pages are copied in the step
+    REQUIRE(twin);
+    cuda_cache::File before, after;
+    REQUIRE(save(ctx, *c, before) == Status::ok);
+    memory.left = left < 0 ? 1 << 20 : left;
+    const Status s = feed(*twin, 12, 5);
+    memory.left = 1 << 20;
+    if (s != Status::ok) {
+      CHECK(s == Status::out_of_memory);
+      ++refused;
+      cuda_cache::File same;
+      REQUIRE(save(ctx, *twin, same) == Status::ok);
+      REQUIRE(same.bytes == before.bytes);
+      REQUIRE(feed(*twin, 12, 5) == Status::ok);
+    }
+    REQUIRE(save(ctx, *twin, after) == Status::ok);
+    if (expected.empty()) expected = after.bytes;
+    REQUIRE(after.bytes == expected);
+    REQUIRE(c->reset(ctx) == Status::ok);
+    REQUIRE(feed(*c, 0, 12) == Status::ok);
+    cuda_cache::File anew;
+    REQUIRE(save(ctx, *c, anew) == Status::ok);
+    REQUIRE(anew.bytes == before.bytes);
+  }
+  CHECK(refused > 2);
+}
+
+TEST_CASE("cuda cache: a file with a mean of more slots than have left is refused") {
+  const CacheShape shape{.q_heads = 1, .kv_heads = 1, .head_dim = 16, .page_slots = 4};
+  const auto method = recipe(evict::Compensate{evict::SinkWindow{.recent = 6, .sinks = 2}});
+  ::test::Device device;
+  std::mt19937 random(5);
+  const auto x = cuda_cache::normal_numbers(20 * 16, random);
+  ::test::OnDevice<float> rows(device, x), out(device, x);
+  auto c = make_cache<Cuda>(shape, method);
+  REQUIRE(c);
+  Context<Cuda> ctx = device.with_workspace(c->workspace_bytes(64, 20));
+  const auto all = dense_view(static_cast<const float*>(rows.data()), 1, 20, 16);
+  REQUIRE(c->forward(ctx, 0, all, all, all, dense_view(out.data(), 1, 20, 16)) == Status::ok);
+  cuda_cache::File file;
+  REQUIRE(save(ctx, *c, file) == Status::ok);
+  const std::size_t sum = file.bytes.size() - sizeof(std::uint64_t), means = sum - 32 * sizeof(float), count = means - sizeof(std::int64_t);
+  const auto forged = [&](std::size_t at, auto value) {
+    std::vector<std::byte> bytes = file.bytes;
+    std::memcpy(bytes.data() + at, &value, sizeof value);
+    Checksum check;
+    check.add({bytes.data(), sum});
+    const std::uint64_t own = check.value();
+    std::memcpy(bytes.data() + sum, &own, sizeof own);
+    return load(ctx, *c, bytes);
+  };
+  CHECK(forged(count, std::int64_t{12}) == Status::ok);  // as it is
+  CHECK(forged(count, std::int64_t{13}) == Status::corrupt_data);
+  CHECK(forged(count, std::int64_t{-1}) == Status::corrupt_data);
+  CHECK(forged(means + 8, NAN) == Status::corrupt_data);
+}
