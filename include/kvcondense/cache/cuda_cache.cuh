@@ -14,6 +14,7 @@
 #include <kvcondense/backend/cuda/slot_rows.cuh>
 #include <kvcondense/backend/cuda/top_k.cuh>
 #include <kvcondense/cache/cuda_layer.cuh>
+#include <kvcondense/cache/cuda_retrieval.cuh>
 #include <kvcondense/cache/cuda_word_bytes.cuh>
 #include <kvcondense/cache/folding.hpp>
 #include <kvcondense/cache/page.hpp>
@@ -61,11 +62,13 @@ inline constexpr bool cuda_codec<prim::GroupInt<Bits>> = true;
 ///          cache go to one stream; wait for it before the cache is destroyed when its memory is not that of cudaMalloc.
 template <class R>
 class Cache<Cuda, R> {
-  static_assert(std::same_as<decltype(R::lowrank), NoLowRank> && std::same_as<decltype(R::retrieve), retrieve::ReadAll> &&
-                    std::same_as<decltype(R::position), position::Absolute>,
-                "kvcondense: a cache on CUDA takes an eviction, a merge and a quant stage; make_cache<kvcondense::Cpu> takes the others.");
+  static_assert(std::same_as<decltype(R::lowrank), NoLowRank> && std::same_as<decltype(R::position), position::Absolute>,
+                "kvcondense: a cache on CUDA takes an eviction, a merge, a quant and a retrieval stage; make_cache<kvcondense::Cpu> takes the others.");
 
  public:
+  using Retrieve = decltype(std::declval<const decltype(R::retrieve)&>().pipeline());
+  static_assert(cache::cuda_retrieves<Retrieve>,
+                "kvcondense: a block of this retrieval pipeline has no form on CUDA (docs/cuda.md lists the methods); make_cache<kvcondense::Cpu> takes it.");
   using Evict = decltype(R::evict);
   using Quant = decltype(R::quant);
   using KeyCodec = decltype(key_codec_of(std::declval<const Quant&>(), CacheShape{}));
@@ -89,6 +92,9 @@ class Cache<Cuda, R> {
     if (c.pipeline_.queries().rows == AttentionNeed::Rows::last) c.plan_.query_rows = c.pipeline_.queries().count;
     if (c.pipeline_.residual != evict::Residual::none || c.plan_.lanes > max_lanes) return Status::not_supported;
     if (const Status s = c.check_merge(); s != Status::ok) return s;
+    if (const Status s = recipe.retrieve.validate(shape); s != Status::ok) return s;
+    if constexpr (retrieves)  // attention by lists reads no numbers of the slots' own
+      if (const Status s = c.retrieval_.make(recipe.retrieve.pipeline(), c.plan_.shape, c.fold_.bias >= 0 || c.fold_.value_scale >= 0, memory); s != Status::ok) return s;
     const std::size_t each = c.steering_bytes(), all = each + c.plan_.told_bytes() + Scratch::align;
     const std::size_t layers = all * static_cast<std::size_t>(shape.layers), model = c.model_steering_bytes();
     if (const Status s = c.steering_.make(layers + model); s != Status::ok) return s;
@@ -130,14 +136,8 @@ class Cache<Cuda, R> {
     const std::size_t step = Scratch::align + range_bytes() + 2 * Scratch::bytes_for<std::int32_t>(total) +
                              static_cast<std::size_t>(plan_.lanes) * Scratch::bytes_for<float>(total) + pipeline_bytes(slots, total, tokens) + fold_bytes(total) +
                              column_bytes(tokens, slots);
-    float nothing = 0.0f;
-    std::size_t reading = 0;
-    // Calls of few rows cut heads into pieces: the longest of them may need more than longer ones.
-    for (const index_t n : {tokens, std::min<index_t>(tokens, prim::cuda_kernels::split_rows / shape().group())}) {
-      prim::AttendRequest r = request({nullptr, {shape().q_heads, n, shape().head_dim}, {}}, {nullptr, {shape().q_heads, n, shape().values()}, {}});
-      r.mass.data = &nothing, r.mass_rows = mass_rows(n);
-      reading = std::max(reading, prim::Attend<Cuda>::workspace_bytes(r, shape().kv_heads, slots));
-    }
+    std::size_t reading = cache::attend_bytes(shape(), shape().kv_heads, slots, tokens, attention());
+    if constexpr (retrieves) reading = std::max(reading, retrieval_.workspace_bytes(plan_, slots, tokens, attention()));
     return mass + std::max({step, reading, model_bytes(slots)});
   }
 
@@ -172,7 +172,8 @@ class Cache<Cuda, R> {
     return Status::ok;
   }
 
-  /// Attention of the newest tokens over everything stored; causal among them.
+  /// Attention of the newest tokens over everything stored, or what a retrieval stage chooses; causal among them. `reads` and `runs` of
+  /// `measure` lie on the host: a call that asks for them waits for the stream.
   Status attend(Context<Cuda>& ctx, index_t layer, TensorView<const float, 3> queries, TensorView<float, 3> out, const AttendOutputs& measure = {},
                 prim::AttendMath math = prim::AttendMath::f32) const {
     if (layer < 0 || layer >= shape().layers) return Status::out_of_range;
@@ -182,11 +183,16 @@ class Cache<Cuda, R> {
     if (queries.extent[0] != shape().q_heads || queries.extent[2] != shape().head_dim || out.extent[1] != n || out.extent[2] != shape().values())
       return Status::shape_mismatch;
     if (measure.mass.data != nullptr && !of_layer(l, measure.mass)) return Status::shape_mismatch;
-    if (measure.reads != nullptr || measure.pages != nullptr) return Status::not_supported;
+    if (measure.pages != nullptr) return Status::not_supported;
     if (n > std::max<index_t>(1, l.counters.pending)) return Status::order_violation;
     prim::AttendRequest r = request(queries, out);
     r.lse = measure.lse, r.mass = measure.mass, r.mass_rows = mass_rows(n);
-    return prim::Attend<Cuda>::run(ctx, r, l.heads(), l.longest(), math);
+    if (measure.reads != nullptr) *measure.reads = {};
+    if constexpr (retrieves)
+      if (bool all = false; retrieval_.chooses(layer, n))
+        if (const Status s = retrieval_.attend(ctx, layer, l, plan_, r, measure, math, all); s != Status::ok || !all) return s;
+    const Status s = prim::Attend<Cuda>::run(ctx, r, l.heads(), l.longest(), math);
+    return s == Status::ok && (measure.reads != nullptr || measure.runs.data != nullptr) ? cache::tell_all_read(ctx, l, shape(), measure) : s;
   }
 
   /// Lets the recipe act on a layer. Views in `inputs` are of device memory.
@@ -219,6 +225,7 @@ class Cache<Cuda, R> {
     const Status done = ctx.wait();
     Status s = counts_.fill_bytes(ctx, 0);
     if (done != Status::ok) s = done;
+    if constexpr (retrieves) retrieval_.clear();
     for (auto& l : layers_) {
       const Status cleared = l.clear(ctx);
       if (s == Status::ok) s = cleared;
@@ -243,6 +250,8 @@ class Cache<Cuda, R> {
   MemoryResource<Cuda>& memory() const { return *memory_; }
   /// Numbers that could not be stored, and NaN scores, since it was made, reset or loaded. Waits for the stream.
   Status counted(Context<Cuda>& ctx, std::span<index_t, 2> out) const;
+  /// What a retrieval stage knows of slots is made anew; for loaders.
+  Status rebuild_index(Context<Cuda>& ctx);
 
  private:
   static constexpr index_t max_lanes = cache::max_lanes, max_position = cache::max_position;
@@ -250,6 +259,7 @@ class Cache<Cuda, R> {
   using Merge = decltype(R::merge);
   using Merger = decltype(merger_of(std::declval<Merge>()));
   static constexpr bool can_merge = merge::Folds<Merger>;
+  static constexpr bool retrieves = cache::CudaRetrieval<Retrieve>::there;
 
   prim::AttendRequest request(TensorView<const float, 3> queries, TensorView<float, 3> out) const {
     return {queries, out, {}, {}, 0, shape().softmax_scale};
@@ -261,7 +271,7 @@ class Cache<Cuda, R> {
   std::size_t steering_bytes() const {
     return 2 * Scratch::bytes_for<index_t>(shape().kv_heads) + 2 * Scratch::bytes_for<prim::Ends>(shape().kv_heads) + Scratch::align +
            std::max(pipeline_.allocate.workspace_bytes(shape(), 0), pipeline_.select.workspace_bytes(shape(), 0)) +
-           (fold_.active ? Scratch::bytes_for<prim::SlotRange>(shape().kv_heads) : 0);
+           (fold_.active ? Scratch::bytes_for<prim::SlotRange>(shape().kv_heads) : 0) + (retrieves ? 2 * Scratch::bytes_for<index_t>(shape().kv_heads) : 0);
   }
   /// Scratch of columns of attention over what queries a step may have.
   std::size_t column_bytes(index_t tokens, index_t slots) const {
@@ -340,6 +350,7 @@ class Cache<Cuda, R> {
   std::span<std::byte> model_steering_;  ///< the part of it that is no layer's
   cuda::DeviceArray<index_t> counts_;  ///< numbers that could not be stored, NaN scores
   ObjectArray<Layer> layers_;
+  cache::CudaRetrieval<Retrieve> retrieval_;
 };
 
 /// An empty cache on the current device, or why there is none.
@@ -352,4 +363,5 @@ Expected<Cache<B, R>> make_cache(const CacheShape& shape, const R& recipe, Memor
 
 #include <kvcondense/cache/cuda_cache_fold.cuh>
 #include <kvcondense/cache/cuda_cache_impl.cuh>
+#include <kvcondense/cache/cuda_cache_report.cuh>
 #include <kvcondense/cache/cuda_cache_turn.cuh>

@@ -128,6 +128,7 @@ Status Cache<Cuda, R>::run_step(Context<Cuda>& ctx, index_t layer, const StepInp
   const bool fires = pipeline_.fires(view);
   bool leaves = false, changed = false, moved = false;
   cache::Folding folding;
+  cache::IndexChange change;
   // Not where `choose` has its own: its kernels may still read those when the host writes these.
   folding.targets = scratch.take_steering<prim::SlotRange>(fold_.active ? heads : 0);
   std::span<std::byte> fold_words;
@@ -142,6 +143,8 @@ Status Cache<Cuda, R>::run_step(Context<Cuda>& ctx, index_t layer, const StepInp
         if (const Status s = fold(ctx, view, fold_lanes, keep, folding, fold_words, scratch); s != Status::ok) return s;
     }
     moved = leaves || l.unsettled();
+    if constexpr (retrieves)
+      if (const Status s = retrieval_.reserve(ctx, layer, l, shape(), stays, leaves, leaves && fold_.active, keep, scratch, change); s != Status::ok) return s;
     // A turn may change numbers of slots though nothing leaves, and code what `remove` has left though nothing is pending.
     if (moved || l.counters.pending > 0 || plan_.lanes > 0) {
       if (const Status s = l.reserve_codes(ctx, leaves, true, kept); s != Status::ok) return s;
@@ -149,7 +152,10 @@ Status Cache<Cuda, R>::run_step(Context<Cuda>& ctx, index_t layer, const StepInp
       if (const Status s = commit_fold(ctx, l, folding, fold_words); s != Status::ok) return s;
       if (const Status s = commit(ctx, l, keep, all, leaves, true, scratch); s != Status::ok) return s;
     }
-    return l.set_slots(ctx, stays);
+    Status s = l.set_slots(ctx, stays);
+    if constexpr (retrieves)
+      if (s == Status::ok) s = retrieval_.refresh(ctx, layer, l, shape(), change), changed = true;
+    return s;
   };
   const Status acted = act(), behind = l.fence.record(ctx);  // one that is refused may have started what reads `steering`
   l.torn = l.torn || (changed && (acted != Status::ok || behind != Status::ok));
@@ -263,7 +269,10 @@ Status Cache<Cuda, R>::truncate(Context<Cuda>& ctx, index_t tokens) {
     l.pending_positions.shrink(l.counters.pending);
     l.window.truncate(tokens);
     l.counters.seen = tokens, l.counters.prompt = std::min(l.counters.prompt, tokens);
-    if (const Status s = l.trim(ctx); s != Status::ok) return l.torn = true, s;
+    Status s = l.trim(ctx);
+    if constexpr (retrieves)
+      if (s == Status::ok && gone > unstepped) s = retrieval_.remake(ctx, layer, l, shape(), left);
+    if (s != Status::ok) return l.torn = true, s;
   }
   return Status::ok;
 }
@@ -325,9 +334,14 @@ Status Cache<Cuda, R>::remove(Context<Cuda>& ctx, index_t first, index_t last) {
     Status s = begin(ctx, l, view, scratch, keep, all);
     for (index_t h = 0; h < heads && s == Status::ok; ++h) keep.ends[h] = mine[h];
     if (s == Status::ok) s = prim::KeepEnds<Cuda>::run(ctx, keep.ends, keep.slots, keep.count);
+    cache::IndexChange change;
+    if constexpr (retrieves)
+      if (s == Status::ok) s = retrieval_.reserve(ctx, layer, l, shape(), stays, true, false, keep, scratch, change);
     if (s == Status::ok) {
       s = commit(ctx, l, keep, all, true, false, scratch);
       if (s == Status::ok) s = l.set_slots(ctx, stays);
+      if constexpr (retrieves)
+        if (s == Status::ok) s = retrieval_.refresh(ctx, layer, l, shape(), change);
       l.torn = s != Status::ok;
     }
     const Status behind = l.fence.record(ctx);
@@ -366,35 +380,6 @@ Status Cache<Cuda, R>::read(Context<Cuda>& ctx, index_t layer, index_t head, ind
   if (first < 0 || n < 0 || first + n > l.slots(head)) return Status::out_of_range;
   const Status s = prim::HeadSlots::rows(ctx, l.keys.rows(l.device_slots(), l.longest()), head, first, keys);
   return s == Status::ok ? prim::HeadSlots::rows(ctx, l.values.rows(l.device_slots(), l.longest()), head, first, values) : s;
-}
-
-template <class R>
-Status Cache<Cuda, R>::counted(Context<Cuda>& ctx, std::span<index_t, 2> out) const {
-  const Status s = counts_.download(ctx, out);
-  return s == Status::ok ? ctx.wait() : s;
-}
-
-template <class R>
-Expected<Report> Cache<Cuda, R>::report(Context<Cuda>& ctx) const {
-  Report r;
-  r.kernel = r.key_kernel = r.value_kernel = "cuda";
-  index_t counts[2] = {};
-  if (const Status s = counted(ctx, counts); s != Status::ok) return s;
-  r.repaired_numbers = counts[0], r.nan_scores = counts[1];
-  r.fixed_bytes = layers_.bytes() + steering_.size() + static_cast<std::size_t>(counts_.size()) * sizeof(index_t);
-  for (const auto& l : layers_) {
-    r.tokens = std::max(r.tokens, l.counters.seen);
-    r.slots += l.total(), r.fixed_bytes += l.window.bytes(), r.nan_scores += l.counters.nan_scores;
-    for (index_t h = 0; h < l.done.size(); ++h) r.repaired_numbers += l.counts(h).repaired, r.coded_again += l.counts(h).coded_again;
-    r.merged_slots += l.counters.merged_slots + l.folded_since();
-    r.evictions += l.counters.evictions, r.evicted_slots += l.counters.evicted_slots;
-    r.budget_asked += l.counters.budget_asked, r.budget_met += l.counters.budget_met;
-    for (const int exact : {0, 2}) r.exact_bytes += l.keys.page_bytes(exact) + l.values.page_bytes(exact);
-    r.coded_bytes += l.keys.page_bytes(1) + l.values.page_bytes(1), r.side_bytes += l.side_bytes();
-    r.dead_bytes += l.keys.dead_bytes() + l.values.dead_bytes();
-    r.dense_bytes += static_cast<std::size_t>(l.counters.seen * shape().kv_heads * (shape().head_dim + shape().values())) * 2;
-  }
-  return r;
 }
 
 }  // namespace kvcondense

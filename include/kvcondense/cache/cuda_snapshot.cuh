@@ -162,6 +162,7 @@ Status load(Context<Cuda>& ctx, Cache<Cuda, R>& c, std::span<const std::byte> fi
   Status s = Status::ok;
   for (index_t i = 0; i < c.layers().size() && s == Status::ok; ++i) s = cache::load_layer(r, ctx, *fresh, i);
   if (s == Status::ok && r.left() != 0) s = Status::corrupt_data;
+  if (s == Status::ok) s = fresh->rebuild_index(ctx);
   const Status done = ctx.wait();  // the file is read no more, nor what the cache had before
   if (s == Status::ok) s = done;
   if (s == Status::ok) c = std::move(*fresh);

@@ -1,0 +1,203 @@
+#pragma once
+
+#include <algorithm>
+#include <span>
+#include <utility>
+
+#include <kvcondense/backend/cuda/attend.cuh>
+#include <kvcondense/backend/cuda/chosen_slots.cuh>
+#include <kvcondense/cache/cuda_index.cuh>
+#include <kvcondense/cache/cuda_reads.cuh>
+#include <kvcondense/core/object_array.hpp>
+#include <kvcondense/evict/pipeline.hpp>
+
+namespace kvcondense::cache {
+
+/// The retrieval stage of a cache on the device: an index of every layer, which follows the slots, and attention over what is chosen by it.
+///
+/// Idea     the host knows how many units compete, the device which are chosen. A list of chosen slots becomes a list of runs, the form in
+///          which kernels of attention read a cache: they read what was chosen and nothing else, whatever stores it.
+/// Cost     a step reads the keys of units whose slots are new, moved, or stored otherwise; nobody waits for it but where an index grows. A call of
+///          `attend` waits for the one before of the same layer, and for the stream where the host asks what was read.
+template <class Pipeline>
+class CudaRetrieval {
+ public:
+  static constexpr bool there = true;
+
+  /// `slots_have_own`: attention reads numbers of the slots' own, by their place in a head and not in a list.
+  Status make(const Pipeline& pipeline, const CacheShape& shape, bool slots_have_own, MemoryResource<Cuda>& memory) {
+    pipeline_ = pipeline;
+    if (!pipeline_.composes()) return Status::incompatible;
+    if (slots_have_own) return Status::not_supported;
+    const std::size_t each = steering_bytes(shape);
+    if (const Status s = steering_.make(each * static_cast<std::size_t>(shape.layers)); s != Status::ok) return s;
+    Status failed = Status::ok;
+    const Status made = index_.fill(heap_memory(), shape.layers, [&](index_t i) {
+      CudaIndex index(memory);
+      if (failed == Status::ok) failed = index.make(shape.kv_heads, steering_.part(static_cast<std::size_t>(i) * each, each));
+      return index;
+    });
+    return made == Status::ok ? failed : made;
+  }
+  std::size_t fixed_bytes() const { return index_.bytes() + steering_.size(); }
+  std::size_t index_bytes(index_t layer) const { return index_[layer].bytes(); }
+
+  /// Steering memory that a step takes.
+  static std::size_t step_steering_bytes(const CacheShape& shape) { return 2 * Scratch::bytes_for<index_t>(shape.kv_heads); }
+  /// Scratch of a choice of units and of reading them, attention included.
+  template <class Plan>
+  std::size_t workspace_bytes(const Plan& plan, index_t slots, index_t tokens, const AttentionNeed& need) const {
+    const CacheShape& shape = plan.shape;
+    const index_t rows = pipeline_.rows(shape), most = pipeline_.most_units(slots) + 2, n = std::min(tokens, pipeline_.longest_call());
+    const std::size_t lists = Scratch::align + Scratch::bytes_for<std::int32_t>(rows * most) + 2 * Scratch::bytes_for<index_t>(rows) +
+                              2 * Scratch::bytes_for<prim::SlotRun>(rows * prim::ChosenSlots::most_runs(most + 2, most_runs(plan, slots), slots)) +
+                              Scratch::bytes_for<prim::ChosenInterval>(rows * (most + 2)) + Scratch::bytes_for<float>(rows * slots);
+    return lists + std::max(pipeline_.workspace_bytes(shape, slots, n), attend_bytes(shape, rows, slots, n, need));
+  }
+
+  /// Whether a call of `attend` with so many query tokens chooses what it reads.
+  bool chooses(index_t layer, index_t tokens) const {
+    return tokens > 0 && tokens <= pipeline_.longest_call() && !pipeline_.reads_all(layer) && !index_[layer].empty();
+  }
+
+  /// Reads what is chosen; `all`: nothing was done, since every slot is.
+  template <class Layer, class Plan>
+  Status attend(Context<Cuda>& ctx, index_t layer, const Layer& l, const Plan& plan, const prim::AttendRequest& request, const AttendOutputs& measure,
+                prim::AttendMath math, bool& all) const {
+    const CudaIndex& index = index_[layer];
+    const CacheShape& shape = plan.shape;
+    const index_t heads = shape.kv_heads, rows = pipeline_.rows(shape), tokens = request.queries.extent[1];
+    if (const Status s = index.fence().wait(); s != Status::ok) return s;  // the call before may still read what is written here
+    Scratch scratch(ctx.workspace(), index.steering());
+    auto* slots = scratch.take_steering<index_t>(heads);
+    auto* known = scratch.take_steering<index_t>(heads);
+    if (slots == nullptr || known == nullptr) return Status::workspace_too_small;
+    for (index_t h = 0; h < heads; ++h) slots[h] = l.slots(h), known[h] = index.covered(h);
+    retrieve::ReadView<Cuda> view;
+    view.shape = shape, view.layer = layer, view.tokens = tokens, view.seen = l.counters.seen;
+    view.slots = slots, view.known = known;
+    all = pipeline_.takes_all(view);
+    if (all) return Status::ok;
+
+    CudaCandidates among;
+    auto* offset = scratch.take_steering<index_t>(rows + 1);
+    auto* run_offset = scratch.take_steering<index_t>(rows + 1);
+    auto* interval_offset = scratch.take_steering<index_t>(rows + 1);
+    auto* read_offset = scratch.take_steering<index_t>(rows + 1);
+    if (!among.make(pipeline_, view, scratch) || offset == nullptr || run_offset == nullptr || interval_offset == nullptr || read_offset == nullptr)
+      return Status::workspace_too_small;
+    offset[0] = run_offset[0] = interval_offset[0] = read_offset[0] = 0;
+    index_t longest = 0;
+    for (index_t r = 0; r < rows; ++r) {
+      const index_t h = r * heads / rows, units = std::min(among.size(h), pipeline_.select.budget(view, h)), size = pipeline_.partition.size();
+      const index_t front = std::min(slots[h], pipeline_.unit_begin(among.first[h]));
+      const index_t back = slots[h] - std::min({slots[h], known[h], pipeline_.unit_begin(among.last[h])});
+      const index_t read = std::min(slots[h], front + units * size + back);
+      longest = std::max(longest, read);
+      offset[r + 1] = offset[r] + among.size(h);
+      interval_offset[r + 1] = interval_offset[r] + units + 2;
+      run_offset[r + 1] = run_offset[r] + prim::ChosenSlots::most_runs(units + 2, most_runs(plan, slots[h]), read);
+      read_offset[r + 1] = read_offset[r] + read;
+    }
+    const retrieve::UnitLists lists{{scratch.take<std::int32_t>(offset[rows]), offset, rows}, scratch.take<index_t>(rows)};
+    prim::ChosenRuns runs;
+    runs.keys = scratch.take<prim::SlotRun>(run_offset[rows]), runs.values = scratch.take<prim::SlotRun>(run_offset[rows]);
+    runs.intervals = scratch.take<prim::ChosenInterval>(interval_offset[rows]), runs.slots = scratch.take<index_t>(rows);
+    runs.run_offset = run_offset, runs.interval_offset = interval_offset;
+    prim::AttendRequest chosen = request;
+    if (request.mass.data != nullptr) chosen.mass = {scratch.take<float>(read_offset[rows]), read_offset, rows};
+    if (lists.units.data == nullptr || lists.count == nullptr || runs.keys == nullptr || runs.values == nullptr || runs.intervals == nullptr ||
+        runs.slots == nullptr || (request.mass.data != nullptr && chosen.mass.data == nullptr))
+      return Status::workspace_too_small;
+
+    const prim::ChosenUnits units{lists.units, lists.count, among.first, among.last, slots, known, heads, pipeline_.partition.size(), pipeline_.partition.origin(), 0};
+    const auto read = [&]() -> Status {
+      if (const Status s = choose(ctx, pipeline_, view, request.queries, index.planes(pipeline_, shape), among, lists, measure.reads, scratch); s != Status::ok)
+        return s;
+      auto paged = l.heads();
+      if (const Status s = prim::ChosenSlots::lay(ctx, units, paged.keys, paged.values, runs); s != Status::ok) return s;
+      paged.keys.runs = runs.keys, paged.values.runs = runs.values, paged.keys.offset = paged.values.offset = run_offset;
+      paged.slots = runs.slots, paged.kv_heads = rows;
+      Context<Cuda> rest = ctx.with_workspace(scratch.rest());
+      if (const Status s = prim::Attend<Cuda>::run(rest, chosen, paged, longest, math); s != Status::ok || request.mass.data == nullptr) return s;
+      return prim::ChosenSlots::spread(ctx, units, runs, RaggedView<const float>(chosen.mass), l.longest(), request.mass);
+    };
+    Status s = read();
+    const Status behind = index.fence().record(ctx);  // a call that is refused may have started what reads steering memory
+    if (s == Status::ok) s = behind;
+    return s == Status::ok && (measure.reads != nullptr || measure.runs.data != nullptr) ? tell_chosen(ctx, l, shape, units, runs, measure) : s;
+  }
+
+  /// What a step that keeps `kept(head)` slots makes of the index: room for it, and from where rows change. The host knows what becomes codes, the
+  /// device which of the listed slots move. `folds`: sums change slots that stay. Before anything of the layer changes; behind `learn`.
+  template <class Layer, class Kept>
+  Status reserve(Context<Cuda>& ctx, index_t layer, const Layer& l, const CacheShape& shape, Kept&& kept, bool leaves, bool folds, const evict::KeepSet& keep,
+                 Scratch& scratch, IndexChange& change) {
+    const index_t heads = shape.kv_heads;
+    change.from = scratch.take_steering<index_t>(heads), change.known = scratch.take_steering<index_t>(heads), change.device = leaves;
+    if (change.from == nullptr || change.known == nullptr) return Status::workspace_too_small;
+    index_t most = 0;
+    const bool joins = l.wants_lists() && (leaves || l.unsettled());  // codes get new parameters wherever they lie
+    for (index_t h = 0; h < heads; ++h) {
+      change.known[h] = kept(h), most = std::max(most, kept(h));
+      change.from[h] = folds || joins ? 0 : std::min(index_[layer].covered(h), l.keys.settled(h));
+    }
+    if (const Status s = index_[layer].reserve(ctx, pipeline_, shape, most); s != Status::ok || !leaves) return s;
+    return prim::UnitIndex::moved(ctx, RaggedView<const std::int32_t>(keep.slots), keep.count, change.from);
+  }
+  /// Behind the changes of a step, whose lengths kernels read already.
+  template <class Layer>
+  Status refresh(Context<Cuda>& ctx, index_t layer, const Layer& l, const CacheShape& shape, const IndexChange& change) {
+    return index_[layer].refresh(ctx, pipeline_, shape, l.keys.rows(l.device_slots(), l.longest()), change);
+  }
+  /// Between steps: rows of all slots that a step has seen, anew from the slot `same(head)` on.
+  template <class Layer, class Same>
+  Status remake(Context<Cuda>& ctx, index_t layer, Layer& l, const CacheShape& shape, Same&& same) {
+    if (const Status s = l.fence.wait(); s != Status::ok) return s;
+    Scratch scratch({}, l.steering);
+    IndexChange change;
+    const auto known = [&](index_t h) { return l.slots(h) - l.counters.pending; };
+    Status s = reserve(ctx, layer, l, shape, known, false, false, {}, scratch, change);
+    if (s != Status::ok) return s;
+    for (index_t h = 0; h < shape.kv_heads; ++h) change.from[h] = std::min({index_[layer].covered(h), same(h), known(h)});
+    s = refresh(ctx, layer, l, shape, change);
+    const Status behind = l.fence.record(ctx);
+    return s == Status::ok ? behind : s;
+  }
+  Status fork(const Context<Cuda>& ctx, index_t layer, CudaRetrieval& out) const { return index_[layer].fork(ctx, out.index_[layer]); }
+  /// Only while no kernel uses it.
+  void clear() {
+    for (auto& i : index_) i.clear();
+  }
+
+ private:
+  /// What the host writes in a call of `attend`.
+  std::size_t steering_bytes(const CacheShape& shape) const {
+    return Scratch::align + 2 * Scratch::bytes_for<index_t>(shape.kv_heads) + CudaCandidates::bytes(shape) + choice_steering_bytes(pipeline_, shape) +
+           4 * Scratch::bytes_for<index_t>(pipeline_.rows(shape) + 1);
+  }
+  /// Runs of either column of a head of so many slots, at most.
+  template <class Plan>
+  static index_t most_runs(const Plan& plan, index_t slots) {
+    const auto runs = [&](const auto& column) {
+      if (column.grouped()) return slots;
+      index_t n = 0;
+      for (int part = 0; part < column.parts; ++part) n += column.pages_for(part, slots) + 1;
+      return n;
+    };
+    return std::max(runs(plan.keys), runs(plan.values));
+  }
+
+  Pipeline pipeline_{};
+  cuda::SteeringMemory steering_;  ///< outlives the index
+  ObjectArray<CudaIndex> index_;
+};
+
+/// No retrieval stage.
+template <>
+class CudaRetrieval<retrieve::ReadAll::Nothing> {
+ public:
+  static constexpr bool there = false;
+};
+
+}  // namespace kvcondense::cache
