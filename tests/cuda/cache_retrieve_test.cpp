@@ -11,8 +11,10 @@
 #include <kvcondense/quant/group_int.hpp>
 #include <kvcondense/quant/kivi.hpp>
 #include <kvcondense/retrieve/kinetics.hpp>
+#include <kvcondense/retrieve/loki.hpp>
 #include <kvcondense/retrieve/quest.hpp>
 #include <kvcondense/retrieve/rocketkv.hpp>
+#include <kvcondense/retrieve/shadow_select.hpp>
 
 #include "cache_methods.hpp"
 
@@ -24,11 +26,19 @@ namespace {
 constexpr retrieve::Quest quest{.page = 4, .tokens = 24, .dense_layers = 1};
 const std::string quest_text = cuda_cache::setting("quest");
 
+/// A recipe that needs nothing of a model.
+template <class... Stages>
+auto of(const Stages&... stages) {
+  return [=](const any::ModelFacts&) { return recipe(stages...); };
+}
+
 /// A prompt in chunks, tokens one by one, drafts; between steps one more query; tokens that are taken back, in part and to the last.
-template <class Recipe>
-void parity(const Recipe& r, const std::string& text, const CacheShape& shape, bool moves = false) {
+template <class Make>
+void parity(Make&& make, const std::string& text, const CacheShape& shape, bool moves = false) {
   INFO(text << ", head_dim " << shape.head_dim);
-  Pair pair(r, text, shape);
+  test::Device device;
+  cuda_cache::Model model(device, shape);
+  Pair pair(make(model.on_device()), text, shape, model.on_host());
   pair.look();  // of an empty cache
   for (int i = 0; i < 3; ++i) pair.forward(1), pair.look();  // fewer slots than are chosen
   pair.forward(20, prim::AttendMath::f32, pair.near, Phase::prefill_chunk);
@@ -54,29 +64,34 @@ void parity(const Recipe& r, const std::string& text, const CacheShape& shape, b
 }  // namespace
 
 #define KVCONDENSE_CUDA_RETRIEVES(word, ...)                                                                                                    \
-  TEST_CASE("cuda cache retrieves: " word) { parity(recipe(__VA_ARGS__), cuda_cache::setting(word), cuda_cache::shape_of(word)); }               \
+  TEST_CASE("cuda cache retrieves: " word) {                                                                                                     \
+    parity([&]([[maybe_unused]] const any::ModelFacts& facts) { return recipe(__VA_ARGS__); }, cuda_cache::setting(word), cuda_cache::shape_of(word)); \
+  }                                                                                                                                             \
   TEST_CASE("cuda cache retrieves in every shape: " word, "[.][sweep]") {                                                                       \
-    for (const CacheShape& shape : cuda_cache::shapes()) parity(recipe(__VA_ARGS__), cuda_cache::setting(word), shape);                         \
+    for (const CacheShape& shape : cuda_cache::shapes())                                                                                        \
+      parity([&]([[maybe_unused]] const any::ModelFacts& facts) { return recipe(__VA_ARGS__); }, cuda_cache::setting(word), shape);            \
   }
 
 KVCONDENSE_CUDA_RETRIEVES("quest", quest)
 KVCONDENSE_CUDA_RETRIEVES("kinetics", retrieve::Kinetics{.block = 4, .blocks = 3, .sinks = 2, .local = 6, .dense_layers = 0})
+KVCONDENSE_CUDA_RETRIEVES("loki", retrieve::Loki{.key_axes = facts.key_axes, .columns = 6, .share = 0.3})
+KVCONDENSE_CUDA_RETRIEVES("shadow_select", retrieve::ShadowSelect{.chunk = 4, .tokens = 12, .outliers = 2, .local_chunks = 1})
 KVCONDENSE_CUDA_RETRIEVES("rocketkv", retrieve::RocketKV{.page = 4, .tokens = 16, .channels = 6})
 
 TEST_CASE("cuda cache retrieves: quest in every group and head_dim") {
-  for (const CacheShape& shape : cuda_cache::shapes()) parity(recipe(quest), quest_text, shape);
+  for (const CacheShape& shape : cuda_cache::shapes()) parity(of(quest), quest_text, shape);
 }
 
 TEST_CASE("cuda cache retrieves: behind a method that evicts, the index follows the slots") {
-  parity(recipe(evict::H2O{.heavy = 20, .recent = 20}, retrieve::Quest{.page = 4, .tokens = 12, .dense_layers = 0}),
+  parity(of(evict::H2O{.heavy = 20, .recent = 20}, retrieve::Quest{.page = 4, .tokens = 12, .dense_layers = 0}),
          "h2o(heavy=20, recent=20) + quest(page=4, tokens=12, dense_layers=0)", cuda_cache::shapes()[1], true);
-  parity(recipe(evict::SinkWindow{.recent = 30, .sinks = 3}, retrieve::Kinetics{.block = 4, .blocks = 2, .sinks = 2, .local = 6, .dense_layers = 0}),
+  parity(of(evict::SinkWindow{.recent = 30, .sinks = 3}, retrieve::Kinetics{.block = 4, .blocks = 2, .sinks = 2, .local = 6, .dense_layers = 0}),
          "sink_window(recent=30, sinks=3) + kinetics(block=4, blocks=2, sinks=2, local=6, dense_layers=0)", cuda_cache::shapes()[0], true);
 }
 TEST_CASE("cuda cache retrieves: beside codes, the index is of what is stored") {
-  parity(recipe(quant::GroupInt<8>{.group_size = 16, .residual_window = 6}, quest), "group_int(bits=8, group_size=16, residual_window=6) + " + quest_text, cuda_cache::shapes()[0]);
-  parity(recipe(quant::Kivi<4>{.group_size = 16, .residual_window = 16}, quest), "kivi(bits=4, group_size=16, residual_window=16) + " + quest_text, cuda_cache::shapes()[2]);
-  parity(recipe(evict::H2O{.heavy = 20, .recent = 20}, quant::Kivi<4>{.group_size = 16, .residual_window = 16}, retrieve::Quest{.page = 4, .tokens = 12, .dense_layers = 0}),
+  parity(of(quant::GroupInt<8>{.group_size = 16, .residual_window = 6}, quest), "group_int(bits=8, group_size=16, residual_window=6) + " + quest_text, cuda_cache::shapes()[0]);
+  parity(of(quant::Kivi<4>{.group_size = 16, .residual_window = 16}, quest), "kivi(bits=4, group_size=16, residual_window=16) + " + quest_text, cuda_cache::shapes()[2]);
+  parity(of(evict::H2O{.heavy = 20, .recent = 20}, quant::Kivi<4>{.group_size = 16, .residual_window = 16}, retrieve::Quest{.page = 4, .tokens = 12, .dense_layers = 0}),
          "h2o(heavy=20, recent=20) + kivi(bits=4, group_size=16, residual_window=16) + quest(page=4, tokens=12, dense_layers=0)", cuda_cache::shapes()[0], true);
 }
 
@@ -142,10 +157,8 @@ TEST_CASE("cuda cache: every retrieval method is tried, or it is said what lacks
       {"a2ats", "raw keys; choices of query heads that are united"},
       {"lserve", "units that are held from call to call"},
       {"triforce", "units that are held from call to call"},
-      {"shadow_select", "a scorer that knows outliers; how many slots came in prompts"},
       {"landmark", "biases that attention reads by list"},
       {"sparq", "output that is mixed with the mean of all values"},
-      {"loki", "coordinates of keys in a basis"},
       {"infinigen", "what a prompt teaches; a selector that counts over rows"},
       {"pqcache", "what a prompt teaches"},
       {"squeezed", "what a prompt teaches"},

@@ -39,19 +39,20 @@ template <int Bits>
 inline constexpr bool cuda_codec<prim::GroupInt<Bits>> = true;
 }  // namespace detail
 
-/// The cache of one sequence in device memory: an eviction method, what folds behind it, and codes of groups or blocks. Its calls are those of
-/// Cache<Cpu, R>.
+/// The cache of one sequence in device memory: an eviction method, what folds behind it, codes of groups or blocks, and retrieval. Its calls are those
+/// of Cache<Cpu, R>.
 ///
 /// Idea     the host keeps counters, lengths and lists of pages and decides when something leaves; which slots, and all that moves, is
 ///          the device's. The eviction pipeline is the one that runs on the CPU: its blocks are written over words.
 /// Needs    recipes of an eviction method, a merge method over exact rows, exact rows or codes of groups or blocks with their exact window and
-///          first slots, and no other stage (those stop compilation with a sentence). Inputs of steps lie on the device: attention, queries,
+///          first slots, retrieval methods whose blocks have a form on CUDA (cuda_index.cuh), and no other stage (those stop compilation with a sentence). Inputs of steps lie on the device: attention, queries,
 ///          projections, moments, gates, surprise, classes; so do matrices that words read (LayerMatrices of critical and locret).
 ///          Tables that blocks read (HeadTable, LayerTable) are the host's.
 /// Shapes   as Cache<Cpu, R>; keys, values, queries, out, lse, mass in device memory.
 /// Cost     append, attend and step enqueue on the context's stream. The host waits where tables grow or many pages go back, and
 ///          where a step meets the one before of the same layer that is not done yet; how many slots stay it knows itself, but for budgets and
 ///          selections that scores decide, and which slots leave where codes share parameters along slots (KIVI's keys): these are waited for when they act.
+///          A call of `attend` that chooses what it reads waits for the one before of the same layer.
 /// Numbers  pages are those of Cache<Cpu, R>. Attention differs in the last bits, so scores that are that close may be ranked
 ///          otherwise; equal scores are ranked alike. What `append` on the CPU refuses, numbers that the stored type cannot
 ///          hold, is stored as Inf or NaN here and counted once in the report.

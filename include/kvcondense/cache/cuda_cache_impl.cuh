@@ -129,6 +129,7 @@ Status Cache<Cuda, R>::run_step(Context<Cuda>& ctx, index_t layer, const StepInp
   bool leaves = false, changed = false, moved = false;
   cache::Folding folding;
   cache::IndexChange change;
+  const index_t prompt = view.phase == Phase::prefill_chunk || view.phase == Phase::prefill_end ? l.counters.seen : l.counters.prompt;
   // Not where `choose` has its own: its kernels may still read those when the host writes these.
   folding.targets = scratch.take_steering<prim::SlotRange>(fold_.active ? heads : 0);
   std::span<std::byte> fold_words;
@@ -154,7 +155,7 @@ Status Cache<Cuda, R>::run_step(Context<Cuda>& ctx, index_t layer, const StepInp
     }
     Status s = l.set_slots(ctx, stays);
     if constexpr (retrieves)
-      if (s == Status::ok) s = retrieval_.refresh(ctx, layer, l, shape(), change), changed = true;
+      if (s == Status::ok) s = retrieval_.refresh(ctx, layer, l, shape(), prompt, change), changed = true;
     return s;
   };
   const Status acted = act(), behind = l.fence.record(ctx);  // one that is refused may have started what reads `steering`
@@ -174,7 +175,7 @@ Status Cache<Cuda, R>::run_step(Context<Cuda>& ctx, index_t layer, const StepInp
   l.counters.stepped_position = l.next_position();
   l.counters.pending = 0;
   l.pending_positions.shrink(0);
-  if (view.phase == Phase::prefill_chunk || view.phase == Phase::prefill_end) l.counters.prompt = l.counters.seen;
+  l.counters.prompt = prompt;
   if (!moved) return Status::ok;
   const Status trimmed = l.trim(ctx);
   l.torn = trimmed != Status::ok;  // what the step did is done
@@ -341,7 +342,7 @@ Status Cache<Cuda, R>::remove(Context<Cuda>& ctx, index_t first, index_t last) {
       s = commit(ctx, l, keep, all, true, false, scratch);
       if (s == Status::ok) s = l.set_slots(ctx, stays);
       if constexpr (retrieves)
-        if (s == Status::ok) s = retrieval_.refresh(ctx, layer, l, shape(), change);
+        if (s == Status::ok) s = retrieval_.refresh(ctx, layer, l, shape(), l.counters.prompt, change);
       l.torn = s != Status::ok;
     }
     const Status behind = l.fence.record(ctx);

@@ -2,17 +2,21 @@
 
 #include <algorithm>
 #include <cstddef>
+#include <limits>
 #include <span>
 #include <type_traits>
 
 #include <kvcondense/backend/cuda/memory.cuh>
 #include <kvcondense/backend/cuda/steering.cuh>
 #include <kvcondense/backend/cuda/unit_index.cuh>
+#include <kvcondense/backend/cuda/unit_scores.cuh>
 #include <kvcondense/cache/cuda_slot_store.cuh>
 #include <kvcondense/core/buffer.hpp>
 #include <kvcondense/core/workspace.hpp>
 #include <kvcondense/retrieve/blocks/group_bound.hpp>
 #include <kvcondense/retrieve/blocks/keep.hpp>
+#include <kvcondense/retrieve/blocks/outliers.hpp>
+#include <kvcondense/retrieve/blocks/partial_rows.hpp>
 #include <kvcondense/retrieve/blocks/query.hpp>
 #include <kvcondense/retrieve/blocks/reduce.hpp>
 #include <kvcondense/retrieve/blocks/schedule.hpp>
@@ -44,8 +48,19 @@ struct CudaSummary<retrieve::MeanKey> {
   static constexpr bool there = true;
   static constexpr auto rule = prim::IndexRule::mean;
 };
+template <>
+struct CudaSummary<retrieve::MeanKeySpread> {
+  static constexpr bool there = true;
+  static constexpr auto rule = prim::IndexRule::spread;
+};
+/// The basis lies on the device. Its first columns alone: what a prompt teaches is the CPU's.
+template <>
+struct CudaSummary<retrieve::PartialRows> {
+  static constexpr bool there = true;
+  static constexpr auto rule = prim::IndexRule::coordinates;
+};
 
-/// The same of query transforms. `channels`: see prim::UnitIndex::queries.
+/// The same of query transforms. `channels`: see prim::UnitScoring::queries.
 template <class Query>
 struct CudaQuery {
   static constexpr bool there = false;
@@ -69,6 +84,19 @@ struct CudaQuery<retrieve::GroupChannels> {
   static constexpr index_t channels(const retrieve::GroupChannels& q) { return q.channels; }
 };
 
+/// Scores in place: by words, or by what the index knows too.
+template <class Scorer>
+Status rescore(Context<Cuda>& ctx, const Scorer& scorer, const retrieve::ReadView<Cuda>& view, const prim::UnitPlanes&, const prim::UnitScores& scores) {
+  return scorer.run(ctx, view, scores.out);
+}
+inline Status rescore(Context<Cuda>& ctx, const retrieve::OutlierSoftmax& scorer, const retrieve::ReadView<Cuda>& view, const prim::UnitPlanes& planes,
+                      const prim::UnitScores& scores) {
+  constexpr float inf = std::numeric_limits<float>::infinity();
+  Status s = prim::UnitScoring::mark_outliers(ctx, planes, scores, scorer.units, -inf);
+  if (s == Status::ok) s = retrieve::SoftmaxScore{}.run(ctx, view, scores.out);
+  return s == Status::ok ? prim::UnitScoring::mark_outliers(ctx, planes, scores, scorer.units, inf) : s;
+}
+
 /// Whether a block runs words alone, so that where numbers lie is all the same to it.
 template <class Block, class... Over>
 inline constexpr bool one_of = (std::is_same_v<Block, Over> || ...);
@@ -78,8 +106,8 @@ template <class Pipeline>
 inline constexpr bool cuda_retrieves = std::is_same_v<Pipeline, retrieve::ReadAll::Nothing>;
 template <class P, class Su, class Q, class Sc, class R, class Se, class K, class Sd>
 inline constexpr bool cuda_retrieves<retrieve::Pipeline<P, Su, Q, Sc, R, Se, K, Sd>> =
-    CudaSummary<Su>::there && CudaQuery<Q>::there && one_of<Sc, retrieve::PlainScore, retrieve::SoftmaxScore> && std::is_same_v<R, retrieve::ByHeads> &&
-    one_of<Se, retrieve::TopUnits, retrieve::TopShare> && one_of<K, retrieve::KeepEnds, retrieve::KeepShare> && std::is_same_v<Sd, retrieve::EveryCall>;
+    CudaSummary<Su>::there && CudaQuery<Q>::there && one_of<Sc, retrieve::PlainScore, retrieve::SoftmaxScore, retrieve::OutlierSoftmax> && std::is_same_v<R, retrieve::ByHeads> &&
+    one_of<Se, retrieve::TopUnits, retrieve::TopShare> && one_of<K, retrieve::KeepEnds, retrieve::KeepShare, retrieve::KeepGenerated> && std::is_same_v<Sd, retrieve::EveryCall>;
 
 /// What of a layer's slots a step changes, as far as an index asks: in steering memory, per head.
 struct IndexChange {
@@ -95,10 +123,16 @@ class CudaIndex {
 
   /// `steering`: what calls of `attend` write for kernels.
   Status make(index_t heads, std::span<std::byte> steering) {
-    steering_ = steering;
+    steering_ = steering.subspan(told_bytes(heads));
+    prompt_ = {reinterpret_cast<index_t*>(steering.data()), static_cast<std::size_t>(heads)};
+    std::fill(prompt_.begin(), prompt_.end(), index_t{0});
     const Status s = covered_.resize(heads);
     return s == Status::ok ? read_.make() : s;
   }
+  /// Of `steering`, what the device tells.
+  static std::size_t told_bytes(index_t heads) { return Scratch::bytes_for<index_t>(heads); }
+  /// Slots of each head that hold tokens of prompts: told by the device in a step, where a pipeline asks.
+  std::span<index_t> prompt() const { return prompt_; }
   index_t covered(index_t head) const { return covered_[head]; }
   bool empty() const {
     return std::all_of(covered_.begin(), covered_.end(), [](index_t n) { return n == 0; });
@@ -121,7 +155,7 @@ class CudaIndex {
   }
   /// Makes the rows of what has changed anew, after `reserve`. `keys`: as they are stored now.
   template <class Pipeline>
-  Status refresh(Context<Cuda>& ctx, const Pipeline& p, const CacheShape& shape, const SlotRows<Cuda>& keys, const IndexChange& change) {
+  Status refresh(Context<Cuda>& ctx, const Pipeline& p, const CacheShape& shape, index_t layer, const SlotRows<Cuda>& keys, const IndexChange& change) {
     index_t first = 0, last = 0;
     bool any = false;
     for (index_t h = 0; h < shape.kv_heads; ++h) {
@@ -133,20 +167,23 @@ class CudaIndex {
     for (index_t h = 0; h < shape.kv_heads; ++h) covered_[h] = change.known[h];
     if (!any) return Status::ok;
     using Summary = std::remove_cvref_t<decltype(p.summary)>;
-    return prim::UnitIndex::build<CudaSummary<Summary>::rule>(ctx, keys, planes(p, shape), change.from, change.known, first, last);
+    return prim::UnitIndex::build<CudaSummary<Summary>::rule>(ctx, keys, planes(p, shape, layer), change.from, change.known, first, last);
   }
   template <class Pipeline>
-  prim::UnitPlanes planes(const Pipeline& p, const CacheShape& shape) const {
+  prim::UnitPlanes planes(const Pipeline& p, const CacheShape& shape, index_t layer) const {
     prim::UnitPlanes out;
     for (int i = 0; i < 2; ++i) {
       const prim::HeadNumbers<const std::byte> v = planes_[i].view();
       out.plane[i] = const_cast<std::byte*>(v.data), out.room[i] = v.room;
     }
     out.dtype = shape.dtype, out.slots = p.summary.size(), out.origin = p.partition.origin();
+    out.width = static_cast<int>(p.summary.plane_bytes(shape, 0) / size_of(shape.dtype));
+    if constexpr (requires { p.summary.basis; }) out.basis = p.summary.basis(layer), out.columns = p.summary.basis.columns;
     return out;
   }
   Status fork(const Context<Cuda>& ctx, CudaIndex& out) const {
     std::copy_n(covered_.data(), covered_.size(), out.covered_.data());
+    std::copy(prompt_.begin(), prompt_.end(), out.prompt_.begin());
     const Status s = planes_[0].fork(ctx, out.planes_[0]);
     return s == Status::ok ? planes_[1].fork(ctx, out.planes_[1]) : s;
   }
@@ -154,12 +191,14 @@ class CudaIndex {
   void clear() {
     for (auto& p : planes_) p.clear();
     std::fill(covered_.begin(), covered_.end(), index_t{0});
+    std::fill(prompt_.begin(), prompt_.end(), index_t{0});
   }
 
  private:
   SlotStore<std::byte> planes_[2];
   Buffer<index_t> covered_;
   std::span<std::byte> steering_;
+  std::span<index_t> prompt_;
   mutable cuda::Fence read_;
 };
 
@@ -213,18 +252,22 @@ Status choose(Context<Cuda>& ctx, const Pipeline& p, const retrieve::ReadView<Cu
   const RaggedView<float> one = view.tokens == 1 ? sum : RaggedView<float>{scratch.take<float>(offset[q_rows]), offset, q_rows};
   const RaggedView<float> out{scratch.take<float>(row_offset[all]), row_offset, all};
   float* rows = scratch.take<float>(q_rows * floats);
-  if (sum.data == nullptr || one.data == nullptr || out.data == nullptr || rows == nullptr) return Status::workspace_too_small;
+  constexpr bool mapped = CudaSummary<Summary>::rule == prim::IndexRule::coordinates;
+  float* prepared = mapped ? scratch.take<float>(q_rows * planes.width) : rows;
+  if (sum.data == nullptr || one.data == nullptr || out.data == nullptr || rows == nullptr || prepared == nullptr) return Status::workspace_too_small;
 
   const bool last_only = p.aggregate == Aggregate::last;
   const index_t parts = std::max<index_t>(1, p.partition.size() / p.summary.size());
   for (index_t t = last_only ? view.tokens - 1 : 0; t < view.tokens; ++t) {
     const bool begins = last_only || t == 0;
-    Status s = prim::UnitIndex::queries<CudaQuery<Query>::rule>(ctx, queries, t, shape.group(), CudaQuery<Query>::channels(p.query), rows);
+    Status s = prim::UnitScoring::queries<CudaQuery<Query>::rule>(ctx, queries, t, shape.group(), CudaQuery<Query>::channels(p.query), rows);
     const prim::UnitScores scores{begins ? sum : one, among.first, among.rows, per_head, parts};
-    if (s == Status::ok) s = prim::UnitIndex::score<CudaSummary<Summary>::rule>(ctx, planes, scores, rows, floats, shape.head_dim, among.most);
-    if (s == Status::ok) s = p.scorer.run(ctx, view, scores.out);
+    if constexpr (mapped)
+      if (s == Status::ok) s = prim::UnitScoring::coordinates(ctx, planes, rows, q_rows, per_head, shape.head_dim, prepared);
+    if (s == Status::ok) s = prim::UnitScoring::score<CudaSummary<Summary>::rule>(ctx, planes, scores, prepared, mapped ? planes.width : floats, among.most);
+    if (s == Status::ok) s = rescore(ctx, p.scorer, view, planes, scores);
     const float divide = p.aggregate == Aggregate::mean && t + 1 == view.tokens ? static_cast<float>(view.tokens) : 1.0f;
-    if (s == Status::ok && !begins) s = prim::UnitIndex::join(ctx, RaggedView<const float>(one), p.aggregate == Aggregate::max, divide, sum);
+    if (s == Status::ok && !begins) s = prim::UnitScoring::join(ctx, RaggedView<const float>(one), p.aggregate == Aggregate::max, divide, sum);
     if (s != Status::ok) return s;
     for (index_t h = 0; counts != nullptr && h < shape.kv_heads; ++h) {
       counts->units_scored += among.size(h) * per_head;

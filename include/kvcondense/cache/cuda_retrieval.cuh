@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <span>
+#include <type_traits>
 #include <utility>
 
 #include <kvcondense/backend/cuda/attend.cuh>
@@ -28,7 +29,7 @@ class CudaRetrieval {
   Status make(const Pipeline& pipeline, const CacheShape& shape, bool slots_have_own, MemoryResource<Cuda>& memory) {
     pipeline_ = pipeline;
     if (!pipeline_.composes()) return Status::incompatible;
-    if (slots_have_own) return Status::not_supported;
+    if (slots_have_own || pipeline_.watch().window > 0 || pipeline_.rows(shape) != pipeline_.reduce.rows(shape) || pipeline_.found_floats(shape, 1) > 0) return Status::not_supported;
     const std::size_t each = steering_bytes(shape);
     if (const Status s = steering_.make(each * static_cast<std::size_t>(shape.layers)); s != Status::ok) return s;
     Status failed = Status::ok;
@@ -68,6 +69,8 @@ class CudaRetrieval {
     const CacheShape& shape = plan.shape;
     const index_t heads = shape.kv_heads, rows = pipeline_.rows(shape), tokens = request.queries.extent[1];
     if (const Status s = index.fence().wait(); s != Status::ok) return s;  // the call before may still read what is written here
+    if constexpr (asks_for_prompt)
+      if (const Status s = l.fence.wait(); s != Status::ok) return s;  // the step before tells
     Scratch scratch(ctx.workspace(), index.steering());
     auto* slots = scratch.take_steering<index_t>(heads);
     auto* known = scratch.take_steering<index_t>(heads);
@@ -75,7 +78,7 @@ class CudaRetrieval {
     for (index_t h = 0; h < heads; ++h) slots[h] = l.slots(h), known[h] = index.covered(h);
     retrieve::ReadView<Cuda> view;
     view.shape = shape, view.layer = layer, view.tokens = tokens, view.seen = l.counters.seen;
-    view.slots = slots, view.known = known;
+    view.slots = slots, view.known = known, view.prompt = index.prompt().data();
     all = pipeline_.takes_all(view);
     if (all) return Status::ok;
 
@@ -112,7 +115,7 @@ class CudaRetrieval {
 
     const prim::ChosenUnits units{lists.units, lists.count, among.first, among.last, slots, known, heads, pipeline_.partition.size(), pipeline_.partition.origin(), 0};
     const auto read = [&]() -> Status {
-      if (const Status s = choose(ctx, pipeline_, view, request.queries, index.planes(pipeline_, shape), among, lists, measure.reads, scratch); s != Status::ok)
+      if (const Status s = choose(ctx, pipeline_, view, request.queries, index.planes(pipeline_, shape, layer), among, lists, measure.reads, scratch); s != Status::ok)
         return s;
       auto paged = l.heads();
       if (const Status s = prim::ChosenSlots::lay(ctx, units, paged.keys, paged.values, runs); s != Status::ok) return s;
@@ -145,10 +148,12 @@ class CudaRetrieval {
     if (const Status s = index_[layer].reserve(ctx, pipeline_, shape, most); s != Status::ok || !leaves) return s;
     return prim::UnitIndex::moved(ctx, RaggedView<const std::int32_t>(keep.slots), keep.count, change.from);
   }
-  /// Behind the changes of a step, whose lengths kernels read already.
+  /// Behind the changes of a step, whose lengths kernels read already. `prompt`: tokens before it came in prompts.
   template <class Layer>
-  Status refresh(Context<Cuda>& ctx, index_t layer, const Layer& l, const CacheShape& shape, const IndexChange& change) {
-    return index_[layer].refresh(ctx, pipeline_, shape, l.keys.rows(l.device_slots(), l.longest()), change);
+  Status refresh(Context<Cuda>& ctx, index_t layer, const Layer& l, const CacheShape& shape, index_t prompt, const IndexChange& change) {
+    const Status s = index_[layer].refresh(ctx, pipeline_, shape, layer, l.keys.rows(l.device_slots(), l.longest()), change);
+    if (s != Status::ok || !asks_for_prompt) return s;
+    return prim::UnitIndex::below(ctx, l.ids.view(), change.known, prompt, shape.kv_heads, index_[layer].prompt().data());
   }
   /// Between steps: rows of all slots that a step has seen, anew from the slot `same(head)` on.
   template <class Layer, class Same>
@@ -160,7 +165,7 @@ class CudaRetrieval {
     Status s = reserve(ctx, layer, l, shape, known, false, false, {}, scratch, change);
     if (s != Status::ok) return s;
     for (index_t h = 0; h < shape.kv_heads; ++h) change.from[h] = std::min({index_[layer].covered(h), same(h), known(h)});
-    s = refresh(ctx, layer, l, shape, change);
+    s = refresh(ctx, layer, l, shape, l.counters.prompt, change);
     const Status behind = l.fence.record(ctx);
     return s == Status::ok ? behind : s;
   }
@@ -173,7 +178,7 @@ class CudaRetrieval {
  private:
   /// What the host writes in a call of `attend`.
   std::size_t steering_bytes(const CacheShape& shape) const {
-    return Scratch::align + 2 * Scratch::bytes_for<index_t>(shape.kv_heads) + CudaCandidates::bytes(shape) + choice_steering_bytes(pipeline_, shape) +
+    return CudaIndex::told_bytes(shape.kv_heads) + 2 * Scratch::align + 2 * Scratch::bytes_for<index_t>(shape.kv_heads) + CudaCandidates::bytes(shape) + choice_steering_bytes(pipeline_, shape) +
            4 * Scratch::bytes_for<index_t>(pipeline_.rows(shape) + 1);
   }
   /// Runs of either column of a head of so many slots, at most.
@@ -187,6 +192,8 @@ class CudaRetrieval {
     };
     return std::max(runs(plan.keys), runs(plan.values));
   }
+
+  static constexpr bool asks_for_prompt = std::is_same_v<decltype(Pipeline::keep), retrieve::KeepGenerated>;
 
   Pipeline pipeline_{};
   cuda::SteeringMemory steering_;  ///< outlives the index
