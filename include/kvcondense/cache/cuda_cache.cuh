@@ -95,7 +95,9 @@ class Cache<Cuda, R> {
     if (const Status s = c.check_merge(); s != Status::ok) return s;
     if (const Status s = recipe.retrieve.validate(shape); s != Status::ok) return s;
     if constexpr (retrieves)  // attention by lists reads no numbers of the slots' own
-      if (const Status s = c.retrieval_.make(recipe.retrieve.pipeline(), c.plan_.shape, c.fold_.bias >= 0 || c.fold_.value_scale >= 0, memory); s != Status::ok) return s;
+      if (const Status s = c.retrieval_.make(recipe.retrieve.pipeline(), c.plan_.shape, c.fold_.bias >= 0 || c.fold_.value_scale >= 0 || c.pipeline_.residual != evict::Residual::none, memory);
+          s != Status::ok)
+        return s;
     const std::size_t each = c.steering_bytes(), all = each + c.plan_.told_bytes() + Scratch::align;
     const std::size_t layers = all * static_cast<std::size_t>(shape.layers), model = c.model_steering_bytes();
     if (const Status s = c.steering_.make(layers + model); s != Status::ok) return s;

@@ -50,9 +50,12 @@ class CudaRetrieval {
   std::size_t workspace_bytes(const Plan& plan, index_t slots, index_t tokens, const AttentionNeed& need) const {
     const CacheShape& shape = plan.shape;
     const index_t rows = pipeline_.rows(shape), most = pipeline_.most_units(slots) + 2, n = std::min(tokens, pipeline_.longest_call());
+    retrieve::ReadView<Cuda> view;
+    view.shape = shape, view.slots = &slots;
+    const index_t intervals = std::min(most, pipeline_.select.budget(view, 0)) + 2;  // a shorter head chooses no more
     const std::size_t lists = Scratch::align + Scratch::bytes_for<std::int32_t>(rows * most) + 2 * Scratch::bytes_for<index_t>(rows) +
-                              2 * Scratch::bytes_for<prim::SlotRun>(rows * prim::ChosenSlots::most_runs(most + 2, most_runs(plan, slots), slots)) +
-                              Scratch::bytes_for<prim::ChosenInterval>(rows * (most + 2)) + Scratch::bytes_for<float>(rows * slots);
+                              2 * Scratch::bytes_for<prim::SlotRun>(rows * prim::ChosenSlots::most_runs(intervals, most_runs(plan, slots), slots)) +
+                              Scratch::bytes_for<prim::ChosenInterval>(rows * intervals) + Scratch::bytes_for<float>(rows * slots);
     return lists + std::max(pipeline_.workspace_bytes(shape, slots, n), attend_bytes(shape, rows, slots, n, need));
   }
 
@@ -187,7 +190,7 @@ class CudaRetrieval {
     const auto runs = [&](const auto& column) {
       if (column.grouped()) return slots;
       index_t n = 0;
-      for (int part = 0; part < column.parts; ++part) n += column.pages_for(part, slots) + 1;
+      for (int part = 0; part < column.parts; ++part) n += column.pages_for(part, part == 0 ? std::min(slots, column.sinks) : slots) + 1;
       return n;
     };
     return std::max(runs(plan.keys), runs(plan.values));
