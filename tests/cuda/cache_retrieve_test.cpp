@@ -95,6 +95,15 @@ TEST_CASE("cuda cache retrieves: beside codes, the index is of what is stored") 
          "h2o(heavy=20, recent=20) + kivi(bits=4, group_size=16, residual_window=16) + quest(page=4, tokens=12, dense_layers=0)", cuda_cache::shapes()[0], true);
 }
 
+TEST_CASE("cuda cache retrieves: tensor cores read what was chosen") {
+  Pair pair(recipe(quant::GroupInt<4>{.group_size = 16, .residual_window = 6}, retrieve::Quest{.page = 4, .tokens = 12, .dense_layers = 0}),
+            "group_int(bits=4, group_size=16, residual_window=6) + quest(page=4, tokens=12, dense_layers=0)",
+            CacheShape{.q_heads = 6, .kv_heads = 2, .head_dim = 64, .page_slots = 16});
+  pair.forward(45);
+  for (int i = 0; i < 4; ++i) pair.forward(1, prim::AttendMath::halves, 4e-3f);
+  pair.look();
+}
+
 TEST_CASE("cuda cache retrieves: nobody waits for a choice") {
   Pair pair(recipe(retrieve::Quest{.page = 4, .tokens = 12, .dense_layers = 0}), "quest(page=4, tokens=12, dense_layers=0)",
             CacheShape{.q_heads = 4, .kv_heads = 2, .head_dim = 32, .page_slots = 64});

@@ -76,7 +76,7 @@ struct Pieces {
 
 /// A block a row, threads its intervals: their slots, then where these lie in both columns. What is left of the room is behind all slots.
 template <int Threads>
-__global__ void __launch_bounds__(Threads) lay_chosen(ChosenUnits chosen, ColumnRuns keys, ColumnRuns values, ChosenRuns out) {
+__global__ void __launch_bounds__(Threads, 4) lay_chosen(ChosenUnits chosen, ColumnRuns keys, ColumnRuns values, ChosenRuns out) {
   static_assert(Threads == chosen_threads);
   ChosenShared& shared = cuda::shared_as<ChosenShared>();
   const index_t row = blockIdx.x, head = row * chosen.heads / chosen.units.heads, n = chosen.count[row];

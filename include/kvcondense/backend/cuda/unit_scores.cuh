@@ -37,7 +37,7 @@ enum class QueryRule : std::uint8_t {
 namespace cuda_kernels {
 
 inline constexpr int score_tile = 32;  ///< units that a block scores
-inline constexpr int score_rows = 8;        ///< query rows at a time
+inline constexpr int score_rows = 8;   ///< query rows at a time
 
 /// Query rows in the basis of their heads, `per_head` to a KV head, products and sums in the CPU's order. A block a row.
 template <int Threads>
@@ -59,7 +59,7 @@ struct ScoreShared {
 /// Scores of candidates: a warp a unit, all query rows of a KV head against what is read of it once. Grid: tiles of candidates, heads.
 /// `floats`: of a query row; twice a head's where it says itself what meets which bound.
 template <IndexRule Rule>
-__global__ void __launch_bounds__(index_threads) score_units(UnitPlanes planes, UnitScores scores, const float* queries, index_t floats) {
+__global__ void __launch_bounds__(index_threads, 4) score_units(UnitPlanes planes, UnitScores scores, const float* queries, index_t floats) {
   ScoreShared& shared = cuda::shared_as<ScoreShared>();
   const index_t head = blockIdx.y, first_row = head * scores.per_head, n = scores.out.length(first_row);
   const index_t tile = static_cast<index_t>(blockIdx.x) * score_tile, last = tile + score_tile < n ? tile + score_tile : n;
