@@ -12,6 +12,7 @@
 #include <kvcondense/quant/kivi.hpp>
 #include <kvcondense/retrieve/kinetics.hpp>
 #include <kvcondense/retrieve/loki.hpp>
+#include <kvcondense/retrieve/lserve.hpp>
 #include <kvcondense/retrieve/quest.hpp>
 #include <kvcondense/retrieve/rocketkv.hpp>
 #include <kvcondense/retrieve/shadow_select.hpp>
@@ -74,6 +75,7 @@ void parity(Make&& make, const std::string& text, const CacheShape& shape, bool 
 
 KVCONDENSE_CUDA_RETRIEVES("quest", quest)
 KVCONDENSE_CUDA_RETRIEVES("kinetics", retrieve::Kinetics{.block = 4, .blocks = 3, .sinks = 2, .local = 6, .dense_layers = 0})
+KVCONDENSE_CUDA_RETRIEVES("lserve", retrieve::LServe{.page = 8, .part = 4, .tokens = 24, .interval = 3, .heads = retrieve::Heads::group_max})
 KVCONDENSE_CUDA_RETRIEVES("loki", retrieve::Loki{.key_axes = facts.key_axes, .columns = 6, .share = 0.3})
 KVCONDENSE_CUDA_RETRIEVES("shadow_select", retrieve::ShadowSelect{.chunk = 4, .tokens = 12, .outliers = 2, .local_chunks = 1})
 KVCONDENSE_CUDA_RETRIEVES("rocketkv", retrieve::RocketKV{.page = 4, .tokens = 16, .channels = 6})
@@ -165,8 +167,7 @@ TEST_CASE("cuda cache: every retrieval method is tried, or it is said what lacks
       {"infllm", "raw keys; attention that a summary is told of"},
       {"rekv", "raw keys; units that are held from call to call"},
       {"a2ats", "raw keys; choices of query heads that are united"},
-      {"lserve", "units that are held from call to call"},
-      {"triforce", "units that are held from call to call"},
+      {"triforce", "units in the order of their scores"},
       {"landmark", "biases that attention reads by list"},
       {"sparq", "output that is mixed with the mean of all values"},
       {"infinigen", "what a prompt teaches; a selector that counts over rows"},

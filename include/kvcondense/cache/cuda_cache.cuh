@@ -70,6 +70,7 @@ class Cache<Cuda, R> {
   using Retrieve = decltype(std::declval<const decltype(R::retrieve)&>().pipeline());
   static_assert(cache::cuda_retrieves<Retrieve>,
                 "kvcondense: a block of this retrieval pipeline has no form on CUDA (docs/cuda.md lists the methods); make_cache<kvcondense::Cpu> takes it.");
+  static constexpr bool retrieves = cache::CudaRetrieval<Retrieve>::there;
   using Evict = decltype(R::evict);
   using Quant = decltype(R::quant);
   using KeyCodec = decltype(key_codec_of(std::declval<const Quant&>(), CacheShape{}));
@@ -95,7 +96,7 @@ class Cache<Cuda, R> {
     if (const Status s = c.check_merge(); s != Status::ok) return s;
     if (const Status s = recipe.retrieve.validate(shape); s != Status::ok) return s;
     if constexpr (retrieves)  // attention by lists reads no numbers of the slots' own
-      if (const Status s = c.retrieval_.make(recipe.retrieve.pipeline(), c.plan_.shape, c.fold_.bias >= 0 || c.fold_.value_scale >= 0 || c.pipeline_.residual != evict::Residual::none, memory);
+      if (const Status s = c.retrieval_.make(recipe.retrieve.pipeline(), c.plan_.shape, c.fold_.bias >= 0 || c.fold_.value_scale >= 0 || c.pipeline_.residual != evict::Residual::none, c.changes_length(), memory);
           s != Status::ok)
         return s;
     const std::size_t each = c.steering_bytes(), all = each + c.plan_.told_bytes() + Scratch::align;
@@ -138,7 +139,7 @@ class Cache<Cuda, R> {
     const std::size_t mass = Scratch::align + Scratch::bytes_for<float>(total);
     const std::size_t step = Scratch::align + range_bytes() + 2 * Scratch::bytes_for<std::int32_t>(total) +
                              static_cast<std::size_t>(plan_.lanes) * Scratch::bytes_for<float>(total) + pipeline_bytes(slots, total, tokens) + fold_bytes(total) +
-                             column_bytes(tokens, slots);
+                             column_bytes(tokens, slots) + retrieval_.step_bytes(shape(), slots, tokens);
     std::size_t reading = cache::attend_bytes(shape(), shape().kv_heads, slots, tokens, attention());
     if constexpr (retrieves) reading = std::max(reading, retrieval_.workspace_bytes(plan_, slots, tokens, attention()));
     return mass + std::max({step, reading, model_bytes(slots)});
@@ -250,6 +251,8 @@ class Cache<Cuda, R> {
   ObjectArray<Layer>& layers() { return layers_; }
   const Plan& plan() const { return plan_; }
   const merge::Traits& folds() const { return fold_; }
+  const cache::CudaRetrieval<Retrieve>& retrieval() const { return retrieval_; }
+  cache::CudaRetrieval<Retrieve>& retrieval() { return retrieval_; }
   MemoryResource<Cuda>& memory() const { return *memory_; }
   /// Numbers that could not be stored, and NaN scores, since it was made, reset or loaded. Waits for the stream.
   Status counted(Context<Cuda>& ctx, std::span<index_t, 2> out) const;
@@ -262,7 +265,6 @@ class Cache<Cuda, R> {
   using Merge = decltype(R::merge);
   using Merger = decltype(merger_of(std::declval<Merge>()));
   static constexpr bool can_merge = merge::Folds<Merger>;
-  static constexpr bool retrieves = cache::CudaRetrieval<Retrieve>::there;
 
   prim::AttendRequest request(TensorView<const float, 3> queries, TensorView<float, 3> out) const {
     return {queries, out, {}, {}, 0, shape().softmax_scale};
@@ -274,7 +276,7 @@ class Cache<Cuda, R> {
   std::size_t steering_bytes() const {
     return 2 * Scratch::bytes_for<index_t>(shape().kv_heads) + 2 * Scratch::bytes_for<prim::Ends>(shape().kv_heads) + Scratch::align +
            std::max(pipeline_.allocate.workspace_bytes(shape(), 0), pipeline_.select.workspace_bytes(shape(), 0)) +
-           (fold_.active ? Scratch::bytes_for<prim::SlotRange>(shape().kv_heads) : 0) + (retrieves ? 2 * Scratch::bytes_for<index_t>(shape().kv_heads) : 0);
+           (fold_.active ? Scratch::bytes_for<prim::SlotRange>(shape().kv_heads) : 0) + retrieval_.step_steering_bytes(shape());
   }
   /// Scratch of columns of attention over what queries a step may have.
   std::size_t column_bytes(index_t tokens, index_t slots) const {

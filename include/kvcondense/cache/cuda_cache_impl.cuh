@@ -19,10 +19,11 @@ StepView<Cuda> Cache<Cuda, R>::step_view(index_t layer, Phase phase) const {
 template <class R>
 Status Cache<Cuda, R>::check_input(const StepView<Cuda>& view, Input what) const {
   const bool probe = view.phase == Phase::probe;
-  if (view.phase == Phase::turn || !(probe ? what == Input::queries && pipeline_.probes() : (pipeline_.inputs() | fold_.inputs).has(what))) return Status::ok;
+  if (view.phase == Phase::turn || !(probe ? what == Input::queries && pipeline_.probes() : (pipeline_.inputs() | fold_.inputs).has(what) || (what == Input::queries && retrieval_.holds()))) return Status::ok;
   if (what == Input::queries) {
     const TensorView<const float, 3>& q = view.inputs.queries;
-    const index_t least = probe ? view.appended : std::max(std::min<index_t>(1, view.appended), pipeline_.queries().of(view.appended));
+    const index_t chosen_by = !retrieval_.holds() ? 0 : view.appended > retrieval_.longest_call() ? 1 : view.appended;
+    const index_t least = probe ? view.appended : std::max({std::min<index_t>(1, view.appended), pipeline_.queries().of(view.appended), chosen_by});
     if (q.data == nullptr || q.extent[1] < least) return Status::missing_input;
     return q.extent[0] == shape().q_heads && q.extent[2] == shape().head_dim && q.extent[1] <= view.appended ? Status::ok : Status::shape_mismatch;
   }
@@ -63,7 +64,7 @@ Status Cache<Cuda, R>::begin(Context<Cuda>& ctx, Layer& l, const StepView<Cuda>&
   for (auto& lane : lanes) lane = view.ragged(scratch.take<float>(total));
   bool room = keep.slots.data != nullptr && keep.count != nullptr && keep.budget != nullptr && keep.ends != nullptr &&
               scratch.left() >= Scratch::bytes_for<std::int32_t>(total) + range_bytes() + pipeline_bytes(l.longest(), total, l.counters.pending) +
-                                      fold_bytes(total);
+                                      fold_bytes(total) + retrieval_.step_bytes(shape(), l.longest(), l.counters.pending);
   for (const auto& lane : lanes) room = room && lane.data != nullptr;
   if (!room) return Status::workspace_too_small;
   // Policies work on copies: a step that is refused later must not have counted its attention.
@@ -154,8 +155,10 @@ Status Cache<Cuda, R>::run_step(Context<Cuda>& ctx, index_t layer, const StepInp
       if (const Status s = commit(ctx, l, keep, all, leaves, true, scratch); s != Status::ok) return s;
     }
     Status s = l.set_slots(ctx, stays);
-    if constexpr (retrieves)
+    if constexpr (retrieves) {
       if (s == Status::ok) s = retrieval_.refresh(ctx, layer, l, shape(), prompt, change), changed = true;
+      if (s == Status::ok) s = retrieval_.hold(ctx, layer, l, shape(), inputs.queries, view.phase, change, scratch);
+    }
     return s;
   };
   const Status acted = act(), behind = l.fence.record(ctx);  // one that is refused may have started what reads `steering`
@@ -271,8 +274,10 @@ Status Cache<Cuda, R>::truncate(Context<Cuda>& ctx, index_t tokens) {
     l.window.truncate(tokens);
     l.counters.seen = tokens, l.counters.prompt = std::min(l.counters.prompt, tokens);
     Status s = l.trim(ctx);
-    if constexpr (retrieves)
+    if constexpr (retrieves) {
       if (s == Status::ok && gone > unstepped) s = retrieval_.remake(ctx, layer, l, shape(), left);
+      retrieval_.forget(layer, tokens);
+    }
     if (s != Status::ok) return l.torn = true, s;
   }
   return Status::ok;
@@ -326,6 +331,7 @@ Status Cache<Cuda, R>::remove(Context<Cuda>& ctx, index_t first, index_t last) {
     Layer& l = layers_[layer];
     const prim::Ends* mine = &ends[layer * heads];
     const auto stays = [&](index_t h) { return mine[h].size(); };
+    if constexpr (retrieves) retrieval_.forget(layer, -1);
     if (!loses(layer)) continue;
     const StepView<Cuda> view = step_view(layer, Phase::turn);
     Scratch scratch(ctx.workspace(), l.steering);

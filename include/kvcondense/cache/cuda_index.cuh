@@ -106,8 +106,9 @@ template <class Pipeline>
 inline constexpr bool cuda_retrieves = std::is_same_v<Pipeline, retrieve::ReadAll::Nothing>;
 template <class P, class Su, class Q, class Sc, class R, class Se, class K, class Sd>
 inline constexpr bool cuda_retrieves<retrieve::Pipeline<P, Su, Q, Sc, R, Se, K, Sd>> =
-    CudaSummary<Su>::there && CudaQuery<Q>::there && one_of<Sc, retrieve::PlainScore, retrieve::SoftmaxScore, retrieve::OutlierSoftmax> && std::is_same_v<R, retrieve::ByHeads> &&
-    one_of<Se, retrieve::TopUnits, retrieve::TopShare> && one_of<K, retrieve::KeepEnds, retrieve::KeepShare, retrieve::KeepGenerated> && std::is_same_v<Sd, retrieve::EveryCall>;
+    CudaSummary<Su>::there && CudaQuery<Q>::there && one_of<Sc, retrieve::PlainScore, retrieve::SoftmaxScore, retrieve::OutlierSoftmax> &&
+    std::is_same_v<R, retrieve::ByHeads> && one_of<Se, retrieve::TopUnits, retrieve::TopShare> &&
+    one_of<K, retrieve::KeepEnds, retrieve::KeepShare, retrieve::KeepGenerated> && one_of<Sd, retrieve::EveryCall, retrieve::EveryTokens>;
 
 /// What of a layer's slots a step changes, as far as an index asks: in steering memory, per head.
 struct IndexChange {
@@ -218,6 +219,12 @@ struct CudaCandidates {
       const retrieve::UnitRange c = p.candidates(view, h);
       first[h] = c.first, last[h] = c.last, rows[h] = p.index_rows(view.known[h]), most = std::max(most, c.size());
     }
+    return true;
+  }
+  /// Those that competed in an earlier choice.
+  bool as(index_t* begins, index_t* ends, index_t heads) {
+    first = begins, last = ends;
+    for (index_t h = 0; h < heads; ++h) most = std::max(most, size(h));
     return true;
   }
   index_t size(index_t head) const { return last[head] - first[head]; }

@@ -23,6 +23,7 @@ std::uint64_t fingerprint(const Cache<Cuda, R>& c) {
     if (t.bias >= 0 || t.value_scale >= 0 || t.state > 0) f.add(t.bias, t.value_scale, t.state);
     f.add_text(word_of(c.recipe().merge));
   }
+  if constexpr (Cache<Cuda, R>::retrieves) c.retrieval().add_to(f, c.shape(), word_of(c.recipe().retrieve));
   return f.value();
 }
 
@@ -69,6 +70,8 @@ Status load_layer(ByteReader& r, Context<Cuda>& ctx, Cache<Cuda, R>& c, index_t 
   Status s = QueryWindow::make(l.window.most(), c.shape(), heap_memory(), window);
   if (s == Status::ok) s = load_window(r, window, c.shape(), l.counters);
   if (s == Status::ok) s = l.window.upload(ctx, window, l.counters.seen - l.counters.pending);
+  if constexpr (Cache<Cuda, R>::retrieves)
+    if (s == Status::ok) s = c.retrieval().load_held(r, ctx, layer, l, c.shape());
   CudaColumnFile<typename Cache<Cuda, R>::KeyCodec> keys(l.keys);
   CudaColumnFile<typename Cache<Cuda, R>::ValueCodec> values(l.values);
   Buffer<index_t> slots(heap_memory());
@@ -99,7 +102,10 @@ Status load_layer(ByteReader& r, Context<Cuda>& ctx, Cache<Cuda, R>& c, index_t 
   }
   if (s == Status::ok) s = keys.settle(ctx);
   if (s == Status::ok) s = values.settle(ctx);
-  return s == Status::ok ? l.set_slots(ctx, [&](index_t h) { return slots[h]; }) : s;
+  if (s == Status::ok) s = l.set_slots(ctx, [&](index_t h) { return slots[h]; });
+  if constexpr (Cache<Cuda, R>::retrieves)
+    if (s == Status::ok && !c.retrieval().held_fits(layer, l)) s = Status::corrupt_data;
+  return s;
 }
 
 }  // namespace cache
@@ -139,6 +145,7 @@ Status save(Context<Cuda>& ctx, const Cache<Cuda, R>& c, ByteSink& sink) {
     if (s == Status::ok) s = l.window.download(ctx, window);
     if (s != Status::ok) w.fail(s);
     cache::save_window(w, window, c.shape());
+    if constexpr (Cache<Cuda, R>::retrieves) c.retrieval().save_held(w, ctx, i);
     for (index_t h = 0; h < c.shape().kv_heads && w.status() == Status::ok; ++h) {
       cache::HeadCounts counts = l.counts(h);
       if (i == 0 && h == 0) counts.repaired += counted[0];

@@ -69,7 +69,7 @@ struct UnitSlots {
 /// Rows of units from the first one on whose slots have changed, `from` per head. A block a unit, threads its channels: slots follow one
 /// another as on the CPU. Grid: units from `base` on, heads.
 template <IndexRule Rule>
-__global__ void __launch_bounds__(index_threads) index_units(SlotRows<Cuda> keys, UnitPlanes planes, const index_t* from, const index_t* known, index_t base) {
+__global__ void __launch_bounds__(index_threads, 4) index_units(SlotRows<Cuda> keys, UnitPlanes planes, const index_t* from, const index_t* known, index_t base) {
   IndexShared& shared = *reinterpret_cast<IndexShared*>(cuda::dyn_smem());
   const UnitSlots unit_slots(planes, from, known, base);
   if (unit_slots.empty()) return;  // the same in all threads
