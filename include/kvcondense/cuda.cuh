@@ -8,6 +8,7 @@
 #include <kvcondense/backend/cuda/block_stride.cuh>
 #include <kvcondense/backend/cuda/block_top_k.cuh>
 #include <kvcondense/backend/cuda/chunk_pool.cuh>
+#include <kvcondense/backend/cuda/chosen_slots.cuh>
 #include <kvcondense/backend/cuda/chunk_top_k.cuh>
 #include <kvcondense/backend/cuda/cluster_rows.cuh>
 #include <kvcondense/backend/cuda/code_scores.cuh>
@@ -69,6 +70,8 @@
 #include <kvcondense/backend/cuda/top_then_newest.cuh>
 #include <kvcondense/backend/cuda/turn_rows.cuh>
 #include <kvcondense/backend/cuda/unit_fold.cuh>
+#include <kvcondense/backend/cuda/unit_index.cuh>
+#include <kvcondense/backend/cuda/unit_scores.cuh>
 #include <kvcondense/backend/cuda/unit_spread.cuh>
 #include <kvcondense/cache/cuda_cache.cuh>
 #include <kvcondense/cache/cuda_layer.cuh>

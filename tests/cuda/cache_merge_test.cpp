@@ -21,6 +21,7 @@
 #include <kvcondense/merge/tome.hpp>
 #include <kvcondense/merge/value_merge.hpp>
 #include <kvcondense/merge/weightedkv.hpp>
+#include <kvcondense/quant/boundary_layers.hpp>
 #include <kvcondense/quant/fp8.hpp>
 #include <kvcondense/quant/kivi.hpp>
 
@@ -113,6 +114,9 @@ TEST_CASE("cuda cache: what leaves folds into exact slots beside codes") {
   folds("sink_window(sinks=3, recent=30) + cam(targets=3, mass=log_count) + fp8(residual=16, sinks=2)", shape, ends, merge::CaM{.targets = 3, .mass = merge::Mass::log_count},
         quant::Fp8{.residual_window = 16, .sinks = 2});
   folds("sink_window(sinks=3, recent=30) + d2o + kivi4(group=8, residual=16)", shape, ends, merge::D2O{}, quant::Kivi<4>{.group_size = 8, .residual_window = 16});
+  // The last layer has no codes.
+  folds("sink_window(sinks=3, recent=30) + d2o + boundary_layers(fp8(residual=16), first=0, last=1)", shape, ends, merge::D2O{},
+        quant::BoundaryLayers<quant::Fp8>{.base = {.residual_window = 16}, .first = 0, .last = 1});
 }
 
 TEST_CASE("cuda cache: sets among slots that stay, behind a policy that lets others go, and beside codes") {

@@ -176,6 +176,54 @@ class Pair {
     compare();
   }
 
+  /// One more query of every layer, between steps: the same slots are read, and attention tells the same of them. Returns how many were read, of all layers.
+  index_t look(float within = near) {
+    index_t read = 0;
+    for (index_t layer = 0; layer < shape_.layers; ++layer) {
+      const std::vector<float> q = normal_numbers(shape_.q_heads * shape_.head_dim, random_);
+      const index_t total = host_.total_slots(layer), room = longest() + 2;
+      const auto slots = at(total);
+      std::vector<float> out(at(shape_.q_heads * shape_.values())), lse(at(shape_.q_heads)), mass(slots);
+      std::vector<SlotRun> runs[2];
+      std::vector<index_t> count[2];
+      ReadCounts reads[2];
+      AttendOutputs measure[2];
+      for (int side = 0; side < 2; ++side) {
+        runs[side].resize(at(shape_.q_heads * room)), count[side].resize(at(shape_.q_heads));
+        measure[side].reads = &reads[side], measure[side].runs = {runs[side].data(), room, count[side].data()};
+      }
+      measure[0].mass = host_.ragged(layer, mass.data()), measure[0].lse = dense_view(lse.data(), shape_.q_heads, 1);
+      std::vector<std::byte> scratch = host_scratch(1);
+      Context<Cpu> cpu(scratch);
+      const auto queries = [&](const float* x) { return dense_view(x, shape_.q_heads, 1, shape_.head_dim); };
+      const auto outs = [&](float* x) { return dense_view(x, shape_.q_heads, 1, shape_.values()); };
+      REQUIRE(host_.attend(cpu, layer, queries(q.data()), outs(out.data()), measure[0]) == Status::ok);
+      ::test::OnDevice<float> dq(*device_, q), dout(*device_, std::vector<float>(out.size(), NAN)), dlse(*device_, std::vector<float>(lse.size(), NAN));
+      ::test::OnDevice<float> dmass(*device_, std::vector<float>(mass.size(), NAN));
+      measure[1].mass = device_cache_.ragged(layer, dmass.data()), measure[1].lse = dense_view(dlse.data(), shape_.q_heads, 1);
+      Context<Cuda> ctx = device_->with_workspace(device_cache_.workspace_bytes(longest(), 1));
+      REQUIRE(device_cache_.attend(ctx, layer, queries(dq.data()), outs(dout.data()), measure[1]) == Status::ok);
+      for (index_t h = 0; h < shape_.q_heads; ++h) {
+        REQUIRE(count[1][at(h)] == count[0][at(h)]);
+        for (index_t i = h * room; i < h * room + count[0][at(h)]; ++i) {
+          REQUIRE(runs[1][at(i)].first == runs[0][at(i)].first);
+          REQUIRE(runs[1][at(i)].last == runs[0][at(i)].last);
+        }
+      }
+      CHECK(reads[1].units_scored == reads[0].units_scored);
+      CHECK(reads[1].index_bytes == reads[0].index_bytes);
+      CHECK(reads[1].slots_read == reads[0].slots_read);
+      CHECK(reads[1].slots_touched == reads[0].slots_touched);
+      CHECK(reads[1].slot_bytes == reads[0].slot_bytes);
+      const auto close = [&](const std::vector<float>& got, const std::vector<float>& want) {
+        for (std::size_t i = 0; i < want.size(); ++i) REQUIRE((got[i] == want[i] || std::fabs(got[i] - want[i]) <= within));
+      };
+      close(dout.read(), out), close(dlse.read(), lse), close(dmass.read(), mass);
+      read += reads[0].slots_read;
+    }
+    return read;
+  }
+
   /// Tokens that ask about tokens [first, last) and are taken back.
   void probe(index_t tokens, index_t first, index_t last) {
     asked_first_ = first, asked_last_ = last;

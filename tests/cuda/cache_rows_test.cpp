@@ -13,7 +13,6 @@
 #include <kvcondense/evict/knorm.hpp>
 #include <kvcondense/evict/sink_window.hpp>
 #include <kvcondense/evict/snapkv.hpp>
-#include <kvcondense/merge/d2o.hpp>
 #include <kvcondense/quant/bipolar_int.hpp>
 #include <kvcondense/quant/bit_allocation.hpp>
 #include <kvcondense/quant/boundary_layers.hpp>
@@ -196,9 +195,6 @@ TEST_CASE("cuda cache codec: hadamard") {
 TEST_CASE("cuda cache codec: boundary_layers") {
   const CacheShape shape{.layers = 4, .q_heads = 4, .kv_heads = 1, .head_dim = 64, .page_slots = 8};
   stays(quant::BoundaryLayers<quant::GroupInt<4>>{.base = {.group_size = 32, .residual_window = 3}, .first = 1, .last = 2}, "boundary_layers(int4(group=32, residual=3), first=1, last=2)", shape);
-  // Nothing folds beside codes, in whatever layer they are.
-  const quant::BoundaryLayers<quant::GroupInt<4>> inner{.first = 1, .last = 1};
-  CHECK(make_cache<Cuda>(shape, recipe(heavy, merge::D2O{}, inner)).status() == Status::not_supported);
   leaves(quant::BoundaryLayers<quant::TurboQuant>{.base = {.sinks = 2}, .first = 1, .last = 1}, "boundary_layers(turboquant(sinks=2), first=1, last=1)", shape);
 }
 

@@ -4,6 +4,7 @@
 #include <kvcondense/evict/h2o.hpp>
 #include <kvcondense/quant/fp8.hpp>
 #include <kvcondense/quant/kivi.hpp>
+#include <kvcondense/retrieve/quest.hpp>
 
 using namespace kvcondense;
 
@@ -151,6 +152,30 @@ Status retrieving_words(Context<Cuda>& ctx, const SlotRows<Cuda>& rows, TensorVi
   return s == Status::ok ? prim::ExpectedAttention<Cuda>::run(ctx, {}, rows, x, scratch) : s;
 }
 
+template <prim::IndexRule Rule>
+Status index_units(Context<Cuda>& ctx, const SlotRows<Cuda>& keys, const prim::UnitPlanes& planes, const prim::UnitScores& scores, const index_t* known, const float* queries) {
+  const Status s = prim::UnitIndex::build<Rule>(ctx, keys, planes, known, known, 0, 8);
+  return s == Status::ok ? prim::UnitScoring::score<Rule>(ctx, planes, scores, queries, 64, 8) : s;
+}
+Status index_words(Context<Cuda>& ctx, const SlotRows<Cuda>& keys, const prim::UnitPlanes& planes, const prim::UnitScores& scores, TensorView<const float, 3> queries,
+                   RaggedView<const std::int32_t> keep, index_t* count, float* rows, const prim::ChosenUnits& units, const prim::ColumnRuns& column,
+                   const prim::ChosenRuns& runs, RaggedView<float> mass) {
+  Status s = index_units<prim::IndexRule::bounds>(ctx, keys, planes, scores, count, rows);
+  if (s == Status::ok) s = index_units<prim::IndexRule::mean>(ctx, keys, planes, scores, count, rows);
+  if (s == Status::ok) s = index_units<prim::IndexRule::spread>(ctx, keys, planes, scores, count, rows);
+  if (s == Status::ok) s = index_units<prim::IndexRule::coordinates>(ctx, keys, planes, scores, count, rows);
+  if (s == Status::ok) s = prim::UnitIndex::moved(ctx, keep, count, count);
+  if (s == Status::ok) s = prim::UnitIndex::below(ctx, {}, count, 1, 1, count);
+  if (s == Status::ok) s = prim::UnitScoring::queries<prim::QueryRule::each>(ctx, queries, 0, 1, 1, rows);
+  if (s == Status::ok) s = prim::UnitScoring::queries<prim::QueryRule::mean>(ctx, queries, 0, 1, 1, rows);
+  if (s == Status::ok) s = prim::UnitScoring::queries<prim::QueryRule::group_channels>(ctx, queries, 0, 1, 1, rows);
+  if (s == Status::ok) s = prim::UnitScoring::coordinates(ctx, planes, rows, 1, 1, 64, rows);
+  if (s == Status::ok) s = prim::UnitScoring::join(ctx, mass, true, 1.0f, mass);
+  if (s == Status::ok) s = prim::UnitScoring::mark_outliers(ctx, planes, scores, 1, 1.0f);
+  if (s == Status::ok) s = prim::ChosenSlots::lay(ctx, units, column, column, runs);
+  return s == Status::ok ? prim::ChosenSlots::spread(ctx, units, runs, mass, 64, mass) : s;
+}
+
 Status head_words(Context<Cuda>& ctx, TensorView<const float, 3> numbers, TensorView<float, 3> out, RaggedView<float> x, RaggedView<std::int32_t> slots,
                   const prim::Ends* ends, index_t* count, std::uint8_t* kept, double* lengths) {
   const prim::RowBlock<const float> block{nullptr, 1, 1};
@@ -183,6 +208,7 @@ Status forward(Context<Cuda>& ctx, C& cache, TensorView<const float, 3> queries,
 template Status forward(Context<Cuda>&, Cache<Cuda, RecipeOf<evict::H2O>>&, TensorView<const float, 3>, TensorView<const half, 3>, TensorView<float, 3>);
 template Status forward(Context<Cuda>&, Cache<Cuda, RecipeOf<quant::Kivi<4>>>&, TensorView<const float, 3>, TensorView<const half, 3>, TensorView<float, 3>);
 template Status forward(Context<Cuda>&, Cache<Cuda, RecipeOf<quant::Fp8>>&, TensorView<const float, 3>, TensorView<const half, 3>, TensorView<float, 3>);
+template Status forward(Context<Cuda>&, Cache<Cuda, RecipeOf<retrieve::Quest>>&, TensorView<const float, 3>, TensorView<const half, 3>, TensorView<float, 3>);
 
 // Codecs of rows: what becomes codes, what moves, and attention over those that caches use most.
 template <class Codec>

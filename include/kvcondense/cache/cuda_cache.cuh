@@ -15,6 +15,8 @@
 #include <kvcondense/backend/cuda/slot_rows.cuh>
 #include <kvcondense/backend/cuda/top_k.cuh>
 #include <kvcondense/cache/cuda_layer.cuh>
+#include <kvcondense/cache/cuda_retrieval.cuh>
+#include <kvcondense/cache/cuda_serves.cuh>
 #include <kvcondense/cache/cuda_word_bytes.cuh>
 #include <kvcondense/cache/folding.hpp>
 #include <kvcondense/cache/page.hpp>
@@ -33,63 +35,41 @@ namespace kvcondense {
 template <Backend B, class R>
 class Cache;
 
-namespace detail {
-template <class C>
-inline constexpr bool cuda_codec = prim::cuda_kernels::RowCodec<prim::DeviceCodec<C>>;
-
-/// Whether kernels read the codecs of all heads: rows of as many bytes, windows that fill alike in a layer, and differences only in what a table says.
-template <class Quant>
-bool cuda_serves(const Quant& q, const CacheShape& shape) {
-  const auto key = key_codec_of(q, shape);
-  const auto value = value_codec_of(q, shape);
-  const auto known = [](const auto& codec) {
-    return !prim::has_sketch(codec) && (codec.group_slots() == 1 || requires { codec.axis; });
-  };
-  const auto alike = [](const auto& a, const auto& b, index_t dim) {
-    const bool tables = prim::DeviceForm<std::remove_cvref_t<decltype(a)>>::floats(a, dim) > 0;
-    return a.page_bytes(1, dim) == b.page_bytes(1, dim) && a.group_slots() == b.group_slots() && (tables || a.fingerprint() == b.fingerprint());
-  };
-  if (!known(key) || !known(value)) return false;
-  for (index_t l = 0; l < (differs_per_head(q) ? shape.layers : 0); ++l)
-    for (index_t h = 0; h < shape.kv_heads; ++h) {
-      const HeadIndex at{l, h}, first{l, 0};
-      if (!alike(key, key_codec_of(q, shape, at), shape.head_dim) || !alike(value, value_codec_of(q, shape, at), shape.values())) return false;
-      if (!(key_flush_of(q, shape, at) == key_flush_of(q, shape, first)) || !(value_flush_of(q, shape, at) == value_flush_of(q, shape, first))) return false;
-    }
-  return true;
-}
-}  // namespace detail
-
-/// The cache of one sequence in device memory: an eviction method, what folds behind it, and codes of groups or of single rows. Its calls are those of
-/// Cache<Cpu, R>.
+/// The cache of one sequence in device memory: an eviction method, what folds behind it, codes of groups or of single rows, and retrieval. Its calls
+/// are those of Cache<Cpu, R>.
 ///
 /// Idea     the host keeps counters, lengths and lists of pages and decides when something leaves; which slots, and all that moves, is
 ///          the device's. The eviction pipeline is the one that runs on the CPU: its blocks are written over words.
 /// Needs    recipes of an eviction method, a merge method, a position stage, exact rows or codes with their exact window and first slots (any codec
-///          with a RowPage: row_codec.cuh; behind a Hadamard transform too), and no other stage (those stop compilation with a sentence). Inputs of steps lie on the device: attention, queries,
+///          with a RowPage: row_codec.cuh; behind a Hadamard transform too), retrieval methods whose blocks have a form on CUDA (cuda_index.cuh), and
+///          no other stage (those stop compilation with a sentence). Inputs of steps lie on the device: attention, queries,
 ///          projections, moments, gates, surprise, classes; so do matrices that words read (LayerMatrices of critical and locret).
 ///          Tables that blocks read (HeadTable, LayerTable) are the host's.
 /// Shapes   as Cache<Cpu, R>; keys, values, queries, out, lse, mass in device memory.
 /// Cost     append, attend and step enqueue on the context's stream. The host waits where tables grow or many pages go back, and
 ///          where a step meets the one before of the same layer that is not done yet; how many slots stay it knows itself, but for budgets and
 ///          selections that scores decide, sets that a merge method finds among slots that stay, and which slots leave where codes share parameters along slots
-///          (KIVI's keys): these are waited for when they act.
+///          (KIVI's keys): these are waited for when they act. A call of `attend` that chooses what it reads waits for the one before of the same layer.
 /// Numbers  pages are those of Cache<Cpu, R>. Attention differs in the last bits, so scores that are that close may be ranked
 ///          otherwise; equal scores are ranked alike. What `append` on the CPU refuses, numbers that the stored type cannot
 ///          hold, is stored as Inf or NaN here and counted once in the report.
 /// Errors   as Cache<Cpu, R>; not_supported for a merge method that lets
-///          tokens join a slot when they come or stores rows of layers together, for `AttendMath::halves` where slots have numbers that attention
-///          reads (the mass of a merge method) or keys are raw, for one set of all heads (AllHeads) once heads hold
+///          tokens join a slot when they come or stores rows of layers together, for retrieval beside numbers of slots that attention reads (the mass of
+///          a merge method), a mean of what left or raw keys, for `AttendMath::halves` where there are such numbers or keys are raw, for one set of all heads (AllHeads) once heads hold
 ///          different numbers of slots, and for a quant stage that tells slots apart, or heads by more than tables of their codecs (layers may
 ///          differ in their windows), has a sketch, or maps rows before groups along slots. device_error from every call that a
 ///          layer takes part in, until `reset` or `load`, once the device took a part of a change of it and refused the rest. Calls of one
 ///          cache go to one stream; wait for it before the cache is destroyed when its memory is not that of cudaMalloc.
 template <class R>
 class Cache<Cuda, R> {
-  static_assert(std::same_as<decltype(R::lowrank), NoLowRank> && std::same_as<decltype(R::retrieve), retrieve::ReadAll>,
-                "kvcondense: a cache on CUDA takes an eviction, a merge, a quant and a position stage; make_cache<kvcondense::Cpu> takes the others.");
+  static_assert(std::same_as<decltype(R::lowrank), NoLowRank>,
+                "kvcondense: a cache on CUDA takes every stage but low rank; make_cache<kvcondense::Cpu> takes that one too.");
 
  public:
+  using Retrieve = decltype(std::declval<const decltype(R::retrieve)&>().pipeline());
+  static_assert(cache::cuda_retrieves<Retrieve>,
+                "kvcondense: a block of this retrieval pipeline has no form on CUDA (docs/cuda.md lists the methods); make_cache<kvcondense::Cpu> takes it.");
+  static constexpr bool retrieves = cache::CudaRetrieval<Retrieve>::there;
   using Evict = decltype(R::evict);
   using Quant = decltype(R::quant);
   using KeyCodec = decltype(key_codec_of(std::declval<const Quant&>(), CacheShape{}));
@@ -124,6 +104,9 @@ class Cache<Cuda, R> {
       if (!angles) return angles.status();
       c.fold_angles_ = *angles;
     }
+    if (const Status s = recipe.retrieve.validate(shape); s != Status::ok) return s;
+    if constexpr (retrieves)
+      if (const Status s = c.retrieval_.make(recipe.retrieve.pipeline(), c.plan_.shape, c.slots_have_own(), c.changes_length() || c.fold_.shrinks, memory); s != Status::ok) return s;
     const std::size_t each = c.steering_bytes(), all = each + c.plan_.told_bytes() + Scratch::align;
     const std::size_t layers = all * static_cast<std::size_t>(shape.layers), model = c.model_steering_bytes();
     if (const Status s = c.steering_.make(layers + model); s != Status::ok) return s;
@@ -171,16 +154,10 @@ class Cache<Cuda, R> {
     const std::size_t mass = Scratch::align + Scratch::bytes_for<float>(total);
     const std::size_t step = Scratch::align + range_bytes() + 2 * Scratch::bytes_for<std::int32_t>(total) +
                              static_cast<std::size_t>(plan_.lanes) * Scratch::bytes_for<float>(total) + pipeline_bytes(slots, total, tokens) + fold_bytes(total) +
-                             column_bytes(tokens, slots);
-    float nothing = 0.0f;
-    std::size_t reading = 0;
-    // Calls of few rows cut heads into pieces: the longest of them may need more than longer ones.
-    for (const index_t n : {tokens, std::min<index_t>(tokens, prim::cuda_kernels::split_rows / shape().group())}) {
-      prim::AttendRequest r = request({nullptr, {shape().q_heads, n, shape().head_dim}, {}}, {nullptr, {shape().q_heads, n, shape().values()}, {}});
-      r.mass.data = &nothing, r.mass_rows = mass_rows(n);
-      reading = std::max(reading, prim::Attend<Cuda>::workspace_bytes(r, shape().kv_heads, slots));
-    }
-    return mass + std::max({step, reading + turned_bytes(shape().q_heads, tokens), model_bytes(slots), turned_bytes(shape().kv_heads, tokens)});
+                             column_bytes(tokens, slots) + retrieval_.step_bytes(shape(), slots, tokens);
+    std::size_t reading = cache::attend_bytes(shape(), shape().kv_heads, slots, tokens, attention()) + turned_bytes(shape().q_heads, tokens);
+    if constexpr (retrieves) reading = std::max(reading, retrieval_.workspace_bytes(plan_, slots, tokens, attention()));
+    return mass + std::max({step, reading, model_bytes(slots), turned_bytes(shape().kv_heads, tokens)});
   }
 
   /// Adds tokens to a layer: keys [kv_heads, tokens, head_dim], values [kv_heads, tokens, value_dim], on the device; `positions` on
@@ -189,25 +166,10 @@ class Cache<Cuda, R> {
     requires StoredNumbers<K, V>
   Status append(Context<Cuda>& ctx, index_t layer, TensorView<K, 3> keys, TensorView<V, 3> values, std::span<const index_t> positions = {});
 
-  /// Attention of the newest tokens over everything stored; causal among them.
+  /// Attention of the newest tokens over everything stored, or what a retrieval stage chooses; causal among them. `reads` and `runs` of
+  /// `measure` lie on the host: a call that asks for them waits for the stream.
   Status attend(Context<Cuda>& ctx, index_t layer, TensorView<const float, 3> queries, TensorView<float, 3> out, const AttendOutputs& measure = {},
-                prim::AttendMath math = prim::AttendMath::f32) const {
-    if (layer < 0 || layer >= shape().layers) return Status::out_of_range;
-    const Layer& l = layers_[layer];
-    if (l.torn) return Status::device_error;
-    const index_t n = queries.extent[1];
-    if (queries.extent[0] != shape().q_heads || queries.extent[2] != shape().head_dim || out.extent[1] != n || out.extent[2] != shape().values())
-      return Status::shape_mismatch;
-    if (measure.mass.data != nullptr && !of_layer(l, measure.mass)) return Status::shape_mismatch;
-    if (measure.reads != nullptr || measure.pages != nullptr) return Status::not_supported;
-    if (n > std::max<index_t>(1, l.counters.pending)) return Status::order_violation;
-    prim::AttendRequest r = request(queries, out);
-    r.lse = measure.lse, r.mass = measure.mass, r.mass_rows = mass_rows(n);
-    Context<Cuda> own = ctx;
-    if constexpr (may_turn)
-      if (const Status s = stand(own, l, r); s != Status::ok) return s;
-    return prim::Attend<Cuda>::run(own, r, l.heads(key_turn()), l.longest(), math);
-  }
+                prim::AttendMath math = prim::AttendMath::f32) const;
 
   /// Lets the recipe act on a layer. Views in `inputs` are of device memory.
   Status step(Context<Cuda>& ctx, index_t layer, Phase phase = Phase::automatic) { return run_step(ctx, layer, {}, phase); }
@@ -239,6 +201,7 @@ class Cache<Cuda, R> {
     const Status done = ctx.wait();
     Status s = counts_.fill_bytes(ctx, 0);
     if (done != Status::ok) s = done;
+    if constexpr (retrieves) retrieval_.clear();
     for (auto& l : layers_) {
       const Status cleared = l.clear(ctx);
       if (s == Status::ok) s = cleared;
@@ -262,9 +225,13 @@ class Cache<Cuda, R> {
   /// With raw keys: rotation tables for `slots` slots. Loaders call it; append does by itself.
   Status reserve_rotation(const Context<Cuda>& ctx, index_t slots) { return may_turn ? rotation_.reserve(ctx, slots) : Status::ok; }
   const merge::Traits& folds() const { return fold_; }
+  const cache::CudaRetrieval<Retrieve>& retrieval() const { return retrieval_; }
+  cache::CudaRetrieval<Retrieve>& retrieval() { return retrieval_; }
   MemoryResource<Cuda>& memory() const { return *memory_; }
   /// Numbers that could not be stored, and NaN scores, since it was made, reset or loaded. Waits for the stream.
   Status counted(Context<Cuda>& ctx, std::span<index_t, 2> out) const;
+  /// What a retrieval stage knows of slots is made anew; for loaders.
+  Status rebuild_index(Context<Cuda>& ctx);
 
  private:
   static constexpr index_t max_lanes = cache::max_lanes, max_position = cache::max_position;
@@ -284,7 +251,7 @@ class Cache<Cuda, R> {
   std::size_t steering_bytes() const {
     return 2 * Scratch::bytes_for<index_t>(shape().kv_heads) + 2 * Scratch::bytes_for<prim::Ends>(shape().kv_heads) + Scratch::align +
            std::max(pipeline_.allocate.workspace_bytes(shape(), 0), pipeline_.select.workspace_bytes(shape(), 0)) +
-           fold_steering_bytes();
+           fold_steering_bytes() + retrieval_.step_steering_bytes(shape());
   }
   /// Scratch of columns of attention over what queries a step may have.
   std::size_t column_bytes(index_t tokens, index_t slots) const {
@@ -307,6 +274,8 @@ class Cache<Cuda, R> {
   template <class T>
   Status turn_back(Context<Cuda>& ctx, TensorView<const T, 3> keys, std::span<const index_t> positions, index_t next, TensorView<float, 3> out) const;
   Status stand(Context<Cuda>& ctx, const Layer& l, prim::AttendRequest& request) const;
+  /// Whether attention reads numbers of the slots' own, a mean beside them, or keys that turn by their slot: a list of chosen ones has none of these.
+  bool slots_have_own() const { return plan_.bias >= 0 || plan_.value_scale >= 0 || plan_.summary || may_turn; }
   bool changes_length() const {
     if constexpr (requires { recipe_.evict.changes_length(); }) return recipe_.evict.changes_length();
     else return !std::same_as<Evict, evict::KeepAll>;
@@ -392,6 +361,7 @@ class Cache<Cuda, R> {
   std::span<std::byte> model_steering_;  ///< the part of it that is no layer's
   cuda::DeviceArray<index_t> counts_;  ///< numbers that could not be stored, NaN scores
   ObjectArray<Layer> layers_;
+  cache::CudaRetrieval<Retrieve> retrieval_;
 };
 
 /// An empty cache on the current device, or why there is none.
@@ -405,5 +375,6 @@ Expected<Cache<B, R>> make_cache(const CacheShape& shape, const R& recipe, Memor
 #include <kvcondense/cache/cuda_cache_fold.cuh>
 #include <kvcondense/cache/cuda_cache_impl.cuh>
 #include <kvcondense/cache/cuda_cache_append.cuh>
+#include <kvcondense/cache/cuda_cache_attend.cuh>
 #include <kvcondense/cache/cuda_cache_report.cuh>
 #include <kvcondense/cache/cuda_cache_turn.cuh>

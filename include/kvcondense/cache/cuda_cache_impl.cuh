@@ -19,10 +19,12 @@ StepView<Cuda> Cache<Cuda, R>::step_view(index_t layer, Phase phase) const {
 template <class R>
 Status Cache<Cuda, R>::check_input(const StepView<Cuda>& view, Input what) const {
   const bool probe = view.phase == Phase::probe;
-  if (view.phase == Phase::turn || !(probe ? what == Input::queries && pipeline_.probes() : (pipeline_.inputs() | fold_.inputs).has(what))) return Status::ok;
+  if (view.phase == Phase::turn || !(probe ? what == Input::queries && pipeline_.probes() : (pipeline_.inputs() | fold_.inputs).has(what) || (what == Input::queries && retrieval_.holds())))
+    return Status::ok;
   if (what == Input::queries) {
     const TensorView<const float, 3>& q = view.inputs.queries;
-    const index_t least = probe ? view.appended : std::max(std::min<index_t>(1, view.appended), queries().of(view.appended));
+    const index_t chosen_by = !retrieval_.holds() ? 0 : view.appended > retrieval_.longest_call() ? 1 : view.appended;
+    const index_t least = probe ? view.appended : std::max({std::min<index_t>(1, view.appended), queries().of(view.appended), chosen_by});
     if (q.data == nullptr || q.extent[1] < least) return Status::missing_input;
     return q.extent[0] == shape().q_heads && q.extent[2] == shape().head_dim && q.extent[1] <= view.appended ? Status::ok : Status::shape_mismatch;
   }
@@ -63,7 +65,7 @@ Status Cache<Cuda, R>::begin(Context<Cuda>& ctx, Layer& l, const StepView<Cuda>&
   for (auto& lane : lanes) lane = view.ragged(scratch.take<float>(total));
   bool room = keep.slots.data != nullptr && keep.count != nullptr && keep.budget != nullptr && keep.ends != nullptr &&
               scratch.left() >= Scratch::bytes_for<std::int32_t>(total) + range_bytes() + pipeline_bytes(l.longest(), total, l.counters.pending) +
-                                      fold_bytes(total);
+                                      fold_bytes(total) + retrieval_.step_bytes(shape(), l.longest(), l.counters.pending);
   for (const auto& lane : lanes) room = room && lane.data != nullptr;
   if (!room) return Status::workspace_too_small;
   // Policies work on copies: a step that is refused later must not have counted its attention.
@@ -135,6 +137,8 @@ Status Cache<Cuda, R>::run_step(Context<Cuda>& ctx, index_t layer, const StepInp
   const bool fires = pipeline_.fires(view);
   bool leaves = false, changed = false, moved = false;
   cache::Folding folding;
+  cache::IndexChange change;
+  const index_t prompt = view.phase == Phase::prefill_chunk || view.phase == Phase::prefill_end ? l.counters.seen : l.counters.prompt;
   // Not where `choose` has its own: its kernels may still read those when the host writes these.
   const bool sets = finds_sets(view);
   const auto fold_room = static_cast<index_t>(fold_steering_bytes());
@@ -153,6 +157,8 @@ Status Cache<Cuda, R>::run_step(Context<Cuda>& ctx, index_t layer, const StepInp
     if (sets)
       if (const Status s = count_left(ctx, view, keep, kept, leaves); s != Status::ok) return s;
     moved = leaves || l.unsettled();
+    if constexpr (retrieves)
+      if (const Status s = retrieval_.reserve(ctx, layer, l, shape(), stays, leaves, fold_.active && (leaves || sets), keep, scratch, change); s != Status::ok) return s;
     // A turn may change numbers of slots though nothing leaves, and code what `remove` has left though nothing is pending.
     if (moved || l.counters.pending > 0 || plan_.lanes > 0) {
       if (const Status s = l.reserve_codes(ctx, leaves, true, kept); s != Status::ok) return s;
@@ -161,7 +167,12 @@ Status Cache<Cuda, R>::run_step(Context<Cuda>& ctx, index_t layer, const StepInp
       if (const Status s = leaves && plan_.summary ? take_means(ctx, l, keep, folding) : Status::ok; s != Status::ok) return s;
       if (const Status s = commit(ctx, l, keep, all, leaves, true, scratch); s != Status::ok) return s;
     }
-    return l.set_slots(ctx, stays);
+    Status s = l.set_slots(ctx, stays);
+    if constexpr (retrieves) {
+      if (s == Status::ok) s = retrieval_.refresh(ctx, layer, l, shape(), prompt, change), changed = true;
+      if (s == Status::ok) s = retrieval_.hold(ctx, layer, l, shape(), inputs.queries, view.phase, change, scratch);
+    }
+    return s;
   };
   const Status acted = act(), behind = l.fence.record(ctx);  // one that is refused may have started what reads `steering`
   l.torn = l.torn || (changed && (acted != Status::ok || behind != Status::ok));
@@ -180,7 +191,7 @@ Status Cache<Cuda, R>::run_step(Context<Cuda>& ctx, index_t layer, const StepInp
   l.counters.stepped_position = l.next_position();
   l.counters.pending = 0;
   l.pending_positions.shrink(0);
-  if (view.phase == Phase::prefill_chunk || view.phase == Phase::prefill_end) l.counters.prompt = l.counters.seen;
+  l.counters.prompt = prompt;
   if (!moved) return Status::ok;
   const Status trimmed = l.trim(ctx);
   l.torn = trimmed != Status::ok;  // what the step did is done
@@ -277,7 +288,12 @@ Status Cache<Cuda, R>::truncate(Context<Cuda>& ctx, index_t tokens) {
     if constexpr (can_merge)
       for (index_t h = 0; h < heads && plan_.found > 0; ++h) merger_.truncate(tokens, l.found.data() + h * plan_.found);
     l.counters.seen = tokens, l.counters.prompt = std::min(l.counters.prompt, tokens);
-    if (const Status s = l.trim(ctx); s != Status::ok) return l.torn = true, s;
+    Status s = l.trim(ctx);
+    if constexpr (retrieves) {
+      if (s == Status::ok && gone > unstepped) s = retrieval_.remake(ctx, layer, l, shape(), left);
+      retrieval_.forget(layer, tokens);
+    }
+    if (s != Status::ok) return l.torn = true, s;
   }
   return Status::ok;
 }
@@ -330,6 +346,7 @@ Status Cache<Cuda, R>::remove(Context<Cuda>& ctx, index_t first, index_t last) {
     Layer& l = layers_[layer];
     const prim::Ends* mine = &ends[layer * heads];
     const auto stays = [&](index_t h) { return mine[h].size(); };
+    if constexpr (retrieves) retrieval_.forget(layer, -1);
     if (!loses(layer)) continue;
     const StepView<Cuda> view = step_view(layer, Phase::turn);
     Scratch scratch(ctx.workspace(), l.steering);
@@ -339,9 +356,14 @@ Status Cache<Cuda, R>::remove(Context<Cuda>& ctx, index_t first, index_t last) {
     Status s = begin(ctx, l, view, scratch, keep, all);
     for (index_t h = 0; h < heads && s == Status::ok; ++h) keep.ends[h] = mine[h];
     if (s == Status::ok) s = prim::KeepEnds<Cuda>::run(ctx, keep.ends, keep.slots, keep.count);
+    cache::IndexChange change;
+    if constexpr (retrieves)
+      if (s == Status::ok) s = retrieval_.reserve(ctx, layer, l, shape(), stays, true, false, keep, scratch, change);
     if (s == Status::ok) {
       s = commit(ctx, l, keep, all, true, false, scratch);
       if (s == Status::ok) s = l.set_slots(ctx, stays);
+      if constexpr (retrieves)
+        if (s == Status::ok) s = retrieval_.refresh(ctx, layer, l, shape(), l.counters.prompt, change);
       l.torn = s != Status::ok;
     }
     const Status behind = l.fence.record(ctx);
@@ -351,35 +373,6 @@ Status Cache<Cuda, R>::remove(Context<Cuda>& ctx, index_t first, index_t last) {
     if (s = l.trim(ctx); s != Status::ok) return l.torn = true, s;
   }
   return Status::ok;
-}
-
-template <class R>
-Status Cache<Cuda, R>::tokens(Context<Cuda>& ctx, index_t layer, index_t head, std::span<std::int32_t> out) const {
-  if (layer < 0 || layer >= shape().layers || head < 0 || head >= shape().kv_heads) return Status::out_of_range;
-  const Layer& l = layers_[layer];
-  if (l.torn) return Status::device_error;
-  const index_t n = l.slots(head), stepped = n - l.counters.pending;
-  if (static_cast<index_t>(out.size()) != n) return Status::shape_mismatch;
-  if (stepped > 0) {
-    const cudaError_t e = cudaMemcpyAsync(out.data(), l.ids.view().row(head), static_cast<std::size_t>(stepped) * sizeof(std::int32_t),
-                                          cudaMemcpyDeviceToHost, ctx.stream());
-    if (const Status s = cuda::settled(e); s != Status::ok) return s;
-  }
-  for (index_t i = stepped; i < n; ++i) out[static_cast<std::size_t>(i)] = static_cast<std::int32_t>(l.counters.seen - n + i);
-  return ctx.wait();
-}
-
-template <class R>
-Status Cache<Cuda, R>::read(Context<Cuda>& ctx, index_t layer, index_t head, index_t first, TensorView<float, 2> keys, TensorView<float, 2> values) const {
-  if (layer < 0 || layer >= shape().layers || head < 0 || head >= shape().kv_heads) return Status::out_of_range;
-  const Layer& l = layers_[layer];
-  if (l.torn) return Status::device_error;
-  const index_t n = keys.extent[0];
-  if (values.extent[0] != n || keys.extent[1] != shape().head_dim || values.extent[1] != shape().values() || keys.stride[1] != 1 || values.stride[1] != 1)
-    return Status::shape_mismatch;
-  if (first < 0 || n < 0 || first + n > l.slots(head)) return Status::out_of_range;
-  const Status s = prim::HeadSlots::rows(ctx, l.keys.rows(l.device_slots(), l.longest()), head, first, keys);
-  return s == Status::ok ? prim::HeadSlots::rows(ctx, l.values.rows(l.device_slots(), l.longest()), head, first, values) : s;
 }
 
 }  // namespace kvcondense

@@ -47,6 +47,8 @@ Expected<Cache<Cuda, R>> Cache<Cuda, R>::fork(Context<Cuda>& ctx) {
     s = layers_[i].fence.wait();
     layers_[i].learn();
     if (s == Status::ok) s = layers_[i].fork(ctx, copy->layers_[i]);
+    if constexpr (retrieves)
+      if (s == Status::ok) s = retrieval_.fork(ctx, i, copy->retrieval_);
   }
   if (s == Status::ok) return copy;
   static_cast<void>(ctx.wait());  // what was enqueued reads and writes what goes now

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <concepts>
 #include <cstring>
+#include <limits>
 #include <span>
 #include <utility>
 
@@ -103,6 +104,19 @@ class CudaColumn {
   /// Whether a step after which nothing has left has slots to code. Behind `learn`.
   bool due() const {
     return std::any_of(most_.begin(), most_.end(), [&](const Most& m) { return due_of(plan_.flush, m.newest, m.coded > 0) > 0; });
+  }
+  /// Slots of a head in front of those that become codes in the next step, unless some leave; all where none do. Behind `learn`.
+  index_t settled(index_t head) const { return due() ? most_[head].first + most_[head].coded : std::numeric_limits<index_t>::max(); }
+  /// Bytes that slots [first, last) of a head with `slots` slots take as they are stored, without tombstones. Once the stream has passed the last step.
+  std::size_t slot_bytes(index_t head, index_t slots, index_t first, index_t last) const {
+    const auto& t = told_[static_cast<std::size_t>(head)];
+    const index_t ends[] = {t.first + fresh_, t.first + fresh_ + t.coded, slots};
+    std::size_t sum = 0;
+    for (int p = 0; p < parts; ++p) {
+      const index_t begin = p == 0 ? 0 : ends[p - 1], n = std::min(last, ends[p]) - std::max(first, begin);
+      if (n > 0) sum += static_cast<std::size_t>(n) * plan_.bytes_of(p) / static_cast<std::size_t>(plan_.slots_of(p));
+    }
+    return sum;
   }
   /// Whether pages of codes are to be joined in a step, whatever else happens.
   bool unsettled() const { return plan_.grouped() && groups_.unsettled(); }

@@ -35,6 +35,7 @@ std::uint64_t fingerprint(const Cache<Cuda, R>& c) {
     if (p.bias >= 0 || p.value_scale >= 0 || p.state > 0) f.add(p.bias, p.value_scale, p.state);
     f.add_text(word_of(c.recipe().merge));
   }
+  if constexpr (Cache<Cuda, R>::retrieves) c.retrieval().add_to(f, c.shape(), word_of(c.recipe().retrieve));
   if (c.recipe().position.raw_keys) f.add(prim::fingerprint(c.recipe().position.rope), c.recipe().position.rotated_input);
   return f.value();
 }
@@ -85,6 +86,8 @@ Status load_layer(ByteReader& r, Context<Cuda>& ctx, Cache<Cuda, R>& c, index_t 
   Status s = QueryWindow::make(l.window.most(), c.shape(), heap_memory(), window);
   if (s == Status::ok) s = load_window(r, window, c.shape(), l.counters);
   if (s == Status::ok) s = l.window.upload(ctx, window, l.counters.seen - l.counters.pending);
+  if constexpr (Cache<Cuda, R>::retrieves)
+    if (s == Status::ok) s = c.retrieval().load_held(r, ctx, layer, l, c.shape());
   CudaColumnFile<typename Cache<Cuda, R>::KeyCodec> keys(l.keys);
   CudaColumnFile<typename Cache<Cuda, R>::ValueCodec> values(l.values);
   Buffer<index_t> slots(heap_memory());
@@ -125,7 +128,10 @@ Status load_layer(ByteReader& r, Context<Cuda>& ctx, Cache<Cuda, R>& c, index_t 
   if (s == Status::ok) s = c.reserve_rotation(ctx, longest);
   if (s == Status::ok) s = keys.settle(ctx);
   if (s == Status::ok) s = values.settle(ctx);
-  return s == Status::ok ? l.set_slots(ctx, [&](index_t h) { return slots[h]; }) : s;
+  if (s == Status::ok) s = l.set_slots(ctx, [&](index_t h) { return slots[h]; });
+  if constexpr (Cache<Cuda, R>::retrieves)
+    if (s == Status::ok && !c.retrieval().held_fits(layer, l)) s = Status::corrupt_data;
+  return s;
 }
 
 }  // namespace cache
@@ -168,6 +174,7 @@ Status save(Context<Cuda>& ctx, const Cache<Cuda, R>& c, ByteSink& sink) {
     if (s == Status::ok) s = l.window.download(ctx, window);
     if (s != Status::ok) w.fail(s);
     cache::save_window(w, window, c.shape());
+    if constexpr (Cache<Cuda, R>::retrieves) c.retrieval().save_held(w, ctx, i);
     for (index_t h = 0; h < c.shape().kv_heads && w.status() == Status::ok; ++h) {
       cache::HeadCounts counts = l.counts(h);
       if (i == 0 && h == 0) counts.repaired += counted[0];
@@ -191,6 +198,7 @@ Status load(Context<Cuda>& ctx, Cache<Cuda, R>& c, std::span<const std::byte> fi
   Status s = Status::ok;
   for (index_t i = 0; i < c.layers().size() && s == Status::ok; ++i) s = cache::load_layer(r, ctx, *fresh, i);
   if (s == Status::ok && r.left() != 0) s = Status::corrupt_data;
+  if (s == Status::ok) s = fresh->rebuild_index(ctx);
   const Status done = ctx.wait();  // the file is read no more, nor what the cache had before
   if (s == Status::ok) s = done;
   if (s == Status::ok) c = std::move(*fresh);

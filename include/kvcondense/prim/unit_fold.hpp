@@ -1,6 +1,5 @@
 #pragma once
 
-#include <bit>
 #include <cstdint>
 
 #include <kvcondense/core/backend.hpp>
@@ -12,21 +11,21 @@ namespace kvcondense::prim {
 
 /// The smallest stored number that is not below `x`: what an upper bound becomes in a narrower type. NaN stays NaN;
 /// what is too large becomes the type's largest number, so that a bound times zero is zero.
-inline float stored_above(DType type, float x) {
+KVCONDENSE_HD inline float stored_above(DType type, float x) {
   if (type == DType::f32) return x;
   const bool f16 = type == DType::f16;
-  const auto value = [&](std::uint16_t b) { return f16 ? detail::half_value(b) : detail::bfloat16_value(b); };
-  std::uint16_t bits = f16 ? detail::half_bits(x) : detail::bfloat16_bits(x);
+  const auto value = [&](std::uint16_t b) { return f16 ? kvcondense::detail::half_value(b) : kvcondense::detail::bfloat16_value(b); };
+  std::uint16_t bits = f16 ? kvcondense::detail::half_bits(x) : kvcondense::detail::bfloat16_bits(x);
   if (value(bits) < x) {  // one step towards +inf
     if ((bits & 0x7fffu) == 0) bits = 1;
     else bits = static_cast<std::uint16_t>(bits + ((bits & 0x8000u) == 0 ? 1 : -1));
   }
-  const float largest = f16 ? 65504.0f : std::bit_cast<float>(0x7f7f0000u);
+  const float largest = f16 ? 65504.0f : kvcondense::detail::bit_cast<float>(0x7f7f0000u);
   const float y = value(bits);
   return y > largest ? largest : y < -largest ? -largest : y;
 }
 /// The largest stored number that is not above `x`.
-inline float stored_below(DType type, float x) { return -stored_above(type, -x); }
+KVCONDENSE_HD inline float stored_below(DType type, float x) { return -stored_above(type, -x); }
 
 /// Folds rows into one row.
 ///

@@ -44,6 +44,7 @@ struct Tabled {
   const float* table = nullptr;
   index_t step = 0;  ///< 0: one for all heads
   index_t dim = 0;   ///< of the rows that the tables are for, which whoever made them has looked at
+  int sharing = 1;   ///< heads of a kernel, one behind the other, that read one KV head: see `shared_by`
 
   constexpr std::size_t page_bytes(index_t slots, index_t n) const { return codec.page_bytes(slots, n); }
   constexpr index_t group_slots() const { return codec.group_slots(); }
@@ -110,11 +111,26 @@ KVCONDENSE_HD inline const C& of_head(const C& codec, index_t) {
 }
 template <class C>
 KVCONDENSE_HD inline Tabled<C> of_head(const Tabled<C>& codec, index_t head) {
-  return {codec.codec, codec.table + head * codec.step, 0, codec.dim};
+  return {codec.codec, codec.table + static_cast<int>(head) / codec.sharing * codec.step, 0, codec.dim};
 }
 template <class T, class C>
 KVCONDENSE_HD inline Transformed<T, C> of_head(const Transformed<T, C>& codec, index_t head) {
   return {codec.transform, of_head(codec.codec, head)};
+}
+
+/// The codec of a layer for kernels to which every KV head is `count` heads, as rows of selection are.
+template <class C>
+const C& shared_by(int, const C& codec) {
+  return codec;
+}
+template <class C>
+Tabled<C> shared_by(int count, Tabled<C> codec) {
+  codec.sharing = count;
+  return codec;
+}
+template <class T, class C>
+Transformed<T, C> shared_by(int count, const Transformed<T, C>& codec) {
+  return {codec.transform, shared_by(count, codec.codec)};
 }
 
 namespace cuda_kernels {

@@ -68,8 +68,7 @@ __global__ void __launch_bounds__(Threads, 4) take_means(SlotRows<Cuda> rows, Ke
       shared.joins[channel] = to.data == nullptr || to.row(head)[slot] < 0;
     }
     __syncthreads();
-    for (int i = cuda::warp_of_block(); i < some; i += summary_warps)
-      for (int c = cuda::lane_of_warp(); c < dim; c += cuda::warp_lanes) shared.row[i][c] = rows.value(shared.run[i], c);
+    for (int i = cuda::warp_of_block(); i < some; i += summary_warps) rows.load(shared.run[i], shared.row[i]);
     __syncthreads();
     for (int i = 0; i < some; ++i) {
       if (!shared.joins[i]) continue;

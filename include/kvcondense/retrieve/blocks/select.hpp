@@ -30,7 +30,7 @@ struct TopUnits {
   }
   template <Backend B>
   Status run(Context<B>& ctx, const ReadView<B>&, RaggedView<const float> scores, const UnitLists& lists, Scratch& scratch) const {
-    auto* total = scratch.take<index_t>(scores.heads);
+    auto* total = scratch.take_steering<index_t>(scores.heads);
     if (total == nullptr) return Status::workspace_too_small;
     std::fill_n(total, scores.heads, std::max<index_t>(units, 0));
     return prim::TopK<B>::run(ctx, scores, nullptr, total, lists.units, lists.count);
@@ -58,7 +58,7 @@ struct TopShare {
   }
   template <Backend B>
   Status run(Context<B>& ctx, const ReadView<B>& view, RaggedView<const float> scores, const UnitLists& lists, Scratch& scratch) const {
-    auto* total = scratch.take<index_t>(scores.heads);
+    auto* total = scratch.take_steering<index_t>(scores.heads);
     if (total == nullptr) return Status::workspace_too_small;
     for (index_t r = 0; r < scores.heads; ++r) total[r] = budget(view, r * view.heads() / scores.heads);
     return prim::TopK<B>::run(ctx, scores, nullptr, total, lists.units, lists.count);

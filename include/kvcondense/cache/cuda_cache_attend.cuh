@@ -1,0 +1,32 @@
+#pragma once
+
+#include <kvcondense/cache/cuda_cache.cuh>
+
+namespace kvcondense {
+
+template <class R>
+Status Cache<Cuda, R>::attend(Context<Cuda>& ctx, index_t layer, TensorView<const float, 3> queries, TensorView<float, 3> out, const AttendOutputs& measure,
+                             prim::AttendMath math) const {
+  if (layer < 0 || layer >= shape().layers) return Status::out_of_range;
+  const Layer& l = layers_[layer];
+  if (l.torn) return Status::device_error;
+  const index_t n = queries.extent[1];
+  if (queries.extent[0] != shape().q_heads || queries.extent[2] != shape().head_dim || out.extent[1] != n || out.extent[2] != shape().values())
+    return Status::shape_mismatch;
+  if (measure.mass.data != nullptr && !of_layer(l, measure.mass)) return Status::shape_mismatch;
+  if (measure.pages != nullptr) return Status::not_supported;
+  if (n > std::max<index_t>(1, l.counters.pending)) return Status::order_violation;
+  prim::AttendRequest r = request(queries, out);
+  r.lse = measure.lse, r.mass = measure.mass, r.mass_rows = mass_rows(n);
+  if (measure.reads != nullptr) *measure.reads = {};
+  if constexpr (retrieves)
+    if (bool all = false; retrieval_.chooses(layer, n))
+      if (const Status s = retrieval_.attend(ctx, layer, l, plan_, r, measure, math, all); s != Status::ok || !all) return s;
+  Context<Cuda> own = ctx;
+  if constexpr (may_turn)
+    if (const Status s = stand(own, l, r); s != Status::ok) return s;
+  const Status s = prim::Attend<Cuda>::run(own, r, l.heads(key_turn()), l.longest(), math);
+  return s == Status::ok && (measure.reads != nullptr || measure.runs.data != nullptr) ? cache::tell_all_read(ctx, l, shape(), measure) : s;
+}
+
+}  // namespace kvcondense

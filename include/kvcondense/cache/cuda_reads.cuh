@@ -1,0 +1,102 @@
+#pragma once
+
+#include <algorithm>
+#include <span>
+
+#include <kvcondense/backend/cuda/attend.cuh>
+#include <kvcondense/backend/cuda/chosen_slots.cuh>
+#include <kvcondense/cache/slot_union.hpp>
+#include <kvcondense/core/buffer.hpp>
+#include <kvcondense/core/slot_runs.hpp>
+#include <kvcondense/core/step_view.hpp>
+
+// What calls of attention on the device take, and what they tell the host of the slots that they read.
+
+namespace kvcondense::cache {
+
+/// Device scratch of attention of so many tokens over so many rows of heads, each of at most `slots` slots.
+inline std::size_t attend_bytes(const CacheShape& shape, index_t rows, index_t slots, index_t tokens, const AttentionNeed& need) {
+  float nothing = 0.0f;
+  std::size_t most = 0;
+  // Calls of few rows cut heads into pieces: the longest of them may need more than longer ones.
+  for (const index_t n : {tokens, std::min<index_t>(tokens, prim::cuda_kernels::split_rows * rows / shape.q_heads)}) {
+    prim::AttendRequest r{{nullptr, {shape.q_heads, n, shape.head_dim}, {}}, {nullptr, {shape.q_heads, n, shape.values()}, {}}};
+    r.mass.data = &nothing, r.mass_rows = need.of(n);
+    most = std::max(most, prim::Attend<Cuda>::workspace_bytes(r, rows, slots));
+  }
+  return most;
+}
+
+/// Adds what rows of selection read of a layer, whose last step the stream has passed. `runs(row)`: ascending.
+template <class Layer, class Runs>
+void count_reads(const Layer& l, index_t heads, index_t rows, Runs&& runs, ReadCounts& reads) {
+  const index_t per_head = rows / heads;
+  for (index_t h = 0; h < heads; ++h) {
+    for (index_t r = h * per_head; r < (h + 1) * per_head; ++r)
+      for (const SlotRun& run : runs(r)) {
+        reads.slots_read += run.size();
+        reads.slot_bytes += l.keys.slot_bytes(h, l.slots(h), run.first, run.last) + l.values.slot_bytes(h, l.slots(h), run.first, run.last);
+      }
+    for_union(h * per_head, (h + 1) * per_head, l.slots(h), runs, [&](index_t first, index_t last) { reads.slots_touched += last - first; });
+  }
+}
+
+/// The counts and runs that a call asked for.
+template <class Layer, class Runs>
+Status tell_reads(const Layer& l, const CacheShape& shape, index_t rows, Runs&& runs, const AttendOutputs& measure) {
+  if (measure.reads != nullptr) count_reads(l, shape.kv_heads, rows, runs, *measure.reads);
+  for (index_t h = 0; measure.runs.data != nullptr && h < shape.q_heads; ++h) {
+    const std::span<const SlotRun> from = runs(h * rows / shape.q_heads);
+    if (static_cast<index_t>(from.size()) > measure.runs.room) return Status::out_of_range;
+    std::copy(from.begin(), from.end(), measure.runs.data + h * measure.runs.room);
+    measure.runs.count[h] = static_cast<index_t>(from.size());
+  }
+  return Status::ok;
+}
+
+/// The same of a call that read every slot. Waits for the stream.
+template <class Layer>
+Status tell_all_read(const Context<Cuda>& ctx, const Layer& l, const CacheShape& shape, const AttendOutputs& measure) {
+  if (const Status s = ctx.wait(); s != Status::ok) return s;
+  SlotRun whole{};
+  const auto runs = [&](index_t h) {
+    whole.last = static_cast<std::int32_t>(l.slots(h));
+    return std::span<const SlotRun>(&whole, whole.last > 0 ? 1 : 0);
+  };
+  return tell_reads(l, shape, shape.kv_heads, runs, measure);
+}
+
+/// The same of a call that read chosen slots. Waits for the stream.
+template <class Layer>
+Status tell_chosen(const Context<Cuda>& ctx, const Layer& l, const CacheShape& shape, const prim::ChosenUnits& units, const prim::ChosenRuns& from,
+                   const AttendOutputs& measure) {
+  const index_t rows = units.units.heads, all = from.interval_offset[rows];
+  Buffer<prim::ChosenInterval> intervals(heap_memory());
+  Buffer<index_t> count(heap_memory()), used(heap_memory());
+  Buffer<SlotRun> runs(heap_memory());
+  Status s = intervals.resize(all);
+  if (s == Status::ok) s = count.resize(rows);
+  if (s == Status::ok) s = used.resize(rows);
+  if (s == Status::ok) s = runs.resize(all);
+  const auto down = [&](auto& to, const auto* at) {
+    if (s == Status::ok) s = cuda::settled(cudaMemcpyAsync(to.data(), at, static_cast<std::size_t>(to.size()) * sizeof(*at), cudaMemcpyDeviceToHost, ctx.stream()));
+  };
+  down(intervals, from.intervals), down(count, units.count);
+  const Status done = ctx.wait();
+  if (s != Status::ok || done != Status::ok) return s != Status::ok ? s : done;
+  for (index_t r = 0; r < rows; ++r) {
+    SlotRun* const out = &runs[from.interval_offset[r]];
+    index_t n = 0;
+    for (index_t i = from.interval_offset[r]; i < from.interval_offset[r] + count[r] + 2; ++i) {
+      const prim::ChosenInterval& x = intervals[i];
+      if (x.first >= x.last) continue;
+      if (n > 0 && out[n - 1].last == x.first) out[n - 1].last = x.last;
+      else out[n++] = {x.first, x.last};
+    }
+    used[r] = n;
+  }
+  const auto runs_of = [&](index_t r) { return std::span<const SlotRun>(&runs[from.interval_offset[r]], static_cast<std::size_t>(used[r])); };
+  return tell_reads(l, shape, rows, runs_of, measure);
+}
+
+}  // namespace kvcondense::cache

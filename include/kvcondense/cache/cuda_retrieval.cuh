@@ -1,0 +1,309 @@
+#pragma once
+
+#include <algorithm>
+#include <span>
+#include <type_traits>
+#include <utility>
+
+#include <kvcondense/backend/cuda/attend.cuh>
+#include <kvcondense/backend/cuda/chosen_slots.cuh>
+#include <kvcondense/cache/cuda_held.cuh>
+#include <kvcondense/cache/cuda_index.cuh>
+#include <kvcondense/cache/cuda_reads.cuh>
+#include <kvcondense/cache/snapshot_file.hpp>
+#include <kvcondense/core/bytes.hpp>
+#include <kvcondense/core/object_array.hpp>
+#include <kvcondense/evict/pipeline.hpp>
+
+namespace kvcondense::cache {
+
+/// The retrieval stage of a cache on the device: an index of every layer, which follows the slots, and attention over what is chosen by it.
+///
+/// Idea     the host knows how many units compete, the device which are chosen. A list of chosen slots becomes a list of runs, the form in
+///          which kernels of attention read a cache: they read what was chosen and nothing else, whatever stores it.
+/// Cost     a step reads the keys of units whose slots are new, moved, or stored otherwise; nobody waits for it but where an index grows. A call of
+///          `attend` waits for the one before of the same layer, and for the stream where the host asks what was read.
+template <class Pipeline>
+class CudaRetrieval {
+ public:
+  static constexpr bool there = true;
+
+  /// `slots_have_own`: attention reads what belongs to the slots' places in a head, and not in a list.
+  /// `loses`: slots leave in steps, so that only the device knows which of the newest are there.
+  Status make(const Pipeline& pipeline, const CacheShape& shape, bool slots_have_own, bool loses, MemoryResource<Cuda>& memory) {
+    pipeline_ = pipeline;
+    if (!pipeline_.composes()) return Status::incompatible;
+    const bool unites = pipeline_.rows(shape) != pipeline_.reduce.rows(shape), learns = pipeline_.found_floats(shape, 1) > 0;
+    if ((holds() && loses) || slots_have_own || unites || learns || pipeline_.watch().window > 0) return Status::not_supported;
+    const std::size_t each = steering_bytes(shape);
+    if (const Status s = steering_.make(each * static_cast<std::size_t>(shape.layers)); s != Status::ok) return s;
+    Status failed = Status::ok;
+    const Status made = index_.fill(heap_memory(), shape.layers, [&](index_t i) {
+      CudaIndex index(memory);
+      if (failed == Status::ok) failed = index.make(shape.kv_heads, steering_.part(static_cast<std::size_t>(i) * each, each));
+      return index;
+    });
+    if (made != Status::ok || failed != Status::ok) return made != Status::ok ? made : failed;
+    if (!holds()) return Status::ok;
+    const index_t rows = pipeline_.rows(shape);
+    const std::size_t own = CudaHeld::steering_bytes(rows, shape.kv_heads);
+    if (const Status s = held_steering_.make(own * static_cast<std::size_t>(shape.layers)); s != Status::ok) return s;
+    const Status helds = held_.fill(heap_memory(), shape.layers, [&](index_t i) {
+      CudaHeld h(memory);
+      if (failed == Status::ok) failed = h.make(rows, shape.kv_heads, held_steering_.part(static_cast<std::size_t>(i) * own, own));
+      return h;
+    });
+    return helds == Status::ok ? failed : helds;
+  }
+  /// Whether what a step chooses is read in later calls, so that steps want queries.
+  bool holds() const { return pipeline_.holds(); }
+  index_t longest_call() const { return pipeline_.longest_call(); }
+  std::size_t fixed_bytes() const { return index_.bytes() + steering_.size() + held_.bytes() + held_steering_.size(); }
+  std::size_t index_bytes(index_t layer) const { return index_[layer].bytes() + (holds() ? held_[layer].bytes() : 0); }
+
+  /// Steering memory that a step takes.
+  std::size_t step_steering_bytes(const CacheShape& shape) const {
+    const std::size_t choice = CudaCandidates::bytes(shape) + choice_steering_bytes(pipeline_, shape);
+    return 2 * Scratch::bytes_for<index_t>(shape.kv_heads) + (holds() ? choice : 0);
+  }
+  /// Scratch that a step takes.
+  std::size_t step_bytes(const CacheShape& shape, index_t slots, index_t tokens) const {
+    return holds() ? Scratch::align + pipeline_.workspace_bytes(shape, slots, std::min(tokens, pipeline_.longest_call())) : 0;
+  }
+  /// Scratch of a choice of units and of reading them, attention included.
+  template <class Plan>
+  std::size_t workspace_bytes(const Plan& plan, index_t slots, index_t tokens, const AttentionNeed& need) const {
+    const CacheShape& shape = plan.shape;
+    const index_t rows = pipeline_.rows(shape), most = pipeline_.most_units(slots) + 2, n = std::min(tokens, pipeline_.longest_call());
+    retrieve::ReadView<Cuda> view;
+    view.shape = shape, view.slots = &slots;
+    const index_t intervals = std::min(most, pipeline_.select.budget(view, 0)) + 2;  // a shorter head chooses no more
+    const std::size_t lists = Scratch::align + Scratch::bytes_for<std::int32_t>(rows * most) + 2 * Scratch::bytes_for<index_t>(rows) +
+                              2 * Scratch::bytes_for<prim::SlotRun>(rows * prim::ChosenSlots::most_runs(intervals, most_runs(plan, slots), slots)) +
+                              Scratch::bytes_for<prim::ChosenInterval>(rows * intervals) + Scratch::bytes_for<float>(rows * slots);
+    return lists + std::max(pipeline_.workspace_bytes(shape, slots, n), attend_bytes(shape, rows, slots, n, need));
+  }
+
+  /// Whether a call of `attend` with so many query tokens chooses what it reads.
+  bool chooses(index_t layer, index_t tokens) const {
+    return tokens > 0 && tokens <= pipeline_.longest_call() && !pipeline_.reads_all(layer) && !index_[layer].empty();
+  }
+
+  /// Reads what is chosen; `all`: nothing was done, since every slot is.
+  template <class Layer, class Plan>
+  Status attend(Context<Cuda>& ctx, index_t layer, const Layer& l, const Plan& plan, const prim::AttendRequest& request, const AttendOutputs& measure,
+                prim::AttendMath math, bool& all) const {
+    const CudaIndex& index = index_[layer];
+    const CacheShape& shape = plan.shape;
+    const index_t heads = shape.kv_heads, rows = pipeline_.rows(shape), tokens = request.queries.extent[1];
+    if (const Status s = index.fence().wait(); s != Status::ok) return s;  // the call before may still read what is written here
+    if constexpr (asks_for_prompt)
+      if (const Status s = l.fence.wait(); s != Status::ok) return s;  // the step before tells
+    Scratch scratch(ctx.workspace(), index.steering());
+    auto* slots = scratch.take_steering<index_t>(heads);
+    auto* known = scratch.take_steering<index_t>(heads);
+    if (slots == nullptr || known == nullptr) return Status::workspace_too_small;
+    for (index_t h = 0; h < heads; ++h) slots[h] = l.slots(h), known[h] = index.covered(h);
+    retrieve::ReadView<Cuda> view;
+    view.shape = shape, view.layer = layer, view.tokens = tokens, view.seen = l.counters.seen;
+    view.slots = slots, view.known = known, view.prompt = index.prompt().data();
+    const bool held = holds() && held_[layer].valid() && !pipeline_.due(l.counters.seen, tokens);
+    all = !held && pipeline_.takes_all(view);
+    if (all) return Status::ok;
+
+    CudaCandidates among;
+    auto* offset = scratch.take_steering<index_t>(rows + 1);
+    auto* run_offset = scratch.take_steering<index_t>(rows + 1);
+    auto* interval_offset = scratch.take_steering<index_t>(rows + 1);
+    auto* read_offset = scratch.take_steering<index_t>(rows + 1);
+    const bool room = held ? among.as(held_[layer].now().first, held_[layer].now().last, heads) : among.make(pipeline_, view, scratch);
+    if (!room || offset == nullptr || run_offset == nullptr || interval_offset == nullptr || read_offset == nullptr) return Status::workspace_too_small;
+    offset[0] = run_offset[0] = interval_offset[0] = read_offset[0] = 0;
+    index_t longest = 0;
+    for (index_t r = 0; r < rows; ++r) {
+      const index_t h = r * heads / rows, units = std::min(among.size(h), pipeline_.select.budget(view, h)), size = pipeline_.partition.size();
+      const index_t front = std::min(slots[h], pipeline_.unit_begin(among.first[h]));
+      const index_t back = slots[h] - std::min({slots[h], known[h], pipeline_.unit_begin(among.last[h])});
+      const index_t read = std::min(slots[h], front + units * size + back);
+      longest = std::max(longest, read);
+      offset[r + 1] = offset[r] + among.size(h);
+      interval_offset[r + 1] = interval_offset[r] + units + 2;
+      run_offset[r + 1] = run_offset[r] + prim::ChosenSlots::most_runs(units + 2, most_runs(plan, slots[h]), read);
+      read_offset[r + 1] = read_offset[r] + read;
+    }
+    const retrieve::UnitLists lists{{scratch.take<std::int32_t>(held ? 0 : offset[rows]), offset, rows}, scratch.take<index_t>(rows)};
+    prim::ChosenRuns runs;
+    runs.keys = scratch.take<prim::SlotRun>(run_offset[rows]), runs.values = scratch.take<prim::SlotRun>(run_offset[rows]);
+    runs.intervals = scratch.take<prim::ChosenInterval>(interval_offset[rows]), runs.slots = scratch.take<index_t>(rows);
+    runs.run_offset = run_offset, runs.interval_offset = interval_offset;
+    prim::AttendRequest chosen = request;
+    if (request.mass.data != nullptr) chosen.mass = {scratch.take<float>(read_offset[rows]), read_offset, rows};
+    if (lists.units.data == nullptr || lists.count == nullptr || runs.keys == nullptr || runs.values == nullptr || runs.intervals == nullptr ||
+        runs.slots == nullptr || (request.mass.data != nullptr && chosen.mass.data == nullptr))
+      return Status::workspace_too_small;
+
+    const RaggedView<const std::int32_t> list = held ? held_[layer].units() : RaggedView<const std::int32_t>(lists.units);
+    const prim::ChosenUnits units{list, held ? held_[layer].count() : lists.count, among.first, among.last, slots, known, heads, pipeline_.partition.size(),
+                                  pipeline_.partition.origin(), 0};
+    const auto read = [&]() -> Status {
+      if (!held)
+        if (const Status s = choose(ctx, pipeline_, view, request.queries, index.planes(pipeline_, shape, layer), among, lists, measure.reads, scratch); s != Status::ok)
+          return s;
+      auto paged = l.heads({});
+      const auto sharing = static_cast<int>(rows / heads);
+      paged.key_codec = prim::shared_by(sharing, paged.key_codec), paged.value_codec = prim::shared_by(sharing, paged.value_codec);
+      if (const Status s = prim::ChosenSlots::lay(ctx, units, paged.keys, paged.values, runs); s != Status::ok) return s;
+      paged.keys.runs = runs.keys, paged.values.runs = runs.values, paged.keys.offset = paged.values.offset = run_offset;
+      paged.slots = runs.slots, paged.kv_heads = rows;
+      Context<Cuda> rest = ctx.with_workspace(scratch.rest());
+      if (const Status s = prim::Attend<Cuda>::run(rest, chosen, paged, longest, math); s != Status::ok || request.mass.data == nullptr) return s;
+      return prim::ChosenSlots::spread(ctx, units, runs, RaggedView<const float>(chosen.mass), l.longest(), request.mass);
+    };
+    Status s = read();
+    const Status behind = index.fence().record(ctx);  // a call that is refused may have started what reads steering memory
+    if (s == Status::ok) s = behind;
+    return s == Status::ok && (measure.reads != nullptr || measure.runs.data != nullptr) ? tell_chosen(ctx, l, shape, units, runs, measure) : s;
+  }
+
+  /// What a step that keeps `kept(head)` slots makes of the index: room for it, and from where rows change. The host knows what becomes codes, the
+  /// device which of the listed slots move. `folds`: sums change slots that stay. Before anything of the layer changes; behind `learn`.
+  template <class Layer, class Kept>
+  Status reserve(Context<Cuda>& ctx, index_t layer, const Layer& l, const CacheShape& shape, Kept&& kept, bool leaves, bool folds, const evict::KeepSet& keep,
+                 Scratch& scratch, IndexChange& change) {
+    const index_t heads = shape.kv_heads;
+    change.from = scratch.take_steering<index_t>(heads), change.known = scratch.take_steering<index_t>(heads), change.device = leaves;
+    if (change.from == nullptr || change.known == nullptr) return Status::workspace_too_small;
+    index_t most = 0;
+    const bool joins = l.wants_lists() && (leaves || l.unsettled());  // codes get new parameters wherever they lie
+    for (index_t h = 0; h < heads; ++h) {
+      change.known[h] = kept(h), most = std::max(most, kept(h));
+      change.from[h] = folds || joins ? 0 : std::min(index_[layer].covered(h), l.keys.settled(h));
+    }
+    if (holds())
+      if (const Status s = held_[layer].reserve(ctx, pipeline_.rows(shape) * pipeline_.most_units(most)); s != Status::ok) return s;
+    if (const Status s = index_[layer].reserve(ctx, pipeline_, shape, most); s != Status::ok || !leaves) return s;
+    return prim::UnitIndex::moved(ctx, RaggedView<const std::int32_t>(keep.slots), keep.count, change.from);
+  }
+  /// Behind the changes of a step, whose lengths kernels read already. `prompt`: tokens before it came in prompts.
+  template <class Layer>
+  Status refresh(Context<Cuda>& ctx, index_t layer, const Layer& l, const CacheShape& shape, index_t prompt, const IndexChange& change) {
+    const Status s = index_[layer].refresh(ctx, pipeline_, shape, layer, l.keys.rows(l.device_slots(), l.longest()), change);
+    if (s != Status::ok || !asks_for_prompt) return s;
+    return prim::UnitIndex::below(ctx, l.ids.view(), change.known, prompt, shape.kv_heads, index_[layer].prompt().data());
+  }
+  /// Behind `refresh`, in a step: chooses the units that later calls go on reading, or lets go what they are. The tokens of a step are no answer to
+  /// themselves. `queries`: of the step.
+  template <class Layer>
+  Status hold(Context<Cuda>& ctx, index_t layer, const Layer& l, const CacheShape& shape, TensorView<const float, 3> queries, Phase phase, const IndexChange& change,
+              Scratch scratch) {
+    if (!holds()) return Status::ok;
+    CudaHeld& held = held_[layer];
+    const bool prompt = phase == Phase::prefill_chunk || phase == Phase::prefill_end;
+    const index_t heads = shape.kv_heads, arrived = l.counters.pending, n = queries.extent[1];
+    const bool chooses = phase != Phase::turn && !prompt && n > 0 && !pipeline_.reads_all(layer) && arrived <= pipeline_.longest_call() &&
+                         (pipeline_.due(l.counters.seen, arrived) || !held.valid());
+    if (prompt || chooses) held.drop();
+    if (!chooses) return Status::ok;
+    const CudaHeld::Half& next = held.next();
+    for (index_t h = 0; h < heads; ++h) next.slots[h] = change.known[h], next.known[h] = std::max<index_t>(0, change.known[h] - arrived);
+    retrieve::ReadView<Cuda> view;
+    view.shape = shape, view.layer = layer, view.tokens = std::min(n, pipeline_.longest_call()), view.seen = l.counters.seen;
+    view.slots = next.slots, view.known = next.known, view.prompt = index_[layer].prompt().data();
+    CudaCandidates among;
+    if (!among.make(pipeline_, view, scratch)) return Status::workspace_too_small;
+    const index_t rows = pipeline_.rows(shape);
+    next.offset[0] = 0;
+    for (index_t h = 0; h < heads; ++h) next.first[h] = among.first[h], next.last[h] = among.last[h];
+    for (index_t r = 0; r < rows; ++r) next.offset[r + 1] = next.offset[r] + among.size(r * heads / rows);
+    queries.data += (n - view.tokens) * queries.stride[1], queries.extent[1] = view.tokens;
+    const Status s = choose(ctx, pipeline_, view, queries, index_[layer].planes(pipeline_, shape, layer), among, held.next_lists(), nullptr, scratch);
+    if (s == Status::ok) held.turn(l.counters.seen);
+    return s;
+  }
+  /// Tokens from `tokens` on are forgotten; or tokens amid others, where all is let go.
+  void forget(index_t layer, index_t tokens) {
+    if (holds()) held_[layer].truncate(tokens);
+  }
+  void save_held(ByteWriter& w, const Context<Cuda>& ctx, index_t layer) const {
+    if (holds()) held_[layer].save(w, ctx);
+  }
+  template <class Layer>
+  Status load_held(ByteReader& r, const Context<Cuda>& ctx, index_t layer, const Layer& l, const CacheShape& shape) {
+    if (!holds()) return Status::ok;
+    return held_[layer].load(r, ctx, l.counters.seen, [&](const CudaHeld::Half& h, index_t head) {
+      retrieve::ReadView<Cuda> view;
+      view.shape = shape, view.layer = layer, view.seen = l.counters.seen, view.slots = h.slots, view.known = h.known, view.prompt = index_[layer].prompt().data();
+      return pipeline_.candidates(view, head);
+    });
+  }
+  template <class Layer>
+  bool held_fits(index_t layer, const Layer& l) const {
+    return !holds() || held_[layer].fits([&](index_t h) { return l.slots(h); });
+  }
+  /// What says that a file's held units mean the same.
+  void add_to(Fingerprint& f, const CacheShape& shape, const char* word) const {
+    if (holds()) f.add_text(word).add(pipeline_.rows(shape), pipeline_.fingerprint());
+  }
+  /// Between steps: rows of all slots that a step has seen, anew from the slot `same(head)` on.
+  template <class Layer, class Same>
+  Status remake(Context<Cuda>& ctx, index_t layer, Layer& l, const CacheShape& shape, Same&& same) {
+    if (const Status s = l.fence.wait(); s != Status::ok) return s;
+    Scratch scratch({}, l.steering);
+    IndexChange change;
+    const auto known = [&](index_t h) { return l.slots(h) - l.counters.pending; };
+    Status s = reserve(ctx, layer, l, shape, known, false, false, {}, scratch, change);
+    if (s != Status::ok) return s;
+    for (index_t h = 0; h < shape.kv_heads; ++h) change.from[h] = std::min({index_[layer].covered(h), same(h), known(h)});
+    s = refresh(ctx, layer, l, shape, l.counters.prompt, change);
+    const Status behind = l.fence.record(ctx);
+    return s == Status::ok ? behind : s;
+  }
+  Status fork(const Context<Cuda>& ctx, index_t layer, CudaRetrieval& out) const {
+    const Status s = index_[layer].fork(ctx, out.index_[layer]);
+    return s == Status::ok && holds() ? held_[layer].fork(ctx, out.held_[layer]) : s;
+  }
+  /// Only while no kernel uses it.
+  void clear() {
+    for (auto& i : index_) i.clear();
+    for (auto& h : held_) h.clear();
+  }
+
+ private:
+  /// What the host writes in a call of `attend`.
+  std::size_t steering_bytes(const CacheShape& shape) const {
+    return CudaIndex::told_bytes(shape.kv_heads) + 2 * Scratch::align + 2 * Scratch::bytes_for<index_t>(shape.kv_heads) + CudaCandidates::bytes(shape) + choice_steering_bytes(pipeline_, shape) +
+           4 * Scratch::bytes_for<index_t>(pipeline_.rows(shape) + 1);
+  }
+  /// Runs of either column of a head of so many slots, at most.
+  template <class Plan>
+  static index_t most_runs(const Plan& plan, index_t slots) {
+    const auto runs = [&](const auto& column) {
+      if (column.grouped()) return slots;
+      index_t n = 0;
+      for (int part = 0; part < column.parts; ++part) n += column.pages_for(part, part == 0 ? std::min(slots, column.sinks) : slots) + 1;
+      return n;
+    };
+    return std::max(runs(plan.keys), runs(plan.values));
+  }
+
+  static constexpr bool asks_for_prompt = std::is_same_v<decltype(Pipeline::keep), retrieve::KeepGenerated>;
+
+  Pipeline pipeline_{};
+  cuda::SteeringMemory steering_;  ///< outlives the index
+  ObjectArray<CudaIndex> index_;
+  cuda::SteeringMemory held_steering_;
+  ObjectArray<CudaHeld> held_;  ///< where `holds`
+};
+
+/// No retrieval stage.
+template <>
+class CudaRetrieval<retrieve::ReadAll::Nothing> {
+ public:
+  static constexpr bool there = false;
+  static constexpr bool holds() { return false; }
+  static constexpr index_t longest_call() { return 0; }
+  static constexpr std::size_t step_steering_bytes(const CacheShape&) { return 0; }
+  static constexpr std::size_t step_bytes(const CacheShape&, index_t, index_t) { return 0; }
+};
+
+}  // namespace kvcondense::cache

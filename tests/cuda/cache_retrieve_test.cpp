@@ -1,0 +1,170 @@
+// Retrieval stages in a cache on CUDA beside the same on the CPU: the same choice, the same attention, the same counts.
+
+#include <map>
+#include <set>
+#include <string>
+
+#include <kvcondense/any/builtin.hpp>
+#include <kvcondense/any/registry.hpp>
+#include <kvcondense/evict/compensate.hpp>
+#include <kvcondense/evict/h2o.hpp>
+#include <kvcondense/evict/sink_window.hpp>
+#include <kvcondense/merge/d2o.hpp>
+#include <kvcondense/merge/tome.hpp>
+#include <kvcondense/position/reindex.hpp>
+#include <kvcondense/quant/commvq.hpp>
+#include <kvcondense/quant/group_int.hpp>
+#include <kvcondense/quant/kivi.hpp>
+#include <kvcondense/quant/turboquant.hpp>
+#include <kvcondense/retrieve/kinetics.hpp>
+#include <kvcondense/retrieve/loki.hpp>
+#include <kvcondense/retrieve/lserve.hpp>
+#include <kvcondense/retrieve/quest.hpp>
+#include <kvcondense/retrieve/rocketkv.hpp>
+#include <kvcondense/retrieve/shadow_select.hpp>
+#include <support/model_facts.hpp>
+
+#include "cache_methods.hpp"
+
+using namespace kvcondense;
+using cuda_cache::Pair;
+
+namespace {
+
+constexpr retrieve::Quest quest{.page = 4, .tokens = 24, .dense_layers = 1};
+const std::string quest_text = cuda_cache::setting("quest");
+
+/// A recipe that needs nothing of a model.
+template <class... Stages>
+auto of(const Stages&... stages) {
+  return [=](const any::ModelFacts&) { return recipe(stages...); };
+}
+
+/// A prompt in chunks, tokens one by one, drafts; between steps one more query; tokens that are taken back, in part and to the last.
+template <class Make>
+void parity(Make&& make, const std::string& text, const CacheShape& shape, bool moves = false, float within = 0.0f, float stored = 0.0f) {
+  INFO(text << ", head_dim " << shape.head_dim);
+  ::test::Device device;
+  cuda_cache::Model model(device, shape);
+  Pair pair(make(model.on_device()), text, shape, model.on_host());
+  pair.allow(stored);
+  const float near = within > 0.0f ? within : pair.near;
+  const auto forward = [&](auto& p, index_t tokens, Phase phase = Phase::automatic) { p.forward(tokens, prim::AttendMath::f32, near, phase), p.look(near); };
+  pair.look();  // of an empty cache
+  for (int i = 0; i < 3; ++i) forward(pair, 1);  // fewer slots than are chosen
+  forward(pair, 20, Phase::prefill_chunk);
+  forward(pair, 29, Phase::prefill_end);
+  for (int i = 0; i < 4; ++i) forward(pair, 1);
+  forward(pair, 3);  // several tokens that choose
+  pair.exchange();   // the index is made anew from a file
+  pair.look(near);
+  if (!moves) pair.truncate(41), pair.look(near), forward(pair, 2);
+  pair.remove(7, 13);
+  pair.look(near);
+  for (int i = 0; i < 3; ++i) forward(pair, 1);
+  auto fork = pair.fork();
+  forward(fork, 2), forward(pair, 1);
+  CHECK(pair.look(near) < shape.layers * pair.on_host().total_slots(0) * shape.q_heads / shape.kv_heads);
+  pair.compare_reports();
+  CHECK(pair.on_device().report(pair.device())->index_bytes > 0);
+}
+
+}  // namespace
+
+#define KVCONDENSE_CUDA_RETRIEVES(word, ...)                                                                                                    \
+  TEST_CASE("cuda cache retrieves: " word) {                                                                                                     \
+    parity([&]([[maybe_unused]] const any::ModelFacts& facts) { return recipe(__VA_ARGS__); }, cuda_cache::setting(word), cuda_cache::shape_of(word)); \
+  }                                                                                                                                             \
+  TEST_CASE("cuda cache retrieves in every shape: " word, "[.][sweep]") {                                                                       \
+    for (const CacheShape& shape : cuda_cache::shapes())                                                                                        \
+      parity([&]([[maybe_unused]] const any::ModelFacts& facts) { return recipe(__VA_ARGS__); }, cuda_cache::setting(word), shape);            \
+  }
+
+KVCONDENSE_CUDA_RETRIEVES("quest", quest)
+KVCONDENSE_CUDA_RETRIEVES("kinetics", retrieve::Kinetics{.block = 4, .blocks = 3, .sinks = 2, .local = 6, .dense_layers = 0})
+KVCONDENSE_CUDA_RETRIEVES("lserve", retrieve::LServe{.page = 8, .part = 4, .tokens = 24, .interval = 3, .heads = retrieve::Heads::group_max})
+KVCONDENSE_CUDA_RETRIEVES("loki", retrieve::Loki{.key_axes = facts.key_axes, .columns = 6, .share = 0.3})
+KVCONDENSE_CUDA_RETRIEVES("shadow_select", retrieve::ShadowSelect{.chunk = 4, .tokens = 12, .outliers = 2, .local_chunks = 1})
+KVCONDENSE_CUDA_RETRIEVES("rocketkv", retrieve::RocketKV{.page = 4, .tokens = 16, .channels = 6})
+
+TEST_CASE("cuda cache retrieves: quest in every group and head_dim") {
+  for (const CacheShape& shape : cuda_cache::shapes()) parity(of(quest), quest_text, shape);
+}
+
+TEST_CASE("cuda cache retrieves: a last page that is not full, which may be chosen") {
+  parity(of(retrieve::Quest{.page = 4, .tokens = 24, .dense_layers = 0, .keep_last = false}), "quest(page=4, tokens=24, dense_layers=0, keep_last=false)",
+         cuda_cache::shapes()[0]);
+}
+
+TEST_CASE("cuda cache retrieves: behind a method that evicts, the index follows the slots") {
+  parity(of(evict::H2O{.heavy = 20, .recent = 20}, retrieve::Quest{.page = 4, .tokens = 12, .dense_layers = 0}),
+         "h2o(heavy=20, recent=20) + quest(page=4, tokens=12, dense_layers=0)", cuda_cache::shapes()[1], true);
+  parity(of(evict::SinkWindow{.recent = 30, .sinks = 3}, retrieve::Kinetics{.block = 4, .blocks = 2, .sinks = 2, .local = 6, .dense_layers = 0}),
+         "sink_window(recent=30, sinks=3) + kinetics(block=4, blocks=2, sinks=2, local=6, dense_layers=0)", cuda_cache::shapes()[0], true);
+}
+TEST_CASE("cuda cache retrieves: beside codes, the index is of what is stored") {
+  // Of two bits, so that a row of what was stored before would choose otherwise.
+  parity(of(quant::GroupInt<2>{.group_size = 16, .residual_window = 6}, quest), "group_int(bits=2, group_size=16, residual_window=6) + " + quest_text, cuda_cache::shapes()[0], false, 4e-4f);
+  parity(of(quant::Kivi<4>{.group_size = 16, .residual_window = 16}, quest), "kivi(bits=4, group_size=16, residual_window=16) + " + quest_text, cuda_cache::shapes()[2]);
+  parity(of(evict::H2O{.heavy = 20, .recent = 20}, quant::Kivi<2>{.group_size = 16, .residual_window = 16}, retrieve::Quest{.page = 4, .tokens = 12, .dense_layers = 0}),
+         "h2o(heavy=20, recent=20) + kivi(bits=2, group_size=16, residual_window=16) + quest(page=4, tokens=12, dense_layers=0)", cuda_cache::shapes()[0], true, 4e-4f);
+}
+
+TEST_CASE("cuda cache retrieves: beside codecs whose heads have tables of their own, a selection for each query head of them, and mapped rows") {
+  const CacheShape shape{.layers = 2, .q_heads = 6, .kv_heads = 2, .head_dim = 64, .page_slots = 16};
+  const kvcondense::test::RandomModel model(shape);
+  quant::CommVq vq{.base = 16, .beam = 3, .residual_window = 2};
+  vq.key_books = model.facts().key_books, vq.value_books = model.facts().value_books;
+  const std::string text = "commvq(base=16, beam=3, residual=2) + quest(page=4, tokens=12, dense_layers=0)";
+  Pair pair(recipe(vq, retrieve::Quest{.page = 4, .tokens = 12, .dense_layers = 0}), text, shape, model.facts());
+  for (const index_t n : {40, 1, 1, 1, 3}) pair.forward(n), pair.look();
+  pair.exchange();
+  pair.forward(1), pair.look();
+  parity(of(quant::TurboQuant{.sinks = 2}, retrieve::Quest{.page = 4, .tokens = 24, .dense_layers = 0, .heads = retrieve::Heads::group_max}),
+         "turboquant(sinks=2) + quest(page=4, tokens=24, dense_layers=0, heads=group_max)", shape, false, 1e-4f);
+}
+
+TEST_CASE("cuda cache retrieves: not beside what is read by a slot's place in its head") {
+  const CacheShape shape{.q_heads = 4, .kv_heads = 2, .head_dim = 16, .page_slots = 4};
+  const auto status = [&](const auto& r) { return make_cache<Cuda>(shape, r).status(); };
+  const evict::SinkWindow ends{.recent = 30, .sinks = 3};
+  CHECK(status(recipe(ends, merge::D2O{}, quest)) == Status::ok);
+  CHECK(status(recipe(ends, merge::D2O{.mass = merge::Mass::log_count}, quest)) == Status::not_supported);
+  CHECK(status(recipe(evict::Compensate{ends}, quest)) == Status::not_supported);
+  CHECK(status(recipe(ends, position::Reindex{}, quest)) == Status::not_supported);
+  // Only the device knows which of the newest slots are there.
+  const retrieve::LServe holds{.page = 8, .part = 4, .tokens = 24, .interval = 3};
+  CHECK(status(recipe(holds)) == Status::ok);
+  CHECK(status(recipe(ends, holds)) == Status::not_supported);
+  CHECK(status(recipe(evict::KeepAll{}, merge::ToMe{.tokens = 30, .slack = 4, .sinks = 2, .recent = 6}, holds)) == Status::not_supported);
+}
+
+TEST_CASE("cuda cache retrieves: what folds is known anew") {
+  parity(of(merge::ToMe{.tokens = 30, .slack = 4, .sinks = 2, .recent = 6}, retrieve::Quest{.page = 4, .tokens = 12, .dense_layers = 0}),
+         "keep_all + tome(tokens=30, slack=4, sinks=2, recent=6) + quest(page=4, tokens=12, dense_layers=0)", cuda_cache::shapes()[1], true, 2e-2f, 2e-3f);
+}
+
+TEST_CASE("cuda cache: every retrieval method is tried, or it is said what lacks") {
+  const std::map<std::string, std::string> lacking{
+      {"read_all", "nothing: it is the recipe without a retrieval stage"},
+      {"infllm", "raw keys in a list; attention that a summary is told of"},
+      {"rekv", "raw keys in a list; units that are held from call to call"},
+      {"a2ats", "raw keys in a list; choices of query heads that are united"},
+      {"triforce", "units in the order of their scores"},
+      {"landmark", "biases that attention reads by list"},
+      {"sparq", "output that is mixed with the mean of all values"},
+      {"infinigen", "what a prompt teaches; a selector that counts over rows"},
+      {"pqcache", "what a prompt teaches"},
+      {"squeezed", "what a prompt teaches"},
+      {"magicpig", "biases that attention reads by list"},
+      {"retrieval_attention", "a graph of keys"},
+  };
+  std::set<std::string> tried;
+  for (const auto& test : Catch::getRegistryHub().getTestCaseRegistry().getAllTests()) tried.insert(test.name);
+  for (const any::Entry* e : any::builtin().entries()) {
+    if (e->room != Stage::retrieve) continue;
+    const std::string word(e->word);
+    INFO(word);
+    CHECK((tried.count("cuda cache retrieves: " + word) == 1) != (lacking.count(word) == 1));
+  }
+}
