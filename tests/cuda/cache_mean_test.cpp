@@ -84,15 +84,15 @@ TEST_CASE("cuda cache: what folds into another slot is not in the mean of what l
 
 TEST_CASE("cuda cache: a step that is refused memory leaves the mean of what left as it was") {
   const CacheShape shape{.q_heads = 2, .kv_heads = 2, .head_dim = 16, .page_slots = 4};
-  ::test::Device device;
+  test::Device device;
   std::mt19937 random(5);
   const auto x = cuda_cache::normal_numbers(2 * 30 * 16, random);
-  ::test::OnDevice<float> rows(device, x), out(device, x);
+  test::OnDevice<float> rows(device, x), out(device, x);
   const auto part = [&](index_t first, index_t n) { return TensorView<const float, 3>{rows.data() + first * 16, {2, n, 16}, {30 * 16, 16, 1}}; };
   std::vector<std::byte> expected;
   int refused = 0;
   for (const int left : {-1, 0, 1, 3, 5, 7}) {
-    ::test::RefusingMemory memory(1 << 20);
+    test::RefusingMemory memory(1 << 20);
     auto c = make_cache<Cuda>(shape, recipe(evict::Compensate{evict::SinkWindow{.recent = 6, .sinks = 2}}), memory);
     REQUIRE(c);
     Context<Cuda> ctx = device.with_workspace(c->workspace_bytes(64, 20));
@@ -130,10 +130,10 @@ TEST_CASE("cuda cache: a step that is refused memory leaves the mean of what lef
 TEST_CASE("cuda cache: a file with a mean of more slots than have left is refused") {
   const CacheShape shape{.q_heads = 1, .kv_heads = 1, .head_dim = 16, .page_slots = 4};
   const auto method = recipe(evict::Compensate{evict::SinkWindow{.recent = 6, .sinks = 2}});
-  ::test::Device device;
+  test::Device device;
   std::mt19937 random(5);
   const auto x = cuda_cache::normal_numbers(20 * 16, random);
-  ::test::OnDevice<float> rows(device, x), out(device, x);
+  test::OnDevice<float> rows(device, x), out(device, x);
   auto c = make_cache<Cuda>(shape, method);
   REQUIRE(c);
   Context<Cuda> ctx = device.with_workspace(c->workspace_bytes(64, 20));

@@ -171,14 +171,14 @@ namespace cuda_cache {
 template <class R>
 void fold_again(const R& method) {
   const CacheShape shape{.q_heads = 2, .kv_heads = 2, .head_dim = 16, .page_slots = 4};
-  ::test::Device device;
+  test::Device device;
   std::mt19937 random(5);
-  ::test::OnDevice<float> x(device, normal_numbers(2 * 30 * 16, random)), out(device, std::vector<float>(2 * 30 * 16));
+  test::OnDevice<float> x(device, normal_numbers(2 * 30 * 16, random)), out(device, std::vector<float>(2 * 30 * 16));
   const auto rows = [&](index_t first, index_t n) { return TensorView<const float, 3>{x.data() + first * 16, {2, n, 16}, {30 * 16, 16, 1}}; };
   std::vector<std::byte> expected;
   int refused = 0;
   for (const int left : {-1, 0, 1, 4, 7, 10}) {
-    ::test::RefusingMemory memory(1 << 20);
+    test::RefusingMemory memory(1 << 20);
     auto c = make_cache<Cuda>(shape, method, memory);
     REQUIRE(c);
     Context<Cuda> ctx = device.with_workspace(c->workspace_bytes(64, 20));
@@ -230,7 +230,7 @@ struct LargeSums {
   static constexpr std::string_view text = "sink_window(recent=6, sinks=2) + cam(targets=1)";
   CacheShape shape;
   std::vector<float> keys, values;
-  ::test::Device device;
+  test::Device device;
   Cache<Cuda, decltype(recipe(evict::SinkWindow{}, merge::CaM{}))> cache;
 
   LargeSums(DType type, float value)
@@ -251,7 +251,7 @@ struct LargeSums {
   /// after(): behind every step.
   template <class After>
   void feed_device(After&& after) {
-    ::test::OnDevice<float> k(device, keys), v(device, values), out(device, keys);
+    test::OnDevice<float> k(device, keys), v(device, values), out(device, keys);
     each([&](index_t from, index_t n) {
       Context<Cuda> ctx = device.with_workspace(cache.workspace_bytes(tokens, tokens));  // `after` may have taken another one
       REQUIRE(cache.forward(ctx, 0, rows(k.data(), from, n), rows(k.data(), from, n), rows(v.data(), from, n), dense_view(out.data(), heads, n, dim)) == Status::ok);
@@ -261,7 +261,7 @@ struct LargeSums {
   }
   std::vector<float> stored(index_t head) {
     const index_t n = cache.slots(0, head);
-    ::test::OnDevice<float> k(device, std::vector<float>(at(n * dim))), v(device, std::vector<float>(at(n * dim)));
+    test::OnDevice<float> k(device, std::vector<float>(at(n * dim))), v(device, std::vector<float>(at(n * dim)));
     Context<Cuda> ctx = device.with_workspace(cache.workspace_bytes(n, 1));
     REQUIRE(cache.read(ctx, 0, head, 0, dense_view(k.data(), n, dim), dense_view(v.data(), n, dim)) == Status::ok);
     return v.read();

@@ -23,7 +23,7 @@ inline constexpr std::string_view inner_text = "h2o(heavy=20, recent=20)";
 /// What eviction methods and budgets want to know of a model, for either side: what kernels read lies on the device.
 class Model {
  public:
-  Model(::test::Device& device, const CacheShape& shape) {
+  Model(test::Device& device, const CacheShape& shape) {
     std::mt19937 random(1);
     const auto numbers = [&](index_t size, float least) {
       std::uniform_real_distribution<float> draw(least, 1.0f);
@@ -50,7 +50,7 @@ class Model {
       Matrices& m = matrices_.emplace_back();
       for (index_t layer = 0; layer < shape.layers; ++layer) {
         m.host.push_back(numbers(rows * columns, -1.0f));
-        m.device.push_back(std::make_unique<::test::OnDevice<float>>(device, m.host.back()));
+        m.device.push_back(std::make_unique<test::OnDevice<float>>(device, m.host.back()));
         m.at_host.push_back(m.host.back().data()), m.at_device.push_back(m.device.back()->data());
       }
       host_.*which = {m.at_host.data(), shape.layers, rows, columns};
@@ -72,7 +72,7 @@ class Model {
   std::vector<float> gates_, induction_, echo_, shares_, evicted_, variance_;
   struct Matrices {
     std::vector<std::vector<float>> host;
-    std::vector<std::unique_ptr<::test::OnDevice<float>>> device;
+    std::vector<std::unique_ptr<test::OnDevice<float>>> device;
     std::vector<const float*> at_host, at_device;
   };
   std::vector<Matrices> matrices_;
@@ -107,7 +107,7 @@ inline std::string setting(std::string_view word) {
 template <class Make>
 void parity(std::string_view text, const CacheShape& shape, Make&& make) {
   INFO(text << ", head_dim " << shape.head_dim);
-  ::test::Device device;
+  test::Device device;
   Model model(device, shape);
   Pair pair(recipe(make(model.on_device())), text, shape, model.on_host());
   pair.forward(20, prim::AttendMath::f32, pair.near, Phase::prefill_chunk);

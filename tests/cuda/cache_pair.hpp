@@ -24,7 +24,7 @@
 namespace cuda_cache {
 
 using namespace kvcondense;
-using ::test::at;
+using test::at;
 
 inline std::vector<float> normal_numbers(index_t n, std::mt19937& random) {
   std::normal_distribution<float> normal;
@@ -90,12 +90,12 @@ class Inputs {
 };
 class DeviceInputs {
  public:
-  DeviceInputs(::test::Device& device, const Inputs& inputs)
+  DeviceInputs(test::Device& device, const Inputs& inputs)
       : device_(&device), inputs_(&inputs), classes_(device, inputs.classes) {}
   StepInputs view() {
     return inputs_->over([&](const auto& x) -> const void* {
       if constexpr (std::same_as<std::decay_t<decltype(x)>, std::vector<float>>) {
-        numbers_.push_back(std::make_unique<::test::OnDevice<float>>(*device_, x));
+        numbers_.push_back(std::make_unique<test::OnDevice<float>>(*device_, x));
         return numbers_.back()->data();
       } else {
         return classes_.data();
@@ -104,10 +104,10 @@ class DeviceInputs {
   }
 
  private:
-  ::test::Device* device_;
+  test::Device* device_;
   const Inputs* inputs_;
-  std::vector<std::unique_ptr<::test::OnDevice<float>>> numbers_;
-  ::test::OnDevice<TokenClass> classes_;
+  std::vector<std::unique_ptr<test::OnDevice<float>>> numbers_;
+  test::OnDevice<TokenClass> classes_;
 };
 
 /// One sequence in a cache of each backend. Every call is made on both and compared.
@@ -137,7 +137,7 @@ class Pair {
   void allow(float part) { rounding_ = part; }
   /// How often calls of the last burst waited for the stream, as emulation counts.
   int waits() const { return waits_; }
-  ::test::Device& device() { return *device_; }
+  test::Device& device() { return *device_; }
 
   /// A forward pass of all layers over `tokens` new tokens.
   void forward(index_t tokens, prim::AttendMath math = prim::AttendMath::f32, float within = near, Phase phase = Phase::automatic) {
@@ -156,14 +156,14 @@ class Pair {
       REQUIRE(host_.forward(cpu, layer, queries(q.data()), keys(k.data()), values(v.data()), outs(out.data()), {}, phase, asking(inputs.on_host())) == Status::ok);
 
       DeviceInputs device_inputs(*device_, inputs);
-      ::test::OnDevice<float> dq(*device_, q), dk(*device_, k), dv(*device_, v), dout(*device_, std::vector<float>(out.size(), NAN));
+      test::OnDevice<float> dq(*device_, q), dk(*device_, k), dv(*device_, v), dout(*device_, std::vector<float>(out.size(), NAN));
       Context<Cuda> ctx = device_->with_workspace(device_cache_.workspace_bytes(longest() + tokens, device_cache_.pending(layer) + tokens));
-      const auto const_of = [](::test::OnDevice<float>& x) { return static_cast<const float*>(x.data()); };
+      const auto const_of = [](test::OnDevice<float>& x) { return static_cast<const float*>(x.data()); };
       if (math == prim::AttendMath::f32) {
         REQUIRE(device_cache_.forward(ctx, layer, queries(const_of(dq)), keys(const_of(dk)), values(const_of(dv)), outs(dout.data()), {}, phase, asking(device_inputs.view())) == Status::ok);
       } else {
         REQUIRE(device_cache_.append(ctx, layer, keys(const_of(dk)), values(const_of(dv))) == Status::ok);
-        ::test::OnDevice<float> mass(*device_, std::vector<float>(at(device_cache_.total_slots(layer))));
+        test::OnDevice<float> mass(*device_, std::vector<float>(at(device_cache_.total_slots(layer))));
         AttendOutputs measure;
         if (device_cache_.wants_mass(layer)) measure.mass = device_cache_.ragged(layer, mass.data());
         REQUIRE(device_cache_.attend(ctx, layer, queries(const_of(dq)), outs(dout.data()), measure, math) == Status::ok);
@@ -198,8 +198,8 @@ class Pair {
       const auto queries = [&](const float* x) { return dense_view(x, shape_.q_heads, 1, shape_.head_dim); };
       const auto outs = [&](float* x) { return dense_view(x, shape_.q_heads, 1, shape_.values()); };
       REQUIRE(host_.attend(cpu, layer, queries(q.data()), outs(out.data()), measure[0]) == Status::ok);
-      ::test::OnDevice<float> dq(*device_, q), dout(*device_, std::vector<float>(out.size(), NAN)), dlse(*device_, std::vector<float>(lse.size(), NAN));
-      ::test::OnDevice<float> dmass(*device_, std::vector<float>(mass.size(), NAN));
+      test::OnDevice<float> dq(*device_, q), dout(*device_, std::vector<float>(out.size(), NAN)), dlse(*device_, std::vector<float>(lse.size(), NAN));
+      test::OnDevice<float> dmass(*device_, std::vector<float>(mass.size(), NAN));
       measure[1].mass = device_cache_.ragged(layer, dmass.data()), measure[1].lse = dense_view(dlse.data(), shape_.q_heads, 1);
       Context<Cuda> ctx = device_->with_workspace(device_cache_.workspace_bytes(longest(), 1));
       REQUIRE(device_cache_.attend(ctx, layer, queries(dq.data()), outs(dout.data()), measure[1]) == Status::ok);
@@ -238,7 +238,7 @@ class Pair {
     const index_t v_size = shape_.kv_heads * shape_.values(), out_size = shape_.q_heads * shape_.values();
     const std::vector<float> q = normal_numbers(steps * q_size, random_), k = normal_numbers(steps * k_size, random_), v = normal_numbers(steps * v_size, random_);
     std::vector<float> out(at(steps * out_size));
-    ::test::OnDevice<float> dq(*device_, q), dk(*device_, k), dv(*device_, v), dout(*device_, out);
+    test::OnDevice<float> dq(*device_, q), dk(*device_, k), dv(*device_, v), dout(*device_, out);
     Context<Cuda> ctx = device_->with_workspace(device_cache_.workspace_bytes(longest() + steps, 1));
     std::vector<std::byte> scratch = host_scratch(steps);
     Context<Cpu> cpu(scratch);
@@ -246,12 +246,12 @@ class Pair {
       return cache.forward(c, 0, dense_view(qs + i * q_size, shape_.q_heads, 1, shape_.head_dim), dense_view(ks + i * k_size, shape_.kv_heads, 1, shape_.head_dim),
                            dense_view(vs + i * v_size, shape_.kv_heads, 1, shape_.values()), dense_view(outs + i * out_size, shape_.q_heads, 1, shape_.values()));
     };
-    const int before = ::test::stream_waits();
+    const int before = test::stream_waits();
     for (int i = 0; i < steps; ++i) {
       REQUIRE(step(host_, cpu, i, q.data(), k.data(), v.data(), out.data()) == Status::ok);
       REQUIRE(step(device_cache_, ctx, i, dq.data(), dk.data(), dv.data(), dout.data()) == Status::ok);
     }
-    waits_ = ::test::stream_waits() - before;
+    waits_ = test::stream_waits() - before;
     const std::vector<float> got = dout.read();
     for (std::size_t i = 0; i < got.size(); ++i) REQUIRE(std::fabs(got[i] - out[i]) <= near);
     compare();
@@ -274,7 +274,7 @@ class Pair {
         const index_t first = compared_++ % 2 == 0 ? 0 : n / 3, rows = n - first;  // a run of slots may begin anywhere
         std::vector<float> k(at(rows * shape_.head_dim)), v(at(rows * shape_.values()));
         REQUIRE(host_.read(layer, h, first, dense_view(k.data(), rows, shape_.head_dim), dense_view(v.data(), rows, shape_.values())) == Status::ok);
-        ::test::OnDevice<float> dk(*device_, k), dv(*device_, v);
+        test::OnDevice<float> dk(*device_, k), dv(*device_, v);
         Context<Cuda> ctx = device_->with_workspace(device_cache_.workspace_bytes(longest(), 1));
         REQUIRE(device_cache_.read(ctx, layer, h, first, dense_view(dk.data(), rows, shape_.head_dim), dense_view(dv.data(), rows, shape_.values())) == Status::ok);
         REQUIRE(alike(dk.read(), k));
@@ -335,7 +335,7 @@ class Pair {
   }
 
  private:
-  Pair(const CacheShape& shape, any::AnyCache host, std::shared_ptr<::test::Device> device, Cache<Cuda, R> copy)
+  Pair(const CacheShape& shape, any::AnyCache host, std::shared_ptr<test::Device> device, Cache<Cuda, R> copy)
       : shape_(shape), host_(std::move(host)), device_(std::move(device)), device_cache_(std::move(copy)) {}
   bool alike(const std::vector<float>& a, const std::vector<float>& b) const {
     if (rounding_ == 0.0f) return a == b;
@@ -365,7 +365,7 @@ class Pair {
 
   CacheShape shape_;
   any::AnyCache host_;
-  std::shared_ptr<::test::Device> device_ = std::make_shared<::test::Device>();
+  std::shared_ptr<test::Device> device_ = std::make_shared<test::Device>();
   Cache<Cuda, R> device_cache_;
   std::mt19937 random_{31}, side_random_{37};
   float rounding_ = 0.0f;

@@ -44,7 +44,7 @@ auto of(const Stages&... stages) {
 template <class Make>
 void parity(Make&& make, const std::string& text, const CacheShape& shape, bool moves = false, float within = 0.0f, float stored = 0.0f) {
   INFO(text << ", head_dim " << shape.head_dim);
-  ::test::Device device;
+  test::Device device;
   cuda_cache::Model model(device, shape);
   Pair pair(make(model.on_device()), text, shape, model.on_host());
   pair.allow(stored);

@@ -14,7 +14,7 @@
 #include <kvcondense/backend/cuda/context.cuh>
 #include <kvcondense/backend/cuda/memory.cuh>
 
-namespace test {
+namespace kvcondense::test {
 
 using namespace kvcondense;
 
@@ -116,4 +116,4 @@ void each_way(Use&& use) {
 #endif
 }
 
-}  // namespace test
+}  // namespace kvcondense::test

@@ -13,7 +13,7 @@
 
 #include "numbers.hpp"
 
-namespace test {
+namespace kvcondense::test {
 
 inline const std::vector<index_t> ragged_slots{0, 1, 2, 37, 300};
 
@@ -65,4 +65,4 @@ struct DeviceLinks {
   OnDevice<prim::SlotRange> targets;
 };
 
-}  // namespace test
+}  // namespace kvcondense::test

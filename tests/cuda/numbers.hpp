@@ -11,7 +11,7 @@
 
 #include "device.hpp"
 
-namespace test {
+namespace kvcondense::test {
 
 inline std::vector<float> normals(index_t n, unsigned seed) {
   std::mt19937 random(seed);
@@ -65,4 +65,4 @@ inline std::vector<index_t> offsets(const std::vector<index_t>& lengths) {
   return o;
 }
 
-}  // namespace test
+}  // namespace kvcondense::test

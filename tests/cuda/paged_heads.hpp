@@ -15,7 +15,7 @@
 
 #include "device.hpp"
 
-namespace test {
+namespace kvcondense::test {
 
 /// A page of bytes as a cache allocates it.
 struct HostPage {
@@ -166,4 +166,4 @@ struct HostHead {
   }
 };
 
-}  // namespace test
+}  // namespace kvcondense::test

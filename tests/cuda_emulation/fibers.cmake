@@ -5,9 +5,15 @@ target_compile_definitions(kvcondense_cuda_fibers INTERFACE KVCONDENSE_CUDA_FIBE
 target_compile_options(kvcondense_cuda_fibers INTERFACE -Wno-unknown-pragmas)  # #pragma unroll
 target_include_directories(kvcondense_cuda_fibers INTERFACE "${kvcondense_SOURCE_DIR}/tests")
 
-add_executable(cuda_fibers_test fibers/fibers_test.cpp ${sources})
 # Dozens of caches in a file: what optimization saves when they run is less than what it takes.
-set_source_files_properties("${cuda_tests}/cache_methods_test.cpp" "${cuda_tests}/cache_budgets_test.cpp" PROPERTIES COMPILE_OPTIONS -O1)
+set(joined ${sources})
+set(plain ${sources})
+list(FILTER joined INCLUDE REGEX "/cache_[a-z]*_test[.]cpp$")
+list(REMOVE_ITEM plain ${joined})
+kvcondense_join_tests(cuda joined 4)
+set_source_files_properties(${joined} PROPERTIES COMPILE_OPTIONS -O1)
+add_executable(cuda_fibers_test fibers/fibers_test.cpp ${plain} ${joined})
+target_include_directories(cuda_fibers_test PRIVATE "${cuda_tests}")
 target_link_libraries(cuda_fibers_test PRIVATE kvcondense kvcondense_any Catch2::Catch2 kvcondense_build kvcondense_warnings
   kvcondense_catch_main kvcondense_cuda_fibers)
 catch_discover_tests(cuda_fibers_test TEST_PREFIX "${prefix}/fibers/"
