@@ -44,9 +44,11 @@ bool cuda_serves(const Quant& q, const CacheShape& shape) {
   const auto known = [](const auto& codec) {
     return !prim::has_sketch(codec) && (codec.group_slots() == 1 || requires { codec.axis; });
   };
-  const auto alike = [](const auto& a, const auto& b, index_t dim) {
-    const bool tables = prim::DeviceForm<std::remove_cvref_t<decltype(a)>>::floats(a, dim) > 0;
-    return a.page_bytes(1, dim) == b.page_bytes(1, dim) && a.group_slots() == b.group_slots() && (tables || a.fingerprint() == b.fingerprint());
+  const auto alike = []<class C>(const C& a, const C& b, index_t dim) {
+    using Parts = prim::CodecParts<C>;
+    const index_t floats = prim::DeviceForm<C>::floats(a, dim);
+    if (a.page_bytes(1, dim) != b.page_bytes(1, dim) || a.group_slots() != b.group_slots() || prim::DeviceForm<C>::floats(b, dim) != floats) return false;
+    return floats > 0 ? Parts::transform(a).fingerprint() == Parts::transform(b).fingerprint() : a.fingerprint() == b.fingerprint();
   };
   if (!known(key) || !known(value)) return false;
   for (index_t l = 0; l < (differs_per_head(q) ? shape.layers : 0); ++l)
@@ -67,7 +69,8 @@ bool cuda_serves(const Quant& q, const CacheShape& shape) {
 /// Needs    recipes of an eviction method, a merge method over exact rows, exact rows or codes with their exact window and first slots (any codec
 ///          with a RowPage: row_codec.cuh; behind a Hadamard transform too), and no other stage (those stop compilation with a sentence). Inputs of steps lie on the device: attention, queries,
 ///          projections, moments, gates, surprise, classes; so do matrices that words read (LayerMatrices of critical and locret).
-///          Tables that blocks read (HeadTable, LayerTable) are the host's.
+///          Tables that blocks read (HeadTable, LayerTable) are the host's, and so are those that codecs are made of (ranges, clusters, codebooks): they
+///          outlive the cache, whose `fork` and `load` read them again.
 /// Shapes   as Cache<Cpu, R>; keys, values, queries, out, lse, mass in device memory.
 /// Cost     append, attend and step enqueue on the context's stream. The host waits where tables grow or many pages go back, and
 ///          where a step meets the one before of the same layer that is not done yet; how many slots stay it knows itself, but for budgets and
