@@ -38,11 +38,11 @@ struct CodecList {
 };
 using TabledCodecs = CodecList<LevelCodes, NuqRows, ClusterRows, ComplexVq, PolarTree>;
 
-/// One function for all kernels: they neither grow by it nor take longer to compile.
-__attribute__((noinline)) static __device__ void load_tabled(int codec, const float* table, std::byte* page, int slot, int dim, float* row) {
+// One function of each for all kernels: they neither grow by it nor take longer to compile.
+__attribute__((noinline)) __device__ inline void load_tabled(int codec, const float* table, std::byte* page, int slot, int dim, float* row) {
   TabledCodecs::at(codec, [&]<class C>() { load_row(RowPage<Tabled<C>>(table, page, 0, dim), slot, row); });
 }
-__attribute__((noinline)) static __device__ void unmap_row(Hadamard map, int dim, float* row) {
+__attribute__((noinline)) __device__ inline void unmap_row(Hadamard map, int dim, float* row) {
   __syncwarp();
   map_hadamard(map, dim, row, true);
 }
