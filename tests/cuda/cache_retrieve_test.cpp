@@ -136,12 +136,12 @@ TEST_CASE("cuda cache retrieves: not beside what is read by a slot's place in it
   const retrieve::LServe holds{.page = 8, .part = 4, .tokens = 24, .interval = 3};
   CHECK(status(recipe(holds)) == Status::ok);
   CHECK(status(recipe(ends, holds)) == Status::not_supported);
-  CHECK(status(recipe(evict::KeepAll{}, merge::ToMe{.tokens = 30, .slack = 4, .sinks = 2, .recent = 6}, holds)) == Status::not_supported);
+  CHECK(status(recipe(evict::KeepAll{}, merge::ToMe{.tokens = 30, .slack = 4, .sinks = 2, .recent = 6, .mass = merge::Mass::none}, holds)) == Status::not_supported);
 }
 
 TEST_CASE("cuda cache retrieves: what folds is known anew") {
-  parity(of(merge::ToMe{.tokens = 30, .slack = 4, .sinks = 2, .recent = 6}, retrieve::Quest{.page = 4, .tokens = 12, .dense_layers = 0}),
-         "keep_all + tome(tokens=30, slack=4, sinks=2, recent=6) + quest(page=4, tokens=12, dense_layers=0)", cuda_cache::shapes()[1], true, 2e-2f, 2e-3f);
+  parity(of(merge::ToMe{.tokens = 30, .slack = 4, .sinks = 2, .recent = 6, .mass = merge::Mass::none}, retrieve::Quest{.page = 4, .tokens = 12, .dense_layers = 0}),
+         "keep_all + tome(tokens=30, slack=4, sinks=2, recent=6, mass=none) + quest(page=4, tokens=12, dense_layers=0)", cuda_cache::shapes()[1], true, 2e-2f, 2e-3f);
 }
 
 TEST_CASE("cuda cache: every retrieval method is tried, or it is said what lacks") {

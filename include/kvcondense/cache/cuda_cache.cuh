@@ -85,6 +85,8 @@ class Cache<Cuda, R> {
     if (const Status s = recipe.quant.validate(shape); s != Status::ok) return s;
     if (const Status s = recipe.position.validate(shape); s != Status::ok) return s;
     if (const Status s = recipe.merge.validate(shape); s != Status::ok) return s;
+    if (const Status s = recipe.retrieve.validate(shape); s != Status::ok) return s;
+    if (!keys_fit(recipe.retrieve, recipe.position)) return Status::incompatible;
     if (has_saliency(recipe.quant) || !detail::cuda_serves(recipe.quant, shape)) return Status::not_supported;
     Cache c;
     c.recipe_ = recipe, c.memory_ = &memory;
@@ -105,7 +107,6 @@ class Cache<Cuda, R> {
       if (!angles) return angles.status();
       c.fold_angles_ = *angles;
     }
-    if (const Status s = recipe.retrieve.validate(shape); s != Status::ok) return s;
     if constexpr (retrieves)
       if (const Status s = c.retrieval_.make(recipe.retrieve.pipeline(), c.plan_.shape, c.slots_have_own(), c.changes_length() || c.fold_.shrinks, memory); s != Status::ok) return s;
     const std::size_t each = c.steering_bytes(), all = each + c.plan_.told_bytes() + Scratch::align;
