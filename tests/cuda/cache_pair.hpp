@@ -135,6 +135,8 @@ class Pair {
   Cache<Cuda, R>& on_device() { return device_cache_; }
   /// Stored numbers, which are of about 1, may differ by so much: sums are rounded where they are stored, and summed again.
   void allow(float part) { rounding_ = part; }
+  /// Tokens to come lie so many positions apart.
+  void space(index_t positions) { spacing_ = positions; }
   /// How often calls of the last burst waited for the stream, as emulation counts.
   int waits() const { return waits_; }
   ::test::Device& device() { return *device_; }
@@ -153,16 +155,18 @@ class Pair {
       std::vector<std::byte> scratch = host_scratch(tokens);
       Context<Cpu> cpu(scratch);
       const Inputs inputs(shape_, tokens, side_random_);
-      REQUIRE(host_.forward(cpu, layer, queries(q.data()), keys(k.data()), values(v.data()), outs(out.data()), {}, phase, asking(inputs.on_host())) == Status::ok);
+      std::vector<index_t> positions;  // none: one behind the other
+      for (index_t i = 1; spacing_ > 1 && i <= tokens; ++i) positions.push_back(host_.next_position(layer) + i * spacing_ - 1);
+      REQUIRE(host_.forward(cpu, layer, queries(q.data()), keys(k.data()), values(v.data()), outs(out.data()), positions, phase, asking(inputs.on_host())) == Status::ok);
 
       DeviceInputs device_inputs(*device_, inputs);
       ::test::OnDevice<float> dq(*device_, q), dk(*device_, k), dv(*device_, v), dout(*device_, std::vector<float>(out.size(), NAN));
       Context<Cuda> ctx = device_->with_workspace(device_cache_.workspace_bytes(longest() + tokens, device_cache_.pending(layer) + tokens));
       const auto const_of = [](::test::OnDevice<float>& x) { return static_cast<const float*>(x.data()); };
       if (math == prim::AttendMath::f32) {
-        REQUIRE(device_cache_.forward(ctx, layer, queries(const_of(dq)), keys(const_of(dk)), values(const_of(dv)), outs(dout.data()), {}, phase, asking(device_inputs.view())) == Status::ok);
+        REQUIRE(device_cache_.forward(ctx, layer, queries(const_of(dq)), keys(const_of(dk)), values(const_of(dv)), outs(dout.data()), positions, phase, asking(device_inputs.view())) == Status::ok);
       } else {
-        REQUIRE(device_cache_.append(ctx, layer, keys(const_of(dk)), values(const_of(dv))) == Status::ok);
+        REQUIRE(device_cache_.append(ctx, layer, keys(const_of(dk)), values(const_of(dv)), positions) == Status::ok);
         ::test::OnDevice<float> mass(*device_, std::vector<float>(at(device_cache_.total_slots(layer))));
         AttendOutputs measure;
         if (device_cache_.wants_mass(layer)) measure.mass = device_cache_.ragged(layer, mass.data());
@@ -372,6 +376,7 @@ class Pair {
   int waits_ = 0;
   index_t compared_ = 0;  ///< heads so far
   index_t asked_first_ = 0, asked_last_ = 0;
+  index_t spacing_ = 1;
 };
 
 }  // namespace cuda_cache

@@ -366,9 +366,10 @@ class Cache<Cuda, R> {
   cache::CudaRetrieval<Retrieve> retrieval_;
 };
 
-/// An empty cache on the current device, or why there is none.
-template <std::same_as<Cuda> B, class R>
-Expected<Cache<B, R>> make_cache(const CacheShape& shape, const R& recipe, MemoryResource<Cuda>& memory = cuda::device_memory()) {
+/// An empty cache on the current device, or why there is none. Where the caches of the CPU are included too, this one is the more constrained.
+template <Backend B, class R>
+  requires std::same_as<B, Cuda>
+Expected<Cache<B, R>> make_cache(const CacheShape& shape, const R& recipe, MemoryResource<B>& memory = cuda::device_memory()) {
   return Cache<B, R>::make(shape, recipe, memory);
 }
 
