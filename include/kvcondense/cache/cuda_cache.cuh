@@ -95,10 +95,8 @@ class Cache<Cuda, R> {
     if (c.pipeline_.residual != evict::Residual::none || c.plan_.lanes > max_lanes) return Status::not_supported;
     if (const Status s = c.check_merge(); s != Status::ok) return s;
     if (const Status s = recipe.retrieve.validate(shape); s != Status::ok) return s;
-    if constexpr (retrieves)  // attention by lists reads no numbers of the slots' own
-      if (const Status s = c.retrieval_.make(recipe.retrieve.pipeline(), c.plan_.shape, c.fold_.bias >= 0 || c.fold_.value_scale >= 0 || c.pipeline_.residual != evict::Residual::none, c.changes_length(), memory);
-          s != Status::ok)
-        return s;
+    if constexpr (retrieves)  // numbers of the slots' own that attention reads were refused above
+      if (const Status s = c.retrieval_.make(recipe.retrieve.pipeline(), c.plan_.shape, c.changes_length(), memory); s != Status::ok) return s;
     const std::size_t each = c.steering_bytes(), all = each + c.plan_.told_bytes() + Scratch::align;
     const std::size_t layers = all * static_cast<std::size_t>(shape.layers), model = c.model_steering_bytes();
     if (const Status s = c.steering_.make(layers + model); s != Status::ok) return s;
@@ -177,7 +175,8 @@ class Cache<Cuda, R> {
   }
 
   /// Attention of the newest tokens over everything stored, or what a retrieval stage chooses; causal among them. `reads` and `runs` of
-  /// `measure` lie on the host: a call that asks for them waits for the stream.
+  /// `measure` lie on the host: a call that asks for them waits for the stream. out_of_range where `runs` has no room for all runs of a row: of
+  /// chosen slots their number is known behind attention alone, so that the other outputs are written by then.
   Status attend(Context<Cuda>& ctx, index_t layer, TensorView<const float, 3> queries, TensorView<float, 3> out, const AttendOutputs& measure = {},
                 prim::AttendMath math = prim::AttendMath::f32) const {
     if (layer < 0 || layer >= shape().layers) return Status::out_of_range;
@@ -188,6 +187,7 @@ class Cache<Cuda, R> {
       return Status::shape_mismatch;
     if (measure.mass.data != nullptr && !of_layer(l, measure.mass)) return Status::shape_mismatch;
     if (measure.pages != nullptr) return Status::not_supported;
+    if (measure.runs.data != nullptr && measure.runs.room < 1 && l.longest() > 0) return Status::out_of_range;
     if (n > std::max<index_t>(1, l.counters.pending)) return Status::order_violation;
     prim::AttendRequest r = request(queries, out);
     r.lse = measure.lse, r.mass = measure.mass, r.mass_rows = mass_rows(n);

@@ -189,7 +189,8 @@ __global__ void __launch_bounds__(Threads) first_moved(RaggedView<const std::int
 ///
 /// Needs    all pointers are the device's; `from` and `known` may lie in steering memory.
 /// Cost     reads the keys of the units from the first changed slot on.
-/// Numbers  bit for bit the CPU's; smallest cosines to 2e-6.
+/// Numbers  bit for bit the CPU's, coordinates where its compiler leaves products and sums apart (-ffp-contract=off, which the library's targets ask
+///          for); smallest cosines to 2e-6.
 struct UnitIndex {
   template <IndexRule Rule>
   static Status build(Context<Cuda>& ctx, const SlotRows<Cuda>& keys, const UnitPlanes& planes, const index_t* from, const index_t* known, index_t first, index_t last) {

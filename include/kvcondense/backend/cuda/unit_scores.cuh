@@ -110,12 +110,13 @@ __global__ void __launch_bounds__(index_threads, 4) score_units(UnitPlanes plane
 }
 
 struct QueryShared {
-  float size[max_head_dim];
+  std::uint32_t size[max_head_dim];
   float sum[max_head_dim];
   std::int32_t best[max_head_dim];
 };
 
-/// Query rows of one token. A block a row: KV heads times `rows`. Of equal channels the first one is larger.
+/// Query rows of one token. A block a row: KV heads times `rows`. Of equal channels the first one is larger; NaN is smaller than all numbers (the
+/// CPU takes no channel that is NaN but the first one, and that always).
 template <QueryRule Rule>
 __global__ void __launch_bounds__(index_threads) make_query_rows(TensorView<const float, 3> queries, index_t token, index_t group, index_t channels, float* out) {
   const int dim = static_cast<int>(queries.extent[2]), thread = static_cast<int>(threadIdx.x);
@@ -134,7 +135,7 @@ __global__ void __launch_bounds__(index_threads) make_query_rows(TensorView<cons
     for (int c = thread; c < dim; c += index_threads) {
       float size = 0.0f, sum = 0.0f;
       for (index_t g = 0; g < group; ++g) size += fabsf(queries(head * group + g, token, c)), sum += queries(head * group + g, token, c);
-      shared.size[c] = size, shared.sum[c] = sum;
+      shared.size[c] = rank_bits(size), shared.sum[c] = sum;  // a total order: every rank is taken once
     }
     for (int c = thread; c < 2 * dim; c += index_threads) out[row * 2 * dim + c] = 0.0f;
     __syncthreads();
