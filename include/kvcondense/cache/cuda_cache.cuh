@@ -45,8 +45,9 @@ inline constexpr bool cuda_codec<prim::GroupInt<Bits>> = true;
 /// Idea     the host keeps counters, lengths and lists of pages and decides when something leaves; which slots, and all that moves, is
 ///          the device's. The eviction pipeline is the one that runs on the CPU: its blocks are written over words.
 /// Needs    recipes of an eviction method, a merge method over exact rows, exact rows or codes of groups or blocks with their exact window and
-///          first slots, retrieval methods whose blocks have a form on CUDA (cuda_index.cuh), and no other stage (those stop compilation with a sentence). Inputs of steps lie on the device: attention, queries,
-///          projections, moments, gates, surprise, classes; so do matrices that words read (LayerMatrices of critical and locret).
+///          first slots, retrieval methods whose blocks have a form on CUDA (cuda_index.cuh), and no other stage (those stop compilation
+///          with a sentence). Inputs of steps lie on the device: attention, queries, projections, moments, gates, surprise, classes; so do
+///          matrices that words read (LayerMatrices of critical and locret).
 ///          Tables that blocks read (HeadTable, LayerTable) are the host's.
 /// Shapes   as Cache<Cpu, R>; keys, values, queries, out, lse, mass in device memory.
 /// Cost     append, attend and step enqueue on the context's stream. The host waits where tables grow or many pages go back, and

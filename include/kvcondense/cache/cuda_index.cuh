@@ -101,8 +101,8 @@ inline Status rescore(Context<Cuda>& ctx, const retrieve::OutlierSoftmax& scorer
 template <class Block, class... Over>
 inline constexpr bool one_of = (std::is_same_v<Block, Over> || ...);
 
-/// Whether blocks of a pipeline, each of which has a form, have one together: outliers are those of an index that knows spreads, and queries which say
-/// themselves what meets which bound meet a summary that lets them.
+/// Whether blocks of a pipeline, each of which has a form, have one together: outliers are those of an index that knows spreads, and
+/// queries which say themselves what meets which bound meet a summary that lets them.
 template <class Summary, class Query, class Scorer>
 inline constexpr bool cuda_pairs = (!std::is_same_v<Scorer, retrieve::OutlierSoftmax> || std::is_same_v<Summary, retrieve::MeanKeySpread>) &&
                                    std::is_same_v<Summary, retrieve::GroupMinMax> == std::is_same_v<Query, retrieve::GroupChannels>;

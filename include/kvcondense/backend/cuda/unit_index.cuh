@@ -168,7 +168,8 @@ __global__ void __launch_bounds__(Threads) slots_below(HeadNumbers<const std::in
   out[head] = low;
 }
 
-/// The first slot of each head that is not where it was, among kept ones: what comes before it stays as it is. `from` holds a bound already. A block a head.
+/// The first slot of each head that is not where it was, among kept ones: what comes before it stays as it is. `from` holds a bound
+/// already. A block a head.
 template <int Threads>
 __global__ void __launch_bounds__(Threads) first_moved(RaggedView<const std::int32_t> keep, const index_t* count, index_t* from) {
   cuda::BlockScratch<index_t, Threads>& scratch = cuda::shared_as<cuda::BlockScratch<index_t, Threads>>();

@@ -209,7 +209,8 @@ struct UnitScoring {
     using namespace cuda_kernels;
     return cuda::launch(ctx, query_coordinates<index_threads>, {rows}, index_threads, 0, planes, queries, per_head, static_cast<int>(dim), out);
   }
-  /// IndexRule::spread: the scores of a KV head's `units` candidates whose keys point furthest away from their mean become `as`, in all of its query rows.
+  /// IndexRule::spread: the scores of a KV head's `units` candidates whose keys point furthest away from their mean become `as`, in all of
+  /// its query rows.
   static Status mark_outliers(Context<Cuda>& ctx, const UnitPlanes& planes, const UnitScores& scores, index_t units, float as) {
     using namespace cuda_kernels;
     return cuda::launch(ctx, mark_outlier_units<winner_threads>, {scores.out.heads / scores.per_head}, winner_threads, sizeof(WinnerShared), planes, scores, units, as);
