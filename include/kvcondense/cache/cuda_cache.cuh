@@ -107,8 +107,10 @@ class Cache<Cuda, R> {
       if (!angles) return angles.status();
       c.fold_angles_ = *angles;
     }
-    if constexpr (retrieves)
-      if (const Status s = c.retrieval_.make(recipe.retrieve.pipeline(), c.plan_.shape, c.slots_have_own(), c.changes_length() || c.fold_.shrinks, memory); s != Status::ok) return s;
+    if constexpr (retrieves) {
+      if (c.slots_have_own()) return Status::not_supported;
+      if (const Status s = c.retrieval_.make(recipe.retrieve.pipeline(), c.plan_.shape, c.changes_length() || c.fold_.shrinks, memory); s != Status::ok) return s;
+    }
     const std::size_t each = c.steering_bytes(), all = each + c.plan_.told_bytes() + Scratch::align;
     const std::size_t layers = all * static_cast<std::size_t>(shape.layers), model = c.model_steering_bytes();
     if (const Status s = c.steering_.make(layers + model); s != Status::ok) return s;
@@ -169,7 +171,8 @@ class Cache<Cuda, R> {
   Status append(Context<Cuda>& ctx, index_t layer, TensorView<K, 3> keys, TensorView<V, 3> values, std::span<const index_t> positions = {});
 
   /// Attention of the newest tokens over everything stored, or what a retrieval stage chooses; causal among them. `reads` and `runs` of
-  /// `measure` lie on the host: a call that asks for them waits for the stream.
+  /// `measure` lie on the host: a call that asks for them waits for the stream. out_of_range where `runs` has no room for all runs of a row: of
+  /// chosen slots their number is known behind attention alone, so that the other outputs are written by then.
   Status attend(Context<Cuda>& ctx, index_t layer, TensorView<const float, 3> queries, TensorView<float, 3> out, const AttendOutputs& measure = {},
                 prim::AttendMath math = prim::AttendMath::f32) const;
 

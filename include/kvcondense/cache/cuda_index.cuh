@@ -101,12 +101,18 @@ inline Status rescore(Context<Cuda>& ctx, const retrieve::OutlierSoftmax& scorer
 template <class Block, class... Over>
 inline constexpr bool one_of = (std::is_same_v<Block, Over> || ...);
 
+/// Whether blocks of a pipeline, each of which has a form, have one together: outliers are those of an index that knows spreads, and
+/// queries which say themselves what meets which bound meet a summary that lets them.
+template <class Summary, class Query, class Scorer>
+inline constexpr bool cuda_pairs = (!std::is_same_v<Scorer, retrieve::OutlierSoftmax> || std::is_same_v<Summary, retrieve::MeanKeySpread>) &&
+                                   std::is_same_v<Summary, retrieve::GroupMinMax> == std::is_same_v<Query, retrieve::GroupChannels>;
+
 /// Whether a cache on the device can retrieve with such a pipeline, or needs not.
 template <class Pipeline>
 inline constexpr bool cuda_retrieves = std::is_same_v<Pipeline, retrieve::ReadAll::Nothing>;
 template <class P, class Su, class Q, class Sc, class R, class Se, class K, class Sd>
 inline constexpr bool cuda_retrieves<retrieve::Pipeline<P, Su, Q, Sc, R, Se, K, Sd>> =
-    CudaUnitSummary<Su>::there && CudaQuery<Q>::there && one_of<Sc, retrieve::PlainScore, retrieve::SoftmaxScore, retrieve::OutlierSoftmax> &&
+    CudaUnitSummary<Su>::there && CudaQuery<Q>::there && cuda_pairs<Su, Q, Sc> && one_of<Sc, retrieve::PlainScore, retrieve::SoftmaxScore, retrieve::OutlierSoftmax> &&
     std::is_same_v<R, retrieve::ByHeads> && one_of<Se, retrieve::TopUnits, retrieve::TopShare> &&
     one_of<K, retrieve::KeepEnds, retrieve::KeepShare, retrieve::KeepGenerated> && one_of<Sd, retrieve::EveryCall, retrieve::EveryTokens>;
 
