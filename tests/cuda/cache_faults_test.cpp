@@ -168,6 +168,7 @@ void lose_nothing(const R& method, int rounds, index_t left) {
   };
   std::vector<float> expected_keys, expected_values;
   std::vector<std::int32_t> expected_tokens;
+  std::vector<std::byte> expected_file;  // has means, numbers per slot and what was counted too
   int requests = 0;
   for (int k = 1 << 20; k >= 0; k = k == 1 << 20 ? requests : k - 1) {  // first with all it wants, of which requests are counted
     test::RefusingMemory memory(k);
@@ -212,6 +213,11 @@ void lose_nothing(const R& method, int rounds, index_t left) {
         REQUIRE(tokens == expected_tokens);
         REQUIRE(k_rows.read() == expected_keys);
         REQUIRE(v_rows.read() == expected_values);
+        memory.left = 1 << 20;
+        File file;
+        REQUIRE(save(ctx, c, file) == Status::ok);
+        if (expected_file.empty()) expected_file = file.bytes;
+        REQUIRE((file.bytes == expected_file));
       }
     }
     REQUIRE(memory.out == 0);
@@ -344,6 +350,7 @@ void step_whole_or_torn(const R& method, int round) {
   test::OnDevice<float> x(device, normal_numbers(2 * 6 * 16, random)), out(device, std::vector<float>(2 * 6 * 16)), mass(device, std::vector<float>(2 * 64));
   const auto rows = dense_view(static_cast<const float*>(x.data()), 2, 6, 16);
   std::vector<float> expected, first;
+  std::vector<std::byte> expected_file;  // has means, numbers per slot and what was counted too
   int again = 0, torn = 0;
   bool fails = true;
   for (int k = -1; fails; ++k) {  // first without any failure
@@ -402,8 +409,11 @@ void step_whole_or_torn(const R& method, int round) {
     for (int i = 0; i < 3; ++i) step(i == round && k >= 0);
     while (c->length() < 18) step(false);  // from the start where it was reset
     const std::vector<float> read = all();
-    if (k < 0) expected = read;
+    File file;
+    REQUIRE(save(ctx, *c, file) == Status::ok);
+    if (k < 0) expected = read, expected_file = file.bytes;
     REQUIRE(read == expected);
+    REQUIRE((file.bytes == expected_file));
   }
   CHECK(again > 0);
   CHECK(torn > 0);

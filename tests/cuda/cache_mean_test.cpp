@@ -1,6 +1,7 @@
 // Slots that leave and live on as the mean of what left a head: a cache on CUDA beside the one on the CPU.
 
 #include <cmath>
+#include <cstring>
 #include <random>
 #include <string_view>
 #include <vector>
@@ -155,4 +156,42 @@ TEST_CASE("cuda cache: a file with a mean of more slots than have left is refuse
   CHECK(forged(count, std::int64_t{13}) == Status::corrupt_data);
   CHECK(forged(count, std::int64_t{-1}) == Status::corrupt_data);
   CHECK(forged(means + 8, NAN) == Status::corrupt_data);
+}
+
+TEST_CASE("cuda cache: rows with numbers that are none leave a mean of what left that is finite") {
+  const auto [type, large] = GENERATE(table<DType, float>({{DType::f16, 1e6f}, {DType::f16, 6e4f}, {DType::bf16, 3.3e38f}, {DType::f32, 3.3e38f}}));
+  INFO(to_string(type) << ", " << large);
+  const CacheShape shape{.q_heads = 1, .kv_heads = 1, .head_dim = 16, .dtype = type, .page_slots = 4};
+  test::Device device;
+  std::mt19937 random(5);
+  const auto x = cuda_cache::normal_numbers(13 * 16, random);
+  auto v = x;
+  const auto value = [&](index_t token, index_t c) -> float& { return v[cuda_cache::at(token * 16 + c)]; };
+  value(2, 0) = -large, value(3, 0) = large, value(4, 1) = NAN, value(5, 2) = -INFINITY;  // tokens 2 to 5 leave in the first step
+  test::OnDevice<float> rows(device, x), values(device, v), out(device, x);
+  auto c = make_cache<Cuda>(shape, recipe(evict::Compensate{evict::SinkWindow{.recent = 6, .sinks = 2}}));
+  REQUIRE(c);
+  Context<Cuda> ctx = device.with_workspace(c->workspace_bytes(64, 20));
+  const auto feed = [&](index_t first, index_t n) {
+    const auto part = [&](test::OnDevice<float>& from) { return dense_view(static_cast<const float*>(from.data()) + first * 16, 1, n, 16); };
+    return c->forward(ctx, 0, part(rows), part(rows), part(values), dense_view(out.data(), 1, n, 16));
+  };
+  REQUIRE(feed(0, 12) == Status::ok);
+  const auto came = type == DType::f16 && large > 65504.0f ? 4 : 2;
+  const auto report = c->report(device);
+  REQUIRE(report);
+  CHECK(report->repaired_numbers >= 2 * came);  // as they came, and as they left
+  cuda_cache::File file;
+  REQUIRE(save(ctx, *c, file) == Status::ok);
+  std::vector<float> mean(16);  // of values: the last of the file
+  std::memcpy(mean.data(), file.bytes.data() + file.bytes.size() - sizeof(std::uint64_t) - 16 * sizeof(float), 16 * sizeof(float));
+  for (const float m : mean) CHECK(std::isfinite(m));
+  CHECK(std::fabs(mean[1] - (value(2, 1) + value(3, 1) + value(5, 1)) / 4.0f) < 1e-2f);  // NaN is 0
+  REQUIRE(load(ctx, *c, file.bytes) == Status::ok);
+  auto host = *any::make("compensate(sink_window(sinks=2, recent=6))", shape, any::on<Cpu>);
+  REQUIRE(host.load(file.bytes) == Status::ok);
+  if (type != DType::f16) return;
+  REQUIRE(feed(12, 1) == Status::ok);
+  const std::vector<float> outs = out.read();
+  for (std::size_t i = 0; i < 16; ++i) CHECK(std::isfinite(outs[i]));
 }

@@ -7,6 +7,7 @@
 #include <string_view>
 #include <vector>
 
+#include <kvcondense/cpu.hpp>
 #include <kvcondense/evict/h2o.hpp>
 #include <kvcondense/evict/sink_window.hpp>
 #include <kvcondense/evict/snapkv.hpp>
@@ -40,7 +41,8 @@ void folds(std::string_view text, const CacheShape& shape, const Stages&... stag
   INFO(text << ", head_dim " << shape.head_dim);
   Pair pair(recipe(stages...), text, shape);
   pair.allow(2.0f * rounding(shape.dtype));
-  const auto feed = [&](index_t n, Phase phase = Phase::automatic) { pair.forward(n, prim::AttendMath::f32, pair.near + 4.0f * rounding(shape.dtype), phase); };
+  const auto feed_to = [&](auto& to, index_t n, Phase phase = Phase::automatic) { to.forward(n, prim::AttendMath::f32, to.near + 4.0f * rounding(shape.dtype), phase); };
+  const auto feed = [&](index_t n, Phase phase = Phase::automatic) { feed_to(pair, n, phase); };
   feed(20, Phase::prefill_chunk);
   feed(3, Phase::prefill_chunk);
   feed(28, Phase::prefill_end);
@@ -51,11 +53,18 @@ void folds(std::string_view text, const CacheShape& shape, const Stages&... stag
   {
     Pair other = pair.fork();
     feed(2);
-    other.compare();
+    other.exchange();
+    feed_to(other, 3);
+    feed_to(other, 9);
+    other.compare_reports();
   }
   for (int i = 0; i < 3; ++i) feed(1);
-  pair.truncate(pair.on_device().length() - 2);
+  pair.remove(pair.on_device().length() - 5, pair.on_device().length() - 3);  // numbers per slot move too
+  feed(1);
+  pair.truncate(pair.on_device().length() - 12);  // behind where runs are sought next
   feed(5);
+  feed(7);
+  feed(1);
   pair.compare_reports();
   CHECK(pair.on_device().report(pair.device())->merged_slots > 0);
 }
@@ -117,6 +126,39 @@ TEST_CASE("cuda cache: what leaves folds into exact slots beside codes") {
   // The last layer has no codes.
   folds("sink_window(sinks=3, recent=30) + d2o + boundary_layers(fp8(residual=16), first=0, last=1)", shape, ends, merge::D2O{},
         quant::BoundaryLayers<quant::Fp8>{.base = {.residual_window = 16}, .first = 0, .last = 1});
+  // What slots weigh and where they stand, beside codes that leave alone and such that cannot.
+  folds("sink_window(sinks=3, recent=30) + d2o(mass=value_scale) + fp8(residual=16)", shape, ends, merge::D2O{.mass = merge::Mass::value_scale}, quant::Fp8{.residual_window = 16});
+  folds("sink_window(sinks=3, recent=30) + d2o(mass=exact, place=latest) + kivi4(group=8, residual=16)", shape, ends,
+        merge::D2O{.mass = merge::Mass::exact, .place = merge::Place::latest}, quant::Kivi<4>{.group_size = 8, .residual_window = 16});
+}
+
+TEST_CASE("cuda cache: beside codes that leave too few exact slots nothing folds") {
+  Pair pair(recipe(evict::SinkWindow{.recent = 30, .sinks = 3}, merge::D2O{}, quant::Fp8{.residual_window = 4}), "sink_window(sinks=3, recent=30) + d2o + fp8(residual=4)",
+            {.layers = 2, .q_heads = 6, .kv_heads = 2, .head_dim = 64, .dtype = DType::f32, .page_slots = 16});
+  for (const index_t n : {30, 1, 1, 1, 1, 1, 2}) pair.forward(n);  // what leaves comes behind the codes of the prompt
+  pair.compare_reports();
+  const auto report = pair.on_device().report(pair.device());
+  REQUIRE(report);
+  CHECK(report->evicted_slots > 0);
+  CHECK(report->merged_slots == 0);
+}
+
+TEST_CASE("cuda cache: places of more tokens than travel with a kernel, which lie apart") {
+  for (const merge::Place place : {merge::Place::pivot, merge::Place::latest}) {
+    const bool pivot = place == merge::Place::pivot;
+    Pair pair(recipe(evict::SinkWindow{.recent = 300, .sinks = 3}, merge::D2O{.place = place}),
+              pivot ? "sink_window(sinks=3, recent=300) + d2o(place=pivot)" : "sink_window(sinks=3, recent=300) + d2o(place=latest)",
+              {.q_heads = 2, .kv_heads = 1, .head_dim = 16, .dtype = DType::f32, .page_slots = 16});
+    pair.allow(1e-4f);  // of turns by some thousand positions
+    pair.space(7);
+    pair.forward(299, prim::AttendMath::f32, 1e-4f);
+    pair.exchange();
+    pair.forward(40, prim::AttendMath::f32, 1e-4f);
+    pair.forward(270, prim::AttendMath::f32, 1e-4f);
+    pair.forward(1, prim::AttendMath::f32, 1e-4f);
+    pair.compare_reports();
+    CHECK(pair.on_device().report(pair.device())->merged_slots > 0);
+  }
 }
 
 TEST_CASE("cuda cache: sets among slots that stay, behind a policy that lets others go, and beside codes") {
@@ -164,6 +206,41 @@ TEST_CASE("cuda cache: merge methods that it does not take") {
   CHECK(status(recipe(evict::H2O{}, merge::D2O{.keep = 2.0f})) == Status::invalid_argument);
   CHECK(status(recipe(evict::SnapKV{}, merge::Ems{})) == Status::incompatible);  // they measure different rows
   CHECK(status(recipe(merge::ToMe{.tokens = 10})) == Status::invalid_argument);
+}
+
+TEST_CASE("cuda cache: what folds before a turn asks no query, whatever the caller passes") {
+  const CacheShape shape{.q_heads = 2, .kv_heads = 2, .head_dim = 16, .dtype = DType::f32, .page_slots = 4};
+  const auto method = recipe(evict::SinkWindow{.recent = 6, .sinks = 2}, merge::D2O{.mass = merge::Mass::exact});
+  test::Device device;
+  std::mt19937 random(5);
+  const std::vector<float> x = cuda_cache::normal_numbers(2 * 12 * 16, random);
+  const auto passed = [](const float* from, int which) -> TensorView<const float, 3> {
+    const TensorView<const float, 3> all[]{{}, dense_view(from, 1, 1, 16), dense_view(from, 2, 1, 8), dense_view(from + 32, 2, 0, 16), dense_view(from, 2, 1, 16)};
+    return all[which];
+  };
+  std::vector<std::byte> on_device;
+  for (int which = 0; which < 5; ++which) {
+    INFO(which);
+    StepInputs in;
+    in.incoming = 3;
+    cuda_cache::File file;
+    {
+      test::OnDevice<float> rows(device, x), out(device, x);
+      const auto all = dense_view(static_cast<const float*>(rows.data()), 2, 12, 16);
+      auto c = make_cache<Cuda>(shape, method);
+      REQUIRE(c);
+      Context<Cuda> ctx = device.with_workspace(c->workspace_bytes(64, 20));
+      REQUIRE(c->forward(ctx, 0, all, all, all, dense_view(out.data(), 2, 12, 16)) == Status::ok);
+      const index_t before = c->report(ctx)->merged_slots;
+      in.queries = passed(rows.data(), which);
+      CHECK(c->step(ctx, 0, in, Phase::turn) == Status::ok);
+      REQUIRE(c->report(ctx));
+      CHECK(c->report(ctx)->merged_slots > before);
+      CHECK(save(ctx, *c, file) == Status::ok);
+    }
+    if (which == 0) on_device = file.bytes;
+    CHECK((file.bytes == on_device));
+  }
 }
 
 namespace cuda_cache {
@@ -221,6 +298,7 @@ void fold_again(const R& method) {
 TEST_CASE("cuda cache: a step that folds and is refused memory folds nothing, and a fork does not see it") {
   cuda_cache::fold_again(recipe(evict::SinkWindow{.recent = 6, .sinks = 2}, merge::D2O{}));
   cuda_cache::fold_again(recipe(evict::H2O{.heavy = 4, .recent = 4}, merge::CaM{.targets = 2}));
+  cuda_cache::fold_again(recipe(merge::KVMerger{.keep = 0.5, .heavy = 0.0, .window = 3}));  // where runs are sought next begins anew too
 }
 
 namespace cuda_cache {

@@ -1,5 +1,7 @@
 // Caches on CUDA that hold rows by levels, clusters of channels, codewords, planes of bits and angles, mapped or not.
 
+#include <algorithm>
+#include <cmath>
 #include <map>
 #include <set>
 #include <string>
@@ -23,6 +25,7 @@
 #include <kvcondense/quant/group_int.hpp>
 #include <kvcondense/quant/hadamard.hpp>
 #include <kvcondense/quant/kitty.hpp>
+#include <kvcondense/quant/kivi.hpp>
 #include <kvcondense/quant/kvquant.hpp>
 #include <kvcondense/quant/mikv.hpp>
 #include <kvcondense/quant/polar.hpp>
@@ -69,6 +72,8 @@ const CacheShape small{.layers = 2, .q_heads = 6, .kv_heads = 2, .head_dim = 64,
 const CacheShape odd{.q_heads = 7, .kv_heads = 1, .head_dim = 80, .value_dim = 48, .page_slots = 5};
 const CacheShape common{.q_heads = 8, .kv_heads = 2, .head_dim = 128, .dtype = DType::f32};
 const CacheShape wide{.q_heads = 2, .kv_heads = 2, .head_dim = 256, .page_slots = 8};
+
+const CacheShape shared{.q_heads = 16, .kv_heads = 1, .head_dim = 96, .page_slots = 16};
 
 constexpr evict::H2O heavy{.heavy = 20, .recent = 8};
 constexpr const char* heavy_text = "h2o(heavy=20, recent=8) + ";
@@ -155,6 +160,7 @@ TEST_CASE("cuda cache codec: turboquant") {
   stays(quant::TurboQuant{.residual_window = 3, .sinks = 2}, "turboquant(residual=3, sinks=2)", small);
   leaves(quant::TurboQuant{.key_bits = 3, .value_bits = 2, .scale = prim::LevelScale::norm, .normal_levels = true}, "turboquant(key_bits=3, value_bits=2, scale=norm, normal_levels=true)", odd);
   leaves(quant::TurboQuant{.key_bits = 1, .scale = prim::LevelScale::least_squares}, "turboquant(key_bits=1, scale=least_squares)", wide);
+  leaves(quant::TurboQuant{.residual_window = 1}, "turboquant(residual=1)", shared);
   // Methods that look at rows see them as they were before they were turned.
   const quant::TurboQuant quantizer{.residual_window = 2};
   Pair norms(recipe(evict::Knorm{.tokens = 30, .recent = 6}, quantizer), "knorm(tokens=30, recent=6) + turboquant(residual=2)", odd);
@@ -175,6 +181,10 @@ TEST_CASE("cuda cache codec: rotatekv") {
   any::ModelFacts facts;
   facts.key_clusters = rotate.key_clusters = {keys.data(), 1, 1, 80}, facts.value_clusters = rotate.value_clusters = {values.data(), 1, 1, 48};
   leaves(rotate, "rotatekv(bits=3, clip=0.9, seed=5, residual=2, sinks=0)", odd, facts);
+  // Every head has a table of its own behind the map.
+  const std::vector<float> many = clusters(small, 64);
+  facts.key_clusters = rotate.key_clusters = facts.value_clusters = rotate.value_clusters = {many.data(), 2, 2, 64};
+  leaves(rotate, "rotatekv(bits=3, clip=0.9, seed=5, residual=2, sinks=0)", small, facts);
 }
 
 TEST_CASE("cuda cache codec: polar_recursive") {
@@ -187,6 +197,10 @@ TEST_CASE("cuda cache codec: hadamard") {
   leaves(quant::Hadamard<quant::GroupInt<8>>{.base = {.group_size = 16}, .keys = true, .values = false, .block = 16, .seed = 9}, "hadamard(int8(group=16), values=false, block=16, seed=9)", odd);
   Pair blocks(recipe(ends, quant::Hadamard<quant::Ggml>{.base = {.format = quant::GgmlFormat::q4_0}}), std::string(ends_text) + "hadamard(ggml(format=q4_0))", wide);
   live(blocks);
+  const kvcondense::test::RandomModel model(small);
+  quant::Hadamard<quant::KvQuant> ranges{.base = {.bits = 3, .outliers = 0.1f, .residual_window = 2, .sinks = 1}, .seed = 3};
+  ranges.base.key_lower = model.facts().key_lower, ranges.base.key_upper = model.facts().key_upper;
+  leaves(ranges, "hadamard(kvquant(bits=3, outliers=0.1, residual=2, sinks=1), seed=3)", small, model.facts());
   // Groups along tokens behind a map cannot move: their joins know no map.
   const quant::Hadamard<quant::GroupInt<4>> along{.base = {.key_axis = prim::GroupAxis::channel, .group_size = 16}, .spread_offsets = true};
   CHECK(make_cache<Cuda>(small, recipe(along)).status() == Status::not_supported);
@@ -195,6 +209,8 @@ TEST_CASE("cuda cache codec: hadamard") {
 TEST_CASE("cuda cache codec: boundary_layers") {
   const CacheShape shape{.layers = 4, .q_heads = 4, .kv_heads = 1, .head_dim = 64, .page_slots = 8};
   stays(quant::BoundaryLayers<quant::GroupInt<4>>{.base = {.group_size = 32, .residual_window = 3}, .first = 1, .last = 2}, "boundary_layers(int4(group=32, residual=3), first=1, last=2)", shape);
+  leaves(quant::BoundaryLayers<quant::Kivi<2>>{.base = {.group_size = 16, .residual_window = 16}, .first = 1, .last = 1},
+         "boundary_layers(kivi2(group=16, residual=16), first=1, last=1)", shape);
   leaves(quant::BoundaryLayers<quant::TurboQuant>{.base = {.sinks = 2}, .first = 1, .last = 1}, "boundary_layers(turboquant(sinks=2), first=1, last=1)", shape);
 }
 
@@ -215,8 +231,61 @@ static_assert(served<quant::KvQuant> && served<quant::Hadamard<quant::GroupInt<4
 // What lacks below stops compilation with a sentence.
 static_assert(!served<quant::Kitty> && !served<quant::Polar<4, 4>> && !served<quant::Gear<2>> && !served<quant::Qjl> && !served<quant::ZipCache<4, 2>> && !served<quant::MiKV<4, 2>> &&
               !served<quant::BitAllocation> && !served<quant::SmoothAttention<>>);
+static_assert(!served<quant::Hadamard<quant::SmoothAttention<>>> && !served<quant::Hadamard<quant::Kitty>> && !served<quant::Hadamard<quant::Gear<2>>>);
+
+/// Heads behind the first differ in more than the table says.
+struct Uneven {
+  static constexpr Descriptor about{"uneven", Stage::quant, "a test"};
+  const float* book = nullptr;
+  std::int32_t words = 50;  ///< of their books: rows of up to 64 take as many bytes
+  std::uint64_t seed = 1;   ///< of their maps
+  index_t sinks = 0;
+
+  prim::Transformed<prim::Hadamard, prim::ComplexVq> key_codec(const CacheShape& shape, HeadIndex at) const {
+    const auto channels = static_cast<std::int32_t>(shape.head_dim);
+    return {{0, at.head == 0 ? 1 : seed}, {.book = book, .stages = 2, .base = at.head == 0 ? 50 : words, .channels = channels}};
+  }
+  prim::ExactRows value_codec(const CacheShape& shape) const { return {shape.dtype}; }
+  constexpr Flush key_flush() const { return fifo_flush(0); }
+  constexpr Flush value_flush() const { return {0, 0}; }
+  Status validate(const CacheShape&) const { return Status::ok; }
+};
 
 }  // namespace
+
+TEST_CASE("cuda cache: heads whose codecs differ in more than what tables say are refused") {
+  const std::vector<float> book(std::size_t{2} * 64 * 64, 0.5f);
+  CHECK(make_cache<Cuda>(small, recipe(Uneven{.book = book.data()})));
+  CHECK(make_cache<Cuda>(small, recipe(Uneven{.book = book.data(), .words = 64})).status() == Status::not_supported);
+  CHECK(make_cache<Cuda>(small, recipe(Uneven{.book = book.data(), .seed = 2})).status() == Status::not_supported);
+}
+
+TEST_CASE("cuda cache: a number that overflows in a map is a repair, what a stored NaN spreads to is none more") {
+  const CacheShape shape{.q_heads = 2, .kv_heads = 1, .head_dim = 64, .dtype = DType::f32};
+  Pair pair(recipe(quant::Hadamard<quant::GroupInt<4>>{.base = {.group_size = 32}}), "hadamard(int4(group=32))", shape);
+  std::vector<std::byte> scratch(pair.on_host().workspace_bytes(128, 128));
+  Context<Cpu> cpu(scratch);
+  Context<Cuda> ctx = pair.device().with_workspace(pair.on_device().workspace_bytes(8, 8));
+  const auto repaired = [&] { return pair.on_device().report(pair.device())->repaired_numbers; };
+  std::vector<float> rows(64, 3e38f);
+  const auto view = [](const float* x) { return dense_view(x, 1, 1, 64); };
+  {
+    test::OnDevice<float> there(pair.device(), rows);
+    REQUIRE(pair.on_host().append(cpu, 0, view(rows.data()), view(rows.data())) == Status::ok);
+    REQUIRE(pair.on_device().append(ctx, 0, view(there.data()), view(there.data())) == Status::ok);
+    REQUIRE(pair.on_host().step(cpu, 0) == Status::ok);
+    REQUIRE(pair.on_device().step(ctx, 0) == Status::ok);
+    pair.compare_reports();
+    CHECK(repaired() > 0);
+  }
+  const index_t before = repaired();
+  std::fill(rows.begin(), rows.end(), 0.5f);
+  rows[7] = NAN;
+  test::OnDevice<float> there(pair.device(), rows);
+  REQUIRE(pair.on_device().append(ctx, 0, view(there.data()), view(there.data())) == Status::ok);
+  REQUIRE(pair.on_device().step(ctx, 0) == Status::ok);
+  CHECK(repaired() == before + 2);  // one of keys, one of values
+}
 
 TEST_CASE("cuda cache: every quant stage is tried, or it is said what lacks") {
   // Those of groups and blocks: cache_codes_test.cpp, cache_blocks_test.cpp.

@@ -17,6 +17,7 @@
 #include <kvcondense/backend/cpu/level_codes.hpp>
 #include <kvcondense/backend/cpu/nuq_rows.hpp>
 #include <kvcondense/backend/cpu/polar_tree.hpp>
+#include <kvcondense/backend/cpu/row_transform.hpp>
 #include <kvcondense/cuda.cuh>
 
 #include "device.hpp"
@@ -250,6 +251,36 @@ TEST_CASE("cuda pages: recursive angles") {
   for (const index_t dim : {64, 96, 256})
     for (const index_t levels : {3, 4, 5})
       for (const int bits : {1, 2, 3}) compare(prim::PolarTree::of(levels, 2 * bits, bits), 8, dim, {{0, 8}, {3, 2}});
+}
+
+TEST_CASE("cuda pages: rows behind a map, whose bad numbers are counted") {
+  constexpr index_t dim = 64, slots = 4;
+  const prim::Hadamard map{0, 7};
+  const prim::LevelCodes levels{3, prim::LevelScale::unit, prim::fit_levels(3, dim)};
+  std::vector<float> rows = rows_of(slots, dim, 5);
+  for (index_t c = 0; c < 2 * dim; ++c) rows[at(c)] = c < dim ? 0.5f : 3e38f;  // the second overflows in the map
+  rows[3] = std::numeric_limits<float>::quiet_NaN();
+  std::vector<float> mapped = rows;
+  prim::RowTransform<Cpu, prim::Hadamard>::forward(map, dim, {mapped.data(), slots, dim});
+  std::vector<std::byte> page(levels.page_bytes(slots, dim));
+  const index_t repaired = prim::PageCodec<Cpu, prim::LevelCodes>::encode(levels, {page.data(), slots, dim}, 0, slots, {mapped.data(), slots, dim});
+  REQUIRE(repaired > dim);
+  test::each_way([&] {
+    test::Device device;
+    using Codec = prim::Transformed<prim::Hadamard, prim::LevelCodes>;
+    using Form = prim::DeviceForm<Codec>;
+    const Codec codec{map, levels};
+    std::vector<float> table(at(Form::floats(codec, dim)));
+    Form::fill(codec, dim, table.data());
+    test::OnDevice<float> tables(device, table), in(device, rows);
+    test::OnDevice<std::byte> store(device, std::vector<std::byte>(page.size()));
+    test::OnDevice<prim::PageRows> jobs(device, {{store.data(), in.data(), dim, 0, slots}});
+    test::OnDevice<index_t> sum(device, {0});
+    const prim::DeviceCodec<Codec> there = Form::of(codec, tables.data(), 0, dim);
+    REQUIRE(prim::PageCodec<Cuda, prim::DeviceCodec<Codec>>::encode(device, there, {jobs.data(), 1, slots, slots, dim}, sum.data()) == Status::ok);
+    CHECK(store.read() == page);
+    CHECK(sum.read()[0] == repaired);
+  });
 }
 
 TEMPLATE_TEST_CASE_SIG("cuda pages: planes of bits", "", ((int Bits), Bits), 1, 2, 3, 8) {

@@ -79,8 +79,8 @@ Status Cache<B, R>::fold(Context<B>& ctx, const StepView<B>& view, evict::LaneVi
   for (index_t h = 0; h < heads; ++h) out.any = out.any || out.folded[h] > 0;
   if (fold_.mass != merge::Mass::exact) return Status::ok;
   out.bias = lanes[static_cast<std::size_t>(fold_.bias)];
-  if (view.inputs.queries.data != nullptr) return Status::ok;
-  // Before a turn there is no query: what folds weighs what it weighed.
+  if (view.phase != Phase::turn && view.inputs.queries.data != nullptr) return Status::ok;
+  // Before a turn there is no query, and one that is passed was not looked at: what folds weighs what it weighed.
   const Status s = prim::MergeWeights<B>::add_sizes(ctx, out.targets, out.links, out.bias);
   out.bias = {};
   return s;

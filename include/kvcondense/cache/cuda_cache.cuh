@@ -44,7 +44,8 @@ class Cache;
 ///          with a RowPage: row_codec.cuh; behind a Hadamard transform too), retrieval methods whose blocks have a form on CUDA (cuda_index.cuh), and
 ///          no other stage (those stop compilation with a sentence). Inputs of steps lie on the device: attention, queries,
 ///          projections, moments, gates, surprise, classes; so do matrices that words read (LayerMatrices of critical and locret).
-///          Tables that blocks read (HeadTable, LayerTable) are the host's.
+///          Tables that blocks read (HeadTable, LayerTable) are the host's, and so are those that codecs are made of (ranges, clusters, codebooks): they
+///          outlive the cache, whose `fork` and `load` read them again.
 /// Shapes   as Cache<Cpu, R>; keys, values, queries, out, lse, mass in device memory.
 /// Cost     append, attend and step enqueue on the context's stream. The host waits where tables grow or many pages go back, and
 ///          where a step meets the one before of the same layer that is not done yet; how many slots stay it knows itself, but for budgets and
@@ -84,6 +85,8 @@ class Cache<Cuda, R> {
     if (const Status s = recipe.quant.validate(shape); s != Status::ok) return s;
     if (const Status s = recipe.position.validate(shape); s != Status::ok) return s;
     if (const Status s = recipe.merge.validate(shape); s != Status::ok) return s;
+    if (const Status s = recipe.retrieve.validate(shape); s != Status::ok) return s;
+    if (!keys_fit(recipe.retrieve, recipe.position)) return Status::incompatible;
     if (has_saliency(recipe.quant) || !detail::cuda_serves(recipe.quant, shape)) return Status::not_supported;
     Cache c;
     c.recipe_ = recipe, c.memory_ = &memory;
@@ -104,9 +107,10 @@ class Cache<Cuda, R> {
       if (!angles) return angles.status();
       c.fold_angles_ = *angles;
     }
-    if (const Status s = recipe.retrieve.validate(shape); s != Status::ok) return s;
-    if constexpr (retrieves)
-      if (const Status s = c.retrieval_.make(recipe.retrieve.pipeline(), c.plan_.shape, c.slots_have_own(), c.changes_length() || c.fold_.shrinks, memory); s != Status::ok) return s;
+    if constexpr (retrieves) {
+      if (c.slots_have_own()) return Status::not_supported;
+      if (const Status s = c.retrieval_.make(recipe.retrieve.pipeline(), c.plan_.shape, c.changes_length() || c.fold_.shrinks, memory); s != Status::ok) return s;
+    }
     const std::size_t each = c.steering_bytes(), all = each + c.plan_.told_bytes() + Scratch::align;
     const std::size_t layers = all * static_cast<std::size_t>(shape.layers), model = c.model_steering_bytes();
     if (const Status s = c.steering_.make(layers + model); s != Status::ok) return s;
@@ -167,7 +171,8 @@ class Cache<Cuda, R> {
   Status append(Context<Cuda>& ctx, index_t layer, TensorView<K, 3> keys, TensorView<V, 3> values, std::span<const index_t> positions = {});
 
   /// Attention of the newest tokens over everything stored, or what a retrieval stage chooses; causal among them. `reads` and `runs` of
-  /// `measure` lie on the host: a call that asks for them waits for the stream.
+  /// `measure` lie on the host: a call that asks for them waits for the stream. out_of_range where `runs` has no room for all runs of a row: of
+  /// chosen slots their number is known behind attention alone, so that the other outputs are written by then.
   Status attend(Context<Cuda>& ctx, index_t layer, TensorView<const float, 3> queries, TensorView<float, 3> out, const AttendOutputs& measure = {},
                 prim::AttendMath math = prim::AttendMath::f32) const;
 
@@ -364,9 +369,10 @@ class Cache<Cuda, R> {
   cache::CudaRetrieval<Retrieve> retrieval_;
 };
 
-/// An empty cache on the current device, or why there is none.
-template <std::same_as<Cuda> B, class R>
-Expected<Cache<B, R>> make_cache(const CacheShape& shape, const R& recipe, MemoryResource<Cuda>& memory = cuda::device_memory()) {
+/// An empty cache on the current device, or why there is none. Where the caches of the CPU are included too, this one is the more constrained.
+template <Backend B, class R>
+  requires std::same_as<B, Cuda>
+Expected<Cache<B, R>> make_cache(const CacheShape& shape, const R& recipe, MemoryResource<B>& memory = cuda::device_memory()) {
   return Cache<B, R>::make(shape, recipe, memory);
 }
 

@@ -15,6 +15,7 @@ Status Cache<Cuda, R>::attend(Context<Cuda>& ctx, index_t layer, TensorView<cons
     return Status::shape_mismatch;
   if (measure.mass.data != nullptr && !of_layer(l, measure.mass)) return Status::shape_mismatch;
   if (measure.pages != nullptr) return Status::not_supported;
+  if (measure.runs.data != nullptr && measure.runs.room < 1 && l.longest() > 0) return Status::out_of_range;
   if (n > std::max<index_t>(1, l.counters.pending)) return Status::order_violation;
   prim::AttendRequest r = request(queries, out);
   r.lse = measure.lse, r.mass = measure.mass, r.mass_rows = mass_rows(n);

@@ -111,8 +111,8 @@ Status Cache<Cuda, R>::fold(Context<Cuda>& ctx, const StepView<Cuda>& view, evic
     out.decided = s == Status::ok;
     if (s != Status::ok || fold_.mass != merge::Mass::exact) return s;
     out.bias = lanes[static_cast<std::size_t>(fold_.bias)];
-    if (view.inputs.queries.data != nullptr) return s;
-    // Before a turn there is no query: what folds weighs what it weighed.
+    if (view.phase != Phase::turn && view.inputs.queries.data != nullptr) return s;
+    // Before a turn there is no query, and one that is passed was not looked at: what folds weighs what it weighed.
     s = prim::MergeWeights<Cuda>::add_sizes(own, out.targets, out.links, out.bias, total);
     out.bias = {};
     return s;
@@ -159,7 +159,7 @@ Status Cache<Cuda, R>::take_means(Context<Cuda>& ctx, Layer& l, const evict::Kee
   if (const Status s = l.settle(ctx); s != Status::ok) return s;  // pages that a fork had too were copied
   const RaggedView<const std::int32_t> to{f.decided ? f.links.to.data : nullptr, l.device_offset(), shape().kv_heads};
   return prim::SlotSummary::take(ctx, l.keys.rows(l.device_slots(), l.longest()), l.values.rows(l.device_slots(), l.longest()), {keep.slots, keep.count}, to,
-                                 l.summary.numbers());
+                                 l.summary.numbers(), counts_.data());
 }
 
 template <class R>

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <algorithm>
+#include <cassert>
 #include <cstdint>
 
 #include <kvcondense/backend/cuda/memory.cuh>
@@ -24,9 +25,12 @@ class CudaCodec {
     std::fill_n(prints_.data(), heads, print);
     return fill(1, [&](index_t) -> const Codec& { return codec_; });
   }
-  /// Behind `make`: head h has `of(h)`, which stores a row in as many bytes.
+  /// Behind `make`: head h has `of(h)`, which stores a row in as many bytes and has tables of as many numbers.
   template <class Of>
   Status describe(Of&& of) {
+    bool differ = false;
+    for (index_t h = 0; h < prints_.size() && !differ; ++h) differ = of(h).fingerprint() != prints_[h];
+    if (!differ) return Status::ok;
     return fill(prints_.size(), [&](index_t h) {
       const Codec codec = of(h);
       prints_[h] = codec.fingerprint();
@@ -47,7 +51,11 @@ class CudaCodec {
     Status s = host.resize(tables * floats);
     if (s == Status::ok) s = tables_.resize(host.size());
     if (s != Status::ok) return s;
-    for (index_t t = 0; t < tables; ++t) Form::fill(of(t), dim_, host.data() + t * floats);
+    for (index_t t = 0; t < tables; ++t) {
+      const Codec codec = of(t);
+      assert(Form::floats(codec, dim_) == floats);
+      Form::fill(codec, dim_, host.data() + t * floats);
+    }
     if (floats == 0) return Status::ok;
     step_ = tables > 1 ? floats : 0;
     s = cuda::settled(cudaMemcpyAsync(tables_.data(), host.data(), tables_.bytes().size(), cudaMemcpyHostToDevice, nullptr));

@@ -105,7 +105,7 @@ class CudaColumn {
   bool due() const {
     return std::any_of(most_.begin(), most_.end(), [&](const Most& m) { return due_of(plan_.flush, m.newest, m.coded > 0) > 0; });
   }
-  /// Slots of a head in front of those that become codes in the next step, unless some leave; all where none do. Behind `learn`.
+  /// Slots of a head in front of those that become codes in the next step, unless some leave; where none do, the largest number there is. Behind `learn`.
   index_t settled(index_t head) const { return due() ? most_[head].first + most_[head].coded : std::numeric_limits<index_t>::max(); }
   /// Bytes that slots [first, last) of a head with `slots` slots take as they are stored, without tombstones. Once the stream has passed the last step.
   std::size_t slot_bytes(index_t head, index_t slots, index_t first, index_t last) const {

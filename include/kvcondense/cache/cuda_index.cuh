@@ -32,7 +32,7 @@
 namespace kvcondense::cache {
 
 /// How a summary is made and scored on the device. One without a rule is the CPU's alone.
-template <class Summary>
+template <class UnitSummary>
 struct CudaUnitSummary {
   static constexpr bool there = false;
 };
@@ -101,12 +101,18 @@ inline Status rescore(Context<Cuda>& ctx, const retrieve::OutlierSoftmax& scorer
 template <class Block, class... Over>
 inline constexpr bool one_of = (std::is_same_v<Block, Over> || ...);
 
+/// Whether blocks of a pipeline, each of which has a form, have one together: outliers are those of an index that knows spreads, and
+/// queries which say themselves what meets which bound meet a summary that lets them.
+template <class UnitSummary, class Query, class Scorer>
+inline constexpr bool cuda_pairs = (!std::is_same_v<Scorer, retrieve::OutlierSoftmax> || std::is_same_v<UnitSummary, retrieve::MeanKeySpread>) &&
+                                   std::is_same_v<UnitSummary, retrieve::GroupMinMax> == std::is_same_v<Query, retrieve::GroupChannels>;
+
 /// Whether a cache on the device can retrieve with such a pipeline, or needs not.
 template <class Pipeline>
 inline constexpr bool cuda_retrieves = std::is_same_v<Pipeline, retrieve::ReadAll::Nothing>;
 template <class P, class Su, class Q, class Sc, class R, class Se, class K, class Sd>
 inline constexpr bool cuda_retrieves<retrieve::Pipeline<P, Su, Q, Sc, R, Se, K, Sd>> =
-    CudaUnitSummary<Su>::there && CudaQuery<Q>::there && one_of<Sc, retrieve::PlainScore, retrieve::SoftmaxScore, retrieve::OutlierSoftmax> &&
+    CudaUnitSummary<Su>::there && CudaQuery<Q>::there && cuda_pairs<Su, Q, Sc> && one_of<Sc, retrieve::PlainScore, retrieve::SoftmaxScore, retrieve::OutlierSoftmax> &&
     std::is_same_v<R, retrieve::ByHeads> && one_of<Se, retrieve::TopUnits, retrieve::TopShare> &&
     one_of<K, retrieve::KeepEnds, retrieve::KeepShare, retrieve::KeepGenerated> && one_of<Sd, retrieve::EveryCall, retrieve::EveryTokens>;
 
@@ -167,8 +173,8 @@ class CudaIndex {
     }
     for (index_t h = 0; h < shape.kv_heads; ++h) covered_[h] = change.known[h];
     if (!any) return Status::ok;
-    using Summary = std::remove_cvref_t<decltype(p.summary)>;
-    return prim::UnitIndex::build<CudaUnitSummary<Summary>::rule>(ctx, keys, planes(p, shape, layer), change.from, change.known, first, last);
+    using UnitSummary = std::remove_cvref_t<decltype(p.summary)>;
+    return prim::UnitIndex::build<CudaUnitSummary<UnitSummary>::rule>(ctx, keys, planes(p, shape, layer), change.from, change.known, first, last);
   }
   template <class Pipeline>
   prim::UnitPlanes planes(const Pipeline& p, const CacheShape& shape, index_t layer) const {
@@ -243,7 +249,7 @@ template <class Pipeline>
 Status choose(Context<Cuda>& ctx, const Pipeline& p, const retrieve::ReadView<Cuda>& view, TensorView<const float, 3> queries, const prim::UnitPlanes& planes,
               const CudaCandidates& among, const retrieve::UnitLists& lists, ReadCounts* counts, Scratch scratch) {
   using Query = std::remove_cvref_t<decltype(p.query)>;
-  using Summary = std::remove_cvref_t<decltype(p.summary)>;
+  using UnitSummary = std::remove_cvref_t<decltype(p.summary)>;
   using retrieve::Aggregate;
   const CacheShape& shape = view.shape;
   const index_t per_head = p.query.rows(shape.group()), q_rows = shape.kv_heads * per_head, all = p.reduce.rows(shape);
@@ -259,7 +265,7 @@ Status choose(Context<Cuda>& ctx, const Pipeline& p, const retrieve::ReadView<Cu
   const RaggedView<float> one = view.tokens == 1 ? sum : RaggedView<float>{scratch.take<float>(offset[q_rows]), offset, q_rows};
   const RaggedView<float> out{scratch.take<float>(row_offset[all]), row_offset, all};
   float* rows = scratch.take<float>(q_rows * floats);
-  constexpr bool mapped = CudaUnitSummary<Summary>::rule == prim::IndexRule::coordinates;
+  constexpr bool mapped = CudaUnitSummary<UnitSummary>::rule == prim::IndexRule::coordinates;
   float* prepared = mapped ? scratch.take<float>(q_rows * planes.width) : rows;
   if (sum.data == nullptr || one.data == nullptr || out.data == nullptr || rows == nullptr || prepared == nullptr) return Status::workspace_too_small;
 
@@ -271,7 +277,7 @@ Status choose(Context<Cuda>& ctx, const Pipeline& p, const retrieve::ReadView<Cu
     const prim::UnitScores scores{begins ? sum : one, among.first, among.rows, per_head, parts};
     if constexpr (mapped)
       if (s == Status::ok) s = prim::UnitScoring::coordinates(ctx, planes, rows, q_rows, per_head, shape.head_dim, prepared);
-    if (s == Status::ok) s = prim::UnitScoring::score<CudaUnitSummary<Summary>::rule>(ctx, planes, scores, prepared, mapped ? planes.width : floats, among.most);
+    if (s == Status::ok) s = prim::UnitScoring::score<CudaUnitSummary<UnitSummary>::rule>(ctx, planes, scores, prepared, mapped ? planes.width : floats, among.most);
     if (s == Status::ok) s = rescore(ctx, p.scorer, view, planes, scores);
     const float divide = p.aggregate == Aggregate::mean && t + 1 == view.tokens ? static_cast<float>(view.tokens) : 1.0f;
     if (s == Status::ok && !begins) s = prim::UnitScoring::join(ctx, RaggedView<const float>(one), p.aggregate == Aggregate::max, divide, sum);

@@ -66,37 +66,52 @@ Status tell_all_read(const Context<Cuda>& ctx, const Layer& l, const CacheShape&
   return tell_reads(l, shape, shape.kv_heads, runs, measure);
 }
 
-/// The same of a call that read chosen slots. Waits for the stream.
-template <class Layer>
-Status tell_chosen(const Context<Cuda>& ctx, const Layer& l, const CacheShape& shape, const prim::ChosenUnits& units, const prim::ChosenRuns& from,
-                   const AttendOutputs& measure) {
-  const index_t rows = units.units.heads, all = from.interval_offset[rows];
-  Buffer<prim::ChosenInterval> intervals(heap_memory());
-  Buffer<index_t> count(heap_memory()), used(heap_memory());
-  Buffer<SlotRun> runs(heap_memory());
-  Status s = intervals.resize(all);
-  if (s == Status::ok) s = count.resize(rows);
-  if (s == Status::ok) s = used.resize(rows);
-  if (s == Status::ok) s = runs.resize(all);
-  const auto down = [&](auto& to, const auto* at) {
-    if (s == Status::ok) s = cuda::settled(cudaMemcpyAsync(to.data(), at, static_cast<std::size_t>(to.size()) * sizeof(*at), cudaMemcpyDeviceToHost, ctx.stream()));
-  };
-  down(intervals, from.intervals), down(count, units.count);
-  const Status done = ctx.wait();
-  if (s != Status::ok || done != Status::ok) return s != Status::ok ? s : done;
-  for (index_t r = 0; r < rows; ++r) {
-    SlotRun* const out = &runs[from.interval_offset[r]];
-    index_t n = 0;
-    for (index_t i = from.interval_offset[r]; i < from.interval_offset[r] + count[r] + 2; ++i) {
-      const prim::ChosenInterval& x = intervals[i];
-      if (x.first >= x.last) continue;
-      if (n > 0 && out[n - 1].last == x.first) out[n - 1].last = x.last;
-      else out[n++] = {x.first, x.last};
-    }
-    used[r] = n;
+/// The same of a call that reads chosen slots.
+class ChosenReads {
+ public:
+  /// Memory of the host for what `rows` rows of selection read, so that `tell` is not refused for lack of it. `interval_offset`: where intervals of
+  /// a row begin, which stays as it is until `tell` is done.
+  Status make(index_t rows, const index_t* interval_offset) {
+    rows_ = rows, offset_ = interval_offset;
+    Status s = intervals_.resize(offset_[rows]);
+    if (s == Status::ok) s = runs_.resize(offset_[rows]);
+    if (s == Status::ok) s = count_.resize(rows);
+    return s == Status::ok ? used_.resize(rows) : s;
   }
-  const auto runs_of = [&](index_t r) { return std::span<const SlotRun>(&runs[from.interval_offset[r]], static_cast<std::size_t>(used[r])); };
-  return tell_reads(l, shape, rows, runs_of, measure);
-}
+  /// Waits for the stream.
+  template <class Layer>
+  Status tell(const Context<Cuda>& ctx, const Layer& l, const CacheShape& shape, const prim::ChosenUnits& units, const prim::ChosenRuns& from,
+              const AttendOutputs& measure) {
+    Status s = down(ctx, intervals_, from.intervals);
+    if (s == Status::ok) s = down(ctx, count_, units.count);
+    const Status done = ctx.wait();
+    if (s != Status::ok || done != Status::ok) return s != Status::ok ? s : done;
+    for (index_t r = 0; r < rows_; ++r) {
+      SlotRun* const out = &runs_[offset_[r]];
+      index_t n = 0;
+      for (index_t i = offset_[r]; i < offset_[r] + count_[r] + 2; ++i) {
+        const prim::ChosenInterval& x = intervals_[i];
+        if (x.first >= x.last) continue;
+        if (n > 0 && out[n - 1].last == x.first) out[n - 1].last = x.last;
+        else out[n++] = {x.first, x.last};
+      }
+      used_[r] = n;
+    }
+    const auto runs_of = [&](index_t r) { return std::span<const SlotRun>(&runs_[offset_[r]], static_cast<std::size_t>(used_[r])); };
+    return tell_reads(l, shape, rows_, runs_of, measure);
+  }
+
+ private:
+  template <class T>
+  static Status down(const Context<Cuda>& ctx, Buffer<T>& to, const T* at) {
+    return cuda::settled(cudaMemcpyAsync(to.data(), at, static_cast<std::size_t>(to.size()) * sizeof(T), cudaMemcpyDeviceToHost, ctx.stream()));
+  }
+
+  index_t rows_ = 0;
+  const index_t* offset_ = nullptr;
+  Buffer<prim::ChosenInterval> intervals_{heap_memory()};
+  Buffer<SlotRun> runs_{heap_memory()};
+  Buffer<index_t> count_{heap_memory()}, used_{heap_memory()};
+};
 
 }  // namespace kvcondense::cache

@@ -22,19 +22,23 @@ namespace kvcondense::cache {
 /// Idea     the host knows how many units compete, the device which are chosen. A list of chosen slots becomes a list of runs, the form in
 ///          which kernels of attention read a cache: they read what was chosen and nothing else, whatever stores it.
 /// Cost     a step reads the keys of units whose slots are new, moved, or stored otherwise; nobody waits for it but where an index grows. A call of
-///          `attend` waits for the one before of the same layer, and for the stream where the host asks what was read.
+///          `attend` waits for the one before of the same layer, and for the stream where the host asks what was read. It starts three to five
+///          kernels for every query token that chooses, one behind the other, so a long chunk of a prompt is best kept above `longest_call`.
 template <class Pipeline>
 class CudaRetrieval {
  public:
   static constexpr bool there = true;
 
-  /// `slots_have_own`: attention reads what belongs to the slots' places in a head, and not in a list.
+  /// Of a cache whose attention reads nothing that belongs to the slots' places in a head: a list has others.
   /// `loses`: slots leave in steps, so that only the device knows which of the newest are there.
-  Status make(const Pipeline& pipeline, const CacheShape& shape, bool slots_have_own, bool loses, MemoryResource<Cuda>& memory) {
+  Status make(const Pipeline& pipeline, const CacheShape& shape, bool loses, MemoryResource<Cuda>& memory) {
     pipeline_ = pipeline;
     if (!pipeline_.composes()) return Status::incompatible;
+    const index_t unit = pipeline_.partition.size(), row = pipeline_.summary.size();
+    const bool whole = row <= unit && unit % row == 0;  // a unit is rows of the index, none of which it shares
+    if (!whole || pipeline_.read_at() != retrieve::Positions::stored) return Status::not_supported;
     const bool unites = pipeline_.rows(shape) != pipeline_.reduce.rows(shape), learns = pipeline_.found_floats(shape, 1) > 0;
-    if ((holds() && loses) || slots_have_own || unites || learns || pipeline_.watch().window > 0) return Status::not_supported;
+    if ((holds() && loses) || unites || learns || pipeline_.watch().window > 0) return Status::not_supported;
     const std::size_t each = steering_bytes(shape);
     if (const Status s = steering_.make(each * static_cast<std::size_t>(shape.layers)); s != Status::ok) return s;
     Status failed = Status::ok;
@@ -78,7 +82,7 @@ class CudaRetrieval {
     retrieve::ReadView<Cuda> view;
     view.shape = shape, view.slots = &slots;
     const index_t intervals = std::min(most, pipeline_.select.budget(view, 0)) + 2;  // a shorter head chooses no more
-    const std::size_t lists = Scratch::align + Scratch::bytes_for<std::int32_t>(rows * most) + 2 * Scratch::bytes_for<index_t>(rows) +
+    const std::size_t lists = Scratch::align + Scratch::bytes_for<index_t>(told_numbers(shape.kv_heads, rows)) + Scratch::bytes_for<std::int32_t>(rows * most) + 2 * Scratch::bytes_for<index_t>(rows) +
                               2 * Scratch::bytes_for<prim::SlotRun>(rows * prim::ChosenSlots::most_runs(intervals, most_runs(plan, slots), slots)) +
                               Scratch::bytes_for<prim::ChosenInterval>(rows * intervals) + Scratch::bytes_for<float>(rows * slots);
     return lists + std::max(pipeline_.workspace_bytes(shape, slots, n), attend_bytes(shape, rows, slots, n, need));
@@ -100,9 +104,10 @@ class CudaRetrieval {
     if constexpr (asks_for_prompt)
       if (const Status s = l.fence.wait(); s != Status::ok) return s;  // the step before tells
     Scratch scratch(ctx.workspace(), index.steering());
-    auto* slots = scratch.take_steering<index_t>(heads);
-    auto* known = scratch.take_steering<index_t>(heads);
-    if (slots == nullptr || known == nullptr) return Status::workspace_too_small;
+    auto* const told = scratch.take_steering<index_t>(told_numbers(heads, rows));
+    if (told == nullptr) return Status::workspace_too_small;
+    index_t *const slots = told, *const known = slots + heads, *const run_offset = known + heads, *const interval_offset = run_offset + rows + 1;
+    index_t* const read_offset = interval_offset + rows + 1;
     for (index_t h = 0; h < heads; ++h) slots[h] = l.slots(h), known[h] = index.covered(h);
     retrieve::ReadView<Cuda> view;
     view.shape = shape, view.layer = layer, view.tokens = tokens, view.seen = l.counters.seen;
@@ -113,11 +118,8 @@ class CudaRetrieval {
 
     CudaCandidates among;
     auto* offset = scratch.take_steering<index_t>(rows + 1);
-    auto* run_offset = scratch.take_steering<index_t>(rows + 1);
-    auto* interval_offset = scratch.take_steering<index_t>(rows + 1);
-    auto* read_offset = scratch.take_steering<index_t>(rows + 1);
     const bool room = held ? among.as(held_[layer].now().first, held_[layer].now().last, heads) : among.make(pipeline_, view, scratch);
-    if (!room || offset == nullptr || run_offset == nullptr || interval_offset == nullptr || read_offset == nullptr) return Status::workspace_too_small;
+    if (!room || offset == nullptr) return Status::workspace_too_small;
     offset[0] = run_offset[0] = interval_offset[0] = read_offset[0] = 0;
     index_t longest = 0;
     for (index_t r = 0; r < rows; ++r) {
@@ -132,20 +134,28 @@ class CudaRetrieval {
       read_offset[r + 1] = read_offset[r] + read;
     }
     const retrieve::UnitLists lists{{scratch.take<std::int32_t>(held ? 0 : offset[rows]), offset, rows}, scratch.take<index_t>(rows)};
+    auto* const copy = scratch.take<index_t>(told_numbers(heads, rows));
+    const auto on_device = [&](const index_t* p) { return copy + (p - told); };
     prim::ChosenRuns runs;
     runs.keys = scratch.take<prim::SlotRun>(run_offset[rows]), runs.values = scratch.take<prim::SlotRun>(run_offset[rows]);
     runs.intervals = scratch.take<prim::ChosenInterval>(interval_offset[rows]), runs.slots = scratch.take<index_t>(rows);
-    runs.run_offset = run_offset, runs.interval_offset = interval_offset;
+    runs.run_offset = on_device(run_offset), runs.interval_offset = on_device(interval_offset);
     prim::AttendRequest chosen = request;
-    if (request.mass.data != nullptr) chosen.mass = {scratch.take<float>(read_offset[rows]), read_offset, rows};
-    if (lists.units.data == nullptr || lists.count == nullptr || runs.keys == nullptr || runs.values == nullptr || runs.intervals == nullptr ||
+    if (request.mass.data != nullptr) chosen.mass = {scratch.take<float>(read_offset[rows]), on_device(read_offset), rows};
+    if (lists.units.data == nullptr || lists.count == nullptr || copy == nullptr || runs.keys == nullptr || runs.values == nullptr || runs.intervals == nullptr ||
         runs.slots == nullptr || (request.mass.data != nullptr && chosen.mass.data == nullptr))
       return Status::workspace_too_small;
 
     const RaggedView<const std::int32_t> list = held ? held_[layer].units() : RaggedView<const std::int32_t>(lists.units);
-    const prim::ChosenUnits units{list, held ? held_[layer].count() : lists.count, among.first, among.last, slots, known, heads, pipeline_.partition.size(),
-                                  pipeline_.partition.origin(), 0};
+    const prim::ChosenUnits units{list, held ? held_[layer].count() : lists.count, among.first, among.last, on_device(slots), on_device(known), heads,
+                                  pipeline_.partition.size(), pipeline_.partition.origin(), unread()};
+    const bool asked = measure.reads != nullptr || measure.runs.data != nullptr;
+    ChosenReads reads;
+    if (asked)
+      if (const Status s = reads.make(rows, interval_offset); s != Status::ok) return s;
     const auto read = [&]() -> Status {
+      const std::size_t bytes = static_cast<std::size_t>(told_numbers(heads, rows)) * sizeof(index_t);
+      if (const Status s = cuda::settled(cudaMemcpyAsync(copy, told, bytes, cudaMemcpyHostToDevice, ctx.stream())); s != Status::ok) return s;
       if (!held)
         if (const Status s = choose(ctx, pipeline_, view, request.queries, index.planes(pipeline_, shape, layer), among, lists, measure.reads, scratch); s != Status::ok)
           return s;
@@ -153,7 +163,7 @@ class CudaRetrieval {
       const auto sharing = static_cast<int>(rows / heads);
       paged.key_codec = prim::shared_by(sharing, paged.key_codec), paged.value_codec = prim::shared_by(sharing, paged.value_codec);
       if (const Status s = prim::ChosenSlots::lay(ctx, units, paged.keys, paged.values, runs); s != Status::ok) return s;
-      paged.keys.runs = runs.keys, paged.values.runs = runs.values, paged.keys.offset = paged.values.offset = run_offset;
+      paged.keys.runs = runs.keys, paged.values.runs = runs.values, paged.keys.offset = paged.values.offset = runs.run_offset;
       paged.slots = runs.slots, paged.kv_heads = rows;
       Context<Cuda> rest = ctx.with_workspace(scratch.rest());
       if (const Status s = prim::Attend<Cuda>::run(rest, chosen, paged, longest, math); s != Status::ok || request.mass.data == nullptr) return s;
@@ -162,7 +172,7 @@ class CudaRetrieval {
     Status s = read();
     const Status behind = index.fence().record(ctx);  // a call that is refused may have started what reads steering memory
     if (s == Status::ok) s = behind;
-    return s == Status::ok && (measure.reads != nullptr || measure.runs.data != nullptr) ? tell_chosen(ctx, l, shape, units, runs, measure) : s;
+    return s == Status::ok && asked ? reads.tell(ctx, l, shape, units, runs, measure) : s;
   }
 
   /// What a step that keeps `kept(head)` slots makes of the index: room for it, and from where rows change. The host knows what becomes codes, the
@@ -174,7 +184,7 @@ class CudaRetrieval {
     change.from = scratch.take_steering<index_t>(heads), change.known = scratch.take_steering<index_t>(heads), change.device = leaves;
     if (change.from == nullptr || change.known == nullptr) return Status::workspace_too_small;
     index_t most = 0;
-    const bool joins = l.wants_lists() && (leaves || l.unsettled());  // codes get new parameters wherever they lie
+    const bool joins = l.keys.wants_lists() && (leaves || l.keys.due() || l.keys.unsettled());  // codes get new parameters wherever they lie
     for (index_t h = 0; h < heads; ++h) {
       change.known[h] = kept(h), most = std::max(most, kept(h));
       change.from[h] = folds || joins ? 0 : std::min(index_[layer].covered(h), l.keys.settled(h));
@@ -271,8 +281,16 @@ class CudaRetrieval {
  private:
   /// What the host writes in a call of `attend`.
   std::size_t steering_bytes(const CacheShape& shape) const {
-    return CudaIndex::told_bytes(shape.kv_heads) + 2 * Scratch::align + 2 * Scratch::bytes_for<index_t>(shape.kv_heads) + CudaCandidates::bytes(shape) + choice_steering_bytes(pipeline_, shape) +
-           4 * Scratch::bytes_for<index_t>(pipeline_.rows(shape) + 1);
+    const index_t rows = pipeline_.rows(shape);
+    return CudaIndex::told_bytes(shape.kv_heads) + 2 * Scratch::align + Scratch::bytes_for<index_t>(told_numbers(shape.kv_heads, rows)) +
+           CudaCandidates::bytes(shape) + choice_steering_bytes(pipeline_, shape) + Scratch::bytes_for<index_t>(rows + 1);
+  }
+  /// What a call of `attend` tells kernels that read it in their inner loops, of which the device has a copy: slots of KV heads, those that the index
+  /// knows, and offsets of rows of selection.
+  static constexpr index_t told_numbers(index_t heads, index_t rows) { return 2 * heads + 3 * (rows + 1); }
+  index_t unread() const {
+    if constexpr (requires { pipeline_.partition.unread(); }) return pipeline_.partition.unread();
+    else return 0;
   }
   /// Runs of either column of a head of so many slots, at most.
   template <class Plan>

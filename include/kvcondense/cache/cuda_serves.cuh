@@ -1,10 +1,9 @@
 #pragma once
 
-#include <type_traits>
-
 #include <kvcondense/backend/cuda/slot_rows.cuh>
 #include <kvcondense/core/codec_of.hpp>
 #include <kvcondense/core/shape.hpp>
+#include <kvcondense/prim/row_transform.hpp>
 
 // Which quant stages a cache on CUDA takes.
 
@@ -22,9 +21,11 @@ bool cuda_serves(const Quant& q, const CacheShape& shape) {
   const auto known = [](const auto& codec) {
     return !prim::has_sketch(codec) && (codec.group_slots() == 1 || requires { codec.axis; });
   };
-  const auto alike = [](const auto& a, const auto& b, index_t dim) {
-    const bool tables = prim::DeviceForm<std::remove_cvref_t<decltype(a)>>::floats(a, dim) > 0;
-    return a.page_bytes(1, dim) == b.page_bytes(1, dim) && a.group_slots() == b.group_slots() && (tables || a.fingerprint() == b.fingerprint());
+  const auto alike = []<class C>(const C& a, const C& b, index_t dim) {
+    using Parts = prim::CodecParts<C>;
+    const index_t floats = prim::DeviceForm<C>::floats(a, dim);
+    if (a.page_bytes(1, dim) != b.page_bytes(1, dim) || a.group_slots() != b.group_slots() || prim::DeviceForm<C>::floats(b, dim) != floats) return false;
+    return floats > 0 ? Parts::transform(a).fingerprint() == Parts::transform(b).fingerprint() : a.fingerprint() == b.fingerprint();
   };
   if (!known(key) || !known(value)) return false;
   for (index_t l = 0; l < (differs_per_head(q) ? shape.layers : 0); ++l)

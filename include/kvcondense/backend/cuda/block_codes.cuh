@@ -102,9 +102,9 @@ template <class Rows>
 __device__ int RowPage<BlockCodes>::encode(int slot, const Rows& rows, int i, Scratch& s) const {
   const auto x = rows.row(i);
   int bad;
-  if (codec.is_ggml()) bad = encode_ggml_blocks(*this, slot, x, Rows::counted, s.clean);
-  else if (codec.rounding == Rounding::half_away) bad = encode_blocks<Rounding::half_away>(*this, slot, x, Rows::counted, s.codes);
-  else bad = encode_blocks<Rounding::half_even>(*this, slot, x, Rows::counted, s.codes);
+  if (codec.is_ggml()) bad = encode_ggml_blocks(*this, slot, x, rows.counted, s.clean);
+  else if (codec.rounding == Rounding::half_away) bad = encode_blocks<Rounding::half_away>(*this, slot, x, rows.counted, s.codes);
+  else bad = encode_blocks<Rounding::half_even>(*this, slot, x, rows.counted, s.codes);
   return cuda::warp_sum(bad);
 }
 

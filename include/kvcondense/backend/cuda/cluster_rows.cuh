@@ -72,7 +72,7 @@ struct RowPage<Tabled<ClusterRows>> {
     int bad = 0;
     for (int g = 0, from = 0; g < groups; ++g) {
       const int end = static_cast<int>(table[CodecTable<ClusterRows>::ends_at + g]);
-      GroupRange range = warp_range([&](int k) { return x(order(2 * dim + k)); }, from, end, Rows::counted, bad);
+      GroupRange range = warp_range([&](int k) { return x(order(2 * dim + k)); }, from, end, rows.counted, bad);
       if (range.lo < range.hi) range.lo = __fmul_rn(range.lo, clip), range.hi = __fmul_rn(range.hi, clip);
       const GroupParams p = fit_clipped(codec, range);
       if (lane == 0) {

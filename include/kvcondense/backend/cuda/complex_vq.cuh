@@ -57,7 +57,7 @@ struct RowPage<Tabled<ComplexVq>> {
   template <class Rows>
   __device__ int encode(int slot, const Rows& rows, int i, Scratch& s) const {
     const int lane = cuda::lane_of_warp();
-    int bad = clean_row(rows.row(i), dim, Rows::counted, s.rest);
+    int bad = clean_row(rows.row(i), dim, rows.counted, s.rest);
     const bool lengths = table[5] != 0.0f;
     float inverse = 1.0f;
     if (lengths) {
@@ -65,7 +65,7 @@ struct RowPage<Tabled<ComplexVq>> {
       for (int c = 0; c < dim; ++c) square += static_cast<double>(s.rest[c]) * static_cast<double>(s.rest[c]);
       bool saturated = false;
       const float length = stored(ParamType::f16, static_cast<float>(sqrt(square)), saturated);
-      inverse = length > 0.0f ? 1.0f / length : 0.0f;
+      inverse = length > 0.0f ? __frcp_rn(length) : 0.0f;
       if (lane == 0) put_half(row(slot) + codes, static_cast<float>(sqrt(square)), bad);
     } else if (lane == 0) {
       put_half(row(slot) + codes, 1.0f, bad);

@@ -45,7 +45,7 @@ __device__ inline void map_hadamard(const Hadamard& t, int dim, float* x, bool b
   int size = static_cast<int>(t.block);
   if (t.overlap) size = 1 << (31 - __clz(dim));
   else if (size == 0) size = dim & -dim;
-  const float factor = 1.0f / sqrtf(static_cast<float>(size));
+  const float factor = __frcp_rn(__fsqrt_rn(static_cast<float>(size)));
   const int first = t.overlap ? size : dim;
   const bool again = t.overlap && size < dim;
   if (!back && t.seed != 0) change_signs(t.seed, x, dim);

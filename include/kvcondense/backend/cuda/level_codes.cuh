@@ -45,7 +45,7 @@ struct RowPage<Tabled<LevelCodes>> {
   template <class Rows>
   __device__ int encode(int slot, const Rows& rows, int i, Scratch& s) const {
     const int lane = cuda::lane_of_warp();
-    int bad = clean_row(rows.row(i), dim, Rows::counted, s.clean);
+    int bad = clean_row(rows.row(i), dim, rows.counted, s.clean);
     double square = 0.0;
     for (int c = 0; c < dim; ++c) square += static_cast<double>(s.clean[c]) * static_cast<double>(s.clean[c]);
     const double length = sqrt(square);

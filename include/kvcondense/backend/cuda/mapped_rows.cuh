@@ -7,7 +7,7 @@
 namespace kvcondense::prim::cuda_kernels {
 
 /// Rows that are mapped before they are coded, and back behind: `value` is a number of the mapped row.
-template <class C>
+template <RowCodec C>
 struct RowPage<Transformed<Hadamard, C>> : RowPage<C> {
   Hadamard transform;
 
@@ -22,8 +22,8 @@ struct RowPage<Transformed<Hadamard, C>> : RowPage<C> {
     typename RowPage<C>::Scratch inner;
   };
   struct MappedRow {
-    static constexpr bool counted = true;  ///< what a map spreads was counted where it was stored
     const float* numbers;
+    bool counted;  ///< an Inf or a NaN was, before the map spread it
 
     __device__ auto row(int) const {
       const float* x = numbers;
@@ -33,10 +33,12 @@ struct RowPage<Transformed<Hadamard, C>> : RowPage<C> {
   template <class Rows>
   __device__ int encode(int slot, const Rows& rows, int i, Scratch& s) const {
     const auto x = rows.row(i);
-    for (int c = cuda::lane_of_warp(); c < this->dim; c += cuda::warp_lanes) s.mapped[c] = x(c);
+    bool good = true;  // as `can_store` says it of rows that are stored
+    for (int c = cuda::lane_of_warp(); c < this->dim; c += cuda::warp_lanes) s.mapped[c] = x(c), good = good && fabsf(x(c)) <= 3.38e38f;
+    const bool counted = rows.counted && __all_sync(cuda::full_warp, static_cast<int>(good)) == 0;
     __syncwarp();
     map_hadamard(transform, this->dim, s.mapped, false);
-    return RowPage<C>::encode(slot, MappedRow{s.mapped}, i, s.inner);
+    return RowPage<C>::encode(slot, MappedRow{s.mapped, counted}, i, s.inner);
   }
 };
 

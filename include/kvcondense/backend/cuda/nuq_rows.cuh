@@ -59,7 +59,7 @@ struct RowPage<Tabled<NuqRows>> {
   __device__ int encode(int slot, const Rows& rows, int i, Scratch& s) const {
     const int lane = cuda::lane_of_warp();
     std::byte* const to = row(slot);
-    int bad = clean_row(rows.row(i), dim, Rows::counted, s.clean);
+    int bad = clean_row(rows.row(i), dim, rows.counted, s.clean);
     for (int c = lane; c < dim; c += cuda::warp_lanes) s.taken[c] = 0;
     __syncwarp();
     const float* const x = s.clean;
@@ -91,7 +91,7 @@ struct RowPage<Tabled<NuqRows>> {
     const auto middle = [&](int c) { return fixed ? ranges[c] : of_row[0]; };
     const auto half = [&](int c) { return fixed ? ranges[dim + c] : of_row[1]; };
     for (int c = lane; c < dim; c += cuda::warp_lanes) {
-      const float inverse = half(c) >= smallest_step ? 1.0f / half(c) : 0.0f;
+      const float inverse = half(c) >= smallest_step ? __frcp_rn(half(c)) : 0.0f;
       s.codes[c] = code_of(limit_to(__fmul_rn(x[c] - middle(c), inverse), 1e30f));
     }
     __syncwarp();

@@ -91,7 +91,7 @@ __device__ inline int encode_groups(const auto& page, int slot, const Rows& rows
   const int lane = cuda::lane_of_warp(), group = page.group_channels();
   int bad = 0;
   for (int j = 0; j < page.scales(); ++j) {
-    const GroupRange range = warp_range(x, j * group, (j + 1) * group, Rows::counted, bad);
+    const GroupRange range = warp_range(x, j * group, (j + 1) * group, rows.counted, bad);
     const GroupParams p = fit_group(page.codec.form, Bits, page.codec.params, range);
     if (lane == 0) {
       page.write_params(slot, j, p.scale, p.offset);
@@ -142,7 +142,7 @@ __device__ inline int encode_channel_group(const RowPage<GroupInt<Bits>>& page, 
     for (int i = 0; i < n; ++i) {
       const float x = rows.row(begin + i)(c);
       range.include(x);
-      bad += repairs(x, Rows::counted);
+      bad += repairs(x, rows.counted);
     }
     p = fit_group(page.codec.form, Bits, page.codec.params, range);
     page.write_params(slot, c, p.scale, p.offset);

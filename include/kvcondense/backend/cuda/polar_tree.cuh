@@ -69,7 +69,7 @@ struct RowPage<Tabled<PolarTree>> {
   __device__ int encode(int slot, const Rows& rows, int i, Scratch& s) const {
     const int lane = cuda::lane_of_warp();
     auto* clean = reinterpret_cast<float*>(s.length[1]);
-    int bad = clean_row(rows.row(i), dim, Rows::counted, clean);
+    int bad = clean_row(rows.row(i), dim, rows.counted, clean);
     for (int c = lane; c < dim; c += cuda::warp_lanes) s.length[0][c] = static_cast<double>(clean[c]);
     __syncwarp();
     std::byte* to = row(slot);

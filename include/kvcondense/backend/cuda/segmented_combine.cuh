@@ -154,8 +154,10 @@ struct WarpFold {
     write(rows, t, sum);
   }
 
+  /// Codes stay as they are.
   __device__ void write(const SlotRows<Cuda>& rows, index_t t, const float (&sum)[combine_each]) const {
     const SlotRun at = rows.locate(h, t);
+    if (at.coded) return;
     int bad = 0;
 #pragma unroll
     for (int k = 0; k < combine_each; ++k)
@@ -190,7 +192,7 @@ __global__ void __launch_bounds__(Threads, 1) combine_rows(CombineRequest reques
 
 /// Needs links to slots that stay and are in `targets`: with a fan of 1 what folds into any other slot is left out here, where the CPU gives it
 /// to the next target. Members are summed in slot order as on the CPU; products of a row with a query, and lengths, in another order. Rows are
-/// those of columns on the device, whose targets lie in exact numbers, at most 256 of them (else `shape_mismatch`).
+/// those of columns on the device, at most 256 of them (else `shape_mismatch`); targets lie in exact numbers, a row of codes is left as it is.
 /// Sums that the stored type has no number for become the nearest one it has, NaN 0; they are added to `repaired` (on the device, or null).
 /// `slots` is a bound of the host's on all heads' slots together; `workspace_too_small` with less than `workspace_bytes`.
 template <>

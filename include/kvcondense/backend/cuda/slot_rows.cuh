@@ -38,11 +38,11 @@ struct CodecList {
 };
 using TabledCodecs = CodecList<LevelCodes, NuqRows, ClusterRows, ComplexVq, PolarTree>;
 
-/// One function for all kernels: they neither grow by it nor take longer to compile.
-__attribute__((noinline)) static __device__ void load_tabled(int codec, const float* table, std::byte* page, int slot, int dim, float* row) {
+// One function of each for all kernels: they neither grow by it nor take longer to compile.
+__attribute__((noinline)) __device__ inline void load_tabled(int codec, const float* table, std::byte* page, int slot, int dim, float* row) {
   TabledCodecs::at(codec, [&]<class C>() { load_row(RowPage<Tabled<C>>(table, page, 0, dim), slot, row); });
 }
-__attribute__((noinline)) static __device__ void unmap_row(Hadamard map, int dim, float* row) {
+__attribute__((noinline)) __device__ inline void unmap_row(Hadamard map, int dim, float* row) {
   __syncwarp();
   map_hadamard(map, dim, row, true);
 }
@@ -69,7 +69,6 @@ class SlotRows<Cuda> {
   KVCONDENSE_HD index_t heads() const { return heads_; }
   KVCONDENSE_HD index_t max_slots() const { return max_slots_; }  ///< no head has more
   __device__ index_t slots(index_t head) const { return slots_[head]; }
-  bool exact() const { return kind_ == Kind::exact; }  ///< no codes: rows may be written number by number
 
   /// The run of a slot, with the slot's own place in it, and its head for `begin`.
   __device__ prim::SlotRun locate(index_t head, index_t slot) const {
@@ -91,12 +90,12 @@ class SlotRows<Cuda> {
     }
     if (at.coded && mapped_) unmap_row(map_, dim, row);
   }
-  /// Writes channel c of a slot that lies in exact numbers. As on the host (`cache::bring_into_range`), what the stored type has no number for
-  /// becomes the nearest one it has, a NaN becomes 0; whether that was so.
+  /// As on the host (`cache::bring_into_range`), what the stored type has no number for becomes the nearest one it has, a NaN becomes 0.
+  __device__ float in_range(float x) const { return prim::limit_to(prim::without_nan(x), exact_.dtype == DType::f16 ? 65504.0f : 3.38e38f); }
+  /// Writes channel c of a slot that lies in exact numbers, brought into range; whether it had to be.
   __device__ bool set(const prim::SlotRun& at, int c, float x) const {
     using namespace prim::cuda_kernels;
-    const float most = exact_.dtype == DType::f16 ? 65504.0f : 3.38e38f;
-    const float stored = prim::limit_to(prim::without_nan(x), most);
+    const float stored = in_range(x);
     write_number(exact_.dtype, RowPage<prim::ExactRows>(exact_, at.page, 0, static_cast<int>(dim_)).row(at.place), c, stored);
     return stored != x;
   }

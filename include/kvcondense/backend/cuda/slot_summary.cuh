@@ -6,6 +6,7 @@
 #include <kvcondense/backend/cuda/context.cuh>
 #include <kvcondense/backend/cuda/keep_rows.cuh>
 #include <kvcondense/backend/cuda/launch.cuh>
+#include <kvcondense/backend/cuda/page_codec.cuh>
 #include <kvcondense/backend/cuda/slot_rows.cuh>
 #include <kvcondense/core/config.hpp>
 #include <kvcondense/core/status.hpp>
@@ -48,7 +49,7 @@ __device__ inline index_t slot_left(const HeadKept& kept, index_t i) {
 /// Slots of a column that are not kept enter the means of their heads, which are `width` apart, one after the other: a block a head, a thread a channel.
 template <int Threads>
 __global__ void __launch_bounds__(Threads, 4) take_means(SlotRows<Cuda> rows, KeptSlots keep, RaggedView<const std::int32_t> to, float* all_means, index_t width,
-                                                      index_t* counts) {
+                                                      index_t* counts, index_t* repaired) {
   static_assert(Threads == summary_threads);
   SummaryShared& shared = *reinterpret_cast<SummaryShared*>(cuda::dyn_smem());
   const index_t head = blockIdx.x;
@@ -59,6 +60,12 @@ __global__ void __launch_bounds__(Threads, 4) take_means(SlotRows<Cuda> rows, Ke
   float* const means = all_means + head * width;
   index_t n = counts[head];
   float mean = n > 0 && channel < dim ? means[channel] : 0.0f;
+  int bad = 0;
+  const auto in_range = [&](float x) {
+    const float finite = rows.in_range(x);
+    bad += static_cast<int>(finite != x);
+    return finite;
+  };
   for (index_t first = 0; first < gone; first += summary_tile) {
     const int some = static_cast<int>(gone - first < summary_tile ? gone - first : summary_tile);
     __syncthreads();  // the tile before is summed
@@ -68,16 +75,23 @@ __global__ void __launch_bounds__(Threads, 4) take_means(SlotRows<Cuda> rows, Ke
       shared.joins[channel] = to.data == nullptr || to.row(head)[slot] < 0;
     }
     __syncthreads();
-    for (int i = cuda::warp_of_block(); i < some; i += summary_warps) rows.load(shared.run[i], shared.row[i]);
+    for (int i = cuda::warp_of_block(); i < some; i += summary_warps) {
+      if (!shared.joins[i]) continue;  // what lives on counts for nothing here
+      float* const row = shared.row[i];
+      rows.load(shared.run[i], row);
+      for (int c = cuda::lane_of_warp(); c < dim; c += cuda::warp_lanes) row[c] = in_range(row[c]);
+    }
     __syncthreads();
     for (int i = 0; i < some; ++i) {
       if (!shared.joins[i]) continue;
       const float part = 1.0f / static_cast<float>(++n);
-      if (channel < dim) mean = n == 1 ? shared.row[i][channel] : mean + (shared.row[i][channel] - mean) * part;
+      if (channel < dim) mean = n == 1 ? shared.row[i][channel] : in_range(mean + (shared.row[i][channel] - mean) * part);
     }
   }
   if (channel < dim) means[channel] = mean;
   if (channel == 0) counts[head] = n;  // all have read it
+  bad = cuda::warp_sum(bad);
+  if (cuda::lane_of_warp() == 0) add_repaired(repaired, bad);
 }
 
 /// A head's means are of no more slots than have left it of `tokens` tokens. Threads share heads.
@@ -93,17 +107,19 @@ __global__ void __launch_bounds__(Threads) limit_means(const index_t* slots, ind
 
 /// Numbers, lists and lengths lie on the device.
 ///
-/// Numbers  float32, one slot after the other in slot order as on the CPU (cache::Summary).
+/// Numbers  float32, one slot after the other in slot order as on the CPU (cache::Summary), which refuses rows of Inf and NaN when they come. Here they
+///          enter as the nearest number that the stored type has, NaN as 0, and a mean that float32 cannot step to is limited too: all of these are
+///          added to `repaired` (on the device, or null).
 /// Cost     two launches, a block a head; rows that leave are read once.
 struct SlotSummary {
   /// Takes in the slots that are not kept. `to`: of no data, or per slot the one it folds into, where it lives on.
   static Status take(Context<Cuda>& ctx, const SlotRows<Cuda>& keys, const SlotRows<Cuda>& values, const KeptSlots& keep, RaggedView<const std::int32_t> to,
-                     const SummaryNumbers& summary) {
+                     const SummaryNumbers& summary, index_t* repaired = nullptr) {
     using namespace cuda_kernels;
     if (keys.heads() != summary.heads || values.heads() != summary.heads || keys.dim() + values.dim() != summary.width) return Status::shape_mismatch;
     if (keys.dim() > max_head_dim || values.dim() > max_head_dim) return Status::shape_mismatch;
     const auto column = [&](const SlotRows<Cuda>& rows, float* means, index_t* counts) {
-      return cuda::launch(ctx, take_means<summary_threads>, {summary.heads}, summary_threads, sizeof(SummaryShared), rows, keep, to, means, summary.width, counts);
+      return cuda::launch(ctx, take_means<summary_threads>, {summary.heads}, summary_threads, sizeof(SummaryShared), rows, keep, to, means, summary.width, counts, repaired);
     };
     const Status s = column(keys, summary.means, summary.counts);
     return s == Status::ok ? column(values, summary.means + keys.dim(), summary.counts + summary.heads) : s;

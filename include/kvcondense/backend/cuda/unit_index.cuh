@@ -174,7 +174,8 @@ __global__ void __launch_bounds__(Threads) slots_below(HeadNumbers<const std::in
   out[head] = low;
 }
 
-/// The first slot of each head that is not where it was, among kept ones: what comes before it stays as it is. `from` holds a bound already. A block a head.
+/// The first slot of each head that is not where it was, among kept ones: what comes before it stays as it is. `from` holds a bound
+/// already. A block a head.
 template <int Threads>
 __global__ void __launch_bounds__(Threads) first_moved(RaggedView<const std::int32_t> keep, const index_t* count, index_t* from) {
   cuda::BlockScratch<index_t, Threads>& scratch = cuda::shared_as<cuda::BlockScratch<index_t, Threads>>();
@@ -195,7 +196,8 @@ __global__ void __launch_bounds__(Threads) first_moved(RaggedView<const std::int
 ///
 /// Needs    all pointers are the device's; `from` and `known` may lie in steering memory.
 /// Cost     reads the keys of the units from the first changed slot on.
-/// Numbers  bit for bit the CPU's; smallest cosines to 2e-6.
+/// Numbers  bit for bit the CPU's, coordinates where its compiler leaves products and sums apart (-ffp-contract=off, which the library's targets ask
+///          for); smallest cosines to 2e-6.
 struct UnitIndex {
   template <IndexRule Rule>
   static Status build(Context<Cuda>& ctx, const SlotRows<Cuda>& keys, const UnitPlanes& planes, const index_t* from, const index_t* known, index_t first, index_t last) {

@@ -110,12 +110,13 @@ __global__ void __launch_bounds__(index_threads, 4) score_units(UnitPlanes plane
 }
 
 struct QueryShared {
-  float size[max_head_dim];
+  std::uint32_t size[max_head_dim];
   float sum[max_head_dim];
   std::int32_t best[max_head_dim];
 };
 
-/// Query rows of one token. A block a row: KV heads times `rows`. Of equal channels the first one is larger.
+/// Query rows of one token. A block a row: KV heads times `rows`. Of equal channels the first one is larger; NaN is smaller than all numbers (the
+/// CPU takes no channel that is NaN but the first one, and that always).
 template <QueryRule Rule>
 __global__ void __launch_bounds__(index_threads) make_query_rows(TensorView<const float, 3> queries, index_t token, index_t group, index_t channels, float* out) {
   const int dim = static_cast<int>(queries.extent[2]), thread = static_cast<int>(threadIdx.x);
@@ -134,7 +135,7 @@ __global__ void __launch_bounds__(index_threads) make_query_rows(TensorView<cons
     for (int c = thread; c < dim; c += index_threads) {
       float size = 0.0f, sum = 0.0f;
       for (index_t g = 0; g < group; ++g) size += fabsf(queries(head * group + g, token, c)), sum += queries(head * group + g, token, c);
-      shared.size[c] = size, shared.sum[c] = sum;
+      shared.size[c] = rank_bits(size), shared.sum[c] = sum;  // a total order: every rank is taken once
     }
     for (int c = thread; c < 2 * dim; c += index_threads) out[row * 2 * dim + c] = 0.0f;
     __syncthreads();
@@ -208,7 +209,8 @@ struct UnitScoring {
     using namespace cuda_kernels;
     return cuda::launch(ctx, query_coordinates<index_threads>, {rows}, index_threads, 0, planes, queries, per_head, static_cast<int>(dim), out);
   }
-  /// IndexRule::spread: the scores of a KV head's `units` candidates whose keys point furthest away from their mean become `as`, in all of its query rows.
+  /// IndexRule::spread: the scores of a KV head's `units` candidates whose keys point furthest away from their mean become `as`, in all of
+  /// its query rows.
   static Status mark_outliers(Context<Cuda>& ctx, const UnitPlanes& planes, const UnitScores& scores, index_t units, float as) {
     using namespace cuda_kernels;
     return cuda::launch(ctx, mark_outlier_units<winner_threads>, {scores.out.heads / scores.per_head}, winner_threads, sizeof(WinnerShared), planes, scores, units, as);
