@@ -362,7 +362,7 @@ class Pair {
     CHECK(b->dense_bytes == a.dense_bytes);
     CHECK(b->nan_scores == a.nan_scores);
     CHECK(b->repaired_numbers == a.repaired_numbers);
-    CHECK((b->coded_bytes > 0) == (a.coded_bytes > 0));
+    CHECK((b->coded_bytes > 0 || a.coded_bytes == 0));  // the device has pages for the most that can be codes
     CHECK(b->coded_again == a.coded_again);
   }
 

@@ -48,7 +48,7 @@ __device__ inline index_t slot_left(const HeadKept& kept, index_t i) {
 
 /// Slots of a column that are not kept enter the means of their heads, which are `width` apart, one after the other: a block a head, a thread a channel.
 template <int Threads>
-__global__ void __launch_bounds__(Threads, 4) take_means(SlotRows<Cuda> rows, KeptSlots keep, RaggedView<const std::int32_t> to, float* all_means, index_t width,
+__global__ void __launch_bounds__(Threads, 2) take_means(SlotRows<Cuda> rows, KeptSlots keep, RaggedView<const std::int32_t> to, float* all_means, index_t width,
                                                       index_t* counts, index_t* repaired) {
   static_assert(Threads == summary_threads);
   SummaryShared& shared = *reinterpret_cast<SummaryShared*>(cuda::dyn_smem());

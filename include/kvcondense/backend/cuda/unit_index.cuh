@@ -115,7 +115,7 @@ struct SpreadShared {
 
 /// Behind the mean keys: a warp a slot. Grid: as index_units.
 template <int Threads>
-__global__ void __launch_bounds__(Threads) spread_units(SlotRows<Cuda> keys, UnitPlanes planes, const index_t* from, const index_t* known, index_t base) {
+__global__ void __launch_bounds__(Threads, 4) spread_units(SlotRows<Cuda> keys, UnitPlanes planes, const index_t* from, const index_t* known, index_t base) {
   auto& shared = cuda::shared_as<SpreadShared<Threads>>();
   const UnitSlots s(planes, from, known, base);
   if (s.empty()) return;  // the same in all threads
@@ -145,7 +145,7 @@ struct BasisShared {
 
 /// Threads are coordinates, products and sums in the CPU's order. Grid: as index_units.
 template <int Threads>
-__global__ void __launch_bounds__(Threads) index_coordinates(SlotRows<Cuda> keys, UnitPlanes planes, const index_t* from, const index_t* known, index_t base) {
+__global__ void __launch_bounds__(Threads, 4) index_coordinates(SlotRows<Cuda> keys, UnitPlanes planes, const index_t* from, const index_t* known, index_t base) {
   BasisShared& shared = cuda::shared_as<BasisShared>();
   const UnitSlots s(planes, from, known, base);
   if (s.empty()) return;  // the same in all threads
