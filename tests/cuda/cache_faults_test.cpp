@@ -20,6 +20,7 @@
 #include "cache_pair.hpp"
 
 using namespace kvcondense;
+using namespace cuda_cache;
 using test::at;
 
 TEST_CASE("cuda cache: a call that is refused changes nothing") {
@@ -151,7 +152,7 @@ TEST_CASE("cuda cache: a number that is none is counted once, though it becomes 
   CHECK(report->repaired_numbers == 4);  // keys and values
 }
 
-namespace cuda_cache {
+namespace {
 /// Requests for memory are refused, one after the other, in `rounds` of six tokens; the slots of a head are then `left`.
 template <class R>
 void lose_nothing(const R& method, int rounds, index_t left) {
@@ -224,27 +225,27 @@ void lose_nothing(const R& method, int rounds, index_t left) {
   }
   CHECK(requests > 20);
 }
-}  // namespace cuda_cache
+}  // namespace
 
 TEST_CASE("cuda cache: device memory that is refused loses nothing") {
-  cuda_cache::lose_nothing(recipe(evict::SinkWindow{.recent = 29, .sinks = 3}, quant::GroupInt<4>{.group_size = 8, .residual_window = 2, .sinks = 2}), 8, 32);
+  lose_nothing(recipe(evict::SinkWindow{.recent = 29, .sinks = 3}, quant::GroupInt<4>{.group_size = 8, .residual_window = 2, .sinks = 2}), 8, 32);
   // Numbers per slot are not counted twice when a step is made again.
   const std::vector<float> shares{0.5f, 0.5f};
   const HeadTable table{shares.data(), 1, 2};
-  cuda_cache::lose_nothing(recipe(budget::HeadTableBudget{evict::H2O{.heavy = 9, .recent = 6}, 1.5, table}, quant::GroupInt<8>{.group_size = 8, .residual_window = 2, .sinks = 2}), 3, 15);
+  lose_nothing(recipe(budget::HeadTableBudget{evict::H2O{.heavy = 9, .recent = 6}, 1.5, table}, quant::GroupInt<8>{.group_size = 8, .residual_window = 2, .sinks = 2}), 3, 15);
   // Groups that lose slots, and pages of them that are joined.
-  cuda_cache::lose_nothing(recipe(evict::SinkWindow{.recent = 17, .sinks = 3}, quant::GroupInt<4>{.key_axis = prim::GroupAxis::channel, .value_axis = prim::GroupAxis::channel, .group_size = 4, .sinks = 2}), 7, 20);
-  cuda_cache::lose_nothing(recipe(evict::H2O{.heavy = 9, .recent = 6}, quant::Kivi<4>{.group_size = 2, .residual_window = 2, .sinks = 2}), 5, 15);
+  lose_nothing(recipe(evict::SinkWindow{.recent = 17, .sinks = 3}, quant::GroupInt<4>{.key_axis = prim::GroupAxis::channel, .value_axis = prim::GroupAxis::channel, .group_size = 4, .sinks = 2}), 7, 20);
+  lose_nothing(recipe(evict::H2O{.heavy = 9, .recent = 6}, quant::Kivi<4>{.group_size = 2, .residual_window = 2, .sinks = 2}), 5, 15);
   // Queries of earlier steps are not lost, nor counted twice.
-  cuda_cache::lose_nothing(recipe(evict::RKV{.tokens = 15, .window = 8, .kernel = 3, .slack = 2}), 4, 15);
+  lose_nothing(recipe(evict::RKV{.tokens = 15, .window = 8, .kernel = 3, .slack = 2}), 4, 15);
   // Means of what left, what slots weigh and where they stand; sets among slots that stay.
-  cuda_cache::lose_nothing(recipe(evict::Compensate{evict::SinkWindow{.recent = 17, .sinks = 3}}, merge::D2O{.mass = merge::Mass::log_count, .place = merge::Place::pivot}), 5, 20);
-  cuda_cache::lose_nothing(recipe(merge::ToMe{.tokens = 16, .slack = 0, .sinks = 2, .recent = 4}), 5, 16);
+  lose_nothing(recipe(evict::Compensate{evict::SinkWindow{.recent = 17, .sinks = 3}}, merge::D2O{.mass = merge::Mass::log_count, .place = merge::Place::pivot}), 5, 20);
+  lose_nothing(recipe(merge::ToMe{.tokens = 16, .slack = 0, .sinks = 2, .recent = 4}), 5, 16);
   // Tables by which raw keys turn.
-  cuda_cache::lose_nothing(recipe(evict::SinkWindow{.recent = 17, .sinks = 3}, position::Rerotate{}), 4, 20);
+  lose_nothing(recipe(evict::SinkWindow{.recent = 17, .sinks = 3}, position::Rerotate{}), 4, 20);
 }
 
-namespace cuda_cache {
+namespace {
 /// Tokens [2, 5) of nine are removed from a fork, of whose requests the first `refusals` alone are granted.
 template <class R>
 void remove_all_or_nothing(const R& method, int most_refusals) {
@@ -302,12 +303,12 @@ void remove_all_or_nothing(const R& method, int most_refusals) {
   }
   CHECK(memory.out == 0);
 }
-}  // namespace cuda_cache
+}  // namespace
 
 TEST_CASE("cuda cache: a removal that is refused removes nothing from any layer") {
-  cuda_cache::remove_all_or_nothing(recipe(), 12);
+  remove_all_or_nothing(recipe(), 12);
   // Two pages of a group each become one, which a fork must have for itself.
-  cuda_cache::remove_all_or_nothing(recipe(quant::GroupInt<4>{.key_axis = prim::GroupAxis::channel, .value_axis = prim::GroupAxis::channel, .group_size = 4}), 8);
+  remove_all_or_nothing(recipe(quant::GroupInt<4>{.key_axis = prim::GroupAxis::channel, .value_axis = prim::GroupAxis::channel, .group_size = 4}), 8);
 }
 
 #if defined(KVCONDENSE_CUDA_FIBERS)
@@ -339,7 +340,7 @@ TEST_CASE("cuda cache: first slots that came are not forgotten when a step could
   CHECK(told[0].coded == 2);
 }
 
-namespace cuda_cache {
+namespace {
 /// Calls of the runtime fail in the step of one of three rounds, one after the other. Either nothing has changed and the step can be made again,
 /// or the layer says so until it is reset.
 template <class R>
@@ -418,7 +419,7 @@ void step_whole_or_torn(const R& method, int round) {
   CHECK(again > 0);
   CHECK(torn > 0);
 }
-}  // namespace cuda_cache
+}  // namespace
 
 namespace {
 /// Refuses one request, and from there on the runtime fails in its call `then`.
@@ -438,7 +439,7 @@ TEST_CASE("cuda cache: an append that is refused memory, and then the table of w
   const CacheShape shape{.q_heads = 2, .kv_heads = 2, .head_dim = 16, .page_slots = 4};
   test::Device device;
   std::mt19937 random(5);
-  test::OnDevice<float> x(device, cuda_cache::normal_numbers(2 * 70 * 16, random)), out(device, std::vector<float>(2 * 16));
+  test::OnDevice<float> x(device, normal_numbers(2 * 70 * 16, random)), out(device, std::vector<float>(2 * 16));
   const auto rows = [&](index_t n) { return dense_view(static_cast<const float*>(x.data()), 2, n, 16); };
   int whole = 0, torn = 0;
   for (int left = 0; left < 90; left += 7)
@@ -466,12 +467,12 @@ TEST_CASE("cuda cache: an append that is refused memory, and then the table of w
 }
 
 TEST_CASE("cuda cache: a step that the device refuses in part is made again or said to be lost") {
-  cuda_cache::step_whole_or_torn(recipe(evict::SinkWindow{.recent = 9, .sinks = 3}, quant::GroupInt<4>{.group_size = 8, .residual_window = 2, .sinks = 2}), 2);
-  cuda_cache::step_whole_or_torn(recipe(evict::H2O{.heavy = 5, .recent = 4}), 2);
-  cuda_cache::step_whole_or_torn(recipe(evict::H2O{.heavy = 5, .recent = 4}, quant::Kivi<4>{.group_size = 2, .residual_window = 2}), 2);
+  step_whole_or_torn(recipe(evict::SinkWindow{.recent = 9, .sinks = 3}, quant::GroupInt<4>{.group_size = 8, .residual_window = 2, .sinks = 2}), 2);
+  step_whole_or_torn(recipe(evict::H2O{.heavy = 5, .recent = 4}), 2);
+  step_whole_or_torn(recipe(evict::H2O{.heavy = 5, .recent = 4}, quant::Kivi<4>{.group_size = 2, .residual_window = 2}), 2);
   // The first codes of a layer: the device has counted them when the host has not.
-  cuda_cache::step_whole_or_torn(recipe(quant::GroupInt<4>{.group_size = 8, .residual_window = 2}), 0);
-  cuda_cache::step_whole_or_torn(recipe(evict::Compensate{evict::H2O{.heavy = 5, .recent = 4}}, merge::D2O{.mass = merge::Mass::log_count, .place = merge::Place::pivot}), 2);
-  cuda_cache::step_whole_or_torn(recipe(merge::ToMe{.tokens = 10, .slack = 0, .sinks = 1, .recent = 2}), 2);
+  step_whole_or_torn(recipe(quant::GroupInt<4>{.group_size = 8, .residual_window = 2}), 0);
+  step_whole_or_torn(recipe(evict::Compensate{evict::H2O{.heavy = 5, .recent = 4}}, merge::D2O{.mass = merge::Mass::log_count, .place = merge::Place::pivot}), 2);
+  step_whole_or_torn(recipe(merge::ToMe{.tokens = 10, .slack = 0, .sinks = 1, .recent = 2}), 2);
 }
 #endif

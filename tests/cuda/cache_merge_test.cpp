@@ -29,7 +29,7 @@
 #include "cache_methods.hpp"
 
 using namespace kvcondense;
-using cuda_cache::Pair;
+using namespace cuda_cache;
 
 namespace {
 
@@ -73,21 +73,21 @@ void folds(std::string_view text, const CacheShape& shape, const Stages&... stag
 
 /// A line a method: the eviction in front, what folds, and both as text. One of the shapes, and hidden behind [sweep] all of them.
 #define KVCONDENSE_CUDA_MERGE(word, text, evict, merge)                                                                                        \
-  TEST_CASE("cuda cache method: " word) { folds(text, cuda_cache::shape_of(word), evict, merge); }                                             \
+  TEST_CASE("cuda cache method: " word) { folds(text, shape_of(word), evict, merge); }                                             \
   TEST_CASE("cuda cache method in every shape: " word, "[.][sweep]") {                                                                         \
-    for (const CacheShape& shape : cuda_cache::shapes()) folds(text, shape, evict, merge);                                                     \
+    for (const CacheShape& shape : shapes()) folds(text, shape, evict, merge);                                                     \
   }
 
-KVCONDENSE_CUDA_MERGE("d2o", "h2o(heavy=20, recent=20) + d2o", cuda_cache::inner, merge::D2O{})
-KVCONDENSE_CUDA_MERGE("cam", "h2o(heavy=20, recent=20) + cam(targets=3)", cuda_cache::inner, merge::CaM{.targets = 3})
-KVCONDENSE_CUDA_MERGE("lookm", "h2o(heavy=20, recent=20) + lookm(kernel=average, alike_only=true)", cuda_cache::inner,
+KVCONDENSE_CUDA_MERGE("d2o", "h2o(heavy=20, recent=20) + d2o", inner, merge::D2O{})
+KVCONDENSE_CUDA_MERGE("cam", "h2o(heavy=20, recent=20) + cam(targets=3)", inner, merge::CaM{.targets = 3})
+KVCONDENSE_CUDA_MERGE("lookm", "h2o(heavy=20, recent=20) + lookm(kernel=average, alike_only=true)", inner,
                       (merge::LookM{.kernel = merge::LookM::Kernel::average, .alike_only = true}))
-KVCONDENSE_CUDA_MERGE("weightedkv", "h2o(heavy=20, recent=20) + weightedkv", cuda_cache::inner, merge::WeightedKV{})
-KVCONDENSE_CUDA_MERGE("value_merge", "h2o(heavy=20, recent=20) + value_merge(part=80%)", cuda_cache::inner, merge::ValueMerge{.part = 0.8})
-KVCONDENSE_CUDA_MERGE("elastic_cache", "h2o(heavy=20, recent=20) + elastic_cache(sinks=2)", cuda_cache::inner, merge::ElasticCache{.sinks = 2})
-KVCONDENSE_CUDA_MERGE("ems", "h2o(heavy=20, recent=20) + ems(window=8, least=0.02, place=pivot)", cuda_cache::inner,
+KVCONDENSE_CUDA_MERGE("weightedkv", "h2o(heavy=20, recent=20) + weightedkv", inner, merge::WeightedKV{})
+KVCONDENSE_CUDA_MERGE("value_merge", "h2o(heavy=20, recent=20) + value_merge(part=80%)", inner, merge::ValueMerge{.part = 0.8})
+KVCONDENSE_CUDA_MERGE("elastic_cache", "h2o(heavy=20, recent=20) + elastic_cache(sinks=2)", inner, merge::ElasticCache{.sinks = 2})
+KVCONDENSE_CUDA_MERGE("ems", "h2o(heavy=20, recent=20) + ems(window=8, least=0.02, place=pivot)", inner,
                       (merge::Ems{.window = 8, .least = 0.02f, .place = merge::Place::pivot}))
-KVCONDENSE_CUDA_MERGE("keepkv", "h2o(heavy=20, recent=20) + keepkv(window=5, least=0.1)", cuda_cache::inner, (merge::KeepKV{.window = 5, .least = 0.1f}))
+KVCONDENSE_CUDA_MERGE("keepkv", "h2o(heavy=20, recent=20) + keepkv(window=5, least=0.1)", inner, (merge::KeepKV{.window = 5, .least = 0.1f}))
 
 KVCONDENSE_CUDA_MERGE("tome", "keep_all + tome(tokens=30, slack=4, sinks=2, recent=6)", evict::KeepAll{}, (merge::ToMe{.tokens = 30, .slack = 4, .sinks = 2, .recent = 6}))
 KVCONDENSE_CUDA_MERGE("centroid", "keep_all + centroid(tokens=30, chunk=8, slack=4, sinks=2, recent=6, place=pivot)", evict::KeepAll{},
@@ -104,7 +104,7 @@ TEST_CASE("cuda cache: what folds behind ends, into few, by weights of the expon
 TEST_CASE("cuda cache: what slots weigh that others folded into, and where they stand") {
   using merge::Mass, merge::Place;
   const evict::SinkWindow ends{.recent = 20, .sinks = 3};
-  const CacheShape &one = cuda_cache::shapes()[0], &three = cuda_cache::shapes()[1], &wide = cuda_cache::shapes()[3];
+  const CacheShape &one = shapes()[0], &three = shapes()[1], &wide = shapes()[3];
   folds("sink_window(sinks=3, recent=20) + d2o(mass=log_count)", wide, ends, merge::D2O{.mass = Mass::log_count});
   folds("sink_window(sinks=3, recent=20) + d2o(mass=exact)", three, ends, merge::D2O{.mass = Mass::exact});
   folds("sink_window(sinks=3, recent=20) + d2o(mass=value_scale, place=pivot)", one, ends, merge::D2O{.mass = Mass::value_scale, .place = Place::pivot});
@@ -213,7 +213,7 @@ TEST_CASE("cuda cache: what folds before a turn asks no query, whatever the call
   const auto method = recipe(evict::SinkWindow{.recent = 6, .sinks = 2}, merge::D2O{.mass = merge::Mass::exact});
   test::Device device;
   std::mt19937 random(5);
-  const std::vector<float> x = cuda_cache::normal_numbers(2 * 12 * 16, random);
+  const std::vector<float> x = normal_numbers(2 * 12 * 16, random);
   const auto passed = [](const float* from, int which) -> TensorView<const float, 3> {
     const TensorView<const float, 3> all[]{{}, dense_view(from, 1, 1, 16), dense_view(from, 2, 1, 8), dense_view(from + 32, 2, 0, 16), dense_view(from, 2, 1, 16)};
     return all[which];
@@ -223,7 +223,7 @@ TEST_CASE("cuda cache: what folds before a turn asks no query, whatever the call
     INFO(which);
     StepInputs in;
     in.incoming = 3;
-    cuda_cache::File file;
+    File file;
     {
       test::OnDevice<float> rows(device, x), out(device, x);
       const auto all = dense_view(static_cast<const float*>(rows.data()), 2, 12, 16);
@@ -243,7 +243,7 @@ TEST_CASE("cuda cache: what folds before a turn asks no query, whatever the call
   }
 }
 
-namespace cuda_cache {
+namespace {
 /// Device memory is refused at the n-th request of a step that folds, and then given.
 template <class R>
 void fold_again(const R& method) {
@@ -293,15 +293,15 @@ void fold_again(const R& method) {
   }
   CHECK(refused > 3);
 }
-}  // namespace cuda_cache
+}  // namespace
 
 TEST_CASE("cuda cache: a step that folds and is refused memory folds nothing, and a fork does not see it") {
-  cuda_cache::fold_again(recipe(evict::SinkWindow{.recent = 6, .sinks = 2}, merge::D2O{}));
-  cuda_cache::fold_again(recipe(evict::H2O{.heavy = 4, .recent = 4}, merge::CaM{.targets = 2}));
-  cuda_cache::fold_again(recipe(merge::KVMerger{.keep = 0.5, .heavy = 0.0, .window = 3}));  // where runs are sought next begins anew too
+  fold_again(recipe(evict::SinkWindow{.recent = 6, .sinks = 2}, merge::D2O{}));
+  fold_again(recipe(evict::H2O{.heavy = 4, .recent = 4}, merge::CaM{.targets = 2}));
+  fold_again(recipe(merge::KVMerger{.keep = 0.5, .heavy = 0.0, .window = 3}));  // where runs are sought next begins anew too
 }
 
-namespace cuda_cache {
+namespace {
 /// Values, some of them too large to be summed, in a cache that lets each token go and folds it into the next one that stays.
 struct LargeSums {
   static constexpr index_t heads = 2, dim = 16, tokens = 24;
@@ -345,10 +345,10 @@ struct LargeSums {
     return v.read();
   }
 };
-}  // namespace cuda_cache
+}  // namespace
 
 TEST_CASE("cuda cache: sums that the stored type cannot hold become its largest numbers, and are counted as on the host") {
-  using cuda_cache::LargeSums;
+  using LargeSums;
   const auto [type, value, most] = GENERATE(table<DType, float, float>({{DType::f16, 40000.0f, 65504.0f}, {DType::bf16, 3e38f, 0x1.fcp127f}, {DType::f32, -3e38f, -3.38e38f}}));
   INFO(to_string(type));
   LargeSums x(type, value);
@@ -365,7 +365,7 @@ TEST_CASE("cuda cache: sums that the stored type cannot hold become its largest 
   for (index_t h = 0; h < x.heads; ++h) {
     const index_t n = host.slots(0, h);
     REQUIRE(x.cache.slots(0, h) == n);
-    std::vector<float> k(cuda_cache::at(n * x.dim)), v(k.size());
+    std::vector<float> k(at(n * x.dim)), v(k.size());
     REQUIRE(host.read(0, h, 0, dense_view(k.data(), n, x.dim), dense_view(v.data(), n, x.dim)) == Status::ok);
     CHECK(x.stored(h) == v);
     for (const float y : v) clamped = clamped || y == most;
@@ -378,7 +378,7 @@ TEST_CASE("cuda cache: sums that the stored type cannot hold become its largest 
 }
 
 TEST_CASE("cuda cache: a row with Inf and NaN that folds leaves its target finite") {
-  cuda_cache::LargeSums x(DType::f16, 1.0f);
+  LargeSums x(DType::f16, 1.0f);
   for (index_t h = 0; h < x.heads; ++h) x.value(h, 3, 0) = 1e6f, x.value(h, 4, 1) = std::numeric_limits<float>::quiet_NaN(), x.value(h, 5, 2) = -INFINITY;
   x.feed_device([&] {  // they leave in the first step
     for (index_t h = 0; h < x.heads; ++h)
