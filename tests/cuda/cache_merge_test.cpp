@@ -348,7 +348,6 @@ struct LargeSums {
 }  // namespace
 
 TEST_CASE("cuda cache: sums that the stored type cannot hold become its largest numbers, and are counted as on the host") {
-  using LargeSums;
   const auto [type, value, most] = GENERATE(table<DType, float, float>({{DType::f16, 40000.0f, 65504.0f}, {DType::bf16, 3e38f, 0x1.fcp127f}, {DType::f32, -3e38f, -3.38e38f}}));
   INFO(to_string(type));
   LargeSums x(type, value);
