@@ -208,7 +208,7 @@ TEST_CASE("cuda cache: merge methods that it does not take") {
   CHECK(status(recipe(merge::ToMe{.tokens = 10})) == Status::invalid_argument);
 }
 
-TEST_CASE("cuda cache: what folds before a turn asks no query, whatever the caller passes") {
+TEST_CASE("cuda cache: what folds before a turn asks no query, whatever the caller passes, on either backend") {
   const CacheShape shape{.q_heads = 2, .kv_heads = 2, .head_dim = 16, .dtype = DType::f32, .page_slots = 4};
   const auto method = recipe(evict::SinkWindow{.recent = 6, .sinks = 2}, merge::D2O{.mass = merge::Mass::exact});
   test::Device device;
@@ -218,12 +218,12 @@ TEST_CASE("cuda cache: what folds before a turn asks no query, whatever the call
     const TensorView<const float, 3> all[]{{}, dense_view(from, 1, 1, 16), dense_view(from, 2, 1, 8), dense_view(from + 32, 2, 0, 16), dense_view(from, 2, 1, 16)};
     return all[which];
   };
-  std::vector<std::byte> on_device;
+  std::vector<std::byte> on_device, on_host;
   for (int which = 0; which < 5; ++which) {
     INFO(which);
     StepInputs in;
     in.incoming = 3;
-    File file;
+    File file, host_file;
     {
       test::OnDevice<float> rows(device, x), out(device, x);
       const auto all = dense_view(static_cast<const float*>(rows.data()), 2, 12, 16);
@@ -238,8 +238,19 @@ TEST_CASE("cuda cache: what folds before a turn asks no query, whatever the call
       CHECK(c->report(ctx)->merged_slots > before);
       CHECK(save(ctx, *c, file) == Status::ok);
     }
-    if (which == 0) on_device = file.bytes;
+    auto host = make_cache<Cpu>(shape, method);
+    REQUIRE(host);
+    std::vector<std::byte> scratch(host->workspace_bytes(64, 20));
+    Context<Cpu> cpu(scratch);
+    std::vector<float> out(x.size());
+    const auto all = dense_view(x.data(), 2, 12, 16);
+    REQUIRE(host->forward(cpu, 0, all, all, all, dense_view(out.data(), 2, 12, 16)) == Status::ok);
+    in.queries = passed(x.data(), which);
+    CHECK(host->step(cpu, 0, in, Phase::turn) == Status::ok);
+    CHECK(save(*host, host_file) == Status::ok);
+    if (which == 0) on_device = file.bytes, on_host = host_file.bytes;
     CHECK((file.bytes == on_device));
+    CHECK((host_file.bytes == on_host));
   }
 }
 
