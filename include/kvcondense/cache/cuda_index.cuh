@@ -36,18 +36,22 @@ template <class UnitSummary>
 struct CudaUnitSummary {
   static constexpr bool there = false;
 };
+/// Bounds per channel.
 template <>
 struct CudaUnitSummary<retrieve::MinMax> {
   static constexpr bool there = true;
   static constexpr auto rule = prim::IndexRule::bounds;
 };
+/// Bounds that the group of a KV head shares: stored as bounds are.
 template <>
 struct CudaUnitSummary<retrieve::GroupMinMax> : CudaUnitSummary<retrieve::MinMax> {};
+/// Means.
 template <>
 struct CudaUnitSummary<retrieve::MeanKey> {
   static constexpr bool there = true;
   static constexpr auto rule = prim::IndexRule::mean;
 };
+/// Means, and how far keys lie from them.
 template <>
 struct CudaUnitSummary<retrieve::MeanKeySpread> {
   static constexpr bool there = true;
@@ -65,18 +69,21 @@ template <class Query>
 struct CudaQuery {
   static constexpr bool there = false;
 };
+/// Every query for itself.
 template <>
 struct CudaQuery<retrieve::EachQuery> {
   static constexpr bool there = true;
   static constexpr auto rule = prim::QueryRule::each;
   static constexpr index_t channels(const retrieve::EachQuery&) { return 0; }
 };
+/// The mean of a group.
 template <>
 struct CudaQuery<retrieve::GroupMeanQuery> {
   static constexpr bool there = true;
   static constexpr auto rule = prim::QueryRule::mean;
   static constexpr index_t channels(const retrieve::GroupMeanQuery&) { return 0; }
 };
+/// The channels in which a group is largest.
 template <>
 struct CudaQuery<retrieve::GroupChannels> {
   static constexpr bool there = true;
