@@ -74,8 +74,8 @@ struct PartialRows {
   }
   template <Backend B>
   void prepare(const ReadView<B>& view, index_t head, const float* query, float* out) const {
-    for (index_t c = 0; c < taken(view.shape); ++c)
-      out[c] = coordinate(view.shape, {view.layer, head}, query, column(view.state[head], c));
+    const HeadIndex at{view.layer, head};  // by name: nvcc loses braces in an argument here
+    for (index_t c = 0; c < taken(view.shape); ++c) out[c] = coordinate(view.shape, at, query, column(view.state[head], c));
   }
   template <Backend B>
   void score(const ReadView<B>& view, index_t head, index_t first, index_t count, prim::RowBlock<const float> queries,
