@@ -115,7 +115,7 @@ TEST_CASE("cuda cache: a loaded cache counts in a step before anything is append
   Context<Cuda> ctx = device.with_workspace(first.workspace_bytes(64, 64));
   REQUIRE(host.append(cpu, 0, rows(x.data()), rows(x.data())) == Status::ok);
   REQUIRE(first.append(ctx, 0, rows(there), rows(there)) == Status::ok);
-  cuda_cache::File file;
+  test::ByteList file;
   REQUIRE(save(ctx, first, file) == Status::ok);
   REQUIRE(load(ctx, second, file.bytes) == Status::ok);
   REQUIRE(host.step(cpu, 0, AttentionView{host.ragged(0, mass.data()), tokens}) == Status::ok);
@@ -133,7 +133,7 @@ TEST_CASE("cuda cache: a loaded cache counts in a step before anything is append
     return *r;
   };
   compare(report(second));
-  cuda_cache::File counted;
+  test::ByteList counted;
   REQUIRE(save(ctx, second, counted) == Status::ok);
   REQUIRE(fresh_host.load(counted.bytes) == Status::ok);
   compare(fresh_host.report());

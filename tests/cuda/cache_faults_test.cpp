@@ -215,7 +215,7 @@ void lose_nothing(const R& method, int rounds, index_t left) {
         REQUIRE(k_rows.read() == expected_keys);
         REQUIRE(v_rows.read() == expected_values);
         memory.left = 1 << 20;
-        File file;
+        test::ByteList file;
         REQUIRE(save(ctx, c, file) == Status::ok);
         if (expected_file.empty()) expected_file = file.bytes;
         REQUIRE((file.bytes == expected_file));
@@ -410,7 +410,7 @@ void step_whole_or_torn(const R& method, int round) {
     for (int i = 0; i < 3; ++i) step(i == round && k >= 0);
     while (c->length() < 18) step(false);  // from the start where it was reset
     const std::vector<float> read = all();
-    File file;
+    test::ByteList file;
     REQUIRE(save(ctx, *c, file) == Status::ok);
     if (k < 0) expected = read, expected_file = file.bytes;
     REQUIRE(read == expected);

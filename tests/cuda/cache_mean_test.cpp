@@ -84,48 +84,7 @@ TEST_CASE("cuda cache: what folds into another slot is not in the mean of what l
 }
 
 TEST_CASE("cuda cache: a step that is refused memory leaves the mean of what left as it was") {
-  const CacheShape shape{.q_heads = 2, .kv_heads = 2, .head_dim = 16, .page_slots = 4};
-  test::Device device;
-  std::mt19937 random(5);
-  const auto x = cuda_cache::normal_numbers(2 * 30 * 16, random);
-  test::OnDevice<float> rows(device, x), out(device, x);
-  const auto part = [&](index_t first, index_t n) { return TensorView<const float, 3>{rows.data() + first * 16, {2, n, 16}, {30 * 16, 16, 1}}; };
-  std::vector<std::byte> expected;
-  int refused = 0;
-  for (const int left : {-1, 0, 1, 3, 5, 7}) {
-    test::RefusingMemory memory(1 << 20);
-    auto c = make_cache<Cuda>(shape, recipe(evict::Compensate{evict::SinkWindow{.recent = 6, .sinks = 2}}), memory);
-    REQUIRE(c);
-    Context<Cuda> ctx = device.with_workspace(c->workspace_bytes(64, 20));
-    const auto feed = [&](auto& to, index_t first, index_t n) {
-      return to.forward(ctx, 0, part(first, n), part(first, n), part(first, n), dense_view(out.data(), 2, n, 16));
-    };
-    REQUIRE(feed(*c, 0, 12) == Status::ok);
-    auto twin = c->fork(ctx);  // its pages are copied in the step
-    REQUIRE(twin);
-    cuda_cache::File before, after;
-    REQUIRE(save(ctx, *c, before) == Status::ok);
-    memory.left = left < 0 ? 1 << 20 : left;
-    const Status s = feed(*twin, 12, 5);
-    memory.left = 1 << 20;
-    if (s != Status::ok) {
-      CHECK(s == Status::out_of_memory);
-      ++refused;
-      cuda_cache::File same;
-      REQUIRE(save(ctx, *twin, same) == Status::ok);
-      REQUIRE(same.bytes == before.bytes);
-      REQUIRE(feed(*twin, 12, 5) == Status::ok);
-    }
-    REQUIRE(save(ctx, *twin, after) == Status::ok);
-    if (expected.empty()) expected = after.bytes;
-    REQUIRE(after.bytes == expected);
-    REQUIRE(c->reset(ctx) == Status::ok);
-    REQUIRE(feed(*c, 0, 12) == Status::ok);
-    cuda_cache::File anew;
-    REQUIRE(save(ctx, *c, anew) == Status::ok);
-    REQUIRE(anew.bytes == before.bytes);
-  }
-  CHECK(refused > 2);
+  cuda_cache::refuse_a_step(recipe(evict::Compensate{evict::SinkWindow{.recent = 6, .sinks = 2}}), 5, {-1, 0, 1, 3, 5, 7}, 2, [](const auto&...) {});
 }
 
 TEST_CASE("cuda cache: a file with a mean of more slots than have left is refused") {
@@ -140,7 +99,7 @@ TEST_CASE("cuda cache: a file with a mean of more slots than have left is refuse
   Context<Cuda> ctx = device.with_workspace(c->workspace_bytes(64, 20));
   const auto all = dense_view(static_cast<const float*>(rows.data()), 1, 20, 16);
   REQUIRE(c->forward(ctx, 0, all, all, all, dense_view(out.data(), 1, 20, 16)) == Status::ok);
-  cuda_cache::File file;
+  test::ByteList file;
   REQUIRE(save(ctx, *c, file) == Status::ok);
   const std::size_t sum = file.bytes.size() - sizeof(std::uint64_t), means = sum - 32 * sizeof(float), count = means - sizeof(std::int64_t);
   const auto forged = [&](std::size_t at, auto value) {
@@ -181,7 +140,7 @@ TEST_CASE("cuda cache: rows with numbers that are none leave a mean of what left
   const auto report = c->report(device);
   REQUIRE(report);
   CHECK(report->repaired_numbers >= 2 * came);  // as they came, and as they left
-  cuda_cache::File file;
+  test::ByteList file;
   REQUIRE(save(ctx, *c, file) == Status::ok);
   std::vector<float> mean(16);  // of values: the last of the file
   std::memcpy(mean.data(), file.bytes.data() + file.bytes.size() - sizeof(std::uint64_t) - 16 * sizeof(float), 16 * sizeof(float));

@@ -223,7 +223,7 @@ TEST_CASE("cuda cache: what folds before a turn asks no query, whatever the call
     INFO(which);
     StepInputs in;
     in.incoming = 3;
-    File file, host_file;
+    test::ByteList file, host_file;
     {
       test::OnDevice<float> rows(device, x), out(device, x);
       const auto all = dense_view(static_cast<const float*>(rows.data()), 2, 12, 16);
@@ -255,54 +255,10 @@ TEST_CASE("cuda cache: what folds before a turn asks no query, whatever the call
 }
 
 namespace {
-/// Device memory is refused at the n-th request of a step that folds, and then given.
 template <class R>
 void fold_again(const R& method) {
-  const CacheShape shape{.q_heads = 2, .kv_heads = 2, .head_dim = 16, .page_slots = 4};
-  test::Device device;
-  std::mt19937 random(5);
-  test::OnDevice<float> x(device, normal_numbers(2 * 30 * 16, random)), out(device, std::vector<float>(2 * 30 * 16));
-  const auto rows = [&](index_t first, index_t n) { return TensorView<const float, 3>{x.data() + first * 16, {2, n, 16}, {30 * 16, 16, 1}}; };
-  std::vector<std::byte> expected;
-  int refused = 0;
-  for (const int left : {-1, 0, 1, 4, 7, 10}) {
-    test::RefusingMemory memory(1 << 20);
-    auto c = make_cache<Cuda>(shape, method, memory);
-    REQUIRE(c);
-    Context<Cuda> ctx = device.with_workspace(c->workspace_bytes(64, 20));
-    const auto feed = [&](auto& to, index_t first, index_t n) {
-      return to.forward(ctx, 0, rows(first, n), rows(first, n), rows(first, n), dense_view(out.data(), 2, n, 16));
-    };
-    REQUIRE(feed(*c, 0, 12) == Status::ok);
-    auto twin = c->fork(ctx);  // its pages are copied in the step
-    REQUIRE(twin);
-    File before, after, other;
-    REQUIRE(save(ctx, *c, before) == Status::ok);
-    memory.left = left < 0 ? 1 << 20 : left;
-    const Status s = feed(*twin, 12, 3);
-    memory.left = 1 << 20;
-    if (s != Status::ok) {
-      CHECK(s == Status::out_of_memory);
-      ++refused;
-      REQUIRE(save(ctx, *twin, other) == Status::ok);
-      REQUIRE(other.bytes == before.bytes);
-      REQUIRE(feed(*twin, 12, 3) == Status::ok);
-    }
-    REQUIRE(feed(*twin, 15, 1) == Status::ok);
-    REQUIRE(save(ctx, *twin, after) == Status::ok);
-    if (expected.empty()) expected = after.bytes;
-    REQUIRE(after.bytes == expected);
-    File again;
-    REQUIRE(save(ctx, *c, again) == Status::ok);
-    REQUIRE(again.bytes == before.bytes);
-    CHECK(twin->report(ctx)->merged_slots > c->report(ctx)->merged_slots);
-    REQUIRE(c->reset(ctx) == Status::ok);
-    REQUIRE(feed(*c, 0, 12) == Status::ok);
-    File anew;
-    REQUIRE(save(ctx, *c, anew) == Status::ok);
-    REQUIRE(anew.bytes == before.bytes);  // what thresholds had learnt was forgotten too
-  }
-  CHECK(refused > 3);
+  refuse_a_step(method, 3, {-1, 0, 1, 4, 7, 10}, 3,
+                [](auto& ctx, const auto& cache, const auto& fork) { CHECK(fork.report(ctx)->merged_slots > cache.report(ctx)->merged_slots); });
 }
 }  // namespace
 

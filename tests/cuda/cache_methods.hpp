@@ -2,13 +2,19 @@
 
 // One line makes a method of the catalogue a test: the method in a cache on CUDA beside the catalogue's setting of it on the CPU.
 
+#include <algorithm>
+#include <initializer_list>
+#include <map>
 #include <memory>
 #include <numeric>
 #include <random>
+#include <set>
 #include <string>
 #include <string_view>
 #include <vector>
 
+#include <kvcondense/any/builtin.hpp>
+#include <kvcondense/any/registry.hpp>
 #include <kvcondense/evict/h2o.hpp>
 #include <support/catalogue.hpp>
 
@@ -122,6 +128,71 @@ void parity(std::string_view text, const CacheShape& shape, Make&& make) {
   for (int i = 0; i < 3; ++i) pair.forward(1);
   pair.compare_reports();
   CHECK(pair.on_device().report(pair.device())->evicted_slots > 0);
+}
+
+/// Each word of these rooms has a test called `prefix` and the word, or the one that `elsewhere` names, or a reason in `lacking`: one of these.
+inline void every_word_is_tried(std::initializer_list<Stage> rooms, const std::string& prefix, const std::map<std::string, std::string>& lacking,
+                                const std::map<std::string, std::string>& elsewhere = {}) {
+  std::set<std::string> tried;
+  for (const auto& test : Catch::getRegistryHub().getTestCaseRegistry().getAllTests()) tried.insert(test.name);
+  for (const any::Entry* e : any::builtin().entries()) {
+    if (std::find(rooms.begin(), rooms.end(), e->room) == rooms.end()) continue;
+    const std::string word(e->word);
+    INFO(word);
+    const auto other = elsewhere.find(word);
+    const std::size_t there = tried.count(prefix + word) + (other == elsewhere.end() ? 0 : tried.count(other->second));
+    CHECK(there + lacking.count(word) == 1);
+  }
+}
+
+/// Device memory is refused at the n-th request of a step of `tokens` tokens, for each n of `requests`, and then given: a fork makes the step as if
+/// nothing had been, and the cache does not see it. `least`: more steps than these are refused. `moved(cache, fork)`: behind the step and another.
+template <class R, class Moved>
+void refuse_a_step(const R& method, index_t tokens, std::initializer_list<int> requests, int least, Moved&& moved) {
+  const CacheShape shape{.q_heads = 2, .kv_heads = 2, .head_dim = 16, .page_slots = 4};
+  test::Device device;
+  std::mt19937 random(5);
+  test::OnDevice<float> x(device, normal_numbers(2 * 30 * 16, random)), out(device, std::vector<float>(2 * 30 * 16));
+  const auto rows = [&](index_t first, index_t n) { return TensorView<const float, 3>{x.data() + first * 16, {2, n, 16}, {30 * 16, 16, 1}}; };
+  std::vector<std::byte> expected;
+  int refused = 0;
+  for (const int left : requests) {
+    test::RefusingMemory memory(1 << 20);
+    auto c = make_cache<Cuda>(shape, method, memory);
+    REQUIRE(c);
+    Context<Cuda> ctx = device.with_workspace(c->workspace_bytes(64, 20));
+    const auto feed = [&](auto& to, index_t first, index_t n) {
+      return to.forward(ctx, 0, rows(first, n), rows(first, n), rows(first, n), dense_view(out.data(), 2, n, 16));
+    };
+    const auto file_of = [&](auto& cache) {
+      test::ByteList file;
+      REQUIRE(save(ctx, cache, file) == Status::ok);
+      return file.bytes;
+    };
+    REQUIRE(feed(*c, 0, 12) == Status::ok);
+    auto twin = c->fork(ctx);  // its pages are copied in the step
+    REQUIRE(twin);
+    const auto before = file_of(*c);
+    memory.left = left < 0 ? 1 << 20 : left;
+    const Status s = feed(*twin, 12, tokens);
+    memory.left = 1 << 20;
+    if (s != Status::ok) {
+      CHECK(s == Status::out_of_memory);
+      ++refused;
+      REQUIRE(file_of(*twin) == before);
+      REQUIRE(feed(*twin, 12, tokens) == Status::ok);
+    }
+    REQUIRE(feed(*twin, 12 + tokens, 1) == Status::ok);
+    const auto after = file_of(*twin);
+    if (expected.empty()) expected = after;
+    REQUIRE(after == expected);
+    REQUIRE(file_of(*c) == before);
+    moved(ctx, *c, *twin);
+    REQUIRE(c->reset(ctx) == Status::ok);
+    REQUIRE(feed(*c, 0, 12) == Status::ok);
+    REQUIRE(file_of(*c) == before);  // what thresholds had learnt was forgotten too
+  }
+  CHECK(refused > least);
 }
 
 }  // namespace cuda_cache

@@ -2,11 +2,8 @@
 // fold what leaves: cache_merge_test.cpp.
 
 #include <map>
-#include <set>
 #include <string>
 
-#include <kvcondense/any/builtin.hpp>
-#include <kvcondense/any/registry.hpp>
 #include <kvcondense/evict/alisa.hpp>
 #include <kvcondense/evict/chunkkv.hpp>
 #include <kvcondense/evict/compensate.hpp>
@@ -97,12 +94,5 @@ TEST_CASE("cuda cache: every eviction method, budget and merge method is tried, 
       {"dmc", "tokens that join a slot when they come"},
       {"minicache", "rows that layers share"},
   };
-  std::set<std::string> tried;
-  for (const auto& test : Catch::getRegistryHub().getTestCaseRegistry().getAllTests()) tried.insert(test.name);
-  for (const any::Entry* e : any::builtin().entries()) {
-    if (e->room != Stage::evict && e->room != Stage::budget && e->room != Stage::merge) continue;
-    const std::string word(e->word);
-    INFO(word);
-    CHECK((tried.count("cuda cache method: " + word) == 1) != (lacking.count(word) == 1));
-  }
+  cuda_cache::every_word_is_tried({Stage::evict, Stage::budget, Stage::merge}, "cuda cache method: ", lacking);
 }

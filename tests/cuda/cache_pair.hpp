@@ -18,6 +18,7 @@
 #include <kvcondense/any/model_facts.hpp>
 #include <kvcondense/backend/cpu/context.hpp>
 #include <kvcondense/cuda.cuh>
+#include <support/byte_list.hpp>
 
 #include "device.hpp"
 
@@ -32,17 +33,6 @@ inline std::vector<float> normal_numbers(index_t n, std::mt19937& random) {
   for (float& v : x) v = normal(random);
   return x;
 }
-
-/// Takes what is written, as long as there is room.
-struct File final : ByteSink {
-  std::vector<std::byte> bytes;
-  std::size_t room = SIZE_MAX;
-  bool write(std::span<const std::byte> more) noexcept override {
-    if (bytes.size() + more.size() > room) return false;
-    bytes.insert(bytes.end(), more.begin(), more.end());
-    return true;
-  }
-};
 
 /// What a step may be given besides attention and queries, on either side.
 class Inputs {
@@ -317,7 +307,7 @@ class Pair {
 
   /// Each side goes on from the file of the other.
   void exchange() {
-    File host, device, again;
+    test::ByteList host, device, again;
     REQUIRE(host_.save(host) == Status::ok);
     REQUIRE(save(*device_, device_cache_, device) == Status::ok);
     REQUIRE(host_.load(device.bytes) == Status::ok);

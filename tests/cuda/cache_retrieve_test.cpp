@@ -3,11 +3,8 @@
 #include <algorithm>
 #include <cmath>
 #include <map>
-#include <set>
 #include <string>
 
-#include <kvcondense/any/builtin.hpp>
-#include <kvcondense/any/registry.hpp>
 #include <kvcondense/budget/ada.hpp>
 #include <kvcondense/evict/compensate.hpp>
 #include <kvcondense/evict/h2o.hpp>
@@ -206,12 +203,5 @@ TEST_CASE("cuda cache: every retrieval method is tried, or it is said what lacks
       {"magicpig", "biases that attention reads by list"},
       {"retrieval_attention", "a graph of keys"},
   };
-  std::set<std::string> tried;
-  for (const auto& test : Catch::getRegistryHub().getTestCaseRegistry().getAllTests()) tried.insert(test.name);
-  for (const any::Entry* e : any::builtin().entries()) {
-    if (e->room != Stage::retrieve) continue;
-    const std::string word(e->word);
-    INFO(word);
-    CHECK((tried.count("cuda cache retrieves: " + word) == 1) != (lacking.count(word) == 1));
-  }
+  cuda_cache::every_word_is_tried({Stage::retrieve}, "cuda cache retrieves: ", lacking);
 }

@@ -3,13 +3,10 @@
 #include <algorithm>
 #include <cmath>
 #include <map>
-#include <set>
 #include <string>
 #include <utility>
 #include <vector>
 
-#include <kvcondense/any/builtin.hpp>
-#include <kvcondense/any/registry.hpp>
 #include <kvcondense/evict/h2o.hpp>
 #include <kvcondense/evict/keydiff.hpp>
 #include <kvcondense/evict/knorm.hpp>
@@ -39,7 +36,7 @@
 #include <kvcondense/quant/zipcache.hpp>
 #include <support/model_facts.hpp>
 
-#include "cache_pair.hpp"
+#include "cache_methods.hpp"
 
 using namespace kvcondense;
 using cuda_cache::Pair;
@@ -306,14 +303,5 @@ TEST_CASE("cuda cache: every quant stage is tried, or it is said what lacks") {
       {"bit_allocation", "widths that differ between heads"},
       {"smooth_attention", "factors found from the first rows"},
   };
-  std::set<std::string> tried;
-  for (const auto& test : Catch::getRegistryHub().getTestCaseRegistry().getAllTests()) tried.insert(test.name);
-  for (const any::Entry* e : any::builtin().entries()) {
-    if (e->room != Stage::quant) continue;
-    const std::string word(e->word);
-    INFO(word);
-    const auto other = elsewhere.find(word);
-    const std::size_t there = tried.count("cuda cache codec: " + word) + (other == elsewhere.end() ? 0 : tried.count(other->second));
-    CHECK(there + lacking.count(word) == 1);
-  }
+  cuda_cache::every_word_is_tried({Stage::quant}, "cuda cache codec: ", lacking, elsewhere);
 }

@@ -21,7 +21,6 @@
 #include "cache_pair.hpp"
 
 using namespace kvcondense;
-using cuda_cache::File;
 using cuda_cache::Pair;
 using test::at;
 using Bytes = std::vector<std::byte>;
@@ -30,13 +29,13 @@ namespace {
 
 template <class R>
 Bytes file_of(test::Device& device, const Cache<Cuda, R>& c) {
-  File file;
+  test::ByteList file;
   REQUIRE(save(device, c, file) == Status::ok);
   return file.bytes;
 }
 template <class R>
 Bytes host_file(Pair<R>& pair) {
-  File file;
+  test::ByteList file;
   REQUIRE(pair.on_host().save(file) == Status::ok);
   return file.bytes;
 }
@@ -313,7 +312,7 @@ TEMPLATE_TEST_CASE("cuda cache: device memory that is refused while a file is re
     CHECK(refusals > 10);
     for (int left = 0; left < 3; ++left) {  // a page, its zeros, who writes them
       memory.left = left;
-      File sink;
+      test::ByteList sink;
       REQUIRE(save(s.device, other, sink) == Status::out_of_memory);
       memory.left = 1 << 20;
     }
@@ -329,7 +328,7 @@ TEMPLATE_TEST_CASE("cuda cache: a sink that stops anywhere is an io_error", "", 
   s.feed(c, 20);
   const Bytes file = file_of(s.device, c);
   for (std::size_t room = 0; room < file.size(); room += 11) {
-    File sink;
+    test::ByteList sink;
     sink.room = room;
     REQUIRE(save(s.device, c, sink) == Status::io_error);
     REQUIRE(std::equal(sink.bytes.begin(), sink.bytes.end(), file.begin()));
@@ -413,7 +412,7 @@ TEMPLATE_TEST_CASE("cuda cache: calls of the runtime that fail while a file is r
     CHECK(refusals > 10);
     REQUIRE(file_of(s.device, c) == file);
   };
-  File sink;
+  test::ByteList sink;
   failing([&] { return sink.bytes.clear(), save(s.device, c, sink); }, [&] { REQUIRE(sink.bytes == file); });
   failing([&] { return load(s.device, other, file); },
           [&] {
@@ -440,7 +439,7 @@ TEMPLATE_TEST_CASE("cuda cache: a torn layer writes no file, and one that is rea
     cuda_fibers::runtime.fail_at = -1;
     if (c.attend(ctx, 0, s.rows(1), dense_view(s.out.data(), 2, 1, 8)) != Status::device_error) continue;
     ++torn;
-    File sink;
+    test::ByteList sink;
     CHECK(save(s.device, c, sink) == Status::device_error);
     CHECK(sink.bytes.empty());
     REQUIRE(load(s.device, c, file) == Status::ok);

@@ -256,16 +256,11 @@ Status Cache<B, R>::attend_all(Context<B>& ctx, index_t layer, const prim::Atten
 template <Backend B, class R>
 template <class Runs>
 void Cache<B, R>::count_reads(index_t layer, index_t rows, Runs&& runs, ReadCounts& reads) const {
-  const Layer& l = layers_[layer];
-  const index_t per_head = rows / shape_.kv_heads;
-  for (index_t h = 0; h < shape_.kv_heads; ++h) {
-    for (index_t r = h * per_head; r < (h + 1) * per_head; ++r)
-      for (const SlotRun& run : runs(r)) {
-        reads.slots_read += run.size();
-        reads.slot_bytes += l.heads[h].keys.slot_bytes(run.first, run.last) + l.heads[h].values.slot_bytes(run.first, run.last);
-      }
-    cache::for_union(h * per_head, (h + 1) * per_head, l.heads[h].slots(), runs, [&](index_t first, index_t last) { reads.slots_touched += last - first; });
-  }
+  const auto& heads = layers_[layer].heads;
+  const auto bytes = [&](index_t h, const SlotRun& run) {
+    return heads[h].keys.slot_bytes(run.first, run.last) + heads[h].values.slot_bytes(run.first, run.last);
+  };
+  cache::count_reads(shape_.kv_heads, rows, runs, [&](index_t h) { return heads[h].slots(); }, bytes, reads);
 }
 
 /// Scratch of what a prompt teaches.

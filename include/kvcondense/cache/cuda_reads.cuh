@@ -27,24 +27,14 @@ inline std::size_t attend_bytes(const CacheShape& shape, index_t rows, index_t s
   return most;
 }
 
-/// Adds what rows of selection read of a layer, whose last step the stream has passed. `runs(row)`: ascending.
-template <class Layer, class Runs>
-void count_reads(const Layer& l, index_t heads, index_t rows, Runs&& runs, ReadCounts& reads) {
-  const index_t per_head = rows / heads;
-  for (index_t h = 0; h < heads; ++h) {
-    for (index_t r = h * per_head; r < (h + 1) * per_head; ++r)
-      for (const SlotRun& run : runs(r)) {
-        reads.slots_read += run.size();
-        reads.slot_bytes += l.keys.slot_bytes(h, l.slots(h), run.first, run.last) + l.values.slot_bytes(h, l.slots(h), run.first, run.last);
-      }
-    for_union(h * per_head, (h + 1) * per_head, l.slots(h), runs, [&](index_t first, index_t last) { reads.slots_touched += last - first; });
-  }
-}
-
-/// The counts and runs that a call asked for.
+/// The counts and runs that a call asked for, of a layer whose last step the stream has passed.
 template <class Layer, class Runs>
 Status tell_reads(const Layer& l, const CacheShape& shape, index_t rows, Runs&& runs, const AttendOutputs& measure) {
-  if (measure.reads != nullptr) count_reads(l, shape.kv_heads, rows, runs, *measure.reads);
+  const auto slots = [&](index_t h) { return l.slots(h); };
+  const auto bytes = [&](index_t h, const SlotRun& run) {
+    return l.keys.slot_bytes(h, l.slots(h), run.first, run.last) + l.values.slot_bytes(h, l.slots(h), run.first, run.last);
+  };
+  if (measure.reads != nullptr) count_reads(shape.kv_heads, rows, runs, slots, bytes, *measure.reads);
   for (index_t h = 0; measure.runs.data != nullptr && h < shape.q_heads; ++h) {
     const std::span<const SlotRun> from = runs(h * rows / shape.q_heads);
     if (static_cast<index_t>(from.size()) > measure.runs.room) return Status::out_of_range;

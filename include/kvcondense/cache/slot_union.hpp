@@ -26,4 +26,15 @@ void for_union(index_t first_row, index_t last_row, index_t slots, Runs&& runs, 
   }
 }
 
+/// Adds what rows of selection read of a layer. `runs(row)`: ascending; `slots(head)`: there are; `bytes(head, run)`: stored for a run.
+template <class Runs, class Slots, class Bytes>
+void count_reads(index_t heads, index_t rows, Runs&& runs, Slots&& slots, Bytes&& bytes, ReadCounts& reads) {
+  const index_t per_head = rows / heads;
+  for (index_t h = 0; h < heads; ++h) {
+    for (index_t r = h * per_head; r < (h + 1) * per_head; ++r)
+      for (const SlotRun& run : runs(r)) reads.slots_read += run.size(), reads.slot_bytes += bytes(h, run);
+    for_union(h * per_head, (h + 1) * per_head, slots(h), runs, [&](index_t first, index_t last) { reads.slots_touched += last - first; });
+  }
+}
+
 }  // namespace kvcondense::cache
