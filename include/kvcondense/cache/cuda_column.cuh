@@ -41,7 +41,7 @@ class CudaColumn {
 
   CudaColumn(const Plan& plan, MemoryResource<Cuda>& memory)
       : plan_(plan), memory_(&memory), most_(heap_memory()), groups_(plan.codec.group_slots(), plan.slots_of(1), plan.bytes_of(1), memory),
-        table_(plan.heads, plan.grouped(), memory), counts_(memory), codec_(plan.codec, plan.dim, memory) {
+        table_(plan.heads, plan.grouped(), memory), counts_(memory), codec_(plan.codec, plan.dim, plan.slots_of(1), memory) {
     for (auto& s : spare_) s = Buffer<CudaPage*>(heap_memory());
   }
   CudaColumn(CudaColumn&&) = default;
@@ -64,6 +64,9 @@ class CudaColumn {
   Status describe(Of&& of) { return codec_.describe(of); }
   prim::DeviceCodec<Codec> codec() const { return codec_.on_device(); }
   std::int64_t fingerprint(index_t head) const { return codec_.fingerprint(head); }
+  /// Of a page of a part; heads may differ in how many numbers of a row they store.
+  std::size_t bytes_of(int part, index_t head) const { return part == 1 ? codec_.page_bytes(head) : plan_.bytes_of(part); }
+  index_t stored_dim(index_t head) const { return codec_.stored_dim(head); }
 
   /// Page-locked memory, an entry per head.
   void tell_at(std::span<prim::PartCounts> told) {
@@ -114,7 +117,7 @@ class CudaColumn {
     std::size_t sum = 0;
     for (int p = 0; p < parts; ++p) {
       const index_t begin = p == 0 ? 0 : ends[p - 1], n = std::min(last, ends[p]) - std::max(first, begin);
-      if (n > 0) sum += static_cast<std::size_t>(n) * plan_.bytes_of(p) / static_cast<std::size_t>(plan_.slots_of(p));
+      if (n > 0) sum += static_cast<std::size_t>(n) * bytes_of(p, head) / static_cast<std::size_t>(plan_.slots_of(p));
     }
     return sum;
   }
@@ -223,7 +226,7 @@ class CudaColumn {
         auto& list = pages_[p][h];
         const index_t needed = plan_.pages_for(p, most_[h].of(p));
         for (; list.size() > needed; list.shrink(list.size() - 1), moved_ = true) {
-          if (list.back()->shared()) CudaPage::drop(list.back(), *memory_, plan_.bytes_of(p));
+          if (list.back()->shared()) CudaPage::drop(list.back(), *memory_);
           else if (spare_[p].push_back(list.back()) != Status::ok) break;
         }
       }
@@ -234,7 +237,7 @@ class CudaColumn {
     if (s != Status::ok) return s;  // somebody may still read them
     groups_.trim(plan_.spare_pages(1));
     for (int p = 0; p < parts; ++p)
-      for (; spare_[p].size() > plan_.spare_pages(p); spare_[p].shrink(spare_[p].size() - 1)) CudaPage::drop(spare_[p].back(), *memory_, plan_.bytes_of(p));
+      for (; spare_[p].size() > plan_.spare_pages(p); spare_[p].shrink(spare_[p].size() - 1)) CudaPage::drop(spare_[p].back(), *memory_);
     return s;
   }
 
@@ -248,9 +251,11 @@ class CudaColumn {
 
   /// In pages of a part; those that wait for slots to come are counted too.
   std::size_t page_bytes(int part) const {
-    index_t n = spare_[part].size();
-    for (const auto& list : pages_[part]) n += list.size();
-    return static_cast<std::size_t>(n) * plan_.bytes_of(part) + (part == 1 ? groups_.page_bytes() : 0);
+    std::size_t n = part == 1 ? groups_.page_bytes() : 0;
+    for (const CudaPage* page : spare_[part]) n += page->bytes;
+    for (const auto& list : pages_[part])
+      for (const CudaPage* page : list) n += page->bytes;
+    return n;
   }
   std::size_t dead_bytes() const { return groups_.dead_bytes(); }
   index_t coded_again(index_t head) const { return groups_.coded_again(head); }
@@ -309,17 +314,11 @@ class CudaColumn {
     auto& list = pages_[part][head];
     while (list.size() < plan_.pages_for(part, slots)) {
       if (const Status s = list.reserve(list.size() + 1); s != Status::ok) return s;
-      CudaPage* page = take_page(part);
+      CudaPage* page = CudaPage::take(spare_[part], *memory_, bytes_of(part, head));
       if (page == nullptr) return Status::out_of_memory;
       list.append_reserved(page), moved_ = true;
     }
     return Status::ok;
-  }
-  CudaPage* take_page(int part) {
-    if (spare_[part].empty()) return CudaPage::make(*memory_, plan_.bytes_of(part));
-    CudaPage* page = spare_[part].back();
-    spare_[part].shrink(spare_[part].size() - 1);
-    return page;
   }
   /// Pages of a head from the one at `first` on become this column's alone: those that a fork has too are copied.
   Status own(const Context<Cuda>& ctx, int part, index_t head, index_t first) {
@@ -327,10 +326,10 @@ class CudaColumn {
     auto& list = pages_[part][head];
     for (index_t i = first; i < list.size(); ++i) {
       if (!list[i]->shared()) continue;
-      CudaPage* page = take_page(part);
+      CudaPage* page = CudaPage::take(spare_[part], *memory_, bytes_of(part, head));
       if (page == nullptr) return Status::out_of_memory;
-      const Status s = cuda::settled(cudaMemcpyAsync(page->rows, list[i]->rows, plan_.bytes_of(part), cudaMemcpyDeviceToDevice, ctx.stream()));
-      CudaPage::drop(s == Status::ok ? std::exchange(list[i], page) : page, *memory_, plan_.bytes_of(part));
+      const Status s = cuda::settled(cudaMemcpyAsync(page->rows, list[i]->rows, page->bytes, cudaMemcpyDeviceToDevice, ctx.stream()));
+      CudaPage::drop(s == Status::ok ? std::exchange(list[i], page) : page, *memory_);
       if (s != Status::ok) return s;
       moved_ = true;
     }
@@ -368,7 +367,7 @@ class CudaColumn {
     groups_.clear();
     for (int p = 0; p < parts; ++p) {
       const auto give = [&](auto& list) {
-        for (CudaPage* page : list) CudaPage::drop(page, *memory_, plan_.bytes_of(p));
+        for (CudaPage* page : list) CudaPage::drop(page, *memory_);
         list.shrink(0);
       };
       for (auto& list : pages_[p]) give(list);
