@@ -14,10 +14,14 @@
 #include <kvcondense/lowrank/joint_heads.hpp>
 #include <kvcondense/lowrank/lorc.hpp>
 #include <kvcondense/lowrank/matryoshka.hpp>
+#include <kvcondense/lowrank/online_pca.hpp>
 #include <kvcondense/lowrank/palu.hpp>
 #include <kvcondense/lowrank/pca.hpp>
 #include <kvcondense/lowrank/recalkv.hpp>
+#include <kvcondense/lowrank/shadowkv.hpp>
+#include <kvcondense/lowrank/think.hpp>
 #include <kvcondense/lowrank/weight_svd.hpp>
+#include <kvcondense/lowrank/xkv.hpp>
 #include <kvcondense/position/reindex.hpp>
 #include <kvcondense/quant/group_int.hpp>
 #include <kvcondense/quant/kivi.hpp>
@@ -35,12 +39,12 @@ namespace {
 /// Rows that coordinates are made into again are sums in another order than the CPU's.
 constexpr float made_again = 2e-6f;
 
-/// A prompt, tokens, a roll back, a removal, files that change sides, a fork.
+/// A prompt, tokens, a roll back, a removal, files that change sides, a fork. `again`: how near rows are that are made of coordinates again.
 template <class... Stages>
-void live(const std::string& text, const CacheShape& shape, float within, const RandomModel& model, const Stages&... stages) {
+void live_as(const std::string& text, const CacheShape& shape, float again, float within, const any::ModelFacts& facts, const Stages&... stages) {
   INFO(text << ", heads of " << shape.head_dim);
-  Pair pair(recipe(stages...), text, shape, model.facts());
-  pair.allow(made_again);
+  Pair pair(recipe(stages...), text, shape, facts);
+  pair.allow(again);
   const auto forward = [&](auto& to, index_t tokens) { to.forward(tokens, prim::AttendMath::f32, within); };
   forward(pair, 40);
   for (int i = 0; i < 3; ++i) forward(pair, 1);
@@ -59,6 +63,11 @@ void live(const std::string& text, const CacheShape& shape, float within, const 
   pair.exchange();
   forward(pair, 1);
   pair.compare_reports();
+}
+
+template <class... Stages>
+void live(const std::string& text, const CacheShape& shape, float within, const RandomModel& model, const Stages&... stages) {
+  live_as(text, shape, made_again, within, model.facts(), stages...);
 }
 
 // Query heads a KV head: 3, 7, 4, 1; heads of 64, 80, 128 and 256.
@@ -122,6 +131,52 @@ TEST_CASE("cuda cache coordinates: recalkv") {
   live("snapkv(tokens=30, window=8, kernel=5) + recalkv + reindex", small, 3e-5f, model, seen, lowrank::ReCalKV{.bases = model.facts().bases}, position::Reindex{});
 }
 
+// Coordinates in a basis that was found are sums in another order than the CPU's, and rounded where they are stored.
+
+TEST_CASE("cuda cache coordinates: online_pca") {
+  const lowrank::OnlinePca pca{.keep = 0.5, .value_keep = 0.25, .window = 6, .least = 20, .sinks = 2};
+  live_as("online_pca(keep=50%, value_keep=25%, window=6, least=20, sinks=2)", common, 2e-5f, 3e-5f, {}, pca);
+  live_as("h2o(heavy=20, recent=8) + online_pca(keep=50%, value_keep=25%, window=6, least=20, sinks=2)", common, 2e-5f, 3e-5f, {}, heavy, pca);
+  const lowrank::OnlinePca centred{.keep = 0.25, .window = 3, .least = 24, .center = true};
+  live_as("h2o(heavy=20, recent=8) + online_pca(keep=25%, window=3, least=24, center=true)", small, 4e-3f, 4e-3f, {}, heavy, centred);
+}
+
+TEST_CASE("cuda cache coordinates: shadowkv") {
+  const lowrank::ShadowKV shadow{.keep = 0.5, .chunk = 4, .local_chunks = 2, .least = 16};
+  live_as("shadowkv(keep=50%, chunk=4, local_chunks=2, least=16) + reindex", common, 2e-5f, 3e-5f, {}, shadow, position::Reindex{});
+}
+
+TEST_CASE("cuda cache coordinates: think") {
+  live_as("think(ratio=50%, recent=6, least=8)", small, 0.0f, 2e-5f, {}, lowrank::Think{.ratio = 0.5, .recent = 6, .least = 8});
+  const lowrank::Think pairs{.ratio = 0.3, .observe = 5, .recent = 4, .least = 16, .sinks = 2, .pairs = true};
+  live_as("h2o(heavy=20, recent=8) + think(ratio=30%, observe=5, recent=4, least=16, sinks=2, pairs=true)", wide, 0.0f, 2e-5f, {}, heavy, pairs);
+  live_as("think(ratio=30%, observe=5, recent=4, least=16, sinks=2, pairs=true) + reindex", common, 0.0f, 3e-5f, {}, pairs, position::Reindex{});
+}
+
+TEST_CASE("cuda cache: a map is found from enough rows, of every head when it has them, and forgotten by reset") {
+  Pair pair(recipe(lowrank::OnlinePca{.window = 4, .least = 12}), "online_pca(window=4, least=12)", common, {});
+  pair.allow(2e-5f);
+  const auto coded = [&] {
+    const auto report = pair.on_device().report(pair.device());
+    REQUIRE(report);
+    return report->coded_bytes;
+  };
+  pair.forward(15, prim::AttendMath::f32, 3e-5f);
+  CHECK(coded() == 0);
+  pair.exchange();  // nothing was found yet
+  pair.forward(1, prim::AttendMath::f32, 3e-5f);
+  CHECK(coded() > 0);
+  pair.exchange();
+  pair.truncate(2);  // what was found stays
+  pair.forward(5, prim::AttendMath::f32, 3e-5f);
+  CHECK(pair.on_device().layers()[0].keys.settled(0) < 7);
+  REQUIRE(pair.on_device().reset(pair.device()) == Status::ok);
+  pair.on_host().reset();
+  pair.forward(15, prim::AttendMath::f32, 3e-5f);
+  pair.forward(4, prim::AttendMath::f32, 3e-5f);
+  pair.exchange();
+}
+
 TEST_CASE("cuda cache: coordinates become codes") {
   const RandomModel model(common), other(small);
   live("h2o(heavy=20, recent=8) + pca(window=4) + int4(group=32, residual=4)", common, 1e-4f, model, heavy, lowrank::Pca{.window = 4, .bases = model.facts().bases},
@@ -138,6 +193,7 @@ TEST_CASE("cuda cache: what coordinates are not made for is refused") {
   CHECK(status(lowrank::Palu{.bases = bases}) == Status::incompatible);  // of raw keys
   CHECK(status(lowrank::Pca{.bases = bases}, position::Reindex{}) == Status::incompatible);
   CHECK(status(lowrank::JointHeads{.bases = bases}, position::Reindex{}) == Status::not_supported);  // rows that heads share
+  CHECK(status(lowrank::XKv{}) == Status::not_supported);  // and layers
   CHECK(status(lowrank::Pca{.bases = bases}, quant::Kivi<2>{.group_size = 32, .residual_window = 32}) == Status::not_supported);  // groups along slots
   // Codes of heads of their own ranks.
   CHECK(status(lowrank::Pca{.rule = lowrank::RankRule::table, .bases = bases}, quant::GroupInt<4>{.group_size = 16}) == Status::not_supported);
@@ -145,9 +201,6 @@ TEST_CASE("cuda cache: what coordinates are not made for is refused") {
 
 TEST_CASE("cuda cache: every low-rank stage is tried, or it is said what lacks") {
   const std::map<std::string, std::string> lacking{
-      {"online_pca", "bases found from a prompt"},
-      {"shadowkv", "bases found from a prompt"},
-      {"think", "channels found from a prompt and its queries"},
       {"xkv", "rows that layers share"},
       {"joint_heads", "rows that heads share"},
   };

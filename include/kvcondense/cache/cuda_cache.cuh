@@ -41,10 +41,10 @@ class Cache;
 /// Idea     the host keeps counters, lengths and lists of pages and decides when something leaves; which slots, and all that moves, is
 ///          the device's. The eviction pipeline is the one that runs on the CPU: its blocks are written over words.
 /// Needs    recipes of an eviction method, a merge method, a position stage, exact rows or codes with their exact window and first slots (any codec
-///          with a RowPage: row_codec.cuh; behind a Hadamard transform too), retrieval methods whose blocks have a form on CUDA (cuda_index.cuh), and
+///          with a RowPage: row_codec.cuh; behind a Hadamard transform or as coordinates of a low-rank stage too), retrieval methods whose blocks have a form on CUDA (cuda_index.cuh), and
 ///          no other stage (those stop compilation with a sentence). Inputs of steps lie on the device: attention, queries,
 ///          projections, moments, gates, surprise, classes; so do matrices that words read (LayerMatrices of critical and locret).
-///          Tables that blocks read (HeadTable, LayerTable) are the host's, and so are those that codecs are made of (ranges, clusters, codebooks): they
+///          Tables that blocks read (HeadTable, LayerTable) are the host's, and so are those that codecs are made of (ranges, clusters, codebooks, bases): they
 ///          outlive the cache, whose `fork` and `load` read them again.
 /// Shapes   as Cache<Cpu, R>; keys, values, queries, out, lse, mass in device memory.
 /// Cost     append, attend and step enqueue on the context's stream. The host waits where tables grow or many pages go back, and
@@ -58,8 +58,8 @@ class Cache;
 ///          tokens join a slot when they come or stores rows of layers together, for retrieval beside numbers of slots that attention reads (the mass of
 ///          a merge method), a mean of what left or raw keys, for `AttendMath::halves` where there are such numbers or keys are raw, for one set of all heads (AllHeads) once heads hold
 ///          different numbers of slots, and for a quant stage that tells slots apart, or heads by more than tables of their codecs (layers may
-///          differ in their windows), has a sketch, or maps rows before groups along slots. device_error from every call that a
-///          layer takes part in, until `reset` or `load`, once the device took a part of a change of it and refused the rest. Calls of one
+///          differ in their windows), has a sketch, or maps rows before groups along slots, a low-rank stage that stores rows of heads
+///          or layers together, and codes of coordinates of which heads have different numbers. device_error from every call that a layer takes part in, until `reset` or `load`, once the device took a part of a change of it and refused the rest. Calls of one
 ///          cache go to one stream; wait for it before the cache is destroyed when its memory is not that of cudaMalloc.
 template <class R>
 class Cache<Cuda, R> {
@@ -345,7 +345,11 @@ class Cache<Cuda, R> {
   /// Numbers per slot go back from where policies work on them.
   Status write_lanes(Context<Cuda>& ctx, Layer& l, std::span<const RaggedView<float>> lanes, RaggedView<const std::int32_t> list, const index_t* count);
   Status commit(Context<Cuda>& ctx, Layer& l, const evict::KeepSet& keep, std::span<const RaggedView<float>> lanes, bool leaves, bool codes,
-                const Scratch& scratch);
+                TensorView<const float, 3> queries, const Scratch& scratch);
+  /// Whether a map of rows is found from queries too.
+  bool codec_queries() const {
+    return prim::needs_queries(prim::CodecParts<KeyCodec>::transform(plan_.keys.codec)) || prim::needs_queries(prim::CodecParts<ValueCodec>::transform(plan_.values.codec));
+  }
   Status count_kept(const Context<Cuda>& ctx, const StepView<Cuda>& view, const evict::KeepSet& keep, cache::CudaKept& kept, bool& leaves) const;
 
   R recipe_{};

@@ -32,12 +32,7 @@ class CudaColumn {
  public:
   using Plan = CudaColumnPlan<Codec>;
   static constexpr int parts = Plan::parts;
-  /// Slots of the parts of a head, at most.
-  struct Most {
-    index_t first = 0, coded = 0, newest = 0;
-
-    index_t of(int part) const { return part == 0 ? first : part == 1 ? coded : newest; }
-  };
+  using Most = CudaMost;
 
   CudaColumn(const Plan& plan, MemoryResource<Cuda>& memory)
       : plan_(plan), memory_(&memory), most_(heap_memory()), groups_(plan.codec.group_slots(), plan.slots_of(1), plan.bytes_of(1), memory),
@@ -106,7 +101,7 @@ class CudaColumn {
 
   /// Whether a step after which nothing has left has slots to code. Behind `learn`.
   bool due() const {
-    return std::any_of(most_.begin(), most_.end(), [&](const Most& m) { return due_of(plan_.flush, m.newest, m.coded > 0) > 0; });
+    return std::any_of(most_.begin(), most_.end(), [&](const Most& m) { return due_in(m, plan_.flush) > 0; });
   }
   /// Slots of a head in front of those that become codes in the next step, unless some leave; where none do, the largest number there is. Behind `learn`.
   index_t settled(index_t head) const { return due() ? most_[head].first + most_[head].coded : std::numeric_limits<index_t>::max(); }
@@ -129,8 +124,9 @@ class CudaColumn {
   /// Pages for what becomes codes when the slots stay that `kept` says, and pages of its own for what moves; `leaves`: these are fewer than there are;
   /// `codes`: what is due becomes codes. As `reserve`.
   Status reserve_codes(const Context<Cuda>& ctx, bool leaves, bool codes, const CudaKept& kept) {
-    Status s = leaves ? own_all(ctx) : Status::ok;
     const Flush rule = rule_of(codes);
+    Status s = codec_.reserve_finding([&](index_t h) { return most_due_of(rule, most_[h].newest) > 0; });
+    if (s == Status::ok && leaves) s = own_all(ctx);
     const bool due_alone = codes && !leaves && due();  // of what is shared, the last page of codes and all newest slots
     for (index_t h = 0; h < plan_.heads && s == Status::ok; ++h) {
       if (!plan_.grouped()) s = take_pages(1, h, coded_after(rule, most_[h], kept.size(h)));
@@ -153,7 +149,9 @@ class CudaColumn {
 
   /// Keeps the listed slots, `leaves`: fewer than there are; `codes`: codes what is due, after `reserve_codes`. `slots` are those before;
   /// `ranges`: device scratch of range_count() entries.
-  Status step(Context<Cuda>& ctx, const index_t* slots, const prim::KeptSlots& keep, bool leaves, bool codes, prim::KeptRange* ranges, index_t* repaired) {
+  /// `queries`: of the step, for maps that are found from them too.
+  Status step(Context<Cuda>& ctx, const index_t* slots, const prim::KeptSlots& keep, bool leaves, bool codes, prim::KeptRange* ranges, index_t* repaired,
+              TensorView<const float, 3> queries = {}) {
     const prim::ExactRows& exact = plan_.exact;
     if (!leaves && !due() && !unsettled()) return Status::ok;
     if (!plan_.has_parts()) {
@@ -163,12 +161,13 @@ class CudaColumn {
     const Flush rule = rule_of(codes);
     index_t most = 0;
     bool rest = leaves;  // newest slots that stay so
-    for (const Most& m : most_) most = std::max(most, most_due_of(rule, m.newest)), rest = rest || due_of(rule, m.newest, m.coded > 0) < m.newest;
+    for (const Most& m : most_) most = std::max(most, most_due_of(rule, m.newest)), rest = rest || due_in(m, rule) < m.newest;
     Status s = upload(ctx);
     const prim::ColumnParts column = device();
-    if (s == Status::ok) s = prim::HeadSlots::plan(ctx, column, slots, keep, rule, counts_.data(), told_.data(), ranges);
+    if (s == Status::ok) s = prim::HeadSlots::plan(ctx, column, slots, keep, rule, codec_.flags(), counts_.data(), told_.data(), ranges);
     if (s == Status::ok) fresh_ = 0, laid_ = false;  // else `counts_` is as it was
     const auto part = [&](int i) { return prim::KeptSlots{keep.list, keep.count, ranges + i * plan_.heads}; };
+    if (s == Status::ok && most > 0 && codec_.waits()) s = codec_.find(ctx, {plan_.exact, column, part(2), codec_.flags(), queries, queries.extent[0] / plan_.heads}, told_);
     if (s == Status::ok && leaves && plan_.sinks > 0) s = prim::KeepRows<Cuda>::rows(ctx, exact, column.first, part(0));
     if constexpr (!std::same_as<Codec, prim::ExactRows>) {
       if (plan_.grouped()) {
@@ -188,9 +187,9 @@ class CudaColumn {
     const Flush rule = rule_of(codes);
     for (index_t h = 0; h < plan_.heads; ++h) {
       Most& m = most_[h];
-      const index_t n = kept(h), due = due_of(rule, m.newest, m.coded > 0);
+      const index_t n = kept(h), due = due_in(m, rule);
       if (m.first + m.coded + m.newest == n) m.coded += due, m.newest -= due;  // nothing left: exact as before
-      else m = {std::min(m.first, n), coded_after(rule, m, n), std::min(n, most_left_of(rule, m.newest))};
+      else m = {std::min(m.first, n), coded_after(rule, m, n), std::min(n, codec_.waits(h) ? m.newest : most_left_of(rule, m.newest))};
     }
   }
 
@@ -276,16 +275,17 @@ class CudaColumn {
     std::copy_n(most_.data(), plan_.heads, out.most_.data());
     std::copy(told_.begin(), told_.end(), out.told_.begin());
     out.fresh_ = fresh_;
-    const Status s = out.counts_.copy_from(ctx, counts_);
+    Status s = out.counts_.copy_from(ctx, counts_);
+    if (s == Status::ok) s = codec_.fork(ctx, out.codec_);
     return s == Status::ok ? out.reserve_table(ctx) : s;
   }
 
   /// Empty again; only while no kernel uses it.
   Status clear(const Context<Cuda>& ctx) {
     give_pages();
-    for (auto& m : most_) m = {};
-    for (auto& t : told_) t = {};
-    return tell_device(ctx);  // it may have counted what a step that was refused in part would have coded
+    std::fill(most_.begin(), most_.end(), Most{}), std::fill(told_.begin(), told_.end(), prim::PartCounts{});
+    const Status told = tell_device(ctx);  // it may have counted what a step that was refused in part would have coded
+    return told == Status::ok ? codec_.clear(ctx) : told;
   }
 
  private:
@@ -307,6 +307,11 @@ class CudaColumn {
       return s == Status::ok ? prim::GroupPages::join(ctx, plan_.codec, column, work) : s;
     }
     return Status::ok;
+  }
+  /// Slots of a head that a rule codes now, unless some leave.
+  index_t due_in(const Most& m, const Flush& rule) const {
+    const index_t n = due_of(rule, m.newest, m.coded > 0);
+    return n < rule.first && codec_.waits(&m - most_.data()) ? 0 : n;
   }
   Flush rule_of(bool codes) const { return codes ? plan_.flush : Flush{.block = 0}; }
   static index_t coded_after(const Flush& rule, const Most& m, index_t kept) { return std::min(kept, m.coded + most_due_of(rule, m.newest)); }

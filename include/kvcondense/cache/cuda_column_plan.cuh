@@ -23,6 +23,13 @@ prim::Transformed<T, C> as_stored(const prim::Transformed<T, C>& codec, index_t 
   return {codec.transform, as_stored(codec.codec, page_slots, codec.transform.stored_dim(dim))};
 }
 
+/// Slots of the parts of a head, at most.
+struct CudaMost {
+  index_t first = 0, coded = 0, newest = 0;
+
+  index_t of(int part) const { return part == 0 ? first : part == 1 ? coded : newest; }
+};
+
 /// What the columns of all layers have in common.
 template <class Codec>
 struct CudaColumnPlan {

@@ -113,6 +113,9 @@ class CudaColumnFile {
     const index_t first = told.first + column.fresh_;
     const index_t count[parts] = {first, told.coded, slots - first - told.coded};
     for (int part = 0; part < parts; ++part) save_part(w, ctx, column, part, head, count[part], room);
+    if (column.codec_.state_floats() == 0) return;
+    w.put(static_cast<std::uint32_t>(column.codec_.state(head).size()));
+    w.bytes(std::as_bytes(column.codec_.state(head)));
   }
 
   explicit CudaColumnFile(Column& to) : column_(&to), list_(heap_memory()), offset_(heap_memory()) {}
@@ -127,6 +130,8 @@ class CudaColumnFile {
     for (int part = 0; part < parts; ++part)
       if (const Status s = load_part(r, ctx, part, head, count[part]); s != Status::ok) return s;
     if (count[0] + count[1] + count[2] != slots || count[0] > plan().sinks) return Status::corrupt_data;
+    if (column_->codec_.state_floats() > 0)
+      if (const Status s = load_state(r, ctx, head, count[1]); s != Status::ok) return s;
     column_->most_[head] = {count[0], count[1], count[2]};
     column_->told_[static_cast<std::size_t>(head)] = {count[0], count[1]};
     return Status::ok;
@@ -155,6 +160,15 @@ class CudaColumnFile {
  private:
   const Plan& plan() const { return column_->plan_; }
 
+  /// What a head has found of a map: nothing yet, or all.
+  Status load_state(ByteReader& r, const Context<Cuda>& ctx, index_t head, index_t coded) {
+    std::uint32_t count = 0;
+    std::span<const std::byte> bytes;
+    if (!r.read(count) || (count != 0 && count != static_cast<std::uint32_t>(column_->codec_.state_floats()))) return Status::corrupt_data;
+    if (count == 0) return coded == 0 ? Status::ok : Status::corrupt_data;
+    if (!r.take(count, sizeof(float), bytes)) return Status::corrupt_data;
+    return column_->codec_.restore(ctx, head, bytes);
+  }
   static void save_part(ByteWriter& w, Context<Cuda>& ctx, const Column& column, int part, index_t head, index_t count, SnapshotRoom& room) {
     const Plan& plan = column.plan_;
     const bool grouped = part == 1 && plan.grouped();

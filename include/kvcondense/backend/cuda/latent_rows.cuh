@@ -8,6 +8,8 @@
 #include <kvcondense/backend/cuda/row_codec.cuh>
 #include <kvcondense/core/config.hpp>
 #include <kvcondense/core/shape.hpp>
+#include <kvcondense/prim/channel_list.hpp>
+#include <kvcondense/prim/found_basis.hpp>
 #include <kvcondense/prim/projection.hpp>
 #include <kvcondense/prim/row_transform.hpp>
 
@@ -17,7 +19,7 @@ namespace kvcondense::prim {
 
 /// The linear maps of a layer's heads. A head's table, in floats:
 ///
-///   rank, whether rows are mapped
+///   rank, whether rows are mapped: not so before a map is found that is found from rows, of which none is coded then
 ///   encode [dim][rank]
 ///   decode [rank + 1][dim], whose last row is the mean that was taken off: zeros where rows are not centred
 ///   the table of the codec behind the map, where that has one: heads then have as many coordinates
@@ -25,7 +27,7 @@ namespace kvcondense::prim {
 /// Coordinates with a 1 behind them are a row of rank + 1 numbers, of which `decode` makes the row again: a query that met `decode` meets
 /// coordinates and mean in one product.
 struct LatentMap {
-  static constexpr int header = 2;
+  static constexpr int header = 2, maps_at = 1;
 
   const float* table = nullptr;
   index_t step = 0;     ///< floats from a head's table to the next's; 0: all heads share one
@@ -42,7 +44,7 @@ struct LatentMap {
     return m;
   }
   // Of a head's own map.
-  __device__ bool maps() const { return table[1] != 0.0f; }
+  __device__ bool maps() const { return table[maps_at] != 0.0f; }
   __device__ const float* encode() const { return table + header; }
   __device__ const float* decode() const { return encode() + dim * rank; }
   __device__ const float* mean() const { return decode() + rank * dim; }
@@ -70,23 +72,52 @@ struct LatentSides {
   bool keys = false, values = false;
 };
 
-template <class C>
-struct DeviceForm<Transformed<Projection, C>> {
-  using Codec = Transformed<Projection, C>;
+/// How a transform becomes a LatentMap: `fill(transform, dim, state, encode, decode)`, of zeros, on the host. `state`: what it found in the rows that
+/// were coded first, where it is found there.
+template <class T>
+struct LatentForm;
+template <>
+struct LatentForm<Projection> {
+  static void fill(const Projection& p, index_t dim, const float*, float* encode, float* decode) {
+    for (index_t i = 0; i < dim; ++i)
+      for (index_t j = 0; j < p.rank; ++j) encode[i * p.rank + j] = p.encode[i * p.columns + j], decode[j * dim + i] = p.decode[i * p.columns + j];
+    if (p.centred()) std::copy_n(p.mean, dim, decode + p.rank * dim);
+  }
+};
+template <>
+struct LatentForm<FoundBasis> {
+  static void fill(const FoundBasis& b, index_t dim, const float* state, float* encode, float* decode) {
+    std::copy_n(state, b.state_floats(dim), decode);
+    for (index_t i = 0; i < dim; ++i)
+      for (index_t j = 0; j < b.rank; ++j) encode[i * b.rank + j] = state[j * dim + i];
+  }
+};
+/// A list of channels is a map of zeros and ones.
+template <>
+struct LatentForm<ChannelList> {
+  static void fill(const ChannelList& l, index_t dim, const float* state, float* encode, float* decode) {
+    index_t j = 0;
+    for (index_t i = 0; i < dim && j < l.kept; ++i)
+      if (ChannelList::has(state, i)) encode[i * l.kept + j] = decode[j * dim + i] = 1.0f, ++j;
+  }
+};
+template <class T>
+concept HasLatentForm = requires(const T& t, float* x) { LatentForm<T>::fill(t, index_t{}, x, x, x); };
+
+template <HasLatentForm T, class C>
+struct DeviceForm<Transformed<T, C>> {
+  using Codec = Transformed<T, C>;
   using Inner = DeviceForm<C>;
   using type = Latent<typename Inner::type>;
 
   static index_t floats(const Codec& c, index_t dim) { return inner_at(c, dim) + Inner::floats(c.codec, c.transform.stored_dim(dim)); }
-  static void fill(const Codec& c, index_t dim, float* out) {
-    const Projection& p = c.transform;
-    const index_t rank = p.stored_dim(dim);
-    out[0] = static_cast<float>(rank), out[1] = p.identity() ? 0.0f : 1.0f;
+  /// `out` of zeros. `state`: null where it is not found yet: nothing is coded until it is.
+  static void fill(const Codec& c, index_t dim, float* out, const float* state = nullptr) {
+    const index_t rank = c.transform.stored_dim(dim);
+    const bool maps = !leaves_rows(c.transform) && (state != nullptr || floats_of(c.transform, dim) == 0);
+    out[0] = static_cast<float>(rank), out[LatentMap::maps_at] = maps ? 1.0f : 0.0f;
     Inner::fill(c.codec, rank, out + inner_at(c, dim));
-    if (p.identity()) return;
-    float *const encode = out + LatentMap::header, *const decode = encode + dim * rank;
-    for (index_t i = 0; i < dim; ++i)
-      for (index_t j = 0; j < rank; ++j) encode[i * rank + j] = p.encode[i * p.columns + j], decode[j * dim + i] = p.decode[i * p.columns + j];
-    for (index_t i = 0; i < dim; ++i) decode[rank * dim + i] = p.centred() ? p.mean[i] : 0.0f;
+    if (maps) LatentForm<T>::fill(c.transform, dim, state, out + LatentMap::header, out + LatentMap::header + dim * rank);
   }
   static type of(const Codec& c, const float* table, index_t step, index_t dim) {
     const index_t rank = c.transform.stored_dim(dim);
@@ -95,22 +126,22 @@ struct DeviceForm<Transformed<Projection, C>> {
 
  private:
   static index_t inner_at(const Codec& c, index_t dim) {
-    return LatentMap::header + (c.transform.identity() ? 0 : LatentMap::floats(dim, c.transform.rank));
+    return LatentMap::header + (leaves_rows(c.transform) ? 0 : LatentMap::floats(dim, c.transform.stored_dim(dim)));
   }
 };
 /// A second map behind the first is part of the codec of coordinates.
-template <class T, class C>
-struct DeviceForm<Transformed<Chained<Projection, T>, C>> {
-  using Codec = Transformed<Chained<Projection, T>, C>;
-  using Form = DeviceForm<Transformed<Projection, Transformed<T, C>>>;
+template <HasLatentForm F, class T, class C>
+struct DeviceForm<Transformed<Chained<F, T>, C>> {
+  using Codec = Transformed<Chained<F, T>, C>;
+  using Form = DeviceForm<Transformed<F, Transformed<T, C>>>;
   using type = typename Form::type;
 
   static index_t floats(const Codec& c, index_t dim) { return Form::floats(split(c), dim); }
-  static void fill(const Codec& c, index_t dim, float* out) { Form::fill(split(c), dim, out); }
+  static void fill(const Codec& c, index_t dim, float* out, const float* state = nullptr) { Form::fill(split(c), dim, out, state); }
   static type of(const Codec& c, const float* table, index_t step, index_t dim) { return Form::of(split(c), table, step, dim); }
 
  private:
-  static Transformed<Projection, Transformed<T, C>> split(const Codec& c) { return {c.transform.first, {c.transform.second, c.codec}}; }
+  static Transformed<F, Transformed<T, C>> split(const Codec& c) { return {c.transform.first, {c.transform.second, c.codec}}; }
 };
 
 template <class C>

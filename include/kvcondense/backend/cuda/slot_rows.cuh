@@ -47,7 +47,7 @@ __attribute__((noinline)) __device__ inline void unmap_row(Hadamard map, int dim
   __syncwarp();
   map_hadamard(map, dim, row, true);
 }
-__attribute__((noinline)) __device__ inline void unmap_latent(const LatentMap& map, float* row) { leave_latent(map, row); }
+__attribute__((noinline)) __device__ inline void unmap_latent(LatentMap map, float* row) { leave_latent(map, row); }
 
 }  // namespace prim::cuda_kernels
 
