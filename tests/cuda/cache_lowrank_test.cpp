@@ -6,77 +6,33 @@
 #include <string_view>
 #include <vector>
 
-#include <kvcondense/evict/h2o.hpp>
 #include <kvcondense/evict/knorm.hpp>
+#include <kvcondense/evict/sink_window.hpp>
 #include <kvcondense/evict/snapkv.hpp>
 #include <kvcondense/lowrank/cskv.hpp>
 #include <kvcondense/lowrank/eigen_attention.hpp>
 #include <kvcondense/lowrank/joint_heads.hpp>
 #include <kvcondense/lowrank/lorc.hpp>
 #include <kvcondense/lowrank/matryoshka.hpp>
-#include <kvcondense/lowrank/online_pca.hpp>
 #include <kvcondense/lowrank/palu.hpp>
 #include <kvcondense/lowrank/pca.hpp>
 #include <kvcondense/lowrank/recalkv.hpp>
-#include <kvcondense/lowrank/shadowkv.hpp>
-#include <kvcondense/lowrank/think.hpp>
 #include <kvcondense/lowrank/weight_svd.hpp>
 #include <kvcondense/lowrank/xkv.hpp>
+#include <kvcondense/merge/d2o.hpp>
 #include <kvcondense/position/reindex.hpp>
 #include <kvcondense/quant/group_int.hpp>
 #include <kvcondense/quant/kivi.hpp>
 #include <kvcondense/quant/turboquant.hpp>
-#include <support/model_facts.hpp>
+#include <kvcondense/retrieve/quest.hpp>
 
-#include "cache_methods.hpp"
+#include "cache_coordinates.hpp"
 
 using namespace kvcondense;
-using cuda_cache::Pair;
-using kvcondense::test::RandomModel;
+using namespace cuda_cache;
 
 namespace {
 
-/// Rows that coordinates are made into again are sums in another order than the CPU's.
-constexpr float made_again = 2e-6f;
-
-/// A prompt, tokens, a roll back, a removal, files that change sides, a fork. `again`: how near rows are that are made of coordinates again.
-template <class... Stages>
-void live_as(const std::string& text, const CacheShape& shape, float again, float within, const any::ModelFacts& facts, const Stages&... stages) {
-  INFO(text << ", heads of " << shape.head_dim);
-  Pair pair(recipe(stages...), text, shape, facts);
-  pair.allow(again);
-  const auto forward = [&](auto& to, index_t tokens) { to.forward(tokens, prim::AttendMath::f32, within); };
-  forward(pair, 40);
-  for (int i = 0; i < 3; ++i) forward(pair, 1);
-  forward(pair, 3);
-  pair.look(within);
-  pair.compare_reports();
-  pair.truncate(44);
-  pair.remove(3, 9);
-  pair.exchange();
-  forward(pair, 6);
-  {
-    Pair twin = pair.fork();
-    forward(twin, 4);
-    forward(pair, 3);
-  }
-  pair.exchange();
-  forward(pair, 1);
-  pair.compare_reports();
-}
-
-template <class... Stages>
-void live(const std::string& text, const CacheShape& shape, float within, const RandomModel& model, const Stages&... stages) {
-  live_as(text, shape, made_again, within, model.facts(), stages...);
-}
-
-// Query heads a KV head: 3, 7, 4, 1; heads of 64, 80, 128 and 256.
-const CacheShape small{.layers = 2, .q_heads = 6, .kv_heads = 2, .head_dim = 64, .page_slots = 16};
-const CacheShape odd{.q_heads = 7, .kv_heads = 1, .head_dim = 80, .value_dim = 48, .page_slots = 5};
-const CacheShape common{.layers = 2, .q_heads = 8, .kv_heads = 2, .head_dim = 128, .dtype = DType::f32, .page_slots = 64};
-const CacheShape wide{.q_heads = 2, .kv_heads = 2, .head_dim = 256, .dtype = DType::bf16, .page_slots = 8};
-
-constexpr evict::H2O heavy{.heavy = 20, .recent = 8};
 constexpr evict::SnapKV seen{.tokens = 30, .window = 8, .kernel = 5};
 
 }  // namespace
@@ -131,58 +87,19 @@ TEST_CASE("cuda cache coordinates: recalkv") {
   live("snapkv(tokens=30, window=8, kernel=5) + recalkv + reindex", small, 3e-5f, model, seen, lowrank::ReCalKV{.bases = model.facts().bases}, position::Reindex{});
 }
 
-// Coordinates in a basis that was found are sums in another order than the CPU's, and rounded where they are stored.
-
-TEST_CASE("cuda cache coordinates: online_pca") {
-  const lowrank::OnlinePca pca{.keep = 0.5, .value_keep = 0.25, .window = 6, .least = 20, .sinks = 2};
-  live_as("online_pca(keep=50%, value_keep=25%, window=6, least=20, sinks=2)", common, 2e-5f, 3e-5f, {}, pca);
-  live_as("h2o(heavy=20, recent=8) + online_pca(keep=50%, value_keep=25%, window=6, least=20, sinks=2)", common, 2e-5f, 3e-5f, {}, heavy, pca);
-  const lowrank::OnlinePca centred{.keep = 0.25, .window = 3, .least = 24, .center = true};
-  live_as("h2o(heavy=20, recent=8) + online_pca(keep=25%, window=3, least=24, center=true)", small, 4e-3f, 4e-3f, {}, heavy, centred);
-}
-
-TEST_CASE("cuda cache coordinates: shadowkv") {
-  const lowrank::ShadowKV shadow{.keep = 0.5, .chunk = 4, .local_chunks = 2, .least = 16};
-  live_as("shadowkv(keep=50%, chunk=4, local_chunks=2, least=16) + reindex", common, 2e-5f, 3e-5f, {}, shadow, position::Reindex{});
-}
-
-TEST_CASE("cuda cache coordinates: think") {
-  live_as("think(ratio=50%, recent=6, least=8)", small, 0.0f, 2e-5f, {}, lowrank::Think{.ratio = 0.5, .recent = 6, .least = 8});
-  const lowrank::Think pairs{.ratio = 0.3, .observe = 5, .recent = 4, .least = 16, .sinks = 2, .pairs = true};
-  live_as("h2o(heavy=20, recent=8) + think(ratio=30%, observe=5, recent=4, least=16, sinks=2, pairs=true)", wide, 0.0f, 2e-5f, {}, heavy, pairs);
-  live_as("think(ratio=30%, observe=5, recent=4, least=16, sinks=2, pairs=true) + reindex", common, 0.0f, 3e-5f, {}, pairs, position::Reindex{});
-}
-
-TEST_CASE("cuda cache: a map is found from enough rows, of every head when it has them, and forgotten by reset") {
-  Pair pair(recipe(lowrank::OnlinePca{.window = 4, .least = 12}), "online_pca(window=4, least=12)", common, {});
-  pair.allow(2e-5f);
-  const auto coded = [&] {
-    const auto report = pair.on_device().report(pair.device());
-    REQUIRE(report);
-    return report->coded_bytes;
-  };
-  pair.forward(15, prim::AttendMath::f32, 3e-5f);
-  CHECK(coded() == 0);
-  pair.exchange();  // nothing was found yet
-  pair.forward(1, prim::AttendMath::f32, 3e-5f);
-  CHECK(coded() > 0);
-  pair.exchange();
-  pair.truncate(2);  // what was found stays
-  pair.forward(5, prim::AttendMath::f32, 3e-5f);
-  CHECK(pair.on_device().layers()[0].keys.settled(0) < 7);
-  REQUIRE(pair.on_device().reset(pair.device()) == Status::ok);
-  pair.on_host().reset();
-  pair.forward(15, prim::AttendMath::f32, 3e-5f);
-  pair.forward(4, prim::AttendMath::f32, 3e-5f);
-  pair.exchange();
-}
-
 TEST_CASE("cuda cache: coordinates become codes") {
   const RandomModel model(common), other(small);
   live("h2o(heavy=20, recent=8) + pca(window=4) + int4(group=32, residual=4)", common, 1e-4f, model, heavy, lowrank::Pca{.window = 4, .bases = model.facts().bases},
        quant::GroupInt<4>{.group_size = 32, .residual_window = 4});
   live("pca(window=4) + turboquant(residual=4)", small, 1e-4f, other, lowrank::Pca{.window = 4, .bases = other.facts().bases},
        quant::TurboQuant{.residual_window = 4});
+}
+
+TEST_CASE("cuda cache: coordinates beside merging, and of chosen slots") {
+  const RandomModel model(common);
+  const lowrank::Pca pca{.window = 16, .bases = model.facts().bases};
+  live_as("sink_window(sinks=3, recent=30) + d2o + pca(window=16)", common, 1e-5f, 6e-5f, model.facts(), evict::SinkWindow{.recent = 30, .sinks = 3}, merge::D2O{}, pca);
+  live("pca(window=16) + quest(page=4, tokens=12, dense_layers=0)", common, 2e-5f, model, pca, retrieve::Quest{.page = 4, .tokens = 12, .dense_layers = 0});
 }
 
 TEST_CASE("cuda cache: what coordinates are not made for is refused") {
@@ -197,6 +114,36 @@ TEST_CASE("cuda cache: what coordinates are not made for is refused") {
   CHECK(status(lowrank::Pca{.bases = bases}, quant::Kivi<2>{.group_size = 32, .residual_window = 32}) == Status::not_supported);  // groups along slots
   // Codes of heads of their own ranks.
   CHECK(status(lowrank::Pca{.rule = lowrank::RankRule::table, .bases = bases}, quant::GroupInt<4>{.group_size = 16}) == Status::not_supported);
+}
+
+TEST_CASE("cuda cache: coordinates of a row that is not finite are counted once, and memory for too little of them is refused") {
+  const CacheShape one{.q_heads = 2, .kv_heads = 1, .head_dim = 64, .dtype = DType::f32};
+  const RandomModel facts(one);
+  Pair pair(recipe(lowrank::Pca{.window = 0, .bases = facts.facts().bases}), "pca(window=0)", one, facts.facts());
+  std::vector<std::byte> scratch(pair.on_host().workspace_bytes(128, 128));
+  Context<Cpu> cpu(scratch);
+  Context<Cuda> ctx = pair.device().with_workspace(pair.on_device().workspace_bytes(8, 8));
+  const auto view = [](const float* x) { return dense_view(x, 1, 1, 64); };
+  std::vector<float> rows(64, 3e38f);  // sums of such are not finite
+  {
+    test::OnDevice<float> there(pair.device(), rows);
+    REQUIRE(pair.on_host().append(cpu, 0, view(rows.data()), view(rows.data())) == Status::ok);
+    REQUIRE(pair.on_device().append(ctx, 0, view(there.data()), view(there.data())) == Status::ok);
+    REQUIRE(pair.on_host().step(cpu, 0) == Status::ok);
+    REQUIRE(pair.on_device().step(ctx, 0) == Status::ok);
+    pair.compare_reports();
+  }
+  const index_t before = pair.on_device().report(pair.device())->repaired_numbers;
+  rows.assign(64, 0.5f), rows[7] = NAN;
+  test::OnDevice<float> there(pair.device(), rows);
+  REQUIRE(pair.on_device().append(ctx, 0, view(there.data()), view(there.data())) == Status::ok);
+  REQUIRE(pair.on_device().step(ctx, 0) == Status::ok);
+  CHECK(pair.on_device().report(pair.device())->repaired_numbers == before + 2);  // one of keys, one of values
+  test::OnDevice<float> out(pair.device(), std::vector<float>(128));
+  const auto queries = dense_view(static_cast<const float*>(there.data()), 1, 1, 64);
+  Context<Cuda> little = pair.device().with_workspace(64);
+  const TensorView<const float, 3> both{queries.data, {2, 1, 64}, {0, 64, 1}};
+  CHECK(pair.on_device().attend(little, 0, both, dense_view(out.data(), 2, 1, 64)) == Status::workspace_too_small);
 }
 
 TEST_CASE("cuda cache: every low-rank stage is tried, or it is said what lacks") {

@@ -125,7 +125,7 @@ class CudaColumn {
   /// `codes`: what is due becomes codes. As `reserve`.
   Status reserve_codes(const Context<Cuda>& ctx, bool leaves, bool codes, const CudaKept& kept) {
     const Flush rule = rule_of(codes);
-    Status s = codec_.reserve_finding([&](index_t h) { return most_due_of(rule, most_[h].newest) > 0; });
+    Status s = codec_.reserve_finding([&](index_t h) { return most_due_in(most_[h], rule) > 0; });
     if (s == Status::ok && leaves) s = own_all(ctx);
     const bool due_alone = codes && !leaves && due();  // of what is shared, the last page of codes and all newest slots
     for (index_t h = 0; h < plan_.heads && s == Status::ok; ++h) {
@@ -161,7 +161,7 @@ class CudaColumn {
     const Flush rule = rule_of(codes);
     index_t most = 0;
     bool rest = leaves;  // newest slots that stay so
-    for (const Most& m : most_) most = std::max(most, most_due_of(rule, m.newest)), rest = rest || due_in(m, rule) < m.newest;
+    for (const Most& m : most_) most = std::max(most, most_due_in(m, rule)), rest = rest || due_in(m, rule) < m.newest;
     Status s = upload(ctx);
     const prim::ColumnParts column = device();
     if (s == Status::ok) s = prim::HeadSlots::plan(ctx, column, slots, keep, rule, codec_.flags(), counts_.data(), told_.data(), ranges);
@@ -308,13 +308,12 @@ class CudaColumn {
     }
     return Status::ok;
   }
-  /// Slots of a head that a rule codes now, unless some leave.
-  index_t due_in(const Most& m, const Flush& rule) const {
-    const index_t n = due_of(rule, m.newest, m.coded > 0);
-    return n < rule.first && codec_.waits(&m - most_.data()) ? 0 : n;
-  }
+  /// Slots of a head that a rule codes now: unless some leave, and at most.
+  index_t due_in(const Most& m, const Flush& rule) const { return enough(m, rule, due_of(rule, m.newest, m.coded > 0)); }
+  index_t most_due_in(const Most& m, const Flush& rule) const { return enough(m, rule, most_due_of(rule, m.newest)); }
+  index_t enough(const Most& m, const Flush& rule, index_t due) const { return due < rule.first && codec_.waits(&m - most_.data()) ? 0 : due; }
   Flush rule_of(bool codes) const { return codes ? plan_.flush : Flush{.block = 0}; }
-  static index_t coded_after(const Flush& rule, const Most& m, index_t kept) { return std::min(kept, m.coded + most_due_of(rule, m.newest)); }
+  index_t coded_after(const Flush& rule, const Most& m, index_t kept) const { return std::min(kept, m.coded + most_due_in(m, rule)); }
   Status take_pages(int part, index_t head, index_t slots) {
     auto& list = pages_[part][head];
     while (list.size() < plan_.pages_for(part, slots)) {

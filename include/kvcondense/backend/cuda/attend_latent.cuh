@@ -98,7 +98,7 @@ __device__ inline void load_either(const Codec& codec, [[maybe_unused]] bool coo
 /// `attend_piece` over slots of which some are coordinates: a lane meets its slot with the form of the query that it understands, and sums of values
 /// have two forms. Grid: `piece_grid`.
 template <class KeyCodec, class ValueCodec>
-__global__ void __launch_bounds__(piece_threads, 4) attend_latent_piece(PagedHeads<KeyCodec, ValueCodec> heads, AttendPlan plan, LatentPlan latent) {
+__global__ void __launch_bounds__(piece_threads, 3) attend_latent_piece(PagedHeads<KeyCodec, ValueCodec> heads, AttendPlan plan, LatentPlan latent) {
   PieceShared& shared = *reinterpret_cast<PieceShared*>(cuda::dyn_smem());
   LatentShared& mapped = *reinterpret_cast<LatentShared*>(cuda::dyn_smem() + sizeof(PieceShared));
   float* tile = reinterpret_cast<float*>(cuda::dyn_smem() + sizeof(PieceShared) + sizeof(LatentShared));

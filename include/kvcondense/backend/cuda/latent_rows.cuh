@@ -114,7 +114,8 @@ struct DeviceForm<Transformed<T, C>> {
   /// `out` of zeros. `state`: null where it is not found yet: nothing is coded until it is.
   static void fill(const Codec& c, index_t dim, float* out, const float* state = nullptr) {
     const index_t rank = c.transform.stored_dim(dim);
-    const bool maps = !leaves_rows(c.transform) && (state != nullptr || floats_of(c.transform, dim) == 0);
+    constexpr bool found = requires { c.transform.state_floats(dim); };
+    const bool maps = found ? state != nullptr : !leaves_rows(c.transform);
     out[0] = static_cast<float>(rank), out[LatentMap::maps_at] = maps ? 1.0f : 0.0f;
     Inner::fill(c.codec, rank, out + inner_at(c, dim));
     if (maps) LatentForm<T>::fill(c.transform, dim, state, out + LatentMap::header, out + LatentMap::header + dim * rank);
