@@ -4,6 +4,7 @@
 
 #include <kvcondense/evict/sink_window.hpp>
 #include <kvcondense/lowrank/online_pca.hpp>
+#include <kvcondense/lowrank/pca.hpp>
 #include <kvcondense/lowrank/shadowkv.hpp>
 #include <kvcondense/lowrank/think.hpp>
 #include <kvcondense/position/reindex.hpp>
@@ -62,4 +63,19 @@ TEST_CASE("cuda cache: a map is found from enough rows, of every head when it ha
 TEST_CASE("cuda cache: memory that is refused to sums of first rows changes nothing") {
   cuda_cache::refuse_a_step(recipe(evict::SinkWindow{.recent = 24, .sinks = 2}, lowrank::OnlinePca{.window = 2, .least = 14}), 8, {-1, 0, 1, 2, 3, 4, 5, 6, 8, 10, 14}, 2,
                             [](auto&, auto&, auto&) {});
+}
+
+TEST_CASE("cuda cache: memory that is refused to tables of maps makes no cache") {
+  const RandomModel model(small);
+  test::RefusingMemory memory(0);
+  int refused = 0;
+  for (;; ++refused) {
+    REQUIRE(refused < 100);
+    memory.left = refused;
+    const auto cache = make_cache<Cuda>(small, recipe(lowrank::Pca{.bases = model.facts().bases}), memory);
+    if (cache) break;
+    REQUIRE(cache.status() == Status::out_of_memory);
+    REQUIRE(memory.out == 0);
+  }
+  CHECK(refused > 8);  // two tables of two layers, and what every cache has
 }

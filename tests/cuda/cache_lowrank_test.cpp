@@ -144,6 +144,7 @@ TEST_CASE("cuda cache: coordinates of a row that is not finite are counted once,
   Context<Cuda> little = pair.device().with_workspace(64);
   const TensorView<const float, 3> both{queries.data, {2, 1, 64}, {0, 64, 1}};
   CHECK(pair.on_device().attend(little, 0, both, dense_view(out.data(), 2, 1, 64)) == Status::workspace_too_small);
+  CHECK(pair.on_device().attend(ctx, 0, both, dense_view(out.data(), 2, 1, 64), {}, prim::AttendMath::halves) == Status::not_supported);
 }
 
 TEST_CASE("cuda cache: every low-rank stage is tried, or it is said what lacks") {
