@@ -33,7 +33,7 @@ class CudaCodec {
 
   /// `page_slots`: of a page of codes.
   CudaCodec(const Codec& codec, index_t dim, index_t page_slots, MemoryResource<Cuda>& memory)
-      : codec_(codec), dim_(dim), page_slots_(page_slots), tables_(memory), heads_(heap_memory()), host_(heap_memory()), states_(heap_memory()), sums_(memory) {}
+      : codec_(codec), dim_(dim), page_slots_(page_slots), tables_(memory), heads_(heap_memory()), host_(heap_memory()), states_(heap_memory()), summed_(heap_memory()), sums_(memory) {}
 
   /// All heads have the codec, whose fingerprint, as the recipe names it, is `print`.
   Status make(index_t heads, std::int64_t print) {
@@ -81,34 +81,37 @@ class CudaCodec {
       if (waits(h)) return true;
     return false;
   }
-  /// Room for `find`, where a head waits and `may_code(head)`.
+  /// Room for `find`, which needs no memory then, where a head waits and `may_code(head)`.
   template <class May>
   Status reserve_finding(May&& may_code) {
-    for (index_t h = 0; h < heads_.size(); ++h)
-      if (waits(h) && may_code(h)) return sums_.resize(heads_.size() * finding_floats());
-    return Status::ok;
+    bool finding = false;
+    for (index_t h = 0; h < heads_.size(); ++h) finding = finding || (waits(h) && may_code(h));
+    if (!finding) return Status::ok;
+    const Status s = summed_.resize(heads_.size() * finding_floats());
+    return s == Status::ok ? sums_.resize(summed_.size()) : s;
   }
   /// Heads that wait get their maps by the rows that they code now, where they do. Waits for the stream: the device tells how many those are.
   Status find(Context<Cuda>& ctx, const prim::FirstRows& first, std::span<const prim::PartCounts> told) {
     if (const Status s = ctx.wait(); s != Status::ok) return s;
-    Buffer<float> host(heap_memory());
     const index_t each = finding_floats();
     const auto now = [&](index_t h) { return waits(h) && told[static_cast<std::size_t>(h)].coded > 0; };
     index_t some = 0;
     for (index_t h = 0; h < heads_.size(); ++h) some += now(h);
     if (some == 0) return Status::ok;
-    Status s = host.resize(sums_.size());
-    if constexpr (finds)
-      if (s == Status::ok) s = prim::FindRows::observe(ctx, first_of(codec_), first, sums_.data(), each);
-    if (s == Status::ok) s = sums_.download(ctx, {host.data(), static_cast<std::size_t>(host.size())});
+    Status s = Status::ok;
+    if constexpr (finds) s = prim::FindRows::observe(ctx, first_of(codec_), first, sums_.data(), each);
+    if (s == Status::ok) s = sums_.download(ctx, {summed_.data(), static_cast<std::size_t>(summed_.size())});
     const Status done = ctx.wait();
     if (s == Status::ok) s = done;
     for (index_t h = 0; h < heads_.size() && s == Status::ok; ++h) {
       if (!now(h)) continue;
-      if constexpr (finds) prim::FindRows::settle(first_of(codec_), dim_, host.data() + h * each);
-      s = put_state(ctx, h, host.data() + h * each);
+      float* const state = summed_.data() + h * each;
+      if constexpr (finds) prim::FindRows::settle(first_of(codec_), dim_, state);
+      s = put_state(ctx, h, state);
     }
-    return s == Status::ok && !waits() ? sums_.resize(0) : s;
+    if (s != Status::ok || waits()) return s;
+    summed_ = Buffer<float>(heap_memory());
+    return sums_.resize(0);
   }
   /// What a head has found, for files; empty before.
   std::span<const float> state(index_t head) const {
@@ -158,7 +161,9 @@ class CudaCodec {
     if constexpr (finds) {
       std::fill(host_.begin(), host_.end(), 0.0f);
       Form::fill(codec_, dim_, host_.data(), state);
-      const Status s = cuda::settled(cudaMemcpyAsync(tables_.data() + head * step_, host_.data(), host_.span().size_bytes(), cudaMemcpyHostToDevice, ctx.stream()));
+      // What stands behind the map is the codec's own, and there.
+      const auto bytes = static_cast<std::size_t>(prim::LatentMap::header + prim::LatentMap::floats(dim_, stored_dim(head))) * sizeof(float);
+      const Status s = cuda::settled(cudaMemcpyAsync(tables_.data() + head * step_, host_.data(), bytes, cudaMemcpyHostToDevice, ctx.stream()));
       const Status done = ctx.wait();
       if (s != Status::ok || done != Status::ok) return s != Status::ok ? s : done;
       std::copy_n(state, state_floats(), states_.data() + head * state_floats());
@@ -189,6 +194,7 @@ class CudaCodec {
   Buffer<Head> heads_;  ///< per head
   Buffer<float> host_;    ///< a table on its way, of maps that are found
   Buffer<float> states_;  ///< per head, what it found
+  Buffer<float> summed_;  ///< sums of first rows of the heads, as they come from the device
   cuda::DeviceArray<float> sums_;
 };
 
