@@ -35,6 +35,7 @@ void live_as(const std::string& text, const CacheShape& shape, float again, floa
     Pair twin = pair.fork();
     forward(twin, 4);
     forward(pair, 3);
+    twin.exchange();
   }
   pair.exchange();
   forward(pair, 1);

@@ -60,6 +60,14 @@ TEST_CASE("cuda cache: a map is found from enough rows, of every head when it ha
   pair.exchange();
 }
 
+TEST_CASE("cuda cache: while slots leave before there are enough of them, no map is found") {
+  Pair pair(recipe(evict::SinkWindow{.recent = 10, .sinks = 2}, lowrank::OnlinePca{.window = 4, .least = 12}), "sink_window(recent=10, sinks=2) + online_pca(window=4, least=12)", small, {});
+  for (const index_t tokens : {11, 1, 1, 2, 1, 3}) pair.forward(tokens);
+  CHECK(pair.on_device().layers()[0].keys.most(0).coded == 0);
+  pair.exchange();
+  pair.forward(14, prim::AttendMath::f32, 4e-3f, Phase::prefill_chunk);
+}
+
 TEST_CASE("cuda cache: memory that is refused to sums of first rows changes nothing") {
   cuda_cache::refuse_a_step(recipe(evict::SinkWindow{.recent = 24, .sinks = 2}, lowrank::OnlinePca{.window = 2, .least = 14}), 8, {-1, 0, 1, 2, 3, 4, 5, 6, 8, 10, 14}, 2,
                             [](auto&, auto&, auto&) {});
