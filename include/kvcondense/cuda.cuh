@@ -17,6 +17,7 @@
 #include <kvcondense/backend/cuda/context.cuh>
 #include <kvcondense/backend/cuda/count_above.cuh>
 #include <kvcondense/backend/cuda/expected_attention.cuh>
+#include <kvcondense/backend/cuda/find_rows.cuh>
 #include <kvcondense/backend/cuda/forward_pool.cuh>
 #include <kvcondense/backend/cuda/gated_merge.cuh>
 #include <kvcondense/backend/cuda/group_pages.cuh>
@@ -27,6 +28,7 @@
 #include <kvcondense/backend/cuda/k_means.cuh>
 #include <kvcondense/backend/cuda/keep_rows.cuh>
 #include <kvcondense/backend/cuda/lag_spread.cuh>
+#include <kvcondense/backend/cuda/latent_rows.cuh>
 #include <kvcondense/backend/cuda/launch.cuh>
 #include <kvcondense/backend/cuda/level_codes.cuh>
 #include <kvcondense/backend/cuda/lift_top.cuh>

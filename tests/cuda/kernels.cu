@@ -227,3 +227,16 @@ template Status coded_rows(Context<Cuda>&, const prim::BipolarInt<2>&, const pri
 template Status attend(Context<Cuda>&, const prim::AttendRequest&, const prim::PagedHeads<Turned, Turned>&);
 template Status attend(Context<Cuda>&, const prim::AttendRequest&, const prim::PagedHeads<Uneven, Uneven>&);
 template Status columns(Context<Cuda>&, const prim::ColumnRequest&, TensorView<const float, 3>, const prim::PagedHeads<Turned, Turned>&);
+
+// Coordinates of a low-rank stage, exact or as codes, and sums by which maps are found.
+using Coordinates = prim::Latent<prim::ExactRows>;
+using CodedCoordinates = prim::Latent<prim::GroupInt<4>>;
+template Status coded_rows(Context<Cuda>&, const Coordinates&, const prim::ColumnParts&, const prim::KeptSlots&);
+template Status coded_rows(Context<Cuda>&, const CodedCoordinates&, const prim::ColumnParts&, const prim::KeptSlots&);
+template Status attend(Context<Cuda>&, const prim::AttendRequest&, const prim::PagedHeads<Coordinates, Coordinates>&);
+template Status attend(Context<Cuda>&, const prim::AttendRequest&, const prim::PagedHeads<CodedCoordinates, CodedCoordinates>&);
+template Status columns(Context<Cuda>&, const prim::ColumnRequest&, TensorView<const float, 3>, const prim::PagedHeads<Coordinates, Coordinates>&);
+Status find_maps(Context<Cuda>& ctx, const prim::FirstRows& first, float* sums) {
+  const Status s = prim::FindRows::observe(ctx, prim::FoundBasis{}, first, sums, 1);
+  return s == Status::ok ? prim::FindRows::observe(ctx, prim::ChannelList{}, first, sums, 1) : s;
+}

@@ -41,16 +41,16 @@ class Cache;
 /// Idea     the host keeps counters, lengths and lists of pages and decides when something leaves; which slots, and all that moves, is
 ///          the device's. The eviction pipeline is the one that runs on the CPU: its blocks are written over words.
 /// Needs    recipes of an eviction method, a merge method, a position stage, exact rows or codes with their exact window and first slots (any codec
-///          with a RowPage: row_codec.cuh; behind a Hadamard transform too), retrieval methods whose blocks have a form on CUDA (cuda_index.cuh), and
+///          with a RowPage: row_codec.cuh; behind a Hadamard transform or as coordinates of a low-rank stage too), retrieval methods whose blocks have a form on CUDA (cuda_index.cuh), and
 ///          no other stage (those stop compilation with a sentence). Inputs of steps lie on the device: attention, queries,
 ///          projections, moments, gates, surprise, classes; so do matrices that words read (LayerMatrices of critical and locret).
-///          Tables that blocks read (HeadTable, LayerTable) are the host's, and so are those that codecs are made of (ranges, clusters, codebooks): they
+///          Tables that blocks read (HeadTable, LayerTable) are the host's, and so are those that codecs are made of (ranges, clusters, codebooks, bases): they
 ///          outlive the cache, whose `fork` and `load` read them again.
 /// Shapes   as Cache<Cpu, R>; keys, values, queries, out, lse, mass in device memory.
 /// Cost     append, attend and step enqueue on the context's stream. The host waits where tables grow or many pages go back, and
 ///          where a step meets the one before of the same layer that is not done yet; how many slots stay it knows itself, but for budgets and
 ///          selections that scores decide, sets that a merge method finds among slots that stay, and which slots leave where codes share parameters along slots
-///          (KIVI's keys): these are waited for when they act. A call of `attend` that chooses what it reads waits for the one before of the same layer.
+///          (KIVI's keys), and maps of rows that are found from the first of them: these are waited for when they act. A call of `attend` that chooses what it reads waits for the one before of the same layer.
 /// Numbers  pages are those of Cache<Cpu, R>. Attention differs in the last bits, so scores that are that close may be ranked
 ///          otherwise; equal scores are ranked alike. What `append` on the CPU refuses, numbers that the stored type cannot
 ///          hold, is stored as Inf or NaN here and counted once in the report.
@@ -58,41 +58,42 @@ class Cache;
 ///          tokens join a slot when they come or stores rows of layers together, for retrieval beside numbers of slots that attention reads (the mass of
 ///          a merge method), a mean of what left or raw keys, for `AttendMath::halves` where there are such numbers or keys are raw, for one set of all heads (AllHeads) once heads hold
 ///          different numbers of slots, and for a quant stage that tells slots apart, or heads by more than tables of their codecs (layers may
-///          differ in their windows), has a sketch, or maps rows before groups along slots. device_error from every call that a
-///          layer takes part in, until `reset` or `load`, once the device took a part of a change of it and refused the rest. Calls of one
+///          differ in their windows), has a sketch, or maps rows before groups along slots, a low-rank stage that stores rows of heads
+///          or layers together, and codes of coordinates of which heads have different numbers. device_error from every call that a layer takes part in, until `reset` or `load`, once the device took a part of a change of it and refused the rest. Calls of one
 ///          cache go to one stream; wait for it before the cache is destroyed when its memory is not that of cudaMalloc.
 template <class R>
 class Cache<Cuda, R> {
-  static_assert(std::same_as<decltype(R::lowrank), NoLowRank>,
-                "kvcondense: a cache on CUDA takes every stage but low rank; make_cache<kvcondense::Cpu> takes that one too.");
-
  public:
   using Retrieve = decltype(std::declval<const decltype(R::retrieve)&>().pipeline());
   static_assert(cache::cuda_retrieves<Retrieve>,
                 "kvcondense: a block of this retrieval pipeline has no form on CUDA (docs/cuda.md lists the methods); make_cache<kvcondense::Cpu> takes it.");
   static constexpr bool retrieves = cache::CudaRetrieval<Retrieve>::there;
   using Evict = decltype(R::evict);
-  using Quant = decltype(R::quant);
-  using KeyCodec = decltype(key_codec_of(std::declval<const Quant&>(), CacheShape{}));
-  using ValueCodec = decltype(value_codec_of(std::declval<const Quant&>(), CacheShape{}));
+  /// The quant stage, behind the low-rank stage where there is one.
+  using Storage = decltype(storage_of(std::declval<const R&>()));
+  using KeyCodec = decltype(key_codec_of(std::declval<const Storage&>(), CacheShape{}));
+  using ValueCodec = decltype(value_codec_of(std::declval<const Storage&>(), CacheShape{}));
   static_assert(detail::cuda_codec<KeyCodec> && detail::cuda_codec<ValueCodec>,
-                "kvcondense: a cache on CUDA stores exact rows, codes of groups (kivi, group_int), or rows whose slots are independent (fp8, mx, q4_0, kvquant, skvq, turboquant and their kin); make_cache<kvcondense::Cpu> takes the others.");
+                "kvcondense: a cache on CUDA stores exact rows, codes of groups (kivi, group_int), or rows whose slots are independent (fp8, mx, q4_0, kvquant, skvq, turboquant and their kin), as they are or as coordinates in bases that are known (docs/cuda.md lists the stages); make_cache<kvcondense::Cpu> takes the others.");
 
   static Expected<Cache> make(const CacheShape& shape, const R& recipe, MemoryResource<Cuda>& memory = cuda::device_memory()) {
     if (const Status s = validate(shape); s != Status::ok) return s;
     if (shape.page_slots > cache::max_page_slots) return Status::invalid_argument;
     if (const Status s = recipe.evict.validate(shape); s != Status::ok) return s;
-    if (const Status s = recipe.quant.validate(shape); s != Status::ok) return s;
+    const Storage storage = storage_of(recipe);
+    if (const Status s = storage.validate(shape); s != Status::ok) return s;
     if (const Status s = recipe.position.validate(shape); s != Status::ok) return s;
     if (const Status s = recipe.merge.validate(shape); s != Status::ok) return s;
     if (const Status s = recipe.retrieve.validate(shape); s != Status::ok) return s;
     if (!keys_fit(recipe.retrieve, recipe.position)) return Status::incompatible;
-    if (has_saliency(recipe.quant) || !detail::cuda_serves(recipe.quant, shape)) return Status::not_supported;
+    if (!takes_keys(recipe.lowrank, recipe.position.raw_keys)) return Status::incompatible;
+    if (row_groups(recipe.lowrank, shape).most() > 1) return Status::not_supported;  // rows that heads or layers share
+    if (has_saliency(storage) || !detail::cuda_serves(storage, shape)) return Status::not_supported;
     Cache c;
     c.recipe_ = recipe, c.memory_ = &memory;
     c.pipeline_ = recipe.evict.pipeline();
     if constexpr (merge::Merges<Merge>) c.merger_ = merger_of(recipe.merge), c.fold_ = c.merger_.traits();
-    c.plan_ = plan_of(shape, recipe, c.pipeline_.lanes() + c.fold_.lanes);
+    c.plan_ = plan_of(shape, storage, c.pipeline_.lanes() + c.fold_.lanes);
     c.plan_.state = c.fold_.state;
     if constexpr (can_merge) c.plan_.found = merge::state_floats(c.merger_.finder);
     if (c.fold_.bias >= 0) c.plan_.bias = c.pipeline_.lanes() + c.fold_.bias;
@@ -122,14 +123,17 @@ class Cache<Cuda, R> {
     Status failed = Status::ok;
     const Status made = c.layers_.fill(heap_memory(), shape.layers, [&](index_t i) {
       Plan own = c.plan_;
-      const Quant& q = recipe.quant;
-      own.keys.flush = key_flush_of(q, shape, {i, 0}), own.values.flush = value_flush_of(q, shape, {i, 0});
+      const HeadIndex first_head{i, 0};
+      own.keys.flush = key_flush_of(storage, shape, first_head), own.values.flush = value_flush_of(storage, shape, first_head);
+      if constexpr (Plan::latent.keys || Plan::latent.values) {  // layers may differ in how many numbers they store
+        own.keys.describe(key_codec_of(storage, shape, first_head)), own.values.describe(value_codec_of(storage, shape, first_head));
+      }
       Layer l(own, memory);
       const std::size_t first = static_cast<std::size_t>(i) * all;
       if (failed == Status::ok) failed = l.make(c.steering_.part(first + each, all - each));
-      if (failed == Status::ok && differs_per_head(q)) {
-        failed = l.keys.describe([&](index_t h) { return key_codec_of(q, shape, {i, h}); });
-        if (failed == Status::ok) failed = l.values.describe([&](index_t h) { return value_codec_of(q, shape, {i, h}); });
+      if (failed == Status::ok && differs_per_head(storage)) {
+        failed = l.keys.describe([&](index_t h) { return key_codec_of(storage, shape, {i, h}); });
+        if (failed == Status::ok) failed = l.values.describe([&](index_t h) { return value_codec_of(storage, shape, {i, h}); });
       }
       l.steering = c.steering_.part(first, each);
       return l;
@@ -159,7 +163,7 @@ class Cache<Cuda, R> {
     const std::size_t step = Scratch::align + range_bytes() + 2 * Scratch::bytes_for<std::int32_t>(total) +
                              static_cast<std::size_t>(plan_.lanes) * Scratch::bytes_for<float>(total) + pipeline_bytes(slots, total, tokens) + fold_bytes(total) +
                              column_bytes(tokens, slots) + retrieval_.step_bytes(shape(), slots, tokens);
-    std::size_t reading = cache::attend_bytes(shape(), shape().kv_heads, slots, tokens, attention()) + turned_bytes(shape().q_heads, tokens);
+    std::size_t reading = cache::attend_bytes(shape(), shape().kv_heads, slots, tokens, attention(), Plan::latent) + turned_bytes(shape().q_heads, tokens);
     if constexpr (retrieves) reading = std::max(reading, retrieval_.workspace_bytes(plan_, slots, tokens, attention()));
     return mass + std::max({step, reading, model_bytes(slots), turned_bytes(shape().kv_heads, tokens)});
   }
@@ -285,25 +289,15 @@ class Cache<Cuda, R> {
     if constexpr (requires { recipe_.evict.changes_length(); }) return recipe_.evict.changes_length();
     else return !std::same_as<Evict, evict::KeepAll>;
   }
-  /// The codec that names the layout which its pages have: lanes need pages of whole blocks.
-  template <class C>
-  static C as_stored(const C& codec, index_t page_slots, index_t dim) {
-    if constexpr (requires { codec.layout; }) return codec.with(codec.layout_of(prim::coded_page_slots(codec, page_slots), dim));
-    else return codec;
-  }
-  template <class T, class C>
-  static prim::Transformed<T, C> as_stored(const prim::Transformed<T, C>& codec, index_t page_slots, index_t dim) {
-    return {codec.transform, as_stored(codec.codec, page_slots, dim)};
-  }
-  static Plan plan_of(const CacheShape& shape, const R& recipe, index_t lanes) {
+  static Plan plan_of(const CacheShape& shape, const Storage& q, index_t lanes) {
     Plan p;
-    p.shape = shape, p.lanes = lanes, p.sinks = recipe.quant.sinks;
+    p.shape = shape, p.lanes = lanes, p.sinks = q.sinks;
     if (shape.softmax_scale == 0.0f) p.shape.softmax_scale = 1.0f / std::sqrt(static_cast<float>(shape.head_dim));
     const prim::ExactRows exact{shape.dtype};
-    const Quant& q = recipe.quant;
     const auto column = [&](const auto& codec, const Flush& flush, index_t dim) {
-      return cache::CudaColumnPlan<std::remove_cvref_t<decltype(codec)>>{exact, as_stored(codec, shape.page_slots, dim), flush, q.sinks, shape.kv_heads, dim,
-                                                                         shape.page_slots, codec.fingerprint()};
+      cache::CudaColumnPlan<std::remove_cvref_t<decltype(codec)>> c{exact, codec, flush, q.sinks, shape.kv_heads, dim, shape.page_slots};
+      c.describe(codec);
+      return c;
     };
     p.keys = column(key_codec_of(q, shape), key_flush_of(q, shape), shape.head_dim);
     p.values = column(value_codec_of(q, shape), value_flush_of(q, shape), shape.values());
@@ -351,7 +345,11 @@ class Cache<Cuda, R> {
   /// Numbers per slot go back from where policies work on them.
   Status write_lanes(Context<Cuda>& ctx, Layer& l, std::span<const RaggedView<float>> lanes, RaggedView<const std::int32_t> list, const index_t* count);
   Status commit(Context<Cuda>& ctx, Layer& l, const evict::KeepSet& keep, std::span<const RaggedView<float>> lanes, bool leaves, bool codes,
-                const Scratch& scratch);
+                TensorView<const float, 3> queries, const Scratch& scratch);
+  /// Whether a map of rows is found from queries too.
+  bool codec_queries() const {
+    return prim::needs_queries(prim::CodecParts<KeyCodec>::transform(plan_.keys.codec)) || prim::needs_queries(prim::CodecParts<ValueCodec>::transform(plan_.values.codec));
+  }
   Status count_kept(const Context<Cuda>& ctx, const StepView<Cuda>& view, const evict::KeepSet& keep, cache::CudaKept& kept, bool& leaves) const;
 
   R recipe_{};

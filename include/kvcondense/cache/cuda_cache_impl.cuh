@@ -19,7 +19,7 @@ StepView<Cuda> Cache<Cuda, R>::step_view(index_t layer, Phase phase) const {
 template <class R>
 Status Cache<Cuda, R>::check_input(const StepView<Cuda>& view, Input what) const {
   const bool probe = view.phase == Phase::probe;
-  if (view.phase == Phase::turn || !(probe ? what == Input::queries && pipeline_.probes() : (pipeline_.inputs() | fold_.inputs).has(what) || (what == Input::queries && retrieval_.holds())))
+  if (view.phase == Phase::turn || !(probe ? what == Input::queries && pipeline_.probes() : (pipeline_.inputs() | fold_.inputs).has(what) || (what == Input::queries && (retrieval_.holds() || codec_queries()))))
     return Status::ok;
   if (what == Input::queries) {
     const TensorView<const float, 3>& q = view.inputs.queries;
@@ -165,7 +165,7 @@ Status Cache<Cuda, R>::run_step(Context<Cuda>& ctx, index_t layer, const StepInp
       changed = true;
       if (const Status s = commit_fold(ctx, l, folding, inputs.queries, fold_words); s != Status::ok) return s;
       if (const Status s = leaves && plan_.summary ? take_means(ctx, l, keep, folding) : Status::ok; s != Status::ok) return s;
-      if (const Status s = commit(ctx, l, keep, all, leaves, true, scratch); s != Status::ok) return s;
+      if (const Status s = commit(ctx, l, keep, all, leaves, true, inputs.queries, scratch); s != Status::ok) return s;
     }
     Status s = l.set_slots(ctx, stays);
     if constexpr (retrieves) {
@@ -209,7 +209,7 @@ Status Cache<Cuda, R>::write_lanes(Context<Cuda>& ctx, Layer& l, std::span<const
 /// Rows, tokens and numbers of the slots that stay, by one list; then newest slots become codes. Nothing here needs memory.
 template <class R>
 Status Cache<Cuda, R>::commit(Context<Cuda>& ctx, Layer& l, const evict::KeepSet& keep, std::span<const RaggedView<float>> lanes, bool leaves,
-                              bool codes, const Scratch& scratch) {
+                              bool codes, TensorView<const float, 3> queries, const Scratch& scratch) {
   Scratch left = scratch;
   auto* const key_ranges = left.take<prim::KeptRange>(l.keys.range_count());
   auto* const value_ranges = left.take<prim::KeptRange>(l.values.range_count());
@@ -219,8 +219,8 @@ Status Cache<Cuda, R>::commit(Context<Cuda>& ctx, Layer& l, const evict::KeepSet
   Status s = prim::HeadSlots::read<std::int32_t>(ctx, std::as_const(l.ids).view(), l.counters.pending, first, 1, ids);
   if (s == Status::ok) s = prim::HeadSlots::write<std::int32_t>(ctx, ids, list, keep.count, l.ids.view());
   if (s == Status::ok) s = write_lanes(ctx, l, lanes, list, keep.count);
-  if (s == Status::ok) s = l.keys.step(ctx, l.device_slots(), {list, keep.count}, leaves, codes, key_ranges, counts_.data());
-  return s == Status::ok ? l.values.step(ctx, l.device_slots(), {list, keep.count}, leaves, codes, value_ranges, counts_.data()) : s;
+  if (s == Status::ok) s = l.keys.step(ctx, l.device_slots(), {list, keep.count}, leaves, codes, key_ranges, counts_.data(), queries);
+  return s == Status::ok ? l.values.step(ctx, l.device_slots(), {list, keep.count}, leaves, codes, value_ranges, counts_.data(), queries) : s;
 }
 
 template <class R>
@@ -360,7 +360,7 @@ Status Cache<Cuda, R>::remove(Context<Cuda>& ctx, index_t first, index_t last) {
     if constexpr (retrieves)
       if (s == Status::ok) s = retrieval_.reserve(ctx, layer, l, shape(), stays, true, false, keep, scratch, change);
     if (s == Status::ok) {
-      s = commit(ctx, l, keep, all, true, false, scratch);
+      s = commit(ctx, l, keep, all, true, false, {}, scratch);
       if (s == Status::ok) s = l.set_slots(ctx, stays);
       if constexpr (retrieves)
         if (s == Status::ok) s = retrieval_.refresh(ctx, layer, l, shape(), l.counters.prompt, change);

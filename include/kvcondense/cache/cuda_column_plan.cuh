@@ -8,8 +8,27 @@
 #include <kvcondense/core/flush.hpp>
 #include <kvcondense/prim/group_quant.hpp>
 #include <kvcondense/prim/page_codec.hpp>
+#include <kvcondense/prim/row_transform.hpp>
 
 namespace kvcondense::cache {
+
+/// The codec that names the layout which its pages have: lanes need pages of whole blocks.
+template <class C>
+C as_stored(const C& codec, index_t page_slots, index_t dim) {
+  if constexpr (requires { codec.layout; }) return codec.with(codec.layout_of(prim::coded_page_slots(codec, page_slots), dim));
+  else return codec;
+}
+template <class T, class C>
+prim::Transformed<T, C> as_stored(const prim::Transformed<T, C>& codec, index_t page_slots, index_t dim) {
+  return {codec.transform, as_stored(codec.codec, page_slots, codec.transform.stored_dim(dim))};
+}
+
+/// Slots of the parts of a head, at most.
+struct CudaMost {
+  index_t first = 0, coded = 0, newest = 0;
+
+  index_t of(int part) const { return part == 0 ? first : part == 1 ? coded : newest; }
+};
 
 /// What the columns of all layers have in common.
 template <class Codec>
@@ -19,6 +38,9 @@ struct CudaColumnPlan {
   Flush flush{};
   index_t sinks = 0, heads = 0, dim = 0, page_slots = 0;
   std::int64_t fingerprint = 0;  ///< of the codec as the recipe names it
+
+  /// The codec is this one, as the recipe names it.
+  void describe(const Codec& named) { codec = as_stored(named, page_slots, dim), fingerprint = named.fingerprint(); }
 
   /// Parts: exact first slots, codes, exact newest slots.
   static constexpr int parts = 3;

@@ -124,7 +124,7 @@ class CudaGroups {
 
   /// Pages beyond `most` that wait for slots to come go back; only while no kernel uses them.
   void trim(index_t most) {
-    for (; spare_.size() > most; spare_.shrink(spare_.size() - 1)) CudaPage::drop(spare_.back(), *memory_, bytes_);
+    for (; spare_.size() > most; spare_.shrink(spare_.size() - 1)) CudaPage::drop(spare_.back(), *memory_);
   }
   index_t spare() const { return spare_.size(); }
   std::size_t page_bytes() const { return static_cast<std::size_t>(spare_.size() + made_.size() + held()) * bytes_; }
@@ -157,7 +157,7 @@ class CudaGroups {
   void clear() {
     abandon();
     for (Head& h : heads_) {
-      for (const Ref& ref : h.pages) CudaPage::drop(ref.page, *memory_, bytes_);
+      for (const Ref& ref : h.pages) CudaPage::drop(ref.page, *memory_);
       h.pages.shrink(0), h.live = h.again = 0;
     }
     trim(0);
@@ -182,7 +182,7 @@ class CudaGroups {
   }
   /// Kernels of this stream may still read it.
   void give_up(CudaPage* page) {
-    if (page->shared()) CudaPage::drop(page, *memory_, bytes_);
+    if (page->shared()) CudaPage::drop(page, *memory_);
     else spare_.append_reserved(page);
   }
   Status take_page(CudaPage*& page) {

@@ -35,6 +35,7 @@ struct CudaPlan {
   CudaColumnPlan<KeyCodec> keys{};
   CudaColumnPlan<ValueCodec> values{};
 
+  static constexpr prim::LatentSides latent{prim::is_latent<prim::DeviceCodec<KeyCodec>>, prim::is_latent<prim::DeviceCodec<ValueCodec>>};
   /// What the slot of a new token has in a lane.
   float fresh(index_t lane) const { return lane == value_scale ? 1.0f : 0.0f; }
   /// Page-locked memory of a layer for what its columns, and a merge stage, tell the host.

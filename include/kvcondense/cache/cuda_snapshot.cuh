@@ -20,6 +20,7 @@ template <class R>
 std::uint64_t fingerprint(const Cache<Cuda, R>& c) {
   const auto& p = c.plan();
   cache::Fingerprint f = cache::begin_fingerprint(c.shape(), c.recipe());
+  if constexpr (!std::same_as<decltype(R::lowrank), NoLowRank>) f.add_text(word_of(c.recipe().lowrank));
   const auto& first = c.layers()[0];
   const auto add = [&](const auto& l, index_t h) {
     f.add_codes(l.keys.fingerprint(h), l.values.fingerprint(h), l.keys.plan().flush, l.values.plan().flush);
@@ -150,9 +151,7 @@ Status save(Context<Cuda>& ctx, const Cache<Cuda, R>& c, ByteSink& sink) {
   std::size_t page = 0;
   bool codes = false;
   for (const auto& l : c.layers()) {
-    for (int part = 0; part < 3; ++part)
-      page = std::max({page, cache::CudaColumnFile<typename Cache<Cuda, R>::KeyCodec>::payload(l.keys.plan(), part),
-                       cache::CudaColumnFile<typename Cache<Cuda, R>::ValueCodec>::payload(l.values.plan(), part)});
+    page = std::max({page, cache::CudaColumnFile<typename Cache<Cuda, R>::KeyCodec>::most(l.keys), cache::CudaColumnFile<typename Cache<Cuda, R>::ValueCodec>::most(l.values)});
     codes = codes || l.keys.plan().flush.block > 0 || l.values.plan().flush.block > 0;
   }
   cache::SnapshotRoom room(c.memory());

@@ -91,12 +91,20 @@ class CudaColumnFile {
   static constexpr int parts = Plan::parts;
 
   static index_t page_slots(const Plan& p, int part) { return part == 2 ? window_page_slots(p.flush, p.page_slots) : p.slots_of(part); }
-  static std::size_t payload(const Plan& p, int part) {
-    return part == 1 ? p.bytes_of(1) : p.exact.page_bytes(page_slots(p, part), p.dim);
+  static std::size_t payload(const Column& column, int part, index_t head) {
+    const Plan& p = column.plan_;
+    return part == 1 ? column.bytes_of(1, head) : p.exact.page_bytes(page_slots(p, part), p.dim);
+  }
+  /// Bytes of the largest page of all heads.
+  static std::size_t most(const Column& column) {
+    std::size_t bytes = 0;
+    for (int part = 0; part < parts; ++part)
+      for (index_t h = 0; h < column.plan_.heads; ++h) bytes = std::max(bytes, payload(column, part, h));
+    return bytes;
   }
   static std::uint64_t format(const Column& column, int part, index_t head) {
     const Plan& p = column.plan_;
-    return page_format(part == 1 ? column.fingerprint(head) : p.exact.fingerprint(), page_slots(p, part), p.dim);
+    return page_format(part == 1 ? column.fingerprint(head) : p.exact.fingerprint(), page_slots(p, part), part == 1 ? column.stored_dim(head) : p.dim);
   }
 
   /// Writes a head of so many slots. The stream has been waited for.
@@ -105,6 +113,9 @@ class CudaColumnFile {
     const index_t first = told.first + column.fresh_;
     const index_t count[parts] = {first, told.coded, slots - first - told.coded};
     for (int part = 0; part < parts; ++part) save_part(w, ctx, column, part, head, count[part], room);
+    if (column.codec_.state_floats() == 0) return;
+    w.put(static_cast<std::uint32_t>(column.codec_.state(head).size()));
+    w.bytes(std::as_bytes(column.codec_.state(head)));
   }
 
   explicit CudaColumnFile(Column& to) : column_(&to), list_(heap_memory()), offset_(heap_memory()) {}
@@ -119,6 +130,8 @@ class CudaColumnFile {
     for (int part = 0; part < parts; ++part)
       if (const Status s = load_part(r, ctx, part, head, count[part]); s != Status::ok) return s;
     if (count[0] + count[1] + count[2] != slots || count[0] > plan().sinks) return Status::corrupt_data;
+    if (column_->codec_.state_floats() > 0)
+      if (const Status s = load_state(r, ctx, head, count[1]); s != Status::ok) return s;
     column_->most_[head] = {count[0], count[1], count[2]};
     column_->told_[static_cast<std::size_t>(head)] = {count[0], count[1]};
     return Status::ok;
@@ -147,12 +160,22 @@ class CudaColumnFile {
  private:
   const Plan& plan() const { return column_->plan_; }
 
+  /// What a head has found of a map: nothing yet, or all.
+  Status load_state(ByteReader& r, const Context<Cuda>& ctx, index_t head, index_t coded) {
+    std::uint32_t count = 0;
+    std::span<const std::byte> bytes;
+    if (!r.read(count) || (count != 0 && count != static_cast<std::uint32_t>(column_->codec_.state_floats()))) return Status::corrupt_data;
+    if (count == 0) return coded == 0 ? Status::ok : Status::corrupt_data;
+    if (!r.take(count, sizeof(float), bytes)) return Status::corrupt_data;
+    return column_->codec_.restore(ctx, head, bytes);
+  }
   static void save_part(ByteWriter& w, Context<Cuda>& ctx, const Column& column, int part, index_t head, index_t count, SnapshotRoom& room) {
     const Plan& plan = column.plan_;
     const bool grouped = part == 1 && plan.grouped();
     const index_t slots = page_slots(plan, part), pages = grouped ? column.groups_.pages(head).size() : (count + slots - 1) / slots;
-    const std::size_t bytes = payload(plan, part);
-    const auto codec = column.codec();
+    const std::size_t bytes = payload(column, part, head);
+    const index_t dim = column.stored_dim(head);  // of codes
+    const auto codec = stored(column.codec());
     w.put(static_cast<std::uint32_t>(pages));
     const auto head_of = [&](index_t page) {
       PageHead of{format(column, part, head)};
@@ -168,7 +191,7 @@ class CudaColumnFile {
       for (index_t i = 0; i < n && s == Status::ok; ++i) {
         const std::span<std::byte> to = room.part(i, bytes);
         const PageHead of = head_of(page + i);
-        s = part == 1 ? room.fetch(ctx, prim::of_head(prim::cuda_kernels::stored_codec(codec), head), codes_at(column, head, page + i), of, slots, plan.dim, to)
+        s = part == 1 ? room.fetch(ctx, prim::of_head(codec, head), codes_at(column, head, page + i), of, slots, dim, to)
                       : fetch_rows(ctx, column, part, head, (page + i) * slots, static_cast<index_t>(of.used), to);
       }
       const Status done = ctx.wait();
@@ -176,7 +199,7 @@ class CudaColumnFile {
       for (index_t i = 0; i < n; ++i) {
         const std::span<std::byte> to = room.part(i, bytes);
         const PageHead of = head_of(page + i);
-        if (part == 1) clear_gap(plan, to);
+        if (part == 1) clear_gap(plan, dim, to);
         else std::ranges::fill(to.subspan(bytes / static_cast<std::size_t>(slots) * of.used), std::byte{});
         of.save(w);
         w.bytes(to);
@@ -200,21 +223,26 @@ class CudaColumnFile {
   static const std::byte* codes_at(const Column& column, index_t head, index_t page) {
     return column.plan_.grouped() ? column.groups_.pages(head)[page].page->rows : column.pages_[1][head][page]->rows;
   }
-  /// Bytes between codes and parameters are nobody's.
-  static void clear_gap(const Plan& plan, std::span<std::byte> page) { clear_gap(prim::cuda_kernels::stored_codec(plan.codec), plan, page); }
+  /// What lies in pages, whatever its numbers are of.
   template <class C>
-  static void clear_gap(const C& codec, const Plan& plan, std::span<std::byte> page) {
+  static auto stored(const C& codec) { return prim::cuda_kernels::stored_codec(codec); }
+  template <class C>
+  static auto stored(const prim::Latent<C>& codec) { return prim::cuda_kernels::stored_codec(codec.codec); }
+  /// Bytes between codes and parameters are nobody's.
+  static void clear_gap(const Plan& plan, index_t dim, std::span<std::byte> page) { clear_gap(prim::cuda_kernels::stored_codec(plan.codec), plan, dim, page); }
+  template <class C>
+  static void clear_gap(const C& codec, const Plan& plan, index_t dim, std::span<std::byte> page) {
     if constexpr (requires { codec.numbers(); }) {
-      clear_gap(codec.numbers(), plan, page);
+      clear_gap(codec.numbers(), plan, dim, page);
     } else if constexpr (requires { codec.params_at(index_t{}, index_t{}); }) {
-      const auto end = static_cast<std::size_t>(plan.slots_of(1) * codec.row_bytes(plan.dim));
-      std::ranges::fill(page.subspan(end, static_cast<std::size_t>(codec.params_at(plan.slots_of(1), plan.dim)) - end), std::byte{});
+      const auto end = static_cast<std::size_t>(plan.slots_of(1) * codec.row_bytes(dim));
+      std::ranges::fill(page.subspan(end, static_cast<std::size_t>(codec.params_at(plan.slots_of(1), dim)) - end), std::byte{});
     }
   }
 
   Status load_part(ByteReader& r, const Context<Cuda>& ctx, int part, index_t head, index_t& count) {
     const index_t slots = page_slots(plan(), part), group = part == 1 ? plan().codec.group_slots() : 1;
-    const std::size_t bytes = payload(plan(), part);
+    const std::size_t bytes = payload(*column_, part, head);
     std::uint32_t pages = 0;
     if (!load_pages(r, bytes, pages)) return Status::corrupt_data;
     if (pages > 0 && part == 1 && plan().flush.block == 0) return Status::corrupt_data;  // this recipe codes nothing

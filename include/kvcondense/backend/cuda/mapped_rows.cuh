@@ -6,6 +6,17 @@
 
 namespace kvcondense::prim::cuda_kernels {
 
+/// A row that was mapped, for the codec behind the map.
+struct MappedRow {
+  const float* numbers;
+  bool counted;  ///< an Inf or a NaN was, before the map spread it
+
+  __device__ auto row(int) const {
+    const float* x = numbers;
+    return [x](int c) { return x[c]; };
+  }
+};
+
 /// Rows that are mapped before they are coded, and back behind: `value` is a number of the mapped row.
 template <RowCodec C>
 struct RowPage<Transformed<Hadamard, C>> : RowPage<C> {
@@ -20,15 +31,6 @@ struct RowPage<Transformed<Hadamard, C>> : RowPage<C> {
   struct Scratch {
     float mapped[max_head_dim];
     typename RowPage<C>::Scratch inner;
-  };
-  struct MappedRow {
-    const float* numbers;
-    bool counted;  ///< an Inf or a NaN was, before the map spread it
-
-    __device__ auto row(int) const {
-      const float* x = numbers;
-      return [x](int c) { return x[c]; };
-    }
   };
   template <class Rows>
   __device__ int encode(int slot, const Rows& rows, int i, Scratch& s) const {

@@ -80,6 +80,15 @@ struct RowPage<ExactRows> {
   __device__ int row_bytes() const { return dim * (codec.dtype == DType::f32 ? 4 : 2); }
   __device__ float value(int slot, int c) const { return read_number(codec.dtype, row(slot), c); }
   __device__ SlotBytes slot_bytes(int slot) const { return {row(slot), nullptr, row_bytes(), 0}; }
+
+  struct Scratch {};
+  /// A warp. Repairs nothing.
+  template <class Rows>
+  __device__ int encode(int slot, const Rows& rows, int i, Scratch&) const {
+    const auto x = rows.row(i);
+    for (int c = cuda::lane_of_warp(); c < dim; c += cuda::warp_lanes) write_number(codec.dtype, row(slot), c, x(c));
+    return 0;
+  }
 };
 
 /// Whether a codec asks for pages whose codes lie row by row, which is all that some kernels read.
