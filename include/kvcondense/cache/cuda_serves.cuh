@@ -1,5 +1,7 @@
 #pragma once
 
+#include <type_traits>
+
 #include <kvcondense/backend/cuda/slot_rows.cuh>
 #include <kvcondense/core/codec_of.hpp>
 #include <kvcondense/core/shape.hpp>
@@ -11,7 +13,7 @@ namespace kvcondense {
 
 namespace detail {
 template <class C>
-inline constexpr bool cuda_codec = prim::cuda_kernels::RowCodec<prim::DeviceCodec<C>>;
+inline constexpr bool cuda_codec = prim::cuda_kernels::RowCodec<prim::DeviceCodec<C>> || prim::cuda_kernels::GroupCodec<prim::DeviceCodec<C>>;
 
 /// Whether kernels read the codecs of all heads: rows of as many bytes, windows that fill alike in a layer, and differences only in what a table says.
 template <class Quant>
@@ -19,7 +21,7 @@ bool cuda_serves(const Quant& q, const CacheShape& shape) {
   const auto key = key_codec_of(q, shape);
   const auto value = value_codec_of(q, shape);
   const auto known = [](const auto& codec) {
-    return !prim::has_sketch(codec) && (codec.group_slots() == 1 || requires { codec.axis; });
+    return !prim::has_sketch(codec) && (codec.group_slots() == 1 || prim::cuda_kernels::codes_groups<prim::DeviceCodec<std::remove_cvref_t<decltype(codec)>>>);
   };
   const auto alike = []<class C>(const C& a, const C& b, index_t dim) {
     using Parts = prim::CodecParts<C>;
