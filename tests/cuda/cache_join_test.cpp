@@ -6,7 +6,6 @@
 #include <string_view>
 #include <vector>
 
-#include <kvcondense/cpu.hpp>
 #include <kvcondense/evict/h2o.hpp>
 #include <kvcondense/evict/sink_window.hpp>
 #include <kvcondense/evict/snapkv.hpp>
@@ -141,19 +140,18 @@ TEST_CASE("cuda cache: means that overflow as they are summed are stored as the 
   Context<Cuda> ctx = device.with_workspace(c->workspace_bytes(8, 2));
   const auto all = [](const float* from) { return dense_view(from, 1, 2, 16); };
   REQUIRE(c->forward(ctx, 0, all(x.data()), all(x.data()), all(x.data()), dense_view(out.data(), 1, 2, 16)) == Status::ok);
-  auto host = make_cache<Cpu>(shape, recipe(method));
-  REQUIRE(host);
-  std::vector<std::byte> scratch(host->workspace_bytes(8, 2));
+  auto host = *any::make("keep_all + dmc(window=4, init=-10, rotated=false)", shape, any::on<Cpu>);
+  std::vector<std::byte> scratch(host.workspace_bytes(8, 2));
   Context<Cpu> cpu(scratch);
   std::vector<float> heard(rows.size()), keys(16), values(16);
-  REQUIRE(host->forward(cpu, 0, all(rows.data()), all(rows.data()), all(rows.data()), dense_view(heard.data(), 1, 2, 16)) == Status::ok);
-  REQUIRE(host->read(0, 0, 0, dense_view(keys.data(), 1, 16), dense_view(values.data(), 1, 16)) == Status::ok);
+  REQUIRE(host.forward(cpu, 0, all(rows.data()), all(rows.data()), all(rows.data()), dense_view(heard.data(), 1, 2, 16)) == Status::ok);
+  REQUIRE(host.read(0, 0, 0, dense_view(keys.data(), 1, 16), dense_view(values.data(), 1, 16)) == Status::ok);
   test::OnDevice<float> k(device, keys), v(device, values);
   REQUIRE(c->read(ctx, 0, 0, 0, dense_view(k.data(), 1, 16), dense_view(v.data(), 1, 16)) == Status::ok);
   CHECK(v.read() == values);
   CHECK(k.read() == keys);
   for (const float y : values) CHECK(std::isfinite(y));
-  CHECK(host->report().repaired_numbers == 2);
+  CHECK(host.report().repaired_numbers == 2);
   CHECK(c->report(ctx)->repaired_numbers == 2);
 }
 
