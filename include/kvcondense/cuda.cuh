@@ -7,6 +7,7 @@
 #include <kvcondense/backend/cuda/block_codes.cuh>
 #include <kvcondense/backend/cuda/block_stride.cuh>
 #include <kvcondense/backend/cuda/block_top_k.cuh>
+#include <kvcondense/backend/cuda/boosted_int.cuh>
 #include <kvcondense/backend/cuda/chunk_pool.cuh>
 #include <kvcondense/backend/cuda/chosen_slots.cuh>
 #include <kvcondense/backend/cuda/chunk_top_k.cuh>
@@ -41,9 +42,11 @@
 #include <kvcondense/backend/cuda/metric_length.cuh>
 #include <kvcondense/backend/cuda/nuq_rows.cuh>
 #include <kvcondense/backend/cuda/open_blocks.cuh>
+#include <kvcondense/backend/cuda/open_slots.cuh>
 #include <kvcondense/backend/cuda/output_error.cuh>
 #include <kvcondense/backend/cuda/pack_bits.cuh>
 #include <kvcondense/backend/cuda/page_codec.cuh>
+#include <kvcondense/backend/cuda/polar_pairs.cuh>
 #include <kvcondense/backend/cuda/polar_tree.cuh>
 #include <kvcondense/backend/cuda/projected_norm.cuh>
 #include <kvcondense/backend/cuda/query_moments.cuh>

@@ -226,7 +226,7 @@ constexpr bool served = detail::cuda_codec<decltype(key_codec_of(std::declval<co
                         detail::cuda_codec<decltype(value_codec_of(std::declval<const Q&>(), CacheShape{}))>;
 static_assert(served<quant::KvQuant> && served<quant::Hadamard<quant::GroupInt<4>>>);
 // What lacks below stops compilation with a sentence.
-static_assert(!served<quant::Kitty> && !served<quant::Polar<4, 4>> && !served<quant::Gear<2>> && !served<quant::Qjl> && !served<quant::ZipCache<4, 2>> && !served<quant::MiKV<4, 2>> &&
+static_assert(served<quant::Kitty> && served<quant::Polar<4, 4>> && !served<quant::Gear<2>> && !served<quant::Qjl> && !served<quant::ZipCache<4, 2>> && !served<quant::MiKV<4, 2>> &&
               !served<quant::BitAllocation> && !served<quant::SmoothAttention<>>);
 static_assert(!served<quant::Hadamard<quant::SmoothAttention<>>> && !served<quant::Hadamard<quant::Kitty>> && !served<quant::Hadamard<quant::Gear<2>>>);
 
@@ -285,7 +285,7 @@ TEST_CASE("cuda cache: a number that overflows in a map is a repair, what a stor
 }
 
 TEST_CASE("cuda cache: every quant stage is tried, or it is said what lacks") {
-  // Those of groups and blocks: cache_codes_test.cpp, cache_blocks_test.cpp.
+  // Those of groups and blocks: cache_codes_test.cpp, cache_blocks_test.cpp; those whose groups share more than scales: cache_shared_test.cpp.
   const std::string codes = "cuda cache: what stays is coded, what is coded leaves", blocks = "cuda cache: blocks of small floats and of ggml are coded as they leave the exact window";
   const std::map<std::string, std::string> elsewhere{
       {"kivi", "cuda cache: kivi codes blocks of keys and single values, between exact ones"}, {"group_int", codes},
@@ -294,8 +294,6 @@ TEST_CASE("cuda cache: every quant stage is tried, or it is said what lacks") {
   };
   const std::map<std::string, std::string> lacking{
       {"exact", "nothing: it is the recipe without a quant stage"},
-      {"kitty", "strong channels of a page, which are found among its slots"},
-      {"polar", "lengths and angles that share scales along slots"},
       {"gear", "a low-rank part and outliers of a chunk of slots"},
       {"qjl", "products with signs of random directions"},
       {"zipcache", "widths by saliency, factors found from the first rows"},

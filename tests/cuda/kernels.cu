@@ -152,6 +152,14 @@ Status retrieving_words(Context<Cuda>& ctx, const SlotRows<Cuda>& rows, TensorVi
   return s == Status::ok ? prim::ExpectedAttention<Cuda>::run(ctx, {}, rows, x, scratch) : s;
 }
 
+Status joining_words(Context<Cuda>& ctx, const prim::OpenRows& open, const prim::Joining& join, TensorView<const half, 3> rows, TensorView<const float, 3> queries,
+                     TensorView<float, 3> out, const index_t* slots, const prim::PassedSlots& passed, RaggedView<std::int32_t> heirs) {
+  Status s = prim::OpenSlots::add(ctx, open, join, 0, {}, rows, rows, queries, {}, slots, 0, DType::f16, out, out, nullptr);
+  if (s == Status::ok) s = prim::OpenSlots::settle(ctx, open, 1, 1);
+  if (s == Status::ok) s = prim::OpenSlots::heirs(ctx, passed, heirs);
+  return s == Status::ok ? prim::OpenSlots::clear(ctx, join.control, {}, queries, out) : s;
+}
+
 template <prim::IndexRule Rule>
 Status index_units(Context<Cuda>& ctx, const SlotRows<Cuda>& keys, const prim::UnitPlanes& planes, const prim::UnitScores& scores, const index_t* known, const float* queries) {
   const Status s = prim::UnitIndex::build<Rule>(ctx, keys, planes, known, known, 0, 8);
@@ -240,3 +248,16 @@ Status find_maps(Context<Cuda>& ctx, const prim::FirstRows& first, float* sums) 
   const Status s = prim::FindRows::observe(ctx, prim::FoundBasis{}, first, sums, 1);
   return s == Status::ok ? prim::FindRows::observe(ctx, prim::ChannelList{}, first, sums, 1) : s;
 }
+
+// Codecs whose groups of slots share more than scales: what becomes codes, pages that are joined, and attention.
+template <class Codec>
+Status coded_groups(Context<Cuda>& ctx, const Codec& codec, const prim::ColumnParts& column, const prim::KeptSlots& kept, const prim::GroupWork& work, const prim::PageBatch& batch) {
+  Status s = prim::GroupPages::code(ctx, codec, prim::ExactRows{}, column, kept, work, nullptr);
+  if (s == Status::ok) s = prim::GroupPages::join(ctx, codec, column, work);
+  return s == Status::ok ? pages(ctx, codec, batch) : s;
+}
+using Strong = prim::BoostedInt<2, 2>;
+template Status coded_groups(Context<Cuda>&, const Strong&, const prim::ColumnParts&, const prim::KeptSlots&, const prim::GroupWork&, const prim::PageBatch&);
+template Status coded_groups(Context<Cuda>&, const prim::PolarForm&, const prim::ColumnParts&, const prim::KeptSlots&, const prim::GroupWork&, const prim::PageBatch&);
+template Status attend(Context<Cuda>&, const prim::AttendRequest&, const prim::PagedHeads<Strong, prim::GroupInt<2>>&);
+template Status attend(Context<Cuda>&, const prim::AttendRequest&, const prim::PagedHeads<prim::PolarForm, prim::ExactRows>&);

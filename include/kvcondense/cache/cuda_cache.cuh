@@ -54,9 +54,9 @@ class Cache;
 /// Numbers  pages are those of Cache<Cpu, R>. Attention differs in the last bits, so scores that are that close may be ranked
 ///          otherwise; equal scores are ranked alike. What `append` on the CPU refuses, numbers that the stored type cannot
 ///          hold, is stored as Inf or NaN here and counted once in the report.
-/// Errors   as Cache<Cpu, R>; not_supported for a merge method that lets
-///          tokens join a slot when they come or stores rows of layers together, for retrieval beside numbers of slots that attention reads (the mass of
-///          a merge method), a mean of what left or raw keys, for `AttendMath::halves` where there are such numbers or keys are raw, for one set of all heads (AllHeads) once heads hold
+/// Errors   as Cache<Cpu, R>; not_supported for a merge method that stores rows of layers together or, beside raw keys or retrieval, lets tokens join a slot
+///          when they come, for retrieval beside numbers of slots that attention reads (the mass of
+///          a merge method), a mean of what left or raw keys, for `AttendMath::halves` where there are such numbers, keys are raw or tokens join slots, for one set of all heads (AllHeads) once heads hold
 ///          different numbers of slots, and for a quant stage that tells slots apart, or heads by more than tables of their codecs (layers may
 ///          differ in their windows), has a sketch, or maps rows before groups along slots, a low-rank stage that stores rows of heads
 ///          or layers together, and codes of coordinates of which heads have different numbers. device_error from every call that a layer takes part in, until `reset` or `load`, once the device took a part of a change of it and refused the rest. Calls of one
@@ -74,7 +74,7 @@ class Cache<Cuda, R> {
   using KeyCodec = decltype(key_codec_of(std::declval<const Storage&>(), CacheShape{}));
   using ValueCodec = decltype(value_codec_of(std::declval<const Storage&>(), CacheShape{}));
   static_assert(detail::cuda_codec<KeyCodec> && detail::cuda_codec<ValueCodec>,
-                "kvcondense: a cache on CUDA stores exact rows, codes of groups (kivi, group_int), or rows whose slots are independent (fp8, mx, q4_0, kvquant, skvq, turboquant and their kin), as they are or as coordinates in bases that are known (docs/cuda.md lists the stages); make_cache<kvcondense::Cpu> takes the others.");
+                "kvcondense: a cache on CUDA stores exact rows, codes of groups (kivi, group_int, kitty, polar), or rows whose slots are independent (fp8, mx, q4_0, kvquant, skvq, turboquant and their kin), as they are or as coordinates in bases that are known (docs/cuda.md lists the stages); make_cache<kvcondense::Cpu> takes the others.");
 
   static Expected<Cache> make(const CacheShape& shape, const R& recipe, MemoryResource<Cuda>& memory = cuda::device_memory()) {
     if (const Status s = validate(shape); s != Status::ok) return s;
@@ -108,6 +108,7 @@ class Cache<Cuda, R> {
       if (!angles) return angles.status();
       c.fold_angles_ = *angles;
     }
+    if (const Status s = c.make_joining(); s != Status::ok) return s;
     if constexpr (retrieves) {
       if (c.slots_have_own()) return Status::not_supported;
       if (const Status s = c.retrieval_.make(recipe.retrieve.pipeline(), c.plan_.shape, c.changes_length() || c.fold_.shrinks, memory); s != Status::ok) return s;
@@ -163,16 +164,17 @@ class Cache<Cuda, R> {
     const std::size_t step = Scratch::align + range_bytes() + 2 * Scratch::bytes_for<std::int32_t>(total) +
                              static_cast<std::size_t>(plan_.lanes) * Scratch::bytes_for<float>(total) + pipeline_bytes(slots, total, tokens) + fold_bytes(total) +
                              column_bytes(tokens, slots) + retrieval_.step_bytes(shape(), slots, tokens);
-    std::size_t reading = cache::attend_bytes(shape(), shape().kv_heads, slots, tokens, attention(), Plan::latent) + turned_bytes(shape().q_heads, tokens);
+    std::size_t reading = cache::attend_bytes(shape(), shape().kv_heads, slots, tokens, attention(), Plan::latent) + turned_bytes(shape().q_heads, tokens) + cleared_bytes(tokens);
     if constexpr (retrieves) reading = std::max(reading, retrieval_.workspace_bytes(plan_, slots, tokens, attention()));
-    return mass + std::max({step, reading, model_bytes(slots), turned_bytes(shape().kv_heads, tokens)});
+    return mass + std::max({step, reading, model_bytes(slots), turned_bytes(shape().kv_heads, tokens), joined_bytes(tokens)});
   }
 
   /// Adds tokens to a layer: keys [kv_heads, tokens, head_dim], values [kv_heads, tokens, value_dim], on the device; `positions` on
-  /// the host, one per token, or empty for the next ones.
+  /// the host, one per token, or empty for the next ones. queries: [q_heads, tokens, head_dim] of these tokens; read only where they may join a slot (`dmc`).
   template <class K, class V>
     requires StoredNumbers<K, V>
-  Status append(Context<Cuda>& ctx, index_t layer, TensorView<K, 3> keys, TensorView<V, 3> values, std::span<const index_t> positions = {});
+  Status append(Context<Cuda>& ctx, index_t layer, TensorView<K, 3> keys, TensorView<V, 3> values, std::span<const index_t> positions = {},
+                TensorView<const float, 3> queries = {});
 
   /// Attention of the newest tokens over everything stored, or what a retrieval stage chooses; causal among them. `reads` and `runs` of
   /// `measure` lie on the host: a call that asks for them waits for the stream. out_of_range where `runs` has no room for all runs of a row: of
@@ -248,7 +250,7 @@ class Cache<Cuda, R> {
   using Merge = decltype(R::merge);
   using Merger = decltype(merger_of(std::declval<Merge>()));
   static constexpr bool can_merge = merge::Folds<Merger>;
-  static constexpr bool may_turn = decltype(R::position)::raw_keys;
+  static constexpr bool may_turn = decltype(R::position)::raw_keys, may_join = requires(const Merger& m) { m.finder.gate(); };
 
   prim::AttendRequest request(TensorView<const float, 3> queries, TensorView<float, 3> out) const {
     return {queries, out, {}, {}, 0, logit_scale()};
@@ -265,7 +267,7 @@ class Cache<Cuda, R> {
   /// Scratch of columns of attention over what queries a step may have.
   std::size_t column_bytes(index_t tokens, index_t slots) const {
     if (queries().rows == AttentionNeed::Rows::none && !pipeline_.probes()) return 0;
-    const std::size_t bytes = cache::CudaLayerColumns<Layer>::workspace_bytes(shape(), rotation_, std::max(tokens, plan_.query_rows), slots);
+    const std::size_t bytes = cache::CudaLayerColumns<Layer>::workspace_bytes(shape(), rotation_, control(), std::max(tokens, plan_.query_rows), slots);
     return Scratch::bytes_for<std::byte>(static_cast<index_t>(bytes));
   }
   std::size_t pipeline_bytes(index_t slots, index_t total, index_t tokens) const {
@@ -283,6 +285,16 @@ class Cache<Cuda, R> {
   template <class T>
   Status turn_back(Context<Cuda>& ctx, TensorView<const T, 3> keys, std::span<const index_t> positions, index_t next, TensorView<float, 3> out) const;
   Status stand(Context<Cuda>& ctx, const Layer& l, prim::AttendRequest& request) const;
+  // Tokens that join the newest slot: cuda_cache_join.cuh.
+  Status make_joining();
+  Status check_join(index_t tokens, TensorView<const float, 3> queries) const;
+  template <class T>
+  Status join_rows(Context<Cuda>& ctx, Layer& l, TensorView<const T, 3> keys, TensorView<const T, 3> values, TensorView<const float, 3> queries,
+                   std::span<const index_t> positions, TensorView<float, 3> key_means, TensorView<float, 3> value_means);
+  Status clear_queries(Context<Cuda>& ctx, const Layer& l, prim::AttendRequest& request) const;
+  const prim::ControlComponent* control() const { return plan_.joins ? &join_.control : nullptr; }
+  std::size_t joined_bytes(index_t tokens) const;
+  std::size_t cleared_bytes(index_t tokens) const;
   /// Whether attention reads numbers of the slots' own, a mean beside them, or keys that turn by their slot: a list of chosen ones has none of these.
   bool slots_have_own() const { return plan_.bias >= 0 || plan_.value_scale >= 0 || plan_.summary || may_turn; }
   bool changes_length() const {
@@ -360,6 +372,7 @@ class Cache<Cuda, R> {
   prim::RopeAngles fold_angles_{};  ///< how keys turn that are summed at one place
   Plan plan_{};
   cache::CudaRotation rotation_;    ///< of raw keys
+  prim::Joining join_{};            ///< how tokens join the newest slot
   cuda::SteeringMemory steering_;  ///< outlives the layers
   std::span<std::byte> model_steering_;  ///< the part of it that is no layer's
   cuda::DeviceArray<index_t> counts_;  ///< numbers that could not be stored, NaN scores
@@ -380,5 +393,6 @@ Expected<Cache<B, R>> make_cache(const CacheShape& shape, const R& recipe, Memor
 #include <kvcondense/cache/cuda_cache_impl.cuh>
 #include <kvcondense/cache/cuda_cache_append.cuh>
 #include <kvcondense/cache/cuda_cache_attend.cuh>
+#include <kvcondense/cache/cuda_cache_join.cuh>
 #include <kvcondense/cache/cuda_cache_report.cuh>
 #include <kvcondense/cache/cuda_cache_turn.cuh>

@@ -56,7 +56,8 @@ Status Cache<Cuda, R>::stand(Context<Cuda>& ctx, const Layer& l, prim::AttendReq
 template <class R>
 template <class K, class V>
   requires StoredNumbers<K, V>
-Status Cache<Cuda, R>::append(Context<Cuda>& ctx, index_t layer, TensorView<K, 3> keys, TensorView<V, 3> values, std::span<const index_t> positions) {
+Status Cache<Cuda, R>::append(Context<Cuda>& ctx, index_t layer, TensorView<K, 3> keys, TensorView<V, 3> values, std::span<const index_t> positions,
+                              TensorView<const float, 3> queries) {
   using T = std::remove_const_t<K>;
   if (layer < 0 || layer >= shape().layers) return Status::out_of_range;
   Layer& l = layers_[layer];
@@ -70,23 +71,33 @@ Status Cache<Cuda, R>::append(Context<Cuda>& ctx, index_t layer, TensorView<K, 3
     if (p < 0 || p > max_position) return Status::invalid_argument;
   if (l.counters.seen + n > max_position || (positions.empty() && l.next_position() + n - 1 > max_position)) return Status::out_of_range;
   if (n == 0) return Status::ok;
+  if (const Status s = check_join(n, queries); s != Status::ok) return s;
   const index_t next = l.next_position();
   Status s = reserve_rotation(ctx, l.longest() + n);
   if (s != Status::ok) return s;
-  TensorView<float, 3> raw{};  // keys that came rotated, as they are stored
+  TensorView<float, 3> raw{}, means{};  // keys that came rotated or join others, as they are stored; values that do
   if constexpr (may_turn && decltype(R::position)::rotated_input) {
     Scratch scratch(ctx.workspace());
     raw = dense_view(scratch.take<float>(shape().kv_heads * n * shape().head_dim), shape().kv_heads, n, shape().head_dim);
     if (raw.data == nullptr) return Status::workspace_too_small;
     if (s = turn_back<T>(ctx, keys, positions, next, raw); s != Status::ok) return s;
   }
+  if (plan_.joins) {
+    Scratch scratch(ctx.workspace());
+    raw = dense_view(scratch.take<float>(shape().kv_heads * n * shape().head_dim), shape().kv_heads, n, shape().head_dim);
+    means = dense_view(scratch.take<float>(shape().kv_heads * n * shape().values()), shape().kv_heads, n, shape().values());
+    if (means.data == nullptr) return Status::workspace_too_small;
+  }
   if (s = l.reserve(ctx, n); s != Status::ok) return s;
   const index_t first = l.sinks_due(n);
   s = l.add_slots(ctx, n, first);
-  const TensorView<const float, 3> stored = raw;
+  if constexpr (may_join)
+    if (s == Status::ok && plan_.joins) s = join_rows<T>(ctx, l, keys, values, queries, positions, raw, means);
+  const TensorView<const float, 3> stored = raw, summed = means;
   if (s == Status::ok && raw.data != nullptr) s = l.keys.template append<float>(ctx, first, l.device_slots(), stored, counts_.data());
   else if (s == Status::ok) s = l.keys.template append<T>(ctx, first, l.device_slots(), keys, counts_.data());
-  if (s == Status::ok) s = l.values.template append<T>(ctx, first, l.device_slots(), values, counts_.data());
+  if (s == Status::ok && means.data != nullptr) s = l.values.template append<float>(ctx, first, l.device_slots(), summed, counts_.data());
+  else if (s == Status::ok) s = l.values.template append<T>(ctx, first, l.device_slots(), values, counts_.data());
   if (s != Status::ok) return static_cast<void>(l.add_slots(ctx, -n, -first)), s;
   for (index_t i = 0; i < n; ++i) l.pending_positions.append_reserved(positions.empty() ? next + i : positions[static_cast<std::size_t>(i)]);
   l.counters.seen += n, l.counters.pending += n;

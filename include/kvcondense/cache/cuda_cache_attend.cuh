@@ -26,6 +26,8 @@ Status Cache<Cuda, R>::attend(Context<Cuda>& ctx, index_t layer, TensorView<cons
   Context<Cuda> own = ctx;
   if constexpr (may_turn)
     if (const Status s = stand(own, l, r); s != Status::ok) return s;
+  if constexpr (may_join)
+    if (const Status s = clear_queries(own, l, r); s != Status::ok) return s;
   const Status s = prim::Attend<Cuda>::run(own, r, l.heads(key_turn()), l.longest(), math);
   return s == Status::ok && (measure.reads != nullptr || measure.runs.data != nullptr) ? cache::tell_all_read(ctx, l, shape(), measure) : s;
 }

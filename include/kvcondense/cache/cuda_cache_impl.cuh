@@ -104,7 +104,7 @@ Status Cache<Cuda, R>::run_step(Context<Cuda>& ctx, index_t layer, const StepInp
   if (const Status s = l.fence.wait(); s != Status::ok) return s;
   l.learn();
   Scratch scratch(ctx.workspace(), l.steering);
-  const auto room = asks ? static_cast<index_t>(cache::CudaLayerColumns<Layer>::workspace_bytes(shape(), rotation_, std::max(rows, plan_.query_rows), l.longest())) : 0;
+  const auto room = asks ? static_cast<index_t>(cache::CudaLayerColumns<Layer>::workspace_bytes(shape(), rotation_, control(), std::max(rows, plan_.query_rows), l.longest())) : 0;
   std::byte* const column_scratch = scratch.take<std::byte>(room);
   if (column_scratch == nullptr) return Status::workspace_too_small;
   evict::KeepSet keep;
@@ -118,7 +118,7 @@ Status Cache<Cuda, R>::run_step(Context<Cuda>& ctx, index_t layer, const StepInp
   view.keys = &keys, view.values = &values;
   CacheShape scaled = shape();
   scaled.softmax_scale = logit_scale();
-  const cache::CudaLayerColumns<Layer> columns(l, scaled, rotation_, recipe_.position.rotated_input, inputs.queries, {column_scratch, static_cast<std::size_t>(room)});
+  const cache::CudaLayerColumns<Layer> columns(l, scaled, rotation_, recipe_.position.rotated_input, control(), inputs.queries, {column_scratch, static_cast<std::size_t>(room)});
   if (asks) view.columns = &columns;
   if (probe) {  // only the policy learns something; the tokens stay pending
     const Status s = evict::observe_probe(pipeline_.source, ctx, view, own, scratch);
@@ -172,6 +172,7 @@ Status Cache<Cuda, R>::run_step(Context<Cuda>& ctx, index_t layer, const StepInp
       if (s == Status::ok) s = retrieval_.refresh(ctx, layer, l, shape(), prompt, change), changed = true;
       if (s == Status::ok) s = retrieval_.hold(ctx, layer, l, shape(), inputs.queries, view.phase, change, scratch);
     }
+    if (s == Status::ok) s = l.open.settle(ctx, l.counters.pending, l.counters.seen - 1);
     return s;
   };
   const Status acted = act(), behind = l.fence.record(ctx);  // one that is refused may have started what reads `steering`
@@ -228,7 +229,7 @@ template <class K, class V>
   requires StoredNumbers<K, V>
 Status Cache<Cuda, R>::forward(Context<Cuda>& ctx, index_t layer, TensorView<const float, 3> queries, TensorView<K, 3> keys, TensorView<V, 3> values,
                                TensorView<float, 3> out, std::span<const index_t> positions, Phase phase, StepInputs inputs) {
-  if (const Status s = append(ctx, layer, keys, values, positions); s != Status::ok) return s;
+  if (const Status s = append(ctx, layer, keys, values, positions, queries); s != Status::ok) return s;
   const index_t n = queries.extent[1], added = keys.extent[1];
   AttendOutputs measure;
   Scratch all(ctx.workspace());
@@ -281,6 +282,8 @@ Status Cache<Cuda, R>::truncate(Context<Cuda>& ctx, index_t tokens) {
     const auto left = [&](index_t h) { return stay[layer * heads + h]; };
     const index_t gone = l.counters.seen - tokens, unstepped = std::min(gone, l.counters.pending);
     if (const Status s = l.cut(ctx, left, tokens); s != Status::ok) return l.torn = true, s;
+    if (gone > unstepped)
+      if (const Status s = l.open.clear(ctx); s != Status::ok) return l.torn = true, s;
     l.counters.stepped_position = std::max<index_t>(0, l.counters.stepped_position - (gone - unstepped));
     l.counters.pending -= unstepped;
     l.pending_positions.shrink(l.counters.pending);
@@ -347,6 +350,8 @@ Status Cache<Cuda, R>::remove(Context<Cuda>& ctx, index_t first, index_t last) {
     const prim::Ends* mine = &ends[layer * heads];
     const auto stays = [&](index_t h) { return mine[h].size(); };
     if constexpr (retrieves) retrieval_.forget(layer, -1);
+    if (first <= l.open.token() && last > l.open.token())
+      if (const Status s = l.open.clear(ctx); s != Status::ok) return l.torn = true, s;
     if (!loses(layer)) continue;
     const StepView<Cuda> view = step_view(layer, Phase::turn);
     Scratch scratch(ctx.workspace(), l.steering);

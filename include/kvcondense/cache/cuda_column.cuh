@@ -35,7 +35,7 @@ class CudaColumn {
   using Most = CudaMost;
 
   CudaColumn(const Plan& plan, MemoryResource<Cuda>& memory)
-      : plan_(plan), memory_(&memory), most_(heap_memory()), groups_(plan.codec.group_slots(), plan.slots_of(1), plan.bytes_of(1), memory),
+      : plan_(plan), memory_(&memory), most_(heap_memory()), groups_(plan.codec.group_slots(), plan.slots_of(1), plan.dim, plan.bytes_of(1), memory),
         table_(plan.heads, plan.grouped(), memory), counts_(memory), codec_(plan.codec, plan.dim, plan.slots_of(1), memory) {
     for (auto& s : spare_) s = Buffer<CudaPage*>(heap_memory());
   }
@@ -172,7 +172,7 @@ class CudaColumn {
     if constexpr (!std::same_as<Codec, prim::ExactRows>) {
       if (plan_.grouped()) {
         if (s == Status::ok) s = step_groups(ctx, column, part(2), repaired);
-      } else {
+      } else if constexpr (prim::cuda_kernels::RowCodec<prim::DeviceCodec<Codec>>) {
         if (s == Status::ok && leaves) s = prim::KeepRows<Cuda>::rows(ctx, codec(), column.coded, part(1));
         if (s == Status::ok && most > 0) s = prim::HeadSlots::code(ctx, codec(), exact, column, part(2), most, repaired);
       }
@@ -299,12 +299,12 @@ class CudaColumn {
   }
   /// What `groups_` has planned for a step.
   Status step_groups(Context<Cuda>& ctx, const prim::ColumnParts& column, const prim::KeptSlots& due, index_t* repaired) {
-    if constexpr (CudaColumnPlan<Codec>::has_axis) {
+    if constexpr (prim::cuda_kernels::GroupCodec<prim::DeviceCodec<Codec>>) {
       prim::GroupWork work;
       Status s = groups_.commit(ctx, work);
       moved_ = true;
-      if (s == Status::ok) s = prim::GroupPages::code(ctx, plan_.codec, plan_.exact, column, due, work, repaired);
-      return s == Status::ok ? prim::GroupPages::join(ctx, plan_.codec, column, work) : s;
+      if (s == Status::ok) s = prim::GroupPages::code(ctx, codec(), plan_.exact, column, due, work, repaired);
+      return s == Status::ok ? prim::GroupPages::join(ctx, codec(), column, work) : s;
     }
     return Status::ok;
   }

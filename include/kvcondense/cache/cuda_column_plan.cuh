@@ -4,9 +4,9 @@
 #include <cstddef>
 #include <cstdint>
 
+#include <kvcondense/backend/cuda/row_codec.cuh>
 #include <kvcondense/core/config.hpp>
 #include <kvcondense/core/flush.hpp>
-#include <kvcondense/prim/group_quant.hpp>
 #include <kvcondense/prim/page_codec.hpp>
 #include <kvcondense/prim/row_transform.hpp>
 
@@ -51,12 +51,8 @@ struct CudaColumnPlan {
   index_t pages_for(int part, index_t slots) const { return (slots + slots_of(part) - 1) / slots_of(part); }
   /// Pages that are kept for the slots to come: what a window fills again between two times that it is coded.
   index_t spare_pages(int part) const { return heads * (part == 2 && flush.block > 0 ? std::max<index_t>(1, pages_for(2, flush.block)) : 1); }
-  static constexpr bool has_axis = requires(const Codec& c) { c.axis; };
-  /// Whether slots share parameters along slots, so that codes cannot move alone.
-  bool grouped() const {
-    if constexpr (has_axis) return codec.axis == prim::GroupAxis::channel;
-    else return false;
-  }
+  /// Whether slots share what their numbers are made of, so that codes cannot move alone.
+  bool grouped() const { return prim::cuda_kernels::shares_slots(codec); }
   /// Whether anything but newest slots can be there.
   bool has_parts() const { return flush.block > 0 || sinks > 0; }
 };

@@ -27,9 +27,9 @@ class CudaGroups {
   using Ref = PageRefOf<CudaPage>;
   static_assert(max_page_slots == prim::JoinedPages::most_slots);
 
-  /// Pages of `page_slots` slots, in groups of `group`.
-  CudaGroups(index_t group, index_t page_slots, std::size_t page_bytes, MemoryResource<Cuda>& memory)
-      : group_(group), page_slots_(page_slots), bytes_(page_bytes), memory_(&memory), spare_(heap_memory()), made_(heap_memory()), gone_(heap_memory()),
+  /// Pages of `page_slots` slots, in groups of `group`, of rows of `dim` numbers.
+  CudaGroups(index_t group, index_t page_slots, index_t dim, std::size_t page_bytes, MemoryResource<Cuda>& memory)
+      : group_(group), page_slots_(page_slots), dim_(dim), bytes_(page_bytes), memory_(&memory), spare_(heap_memory()), made_(heap_memory()), gone_(heap_memory()),
         coded_(heap_memory()), joins_(heap_memory()), chain_(heap_memory()), lists_(memory) {}
   CudaGroups(CudaGroups&&) = default;
   CudaGroups& operator=(CudaGroups&&) = delete;
@@ -225,7 +225,10 @@ class CudaGroups {
       }
   }
 
-  index_t group_, page_slots_;
+  /// Scratch of the joins, of a group for every chain of them.
+  std::size_t rows_bytes() const { return static_cast<std::size_t>((chain_.size() - 1) * group_ * dim_) * sizeof(float); }
+
+  index_t group_, page_slots_, dim_;
   std::size_t bytes_;
   MemoryResource<Cuda>* memory_;
   ObjectArray<Head> heads_;
@@ -234,7 +237,7 @@ class CudaGroups {
   Buffer<prim::JoinedPages> joins_;
   Buffer<index_t> chain_;
   cuda::Staging staging_;
-  cuda::DeviceArray<std::byte> lists_;  ///< the three, as kernels read them
+  cuda::DeviceArray<std::byte> lists_;  ///< the three, as kernels read them, and behind them scratch of the joins
   bool planned_ = false;
 };
 

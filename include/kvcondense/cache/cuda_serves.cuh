@@ -1,6 +1,7 @@
 #pragma once
 
 #include <concepts>
+#include <type_traits>
 
 #include <kvcondense/backend/cuda/latent_rows.cuh>
 #include <kvcondense/backend/cuda/slot_rows.cuh>
@@ -14,7 +15,7 @@ namespace kvcondense {
 
 namespace detail {
 template <class C>
-inline constexpr bool cuda_codec = prim::cuda_kernels::RowCodec<prim::DeviceCodec<C>>;
+inline constexpr bool cuda_codec = prim::cuda_kernels::RowCodec<prim::DeviceCodec<C>> || prim::cuda_kernels::GroupCodec<prim::DeviceCodec<C>>;
 
 /// Of codecs of coordinates: the same codec in both, of as many coordinates where that is not exact numbers. Maps are tables.
 template <class C>
@@ -33,7 +34,7 @@ bool cuda_serves(const Quant& q, const CacheShape& shape) {
   const auto key = key_codec_of(q, shape);
   const auto value = value_codec_of(q, shape);
   const auto known = [](const auto& codec) {
-    return !prim::has_sketch(codec) && (codec.group_slots() == 1 || requires { codec.axis; });
+    return !prim::has_sketch(codec) && (codec.group_slots() == 1 || prim::cuda_kernels::codes_groups<prim::DeviceCodec<std::remove_cvref_t<decltype(codec)>>>);
   };
   const auto alike = []<class C>(const C& a, const C& b, index_t dim) {
     using Parts = prim::CodecParts<C>;

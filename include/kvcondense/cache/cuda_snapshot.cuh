@@ -35,6 +35,7 @@ std::uint64_t fingerprint(const Cache<Cuda, R>& c) {
   if (const merge::Traits& t = c.folds(); t.active) {
     if (p.bias >= 0 || p.value_scale >= 0 || p.state > 0) f.add(p.bias, p.value_scale, p.state);
     f.add_text(word_of(c.recipe().merge));
+    if (t.gate.active) f.add(t.gate.window);
   }
   if constexpr (Cache<Cuda, R>::retrieves) c.retrieval().add_to(f, c.shape(), word_of(c.recipe().retrieve));
   if (c.recipe().position.raw_keys) f.add(prim::fingerprint(c.recipe().position.rope), c.recipe().position.rotated_input);
@@ -73,6 +74,7 @@ void save_head(ByteWriter& w, Context<Cuda>& ctx, const Cache<Cuda, R>& c, index
     std::copy_n(l.found.data() + head * c.plan().found, c.plan().found, numbers.data());
     w.bytes(std::as_bytes(numbers.span().first(static_cast<std::size_t>(n))));
   }
+  if (s = l.open.save(w, ctx, head, l.counters.pending); s != Status::ok) return w.fail(s);
   CudaColumnFile<typename Cache<Cuda, R>::KeyCodec>::save(w, ctx, l.keys, head, slots, room);
   CudaColumnFile<typename Cache<Cuda, R>::ValueCodec>::save(w, ctx, l.values, head, slots, room);
   if (s = l.summary.save(w, ctx, head); s != Status::ok) w.fail(s);
@@ -120,6 +122,8 @@ Status load_layer(ByteReader& r, Context<Cuda>& ctx, Cache<Cuda, R>& c, index_t 
       std::memcpy(l.found.data() + h * c.plan().found, state.data(), static_cast<std::size_t>(c.plan().found) * sizeof(float));
     if (s == Status::ok && floats > 0)
       s = cuda::settled(cudaMemcpyAsync(l.state.data() + h * c.plan().state, state.data(), state.size(), cudaMemcpyHostToDevice, ctx.stream()));
+    const index_t stepped_slots = saved.slots - l.counters.pending;
+    if (s == Status::ok) s = l.open.load(r, ctx, h, l.counters, stepped_slots > 0 ? saved.token(stepped_slots - 1) : -1);
     if (s == Status::ok) s = keys.load(r, ctx, h, slots[h]);
     if (s == Status::ok) s = values.load(r, ctx, h, slots[h]);
     if (s == Status::ok) s = l.summary.load(r, ctx, h, l.counters.seen - slots[h]);

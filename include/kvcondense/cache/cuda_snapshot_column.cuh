@@ -140,11 +140,17 @@ class CudaColumnFile {
   Status settle(Context<Cuda>& ctx) {
     Status s = column_->reserve_table(ctx);
     if (s == Status::ok) s = column_->tell_device(ctx);
-    if (s != Status::ok || dense_) return s;
+    if constexpr (prim::cuda_kernels::RowCodec<prim::DeviceCodec<Codec>>)
+      if (s == Status::ok && !dense_) s = move_codes(ctx);
+    return s;
+  }
+
+ private:
+  Status move_codes(Context<Cuda>& ctx) {
     cuda::DeviceArray<std::int32_t> list(*column_->memory_);
     cuda::DeviceArray<index_t> offset(*column_->memory_), count(*column_->memory_);
     Buffer<index_t> coded(heap_memory());
-    s = coded.resize(plan().heads);
+    Status s = coded.resize(plan().heads);
     for (index_t h = 0; h < coded.size(); ++h) coded[h] = offset_[h + 1] - offset_[h];
     if (s == Status::ok) s = column_->upload(ctx);
     if (s == Status::ok) s = list.upload(ctx, list_.span());
@@ -156,8 +162,6 @@ class CudaColumnFile {
     if (s == Status::ok) s = done;
     return s == Status::ok ? column_->trim(ctx) : s;
   }
-
- private:
   const Plan& plan() const { return column_->plan_; }
 
   /// What a head has found of a map: nothing yet, or all.
@@ -235,7 +239,11 @@ class CudaColumnFile {
     if constexpr (requires { codec.numbers(); }) {
       clear_gap(codec.numbers(), plan, dim, page);
     } else if constexpr (requires { codec.params_at(index_t{}, index_t{}); }) {
-      const auto end = static_cast<std::size_t>(plan.slots_of(1) * codec.row_bytes(dim));
+      const auto row = [&] {
+        if constexpr (requires { codec.high_bytes(index_t{}); }) return codec.low_bytes(dim) + codec.high_bytes(dim);
+        else return codec.row_bytes(dim);
+      };
+      const auto end = static_cast<std::size_t>(plan.slots_of(1) * row());
       std::ranges::fill(page.subspan(end, static_cast<std::size_t>(codec.params_at(plan.slots_of(1), dim)) - end), std::byte{});
     }
   }

@@ -32,7 +32,7 @@ enum class AttendMath : std::uint8_t {
 ///          The result of a head does not depend on the device nor on other heads. Several sequences are more heads.
 /// Errors   shape_mismatch, invalid_argument, workspace_too_small; not_supported: AttendMath::halves of anything but
 ///          heads of a multiple of 16 up to 128 for keys and values alike, exact parts and parameters in f16, codes of 2, 4 or 8
-///          bits in rows, without numbers per slot (PagedScalars) or raw keys (KeyTurn), keys on either axis and values on the token axis, groups of channels multiples of eight; or where
+///          bits in rows, without numbers per slot (PagedScalars), raw keys (KeyTurn) or slots that live on in others (PassedSlots), keys on either axis and values on the token axis, groups of channels multiples of eight; or where
 ///          the device has too little shared memory (75 kB a block at 4 bits). Nothing is enqueued then.
 ///          A head with more than `max_slots` slots is the caller's mistake, which only the device could see.
 template <>
@@ -91,7 +91,7 @@ struct Attend<Cuda> {
     using namespace cuda_kernels;
     const index_t dim = r.queries.extent[2];
     const bool sizes = dim == r.out.extent[2] && dim % 16 == 0 && dim <= 128;
-    if (heads.scalars.bias.data != nullptr || heads.scalars.value_scale.data != nullptr || heads.turn.fine != nullptr) return false;
+    if (heads.scalars.bias.data != nullptr || heads.scalars.value_scale.data != nullptr || heads.turn.fine != nullptr || heads.passed.passed.data != nullptr) return false;
     if constexpr (stored_bits<KeyCodec> == 0 || stored_bits<ValueCodec> == 0) return false;
     else return sizes && heads.exact.dtype == DType::f16 && reads_as_halves(heads.key_codec, dim, true) &&
            reads_as_halves(heads.value_codec, dim, false);

@@ -48,10 +48,13 @@ struct ColumnPlan {
   KVCONDENSE_HD index_t members() const { return joins_logits() ? group : 1; }
   KVCONDENSE_HD index_t member(index_t line) const { return joins_logits() ? 0 : line % group; }
   KVCONDENSE_HD index_t row_token(index_t line) const { return held.seen - tokens + token(line); }
+  /// Slots of tokens up to a line's own.
+  KVCONDENSE_HD index_t reach(index_t head, index_t slots, index_t line) const {
+    return visible != nullptr ? visible[head * tokens + token(line)] : slots - tokens + token(line) + 1;
+  }
   /// Slots that take part in a line's softmax.
   KVCONDENSE_HD index_t sees(index_t head, index_t slots, index_t line) const {
-    const index_t n = visible != nullptr ? visible[head * tokens + token(line)] : slots - tokens + token(line) + 1;
-    const index_t all = n < 0 ? 0 : n, old = slots - tokens < 0 ? 0 : slots - tokens;
+    const index_t n = reach(head, slots, line), all = n < 0 ? 0 : n, old = slots - tokens < 0 ? 0 : slots - tokens;
     return past && old < all ? old : all;
   }
   KVCONDENSE_HD index_t at_piece(index_t head, index_t piece, index_t line) const { return (head * most + piece) * lines + line; }
@@ -103,7 +106,7 @@ __global__ void __launch_bounds__(Threads) visible_slots(const index_t* slots, C
 
 /// Logits of lines first + warp + 4k with this lane's slot of the tile; -inf where the line does not see it. All
 /// threads; barriers.
-__device__ inline void line_logits(const ColumnPlan& plan, index_t head, index_t slots, index_t at, int count, index_t first, int lines,
+__device__ inline void line_logits(const ColumnPlan& plan, const PassedSlots& passed, index_t head, index_t slots, index_t at, int count, index_t first, int lines,
                                    ColumnShared& shared, const float* tile, float (&logit)[warp_lines]) {
   const int lane = cuda::lane_of_warp(), warp = cuda::warp_of_block(), dim = static_cast<int>(plan.dim);
   for (int k = 0; k < warp_lines; ++k) logit[k] = minus_infinity();
@@ -124,6 +127,7 @@ __device__ inline void line_logits(const ColumnPlan& plan, index_t head, index_t
       float x = 0.0f;
       for (int c = 0; c < dim; ++c) x += shared.query[r][c] * key[c];
       x += shared.bias[lane];
+      if (passed.hides(head, at + lane, slots, plan.reach(head, slots, first + r))) x = minus_infinity();
       if (plan.seed != 0) x += noise(plan, head, slots, first + r, m, at + lane);
       const float heat = plan.temperature + plan.warming * static_cast<float>(plan.token(first + r));
       if (heat != 1.0f) x /= heat;
@@ -149,7 +153,7 @@ __global__ void __launch_bounds__(piece_threads, 4) column_pieces(PagedHeads<Key
     float logit[warp_lines];
     __syncthreads();
     load_keys(heads, head, at, count, static_cast<int>(plan.dim), true, shared, tile);
-    line_logits(plan, head, slots, at, count, first, lines, shared, tile, logit);
+    line_logits(plan, heads.passed, head, slots, at, count, first, lines, shared, tile, logit);
 #pragma unroll
     for (int k = 0; k < warp_lines; ++k) {
       const bool bad = logit[k] != logit[k];
@@ -245,7 +249,7 @@ __global__ void __launch_bounds__(piece_threads, 4) column_tiles(PagedHeads<KeyC
   for (index_t first = 0; first < plan.lines; first += row_block) {
     const int lines = static_cast<int>(plan.lines - first < row_block ? plan.lines - first : row_block);
     float logit[warp_lines];
-    line_logits(plan, head, slots, at, count, first, lines, shared, tile, logit);
+    line_logits(plan, heads.passed, head, slots, at, count, first, lines, shared, tile, logit);
 #pragma unroll
     for (int k = 0; k < warp_lines; ++k) {
       const int r = cuda::warp_of_block() + k * piece_warps;

@@ -153,6 +153,7 @@ __global__ void __launch_bounds__(piece_threads, 3) attend_latent_piece(PagedHea
         const int width = coordinates ? key_width : dim;
         for (int c = 0; c < width; ++c) logit += query[c] * key[c];
         logit += shared.bias[lane];
+        if (heads.passed.hides(head, at + lane, slots, plan.visible(slots, row))) logit = minus_infinity();
         if (plan.request.mass.data != nullptr && row >= plan.first_mass_row)
           plan.logit_row(head, row)[at + lane] = logit;
       }

@@ -121,6 +121,7 @@ __global__ void __launch_bounds__(piece_threads, 4) attend_piece(PagedHeads<KeyC
         const float* key = tile + lane * (dim + 1);
         for (int c = 0; c < dim; ++c) logit += shared.query[r][c] * key[c];
         logit += shared.bias[lane];
+        if (heads.passed.hides(head, at + lane, slots, plan.visible(slots, row))) logit = minus_infinity();
         if (plan.request.mass.data != nullptr && row >= plan.first_mass_row)
           plan.logit_row(head, row)[at + lane] = logit;
       }

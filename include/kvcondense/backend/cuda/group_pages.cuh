@@ -36,70 +36,74 @@ struct GroupWork {
   const JoinedPages* joins = nullptr;
   const index_t* chain = nullptr;  ///< chains + 1: joins [chain[i], chain[i + 1]) are done one after the other
   index_t chains = 0;
+  float* rows = nullptr;  ///< scratch: a group of rows for every chain
 };
 
 namespace cuda_kernels {
 
 /// A block a group of slots. Grid: jobs, groups of a page.
-template <int Bits>
-__global__ void __launch_bounds__(channel_threads, 4) code_groups(GroupInt<Bits> codec, ExactRows exact, ColumnParts column, KeptSlots due, const CodedRows* jobs,
-                                                                 index_t* repaired) {
-  ChannelShared& shared = cuda::shared_as<ChannelShared>();
+template <class Codec>
+__global__ void __launch_bounds__(channel_threads, 4) code_groups(Codec codec, ExactRows exact, ColumnParts column, KeptSlots due, const CodedRows* jobs, index_t* repaired) {
+  auto& shared = cuda::shared_as<typename RowPage<Codec>::GroupScratch>();
   const CodedRows job = jobs[blockIdx.x];
   const int at = static_cast<int>(blockIdx.y) * static_cast<int>(codec.group_slots());
   if (at >= job.count) return;
-  const RowPage<GroupInt<Bits>> page(codec, job.page, static_cast<int>(column.coded.page_slots), static_cast<int>(column.coded.dim));
+  const RowPage<Codec> page(codec, job.page, static_cast<int>(column.coded.page_slots), static_cast<int>(column.coded.dim));
   const DueRows rows{exact, column.newest, job.head, due.of(job.head)};
-  const int bad = encode_channel_group(page, job.first + at, rows, job.begin + at, shared);
+  const int bad = page.encode_group(job.first + at, rows, job.begin + at, shared);
   if (threadIdx.x == 0) add_repaired(repaired, bad);
 }
 
+struct JoinPlaces {
+  std::uint16_t of[2 * JoinedPages::most_slots];  ///< of every live slot, in order: its slot, and most_slots more in the second page
+};
+template <class Codec>
 struct JoinShared {
-  std::uint16_t place[2 * JoinedPages::most_slots];  ///< of every live slot, in order: its slot, and most_slots more in the second page
+  JoinPlaces place;
+  typename RowPage<Codec>::GroupScratch group;
 };
 static_assert(channel_threads >= JoinedPages::most_slots);
 
-/// A block a chain of joins, a thread a channel: ranges and codes are made from decoded numbers, a group at a time. Behind the codes of a group,
-/// which wait in shared memory, nobody reads what they overwrite: live slots only move to the front.
-template <int Bits>
-__global__ void __launch_bounds__(channel_threads, 4) join_groups(GroupInt<Bits> codec, int page_slots, int dim, const JoinedPages* joins, const index_t* chain) {
-  JoinShared& shared = cuda::shared_as<JoinShared>();
-  std::uint8_t* const codes = cuda::dyn_smem() + sizeof(JoinShared);
-  const int group = static_cast<int>(codec.group_slots()), c = static_cast<int>(threadIdx.x), word = c / JoinedPages::word_bits;
+/// Where the live slots of both pages are, and how many, in every thread. All threads of a block; one barrier.
+__device__ inline int find_live(const JoinedPages& job, JoinPlaces& place) {
+  const int c = static_cast<int>(threadIdx.x), word = c / JoinedPages::word_bits;
   const std::uint32_t bit = 1u << (c % JoinedPages::word_bits);
+  int n = 0;
+  for (int k = 0; k < 2; ++k) {
+    int mine = n;
+    for (int w = 0; w < JoinedPages::most_slots / JoinedPages::word_bits; ++w) {
+      const std::uint32_t live = job.live[k][w];
+      if (w < word) mine += __popc(live);
+      if (w == word) {
+        mine += __popc(live & (bit - 1u));
+        if (c < JoinedPages::most_slots && (live & bit) != 0) place.of[mine] = static_cast<std::uint16_t>(k * JoinedPages::most_slots + c);
+      }
+      n += __popc(live);
+    }
+  }
+  __syncthreads();
+  return n;
+}
+
+/// A block a chain of joins, a group at a time: it is decoded into the block's rows, then coded. Behind a group that was decoded nobody reads what its codes
+/// overwrite: live slots only move to the front.
+template <class Codec>
+__global__ void __launch_bounds__(channel_threads, 4) join_groups(Codec codec, int page_slots, int dim, const JoinedPages* joins, const index_t* chain, float* rows) {
+  auto& shared = cuda::shared_as<JoinShared<Codec>>();
+  const int group = static_cast<int>(codec.group_slots());
+  float* const own = rows + static_cast<std::size_t>(blockIdx.x) * static_cast<std::size_t>(group * dim);
   for (index_t j = chain[blockIdx.x]; j < chain[blockIdx.x + 1]; ++j) {
     const JoinedPages& job = joins[j];
-    int n = 0;
-    for (int k = 0; k < 2; ++k) {
-      int mine = n;
-      for (int w = 0; w < JoinedPages::most_slots / JoinedPages::word_bits; ++w) {
-        const std::uint32_t live = job.live[k][w];
-        if (w < word) mine += __popc(live);
-        if (w == word) {
-          mine += __popc(live & (bit - 1u));
-          if (c < JoinedPages::most_slots && (live & bit) != 0) shared.place[mine] = static_cast<std::uint16_t>(k * JoinedPages::most_slots + c);
-        }
-        n += __popc(live);
-      }
-    }
-    __syncthreads();
-    const RowPage<GroupInt<Bits>> pages[2] = {{codec, job.page[0], page_slots, dim}, {codec, job.page[1], page_slots, dim}};
-    const RowPage<GroupInt<Bits>> into(codec, job.into, page_slots, dim);
-    const auto row = [&](int i) {  // the last one is repeated until its group is whole: that changes no range
-      const int at = shared.place[i < n ? i : n - 1];
-      return pages[at / JoinedPages::most_slots].value(at % JoinedPages::most_slots, c);
-    };
+    const int n = find_live(job, shared.place);
+    const RowPage<Codec> into(codec, job.into, page_slots, dim);
     for (int first = 0; first < n; first += group) {
-      if (c < dim) {
-        GroupRange range;
-        for (int i = 0; i < group; ++i) range.include(row(first + i));
-        const GroupParams p = fit_group(codec.form, Bits, codec.params, range);
-        for (int i = 0; i < group; ++i) codes[i * dim + c] = static_cast<std::uint8_t>(into.code_for(row(first + i), p.offset, p.inverse));
-        into.write_params(first, c, p.scale, p.offset);  // no other thread reads those of its channel
+      for (int i = cuda::warp_of_block(); i < group; i += channel_threads / cuda::warp_lanes) {
+        const int at = shared.place.of[first + i < n ? first + i : n - 1];  // the last one is repeated until its group is whole
+        const RowPage<Codec> from(codec, job.page[at / JoinedPages::most_slots], page_slots, dim);
+        for (int c = cuda::lane_of_warp(); c < dim; c += cuda::warp_lanes) own[i * dim + c] = from.value(at % JoinedPages::most_slots, c);
       }
       __syncthreads();
-      for (int i = cuda::warp_of_block(); i < group; i += channel_threads / cuda::warp_lanes)
-        into.write_codes(first + i, codes + i * dim, cuda::lane_of_warp(), cuda::warp_lanes);
+      static_cast<void>(into.encode_group(first, JobRows{own, dim}, 0, shared.group));
       __syncthreads();
     }
   }
@@ -111,23 +115,22 @@ __global__ void __launch_bounds__(channel_threads, 4) join_groups(GroupInt<Bits>
 struct GroupPages {
   /// Newest slots become codes where `work` says. In one launch.
   ///
-  /// Numbers  as PageCodec<Cuda, GroupInt>::encode; what `append` has counted is not counted again.
-  template <int Bits>
-  static Status code(Context<Cuda>& ctx, const GroupInt<Bits>& codec, const ExactRows& exact, const ColumnParts& column, const KeptSlots& due, const GroupWork& work,
+  /// Numbers  as PageCodec<Cuda, Codec>::encode; what `append` has counted is not counted again.
+  template <class Codec>
+  static Status code(Context<Cuda>& ctx, const Codec& codec, const ExactRows& exact, const ColumnParts& column, const KeptSlots& due, const GroupWork& work,
                      index_t* repaired) {
     using namespace cuda_kernels;
-    return cuda::launch(ctx, code_groups<Bits>, {work.coded_count, column.coded.page_slots / codec.group_slots()}, channel_threads, sizeof(ChannelShared), codec,
-                        exact, column, due, work.coded, repaired);
+    return cuda::launch(ctx, code_groups<Codec>, {work.coded_count, column.coded.page_slots / codec.group_slots()}, channel_threads,
+                        sizeof(typename RowPage<Codec>::GroupScratch), codec, exact, column, due, work.coded, repaired);
   }
   /// Live slots of two pages, decoded and coded again with parameters of their own. Places behind them, up to a whole group, repeat the last.
   ///
-  /// Numbers  as PageCodec<Cpu, GroupInt>::decode, then encode.
-  template <int Bits>
-  static Status join(Context<Cuda>& ctx, const GroupInt<Bits>& codec, const ColumnParts& column, const GroupWork& work) {
+  /// Numbers  as PageCodec<Cpu, Codec>::decode, then encode.
+  template <class Codec>
+  static Status join(Context<Cuda>& ctx, const Codec& codec, const ColumnParts& column, const GroupWork& work) {
     using namespace cuda_kernels;
-    const std::size_t shared = sizeof(JoinShared) + static_cast<std::size_t>(codec.group_slots() * column.coded.dim);
-    return cuda::launch(ctx, join_groups<Bits>, {work.chains}, channel_threads, shared, codec, static_cast<int>(column.coded.page_slots),
-                        static_cast<int>(column.coded.dim), work.joins, work.chain);
+    return cuda::launch(ctx, join_groups<Codec>, {work.chains}, channel_threads, sizeof(JoinShared<Codec>), codec, static_cast<int>(column.coded.page_slots),
+                        static_cast<int>(column.coded.dim), work.joins, work.chain, work.rows);
   }
 };
 

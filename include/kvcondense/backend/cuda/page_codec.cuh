@@ -130,10 +130,11 @@ struct ChannelShared {
   std::uint8_t codes[channel_rows][max_head_dim];
 };
 
-/// Channel axis: a block codes rows [begin, begin + group) into the group of slots from `slot` on, a thread a channel. How many numbers
-/// had to be repaired, in every thread.
-template <int Bits, class Rows>
-__device__ inline int encode_channel_group(const RowPage<GroupInt<Bits>>& page, int slot, const Rows& rows, int begin, ChannelShared& shared) {
+/// A thread a channel.
+template <int Bits>
+template <class Rows>
+__device__ int RowPage<GroupInt<Bits>>::encode_group(int slot, const Rows& rows, int begin, ChannelShared& shared) const {
+  const RowPage& page = *this;
   const int n = page.group_slots(), c = static_cast<int>(threadIdx.x);
   int bad = 0;
   GroupParams p;
@@ -161,14 +162,15 @@ __device__ inline int encode_channel_group(const RowPage<GroupInt<Bits>>& page, 
   return cuda::block_sum<int, channel_threads>(bad, shared.sums);
 }
 
-template <int Bits>
-__global__ void __launch_bounds__(channel_threads, 4) encode_channels(GroupInt<Bits> codec, PageBatch batch, index_t* repaired) {
-  ChannelShared& shared = cuda::shared_as<ChannelShared>();
+/// Codecs of whole groups: a block a group.
+template <class Codec>
+__global__ void __launch_bounds__(channel_threads, 4) encode_slot_groups(Codec codec, PageBatch batch, index_t* repaired) {
+  auto& shared = cuda::shared_as<typename RowPage<Codec>::GroupScratch>();
   const PageRows job = batch.jobs[blockIdx.y];
-  const RowPage<GroupInt<Bits>> page(codec, job.page, static_cast<int>(batch.slots), static_cast<int>(batch.dim));
-  const int begin = static_cast<int>(blockIdx.x) * page.group_slots();
+  const RowPage<Codec> page(codec, job.page, static_cast<int>(batch.slots), static_cast<int>(batch.dim));
+  const int begin = static_cast<int>(blockIdx.x) * static_cast<int>(codec.group_slots());
   if (begin >= job.count) return;
-  const int bad = encode_channel_group(page, job.first + begin, JobRows{job.rows, job.step}, begin, shared);
+  const int bad = page.encode_group(job.first + begin, JobRows{job.rows, job.step}, begin, shared);
   if (threadIdx.x == 0) add_repaired(repaired, bad);
 }
 
@@ -219,6 +221,23 @@ struct PageCodec<Cuda, Codec> {
   }
 };
 
+/// Codecs of whole groups alone: `first` and `count` of every job are multiples of the group.
+template <class Codec>
+  requires(cuda_kernels::GroupCodec<Codec> && !cuda_kernels::RowCodec<Codec>)
+struct PageCodec<Cuda, Codec> {
+  static Status encode(Context<Cuda>& ctx, const Codec& codec, const PageBatch& batch, index_t* repaired = nullptr) {
+    using namespace cuda_kernels;
+    if (const Status s = check(codec, batch); s != Status::ok) return s;
+    return cuda::launch(ctx, encode_slot_groups<Codec>, {cuda::covering(batch.most, codec.group_slots()), batch.size}, channel_threads,
+                        sizeof(typename RowPage<Codec>::GroupScratch), codec, batch, repaired);
+  }
+  static Status decode(Context<Cuda>& ctx, const Codec& codec, const PageBatch& batch) {
+    using namespace cuda_kernels;
+    if (const Status s = check(codec, batch); s != Status::ok) return s;
+    return cuda::launch(ctx, decode_rows<Codec>, {cuda::covering(batch.most, codec_warps), batch.size}, codec_threads, sizeof(DecodeShared), codec, batch);
+  }
+};
+
 template <int Bits>
 struct PageCodec<Cuda, GroupInt<Bits>> {
   using Codec = GroupInt<Bits>;
@@ -230,7 +249,7 @@ struct PageCodec<Cuda, GroupInt<Bits>> {
     if (codec.axis == GroupAxis::token)
       return cuda::launch(ctx, encode_rows<Codec>, {cuda::covering(batch.most, codec_warps), batch.size}, codec_threads,
                           sizeof(RowsShared<Codec>), codec, batch, repaired);
-    return cuda::launch(ctx, encode_channels<Bits>, {cuda::covering(batch.most, codec.group_size), batch.size}, channel_threads,
+    return cuda::launch(ctx, encode_slot_groups<Codec>, {cuda::covering(batch.most, codec.group_size), batch.size}, channel_threads,
                         sizeof(ChannelShared), codec, batch, repaired);
   }
   static Status decode(Context<Cuda>& ctx, const Codec& codec, const PageBatch& batch) {

@@ -65,6 +65,9 @@ struct SlotBytes {
   __device__ std::byte* at(int i) const { return i < row_bytes ? row + i : params + (i - row_bytes); }
 };
 
+/// Shared memory of a block that codes a group of slots.
+struct ChannelShared;
+
 /// Rows of a page in their stored form. `Codec` says which: row_codec.cuh tells what it has.
 template <class Codec>
 struct RowPage;
@@ -178,6 +181,10 @@ struct RowPage<GroupInt<Bits>> {
   };
   template <class Rows>
   __device__ int encode(int slot, const Rows& rows, int i, Scratch& s) const;
+  /// Of the channel axis.
+  using GroupScratch = ChannelShared;
+  template <class Rows>
+  __device__ int encode_group(int slot, const Rows& rows, int begin, ChannelShared& shared) const;
 };
 
 /// The code of channel c in a row of planes of bits.

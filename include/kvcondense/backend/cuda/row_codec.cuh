@@ -22,6 +22,15 @@
 //   encode(slot, rows, i, scratch) -> int           a warp codes rows.row(i), whose numbers are row(i)(c); how many had to be repaired, in every lane
 //   finish(row)                                     may be left out: a warp makes what value(slot, ..) gave a row, in shared memory
 //
+// A codec whose groups of slots share what their numbers are made of (scales along slots, strong channels, angles) cannot move a slot alone. It has value,
+// data and dim as above, and instead of the others
+//
+//   GroupScratch                                    shared memory of a block that codes a group
+//   encode_group(slot, rows, begin, scratch) -> int  a block of `channel_threads` codes rows begin, begin + 1, ... into the group of slots from `slot` on; how
+//                                                   many numbers had to be repaired, in every thread
+//
+// and `codes_groups`; it stands in `GroupedCodecs` (slot_rows.cuh) too.
+//
 // A codec whose numbers depend on tables (levels, codewords, groups of channels), or whose heads have some of their own, has besides
 //
 //   CodecTable<C>::floats(codec, dim) -> index_t    numbers of a head's table
@@ -141,6 +150,24 @@ concept RowCodec = requires(const C& codec, const RowPage<C>& page) {
   { page.value(0, 0) };
   { page.slot_bytes(0) };
 };
+
+/// Codecs that may code whole groups of slots alone.
+template <class C>
+inline constexpr bool codes_groups = false;
+template <int Bits>
+inline constexpr bool codes_groups<GroupInt<Bits>> = true;
+template <class C>
+concept GroupCodec = codes_groups<C> && requires { typename RowPage<C>::GroupScratch; };
+
+/// Whether slots share what their numbers are made of, so that codes cannot move alone.
+template <class C>
+constexpr bool shares_slots(const C&) {
+  return codes_groups<DeviceCodec<C>>;
+}
+template <int Bits>
+constexpr bool shares_slots(const GroupInt<Bits>& codec) {
+  return codec.axis == GroupAxis::channel;
+}
 
 /// A slot's row as floats in shared memory. A warp; whole warps call it together, and a lane reads its own channels alone unless it waits.
 template <class Page>

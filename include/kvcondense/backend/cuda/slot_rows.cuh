@@ -1,9 +1,11 @@
 #pragma once
 
 #include <cstdint>
+#include <cstring>
 #include <type_traits>
 
 #include <kvcondense/backend/cuda/block_rows.cuh>
+#include <kvcondense/backend/cuda/boosted_int.cuh>
 #include <kvcondense/backend/cuda/cluster_rows.cuh>
 #include <kvcondense/backend/cuda/complex_vq.cuh>
 #include <kvcondense/backend/cuda/latent_rows.cuh>
@@ -11,6 +13,7 @@
 #include <kvcondense/backend/cuda/mapped_rows.cuh>
 #include <kvcondense/backend/cuda/nuq_rows.cuh>
 #include <kvcondense/backend/cuda/page_rows.cuh>
+#include <kvcondense/backend/cuda/polar_pairs.cuh>
 #include <kvcondense/backend/cuda/polar_tree.cuh>
 #include <kvcondense/core/backend.hpp>
 #include <kvcondense/core/config.hpp>
@@ -39,9 +42,21 @@ struct CodecList {
 };
 using TabledCodecs = CodecList<LevelCodes, NuqRows, ClusterRows, ComplexVq, PolarTree>;
 
+/// Codecs of groups of slots that are read by themselves, from a copy of their description.
+using GroupedCodecs = CodecList<BoostedInt<2, 2>, PolarForm>;
+struct GroupedCodec {
+  alignas(8) std::byte bytes[24];
+};
+
 // One function of each for all kernels: they neither grow by it nor take longer to compile.
 __attribute__((noinline)) __device__ inline void load_tabled(int codec, const float* table, std::byte* page, int slot, int dim, float* row) {
   TabledCodecs::at(codec, [&]<class C>() { load_row(RowPage<Tabled<C>>(table, page, 0, dim), slot, row); });
+}
+__attribute__((noinline)) __device__ inline void load_grouped(int codec, GroupedCodec description, std::byte* page, int page_slots, int slot, int dim, float* row) {
+  GroupedCodecs::at(codec, [&]<class C>() {
+    static_assert(sizeof(C) <= sizeof(GroupedCodec));
+    load_row(RowPage<C>(*reinterpret_cast<const C*>(description.bytes), page, page_slots, dim), slot, row);
+  });
 }
 __attribute__((noinline)) __device__ inline void unmap_row(Hadamard map, int dim, float* row) {
   __syncwarp();
@@ -86,7 +101,9 @@ class SlotRows<Cuda> {
     const bool latent = at.coded && latent_.table != nullptr;
     const prim::LatentMap map = latent ? latent_.of(at.begin) : prim::LatentMap{};
     const int dim = latent ? map.rank : static_cast<int>(dim_);
-    if (at.coded && kind_ >= Kind::tabled) {
+    if (at.coded && kind_ == Kind::grouped) {
+      load_grouped(grouped_index_, grouped_, at.page, static_cast<int>(runs_.page_slots), at.place, dim, row);
+    } else if (at.coded && kind_ >= Kind::tabled) {
       load_tabled(static_cast<int>(kind_) - static_cast<int>(Kind::tabled), table_ + at.begin * table_step_, at.page, at.place, dim, row);
     } else {
 #pragma unroll 1
@@ -106,7 +123,7 @@ class SlotRows<Cuda> {
   }
 
  private:
-  enum class Kind : std::uint8_t { exact, groups, blocks, tabled };  ///< what coded slots are; from `tabled` on those of TabledCodecs
+  enum class Kind : std::uint8_t { exact, groups, blocks, grouped, tabled };  ///< what coded slots are; from `tabled` on those of TabledCodecs
 
   void take(const prim::BlockCodes& codec) { kind_ = Kind::blocks, blocks_ = codec; }
   template <int Bits>
@@ -116,6 +133,12 @@ class SlotRows<Cuda> {
   template <int Bits>
   void take(const prim::BipolarInt<Bits>& codec) {
     kind_ = Kind::groups, groups_ = prim::cuda_kernels::GroupPlaces(codec, runs_.page_slots, coded_dim_);
+  }
+  template <class C>
+    requires(prim::cuda_kernels::GroupCodec<C> && !prim::cuda_kernels::RowCodec<C>)
+  void take(const C& codec) {
+    kind_ = Kind::grouped, grouped_index_ = prim::cuda_kernels::GroupedCodecs::index_of<C>();
+    std::memcpy(grouped_.bytes, &codec, sizeof codec);
   }
   template <class C>
   void take(const prim::Tabled<C>& codec) {
@@ -154,6 +177,8 @@ class SlotRows<Cuda> {
   const float* table_ = nullptr;
   index_t table_step_ = 0;
   prim::cuda_kernels::GroupPlaces groups_{};
+  prim::cuda_kernels::GroupedCodec grouped_{};
+  int grouped_index_ = 0;
   prim::BlockCodes blocks_{};
 };
 
