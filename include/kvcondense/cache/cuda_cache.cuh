@@ -108,8 +108,8 @@ class Cache<Cuda, R> {
       c.fold_angles_ = *angles;
     }
     if constexpr (retrieves) {
-      if (c.slots_have_own()) return Status::not_supported;
-      if (const Status s = c.retrieval_.make(recipe.retrieve.pipeline(), c.plan_.shape, c.changes_length() || c.fold_.shrinks, memory); s != Status::ok) return s;
+      if (c.stands_alone()) return Status::not_supported;
+      if (const Status s = c.retrieval_.make(recipe.retrieve.pipeline(), c.plan_.shape, may_turn, c.changes_length() || c.fold_.shrinks, memory); s != Status::ok) return s;
     }
     const std::size_t each = c.steering_bytes(), all = each + c.plan_.told_bytes() + Scratch::align;
     const std::size_t layers = all * static_cast<std::size_t>(shape.layers), model = c.model_steering_bytes();
@@ -214,6 +214,12 @@ class Cache<Cuda, R> {
     return s;
   }
 
+  /// Lets go the units that a schedule of the retrieval stage holds: the next call of `attend` chooses anew.
+  void choose_anew() {
+    if constexpr (retrieves)
+      for (index_t i = 0; i < layers_.size(); ++i) retrieval_.forget(i, -1);
+  }
+
   /// Which tokens the slots of a head hold, in slot order. Waits for the stream.
   Status tokens(Context<Cuda>& ctx, index_t layer, index_t head, std::span<std::int32_t> out) const;
   /// Slots [first, first + rows) of a head as floats in device memory.
@@ -278,9 +284,16 @@ class Cache<Cuda, R> {
   }
   template <class T>
   Status turn_back(Context<Cuda>& ctx, TensorView<const T, 3> keys, std::span<const index_t> positions, index_t next, TensorView<float, 3> out) const;
+  /// How the newest `n` queries meet raw keys. `last`: the position of a query that came without its token.
+  cache::QueryTurn query_turn(const Layer& l, index_t n, const index_t& last) const {
+    if (!may_turn) return {};
+    if (!decltype(R::position)::rotated_input) return {&rotation_, {}};
+    const auto count = static_cast<std::size_t>(n);
+    return {&rotation_, l.counters.pending >= n ? l.pending_positions.span().last(count) : std::span(&last, count)};
+  }
   Status stand(Context<Cuda>& ctx, const Layer& l, prim::AttendRequest& request) const;
-  /// Whether attention reads numbers of the slots' own, a mean beside them, or keys that turn by their slot: a list of chosen ones has none of these.
-  bool slots_have_own() const { return plan_.bias >= 0 || plan_.value_scale >= 0 || plan_.summary || may_turn; }
+  /// Whether attention reads a mean beside slots, or an index would be of keys that turn by their slot: neither is there beside a list.
+  bool stands_alone() const { return plan_.summary || (may_turn && decltype(R::retrieve)::keys != retrieve::KeyState::raw); }
   bool changes_length() const {
     if constexpr (requires { recipe_.evict.changes_length(); }) return recipe_.evict.changes_length();
     else return !std::same_as<Evict, evict::KeepAll>;

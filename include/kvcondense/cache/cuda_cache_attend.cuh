@@ -21,8 +21,10 @@ Status Cache<Cuda, R>::attend(Context<Cuda>& ctx, index_t layer, TensorView<cons
   r.lse = measure.lse, r.mass = measure.mass, r.mass_rows = mass_rows(n);
   if (measure.reads != nullptr) *measure.reads = {};
   if constexpr (retrieves)
-    if (bool all = false; retrieval_.chooses(layer, n))
-      if (const Status s = retrieval_.attend(ctx, layer, l, plan_, r, measure, math, all); s != Status::ok || !all) return s;
+    if (bool all = false; retrieval_.chooses(layer, n)) {
+      const index_t last = l.next_position() - 1;
+      if (const Status s = retrieval_.attend(ctx, layer, l, plan_, r, query_turn(l, n, last), measure, math, all); s != Status::ok || !all) return s;
+    }
   Context<Cuda> own = ctx;
   if constexpr (may_turn)
     if (const Status s = stand(own, l, r); s != Status::ok) return s;

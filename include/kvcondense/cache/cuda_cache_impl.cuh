@@ -170,7 +170,8 @@ Status Cache<Cuda, R>::run_step(Context<Cuda>& ctx, index_t layer, const StepInp
     Status s = l.set_slots(ctx, stays);
     if constexpr (retrieves) {
       if (s == Status::ok) s = retrieval_.refresh(ctx, layer, l, shape(), prompt, change), changed = true;
-      if (s == Status::ok) s = retrieval_.hold(ctx, layer, l, shape(), inputs.queries, view.phase, change, scratch);
+      const index_t last = l.next_position() - 1;
+      if (s == Status::ok) s = retrieval_.hold(ctx, layer, l, shape(), inputs.queries, query_turn(l, rows, last), view.phase, change, scratch);
     }
     return s;
   };

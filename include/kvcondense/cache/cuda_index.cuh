@@ -8,11 +8,14 @@
 
 #include <kvcondense/backend/cuda/memory.cuh>
 #include <kvcondense/backend/cuda/steering.cuh>
+#include <kvcondense/backend/cuda/unit_codes.cuh>
 #include <kvcondense/backend/cuda/unit_index.cuh>
 #include <kvcondense/backend/cuda/unit_scores.cuh>
+#include <kvcondense/cache/cuda_select.cuh>
 #include <kvcondense/cache/cuda_slot_store.cuh>
 #include <kvcondense/core/buffer.hpp>
 #include <kvcondense/core/workspace.hpp>
+#include <kvcondense/retrieve/blocks/codes.hpp>
 #include <kvcondense/retrieve/blocks/group_bound.hpp>
 #include <kvcondense/retrieve/blocks/keep.hpp>
 #include <kvcondense/retrieve/blocks/outliers.hpp>
@@ -57,6 +60,18 @@ struct CudaUnitSummary<retrieve::MeanKeySpread> {
   static constexpr bool there = true;
   static constexpr auto rule = prim::IndexRule::spread;
 };
+/// Keys of last slots.
+template <>
+struct CudaUnitSummary<retrieve::LastKey> {
+  static constexpr bool there = true;
+  static constexpr auto rule = prim::IndexRule::last;
+};
+/// The codebook and the metric lie on the device.
+template <>
+struct CudaUnitSummary<retrieve::VectorCodes> {
+  static constexpr bool there = true;
+  static constexpr auto rule = prim::IndexRule::codes;
+};
 /// The basis lies on the device. Its first columns alone: what a prompt teaches is the CPU's.
 template <>
 struct CudaUnitSummary<retrieve::PartialRows> {
@@ -75,6 +90,11 @@ struct CudaQuery<retrieve::EachQuery> {
   static constexpr bool there = true;
   static constexpr auto rule = prim::QueryRule::each;
   static constexpr index_t channels(const retrieve::EachQuery&) { return 0; }
+};
+/// The same at one distance from all keys, which are raw: where they are turned.
+template <>
+struct CudaQuery<retrieve::FarQuery> : CudaQuery<retrieve::EachQuery> {
+  static constexpr index_t channels(const retrieve::FarQuery&) { return 0; }
 };
 /// The mean of a group.
 template <>
@@ -120,13 +140,14 @@ inline constexpr bool cuda_retrieves = std::is_same_v<Pipeline, retrieve::ReadAl
 template <class P, class Su, class Q, class Sc, class R, class Se, class K, class Sd>
 inline constexpr bool cuda_retrieves<retrieve::Pipeline<P, Su, Q, Sc, R, Se, K, Sd>> =
     CudaUnitSummary<Su>::there && CudaQuery<Q>::there && cuda_pairs<Su, Q, Sc> && one_of<Sc, retrieve::PlainScore, retrieve::SoftmaxScore, retrieve::OutlierSoftmax> &&
-    std::is_same_v<R, retrieve::ByHeads> && one_of<Se, retrieve::TopUnits, retrieve::TopShare> &&
-    one_of<K, retrieve::KeepEnds, retrieve::KeepShare, retrieve::KeepGenerated> && one_of<Sd, retrieve::EveryCall, retrieve::EveryTokens>;
+    std::is_same_v<R, retrieve::ByHeads> && one_of<Se, retrieve::TopUnits, retrieve::TopShare, retrieve::GroupedBlocks, retrieve::RankedUnits> &&
+    one_of<K, retrieve::KeepEnds, retrieve::KeepShare, retrieve::KeepGenerated> && one_of<Sd, retrieve::EveryCall, retrieve::EveryTokens, retrieve::EveryQuestion, retrieve::WhenAsked>;
 
 /// What of a layer's slots a step changes, as far as an index asks: in steering memory, per head.
 struct IndexChange {
   index_t* from = nullptr;   ///< the first slot whose stored form changes, or which no index knew
   index_t* known = nullptr;  ///< slots that rows are made of
+  index_t* prompt = nullptr; ///< slots of prompts before the step
   bool device = false;       ///< the device lowers `from` by what leaves
 };
 
@@ -181,7 +202,9 @@ class CudaIndex {
     for (index_t h = 0; h < shape.kv_heads; ++h) covered_[h] = change.known[h];
     if (!any) return Status::ok;
     using UnitSummary = std::remove_cvref_t<decltype(p.summary)>;
-    return prim::UnitIndex::build<CudaUnitSummary<UnitSummary>::rule>(ctx, keys, planes(p, shape, layer), change.from, change.known, first, last);
+    if constexpr (CudaUnitSummary<UnitSummary>::rule == prim::IndexRule::codes)
+      return prim::UnitCodes::build(ctx, keys, planes(p, shape, layer), change.from, change.known, first, last);
+    else return prim::UnitIndex::build<CudaUnitSummary<UnitSummary>::rule>(ctx, keys, planes(p, shape, layer), change.from, change.known, first, last);
   }
   template <class Pipeline>
   prim::UnitPlanes planes(const Pipeline& p, const CacheShape& shape, index_t layer) const {
@@ -192,6 +215,10 @@ class CudaIndex {
     }
     out.dtype = shape.dtype, out.slots = p.summary.size(), out.origin = p.partition.origin();
     out.width = static_cast<int>(p.summary.plane_bytes(shape, 0) / size_of(shape.dtype));
+    if constexpr (requires { p.summary.codebook; }) {
+      out.width = static_cast<int>(shape.head_dim), out.entries = p.summary.codes(shape);
+      out.book = p.summary.codebook(layer), out.metric = p.summary.metric.empty() ? nullptr : p.summary.metric(layer);
+    }
     if constexpr (requires { p.summary.basis; }) out.basis = p.summary.basis(layer), out.columns = p.summary.basis.columns;
     return out;
   }
@@ -254,7 +281,7 @@ std::size_t choice_steering_bytes(const Pipeline& p, const CacheShape& shape) {
 /// from a head's first candidate; lists and counts lie on the device. `counts`: what was scored, which the host knows.
 template <class Pipeline>
 Status choose(Context<Cuda>& ctx, const Pipeline& p, const retrieve::ReadView<Cuda>& view, TensorView<const float, 3> queries, const prim::UnitPlanes& planes,
-              const CudaCandidates& among, const retrieve::UnitLists& lists, ReadCounts* counts, Scratch scratch) {
+              const CudaCandidates& among, const CudaLists& lists, ReadCounts* counts, Scratch scratch) {
   using Query = std::remove_cvref_t<decltype(p.query)>;
   using UnitSummary = std::remove_cvref_t<decltype(p.summary)>;
   using retrieve::Aggregate;
@@ -272,8 +299,9 @@ Status choose(Context<Cuda>& ctx, const Pipeline& p, const retrieve::ReadView<Cu
   const RaggedView<float> one = view.tokens == 1 ? sum : RaggedView<float>{scratch.take<float>(offset[q_rows]), offset, q_rows};
   const RaggedView<float> out{scratch.take<float>(row_offset[all]), row_offset, all};
   float* rows = scratch.take<float>(q_rows * floats);
-  constexpr bool mapped = CudaUnitSummary<UnitSummary>::rule == prim::IndexRule::coordinates;
-  float* prepared = mapped ? scratch.take<float>(q_rows * planes.width) : rows;
+  constexpr auto rule = CudaUnitSummary<UnitSummary>::rule;
+  constexpr bool mapped = rule == prim::IndexRule::coordinates, tabled = rule == prim::IndexRule::codes;
+  float* prepared = mapped ? scratch.take<float>(q_rows * planes.width) : tabled ? scratch.take<float>(q_rows * planes.entries) : rows;
   if (sum.data == nullptr || one.data == nullptr || out.data == nullptr || rows == nullptr || prepared == nullptr) return Status::workspace_too_small;
 
   const bool last_only = p.aggregate == Aggregate::last;
@@ -284,7 +312,12 @@ Status choose(Context<Cuda>& ctx, const Pipeline& p, const retrieve::ReadView<Cu
     const prim::UnitScores scores{begins ? sum : one, among.first, among.rows, per_head, parts};
     if constexpr (mapped)
       if (s == Status::ok) s = prim::UnitScoring::coordinates(ctx, planes, rows, q_rows, per_head, shape.head_dim, prepared);
-    if (s == Status::ok) s = prim::UnitScoring::score<CudaUnitSummary<UnitSummary>::rule>(ctx, planes, scores, prepared, mapped ? planes.width : floats, among.most);
+    if constexpr (tabled) {
+      if (s == Status::ok) s = prim::UnitCodes::tables(ctx, planes, rows, q_rows, per_head, prepared);
+      if (s == Status::ok) s = prim::UnitCodes::score(ctx, planes, scores, prepared, among.most);
+    } else if (s == Status::ok) {
+      s = prim::UnitScoring::score<rule>(ctx, planes, scores, prepared, mapped ? planes.width : floats, among.most);
+    }
     if (s == Status::ok) s = rescore(ctx, p.scorer, view, planes, scores);
     const float divide = p.aggregate == Aggregate::mean && t + 1 == view.tokens ? static_cast<float>(view.tokens) : 1.0f;
     if (s == Status::ok && !begins) s = prim::UnitScoring::join(ctx, RaggedView<const float>(one), p.aggregate == Aggregate::max, divide, sum);
@@ -294,8 +327,14 @@ Status choose(Context<Cuda>& ctx, const Pipeline& p, const retrieve::ReadView<Cu
       counts->index_bytes += p.summary.read_bytes(shape, among.size(h) * p.partition.size());
     }
   }
-  const Status s = p.reduce.run(ctx, view, RaggedView<const float>(sum), out);
-  return s == Status::ok ? p.select.run(ctx, view, RaggedView<const float>(out), lists, scratch) : s;
+  if (const Status s = p.reduce.run(ctx, view, RaggedView<const float>(sum), out); s != Status::ok) return s;
+  const CudaScores from{RaggedView<const float>(out), queries, among.first, p.partition.size(), p.partition.origin()};
+  if (p.rows(shape) == all) return select_units(ctx, p.select, view, from, lists, scratch);
+  CudaLists each;  // choices that are read together
+  each.units = {scratch.take<std::int32_t>(row_offset[all]), row_offset, all}, each.count = scratch.take<index_t>(all);
+  if (each.units.data == nullptr || each.count == nullptr) return Status::workspace_too_small;
+  const Status s = select_units(ctx, p.select, view, from, each, scratch);
+  return s == Status::ok ? prim::UnitOrder::unite(ctx, RaggedView<const std::int32_t>(each.units), each.count, lists.units, lists.count) : s;
 }
 
 }  // namespace kvcondense::cache

@@ -71,12 +71,15 @@ struct PagedSummaries {
   KVCONDENSE_HD index_t count(index_t head) const { return counts == nullptr ? 0 : counts[head]; }
 };
 
-/// How raw keys turn as they are read: the key of slot j by j positions, see RopeTable, of which these are the numbers.
+/// How raw keys turn as they are read: the key of slot j by j positions, or by those that `places` name, see RopeTable, of which these are the numbers.
 struct KeyTurn {
   const float* fine = nullptr;    ///< null: keys are stored as attention compares them
   const float* coarse = nullptr;  ///< for every slot of the longest head
   index_t pairs = 0;
   RopePairing pairing = RopePairing::half_split;
+  HeadNumbers<const std::int32_t> places{};  ///< of slots that are some of a head's own; null: each stands at its number
+
+  KVCONDENSE_HD index_t place(index_t head, index_t slot) const { return places.data == nullptr ? slot : places.row(head)[slot]; }
 };
 
 /// All slots of all KV heads of a layer, keys and values each in pages of their own: exact first slots, codes,

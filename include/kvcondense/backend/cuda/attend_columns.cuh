@@ -77,7 +77,7 @@ __device__ inline void load_keys(const PagedHeads<KeyCodec, ValueCodec>& heads, 
   }
   __syncthreads();
   load_tile(of_head(heads.key_codec, head), heads.exact, static_cast<int>(heads.keys.page_slots), shared.run, count, dim, tile);
-  if (heads.turn.fine != nullptr) turn_tile(heads.turn, at, count, dim, tile);
+  if (heads.turn.fine != nullptr) turn_tile(heads.turn, head, at, count, dim, tile);
   __syncthreads();
 }
 

@@ -52,13 +52,14 @@ __device__ inline void load_tile(const Codec& codec, const ExactRows& exact, int
 }
 
 /// Raw keys of slots [at, at + count) in a tile turn to their places: a warp a slot, the one that loaded it.
-__device__ inline void turn_tile(const KeyTurn& turn, index_t at, int count, int dim, float* tile) {
+__device__ inline void turn_tile(const KeyTurn& turn, index_t head, index_t at, int count, int dim, float* tile) {
   const bool halves = turn.pairing == RopePairing::half_split;
   const int pairs = static_cast<int>(turn.pairs);
   __syncwarp();  // other lanes loaded numbers of its pairs
   for (int i = cuda::warp_of_block(); i < count; i += piece_warps) {
-    const float* const fine = turn.fine + (at + i) % RopeTable::tile * 2 * turn.pairs;
-    const float* const coarse = turn.coarse + (at + i) / RopeTable::tile * 2 * turn.pairs;
+    const index_t place = turn.place(head, at + i);
+    const float* const fine = turn.fine + place % RopeTable::tile * 2 * turn.pairs;
+    const float* const coarse = turn.coarse + place / RopeTable::tile * 2 * turn.pairs;
     float* const row = tile + i * (dim + 1);
     for (int p = cuda::lane_of_warp(); p < pairs; p += cuda::warp_lanes) {
       const float cosine = coarse[p] * fine[p] - coarse[p + pairs] * fine[p + pairs], sine = coarse[p + pairs] * fine[p] + coarse[p] * fine[p + pairs];
@@ -109,7 +110,7 @@ __global__ void __launch_bounds__(piece_threads, 4) attend_piece(PagedHeads<KeyC
     if (warp == 3 && lane < count) shared.value_scale[lane] = heads.scalars.value_scale_of(head, at + lane, slots);
     __syncthreads();
     load_tile(of_head(heads.key_codec, head), heads.exact, static_cast<int>(heads.keys.page_slots), shared.key_run, count, dim, tile);
-    if (heads.turn.fine != nullptr) turn_tile(heads.turn, at, count, dim, tile);
+    if (heads.turn.fine != nullptr) turn_tile(heads.turn, head, at, count, dim, tile);
     __syncthreads();
 
     for (int r = warp; r < rows; r += piece_warps) {  // a warp a row, a lane a slot
