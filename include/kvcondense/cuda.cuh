@@ -30,6 +30,7 @@
 #include <kvcondense/backend/cuda/launch.cuh>
 #include <kvcondense/backend/cuda/level_codes.cuh>
 #include <kvcondense/backend/cuda/lift_top.cuh>
+#include <kvcondense/backend/cuda/listed_numbers.cuh>
 #include <kvcondense/backend/cuda/mapped_rows.cuh>
 #include <kvcondense/backend/cuda/memory.cuh>
 #include <kvcondense/backend/cuda/merge_filter.cuh>
@@ -69,8 +70,11 @@
 #include <kvcondense/backend/cuda/top_k.cuh>
 #include <kvcondense/backend/cuda/top_then_newest.cuh>
 #include <kvcondense/backend/cuda/turn_rows.cuh>
+#include <kvcondense/backend/cuda/unit_biases.cuh>
+#include <kvcondense/backend/cuda/unit_codes.cuh>
 #include <kvcondense/backend/cuda/unit_fold.cuh>
 #include <kvcondense/backend/cuda/unit_index.cuh>
+#include <kvcondense/backend/cuda/unit_lists.cuh>
 #include <kvcondense/backend/cuda/unit_scores.cuh>
 #include <kvcondense/backend/cuda/unit_spread.cuh>
 #include <kvcondense/cache/cuda_cache.cuh>

@@ -1,7 +1,6 @@
 // Retrieval stages whose attention reads something of a list of chosen slots, in a cache on CUDA beside the same on the CPU: biases of units, numbers of
 // slots, raw keys at the places of a list.
 
-#include <kvcondense/evict/h2o.hpp>
 #include <kvcondense/position/reindex.hpp>
 #include <kvcondense/retrieve/a2ats.hpp>
 #include <kvcondense/retrieve/landmark.hpp>
@@ -11,8 +10,6 @@
 #include "cache_retrieval.hpp"
 
 using namespace kvcondense;
-using cuda_cache::of;
-using cuda_cache::Pair;
 using cuda_cache::parity;
 
 KVCONDENSE_CUDA_RETRIEVES("landmark", retrieve::Landmark{.tokens = 4, .blocks = 3})

@@ -164,6 +164,14 @@ Status index_words(Context<Cuda>& ctx, const SlotRows<Cuda>& keys, const prim::U
   if (s == Status::ok) s = index_units<prim::IndexRule::mean>(ctx, keys, planes, scores, count, rows);
   if (s == Status::ok) s = index_units<prim::IndexRule::spread>(ctx, keys, planes, scores, count, rows);
   if (s == Status::ok) s = index_units<prim::IndexRule::coordinates>(ctx, keys, planes, scores, count, rows);
+  if (s == Status::ok) s = index_units<prim::IndexRule::last>(ctx, keys, planes, scores, count, rows);
+  if (s == Status::ok) s = prim::UnitCodes::build(ctx, keys, planes, count, count, 0, 8);
+  if (s == Status::ok) s = prim::UnitCodes::tables(ctx, planes, rows, 1, 1, rows);
+  if (s == Status::ok) s = prim::UnitCodes::score(ctx, planes, scores, rows, 8);
+  if (s == Status::ok) s = prim::UnitOrder::ranks(ctx, mass, keep, count, nullptr);
+  if (s == Status::ok) s = prim::UnitOrder::unite(ctx, keep, count, {}, count);
+  if (s == Status::ok) s = prim::UnitBiases::of_blocks(ctx, keys, {}, 4, 1.0f, rows, 8, rows);
+  if (s == Status::ok) s = prim::ListNumbers::run(ctx, units, runs, {}, rows, 64, {rows, rows});
   if (s == Status::ok) s = prim::UnitIndex::moved(ctx, keep, count, count);
   if (s == Status::ok) s = prim::UnitIndex::below(ctx, {}, count, 1, 1, count);
   if (s == Status::ok) s = prim::UnitScoring::queries<prim::QueryRule::each>(ctx, queries, 0, 1, 1, rows);
