@@ -38,12 +38,11 @@ TEST_CASE("cuda cache retrieves: tensor cores read no biases and no raw keys by 
     auto c = make_cache<Cuda>(shape, method);
     REQUIRE(c);
     std::mt19937 random(7);
-    test::OnDevice<float> q(device, cuda_cache::normal_numbers(4 * 64, random)), kv(device, cuda_cache::normal_numbers(2 * 40 * 64, random));
-    test::OnDevice<float> out(device, std::vector<float>(4 * 64, 7.0f));
+    test::OnDevice<float> q(device, cuda_cache::normal_numbers(4 * 40 * 64, random)), kv(device, cuda_cache::normal_numbers(2 * 40 * 64, random));
+    test::OnDevice<float> out(device, std::vector<float>(4 * 64, 7.0f)), all(device, std::vector<float>(4 * 40 * 64));
     Context<Cuda> ctx = device.with_workspace(c->workspace_bytes(40, 40));
     const auto rows = dense_view(static_cast<const float*>(kv.data()), 2, 40, 64);
-    REQUIRE(c->append(ctx, 0, rows, rows) == Status::ok);
-    REQUIRE(c->step(ctx, 0) == Status::ok);
+    REQUIRE(c->forward(ctx, 0, dense_view(static_cast<const float*>(q.data()), 4, 40, 64), rows, rows, dense_view(all.data(), 4, 40, 64)) == Status::ok);
     const auto queries = dense_view(static_cast<const float*>(q.data()), 4, 1, 64);
     const auto outs = dense_view(out.data(), 4, 1, 64);
     CHECK(c->attend(ctx, 0, queries, outs, {}, prim::AttendMath::halves) == Status::not_supported);

@@ -168,6 +168,9 @@ Status index_words(Context<Cuda>& ctx, const SlotRows<Cuda>& keys, const prim::U
   if (s == Status::ok) s = prim::UnitCodes::build(ctx, keys, planes, count, count, 0, 8);
   if (s == Status::ok) s = prim::UnitCodes::tables(ctx, planes, rows, 1, 1, rows);
   if (s == Status::ok) s = prim::UnitCodes::score(ctx, planes, scores, rows, 8);
+  if (s == Status::ok) s = prim::DrawnSlots::step(ctx, {}, 1, rows, mass, nullptr, count);
+  if (s == Status::ok) s = prim::DrawnSlots::build(ctx, keys, planes, {}, 4, count, count, 0, 8);
+  if (s == Status::ok) s = prim::DrawnSlots::score(ctx, planes, scores, rows, 64, 8);
   if (s == Status::ok) s = prim::UnitOrder::ranks(ctx, mass, keep, count, nullptr);
   if (s == Status::ok) s = prim::UnitOrder::unite(ctx, keep, count, {}, count);
   if (s == Status::ok) s = prim::UnitBiases::of_blocks(ctx, keys, {}, 4, 1.0f, rows, 8, rows);

@@ -266,8 +266,8 @@ class Cache<Cuda, R> {
   }
   /// Scratch of columns of attention over what queries a step may have.
   std::size_t column_bytes(index_t tokens, index_t slots) const {
-    if (queries().rows == AttentionNeed::Rows::none && !pipeline_.probes()) return 0;
-    const std::size_t bytes = cache::CudaLayerColumns<Layer>::workspace_bytes(shape(), rotation_, std::max(tokens, plan_.query_rows), slots);
+    if (queries().rows == AttentionNeed::Rows::none && !pipeline_.probes() && !retrieval_.watches()) return 0;
+    const std::size_t bytes = cache::CudaLayerColumns<Layer>::workspace_bytes(shape(), rotation_, reach(), std::max(tokens, plan_.query_rows), slots);
     return Scratch::bytes_for<std::byte>(static_cast<index_t>(bytes));
   }
   std::size_t pipeline_bytes(index_t slots, index_t total, index_t tokens) const {
@@ -278,20 +278,20 @@ class Cache<Cuda, R> {
   Status make_rotation();
   /// What turns stored dot products into logits.
   float logit_scale() const { return shape().softmax_scale * (may_turn ? rotation_.logit_scale(recipe_.position.rotated_input) : 1.0f); }
-  prim::KeyTurn key_turn() const { return may_turn ? rotation_.view() : prim::KeyTurn{}; }
+  index_t reach() const { return may_turn ? retrieval_.reach() : 0; }
   std::size_t turned_bytes(index_t heads, index_t tokens) const {
-    return may_turn ? Scratch::align + Scratch::bytes_for<float>(heads * tokens * shape().head_dim) : 0;
+    return may_turn ? Scratch::align + static_cast<std::size_t>(reach() > 0 ? 2 : 1) * Scratch::bytes_for<float>(heads * tokens * shape().head_dim) : 0;
   }
   template <class T>
   Status turn_back(Context<Cuda>& ctx, TensorView<const T, 3> keys, std::span<const index_t> positions, index_t next, TensorView<float, 3> out) const;
   /// How the newest `n` queries meet raw keys. `last`: the position of a query that came without its token.
   cache::QueryTurn query_turn(const Layer& l, index_t n, const index_t& last) const {
     if (!may_turn) return {};
-    if (!decltype(R::position)::rotated_input) return {&rotation_, {}};
+    if (!decltype(R::position)::rotated_input) return {&rotation_, {}, reach()};
     const auto count = static_cast<std::size_t>(n);
-    return {&rotation_, l.counters.pending >= n ? l.pending_positions.span().last(count) : std::span(&last, count)};
+    return {&rotation_, l.counters.pending >= n ? l.pending_positions.span().last(count) : std::span(&last, count), reach()};
   }
-  Status stand(Context<Cuda>& ctx, const Layer& l, prim::AttendRequest& request) const;
+  Status stand(Context<Cuda>& ctx, const Layer& l, prim::AttendRequest& request, prim::KeyTurn& keys) const;
   /// Whether attention reads a mean beside slots, or an index would be of keys that turn by their slot: neither is there beside a list.
   bool stands_alone() const { return plan_.summary || (may_turn && decltype(R::retrieve)::keys != retrieve::KeyState::raw); }
   bool changes_length() const {

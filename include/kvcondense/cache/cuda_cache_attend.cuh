@@ -26,9 +26,10 @@ Status Cache<Cuda, R>::attend(Context<Cuda>& ctx, index_t layer, TensorView<cons
       if (const Status s = retrieval_.attend(ctx, layer, l, plan_, r, query_turn(l, n, last), measure, math, all); s != Status::ok || !all) return s;
     }
   Context<Cuda> own = ctx;
+  prim::KeyTurn keys{};
   if constexpr (may_turn)
-    if (const Status s = stand(own, l, r); s != Status::ok) return s;
-  const Status s = prim::Attend<Cuda>::run(own, r, l.heads(key_turn()), l.longest(), math);
+    if (const Status s = stand(own, l, r, keys); s != Status::ok) return s;
+  const Status s = prim::Attend<Cuda>::run(own, r, l.heads(keys), l.longest(), math);
   return s == Status::ok && (measure.reads != nullptr || measure.runs.data != nullptr) ? cache::tell_all_read(ctx, l, shape(), measure) : s;
 }
 

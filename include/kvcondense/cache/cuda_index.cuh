@@ -6,6 +6,7 @@
 #include <span>
 #include <type_traits>
 
+#include <kvcondense/backend/cuda/drawn_slots.cuh>
 #include <kvcondense/backend/cuda/memory.cuh>
 #include <kvcondense/backend/cuda/steering.cuh>
 #include <kvcondense/backend/cuda/unit_codes.cuh>
@@ -22,6 +23,7 @@
 #include <kvcondense/retrieve/blocks/partial_rows.hpp>
 #include <kvcondense/retrieve/blocks/query.hpp>
 #include <kvcondense/retrieve/blocks/reduce.hpp>
+#include <kvcondense/retrieve/blocks/representative_keys.hpp>
 #include <kvcondense/retrieve/blocks/schedule.hpp>
 #include <kvcondense/retrieve/blocks/scorer.hpp>
 #include <kvcondense/retrieve/blocks/select.hpp>
@@ -65,6 +67,12 @@ template <>
 struct CudaUnitSummary<retrieve::LastKey> {
   static constexpr bool there = true;
   static constexpr auto rule = prim::IndexRule::last;
+};
+/// Of slots that drew most of attention, which steps tell.
+template <>
+struct CudaUnitSummary<retrieve::RepresentativeKeys> {
+  static constexpr bool there = true;
+  static constexpr auto rule = prim::IndexRule::representatives;
 };
 /// The codebook and the metric lie on the device.
 template <>
@@ -190,11 +198,12 @@ class CudaIndex {
   }
   /// Makes the rows of what has changed anew, after `reserve`. `keys`: as they are stored now.
   template <class Pipeline>
-  Status refresh(Context<Cuda>& ctx, const Pipeline& p, const CacheShape& shape, index_t layer, const SlotRows<Cuda>& keys, const IndexChange& change) {
+  Status refresh(Context<Cuda>& ctx, const Pipeline& p, const CacheShape& shape, index_t layer, const SlotRows<Cuda>& keys, const prim::DrawnNumbers& drawn,
+                 const IndexChange& change) {
     index_t first = 0, last = 0;
     bool any = false;
     for (index_t h = 0; h < shape.kv_heads; ++h) {
-      const index_t rows = p.index_rows(change.known[h]);
+      const index_t rows = known_rows(p, change.known[h]);
       last = std::max(last, rows);
       const index_t from = change.device ? 0 : std::max<index_t>(0, change.from[h] - p.partition.origin()) / p.summary.size();
       if (from < rows) first = any ? std::min(first, from) : from, any = true;
@@ -202,9 +211,18 @@ class CudaIndex {
     for (index_t h = 0; h < shape.kv_heads; ++h) covered_[h] = change.known[h];
     if (!any) return Status::ok;
     using UnitSummary = std::remove_cvref_t<decltype(p.summary)>;
-    if constexpr (CudaUnitSummary<UnitSummary>::rule == prim::IndexRule::codes)
+    constexpr auto rule = CudaUnitSummary<UnitSummary>::rule;
+    if constexpr (rule == prim::IndexRule::codes)
       return prim::UnitCodes::build(ctx, keys, planes(p, shape, layer), change.from, change.known, first, last);
-    else return prim::UnitIndex::build<CudaUnitSummary<UnitSummary>::rule>(ctx, keys, planes(p, shape, layer), change.from, change.known, first, last);
+    else if constexpr (rule == prim::IndexRule::representatives)
+      return prim::DrawnSlots::build(ctx, keys, planes(p, shape, layer), drawn, p.summary.count, change.from, change.known, first, last);
+    else return prim::UnitIndex::build<rule>(ctx, keys, planes(p, shape, layer), change.from, change.known, first, last);
+  }
+  /// Rows that an index of so many slots has: where steps tell what slots draw, of whole units behind the window in which they do.
+  template <class Pipeline>
+  static index_t known_rows(const Pipeline& p, index_t slots) {
+    const index_t window = p.watch().window;
+    return window == 0 ? p.index_rows(slots) : std::max<index_t>(0, slots - window - p.partition.origin()) / p.summary.size();
   }
   template <class Pipeline>
   prim::UnitPlanes planes(const Pipeline& p, const CacheShape& shape, index_t layer) const {
@@ -315,6 +333,8 @@ Status choose(Context<Cuda>& ctx, const Pipeline& p, const retrieve::ReadView<Cu
     if constexpr (tabled) {
       if (s == Status::ok) s = prim::UnitCodes::tables(ctx, planes, rows, q_rows, per_head, prepared);
       if (s == Status::ok) s = prim::UnitCodes::score(ctx, planes, scores, prepared, among.most);
+    } else if constexpr (rule == prim::IndexRule::representatives) {
+      if (s == Status::ok) s = prim::DrawnSlots::score(ctx, planes, scores, rows, shape.head_dim, among.most);
     } else if (s == Status::ok) {
       s = prim::UnitScoring::score<rule>(ctx, planes, scores, prepared, mapped ? planes.width : floats, among.most);
     }

@@ -11,6 +11,7 @@
 #include <kvcondense/cache/cuda_index.cuh>
 #include <kvcondense/cache/cuda_listed.cuh>
 #include <kvcondense/cache/cuda_reads.cuh>
+#include <kvcondense/cache/cuda_watching.cuh>
 #include <kvcondense/cache/snapshot_file.hpp>
 #include <kvcondense/core/bytes.hpp>
 #include <kvcondense/core/object_array.hpp>
@@ -37,9 +38,10 @@ class CudaRetrieval {
     if (!pipeline_.composes()) return Status::incompatible;
     const index_t unit = pipeline_.partition.size(), row = pipeline_.summary.size();
     const bool whole = row <= unit && unit % row == 0;  // a unit is rows of the index, none of which it shares
-    if (!whole || (!raw && pipeline_.read_at() != retrieve::Positions::stored) || pipeline_.reach() > 0) return Status::not_supported;
+    if (!whole || (!raw && pipeline_.read_at() != retrieve::Positions::stored)) return Status::not_supported;
     const bool learns = pipeline_.found_floats(shape, 1) > 0;
-    if ((holds() && loses) || learns || pipeline_.watch().window > 0) return Status::not_supported;
+    if ((holds() && loses) || learns) return Status::not_supported;
+    if (const Status s = watching_.make(shape, memory); s != Status::ok) return s;
     const std::size_t each = steering_bytes(shape);
     if (const Status s = steering_.make(each * static_cast<std::size_t>(shape.layers)); s != Status::ok) return s;
     Status failed = Status::ok;
@@ -63,8 +65,11 @@ class CudaRetrieval {
   /// Whether what a step chooses is read in later calls, so that steps want queries.
   bool holds() const { return pipeline_.holds(); }
   index_t longest_call() const { return pipeline_.longest_call(); }
+  index_t reach() const { return pipeline_.reach(); }
+  /// Whether steps tell what attention slots draw, so that they want queries.
+  static constexpr bool watches() { return Watching::there; }
   std::size_t fixed_bytes() const { return index_.bytes() + steering_.size() + held_.bytes() + held_steering_.size(); }
-  std::size_t index_bytes(index_t layer) const { return index_[layer].bytes() + (holds() ? held_[layer].bytes() : 0); }
+  std::size_t index_bytes(index_t layer) const { return index_[layer].bytes() + watching_.bytes(layer) + (holds() ? held_[layer].bytes() : 0); }
 
   /// Steering memory that a step takes.
   std::size_t step_steering_bytes(const CacheShape& shape) const {
@@ -74,6 +79,9 @@ class CudaRetrieval {
   /// Scratch that a step takes.
   std::size_t step_bytes(const CacheShape& shape, index_t slots, index_t tokens) const {
     const index_t n = std::min(tokens, pipeline_.longest_call());
+    return watching_.step_bytes(slots * shape.kv_heads) + choice_bytes(shape, slots, n);
+  }
+  std::size_t choice_bytes(const CacheShape& shape, index_t slots, index_t n) const {
     return holds() ? Scratch::align + CudaListed{false, false, raw_}.turned_bytes(shape, n) + pipeline_.workspace_bytes(shape, slots, n) : 0;
   }
   /// Scratch of a choice of units and of reading them, attention included.
@@ -145,9 +153,10 @@ class CudaRetrieval {
     runs.intervals = scratch.take<prim::ChosenInterval>(interval_offset[rows]), runs.slots = scratch.take<index_t>(rows);
     runs.run_offset = on_device(run_offset), runs.interval_offset = on_device(interval_offset);
     prim::ListedNumbers numbers;
-    TensorView<float, 3> meeting{}, standing{};  // queries as they meet units and slots
+    TensorView<float, 3> meeting{}, standing{}, far{};  // queries as they meet units and slots
     const CudaListed of_list = listed(plan);
-    if (!of_list.take(rows, longest, scratch, numbers) || !of_list.take(shape, held ? 0 : tokens, scratch, meeting) || !of_list.take(shape, tokens, scratch, standing))
+    if (!of_list.take(rows, longest, scratch, numbers) || !of_list.take(shape, held ? 0 : tokens, scratch, meeting) || !of_list.take(shape, tokens, scratch, standing) ||
+        !of_list.take(shape, tokens, scratch, far, of_list.reach > 0))
       return Status::workspace_too_small;
     if (pipeline_.biases() && (lists.bias = scratch.take<float>(offset[rows])) == nullptr) return Status::workspace_too_small;
     prim::AttendRequest chosen = request;
@@ -181,7 +190,7 @@ class CudaRetrieval {
       if (const Status s = prim::ChosenSlots::lay(ctx, units, paged.keys, paged.values, runs); s != Status::ok) return s;
       paged.keys.runs = runs.keys, paged.values.runs = runs.values, paged.keys.offset = paged.values.offset = runs.run_offset;
       paged.slots = runs.slots, paged.kv_heads = rows;
-      if (const Status s = CudaListed::read(ctx, units, runs, lists.bias, numbers, longest, turn, l.tokens(), standing, paged, chosen); s != Status::ok) return s;
+      if (const Status s = CudaListed::read(ctx, units, runs, lists.bias, numbers, longest, turn, l.tokens(), standing, far, paged, chosen); s != Status::ok) return s;
       Context<Cuda> rest = ctx.with_workspace(scratch.rest());
       if (const Status s = prim::Attend<Cuda>::run(rest, chosen, paged, longest, math); s != Status::ok || request.mass.data == nullptr) return s;
       return prim::ChosenSlots::spread(ctx, units, runs, RaggedView<const float>(chosen.mass), l.longest(), request.mass);
@@ -206,17 +215,25 @@ class CudaRetrieval {
     const bool joins = l.keys.wants_lists() && (leaves || l.keys.due() || l.keys.unsettled());  // codes get new parameters wherever they lie
     for (index_t h = 0; h < heads; ++h) {
       change.known[h] = kept(h), most = std::max(most, kept(h));
-      change.from[h] = folds || joins ? 0 : std::min(index_[layer].covered(h), l.keys.settled(h));
+      change.from[h] = folds || joins ? 0 : std::min(unwatched(index_[layer].covered(h)), l.keys.settled(h));
     }
+    const auto stepped = [&](index_t h) { return l.slots(h) - l.counters.pending; };
+    if (const Status s = watching_.reserve(ctx, layer, heads, most, stepped); s != Status::ok) return s;
     if (holds())
       if (const Status s = held_[layer].reserve(ctx, pipeline_.rows(shape) * pipeline_.most_units(most)); s != Status::ok) return s;
     if (const Status s = index_[layer].reserve(ctx, pipeline_, shape, most); s != Status::ok || !leaves) return s;
     return prim::UnitIndex::moved(ctx, RaggedView<const std::int32_t>(keep.slots), keep.count, change.from);
   }
+  /// What the queries of a step give to slots, and what slots that stay keep of it: see CudaWatching.
+  Status watch(Context<Cuda>& ctx, const StepView<Cuda>& view, float* sums) const { return watching_.watch(ctx, pipeline_.summary, view, sums); }
+  template <class Layer>
+  Status keep_drawn(Context<Cuda>& ctx, index_t layer, const Layer& l, const float* sums, const evict::KeepSet& keep, bool leaves, const Scratch& scratch) const {
+    return watching_.keep(ctx, layer, l, sums, keep, leaves, scratch);
+  }
   /// Behind the changes of a step, whose lengths kernels read already. `prompt`: tokens before it came in prompts.
   template <class Layer>
   Status refresh(Context<Cuda>& ctx, index_t layer, const Layer& l, const CacheShape& shape, index_t prompt, const IndexChange& change) {
-    const Status s = index_[layer].refresh(ctx, pipeline_, shape, layer, l.keys.rows(l.device_slots(), l.longest()), change);
+    const Status s = index_[layer].refresh(ctx, pipeline_, shape, layer, l.keys.rows(l.device_slots(), l.longest()), watching_.numbers(layer), change);
     if (s != Status::ok || !asks_for_prompt) return s;
     return prim::UnitIndex::below(ctx, l.ids.view(), change.known, prompt, shape.kv_heads, index_[layer].prompt().data());
   }
@@ -266,6 +283,14 @@ class CudaRetrieval {
     if (holds()) held_[layer].save(w, ctx);
   }
   template <class Layer>
+  void save_drawn(ByteWriter& w, const Context<Cuda>& ctx, index_t layer, const Layer& l, index_t heads) const {
+    watching_.save(w, ctx, layer, l, heads);
+  }
+  template <class Stepped>
+  Status load_drawn(ByteReader& r, const Context<Cuda>& ctx, index_t layer, index_t heads, Stepped&& stepped) {
+    return watching_.load(r, ctx, layer, heads, stepped);
+  }
+  template <class Layer>
   Status load_held(ByteReader& r, const Context<Cuda>& ctx, index_t layer, const Layer& l) {
     return holds() ? held_[layer].load(r, ctx, l.counters.seen) : Status::ok;
   }
@@ -282,7 +307,7 @@ class CudaRetrieval {
   }
   /// What says that a file's held units mean the same.
   void add_to(Fingerprint& f, const CacheShape& shape, const char* word) const {
-    if (holds()) f.add_text(word).add(pipeline_.rows(shape), pipeline_.fingerprint());
+    if (holds() || watches()) f.add_text(word).add(holds() ? pipeline_.rows(shape) : 0, pipeline_.fingerprint());
   }
   /// Between steps: rows of all slots that a step has seen, anew from the slot `same(head)` on.
   template <class Layer, class Same>
@@ -293,25 +318,31 @@ class CudaRetrieval {
     const auto known = [&](index_t h) { return l.slots(h) - l.counters.pending; };
     Status s = reserve(ctx, layer, l, shape, known, false, false, {}, scratch, change);
     if (s != Status::ok) return s;
-    for (index_t h = 0; h < shape.kv_heads; ++h) change.from[h] = std::min({index_[layer].covered(h), same(h), known(h)});
+    for (index_t h = 0; h < shape.kv_heads; ++h) change.from[h] = std::min({unwatched(index_[layer].covered(h)), same(h), known(h)});
     s = refresh(ctx, layer, l, shape, l.counters.prompt, change);
     const Status behind = l.fence.record(ctx);
     return s == Status::ok ? behind : s;
   }
   Status fork(const Context<Cuda>& ctx, index_t layer, CudaRetrieval& out) const {
-    const Status s = index_[layer].fork(ctx, out.index_[layer]);
+    Status s = index_[layer].fork(ctx, out.index_[layer]);
+    if (s == Status::ok) s = watching_.fork(ctx, layer, out.watching_);
     return s == Status::ok && holds() ? held_[layer].fork(ctx, out.held_[layer]) : s;
   }
   /// Only while no kernel uses it.
   void clear() {
     for (auto& i : index_) i.clear();
+    watching_.clear();
     for (auto& h : held_) h.clear();
   }
 
  private:
+  using Watching = CudaWatching<decltype(Pipeline::summary)>;
+
+  /// Slots that draw nothing more, of so many.
+  index_t unwatched(index_t slots) const { return std::max<index_t>(0, slots - pipeline_.watch().window); }
   template <class Plan>
   CudaListed listed(const Plan& plan) const {
-    return {pipeline_.biases() || plan.bias >= 0, plan.value_scale >= 0, raw_, pipeline_.read_at()};
+    return {pipeline_.biases() || plan.bias >= 0, plan.value_scale >= 0, raw_, pipeline_.read_at(), pipeline_.reach()};
   }
   /// Units of a row at most, of so many candidates.
   index_t most_read(const retrieve::ReadView<Cuda>& view, index_t head, index_t candidates) const {
@@ -336,24 +367,13 @@ class CudaRetrieval {
     if constexpr (requires { pipeline_.partition.unread(); }) return pipeline_.partition.unread();
     else return 0;
   }
-  /// Runs of either column of a head of so many slots, at most.
-  template <class Plan>
-  static index_t most_runs(const Plan& plan, index_t slots) {
-    const auto runs = [&](const auto& column) {
-      if (column.grouped()) return slots;
-      index_t n = 0;
-      for (int part = 0; part < column.parts; ++part) n += column.pages_for(part, part == 0 ? std::min(slots, column.sinks) : slots) + 1;
-      return n;
-    };
-    return std::max(runs(plan.keys), runs(plan.values));
-  }
-
   static constexpr bool asks_for_prompt = std::is_same_v<decltype(Pipeline::keep), retrieve::KeepGenerated>;
 
   Pipeline pipeline_{};
   bool raw_ = false;  ///< keys are stored without rotation
   cuda::SteeringMemory steering_;  ///< outlives the index
   ObjectArray<CudaIndex> index_;
+  Watching watching_;
   cuda::SteeringMemory held_steering_;
   ObjectArray<CudaHeld> held_;  ///< where `holds`
 };
@@ -365,6 +385,9 @@ class CudaRetrieval<retrieve::ReadAll::Nothing> {
   static constexpr bool there = false;
   static constexpr bool holds() { return false; }
   static constexpr index_t longest_call() { return 0; }
+  static constexpr index_t reach() { return 0; }
+  static constexpr bool watches() { return false; }
+  static Status watch(Context<Cuda>&, const StepView<Cuda>&, float*) { return Status::ok; }
   static constexpr std::size_t step_steering_bytes(const CacheShape&) { return 0; }
   static constexpr std::size_t step_bytes(const CacheShape&, index_t, index_t) { return 0; }
 };

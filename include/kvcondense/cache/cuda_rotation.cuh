@@ -62,8 +62,11 @@ class CudaRotation {
 struct QueryTurn {
   const CudaRotation* rotation = nullptr;
   std::span<const index_t> positions{};  ///< that queries were rotated to; empty: they come without
+  index_t reach = 0;                     ///< keys that stand so far in front of a query or farther are read at this distance; 0: as far as they are
 
   bool turns() const { return rotation != nullptr; }
+  /// Tensors of queries that attention reads.
+  index_t forms() const { return !turns() ? 0 : reach > 0 ? 2 : 1; }
 };
 
 }  // namespace kvcondense::cache

@@ -135,6 +135,8 @@ Status load_layer(ByteReader& r, Context<Cuda>& ctx, Cache<Cuda, R>& c, index_t 
     if (s == Status::ok) s = values.load(r, ctx, h, slots[h]);
     if (s == Status::ok) s = l.summary.load(r, ctx, h, l.counters.seen - slots[h]);
   }
+  if constexpr (Cache<Cuda, R>::retrieves)
+    if (s == Status::ok) s = c.retrieval().load_drawn(r, ctx, layer, heads, stepped);
   index_t longest = 0;
   for (const index_t n : slots) longest = std::max(longest, n);
   if (s == Status::ok) s = c.reserve_rotation(ctx, longest);
@@ -192,6 +194,8 @@ Status save(Context<Cuda>& ctx, const Cache<Cuda, R>& c, ByteSink& sink) {
       if (i == 0 && h == 0) counts.repaired += counted[0];
       cache::save_head(w, ctx, c, i, h, counts, room);
     }
+    if constexpr (Cache<Cuda, R>::retrieves)
+      if (w.status() == Status::ok) c.retrieval().save_drawn(w, ctx, i, l, c.shape().kv_heads);
   }
   return cache::save_end(w);
 }

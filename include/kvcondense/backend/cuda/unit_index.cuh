@@ -26,6 +26,7 @@ enum class IndexRule : std::uint8_t {
   spread,  ///< the mean key, and in the second plane the smallest cosine between it and a key: a float
   coordinates,  ///< a key's coordinates in a basis of its head; a unit is a slot
   codes,        ///< the nearest of a head's centroids: a number of 16 bits; a unit is a slot
+  representatives,  ///< per query head the mean of the keys that drew most of it
   last,         ///< the key of the last slot, of a unit that is full; else 0
 };
 
