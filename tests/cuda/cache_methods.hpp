@@ -51,7 +51,7 @@ class Model {
     host_.evicted = layers(evicted_), host_.variance = layers(variance_);
     device_ = host_;
     constexpr index_t hidden = 24;
-    matrices_.reserve(4);
+    matrices_.reserve(5);
     const auto matrices = [&](LayerMatrices any::ModelFacts::* which, index_t rows, index_t columns) {
       Matrices& m = matrices_.emplace_back();
       for (index_t layer = 0; layer < shape.layers; ++layer) {
@@ -66,6 +66,7 @@ class Model {
     matrices(&any::ModelFacts::retain_in, shape.q_heads * shape.head_dim + shape.kv_heads * (shape.head_dim + shape.values()), hidden);
     matrices(&any::ModelFacts::retain_out, hidden, shape.kv_heads);
     matrices(&any::ModelFacts::key_axes, shape.kv_heads * shape.head_dim, shape.head_dim);
+    matrices(&any::ModelFacts::query_axes, shape.kv_heads * shape.head_dim, shape.head_dim);
   }
   Model(const Model&) = delete;
   Model& operator=(const Model&) = delete;

@@ -158,7 +158,7 @@ class Cache<Cuda, R> {
     const std::size_t mass = Scratch::align + Scratch::bytes_for<float>(total);
     const std::size_t step = Scratch::align + range_bytes() + 2 * Scratch::bytes_for<std::int32_t>(total) +
                              static_cast<std::size_t>(plan_.lanes) * Scratch::bytes_for<float>(total) + pipeline_bytes(slots, total, tokens) + fold_bytes(total) +
-                             column_bytes(tokens, slots) + retrieval_.step_bytes(shape(), slots, tokens);
+                             column_bytes(tokens, slots) + retrieval_.step_bytes(shape(), slots, tokens, true);
     std::size_t reading = cache::attend_bytes(shape(), shape().kv_heads, slots, tokens, attention()) + turned_bytes(shape().q_heads, tokens);
     if constexpr (retrieves) reading = std::max(reading, retrieval_.workspace_bytes(plan_, slots, tokens, attention()));
     return mass + std::max({step, reading, model_bytes(slots), turned_bytes(shape().kv_heads, tokens)});

@@ -9,7 +9,9 @@
 #include <kvcondense/backend/cuda/chosen_slots.cuh>
 #include <kvcondense/cache/cuda_held.cuh>
 #include <kvcondense/cache/cuda_index.cuh>
+#include <kvcondense/cache/cuda_learning.cuh>
 #include <kvcondense/cache/cuda_reads.cuh>
+#include <kvcondense/cache/cuda_taught.cuh>
 #include <kvcondense/cache/snapshot_file.hpp>
 #include <kvcondense/core/bytes.hpp>
 #include <kvcondense/core/object_array.hpp>
@@ -35,16 +37,17 @@ class CudaRetrieval {
     pipeline_ = pipeline;
     if (!pipeline_.composes()) return Status::incompatible;
     const index_t unit = pipeline_.partition.size(), row = pipeline_.summary.size();
-    const bool whole = row <= unit && unit % row == 0;  // a unit is rows of the index, none of which it shares
+    const bool whole = scores_slots || (row <= unit && unit % row == 0);  // a unit is rows of the index, none of which it shares
     if (!whole || pipeline_.read_at() != retrieve::Positions::stored) return Status::not_supported;
-    const bool unites = pipeline_.rows(shape) != pipeline_.reduce.rows(shape), learns = pipeline_.found_floats(shape, 1) > 0;
-    if ((holds() && loses) || unites || learns || pipeline_.watch().window > 0) return Status::not_supported;
+    const bool unites = pipeline_.rows(shape) != pipeline_.reduce.rows(shape);
+    learns_ = Learning::learns(pipeline_, shape);
+    if ((holds() && loses) || unites || (learns_ && !Learning::there) || pipeline_.watch().window > 0) return Status::not_supported;
     const std::size_t each = steering_bytes(shape);
     if (const Status s = steering_.make(each * static_cast<std::size_t>(shape.layers)); s != Status::ok) return s;
     Status failed = Status::ok;
     const Status made = index_.fill(heap_memory(), shape.layers, [&](index_t i) {
       CudaIndex index(memory);
-      if (failed == Status::ok) failed = index.make(shape.kv_heads, steering_.part(static_cast<std::size_t>(i) * each, each));
+      if (failed == Status::ok) failed = index.make(shape.kv_heads, Learning::lead(), steering_.part(static_cast<std::size_t>(i) * each, each));
       return index;
     });
     if (made != Status::ok || failed != Status::ok) return made != Status::ok ? made : failed;
@@ -61,6 +64,8 @@ class CudaRetrieval {
   }
   /// Whether what a step chooses is read in later calls, so that steps want queries.
   bool holds() const { return pipeline_.holds(); }
+  /// Whether steps have to be told their queries.
+  bool asks_queries() const { return holds() || pipeline_.fit_queries(); }
   index_t longest_call() const { return pipeline_.longest_call(); }
   std::size_t fixed_bytes() const { return index_.bytes() + steering_.size() + held_.bytes() + held_steering_.size(); }
   std::size_t index_bytes(index_t layer) const { return index_[layer].bytes() + (holds() ? held_[layer].bytes() : 0); }
@@ -68,11 +73,12 @@ class CudaRetrieval {
   /// Steering memory that a step takes.
   std::size_t step_steering_bytes(const CacheShape& shape) const {
     const std::size_t choice = CudaCandidates::bytes(shape) + choice_steering_bytes(pipeline_, shape);
-    return 2 * Scratch::bytes_for<index_t>(shape.kv_heads) + (holds() ? choice : 0);
+    return 3 * Scratch::bytes_for<index_t>(shape.kv_heads) + (holds() ? choice : 0);
   }
-  /// Scratch that a step takes.
-  std::size_t step_bytes(const CacheShape& shape, index_t slots, index_t tokens) const {
-    return holds() ? Scratch::align + pipeline_.workspace_bytes(shape, slots, std::min(tokens, pipeline_.longest_call())) : 0;
+  /// Scratch that a step takes; `ends_prompt`: which may teach something.
+  std::size_t step_bytes(const CacheShape& shape, index_t slots, index_t tokens, bool ends_prompt) const {
+    const std::size_t choice = holds() ? Scratch::align + pipeline_.workspace_bytes(shape, slots, std::min(tokens, pipeline_.longest_call())) : 0;
+    return std::max(choice, ends_prompt ? Learning::fit_bytes(pipeline_, shape, slots) : 0);
   }
   /// Scratch of a choice of units and of reading them, attention included.
   template <class Plan>
@@ -81,10 +87,11 @@ class CudaRetrieval {
     const index_t rows = pipeline_.rows(shape), most = pipeline_.most_units(slots) + 2, n = std::min(tokens, pipeline_.longest_call());
     retrieve::ReadView<Cuda> view;
     view.shape = shape, view.slots = &slots;
-    const index_t intervals = std::min(most, pipeline_.select.budget(view, 0)) + 2;  // a shorter head chooses no more
+    const index_t intervals = most_chosen(pipeline_.select, view, 0, most) + 2;  // a shorter head chooses no more
     const std::size_t lists = Scratch::align + Scratch::bytes_for<index_t>(told_numbers(shape.kv_heads, rows)) + Scratch::bytes_for<std::int32_t>(rows * most) + 2 * Scratch::bytes_for<index_t>(rows) +
                               2 * Scratch::bytes_for<prim::SlotRun>(rows * prim::ChosenSlots::most_runs(intervals, most_runs(plan, slots), slots)) +
-                              Scratch::bytes_for<prim::ChosenInterval>(rows * intervals) + Scratch::bytes_for<float>(rows * slots);
+                              Scratch::bytes_for<prim::ChosenInterval>(rows * intervals) + Scratch::bytes_for<float>(rows * slots) +
+                              Scratch::bytes_for<float>(pipeline_.shares() ? rows : 0);
     return lists + std::max(pipeline_.workspace_bytes(shape, slots, n), attend_bytes(shape, rows, slots, n, need));
   }
 
@@ -112,6 +119,8 @@ class CudaRetrieval {
     retrieve::ReadView<Cuda> view;
     view.shape = shape, view.layer = layer, view.tokens = tokens, view.seen = l.counters.seen;
     view.slots = slots, view.known = known, view.prompt = index.prompt().data();
+    const CudaRows stored = rows_of(l);
+    view.keys = &stored.keys, view.values = &stored.values;
     const bool held = holds() && held_[layer].valid() && !pipeline_.due(l.counters.seen, tokens);
     all = !held && pipeline_.takes_all(view);
     if (all) return Status::ok;
@@ -123,7 +132,7 @@ class CudaRetrieval {
     offset[0] = run_offset[0] = interval_offset[0] = read_offset[0] = 0;
     index_t longest = 0;
     for (index_t r = 0; r < rows; ++r) {
-      const index_t h = r * heads / rows, units = std::min(among.size(h), pipeline_.select.budget(view, h)), size = pipeline_.partition.size();
+      const index_t h = r * heads / rows, units = most_chosen(pipeline_.select, view, h, among.size(h)), size = pipeline_.partition.size();
       const index_t front = std::min(slots[h], pipeline_.unit_begin(among.first[h]));
       const index_t back = slots[h] - std::min({slots[h], known[h], pipeline_.unit_begin(among.last[h])});
       const index_t read = std::min(slots[h], front + units * size + back);
@@ -133,7 +142,8 @@ class CudaRetrieval {
       run_offset[r + 1] = run_offset[r] + prim::ChosenSlots::most_runs(units + 2, most_runs(plan, slots[h]), read);
       read_offset[r + 1] = read_offset[r] + read;
     }
-    const retrieve::UnitLists lists{{scratch.take<std::int32_t>(held ? 0 : offset[rows]), offset, rows}, scratch.take<index_t>(rows)};
+    const retrieve::UnitLists lists{{scratch.take<std::int32_t>(held ? 0 : offset[rows]), offset, rows}, scratch.take<index_t>(rows), nullptr,
+                                    scratch.take<float>(pipeline_.shares() ? rows : 0)};
     auto* const copy = scratch.take<index_t>(told_numbers(heads, rows));
     const auto on_device = [&](const index_t* p) { return copy + (p - told); };
     prim::ChosenRuns runs;
@@ -142,7 +152,7 @@ class CudaRetrieval {
     runs.run_offset = on_device(run_offset), runs.interval_offset = on_device(interval_offset);
     prim::AttendRequest chosen = request;
     if (request.mass.data != nullptr) chosen.mass = {scratch.take<float>(read_offset[rows]), on_device(read_offset), rows};
-    if (lists.units.data == nullptr || lists.count == nullptr || copy == nullptr || runs.keys == nullptr || runs.values == nullptr || runs.intervals == nullptr ||
+    if (lists.units.data == nullptr || lists.count == nullptr || lists.share == nullptr || copy == nullptr || runs.keys == nullptr || runs.values == nullptr || runs.intervals == nullptr ||
         runs.slots == nullptr || (request.mass.data != nullptr && chosen.mass.data == nullptr))
       return Status::workspace_too_small;
 
@@ -166,7 +176,10 @@ class CudaRetrieval {
       paged.keys.runs = runs.keys, paged.values.runs = runs.values, paged.keys.offset = paged.values.offset = runs.run_offset;
       paged.slots = runs.slots, paged.kv_heads = rows;
       Context<Cuda> rest = ctx.with_workspace(scratch.rest());
-      if (const Status s = prim::Attend<Cuda>::run(rest, chosen, paged, longest, math); s != Status::ok || request.mass.data == nullptr) return s;
+      Status s = prim::Attend<Cuda>::run(rest, chosen, paged, longest, math);
+      if constexpr (mixes)  // the rest of a row's output is the mean of all values
+        if (s == Status::ok) s = prim::ChannelPages::mix(ctx, stored.values, index.planes(pipeline_, shape, layer), slots, known, lists.share, request.out);
+      if (s != Status::ok || request.mass.data == nullptr) return s;
       return prim::ChosenSlots::spread(ctx, units, runs, RaggedView<const float>(chosen.mass), l.longest(), request.mass);
     };
     Status s = read();
@@ -182,22 +195,31 @@ class CudaRetrieval {
                  Scratch& scratch, IndexChange& change) {
     const index_t heads = shape.kv_heads;
     change.from = scratch.take_steering<index_t>(heads), change.known = scratch.take_steering<index_t>(heads), change.device = leaves;
-    if (change.from == nullptr || change.known == nullptr) return Status::workspace_too_small;
+    change.learned = scratch.take_steering<index_t>(heads);
+    if (change.from == nullptr || change.known == nullptr || change.learned == nullptr) return Status::workspace_too_small;
     index_t most = 0;
-    const bool joins = l.keys.wants_lists() && (leaves || l.keys.due() || l.keys.unsettled());  // codes get new parameters wherever they lie
+    const auto joined = [&](const auto& column) { return column.wants_lists() && (leaves || column.due() || column.unsettled()); };
+    const bool joins = joined(l.keys) || (mixes && joined(l.values));  // codes get new parameters wherever they lie
     for (index_t h = 0; h < heads; ++h) {
       change.known[h] = kept(h), most = std::max(most, kept(h));
       change.from[h] = folds || joins ? 0 : std::min(index_[layer].covered(h), l.keys.settled(h));
+      if (mixes) change.from[h] = std::min(change.from[h], l.values.settled(h));
     }
+    if (const Status s = Learning::reserve(ctx, pipeline_, shape, index_[layer].found, change); s != Status::ok) return s;
     if (holds())
       if (const Status s = held_[layer].reserve(ctx, pipeline_.rows(shape) * pipeline_.most_units(most)); s != Status::ok) return s;
     if (const Status s = index_[layer].reserve(ctx, pipeline_, shape, most); s != Status::ok || !leaves) return s;
     return prim::UnitIndex::moved(ctx, RaggedView<const std::int32_t>(keep.slots), keep.count, change.from);
   }
+  /// Behind the changes of a step that ends a prompt, and `reserve`: heads learn what they have to.
+  template <class Layer>
+  Status learn(Context<Cuda>& ctx, index_t layer, const Layer& l, const CacheShape& shape, const IndexChange& change, const Scratch& scratch) {
+    return Learning::run(ctx, pipeline_, shape, layer, rows_of(l), index_[layer].found, change, scratch);
+  }
   /// Behind the changes of a step, whose lengths kernels read already. `prompt`: tokens before it came in prompts.
   template <class Layer>
   Status refresh(Context<Cuda>& ctx, index_t layer, const Layer& l, const CacheShape& shape, index_t prompt, const IndexChange& change) {
-    const Status s = index_[layer].refresh(ctx, pipeline_, shape, layer, l.keys.rows(l.device_slots(), l.longest()), change);
+    const Status s = index_[layer].refresh(ctx, pipeline_, shape, layer, rows_of(l), change);
     if (s != Status::ok || !asks_for_prompt) return s;
     return prim::UnitIndex::below(ctx, l.ids.view(), change.known, prompt, shape.kv_heads, index_[layer].prompt().data());
   }
@@ -246,13 +268,20 @@ class CudaRetrieval {
       return pipeline_.candidates(view, head);
     });
   }
+  void save_found(ByteWriter& w, const Context<Cuda>& ctx, index_t layer) const {
+    if (learns_) index_[layer].found.save(w, ctx);
+  }
+  Status load_found(ByteReader& r, const Context<Cuda>& ctx, index_t layer, const CacheShape& shape) {
+    if (!learns_) return Status::ok;
+    return index_[layer].found.load(r, ctx, [&](std::span<const float> found) { return Learning::fits(pipeline_, shape, found); });
+  }
   template <class Layer>
   bool held_fits(index_t layer, const Layer& l) const {
     return !holds() || held_[layer].fits([&](index_t h) { return l.slots(h); });
   }
-  /// What says that a file's held units mean the same.
+  /// What says that a file's held units, and what was learned, mean the same.
   void add_to(Fingerprint& f, const CacheShape& shape, const char* word) const {
-    if (holds()) f.add_text(word).add(pipeline_.rows(shape), pipeline_.fingerprint());
+    if (holds() || learns_) f.add_text(word).add(holds() ? pipeline_.rows(shape) : 0, pipeline_.fingerprint());
   }
   /// Between steps: rows of all slots that a step has seen, anew from the slot `same(head)` on.
   template <class Layer, class Same>
@@ -279,6 +308,8 @@ class CudaRetrieval {
   }
 
  private:
+  using Learning = CudaLearning<Pipeline>;
+
   /// What the host writes in a call of `attend`.
   std::size_t steering_bytes(const CacheShape& shape) const {
     const index_t rows = pipeline_.rows(shape);
@@ -292,6 +323,10 @@ class CudaRetrieval {
     if constexpr (requires { pipeline_.partition.unread(); }) return pipeline_.partition.unread();
     else return 0;
   }
+  template <class Layer>
+  static CudaRows rows_of(const Layer& l) {
+    return {l.keys.rows(l.device_slots(), l.longest()), l.values.rows(l.device_slots(), l.longest())};
+  }
   /// Runs of either column of a head of so many slots, at most.
   template <class Plan>
   static index_t most_runs(const Plan& plan, index_t slots) {
@@ -304,9 +339,12 @@ class CudaRetrieval {
     return std::max(runs(plan.keys), runs(plan.values));
   }
 
+  static constexpr bool scores_slots = requires(const Pipeline& p) { p.summary.slots_scored(); };
+  static constexpr bool mixes = std::is_same_v<decltype(Pipeline::summary), retrieve::ChannelPages>;  ///< the index knows values too
   static constexpr bool asks_for_prompt = std::is_same_v<decltype(Pipeline::keep), retrieve::KeepGenerated>;
 
   Pipeline pipeline_{};
+  bool learns_ = false;  ///< from the first prompt that ends
   cuda::SteeringMemory steering_;  ///< outlives the index
   ObjectArray<CudaIndex> index_;
   cuda::SteeringMemory held_steering_;
@@ -319,9 +357,10 @@ class CudaRetrieval<retrieve::ReadAll::Nothing> {
  public:
   static constexpr bool there = false;
   static constexpr bool holds() { return false; }
+  static constexpr bool asks_queries() { return false; }
   static constexpr index_t longest_call() { return 0; }
   static constexpr std::size_t step_steering_bytes(const CacheShape&) { return 0; }
-  static constexpr std::size_t step_bytes(const CacheShape&, index_t, index_t) { return 0; }
+  static constexpr std::size_t step_bytes(const CacheShape&, index_t, index_t, bool) { return 0; }
 };
 
 }  // namespace kvcondense::cache

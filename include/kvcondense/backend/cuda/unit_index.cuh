@@ -36,7 +36,15 @@ struct UnitPlanes {
   int width = 0;                 ///< numbers of a row
   const float* basis = nullptr;  ///< IndexRule::coordinates: [heads * head_dim, columns], the first `width` columns count
   index_t columns = 0;
+  const float* found = nullptr;  ///< [heads][found_room]: what a prompt taught, or null; IndexRule::coordinates: which columns count
+  index_t found_room = 0;
 
+  /// IndexRule::coordinates. What a file says may be no column.
+  KVCONDENSE_HD index_t column(index_t head, index_t i) const {
+    if (found == nullptr) return i;
+    const float c = found[head * found_room + i], last = static_cast<float>(columns - 1);
+    return static_cast<index_t>(c < 0.0f ? 0.0f : c < last ? c : last);
+  }
   KVCONDENSE_HD std::byte* row(int which, index_t head, index_t u) const {
     return plane[which] + head * room[which] + u * width * static_cast<index_t>(size_of(dtype));
   }
@@ -153,7 +161,7 @@ __global__ void __launch_bounds__(Threads, 4) index_coordinates(SlotRows<Cuda> k
   if (cuda::warp_of_block() == 0) keys.load(keys.locate(s.head, s.begin), shared.row);
   __syncthreads();
   for (int c = static_cast<int>(threadIdx.x); c < planes.width; c += Threads) {
-    const float* e = planes.basis + s.head * dim * planes.columns + c;
+    const float* e = planes.basis + s.head * dim * planes.columns + planes.column(s.head, c);
     float sum = 0.0f;
     for (int d = 0; d < dim; ++d) sum = __fadd_rn(sum, __fmul_rn(shared.row[d], e[d * planes.columns]));
     write_number(planes.dtype, planes.row(0, s.head, s.u), c, sum);
