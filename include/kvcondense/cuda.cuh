@@ -7,6 +7,7 @@
 #include <kvcondense/backend/cuda/block_codes.cuh>
 #include <kvcondense/backend/cuda/block_stride.cuh>
 #include <kvcondense/backend/cuda/block_top_k.cuh>
+#include <kvcondense/backend/cuda/channel_pages.cuh>
 #include <kvcondense/backend/cuda/chunk_pool.cuh>
 #include <kvcondense/backend/cuda/chosen_slots.cuh>
 #include <kvcondense/backend/cuda/chunk_top_k.cuh>
@@ -27,6 +28,7 @@
 #include <kvcondense/backend/cuda/head_slots.cuh>
 #include <kvcondense/backend/cuda/k_means.cuh>
 #include <kvcondense/backend/cuda/keep_rows.cuh>
+#include <kvcondense/backend/cuda/key_clusters.cuh>
 #include <kvcondense/backend/cuda/lag_spread.cuh>
 #include <kvcondense/backend/cuda/launch.cuh>
 #include <kvcondense/backend/cuda/level_codes.cuh>
@@ -44,6 +46,7 @@
 #include <kvcondense/backend/cuda/output_error.cuh>
 #include <kvcondense/backend/cuda/pack_bits.cuh>
 #include <kvcondense/backend/cuda/page_codec.cuh>
+#include <kvcondense/backend/cuda/partial_columns.cuh>
 #include <kvcondense/backend/cuda/polar_tree.cuh>
 #include <kvcondense/backend/cuda/projected_norm.cuh>
 #include <kvcondense/backend/cuda/query_moments.cuh>
@@ -60,6 +63,8 @@
 #include <kvcondense/backend/cuda/segmented_combine.cuh>
 #include <kvcondense/backend/cuda/settle_probed.cuh>
 #include <kvcondense/backend/cuda/shared_direction.cuh>
+#include <kvcondense/backend/cuda/sign_hashes.cuh>
+#include <kvcondense/backend/cuda/slot_codes.cuh>
 #include <kvcondense/backend/cuda/slot_exposure.cuh>
 #include <kvcondense/backend/cuda/slot_numbers.cuh>
 #include <kvcondense/backend/cuda/slot_rows.cuh>

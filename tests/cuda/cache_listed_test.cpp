@@ -4,6 +4,7 @@
 #include <kvcondense/position/reindex.hpp>
 #include <kvcondense/retrieve/a2ats.hpp>
 #include <kvcondense/retrieve/landmark.hpp>
+#include <kvcondense/retrieve/magicpig.hpp>
 #include <kvcondense/retrieve/rekv.hpp>
 #include <kvcondense/retrieve/triforce.hpp>
 
@@ -13,6 +14,7 @@ using namespace kvcondense;
 using cuda_cache::parity;
 
 KVCONDENSE_CUDA_RETRIEVES("landmark", retrieve::Landmark{.tokens = 4, .blocks = 3})
+KVCONDENSE_CUDA_RETRIEVES("magicpig", retrieve::MagicPig{.hash_planes = facts.hash_planes, .sinks = 2, .local = 6, .dense_every = 0})
 KVCONDENSE_CUDA_RETRIEVES("triforce", retrieve::TriForce{.chunk = 4, .tokens = 28})
 
 namespace {

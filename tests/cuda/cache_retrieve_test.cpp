@@ -133,11 +133,6 @@ TEST_CASE("cuda cache retrieves: what folds is known anew") {
 TEST_CASE("cuda cache: every retrieval method is tried, or it is said what lacks") {
   const std::map<std::string, std::string> lacking{
       {"read_all", "nothing: it is the recipe without a retrieval stage"},
-      {"sparq", "output that is mixed with the mean of all values"},
-      {"infinigen", "what a prompt teaches; a selector that counts over rows"},
-      {"pqcache", "what a prompt teaches"},
-      {"squeezed", "what a prompt teaches"},
-      {"magicpig", "biases that attention reads by list"},
       {"retrieval_attention", "a graph of keys"},
   };
   cuda_cache::every_word_is_tried({Stage::retrieve}, "cuda cache retrieves: ", lacking);

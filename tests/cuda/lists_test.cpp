@@ -121,8 +121,7 @@ TEST_CASE("cuda unit biases: a block weighs what its score says") {
     test::OnDevice<std::int32_t> chosen(device, list);
     test::OnDevice<float> queries(device, q), x(device, scores), bias(device, std::vector<float>(scores.size(), 99.0f));
     const SlotRows<Cuda> keys(rows.column.exact(), copy.view(), lengths.data(), heads, 55, dim);
-    const prim::BiasedUnits of{{chosen.data(), begin.data(), heads * group}, n.data(), begins.data(), heads, size, 0,
-                               dense_view(static_cast<const float*>(queries.data()), heads * group, 1, dim), 0};
+    const prim::BiasedUnits of{{chosen.data(), begin.data(), heads * group}, n.data(), begins.data(), heads, size, 0, queries.data()};
     REQUIRE(prim::UnitBiases::of_blocks(device, keys, of, read, scale, x.data(), units, bias.data()) == Status::ok);
     const std::vector<float> got = bias.read();
     for (index_t r = 0; r < heads * group; ++r)

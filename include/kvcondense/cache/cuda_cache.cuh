@@ -43,7 +43,7 @@ class Cache;
 /// Needs    recipes of an eviction method, a merge method, a position stage, exact rows or codes with their exact window and first slots (any codec
 ///          with a RowPage: row_codec.cuh; behind a Hadamard transform too), retrieval methods whose blocks have a form on CUDA (cuda_index.cuh), and
 ///          no other stage (those stop compilation with a sentence). Inputs of steps lie on the device: attention, queries,
-///          projections, moments, gates, surprise, classes; so do matrices that words read (LayerMatrices of critical and locret).
+///          projections, moments, gates, surprise, classes; so do matrices that words read (LayerMatrices, HashPlanes).
 ///          Tables that blocks read (HeadTable, LayerTable) are the host's, and so are those that codecs are made of (ranges, clusters, codebooks): they
 ///          outlive the cache, whose `fork` and `load` read them again.
 /// Shapes   as Cache<Cpu, R>; keys, values, queries, out, lse, mass in device memory.
@@ -158,7 +158,7 @@ class Cache<Cuda, R> {
     const std::size_t mass = Scratch::align + Scratch::bytes_for<float>(total);
     const std::size_t step = Scratch::align + range_bytes() + 2 * Scratch::bytes_for<std::int32_t>(total) +
                              static_cast<std::size_t>(plan_.lanes) * Scratch::bytes_for<float>(total) + pipeline_bytes(slots, total, tokens) + fold_bytes(total) +
-                             column_bytes(tokens, slots) + retrieval_.step_bytes(shape(), slots, tokens);
+                             column_bytes(tokens, slots) + retrieval_.step_bytes(shape(), slots, tokens, true);
     std::size_t reading = cache::attend_bytes(shape(), shape().kv_heads, slots, tokens, attention()) + turned_bytes(shape().q_heads, tokens);
     if constexpr (retrieves) reading = std::max(reading, retrieval_.workspace_bytes(plan_, slots, tokens, attention()));
     return mass + std::max({step, reading, model_bytes(slots), turned_bytes(shape().kv_heads, tokens)});

@@ -19,7 +19,7 @@ StepView<Cuda> Cache<Cuda, R>::step_view(index_t layer, Phase phase) const {
 template <class R>
 Status Cache<Cuda, R>::check_input(const StepView<Cuda>& view, Input what) const {
   const bool probe = view.phase == Phase::probe;
-  if (view.phase == Phase::turn || !(probe ? what == Input::queries && pipeline_.probes() : (pipeline_.inputs() | fold_.inputs).has(what) || (what == Input::queries && (retrieval_.holds() || retrieval_.watches()))))
+  if (view.phase == Phase::turn || !(probe ? what == Input::queries && pipeline_.probes() : (pipeline_.inputs() | fold_.inputs).has(what) || (what == Input::queries && retrieval_.asks_queries())))
     return Status::ok;
   if (what == Input::queries) {
     const TensorView<const float, 3>& q = view.inputs.queries;
@@ -65,7 +65,7 @@ Status Cache<Cuda, R>::begin(Context<Cuda>& ctx, Layer& l, const StepView<Cuda>&
   for (auto& lane : lanes) lane = view.ragged(scratch.take<float>(total));
   bool room = keep.slots.data != nullptr && keep.count != nullptr && keep.budget != nullptr && keep.ends != nullptr &&
               scratch.left() >= Scratch::bytes_for<std::int32_t>(total) + range_bytes() + pipeline_bytes(l.longest(), total, l.counters.pending) +
-                                      fold_bytes(total) + retrieval_.step_bytes(shape(), l.longest(), l.counters.pending);
+                                      fold_bytes(total) + retrieval_.step_bytes(shape(), l.longest(), l.counters.pending, view.phase == Phase::prefill_end);
   for (const auto& lane : lanes) room = room && lane.data != nullptr;
   if (!room) return Status::workspace_too_small;
   // Policies work on copies: a step that is refused later must not have counted its attention.
@@ -143,6 +143,7 @@ Status Cache<Cuda, R>::run_step(Context<Cuda>& ctx, index_t layer, const StepInp
   bool leaves = false, changed = false, moved = false;
   cache::Folding folding;
   cache::IndexChange change;
+  if (view.phase == Phase::prefill_end) change.lesson = &inputs.queries;
   const index_t prompt = view.phase == Phase::prefill_chunk || view.phase == Phase::prefill_end ? l.counters.seen : l.counters.prompt;
   // Not where `choose` has its own: its kernels may still read those when the host writes these.
   const bool sets = finds_sets(view);
@@ -176,8 +177,10 @@ Status Cache<Cuda, R>::run_step(Context<Cuda>& ctx, index_t layer, const StepInp
       if (const Status s = retrieval_.keep_drawn(ctx, layer, l, drawn, keep, leaves, scratch); s != Status::ok) return s;
     Status s = l.set_slots(ctx, stays);
     if constexpr (retrieves) {
-      if (s == Status::ok) s = retrieval_.refresh(ctx, layer, l, shape(), prompt, change), changed = true;
+      changed = true;
       const index_t last = l.next_position() - 1;
+      if (s == Status::ok) s = retrieval_.learn(ctx, layer, l, shape(), change, scratch);
+      if (s == Status::ok) s = retrieval_.refresh(ctx, layer, l, shape(), prompt, change);
       if (s == Status::ok) s = retrieval_.hold(ctx, layer, l, shape(), inputs.queries, query_turn(l, rows, last), view.phase, change, scratch);
     }
     return s;

@@ -7,7 +7,7 @@
 #include <utility>
 
 #include <kvcondense/backend/cuda/memory.cuh>
-#include <kvcondense/cache/cuda_select.cuh>
+#include <kvcondense/cache/cuda_index.cuh>
 #include <kvcondense/core/buffer.hpp>
 #include <kvcondense/core/bytes.hpp>
 #include <kvcondense/core/shape.hpp>

@@ -8,22 +8,25 @@
 
 #include <kvcondense/backend/cuda/drawn_slots.cuh>
 #include <kvcondense/backend/cuda/memory.cuh>
+#include <kvcondense/backend/cuda/partial_columns.cuh>
 #include <kvcondense/backend/cuda/steering.cuh>
-#include <kvcondense/backend/cuda/unit_codes.cuh>
 #include <kvcondense/backend/cuda/unit_index.cuh>
+#include <kvcondense/backend/cuda/unit_lists.cuh>
 #include <kvcondense/backend/cuda/unit_scores.cuh>
-#include <kvcondense/cache/cuda_select.cuh>
+#include <kvcondense/cache/cuda_found.cuh>
 #include <kvcondense/cache/cuda_slot_store.cuh>
 #include <kvcondense/core/buffer.hpp>
 #include <kvcondense/core/workspace.hpp>
+#include <kvcondense/retrieve/blocks/channels.hpp>
+#include <kvcondense/retrieve/blocks/clusters.hpp>
 #include <kvcondense/retrieve/blocks/codes.hpp>
 #include <kvcondense/retrieve/blocks/group_bound.hpp>
 #include <kvcondense/retrieve/blocks/keep.hpp>
+#include <kvcondense/retrieve/blocks/marked_blocks.hpp>
 #include <kvcondense/retrieve/blocks/outliers.hpp>
 #include <kvcondense/retrieve/blocks/partial_rows.hpp>
 #include <kvcondense/retrieve/blocks/query.hpp>
 #include <kvcondense/retrieve/blocks/reduce.hpp>
-#include <kvcondense/retrieve/blocks/representative_keys.hpp>
 #include <kvcondense/retrieve/blocks/schedule.hpp>
 #include <kvcondense/retrieve/blocks/scorer.hpp>
 #include <kvcondense/retrieve/blocks/select.hpp>
@@ -36,88 +39,121 @@
 
 namespace kvcondense::cache {
 
-/// How a summary is made and scored on the device. One without a rule is the CPU's alone.
+/// What of a layer's slots a step changes, as far as an index asks: in steering memory, per head.
+struct IndexChange {
+  index_t* from = nullptr;   ///< the first slot whose stored form changes, or which no index knew
+  index_t* known = nullptr;  ///< slots that rows are made of
+  index_t* prompt = nullptr; ///< slots of prompts before the step
+  bool device = false;       ///< the device lowers `from` by what leaves
+  prim::DrawnNumbers drawn{};  ///< what slots draw, where steps tell
+  const TensorView<const float, 3>* lesson = nullptr;  ///< the queries of a step that ends a prompt
+  index_t* learned = nullptr;  ///< how many numbers the prompt teaches; 0: none, or they were there
+};
+
+/// The rows of a layer as they are stored now.
+struct CudaRows {
+  SlotRows<Cuda> keys, values;
+};
+
+/// Query rows that score, and room for what a summary makes of them: `CudaUnitSummary::prepared` numbers each.
+struct CudaQueryRows {
+  const float* rows = nullptr;
+  index_t count = 0, floats = 0;  ///< rows, and numbers of each
+  float* prepared = nullptr;
+  index_t most = 0;  ///< candidates of any head
+  const index_t* first = nullptr;  ///< per KV head: the first candidate
+};
+
+/// Chosen units on the device, counted from the first candidate of a head.
+struct CudaLists : retrieve::UnitLists {
+  std::int32_t* rank = nullptr;  ///< like units: places in the order of scores; null: nobody asks
+};
+
+/// How a summary is made and scored on the device. One without a form is the CPU's alone.
+///   prepared(summary, shape) -> index_t    numbers that a query row becomes before it scores; 0: none
+///   build(ctx, summary, CudaRows, UnitPlanes, IndexChange, first, last)    rows [first, last) of the index
+///   score(ctx, summary, view, UnitPlanes, CudaQueryRows, UnitScores)
+///   lead() (may be left out), fit_bytes(summary, shape, slots), fit(ctx, summary, CudaRows, shape, HeadIndex, slots, queries, float* found, Scratch)
+///                                          what a prompt teaches a head: see CudaFound
 template <class UnitSummary>
 struct CudaUnitSummary {
   static constexpr bool there = false;
 };
+/// Rows and scores by a rule.
+template <prim::IndexRule Rule>
+struct CudaRuleSummary {
+  static constexpr bool there = true;
+  static index_t prepared(const auto&, const CacheShape&) { return 0; }
+  static Status build(Context<Cuda>& ctx, const auto&, const CudaRows& rows, const prim::UnitPlanes& planes, const IndexChange& change, index_t first, index_t last) {
+    return prim::UnitIndex::build<Rule>(ctx, rows.keys, planes, change.from, change.known, first, last);
+  }
+  static Status score(Context<Cuda>& ctx, const auto&, const retrieve::ReadView<Cuda>&, const prim::UnitPlanes& planes, const CudaQueryRows& queries,
+                      const prim::UnitScores& scores) {
+    return prim::UnitScoring::score<Rule>(ctx, planes, scores, queries.rows, queries.floats, queries.most);
+  }
+};
 /// Bounds per channel.
 template <>
-struct CudaUnitSummary<retrieve::MinMax> {
-  static constexpr bool there = true;
-  static constexpr auto rule = prim::IndexRule::bounds;
-};
+struct CudaUnitSummary<retrieve::MinMax> : CudaRuleSummary<prim::IndexRule::bounds> {};
 /// Bounds that the group of a KV head shares: stored as bounds are.
 template <>
 struct CudaUnitSummary<retrieve::GroupMinMax> : CudaUnitSummary<retrieve::MinMax> {};
 /// Means.
 template <>
-struct CudaUnitSummary<retrieve::MeanKey> {
-  static constexpr bool there = true;
-  static constexpr auto rule = prim::IndexRule::mean;
-};
+struct CudaUnitSummary<retrieve::MeanKey> : CudaRuleSummary<prim::IndexRule::mean> {};
 /// Means, and how far keys lie from them.
 template <>
-struct CudaUnitSummary<retrieve::MeanKeySpread> {
-  static constexpr bool there = true;
-  static constexpr auto rule = prim::IndexRule::spread;
-};
+struct CudaUnitSummary<retrieve::MeanKeySpread> : CudaRuleSummary<prim::IndexRule::spread> {};
 /// Keys of last slots.
 template <>
-struct CudaUnitSummary<retrieve::LastKey> {
-  static constexpr bool there = true;
-  static constexpr auto rule = prim::IndexRule::last;
-};
-/// Of slots that drew most of attention, which steps tell.
+struct CudaUnitSummary<retrieve::LastKey> : CudaRuleSummary<prim::IndexRule::last> {};
+/// The basis lies on the device.
 template <>
-struct CudaUnitSummary<retrieve::RepresentativeKeys> {
-  static constexpr bool there = true;
-  static constexpr auto rule = prim::IndexRule::representatives;
-};
-/// The codebook and the metric lie on the device.
-template <>
-struct CudaUnitSummary<retrieve::VectorCodes> {
-  static constexpr bool there = true;
-  static constexpr auto rule = prim::IndexRule::codes;
-};
-/// The basis lies on the device. Its first columns alone: what a prompt teaches is the CPU's.
-template <>
-struct CudaUnitSummary<retrieve::PartialRows> {
-  static constexpr bool there = true;
-  static constexpr auto rule = prim::IndexRule::coordinates;
+struct CudaUnitSummary<retrieve::PartialRows> : CudaRuleSummary<prim::IndexRule::coordinates> {
+  static std::size_t fit_bytes(const retrieve::PartialRows& summary, const CacheShape& shape, index_t) {
+    return prim::PartialColumns::choose_bytes(shape.group(), summary.basis.columns);
+  }
+  static Status fit(Context<Cuda>& ctx, const retrieve::PartialRows& summary, const CudaRows&, const CacheShape& shape, HeadIndex at, index_t,
+                    TensorView<const float, 3> queries, float* found, const Scratch& scratch) {
+    const index_t columns = summary.basis.columns;
+    const float* basis = summary.basis(at.layer) + at.head * shape.head_dim * columns;
+    return prim::PartialColumns::choose(ctx, queries, at.head, shape.group(), basis, columns, summary.taken(shape), found, scratch);
+  }
+  static index_t prepared(const retrieve::PartialRows& summary, const CacheShape& shape) { return summary.width(shape); }
+  static Status score(Context<Cuda>& ctx, const retrieve::PartialRows&, const retrieve::ReadView<Cuda>& view, const prim::UnitPlanes& planes, const CudaQueryRows& queries,
+                      const prim::UnitScores& scores) {
+    const Status s = prim::UnitScoring::coordinates(ctx, planes, queries.rows, queries.count, scores.per_head, view.shape.head_dim, queries.prepared);
+    return s == Status::ok ? prim::UnitScoring::score<prim::IndexRule::coordinates>(ctx, planes, scores, queries.prepared, planes.width, queries.most) : s;
+  }
 };
 
-/// The same of query transforms. `channels`: see prim::UnitScoring::queries.
+/// The same of query transforms: rows of token `token`.
 template <class Query>
 struct CudaQuery {
   static constexpr bool there = false;
 };
+/// Rows by a rule.
+template <prim::QueryRule Rule>
+struct CudaRuleQuery {
+  static constexpr bool there = true;
+  static Status run(Context<Cuda>& ctx, const auto& query, TensorView<const float, 3> queries, index_t token, index_t group, float* out) {
+    index_t channels = 0;
+    if constexpr (requires { query.channels; }) channels = query.channels;
+    return prim::UnitScoring::queries<Rule>(ctx, queries, token, group, channels, out);
+  }
+};
 /// Every query for itself.
 template <>
-struct CudaQuery<retrieve::EachQuery> {
-  static constexpr bool there = true;
-  static constexpr auto rule = prim::QueryRule::each;
-  static constexpr index_t channels(const retrieve::EachQuery&) { return 0; }
-};
+struct CudaQuery<retrieve::EachQuery> : CudaRuleQuery<prim::QueryRule::each> {};
 /// The same at one distance from all keys, which are raw: where they are turned.
 template <>
-struct CudaQuery<retrieve::FarQuery> : CudaQuery<retrieve::EachQuery> {
-  static constexpr index_t channels(const retrieve::FarQuery&) { return 0; }
-};
+struct CudaQuery<retrieve::FarQuery> : CudaQuery<retrieve::EachQuery> {};
 /// The mean of a group.
 template <>
-struct CudaQuery<retrieve::GroupMeanQuery> {
-  static constexpr bool there = true;
-  static constexpr auto rule = prim::QueryRule::mean;
-  static constexpr index_t channels(const retrieve::GroupMeanQuery&) { return 0; }
-};
+struct CudaQuery<retrieve::GroupMeanQuery> : CudaRuleQuery<prim::QueryRule::mean> {};
 /// The channels in which a group is largest.
 template <>
-struct CudaQuery<retrieve::GroupChannels> {
-  static constexpr bool there = true;
-  static constexpr auto rule = prim::QueryRule::group_channels;
-  static constexpr index_t channels(const retrieve::GroupChannels& q) { return q.channels; }
-};
+struct CudaQuery<retrieve::GroupChannels> : CudaRuleQuery<prim::QueryRule::group_channels> {};
 
 /// Scores in place: by words, or by what the index knows too.
 template <class Scorer>
@@ -136,40 +172,56 @@ inline Status rescore(Context<Cuda>& ctx, const retrieve::OutlierSoftmax& scorer
 template <class Block, class... Over>
 inline constexpr bool one_of = (std::is_same_v<Block, Over> || ...);
 
-/// Whether blocks of a pipeline, each of which has a form, have one together: outliers are those of an index that knows spreads, and
-/// queries which say themselves what meets which bound meet a summary that lets them.
-template <class UnitSummary, class Query, class Scorer>
+/// Units that a row chooses at most of so many candidates.
+template <class Select>
+index_t most_chosen(const Select& select, const retrieve::ReadView<Cuda>& view, index_t head, index_t candidates) {
+  if constexpr (requires { select.budget(view, head); }) return std::min(candidates, select.budget(view, head));
+  else return candidates;
+}
+
+/// How a selector chooses on the device.
+///   run(ctx, selector, view, UnitPlanes, CudaQueryRows, scores, CudaLists, Scratch&)
+template <class Select>
+struct CudaSelect {
+  static constexpr bool there = one_of<Select, retrieve::TopUnits, retrieve::TopShare>;
+  static Status run(Context<Cuda>& ctx, const Select& select, const retrieve::ReadView<Cuda>& view, const prim::UnitPlanes&, const CudaQueryRows&,
+                    RaggedView<const float> scores, const CudaLists& lists, Scratch& scratch) {
+    return select.run(ctx, view, scores, lists, scratch);
+  }
+};
+
+/// Whether blocks of a pipeline, each of which has a form, have one together: outliers are those of an index that knows spreads, queries which say
+/// themselves what meets which bound meet a summary that lets them, channels a summary that has them one by one, and thresholds are of clusters.
+template <class UnitSummary, class Query, class Scorer, class Select>
 inline constexpr bool cuda_pairs = (!std::is_same_v<Scorer, retrieve::OutlierSoftmax> || std::is_same_v<UnitSummary, retrieve::MeanKeySpread>) &&
-                                   std::is_same_v<UnitSummary, retrieve::GroupMinMax> == std::is_same_v<Query, retrieve::GroupChannels>;
+                                   std::is_same_v<UnitSummary, retrieve::GroupMinMax> == std::is_same_v<Query, retrieve::GroupChannels> &&
+                                   std::is_same_v<UnitSummary, retrieve::ChannelPages> == std::is_same_v<Query, retrieve::TopChannels> &&
+                                   (!std::is_same_v<Select, retrieve::TopWithShare> || std::is_same_v<UnitSummary, retrieve::ChannelPages>) &&
+                                   (!std::is_same_v<Select, retrieve::AboveThreshold> || std::is_same_v<UnitSummary, retrieve::KeyClusters>);
 
 /// Whether a cache on the device can retrieve with such a pipeline, or needs not.
 template <class Pipeline>
 inline constexpr bool cuda_retrieves = std::is_same_v<Pipeline, retrieve::ReadAll::Nothing>;
 template <class P, class Su, class Q, class Sc, class R, class Se, class K, class Sd>
 inline constexpr bool cuda_retrieves<retrieve::Pipeline<P, Su, Q, Sc, R, Se, K, Sd>> =
-    CudaUnitSummary<Su>::there && CudaQuery<Q>::there && cuda_pairs<Su, Q, Sc> && one_of<Sc, retrieve::PlainScore, retrieve::SoftmaxScore, retrieve::OutlierSoftmax> &&
-    std::is_same_v<R, retrieve::ByHeads> && one_of<Se, retrieve::TopUnits, retrieve::TopShare, retrieve::GroupedBlocks, retrieve::RankedUnits> &&
+    CudaUnitSummary<Su>::there && CudaQuery<Q>::there && cuda_pairs<Su, Q, Sc, Se> && one_of<Sc, retrieve::PlainScore, retrieve::SoftmaxScore, retrieve::OutlierSoftmax> &&
+    std::is_same_v<R, retrieve::ByHeads> && CudaSelect<Se>::there &&
     one_of<K, retrieve::KeepEnds, retrieve::KeepShare, retrieve::KeepGenerated> && one_of<Sd, retrieve::EveryCall, retrieve::EveryTokens, retrieve::EveryQuestion, retrieve::WhenAsked>;
-
-/// What of a layer's slots a step changes, as far as an index asks: in steering memory, per head.
-struct IndexChange {
-  index_t* from = nullptr;   ///< the first slot whose stored form changes, or which no index knew
-  index_t* known = nullptr;  ///< slots that rows are made of
-  index_t* prompt = nullptr; ///< slots of prompts before the step
-  bool device = false;       ///< the device lowers `from` by what leaves
-};
 
 /// The index of one layer: planes [heads][room] on the device, and how many slots of each head they know.
 class CudaIndex {
  public:
-  explicit CudaIndex(MemoryResource<Cuda>& memory) : planes_{SlotStore<std::byte>(memory), SlotStore<std::byte>(memory)}, covered_(heap_memory()) {}
+  explicit CudaIndex(MemoryResource<Cuda>& memory) : found(memory), planes_{SlotStore<std::byte>(memory), SlotStore<std::byte>(memory)}, covered_(heap_memory()) {}
 
-  /// `steering`: what calls of `attend` write for kernels.
-  Status make(index_t heads, std::span<std::byte> steering) {
+  CudaFound found;  ///< where a prompt teaches something
+
+  /// `steering`: what calls of `attend` write for kernels. `lead`: see CudaFound.
+  Status make(index_t heads, index_t lead, std::span<std::byte> steering) {
     steering_ = steering.subspan(told_bytes(heads));
     prompt_ = {reinterpret_cast<index_t*>(steering.data()), static_cast<std::size_t>(heads)};
     std::fill(prompt_.begin(), prompt_.end(), index_t{0});
-    const Status s = covered_.resize(heads);
+    Status s = covered_.resize(heads);
+    if (s == Status::ok) s = found.make(heads, lead);
     return s == Status::ok ? read_.make() : s;
   }
   /// Of `steering`, what the device tells.
@@ -183,7 +235,7 @@ class CudaIndex {
   std::span<std::byte> steering() const { return steering_; }
   /// Behind the last call of `attend`, which reads `steering`. Such calls change nothing else.
   cuda::Fence& fence() const { return read_; }
-  std::size_t bytes() const { return planes_[0].bytes() + planes_[1].bytes(); }
+  std::size_t bytes() const { return planes_[0].bytes() + planes_[1].bytes() + found.bytes(); }
 
   /// Room for rows of `slots` slots of each head. On refusal nothing changes; where memory grows the stream is waited for.
   template <class Pipeline>
@@ -196,27 +248,21 @@ class CudaIndex {
     }
     return Status::ok;
   }
-  /// Makes the rows of what has changed anew, after `reserve`. `keys`: as they are stored now.
+  /// Makes the rows of what has changed anew, after `reserve`.
   template <class Pipeline>
-  Status refresh(Context<Cuda>& ctx, const Pipeline& p, const CacheShape& shape, index_t layer, const SlotRows<Cuda>& keys, const prim::DrawnNumbers& drawn,
-                 const IndexChange& change) {
+  Status refresh(Context<Cuda>& ctx, const Pipeline& p, const CacheShape& shape, index_t layer, const CudaRows& rows, const IndexChange& change) {
     index_t first = 0, last = 0;
     bool any = false;
     for (index_t h = 0; h < shape.kv_heads; ++h) {
-      const index_t rows = known_rows(p, change.known[h]);
-      last = std::max(last, rows);
+      const index_t n = known_rows(p, change.known[h]);
+      last = std::max(last, n);
       const index_t from = change.device ? 0 : std::max<index_t>(0, change.from[h] - p.partition.origin()) / p.summary.size();
-      if (from < rows) first = any ? std::min(first, from) : from, any = true;
+      if (from < n) first = any ? std::min(first, from) : from, any = true;
     }
     for (index_t h = 0; h < shape.kv_heads; ++h) covered_[h] = change.known[h];
     if (!any) return Status::ok;
     using UnitSummary = std::remove_cvref_t<decltype(p.summary)>;
-    constexpr auto rule = CudaUnitSummary<UnitSummary>::rule;
-    if constexpr (rule == prim::IndexRule::codes)
-      return prim::UnitCodes::build(ctx, keys, planes(p, shape, layer), change.from, change.known, first, last);
-    else if constexpr (rule == prim::IndexRule::representatives)
-      return prim::DrawnSlots::build(ctx, keys, planes(p, shape, layer), drawn, p.summary.count, change.from, change.known, first, last);
-    else return prim::UnitIndex::build<rule>(ctx, keys, planes(p, shape, layer), change.from, change.known, first, last);
+    return CudaUnitSummary<UnitSummary>::build(ctx, p.summary, rows, planes(p, shape, layer), change, first, last);
   }
   /// Rows that an index of so many slots has: where steps tell what slots draw, of whole units behind the window in which they do.
   template <class Pipeline>
@@ -233,7 +279,8 @@ class CudaIndex {
     }
     out.dtype = shape.dtype, out.slots = p.summary.size(), out.origin = p.partition.origin();
     out.width = static_cast<int>(p.summary.plane_bytes(shape, 0) / size_of(shape.dtype));
-    if constexpr (requires { p.summary.codebook; }) {
+    if (p.found_floats(shape, 1) > 0) out.found = found.view().data, out.found_room = found.view().room;
+    if constexpr (requires { p.summary.metric.empty(); }) {
       out.width = static_cast<int>(shape.head_dim), out.entries = p.summary.codes(shape);
       out.book = p.summary.codebook(layer), out.metric = p.summary.metric.empty() ? nullptr : p.summary.metric(layer);
     }
@@ -243,12 +290,14 @@ class CudaIndex {
   Status fork(const Context<Cuda>& ctx, CudaIndex& out) const {
     std::copy_n(covered_.data(), covered_.size(), out.covered_.data());
     std::copy(prompt_.begin(), prompt_.end(), out.prompt_.begin());
-    const Status s = planes_[0].fork(ctx, out.planes_[0]);
-    return s == Status::ok ? planes_[1].fork(ctx, out.planes_[1]) : s;
+    Status s = planes_[0].fork(ctx, out.planes_[0]);
+    if (s == Status::ok) s = planes_[1].fork(ctx, out.planes_[1]);
+    return s == Status::ok ? found.fork(ctx, out.found) : s;
   }
   /// Only while no kernel uses it.
   void clear() {
     for (auto& p : planes_) p.clear();
+    found.clear();
     std::fill(covered_.begin(), covered_.end(), index_t{0});
     std::fill(prompt_.begin(), prompt_.end(), index_t{0});
   }
@@ -317,27 +366,17 @@ Status choose(Context<Cuda>& ctx, const Pipeline& p, const retrieve::ReadView<Cu
   const RaggedView<float> one = view.tokens == 1 ? sum : RaggedView<float>{scratch.take<float>(offset[q_rows]), offset, q_rows};
   const RaggedView<float> out{scratch.take<float>(row_offset[all]), row_offset, all};
   float* rows = scratch.take<float>(q_rows * floats);
-  constexpr auto rule = CudaUnitSummary<UnitSummary>::rule;
-  constexpr bool mapped = rule == prim::IndexRule::coordinates, tabled = rule == prim::IndexRule::codes;
-  float* prepared = mapped ? scratch.take<float>(q_rows * planes.width) : tabled ? scratch.take<float>(q_rows * planes.entries) : rows;
-  if (sum.data == nullptr || one.data == nullptr || out.data == nullptr || rows == nullptr || prepared == nullptr) return Status::workspace_too_small;
+  const index_t prepared = CudaUnitSummary<UnitSummary>::prepared(p.summary, shape);
+  const CudaQueryRows asked{rows, q_rows, floats, scratch.take<float>(q_rows * prepared), among.most, among.first};
+  if (sum.data == nullptr || one.data == nullptr || out.data == nullptr || rows == nullptr || asked.prepared == nullptr) return Status::workspace_too_small;
 
   const bool last_only = p.aggregate == Aggregate::last;
   const index_t parts = std::max<index_t>(1, p.partition.size() / p.summary.size());
   for (index_t t = last_only ? view.tokens - 1 : 0; t < view.tokens; ++t) {
     const bool begins = last_only || t == 0;
-    Status s = prim::UnitScoring::queries<CudaQuery<Query>::rule>(ctx, queries, t, shape.group(), CudaQuery<Query>::channels(p.query), rows);
+    Status s = CudaQuery<Query>::run(ctx, p.query, queries, t, shape.group(), rows);
     const prim::UnitScores scores{begins ? sum : one, among.first, among.rows, per_head, parts};
-    if constexpr (mapped)
-      if (s == Status::ok) s = prim::UnitScoring::coordinates(ctx, planes, rows, q_rows, per_head, shape.head_dim, prepared);
-    if constexpr (tabled) {
-      if (s == Status::ok) s = prim::UnitCodes::tables(ctx, planes, rows, q_rows, per_head, prepared);
-      if (s == Status::ok) s = prim::UnitCodes::score(ctx, planes, scores, prepared, among.most);
-    } else if constexpr (rule == prim::IndexRule::representatives) {
-      if (s == Status::ok) s = prim::DrawnSlots::score(ctx, planes, scores, rows, shape.head_dim, among.most);
-    } else if (s == Status::ok) {
-      s = prim::UnitScoring::score<rule>(ctx, planes, scores, prepared, mapped ? planes.width : floats, among.most);
-    }
+    if (s == Status::ok) s = CudaUnitSummary<UnitSummary>::score(ctx, p.summary, view, planes, asked, scores);
     if (s == Status::ok) s = rescore(ctx, p.scorer, view, planes, scores);
     const float divide = p.aggregate == Aggregate::mean && t + 1 == view.tokens ? static_cast<float>(view.tokens) : 1.0f;
     if (s == Status::ok && !begins) s = prim::UnitScoring::join(ctx, RaggedView<const float>(one), p.aggregate == Aggregate::max, divide, sum);
@@ -347,13 +386,14 @@ Status choose(Context<Cuda>& ctx, const Pipeline& p, const retrieve::ReadView<Cu
       counts->index_bytes += p.summary.read_bytes(shape, among.size(h) * p.partition.size());
     }
   }
-  if (const Status s = p.reduce.run(ctx, view, RaggedView<const float>(sum), out); s != Status::ok) return s;
-  const CudaScores from{RaggedView<const float>(out), queries, among.first, p.partition.size(), p.partition.origin()};
-  if (p.rows(shape) == all) return select_units(ctx, p.select, view, from, lists, scratch);
+  Status s = p.reduce.run(ctx, view, RaggedView<const float>(sum), out);
+  if (s != Status::ok) return s;
+  using Select = CudaSelect<std::remove_cvref_t<decltype(p.select)>>;
+  if (p.rows(shape) == all) return Select::run(ctx, p.select, view, planes, asked, RaggedView<const float>(out), lists, scratch);
   CudaLists each;  // choices that are read together
   each.units = {scratch.take<std::int32_t>(row_offset[all]), row_offset, all}, each.count = scratch.take<index_t>(all);
   if (each.units.data == nullptr || each.count == nullptr) return Status::workspace_too_small;
-  const Status s = select_units(ctx, p.select, view, from, each, scratch);
+  s = Select::run(ctx, p.select, view, planes, asked, RaggedView<const float>(out), each, scratch);
   return s == Status::ok ? prim::UnitOrder::unite(ctx, RaggedView<const std::int32_t>(each.units), each.count, lists.units, lists.count) : s;
 }
 

@@ -9,9 +9,12 @@
 #include <kvcondense/backend/cuda/chosen_slots.cuh>
 #include <kvcondense/cache/cuda_held.cuh>
 #include <kvcondense/cache/cuda_index.cuh>
+#include <kvcondense/cache/cuda_learning.cuh>
 #include <kvcondense/cache/cuda_listed.cuh>
 #include <kvcondense/cache/cuda_reads.cuh>
+#include <kvcondense/cache/cuda_taught.cuh>
 #include <kvcondense/cache/cuda_watching.cuh>
+#include <kvcondense/cache/cuda_weighed.cuh>
 #include <kvcondense/cache/snapshot_file.hpp>
 #include <kvcondense/core/bytes.hpp>
 #include <kvcondense/core/object_array.hpp>
@@ -37,17 +40,17 @@ class CudaRetrieval {
     pipeline_ = pipeline, raw_ = raw;
     if (!pipeline_.composes()) return Status::incompatible;
     const index_t unit = pipeline_.partition.size(), row = pipeline_.summary.size();
-    const bool whole = row <= unit && unit % row == 0;  // a unit is rows of the index, none of which it shares
+    const bool whole = scores_slots || (row <= unit && unit % row == 0);  // a unit is rows of the index, none of which it shares
     if (!whole || (!raw && pipeline_.read_at() != retrieve::Positions::stored)) return Status::not_supported;
-    const bool learns = pipeline_.found_floats(shape, 1) > 0;
-    if ((holds() && loses) || learns) return Status::not_supported;
+    learns_ = Learning::learns(pipeline_, shape);
+    if ((holds() && loses) || (learns_ && (raw || !Learning::there))) return Status::not_supported;
     if (const Status s = watching_.make(shape, memory); s != Status::ok) return s;
     const std::size_t each = steering_bytes(shape);
     if (const Status s = steering_.make(each * static_cast<std::size_t>(shape.layers)); s != Status::ok) return s;
     Status failed = Status::ok;
     const Status made = index_.fill(heap_memory(), shape.layers, [&](index_t i) {
       CudaIndex index(memory);
-      if (failed == Status::ok) failed = index.make(shape.kv_heads, steering_.part(static_cast<std::size_t>(i) * each, each));
+      if (failed == Status::ok) failed = index.make(shape.kv_heads, Learning::lead(), steering_.part(static_cast<std::size_t>(i) * each, each));
       return index;
     });
     if (made != Status::ok || failed != Status::ok) return made != Status::ok ? made : failed;
@@ -64,6 +67,8 @@ class CudaRetrieval {
   }
   /// Whether what a step chooses is read in later calls, so that steps want queries.
   bool holds() const { return pipeline_.holds(); }
+  /// Whether steps have to be told their queries.
+  bool asks_queries() const { return holds() || watches() || pipeline_.fit_queries(); }
   index_t longest_call() const { return pipeline_.longest_call(); }
   index_t reach() const { return pipeline_.reach(); }
   /// Whether steps tell what attention slots draw, so that they want queries.
@@ -74,15 +79,13 @@ class CudaRetrieval {
   /// Steering memory that a step takes.
   std::size_t step_steering_bytes(const CacheShape& shape) const {
     const std::size_t choice = CudaCandidates::bytes(shape) + choice_steering_bytes(pipeline_, shape);
-    return 3 * Scratch::bytes_for<index_t>(shape.kv_heads) + (holds() ? choice : 0);
+    return 4 * Scratch::bytes_for<index_t>(shape.kv_heads) + (holds() ? choice : 0);
   }
-  /// Scratch that a step takes.
-  std::size_t step_bytes(const CacheShape& shape, index_t slots, index_t tokens) const {
+  /// Scratch that a step takes; `ends_prompt`: which may teach something.
+  std::size_t step_bytes(const CacheShape& shape, index_t slots, index_t tokens, bool ends_prompt) const {
     const index_t n = std::min(tokens, pipeline_.longest_call());
-    return watching_.step_bytes(slots * shape.kv_heads) + choice_bytes(shape, slots, n);
-  }
-  std::size_t choice_bytes(const CacheShape& shape, index_t slots, index_t n) const {
-    return holds() ? Scratch::align + CudaListed{false, false, raw_}.turned_bytes(shape, n) + pipeline_.workspace_bytes(shape, slots, n) : 0;
+    const std::size_t choice = holds() ? Scratch::align + CudaListed{false, false, raw_}.turned_bytes(shape, n) + pipeline_.workspace_bytes(shape, slots, n) : 0;
+    return watching_.step_bytes(slots * shape.kv_heads) + std::max(choice, ends_prompt ? Learning::fit_bytes(pipeline_, shape, slots) : 0);
   }
   /// Scratch of a choice of units and of reading them, attention included.
   template <class Plan>
@@ -95,7 +98,7 @@ class CudaRetrieval {
     const std::size_t lists = Scratch::align + Scratch::bytes_for<index_t>(told_numbers(shape.kv_heads, rows)) + Scratch::bytes_for<std::int32_t>(rows * most) + 2 * Scratch::bytes_for<index_t>(rows) +
                               2 * Scratch::bytes_for<prim::SlotRun>(rows * prim::ChosenSlots::most_runs(intervals, most_runs(plan, slots), slots)) +
                               Scratch::bytes_for<prim::ChosenInterval>(rows * intervals) + Scratch::bytes_for<float>(rows * slots) + listed(plan).bytes(shape, rows, slots, n) +
-                              (pipeline_.biases() ? Scratch::bytes_for<float>(rows * most) : 0);
+                              (pipeline_.biases() ? Scratch::bytes_for<float>(rows * most) : 0) + Scratch::bytes_for<float>(pipeline_.shares() ? rows : 0);
     return lists + std::max(pipeline_.workspace_bytes(shape, slots, n), attend_bytes(shape, rows, slots, n, need));
   }
 
@@ -123,6 +126,8 @@ class CudaRetrieval {
     retrieve::ReadView<Cuda> view;
     view.shape = shape, view.layer = layer, view.tokens = tokens, view.seen = l.counters.seen;
     view.slots = slots, view.known = known, view.prompt = index.prompt().data(), view.shape.softmax_scale = request.softmax_scale;
+    const CudaRows stored = rows_of(l);
+    view.keys = &stored.keys, view.values = &stored.values;
     const bool held = holds() && held_[layer].valid() && !pipeline_.due(l.counters.seen, tokens);
     all = !held && pipeline_.takes_all(view);
     if (all) return Status::ok;
@@ -145,7 +150,8 @@ class CudaRetrieval {
       run_offset[r + 1] = run_offset[r] + prim::ChosenSlots::most_runs(units + 2, most_runs(plan, slots[h]), read);
       read_offset[r + 1] = read_offset[r] + read;
     }
-    CudaLists lists{{{scratch.take<std::int32_t>(held ? 0 : offset[rows]), offset, rows}, scratch.take<index_t>(rows)}};
+    CudaLists lists{{{scratch.take<std::int32_t>(held ? 0 : offset[rows]), offset, rows}, scratch.take<index_t>(rows), nullptr,
+                     scratch.take<float>(pipeline_.shares() ? rows : 0)}};
     auto* const copy = scratch.take<index_t>(told_numbers(heads, rows));
     const auto on_device = [&](const index_t* p) { return copy + (p - told); };
     prim::ChosenRuns runs;
@@ -161,7 +167,7 @@ class CudaRetrieval {
     if (pipeline_.biases() && (lists.bias = scratch.take<float>(offset[rows])) == nullptr) return Status::workspace_too_small;
     prim::AttendRequest chosen = request;
     if (request.mass.data != nullptr) chosen.mass = {scratch.take<float>(read_offset[rows]), on_device(read_offset), rows};
-    if (lists.units.data == nullptr || lists.count == nullptr || copy == nullptr || runs.keys == nullptr || runs.values == nullptr || runs.intervals == nullptr ||
+    if (lists.units.data == nullptr || lists.count == nullptr || lists.share == nullptr || copy == nullptr || runs.keys == nullptr || runs.values == nullptr || runs.intervals == nullptr ||
         runs.slots == nullptr || (request.mass.data != nullptr && chosen.mass.data == nullptr))
       return Status::workspace_too_small;
 
@@ -170,8 +176,6 @@ class CudaRetrieval {
                             on_device(known), heads, pipeline_.partition.size(), pipeline_.partition.origin(), unread()};
     if constexpr (ranks) units.rank = held ? held_[layer].ranks() : nullptr, units.room = on_device(room);
     const bool asked = measure.reads != nullptr || measure.runs.data != nullptr;
-    const SlotRows<Cuda> keys = l.keys.rows(l.device_slots(), l.longest());
-    view.keys = &keys;
     ChosenReads reads;
     if (asked)
       if (const Status s = reads.make(rows, interval_offset); s != Status::ok) return s;
@@ -192,7 +196,10 @@ class CudaRetrieval {
       paged.slots = runs.slots, paged.kv_heads = rows;
       if (const Status s = CudaListed::read(ctx, units, runs, lists.bias, numbers, longest, turn, l.tokens(), standing, far, paged, chosen); s != Status::ok) return s;
       Context<Cuda> rest = ctx.with_workspace(scratch.rest());
-      if (const Status s = prim::Attend<Cuda>::run(rest, chosen, paged, longest, math); s != Status::ok || request.mass.data == nullptr) return s;
+      Status s = prim::Attend<Cuda>::run(rest, chosen, paged, longest, math);
+      if constexpr (mixes)  // the rest of a row's output is the mean of all values
+        if (s == Status::ok) s = prim::ChannelPages::mix(ctx, stored.values, index.planes(pipeline_, shape, layer), slots, known, lists.share, request.out);
+      if (s != Status::ok || request.mass.data == nullptr) return s;
       return prim::ChosenSlots::spread(ctx, units, runs, RaggedView<const float>(chosen.mass), l.longest(), request.mass);
     };
     Status s = read();
@@ -208,17 +215,21 @@ class CudaRetrieval {
                  Scratch& scratch, IndexChange& change) {
     const index_t heads = shape.kv_heads;
     change.from = scratch.take_steering<index_t>(heads), change.known = scratch.take_steering<index_t>(heads), change.device = leaves;
-    change.prompt = scratch.take_steering<index_t>(heads);
-    if (change.from == nullptr || change.known == nullptr || change.prompt == nullptr) return Status::workspace_too_small;
+    change.prompt = scratch.take_steering<index_t>(heads), change.learned = scratch.take_steering<index_t>(heads);
+    if (change.from == nullptr || change.known == nullptr || change.prompt == nullptr || change.learned == nullptr) return Status::workspace_too_small;
     std::copy_n(index_[layer].prompt().begin(), heads, change.prompt);  // the device tells it anew
     index_t most = 0;
-    const bool joins = l.keys.wants_lists() && (leaves || l.keys.due() || l.keys.unsettled());  // codes get new parameters wherever they lie
+    const auto joined = [&](const auto& column) { return column.wants_lists() && (leaves || column.due() || column.unsettled()); };
+    const bool joins = joined(l.keys) || (mixes && joined(l.values));  // codes get new parameters wherever they lie
     for (index_t h = 0; h < heads; ++h) {
       change.known[h] = kept(h), most = std::max(most, kept(h));
       change.from[h] = folds || joins ? 0 : std::min(unwatched(index_[layer].covered(h)), l.keys.settled(h));
+      if (mixes) change.from[h] = std::min(change.from[h], l.values.settled(h));
     }
     const auto stepped = [&](index_t h) { return l.slots(h) - l.counters.pending; };
     if (const Status s = watching_.reserve(ctx, layer, heads, most, stepped); s != Status::ok) return s;
+    change.drawn = watching_.numbers(layer);
+    if (const Status s = Learning::reserve(ctx, pipeline_, shape, index_[layer].found, change); s != Status::ok) return s;
     if (holds())
       if (const Status s = held_[layer].reserve(ctx, pipeline_.rows(shape) * pipeline_.most_units(most)); s != Status::ok) return s;
     if (const Status s = index_[layer].reserve(ctx, pipeline_, shape, most); s != Status::ok || !leaves) return s;
@@ -230,10 +241,15 @@ class CudaRetrieval {
   Status keep_drawn(Context<Cuda>& ctx, index_t layer, const Layer& l, const float* sums, const evict::KeepSet& keep, bool leaves, const Scratch& scratch) const {
     return watching_.keep(ctx, layer, l, sums, keep, leaves, scratch);
   }
+  /// Behind the changes of a step that ends a prompt, and `reserve`: heads learn what they have to.
+  template <class Layer>
+  Status learn(Context<Cuda>& ctx, index_t layer, const Layer& l, const CacheShape& shape, const IndexChange& change, const Scratch& scratch) {
+    return Learning::run(ctx, pipeline_, shape, layer, rows_of(l), index_[layer].found, change, scratch);
+  }
   /// Behind the changes of a step, whose lengths kernels read already. `prompt`: tokens before it came in prompts.
   template <class Layer>
   Status refresh(Context<Cuda>& ctx, index_t layer, const Layer& l, const CacheShape& shape, index_t prompt, const IndexChange& change) {
-    const Status s = index_[layer].refresh(ctx, pipeline_, shape, layer, l.keys.rows(l.device_slots(), l.longest()), watching_.numbers(layer), change);
+    const Status s = index_[layer].refresh(ctx, pipeline_, shape, layer, rows_of(l), change);
     if (s != Status::ok || !asks_for_prompt) return s;
     return prim::UnitIndex::below(ctx, l.ids.view(), change.known, prompt, shape.kv_heads, index_[layer].prompt().data());
   }
@@ -241,40 +257,7 @@ class CudaRetrieval {
   /// themselves. `queries`: of the step.
   template <class Layer>
   Status hold(Context<Cuda>& ctx, index_t layer, const Layer& l, const CacheShape& shape, TensorView<const float, 3> queries, QueryTurn turn, Phase phase,
-              const IndexChange& change, Scratch scratch) {
-    if (!holds()) return Status::ok;
-    CudaHeld& held = held_[layer];
-    const bool prompt = phase == Phase::prefill_chunk || phase == Phase::prefill_end;
-    const index_t heads = shape.kv_heads, arrived = l.counters.pending, n = queries.extent[1];
-    const bool due = prompt ? phase == Phase::prefill_end && pipeline_.at_prompt_end()
-                            : arrived <= pipeline_.longest_call() && (pipeline_.due(l.counters.seen, arrived) || !held.valid());
-    const bool chooses = phase != Phase::turn && n > 0 && !pipeline_.reads_all(layer) && due;
-    if (prompt || chooses) held.drop();
-    if (!chooses) return Status::ok;
-    const CudaHeld::Half& next = held.next();
-    for (index_t h = 0; h < heads; ++h) {
-      next.slots[h] = change.known[h], next.known[h] = prompt ? change.known[h] : std::max<index_t>(0, change.known[h] - arrived);
-      if (prompt) change.prompt[h] = change.known[h];
-    }
-    retrieve::ReadView<Cuda> view;
-    view.shape = shape, view.layer = layer, view.tokens = prompt ? 1 : std::min(n, pipeline_.longest_call()), view.seen = l.counters.seen;
-    view.slots = next.slots, view.known = next.known, view.prompt = change.prompt;
-    CudaCandidates among;
-    if (!among.make(pipeline_, view, scratch)) return Status::workspace_too_small;
-    const index_t rows = pipeline_.rows(shape);
-    next.offset[0] = 0;
-    for (index_t h = 0; h < heads; ++h) next.first[h] = next.base[h] = among.first[h], next.last[h] = among.last[h];
-    for (index_t r = 0; r < rows; ++r) next.offset[r + 1] = next.offset[r] + among.size(r * heads / rows);
-    queries.data += (n - view.tokens) * queries.stride[1], queries.extent[1] = view.tokens;
-    if (!turn.positions.empty()) turn.positions = turn.positions.last(static_cast<std::size_t>(view.tokens));
-    const CudaListed of_list{false, false, raw_};
-    TensorView<float, 3> meeting{};
-    if (!of_list.take(shape, view.tokens, scratch, meeting)) return Status::workspace_too_small;
-    if (const Status s = CudaListed::meet(ctx, pipeline_.query, turn, meeting, queries); s != Status::ok) return s;
-    const Status s = choose(ctx, pipeline_, view, queries, index_[layer].planes(pipeline_, shape, layer), among, held.next_lists(), nullptr, scratch);
-    if (s == Status::ok) held.turn(l.counters.seen);
-    return s;
-  }
+              const IndexChange& change, Scratch scratch);
   /// Tokens from `tokens` on are forgotten; or tokens amid others, where all is let go.
   void forget(index_t layer, index_t tokens) {
     if (holds()) held_[layer].truncate(tokens);
@@ -305,9 +288,16 @@ class CudaRetrieval {
       return pipeline_.candidates(view, head);
     });
   }
-  /// What says that a file's held units mean the same.
+  void save_found(ByteWriter& w, const Context<Cuda>& ctx, index_t layer) const {
+    if (learns_) index_[layer].found.save(w, ctx);
+  }
+  Status load_found(ByteReader& r, const Context<Cuda>& ctx, index_t layer, const CacheShape& shape) {
+    if (!learns_) return Status::ok;
+    return index_[layer].found.load(r, ctx, [&](std::span<const float> found) { return Learning::fits(pipeline_, shape, found); });
+  }
+  /// What says that a file's held units, what was drawn and what was learned mean the same.
   void add_to(Fingerprint& f, const CacheShape& shape, const char* word) const {
-    if (holds() || watches()) f.add_text(word).add(holds() ? pipeline_.rows(shape) : 0, pipeline_.fingerprint());
+    if (holds() || watches() || learns_) f.add_text(word).add(holds() ? pipeline_.rows(shape) : 0, pipeline_.fingerprint());
   }
   /// Between steps: rows of all slots that a step has seen, anew from the slot `same(head)` on.
   template <class Layer, class Same>
@@ -336,6 +326,7 @@ class CudaRetrieval {
   }
 
  private:
+  using Learning = CudaLearning<Pipeline>;
   using Watching = CudaWatching<decltype(Pipeline::summary)>;
 
   /// Slots that draw nothing more, of so many.
@@ -367,10 +358,17 @@ class CudaRetrieval {
     if constexpr (requires { pipeline_.partition.unread(); }) return pipeline_.partition.unread();
     else return 0;
   }
+  template <class Layer>
+  static CudaRows rows_of(const Layer& l) {
+    return {l.keys.rows(l.device_slots(), l.longest()), l.values.rows(l.device_slots(), l.longest())};
+  }
+  static constexpr bool scores_slots = requires(const Pipeline& p) { p.summary.slots_scored(); };
+  static constexpr bool mixes = std::is_same_v<decltype(Pipeline::summary), retrieve::ChannelPages>;  ///< the index knows values too
   static constexpr bool asks_for_prompt = std::is_same_v<decltype(Pipeline::keep), retrieve::KeepGenerated>;
 
   Pipeline pipeline_{};
-  bool raw_ = false;  ///< keys are stored without rotation
+  bool raw_ = false;     ///< keys are stored without rotation
+  bool learns_ = false;  ///< from the first prompt that ends
   cuda::SteeringMemory steering_;  ///< outlives the index
   ObjectArray<CudaIndex> index_;
   Watching watching_;
@@ -384,12 +382,15 @@ class CudaRetrieval<retrieve::ReadAll::Nothing> {
  public:
   static constexpr bool there = false;
   static constexpr bool holds() { return false; }
+  static constexpr bool asks_queries() { return false; }
   static constexpr index_t longest_call() { return 0; }
   static constexpr index_t reach() { return 0; }
   static constexpr bool watches() { return false; }
   static Status watch(Context<Cuda>&, const StepView<Cuda>&, float*) { return Status::ok; }
   static constexpr std::size_t step_steering_bytes(const CacheShape&) { return 0; }
-  static constexpr std::size_t step_bytes(const CacheShape&, index_t, index_t) { return 0; }
+  static constexpr std::size_t step_bytes(const CacheShape&, index_t, index_t, bool) { return 0; }
 };
 
 }  // namespace kvcondense::cache
+
+#include <kvcondense/cache/cuda_hold.cuh>

@@ -97,8 +97,10 @@ Status load_layer(ByteReader& r, Context<Cuda>& ctx, Cache<Cuda, R>& c, index_t 
   Status s = QueryWindow::make(l.window.most(), c.shape(), heap_memory(), window);
   if (s == Status::ok) s = load_window(r, window, c.shape(), l.counters);
   if (s == Status::ok) s = l.window.upload(ctx, window, l.counters.seen - l.counters.pending);
-  if constexpr (Cache<Cuda, R>::retrieves)
+  if constexpr (Cache<Cuda, R>::retrieves) {
     if (s == Status::ok) s = c.retrieval().load_held(r, ctx, layer, l);
+    if (s == Status::ok) s = c.retrieval().load_found(r, ctx, layer, c.shape());
+  }
   CudaColumnFile<typename Cache<Cuda, R>::KeyCodec> keys(l.keys);
   CudaColumnFile<typename Cache<Cuda, R>::ValueCodec> values(l.values);
   Buffer<index_t> slots(heap_memory());
@@ -188,7 +190,7 @@ Status save(Context<Cuda>& ctx, const Cache<Cuda, R>& c, ByteSink& sink) {
     if (s == Status::ok) s = l.window.download(ctx, window);
     if (s != Status::ok) w.fail(s);
     cache::save_window(w, window, c.shape());
-    if constexpr (Cache<Cuda, R>::retrieves) c.retrieval().save_held(w, ctx, i);
+    if constexpr (Cache<Cuda, R>::retrieves) c.retrieval().save_held(w, ctx, i), c.retrieval().save_found(w, ctx, i);
     for (index_t h = 0; h < c.shape().kv_heads && w.status() == Status::ok; ++h) {
       cache::HeadCounts counts = l.counts(h);
       if (i == 0 && h == 0) counts.repaired += counted[0];

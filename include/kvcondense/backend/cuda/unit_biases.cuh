@@ -22,8 +22,7 @@ struct BiasedUnits {
   const index_t* first = nullptr;        ///< per KV head: the first candidate
   index_t heads = 0;                     ///< KV heads
   index_t size = 1, origin = 0;          ///< unit u begins at slot origin + u * size
-  TensorView<const float, 3> queries{};
-  index_t token = 0;                     ///< of the queries, by which units were chosen
+  const float* queries = nullptr;        ///< a row per row of the lists
 };
 
 namespace cuda_kernels {
@@ -51,7 +50,7 @@ __global__ void __launch_bounds__(Threads, 4) block_biases(SlotRows<Cuda> keys, 
   const index_t i = blockIdx.x, row = blockIdx.y, head = row * chosen.heads / chosen.units.heads;
   if (i >= chosen.count[row]) return;  // the same in all threads
   const int dim = static_cast<int>(keys.dim()), warp = cuda::warp_of_block(), lane = cuda::lane_of_warp();
-  for (int c = static_cast<int>(threadIdx.x); c < dim; c += Threads) shared.query[c] = chosen.queries(row, chosen.token, c);
+  for (int c = static_cast<int>(threadIdx.x); c < dim; c += Threads) shared.query[c] = chosen.queries[row * dim + c];
   __syncthreads();
   const index_t u = chosen.units.row(row)[i], begin = chosen.origin + (chosen.first[head] + u) * chosen.size;
   float top = -INFINITY, sum = 0.0f;  // the same in all lanes

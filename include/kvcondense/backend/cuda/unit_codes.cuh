@@ -18,7 +18,7 @@
 namespace kvcondense::prim {
 namespace cuda_kernels {
 
-struct CodeShared {
+struct NearestShared {
   float row[max_head_dim];
   float far[index_warps];
   std::int32_t code[index_warps];
@@ -27,8 +27,8 @@ struct CodeShared {
 /// The centroid nearest to a slot's key by the metric, of equally near ones the first; a key of NaN has the first of all. A block a slot, a warp a
 /// centroid, its lanes columns of the metric. Grid: as index_units.
 template <int Threads>
-__global__ void __launch_bounds__(Threads, 4) index_codes(SlotRows<Cuda> keys, UnitPlanes planes, const index_t* from, const index_t* known, index_t base) {
-  CodeShared& shared = cuda::shared_as<CodeShared>();
+__global__ void __launch_bounds__(Threads, 4) index_nearest(SlotRows<Cuda> keys, UnitPlanes planes, const index_t* from, const index_t* known, index_t base) {
+  NearestShared& shared = cuda::shared_as<NearestShared>();
   const UnitSlots s(planes, from, known, base);
   if (s.empty()) return;  // the same in all threads
   const int dim = planes.width, warp = cuda::warp_of_block(), lane = cuda::lane_of_warp();
@@ -58,7 +58,7 @@ __global__ void __launch_bounds__(Threads, 4) index_codes(SlotRows<Cuda> keys, U
 
 /// Inner products of query rows, `per_head` to a KV head, with every centroid: a warp a centroid. Grid: blocks of centroids, rows.
 template <int Threads>
-__global__ void __launch_bounds__(Threads) code_tables(UnitPlanes planes, const float* queries, index_t per_head, float* out) {
+__global__ void __launch_bounds__(Threads) centroid_tables(UnitPlanes planes, const float* queries, index_t per_head, float* out) {
   const index_t row = blockIdx.y, c = static_cast<index_t>(blockIdx.x) * (Threads / cuda::warp_lanes) + cuda::warp_of_block();
   if (c >= planes.entries) return;  // the same in a warp
   const float *const q = queries + row * planes.width, *const centroid = planes.book + (row / per_head * planes.entries + c) * planes.width;
@@ -84,12 +84,12 @@ struct UnitCodes {
   static Status build(Context<Cuda>& ctx, const SlotRows<Cuda>& keys, const UnitPlanes& planes, const index_t* from, const index_t* known, index_t first, index_t last) {
     using namespace cuda_kernels;
     if (first >= last) return Status::ok;
-    return cuda::launch(ctx, index_codes<index_threads>, {last - first, keys.heads()}, index_threads, sizeof(CodeShared), keys, planes, from, known, first);
+    return cuda::launch(ctx, index_nearest<index_threads>, {last - first, keys.heads()}, index_threads, sizeof(NearestShared), keys, planes, from, known, first);
   }
   /// Tables [rows, entries] of query rows.
   static Status tables(Context<Cuda>& ctx, const UnitPlanes& planes, const float* queries, index_t rows, index_t per_head, float* out) {
     using namespace cuda_kernels;
-    return cuda::launch(ctx, code_tables<index_threads>, {cuda::covering(planes.entries, index_warps), rows}, index_threads, 0, planes, queries, per_head, out);
+    return cuda::launch(ctx, centroid_tables<index_threads>, {cuda::covering(planes.entries, index_warps), rows}, index_threads, 0, planes, queries, per_head, out);
   }
   /// `most`: no head has more candidates.
   static Status score(Context<Cuda>& ctx, const UnitPlanes& planes, const UnitScores& scores, const float* tables, index_t most) {

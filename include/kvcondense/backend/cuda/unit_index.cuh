@@ -42,7 +42,15 @@ struct UnitPlanes {
   const float* book = nullptr;   ///< IndexRule::codes: [heads * entries, width]
   const float* metric = nullptr; ///< [heads * width, width]: distances are those of rows times it; null: the identity
   index_t entries = 0;
+  const float* found = nullptr;  ///< [heads][found_room]: what a prompt taught, or null; IndexRule::coordinates: which columns count
+  index_t found_room = 0;
 
+  /// IndexRule::coordinates. What a file says may be no column.
+  KVCONDENSE_HD index_t column(index_t head, index_t i) const {
+    if (found == nullptr) return i;
+    const float c = found[head * found_room + i], last = static_cast<float>(columns - 1);
+    return static_cast<index_t>(c < 0.0f ? 0.0f : c < last ? c : last);
+  }
   KVCONDENSE_HD std::byte* row(int which, index_t head, index_t u) const {
     return plane[which] + head * room[which] + u * width * static_cast<index_t>(size_of(dtype));
   }
@@ -172,7 +180,7 @@ __global__ void __launch_bounds__(Threads, 4) index_coordinates(SlotRows<Cuda> k
   if (cuda::warp_of_block() == 0) keys.load(keys.locate(s.head, s.begin), shared.row);
   __syncthreads();
   for (int c = static_cast<int>(threadIdx.x); c < planes.width; c += Threads) {
-    const float* e = planes.basis + s.head * dim * planes.columns + c;
+    const float* e = planes.basis + s.head * dim * planes.columns + planes.column(s.head, c);
     float sum = 0.0f;
     for (int d = 0; d < dim; ++d) sum = __fadd_rn(sum, __fmul_rn(shared.row[d], e[d * planes.columns]));
     write_number(planes.dtype, planes.row(0, s.head, s.u), c, sum);
