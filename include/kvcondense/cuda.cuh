@@ -40,6 +40,7 @@
 #include <kvcondense/backend/cuda/merge_partials.cuh>
 #include <kvcondense/backend/cuda/merge_sets.cuh>
 #include <kvcondense/backend/cuda/merge_weights.cuh>
+#include <kvcondense/backend/cuda/metric_codes.cuh>
 #include <kvcondense/backend/cuda/metric_length.cuh>
 #include <kvcondense/backend/cuda/nuq_rows.cuh>
 #include <kvcondense/backend/cuda/open_blocks.cuh>
@@ -77,7 +78,6 @@
 #include <kvcondense/backend/cuda/top_then_newest.cuh>
 #include <kvcondense/backend/cuda/turn_rows.cuh>
 #include <kvcondense/backend/cuda/unit_biases.cuh>
-#include <kvcondense/backend/cuda/unit_codes.cuh>
 #include <kvcondense/backend/cuda/unit_fold.cuh>
 #include <kvcondense/backend/cuda/unit_index.cuh>
 #include <kvcondense/backend/cuda/unit_lists.cuh>

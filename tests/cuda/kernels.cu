@@ -183,9 +183,7 @@ Status index_words(Context<Cuda>& ctx, const SlotRows<Cuda>& keys, const prim::U
   if (s == Status::ok) s = index_units<prim::IndexRule::spread>(ctx, keys, planes, scores, count, rows);
   if (s == Status::ok) s = index_units<prim::IndexRule::coordinates>(ctx, keys, planes, scores, count, rows);
   if (s == Status::ok) s = index_units<prim::IndexRule::last>(ctx, keys, planes, scores, count, rows);
-  if (s == Status::ok) s = prim::UnitCodes::build(ctx, keys, planes, count, count, 0, 8);
-  if (s == Status::ok) s = prim::UnitCodes::tables(ctx, planes, rows, 1, 1, rows);
-  if (s == Status::ok) s = prim::UnitCodes::score(ctx, planes, scores, rows, 8);
+  if (s == Status::ok) s = prim::MetricCodes::build(ctx, keys, planes, {}, count, count, 0, 8);
   if (s == Status::ok) s = prim::SignWords::mean(ctx, keys, 0, 0, 8, 8.0, rows);
   if (s == Status::ok) s = prim::SignWords::build(ctx, keys, planes, {}, count, count, 0, 8);
   if (s == Status::ok) s = prim::SignWords::queries(ctx, {}, rows, 1, rows);

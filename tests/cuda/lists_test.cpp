@@ -1,4 +1,4 @@
-// Lists of chosen units and slots: their order, their union, what is added to logits, and an index of codes.
+// Lists of chosen units and slots: their order, their union, what is added to logits, and indexes of codes, of words and of what slots drew.
 
 #include <algorithm>
 #include <cmath>
@@ -9,10 +9,13 @@
 #include <vector>
 
 #include <kvcondense/backend/cpu/k_means.hpp>
+#include <kvcondense/backend/cuda/drawn_slots.cuh>
 #include <kvcondense/backend/cuda/listed_numbers.cuh>
+#include <kvcondense/backend/cuda/metric_codes.cuh>
+#include <kvcondense/backend/cuda/sign_hashes.cuh>
 #include <kvcondense/backend/cuda/unit_biases.cuh>
-#include <kvcondense/backend/cuda/unit_codes.cuh>
 #include <kvcondense/backend/cuda/unit_lists.cuh>
+#include <kvcondense/retrieve/blocks/hashes.hpp>
 
 #include "paged_heads.hpp"
 
@@ -145,8 +148,8 @@ TEST_CASE("cuda unit biases: a block weighs what its score says") {
   });
 }
 
-TEST_CASE("cuda unit codes: the nearest centroid by a metric, and scores by tables") {
-  constexpr index_t heads = 2, dim = 64, entries = 11, slots = 37, group = 3;
+TEST_CASE("cuda metric codes: the nearest centroid by a metric") {
+  constexpr index_t heads = 2, dim = 64, entries = 11, slots = 37;
   const Rows rows({DType::bf16}, dim, {{5, 10, 22}, {slots, 0, 0}}, 31);
   std::mt19937 random(32);
   std::normal_distribution<float> normal;
@@ -155,7 +158,7 @@ TEST_CASE("cuda unit codes: the nearest centroid by a metric, and scores by tabl
     for (float& e : x) e = normal(random);
     return x;
   };
-  const std::vector<float> book = numbers(heads * entries * dim), metric = numbers(heads * dim * dim), q = numbers(heads * group * dim);
+  const std::vector<float> book = numbers(heads * entries * dim), metric = numbers(heads * dim * dim);
   for (const bool plain : {true, false}) {
     std::vector<std::uint16_t> want(at(heads * slots));
     for (index_t h = 0; h < heads; ++h)
@@ -171,29 +174,143 @@ TEST_CASE("cuda unit codes: the nearest centroid by a metric, and scores by tabl
     test::each_way([&] {
       test::Device device;
       auto copy = rows.column.on(device);
-      test::OnDevice<index_t> lengths(device, {slots, slots}), from(device, {0, 9}), first(device, {3, 0}), offset(device, offsets({30, 30, 30, 20, 20, 20}));
-      test::OnDevice<float> centroids(device, book), l(device, metric), queries(device, q), tables(device, std::vector<float>(at(heads * group * entries)));
-      test::OnDevice<float> scores(device, std::vector<float>(150));
+      test::OnDevice<index_t> lengths(device, {slots, slots}), from(device, {0, 9});
+      test::OnDevice<float> centroids(device, book), l(device, metric);
       test::OnDevice<std::uint16_t> codes(device, std::vector<std::uint16_t>(at(heads * slots), 77));
       prim::UnitPlanes planes;
       planes.plane[0] = reinterpret_cast<std::byte*>(codes.data()), planes.room[0] = 2 * slots;
-      planes.width = dim, planes.entries = entries, planes.book = centroids.data(), planes.metric = plain ? nullptr : l.data();
+      planes.metric = plain ? nullptr : l.data();
       const SlotRows<Cuda> keys(rows.column.exact(), copy.view(), lengths.data(), heads, slots, dim);
-      REQUIRE(prim::UnitCodes::build(device, keys, planes, from.data(), lengths.data(), 0, slots) == Status::ok);
+      REQUIRE(prim::MetricCodes::build(device, keys, planes, {centroids.data(), entries * dim, 1, 2, entries, false}, from.data(), lengths.data(), 0, slots) == Status::ok);
       const std::vector<std::uint16_t> got = codes.read();
       for (index_t i = 0; i < heads * slots; ++i) REQUIRE(got[at(i)] == (i >= slots && i < slots + 9 ? 77 : want[at(i)]));  // those stay as they are
-      REQUIRE(prim::UnitCodes::build(device, keys, planes, first.data(), lengths.data(), 0, slots) == Status::ok);
-      REQUIRE(prim::UnitCodes::tables(device, planes, queries.data(), heads * group, group, tables.data()) == Status::ok);
-      const prim::UnitScores to{{scores.data(), offset.data(), heads * group}, first.data(), nullptr, group, 1};
-      REQUIRE(prim::UnitCodes::score(device, planes, to, tables.data(), 30) == Status::ok);
-      const std::vector<float> x = scores.read();
-      for (index_t r = 0, i = 0; r < heads * group; ++r)
-        for (index_t u = 0; u < (r < group ? 30 : 20); ++u, ++i) {
-          const index_t h = r / group, code = want[at(h * slots + u + (h == 0 ? 3 : 0))];
-          double dot = 0.0;
-          for (index_t d = 0; d < dim; ++d) dot += static_cast<double>(q[at(r * dim + d)]) * static_cast<double>(book[at((h * entries + code) * dim + d)]);
-          REQUIRE(std::fabs(static_cast<double>(x[at(i)]) - dot) < 1e-4);
-        }
     });
   }
+}
+
+TEST_CASE("cuda sign words: sides of planes seen from a mean, samples that meet twice, and their chances") {
+  constexpr index_t heads = 2, group = 2, dim = 80, tables = 9, bits = 3, slots = 61;
+  const Rows rows({DType::f16}, dim, {{11, 20, 30}, {slots, 0, 0}}, 41);
+  std::mt19937 random(42);
+  std::normal_distribution<float> normal;
+  std::vector<float> planes(at(tables * bits * dim)), q(at(heads * group * dim));
+  for (float& x : planes) x = normal(random);
+  for (float& x : q) x = normal(random);
+  const HashPlanes on_host{planes.data(), tables, bits, dim};
+  std::vector<float> found;
+  for (index_t h = 0; h < heads; ++h) {  // of slots [3, 55)
+    std::vector<double> sum(at(dim));
+    for (index_t s = 3; s < 55; ++s)
+      for (index_t d = 0; d < dim; ++d) sum[at(d)] += static_cast<double>(rows.key(h, s)[at(d)]);
+    for (index_t d = 0; d < dim; ++d) found.push_back(static_cast<float>(sum[at(d)] / 52.0));
+  }
+  const auto word = [&](const std::vector<float>& x, index_t table) {
+    std::uint32_t w = 0;
+    for (index_t b = 0; b < bits; ++b) {
+      float sum = 0.0f;
+      for (index_t d = 0; d < dim; ++d) sum += x[at(d)] * on_host.plane(table, b)[d];
+      w |= static_cast<std::uint32_t>(sum > 0.0f) << b;
+    }
+    return w;
+  };
+  test::each_way([&] {
+    test::Device device;
+    auto copy = rows.column.on(device);
+    test::OnDevice<float> sides(device, planes), queries(device, q), mean(device, std::vector<float>(at(heads * dim))), words(device, std::vector<float>(at(heads * group * tables)));
+    test::OnDevice<index_t> lengths(device, {slots, slots}), from(device, {0, 0}), first(device, {2, 2}), offset(device, offsets({50, 50, 50, 50})), count(device, {-1, -1, -1, -1});
+    test::OnDevice<std::uint16_t> codes(device, std::vector<std::uint16_t>(at(heads * slots * tables)));
+    test::OnDevice<float> scores(device, std::vector<float>(200)), bias(device, std::vector<float>(200, 99.0f));
+    test::OnDevice<std::int32_t> list(device, std::vector<std::int32_t>(200, -1));
+    const SlotRows<Cuda> keys(rows.column.exact(), copy.view(), lengths.data(), heads, slots, dim);
+    for (index_t h = 0; h < heads; ++h) REQUIRE(prim::SignWords::mean(device, keys, h, 3, 55, 52.0, mean.data() + h * dim) == Status::ok);
+    REQUIRE(mean.read() == found);
+    prim::UnitPlanes index;
+    index.plane[0] = reinterpret_cast<std::byte*>(codes.data()), index.room[0] = 2 * slots * tables;
+    index.found = mean.data(), index.found_room = dim;
+    const HashPlanes on_device{sides.data(), tables, bits, dim};
+    REQUIRE(prim::SignWords::build(device, keys, index, on_device, from.data(), lengths.data(), 0, slots) == Status::ok);
+    REQUIRE(prim::SignWords::queries(device, on_device, queries.data(), heads * group, words.data()) == Status::ok);
+    const prim::UnitScores to{{scores.data(), offset.data(), heads * group}, first.data(), nullptr, group, 1};
+    REQUIRE(prim::SignWords::score(device, index, to, tables, words.data(), 50) == Status::ok);
+    REQUIRE(prim::SignWords::sample(device, RaggedView<const float>(to.out), {list.data(), offset.data(), heads * group}, count.data()) == Status::ok);
+    const prim::BiasedUnits chosen{{list.data(), offset.data(), heads * group}, count.data(), first.data(), heads, 1, 0, queries.data()};
+    REQUIRE(prim::SignWords::chances(device, keys, index, chosen, bits, tables, 50, bias.data()) == Status::ok);
+    const std::vector<float> x = scores.read(), b = bias.read();
+    const std::vector<std::int32_t> listed = list.read();
+    const std::vector<index_t> n = count.read();
+    for (index_t r = 0; r < heads * group; ++r) {
+      const std::vector<float> query(q.begin() + r * dim, q.begin() + (r + 1) * dim);
+      index_t taken = 0;
+      for (index_t u = 0; u < 50; ++u) {
+        std::vector<float> key = rows.key(r / group, u + 2);
+        for (index_t d = 0; d < dim; ++d) key[at(d)] -= found[at(r / group * dim + d)];
+        int same = 0;
+        for (index_t t = 0; t < tables; ++t) same += word(key, t) == word(query, t) ? 1 : 0;
+        REQUIRE(x[at(r * 50 + u)] == static_cast<float>(same));
+        if (same < 2) continue;
+        REQUIRE(listed[at(r * 50 + taken)] == u);
+        double dot = 0.0, norm = 0.0, length = 0.0;
+        for (index_t d = 0; d < dim; ++d) {
+          const double k = static_cast<double>(key[at(d)]), e = static_cast<double>(query[at(d)]);
+          dot += k * e, norm += k * k, length += e * e;
+        }
+        const double want = -std::log(retrieve::Sampled::chance(dot / std::sqrt(norm * length), bits, tables) + 1e-4);
+        REQUIRE(std::fabs(static_cast<double>(b[at(r * 50 + taken)]) - want) < 1e-5);
+        ++taken;
+      }
+      REQUIRE(n[at(r)] == taken);
+      REQUIRE(taken > 0);
+    }
+  });
+}
+
+TEST_CASE("cuda drawn slots: sums that move with slots, and the mean of the keys that drew most") {
+  constexpr index_t heads = 2, group = 3, dim = 64, size = 20, count = 18;
+  const Rows rows({DType::f32}, dim, {{45, 0, 0}, {40, 0, 0}}, 51);
+  const std::vector<index_t> offset = offsets({45, 40}), stay{41, 40};
+  std::mt19937 random(52);
+  std::vector<float> before(at(heads * 50 * group)), more(at(85 * group));
+  for (float& x : before) x = static_cast<float>(random() % 5);
+  for (float& x : more) x = static_cast<float>(random() % 5);
+  more[7] = std::numeric_limits<float>::quiet_NaN(), more[100] = std::numeric_limits<float>::infinity();
+  std::vector<std::int32_t> keep(85);
+  for (index_t h = 0; h < heads; ++h)
+    for (index_t i = 0; i < stay[at(h)]; ++i) keep[at(offset[at(h)] + i)] = static_cast<std::int32_t>(i < 6 ? i : i + offset[at(h + 1)] - offset[at(h)] - stay[at(h)]);
+  std::vector<float> want = before;
+  for (index_t h = 0; h < heads; ++h)
+    for (index_t i = 0; i < stay[at(h)]; ++i)
+      for (index_t g = 0; g < group; ++g) {
+        const index_t slots = offset[at(h + 1)] - offset[at(h)], slot = keep[at(offset[at(h)] + i)];
+        const float old = slot < slots - 4 ? before[at((h * 50 + slot) * group + g)] : 0.0f, x = more[at(offset[at(h)] * group + g * slots + slot)];
+        want[at((h * 50 + i) * group + g)] = old + (std::isfinite(x) ? x : 0.0f);
+      }
+  test::each_way([&] {
+    test::Device device;
+    auto copy = rows.column.on(device);
+    test::OnDevice<float> sums(device, before), fresh(device, more), room(device, std::vector<float>(at(85 * group)));
+    test::OnDevice<index_t> begin(device, offset), n(device, stay), from(device, {0, 0});
+    test::OnDevice<std::int32_t> list(device, keep);
+    const prim::DrawnNumbers drawn{{sums.data(), 50 * group}, group};
+    REQUIRE(prim::DrawnSlots::step(device, drawn, 4, fresh.data(), {room.data(), begin.data(), heads}, list.data(), n.data()) == Status::ok);
+    REQUIRE(sums.read() == want);
+
+    test::OnDevice<float> index(device, std::vector<float>(at(heads * 2 * group * dim)));
+    prim::UnitPlanes planes;
+    planes.plane[0] = reinterpret_cast<std::byte*>(index.data()), planes.room[0] = 2 * group * dim * 4;
+    planes.dtype = DType::f32, planes.slots = size, planes.width = group * dim;
+    const SlotRows<Cuda> keys(rows.column.exact(), copy.view(), n.data(), heads, 45, dim);
+    REQUIRE(prim::DrawnSlots::build(device, keys, planes, drawn, count, from.data(), n.data(), 0, 2) == Status::ok);
+    const std::vector<float> got = index.read();
+    for (index_t h = 0; h < heads; ++h)
+      for (index_t u = 0; u < 2; ++u)
+        for (index_t g = 0; g < group; ++g) {
+          std::vector<index_t> order(at(size));
+          for (index_t i = 0; i < size; ++i) order[at(i)] = u * size + i;
+          std::stable_sort(order.begin(), order.end(), [&](index_t a, index_t b) { return want[at((h * 50 + a) * group + g)] > want[at((h * 50 + b) * group + g)]; });
+          std::vector<float> mean(at(dim));
+          for (index_t i = 0; i < count; ++i)
+            for (index_t d = 0; d < dim; ++d) mean[at(d)] += rows.key(h, order[at(i)])[at(d)];
+          for (index_t d = 0; d < dim; ++d) REQUIRE(got[at(((h * 2 + u) * group + g) * dim + d)] == mean[at(d)] / static_cast<float>(count));
+        }
+  });
 }

@@ -280,9 +280,9 @@ class CudaIndex {
     out.dtype = shape.dtype, out.slots = p.summary.size(), out.origin = p.partition.origin();
     out.width = static_cast<int>(p.summary.plane_bytes(shape, 0) / size_of(shape.dtype));
     if (p.found_floats(shape, 1) > 0) out.found = found.view().data, out.found_room = found.view().room;
-    if constexpr (requires { p.summary.metric.empty(); }) {
-      out.width = static_cast<int>(shape.head_dim), out.entries = p.summary.codes(shape);
-      out.book = p.summary.codebook(layer), out.metric = p.summary.metric.empty() ? nullptr : p.summary.metric(layer);
+    if constexpr (requires { p.summary.metric.empty(); }) {  // a codebook that was made before
+      out.found = p.summary.codebook(layer), out.found_room = p.summary.codes(shape) * shape.head_dim;
+      out.metric = p.summary.metric.empty() ? nullptr : p.summary.metric(layer);
     }
     if constexpr (requires { p.summary.basis; }) out.basis = p.summary.basis(layer), out.columns = p.summary.basis.columns;
     return out;

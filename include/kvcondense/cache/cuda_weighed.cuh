@@ -3,9 +3,10 @@
 #include <algorithm>
 
 #include <kvcondense/backend/cuda/drawn_slots.cuh>
+#include <kvcondense/backend/cuda/metric_codes.cuh>
 #include <kvcondense/backend/cuda/sign_hashes.cuh>
+#include <kvcondense/backend/cuda/slot_codes.cuh>
 #include <kvcondense/backend/cuda/unit_biases.cuh>
-#include <kvcondense/backend/cuda/unit_codes.cuh>
 #include <kvcondense/backend/cuda/unit_lists.cuh>
 #include <kvcondense/cache/cuda_index.cuh>
 #include <kvcondense/core/workspace.hpp>
@@ -38,14 +39,16 @@ template <>
 struct CudaUnitSummary<retrieve::VectorCodes> {
   static constexpr bool there = true;
   static index_t prepared(const retrieve::VectorCodes& summary, const CacheShape& shape) { return summary.width(shape); }
+  static prim::SlotCodebooks books(const prim::UnitPlanes& planes, index_t dim) { return {planes.found, planes.found_room, 1, 2, planes.found_room / dim, false}; }
   static Status build(Context<Cuda>& ctx, const retrieve::VectorCodes&, const CudaRows& rows, const prim::UnitPlanes& planes, const IndexChange& change, index_t first,
                       index_t last) {
-    return prim::UnitCodes::build(ctx, rows.keys, planes, change.from, change.known, first, last);
+    return prim::MetricCodes::build(ctx, rows.keys, planes, books(planes, rows.keys.dim()), change.from, change.known, first, last);
   }
-  static Status score(Context<Cuda>& ctx, const retrieve::VectorCodes&, const retrieve::ReadView<Cuda>&, const prim::UnitPlanes& planes, const CudaQueryRows& queries,
+  static Status score(Context<Cuda>& ctx, const retrieve::VectorCodes&, const retrieve::ReadView<Cuda>& view, const prim::UnitPlanes& planes, const CudaQueryRows& queries,
                       const prim::UnitScores& scores) {
-    const Status s = prim::UnitCodes::tables(ctx, planes, queries.rows, queries.count, scores.per_head, queries.prepared);
-    return s == Status::ok ? prim::UnitCodes::score(ctx, planes, scores, queries.prepared, queries.most) : s;
+    const prim::SlotCodebooks b = books(planes, view.shape.head_dim);
+    const Status s = prim::SlotCodes::tables(ctx, b, queries.rows, queries.count, scores.per_head, view.shape.head_dim, queries.prepared);
+    return s == Status::ok ? prim::SlotCodes::score(ctx, planes, b, scores, queries.prepared, queries.most) : s;
   }
 };
 

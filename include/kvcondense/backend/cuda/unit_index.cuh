@@ -25,8 +25,6 @@ enum class IndexRule : std::uint8_t {
   mean,    ///< the mean key
   spread,  ///< the mean key, and in the second plane the smallest cosine between it and a key: a float
   coordinates,  ///< a key's coordinates in a basis of its head; a unit is a slot
-  codes,        ///< the nearest of a head's centroids: a number of 16 bits; a unit is a slot
-  representatives,  ///< per query head the mean of the keys that drew most of it
   last,         ///< the key of the last slot, of a unit that is full; else 0
 };
 
@@ -39,10 +37,8 @@ struct UnitPlanes {
   int width = 0;                 ///< numbers of a row
   const float* basis = nullptr;  ///< IndexRule::coordinates: [heads * head_dim, columns], the first `width` columns count
   index_t columns = 0;
-  const float* book = nullptr;   ///< IndexRule::codes: [heads * entries, width]
-  const float* metric = nullptr; ///< [heads * width, width]: distances are those of rows times it; null: the identity
-  index_t entries = 0;
-  const float* found = nullptr;  ///< [heads][found_room]: what a prompt taught, or null; IndexRule::coordinates: which columns count
+  const float* metric = nullptr;  ///< of codes, [heads * head_dim, head_dim]: distances are those of rows times it; null: the identity
+  const float* found = nullptr;  ///< [heads][found_room]: what a prompt or its model taught, or null; IndexRule::coordinates: which columns count
   index_t found_room = 0;
 
   /// IndexRule::coordinates. What a file says may be no column.
@@ -54,7 +50,6 @@ struct UnitPlanes {
   KVCONDENSE_HD std::byte* row(int which, index_t head, index_t u) const {
     return plane[which] + head * room[which] + u * width * static_cast<index_t>(size_of(dtype));
   }
-  KVCONDENSE_HD std::uint16_t* code(index_t head, index_t slot) const { return reinterpret_cast<std::uint16_t*>(plane[0] + head * room[0]) + slot; }
   /// IndexRule::spread.
   KVCONDENSE_HD float* spread(index_t head, index_t u) const { return reinterpret_cast<float*>(plane[1] + head * room[1]) + u; }
 };
