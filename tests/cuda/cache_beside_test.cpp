@@ -1,12 +1,16 @@
 // Retrieval stages whose attention reads something of a list of chosen slots, beside merging and codes, in a cache on CUDA.
 
+#include <string>
+
 #include <kvcondense/evict/h2o.hpp>
 #include <kvcondense/merge/d2o.hpp>
 #include <kvcondense/position/reindex.hpp>
 #include <kvcondense/position/rerotate.hpp>
 #include <kvcondense/quant/fp8.hpp>
 #include <kvcondense/quant/kivi.hpp>
+#include <kvcondense/retrieve/a2ats.hpp>
 #include <kvcondense/retrieve/landmark.hpp>
+#include <kvcondense/retrieve/magicpig.hpp>
 #include <kvcondense/retrieve/quest.hpp>
 #include <kvcondense/retrieve/rekv.hpp>
 
@@ -39,4 +43,25 @@ TEST_CASE("cuda cache retrieves: biases and raw keys by list beside codes") {
 TEST_CASE("cuda cache retrieves: raw keys that came rotated, by list") {
   const CacheShape shape{.layers = 2, .q_heads = 6, .kv_heads = 2, .head_dim = 96, .value_dim = 32, .dtype = DType::f32, .page_slots = 7};
   parity(of(position::Rerotate{}, retrieve::ReKv{.frame = 5, .frames = 3, .init = 2, .question = 8}), "rerotate + rekv(frame=5, frames=3, init=2, question=8)", shape, false, 6e-5f, 2e-5f);
+}
+
+TEST_CASE("cuda cache retrieves: what query heads of a group chose is read by all of them") {
+  const CacheShape& shape = cuda_cache::shapes()[1];
+  const std::string text = "reindex + " + cuda_cache::setting("a2ats");
+  parity([](const any::ModelFacts& facts) {
+    return recipe(position::Reindex{}, retrieve::A2ats{.key_codes = facts.key_codes, .key_metric = facts.key_metric, .share = 0.1, .sinks = 2, .local = 5, .distance = 30});
+  }, text, shape, false, 5e-5f);
+}
+
+TEST_CASE("cuda cache retrieves: words are seen from the mean of a prompt of many tokens") {
+  const CacheShape shape{.layers = 2, .q_heads = 6, .kv_heads = 2, .head_dim = 64, .page_slots = 16};
+  test::Device device;
+  const cuda_cache::Model model(device, shape);
+  cuda_cache::Pair pair(recipe(retrieve::MagicPig{.hash_planes = model.on_device().hash_planes, .sinks = 2, .local = 6, .dense_every = 0}), cuda_cache::setting("magicpig"),
+                        shape, model.on_host());
+  pair.forward(50, prim::AttendMath::f32, pair.near, Phase::prefill_end);
+  for (int i = 0; i < 3; ++i) pair.forward(1), pair.look();
+  pair.exchange();
+  pair.forward(1);
+  CHECK(pair.look().units_scored > 0);
 }
