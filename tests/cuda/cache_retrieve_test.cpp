@@ -139,7 +139,6 @@ TEST_CASE("cuda cache: every retrieval method is tried, or it is said what lacks
       {"triforce", "units in the order of their scores"},
       {"landmark", "biases that attention reads by list"},
       {"magicpig", "biases that attention reads by list"},
-      {"retrieval_attention", "a graph of keys"},
   };
   cuda_cache::every_word_is_tried({Stage::retrieve}, "cuda cache retrieves: ", lacking);
 }

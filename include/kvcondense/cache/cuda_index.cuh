@@ -20,6 +20,7 @@
 #include <kvcondense/retrieve/blocks/codes.hpp>
 #include <kvcondense/retrieve/blocks/group_bound.hpp>
 #include <kvcondense/retrieve/blocks/keep.hpp>
+#include <kvcondense/retrieve/blocks/key_graph.hpp>
 #include <kvcondense/retrieve/blocks/outliers.hpp>
 #include <kvcondense/retrieve/blocks/partial_rows.hpp>
 #include <kvcondense/retrieve/blocks/query.hpp>
@@ -56,12 +57,14 @@ struct CudaQueryRows {
   index_t count = 0, floats = 0;  ///< rows, and numbers of each
   float* prepared = nullptr;
   index_t most = 0;  ///< candidates of any head
+  index_t* counted = nullptr;  ///< of summaries that walk, where somebody asks: per row, how many candidates were looked at
 };
 
 /// How a summary is made and scored on the device. One without a form is the CPU's alone.
 ///   prepared(summary, shape) -> index_t    numbers that a query row becomes before it scores; 0: none
 ///   build(ctx, summary, CudaRows, UnitPlanes, IndexChange, first, last)    rows [first, last) of the index
 ///   score(ctx, summary, view, UnitPlanes, CudaQueryRows, UnitScores)
+///   forget(ctx, summary, UnitPlanes, IndexChange, heads, most) (may be left out)   before rows are made anew that were there
 ///   lead() (may be left out), fit_bytes(summary, shape, slots), fit(ctx, summary, CudaRows, shape, HeadIndex, slots, queries, float* found, Scratch)
 ///                                          what a prompt teaches a head: see CudaFound
 template <class UnitSummary>
@@ -174,13 +177,15 @@ struct CudaSelect {
 };
 
 /// Whether blocks of a pipeline, each of which has a form, have one together: outliers are those of an index that knows spreads, queries which say
-/// themselves what meets which bound meet a summary that lets them, channels a summary that has them one by one, and thresholds are of clusters.
+/// themselves what meets which bound meet a summary that lets them, channels a summary that has them one by one,
+/// thresholds are of clusters, and what was not visited is not chosen.
 template <class UnitSummary, class Query, class Scorer, class Select>
 inline constexpr bool cuda_pairs = (!std::is_same_v<Scorer, retrieve::OutlierSoftmax> || std::is_same_v<UnitSummary, retrieve::MeanKeySpread>) &&
                                    std::is_same_v<UnitSummary, retrieve::GroupMinMax> == std::is_same_v<Query, retrieve::GroupChannels> &&
                                    std::is_same_v<UnitSummary, retrieve::ChannelPages> == std::is_same_v<Query, retrieve::TopChannels> &&
                                    (!std::is_same_v<Select, retrieve::TopWithShare> || std::is_same_v<UnitSummary, retrieve::ChannelPages>) &&
-                                   (!std::is_same_v<Select, retrieve::AboveThreshold> || std::is_same_v<UnitSummary, retrieve::KeyClusters>);
+                                   (!std::is_same_v<Select, retrieve::AboveThreshold> || std::is_same_v<UnitSummary, retrieve::KeyClusters>) &&
+                                   std::is_same_v<Select, retrieve::TopVisited> == std::is_same_v<UnitSummary, retrieve::KeyGraph>;
 
 /// Whether a cache on the device can retrieve with such a pipeline, or needs not.
 template <class Pipeline>
@@ -242,9 +247,15 @@ class CudaIndex {
       const index_t from = change.device ? 0 : std::max<index_t>(0, change.from[h] - p.partition.origin()) / p.summary.size();
       if (from < n) first = any ? std::min(first, from) : from, any = true;
     }
+    using UnitSummary = std::remove_cvref_t<decltype(p.summary)>;
+    if constexpr (requires { &CudaUnitSummary<UnitSummary>::forget; }) {
+      bool again = change.device;  // or only those that are new
+      for (index_t h = 0; h < shape.kv_heads; ++h) again = again || std::min(change.from[h], change.known[h]) < covered_[h];
+      const Status s = again ? CudaUnitSummary<UnitSummary>::forget(ctx, p.summary, planes(p, shape, layer), change, shape.kv_heads, last) : Status::ok;
+      if (s != Status::ok) return s;
+    }
     for (index_t h = 0; h < shape.kv_heads; ++h) covered_[h] = change.known[h];
     if (!any) return Status::ok;
-    using UnitSummary = std::remove_cvref_t<decltype(p.summary)>;
     return CudaUnitSummary<UnitSummary>::build(ctx, p.summary, rows, planes(p, shape, layer), change, first, last);
   }
   template <class Pipeline>
@@ -318,10 +329,11 @@ std::size_t choice_steering_bytes(const Pipeline& p, const CacheShape& shape) {
 }
 
 /// As Pipeline::choose, for all heads at once: scores the candidates of every head by the index and chooses among them. Units in the lists count
-/// from a head's first candidate; lists and counts lie on the device. `counts`: what was scored, which the host knows.
+/// from a head's first candidate; lists and counts lie on the device. `counts`: what was scored, which the host knows, but of walks: `walked` numbers
+/// of query rows are added to.
 template <class Pipeline>
 Status choose(Context<Cuda>& ctx, const Pipeline& p, const retrieve::ReadView<Cuda>& view, TensorView<const float, 3> queries, const prim::UnitPlanes& planes,
-              const CudaCandidates& among, const retrieve::UnitLists& lists, ReadCounts* counts, Scratch scratch) {
+              const CudaCandidates& among, const retrieve::UnitLists& lists, ReadCounts* counts, Scratch scratch, index_t* walked = nullptr) {
   using Query = std::remove_cvref_t<decltype(p.query)>;
   using UnitSummary = std::remove_cvref_t<decltype(p.summary)>;
   using retrieve::Aggregate;
@@ -340,7 +352,7 @@ Status choose(Context<Cuda>& ctx, const Pipeline& p, const retrieve::ReadView<Cu
   const RaggedView<float> out{scratch.take<float>(row_offset[all]), row_offset, all};
   float* rows = scratch.take<float>(q_rows * floats);
   const index_t prepared = CudaUnitSummary<UnitSummary>::prepared(p.summary, shape);
-  const CudaQueryRows asked{rows, q_rows, floats, scratch.take<float>(q_rows * prepared), among.most};
+  const CudaQueryRows asked{rows, q_rows, floats, scratch.take<float>(q_rows * prepared), among.most, walked};
   if (sum.data == nullptr || one.data == nullptr || out.data == nullptr || rows == nullptr || asked.prepared == nullptr) return Status::workspace_too_small;
 
   const bool last_only = p.aggregate == Aggregate::last;
@@ -354,7 +366,7 @@ Status choose(Context<Cuda>& ctx, const Pipeline& p, const retrieve::ReadView<Cu
     const float divide = p.aggregate == Aggregate::mean && t + 1 == view.tokens ? static_cast<float>(view.tokens) : 1.0f;
     if (s == Status::ok && !begins) s = prim::UnitScoring::join(ctx, RaggedView<const float>(one), p.aggregate == Aggregate::max, divide, sum);
     if (s != Status::ok) return s;
-    for (index_t h = 0; counts != nullptr && h < shape.kv_heads; ++h) {
+    for (index_t h = 0; counts != nullptr && walked == nullptr && h < shape.kv_heads; ++h) {
       counts->units_scored += among.size(h) * per_head;
       counts->index_bytes += p.summary.read_bytes(shape, among.size(h) * p.partition.size());
     }

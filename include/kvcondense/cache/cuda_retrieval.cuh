@@ -7,6 +7,7 @@
 
 #include <kvcondense/backend/cuda/attend.cuh>
 #include <kvcondense/backend/cuda/chosen_slots.cuh>
+#include <kvcondense/cache/cuda_graph.cuh>
 #include <kvcondense/cache/cuda_held.cuh>
 #include <kvcondense/cache/cuda_index.cuh>
 #include <kvcondense/cache/cuda_learning.cuh>
@@ -91,7 +92,7 @@ class CudaRetrieval {
     const std::size_t lists = Scratch::align + Scratch::bytes_for<index_t>(told_numbers(shape.kv_heads, rows)) + Scratch::bytes_for<std::int32_t>(rows * most) + 2 * Scratch::bytes_for<index_t>(rows) +
                               2 * Scratch::bytes_for<prim::SlotRun>(rows * prim::ChosenSlots::most_runs(intervals, most_runs(plan, slots), slots)) +
                               Scratch::bytes_for<prim::ChosenInterval>(rows * intervals) + Scratch::bytes_for<float>(rows * slots) +
-                              Scratch::bytes_for<float>(pipeline_.shares() ? rows : 0);
+                              Scratch::bytes_for<float>(pipeline_.shares() ? rows : 0) + Scratch::bytes_for<index_t>(walks ? shape.q_heads : 0);
     return lists + std::max(pipeline_.workspace_bytes(shape, slots, n), attend_bytes(shape, rows, slots, n, need));
   }
 
@@ -161,13 +162,16 @@ class CudaRetrieval {
                                   pipeline_.partition.size(), pipeline_.partition.origin(), unread()};
     const bool asked = measure.reads != nullptr || measure.runs.data != nullptr;
     ChosenReads reads;
+    WalkedCounts walked;
+    if (walks && asked)
+      if (const Status s = walked.make(ctx, heads * pipeline_.query.rows(shape.group()), scratch); s != Status::ok) return s;
     if (asked)
       if (const Status s = reads.make(rows, interval_offset); s != Status::ok) return s;
     const auto read = [&]() -> Status {
       const std::size_t bytes = static_cast<std::size_t>(told_numbers(heads, rows)) * sizeof(index_t);
       if (const Status s = cuda::settled(cudaMemcpyAsync(copy, told, bytes, cudaMemcpyHostToDevice, ctx.stream())); s != Status::ok) return s;
       if (!held)
-        if (const Status s = choose(ctx, pipeline_, view, request.queries, index.planes(pipeline_, shape, layer), among, lists, measure.reads, scratch); s != Status::ok)
+        if (const Status s = choose(ctx, pipeline_, view, request.queries, index.planes(pipeline_, shape, layer), among, lists, measure.reads, scratch, walked.device); s != Status::ok)
           return s;
       auto paged = l.heads({});
       const auto sharing = static_cast<int>(rows / heads);
@@ -185,7 +189,9 @@ class CudaRetrieval {
     Status s = read();
     const Status behind = index.fence().record(ctx);  // a call that is refused may have started what reads steering memory
     if (s == Status::ok) s = behind;
-    return s == Status::ok && asked ? reads.tell(ctx, l, shape, units, runs, measure) : s;
+    if (s == Status::ok && asked) s = reads.tell(ctx, l, shape, units, runs, measure);
+    if (s != Status::ok || !walks || measure.reads == nullptr) return s;
+    return walked.tell(ctx, heads, tokens, [&](index_t n) { return pipeline_.summary.read_bytes(shape, n); }, *measure.reads);
   }
 
   /// What a step that keeps `kept(head)` slots makes of the index: room for it, and from where rows change. The host knows what becomes codes, the
@@ -340,6 +346,7 @@ class CudaRetrieval {
   }
 
   static constexpr bool scores_slots = requires(const Pipeline& p) { p.summary.slots_scored(); };
+  static constexpr bool walks = requires(const Pipeline& p) { p.summary.walks(); };
   static constexpr bool mixes = std::is_same_v<decltype(Pipeline::summary), retrieve::ChannelPages>;  ///< the index knows values too
   static constexpr bool asks_for_prompt = std::is_same_v<decltype(Pipeline::keep), retrieve::KeepGenerated>;
 
