@@ -17,6 +17,7 @@
 #include <kvcondense/backend/cuda/complex_vq.cuh>
 #include <kvcondense/backend/cuda/context.cuh>
 #include <kvcondense/backend/cuda/count_above.cuh>
+#include <kvcondense/backend/cuda/drawn_slots.cuh>
 #include <kvcondense/backend/cuda/expected_attention.cuh>
 #include <kvcondense/backend/cuda/forward_pool.cuh>
 #include <kvcondense/backend/cuda/gated_merge.cuh>
@@ -33,6 +34,7 @@
 #include <kvcondense/backend/cuda/launch.cuh>
 #include <kvcondense/backend/cuda/level_codes.cuh>
 #include <kvcondense/backend/cuda/lift_top.cuh>
+#include <kvcondense/backend/cuda/listed_numbers.cuh>
 #include <kvcondense/backend/cuda/mapped_rows.cuh>
 #include <kvcondense/backend/cuda/memory.cuh>
 #include <kvcondense/backend/cuda/merge_filter.cuh>
@@ -62,6 +64,7 @@
 #include <kvcondense/backend/cuda/segmented_combine.cuh>
 #include <kvcondense/backend/cuda/settle_probed.cuh>
 #include <kvcondense/backend/cuda/shared_direction.cuh>
+#include <kvcondense/backend/cuda/sign_hashes.cuh>
 #include <kvcondense/backend/cuda/slot_codes.cuh>
 #include <kvcondense/backend/cuda/slot_exposure.cuh>
 #include <kvcondense/backend/cuda/slot_numbers.cuh>
@@ -74,8 +77,11 @@
 #include <kvcondense/backend/cuda/top_k.cuh>
 #include <kvcondense/backend/cuda/top_then_newest.cuh>
 #include <kvcondense/backend/cuda/turn_rows.cuh>
+#include <kvcondense/backend/cuda/unit_biases.cuh>
+#include <kvcondense/backend/cuda/unit_codes.cuh>
 #include <kvcondense/backend/cuda/unit_fold.cuh>
 #include <kvcondense/backend/cuda/unit_index.cuh>
+#include <kvcondense/backend/cuda/unit_lists.cuh>
 #include <kvcondense/backend/cuda/unit_scores.cuh>
 #include <kvcondense/backend/cuda/unit_spread.cuh>
 #include <kvcondense/cache/cuda_cache.cuh>

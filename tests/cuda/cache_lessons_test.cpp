@@ -10,6 +10,7 @@
 
 #include <kvcondense/retrieve/infinigen.hpp>
 #include <kvcondense/retrieve/pqcache.hpp>
+#include <kvcondense/retrieve/retrieval_attention.hpp>
 #include <kvcondense/retrieve/sparq.hpp>
 #include <kvcondense/retrieve/squeezed.hpp>
 #include <support/byte_list.hpp>
@@ -47,6 +48,8 @@ TEST_CASE("cuda cache lessons: the same in every order of threads and blocks") {
   in_every_order(recipe(squeezed), "squeezed(clusters=30%, coarse=10%, observe=5, iterations=3)");
   in_every_order(recipe(retrieve::PqCache{.bits = 3, .iterations = 3, .keep = 0.4, .sinks = 2}), cuda_cache::setting("pqcache"));
   in_every_order(recipe(retrieve::SparQ{.channels = 5, .tokens = 20}), cuda_cache::setting("sparq"));
+  in_every_order(recipe(retrieve::RetrievalAttention{.tokens = 12, .sinks = 2, .local = 6, .degree = 4, .beam = 16, .hubs = 3, .hub_keys = 2}),
+                 cuda_cache::setting("retrieval_attention"));
   test::Device device;
   const cuda_cache::Model model(device, shape);
   const std::string text = cuda_cache::setting("infinigen");

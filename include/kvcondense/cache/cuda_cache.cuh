@@ -43,7 +43,7 @@ class Cache;
 /// Needs    recipes of an eviction method, a merge method, a position stage, exact rows or codes with their exact window and first slots (any codec
 ///          with a RowPage: row_codec.cuh; behind a Hadamard transform too), retrieval methods whose blocks have a form on CUDA (cuda_index.cuh), and
 ///          no other stage (those stop compilation with a sentence). Inputs of steps lie on the device: attention, queries,
-///          projections, moments, gates, surprise, classes; so do matrices that words read (LayerMatrices of critical and locret).
+///          projections, moments, gates, surprise, classes; so do matrices that words read (LayerMatrices, HashPlanes).
 ///          Tables that blocks read (HeadTable, LayerTable) are the host's, and so are those that codecs are made of (ranges, clusters, codebooks): they
 ///          outlive the cache, whose `fork` and `load` read them again.
 /// Shapes   as Cache<Cpu, R>; keys, values, queries, out, lse, mass in device memory.
@@ -55,8 +55,8 @@ class Cache;
 ///          otherwise; equal scores are ranked alike. What `append` on the CPU refuses, numbers that the stored type cannot
 ///          hold, is stored as Inf or NaN here and counted once in the report.
 /// Errors   as Cache<Cpu, R>; not_supported for a merge method that lets
-///          tokens join a slot when they come or stores rows of layers together, for retrieval beside numbers of slots that attention reads (the mass of
-///          a merge method), a mean of what left or raw keys, for `AttendMath::halves` where there are such numbers or keys are raw, for one set of all heads (AllHeads) once heads hold
+///          tokens join a slot when they come or stores rows of layers together, for retrieval beside a mean of what left, or by an index of turned keys beside
+///          raw ones, for `AttendMath::halves` where attention reads numbers of slots or keys are raw, for one set of all heads (AllHeads) once heads hold
 ///          different numbers of slots, and for a quant stage that tells slots apart, or heads by more than tables of their codecs (layers may
 ///          differ in their windows), has a sketch, or maps rows before groups along slots. device_error from every call that a
 ///          layer takes part in, until `reset` or `load`, once the device took a part of a change of it and refused the rest. Calls of one
@@ -108,8 +108,8 @@ class Cache<Cuda, R> {
       c.fold_angles_ = *angles;
     }
     if constexpr (retrieves) {
-      if (c.slots_have_own()) return Status::not_supported;
-      if (const Status s = c.retrieval_.make(recipe.retrieve.pipeline(), c.plan_.shape, c.changes_length() || c.fold_.shrinks, memory); s != Status::ok) return s;
+      if (c.stands_alone()) return Status::not_supported;
+      if (const Status s = c.retrieval_.make(recipe.retrieve.pipeline(), c.plan_.shape, may_turn, c.changes_length() || c.fold_.shrinks, memory); s != Status::ok) return s;
     }
     const std::size_t each = c.steering_bytes(), all = each + c.plan_.told_bytes() + Scratch::align;
     const std::size_t layers = all * static_cast<std::size_t>(shape.layers), model = c.model_steering_bytes();
@@ -214,6 +214,12 @@ class Cache<Cuda, R> {
     return s;
   }
 
+  /// Lets go the units that a schedule of the retrieval stage holds: the next call of `attend` chooses anew.
+  void choose_anew() {
+    if constexpr (retrieves)
+      for (index_t i = 0; i < layers_.size(); ++i) retrieval_.forget(i, -1);
+  }
+
   /// Which tokens the slots of a head hold, in slot order. Waits for the stream.
   Status tokens(Context<Cuda>& ctx, index_t layer, index_t head, std::span<std::int32_t> out) const;
   /// Slots [first, first + rows) of a head as floats in device memory.
@@ -260,8 +266,8 @@ class Cache<Cuda, R> {
   }
   /// Scratch of columns of attention over what queries a step may have.
   std::size_t column_bytes(index_t tokens, index_t slots) const {
-    if (queries().rows == AttentionNeed::Rows::none && !pipeline_.probes()) return 0;
-    const std::size_t bytes = cache::CudaLayerColumns<Layer>::workspace_bytes(shape(), rotation_, std::max(tokens, plan_.query_rows), slots);
+    if (queries().rows == AttentionNeed::Rows::none && !pipeline_.probes() && !retrieval_.watches()) return 0;
+    const std::size_t bytes = cache::CudaLayerColumns<Layer>::workspace_bytes(shape(), rotation_, reach(), std::max(tokens, plan_.query_rows), slots);
     return Scratch::bytes_for<std::byte>(static_cast<index_t>(bytes));
   }
   std::size_t pipeline_bytes(index_t slots, index_t total, index_t tokens) const {
@@ -272,15 +278,22 @@ class Cache<Cuda, R> {
   Status make_rotation();
   /// What turns stored dot products into logits.
   float logit_scale() const { return shape().softmax_scale * (may_turn ? rotation_.logit_scale(recipe_.position.rotated_input) : 1.0f); }
-  prim::KeyTurn key_turn() const { return may_turn ? rotation_.view() : prim::KeyTurn{}; }
+  index_t reach() const { return may_turn ? retrieval_.reach() : 0; }
   std::size_t turned_bytes(index_t heads, index_t tokens) const {
-    return may_turn ? Scratch::align + Scratch::bytes_for<float>(heads * tokens * shape().head_dim) : 0;
+    return may_turn ? Scratch::align + static_cast<std::size_t>(reach() > 0 ? 2 : 1) * Scratch::bytes_for<float>(heads * tokens * shape().head_dim) : 0;
   }
   template <class T>
   Status turn_back(Context<Cuda>& ctx, TensorView<const T, 3> keys, std::span<const index_t> positions, index_t next, TensorView<float, 3> out) const;
-  Status stand(Context<Cuda>& ctx, const Layer& l, prim::AttendRequest& request) const;
-  /// Whether attention reads numbers of the slots' own, a mean beside them, or keys that turn by their slot: a list of chosen ones has none of these.
-  bool slots_have_own() const { return plan_.bias >= 0 || plan_.value_scale >= 0 || plan_.summary || may_turn; }
+  /// How the newest `n` queries meet raw keys. `last`: the position of a query that came without its token.
+  cache::QueryTurn query_turn(const Layer& l, index_t n, const index_t& last) const {
+    if (!may_turn) return {};
+    if (!decltype(R::position)::rotated_input) return {&rotation_, {}, reach()};
+    const auto count = static_cast<std::size_t>(n);
+    return {&rotation_, l.counters.pending >= n ? l.pending_positions.span().last(count) : std::span(&last, count), reach()};
+  }
+  Status stand(Context<Cuda>& ctx, const Layer& l, prim::AttendRequest& request, prim::KeyTurn& keys) const;
+  /// Whether attention reads a mean beside slots, or an index would be of keys that turn by their slot: neither is there beside a list.
+  bool stands_alone() const { return plan_.summary || (may_turn && decltype(R::retrieve)::keys != retrieve::KeyState::raw); }
   bool changes_length() const {
     if constexpr (requires { recipe_.evict.changes_length(); }) return recipe_.evict.changes_length();
     else return !std::same_as<Evict, evict::KeepAll>;

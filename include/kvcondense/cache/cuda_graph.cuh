@@ -42,7 +42,7 @@ template <>
 struct CudaSelect<retrieve::TopVisited> {
   static constexpr bool there = true;
   static Status run(Context<Cuda>& ctx, const retrieve::TopVisited& select, const retrieve::ReadView<Cuda>&, const prim::UnitPlanes&, const CudaQueryRows&,
-                    RaggedView<const float> scores, const retrieve::UnitLists& lists, Scratch& scratch) {
+                    RaggedView<const float> scores, const CudaLists& lists, Scratch& scratch) {
     auto* total = scratch.take_steering<index_t>(scores.heads);
     if (total == nullptr) return Status::workspace_too_small;
     std::fill_n(total, scores.heads, select.slots);

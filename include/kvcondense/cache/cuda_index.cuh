@@ -6,6 +6,7 @@
 #include <span>
 #include <type_traits>
 
+#include <kvcondense/backend/cuda/drawn_slots.cuh>
 #include <kvcondense/backend/cuda/memory.cuh>
 #include <kvcondense/backend/cuda/partial_columns.cuh>
 #include <kvcondense/backend/cuda/steering.cuh>
@@ -21,6 +22,7 @@
 #include <kvcondense/retrieve/blocks/group_bound.hpp>
 #include <kvcondense/retrieve/blocks/keep.hpp>
 #include <kvcondense/retrieve/blocks/key_graph.hpp>
+#include <kvcondense/retrieve/blocks/marked_blocks.hpp>
 #include <kvcondense/retrieve/blocks/outliers.hpp>
 #include <kvcondense/retrieve/blocks/partial_rows.hpp>
 #include <kvcondense/retrieve/blocks/query.hpp>
@@ -41,7 +43,9 @@ namespace kvcondense::cache {
 struct IndexChange {
   index_t* from = nullptr;   ///< the first slot whose stored form changes, or which no index knew
   index_t* known = nullptr;  ///< slots that rows are made of
+  index_t* prompt = nullptr; ///< slots of prompts before the step
   bool device = false;       ///< the device lowers `from` by what leaves
+  prim::DrawnNumbers drawn{};  ///< what slots draw, where steps tell
   const TensorView<const float, 3>* lesson = nullptr;  ///< the queries of a step that ends a prompt
   index_t* learned = nullptr;  ///< how many numbers the prompt teaches; 0: none, or they were there
 };
@@ -51,13 +55,24 @@ struct CudaRows {
   SlotRows<Cuda> keys, values;
 };
 
+template <class Layer>
+CudaRows rows_of(const Layer& l) {
+  return {l.keys.rows(l.device_slots(), l.longest()), l.values.rows(l.device_slots(), l.longest())};
+}
+
 /// Query rows that score, and room for what a summary makes of them: `CudaUnitSummary::prepared` numbers each.
 struct CudaQueryRows {
   const float* rows = nullptr;
   index_t count = 0, floats = 0;  ///< rows, and numbers of each
   float* prepared = nullptr;
   index_t most = 0;  ///< candidates of any head
+  const index_t* first = nullptr;  ///< per KV head: the first candidate
   index_t* counted = nullptr;  ///< of summaries that walk, where somebody asks: per row, how many candidates were looked at
+};
+
+/// Chosen units on the device, counted from the first candidate of a head.
+struct CudaLists : retrieve::UnitLists {
+  std::int32_t* rank = nullptr;  ///< like units: places in the order of scores; null: nobody asks
 };
 
 /// How a summary is made and scored on the device. One without a form is the CPU's alone.
@@ -96,6 +111,9 @@ struct CudaUnitSummary<retrieve::MeanKey> : CudaRuleSummary<prim::IndexRule::mea
 /// Means, and how far keys lie from them.
 template <>
 struct CudaUnitSummary<retrieve::MeanKeySpread> : CudaRuleSummary<prim::IndexRule::spread> {};
+/// Keys of last slots.
+template <>
+struct CudaUnitSummary<retrieve::LastKey> : CudaRuleSummary<prim::IndexRule::last> {};
 /// The basis lies on the device.
 template <>
 struct CudaUnitSummary<retrieve::PartialRows> : CudaRuleSummary<prim::IndexRule::coordinates> {
@@ -134,6 +152,9 @@ struct CudaRuleQuery {
 /// Every query for itself.
 template <>
 struct CudaQuery<retrieve::EachQuery> : CudaRuleQuery<prim::QueryRule::each> {};
+/// The same at one distance from all keys, which are raw: where they are turned.
+template <>
+struct CudaQuery<retrieve::FarQuery> : CudaQuery<retrieve::EachQuery> {};
 /// The mean of a group.
 template <>
 struct CudaQuery<retrieve::GroupMeanQuery> : CudaRuleQuery<prim::QueryRule::mean> {};
@@ -166,12 +187,12 @@ index_t most_chosen(const Select& select, const retrieve::ReadView<Cuda>& view, 
 }
 
 /// How a selector chooses on the device.
-///   run(ctx, selector, view, UnitPlanes, CudaQueryRows, scores, UnitLists, Scratch&)
+///   run(ctx, selector, view, UnitPlanes, CudaQueryRows, scores, CudaLists, Scratch&)
 template <class Select>
 struct CudaSelect {
   static constexpr bool there = one_of<Select, retrieve::TopUnits, retrieve::TopShare>;
   static Status run(Context<Cuda>& ctx, const Select& select, const retrieve::ReadView<Cuda>& view, const prim::UnitPlanes&, const CudaQueryRows&,
-                    RaggedView<const float> scores, const retrieve::UnitLists& lists, Scratch& scratch) {
+                    RaggedView<const float> scores, const CudaLists& lists, Scratch& scratch) {
     return select.run(ctx, view, scores, lists, scratch);
   }
 };
@@ -194,7 +215,7 @@ template <class P, class Su, class Q, class Sc, class R, class Se, class K, clas
 inline constexpr bool cuda_retrieves<retrieve::Pipeline<P, Su, Q, Sc, R, Se, K, Sd>> =
     CudaUnitSummary<Su>::there && CudaQuery<Q>::there && cuda_pairs<Su, Q, Sc, Se> && one_of<Sc, retrieve::PlainScore, retrieve::SoftmaxScore, retrieve::OutlierSoftmax> &&
     std::is_same_v<R, retrieve::ByHeads> && CudaSelect<Se>::there &&
-    one_of<K, retrieve::KeepEnds, retrieve::KeepShare, retrieve::KeepGenerated> && one_of<Sd, retrieve::EveryCall, retrieve::EveryTokens>;
+    one_of<K, retrieve::KeepEnds, retrieve::KeepShare, retrieve::KeepGenerated> && one_of<Sd, retrieve::EveryCall, retrieve::EveryTokens, retrieve::EveryQuestion, retrieve::WhenAsked>;
 
 /// The index of one layer: planes [heads][room] on the device, and how many slots of each head they know.
 class CudaIndex {
@@ -242,7 +263,7 @@ class CudaIndex {
     index_t first = 0, last = 0;
     bool any = false;
     for (index_t h = 0; h < shape.kv_heads; ++h) {
-      const index_t n = p.index_rows(change.known[h]);
+      const index_t n = known_rows(p, change.known[h]);
       last = std::max(last, n);
       const index_t from = change.device ? 0 : std::max<index_t>(0, change.from[h] - p.partition.origin()) / p.summary.size();
       if (from < n) first = any ? std::min(first, from) : from, any = true;
@@ -258,6 +279,12 @@ class CudaIndex {
     if (!any) return Status::ok;
     return CudaUnitSummary<UnitSummary>::build(ctx, p.summary, rows, planes(p, shape, layer), change, first, last);
   }
+  /// Rows that an index of so many slots has: where steps tell what slots draw, of whole units behind the window in which they do.
+  template <class Pipeline>
+  static index_t known_rows(const Pipeline& p, index_t slots) {
+    const index_t window = p.watch().window;
+    return window == 0 ? p.index_rows(slots) : std::max<index_t>(0, slots - window - p.partition.origin()) / p.summary.size();
+  }
   template <class Pipeline>
   prim::UnitPlanes planes(const Pipeline& p, const CacheShape& shape, index_t layer) const {
     prim::UnitPlanes out;
@@ -268,6 +295,10 @@ class CudaIndex {
     out.dtype = shape.dtype, out.slots = p.summary.size(), out.origin = p.partition.origin();
     out.width = static_cast<int>(p.summary.plane_bytes(shape, 0) / size_of(shape.dtype));
     if (p.found_floats(shape, 1) > 0) out.found = found.view().data, out.found_room = found.view().room;
+    if constexpr (requires { p.summary.metric.empty(); }) {
+      out.width = static_cast<int>(shape.head_dim), out.entries = p.summary.codes(shape);
+      out.book = p.summary.codebook(layer), out.metric = p.summary.metric.empty() ? nullptr : p.summary.metric(layer);
+    }
     if constexpr (requires { p.summary.basis; }) out.basis = p.summary.basis(layer), out.columns = p.summary.basis.columns;
     return out;
   }
@@ -293,87 +324,5 @@ class CudaIndex {
   std::span<index_t> prompt_;
   mutable cuda::Fence read_;
 };
-
-/// Which units compete in every KV head, where kernels read it too.
-struct CudaCandidates {
-  index_t *first = nullptr, *last = nullptr;  ///< units
-  index_t* rows = nullptr;                    ///< of the index
-  index_t most = 0;                           ///< candidates of any head
-
-  static std::size_t bytes(const CacheShape& shape) { return 3 * Scratch::bytes_for<index_t>(shape.kv_heads); }
-  template <class Pipeline>
-  bool make(const Pipeline& p, const retrieve::ReadView<Cuda>& view, Scratch& scratch) {
-    first = scratch.take_steering<index_t>(view.heads()), last = scratch.take_steering<index_t>(view.heads());
-    rows = scratch.take_steering<index_t>(view.heads());
-    if (first == nullptr || last == nullptr || rows == nullptr) return false;
-    for (index_t h = 0; h < view.heads(); ++h) {
-      const retrieve::UnitRange c = p.candidates(view, h);
-      first[h] = c.first, last[h] = c.last, rows[h] = p.index_rows(view.known[h]), most = std::max(most, c.size());
-    }
-    return true;
-  }
-  /// Those that competed in an earlier choice.
-  bool as(index_t* begins, index_t* ends, index_t heads) {
-    first = begins, last = ends;
-    for (index_t h = 0; h < heads; ++h) most = std::max(most, size(h));
-    return true;
-  }
-  index_t size(index_t head) const { return last[head] - first[head]; }
-};
-
-/// Steering memory that `choose` takes.
-template <class Pipeline>
-std::size_t choice_steering_bytes(const Pipeline& p, const CacheShape& shape) {
-  return Scratch::bytes_for<index_t>(shape.kv_heads * p.query.rows(shape.group()) + 1) + Scratch::bytes_for<index_t>(p.reduce.rows(shape) + 1) +
-         p.select.workspace_bytes(shape, 0, 0);
-}
-
-/// As Pipeline::choose, for all heads at once: scores the candidates of every head by the index and chooses among them. Units in the lists count
-/// from a head's first candidate; lists and counts lie on the device. `counts`: what was scored, which the host knows, but of walks: `walked` numbers
-/// of query rows are added to.
-template <class Pipeline>
-Status choose(Context<Cuda>& ctx, const Pipeline& p, const retrieve::ReadView<Cuda>& view, TensorView<const float, 3> queries, const prim::UnitPlanes& planes,
-              const CudaCandidates& among, const retrieve::UnitLists& lists, ReadCounts* counts, Scratch scratch, index_t* walked = nullptr) {
-  using Query = std::remove_cvref_t<decltype(p.query)>;
-  using UnitSummary = std::remove_cvref_t<decltype(p.summary)>;
-  using retrieve::Aggregate;
-  const CacheShape& shape = view.shape;
-  const index_t per_head = p.query.rows(shape.group()), q_rows = shape.kv_heads * per_head, all = p.reduce.rows(shape);
-  index_t floats = shape.head_dim;
-  if constexpr (requires { p.query.floats(index_t{}); }) floats = p.query.floats(shape.head_dim);
-  auto* offset = scratch.take_steering<index_t>(q_rows + 1);
-  auto* row_offset = scratch.take_steering<index_t>(all + 1);
-  if (offset == nullptr || row_offset == nullptr) return Status::workspace_too_small;
-  offset[0] = row_offset[0] = 0;
-  for (index_t r = 0; r < q_rows; ++r) offset[r + 1] = offset[r] + among.size(r / per_head);
-  for (index_t r = 0; r < all; ++r) row_offset[r + 1] = row_offset[r] + among.size(r * shape.kv_heads / all);
-  const RaggedView<float> sum{scratch.take<float>(offset[q_rows]), offset, q_rows};
-  const RaggedView<float> one = view.tokens == 1 ? sum : RaggedView<float>{scratch.take<float>(offset[q_rows]), offset, q_rows};
-  const RaggedView<float> out{scratch.take<float>(row_offset[all]), row_offset, all};
-  float* rows = scratch.take<float>(q_rows * floats);
-  const index_t prepared = CudaUnitSummary<UnitSummary>::prepared(p.summary, shape);
-  const CudaQueryRows asked{rows, q_rows, floats, scratch.take<float>(q_rows * prepared), among.most, walked};
-  if (sum.data == nullptr || one.data == nullptr || out.data == nullptr || rows == nullptr || asked.prepared == nullptr) return Status::workspace_too_small;
-
-  const bool last_only = p.aggregate == Aggregate::last;
-  const index_t parts = std::max<index_t>(1, p.partition.size() / p.summary.size());
-  for (index_t t = last_only ? view.tokens - 1 : 0; t < view.tokens; ++t) {
-    const bool begins = last_only || t == 0;
-    Status s = CudaQuery<Query>::run(ctx, p.query, queries, t, shape.group(), rows);
-    const prim::UnitScores scores{begins ? sum : one, among.first, among.rows, per_head, parts};
-    if (s == Status::ok) s = CudaUnitSummary<UnitSummary>::score(ctx, p.summary, view, planes, asked, scores);
-    if (s == Status::ok) s = rescore(ctx, p.scorer, view, planes, scores);
-    const float divide = p.aggregate == Aggregate::mean && t + 1 == view.tokens ? static_cast<float>(view.tokens) : 1.0f;
-    if (s == Status::ok && !begins) s = prim::UnitScoring::join(ctx, RaggedView<const float>(one), p.aggregate == Aggregate::max, divide, sum);
-    if (s != Status::ok) return s;
-    for (index_t h = 0; counts != nullptr && walked == nullptr && h < shape.kv_heads; ++h) {
-      counts->units_scored += among.size(h) * per_head;
-      counts->index_bytes += p.summary.read_bytes(shape, among.size(h) * p.partition.size());
-    }
-  }
-  const Status s = p.reduce.run(ctx, view, RaggedView<const float>(sum), out);
-  if (s != Status::ok) return s;
-  return CudaSelect<std::remove_cvref_t<decltype(p.select)>>::run(ctx, p.select, view, planes, asked, RaggedView<const float>(out), lists, scratch);
-}
 
 }  // namespace kvcondense::cache

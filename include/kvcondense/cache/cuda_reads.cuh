@@ -28,6 +28,18 @@ inline std::size_t attend_bytes(const CacheShape& shape, index_t rows, index_t s
   return most;
 }
 
+/// Runs of either column of a head of so many slots, at most.
+template <class Plan>
+index_t most_runs(const Plan& plan, index_t slots) {
+  const auto runs = [&](const auto& column) {
+    if (column.grouped()) return slots;
+    index_t n = 0;
+    for (int part = 0; part < column.parts; ++part) n += column.pages_for(part, part == 0 ? std::min(slots, column.sinks) : slots) + 1;
+    return n;
+  };
+  return std::max(runs(plan.keys), runs(plan.values));
+}
+
 /// The counts and runs that a call asked for, of a layer whose last step the stream has passed.
 template <class Layer, class Runs>
 Status tell_reads(const Layer& l, const CacheShape& shape, index_t rows, Runs&& runs, const AttendOutputs& measure) {

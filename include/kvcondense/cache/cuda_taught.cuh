@@ -45,7 +45,7 @@ template <>
 struct CudaSelect<retrieve::TopWithShare> {
   static constexpr bool there = true;
   static Status run(Context<Cuda>& ctx, const retrieve::TopWithShare& select, const retrieve::ReadView<Cuda>& view, const prim::UnitPlanes&, const CudaQueryRows& queries,
-                    RaggedView<const float> scores, const retrieve::UnitLists& lists, Scratch& scratch) {
+                    RaggedView<const float> scores, const CudaLists& lists, Scratch& scratch) {
     auto* total = scratch.take_steering<index_t>(scores.heads);
     auto* always = scratch.take_steering<prim::Ends>(scores.heads);
     if (total == nullptr || always == nullptr) return Status::workspace_too_small;
@@ -64,7 +64,7 @@ template <>
 struct CudaSelect<retrieve::WithinAlpha> {
   static constexpr bool there = true;
   static Status run(Context<Cuda>& ctx, const retrieve::WithinAlpha& select, const retrieve::ReadView<Cuda>& view, const prim::UnitPlanes&, const CudaQueryRows&,
-                    RaggedView<const float> scores, const retrieve::UnitLists& lists, Scratch& scratch) {
+                    RaggedView<const float> scores, const CudaLists& lists, Scratch& scratch) {
     auto* most = scratch.take_steering<index_t>(scores.heads);
     auto* total = scratch.take<index_t>(scores.heads);
     if (most == nullptr || total == nullptr) return Status::workspace_too_small;
@@ -150,7 +150,7 @@ template <>
 struct CudaSelect<retrieve::AboveThreshold> {
   static constexpr bool there = true;
   static Status run(Context<Cuda>& ctx, const retrieve::AboveThreshold& select, const retrieve::ReadView<Cuda>& view, const prim::UnitPlanes& planes, const CudaQueryRows&,
-                    RaggedView<const float> scores, const retrieve::UnitLists& lists, Scratch&) {
+                    RaggedView<const float> scores, const CudaLists& lists, Scratch&) {
     return prim::KeyClusters::above(ctx, scores, CudaUnitSummary<retrieve::KeyClusters>::books(planes), view.heads(), static_cast<float>(select.threshold), lists.units,
                                     lists.count);
   }

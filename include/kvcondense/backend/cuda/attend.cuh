@@ -51,7 +51,7 @@ struct Attend<Cuda> {
     if (ctx.workspace().size() < workspace_of(plan) || !place(plan, Scratch(ctx.workspace()))) return Status::workspace_too_small;
     Status s = math == AttendMath::halves ? start_halves(ctx, heads, plan)
                                           : cuda::launch(ctx, attend_piece<KeyCodec, ValueCodec>, grid(plan), piece_threads,
-                                                         piece_shared(plan.dim, plan.value_dim), heads, plan);
+                                                         piece_shared(heads.turn, plan.dim, plan.value_dim), heads, plan);
     if (s == Status::ok) s = cuda::launch(ctx, join_pieces<128>, {plan.rows, plan.kv_heads}, 128, 0, heads.slots, heads.summaries, plan);
     if (s == Status::ok && request.mass.data != nullptr)
       s = cuda::launch(ctx, add_mass<256>, {cuda::covering(max_slots, 256), plan.kv_heads}, 256, 0, heads.slots, plan);

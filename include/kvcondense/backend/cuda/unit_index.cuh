@@ -25,6 +25,9 @@ enum class IndexRule : std::uint8_t {
   mean,    ///< the mean key
   spread,  ///< the mean key, and in the second plane the smallest cosine between it and a key: a float
   coordinates,  ///< a key's coordinates in a basis of its head; a unit is a slot
+  codes,        ///< the nearest of a head's centroids: a number of 16 bits; a unit is a slot
+  representatives,  ///< per query head the mean of the keys that drew most of it
+  last,         ///< the key of the last slot, of a unit that is full; else 0
 };
 
 /// The index of a layer on the device. Row u of a head is made of slots [origin + u * slots, origin + (u + 1) * slots).
@@ -36,6 +39,9 @@ struct UnitPlanes {
   int width = 0;                 ///< numbers of a row
   const float* basis = nullptr;  ///< IndexRule::coordinates: [heads * head_dim, columns], the first `width` columns count
   index_t columns = 0;
+  const float* book = nullptr;   ///< IndexRule::codes: [heads * entries, width]
+  const float* metric = nullptr; ///< [heads * width, width]: distances are those of rows times it; null: the identity
+  index_t entries = 0;
   const float* found = nullptr;  ///< [heads][found_room]: what a prompt taught, or null; IndexRule::coordinates: which columns count
   index_t found_room = 0;
 
@@ -48,6 +54,7 @@ struct UnitPlanes {
   KVCONDENSE_HD std::byte* row(int which, index_t head, index_t u) const {
     return plane[which] + head * room[which] + u * width * static_cast<index_t>(size_of(dtype));
   }
+  KVCONDENSE_HD std::uint16_t* code(index_t head, index_t slot) const { return reinterpret_cast<std::uint16_t*>(plane[0] + head * room[0]) + slot; }
   /// IndexRule::spread.
   KVCONDENSE_HD float* spread(index_t head, index_t u) const { return reinterpret_cast<float*>(plane[1] + head * room[1]) + u; }
 };
@@ -151,6 +158,18 @@ struct BasisShared {
   float row[max_head_dim];
 };
 
+/// A block a unit. Grid: as index_units.
+template <int Threads>
+__global__ void __launch_bounds__(Threads, 4) index_last(SlotRows<Cuda> keys, UnitPlanes planes, const index_t* from, const index_t* known, index_t base) {
+  BasisShared& shared = cuda::shared_as<BasisShared>();
+  const UnitSlots s(planes, from, known, base);
+  if (s.empty()) return;  // the same in all threads
+  const bool full = s.end - s.begin == planes.slots;
+  if (full && cuda::warp_of_block() == 0) keys.load(keys.locate(s.head, s.end - 1), shared.row);
+  __syncthreads();
+  for (int c = static_cast<int>(threadIdx.x); c < planes.width; c += Threads) write_number(planes.dtype, planes.row(0, s.head, s.u), c, full ? shared.row[c] : 0.0f);
+}
+
 /// Threads are coordinates, products and sums in the CPU's order. Grid: as index_units.
 template <int Threads>
 __global__ void __launch_bounds__(Threads, 4) index_coordinates(SlotRows<Cuda> keys, UnitPlanes planes, const index_t* from, const index_t* known, index_t base) {
@@ -214,6 +233,7 @@ struct UnitIndex {
     const cuda::Grid grid{last - first, keys.heads()};
     const auto start = [&](auto kernel, std::size_t shared) { return cuda::launch(ctx, kernel, grid, index_threads, shared, keys, planes, from, known, first); };
     if constexpr (Rule == IndexRule::coordinates) return start(index_coordinates<index_threads>, sizeof(BasisShared));
+    else if constexpr (Rule == IndexRule::last) return start(index_last<index_threads>, sizeof(BasisShared));
     else if constexpr (Rule == IndexRule::spread) {
       const Status s = start(index_units<IndexRule::mean>, sizeof(IndexShared));
       return s == Status::ok ? start(spread_units<index_threads>, sizeof(SpreadShared<index_threads>)) : s;
