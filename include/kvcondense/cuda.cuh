@@ -29,6 +29,7 @@
 #include <kvcondense/backend/cuda/k_means.cuh>
 #include <kvcondense/backend/cuda/keep_rows.cuh>
 #include <kvcondense/backend/cuda/key_clusters.cuh>
+#include <kvcondense/backend/cuda/key_graph.cuh>
 #include <kvcondense/backend/cuda/lag_spread.cuh>
 #include <kvcondense/backend/cuda/launch.cuh>
 #include <kvcondense/backend/cuda/level_codes.cuh>

@@ -133,7 +133,6 @@ TEST_CASE("cuda cache retrieves: what folds is known anew") {
 TEST_CASE("cuda cache: every retrieval method is tried, or it is said what lacks") {
   const std::map<std::string, std::string> lacking{
       {"read_all", "nothing: it is the recipe without a retrieval stage"},
-      {"retrieval_attention", "a graph of keys"},
   };
   cuda_cache::every_word_is_tried({Stage::retrieve}, "cuda cache retrieves: ", lacking);
 }

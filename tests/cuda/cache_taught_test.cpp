@@ -53,7 +53,8 @@ KVCONDENSE_CUDA_RETRIEVES("pqcache", retrieve::PqCache{.bits = 3, .iterations = 
 KVCONDENSE_CUDA_RETRIEVES("infinigen", retrieve::InfiniGen{.query_axes = facts.query_axes, .part = 0.3, .alpha = 1.0, .dense_layers = 0})
 
 TEST_CASE("cuda cache retrieves: what a prompt teaches, in every group and head_dim") {
-  for (const CacheShape& shape : cuda_cache::shapes()) {
+  for (CacheShape shape : cuda_cache::shapes()) {
+    shape.layers = 1;
     taught(of(retrieve::PqCache{.bits = 3, .iterations = 3, .keep = 0.4, .sinks = 2}), cuda_cache::setting("pqcache"), shape);
     taught(of(retrieve::Squeezed{.clusters = 0.2, .coarse = 0.1, .observe = 6, .iterations = 3}), cuda_cache::setting("squeezed"), shape);
     taught([](const any::ModelFacts& facts) { return recipe(retrieve::InfiniGen{.query_axes = facts.query_axes, .part = 0.3, .alpha = 1.0, .dense_layers = 0}); },

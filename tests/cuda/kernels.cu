@@ -100,6 +100,11 @@ Status taught_words(Context<Cuda>& ctx, const SlotRows<Cuda>& rows, const prim::
   if (s == Status::ok) s = prim::KeyClusters::tables(ctx, {}, x, 1, 1, 64, 1.0f, true, 1, x);
   if (s == Status::ok) s = prim::KeyClusters::above(ctx, all, {}, 1, 0.0f, units, count);
   if (s == Status::ok) s = prim::PartialColumns::choose(ctx, queries, 0, 1, x, 64, 8, x, scratch);
+  if (s == Status::ok) s = prim::KeyGraph::build(ctx, rows, planes, {}, known, known);
+  if (s == Status::ok) s = prim::KeyGraph::forget(ctx, planes, {}, known, 1, 8);
+  if (s == Status::ok) s = prim::KeyGraph::score(ctx, rows, planes, {}, scores, x, count);
+  if (s == Status::ok) s = prim::KeyGraph::fit(ctx, rows, 0, 8, {}, queries, x, scratch);
+  if (s == Status::ok) s = prim::KeyGraph::keep_visited(ctx, all, units, count);
   return s == Status::ok ? prim::PartialColumns::within(ctx, all, 1.0f, known, count) : s;
 }
 

@@ -11,7 +11,6 @@
 #include <kvcondense/backend/cuda/partial_columns.cuh>
 #include <kvcondense/backend/cuda/steering.cuh>
 #include <kvcondense/backend/cuda/unit_index.cuh>
-#include <kvcondense/backend/cuda/unit_lists.cuh>
 #include <kvcondense/backend/cuda/unit_scores.cuh>
 #include <kvcondense/cache/cuda_found.cuh>
 #include <kvcondense/cache/cuda_slot_store.cuh>
@@ -22,6 +21,7 @@
 #include <kvcondense/retrieve/blocks/codes.hpp>
 #include <kvcondense/retrieve/blocks/group_bound.hpp>
 #include <kvcondense/retrieve/blocks/keep.hpp>
+#include <kvcondense/retrieve/blocks/key_graph.hpp>
 #include <kvcondense/retrieve/blocks/marked_blocks.hpp>
 #include <kvcondense/retrieve/blocks/outliers.hpp>
 #include <kvcondense/retrieve/blocks/partial_rows.hpp>
@@ -55,6 +55,11 @@ struct CudaRows {
   SlotRows<Cuda> keys, values;
 };
 
+template <class Layer>
+CudaRows rows_of(const Layer& l) {
+  return {l.keys.rows(l.device_slots(), l.longest()), l.values.rows(l.device_slots(), l.longest())};
+}
+
 /// Query rows that score, and room for what a summary makes of them: `CudaUnitSummary::prepared` numbers each.
 struct CudaQueryRows {
   const float* rows = nullptr;
@@ -62,6 +67,7 @@ struct CudaQueryRows {
   float* prepared = nullptr;
   index_t most = 0;  ///< candidates of any head
   const index_t* first = nullptr;  ///< per KV head: the first candidate
+  index_t* counted = nullptr;  ///< of summaries that walk, where somebody asks: per row, how many candidates were looked at
 };
 
 /// Chosen units on the device, counted from the first candidate of a head.
@@ -73,6 +79,7 @@ struct CudaLists : retrieve::UnitLists {
 ///   prepared(summary, shape) -> index_t    numbers that a query row becomes before it scores; 0: none
 ///   build(ctx, summary, CudaRows, UnitPlanes, IndexChange, first, last)    rows [first, last) of the index
 ///   score(ctx, summary, view, UnitPlanes, CudaQueryRows, UnitScores)
+///   forget(ctx, summary, UnitPlanes, IndexChange, heads, most) (may be left out)   before rows are made anew that were there
 ///   lead() (may be left out), fit_bytes(summary, shape, slots), fit(ctx, summary, CudaRows, shape, HeadIndex, slots, queries, float* found, Scratch)
 ///                                          what a prompt teaches a head: see CudaFound
 template <class UnitSummary>
@@ -191,13 +198,15 @@ struct CudaSelect {
 };
 
 /// Whether blocks of a pipeline, each of which has a form, have one together: outliers are those of an index that knows spreads, queries which say
-/// themselves what meets which bound meet a summary that lets them, channels a summary that has them one by one, and thresholds are of clusters.
+/// themselves what meets which bound meet a summary that lets them, channels a summary that has them one by one,
+/// thresholds are of clusters, and what was not visited is not chosen.
 template <class UnitSummary, class Query, class Scorer, class Select>
 inline constexpr bool cuda_pairs = (!std::is_same_v<Scorer, retrieve::OutlierSoftmax> || std::is_same_v<UnitSummary, retrieve::MeanKeySpread>) &&
                                    std::is_same_v<UnitSummary, retrieve::GroupMinMax> == std::is_same_v<Query, retrieve::GroupChannels> &&
                                    std::is_same_v<UnitSummary, retrieve::ChannelPages> == std::is_same_v<Query, retrieve::TopChannels> &&
                                    (!std::is_same_v<Select, retrieve::TopWithShare> || std::is_same_v<UnitSummary, retrieve::ChannelPages>) &&
-                                   (!std::is_same_v<Select, retrieve::AboveThreshold> || std::is_same_v<UnitSummary, retrieve::KeyClusters>);
+                                   (!std::is_same_v<Select, retrieve::AboveThreshold> || std::is_same_v<UnitSummary, retrieve::KeyClusters>) &&
+                                   std::is_same_v<Select, retrieve::TopVisited> == std::is_same_v<UnitSummary, retrieve::KeyGraph>;
 
 /// Whether a cache on the device can retrieve with such a pipeline, or needs not.
 template <class Pipeline>
@@ -259,9 +268,15 @@ class CudaIndex {
       const index_t from = change.device ? 0 : std::max<index_t>(0, change.from[h] - p.partition.origin()) / p.summary.size();
       if (from < n) first = any ? std::min(first, from) : from, any = true;
     }
+    using UnitSummary = std::remove_cvref_t<decltype(p.summary)>;
+    if constexpr (requires { &CudaUnitSummary<UnitSummary>::forget; }) {
+      bool again = change.device;  // or only those that are new
+      for (index_t h = 0; h < shape.kv_heads; ++h) again = again || std::min(change.from[h], change.known[h]) < covered_[h];
+      const Status s = again ? CudaUnitSummary<UnitSummary>::forget(ctx, p.summary, planes(p, shape, layer), change, shape.kv_heads, last) : Status::ok;
+      if (s != Status::ok) return s;
+    }
     for (index_t h = 0; h < shape.kv_heads; ++h) covered_[h] = change.known[h];
     if (!any) return Status::ok;
-    using UnitSummary = std::remove_cvref_t<decltype(p.summary)>;
     return CudaUnitSummary<UnitSummary>::build(ctx, p.summary, rows, planes(p, shape, layer), change, first, last);
   }
   /// Rows that an index of so many slots has: where steps tell what slots draw, of whole units behind the window in which they do.
@@ -309,92 +324,5 @@ class CudaIndex {
   std::span<index_t> prompt_;
   mutable cuda::Fence read_;
 };
-
-/// Which units compete in every KV head, where kernels read it too.
-struct CudaCandidates {
-  index_t *first = nullptr, *last = nullptr;  ///< units
-  index_t* rows = nullptr;                    ///< of the index
-  index_t most = 0;                           ///< candidates of any head
-
-  static std::size_t bytes(const CacheShape& shape) { return 3 * Scratch::bytes_for<index_t>(shape.kv_heads); }
-  template <class Pipeline>
-  bool make(const Pipeline& p, const retrieve::ReadView<Cuda>& view, Scratch& scratch) {
-    first = scratch.take_steering<index_t>(view.heads()), last = scratch.take_steering<index_t>(view.heads());
-    rows = scratch.take_steering<index_t>(view.heads());
-    if (first == nullptr || last == nullptr || rows == nullptr) return false;
-    for (index_t h = 0; h < view.heads(); ++h) {
-      const retrieve::UnitRange c = p.candidates(view, h);
-      first[h] = c.first, last[h] = c.last, rows[h] = p.index_rows(view.known[h]), most = std::max(most, c.size());
-    }
-    return true;
-  }
-  /// Those that competed in an earlier choice.
-  bool as(index_t* begins, index_t* ends, index_t heads) {
-    first = begins, last = ends;
-    for (index_t h = 0; h < heads; ++h) most = std::max(most, size(h));
-    return true;
-  }
-  index_t size(index_t head) const { return last[head] - first[head]; }
-};
-
-/// Steering memory that `choose` takes.
-template <class Pipeline>
-std::size_t choice_steering_bytes(const Pipeline& p, const CacheShape& shape) {
-  return Scratch::bytes_for<index_t>(shape.kv_heads * p.query.rows(shape.group()) + 1) + Scratch::bytes_for<index_t>(p.reduce.rows(shape) + 1) +
-         p.select.workspace_bytes(shape, 0, 0);
-}
-
-/// As Pipeline::choose, for all heads at once: scores the candidates of every head by the index and chooses among them. Units in the lists count
-/// from a head's first candidate; lists and counts lie on the device. `counts`: what was scored, which the host knows.
-template <class Pipeline>
-Status choose(Context<Cuda>& ctx, const Pipeline& p, const retrieve::ReadView<Cuda>& view, TensorView<const float, 3> queries, const prim::UnitPlanes& planes,
-              const CudaCandidates& among, const CudaLists& lists, ReadCounts* counts, Scratch scratch) {
-  using Query = std::remove_cvref_t<decltype(p.query)>;
-  using UnitSummary = std::remove_cvref_t<decltype(p.summary)>;
-  using retrieve::Aggregate;
-  const CacheShape& shape = view.shape;
-  const index_t per_head = p.query.rows(shape.group()), q_rows = shape.kv_heads * per_head, all = p.reduce.rows(shape);
-  index_t floats = shape.head_dim;
-  if constexpr (requires { p.query.floats(index_t{}); }) floats = p.query.floats(shape.head_dim);
-  auto* offset = scratch.take_steering<index_t>(q_rows + 1);
-  auto* row_offset = scratch.take_steering<index_t>(all + 1);
-  if (offset == nullptr || row_offset == nullptr) return Status::workspace_too_small;
-  offset[0] = row_offset[0] = 0;
-  for (index_t r = 0; r < q_rows; ++r) offset[r + 1] = offset[r] + among.size(r / per_head);
-  for (index_t r = 0; r < all; ++r) row_offset[r + 1] = row_offset[r] + among.size(r * shape.kv_heads / all);
-  const RaggedView<float> sum{scratch.take<float>(offset[q_rows]), offset, q_rows};
-  const RaggedView<float> one = view.tokens == 1 ? sum : RaggedView<float>{scratch.take<float>(offset[q_rows]), offset, q_rows};
-  const RaggedView<float> out{scratch.take<float>(row_offset[all]), row_offset, all};
-  float* rows = scratch.take<float>(q_rows * floats);
-  const index_t prepared = CudaUnitSummary<UnitSummary>::prepared(p.summary, shape);
-  const CudaQueryRows asked{rows, q_rows, floats, scratch.take<float>(q_rows * prepared), among.most, among.first};
-  if (sum.data == nullptr || one.data == nullptr || out.data == nullptr || rows == nullptr || asked.prepared == nullptr) return Status::workspace_too_small;
-
-  const bool last_only = p.aggregate == Aggregate::last;
-  const index_t parts = std::max<index_t>(1, p.partition.size() / p.summary.size());
-  for (index_t t = last_only ? view.tokens - 1 : 0; t < view.tokens; ++t) {
-    const bool begins = last_only || t == 0;
-    Status s = CudaQuery<Query>::run(ctx, p.query, queries, t, shape.group(), rows);
-    const prim::UnitScores scores{begins ? sum : one, among.first, among.rows, per_head, parts};
-    if (s == Status::ok) s = CudaUnitSummary<UnitSummary>::score(ctx, p.summary, view, planes, asked, scores);
-    if (s == Status::ok) s = rescore(ctx, p.scorer, view, planes, scores);
-    const float divide = p.aggregate == Aggregate::mean && t + 1 == view.tokens ? static_cast<float>(view.tokens) : 1.0f;
-    if (s == Status::ok && !begins) s = prim::UnitScoring::join(ctx, RaggedView<const float>(one), p.aggregate == Aggregate::max, divide, sum);
-    if (s != Status::ok) return s;
-    for (index_t h = 0; counts != nullptr && h < shape.kv_heads; ++h) {
-      counts->units_scored += among.size(h) * per_head;
-      counts->index_bytes += p.summary.read_bytes(shape, among.size(h) * p.partition.size());
-    }
-  }
-  Status s = p.reduce.run(ctx, view, RaggedView<const float>(sum), out);
-  if (s != Status::ok) return s;
-  using Select = CudaSelect<std::remove_cvref_t<decltype(p.select)>>;
-  if (p.rows(shape) == all) return Select::run(ctx, p.select, view, planes, asked, RaggedView<const float>(out), lists, scratch);
-  CudaLists each;  // choices that are read together
-  each.units = {scratch.take<std::int32_t>(row_offset[all]), row_offset, all}, each.count = scratch.take<index_t>(all);
-  if (each.units.data == nullptr || each.count == nullptr) return Status::workspace_too_small;
-  s = Select::run(ctx, p.select, view, planes, asked, RaggedView<const float>(out), each, scratch);
-  return s == Status::ok ? prim::UnitOrder::unite(ctx, RaggedView<const std::int32_t>(each.units), each.count, lists.units, lists.count) : s;
-}
 
 }  // namespace kvcondense::cache

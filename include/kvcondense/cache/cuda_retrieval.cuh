@@ -7,8 +7,9 @@
 
 #include <kvcondense/backend/cuda/attend.cuh>
 #include <kvcondense/backend/cuda/chosen_slots.cuh>
+#include <kvcondense/cache/cuda_choose.cuh>
+#include <kvcondense/cache/cuda_graph.cuh>
 #include <kvcondense/cache/cuda_held.cuh>
-#include <kvcondense/cache/cuda_index.cuh>
 #include <kvcondense/cache/cuda_learning.cuh>
 #include <kvcondense/cache/cuda_listed.cuh>
 #include <kvcondense/cache/cuda_reads.cuh>
@@ -98,7 +99,8 @@ class CudaRetrieval {
     const std::size_t lists = Scratch::align + Scratch::bytes_for<index_t>(told_numbers(shape.kv_heads, rows)) + Scratch::bytes_for<std::int32_t>(rows * most) + 2 * Scratch::bytes_for<index_t>(rows) +
                               2 * Scratch::bytes_for<prim::SlotRun>(rows * prim::ChosenSlots::most_runs(intervals, most_runs(plan, slots), slots)) +
                               Scratch::bytes_for<prim::ChosenInterval>(rows * intervals) + Scratch::bytes_for<float>(rows * slots) + listed(plan).bytes(shape, rows, slots, n) +
-                              (pipeline_.biases() ? Scratch::bytes_for<float>(rows * most) : 0) + Scratch::bytes_for<float>(pipeline_.shares() ? rows : 0);
+                              (pipeline_.biases() ? Scratch::bytes_for<float>(rows * most) : 0) + Scratch::bytes_for<float>(pipeline_.shares() ? rows : 0) +
+                              Scratch::bytes_for<index_t>(walks ? shape.q_heads : 0);
     return lists + std::max(pipeline_.workspace_bytes(shape, slots, n), attend_bytes(shape, rows, slots, n, need));
   }
 
@@ -177,6 +179,9 @@ class CudaRetrieval {
     if constexpr (ranks) units.rank = held ? held_[layer].ranks() : nullptr, units.room = on_device(room);
     const bool asked = measure.reads != nullptr || measure.runs.data != nullptr;
     ChosenReads reads;
+    WalkedCounts walked;
+    if (walks && asked)
+      if (const Status s = walked.make(ctx, heads * pipeline_.query.rows(shape.group()), scratch); s != Status::ok) return s;
     if (asked)
       if (const Status s = reads.make(rows, interval_offset); s != Status::ok) return s;
     const auto read = [&]() -> Status {
@@ -185,7 +190,7 @@ class CudaRetrieval {
       if (!held) {
         TensorView<const float, 3> queries = request.queries;
         if (const Status s = CudaListed::meet(ctx, pipeline_.query, turn, meeting, queries); s != Status::ok) return s;
-        if (const Status s = choose(ctx, pipeline_, view, queries, index.planes(pipeline_, shape, layer), among, lists, measure.reads, scratch); s != Status::ok)
+        if (const Status s = choose(ctx, pipeline_, view, queries, index.planes(pipeline_, shape, layer), among, lists, measure.reads, scratch, walked.device); s != Status::ok)
           return s;
       }
       auto paged = l.heads({});
@@ -205,7 +210,9 @@ class CudaRetrieval {
     Status s = read();
     const Status behind = index.fence().record(ctx);  // a call that is refused may have started what reads steering memory
     if (s == Status::ok) s = behind;
-    return s == Status::ok && asked ? reads.tell(ctx, l, shape, units, runs, measure) : s;
+    if (s == Status::ok && asked) s = reads.tell(ctx, l, shape, units, runs, measure);
+    if (s != Status::ok || !walks || measure.reads == nullptr) return s;
+    return walked.tell(ctx, heads, tokens, [&](index_t n) { return pipeline_.summary.read_bytes(shape, n); }, *measure.reads);
   }
 
   /// What a step that keeps `kept(head)` slots makes of the index: room for it, and from where rows change. The host knows what becomes codes, the
@@ -358,11 +365,8 @@ class CudaRetrieval {
     if constexpr (requires { pipeline_.partition.unread(); }) return pipeline_.partition.unread();
     else return 0;
   }
-  template <class Layer>
-  static CudaRows rows_of(const Layer& l) {
-    return {l.keys.rows(l.device_slots(), l.longest()), l.values.rows(l.device_slots(), l.longest())};
-  }
   static constexpr bool scores_slots = requires(const Pipeline& p) { p.summary.slots_scored(); };
+  static constexpr bool walks = requires(const Pipeline& p) { p.summary.walks(); };
   static constexpr bool mixes = std::is_same_v<decltype(Pipeline::summary), retrieve::ChannelPages>;  ///< the index knows values too
   static constexpr bool asks_for_prompt = std::is_same_v<decltype(Pipeline::keep), retrieve::KeepGenerated>;
 
