@@ -158,5 +158,6 @@ TEST_CASE("cuda cache lessons: numbers of a file by which kernels would go astra
   CHECK(with(1, coarse + 1) == Status::corrupt_data);
   CHECK(with(5, coarse) == Status::corrupt_data);  // a parent that there is not
   CHECK(with(5, 0.5f) == Status::corrupt_data);
+  CHECK(with(4 + fine + 2 * coarse * dim + 1, -1.0f) == Status::corrupt_data);  // keys of a cluster
   CHECK(with(30, std::numeric_limits<float>::infinity()) == Status::corrupt_data);
 }

@@ -142,7 +142,8 @@ struct CudaUnitSummary<retrieve::KeyClusters> {
   /// Kernels find their way by these numbers.
   static bool found_good(std::span<const float> found, index_t dim) {
     retrieve::FoundClusters out;
-    return retrieve::FoundClusters::read(const_cast<float*>(found.data()), static_cast<index_t>(found.size()), dim, out);
+    if (!retrieve::FoundClusters::read(const_cast<float*>(found.data()), static_cast<index_t>(found.size()), dim, out)) return false;
+    return std::all_of(out.counts(), out.counts() + out.fine, [](float n) { return n >= 0.0f && n <= 2e9f; });
   }
 };
 /// Thresholds stand in front of what a prompt taught.
