@@ -8,6 +8,7 @@
 #include <kvcondense/backend/cuda/block_stride.cuh>
 #include <kvcondense/backend/cuda/block_top_k.cuh>
 #include <kvcondense/backend/cuda/boosted_int.cuh>
+#include <kvcondense/backend/cuda/channel_pages.cuh>
 #include <kvcondense/backend/cuda/chunk_pool.cuh>
 #include <kvcondense/backend/cuda/chosen_slots.cuh>
 #include <kvcondense/backend/cuda/chunk_top_k.cuh>
@@ -17,6 +18,7 @@
 #include <kvcondense/backend/cuda/complex_vq.cuh>
 #include <kvcondense/backend/cuda/context.cuh>
 #include <kvcondense/backend/cuda/count_above.cuh>
+#include <kvcondense/backend/cuda/drawn_slots.cuh>
 #include <kvcondense/backend/cuda/expected_attention.cuh>
 #include <kvcondense/backend/cuda/find_rows.cuh>
 #include <kvcondense/backend/cuda/forward_pool.cuh>
@@ -28,17 +30,21 @@
 #include <kvcondense/backend/cuda/head_slots.cuh>
 #include <kvcondense/backend/cuda/k_means.cuh>
 #include <kvcondense/backend/cuda/keep_rows.cuh>
+#include <kvcondense/backend/cuda/key_clusters.cuh>
+#include <kvcondense/backend/cuda/key_graph.cuh>
 #include <kvcondense/backend/cuda/lag_spread.cuh>
 #include <kvcondense/backend/cuda/latent_rows.cuh>
 #include <kvcondense/backend/cuda/launch.cuh>
 #include <kvcondense/backend/cuda/level_codes.cuh>
 #include <kvcondense/backend/cuda/lift_top.cuh>
+#include <kvcondense/backend/cuda/listed_numbers.cuh>
 #include <kvcondense/backend/cuda/mapped_rows.cuh>
 #include <kvcondense/backend/cuda/memory.cuh>
 #include <kvcondense/backend/cuda/merge_filter.cuh>
 #include <kvcondense/backend/cuda/merge_partials.cuh>
 #include <kvcondense/backend/cuda/merge_sets.cuh>
 #include <kvcondense/backend/cuda/merge_weights.cuh>
+#include <kvcondense/backend/cuda/metric_codes.cuh>
 #include <kvcondense/backend/cuda/metric_length.cuh>
 #include <kvcondense/backend/cuda/nuq_rows.cuh>
 #include <kvcondense/backend/cuda/open_blocks.cuh>
@@ -46,6 +52,7 @@
 #include <kvcondense/backend/cuda/output_error.cuh>
 #include <kvcondense/backend/cuda/pack_bits.cuh>
 #include <kvcondense/backend/cuda/page_codec.cuh>
+#include <kvcondense/backend/cuda/partial_columns.cuh>
 #include <kvcondense/backend/cuda/polar_pairs.cuh>
 #include <kvcondense/backend/cuda/polar_tree.cuh>
 #include <kvcondense/backend/cuda/projected_norm.cuh>
@@ -63,6 +70,8 @@
 #include <kvcondense/backend/cuda/segmented_combine.cuh>
 #include <kvcondense/backend/cuda/settle_probed.cuh>
 #include <kvcondense/backend/cuda/shared_direction.cuh>
+#include <kvcondense/backend/cuda/sign_hashes.cuh>
+#include <kvcondense/backend/cuda/slot_codes.cuh>
 #include <kvcondense/backend/cuda/slot_exposure.cuh>
 #include <kvcondense/backend/cuda/slot_numbers.cuh>
 #include <kvcondense/backend/cuda/slot_rows.cuh>
@@ -74,8 +83,10 @@
 #include <kvcondense/backend/cuda/top_k.cuh>
 #include <kvcondense/backend/cuda/top_then_newest.cuh>
 #include <kvcondense/backend/cuda/turn_rows.cuh>
+#include <kvcondense/backend/cuda/unit_biases.cuh>
 #include <kvcondense/backend/cuda/unit_fold.cuh>
 #include <kvcondense/backend/cuda/unit_index.cuh>
+#include <kvcondense/backend/cuda/unit_lists.cuh>
 #include <kvcondense/backend/cuda/unit_scores.cuh>
 #include <kvcondense/backend/cuda/unit_spread.cuh>
 #include <kvcondense/cache/cuda_cache.cuh>

@@ -85,6 +85,29 @@ Status choosing_words(Context<Cuda>& ctx, RaggedView<const float> scores, const 
   return s;
 }
 
+Status taught_words(Context<Cuda>& ctx, const SlotRows<Cuda>& rows, const prim::UnitPlanes& planes, const prim::UnitScores& scores, const index_t* known, float* x,
+                    RaggedView<const float> all, RaggedView<std::int32_t> units, index_t* count, TensorView<const float, 3> queries, TensorView<float, 3> out) {
+  const Scratch scratch(ctx.workspace());
+  Status s = prim::ChannelPages::build(ctx, rows, rows, planes, known, known, 0, 8);
+  if (s == Status::ok) s = prim::ChannelPages::queries(ctx, queries, 0, 1, x);
+  if (s == Status::ok) s = prim::ChannelPages::score(ctx, planes, scores, x, 64, 8);
+  if (s == Status::ok) s = prim::ChannelPages::share(ctx, rows, {}, known, x);
+  if (s == Status::ok) s = prim::ChannelPages::mix(ctx, rows, planes, known, known, x, out);
+  if (s == Status::ok) s = prim::SlotCodes::build(ctx, rows, planes, {}, known, known, 0, 8);
+  if (s == Status::ok) s = prim::SlotCodes::tables(ctx, {}, x, 1, 1, 64, x);
+  if (s == Status::ok) s = prim::SlotCodes::score(ctx, planes, {}, scores, x, 8);
+  if (s == Status::ok) s = prim::KeyClusters::fit(ctx, rows, 0, 8, {}, queries, 1.0f, x, scratch);
+  if (s == Status::ok) s = prim::KeyClusters::tables(ctx, {}, x, 1, 1, 64, 1.0f, true, 1, x);
+  if (s == Status::ok) s = prim::KeyClusters::above(ctx, all, {}, 1, 0.0f, units, count);
+  if (s == Status::ok) s = prim::PartialColumns::choose(ctx, queries, 0, 1, x, 64, 8, x, scratch);
+  if (s == Status::ok) s = prim::KeyGraph::build(ctx, rows, planes, {}, known, known);
+  if (s == Status::ok) s = prim::KeyGraph::forget(ctx, planes, {}, known, 1, 8);
+  if (s == Status::ok) s = prim::KeyGraph::score(ctx, rows, planes, {}, scores, x, count);
+  if (s == Status::ok) s = prim::KeyGraph::fit(ctx, rows, 0, 8, {}, queries, x, scratch);
+  if (s == Status::ok) s = prim::KeyGraph::keep_visited(ctx, all, units, count);
+  return s == Status::ok ? prim::PartialColumns::within(ctx, all, 1.0f, known, count) : s;
+}
+
 Status scoring_words(Context<Cuda>& ctx, const SlotRows<Cuda>& rows, TensorView<const float, 3> numbers, TensorView<float, 2> mean, TensorView<float, 3> covariance,
                      RaggedView<float> x, RaggedView<float> out) {
   Scratch scratch(ctx.workspace());
@@ -172,6 +195,21 @@ Status index_words(Context<Cuda>& ctx, const SlotRows<Cuda>& keys, const prim::U
   if (s == Status::ok) s = index_units<prim::IndexRule::mean>(ctx, keys, planes, scores, count, rows);
   if (s == Status::ok) s = index_units<prim::IndexRule::spread>(ctx, keys, planes, scores, count, rows);
   if (s == Status::ok) s = index_units<prim::IndexRule::coordinates>(ctx, keys, planes, scores, count, rows);
+  if (s == Status::ok) s = index_units<prim::IndexRule::last>(ctx, keys, planes, scores, count, rows);
+  if (s == Status::ok) s = prim::MetricCodes::build(ctx, keys, planes, {}, count, count, 0, 8);
+  if (s == Status::ok) s = prim::SignWords::mean(ctx, keys, 0, 0, 8, 8.0, rows);
+  if (s == Status::ok) s = prim::SignWords::build(ctx, keys, planes, {}, count, count, 0, 8);
+  if (s == Status::ok) s = prim::SignWords::queries(ctx, {}, rows, 1, rows);
+  if (s == Status::ok) s = prim::SignWords::score(ctx, planes, scores, 8, rows, 8);
+  if (s == Status::ok) s = prim::SignWords::sample(ctx, mass, {}, count);
+  if (s == Status::ok) s = prim::SignWords::chances(ctx, keys, planes, {}, 4, 8, 8, rows);
+  if (s == Status::ok) s = prim::DrawnSlots::step(ctx, {}, 1, rows, mass, nullptr, count);
+  if (s == Status::ok) s = prim::DrawnSlots::build(ctx, keys, planes, {}, 4, count, count, 0, 8);
+  if (s == Status::ok) s = prim::DrawnSlots::score(ctx, planes, scores, rows, 64, 8);
+  if (s == Status::ok) s = prim::UnitOrder::ranks(ctx, mass, keep, count, nullptr);
+  if (s == Status::ok) s = prim::UnitOrder::unite(ctx, keep, count, {}, count);
+  if (s == Status::ok) s = prim::UnitBiases::of_blocks(ctx, keys, {}, 4, 1.0f, rows, 8, rows);
+  if (s == Status::ok) s = prim::ListNumbers::run(ctx, units, runs, {}, rows, 64, {rows, rows});
   if (s == Status::ok) s = prim::UnitIndex::moved(ctx, keep, count, count);
   if (s == Status::ok) s = prim::UnitIndex::below(ctx, {}, count, 1, 1, count);
   if (s == Status::ok) s = prim::UnitScoring::queries<prim::QueryRule::each>(ctx, queries, 0, 1, 1, rows);

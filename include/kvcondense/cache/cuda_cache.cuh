@@ -43,7 +43,7 @@ class Cache;
 /// Needs    recipes of an eviction method, a merge method, a position stage, exact rows or codes with their exact window and first slots (any codec
 ///          with a RowPage: row_codec.cuh; behind a Hadamard transform or as coordinates of a low-rank stage too), retrieval methods whose blocks have a form on CUDA (cuda_index.cuh), and
 ///          no other stage (those stop compilation with a sentence). Inputs of steps lie on the device: attention, queries,
-///          projections, moments, gates, surprise, classes; so do matrices that words read (LayerMatrices of critical and locret).
+///          projections, moments, gates, surprise, classes; so do matrices that words read (LayerMatrices, HashPlanes).
 ///          Tables that blocks read (HeadTable, LayerTable) are the host's, and so are those that codecs are made of (ranges, clusters, codebooks, bases): they
 ///          outlive the cache, whose `fork` and `load` read them again.
 /// Shapes   as Cache<Cpu, R>; keys, values, queries, out, lse, mass in device memory.
@@ -55,8 +55,8 @@ class Cache;
 ///          otherwise; equal scores are ranked alike. What `append` on the CPU refuses, numbers that the stored type cannot
 ///          hold, is stored as Inf or NaN here and counted once in the report.
 /// Errors   as Cache<Cpu, R>; not_supported for a merge method that stores rows of layers together or, beside raw keys or retrieval, lets tokens join a slot
-///          when they come, for retrieval beside numbers of slots that attention reads (the mass of
-///          a merge method), a mean of what left or raw keys, for `AttendMath::halves` where there are such numbers, keys are raw or tokens join slots, for one set of all heads (AllHeads) once heads hold
+///          when they come, for retrieval beside a mean of what left, or by an index of turned keys beside raw ones, for `AttendMath::halves` where attention
+///          reads numbers of slots, keys are raw or tokens join slots, for one set of all heads (AllHeads) once heads hold
 ///          different numbers of slots, and for a quant stage that tells slots apart, or heads by more than tables of their codecs (layers may
 ///          differ in their windows), has a sketch, or maps rows before groups along slots, a low-rank stage that stores rows of heads
 ///          or layers together, and codes of coordinates of which heads have different numbers. device_error from every call that a layer takes part in, until `reset` or `load`, once the device took a part of a change of it and refused the rest. Calls of one
@@ -76,73 +76,7 @@ class Cache<Cuda, R> {
   static_assert(detail::cuda_codec<KeyCodec> && detail::cuda_codec<ValueCodec>,
                 "kvcondense: a cache on CUDA stores exact rows, codes of groups (kivi, group_int, kitty, polar), or rows whose slots are independent (fp8, mx, q4_0, kvquant, skvq, turboquant and their kin), as they are or as coordinates in bases that are known (docs/cuda.md lists the stages); make_cache<kvcondense::Cpu> takes the others.");
 
-  static Expected<Cache> make(const CacheShape& shape, const R& recipe, MemoryResource<Cuda>& memory = cuda::device_memory()) {
-    if (const Status s = validate(shape); s != Status::ok) return s;
-    if (shape.page_slots > cache::max_page_slots) return Status::invalid_argument;
-    if (const Status s = recipe.evict.validate(shape); s != Status::ok) return s;
-    const Storage storage = storage_of(recipe);
-    if (const Status s = storage.validate(shape); s != Status::ok) return s;
-    if (const Status s = recipe.position.validate(shape); s != Status::ok) return s;
-    if (const Status s = recipe.merge.validate(shape); s != Status::ok) return s;
-    if (const Status s = recipe.retrieve.validate(shape); s != Status::ok) return s;
-    if (!keys_fit(recipe.retrieve, recipe.position)) return Status::incompatible;
-    if (!takes_keys(recipe.lowrank, recipe.position.raw_keys)) return Status::incompatible;
-    if (row_groups(recipe.lowrank, shape).most() > 1) return Status::not_supported;  // rows that heads or layers share
-    if (has_saliency(storage) || !detail::cuda_serves(storage, shape)) return Status::not_supported;
-    Cache c;
-    c.recipe_ = recipe, c.memory_ = &memory;
-    c.pipeline_ = recipe.evict.pipeline();
-    if constexpr (merge::Merges<Merge>) c.merger_ = merger_of(recipe.merge), c.fold_ = c.merger_.traits();
-    c.plan_ = plan_of(shape, storage, c.pipeline_.lanes() + c.fold_.lanes);
-    c.plan_.state = c.fold_.state;
-    if constexpr (can_merge) c.plan_.found = merge::state_floats(c.merger_.finder);
-    if (c.fold_.bias >= 0) c.plan_.bias = c.pipeline_.lanes() + c.fold_.bias;
-    if (c.fold_.value_scale >= 0) c.plan_.value_scale = c.pipeline_.lanes() + c.fold_.value_scale;
-    if (c.queries().rows == AttentionNeed::Rows::last) c.plan_.query_rows = c.queries().count;
-    c.plan_.summary = c.pipeline_.residual == evict::Residual::mean;
-    if (c.plan_.lanes > max_lanes) return Status::not_supported;
-    if (const Status s = c.check_merge(); s != Status::ok) return s;
-    if (const Status s = c.make_rotation(); s != Status::ok) return s;
-    if (c.fold_.place >= 0) {
-      const auto angles = prim::rope_angles(c.fold_.rope, shape.head_dim);
-      if (!angles) return angles.status();
-      c.fold_angles_ = *angles;
-    }
-    if (const Status s = c.make_joining(); s != Status::ok) return s;
-    if constexpr (retrieves) {
-      if (c.slots_have_own()) return Status::not_supported;
-      if (const Status s = c.retrieval_.make(recipe.retrieve.pipeline(), c.plan_.shape, c.changes_length() || c.fold_.shrinks, memory); s != Status::ok) return s;
-    }
-    const std::size_t each = c.steering_bytes(), all = each + c.plan_.told_bytes() + Scratch::align;
-    const std::size_t layers = all * static_cast<std::size_t>(shape.layers), model = c.model_steering_bytes();
-    if (const Status s = c.steering_.make(layers + model); s != Status::ok) return s;
-    c.model_steering_ = c.steering_.part(layers, model);
-    c.counts_ = cuda::DeviceArray<index_t>(memory);
-    if (const Status s = c.counts_.resize(2); s != Status::ok) return s;
-    // A cache that a file was loaded into counts before anything is appended. Layers wait for it below.
-    if (const Status s = cuda::settled(cudaMemsetAsync(c.counts_.data(), 0, c.counts_.bytes().size(), nullptr)); s != Status::ok) return s;
-    Status failed = Status::ok;
-    const Status made = c.layers_.fill(heap_memory(), shape.layers, [&](index_t i) {
-      Plan own = c.plan_;
-      const HeadIndex first_head{i, 0};
-      own.keys.flush = key_flush_of(storage, shape, first_head), own.values.flush = value_flush_of(storage, shape, first_head);
-      if constexpr (Plan::latent.keys || Plan::latent.values) {  // layers may differ in how many numbers they store
-        own.keys.describe(key_codec_of(storage, shape, first_head)), own.values.describe(value_codec_of(storage, shape, first_head));
-      }
-      Layer l(own, memory);
-      const std::size_t first = static_cast<std::size_t>(i) * all;
-      if (failed == Status::ok) failed = l.make(c.steering_.part(first + each, all - each));
-      if (failed == Status::ok && differs_per_head(storage)) {
-        failed = l.keys.describe([&](index_t h) { return key_codec_of(storage, shape, {i, h}); });
-        if (failed == Status::ok) failed = l.values.describe([&](index_t h) { return value_codec_of(storage, shape, {i, h}); });
-      }
-      l.steering = c.steering_.part(first, each);
-      return l;
-    });
-    if (made != Status::ok) return made;
-    if (failed != Status::ok) return failed;
-    return Expected<Cache>(std::move(c));
-  }
+  static Expected<Cache> make(const CacheShape& shape, const R& recipe, MemoryResource<Cuda>& memory = cuda::device_memory());
 
   const CacheShape& shape() const { return plan_.shape; }
   const R& recipe() const { return recipe_; }
@@ -163,7 +97,7 @@ class Cache<Cuda, R> {
     const std::size_t mass = Scratch::align + Scratch::bytes_for<float>(total);
     const std::size_t step = Scratch::align + range_bytes() + 2 * Scratch::bytes_for<std::int32_t>(total) +
                              static_cast<std::size_t>(plan_.lanes) * Scratch::bytes_for<float>(total) + pipeline_bytes(slots, total, tokens) + fold_bytes(total) +
-                             column_bytes(tokens, slots) + retrieval_.step_bytes(shape(), slots, tokens);
+                             column_bytes(tokens, slots) + retrieval_.step_bytes(shape(), slots, tokens, true);
     std::size_t reading = cache::attend_bytes(shape(), shape().kv_heads, slots, tokens, attention(), Plan::latent) + turned_bytes(shape().q_heads, tokens) + cleared_bytes(tokens);
     if constexpr (retrieves) reading = std::max(reading, retrieval_.workspace_bytes(plan_, slots, tokens, attention()));
     return mass + std::max({step, reading, model_bytes(slots), turned_bytes(shape().kv_heads, tokens), joined_bytes(tokens)});
@@ -220,6 +154,12 @@ class Cache<Cuda, R> {
     return s;
   }
 
+  /// Lets go the units that a schedule of the retrieval stage holds: the next call of `attend` chooses anew.
+  void choose_anew() {
+    if constexpr (retrieves)
+      for (index_t i = 0; i < layers_.size(); ++i) retrieval_.forget(i, -1);
+  }
+
   /// Which tokens the slots of a head hold, in slot order. Waits for the stream.
   Status tokens(Context<Cuda>& ctx, index_t layer, index_t head, std::span<std::int32_t> out) const;
   /// Slots [first, first + rows) of a head as floats in device memory.
@@ -266,8 +206,8 @@ class Cache<Cuda, R> {
   }
   /// Scratch of columns of attention over what queries a step may have.
   std::size_t column_bytes(index_t tokens, index_t slots) const {
-    if (queries().rows == AttentionNeed::Rows::none && !pipeline_.probes()) return 0;
-    const std::size_t bytes = cache::CudaLayerColumns<Layer>::workspace_bytes(shape(), rotation_, control(), std::max(tokens, plan_.query_rows), slots);
+    if (queries().rows == AttentionNeed::Rows::none && !pipeline_.probes() && !retrieval_.watches()) return 0;
+    const std::size_t bytes = cache::CudaLayerColumns<Layer>::workspace_bytes(shape(), rotation_, {reach(), control()}, std::max(tokens, plan_.query_rows), slots);
     return Scratch::bytes_for<std::byte>(static_cast<index_t>(bytes));
   }
   std::size_t pipeline_bytes(index_t slots, index_t total, index_t tokens) const {
@@ -278,13 +218,15 @@ class Cache<Cuda, R> {
   Status make_rotation();
   /// What turns stored dot products into logits.
   float logit_scale() const { return shape().softmax_scale * (may_turn ? rotation_.logit_scale(recipe_.position.rotated_input) : 1.0f); }
-  prim::KeyTurn key_turn() const { return may_turn ? rotation_.view() : prim::KeyTurn{}; }
+  index_t reach() const { return may_turn ? retrieval_.reach() : 0; }
   std::size_t turned_bytes(index_t heads, index_t tokens) const {
-    return may_turn ? Scratch::align + Scratch::bytes_for<float>(heads * tokens * shape().head_dim) : 0;
+    return may_turn ? Scratch::align + static_cast<std::size_t>(reach() > 0 ? 2 : 1) * Scratch::bytes_for<float>(heads * tokens * shape().head_dim) : 0;
   }
   template <class T>
   Status turn_back(Context<Cuda>& ctx, TensorView<const T, 3> keys, std::span<const index_t> positions, index_t next, TensorView<float, 3> out) const;
-  Status stand(Context<Cuda>& ctx, const Layer& l, prim::AttendRequest& request) const;
+  /// How the newest `n` queries meet raw keys. `last`: the position of a query that came without its token.
+  cache::QueryTurn query_turn(const Layer& l, index_t n, const index_t& last) const;
+  Status stand(Context<Cuda>& ctx, const Layer& l, prim::AttendRequest& request, prim::KeyTurn& keys) const;
   // Tokens that join the newest slot: cuda_cache_join.cuh.
   Status make_joining();
   Status check_join(index_t tokens, TensorView<const float, 3> queries) const;
@@ -295,30 +237,13 @@ class Cache<Cuda, R> {
   const prim::ControlComponent* control() const { return plan_.joins ? &join_.control : nullptr; }
   std::size_t joined_bytes(index_t tokens) const;
   std::size_t cleared_bytes(index_t tokens) const;
-  /// Whether attention reads numbers of the slots' own, a mean beside them, or keys that turn by their slot: a list of chosen ones has none of these.
-  bool slots_have_own() const { return plan_.bias >= 0 || plan_.value_scale >= 0 || plan_.summary || may_turn; }
+  /// Whether attention reads a mean beside slots, or an index would be of keys that turn by their slot: neither is there beside a list.
+  bool stands_alone() const { return plan_.summary || (may_turn && decltype(R::retrieve)::keys != retrieve::KeyState::raw); }
   bool changes_length() const {
     if constexpr (requires { recipe_.evict.changes_length(); }) return recipe_.evict.changes_length();
     else return !std::same_as<Evict, evict::KeepAll>;
   }
-  static Plan plan_of(const CacheShape& shape, const Storage& q, index_t lanes) {
-    Plan p;
-    p.shape = shape, p.lanes = lanes, p.sinks = q.sinks;
-    if (shape.softmax_scale == 0.0f) p.shape.softmax_scale = 1.0f / std::sqrt(static_cast<float>(shape.head_dim));
-    const prim::ExactRows exact{shape.dtype};
-    const auto column = [&](const auto& codec, const Flush& flush, index_t dim) {
-      cache::CudaColumnPlan<std::remove_cvref_t<decltype(codec)>> c{exact, codec, flush, q.sinks, shape.kv_heads, dim, shape.page_slots};
-      c.describe(codec);
-      return c;
-    };
-    p.keys = column(key_codec_of(q, shape), key_flush_of(q, shape), shape.head_dim);
-    p.values = column(value_codec_of(q, shape), value_flush_of(q, shape), shape.values());
-    for (index_t l = 1; l < shape.layers; ++l) {  // a layer may stay exact: the plan is that of those that do not
-      if (p.keys.flush.block == 0) p.keys.flush = key_flush_of(q, shape, {l, 0});
-      if (p.values.flush.block == 0) p.values.flush = value_flush_of(q, shape, {l, 0});
-    }
-    return p;
-  }
+  static Plan plan_of(const CacheShape& shape, const Storage& q, index_t lanes);
   // What eviction and a merge stage look at together.
   AttentionNeed attention() const { return joined(pipeline_.attention(), fold_.attention); }
   AttentionNeed queries() const { return joined(pipeline_.queries(), fold_.queries); }
@@ -390,6 +315,7 @@ Expected<Cache<B, R>> make_cache(const CacheShape& shape, const R& recipe, Memor
 }  // namespace kvcondense
 
 #include <kvcondense/cache/cuda_cache_fold.cuh>
+#include <kvcondense/cache/cuda_cache_make.cuh>
 #include <kvcondense/cache/cuda_cache_impl.cuh>
 #include <kvcondense/cache/cuda_cache_append.cuh>
 #include <kvcondense/cache/cuda_cache_attend.cuh>

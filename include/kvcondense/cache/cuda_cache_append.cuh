@@ -35,19 +35,32 @@ Status Cache<Cuda, R>::turn_back(Context<Cuda>& ctx, TensorView<const T, 3> keys
   return prim::TurnRows::back<T>(ctx, rotation_.angles(), keys, positions, out);
 }
 
+template <class R>
+cache::QueryTurn Cache<Cuda, R>::query_turn(const Layer& l, index_t n, const index_t& last) const {
+  if (!may_turn) return {};
+  if (!decltype(R::position)::rotated_input) return {&rotation_, {}, reach()};
+  const auto count = static_cast<std::size_t>(n);
+  return {&rotation_, l.counters.pending >= n ? l.pending_positions.span().last(count) : std::span(&last, count), reach()};
+}
+
 /// The queries of a call become those that stand at the slots of their tokens, in front of the workspace.
 template <class R>
-Status Cache<Cuda, R>::stand(Context<Cuda>& ctx, const Layer& l, prim::AttendRequest& request) const {
-  const index_t n = request.queries.extent[1], pending = l.counters.pending;
+Status Cache<Cuda, R>::stand(Context<Cuda>& ctx, const Layer& l, prim::AttendRequest& request, prim::KeyTurn& keys) const {
+  const index_t n = request.queries.extent[1];
+  keys = rotation_.view();
   if (l.counters.seen == 0) return Status::ok;  // there is no slot to stand at
   Scratch scratch(ctx.workspace());
   const TensorView<float, 3> out = dense_view(scratch.take<float>(shape().q_heads * n * shape().head_dim), shape().q_heads, n, shape().head_dim);
   if (out.data == nullptr) return Status::workspace_too_small;
-  const index_t last = l.next_position() - 1;  // of a query that came without its token
-  std::span<const index_t> positions;
-  if (decltype(R::position)::rotated_input)
-    positions = pending >= n ? l.pending_positions.span().last(static_cast<std::size_t>(n)) : std::span(&last, static_cast<std::size_t>(n));
-  const Status s = prim::TurnRows::to_slots(ctx, rotation_.angles(), request.queries, positions, l.tokens(), l.device_slots(), shape().kv_heads, out);
+  const index_t last = l.next_position() - 1;
+  const cache::QueryTurn turn = query_turn(l, n, last);
+  if (turn.reach > 0) {
+    const TensorView<float, 3> far = dense_view(scratch.take<float>(shape().q_heads * n * shape().head_dim), shape().q_heads, n, shape().head_dim);
+    if (far.data == nullptr) return Status::workspace_too_small;
+    if (const Status s = prim::TurnRows::to_place(ctx, rotation_.angles(), request.queries, turn.positions, turn.reach, far); s != Status::ok) return s;
+    keys.far = far, keys.reach = turn.reach;
+  }
+  const Status s = prim::TurnRows::to_slots(ctx, rotation_.angles(), request.queries, turn.positions, l.tokens(), l.device_slots(), shape().kv_heads, out);
   request.queries = out;
   ctx = ctx.with_workspace(scratch.rest());
   return s;

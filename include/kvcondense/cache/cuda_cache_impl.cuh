@@ -19,11 +19,11 @@ StepView<Cuda> Cache<Cuda, R>::step_view(index_t layer, Phase phase) const {
 template <class R>
 Status Cache<Cuda, R>::check_input(const StepView<Cuda>& view, Input what) const {
   const bool probe = view.phase == Phase::probe;
-  if (view.phase == Phase::turn || !(probe ? what == Input::queries && pipeline_.probes() : (pipeline_.inputs() | fold_.inputs).has(what) || (what == Input::queries && (retrieval_.holds() || codec_queries()))))
+  if (view.phase == Phase::turn || !(probe ? what == Input::queries && pipeline_.probes() : (pipeline_.inputs() | fold_.inputs).has(what) || (what == Input::queries && (retrieval_.asks_queries() || codec_queries()))))
     return Status::ok;
   if (what == Input::queries) {
     const TensorView<const float, 3>& q = view.inputs.queries;
-    const index_t chosen_by = !retrieval_.holds() ? 0 : view.appended > retrieval_.longest_call() ? 1 : view.appended;
+    const index_t chosen_by = retrieval_.watches() ? view.appended : !retrieval_.holds() ? 0 : view.appended > retrieval_.longest_call() ? 1 : view.appended;
     const index_t least = probe ? view.appended : std::max({std::min<index_t>(1, view.appended), queries().of(view.appended), chosen_by});
     if (q.data == nullptr || q.extent[1] < least) return Status::missing_input;
     return q.extent[0] == shape().q_heads && q.extent[2] == shape().head_dim && q.extent[1] <= view.appended ? Status::ok : Status::shape_mismatch;
@@ -65,7 +65,7 @@ Status Cache<Cuda, R>::begin(Context<Cuda>& ctx, Layer& l, const StepView<Cuda>&
   for (auto& lane : lanes) lane = view.ragged(scratch.take<float>(total));
   bool room = keep.slots.data != nullptr && keep.count != nullptr && keep.budget != nullptr && keep.ends != nullptr &&
               scratch.left() >= Scratch::bytes_for<std::int32_t>(total) + range_bytes() + pipeline_bytes(l.longest(), total, l.counters.pending) +
-                                      fold_bytes(total) + retrieval_.step_bytes(shape(), l.longest(), l.counters.pending);
+                                      fold_bytes(total) + retrieval_.step_bytes(shape(), l.longest(), l.counters.pending, view.phase == Phase::prefill_end);
   for (const auto& lane : lanes) room = room && lane.data != nullptr;
   if (!room) return Status::workspace_too_small;
   // Policies work on copies: a step that is refused later must not have counted its attention.
@@ -94,7 +94,7 @@ Status Cache<Cuda, R>::run_step(Context<Cuda>& ctx, index_t layer, const StepInp
   for (const Input i : all_inputs)
     if (const Status s = check_input(view, i); s != Status::ok) return s;
   if (probe && !pipeline_.probes()) return Status::ok;
-  const bool asks = probe || (queries().rows != AttentionNeed::Rows::none && !turn);
+  const bool asks = probe || ((queries().rows != AttentionNeed::Rows::none || retrieval_.watches()) && !turn);
   const bool evicts_by_queries = probe || (pipeline_.queries().rows != AttentionNeed::Rows::none && !turn);
   const bool sums_heads = pipeline_.source.one_set() && (pipeline_.reads_attention(view) || (evicts_by_queries && (pipeline_.lanes() > 0 || pipeline_.fires(view))));
   if (sums_heads && !l.equally_long()) return Status::not_supported;
@@ -104,7 +104,7 @@ Status Cache<Cuda, R>::run_step(Context<Cuda>& ctx, index_t layer, const StepInp
   if (const Status s = l.fence.wait(); s != Status::ok) return s;
   l.learn();
   Scratch scratch(ctx.workspace(), l.steering);
-  const auto room = asks ? static_cast<index_t>(cache::CudaLayerColumns<Layer>::workspace_bytes(shape(), rotation_, control(), std::max(rows, plan_.query_rows), l.longest())) : 0;
+  const auto room = asks ? static_cast<index_t>(cache::CudaLayerColumns<Layer>::workspace_bytes(shape(), rotation_, {reach(), control()}, std::max(rows, plan_.query_rows), l.longest())) : 0;
   std::byte* const column_scratch = scratch.take<std::byte>(room);
   if (column_scratch == nullptr) return Status::workspace_too_small;
   evict::KeepSet keep;
@@ -118,7 +118,7 @@ Status Cache<Cuda, R>::run_step(Context<Cuda>& ctx, index_t layer, const StepInp
   view.keys = &keys, view.values = &values;
   CacheShape scaled = shape();
   scaled.softmax_scale = logit_scale();
-  const cache::CudaLayerColumns<Layer> columns(l, scaled, rotation_, recipe_.position.rotated_input, control(), inputs.queries, {column_scratch, static_cast<std::size_t>(room)});
+  const cache::CudaLayerColumns<Layer> columns(l, scaled, rotation_, recipe_.position.rotated_input, {reach(), control()}, inputs.queries, {column_scratch, static_cast<std::size_t>(room)});
   if (asks) view.columns = &columns;
   if (probe) {  // only the policy learns something; the tokens stay pending
     const Status s = evict::observe_probe(pipeline_.source, ctx, view, own, scratch);
@@ -134,10 +134,16 @@ Status Cache<Cuda, R>::run_step(Context<Cuda>& ctx, index_t layer, const StepInp
       if (const Status s = mark_places(rest, l, fold_lanes[static_cast<std::size_t>(fold_.place)]); s != Status::ok) return s;
     if (const Status s = fold_.active ? merger_.observe(rest, view, fold_lanes) : Status::ok; s != Status::ok) return s;
   }
+  float* drawn = nullptr;  // what a retrieval stage is told of attention
+  if (retrieval_.watches() && !turn) {
+    drawn = scratch.take<float>(total * shape().group());
+    if (const Status s = drawn == nullptr ? Status::workspace_too_small : retrieval_.watch(ctx, view, drawn); s != Status::ok) return s;
+  }
   const bool fires = pipeline_.fires(view);
   bool leaves = false, changed = false, moved = false;
   cache::Folding folding;
   cache::IndexChange change;
+  if (view.phase == Phase::prefill_end) change.lesson = &inputs.queries;
   const index_t prompt = view.phase == Phase::prefill_chunk || view.phase == Phase::prefill_end ? l.counters.seen : l.counters.prompt;
   // Not where `choose` has its own: its kernels may still read those when the host writes these.
   const bool sets = finds_sets(view);
@@ -167,10 +173,15 @@ Status Cache<Cuda, R>::run_step(Context<Cuda>& ctx, index_t layer, const StepInp
       if (const Status s = leaves && plan_.summary ? take_means(ctx, l, keep, folding) : Status::ok; s != Status::ok) return s;
       if (const Status s = commit(ctx, l, keep, all, leaves, true, inputs.queries, scratch); s != Status::ok) return s;
     }
+    if constexpr (retrieves)
+      if (const Status s = retrieval_.keep_drawn(ctx, layer, l, drawn, keep, leaves, scratch); s != Status::ok) return s;
     Status s = l.set_slots(ctx, stays);
     if constexpr (retrieves) {
-      if (s == Status::ok) s = retrieval_.refresh(ctx, layer, l, shape(), prompt, change), changed = true;
-      if (s == Status::ok) s = retrieval_.hold(ctx, layer, l, shape(), inputs.queries, view.phase, change, scratch);
+      changed = true;
+      const index_t last = l.next_position() - 1;
+      if (s == Status::ok) s = retrieval_.learn(ctx, layer, l, shape(), change, scratch);
+      if (s == Status::ok) s = retrieval_.refresh(ctx, layer, l, shape(), prompt, change);
+      if (s == Status::ok) s = retrieval_.hold(ctx, layer, l, shape(), inputs.queries, query_turn(l, rows, last), view.phase, change, scratch);
     }
     if (s == Status::ok) s = l.open.settle(ctx, l.counters.pending, l.counters.seen - 1);
     return s;
@@ -366,6 +377,8 @@ Status Cache<Cuda, R>::remove(Context<Cuda>& ctx, index_t first, index_t last) {
       if (s == Status::ok) s = retrieval_.reserve(ctx, layer, l, shape(), stays, true, false, keep, scratch, change);
     if (s == Status::ok) {
       s = commit(ctx, l, keep, all, true, false, {}, scratch);
+      if constexpr (retrieves)
+        if (s == Status::ok) s = retrieval_.keep_drawn(ctx, layer, l, nullptr, keep, true, scratch);
       if (s == Status::ok) s = l.set_slots(ctx, stays);
       if constexpr (retrieves)
         if (s == Status::ok) s = retrieval_.refresh(ctx, layer, l, shape(), l.counters.prompt, change);

@@ -80,6 +80,17 @@ void save_head(ByteWriter& w, Context<Cuda>& ctx, const Cache<Cuda, R>& c, index
   if (s = l.summary.save(w, ctx, head); s != Status::ok) w.fail(s);
 }
 
+/// Slots of tokens before the `end`th.
+inline index_t slots_below(const SavedSlots& saved, index_t end) {
+  index_t low = 0, high = saved.slots;
+  while (low < high) {
+    const index_t middle = low + (high - low) / 2;
+    if (saved.token(middle) < end) low = middle + 1;
+    else high = middle;
+  }
+  return low;
+}
+
 template <class R>
 Status load_layer(ByteReader& r, Context<Cuda>& ctx, Cache<Cuda, R>& c, index_t layer) {
   auto& l = c.layers()[layer];
@@ -89,8 +100,10 @@ Status load_layer(ByteReader& r, Context<Cuda>& ctx, Cache<Cuda, R>& c, index_t 
   Status s = QueryWindow::make(l.window.most(), c.shape(), heap_memory(), window);
   if (s == Status::ok) s = load_window(r, window, c.shape(), l.counters);
   if (s == Status::ok) s = l.window.upload(ctx, window, l.counters.seen - l.counters.pending);
-  if constexpr (Cache<Cuda, R>::retrieves)
-    if (s == Status::ok) s = c.retrieval().load_held(r, ctx, layer, l, c.shape());
+  if constexpr (Cache<Cuda, R>::retrieves) {
+    if (s == Status::ok) s = c.retrieval().load_held(r, ctx, layer, l);
+    if (s == Status::ok) s = c.retrieval().load_found(r, ctx, layer, c.shape());
+  }
   CudaColumnFile<typename Cache<Cuda, R>::KeyCodec> keys(l.keys);
   CudaColumnFile<typename Cache<Cuda, R>::ValueCodec> values(l.values);
   Buffer<index_t> slots(heap_memory());
@@ -115,6 +128,7 @@ Status load_layer(ByteReader& r, Context<Cuda>& ctx, Cache<Cuda, R>& c, index_t 
         if (s == Status::ok && !std::isfinite(saved.number(i, j))) s = Status::corrupt_data;
     }
     slots[h] = saved.slots, l.done[h] = saved.counts;
+    if constexpr (Cache<Cuda, R>::retrieves) c.retrieval().tell_prompt(layer, h, slots_below(saved, l.counters.prompt));
     std::span<const std::byte> state;
     const auto floats = static_cast<std::uint64_t>(c.plan().state);
     if (s == Status::ok && !r.take(floats, sizeof(float), state)) s = Status::corrupt_data;
@@ -128,6 +142,8 @@ Status load_layer(ByteReader& r, Context<Cuda>& ctx, Cache<Cuda, R>& c, index_t 
     if (s == Status::ok) s = values.load(r, ctx, h, slots[h]);
     if (s == Status::ok) s = l.summary.load(r, ctx, h, l.counters.seen - slots[h]);
   }
+  if constexpr (Cache<Cuda, R>::retrieves)
+    if (s == Status::ok) s = c.retrieval().load_drawn(r, ctx, layer, heads, stepped);
   index_t longest = 0;
   for (const index_t n : slots) longest = std::max(longest, n);
   if (s == Status::ok) s = c.reserve_rotation(ctx, longest);
@@ -135,7 +151,7 @@ Status load_layer(ByteReader& r, Context<Cuda>& ctx, Cache<Cuda, R>& c, index_t 
   if (s == Status::ok) s = values.settle(ctx);
   if (s == Status::ok) s = l.set_slots(ctx, [&](index_t h) { return slots[h]; });
   if constexpr (Cache<Cuda, R>::retrieves)
-    if (s == Status::ok && !c.retrieval().held_fits(layer, l)) s = Status::corrupt_data;
+    if (s == Status::ok && !c.retrieval().settle_held(layer, l, c.shape())) s = Status::corrupt_data;
   return s;
 }
 
@@ -177,12 +193,14 @@ Status save(Context<Cuda>& ctx, const Cache<Cuda, R>& c, ByteSink& sink) {
     if (s == Status::ok) s = l.window.download(ctx, window);
     if (s != Status::ok) w.fail(s);
     cache::save_window(w, window, c.shape());
-    if constexpr (Cache<Cuda, R>::retrieves) c.retrieval().save_held(w, ctx, i);
+    if constexpr (Cache<Cuda, R>::retrieves) c.retrieval().save_held(w, ctx, i), c.retrieval().save_found(w, ctx, i);
     for (index_t h = 0; h < c.shape().kv_heads && w.status() == Status::ok; ++h) {
       cache::HeadCounts counts = l.counts(h);
       if (i == 0 && h == 0) counts.repaired += counted[0];
       cache::save_head(w, ctx, c, i, h, counts, room);
     }
+    if constexpr (Cache<Cuda, R>::retrieves)
+      if (w.status() == Status::ok) c.retrieval().save_drawn(w, ctx, i, l, c.shape().kv_heads);
   }
   return cache::save_end(w);
 }

@@ -59,7 +59,7 @@ struct Attend<Cuda> {
     Status s = Status::ok;
     if constexpr (sides.keys || sides.values) s = start_latent(ctx, heads, plan, latent);
     else if (math == AttendMath::halves) s = start_halves(ctx, heads, plan);
-    else s = cuda::launch(ctx, attend_piece<KeyCodec, ValueCodec>, grid(plan), piece_threads, piece_shared(plan.dim, plan.value_dim), heads, plan);
+    else s = cuda::launch(ctx, attend_piece<KeyCodec, ValueCodec>, grid(plan), piece_threads, piece_shared(heads.turn, plan.dim, plan.value_dim), heads, plan);
     if (s == Status::ok) s = cuda::launch(ctx, join_pieces<128>, {plan.rows, plan.kv_heads}, 128, 0, heads.slots, heads.summaries, plan);
     if constexpr (sides.values)
       if (s == Status::ok)
@@ -80,7 +80,7 @@ struct Attend<Cuda> {
         if (const Status s = cuda::launch(ctx, map_queries<KeyCodec>, {plan.rows, plan.kv_heads}, latent_threads, max_head_dim * sizeof(float), heads.key_codec, plan, latent);
             s != Status::ok)
           return s;
-    return cuda::launch(ctx, attend_latent_piece<KeyCodec, ValueCodec>, grid(plan), piece_threads, latent_shared(plan.dim, plan.value_dim), heads, plan, latent);
+    return cuda::launch(ctx, attend_latent_piece<KeyCodec, ValueCodec>, grid(plan), piece_threads, latent_shared(heads.turn, plan.dim, plan.value_dim), heads, plan, latent);
   }
   static cuda::Grid grid(const cuda_kernels::AttendPlan& plan) {
     return cuda_kernels::piece_grid(plan.rows, plan.most, plan.kv_heads);

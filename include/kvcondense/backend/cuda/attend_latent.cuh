@@ -69,7 +69,7 @@ struct LatentShared {
   float query[piece_rows][max_head_dim + 1];  ///< that met the map
   float weights[piece_rows];                  ///< of slots whose values are coordinates
 };
-inline std::size_t latent_shared(index_t dim, index_t value_dim) { return sizeof(LatentShared) + piece_shared(dim, value_dim); }
+inline std::size_t latent_shared(const KeyTurn& turn, index_t dim, index_t value_dim) { return sizeof(LatentShared) + piece_shared(turn, dim, value_dim); }
 
 /// A tile as `load_tile` makes it, but that coordinates stay so, with a 1 behind them.
 template <class C>
@@ -114,11 +114,12 @@ __global__ void __launch_bounds__(piece_threads, 3) attend_latent_piece(PagedHea
   const bool latent_keys = is_latent<KeyCodec> && heads.turn.fine == nullptr && key_map.maps();
   const bool latent_values = is_latent<ValueCodec> && value_map.maps();
   const int key_width = key_map.rank + 1, value_rank = value_map.rank;
+  const FarTile far(heads.turn, dim, tile + tile_floats(dim > value_dim ? dim : value_dim));
 
   for (int i = thread; i < rows * dim; i += piece_threads) {
-    const index_t row = first_row + i / dim;
-    shared.query[i / dim][i % dim] =
-        plan.request.queries(head * plan.group + row % plan.group, row / plan.group, i % dim) * plan.request.softmax_scale;
+    const index_t row = first_row + i / dim, q_head = head * plan.group + row % plan.group;
+    shared.query[i / dim][i % dim] = plan.request.queries(q_head, row / plan.group, i % dim) * plan.request.softmax_scale;
+    if (far.there()) far.query(i / dim)[i % dim] = heads.turn.far(q_head, row / plan.group, i % dim) * plan.request.softmax_scale;
   }
   for (int i = thread; latent_keys && i < rows * key_width; i += piece_threads)
     mapped.query[i / key_width][i % key_width] = latent.queries[(head * plan.rows + first_row + i / key_width) * (plan.dim + 1) + i % key_width];
@@ -138,7 +139,7 @@ __global__ void __launch_bounds__(piece_threads, 3) attend_latent_piece(PagedHea
     if (warp == 3 && lane < count) shared.value_scale[lane] = heads.scalars.value_scale_of(head, at + lane, slots);
     __syncthreads();
     load_either(key_codec, latent_keys, heads.exact, heads.keys.page_slots, shared.key_run, count, dim, tile);
-    if (heads.turn.fine != nullptr) turn_tile(heads.turn, at, count, dim, tile);
+    if (heads.turn.fine != nullptr) turn_tile(heads.turn, head, at, count, dim, tile, far.keys);
     __syncthreads();
 
     for (int r = warp; r < rows; r += piece_warps) {  // a warp a row, a lane a slot
@@ -147,9 +148,10 @@ __global__ void __launch_bounds__(piece_threads, 3) attend_latent_piece(PagedHea
       float logit = minus_infinity();
       if (visible) {
         logit = 0.0f;
-        const float* const key = tile + lane * (dim + 1);
         const bool coordinates = latent_keys && shared.key_run[lane].coded;
-        const float* const query = coordinates ? mapped.query[r] : shared.query[r];
+        const bool out_of_reach = far.there() && heads.turn.out_of_reach(head, plan.visible(slots, row) - 1, at + lane);
+        const float* const key = (out_of_reach ? far.keys : tile) + lane * (dim + 1);
+        const float* const query = coordinates ? mapped.query[r] : out_of_reach ? far.query(r) : shared.query[r];
         const int width = coordinates ? key_width : dim;
         for (int c = 0; c < width; ++c) logit += query[c] * key[c];
         logit += shared.bias[lane];
