@@ -58,7 +58,7 @@ class Cache;
 ///          tokens join a slot when they come or stores rows of layers together, for retrieval beside numbers of slots that attention reads (the mass of
 ///          a merge method), a mean of what left or raw keys, for `AttendMath::halves` where there are such numbers or keys are raw, for one set of all heads (AllHeads) once heads hold
 ///          different numbers of slots, and for a quant stage that tells slots apart, or heads by more than tables of their codecs (layers may
-///          differ in their windows), has a sketch, or maps rows before groups along slots. device_error from every call that a
+///          differ in the size of a row and in their windows), has a sketch whose directions are a matrix, or maps rows before groups along slots. device_error from every call that a
 ///          layer takes part in, until `reset` or `load`, once the device took a part of a change of it and refused the rest. Calls of one
 ///          cache go to one stream; wait for it before the cache is destroyed when its memory is not that of cudaMalloc.
 template <class R>
@@ -124,6 +124,7 @@ class Cache<Cuda, R> {
       Plan own = c.plan_;
       const Quant& q = recipe.quant;
       own.keys.flush = key_flush_of(q, shape, {i, 0}), own.values.flush = value_flush_of(q, shape, {i, 0});
+      if (differs_per_head(q)) own.keys.take(key_codec_of(q, shape, {i, 0})), own.values.take(value_codec_of(q, shape, {i, 0}));
       Layer l(own, memory);
       const std::size_t first = static_cast<std::size_t>(i) * all;
       if (failed == Status::ok) failed = l.make(c.steering_.part(first + each, all - each));
@@ -285,16 +286,6 @@ class Cache<Cuda, R> {
     if constexpr (requires { recipe_.evict.changes_length(); }) return recipe_.evict.changes_length();
     else return !std::same_as<Evict, evict::KeepAll>;
   }
-  /// The codec that names the layout which its pages have: lanes need pages of whole blocks.
-  template <class C>
-  static C as_stored(const C& codec, index_t page_slots, index_t dim) {
-    if constexpr (requires { codec.layout; }) return codec.with(codec.layout_of(prim::coded_page_slots(codec, page_slots), dim));
-    else return codec;
-  }
-  template <class T, class C>
-  static prim::Transformed<T, C> as_stored(const prim::Transformed<T, C>& codec, index_t page_slots, index_t dim) {
-    return {codec.transform, as_stored(codec.codec, page_slots, dim)};
-  }
   static Plan plan_of(const CacheShape& shape, const R& recipe, index_t lanes) {
     Plan p;
     p.shape = shape, p.lanes = lanes, p.sinks = recipe.quant.sinks;
@@ -302,8 +293,8 @@ class Cache<Cuda, R> {
     const prim::ExactRows exact{shape.dtype};
     const Quant& q = recipe.quant;
     const auto column = [&](const auto& codec, const Flush& flush, index_t dim) {
-      return cache::CudaColumnPlan<std::remove_cvref_t<decltype(codec)>>{exact, as_stored(codec, shape.page_slots, dim), flush, q.sinks, shape.kv_heads, dim,
-                                                                         shape.page_slots, codec.fingerprint()};
+      cache::CudaColumnPlan<std::remove_cvref_t<decltype(codec)>> plan{.exact = exact, .flush = flush, .sinks = q.sinks, .heads = shape.kv_heads, .dim = dim, .page_slots = shape.page_slots};
+      return plan.take(codec), plan;
     };
     p.keys = column(key_codec_of(q, shape), key_flush_of(q, shape), shape.head_dim);
     p.values = column(value_codec_of(q, shape), value_flush_of(q, shape), shape.values());

@@ -294,12 +294,12 @@ class CudaColumn {
   }
   /// What `groups_` has planned for a step.
   Status step_groups(Context<Cuda>& ctx, const prim::ColumnParts& column, const prim::KeptSlots& due, index_t* repaired) {
-    if constexpr (CudaColumnPlan<Codec>::has_axis) {
+    if constexpr (prim::cuda_kernels::codes_groups<prim::DeviceCodec<Codec>>) {
       prim::GroupWork work;
       Status s = groups_.commit(ctx, work);
       moved_ = true;
-      if (s == Status::ok) s = prim::GroupPages::code(ctx, plan_.codec, plan_.exact, column, due, work, repaired);
-      return s == Status::ok ? prim::GroupPages::join(ctx, plan_.codec, column, work) : s;
+      if (s == Status::ok) s = prim::GroupPages::code(ctx, codec(), plan_.exact, column, due, work, repaired);
+      return s == Status::ok ? prim::GroupPages::join(ctx, codec(), column, work) : s;
     }
     return Status::ok;
   }

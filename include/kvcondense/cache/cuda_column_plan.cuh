@@ -8,10 +8,22 @@
 #include <kvcondense/core/flush.hpp>
 #include <kvcondense/prim/group_quant.hpp>
 #include <kvcondense/prim/page_codec.hpp>
+#include <kvcondense/prim/row_transform.hpp>
 
 namespace kvcondense::cache {
 
-/// What the columns of all layers have in common.
+/// The codec that names the layout which its pages have: lanes need pages of whole blocks.
+template <class C>
+C as_stored(const C& codec, index_t page_slots, index_t dim) {
+  if constexpr (requires { codec.layout; }) return codec.with(codec.layout_of(prim::coded_page_slots(codec, page_slots), dim));
+  else return codec;
+}
+template <class T, class C>
+prim::Transformed<T, C> as_stored(const prim::Transformed<T, C>& codec, index_t page_slots, index_t dim) {
+  return {codec.transform, as_stored(codec.codec, page_slots, dim)};
+}
+
+/// What the columns of all layers have in common, but for a codec and windows of their own.
 template <class Codec>
 struct CudaColumnPlan {
   prim::ExactRows exact{};
@@ -19,6 +31,9 @@ struct CudaColumnPlan {
   Flush flush{};
   index_t sinks = 0, heads = 0, dim = 0, page_slots = 0;
   std::int64_t fingerprint = 0;  ///< of the codec as the recipe names it
+
+  /// The codec of a layer's heads, or of its first head, as the recipe names it.
+  void take(const Codec& named) { codec = as_stored(named, page_slots, dim), fingerprint = named.fingerprint(); }
 
   /// Parts: exact first slots, codes, exact newest slots.
   static constexpr int parts = 3;
@@ -33,7 +48,7 @@ struct CudaColumnPlan {
   /// Whether slots share parameters along slots, so that codes cannot move alone.
   bool grouped() const {
     if constexpr (has_axis) return codec.axis == prim::GroupAxis::channel;
-    else return false;
+    else return codec.group_slots() > 1;
   }
   /// Whether anything but newest slots can be there.
   bool has_parts() const { return flush.block > 0 || sinks > 0; }

@@ -1,5 +1,7 @@
 #pragma once
 
+#include <type_traits>
+
 #include <kvcondense/backend/cuda/slot_rows.cuh>
 #include <kvcondense/core/codec_of.hpp>
 #include <kvcondense/core/shape.hpp>
@@ -13,13 +15,11 @@ namespace detail {
 template <class C>
 inline constexpr bool cuda_codec = prim::cuda_kernels::RowCodec<prim::DeviceCodec<C>>;
 
-/// Whether kernels read the codecs of all heads: rows of as many bytes, windows that fill alike in a layer, and differences only in what a table says.
+/// Whether kernels read the codecs of all heads. In a layer: rows of as many bytes, windows that fill alike, and differences only in what a table says.
 template <class Quant>
 bool cuda_serves(const Quant& q, const CacheShape& shape) {
-  const auto key = key_codec_of(q, shape);
-  const auto value = value_codec_of(q, shape);
   const auto known = [](const auto& codec) {
-    return !prim::has_sketch(codec) && (codec.group_slots() == 1 || requires { codec.axis; });
+    return prim::table_serves(codec) && (codec.group_slots() == 1 || prim::cuda_kernels::codes_groups<prim::DeviceCodec<std::remove_cvref_t<decltype(codec)>>>);
   };
   const auto alike = []<class C>(const C& a, const C& b, index_t dim) {
     using Parts = prim::CodecParts<C>;
@@ -27,13 +27,18 @@ bool cuda_serves(const Quant& q, const CacheShape& shape) {
     if (a.page_bytes(1, dim) != b.page_bytes(1, dim) || a.group_slots() != b.group_slots() || prim::DeviceForm<C>::floats(b, dim) != floats) return false;
     return floats > 0 ? Parts::transform(a).fingerprint() == Parts::transform(b).fingerprint() : a.fingerprint() == b.fingerprint();
   };
-  if (!known(key) || !known(value)) return false;
-  for (index_t l = 0; l < (differs_per_head(q) ? shape.layers : 0); ++l)
-    for (index_t h = 0; h < shape.kv_heads; ++h) {
-      const HeadIndex at{l, h}, first{l, 0};
+  if (!known(key_codec_of(q, shape)) || !known(value_codec_of(q, shape))) return false;
+  for (index_t l = 0; l < (differs_per_head(q) ? shape.layers : 0); ++l) {
+    const HeadIndex first{l, 0};
+    const auto key = key_codec_of(q, shape, first);
+    const auto value = value_codec_of(q, shape, first);
+    if (!known(key) || !known(value)) return false;
+    for (index_t h = 1; h < shape.kv_heads; ++h) {
+      const HeadIndex at{l, h};
       if (!alike(key, key_codec_of(q, shape, at), shape.head_dim) || !alike(value, value_codec_of(q, shape, at), shape.values())) return false;
       if (!(key_flush_of(q, shape, at) == key_flush_of(q, shape, first)) || !(value_flush_of(q, shape, at) == value_flush_of(q, shape, first))) return false;
     }
+  }
   return true;
 }
 }  // namespace detail

@@ -132,43 +132,45 @@ struct ChannelShared {
 
 /// Channel axis: a block codes rows [begin, begin + group) into the group of slots from `slot` on, a thread a channel. How many numbers
 /// had to be repaired, in every thread.
-template <int Bits, class Rows>
-__device__ inline int encode_channel_group(const RowPage<GroupInt<Bits>>& page, int slot, const Rows& rows, int begin, ChannelShared& shared) {
-  const int n = page.group_slots(), c = static_cast<int>(threadIdx.x);
+template <int Bits>
+template <class Rows>
+__device__ int RowPage<GroupInt<Bits>>::encode_group(int slot, const Rows& rows, int begin, GroupScratch& shared) const {
+  const int n = group_slots(), c = static_cast<int>(threadIdx.x);
   int bad = 0;
   GroupParams p;
-  if (c < page.dim) {
+  if (c < dim) {
     GroupRange range;
     for (int i = 0; i < n; ++i) {
       const float x = rows.row(begin + i)(c);
       range.include(x);
       bad += repairs(x, rows.counted);
     }
-    p = fit_group(page.codec.form, Bits, page.codec.params, range);
-    page.write_params(slot, c, p.scale, p.offset);
+    p = fit_group(codec.form, Bits, codec.params, range);
+    write_params(slot, c, p.scale, p.offset);
     bad += static_cast<int>(p.saturated);
   }
   for (int from = 0; from < n; from += channel_rows) {
     const int count = n - from < channel_rows ? n - from : channel_rows;
-    if (c < page.dim)
+    if (c < dim)
       for (int i = 0; i < count; ++i)
-        shared.codes[i][c] = static_cast<std::uint8_t>(page.code_for(rows.row(begin + from + i)(c), p.offset, p.inverse));
+        shared.codes[i][c] = static_cast<std::uint8_t>(code_for(rows.row(begin + from + i)(c), p.offset, p.inverse));
     __syncthreads();
     for (int i = cuda::warp_of_block(); i < count; i += channel_threads / cuda::warp_lanes)
-      page.write_codes(slot + from + i, shared.codes[i], cuda::lane_of_warp(), cuda::warp_lanes);
+      write_codes(slot + from + i, shared.codes[i], cuda::lane_of_warp(), cuda::warp_lanes);
     __syncthreads();
   }
   return cuda::block_sum<int, channel_threads>(bad, shared.sums);
 }
 
-template <int Bits>
-__global__ void __launch_bounds__(channel_threads, 4) encode_channels(GroupInt<Bits> codec, PageBatch batch, index_t* repaired) {
-  ChannelShared& shared = cuda::shared_as<ChannelShared>();
+/// Codecs whose slots share something in groups: a block a group.
+template <class Codec>
+__global__ void __launch_bounds__(channel_threads, group_blocks<Codec>) encode_page_groups(Codec codec, PageBatch batch, index_t* repaired) {
+  typename RowPage<Codec>::GroupScratch& shared = cuda::shared_as<typename RowPage<Codec>::GroupScratch>();
   const PageRows job = batch.jobs[blockIdx.y];
-  const RowPage<GroupInt<Bits>> page(codec, job.page, static_cast<int>(batch.slots), static_cast<int>(batch.dim));
+  const RowPage<Codec> page(codec, job.page, static_cast<int>(batch.slots), static_cast<int>(batch.dim));
   const int begin = static_cast<int>(blockIdx.x) * page.group_slots();
   if (begin >= job.count) return;
-  const int bad = encode_channel_group(page, job.first + begin, JobRows{job.rows, job.step}, begin, shared);
+  const int bad = page.encode_group(job.first + begin, JobRows{job.rows, job.step}, begin, shared);
   if (threadIdx.x == 0) add_repaired(repaired, bad);
 }
 
@@ -202,13 +204,17 @@ struct PageCodec<Cuda, ExactRows> {
   }
 };
 
-/// Codecs whose slots are independent, as row_codec.cuh says.
+/// Codecs as row_codec.cuh says. Where slots share something in groups, `first` and `count` of every job are multiples of the group.
 template <class Codec>
   requires cuda_kernels::RowCodec<Codec>
 struct PageCodec<Cuda, Codec> {
   static Status encode(Context<Cuda>& ctx, const Codec& codec, const PageBatch& batch, index_t* repaired = nullptr) {
     using namespace cuda_kernels;
     if (const Status s = check(codec, batch); s != Status::ok) return s;
+    if constexpr (codes_groups<Codec>)
+      if (codec.group_slots() > 1)
+        return cuda::launch(ctx, encode_page_groups<Codec>, {cuda::covering(batch.most, codec.group_slots()), batch.size}, channel_threads,
+                            sizeof(typename RowPage<Codec>::GroupScratch), codec, batch, repaired);
     return cuda::launch(ctx, encode_rows<Codec>, {cuda::covering(batch.most, codec_warps), batch.size}, codec_threads, sizeof(RowsShared<Codec>), codec, batch,
                         repaired);
   }
@@ -230,7 +236,7 @@ struct PageCodec<Cuda, GroupInt<Bits>> {
     if (codec.axis == GroupAxis::token)
       return cuda::launch(ctx, encode_rows<Codec>, {cuda::covering(batch.most, codec_warps), batch.size}, codec_threads,
                           sizeof(RowsShared<Codec>), codec, batch, repaired);
-    return cuda::launch(ctx, encode_channels<Bits>, {cuda::covering(batch.most, codec.group_size), batch.size}, channel_threads,
+    return cuda::launch(ctx, encode_page_groups<Codec>, {cuda::covering(batch.most, codec.group_size), batch.size}, channel_threads,
                         sizeof(ChannelShared), codec, batch, repaired);
   }
   static Status decode(Context<Cuda>& ctx, const Codec& codec, const PageBatch& batch) {

@@ -92,6 +92,8 @@ constexpr bool lies_in_rows(const GroupInt<Bits>& codec) {
   return codec.layout == CodeLayout::rows;
 }
 
+struct ChannelShared;  // page_codec.cuh
+
 template <int Bits>
 struct RowPage<GroupInt<Bits>> {
   static constexpr int fields = 8 / Bits, outputs = 16 * fields;  ///< codes of a byte and outputs of a block, in lanes
@@ -169,6 +171,10 @@ struct RowPage<GroupInt<Bits>> {
   };
   template <class Rows>
   __device__ int encode(int slot, const Rows& rows, int i, Scratch& s) const;
+  /// Of the channel axis.
+  using GroupScratch = ChannelShared;
+  template <class Rows>
+  __device__ int encode_group(int slot, const Rows& rows, int begin, GroupScratch& s) const;
 };
 
 /// The code of channel c in a row of planes of bits.

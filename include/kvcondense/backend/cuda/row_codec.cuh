@@ -10,22 +10,28 @@
 #include <kvcondense/prim/group_quant.hpp>
 #include <kvcondense/prim/page_codec.hpp>
 #include <kvcondense/prim/row_transform.hpp>
-#include <kvcondense/prim/sign_sketch.hpp>
 
 // How a codec whose slots are independent comes to the device: by a RowPage of its own, and nothing else.
 //
 //   RowPage(codec, page, slots, dim)
 //   data, dim                                       the page, numbers of a row
 //   value(slot, c) -> float                         the number, by the arithmetic of the CPU
+//   load(slot, row)                                 instead, or where it says more than `value`: a warp makes a row in shared memory
 //   slot_bytes(slot) -> SlotBytes                   what moves with a slot
 //   Scratch                                         shared memory of a warp that codes a row
 //   encode(slot, rows, i, scratch) -> int           a warp codes rows.row(i), whose numbers are row(i)(c); how many had to be repaired, in every lane
-//   finish(row)                                     may be left out: a warp makes what value(slot, ..) gave a row, in shared memory
+//
+// A codec whose slots share something in groups says `codes_groups<C>` and has for these, instead of `encode` or beside it
+//
+//   GroupScratch                                    shared memory of a block that codes a group
+//   encode_group(slot, rows, i, scratch) -> int     a block of `channel_threads` codes rows i, i + 1, ... into the group that begins at a slot; how many had
+//                                                   to be repaired, in every thread. It begins and ends with nobody in `scratch`.
 //
 // A codec whose numbers depend on tables (levels, codewords, groups of channels), or whose heads have some of their own, has besides
 //
 //   CodecTable<C>::floats(codec, dim) -> index_t    numbers of a head's table
 //   CodecTable<C>::fill(codec, dim, float*)         on the host
+//   CodecTable<C>::serves(codec) -> bool            may be left out: whether kernels read it, whatever it is set to
 //
 // and stands in `TabledCodecs` (slot_rows.cuh); its RowPage<Tabled<C>> is made of a head's table alone too: RowPage(table, page, slots, dim).
 
@@ -78,30 +84,18 @@ struct DeviceForm<Transformed<T, C>> {
     return {c.transform, Inner::of(c.codec, table, step, c.transform.stored_dim(dim))};
   }
 };
-/// Without a sketch; with one a cache refuses it.
-template <class C>
-struct DeviceForm<Sketched<C>> {
-  using Inner = DeviceForm<C>;
-  using type = typename Inner::type;
-  static index_t floats(const Sketched<C>& c, index_t dim) { return Inner::floats(c.codec, dim); }
-  static void fill(const Sketched<C>& c, index_t dim, float* out) { Inner::fill(c.codec, dim, out); }
-  static type of(const Sketched<C>& c, const float* table, index_t step, index_t dim) { return Inner::of(c.codec, table, step, dim); }
-};
 template <class C>
 using DeviceCodec = typename DeviceForm<C>::type;
 
-/// A sketch beside the codes, which no kernel reads.
+/// Whether kernels read a codec of a type that they know.
 template <class C>
-constexpr bool has_sketch(const C&) {
-  return false;
-}
-template <class C>
-constexpr bool has_sketch(const Sketched<C>& c) {
-  return c.sketch.bits > 0;
+constexpr bool table_serves(const C& codec) {
+  if constexpr (requires { CodecTable<C>::serves(codec); }) return CodecTable<C>::serves(codec);
+  else return true;
 }
 template <class T, class C>
-constexpr bool has_sketch(const Transformed<T, C>& c) {
-  return has_sketch(c.codec);
+constexpr bool table_serves(const Transformed<T, C>& c) {
+  return table_serves(c.codec);
 }
 
 /// The codec of one head of a layer.
@@ -137,17 +131,29 @@ namespace cuda_kernels {
 
 /// Codecs that have a RowPage.
 template <class C>
-concept RowCodec = requires(const C& codec, const RowPage<C>& page) {
-  { page.value(0, 0) };
-  { page.slot_bytes(0) };
-};
+concept RowCodec = requires(const RowPage<C>& page) { page.slot_bytes(0); } &&
+                   (requires(const RowPage<C>& page) { page.value(0, 0); } || requires(const RowPage<C>& page, float* row) { page.load(0, row); });
+
+/// Whether slots may share something in groups, which a block codes.
+template <class C>
+inline constexpr bool codes_groups = false;
+template <int Bits>
+inline constexpr bool codes_groups<GroupInt<Bits>> = true;
+/// Blocks that code groups which a multiprocessor is to hold: what a thread keeps in registers follows from it.
+template <class C>
+inline constexpr int group_blocks = 2;
+template <int Bits>
+inline constexpr int group_blocks<GroupInt<Bits>> = 4;
 
 /// A slot's row as floats in shared memory. A warp; whole warps call it together, and a lane reads its own channels alone unless it waits.
 template <class Page>
 __device__ inline void load_row(const Page& page, int slot, float* row) {
+  if constexpr (requires { page.load(slot, row); }) {
+    page.load(slot, row);
+  } else {
 #pragma unroll 1
-  for (int c = cuda::lane_of_warp(); c < page.dim; c += cuda::warp_lanes) row[c] = page.value(slot, c);
-  if constexpr (requires { page.finish(row); }) page.finish(row);
+    for (int c = cuda::lane_of_warp(); c < page.dim; c += cuda::warp_lanes) row[c] = page.value(slot, c);
+  }
 }
 
 /// Whether coding has to repair a number; `counted`: whoever stored the rows has counted those that are Inf or NaN.

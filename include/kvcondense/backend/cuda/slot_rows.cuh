@@ -11,6 +11,8 @@
 #include <kvcondense/backend/cuda/nuq_rows.cuh>
 #include <kvcondense/backend/cuda/page_rows.cuh>
 #include <kvcondense/backend/cuda/polar_tree.cuh>
+#include <kvcondense/backend/cuda/sign_sketch.cuh>
+#include <kvcondense/backend/cuda/sketch_rows.cuh>
 #include <kvcondense/core/backend.hpp>
 #include <kvcondense/core/config.hpp>
 #include <kvcondense/core/step_view.hpp>
@@ -36,15 +38,11 @@ struct CodecList {
     static_cast<void>(((i++ == index ? (f.template operator()<C>(), false) : true) && ...));
   }
 };
-using TabledCodecs = CodecList<LevelCodes, NuqRows, ClusterRows, ComplexVq, PolarTree>;
+using TabledCodecs = CodecList<LevelCodes, NuqRows, ClusterRows, ComplexVq, PolarTree, Sketched<LevelCodes>, SketchRows>;
 
-// One function of each for all kernels: they neither grow by it nor take longer to compile.
-__attribute__((noinline)) __device__ inline void load_tabled(int codec, const float* table, std::byte* page, int slot, int dim, float* row) {
-  TabledCodecs::at(codec, [&]<class C>() { load_row(RowPage<Tabled<C>>(table, page, 0, dim), slot, row); });
-}
-__attribute__((noinline)) __device__ inline void unmap_row(Hadamard map, int dim, float* row) {
-  __syncwarp();
-  map_hadamard(map, dim, row, true);
+// One function for all kernels: they neither grow by it nor take longer to compile.
+__attribute__((noinline)) __device__ inline void load_tabled(int codec, const float* table, std::byte* page, int page_slots, int slot, int dim, float* row) {
+  TabledCodecs::at(codec, [&]<class C>() { load_row(RowPage<Tabled<C>>(table, page, page_slots, dim), slot, row); });
 }
 
 }  // namespace prim::cuda_kernels
@@ -83,7 +81,7 @@ class SlotRows<Cuda> {
     using namespace prim::cuda_kernels;
     const int dim = static_cast<int>(dim_);
     if (at.coded && kind_ >= Kind::tabled) {
-      load_tabled(static_cast<int>(kind_) - static_cast<int>(Kind::tabled), table_ + at.begin * table_step_, at.page, at.place, dim, row);
+      load_tabled(static_cast<int>(kind_) - static_cast<int>(Kind::tabled), table_ + at.begin * table_step_, at.page, static_cast<int>(runs_.page_slots), at.place, dim, row);
     } else {
 #pragma unroll 1
       for (int c = cuda::lane_of_warp(); c < dim; c += cuda::warp_lanes) row[c] = value(at, c);
