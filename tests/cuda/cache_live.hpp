@@ -14,7 +14,7 @@ namespace cuda_cache {
 
 /// A prompt, tokens, a roll back, a removal, files that change sides: decoded codes are the same bits on both sides after each.
 template <class R>
-void live(Pair<R>& pair, float within = Pair<R>::near) {
+void lives(Pair<R>& pair, float within = Pair<R>::near) {
   const auto forward = [&](index_t tokens) { pair.forward(tokens, prim::AttendMath::f32, within); };
   forward(40);
   for (int i = 0; i < 5; ++i) forward(1);
@@ -47,13 +47,13 @@ template <class Q>
 void stays(const Q& quant, const std::string& text, const CacheShape& shape, const any::ModelFacts& facts = {}) {
   INFO(text << ", heads of " << shape.head_dim);
   Pair pair(recipe(quant), text, shape, facts);
-  live(pair);
+  lives(pair);
 }
 template <class Q>
 void leaves(const Q& quant, const std::string& text, const CacheShape& shape, const any::ModelFacts& facts = {}) {
   INFO(text << ", heads of " << shape.head_dim);
   Pair pair(recipe(heavy, quant), heavy_text + text, shape, facts);
-  live(pair);
+  lives(pair);
   Pair twin = pair.fork();
   twin.forward(4);
   pair.forward(3);

@@ -96,7 +96,7 @@ TEST_CASE("cuda cache codec: bipolar_int") {
   leaves(quant::BipolarInt<3>{.group_size = 16, .query_bits = 0, .residual_window = 4, .sinks = 1}, "bipolar_int(bits=3, group=16, query_bits=0, residual=4, sinks=1)", odd);
   leaves(quant::BipolarInt<8>{.group_size = 0, .query_bits = 0, .form = prim::GroupForm::symmetric}, "bipolar_int(bits=8, group=0, query_bits=0, form=symmetric)", wide);
   Pair norms(recipe(evict::Knorm{.tokens = 30, .recent = 6}, quant::BipolarInt<3>{.query_bits = 0}), "knorm(tokens=30, recent=6) + bipolar_int(bits=3, query_bits=0)", small);
-  live(norms);
+  lives(norms);
   // Where the CPU codes queries, a number of them errs by 1 / 255 of its group's largest.
   Pair coded(recipe(quant::BipolarInt<3>{}), "bipolar_int(bits=3)", common);
   coded.forward(30, prim::AttendMath::f32, 0.02f);
@@ -110,11 +110,11 @@ TEST_CASE("cuda cache codec: turboquant") {
   // Methods that look at rows see them as they were before they were turned.
   const quant::TurboQuant quantizer{.residual_window = 2};
   Pair norms(recipe(evict::Knorm{.tokens = 30, .recent = 6}, quantizer), "knorm(tokens=30, recent=6) + turboquant(residual=2)", odd);
-  live(norms);
+  lives(norms);
   Pair directions(recipe(evict::KeyDiff{.tokens = 30, .recent = 4}, quantizer), "keydiff(tokens=30, recent=4) + turboquant(residual=2)", small);
-  live(directions);
+  lives(directions);
   Pair columns(recipe(evict::SnapKV{.tokens = 30, .window = 8, .kernel = 5}, quantizer), "snapkv(tokens=30, window=8, kernel=5) + turboquant(residual=2)", common);
-  live(columns);
+  lives(columns);
 }
 
 TEST_CASE("cuda cache codec: rotatekv") {
@@ -140,7 +140,7 @@ TEST_CASE("cuda cache codec: hadamard") {
   stays(quant::Hadamard<quant::GroupInt<4>>{.base = {.group_size = 32, .residual_window = 3}}, "hadamard(int4(group=32, residual=3))", small);
   leaves(quant::Hadamard<quant::GroupInt<8>>{.base = {.group_size = 16}, .keys = true, .values = false, .block = 16, .seed = 9}, "hadamard(int8(group=16), values=false, block=16, seed=9)", odd);
   Pair blocks(recipe(ends, quant::Hadamard<quant::Ggml>{.base = {.format = quant::GgmlFormat::q4_0}}), std::string(ends_text) + "hadamard(ggml(format=q4_0))", wide);
-  live(blocks);
+  lives(blocks);
   const kvcondense::test::RandomModel model(small);
   quant::Hadamard<quant::KvQuant> ranges{.base = {.bits = 3, .outliers = 0.1f, .residual_window = 2, .sinks = 1}, .seed = 3};
   ranges.base.key_lower = model.facts().key_lower, ranges.base.key_upper = model.facts().key_upper;
@@ -161,7 +161,7 @@ TEST_CASE("cuda cache codec: boundary_layers") {
 TEST_CASE("cuda cache codec: qserve") {
   stays(quant::QServe<4>{.residual_window = 3, .sinks = 1}, "qserve(residual=3, sinks=1)", small);
   Pair pair(recipe(heavy, quant::QServe<8>{}), "h2o(heavy=20, recent=8) + qserve(bits=8)", common);
-  live(pair, 4e-4f);  // codes of lanes are multiplied as integers on the CPU
+  lives(pair, 4e-4f);  // codes of lanes are multiplied as integers on the CPU
 }
 
 TEST_CASE("cuda cache codec: comet") { leaves(quant::Comet{.group_size = 16, .keep_window = 4, .sinks = 1}, "comet(group=16, keep=4, sinks=1)", small); }
@@ -171,10 +171,10 @@ namespace {
 template <class Q>
 constexpr bool served = detail::cuda_codec<decltype(key_codec_of(std::declval<const Q&>(), CacheShape{}))> &&
                         detail::cuda_codec<decltype(value_codec_of(std::declval<const Q&>(), CacheShape{}))>;
-static_assert(served<quant::KvQuant> && served<quant::Hadamard<quant::GroupInt<4>>> && served<quant::Qjl>);
+static_assert(served<quant::KvQuant> && served<quant::Hadamard<quant::GroupInt<4>>> && served<quant::Qjl> && served<quant::BitAllocation>);
 // What lacks below stops compilation with a sentence.
 static_assert(!served<quant::Kitty> && !served<quant::Polar<4, 4>> && !served<quant::Gear<2>> && !served<quant::ZipCache<4, 2>> && !served<quant::MiKV<4, 2>> &&
-              !served<quant::BitAllocation> && !served<quant::SmoothAttention<>>);
+              !served<quant::SmoothAttention<>>);
 static_assert(!served<quant::Hadamard<quant::SmoothAttention<>>> && !served<quant::Hadamard<quant::Kitty>> && !served<quant::Hadamard<quant::Gear<2>>>);
 
 /// Heads behind the first differ in more than the table says.
@@ -246,7 +246,6 @@ TEST_CASE("cuda cache: every quant stage is tried, or it is said what lacks") {
       {"gear", "a low-rank part and outliers of a chunk of slots"},
       {"zipcache", "widths by saliency, factors found from the first rows"},
       {"mikv", "widths by saliency, factors found from the first rows"},
-      {"bit_allocation", "widths that differ between heads"},
       {"smooth_attention", "factors found from the first rows"},
   };
   cuda_cache::every_word_is_tried({Stage::quant}, "cuda cache codec: ", lacking, elsewhere);

@@ -18,5 +18,5 @@ TEST_CASE("cuda cache codec: turboquant with signs of what levels leave") {
   leaves(quant::TurboQuant{.key_bits = 5, .sketch = true}, "turboquant(key_bits=5, sketch=true)", common);
   // Methods that look at rows see what both say of them.
   Pair norms(recipe(evict::Knorm{.tokens = 30, .recent = 6}, quant::TurboQuant{.sketch = true, .residual_window = 2}), "knorm(tokens=30, recent=6) + turboquant(sketch=true, residual=2)", odd);
-  live(norms);
+  lives(norms);
 }

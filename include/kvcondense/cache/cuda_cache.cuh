@@ -124,7 +124,7 @@ class Cache<Cuda, R> {
       Plan own = c.plan_;
       const Quant& q = recipe.quant;
       own.keys.flush = key_flush_of(q, shape, {i, 0}), own.values.flush = value_flush_of(q, shape, {i, 0});
-      if (differs_per_head(q)) own.keys.take(key_codec_of(q, shape, {i, 0})), own.values.take(value_codec_of(q, shape, {i, 0}));
+      for (index_t h = 0; h < (differs_per_head(q) ? shape.kv_heads : 0); ++h) own.take(key_codec_of(q, shape, {i, h}), value_codec_of(q, shape, {i, h}), h == 0);
       Layer l(own, memory);
       const std::size_t first = static_cast<std::size_t>(i) * all;
       if (failed == Status::ok) failed = l.make(c.steering_.part(first + each, all - each));

@@ -17,15 +17,18 @@ class CudaCodec {
   using Form = prim::DeviceForm<Codec>;
 
  public:
-  CudaCodec(const Codec& codec, index_t dim, MemoryResource<Cuda>& memory) : codec_(codec), dim_(dim), tables_(memory), prints_(heap_memory()) {}
+  /// Pages have so many slots.
+  CudaCodec(const Codec& codec, index_t slots, index_t dim, MemoryResource<Cuda>& memory)
+      : codec_(codec), slots_(slots), dim_(dim), tables_(memory), prints_(heap_memory()), bytes_(heap_memory()) {}
 
   /// All heads have the codec, whose fingerprint, as the recipe names it, is `print`.
   Status make(index_t heads, std::int64_t print) {
     if (const Status s = prints_.resize(heads); s != Status::ok) return s;
-    std::fill_n(prints_.data(), heads, print);
+    if (const Status s = bytes_.resize(heads); s != Status::ok) return s;
+    std::fill_n(prints_.data(), heads, print), std::fill_n(bytes_.data(), heads, codec_.page_bytes(slots_, dim_));
     return fill(1, [&](index_t) -> const Codec& { return codec_; });
   }
-  /// Behind `make`: head h has `of(h)`, which stores a row in as many bytes and has tables of as many numbers.
+  /// Behind `make`: head h has `of(h)`, which has tables of as many numbers, and stores a row in as many bytes unless they say in how many.
   template <class Of>
   Status describe(Of&& of) {
     bool differ = false;
@@ -34,12 +37,15 @@ class CudaCodec {
     return fill(prints_.size(), [&](index_t h) {
       const Codec codec = of(h);
       prints_[h] = codec.fingerprint();
+      if (prim::table_sizes<Codec>) bytes_[h] = codec.page_bytes(slots_, dim_);
       return codec;
     });
   }
 
   prim::DeviceCodec<Codec> on_device() const { return Form::of(codec_, tables_.data(), step_, dim_); }
   std::int64_t fingerprint(index_t head) const { return prints_[head]; }
+  /// Of a page of a head.
+  std::size_t page_bytes(index_t head) const { return bytes_[head]; }
   std::size_t bytes() const { return static_cast<std::size_t>(tables_.size()) * sizeof(float); }
 
  private:
@@ -63,10 +69,11 @@ class CudaCodec {
   }
 
   Codec codec_;
-  index_t dim_;
+  index_t slots_, dim_;
   cuda::DeviceArray<float> tables_;
   index_t step_ = 0;             ///< floats from a head's tables to the next's; 0: all heads share them
   Buffer<std::int64_t> prints_;  ///< per head
+  Buffer<std::size_t> bytes_;    ///< per head
 };
 
 }  // namespace kvcondense::cache

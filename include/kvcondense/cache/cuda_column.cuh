@@ -41,7 +41,7 @@ class CudaColumn {
 
   CudaColumn(const Plan& plan, MemoryResource<Cuda>& memory)
       : plan_(plan), memory_(&memory), most_(heap_memory()), groups_(plan.codec.group_slots(), plan.slots_of(1), plan.bytes_of(1), memory),
-        table_(plan.heads, plan.grouped(), memory), counts_(memory), codec_(plan.codec, plan.dim, memory) {
+        table_(plan.heads, plan.grouped(), memory), counts_(memory), codec_(plan.codec, plan.slots_of(1), plan.dim, memory) {
     for (auto& s : spare_) s = Buffer<CudaPage*>(heap_memory());
   }
   CudaColumn(CudaColumn&&) = default;
@@ -64,6 +64,8 @@ class CudaColumn {
   Status describe(Of&& of) { return codec_.describe(of); }
   prim::DeviceCodec<Codec> codec() const { return codec_.on_device(); }
   std::int64_t fingerprint(index_t head) const { return codec_.fingerprint(head); }
+  /// Of what a page of a part holds in a head.
+  std::size_t page_bytes(int part, index_t head) const { return part == 1 ? codec_.page_bytes(head) : plan_.bytes_of(part); }
 
   /// Page-locked memory, an entry per head.
   void tell_at(std::span<prim::PartCounts> told) {
@@ -114,7 +116,7 @@ class CudaColumn {
     std::size_t sum = 0;
     for (int p = 0; p < parts; ++p) {
       const index_t begin = p == 0 ? 0 : ends[p - 1], n = std::min(last, ends[p]) - std::max(first, begin);
-      if (n > 0) sum += static_cast<std::size_t>(n) * plan_.bytes_of(p) / static_cast<std::size_t>(plan_.slots_of(p));
+      if (n > 0) sum += static_cast<std::size_t>(n) * page_bytes(p, head) / static_cast<std::size_t>(plan_.slots_of(p));
     }
     return sum;
   }

@@ -35,6 +35,11 @@ struct CudaPlan {
   CudaColumnPlan<KeyCodec> keys{};
   CudaColumnPlan<ValueCodec> values{};
 
+  /// The codecs of a head of a layer, of its first one first.
+  void take(const KeyCodec& key, const ValueCodec& value, bool first) {
+    if (first) keys.take(key), values.take(value);
+    else keys.take_also(key), values.take_also(value);
+  }
   /// What the slot of a new token has in a lane.
   float fresh(index_t lane) const { return lane == value_scale ? 1.0f : 0.0f; }
   /// Page-locked memory of a layer for what its columns, and a merge stage, tell the host.

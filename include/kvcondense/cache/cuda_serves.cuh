@@ -15,7 +15,7 @@ namespace detail {
 template <class C>
 inline constexpr bool cuda_codec = prim::cuda_kernels::RowCodec<prim::DeviceCodec<C>>;
 
-/// Whether kernels read the codecs of all heads. In a layer: rows of as many bytes, windows that fill alike, and differences only in what a table says.
+/// Whether kernels read the codecs of all heads. In a layer: rows of as many bytes, but where tables say how many, windows that fill alike, and differences only in what a table says.
 template <class Quant>
 bool cuda_serves(const Quant& q, const CacheShape& shape) {
   const auto known = [](const auto& codec) {
@@ -24,7 +24,7 @@ bool cuda_serves(const Quant& q, const CacheShape& shape) {
   const auto alike = []<class C>(const C& a, const C& b, index_t dim) {
     using Parts = prim::CodecParts<C>;
     const index_t floats = prim::DeviceForm<C>::floats(a, dim);
-    if (a.page_bytes(1, dim) != b.page_bytes(1, dim) || a.group_slots() != b.group_slots() || prim::DeviceForm<C>::floats(b, dim) != floats) return false;
+    if ((!prim::table_sizes<C> && a.page_bytes(1, dim) != b.page_bytes(1, dim)) || a.group_slots() != b.group_slots() || prim::DeviceForm<C>::floats(b, dim) != floats) return false;
     return floats > 0 ? Parts::transform(a).fingerprint() == Parts::transform(b).fingerprint() : a.fingerprint() == b.fingerprint();
   };
   if (!known(key_codec_of(q, shape)) || !known(value_codec_of(q, shape))) return false;
@@ -32,9 +32,9 @@ bool cuda_serves(const Quant& q, const CacheShape& shape) {
     const HeadIndex first{l, 0};
     const auto key = key_codec_of(q, shape, first);
     const auto value = value_codec_of(q, shape, first);
-    if (!known(key) || !known(value)) return false;
-    for (index_t h = 1; h < shape.kv_heads; ++h) {
+    for (index_t h = 0; h < shape.kv_heads; ++h) {
       const HeadIndex at{l, h};
+      if (!known(key_codec_of(q, shape, at)) || !known(value_codec_of(q, shape, at))) return false;
       if (!alike(key, key_codec_of(q, shape, at), shape.head_dim) || !alike(value, value_codec_of(q, shape, at), shape.values())) return false;
       if (!(key_flush_of(q, shape, at) == key_flush_of(q, shape, first)) || !(value_flush_of(q, shape, at) == value_flush_of(q, shape, first))) return false;
     }

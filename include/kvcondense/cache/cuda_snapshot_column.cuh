@@ -94,6 +94,7 @@ class CudaColumnFile {
   static std::size_t payload(const Plan& p, int part) {
     return part == 1 ? p.bytes_of(1) : p.exact.page_bytes(page_slots(p, part), p.dim);
   }
+  static std::size_t payload(const Column& column, int part, index_t head) { return part == 1 ? column.page_bytes(1, head) : payload(column.plan_, part); }
   static std::uint64_t format(const Column& column, int part, index_t head) {
     const Plan& p = column.plan_;
     return page_format(part == 1 ? column.fingerprint(head) : p.exact.fingerprint(), page_slots(p, part), p.dim);
@@ -151,7 +152,7 @@ class CudaColumnFile {
     const Plan& plan = column.plan_;
     const bool grouped = part == 1 && plan.grouped();
     const index_t slots = page_slots(plan, part), pages = grouped ? column.groups_.pages(head).size() : (count + slots - 1) / slots;
-    const std::size_t bytes = payload(plan, part);
+    const std::size_t bytes = payload(column, part, head);
     const auto codec = column.codec();
     w.put(static_cast<std::uint32_t>(pages));
     const auto head_of = [&](index_t page) {
@@ -214,7 +215,7 @@ class CudaColumnFile {
 
   Status load_part(ByteReader& r, const Context<Cuda>& ctx, int part, index_t head, index_t& count) {
     const index_t slots = page_slots(plan(), part), group = part == 1 ? plan().codec.group_slots() : 1;
-    const std::size_t bytes = payload(plan(), part);
+    const std::size_t bytes = payload(*column_, part, head);
     std::uint32_t pages = 0;
     if (!load_pages(r, bytes, pages)) return Status::corrupt_data;
     if (pages > 0 && part == 1 && plan().flush.block == 0) return Status::corrupt_data;  // this recipe codes nothing

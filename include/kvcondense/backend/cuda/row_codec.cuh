@@ -32,6 +32,7 @@
 //   CodecTable<C>::floats(codec, dim) -> index_t    numbers of a head's table
 //   CodecTable<C>::fill(codec, dim, float*)         on the host
 //   CodecTable<C>::serves(codec) -> bool            may be left out: whether kernels read it, whatever it is set to
+//   CodecTable<C>::sizes_differ                     may be left out: true where heads of a layer may store rows in different numbers of bytes
 //
 // and stands in `TabledCodecs` (slot_rows.cuh); its RowPage<Tabled<C>> is made of a head's table alone too: RowPage(table, page, slots, dim).
 
@@ -97,6 +98,12 @@ template <class T, class C>
 constexpr bool table_serves(const Transformed<T, C>& c) {
   return table_serves(c.codec);
 }
+
+/// Whether heads of a layer may store rows in different numbers of bytes.
+template <class C>
+inline constexpr bool table_sizes = requires { CodecTable<C>::sizes_differ; };
+template <class T, class C>
+inline constexpr bool table_sizes<Transformed<T, C>> = table_sizes<C>;
 
 /// The codec of one head of a layer.
 template <class C>

@@ -6,6 +6,7 @@
 #include <kvcondense/backend/cuda/block_rows.cuh>
 #include <kvcondense/backend/cuda/cluster_rows.cuh>
 #include <kvcondense/backend/cuda/complex_vq.cuh>
+#include <kvcondense/backend/cuda/group_bits.cuh>
 #include <kvcondense/backend/cuda/level_codes.cuh>
 #include <kvcondense/backend/cuda/mapped_rows.cuh>
 #include <kvcondense/backend/cuda/nuq_rows.cuh>
@@ -38,7 +39,7 @@ struct CodecList {
     static_cast<void>(((i++ == index ? (f.template operator()<C>(), false) : true) && ...));
   }
 };
-using TabledCodecs = CodecList<LevelCodes, NuqRows, ClusterRows, ComplexVq, PolarTree, Sketched<LevelCodes>, SketchRows>;
+using TabledCodecs = CodecList<LevelCodes, NuqRows, ClusterRows, ComplexVq, PolarTree, Sketched<LevelCodes>, SketchRows, GroupBits>;
 
 // One function for all kernels: they neither grow by it nor take longer to compile.
 __attribute__((noinline)) __device__ inline void load_tabled(int codec, const float* table, std::byte* page, int page_slots, int slot, int dim, float* row) {
