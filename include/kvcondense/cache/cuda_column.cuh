@@ -82,6 +82,7 @@ class CudaColumn {
     for (index_t h = 0; h < plan_.heads; ++h) {
       const auto& t = told_[static_cast<std::size_t>(h)];
       most_[h] = {t.first + fresh_, t.coded, slots(h) - t.first - fresh_ - t.coded};
+      if (t.coded > 0) codec_.found(h);
     }
   }
 
@@ -105,7 +106,9 @@ class CudaColumn {
 
   /// Whether a step after which nothing has left has slots to code. Behind `learn`.
   bool due() const {
-    return std::any_of(most_.begin(), most_.end(), [&](const Most& m) { return due_of(plan_.flush, m.newest, m.coded > 0) > 0; });
+    index_t n = 0;
+    for (index_t h = 0; h < plan_.heads; ++h) n += due_in(plan_.flush, h);
+    return n > 0;
   }
   /// Slots of a head in front of those that become codes in the next step, unless some leave; where none do, the largest number there is. Behind `learn`.
   index_t settled(index_t head) const { return due() ? most_[head].first + most_[head].coded : std::numeric_limits<index_t>::max(); }
@@ -162,10 +165,10 @@ class CudaColumn {
     const Flush rule = rule_of(codes);
     index_t most = 0;
     bool rest = leaves;  // newest slots that stay so
-    for (const Most& m : most_) most = std::max(most, most_due_of(rule, m.newest)), rest = rest || due_of(rule, m.newest, m.coded > 0) < m.newest;
+    for (index_t h = 0; h < plan_.heads; ++h) most = std::max(most, most_due_of(rule, most_[h].newest)), rest = rest || due_in(rule, h) < most_[h].newest;
     Status s = upload(ctx);
     const prim::ColumnParts column = device();
-    if (s == Status::ok) s = prim::HeadSlots::plan(ctx, column, slots, keep, rule, counts_.data(), told_.data(), ranges);
+    if (s == Status::ok) s = prim::HeadSlots::plan(ctx, column, slots, keep, rule, codec_.states(), counts_.data(), told_.data(), ranges);
     if (s == Status::ok) fresh_ = 0, laid_ = false;  // else `counts_` is as it was
     const auto part = [&](int i) { return prim::KeptSlots{keep.list, keep.count, ranges + i * plan_.heads}; };
     if (s == Status::ok && leaves && plan_.sinks > 0) s = prim::KeepRows<Cuda>::rows(ctx, exact, column.first, part(0));
@@ -174,6 +177,7 @@ class CudaColumn {
         if (s == Status::ok) s = step_groups(ctx, column, part(2), repaired);
       } else {
         if (s == Status::ok && leaves) s = prim::KeepRows<Cuda>::rows(ctx, codec(), column.coded, part(1));
+        if (s == Status::ok && most > 0) s = codec_.find(ctx, exact, column, part(2));
         if (s == Status::ok && most > 0) s = prim::HeadSlots::code(ctx, codec(), exact, column, part(2), most, repaired);
       }
     }
@@ -187,9 +191,10 @@ class CudaColumn {
     const Flush rule = rule_of(codes);
     for (index_t h = 0; h < plan_.heads; ++h) {
       Most& m = most_[h];
-      const index_t n = kept(h), due = due_of(rule, m.newest, m.coded > 0);
+      const index_t n = kept(h), due = due_in(rule, h);
+      if (due > 0 && m.first + m.coded + m.newest == n) codec_.found(h);
       if (m.first + m.coded + m.newest == n) m.coded += due, m.newest -= due;  // nothing left: exact as before
-      else m = {std::min(m.first, n), coded_after(rule, m, n), std::min(n, most_left_of(rule, m.newest))};
+      else m = {std::min(m.first, n), coded_after(rule, m, n), std::min(n, left_after(rule, h))};
     }
   }
 
@@ -261,29 +266,10 @@ class CudaColumn {
   }
 
   /// Makes an empty column of the same plan one of the same rows: pages are shared until either side writes them. Behind `learn`.
-  Status fork(const Context<Cuda>& ctx, CudaColumn& out) {
-    shares_ = out.shares_ = true;
-    for (int p = 0; p < parts; ++p)
-      for (index_t h = 0; h < plan_.heads; ++h) {
-        if (const Status s = out.pages_[p][h].copy_from(pages_[p][h]); s != Status::ok) return s;
-        for (CudaPage* page : pages_[p][h]) page->owners.fetch_add(1, std::memory_order_relaxed);
-      }
-    if (const Status s = groups_.fork(out.groups_); s != Status::ok) return s;
-    out.moved_ = true;
-    std::copy_n(most_.data(), plan_.heads, out.most_.data());
-    std::copy(told_.begin(), told_.end(), out.told_.begin());
-    out.fresh_ = fresh_;
-    const Status s = out.counts_.copy_from(ctx, counts_);
-    return s == Status::ok ? out.reserve_table(ctx) : s;
-  }
+  Status fork(const Context<Cuda>& ctx, CudaColumn& out);
 
   /// Empty again; only while no kernel uses it.
-  Status clear(const Context<Cuda>& ctx) {
-    give_pages();
-    for (auto& m : most_) m = {};
-    for (auto& t : told_) t = {};
-    return tell_device(ctx);  // it may have counted what a step that was refused in part would have coded
-  }
+  Status clear(const Context<Cuda>& ctx);
 
  private:
   friend class CudaColumnFile<Codec>;  // fills an empty one from a file
@@ -306,6 +292,16 @@ class CudaColumn {
     return Status::ok;
   }
   Flush rule_of(bool codes) const { return codes ? plan_.flush : Flush{.block = 0}; }
+  /// Newest slots of a head that a rule codes, if none leave.
+  index_t due_in(const Flush& rule, index_t head) const {
+    const index_t n = due_of(rule, most_[head].newest, most_[head].coded > 0);
+    return n < rule.first && codec_.waits(head) ? 0 : n;
+  }
+  /// No window of a head keeps more.
+  index_t left_after(const Flush& rule, index_t head) const {
+    const index_t n = most_[head].newest, left = most_left_of(rule, n);
+    return codec_.waits(head) ? std::max(left, std::min(n, rule.first)) : left;
+  }
   static index_t coded_after(const Flush& rule, const Most& m, index_t kept) { return std::min(kept, m.coded + most_due_of(rule, m.newest)); }
   Status take_pages(int part, index_t head, index_t slots) {
     auto& list = pages_[part][head];
@@ -396,3 +392,5 @@ class CudaColumn {
 };
 
 }  // namespace kvcondense::cache
+
+#include <kvcondense/cache/cuda_column_fork.cuh>

@@ -25,7 +25,7 @@ bool cuda_serves(const Quant& q, const CacheShape& shape) {
     using Parts = prim::CodecParts<C>;
     const index_t floats = prim::DeviceForm<C>::floats(a, dim);
     if ((!prim::table_sizes<C> && a.page_bytes(1, dim) != b.page_bytes(1, dim)) || a.group_slots() != b.group_slots() || prim::DeviceForm<C>::floats(b, dim) != floats) return false;
-    return floats > 0 ? Parts::transform(a).fingerprint() == Parts::transform(b).fingerprint() : a.fingerprint() == b.fingerprint();
+    return floats > 0 && !prim::finds_state<C> ? Parts::transform(a).fingerprint() == Parts::transform(b).fingerprint() : a.fingerprint() == b.fingerprint();
   };
   if (!known(key_codec_of(q, shape)) || !known(value_codec_of(q, shape))) return false;
   for (index_t l = 0; l < (differs_per_head(q) ? shape.layers : 0); ++l) {

@@ -106,6 +106,7 @@ class CudaColumnFile {
     const index_t first = told.first + column.fresh_;
     const index_t count[parts] = {first, told.coded, slots - first - told.coded};
     for (int part = 0; part < parts; ++part) save_part(w, ctx, column, part, head, count[part], room);
+    if (column.codec_.state_floats() > 0) save_state(w, ctx, column, head);
   }
 
   explicit CudaColumnFile(Column& to) : column_(&to), list_(heap_memory()), offset_(heap_memory()) {}
@@ -122,7 +123,7 @@ class CudaColumnFile {
     if (count[0] + count[1] + count[2] != slots || count[0] > plan().sinks) return Status::corrupt_data;
     column_->most_[head] = {count[0], count[1], count[2]};
     column_->told_[static_cast<std::size_t>(head)] = {count[0], count[1]};
-    return Status::ok;
+    return column_->codec_.state_floats() > 0 ? load_state(r, ctx, head, count[1]) : Status::ok;
   }
   /// Behind all heads: codes move to the front of their pages where slots have left. Waits for the stream.
   Status settle(Context<Cuda>& ctx) {
@@ -148,6 +149,32 @@ class CudaColumnFile {
  private:
   const Plan& plan() const { return column_->plan_; }
 
+  /// How many numbers a head has found, none or all, and they. Waits for the stream.
+  static void save_state(ByteWriter& w, const Context<Cuda>& ctx, const Column& column, index_t head) {
+    Buffer<float> state(heap_memory());
+    Status s = state.resize(column.codec_.waits(head) ? 0 : column.codec_.state_floats());
+    if (s == Status::ok && !state.empty()) s = cuda::settled(cudaMemcpyAsync(state.data(), column.codec_.state(head), state.span().size_bytes(), cudaMemcpyDeviceToHost, ctx.stream()));
+    const Status done = ctx.wait();
+    if (s != Status::ok || done != Status::ok) return w.fail(s != Status::ok ? s : done);
+    w.put(static_cast<std::uint32_t>(state.size()));
+    w.bytes(std::as_bytes(state.span()));
+  }
+  /// Factors that a step can have found: others are not known by kernels as what they are.
+  Status load_state(ByteReader& r, const Context<Cuda>& ctx, index_t head, index_t coded) {
+    std::uint32_t count = 0;
+    std::span<const std::byte> bytes;
+    const auto floats = static_cast<std::uint32_t>(column_->codec_.state_floats());
+    if (!r.read(count) || (count != 0 && count != floats)) return Status::corrupt_data;
+    if (count == 0) return coded == 0 ? Status::ok : Status::corrupt_data;
+    if (!r.take(count, sizeof(float), bytes)) return Status::corrupt_data;
+    for (std::uint32_t i = 0; i < count; ++i) {
+      float x = 0.0f;
+      std::memcpy(&x, bytes.data() + i * sizeof x, sizeof x);
+      if (!(x >= 1.0f / prim::cuda_kernels::most_scale && x <= prim::cuda_kernels::most_scale)) return Status::corrupt_data;
+    }
+    column_->codec_.found(head);
+    return cuda::settled(cudaMemcpyAsync(column_->codec_.state(head), bytes.data(), bytes.size(), cudaMemcpyHostToDevice, ctx.stream()));
+  }
   static void save_part(ByteWriter& w, Context<Cuda>& ctx, const Column& column, int part, index_t head, index_t count, SnapshotRoom& room) {
     const Plan& plan = column.plan_;
     const bool grouped = part == 1 && plan.grouped();

@@ -68,13 +68,15 @@ struct DeviceForm {
   static void fill(const C&, index_t, float*) {}
   static const C& of(const C& codec, const float*, index_t, index_t) { return codec; }
 };
-template <HasCodecTable C>
-struct DeviceForm<C> {
+template <class C>
+struct TabledForm {
   using type = Tabled<C>;
   static index_t floats(const C& codec, index_t dim) { return CodecTable<C>::floats(codec, dim); }
   static void fill(const C& codec, index_t dim, float* out) { CodecTable<C>::fill(codec, dim, out); }
   static type of(const C& codec, const float* table, index_t step, index_t dim) { return {codec, table, step, dim}; }
 };
+template <HasCodecTable C>
+struct DeviceForm<C> : TabledForm<C> {};
 template <class T, class C>
 struct DeviceForm<Transformed<T, C>> {
   using Inner = DeviceForm<C>;

@@ -12,6 +12,7 @@
 #include <kvcondense/backend/cuda/nuq_rows.cuh>
 #include <kvcondense/backend/cuda/page_rows.cuh>
 #include <kvcondense/backend/cuda/polar_tree.cuh>
+#include <kvcondense/backend/cuda/scaled_rows.cuh>
 #include <kvcondense/backend/cuda/sign_sketch.cuh>
 #include <kvcondense/backend/cuda/sketch_rows.cuh>
 #include <kvcondense/core/backend.hpp>
@@ -88,6 +89,8 @@ class SlotRows<Cuda> {
       for (int c = cuda::lane_of_warp(); c < dim; c += cuda::warp_lanes) row[c] = value(at, c);
     }
     if (at.coded && mapped_) unmap_row(map_, dim, row);
+    if (at.coded && scales_ != nullptr)
+      for (int c = cuda::lane_of_warp(); c < dim; c += cuda::warp_lanes) row[c] = __fmul_rn(row[c], scales_[at.begin * table_step_ + dim + c]);
   }
   /// As on the host (`cache::bring_into_range`), what the stored type has no number for becomes the nearest one it has, a NaN becomes 0.
   __device__ float in_range(float x) const { return prim::limit_to(prim::without_nan(x), exact_.dtype == DType::f16 ? 65504.0f : 3.38e38f); }
@@ -117,6 +120,11 @@ class SlotRows<Cuda> {
     kind_ = static_cast<Kind>(static_cast<int>(Kind::tabled) + index), table_ = codec.table, table_step_ = codec.step;
   }
   template <class C>
+  void take(const prim::Tabled<prim::Transformed<prim::ChannelScale, C>>& codec) {
+    scales_ = codec.table, table_step_ = codec.step;
+    take(codec.codec.codec);
+  }
+  template <class C>
   void take(const prim::Transformed<prim::Hadamard, C>& codec) {
     mapped_ = !codec.transform.identity(), map_ = codec.transform;
     take(codec.codec);
@@ -139,6 +147,7 @@ class SlotRows<Cuda> {
   bool mapped_ = false;
   prim::Hadamard map_{};
   const float* table_ = nullptr;
+  const float* scales_ = nullptr;  ///< factors of a head's channels, then their inverses
   index_t table_step_ = 0;
   prim::cuda_kernels::GroupPlaces groups_{};
   prim::BlockCodes blocks_{};
