@@ -17,6 +17,19 @@ template Status pages(Context<Cuda>&, const prim::ExactRows&, const prim::PageBa
 template Status pages(Context<Cuda>&, const prim::GroupInt<3>&, const prim::PageBatch&);
 template Status pages(Context<Cuda>&, const prim::GroupInt<4>&, const prim::PageBatch&);
 template Status pages(Context<Cuda>&, const prim::BlockCodes&, const prim::PageBatch&);
+template Status pages(Context<Cuda>&, const prim::DeviceCodec<prim::SketchRows>&, const prim::PageBatch&);
+template Status pages(Context<Cuda>&, const prim::DeviceCodec<prim::Sketched<prim::LevelCodes>>&, const prim::PageBatch&);
+template Status pages(Context<Cuda>&, const prim::DeviceCodec<prim::GroupBits>&, const prim::PageBatch&);
+
+/// Codes that a block makes of a group, and what heads find from their first rows.
+template <class Codec>
+Status groups(Context<Cuda>& ctx, const Codec& codec, const prim::ColumnParts& column, const prim::KeptSlots& due, const prim::GroupWork& work) {
+  Status s = prim::FoundScales::find(ctx, {}, nullptr, 0, {}, column, due);
+  if (s == Status::ok) s = prim::GroupPages::code(ctx, codec, {}, column, due, work, nullptr);
+  return s == Status::ok ? prim::GroupPages::join(ctx, codec, column, work) : s;
+}
+template Status groups(Context<Cuda>&, const prim::DeviceCodec<prim::SketchRows>&, const prim::ColumnParts&, const prim::KeptSlots&, const prim::GroupWork&);
+template Status groups(Context<Cuda>&, const prim::DeviceCodec<prim::GroupBits>&, const prim::ColumnParts&, const prim::KeptSlots&, const prim::GroupWork&);
 
 template <class K, class V>
 Status attend(Context<Cuda>& ctx, const prim::AttendRequest& r, const prim::PagedHeads<K, V>& heads) {
@@ -26,6 +39,7 @@ template Status attend(Context<Cuda>&, const prim::AttendRequest&, const prim::P
 template Status attend(Context<Cuda>&, const prim::AttendRequest&, const prim::PagedHeads<prim::GroupInt<2>, prim::GroupInt<2>>&);
 template Status attend(Context<Cuda>&, const prim::AttendRequest&, const prim::PagedHeads<prim::GroupInt<4>, prim::GroupInt<4>>&);
 template Status attend(Context<Cuda>&, const prim::AttendRequest&, const prim::PagedHeads<prim::GroupInt<8>, prim::GroupInt<8>>&);
+template Status attend(Context<Cuda>&, const prim::AttendRequest&, const prim::PagedHeads<prim::DeviceCodec<prim::SketchRows>, prim::GroupInt<2>>&);
 
 Status rank(Context<Cuda>& ctx, RaggedView<const float> scores, const index_t* total, const prim::Ends* ends,
             RaggedView<std::int32_t> slots, index_t* count) {

@@ -13,7 +13,8 @@ namespace kvcondense::prim {
 namespace cuda_kernels {
 
 /// A block a head, a thread a channel. Heads that have factors keep them.
-__global__ inline void __launch_bounds__(channel_threads) find_head_scales(ChannelScale rule, int dim, float* table, index_t step, ExactRows exact, ColumnParts column, KeptSlots due) {
+template <int Threads>
+__global__ void __launch_bounds__(Threads) find_head_scales(ChannelScale rule, int dim, float* table, index_t step, ExactRows exact, ColumnParts column, KeptSlots due) {
   const index_t head = blockIdx.x;
   float* const state = table + head * step;
   const HeadKept mine = due.of(head);
@@ -42,7 +43,7 @@ struct FoundScales {
   /// Numbers  as RowTransform<Cpu, ChannelScale>, bit for bit; powers of another alpha than 0.5 to the last bits.
   static Status find(Context<Cuda>& ctx, const ChannelScale& rule, float* table, index_t step, const ExactRows& exact, const ColumnParts& column, const KeptSlots& due) {
     using namespace cuda_kernels;
-    return cuda::launch(ctx, find_head_scales, {column.heads()}, channel_threads, 0, rule, static_cast<int>(column.coded.dim), table, step, exact, column, due);
+    return cuda::launch(ctx, find_head_scales<channel_threads>, {column.heads()}, channel_threads, 0, rule, static_cast<int>(column.coded.dim), table, step, exact, column, due);
   }
 };
 

@@ -33,6 +33,11 @@ template <class C>
 constexpr bool table_serves(const Transformed<ChannelScale, C>& c) {
   return CodecTable<Transformed<ChannelScale, C>>::serves(c) && table_serves(c.codec);
 }
+/// A step finds factors of rows as they are stored exactly, not of those that another map makes.
+template <class T, class C>
+constexpr bool table_serves(const Transformed<T, Transformed<ChannelScale, C>>&) {
+  return false;
+}
 
 namespace cuda_kernels {
 
