@@ -51,13 +51,14 @@ template <class... Stages>
 void of_coordinates(const std::string& text, const CacheShape& shape, const test::RandomModel& model, const Stages&... stages) {
   INFO(text);
   constexpr float near = 5e-5f;
-  cuda_cache::Pair pair(recipe(stages...), text, shape, model.facts());
+  const auto method = recipe(stages...);
+  cuda_cache::Pair pair(method, text, shape, model.facts());
   pair.allow(cuda_cache::made_again);
   pair.forward(50, prim::AttendMath::f32, near, Phase::prefill_end);
   for (int i = 0; i < 3; ++i) pair.forward(1, prim::AttendMath::f32, near), pair.look(near);
   pair.exchange();
   pair.forward(3, prim::AttendMath::f32, near);
-  CHECK(pair.look(near).units_scored > 0);
+  CHECK((pair.look(near).units_scored > 0 || method.retrieve.pipeline().holds()));  // what is held was scored by a step
   pair.compare_reports();
 }
 

@@ -17,6 +17,7 @@ template Status pages(Context<Cuda>&, const prim::ExactRows&, const prim::PageBa
 template Status pages(Context<Cuda>&, const prim::GroupInt<3>&, const prim::PageBatch&);
 template Status pages(Context<Cuda>&, const prim::GroupInt<4>&, const prim::PageBatch&);
 template Status pages(Context<Cuda>&, const prim::BlockCodes&, const prim::PageBatch&);
+template Status pages(Context<Cuda>&, const prim::DeviceCodec<prim::Sketched<prim::LevelCodes>>&, const prim::PageBatch&);
 
 template <class K, class V>
 Status attend(Context<Cuda>& ctx, const prim::AttendRequest& r, const prim::PagedHeads<K, V>& heads) {
@@ -26,6 +27,7 @@ template Status attend(Context<Cuda>&, const prim::AttendRequest&, const prim::P
 template Status attend(Context<Cuda>&, const prim::AttendRequest&, const prim::PagedHeads<prim::GroupInt<2>, prim::GroupInt<2>>&);
 template Status attend(Context<Cuda>&, const prim::AttendRequest&, const prim::PagedHeads<prim::GroupInt<4>, prim::GroupInt<4>>&);
 template Status attend(Context<Cuda>&, const prim::AttendRequest&, const prim::PagedHeads<prim::GroupInt<8>, prim::GroupInt<8>>&);
+template Status attend(Context<Cuda>&, const prim::AttendRequest&, const prim::PagedHeads<prim::DeviceCodec<prim::SketchRows>, prim::GroupInt<2>>&);
 
 Status rank(Context<Cuda>& ctx, RaggedView<const float> scores, const index_t* total, const prim::Ends* ends,
             RaggedView<std::int32_t> slots, index_t* count) {
@@ -283,7 +285,8 @@ template Status attend(Context<Cuda>&, const prim::AttendRequest&, const prim::P
 template Status attend(Context<Cuda>&, const prim::AttendRequest&, const prim::PagedHeads<CodedCoordinates, CodedCoordinates>&);
 template Status columns(Context<Cuda>&, const prim::ColumnRequest&, TensorView<const float, 3>, const prim::PagedHeads<Coordinates, Coordinates>&);
 Status find_maps(Context<Cuda>& ctx, const prim::FirstRows& first, float* sums) {
-  const Status s = prim::FindRows::observe(ctx, prim::FoundBasis{}, first, sums, 1);
+  Status s = prim::FindRows::observe(ctx, prim::FoundBasis{}, first, sums, 1);
+  if (s == Status::ok) s = prim::FindRows::observe(ctx, prim::ChannelScale{}, first, sums, 1);
   return s == Status::ok ? prim::FindRows::observe(ctx, prim::ChannelList{}, first, sums, 1) : s;
 }
 
@@ -295,6 +298,10 @@ Status coded_groups(Context<Cuda>& ctx, const Codec& codec, const prim::ColumnPa
   return s == Status::ok ? pages(ctx, codec, batch) : s;
 }
 using Strong = prim::BoostedInt<2, 2>;
+using Signs = prim::DeviceCodec<prim::SketchRows>;
+using Widths = prim::DeviceCodec<prim::GroupBits>;
+template Status coded_groups(Context<Cuda>&, const Signs&, const prim::ColumnParts&, const prim::KeptSlots&, const prim::GroupWork&, const prim::PageBatch&);
+template Status coded_groups(Context<Cuda>&, const Widths&, const prim::ColumnParts&, const prim::KeptSlots&, const prim::GroupWork&, const prim::PageBatch&);
 template Status coded_groups(Context<Cuda>&, const Strong&, const prim::ColumnParts&, const prim::KeptSlots&, const prim::GroupWork&, const prim::PageBatch&);
 template Status coded_groups(Context<Cuda>&, const prim::PolarForm&, const prim::ColumnParts&, const prim::KeptSlots&, const prim::GroupWork&, const prim::PageBatch&);
 template Status attend(Context<Cuda>&, const prim::AttendRequest&, const prim::PagedHeads<Strong, prim::GroupInt<2>>&);

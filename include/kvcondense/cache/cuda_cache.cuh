@@ -58,7 +58,7 @@ class Cache;
 ///          when they come, for retrieval beside a mean of what left, or by an index of turned keys beside raw ones, for `AttendMath::halves` where attention
 ///          reads numbers of slots, keys are raw or tokens join slots, for one set of all heads (AllHeads) once heads hold
 ///          different numbers of slots, and for a quant stage that tells slots apart, or heads by more than tables of their codecs (layers may
-///          differ in their windows), has a sketch, or maps rows before groups along slots, a low-rank stage that stores rows of heads
+///          differ in the size of a row and in their windows), has a sketch whose directions are a matrix, or maps rows before groups along slots, a low-rank stage that stores rows of heads
 ///          or layers together, and codes of coordinates of which heads have different numbers. device_error from every call that a layer takes part in, until `reset` or `load`, once the device took a part of a change of it and refused the rest. Calls of one
 ///          cache go to one stream; wait for it before the cache is destroyed when its memory is not that of cudaMalloc.
 template <class R>
@@ -74,7 +74,7 @@ class Cache<Cuda, R> {
   using KeyCodec = decltype(key_codec_of(std::declval<const Storage&>(), CacheShape{}));
   using ValueCodec = decltype(value_codec_of(std::declval<const Storage&>(), CacheShape{}));
   static_assert(detail::cuda_codec<KeyCodec> && detail::cuda_codec<ValueCodec>,
-                "kvcondense: a cache on CUDA stores exact rows, codes of groups (kivi, group_int, kitty, polar), or rows whose slots are independent (fp8, mx, q4_0, kvquant, skvq, turboquant and their kin), as they are or as coordinates in bases that are known (docs/cuda.md lists the stages); make_cache<kvcondense::Cpu> takes the others.");
+                "kvcondense: a cache on CUDA stores exact rows, codes of groups (kivi, group_int, kitty, polar, qjl), or rows whose slots are independent (fp8, mx, q4_0, kvquant, skvq, turboquant and their kin), as they are or as coordinates in bases that are known (docs/cuda.md lists the stages); make_cache<kvcondense::Cpu> takes the others.");
 
   static Expected<Cache> make(const CacheShape& shape, const R& recipe, MemoryResource<Cuda>& memory = cuda::device_memory());
 

@@ -82,9 +82,11 @@ auto Cache<Cuda, R>::make(const CacheShape& shape, const R& recipe, MemoryResour
     Plan own = c.plan_;
     const HeadIndex first_head{i, 0};
     own.keys.flush = key_flush_of(storage, shape, first_head), own.values.flush = value_flush_of(storage, shape, first_head);
-    if constexpr (Plan::latent.keys || Plan::latent.values) {  // layers may differ in how many numbers they store
+    // Layers may differ in how many numbers of a row they store, and in how many bytes.
+    if (differs_per_head(storage) || Plan::latent.keys || Plan::latent.values)
       own.keys.describe(key_codec_of(storage, shape, first_head)), own.values.describe(value_codec_of(storage, shape, first_head));
-    }
+    for (index_t h = 1; h < (differs_per_head(storage) ? shape.kv_heads : 0); ++h)
+      own.keys.describe_also(key_codec_of(storage, shape, {i, h})), own.values.describe_also(value_codec_of(storage, shape, {i, h}));
     Layer l(own, memory);
     const std::size_t first = static_cast<std::size_t>(i) * all;
     if (failed == Status::ok) failed = l.make(c.steering_.part(first + each, all - each));

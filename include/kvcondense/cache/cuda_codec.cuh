@@ -11,9 +11,30 @@
 #include <kvcondense/backend/cuda/row_codec.cuh>
 #include <kvcondense/core/buffer.hpp>
 #include <kvcondense/core/status.hpp>
+#include <kvcondense/prim/group_bits.hpp>
 #include <kvcondense/prim/row_transform.hpp>
 
 namespace kvcondense::cache {
+
+/// Bytes [begin, end) of a page lie between its codes and their parameters, and are nobody's.
+struct PageGap {
+  std::size_t begin = 0, end = 0;
+};
+template <class C>
+PageGap gap_of(const C& codec, index_t slots, index_t dim) {
+  const auto gap = [&](index_t row, index_t params) { return PageGap{static_cast<std::size_t>(slots * row), static_cast<std::size_t>(params)}; };
+  if constexpr (requires { codec.numbers(); }) return gap_of(codec.numbers(), slots, dim);
+  else if constexpr (requires { codec.high_bytes(dim); }) return gap(codec.low_bytes(dim) + codec.high_bytes(dim), codec.params_at(slots, dim));
+  else if constexpr (requires { codec.params_at(slots, dim); }) return gap(codec.row_bytes(dim), codec.params_at(slots, dim));
+  else return {};
+}
+inline PageGap gap_of(const prim::GroupBits& codec, index_t slots, index_t dim) {
+  return codec.with([&](const auto& c) { return gap_of(c, slots, dim); });
+}
+template <class T, class C>
+PageGap gap_of(const prim::Transformed<T, C>& codec, index_t slots, index_t dim) {
+  return gap_of(codec.codec, slots, codec.transform.stored_dim(dim));
+}
 
 /// The codec of a column as kernels take it: tables of the heads' codecs in device memory, where it has some. Maps that are found from the rows which
 /// are coded first are found once per head, by the host, from sums that the device makes.
@@ -66,6 +87,11 @@ class CudaCodec {
   std::int64_t fingerprint(index_t head) const { return heads_[head].print; }
   index_t stored_dim(index_t head) const { return heads_[head].stored_dim; }
   std::size_t page_bytes(index_t head) const { return heads_[head].page_bytes; }
+  /// Of a page of codes, for files.
+  void clear_gap(index_t head, std::span<std::byte> page) const {
+    const PageGap& gap = heads_[head].gap;
+    std::ranges::fill(page.subspan(gap.begin, gap.end - gap.begin), std::byte{});
+  }
   std::size_t bytes() const { return static_cast<std::size_t>(tables_.size() + sums_.size()) * sizeof(float); }
 
   // Maps that are found.
@@ -73,8 +99,9 @@ class CudaCodec {
   index_t state_floats() const { return finds ? prim::floats_of(Parts::transform(codec_), dim_) : 0; }
   bool waits(index_t head) const { return state_floats() > 0 && !heads_[head].found; }
   prim::MapFlags flags() const {
-    if (state_floats() == 0) return {};
-    return {tables_.data() + prim::LatentMap::maps_at, step_};
+    if constexpr (finds)
+      if (state_floats() > 0) return {tables_.data() + Form::found_at, step_};
+    return {};
   }
   bool waits() const {
     for (index_t h = 0; h < heads_.size(); ++h)
@@ -137,10 +164,11 @@ class CudaCodec {
   /// What was found is forgotten.
   Status clear(const Context<Cuda>& ctx) {
     Status s = Status::ok;
-    for (index_t h = 0; h < heads_.size() && state_floats() > 0; ++h) {
-      heads_[h].found = false;
-      if (s == Status::ok) s = cuda::settled(cudaMemsetAsync(tables_.data() + h * step_ + prim::LatentMap::maps_at, 0, sizeof(float), ctx.stream()));
-    }
+    if constexpr (finds)
+      for (index_t h = 0; h < heads_.size() && state_floats() > 0; ++h) {
+        heads_[h].found = false;
+        if (s == Status::ok) s = cuda::settled(cudaMemsetAsync(tables_.data() + h * step_ + Form::found_at, 0, sizeof(float), ctx.stream()));
+      }
     return s;
   }
 
@@ -149,10 +177,11 @@ class CudaCodec {
     std::int64_t print = 0;
     index_t stored_dim = 0;      ///< numbers of a stored row
     std::size_t page_bytes = 0;  ///< of a page of codes
+    PageGap gap{};
     bool found = false;          ///< its map
   };
   Head head_of(const Codec& codec, std::int64_t print) const {
-    return {print, Parts::transform(codec).stored_dim(dim_), codec.page_bytes(page_slots_, dim_)};
+    return {print, Parts::transform(codec).stored_dim(dim_), codec.page_bytes(page_slots_, dim_), gap_of(codec, page_slots_, dim_)};
   }
   index_t finding_floats() const { return state_floats() > 0 ? prim::finding_floats_of(Parts::transform(codec_), dim_) : 0; }
 
@@ -162,7 +191,7 @@ class CudaCodec {
       std::fill(host_.begin(), host_.end(), 0.0f);
       Form::fill(codec_, dim_, host_.data(), state);
       // What stands behind the map is the codec's own, and there.
-      const auto bytes = static_cast<std::size_t>(prim::LatentMap::header + prim::LatentMap::floats(dim_, stored_dim(head))) * sizeof(float);
+      const auto bytes = static_cast<std::size_t>(Form::found_floats(codec_, dim_)) * sizeof(float);
       const Status s = cuda::settled(cudaMemcpyAsync(tables_.data() + head * step_, host_.data(), bytes, cudaMemcpyHostToDevice, ctx.stream()));
       const Status done = ctx.wait();
       if (s != Status::ok || done != Status::ok) return s != Status::ok ? s : done;

@@ -263,30 +263,10 @@ class CudaColumn {
   }
 
   /// Makes an empty column of the same plan one of the same rows: pages are shared until either side writes them. Behind `learn`.
-  Status fork(const Context<Cuda>& ctx, CudaColumn& out) {
-    shares_ = out.shares_ = true;
-    for (int p = 0; p < parts; ++p)
-      for (index_t h = 0; h < plan_.heads; ++h) {
-        if (const Status s = out.pages_[p][h].copy_from(pages_[p][h]); s != Status::ok) return s;
-        for (CudaPage* page : pages_[p][h]) page->owners.fetch_add(1, std::memory_order_relaxed);
-      }
-    if (const Status s = groups_.fork(out.groups_); s != Status::ok) return s;
-    out.moved_ = true;
-    std::copy_n(most_.data(), plan_.heads, out.most_.data());
-    std::copy(told_.begin(), told_.end(), out.told_.begin());
-    out.fresh_ = fresh_;
-    Status s = out.counts_.copy_from(ctx, counts_);
-    if (s == Status::ok) s = codec_.fork(ctx, out.codec_);
-    return s == Status::ok ? out.reserve_table(ctx) : s;
-  }
+  Status fork(const Context<Cuda>& ctx, CudaColumn& out);
 
   /// Empty again; only while no kernel uses it.
-  Status clear(const Context<Cuda>& ctx) {
-    give_pages();
-    std::fill(most_.begin(), most_.end(), Most{}), std::fill(told_.begin(), told_.end(), prim::PartCounts{});
-    const Status told = tell_device(ctx);  // it may have counted what a step that was refused in part would have coded
-    return told == Status::ok ? codec_.clear(ctx) : told;
-  }
+  Status clear(const Context<Cuda>& ctx);
 
  private:
   friend class CudaColumnFile<Codec>;  // fills an empty one from a file
@@ -397,3 +377,5 @@ class CudaColumn {
 };
 
 }  // namespace kvcondense::cache
+
+#include <kvcondense/cache/cuda_column_fork.cuh>

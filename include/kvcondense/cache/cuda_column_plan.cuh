@@ -30,7 +30,7 @@ struct CudaMost {
   index_t of(int part) const { return part == 0 ? first : part == 1 ? coded : newest; }
 };
 
-/// What the columns of all layers have in common.
+/// What the columns of all layers have in common, but for codecs and windows of their own.
 template <class Codec>
 struct CudaColumnPlan {
   prim::ExactRows exact{};
@@ -38,16 +38,23 @@ struct CudaColumnPlan {
   Flush flush{};
   index_t sinks = 0, heads = 0, dim = 0, page_slots = 0;
   std::int64_t fingerprint = 0;  ///< of the codec as the recipe names it
+  std::size_t coded_bytes = 0;   ///< of a page of codes, in the head that needs most
 
   /// The codec is this one, as the recipe names it.
-  void describe(const Codec& named) { codec = as_stored(named, page_slots, dim), fingerprint = named.fingerprint(); }
+  void describe(const Codec& named) {
+    codec = as_stored(named, page_slots, dim), fingerprint = named.fingerprint();
+    coded_bytes = codec.page_bytes(slots_of(1), dim);
+  }
+  /// That of another head is this one.
+  void describe_also(const Codec& named) { coded_bytes = std::max(coded_bytes, as_stored(named, page_slots, dim).page_bytes(slots_of(1), dim)); }
 
   /// Parts: exact first slots, codes, exact newest slots.
   static constexpr int parts = 3;
   index_t slots_of(int part) const {
     return part == 0 ? std::clamp<index_t>(sinks, 1, page_slots) : part == 1 ? prim::coded_page_slots(codec, page_slots) : page_slots;
   }
-  std::size_t bytes_of(int part) const { return part == 1 ? codec.page_bytes(slots_of(1), dim) : exact.page_bytes(slots_of(part), dim); }
+  /// Of a page that may go to any head.
+  std::size_t bytes_of(int part) const { return part == 1 ? coded_bytes : exact.page_bytes(slots_of(part), dim); }
   index_t pages_for(int part, index_t slots) const { return (slots + slots_of(part) - 1) / slots_of(part); }
   /// Pages that are kept for the slots to come: what a window fills again between two times that it is coded.
   index_t spare_pages(int part) const { return heads * (part == 2 && flush.block > 0 ? std::max<index_t>(1, pages_for(2, flush.block)) : 1); }

@@ -211,7 +211,7 @@ class CudaGroups {
   Status reserve_rows(const Context<Cuda>& ctx, Buffer<Ref>& pages, index_t due);
   Status bury(Head& h, const Kept& kept, index_t base);
   Status place_rows(Buffer<Ref>& pages, index_t head, index_t due);
-  Status plan_joins(Head& h);
+  Status plan_joins(Head& h, index_t head);
   Status reserve_lists(const Context<Cuda>& ctx);
   Status send(const Context<Cuda>& ctx, prim::GroupWork& work);
 

@@ -14,7 +14,7 @@ inline Status CudaGroups::plan_head(const Context<Cuda>& ctx, index_t head, cons
   if (s == Status::ok) s = bury(h, kept, base);
   if (s == Status::ok) s = place_rows(h.next, head, due);
   h.next_live += due;
-  if (s == Status::ok) s = plan_joins(h);
+  if (s == Status::ok) s = plan_joins(h, head);
   while (s == Status::ok && !h.next.empty() && h.next.back().used == 0) {
     s = gone_.push_back(h.next.back().page);
     h.next.shrink(h.next.size() - 1);
@@ -78,7 +78,7 @@ inline Status CudaGroups::place_rows(Buffer<Ref>& pages, index_t head, index_t d
   return Status::ok;
 }
 
-inline Status CudaGroups::plan_joins(Head& h) {
+inline Status CudaGroups::plan_joins(Head& h, index_t head) {
   Buffer<Ref>& pages = h.next;
   index_t to = 0;
   bool chained = false;
@@ -89,7 +89,7 @@ inline Status CudaGroups::plan_joins(Head& h) {
       continue;
     }
     Ref &a = pages[to], &b = pages[p];
-    prim::JoinedPages job{a.page->rows, {a.page->rows, b.page->rows}, {}};
+    prim::JoinedPages job{a.page->rows, {a.page->rows, b.page->rows}, {}, head};
     for (int k = 0; k < 2; ++k) {
       const Ref& from = k == 0 ? a : b;
       for (index_t s = 0; s < from.used; ++s)

@@ -3,6 +3,7 @@
 #include <concepts>
 #include <type_traits>
 
+#include <kvcondense/backend/cuda/find_rows.cuh>
 #include <kvcondense/backend/cuda/latent_rows.cuh>
 #include <kvcondense/backend/cuda/slot_rows.cuh>
 #include <kvcondense/core/codec_of.hpp>
@@ -28,32 +29,33 @@ bool stored_alike(const C& a, const C& b, index_t dim) {
   return behind(a) == behind(b) && (exact || a.transform.stored_dim(dim) == b.transform.stored_dim(dim));
 }
 
-/// Whether kernels read the codecs of all heads: rows of as many bytes, windows that fill alike in a layer, and differences only in what a table says.
+/// Whether kernels read the codecs of all heads. In a layer: rows of as many bytes, but where tables say how many, windows that fill alike, and differences
+/// only in what a table says.
 template <class Quant>
 bool cuda_serves(const Quant& q, const CacheShape& shape) {
-  const auto key = key_codec_of(q, shape);
-  const auto value = value_codec_of(q, shape);
-  const auto known = [](const auto& codec) {
-    return !prim::has_sketch(codec) && (codec.group_slots() == 1 || prim::cuda_kernels::codes_groups<prim::DeviceCodec<std::remove_cvref_t<decltype(codec)>>>);
+  const auto known = []<class C>(const C& codec) {
+    return prim::table_serves(codec) && (codec.group_slots() == 1 || prim::cuda_kernels::codes_groups<prim::DeviceCodec<C>>);
   };
   const auto alike = []<class C>(const C& a, const C& b, index_t dim) {
     using Parts = prim::CodecParts<C>;
     if constexpr (prim::is_latent<prim::DeviceCodec<C>>) return stored_alike(a, b, dim);
     const index_t floats = prim::DeviceForm<C>::floats(a, dim);
-    if (a.page_bytes(1, dim) != b.page_bytes(1, dim) || a.group_slots() != b.group_slots() || prim::DeviceForm<C>::floats(b, dim) != floats) return false;
-    return floats > 0 ? Parts::transform(a).fingerprint() == Parts::transform(b).fingerprint() : a.fingerprint() == b.fingerprint();
+    if ((!prim::table_sizes<C> && a.page_bytes(1, dim) != b.page_bytes(1, dim)) || a.group_slots() != b.group_slots() || prim::DeviceForm<C>::floats(b, dim) != floats) return false;
+    const bool tables = floats > 0 && !prim::found_from_rows<typename Parts::Transform>;
+    return tables ? Parts::transform(a).fingerprint() == Parts::transform(b).fingerprint() : a.fingerprint() == b.fingerprint();
   };
-  if (!known(key) || !known(value)) return false;
-  // Layers may differ in how many coordinates they store.
-  constexpr bool per_layer = prim::is_latent<prim::DeviceCodec<std::remove_cvref_t<decltype(key)>>> || prim::is_latent<prim::DeviceCodec<std::remove_cvref_t<decltype(value)>>>;
-  for (index_t l = 0; l < (differs_per_head(q) ? shape.layers : 0); ++l)
+  if (!known(key_codec_of(q, shape)) || !known(value_codec_of(q, shape))) return false;
+  for (index_t l = 0; l < (differs_per_head(q) ? shape.layers : 0); ++l) {
+    const HeadIndex first{l, 0};
+    const auto key = key_codec_of(q, shape, first);
+    const auto value = value_codec_of(q, shape, first);
     for (index_t h = 0; h < shape.kv_heads; ++h) {
-      const HeadIndex at{l, h}, first{l, 0};
-      if (!alike(per_layer ? key_codec_of(q, shape, first) : key, key_codec_of(q, shape, at), shape.head_dim) ||
-          !alike(per_layer ? value_codec_of(q, shape, first) : value, value_codec_of(q, shape, at), shape.values()))
-        return false;
+      const HeadIndex at{l, h};
+      if (!known(key_codec_of(q, shape, at)) || !known(value_codec_of(q, shape, at))) return false;
+      if (!alike(key, key_codec_of(q, shape, at), shape.head_dim) || !alike(value, value_codec_of(q, shape, at), shape.values())) return false;
       if (!(key_flush_of(q, shape, at) == key_flush_of(q, shape, first)) || !(value_flush_of(q, shape, at) == value_flush_of(q, shape, first))) return false;
     }
+  }
   return true;
 }
 }  // namespace detail

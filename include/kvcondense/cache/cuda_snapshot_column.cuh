@@ -203,7 +203,7 @@ class CudaColumnFile {
       for (index_t i = 0; i < n; ++i) {
         const std::span<std::byte> to = room.part(i, bytes);
         const PageHead of = head_of(page + i);
-        if (part == 1) clear_gap(plan, dim, to);
+        if (part == 1) column.codec_.clear_gap(head, to);
         else std::ranges::fill(to.subspan(bytes / static_cast<std::size_t>(slots) * of.used), std::byte{});
         of.save(w);
         w.bytes(to);
@@ -232,21 +232,6 @@ class CudaColumnFile {
   static auto stored(const C& codec) { return prim::cuda_kernels::stored_codec(codec); }
   template <class C>
   static auto stored(const prim::Latent<C>& codec) { return prim::cuda_kernels::stored_codec(codec.codec); }
-  /// Bytes between codes and parameters are nobody's.
-  static void clear_gap(const Plan& plan, index_t dim, std::span<std::byte> page) { clear_gap(prim::cuda_kernels::stored_codec(plan.codec), plan, dim, page); }
-  template <class C>
-  static void clear_gap(const C& codec, const Plan& plan, index_t dim, std::span<std::byte> page) {
-    if constexpr (requires { codec.numbers(); }) {
-      clear_gap(codec.numbers(), plan, dim, page);
-    } else if constexpr (requires { codec.params_at(index_t{}, index_t{}); }) {
-      const auto row = [&] {
-        if constexpr (requires { codec.high_bytes(index_t{}); }) return codec.low_bytes(dim) + codec.high_bytes(dim);
-        else return codec.row_bytes(dim);
-      };
-      const auto end = static_cast<std::size_t>(plan.slots_of(1) * row());
-      std::ranges::fill(page.subspan(end, static_cast<std::size_t>(codec.params_at(plan.slots_of(1), dim)) - end), std::byte{});
-    }
-  }
 
   Status load_part(ByteReader& r, const Context<Cuda>& ctx, int part, index_t head, index_t& count) {
     const index_t slots = page_slots(plan(), part), group = part == 1 ? plan().codec.group_slots() : 1;

@@ -1,12 +1,14 @@
 #pragma once
 
 #include <algorithm>
+#include <cmath>
 #include <cstdint>
 #include <cstring>
 
 #include <kvcondense/core/config.hpp>
 #include <kvcondense/core/shape.hpp>
 #include <kvcondense/prim/channel_list.hpp>
+#include <kvcondense/prim/channel_scale.hpp>
 #include <kvcondense/prim/found_basis.hpp>
 #include <kvcondense/prim/symmetric_eigen.hpp>
 
@@ -54,6 +56,19 @@ inline void settle_channels(const ChannelList& t, index_t dim, float* state) {
     else set(order[k]);
   }
   std::memcpy(state, bits, static_cast<std::size_t>(ChannelList::words(dim)) * sizeof *bits);
+}
+
+/// state: the largest numbers of the channels in rows [dim] and, where the rule asks, in queries [dim]; behind it factors, then their inverses.
+inline void settle_scales(const ChannelScale& t, index_t dim, float* state) {
+  constexpr float most = ChannelScale::most;
+  const bool balances = t.rule == ChannelScale::Rule::balance;
+  for (index_t c = 0; c < dim; ++c) {
+    const float square = (balances ? state[dim + c] : 1.0f) / state[c];
+    const bool usual = square > 0.0f && square <= 3e38f;
+    const float power = balances || t.alpha == 0.5f ? std::sqrt(square) : std::pow(square, t.alpha);
+    state[c] = usual ? std::clamp(power, 1.0f / most, most) : 1.0f;
+    state[dim + c] = 1.0f / state[c];
+  }
 }
 
 }  // namespace kvcondense::prim

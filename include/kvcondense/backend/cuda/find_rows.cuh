@@ -10,6 +10,7 @@
 #include <kvcondense/core/shape.hpp>
 #include <kvcondense/core/status.hpp>
 #include <kvcondense/prim/channel_list.hpp>
+#include <kvcondense/prim/channel_scale.hpp>
 #include <kvcondense/prim/found_basis.hpp>
 #include <kvcondense/prim/settle_map.hpp>
 
@@ -20,7 +21,7 @@ struct FirstRows {
   ExactRows exact{};
   ColumnParts column{};
   KeptSlots due{};
-  MapFlags maps{};                           ///< heads that have one are passed over
+  MapFlags maps{};                           ///< heads that have theirs are passed over
   TensorView<const float, 3> queries{};      ///< of the step
   index_t group = 0;                         ///< query heads of a head
 };
@@ -87,6 +88,20 @@ __global__ void __launch_bounds__(Threads) sum_energies(ChannelList list, FirstR
   to[c] = of_rows, to[dim + c] = of_queries;
 }
 
+/// The largest sizes of channels in rows, of numbers that are some: a thread a channel. Grid: blocks of channels, heads.
+template <int Threads>
+__global__ void __launch_bounds__(Threads) top_channels(FirstRows first, float* out, index_t step) {
+  const index_t head = blockIdx.y;
+  const HeadKept due = first.due.of(head);
+  if (due.size == 0 || !first.maps.waits(head)) return;
+  const DueRows rows{first.exact, first.column.newest, head, due};
+  const int dim = static_cast<int>(first.column.newest.dim), c = static_cast<int>(blockIdx.x) * Threads + static_cast<int>(threadIdx.x);
+  if (c >= dim) return;
+  float top = 0.0f;
+  for (index_t i = 0; i < due.size; ++i) top = ChannelScale::larger(top, rows.row(static_cast<int>(i))(c));
+  out[head * step + c] = top;
+}
+
 }  // namespace cuda_kernels
 
 /// Of maps one behind the other the first, which alone is found from rows.
@@ -106,6 +121,8 @@ template <>
 inline constexpr bool found_from_rows<FoundBasis> = true;
 template <>
 inline constexpr bool found_from_rows<ChannelList> = true;
+template <>
+inline constexpr bool found_from_rows<ChannelScale> = true;
 
 /// Sums of rows for maps that are found from them: `finding_floats` numbers of every head that has rows here, `step` apart.
 struct FindRows {
@@ -118,14 +135,22 @@ struct FindRows {
     using namespace cuda_kernels;
     return cuda::launch(ctx, sum_energies<128>, {cuda::covering(first.column.newest.dim, 128), first.column.heads()}, 128, 0, list, first, out, step);
   }
+  static Status observe(Context<Cuda>& ctx, const ChannelScale&, const FirstRows& first, float* out, index_t step) {
+    using namespace cuda_kernels;
+    return cuda::launch(ctx, top_channels<128>, {cuda::covering(first.column.newest.dim, 128), first.column.heads()}, 128, 0, first, out, step);
+  }
   /// What they become, on the host.
   static void settle(const FoundBasis& t, index_t dim, float* sums) { settle_basis(t, dim, sums); }
   static void settle(const ChannelList& t, index_t dim, float* sums) { settle_channels(t, dim, sums); }
+  static void settle(const ChannelScale& t, index_t dim, float* tops) { settle_scales(t, dim, tops); }
   /// Whether numbers from a file can be that.
   static bool good(const FoundBasis& t, index_t dim, const float* state) {
     return std::all_of(state, state + t.state_floats(dim), [](float x) { return std::isfinite(x); });
   }
   static bool good(const ChannelList& t, index_t dim, const float* state) { return t.good_state(dim, state); }
+  static bool good(const ChannelScale& t, index_t dim, const float* state) {
+    return std::all_of(state, state + t.state_floats(dim), [](float x) { return x >= 1.0f / ChannelScale::most && x <= ChannelScale::most; });
+  }
 };
 
 }  // namespace kvcondense::prim

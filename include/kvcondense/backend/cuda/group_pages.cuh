@@ -27,6 +27,7 @@ struct JoinedPages {
   std::byte* into = nullptr;
   std::byte* page[2] = {};
   std::uint32_t live[2][most_slots / word_bits] = {};  ///< a bit a slot
+  index_t head = 0;
 };
 
 /// What a step does with the pages of a column. Lists lie on the device.
@@ -43,12 +44,13 @@ namespace cuda_kernels {
 
 /// A block a group of slots. Grid: jobs, groups of a page.
 template <class Codec>
-__global__ void __launch_bounds__(channel_threads, 4) code_groups(Codec codec, ExactRows exact, ColumnParts column, KeptSlots due, const CodedRows* jobs, index_t* repaired) {
+__global__ void __launch_bounds__(channel_threads, group_blocks<Codec>) code_groups(Codec codec, int group, ExactRows exact, ColumnParts column, KeptSlots due, const CodedRows* jobs,
+                                                                                   index_t* repaired) {
   auto& shared = cuda::shared_as<typename RowPage<Codec>::GroupScratch>();
   const CodedRows job = jobs[blockIdx.x];
-  const int at = static_cast<int>(blockIdx.y) * static_cast<int>(codec.group_slots());
+  const int at = static_cast<int>(blockIdx.y) * group;
   if (at >= job.count) return;
-  const RowPage<Codec> page(codec, job.page, static_cast<int>(column.coded.page_slots), static_cast<int>(column.coded.dim));
+  const RowPage<Codec> page(of_head(codec, job.head), job.page, static_cast<int>(column.coded.page_slots), static_cast<int>(column.coded.dim));
   const DueRows rows{exact, column.newest, job.head, due.of(job.head)};
   const int bad = page.encode_group(job.first + at, rows, job.begin + at, shared);
   if (threadIdx.x == 0) add_repaired(repaired, bad);
@@ -88,19 +90,19 @@ __device__ inline int find_live(const JoinedPages& job, JoinPlaces& place) {
 /// A block a chain of joins, a group at a time: it is decoded into the block's rows, then coded. Behind a group that was decoded nobody reads what its codes
 /// overwrite: live slots only move to the front.
 template <class Codec>
-__global__ void __launch_bounds__(channel_threads, 4) join_groups(Codec codec, int page_slots, int dim, const JoinedPages* joins, const index_t* chain, float* rows) {
+__global__ void __launch_bounds__(channel_threads, group_blocks<Codec>) join_groups(Codec codec, int group, int page_slots, int dim, const JoinedPages* joins, const index_t* chain,
+                                                                                   float* rows) {
   auto& shared = cuda::shared_as<JoinShared<Codec>>();
-  const int group = static_cast<int>(codec.group_slots());
   float* const own = rows + static_cast<std::size_t>(blockIdx.x) * static_cast<std::size_t>(group * dim);
   for (index_t j = chain[blockIdx.x]; j < chain[blockIdx.x + 1]; ++j) {
     const JoinedPages& job = joins[j];
     const int n = find_live(job, shared.place);
-    const RowPage<Codec> into(codec, job.into, page_slots, dim);
+    const auto page = [&](std::byte* at) { return RowPage<Codec>(of_head(codec, job.head), at, page_slots, dim); };
+    const RowPage<Codec> into = page(job.into);
     for (int first = 0; first < n; first += group) {
       for (int i = cuda::warp_of_block(); i < group; i += channel_threads / cuda::warp_lanes) {
         const int at = shared.place.of[first + i < n ? first + i : n - 1];  // the last one is repeated until its group is whole
-        const RowPage<Codec> from(codec, job.page[at / JoinedPages::most_slots], page_slots, dim);
-        for (int c = cuda::lane_of_warp(); c < dim; c += cuda::warp_lanes) own[i * dim + c] = from.value(at % JoinedPages::most_slots, c);
+        load_row(page(job.page[at / JoinedPages::most_slots]), at % JoinedPages::most_slots, own + i * dim);
       }
       __syncthreads();
       static_cast<void>(into.encode_group(first, JobRows{own, dim}, 0, shared.group));
@@ -121,7 +123,7 @@ struct GroupPages {
                      index_t* repaired) {
     using namespace cuda_kernels;
     return cuda::launch(ctx, code_groups<Codec>, {work.coded_count, column.coded.page_slots / codec.group_slots()}, channel_threads,
-                        sizeof(typename RowPage<Codec>::GroupScratch), codec, exact, column, due, work.coded, repaired);
+                        sizeof(typename RowPage<Codec>::GroupScratch), codec, static_cast<int>(codec.group_slots()), exact, column, due, work.coded, repaired);
   }
   /// Live slots of two pages, decoded and coded again with parameters of their own. Places behind them, up to a whole group, repeat the last.
   ///
@@ -129,8 +131,8 @@ struct GroupPages {
   template <class Codec>
   static Status join(Context<Cuda>& ctx, const Codec& codec, const ColumnParts& column, const GroupWork& work) {
     using namespace cuda_kernels;
-    return cuda::launch(ctx, join_groups<Codec>, {work.chains}, channel_threads, sizeof(JoinShared<Codec>), codec, static_cast<int>(column.coded.page_slots),
-                        static_cast<int>(column.coded.dim), work.joins, work.chain, work.rows);
+    return cuda::launch(ctx, join_groups<Codec>, {work.chains}, channel_threads, sizeof(JoinShared<Codec>), codec, static_cast<int>(codec.group_slots()),
+                        static_cast<int>(column.coded.page_slots), static_cast<int>(column.coded.dim), work.joins, work.chain, work.rows);
   }
 };
 

@@ -37,7 +37,7 @@ struct ColumnParts {
   KVCONDENSE_HD index_t heads() const { return newest.heads; }
 };
 
-/// Of every head whether it has the map that its codes need: see LatentMap.
+/// Of every head whether it has what its codes need and its first rows say: a number that is 0 before.
 struct MapFlags {
   const float* at = nullptr;  ///< null: nobody waits for one
   index_t step = 0;

@@ -8,6 +8,7 @@
 #include <kvcondense/backend/cuda/latent_rows.cuh>
 #include <kvcondense/backend/cuda/mapped_rows.cuh>
 #include <kvcondense/backend/cuda/page_rows.cuh>
+#include <kvcondense/backend/cuda/scaled_rows.cuh>
 #include <kvcondense/core/shape.hpp>
 #include <kvcondense/core/status.hpp>
 #include <kvcondense/prim/keep_rows.hpp>

@@ -110,6 +110,8 @@ struct DeviceForm<Transformed<T, C>> {
   using Inner = DeviceForm<C>;
   using type = Latent<typename Inner::type>;
 
+  static constexpr index_t found_at = LatentMap::maps_at;
+  static index_t found_floats(const Codec& c, index_t dim) { return LatentMap::header + LatentMap::floats(dim, c.transform.stored_dim(dim)); }
   static index_t floats(const Codec& c, index_t dim) { return inner_at(c, dim) + Inner::floats(c.codec, c.transform.stored_dim(dim)); }
   /// `out` of zeros. `state`: null where it is not found yet: nothing is coded until it is.
   static void fill(const Codec& c, index_t dim, float* out, const float* state = nullptr) {
@@ -137,6 +139,8 @@ struct DeviceForm<Transformed<Chained<F, T>, C>> {
   using Form = DeviceForm<Transformed<F, Transformed<T, C>>>;
   using type = typename Form::type;
 
+  static constexpr index_t found_at = Form::found_at;
+  static index_t found_floats(const Codec& c, index_t dim) { return Form::found_floats(split(c), dim); }
   static index_t floats(const Codec& c, index_t dim) { return Form::floats(split(c), dim); }
   static void fill(const Codec& c, index_t dim, float* out, const float* state = nullptr) { Form::fill(split(c), dim, out, state); }
   static type of(const Codec& c, const float* table, index_t step, index_t dim) { return Form::of(split(c), table, step, dim); }
@@ -189,15 +193,15 @@ __device__ inline void leave_latent(const LatentMap& map, float* row) {
     if (lane + k * cuda::warp_lanes < map.dim) row[lane + k * cuda::warp_lanes] = sum[k];
 }
 
-/// Rows of coordinates: `dim` is how many they are, `value` one of them.
+/// Rows of coordinates: `dim` is how many they are.
 template <RowCodec C>
 struct RowPage<Latent<C>> : RowPage<C> {
   LatentMap map;
 
   __device__ RowPage(const Latent<C>& c, std::byte* page, int page_slots, int) : RowPage<C>(c.codec, page, page_slots, c.map.rank), map(c.map) {}
   __device__ const RowPage<C>& coordinates() const { return *this; }
-  __device__ void finish(float* row) const {
-    if constexpr (requires { RowPage<C>::finish(row); }) RowPage<C>::finish(row);
+  __device__ void load(int slot, float* row) const {
+    load_row(coordinates(), slot, row);
     leave_latent(map, row);
   }
 

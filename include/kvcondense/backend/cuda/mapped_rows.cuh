@@ -17,15 +17,21 @@ struct MappedRow {
   }
 };
 
-/// Rows that are mapped before they are coded, and back behind: `value` is a number of the mapped row.
+/// A mapped row in shared memory becomes what it was. A warp; one function for all kernels.
+__attribute__((noinline)) __device__ inline void unmap_row(Hadamard map, int dim, float* row) {
+  __syncwarp();
+  map_hadamard(map, dim, row, true);
+}
+
+/// Rows that are mapped before they are coded, and back when they are loaded: `value` is a number of the mapped row.
 template <RowCodec C>
 struct RowPage<Transformed<Hadamard, C>> : RowPage<C> {
   Hadamard transform;
 
   __device__ RowPage(const Transformed<Hadamard, C>& c, std::byte* page, int page_slots, int row) : RowPage<C>(c.codec, page, page_slots, row), transform(c.transform) {}
-  __device__ void finish(float* row) const {
-    __syncwarp();
-    map_hadamard(transform, this->dim, row, true);
+  __device__ void load(int slot, float* row) const {
+    load_row(static_cast<const RowPage<C>&>(*this), slot, row);
+    unmap_row(transform, this->dim, row);
   }
 
   struct Scratch {

@@ -164,11 +164,11 @@ __device__ int RowPage<GroupInt<Bits>>::encode_group(int slot, const Rows& rows,
 
 /// Codecs of whole groups: a block a group.
 template <class Codec>
-__global__ void __launch_bounds__(channel_threads, 4) encode_slot_groups(Codec codec, PageBatch batch, index_t* repaired) {
+__global__ void __launch_bounds__(channel_threads, group_blocks<Codec>) encode_slot_groups(Codec codec, int group, PageBatch batch, index_t* repaired) {
   auto& shared = cuda::shared_as<typename RowPage<Codec>::GroupScratch>();
   const PageRows job = batch.jobs[blockIdx.y];
   const RowPage<Codec> page(codec, job.page, static_cast<int>(batch.slots), static_cast<int>(batch.dim));
-  const int begin = static_cast<int>(blockIdx.x) * static_cast<int>(codec.group_slots());
+  const int begin = static_cast<int>(blockIdx.x) * group;
   if (begin >= job.count) return;
   const int bad = page.encode_group(job.first + begin, JobRows{job.rows, job.step}, begin, shared);
   if (threadIdx.x == 0) add_repaired(repaired, bad);
@@ -180,6 +180,14 @@ Status check(const Codec& codec, const PageBatch& batch) {
   const bool sizes = batch.size >= 0 && batch.size <= 65535 && batch.most >= 0 && batch.slots > 0 &&
                      batch.slots <= 65536 && batch.dim > 0 && batch.dim <= max_head_dim;
   return sizes && codec.valid(batch.dim) ? Status::ok : Status::invalid_argument;
+}
+
+/// Groups of slots of a batch: `first` and `count` of every job are multiples of the group.
+template <class Codec>
+Status encode_groups_of(Context<Cuda>& ctx, const Codec& codec, const PageBatch& batch, index_t* repaired) {
+  const index_t group = codec.group_slots();
+  return cuda::launch(ctx, encode_slot_groups<Codec>, {cuda::covering(batch.most, group), batch.size}, channel_threads, sizeof(typename RowPage<Codec>::GroupScratch), codec,
+                      static_cast<int>(group), batch, repaired);
 }
 
 }  // namespace cuda_kernels
@@ -204,13 +212,15 @@ struct PageCodec<Cuda, ExactRows> {
   }
 };
 
-/// Codecs whose slots are independent, as row_codec.cuh says.
+/// Codecs as row_codec.cuh says. Where slots share something in groups, `first` and `count` of every job are multiples of the group.
 template <class Codec>
   requires cuda_kernels::RowCodec<Codec>
 struct PageCodec<Cuda, Codec> {
   static Status encode(Context<Cuda>& ctx, const Codec& codec, const PageBatch& batch, index_t* repaired = nullptr) {
     using namespace cuda_kernels;
     if (const Status s = check(codec, batch); s != Status::ok) return s;
+    if constexpr (GroupCodec<Codec>)
+      if (codec.group_slots() > 1) return encode_groups_of(ctx, codec, batch, repaired);
     return cuda::launch(ctx, encode_rows<Codec>, {cuda::covering(batch.most, codec_warps), batch.size}, codec_threads, sizeof(RowsShared<Codec>), codec, batch,
                         repaired);
   }
@@ -228,8 +238,7 @@ struct PageCodec<Cuda, Codec> {
   static Status encode(Context<Cuda>& ctx, const Codec& codec, const PageBatch& batch, index_t* repaired = nullptr) {
     using namespace cuda_kernels;
     if (const Status s = check(codec, batch); s != Status::ok) return s;
-    return cuda::launch(ctx, encode_slot_groups<Codec>, {cuda::covering(batch.most, codec.group_slots()), batch.size}, channel_threads,
-                        sizeof(typename RowPage<Codec>::GroupScratch), codec, batch, repaired);
+    return encode_groups_of(ctx, codec, batch, repaired);
   }
   static Status decode(Context<Cuda>& ctx, const Codec& codec, const PageBatch& batch) {
     using namespace cuda_kernels;
@@ -249,8 +258,7 @@ struct PageCodec<Cuda, GroupInt<Bits>> {
     if (codec.axis == GroupAxis::token)
       return cuda::launch(ctx, encode_rows<Codec>, {cuda::covering(batch.most, codec_warps), batch.size}, codec_threads,
                           sizeof(RowsShared<Codec>), codec, batch, repaired);
-    return cuda::launch(ctx, encode_slot_groups<Codec>, {cuda::covering(batch.most, codec.group_size), batch.size}, channel_threads,
-                        sizeof(ChannelShared), codec, batch, repaired);
+    return encode_groups_of(ctx, codec, batch, repaired);
   }
   static Status decode(Context<Cuda>& ctx, const Codec& codec, const PageBatch& batch) {
     using namespace cuda_kernels;

@@ -10,31 +10,32 @@
 #include <kvcondense/prim/group_quant.hpp>
 #include <kvcondense/prim/page_codec.hpp>
 #include <kvcondense/prim/row_transform.hpp>
-#include <kvcondense/prim/sign_sketch.hpp>
 
 // How a codec whose slots are independent comes to the device: by a RowPage of its own, and nothing else.
 //
 //   RowPage(codec, page, slots, dim)
 //   data, dim                                       the page, numbers of a row
 //   value(slot, c) -> float                         the number, by the arithmetic of the CPU
+//   load(slot, row)                                 instead, or where it says more than `value`: a warp makes a row in shared memory
 //   slot_bytes(slot) -> SlotBytes                   what moves with a slot
 //   Scratch                                         shared memory of a warp that codes a row
 //   encode(slot, rows, i, scratch) -> int           a warp codes rows.row(i), whose numbers are row(i)(c); how many had to be repaired, in every lane
-//   finish(row)                                     may be left out: a warp makes what value(slot, ..) gave a row, in shared memory
 //
-// A codec whose groups of slots share what their numbers are made of (scales along slots, strong channels, angles) cannot move a slot alone. It has value,
-// data and dim as above, and instead of the others
+// A codec whose groups of slots share what their numbers are made of (scales along slots, strong channels, angles) cannot move a slot alone. It has `value`
+// or `load`, data and dim as above, says `codes_groups<C>`, and has instead of the others, or beside them where groups are a matter of how it is set,
 //
 //   GroupScratch                                    shared memory of a block that codes a group
 //   encode_group(slot, rows, begin, scratch) -> int  a block of `channel_threads` codes rows begin, begin + 1, ... into the group of slots from `slot` on; how
-//                                                   many numbers had to be repaired, in every thread
+//                                                   many numbers had to be repaired, in every thread. It begins and ends with nobody in `scratch`.
 //
-// and `codes_groups`; it stands in `GroupedCodecs` (slot_rows.cuh) too.
+// Without a table it stands in `GroupedCodecs` (slot_rows.cuh).
 //
 // A codec whose numbers depend on tables (levels, codewords, groups of channels), or whose heads have some of their own, has besides
 //
 //   CodecTable<C>::floats(codec, dim) -> index_t    numbers of a head's table
 //   CodecTable<C>::fill(codec, dim, float*)         on the host
+//   CodecTable<C>::serves(codec) -> bool            may be left out: whether kernels read it, whatever it is set to
+//   CodecTable<C>::sizes_differ                     may be left out: true where heads of a layer may store rows in different numbers of bytes
 //
 // and stands in `TabledCodecs` (slot_rows.cuh); its RowPage<Tabled<C>> is made of a head's table alone too: RowPage(table, page, slots, dim).
 
@@ -70,13 +71,15 @@ struct DeviceForm {
   static void fill(const C&, index_t, float*) {}
   static const C& of(const C& codec, const float*, index_t, index_t) { return codec; }
 };
-template <HasCodecTable C>
-struct DeviceForm<C> {
+template <class C>
+struct TabledForm {
   using type = Tabled<C>;
   static index_t floats(const C& codec, index_t dim) { return CodecTable<C>::floats(codec, dim); }
   static void fill(const C& codec, index_t dim, float* out) { CodecTable<C>::fill(codec, dim, out); }
   static type of(const C& codec, const float* table, index_t step, index_t dim) { return {codec, table, step, dim}; }
 };
+template <HasCodecTable C>
+struct DeviceForm<C> : TabledForm<C> {};
 template <class T, class C>
 struct DeviceForm<Transformed<T, C>> {
   using Inner = DeviceForm<C>;
@@ -87,31 +90,25 @@ struct DeviceForm<Transformed<T, C>> {
     return {c.transform, Inner::of(c.codec, table, step, c.transform.stored_dim(dim))};
   }
 };
-/// Without a sketch; with one a cache refuses it.
-template <class C>
-struct DeviceForm<Sketched<C>> {
-  using Inner = DeviceForm<C>;
-  using type = typename Inner::type;
-  static index_t floats(const Sketched<C>& c, index_t dim) { return Inner::floats(c.codec, dim); }
-  static void fill(const Sketched<C>& c, index_t dim, float* out) { Inner::fill(c.codec, dim, out); }
-  static type of(const Sketched<C>& c, const float* table, index_t step, index_t dim) { return Inner::of(c.codec, table, step, dim); }
-};
 template <class C>
 using DeviceCodec = typename DeviceForm<C>::type;
 
-/// A sketch beside the codes, which no kernel reads.
+/// Whether kernels read a codec of a type that they know.
 template <class C>
-constexpr bool has_sketch(const C&) {
-  return false;
-}
-template <class C>
-constexpr bool has_sketch(const Sketched<C>& c) {
-  return c.sketch.bits > 0;
+constexpr bool table_serves(const C& codec) {
+  if constexpr (requires { CodecTable<C>::serves(codec); }) return CodecTable<C>::serves(codec);
+  else return true;
 }
 template <class T, class C>
-constexpr bool has_sketch(const Transformed<T, C>& c) {
-  return has_sketch(c.codec);
+constexpr bool table_serves(const Transformed<T, C>& c) {
+  return table_serves(c.codec);
 }
+
+/// Whether heads of a layer may store rows in different numbers of bytes.
+template <class C>
+inline constexpr bool table_sizes = requires { CodecTable<C>::sizes_differ; };
+template <class T, class C>
+inline constexpr bool table_sizes<Transformed<T, C>> = table_sizes<C>;
 
 /// The codec of one head of a layer.
 template <class C>
@@ -146,10 +143,8 @@ namespace cuda_kernels {
 
 /// Codecs that have a RowPage.
 template <class C>
-concept RowCodec = requires(const C& codec, const RowPage<C>& page) {
-  { page.value(0, 0) };
-  { page.slot_bytes(0) };
-};
+concept RowCodec = requires(const RowPage<C>& page) { page.slot_bytes(0); } &&
+                   (requires(const RowPage<C>& page) { page.value(0, 0); } || requires(const RowPage<C>& page, float* row) { page.load(0, row); });
 
 /// Codecs that may code whole groups of slots alone.
 template <class C>
@@ -158,11 +153,16 @@ template <int Bits>
 inline constexpr bool codes_groups<GroupInt<Bits>> = true;
 template <class C>
 concept GroupCodec = codes_groups<C> && requires { typename RowPage<C>::GroupScratch; };
+/// Blocks that code groups which a multiprocessor is to hold: what a thread keeps in registers follows from it.
+template <class C>
+inline constexpr int group_blocks = 4;
+template <class C>
+inline constexpr int group_blocks<Tabled<C>> = 2;
 
 /// Whether slots share what their numbers are made of, so that codes cannot move alone.
 template <class C>
-constexpr bool shares_slots(const C&) {
-  return codes_groups<DeviceCodec<C>>;
+constexpr bool shares_slots(const C& codec) {
+  return codes_groups<DeviceCodec<C>> && (!RowCodec<DeviceCodec<C>> || codec.group_slots() > 1);
 }
 template <int Bits>
 constexpr bool shares_slots(const GroupInt<Bits>& codec) {
@@ -172,9 +172,12 @@ constexpr bool shares_slots(const GroupInt<Bits>& codec) {
 /// A slot's row as floats in shared memory. A warp; whole warps call it together, and a lane reads its own channels alone unless it waits.
 template <class Page>
 __device__ inline void load_row(const Page& page, int slot, float* row) {
+  if constexpr (requires { page.load(slot, row); }) {
+    page.load(slot, row);
+  } else {
 #pragma unroll 1
-  for (int c = cuda::lane_of_warp(); c < page.dim; c += cuda::warp_lanes) row[c] = page.value(slot, c);
-  if constexpr (requires { page.finish(row); }) page.finish(row);
+    for (int c = cuda::lane_of_warp(); c < page.dim; c += cuda::warp_lanes) row[c] = page.value(slot, c);
+  }
 }
 
 /// Whether coding has to repair a number; `counted`: whoever stored the rows has counted those that are Inf or NaN.

@@ -8,6 +8,7 @@
 #include <kvcondense/backend/cuda/boosted_int.cuh>
 #include <kvcondense/backend/cuda/cluster_rows.cuh>
 #include <kvcondense/backend/cuda/complex_vq.cuh>
+#include <kvcondense/backend/cuda/group_bits.cuh>
 #include <kvcondense/backend/cuda/latent_rows.cuh>
 #include <kvcondense/backend/cuda/level_codes.cuh>
 #include <kvcondense/backend/cuda/mapped_rows.cuh>
@@ -15,6 +16,9 @@
 #include <kvcondense/backend/cuda/page_rows.cuh>
 #include <kvcondense/backend/cuda/polar_pairs.cuh>
 #include <kvcondense/backend/cuda/polar_tree.cuh>
+#include <kvcondense/backend/cuda/scaled_rows.cuh>
+#include <kvcondense/backend/cuda/sign_sketch.cuh>
+#include <kvcondense/backend/cuda/sketch_rows.cuh>
 #include <kvcondense/core/backend.hpp>
 #include <kvcondense/core/config.hpp>
 #include <kvcondense/core/step_view.hpp>
@@ -40,7 +44,7 @@ struct CodecList {
     static_cast<void>(((i++ == index ? (f.template operator()<C>(), false) : true) && ...));
   }
 };
-using TabledCodecs = CodecList<LevelCodes, NuqRows, ClusterRows, ComplexVq, PolarTree>;
+using TabledCodecs = CodecList<LevelCodes, NuqRows, ClusterRows, ComplexVq, PolarTree, Sketched<LevelCodes>, SketchRows, GroupBits>;
 
 /// Codecs of groups of slots that are read by themselves, from a copy of their description.
 using GroupedCodecs = CodecList<BoostedInt<2, 2>, PolarForm>;
@@ -49,18 +53,14 @@ struct GroupedCodec {
 };
 
 // One function of each for all kernels: they neither grow by it nor take longer to compile.
-__attribute__((noinline)) __device__ inline void load_tabled(int codec, const float* table, std::byte* page, int slot, int dim, float* row) {
-  TabledCodecs::at(codec, [&]<class C>() { load_row(RowPage<Tabled<C>>(table, page, 0, dim), slot, row); });
+__attribute__((noinline)) __device__ inline void load_tabled(int codec, const float* table, std::byte* page, int page_slots, int slot, int dim, float* row) {
+  TabledCodecs::at(codec, [&]<class C>() { load_row(RowPage<Tabled<C>>(table, page, page_slots, dim), slot, row); });
 }
 __attribute__((noinline)) __device__ inline void load_grouped(int codec, GroupedCodec description, std::byte* page, int page_slots, int slot, int dim, float* row) {
   GroupedCodecs::at(codec, [&]<class C>() {
     static_assert(sizeof(C) <= sizeof(GroupedCodec));
     load_row(RowPage<C>(*reinterpret_cast<const C*>(description.bytes), page, page_slots, dim), slot, row);
   });
-}
-__attribute__((noinline)) __device__ inline void unmap_row(Hadamard map, int dim, float* row) {
-  __syncwarp();
-  map_hadamard(map, dim, row, true);
 }
 __attribute__((noinline)) __device__ inline void unmap_latent(LatentMap map, float* row) { leave_latent(map, row); }
 
@@ -104,12 +104,14 @@ class SlotRows<Cuda> {
     if (at.coded && kind_ == Kind::grouped) {
       load_grouped(grouped_index_, grouped_, at.page, static_cast<int>(runs_.page_slots), at.place, dim, row);
     } else if (at.coded && kind_ >= Kind::tabled) {
-      load_tabled(static_cast<int>(kind_) - static_cast<int>(Kind::tabled), table_ + at.begin * table_step_, at.page, at.place, dim, row);
+      load_tabled(static_cast<int>(kind_) - static_cast<int>(Kind::tabled), table_ + at.begin * table_step_, at.page, static_cast<int>(runs_.page_slots), at.place, dim, row);
     } else {
 #pragma unroll 1
       for (int c = cuda::lane_of_warp(); c < dim; c += cuda::warp_lanes) row[c] = value(at, dim, c);
     }
     if (at.coded && mapped_) unmap_row(map_, dim, row);
+    if (at.coded && scales_ != nullptr)
+      for (int c = cuda::lane_of_warp(); c < dim; c += cuda::warp_lanes) row[c] = __fmul_rn(row[c], scales_[at.begin * table_step_ + dim + c]);
     if (latent) unmap_latent(map, row);
   }
   /// As on the host (`cache::bring_into_range`), what the stored type has no number for becomes the nearest one it has, a NaN becomes 0.
@@ -146,6 +148,11 @@ class SlotRows<Cuda> {
     kind_ = static_cast<Kind>(static_cast<int>(Kind::tabled) + index), table_ = codec.table, table_step_ = codec.step;
   }
   template <class C>
+  void take(const prim::Tabled<prim::Transformed<prim::ChannelScale, C>>& codec) {
+    scales_ = codec.table, table_step_ = codec.step;
+    take(codec.codec.codec);
+  }
+  template <class C>
   void take(const prim::Transformed<prim::Hadamard, C>& codec) {
     mapped_ = !codec.transform.identity(), map_ = codec.transform;
     take(codec.codec);
@@ -175,6 +182,7 @@ class SlotRows<Cuda> {
   prim::Hadamard map_{};
   prim::LatentMap latent_{};  ///< no table: rows are no coordinates
   const float* table_ = nullptr;
+  const float* scales_ = nullptr;  ///< factors of a head's channels, then their inverses
   index_t table_step_ = 0;
   prim::cuda_kernels::GroupPlaces groups_{};
   prim::cuda_kernels::GroupedCodec grouped_{};

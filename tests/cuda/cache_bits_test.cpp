@@ -1,0 +1,24 @@
+// Caches on CUDA whose heads have codes of widths of their own.
+
+#include <string>
+#include <vector>
+
+#include <kvcondense/quant/bit_allocation.hpp>
+
+#include "cache_live.hpp"
+
+using namespace kvcondense;
+using namespace cuda_cache;
+
+TEST_CASE("cuda cache codec: bit_allocation") {
+  const CacheShape layers{.layers = 3, .q_heads = 3, .kv_heads = 1, .head_dim = 64, .page_slots = 16};
+  stays(quant::BitAllocation{.boundary = 1, .sinks = 2}, "bit_allocation(boundary=1, sinks=2)", layers);
+  // Heads of a layer differ: rows of 3 and of 8 bits, values of 5 and of 1.
+  const std::vector<float> keys{3, 8, 4, 2}, values{5, 1, 2, 7};
+  any::ModelFacts facts;
+  quant::BitAllocation bits{.group_size = 16};
+  facts.key_widths = bits.key_widths = {keys.data(), 2, 2}, facts.value_widths = bits.value_widths = {values.data(), 2, 2};
+  leaves(bits, "bit_allocation(group=16)", small, facts);
+  bits.layout = quant::BitLayout::kivi, bits.residual_window = 16, bits.sinks = 1;
+  leaves(bits, "bit_allocation(group=16, layout=kivi, residual=16, sinks=1)", small, facts);
+}
