@@ -7,6 +7,7 @@
 #include <support/model_facts.hpp>
 
 #include "cache_methods.hpp"
+#include "cache_shapes.hpp"
 
 namespace cuda_cache {
 
@@ -46,13 +47,5 @@ template <class... Stages>
 void live(const std::string& text, const CacheShape& shape, float within, const RandomModel& model, const Stages&... stages) {
   live_as(text, shape, made_again, within, model.facts(), stages...);
 }
-
-// Query heads a KV head: 3, 7, 4, 1; heads of 64, 80, 128 and 256.
-inline const CacheShape small{.layers = 2, .q_heads = 6, .kv_heads = 2, .head_dim = 64, .page_slots = 16};
-inline const CacheShape odd{.q_heads = 7, .kv_heads = 1, .head_dim = 80, .value_dim = 48, .page_slots = 5};
-inline const CacheShape common{.layers = 2, .q_heads = 8, .kv_heads = 2, .head_dim = 128, .dtype = DType::f32, .page_slots = 64};
-inline const CacheShape wide{.q_heads = 2, .kv_heads = 2, .head_dim = 256, .dtype = DType::bf16, .page_slots = 8};
-
-inline constexpr evict::H2O heavy{.heavy = 20, .recent = 8};
 
 }  // namespace cuda_cache
