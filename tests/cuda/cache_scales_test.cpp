@@ -3,8 +3,11 @@
 #include <string>
 
 #include <kvcondense/evict/knorm.hpp>
+#include <kvcondense/lowrank/pca.hpp>
 #include <kvcondense/quant/group_int.hpp>
 #include <kvcondense/quant/smooth_attention.hpp>
+
+#include <support/model_facts.hpp>
 
 #include "cache_live.hpp"
 
@@ -25,4 +28,6 @@ TEST_CASE("cuda cache codec: smooth_attention") {
   lives(norms);
   const quant::SmoothAttention<quant::GroupInt<4>> along{.base = {.key_axis = prim::GroupAxis::channel, .group_size = 16}};
   CHECK(make_cache<Cuda>(small, recipe(along)).status() == Status::not_supported);
+  const test::RandomModel model(small);
+  CHECK(make_cache<Cuda>(small, recipe(lowrank::Pca{.bases = model.facts().bases}, quant::SmoothAttention<quant::GroupInt<4>>{})).status() == Status::not_supported);
 }

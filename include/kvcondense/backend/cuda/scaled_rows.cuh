@@ -34,6 +34,10 @@ template <class T, class C>
 constexpr bool table_serves(const Transformed<T, Transformed<ChannelScale, C>>&) {
   return false;
 }
+template <class T, class C>
+constexpr bool table_serves(const Transformed<Chained<T, ChannelScale>, C>&) {
+  return false;
+}
 
 namespace cuda_kernels {
 
