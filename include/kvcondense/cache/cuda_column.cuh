@@ -300,7 +300,7 @@ class CudaColumn {
   /// No window of a head keeps more.
   index_t left_after(const Flush& rule, index_t head) const {
     const index_t n = most_[head].newest, left = most_left_of(rule, n);
-    return codec_.waits(head) ? std::max(left, std::min(n, rule.first)) : left;
+    return codec_.waits(head) ? std::max(left, std::min(n, rule.keep + rule.first + rule.block - 1)) : left;  // short of the first whole blocks
   }
   static index_t coded_after(const Flush& rule, const Most& m, index_t kept) { return std::min(kept, m.coded + most_due_of(rule, m.newest)); }
   Status take_pages(int part, index_t head, index_t slots) {

@@ -152,7 +152,8 @@ class CudaColumnFile {
   /// How many numbers a head has found, none or all, and they. Waits for the stream.
   static void save_state(ByteWriter& w, const Context<Cuda>& ctx, const Column& column, index_t head) {
     Buffer<float> state(heap_memory());
-    Status s = state.resize(column.codec_.waits(head) ? 0 : column.codec_.state_floats());
+    const bool waits = column.codec_.waits(head) && column.told_[static_cast<std::size_t>(head)].coded == 0;  // the last step may have found them
+    Status s = state.resize(waits ? 0 : column.codec_.state_floats());
     if (s == Status::ok && !state.empty()) s = cuda::settled(cudaMemcpyAsync(state.data(), column.codec_.state(head), state.span().size_bytes(), cudaMemcpyDeviceToHost, ctx.stream()));
     const Status done = ctx.wait();
     if (s != Status::ok || done != Status::ok) return w.fail(s != Status::ok ? s : done);
