@@ -3,14 +3,30 @@
 #include <algorithm>
 #include <cassert>
 #include <cstdint>
+#include <span>
 
 #include <kvcondense/backend/cuda/found_scales.cuh>
 #include <kvcondense/backend/cuda/memory.cuh>
 #include <kvcondense/backend/cuda/row_codec.cuh>
 #include <kvcondense/core/buffer.hpp>
 #include <kvcondense/core/status.hpp>
+#include <kvcondense/prim/group_bits.hpp>
 
 namespace kvcondense::cache {
+
+/// Bytes [begin, end) of a page lie between its codes and their parameters, and are nobody's.
+struct PageGap {
+  std::size_t begin = 0, end = 0;
+};
+template <class C>
+PageGap gap_of(const C& codec, index_t slots, index_t dim) {
+  if constexpr (requires { codec.numbers(); }) return gap_of(codec.numbers(), slots, dim);
+  else if constexpr (requires { codec.params_at(slots, dim); }) return {static_cast<std::size_t>(slots * codec.row_bytes(dim)), static_cast<std::size_t>(codec.params_at(slots, dim))};
+  else return {};
+}
+inline PageGap gap_of(const prim::GroupBits& codec, index_t slots, index_t dim) {
+  return codec.with([&](const auto& c) { return gap_of(c, slots, dim); });
+}
 
 /// The codec of a column as kernels take it: tables of the heads' codecs in device memory, where it has some.
 template <class Codec>
@@ -20,13 +36,15 @@ class CudaCodec {
  public:
   /// Pages have so many slots.
   CudaCodec(const Codec& codec, index_t slots, index_t dim, MemoryResource<Cuda>& memory)
-      : codec_(codec), slots_(slots), dim_(dim), tables_(memory), prints_(heap_memory()), bytes_(heap_memory()), waits_(heap_memory()) {}
+      : codec_(codec), slots_(slots), dim_(dim), tables_(memory), prints_(heap_memory()), bytes_(heap_memory()), gaps_(heap_memory()), waits_(heap_memory()) {}
 
   /// All heads have the codec, whose fingerprint, as the recipe names it, is `print`.
   Status make(index_t heads, std::int64_t print) {
     if (const Status s = prints_.resize(heads); s != Status::ok) return s;
     if (const Status s = bytes_.resize(heads); s != Status::ok) return s;
+    if (const Status s = gaps_.resize(heads); s != Status::ok) return s;
     std::fill_n(prints_.data(), heads, print), std::fill_n(bytes_.data(), heads, codec_.page_bytes(slots_, dim_));
+    std::fill_n(gaps_.data(), heads, gap_of(prim::cuda_kernels::stored_codec(codec_), slots_, dim_));
     if (const Status s = waits_.resize(heads); s != Status::ok) return s;
     forget();
     return fill(prim::finds_state<Codec> ? heads : 1, [&](index_t) -> const Codec& { return codec_; });
@@ -40,7 +58,7 @@ class CudaCodec {
     return fill(prints_.size(), [&](index_t h) {
       const Codec codec = of(h);
       prints_[h] = codec.fingerprint();
-      if (prim::table_sizes<Codec>) bytes_[h] = codec.page_bytes(slots_, dim_);
+      if (prim::table_sizes<Codec>) bytes_[h] = codec.page_bytes(slots_, dim_), gaps_[h] = gap_of(prim::cuda_kernels::stored_codec(codec), slots_, dim_);
       return codec;
     });
   }
@@ -49,6 +67,8 @@ class CudaCodec {
   std::int64_t fingerprint(index_t head) const { return prints_[head]; }
   /// Of a page of a head.
   std::size_t page_bytes(index_t head) const { return bytes_[head]; }
+  /// Of such a page, for files.
+  void clear_gap(index_t head, std::span<std::byte> page) const { std::ranges::fill(page.subspan(gaps_[head].begin, gaps_[head].end - gaps_[head].begin), std::byte{}); }
   // Where tables are states that a step finds.
   bool waits(index_t head) const { return waits_[head]; }
   void found(index_t head) { waits_[head] = false; }
@@ -102,6 +122,7 @@ class CudaCodec {
   index_t step_ = 0;             ///< floats from a head's tables to the next's; 0: all heads share them
   Buffer<std::int64_t> prints_;  ///< per head
   Buffer<std::size_t> bytes_;    ///< per head
+  Buffer<PageGap> gaps_;         ///< per head
   Buffer<bool> waits_;           ///< per head: a step is still to find its state
 };
 

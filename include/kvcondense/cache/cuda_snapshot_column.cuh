@@ -205,7 +205,7 @@ class CudaColumnFile {
       for (index_t i = 0; i < n; ++i) {
         const std::span<std::byte> to = room.part(i, bytes);
         const PageHead of = head_of(page + i);
-        if (part == 1) clear_gap(plan, to);
+        if (part == 1) column.codec_.clear_gap(head, to);
         else std::ranges::fill(to.subspan(bytes / static_cast<std::size_t>(slots) * of.used), std::byte{});
         of.save(w);
         w.bytes(to);
@@ -228,17 +228,6 @@ class CudaColumnFile {
   }
   static const std::byte* codes_at(const Column& column, index_t head, index_t page) {
     return column.plan_.grouped() ? column.groups_.pages(head)[page].page->rows : column.pages_[1][head][page]->rows;
-  }
-  /// Bytes between codes and parameters are nobody's.
-  static void clear_gap(const Plan& plan, std::span<std::byte> page) { clear_gap(prim::cuda_kernels::stored_codec(plan.codec), plan, page); }
-  template <class C>
-  static void clear_gap(const C& codec, const Plan& plan, std::span<std::byte> page) {
-    if constexpr (requires { codec.numbers(); }) {
-      clear_gap(codec.numbers(), plan, page);
-    } else if constexpr (requires { codec.params_at(index_t{}, index_t{}); }) {
-      const auto end = static_cast<std::size_t>(plan.slots_of(1) * codec.row_bytes(plan.dim));
-      std::ranges::fill(page.subspan(end, static_cast<std::size_t>(codec.params_at(plan.slots_of(1), plan.dim)) - end), std::byte{});
-    }
   }
 
   Status load_part(ByteReader& r, const Context<Cuda>& ctx, int part, index_t head, index_t& count) {
