@@ -28,6 +28,29 @@ TEST_CASE("cuda cache codec: bit_allocation") {
   leaves(bits, "bit_allocation(group=16, layout=kivi, residual=16, sinks=1)", small, facts);
 }
 
+TEST_CASE("cuda cache codec: bit_allocation, bytes of tombstones are those of each head's slots") {
+  const std::vector<float> keys{3, 8, 4, 2};
+  any::ModelFacts facts;
+  quant::BitAllocation bits{.layout = quant::BitLayout::kivi, .group_size = 16, .residual_window = 32};
+  facts.key_widths = bits.key_widths = {keys.data(), 2, 2};
+  Pair pair(recipe(bits), "bit_allocation(layout=kivi, group=16, residual=32)", small, facts);
+  pair.forward(32);
+  pair.remove(3, 9);
+  std::size_t dead = 0;
+  for (const float width : keys) dead += 6 * prim::GroupBits{static_cast<int>(width), prim::GroupAxis::channel, 16}.page_bytes(16, 64) / 16;
+  CHECK(pair.on_device().report(pair.device())->dead_bytes == dead);
+}
+
+TEST_CASE("cuda cache codec: bit_allocation, files have no bytes that are nobody's") {
+  // Five rows of 30 bytes, and of 18: parameters begin behind them at a multiple of four.
+  Pair pair(recipe(quant::BitAllocation{.key_bits = 3, .value_bits = 3, .boundary = 0, .group_size = 16}), "bit_allocation(key_bits=3, value_bits=3, boundary=0, group=16)", odd);
+  pair.forward(13);
+  test::ByteList host, device;
+  REQUIRE(pair.on_host().save(host) == Status::ok);
+  REQUIRE(save(pair.device(), pair.on_device(), device) == Status::ok);
+  REQUIRE(device.bytes == host.bytes);
+}
+
 TEST_CASE("cuda cache: widths of layers and signs of coordinates") {
   const CacheShape shape{.layers = 3, .q_heads = 6, .kv_heads = 2, .head_dim = 64, .dtype = DType::f32, .page_slots = 16};
   const test::RandomModel model(shape);

@@ -198,6 +198,9 @@ TEST_CASE("qjl: settings that fit nothing are refused", "[quant][qjl]") {
   REQUIRE(Qjl{.strong_bits = 0, .first_strong_bits = 0, .channels = 0}.validate(shape) == Status::ok);
   REQUIRE(Qjl{.channels = 64}.validate(shape) == Status::invalid_argument);
   REQUIRE(Qjl{.group_size = 48}.validate(shape) == Status::invalid_argument);
+  REQUIRE(Qjl{.group_size = 1}.validate(shape) == Status::invalid_argument);  // its strong channels would be each slot's own
+  REQUIRE(Qjl{.group_size = 2}.validate(shape) == Status::ok);
+  REQUIRE(Qjl{.channels = 0, .group_size = 1}.validate(shape) == Status::ok);
   REQUIRE(Qjl{.value_group = 48}.validate(shape) == Status::invalid_argument);
   REQUIRE(Qjl{.buffer = 0}.validate(shape) == Status::invalid_argument);
   REQUIRE(Qjl{.sinks = -1}.validate(shape) == Status::invalid_argument);

@@ -256,7 +256,11 @@ class CudaColumn {
       for (const CudaPage* page : list) n += page->bytes;
     return n;
   }
-  std::size_t dead_bytes() const { return groups_.dead_bytes(); }
+  std::size_t dead_bytes() const {
+    std::size_t sum = 0;
+    for (index_t h = 0; h < plan_.heads; ++h) sum += static_cast<std::size_t>(groups_.dead(h)) * bytes_of(1, h) / static_cast<std::size_t>(plan_.slots_of(1));
+    return sum;
+  }
   index_t coded_again(index_t head) const { return groups_.coded_again(head); }
   std::size_t side_bytes() const {
     return table_.bytes() + groups_.side_bytes() + codec_.bytes() + static_cast<std::size_t>(counts_.size()) * sizeof(prim::PartCounts);

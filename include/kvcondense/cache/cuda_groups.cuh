@@ -128,12 +128,12 @@ class CudaGroups {
   }
   index_t spare() const { return spare_.size(); }
   std::size_t page_bytes() const { return static_cast<std::size_t>(spare_.size() + made_.size() + held()) * bytes_; }
-  /// Bytes of tombstones.
-  std::size_t dead_bytes() const {
+  /// Tombstones of a head.
+  index_t dead(index_t head) const {
+    const auto& pages = heads_[head].pages;
     index_t n = 0;
-    for (const Head& h : heads_)
-      for (index_t p = 0; p < h.pages.size(); ++p) n += (p + 1 < h.pages.size() ? page_slots_ : index_t{h.pages[p].used}) - h.pages[p].live;
-    return static_cast<std::size_t>(n) * bytes_ / static_cast<std::size_t>(page_slots_);
+    for (index_t p = 0; p < pages.size(); ++p) n += (p + 1 < pages.size() ? page_slots_ : index_t{pages[p].used}) - pages[p].live;
+    return n;
   }
   std::size_t side_bytes() const {
     std::size_t n = static_cast<std::size_t>(lists_.size());

@@ -27,7 +27,8 @@ namespace kvcondense::quant {
 ///          look at. Lengths in fp16, of each part by itself, so that none is the root of a negative number.
 /// Differs  directions come from signs and Hadamard transforms, not from QR of normal numbers; any head size works.
 /// Errors   invalid_argument unless signs are multiples of 8 up to 1024 (of the strong ones above 0 where there are any),
-///          channels are fewer than head_dim, groups divide `buffer` and pages, and windows are not negative.
+///          channels are fewer than head_dim and of groups of two tokens or more, groups divide `buffer` and pages, and windows
+///          are not negative.
 struct Qjl {
   static constexpr Descriptor about{"qjl", Stage::quant, "arXiv:2406.03482"};
 
@@ -52,7 +53,8 @@ struct Qjl {
   constexpr Flush value_flush() const { return fifo_flush(buffer); }
 
   Status validate(const CacheShape& shape) const {
-    return buffer > 0 && codecs_fit(*this, shape) ? Status::ok : Status::invalid_argument;
+    const bool grouped = channels == 0 || group_size > 1;
+    return buffer > 0 && grouped && codecs_fit(*this, shape) ? Status::ok : Status::invalid_argument;
   }
 };
 

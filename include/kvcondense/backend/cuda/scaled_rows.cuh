@@ -41,7 +41,11 @@ constexpr bool table_serves(const Transformed<Chained<T, ChannelScale>, C>&) {
 
 namespace cuda_kernels {
 
-template <RowCodec C>
+/// Codecs that are read number by number: a row that is loaded whole would come without its factors.
+template <class C>
+concept ReadByNumber = RowCodec<C> && !requires(const RowPage<C>& page, float* row) { page.load(0, row); };
+
+template <ReadByNumber C>
 struct RowPage<Tabled<Transformed<ChannelScale, C>>> : RowPage<C> {
   const float* state;  ///< factors, then their inverses
 
