@@ -95,7 +95,8 @@ class CudaRetrieval {
     const index_t rows = pipeline_.rows(shape), most = pipeline_.most_units(slots) + 2, n = std::min(tokens, pipeline_.longest_call());
     retrieve::ReadView<Cuda> view;
     view.shape = shape, view.slots = &slots;
-    const index_t intervals = most_read(view, 0, most) + 2;  // a shorter head chooses no more
+    index_t intervals = most_read(view, 0, most) + 2;  // a shorter head chooses no more
+    for (const CudaHeld& h : held_) intervals = std::max(intervals, h.loaded() + 2);
     const std::size_t lists = Scratch::align + Scratch::bytes_for<index_t>(told_numbers(shape.kv_heads, rows)) + Scratch::bytes_for<std::int32_t>(rows * most) + 2 * Scratch::bytes_for<index_t>(rows) +
                               2 * Scratch::bytes_for<prim::SlotRun>(rows * prim::ChosenSlots::most_runs(intervals, most_runs(plan, slots), slots)) +
                               Scratch::bytes_for<prim::ChosenInterval>(rows * intervals) + Scratch::bytes_for<float>(rows * slots) + listed(plan).bytes(shape, rows, slots, n) +
@@ -142,7 +143,7 @@ class CudaRetrieval {
     offset[0] = run_offset[0] = interval_offset[0] = read_offset[0] = 0;
     index_t longest = 0;
     for (index_t r = 0; r < rows; ++r) {
-      const index_t h = r * heads / rows, units = most_read(view, h, among.size(h)), size = pipeline_.partition.size();
+      const index_t h = r * heads / rows, units = std::max(most_read(view, h, among.size(h)), held ? held_[layer].loaded() : 0), size = pipeline_.partition.size();
       const index_t front = std::min(slots[h], pipeline_.unit_begin(among.first[h]));
       const index_t back = slots[h] - std::min({slots[h], known[h], pipeline_.unit_begin(among.last[h])});
       const index_t read = std::min(slots[h], front + units * size + back);

@@ -271,11 +271,11 @@ struct KeyClusters {
     if (s == Status::ok) s = calibrate(ctx, found, false, head, keys.heads(), plan, queries, scale, mean, scratch);
     return s == Status::ok && plan.coarse > 0 ? calibrate(ctx, found, true, head, keys.heads(), plan, queries, scale, mean, scratch) : s;
   }
-  /// tables [rows, step] of query rows [rows, dim]. `coarse`: whether some head may have two levels.
-  static Status tables(Context<Cuda>& ctx, const SlotCodebooks& books, const float* queries, index_t rows, index_t per_head, index_t dim, float scale, bool coarse,
-                       index_t step, float* out) {
+  /// tables [rows, step] of query rows [rows, dim]. What was learned says how many levels a head has, and may be a file's.
+  static Status tables(Context<Cuda>& ctx, const SlotCodebooks& books, const float* queries, index_t rows, index_t per_head, index_t dim, float scale, index_t step,
+                       float* out) {
     using namespace cuda_kernels;
-    return cuda::launch(ctx, make_cluster_tables<cluster_threads>, {rows}, cluster_threads, shared(coarse), books, queries, per_head, static_cast<int>(dim), scale, step, out);
+    return cuda::launch(ctx, make_cluster_tables<cluster_threads>, {rows}, cluster_threads, shared(true), books, queries, per_head, static_cast<int>(dim), scale, step, out);
   }
   /// `threshold` above 0: of all heads.
   static Status above(Context<Cuda>& ctx, RaggedView<const float> scores, const SlotCodebooks& books, index_t heads, float threshold, RaggedView<std::int32_t> units,
