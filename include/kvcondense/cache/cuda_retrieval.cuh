@@ -374,10 +374,9 @@ class CudaRetrieval {
   Pipeline pipeline_{};
   bool raw_ = false;     ///< keys are stored without rotation
   bool learns_ = false;  ///< from the first prompt that ends
-  cuda::SteeringMemory steering_;  ///< outlives the index
+  cuda::SteeringMemory steering_, held_steering_;  ///< outlive the index, and what is held
   ObjectArray<CudaIndex> index_;
   Watching watching_;
-  cuda::SteeringMemory held_steering_;
   ObjectArray<CudaHeld> held_;  ///< where `holds`
 };
 
