@@ -97,8 +97,9 @@ class Pool final : public Executor {
 /// A cache of this library, as its own peer.
 class Ours final : public Attention {
  public:
-  static std::unique_ptr<Ours> make(const std::string& recipe, const Problem& p, Pool* pool, MemoryResource<Cpu>& memory) {
-    auto made = any::make(recipe, {.layers = p.layers, .q_heads = p.q_heads, .kv_heads = p.kv_heads, .head_dim = p.dim}, any::on<Cpu>, memory);
+  static std::unique_ptr<Ours> make(const std::string& recipe, const Problem& p, long page_slots, Pool* pool, MemoryResource<Cpu>& memory) {
+    const CacheShape shape{.layers = p.layers, .q_heads = p.q_heads, .kv_heads = p.kv_heads, .head_dim = p.dim, .page_slots = page_slots};
+    auto made = any::make(recipe, shape, any::on<Cpu>, memory);
     if (!made) {
       std::fprintf(stderr, "%s: %.*s\n", recipe.c_str(), static_cast<int>(made.message().size()), made.message().data());
       return nullptr;
@@ -257,7 +258,7 @@ struct Options {
   std::vector<long> slots = {1024, 4096, 16384, 65536};
   std::vector<int> threads = {1, 2}, bits = {16, 8, 4};
   std::string shape = "32/8/128", memory = "huge", json;
-  long cold_mib = 1024;
+  long cold_mib = 1024, page_slots = CacheShape{}.page_slots;
   int rounds = 9;
   double peer_tolerance = 5e-2;
 };
@@ -306,8 +307,8 @@ class Run {
 
   int all() {
     const double busy = busy_programs();
-    std::printf("%ld query heads, %ld KV heads of %ld numbers; kernels: %s; %d rounds; cold: %ld MiB each; memory: %s\n\n", q_heads_, kv_heads_, dim_,
-                prim::cpu::row_ops().name, o_.rounds, o_.cold_mib, o_.memory.c_str());
+    std::printf("%ld query heads, %ld KV heads of %ld numbers; kernels: %s; %d rounds; cold: %ld MiB each; memory: %s, in pages of %ld slots\n\n", q_heads_, kv_heads_, dim_,
+                prim::cpu::row_ops().name, o_.rounds, o_.cold_mib, o_.memory.c_str(), o_.page_slots);
     std::printf("| slots | threads | turn | who | form | ns/slot | spread | GB/s | of read | of own f16 |");
     for (const Peer& p : peers_) std::printf(" of %s |", p.name.c_str());
     std::printf(" error | with coding |\n|--:|--:|---|---|---|--:|--:|--:|--:|--:|");
@@ -388,7 +389,7 @@ class Run {
     if (pool) pool->awake();
     for (const Recipe& r : recipes(bits)) {
       p.layers = layers(r.bits, slots);
-      add(list, "ours", r.text, true, r.tolerance, Ours::make(r.text, p, pool.get(), *pages_), p);
+      add(list, "ours", r.text, true, r.tolerance, Ours::make(r.text, p, o_.page_slots, pool.get(), *pages_), p);
     }
     if (pool) pool->asleep();
     most_huge_ = std::max(most_huge_, huge_.huge_bytes());
@@ -439,7 +440,7 @@ class Run {
     nlohmann::json row = {{"slots", slots}, {"bits", bits}, {"threads", threads}, {"turn", turn}, {"who", c.who}, {"form", c.form},
                           {"ns_per_slot", t / static_cast<double>(slots) * 1e9}, {"spread", spread}, {"GB_per_s", c.bytes / t * 1e-9},
                           {"bytes", c.bytes}, {"layers", c.layers}, {"of_read", read}, {"of_own_f16", own}, {"error", c.error},
-                          {"error_with_coding", c.whole_error}, {"memory", o_.memory}, {"samples", c.seconds.size()}, {"shape", o_.shape}};
+                          {"error_with_coding", c.whole_error}, {"memory", o_.memory}, {"page_slots", o_.page_slots}, {"samples", c.seconds.size()}, {"shape", o_.shape}};
     for (const Peer& peer : peers_) {
       double best = 0;
       for (const Contender& other : list)
@@ -493,6 +494,7 @@ int main(int argc, char** argv) {
   app.add_option("--shape", o.shape, "query heads/KV heads/head size");
   app.add_option("--cold-mib", o.cold_mib, "bytes that take turns");
   app.add_option("--memory", o.memory, "of this library: heap, or huge for pages of 2 MiB where the system has them");
+  app.add_option("--page-slots", o.page_slots, "slots of a page of this library's caches");
   app.add_option("--rounds", o.rounds, "turns of each");
   app.add_option("--json", o.json, "write the table to this file, too");
   try {

@@ -3,7 +3,12 @@
 #include <string>
 #include <vector>
 
+#include <kvcondense/lowrank/pca.hpp>
 #include <kvcondense/quant/bit_allocation.hpp>
+#include <kvcondense/quant/qjl.hpp>
+#include <kvcondense/quant/turboquant.hpp>
+
+#include <support/model_facts.hpp>
 
 #include "cache_live.hpp"
 
@@ -44,4 +49,20 @@ TEST_CASE("cuda cache codec: bit_allocation, files have no bytes that are nobody
   REQUIRE(pair.on_host().save(host) == Status::ok);
   REQUIRE(save(pair.device(), pair.on_device(), device) == Status::ok);
   REQUIRE(device.bytes == host.bytes);
+}
+
+TEST_CASE("cuda cache: widths of layers and signs of coordinates") {
+  const CacheShape shape{.layers = 3, .q_heads = 6, .kv_heads = 2, .head_dim = 64, .dtype = DType::f32, .page_slots = 16};
+  const test::RandomModel model(shape);
+  const lowrank::Pca pca{.window = 4, .bases = model.facts().bases};
+  const auto of_coordinates = [&](const std::string& text, const auto& quant) {
+    INFO(text);
+    Pair pair(recipe(pca, quant), "pca(window=4) + " + text, shape, model.facts());
+    pair.allow(2e-6f);
+    lives(pair, 1e-4f);
+  };
+  of_coordinates("bit_allocation(boundary=1)", quant::BitAllocation{.boundary = 1});
+  of_coordinates("turboquant(key_bits=2, sketch=true)", quant::TurboQuant{.key_bits = 2, .sketch = true});
+  of_coordinates("qjl(channels=0, buffer=4)", quant::Qjl{.channels = 0, .buffer = 4});
+  CHECK(make_cache<Cuda>(shape, recipe(pca, quant::Qjl{})).status() == Status::not_supported);  // strong channels of groups of slots
 }

@@ -1,14 +1,13 @@
 #pragma once
 
-// What caches with codes are put through, in shapes that heads come in.
+// What caches with codes are put through.
 
 #include <string>
 
 #include <kvcondense/any/model_facts.hpp>
-#include <kvcondense/evict/h2o.hpp>
-#include <kvcondense/evict/sink_window.hpp>
 
 #include "cache_pair.hpp"
+#include "cache_shapes.hpp"
 
 namespace cuda_cache {
 
@@ -29,17 +28,7 @@ void lives(Pair<R>& pair, float within = Pair<R>::near) {
   pair.compare_reports();
 }
 
-// Query heads a KV head: 1, 3, 4, 7; heads of 64, 80, 128 and 256.
-inline const CacheShape small{.layers = 2, .q_heads = 6, .kv_heads = 2, .head_dim = 64, .page_slots = 16};
-inline const CacheShape odd{.q_heads = 7, .kv_heads = 1, .head_dim = 80, .value_dim = 48, .page_slots = 5};
-inline const CacheShape common{.q_heads = 8, .kv_heads = 2, .head_dim = 128, .dtype = DType::f32};
-inline const CacheShape wide{.q_heads = 2, .kv_heads = 2, .head_dim = 256, .page_slots = 8};
-
-inline const CacheShape shared{.q_heads = 16, .kv_heads = 1, .head_dim = 96, .page_slots = 16};
-
-inline constexpr evict::H2O heavy{.heavy = 20, .recent = 8};
 inline constexpr const char* heavy_text = "h2o(heavy=20, recent=8) + ";
-inline constexpr evict::SinkWindow ends{.recent = 20, .sinks = 3};
 inline constexpr const char* ends_text = "sink_window(recent=20, sinks=3) + ";
 
 /// Alone, and behind methods by which rows move and leave.

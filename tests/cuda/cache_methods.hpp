@@ -51,7 +51,7 @@ class Model {
     host_.evicted = layers(evicted_), host_.variance = layers(variance_);
     device_ = host_;
     constexpr index_t hidden = 24;
-    matrices_.reserve(4);
+    matrices_.reserve(7);
     const auto matrices = [&](LayerMatrices any::ModelFacts::* which, index_t rows, index_t columns) {
       Matrices& m = matrices_.emplace_back();
       for (index_t layer = 0; layer < shape.layers; ++layer) {
@@ -66,6 +66,13 @@ class Model {
     matrices(&any::ModelFacts::retain_in, shape.q_heads * shape.head_dim + shape.kv_heads * (shape.head_dim + shape.values()), hidden);
     matrices(&any::ModelFacts::retain_out, hidden, shape.kv_heads);
     matrices(&any::ModelFacts::key_axes, shape.kv_heads * shape.head_dim, shape.head_dim);
+    matrices(&any::ModelFacts::key_codes, shape.kv_heads * 12, shape.head_dim);
+    matrices(&any::ModelFacts::key_metric, shape.kv_heads * shape.head_dim, shape.head_dim);
+    matrices(&any::ModelFacts::query_axes, shape.kv_heads * shape.head_dim, shape.head_dim);
+    planes_ = numbers(12 * 3 * shape.head_dim, -1.0f);
+    planes_at_device_ = std::make_unique<test::OnDevice<float>>(device, planes_);
+    host_.hash_planes = {planes_.data(), 12, 3, shape.head_dim};
+    device_.hash_planes = {planes_at_device_->data(), 12, 3, shape.head_dim};
   }
   Model(const Model&) = delete;
   Model& operator=(const Model&) = delete;
@@ -82,6 +89,8 @@ class Model {
     std::vector<const float*> at_host, at_device;
   };
   std::vector<Matrices> matrices_;
+  std::vector<float> planes_;
+  std::unique_ptr<test::OnDevice<float>> planes_at_device_;
 };
 
 /// Query heads per KV head 1, 3, 4, 7; heads of 64, 80, 128, 256; pages that blocks of slots end in and such that they do not.

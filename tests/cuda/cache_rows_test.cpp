@@ -67,7 +67,7 @@ TEST_CASE("cuda cache codec: skvq") {
 }
 
 TEST_CASE("cuda cache codec: kvquant") {
-  for (const CacheShape& shape : {small, odd, wide}) {
+  for (const CacheShape& shape : {small, odd, wide_halves}) {
     const kvcondense::test::RandomModel model(shape);
     quant::KvQuant nuq{.bits = shape.head_dim == 64 ? 4 : 3, .outliers = shape.head_dim == 80 ? 0.2f : 0.02f, .residual_window = 3, .sinks = 2};
     nuq.key_lower = model.facts().key_lower, nuq.key_upper = model.facts().key_upper;
@@ -94,7 +94,7 @@ TEST_CASE("cuda cache codec: bipolar_int") {
   // Queries are not coded here, so neither are they on the CPU.
   stays(quant::BipolarInt<2>{.query_bits = 0}, "bipolar_int(bits=2, query_bits=0)", small);
   leaves(quant::BipolarInt<3>{.group_size = 16, .query_bits = 0, .residual_window = 4, .sinks = 1}, "bipolar_int(bits=3, group=16, query_bits=0, residual=4, sinks=1)", odd);
-  leaves(quant::BipolarInt<8>{.group_size = 0, .query_bits = 0, .form = prim::GroupForm::symmetric}, "bipolar_int(bits=8, group=0, query_bits=0, form=symmetric)", wide);
+  leaves(quant::BipolarInt<8>{.group_size = 0, .query_bits = 0, .form = prim::GroupForm::symmetric}, "bipolar_int(bits=8, group=0, query_bits=0, form=symmetric)", wide_halves);
   Pair norms(recipe(evict::Knorm{.tokens = 30, .recent = 6}, quant::BipolarInt<3>{.query_bits = 0}), "knorm(tokens=30, recent=6) + bipolar_int(bits=3, query_bits=0)", small);
   lives(norms);
   // Where the CPU codes queries, a number of them errs by 1 / 255 of its group's largest.
@@ -105,7 +105,7 @@ TEST_CASE("cuda cache codec: bipolar_int") {
 TEST_CASE("cuda cache codec: turboquant") {
   stays(quant::TurboQuant{.residual_window = 3, .sinks = 2}, "turboquant(residual=3, sinks=2)", small);
   leaves(quant::TurboQuant{.key_bits = 3, .value_bits = 2, .scale = prim::LevelScale::norm, .normal_levels = true}, "turboquant(key_bits=3, value_bits=2, scale=norm, normal_levels=true)", odd);
-  leaves(quant::TurboQuant{.key_bits = 1, .scale = prim::LevelScale::least_squares}, "turboquant(key_bits=1, scale=least_squares)", wide);
+  leaves(quant::TurboQuant{.key_bits = 1, .scale = prim::LevelScale::least_squares}, "turboquant(key_bits=1, scale=least_squares)", wide_halves);
   leaves(quant::TurboQuant{.residual_window = 1}, "turboquant(residual=1)", shared);
   // Methods that look at rows see them as they were before they were turned.
   const quant::TurboQuant quantizer{.residual_window = 2};
@@ -139,7 +139,7 @@ TEST_CASE("cuda cache codec: polar_recursive") {
 TEST_CASE("cuda cache codec: hadamard") {
   stays(quant::Hadamard<quant::GroupInt<4>>{.base = {.group_size = 32, .residual_window = 3}}, "hadamard(int4(group=32, residual=3))", small);
   leaves(quant::Hadamard<quant::GroupInt<8>>{.base = {.group_size = 16}, .keys = true, .values = false, .block = 16, .seed = 9}, "hadamard(int8(group=16), values=false, block=16, seed=9)", odd);
-  Pair blocks(recipe(ends, quant::Hadamard<quant::Ggml>{.base = {.format = quant::GgmlFormat::q4_0}}), std::string(ends_text) + "hadamard(ggml(format=q4_0))", wide);
+  Pair blocks(recipe(ends, quant::Hadamard<quant::Ggml>{.base = {.format = quant::GgmlFormat::q4_0}}), std::string(ends_text) + "hadamard(ggml(format=q4_0))", wide_halves);
   lives(blocks);
   const kvcondense::test::RandomModel model(small);
   quant::Hadamard<quant::KvQuant> ranges{.base = {.bits = 3, .outliers = 0.1f, .residual_window = 2, .sinks = 1}, .seed = 3};
@@ -173,7 +173,7 @@ constexpr bool served = detail::cuda_codec<decltype(key_codec_of(std::declval<co
                         detail::cuda_codec<decltype(value_codec_of(std::declval<const Q&>(), CacheShape{}))>;
 static_assert(served<quant::KvQuant> && served<quant::Hadamard<quant::GroupInt<4>>> && served<quant::Qjl> && served<quant::BitAllocation> && served<quant::SmoothAttention<>>);
 // What lacks below stops compilation with a sentence.
-static_assert(!served<quant::Kitty> && !served<quant::Polar<4, 4>> && !served<quant::Gear<2>> && !served<quant::ZipCache<4, 2>> && !served<quant::MiKV<4, 2>>);
+static_assert(served<quant::Kitty> && served<quant::Polar<4, 4>> && !served<quant::Gear<2>> && !served<quant::ZipCache<4, 2>> && !served<quant::MiKV<4, 2>>);
 static_assert(!served<quant::Hadamard<quant::Kitty>> && !served<quant::Hadamard<quant::Gear<2>>>);
 
 /// Heads behind the first differ in more than the table says.
@@ -231,7 +231,7 @@ TEST_CASE("cuda cache: a number that overflows in a map is a repair, what a stor
 }
 
 TEST_CASE("cuda cache: every quant stage is tried, or it is said what lacks") {
-  // Those of groups and blocks: cache_codes_test.cpp, cache_blocks_test.cpp.
+  // Those of groups and blocks: cache_codes_test.cpp, cache_blocks_test.cpp; those whose groups share more than scales: cache_shared_test.cpp.
   const std::string codes = "cuda cache: what stays is coded, what is coded leaves", blocks = "cuda cache: blocks of small floats and of ggml are coded as they leave the exact window";
   const std::map<std::string, std::string> elsewhere{
       {"kivi", "cuda cache: kivi codes blocks of keys and single values, between exact ones"}, {"group_int", codes},
@@ -240,8 +240,6 @@ TEST_CASE("cuda cache: every quant stage is tried, or it is said what lacks") {
   };
   const std::map<std::string, std::string> lacking{
       {"exact", "nothing: it is the recipe without a quant stage"},
-      {"kitty", "strong channels of a page, which are found among its slots"},
-      {"polar", "lengths and angles that share scales along slots"},
       {"gear", "a low-rank part and outliers of a chunk of slots"},
       {"zipcache", "widths by saliency"},
       {"mikv", "widths by saliency"},

@@ -3,8 +3,11 @@
 #include <string>
 
 #include <kvcondense/evict/knorm.hpp>
+#include <kvcondense/lowrank/pca.hpp>
 #include <kvcondense/quant/group_int.hpp>
 #include <kvcondense/quant/smooth_attention.hpp>
+
+#include <support/model_facts.hpp>
 
 #include "cache_live.hpp"
 
@@ -24,10 +27,12 @@ TEST_CASE("cuda cache codec: smooth_attention") {
   stays(quant::SmoothAttention<quant::GroupInt<4>>{.base = {.group_size = 16}, .alpha = 0.8f, .least = 44}, "smooth_attention(int4(group=16), alpha=0.8, least=44)", odd);
   leaves(quant::SmoothAttention<quant::GroupInt<4>>{.base = {.group_size = 16, .sinks = 2}, .least = 9}, "smooth_attention(int4(group=16, sinks=2), least=9)", common);
   // Methods that look at rows see them as they were before.
-  Pair norms(recipe(evict::Knorm{.tokens = 30, .recent = 6}, quant::SmoothAttention<quant::GroupInt<4>>{}), "knorm(tokens=30, recent=6) + smooth_attention(int4())", wide);
+  Pair norms(recipe(evict::Knorm{.tokens = 30, .recent = 6}, quant::SmoothAttention<quant::GroupInt<4>>{}), "knorm(tokens=30, recent=6) + smooth_attention(int4())", wide_halves);
   lives(norms);
   const quant::SmoothAttention<quant::GroupInt<4>> along{.base = {.key_axis = prim::GroupAxis::channel, .group_size = 16}};
   CHECK(make_cache<Cuda>(small, recipe(along)).status() == Status::not_supported);
+  const test::RandomModel model(small);
+  CHECK(make_cache<Cuda>(small, recipe(lowrank::Pca{.bases = model.facts().bases}, quant::SmoothAttention<quant::GroupInt<4>>{})).status() == Status::not_supported);
 }
 
 TEST_CASE("cuda cache codec: smooth_attention, keys that wait where slots leave") {

@@ -17,19 +17,7 @@ template Status pages(Context<Cuda>&, const prim::ExactRows&, const prim::PageBa
 template Status pages(Context<Cuda>&, const prim::GroupInt<3>&, const prim::PageBatch&);
 template Status pages(Context<Cuda>&, const prim::GroupInt<4>&, const prim::PageBatch&);
 template Status pages(Context<Cuda>&, const prim::BlockCodes&, const prim::PageBatch&);
-template Status pages(Context<Cuda>&, const prim::DeviceCodec<prim::SketchRows>&, const prim::PageBatch&);
 template Status pages(Context<Cuda>&, const prim::DeviceCodec<prim::Sketched<prim::LevelCodes>>&, const prim::PageBatch&);
-template Status pages(Context<Cuda>&, const prim::DeviceCodec<prim::GroupBits>&, const prim::PageBatch&);
-
-/// Codes that a block makes of a group, and what heads find from their first rows.
-template <class Codec>
-Status groups(Context<Cuda>& ctx, const Codec& codec, const prim::ColumnParts& column, const prim::KeptSlots& due, const prim::GroupWork& work) {
-  Status s = prim::FoundScales::find(ctx, {}, nullptr, 0, {}, column, due);
-  if (s == Status::ok) s = prim::GroupPages::code(ctx, codec, {}, column, due, work, nullptr);
-  return s == Status::ok ? prim::GroupPages::join(ctx, codec, column, work) : s;
-}
-template Status groups(Context<Cuda>&, const prim::DeviceCodec<prim::SketchRows>&, const prim::ColumnParts&, const prim::KeptSlots&, const prim::GroupWork&);
-template Status groups(Context<Cuda>&, const prim::DeviceCodec<prim::GroupBits>&, const prim::ColumnParts&, const prim::KeptSlots&, const prim::GroupWork&);
 
 template <class K, class V>
 Status attend(Context<Cuda>& ctx, const prim::AttendRequest& r, const prim::PagedHeads<K, V>& heads) {
@@ -99,6 +87,29 @@ Status choosing_words(Context<Cuda>& ctx, RaggedView<const float> scores, const 
   return s;
 }
 
+Status taught_words(Context<Cuda>& ctx, const SlotRows<Cuda>& rows, const prim::UnitPlanes& planes, const prim::UnitScores& scores, const index_t* known, float* x,
+                    RaggedView<const float> all, RaggedView<std::int32_t> units, index_t* count, TensorView<const float, 3> queries, TensorView<float, 3> out) {
+  const Scratch scratch(ctx.workspace());
+  Status s = prim::ChannelPages::build(ctx, rows, rows, planes, known, known, 0, 8);
+  if (s == Status::ok) s = prim::ChannelPages::queries(ctx, queries, 0, 1, x);
+  if (s == Status::ok) s = prim::ChannelPages::score(ctx, planes, scores, x, 64, 8);
+  if (s == Status::ok) s = prim::ChannelPages::share(ctx, rows, {}, known, x);
+  if (s == Status::ok) s = prim::ChannelPages::mix(ctx, rows, planes, known, known, x, out);
+  if (s == Status::ok) s = prim::SlotCodes::build(ctx, rows, planes, {}, known, known, 0, 8);
+  if (s == Status::ok) s = prim::SlotCodes::tables(ctx, {}, x, 1, 1, 64, x);
+  if (s == Status::ok) s = prim::SlotCodes::score(ctx, planes, {}, scores, x, 8);
+  if (s == Status::ok) s = prim::KeyClusters::fit(ctx, rows, 0, 8, {}, queries, 1.0f, x, scratch);
+  if (s == Status::ok) s = prim::KeyClusters::tables(ctx, {}, x, 1, 1, 64, 1.0f, true, 1, x);
+  if (s == Status::ok) s = prim::KeyClusters::above(ctx, all, {}, 1, 0.0f, units, count);
+  if (s == Status::ok) s = prim::PartialColumns::choose(ctx, queries, 0, 1, x, 64, 8, x, scratch);
+  if (s == Status::ok) s = prim::KeyGraph::build(ctx, rows, planes, {}, known, known);
+  if (s == Status::ok) s = prim::KeyGraph::forget(ctx, planes, {}, known, 1, 8);
+  if (s == Status::ok) s = prim::KeyGraph::score(ctx, rows, planes, {}, scores, x, count);
+  if (s == Status::ok) s = prim::KeyGraph::fit(ctx, rows, 0, 8, {}, queries, x, scratch);
+  if (s == Status::ok) s = prim::KeyGraph::keep_visited(ctx, all, units, count);
+  return s == Status::ok ? prim::PartialColumns::within(ctx, all, 1.0f, known, count) : s;
+}
+
 Status scoring_words(Context<Cuda>& ctx, const SlotRows<Cuda>& rows, TensorView<const float, 3> numbers, TensorView<float, 2> mean, TensorView<float, 3> covariance,
                      RaggedView<float> x, RaggedView<float> out) {
   Scratch scratch(ctx.workspace());
@@ -166,6 +177,14 @@ Status retrieving_words(Context<Cuda>& ctx, const SlotRows<Cuda>& rows, TensorVi
   return s == Status::ok ? prim::ExpectedAttention<Cuda>::run(ctx, {}, rows, x, scratch) : s;
 }
 
+Status joining_words(Context<Cuda>& ctx, const prim::OpenRows& open, const prim::Joining& join, TensorView<const half, 3> rows, TensorView<const float, 3> queries,
+                     TensorView<float, 3> out, const index_t* slots, const prim::PassedSlots& passed, RaggedView<std::int32_t> heirs) {
+  Status s = prim::OpenSlots::add(ctx, open, join, 0, {}, rows, rows, queries, {}, slots, 0, DType::f16, out, out, nullptr);
+  if (s == Status::ok) s = prim::OpenSlots::settle(ctx, open, 1, 1);
+  if (s == Status::ok) s = prim::OpenSlots::heirs(ctx, passed, heirs);
+  return s == Status::ok ? prim::OpenSlots::clear(ctx, join.control, {}, queries, out) : s;
+}
+
 template <prim::IndexRule Rule>
 Status index_units(Context<Cuda>& ctx, const SlotRows<Cuda>& keys, const prim::UnitPlanes& planes, const prim::UnitScores& scores, const index_t* known, const float* queries) {
   const Status s = prim::UnitIndex::build<Rule>(ctx, keys, planes, known, known, 0, 8);
@@ -178,6 +197,21 @@ Status index_words(Context<Cuda>& ctx, const SlotRows<Cuda>& keys, const prim::U
   if (s == Status::ok) s = index_units<prim::IndexRule::mean>(ctx, keys, planes, scores, count, rows);
   if (s == Status::ok) s = index_units<prim::IndexRule::spread>(ctx, keys, planes, scores, count, rows);
   if (s == Status::ok) s = index_units<prim::IndexRule::coordinates>(ctx, keys, planes, scores, count, rows);
+  if (s == Status::ok) s = index_units<prim::IndexRule::last>(ctx, keys, planes, scores, count, rows);
+  if (s == Status::ok) s = prim::MetricCodes::build(ctx, keys, planes, {}, count, count, 0, 8);
+  if (s == Status::ok) s = prim::SignWords::mean(ctx, keys, 0, 0, 8, 8.0, rows);
+  if (s == Status::ok) s = prim::SignWords::build(ctx, keys, planes, {}, count, count, 0, 8);
+  if (s == Status::ok) s = prim::SignWords::queries(ctx, {}, rows, 1, rows);
+  if (s == Status::ok) s = prim::SignWords::score(ctx, planes, scores, 8, rows, 8);
+  if (s == Status::ok) s = prim::SignWords::sample(ctx, mass, {}, count);
+  if (s == Status::ok) s = prim::SignWords::chances(ctx, keys, planes, {}, 4, 8, 8, rows);
+  if (s == Status::ok) s = prim::DrawnSlots::step(ctx, {}, 1, rows, mass, nullptr, count);
+  if (s == Status::ok) s = prim::DrawnSlots::build(ctx, keys, planes, {}, 4, count, count, 0, 8);
+  if (s == Status::ok) s = prim::DrawnSlots::score(ctx, planes, scores, rows, 64, 8);
+  if (s == Status::ok) s = prim::UnitOrder::ranks(ctx, mass, keep, count, nullptr);
+  if (s == Status::ok) s = prim::UnitOrder::unite(ctx, keep, count, {}, count);
+  if (s == Status::ok) s = prim::UnitBiases::of_blocks(ctx, keys, {}, 4, 1.0f, rows, 8, rows);
+  if (s == Status::ok) s = prim::ListNumbers::run(ctx, units, runs, {}, rows, 64, {rows, rows});
   if (s == Status::ok) s = prim::UnitIndex::moved(ctx, keep, count, count);
   if (s == Status::ok) s = prim::UnitIndex::below(ctx, {}, count, 1, 1, count);
   if (s == Status::ok) s = prim::UnitScoring::queries<prim::QueryRule::each>(ctx, queries, 0, 1, 1, rows);
@@ -241,3 +275,34 @@ template Status coded_rows(Context<Cuda>&, const prim::BipolarInt<2>&, const pri
 template Status attend(Context<Cuda>&, const prim::AttendRequest&, const prim::PagedHeads<Turned, Turned>&);
 template Status attend(Context<Cuda>&, const prim::AttendRequest&, const prim::PagedHeads<Uneven, Uneven>&);
 template Status columns(Context<Cuda>&, const prim::ColumnRequest&, TensorView<const float, 3>, const prim::PagedHeads<Turned, Turned>&);
+
+// Coordinates of a low-rank stage, exact or as codes, and sums by which maps are found.
+using Coordinates = prim::Latent<prim::ExactRows>;
+using CodedCoordinates = prim::Latent<prim::GroupInt<4>>;
+template Status coded_rows(Context<Cuda>&, const Coordinates&, const prim::ColumnParts&, const prim::KeptSlots&);
+template Status coded_rows(Context<Cuda>&, const CodedCoordinates&, const prim::ColumnParts&, const prim::KeptSlots&);
+template Status attend(Context<Cuda>&, const prim::AttendRequest&, const prim::PagedHeads<Coordinates, Coordinates>&);
+template Status attend(Context<Cuda>&, const prim::AttendRequest&, const prim::PagedHeads<CodedCoordinates, CodedCoordinates>&);
+template Status columns(Context<Cuda>&, const prim::ColumnRequest&, TensorView<const float, 3>, const prim::PagedHeads<Coordinates, Coordinates>&);
+Status find_maps(Context<Cuda>& ctx, const prim::FirstRows& first, float* sums) {
+  Status s = prim::FindRows::observe(ctx, prim::FoundBasis{}, first, sums, 1);
+  if (s == Status::ok) s = prim::FindRows::observe(ctx, prim::ChannelScale{}, first, sums, 1);
+  return s == Status::ok ? prim::FindRows::observe(ctx, prim::ChannelList{}, first, sums, 1) : s;
+}
+
+// Codecs whose groups of slots share more than scales: what becomes codes, pages that are joined, and attention.
+template <class Codec>
+Status coded_groups(Context<Cuda>& ctx, const Codec& codec, const prim::ColumnParts& column, const prim::KeptSlots& kept, const prim::GroupWork& work, const prim::PageBatch& batch) {
+  Status s = prim::GroupPages::code(ctx, codec, prim::ExactRows{}, column, kept, work, nullptr);
+  if (s == Status::ok) s = prim::GroupPages::join(ctx, codec, column, work);
+  return s == Status::ok ? pages(ctx, codec, batch) : s;
+}
+using Strong = prim::BoostedInt<2, 2>;
+using Signs = prim::DeviceCodec<prim::SketchRows>;
+using Widths = prim::DeviceCodec<prim::GroupBits>;
+template Status coded_groups(Context<Cuda>&, const Signs&, const prim::ColumnParts&, const prim::KeptSlots&, const prim::GroupWork&, const prim::PageBatch&);
+template Status coded_groups(Context<Cuda>&, const Widths&, const prim::ColumnParts&, const prim::KeptSlots&, const prim::GroupWork&, const prim::PageBatch&);
+template Status coded_groups(Context<Cuda>&, const Strong&, const prim::ColumnParts&, const prim::KeptSlots&, const prim::GroupWork&, const prim::PageBatch&);
+template Status coded_groups(Context<Cuda>&, const prim::PolarForm&, const prim::ColumnParts&, const prim::KeptSlots&, const prim::GroupWork&, const prim::PageBatch&);
+template Status attend(Context<Cuda>&, const prim::AttendRequest&, const prim::PagedHeads<Strong, prim::GroupInt<2>>&);
+template Status attend(Context<Cuda>&, const prim::AttendRequest&, const prim::PagedHeads<prim::PolarForm, prim::ExactRows>&);

@@ -127,7 +127,7 @@ TEST_CASE("found_basis: eigenvectors of small, large, flat and repeated spectra"
       for (index_t i = 0; kind == 4 && i < n * n; ++i)  // rows that are all parallel: all but one direction is rounding, again and again
         a[static_cast<std::size_t>(i)] = static_cast<float>(i / n - 15) / 8.0f * (static_cast<float>(i % n - 15) / 8.0f);
       const std::vector<float> matrix = a;
-      prim::cpu::symmetric_eigen(a.data(), n, value.data(), side.data());
+      prim::symmetric_eigen(a.data(), n, value.data(), side.data());
       const auto row = [&](index_t i) { return std::vector<float>(a.begin() + i * n, a.begin() + (i + 1) * n); };
       for (index_t i = 0; i < n; ++i) {
         for (index_t j = 0; j <= i; ++j) REQUIRE(product(row(i), row(j)) == Approx(i == j ? 1.0 : 0.0).margin(2e-5));

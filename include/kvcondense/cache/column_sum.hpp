@@ -4,8 +4,8 @@
 #include <cmath>
 #include <cstdint>
 
-#include <kvcondense/backend/cpu/symmetric_eigen.hpp>
 #include <kvcondense/cache/column_pair.hpp>
+#include <kvcondense/prim/symmetric_eigen.hpp>
 
 namespace kvcondense::cache {
 
@@ -81,7 +81,7 @@ struct ColumnSum {
     }
     for (index_t i = 0; i < n; ++i)
       for (index_t j = 0; j < i; ++j) products[i * n + j] = products[j * n + i];
-    prim::cpu::symmetric_eigen(products, n, products + n * n, products + n * n + n);
+    prim::symmetric_eigen(products, n, products + n * n, products + n * n + n);
     for (index_t l = 0; l < members; ++l) {
       auto& map = side[l].column->map();
       const index_t rank = map.state_floats() / dim();

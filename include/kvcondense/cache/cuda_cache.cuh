@@ -41,104 +41,42 @@ class Cache;
 /// Idea     the host keeps counters, lengths and lists of pages and decides when something leaves; which slots, and all that moves, is
 ///          the device's. The eviction pipeline is the one that runs on the CPU: its blocks are written over words.
 /// Needs    recipes of an eviction method, a merge method, a position stage, exact rows or codes with their exact window and first slots (any codec
-///          with a RowPage: row_codec.cuh; behind a Hadamard transform too), retrieval methods whose blocks have a form on CUDA (cuda_index.cuh), and
+///          with a RowPage: row_codec.cuh; behind a Hadamard transform or as coordinates of a low-rank stage too), retrieval methods whose blocks have a form on CUDA (cuda_index.cuh), and
 ///          no other stage (those stop compilation with a sentence). Inputs of steps lie on the device: attention, queries,
-///          projections, moments, gates, surprise, classes; so do matrices that words read (LayerMatrices of critical and locret).
-///          Tables that blocks read (HeadTable, LayerTable) are the host's, and so are those that codecs are made of (ranges, clusters, codebooks): they
+///          projections, moments, gates, surprise, classes; so do matrices that words read (LayerMatrices, HashPlanes).
+///          Tables that blocks read (HeadTable, LayerTable) are the host's, and so are those that codecs are made of (ranges, clusters, codebooks, bases): they
 ///          outlive the cache, whose `fork` and `load` read them again.
 /// Shapes   as Cache<Cpu, R>; keys, values, queries, out, lse, mass in device memory.
 /// Cost     append, attend and step enqueue on the context's stream. The host waits where tables grow or many pages go back, and
 ///          where a step meets the one before of the same layer that is not done yet; how many slots stay it knows itself, but for budgets and
 ///          selections that scores decide, sets that a merge method finds among slots that stay, and which slots leave where codes share parameters along slots
-///          (KIVI's keys): these are waited for when they act. A call of `attend` that chooses what it reads waits for the one before of the same layer.
+///          (KIVI's keys), and maps of rows that are found from the first of them: these are waited for when they act. A call of `attend` that chooses what it reads waits for the one before of the same layer.
 /// Numbers  pages are those of Cache<Cpu, R>. Attention differs in the last bits, so scores that are that close may be ranked
 ///          otherwise; equal scores are ranked alike. What `append` on the CPU refuses, numbers that the stored type cannot
 ///          hold, is stored as Inf or NaN here and counted once in the report.
-/// Errors   as Cache<Cpu, R>; not_supported for a merge method that lets
-///          tokens join a slot when they come or stores rows of layers together, for retrieval beside numbers of slots that attention reads (the mass of
-///          a merge method), a mean of what left or raw keys, for `AttendMath::halves` where there are such numbers or keys are raw, for one set of all heads (AllHeads) once heads hold
+/// Errors   as Cache<Cpu, R>; not_supported for a merge method that stores rows of layers together or, beside raw keys or retrieval, lets tokens join a slot
+///          when they come, for retrieval beside a mean of what left, or by an index of turned keys beside raw ones, for `AttendMath::halves` where attention
+///          reads numbers of slots, keys are raw or tokens join slots, for one set of all heads (AllHeads) once heads hold
 ///          different numbers of slots, and for a quant stage that tells slots apart, or heads by more than tables of their codecs (layers may
-///          differ in the size of a row and in their windows), has a sketch whose directions are a matrix, or maps rows before groups along slots. device_error from every call that a
-///          layer takes part in, until `reset` or `load`, once the device took a part of a change of it and refused the rest. Calls of one
+///          differ in the size of a row and in their windows), has a sketch whose directions are a matrix, or maps rows before groups along slots, a low-rank stage that stores rows of heads
+///          or layers together, and codes of coordinates of which heads have different numbers. device_error from every call that a layer takes part in, until `reset` or `load`, once the device took a part of a change of it and refused the rest. Calls of one
 ///          cache go to one stream; wait for it before the cache is destroyed when its memory is not that of cudaMalloc.
 template <class R>
 class Cache<Cuda, R> {
-  static_assert(std::same_as<decltype(R::lowrank), NoLowRank>,
-                "kvcondense: a cache on CUDA takes every stage but low rank; make_cache<kvcondense::Cpu> takes that one too.");
-
  public:
   using Retrieve = decltype(std::declval<const decltype(R::retrieve)&>().pipeline());
   static_assert(cache::cuda_retrieves<Retrieve>,
                 "kvcondense: a block of this retrieval pipeline has no form on CUDA (docs/cuda.md lists the methods); make_cache<kvcondense::Cpu> takes it.");
   static constexpr bool retrieves = cache::CudaRetrieval<Retrieve>::there;
   using Evict = decltype(R::evict);
-  using Quant = decltype(R::quant);
-  using KeyCodec = decltype(key_codec_of(std::declval<const Quant&>(), CacheShape{}));
-  using ValueCodec = decltype(value_codec_of(std::declval<const Quant&>(), CacheShape{}));
+  /// The quant stage, behind the low-rank stage where there is one.
+  using Storage = decltype(storage_of(std::declval<const R&>()));
+  using KeyCodec = decltype(key_codec_of(std::declval<const Storage&>(), CacheShape{}));
+  using ValueCodec = decltype(value_codec_of(std::declval<const Storage&>(), CacheShape{}));
   static_assert(detail::cuda_codec<KeyCodec> && detail::cuda_codec<ValueCodec>,
-                "kvcondense: a cache on CUDA stores exact rows, codes of groups (kivi, group_int), or rows whose slots are independent (fp8, mx, q4_0, kvquant, skvq, turboquant and their kin); make_cache<kvcondense::Cpu> takes the others.");
+                "kvcondense: a cache on CUDA stores exact rows, codes of groups (kivi, group_int, kitty, polar, qjl), or rows whose slots are independent (fp8, mx, q4_0, kvquant, skvq, turboquant and their kin), as they are or as coordinates in bases that are known (docs/cuda.md lists the stages); make_cache<kvcondense::Cpu> takes the others.");
 
-  static Expected<Cache> make(const CacheShape& shape, const R& recipe, MemoryResource<Cuda>& memory = cuda::device_memory()) {
-    if (const Status s = validate(shape); s != Status::ok) return s;
-    if (shape.page_slots > cache::max_page_slots) return Status::invalid_argument;
-    if (const Status s = recipe.evict.validate(shape); s != Status::ok) return s;
-    if (const Status s = recipe.quant.validate(shape); s != Status::ok) return s;
-    if (const Status s = recipe.position.validate(shape); s != Status::ok) return s;
-    if (const Status s = recipe.merge.validate(shape); s != Status::ok) return s;
-    if (const Status s = recipe.retrieve.validate(shape); s != Status::ok) return s;
-    if (!keys_fit(recipe.retrieve, recipe.position)) return Status::incompatible;
-    if (has_saliency(recipe.quant) || !detail::cuda_serves(recipe.quant, shape)) return Status::not_supported;
-    Cache c;
-    c.recipe_ = recipe, c.memory_ = &memory;
-    c.pipeline_ = recipe.evict.pipeline();
-    if constexpr (merge::Merges<Merge>) c.merger_ = merger_of(recipe.merge), c.fold_ = c.merger_.traits();
-    c.plan_ = plan_of(shape, recipe, c.pipeline_.lanes() + c.fold_.lanes);
-    c.plan_.state = c.fold_.state;
-    if constexpr (can_merge) c.plan_.found = merge::state_floats(c.merger_.finder);
-    if (c.fold_.bias >= 0) c.plan_.bias = c.pipeline_.lanes() + c.fold_.bias;
-    if (c.fold_.value_scale >= 0) c.plan_.value_scale = c.pipeline_.lanes() + c.fold_.value_scale;
-    if (c.queries().rows == AttentionNeed::Rows::last) c.plan_.query_rows = c.queries().count;
-    c.plan_.summary = c.pipeline_.residual == evict::Residual::mean;
-    if (c.plan_.lanes > max_lanes) return Status::not_supported;
-    if (const Status s = c.check_merge(); s != Status::ok) return s;
-    if (const Status s = c.make_rotation(); s != Status::ok) return s;
-    if (c.fold_.place >= 0) {
-      const auto angles = prim::rope_angles(c.fold_.rope, shape.head_dim);
-      if (!angles) return angles.status();
-      c.fold_angles_ = *angles;
-    }
-    if constexpr (retrieves) {
-      if (c.slots_have_own()) return Status::not_supported;
-      if (const Status s = c.retrieval_.make(recipe.retrieve.pipeline(), c.plan_.shape, c.changes_length() || c.fold_.shrinks, memory); s != Status::ok) return s;
-    }
-    const std::size_t each = c.steering_bytes(), all = each + c.plan_.told_bytes() + Scratch::align;
-    const std::size_t layers = all * static_cast<std::size_t>(shape.layers), model = c.model_steering_bytes();
-    if (const Status s = c.steering_.make(layers + model); s != Status::ok) return s;
-    c.model_steering_ = c.steering_.part(layers, model);
-    c.counts_ = cuda::DeviceArray<index_t>(memory);
-    if (const Status s = c.counts_.resize(2); s != Status::ok) return s;
-    // A cache that a file was loaded into counts before anything is appended. Layers wait for it below.
-    if (const Status s = cuda::settled(cudaMemsetAsync(c.counts_.data(), 0, c.counts_.bytes().size(), nullptr)); s != Status::ok) return s;
-    Status failed = Status::ok;
-    const Status made = c.layers_.fill(heap_memory(), shape.layers, [&](index_t i) {
-      Plan own = c.plan_;
-      const Quant& q = recipe.quant;
-      own.keys.flush = key_flush_of(q, shape, {i, 0}), own.values.flush = value_flush_of(q, shape, {i, 0});
-      for (index_t h = 0; h < (differs_per_head(q) ? shape.kv_heads : 0); ++h) own.take(key_codec_of(q, shape, {i, h}), value_codec_of(q, shape, {i, h}), h == 0);
-      Layer l(own, memory);
-      const std::size_t first = static_cast<std::size_t>(i) * all;
-      if (failed == Status::ok) failed = l.make(c.steering_.part(first + each, all - each));
-      if (failed == Status::ok && differs_per_head(q)) {
-        failed = l.keys.describe([&](index_t h) { return key_codec_of(q, shape, {i, h}); });
-        if (failed == Status::ok) failed = l.values.describe([&](index_t h) { return value_codec_of(q, shape, {i, h}); });
-      }
-      l.steering = c.steering_.part(first, each);
-      return l;
-    });
-    if (made != Status::ok) return made;
-    if (failed != Status::ok) return failed;
-    return Expected<Cache>(std::move(c));
-  }
+  static Expected<Cache> make(const CacheShape& shape, const R& recipe, MemoryResource<Cuda>& memory = cuda::device_memory());
 
   const CacheShape& shape() const { return plan_.shape; }
   const R& recipe() const { return recipe_; }
@@ -159,17 +97,18 @@ class Cache<Cuda, R> {
     const std::size_t mass = Scratch::align + Scratch::bytes_for<float>(total);
     const std::size_t step = Scratch::align + range_bytes() + 2 * Scratch::bytes_for<std::int32_t>(total) +
                              static_cast<std::size_t>(plan_.lanes) * Scratch::bytes_for<float>(total) + pipeline_bytes(slots, total, tokens) + fold_bytes(total) +
-                             column_bytes(tokens, slots) + retrieval_.step_bytes(shape(), slots, tokens);
-    std::size_t reading = cache::attend_bytes(shape(), shape().kv_heads, slots, tokens, attention()) + turned_bytes(shape().q_heads, tokens);
+                             column_bytes(tokens, slots) + retrieval_.step_bytes(shape(), slots, tokens, true);
+    std::size_t reading = cache::attend_bytes(shape(), shape().kv_heads, slots, tokens, attention(), Plan::latent) + turned_bytes(shape().q_heads, tokens) + cleared_bytes(tokens);
     if constexpr (retrieves) reading = std::max(reading, retrieval_.workspace_bytes(plan_, slots, tokens, attention()));
-    return mass + std::max({step, reading, model_bytes(slots), turned_bytes(shape().kv_heads, tokens)});
+    return mass + std::max({step, reading, model_bytes(slots), turned_bytes(shape().kv_heads, tokens), joined_bytes(tokens)});
   }
 
   /// Adds tokens to a layer: keys [kv_heads, tokens, head_dim], values [kv_heads, tokens, value_dim], on the device; `positions` on
-  /// the host, one per token, or empty for the next ones.
+  /// the host, one per token, or empty for the next ones. queries: [q_heads, tokens, head_dim] of these tokens; read only where they may join a slot (`dmc`).
   template <class K, class V>
     requires StoredNumbers<K, V>
-  Status append(Context<Cuda>& ctx, index_t layer, TensorView<K, 3> keys, TensorView<V, 3> values, std::span<const index_t> positions = {});
+  Status append(Context<Cuda>& ctx, index_t layer, TensorView<K, 3> keys, TensorView<V, 3> values, std::span<const index_t> positions = {},
+                TensorView<const float, 3> queries = {});
 
   /// Attention of the newest tokens over everything stored, or what a retrieval stage chooses; causal among them. `reads` and `runs` of
   /// `measure` lie on the host: a call that asks for them waits for the stream. out_of_range where `runs` has no room for all runs of a row: of
@@ -215,6 +154,12 @@ class Cache<Cuda, R> {
     return s;
   }
 
+  /// Lets go the units that a schedule of the retrieval stage holds: the next call of `attend` chooses anew.
+  void choose_anew() {
+    if constexpr (retrieves)
+      for (index_t i = 0; i < layers_.size(); ++i) retrieval_.forget(i, -1);
+  }
+
   /// Which tokens the slots of a head hold, in slot order. Waits for the stream.
   Status tokens(Context<Cuda>& ctx, index_t layer, index_t head, std::span<std::int32_t> out) const;
   /// Slots [first, first + rows) of a head as floats in device memory.
@@ -245,7 +190,7 @@ class Cache<Cuda, R> {
   using Merge = decltype(R::merge);
   using Merger = decltype(merger_of(std::declval<Merge>()));
   static constexpr bool can_merge = merge::Folds<Merger>;
-  static constexpr bool may_turn = decltype(R::position)::raw_keys;
+  static constexpr bool may_turn = decltype(R::position)::raw_keys, may_join = requires(const Merger& m) { m.finder.gate(); };
 
   prim::AttendRequest request(TensorView<const float, 3> queries, TensorView<float, 3> out) const {
     return {queries, out, {}, {}, 0, logit_scale()};
@@ -261,8 +206,8 @@ class Cache<Cuda, R> {
   }
   /// Scratch of columns of attention over what queries a step may have.
   std::size_t column_bytes(index_t tokens, index_t slots) const {
-    if (queries().rows == AttentionNeed::Rows::none && !pipeline_.probes()) return 0;
-    const std::size_t bytes = cache::CudaLayerColumns<Layer>::workspace_bytes(shape(), rotation_, std::max(tokens, plan_.query_rows), slots);
+    if (queries().rows == AttentionNeed::Rows::none && !pipeline_.probes() && !retrieval_.watches()) return 0;
+    const std::size_t bytes = cache::CudaLayerColumns<Layer>::workspace_bytes(shape(), rotation_, {reach(), control()}, std::max(tokens, plan_.query_rows), slots);
     return Scratch::bytes_for<std::byte>(static_cast<index_t>(bytes));
   }
   std::size_t pipeline_bytes(index_t slots, index_t total, index_t tokens) const {
@@ -273,37 +218,32 @@ class Cache<Cuda, R> {
   Status make_rotation();
   /// What turns stored dot products into logits.
   float logit_scale() const { return shape().softmax_scale * (may_turn ? rotation_.logit_scale(recipe_.position.rotated_input) : 1.0f); }
-  prim::KeyTurn key_turn() const { return may_turn ? rotation_.view() : prim::KeyTurn{}; }
+  index_t reach() const { return may_turn ? retrieval_.reach() : 0; }
   std::size_t turned_bytes(index_t heads, index_t tokens) const {
-    return may_turn ? Scratch::align + Scratch::bytes_for<float>(heads * tokens * shape().head_dim) : 0;
+    return may_turn ? Scratch::align + static_cast<std::size_t>(reach() > 0 ? 2 : 1) * Scratch::bytes_for<float>(heads * tokens * shape().head_dim) : 0;
   }
   template <class T>
   Status turn_back(Context<Cuda>& ctx, TensorView<const T, 3> keys, std::span<const index_t> positions, index_t next, TensorView<float, 3> out) const;
-  Status stand(Context<Cuda>& ctx, const Layer& l, prim::AttendRequest& request) const;
-  /// Whether attention reads numbers of the slots' own, a mean beside them, or keys that turn by their slot: a list of chosen ones has none of these.
-  bool slots_have_own() const { return plan_.bias >= 0 || plan_.value_scale >= 0 || plan_.summary || may_turn; }
+  /// How the newest `n` queries meet raw keys. `last`: the position of a query that came without its token.
+  cache::QueryTurn query_turn(const Layer& l, index_t n, const index_t& last) const;
+  Status stand(Context<Cuda>& ctx, const Layer& l, prim::AttendRequest& request, prim::KeyTurn& keys) const;
+  // Tokens that join the newest slot: cuda_cache_join.cuh.
+  Status make_joining();
+  Status check_join(index_t tokens, TensorView<const float, 3> queries) const;
+  template <class T>
+  Status join_rows(Context<Cuda>& ctx, Layer& l, TensorView<const T, 3> keys, TensorView<const T, 3> values, TensorView<const float, 3> queries,
+                   std::span<const index_t> positions, TensorView<float, 3> key_means, TensorView<float, 3> value_means);
+  Status clear_queries(Context<Cuda>& ctx, const Layer& l, prim::AttendRequest& request) const;
+  const prim::ControlComponent* control() const { return plan_.joins ? &join_.control : nullptr; }
+  std::size_t joined_bytes(index_t tokens) const;
+  std::size_t cleared_bytes(index_t tokens) const;
+  /// Whether attention reads a mean beside slots, or an index would be of keys that turn by their slot: neither is there beside a list.
+  bool stands_alone() const { return plan_.summary || (may_turn && decltype(R::retrieve)::keys != retrieve::KeyState::raw); }
   bool changes_length() const {
     if constexpr (requires { recipe_.evict.changes_length(); }) return recipe_.evict.changes_length();
     else return !std::same_as<Evict, evict::KeepAll>;
   }
-  static Plan plan_of(const CacheShape& shape, const R& recipe, index_t lanes) {
-    Plan p;
-    p.shape = shape, p.lanes = lanes, p.sinks = recipe.quant.sinks;
-    if (shape.softmax_scale == 0.0f) p.shape.softmax_scale = 1.0f / std::sqrt(static_cast<float>(shape.head_dim));
-    const prim::ExactRows exact{shape.dtype};
-    const Quant& q = recipe.quant;
-    const auto column = [&](const auto& codec, const Flush& flush, index_t dim) {
-      cache::CudaColumnPlan<std::remove_cvref_t<decltype(codec)>> plan{.exact = exact, .flush = flush, .sinks = q.sinks, .heads = shape.kv_heads, .dim = dim, .page_slots = shape.page_slots};
-      return plan.take(codec), plan;
-    };
-    p.keys = column(key_codec_of(q, shape), key_flush_of(q, shape), shape.head_dim);
-    p.values = column(value_codec_of(q, shape), value_flush_of(q, shape), shape.values());
-    for (index_t l = 1; l < shape.layers; ++l) {  // a layer may stay exact: the plan is that of those that do not
-      if (p.keys.flush.block == 0) p.keys.flush = key_flush_of(q, shape, {l, 0});
-      if (p.values.flush.block == 0) p.values.flush = value_flush_of(q, shape, {l, 0});
-    }
-    return p;
-  }
+  static Plan plan_of(const CacheShape& shape, const Storage& q, index_t lanes);
   // What eviction and a merge stage look at together.
   AttentionNeed attention() const { return joined(pipeline_.attention(), fold_.attention); }
   AttentionNeed queries() const { return joined(pipeline_.queries(), fold_.queries); }
@@ -342,7 +282,11 @@ class Cache<Cuda, R> {
   /// Numbers per slot go back from where policies work on them.
   Status write_lanes(Context<Cuda>& ctx, Layer& l, std::span<const RaggedView<float>> lanes, RaggedView<const std::int32_t> list, const index_t* count);
   Status commit(Context<Cuda>& ctx, Layer& l, const evict::KeepSet& keep, std::span<const RaggedView<float>> lanes, bool leaves, bool codes,
-                const Scratch& scratch);
+                TensorView<const float, 3> queries, const Scratch& scratch);
+  /// Whether a map of rows is found from queries too.
+  bool codec_queries() const {
+    return prim::needs_queries(prim::CodecParts<KeyCodec>::transform(plan_.keys.codec)) || prim::needs_queries(prim::CodecParts<ValueCodec>::transform(plan_.values.codec));
+  }
   Status count_kept(const Context<Cuda>& ctx, const StepView<Cuda>& view, const evict::KeepSet& keep, cache::CudaKept& kept, bool& leaves) const;
 
   R recipe_{};
@@ -353,6 +297,7 @@ class Cache<Cuda, R> {
   prim::RopeAngles fold_angles_{};  ///< how keys turn that are summed at one place
   Plan plan_{};
   cache::CudaRotation rotation_;    ///< of raw keys
+  prim::Joining join_{};            ///< how tokens join the newest slot
   cuda::SteeringMemory steering_;  ///< outlives the layers
   std::span<std::byte> model_steering_;  ///< the part of it that is no layer's
   cuda::DeviceArray<index_t> counts_;  ///< numbers that could not be stored, NaN scores
@@ -370,8 +315,10 @@ Expected<Cache<B, R>> make_cache(const CacheShape& shape, const R& recipe, Memor
 }  // namespace kvcondense
 
 #include <kvcondense/cache/cuda_cache_fold.cuh>
+#include <kvcondense/cache/cuda_cache_make.cuh>
 #include <kvcondense/cache/cuda_cache_impl.cuh>
 #include <kvcondense/cache/cuda_cache_append.cuh>
 #include <kvcondense/cache/cuda_cache_attend.cuh>
+#include <kvcondense/cache/cuda_cache_join.cuh>
 #include <kvcondense/cache/cuda_cache_report.cuh>
 #include <kvcondense/cache/cuda_cache_turn.cuh>

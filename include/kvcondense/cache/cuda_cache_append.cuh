@@ -35,19 +35,32 @@ Status Cache<Cuda, R>::turn_back(Context<Cuda>& ctx, TensorView<const T, 3> keys
   return prim::TurnRows::back<T>(ctx, rotation_.angles(), keys, positions, out);
 }
 
+template <class R>
+cache::QueryTurn Cache<Cuda, R>::query_turn(const Layer& l, index_t n, const index_t& last) const {
+  if (!may_turn) return {};
+  if (!decltype(R::position)::rotated_input) return {&rotation_, {}, reach()};
+  const auto count = static_cast<std::size_t>(n);
+  return {&rotation_, l.counters.pending >= n ? l.pending_positions.span().last(count) : std::span(&last, count), reach()};
+}
+
 /// The queries of a call become those that stand at the slots of their tokens, in front of the workspace.
 template <class R>
-Status Cache<Cuda, R>::stand(Context<Cuda>& ctx, const Layer& l, prim::AttendRequest& request) const {
-  const index_t n = request.queries.extent[1], pending = l.counters.pending;
+Status Cache<Cuda, R>::stand(Context<Cuda>& ctx, const Layer& l, prim::AttendRequest& request, prim::KeyTurn& keys) const {
+  const index_t n = request.queries.extent[1];
+  keys = rotation_.view();
   if (l.counters.seen == 0) return Status::ok;  // there is no slot to stand at
   Scratch scratch(ctx.workspace());
   const TensorView<float, 3> out = dense_view(scratch.take<float>(shape().q_heads * n * shape().head_dim), shape().q_heads, n, shape().head_dim);
   if (out.data == nullptr) return Status::workspace_too_small;
-  const index_t last = l.next_position() - 1;  // of a query that came without its token
-  std::span<const index_t> positions;
-  if (decltype(R::position)::rotated_input)
-    positions = pending >= n ? l.pending_positions.span().last(static_cast<std::size_t>(n)) : std::span(&last, static_cast<std::size_t>(n));
-  const Status s = prim::TurnRows::to_slots(ctx, rotation_.angles(), request.queries, positions, l.tokens(), l.device_slots(), shape().kv_heads, out);
+  const index_t last = l.next_position() - 1;
+  const cache::QueryTurn turn = query_turn(l, n, last);
+  if (turn.reach > 0) {
+    const TensorView<float, 3> far = dense_view(scratch.take<float>(shape().q_heads * n * shape().head_dim), shape().q_heads, n, shape().head_dim);
+    if (far.data == nullptr) return Status::workspace_too_small;
+    if (const Status s = prim::TurnRows::to_place(ctx, rotation_.angles(), request.queries, turn.positions, turn.reach, far); s != Status::ok) return s;
+    keys.far = far, keys.reach = turn.reach;
+  }
+  const Status s = prim::TurnRows::to_slots(ctx, rotation_.angles(), request.queries, turn.positions, l.tokens(), l.device_slots(), shape().kv_heads, out);
   request.queries = out;
   ctx = ctx.with_workspace(scratch.rest());
   return s;
@@ -56,7 +69,8 @@ Status Cache<Cuda, R>::stand(Context<Cuda>& ctx, const Layer& l, prim::AttendReq
 template <class R>
 template <class K, class V>
   requires StoredNumbers<K, V>
-Status Cache<Cuda, R>::append(Context<Cuda>& ctx, index_t layer, TensorView<K, 3> keys, TensorView<V, 3> values, std::span<const index_t> positions) {
+Status Cache<Cuda, R>::append(Context<Cuda>& ctx, index_t layer, TensorView<K, 3> keys, TensorView<V, 3> values, std::span<const index_t> positions,
+                              TensorView<const float, 3> queries) {
   using T = std::remove_const_t<K>;
   if (layer < 0 || layer >= shape().layers) return Status::out_of_range;
   Layer& l = layers_[layer];
@@ -70,23 +84,33 @@ Status Cache<Cuda, R>::append(Context<Cuda>& ctx, index_t layer, TensorView<K, 3
     if (p < 0 || p > max_position) return Status::invalid_argument;
   if (l.counters.seen + n > max_position || (positions.empty() && l.next_position() + n - 1 > max_position)) return Status::out_of_range;
   if (n == 0) return Status::ok;
+  if (const Status s = check_join(n, queries); s != Status::ok) return s;
   const index_t next = l.next_position();
   Status s = reserve_rotation(ctx, l.longest() + n);
   if (s != Status::ok) return s;
-  TensorView<float, 3> raw{};  // keys that came rotated, as they are stored
+  TensorView<float, 3> raw{}, means{};  // keys that came rotated or join others, as they are stored; values that do
   if constexpr (may_turn && decltype(R::position)::rotated_input) {
     Scratch scratch(ctx.workspace());
     raw = dense_view(scratch.take<float>(shape().kv_heads * n * shape().head_dim), shape().kv_heads, n, shape().head_dim);
     if (raw.data == nullptr) return Status::workspace_too_small;
     if (s = turn_back<T>(ctx, keys, positions, next, raw); s != Status::ok) return s;
   }
+  if (plan_.joins) {
+    Scratch scratch(ctx.workspace());
+    raw = dense_view(scratch.take<float>(shape().kv_heads * n * shape().head_dim), shape().kv_heads, n, shape().head_dim);
+    means = dense_view(scratch.take<float>(shape().kv_heads * n * shape().values()), shape().kv_heads, n, shape().values());
+    if (means.data == nullptr) return Status::workspace_too_small;
+  }
   if (s = l.reserve(ctx, n); s != Status::ok) return s;
   const index_t first = l.sinks_due(n);
   s = l.add_slots(ctx, n, first);
-  const TensorView<const float, 3> stored = raw;
+  if constexpr (may_join)
+    if (s == Status::ok && plan_.joins) s = join_rows<T>(ctx, l, keys, values, queries, positions, raw, means);
+  const TensorView<const float, 3> stored = raw, summed = means;
   if (s == Status::ok && raw.data != nullptr) s = l.keys.template append<float>(ctx, first, l.device_slots(), stored, counts_.data());
   else if (s == Status::ok) s = l.keys.template append<T>(ctx, first, l.device_slots(), keys, counts_.data());
-  if (s == Status::ok) s = l.values.template append<T>(ctx, first, l.device_slots(), values, counts_.data());
+  if (s == Status::ok && means.data != nullptr) s = l.values.template append<float>(ctx, first, l.device_slots(), summed, counts_.data());
+  else if (s == Status::ok) s = l.values.template append<T>(ctx, first, l.device_slots(), values, counts_.data());
   if (s != Status::ok) return static_cast<void>(l.add_slots(ctx, -n, -first)), s;
   for (index_t i = 0; i < n; ++i) l.pending_positions.append_reserved(positions.empty() ? next + i : positions[static_cast<std::size_t>(i)]);
   l.counters.seen += n, l.counters.pending += n;

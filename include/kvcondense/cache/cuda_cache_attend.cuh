@@ -21,12 +21,17 @@ Status Cache<Cuda, R>::attend(Context<Cuda>& ctx, index_t layer, TensorView<cons
   r.lse = measure.lse, r.mass = measure.mass, r.mass_rows = mass_rows(n);
   if (measure.reads != nullptr) *measure.reads = {};
   if constexpr (retrieves)
-    if (bool all = false; retrieval_.chooses(layer, n))
-      if (const Status s = retrieval_.attend(ctx, layer, l, plan_, r, measure, math, all); s != Status::ok || !all) return s;
+    if (bool all = false; retrieval_.chooses(layer, n)) {
+      const index_t last = l.next_position() - 1;
+      if (const Status s = retrieval_.attend(ctx, layer, l, plan_, r, query_turn(l, n, last), measure, math, all); s != Status::ok || !all) return s;
+    }
   Context<Cuda> own = ctx;
+  prim::KeyTurn keys{};
   if constexpr (may_turn)
-    if (const Status s = stand(own, l, r); s != Status::ok) return s;
-  const Status s = prim::Attend<Cuda>::run(own, r, l.heads(key_turn()), l.longest(), math);
+    if (const Status s = stand(own, l, r, keys); s != Status::ok) return s;
+  if constexpr (may_join)
+    if (const Status s = clear_queries(own, l, r); s != Status::ok) return s;
+  const Status s = prim::Attend<Cuda>::run(own, r, l.heads(keys), l.longest(), math);
   return s == Status::ok && (measure.reads != nullptr || measure.runs.data != nullptr) ? cache::tell_all_read(ctx, l, shape(), measure) : s;
 }
 

@@ -27,8 +27,7 @@ Status Cache<Cuda, R>::check_merge() const {
   const bool both = evicts.rows != AttentionNeed::Rows::none && folds.rows != AttentionNeed::Rows::none;
   if (both && (evicts.rows != folds.rows || (evicts.rows == AttentionNeed::Rows::last && evicts.count != folds.count))) return Status::incompatible;
   // Sets are each head's own; a policy that adds up the attention of all heads would mix them up.
-  if (fold_.shrinks && pipeline_.source.one_set() && evict::gives_shares(pipeline_.source)) return Status::incompatible;
-  return fold_.gate.active ? Status::not_supported : Status::ok;
+  return fold_.shrinks && pipeline_.source.one_set() && evict::gives_shares(pipeline_.source) ? Status::incompatible : Status::ok;
 }
 
 /// Of what the host writes and a fold reads: slots that may be written, those that stay, what a finder keeps, and what it writes.
@@ -53,7 +52,7 @@ template <class R>
 std::size_t Cache<Cuda, R>::fold_bytes(index_t total) const {
   if constexpr (can_merge) {
     if (!fold_.active) return 0;
-    return 7 * Scratch::bytes_for<float>(total) + Scratch::bytes_for<float>(shape().kv_heads * fold_.state) +
+    return (plan_.joins ? 8 : 7) * Scratch::bytes_for<float>(total) + Scratch::bytes_for<float>(shape().kv_heads * fold_.state) +
            Scratch::bytes_for<std::byte>(static_cast<index_t>(word_bytes(total))) + merger_.workspace_bytes(shape(), total);
   } else {
     return 0;
@@ -67,7 +66,7 @@ prim::SlotRange Cache<Cuda, R>::targets(const Layer& l, index_t head) const {
   const auto &keys = l.keys.most(head), &values = l.values.most(head);
   prim::SlotRange r{values.first, values.first + values.coded, slots};
   if (fold_.target == merge::Target::keys_and_values) r.prefix = std::min(r.prefix, keys.first), r.begin = std::max(r.begin, keys.first + keys.coded);
-  return r.prefix + r.end - r.begin < std::min(slots, cache::least_targets) ? prim::SlotRange{0, slots, slots} : r;
+  return !plan_.joins && r.prefix + r.end - r.begin < std::min(slots, cache::least_targets) ? prim::SlotRange{0, slots, slots} : r;
 }
 
 /// Positions of the tokens that came with this step.
@@ -106,6 +105,12 @@ Status Cache<Cuda, R>::fold(Context<Cuda>& ctx, const StepView<Cuda>& view, evic
     if (out.found.data == nullptr) return Status::workspace_too_small;
     std::copy(l.found.begin(), l.found.end(), out.found.data);
     scene.found = out.found;
+    if (may_join && plan_.joins) {
+      const RaggedView<std::int32_t> heirs = ints();
+      if (heirs.data == nullptr) return Status::workspace_too_small;
+      if (s == Status::ok) s = prim::OpenSlots::heirs(ctx, l.open.passed(l.counters.pending), heirs);
+      scene.heirs = heirs;
+    }
     Context<Cuda> own = ctx.with_workspace(words);
     if (s == Status::ok) s = merger_.decide(own, scene, lanes, keep, out.turn, l.folded.data(), scratch);
     out.decided = s == Status::ok;

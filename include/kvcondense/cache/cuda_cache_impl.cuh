@@ -19,11 +19,11 @@ StepView<Cuda> Cache<Cuda, R>::step_view(index_t layer, Phase phase) const {
 template <class R>
 Status Cache<Cuda, R>::check_input(const StepView<Cuda>& view, Input what) const {
   const bool probe = view.phase == Phase::probe;
-  if (view.phase == Phase::turn || !(probe ? what == Input::queries && pipeline_.probes() : (pipeline_.inputs() | fold_.inputs).has(what) || (what == Input::queries && retrieval_.holds())))
+  if (view.phase == Phase::turn || !(probe ? what == Input::queries && pipeline_.probes() : (pipeline_.inputs() | fold_.inputs).has(what) || (what == Input::queries && (retrieval_.asks_queries() || codec_queries()))))
     return Status::ok;
   if (what == Input::queries) {
     const TensorView<const float, 3>& q = view.inputs.queries;
-    const index_t chosen_by = !retrieval_.holds() ? 0 : view.appended > retrieval_.longest_call() ? 1 : view.appended;
+    const index_t chosen_by = retrieval_.watches() ? view.appended : !retrieval_.holds() ? 0 : view.appended > retrieval_.longest_call() ? 1 : view.appended;
     const index_t least = probe ? view.appended : std::max({std::min<index_t>(1, view.appended), queries().of(view.appended), chosen_by});
     if (q.data == nullptr || q.extent[1] < least) return Status::missing_input;
     return q.extent[0] == shape().q_heads && q.extent[2] == shape().head_dim && q.extent[1] <= view.appended ? Status::ok : Status::shape_mismatch;
@@ -65,7 +65,7 @@ Status Cache<Cuda, R>::begin(Context<Cuda>& ctx, Layer& l, const StepView<Cuda>&
   for (auto& lane : lanes) lane = view.ragged(scratch.take<float>(total));
   bool room = keep.slots.data != nullptr && keep.count != nullptr && keep.budget != nullptr && keep.ends != nullptr &&
               scratch.left() >= Scratch::bytes_for<std::int32_t>(total) + range_bytes() + pipeline_bytes(l.longest(), total, l.counters.pending) +
-                                      fold_bytes(total) + retrieval_.step_bytes(shape(), l.longest(), l.counters.pending);
+                                      fold_bytes(total) + retrieval_.step_bytes(shape(), l.longest(), l.counters.pending, view.phase == Phase::prefill_end);
   for (const auto& lane : lanes) room = room && lane.data != nullptr;
   if (!room) return Status::workspace_too_small;
   // Policies work on copies: a step that is refused later must not have counted its attention.
@@ -94,7 +94,7 @@ Status Cache<Cuda, R>::run_step(Context<Cuda>& ctx, index_t layer, const StepInp
   for (const Input i : all_inputs)
     if (const Status s = check_input(view, i); s != Status::ok) return s;
   if (probe && !pipeline_.probes()) return Status::ok;
-  const bool asks = probe || (queries().rows != AttentionNeed::Rows::none && !turn);
+  const bool asks = probe || ((queries().rows != AttentionNeed::Rows::none || retrieval_.watches()) && !turn);
   const bool evicts_by_queries = probe || (pipeline_.queries().rows != AttentionNeed::Rows::none && !turn);
   const bool sums_heads = pipeline_.source.one_set() && (pipeline_.reads_attention(view) || (evicts_by_queries && (pipeline_.lanes() > 0 || pipeline_.fires(view))));
   if (sums_heads && !l.equally_long()) return Status::not_supported;
@@ -104,7 +104,7 @@ Status Cache<Cuda, R>::run_step(Context<Cuda>& ctx, index_t layer, const StepInp
   if (const Status s = l.fence.wait(); s != Status::ok) return s;
   l.learn();
   Scratch scratch(ctx.workspace(), l.steering);
-  const auto room = asks ? static_cast<index_t>(cache::CudaLayerColumns<Layer>::workspace_bytes(shape(), rotation_, std::max(rows, plan_.query_rows), l.longest())) : 0;
+  const auto room = asks ? static_cast<index_t>(cache::CudaLayerColumns<Layer>::workspace_bytes(shape(), rotation_, {reach(), control()}, std::max(rows, plan_.query_rows), l.longest())) : 0;
   std::byte* const column_scratch = scratch.take<std::byte>(room);
   if (column_scratch == nullptr) return Status::workspace_too_small;
   evict::KeepSet keep;
@@ -118,7 +118,7 @@ Status Cache<Cuda, R>::run_step(Context<Cuda>& ctx, index_t layer, const StepInp
   view.keys = &keys, view.values = &values;
   CacheShape scaled = shape();
   scaled.softmax_scale = logit_scale();
-  const cache::CudaLayerColumns<Layer> columns(l, scaled, rotation_, recipe_.position.rotated_input, inputs.queries, {column_scratch, static_cast<std::size_t>(room)});
+  const cache::CudaLayerColumns<Layer> columns(l, scaled, rotation_, recipe_.position.rotated_input, {reach(), control()}, inputs.queries, {column_scratch, static_cast<std::size_t>(room)});
   if (asks) view.columns = &columns;
   if (probe) {  // only the policy learns something; the tokens stay pending
     const Status s = evict::observe_probe(pipeline_.source, ctx, view, own, scratch);
@@ -134,10 +134,16 @@ Status Cache<Cuda, R>::run_step(Context<Cuda>& ctx, index_t layer, const StepInp
       if (const Status s = mark_places(rest, l, fold_lanes[static_cast<std::size_t>(fold_.place)]); s != Status::ok) return s;
     if (const Status s = fold_.active ? merger_.observe(rest, view, fold_lanes) : Status::ok; s != Status::ok) return s;
   }
+  float* drawn = nullptr;  // what a retrieval stage is told of attention
+  if (retrieval_.watches() && !turn) {
+    drawn = scratch.take<float>(total * shape().group());
+    if (const Status s = drawn == nullptr ? Status::workspace_too_small : retrieval_.watch(ctx, view, drawn); s != Status::ok) return s;
+  }
   const bool fires = pipeline_.fires(view);
   bool leaves = false, changed = false, moved = false;
   cache::Folding folding;
   cache::IndexChange change;
+  if (view.phase == Phase::prefill_end) change.lesson = &inputs.queries;
   const index_t prompt = view.phase == Phase::prefill_chunk || view.phase == Phase::prefill_end ? l.counters.seen : l.counters.prompt;
   // Not where `choose` has its own: its kernels may still read those when the host writes these.
   const bool sets = finds_sets(view);
@@ -165,13 +171,19 @@ Status Cache<Cuda, R>::run_step(Context<Cuda>& ctx, index_t layer, const StepInp
       changed = true;
       if (const Status s = commit_fold(ctx, l, folding, inputs.queries, fold_words); s != Status::ok) return s;
       if (const Status s = leaves && plan_.summary ? take_means(ctx, l, keep, folding) : Status::ok; s != Status::ok) return s;
-      if (const Status s = commit(ctx, l, keep, all, leaves, true, scratch); s != Status::ok) return s;
+      if (const Status s = commit(ctx, l, keep, all, leaves, true, inputs.queries, scratch); s != Status::ok) return s;
     }
+    if constexpr (retrieves)
+      if (const Status s = retrieval_.keep_drawn(ctx, layer, l, drawn, keep, leaves, scratch); s != Status::ok) return s;
     Status s = l.set_slots(ctx, stays);
     if constexpr (retrieves) {
-      if (s == Status::ok) s = retrieval_.refresh(ctx, layer, l, shape(), prompt, change), changed = true;
-      if (s == Status::ok) s = retrieval_.hold(ctx, layer, l, shape(), inputs.queries, view.phase, change, scratch);
+      changed = true;
+      const index_t last = l.next_position() - 1;
+      if (s == Status::ok) s = retrieval_.learn(ctx, layer, l, shape(), change, scratch);
+      if (s == Status::ok) s = retrieval_.refresh(ctx, layer, l, shape(), prompt, change);
+      if (s == Status::ok) s = retrieval_.hold(ctx, layer, l, shape(), inputs.queries, query_turn(l, rows, last), view.phase, change, scratch);
     }
+    if (s == Status::ok) s = l.open.settle(ctx, l.counters.pending, l.counters.seen - 1);
     return s;
   };
   const Status acted = act(), behind = l.fence.record(ctx);  // one that is refused may have started what reads `steering`
@@ -209,7 +221,7 @@ Status Cache<Cuda, R>::write_lanes(Context<Cuda>& ctx, Layer& l, std::span<const
 /// Rows, tokens and numbers of the slots that stay, by one list; then newest slots become codes. Nothing here needs memory.
 template <class R>
 Status Cache<Cuda, R>::commit(Context<Cuda>& ctx, Layer& l, const evict::KeepSet& keep, std::span<const RaggedView<float>> lanes, bool leaves,
-                              bool codes, const Scratch& scratch) {
+                              bool codes, TensorView<const float, 3> queries, const Scratch& scratch) {
   Scratch left = scratch;
   auto* const key_ranges = left.take<prim::KeptRange>(l.keys.range_count());
   auto* const value_ranges = left.take<prim::KeptRange>(l.values.range_count());
@@ -219,8 +231,8 @@ Status Cache<Cuda, R>::commit(Context<Cuda>& ctx, Layer& l, const evict::KeepSet
   Status s = prim::HeadSlots::read<std::int32_t>(ctx, std::as_const(l.ids).view(), l.counters.pending, first, 1, ids);
   if (s == Status::ok) s = prim::HeadSlots::write<std::int32_t>(ctx, ids, list, keep.count, l.ids.view());
   if (s == Status::ok) s = write_lanes(ctx, l, lanes, list, keep.count);
-  if (s == Status::ok) s = l.keys.step(ctx, l.device_slots(), {list, keep.count}, leaves, codes, key_ranges, counts_.data());
-  return s == Status::ok ? l.values.step(ctx, l.device_slots(), {list, keep.count}, leaves, codes, value_ranges, counts_.data()) : s;
+  if (s == Status::ok) s = l.keys.step(ctx, l.device_slots(), {list, keep.count}, leaves, codes, key_ranges, counts_.data(), queries);
+  return s == Status::ok ? l.values.step(ctx, l.device_slots(), {list, keep.count}, leaves, codes, value_ranges, counts_.data(), queries) : s;
 }
 
 template <class R>
@@ -228,7 +240,7 @@ template <class K, class V>
   requires StoredNumbers<K, V>
 Status Cache<Cuda, R>::forward(Context<Cuda>& ctx, index_t layer, TensorView<const float, 3> queries, TensorView<K, 3> keys, TensorView<V, 3> values,
                                TensorView<float, 3> out, std::span<const index_t> positions, Phase phase, StepInputs inputs) {
-  if (const Status s = append(ctx, layer, keys, values, positions); s != Status::ok) return s;
+  if (const Status s = append(ctx, layer, keys, values, positions, queries); s != Status::ok) return s;
   const index_t n = queries.extent[1], added = keys.extent[1];
   AttendOutputs measure;
   Scratch all(ctx.workspace());
@@ -281,6 +293,8 @@ Status Cache<Cuda, R>::truncate(Context<Cuda>& ctx, index_t tokens) {
     const auto left = [&](index_t h) { return stay[layer * heads + h]; };
     const index_t gone = l.counters.seen - tokens, unstepped = std::min(gone, l.counters.pending);
     if (const Status s = l.cut(ctx, left, tokens); s != Status::ok) return l.torn = true, s;
+    if (gone > unstepped)
+      if (const Status s = l.open.clear(ctx); s != Status::ok) return l.torn = true, s;
     l.counters.stepped_position = std::max<index_t>(0, l.counters.stepped_position - (gone - unstepped));
     l.counters.pending -= unstepped;
     l.pending_positions.shrink(l.counters.pending);
@@ -347,6 +361,8 @@ Status Cache<Cuda, R>::remove(Context<Cuda>& ctx, index_t first, index_t last) {
     const prim::Ends* mine = &ends[layer * heads];
     const auto stays = [&](index_t h) { return mine[h].size(); };
     if constexpr (retrieves) retrieval_.forget(layer, -1);
+    if (first <= l.open.token() && last > l.open.token())
+      if (const Status s = l.open.clear(ctx); s != Status::ok) return l.torn = true, s;
     if (!loses(layer)) continue;
     const StepView<Cuda> view = step_view(layer, Phase::turn);
     Scratch scratch(ctx.workspace(), l.steering);
@@ -360,7 +376,9 @@ Status Cache<Cuda, R>::remove(Context<Cuda>& ctx, index_t first, index_t last) {
     if constexpr (retrieves)
       if (s == Status::ok) s = retrieval_.reserve(ctx, layer, l, shape(), stays, true, false, keep, scratch, change);
     if (s == Status::ok) {
-      s = commit(ctx, l, keep, all, true, false, scratch);
+      s = commit(ctx, l, keep, all, true, false, {}, scratch);
+      if constexpr (retrieves)
+        if (s == Status::ok) s = retrieval_.keep_drawn(ctx, layer, l, nullptr, keep, true, scratch);
       if (s == Status::ok) s = l.set_slots(ctx, stays);
       if constexpr (retrieves)
         if (s == Status::ok) s = retrieval_.refresh(ctx, layer, l, shape(), l.counters.prompt, change);

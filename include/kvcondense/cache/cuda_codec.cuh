@@ -1,16 +1,18 @@
 #pragma once
 
 #include <algorithm>
-#include <cassert>
 #include <cstdint>
+#include <cstring>
 #include <span>
 
-#include <kvcondense/backend/cuda/found_scales.cuh>
+#include <kvcondense/backend/cuda/context.cuh>
+#include <kvcondense/backend/cuda/find_rows.cuh>
 #include <kvcondense/backend/cuda/memory.cuh>
 #include <kvcondense/backend/cuda/row_codec.cuh>
 #include <kvcondense/core/buffer.hpp>
 #include <kvcondense/core/status.hpp>
 #include <kvcondense/prim/group_bits.hpp>
+#include <kvcondense/prim/row_transform.hpp>
 
 namespace kvcondense::cache {
 
@@ -20,110 +22,209 @@ struct PageGap {
 };
 template <class C>
 PageGap gap_of(const C& codec, index_t slots, index_t dim) {
+  const auto gap = [&](index_t row, index_t params) { return PageGap{static_cast<std::size_t>(slots * row), static_cast<std::size_t>(params)}; };
   if constexpr (requires { codec.numbers(); }) return gap_of(codec.numbers(), slots, dim);
-  else if constexpr (requires { codec.params_at(slots, dim); }) return {static_cast<std::size_t>(slots * codec.row_bytes(dim)), static_cast<std::size_t>(codec.params_at(slots, dim))};
+  else if constexpr (requires { codec.high_bytes(dim); }) return gap(codec.low_bytes(dim) + codec.high_bytes(dim), codec.params_at(slots, dim));
+  else if constexpr (requires { codec.params_at(slots, dim); }) return gap(codec.row_bytes(dim), codec.params_at(slots, dim));
   else return {};
 }
 inline PageGap gap_of(const prim::GroupBits& codec, index_t slots, index_t dim) {
   return codec.with([&](const auto& c) { return gap_of(c, slots, dim); });
 }
+template <class T, class C>
+PageGap gap_of(const prim::Transformed<T, C>& codec, index_t slots, index_t dim) {
+  return gap_of(codec.codec, slots, codec.transform.stored_dim(dim));
+}
 
-/// The codec of a column as kernels take it: tables of the heads' codecs in device memory, where it has some.
+/// The codec of a column as kernels take it: tables of the heads' codecs in device memory, where it has some. Maps that are found from the rows which
+/// are coded first are found once per head, by the host, from sums that the device makes.
 template <class Codec>
 class CudaCodec {
   using Form = prim::DeviceForm<Codec>;
+  using Parts = prim::CodecParts<Codec>;
+  /// The map that rows meet first.
+  static constexpr const auto& first_of(const Codec& codec) {
+    if constexpr (requires { Parts::transform(codec).second; }) return Parts::transform(codec).first;
+    else return Parts::transform(codec);
+  }
 
  public:
-  /// Pages have so many slots.
-  CudaCodec(const Codec& codec, index_t slots, index_t dim, MemoryResource<Cuda>& memory)
-      : codec_(codec), slots_(slots), dim_(dim), tables_(memory), prints_(heap_memory()), bytes_(heap_memory()), gaps_(heap_memory()), waits_(heap_memory()) {}
+  /// Whether maps may be found from rows.
+  static constexpr bool finds = prim::found_from_rows<typename prim::FirstMap<typename Parts::Transform>::type>;
+
+  /// `page_slots`: of a page of codes.
+  CudaCodec(const Codec& codec, index_t dim, index_t page_slots, MemoryResource<Cuda>& memory)
+      : codec_(codec), dim_(dim), page_slots_(page_slots), tables_(memory), heads_(heap_memory()), host_(heap_memory()), states_(heap_memory()), summed_(heap_memory()), sums_(memory) {}
 
   /// All heads have the codec, whose fingerprint, as the recipe names it, is `print`.
   Status make(index_t heads, std::int64_t print) {
-    if (const Status s = prints_.resize(heads); s != Status::ok) return s;
-    if (const Status s = bytes_.resize(heads); s != Status::ok) return s;
-    if (const Status s = gaps_.resize(heads); s != Status::ok) return s;
-    std::fill_n(prints_.data(), heads, print), std::fill_n(bytes_.data(), heads, codec_.page_bytes(slots_, dim_));
-    std::fill_n(gaps_.data(), heads, gap_of(prim::cuda_kernels::stored_codec(codec_), slots_, dim_));
-    if (const Status s = waits_.resize(heads); s != Status::ok) return s;
-    forget();
-    return fill(prim::finds_state<Codec> ? heads : 1, [&](index_t) -> const Codec& { return codec_; });
+    if (const Status s = heads_.resize(heads); s != Status::ok) return s;
+    std::fill_n(heads_.data(), heads, head_of(codec_, print));
+    if (const Status s = states_.resize(heads * state_floats()); s != Status::ok) return s;
+    const index_t own = state_floats() > 0 ? heads : 1;  // each finds its own
+    const Status s = fill(own, [&](index_t) -> const Codec& { return codec_; });
+    return s == Status::ok && state_floats() > 0 ? host_.resize(step_) : s;
   }
-  /// Behind `make`: head h has `of(h)`, which has tables of as many numbers, and stores a row in as many bytes unless they say in how many.
+  /// Behind `make`: head h has `of(h)`. It stores a row in as many bytes as the others, or as many numbers of it as it says (prim::Latent).
   template <class Of>
   Status describe(Of&& of) {
     bool differ = false;
-    for (index_t h = 0; h < prints_.size() && !differ; ++h) differ = of(h).fingerprint() != prints_[h];
+    for (index_t h = 0; h < heads_.size() && !differ; ++h) differ = of(h).fingerprint() != heads_[h].print;
     if (!differ) return Status::ok;
-    return fill(prints_.size(), [&](index_t h) {
+    return fill(heads_.size(), [&](index_t h) {
       const Codec codec = of(h);
-      prints_[h] = codec.fingerprint();
-      if (prim::table_sizes<Codec>) bytes_[h] = codec.page_bytes(slots_, dim_), gaps_[h] = gap_of(prim::cuda_kernels::stored_codec(codec), slots_, dim_);
+      heads_[h] = head_of(codec, codec.fingerprint());
       return codec;
     });
   }
 
-  prim::DeviceCodec<Codec> on_device() const { return Form::of(codec_, tables_.data(), step_, dim_); }
-  std::int64_t fingerprint(index_t head) const { return prints_[head]; }
-  /// Of a page of a head.
-  std::size_t page_bytes(index_t head) const { return bytes_[head]; }
-  /// Of such a page, for files.
-  void clear_gap(index_t head, std::span<std::byte> page) const { std::ranges::fill(page.subspan(gaps_[head].begin, gaps_[head].end - gaps_[head].begin), std::byte{}); }
-  // Where tables are states that a step finds.
-  bool waits(index_t head) const { return waits_[head]; }
-  void found(index_t head) { waits_[head] = false; }
-  prim::FoundStates states() const {
-    if constexpr (prim::finds_state<Codec>) return {tables_.data(), step_};
-    else return {};
+  prim::DeviceCodec<Codec> on_device() const {
+    prim::DeviceCodec<Codec> c = Form::of(codec_, tables_.data(), step_, dim_);
+    if constexpr (requires { c.map.uneven; })
+      c.map.uneven = std::any_of(heads_.begin(), heads_.end(), [&](const Head& h) { return h.stored_dim != heads_[0].stored_dim; });
+    return c;
   }
-  float* state(index_t head) { return tables_.data() + head * step_; }
-  const float* state(index_t head) const { return tables_.data() + head * step_; }
-  index_t state_floats() const { return prim::finds_state<Codec> ? Form::floats(codec_, dim_) : 0; }
-  Status find(Context<Cuda>& ctx, const prim::ExactRows& exact, const prim::ColumnParts& column, const prim::KeptSlots& due) {
-    if constexpr (prim::finds_state<Codec>) return prim::FoundScales::find(ctx, codec_.transform, tables_.data(), step_, exact, column, due);
-    else return Status::ok;
+  std::int64_t fingerprint(index_t head) const { return heads_[head].print; }
+  index_t stored_dim(index_t head) const { return heads_[head].stored_dim; }
+  std::size_t page_bytes(index_t head) const { return heads_[head].page_bytes; }
+  /// Of a page of codes, for files.
+  void clear_gap(index_t head, std::span<std::byte> page) const {
+    const PageGap& gap = heads_[head].gap;
+    std::ranges::fill(page.subspan(gap.begin, gap.end - gap.begin), std::byte{});
   }
+  std::size_t bytes() const { return static_cast<std::size_t>(tables_.size() + sums_.size()) * sizeof(float); }
+
+  // Maps that are found.
+
+  index_t state_floats() const { return finds ? prim::floats_of(Parts::transform(codec_), dim_) : 0; }
+  bool waits(index_t head) const { return state_floats() > 0 && !heads_[head].found; }
+  prim::MapFlags flags() const {
+    if constexpr (finds)
+      if (state_floats() > 0) return {tables_.data() + Form::found_at, step_};
+    return {};
+  }
+  bool waits() const {
+    for (index_t h = 0; h < heads_.size(); ++h)
+      if (waits(h)) return true;
+    return false;
+  }
+  /// Room for `find`, which needs no memory then, where a head waits and `may_code(head)`.
+  template <class May>
+  Status reserve_finding(May&& may_code) {
+    bool finding = false;
+    for (index_t h = 0; h < heads_.size(); ++h) finding = finding || (waits(h) && may_code(h));
+    if (!finding) return Status::ok;
+    const Status s = summed_.resize(heads_.size() * finding_floats());
+    return s == Status::ok ? sums_.resize(summed_.size()) : s;
+  }
+  /// Heads that wait get their maps by the rows that they code now, where they do. Waits for the stream: the device tells how many those are.
+  Status find(Context<Cuda>& ctx, const prim::FirstRows& first, std::span<const prim::PartCounts> told) {
+    if (const Status s = ctx.wait(); s != Status::ok) return s;
+    const index_t each = finding_floats();
+    const auto now = [&](index_t h) { return waits(h) && told[static_cast<std::size_t>(h)].coded > 0; };
+    index_t some = 0;
+    for (index_t h = 0; h < heads_.size(); ++h) some += now(h);
+    if (some == 0) return Status::ok;
+    Status s = Status::ok;
+    if constexpr (finds) s = prim::FindRows::observe(ctx, first_of(codec_), first, sums_.data(), each);
+    if (s == Status::ok) s = sums_.download(ctx, {summed_.data(), static_cast<std::size_t>(summed_.size())});
+    const Status done = ctx.wait();
+    if (s == Status::ok) s = done;
+    for (index_t h = 0; h < heads_.size() && s == Status::ok; ++h) {
+      if (!now(h)) continue;
+      float* const state = summed_.data() + h * each;
+      if constexpr (finds) prim::FindRows::settle(first_of(codec_), dim_, state);
+      s = put_state(ctx, h, state);
+    }
+    if (s != Status::ok || waits()) return s;
+    summed_ = Buffer<float>(heap_memory());
+    return sums_.resize(0);
+  }
+  /// What a head has found, for files; empty before.
+  std::span<const float> state(index_t head) const {
+    const auto n = static_cast<std::size_t>(waits(head) ? 0 : state_floats());
+    return {states_.data() + head * state_floats(), n};
+  }
+  /// From a file: `bytes` of state_floats() numbers.
+  Status restore(const Context<Cuda>& ctx, index_t head, std::span<const std::byte> bytes) {
+    Buffer<float> state(heap_memory());
+    if (const Status s = state.resize(state_floats()); s != Status::ok) return s;
+    std::memcpy(state.data(), bytes.data(), bytes.size());
+    if constexpr (finds)
+      if (!prim::FindRows::good(first_of(codec_), dim_, state.data())) return Status::corrupt_data;
+    return put_state(ctx, head, state.data());
+  }
+  /// One that was made alike finds what this one has found.
   Status fork(const Context<Cuda>& ctx, CudaCodec& out) const {
-    if constexpr (!prim::finds_state<Codec>) return Status::ok;
-    std::copy_n(waits_.data(), waits_.size(), out.waits_.data());
+    if (state_floats() == 0) return Status::ok;
+    std::copy(states_.begin(), states_.end(), out.states_.begin());
+    for (index_t h = 0; h < heads_.size(); ++h) out.heads_[h].found = heads_[h].found;
     return out.tables_.copy_from(ctx, tables_);
   }
+  /// What was found is forgotten.
   Status clear(const Context<Cuda>& ctx) {
-    if constexpr (!prim::finds_state<Codec>) return Status::ok;
-    forget();
-    return tables_.fill_bytes(ctx, 0);
+    Status s = Status::ok;
+    if constexpr (finds)
+      for (index_t h = 0; h < heads_.size() && state_floats() > 0; ++h) {
+        heads_[h].found = false;
+        if (s == Status::ok) s = cuda::settled(cudaMemsetAsync(tables_.data() + h * step_ + Form::found_at, 0, sizeof(float), ctx.stream()));
+      }
+    return s;
   }
-  std::size_t bytes() const { return static_cast<std::size_t>(tables_.size()) * sizeof(float); }
 
  private:
-  void forget() { std::fill_n(waits_.data(), waits_.size(), prim::finds_state<Codec>); }
+  struct Head {
+    std::int64_t print = 0;
+    index_t stored_dim = 0;      ///< numbers of a stored row
+    std::size_t page_bytes = 0;  ///< of a page of codes
+    PageGap gap{};
+    bool found = false;          ///< its map
+  };
+  Head head_of(const Codec& codec, std::int64_t print) const {
+    return {print, Parts::transform(codec).stored_dim(dim_), codec.page_bytes(page_slots_, dim_), gap_of(codec, page_slots_, dim_)};
+  }
+  index_t finding_floats() const { return state_floats() > 0 ? prim::finding_floats_of(Parts::transform(codec_), dim_) : 0; }
+
+  /// A head has found its map. Waits for the copy of its table.
+  Status put_state(const Context<Cuda>& ctx, index_t head, const float* state) {
+    if constexpr (finds) {
+      std::fill(host_.begin(), host_.end(), 0.0f);
+      Form::fill(codec_, dim_, host_.data(), state);
+      // What stands behind the map is the codec's own, and there.
+      const auto bytes = static_cast<std::size_t>(Form::found_floats(codec_, dim_)) * sizeof(float);
+      const Status s = cuda::settled(cudaMemcpyAsync(tables_.data() + head * step_, host_.data(), bytes, cudaMemcpyHostToDevice, ctx.stream()));
+      const Status done = ctx.wait();
+      if (s != Status::ok || done != Status::ok) return s != Status::ok ? s : done;
+      std::copy_n(state, state_floats(), states_.data() + head * state_floats());
+      heads_[head].found = true;
+    }
+    return Status::ok;
+  }
   /// Waits for the copy.
   template <class Of>
   Status fill(index_t tables, Of&& of) {
-    const index_t floats = Form::floats(codec_, dim_);
+    index_t floats = 0;
+    for (index_t t = 0; t < tables; ++t) floats = std::max(floats, Form::floats(of(t), dim_));
     Buffer<float> host(heap_memory());
     Status s = host.resize(tables * floats);
     if (s == Status::ok) s = tables_.resize(host.size());
     if (s != Status::ok) return s;
-    for (index_t t = 0; t < tables; ++t) {
-      const Codec codec = of(t);
-      assert(Form::floats(codec, dim_) == floats);
-      Form::fill(codec, dim_, host.data() + t * floats);
-    }
+    for (index_t t = 0; t < tables; ++t) Form::fill(of(t), dim_, host.data() + t * floats);
     if (floats == 0) return Status::ok;
-    step_ = tables > 1 || prim::finds_state<Codec> ? floats : 0;
+    step_ = tables > 1 || state_floats() > 0 ? floats : 0;
     s = cuda::settled(cudaMemcpyAsync(tables_.data(), host.data(), tables_.bytes().size(), cudaMemcpyHostToDevice, nullptr));
     return s == Status::ok ? cuda::settled(cudaStreamSynchronize(nullptr)) : s;
   }
 
   Codec codec_;
-  index_t slots_, dim_;
+  index_t dim_, page_slots_;
   cuda::DeviceArray<float> tables_;
-  index_t step_ = 0;             ///< floats from a head's tables to the next's; 0: all heads share them
-  Buffer<std::int64_t> prints_;  ///< per head
-  Buffer<std::size_t> bytes_;    ///< per head
-  Buffer<PageGap> gaps_;         ///< per head
-  Buffer<bool> waits_;           ///< per head: a step is still to find its state
+  index_t step_ = 0;    ///< floats from a head's tables to the next's; 0: all heads share them
+  Buffer<Head> heads_;  ///< per head
+  Buffer<float> host_;    ///< a table on its way, of maps that are found
+  Buffer<float> states_;  ///< per head, what it found
+  Buffer<float> summed_;  ///< sums of first rows of the heads, as they come from the device
+  cuda::DeviceArray<float> sums_;
 };
 
 }  // namespace kvcondense::cache

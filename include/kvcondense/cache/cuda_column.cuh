@@ -32,16 +32,11 @@ class CudaColumn {
  public:
   using Plan = CudaColumnPlan<Codec>;
   static constexpr int parts = Plan::parts;
-  /// Slots of the parts of a head, at most.
-  struct Most {
-    index_t first = 0, coded = 0, newest = 0;
-
-    index_t of(int part) const { return part == 0 ? first : part == 1 ? coded : newest; }
-  };
+  using Most = CudaMost;
 
   CudaColumn(const Plan& plan, MemoryResource<Cuda>& memory)
-      : plan_(plan), memory_(&memory), most_(heap_memory()), groups_(plan.codec.group_slots(), plan.slots_of(1), plan.bytes_of(1), memory),
-        table_(plan.heads, plan.grouped(), memory), counts_(memory), codec_(plan.codec, plan.slots_of(1), plan.dim, memory) {
+      : plan_(plan), memory_(&memory), most_(heap_memory()), groups_(plan.codec.group_slots(), plan.slots_of(1), plan.dim, plan.bytes_of(1), memory),
+        table_(plan.heads, plan.grouped(), memory), counts_(memory), codec_(plan.codec, plan.dim, plan.slots_of(1), memory) {
     for (auto& s : spare_) s = Buffer<CudaPage*>(heap_memory());
   }
   CudaColumn(CudaColumn&&) = default;
@@ -64,8 +59,9 @@ class CudaColumn {
   Status describe(Of&& of) { return codec_.describe(of); }
   prim::DeviceCodec<Codec> codec() const { return codec_.on_device(); }
   std::int64_t fingerprint(index_t head) const { return codec_.fingerprint(head); }
-  /// Of what a page of a part holds in a head.
-  std::size_t page_bytes(int part, index_t head) const { return part == 1 ? codec_.page_bytes(head) : plan_.bytes_of(part); }
+  /// Of a page of a part; heads may differ in how many numbers of a row they store.
+  std::size_t bytes_of(int part, index_t head) const { return part == 1 ? codec_.page_bytes(head) : plan_.bytes_of(part); }
+  index_t stored_dim(index_t head) const { return codec_.stored_dim(head); }
 
   /// Page-locked memory, an entry per head.
   void tell_at(std::span<prim::PartCounts> told) {
@@ -82,7 +78,6 @@ class CudaColumn {
     for (index_t h = 0; h < plan_.heads; ++h) {
       const auto& t = told_[static_cast<std::size_t>(h)];
       most_[h] = {t.first + fresh_, t.coded, slots(h) - t.first - fresh_ - t.coded};
-      if (t.coded > 0) codec_.found(h);
     }
   }
 
@@ -106,9 +101,7 @@ class CudaColumn {
 
   /// Whether a step after which nothing has left has slots to code. Behind `learn`.
   bool due() const {
-    index_t n = 0;
-    for (index_t h = 0; h < plan_.heads; ++h) n += due_in(plan_.flush, h);
-    return n > 0;
+    return std::any_of(most_.begin(), most_.end(), [&](const Most& m) { return due_in(m, plan_.flush) > 0; });
   }
   /// Slots of a head in front of those that become codes in the next step, unless some leave; where none do, the largest number there is. Behind `learn`.
   index_t settled(index_t head) const { return due() ? most_[head].first + most_[head].coded : std::numeric_limits<index_t>::max(); }
@@ -119,7 +112,7 @@ class CudaColumn {
     std::size_t sum = 0;
     for (int p = 0; p < parts; ++p) {
       const index_t begin = p == 0 ? 0 : ends[p - 1], n = std::min(last, ends[p]) - std::max(first, begin);
-      if (n > 0) sum += static_cast<std::size_t>(n) * page_bytes(p, head) / static_cast<std::size_t>(plan_.slots_of(p));
+      if (n > 0) sum += static_cast<std::size_t>(n) * bytes_of(p, head) / static_cast<std::size_t>(plan_.slots_of(p));
     }
     return sum;
   }
@@ -131,8 +124,9 @@ class CudaColumn {
   /// Pages for what becomes codes when the slots stay that `kept` says, and pages of its own for what moves; `leaves`: these are fewer than there are;
   /// `codes`: what is due becomes codes. As `reserve`.
   Status reserve_codes(const Context<Cuda>& ctx, bool leaves, bool codes, const CudaKept& kept) {
-    Status s = leaves ? own_all(ctx) : Status::ok;
     const Flush rule = rule_of(codes);
+    Status s = codec_.reserve_finding([&](index_t h) { return most_due_in(most_[h], rule) > 0; });
+    if (s == Status::ok && leaves) s = own_all(ctx);
     const bool due_alone = codes && !leaves && due();  // of what is shared, the last page of codes and all newest slots
     for (index_t h = 0; h < plan_.heads && s == Status::ok; ++h) {
       if (!plan_.grouped()) s = take_pages(1, h, coded_after(rule, most_[h], kept.size(h)));
@@ -155,7 +149,9 @@ class CudaColumn {
 
   /// Keeps the listed slots, `leaves`: fewer than there are; `codes`: codes what is due, after `reserve_codes`. `slots` are those before;
   /// `ranges`: device scratch of range_count() entries.
-  Status step(Context<Cuda>& ctx, const index_t* slots, const prim::KeptSlots& keep, bool leaves, bool codes, prim::KeptRange* ranges, index_t* repaired) {
+  /// `queries`: of the step, for maps that are found from them too.
+  Status step(Context<Cuda>& ctx, const index_t* slots, const prim::KeptSlots& keep, bool leaves, bool codes, prim::KeptRange* ranges, index_t* repaired,
+              TensorView<const float, 3> queries = {}) {
     const prim::ExactRows& exact = plan_.exact;
     if (!leaves && !due() && !unsettled()) return Status::ok;
     if (!plan_.has_parts()) {
@@ -165,19 +161,19 @@ class CudaColumn {
     const Flush rule = rule_of(codes);
     index_t most = 0;
     bool rest = leaves;  // newest slots that stay so
-    for (index_t h = 0; h < plan_.heads; ++h) most = std::max(most, most_due_of(rule, most_[h].newest)), rest = rest || due_in(rule, h) < most_[h].newest;
+    for (const Most& m : most_) most = std::max(most, most_due_in(m, rule)), rest = rest || due_in(m, rule) < m.newest;
     Status s = upload(ctx);
     const prim::ColumnParts column = device();
-    if (s == Status::ok) s = prim::HeadSlots::plan(ctx, column, slots, keep, rule, codec_.states(), counts_.data(), told_.data(), ranges);
+    if (s == Status::ok) s = prim::HeadSlots::plan(ctx, column, slots, keep, rule, codec_.flags(), counts_.data(), told_.data(), ranges);
     if (s == Status::ok) fresh_ = 0, laid_ = false;  // else `counts_` is as it was
     const auto part = [&](int i) { return prim::KeptSlots{keep.list, keep.count, ranges + i * plan_.heads}; };
+    if (s == Status::ok && most > 0 && codec_.waits()) s = codec_.find(ctx, {plan_.exact, column, part(2), codec_.flags(), queries, queries.extent[0] / plan_.heads}, told_);
     if (s == Status::ok && leaves && plan_.sinks > 0) s = prim::KeepRows<Cuda>::rows(ctx, exact, column.first, part(0));
     if constexpr (!std::same_as<Codec, prim::ExactRows>) {
       if (plan_.grouped()) {
         if (s == Status::ok) s = step_groups(ctx, column, part(2), repaired);
-      } else {
+      } else if constexpr (prim::cuda_kernels::RowCodec<prim::DeviceCodec<Codec>>) {
         if (s == Status::ok && leaves) s = prim::KeepRows<Cuda>::rows(ctx, codec(), column.coded, part(1));
-        if (s == Status::ok && most > 0) s = codec_.find(ctx, exact, column, part(2));
         if (s == Status::ok && most > 0) s = prim::HeadSlots::code(ctx, codec(), exact, column, part(2), most, repaired);
       }
     }
@@ -191,10 +187,9 @@ class CudaColumn {
     const Flush rule = rule_of(codes);
     for (index_t h = 0; h < plan_.heads; ++h) {
       Most& m = most_[h];
-      const index_t n = kept(h), due = due_in(rule, h);
-      if (due > 0 && m.first + m.coded + m.newest == n) codec_.found(h);
+      const index_t n = kept(h), due = due_in(m, rule);
       if (m.first + m.coded + m.newest == n) m.coded += due, m.newest -= due;  // nothing left: exact as before
-      else m = {std::min(m.first, n), coded_after(rule, m, n), std::min(n, left_after(rule, h))};
+      else m = {std::min(m.first, n), coded_after(rule, m, n), std::min(n, codec_.waits(h) ? m.newest : most_left_of(rule, m.newest))};
     }
   }
 
@@ -230,7 +225,7 @@ class CudaColumn {
         auto& list = pages_[p][h];
         const index_t needed = plan_.pages_for(p, most_[h].of(p));
         for (; list.size() > needed; list.shrink(list.size() - 1), moved_ = true) {
-          if (list.back()->shared()) CudaPage::drop(list.back(), *memory_, plan_.bytes_of(p));
+          if (list.back()->shared()) CudaPage::drop(list.back(), *memory_);
           else if (spare_[p].push_back(list.back()) != Status::ok) break;
         }
       }
@@ -241,7 +236,7 @@ class CudaColumn {
     if (s != Status::ok) return s;  // somebody may still read them
     groups_.trim(plan_.spare_pages(1));
     for (int p = 0; p < parts; ++p)
-      for (; spare_[p].size() > plan_.spare_pages(p); spare_[p].shrink(spare_[p].size() - 1)) CudaPage::drop(spare_[p].back(), *memory_, plan_.bytes_of(p));
+      for (; spare_[p].size() > plan_.spare_pages(p); spare_[p].shrink(spare_[p].size() - 1)) CudaPage::drop(spare_[p].back(), *memory_);
     return s;
   }
 
@@ -255,9 +250,11 @@ class CudaColumn {
 
   /// In pages of a part; those that wait for slots to come are counted too.
   std::size_t page_bytes(int part) const {
-    index_t n = spare_[part].size();
-    for (const auto& list : pages_[part]) n += list.size();
-    return static_cast<std::size_t>(n) * plan_.bytes_of(part) + (part == 1 ? groups_.page_bytes() : 0);
+    std::size_t n = part == 1 ? groups_.page_bytes() : 0;
+    for (const CudaPage* page : spare_[part]) n += page->bytes;
+    for (const auto& list : pages_[part])
+      for (const CudaPage* page : list) n += page->bytes;
+    return n;
   }
   std::size_t dead_bytes() const {
     std::size_t sum = 0;
@@ -286,7 +283,7 @@ class CudaColumn {
   }
   /// What `groups_` has planned for a step.
   Status step_groups(Context<Cuda>& ctx, const prim::ColumnParts& column, const prim::KeptSlots& due, index_t* repaired) {
-    if constexpr (prim::cuda_kernels::codes_groups<prim::DeviceCodec<Codec>>) {
+    if constexpr (prim::cuda_kernels::GroupCodec<prim::DeviceCodec<Codec>>) {
       prim::GroupWork work;
       Status s = groups_.commit(ctx, work);
       moved_ = true;
@@ -295,33 +292,21 @@ class CudaColumn {
     }
     return Status::ok;
   }
+  /// Slots of a head that a rule codes now: unless some leave, and at most.
+  index_t due_in(const Most& m, const Flush& rule) const { return enough(m, rule, due_of(rule, m.newest, m.coded > 0)); }
+  index_t most_due_in(const Most& m, const Flush& rule) const { return enough(m, rule, most_due_of(rule, m.newest)); }
+  index_t enough(const Most& m, const Flush& rule, index_t due) const { return due < rule.first && codec_.waits(&m - most_.data()) ? 0 : due; }
   Flush rule_of(bool codes) const { return codes ? plan_.flush : Flush{.block = 0}; }
-  /// Newest slots of a head that a rule codes, if none leave.
-  index_t due_in(const Flush& rule, index_t head) const {
-    const index_t n = due_of(rule, most_[head].newest, most_[head].coded > 0);
-    return n < rule.first && codec_.waits(head) ? 0 : n;
-  }
-  /// No window of a head keeps more.
-  index_t left_after(const Flush& rule, index_t head) const {
-    const index_t n = most_[head].newest, left = most_left_of(rule, n);
-    return codec_.waits(head) ? std::max(left, std::min(n, rule.keep + rule.first + rule.block - 1)) : left;  // short of the first whole blocks
-  }
-  static index_t coded_after(const Flush& rule, const Most& m, index_t kept) { return std::min(kept, m.coded + most_due_of(rule, m.newest)); }
+  index_t coded_after(const Flush& rule, const Most& m, index_t kept) const { return std::min(kept, m.coded + most_due_in(m, rule)); }
   Status take_pages(int part, index_t head, index_t slots) {
     auto& list = pages_[part][head];
     while (list.size() < plan_.pages_for(part, slots)) {
       if (const Status s = list.reserve(list.size() + 1); s != Status::ok) return s;
-      CudaPage* page = take_page(part);
+      CudaPage* page = CudaPage::take(spare_[part], *memory_, bytes_of(part, head));
       if (page == nullptr) return Status::out_of_memory;
       list.append_reserved(page), moved_ = true;
     }
     return Status::ok;
-  }
-  CudaPage* take_page(int part) {
-    if (spare_[part].empty()) return CudaPage::make(*memory_, plan_.bytes_of(part));
-    CudaPage* page = spare_[part].back();
-    spare_[part].shrink(spare_[part].size() - 1);
-    return page;
   }
   /// Pages of a head from the one at `first` on become this column's alone: those that a fork has too are copied.
   Status own(const Context<Cuda>& ctx, int part, index_t head, index_t first) {
@@ -329,10 +314,10 @@ class CudaColumn {
     auto& list = pages_[part][head];
     for (index_t i = first; i < list.size(); ++i) {
       if (!list[i]->shared()) continue;
-      CudaPage* page = take_page(part);
+      CudaPage* page = CudaPage::take(spare_[part], *memory_, bytes_of(part, head));
       if (page == nullptr) return Status::out_of_memory;
-      const Status s = cuda::settled(cudaMemcpyAsync(page->rows, list[i]->rows, plan_.bytes_of(part), cudaMemcpyDeviceToDevice, ctx.stream()));
-      CudaPage::drop(s == Status::ok ? std::exchange(list[i], page) : page, *memory_, plan_.bytes_of(part));
+      const Status s = cuda::settled(cudaMemcpyAsync(page->rows, list[i]->rows, page->bytes, cudaMemcpyDeviceToDevice, ctx.stream()));
+      CudaPage::drop(s == Status::ok ? std::exchange(list[i], page) : page, *memory_);
       if (s != Status::ok) return s;
       moved_ = true;
     }
@@ -370,7 +355,7 @@ class CudaColumn {
     groups_.clear();
     for (int p = 0; p < parts; ++p) {
       const auto give = [&](auto& list) {
-        for (CudaPage* page : list) CudaPage::drop(page, *memory_, plan_.bytes_of(p));
+        for (CudaPage* page : list) CudaPage::drop(page, *memory_);
         list.shrink(0);
       };
       for (auto& list : pages_[p]) give(list);

@@ -28,10 +28,9 @@ Status CudaColumn<Codec>::fork(const Context<Cuda>& ctx, CudaColumn& out) {
 template <class Codec>
 Status CudaColumn<Codec>::clear(const Context<Cuda>& ctx) {
   give_pages();
-  for (auto& m : most_) m = {};
-  for (auto& t : told_) t = {};
-  if (const Status s = codec_.clear(ctx); s != Status::ok) return s;
-  return tell_device(ctx);  // it may have counted what a step that was refused in part would have coded
+  std::fill(most_.begin(), most_.end(), Most{}), std::fill(told_.begin(), told_.end(), prim::PartCounts{});
+  const Status told = tell_device(ctx);  // it may have counted what a step that was refused in part would have coded
+  return told == Status::ok ? codec_.clear(ctx) : told;
 }
 
 }  // namespace kvcondense::cache

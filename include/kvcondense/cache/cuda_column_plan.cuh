@@ -4,9 +4,9 @@
 #include <cstddef>
 #include <cstdint>
 
+#include <kvcondense/backend/cuda/row_codec.cuh>
 #include <kvcondense/core/config.hpp>
 #include <kvcondense/core/flush.hpp>
-#include <kvcondense/prim/group_quant.hpp>
 #include <kvcondense/prim/page_codec.hpp>
 #include <kvcondense/prim/row_transform.hpp>
 
@@ -20,10 +20,17 @@ C as_stored(const C& codec, index_t page_slots, index_t dim) {
 }
 template <class T, class C>
 prim::Transformed<T, C> as_stored(const prim::Transformed<T, C>& codec, index_t page_slots, index_t dim) {
-  return {codec.transform, as_stored(codec.codec, page_slots, dim)};
+  return {codec.transform, as_stored(codec.codec, page_slots, codec.transform.stored_dim(dim))};
 }
 
-/// What the columns of all layers have in common, but for a codec and windows of their own.
+/// Slots of the parts of a head, at most.
+struct CudaMost {
+  index_t first = 0, coded = 0, newest = 0;
+
+  index_t of(int part) const { return part == 0 ? first : part == 1 ? coded : newest; }
+};
+
+/// What the columns of all layers have in common, but for codecs and windows of their own.
 template <class Codec>
 struct CudaColumnPlan {
   prim::ExactRows exact{};
@@ -31,33 +38,28 @@ struct CudaColumnPlan {
   Flush flush{};
   index_t sinks = 0, heads = 0, dim = 0, page_slots = 0;
   std::int64_t fingerprint = 0;  ///< of the codec as the recipe names it
+  std::size_t coded_bytes = 0;   ///< of a page of codes, in the head that needs most
 
-  std::size_t coded_bytes = 0;
-
-  /// The codec of a layer's heads, or of its first head, as the recipe names it.
-  void take(const Codec& named) {
+  /// The codec is this one, as the recipe names it.
+  void describe(const Codec& named) {
     codec = as_stored(named, page_slots, dim), fingerprint = named.fingerprint();
     coded_bytes = codec.page_bytes(slots_of(1), dim);
   }
-  /// That of another head.
-  void take_also(const Codec& named) { coded_bytes = std::max(coded_bytes, as_stored(named, page_slots, dim).page_bytes(slots_of(1), dim)); }
+  /// That of another head is this one.
+  void describe_also(const Codec& named) { coded_bytes = std::max(coded_bytes, as_stored(named, page_slots, dim).page_bytes(slots_of(1), dim)); }
 
   /// Parts: exact first slots, codes, exact newest slots.
   static constexpr int parts = 3;
   index_t slots_of(int part) const {
     return part == 0 ? std::clamp<index_t>(sinks, 1, page_slots) : part == 1 ? prim::coded_page_slots(codec, page_slots) : page_slots;
   }
-  /// Of a page, of codes those of the head that needs most: so its pages may go to any head.
+  /// Of a page that may go to any head.
   std::size_t bytes_of(int part) const { return part == 1 ? coded_bytes : exact.page_bytes(slots_of(part), dim); }
   index_t pages_for(int part, index_t slots) const { return (slots + slots_of(part) - 1) / slots_of(part); }
   /// Pages that are kept for the slots to come: what a window fills again between two times that it is coded.
   index_t spare_pages(int part) const { return heads * (part == 2 && flush.block > 0 ? std::max<index_t>(1, pages_for(2, flush.block)) : 1); }
-  static constexpr bool has_axis = requires(const Codec& c) { c.axis; };
-  /// Whether slots share parameters along slots, so that codes cannot move alone.
-  bool grouped() const {
-    if constexpr (has_axis) return codec.axis == prim::GroupAxis::channel;
-    else return codec.group_slots() > 1;
-  }
+  /// Whether slots share what their numbers are made of, so that codes cannot move alone.
+  bool grouped() const { return prim::cuda_kernels::shares_slots(codec); }
   /// Whether anything but newest slots can be there.
   bool has_parts() const { return flush.block > 0 || sinks > 0; }
 };

@@ -27,9 +27,9 @@ class CudaGroups {
   using Ref = PageRefOf<CudaPage>;
   static_assert(max_page_slots == prim::JoinedPages::most_slots);
 
-  /// Pages of `page_slots` slots, in groups of `group`.
-  CudaGroups(index_t group, index_t page_slots, std::size_t page_bytes, MemoryResource<Cuda>& memory)
-      : group_(group), page_slots_(page_slots), bytes_(page_bytes), memory_(&memory), spare_(heap_memory()), made_(heap_memory()), gone_(heap_memory()),
+  /// Pages of `page_slots` slots, in groups of `group`, of rows of `dim` numbers.
+  CudaGroups(index_t group, index_t page_slots, index_t dim, std::size_t page_bytes, MemoryResource<Cuda>& memory)
+      : group_(group), page_slots_(page_slots), dim_(dim), bytes_(page_bytes), memory_(&memory), spare_(heap_memory()), made_(heap_memory()), gone_(heap_memory()),
         coded_(heap_memory()), joins_(heap_memory()), chain_(heap_memory()), lists_(memory) {}
   CudaGroups(CudaGroups&&) = default;
   CudaGroups& operator=(CudaGroups&&) = delete;
@@ -124,7 +124,7 @@ class CudaGroups {
 
   /// Pages beyond `most` that wait for slots to come go back; only while no kernel uses them.
   void trim(index_t most) {
-    for (; spare_.size() > most; spare_.shrink(spare_.size() - 1)) CudaPage::drop(spare_.back(), *memory_, bytes_);
+    for (; spare_.size() > most; spare_.shrink(spare_.size() - 1)) CudaPage::drop(spare_.back(), *memory_);
   }
   index_t spare() const { return spare_.size(); }
   std::size_t page_bytes() const { return static_cast<std::size_t>(spare_.size() + made_.size() + held()) * bytes_; }
@@ -157,7 +157,7 @@ class CudaGroups {
   void clear() {
     abandon();
     for (Head& h : heads_) {
-      for (const Ref& ref : h.pages) CudaPage::drop(ref.page, *memory_, bytes_);
+      for (const Ref& ref : h.pages) CudaPage::drop(ref.page, *memory_);
       h.pages.shrink(0), h.live = h.again = 0;
     }
     trim(0);
@@ -182,7 +182,7 @@ class CudaGroups {
   }
   /// Kernels of this stream may still read it.
   void give_up(CudaPage* page) {
-    if (page->shared()) CudaPage::drop(page, *memory_, bytes_);
+    if (page->shared()) CudaPage::drop(page, *memory_);
     else spare_.append_reserved(page);
   }
   Status take_page(CudaPage*& page) {
@@ -225,7 +225,10 @@ class CudaGroups {
       }
   }
 
-  index_t group_, page_slots_;
+  /// Scratch of the joins, of a group for every chain of them.
+  std::size_t rows_bytes() const { return static_cast<std::size_t>((chain_.size() - 1) * group_ * dim_) * sizeof(float); }
+
+  index_t group_, page_slots_, dim_;
   std::size_t bytes_;
   MemoryResource<Cuda>* memory_;
   ObjectArray<Head> heads_;
@@ -234,7 +237,7 @@ class CudaGroups {
   Buffer<prim::JoinedPages> joins_;
   Buffer<index_t> chain_;
   cuda::Staging staging_;
-  cuda::DeviceArray<std::byte> lists_;  ///< the three, as kernels read them
+  cuda::DeviceArray<std::byte> lists_;  ///< the three, as kernels read them, and behind them scratch of the joins
   bool planned_ = false;
 };
 

@@ -120,10 +120,11 @@ inline Status CudaGroups::reserve_lists(const Context<Cuda>& ctx) {
   const std::size_t bytes = coded_.span().size_bytes() + joins_.span().size_bytes() + chain_.span().size_bytes();
   if (coded_.empty() && joins_.empty()) return Status::ok;
   if (const Status s = staging_.reserve(bytes); s != Status::ok) return s;
-  if (bytes <= static_cast<std::size_t>(lists_.size())) return Status::ok;
+  const std::size_t all = bytes + rows_bytes();
+  if (all <= static_cast<std::size_t>(lists_.size())) return Status::ok;
   if (lists_.size() > 0)  // somebody may still read the smaller ones
     if (const Status s = ctx.wait(); s != Status::ok) return s;
-  return lists_.resize(static_cast<index_t>(2 * bytes));
+  return lists_.resize(static_cast<index_t>(all + bytes));
 }
 
 inline Status CudaGroups::send(const Context<Cuda>& ctx, prim::GroupWork& work) {
@@ -140,7 +141,7 @@ inline Status CudaGroups::send(const Context<Cuda>& ctx, prim::GroupWork& work) 
   const auto *joins = put(joins_);
   const auto *chain = put(chain_);
   if (const Status s = staging_.send(ctx, lists_.data(), end); s != Status::ok) return s;
-  work = {coded, coded_.size(), joins, chain, chain_.size() - 1};
+  work = {coded, coded_.size(), joins, chain, chain_.size() - 1, reinterpret_cast<float*>(lists_.data() + end)};
   return Status::ok;
 }
 

@@ -11,6 +11,7 @@
 #include <kvcondense/backend/cuda/steering.cuh>
 #include <kvcondense/cache/counters.hpp>
 #include <kvcondense/cache/cuda_column.cuh>
+#include <kvcondense/cache/cuda_open.cuh>
 #include <kvcondense/cache/cuda_queries.cuh>
 #include <kvcondense/cache/cuda_slot_store.cuh>
 #include <kvcondense/cache/cuda_summary.cuh>
@@ -32,14 +33,12 @@ struct CudaPlan {
   index_t state = 0;       ///< numbers per head that a merge stage keeps
   index_t found = 0;       ///< of these its finder's, the first ones, which the host reads
   index_t query_rows = 0;  ///< that are kept for later steps
+  bool joins = false;       ///< tokens may join the newest slot, which is then the mean of so many of them (0: of all)
+  index_t join_window = 0;
   CudaColumnPlan<KeyCodec> keys{};
   CudaColumnPlan<ValueCodec> values{};
 
-  /// The codecs of a head of a layer, of its first one first.
-  void take(const KeyCodec& key, const ValueCodec& value, bool first) {
-    if (first) keys.take(key), values.take(value);
-    else keys.take_also(key), values.take_also(value);
-  }
+  static constexpr prim::LatentSides latent{prim::is_latent<prim::DeviceCodec<KeyCodec>>, prim::is_latent<prim::DeviceCodec<ValueCodec>>};
   /// What the slot of a new token has in a lane.
   float fresh(index_t lane) const { return lane == value_scale ? 1.0f : 0.0f; }
   /// Page-locked memory of a layer for what its columns, and a merge stage, tell the host.
@@ -53,7 +52,7 @@ class CudaLayer {
   using Plan = CudaPlan<KeyCodec, ValueCodec>;
 
   CudaLayer(const Plan& plan, MemoryResource<Cuda>& memory)
-      : offset(heap_memory()), pending_positions(heap_memory()), done(heap_memory()), ids(memory), state(memory), found(heap_memory()), window(memory), summary(memory), keys(plan.keys, memory), values(plan.values, memory), plan_(plan),
+      : offset(heap_memory()), pending_positions(heap_memory()), done(heap_memory()), ids(memory), state(memory), found(heap_memory()), window(memory), summary(memory), open(memory), keys(plan.keys, memory), values(plan.values, memory), plan_(plan),
         memory_(&memory), lengths_(memory) {}
 
   Counters counters;
@@ -68,6 +67,7 @@ class CudaLayer {
   bool folds = false;
   CudaQueryWindow window;
   CudaSummary summary;  ///< of slots that left, where the plan says so
+  CudaOpenSlots open;   ///< the newest slots, where tokens may join them
   CudaColumn<KeyCodec> keys;
   CudaColumn<ValueCodec> values;
   std::span<std::byte> steering;
@@ -82,6 +82,7 @@ class CudaLayer {
     if (s == Status::ok) s = lanes.fill(heap_memory(), plan_.lanes, [&](index_t) { return SlotStore<float>(*memory_); });
     if (s == Status::ok) s = window.make(plan_.query_rows, plan_.shape);
     if (s == Status::ok && plan_.summary) s = summary.make(plan_.shape);
+    if (s == Status::ok && plan_.joins) s = open.make(plan_.shape, plan_.join_window);
     if (s == Status::ok) s = keys.make();
     if (s == Status::ok) s = values.make();
     if (s == Status::ok) s = lengths_.resize(2 * heads + 1);
@@ -127,6 +128,7 @@ class CudaLayer {
     if (const Status s = ids.reserve(ctx, heads, longest() + tokens, stepped); s != Status::ok) return s;
     for (auto& l : lanes)
       if (const Status s = l.reserve(ctx, heads, longest() + tokens, stepped); s != Status::ok) return s;
+    if (const Status s = open.reserve(ctx, counters.pending + tokens, counters.pending); s != Status::ok) return s;
     Status s = keys.reserve(ctx, first, tokens - first);
     if (s == Status::ok) s = values.reserve(ctx, first, tokens - first);
     if (s != Status::ok) give_up(ctx);
@@ -189,6 +191,7 @@ class CudaLayer {
     std::copy(found.begin(), found.end(), out.found.begin());  // made alike
     if (s == Status::ok) s = window.fork(ctx, out.window);
     if (s == Status::ok) s = summary.fork(ctx, out.summary);
+    if (s == Status::ok) s = open.fork(ctx, out.open);
     if (s == Status::ok) s = keys.fork(ctx, out.keys);
     if (s == Status::ok) s = values.fork(ctx, out.values);
     return s == Status::ok ? out.set_slots(ctx, [&](index_t h) { return slots(h); }) : s;
@@ -220,20 +223,20 @@ class CudaLayer {
   prim::PagedHeads<prim::DeviceCodec<KeyCodec>, prim::DeviceCodec<ValueCodec>> heads(const prim::KeyTurn& turn) const {
     const auto lane = [&](index_t i) { return i < 0 ? prim::HeadNumbers<const float>{} : lanes[i].view(); };
     return {keys.codec(), values.codec(), plan_.keys.exact, keys.runs(), values.runs(), device_slots(), plan_.shape.kv_heads,
-            {lane(plan_.bias), lane(plan_.value_scale), counters.pending}, summary.view(), turn};
+            {lane(plan_.bias), lane(plan_.value_scale), counters.pending}, summary.view(), turn, open.passed(counters.pending)};
   }
 
   prim::SlotTokens tokens() const { return {ids.view(), counters.seen, counters.pending}; }
 
   std::size_t side_bytes() const {
-    std::size_t n = static_cast<std::size_t>(state.size()) * sizeof(float) + summary.bytes() + ids.bytes() + keys.side_bytes() + values.side_bytes() + static_cast<std::size_t>(lengths_.size()) * sizeof(index_t);
+    std::size_t n = static_cast<std::size_t>(state.size()) * sizeof(float) + summary.bytes() + open.bytes() + ids.bytes() + keys.side_bytes() + values.side_bytes() + static_cast<std::size_t>(lengths_.size()) * sizeof(index_t);
     for (const auto& l : lanes) n += l.bytes();
     return n;
   }
 
   /// Empty again; only while no kernel uses it.
   Status clear(Context<Cuda>& ctx) {
-    const Status s = keys.clear(ctx), t = values.clear(ctx), u = state.fill_bytes(ctx, 0), v = summary.clear(ctx);
+    const Status s = keys.clear(ctx), t = values.clear(ctx), u = state.fill_bytes(ctx, 0), v = summary.clear(ctx), w = open.clear(ctx);
     pending_positions.shrink(0);
     counters = {}, torn = folds = false;
     std::fill(done.begin(), done.end(), HeadCounts{});
@@ -242,7 +245,7 @@ class CudaLayer {
     ids.clear();
     for (auto& l : lanes) l.clear();
     const Status told = set_slots(ctx, [](index_t) { return index_t{0}; });  // kernels read lengths on the device
-    return s != Status::ok ? s : t != Status::ok ? t : u != Status::ok ? u : v != Status::ok ? v : told;
+    return s != Status::ok ? s : t != Status::ok ? t : u != Status::ok ? u : v != Status::ok ? v : w != Status::ok ? w : told;
   }
 
  private:

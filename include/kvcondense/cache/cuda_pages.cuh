@@ -4,8 +4,10 @@
 #include <cstddef>
 #include <cstdint>
 #include <new>
+#include <utility>
 
 #include <kvcondense/core/backend.hpp>
+#include <kvcondense/core/buffer.hpp>
 #include <kvcondense/core/memory.hpp>
 
 namespace kvcondense::cache {
@@ -13,6 +15,7 @@ namespace kvcondense::cache {
 /// A page in device memory and how many caches have it: forks share pages until one of them writes.
 struct CudaPage {
   std::byte* rows = nullptr;
+  std::size_t bytes = 0;
   std::atomic<std::int32_t> owners{1};
 
   bool shared() const { return owners.load(std::memory_order_acquire) > 1; }
@@ -24,13 +27,23 @@ struct CudaPage {
     void* rows = memory.allocate(bytes, 64);
     if (rows == nullptr) return heap_memory().release(at, sizeof(CudaPage), alignof(CudaPage)), nullptr;
     auto* page = ::new (at) CudaPage;
-    page->rows = static_cast<std::byte*>(rows);
+    page->rows = static_cast<std::byte*>(rows), page->bytes = bytes;
     return page;
   }
+  /// The same, of those that wait where one is of that size.
+  static CudaPage* take(Buffer<CudaPage*>& spare, MemoryResource<Cuda>& memory, std::size_t bytes) {
+    for (index_t i = spare.size() - 1; i >= 0; --i) {
+      if (spare[i]->bytes != bytes) continue;
+      CudaPage* page = std::exchange(spare[i], spare.back());
+      spare.shrink(spare.size() - 1);
+      return page;
+    }
+    return make(memory, bytes);
+  }
   /// One owner less; the last one gives the memory back.
-  static void drop(CudaPage* page, MemoryResource<Cuda>& memory, std::size_t bytes) {
+  static void drop(CudaPage* page, MemoryResource<Cuda>& memory) {
     if (page->owners.fetch_sub(1, std::memory_order_acq_rel) > 1) return;
-    memory.release(page->rows, bytes, 64);
+    memory.release(page->rows, page->bytes, 64);
     page->~CudaPage();
     heap_memory().release(page, sizeof(CudaPage), alignof(CudaPage));
   }

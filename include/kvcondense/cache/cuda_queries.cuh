@@ -6,6 +6,7 @@
 
 #include <kvcondense/backend/cuda/attend_columns.cuh>
 #include <kvcondense/backend/cuda/memory.cuh>
+#include <kvcondense/backend/cuda/open_slots.cuh>
 #include <kvcondense/backend/cuda/query_rows.cuh>
 #include <kvcondense/backend/cuda/turn_rows.cuh>
 #include <kvcondense/cache/cuda_rotation.cuh>
@@ -98,19 +99,26 @@ class CudaQueryWindow {
   index_t end_ = 0;  ///< ordinal behind the newest row
 };
 
+/// What queries are before they meet keys.
+struct ColumnQueries {
+  index_t reach = 0;                                ///< see QueryTurn
+  const prim::ControlComponent* control = nullptr;  ///< a component of them that does not count; null: all do
+};
+
 /// The queries of a step and those before it, over the slots of a layer.
 template <class L>
 class CudaLayerColumns final : public QueryColumns<Cuda> {
  public:
   /// queries: of the newest pending tokens, joined to the window where there is one. `shape` with the softmax scale that the stored keys need.
-  CudaLayerColumns(const L& layer, const CacheShape& shape, const CudaRotation& rotation, bool rotated_input, TensorView<const float, 3> queries,
+  CudaLayerColumns(const L& layer, const CacheShape& shape, const CudaRotation& rotation, bool rotated_input, const ColumnQueries& form, TensorView<const float, 3> queries,
                    std::span<std::byte> scratch)
-      : layer_(&layer), shape_(shape), rotation_(&rotation), rotated_input_(rotated_input), queries_(queries), scratch_(scratch) {}
+      : layer_(&layer), shape_(shape), rotation_(&rotation), rotated_input_(rotated_input), form_(form), queries_(queries), scratch_(scratch) {}
 
-  static std::size_t workspace_bytes(const CacheShape& shape, const CudaRotation& rotation, index_t rows, index_t slots) {
+  static std::size_t workspace_bytes(const CacheShape& shape, const CudaRotation& rotation, const ColumnQueries& form, index_t rows, index_t slots) {
     prim::ColumnRequest r;
     r.rows = rows;
-    const std::size_t turned = rotation.made() ? Scratch::align + Scratch::bytes_for<float>(shape.q_heads * rows * shape.head_dim) : 0;
+    const bool made = rotation.made() || form.control != nullptr;
+    const std::size_t turned = made ? Scratch::align + static_cast<std::size_t>(form.reach > 0 ? 2 : 1) * Scratch::bytes_for<float>(shape.q_heads * rows * shape.head_dim) : 0;
     return turned + prim::AttendColumns<Cuda>::workspace_bytes(r, shape.q_heads, shape.kv_heads, slots);
   }
 
@@ -123,27 +131,37 @@ class CudaLayerColumns final : public QueryColumns<Cuda> {
     Context<Cuda> own = ctx.with_workspace(scratch_);
     TensorView<const float, 3> q = request.rows <= queries_.extent[1] ? queries_ : layer_->window.joined(queries_.extent[1]);
     q.data += (q.extent[1] - request.rows) * q.stride[1], q.extent[1] = request.rows;  // the newest of them
-    if (rotation_->made())
-      if (const Status s = turn(own, q); s != Status::ok) return s;
-    return prim::AttendColumns<Cuda>::run(own, request, q, shape_.softmax_scale, layer_->heads(rotation_->made() ? rotation_->view() : prim::KeyTurn{}), layer_->longest(),
-                                          layer_->tokens());
+    prim::KeyTurn keys{};
+    if (rotation_->made() || form_.control != nullptr)
+      if (const Status s = prepare(own, q, keys); s != Status::ok) return s;
+    if (!request.chosen.empty()) q.extent[1] = keys.far.extent[1] = static_cast<index_t>(request.chosen.size());  // the first ones
+    return prim::AttendColumns<Cuda>::run(own, request, q, shape_.softmax_scale, layer_->heads(keys), layer_->longest(), layer_->tokens());
   }
 
  private:
-  /// Rows become those that stand at the slots of their tokens, in front of the scratch.
-  Status turn(Context<Cuda>& own, TensorView<const float, 3>& rows) const {
+  /// Rows become those that stand at the slots of their tokens, or lose the component that does not count, in front of the scratch.
+  Status prepare(Context<Cuda>& own, TensorView<const float, 3>& rows, prim::KeyTurn& keys) const {
     Scratch scratch(scratch_);
     const index_t n = rows.extent[1], now = queries_.extent[1], pending = layer_->counters.pending;
     float* const turned = scratch.take<float>(shape_.q_heads * n * shape_.head_dim);
-    if (turned == nullptr) return Status::workspace_too_small;
+    float* const far = form_.reach > 0 ? scratch.take<float>(shape_.q_heads * n * shape_.head_dim) : turned;
+    if (turned == nullptr || far == nullptr) return Status::workspace_too_small;
+    if (rotation_->made()) keys = rotation_->view();
     Buffer<index_t> positions(heap_memory());
     if (const Status s = positions.reserve(n); s != Status::ok) return s;
-    for (index_t r = 0; rotated_input_ && r < n; ++r) {
+    for (index_t r = 0; (rotated_input_ || form_.control != nullptr) && r < n; ++r) {
       const index_t step = r - (n - now);  // in this step's queries, or before them
       positions.append_reserved(step >= 0 ? layer_->pending_positions[pending - now + step] : layer_->window.position(layer_->window.size() + step));
     }
     const TensorView<float, 3> out = dense_view(turned, shape_.q_heads, n, shape_.head_dim);
-    const Status s = prim::TurnRows::to_slots(own, rotation_->angles(), rows, positions.span(), layer_->tokens(), layer_->device_slots(), shape_.kv_heads, out);
+    const prim::RopeAngles& angles = rotation_->angles();
+    Status s = form_.control != nullptr ? prim::OpenSlots::clear(own, *form_.control, positions.span(), rows, out)
+                                        : prim::TurnRows::to_slots(own, angles, rows, positions.span(), layer_->tokens(), layer_->device_slots(), shape_.kv_heads, out);
+    if (form_.reach > 0) {
+      const TensorView<float, 3> to = dense_view(far, shape_.q_heads, n, shape_.head_dim);
+      if (s == Status::ok) s = prim::TurnRows::to_place(own, angles, rows, positions.span(), form_.reach, to);
+      keys.far = to, keys.reach = form_.reach;
+    }
     own = own.with_workspace(scratch.rest());
     rows = out;
     return s;
@@ -153,6 +171,7 @@ class CudaLayerColumns final : public QueryColumns<Cuda> {
   CacheShape shape_;
   const CudaRotation* rotation_;
   bool rotated_input_;  ///< queries were rotated to their positions
+  ColumnQueries form_;
   TensorView<const float, 3> queries_;
   std::span<std::byte> scratch_;
 };

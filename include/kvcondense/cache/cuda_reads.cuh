@@ -9,22 +9,36 @@
 #include <kvcondense/core/buffer.hpp>
 #include <kvcondense/core/slot_runs.hpp>
 #include <kvcondense/core/step_view.hpp>
+#include <kvcondense/core/workspace.hpp>
 
 // What calls of attention on the device take, and what they tell the host of the slots that they read.
 
 namespace kvcondense::cache {
 
 /// Device scratch of attention of so many tokens over so many rows of heads, each of at most `slots` slots.
-inline std::size_t attend_bytes(const CacheShape& shape, index_t rows, index_t slots, index_t tokens, const AttentionNeed& need) {
+inline std::size_t attend_bytes(const CacheShape& shape, index_t rows, index_t slots, index_t tokens, const AttentionNeed& need,
+                                const prim::LatentSides& sides = {}) {
   float nothing = 0.0f;
   std::size_t most = 0;
   // Calls of few rows cut heads into pieces: the longest of them may need more than longer ones.
   for (const index_t n : {tokens, std::min<index_t>(tokens, prim::cuda_kernels::split_rows * rows / shape.q_heads)}) {
     prim::AttendRequest r{{nullptr, {shape.q_heads, n, shape.head_dim}, {}}, {nullptr, {shape.q_heads, n, shape.values()}, {}}};
     r.mass.data = &nothing, r.mass_rows = need.of(n);
-    most = std::max(most, prim::Attend<Cuda>::workspace_bytes(r, rows, slots));
+    most = std::max(most, prim::Attend<Cuda>::workspace_bytes(r, rows, slots, sides));
   }
   return most;
+}
+
+/// Runs of either column of a head of so many slots, at most.
+template <class Plan>
+index_t most_runs(const Plan& plan, index_t slots) {
+  const auto runs = [&](const auto& column) {
+    if (column.grouped()) return slots;
+    index_t n = 0;
+    for (int part = 0; part < column.parts; ++part) n += column.pages_for(part, part == 0 ? std::min(slots, column.sinks) : slots) + 1;
+    return n;
+  };
+  return std::max(runs(plan.keys), runs(plan.values));
 }
 
 /// The counts and runs that a call asked for, of a layer whose last step the stream has passed.
@@ -102,6 +116,33 @@ class ChosenReads {
   Buffer<prim::ChosenInterval> intervals_{heap_memory()};
   Buffer<SlotRun> runs_{heap_memory()};
   Buffer<index_t> count_{heap_memory()}, used_{heap_memory()};
+};
+
+/// How many candidates walks have looked at, which only the device knows: counted where somebody asks.
+struct WalkedCounts {
+  index_t* device = nullptr;  ///< per query row
+  Buffer<index_t> host{heap_memory()};
+
+  Status make(const Context<Cuda>& ctx, index_t rows, Scratch& scratch) {
+    device = scratch.take<index_t>(rows);
+    if (device == nullptr) return Status::workspace_too_small;
+    const Status s = host.resize(rows);
+    return s == Status::ok ? cuda::settled(cudaMemsetAsync(device, 0, host.span().size_bytes(), ctx.stream())) : s;
+  }
+  /// `bytes(n)`: of the index, read by the walks of a head and a query token that look at n candidates. Waits for the stream.
+  template <class Bytes>
+  Status tell(const Context<Cuda>& ctx, index_t heads, index_t tokens, Bytes&& bytes, ReadCounts& reads) {
+    const Status s = cuda::settled(cudaMemcpyAsync(host.data(), device, host.span().size_bytes(), cudaMemcpyDeviceToHost, ctx.stream()));
+    const Status done = ctx.wait();
+    if (s != Status::ok || done != Status::ok) return s != Status::ok ? s : done;
+    for (index_t h = 0; h < heads; ++h) {
+      index_t n = 0;
+      for (index_t r = h * host.size() / heads; r < (h + 1) * host.size() / heads; ++r) n += host[r];
+      reads.units_scored += n;
+      reads.index_bytes += bytes(n) + static_cast<std::size_t>(tokens - 1) * bytes(0);
+    }
+    return Status::ok;
+  }
 };
 
 }  // namespace kvcondense::cache

@@ -7,9 +7,15 @@
 
 #include <kvcondense/backend/cuda/attend.cuh>
 #include <kvcondense/backend/cuda/chosen_slots.cuh>
+#include <kvcondense/cache/cuda_choose.cuh>
+#include <kvcondense/cache/cuda_graph.cuh>
 #include <kvcondense/cache/cuda_held.cuh>
-#include <kvcondense/cache/cuda_index.cuh>
+#include <kvcondense/cache/cuda_learning.cuh>
+#include <kvcondense/cache/cuda_listed.cuh>
 #include <kvcondense/cache/cuda_reads.cuh>
+#include <kvcondense/cache/cuda_taught.cuh>
+#include <kvcondense/cache/cuda_watching.cuh>
+#include <kvcondense/cache/cuda_weighed.cuh>
 #include <kvcondense/cache/snapshot_file.hpp>
 #include <kvcondense/core/bytes.hpp>
 #include <kvcondense/core/object_array.hpp>
@@ -29,22 +35,23 @@ class CudaRetrieval {
  public:
   static constexpr bool there = true;
 
-  /// Of a cache whose attention reads nothing that belongs to the slots' places in a head: a list has others.
-  /// `loses`: slots leave in steps, so that only the device knows which of the newest are there.
-  Status make(const Pipeline& pipeline, const CacheShape& shape, bool loses, MemoryResource<Cuda>& memory) {
-    pipeline_ = pipeline;
+  /// `raw`: keys are stored without rotation, and the index is of such. `loses`: slots leave in steps, so that only the device knows which of the
+  /// newest are there.
+  Status make(const Pipeline& pipeline, const CacheShape& shape, bool raw, bool loses, MemoryResource<Cuda>& memory) {
+    pipeline_ = pipeline, raw_ = raw;
     if (!pipeline_.composes()) return Status::incompatible;
     const index_t unit = pipeline_.partition.size(), row = pipeline_.summary.size();
-    const bool whole = row <= unit && unit % row == 0;  // a unit is rows of the index, none of which it shares
-    if (!whole || pipeline_.read_at() != retrieve::Positions::stored) return Status::not_supported;
-    const bool unites = pipeline_.rows(shape) != pipeline_.reduce.rows(shape), learns = pipeline_.found_floats(shape, 1) > 0;
-    if ((holds() && loses) || unites || learns || pipeline_.watch().window > 0) return Status::not_supported;
+    const bool whole = scores_slots || (row <= unit && unit % row == 0);  // a unit is rows of the index, none of which it shares
+    if (!whole || (!raw && pipeline_.read_at() != retrieve::Positions::stored)) return Status::not_supported;
+    learns_ = Learning::learns(pipeline_, shape);
+    if ((holds() && loses) || (learns_ && (raw || !Learning::there))) return Status::not_supported;
+    if (const Status s = watching_.make(shape, memory); s != Status::ok) return s;
     const std::size_t each = steering_bytes(shape);
     if (const Status s = steering_.make(each * static_cast<std::size_t>(shape.layers)); s != Status::ok) return s;
     Status failed = Status::ok;
     const Status made = index_.fill(heap_memory(), shape.layers, [&](index_t i) {
       CudaIndex index(memory);
-      if (failed == Status::ok) failed = index.make(shape.kv_heads, steering_.part(static_cast<std::size_t>(i) * each, each));
+      if (failed == Status::ok) failed = index.make(shape.kv_heads, Learning::lead(), steering_.part(static_cast<std::size_t>(i) * each, each));
       return index;
     });
     if (made != Status::ok || failed != Status::ok) return made != Status::ok ? made : failed;
@@ -53,7 +60,7 @@ class CudaRetrieval {
     const std::size_t own = CudaHeld::steering_bytes(rows, shape.kv_heads);
     if (const Status s = held_steering_.make(own * static_cast<std::size_t>(shape.layers)); s != Status::ok) return s;
     const Status helds = held_.fill(heap_memory(), shape.layers, [&](index_t i) {
-      CudaHeld h(memory);
+      CudaHeld h(memory, ranks);
       if (failed == Status::ok) failed = h.make(rows, shape.kv_heads, held_steering_.part(static_cast<std::size_t>(i) * own, own));
       return h;
     });
@@ -61,18 +68,25 @@ class CudaRetrieval {
   }
   /// Whether what a step chooses is read in later calls, so that steps want queries.
   bool holds() const { return pipeline_.holds(); }
+  /// Whether steps have to be told their queries.
+  bool asks_queries() const { return holds() || watches() || pipeline_.fit_queries(); }
   index_t longest_call() const { return pipeline_.longest_call(); }
+  index_t reach() const { return pipeline_.reach(); }
+  /// Whether steps tell what attention slots draw, so that they want queries.
+  static constexpr bool watches() { return Watching::there; }
   std::size_t fixed_bytes() const { return index_.bytes() + steering_.size() + held_.bytes() + held_steering_.size(); }
-  std::size_t index_bytes(index_t layer) const { return index_[layer].bytes() + (holds() ? held_[layer].bytes() : 0); }
+  std::size_t index_bytes(index_t layer) const { return index_[layer].bytes() + watching_.bytes(layer) + (holds() ? held_[layer].bytes() : 0); }
 
   /// Steering memory that a step takes.
   std::size_t step_steering_bytes(const CacheShape& shape) const {
     const std::size_t choice = CudaCandidates::bytes(shape) + choice_steering_bytes(pipeline_, shape);
-    return 2 * Scratch::bytes_for<index_t>(shape.kv_heads) + (holds() ? choice : 0);
+    return 4 * Scratch::bytes_for<index_t>(shape.kv_heads) + (holds() ? choice : 0);
   }
-  /// Scratch that a step takes.
-  std::size_t step_bytes(const CacheShape& shape, index_t slots, index_t tokens) const {
-    return holds() ? Scratch::align + pipeline_.workspace_bytes(shape, slots, std::min(tokens, pipeline_.longest_call())) : 0;
+  /// Scratch that a step takes; `ends_prompt`: which may teach something.
+  std::size_t step_bytes(const CacheShape& shape, index_t slots, index_t tokens, bool ends_prompt) const {
+    const index_t n = std::min(tokens, pipeline_.longest_call());
+    const std::size_t choice = holds() ? Scratch::align + CudaListed{false, false, raw_}.turned_bytes(shape, n) + pipeline_.workspace_bytes(shape, slots, n) : 0;
+    return watching_.step_bytes(slots * shape.kv_heads) + std::max(choice, ends_prompt ? Learning::fit_bytes(pipeline_, shape, slots) : 0);
   }
   /// Scratch of a choice of units and of reading them, attention included.
   template <class Plan>
@@ -81,11 +95,13 @@ class CudaRetrieval {
     const index_t rows = pipeline_.rows(shape), most = pipeline_.most_units(slots) + 2, n = std::min(tokens, pipeline_.longest_call());
     retrieve::ReadView<Cuda> view;
     view.shape = shape, view.slots = &slots;
-    const index_t intervals = std::min(most, pipeline_.select.budget(view, 0)) + 2;  // a shorter head chooses no more
+    const index_t intervals = most_read(view, 0, most) + 2;  // a shorter head chooses no more
     const std::size_t lists = Scratch::align + Scratch::bytes_for<index_t>(told_numbers(shape.kv_heads, rows)) + Scratch::bytes_for<std::int32_t>(rows * most) + 2 * Scratch::bytes_for<index_t>(rows) +
                               2 * Scratch::bytes_for<prim::SlotRun>(rows * prim::ChosenSlots::most_runs(intervals, most_runs(plan, slots), slots)) +
-                              Scratch::bytes_for<prim::ChosenInterval>(rows * intervals) + Scratch::bytes_for<float>(rows * slots);
-    return lists + std::max(pipeline_.workspace_bytes(shape, slots, n), attend_bytes(shape, rows, slots, n, need));
+                              Scratch::bytes_for<prim::ChosenInterval>(rows * intervals) + Scratch::bytes_for<float>(rows * slots) + listed(plan).bytes(shape, rows, slots, n) +
+                              (pipeline_.biases() ? Scratch::bytes_for<float>(rows * most) : 0) + Scratch::bytes_for<float>(pipeline_.shares() ? rows : 0) +
+                              Scratch::bytes_for<index_t>(walks ? shape.q_heads : 0);
+    return lists + std::max(pipeline_.workspace_bytes(shape, slots, n), attend_bytes(shape, rows, slots, n, need, Plan::latent));
   }
 
   /// Whether a call of `attend` with so many query tokens chooses what it reads.
@@ -95,8 +111,8 @@ class CudaRetrieval {
 
   /// Reads what is chosen; `all`: nothing was done, since every slot is.
   template <class Layer, class Plan>
-  Status attend(Context<Cuda>& ctx, index_t layer, const Layer& l, const Plan& plan, const prim::AttendRequest& request, const AttendOutputs& measure,
-                prim::AttendMath math, bool& all) const {
+  Status attend(Context<Cuda>& ctx, index_t layer, const Layer& l, const Plan& plan, const prim::AttendRequest& request, const QueryTurn& turn,
+                const AttendOutputs& measure, prim::AttendMath math, bool& all) const {
     const CudaIndex& index = index_[layer];
     const CacheShape& shape = plan.shape;
     const index_t heads = shape.kv_heads, rows = pipeline_.rows(shape), tokens = request.queries.extent[1];
@@ -107,23 +123,26 @@ class CudaRetrieval {
     auto* const told = scratch.take_steering<index_t>(told_numbers(heads, rows));
     if (told == nullptr) return Status::workspace_too_small;
     index_t *const slots = told, *const known = slots + heads, *const run_offset = known + heads, *const interval_offset = run_offset + rows + 1;
-    index_t* const read_offset = interval_offset + rows + 1;
+    index_t *const read_offset = interval_offset + rows + 1, *const room = read_offset + rows + 1;
     for (index_t h = 0; h < heads; ++h) slots[h] = l.slots(h), known[h] = index.covered(h);
     retrieve::ReadView<Cuda> view;
     view.shape = shape, view.layer = layer, view.tokens = tokens, view.seen = l.counters.seen;
-    view.slots = slots, view.known = known, view.prompt = index.prompt().data();
+    view.slots = slots, view.known = known, view.prompt = index.prompt().data(), view.shape.softmax_scale = request.softmax_scale;
+    const CudaRows stored = rows_of(l);
+    view.keys = &stored.keys, view.values = &stored.values;
     const bool held = holds() && held_[layer].valid() && !pipeline_.due(l.counters.seen, tokens);
     all = !held && pipeline_.takes_all(view);
     if (all) return Status::ok;
 
     CudaCandidates among;
     auto* offset = scratch.take_steering<index_t>(rows + 1);
-    const bool room = held ? among.as(held_[layer].now().first, held_[layer].now().last, heads) : among.make(pipeline_, view, scratch);
-    if (!room || offset == nullptr) return Status::workspace_too_small;
+    for (index_t h = 0; h < heads && ranks && held; ++h) room[h] = room_since(slots[h] - held_[layer].now().slots[h]);
+    const bool fits = held ? among.as(held_[layer].now().first, held_[layer].now().last, heads) : among.make(pipeline_, view, scratch);
+    if (!fits || offset == nullptr) return Status::workspace_too_small;
     offset[0] = run_offset[0] = interval_offset[0] = read_offset[0] = 0;
     index_t longest = 0;
     for (index_t r = 0; r < rows; ++r) {
-      const index_t h = r * heads / rows, units = std::min(among.size(h), pipeline_.select.budget(view, h)), size = pipeline_.partition.size();
+      const index_t h = r * heads / rows, units = most_read(view, h, among.size(h)), size = pipeline_.partition.size();
       const index_t front = std::min(slots[h], pipeline_.unit_begin(among.first[h]));
       const index_t back = slots[h] - std::min({slots[h], known[h], pipeline_.unit_begin(among.last[h])});
       const index_t read = std::min(slots[h], front + units * size + back);
@@ -133,46 +152,67 @@ class CudaRetrieval {
       run_offset[r + 1] = run_offset[r] + prim::ChosenSlots::most_runs(units + 2, most_runs(plan, slots[h]), read);
       read_offset[r + 1] = read_offset[r] + read;
     }
-    const retrieve::UnitLists lists{{scratch.take<std::int32_t>(held ? 0 : offset[rows]), offset, rows}, scratch.take<index_t>(rows)};
+    CudaLists lists{{{scratch.take<std::int32_t>(held ? 0 : offset[rows]), offset, rows}, scratch.take<index_t>(rows), nullptr,
+                     scratch.take<float>(pipeline_.shares() ? rows : 0)}};
     auto* const copy = scratch.take<index_t>(told_numbers(heads, rows));
     const auto on_device = [&](const index_t* p) { return copy + (p - told); };
     prim::ChosenRuns runs;
     runs.keys = scratch.take<prim::SlotRun>(run_offset[rows]), runs.values = scratch.take<prim::SlotRun>(run_offset[rows]);
     runs.intervals = scratch.take<prim::ChosenInterval>(interval_offset[rows]), runs.slots = scratch.take<index_t>(rows);
     runs.run_offset = on_device(run_offset), runs.interval_offset = on_device(interval_offset);
+    prim::ListedNumbers numbers;
+    TensorView<float, 3> meeting{}, standing{}, far{};  // queries as they meet units and slots
+    const CudaListed of_list = listed(plan);
+    if (!of_list.take(rows, longest, scratch, numbers) || !of_list.take(shape, held ? 0 : tokens, scratch, meeting) || !of_list.take(shape, tokens, scratch, standing) ||
+        !of_list.take(shape, tokens, scratch, far, of_list.reach > 0))
+      return Status::workspace_too_small;
+    if (pipeline_.biases() && (lists.bias = scratch.take<float>(offset[rows])) == nullptr) return Status::workspace_too_small;
     prim::AttendRequest chosen = request;
     if (request.mass.data != nullptr) chosen.mass = {scratch.take<float>(read_offset[rows]), on_device(read_offset), rows};
-    if (lists.units.data == nullptr || lists.count == nullptr || copy == nullptr || runs.keys == nullptr || runs.values == nullptr || runs.intervals == nullptr ||
+    if (lists.units.data == nullptr || lists.count == nullptr || lists.share == nullptr || copy == nullptr || runs.keys == nullptr || runs.values == nullptr || runs.intervals == nullptr ||
         runs.slots == nullptr || (request.mass.data != nullptr && chosen.mass.data == nullptr))
       return Status::workspace_too_small;
 
     const RaggedView<const std::int32_t> list = held ? held_[layer].units() : RaggedView<const std::int32_t>(lists.units);
-    const prim::ChosenUnits units{list, held ? held_[layer].count() : lists.count, among.first, among.last, on_device(slots), on_device(known), heads,
-                                  pipeline_.partition.size(), pipeline_.partition.origin(), unread()};
+    prim::ChosenUnits units{list, held ? held_[layer].count() : lists.count, among.first, among.last, held ? held_[layer].now().base : among.first, on_device(slots),
+                            on_device(known), heads, pipeline_.partition.size(), pipeline_.partition.origin(), unread()};
+    if constexpr (ranks) units.rank = held ? held_[layer].ranks() : nullptr, units.room = on_device(room);
     const bool asked = measure.reads != nullptr || measure.runs.data != nullptr;
     ChosenReads reads;
+    WalkedCounts walked;
+    if (walks && asked)
+      if (const Status s = walked.make(ctx, heads * pipeline_.query.rows(shape.group()), scratch); s != Status::ok) return s;
     if (asked)
       if (const Status s = reads.make(rows, interval_offset); s != Status::ok) return s;
     const auto read = [&]() -> Status {
       const std::size_t bytes = static_cast<std::size_t>(told_numbers(heads, rows)) * sizeof(index_t);
       if (const Status s = cuda::settled(cudaMemcpyAsync(copy, told, bytes, cudaMemcpyHostToDevice, ctx.stream())); s != Status::ok) return s;
-      if (!held)
-        if (const Status s = choose(ctx, pipeline_, view, request.queries, index.planes(pipeline_, shape, layer), among, lists, measure.reads, scratch); s != Status::ok)
+      if (!held) {
+        TensorView<const float, 3> queries = request.queries;
+        if (const Status s = CudaListed::meet(ctx, pipeline_.query, turn, meeting, queries); s != Status::ok) return s;
+        if (const Status s = choose(ctx, pipeline_, view, queries, index.planes(pipeline_, shape, layer), among, lists, measure.reads, scratch, walked.device); s != Status::ok)
           return s;
+      }
       auto paged = l.heads({});
       const auto sharing = static_cast<int>(rows / heads);
       paged.key_codec = prim::shared_by(sharing, paged.key_codec), paged.value_codec = prim::shared_by(sharing, paged.value_codec);
       if (const Status s = prim::ChosenSlots::lay(ctx, units, paged.keys, paged.values, runs); s != Status::ok) return s;
       paged.keys.runs = runs.keys, paged.values.runs = runs.values, paged.keys.offset = paged.values.offset = runs.run_offset;
       paged.slots = runs.slots, paged.kv_heads = rows;
+      if (const Status s = CudaListed::read(ctx, units, runs, lists.bias, numbers, longest, turn, l.tokens(), standing, far, paged, chosen); s != Status::ok) return s;
       Context<Cuda> rest = ctx.with_workspace(scratch.rest());
-      if (const Status s = prim::Attend<Cuda>::run(rest, chosen, paged, longest, math); s != Status::ok || request.mass.data == nullptr) return s;
+      Status s = prim::Attend<Cuda>::run(rest, chosen, paged, longest, math);
+      if constexpr (mixes)  // the rest of a row's output is the mean of all values
+        if (s == Status::ok) s = prim::ChannelPages::mix(ctx, stored.values, index.planes(pipeline_, shape, layer), slots, known, lists.share, request.out);
+      if (s != Status::ok || request.mass.data == nullptr) return s;
       return prim::ChosenSlots::spread(ctx, units, runs, RaggedView<const float>(chosen.mass), l.longest(), request.mass);
     };
     Status s = read();
     const Status behind = index.fence().record(ctx);  // a call that is refused may have started what reads steering memory
     if (s == Status::ok) s = behind;
-    return s == Status::ok && asked ? reads.tell(ctx, l, shape, units, runs, measure) : s;
+    if (s == Status::ok && asked) s = reads.tell(ctx, l, shape, units, runs, measure);
+    if (s != Status::ok || !walks || measure.reads == nullptr) return s;
+    return walked.tell(ctx, heads, tokens, [&](index_t n) { return pipeline_.summary.read_bytes(shape, n); }, *measure.reads);
   }
 
   /// What a step that keeps `kept(head)` slots makes of the index: room for it, and from where rows change. The host knows what becomes codes, the
@@ -182,54 +222,49 @@ class CudaRetrieval {
                  Scratch& scratch, IndexChange& change) {
     const index_t heads = shape.kv_heads;
     change.from = scratch.take_steering<index_t>(heads), change.known = scratch.take_steering<index_t>(heads), change.device = leaves;
-    if (change.from == nullptr || change.known == nullptr) return Status::workspace_too_small;
+    change.prompt = scratch.take_steering<index_t>(heads), change.learned = scratch.take_steering<index_t>(heads);
+    if (change.from == nullptr || change.known == nullptr || change.prompt == nullptr || change.learned == nullptr) return Status::workspace_too_small;
+    std::copy_n(index_[layer].prompt().begin(), heads, change.prompt);  // the device tells it anew
     index_t most = 0;
-    const bool joins = l.keys.wants_lists() && (leaves || l.keys.due() || l.keys.unsettled());  // codes get new parameters wherever they lie
+    const auto joined = [&](const auto& column) { return column.wants_lists() && (leaves || column.due() || column.unsettled()); };
+    const bool joins = joined(l.keys) || (mixes && joined(l.values));  // codes get new parameters wherever they lie
     for (index_t h = 0; h < heads; ++h) {
       change.known[h] = kept(h), most = std::max(most, kept(h));
-      change.from[h] = folds || joins ? 0 : std::min(index_[layer].covered(h), l.keys.settled(h));
+      change.from[h] = folds || joins ? 0 : std::min(unwatched(index_[layer].covered(h)), l.keys.settled(h));
+      if (mixes) change.from[h] = std::min(change.from[h], l.values.settled(h));
     }
+    const auto stepped = [&](index_t h) { return l.slots(h) - l.counters.pending; };
+    if (const Status s = watching_.reserve(ctx, layer, heads, most, stepped); s != Status::ok) return s;
+    change.drawn = watching_.numbers(layer);
+    if (const Status s = Learning::reserve(ctx, pipeline_, shape, index_[layer].found, change); s != Status::ok) return s;
     if (holds())
       if (const Status s = held_[layer].reserve(ctx, pipeline_.rows(shape) * pipeline_.most_units(most)); s != Status::ok) return s;
     if (const Status s = index_[layer].reserve(ctx, pipeline_, shape, most); s != Status::ok || !leaves) return s;
     return prim::UnitIndex::moved(ctx, RaggedView<const std::int32_t>(keep.slots), keep.count, change.from);
   }
+  /// What the queries of a step give to slots, and what slots that stay keep of it: see CudaWatching.
+  Status watch(Context<Cuda>& ctx, const StepView<Cuda>& view, float* sums) const { return watching_.watch(ctx, pipeline_.summary, view, sums); }
+  template <class Layer>
+  Status keep_drawn(Context<Cuda>& ctx, index_t layer, const Layer& l, const float* sums, const evict::KeepSet& keep, bool leaves, const Scratch& scratch) const {
+    return watching_.keep(ctx, layer, l, sums, keep, leaves, scratch);
+  }
+  /// Behind the changes of a step that ends a prompt, and `reserve`: heads learn what they have to.
+  template <class Layer>
+  Status learn(Context<Cuda>& ctx, index_t layer, const Layer& l, const CacheShape& shape, const IndexChange& change, const Scratch& scratch) {
+    return Learning::run(ctx, pipeline_, shape, layer, rows_of(l), index_[layer].found, change, scratch);
+  }
   /// Behind the changes of a step, whose lengths kernels read already. `prompt`: tokens before it came in prompts.
   template <class Layer>
   Status refresh(Context<Cuda>& ctx, index_t layer, const Layer& l, const CacheShape& shape, index_t prompt, const IndexChange& change) {
-    const Status s = index_[layer].refresh(ctx, pipeline_, shape, layer, l.keys.rows(l.device_slots(), l.longest()), change);
+    const Status s = index_[layer].refresh(ctx, pipeline_, shape, layer, rows_of(l), change);
     if (s != Status::ok || !asks_for_prompt) return s;
     return prim::UnitIndex::below(ctx, l.ids.view(), change.known, prompt, shape.kv_heads, index_[layer].prompt().data());
   }
   /// Behind `refresh`, in a step: chooses the units that later calls go on reading, or lets go what they are. The tokens of a step are no answer to
   /// themselves. `queries`: of the step.
   template <class Layer>
-  Status hold(Context<Cuda>& ctx, index_t layer, const Layer& l, const CacheShape& shape, TensorView<const float, 3> queries, Phase phase, const IndexChange& change,
-              Scratch scratch) {
-    if (!holds()) return Status::ok;
-    CudaHeld& held = held_[layer];
-    const bool prompt = phase == Phase::prefill_chunk || phase == Phase::prefill_end;
-    const index_t heads = shape.kv_heads, arrived = l.counters.pending, n = queries.extent[1];
-    const bool chooses = phase != Phase::turn && !prompt && n > 0 && !pipeline_.reads_all(layer) && arrived <= pipeline_.longest_call() &&
-                         (pipeline_.due(l.counters.seen, arrived) || !held.valid());
-    if (prompt || chooses) held.drop();
-    if (!chooses) return Status::ok;
-    const CudaHeld::Half& next = held.next();
-    for (index_t h = 0; h < heads; ++h) next.slots[h] = change.known[h], next.known[h] = std::max<index_t>(0, change.known[h] - arrived);
-    retrieve::ReadView<Cuda> view;
-    view.shape = shape, view.layer = layer, view.tokens = std::min(n, pipeline_.longest_call()), view.seen = l.counters.seen;
-    view.slots = next.slots, view.known = next.known, view.prompt = index_[layer].prompt().data();
-    CudaCandidates among;
-    if (!among.make(pipeline_, view, scratch)) return Status::workspace_too_small;
-    const index_t rows = pipeline_.rows(shape);
-    next.offset[0] = 0;
-    for (index_t h = 0; h < heads; ++h) next.first[h] = among.first[h], next.last[h] = among.last[h];
-    for (index_t r = 0; r < rows; ++r) next.offset[r + 1] = next.offset[r] + among.size(r * heads / rows);
-    queries.data += (n - view.tokens) * queries.stride[1], queries.extent[1] = view.tokens;
-    const Status s = choose(ctx, pipeline_, view, queries, index_[layer].planes(pipeline_, shape, layer), among, held.next_lists(), nullptr, scratch);
-    if (s == Status::ok) held.turn(l.counters.seen);
-    return s;
-  }
+  Status hold(Context<Cuda>& ctx, index_t layer, const Layer& l, const CacheShape& shape, TensorView<const float, 3> queries, QueryTurn turn, Phase phase,
+              const IndexChange& change, Scratch scratch);
   /// Tokens from `tokens` on are forgotten; or tokens amid others, where all is let go.
   void forget(index_t layer, index_t tokens) {
     if (holds()) held_[layer].truncate(tokens);
@@ -238,21 +273,38 @@ class CudaRetrieval {
     if (holds()) held_[layer].save(w, ctx);
   }
   template <class Layer>
-  Status load_held(ByteReader& r, const Context<Cuda>& ctx, index_t layer, const Layer& l, const CacheShape& shape) {
-    if (!holds()) return Status::ok;
-    return held_[layer].load(r, ctx, l.counters.seen, [&](const CudaHeld::Half& h, index_t head) {
+  void save_drawn(ByteWriter& w, const Context<Cuda>& ctx, index_t layer, const Layer& l, index_t heads) const {
+    watching_.save(w, ctx, layer, l, heads);
+  }
+  template <class Stepped>
+  Status load_drawn(ByteReader& r, const Context<Cuda>& ctx, index_t layer, index_t heads, Stepped&& stepped) {
+    return watching_.load(r, ctx, layer, heads, stepped);
+  }
+  template <class Layer>
+  Status load_held(ByteReader& r, const Context<Cuda>& ctx, index_t layer, const Layer& l) {
+    return holds() ? held_[layer].load(r, ctx, l.counters.seen) : Status::ok;
+  }
+  /// So many slots of a head hold tokens of prompts: for loaders, before `settle_held`.
+  void tell_prompt(index_t layer, index_t head, index_t slots) { index_[layer].prompt()[static_cast<std::size_t>(head)] = slots; }
+  /// Whether loaded units are of loaded slots.
+  template <class Layer>
+  bool settle_held(index_t layer, const Layer& l, const CacheShape& shape) {
+    return !holds() || held_[layer].settle([&](index_t h) { return l.slots(h); }, [&](const CudaHeld::Half& h, index_t head) {
       retrieve::ReadView<Cuda> view;
       view.shape = shape, view.layer = layer, view.seen = l.counters.seen, view.slots = h.slots, view.known = h.known, view.prompt = index_[layer].prompt().data();
       return pipeline_.candidates(view, head);
     });
   }
-  template <class Layer>
-  bool held_fits(index_t layer, const Layer& l) const {
-    return !holds() || held_[layer].fits([&](index_t h) { return l.slots(h); });
+  void save_found(ByteWriter& w, const Context<Cuda>& ctx, index_t layer) const {
+    if (learns_) index_[layer].found.save(w, ctx);
   }
-  /// What says that a file's held units mean the same.
+  Status load_found(ByteReader& r, const Context<Cuda>& ctx, index_t layer, const CacheShape& shape) {
+    if (!learns_) return Status::ok;
+    return index_[layer].found.load(r, ctx, [&](std::span<const float> found) { return Learning::fits(pipeline_, shape, found); });
+  }
+  /// What says that a file's held units, what was drawn and what was learned mean the same.
   void add_to(Fingerprint& f, const CacheShape& shape, const char* word) const {
-    if (holds()) f.add_text(word).add(pipeline_.rows(shape), pipeline_.fingerprint());
+    if (holds() || watches() || learns_) f.add_text(word).add(holds() ? pipeline_.rows(shape) : 0, pipeline_.fingerprint());
   }
   /// Between steps: rows of all slots that a step has seen, anew from the slot `same(head)` on.
   template <class Layer, class Same>
@@ -263,22 +315,38 @@ class CudaRetrieval {
     const auto known = [&](index_t h) { return l.slots(h) - l.counters.pending; };
     Status s = reserve(ctx, layer, l, shape, known, false, false, {}, scratch, change);
     if (s != Status::ok) return s;
-    for (index_t h = 0; h < shape.kv_heads; ++h) change.from[h] = std::min({index_[layer].covered(h), same(h), known(h)});
+    for (index_t h = 0; h < shape.kv_heads; ++h) change.from[h] = std::min({unwatched(index_[layer].covered(h)), same(h), known(h)});
     s = refresh(ctx, layer, l, shape, l.counters.prompt, change);
     const Status behind = l.fence.record(ctx);
     return s == Status::ok ? behind : s;
   }
   Status fork(const Context<Cuda>& ctx, index_t layer, CudaRetrieval& out) const {
-    const Status s = index_[layer].fork(ctx, out.index_[layer]);
+    Status s = index_[layer].fork(ctx, out.index_[layer]);
+    if (s == Status::ok) s = watching_.fork(ctx, layer, out.watching_);
     return s == Status::ok && holds() ? held_[layer].fork(ctx, out.held_[layer]) : s;
   }
   /// Only while no kernel uses it.
   void clear() {
     for (auto& i : index_) i.clear();
+    watching_.clear();
     for (auto& h : held_) h.clear();
   }
 
  private:
+  using Learning = CudaLearning<Pipeline>;
+  using Watching = CudaWatching<decltype(Pipeline::summary)>;
+
+  /// Slots that draw nothing more, of so many.
+  index_t unwatched(index_t slots) const { return std::max<index_t>(0, slots - pipeline_.watch().window); }
+  template <class Plan>
+  CudaListed listed(const Plan& plan) const {
+    return {pipeline_.biases() || plan.bias >= 0, plan.value_scale >= 0, raw_, pipeline_.read_at(), pipeline_.reach()};
+  }
+  /// Units of a row at most, of so many candidates.
+  index_t most_read(const retrieve::ReadView<Cuda>& view, index_t head, index_t candidates) const {
+    const index_t each = most_chosen(pipeline_.select, view, head, candidates);
+    return std::min(candidates, each * (pipeline_.reduce.rows(view.shape) / pipeline_.rows(view.shape)));
+  }
   /// What the host writes in a call of `attend`.
   std::size_t steering_bytes(const CacheShape& shape) const {
     const index_t rows = pipeline_.rows(shape);
@@ -286,29 +354,28 @@ class CudaRetrieval {
            CudaCandidates::bytes(shape) + choice_steering_bytes(pipeline_, shape) + Scratch::bytes_for<index_t>(rows + 1);
   }
   /// What a call of `attend` tells kernels that read it in their inner loops, of which the device has a copy: slots of KV heads, those that the index
-  /// knows, and offsets of rows of selection.
-  static constexpr index_t told_numbers(index_t heads, index_t rows) { return 2 * heads + 3 * (rows + 1); }
+  /// knows, offsets of rows of selection, and how many slots ranked units share.
+  static constexpr index_t told_numbers(index_t heads, index_t rows) { return 3 * heads + 3 * (rows + 1); }
+  static constexpr bool ranks = requires(const Pipeline p) { p.select.room(index_t{}); };
+  index_t room_since(index_t slots) const {
+    if constexpr (ranks) return pipeline_.select.room(slots);
+    else return slots;
+  }
   index_t unread() const {
     if constexpr (requires { pipeline_.partition.unread(); }) return pipeline_.partition.unread();
     else return 0;
   }
-  /// Runs of either column of a head of so many slots, at most.
-  template <class Plan>
-  static index_t most_runs(const Plan& plan, index_t slots) {
-    const auto runs = [&](const auto& column) {
-      if (column.grouped()) return slots;
-      index_t n = 0;
-      for (int part = 0; part < column.parts; ++part) n += column.pages_for(part, part == 0 ? std::min(slots, column.sinks) : slots) + 1;
-      return n;
-    };
-    return std::max(runs(plan.keys), runs(plan.values));
-  }
-
+  static constexpr bool scores_slots = requires(const Pipeline& p) { p.summary.slots_scored(); };
+  static constexpr bool walks = requires(const Pipeline& p) { p.summary.walks(); };
+  static constexpr bool mixes = std::is_same_v<decltype(Pipeline::summary), retrieve::ChannelPages>;  ///< the index knows values too
   static constexpr bool asks_for_prompt = std::is_same_v<decltype(Pipeline::keep), retrieve::KeepGenerated>;
 
   Pipeline pipeline_{};
+  bool raw_ = false;     ///< keys are stored without rotation
+  bool learns_ = false;  ///< from the first prompt that ends
   cuda::SteeringMemory steering_;  ///< outlives the index
   ObjectArray<CudaIndex> index_;
+  Watching watching_;
   cuda::SteeringMemory held_steering_;
   ObjectArray<CudaHeld> held_;  ///< where `holds`
 };
@@ -319,9 +386,15 @@ class CudaRetrieval<retrieve::ReadAll::Nothing> {
  public:
   static constexpr bool there = false;
   static constexpr bool holds() { return false; }
+  static constexpr bool asks_queries() { return false; }
   static constexpr index_t longest_call() { return 0; }
+  static constexpr index_t reach() { return 0; }
+  static constexpr bool watches() { return false; }
+  static Status watch(Context<Cuda>&, const StepView<Cuda>&, float*) { return Status::ok; }
   static constexpr std::size_t step_steering_bytes(const CacheShape&) { return 0; }
-  static constexpr std::size_t step_bytes(const CacheShape&, index_t, index_t) { return 0; }
+  static constexpr std::size_t step_bytes(const CacheShape&, index_t, index_t, bool) { return 0; }
 };
 
 }  // namespace kvcondense::cache
+
+#include <kvcondense/cache/cuda_hold.cuh>

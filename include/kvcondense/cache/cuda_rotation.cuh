@@ -1,6 +1,7 @@
 #pragma once
 
 #include <algorithm>
+#include <span>
 #include <utility>
 
 #include <kvcondense/backend/cuda/memory.cuh>
@@ -55,6 +56,17 @@ class CudaRotation {
   prim::RopeTable host_;
   cuda::DeviceArray<float> fine_, coarse_;
   index_t slots_ = 0;  ///< that there are entries for on the device
+};
+
+/// How the queries of a call meet raw keys. Without a rotation keys are as attention compares them.
+struct QueryTurn {
+  const CudaRotation* rotation = nullptr;
+  std::span<const index_t> positions{};  ///< that queries were rotated to; empty: they come without
+  index_t reach = 0;                     ///< keys that stand so far in front of a query or farther are read at this distance; 0: as far as they are
+
+  bool turns() const { return rotation != nullptr; }
+  /// Tensors of queries that attention reads.
+  index_t forms() const { return !turns() ? 0 : reach > 0 ? 2 : 1; }
 };
 
 }  // namespace kvcondense::cache

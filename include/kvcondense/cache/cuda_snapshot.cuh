@@ -20,6 +20,7 @@ template <class R>
 std::uint64_t fingerprint(const Cache<Cuda, R>& c) {
   const auto& p = c.plan();
   cache::Fingerprint f = cache::begin_fingerprint(c.shape(), c.recipe());
+  if constexpr (!std::same_as<decltype(R::lowrank), NoLowRank>) f.add_text(word_of(c.recipe().lowrank));
   const auto& first = c.layers()[0];
   const auto add = [&](const auto& l, index_t h) {
     f.add_codes(l.keys.fingerprint(h), l.values.fingerprint(h), l.keys.plan().flush, l.values.plan().flush);
@@ -34,6 +35,7 @@ std::uint64_t fingerprint(const Cache<Cuda, R>& c) {
   if (const merge::Traits& t = c.folds(); t.active) {
     if (p.bias >= 0 || p.value_scale >= 0 || p.state > 0) f.add(p.bias, p.value_scale, p.state);
     f.add_text(word_of(c.recipe().merge));
+    if (t.gate.active) f.add(t.gate.window);
   }
   if constexpr (Cache<Cuda, R>::retrieves) c.retrieval().add_to(f, c.shape(), word_of(c.recipe().retrieve));
   if (c.recipe().position.raw_keys) f.add(prim::fingerprint(c.recipe().position.rope), c.recipe().position.rotated_input);
@@ -72,9 +74,21 @@ void save_head(ByteWriter& w, Context<Cuda>& ctx, const Cache<Cuda, R>& c, index
     std::copy_n(l.found.data() + head * c.plan().found, c.plan().found, numbers.data());
     w.bytes(std::as_bytes(numbers.span().first(static_cast<std::size_t>(n))));
   }
+  if (s = l.open.save(w, ctx, head, l.counters.pending); s != Status::ok) return w.fail(s);
   CudaColumnFile<typename Cache<Cuda, R>::KeyCodec>::save(w, ctx, l.keys, head, slots, room);
   CudaColumnFile<typename Cache<Cuda, R>::ValueCodec>::save(w, ctx, l.values, head, slots, room);
   if (s = l.summary.save(w, ctx, head); s != Status::ok) w.fail(s);
+}
+
+/// Slots of tokens before the `end`th.
+inline index_t slots_below(const SavedSlots& saved, index_t end) {
+  index_t low = 0, high = saved.slots;
+  while (low < high) {
+    const index_t middle = low + (high - low) / 2;
+    if (saved.token(middle) < end) low = middle + 1;
+    else high = middle;
+  }
+  return low;
 }
 
 template <class R>
@@ -86,8 +100,10 @@ Status load_layer(ByteReader& r, Context<Cuda>& ctx, Cache<Cuda, R>& c, index_t 
   Status s = QueryWindow::make(l.window.most(), c.shape(), heap_memory(), window);
   if (s == Status::ok) s = load_window(r, window, c.shape(), l.counters);
   if (s == Status::ok) s = l.window.upload(ctx, window, l.counters.seen - l.counters.pending);
-  if constexpr (Cache<Cuda, R>::retrieves)
-    if (s == Status::ok) s = c.retrieval().load_held(r, ctx, layer, l, c.shape());
+  if constexpr (Cache<Cuda, R>::retrieves) {
+    if (s == Status::ok) s = c.retrieval().load_held(r, ctx, layer, l);
+    if (s == Status::ok) s = c.retrieval().load_found(r, ctx, layer, c.shape());
+  }
   CudaColumnFile<typename Cache<Cuda, R>::KeyCodec> keys(l.keys);
   CudaColumnFile<typename Cache<Cuda, R>::ValueCodec> values(l.values);
   Buffer<index_t> slots(heap_memory());
@@ -112,6 +128,7 @@ Status load_layer(ByteReader& r, Context<Cuda>& ctx, Cache<Cuda, R>& c, index_t 
         if (s == Status::ok && !std::isfinite(saved.number(i, j))) s = Status::corrupt_data;
     }
     slots[h] = saved.slots, l.done[h] = saved.counts;
+    if constexpr (Cache<Cuda, R>::retrieves) c.retrieval().tell_prompt(layer, h, slots_below(saved, l.counters.prompt));
     std::span<const std::byte> state;
     const auto floats = static_cast<std::uint64_t>(c.plan().state);
     if (s == Status::ok && !r.take(floats, sizeof(float), state)) s = Status::corrupt_data;
@@ -119,10 +136,14 @@ Status load_layer(ByteReader& r, Context<Cuda>& ctx, Cache<Cuda, R>& c, index_t 
       std::memcpy(l.found.data() + h * c.plan().found, state.data(), static_cast<std::size_t>(c.plan().found) * sizeof(float));
     if (s == Status::ok && floats > 0)
       s = cuda::settled(cudaMemcpyAsync(l.state.data() + h * c.plan().state, state.data(), state.size(), cudaMemcpyHostToDevice, ctx.stream()));
+    const index_t stepped_slots = saved.slots - l.counters.pending;
+    if (s == Status::ok) s = l.open.load(r, ctx, h, l.counters, stepped_slots > 0 ? saved.token(stepped_slots - 1) : -1);
     if (s == Status::ok) s = keys.load(r, ctx, h, slots[h]);
     if (s == Status::ok) s = values.load(r, ctx, h, slots[h]);
     if (s == Status::ok) s = l.summary.load(r, ctx, h, l.counters.seen - slots[h]);
   }
+  if constexpr (Cache<Cuda, R>::retrieves)
+    if (s == Status::ok) s = c.retrieval().load_drawn(r, ctx, layer, heads, stepped);
   index_t longest = 0;
   for (const index_t n : slots) longest = std::max(longest, n);
   if (s == Status::ok) s = c.reserve_rotation(ctx, longest);
@@ -130,7 +151,7 @@ Status load_layer(ByteReader& r, Context<Cuda>& ctx, Cache<Cuda, R>& c, index_t 
   if (s == Status::ok) s = values.settle(ctx);
   if (s == Status::ok) s = l.set_slots(ctx, [&](index_t h) { return slots[h]; });
   if constexpr (Cache<Cuda, R>::retrieves)
-    if (s == Status::ok && !c.retrieval().held_fits(layer, l)) s = Status::corrupt_data;
+    if (s == Status::ok && !c.retrieval().settle_held(layer, l, c.shape())) s = Status::corrupt_data;
   return s;
 }
 
@@ -150,9 +171,7 @@ Status save(Context<Cuda>& ctx, const Cache<Cuda, R>& c, ByteSink& sink) {
   std::size_t page = 0;
   bool codes = false;
   for (const auto& l : c.layers()) {
-    for (int part = 0; part < 3; ++part)
-      page = std::max({page, cache::CudaColumnFile<typename Cache<Cuda, R>::KeyCodec>::payload(l.keys.plan(), part),
-                       cache::CudaColumnFile<typename Cache<Cuda, R>::ValueCodec>::payload(l.values.plan(), part)});
+    page = std::max({page, cache::CudaColumnFile<typename Cache<Cuda, R>::KeyCodec>::most(l.keys), cache::CudaColumnFile<typename Cache<Cuda, R>::ValueCodec>::most(l.values)});
     codes = codes || l.keys.plan().flush.block > 0 || l.values.plan().flush.block > 0;
   }
   cache::SnapshotRoom room(c.memory());
@@ -174,12 +193,14 @@ Status save(Context<Cuda>& ctx, const Cache<Cuda, R>& c, ByteSink& sink) {
     if (s == Status::ok) s = l.window.download(ctx, window);
     if (s != Status::ok) w.fail(s);
     cache::save_window(w, window, c.shape());
-    if constexpr (Cache<Cuda, R>::retrieves) c.retrieval().save_held(w, ctx, i);
+    if constexpr (Cache<Cuda, R>::retrieves) c.retrieval().save_held(w, ctx, i), c.retrieval().save_found(w, ctx, i);
     for (index_t h = 0; h < c.shape().kv_heads && w.status() == Status::ok; ++h) {
       cache::HeadCounts counts = l.counts(h);
       if (i == 0 && h == 0) counts.repaired += counted[0];
       cache::save_head(w, ctx, c, i, h, counts, room);
     }
+    if constexpr (Cache<Cuda, R>::retrieves)
+      if (w.status() == Status::ok) c.retrieval().save_drawn(w, ctx, i, l, c.shape().kv_heads);
   }
   return cache::save_end(w);
 }

@@ -91,13 +91,20 @@ class CudaColumnFile {
   static constexpr int parts = Plan::parts;
 
   static index_t page_slots(const Plan& p, int part) { return part == 2 ? window_page_slots(p.flush, p.page_slots) : p.slots_of(part); }
-  static std::size_t payload(const Plan& p, int part) {
-    return part == 1 ? p.bytes_of(1) : p.exact.page_bytes(page_slots(p, part), p.dim);
+  static std::size_t payload(const Column& column, int part, index_t head) {
+    const Plan& p = column.plan_;
+    return part == 1 ? column.bytes_of(1, head) : p.exact.page_bytes(page_slots(p, part), p.dim);
   }
-  static std::size_t payload(const Column& column, int part, index_t head) { return part == 1 ? column.page_bytes(1, head) : payload(column.plan_, part); }
+  /// Bytes of the largest page of all heads.
+  static std::size_t most(const Column& column) {
+    std::size_t bytes = 0;
+    for (int part = 0; part < parts; ++part)
+      for (index_t h = 0; h < column.plan_.heads; ++h) bytes = std::max(bytes, payload(column, part, h));
+    return bytes;
+  }
   static std::uint64_t format(const Column& column, int part, index_t head) {
     const Plan& p = column.plan_;
-    return page_format(part == 1 ? column.fingerprint(head) : p.exact.fingerprint(), page_slots(p, part), p.dim);
+    return page_format(part == 1 ? column.fingerprint(head) : p.exact.fingerprint(), page_slots(p, part), part == 1 ? column.stored_dim(head) : p.dim);
   }
 
   /// Writes a head of so many slots. The stream has been waited for.
@@ -106,7 +113,9 @@ class CudaColumnFile {
     const index_t first = told.first + column.fresh_;
     const index_t count[parts] = {first, told.coded, slots - first - told.coded};
     for (int part = 0; part < parts; ++part) save_part(w, ctx, column, part, head, count[part], room);
-    if (column.codec_.state_floats() > 0) save_state(w, ctx, column, head);
+    if (column.codec_.state_floats() == 0) return;
+    w.put(static_cast<std::uint32_t>(column.codec_.state(head).size()));
+    w.bytes(std::as_bytes(column.codec_.state(head)));
   }
 
   explicit CudaColumnFile(Column& to) : column_(&to), list_(heap_memory()), offset_(heap_memory()) {}
@@ -121,19 +130,27 @@ class CudaColumnFile {
     for (int part = 0; part < parts; ++part)
       if (const Status s = load_part(r, ctx, part, head, count[part]); s != Status::ok) return s;
     if (count[0] + count[1] + count[2] != slots || count[0] > plan().sinks) return Status::corrupt_data;
+    if (column_->codec_.state_floats() > 0)
+      if (const Status s = load_state(r, ctx, head, count[1]); s != Status::ok) return s;
     column_->most_[head] = {count[0], count[1], count[2]};
     column_->told_[static_cast<std::size_t>(head)] = {count[0], count[1]};
-    return column_->codec_.state_floats() > 0 ? load_state(r, ctx, head, count[1]) : Status::ok;
+    return Status::ok;
   }
   /// Behind all heads: codes move to the front of their pages where slots have left. Waits for the stream.
   Status settle(Context<Cuda>& ctx) {
     Status s = column_->reserve_table(ctx);
     if (s == Status::ok) s = column_->tell_device(ctx);
-    if (s != Status::ok || dense_) return s;
+    if constexpr (prim::cuda_kernels::RowCodec<prim::DeviceCodec<Codec>>)
+      if (s == Status::ok && !dense_) s = move_codes(ctx);
+    return s;
+  }
+
+ private:
+  Status move_codes(Context<Cuda>& ctx) {
     cuda::DeviceArray<std::int32_t> list(*column_->memory_);
     cuda::DeviceArray<index_t> offset(*column_->memory_), count(*column_->memory_);
     Buffer<index_t> coded(heap_memory());
-    s = coded.resize(plan().heads);
+    Status s = coded.resize(plan().heads);
     for (index_t h = 0; h < coded.size(); ++h) coded[h] = offset_[h + 1] - offset_[h];
     if (s == Status::ok) s = column_->upload(ctx);
     if (s == Status::ok) s = list.upload(ctx, list_.span());
@@ -145,43 +162,24 @@ class CudaColumnFile {
     if (s == Status::ok) s = done;
     return s == Status::ok ? column_->trim(ctx) : s;
   }
-
- private:
   const Plan& plan() const { return column_->plan_; }
 
-  /// How many numbers a head has found, none or all, and they. Waits for the stream.
-  static void save_state(ByteWriter& w, const Context<Cuda>& ctx, const Column& column, index_t head) {
-    Buffer<float> state(heap_memory());
-    const bool waits = column.codec_.waits(head) && column.told_[static_cast<std::size_t>(head)].coded == 0;  // the last step may have found them
-    Status s = state.resize(waits ? 0 : column.codec_.state_floats());
-    if (s == Status::ok && !state.empty()) s = cuda::settled(cudaMemcpyAsync(state.data(), column.codec_.state(head), state.span().size_bytes(), cudaMemcpyDeviceToHost, ctx.stream()));
-    const Status done = ctx.wait();
-    if (s != Status::ok || done != Status::ok) return w.fail(s != Status::ok ? s : done);
-    w.put(static_cast<std::uint32_t>(state.size()));
-    w.bytes(std::as_bytes(state.span()));
-  }
-  /// Factors that a step can have found: others are not known by kernels as what they are.
+  /// What a head has found of a map: nothing yet, or all.
   Status load_state(ByteReader& r, const Context<Cuda>& ctx, index_t head, index_t coded) {
     std::uint32_t count = 0;
     std::span<const std::byte> bytes;
-    const auto floats = static_cast<std::uint32_t>(column_->codec_.state_floats());
-    if (!r.read(count) || (count != 0 && count != floats)) return Status::corrupt_data;
+    if (!r.read(count) || (count != 0 && count != static_cast<std::uint32_t>(column_->codec_.state_floats()))) return Status::corrupt_data;
     if (count == 0) return coded == 0 ? Status::ok : Status::corrupt_data;
     if (!r.take(count, sizeof(float), bytes)) return Status::corrupt_data;
-    for (std::uint32_t i = 0; i < count; ++i) {
-      float x = 0.0f;
-      std::memcpy(&x, bytes.data() + i * sizeof x, sizeof x);
-      if (!(x >= 1.0f / prim::cuda_kernels::most_scale && x <= prim::cuda_kernels::most_scale)) return Status::corrupt_data;
-    }
-    column_->codec_.found(head);
-    return cuda::settled(cudaMemcpyAsync(column_->codec_.state(head), bytes.data(), bytes.size(), cudaMemcpyHostToDevice, ctx.stream()));
+    return column_->codec_.restore(ctx, head, bytes);
   }
   static void save_part(ByteWriter& w, Context<Cuda>& ctx, const Column& column, int part, index_t head, index_t count, SnapshotRoom& room) {
     const Plan& plan = column.plan_;
     const bool grouped = part == 1 && plan.grouped();
     const index_t slots = page_slots(plan, part), pages = grouped ? column.groups_.pages(head).size() : (count + slots - 1) / slots;
     const std::size_t bytes = payload(column, part, head);
-    const auto codec = column.codec();
+    const index_t dim = column.stored_dim(head);  // of codes
+    const auto codec = stored(column.codec());
     w.put(static_cast<std::uint32_t>(pages));
     const auto head_of = [&](index_t page) {
       PageHead of{format(column, part, head)};
@@ -197,7 +195,7 @@ class CudaColumnFile {
       for (index_t i = 0; i < n && s == Status::ok; ++i) {
         const std::span<std::byte> to = room.part(i, bytes);
         const PageHead of = head_of(page + i);
-        s = part == 1 ? room.fetch(ctx, prim::of_head(prim::cuda_kernels::stored_codec(codec), head), codes_at(column, head, page + i), of, slots, plan.dim, to)
+        s = part == 1 ? room.fetch(ctx, prim::of_head(codec, head), codes_at(column, head, page + i), of, slots, dim, to)
                       : fetch_rows(ctx, column, part, head, (page + i) * slots, static_cast<index_t>(of.used), to);
       }
       const Status done = ctx.wait();
@@ -229,6 +227,11 @@ class CudaColumnFile {
   static const std::byte* codes_at(const Column& column, index_t head, index_t page) {
     return column.plan_.grouped() ? column.groups_.pages(head)[page].page->rows : column.pages_[1][head][page]->rows;
   }
+  /// What lies in pages, whatever its numbers are of.
+  template <class C>
+  static auto stored(const C& codec) { return prim::cuda_kernels::stored_codec(codec); }
+  template <class C>
+  static auto stored(const prim::Latent<C>& codec) { return prim::cuda_kernels::stored_codec(codec.codec); }
 
   Status load_part(ByteReader& r, const Context<Cuda>& ctx, int part, index_t head, index_t& count) {
     const index_t slots = page_slots(plan(), part), group = part == 1 ? plan().codec.group_slots() : 1;

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstdint>
+#include <cstring>
 
 #include <kvcondense/core/config.hpp>
 #include <kvcondense/core/shape.hpp>
@@ -31,6 +32,28 @@ struct ChannelList {
   constexpr bool valid(index_t dim) const {
     const bool good = dim >= 1 && dim <= max_head_dim && kept >= 1 && kept <= dim && window >= 0;
     return good && (!pairs || (dim % 2 == 0 && kept % 2 == 0));
+  }
+  /// Of so many queries the first that is looked at.
+  KVCONDENSE_HD constexpr index_t first_query(index_t rows) const { return window == 0 || rows <= window ? 0 : rows - window; }
+  /// What a number adds to the energy of its channel.
+  static KVCONDENSE_HD constexpr float energy(float x) {
+    const float e = x * x;
+    return e <= 3e38f ? e : 0.0f;
+  }
+  /// Whether a channel stays, by a state.
+  static bool has(const float* state, index_t c) {
+    std::uint32_t word;
+    std::memcpy(&word, state + c / 32, sizeof word);
+    return (word >> (c % 32) & 1u) != 0;
+  }
+  /// Whether numbers can be a state: as many channels as there should be, and none beyond the row.
+  bool good_state(index_t dim, const float* state) const {
+    index_t count = 0;
+    for (index_t c = 0; c < words(dim) * 32; ++c) {
+      if (has(state, c) && c >= dim) return false;
+      count += has(state, c);
+    }
+    return count == kept;
   }
   constexpr std::int64_t fingerprint() const {
     return 0x7414c0000 + kept * 4 + (pairs ? 2 : 0) + (interleaved ? 1 : 0) + (std::int64_t{window} << 36);

@@ -20,6 +20,7 @@ namespace kvcondense::prim {
 ///          small in a few queries by chance would get a factor that makes its step wide for good. A factor whose maxima are
 ///          zero or no numbers is 1; all are cut to [2^-8, 2^8].
 struct ChannelScale {
+  static constexpr float most = 256.0f;  ///< no factor is larger, nor its inverse
   enum class Rule : std::uint8_t { none, root_max, balance };
   Rule rule = Rule::none;
   float alpha = 0.5f;          ///< of root_max
@@ -34,6 +35,11 @@ struct ChannelScale {
     const auto power = static_cast<std::uint64_t>(std::bit_cast<std::uint32_t>(alpha) ^ std::bit_cast<std::uint32_t>(0.5f));
     const std::uint64_t fields = static_cast<std::uint64_t>(rule) + power * 0x1000000 + static_cast<std::uint64_t>(least_queries) * 0x100000001b3;
     return identity() ? 0 : static_cast<std::int64_t>(0x5ca1e0 + fields);
+  }
+  /// NaN and infinities count as nothing.
+  KVCONDENSE_HD static float larger(float top, float x) {
+    const float size = x < 0.0f ? -x : x;
+    return size <= 3e38f && size > top ? size : top;
   }
 };
 

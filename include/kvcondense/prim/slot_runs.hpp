@@ -4,6 +4,7 @@
 #include <cstdint>
 
 #include <kvcondense/core/config.hpp>
+#include <kvcondense/core/view.hpp>
 #include <kvcondense/prim/page_codec.hpp>
 #include <kvcondense/prim/rope_config.hpp>
 
@@ -71,12 +72,32 @@ struct PagedSummaries {
   KVCONDENSE_HD index_t count(index_t head) const { return counts == nullptr ? 0 : counts[head]; }
 };
 
-/// How raw keys turn as they are read: the key of slot j by j positions, see RopeTable, of which these are the numbers.
+/// Slots whose tokens the slot behind them holds too, as those of tokens that no step has seen may: a query that sees the one does not see the other.
+/// Number i of a head: whether the slot of its pending token i holds what the slot in front of it held.
+struct PassedSlots {
+  HeadNumbers<const std::uint8_t> passed{};  ///< null: there are none
+  index_t pending = 0;
+
+  /// From a query that sees so many of the head's slots.
+  KVCONDENSE_HD bool hides(index_t head, index_t slot, index_t slots, index_t visible) const {
+    const index_t next = slot + 1 - (slots - pending);
+    return passed.data != nullptr && next >= 0 && slot + 1 < visible && passed.row(head)[next] != 0;
+  }
+};
+
+/// How raw keys turn as they are read: the key of slot j by j positions, or by those that `places` name, see RopeTable, of which these are the numbers.
 struct KeyTurn {
   const float* fine = nullptr;    ///< null: keys are stored as attention compares them
   const float* coarse = nullptr;  ///< for every slot of the longest head
   index_t pairs = 0;
   RopePairing pairing = RopePairing::half_split;
+  TensorView<const float, 3> far{};  ///< queries as they meet, without rotation, keys that stand `reach` or more in front of them
+  index_t reach = 0;                 ///< 0: every key is as far as it is
+  HeadNumbers<const std::int32_t> places{};  ///< of slots that are some of a head's own; null: each stands at its number
+
+  /// Of a query that stands at slot `at`.
+  KVCONDENSE_HD bool out_of_reach(index_t head, index_t at, index_t slot) const { return place(head, at) - place(head, slot) >= reach; }
+  KVCONDENSE_HD index_t place(index_t head, index_t slot) const { return places.data == nullptr ? slot : places.row(head)[slot]; }
 };
 
 /// All slots of all KV heads of a layer, keys and values each in pages of their own: exact first slots, codes,
@@ -93,6 +114,7 @@ struct PagedHeads {
   PagedScalars scalars{};
   PagedSummaries summaries{};
   KeyTurn turn{};
+  PassedSlots passed{};
 };
 
 }  // namespace kvcondense::prim

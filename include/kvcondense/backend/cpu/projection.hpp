@@ -5,11 +5,11 @@
 #include <cmath>
 
 #include <kvcondense/backend/cpu/row_kernels.hpp>
-#include <kvcondense/backend/cpu/symmetric_eigen.hpp>
 #include <kvcondense/core/backend.hpp>
 #include <kvcondense/prim/channel_list.hpp>
 #include <kvcondense/prim/found_basis.hpp>
 #include <kvcondense/prim/projection.hpp>
+#include <kvcondense/prim/settle_map.hpp>
 
 // Transforms that store fewer numbers than a row has. Rows are mapped in place: their first numbers become the stored ones.
 
@@ -97,18 +97,7 @@ struct RowTransform<Cpu, FoundBasis> {
       state[dim * dim + dim] += 1.0f;
     }
   }
-  static void settle(const FoundBasis& t, index_t dim, const HeadQueries&, float* state) {
-    float value[max_head_dim], mean[max_head_dim];
-    const float count = std::max(state[dim * dim + dim], 1.0f);
-    for (index_t i = 0; i < dim; ++i) mean[i] = state[dim * dim + i] / count;
-    for (index_t i = 0; i < dim; ++i)
-      for (index_t j = 0; j < dim; ++j) {
-        float& c = state[i * dim + j];
-        c = c / count - (t.center ? mean[i] * mean[j] : 0.0f);
-      }
-    cpu::symmetric_eigen(state, dim, value, state + dim * dim);
-    if (t.center) std::copy_n(mean, dim, state + t.rank * dim);
-  }
+  static void settle(const FoundBasis& t, index_t dim, const HeadQueries&, float* state) { settle_basis(t, dim, state); }
 };
 
 template <>
@@ -137,66 +126,22 @@ struct RowTransform<Cpu, ChannelList> {
   /// state: energies of the channels [dim], room for those of the queries [dim].
   static void observe(const ChannelList&, index_t dim, RowBlock<float> rows, float* state) {
     for (index_t r = 0; r < rows.rows; ++r)
-      for (index_t c = 0; c < dim; ++c) state[c] += energy(rows.data[r * rows.step + c]);
+      for (index_t c = 0; c < dim; ++c) state[c] += ChannelList::energy(rows.data[r * rows.step + c]);
   }
   static void settle(const ChannelList& t, index_t dim, const HeadQueries& queries, float* state) {
-    float* score = state + dim;
     const index_t rows = queries.count > 0 ? queries.rows.extent[1] : 0;
-    const index_t first = t.window == 0 ? 0 : std::max<index_t>(0, rows - t.window);
     for (index_t h = queries.first; h < queries.first + queries.count; ++h)
-      for (index_t i = first; i < rows; ++i)
-        for (index_t c = 0; c < dim; ++c) score[c] += energy(queries.rows(h, i, c));
-    for (index_t c = 0; c < dim; ++c) {
-      const float both = score[c] * state[c];  // infinite where it is too large, no number where one factor is
-      score[c] = both <= 3e38f ? both : both != both ? 0.0f : 3e38f;
-    }
-    std::int32_t order[max_head_dim];
-    const index_t units = t.pairs ? dim / 2 : dim;
-    if (t.pairs)
-      for (index_t p = 0; p < units; ++p) state[p] = score[one(t, dim, p)] + score[other(t, dim, p)];
-    else std::copy_n(score, dim, state);
-    for (index_t u = 0; u < units; ++u) order[u] = static_cast<std::int32_t>(u);
-    const index_t keep = t.pairs ? t.kept / 2 : t.kept;
-    std::partial_sort(order, order + keep, order + units, [&](std::int32_t a, std::int32_t b) {
-      return state[a] != state[b] ? state[a] > state[b] : a < b;
-    });
-    std::uint32_t bits[ChannelList::words(max_head_dim)] = {};
-    const auto set = [&](index_t c) { bits[c / 32] |= std::uint32_t{1} << (c % 32); };
-    for (index_t k = 0; k < keep; ++k) {
-      if (t.pairs) set(one(t, dim, order[k])), set(other(t, dim, order[k]));
-      else set(order[k]);
-    }
-    std::memcpy(state, bits, static_cast<std::size_t>(ChannelList::words(dim)) * sizeof *bits);
+      for (index_t i = t.first_query(rows); i < rows; ++i)
+        for (index_t c = 0; c < dim; ++c) state[dim + c] += ChannelList::energy(queries.rows(h, i, c));
+    settle_channels(t, dim, state);
   }
-  /// As many channels as there should be, and none beyond the row.
-  static bool good_state(const ChannelList& t, index_t dim, const float* state) {
-    index_t count = 0;
-    for (index_t c = 0; c < ChannelList::words(dim) * 32; ++c) {
-      const bool on = bit(state, c);
-      if (on && c >= dim) return false;
-      count += on;
-    }
-    return count == t.kept;
-  }
+  static bool good_state(const ChannelList& t, index_t dim, const float* state) { return t.good_state(dim, state); }
 
  private:
-  static index_t one(const ChannelList& t, index_t, index_t pair) { return t.interleaved ? 2 * pair : pair; }
-  static index_t other(const ChannelList& t, index_t dim, index_t pair) {
-    return t.interleaved ? 2 * pair + 1 : pair + dim / 2;
-  }
-  static float energy(float x) {
-    const float e = x * x;
-    return e <= 3e38f ? e : 0.0f;
-  }
-  static bool bit(const float* state, index_t c) {
-    std::uint32_t word;
-    std::memcpy(&word, state + c / 32, sizeof word);
-    return (word >> (c % 32) & 1u) != 0;
-  }
   static void channels(const ChannelList& t, const float* state, index_t dim, std::int32_t* channel) {
     index_t n = 0;
     for (index_t c = 0; c < dim && n < t.kept; ++c)
-      if (bit(state, c)) channel[n++] = static_cast<std::int32_t>(c);
+      if (ChannelList::has(state, c)) channel[n++] = static_cast<std::int32_t>(c);
   }
 };
 

@@ -8,6 +8,7 @@
 #include <kvcondense/prim/channel_scale.hpp>
 #include <kvcondense/prim/hadamard.hpp>
 #include <kvcondense/prim/row_transform.hpp>
+#include <kvcondense/prim/settle_map.hpp>
 
 namespace kvcondense::prim {
 
@@ -71,34 +72,22 @@ struct RowTransform<Cpu, ChannelScale> {
 
   static void observe(const ChannelScale&, index_t dim, RowBlock<float> rows, float* state) {
     for (index_t r = 0; r < rows.rows; ++r)
-      for (index_t c = 0; c < dim; ++c) state[c] = larger(state[c], rows.data[r * rows.step + c]);
+      for (index_t c = 0; c < dim; ++c) state[c] = ChannelScale::larger(state[c], rows.data[r * rows.step + c]);
   }
   static void settle(const ChannelScale& t, index_t dim, const HeadQueries& queries, float* state) {
-    constexpr float most = 256.0f;
     float* asked = state + dim;
     for (index_t h = queries.first; h < queries.first + queries.count && t.needs_queries(); ++h)
       for (index_t i = 0; i < queries.rows.extent[1]; ++i)
-        for (index_t c = 0; c < dim; ++c) asked[c] = larger(asked[c], queries.rows(h, i, c));
+        for (index_t c = 0; c < dim; ++c) asked[c] = ChannelScale::larger(asked[c], queries.rows(h, i, c));
     if (t.needs_queries() && queries.count * queries.rows.extent[1] < t.least_queries)
       std::fill_n(asked, dim, *std::max_element(asked, asked + dim));
-    for (index_t c = 0; c < dim; ++c) {
-      const float square = t.rule == ChannelScale::Rule::balance ? asked[c] / state[c] : 1.0f / state[c];
-      const bool usual = square > 0.0f && square <= 3e38f;
-      const float power = t.rule == ChannelScale::Rule::balance || t.alpha == 0.5f ? std::sqrt(square) : std::pow(square, t.alpha);
-      state[c] = usual ? std::clamp(power, 1.0f / most, most) : 1.0f;
-      state[dim + c] = 1.0f / state[c];
-    }
+    settle_scales(t, dim, state);
   }
 
  private:
   static void times(const float* factor, index_t dim, RowBlock<float> rows) {
     for (index_t r = 0; r < rows.rows; ++r)
       for (index_t c = 0; c < dim; ++c) rows.data[r * rows.step + c] *= factor[c];
-  }
-  /// NaN and infinities count as nothing.
-  static float larger(float top, float x) {
-    const float size = std::fabs(x);
-    return size <= 3e38f && size > top ? size : top;
   }
 };
 

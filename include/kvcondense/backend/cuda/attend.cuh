@@ -3,6 +3,7 @@
 #include <cstdint>
 
 #include <kvcondense/backend/cuda/attend_halves.cuh>
+#include <kvcondense/backend/cuda/attend_latent.cuh>
 #include <kvcondense/backend/cuda/attend_piece.cuh>
 #include <kvcondense/backend/cuda/attend_plan.cuh>
 #include <kvcondense/backend/cuda/context.cuh>
@@ -23,7 +24,7 @@ enum class AttendMath : std::uint8_t {
 /// Heads are PagedHeads on the device; lengths, runs and pages are read there, so a captured graph stays right while a
 /// cache grows up to `max_slots` per head. Not so with numbers per slot: how many slots have none yet (PagedScalars::fresh)
 /// and where they lie are arguments of the kernels, so what is captured holds for that number of new slots alone.
-/// Three launches: pieces, their join, mass where it is asked for.
+/// Three launches: pieces, their join, mass where it is asked for. Over coordinates of a low-rank stage two more: queries into them, sums out of them.
 ///
 /// Numbers  AttendMath::f32: as on the CPU, sums in another order. AttendMath::halves: as attention over a cache of
 ///          halves that the codes were decoded into; queries are first brought below 1 by a power of two. Queries times
@@ -31,13 +32,15 @@ enum class AttendMath : std::uint8_t {
 ///          The result of a head does not depend on the device nor on other heads. Several sequences are more heads.
 /// Errors   shape_mismatch, invalid_argument, workspace_too_small; not_supported: AttendMath::halves of anything but
 ///          heads of a multiple of 16 up to 128 for keys and values alike, exact parts and parameters in f16, codes of 2, 4 or 8
-///          bits in rows, without numbers per slot (PagedScalars) or raw keys (KeyTurn), keys on either axis and values on the token axis, groups of channels multiples of eight; or where
+///          bits in rows, without numbers per slot (PagedScalars), raw keys (KeyTurn) or slots that live on in others (PassedSlots), keys on either axis and values on the token axis, groups of channels multiples of eight; or where
 ///          the device has too little shared memory (75 kB a block at 4 bits). Nothing is enqueued then.
 ///          A head with more than `max_slots` slots is the caller's mistake, which only the device could see.
 template <>
 struct Attend<Cuda> {
-  static std::size_t workspace_bytes(const AttendRequest& request, index_t kv_heads, index_t max_slots) {
-    return cuda_kernels::workspace_of(cuda_kernels::plan_of(request, kv_heads, max_slots));
+  /// `sides`: columns that hold coordinates of a low-rank stage.
+  static std::size_t workspace_bytes(const AttendRequest& request, index_t kv_heads, index_t max_slots, const LatentSides& sides = {}) {
+    const cuda_kernels::AttendPlan plan = cuda_kernels::plan_of(request, kv_heads, max_slots);
+    return cuda_kernels::workspace_of(plan) + cuda_kernels::latent_workspace_of(plan, sides);
   }
 
   template <class KeyCodec, class ValueCodec>
@@ -48,17 +51,37 @@ struct Attend<Cuda> {
     if (math == AttendMath::halves && !serves_halves(request, heads)) return Status::not_supported;
     AttendPlan plan = plan_of(request, heads.kv_heads, max_slots);
     if (plan.rows == 0) return Status::ok;
-    if (ctx.workspace().size() < workspace_of(plan) || !place(plan, Scratch(ctx.workspace()))) return Status::workspace_too_small;
-    Status s = math == AttendMath::halves ? start_halves(ctx, heads, plan)
-                                          : cuda::launch(ctx, attend_piece<KeyCodec, ValueCodec>, grid(plan), piece_threads,
-                                                         piece_shared(plan.dim, plan.value_dim), heads, plan);
+    constexpr LatentSides sides{is_latent<KeyCodec>, is_latent<ValueCodec>};
+    LatentPlan latent;
+    Scratch scratch(ctx.workspace());
+    if (ctx.workspace().size() < workspace_of(plan) + latent_workspace_of(plan, sides) || !place(latent, plan, sides, scratch) || !place(plan, scratch))
+      return Status::workspace_too_small;
+    Status s = Status::ok;
+    if constexpr (sides.keys || sides.values) s = start_latent(ctx, heads, plan, latent);
+    else if (math == AttendMath::halves) s = start_halves(ctx, heads, plan);
+    else s = cuda::launch(ctx, attend_piece<KeyCodec, ValueCodec>, grid(plan), piece_threads, piece_shared(heads.turn, plan.dim, plan.value_dim), heads, plan);
     if (s == Status::ok) s = cuda::launch(ctx, join_pieces<128>, {plan.rows, plan.kv_heads}, 128, 0, heads.slots, heads.summaries, plan);
+    if constexpr (sides.values)
+      if (s == Status::ok)
+        s = cuda::launch(ctx, add_latent_sums<ValueCodec>, {plan.rows, plan.kv_heads}, latent_threads, (max_head_dim + 1) * sizeof(float), heads.value_codec, heads.slots,
+                         plan, latent);
     if (s == Status::ok && request.mass.data != nullptr)
       s = cuda::launch(ctx, add_mass<256>, {cuda::covering(max_slots, 256), plan.kv_heads}, 256, 0, heads.slots, plan);
     return s;
   }
 
  private:
+  template <class KeyCodec, class ValueCodec>
+  static Status start_latent(Context<Cuda>& ctx, const PagedHeads<KeyCodec, ValueCodec>& heads, const cuda_kernels::AttendPlan& plan,
+                             const cuda_kernels::LatentPlan& latent) {
+    using namespace cuda_kernels;
+    if constexpr (is_latent<KeyCodec>)
+      if (heads.turn.fine == nullptr)
+        if (const Status s = cuda::launch(ctx, map_queries<KeyCodec>, {plan.rows, plan.kv_heads}, latent_threads, max_head_dim * sizeof(float), heads.key_codec, plan, latent);
+            s != Status::ok)
+          return s;
+    return cuda::launch(ctx, attend_latent_piece<KeyCodec, ValueCodec>, grid(plan), piece_threads, latent_shared(heads.turn, plan.dim, plan.value_dim), heads, plan, latent);
+  }
   static cuda::Grid grid(const cuda_kernels::AttendPlan& plan) {
     return cuda_kernels::piece_grid(plan.rows, plan.most, plan.kv_heads);
   }
@@ -68,7 +91,7 @@ struct Attend<Cuda> {
     using namespace cuda_kernels;
     const index_t dim = r.queries.extent[2];
     const bool sizes = dim == r.out.extent[2] && dim % 16 == 0 && dim <= 128;
-    if (heads.scalars.bias.data != nullptr || heads.scalars.value_scale.data != nullptr || heads.turn.fine != nullptr) return false;
+    if (heads.scalars.bias.data != nullptr || heads.scalars.value_scale.data != nullptr || heads.turn.fine != nullptr || heads.passed.passed.data != nullptr) return false;
     if constexpr (stored_bits<KeyCodec> == 0 || stored_bits<ValueCodec> == 0) return false;
     else return sizes && heads.exact.dtype == DType::f16 && reads_as_halves(heads.key_codec, dim, true) &&
            reads_as_halves(heads.value_codec, dim, false);

@@ -31,6 +31,7 @@ struct ColumnPlan {
   TensorView<const float, 3> queries{};
   RaggedView<float> out{};
   index_t kv_heads = 0, group = 0, tokens = 0, dim = 0, lines = 0, max_slots = 0, most = 1, band = 0;
+  index_t behind = 0;                ///< tokens that came after the last row
   GroupReduce group_rule = GroupReduce::mean;
   RowReduce row_rule = RowReduce::sum;
   bool past = false, add = false;
@@ -47,11 +48,14 @@ struct ColumnPlan {
   KVCONDENSE_HD index_t token(index_t line) const { return joins_logits() ? line : line / group; }
   KVCONDENSE_HD index_t members() const { return joins_logits() ? group : 1; }
   KVCONDENSE_HD index_t member(index_t line) const { return joins_logits() ? 0 : line % group; }
-  KVCONDENSE_HD index_t row_token(index_t line) const { return held.seen - tokens + token(line); }
+  KVCONDENSE_HD index_t row_token(index_t line) const { return held.seen - behind - tokens + token(line); }
+  /// Slots of tokens up to a line's own; its query stands at the last of them.
+  KVCONDENSE_HD index_t reach(index_t head, index_t slots, index_t line) const {
+    return visible != nullptr ? visible[head * tokens + token(line)] : slots - tokens + token(line) + 1;
+  }
   /// Slots that take part in a line's softmax.
   KVCONDENSE_HD index_t sees(index_t head, index_t slots, index_t line) const {
-    const index_t n = visible != nullptr ? visible[head * tokens + token(line)] : slots - tokens + token(line) + 1;
-    const index_t all = n < 0 ? 0 : n, old = slots - tokens < 0 ? 0 : slots - tokens;
+    const index_t n = reach(head, slots, line), all = n < 0 ? 0 : n, old = slots - tokens < 0 ? 0 : slots - tokens;
     return past && old < all ? old : all;
   }
   KVCONDENSE_HD index_t at_piece(index_t head, index_t piece, index_t line) const { return (head * most + piece) * lines + line; }
@@ -63,21 +67,23 @@ struct ColumnShared {
   float bias[piece_tile];
   SlotRun run[piece_tile];
 };
-inline std::size_t column_shared(index_t dim) { return sizeof(ColumnShared) + static_cast<std::size_t>(piece_tile * (dim + 1)) * sizeof(float); }
+inline std::size_t column_shared(const KeyTurn& turn, index_t dim) {
+  return sizeof(ColumnShared) + static_cast<std::size_t>(tile_floats(dim)) * sizeof(float) + far_shared(turn, dim);
+}
 
 inline constexpr int warp_lines = piece_rows / piece_warps;  ///< of a block of lines, what a warp has
 
 /// Keys of slots [at, at + count) into the tile, and their biases, if these count. All threads; two barriers.
 template <class KeyCodec, class ValueCodec>
 __device__ inline void load_keys(const PagedHeads<KeyCodec, ValueCodec>& heads, index_t head, index_t at, int count, int dim, bool weighs,
-                                 ColumnShared& shared, float* tile) {
+                                 ColumnShared& shared, float* tile, const FarTile& far) {
   if (static_cast<int>(threadIdx.x) < count) {
     shared.run[threadIdx.x] = locate(heads.keys, head, at + threadIdx.x);
     shared.bias[threadIdx.x] = weighs ? heads.scalars.bias_of(head, at + threadIdx.x, heads.slots[head]) : 0.0f;
   }
   __syncthreads();
   load_tile(of_head(heads.key_codec, head), heads.exact, static_cast<int>(heads.keys.page_slots), shared.run, count, dim, tile);
-  if (heads.turn.fine != nullptr) turn_tile(heads.turn, at, count, dim, tile);
+  if (heads.turn.fine != nullptr) turn_tile(heads.turn, head, at, count, dim, tile, far.keys);
   __syncthreads();
 }
 
@@ -94,16 +100,22 @@ template <int Threads>
 __global__ void __launch_bounds__(Threads) visible_slots(const index_t* slots, ColumnPlan plan, index_t* visible, PartSlots* parts) {
   const index_t i = static_cast<index_t>(blockIdx.x) * Threads + threadIdx.x;
   if (i >= plan.kv_heads * plan.tokens) return;
-  const index_t head = i / plan.tokens, token = plan.held.seen - plan.tokens + i % plan.tokens;
+  const index_t head = i / plan.tokens, begins = plan.held.seen - plan.behind - plan.tokens, token = begins + i % plan.tokens;
   const auto below = [&](index_t t) { return plan.held.below(head, slots[head], t); };
+  index_t oldest = plan.part.first < 0 ? plan.held.seen : plan.part.first;
+  for (index_t h = 0; plan.part.first < 0 && parts != nullptr && i % plan.tokens == 0 && h < plan.kv_heads; ++h) {
+    const index_t n = slots[h], slot = n + plan.part.first < 0 ? 0 : n + plan.part.first;
+    if (n > 0 && plan.held.token(h, n, slot) < oldest) oldest = plan.held.token(h, n, slot);
+  }
   visible[i] = below(token + 1);
   if (parts != nullptr && i % plan.tokens == 0)
-    parts[head] = {below(plan.part.sinks), below(plan.part.first), below(plan.part.last), below(plan.held.seen - plan.tokens)};
+    parts[head] = {below(plan.part.sinks), below(oldest), below(plan.part.last), below(begins)};
 }
 
 /// Logits of lines first + warp + 4k with this lane's slot of the tile; -inf where the line does not see it. All
 /// threads; barriers.
-__device__ inline void line_logits(const ColumnPlan& plan, index_t head, index_t slots, index_t at, int count, index_t first, int lines,
+template <class KeyCodec, class ValueCodec>
+__device__ inline void line_logits(const ColumnPlan& plan, const PagedHeads<KeyCodec, ValueCodec>& heads, const FarTile& far, index_t head, index_t slots, index_t at, int count, index_t first, int lines,
                                    ColumnShared& shared, const float* tile, float (&logit)[warp_lines]) {
   const int lane = cuda::lane_of_warp(), warp = cuda::warp_of_block(), dim = static_cast<int>(plan.dim);
   for (int k = 0; k < warp_lines; ++k) logit[k] = minus_infinity();
@@ -113,6 +125,7 @@ __device__ inline void line_logits(const ColumnPlan& plan, index_t head, index_t
       const index_t line = first + i / dim;
       shared.query[i / dim][i % dim] =
           plan.queries(head * plan.group + plan.member(line) + m, plan.token(line), i % dim) * plan.scale;
+      if (far.there()) far.query(i / dim)[i % dim] = heads.turn.far(head * plan.group + plan.member(line) + m, plan.token(line), i % dim) * plan.scale;
     }
     __syncthreads();
 #pragma unroll
@@ -120,10 +133,13 @@ __device__ inline void line_logits(const ColumnPlan& plan, index_t head, index_t
       const int r = warp + k * piece_warps;
       if (r >= lines || lane >= count || at + lane >= plan.sees(head, slots, first + r)) continue;
       if (plan.parts != nullptr && !plan.parts[head].shows(at + lane)) continue;
-      const float* key = tile + lane * (dim + 1);
+      const bool out_of_reach = far.there() && heads.turn.out_of_reach(head, plan.reach(head, slots, first + r) - 1, at + lane);
+      const float* const key = (out_of_reach ? far.keys : tile) + lane * (dim + 1);
+      const float* const query = out_of_reach ? far.query(r) : shared.query[r];
       float x = 0.0f;
-      for (int c = 0; c < dim; ++c) x += shared.query[r][c] * key[c];
+      for (int c = 0; c < dim; ++c) x += query[c] * key[c];
       x += shared.bias[lane];
+      if (heads.passed.hides(head, at + lane, slots, plan.reach(head, slots, first + r))) x = minus_infinity();
       if (plan.seed != 0) x += noise(plan, head, slots, first + r, m, at + lane);
       const float heat = plan.temperature + plan.warming * static_cast<float>(plan.token(first + r));
       if (heat != 1.0f) x /= heat;
@@ -137,6 +153,7 @@ template <class KeyCodec, class ValueCodec>
 __global__ void __launch_bounds__(piece_threads, 4) column_pieces(PagedHeads<KeyCodec, ValueCodec> heads, ColumnPlan plan) {
   ColumnShared& shared = *reinterpret_cast<ColumnShared*>(cuda::dyn_smem());
   float* tile = reinterpret_cast<float*>(cuda::dyn_smem() + sizeof(ColumnShared));
+  const FarTile far(heads.turn, plan.dim, tile + tile_floats(plan.dim));
   const index_t head = blockIdx.z, piece = blockIdx.y, first = static_cast<index_t>(blockIdx.x) * row_block;
   const index_t slots = heads.slots[head], size = piece_slots(slots, true);
   if (piece >= pieces(slots, true)) return;
@@ -148,8 +165,8 @@ __global__ void __launch_bounds__(piece_threads, 4) column_pieces(PagedHeads<Key
     const int count = static_cast<int>(end - at < piece_tile ? end - at : piece_tile);
     float logit[warp_lines];
     __syncthreads();
-    load_keys(heads, head, at, count, static_cast<int>(plan.dim), true, shared, tile);
-    line_logits(plan, head, slots, at, count, first, lines, shared, tile, logit);
+    load_keys(heads, head, at, count, static_cast<int>(plan.dim), true, shared, tile, far);
+    line_logits(plan, heads, far, head, slots, at, count, first, lines, shared, tile, logit);
 #pragma unroll
     for (int k = 0; k < warp_lines; ++k) {
       const bool bad = logit[k] != logit[k];
@@ -227,10 +244,11 @@ template <class KeyCodec, class ValueCodec>
 __global__ void __launch_bounds__(piece_threads, 4) column_tiles(PagedHeads<KeyCodec, ValueCodec> heads, ColumnPlan plan) {
   ColumnShared& shared = *reinterpret_cast<ColumnShared*>(cuda::dyn_smem());
   float* tile = reinterpret_cast<float*>(cuda::dyn_smem() + sizeof(ColumnShared));
+  const FarTile far(heads.turn, plan.dim, tile + tile_floats(plan.dim));
   const index_t head = blockIdx.y, at = static_cast<index_t>(blockIdx.x) * piece_tile, slots = heads.slots[head];
   if (at >= slots) return;
   const int count = static_cast<int>(slots - at < piece_tile ? slots - at : piece_tile), lane = cuda::lane_of_warp();
-  load_keys(heads, head, at, count, static_cast<int>(plan.dim), !plan.logs(), shared, tile);
+  load_keys(heads, head, at, count, static_cast<int>(plan.dim), !plan.logs(), shared, tile, far);
 
   const bool mine = cuda::warp_of_block() == 0 && lane < count;  // a lane gathers a slot
   const bool apart = plan.group_rule == GroupReduce::none;
@@ -245,7 +263,7 @@ __global__ void __launch_bounds__(piece_threads, 4) column_tiles(PagedHeads<KeyC
   for (index_t first = 0; first < plan.lines; first += row_block) {
     const int lines = static_cast<int>(plan.lines - first < row_block ? plan.lines - first : row_block);
     float logit[warp_lines];
-    line_logits(plan, head, slots, at, count, first, lines, shared, tile, logit);
+    line_logits(plan, heads, far, head, slots, at, count, first, lines, shared, tile, logit);
 #pragma unroll
     for (int k = 0; k < warp_lines; ++k) {
       const int r = cuda::warp_of_block() + k * piece_warps;
@@ -273,9 +291,10 @@ __global__ void __launch_bounds__(piece_threads, 4) column_tiles(PagedHeads<KeyC
 /// the normalisers, their join (neither with log_decay), then tiles of slots, which read the keys once for all rows. Where `held` says which tokens the slots hold, a row
 /// sees the slots of tokens up to its own, whether that one is there or not (one launch more); else the newest slots are those of the rows.
 ///
+/// A part whose `first` is below 0 begins with the oldest token that any head has in so many of its newest slots.
+///
 /// Numbers  float32, in a fixed order.
-/// Errors   shape_mismatch, invalid_argument, workspace_too_small; not_supported: `chosen`, which only the CPU
-///          has, noise and parts where nobody knows which tokens there are.
+/// Errors   shape_mismatch, invalid_argument, workspace_too_small; not_supported: `chosen` but for the first rows (`queries` are those then), noise and parts where nobody knows which tokens there are.
 template <>
 struct AttendColumns<Cuda> {
   static std::size_t workspace_bytes(const ColumnRequest& request, index_t q_heads, index_t kv_heads, index_t max_slots) {
@@ -289,12 +308,12 @@ struct AttendColumns<Cuda> {
                     const PagedHeads<KeyCodec, ValueCodec>& heads, index_t max_slots, const SlotTokens& held = {}) {
     using namespace cuda_kernels;
     const float last = request.temperature + request.warming * static_cast<float>(request.rows > 0 ? request.rows - 1 : 0);
-    if (!request.chosen.empty() || ((request.seed != 0 || request.part.last > 0) && !held.known()))
+    if ((!request.chosen.empty() && !(begins_with_chosen(request) && held.known())) || ((request.seed != 0 || request.part.last > 0) && !held.known()))
       return Status::not_supported;
     if (!(request.temperature > 0.0f && last > 0.0f) || request.rows < 0 || request.band < 0) return Status::invalid_argument;
     if (heads.kv_heads < 1 || heads.kv_heads > 65535 || max_slots < 0 || max_slots > 0x7fffffff) return Status::invalid_argument;
     const index_t q_heads = queries.extent[0], dim = queries.extent[2];
-    if (q_heads % heads.kv_heads != 0 || queries.extent[1] != request.rows || request.out.heads != heads.kv_heads) return Status::shape_mismatch;
+    if (q_heads % heads.kv_heads != 0 || queries.extent[1] != (request.chosen.empty() ? request.rows : static_cast<index_t>(request.chosen.size())) || request.out.heads != heads.kv_heads) return Status::shape_mismatch;
     if (!heads.key_codec.valid(dim) || dim > max_head_dim) return Status::invalid_argument;
     if (ctx.workspace().size() < workspace_bytes(request, q_heads, heads.kv_heads, max_slots)) return Status::workspace_too_small;
 
@@ -309,25 +328,32 @@ struct AttendColumns<Cuda> {
     auto* parts = request.part.last > 0 ? scratch.take<PartSlots>(plan.kv_heads) : nullptr;
     Status s = Status::ok;
     if (held.known() && plan.tokens > 0) {
-      if (plan.tokens > held.seen) return Status::invalid_argument;
+      if (plan.tokens + plan.behind > held.seen) return Status::invalid_argument;
       s = cuda::launch(ctx, visible_slots<128>, {cuda::covering(plan.kv_heads * plan.tokens, 128)}, 128, 0, heads.slots, plan, visible, parts);
       plan.visible = visible, plan.parts = parts;
     }
     if (s == Status::ok && !plan.logs())
       s = cuda::launch(ctx, column_pieces<KeyCodec, ValueCodec>, piece_grid(plan.lines, plan.most, plan.kv_heads), piece_threads,
-                            column_shared(dim), heads, plan);
+                            column_shared(heads.turn, dim), heads, plan);
     if (s == Status::ok && !plan.logs())
       s = cuda::launch(ctx, join_lines<128>, {cuda::covering(plan.lines, 128), plan.kv_heads}, 128, 0, heads.slots, plan);
     if (s == Status::ok)
       s = cuda::launch(ctx, column_tiles<KeyCodec, ValueCodec>, {cuda::covering(max_slots, piece_tile), plan.kv_heads}, piece_threads,
-                       column_shared(dim), heads, plan);
+                       column_shared(heads.turn, dim), heads, plan);
     return s;
   }
 
  private:
+  /// Whether the chosen rows are the first ones.
+  static bool begins_with_chosen(const ColumnRequest& r) {
+    for (std::size_t i = 0; i < r.chosen.size(); ++i)
+      if (r.chosen[i] != static_cast<std::int32_t>(i)) return false;
+    return !r.past && static_cast<index_t>(r.chosen.size()) <= r.rows;
+  }
   static cuda_kernels::ColumnPlan plan_of(const ColumnRequest& r, index_t q_heads, index_t kv_heads, index_t max_slots) {
     cuda_kernels::ColumnPlan p;
-    p.out = r.out, p.kv_heads = kv_heads, p.group = q_heads / kv_heads, p.tokens = r.rows, p.max_slots = max_slots;
+    p.out = r.out, p.kv_heads = kv_heads, p.group = q_heads / kv_heads, p.tokens = r.chosen.empty() ? r.rows : static_cast<index_t>(r.chosen.size()), p.max_slots = max_slots;
+    p.behind = r.rows - p.tokens;
     p.group_rule = r.group, p.row_rule = r.row, p.past = r.past, p.add = r.add, p.band = r.band;
     p.decay = r.decay;
     if (p.logs()) p.group_rule = GroupReduce::mean, p.band = 0;  // neither acts

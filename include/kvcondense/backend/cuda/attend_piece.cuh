@@ -26,11 +26,26 @@ struct PieceShared {
   float bias[piece_tile], value_scale[piece_tile];
   SlotRun key_run[piece_tile], value_run[piece_tile];  ///< `place` is the slot's own here
 };
-/// Behind it the tile: rows of dim + 1 numbers, so that lanes that read a column meet no bank twice.
-inline std::size_t piece_shared(index_t dim, index_t value_dim) {
-  const index_t wide = (dim > value_dim ? dim : value_dim) + 1;
-  return sizeof(PieceShared) + static_cast<std::size_t>(piece_tile * wide) * sizeof(float);
+/// Numbers of a tile: rows of dim + 1, so that lanes that read a column meet no bank twice.
+KVCONDENSE_HD constexpr index_t tile_floats(index_t dim) { return piece_tile * (dim + 1); }
+/// What keys are before they turn, and the queries that meet them so; there where some are out of reach.
+inline std::size_t far_shared(const KeyTurn& turn, index_t dim) {
+  return turn.reach > 0 ? static_cast<std::size_t>(tile_floats(dim) + piece_rows * max_head_dim) * sizeof(float) : 0;
 }
+/// Behind PieceShared the tile, and what is far.
+inline std::size_t piece_shared(const KeyTurn& turn, index_t dim, index_t value_dim) {
+  return sizeof(PieceShared) + static_cast<std::size_t>(tile_floats(dim > value_dim ? dim : value_dim)) * sizeof(float) + far_shared(turn, dim);
+}
+/// Where these lie, behind `tile`.
+struct FarTile {
+  float *keys = nullptr, *queries = nullptr;
+
+  __device__ FarTile(const KeyTurn& turn, index_t dim, float* behind) {
+    if (turn.reach > 0) keys = behind, queries = behind + tile_floats(dim);
+  }
+  __device__ bool there() const { return keys != nullptr; }
+  __device__ float* query(int row) const { return queries + row * static_cast<int>(max_head_dim); }
+};
 
 __device__ inline float minus_infinity() { return -INFINITY; }
 
@@ -51,15 +66,18 @@ __device__ inline void load_tile(const Codec& codec, const ExactRows& exact, int
   }
 }
 
-/// Raw keys of slots [at, at + count) in a tile turn to their places: a warp a slot, the one that loaded it.
-__device__ inline void turn_tile(const KeyTurn& turn, index_t at, int count, int dim, float* tile) {
+/// Raw keys of slots [at, at + count) in a tile turn to their places: a warp a slot, the one that loaded it. `raw`: where they stay as they are, or null.
+__device__ inline void turn_tile(const KeyTurn& turn, index_t head, index_t at, int count, int dim, float* tile, float* raw) {
   const bool halves = turn.pairing == RopePairing::half_split;
   const int pairs = static_cast<int>(turn.pairs);
   __syncwarp();  // other lanes loaded numbers of its pairs
   for (int i = cuda::warp_of_block(); i < count; i += piece_warps) {
-    const float* const fine = turn.fine + (at + i) % RopeTable::tile * 2 * turn.pairs;
-    const float* const coarse = turn.coarse + (at + i) / RopeTable::tile * 2 * turn.pairs;
+    const index_t place = turn.place(head, at + i);
+    const float* const fine = turn.fine + place % RopeTable::tile * 2 * turn.pairs;
+    const float* const coarse = turn.coarse + place / RopeTable::tile * 2 * turn.pairs;
     float* const row = tile + i * (dim + 1);
+    for (int c = cuda::lane_of_warp(); raw != nullptr && c < dim; c += cuda::warp_lanes) raw[i * (dim + 1) + c] = row[c];
+    __syncwarp();
     for (int p = cuda::lane_of_warp(); p < pairs; p += cuda::warp_lanes) {
       const float cosine = coarse[p] * fine[p] - coarse[p + pairs] * fine[p + pairs], sine = coarse[p + pairs] * fine[p] + coarse[p] * fine[p + pairs];
       float &near = row[halves ? p : 2 * p], &far = row[halves ? p + pairs : 2 * p + 1];
@@ -87,11 +105,12 @@ __global__ void __launch_bounds__(piece_threads, 4) attend_piece(PagedHeads<KeyC
   const int rows = static_cast<int>(plan.rows - first_row < row_block ? plan.rows - first_row : row_block);
   const int dim = static_cast<int>(plan.dim), value_dim = static_cast<int>(plan.value_dim);
   const int lane = cuda::lane_of_warp(), warp = cuda::warp_of_block(), thread = static_cast<int>(threadIdx.x);
+  const FarTile far(heads.turn, dim, tile + tile_floats(dim > value_dim ? dim : value_dim));
 
   for (int i = thread; i < rows * dim; i += piece_threads) {
-    const index_t row = first_row + i / dim;
-    shared.query[i / dim][i % dim] =
-        plan.request.queries(head * plan.group + row % plan.group, row / plan.group, i % dim) * plan.request.softmax_scale;
+    const index_t row = first_row + i / dim, q_head = head * plan.group + row % plan.group;
+    shared.query[i / dim][i % dim] = plan.request.queries(q_head, row / plan.group, i % dim) * plan.request.softmax_scale;
+    if (far.there()) far.query(i / dim)[i % dim] = heads.turn.far(q_head, row / plan.group, i % dim) * plan.request.softmax_scale;
   }
   if (thread < piece_rows) shared.top[thread] = minus_infinity(), shared.total[thread] = 0.0f;
   constexpr int columns = static_cast<int>(max_head_dim) / piece_threads;
@@ -109,7 +128,7 @@ __global__ void __launch_bounds__(piece_threads, 4) attend_piece(PagedHeads<KeyC
     if (warp == 3 && lane < count) shared.value_scale[lane] = heads.scalars.value_scale_of(head, at + lane, slots);
     __syncthreads();
     load_tile(of_head(heads.key_codec, head), heads.exact, static_cast<int>(heads.keys.page_slots), shared.key_run, count, dim, tile);
-    if (heads.turn.fine != nullptr) turn_tile(heads.turn, at, count, dim, tile);
+    if (heads.turn.fine != nullptr) turn_tile(heads.turn, head, at, count, dim, tile, far.keys);
     __syncthreads();
 
     for (int r = warp; r < rows; r += piece_warps) {  // a warp a row, a lane a slot
@@ -118,9 +137,12 @@ __global__ void __launch_bounds__(piece_threads, 4) attend_piece(PagedHeads<KeyC
       float logit = minus_infinity();
       if (visible) {
         logit = 0.0f;
-        const float* key = tile + lane * (dim + 1);
-        for (int c = 0; c < dim; ++c) logit += shared.query[r][c] * key[c];
+        const bool out_of_reach = far.there() && heads.turn.out_of_reach(head, plan.visible(slots, row) - 1, at + lane);
+        const float* const key = (out_of_reach ? far.keys : tile) + lane * (dim + 1);
+        const float* const query = out_of_reach ? far.query(r) : shared.query[r];
+        for (int c = 0; c < dim; ++c) logit += query[c] * key[c];
         logit += shared.bias[lane];
+        if (heads.passed.hides(head, at + lane, slots, plan.visible(slots, row))) logit = minus_infinity();
         if (plan.request.mass.data != nullptr && row >= plan.first_mass_row)
           plan.logit_row(head, row)[at + lane] = logit;
       }

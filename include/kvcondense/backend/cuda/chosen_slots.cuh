@@ -17,13 +17,24 @@ namespace kvcondense::prim {
 
 /// What rows of selection read: units of a KV head, all slots in front of the first that competes, and all behind the last.
 struct ChosenUnits {
-  RaggedView<const std::int32_t> units;  ///< per row, ascending, counted from the head's first candidate
+  RaggedView<const std::int32_t> units;  ///< per row, ascending, counted from `base`
   const index_t* count = nullptr;        ///< of them
   const index_t *first = nullptr, *last = nullptr;   ///< per KV head: units [first, last) compete
+  const index_t* base = nullptr;         ///< per KV head: the unit that lists count from
   const index_t *slots = nullptr, *known = nullptr;  ///< per KV head: all, and those that an index knows
   index_t heads = 0;                     ///< KV heads
   index_t size = 1, origin = 0;          ///< unit u is slots [origin + u * size, origin + (u + 1) * size)
   index_t unread = 0;                    ///< last slots of a unit that are not read
+  const std::int32_t* rank = nullptr;    ///< as the lists: the order of scores, in which units take slots; null: all find room
+  const index_t* room = nullptr;         ///< with ranks, per KV head: so many slots
+
+  /// Slots that are read of the i-th unit of a row.
+  __device__ index_t read_of(index_t row, index_t i) const {
+    const index_t whole = size - unread;
+    if (rank == nullptr) return whole;
+    const index_t left = room[row * heads / units.heads] - static_cast<index_t>(rank[units.offset[row] + i]) * size;
+    return left < 0 ? 0 : left < whole ? left : whole;
+  }
 };
 
 /// Slots [first, last) of a head, which are slots `at`, `at + 1` ... of a row.
@@ -81,7 +92,7 @@ __global__ void __launch_bounds__(Threads, 4) lay_chosen(ChosenUnits chosen, Col
   ChosenShared& shared = cuda::shared_as<ChosenShared>();
   const index_t row = blockIdx.x, head = row * chosen.heads / chosen.units.heads, n = chosen.count[row];
   const auto begin_of = [&](index_t u) { return chosen.origin + u * chosen.size; };
-  const index_t slots = chosen.slots[head], first = chosen.first[head], last = chosen.last[head];
+  const index_t slots = chosen.slots[head], first = chosen.first[head], base_unit = chosen.base[head], last = chosen.last[head];
   const auto within = [&](index_t slot) { return slot < slots ? slot : slots; };
   const std::int32_t* const units = chosen.units.row(row);
   ChosenInterval* const intervals = out.intervals + out.interval_offset[row];
@@ -94,12 +105,12 @@ __global__ void __launch_bounds__(Threads, 4) lay_chosen(ChosenUnits chosen, Col
     if (i == 0) {
       mine.last = static_cast<std::int32_t>(within(begin_of(first)));
     } else if (i <= n) {
-      const index_t begin = begin_of(first + units[i - 1]);
-      mine.first = static_cast<std::int32_t>(within(begin)), mine.last = static_cast<std::int32_t>(within(begin + chosen.size - chosen.unread));
+      const index_t begin = begin_of(base_unit + units[i - 1]);
+      mine.first = static_cast<std::int32_t>(within(begin)), mine.last = static_cast<std::int32_t>(within(begin + chosen.read_of(row, i - 1)));
     } else if (i == n + 1) {
       // Slots that no index knows may lie in the last unit, which may have been chosen.
       index_t begin = begin_of(last) < chosen.known[head] ? begin_of(last) : chosen.known[head];
-      const index_t before = n > 0 ? begin_of(first + units[n - 1]) + chosen.size - chosen.unread : begin_of(first);
+      const index_t before = n > 0 ? begin_of(base_unit + units[n - 1]) + chosen.read_of(row, n - 1) : begin_of(first);
       begin = within(begin > before ? begin : before);
       mine.first = static_cast<std::int32_t>(begin), mine.last = static_cast<std::int32_t>(slots);
     }

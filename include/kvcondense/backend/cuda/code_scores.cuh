@@ -13,22 +13,26 @@ namespace cuda_kernels {
 inline constexpr int code_threads = 256;
 inline constexpr index_t code_blocks = 1024;  ///< of a row of tables; beyond, blocks stride
 
+/// Of one row of codes: what a table says of them, parts in order, or how many are the wanted ones.
+template <bool Match>
+__device__ inline float score_of_codes(const std::byte* at, index_t bytes, index_t parts, index_t entries, const float* table) {
+  float x = 0.0f;
+  for (index_t p = 0; p < parts; ++p, at += bytes) {
+    const index_t code = static_cast<index_t>(at[0]) | (bytes == 1 ? 0 : static_cast<index_t>(at[1]) << 8);
+    if constexpr (Match) x += static_cast<float>(code) == table[p] ? 1.0f : 0.0f;
+    else x = p == 0 ? table[code] : x + table[p * entries + code];
+  }
+  return x;
+}
+
 /// A thread a row of codes, for one row of tables or of wanted codes; blocks stride. Grid: rows of tables, blocks of codes.
 template <bool Match>
 __global__ void __launch_bounds__(code_threads) score_codes(const std::byte* codes, index_t bytes, index_t parts, index_t entries, index_t count,
                                                             RowBlock<const float> tables, RowBlock<float> out) {
   const index_t r = blockIdx.x;
   const float* table = tables.data + r * tables.step;
-  for (index_t i = static_cast<index_t>(blockIdx.y) * code_threads + threadIdx.x; i < count; i += static_cast<index_t>(gridDim.y) * code_threads) {
-    const std::byte* at = codes + i * parts * bytes;
-    float x = 0.0f;
-    for (index_t p = 0; p < parts; ++p, at += bytes) {
-      const index_t code = static_cast<index_t>(at[0]) | (bytes == 1 ? 0 : static_cast<index_t>(at[1]) << 8);
-      if constexpr (Match) x += static_cast<float>(code) == table[p] ? 1.0f : 0.0f;
-      else x = p == 0 ? table[code] : x + table[p * entries + code];
-    }
-    out.data[r * out.step + i] = x;
-  }
+  for (index_t i = static_cast<index_t>(blockIdx.y) * code_threads + threadIdx.x; i < count; i += static_cast<index_t>(gridDim.y) * code_threads)
+    out.data[r * out.step + i] = score_of_codes<Match>(codes + i * parts * bytes, bytes, parts, entries, table);
 }
 
 }  // namespace cuda_kernels

@@ -37,12 +37,12 @@ struct ColumnParts {
   KVCONDENSE_HD index_t heads() const { return newest.heads; }
 };
 
-/// What heads have found from the rows that they coded first; zeros before.
-struct FoundStates {
-  const float* state = nullptr;  ///< null: nothing is to be found
+/// Of every head whether it has what its codes need and its first rows say: a number that is 0 before.
+struct MapFlags {
+  const float* at = nullptr;  ///< null: nobody waits for one
   index_t step = 0;
 
-  __device__ bool waits(index_t head) const { return state != nullptr && state[head * step] == 0.0f; }
+  __device__ bool waits(index_t head) const { return at != nullptr && at[head * step] == 0.0f; }
 };
 
 namespace cuda_kernels {
@@ -76,7 +76,7 @@ __global__ void __launch_bounds__(append_threads) append_head_rows(ExactRows cod
 
 /// Which kept slots lie in which part, how many of the newest become codes, and what the parts then hold: a thread a head.
 template <int Threads>
-__global__ void __launch_bounds__(Threads) plan_parts(ColumnParts column, const index_t* slots, KeptSlots keep, Flush rule, FoundStates found,
+__global__ void __launch_bounds__(Threads) plan_parts(ColumnParts column, const index_t* slots, KeptSlots keep, Flush rule, MapFlags maps,
                                                      PartCounts* counts, PartCounts* told, KeptRange* ranges) {
   const index_t heads = column.heads(), h = static_cast<index_t>(blockIdx.x) * Threads + threadIdx.x;
   if (h >= heads) return;
@@ -93,7 +93,8 @@ __global__ void __launch_bounds__(Threads) plan_parts(ColumnParts column, const 
     return low;
   };
   const index_t first = below(was.first), coded = below(was.first + was.coded) - first, rest = n - first - coded;
-  const index_t all = due_of(rule, rest, coded > 0), due = all < rule.first && found.waits(h) ? 0 : all, base = was.first + was.coded;
+  const index_t most = due_of(rule, rest, coded > 0), base = was.first + was.coded;
+  const index_t due = most < rule.first && maps.waits(h) ? 0 : most;
   ranges[h] = {0, first, 0, 0};
   ranges[heads + h] = {first, coded, was.first, 0};
   ranges[2 * heads + h] = {first + coded, due, base, coded};
@@ -221,9 +222,9 @@ struct HeadSlots {
   /// Where the slots that stay lie, and which of the newest become codes by the rule; `counts` and `told`, which the host may read once the
   /// stream is there, are what the parts hold when all of that has moved. `ranges`: room for four per head.
   static Status plan(Context<Cuda>& ctx, const ColumnParts& column, const index_t* slots, const KeptSlots& keep, const Flush& rule,
-                     const FoundStates& found, PartCounts* counts, PartCounts* told, KeptRange* ranges) {
+                     const MapFlags& maps, PartCounts* counts, PartCounts* told, KeptRange* ranges) {
     using namespace cuda_kernels;
-    return cuda::launch(ctx, plan_parts<64>, {cuda::covering(column.heads(), 64)}, 64, 0, column, slots, keep, rule, found, counts, told, ranges);
+    return cuda::launch(ctx, plan_parts<64>, {cuda::covering(column.heads(), 64)}, 64, 0, column, slots, keep, rule, maps, counts, told, ranges);
   }
   /// Newest slots become codes behind those that are there, at most `most` of a head. In one launch. Token axis.
   ///

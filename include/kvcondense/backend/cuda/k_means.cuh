@@ -23,33 +23,23 @@ __device__ inline float add_square(float sum, float a, float b) { return __fadd_
 /// A round that is none: the one before has moved no centroid.
 __device__ inline bool settled_before(const int* moved, index_t round) { return round > 0 && moved[round - 1] == 0; }
 
-/// A block a tile of rows, centroids passing by a tile at a time. Grid: tiles.
-template <int Threads>
-__global__ void __launch_bounds__(Threads, 2) nearest_centroids(RowBlock<const float> rows, index_t dim, const float* centroids, index_t clusters,
-                                                                std::int32_t* labels, const int* moved, index_t round) {
-  static_assert(Threads == tile_threads);
-  if (settled_before(moved, round)) return;  // the whole block
-  auto* block = reinterpret_cast<float*>(cuda::dyn_smem());
-  const int stride = tile_stride(dim), row = static_cast<int>(threadIdx.x) / tile_lanes, lane = static_cast<int>(threadIdx.x) % tile_lanes;
-  float* others = block + tile_rows * stride;
-  const index_t first = static_cast<index_t>(blockIdx.x) * tile_rows;
-  for (int i = static_cast<int>(threadIdx.x); i < tile_rows * stride; i += Threads) {
-    const index_t r = first + i / stride, c = i % stride;
-    block[i] = r < rows.rows && c < dim ? rows.data[r * rows.step + c] : 0.0f;
-  }
+/// The centroid nearest to this thread's row of `tile_rows` that lie in shared memory, `stride` numbers from one to the next: centroids pass by a tile at
+/// a time through `others`. All threads of the block, behind a barrier; lanes of a row agree.
+__device__ inline std::int32_t nearest_of_tile(const float* rows, int stride, float* others, index_t dim, const float* centroids, index_t clusters) {
+  const int row = static_cast<int>(threadIdx.x) / tile_lanes, lane = static_cast<int>(threadIdx.x) % tile_lanes, step = tile_stride(dim);
   float best = INFINITY;
   std::int32_t label = 0;
   for (index_t at = 0; at < clusters; at += tile_others) {
     __syncthreads();
-    for (int i = static_cast<int>(threadIdx.x); i < tile_others * stride; i += Threads) {
-      const index_t r = at + i / stride, c = i % stride;
+    for (int i = static_cast<int>(threadIdx.x); i < tile_others * step; i += tile_threads) {
+      const index_t r = at + i / step, c = i % step;
       others[i] = r < clusters && c < dim ? centroids[r * dim + c] : 0.0f;
     }
     __syncthreads();
     for (int e = 0; e < tile_each; ++e) {
       const int other = lane + e * tile_lanes;
       float sum = 0.0f;
-      for (int c = 0; c < static_cast<int>(dim); ++c) sum = add_square(sum, block[row * stride + c], others[other * stride + c]);
+      for (int c = 0; c < static_cast<int>(dim); ++c) sum = add_square(sum, rows[row * stride + c], others[other * step + c]);
       if (at + other < clusters && sum < best) best = sum, label = static_cast<std::int32_t>(at + other);
     }
   }
@@ -58,7 +48,24 @@ __global__ void __launch_bounds__(Threads, 2) nearest_centroids(RowBlock<const f
     const std::int32_t other = __shfl_xor_sync(cuda::full_warp, label, d);
     if (distance < best || (distance == best && other < label)) best = distance, label = other;
   }
-  if (lane == 0 && first + row < rows.rows) labels[first + row] = label;
+  return label;
+}
+
+/// A block a tile of rows. Grid: tiles.
+template <int Threads>
+__global__ void __launch_bounds__(Threads, 2) nearest_centroids(RowBlock<const float> rows, index_t dim, const float* centroids, index_t clusters,
+                                                                std::int32_t* labels, const int* moved, index_t round) {
+  static_assert(Threads == tile_threads);
+  if (settled_before(moved, round)) return;  // the whole block
+  auto* block = reinterpret_cast<float*>(cuda::dyn_smem());
+  const int stride = tile_stride(dim), row = static_cast<int>(threadIdx.x) / tile_lanes;
+  const index_t first = static_cast<index_t>(blockIdx.x) * tile_rows;
+  for (int i = static_cast<int>(threadIdx.x); i < tile_rows * stride; i += Threads) {
+    const index_t r = first + i / stride, c = i % stride;
+    block[i] = r < rows.rows && c < dim ? rows.data[r * rows.step + c] : 0.0f;
+  }
+  const std::int32_t label = nearest_of_tile(block, stride, block + tile_rows * stride, dim, centroids, clusters);
+  if (threadIdx.x % tile_lanes == 0 && first + row < rows.rows) labels[first + row] = label;
 }
 
 /// What k-means keeps in its workspace.

@@ -5,6 +5,7 @@
 #include <kvcondense/backend/cuda/block.cuh>
 #include <kvcondense/backend/cuda/context.cuh>
 #include <kvcondense/backend/cuda/launch.cuh>
+#include <kvcondense/backend/cuda/latent_rows.cuh>
 #include <kvcondense/backend/cuda/mapped_rows.cuh>
 #include <kvcondense/backend/cuda/page_rows.cuh>
 #include <kvcondense/backend/cuda/scaled_rows.cuh>
@@ -164,6 +165,13 @@ struct KeepRows<Cuda> {
   static Status rows(Context<Cuda>& ctx, const Codec& named, const PageTable& table, const KeptSlots& keep) {
     using namespace cuda_kernels;
     const auto& codec = stored_codec(named);
+    if constexpr (is_latent<std::remove_cvref_t<decltype(codec)>>) {
+      if (!codec.map.uneven) {  // rows of so many numbers, whatever they mean
+        PageTable coordinates = table;
+        coordinates.dim = codec.map.rank;
+        return rows(ctx, codec.codec, coordinates, keep);
+      }
+    }
     using Stored = std::remove_cvref_t<decltype(codec)>;
     if (codec.group_slots() != 1) return Status::not_supported;
     if (!codec.valid(table.dim) || table.dim > max_head_dim || table.page_slots < 1 || table.page_slots > 65536) return Status::invalid_argument;

@@ -6,6 +6,17 @@
 
 namespace kvcondense::prim::cuda_kernels {
 
+/// A row that was mapped, for the codec behind the map.
+struct MappedRow {
+  const float* numbers;
+  bool counted;  ///< an Inf or a NaN was, before the map spread it
+
+  __device__ auto row(int) const {
+    const float* x = numbers;
+    return [x](int c) { return x[c]; };
+  }
+};
+
 /// A mapped row in shared memory becomes what it was. A warp; one function for all kernels.
 __attribute__((noinline)) __device__ inline void unmap_row(Hadamard map, int dim, float* row) {
   __syncwarp();
@@ -26,15 +37,6 @@ struct RowPage<Transformed<Hadamard, C>> : RowPage<C> {
   struct Scratch {
     float mapped[max_head_dim];
     typename RowPage<C>::Scratch inner;
-  };
-  struct MappedRow {
-    const float* numbers;
-    bool counted;  ///< an Inf or a NaN was, before the map spread it
-
-    __device__ auto row(int) const {
-      const float* x = numbers;
-      return [x](int c) { return x[c]; };
-    }
   };
   template <class Rows>
   __device__ int encode(int slot, const Rows& rows, int i, Scratch& s) const {

@@ -130,45 +130,45 @@ struct ChannelShared {
   std::uint8_t codes[channel_rows][max_head_dim];
 };
 
-/// Channel axis: a block codes rows [begin, begin + group) into the group of slots from `slot` on, a thread a channel. How many numbers
-/// had to be repaired, in every thread.
+/// A thread a channel.
 template <int Bits>
 template <class Rows>
-__device__ int RowPage<GroupInt<Bits>>::encode_group(int slot, const Rows& rows, int begin, GroupScratch& shared) const {
-  const int n = group_slots(), c = static_cast<int>(threadIdx.x);
+__device__ int RowPage<GroupInt<Bits>>::encode_group(int slot, const Rows& rows, int begin, ChannelShared& shared) const {
+  const RowPage& page = *this;
+  const int n = page.group_slots(), c = static_cast<int>(threadIdx.x);
   int bad = 0;
   GroupParams p;
-  if (c < dim) {
+  if (c < page.dim) {
     GroupRange range;
     for (int i = 0; i < n; ++i) {
       const float x = rows.row(begin + i)(c);
       range.include(x);
       bad += repairs(x, rows.counted);
     }
-    p = fit_group(codec.form, Bits, codec.params, range);
-    write_params(slot, c, p.scale, p.offset);
+    p = fit_group(page.codec.form, Bits, page.codec.params, range);
+    page.write_params(slot, c, p.scale, p.offset);
     bad += static_cast<int>(p.saturated);
   }
   for (int from = 0; from < n; from += channel_rows) {
     const int count = n - from < channel_rows ? n - from : channel_rows;
-    if (c < dim)
+    if (c < page.dim)
       for (int i = 0; i < count; ++i)
-        shared.codes[i][c] = static_cast<std::uint8_t>(code_for(rows.row(begin + from + i)(c), p.offset, p.inverse));
+        shared.codes[i][c] = static_cast<std::uint8_t>(page.code_for(rows.row(begin + from + i)(c), p.offset, p.inverse));
     __syncthreads();
     for (int i = cuda::warp_of_block(); i < count; i += channel_threads / cuda::warp_lanes)
-      write_codes(slot + from + i, shared.codes[i], cuda::lane_of_warp(), cuda::warp_lanes);
+      page.write_codes(slot + from + i, shared.codes[i], cuda::lane_of_warp(), cuda::warp_lanes);
     __syncthreads();
   }
   return cuda::block_sum<int, channel_threads>(bad, shared.sums);
 }
 
-/// Codecs whose slots share something in groups: a block a group.
+/// Codecs of whole groups: a block a group.
 template <class Codec>
-__global__ void __launch_bounds__(channel_threads, group_blocks<Codec>) encode_page_groups(Codec codec, PageBatch batch, index_t* repaired) {
-  typename RowPage<Codec>::GroupScratch& shared = cuda::shared_as<typename RowPage<Codec>::GroupScratch>();
+__global__ void __launch_bounds__(channel_threads, group_blocks<Codec>) encode_slot_groups(Codec codec, int group, PageBatch batch, index_t* repaired) {
+  auto& shared = cuda::shared_as<typename RowPage<Codec>::GroupScratch>();
   const PageRows job = batch.jobs[blockIdx.y];
   const RowPage<Codec> page(codec, job.page, static_cast<int>(batch.slots), static_cast<int>(batch.dim));
-  const int begin = static_cast<int>(blockIdx.x) * page.group_slots();
+  const int begin = static_cast<int>(blockIdx.x) * group;
   if (begin >= job.count) return;
   const int bad = page.encode_group(job.first + begin, JobRows{job.rows, job.step}, begin, shared);
   if (threadIdx.x == 0) add_repaired(repaired, bad);
@@ -180,6 +180,14 @@ Status check(const Codec& codec, const PageBatch& batch) {
   const bool sizes = batch.size >= 0 && batch.size <= 65535 && batch.most >= 0 && batch.slots > 0 &&
                      batch.slots <= 65536 && batch.dim > 0 && batch.dim <= max_head_dim;
   return sizes && codec.valid(batch.dim) ? Status::ok : Status::invalid_argument;
+}
+
+/// Groups of slots of a batch: `first` and `count` of every job are multiples of the group.
+template <class Codec>
+Status encode_groups_of(Context<Cuda>& ctx, const Codec& codec, const PageBatch& batch, index_t* repaired) {
+  const index_t group = codec.group_slots();
+  return cuda::launch(ctx, encode_slot_groups<Codec>, {cuda::covering(batch.most, group), batch.size}, channel_threads, sizeof(typename RowPage<Codec>::GroupScratch), codec,
+                      static_cast<int>(group), batch, repaired);
 }
 
 }  // namespace cuda_kernels
@@ -211,12 +219,26 @@ struct PageCodec<Cuda, Codec> {
   static Status encode(Context<Cuda>& ctx, const Codec& codec, const PageBatch& batch, index_t* repaired = nullptr) {
     using namespace cuda_kernels;
     if (const Status s = check(codec, batch); s != Status::ok) return s;
-    if constexpr (codes_groups<Codec>)
-      if (codec.group_slots() > 1)
-        return cuda::launch(ctx, encode_page_groups<Codec>, {cuda::covering(batch.most, codec.group_slots()), batch.size}, channel_threads,
-                            sizeof(typename RowPage<Codec>::GroupScratch), codec, batch, repaired);
+    if constexpr (GroupCodec<Codec>)
+      if (codec.group_slots() > 1) return encode_groups_of(ctx, codec, batch, repaired);
     return cuda::launch(ctx, encode_rows<Codec>, {cuda::covering(batch.most, codec_warps), batch.size}, codec_threads, sizeof(RowsShared<Codec>), codec, batch,
                         repaired);
+  }
+  static Status decode(Context<Cuda>& ctx, const Codec& codec, const PageBatch& batch) {
+    using namespace cuda_kernels;
+    if (const Status s = check(codec, batch); s != Status::ok) return s;
+    return cuda::launch(ctx, decode_rows<Codec>, {cuda::covering(batch.most, codec_warps), batch.size}, codec_threads, sizeof(DecodeShared), codec, batch);
+  }
+};
+
+/// Codecs of whole groups alone: `first` and `count` of every job are multiples of the group.
+template <class Codec>
+  requires(cuda_kernels::GroupCodec<Codec> && !cuda_kernels::RowCodec<Codec>)
+struct PageCodec<Cuda, Codec> {
+  static Status encode(Context<Cuda>& ctx, const Codec& codec, const PageBatch& batch, index_t* repaired = nullptr) {
+    using namespace cuda_kernels;
+    if (const Status s = check(codec, batch); s != Status::ok) return s;
+    return encode_groups_of(ctx, codec, batch, repaired);
   }
   static Status decode(Context<Cuda>& ctx, const Codec& codec, const PageBatch& batch) {
     using namespace cuda_kernels;
@@ -236,8 +258,7 @@ struct PageCodec<Cuda, GroupInt<Bits>> {
     if (codec.axis == GroupAxis::token)
       return cuda::launch(ctx, encode_rows<Codec>, {cuda::covering(batch.most, codec_warps), batch.size}, codec_threads,
                           sizeof(RowsShared<Codec>), codec, batch, repaired);
-    return cuda::launch(ctx, encode_page_groups<Codec>, {cuda::covering(batch.most, codec.group_size), batch.size}, channel_threads,
-                        sizeof(ChannelShared), codec, batch, repaired);
+    return encode_groups_of(ctx, codec, batch, repaired);
   }
   static Status decode(Context<Cuda>& ctx, const Codec& codec, const PageBatch& batch) {
     using namespace cuda_kernels;

@@ -65,6 +65,9 @@ struct SlotBytes {
   __device__ std::byte* at(int i) const { return i < row_bytes ? row + i : params + (i - row_bytes); }
 };
 
+/// Shared memory of a block that codes a group of slots.
+struct ChannelShared;
+
 /// Rows of a page in their stored form. `Codec` says which: row_codec.cuh tells what it has.
 template <class Codec>
 struct RowPage;
@@ -80,6 +83,15 @@ struct RowPage<ExactRows> {
   __device__ int row_bytes() const { return dim * (codec.dtype == DType::f32 ? 4 : 2); }
   __device__ float value(int slot, int c) const { return read_number(codec.dtype, row(slot), c); }
   __device__ SlotBytes slot_bytes(int slot) const { return {row(slot), nullptr, row_bytes(), 0}; }
+
+  struct Scratch {};
+  /// A warp. Repairs nothing.
+  template <class Rows>
+  __device__ int encode(int slot, const Rows& rows, int i, Scratch&) const {
+    const auto x = rows.row(i);
+    for (int c = cuda::lane_of_warp(); c < dim; c += cuda::warp_lanes) write_number(codec.dtype, row(slot), c, x(c));
+    return 0;
+  }
 };
 
 /// Whether a codec asks for pages whose codes lie row by row, which is all that some kernels read.
@@ -91,8 +103,6 @@ template <int Bits>
 constexpr bool lies_in_rows(const GroupInt<Bits>& codec) {
   return codec.layout == CodeLayout::rows;
 }
-
-struct ChannelShared;  // page_codec.cuh
 
 template <int Bits>
 struct RowPage<GroupInt<Bits>> {
@@ -174,7 +184,7 @@ struct RowPage<GroupInt<Bits>> {
   /// Of the channel axis.
   using GroupScratch = ChannelShared;
   template <class Rows>
-  __device__ int encode_group(int slot, const Rows& rows, int begin, GroupScratch& s) const;
+  __device__ int encode_group(int slot, const Rows& rows, int begin, ChannelShared& shared) const;
 };
 
 /// The code of channel c in a row of planes of bits.

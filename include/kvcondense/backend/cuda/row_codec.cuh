@@ -21,11 +21,14 @@
 //   Scratch                                         shared memory of a warp that codes a row
 //   encode(slot, rows, i, scratch) -> int           a warp codes rows.row(i), whose numbers are row(i)(c); how many had to be repaired, in every lane
 //
-// A codec whose slots share something in groups says `codes_groups<C>` and has for these, instead of `encode` or beside it
+// A codec whose groups of slots share what their numbers are made of (scales along slots, strong channels, angles) cannot move a slot alone. It has `value`
+// or `load`, data and dim as above, says `codes_groups<C>`, and has instead of the others, or beside them where groups are a matter of how it is set,
 //
 //   GroupScratch                                    shared memory of a block that codes a group
-//   encode_group(slot, rows, i, scratch) -> int     a block of `channel_threads` codes rows i, i + 1, ... into the group that begins at a slot; how many had
-//                                                   to be repaired, in every thread. It begins and ends with nobody in `scratch`.
+//   encode_group(slot, rows, begin, scratch) -> int  a block of `channel_threads` codes rows begin, begin + 1, ... into the group of slots from `slot` on; how
+//                                                   many numbers had to be repaired, in every thread. It begins and ends with nobody in `scratch`.
+//
+// Without a table it stands in `GroupedCodecs` (slot_rows.cuh).
 //
 // A codec whose numbers depend on tables (levels, codewords, groups of channels), or whose heads have some of their own, has besides
 //
@@ -143,16 +146,28 @@ template <class C>
 concept RowCodec = requires(const RowPage<C>& page) { page.slot_bytes(0); } &&
                    (requires(const RowPage<C>& page) { page.value(0, 0); } || requires(const RowPage<C>& page, float* row) { page.load(0, row); });
 
-/// Whether slots may share something in groups, which a block codes.
+/// Codecs that may code whole groups of slots alone.
 template <class C>
 inline constexpr bool codes_groups = false;
 template <int Bits>
 inline constexpr bool codes_groups<GroupInt<Bits>> = true;
+template <class C>
+concept GroupCodec = codes_groups<C> && requires { typename RowPage<C>::GroupScratch; };
 /// Blocks that code groups which a multiprocessor is to hold: what a thread keeps in registers follows from it.
 template <class C>
-inline constexpr int group_blocks = 2;
+inline constexpr int group_blocks = 4;
+template <class C>
+inline constexpr int group_blocks<Tabled<C>> = 2;
+
+/// Whether slots share what their numbers are made of, so that codes cannot move alone.
+template <class C>
+constexpr bool shares_slots(const C& codec) {
+  return codes_groups<DeviceCodec<C>> && (!RowCodec<DeviceCodec<C>> || codec.group_slots() > 1);
+}
 template <int Bits>
-inline constexpr int group_blocks<GroupInt<Bits>> = 4;
+constexpr bool shares_slots(const GroupInt<Bits>& codec) {
+  return codec.axis == GroupAxis::channel;
+}
 
 /// A slot's row as floats in shared memory. A warp; whole warps call it together, and a lane reads its own channels alone unless it waits.
 template <class Page>

@@ -1,13 +1,12 @@
 #pragma once
 
+#include <algorithm>
+
+#include <kvcondense/backend/cuda/mapped_rows.cuh>
 #include <kvcondense/backend/cuda/row_codec.cuh>
 #include <kvcondense/prim/channel_scale.hpp>
 
 namespace kvcondense::prim {
-
-namespace cuda_kernels {
-inline constexpr float most_scale = 256.0f;  ///< no factor of a channel is larger, nor its inverse
-}
 
 /// Codecs behind factors of channels: a head's table is its state, zeros until a step has found it. The codec below has no table.
 template <class C>
@@ -15,19 +14,16 @@ template <class C>
 struct CodecTable<Transformed<ChannelScale, C>> {
   static bool serves(const Transformed<ChannelScale, C>& c) { return c.transform.rule == ChannelScale::Rule::root_max; }
   static index_t floats(const Transformed<ChannelScale, C>&, index_t dim) { return 2 * dim; }
-  static void fill(const Transformed<ChannelScale, C>&, index_t dim, float* out) {
-    for (index_t i = 0; i < 2 * dim; ++i) out[i] = 0.0f;
-  }
 };
 template <class C>
   requires(!HasCodecTable<C>)
-struct DeviceForm<Transformed<ChannelScale, C>> : TabledForm<Transformed<ChannelScale, C>> {};
-
-/// Whether the table of a codec is a state that a step finds, and each head's own.
-template <class C>
-inline constexpr bool finds_state = false;
-template <class C>
-inline constexpr bool finds_state<Transformed<ChannelScale, C>> = true;
+struct DeviceForm<Transformed<ChannelScale, C>> : TabledForm<Transformed<ChannelScale, C>> {
+  static constexpr index_t found_at = 0;
+  static index_t found_floats(const Transformed<ChannelScale, C>&, index_t dim) { return 2 * dim; }
+  static void fill(const Transformed<ChannelScale, C>&, index_t dim, float* out, const float* state = nullptr) {
+    if (state != nullptr) std::copy_n(state, 2 * dim, out);
+  }
+};
 
 template <class C>
 constexpr bool table_serves(const Transformed<ChannelScale, C>& c) {
@@ -36,6 +32,10 @@ constexpr bool table_serves(const Transformed<ChannelScale, C>& c) {
 /// A step finds factors of rows as they are stored exactly, not of those that another map makes.
 template <class T, class C>
 constexpr bool table_serves(const Transformed<T, Transformed<ChannelScale, C>>&) {
+  return false;
+}
+template <class T, class C>
+constexpr bool table_serves(const Transformed<Chained<T, ChannelScale>, C>&) {
   return false;
 }
 
@@ -57,15 +57,6 @@ struct RowPage<Tabled<Transformed<ChannelScale, C>>> : RowPage<C> {
     float scaled[max_head_dim];
     typename RowPage<C>::Scratch inner;
   };
-  struct ScaledRow {
-    const float* numbers;
-    bool counted;
-
-    __device__ auto row(int) const {
-      const float* x = numbers;
-      return [x](int c) { return x[c]; };
-    }
-  };
   template <class Rows>
   __device__ int encode(int slot, const Rows& rows, int i, Scratch& s) const {
     const auto x = rows.row(i);
@@ -73,7 +64,7 @@ struct RowPage<Tabled<Transformed<ChannelScale, C>>> : RowPage<C> {
     for (int c = cuda::lane_of_warp(); c < this->dim; c += cuda::warp_lanes) s.scaled[c] = __fmul_rn(x(c), state[c]), good = good && fabsf(x(c)) <= 3.38e38f;
     const bool counted = rows.counted && __all_sync(cuda::full_warp, static_cast<int>(good)) == 0;
     __syncwarp();
-    return RowPage<C>::encode(slot, ScaledRow{s.scaled, counted}, i, s.inner);
+    return RowPage<C>::encode(slot, MappedRow{s.scaled, counted}, i, s.inner);
   }
 };
 

@@ -1,16 +1,20 @@
 #pragma once
 
 #include <cstdint>
+#include <cstring>
 #include <type_traits>
 
 #include <kvcondense/backend/cuda/block_rows.cuh>
+#include <kvcondense/backend/cuda/boosted_int.cuh>
 #include <kvcondense/backend/cuda/cluster_rows.cuh>
 #include <kvcondense/backend/cuda/complex_vq.cuh>
 #include <kvcondense/backend/cuda/group_bits.cuh>
+#include <kvcondense/backend/cuda/latent_rows.cuh>
 #include <kvcondense/backend/cuda/level_codes.cuh>
 #include <kvcondense/backend/cuda/mapped_rows.cuh>
 #include <kvcondense/backend/cuda/nuq_rows.cuh>
 #include <kvcondense/backend/cuda/page_rows.cuh>
+#include <kvcondense/backend/cuda/polar_pairs.cuh>
 #include <kvcondense/backend/cuda/polar_tree.cuh>
 #include <kvcondense/backend/cuda/scaled_rows.cuh>
 #include <kvcondense/backend/cuda/sign_sketch.cuh>
@@ -42,10 +46,23 @@ struct CodecList {
 };
 using TabledCodecs = CodecList<LevelCodes, NuqRows, ClusterRows, ComplexVq, PolarTree, Sketched<LevelCodes>, SketchRows, GroupBits>;
 
-// One function for all kernels: they neither grow by it nor take longer to compile.
+/// Codecs of groups of slots that are read by themselves, from a copy of their description.
+using GroupedCodecs = CodecList<BoostedInt<2, 2>, PolarForm>;
+struct GroupedCodec {
+  alignas(8) std::byte bytes[24];
+};
+
+// One function of each for all kernels: they neither grow by it nor take longer to compile.
 __attribute__((noinline)) __device__ inline void load_tabled(int codec, const float* table, std::byte* page, int page_slots, int slot, int dim, float* row) {
   TabledCodecs::at(codec, [&]<class C>() { load_row(RowPage<Tabled<C>>(table, page, page_slots, dim), slot, row); });
 }
+__attribute__((noinline)) __device__ inline void load_grouped(int codec, GroupedCodec description, std::byte* page, int page_slots, int slot, int dim, float* row) {
+  GroupedCodecs::at(codec, [&]<class C>() {
+    static_assert(sizeof(C) <= sizeof(GroupedCodec));
+    load_row(RowPage<C>(*reinterpret_cast<const C*>(description.bytes), page, page_slots, dim), slot, row);
+  });
+}
+__attribute__((noinline)) __device__ inline void unmap_latent(LatentMap map, float* row) { leave_latent(map, row); }
 
 }  // namespace prim::cuda_kernels
 
@@ -57,7 +74,7 @@ class SlotRows<Cuda> {
   SlotRows() = default;
   /// Exact numbers alone.
   SlotRows(prim::ExactRows exact, prim::ColumnRuns runs, const index_t* slots, index_t heads, index_t max_slots, index_t dim)
-      : runs_(runs), slots_(slots), heads_(heads), max_slots_(max_slots), dim_(dim), exact_(exact) {}
+      : runs_(runs), slots_(slots), heads_(heads), max_slots_(max_slots), dim_(dim), coded_dim_(dim), exact_(exact) {}
   /// Exact numbers and codes, as kernels take their codec (prim::DeviceCodec).
   template <class C>
   SlotRows(const C& codec, prim::ExactRows exact, prim::ColumnRuns runs, const index_t* slots, index_t heads, index_t max_slots, index_t dim)
@@ -81,16 +98,21 @@ class SlotRows<Cuda> {
   /// a barrier.
   __device__ void load(const prim::SlotRun& at, float* row) const {
     using namespace prim::cuda_kernels;
-    const int dim = static_cast<int>(dim_);
-    if (at.coded && kind_ >= Kind::tabled) {
+    const bool latent = at.coded && latent_.table != nullptr;
+    const prim::LatentMap map = latent ? latent_.of(at.begin) : prim::LatentMap{};
+    const int dim = latent ? map.rank : static_cast<int>(dim_);
+    if (at.coded && kind_ == Kind::grouped) {
+      load_grouped(grouped_index_, grouped_, at.page, static_cast<int>(runs_.page_slots), at.place, dim, row);
+    } else if (at.coded && kind_ >= Kind::tabled) {
       load_tabled(static_cast<int>(kind_) - static_cast<int>(Kind::tabled), table_ + at.begin * table_step_, at.page, static_cast<int>(runs_.page_slots), at.place, dim, row);
     } else {
 #pragma unroll 1
-      for (int c = cuda::lane_of_warp(); c < dim; c += cuda::warp_lanes) row[c] = value(at, c);
+      for (int c = cuda::lane_of_warp(); c < dim; c += cuda::warp_lanes) row[c] = value(at, dim, c);
     }
     if (at.coded && mapped_) unmap_row(map_, dim, row);
     if (at.coded && scales_ != nullptr)
       for (int c = cuda::lane_of_warp(); c < dim; c += cuda::warp_lanes) row[c] = __fmul_rn(row[c], scales_[at.begin * table_step_ + dim + c]);
+    if (latent) unmap_latent(map, row);
   }
   /// As on the host (`cache::bring_into_range`), what the stored type has no number for becomes the nearest one it has, a NaN becomes 0.
   __device__ float in_range(float x) const { return prim::limit_to(prim::without_nan(x), exact_.dtype == DType::f16 ? 65504.0f : 3.38e38f); }
@@ -103,16 +125,22 @@ class SlotRows<Cuda> {
   }
 
  private:
-  enum class Kind : std::uint8_t { exact, groups, blocks, tabled };  ///< what coded slots are; from `tabled` on those of TabledCodecs
+  enum class Kind : std::uint8_t { exact, groups, blocks, grouped, tabled };  ///< what coded slots are; from `tabled` on those of TabledCodecs
 
   void take(const prim::BlockCodes& codec) { kind_ = Kind::blocks, blocks_ = codec; }
   template <int Bits>
   void take(const prim::GroupInt<Bits>& codec) {
-    kind_ = Kind::groups, groups_ = prim::cuda_kernels::GroupPlaces(codec, runs_.page_slots, dim_);
+    kind_ = Kind::groups, groups_ = prim::cuda_kernels::GroupPlaces(codec, runs_.page_slots, coded_dim_);
   }
   template <int Bits>
   void take(const prim::BipolarInt<Bits>& codec) {
-    kind_ = Kind::groups, groups_ = prim::cuda_kernels::GroupPlaces(codec, runs_.page_slots, dim_);
+    kind_ = Kind::groups, groups_ = prim::cuda_kernels::GroupPlaces(codec, runs_.page_slots, coded_dim_);
+  }
+  template <class C>
+    requires(prim::cuda_kernels::GroupCodec<C> && !prim::cuda_kernels::RowCodec<C>)
+  void take(const C& codec) {
+    kind_ = Kind::grouped, grouped_index_ = prim::cuda_kernels::GroupedCodecs::index_of<C>();
+    std::memcpy(grouped_.bytes, &codec, sizeof codec);
   }
   template <class C>
   void take(const prim::Tabled<C>& codec) {
@@ -129,11 +157,16 @@ class SlotRows<Cuda> {
     mapped_ = !codec.transform.identity(), map_ = codec.transform;
     take(codec.codec);
   }
+  template <class C>
+  void take(const prim::Latent<C>& codec) {
+    latent_ = codec.map, coded_dim_ = codec.map.rank;
+    take(codec.codec);
+  }
+  void take(const prim::ExactRows&) {}
 
-  /// Channel c of a slot as it is stored, without tables.
-  __device__ float value(const prim::SlotRun& at, int c) const {
+  /// Number c of the `dim` of a slot as it is stored, without tables.
+  __device__ float value(const prim::SlotRun& at, int dim, int c) const {
     using namespace prim::cuda_kernels;
-    const int dim = static_cast<int>(dim_);
     if (!at.coded || kind_ == Kind::exact) return RowPage<prim::ExactRows>(exact_, at.page, 0, dim).value(at.place, c);
     if (kind_ == Kind::groups) return groups_.value(at.page, dim, at.place, c);
     return RowPage<prim::BlockCodes>(blocks_, at.page, static_cast<int>(runs_.page_slots), dim).value(at.place, c);
@@ -142,14 +175,18 @@ class SlotRows<Cuda> {
   prim::ColumnRuns runs_{};
   const index_t* slots_ = nullptr;
   index_t heads_ = 0, max_slots_ = 0, dim_ = 0;
+  index_t coded_dim_ = 0;  ///< numbers of a row of codes; of coordinates those of the first head
   prim::ExactRows exact_{};
   Kind kind_ = Kind::exact;
   bool mapped_ = false;
   prim::Hadamard map_{};
+  prim::LatentMap latent_{};  ///< no table: rows are no coordinates
   const float* table_ = nullptr;
   const float* scales_ = nullptr;  ///< factors of a head's channels, then their inverses
   index_t table_step_ = 0;
   prim::cuda_kernels::GroupPlaces groups_{};
+  prim::cuda_kernels::GroupedCodec grouped_{};
+  int grouped_index_ = 0;
   prim::BlockCodes blocks_{};
 };
 

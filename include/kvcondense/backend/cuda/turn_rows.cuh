@@ -17,14 +17,18 @@
 namespace kvcondense::prim {
 namespace cuda_kernels {
 
-/// Where rows come to stand: row r of `rows` at the slot of the newest of these tokens, in the KV head of its query head; or, without lengths, nowhere.
+/// Where rows come to stand. Without lengths: all at `at`. Else row r of `rows` at the slot of the newest of these tokens, in the head of its query head;
+/// where nobody says which tokens slots hold, the newest slots are those of the rows.
 struct RowPlaces {
+  index_t at = 0;
   SlotTokens held{};
   const index_t* slots = nullptr;
   index_t group = 1, rows = 0;
 
   __device__ index_t of(index_t q_head, index_t row) const {
+    if (slots == nullptr) return at;
     const index_t head = q_head / group;
+    if (!held.known()) return slots[head] - rows + row;
     return held.below(head, slots[head], held.seen - rows + row + 1) - 1;
   }
 };
@@ -34,7 +38,7 @@ template <class T, int Threads>
 __global__ void __launch_bounds__(Threads) turn_rows(RopeAngles angles, TensorView<const T, 3> in, index_t first, SomeNumbers from, bool rotated, RowPlaces places,
                                                      TensorView<float, 3> out) {
   const index_t row = first + blockIdx.x, head = blockIdx.y, dim = in.extent[2];
-  const index_t place = places.slots == nullptr ? 0 : places.of(head, row), by = place < 0 ? 0 : place - (rotated ? from.at[blockIdx.x] : 0);
+  const index_t place = places.of(head, row), by = place < 0 ? 0 : place - (rotated ? from.at[blockIdx.x] : 0);
   const bool halves = angles.pairing == RopePairing::half_split;
   for (index_t pair = threadIdx.x; pair < angles.pairs; pair += Threads) {
     const CosSin turn = cos_sin(angles, pair, by);
@@ -60,7 +64,17 @@ struct TurnRows {
   /// Queries of the newest tokens, without rotation or (`positions` not empty) rotated to these, as they stand at the slots of their tokens.
   static Status to_slots(Context<Cuda>& ctx, const RopeAngles& angles, TensorView<const float, 3> queries, std::span<const index_t> positions, const SlotTokens& held,
                          const index_t* slots, index_t kv_heads, TensorView<float, 3> out) {
-    return run(ctx, angles, queries, positions, {held, slots, queries.extent[0] / kv_heads, queries.extent[1]}, out);
+    return run(ctx, angles, queries, positions, {0, held, slots, queries.extent[0] / kv_heads, queries.extent[1]}, out);
+  }
+  /// The same at the last places of lists, of which there are `lists`, each for as many query heads, of `slots` places each.
+  static Status to_list_ends(Context<Cuda>& ctx, const RopeAngles& angles, TensorView<const float, 3> queries, std::span<const index_t> positions, const index_t* slots,
+                             index_t lists, TensorView<float, 3> out) {
+    return run(ctx, angles, queries, positions, {0, {}, slots, queries.extent[0] / lists, queries.extent[1]}, out);
+  }
+  /// The same all at one place.
+  static Status to_place(Context<Cuda>& ctx, const RopeAngles& angles, TensorView<const float, 3> queries, std::span<const index_t> positions, index_t place,
+                         TensorView<float, 3> out) {
+    return run(ctx, angles, queries, positions, {place}, out);
   }
 
  private:

@@ -25,6 +25,7 @@ enum class IndexRule : std::uint8_t {
   mean,    ///< the mean key
   spread,  ///< the mean key, and in the second plane the smallest cosine between it and a key: a float
   coordinates,  ///< a key's coordinates in a basis of its head; a unit is a slot
+  last,         ///< the key of the last slot, of a unit that is full; else 0
 };
 
 /// The index of a layer on the device. Row u of a head is made of slots [origin + u * slots, origin + (u + 1) * slots).
@@ -36,7 +37,16 @@ struct UnitPlanes {
   int width = 0;                 ///< numbers of a row
   const float* basis = nullptr;  ///< IndexRule::coordinates: [heads * head_dim, columns], the first `width` columns count
   index_t columns = 0;
+  const float* metric = nullptr;  ///< of codes, [heads * head_dim, head_dim]: distances are those of rows times it; null: the identity
+  const float* found = nullptr;  ///< [heads][found_room]: what a prompt or its model taught, or null; IndexRule::coordinates: which columns count
+  index_t found_room = 0;
 
+  /// IndexRule::coordinates. What a file says may be no column.
+  KVCONDENSE_HD index_t column(index_t head, index_t i) const {
+    if (found == nullptr) return i;
+    const float c = found[head * found_room + i], last = static_cast<float>(columns - 1);
+    return static_cast<index_t>(c < 0.0f ? 0.0f : c < last ? c : last);
+  }
   KVCONDENSE_HD std::byte* row(int which, index_t head, index_t u) const {
     return plane[which] + head * room[which] + u * width * static_cast<index_t>(size_of(dtype));
   }
@@ -143,6 +153,18 @@ struct BasisShared {
   float row[max_head_dim];
 };
 
+/// A block a unit. Grid: as index_units.
+template <int Threads>
+__global__ void __launch_bounds__(Threads, 4) index_last(SlotRows<Cuda> keys, UnitPlanes planes, const index_t* from, const index_t* known, index_t base) {
+  BasisShared& shared = cuda::shared_as<BasisShared>();
+  const UnitSlots s(planes, from, known, base);
+  if (s.empty()) return;  // the same in all threads
+  const bool full = s.end - s.begin == planes.slots;
+  if (full && cuda::warp_of_block() == 0) keys.load(keys.locate(s.head, s.end - 1), shared.row);
+  __syncthreads();
+  for (int c = static_cast<int>(threadIdx.x); c < planes.width; c += Threads) write_number(planes.dtype, planes.row(0, s.head, s.u), c, full ? shared.row[c] : 0.0f);
+}
+
 /// Threads are coordinates, products and sums in the CPU's order. Grid: as index_units.
 template <int Threads>
 __global__ void __launch_bounds__(Threads, 4) index_coordinates(SlotRows<Cuda> keys, UnitPlanes planes, const index_t* from, const index_t* known, index_t base) {
@@ -153,7 +175,7 @@ __global__ void __launch_bounds__(Threads, 4) index_coordinates(SlotRows<Cuda> k
   if (cuda::warp_of_block() == 0) keys.load(keys.locate(s.head, s.begin), shared.row);
   __syncthreads();
   for (int c = static_cast<int>(threadIdx.x); c < planes.width; c += Threads) {
-    const float* e = planes.basis + s.head * dim * planes.columns + c;
+    const float* e = planes.basis + s.head * dim * planes.columns + planes.column(s.head, c);
     float sum = 0.0f;
     for (int d = 0; d < dim; ++d) sum = __fadd_rn(sum, __fmul_rn(shared.row[d], e[d * planes.columns]));
     write_number(planes.dtype, planes.row(0, s.head, s.u), c, sum);
@@ -206,6 +228,7 @@ struct UnitIndex {
     const cuda::Grid grid{last - first, keys.heads()};
     const auto start = [&](auto kernel, std::size_t shared) { return cuda::launch(ctx, kernel, grid, index_threads, shared, keys, planes, from, known, first); };
     if constexpr (Rule == IndexRule::coordinates) return start(index_coordinates<index_threads>, sizeof(BasisShared));
+    else if constexpr (Rule == IndexRule::last) return start(index_last<index_threads>, sizeof(BasisShared));
     else if constexpr (Rule == IndexRule::spread) {
       const Status s = start(index_units<IndexRule::mean>, sizeof(IndexShared));
       return s == Status::ok ? start(spread_units<index_threads>, sizeof(SpreadShared<index_threads>)) : s;

@@ -44,7 +44,7 @@ template <int Threads>
 __global__ void __launch_bounds__(Threads) query_coordinates(UnitPlanes planes, const float* queries, index_t per_head, int dim, float* out) {
   const index_t row = blockIdx.x;
   for (int c = static_cast<int>(threadIdx.x); c < planes.width; c += Threads) {
-    const float* e = planes.basis + row / per_head * dim * planes.columns + c;
+    const float* e = planes.basis + row / per_head * dim * planes.columns + planes.column(row / per_head, c);
     float sum = 0.0f;
     for (int d = 0; d < dim; ++d) sum = __fadd_rn(sum, __fmul_rn(queries[row * dim + d], e[d * planes.columns]));
     out[row * planes.width + c] = sum;
@@ -115,6 +115,16 @@ struct QueryShared {
   std::int32_t best[max_head_dim];
 };
 
+/// best[rank] = the channel of that size; of equal ones the first is larger. All threads of a block, behind and before a barrier.
+__device__ inline void rank_channels(QueryShared& shared, int dim) {
+  for (int c = static_cast<int>(threadIdx.x); c < dim; c += index_threads) {  // a total order: every rank is taken once
+    int rank = 0;
+    for (int o = 0; o < dim; ++o) rank += shared.size[o] > shared.size[c] || (shared.size[o] == shared.size[c] && o < c);
+    shared.best[rank] = c;
+  }
+  __syncthreads();
+}
+
 /// Query rows of one token. A block a row: KV heads times `rows`. Of equal channels the first one is larger; NaN is smaller than all numbers (the
 /// CPU takes no channel that is NaN but the first one, and that always).
 template <QueryRule Rule>
@@ -135,16 +145,11 @@ __global__ void __launch_bounds__(index_threads) make_query_rows(TensorView<cons
     for (int c = thread; c < dim; c += index_threads) {
       float size = 0.0f, sum = 0.0f;
       for (index_t g = 0; g < group; ++g) size += fabsf(queries(head * group + g, token, c)), sum += queries(head * group + g, token, c);
-      shared.size[c] = rank_bits(size), shared.sum[c] = sum;  // a total order: every rank is taken once
+      shared.size[c] = rank_bits(size), shared.sum[c] = sum;
     }
     for (int c = thread; c < 2 * dim; c += index_threads) out[row * 2 * dim + c] = 0.0f;
     __syncthreads();
-    for (int c = thread; c < dim; c += index_threads) {  // a channel's rank; places below `count` are taken
-      int rank = 0;
-      for (int o = 0; o < dim; ++o) rank += shared.size[o] > shared.size[c] || (shared.size[o] == shared.size[c] && o < c);
-      shared.best[rank] = c;
-    }
-    __syncthreads();
+    rank_channels(shared, dim);  // places below `count` are taken
     double kept = 0.0, all = 0.0;  // the same in all threads
     for (int c = 0; c < dim; ++c) all += static_cast<double>(fabsf(queries(row, token, c)));
     for (index_t i = 0; i < count; ++i) kept += static_cast<double>(fabsf(queries(row, token, shared.best[i])));

@@ -89,6 +89,8 @@ inline constexpr int tall = 4;
   _mm_storeu_ps(out, _mm_add_ps(_mm256_castps256_ps128(y), _mm256_extractf128_ps(y, 1)));
 }
 
+[[gnu::always_inline]] inline float largest_lane(F v) { return _mm512_reduce_max_ps(v); }
+
 [[gnu::always_inline]] inline void prefetch(const std::byte* p) {
   _mm_prefetch(reinterpret_cast<const char*>(p), _MM_HINT_T1);
 }
@@ -97,13 +99,10 @@ inline constexpr int tall = 4;
 
 /// exp(x) for x <= 0 or NaN.
 [[gnu::always_inline]] inline F exp_of_negative(F x) {
-  const __mmask16 seen = _mm512_cmp_ps_mask(x, set(-86.6f), _CMP_NLT_UQ);
-  const F a = _mm512_max_ps(set(-86.6f), x);
-  const F n = _mm512_roundscale_ps(mul(a, set(1.44269504f)), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-  F f = _mm512_fnmadd_ps(n, set(0x1.63p-1f), a);
-  f = _mm512_fnmadd_ps(n, set(-2.12194440e-4f), f);
-  const F p = exp_polynomial(f);
-  return _mm512_maskz_scalef_ps(seen, p, n);
+  const __mmask16 seen = _mm512_cmp_ps_mask(x, set(-86.6f), _CMP_NLT_UQ);  // what is below may overflow on the way
+  const F n = sub(fma(x, set(1.44269504f), set(0x1.8p23f)), set(0x1.8p23f));
+  const F f = _mm512_fnmadd_ps(n, set(-2.12194440e-4f), _mm512_fnmadd_ps(n, set(0x1.63p-1f), x));
+  return _mm512_maskz_scalef_ps(seen, exp_polynomial(f), n);
 }
 
 #include <kvcondense/backend/cpu/simd/row_ops.inl>

@@ -69,6 +69,8 @@ inline constexpr int tall = 4;
 
 [[gnu::always_inline]] inline void sum4(F a, F b, F c, F d, float* out) { vst1q_f32(out, vpaddq_f32(vpaddq_f32(a, b), vpaddq_f32(c, d))); }
 
+[[gnu::always_inline]] inline float largest_lane(F v) { return vmaxvq_f32(v); }
+
 [[gnu::always_inline]] inline void prefetch(const std::byte* p) { __builtin_prefetch(p, 0, 2); }
 
 #include <kvcondense/backend/cpu/simd/exp_polynomial.inl>

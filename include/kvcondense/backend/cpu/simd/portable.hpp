@@ -90,6 +90,12 @@ inline void sum4(F a, F b, F c, F d, float* out) {
   store_float(out, __builtin_shufflevector(ab, cd, 0, 1, 4, 5) + __builtin_shufflevector(ab, cd, 2, 3, 6, 7));
 }
 
+inline float largest_lane(F v) {
+  float lane[width];
+  store_float(lane, v);
+  return *std::max_element(lane, lane + width);
+}
+
 inline void prefetch(const std::byte* p) { __builtin_prefetch(p, 0, 2); }
 
 /// exp(x) for x <= 0 or NaN.

@@ -6,6 +6,7 @@
 //   load_float, load_half, load_bfloat16, and each with _some: the first n < width numbers, zeros behind them
 //   store_float, store_half, store_bfloat16, and each with _some
 //   sum4(a, b, c, d, out): out[k] = the sum of the lanes of the k-th
+//   largest_lane(v), of numbers that are no NaN
 //   prefetch(p)
 
 struct Float {
@@ -218,9 +219,7 @@ inline float largest(const float* x, index_t n, float top) {
 #pragma GCC unroll 4
     for (int k = 0; k < 4; ++k) most[k] = larger(load_float(x + i + k * width), most[k]);
   for (; i + width <= n; i += width) most[0] = larger(load_float(x + i), most[0]);
-  float lane[width];
-  store_float(lane, larger(larger(most[0], most[1]), larger(most[2], most[3])));
-  for (index_t k = 0; k < width; ++k) top = lane[k] > top ? lane[k] : top;
+  top = largest_lane(larger(larger(most[0], most[1]), larger(most[2], most[3])));
   for (; i < n; ++i) top = x[i] > top ? x[i] : top;
   return top;
 }

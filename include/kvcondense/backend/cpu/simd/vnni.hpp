@@ -72,14 +72,14 @@ void fold_rows(const RowBlock<const float>& x, const float* scale, const float* 
 #pragma GCC unroll 4
     for (int r = 0; r < 4; ++r) most[k][r] = most2[k][r] = zero[k][r] = _mm512_setzero_ps();
   // Sixteen multipliers of every row, of all groups; `m` becomes the larger magnitude.
-  const auto multiply = [&](index_t i, F (&m)[N][4], __mmask16 there) __attribute__((always_inline)) {
+  const auto multiply = [&](index_t i, F (&m)[N][4], auto load) __attribute__((always_inline)) {
     F a[R];
 #pragma GCC unroll 4
-    for (int r = 0; r < R; ++r) a[r] = _mm512_maskz_loadu_ps(there, x.data + r * x.step + i);
+    for (int r = 0; r < R; ++r) a[r] = load(x.data + r * x.step + i);
 #pragma GCC unroll 2
     for (int k = 0; k < N; ++k) {
-      const F s = scale == nullptr ? _mm512_set1_ps(1.0f) : _mm512_maskz_loadu_ps(there, scale + k * max_head_dim + i);
-      const F o = mid == nullptr ? _mm512_setzero_ps() : _mm512_maskz_loadu_ps(there, mid + k * max_head_dim + i);
+      const F s = scale == nullptr ? _mm512_set1_ps(1.0f) : load(scale + k * max_head_dim + i);
+      const F o = mid == nullptr ? _mm512_setzero_ps() : load(mid + k * max_head_dim + i);
 #pragma GCC unroll 4
       for (int r = 0; r < R; ++r) {
         const F p = _mm512_mul_ps(a[r], s);
@@ -91,8 +91,9 @@ void fold_rows(const RowBlock<const float>& x, const float* scale, const float* 
   };
   const index_t padded = (n + 63) / 64 * 64;
   index_t i = 0;
-  for (; i + 32 <= n; i += 32) multiply(i, most, 0xffff), multiply(i + 16, most2, 0xffff);  // two chains of maxima
-  for (; i < padded; i += 16) multiply(i, most, avx512::first_lanes(std::clamp<index_t>(n - i, 0, 16)));
+  for (; i + 32 <= n; i += 32) multiply(i, most, avx512::load_float), multiply(i + 16, most2, avx512::load_float);  // two chains of maxima
+  for (; i < padded; i += 16)
+    multiply(i, most, [&](const float* p) { return avx512::load_float_some(p, std::clamp<index_t>(n - i, 0, 16)); });
   F inverse[N];
 #pragma GCC unroll 2
   for (int k = 0; k < N; ++k) {
@@ -131,10 +132,9 @@ void fold_rows(const RowBlock<const float>& x, const float* scale, const float* 
         _mm512_store_si512(out[k].plane[r][1] + c, _mm512_permutexvar_epi32(order, lows));
         sum = multiply_add_16(multiply_add_16(sum, a, ones), b, ones);
       }
-      total[r] = _mm512_cvtepi32_ps(sum);
+      total[r] = _mm512_fnmadd_ps(_mm512_cvtepi32_ps(sum), _mm512_set1_ps(out[k].unit[r] * middle), zero[k][r]);
     }
-    const __m128 weight = _mm_mul_ps(_mm_mul_ps(sum4(total), _mm_loadu_ps(out[k].unit)), _mm_set1_ps(middle));
-    _mm_storeu_ps(out[k].add, _mm_sub_ps(sum4(zero[k]), weight));
+    _mm_storeu_ps(out[k].add, sum4(total));
   }
 }
 

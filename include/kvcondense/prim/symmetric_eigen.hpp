@@ -6,7 +6,7 @@
 
 #include <kvcondense/core/config.hpp>
 
-namespace kvcondense::prim::cpu {
+namespace kvcondense::prim {
 
 /// Eigenvalues and eigenvectors of a symmetric matrix a [n][n], in place: afterwards row i of `a` is the i-th
 /// eigenvector, largest value first, its entry of largest size positive. `value` and `side`: n numbers each.
@@ -128,4 +128,4 @@ inline void symmetric_eigen(float* a, index_t n, float* value, float* side) {
   }
 }
 
-}  // namespace kvcondense::prim::cpu
+}  // namespace kvcondense::prim

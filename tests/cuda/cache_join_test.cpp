@@ -1,0 +1,182 @@
+// Tokens that join the newest slot of their head before they are attended: a cache on CUDA beside the one on the CPU.
+
+#include <cmath>
+#include <limits>
+#include <random>
+#include <string_view>
+#include <vector>
+
+#include <kvcondense/evict/h2o.hpp>
+#include <kvcondense/evict/sink_window.hpp>
+#include <kvcondense/evict/snapkv.hpp>
+#include <kvcondense/lowrank/pca.hpp>
+#include <kvcondense/lowrank/think.hpp>
+#include <kvcondense/merge/dmc.hpp>
+#include <kvcondense/position/reindex.hpp>
+#include <kvcondense/quant/fp8.hpp>
+#include <kvcondense/quant/kivi.hpp>
+#include <kvcondense/retrieve/quest.hpp>
+
+#include "cache_coordinates.hpp"
+
+using namespace kvcondense;
+using cuda_cache::Pair;
+using merge::Dmc;
+
+namespace {
+
+/// Every way by which tokens come, join, leave or are taken back. `stored`, `within`: of stored numbers, of outputs.
+template <class R>
+void joins(const R& method, std::string_view text, const CacheShape& shape, float within = 2e-5f, const any::ModelFacts& facts = {}) {
+  INFO(text << ", head_dim " << shape.head_dim << ", group " << shape.q_heads / shape.kv_heads);
+  Pair<R> pair(method, std::string(text), shape, facts);
+  pair.allow(shape.dtype == DType::f32 ? 2e-6f : shape.dtype == DType::f16 ? 2e-3f : 1.6e-2f);  // two steps of the type: a mean may be rounded otherwise
+  const auto feed = [&](auto& to, index_t n) { to.forward(n, prim::AttendMath::f32, within); };
+  feed(pair, 23);
+  for (int i = 0; i < 6; ++i) feed(pair, 1);
+  pair.look(within);  // a query without its token
+  pair.exchange();
+  feed(pair, 9);
+  {
+    Pair<R> other = pair.fork();
+    feed(other, 3);
+    feed(pair, 2);
+    feed(other, 1);
+  }
+  pair.space(3);
+  feed(pair, 4);
+  pair.truncate(pair.on_device().length() - 2);  // what is left of the newest slot can be joined no more
+  feed(pair, 1);
+  pair.remove(pair.on_device().length() - 4, pair.on_device().length() - 2);
+  feed(pair, 2);
+  pair.remove(pair.on_device().length() - 1, pair.on_device().length());
+  feed(pair, 1);
+  pair.exchange();
+  pair.turn(3);
+  feed(pair, 5);
+  pair.truncate(2);
+  feed(pair, 1);
+  pair.truncate(0);
+  feed(pair, 1);
+  feed(pair, 40);
+  pair.compare_reports();
+  const auto report = pair.on_device().report(pair.device());
+  REQUIRE(report);
+  CHECK(report->merged_slots > 10);
+}
+
+constexpr Dmc some{.window = 4, .init = 0.3f};
+}  // namespace
+
+TEST_CASE("cuda cache method: dmc") {
+  const CacheShape& shape = cuda_cache::shapes()[static_cast<std::size_t>(GENERATE(0, 1, 2, 3))];
+  joins(recipe(some), "keep_all + dmc(window=4, init=0.3)", shape);
+}
+
+TEST_CASE("cuda cache: tokens join without a window, by the first component, in another rotation or none") {
+  const CacheShape shape{.layers = 2, .q_heads = 4, .kv_heads = 2, .head_dim = 32, .value_dim = 24, .dtype = DType::f32, .page_slots = 8};
+  joins(recipe(Dmc{.window = 0, .init = -0.2f, .first = true}), "keep_all + dmc(window=0, init=-0.2, first=true)", shape);
+  joins(recipe(Dmc{.window = 1, .init = -0.5f, .slack = 0.0f, .rotated = false}), "keep_all + dmc(window=1, init=-0.5, slack=0, rotated=false)", shape);
+}
+
+TEST_CASE("cuda cache: tokens join behind what lets others go") {
+  const CacheShape& shape = cuda_cache::shapes()[1];
+  joins(recipe(evict::H2O{.heavy = 8, .recent = 8}, some), "h2o(heavy=8, recent=8) + dmc(window=4, init=0.3)", shape);
+  joins(recipe(evict::SinkWindow{.recent = 14, .sinks = 2}, some), "sink_window(recent=14, sinks=2) + dmc(window=4, init=0.3)", cuda_cache::shapes()[0]);
+}
+
+TEST_CASE("cuda cache: columns of attention see a slot that tokens joined once") {
+  joins(recipe(evict::SnapKV{.tokens = 14, .window = 6, .kernel = 3}, some), "snapkv(tokens=14, window=6, kernel=3) + dmc(window=4, init=0.3)", cuda_cache::shapes()[3]);
+}
+
+TEST_CASE("cuda cache: tokens join slots beside codes") {
+  const CacheShape shape{.layers = 2, .q_heads = 6, .kv_heads = 2, .head_dim = 64, .page_slots = 16};
+  joins(recipe(some, quant::Fp8{.residual_window = 4}), "keep_all + dmc(window=4, init=0.3) + fp8(residual=4)", shape, 1e-3f);
+  joins(recipe(some, quant::Kivi<4>{.group_size = 8, .residual_window = 8}), "keep_all + dmc(window=4, init=0.3) + kivi4(group=8, residual=8)", shape, 1e-3f);
+}
+
+TEST_CASE("cuda cache: tokens join slots beside coordinates") {
+  const CacheShape& shape = cuda_cache::small;
+  const test::RandomModel model(shape);
+  joins(recipe(some, lowrank::Pca{.window = 4, .sinks = 2, .bases = model.facts().bases}), "keep_all + dmc(window=4, init=0.3) + pca(window=4, sinks=2)", shape, 2e-3f, model.facts());
+  joins(recipe(some, lowrank::Think{.ratio = 0.5, .recent = 4, .least = 8}), "keep_all + dmc(window=4, init=0.3) + think(ratio=50%, recent=4, least=8)", shape, 2e-3f);
+}
+
+TEST_CASE("cuda cache: a step of tokens that join and is refused memory leaves all as it was, and a fork does not see it") {
+  cuda_cache::refuse_a_step(recipe(Dmc{.window = 3, .init = 0.0f}), 5, {-1, 0, 1, 2, 4, 6, 8}, 3,
+                            [](auto& ctx, const auto& cache, const auto& fork) { CHECK(fork.report(ctx)->merged_slots > cache.report(ctx)->merged_slots); });
+}
+
+TEST_CASE("cuda cache: rows and queries that are not finite join, and what is stored is finite") {
+  const CacheShape shape{.q_heads = 2, .kv_heads = 1, .head_dim = 16, .page_slots = 4};
+  const Dmc method{.window = 4, .init = -10.0f, .rotated = false};  // all join
+  constexpr index_t tokens = 6;
+  test::Device device;
+  std::mt19937 random(5);
+  std::vector<float> q = cuda_cache::normal_numbers(2 * tokens * 16, random), k = cuda_cache::normal_numbers(tokens * 16, random), v = k;
+  k[2] = std::numeric_limits<float>::quiet_NaN(), k[3 * 16 + 15] = std::numeric_limits<float>::quiet_NaN();  // the second is a component that does not join
+  v[16 + 1] = std::numeric_limits<float>::infinity(), v[2 * 16] = -1e30f;
+  q[4 * 16 + 15] = std::numeric_limits<float>::quiet_NaN();
+  test::OnDevice<float> dq(device, q), dk(device, k), dv(device, v), out(device, q);
+  auto c = make_cache<Cuda>(shape, recipe(method));
+  REQUIRE(c);
+  Context<Cuda> ctx = device.with_workspace(c->workspace_bytes(64, tokens));
+  const auto rows = [](const float* x) { return dense_view(x, 1, tokens, 16); };
+  REQUIRE(c->forward(ctx, 0, dense_view(static_cast<const float*>(dq.data()), 2, tokens, 16), rows(dk.data()), rows(dv.data()), dense_view(out.data(), 2, tokens, 16)) == Status::ok);
+  REQUIRE(c->slots(0, 0) == 2);
+  test::OnDevice<float> keys(device, std::vector<float>(32)), values(device, std::vector<float>(32));
+  REQUIRE(c->read(ctx, 0, 0, 0, dense_view(keys.data(), 2, 16), dense_view(values.data(), 2, 16)) == Status::ok);
+  for (const auto& numbers : {keys.read(), values.read()})
+    for (const float x : numbers) REQUIRE(std::isfinite(x));
+  const auto report = c->report(ctx);
+  REQUIRE(report);
+  CHECK(report->repaired_numbers == 5);
+  test::ByteList file;
+  REQUIRE(save(ctx, *c, file) == Status::ok);
+  auto host = *any::make("keep_all + dmc(window=4, init=-10, rotated=false)", shape, any::on<Cpu>);
+  CHECK(host.load(file.bytes) == Status::ok);
+}
+
+TEST_CASE("cuda cache: means that overflow as they are summed are stored as the nearest numbers there are, on either backend") {
+  const CacheShape shape{.q_heads = 1, .kv_heads = 1, .head_dim = 16, .dtype = DType::f32, .page_slots = 4};
+  std::vector<float> rows(2 * 16, -1.0f);  // tokens that join
+  rows[1] = 3e38f, rows[16 + 1] = -3e38f;  // a distance of Inf
+  test::Device device;
+  test::OnDevice<float> x(device, rows), out(device, rows);
+  const Dmc method{.window = 4, .init = -10.0f, .rotated = false};
+  auto c = make_cache<Cuda>(shape, recipe(method));
+  REQUIRE(c);
+  Context<Cuda> ctx = device.with_workspace(c->workspace_bytes(8, 2));
+  const auto all = [](const float* from) { return dense_view(from, 1, 2, 16); };
+  REQUIRE(c->forward(ctx, 0, all(x.data()), all(x.data()), all(x.data()), dense_view(out.data(), 1, 2, 16)) == Status::ok);
+  auto host = *any::make("keep_all + dmc(window=4, init=-10, rotated=false)", shape, any::on<Cpu>);
+  std::vector<std::byte> scratch(host.workspace_bytes(8, 2));
+  Context<Cpu> cpu(scratch);
+  std::vector<float> heard(rows.size()), keys(16), values(16);
+  REQUIRE(host.forward(cpu, 0, all(rows.data()), all(rows.data()), all(rows.data()), dense_view(heard.data(), 1, 2, 16)) == Status::ok);
+  REQUIRE(host.read(0, 0, 0, dense_view(keys.data(), 1, 16), dense_view(values.data(), 1, 16)) == Status::ok);
+  test::OnDevice<float> k(device, keys), v(device, values);
+  REQUIRE(c->read(ctx, 0, 0, 0, dense_view(k.data(), 1, 16), dense_view(v.data(), 1, 16)) == Status::ok);
+  CHECK(v.read() == values);
+  CHECK(k.read() == keys);
+  for (const float y : values) CHECK(std::isfinite(y));
+  CHECK(host.report().repaired_numbers == 2);
+  CHECK(c->report(ctx)->repaired_numbers == 2);
+}
+
+TEST_CASE("cuda cache: tokens join where it cannot be, or nobody asks") {
+  const CacheShape shape{.q_heads = 2, .kv_heads = 1, .head_dim = 16, .page_slots = 4};
+  CHECK(make_cache<Cuda>(shape, recipe(some, position::Reindex{})).status() == Status::not_supported);
+  CHECK(make_cache<Cuda>(shape, recipe(some, retrieve::Quest{})).status() == Status::not_supported);
+  CHECK(make_cache<Cuda>(shape, recipe(Dmc{.window = -1})).status() == Status::invalid_argument);
+  test::Device device;
+  test::OnDevice<float> x(device, std::vector<float>(64, 1.0f));
+  auto c = make_cache<Cuda>(shape, recipe(some));
+  REQUIRE(c);
+  Context<Cuda> ctx = device.with_workspace(c->workspace_bytes(8, 2));
+  const auto rows = [&](index_t heads, index_t n) { return dense_view(static_cast<const float*>(x.data()), heads, n, 16); };
+  CHECK(c->append(ctx, 0, rows(1, 2), rows(1, 2)) == Status::missing_input);
+  CHECK(c->append(ctx, 0, rows(1, 2), rows(1, 2), {}, rows(2, 1)) == Status::shape_mismatch);
+  REQUIRE(c->append(ctx, 0, rows(1, 2), rows(1, 2), {}, rows(2, 2)) == Status::ok);
+  CHECK(c->attend(ctx, 0, rows(2, 2), dense_view(x.data(), 2, 2, 16), {}, prim::AttendMath::halves) == Status::not_supported);
+}

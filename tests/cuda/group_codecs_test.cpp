@@ -1,0 +1,168 @@
+// Pages whose groups of slots share more than scales: the same bytes as on the CPU, the same numbers out of them, and pages that are joined.
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <limits>
+#include <random>
+#include <type_traits>
+#include <vector>
+
+#include <kvcondense/backend/cpu/boosted_int.hpp>
+#include <kvcondense/backend/cpu/polar_pairs.hpp>
+#include <kvcondense/cuda.cuh>
+
+#include "device.hpp"
+
+using namespace kvcondense;
+using test::at;
+
+namespace {
+
+/// Normal numbers of channels that are not equally strong, one of them constant and one 0; `odd`: some that must be repaired.
+std::vector<float> rows_of(index_t n, index_t dim, unsigned seed, bool odd) {
+  std::mt19937 random(seed);
+  std::normal_distribution<float> normal;
+  std::vector<float> x(at(n * dim));
+  for (index_t i = 0; i < n * dim; ++i) {
+    const index_t c = i % dim;
+    x[at(i)] = c == 3 ? 0.25f : c == 5 || c == 4 ? 0.0f : normal(random) * static_cast<float>(1 + c * 7 % 5);
+    const auto strange = odd ? random() % 300 : 9;
+    if (strange == 0) x[at(i)] = std::numeric_limits<float>::quiet_NaN();
+    if (strange == 1) x[at(i)] = -std::numeric_limits<float>::infinity();
+    if (strange == 2) x[at(i)] = 3e38f;
+    if (strange == 3) x[at(i)] = 70000.0f;
+  }
+  return x;
+}
+
+/// Whether a device makes the very numbers of the host: its sine, cosine and arc tangent are its own.
+#if defined(KVCONDENSE_CUDA_FIBERS)
+template <class Codec>
+constexpr bool exact = true;
+#else
+template <class Codec>
+constexpr bool exact = std::is_same_v<Codec, prim::DeviceCodec<Codec>>;
+#endif
+
+/// Numbers are the same, or of a codec of angles but for a few whose angle was as near to a bin's edge as rounding.
+template <class Codec>
+bool same_numbers(const std::vector<float>& got, const std::vector<float>& want) {
+  if (exact<Codec>) return std::memcmp(got.data(), want.data(), want.size() * sizeof(float)) == 0;
+  std::size_t far = 0;
+  for (std::size_t i = 0; i < want.size(); ++i) far += !(std::fabs(got[i] - want[i]) <= 1e-5f * (1.0f + std::fabs(want[i])));
+  return far * 200 <= want.size();
+}
+template <class Codec>
+std::vector<float> numbers_of(const Codec& codec, std::vector<std::byte> page, index_t slots, index_t dim, index_t count) {
+  std::vector<float> rows(at(count * dim));
+  prim::PageCodec<Cpu, Codec>::decode(codec, {page.data(), slots, dim}, 0, count, {rows.data(), count, dim});
+  return rows;
+}
+
+/// Codes two stretches of a page and reads it, in rows that lie apart.
+template <class Codec>
+void pages_alike(const Codec& codec, index_t slots, index_t dim) {
+  INFO("rows of " << dim << ", pages of " << slots << ", groups of " << codec.group_slots());
+  using Coder = prim::PageCodec<Cpu, Codec>;
+  const index_t group = codec.group_slots(), step = dim + 3;
+  for (const bool odd : {false, true}) {
+    const std::vector<float> rows = rows_of(slots, step, 5, odd);
+    std::vector<std::byte> page(codec.page_bytes(slots, dim));
+    const prim::PageSpan host{page.data(), slots, dim};
+    index_t repaired = Coder::encode(codec, host, 0, group, {rows.data(), group, step});
+    repaired += Coder::encode(codec, host, group, slots - group, {rows.data() + group * step, slots - group, step});
+    CHECK((repaired > 0) == odd);
+    std::vector<float> decoded(at(slots * dim));
+    Coder::decode(codec, host, 0, slots, {decoded.data(), slots, dim});
+    test::each_way([&] {
+      test::Device device;
+      test::OnDevice<float> in(device, rows), out(device, std::vector<float>(decoded.size(), NAN));
+      test::OnDevice<std::byte> there(device, std::vector<std::byte>(page.size()));
+      const auto first = static_cast<std::int32_t>(group), all = static_cast<std::int32_t>(slots);
+      test::OnDevice<prim::PageRows> jobs(device, {{there.data(), in.data(), step, 0, first}, {there.data(), in.data() + group * step, step, first, all - first}});
+      test::OnDevice<prim::PageRows> reads(device, {{there.data(), out.data(), dim, 0, all}});
+      test::OnDevice<index_t> count(device, {5});
+      using Pages = prim::PageCodec<Cuda, prim::DeviceCodec<Codec>>;
+      const auto form = prim::DeviceForm<Codec>::of(codec, nullptr, 0, dim);
+      REQUIRE(Pages::encode(device, form, {jobs.data(), 2, slots, slots, dim}, count.data()) == Status::ok);
+      REQUIRE(Pages::decode(device, form, {reads.data(), 1, slots, slots, dim}) == Status::ok);
+      if (exact<Codec>) REQUIRE(there.read() == page);
+      REQUIRE(same_numbers<Codec>(numbers_of(codec, there.read(), slots, dim, slots), decoded));
+      REQUIRE(same_numbers<Codec>(out.read(), decoded));
+      CHECK(count.read()[0] == 5 + repaired);
+    });
+  }
+}
+
+/// Two pages become one, in place and in a third; then another joins what the first two became.
+template <class Codec>
+void joins_alike(const Codec& codec, index_t slots, index_t dim) {
+  INFO("rows of " << dim << ", pages of " << slots << ", groups of " << codec.group_slots());
+  using Coder = prim::PageCodec<Cpu, Codec>;
+  const std::size_t each = (codec.page_bytes(slots, dim) + 63) / 64 * 64;
+  for (const bool in_place : {true, false}) {
+    std::vector<std::byte> pages(3 * each);
+    const auto page = [&](index_t p) { return prim::PageSpan{pages.data() + at(p) * each, slots, dim}; };
+    for (index_t p = 0; p < 3; ++p) Coder::encode(codec, page(p), 0, slots, {rows_of(slots, dim, static_cast<unsigned>(p), false).data(), slots, dim});
+    const std::vector<std::byte> before = pages;
+    const index_t into = in_place ? 0 : 2;
+    const auto lives = [&](index_t p, index_t s) { return p == 0 ? s % 3 == 1 : s % 5 == 2 && s < slots / 2; };
+    std::vector<float> rows(at(2 * slots * dim));
+    index_t n = 0;
+    for (index_t p = 0; p < 2; ++p)
+      for (index_t s = 0; s < slots; ++s)
+        if (lives(p, s)) Coder::decode(codec, page(p), s, 1, {rows.data() + dim * n++, 1, dim});
+    const index_t group = codec.group_slots(), full = (n + group - 1) / group * group;
+    for (index_t i = n; i < full; ++i) std::copy_n(rows.data() + (n - 1) * dim, dim, rows.data() + i * dim);
+    Coder::encode(codec, page(into), 0, full, {rows.data(), full, dim});
+    test::each_way([&] {
+      test::Device device;
+      test::OnDevice<std::byte> there(device, before);
+      test::OnDevice<float> scratch(device, std::vector<float>(at(group * dim)));
+      prim::JoinedPages job{there.data() + at(into) * each, {there.data(), there.data() + each}, {}};
+      for (index_t p = 0; p < 2; ++p)
+        for (index_t s = 0; s < slots; ++s) job.live[p][s / 32] |= static_cast<std::uint32_t>(lives(p, s)) << s % 32;
+      test::OnDevice<prim::JoinedPages> jobs(device, {job});
+      test::OnDevice<index_t> chain(device, {0, 1});
+      prim::GroupWork work;
+      work.joins = jobs.data(), work.chain = chain.data(), work.chains = 1, work.rows = scratch.data();
+      prim::ColumnParts column;
+      column.coded.page_slots = slots, column.coded.dim = dim;
+      REQUIRE(prim::GroupPages::join(device, prim::DeviceForm<Codec>::of(codec, nullptr, 0, dim), column, work) == Status::ok);
+      const std::vector<std::byte> joined = there.read();
+      if (exact<Codec>) REQUIRE(joined == pages);
+      const auto one = [&](const std::vector<std::byte>& from) {
+        const auto begin = from.begin() + into * static_cast<std::ptrdiff_t>(each);
+        return numbers_of(codec, {begin, begin + static_cast<std::ptrdiff_t>(each)}, slots, dim, full);
+      };
+      REQUIRE(same_numbers<Codec>(one(joined), one(pages)));
+    });
+  }
+}
+
+template <class Codec>
+void alike(const Codec& codec, index_t slots, index_t dim) {
+  pages_alike(codec, slots, dim);
+  joins_alike(codec, slots, dim);
+}
+
+}  // namespace
+
+TEST_CASE("cuda group_codecs: strong channels of a group") {
+  alike(prim::BoostedInt<2, 2>{.group_size = 16, .boost = 0.25f}, 32, 64);
+  alike(prim::BoostedInt<2, 2>{.group_size = 8}, 24, 80);
+  alike(prim::BoostedInt<2, 2>{.group_size = 128, .boost = 0.125f}, 256, 128);
+  alike(prim::BoostedInt<2, 2>{.group_size = 4, .boost = 1.0f, .rounding = prim::Rounding::half_even}, 12, 256);
+  alike(prim::BoostedInt<2, 2>{.group_size = 3, .boost = 0.0f}, 9, 50);
+  alike(prim::BoostedInt<2, 2>{.group_size = 5, .boost = 0.1f}, 10, 17);  // 2 strong channels: half a byte of a row
+}
+
+TEST_CASE("cuda group_codecs: lengths and angles of a group") {
+  using prim::RopePairing;
+  alike(prim::PolarPairs<4, 4>{.group_size = 16}, 32, 64);
+  alike(prim::PolarPairs<4, 4>{.group_size = 8, .centered = true}, 24, 80);
+  alike(prim::PolarPairs<2, 3>{.group_size = 4, .pairing = RopePairing::interleaved, .params = prim::ParamType::f32}, 12, 50);
+  alike(prim::PolarPairs<3, 2>{.group_size = 128, .pairing = RopePairing::interleaved, .centered = true}, 256, 128);
+  alike(prim::PolarPairs<4, 4>{.group_size = 4, .params = prim::ParamType::bf16}, 8, 256);
+}
