@@ -20,6 +20,6 @@ TEST_CASE("cuda cache codec: qjl") {
   // Without strong channels slots move alone; layers have rows of different sizes.
   qjl = {.bits = 64, .first_layers = 1, .first_bits = 136, .channels = 0, .group_size = 16, .buffer = 4};
   leaves(qjl, "qjl(bits=64, first_layers=1, first_bits=136, channels=0, group=16, buffer=4)", small);
-  qjl = {.channels = 4, .group_size = 1, .buffer = 16};
-  CHECK(make_cache<Cuda>(small, recipe(qjl)).status() == Status::invalid_argument);
+  // Strong channels of each slot by itself.
+  CHECK(make_cache<Cuda>(small, recipe(quant::Qjl{.group_size = 1})).status() == Status::invalid_argument);
 }
