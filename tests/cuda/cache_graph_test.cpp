@@ -90,3 +90,11 @@ TEST_CASE("cuda cache retrieves: what walks hold is what they would choose") {
   };
   CHECK(answer(Walks<retrieve::WhenAsked>{}, false) == answer(Walks<retrieve::EveryCall>{}, true));
 }
+TEST_CASE("cuda cache retrieves: a graph that kernels have no room for is refused") {
+  const CacheShape shape{.q_heads = 2, .kv_heads = 1, .head_dim = 16};
+  const auto made = [&](const retrieve::KeyGraph& graph) { return make_cache<Cuda>(shape, recipe(Walks<retrieve::EveryCall>{graph})).status(); };
+  CHECK(made({128, 256, 1024, 256}) == Status::ok);
+  for (const retrieve::KeyGraph& graph : {retrieve::KeyGraph{129, 16, 3, 2}, retrieve::KeyGraph{0, 16, 3, 2}, retrieve::KeyGraph{4, 257, 3, 2}, retrieve::KeyGraph{4, 0, 3, 2},
+                                          retrieve::KeyGraph{4, 16, 1025, 2}, retrieve::KeyGraph{4, 16, 0, 2}, retrieve::KeyGraph{4, 16, 3, 257}, retrieve::KeyGraph{4, 16, 3, 0}})
+    CHECK(made(graph) == Status::not_supported);
+}

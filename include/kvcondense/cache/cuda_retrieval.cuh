@@ -42,7 +42,7 @@ class CudaRetrieval {
     if (!pipeline_.composes()) return Status::incompatible;
     const index_t unit = pipeline_.partition.size(), row = pipeline_.summary.size();
     const bool whole = scores_slots || (row <= unit && unit % row == 0);  // a unit is rows of the index, none of which it shares
-    if (!whole || (!raw && pipeline_.read_at() != retrieve::Positions::stored)) return Status::not_supported;
+    if (!whole || !summary_fits(pipeline_.summary) || (!raw && pipeline_.read_at() != retrieve::Positions::stored)) return Status::not_supported;
     learns_ = Learning::learns(pipeline_, shape);
     if ((holds() && loses) || (learns_ && (raw || !Learning::there))) return Status::not_supported;
     if (const Status s = watching_.make(shape, memory); s != Status::ok) return s;
