@@ -59,6 +59,7 @@ void Cache<B, R>::join_rows(Layer& l, index_t h, TensorView<const T, 3> keys, Te
       k[control_.at] = 0.0f;
     }
     cache::bring_into_range(k, dim, shape_.dtype, head.repaired);
+    cache::bring_into_range(v, shape_.values(), shape_.dtype, head.repaired);
     head.keys.append({k, 1, dim}, t < sinks);
     head.values.append({v, 1, shape_.values()}, t < sinks);
   }

@@ -71,6 +71,19 @@ struct PagedSummaries {
   KVCONDENSE_HD index_t count(index_t head) const { return counts == nullptr ? 0 : counts[head]; }
 };
 
+/// Slots whose tokens the slot behind them holds too, as those of tokens that no step has seen may: a query that sees the one does not see the other.
+/// Number i of a head: whether the slot of its pending token i holds what the slot in front of it held.
+struct PassedSlots {
+  HeadNumbers<const std::uint8_t> passed{};  ///< null: there are none
+  index_t pending = 0;
+
+  /// From a query that sees so many of the head's slots.
+  KVCONDENSE_HD bool hides(index_t head, index_t slot, index_t slots, index_t visible) const {
+    const index_t next = slot + 1 - (slots - pending);
+    return passed.data != nullptr && next >= 0 && slot + 1 < visible && passed.row(head)[next] != 0;
+  }
+};
+
 /// How raw keys turn as they are read: the key of slot j by j positions, see RopeTable, of which these are the numbers.
 struct KeyTurn {
   const float* fine = nullptr;    ///< null: keys are stored as attention compares them
@@ -93,6 +106,7 @@ struct PagedHeads {
   PagedScalars scalars{};
   PagedSummaries summaries{};
   KeyTurn turn{};
+  PassedSlots passed{};
 };
 
 }  // namespace kvcondense::prim
