@@ -579,9 +579,9 @@ constexpr Entry entries[] = {
     stage_entry<quant::Comet>(
         "Stores keys per channel and values per token in 4 bits: a COMET-like cache.",
         comet_fields),
-    stage_entry<GearText>(
+    on_cpu_alone(stage_entry<GearText>(
         "Stores keys and values in few bits, and beside them the outliers and a low-rank part of the error.",
-        gear_fields, gear_aliases),
+        gear_fields, gear_aliases)),
     stage_entry<quant::Fp8>("Stores numbers as floats of eight bits.", fp8_fields),
     stage_entry<quant::Mx>("Stores numbers in the OCP microscaling formats: blocks of 32 with a "
                            "power of two as scale.",
@@ -598,9 +598,9 @@ constexpr Entry entries[] = {
     stage_entry<quant::TurboQuant>("Stores a length per token and head, and the rotated direction in "
                                    "levels that suit every direction.",
                                    turboquant_fields),
-    stage_entry<ZipCacheText>("Stores the tokens that probe queries look at in more bits than the others.", zipcache_fields),
-    stage_entry<MiKVText>("Stores the tokens that an eviction policy would keep in more bits than those it would drop, and "
-                          "drops none.", mikv_fields),
+    on_cpu_alone(stage_entry<ZipCacheText>("Stores the tokens that probe queries look at in more bits than the others.", zipcache_fields)),
+    on_cpu_alone(stage_entry<MiKVText>("Stores the tokens that an eviction policy would keep in more bits than those it would drop, and "
+                                       "drops none.", mikv_fields)),
     stage_entry<quant::Qjl>("Stores of a key only the signs of its products with random directions, and its length; values per "
                             "token in 2 bits.", qjl_fields),
     stage_entry<quant::PolarRecursive>("Stores rotated keys and values as lengths of blocks and recursive angles.",

@@ -151,6 +151,9 @@ inline void every_word_is_tried(std::initializer_list<Stage> rooms, const std::s
     const auto other = elsewhere.find(word);
     const std::size_t there = tried.count(prefix + word) + (other == elsewhere.end() ? 0 : tried.count(other->second));
     CHECK(there + lacking.count(word) == 1);
+    const auto why = lacking.find(word);
+    const bool on_cuda = why == lacking.end() || why->second.rfind("nothing", 0) == 0;
+    CHECK((e->backends.find("cuda") != std::string_view::npos) == on_cuda);  // what docs/methods.md says
   }
 }
 

@@ -30,7 +30,7 @@ struct Entry {
   Stage room = Stage::evict;
   std::string_view summary;  ///< one sentence
   std::string_view source;
-  std::string_view backends = "cpu";
+  std::string_view backends = "cpu, cuda";  ///< of caches whose recipe is a type; recipes as text make caches of the CPU
   std::span<const Field> fields{};
   std::span<const Alias> aliases{};
   bool wraps = false;     ///< takes another stage of its kind: ada(snapkv(...)), hadamard(kivi4)
@@ -84,6 +84,12 @@ constexpr Entry stage_entry(std::string_view summary, std::span<const Field> fie
     else
       out.position = AnyPosition(k);
   };
+  return e;
+}
+
+/// An entry of what caches on CUDA do not have.
+constexpr Entry on_cpu_alone(Entry e) {
+  e.backends = "cpu";
   return e;
 }
 

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstdint>
 #include <span>
+#include <utility>
 
 #include <kvcondense/core/buffer.hpp>
 #include <kvcondense/core/expected.hpp>
@@ -48,7 +49,7 @@ class PrefixIndex {
     if (const Status s = p.nodes_.resize(blocks); s != Status::ok) return s;
     if (const Status s = p.tokens_.resize(blocks * block); s != Status::ok) return s;
     if (const Status s = p.table_.resize(slots, none); s != Status::ok) return s;
-    return p;
+    return Expected<PrefixIndex>(std::move(p));
   }
 
   index_t block_tokens() const { return block_; }

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstdint>
 #include <span>
+#include <utility>
 
 #include <kvcondense/core/buffer.hpp>
 #include <kvcondense/core/expected.hpp>
@@ -38,7 +39,7 @@ class RadixTree {
     RadixTree t(memory);
     t.page_ = page;
     if (const Status s = t.nodes_.resize(1); s != Status::ok) return s;
-    return t;
+    return Expected<RadixTree>(std::move(t));
   }
 
   /// Tokens stored in all edges together.

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <span>
+#include <utility>
 
 #include <kvcondense/core/buffer.hpp>
 #include <kvcondense/core/expected.hpp>
@@ -38,7 +39,7 @@ class FlashWindow {
     w.window_ = window;
     for (Buffer<index_t>* b : {&w.place_, &w.last_use_, &w.seen_})
       if (const Status s = b->resize(items, -1); s != Status::ok) return s;
-    return w;
+    return Expected<FlashWindow>(std::move(w));
   }
 
   index_t resident() const { return items_.size(); }

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstdint>
 #include <span>
+#include <utility>
 
 #include <kvcondense/core/buffer.hpp>
 #include <kvcondense/core/expected.hpp>
@@ -46,7 +47,7 @@ class PageReplacement {
     if (const Status s = r.state_.resize(pages); s != Status::ok) return s;
     if (const Status s = r.resident_.reserve(std::min(pages, capacity), true); s != Status::ok) return s;
     if (const Status s = r.evicted_.reserve(std::min(pages, capacity), true); s != Status::ok) return s;
-    return r;
+    return Expected<PageReplacement>(std::move(r));
   }
 
   /// A page is used. `predicted` is the bit of this request. Afterwards `missed()` says whether it had to be

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstdint>
 #include <span>
+#include <utility>
 
 #include <kvcondense/core/buffer.hpp>
 #include <kvcondense/core/expected.hpp>
@@ -75,7 +76,7 @@ class PagedView {
     if (const Status s = v.slots_.resize(kv_heads, slots); s != Status::ok) return s;
     v.sequence_.slots = v.slots_.data();
     if (const Status s = v.use_table(pages); s != Status::ok) return s;
-    return v;
+    return Expected<PagedView>(std::move(v));
   }
 
   /// The table has changed: the engine gave pages or took some. Refused unless it covers every slot.

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <span>
+#include <utility>
 
 #include <kvcondense/core/buffer.hpp>
 #include <kvcondense/core/expected.hpp>
@@ -34,7 +35,7 @@ class RowPool {
     if (const Status s = pool.taken_.reserve(rows, true); s != Status::ok) return s;
     (void)pool.taken_.resize(rows, 0);
     pool.free_ = rows;
-    return pool;
+    return Expected<RowPool>(std::move(pool));
   }
 
   index_t rows() const { return taken_.size(); }

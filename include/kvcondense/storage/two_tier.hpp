@@ -54,7 +54,7 @@ class TwoTier final : public PageProvider<Cpu> {
     if (const Status s = t.free_.reserve(frames + 1, true); s != Status::ok) return s;
     if (const Status s = t.table_.resize(table, -1); s != Status::ok) return s;
     for (index_t f = frames; f >= 0; --f) t.free_.append_reserved(f);
-    return t;
+    return Expected<TwoTier>(std::move(t));
   }
   TwoTier(TwoTier&& o) noexcept = default;
   TwoTier& operator=(TwoTier&&) = delete;

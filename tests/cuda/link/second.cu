@@ -1,3 +1,4 @@
+#include <kvcondense/cpu.hpp>  // what nvcc takes beside it
 #include <kvcondense/cuda.cuh>
 
 kvcondense::Status rank_elsewhere(kvcondense::Context<kvcondense::Cuda>& ctx, kvcondense::RaggedView<const float> scores,

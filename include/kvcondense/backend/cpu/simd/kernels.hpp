@@ -1,5 +1,9 @@
 #pragma once
 
+#if defined(__CUDACC__)  // nvcc hands the host compiler's pragmas on, and warns of each
+#pragma nv_diagnostic push
+#pragma nv_diag_suppress 1675
+#endif
 #include <kvcondense/backend/cpu/simd/avx2.hpp>
 #include <kvcondense/backend/cpu/simd/avx512.hpp>
 #include <kvcondense/backend/cpu/simd/choose.hpp>
@@ -8,6 +12,10 @@
 #include <kvcondense/backend/cpu/simd/portable.hpp>
 #include <kvcondense/backend/cpu/simd/rank_kernels.hpp>
 #include <kvcondense/backend/cpu/simd/vnni.hpp>
+
+#if defined(__CUDACC__)
+#pragma nv_diagnostic pop
+#endif
 
 // What choose.hpp declares.
 namespace kvcondense::prim::cpu {
