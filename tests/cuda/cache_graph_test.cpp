@@ -16,6 +16,19 @@ namespace {
 constexpr retrieve::RetrievalAttention method{.tokens = 12, .sinks = 2, .local = 6, .degree = 4, .beam = 16, .hubs = 3, .hub_keys = 2};
 const std::string text = cuda_cache::setting("retrieval_attention");
 
+/// A graph of other bounds than the method's, which a prompt's last query or every call asks.
+template <class Schedule>
+struct Walks {
+  static constexpr Descriptor about{"walks", Stage::retrieve, ""};
+  static constexpr retrieve::KeyState keys = retrieve::KeyState::rotated;
+  retrieve::KeyGraph graph{4, 16, 3, 2};
+  constexpr auto pipeline() const {
+    return retrieve::Pipeline{retrieve::Tokens{}, graph, retrieve::EachQuery{}, retrieve::PlainScore{}, retrieve::ByHeads{retrieve::Heads::each}, retrieve::TopVisited{9},
+                              retrieve::KeepEnds{2, 3}, Schedule{}, retrieve::Aggregate::last};
+  }
+  Status validate(const CacheShape&) const { return Status::ok; }
+};
+
 }  // namespace
 
 KVCONDENSE_CUDA_RETRIEVES("retrieval_attention", method)
@@ -51,4 +64,37 @@ TEST_CASE("cuda cache retrieves: a beam and hubs as large as they may be") {
             "retrieval_attention(tokens=40, sinks=2, local=6, degree=64, beam=256, hubs=20, hub_keys=256)", CacheShape{.q_heads = 2, .kv_heads = 1, .head_dim = 16, .page_slots = 16});
   pair.forward(270), pair.look();
   pair.forward(1), pair.look();
+}
+TEST_CASE("cuda cache retrieves: what walks hold is what they would choose") {
+  const CacheShape shape{.q_heads = 4, .kv_heads = 2, .head_dim = 16, .page_slots = 4};
+  constexpr index_t n = 40;
+  test::Device device;
+  std::mt19937 random(11);
+  test::OnDevice<float> q(device, cuda_cache::normal_numbers(4 * n * 16, random)), k(device, cuda_cache::normal_numbers(2 * n * 16, random));
+  test::OnDevice<float> v(device, cuda_cache::normal_numbers(2 * n * 16, random)), out(device, std::vector<float>(test::at(4 * n * 16)));
+  const auto rows = [](test::OnDevice<float>& x, index_t heads) { return dense_view(static_cast<const float*>(x.data()), heads, n, 16); };
+  const auto answer = [&](const auto& method_of, bool scores) {
+    auto c = make_cache<Cuda>(shape, recipe(method_of));
+    REQUIRE(c);
+    Context<Cuda> ctx = device.with_workspace(c->workspace_bytes(n, n));
+    REQUIRE(c->forward(ctx, 0, rows(q, 4), rows(k, 2), rows(v, 2), dense_view(out.data(), 4, n, 16), {}, Phase::prefill_end) == Status::ok);
+    test::OnDevice<float> last(device, std::vector<float>(test::at(4 * 16), 7.0f));
+    const TensorView<const float, 3> asked{q.data() + (n - 1) * 16, {4, 1, 16}, {n * 16, 16, 1}};
+    ReadCounts reads;
+    AttendOutputs measure;
+    measure.reads = &reads;
+    REQUIRE(c->attend(ctx, 0, asked, dense_view(last.data(), 4, 1, 16), measure) == Status::ok);
+    CHECK((reads.units_scored > 0) == scores);
+    CHECK(reads.slots_read == 4 * (9 + 2 + 3));
+    return last.read();
+  };
+  CHECK(answer(Walks<retrieve::WhenAsked>{}, false) == answer(Walks<retrieve::EveryCall>{}, true));
+}
+TEST_CASE("cuda cache retrieves: a graph that kernels have no room for is refused") {
+  const CacheShape shape{.q_heads = 2, .kv_heads = 1, .head_dim = 16};
+  const auto made = [&](const retrieve::KeyGraph& graph) { return make_cache<Cuda>(shape, recipe(Walks<retrieve::EveryCall>{graph})).status(); };
+  CHECK(made({128, 256, 1024, 256}) == Status::ok);
+  for (const retrieve::KeyGraph& graph : {retrieve::KeyGraph{129, 16, 3, 2}, retrieve::KeyGraph{0, 16, 3, 2}, retrieve::KeyGraph{4, 257, 3, 2}, retrieve::KeyGraph{4, 0, 3, 2},
+                                          retrieve::KeyGraph{4, 16, 1025, 2}, retrieve::KeyGraph{4, 16, 0, 2}, retrieve::KeyGraph{4, 16, 3, 257}, retrieve::KeyGraph{4, 16, 3, 0}})
+    CHECK(made(graph) == Status::not_supported);
 }

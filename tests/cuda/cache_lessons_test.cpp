@@ -6,6 +6,7 @@
 #include <random>
 #include <span>
 #include <string>
+#include <type_traits>
 #include <vector>
 
 #include <kvcondense/retrieve/infinigen.hpp>
@@ -15,21 +16,26 @@
 #include <kvcondense/retrieve/squeezed.hpp>
 #include <support/byte_list.hpp>
 
-#include "cache_methods.hpp"
+#include "cache_retrieval.hpp"
 
 using namespace kvcondense;
+using cuda_cache::of;
 using cuda_cache::Pair;
 
 namespace {
 
 constexpr CacheShape shape{.q_heads = 6, .kv_heads = 2, .head_dim = 16, .page_slots = 4};
 constexpr retrieve::Squeezed squeezed{.clusters = 0.3, .coarse = 0.1, .observe = 5, .iterations = 3};
+constexpr retrieve::RetrievalAttention graph{.tokens = 12, .sinks = 2, .local = 6, .degree = 4, .beam = 16, .hubs = 3, .hub_keys = 2};
+retrieve::InfiniGen infinigen(const any::ModelFacts& facts) { return {.query_axes = facts.query_axes, .part = 0.3, .alpha = 1.0, .dense_layers = 0}; }
 
-template <class R>
-void in_every_order(const R& method, const std::string& text, const any::ModelFacts& facts = {}) {
+template <class Make>
+void in_every_order(Make&& make, const std::string& text) {
   INFO(text);
   test::each_way([&] {
-    Pair pair(method, text, shape, facts);
+    test::Device device;
+    const cuda_cache::Model model(device, shape);
+    Pair pair(make(model.on_device()), text, shape, model.on_host());
     pair.forward(40);
     for (int i = 0; i < 2; ++i) pair.forward(1), pair.look();
   });
@@ -45,20 +51,19 @@ Status feed(C& c, Context<Cuda>& ctx, test::OnDevice<float>& x, index_t at, inde
 }  // namespace
 
 TEST_CASE("cuda cache lessons: the same in every order of threads and blocks") {
-  in_every_order(recipe(squeezed), "squeezed(clusters=30%, coarse=10%, observe=5, iterations=3)");
-  in_every_order(recipe(retrieve::PqCache{.bits = 3, .iterations = 3, .keep = 0.4, .sinks = 2}), cuda_cache::setting("pqcache"));
-  in_every_order(recipe(retrieve::SparQ{.channels = 5, .tokens = 20}), cuda_cache::setting("sparq"));
-  in_every_order(recipe(retrieve::RetrievalAttention{.tokens = 12, .sinks = 2, .local = 6, .degree = 4, .beam = 16, .hubs = 3, .hub_keys = 2}),
-                 cuda_cache::setting("retrieval_attention"));
-  test::Device device;
-  const cuda_cache::Model model(device, shape);
-  const std::string text = cuda_cache::setting("infinigen");
-  Pair pair(recipe(retrieve::InfiniGen{.query_axes = model.on_device().query_axes, .part = 0.3, .alpha = 1.0, .dense_layers = 0}), text, shape, model.on_host());
-  pair.forward(40);
-  for (int i = 0; i < 2; ++i) pair.forward(1), pair.look();
+  in_every_order(of(squeezed), "squeezed(clusters=30%, coarse=10%, observe=5, iterations=3)");
+  in_every_order(of(retrieve::PqCache{.bits = 3, .iterations = 3, .keep = 0.4, .sinks = 2}), cuda_cache::setting("pqcache"));
+  in_every_order(of(retrieve::SparQ{.channels = 5, .tokens = 20}), cuda_cache::setting("sparq"));
+  in_every_order(of(graph), cuda_cache::setting("retrieval_attention"));
+  in_every_order([](const any::ModelFacts& facts) { return recipe(infinigen(facts)); }, cuda_cache::setting("infinigen"));
 }
 
-TEST_CASE("cuda cache lessons: a prompt that is refused teaches nothing") {
+namespace {
+
+/// A prompt whose step gets too little scratch, or no memory: nothing is learned, and the next one teaches what it would have. `room(pipeline)`: what
+/// is too little.
+template <class Method, class Room>
+void teaches_or_not(const Method& method, Room&& room) {
   test::RefusingMemory memory(1 << 20);
   test::Device device;
   std::mt19937 random(3);
@@ -69,8 +74,8 @@ TEST_CASE("cuda cache lessons: a prompt that is refused teaches nothing") {
     return file.bytes;
   };
   {
-    auto refused = make_cache<Cuda>(shape, recipe(squeezed), memory);
-    auto plain = make_cache<Cuda>(shape, recipe(squeezed));
+    auto refused = make_cache<Cuda>(shape, recipe(method), memory);
+    auto plain = make_cache<Cuda>(shape, recipe(method));
     REQUIRE(refused);
     REQUIRE(plain);
     Context<Cuda> ctx = device.with_workspace(plain->workspace_bytes(64, 40));
@@ -79,8 +84,7 @@ TEST_CASE("cuda cache lessons: a prompt that is refused teaches nothing") {
     queries.queries = {x.data(), {6, 40, 16}, {64 * 16, 16, 1}};
     const TensorView<const float, 3> rows{x.data(), {2, 40, 16}, {64 * 16, 16, 1}};
     REQUIRE(plain->append(ctx, 0, rows, rows) == Status::ok);
-    const std::size_t lesson = prim::KeyClusters::fit_bytes(cache::CudaUnitSummary<retrieve::KeyClusters>::plan(squeezed.pipeline().summary, 40), 40, 16, 3);
-    Context<Cuda> small = device.context().with_workspace(ctx.workspace().first(lesson));
+    Context<Cuda> small = device.context().with_workspace(ctx.workspace().first(room(method.pipeline())));
     REQUIRE(plain->step(small, 0, queries, Phase::prefill_end) == Status::workspace_too_small);
     REQUIRE(plain->pending() == 40);
     REQUIRE(plain->step(ctx, 0, queries, Phase::prefill_end) == Status::ok);
@@ -105,6 +109,20 @@ TEST_CASE("cuda cache lessons: a prompt that is refused teaches nothing") {
   CHECK(memory.out == 0);
 }
 
+}  // namespace
+
+TEST_CASE("cuda cache lessons: a prompt that is refused teaches nothing") {
+  teaches_or_not(squeezed, [](const auto& p) {
+    return prim::KeyClusters::fit_bytes(cache::CudaUnitSummary<retrieve::KeyClusters>::plan(p.summary, 40), 40, 16, 3);
+  });
+  const auto half = [](const auto& p) { return cache::CudaLearning<std::remove_cvref_t<decltype(p)>>::fit_bytes(p, shape, 40) / 2; };
+  teaches_or_not(retrieve::PqCache{.bits = 3, .iterations = 3, .keep = 0.4, .sinks = 2}, half);
+  test::Device device;
+  const cuda_cache::Model model(device, shape);
+  teaches_or_not(infinigen(model.on_device()), half);
+  teaches_or_not(graph, half);
+}
+
 TEST_CASE("cuda cache lessons: a prompt's end has to say its queries, where they teach") {
   test::Device device;
   std::mt19937 random(3);
@@ -120,6 +138,8 @@ TEST_CASE("cuda cache lessons: a prompt's end has to say its queries, where they
     return s;
   };
   CHECK(without_queries(squeezed) == Status::missing_input);
+  CHECK(without_queries(graph) == Status::missing_input);
+  CHECK(without_queries(infinigen(cuda_cache::Model(device, shape).on_device())) == Status::missing_input);
   CHECK(without_queries(retrieve::PqCache{.bits = 3, .keep = 0.4, .sinks = 2}) == Status::ok);
 }
 

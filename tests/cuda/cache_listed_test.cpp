@@ -2,6 +2,7 @@
 // slots, raw keys at the places of a list.
 
 #include <kvcondense/position/reindex.hpp>
+#include <kvcondense/position/rerotate.hpp>
 #include <kvcondense/retrieve/a2ats.hpp>
 #include <kvcondense/retrieve/landmark.hpp>
 #include <kvcondense/retrieve/magicpig.hpp>
@@ -41,3 +42,10 @@ void of_raw_keys(const std::string& word, Make&& make, bool every) {
 
 KVCONDENSE_CUDA_RETRIEVES_RAW("rekv", retrieve::ReKv{.frame = 5, .frames = 3, .init = 2, .question = 8})
 KVCONDENSE_CUDA_RETRIEVES_RAW("a2ats", retrieve::A2ats{.key_codes = facts.key_codes, .key_metric = facts.key_metric, .share = 0.1, .sinks = 2, .local = 5, .distance = 30})
+
+TEST_CASE("cuda cache retrieves: queries at one distance, of keys that come rotated") {
+  const CacheShape shape{.layers = 2, .q_heads = 6, .kv_heads = 2, .head_dim = 64, .dtype = DType::f32, .page_slots = 16};
+  parity([](const any::ModelFacts& facts) {
+    return recipe(position::Rerotate{}, retrieve::A2ats{.key_codes = facts.key_codes, .key_metric = facts.key_metric, .share = 0.1, .sinks = 2, .local = 5, .distance = 30});
+  }, "rerotate + " + cuda_cache::setting("a2ats"), shape, false, 7e-5f, 1e-5f);
+}

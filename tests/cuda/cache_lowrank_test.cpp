@@ -1,6 +1,5 @@
 // Caches on CUDA whose low-rank stage stores keys and values as coordinates, beside those of the CPU.
 
-#include <cmath>
 #include <map>
 #include <string>
 #include <string_view>
@@ -114,37 +113,6 @@ TEST_CASE("cuda cache: what coordinates are not made for is refused") {
   CHECK(status(lowrank::Pca{.bases = bases}, quant::Kivi<2>{.group_size = 32, .residual_window = 32}) == Status::not_supported);  // groups along slots
   // Codes of heads of their own ranks.
   CHECK(status(lowrank::Pca{.rule = lowrank::RankRule::table, .bases = bases}, quant::GroupInt<4>{.group_size = 16}) == Status::not_supported);
-}
-
-TEST_CASE("cuda cache: coordinates of a row that is not finite are counted once, and memory for too little of them is refused") {
-  const CacheShape one{.q_heads = 2, .kv_heads = 1, .head_dim = 64, .dtype = DType::f32};
-  const RandomModel facts(one);
-  Pair pair(recipe(lowrank::Pca{.window = 0, .bases = facts.facts().bases}), "pca(window=0)", one, facts.facts());
-  std::vector<std::byte> scratch(pair.on_host().workspace_bytes(128, 128));
-  Context<Cpu> cpu(scratch);
-  Context<Cuda> ctx = pair.device().with_workspace(pair.on_device().workspace_bytes(8, 8));
-  const auto view = [](const float* x) { return dense_view(x, 1, 1, 64); };
-  std::vector<float> rows(64, 3e38f);  // sums of such are not finite
-  {
-    test::OnDevice<float> there(pair.device(), rows);
-    REQUIRE(pair.on_host().append(cpu, 0, view(rows.data()), view(rows.data())) == Status::ok);
-    REQUIRE(pair.on_device().append(ctx, 0, view(there.data()), view(there.data())) == Status::ok);
-    REQUIRE(pair.on_host().step(cpu, 0) == Status::ok);
-    REQUIRE(pair.on_device().step(ctx, 0) == Status::ok);
-    pair.compare_reports();
-  }
-  const index_t before = pair.on_device().report(pair.device())->repaired_numbers;
-  rows.assign(64, 0.5f), rows[7] = NAN;
-  test::OnDevice<float> there(pair.device(), rows);
-  REQUIRE(pair.on_device().append(ctx, 0, view(there.data()), view(there.data())) == Status::ok);
-  REQUIRE(pair.on_device().step(ctx, 0) == Status::ok);
-  CHECK(pair.on_device().report(pair.device())->repaired_numbers == before + 2);  // one of keys, one of values
-  test::OnDevice<float> out(pair.device(), std::vector<float>(128));
-  const auto queries = dense_view(static_cast<const float*>(there.data()), 1, 1, 64);
-  Context<Cuda> little = pair.device().with_workspace(64);
-  const TensorView<const float, 3> both{queries.data, {2, 1, 64}, {0, 64, 1}};
-  CHECK(pair.on_device().attend(little, 0, both, dense_view(out.data(), 2, 1, 64)) == Status::workspace_too_small);
-  CHECK(pair.on_device().attend(ctx, 0, both, dense_view(out.data(), 2, 1, 64), {}, prim::AttendMath::halves) == Status::not_supported);
 }
 
 TEST_CASE("cuda cache: every low-rank stage is tried, or it is said what lacks") {

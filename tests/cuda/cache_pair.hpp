@@ -170,8 +170,8 @@ class Pair {
     compare();
   }
 
-  /// Tokens of which nobody asks anything.
-  void fill(index_t tokens) {
+  /// Tokens that no step has seen.
+  void append(index_t tokens) {
     for (index_t layer = 0; layer < shape_.layers; ++layer) {
       const std::vector<float> k = normal_numbers(shape_.kv_heads * tokens * shape_.head_dim, random_);
       const std::vector<float> v = normal_numbers(shape_.kv_heads * tokens * shape_.values(), random_);
@@ -180,29 +180,46 @@ class Pair {
       std::vector<std::byte> scratch = host_scratch(tokens);
       Context<Cpu> cpu(scratch);
       REQUIRE(host_.append(cpu, layer, keys(k.data()), values(v.data())) == Status::ok);
-      REQUIRE(host_.step(cpu, layer) == Status::ok);
       test::OnDevice<float> dk(*device_, k), dv(*device_, v);
       Context<Cuda> ctx = device_->with_workspace(device_cache_.workspace_bytes(longest() + tokens, tokens));
       REQUIRE(device_cache_.append(ctx, layer, keys(dk.data()), values(dv.data())) == Status::ok);
+    }
+    compare();
+  }
+  /// Tokens of which nobody asks anything.
+  void fill(index_t tokens) {
+    append(tokens);
+    for (index_t layer = 0; layer < shape_.layers; ++layer) {
+      std::vector<std::byte> scratch = host_scratch(tokens);
+      Context<Cpu> cpu(scratch);
+      REQUIRE(host_.step(cpu, layer) == Status::ok);
+      Context<Cuda> ctx = device_->with_workspace(device_cache_.workspace_bytes(longest(), tokens));
       REQUIRE(device_cache_.step(ctx, layer) == Status::ok);
     }
     compare();
   }
-
-  /// One more query of every layer, between steps: the same slots are read, and attention tells the same of them. `change(q)`: what else becomes of
-  /// the queries. Returns the counts of the last layer.
-  ReadCounts look(float within = near) {
-    return look(within, [](std::vector<float>&) {});
+  /// Drafts that ask together, and are taken back: see `look`.
+  ReadCounts draft(index_t tokens, float within = near) {
+    append(tokens);
+    const ReadCounts reads = look(within, tokens);
+    truncate(host_.length(0) - tokens);
+    return reads;
   }
-  template <class Change>
-  ReadCounts look(float within, Change&& change) {
+
+  /// One more query of every layer, or of so many pending tokens together, between steps: the same slots are read, and attention tells the same of them.
+  /// `change(q)`: what else becomes of the queries. Returns the counts of the last layer.
+  ReadCounts look(float within = near, index_t tokens = 1) {
+    return look(within, [](std::vector<float>&) {}, tokens);
+  }
+  template <std::invocable<std::vector<float>&> Change>
+  ReadCounts look(float within, Change&& change, index_t tokens = 1) {
     ReadCounts last;
     for (index_t layer = 0; layer < shape_.layers; ++layer) {
-      std::vector<float> q = normal_numbers(shape_.q_heads * shape_.head_dim, random_);
+      std::vector<float> q = normal_numbers(shape_.q_heads * tokens * shape_.head_dim, random_);
       change(q);
       const index_t total = host_.total_slots(layer), room = longest() + 2;
       const auto slots = at(total);
-      std::vector<float> out(at(shape_.q_heads * shape_.values())), lse(at(shape_.q_heads)), mass(slots);
+      std::vector<float> out(at(shape_.q_heads * tokens * shape_.values())), lse(at(shape_.q_heads * tokens)), mass(slots);
       std::vector<SlotRun> runs[2];
       std::vector<index_t> count[2];
       ReadCounts reads[2];
@@ -211,16 +228,16 @@ class Pair {
         runs[side].resize(at(shape_.q_heads * room)), count[side].resize(at(shape_.q_heads));
         measure[side].reads = &reads[side], measure[side].runs = {runs[side].data(), room, count[side].data()};
       }
-      measure[0].mass = host_.ragged(layer, mass.data()), measure[0].lse = dense_view(lse.data(), shape_.q_heads, 1);
-      std::vector<std::byte> scratch = host_scratch(1);
+      measure[0].mass = host_.ragged(layer, mass.data()), measure[0].lse = dense_view(lse.data(), shape_.q_heads, tokens);
+      std::vector<std::byte> scratch = host_scratch(tokens);
       Context<Cpu> cpu(scratch);
-      const auto queries = [&](const float* x) { return dense_view(x, shape_.q_heads, 1, shape_.head_dim); };
-      const auto outs = [&](float* x) { return dense_view(x, shape_.q_heads, 1, shape_.values()); };
+      const auto queries = [&](const float* x) { return dense_view(x, shape_.q_heads, tokens, shape_.head_dim); };
+      const auto outs = [&](float* x) { return dense_view(x, shape_.q_heads, tokens, shape_.values()); };
       REQUIRE(host_.attend(cpu, layer, queries(q.data()), outs(out.data()), measure[0]) == Status::ok);
       test::OnDevice<float> dq(*device_, q), dout(*device_, std::vector<float>(out.size(), NAN)), dlse(*device_, std::vector<float>(lse.size(), NAN));
       test::OnDevice<float> dmass(*device_, std::vector<float>(mass.size(), NAN));
-      measure[1].mass = device_cache_.ragged(layer, dmass.data()), measure[1].lse = dense_view(dlse.data(), shape_.q_heads, 1);
-      Context<Cuda> ctx = device_->with_workspace(device_cache_.workspace_bytes(longest(), 1));
+      measure[1].mass = device_cache_.ragged(layer, dmass.data()), measure[1].lse = dense_view(dlse.data(), shape_.q_heads, tokens);
+      Context<Cuda> ctx = device_->with_workspace(device_cache_.workspace_bytes(longest(), tokens));
       REQUIRE(device_cache_.attend(ctx, layer, queries(dq.data()), outs(dout.data()), measure[1]) == Status::ok);
       for (index_t h = 0; h < shape_.q_heads; ++h) {
         REQUIRE(count[1][at(h)] == count[0][at(h)]);
@@ -240,7 +257,7 @@ class Pair {
       close(dout.read(), out), close(dlse.read(), lse), close(dmass.read(), mass);
       float drawn = 0.0f;
       for (const float x : mass) drawn += x;
-      if (total > 0 && device_cache_.mass_rows(1) > 0) REQUIRE_FALSE(drawn <= 0.0f);
+      if (total > 0 && device_cache_.mass_rows(tokens) > 0) REQUIRE_FALSE(drawn <= 0.0f);
       last = reads[1];
     }
     return last;

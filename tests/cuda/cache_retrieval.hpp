@@ -42,8 +42,9 @@ void parity(Make&& make, const std::string& text, const CacheShape& shape, bool 
   forward(pair, 20, Phase::prefill_chunk);
   forward(pair, 29, Phase::prefill_end);
   for (int i = 0; i < 4; ++i) forward(pair, 1);
-  forward(pair, 3);  // several tokens that choose
-  pair.exchange();   // the index is made anew from a file
+  forward(pair, 3);      // several tokens that choose
+  pair.draft(3, near);   // the same, told what they read
+  pair.exchange();       // the index is made anew from a file
   pair.look(near);
   if (!moves) pair.truncate(41), pair.look(near), forward(pair, 2);
   pair.remove(7, 13);

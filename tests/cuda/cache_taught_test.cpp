@@ -1,5 +1,9 @@
 // Retrieval stages in a cache on CUDA that learn from a prompt: centroids, clusters with thresholds, columns of a basis.
 
+#include <vector>
+
+#include <kvcondense/budget/head_table.hpp>
+#include <kvcondense/budget/ratio.hpp>
 #include <kvcondense/evict/h2o.hpp>
 #include <kvcondense/quant/group_int.hpp>
 #include <kvcondense/retrieve/infinigen.hpp>
@@ -31,7 +35,7 @@ void taught(Make&& make, const std::string& text, const CacheShape& shape, bool 
   forward(pair, 34, Phase::prefill_end);
   CHECK(pair.look(near).units_scored > 0);
   for (int i = 0; i < 3; ++i) forward(pair, 1);
-  forward(pair, 3);
+  forward(pair, 3), pair.draft(2, near);
   pair.exchange();  // lessons are the file's, codes are made anew
   pair.look(near);
   forward(pair, 20, Phase::prefill_end);  // they stay
@@ -75,4 +79,28 @@ TEST_CASE("cuda cache retrieves: what a prompt teaches where slots leave, and of
          "h2o(heavy=30, recent=20) + squeezed(clusters=20%, observe=6, iterations=3)", cuda_cache::shapes()[0], true);
   taught(of(quant::GroupInt<2>{.group_size = 16, .residual_window = 6}, retrieve::PqCache{.bits = 3, .iterations = 3, .keep = 0.4, .sinks = 2}),
          "group_int(bits=2, group_size=16, residual_window=6) + pqcache(bits=3, iterations=3, keep=40%, sinks=2)", cuda_cache::shapes()[0], false, 4e-4f);
+}
+TEST_CASE("cuda cache retrieves: a prompt teaches the heads that keep enough of it, the next one the others") {
+  const CacheShape shape{.q_heads = 4, .kv_heads = 2, .head_dim = 32, .page_slots = 8};
+  const std::vector<float> shares{0.15f, 0.85f};
+  any::ModelFacts facts;
+  facts.shares = {shares.data(), 1, 2};
+  constexpr retrieve::Squeezed method{.clusters = 0.3, .observe = 16, .iterations = 3};
+  Pair pair(recipe(budget::HeadTableBudget{budget::Ratio{evict::H2O{.heavy = 20, .recent = 8}, 0.5}, 1.01, facts.shares}, method),
+            "head_table(ratio(h2o(heavy=20, recent=8), keep=50%), beta=1.01) + squeezed(clusters=30%, observe=16, iterations=3)", shape, facts);
+  const auto forward = [&](auto& to, index_t tokens, Phase phase = Phase::automatic) { to.forward(tokens, prim::AttendMath::f32, pair.near, phase), to.look(), to.draft(2); };
+  const auto short_heads = [&] { return (pair.on_host().slots(0, 0) <= method.observe) + (pair.on_host().slots(0, 1) <= method.observe); };
+  forward(pair, 40, Phase::prefill_end);
+  CHECK(short_heads() == 1);
+  const index_t scored = pair.look().units_scored;
+  CHECK(scored > 0);
+  for (int i = 0; i < 2; ++i) forward(pair, 1);
+  pair.exchange(), pair.look();  // one head of the file knows nothing
+  auto fork = pair.fork();
+  for (auto* p : {&pair, &fork}) forward(*p, 60, Phase::prefill_end);
+  CHECK(short_heads() == 0);
+  CHECK(pair.look().units_scored > scored);
+  pair.exchange(), pair.look();
+  forward(pair, 1);
+  pair.compare_reports();
 }

@@ -6,6 +6,7 @@
 
 #include <kvcondense/evict/sink_window.hpp>
 #include <kvcondense/position/reindex.hpp>
+#include <kvcondense/position/rerotate.hpp>
 #include <kvcondense/quant/kivi.hpp>
 #include <kvcondense/retrieve/infllm.hpp>
 
@@ -37,6 +38,11 @@ TEST_CASE("cuda cache retrieves: what slots drew stays with them, beside evictio
   parity(of(evict::SinkWindow{.recent = 36, .sinks = 3}, position::Reindex{}, method), "sink_window(recent=36, sinks=3) + reindex + " + text, shape, true, 5e-5f);
   parity(of(position::Reindex{}, quant::Kivi<4>{.group_size = 16, .residual_window = 16}, method), "reindex + kivi(bits=4, group_size=16, residual_window=16) + " + text, shape,
          false, 4e-4f);
+}
+
+TEST_CASE("cuda cache retrieves: blocks behind a window, of keys that come rotated") {
+  const CacheShape shape{.layers = 2, .q_heads = 6, .kv_heads = 2, .head_dim = 64, .dtype = DType::f32, .page_slots = 16};
+  parity(of(position::Rerotate{}, method), "rerotate + " + cuda_cache::setting("infllm"), shape, false, 7e-5f, 1e-5f);
 }
 
 TEST_CASE("cuda cache retrieves: steps of more tokens than are told of together, and queries that are no numbers") {

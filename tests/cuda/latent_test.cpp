@@ -2,6 +2,8 @@
 
 #include <string>
 
+#include <kvcondense/evict/sink_window.hpp>
+#include <kvcondense/lowrank/eigen_attention.hpp>
 #include <kvcondense/lowrank/online_pca.hpp>
 #include <kvcondense/lowrank/palu.hpp>
 #include <kvcondense/lowrank/pca.hpp>
@@ -39,4 +41,7 @@ TEST_CASE("cuda: keys and values of small heads as coordinates, in bases that ar
   live("palu(keep=10%, tile=1, window=3) + reindex", model.facts(), lowrank::Palu{.keep = 0.1, .tile = 1, .window = 3, .bases = model.facts().bases}, position::Reindex{});
   live("online_pca(tile=1, window=2, least=8)", model.facts(), lowrank::OnlinePca{.tile = 1, .window = 2, .least = 8});
   live("think(recent=2, least=8)", model.facts(), lowrank::Think{.recent = 2, .least = 8});
+  // Heads of their own ranks, of which slots leave.
+  live("sink_window(sinks=2, recent=10) + eigen_attention(rule=table, window=3)", model.facts(), evict::SinkWindow{.recent = 10, .sinks = 2},
+       lowrank::EigenAttention{.rule = lowrank::RankRule::table, .window = 3, .bases = model.facts().bases});
 }

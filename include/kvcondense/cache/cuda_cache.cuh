@@ -50,7 +50,8 @@ class Cache;
 /// Cost     append, attend and step enqueue on the context's stream. The host waits where tables grow or many pages go back, and
 ///          where a step meets the one before of the same layer that is not done yet; how many slots stay it knows itself, but for budgets and
 ///          selections that scores decide, sets that a merge method finds among slots that stay, and which slots leave where codes share parameters along slots
-///          (KIVI's keys), and maps of rows that are found from the first of them: these are waited for when they act. A call of `attend` that chooses what it reads waits for the one before of the same layer.
+///          (KIVI's keys), and maps of rows that are found from the first of them: these are waited for when they act. A call of `attend` that chooses what it
+///          reads waits for the one before of the same layer, and for the step before where it chooses by what came in prompts.
 /// Numbers  pages are those of Cache<Cpu, R>. Attention differs in the last bits, so scores that are that close may be ranked
 ///          otherwise; equal scores are ranked alike. What `append` on the CPU refuses, numbers that the stored type cannot
 ///          hold, is stored as Inf or NaN here and counted once in the report.

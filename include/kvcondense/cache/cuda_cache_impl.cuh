@@ -147,11 +147,14 @@ Status Cache<Cuda, R>::run_step(Context<Cuda>& ctx, index_t layer, const StepInp
   const index_t prompt = view.phase == Phase::prefill_chunk || view.phase == Phase::prefill_end ? l.counters.seen : l.counters.prompt;
   // Not where `choose` has its own: its kernels may still read those when the host writes these.
   const bool sets = finds_sets(view);
+  const auto index_room = static_cast<index_t>(retrieval_.step_steering_bytes(shape()));
+  const std::span<std::byte> index_steering{scratch.take_steering<std::byte>(index_room), static_cast<std::size_t>(index_room)};
   const auto fold_room = static_cast<index_t>(fold_steering_bytes());
   const std::span<std::byte> fold_steering{scratch.take_steering<std::byte>(fold_room), static_cast<std::size_t>(fold_room)};
   std::span<std::byte> fold_words;
   const auto stays = [&](index_t h) { return kept.size(h); };
   const auto act = [&]() -> Status {
+    [[maybe_unused]] Scratch of_index(scratch.rest(), index_steering);
     if (fires) {
       if (const Status s = pipeline_.choose(ctx, view, own, keep, scratch); s != Status::ok) return s;
       if (const Status s = count_kept(ctx, view, keep, kept, leaves); s != Status::ok) return s;
@@ -164,7 +167,7 @@ Status Cache<Cuda, R>::run_step(Context<Cuda>& ctx, index_t layer, const StepInp
       if (const Status s = count_left(ctx, view, keep, kept, leaves); s != Status::ok) return s;
     moved = leaves || l.unsettled();
     if constexpr (retrieves)
-      if (const Status s = retrieval_.reserve(ctx, layer, l, shape(), stays, leaves, fold_.active && (leaves || sets), keep, scratch, change); s != Status::ok) return s;
+      if (const Status s = retrieval_.reserve(ctx, layer, l, shape(), stays, leaves, fold_.active && (leaves || sets), keep, of_index, change); s != Status::ok) return s;
     // A turn may change numbers of slots though nothing leaves, and code what `remove` has left though nothing is pending.
     if (moved || l.counters.pending > 0 || plan_.lanes > 0) {
       if (const Status s = l.reserve_codes(ctx, leaves, true, kept); s != Status::ok) return s;
@@ -181,7 +184,7 @@ Status Cache<Cuda, R>::run_step(Context<Cuda>& ctx, index_t layer, const StepInp
       const index_t last = l.next_position() - 1;
       if (s == Status::ok) s = retrieval_.learn(ctx, layer, l, shape(), change, scratch);
       if (s == Status::ok) s = retrieval_.refresh(ctx, layer, l, shape(), prompt, change);
-      if (s == Status::ok) s = retrieval_.hold(ctx, layer, l, shape(), inputs.queries, query_turn(l, rows, last), view.phase, change, scratch);
+      if (s == Status::ok) s = retrieval_.hold(ctx, layer, l, shape(), inputs.queries, query_turn(l, rows, last), view.phase, change, of_index);
     }
     if (s == Status::ok) s = l.open.settle(ctx, l.counters.pending, l.counters.seen - 1);
     return s;

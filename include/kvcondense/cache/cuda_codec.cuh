@@ -103,19 +103,24 @@ class CudaCodec {
       if (state_floats() > 0) return {tables_.data() + Form::found_at, step_};
     return {};
   }
-  bool waits() const {
+  /// Whether a head that waits may find its map in a step: `may_code(head)` in it.
+  template <class May>
+  bool may_find(May&& may_code) const {
     for (index_t h = 0; h < heads_.size(); ++h)
-      if (waits(h)) return true;
+      if (waits(h) && may_code(h)) return true;
     return false;
   }
-  /// Room for `find`, which needs no memory then, where a head waits and `may_code(head)`.
-  template <class May>
-  Status reserve_finding(May&& may_code) {
-    bool finding = false;
-    for (index_t h = 0; h < heads_.size(); ++h) finding = finding || (waits(h) && may_code(h));
-    if (!finding) return Status::ok;
+  /// Room for `find` in such a step, which needs no memory then.
+  Status reserve_finding() {
     const Status s = summed_.resize(heads_.size() * finding_floats());
     return s == Status::ok ? sums_.resize(summed_.size()) : s;
+  }
+  /// Whether there is such room: from `reserve_finding` until `find`, which a refused step does not come to.
+  bool finding() const { return sums_.size() > 0; }
+  /// It goes back; only while no kernel uses it.
+  void leave_finding() {
+    summed_ = Buffer<float>(heap_memory());
+    static_cast<void>(sums_.resize(0));  // to less is never refused
   }
   /// Heads that wait get their maps by the rows that they code now, where they do. Waits for the stream: the device tells how many those are.
   Status find(Context<Cuda>& ctx, const prim::FirstRows& first, std::span<const prim::PartCounts> told) {
@@ -124,7 +129,7 @@ class CudaCodec {
     const auto now = [&](index_t h) { return waits(h) && told[static_cast<std::size_t>(h)].coded > 0; };
     index_t some = 0;
     for (index_t h = 0; h < heads_.size(); ++h) some += now(h);
-    if (some == 0) return Status::ok;
+    if (some == 0) return leave_finding(), Status::ok;
     Status s = Status::ok;
     if constexpr (finds) s = prim::FindRows::observe(ctx, first_of(codec_), first, sums_.data(), each);
     if (s == Status::ok) s = sums_.download(ctx, {summed_.data(), static_cast<std::size_t>(summed_.size())});
@@ -136,9 +141,8 @@ class CudaCodec {
       if constexpr (finds) prim::FindRows::settle(first_of(codec_), dim_, state);
       s = put_state(ctx, h, state);
     }
-    if (s != Status::ok || waits()) return s;
-    summed_ = Buffer<float>(heap_memory());
-    return sums_.resize(0);
+    leave_finding();
+    return s;
   }
   /// What a head has found, for files; empty before.
   std::span<const float> state(index_t head) const {
@@ -161,8 +165,9 @@ class CudaCodec {
     for (index_t h = 0; h < heads_.size(); ++h) out.heads_[h].found = heads_[h].found;
     return out.tables_.copy_from(ctx, tables_);
   }
-  /// What was found is forgotten.
+  /// What was found is forgotten; only while no kernel uses it.
   Status clear(const Context<Cuda>& ctx) {
+    leave_finding();
     Status s = Status::ok;
     if constexpr (finds)
       for (index_t h = 0; h < heads_.size() && state_floats() > 0; ++h) {

@@ -125,7 +125,7 @@ class CudaColumn {
   /// `codes`: what is due becomes codes. As `reserve`.
   Status reserve_codes(const Context<Cuda>& ctx, bool leaves, bool codes, const CudaKept& kept) {
     const Flush rule = rule_of(codes);
-    Status s = codec_.reserve_finding([&](index_t h) { return most_due_in(most_[h], rule) > 0; });
+    Status s = may_find(rule) ? codec_.reserve_finding() : Status::ok;
     if (s == Status::ok && leaves) s = own_all(ctx);
     const bool due_alone = codes && !leaves && due();  // of what is shared, the last page of codes and all newest slots
     for (index_t h = 0; h < plan_.heads && s == Status::ok; ++h) {
@@ -167,7 +167,7 @@ class CudaColumn {
     if (s == Status::ok) s = prim::HeadSlots::plan(ctx, column, slots, keep, rule, codec_.flags(), counts_.data(), told_.data(), ranges);
     if (s == Status::ok) fresh_ = 0, laid_ = false;  // else `counts_` is as it was
     const auto part = [&](int i) { return prim::KeptSlots{keep.list, keep.count, ranges + i * plan_.heads}; };
-    if (s == Status::ok && most > 0 && codec_.waits()) s = codec_.find(ctx, {plan_.exact, column, part(2), codec_.flags(), queries, queries.extent[0] / plan_.heads}, told_);
+    if (s == Status::ok && may_find(rule)) s = codec_.find(ctx, {plan_.exact, column, part(2), codec_.flags(), queries, queries.extent[0] / plan_.heads}, told_);
     if (s == Status::ok && leaves && plan_.sinks > 0) s = prim::KeepRows<Cuda>::rows(ctx, exact, column.first, part(0));
     if constexpr (!std::same_as<Codec, prim::ExactRows>) {
       if (plan_.grouped()) {
@@ -219,7 +219,7 @@ class CudaColumn {
   /// has done with them.
   Status trim(const Context<Cuda>& ctx) {
     groups_.abandon();
-    bool many = groups_.spare() > 2 * plan_.spare_pages(1);
+    bool many = groups_.spare() > 2 * plan_.spare_pages(1) || codec_.finding();
     for (int p = 0; p < parts; ++p) {
       for (index_t h = 0; h < plan_.heads; ++h) {
         auto& list = pages_[p][h];
@@ -234,7 +234,7 @@ class CudaColumn {
     if (!many) return Status::ok;
     const Status s = ctx.wait();
     if (s != Status::ok) return s;  // somebody may still read them
-    groups_.trim(plan_.spare_pages(1));
+    groups_.trim(plan_.spare_pages(1)), codec_.leave_finding();
     for (int p = 0; p < parts; ++p)
       for (; spare_[p].size() > plan_.spare_pages(p); spare_[p].shrink(spare_[p].size() - 1)) CudaPage::drop(spare_[p].back(), *memory_);
     return s;
@@ -258,7 +258,7 @@ class CudaColumn {
   }
   std::size_t dead_bytes() const {
     std::size_t sum = 0;
-    for (index_t h = 0; h < plan_.heads; ++h) sum += static_cast<std::size_t>(groups_.dead(h)) * codec_.page_bytes(h) / static_cast<std::size_t>(plan_.slots_of(1));
+    for (index_t h = 0; h < plan_.heads; ++h) sum += static_cast<std::size_t>(groups_.dead(h)) * bytes_of(1, h) / static_cast<std::size_t>(plan_.slots_of(1));
     return sum;
   }
   index_t coded_again(index_t head) const { return groups_.coded_again(head); }
@@ -296,6 +296,7 @@ class CudaColumn {
   index_t due_in(const Most& m, const Flush& rule) const { return enough(m, rule, due_of(rule, m.newest, m.coded > 0)); }
   index_t most_due_in(const Most& m, const Flush& rule) const { return enough(m, rule, most_due_of(rule, m.newest)); }
   index_t enough(const Most& m, const Flush& rule, index_t due) const { return due < rule.first && codec_.waits(&m - most_.data()) ? 0 : due; }
+  bool may_find(const Flush& rule) const { return codec_.may_find([&](index_t h) { return most_due_in(most_[h], rule) > 0; }); }
   Flush rule_of(bool codes) const { return codes ? plan_.flush : Flush{.block = 0}; }
   index_t coded_after(const Flush& rule, const Most& m, index_t kept) const { return std::min(kept, m.coded + most_due_in(m, rule)); }
   Status take_pages(int part, index_t head, index_t slots) {

@@ -18,6 +18,7 @@ struct CudaUnitSummary<retrieve::KeyGraph> {
   using Blocks = retrieve::KeyGraph;
   static constexpr bool there = true;
   static prim::GraphPlan plan(const Blocks& b) { return {b.degree, b.beam, b.hubs, b.hub_keys}; }
+  static bool fits(const Blocks& summary) { return prim::KeyGraph::fits(plan(summary)); }
   static index_t prepared(const Blocks&, const CacheShape&) { return 0; }
   static Status build(Context<Cuda>& ctx, const Blocks& summary, const CudaRows& rows, const prim::UnitPlanes& planes, const IndexChange& change, index_t, index_t) {
     return prim::KeyGraph::build(ctx, rows.keys, planes, plan(summary), change.from, change.known);

@@ -49,6 +49,8 @@ class CudaHeld {
   }
 
   bool valid() const { return made_ >= 0; }
+  /// Units of any row, where they come from a file, whose recipe may have chosen more than this one does; 0: a step chose them.
+  index_t loaded() const { return valid() ? loaded_ : 0; }
   void drop() { made_ = -1; }
   /// Of calls of `attend`.
   const Half& now() const { return half_[at_]; }
@@ -73,14 +75,14 @@ class CudaHeld {
     auto& room = units_[1 - at_];
     return {{{room.data(), next().offset, rows_}, count_.data() + (1 - at_) * rows_}, ranked_ ? room.data() + room.size() / 2 : nullptr};
   }
-  void turn(index_t made) { at_ = 1 - at_, made_ = made; }
+  void turn(index_t made) { at_ = 1 - at_, made_ = made, loaded_ = 0; }
 
   void truncate(index_t tokens) {
     if (tokens < made_) drop();
   }
   /// Behind what the stream has to do.
   Status fork(const Context<Cuda>& ctx, CudaHeld& out) const {
-    out.at_ = at_, out.made_ = made_;
+    out.at_ = at_, out.made_ = made_, out.loaded_ = loaded_;
     if (!valid()) return Status::ok;
     const Half &from = now(), &to = out.now();
     std::copy_n(from.offset, rows_ + 1, to.offset);
@@ -131,12 +133,14 @@ class CudaHeld {
     Buffer<index_t> count(heap_memory());
     if (const Status s = count.resize(2 * rows_); s != Status::ok) return s;
     std::fill(count.begin(), count.end(), index_t{0});
+    loaded_ = 0;
     for (index_t row = 0; row < rows_; ++row) {
       const index_t head = row * heads_ / rows_;
       std::uint32_t n = 0;
       if (!r.read(n) || n > r.left() / sizeof(std::int32_t)) return Status::corrupt_data;
       const index_t begin = units.size();
       h.offset[row] = begin, count[at_ * rows_ + row] = static_cast<index_t>(n);
+      loaded_ = std::max(loaded_, static_cast<index_t>(n));
       for (std::uint32_t i = 0; i < n; ++i) {
         std::int32_t u = 0;
         if (!r.read(u) || u < 0 || u > seen) return Status::corrupt_data;
@@ -190,6 +194,7 @@ class CudaHeld {
   int at_ = 0;
   bool ranked_ = false;
   index_t made_ = -1;  ///< logical length when they were chosen; -1: none are held
+  index_t loaded_ = 0;
 };
 
 }  // namespace kvcondense::cache

@@ -21,12 +21,14 @@ Status CudaRetrieval<Pipeline>::hold(Context<Cuda>& ctx, index_t layer, const La
   if (!chooses) return Status::ok;
   const CudaHeld::Half& next = held.next();
   for (index_t h = 0; h < heads; ++h) {
-    next.slots[h] = change.known[h], next.known[h] = prompt ? change.known[h] : std::max<index_t>(0, change.known[h] - arrived);
-    if (prompt) change.prompt[h] = change.known[h];
+    next.slots[h] = l.slots(h), next.known[h] = prompt ? change.known[h] : std::max<index_t>(0, change.known[h] - arrived);
+    if (prompt) change.prompt[h] = next.slots[h];
   }
   retrieve::ReadView<Cuda> view;
   view.shape = shape, view.layer = layer, view.tokens = prompt ? 1 : std::min(n, pipeline_.longest_call()), view.seen = l.counters.seen;
   view.slots = next.slots, view.known = next.known, view.prompt = change.prompt;
+  const CudaRows stored = rows_of(l);
+  view.keys = &stored.keys, view.values = &stored.values;
   CudaCandidates among;
   if (!among.make(pipeline_, view, scratch)) return Status::workspace_too_small;
   const index_t rows = pipeline_.rows(shape);

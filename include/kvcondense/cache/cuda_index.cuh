@@ -79,6 +79,7 @@ struct CudaLists : retrieve::UnitLists {
 ///   prepared(summary, shape) -> index_t    numbers that a query row becomes before it scores; 0: none
 ///   build(ctx, summary, CudaRows, UnitPlanes, IndexChange, first, last)    rows [first, last) of the index
 ///   score(ctx, summary, view, UnitPlanes, CudaQueryRows, UnitScores)
+///   fits(summary) -> bool (may be left out)   whether kernels have room for such a one
 ///   forget(ctx, summary, UnitPlanes, IndexChange, heads, most) (may be left out)   before rows are made anew that were there
 ///   lead() (may be left out), fit_bytes(summary, shape, slots), fit(ctx, summary, CudaRows, shape, HeadIndex, slots, queries, float* found, Scratch)
 ///                                          what a prompt teaches a head: see CudaFound
@@ -86,6 +87,11 @@ template <class UnitSummary>
 struct CudaUnitSummary {
   static constexpr bool there = false;
 };
+template <class UnitSummary>
+bool summary_fits(const UnitSummary& summary) {
+  if constexpr (requires { CudaUnitSummary<UnitSummary>::fits(summary); }) return CudaUnitSummary<UnitSummary>::fits(summary);
+  else return true;
+}
 /// Rows and scores by a rule.
 template <prim::IndexRule Rule>
 struct CudaRuleSummary {

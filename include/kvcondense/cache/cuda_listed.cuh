@@ -56,7 +56,8 @@ struct CudaListed {
   /// slots of KV heads, `most`: no row has more slots.
   template <class Heads>
   static Status read(Context<Cuda>& ctx, const prim::ChosenUnits& units, const prim::ChosenRuns& runs, const float* unit_bias, const prim::ListedNumbers& numbers,
-                     index_t most, const QueryTurn& turn, const prim::SlotTokens& tokens, const TensorView<float, 3>& standing, const TensorView<float, 3>& far, Heads& heads, prim::AttendRequest& request) {
+                     index_t most, const QueryTurn& turn, const prim::SlotTokens& tokens, const TensorView<float, 3>& standing, const TensorView<float, 3>& far, Heads& heads,
+                     prim::AttendRequest& request) {
     if (const Status s = prim::ListNumbers::run(ctx, units, runs, heads.scalars, unit_bias, most, numbers); s != Status::ok) return s;
     heads.scalars = {{numbers.bias, numbers.room}, {numbers.value_scale, numbers.room}, 0};
     if (!turn.turns()) return Status::ok;

@@ -28,8 +28,8 @@ namespace kvcondense::cache {
 /// Idea     the host knows how many units compete, the device which are chosen. A list of chosen slots becomes a list of runs, the form in
 ///          which kernels of attention read a cache: they read what was chosen and nothing else, whatever stores it.
 /// Cost     a step reads the keys of units whose slots are new, moved, or stored otherwise; nobody waits for it but where an index grows. A call of
-///          `attend` waits for the one before of the same layer, and for the stream where the host asks what was read. It starts three to five
-///          kernels for every query token that chooses, one behind the other, so a long chunk of a prompt is best kept above `longest_call`.
+///          `attend` waits for the one before of the same layer, for the step before where it chooses by what came in prompts, and for the stream where
+///          the host asks what was read. Every query token that chooses starts three to five kernels: a long chunk of a prompt is best kept above `longest_call`.
 template <class Pipeline>
 class CudaRetrieval {
  public:
@@ -42,7 +42,7 @@ class CudaRetrieval {
     if (!pipeline_.composes()) return Status::incompatible;
     const index_t unit = pipeline_.partition.size(), row = pipeline_.summary.size();
     const bool whole = scores_slots || (row <= unit && unit % row == 0);  // a unit is rows of the index, none of which it shares
-    if (!whole || (!raw && pipeline_.read_at() != retrieve::Positions::stored)) return Status::not_supported;
+    if (!whole || !summary_fits(pipeline_.summary) || (!raw && pipeline_.read_at() != retrieve::Positions::stored)) return Status::not_supported;
     learns_ = Learning::learns(pipeline_, shape);
     if ((holds() && loses) || (learns_ && (raw || !Learning::there))) return Status::not_supported;
     if (const Status s = watching_.make(shape, memory); s != Status::ok) return s;
@@ -95,7 +95,8 @@ class CudaRetrieval {
     const index_t rows = pipeline_.rows(shape), most = pipeline_.most_units(slots) + 2, n = std::min(tokens, pipeline_.longest_call());
     retrieve::ReadView<Cuda> view;
     view.shape = shape, view.slots = &slots;
-    const index_t intervals = most_read(view, 0, most) + 2;  // a shorter head chooses no more
+    index_t intervals = most_read(view, 0, most) + 2;  // a shorter head chooses no more
+    for (const CudaHeld& h : held_) intervals = std::max(intervals, h.loaded() + 2);
     const std::size_t lists = Scratch::align + Scratch::bytes_for<index_t>(told_numbers(shape.kv_heads, rows)) + Scratch::bytes_for<std::int32_t>(rows * most) + 2 * Scratch::bytes_for<index_t>(rows) +
                               2 * Scratch::bytes_for<prim::SlotRun>(rows * prim::ChosenSlots::most_runs(intervals, most_runs(plan, slots), slots)) +
                               Scratch::bytes_for<prim::ChosenInterval>(rows * intervals) + Scratch::bytes_for<float>(rows * slots) + listed(plan).bytes(shape, rows, slots, n) +
@@ -117,8 +118,6 @@ class CudaRetrieval {
     const CacheShape& shape = plan.shape;
     const index_t heads = shape.kv_heads, rows = pipeline_.rows(shape), tokens = request.queries.extent[1];
     if (const Status s = index.fence().wait(); s != Status::ok) return s;  // the call before may still read what is written here
-    if constexpr (asks_for_prompt)
-      if (const Status s = l.fence.wait(); s != Status::ok) return s;  // the step before tells
     Scratch scratch(ctx.workspace(), index.steering());
     auto* const told = scratch.take_steering<index_t>(told_numbers(heads, rows));
     if (told == nullptr) return Status::workspace_too_small;
@@ -131,6 +130,7 @@ class CudaRetrieval {
     const CudaRows stored = rows_of(l);
     view.keys = &stored.keys, view.values = &stored.values;
     const bool held = holds() && held_[layer].valid() && !pipeline_.due(l.counters.seen, tokens);
+    if (const Status s = asks_for_prompt && !held ? l.fence.wait() : Status::ok; s != Status::ok) return s;  // the step before tells
     all = !held && pipeline_.takes_all(view);
     if (all) return Status::ok;
 
@@ -142,7 +142,7 @@ class CudaRetrieval {
     offset[0] = run_offset[0] = interval_offset[0] = read_offset[0] = 0;
     index_t longest = 0;
     for (index_t r = 0; r < rows; ++r) {
-      const index_t h = r * heads / rows, units = most_read(view, h, among.size(h)), size = pipeline_.partition.size();
+      const index_t h = r * heads / rows, units = std::max(most_read(view, h, among.size(h)), held ? held_[layer].loaded() : 0), size = pipeline_.partition.size();
       const index_t front = std::min(slots[h], pipeline_.unit_begin(among.first[h]));
       const index_t back = slots[h] - std::min({slots[h], known[h], pipeline_.unit_begin(among.last[h])});
       const index_t read = std::min(slots[h], front + units * size + back);
@@ -373,10 +373,9 @@ class CudaRetrieval {
   Pipeline pipeline_{};
   bool raw_ = false;     ///< keys are stored without rotation
   bool learns_ = false;  ///< from the first prompt that ends
-  cuda::SteeringMemory steering_;  ///< outlives the index
+  cuda::SteeringMemory steering_, held_steering_;  ///< outlive the index, and what is held
   ObjectArray<CudaIndex> index_;
   Watching watching_;
-  cuda::SteeringMemory held_steering_;
   ObjectArray<CudaHeld> held_;  ///< where `holds`
 };
 

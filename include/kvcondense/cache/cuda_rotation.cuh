@@ -65,8 +65,6 @@ struct QueryTurn {
   index_t reach = 0;                     ///< keys that stand so far in front of a query or farther are read at this distance; 0: as far as they are
 
   bool turns() const { return rotation != nullptr; }
-  /// Tensors of queries that attention reads.
-  index_t forms() const { return !turns() ? 0 : reach > 0 ? 2 : 1; }
 };
 
 }  // namespace kvcondense::cache

@@ -120,10 +120,10 @@ struct CudaUnitSummary<retrieve::KeyClusters> {
   static Status build(Context<Cuda>& ctx, const Blocks&, const CudaRows& rows, const prim::UnitPlanes& planes, const IndexChange& change, index_t first, index_t last) {
     return prim::SlotCodes::build(ctx, rows.keys, planes, books(planes), change.from, change.known, first, last);
   }
-  static Status score(Context<Cuda>& ctx, const Blocks& summary, const retrieve::ReadView<Cuda>& view, const prim::UnitPlanes& planes, const CudaQueryRows& queries,
+  static Status score(Context<Cuda>& ctx, const Blocks&, const retrieve::ReadView<Cuda>& view, const prim::UnitPlanes& planes, const CudaQueryRows& queries,
                       const prim::UnitScores& scores) {
     const Status s = prim::KeyClusters::tables(ctx, books(planes), queries.rows, queries.count, scores.per_head, view.shape.head_dim, view.shape.softmax_scale,
-                                               summary.coarse_part > 0.0, Blocks::most, queries.prepared);
+                                               Blocks::most, queries.prepared);
     return s == Status::ok ? prim::SlotCodes::score(ctx, planes, books(planes), scores, queries.prepared, queries.most) : s;
   }
   static constexpr index_t lead() { return prim::ClusterHead::lead; }

@@ -294,7 +294,8 @@ __global__ void __launch_bounds__(piece_threads, 4) column_tiles(PagedHeads<KeyC
 /// A part whose `first` is below 0 begins with the oldest token that any head has in so many of its newest slots.
 ///
 /// Numbers  float32, in a fixed order.
-/// Errors   shape_mismatch, invalid_argument, workspace_too_small; not_supported: `chosen` but for the first rows (`queries` are those then), noise and parts where nobody knows which tokens there are.
+/// Errors   shape_mismatch, invalid_argument, workspace_too_small; not_supported: `chosen` but for the first rows (`queries` are those then), noise and
+///          parts where nobody knows which tokens there are.
 template <>
 struct AttendColumns<Cuda> {
   static std::size_t workspace_bytes(const ColumnRequest& request, index_t q_heads, index_t kv_heads, index_t max_slots) {
@@ -312,8 +313,8 @@ struct AttendColumns<Cuda> {
       return Status::not_supported;
     if (!(request.temperature > 0.0f && last > 0.0f) || request.rows < 0 || request.band < 0) return Status::invalid_argument;
     if (heads.kv_heads < 1 || heads.kv_heads > 65535 || max_slots < 0 || max_slots > 0x7fffffff) return Status::invalid_argument;
-    const index_t q_heads = queries.extent[0], dim = queries.extent[2];
-    if (q_heads % heads.kv_heads != 0 || queries.extent[1] != (request.chosen.empty() ? request.rows : static_cast<index_t>(request.chosen.size())) || request.out.heads != heads.kv_heads) return Status::shape_mismatch;
+    const index_t q_heads = queries.extent[0], dim = queries.extent[2], rows = request.chosen.empty() ? request.rows : static_cast<index_t>(request.chosen.size());
+    if (q_heads % heads.kv_heads != 0 || queries.extent[1] != rows || request.out.heads != heads.kv_heads) return Status::shape_mismatch;
     if (!heads.key_codec.valid(dim) || dim > max_head_dim) return Status::invalid_argument;
     if (ctx.workspace().size() < workspace_bytes(request, q_heads, heads.kv_heads, max_slots)) return Status::workspace_too_small;
 

@@ -59,7 +59,7 @@ __global__ void __launch_bounds__(latent_threads) map_queries(KeyCodec codec, At
   const float* const decode = map.decode();
   for (int j = cuda::warp_of_block(); j <= map.rank; j += latent_warps) {
     float sum = 0.0f;
-    for (int c = cuda::lane_of_warp(); c < map.dim; c += cuda::warp_lanes) sum += query[c] * decode[j * map.dim + c];
+    for (int c = cuda::lane_of_warp(); c < map.dim; c += cuda::warp_lanes) sum += entry_times(decode[j * map.dim + c], query[c]);
     sum = cuda::warp_sum(sum);
     if (cuda::lane_of_warp() == 0) out[j] = sum;
   }

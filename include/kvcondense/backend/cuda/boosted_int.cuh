@@ -3,6 +3,7 @@
 #include <cstdint>
 
 #include <kvcondense/backend/cuda/page_codec.cuh>
+#include <kvcondense/backend/cuda/row_codec.cuh>
 #include <kvcondense/prim/boosted_int.hpp>
 
 namespace kvcondense::prim::cuda_kernels {
@@ -22,7 +23,7 @@ struct RowPage<BoostedInt<Low, High>> {
   __device__ RowPage(const Codec& c, std::byte* page, int page_slots, int row) : codec(c), data(page), slots(page_slots), dim(row) {}
   __device__ std::byte* low(int slot) const { return data + slot * static_cast<int>(codec.low_bytes(dim)); }
   __device__ std::byte* high(int slot) const { return data + codec.high_at(slots, dim) + slot * static_cast<int>(codec.high_bytes(dim)); }
-  /// Of the group that a slot belongs to: scales, minima, ranks.
+  /// Of the group that a slot belongs to: scales, minima, ranks; at any byte, where rows are of an odd number of channels.
   __device__ std::byte* params(int slot) const {
     return data + codec.params_at(slots, dim) + slot / static_cast<int>(codec.group_size) * static_cast<int>(codec.group_bytes(dim));
   }
@@ -32,7 +33,7 @@ struct RowPage<BoostedInt<Low, High>> {
     const int rank = static_cast<int>(at[4 * dim + c]);
     int code = row_code(low(slot), Low, c);
     if (rank < static_cast<int>(codec.boosted(dim))) code |= row_code(high(slot), High, rank) << Low;
-    return __fadd_rn(__fmul_rn(static_cast<float>(code), read_number(DType::f16, at, c)), read_number(DType::f16, at, dim + c));
+    return __fadd_rn(__fmul_rn(static_cast<float>(code), half_at(at + 2 * c)), half_at(at + 2 * (dim + c)));
   }
 
   struct GroupScratch {
@@ -82,7 +83,7 @@ struct RowPage<BoostedInt<Low, High>> {
     }
     if (mine) {
       std::byte* const at = params(slot);
-      write_number(DType::f16, at, c, p.scale), write_number(DType::f16, at, dim + c, p.offset);
+      put_half(at + 2 * c, p.scale, bad), put_half(at + 2 * (dim + c), p.offset, bad);  // both are halves already
       at[4 * dim + c] = static_cast<std::byte>(strong ? rank : boosted);
     }
     return cuda::block_sum<int, channel_threads>(bad, shared.sums);

@@ -204,7 +204,8 @@ __global__ void __launch_bounds__(Threads, 2) mix_with_mean(SlotRows<Cuda> value
 ///
 /// Needs    all pointers are the device's; `from`, `known` and `slots` may lie in steering memory.
 /// Cost     a page is made anew as soon as a slot of it changes. A query row reads its channels of all candidates.
-/// Numbers  scores, sums and means bit for bit the CPU's where its compiler leaves products and sums apart (-ffp-contract=off); shares to 1e-6.
+/// Numbers  scores, sums and means bit for bit the CPU's where its compiler leaves products and sums apart (-ffp-contract=off); shares to 1e-6. Of a query's channels NaN are
+///          the smallest; the CPU takes none of them but the first one, and that always.
 struct ChannelPages {
   static Status build(Context<Cuda>& ctx, const SlotRows<Cuda>& keys, const SlotRows<Cuda>& values, const UnitPlanes& planes, const index_t* from,
                       const index_t* known, index_t first, index_t last) {

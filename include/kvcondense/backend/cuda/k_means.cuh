@@ -149,30 +149,38 @@ __global__ void __launch_bounds__(Threads) choose_row(index_t count, std::uint64
   if (threadIdx.x == 0) *room.chosen = found < count ? found : last < 0 ? 0 : last;
 }
 
-struct MeansShared {
+struct MembersShared {
   cuda::BlockScratch<std::uint32_t, static_cast<int>(max_head_dim)> sums;
   std::int32_t list[max_head_dim];
 };
 
+/// use(row) in every thread for every row below `n` that bears the label, in order; returns how many. All threads of a block.
+template <int Threads, class Use>
+__device__ inline index_t each_member(const std::int32_t* labels, index_t n, std::int32_t label, MembersShared& shared, Use&& use) {
+  static_assert(Threads == max_head_dim);
+  index_t members = 0;
+  for (index_t from = 0; from < n; from += Threads) {
+    const index_t i = from + threadIdx.x;
+    const bool here = i < n && labels[i] == label;
+    const auto place = cuda::block_running<std::uint32_t, Threads>(static_cast<std::uint32_t>(here), shared.sums);
+    if (here) shared.list[place.before] = static_cast<std::int32_t>(i);
+    __syncthreads();
+    for (std::uint32_t k = 0; k < place.all; ++k) use(static_cast<index_t>(shared.list[k]));
+    members += place.all;
+  }
+  return members;
+}
+
 /// A block a cluster, a thread a channel: its rows in order, as on the CPU. Grid: clusters.
 template <int Threads>
 __global__ void __launch_bounds__(Threads) move_centroids(RowBlock<const float> rows, index_t dim, index_t round, float* centroids, MeansRoom room) {
-  static_assert(Threads == max_head_dim);
-  MeansShared& shared = cuda::shared_as<MeansShared>();
   if (settled_before(room.moved, round)) return;  // the whole block
   const auto c = static_cast<std::int32_t>(blockIdx.x);
   const index_t d = threadIdx.x;
   double sum = 0.0;
-  index_t members = 0;
-  for (index_t from = 0; from < rows.rows; from += Threads) {
-    const index_t i = from + d;
-    const bool here = i < rows.rows && room.labels[i] == c;
-    const auto place = cuda::block_running<std::uint32_t, Threads>(static_cast<std::uint32_t>(here), shared.sums);
-    if (here) shared.list[place.before] = static_cast<std::int32_t>(i);
-    __syncthreads();
-    for (std::uint32_t k = 0; k < place.all && d < dim; ++k) sum += static_cast<double>(rows.data[shared.list[k] * rows.step + d]);
-    members += place.all;
-  }
+  const index_t members = each_member<Threads>(room.labels, rows.rows, c, cuda::shared_as<MembersShared>(), [&](index_t r) {
+    if (d < dim) sum += static_cast<double>(rows.data[r * rows.step + d]);
+  });
   if (members == 0 || d >= dim) return;
   const auto mean = static_cast<float>(sum / static_cast<double>(members));
   float& at = centroids[c * dim + d];
@@ -219,7 +227,7 @@ struct KMeans<Cuda> {
     for (index_t round = 0; s == Status::ok && !few && round < plan.iterations; ++round) {
       s = label(ctx, rows, dim, centroids, plan.clusters, room.labels, room.moved, round);
       if (s == Status::ok)
-        s = cuda::launch(ctx, move_centroids<static_cast<int>(max_head_dim)>, {plan.clusters}, static_cast<int>(max_head_dim), sizeof(MeansShared), rows, dim,
+        s = cuda::launch(ctx, move_centroids<static_cast<int>(max_head_dim)>, {plan.clusters}, static_cast<int>(max_head_dim), sizeof(MembersShared), rows, dim,
                          round, centroids, room);
     }
     return s;

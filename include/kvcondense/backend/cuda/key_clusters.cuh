@@ -10,6 +10,7 @@
 #include <kvcondense/backend/cuda/k_means.cuh>
 #include <kvcondense/backend/cuda/launch.cuh>
 #include <kvcondense/backend/cuda/slot_codes.cuh>
+#include <kvcondense/backend/cuda/unit_lists.cuh>
 #include <kvcondense/core/config.hpp>
 #include <kvcondense/core/shape.hpp>
 #include <kvcondense/core/status.hpp>
@@ -150,33 +151,19 @@ __global__ void __launch_bounds__(Threads) find_quantile(ClusterHead found, bool
   if (threadIdx.x == 0) *out = static_cast<float>(a + (place - low) * (b - a));
 }
 
-struct GatherShared {
-  cuda::BlockScratch<std::uint32_t, static_cast<int>(max_head_dim)> sums;
-  std::int32_t list[max_head_dim];
-};
-
 /// Means and counts of the rows that bear each label, rows in order; `weight`: each row counts so often. A block a cluster, a thread a channel.
 template <int Threads>
 __global__ void __launch_bounds__(Threads) mean_by_label(const float* rows, const std::int32_t* labels, const float* weight, index_t n, index_t dim, float* means,
                                                          float* counts) {
   static_assert(Threads == max_head_dim);
-  GatherShared& shared = cuda::shared_as<GatherShared>();
   const auto c = static_cast<std::int32_t>(blockIdx.x);
   const index_t d = threadIdx.x;
   float sum = 0.0f, members = 0.0f;
-  for (index_t from = 0; from < n; from += Threads) {
-    const index_t i = from + d;
-    const bool here = i < n && labels[i] == c;
-    const auto place = cuda::block_running<std::uint32_t, Threads>(static_cast<std::uint32_t>(here), shared.sums);
-    if (here) shared.list[place.before] = static_cast<std::int32_t>(i);
-    __syncthreads();
-    for (std::uint32_t k = 0; k < place.all; ++k) {
-      const index_t r = shared.list[k];
-      const float w = weight == nullptr ? 1.0f : weight[r];
-      members += w;
-      if (d < dim) sum = __fadd_rn(sum, __fmul_rn(w, rows[r * dim + d]));
-    }
-  }
+  each_member<Threads>(labels, n, c, cuda::shared_as<MembersShared>(), [&](index_t r) {
+    const float w = weight == nullptr ? 1.0f : weight[r];
+    members += w;
+    if (d < dim) sum = __fadd_rn(sum, __fmul_rn(w, rows[r * dim + d]));
+  });
   if (d < dim) means[c * dim + d] = members > 0.0f ? sum / members : sum;
   if (d == 0 && counts != nullptr) counts[c] = members;
 }
@@ -202,18 +189,12 @@ __global__ void __launch_bounds__(Threads) make_directions(const float* from, in
 template <int Threads>
 __global__ void __launch_bounds__(Threads) list_above(RaggedView<const float> scores, SlotCodebooks books, index_t rows, float threshold,
                                                       RaggedView<std::int32_t> units, index_t* count) {
-  auto& shared = cuda::shared_as<cuda::BlockScratch<std::uint32_t, Threads>>();
-  const index_t row = blockIdx.x, n = scores.length(row);
+  auto& scratch = cuda::shared_as<cuda::BlockScratch<std::int32_t, Threads>>();
+  const index_t row = blockIdx.x;
   const float least = threshold > 0.0f ? threshold : books.head(row / rows)[0];
-  std::uint32_t taken = 0;
-  for (index_t from = 0; from < n; from += Threads) {
-    const index_t i = from + threadIdx.x;
-    const bool above = i < n && scores.row(row)[i] > least;
-    const auto place = cuda::block_running<std::uint32_t, Threads>(static_cast<std::uint32_t>(above), shared);
-    if (above) units.row(row)[taken + place.before] = static_cast<std::int32_t>(i);
-    taken += place.all;
-  }
-  if (threadIdx.x == 0) count[row] = taken;
+  const float* const x = scores.row(row);
+  const std::int32_t all = list_where(scores.length(row), [&](index_t u) { return x[u] > least; }, units.row(row), scratch);
+  if (threadIdx.x == 0) count[row] = all;
 }
 
 }  // namespace cuda_kernels
@@ -256,7 +237,7 @@ struct KeyClusters {
     };
     const auto means = [&](const float* from, const float* weight, index_t count, index_t clusters, float* to, float* counts) {
       constexpr int threads = static_cast<int>(max_head_dim);
-      return cuda::launch(ctx, mean_by_label<threads>, {clusters}, threads, sizeof(GatherShared), from, labels, weight, count, dim, to, counts);
+      return cuda::launch(ctx, mean_by_label<threads>, {clusters}, threads, sizeof(MembersShared), from, labels, weight, count, dim, to, counts);
     };
     Status s = SlotCodes::rows(ctx, keys, head, n, true, rows);
     if (s == Status::ok) s = k_means(n, plan.fine, found.directions());
@@ -271,17 +252,17 @@ struct KeyClusters {
     if (s == Status::ok) s = calibrate(ctx, found, false, head, keys.heads(), plan, queries, scale, mean, scratch);
     return s == Status::ok && plan.coarse > 0 ? calibrate(ctx, found, true, head, keys.heads(), plan, queries, scale, mean, scratch) : s;
   }
-  /// tables [rows, step] of query rows [rows, dim]. `coarse`: whether some head may have two levels.
-  static Status tables(Context<Cuda>& ctx, const SlotCodebooks& books, const float* queries, index_t rows, index_t per_head, index_t dim, float scale, bool coarse,
-                       index_t step, float* out) {
+  /// tables [rows, step] of query rows [rows, dim]. What was learned says how many levels a head has, and may be a file's.
+  static Status tables(Context<Cuda>& ctx, const SlotCodebooks& books, const float* queries, index_t rows, index_t per_head, index_t dim, float scale, index_t step,
+                       float* out) {
     using namespace cuda_kernels;
-    return cuda::launch(ctx, make_cluster_tables<cluster_threads>, {rows}, cluster_threads, shared(coarse), books, queries, per_head, static_cast<int>(dim), scale, step, out);
+    return cuda::launch(ctx, make_cluster_tables<cluster_threads>, {rows}, cluster_threads, shared(true), books, queries, per_head, static_cast<int>(dim), scale, step, out);
   }
   /// `threshold` above 0: of all heads.
   static Status above(Context<Cuda>& ctx, RaggedView<const float> scores, const SlotCodebooks& books, index_t heads, float threshold, RaggedView<std::int32_t> units,
                       index_t* count) {
     using namespace cuda_kernels;
-    return cuda::launch(ctx, list_above<256>, {scores.heads}, 256, sizeof(cuda::BlockScratch<std::uint32_t, 256>), scores, books, scores.heads / heads, threshold, units,
+    return cuda::launch(ctx, list_above<256>, {scores.heads}, 256, sizeof(cuda::BlockScratch<std::int32_t, 256>), scores, books, scores.heads / heads, threshold, units,
                         count);
   }
 

@@ -308,12 +308,17 @@ __global__ void __launch_bounds__(Threads) keep_visited(RaggedView<const float> 
 
 /// A graph over the keys of every head of a layer, and walks over it.
 ///
-/// Needs    all pointers are the device's; `from` and `known` may lie in steering memory. At most 64 links each way, beams and keys of a hub up to 256,
-///          1024 hubs; about 80 kB of shared memory a block: not_supported where there is less.
+/// Needs    all pointers are the device's; `from` and `known` may lie in steering memory. A plan that `fits`; about 80 kB of shared memory a block: not_supported where there is less.
 /// Cost     a new slot is a walk, and slots of a head come in one behind the other, by one block; a query row is a walk of one block.
 /// Numbers  as retrieve::KeyGraph, inner products summed in another order: two slots whose scores are closer than rounding may change places.
 struct KeyGraph {
   static constexpr index_t batch = 16;  ///< hubs that are found together
+
+  /// Whether shared memory has room for such a graph: at most 128 links each way, beams and keys of a hub up to 256, 1024 hubs.
+  static constexpr bool fits(const GraphPlan& p) {
+    using namespace cuda_kernels;
+    return p.degree >= 1 && p.degree <= most_asked / 2 && p.beam >= 1 && p.beam <= most_beam && p.hubs >= 1 && p.hubs <= most_hubs && p.hub_keys >= 1 && p.hub_keys <= most_asked;
+  }
 
   static Status build(Context<Cuda>& ctx, const SlotRows<Cuda>& keys, const UnitPlanes& planes, const GraphPlan& plan, const index_t* from, const index_t* known) {
     using namespace cuda_kernels;

@@ -162,13 +162,17 @@ Latent<C> shared_by(int count, const Latent<C>& codec) {
 
 namespace cuda_kernels {
 
+/// What number `x` adds by an entry of a map. By a zero nothing, also of Inf and NaN: a list of channels is a map of zeros and ones, and the channels
+/// that it drops are not looked at.
+__device__ inline float entry_times(float entry, float x) { return entry == 0.0f ? 0.0f : __fmul_rn(entry, x); }
+
 /// A row becomes its coordinates, each a sum in the order of the CPU: `out` must not be the row. A warp.
 template <class X>
 __device__ inline void into_latent(const LatentMap& map, const X& x, float* out) {
   const float *const encode = map.encode(), *const mean = map.mean();
   for (int j = cuda::lane_of_warp(); j < map.rank; j += cuda::warp_lanes) {
     float sum = 0.0f;
-    for (int i = 0; i < map.dim; ++i) sum = __fadd_rn(sum, __fmul_rn(encode[i * map.rank + j], x(i) - mean[i]));
+    for (int i = 0; i < map.dim; ++i) sum = __fadd_rn(sum, entry_times(encode[i * map.rank + j], x(i) - mean[i]));
     out[j] = sum;
   }
   __syncwarp();
@@ -185,7 +189,7 @@ __device__ inline void leave_latent(const LatentMap& map, float* row) {
     const float z = j < map.rank ? row[j] : 1.0f;
 #pragma unroll
     for (int k = 0; k < each; ++k)
-      if (lane + k * cuda::warp_lanes < map.dim) sum[k] += z * decode[j * map.dim + lane + k * cuda::warp_lanes];
+      if (const int c = lane + k * cuda::warp_lanes; c < map.dim && decode[j * map.dim + c] != 0.0f) sum[k] += z * decode[j * map.dim + c];  // see `entry_times`
   }
   __syncwarp();
 #pragma unroll

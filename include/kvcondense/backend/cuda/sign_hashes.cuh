@@ -9,6 +9,7 @@
 #include <kvcondense/backend/cuda/slot_rows.cuh>
 #include <kvcondense/backend/cuda/unit_biases.cuh>
 #include <kvcondense/backend/cuda/unit_index.cuh>
+#include <kvcondense/backend/cuda/unit_lists.cuh>
 #include <kvcondense/backend/cuda/unit_scores.cuh>
 #include <kvcondense/core/model_arrays.hpp>
 #include <kvcondense/core/shape.hpp>
@@ -98,16 +99,10 @@ __global__ void __launch_bounds__(Threads) count_words(UnitPlanes planes, UnitSc
 template <int Threads>
 __global__ void __launch_bounds__(Threads) list_met(RaggedView<const float> scores, float least, RaggedView<std::int32_t> units, index_t* count) {
   auto& scratch = cuda::shared_as<cuda::BlockScratch<std::int32_t, Threads>>();
-  const index_t row = blockIdx.x, n = scores.length(row);
-  std::int32_t at = 0;
-  for (index_t base = 0; base < n; base += Threads) {
-    const index_t u = base + threadIdx.x;
-    const bool chosen = u < n && scores.row(row)[u] >= least;
-    const cuda::Running<std::int32_t> place = cuda::block_running<std::int32_t, Threads>(chosen ? 1 : 0, scratch);
-    if (chosen) units.row(row)[at + place.before] = static_cast<std::int32_t>(u);
-    at += place.all;
-  }
-  if (threadIdx.x == 0) count[row] = at;
+  const index_t row = blockIdx.x;
+  const float* const x = scores.row(row);
+  const std::int32_t all = list_where(scores.length(row), [&](index_t u) { return x[u] >= least; }, units.row(row), scratch);
+  if (threadIdx.x == 0) count[row] = all;
 }
 
 struct ChanceShared {

@@ -16,10 +16,7 @@ template <>
 struct CodecTable<SketchRows> {
   static constexpr int strong_at = cuda_kernels::WarpSketch::floats, channels_at = 2 * strong_at;
 
-  /// A slot that is a group of its own would have to be coded by a block.
-  static bool serves(const SketchRows& codec) {
-    return codec.sketch.matrix == nullptr && codec.strong.matrix == nullptr && (codec.channels == 0 || codec.group_size > 1);
-  }
+  static bool serves(const SketchRows& codec) { return codec.sketch.matrix == nullptr && codec.strong.matrix == nullptr; }
   static index_t floats(const SketchRows&, index_t) { return channels_at + 2; }
   static void fill(const SketchRows& codec, index_t, float* out) {
     cuda_kernels::WarpSketch::fill(codec.sketch, out), cuda_kernels::WarpSketch::fill(codec.strong, out + strong_at);

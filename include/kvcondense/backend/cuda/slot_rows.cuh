@@ -32,6 +32,8 @@ namespace prim::cuda_kernels {
 /// Codecs with tables, by which rows of any of them are read.
 template <class... C>
 struct CodecList {
+  static constexpr int size = sizeof...(C);
+
   template <class Codec>
   static constexpr int index_of() {
     int at = 0;
@@ -139,7 +141,9 @@ class SlotRows<Cuda> {
   template <class C>
     requires(prim::cuda_kernels::GroupCodec<C> && !prim::cuda_kernels::RowCodec<C>)
   void take(const C& codec) {
-    kind_ = Kind::grouped, grouped_index_ = prim::cuda_kernels::GroupedCodecs::index_of<C>();
+    using List = prim::cuda_kernels::GroupedCodecs;
+    static_assert(List::index_of<C>() < List::size, "kvcondense: a codec of groups of slots that kernels read stands in GroupedCodecs.");
+    kind_ = Kind::grouped, grouped_index_ = List::index_of<C>();
     std::memcpy(grouped_.bytes, &codec, sizeof codec);
   }
   template <class C>

@@ -43,29 +43,39 @@ __global__ void __launch_bounds__(Threads) rank_units(RaggedView<const float> sc
   }
 }
 
+/// The units below `n` that are `chosen`, in order; returns how many. All threads of a block, which all ask about other units.
+template <int Threads, class Chosen>
+__device__ inline std::int32_t list_where(index_t n, Chosen&& chosen, std::int32_t* out, cuda::BlockScratch<std::int32_t, Threads>& scratch) {
+  std::int32_t at = 0;
+  for (index_t base = 0; base < n; base += Threads) {
+    const index_t u = base + threadIdx.x;
+    const bool mine = u < n && chosen(u);
+    const cuda::Running<std::int32_t> place = cuda::block_running<std::int32_t, Threads>(mine ? 1 : 0, scratch);
+    if (mine) out[at + place.before] = static_cast<std::int32_t>(u);
+    at += place.all;
+  }
+  return at;
+}
+
 /// What any of a head's rows lists. A block a head, threads its candidates.
 template <int Threads>
 __global__ void __launch_bounds__(Threads) unite_units(RaggedView<const std::int32_t> rows, const index_t* row_count, RaggedView<std::int32_t> out, index_t* count) {
   auto& scratch = cuda::shared_as<cuda::BlockScratch<std::int32_t, Threads>>();
-  const index_t head = blockIdx.x, n = out.length(head), group = rows.heads / out.heads;
-  std::int32_t at = 0;
-  for (index_t base = 0; base < n; base += Threads) {
-    const index_t u = base + threadIdx.x;
-    bool chosen = false;
-    for (index_t row = head * group; u < n && !chosen && row < (head + 1) * group; ++row) {
+  const index_t head = blockIdx.x, group = rows.heads / out.heads;
+  const auto listed = [&](index_t u) {
+    for (index_t row = head * group; row < (head + 1) * group; ++row) {
       index_t low = 0, high = row_count[row];
       while (low < high) {
         const index_t middle = low + (high - low) / 2;
         if (rows.row(row)[middle] < u) low = middle + 1;
         else high = middle;
       }
-      chosen = low < row_count[row] && rows.row(row)[low] == u;
+      if (low < row_count[row] && rows.row(row)[low] == u) return true;
     }
-    const cuda::Running<std::int32_t> place = cuda::block_running<std::int32_t, Threads>(chosen ? 1 : 0, scratch);
-    if (chosen) out.row(head)[at + place.before] = static_cast<std::int32_t>(u);
-    at += place.all;
-  }
-  if (threadIdx.x == 0) count[head] = at;
+    return false;
+  };
+  const std::int32_t all = list_where(out.length(head), listed, out.row(head), scratch);
+  if (threadIdx.x == 0) count[head] = all;
 }
 
 }  // namespace cuda_kernels
