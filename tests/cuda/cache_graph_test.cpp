@@ -1,5 +1,6 @@
 // RetrievalAttention in a cache on CUDA: a graph of keys, and walks over it.
 
+#include <kvcondense/cpu.hpp>
 #include <kvcondense/evict/sink_window.hpp>
 #include <kvcondense/quant/group_int.hpp>
 #include <kvcondense/retrieve/retrieval_attention.hpp>
@@ -89,6 +90,35 @@ TEST_CASE("cuda cache retrieves: what walks hold is what they would choose") {
     return last.read();
   };
   CHECK(answer(Walks<retrieve::WhenAsked>{}, false) == answer(Walks<retrieve::EveryCall>{}, true));
+}
+TEST_CASE("cuda cache retrieves: what is held before anything was learned says how many slots there were") {
+  const CacheShape shape{.q_heads = 4, .kv_heads = 2, .head_dim = 16, .page_slots = 4};
+  constexpr index_t n = 30;
+  test::Device device;
+  std::mt19937 random(13);
+  const std::vector<float> x = cuda_cache::normal_numbers(4 * n * 16, random);
+  std::vector<float> host_out(x.size());
+  test::OnDevice<float> dx(device, x), out(device, host_out);
+  const auto method = recipe(Walks<retrieve::WhenAsked>{});
+  auto host = make_cache<Cpu>(shape, method);
+  auto c = make_cache<Cuda>(shape, method);
+  REQUIRE(host);
+  REQUIRE(c);
+  std::vector<std::byte> scratch(host->workspace_bytes(n, n));
+  Context<Cpu> cpu(scratch);
+  Context<Cuda> ctx = device.with_workspace(c->workspace_bytes(n, n));
+  const auto feed = [&](index_t first, index_t tokens, Phase phase) {
+    const auto rows = [&](const float* from, index_t heads) { return TensorView<const float, 3>{from + first * 16, {heads, tokens, 16}, {n * 16, 16, 1}}; };
+    REQUIRE(host->forward(cpu, 0, rows(x.data(), 4), rows(x.data(), 2), rows(x.data(), 2), dense_view(host_out.data(), 4, tokens, 16), {}, phase) == Status::ok);
+    REQUIRE(c->forward(ctx, 0, rows(dx.data(), 4), rows(dx.data(), 2), rows(dx.data(), 2), dense_view(out.data(), 4, tokens, 16), {}, phase) == Status::ok);
+    test::ByteList a, b;
+    REQUIRE(save(*host, a) == Status::ok);
+    REQUIRE(save(ctx, *c, b) == Status::ok);
+    REQUIRE(a.bytes == b.bytes);
+  };
+  feed(0, 20, Phase::prefill_chunk);
+  feed(20, 1, Phase::decode);  // chooses among nothing, and holds that
+  feed(21, 2, Phase::decode);
 }
 TEST_CASE("cuda cache retrieves: a graph that kernels have no room for is refused") {
   const CacheShape shape{.q_heads = 2, .kv_heads = 1, .head_dim = 16};

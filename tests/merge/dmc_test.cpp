@@ -488,6 +488,30 @@ TEST_CASE("dmc: a turned mean beyond the stored type becomes its largest number"
   for (const float x : k) REQUIRE(std::fabs(x) <= 65504.0f);
 }
 
+TEST_CASE("dmc: means and turned keys beyond float32 become its largest numbers, and the file can be read again", "[merge][dmc]") {
+  const CacheShape s{.q_heads = 1, .kv_heads = 1, .head_dim = 8, .dtype = DType::f32};
+  for (const Dmc& m : {Dmc{.window = 0, .init = -10.0f, .rotated = false}, Dmc{.window = 0, .init = -10.0f}, Dmc{.init = -10.0f}}) {
+    CAPTURE(m.window, m.rotated);
+    CacheRig rig(s, recipe(m), 16, 8), copy(s, recipe(m), 16, 8);
+    std::mt19937 random(9);
+    Tokens t(s, 3, random);
+    for (index_t i = 0; i < 3 * 8; ++i) t.k[at(i)] = i % 4 == 3 ? 0.0f : 3e38f;  // the component lets all join, turned or not
+    for (index_t i = 0; i < 3 * 8; ++i) t.v[at(i)] = i / 8 % 2 == 0 ? 3e38f : -3e38f;  // a distance of Inf
+    if (!m.rotated) t.k = t.v, t.k[7] = t.k[15] = t.k[23] = 0.0f;
+    forward(rig, slice(s, t, 0, 1)), forward(rig, slice(s, t, 1, 2));
+    REQUIRE(rig.cache.slots(0, 0) == 1);
+    REQUIRE(rig.cache.report().repaired_numbers > 0);
+    const auto file = file_of(rig.cache);
+    REQUIRE(load(copy.cache, file) == Status::ok);
+    REQUIRE(same(file_of(copy.cache), file));
+    forward(copy, slice(s, t, 0, 2));
+    Floats k(8), v(8);
+    REQUIRE(copy.cache.read(0, 0, 0, dense_view(k.data(), 1, 8), dense_view(v.data(), 1, 8)) == Status::ok);
+    for (const float x : k) REQUIRE(std::isfinite(x));
+    for (const float x : v) REQUIRE(std::isfinite(x));
+  }
+}
+
 TEST_CASE("dmc: every setting changes the result", "[merge][dmc]") {
   const CacheShape& s = small;
   const auto result = [&](const Dmc& m) {

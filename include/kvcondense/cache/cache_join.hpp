@@ -53,6 +53,7 @@ void Cache<B, R>::join_rows(Layer& l, index_t h, TensorView<const T, 3> keys, Te
       prim::rotate_row(k, k, cos, sin, angles.pairs, angles.pairing, true);
     }
     k[control_.at] = 0.0f;
+    if (turned) cache::bring_into_range(k, dim, DType::f32, head.repaired);  // a pair that turned may be longer than its numbers were
     head.open.add(k, v, fold_.gate.weight(joining_query(h, t, queries, at)), joins, fold_.gate.window);
     if (turned && !raw) {
       prim::rotate_row(k, k, cos, sin, angles.pairs, angles.pairing);

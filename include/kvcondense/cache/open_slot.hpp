@@ -2,8 +2,10 @@
 
 #include <algorithm>
 
+#include <kvcondense/cache/folding.hpp>
 #include <kvcondense/core/buffer.hpp>
 #include <kvcondense/core/config.hpp>
+#include <kvcondense/core/dtype.hpp>
 #include <kvcondense/core/memory.hpp>
 #include <kvcondense/core/status.hpp>
 
@@ -46,6 +48,8 @@ class OpenSlot {
       float* to = rows_.data() + first * width();
       const float weight = mean(first, to, to + key_dim_);
       to[width() - 2] = weight;
+      index_t again = 0;  // counted as the slot was stored
+      bring_into_range(to, width() - 1, DType::f32, again);
       rows_.shrink((first + 1) * width());
     }
     rows_.erase_front(first * width());
