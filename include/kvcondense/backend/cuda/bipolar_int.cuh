@@ -30,7 +30,7 @@ struct RowPage<BipolarInt<Bits>> : RowPage<GroupInt<Bits>> {
   }
   template <class Rows>
   __device__ int encode(int slot, const Rows& rows, int i, Scratch& s) const {
-    return encode_groups<Bits>(*this, slot, rows, i, s.codes);
+    return encode_groups(*this, slot, rows, i, s.codes);
   }
 };
 

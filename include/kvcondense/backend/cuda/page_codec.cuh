@@ -85,14 +85,13 @@ struct JobRows {
 };
 
 /// Token axis: ranges over the lanes, codes through shared memory into bytes. How many numbers had to be repaired, in every lane.
-template <int Bits, class Rows>
+template <class Rows>
 __device__ inline int encode_groups(const auto& page, int slot, const Rows& rows, int i, std::uint8_t* codes) {
   const auto x = rows.row(i);
   const int lane = cuda::lane_of_warp(), group = page.group_channels();
   int bad = 0;
   for (int j = 0; j < page.scales(); ++j) {
-    const GroupRange range = warp_range(x, j * group, (j + 1) * group, rows.counted, bad);
-    const GroupParams p = fit_group(page.codec.form, Bits, page.codec.params, range);
+    const GroupParams p = page.fit(warp_range(x, j * group, (j + 1) * group, rows.counted, bad));
     if (lane == 0) {
       page.write_params(slot, j, p.scale, p.offset);
       bad += static_cast<int>(p.saturated);
@@ -107,7 +106,7 @@ __device__ inline int encode_groups(const auto& page, int slot, const Rows& rows
 template <int Bits>
 template <class Rows>
 __device__ int RowPage<GroupInt<Bits>>::encode(int slot, const Rows& rows, int i, Scratch& s) const {
-  return encode_groups<Bits>(*this, slot, rows, i, s.codes);
+  return encode_groups(*this, slot, rows, i, s.codes);
 }
 
 /// Codecs whose slots have parameters of their own: a warp a slot.
@@ -130,11 +129,9 @@ struct ChannelShared {
   std::uint8_t codes[channel_rows][max_head_dim];
 };
 
-/// A thread a channel.
-template <int Bits>
+/// Channel axis: a block a group of slots, a thread a channel. How many numbers had to be repaired, in every thread.
 template <class Rows>
-__device__ int RowPage<GroupInt<Bits>>::encode_group(int slot, const Rows& rows, int begin, ChannelShared& shared) const {
-  const RowPage& page = *this;
+__device__ inline int encode_channels(const auto& page, int slot, const Rows& rows, int begin, ChannelShared& shared) {
   const int n = page.group_slots(), c = static_cast<int>(threadIdx.x);
   int bad = 0;
   GroupParams p;
@@ -145,7 +142,7 @@ __device__ int RowPage<GroupInt<Bits>>::encode_group(int slot, const Rows& rows,
       range.include(x);
       bad += repairs(x, rows.counted);
     }
-    p = fit_group(page.codec.form, Bits, page.codec.params, range);
+    p = page.fit(range);
     page.write_params(slot, c, p.scale, p.offset);
     bad += static_cast<int>(p.saturated);
   }
@@ -160,6 +157,11 @@ __device__ int RowPage<GroupInt<Bits>>::encode_group(int slot, const Rows& rows,
     __syncthreads();
   }
   return cuda::block_sum<int, channel_threads>(bad, shared.sums);
+}
+template <int Bits>
+template <class Rows>
+__device__ int RowPage<GroupInt<Bits>>::encode_group(int slot, const Rows& rows, int begin, ChannelShared& shared) const {
+  return encode_channels(*this, slot, rows, begin, shared);
 }
 
 /// Codecs of whole groups: a block a group.

@@ -167,6 +167,7 @@ struct RowPage<GroupInt<Bits>> {
     if (codec.form == GroupForm::minimum) return __fadd_rn(__fmul_rn(static_cast<float>(code), scale), offset);
     return with_form(codec.form, [&]<GroupForm Form>() { return value_of<Bits, Form>(code, scale, offset); });
   }
+  __device__ GroupParams fit(const GroupRange& range) const { return fit_group(codec.form, Bits, codec.params, range); }
   /// The stored code of x.
   __device__ int code_for(float x, float offset, float inverse) const {
     return with_form(codec.form, [&]<GroupForm Form>() {
