@@ -53,7 +53,7 @@ class Cache;
 ///          (KIVI's keys): these are waited for when they act. A call of `attend` that chooses what it reads waits for the one before of the same layer.
 /// Numbers  pages are those of Cache<Cpu, R>. Attention differs in the last bits, so scores that are that close may be ranked
 ///          otherwise; equal scores are ranked alike. What `append` on the CPU refuses, numbers that the stored type cannot
-///          hold, is stored as Inf or NaN here and counted once in the report.
+///          hold, is stored as Inf or NaN here (where tokens may join slots, brought into range) and counted once in the report. Such tokens rule out halves only until their step.
 /// Errors   as Cache<Cpu, R>; not_supported for a merge method that stores rows of layers together or, beside raw keys or retrieval, lets tokens join a slot
 ///          when they come, for retrieval beside numbers of slots that attention reads (the mass of
 ///          a merge method), a mean of what left or raw keys, for `AttendMath::halves` where there are such numbers, keys are raw or tokens join slots, for one set of all heads (AllHeads) once heads hold
