@@ -259,6 +259,16 @@ TEST_CASE("cuda cache: tokens that no step has seen are read, copied, written an
   pair.compare_reports();
 }
 
+TEST_CASE("cuda cache: a slot is the mean of more tokens than there will ever be") {
+  const CacheShape shape{.q_heads = 2, .kv_heads = 2, .head_dim = 16, .dtype = DType::f32, .page_slots = 8};
+  joins(recipe(Dmc{.window = 1'000'000, .init = -0.4f}), "keep_all + dmc(window=1000000, init=-0.4)", shape);
+  Fed fed(Dmc{.window = 1'000'000'000, .init = -10.0f, .rotated = false});
+  REQUIRE(fed.feed(8) == Status::ok);
+  REQUIRE(fed.feed(1) == Status::ok);
+  CHECK(fed.cache.slots(0, 0) == 1);
+  CHECK(fed.side_bytes() < rows_of_prompt);
+}
+
 TEST_CASE("cuda cache: what tokens that join needed until their step is given back") {
   Fed fed(all_join);
   REQUIRE(fed.feed(8) == Status::ok);
