@@ -182,3 +182,24 @@ TEST_CASE("cuda attend_columns: what is refused") {
   CHECK(run({.rows = 2}, 4, 3, 9) == Status::shape_mismatch);
   CHECK(run({.rows = 2}, 4, 2, 9) == Status::workspace_too_small);
 }
+
+TEST_CASE("cuda attend_columns: a slot that lives on in another draws nothing, even where a row sees no other one") {
+  const Fixture f(2, 4);
+  test::Device device;
+  auto copy = f.keys.on(device);
+  test::OnDevice<index_t> n(device, f.slots), o(device, f.offset);
+  test::OnDevice<float> out(device, std::vector<float>(400, NAN)), in(device, f.queries);
+  test::OnDevice<std::uint8_t> passed(device, std::vector<std::uint8_t>(5 * 4, 1));
+  prim::PagedHeads<Keys, Keys> heads{f.codec, f.codec, {DType::f16}, copy.view(), copy.view(), n.data(), 5};
+  heads.passed = {{passed.data(), 4}, 4};
+  const prim::ColumnRequest r{.rows = 4, .group = prim::GroupReduce::sum, .past = true, .out = {out.data(), o.data(), 5}};
+  Context<Cuda> ctx = device.with_workspace(prim::AttendColumns<Cuda>::workspace_bytes(r, 10, 5, 300));
+  REQUIRE(prim::AttendColumns<Cuda>::run(ctx, r, dense_view(static_cast<const float*>(in.data()), 10, 4, 64), f.scale, heads, 300) == Status::ok);
+  const std::vector<float> got = out.read();
+  for (std::size_t h = 0; h < 5; ++h) {
+    float drawn = 0.0f;
+    for (auto i = at(f.offset[h]); i < at(f.offset[h + 1]); ++i) drawn += got[i];
+    CHECK(drawn == Approx(f.slots[h] > 5 ? 8.0f : 0.0f));  // the second head has one old slot, which the first new one joined
+    if (f.slots[h] > 4) CHECK(got[at(f.offset[h + 1]) - 5] == 0.0f);
+  }
+}

@@ -54,7 +54,7 @@ class Cache;
 ///          reads waits for the one before of the same layer, and for the step before where it chooses by what came in prompts.
 /// Numbers  pages are those of Cache<Cpu, R>. Attention differs in the last bits, so scores that are that close may be ranked
 ///          otherwise; equal scores are ranked alike. What `append` on the CPU refuses, numbers that the stored type cannot
-///          hold, is stored as Inf or NaN here and counted once in the report.
+///          hold, is stored as Inf or NaN here (where tokens may join slots, brought into range) and counted once in the report. Such tokens rule out halves only until their step.
 /// Errors   as Cache<Cpu, R>; not_supported for a merge method that stores rows of layers together or, beside raw keys or retrieval, lets tokens join a slot
 ///          when they come, for retrieval beside a mean of what left, or by an index of turned keys beside raw ones, for `AttendMath::halves` where attention
 ///          reads numbers of slots, keys are raw or tokens join slots, for one set of all heads (AllHeads) once heads hold

@@ -207,8 +207,7 @@ Status Cache<Cuda, R>::run_step(Context<Cuda>& ctx, index_t layer, const StepInp
   l.counters.pending = 0;
   l.pending_positions.shrink(0);
   l.counters.prompt = prompt;
-  if (!moved) return Status::ok;
-  const Status trimmed = l.trim(ctx);
+  const Status trimmed = moved ? l.trim(ctx) : l.open.trim(ctx, l.counters.seen, 0);
   l.torn = trimmed != Status::ok;  // what the step did is done
   return trimmed;
 }
@@ -364,9 +363,11 @@ Status Cache<Cuda, R>::remove(Context<Cuda>& ctx, index_t first, index_t last) {
     const prim::Ends* mine = &ends[layer * heads];
     const auto stays = [&](index_t h) { return mine[h].size(); };
     if constexpr (retrieves) retrieval_.forget(layer, -1);
-    if (first <= l.open.token() && last > l.open.token())
-      if (const Status s = l.open.clear(ctx); s != Status::ok) return l.torn = true, s;
-    if (!loses(layer)) continue;
+    const auto close = [&] { return first <= l.open.token() && last > l.open.token() ? l.open.clear(ctx) : Status::ok; };
+    if (!loses(layer)) {
+      if (const Status s = close(); s != Status::ok) return l.torn = true, s;
+      continue;
+    }
     const StepView<Cuda> view = step_view(layer, Phase::turn);
     Scratch scratch(ctx.workspace(), l.steering);
     evict::KeepSet keep;
@@ -385,6 +386,7 @@ Status Cache<Cuda, R>::remove(Context<Cuda>& ctx, index_t first, index_t last) {
       if (s == Status::ok) s = l.set_slots(ctx, stays);
       if constexpr (retrieves)
         if (s == Status::ok) s = retrieval_.refresh(ctx, layer, l, shape(), l.counters.prompt, change);
+      if (s == Status::ok) s = close();
       l.torn = s != Status::ok;
     }
     const Status behind = l.fence.record(ctx);

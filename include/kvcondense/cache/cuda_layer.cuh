@@ -128,7 +128,7 @@ class CudaLayer {
     if (const Status s = ids.reserve(ctx, heads, longest() + tokens, stepped); s != Status::ok) return s;
     for (auto& l : lanes)
       if (const Status s = l.reserve(ctx, heads, longest() + tokens, stepped); s != Status::ok) return s;
-    if (const Status s = open.reserve(ctx, counters.pending + tokens, counters.pending); s != Status::ok) return s;
+    if (const Status s = open.reserve(ctx, counters.seen, counters.pending, tokens); s != Status::ok) return s;
     Status s = keys.reserve(ctx, first, tokens - first);
     if (s == Status::ok) s = values.reserve(ctx, first, tokens - first);
     if (s != Status::ok) give_up(ctx);
@@ -191,7 +191,7 @@ class CudaLayer {
     std::copy(found.begin(), found.end(), out.found.begin());  // made alike
     if (s == Status::ok) s = window.fork(ctx, out.window);
     if (s == Status::ok) s = summary.fork(ctx, out.summary);
-    if (s == Status::ok) s = open.fork(ctx, out.open);
+    if (s == Status::ok) s = open.fork(ctx, out.open, counters.seen, counters.pending);
     if (s == Status::ok) s = keys.fork(ctx, out.keys);
     if (s == Status::ok) s = values.fork(ctx, out.values);
     return s == Status::ok ? out.set_slots(ctx, [&](index_t h) { return slots(h); }) : s;
@@ -205,8 +205,8 @@ class CudaLayer {
     return s == Status::ok && summary.kept() ? prim::SlotSummary::limit(ctx, device_slots(), tokens, summary.numbers()) : s;
   }
   Status trim(const Context<Cuda>& ctx) {
-    const Status s = keys.trim(ctx), t = values.trim(ctx);
-    return s == Status::ok ? t : s;
+    const Status s = keys.trim(ctx), t = values.trim(ctx), u = open.trim(ctx, counters.seen, counters.pending);
+    return s != Status::ok ? s : t != Status::ok ? t : u;
   }
   /// Behind the last step: how many slots it folded that are not counted yet.
   index_t folded_since() const { return folds ? std::accumulate(folded.begin(), folded.end(), index_t{0}) : 0; }
@@ -236,7 +236,7 @@ class CudaLayer {
 
   /// Empty again; only while no kernel uses it.
   Status clear(Context<Cuda>& ctx) {
-    const Status s = keys.clear(ctx), t = values.clear(ctx), u = state.fill_bytes(ctx, 0), v = summary.clear(ctx), w = open.clear(ctx);
+    const Status s = keys.clear(ctx), t = values.clear(ctx), u = state.fill_bytes(ctx, 0), v = summary.clear(ctx), w = open.release(ctx);
     pending_positions.shrink(0);
     counters = {}, torn = folds = false;
     std::fill(done.begin(), done.end(), HeadCounts{});

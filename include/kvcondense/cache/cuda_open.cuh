@@ -35,26 +35,21 @@ class CudaOpenSlots {
   /// Of the newest token that a step has seen, of which the slot may be joined; -1: there is none.
   index_t token() const { return token_; }
 
-  /// Room for `tokens` pending ones, of which `old` are there; the stream is waited for where memory changes.
-  Status reserve(const Context<Cuda>& ctx, index_t tokens, index_t old) {
-    if (!kept() || tokens <= room_) return Status::ok;
-    const index_t room = std::max<index_t>({tokens, 2 * room_, 16});
-    cuda::DeviceArray<float> rows(*memory_);
-    cuda::DeviceArray<std::uint8_t> passed(*memory_);
-    Status s = rows.resize(heads_ * (most_settled() + room) * width());
-    if (s == Status::ok) s = passed.resize(heads_ * room);
-    for (index_t h = 0; room_ > 0 && h < heads_ && s == Status::ok; ++h) {
-      s = copy(ctx, rows.data() + h * (most_settled() + room) * width(), rows_.data() + h * row_room() * width(), (most_settled() + old) * width());
-      if (s == Status::ok) s = copy(ctx, passed.data() + h * room, passed_.data() + h * room_, old);
-    }
-    if (const Status done = ctx.wait(); s == Status::ok) s = done;
-    if (s != Status::ok) return s;
-    std::swap(rows_, rows), std::swap(passed_, passed);
-    room_ = room;
-    return Status::ok;
+  /// Room for `tokens` more of `seen` and pending ones; the stream is waited for where memory changes.
+  Status reserve(const Context<Cuda>& ctx, index_t seen, index_t pending, index_t tokens) {
+    const index_t rows = rows_of(seen, pending) + tokens;
+    if (!kept() || rows <= room_) return Status::ok;
+    return lay(ctx, std::max<index_t>({rows, 2 * room_, least_room}), seen, pending);
+  }
+  /// Behind a step, or where tokens are gone: what a long call needed goes back. Waits for the stream where it does; refused memory leaves what there is.
+  Status trim(const Context<Cuda>& ctx, index_t seen, index_t pending) {
+    const index_t room = rows_of(seen, pending) + least_room;
+    if (room_ <= 2 * room) return Status::ok;
+    const Status s = lay(ctx, room, seen, pending);
+    return s == Status::out_of_memory ? Status::ok : s;
   }
 
-  prim::OpenRows view() { return {rows_.data(), settled_.data(), {passed_.data(), room_}, row_room(), heads_, key_dim_, value_dim_}; }
+  prim::OpenRows view() { return {rows_.data(), settled_.data(), {passed_.data(), room_}, room_, heads_, key_dim_, value_dim_}; }
   prim::PassedSlots passed(index_t pending) const { return pending > 0 && kept() ? prim::PassedSlots{{passed_.data(), room_}, pending} : prim::PassedSlots{}; }
 
   /// At the end of a step of `pending` tokens, the newest of them `token`.
@@ -68,11 +63,18 @@ class CudaOpenSlots {
     token_ = -1;
     return settled_.fill_bytes(ctx, 0);
   }
-  Status fork(const Context<Cuda>& ctx, CudaOpenSlots& out) const {
-    out.room_ = room_, out.token_ = token_;
-    Status s = out.rows_.copy_from(ctx, rows_);
-    if (s == Status::ok) s = out.settled_.copy_from(ctx, settled_);
-    return s == Status::ok ? out.passed_.copy_from(ctx, passed_) : s;
+  /// Nor is there room; only while no kernel uses it.
+  Status release(const Context<Cuda>& ctx) {
+    rows_ = cuda::DeviceArray<float>(*memory_), passed_ = cuda::DeviceArray<std::uint8_t>(*memory_), room_ = 0;
+    return clear(ctx);
+  }
+  /// Makes an empty one of the same layer the same.
+  Status fork(const Context<Cuda>& ctx, CudaOpenSlots& out, index_t seen, index_t pending) const {
+    out.token_ = token_;
+    const Status s = out.settled_.copy_from(ctx, settled_);
+    if (s != Status::ok || room_ == 0) return s;
+    out.room_ = std::min(room_, rows_of(seen, pending) + least_room);
+    return copy_to(ctx, out.rows_, out.passed_, out.room_, seen, pending);
   }
 
   /// A head in a file, as `save_open` writes it; where none is kept nothing. Waits for the stream.
@@ -84,7 +86,7 @@ class CudaOpenSlots {
     Buffer<float> rows(heap_memory());
     if (s == Status::ok) s = rows.resize((settled + pending) * width());
     if (s == Status::ok && !rows.empty())
-      s = cuda::settled(cudaMemcpyAsync(rows.data(), rows_.data() + head * row_room() * width(), rows.span().size_bytes(), cudaMemcpyDeviceToHost, ctx.stream()));
+      s = cuda::settled(cudaMemcpyAsync(rows.data(), rows_.data() + head * room_ * width(), rows.span().size_bytes(), cudaMemcpyDeviceToHost, ctx.stream()));
     if (const Status done = ctx.wait(); s == Status::ok) s = done;
     if (s != Status::ok) return s;
     w.put(static_cast<std::uint32_t>(settled));
@@ -104,7 +106,7 @@ class CudaOpenSlots {
     Buffer<std::uint8_t> passed(heap_memory());
     Status s = rows.resize(tokens * width());
     if (s == Status::ok) s = passed.resize(c.pending);
-    if (s == Status::ok) s = reserve(ctx, std::max<index_t>(1, c.pending), 0);
+    if (s == Status::ok) s = reserve(ctx, c.seen, c.pending, 0);
     if (s != Status::ok) return s;
     if (!bytes.empty()) std::memcpy(rows.data(), bytes.data(), bytes.size());
     for (const float x : rows)
@@ -117,7 +119,7 @@ class CudaOpenSlots {
     const auto up = [&](auto* to, const auto* from, std::size_t n) {
       if (s == Status::ok && n > 0) s = cuda::settled(cudaMemcpyAsync(to, from, n, cudaMemcpyHostToDevice, ctx.stream()));
     };
-    up(rows_.data() + head * row_room() * width(), rows.data(), rows.span().size_bytes());
+    up(rows_.data() + head * room_ * width(), rows.data(), rows.span().size_bytes());
     up(passed_.data() + head * room_, passed.data(), passed.span().size_bytes());
     up(settled_.data() + head, &settled, sizeof settled);
     const Status done = ctx.wait();
@@ -127,19 +129,44 @@ class CudaOpenSlots {
  private:
   index_t width() const { return key_dim_ + value_dim_ + 2; }
   index_t most_settled() const { return std::max<index_t>(1, window_); }
-  index_t row_room() const { return most_settled() + room_; }
+  /// That a head has at most.
+  index_t rows_of(index_t seen, index_t pending) const { return std::min(most_settled(), seen - pending) + pending; }
+  Status lay(const Context<Cuda>& ctx, index_t room, index_t seen, index_t pending) {
+    cuda::DeviceArray<float> rows(*memory_);
+    cuda::DeviceArray<std::uint8_t> passed(*memory_);
+    Status s = copy_to(ctx, rows, passed, room, seen, pending);
+    if (const Status done = ctx.wait(); s == Status::ok) s = done;  // kernels may still use what goes
+    if (s != Status::ok) return s;
+    std::swap(rows_, rows), std::swap(passed_, passed);
+    room_ = room;
+    return s;
+  }
+  /// Into memory of `room` rows a head.
+  Status copy_to(const Context<Cuda>& ctx, cuda::DeviceArray<float>& rows, cuda::DeviceArray<std::uint8_t>& passed, index_t room, index_t seen, index_t pending) const {
+    Status s = rows.resize(heads_ * room * width());
+    if (s == Status::ok) s = passed.resize(heads_ * room);
+    const index_t n = std::min(room_, rows_of(seen, pending));
+    if (s == Status::ok) s = copy_rows(ctx, rows.data(), rows_.data(), room * width(), room_ * width(), n * width());
+    return s == Status::ok ? copy_rows(ctx, passed.data(), passed_.data(), room, room_, std::min(n, pending)) : s;
+  }
+  /// The first n numbers of every head, which are so many apart.
   template <class T>
-  static Status copy(const Context<Cuda>& ctx, T* to, const T* from, index_t n) {
-    if (n == 0) return Status::ok;
-    return cuda::settled(cudaMemcpyAsync(to, from, static_cast<std::size_t>(n) * sizeof(T), cudaMemcpyDeviceToDevice, ctx.stream()));
+  Status copy_rows(const Context<Cuda>& ctx, T* to, const T* from, index_t to_step, index_t from_step, index_t n) const {
+    for (index_t h = 0; h < heads_ && n > 0; ++h) {
+      const cudaError_t e = cudaMemcpyAsync(to + h * to_step, from + h * from_step, static_cast<std::size_t>(n) * sizeof(T), cudaMemcpyDeviceToDevice, ctx.stream());
+      if (const Status s = cuda::settled(e); s != Status::ok) return s;
+    }
+    return Status::ok;
   }
 
-  cuda::DeviceArray<float> rows_;  ///< of a head those that a step has seen, at most `most_settled`, and the pending ones
+  static constexpr index_t least_room = 16;
+
+  cuda::DeviceArray<float> rows_;  ///< of a head those that a step has seen, at most `most_settled`, and the pending ones: `room_`
   cuda::DeviceArray<index_t> settled_;
   cuda::DeviceArray<std::uint8_t> passed_;
   MemoryResource<Cuda>* memory_;
   index_t heads_ = 0, key_dim_ = 0, value_dim_ = 0, window_ = 0;
-  index_t room_ = 0;  ///< for pending tokens
+  index_t room_ = 0;
   index_t token_ = -1;
 };
 

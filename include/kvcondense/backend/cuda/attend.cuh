@@ -22,7 +22,7 @@ enum class AttendMath : std::uint8_t {
 };
 
 /// Heads are PagedHeads on the device; lengths, runs and pages are read there, so a captured graph stays right while a
-/// cache grows up to `max_slots` per head. Not so with numbers per slot: how many slots have none yet (PagedScalars::fresh)
+/// cache grows up to `max_slots` per head. Not so with numbers per slot and slots that live on in others (PassedSlots): how many slots are new (PagedScalars::fresh)
 /// and where they lie are arguments of the kernels, so what is captured holds for that number of new slots alone.
 /// Three launches: pieces, their join, mass where it is asked for. Over coordinates of a low-rank stage two more: queries into them, sums out of them.
 ///

@@ -269,7 +269,8 @@ __global__ void __launch_bounds__(piece_threads, 4) column_tiles(PagedHeads<KeyC
       const int r = cuda::warp_of_block() + k * piece_warps;
       if (r >= lines) continue;
       const index_t line = head * plan.lines + first + r;
-      shared.share[r][lane] = plan.logs() ? logit[k] : expf(logit[k] - plan.final_top[line]) * plan.final_scale[line];
+      if (plan.logs()) shared.share[r][lane] = logit[k];
+      else shared.share[r][lane] = logit[k] == minus_infinity() ? 0.0f : expf(logit[k] - plan.final_top[line]) * plan.final_scale[line];  // a line may see none
     }
     __syncthreads();
     for (int r = 0; mine && r < lines; ++r) {

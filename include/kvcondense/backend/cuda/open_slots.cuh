@@ -7,6 +7,7 @@
 #include <kvcondense/backend/cuda/context.cuh>
 #include <kvcondense/backend/cuda/head_slots.cuh>
 #include <kvcondense/backend/cuda/launch.cuh>
+#include <kvcondense/backend/cuda/page_rows.cuh>
 #include <kvcondense/backend/cuda/rope.cuh>
 #include <kvcondense/core/dtype.hpp>
 #include <kvcondense/core/status.hpp>
@@ -86,9 +87,9 @@ __device__ inline float mean_of(const OpenRows& open, index_t head, index_t firs
   return mean;
 }
 
-/// As cache::bring_into_range; `bad` counts a number that had to be.
+/// `bad` counts a number that had to be brought there.
 __device__ inline float in_range(DType type, float x, int& bad) {
-  const float y = limit_to(without_nan(x), type == DType::f16 ? 65504.0f : 3.38e38f);
+  const float y = in_range(type, x);
   bad += static_cast<int>(y != x);
   return y;
 }
@@ -111,7 +112,7 @@ __global__ void __launch_bounds__(Threads) hold_tokens(OpenRows open, Joining jo
     const index_t near = halves ? p : 2 * p, far = halves ? p + pairs : 2 * p + 1;
     const float x = clean(key(near)), y = clean(key(far));
     const float a = __fadd_rn(__fmul_rn(x, turn.cosine), __fmul_rn(y, turn.sine)), b = __fadd_rn(__fmul_rn(y, turn.cosine), -__fmul_rn(x, turn.sine));
-    row[near] = near == join.control.at ? 0.0f : a, row[far] = far == join.control.at ? 0.0f : b;
+    row[near] = near == join.control.at ? 0.0f : in_range(DType::f32, a, bad), row[far] = far == join.control.at ? 0.0f : in_range(DType::f32, b, bad);
   }
   for (index_t c = 2 * pairs + threadIdx.x; c < open.key_dim; c += Threads) {
     const float x = clean(key(c));
@@ -171,8 +172,9 @@ __global__ void __launch_bounds__(Threads) settle_tokens(OpenRows open, index_t 
   if (n == 0) return;
   const index_t first = open.first_of(head, n - 1, window), left = window == 0 ? 1 : n - first;
   __syncthreads();  // everybody has seen who joined and how many there are
+  int again = 0;    // counted as the slot was stored
   for (index_t c = threadIdx.x; c < width - 2; c += Threads) {
-    if (window == 0) open.row(head, 0)[c] = mean_of(open, head, first, n - 1, c);
+    if (window == 0) open.row(head, 0)[c] = in_range(DType::f32, mean_of(open, head, first, n - 1, c), again);
     else
       for (index_t i = 0; i < left; ++i) open.row(head, i)[c] = open.row(head, first + i)[c];
   }
@@ -181,7 +183,7 @@ __global__ void __launch_bounds__(Threads) settle_tokens(OpenRows open, index_t 
   float sum = open.row(head, first)[width - 2];
   for (index_t i = first + 1; window == 0 && i < n; ++i) sum = __fadd_rn(sum, open.row(head, i)[width - 2]);
   const float joined = open.row(head, first)[width - 1];
-  if (window == 0) open.row(head, 0)[width - 2] = sum, open.row(head, 0)[width - 1] = joined;
+  if (window == 0) open.row(head, 0)[width - 2] = in_range(DType::f32, sum, again), open.row(head, 0)[width - 1] = joined;
   else
     for (index_t i = 0; i < left; ++i)
       for (index_t c = width - 2; c < width; ++c) open.row(head, i)[c] = open.row(head, first + i)[c];

@@ -116,8 +116,8 @@ class SlotRows<Cuda> {
       for (int c = cuda::lane_of_warp(); c < dim; c += cuda::warp_lanes) row[c] = __fmul_rn(row[c], scales_[at.begin * table_step_ + dim + c]);
     if (latent) unmap_latent(map, row);
   }
-  /// As on the host (`cache::bring_into_range`), what the stored type has no number for becomes the nearest one it has, a NaN becomes 0.
-  __device__ float in_range(float x) const { return prim::limit_to(prim::without_nan(x), exact_.dtype == DType::f16 ? 65504.0f : 3.38e38f); }
+  /// What exact slots would hold of x.
+  __device__ float in_range(float x) const { return prim::cuda_kernels::in_range(exact_.dtype, x); }
   /// Writes channel c of a slot that lies in exact numbers, brought into range; whether it had to be.
   __device__ bool set(const prim::SlotRun& at, int c, float x) const {
     using namespace prim::cuda_kernels;
