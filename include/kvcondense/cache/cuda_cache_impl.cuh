@@ -208,8 +208,7 @@ Status Cache<Cuda, R>::run_step(Context<Cuda>& ctx, index_t layer, const StepInp
   l.pending_positions.shrink(0);
   l.counters.prompt = prompt;
   const Status trimmed = moved ? l.trim(ctx) : l.open.trim(ctx, l.counters.seen, 0);
-  l.torn = trimmed != Status::ok;  // what the step did is done
-  return trimmed;
+  return l.torn = trimmed != Status::ok, trimmed;  // what the step did is done
 }
 
 template <class R>
