@@ -99,7 +99,7 @@ Status taught_words(Context<Cuda>& ctx, const SlotRows<Cuda>& rows, const prim::
   if (s == Status::ok) s = prim::SlotCodes::tables(ctx, {}, x, 1, 1, 64, x);
   if (s == Status::ok) s = prim::SlotCodes::score(ctx, planes, {}, scores, x, 8);
   if (s == Status::ok) s = prim::KeyClusters::fit(ctx, rows, 0, 8, {}, queries, 1.0f, x, scratch);
-  if (s == Status::ok) s = prim::KeyClusters::tables(ctx, {}, x, 1, 1, 64, 1.0f, true, 1, x);
+  if (s == Status::ok) s = prim::KeyClusters::tables(ctx, {}, x, 1, 1, 64, 1.0f, 1, x);
   if (s == Status::ok) s = prim::KeyClusters::above(ctx, all, {}, 1, 0.0f, units, count);
   if (s == Status::ok) s = prim::PartialColumns::choose(ctx, queries, 0, 1, x, 64, 8, x, scratch);
   if (s == Status::ok) s = prim::KeyGraph::build(ctx, rows, planes, {}, known, known);

@@ -56,8 +56,14 @@ struct DecodeShared {
   float row[codec_warps][max_head_dim];
 };
 
+/// Blocks of a multiprocessor: rows that are made by tables, or of signs, want more registers.
 template <class Codec>
-__global__ void __launch_bounds__(codec_threads, 8) decode_rows(Codec codec, PageBatch batch) {
+inline constexpr int decode_blocks = 8;
+template <class C>
+inline constexpr int decode_blocks<Tabled<C>> = 4;
+
+template <class Codec>
+__global__ void __launch_bounds__(codec_threads, decode_blocks<Codec>) decode_rows(Codec codec, PageBatch batch) {
   const PageRows job = batch.jobs[blockIdx.y];
   const int i = static_cast<int>(blockIdx.x) * codec_warps + cuda::warp_of_block();
   if (i >= job.count) return;  // whole warps leave, and no block barrier follows

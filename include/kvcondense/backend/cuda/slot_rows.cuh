@@ -64,7 +64,10 @@ __attribute__((noinline)) __device__ inline void load_grouped(int codec, Grouped
     load_row(RowPage<C>(*reinterpret_cast<const C*>(description.bytes), page, page_slots, dim), slot, row);
   });
 }
-__attribute__((noinline)) __device__ inline void unmap_latent(LatentMap map, float* row) { leave_latent(map, row); }
+__attribute__((noinline)) __device__ inline void scale_row(const float* factors, int dim, float* row) {
+  for (int c = cuda::lane_of_warp(); c < dim; c += cuda::warp_lanes) row[c] = __fmul_rn(row[c], factors[c]);
+}
+__attribute__((noinline)) __device__ inline void unmap_latent(LatentMap maps, int head, float* row) { leave_latent(maps.of(head), row); }
 
 }  // namespace prim::cuda_kernels
 
@@ -101,8 +104,7 @@ class SlotRows<Cuda> {
   __device__ void load(const prim::SlotRun& at, float* row) const {
     using namespace prim::cuda_kernels;
     const bool latent = at.coded && latent_.table != nullptr;
-    const prim::LatentMap map = latent ? latent_.of(at.begin) : prim::LatentMap{};
-    const int dim = latent ? map.rank : static_cast<int>(dim_);
+    const int dim = latent ? latent_.of(at.begin).rank : static_cast<int>(dim_);
     if (at.coded && kind_ == Kind::grouped) {
       load_grouped(grouped_index_, grouped_, at.page, static_cast<int>(runs_.page_slots), at.place, dim, row);
     } else if (at.coded && kind_ >= Kind::tabled) {
@@ -112,9 +114,8 @@ class SlotRows<Cuda> {
       for (int c = cuda::lane_of_warp(); c < dim; c += cuda::warp_lanes) row[c] = value(at, dim, c);
     }
     if (at.coded && mapped_) unmap_row(map_, dim, row);
-    if (at.coded && scales_ != nullptr)
-      for (int c = cuda::lane_of_warp(); c < dim; c += cuda::warp_lanes) row[c] = __fmul_rn(row[c], scales_[at.begin * table_step_ + dim + c]);
-    if (latent) unmap_latent(map, row);
+    if (at.coded && scales_ != nullptr) scale_row(scales_ + at.begin * table_step_ + dim, dim, row);
+    if (latent) unmap_latent(latent_, static_cast<int>(at.begin), row);
   }
   /// What exact slots would hold of x.
   __device__ float in_range(float x) const { return prim::cuda_kernels::in_range(exact_.dtype, x); }
