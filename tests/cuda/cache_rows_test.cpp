@@ -62,7 +62,7 @@ TEST_CASE("cuda cache codec: skvq") {
   skvq = {.key_levels = 8, .value_levels = 16, .key_clip = 0.8f, .params = prim::ClusterParam::f16, .window = 0, .sinks = 0};
   const std::vector<float> keys = clusters(common, 128), values = clusters(common, 128);
   any::ModelFacts facts;
-  facts.key_clusters = skvq.key_clusters = {keys.data(), 1, 2, 128}, facts.value_clusters = skvq.value_clusters = {values.data(), 1, 2, 128};
+  facts.key_clusters = skvq.key_clusters = {keys.data(), common.layers, 2, 128}, facts.value_clusters = skvq.value_clusters = {values.data(), common.layers, 2, 128};
   leaves(skvq, "skvq(key_levels=8, value_levels=16, key_clip=0.8, params=f16, window=0, sinks=0)", common, facts);
 }
 

@@ -37,7 +37,7 @@ struct OutputDrop {
 /// A block a head. Values pass by a tile at a time, to be added to the sums (or, one row, taken off) by a thread a channel in slot
 /// order, or to be measured against their centre by a warp a row. weight: NaN is in no sum, below 0 has left.
 template <int Threads>
-__global__ void __launch_bounds__(Threads, 2) output_errors(SlotRows<Cuda> values, const Ends* skip, bool fast, RaggedView<float> weights, OutputDrop drop) {
+__global__ void __launch_bounds__(Threads, 1) output_errors(SlotRows<Cuda> values, const Ends* skip, bool fast, RaggedView<float> weights, OutputDrop drop) {
   static_assert(Threads == tile_threads && Threads == winner_threads && tile_threads >= max_head_dim);
   OutputErrorShared& shared = cuda::shared_as<OutputErrorShared>();
   auto* tile = reinterpret_cast<float*>(cuda::dyn_smem() + (sizeof(OutputErrorShared) + 15) / 16 * 16);

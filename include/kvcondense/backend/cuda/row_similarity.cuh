@@ -21,7 +21,7 @@ namespace cuda_kernels {
 /// A block has a tile of slots, of which those without a link look for one: targets pass by a tile at a time. Links that other blocks
 /// write meanwhile make no target. Grid: tiles, heads.
 template <int Threads>
-__global__ void __launch_bounds__(Threads, 2) nearest_targets(SlotRows<Cuda> keys, SlotRows<Cuda> values, bool both, const SlotRange* targets, index_t chunk,
+__global__ void __launch_bounds__(Threads, 1) nearest_targets(SlotRows<Cuda> keys, SlotRows<Cuda> values, bool both, const SlotRange* targets, index_t chunk,
                                                         MergeLinks links) {
   static_assert(Threads == tile_threads);
   const int key_room = tile_rows * tile_stride(keys.dim()), value_room = both ? tile_rows * tile_stride(values.dim()) : 0;
