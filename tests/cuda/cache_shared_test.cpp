@@ -20,7 +20,7 @@ namespace {
 #if defined(KVCONDENSE_CUDA_FIBERS)
 constexpr float of_angles = 0.0f, far_angles = 0.0f, over_angles = 1e-4f;
 #else
-constexpr float of_angles = 1e-5f, far_angles = 0.005f, over_angles = 2e-2f;
+constexpr float of_angles = 1e-5f, far_angles = 0.25f, over_angles = 2e-2f;
 #endif
 
 /// A prompt, single tokens, several at once; forks, files that change sides, tokens that are taken back and removed amid groups. `again`: whether slots are

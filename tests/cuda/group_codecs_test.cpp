@@ -53,6 +53,18 @@ bool same_numbers(const std::vector<float>& got, const std::vector<float>& want)
   for (std::size_t i = 0; i < want.size(); ++i) far += !(std::fabs(got[i] - want[i]) <= 1e-5f * (1.0f + std::fabs(want[i])));
   return far * 200 <= want.size();
 }
+/// The same, or, of a codec of angles, as near to the rows that were coded: what comes out of bins and is coded again lies on edges of the new ones, where
+/// either side is as good.
+template <class Codec>
+bool as_good_numbers(const std::vector<float>& got, const std::vector<float>& want, const std::vector<float>& rows) {
+  if (exact<Codec>) return same_numbers<Codec>(got, want);
+  double off = 0, host = 0, size = 0;
+  for (std::size_t i = 0; i < want.size(); ++i) {
+    off += std::pow(static_cast<double>(got[i] - rows[i]), 2), host += std::pow(static_cast<double>(want[i] - rows[i]), 2);
+    size += std::pow(static_cast<double>(rows[i]), 2);
+  }
+  return off <= 1.01 * host + 1e-6 * size;
+}
 template <class Codec>
 std::vector<float> numbers_of(const Codec& codec, std::vector<std::byte> page, index_t slots, index_t dim, index_t count) {
   std::vector<float> rows(at(count * dim));
@@ -136,7 +148,7 @@ void joins_alike(const Codec& codec, index_t slots, index_t dim) {
         const auto begin = from.begin() + into * static_cast<std::ptrdiff_t>(each);
         return numbers_of(codec, {begin, begin + static_cast<std::ptrdiff_t>(each)}, slots, dim, full);
       };
-      REQUIRE(same_numbers<Codec>(one(joined), one(pages)));
+      REQUIRE(as_good_numbers<Codec>(one(joined), one(pages), rows));
     });
   }
 }
