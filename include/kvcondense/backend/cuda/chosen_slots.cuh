@@ -133,6 +133,19 @@ __global__ void __launch_bounds__(Threads, 4) lay_chosen(ChosenUnits chosen, Col
   if (threadIdx.x == 0) out.slots[row] = at;
 }
 
+/// The last interval of a row that begins no later than x: with slot x by `first`, with the row's x-th slot by `at`.
+template <std::int32_t ChosenInterval::*Begin, class X>
+__device__ inline const ChosenInterval* interval_of(const ChosenUnits& chosen, const ChosenRuns& runs, index_t row, X x) {
+  const ChosenInterval* low = runs.intervals + runs.interval_offset[row];
+  const ChosenInterval* high = low + chosen.count[row] + 2;
+  while (high - low > 1) {
+    const ChosenInterval* middle = low + (high - low) / 2;
+    if (middle->*Begin <= x) low = middle;
+    else high = middle;
+  }
+  return low;
+}
+
 /// What every slot of a KV head drew from the rows that read it; a slot that nobody read drew nothing. Grid: blocks of slots, heads.
 template <int Threads>
 __global__ void __launch_bounds__(Threads) spread_mass(ChosenUnits chosen, ChosenRuns runs, RaggedView<const float> from, RaggedView<float> to) {
@@ -140,13 +153,7 @@ __global__ void __launch_bounds__(Threads) spread_mass(ChosenUnits chosen, Chose
   if (slot >= to.length(head)) return;
   float mass = 0.0f;
   for (index_t row = head * rows; row < (head + 1) * rows; ++row) {
-    const ChosenInterval* low = runs.intervals + runs.interval_offset[row];
-    const ChosenInterval* high = low + chosen.count[row] + 2;
-    while (high - low > 1) {
-      const ChosenInterval* middle = low + (high - low) / 2;
-      if (middle->first <= slot) low = middle;
-      else high = middle;
-    }
+    const ChosenInterval* const low = interval_of<&ChosenInterval::first>(chosen, runs, row, slot);
     if (slot < low->last) mass += from.row(row)[low->at + slot - low->first];
   }
   to.row(head)[slot] = mass;

@@ -24,24 +24,12 @@ struct ListedNumbers {
 
 namespace cuda_kernels {
 
-/// The interval that holds a row's i-th slot.
-__device__ inline const ChosenInterval* interval_of(const ChosenUnits& chosen, const ChosenRuns& runs, index_t row, std::int32_t i) {
-  const ChosenInterval* low = runs.intervals + runs.interval_offset[row];
-  const ChosenInterval* high = low + chosen.count[row] + 2;
-  while (high - low > 1) {
-    const ChosenInterval* middle = low + (high - low) / 2;
-    if (middle->at <= i) low = middle;
-    else high = middle;
-  }
-  return low;
-}
-
 /// `unit_bias`: as the lists of units, or null; slots that were read without competing have none. Grid: blocks of slots, rows.
 template <int Threads>
 __global__ void __launch_bounds__(Threads) list_numbers(ChosenUnits chosen, ChosenRuns runs, PagedScalars own, const float* unit_bias, ListedNumbers out) {
   const index_t row = blockIdx.y, head = row * chosen.heads / chosen.units.heads, i = static_cast<index_t>(blockIdx.x) * Threads + threadIdx.x;
   if (i >= runs.slots[row]) return;
-  const ChosenInterval* const at = interval_of(chosen, runs, row, static_cast<std::int32_t>(i));
+  const ChosenInterval* const at = interval_of<&ChosenInterval::at>(chosen, runs, row, static_cast<std::int32_t>(i));
   const index_t slot = at->first + i - at->at, slots = chosen.slots[head], place = at - (runs.intervals + runs.interval_offset[row]) - 1;
   if (out.place != nullptr) out.place[row * out.room + i] = static_cast<std::int32_t>(slot);
   if (out.value_scale != nullptr) out.value_scale[row * out.room + i] = own.value_scale_of(head, slot, slots);
