@@ -17,6 +17,7 @@
 #include <kvcondense/backend/cuda/column_pool.cuh>
 #include <kvcondense/backend/cuda/complex_vq.cuh>
 #include <kvcondense/backend/cuda/context.cuh>
+#include <kvcondense/backend/cuda/corrected.cuh>
 #include <kvcondense/backend/cuda/count_above.cuh>
 #include <kvcondense/backend/cuda/drawn_slots.cuh>
 #include <kvcondense/backend/cuda/expected_attention.cuh>

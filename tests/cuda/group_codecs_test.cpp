@@ -9,6 +9,8 @@
 #include <vector>
 
 #include <kvcondense/backend/cpu/boosted_int.hpp>
+#include <kvcondense/backend/cpu/corrected.hpp>
+#include <kvcondense/backend/cpu/group_quant.hpp>
 #include <kvcondense/backend/cpu/polar_pairs.hpp>
 #include <kvcondense/cuda.cuh>
 
@@ -44,6 +46,19 @@ constexpr bool exact = true;
 template <class Codec>
 constexpr bool exact = std::is_same_v<Codec, prim::DeviceCodec<Codec>>;
 #endif
+
+template <int Bits>
+constexpr bool exact<prim::Corrected<prim::GroupInt<Bits>>> = true;
+
+template <class Codec>
+index_t encode(const Codec& codec, prim::PageSpan page, index_t first, index_t count, prim::RowBlock<const float> rows) {
+  return prim::PageCodec<Cpu, Codec>::encode(codec, page, first, count, rows);
+}
+/// Parts of low rank are the portable kernels'.
+template <int Bits>
+index_t encode(const prim::Corrected<prim::GroupInt<Bits>>& codec, prim::PageSpan page, index_t first, index_t count, prim::RowBlock<const float> rows) {
+  return prim::PageCodec<Cpu, prim::Corrected<prim::GroupInt<Bits>>>::encode(codec, page, first, count, rows, prim::cpu::row_ops(prim::cpu::Isa::portable));
+}
 
 /// Numbers are the same, or of a codec of angles but for a few whose angle was as near to a bin's edge as rounding.
 template <class Codec>
@@ -82,8 +97,8 @@ void pages_alike(const Codec& codec, index_t slots, index_t dim) {
     const std::vector<float> rows = rows_of(slots, step, 5, odd);
     std::vector<std::byte> page(codec.page_bytes(slots, dim));
     const prim::PageSpan host{page.data(), slots, dim};
-    index_t repaired = Coder::encode(codec, host, 0, group, {rows.data(), group, step});
-    repaired += Coder::encode(codec, host, group, slots - group, {rows.data() + group * step, slots - group, step});
+    index_t repaired = encode(codec, host, 0, group, {rows.data(), group, step});
+    repaired += encode(codec, host, group, slots - group, {rows.data() + group * step, slots - group, step});
     CHECK((repaired > 0) == odd);
     std::vector<float> decoded(at(slots * dim));
     Coder::decode(codec, host, 0, slots, {decoded.data(), slots, dim});
@@ -116,7 +131,7 @@ void joins_alike(const Codec& codec, index_t slots, index_t dim) {
   for (const bool in_place : {true, false}) {
     std::vector<std::byte> pages(3 * each);
     const auto page = [&](index_t p) { return prim::PageSpan{pages.data() + at(p) * each, slots, dim}; };
-    for (index_t p = 0; p < 3; ++p) Coder::encode(codec, page(p), 0, slots, {rows_of(slots, dim, static_cast<unsigned>(p), false).data(), slots, dim});
+    for (index_t p = 0; p < 3; ++p) encode(codec, page(p), 0, slots, {rows_of(slots, dim, static_cast<unsigned>(p), false).data(), slots, dim});
     const std::vector<std::byte> before = pages;
     const index_t into = in_place ? 0 : 2;
     const auto lives = [&](index_t p, index_t s) { return p == 0 ? s % 3 == 1 : s % 5 == 2 && s < slots / 2; };
@@ -127,7 +142,7 @@ void joins_alike(const Codec& codec, index_t slots, index_t dim) {
         if (lives(p, s)) Coder::decode(codec, page(p), s, 1, {rows.data() + dim * n++, 1, dim});
     const index_t group = codec.group_slots(), full = (n + group - 1) / group * group;
     for (index_t i = n; i < full; ++i) std::copy_n(rows.data() + (n - 1) * dim, dim, rows.data() + i * dim);
-    Coder::encode(codec, page(into), 0, full, {rows.data(), full, dim});
+    encode(codec, page(into), 0, full, {rows.data(), full, dim});
     test::each_way([&] {
       test::Device device;
       test::OnDevice<std::byte> there(device, before);
@@ -177,4 +192,19 @@ TEST_CASE("cuda group_codecs: lengths and angles of a group") {
   alike(prim::PolarPairs<2, 3>{.group_size = 4, .pairing = RopePairing::interleaved, .params = prim::ParamType::f32}, 12, 50);
   alike(prim::PolarPairs<3, 2>{.group_size = 128, .pairing = RopePairing::interleaved, .centered = true}, 256, 128);
   alike(prim::PolarPairs<4, 4>{.group_size = 4, .params = prim::ParamType::bf16}, 8, 256);
+}
+
+TEST_CASE("cuda group_codecs: codes of a chunk with a product of low rank and outliers") {
+  using prim::GroupAxis;
+  using prim::GroupInt;
+  const GroupInt<2> keys{.axis = GroupAxis::channel, .group_size = 8}, values{.group_size = 16};
+  alike(prim::Corrected<GroupInt<2>>{keys, GroupAxis::channel, 16, 0.2, 2}, 32, 64);
+  alike(prim::Corrected<GroupInt<2>>{values, GroupAxis::token, 16, 0.1, 2}, 32, 80);
+  alike(prim::Corrected<GroupInt<2>>{{.axis = GroupAxis::channel, .group_size = 64}, GroupAxis::channel, 64, 0.02, 2}, 64, 128);
+  alike(prim::Corrected<GroupInt<2>>{{.group_size = 64}, GroupAxis::token, 64, 0.02, 8, 1}, 64, 256);
+  // Everything is an outlier; nothing is; no product; neither.
+  alike(prim::Corrected<GroupInt<3>>{{.group_size = 10, .params = prim::ParamType::f32}, GroupAxis::token, 6, 1.0, 3, 8}, 18, 50);
+  alike(prim::Corrected<GroupInt<3>>{{.axis = GroupAxis::channel, .group_size = 4, .params = prim::ParamType::bf16}, GroupAxis::channel, 4, 0.0, 4}, 12, 17);
+  alike(prim::Corrected<GroupInt<3>>{{.axis = GroupAxis::channel, .group_size = 2}, GroupAxis::channel, 10, 0.5, 0}, 20, 96);
+  alike(prim::Corrected<GroupInt<2>>{values, GroupAxis::token, 8, 0.0, 0}, 16, 112);
 }

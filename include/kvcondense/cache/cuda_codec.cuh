@@ -11,6 +11,7 @@
 #include <kvcondense/backend/cuda/row_codec.cuh>
 #include <kvcondense/core/buffer.hpp>
 #include <kvcondense/core/status.hpp>
+#include <kvcondense/prim/corrected.hpp>
 #include <kvcondense/prim/group_bits.hpp>
 #include <kvcondense/prim/row_transform.hpp>
 
@@ -27,6 +28,11 @@ PageGap gap_of(const C& codec, index_t slots, index_t dim) {
   else if constexpr (requires { codec.high_bytes(dim); }) return gap(codec.low_bytes(dim) + codec.high_bytes(dim), codec.params_at(slots, dim));
   else if constexpr (requires { codec.params_at(slots, dim); }) return gap(codec.row_bytes(dim), codec.params_at(slots, dim));
   else return {};
+}
+/// What fills up the corrections of a chunk is written with them.
+template <class C>
+PageGap gap_of(const prim::Corrected<C>& codec, index_t slots, index_t dim) {
+  return gap_of(codec.codec, slots, dim);
 }
 inline PageGap gap_of(const prim::GroupBits& codec, index_t slots, index_t dim) {
   return codec.with([&](const auto& c) { return gap_of(c, slots, dim); });

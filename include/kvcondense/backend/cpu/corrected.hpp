@@ -30,10 +30,11 @@ struct PageCodec<Cpu, Corrected<C>> {
     else return nullptr;
   }
 
-  static index_t encode(const Codec& codec, PageSpan page, index_t first, index_t count, RowBlock<const float> rows) {
+  /// `ops`: by which the low-rank part is found. Those of another instruction set add in another order, which changes its last bits.
+  static index_t encode(const Codec& codec, PageSpan page, index_t first, index_t count, RowBlock<const float> rows, const cpu::RowOps& ops = cpu::row_ops()) {
     if (!codec.corrects(page.dim)) return Inner::encode(codec.codec, page, first, count, rows);
     return cpu::encode_groups(codec.chunk, first, {rows.data, count, rows.step},
-                              [&](index_t slot, RowBlock<const float> chunk) { return encode_chunk(codec, page, slot, chunk); });
+                              [&](index_t slot, RowBlock<const float> chunk) { return encode_chunk(codec, page, slot, chunk, ops); });
   }
 
   static void decode(const Codec& codec, PageSpan page, index_t first, index_t count, RowBlock<float> rows) {
@@ -149,7 +150,7 @@ struct PageCodec<Cpu, Corrected<C>> {
     void each_outlier(index_t from, index_t n, F&& f) const {
       if (codec.axis == GroupAxis::token) {
         for (index_t i = 0, e = from * each; i < n; ++i)
-          for (index_t k = 0; k < each; ++k, ++e) f(i, place(e), addend(e));
+          for (index_t k = 0; k < each; ++k, ++e) f(i, std::min(place(e), dim - 1), addend(e));  // a damaged place must not lead astray
         return;
       }
       for (index_t c = 0, e = 0; c < dim; ++c)
@@ -167,7 +168,7 @@ struct PageCodec<Cpu, Corrected<C>> {
     });
   }
 
-  static index_t encode_chunk(const Codec& codec, PageSpan page, index_t slot, RowBlock<const float> rows) {
+  static index_t encode_chunk(const Codec& codec, PageSpan page, index_t slot, RowBlock<const float> rows, const cpu::RowOps& ops) {
     const Chunk to(codec, page, slot / codec.chunk);
     const index_t dim = page.dim;
     alignas(64) float block[Codec::most_numbers], rest[Codec::most_numbers];
@@ -185,7 +186,7 @@ struct PageCodec<Cpu, Corrected<C>> {
     }
     float a[Codec::most_slots * Codec::most_rank], b[max_head_dim * Codec::most_rank];
     if (codec.rank > 0) {
-      cpu::fit_low_rank(block, codec.chunk, dim, codec.rank, codec.loops, a, b);
+      cpu::fit_low_rank(block, codec.chunk, dim, codec.rank, codec.loops, a, b, ops);
       repaired += write(a, codec.rank * codec.chunk, to.at) + write(b, codec.rank * dim, to.at + codec.b_at());
     }
     for (index_t e = 0; e < to.outliers; ++e) {

@@ -17,14 +17,15 @@ inline double length_of(const float* x, index_t n) {
 }
 
 /// Makes `rank` rows of `n` numbers orthonormal, one after the other; one that depends on earlier ones becomes 0.
-inline void orthonormalize(float* rows, index_t rank, index_t n) {
+inline void orthonormalize(float* rows, index_t rank, index_t n, const RowOps& ops) {
   for (index_t j = 0; j < rank; ++j) {
     float* x = rows + j * n;
     const double before = length_of(x, n);
     for (int again = 0; again < 2; ++again)  // what cancels leaves rounding along earlier rows: once more
       for (index_t i = 0; i < j; ++i) {
         const float* y = rows + i * n;
-        const float along = dot(x, y, n);
+        float along;
+        ops.dot_rows(DType::f32, y, 1, n, {x, 1, n}, {&along, 1, 1}, nullptr);
         for (index_t k = 0; k < n; ++k) x[k] -= along * y[k];
       }
     const double after = length_of(x, n);
@@ -43,14 +44,15 @@ inline void low_rank_start(float* b, index_t rank, index_t dim) {
 /// b from the start that it holds, and a orthonormal: `loops` times b <- orthonormal, a <- x b, a <- orthonormal, b <- x^t a.
 ///
 /// Numbers  float32, for |x| up to about 1. Orthonormal columns in every loop, not only in the last, span the same space
-///          and so give the same product; without them small directions drown in rounding.
-inline void power_iteration(const float* x, index_t n, index_t dim, index_t rank, index_t loops, float* a, float* b) {
+///          and so give the same product; without them small directions drown in rounding. Instruction sets add in orders
+///          of their own; the order of the portable one is that of the CUDA backend too.
+inline void power_iteration(const float* x, index_t n, index_t dim, index_t rank, index_t loops, float* a, float* b, const RowOps& ops = row_ops()) {
   for (index_t loop = 0; loop < loops; ++loop) {
-    orthonormalize(b, rank, dim);
-    dot_rows(x, n, dim, {b, rank, dim}, {a, rank, n});
-    orthonormalize(a, rank, n);
+    orthonormalize(b, rank, dim, ops);
+    ops.dot_rows(DType::f32, x, n, dim, {b, rank, dim}, {a, rank, n}, nullptr);
+    orthonormalize(a, rank, n, ops);
     std::fill_n(b, rank * dim, 0.0f);
-    add_rows(x, n, dim, {a, rank, n}, {b, rank, dim});
+    ops.add_rows(DType::f32, x, n, dim, {a, rank, n}, {b, rank, dim}, nullptr);
   }
 }
 
@@ -62,7 +64,7 @@ inline float largest_size(const float* x, index_t n) {
 
 /// The factors of finite numbers of any size. `x` is used up: scaled by a power of two. Each pair of factors is made about
 /// equally large by a power of two, so that 16-bit floats hold both.
-inline void fit_low_rank(float* x, index_t n, index_t dim, index_t rank, index_t loops, float* a, float* b) {
+inline void fit_low_rank(float* x, index_t n, index_t dim, index_t rank, index_t loops, float* a, float* b, const RowOps& ops = row_ops()) {
   const float most = largest_size(x, n * dim);
   if (!(most > 0x1p-80f)) {
     std::fill_n(a, rank * n, 0.0f), std::fill_n(b, rank * dim, 0.0f);
@@ -72,7 +74,7 @@ inline void fit_low_rank(float* x, index_t n, index_t dim, index_t rank, index_t
   const float unit = std::ldexp(1.0f, -size);
   for (index_t i = 0; i < n * dim; ++i) x[i] *= unit;
   low_rank_start(b, rank, dim);
-  power_iteration(x, n, dim, rank, loops, a, b);
+  power_iteration(x, n, dim, rank, loops, a, b, ops);
   for (index_t j = 0; j < rank; ++j) {
     const float of_a = largest_size(a + j * n, n), of_b = largest_size(b + j * dim, dim);
     if (!(of_a > 0.0f) || !(of_b > 0x1p-60f)) {

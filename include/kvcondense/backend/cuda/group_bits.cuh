@@ -31,16 +31,12 @@ namespace cuda_kernels {
 template <>
 inline constexpr bool codes_groups<Tabled<GroupBits>> = true;
 
-template <>
-struct RowPage<Tabled<GroupBits>> {
+/// Rows of codes in the form `minimum`, rounded half to even, whose width and groups are numbers: pages of GroupInt in rows.
+struct BitRows {
   std::byte* data;
-  int slots, dim, bits, group, channels, all_scales;
+  int slots, dim, bits;
+  int group, channels, all_scales;  ///< slots and channels of a group of numbers, scales of a group of slots
   ParamType params;
-
-  __device__ RowPage(const float* table, std::byte* page, int page_slots, int row)
-      : data(page), slots(page_slots), dim(row), bits(static_cast<int>(table[0])), group(static_cast<int>(table[1])), channels(static_cast<int>(table[2])),
-        all_scales(static_cast<int>(table[3])), params(static_cast<ParamType>(static_cast<int>(table[4]))) {}
-  __device__ RowPage(const Tabled<GroupBits>& c, std::byte* page, int page_slots, int row) : RowPage(c.table, page, page_slots, row) {}
 
   __device__ int group_slots() const { return group; }
   __device__ int row_bytes() const { return (dim * bits + 7) / 8; }
@@ -48,28 +44,13 @@ struct RowPage<Tabled<GroupBits>> {
   __device__ std::byte* row(int slot) const { return data + slot * row_bytes(); }
   /// Scales of the group that a slot belongs to, then offsets.
   __device__ std::byte* params_of(int slot) const { return data + (slots * row_bytes() + 3) / 4 * 4 + slot / group * group_bytes(); }
-  /// Of the token axis.
-  __device__ SlotBytes slot_bytes(int slot) const { return {row(slot), params_of(slot), row_bytes(), group_bytes()}; }
   __device__ float value(int slot, int c) const {
     const std::byte* at = params_of(slot);
     const float scale = read_number(number_type(params), at, c / channels), offset = read_number(number_type(params), at, all_scales + c / channels);
     return __fadd_rn(__fmul_rn(static_cast<float>(row_code(row(slot), bits, c)), scale), offset);
   }
 
-  struct Scratch {
-    std::uint8_t codes[max_head_dim];
-  };
-  template <class Rows>
-  __device__ int encode(int slot, const Rows& rows, int i, Scratch& s) const {
-    return encode_groups(*this, slot, rows, i, s.codes);
-  }
-  using GroupScratch = ChannelShared;
-  template <class Rows>
-  __device__ int encode_group(int slot, const Rows& rows, int begin, GroupScratch& shared) const {
-    return encode_channels(*this, slot, rows, begin, shared);
-  }
-
-  // What these two ask for, as of RowPage<GroupInt>.
+  // What coders of groups ask for, as of RowPage<GroupInt>.
 
   __device__ int group_channels() const { return channels; }
   __device__ int scales() const { return all_scales; }
@@ -85,6 +66,30 @@ struct RowPage<Tabled<GroupBits>> {
   }
   __device__ void write_codes(int slot, const std::uint8_t* codes, int thread, int threads) const {
     for (int b = thread; b < row_bytes(); b += threads) row(slot)[b] = packed_byte(bits, codes, dim, b);
+  }
+};
+
+template <>
+struct RowPage<Tabled<GroupBits>> : BitRows {
+  __device__ RowPage(const float* table, std::byte* page, int page_slots, int row)
+      : BitRows{page, page_slots, row, static_cast<int>(table[0]), static_cast<int>(table[1]), static_cast<int>(table[2]), static_cast<int>(table[3]),
+                static_cast<ParamType>(static_cast<int>(table[4]))} {}
+  __device__ RowPage(const Tabled<GroupBits>& c, std::byte* page, int page_slots, int row) : RowPage(c.table, page, page_slots, row) {}
+
+  /// Of the token axis.
+  __device__ SlotBytes slot_bytes(int slot) const { return {row(slot), params_of(slot), row_bytes(), group_bytes()}; }
+
+  struct Scratch {
+    std::uint8_t codes[max_head_dim];
+  };
+  template <class Rows>
+  __device__ int encode(int slot, const Rows& rows, int i, Scratch& s) const {
+    return encode_groups(*this, slot, rows, i, s.codes);
+  }
+  using GroupScratch = ChannelShared;
+  template <class Rows>
+  __device__ int encode_group(int slot, const Rows& rows, int begin, GroupScratch& shared) const {
+    return encode_channels(*this, slot, rows, begin, shared);
   }
 };
 

@@ -123,7 +123,7 @@ struct GroupPages {
                      index_t* repaired) {
     using namespace cuda_kernels;
     return cuda::launch(ctx, code_groups<Codec>, {work.coded_count, column.coded.page_slots / codec.group_slots()}, channel_threads,
-                        sizeof(typename RowPage<Codec>::GroupScratch), codec, static_cast<int>(codec.group_slots()), exact, column, due, work.coded, repaired);
+                        group_shared<typename RowPage<Codec>::GroupScratch>(codec), codec, static_cast<int>(codec.group_slots()), exact, column, due, work.coded, repaired);
   }
   /// Live slots of two pages, decoded and coded again with parameters of their own. Places behind them, up to a whole group, repeat the last.
   ///
@@ -131,7 +131,7 @@ struct GroupPages {
   template <class Codec>
   static Status join(Context<Cuda>& ctx, const Codec& codec, const ColumnParts& column, const GroupWork& work) {
     using namespace cuda_kernels;
-    return cuda::launch(ctx, join_groups<Codec>, {work.chains}, channel_threads, sizeof(JoinShared<Codec>), codec, static_cast<int>(codec.group_slots()),
+    return cuda::launch(ctx, join_groups<Codec>, {work.chains}, channel_threads, group_shared<JoinShared<Codec>>(codec), codec, static_cast<int>(codec.group_slots()),
                         static_cast<int>(column.coded.page_slots), static_cast<int>(column.coded.dim), work.joins, work.chain, work.rows);
   }
 };

@@ -194,8 +194,8 @@ Status check(const Codec& codec, const PageBatch& batch) {
 template <class Codec>
 Status encode_groups_of(Context<Cuda>& ctx, const Codec& codec, const PageBatch& batch, index_t* repaired) {
   const index_t group = codec.group_slots();
-  return cuda::launch(ctx, encode_slot_groups<Codec>, {cuda::covering(batch.most, group), batch.size}, channel_threads, sizeof(typename RowPage<Codec>::GroupScratch), codec,
-                      static_cast<int>(group), batch, repaired);
+  return cuda::launch(ctx, encode_slot_groups<Codec>, {cuda::covering(batch.most, group), batch.size}, channel_threads,
+                      group_shared<typename RowPage<Codec>::GroupScratch>(codec), codec, static_cast<int>(group), batch, repaired);
 }
 
 }  // namespace cuda_kernels

@@ -25,6 +25,7 @@
 // or `load`, data and dim as above, says `codes_groups<C>`, and has instead of the others, or beside them where groups are a matter of how it is set,
 //
 //   GroupScratch                                    shared memory of a block that codes a group
+//   behind(codec) -> std::size_t                    on the host, may be left out: bytes behind it, which follow from how the codec is set
 //   encode_group(slot, rows, begin, scratch) -> int  a block of `channel_threads` codes rows begin, begin + 1, ... into the group of slots from `slot` on; how
 //                                                   many numbers had to be repaired, in every thread. It begins and ends with nobody in `scratch`.
 //
@@ -158,6 +159,13 @@ template <class C>
 inline constexpr int group_blocks = 4;
 template <class C>
 inline constexpr int group_blocks<Tabled<C>> = 2;
+
+/// Bytes of shared memory of a block that codes groups, at whose end the group's scratch is.
+template <class Shared, class C>
+std::size_t group_shared(const C& codec) {
+  if constexpr (requires { RowPage<C>::behind(codec); }) return sizeof(Shared) + RowPage<C>::behind(codec);
+  else return sizeof(Shared);
+}
 
 /// Whether slots share what their numbers are made of, so that codes cannot move alone.
 template <class C>

@@ -8,6 +8,7 @@
 #include <kvcondense/backend/cuda/boosted_int.cuh>
 #include <kvcondense/backend/cuda/cluster_rows.cuh>
 #include <kvcondense/backend/cuda/complex_vq.cuh>
+#include <kvcondense/backend/cuda/corrected.cuh>
 #include <kvcondense/backend/cuda/group_bits.cuh>
 #include <kvcondense/backend/cuda/latent_rows.cuh>
 #include <kvcondense/backend/cuda/level_codes.cuh>
@@ -49,7 +50,7 @@ struct CodecList {
 using TabledCodecs = CodecList<LevelCodes, NuqRows, ClusterRows, ComplexVq, PolarTree, Sketched<LevelCodes>, SketchRows, GroupBits>;
 
 /// Codecs of groups of slots that are read by themselves, from a copy of their description.
-using GroupedCodecs = CodecList<BoostedInt<2, 2>, PolarForm>;
+using GroupedCodecs = CodecList<BoostedInt<2, 2>, PolarForm, CorrectedForm>;
 struct GroupedCodec {
   alignas(8) std::byte bytes[24];
 };
