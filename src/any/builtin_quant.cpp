@@ -579,9 +579,9 @@ constexpr Entry entries[] = {
     stage_entry<quant::Comet>(
         "Stores keys per channel and values per token in 4 bits: a COMET-like cache.",
         comet_fields),
-    on_cpu_alone(stage_entry<GearText>(
+    stage_entry<GearText>(
         "Stores keys and values in few bits, and beside them the outliers and a low-rank part of the error.",
-        gear_fields, gear_aliases)),
+        gear_fields, gear_aliases),
     stage_entry<quant::Fp8>("Stores numbers as floats of eight bits.", fp8_fields),
     stage_entry<quant::Mx>("Stores numbers in the OCP microscaling formats: blocks of 32 with a "
                            "power of two as scale.",

@@ -173,7 +173,7 @@ constexpr bool served = detail::cuda_codec<decltype(key_codec_of(std::declval<co
                         detail::cuda_codec<decltype(value_codec_of(std::declval<const Q&>(), CacheShape{}))>;
 static_assert(served<quant::KvQuant> && served<quant::Hadamard<quant::GroupInt<4>>> && served<quant::Qjl> && served<quant::BitAllocation> && served<quant::SmoothAttention<>>);
 // What lacks below stops compilation with a sentence.
-static_assert(served<quant::Kitty> && served<quant::Polar<4, 4>> && !served<quant::Gear<2>> && !served<quant::ZipCache<4, 2>> && !served<quant::MiKV<4, 2>>);
+static_assert(served<quant::Kitty> && served<quant::Polar<4, 4>> && served<quant::Gear<2>> && !served<quant::ZipCache<4, 2>> && !served<quant::MiKV<4, 2>>);
 static_assert(!served<quant::Hadamard<quant::Kitty>> && !served<quant::Hadamard<quant::Gear<2>>>);
 
 /// Heads behind the first differ in more than the table says.
@@ -231,7 +231,7 @@ TEST_CASE("cuda cache: a number that overflows in a map is a repair, what a stor
 }
 
 TEST_CASE("cuda cache: every quant stage is tried, or it is said what lacks") {
-  // Those of groups and blocks: cache_codes_test.cpp, cache_blocks_test.cpp; those whose groups share more than scales: cache_shared_test.cpp.
+  // Those of groups and blocks: cache_codes_test.cpp, cache_blocks_test.cpp; those whose groups share more than scales: cache_shared_test.cpp, cache_gear_test.cpp.
   const std::string codes = "cuda cache: what stays is coded, what is coded leaves", blocks = "cuda cache: blocks of small floats and of ggml are coded as they leave the exact window";
   const std::map<std::string, std::string> elsewhere{
       {"kivi", "cuda cache: kivi codes blocks of keys and single values, between exact ones"}, {"group_int", codes},
@@ -240,7 +240,6 @@ TEST_CASE("cuda cache: every quant stage is tried, or it is said what lacks") {
   };
   const std::map<std::string, std::string> lacking{
       {"exact", "nothing: it is the recipe without a quant stage"},
-      {"gear", "a low-rank part and outliers of a chunk of slots"},
       {"zipcache", "widths by saliency"},
       {"mikv", "widths by saliency"},
   };

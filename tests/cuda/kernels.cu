@@ -304,5 +304,7 @@ template Status coded_groups(Context<Cuda>&, const Signs&, const prim::ColumnPar
 template Status coded_groups(Context<Cuda>&, const Widths&, const prim::ColumnParts&, const prim::KeptSlots&, const prim::GroupWork&, const prim::PageBatch&);
 template Status coded_groups(Context<Cuda>&, const Strong&, const prim::ColumnParts&, const prim::KeptSlots&, const prim::GroupWork&, const prim::PageBatch&);
 template Status coded_groups(Context<Cuda>&, const prim::PolarForm&, const prim::ColumnParts&, const prim::KeptSlots&, const prim::GroupWork&, const prim::PageBatch&);
+template Status coded_groups(Context<Cuda>&, const prim::CorrectedForm&, const prim::ColumnParts&, const prim::KeptSlots&, const prim::GroupWork&, const prim::PageBatch&);
 template Status attend(Context<Cuda>&, const prim::AttendRequest&, const prim::PagedHeads<Strong, prim::GroupInt<2>>&);
+template Status attend(Context<Cuda>&, const prim::AttendRequest&, const prim::PagedHeads<prim::CorrectedForm, prim::CorrectedForm>&);
 template Status attend(Context<Cuda>&, const prim::AttendRequest&, const prim::PagedHeads<prim::PolarForm, prim::ExactRows>&);
