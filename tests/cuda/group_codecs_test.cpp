@@ -196,15 +196,48 @@ TEST_CASE("cuda group_codecs: lengths and angles of a group") {
 
 TEST_CASE("cuda group_codecs: codes of a chunk with a product of low rank and outliers") {
   using prim::GroupAxis;
-  using prim::GroupInt;
-  const GroupInt<2> keys{.axis = GroupAxis::channel, .group_size = 8}, values{.group_size = 16};
-  alike(prim::Corrected<GroupInt<2>>{keys, GroupAxis::channel, 16, 0.2, 2}, 32, 64);
-  alike(prim::Corrected<GroupInt<2>>{values, GroupAxis::token, 16, 0.1, 2}, 32, 80);
-  alike(prim::Corrected<GroupInt<2>>{{.axis = GroupAxis::channel, .group_size = 64}, GroupAxis::channel, 64, 0.02, 2}, 64, 128);
-  alike(prim::Corrected<GroupInt<2>>{{.group_size = 64}, GroupAxis::token, 64, 0.02, 8, 1}, 64, 256);
+  using Codes = prim::GroupInt<3>;
+  using Codec = prim::Corrected<Codes>;
+  const Codes keys{.axis = GroupAxis::channel, .group_size = 8}, values{.group_size = 16};
+  alike(Codec{keys, GroupAxis::channel, 16, 0.2, 2}, 32, 64);
+  alike(Codec{values, GroupAxis::token, 16, 0.1, 2}, 32, 80);
+  alike(Codec{{.axis = GroupAxis::channel, .group_size = 64}, GroupAxis::channel, 64, 0.02, 2}, 64, 128);
+  alike(Codec{{.group_size = 64}, GroupAxis::token, 12, 0.02, 8, 1}, 24, 256);
+  pages_alike(Codec{{.axis = GroupAxis::channel, .group_size = 60}, GroupAxis::channel, 300, 0.02, 2}, 600, 9);  // places of two bytes
   // Everything is an outlier; nothing is; no product; neither.
-  alike(prim::Corrected<GroupInt<3>>{{.group_size = 10, .params = prim::ParamType::f32}, GroupAxis::token, 6, 1.0, 3, 8}, 18, 50);
-  alike(prim::Corrected<GroupInt<3>>{{.axis = GroupAxis::channel, .group_size = 4, .params = prim::ParamType::bf16}, GroupAxis::channel, 4, 0.0, 4}, 12, 17);
-  alike(prim::Corrected<GroupInt<3>>{{.axis = GroupAxis::channel, .group_size = 2}, GroupAxis::channel, 10, 0.5, 0}, 20, 96);
-  alike(prim::Corrected<GroupInt<2>>{values, GroupAxis::token, 8, 0.0, 0}, 16, 112);
+  alike(Codec{{.group_size = 10, .params = prim::ParamType::f32}, GroupAxis::token, 6, 1.0, 3, 8}, 18, 50);
+  alike(Codec{{.axis = GroupAxis::channel, .group_size = 4, .params = prim::ParamType::bf16}, GroupAxis::channel, 4, 0.0, 4}, 12, 17);
+  alike(Codec{{.axis = GroupAxis::channel, .group_size = 2}, GroupAxis::channel, 10, 0.5, 0}, 20, 96);
+  alike(Codec{values, GroupAxis::token, 8, 0.0, 0}, 16, 112);
+}
+
+TEST_CASE("cuda group_codecs: errors of codes, with outliers, and with a product are those of the worked example of GEAR") {
+  constexpr index_t rows = 5, dim = 8;
+  const std::vector<float> x{0.61328125f,  1.20703125f, -0.931640625f, 2.09765625f,  0.15234375f,   -1.51953125f,  0.640625f,   0.83203125f,
+                             0.900390625f, 2.103515625f, -1.5703125f,   3.716796875f, 0.5234375f,    -2.615234375f, 0.94921875f, 1.8046875f,
+                             -0.125f,      0.1953125f,   6.0f,          0.376953125f, 0.28515625f,   -0.33984375f,  0.4375f,     0.408203125f,
+                             0.5390625f,   1.7421875f,   -0.802734375f, 2.537109375f, -0.009765625f, -2.083984375f, 0.93359375f, -7.0f,
+                             0.41015625f,  0.68359375f,  -0.68359375f,  1.17578125f,  0.111328125f,  -0.787109375f, 0.58203125f, 0.60546875f};
+  using Codec = prim::Corrected<prim::GroupInt<2>>;
+  const auto error = [&](double outliers, index_t rank) {
+    const Codec codec{{.group_size = 4, .params = prim::ParamType::f32}, prim::GroupAxis::token, rows, outliers, rank};
+    const auto form = prim::DeviceForm<Codec>::of(codec, nullptr, 0, dim);
+    CHECK(form.page_bytes(rows, dim) == codec.page_bytes(rows, dim));
+    test::Device device;
+    test::OnDevice<std::byte> page(device, std::vector<std::byte>(codec.page_bytes(rows, dim), std::byte{0x7f}));
+    test::OnDevice<float> in(device, x), out(device, std::vector<float>(x.size(), NAN));
+    test::OnDevice<prim::PageRows> jobs(device, {{page.data(), in.data(), dim, 0, rows}}), reads(device, {{page.data(), out.data(), dim, 0, rows}});
+    using Pages = prim::PageCodec<Cuda, prim::CorrectedForm>;
+    REQUIRE(Pages::encode(device, form, {jobs.data(), 1, rows, rows, dim}) == Status::ok);
+    REQUIRE(Pages::decode(device, form, {reads.data(), 1, rows, rows, dim}) == Status::ok);
+    const std::vector<std::byte> written = page.read();
+    for (std::size_t i = at(form.corrections_at(rows) + form.places_end()); i < written.size(); ++i) CHECK(written[i] == std::byte{});  // files have it
+    const std::vector<float> got = out.read();
+    double sum = 0;
+    for (std::size_t i = 0; i < x.size(); ++i) sum += std::pow(static_cast<double>(got[i] - x[i]), 2);
+    return std::sqrt(sum);
+  };
+  CHECK(error(0, 0) == Approx(1.678685345).epsilon(1e-6));
+  CHECK(error(0.25, 0) == Approx(0.463782241).epsilon(1e-4));
+  CHECK(error(0.25, 2) == Approx(0.051925618).epsilon(0.02));  // factors in fp16
 }
