@@ -48,7 +48,7 @@ struct CorrectedForm {
   constexpr bool valid(index_t n) const { return n == dim; }
   constexpr std::int64_t fingerprint() const {
     std::int64_t f = 0;
-    for (const int field : {dim + 0, chunk + 0, scale_slots + 0, scale_channels + 0, outliers + 0, bits + 0, rank + 0, loops + 0, static_cast<int>(params), static_cast<int>(axis)})
+    for (const int field : {int{dim}, int{chunk}, int{scale_slots}, int{scale_channels}, int{outliers}, int{bits}, int{rank}, int{loops}, static_cast<int>(params), static_cast<int>(axis)})
       f = mix_fingerprints(f, field);
     return f;
   }

@@ -118,9 +118,9 @@ struct ThinFactors {
     const float of_a = largest(p, n), of_b = largest(q, dim);
     const bool something = of_a > 0.0f && of_b > 0x1p-60f;
     const int up = something ? (exponent(of_b) + size - exponent(of_a)) / 2 : 0;
-    const float for_a = something ? power_of_two(up) : 0.0f, for_b = something ? power_of_two(size - up) : 0.0f;
-    for (int k = cuda::lane_of_warp(); k < n; k += cuda::warp_lanes) p[k] *= for_a;
-    for (int k = cuda::lane_of_warp(); k < dim; k += cuda::warp_lanes) q[k] *= for_b;
+    const float for_a = power_of_two(up), for_b = power_of_two(size - up);
+    for (int k = cuda::lane_of_warp(); k < n; k += cuda::warp_lanes) p[k] = something ? p[k] * for_a : 0.0f;
+    for (int k = cuda::lane_of_warp(); k < dim; k += cuda::warp_lanes) q[k] = something ? q[k] * for_b : 0.0f;
   }
 };
 
