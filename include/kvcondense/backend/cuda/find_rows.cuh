@@ -88,18 +88,21 @@ __global__ void __launch_bounds__(Threads) sum_energies(ChannelList list, FirstR
   to[c] = of_rows, to[dim + c] = of_queries;
 }
 
-/// The largest sizes of channels in rows, of numbers that are some: a thread a channel. Grid: blocks of channels, heads.
+/// The largest sizes of channels in rows, of numbers that are some, and where somebody `asks`, behind them those in queries: a thread a channel. Grid: blocks
+/// of channels, heads.
 template <int Threads>
-__global__ void __launch_bounds__(Threads) top_channels(FirstRows first, float* out, index_t step) {
+__global__ void __launch_bounds__(Threads) top_channels(FirstRows first, bool asks, float* out, index_t step) {
   const index_t head = blockIdx.y;
   const HeadKept due = first.due.of(head);
   if (due.size == 0 || !first.maps.waits(head)) return;
   const DueRows rows{first.exact, first.column.newest, head, due};
   const int dim = static_cast<int>(first.column.newest.dim), c = static_cast<int>(blockIdx.x) * Threads + static_cast<int>(threadIdx.x);
   if (c >= dim) return;
-  float top = 0.0f;
+  float top = 0.0f, asked = 0.0f;
   for (index_t i = 0; i < due.size; ++i) top = ChannelScale::larger(top, rows.row(static_cast<int>(i))(c));
-  out[head * step + c] = top;
+  for (index_t h = head * first.group; asks && h < (head + 1) * first.group; ++h)
+    for (index_t i = 0; i < first.queries.extent[1]; ++i) asked = ChannelScale::larger(asked, first.queries(h, i, static_cast<index_t>(c)));
+  out[head * step + c] = top, out[head * step + dim + c] = asked;
 }
 
 }  // namespace cuda_kernels
@@ -135,14 +138,14 @@ struct FindRows {
     using namespace cuda_kernels;
     return cuda::launch(ctx, sum_energies<128>, {cuda::covering(first.column.newest.dim, 128), first.column.heads()}, 128, 0, list, first, out, step);
   }
-  static Status observe(Context<Cuda>& ctx, const ChannelScale&, const FirstRows& first, float* out, index_t step) {
+  static Status observe(Context<Cuda>& ctx, const ChannelScale& scale, const FirstRows& first, float* out, index_t step) {
     using namespace cuda_kernels;
-    return cuda::launch(ctx, top_channels<128>, {cuda::covering(first.column.newest.dim, 128), first.column.heads()}, 128, 0, first, out, step);
+    return cuda::launch(ctx, top_channels<128>, {cuda::covering(first.column.newest.dim, 128), first.column.heads()}, 128, 0, first, scale.needs_queries(), out, step);
   }
-  /// What they become, on the host.
-  static void settle(const FoundBasis& t, index_t dim, float* sums) { settle_basis(t, dim, sums); }
-  static void settle(const ChannelList& t, index_t dim, float* sums) { settle_channels(t, dim, sums); }
-  static void settle(const ChannelScale& t, index_t dim, float* tops) { settle_scales(t, dim, tops); }
+  /// What they become, on the host; `asked`: query rows that a head was asked by.
+  static void settle(const FoundBasis& t, index_t dim, index_t, float* sums) { settle_basis(t, dim, sums); }
+  static void settle(const ChannelList& t, index_t dim, index_t, float* sums) { settle_channels(t, dim, sums); }
+  static void settle(const ChannelScale& t, index_t dim, index_t asked, float* tops) { settle_scales(t, dim, asked, tops); }
   /// Whether numbers from a file can be that.
   static bool good(const FoundBasis& t, index_t dim, const float* state) {
     return std::all_of(state, state + t.state_floats(dim), [](float x) { return std::isfinite(x); });

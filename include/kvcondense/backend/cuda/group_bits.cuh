@@ -40,6 +40,9 @@ struct RowPage<Tabled<GroupBits>> {
   __device__ RowPage(const float* table, std::byte* page, int page_slots, int row)
       : data(page), slots(page_slots), dim(row), bits(static_cast<int>(table[0])), group(static_cast<int>(table[1])), channels(static_cast<int>(table[2])),
         all_scales(static_cast<int>(table[3])), params(static_cast<ParamType>(static_cast<int>(table[4]))) {}
+  /// Of a part of a page.
+  __device__ RowPage(std::byte* part, int part_slots, int row, int width, int group_slots, int group_channels, ParamType type)
+      : data(part), slots(part_slots), dim(row), bits(width), group(group_slots), channels(group_channels), all_scales(row / group_channels), params(type) {}
   __device__ RowPage(const Tabled<GroupBits>& c, std::byte* page, int page_slots, int row) : RowPage(c.table, page, page_slots, row) {}
 
   __device__ int group_slots() const { return group; }
