@@ -170,6 +170,9 @@ Status Cache<Cuda, R>::run_step(Context<Cuda>& ctx, index_t layer, const StepInp
       if (const Status s = fold(ctx, view, fold_lanes, keep, kept, folding, fold_words, {scratch.rest(), fold_steering}); s != Status::ok) return s;
     if (sets)
       if (const Status s = count_left(ctx, view, keep, kept, leaves); s != Status::ok) return s;
+    RaggedView<float> scores{};
+    if (l.grades(kept))
+      if (const Status s = grade(ctx, view, grade_own, scores, {{grade_scratch, static_cast<std::size_t>(grade_room)}, grade_steering}); s != Status::ok) return s;
     moved = leaves || l.unsettled();
     if constexpr (retrieves)
       if (const Status s = retrieval_.reserve(ctx, layer, l, shape(), stays, leaves, fold_.active && (leaves || sets), keep, of_index, change); s != Status::ok) return s;
@@ -177,9 +180,6 @@ Status Cache<Cuda, R>::run_step(Context<Cuda>& ctx, index_t layer, const StepInp
     if (moved || l.counters.pending > 0 || plan_.lanes > 0) {
       if (const Status s = l.reserve_codes(ctx, leaves, true, kept); s != Status::ok) return s;
       changed = true;
-      RaggedView<float> scores{};
-      if (l.grades())
-        if (const Status s = grade(ctx, view, grade_own, scores, {{grade_scratch, static_cast<std::size_t>(grade_room)}, grade_steering}); s != Status::ok) return s;
       if (const Status s = commit_fold(ctx, l, folding, inputs.queries, fold_words); s != Status::ok) return s;
       if (const Status s = leaves && plan_.summary ? take_means(ctx, l, keep, folding) : Status::ok; s != Status::ok) return s;
       if (const Status s = commit(ctx, l, keep, all, leaves, true, scores, inputs.queries, scratch); s != Status::ok) return s;
@@ -242,33 +242,6 @@ Status Cache<Cuda, R>::commit(Context<Cuda>& ctx, Layer& l, const evict::KeepSet
   if (s == Status::ok) s = write_lanes(ctx, l, lanes, list, keep.count);
   if (s == Status::ok) s = l.keys.step(ctx, l.device_slots(), {list, keep.count}, leaves, codes, key_ranges, counts_.data(), scores, queries);
   return s == Status::ok ? l.values.step(ctx, l.device_slots(), {list, keep.count}, leaves, codes, value_ranges, counts_.data(), scores, queries) : s;
-}
-
-template <class R>
-template <class K, class V>
-  requires StoredNumbers<K, V>
-Status Cache<Cuda, R>::forward(Context<Cuda>& ctx, index_t layer, TensorView<const float, 3> queries, TensorView<K, 3> keys, TensorView<V, 3> values,
-                               TensorView<float, 3> out, std::span<const index_t> positions, Phase phase, StepInputs inputs) {
-  if (const Status s = append(ctx, layer, keys, values, positions, queries); s != Status::ok) return s;
-  const index_t n = queries.extent[1], added = keys.extent[1];
-  AttendOutputs measure;
-  Scratch all(ctx.workspace());
-  Status s = Status::ok;
-  if (wants_mass(layer, phase)) {
-    measure.mass = ragged(layer, all.take<float>(total_slots(layer)));
-    if (measure.mass.data == nullptr) s = Status::workspace_too_small;
-  }
-  Context<Cuda> rest = ctx.with_workspace(all.rest());
-  if (s == Status::ok) s = attend(rest, layer, queries, out, measure);
-  inputs.attention = {measure.mass, mass_rows(n)}, inputs.queries = queries;
-  if (s == Status::ok) s = run_step(rest, layer, inputs, phase);
-  Layer& l = layers_[layer];
-  if (s != Status::ok && !l.torn && l.counters.pending >= added && added > 0) {  // the tokens are taken back
-    l.counters.seen -= added, l.counters.pending -= added;
-    static_cast<void>(l.add_slots(ctx, -added, -l.sinks_due(added)));
-    l.pending_positions.shrink(l.counters.pending);
-  }
-  return s;
 }
 
 template <class R>

@@ -135,15 +135,18 @@ class CudaColumn {
     }
     if (s == Status::ok && plan_.grouped()) {
       const auto first_code = [&](index_t h) { return most_[h].first; };
-      const auto due_after = [&](index_t h) { return enough(most_[h], rule, due_of(rule, kept.size(h) - kept.of(h).below(most_[h].first + most_[h].coded), groups_.live(h) > 0)); };
       const auto waits = [&](index_t h) { return !codes && kept.size(h) == most_[h].first + most_[h].coded + most_[h].newest; };
-      s = groups_.plan(ctx, waits, [&](index_t h) { return kept.of(h); }, first_code, due_after);
+      s = groups_.plan(ctx, waits, [&](index_t h) { return kept.of(h); }, first_code, [&](index_t h) { return due_after(rule, h, kept); });
     }
     return s == Status::ok ? reserve_table(ctx) : s;
   }
 
-  /// Behind `reserve_codes`: whether slots become codes that scores tell apart.
-  bool grades() const { return prim::cuda_kernels::GradedCodec<prim::DeviceCodec<Codec>> && groups_.codes(); }
+  /// Whether slots become codes that scores tell apart when the slots stay that `kept` says.
+  bool grades(const CudaKept& kept) const {
+    bool any = false;
+    for (index_t h = 0; h < plan_.heads && prim::cuda_kernels::GradedCodec<prim::DeviceCodec<Codec>>; ++h) any = any || due_after(plan_.flush, h, kept) > 0;
+    return any;
+  }
 
   template <class T>
   Status append(Context<Cuda>& ctx, index_t first, const index_t* slots, TensorView<const T, 3> rows, index_t* repaired) {
@@ -297,6 +300,11 @@ class CudaColumn {
   }
   /// Slots of a head that a rule codes now: unless some leave, and at most.
   index_t due_in(const Most& m, const Flush& rule) const { return enough(m, rule, due_of(rule, m.newest, m.coded > 0)); }
+  /// Those that become codes in a step, where it is known which stay.
+  index_t due_after(const Flush& rule, index_t head, const CudaKept& kept) const {
+    const Most& m = most_[head];
+    return enough(m, rule, due_of(rule, kept.size(head) - kept.of(head).below(m.first + m.coded), groups_.live(head) > 0));
+  }
   index_t most_due_in(const Most& m, const Flush& rule) const { return enough(m, rule, most_due_of(rule, m.newest)); }
   index_t enough(const Most& m, const Flush& rule, index_t due) const { return due < rule.first && codec_.waits(&m - most_.data()) ? 0 : due; }
   bool may_find(const Flush& rule) const { return codec_.may_find([&](index_t h) { return most_due_in(most_[h], rule) > 0; }); }

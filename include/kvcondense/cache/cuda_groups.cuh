@@ -64,8 +64,6 @@ class CudaGroups {
     if (s != Status::ok) abandon();
     return s;
   }
-  /// Whether the plan codes anything.
-  bool codes() const { return !coded_.empty(); }
   /// The plan comes to nothing. Pages that it has taken wait for the next.
   void abandon() {
     for (CudaPage* page : made_) spare_.append_reserved(page);

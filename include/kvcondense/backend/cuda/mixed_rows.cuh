@@ -66,6 +66,8 @@ namespace cuda_kernels {
 
 template <>
 inline constexpr bool codes_groups<MixedForm> = true;
+template <>
+inline constexpr int group_blocks<MixedForm> = 3;
 
 /// Rows of one class of a group, from its list of them.
 template <class Rows>
@@ -128,7 +130,8 @@ struct RowPage<MixedForm> {
     std::byte* const at = group_of(slot);
     choose(rows, begin, reinterpret_cast<std::uint32_t*>(at), shared);
     int bad = 0;
-    for (const bool high : {true, false}) {
+    for (int part = 0; part < 2; ++part) {
+      const bool high = part == 0;
       const ClassRows<Rows> some{rows, shared.list + (high ? 0 : better), begin};
       const ClassPage page = class_of(at, high);
       clear_gap(at, high);
