@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
-#include <limits>
 #include <random>
 #include <span>
 #include <vector>
@@ -147,6 +146,40 @@ void joins_alike(const Codec& codec, index_t slots, index_t dim) {
   }
 }
 
+/// Maps that name any number of slots, as in forged files: every class has its rows still, and those alone are read.
+void reads_forged(const Codec& codec, index_t slots, index_t dim) {
+  std::vector<std::byte> page(codec.page_bytes(slots, dim));
+  const prim::PageSpan host{page.data(), slots, dim};
+  Coder::encode(codec, host, 0, slots, {rows_of(slots, dim, 3).data(), slots, dim}, nullptr);
+  std::mt19937 random(9);
+  std::vector<float> decoded(at(slots * dim)), one(at(dim));
+  for (index_t g = 0; g < slots / codec.group; ++g) {
+    const std::uint32_t map = g == 0 ? 0u : g == 1 ? ~0u : static_cast<std::uint32_t>(random());
+    std::memcpy(page.data() + g * codec.group_bytes(dim), &map, at(codec.group / 8));
+  }
+  Coder::decode(codec, host, 0, slots, {decoded.data(), slots, dim});
+  for (index_t s = 0; s < slots; ++s) {  // one by one, too
+    Coder::decode(codec, host, s, 1, {one.data(), 1, dim});
+    REQUIRE(std::equal(one.begin(), one.end(), decoded.begin() + s * dim));
+  }
+  // Where none is named, the others come first.
+  std::vector<std::byte> named(page.begin(), page.begin() + codec.group_bytes(dim));
+  const auto map = static_cast<std::uint32_t>(((std::uint64_t{1} << codec.high_slots) - 1) << codec.low_slots());
+  std::memcpy(named.data(), &map, at(codec.group / 8));
+  std::vector<float> first(at(codec.group * dim));
+  Coder::decode(codec, {named.data(), codec.group, dim}, 0, codec.group, {first.data(), codec.group, dim});
+  REQUIRE(std::equal(first.begin(), first.end(), decoded.begin()));
+  test::each_way([&] {
+    test::Device device;
+    test::OnDevice<std::byte> there(device, page);
+    test::OnDevice<float> out(device, std::vector<float>(decoded.size(), NAN));
+    test::OnDevice<prim::PageRows> reads(device, {{there.data(), out.data(), dim, 0, static_cast<std::int32_t>(slots)}});
+    const auto form = prim::DeviceForm<Codec>::of(codec, nullptr, 0, dim);
+    REQUIRE(prim::PageCodec<Cuda, prim::MixedForm>::decode(device, form, {reads.data(), 1, slots, slots, dim}) == Status::ok);
+    REQUIRE(out.read() == decoded);
+  });
+}
+
 }  // namespace
 
 // What a form that kernels learn when they run does not say is not served.
@@ -171,5 +204,12 @@ TEST_CASE("cuda mixed_rows: slots keep their classes when pages are joined") {
     joins_alike(mixed(axis, 8, 3), 32, 64);
     joins_alike(mixed(axis, 4, 1), 12, 17);
     joins_alike(mixed(axis, 64, 39), 128, 80);
+  }
+}
+
+TEST_CASE("cuda mixed_rows: maps that name too many slots or too few are read within the page") {
+  for (const auto axis : {prim::GroupAxis::token, prim::GroupAxis::channel}) {
+    reads_forged(mixed(axis, 8, 2), 64, 64);
+    reads_forged(mixed(axis, 32, 20), 128, 17);
   }
 }

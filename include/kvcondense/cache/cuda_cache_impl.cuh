@@ -97,7 +97,8 @@ Status Cache<Cuda, R>::run_step(Context<Cuda>& ctx, index_t layer, const StepInp
   const bool asks = probe || ((queries().rows != AttentionNeed::Rows::none || retrieval_.watches()) && !turn);
   const bool evicts_by_queries = probe || (pipeline_.queries().rows != AttentionNeed::Rows::none && !turn);
   const bool sums_heads = (pipeline_.source.one_set() && (pipeline_.reads_attention(view) || (evicts_by_queries && (pipeline_.lanes() > 0 || pipeline_.fires(view))))) ||
-                          (graded_ && !turn && !probe && saliency_.source.one_set());
+                          (graded_ && !turn && !probe && saliency_.source.one_set() &&
+                           (saliency_.attention().rows != AttentionNeed::Rows::none || saliency_.queries().rows != AttentionNeed::Rows::none));
   if (sums_heads && !l.equally_long()) return Status::not_supported;
   const index_t heads = shape().kv_heads, total = l.total(), rows = inputs.queries.extent[1];
 

@@ -109,9 +109,11 @@ struct RowPage<MixedForm> {
   /// A score that puts a slot into its class again.
   __device__ float grade(int slot) const { return in_map(map_of(slot), slot % codec.group) ? 1.0f : 0.0f; }
   __device__ void load(int slot, float* row) const {
-    const int i = slot % codec.group, before = high_before(map_of(slot), i);
-    const bool high = in_map(map_of(slot), i);
-    load_row(class_of(group_of(slot), high), high ? before : i - before, row);
+    const int i = slot % codec.group, before = high_before(map_of(slot), i), better = codec.high_slots, others = codec.group - better;
+    // A map of a forged file may name too many or too few: no class gets more slots than it has rows.
+    const bool high = before < better && (in_map(map_of(slot), i) || i - before >= others);
+    const int rank = high ? (before > i - others ? before : i - others) : i - (before < better ? before : better);
+    load_row(class_of(group_of(slot), high), rank, row);
   }
 
   struct GroupScratch {
