@@ -286,7 +286,7 @@ template Status attend(Context<Cuda>&, const prim::AttendRequest&, const prim::P
 template Status columns(Context<Cuda>&, const prim::ColumnRequest&, TensorView<const float, 3>, const prim::PagedHeads<Coordinates, Coordinates>&);
 Status find_maps(Context<Cuda>& ctx, const prim::FirstRows& first, float* sums) {
   Status s = prim::FindRows::observe(ctx, prim::FoundBasis{}, first, sums, 1);
-  if (s == Status::ok) s = prim::FindRows::observe(ctx, prim::ChannelScale{}, first, sums, 1);
+  if (s == Status::ok) s = prim::FindRows::observe(ctx, prim::ChannelScale{prim::ChannelScale::Rule::balance}, first, sums, 1);
   return s == Status::ok ? prim::FindRows::observe(ctx, prim::ChannelList{}, first, sums, 1) : s;
 }
 

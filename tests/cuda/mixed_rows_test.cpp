@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstdint>
 #include <cstring>
 #include <random>
 #include <span>
@@ -67,7 +68,7 @@ void codes_alike(const Codec& codec, index_t slots, index_t dim) {
   test::each_way([&] {
     test::Device device;
     test::OnDevice<float> exact(device, newest), numbers(device, all), out(device, std::vector<float>(decoded.size(), NAN));
-    test::OnDevice<std::byte> there(device, std::vector<std::byte>(page.size()));
+    test::OnDevice<std::byte> there(device, std::vector<std::byte>(page.size(), std::byte{255}));  // bytes that are nobody's become zeros
     test::OnDevice<std::byte*> pages(device, {reinterpret_cast<std::byte*>(exact.data())});
     test::OnDevice<index_t> offset(device, {0, 1}), list_offset(device, {0, slots}), count(device, {slots}), score_offset(device, {0, others + 2 * slots}), repaired(device, {0});
     test::OnDevice<std::int32_t> kept(device, list);

@@ -88,21 +88,29 @@ __global__ void __launch_bounds__(Threads) sum_energies(ChannelList list, FirstR
   to[c] = of_rows, to[dim + c] = of_queries;
 }
 
-/// The largest sizes of channels in rows, of numbers that are some, and where somebody `asks`, behind them those in queries: a thread a channel. Grid: blocks
-/// of channels, heads.
+/// The largest sizes of channels in rows, of numbers that are some: a thread a channel. Grid: blocks of channels, heads.
 template <int Threads>
-__global__ void __launch_bounds__(Threads) top_channels(FirstRows first, bool asks, float* out, index_t step) {
+__global__ void __launch_bounds__(Threads) top_channels(FirstRows first, float* out, index_t step) {
   const index_t head = blockIdx.y;
   const HeadKept due = first.due.of(head);
   if (due.size == 0 || !first.maps.waits(head)) return;
   const DueRows rows{first.exact, first.column.newest, head, due};
   const int dim = static_cast<int>(first.column.newest.dim), c = static_cast<int>(blockIdx.x) * Threads + static_cast<int>(threadIdx.x);
   if (c >= dim) return;
-  float top = 0.0f, asked = 0.0f;
+  float top = 0.0f;
   for (index_t i = 0; i < due.size; ++i) top = ChannelScale::larger(top, rows.row(static_cast<int>(i))(c));
-  for (index_t h = head * first.group; asks && h < (head + 1) * first.group; ++h)
-    for (index_t i = 0; i < first.queries.extent[1]; ++i) asked = ChannelScale::larger(asked, first.queries(h, i, static_cast<index_t>(c)));
-  out[head * step + c] = top, out[head * step + dim + c] = asked;
+  out[head * step + c] = top;
+}
+
+/// The same in queries, behind those.
+template <int Threads>
+__global__ void __launch_bounds__(Threads) top_query_channels(FirstRows first, float* out, index_t step) {
+  const index_t head = blockIdx.y, dim = first.queries.extent[2], c = static_cast<index_t>(blockIdx.x) * Threads + threadIdx.x;
+  if (first.due.of(head).size == 0 || !first.maps.waits(head) || c >= dim) return;
+  float top = 0.0f;
+  for (index_t h = head * first.group; h < (head + 1) * first.group; ++h)
+    for (index_t i = 0; i < first.queries.extent[1]; ++i) top = ChannelScale::larger(top, first.queries(h, i, c));
+  out[head * step + dim + c] = top;
 }
 
 }  // namespace cuda_kernels
@@ -140,7 +148,9 @@ struct FindRows {
   }
   static Status observe(Context<Cuda>& ctx, const ChannelScale& scale, const FirstRows& first, float* out, index_t step) {
     using namespace cuda_kernels;
-    return cuda::launch(ctx, top_channels<128>, {cuda::covering(first.column.newest.dim, 128), first.column.heads()}, 128, 0, first, scale.needs_queries(), out, step);
+    const cuda::Grid grid{cuda::covering(first.column.newest.dim, 128), first.column.heads()};
+    const Status s = cuda::launch(ctx, top_channels<128>, grid, 128, 0, first, out, step);
+    return s == Status::ok && scale.needs_queries() ? cuda::launch(ctx, top_query_channels<128>, grid, 128, 0, first, out, step) : s;
   }
   /// What they become, on the host; `asked`: query rows that a head was asked by.
   static void settle(const FoundBasis& t, index_t dim, index_t, float* sums) { settle_basis(t, dim, sums); }
