@@ -114,7 +114,8 @@ Status Cache<Cuda, R>::run_step(Context<Cuda>& ctx, index_t layer, const StepInp
   if (const Status s = kept.make(heads, [&](index_t h) { return l.slots(h); }); s != Status::ok) return s;
   RaggedView<float> lanes[max_lanes];
   const std::span<RaggedView<float>> all(lanes, static_cast<std::size_t>(plan_.lanes));
-  const evict::LaneViews own = all.first(static_cast<std::size_t>(pipeline_.lanes())), others = all.subspan(own.size()), grade_own = others.first(static_cast<std::size_t>(grade_lanes())), fold_lanes = others.subspan(grade_own.size());
+  const evict::LaneViews own = all.first(static_cast<std::size_t>(pipeline_.lanes())), others = all.subspan(own.size());
+  const evict::LaneViews of_grades = others.first(static_cast<std::size_t>(grade_lanes())), fold_lanes = others.subspan(of_grades.size());
   if (const Status s = begin(ctx, l, view, scratch, keep, all); s != Status::ok) return s;
   const SlotRows<Cuda> keys = l.keys.rows(l.device_slots(), l.longest()), values = l.values.rows(l.device_slots(), l.longest());
   view.keys = &keys, view.values = &values;
@@ -131,7 +132,7 @@ Status Cache<Cuda, R>::run_step(Context<Cuda>& ctx, index_t layer, const StepInp
 
   Context<Cuda> rest = ctx.with_workspace(scratch.rest());  // words of sources may take what no one has yet
   if (const Status s = pipeline_.observe(rest, view, own); s != Status::ok) return s;
-  if (const Status s = graded_ ? saliency_.observe(rest, view, grade_own) : Status::ok; s != Status::ok) return s;
+  if (const Status s = graded_ ? saliency_.observe(rest, view, of_grades) : Status::ok; s != Status::ok) return s;
   if constexpr (can_merge) {
     if (fold_.place >= 0)
       if (const Status s = mark_places(rest, l, fold_lanes[static_cast<std::size_t>(fold_.place)]); s != Status::ok) return s;
@@ -173,7 +174,7 @@ Status Cache<Cuda, R>::run_step(Context<Cuda>& ctx, index_t layer, const StepInp
       if (const Status s = count_left(ctx, view, keep, kept, leaves); s != Status::ok) return s;
     RaggedView<float> scores{};
     if (l.grades(kept))
-      if (const Status s = grade(ctx, view, grade_own, scores, {{grade_scratch, static_cast<std::size_t>(grade_room)}, grade_steering}); s != Status::ok) return s;
+      if (const Status s = grade(ctx, view, of_grades, scores, {{grade_scratch, static_cast<std::size_t>(grade_room)}, grade_steering}); s != Status::ok) return s;
     moved = leaves || l.unsettled();
     if constexpr (retrieves)
       if (const Status s = retrieval_.reserve(ctx, layer, l, shape(), stays, leaves, fold_.active && (leaves || sets), keep, of_index, change); s != Status::ok) return s;
