@@ -598,9 +598,9 @@ constexpr Entry entries[] = {
     stage_entry<quant::TurboQuant>("Stores a length per token and head, and the rotated direction in "
                                    "levels that suit every direction.",
                                    turboquant_fields),
-    on_cpu_alone(stage_entry<ZipCacheText>("Stores the tokens that probe queries look at in more bits than the others.", zipcache_fields)),
-    on_cpu_alone(stage_entry<MiKVText>("Stores the tokens that an eviction policy would keep in more bits than those it would drop, and "
-                                       "drops none.", mikv_fields)),
+    stage_entry<ZipCacheText>("Stores the tokens that probe queries look at in more bits than the others.", zipcache_fields),
+    stage_entry<MiKVText>("Stores the tokens that an eviction policy would keep in more bits than those it would drop, and "
+                          "drops none.", mikv_fields),
     stage_entry<quant::Qjl>("Stores of a key only the signs of its products with random directions, and its length; values per "
                             "token in 2 bits.", qjl_fields),
     stage_entry<quant::PolarRecursive>("Stores rotated keys and values as lengths of blocks and recursive angles.",

@@ -2,7 +2,10 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstdint>
+#include <numeric>
 #include <random>
+#include <span>
 #include <utility>
 #include <vector>
 
@@ -151,6 +154,21 @@ TEST_CASE("cuda attend_columns: rows whose slots have left, noise, and parts") {
     }
 }
 
+TEST_CASE("cuda attend_columns: rows that are chosen") {
+  std::vector<std::int32_t> many(270);  // more than travel with one launch
+  std::iota(many.begin(), many.end(), 2);
+  const std::int32_t first[] = {0, 1, 2}, some[] = {1, 4, 5}, last[] = {6};
+  const Fixture f(3, 7), long_one(1, 290);
+  for (const index_t seen : {0, 60, 599})
+    for (const auto& chosen : {std::span<const std::int32_t>(first), std::span<const std::int32_t>(some), std::span<const std::int32_t>(last)})
+      for (const prim::RowReduce row : {prim::RowReduce::seen_mean, prim::RowReduce::mean}) {
+        f.compare({.chosen = chosen, .group = prim::GroupReduce::sum, .row = row}, seen);
+        f.compare({.chosen = chosen, .group = prim::GroupReduce::max_logit, .row = row, .past = true}, seen);
+        if (seen > 0) f.compare({.chosen = chosen, .group = prim::GroupReduce::none, .row = row, .seed = 9, .part = {.sinks = 4, .first = 20, .last = 50}}, seen);
+      }
+  long_one.compare({.chosen = many, .row = prim::RowReduce::seen_mean}, 599);
+}
+
 TEST_CASE("cuda attend_columns: biases of slots, and logarithms that fade, which are of keys alone") {
   for (const auto& [group, rows] : {std::pair<index_t, index_t>{1, 1}, {3, 7}, {7, 20}}) {
     const Fixture f(group, rows);
@@ -172,8 +190,9 @@ TEST_CASE("cuda attend_columns: what is refused") {
     r.out.heads = 2;
     return prim::AttendColumns<Cuda>::run(device, r, dense_view(&q, q_heads, rows, 64), 1.0f, heads, most);
   };
-  const std::int32_t one[] = {0};
-  CHECK(run({.rows = 2, .chosen = one}, 4, 2, 9) == Status::not_supported);
+  const std::int32_t two[] = {2}, twice[] = {1, 1}, below[] = {-1, 0};
+  for (const auto& chosen : {std::span<const std::int32_t>(two), std::span<const std::int32_t>(twice), std::span<const std::int32_t>(below)})
+    CHECK(run({.rows = 2, .chosen = chosen}, 4, 2, 9) == Status::invalid_argument);
   CHECK(run({.rows = 2, .seed = 3}, 4, 2, 9) == Status::not_supported);
   CHECK(run({.rows = 2, .part = {.last = 3}}, 4, 2, 9) == Status::not_supported);
   CHECK(run({.rows = 2, .temperature = 0.0f}, 4, 2, 9) == Status::invalid_argument);

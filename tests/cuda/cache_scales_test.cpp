@@ -5,6 +5,7 @@
 #include <kvcondense/evict/knorm.hpp>
 #include <kvcondense/lowrank/pca.hpp>
 #include <kvcondense/quant/group_int.hpp>
+#include <kvcondense/quant/kitty.hpp>
 #include <kvcondense/quant/smooth_attention.hpp>
 
 #include <support/model_facts.hpp>
@@ -50,6 +51,11 @@ TEST_CASE("cuda cache codec: smooth_attention, keys that wait where slots leave"
   lives(full);
   full.forward(60);
   full.forward(1);
+}
+
+TEST_CASE("cuda cache codec: smooth_attention over codes of groups of slots that share more than scales") {
+  const quant::SmoothAttention<quant::Kitty> strong{.base = {.page = 8, .boost = 0.25f, .buffer = 8}, .least = 20};
+  leaves(strong, "smooth_attention(kitty(page=8, boost=25%, buffer=8), least=20)", odd);
 }
 
 TEST_CASE("cuda cache codec: smooth_attention, a file behind the step that found factors") {

@@ -286,7 +286,7 @@ template Status attend(Context<Cuda>&, const prim::AttendRequest&, const prim::P
 template Status columns(Context<Cuda>&, const prim::ColumnRequest&, TensorView<const float, 3>, const prim::PagedHeads<Coordinates, Coordinates>&);
 Status find_maps(Context<Cuda>& ctx, const prim::FirstRows& first, float* sums) {
   Status s = prim::FindRows::observe(ctx, prim::FoundBasis{}, first, sums, 1);
-  if (s == Status::ok) s = prim::FindRows::observe(ctx, prim::ChannelScale{}, first, sums, 1);
+  if (s == Status::ok) s = prim::FindRows::observe(ctx, prim::ChannelScale{prim::ChannelScale::Rule::balance}, first, sums, 1);
   return s == Status::ok ? prim::FindRows::observe(ctx, prim::ChannelList{}, first, sums, 1) : s;
 }
 
@@ -300,11 +300,16 @@ Status coded_groups(Context<Cuda>& ctx, const Codec& codec, const prim::ColumnPa
 using Strong = prim::BoostedInt<2, 2>;
 using Signs = prim::DeviceCodec<prim::SketchRows>;
 using Widths = prim::DeviceCodec<prim::GroupBits>;
+using Balanced = prim::DeviceCodec<prim::Transformed<prim::ChannelScale, prim::MixedRows<prim::GroupInt<8>, prim::GroupInt<2>>>>;
 template Status coded_groups(Context<Cuda>&, const Signs&, const prim::ColumnParts&, const prim::KeptSlots&, const prim::GroupWork&, const prim::PageBatch&);
 template Status coded_groups(Context<Cuda>&, const Widths&, const prim::ColumnParts&, const prim::KeptSlots&, const prim::GroupWork&, const prim::PageBatch&);
 template Status coded_groups(Context<Cuda>&, const Strong&, const prim::ColumnParts&, const prim::KeptSlots&, const prim::GroupWork&, const prim::PageBatch&);
 template Status coded_groups(Context<Cuda>&, const prim::PolarForm&, const prim::ColumnParts&, const prim::KeptSlots&, const prim::GroupWork&, const prim::PageBatch&);
 template Status coded_groups(Context<Cuda>&, const prim::CorrectedForm&, const prim::ColumnParts&, const prim::KeptSlots&, const prim::GroupWork&, const prim::PageBatch&);
+template Status coded_groups(Context<Cuda>&, const prim::MixedForm&, const prim::ColumnParts&, const prim::KeptSlots&, const prim::GroupWork&, const prim::PageBatch&);
+template Status coded_groups(Context<Cuda>&, const Balanced&, const prim::ColumnParts&, const prim::KeptSlots&, const prim::GroupWork&, const prim::PageBatch&);
+template Status attend(Context<Cuda>&, const prim::AttendRequest&, const prim::PagedHeads<Balanced, prim::MixedForm>&);
+template Status columns(Context<Cuda>&, const prim::ColumnRequest&, TensorView<const float, 3>, const prim::PagedHeads<prim::MixedForm, Balanced>&);
 template Status attend(Context<Cuda>&, const prim::AttendRequest&, const prim::PagedHeads<Strong, prim::GroupInt<2>>&);
 template Status attend(Context<Cuda>&, const prim::AttendRequest&, const prim::PagedHeads<prim::CorrectedForm, prim::CorrectedForm>&);
 template Status attend(Context<Cuda>&, const prim::AttendRequest&, const prim::PagedHeads<prim::PolarForm, prim::ExactRows>&);

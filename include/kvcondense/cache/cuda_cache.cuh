@@ -58,7 +58,7 @@ class Cache;
 /// Errors   as Cache<Cpu, R>; not_supported for a merge method that stores rows of layers together or, beside raw keys or retrieval, lets tokens join a slot
 ///          when they come, for retrieval beside a mean of what left, or by an index of turned keys beside raw ones, for `AttendMath::halves` where attention
 ///          reads numbers of slots, keys are raw or tokens join slots, for one set of all heads (AllHeads) once heads hold
-///          different numbers of slots, and for a quant stage that tells slots apart, or heads by more than tables of their codecs (layers may
+///          different numbers of slots, and for a quant stage that tells heads apart by more than tables of their codecs (layers may
 ///          differ in the size of a row and in their windows), has a sketch whose directions are a matrix, or maps rows before groups along slots, a low-rank stage that stores rows of heads
 ///          or layers together, and codes of coordinates of which heads have different numbers. device_error from every call that a layer takes part in, until `reset` or `load`, once the device took a part of a change of it and refused the rest. Calls of one
 ///          cache go to one stream; wait for it before the cache is destroyed when its memory is not that of cudaMalloc.
@@ -75,7 +75,7 @@ class Cache<Cuda, R> {
   using KeyCodec = decltype(key_codec_of(std::declval<const Storage&>(), CacheShape{}));
   using ValueCodec = decltype(value_codec_of(std::declval<const Storage&>(), CacheShape{}));
   static_assert(detail::cuda_codec<KeyCodec> && detail::cuda_codec<ValueCodec>,
-                "kvcondense: a cache on CUDA stores exact rows, codes of groups (kivi, group_int, kitty, polar, gear, qjl), or rows whose slots are independent (fp8, mx, q4_0, kvquant, skvq, turboquant and their kin), as they are or as coordinates in bases that are known (docs/cuda.md lists the stages); make_cache<kvcondense::Cpu> takes the others.");
+                "kvcondense: a cache on CUDA stores exact rows, codes of groups (kivi, group_int, kitty, polar, gear, qjl, zipcache, mikv), or rows whose slots are independent (fp8, mx, q4_0, kvquant, skvq, turboquant and their kin), as they are or as coordinates in bases that are known (docs/cuda.md lists the stages); make_cache<kvcondense::Cpu> takes the others.");
 
   static Expected<Cache> make(const CacheShape& shape, const R& recipe, MemoryResource<Cuda>& memory = cuda::device_memory());
 
@@ -97,7 +97,7 @@ class Cache<Cuda, R> {
     const index_t total = slots * shape().kv_heads;
     const std::size_t mass = Scratch::align + Scratch::bytes_for<float>(total);
     const std::size_t step = Scratch::align + range_bytes() + 2 * Scratch::bytes_for<std::int32_t>(total) +
-                             static_cast<std::size_t>(plan_.lanes) * Scratch::bytes_for<float>(total) + pipeline_bytes(slots, total, tokens) + fold_bytes(total) +
+                             static_cast<std::size_t>(plan_.lanes) * Scratch::bytes_for<float>(total) + pipeline_bytes(slots, total, tokens) + fold_bytes(total) + grade_bytes(slots, total, tokens) +
                              column_bytes(tokens, slots) + retrieval_.step_bytes(shape(), slots, tokens, true);
     std::size_t reading = cache::attend_bytes(shape(), shape().kv_heads, slots, tokens, attention(), Plan::latent) + turned_bytes(shape().q_heads, tokens) + cleared_bytes(tokens);
     if constexpr (retrieves) reading = std::max(reading, retrieval_.workspace_bytes(plan_, slots, tokens, attention()));
@@ -188,6 +188,7 @@ class Cache<Cuda, R> {
  private:
   static constexpr index_t max_lanes = cache::max_lanes, max_position = cache::max_position;
   using Pipeline = decltype(std::declval<Evict>().pipeline());
+  using Saliency = decltype(saliency_of(std::declval<Storage>()));
   using Merge = decltype(R::merge);
   using Merger = decltype(merger_of(std::declval<Merge>()));
   static constexpr bool can_merge = merge::Folds<Merger>;
@@ -203,7 +204,7 @@ class Cache<Cuda, R> {
   std::size_t steering_bytes() const {
     return 2 * Scratch::bytes_for<index_t>(shape().kv_heads) + 2 * Scratch::bytes_for<prim::Ends>(shape().kv_heads) + Scratch::align +
            std::max(pipeline_.allocate.workspace_bytes(shape(), 0), pipeline_.select.workspace_bytes(shape(), 0)) +
-           fold_steering_bytes() + retrieval_.step_steering_bytes(shape());
+           fold_steering_bytes() + retrieval_.step_steering_bytes(shape()) + grade_steering_bytes();
   }
   /// Scratch of columns of attention over what queries a step may have.
   std::size_t column_bytes(index_t tokens, index_t slots) const {
@@ -245,16 +246,23 @@ class Cache<Cuda, R> {
     else return !std::same_as<Evict, evict::KeepAll>;
   }
   static Plan plan_of(const CacheShape& shape, const Storage& q, index_t lanes);
-  // What eviction and a merge stage look at together.
-  AttentionNeed attention() const { return joined(pipeline_.attention(), fold_.attention); }
-  AttentionNeed queries() const { return joined(pipeline_.queries(), fold_.queries); }
+  // What eviction, the saliency of a quant stage and a merge stage look at together.
+  AttentionNeed attention() const { return joined(joined(pipeline_.attention(), graded_ ? saliency_.attention() : AttentionNeed{}), fold_.attention); }
+  AttentionNeed queries() const { return joined(joined(pipeline_.queries(), graded_ ? saliency_.queries() : AttentionNeed{}), fold_.queries); }
   static AttentionNeed joined(AttentionNeed a, AttentionNeed b) {
     return a.rows == AttentionNeed::Rows::none || (b.rows == a.rows && b.count > a.count) ? b : a;
   }
   bool reads_attention(const StepView<Cuda>& view) const {
     const bool step = view.phase != Phase::turn && view.phase != Phase::probe;
-    return pipeline_.reads_attention(view) || (step && fold_.attention.rows != AttentionNeed::Rows::none);
+    return pipeline_.reads_attention(view) ||
+           (step && ((graded_ && saliency_.attention().rows != AttentionNeed::Rows::none) || fold_.attention.rows != AttentionNeed::Rows::none));
   }
+  // Scores of a quant stage that tells slots apart: cuda_cache_grade.cuh.
+  index_t grade_lanes() const { return graded_ ? saliency_.lanes() : 0; }
+  Status check_measures() const;
+  std::size_t grade_bytes(index_t slots, index_t total, index_t tokens) const;
+  std::size_t grade_steering_bytes() const;
+  Status grade(Context<Cuda>& ctx, const StepView<Cuda>& view, evict::LaneViews lanes, RaggedView<float>& scores, Scratch scratch) const;
   /// Slots that may be written, those that stay, and what a finder writes.
   std::size_t fold_steering_bytes() const;
   bool finds_sets(const StepView<Cuda>& view) const;
@@ -283,7 +291,7 @@ class Cache<Cuda, R> {
   /// Numbers per slot go back from where policies work on them.
   Status write_lanes(Context<Cuda>& ctx, Layer& l, std::span<const RaggedView<float>> lanes, RaggedView<const std::int32_t> list, const index_t* count);
   Status commit(Context<Cuda>& ctx, Layer& l, const evict::KeepSet& keep, std::span<const RaggedView<float>> lanes, bool leaves, bool codes,
-                TensorView<const float, 3> queries, const Scratch& scratch);
+                RaggedView<const float> scores, TensorView<const float, 3> queries, const Scratch& scratch);
   /// Whether a map of rows is found from queries too.
   bool codec_queries() const {
     return prim::needs_queries(prim::CodecParts<KeyCodec>::transform(plan_.keys.codec)) || prim::needs_queries(prim::CodecParts<ValueCodec>::transform(plan_.values.codec));
@@ -293,6 +301,8 @@ class Cache<Cuda, R> {
   R recipe_{};
   MemoryResource<Cuda>* memory_ = nullptr;
   Pipeline pipeline_{};
+  Saliency saliency_{};
+  bool graded_ = false;  ///< codecs tell slots apart by `saliency_`
   Merger merger_{};
   merge::Traits fold_{};  ///< of the merge stage; neutral without one
   prim::RopeAngles fold_angles_{};  ///< how keys turn that are summed at one place
@@ -316,6 +326,7 @@ Expected<Cache<B, R>> make_cache(const CacheShape& shape, const R& recipe, Memor
 }  // namespace kvcondense
 
 #include <kvcondense/cache/cuda_cache_fold.cuh>
+#include <kvcondense/cache/cuda_cache_grade.cuh>
 #include <kvcondense/cache/cuda_cache_make.cuh>
 #include <kvcondense/cache/cuda_cache_impl.cuh>
 #include <kvcondense/cache/cuda_cache_append.cuh>

@@ -117,4 +117,31 @@ Status Cache<Cuda, R>::append(Context<Cuda>& ctx, index_t layer, TensorView<K, 3
   return Status::ok;
 }
 
+template <class R>
+template <class K, class V>
+  requires StoredNumbers<K, V>
+Status Cache<Cuda, R>::forward(Context<Cuda>& ctx, index_t layer, TensorView<const float, 3> queries, TensorView<K, 3> keys, TensorView<V, 3> values,
+                               TensorView<float, 3> out, std::span<const index_t> positions, Phase phase, StepInputs inputs) {
+  if (const Status s = append(ctx, layer, keys, values, positions, queries); s != Status::ok) return s;
+  const index_t n = queries.extent[1], added = keys.extent[1];
+  AttendOutputs measure;
+  Scratch all(ctx.workspace());
+  Status s = Status::ok;
+  if (wants_mass(layer, phase)) {
+    measure.mass = ragged(layer, all.take<float>(total_slots(layer)));
+    if (measure.mass.data == nullptr) s = Status::workspace_too_small;
+  }
+  Context<Cuda> rest = ctx.with_workspace(all.rest());
+  if (s == Status::ok) s = attend(rest, layer, queries, out, measure);
+  inputs.attention = {measure.mass, mass_rows(n)}, inputs.queries = queries;
+  if (s == Status::ok) s = run_step(rest, layer, inputs, phase);
+  Layer& l = layers_[layer];
+  if (s != Status::ok && !l.torn && l.counters.pending >= added && added > 0) {  // the tokens are taken back
+    l.counters.seen -= added, l.counters.pending -= added;
+    static_cast<void>(l.add_slots(ctx, -added, -l.sinks_due(added)));
+    l.pending_positions.shrink(l.counters.pending);
+  }
+  return s;
+}
+
 }  // namespace kvcondense

@@ -22,10 +22,6 @@ template <class R>
 Status Cache<Cuda, R>::check_merge() const {
   if (!fold_.active) return fold_.across.active ? Status::not_supported : Status::ok;
   if (!changes_length() && !fold_.shrinks) return Status::incompatible;  // it has nothing to do where nothing leaves
-  // One call of `attend` measures one set of rows.
-  const AttentionNeed evicts = pipeline_.attention(), folds = fold_.attention;
-  const bool both = evicts.rows != AttentionNeed::Rows::none && folds.rows != AttentionNeed::Rows::none;
-  if (both && (evicts.rows != folds.rows || (evicts.rows == AttentionNeed::Rows::last && evicts.count != folds.count))) return Status::incompatible;
   // Sets are each head's own; a policy that adds up the attention of all heads would mix them up.
   return fold_.shrinks && pipeline_.source.one_set() && evict::gives_shares(pipeline_.source) ? Status::incompatible : Status::ok;
 }

@@ -19,7 +19,7 @@ StepView<Cuda> Cache<Cuda, R>::step_view(index_t layer, Phase phase) const {
 template <class R>
 Status Cache<Cuda, R>::check_input(const StepView<Cuda>& view, Input what) const {
   const bool probe = view.phase == Phase::probe;
-  if (view.phase == Phase::turn || !(probe ? what == Input::queries && pipeline_.probes() : (pipeline_.inputs() | fold_.inputs).has(what) || (what == Input::queries && (retrieval_.asks_queries() || codec_queries()))))
+  if (view.phase == Phase::turn || !(probe ? what == Input::queries && pipeline_.probes() : (pipeline_.inputs() | (graded_ ? saliency_.inputs() : Inputs{}) | fold_.inputs).has(what) || (what == Input::queries && (retrieval_.asks_queries() || codec_queries()))))
     return Status::ok;
   if (what == Input::queries) {
     const TensorView<const float, 3>& q = view.inputs.queries;
@@ -65,7 +65,7 @@ Status Cache<Cuda, R>::begin(Context<Cuda>& ctx, Layer& l, const StepView<Cuda>&
   for (auto& lane : lanes) lane = view.ragged(scratch.take<float>(total));
   bool room = keep.slots.data != nullptr && keep.count != nullptr && keep.budget != nullptr && keep.ends != nullptr &&
               scratch.left() >= Scratch::bytes_for<std::int32_t>(total) + range_bytes() + pipeline_bytes(l.longest(), total, l.counters.pending) +
-                                      fold_bytes(total) + retrieval_.step_bytes(shape(), l.longest(), l.counters.pending, view.phase == Phase::prefill_end);
+                                      fold_bytes(total) + grade_bytes(l.longest(), total, l.counters.pending) + retrieval_.step_bytes(shape(), l.longest(), l.counters.pending, view.phase == Phase::prefill_end);
   for (const auto& lane : lanes) room = room && lane.data != nullptr;
   if (!room) return Status::workspace_too_small;
   // Policies work on copies: a step that is refused later must not have counted its attention.
@@ -96,7 +96,9 @@ Status Cache<Cuda, R>::run_step(Context<Cuda>& ctx, index_t layer, const StepInp
   if (probe && !pipeline_.probes()) return Status::ok;
   const bool asks = probe || ((queries().rows != AttentionNeed::Rows::none || retrieval_.watches()) && !turn);
   const bool evicts_by_queries = probe || (pipeline_.queries().rows != AttentionNeed::Rows::none && !turn);
-  const bool sums_heads = pipeline_.source.one_set() && (pipeline_.reads_attention(view) || (evicts_by_queries && (pipeline_.lanes() > 0 || pipeline_.fires(view))));
+  const bool sums_heads = (pipeline_.source.one_set() && (pipeline_.reads_attention(view) || (evicts_by_queries && (pipeline_.lanes() > 0 || pipeline_.fires(view))))) ||
+                          (graded_ && !turn && !probe && saliency_.source.one_set() &&
+                           (saliency_.attention().rows != AttentionNeed::Rows::none || saliency_.queries().rows != AttentionNeed::Rows::none));
   if (sums_heads && !l.equally_long()) return Status::not_supported;
   const index_t heads = shape().kv_heads, total = l.total(), rows = inputs.queries.extent[1];
 
@@ -112,7 +114,8 @@ Status Cache<Cuda, R>::run_step(Context<Cuda>& ctx, index_t layer, const StepInp
   if (const Status s = kept.make(heads, [&](index_t h) { return l.slots(h); }); s != Status::ok) return s;
   RaggedView<float> lanes[max_lanes];
   const std::span<RaggedView<float>> all(lanes, static_cast<std::size_t>(plan_.lanes));
-  const evict::LaneViews own = all.first(static_cast<std::size_t>(pipeline_.lanes())), fold_lanes = all.subspan(own.size());
+  const evict::LaneViews own = all.first(static_cast<std::size_t>(pipeline_.lanes())), others = all.subspan(own.size());
+  const evict::LaneViews of_grades = others.first(static_cast<std::size_t>(grade_lanes())), fold_lanes = others.subspan(of_grades.size());
   if (const Status s = begin(ctx, l, view, scratch, keep, all); s != Status::ok) return s;
   const SlotRows<Cuda> keys = l.keys.rows(l.device_slots(), l.longest()), values = l.values.rows(l.device_slots(), l.longest());
   view.keys = &keys, view.values = &values;
@@ -129,6 +132,7 @@ Status Cache<Cuda, R>::run_step(Context<Cuda>& ctx, index_t layer, const StepInp
 
   Context<Cuda> rest = ctx.with_workspace(scratch.rest());  // words of sources may take what no one has yet
   if (const Status s = pipeline_.observe(rest, view, own); s != Status::ok) return s;
+  if (const Status s = graded_ ? saliency_.observe(rest, view, of_grades) : Status::ok; s != Status::ok) return s;
   if constexpr (can_merge) {
     if (fold_.place >= 0)
       if (const Status s = mark_places(rest, l, fold_lanes[static_cast<std::size_t>(fold_.place)]); s != Status::ok) return s;
@@ -151,6 +155,9 @@ Status Cache<Cuda, R>::run_step(Context<Cuda>& ctx, index_t layer, const StepInp
   const std::span<std::byte> index_steering{scratch.take_steering<std::byte>(index_room), static_cast<std::size_t>(index_room)};
   const auto fold_room = static_cast<index_t>(fold_steering_bytes());
   const std::span<std::byte> fold_steering{scratch.take_steering<std::byte>(fold_room), static_cast<std::size_t>(fold_room)};
+  const auto grade_room = static_cast<index_t>(grade_bytes(l.longest(), total, l.counters.pending)), grade_host = static_cast<index_t>(grade_steering_bytes());
+  auto* const grade_scratch = scratch.take<std::byte>(grade_room);
+  const std::span<std::byte> grade_steering{scratch.take_steering<std::byte>(grade_host), static_cast<std::size_t>(grade_host)};
   std::span<std::byte> fold_words;
   const auto stays = [&](index_t h) { return kept.size(h); };
   const auto act = [&]() -> Status {
@@ -165,6 +172,9 @@ Status Cache<Cuda, R>::run_step(Context<Cuda>& ctx, index_t layer, const StepInp
       if (const Status s = fold(ctx, view, fold_lanes, keep, kept, folding, fold_words, {scratch.rest(), fold_steering}); s != Status::ok) return s;
     if (sets)
       if (const Status s = count_left(ctx, view, keep, kept, leaves); s != Status::ok) return s;
+    RaggedView<float> scores{};
+    if (l.grades(kept))
+      if (const Status s = grade(ctx, view, of_grades, scores, {{grade_scratch, static_cast<std::size_t>(grade_room)}, grade_steering}); s != Status::ok) return s;
     moved = leaves || l.unsettled();
     if constexpr (retrieves)
       if (const Status s = retrieval_.reserve(ctx, layer, l, shape(), stays, leaves, fold_.active && (leaves || sets), keep, of_index, change); s != Status::ok) return s;
@@ -174,7 +184,7 @@ Status Cache<Cuda, R>::run_step(Context<Cuda>& ctx, index_t layer, const StepInp
       changed = true;
       if (const Status s = commit_fold(ctx, l, folding, inputs.queries, fold_words); s != Status::ok) return s;
       if (const Status s = leaves && plan_.summary ? take_means(ctx, l, keep, folding) : Status::ok; s != Status::ok) return s;
-      if (const Status s = commit(ctx, l, keep, all, leaves, true, inputs.queries, scratch); s != Status::ok) return s;
+      if (const Status s = commit(ctx, l, keep, all, leaves, true, scores, inputs.queries, scratch); s != Status::ok) return s;
     }
     if constexpr (retrieves)
       if (const Status s = retrieval_.keep_drawn(ctx, layer, l, drawn, keep, leaves, scratch); s != Status::ok) return s;
@@ -222,7 +232,7 @@ Status Cache<Cuda, R>::write_lanes(Context<Cuda>& ctx, Layer& l, std::span<const
 /// Rows, tokens and numbers of the slots that stay, by one list; then newest slots become codes. Nothing here needs memory.
 template <class R>
 Status Cache<Cuda, R>::commit(Context<Cuda>& ctx, Layer& l, const evict::KeepSet& keep, std::span<const RaggedView<float>> lanes, bool leaves,
-                              bool codes, TensorView<const float, 3> queries, const Scratch& scratch) {
+                              bool codes, RaggedView<const float> scores, TensorView<const float, 3> queries, const Scratch& scratch) {
   Scratch left = scratch;
   auto* const key_ranges = left.take<prim::KeptRange>(l.keys.range_count());
   auto* const value_ranges = left.take<prim::KeptRange>(l.values.range_count());
@@ -232,35 +242,8 @@ Status Cache<Cuda, R>::commit(Context<Cuda>& ctx, Layer& l, const evict::KeepSet
   Status s = prim::HeadSlots::read<std::int32_t>(ctx, std::as_const(l.ids).view(), l.counters.pending, first, 1, ids);
   if (s == Status::ok) s = prim::HeadSlots::write<std::int32_t>(ctx, ids, list, keep.count, l.ids.view());
   if (s == Status::ok) s = write_lanes(ctx, l, lanes, list, keep.count);
-  if (s == Status::ok) s = l.keys.step(ctx, l.device_slots(), {list, keep.count}, leaves, codes, key_ranges, counts_.data(), queries);
-  return s == Status::ok ? l.values.step(ctx, l.device_slots(), {list, keep.count}, leaves, codes, value_ranges, counts_.data(), queries) : s;
-}
-
-template <class R>
-template <class K, class V>
-  requires StoredNumbers<K, V>
-Status Cache<Cuda, R>::forward(Context<Cuda>& ctx, index_t layer, TensorView<const float, 3> queries, TensorView<K, 3> keys, TensorView<V, 3> values,
-                               TensorView<float, 3> out, std::span<const index_t> positions, Phase phase, StepInputs inputs) {
-  if (const Status s = append(ctx, layer, keys, values, positions, queries); s != Status::ok) return s;
-  const index_t n = queries.extent[1], added = keys.extent[1];
-  AttendOutputs measure;
-  Scratch all(ctx.workspace());
-  Status s = Status::ok;
-  if (wants_mass(layer, phase)) {
-    measure.mass = ragged(layer, all.take<float>(total_slots(layer)));
-    if (measure.mass.data == nullptr) s = Status::workspace_too_small;
-  }
-  Context<Cuda> rest = ctx.with_workspace(all.rest());
-  if (s == Status::ok) s = attend(rest, layer, queries, out, measure);
-  inputs.attention = {measure.mass, mass_rows(n)}, inputs.queries = queries;
-  if (s == Status::ok) s = run_step(rest, layer, inputs, phase);
-  Layer& l = layers_[layer];
-  if (s != Status::ok && !l.torn && l.counters.pending >= added && added > 0) {  // the tokens are taken back
-    l.counters.seen -= added, l.counters.pending -= added;
-    static_cast<void>(l.add_slots(ctx, -added, -l.sinks_due(added)));
-    l.pending_positions.shrink(l.counters.pending);
-  }
-  return s;
+  if (s == Status::ok) s = l.keys.step(ctx, l.device_slots(), {list, keep.count}, leaves, codes, key_ranges, counts_.data(), scores, queries);
+  return s == Status::ok ? l.values.step(ctx, l.device_slots(), {list, keep.count}, leaves, codes, value_ranges, counts_.data(), scores, queries) : s;
 }
 
 template <class R>
@@ -379,7 +362,7 @@ Status Cache<Cuda, R>::remove(Context<Cuda>& ctx, index_t first, index_t last) {
     if constexpr (retrieves)
       if (s == Status::ok) s = retrieval_.reserve(ctx, layer, l, shape(), stays, true, false, keep, scratch, change);
     if (s == Status::ok) {
-      s = commit(ctx, l, keep, all, true, false, {}, scratch);
+      s = commit(ctx, l, keep, all, true, false, {}, {}, scratch);
       if constexpr (retrieves)
         if (s == Status::ok) s = retrieval_.keep_drawn(ctx, layer, l, nullptr, keep, true, scratch);
       if (s == Status::ok) s = l.set_slots(ctx, stays);

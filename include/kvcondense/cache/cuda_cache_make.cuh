@@ -44,16 +44,19 @@ auto Cache<Cuda, R>::make(const CacheShape& shape, const R& recipe, MemoryResour
   if (!keys_fit(recipe.retrieve, recipe.position)) return Status::incompatible;
   if (!takes_keys(recipe.lowrank, recipe.position.raw_keys)) return Status::incompatible;
   if (row_groups(recipe.lowrank, shape).most() > 1) return Status::not_supported;  // rows that heads or layers share
-  if (has_saliency(storage) || !detail::cuda_serves(storage, shape)) return Status::not_supported;
+  if (!detail::cuda_serves(storage, shape)) return Status::not_supported;
   Cache c;
   c.recipe_ = recipe, c.memory_ = &memory;
   c.pipeline_ = recipe.evict.pipeline();
+  c.saliency_ = saliency_of(storage), c.graded_ = has_saliency(storage);
   if constexpr (merge::Merges<Merge>) c.merger_ = merger_of(recipe.merge), c.fold_ = c.merger_.traits();
-  c.plan_ = plan_of(shape, storage, c.pipeline_.lanes() + c.fold_.lanes);
+  if (const Status s = c.check_measures(); s != Status::ok) return s;
+  const index_t others = c.pipeline_.lanes() + c.grade_lanes();
+  c.plan_ = plan_of(shape, storage, others + c.fold_.lanes);
   c.plan_.state = c.fold_.state;
   if constexpr (can_merge) c.plan_.found = merge::state_floats(c.merger_.finder);
-  if (c.fold_.bias >= 0) c.plan_.bias = c.pipeline_.lanes() + c.fold_.bias;
-  if (c.fold_.value_scale >= 0) c.plan_.value_scale = c.pipeline_.lanes() + c.fold_.value_scale;
+  if (c.fold_.bias >= 0) c.plan_.bias = others + c.fold_.bias;
+  if (c.fold_.value_scale >= 0) c.plan_.value_scale = others + c.fold_.value_scale;
   if (c.queries().rows == AttentionNeed::Rows::last) c.plan_.query_rows = c.queries().count;
   c.plan_.summary = c.pipeline_.residual == evict::Residual::mean;
   if (c.plan_.lanes > max_lanes) return Status::not_supported;

@@ -144,7 +144,7 @@ class CudaCodec {
     for (index_t h = 0; h < heads_.size() && s == Status::ok; ++h) {
       if (!now(h)) continue;
       float* const state = summed_.data() + h * each;
-      if constexpr (finds) prim::FindRows::settle(first_of(codec_), dim_, state);
+      if constexpr (finds) prim::FindRows::settle(first_of(codec_), dim_, first.group * first.queries.extent[1], state);
       s = put_state(ctx, h, state);
     }
     leave_finding();

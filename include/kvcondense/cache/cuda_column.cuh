@@ -135,11 +135,17 @@ class CudaColumn {
     }
     if (s == Status::ok && plan_.grouped()) {
       const auto first_code = [&](index_t h) { return most_[h].first; };
-      const auto due_after = [&](index_t h) { return due_of(rule, kept.size(h) - kept.of(h).below(most_[h].first + most_[h].coded), groups_.live(h) > 0); };
       const auto waits = [&](index_t h) { return !codes && kept.size(h) == most_[h].first + most_[h].coded + most_[h].newest; };
-      s = groups_.plan(ctx, waits, [&](index_t h) { return kept.of(h); }, first_code, due_after);
+      s = groups_.plan(ctx, waits, [&](index_t h) { return kept.of(h); }, first_code, [&](index_t h) { return due_after(rule, h, kept); });
     }
     return s == Status::ok ? reserve_table(ctx) : s;
+  }
+
+  /// Whether slots become codes that scores tell apart when the slots stay that `kept` says.
+  bool grades(const CudaKept& kept) const {
+    bool any = false;
+    for (index_t h = 0; h < plan_.heads && prim::cuda_kernels::GradedCodec<prim::DeviceCodec<Codec>>; ++h) any = any || due_after(plan_.flush, h, kept) > 0;
+    return any;
   }
 
   template <class T>
@@ -149,9 +155,9 @@ class CudaColumn {
 
   /// Keeps the listed slots, `leaves`: fewer than there are; `codes`: codes what is due, after `reserve_codes`. `slots` are those before;
   /// `ranges`: device scratch of range_count() entries.
-  /// `queries`: of the step, for maps that are found from them too.
+  /// `scores`: of all slots, where the column `grades`. `queries`: of the step, for maps that are found from them too.
   Status step(Context<Cuda>& ctx, const index_t* slots, const prim::KeptSlots& keep, bool leaves, bool codes, prim::KeptRange* ranges, index_t* repaired,
-              TensorView<const float, 3> queries = {}) {
+              RaggedView<const float> scores, TensorView<const float, 3> queries) {
     const prim::ExactRows& exact = plan_.exact;
     if (!leaves && !due() && !unsettled()) return Status::ok;
     if (!plan_.has_parts()) {
@@ -171,7 +177,7 @@ class CudaColumn {
     if (s == Status::ok && leaves && plan_.sinks > 0) s = prim::KeepRows<Cuda>::rows(ctx, exact, column.first, part(0));
     if constexpr (!std::same_as<Codec, prim::ExactRows>) {
       if (plan_.grouped()) {
-        if (s == Status::ok) s = step_groups(ctx, column, part(2), repaired);
+        if (s == Status::ok) s = step_groups(ctx, column, part(2), scores, repaired);
       } else if constexpr (prim::cuda_kernels::RowCodec<prim::DeviceCodec<Codec>>) {
         if (s == Status::ok && leaves) s = prim::KeepRows<Cuda>::rows(ctx, codec(), column.coded, part(1));
         if (s == Status::ok && most > 0) s = prim::HeadSlots::code(ctx, codec(), exact, column, part(2), most, repaired);
@@ -282,11 +288,11 @@ class CudaColumn {
     return s == Status::ok ? ctx.wait() : s;
   }
   /// What `groups_` has planned for a step.
-  Status step_groups(Context<Cuda>& ctx, const prim::ColumnParts& column, const prim::KeptSlots& due, index_t* repaired) {
+  Status step_groups(Context<Cuda>& ctx, const prim::ColumnParts& column, const prim::KeptSlots& due, RaggedView<const float> scores, index_t* repaired) {
     if constexpr (prim::cuda_kernels::GroupCodec<prim::DeviceCodec<Codec>>) {
       prim::GroupWork work;
       Status s = groups_.commit(ctx, work);
-      moved_ = true;
+      work.scores = scores, moved_ = true;
       if (s == Status::ok) s = prim::GroupPages::code(ctx, codec(), plan_.exact, column, due, work, repaired);
       return s == Status::ok ? prim::GroupPages::join(ctx, codec(), column, work) : s;
     }
@@ -294,6 +300,11 @@ class CudaColumn {
   }
   /// Slots of a head that a rule codes now: unless some leave, and at most.
   index_t due_in(const Most& m, const Flush& rule) const { return enough(m, rule, due_of(rule, m.newest, m.coded > 0)); }
+  /// Those that become codes in a step, where it is known which stay.
+  index_t due_after(const Flush& rule, index_t head, const CudaKept& kept) const {
+    const Most& m = most_[head];
+    return enough(m, rule, due_of(rule, kept.size(head) - kept.of(head).below(m.first + m.coded), groups_.live(head) > 0));
+  }
   index_t most_due_in(const Most& m, const Flush& rule) const { return enough(m, rule, most_due_of(rule, m.newest)); }
   index_t enough(const Most& m, const Flush& rule, index_t due) const { return due < rule.first && codec_.waits(&m - most_.data()) ? 0 : due; }
   bool may_find(const Flush& rule) const { return codec_.may_find([&](index_t h) { return most_due_in(most_[h], rule) > 0; }); }

@@ -178,6 +178,8 @@ class CudaLayer {
   }
   /// Whether a step has to be told which slots stay, not only how many.
   bool wants_lists() const { return keys.wants_lists() || values.wants_lists(); }
+  /// Whether slots become codes that scores tell apart when the slots stay that `kept` says.
+  bool grades(const CudaKept& kept) const { return keys.grades(kept) || values.grades(kept); }
   /// Whether a step has something to do with codes though no slot came or leaves.
   bool unsettled() const { return keys.due() || values.due() || keys.unsettled() || values.unsettled(); }
   /// Makes an empty layer of the same plan the same. Behind `learn`.

@@ -134,7 +134,6 @@ class CudaLayerColumns final : public QueryColumns<Cuda> {
     prim::KeyTurn keys{};
     if (rotation_->made() || form_.control != nullptr)
       if (const Status s = prepare(own, q, keys); s != Status::ok) return s;
-    if (!request.chosen.empty()) q.extent[1] = keys.far.extent[1] = static_cast<index_t>(request.chosen.size());  // the first ones
     return prim::AttendColumns<Cuda>::run(own, request, q, shape_.softmax_scale, layer_->heads(keys), layer_->longest(), layer_->tokens());
   }
 

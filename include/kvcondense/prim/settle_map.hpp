@@ -58,10 +58,11 @@ inline void settle_channels(const ChannelList& t, index_t dim, float* state) {
   std::memcpy(state, bits, static_cast<std::size_t>(ChannelList::words(dim)) * sizeof *bits);
 }
 
-/// state: the largest numbers of the channels in rows [dim] and, where the rule asks, in queries [dim]; behind it factors, then their inverses.
-inline void settle_scales(const ChannelScale& t, index_t dim, float* state) {
+/// state: the largest numbers of the channels in rows [dim] and, where the rule asks, in `asked` query rows [dim]; behind it factors, then their inverses.
+inline void settle_scales(const ChannelScale& t, index_t dim, index_t asked, float* state) {
   constexpr float most = ChannelScale::most;
   const bool balances = t.rule == ChannelScale::Rule::balance;
+  if (balances && asked < t.least_queries) std::fill_n(state + dim, dim, *std::max_element(state + dim, state + 2 * dim));
   for (index_t c = 0; c < dim; ++c) {
     const float square = (balances ? state[dim + c] : 1.0f) / state[c];
     const bool usual = square > 0.0f && square <= 3e38f;

@@ -102,7 +102,9 @@ struct PageCodec<Cpu, MixedRows<High, Low>> {
       const Group g(codec, page, (first + done) / codec.group);
       Run high, low;
       for (index_t i = 0; i < from + n; ++i) {
-        Run& run = g.is_high(i) ? high : low;
+        // A map of a forged file may name too many or too few: no class gets more slots than it has rows.
+        const bool more = g.is_high(i) && high.first + high.count < codec.high_slots;
+        Run& run = more || low.first + low.count == codec.low_slots() ? high : low;
         if (i < from) ++run.first;
         else run.slot[run.count++] = done + i - from;
       }

@@ -1,6 +1,5 @@
 #pragma once
 
-#include <algorithm>
 #include <cmath>
 
 #include <kvcondense/core/backend.hpp>
@@ -79,9 +78,7 @@ struct RowTransform<Cpu, ChannelScale> {
     for (index_t h = queries.first; h < queries.first + queries.count && t.needs_queries(); ++h)
       for (index_t i = 0; i < queries.rows.extent[1]; ++i)
         for (index_t c = 0; c < dim; ++c) asked[c] = ChannelScale::larger(asked[c], queries.rows(h, i, c));
-    if (t.needs_queries() && queries.count * queries.rows.extent[1] < t.least_queries)
-      std::fill_n(asked, dim, *std::max_element(asked, asked + dim));
-    settle_scales(t, dim, state);
+    settle_scales(t, dim, queries.count * queries.rows.extent[1], state);
   }
 
  private:

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <algorithm>
 #include <cfloat>
 #include <cmath>
 
@@ -31,7 +32,8 @@ struct ColumnPlan {
   TensorView<const float, 3> queries{};
   RaggedView<float> out{};
   index_t kv_heads = 0, group = 0, tokens = 0, dim = 0, lines = 0, max_slots = 0, most = 1, band = 0;
-  index_t behind = 0;                ///< tokens that came after the last row
+  index_t rows = 0;                  ///< of the request; `tokens` of them count
+  const std::int32_t* chosen = nullptr;  ///< which; null: the first
   GroupReduce group_rule = GroupReduce::mean;
   RowReduce row_rule = RowReduce::sum;
   bool past = false, add = false;
@@ -48,14 +50,16 @@ struct ColumnPlan {
   KVCONDENSE_HD index_t token(index_t line) const { return joins_logits() ? line : line / group; }
   KVCONDENSE_HD index_t members() const { return joins_logits() ? group : 1; }
   KVCONDENSE_HD index_t member(index_t line) const { return joins_logits() ? 0 : line % group; }
-  KVCONDENSE_HD index_t row_token(index_t line) const { return held.seen - behind - tokens + token(line); }
+  KVCONDENSE_HD index_t row_of(index_t i) const { return chosen == nullptr ? i : index_t{chosen[i]}; }
+  KVCONDENSE_HD index_t row(index_t line) const { return row_of(token(line)); }
+  KVCONDENSE_HD index_t row_token(index_t line) const { return held.seen - rows + row(line); }
   /// Slots of tokens up to a line's own; its query stands at the last of them.
   KVCONDENSE_HD index_t reach(index_t head, index_t slots, index_t line) const {
-    return visible != nullptr ? visible[head * tokens + token(line)] : slots - tokens + token(line) + 1;
+    return visible != nullptr ? visible[head * tokens + token(line)] : slots - rows + row(line) + 1;
   }
   /// Slots that take part in a line's softmax.
   KVCONDENSE_HD index_t sees(index_t head, index_t slots, index_t line) const {
-    const index_t n = reach(head, slots, line), all = n < 0 ? 0 : n, old = slots - tokens < 0 ? 0 : slots - tokens;
+    const index_t n = reach(head, slots, line), all = n < 0 ? 0 : n, old = slots - rows < 0 ? 0 : slots - rows;
     return past && old < all ? old : all;
   }
   KVCONDENSE_HD index_t at_piece(index_t head, index_t piece, index_t line) const { return (head * most + piece) * lines + line; }
@@ -95,12 +99,18 @@ __device__ inline float noise(const ColumnPlan& plan, index_t head, index_t slot
   return -logf(-logf(u));
 }
 
+/// Which rows count: a list of the host's travels with its launches.
+template <int Threads>
+__global__ void __launch_bounds__(Threads) list_query_rows(SomeNumbers some, index_t count, std::int32_t* to) {
+  for (index_t i = threadIdx.x; i < count; i += Threads) to[i] = some.at[i];
+}
+
 /// Slots that rows see, and where a part lies: a thread a (head, token).
 template <int Threads>
 __global__ void __launch_bounds__(Threads) visible_slots(const index_t* slots, ColumnPlan plan, index_t* visible, PartSlots* parts) {
   const index_t i = static_cast<index_t>(blockIdx.x) * Threads + threadIdx.x;
   if (i >= plan.kv_heads * plan.tokens) return;
-  const index_t head = i / plan.tokens, begins = plan.held.seen - plan.behind - plan.tokens, token = begins + i % plan.tokens;
+  const index_t head = i / plan.tokens, begins = plan.held.seen - plan.rows, token = begins + plan.row_of(i % plan.tokens);
   const auto below = [&](index_t t) { return plan.held.below(head, slots[head], t); };
   index_t oldest = plan.part.first < 0 ? plan.held.seen : plan.part.first;
   for (index_t h = 0; plan.part.first < 0 && parts != nullptr && i % plan.tokens == 0 && h < plan.kv_heads; ++h) {
@@ -124,8 +134,8 @@ __device__ inline void line_logits(const ColumnPlan& plan, const PagedHeads<KeyC
     for (int i = static_cast<int>(threadIdx.x); i < lines * dim; i += piece_threads) {
       const index_t line = first + i / dim;
       shared.query[i / dim][i % dim] =
-          plan.queries(head * plan.group + plan.member(line) + m, plan.token(line), i % dim) * plan.scale;
-      if (far.there()) far.query(i / dim)[i % dim] = heads.turn.far(head * plan.group + plan.member(line) + m, plan.token(line), i % dim) * plan.scale;
+          plan.queries(head * plan.group + plan.member(line) + m, plan.row(line), i % dim) * plan.scale;
+      if (far.there()) far.query(i / dim)[i % dim] = heads.turn.far(head * plan.group + plan.member(line) + m, plan.row(line), i % dim) * plan.scale;
     }
     __syncthreads();
 #pragma unroll
@@ -295,14 +305,14 @@ __global__ void __launch_bounds__(piece_threads, 4) column_tiles(PagedHeads<KeyC
 /// A part whose `first` is below 0 begins with the oldest token that any head has in so many of its newest slots.
 ///
 /// Numbers  float32, in a fixed order.
-/// Errors   shape_mismatch, invalid_argument, workspace_too_small; not_supported: `chosen` but for the first rows (`queries` are those then), noise and
-///          parts where nobody knows which tokens there are.
+/// Cost     a list of `chosen` rows that are not the first ones goes to the device with a launch for each 256 of them.
+/// Errors   shape_mismatch, invalid_argument, workspace_too_small; not_supported: noise and parts where nobody knows which tokens there are.
 template <>
 struct AttendColumns<Cuda> {
   static std::size_t workspace_bytes(const ColumnRequest& request, index_t q_heads, index_t kv_heads, index_t max_slots) {
     const cuda_kernels::ColumnPlan p = plan_of(request, q_heads, kv_heads, max_slots);
     return Scratch::align + 2 * Scratch::bytes_for<float>(p.kv_heads * p.most * p.lines) + 2 * Scratch::bytes_for<float>(p.kv_heads * p.lines) +
-           Scratch::bytes_for<index_t>(p.kv_heads * p.tokens) + Scratch::bytes_for<cuda_kernels::PartSlots>(p.kv_heads);
+           Scratch::bytes_for<index_t>(p.kv_heads * p.tokens) + Scratch::bytes_for<std::int32_t>(p.tokens) + Scratch::bytes_for<cuda_kernels::PartSlots>(p.kv_heads);
   }
 
   template <class KeyCodec, class ValueCodec>
@@ -310,12 +320,11 @@ struct AttendColumns<Cuda> {
                     const PagedHeads<KeyCodec, ValueCodec>& heads, index_t max_slots, const SlotTokens& held = {}) {
     using namespace cuda_kernels;
     const float last = request.temperature + request.warming * static_cast<float>(request.rows > 0 ? request.rows - 1 : 0);
-    if ((!request.chosen.empty() && !(begins_with_chosen(request) && held.known())) || ((request.seed != 0 || request.part.last > 0) && !held.known()))
-      return Status::not_supported;
-    if (!(request.temperature > 0.0f && last > 0.0f) || request.rows < 0 || request.band < 0) return Status::invalid_argument;
+    if ((request.seed != 0 || request.part.last > 0) && !held.known()) return Status::not_supported;
+    if (!(request.temperature > 0.0f && last > 0.0f) || request.rows < 0 || request.band < 0 || !chooses_rows(request)) return Status::invalid_argument;
     if (heads.kv_heads < 1 || heads.kv_heads > 65535 || max_slots < 0 || max_slots > 0x7fffffff) return Status::invalid_argument;
-    const index_t q_heads = queries.extent[0], dim = queries.extent[2], rows = request.chosen.empty() ? request.rows : static_cast<index_t>(request.chosen.size());
-    if (q_heads % heads.kv_heads != 0 || queries.extent[1] != rows || request.out.heads != heads.kv_heads) return Status::shape_mismatch;
+    const index_t q_heads = queries.extent[0], dim = queries.extent[2];
+    if (q_heads % heads.kv_heads != 0 || queries.extent[1] != request.rows || request.out.heads != heads.kv_heads) return Status::shape_mismatch;
     if (!heads.key_codec.valid(dim) || dim > max_head_dim) return Status::invalid_argument;
     if (ctx.workspace().size() < workspace_bytes(request, q_heads, heads.kv_heads, max_slots)) return Status::workspace_too_small;
 
@@ -328,9 +337,17 @@ struct AttendColumns<Cuda> {
     plan.final_scale = scratch.take<float>(plan.kv_heads * plan.lines);
     auto* visible = scratch.take<index_t>(plan.kv_heads * plan.tokens);
     auto* parts = request.part.last > 0 ? scratch.take<PartSlots>(plan.kv_heads) : nullptr;
+    auto* chosen = scratch.take<std::int32_t>(plan.tokens);
+    if (held.known() && plan.rows > held.seen) return Status::invalid_argument;
     Status s = Status::ok;
-    if (held.known() && plan.tokens > 0) {
-      if (plan.tokens + plan.behind > held.seen) return Status::invalid_argument;
+    for (index_t first = 0; first < plan.tokens && !begins_with_chosen(request) && s == Status::ok; first += SomeNumbers::most) {
+      const index_t count = plan.tokens - first < SomeNumbers::most ? plan.tokens - first : SomeNumbers::most;
+      SomeNumbers some;
+      std::copy_n(request.chosen.data() + first, count, some.at);
+      s = cuda::launch(ctx, list_query_rows<128>, {1}, 128, 0, some, count, chosen + first);
+      plan.chosen = chosen;
+    }
+    if (s == Status::ok && held.known() && plan.tokens > 0) {
       s = cuda::launch(ctx, visible_slots<128>, {cuda::covering(plan.kv_heads * plan.tokens, 128)}, 128, 0, heads.slots, plan, visible, parts);
       plan.visible = visible, plan.parts = parts;
     }
@@ -346,16 +363,18 @@ struct AttendColumns<Cuda> {
   }
 
  private:
-  /// Whether the chosen rows are the first ones.
-  static bool begins_with_chosen(const ColumnRequest& r) {
-    for (std::size_t i = 0; i < r.chosen.size(); ++i)
-      if (r.chosen[i] != static_cast<std::int32_t>(i)) return false;
-    return !r.past && static_cast<index_t>(r.chosen.size()) <= r.rows;
+  /// Whether the rows that count are the first ones, which need no list.
+  static bool begins_with_chosen(const ColumnRequest& r) { return r.chosen.empty() || r.chosen.back() == static_cast<std::int32_t>(r.chosen.size()) - 1; }
+  /// Whether chosen rows ascend, and are some of the request's.
+  static bool chooses_rows(const ColumnRequest& r) {
+    for (std::size_t i = 1; i < r.chosen.size(); ++i)
+      if (r.chosen[i] <= r.chosen[i - 1]) return false;
+    return r.chosen.empty() || (r.chosen.front() >= 0 && r.chosen.back() < r.rows);
   }
   static cuda_kernels::ColumnPlan plan_of(const ColumnRequest& r, index_t q_heads, index_t kv_heads, index_t max_slots) {
     cuda_kernels::ColumnPlan p;
     p.out = r.out, p.kv_heads = kv_heads, p.group = q_heads / kv_heads, p.tokens = r.chosen.empty() ? r.rows : static_cast<index_t>(r.chosen.size()), p.max_slots = max_slots;
-    p.behind = r.rows - p.tokens;
+    p.rows = r.rows;
     p.group_rule = r.group, p.row_rule = r.row, p.past = r.past, p.add = r.add, p.band = r.band;
     p.decay = r.decay;
     if (p.logs()) p.group_rule = GroupReduce::mean, p.band = 0;  // neither acts

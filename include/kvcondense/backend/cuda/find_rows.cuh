@@ -102,6 +102,17 @@ __global__ void __launch_bounds__(Threads) top_channels(FirstRows first, float* 
   out[head * step + c] = top;
 }
 
+/// The same in queries, behind those.
+template <int Threads>
+__global__ void __launch_bounds__(Threads) top_query_channels(FirstRows first, float* out, index_t step) {
+  const index_t head = blockIdx.y, dim = first.queries.extent[2], c = static_cast<index_t>(blockIdx.x) * Threads + threadIdx.x;
+  if (first.due.of(head).size == 0 || !first.maps.waits(head) || c >= dim) return;
+  float top = 0.0f;
+  for (index_t h = head * first.group; h < (head + 1) * first.group; ++h)
+    for (index_t i = 0; i < first.queries.extent[1]; ++i) top = ChannelScale::larger(top, first.queries(h, i, c));
+  out[head * step + dim + c] = top;
+}
+
 }  // namespace cuda_kernels
 
 /// Of maps one behind the other the first, which alone is found from rows.
@@ -135,14 +146,16 @@ struct FindRows {
     using namespace cuda_kernels;
     return cuda::launch(ctx, sum_energies<128>, {cuda::covering(first.column.newest.dim, 128), first.column.heads()}, 128, 0, list, first, out, step);
   }
-  static Status observe(Context<Cuda>& ctx, const ChannelScale&, const FirstRows& first, float* out, index_t step) {
+  static Status observe(Context<Cuda>& ctx, const ChannelScale& scale, const FirstRows& first, float* out, index_t step) {
     using namespace cuda_kernels;
-    return cuda::launch(ctx, top_channels<128>, {cuda::covering(first.column.newest.dim, 128), first.column.heads()}, 128, 0, first, out, step);
+    const cuda::Grid grid{cuda::covering(first.column.newest.dim, 128), first.column.heads()};
+    const Status s = cuda::launch(ctx, top_channels<128>, grid, 128, 0, first, out, step);
+    return s == Status::ok && scale.needs_queries() ? cuda::launch(ctx, top_query_channels<128>, grid, 128, 0, first, out, step) : s;
   }
-  /// What they become, on the host.
-  static void settle(const FoundBasis& t, index_t dim, float* sums) { settle_basis(t, dim, sums); }
-  static void settle(const ChannelList& t, index_t dim, float* sums) { settle_channels(t, dim, sums); }
-  static void settle(const ChannelScale& t, index_t dim, float* tops) { settle_scales(t, dim, tops); }
+  /// What they become, on the host; `asked`: query rows that a head was asked by.
+  static void settle(const FoundBasis& t, index_t dim, index_t, float* sums) { settle_basis(t, dim, sums); }
+  static void settle(const ChannelList& t, index_t dim, index_t, float* sums) { settle_channels(t, dim, sums); }
+  static void settle(const ChannelScale& t, index_t dim, index_t asked, float* tops) { settle_scales(t, dim, asked, tops); }
   /// Whether numbers from a file can be that.
   static bool good(const FoundBasis& t, index_t dim, const float* state) {
     return std::all_of(state, state + t.state_floats(dim), [](float x) { return std::isfinite(x); });

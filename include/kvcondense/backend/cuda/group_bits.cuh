@@ -74,6 +74,7 @@ struct RowPage<Tabled<GroupBits>> : BitRows {
   __device__ RowPage(const float* table, std::byte* page, int page_slots, int row)
       : BitRows{page, page_slots, row, static_cast<int>(table[0]), static_cast<int>(table[1]), static_cast<int>(table[2]), static_cast<int>(table[3]),
                 static_cast<ParamType>(static_cast<int>(table[4]))} {}
+  __device__ explicit RowPage(const BitRows& part) : BitRows(part) {}
   __device__ RowPage(const Tabled<GroupBits>& c, std::byte* page, int page_slots, int row) : RowPage(c.table, page, page_slots, row) {}
 
   /// Of the token axis.

@@ -8,6 +8,7 @@
 #include <kvcondense/backend/cuda/launch.cuh>
 #include <kvcondense/backend/cuda/page_codec.cuh>
 #include <kvcondense/core/status.hpp>
+#include <kvcondense/core/view.hpp>
 
 // Pages of codes whose slots share parameters along slots: rows enter them in whole groups, at places that the host names, and two pages
 // with tombstones become one.
@@ -38,20 +39,22 @@ struct GroupWork {
   const index_t* chain = nullptr;  ///< chains + 1: joins [chain[i], chain[i + 1]) are done one after the other
   index_t chains = 0;
   float* rows = nullptr;  ///< scratch: a group of rows for every chain
+  RaggedView<const float> scores{};  ///< of all slots that there were before the step, for codecs that tell slots apart; no data: nothing is coded
 };
 
 namespace cuda_kernels {
 
 /// A block a group of slots. Grid: jobs, groups of a page.
 template <class Codec>
-__global__ void __launch_bounds__(channel_threads, group_blocks<Codec>) code_groups(Codec codec, int group, ExactRows exact, ColumnParts column, KeptSlots due, const CodedRows* jobs,
-                                                                                   index_t* repaired) {
+__global__ void __launch_bounds__(channel_threads, group_blocks<Codec>) code_groups(Codec codec, int group, ExactRows exact, ColumnParts column, KeptSlots due, RaggedView<const float> scores,
+                                                                                   const CodedRows* jobs, index_t* repaired) {
   auto& shared = cuda::shared_as<typename RowPage<Codec>::GroupScratch>();
   const CodedRows job = jobs[blockIdx.x];
   const int at = static_cast<int>(blockIdx.y) * group;
   if (at >= job.count) return;
   const RowPage<Codec> page(of_head(codec, job.head), job.page, static_cast<int>(column.coded.page_slots), static_cast<int>(column.coded.dim));
-  const DueRows rows{exact, column.newest, job.head, due.of(job.head)};
+  DueRows rows{exact, column.newest, job.head, due.of(job.head)};
+  if constexpr (GradedCodec<Codec>) rows.scores = scores.row(job.head) + due.ranges[job.head].base;
   const int bad = page.encode_group(job.first + at, rows, job.begin + at, shared);
   if (threadIdx.x == 0) add_repaired(repaired, bad);
 }
@@ -62,6 +65,12 @@ struct JoinPlaces {
 template <class Codec>
 struct JoinShared {
   JoinPlaces place;
+  typename RowPage<Codec>::GroupScratch group;
+};
+template <GradedCodec Codec>
+struct JoinShared<Codec> {
+  JoinPlaces place;
+  float grade[JoinedPages::most_slots];  ///< of the rows of a group
   typename RowPage<Codec>::GroupScratch group;
 };
 static_assert(channel_threads >= JoinedPages::most_slots);
@@ -91,9 +100,9 @@ __device__ inline int find_live(const JoinedPages& job, JoinPlaces& place) {
 /// overwrite: live slots only move to the front.
 template <class Codec>
 __global__ void __launch_bounds__(channel_threads, group_blocks<Codec>) join_groups(Codec codec, int group, int page_slots, int dim, const JoinedPages* joins, const index_t* chain,
-                                                                                   float* rows) {
+                                                                                   float* scratch) {
   auto& shared = cuda::shared_as<JoinShared<Codec>>();
-  float* const own = rows + static_cast<std::size_t>(blockIdx.x) * static_cast<std::size_t>(group * dim);
+  float* const own = scratch + static_cast<std::size_t>(blockIdx.x) * static_cast<std::size_t>(group * dim);
   for (index_t j = chain[blockIdx.x]; j < chain[blockIdx.x + 1]; ++j) {
     const JoinedPages& job = joins[j];
     const int n = find_live(job, shared.place);
@@ -102,10 +111,15 @@ __global__ void __launch_bounds__(channel_threads, group_blocks<Codec>) join_gro
     for (int first = 0; first < n; first += group) {
       for (int i = cuda::warp_of_block(); i < group; i += channel_threads / cuda::warp_lanes) {
         const int at = shared.place.of[first + i < n ? first + i : n - 1];  // the last one is repeated until its group is whole
-        load_row(page(job.page[at / JoinedPages::most_slots]), at % JoinedPages::most_slots, own + i * dim);
+        const RowPage<Codec> from = page(job.page[at / JoinedPages::most_slots]);
+        load_row(from, at % JoinedPages::most_slots, own + i * dim);
+        if constexpr (GradedCodec<Codec>)
+          if (cuda::lane_of_warp() == 0) shared.grade[i] = first + i < n ? from.grade(at % JoinedPages::most_slots) : 0.0f;
       }
       __syncthreads();
-      static_cast<void>(into.encode_group(first, JobRows{own, dim}, 0, shared.group));
+      JobRows rows{own, dim};
+      if constexpr (GradedCodec<Codec>) rows.scores = shared.grade;
+      static_cast<void>(into.encode_group(first, rows, 0, shared.group));
       __syncthreads();
     }
   }
@@ -123,9 +137,9 @@ struct GroupPages {
                      index_t* repaired) {
     using namespace cuda_kernels;
     return cuda::launch(ctx, code_groups<Codec>, {work.coded_count, column.coded.page_slots / codec.group_slots()}, channel_threads,
-                        group_shared<typename RowPage<Codec>::GroupScratch>(codec), codec, static_cast<int>(codec.group_slots()), exact, column, due, work.coded, repaired);
+                        group_shared<typename RowPage<Codec>::GroupScratch>(codec), codec, static_cast<int>(codec.group_slots()), exact, column, due, work.scores, work.coded, repaired);
   }
-  /// Live slots of two pages, decoded and coded again with parameters of their own. Places behind them, up to a whole group, repeat the last.
+  /// Live slots of two pages, decoded and coded again with parameters of their own, each in the class that it had. Places behind them, up to a whole group, repeat the last.
   ///
   /// Numbers  as PageCodec<Cpu, Codec>::decode, then encode.
   template <class Codec>

@@ -109,7 +109,9 @@ struct DueRows {
   PageTable table;
   index_t head;
   HeadKept due;
+  const float* scores = nullptr;  ///< of the newest slots, for codecs that tell them apart
 
+  __device__ float score(int i) const { return scores[due[i]]; }
   __device__ auto row(int i) const {
     const index_t slot = due[i];
     std::byte* page = table.pages[table.offset[head] + slot / table.page_slots];

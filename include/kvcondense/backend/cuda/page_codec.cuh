@@ -83,7 +83,9 @@ struct JobRows {
   static constexpr bool counted = false;
   const float* rows;
   index_t step;
+  const float* scores = nullptr;  ///< null: all are alike
 
+  __device__ float score(int i) const { return scores == nullptr ? 0.0f : scores[i]; }
   __device__ auto row(int i) const {
     const float* x = rows + i * step;
     return [x](int c) { return x[c]; };

@@ -28,6 +28,7 @@
 //   behind(codec) -> std::size_t                    on the host, may be left out: bytes behind it, which follow from how the codec is set
 //   encode_group(slot, rows, begin, scratch) -> int  a block of `channel_threads` codes rows begin, begin + 1, ... into the group of slots from `slot` on; how
 //                                                   many numbers had to be repaired, in every thread. It begins and ends with nobody in `scratch`.
+//   grade(slot) -> float                            may be left out: a codec that tells slots of a group apart by rows.score(i) says a score that does it again
 //
 // Without a table it stands in `GroupedCodecs` (slot_rows.cuh).
 //
@@ -154,6 +155,9 @@ template <int Bits>
 inline constexpr bool codes_groups<GroupInt<Bits>> = true;
 template <class C>
 concept GroupCodec = codes_groups<C> && requires { typename RowPage<C>::GroupScratch; };
+/// Whether it tells slots apart by scores.
+template <class C>
+concept GradedCodec = GroupCodec<C> && requires(const RowPage<C>& page) { page.grade(0); };
 /// Blocks that code groups which a multiprocessor is to hold: what a thread keeps in registers follows from it.
 template <class C>
 inline constexpr int group_blocks = 4;

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <algorithm>
+#include <cfloat>
 
 #include <kvcondense/backend/cuda/mapped_rows.cuh>
 #include <kvcondense/backend/cuda/row_codec.cuh>
@@ -8,26 +9,34 @@
 
 namespace kvcondense::prim {
 
-/// Codecs behind factors of channels: a head's table is its state, zeros until a step has found it. The codec below has no table.
+/// Codecs behind factors of channels: a head's table is its state, zeros until a step has found it, and ones where there is nothing to find. The codec
+/// below has no table.
 template <class C>
   requires(!HasCodecTable<C>)
 struct CodecTable<Transformed<ChannelScale, C>> {
-  static bool serves(const Transformed<ChannelScale, C>& c) { return c.transform.rule == ChannelScale::Rule::root_max; }
   static index_t floats(const Transformed<ChannelScale, C>&, index_t dim) { return 2 * dim; }
 };
 template <class C>
   requires(!HasCodecTable<C>)
-struct DeviceForm<Transformed<ChannelScale, C>> : TabledForm<Transformed<ChannelScale, C>> {
+struct DeviceForm<Transformed<ChannelScale, C>> {
+  using Codec = Transformed<ChannelScale, C>;
+  using Inner = DeviceForm<C>;
+  using type = Tabled<Transformed<ChannelScale, typename Inner::type>>;
   static constexpr index_t found_at = 0;
-  static index_t found_floats(const Transformed<ChannelScale, C>&, index_t dim) { return 2 * dim; }
-  static void fill(const Transformed<ChannelScale, C>&, index_t dim, float* out, const float* state = nullptr) {
+  static index_t found_floats(const Codec&, index_t dim) { return 2 * dim; }
+  static index_t floats(const Codec&, index_t dim) { return 2 * dim; }
+  static void fill(const Codec& c, index_t dim, float* out, const float* state = nullptr) {
     if (state != nullptr) std::copy_n(state, 2 * dim, out);
+    else if (c.transform.identity()) std::fill_n(out, 2 * dim, 1.0f);
+  }
+  static type of(const Codec& c, const float* table, index_t step, index_t dim) {
+    return {{c.transform, Inner::of(c.codec, nullptr, 0, dim)}, table, step, dim};
   }
 };
 
 template <class C>
 constexpr bool table_serves(const Transformed<ChannelScale, C>& c) {
-  return CodecTable<Transformed<ChannelScale, C>>::serves(c) && table_serves(c.codec);
+  return table_serves(c.codec);
 }
 /// A step finds factors of rows as they are stored exactly, not of those that another map makes.
 template <class T, class C>
@@ -65,6 +74,45 @@ struct RowPage<Tabled<Transformed<ChannelScale, C>>> : RowPage<C> {
     const bool counted = rows.counted && __all_sync(cuda::full_warp, static_cast<int>(good)) == 0;
     __syncwarp();
     return RowPage<C>::encode(slot, MappedRow{s.scaled, counted}, i, s.inner);
+  }
+};
+
+/// Rows by factors of channels. What a factor makes of a number that was none stays one; of a number that becomes too large for a float the largest, which
+/// is repaired and counted as that is on the host.
+template <class Rows>
+struct ScaledRows {
+  static constexpr bool counted = Rows::counted;
+  const Rows& rows;
+  const float* factors;
+
+  __device__ auto row(int i) const {
+    return [x = rows.row(i), f = factors](int c) {
+      const float number = x(c), scaled = __fmul_rn(number, f[c]);
+      return fabsf(number) <= FLT_MAX ? limit_to(scaled, FLT_MAX) : scaled;
+    };
+  }
+  __device__ float score(int i) const { return rows.score(i); }
+};
+
+/// Whole groups of slots, whose rows are loaded whole.
+template <class C>
+concept CodedInGroups = GroupCodec<C> && !RowCodec<C>;
+template <CodedInGroups C>
+inline constexpr bool codes_groups<Tabled<Transformed<ChannelScale, C>>> = true;
+
+template <CodedInGroups C>
+struct RowPage<Tabled<Transformed<ChannelScale, C>>> : RowPage<C> {
+  const float* state;  ///< factors, then their inverses
+
+  __device__ RowPage(const Tabled<Transformed<ChannelScale, C>>& c, std::byte* page, int page_slots, int row)
+      : RowPage<C>(c.codec.codec, page, page_slots, row), state(c.table) {}
+  __device__ void load(int slot, float* row) const {
+    load_row(static_cast<const RowPage<C>&>(*this), slot, row);
+    for (int c = cuda::lane_of_warp(); c < this->dim; c += cuda::warp_lanes) row[c] = __fmul_rn(row[c], state[this->dim + c]);
+  }
+  template <class Rows>
+  __device__ int encode_group(int slot, const Rows& rows, int begin, typename RowPage<C>::GroupScratch& shared) const {
+    return RowPage<C>::encode_group(slot, ScaledRows<Rows>{rows, state}, begin, shared);
   }
 };
 

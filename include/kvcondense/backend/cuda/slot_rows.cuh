@@ -13,6 +13,7 @@
 #include <kvcondense/backend/cuda/latent_rows.cuh>
 #include <kvcondense/backend/cuda/level_codes.cuh>
 #include <kvcondense/backend/cuda/mapped_rows.cuh>
+#include <kvcondense/backend/cuda/mixed_rows.cuh>
 #include <kvcondense/backend/cuda/nuq_rows.cuh>
 #include <kvcondense/backend/cuda/page_rows.cuh>
 #include <kvcondense/backend/cuda/polar_pairs.cuh>
@@ -50,7 +51,7 @@ struct CodecList {
 using TabledCodecs = CodecList<LevelCodes, NuqRows, ClusterRows, ComplexVq, PolarTree, Sketched<LevelCodes>, SketchRows, GroupBits>;
 
 /// Codecs of groups of slots that are read by themselves, from a copy of their description.
-using GroupedCodecs = CodecList<BoostedInt<2, 2>, PolarForm, CorrectedForm>;
+using GroupedCodecs = CodecList<BoostedInt<2, 2>, PolarForm, CorrectedForm, MixedForm>;
 struct GroupedCodec {
   alignas(8) std::byte bytes[24];
 };

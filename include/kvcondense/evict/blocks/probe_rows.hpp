@@ -2,9 +2,11 @@
 
 #include <algorithm>
 #include <cmath>
+#include <concepts>
 #include <cstdint>
 
 #include <kvcondense/core/backend.hpp>
+#include <kvcondense/core/buffer.hpp>
 #include <kvcondense/core/random.hpp>
 #include <kvcondense/core/shape.hpp>
 #include <kvcondense/core/status.hpp>
@@ -43,8 +45,14 @@ struct ProbeRows {
   Status score(Context<B>& ctx, const StepView<B>& view, LaneViews, RaggedView<float> out, Scratch& scratch) const {
     if (view.columns == nullptr) return Status::missing_input;
     const index_t rows = view.columns->rows(), last = last_of(rows);
-    auto* list = scratch.take<std::int32_t>(rows);
-    if (list == nullptr) return Status::workspace_too_small;
+    Buffer<std::int32_t> own(heap_memory());  // a list of the host's: where words run elsewhere, scratch is theirs
+    std::int32_t* list = nullptr;
+    if constexpr (std::same_as<B, Cpu>) {
+      if (list = scratch.take<std::int32_t>(rows); list == nullptr) return Status::workspace_too_small;
+    } else {
+      if (const Status s = own.resize(rows); s != Status::ok) return s;
+      list = own.data();
+    }
     std::size_t n = 0;
     for (index_t r = 0; r < rows; ++r) {
       const auto token = static_cast<std::uint64_t>(view.seen - rows + r);
