@@ -204,6 +204,7 @@ TEST_CASE("cuda attend: biases and scales of slots, and summary slots") {
     for (const index_t tokens : {1, 5, 21}) {
       Case c{.group = group, .tokens = tokens, .dim = dims[which % 4], .value_dim = dims[(which + 1) % 4], .keys = keys, .values = values, .mass_rows = 2};
       for (const int flags : {1, 2, 4, 7}) {
+        if (flags < 7 && tokens > 1 && flags != 1 << which % 3) continue;  // of many tokens one alone, in turn, and all
         c.biases = (flags & 1) != 0, c.scales = (flags & 2) != 0, c.summaries = (flags & 4) != 0;
         compare(c, token_codec<4>(16), token_codec<4>(16), 3e-5f, which == 5);
       }

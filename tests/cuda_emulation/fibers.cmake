@@ -5,13 +5,14 @@ target_compile_definitions(kvcondense_cuda_fibers INTERFACE KVCONDENSE_CUDA_FIBE
 target_compile_options(kvcondense_cuda_fibers INTERFACE -Wno-unknown-pragmas)  # #pragma unroll
 target_include_directories(kvcondense_cuda_fibers INTERFACE "${kvcondense_SOURCE_DIR}/tests")
 
-# Dozens of caches in a file: what optimization saves when they run is less than what it takes.
+# Dozens of caches in a file, and words of every type: what optimization saves when they run is less than what it takes.
 set(joined ${sources})
 set(plain ${sources})
 list(FILTER joined INCLUDE REGEX "/cache_[a-z]*_test[.]cpp$")
 list(REMOVE_ITEM plain ${joined})
 kvcondense_join_tests(cuda joined 4)
-set_source_files_properties(${joined} PROPERTIES COMPILE_OPTIONS -O1)
+kvcondense_join_tests(cuda_words plain 4)
+set_source_files_properties(${joined} ${plain} PROPERTIES COMPILE_OPTIONS -O1)
 add_executable(cuda_fibers_test fibers/fibers_test.cpp ${plain} ${joined})
 target_include_directories(cuda_fibers_test PRIVATE "${cuda_tests}")
 target_link_libraries(cuda_fibers_test PRIVATE kvcondense kvcondense_any Catch2::Catch2 kvcondense_build kvcondense_warnings

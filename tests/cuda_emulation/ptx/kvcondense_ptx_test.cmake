@@ -74,14 +74,15 @@ function(kvcondense_ptx_test name)
       list(APPEND inputs "${source}")
     endif()
   endforeach()
+  # -O0 is for what the host runs; kernels become PTX as ever, and their interpreter is a library.
   foreach(source IN LISTS for_nvcc)
     get_filename_component(path "${source}" ABSOLUTE)
     get_filename_component(stem "${source}" NAME_WE)
     set(object "${CMAKE_CURRENT_BINARY_DIR}/${name}_${stem}.o")
     add_custom_command(OUTPUT "${object}"
-      COMMAND "${KVCONDENSE_PTX_NVCC}" -std=c++20 -O3 -lineinfo -cudart none --no-compress
+      COMMAND "${KVCONDENSE_PTX_NVCC}" -std=c++20 -O0 -lineinfo -cudart none --no-compress
         -gencode arch=compute_80,code=compute_80 -Xcompiler=-ffp-contract=off
-        "-I$<JOIN:$<REMOVE_DUPLICATES:${includes}>,;-I>" ${arg_OPTIONS}
+        ${arg_OPTIONS} "-I$<JOIN:$<REMOVE_DUPLICATES:${includes}>,;-I>"
         -MD -MF "${object}.d" -x cu -c "${path}" -o "${object}"
       DEPENDS "${path}" ${arg_NEEDS} DEPFILE "${object}.d" VERBATIM COMMAND_EXPAND_LISTS
       COMMENT "nvcc, to PTX: ${stem}")
