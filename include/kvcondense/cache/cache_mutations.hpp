@@ -74,9 +74,9 @@ Status Cache<B, R>::run_step(Context<B>& ctx, index_t layer, const StepInputs& i
   const index_t heads = shape_.kv_heads, total = l.total(), rows = inputs.queries.extent[1];
   const bool learns = view.phase == Phase::prefill_end;
   if (groups_.most() > 1 && ctx.workspace().size() < across_bytes(group_slots(layer), ctx.workers())) return Status::workspace_too_small;
+  index_t most = 0;
+  for (index_t h = 0; h < heads; ++h) most = std::max(most, l.heads[h].slots());
   if (!probe && !turn && (retrieval_.holds() || learns)) {  // what comes at the end of a step may not fail
-    index_t most = 0;
-    for (index_t h = 0; h < heads; ++h) most = std::max(most, l.heads[h].slots());
     if (retrieval_.holds() && ctx.workspace().size() < choice_bytes(most, rows)) return Status::workspace_too_small;
     if (learns && ctx.workspace().size() < fit_bytes(most, ctx.workers())) return Status::workspace_too_small;
   }
@@ -84,7 +84,7 @@ Status Cache<B, R>::run_step(Context<B>& ctx, index_t layer, const StepInputs& i
   std::span<std::byte> column_scratch;
   if (wants_queries) {
     const std::size_t bytes =
-        prim::AttendColumns<Cpu>::workspace_bytes(ctx.workers(), shape_, std::max(rows, plan_.query_rows), plan_.query_width);
+        prim::AttendColumns<Cpu>::workspace_bytes(ctx.workers(), shape_, std::max(rows, plan_.query_rows), plan_.query_width, most);
     std::byte* p = scratch.take<std::byte>(static_cast<index_t>(bytes));
     if (p == nullptr) return Status::workspace_too_small;
     column_scratch = {p, bytes};
