@@ -1,5 +1,6 @@
 #pragma once
 
+#include <algorithm>
 #include <string>
 #include <vector>
 
@@ -22,6 +23,7 @@ constexpr index_t twice = 8192;  ///< a prompt of which half stays
 
 inline const std::vector<Method> methods = {
     // No scores.
+    {"keep_all", 512, 4096, {}, 0, " + kivi4(group=32)"},  // what coding costs by itself
     {"sliding_window(window=4096)", 512, 4096, {}},
     {"sink_window(recent=4092)", 512, 4096, {}},
     {"strided_blocks(local=4, every=2)", 512, twice, {}},
@@ -31,7 +33,7 @@ inline const std::vector<Method> methods = {
     {"h2o(heavy=2048, recent=2048)"},
     {"h2o(heavy=2048, recent=2048)", 512, 4096, {128, 256}, 0, " + kivi4(group=32)"},
     {"paged_h2o(evictable=3936)"},
-    {"prefixkv", 512, twice, {}},
+    {"prefixkv", 512, twice},
     {"keyformer(tokens=4096)", 64, 4096, {}},
     {"observed_attention(keep=0.5)", 512, twice},
     // Attention of the newest queries.
@@ -49,8 +51,8 @@ inline const std::vector<Method> methods = {
     // Keys and values.
     {"knorm(tokens=4096)"},
     {"keydiff(tokens=4096)", 64},
-    {"lagkv(keep=0.5)", 512, twice, {}},
-    {"expected_attention(keep=0.5)", 512, twice, {128}},
+    {"lagkv(keep=0.5)", 512, twice},
+    {"expected_attention(keep=0.5)", 128, twice, {128}},
     {"expected_attention(keep=0.5, covariance=false)", 512, twice},
     // Numbers of tokens.
     {"sirllm(memory=2044, recent=2048)", 512, 4096, {}, 512},
@@ -94,7 +96,7 @@ inline std::vector<Row> rows() {
   for (const Method& m : methods) {
     if (m.tokens > 0) all.push_back({std::string(m.recipe) + m.stored, m.tokens, m.prompt, m.turn});
     for (const index_t n : m.every)
-      all.push_back({"every(" + std::string(m.recipe) + ", tokens=" + std::to_string(n) + ")" + m.stored, n < 512 && m.tokens >= 512 ? 512 : n, m.prompt, m.turn});
+      all.push_back({"every(" + std::string(m.recipe) + ", tokens=" + std::to_string(n) + ")" + m.stored, std::max(n, std::min<index_t>(m.tokens, 512)), m.prompt, m.turn});
   }
   return all;
 }

@@ -11,7 +11,9 @@
 #include <kvcondense/evict/every.hpp>
 #include <kvcondense/evict/h2o.hpp>
 #include <kvcondense/evict/knorm.hpp>
+#include <kvcondense/evict/lagkv.hpp>
 #include <kvcondense/evict/paged_h2o.hpp>
+#include <kvcondense/evict/strided_blocks.hpp>
 #include <kvcondense/evict/tova.hpp>
 #include <kvcondense/quant/kivi.hpp>
 
@@ -223,6 +225,8 @@ TEST_CASE("touches: blocks say what a step may change, and wrappers pass it on",
   REQUIRE(evict::touches(evict::Tova{}.pipeline().source) == Touches::any);
   REQUIRE(evict::touches(evict::Dms{.of_previous = false}.pipeline().source) == Touches::newest);
   REQUIRE(evict::touches(evict::Dms{.of_previous = true}.pipeline().source) == Touches::any);
+  REQUIRE(evict::touches(evict::StridedBlocks{}.pipeline().source) == Touches::newest);
+  REQUIRE(evict::touches(evict::LagKV{}.pipeline().source) == Touches::none);
 }
 
 TEST_CASE("touches: numbers that are lent end as copies do, bit for bit", "[evict][touches]") {
@@ -233,6 +237,8 @@ TEST_CASE("touches: numbers that are lent end as copies do, bit for bit", "[evic
   lends(evict::Knorm{.tokens = 12, .recent = 4});
   lends(evict::Every{evict::Knorm{.tokens = 12, .recent = 4}, 5});
   lends(evict::PagedH2O{.page = 4, .start = 4, .evictable = 8, .recent = 4});
+  lends(evict::StridedBlocks{.block = 2, .local = 3, .every = 2});
+  lends(evict::LagKV{.sinks = 2, .lag = 4});
   const auto kivi = quant::Kivi<4>{.group_size = 8, .residual_window = 8};
   lends(h2o, kivi);
   lends(evict::Every{h2o, 5}, kivi);

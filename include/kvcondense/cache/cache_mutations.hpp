@@ -180,6 +180,7 @@ bool Cache<B, R>::lends_lanes(Layer& l, const StepView<B>& view, std::size_t wor
   const Touches what = evict::touches(pipeline_.source);
   if (what == Touches::any || merging_ || graded_ || view.phase == Phase::turn || view.phase == Phase::probe) return false;
   if (what == Touches::newest) return true;
+  if (what == Touches::none) return !pipeline_.fires(view);
   // Attention adds to every number, and nothing takes it away again. So whatever could be refused after that is asked before.
   const bool fires = pipeline_.fires(view);
   if ((fires && !pipeline_.asks_for_room_alone()) || retrieval_.active() || plan_.drawn > 0 || view.phase == Phase::prefill_end) return false;
