@@ -12,11 +12,11 @@ namespace kvcondense::bench {
 /// in bursts.
 struct Method {
   const char* recipe;
-  index_t tokens = 512;        ///< generated; 0: not measured alone
+  index_t tokens = 512;  ///< generated; 0: not measured alone
   index_t prompt = 4096;
   std::vector<index_t> every = {128, 256};  ///< and in `every` of so many tokens
-  index_t turn = 0;            ///< tokens between two turns
-  const char* stored = "";     ///< stages behind the policy
+  index_t turn = 0;                         ///< tokens between two turns
+  const char* stored = "";                  ///< stages behind the policy
 };
 
 constexpr index_t twice = 8192;  ///< a prompt of which half stays
@@ -38,11 +38,12 @@ inline const std::vector<Method> methods = {
     {"observed_attention(keep=0.5)", 512, twice},
     // Attention of the newest queries.
     {"tova(tokens=4096)"},
+    {"tova(tokens=4096)", 0, 4096, {128, 256}, 0, " + kivi4(group=32)"},
     {"snapkv(tokens=4096)", 512, twice},
     {"chunkkv(tokens=4096)", 512, twice},
     {"scissorhands(tokens=4224, drop=128)", 256, 4224, {}},
     {"scissorhands(tokens=2730, drop=2730)", 2730, 4096, {}},  // half of the budget of 5,460, as in its paper
-    {"scissorhands(tokens=4096, drop=512, history=8)", 512, 4096, {}},
+    {"scissorhands(tokens=2730, drop=2730, history=16)", 2730, 4096, {}},
     {"rkv(tokens=4096, slack=128)", 128, 4096, {}},  // as often as its authors
     {"rkv(tokens=4096, slack=512)", 512, 4096, {}},
     {"alisa(ratio=0.5)", 16, twice, {128}},
@@ -61,7 +62,7 @@ inline const std::vector<Method> methods = {
     {"kvzip(keep=0.5)", 512, twice, {}, 512},
     // Wrappers.
     {"caote(h2o(heavy=2048, recent=2048))", 64, 4096, {128, 256, 512}},
-    {"caote(h2o(heavy=2048, recent=2048), fast=true)", 0},
+    {"caote(tova(tokens=4096))", 0, 4096, {128, 256, 512}},
     {"critical(h2o(heavy=2048, recent=2048))", 0, 4096, {128}},
     {"kvcrush(h2o(heavy=2048, recent=2048))", 128},
     {"chunked(h2o(heavy=2048, recent=2048))", 128},
@@ -96,7 +97,8 @@ inline std::vector<Row> rows() {
   for (const Method& m : methods) {
     if (m.tokens > 0) all.push_back({std::string(m.recipe) + m.stored, m.tokens, m.prompt, m.turn});
     for (const index_t n : m.every)
-      all.push_back({"every(" + std::string(m.recipe) + ", tokens=" + std::to_string(n) + ")" + m.stored, std::max(n, std::min<index_t>(m.tokens, 512)), m.prompt, m.turn});
+      all.push_back({"every(" + std::string(m.recipe) + ", tokens=" + std::to_string(n) + ")" + m.stored,
+                     std::max(n, std::min<index_t>(m.tokens, 512)), m.prompt, m.turn});
   }
   return all;
 }
