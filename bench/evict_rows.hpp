@@ -51,7 +51,7 @@ inline const std::vector<Method> methods = {
     {"fastgen(recovery=0.6)", 128, twice, {128}},
     // Keys and values.
     {"knorm(tokens=4096)"},
-    {"keydiff(tokens=4096)", 64},
+    {"keydiff(tokens=4096)", 64, 4096, {128, 256, 512}},
     {"lagkv(keep=0.5)", 512, twice},
     {"expected_attention(keep=0.5)", 128, twice, {128}},
     {"expected_attention(keep=0.5, covariance=false)", 512, twice},
@@ -65,6 +65,7 @@ inline const std::vector<Method> methods = {
     {"caote(tova(tokens=4096))", 0, 4096, {128, 256, 512}},
     {"critical(h2o(heavy=2048, recent=2048))", 0, 4096, {128}},
     {"kvcrush(h2o(heavy=2048, recent=2048))", 128},
+    {"kvcrush(tova(tokens=4096))", 0},
     {"chunked(h2o(heavy=2048, recent=2048))", 128},
     {"page_round(h2o(heavy=2048, recent=2048))", 128},
     {"page_round(keydiff(tokens=4096))", 0},
