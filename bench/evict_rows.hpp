@@ -70,7 +70,7 @@ inline const std::vector<Method> methods = {
     {"page_round(h2o(heavy=2048, recent=2048))", 128},
     {"page_round(keydiff(tokens=4096))", 0},
     {"compensate(h2o(heavy=2048, recent=2048))"},
-    {"exit_threshold(h2o(heavy=2048, recent=2048), least=0.5)", 512, twice, {}},
+    {"exit_threshold(h2o(heavy=2048, recent=2048), least=1.5)", 512, twice, {}},
     {"block_prefill(h2o(heavy=2048, recent=2048))"},
     // Budgets.
     {"uniform(h2o(recent=2048), tokens=4096)"},
