@@ -1,123 +1,138 @@
-// What a decode step of eviction costs beside the attention it follows: `share` is the time of `step` over the time of
-// `attend`, both of the same tokens, one after the other, at 4,096 slots a head. Layers take turns, so that no layer's
-// slots are still in a processor's cache when their turn comes. `--benchmark_filter=tova` runs the rows that name it.
+// What a decode step of eviction costs beside the attention it follows: `share` is the time of `step` (and of `turn`, where a
+// method acts before turns) over the time of `attend`, both of the same tokens, one after the other, at about 4,096 slots a
+// head. Layers take turns, so that no layer's slots are still in a processor's cache when their turn comes. Every word of the
+// catalogue that evicts or gives budgets has its rows; `--benchmark_filter=tova` runs those that name it.
 
+#include <algorithm>
 #include <chrono>
-#include <memory>
 #include <random>
 #include <string>
 #include <vector>
 
 #include <benchmark/benchmark.h>
 
+#include <evict_model.hpp>
+#include <evict_rows.hpp>
 #include <kvcondense/any/any_cache.hpp>
 #include <kvcondense/cpu.hpp>
 
 namespace {
 
 using namespace kvcondense;
+using bench::Row;
 using Clock = std::chrono::steady_clock;
 
-constexpr CacheShape shape{.layers = 4, .q_heads = 32, .kv_heads = 8, .head_dim = 128};
-constexpr index_t slots = 4096, chunk = 128;
+constexpr index_t chunk = 128;
+/// The most that any method lets a head hold.
+constexpr index_t most_slots = 9216;
 
-/// A method at a budget of about 4,096, for so many tokens: whole periods where slots leave in bursts.
-struct Row {
-  const char* recipe;
-  index_t tokens = 1024;
-};
+double seconds(Clock::time_point from) { return std::chrono::duration<double>(Clock::now() - from).count(); }
 
-constexpr Row rows[] = {
-    {"sink_window(recent=4092)"},
-    {"lagkv(keep=1)"},
-    {"h2o(heavy=2048, recent=2048)"},
-    {"every(h2o(heavy=2048, recent=2048), tokens=128)"},
-    {"every(h2o(heavy=2048, recent=2048), tokens=256)"},
-    {"h2o(heavy=2048, recent=2048) + kivi4(group=32)"},
-    {"every(h2o(heavy=2048, recent=2048), tokens=128) + kivi4(group=32)"},
-    {"compensate(h2o(heavy=2048, recent=2048))"},
-    {"every(compensate(h2o(heavy=2048, recent=2048)), tokens=128)"},
-    {"ada(h2o(heavy=2048, recent=2048))"},
-    {"every(ada(h2o(heavy=2048, recent=2048)), tokens=128)"},
-    {"every(caote(h2o(heavy=2048, recent=2048)), tokens=128)"},
-    {"tova(tokens=4096)"},
-    {"every(tova(tokens=4096), tokens=128)"},
-    {"every(tova(tokens=4096), tokens=256)"},
-    {"knorm(tokens=4096)"},
-    {"every(knorm(tokens=4096), tokens=128)"},
-    {"every(knorm(tokens=4096), tokens=256)"},
-    {"every(keydiff(tokens=4096), tokens=128)"},
-    {"paged_h2o(evictable=3936)"},
-    {"every(paged_h2o(evictable=3936), tokens=128)"},
-    {"scissorhands(tokens=4224, drop=128)"},
-    {"scissorhands(tokens=2730, drop=2730)", 2730},  // half of the budget of 5,460, as in its paper
-    {"rkv(tokens=4096, slack=128)"},                 // as often as its authors
-    {"rkv(tokens=4096, slack=512)"},
-    {"keyformer(tokens=4096)", 256},
-};
-/// The most that one of them lets a head hold, pending tokens included.
-constexpr index_t most_slots = 6144;
+/// A cache that is fed with noise. A prompt is appended and condensed without being attended to: what it would have drawn is
+/// noise, too, and decode steps cost what they cost whatever the numbers are.
+class Fed {
+ public:
+  Fed(any::AnyCache& cache, Context<Cpu>& ctx) : cache_(cache), ctx_(ctx) {}
 
-struct Tokens {
-  std::vector<float> q, k, v, out;
-  explicit Tokens(index_t n, std::mt19937& random) {
-    std::normal_distribution<float> normal;
-    const auto fill = [&](std::vector<float>& x, index_t size) {
-      x.resize(static_cast<std::size_t>(size));
-      for (float& e : x) e = normal(random);
-    };
-    fill(q, shape.q_heads * n * shape.head_dim), fill(k, shape.kv_heads * n * shape.head_dim);
-    v = k, out = q;
+  double attend_seconds = 0, step_seconds = 0;
+
+  Status prompt(index_t tokens) {
+    for (index_t at = 0; at < tokens; at += chunk)
+      for (index_t l = 0; l < bench::shape.layers; ++l) {
+        const index_t n = std::min(chunk, tokens - at);
+        data_.draw(n);
+        if (const Status s = take(l); s != Status::ok) return s;
+        const Phase phase = at + n == tokens ? Phase::prefill_end : Phase::prefill_chunk;
+        if (const Status s = cache_.step(ctx_, l, data_.inputs(made_up(l, phase)), phase); s != Status::ok) return s;
+      }
+    return Status::ok;
   }
+
+  /// What probes ask about is the whole prompt; the tokens that ask are taken back.
+  Status probe(index_t tokens) {
+    for (index_t l = 0; l < bench::shape.layers; ++l) {
+      data_.draw(8);
+      if (const Status s = take(l); s != Status::ok) return s;
+      StepInputs in = data_.inputs({});
+      in.probe_last = tokens;
+      if (const Status s = cache_.step(ctx_, l, in, Phase::probe); s != Status::ok) return s;
+    }
+    return cache_.truncate(tokens);
+  }
+
+  Status token() {
+    for (index_t l = 0; l < bench::shape.layers; ++l) {
+      data_.draw(1);
+      if (const Status s = take(l); s != Status::ok) return s;
+      AttendOutputs measure;
+      if (cache_.wants_mass(l, Phase::decode)) measure.mass = room(l);
+      auto from = Clock::now();
+      if (const Status s = cache_.attend(ctx_, l, data_.queries(), data_.out(), measure); s != Status::ok) return s;
+      attend_seconds += seconds(from);
+      const StepInputs inputs = data_.inputs({measure.mass, cache_.mass_rows(1)});
+      from = Clock::now();
+      if (const Status s = cache_.step(ctx_, l, inputs, Phase::decode); s != Status::ok) return s;
+      step_seconds += seconds(from);
+    }
+    return Status::ok;
+  }
+
+  Status turn(index_t incoming) {
+    const auto from = Clock::now();
+    const Status s = cache_.turn(ctx_, incoming);
+    step_seconds += seconds(from);
+    return s;
+  }
+
+ private:
+  Status take(index_t layer) { return cache_.append(ctx_, layer, data_.keys(), data_.values()); }
+  RaggedView<float> room(index_t layer) {
+    mass_.resize(static_cast<std::size_t>(cache_.total_slots(layer)));
+    return cache_.ragged(layer, mass_.data());
+  }
+  AttentionView made_up(index_t layer, Phase phase) {
+    if (!cache_.wants_mass(layer, phase)) return {};
+    const RaggedView<float> mass = room(layer);
+    bench::draw_positive(mass_);
+    return {mass, cache_.mass_rows(chunk)};
+  }
+
+  any::AnyCache& cache_;
+  Context<Cpu>& ctx_;
+  bench::TokenData data_;
+  std::vector<float> mass_;
 };
 
-void step_share(benchmark::State& state, const char* recipe) {
-  auto made = any::make(recipe, shape, any::on<Cpu>);
+void step_share(benchmark::State& state, const Row& row) {
+  static const bench::Model model;
+  auto made = any::make(row.recipe, bench::shape, any::on<Cpu>, heap_memory(), model.facts());
   if (!made) return state.SkipWithError(std::string(made.message()).c_str());
   any::AnyCache& cache = *made;
   Workspace work;
   if (work.reserve(cache.workspace_bytes(most_slots, chunk)) != Status::ok) return state.SkipWithError("memory");
   Context<Cpu> ctx(work.bytes());
-  std::mt19937 random(1);
-  std::vector<float> mass;
-  const auto view = [](const std::vector<float>& x, index_t heads, index_t n) { return dense_view(x.data(), heads, n, shape.head_dim); };
-  double attend = 0, step = 0;
-  Status failed = Status::ok;
-  const auto feed = [&](index_t layer, const Tokens& t, index_t n, Phase phase) {
-    auto out = t.out;
-    Status s = cache.append(ctx, layer, view(t.k, shape.kv_heads, n), view(t.v, shape.kv_heads, n));
-    mass.resize(static_cast<std::size_t>(cache.total_slots(layer)));
-    AttendOutputs measure;
-    if (cache.wants_mass(layer, phase)) measure.mass = cache.ragged(layer, mass.data());
-    const auto a = Clock::now();
-    if (s == Status::ok)
-      s = cache.attend(ctx, layer, view(t.q, shape.q_heads, n), dense_view(out.data(), shape.q_heads, n, shape.head_dim), measure);
-    const auto b = Clock::now();
-    const StepInputs inputs{.attention = {measure.mass, cache.mass_rows(n)}, .queries = view(t.q, shape.q_heads, n)};
-    if (s == Status::ok) s = cache.step(ctx, layer, inputs, phase);
-    const auto c = Clock::now();
-    attend += std::chrono::duration<double>(b - a).count(), step += std::chrono::duration<double>(c - b).count();
-    if (s != Status::ok) failed = s;
-  };
-  for (index_t at = 0; at < slots; at += chunk)
-    for (index_t l = 0; l < shape.layers; ++l)
-      feed(l, Tokens(chunk, random), chunk, at + chunk == slots ? Phase::prefill_end : Phase::prefill_chunk);
-  std::vector<Tokens> single;
-  for (int i = 0; i < 16; ++i) single.emplace_back(1, random);
-  attend = step = 0;
-  std::size_t i = 0;
-  for (auto _ : state)
-    for (index_t l = 0; l < shape.layers; ++l) feed(l, single[i++ % single.size()], 1, Phase::decode);
-  if (failed != Status::ok) return state.SkipWithError(to_string(failed));
-  state.counters["attend_us"] = attend / static_cast<double>(i) * 1e6;
-  state.counters["step_us"] = step / static_cast<double>(i) * 1e6;
-  state.counters["share"] = step / attend;
-  state.counters["slots"] = static_cast<double>(cache.slots(0, 0));
+  Fed fed(cache, ctx);
+  Status s = fed.prompt(row.prompt);
+  if (s == Status::ok && cache.capabilities().probes) s = fed.probe(row.prompt);
+  if (s == Status::ok && row.turn > 0) s = fed.turn(row.turn);
+  fed.attend_seconds = fed.step_seconds = 0;
+  index_t tokens = 0, slots = 0;
+  for (auto _ : state) {
+    if (s == Status::ok) s = fed.token();
+    if (s == Status::ok && row.turn > 0 && ++tokens % row.turn == 0) s = fed.turn(row.turn);
+  }
+  if (s != Status::ok) return state.SkipWithError(to_string(s));
+  for (index_t l = 0; l < bench::shape.layers; ++l) slots += cache.total_slots(l);
+  const double steps = static_cast<double>(row.tokens * bench::shape.layers);
+  state.counters["attend_us"] = fed.attend_seconds / steps * 1e6;
+  state.counters["step_us"] = fed.step_seconds / steps * 1e6;
+  state.counters["share"] = fed.step_seconds / fed.attend_seconds;
+  state.counters["slots"] = static_cast<double>(slots) / static_cast<double>(bench::shape.layers * bench::shape.kv_heads);
 }
 
 const int listed = [] {
-  for (const Row& r : rows)
-    benchmark::RegisterBenchmark(r.recipe, step_share, r.recipe)->Iterations(r.tokens)->Unit(benchmark::kMillisecond);
+  for (const Row& r : bench::rows())
+    benchmark::RegisterBenchmark(r.recipe.c_str(), step_share, r)->Iterations(r.tokens)->Unit(benchmark::kMillisecond);
   return 0;
 }();
 

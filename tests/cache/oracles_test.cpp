@@ -1,3 +1,6 @@
+#include <cmath>
+#include <vector>
+
 #include <support/cache_model.hpp>
 #include <support/oracle.hpp>
 
@@ -79,6 +82,27 @@ TEST_CASE("h2o: the cache keeps what the worked example keeps, prompt and decode
         REQUIRE(run.cache.layers()[0].heads[h].lane[0][i] ==
                 Approx(want.at("scores").at(static_cast<std::size_t>(at)).get<double>()).margin(2e-5));
       }
+    }
+  }
+}
+
+TEST_CASE("lse: a row of attention comes again from its logits and its lse, as in the worked example", "[cache][attend][oracle]") {
+  const auto oracle = test::load_oracle("eviction.json", "lse_recompute");
+  const auto want_lse = test::floats(oracle.at("lse_row7")), want = test::floats(oracle.at("row7"));
+  Run run(recipe(evict::H2O{.heavy = 8, .recent = 8}));
+  run.forward(0, 7);
+  REQUIRE(run.cache.append(run.ctx, 0, run.part(run.k, 2, 7, 1), run.part(run.v, 2, 7, 1)) == Status::ok);
+  std::vector<float> lse(4), out(16);
+  AttendOutputs measure;
+  measure.lse = TensorView<float, 2>{lse.data(), {4, 1}, {1, 1}};
+  REQUIRE(run.cache.attend(run.ctx, 0, run.part(run.q, 4, 7, 1), dense_view(out.data(), 4, 1, 4), measure) == Status::ok);
+  const float scale = run.data.at("scale").get<float>();
+  for (std::size_t h = 0; h < 4; ++h) {
+    REQUIRE(lse[h] == Approx(want_lse[h]).margin(2e-6));
+    for (std::size_t j = 0; j < 8; ++j) {
+      float dot = 0;
+      for (std::size_t d = 0; d < 4; ++d) dot += run.q[(h * 12 + 7) * 4 + d] * run.k[(h / 2 * 12 + j) * 4 + d];
+      REQUIRE(std::exp(scale * dot - lse[h]) == Approx(want[h * 8 + j]).margin(2e-6));
     }
   }
 }

@@ -9,9 +9,13 @@
 #include <kvcondense/evict/caote.hpp>
 #include <kvcondense/evict/dms.hpp>
 #include <kvcondense/evict/every.hpp>
+#include <kvcondense/evict/exit_threshold.hpp>
 #include <kvcondense/evict/h2o.hpp>
 #include <kvcondense/evict/knorm.hpp>
+#include <kvcondense/evict/lagkv.hpp>
+#include <kvcondense/evict/observed_attention.hpp>
 #include <kvcondense/evict/paged_h2o.hpp>
+#include <kvcondense/evict/strided_blocks.hpp>
 #include <kvcondense/evict/tova.hpp>
 #include <kvcondense/quant/kivi.hpp>
 
@@ -223,6 +227,9 @@ TEST_CASE("touches: blocks say what a step may change, and wrappers pass it on",
   REQUIRE(evict::touches(evict::Tova{}.pipeline().source) == Touches::any);
   REQUIRE(evict::touches(evict::Dms{.of_previous = false}.pipeline().source) == Touches::newest);
   REQUIRE(evict::touches(evict::Dms{.of_previous = true}.pipeline().source) == Touches::any);
+  REQUIRE(evict::touches(evict::StridedBlocks{}.pipeline().source) == Touches::newest);
+  REQUIRE(evict::touches(evict::LagKV{}.pipeline().source) == Touches::none);
+  REQUIRE(evict::touches(evict::ObservedAttention{}.pipeline().source) == Touches::whole);
 }
 
 TEST_CASE("touches: numbers that are lent end as copies do, bit for bit", "[evict][touches]") {
@@ -233,6 +240,10 @@ TEST_CASE("touches: numbers that are lent end as copies do, bit for bit", "[evic
   lends(evict::Knorm{.tokens = 12, .recent = 4});
   lends(evict::Every{evict::Knorm{.tokens = 12, .recent = 4}, 5});
   lends(evict::PagedH2O{.page = 4, .start = 4, .evictable = 8, .recent = 4});
+  lends(evict::StridedBlocks{.block = 2, .local = 3, .every = 2});
+  lends(evict::LagKV{.sinks = 2, .lag = 4});
+  lends(evict::ExitThreshold{h2o, 0.1f, 6});
+  lends(evict::Every{evict::ObservedAttention{.keep = 0.5, .sinks = 1, .recent = 2}, 5});
   const auto kivi = quant::Kivi<4>{.group_size = 8, .residual_window = 8};
   lends(h2o, kivi);
   lends(evict::Every{h2o, 5}, kivi);

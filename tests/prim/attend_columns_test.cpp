@@ -164,6 +164,14 @@ struct Case {
     Context<Cpu> ctx(scratch);
     REQUIRE(prim::AttendColumns<Cpu>::run(ctx, r, shape, [&](index_t h) { return Head{this, h}; }) == Status::ok);
     REQUIRE(out.ok());
+    // Logits that are kept between the passes, of some slots or of all, are those that keys give again.
+    for (const index_t room : {index_t{512}, slots}) {
+      std::vector<float> same(static_cast<std::size_t>(out.size()), -7.0f);
+      scratch.resize(prim::AttendColumns<Cpu>::workspace_bytes(1, shape, rows, 0, room));
+      ctx = Context<Cpu>(scratch), r.out.data = same.data();
+      REQUIRE(prim::AttendColumns<Cpu>::run(ctx, r, shape, [&](index_t h) { return Head{this, h}; }) == Status::ok);
+      REQUIRE(std::equal(same.begin(), same.end(), out.data()));
+    }
     for (index_t h = 0; h < shape.kv_heads; ++h) {
       const auto expected = want(r, h);
       double worst = 0;

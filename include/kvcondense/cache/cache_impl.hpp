@@ -185,7 +185,7 @@ std::size_t Cache<B, R>::workspace_bytes(index_t slots, index_t tokens, index_t 
             saliency_.workspace_bytes(shape_, total);
   step += fold_bytes(total) + Scratch::bytes_for<float>(total * plan_.drawn);
   if (queries().rows != AttentionNeed::Rows::none || pipeline_.probes() || plan_.drawn > 0)
-    step += prim::AttendColumns<Cpu>::workspace_bytes(workers, shape_, std::max(tokens, plan_.query_rows), plan_.query_width) + Scratch::align;
+    step += prim::AttendColumns<Cpu>::workspace_bytes(workers, shape_, std::max(tokens, plan_.query_rows), plan_.query_width, slots) + Scratch::align;
   step = std::max(step, across_bytes(slots, workers));
   if (evict::model_share(pipeline_.allocate).keep > 0.0) step += Scratch::bytes_for<index_t>(shape_.layers * shape_.kv_heads) + Scratch::align;
   const std::size_t forward_mass = mass ? Scratch::align + Scratch::bytes_for<float>(total) : 0;

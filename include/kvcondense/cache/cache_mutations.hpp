@@ -74,9 +74,9 @@ Status Cache<B, R>::run_step(Context<B>& ctx, index_t layer, const StepInputs& i
   const index_t heads = shape_.kv_heads, total = l.total(), rows = inputs.queries.extent[1];
   const bool learns = view.phase == Phase::prefill_end;
   if (groups_.most() > 1 && ctx.workspace().size() < across_bytes(group_slots(layer), ctx.workers())) return Status::workspace_too_small;
+  index_t most = 0;
+  for (index_t h = 0; h < heads; ++h) most = std::max(most, l.heads[h].slots());
   if (!probe && !turn && (retrieval_.holds() || learns)) {  // what comes at the end of a step may not fail
-    index_t most = 0;
-    for (index_t h = 0; h < heads; ++h) most = std::max(most, l.heads[h].slots());
     if (retrieval_.holds() && ctx.workspace().size() < choice_bytes(most, rows)) return Status::workspace_too_small;
     if (learns && ctx.workspace().size() < fit_bytes(most, ctx.workers())) return Status::workspace_too_small;
   }
@@ -84,7 +84,7 @@ Status Cache<B, R>::run_step(Context<B>& ctx, index_t layer, const StepInputs& i
   std::span<std::byte> column_scratch;
   if (wants_queries) {
     const std::size_t bytes =
-        prim::AttendColumns<Cpu>::workspace_bytes(ctx.workers(), shape_, std::max(rows, plan_.query_rows), plan_.query_width);
+        prim::AttendColumns<Cpu>::workspace_bytes(ctx.workers(), shape_, std::max(rows, plan_.query_rows), plan_.query_width, most);
     std::byte* p = scratch.take<std::byte>(static_cast<index_t>(bytes));
     if (p == nullptr) return Status::workspace_too_small;
     column_scratch = {p, bytes};
@@ -180,6 +180,7 @@ bool Cache<B, R>::lends_lanes(Layer& l, const StepView<B>& view, std::size_t wor
   const Touches what = evict::touches(pipeline_.source);
   if (what == Touches::any || merging_ || graded_ || view.phase == Phase::turn || view.phase == Phase::probe) return false;
   if (what == Touches::newest) return true;
+  if (what == Touches::none) return !pipeline_.fires(view);
   // Attention adds to every number, and nothing takes it away again. So whatever could be refused after that is asked before.
   const bool fires = pipeline_.fires(view);
   if ((fires && !pipeline_.asks_for_room_alone()) || retrieval_.active() || plan_.drawn > 0 || view.phase == Phase::prefill_end) return false;

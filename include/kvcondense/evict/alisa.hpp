@@ -20,9 +20,9 @@ namespace kvcondense::evict {
 /// Source   sparse window attention of ALISA, arXiv:2403.17312; there is no code of the authors.
 /// Needs    the queries of every step; heads of one length.
 /// Shapes   queries [q_heads, tokens, head_dim], keys and scores [kv_heads, slots]; one kept set per layer.
-/// Cost     when a prompt ends and at every step after it two reads of all keys for every 32 query rows of a
-///          head, and slots * 4 bytes of workspace; `every(alisa, tokens=16)` does it once in 16. The queries
-///          are history * q_heads * head_dim * 4 bytes per layer. No state per slot.
+/// Cost     when a prompt ends and at every step after it up to two reads of all keys for every 32 query rows of
+///          a head, and slots * 4 bytes of workspace; `every(alisa(history=4), tokens=256)` does it once in 256,
+///          with few rows. The queries are history * q_heads * head_dim * 4 bytes per layer. No state per slot.
 /// Numbers  k = round(ratio * tokens seen / 2), halves to even, at least 1: the newest k stay, and of the others
 ///          the k with the largest sum of probabilities over all query heads and the newest min(k, history)
 ///          queries; float32, softmax over the slots that are there. Ties keep the smaller slot, NaN leaves

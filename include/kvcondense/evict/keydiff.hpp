@@ -23,8 +23,8 @@ namespace kvcondense::evict {
 /// Needs    keys only, as they are stored: rotated, unless a position stage stores them raw. Prefill in
 ///          chunks (the paper's are 128 tokens) and memory stays within tokens + a chunk.
 /// Shapes   keys [kv_heads, slots, head_dim], scores [kv_heads, slots].
-/// Cost     two reads of all keys in every step that is over budget; no state; no workspace beyond
-///          4 bytes per slot for scores.
+/// Cost     two reads of all keys in every step that is over budget, so once in 256 tokens with
+///          `every(keydiff, tokens=256)`; no state; no workspace beyond 4 bytes per slot for scores.
 /// Numbers  minus the cosine to the mean of the resident keys, in float32; a key with NaN or Inf scores
 ///          NaN and leaves first, a key of zeros scores 0; where keys cancel out all score 0. Ties keep
 ///          the smaller slot.

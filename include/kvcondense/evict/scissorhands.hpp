@@ -23,7 +23,7 @@ namespace kvcondense::evict {
 /// Needs    the queries of every step.
 /// Shapes   queries [q_heads, tokens, head_dim], keys and scores [kv_heads, slots].
 /// Cost     no state per slot: low counts are computed from the last `history` queries when they are wanted,
-///          two reads of all keys for every 32 query rows of a head, once in `drop` tokens. The queries are
+///          up to two reads of all keys for every 32 query rows of a head, once in `drop` tokens. The queries are
 ///          history * q_heads * head_dim * 4 bytes per layer, so a long history costs what it saves.
 /// Numbers  a row counts against a slot when the mean probability over the query group is below 1 / (slots
 ///          that the row sees); whole numbers, so ties abound: of equal counts the newer slot stays. A layer

@@ -12,6 +12,7 @@ enum class Touches : std::uint8_t {
   any,     ///< any of them, also where it is refused then
   whole,   ///< any of them; where it is refused, none: whoever may be refused midway must not say so
   newest,  ///< those of slots that came with the step, which are 0 before it
+  none,    ///< none: numbers are written when slots are scored, in steps that fire
 };
 template <class Source>
 constexpr Touches touches(const Source& source) {

@@ -74,8 +74,9 @@ struct ColumnRequest {
 ///          `load_query(row, member, q)` (comparable with the keys, not scaled), `key_scores(cursor,
 ///          count, queries, out, first_slot)`, `token(slot)`, `row_token(row)`, the type `Cursor`,
 ///          for parts `below(token)` (slots of earlier tokens), and maybe `scalars()` and `hide`, see Attend.
-/// Cost     two reads of every key per block of query rows; codes are unpacked once per block for all
-///          its query heads. Scratch for one block and one strip of slots per worker.
+/// Cost     two reads of every key per block of query rows, or one where logits are kept (on the CPU those of the first 8,192
+///          slots, if the workspace has room for them); codes are unpacked once per read for all query
+///          heads of a block. Scratch for one block and one strip of slots per worker.
 /// Errors   workspace_too_small, invalid_argument (a temperature that is not positive), not_supported (a part of
 ///          heads that do not say where tokens lie).
 template <Backend B>

@@ -18,13 +18,12 @@ template <>
 struct AttendColumns<Cpu> {
   static constexpr index_t read_rows = 32;  ///< query rows that one read of the keys serves
   static constexpr index_t strip = Attend<Cpu>::strip;
+  static constexpr index_t most_kept = 8192;  ///< slots whose logits are kept at most: a second-level cache holds them
 
-  /// `width`: of a row of queries, see `query_width`; 0: head_dim.
-  static std::size_t workspace_bytes(index_t workers, const CacheShape& shape, index_t rows, index_t width = 0) {
-    const index_t q = block_tokens(shape.group(), rows) * shape.group();
-    const std::size_t one = Scratch::bytes_for<float>(q * std::max(width, shape.head_dim)) + Scratch::bytes_for<float>(q * strip) +
-                            2 * Scratch::bytes_for<float>(q);
-    return Scratch::align + static_cast<std::size_t>(workers) * one;
+  /// `width`: of a row of queries, see `query_width`; 0: head_dim. `slots`: of a head; logits are needed twice, and keys are
+  /// multiplied once where there is room for them (0: none is asked for).
+  static std::size_t workspace_bytes(index_t workers, const CacheShape& shape, index_t rows, index_t width = 0, index_t slots = 0) {
+    return Scratch::align + static_cast<std::size_t>(workers) * worker_bytes(shape, rows, width, std::min(slots, most_kept));
   }
 
   template <class Heads>
@@ -34,11 +33,15 @@ struct AttendColumns<Cpu> {
     constexpr bool parts = requires { heads(index_t{}).below(index_t{}); };
     if (!parts && request.part.last > 0) return Status::not_supported;
     const index_t width = widest_query(heads, shape.kv_heads, shape.head_dim);
-    const std::size_t need = workspace_bytes(ctx.workers(), shape, request.rows, width);
-    if (ctx.workspace().size() < need) return Status::workspace_too_small;
-    const std::size_t one = (need - Scratch::align) / static_cast<std::size_t>(ctx.workers());
+    index_t most = 0;
+    for (index_t h = 0; h < shape.kv_heads; ++h) most = std::max(most, heads(h).slots());
+    most = std::min((most + strip - 1) / strip * strip, most_kept);
+    const auto need = [&](index_t slots) { return workspace_bytes(ctx.workers(), shape, request.rows, width, slots); };
+    while (most > 0 && ctx.workspace().size() < need(most)) most -= strip;
+    if (ctx.workspace().size() < need(most)) return Status::workspace_too_small;
+    const std::size_t one = worker_bytes(shape, request.rows, width, most);
     Scratch all(ctx.workspace());
-    std::byte* base = all.take<std::byte>(static_cast<index_t>(need - Scratch::align));
+    std::byte* base = all.take<std::byte>(static_cast<index_t>(static_cast<std::size_t>(ctx.workers()) * one));
     ctx.parallel(shape.kv_heads, [&](index_t h, index_t worker) {
       auto head = heads(h);
       const index_t group = shape.group(), tokens = block_tokens(group, request.rows);
@@ -48,7 +51,7 @@ struct AttendColumns<Cpu> {
       if (!request.add) std::fill_n(block.out, head.slots() * series, block.logs() ? -std::numeric_limits<float>::infinity() : 0.0f);
       if constexpr (parts)
         if (request.part.last > 0) block.find_part(head);
-      block.scratch(Scratch({base + static_cast<std::size_t>(worker) * one, one}), tokens * group);
+      block.scratch(Scratch({base + static_cast<std::size_t>(worker) * one, one}), tokens * group, most);
       const index_t counted = rows_of(request);
       for (index_t first = 0; first < counted; first += tokens) block.run(head, first, std::min(tokens, counted - first));
       if (request.row == RowReduce::seen_mean) block.divide_by_rows(head);
@@ -69,6 +72,12 @@ struct AttendColumns<Cpu> {
     return request.chosen.empty() ? i : request.chosen[static_cast<std::size_t>(i)];
   }
 
+  static std::size_t worker_bytes(const CacheShape& shape, index_t rows, index_t width, index_t kept) {
+    const index_t q = block_tokens(shape.group(), rows) * shape.group();
+    return Scratch::bytes_for<float>(q * std::max(width, shape.head_dim)) + Scratch::bytes_for<float>(q * strip) +
+           Scratch::bytes_for<float>(q * ((kept + strip - 1) / strip * strip)) + 2 * Scratch::bytes_for<float>(q);
+  }
+
   /// Whole groups share a block, since their probabilities meet.
   static index_t block_tokens(index_t group, index_t rows) {
     return std::max<index_t>(1, std::min(rows, read_rows / group));
@@ -82,12 +91,15 @@ struct AttendColumns<Cpu> {
     index_t width;
     float* out;
     index_t sinks_end = 0, part_begin = 0, part_end = 0, own_begin = 0;  ///< slots of request.part
-    float *queries = nullptr, *logits = nullptr, *top = nullptr, *sum = nullptr;
+    float *queries = nullptr, *logits = nullptr, *kept = nullptr, *top = nullptr, *sum = nullptr;
+    index_t room = 0;  ///< slots whose logits fit `kept`, whole strips
     index_t visible[read_rows] = {}, counted[read_rows] = {};  ///< slots that a token of the block may see, and that count
 
-    void scratch(Scratch s, index_t q) {
+    void scratch(Scratch s, index_t q, index_t most) {
+      room = most;
       queries = s.take<float>(q * width);
       logits = s.take<float>(q * strip);
+      kept = s.take<float>(q * room);
       top = s.take<float>(q);
       sum = s.take<float>(q);
     }
@@ -134,14 +146,18 @@ struct AttendColumns<Cpu> {
         last = std::max(last, counted[t]);
       }
 
+      typename Head::Cursor cursor{};
       if (logs()) {
-        each_strip(head, first, tokens, last, [&](index_t r, index_t at, float* l, index_t n) {
-          if (r % group == group - 1) decay(mean_log(l, n), n, out + at);
+        each_strip(head, first, tokens, {0, last}, cursor, [&](index_t r, index_t s, float* l, index_t n) {
+          if (r % group == group - 1) decay(mean_log(l, n), n, out + s);
         });
         return;
       }
-      each_strip(head, first, tokens, last, [&](index_t r, index_t, float* l, index_t n) { normalise(r, l, n); });
-      each_strip(head, first, tokens, last, [&](index_t r, index_t at, float* l, index_t n) {
+      const index_t again = std::min(last, room);  // the first slot whose keys are multiplied once more
+      each_strip(head, first, tokens, {0, again}, cursor, [&](index_t r, index_t, const float* l, index_t n) { normalise(r, l, n); });
+      typename Head::Cursor behind = cursor;
+      each_strip(head, first, tokens, {again, last}, behind, [&](index_t r, index_t, const float* l, index_t n) { normalise(r, l, n); });
+      const auto weigh_in = [&](index_t r, index_t at, float* l, index_t n) {
         const float inv = sum[r] > 0.0f ? 1.0f / sum[r] : 0.0f;
         cpu::row_ops().exp_below(l, n, top[r], l);
         cpu::row_ops().scale(l, n, inv);
@@ -152,16 +168,25 @@ struct AttendColumns<Cpu> {
         if (request.group == GroupReduce::none) add(all, l, n, at, out + (r % group) * slots);
         else if (request.group == GroupReduce::max_logit) add(all, l, n, at, out);
         else if (r % group == group - 1) add(all, reduce(l, n), n, at, out);
-      });
+      };
+      const index_t step = request.group == GroupReduce::max_logit ? group : 1;
+      for (index_t s = 0; s < again; s += strip)
+        for (index_t r = 0; r < q && !passes(s, std::min(strip, last - s)); r += step)
+          weigh_in(r, s, kept + s * q + r * strip, std::clamp<index_t>(counted[r / group] - s, 0, std::min(strip, last - s)));
+      each_strip(head, first, tokens, {again, last}, cursor, weigh_in);
     }
 
-    /// Calls use(row, first slot, logits, count) for every row and strip, a group's rows in order.
+    struct Range {
+      index_t first, last;  ///< slots; strips begin at multiples of `strip`
+    };
+    /// Calls use(row, first slot, logits, count) for every row and strip, a group's rows in order. `at`: of the first slot, and
+    /// then behind the last. Logits stay in `kept`, q rows a strip, where there is room for them.
     template <class Head, class F>
-    void each_strip(Head& head, index_t first, index_t tokens, index_t last, F&& use) {
-      const index_t group = shape.group(), q = tokens * group;
-      typename Head::Cursor at{};
-      for (index_t s = 0; s < last; s += strip) {
+    void each_strip(Head& head, index_t first, index_t tokens, Range range, typename Head::Cursor& at, F&& use) {
+      const index_t group = shape.group(), q = tokens * group, last = range.last;
+      for (index_t s = range.first; s < last; s += strip) {
         const index_t n = std::min(strip, last - s);
+        float* const to = s < room && !logs() ? kept + s * q : logits;
         if constexpr (requires { head.skip(at, n); })
           if (passes(s, n)) {
             head.skip(at, n);
@@ -171,12 +196,12 @@ struct AttendColumns<Cpu> {
         for (index_t r = 0; r < q; r += read_rows) {
           next = at;
           const index_t m = std::min(read_rows, q - r);
-          head.key_scores(next, n, {queries + r * width, m, width}, {logits + r * strip, m, strip}, s);
+          head.key_scores(next, n, {queries + r * width, m, width}, {to + r * strip, m, strip}, s);
         }
         at = next;
         for (index_t r = 0; r < q; ++r) {
           const index_t t = row_at(request, first + r / group), here = std::clamp<index_t>(counted[r / group] - s, 0, n);
-          float* l = logits + r * strip;
+          float* l = to + r * strip;
           if constexpr (requires { head.scalars(); }) weigh(head.scalars(), l, s, here, logs());
           if constexpr (requires { head.hide(t, s, here, l); }) head.hide(visible[r / group], s, here, l);
           if (request.part.last > 0) hide(l, s, here);
@@ -186,7 +211,7 @@ struct AttendColumns<Cpu> {
           if (request.group != GroupReduce::max_logit) {
             use(r, s, l, here);
           } else {
-            float* lead = logits + (r - r % group) * strip;
+            float* lead = to + (r - r % group) * strip;
             for (index_t i = 0; i < here; ++i) lead[i] = std::max(lead[i], l[i]);
             if (r % group == group - 1) use(r - r % group, s, lead, here);
           }
@@ -219,12 +244,13 @@ struct AttendColumns<Cpu> {
       for (index_t i = 0; i < n; ++i) to[i] = add_logs(to[i] + stays, l[i] + joins);
     }
 
-    /// Logits become what they weigh.
-    void normalise(index_t r, float* l, index_t n) {
+    /// Takes logits into the row's sum.
+    void normalise(index_t r, const float* l, index_t n) {
+      float shares[strip];
       const float most = cpu::row_ops().largest(l, n, top[r]);
       if (most == -std::numeric_limits<float>::infinity()) return;  // nothing of this strip is seen
       if (most > top[r]) sum[r] *= std::exp(top[r] - most), top[r] = most;
-      sum[r] += cpu::row_ops().exp_below(l, n, top[r], l);
+      sum[r] += cpu::row_ops().exp_below(l, n, top[r], shares);
     }
 
     /// The probabilities of a group, of which `l` is the last row, in the place of its first.

@@ -24,13 +24,22 @@ struct ForwardPool<Cpu> {
     constexpr index_t block = cpu::most_head_sums;
     float taps[block + most_forward_pool], behind[most_forward_pool];
     std::fill_n(behind, width, none);
-    cpu::for_head_sums(x, [&](index_t first, index_t n, float* sums) {
+    cpu::for_head_sums(x, [&](index_t first, index_t n, const float* sums) {
       for (index_t j = 0; j < n; ++j) taps[j] = std::isnan(sums[j]) ? none : sums[j];
       std::copy_n(behind, width, taps + n);
       std::copy_n(taps, width, behind);
-      for (index_t i = 1; i < width; ++i)
-        for (index_t j = 0; j < n; ++j) sums[j] = taps[j + i] > sums[j] ? taps[j + i] : sums[j];  // a NaN stays
-      for (index_t h = 0; h < out.heads; ++h) cpu::add_numbers(out.row(h) + first, sums, n);
+      // Each tap is the largest of `reach` places, then of twice as many, until the rest overlaps.
+      index_t reach = 1, there = n + width - 1;
+      const auto join = [&](index_t step) {
+        there -= step, reach += step;
+        for (index_t j = 0; j < there; ++j) taps[j] = taps[j + step] > taps[j] ? taps[j + step] : taps[j];
+      };
+      while (2 * reach <= width) join(reach);
+      if (reach < width) join(width - reach);
+      for (index_t h = 0; h < out.heads; ++h) {
+        float* o = out.row(h) + first;
+        for (index_t j = 0; j < n; ++j) o[j] += std::isnan(sums[j]) ? sums[j] : taps[j];
+      }
     });
     return Status::ok;
   }

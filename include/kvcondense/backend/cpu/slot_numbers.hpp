@@ -1,8 +1,10 @@
 #pragma once
 
 #include <algorithm>
+#include <cstring>
 
 #include <kvcondense/backend/cpu/context.hpp>
+#include <kvcondense/backend/cpu/row_kernels.hpp>
 #include <kvcondense/core/backend.hpp>
 #include <kvcondense/core/config.hpp>
 #include <kvcondense/core/status.hpp>
@@ -12,13 +14,24 @@
 namespace kvcondense::prim {
 namespace cpu {
 
-/// The most that `for_head_sums` shows at once: long runs of every head, since processors fetch ahead what is read in
-/// order, and sums that still fit the nearest cache.
+/// The most that `for_head_sums` shows at once: sums that still fit the nearest cache.
 inline constexpr index_t most_head_sums = 4096;
 
-/// to[j] += from[j]. Compilers are told that the two are apart: with rows that may lie anywhere they would add one by one.
-inline void add_numbers(float* KVCONDENSE_RESTRICT to, const float* KVCONDENSE_RESTRICT from, index_t n) {
-  for (index_t j = 0; j < n; ++j) to[j] += from[j];
+/// sums[j] = x[0][first + j] + x[1][first + j] + ... for j < n, in vectors that stay in registers until all rows are in: written
+/// as loops over rows, compilers turn them inside out and add one number at a time.
+inline void sum_rows(RaggedView<const float> x, index_t first, index_t n, float* sums) {
+  constexpr index_t block = 4 * lanes;
+  index_t j = 0;
+  for (; j + block <= n; j += block) {
+    Lanes sum[4] = {}, v;
+    for (index_t h = 0; h < x.heads; ++h)
+      for (index_t i = 0; i < 4; ++i) load(v, x.row(h) + first + j + i * lanes), sum[i] += v;
+    std::memcpy(sums + j, sum, sizeof sum);
+  }
+  for (; j < n; ++j) {
+    sums[j] = 0.0f;
+    for (index_t h = 0; h < x.heads; ++h) sums[j] += x.row(h)[first + j];
+  }
 }
 
 /// Calls use(first, n, sums over all rows) for all slots of rows of one length, the newest ones first: what a
@@ -28,8 +41,7 @@ void for_head_sums(RaggedView<const float> x, Use&& use) {
   float sums[most_head_sums];
   for (index_t last = x.heads > 0 ? x.length(0) : 0; last > 0;) {
     const index_t n = std::min(most_head_sums, last), first = last - n;
-    std::fill_n(sums, n, 0.0f);
-    for (index_t h = 0; h < x.heads; ++h) add_numbers(sums, x.row(h) + first, n);
+    sum_rows(x, first, n, sums);
     use(first, n, sums);
     last = first;
   }

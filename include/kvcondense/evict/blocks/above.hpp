@@ -38,6 +38,7 @@ struct Above {
   float least = 0.0f;
 
   constexpr bool uses_scores() const { return true; }
+  constexpr bool asks_for_room_alone() const { return true; }
   std::size_t workspace_bytes(const CacheShape&, index_t) const { return 0; }
 
   template <Backend B>

@@ -18,6 +18,7 @@ struct StrideMark {
   bool shift = true;
 
   constexpr Inputs inputs() const { return {}; }
+  constexpr Touches touches() const { return Touches::newest; }
   constexpr bool one_set() const { return !shift; }
 
   template <Backend B>

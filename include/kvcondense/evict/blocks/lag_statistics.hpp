@@ -26,6 +26,7 @@ struct LagStatistics {
   constexpr AttentionNeed attention() const { return {}; }
   constexpr index_t lanes() const { return 1; }
   constexpr bool one_set() const { return false; }
+  constexpr Touches touches() const { return Touches::none; }
   std::size_t workspace_bytes(const CacheShape&, index_t slots) const {
     return Scratch::bytes_for<float>(slots);
   }

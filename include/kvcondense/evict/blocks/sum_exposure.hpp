@@ -15,6 +15,7 @@ namespace kvcondense::evict {
 /// rows before it are never counted.
 struct SumExposure {
   constexpr index_t lanes() const { return 2; }
+  constexpr Touches touches() const { return Touches::whole; }
 
   template <Backend B, class Group>
   Status observe(Context<B>& ctx, const StepView<B>& view, const Group& group, float scale,
