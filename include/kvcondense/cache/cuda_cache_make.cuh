@@ -43,7 +43,6 @@ auto Cache<Cuda, R>::make(const CacheShape& shape, const R& recipe, MemoryResour
   if (const Status s = recipe.retrieve.validate(shape); s != Status::ok) return s;
   if (!keys_fit(recipe.retrieve, recipe.position)) return Status::incompatible;
   if (!takes_keys(recipe.lowrank, recipe.position.raw_keys)) return Status::incompatible;
-  if (row_groups(recipe.lowrank, shape).most() > 1) return Status::not_supported;  // rows that heads or layers share
   if (has_saliency(storage) || !detail::cuda_serves(storage, shape)) return Status::not_supported;
   Cache c;
   c.recipe_ = recipe, c.memory_ = &memory;
@@ -57,6 +56,7 @@ auto Cache<Cuda, R>::make(const CacheShape& shape, const R& recipe, MemoryResour
   if (c.queries().rows == AttentionNeed::Rows::last) c.plan_.query_rows = c.queries().count;
   c.plan_.summary = c.pipeline_.residual == evict::Residual::mean;
   if (c.plan_.lanes > max_lanes) return Status::not_supported;
+  if (const Status s = c.make_sharing(); s != Status::ok) return s;
   if (const Status s = c.check_merge(); s != Status::ok) return s;
   if (const Status s = c.make_rotation(); s != Status::ok) return s;
   if (c.fold_.place >= 0) {
@@ -87,6 +87,7 @@ auto Cache<Cuda, R>::make(const CacheShape& shape, const R& recipe, MemoryResour
       own.keys.describe(key_codec_of(storage, shape, first_head)), own.values.describe(value_codec_of(storage, shape, first_head));
     for (index_t h = 1; h < (differs_per_head(storage) ? shape.kv_heads : 0); ++h)
       own.keys.describe_also(key_codec_of(storage, shape, {i, h})), own.values.describe_also(value_codec_of(storage, shape, {i, h}));
+    own.keys.store(c.together(i)), own.values.store(c.together(i));
     Layer l(own, memory);
     const std::size_t first = static_cast<std::size_t>(i) * all;
     if (failed == Status::ok) failed = l.make(c.steering_.part(first + each, all - each));

@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <cstring>
 #include <span>
+#include <type_traits>
 
 #include <kvcondense/backend/cuda/keep_rows.cuh>
 #include <kvcondense/backend/cuda/memory.cuh>
@@ -15,6 +16,7 @@
 #include <kvcondense/cache/snapshot_file.hpp>
 #include <kvcondense/core/buffer.hpp>
 #include <kvcondense/core/bytes.hpp>
+#include <kvcondense/core/row_groups.hpp>
 
 namespace kvcondense::cache {
 
@@ -81,6 +83,51 @@ class SnapshotRoom {
   cuda::Staging staging_;
 };
 
+/// The same column of the heads before one that share rows with it, the nearest first.
+template <class Column>
+struct CudaBefore {
+  struct Head {
+    const Column* column = nullptr;
+    index_t head = 0;
+  };
+  Head at[max_row_group];
+  index_t count = 0;
+};
+template <class C, class Layers>
+auto cuda_before(const RowGroups& groups, const Layers& layers, index_t layer, index_t head, index_t heads, C std::remove_cvref_t<decltype(layers[0])>::*column) {
+  CudaBefore<C> b;
+  const Span in_group = groups.layers_of(layers.size(), layer), of_layer = groups.heads_of(heads, head);
+  for (index_t l = layer; l >= in_group.first; --l)
+    for (index_t h = l == layer ? head - 1 : of_layer.first + of_layer.count - 1; h >= of_layer.first; --h) b.at[b.count++] = {&(layers[l].*column), h};
+  return b;
+}
+
+/// Where the rows of pages that heads share stand in a file.
+template <class Column>
+class SharedPlaces {
+ public:
+  SharedPlaces(const CudaBefore<Column>& before, bool paired) : before_(&before), paired_(paired) {}
+
+  /// Behind the head of a page: how it lies there, and what its own head has of it; whether that is all of it.
+  bool save(ByteWriter& w, const Column& column, index_t head, index_t page) {
+    if (!paired_) return false;
+    const CudaPage* rows = column.coded_pages(head)[page].page->under;
+    if (rows == nullptr) return w.put(static_cast<std::uint32_t>(PageForm::alone)), false;
+    index_t n = 0, at = -1;
+    for (; n < before_->count; ++n)
+      if ((at = page_above(before_->at[n].column->coded_pages(before_->at[n].head), rows, from_[n])) >= 0) break;
+    w.put(at < 0 ? static_cast<std::uint32_t>(PageForm::rows) : static_cast<std::uint32_t>(PageForm::shared) + static_cast<std::uint32_t>(n));
+    if (at >= 0) w.put(static_cast<std::uint32_t>(at));
+    w.put(std::uint32_t{0});  // coordinates are no head's own
+    return at >= 0;
+  }
+
+ private:
+  const CudaBefore<Column>* before_;
+  index_t from_[max_row_group] = {};
+  bool paired_;
+};
+
 /// A column beside its bytes in a file, whose pages of exact newest slots may be smaller, and may have tombstones where the column has none: what the CPU
 /// wrote is moved to the front. Codes that cannot move alone have the pages of the file, with their tombstones.
 template <class Codec>
@@ -108,11 +155,11 @@ class CudaColumnFile {
   }
 
   /// Writes a head of so many slots. The stream has been waited for.
-  static void save(ByteWriter& w, Context<Cuda>& ctx, const Column& column, index_t head, index_t slots, SnapshotRoom& room) {
+  static void save(ByteWriter& w, Context<Cuda>& ctx, const Column& column, index_t head, const CudaBefore<Column>& before, index_t slots, SnapshotRoom& room) {
     const prim::PartCounts& told = column.told_[static_cast<std::size_t>(head)];
     const index_t first = told.first + column.fresh_;
     const index_t count[parts] = {first, told.coded, slots - first - told.coded};
-    for (int part = 0; part < parts; ++part) save_part(w, ctx, column, part, head, count[part], room);
+    for (int part = 0; part < parts; ++part) save_part(w, ctx, column, part, head, before, count[part], room);
     if (column.codec_.state_floats() == 0) return;
     w.put(static_cast<std::uint32_t>(column.codec_.state(head).size()));
     w.bytes(std::as_bytes(column.codec_.state(head)));
@@ -125,10 +172,10 @@ class CudaColumnFile {
     return rows_.reserve(std::max(plan().bytes_of(0), plan().bytes_of(2)));
   }
   /// Reads the next head, which has so many slots. The bytes that `r` reads stay until the stream is waited for.
-  Status load(ByteReader& r, const Context<Cuda>& ctx, index_t head, index_t slots) {
+  Status load(ByteReader& r, const Context<Cuda>& ctx, index_t head, const CudaBefore<Column>& before, index_t slots) {
     index_t count[parts] = {};
     for (int part = 0; part < parts; ++part)
-      if (const Status s = load_part(r, ctx, part, head, count[part]); s != Status::ok) return s;
+      if (const Status s = load_part(r, ctx, part, head, before, count[part]); s != Status::ok) return s;
     if (count[0] + count[1] + count[2] != slots || count[0] > plan().sinks) return Status::corrupt_data;
     if (column_->codec_.state_floats() > 0)
       if (const Status s = load_state(r, ctx, head, count[1]); s != Status::ok) return s;
@@ -173,7 +220,7 @@ class CudaColumnFile {
     if (!r.take(count, sizeof(float), bytes)) return Status::corrupt_data;
     return column_->codec_.restore(ctx, head, bytes);
   }
-  static void save_part(ByteWriter& w, Context<Cuda>& ctx, const Column& column, int part, index_t head, index_t count, SnapshotRoom& room) {
+  static void save_part(ByteWriter& w, Context<Cuda>& ctx, const Column& column, int part, index_t head, const CudaBefore<Column>& before, index_t count, SnapshotRoom& room) {
     const Plan& plan = column.plan_;
     const bool grouped = part == 1 && plan.grouped();
     const index_t slots = page_slots(plan, part), pages = grouped ? column.groups_.pages(head).size() : (count + slots - 1) / slots;
@@ -181,6 +228,7 @@ class CudaColumnFile {
     const index_t dim = column.stored_dim(head);  // of codes
     const auto codec = stored(column.codec());
     w.put(static_cast<std::uint32_t>(pages));
+    SharedPlaces places(before, part == 1 && plan.paired());
     const auto head_of = [&](index_t page) {
       PageHead of{format(column, part, head)};
       if (!grouped) return of.used = static_cast<std::uint32_t>(std::min(slots, count - page * slots)), of;
@@ -195,8 +243,9 @@ class CudaColumnFile {
       for (index_t i = 0; i < n && s == Status::ok; ++i) {
         const std::span<std::byte> to = room.part(i, bytes);
         const PageHead of = head_of(page + i);
-        s = part == 1 ? room.fetch(ctx, prim::of_head(codec, head), codes_at(column, head, page + i), of, slots, dim, to)
-                      : fetch_rows(ctx, column, part, head, (page + i) * slots, static_cast<index_t>(of.used), to);
+        s = part == 1 && shares(column, head, page + i) ? cuda::settled(cudaMemcpyAsync(to.data(), codes_at(column, head, page + i), bytes, cudaMemcpyDeviceToHost, ctx.stream()))
+            : part == 1 ? room.fetch(ctx, prim::of_head(codec, head), codes_at(column, head, page + i), of, slots, dim, to)
+                        : fetch_rows(ctx, column, part, head, (page + i) * slots, static_cast<index_t>(of.used), to);
       }
       const Status done = ctx.wait();
       if (s != Status::ok || done != Status::ok) return w.fail(s != Status::ok ? s : done);
@@ -206,7 +255,7 @@ class CudaColumnFile {
         if (part == 1) column.codec_.clear_gap(head, to);
         else std::ranges::fill(to.subspan(bytes / static_cast<std::size_t>(slots) * of.used), std::byte{});
         of.save(w);
-        w.bytes(to);
+        if (part != 1 || !places.save(w, column, head, page + i)) w.bytes(to);
       }
     }
   }
@@ -225,24 +274,30 @@ class CudaColumnFile {
     return Status::ok;
   }
   static const std::byte* codes_at(const Column& column, index_t head, index_t page) {
-    return column.plan_.grouped() ? column.groups_.pages(head)[page].page->rows : column.pages_[1][head][page]->rows;
+    return column.plan_.grouped() ? column.groups_.pages(head)[page].page->at() : column.pages_[1][head][page]->rows;
   }
+  static bool shares(const Column& column, index_t head, index_t page) { return column.plan_.paired() && column.groups_.pages(head)[page].page->under != nullptr; }
   /// What lies in pages, whatever its numbers are of.
   template <class C>
   static auto stored(const C& codec) { return prim::cuda_kernels::stored_codec(codec); }
   template <class C>
   static auto stored(const prim::Latent<C>& codec) { return prim::cuda_kernels::stored_codec(codec.codec); }
 
-  Status load_part(ByteReader& r, const Context<Cuda>& ctx, int part, index_t head, index_t& count) {
+  Status load_part(ByteReader& r, const Context<Cuda>& ctx, int part, index_t head, const CudaBefore<Column>& before, index_t& count) {
+    const bool paired = part == 1 && plan().paired();
     const index_t slots = page_slots(plan(), part), group = part == 1 ? plan().codec.group_slots() : 1;
     const std::size_t bytes = payload(*column_, part, head);
     std::uint32_t pages = 0;
-    if (!load_pages(r, bytes, pages)) return Status::corrupt_data;
+    if (!load_pages(r, paired ? 0 : bytes, pages)) return Status::corrupt_data;
     if (pages > 0 && part == 1 && plan().flush.block == 0) return Status::corrupt_data;  // this recipe codes nothing
     for (index_t p = 0; p < static_cast<index_t>(pages); ++p) {
       PageHead page;
       std::span<const std::byte> from;
       if (const Status s = page.load(r, format(*column_, part, head)); s != Status::ok) return s;
+      if (paired) {
+        if (const Status s = load_paired(r, ctx, head, before, page, bytes, count); s != Status::ok) return s;
+        continue;
+      }
       if (!r.take(1, bytes, from) || !page.fits(slots, group)) return Status::corrupt_data;
       const Status s = part != 1          ? put_rows(ctx, part, head, page, from, count)
                        : plan().grouped() ? put_groups(ctx, head, page, from, count)
@@ -251,6 +306,30 @@ class CudaColumnFile {
     }
     if (part == 1) offset_[head + 1] = list_.size();
     return part == 1 ? Status::ok : send_rows(ctx, part, head, count);
+  }
+  /// A page of a head that may share rows with those `before`.
+  Status load_paired(ByteReader& r, const Context<Cuda>& ctx, index_t head, const CudaBefore<Column>& before, const PageHead& head_of, std::size_t bytes, index_t& count) {
+    std::uint32_t form = 0, at = 0, own = 0;
+    std::span<const std::byte> from;
+    if (!r.read(form) || !head_of.fits(plan().slots_of(1), plan().codec.group_slots())) return Status::corrupt_data;
+    const index_t n = static_cast<index_t>(form) - static_cast<index_t>(PageForm::shared);
+    if (n < 0 && static_cast<PageForm>(form) == PageForm::alone) return r.take(1, bytes, from) ? put_groups(ctx, head, head_of, from, count) : Status::corrupt_data;
+    if (n >= before.count) return Status::corrupt_data;
+    CudaPage* under = nullptr;
+    if (n >= 0) {
+      const auto& [column, of] = before.at[n];
+      const auto& list = column->groups_.pages(of);
+      if (!r.read(at) || at >= list.size() || (under = list[at].page->under) == nullptr) return Status::corrupt_data;
+      if (column->codec_.code_fingerprint(of) != column_->codec_.code_fingerprint(head) || under->bytes != bytes) return Status::incompatible;
+    }
+    if (!r.read(own) || own != 0 || static_cast<index_t>(head_of.used) != plan().slots_of(1)) return Status::corrupt_data;
+    if (n < 0 && !r.take(1, bytes, from)) return Status::corrupt_data;
+    CudaPage* page = nullptr;
+    if (const Status s = column_->groups_.add_page(head, static_cast<index_t>(head_of.used), head_of.dead, 0, page); s != Status::ok) return s;
+    column_->moved_ = true, count += head_of.live();
+    page->under = n < 0 ? CudaPage::make(*column_->memory_, bytes) : CudaPage::retain(under);
+    if (page->under == nullptr) return Status::out_of_memory;
+    return n >= 0 ? Status::ok : cuda::settled(cudaMemcpyAsync(page->under->rows, from.data(), from.size(), cudaMemcpyHostToDevice, ctx.stream()));
   }
   /// A page goes up as it is, and stays so.
   Status put_groups(const Context<Cuda>& ctx, index_t head, const PageHead& head_of, std::span<const std::byte> from, index_t& count) {
