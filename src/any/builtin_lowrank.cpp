@@ -118,7 +118,7 @@ constexpr Entry entries[] = {
                            "whitened.",
                            basis_fields<WeightSvd>),
     stage_entry<JointHeads>("Stores the rows of neighbouring KV heads as one row of coordinates, in bases of groups of heads.",
-                                         joint_fields),
+                            joint_fields),
     stage_entry<Lorc>("Decomposes the weights of keys and values, with ranks that fall with depth.", basis_fields<Lorc>),
     stage_entry<ReCalKV>("Decomposes the weights of keys and values; decoders of values are fitted to what calibration shows.",
                          basis_fields<ReCalKV>),

@@ -56,7 +56,7 @@ class Cache;
 /// Numbers  pages are those of Cache<Cpu, R>. Attention differs in the last bits, so scores that are that close may be ranked
 ///          otherwise; equal scores are ranked alike. What `append` on the CPU refuses, numbers that the stored type cannot
 ///          hold, is stored as Inf or NaN here (where tokens may join slots, brought into range) and counted once in the report. Such tokens rule out halves only until their step.
-/// Errors   as Cache<Cpu, R>; not_supported for a merge method that stores rows of layers together or, beside raw keys or retrieval, lets tokens join a slot
+/// Errors   as Cache<Cpu, R>; not_supported for `minicache` behind a quant stage, for a merge method that, beside raw keys or retrieval, lets tokens join a slot
 ///          when they come, for retrieval beside a mean of what left, or by an index of turned keys beside raw ones, for `AttendMath::halves` where attention
 ///          reads numbers of slots, keys are raw or tokens join slots, for one set of all heads (AllHeads) once heads hold
 ///          different numbers of slots, and for a quant stage that tells slots apart, or heads by more than tables of their codecs (layers may
@@ -72,8 +72,10 @@ class Cache<Cuda, R> {
   using Evict = decltype(R::evict);
   /// The quant stage, behind the low-rank stage where there is one.
   using Storage = decltype(storage_of(std::declval<const R&>()));
-  using KeyCodec = decltype(key_codec_of(std::declval<const Storage&>(), CacheShape{}));
-  using ValueCodec = decltype(value_codec_of(std::declval<const Storage&>(), CacheShape{}));
+  /// Whether layers may share directions.
+  static constexpr bool may_pair = requires(const R& r) { r.merge.pipeline().across; };
+  using KeyCodec = cache::ColumnCodec<may_pair, decltype(key_codec_of(std::declval<const Storage&>(), CacheShape{}))>;
+  using ValueCodec = cache::ColumnCodec<may_pair, decltype(value_codec_of(std::declval<const Storage&>(), CacheShape{}))>;
   static_assert(detail::cuda_codec<KeyCodec> && detail::cuda_codec<ValueCodec>,
                 "kvcondense: a cache on CUDA stores exact rows, codes of groups (kivi, group_int, kitty, polar, qjl), or rows whose slots are independent (fp8, mx, q4_0, kvquant, skvq, turboquant and their kin), as they are or as coordinates in bases that are known (docs/cuda.md lists the stages); make_cache<kvcondense::Cpu> takes the others.");
 
@@ -277,7 +279,11 @@ class Cache<Cuda, R> {
   // Rows that heads store together: cuda_cache_across.cuh.
   static constexpr bool may_share = requires(const R& r, const CacheShape& shape) { r.lowrank.row_groups(shape); };
   Status make_sharing();
-  Together together(index_t layer) const { return groups_.layers_of(shape().layers, layer).count * groups_.heads > 1 ? Together::sums : Together::alone; }
+  static constexpr bool pairs_columns = std::same_as<KeyCodec, prim::PairedRows> && std::same_as<ValueCodec, prim::PairedRows>;
+  Together together(index_t layer) const {
+    if (groups_.layers_of(shape().layers, layer).count * groups_.heads == 1) return Together::alone;
+    return fold_.across.active ? Together::directions : Together::sums;
+  }
   Status share_rows(Context<Cuda>& ctx, index_t layer);
   template <class C>
   void report_shared(C Layer::*column, Report& r) const;

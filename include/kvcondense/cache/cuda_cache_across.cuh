@@ -13,9 +13,11 @@ namespace kvcondense {
 
 template <class R>
 Status Cache<Cuda, R>::make_sharing() {
-  if constexpr (may_share) {
-    groups_ = row_groups(recipe_.lowrank, shape());
+  if constexpr (may_share || may_pair) {
+    groups_ = fold_.across.active ? fold_.across.groups(shape()) : row_groups(recipe_.lowrank, shape());
     if (groups_.most() == 1) return Status::ok;
+    if (fold_.across.active && !std::same_as<decltype(R::lowrank), NoLowRank>) return Status::incompatible;
+    if (fold_.across.active && !(pairs_columns)) return Status::not_supported;  // directions that become codes
     // Heads of a layer are alike in whether they share rows; an index knows nothing of slots that become rows of others behind a step.
     if (shape().kv_heads % groups_.heads != 0 || retrieves) return Status::not_supported;
     sharing_ = cache::CudaSharing(*memory_);
@@ -27,7 +29,7 @@ Status Cache<Cuda, R>::make_sharing() {
 /// memory is refused to waits for the next step. Where a page may be due the stream is waited for.
 template <class R>
 Status Cache<Cuda, R>::share_rows(Context<Cuda>& ctx, index_t layer) {
-  if constexpr (may_share) {
+  if constexpr (may_share || may_pair) {
     if (groups_.most() == 1) return Status::ok;
     const Span group = groups_.layers_of(shape().layers, layer);
     cache::SharingGroup<Layer> g{.layers = group.count, .heads = shape().kv_heads, .each = groups_.heads};
@@ -36,13 +38,18 @@ Status Cache<Cuda, R>::share_rows(Context<Cuda>& ctx, index_t layer) {
       if (l.torn || l.counters.seen - l.counters.pending != layers_[layer].counters.seen) return Status::ok;
       g.at[i] = &l, g.pending[i] = l.counters.pending;
     }
-    if (!sharing_.due(g, &Layer::keys) && !sharing_.due(g, &Layer::values)) return Status::ok;
+    const index_t recent = fold_.across.recent;
+    if (!sharing_.due(g, &Layer::keys, recent) && !sharing_.due(g, &Layer::values, recent)) return Status::ok;
     for (index_t i = 0; i < group.count; ++i) {
       if (const Status s = g.at[i]->fence.wait(); s != Status::ok) return s;
       g.at[i]->learn();
     }
-    Status s = sharing_.sum(ctx, g, &Layer::keys, counts_.data());
-    if (s == Status::ok) s = sharing_.sum(ctx, g, &Layer::values, counts_.data());
+    const auto share = [&](auto column) {
+      if constexpr (may_pair) return sharing_.pair(ctx, g, column, fold_.across);
+      else return sharing_.sum(ctx, g, column, counts_.data());
+    };
+    Status s = share(&Layer::keys);
+    if (s == Status::ok) s = share(&Layer::values);
     for (index_t i = 0; i < group.count && s == Status::ok; ++i) s = g.at[i]->trim(ctx);
     for (index_t i = 0; i < group.count; ++i) g.at[i]->torn = s != Status::ok;
     return s;
@@ -62,6 +69,7 @@ void Cache<Cuda, R>::report_shared(C Layer::*column, Report& r) const {
         const cache::CudaPage* rows = ref.page->under;
         if (rows == nullptr) continue;
         r.across_rows += ref.live;
+        for (index_t w = 0; w < cache::max_page_slots / 64; ++w) r.across_rows -= std::popcount(ref.page->stays[w] & ~ref.dead[w]);
         std::uint64_t dead[cache::max_page_slots / 64];
         std::copy(std::begin(ref.dead), std::end(ref.dead), dead);
         bool before = false;

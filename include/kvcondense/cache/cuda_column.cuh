@@ -273,6 +273,7 @@ class CudaColumn {
   index_t due_together(index_t head, index_t pending) const { return most_[head].newest - pending - plan_.flush.keep; }
   Status reserve_shared(index_t head, index_t pages);
   void take_shared(index_t head, CudaPage* page);
+  void take_newest(index_t head, CudaPage* page = nullptr);
   Status tell_shared(Context<Cuda>& ctx);
 
   /// Makes an empty column of the same plan one of the same rows: pages are shared until either side writes them. Behind `learn`.

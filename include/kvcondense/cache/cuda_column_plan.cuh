@@ -1,11 +1,15 @@
 #pragma once
 
 #include <algorithm>
+#include <concepts>
 #include <cstddef>
 #include <cstdint>
+#include <type_traits>
 
+#include <kvcondense/backend/cuda/paired_rows.cuh>
 #include <kvcondense/backend/cuda/row_codec.cuh>
 #include <kvcondense/core/config.hpp>
+#include <kvcondense/core/dtype.hpp>
 #include <kvcondense/core/flush.hpp>
 #include <kvcondense/core/row_groups.hpp>
 #include <kvcondense/prim/page_codec.hpp>
@@ -23,6 +27,16 @@ template <class T, class C>
 prim::Transformed<T, C> as_stored(const prim::Transformed<T, C>& codec, index_t page_slots, index_t dim) {
   return {codec.transform, as_stored(codec.codec, page_slots, codec.transform.stored_dim(dim))};
 }
+
+/// A codec as a column of the type `To` has it; where layers share directions these are stored in the cache's type.
+template <class To, class C>
+To in_column(const C& codec, [[maybe_unused]] Together how, [[maybe_unused]] DType dtype) {
+  if constexpr (std::same_as<To, C>) return codec;
+  else return {how == Together::directions ? prim::ExactRows{dtype} : codec};
+}
+/// The codec of columns whose layers may share directions: of rows that no quant stage codes.
+template <bool Pairs, class C>
+using ColumnCodec = std::conditional_t<Pairs && std::same_as<C, prim::ExactRows>, prim::PairedRows, C>;
 
 /// Slots of the parts of a head, at most.
 struct CudaMost {
@@ -50,8 +64,11 @@ struct CudaColumnPlan {
   /// That of another head is this one.
   void describe_also(const Codec& named) { coded_bytes = std::max(coded_bytes, as_stored(named, page_slots, dim).page_bytes(slots_of(1), dim)); }
 
-  /// Whether other heads store rows with these: rows that no map meets have none in common.
-  void store(Together how) { together = prim::leaves_rows(prim::CodecParts<Codec>::transform(codec)) ? Together::alone : how; }
+  /// Whether other heads store rows with these: rows that no map meets have no sum in common.
+  void store(Together how) {
+    const bool mapped = !prim::leaves_rows(prim::CodecParts<Codec>::transform(codec));
+    together = how == Together::sums && !mapped ? Together::alone : how;
+  }
 
   /// Parts: exact first slots, codes, exact newest slots.
   static constexpr int parts = 3;
@@ -68,7 +85,7 @@ struct CudaColumnPlan {
   /// Whether codes cannot move alone: slots share what their numbers are made of, or heads share rows.
   bool grouped() const { return prim::cuda_kernels::shares_slots(codec) || paired(); }
   /// Whether anything but newest slots can be there.
-  bool has_parts() const { return flush.block > 0 || sinks > 0; }
+  bool has_parts() const { return flush.block > 0 || sinks > 0 || paired(); }
 };
 
 /// Columns in files: cuda_snapshot_column.cuh.

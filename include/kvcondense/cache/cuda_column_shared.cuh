@@ -40,13 +40,18 @@ Status CudaColumn<Codec>::reserve_shared(index_t head, index_t pages) {
 /// The oldest newest slots of a head, a page of them, are those of `page` from now on. Cannot fail; what kernels read follows with `tell_shared`.
 template <class Codec>
 void CudaColumn<Codec>::take_shared(index_t head, CudaPage* page) {
-  auto& newest = pages_[2][head];
-  CudaPage* gone = newest[0];
-  std::copy(newest.begin() + 1, newest.end(), newest.begin());
-  newest.shrink(newest.size() - 1);
+  CudaPage* gone = pages_[2][head][0];
+  take_newest(head, page);
   if (gone->shared()) CudaPage::drop(gone, *memory_);
   else spare_[2].append_reserved(gone);  // kernels of this stream may still read it
-  groups_.add_shared(head, page);
+}
+/// The oldest page of newest slots of a head, exact as it is, is one that moves no more.
+template <class Codec>
+void CudaColumn<Codec>::take_newest(index_t head, CudaPage* page) {
+  auto& newest = pages_[2][head];
+  groups_.add_shared(head, page == nullptr ? newest[0] : page);
+  std::copy(newest.begin() + 1, newest.end(), newest.begin());
+  newest.shrink(newest.size() - 1);
   most_[head].coded += plan_.slots_of(1), most_[head].newest -= plan_.slots_of(1);
   moved_ = true;
 }

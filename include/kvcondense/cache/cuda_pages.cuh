@@ -6,6 +6,8 @@
 #include <new>
 #include <utility>
 
+#include <kvcondense/backend/cuda/paired_rows.cuh>
+#include <kvcondense/cache/page.hpp>
 #include <kvcondense/core/backend.hpp>
 #include <kvcondense/core/buffer.hpp>
 #include <kvcondense/core/memory.hpp>
@@ -17,11 +19,12 @@ struct CudaPage {
   std::byte* rows = nullptr;
   std::size_t bytes = 0;
   CudaPage* under = nullptr;  ///< rows that other heads hold too: `rows` is then what this one has of its own, if anything
+  std::uint64_t stays[max_page_slots / 64] = {};  ///< slots whose rows are its own though there are others `under` it
   std::atomic<std::int32_t> owners{1};
 
   bool shared() const { return owners.load(std::memory_order_acquire) > 1; }
   /// Where kernels read its slots.
-  std::byte* at() const { return rows == nullptr && under != nullptr ? under->rows : rows; }
+  std::byte* at() const { return under == nullptr ? rows : rows == nullptr ? under->rows : prim::PairedHead::tagged(rows); }
 
   /// Null where memory is refused. Of no bytes: one that has nothing but what is `under` it.
   static CudaPage* make(MemoryResource<Cuda>& memory, std::size_t bytes) {

@@ -33,11 +33,10 @@ std::uint64_t fingerprint(const Cache<Cuda, R>& c) {
       if (const auto& l = c.layers()[i]; !alike(l.keys, first.keys, h) || !alike(l.values, first.values, h)) f.add(i, h), add(l, h);
   if (p.summary) f.add(1);
   const merge::Traits& t = c.folds();
-  if (t.active) {
-    if (p.bias >= 0 || p.value_scale >= 0 || p.state > 0) f.add(p.bias, p.value_scale, p.state);
-    f.add_text(word_of(c.recipe().merge));
-  }
-  if (c.groups().most() > 1) f.add(c.groups().layers, c.groups().heads);
+  if (t.active && (p.bias >= 0 || p.value_scale >= 0 || p.state > 0)) f.add(p.bias, p.value_scale, p.state);
+  if (t.active || t.across.active) f.add_text(word_of(c.recipe().merge));
+  if (t.across.active) f.add(t.across.first(c.shape()));
+  else if (c.groups().most() > 1) f.add(c.groups().layers, c.groups().heads);
   if (t.active && t.gate.active) f.add(t.gate.window);
   if constexpr (Cache<Cuda, R>::retrieves) c.retrieval().add_to(f, c.shape(), word_of(c.recipe().retrieve));
   if (c.recipe().position.raw_keys) f.add(prim::fingerprint(c.recipe().position.rope), c.recipe().position.rotated_input);
@@ -178,7 +177,8 @@ Status save(Context<Cuda>& ctx, const Cache<Cuda, R>& c, ByteSink& sink) {
   bool codes = false;
   for (const auto& l : c.layers()) {
     page = std::max({page, cache::CudaColumnFile<typename Cache<Cuda, R>::KeyCodec>::most(l.keys), cache::CudaColumnFile<typename Cache<Cuda, R>::ValueCodec>::most(l.values)});
-    codes = codes || l.keys.plan().flush.block > 0 || l.values.plan().flush.block > 0;
+    const auto coded = [](const auto& plan) { return plan.flush.block > 0 || plan.paired(); };
+    codes = codes || coded(l.keys.plan()) || coded(l.values.plan());
   }
   cache::SnapshotRoom room(c.memory());
   index_t counted[2] = {};

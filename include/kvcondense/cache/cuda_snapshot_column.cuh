@@ -5,18 +5,18 @@
 #include <cstdint>
 #include <cstring>
 #include <span>
-#include <type_traits>
 
 #include <kvcondense/backend/cuda/keep_rows.cuh>
 #include <kvcondense/backend/cuda/memory.cuh>
 #include <kvcondense/backend/cuda/page_codec.cuh>
 #include <kvcondense/backend/cuda/steering.cuh>
 #include <kvcondense/cache/cuda_column.cuh>
+#include <kvcondense/cache/cuda_snapshot_shared.cuh>
+#include <kvcondense/cache/own_part.hpp>
 #include <kvcondense/cache/page.hpp>
 #include <kvcondense/cache/snapshot_file.hpp>
 #include <kvcondense/core/buffer.hpp>
 #include <kvcondense/core/bytes.hpp>
-#include <kvcondense/core/row_groups.hpp>
 
 namespace kvcondense::cache {
 
@@ -81,51 +81,6 @@ class SnapshotRoom {
   cuda::DeviceArray<float> zeros_;
   cuda::DeviceArray<prim::PageRows> jobs_;
   cuda::Staging staging_;
-};
-
-/// The same column of the heads before one that share rows with it, the nearest first.
-template <class Column>
-struct CudaBefore {
-  struct Head {
-    const Column* column = nullptr;
-    index_t head = 0;
-  };
-  Head at[max_row_group];
-  index_t count = 0;
-};
-template <class C, class Layers>
-auto cuda_before(const RowGroups& groups, const Layers& layers, index_t layer, index_t head, index_t heads, C std::remove_cvref_t<decltype(layers[0])>::*column) {
-  CudaBefore<C> b;
-  const Span in_group = groups.layers_of(layers.size(), layer), of_layer = groups.heads_of(heads, head);
-  for (index_t l = layer; l >= in_group.first; --l)
-    for (index_t h = l == layer ? head - 1 : of_layer.first + of_layer.count - 1; h >= of_layer.first; --h) b.at[b.count++] = {&(layers[l].*column), h};
-  return b;
-}
-
-/// Where the rows of pages that heads share stand in a file.
-template <class Column>
-class SharedPlaces {
- public:
-  SharedPlaces(const CudaBefore<Column>& before, bool paired) : before_(&before), paired_(paired) {}
-
-  /// Behind the head of a page: how it lies there, and what its own head has of it; whether that is all of it.
-  bool save(ByteWriter& w, const Column& column, index_t head, index_t page) {
-    if (!paired_) return false;
-    const CudaPage* rows = column.coded_pages(head)[page].page->under;
-    if (rows == nullptr) return w.put(static_cast<std::uint32_t>(PageForm::alone)), false;
-    index_t n = 0, at = -1;
-    for (; n < before_->count; ++n)
-      if ((at = page_above(before_->at[n].column->coded_pages(before_->at[n].head), rows, from_[n])) >= 0) break;
-    w.put(at < 0 ? static_cast<std::uint32_t>(PageForm::rows) : static_cast<std::uint32_t>(PageForm::shared) + static_cast<std::uint32_t>(n));
-    if (at >= 0) w.put(static_cast<std::uint32_t>(at));
-    w.put(std::uint32_t{0});  // coordinates are no head's own
-    return at >= 0;
-  }
-
- private:
-  const CudaBefore<Column>* before_;
-  index_t from_[max_row_group] = {};
-  bool paired_;
 };
 
 /// A column beside its bytes in a file, whose pages of exact newest slots may be smaller, and may have tombstones where the column has none: what the CPU
@@ -243,7 +198,7 @@ class CudaColumnFile {
       for (index_t i = 0; i < n && s == Status::ok; ++i) {
         const std::span<std::byte> to = room.part(i, bytes);
         const PageHead of = head_of(page + i);
-        s = part == 1 && shares(column, head, page + i) ? cuda::settled(cudaMemcpyAsync(to.data(), codes_at(column, head, page + i), bytes, cudaMemcpyDeviceToHost, ctx.stream()))
+        s = part == 1 && shares(column, head, page + i) ? cuda::settled(cudaMemcpyAsync(to.data(), column.groups_.pages(head)[page + i].page->under->rows, bytes, cudaMemcpyDeviceToHost, ctx.stream()))
             : part == 1 ? room.fetch(ctx, prim::of_head(codec, head), codes_at(column, head, page + i), of, slots, dim, to)
                         : fetch_rows(ctx, column, part, head, (page + i) * slots, static_cast<index_t>(of.used), to);
       }
@@ -255,7 +210,7 @@ class CudaColumnFile {
         if (part == 1) column.codec_.clear_gap(head, to);
         else std::ranges::fill(to.subspan(bytes / static_cast<std::size_t>(slots) * of.used), std::byte{});
         of.save(w);
-        if (part != 1 || !places.save(w, column, head, page + i)) w.bytes(to);
+        if (part != 1 || !places.save(w, ctx, column, head, page + i)) w.bytes(to);
       }
     }
   }
@@ -289,7 +244,7 @@ class CudaColumnFile {
     const std::size_t bytes = payload(*column_, part, head);
     std::uint32_t pages = 0;
     if (!load_pages(r, paired ? 0 : bytes, pages)) return Status::corrupt_data;
-    if (pages > 0 && part == 1 && plan().flush.block == 0) return Status::corrupt_data;  // this recipe codes nothing
+    if (pages > 0 && part == 1 && plan().flush.block == 0 && !paired) return Status::corrupt_data;  // this recipe codes nothing
     for (index_t p = 0; p < static_cast<index_t>(pages); ++p) {
       PageHead page;
       std::span<const std::byte> from;
@@ -322,14 +277,36 @@ class CudaColumnFile {
       if (!r.read(at) || at >= list.size() || (under = list[at].page->under) == nullptr) return Status::corrupt_data;
       if (column->codec_.code_fingerprint(of) != column_->codec_.code_fingerprint(head) || under->bytes != bytes) return Status::incompatible;
     }
-    if (!r.read(own) || own != 0 || static_cast<index_t>(head_of.used) != plan().slots_of(1)) return Status::corrupt_data;
-    if (n < 0 && !r.take(1, bytes, from)) return Status::corrupt_data;
+    if (!r.read(own) || static_cast<index_t>(head_of.used) != plan().slots_of(1)) return Status::corrupt_data;
+    std::span<const std::byte> part;
+    if (!r.take(1, own, part) || (n < 0 && !r.take(1, bytes, from))) return Status::corrupt_data;
+    const bool directions = plan().together == Together::directions;
+    if (!directions && own != 0) return Status::corrupt_data;
     CudaPage* page = nullptr;
-    if (const Status s = column_->groups_.add_page(head, static_cast<index_t>(head_of.used), head_of.dead, 0, page); s != Status::ok) return s;
+    const std::size_t room = directions ? sizeof(prim::PairedHead) + own : 0;
+    if (const Status s = column_->groups_.add_page(head, static_cast<index_t>(head_of.used), head_of.dead, room, page); s != Status::ok) return s;
     column_->moved_ = true, count += head_of.live();
     page->under = n < 0 ? CudaPage::make(*column_->memory_, bytes) : CudaPage::retain(under);
     if (page->under == nullptr) return Status::out_of_memory;
+    if (directions)
+      if (const Status s = put_own(ctx, *page, part); s != Status::ok) return s;
     return n >= 0 ? Status::ok : cuda::settled(cudaMemcpyAsync(page->under->rows, from.data(), from.size(), cudaMemcpyHostToDevice, ctx.stream()));
+  }
+  /// What a layer has of its own of a page of directions. Waits for the copy.
+  Status put_own(const Context<Cuda>& ctx, CudaPage& page, std::span<const std::byte> bytes) {
+    Page* const copy = Page::make(heap_memory(), bytes.size(), 0);
+    if (copy == nullptr) return Status::out_of_memory;
+    std::ranges::copy(bytes, copy->payload());
+    const OwnPart own(plan().exact.dtype, plan().dim, plan().slots_of(1), *copy);
+    Status s = own.valid() ? Status::ok : Status::corrupt_data;
+    if (s == Status::ok)
+      for (index_t k = 0; k < own.kept(); ++k) page.stays[own.kept_slot(k) / 64] |= std::uint64_t{1} << (own.kept_slot(k) % 64);
+    const prim::PairedHead head{page.under->rows, static_cast<std::int32_t>(own.kept()), 0};
+    if (s == Status::ok) s = cuda::settled(cudaMemcpyAsync(page.rows, &head, sizeof head, cudaMemcpyHostToDevice, ctx.stream()));
+    if (s == Status::ok) s = cuda::settled(cudaMemcpyAsync(page.rows + sizeof head, bytes.data(), bytes.size(), cudaMemcpyHostToDevice, ctx.stream()));
+    const Status done = ctx.wait();
+    release(copy, heap_memory());
+    return s == Status::ok ? done : s;
   }
   /// A page goes up as it is, and stays so.
   Status put_groups(const Context<Cuda>& ctx, index_t head, const PageHead& head_of, std::span<const std::byte> from, index_t& count) {

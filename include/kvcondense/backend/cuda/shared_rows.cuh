@@ -11,6 +11,7 @@
 #include <kvcondense/backend/cuda/latent_rows.cuh>
 #include <kvcondense/backend/cuda/launch.cuh>
 #include <kvcondense/backend/cuda/page_codec.cuh>
+#include <kvcondense/backend/cuda/paired_rows.cuh>
 #include <kvcondense/core/row_groups.hpp>
 #include <kvcondense/core/status.hpp>
 #include <kvcondense/prim/keep_rows.hpp>
@@ -43,6 +44,8 @@ struct SharedSlots {
 /// Codecs whose pages may be of several heads.
 template <class C>
 inline constexpr bool may_share_rows = is_latent<C>;
+template <>
+inline constexpr bool may_share_rows<PairedRows> = true;
 
 namespace cuda_kernels {
 
