@@ -102,8 +102,8 @@ constexpr Entry entries[] = {
     stage_entry<Think>("Drops the key channels that queries care least about; values stay whole.", think_fields),
     stage_entry<ShadowKV>("Stores keys before rotation as coordinates in directions found from the prompt; values stay whole.",
                           shadow_fields),
-    on_cpu_alone(stage_entry<XKv>("Stores the rows of a token in several layers as one row of coordinates, in directions found from the prompt.",
-                     xkv_fields)),
+    stage_entry<XKv>("Stores the rows of a token in several layers as one row of coordinates, in directions found from the prompt.",
+                     xkv_fields),
     stage_entry<Matryoshka>("Stores keys and values as coordinates in trained orthogonal bases that serve every rank.",
                             basis_fields<Matryoshka>),
     stage_entry<Cskv>("Shrinks keys and values by factors that reconstruct them layer by layer; new slots stay exact until a "
@@ -117,8 +117,8 @@ constexpr Entry entries[] = {
     stage_entry<WeightSvd>("Stores keys and values in the output directions of their weights, decomposed plainly, scaled or "
                            "whitened.",
                            basis_fields<WeightSvd>),
-    on_cpu_alone(stage_entry<JointHeads>("Stores the rows of neighbouring KV heads as one row of coordinates, in bases of groups of heads.",
-                                         joint_fields)),
+    stage_entry<JointHeads>("Stores the rows of neighbouring KV heads as one row of coordinates, in bases of groups of heads.",
+                            joint_fields),
     stage_entry<Lorc>("Decomposes the weights of keys and values, with ranks that fall with depth.", basis_fields<Lorc>),
     stage_entry<ReCalKV>("Decomposes the weights of keys and values; decoders of values are fitted to what calibration shows.",
                          basis_fields<ReCalKV>),

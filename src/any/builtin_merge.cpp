@@ -195,8 +195,8 @@ constexpr Entry entries[] = {
                               elastic_cache_fields),
     stage_entry<LookM>("Folds what leaves into the kept token whose key is most like its own, by one of three means.",
                        lookm_fields),
-    on_cpu_alone(stage_entry<MiniCache>("Stores keys and values of two neighbouring layers as one direction between theirs and two lengths.",
-                                        minicache_fields)),
+    stage_entry<MiniCache>("Stores keys and values of two neighbouring layers as one direction between theirs and two lengths.",
+                           minicache_fields),
     stage_entry<ToMe>("Folds the most alike pairs of slots until a head is within its budget.", tome_fields),
     stage_entry<Centroid>("Folds the most alike pairs inside chunks of neighbours, weighing each slot by the tokens it "
                           "stands for.",

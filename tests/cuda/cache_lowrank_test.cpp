@@ -10,14 +10,12 @@
 #include <kvcondense/evict/snapkv.hpp>
 #include <kvcondense/lowrank/cskv.hpp>
 #include <kvcondense/lowrank/eigen_attention.hpp>
-#include <kvcondense/lowrank/joint_heads.hpp>
 #include <kvcondense/lowrank/lorc.hpp>
 #include <kvcondense/lowrank/matryoshka.hpp>
 #include <kvcondense/lowrank/palu.hpp>
 #include <kvcondense/lowrank/pca.hpp>
 #include <kvcondense/lowrank/recalkv.hpp>
 #include <kvcondense/lowrank/weight_svd.hpp>
-#include <kvcondense/lowrank/xkv.hpp>
 #include <kvcondense/merge/d2o.hpp>
 #include <kvcondense/position/reindex.hpp>
 #include <kvcondense/quant/group_int.hpp>
@@ -108,17 +106,11 @@ TEST_CASE("cuda cache: what coordinates are not made for is refused") {
   CHECK(status(lowrank::Pca{}) == Status::missing_input);
   CHECK(status(lowrank::Palu{.bases = bases}) == Status::incompatible);  // of raw keys
   CHECK(status(lowrank::Pca{.bases = bases}, position::Reindex{}) == Status::incompatible);
-  CHECK(status(lowrank::JointHeads{.bases = bases}, position::Reindex{}) == Status::not_supported);  // rows that heads share
-  CHECK(status(lowrank::XKv{}) == Status::not_supported);  // and layers
   CHECK(status(lowrank::Pca{.bases = bases}, quant::Kivi<2>{.group_size = 32, .residual_window = 32}) == Status::not_supported);  // groups along slots
   // Codes of heads of their own ranks.
   CHECK(status(lowrank::Pca{.rule = lowrank::RankRule::table, .bases = bases}, quant::GroupInt<4>{.group_size = 16}) == Status::not_supported);
 }
 
 TEST_CASE("cuda cache: every low-rank stage is tried, or it is said what lacks") {
-  const std::map<std::string, std::string> lacking{
-      {"xkv", "rows that layers share"},
-      {"joint_heads", "rows that heads share"},
-  };
-  cuda_cache::every_word_is_tried({Stage::lowrank}, "cuda cache coordinates: ", lacking);
+  cuda_cache::every_word_is_tried({Stage::lowrank}, "cuda cache coordinates: ", {});
 }

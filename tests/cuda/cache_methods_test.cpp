@@ -91,7 +91,6 @@ TEST_CASE("cuda cache method in every shape: kvzip", "[.][sweep]") {
 TEST_CASE("cuda cache: every eviction method, budget and merge method is tried, or it is said what lacks") {
   const std::map<std::string, std::string> lacking{
       {"keep_all", "nothing: it is the recipe without an eviction stage"},
-      {"minicache", "rows that layers share"},
   };
   cuda_cache::every_word_is_tried({Stage::evict, Stage::budget, Stage::merge}, "cuda cache method: ", lacking);
 }

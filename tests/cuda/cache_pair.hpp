@@ -374,6 +374,7 @@ class Pair {
     CHECK(b->repaired_numbers == a.repaired_numbers);
     CHECK((b->coded_bytes > 0 || a.coded_bytes == 0));  // the device has pages for the most that can be codes
     CHECK(b->coded_again == a.coded_again);
+    CHECK(b->across_rows == a.across_rows);
   }
 
  private:

@@ -132,15 +132,6 @@ struct ColumnPair {
   }
 };
 
-/// The page of a list that holds these rows, sought from `from` on and around; -1. `from` becomes what is behind it.
-inline index_t page_above(const Buffer<PageRef>& pages, const Page* rows, index_t& from) {
-  for (index_t i = 0; i < pages.size(); ++i) {
-    const index_t p = (from + i) % pages.size();
-    if (pages[p].page->under == rows) return from = p + 1, p;
-  }
-  return -1;
-}
-
 /// Counts rows that the `mine`-th head of a group shares. Their pages are the first head's that still has them.
 template <class C>
 void count_across(const C* const* group, index_t members, index_t mine, Report& r) {

@@ -16,6 +16,7 @@
 #include <kvcondense/backend/cuda/top_k.cuh>
 #include <kvcondense/cache/cuda_layer.cuh>
 #include <kvcondense/cache/cuda_retrieval.cuh>
+#include <kvcondense/cache/cuda_sharing.cuh>
 #include <kvcondense/cache/cuda_serves.cuh>
 #include <kvcondense/cache/cuda_word_bytes.cuh>
 #include <kvcondense/cache/folding.hpp>
@@ -55,12 +56,11 @@ class Cache;
 /// Numbers  pages are those of Cache<Cpu, R>. Attention differs in the last bits, so scores that are that close may be ranked
 ///          otherwise; equal scores are ranked alike. What `append` on the CPU refuses, numbers that the stored type cannot
 ///          hold, is stored as Inf or NaN here (where tokens may join slots, brought into range) and counted once in the report. Such tokens rule out halves only until their step.
-/// Errors   as Cache<Cpu, R>; not_supported for a merge method that stores rows of layers together or, beside raw keys or retrieval, lets tokens join a slot
+/// Errors   as Cache<Cpu, R>; not_supported for `minicache` behind a quant stage, for a merge method that, beside raw keys or retrieval, lets tokens join a slot
 ///          when they come, for retrieval beside a mean of what left, or by an index of turned keys beside raw ones, for `AttendMath::halves` where attention
 ///          reads numbers of slots, keys are raw or tokens join slots, for one set of all heads (AllHeads) once heads hold
-///          different numbers of slots, and for a quant stage that tells heads apart by more than tables of their codecs (layers may
-///          differ in the size of a row and in their windows), has a sketch whose directions are a matrix, or maps rows before groups along slots, a low-rank stage that stores rows of heads
-///          or layers together, and codes of coordinates of which heads have different numbers. device_error from every call that a layer takes part in, until `reset` or `load`, once the device took a part of a change of it and refused the rest. Calls of one
+  ///          different numbers of slots, and for a quant stage that tells heads apart by more than tables of their codecs (layers may
+  ///          differ in the size of a row and in their windows), has a sketch whose directions are a matrix, or maps rows before groups along slots, retrieval over rows that heads or layers store together, or heads of such a layer that differ in their ranks, and codes of coordinates of which heads have different numbers. device_error from every call that a layer takes part in, until `reset` or `load`, once the device took a part of a change of it and refused the rest. Calls of one
 ///          cache go to one stream; wait for it before the cache is destroyed when its memory is not that of cudaMalloc.
 template <class R>
 class Cache<Cuda, R> {
@@ -72,8 +72,10 @@ class Cache<Cuda, R> {
   using Evict = decltype(R::evict);
   /// The quant stage, behind the low-rank stage where there is one.
   using Storage = decltype(storage_of(std::declval<const R&>()));
-  using KeyCodec = decltype(key_codec_of(std::declval<const Storage&>(), CacheShape{}));
-  using ValueCodec = decltype(value_codec_of(std::declval<const Storage&>(), CacheShape{}));
+  /// Whether layers may share directions.
+  static constexpr bool may_pair = requires(const R& r) { r.merge.pipeline().across; };
+  using KeyCodec = cache::ColumnCodec<may_pair, decltype(key_codec_of(std::declval<const Storage&>(), CacheShape{}))>;
+  using ValueCodec = cache::ColumnCodec<may_pair, decltype(value_codec_of(std::declval<const Storage&>(), CacheShape{}))>;
   static_assert(detail::cuda_codec<KeyCodec> && detail::cuda_codec<ValueCodec>,
                 "kvcondense: a cache on CUDA stores exact rows, codes of groups (kivi, group_int, kitty, polar, gear, qjl, zipcache, mikv), or rows whose slots are independent (fp8, mx, q4_0, kvquant, skvq, turboquant and their kin), as they are or as coordinates in bases that are known (docs/cuda.md lists the stages); make_cache<kvcondense::Cpu> takes the others.");
 
@@ -177,6 +179,8 @@ class Cache<Cuda, R> {
   /// With raw keys: rotation tables for `slots` slots. Loaders call it; append does by itself.
   Status reserve_rotation(const Context<Cuda>& ctx, index_t slots) { return may_turn ? rotation_.reserve(ctx, slots) : Status::ok; }
   const merge::Traits& folds() const { return fold_; }
+  /// Neighbours that store rows together.
+  const RowGroups& groups() const { return groups_; }
   const cache::CudaRetrieval<Retrieve>& retrieval() const { return retrieval_; }
   cache::CudaRetrieval<Retrieve>& retrieval() { return retrieval_; }
   MemoryResource<Cuda>& memory() const { return *memory_; }
@@ -280,6 +284,18 @@ class Cache<Cuda, R> {
   Status count_left(Context<Cuda>& ctx, const StepView<Cuda>& view, const evict::KeepSet& keep, cache::CudaKept& kept, bool& leaves) const;
   Status copy_state(const Context<Cuda>& ctx, float* to, const float* from) const;
 
+  // Rows that heads store together: cuda_cache_across.cuh.
+  static constexpr bool may_share = requires(const R& r, const CacheShape& shape) { r.lowrank.row_groups(shape); };
+  Status make_sharing();
+  static constexpr bool pairs_columns = std::same_as<KeyCodec, prim::PairedRows> && std::same_as<ValueCodec, prim::PairedRows>;
+  Together together(index_t layer) const {
+    if (groups_.layers_of(shape().layers, layer).count * groups_.heads == 1) return Together::alone;
+    return fold_.across.active ? Together::directions : Together::sums;
+  }
+  Status share_rows(Context<Cuda>& ctx, index_t layer);
+  template <class C>
+  void report_shared(C Layer::*column, Report& r) const;
+
   StepView<Cuda> step_view(index_t layer, Phase phase) const;
   Status check_input(const StepView<Cuda>& view, Input what) const;
   Status run_step(Context<Cuda>& ctx, index_t layer, const StepInputs& inputs, Phase phase, const index_t* model_budget = nullptr);
@@ -309,6 +325,8 @@ class Cache<Cuda, R> {
   Plan plan_{};
   cache::CudaRotation rotation_;    ///< of raw keys
   prim::Joining join_{};            ///< how tokens join the newest slot
+  RowGroups groups_{};              ///< neighbours that store rows together
+  cache::CudaSharing sharing_;      ///< how they come to do so
   cuda::SteeringMemory steering_;  ///< outlives the layers
   std::span<std::byte> model_steering_;  ///< the part of it that is no layer's
   cuda::DeviceArray<index_t> counts_;  ///< numbers that could not be stored, NaN scores
@@ -334,3 +352,4 @@ Expected<Cache<B, R>> make_cache(const CacheShape& shape, const R& recipe, Memor
 #include <kvcondense/cache/cuda_cache_join.cuh>
 #include <kvcondense/cache/cuda_cache_report.cuh>
 #include <kvcondense/cache/cuda_cache_turn.cuh>
+#include <kvcondense/cache/cuda_cache_across.cuh>

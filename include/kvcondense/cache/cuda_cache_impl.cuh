@@ -204,7 +204,6 @@ Status Cache<Cuda, R>::run_step(Context<Cuda>& ctx, index_t layer, const StepInp
   if (acted != Status::ok) return acted;
   if (behind != Status::ok) return behind;
   l.keys.stepped(stays), l.values.stepped(stays);
-
   if (fires) {
     l.counters.budget_asked = l.counters.budget_met = 0;
     for (index_t h = 0; h < heads; ++h) l.counters.budget_asked += keep.budget[h], l.counters.budget_met += kept.size(h);
@@ -218,7 +217,8 @@ Status Cache<Cuda, R>::run_step(Context<Cuda>& ctx, index_t layer, const StepInp
   l.pending_positions.shrink(0);
   l.counters.prompt = prompt;
   const Status trimmed = moved ? l.trim(ctx) : l.open.trim(ctx, l.counters.seen, 0);
-  return l.torn = trimmed != Status::ok, trimmed;  // what the step did is done
+  l.torn = trimmed != Status::ok;  // what the step did is done
+  return l.torn || view.phase == Phase::prefill_chunk ? trimmed : share_rows(ctx, layer);
 }
 
 template <class R>

@@ -22,8 +22,8 @@ auto Cache<Cuda, R>::plan_of(const CacheShape& shape, const Storage& q, index_t 
     c.describe(codec);
     return c;
   };
-  p.keys = column(key_codec_of(q, shape), key_flush_of(q, shape), shape.head_dim);
-  p.values = column(value_codec_of(q, shape), value_flush_of(q, shape), shape.values());
+  p.keys = column(cache::in_column<KeyCodec>(key_codec_of(q, shape), Together::alone, shape.dtype), key_flush_of(q, shape), shape.head_dim);
+  p.values = column(cache::in_column<ValueCodec>(value_codec_of(q, shape), Together::alone, shape.dtype), value_flush_of(q, shape), shape.values());
   for (index_t l = 1; l < shape.layers; ++l) {  // a layer may stay exact: the plan is that of those that do not
     if (p.keys.flush.block == 0) p.keys.flush = key_flush_of(q, shape, {l, 0});
     if (p.values.flush.block == 0) p.values.flush = value_flush_of(q, shape, {l, 0});
@@ -43,7 +43,6 @@ auto Cache<Cuda, R>::make(const CacheShape& shape, const R& recipe, MemoryResour
   if (const Status s = recipe.retrieve.validate(shape); s != Status::ok) return s;
   if (!keys_fit(recipe.retrieve, recipe.position)) return Status::incompatible;
   if (!takes_keys(recipe.lowrank, recipe.position.raw_keys)) return Status::incompatible;
-  if (row_groups(recipe.lowrank, shape).most() > 1) return Status::not_supported;  // rows that heads or layers share
   if (!detail::cuda_serves(storage, shape)) return Status::not_supported;
   Cache c;
   c.recipe_ = recipe, c.memory_ = &memory;
@@ -60,6 +59,7 @@ auto Cache<Cuda, R>::make(const CacheShape& shape, const R& recipe, MemoryResour
   if (c.queries().rows == AttentionNeed::Rows::last) c.plan_.query_rows = c.queries().count;
   c.plan_.summary = c.pipeline_.residual == evict::Residual::mean;
   if (c.plan_.lanes > max_lanes) return Status::not_supported;
+  if (const Status s = c.make_sharing(); s != Status::ok) return s;
   if (const Status s = c.check_merge(); s != Status::ok) return s;
   if (const Status s = c.make_rotation(); s != Status::ok) return s;
   if (c.fold_.place >= 0) {
@@ -85,17 +85,20 @@ auto Cache<Cuda, R>::make(const CacheShape& shape, const R& recipe, MemoryResour
     Plan own = c.plan_;
     const HeadIndex first_head{i, 0};
     own.keys.flush = key_flush_of(storage, shape, first_head), own.values.flush = value_flush_of(storage, shape, first_head);
+    const auto key_codec = [&](index_t h) { return cache::in_column<KeyCodec>(key_codec_of(storage, shape, {i, h}), c.together(i), shape.dtype); };
+    const auto value_codec = [&](index_t h) { return cache::in_column<ValueCodec>(value_codec_of(storage, shape, {i, h}), c.together(i), shape.dtype); };
     // Layers may differ in how many numbers of a row they store, and in how many bytes.
-    if (differs_per_head(storage) || Plan::latent.keys || Plan::latent.values)
-      own.keys.describe(key_codec_of(storage, shape, first_head)), own.values.describe(value_codec_of(storage, shape, first_head));
+    if (differs_per_head(storage) || Plan::latent.keys || Plan::latent.values || may_pair)
+      own.keys.describe(key_codec(0)), own.values.describe(value_codec(0));
     for (index_t h = 1; h < (differs_per_head(storage) ? shape.kv_heads : 0); ++h)
-      own.keys.describe_also(key_codec_of(storage, shape, {i, h})), own.values.describe_also(value_codec_of(storage, shape, {i, h}));
+      own.keys.describe_also(key_codec(h)), own.values.describe_also(value_codec(h));
+    own.keys.store(c.together(i)), own.values.store(c.together(i));
     Layer l(own, memory);
     const std::size_t first = static_cast<std::size_t>(i) * all;
     if (failed == Status::ok) failed = l.make(c.steering_.part(first + each, all - each));
     if (failed == Status::ok && differs_per_head(storage)) {
-      failed = l.keys.describe([&](index_t h) { return key_codec_of(storage, shape, {i, h}); });
-      if (failed == Status::ok) failed = l.values.describe([&](index_t h) { return value_codec_of(storage, shape, {i, h}); });
+      failed = l.keys.describe(key_codec);
+      if (failed == Status::ok) failed = l.values.describe(value_codec);
     }
     l.steering = c.steering_.part(first, each);
     return l;

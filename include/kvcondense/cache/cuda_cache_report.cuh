@@ -75,6 +75,7 @@ Expected<Report> Cache<Cuda, R>::report(Context<Cuda>& ctx) const {
     r.dead_bytes += l.keys.dead_bytes() + l.values.dead_bytes();
     r.dense_bytes += static_cast<std::size_t>(l.counters.seen * shape().kv_heads * (shape().head_dim + shape().values())) * 2;
   }
+  if constexpr (may_share || may_pair) r.fixed_bytes += sharing_.bytes(), report_shared(&Layer::keys, r), report_shared(&Layer::values, r);
   return r;
 }
 

@@ -9,6 +9,7 @@
 #include <kvcondense/backend/cuda/find_rows.cuh>
 #include <kvcondense/backend/cuda/memory.cuh>
 #include <kvcondense/backend/cuda/row_codec.cuh>
+#include <kvcondense/cache/segment.hpp>
 #include <kvcondense/core/buffer.hpp>
 #include <kvcondense/core/status.hpp>
 #include <kvcondense/prim/corrected.hpp>
@@ -91,6 +92,8 @@ class CudaCodec {
     return c;
   }
   std::int64_t fingerprint(index_t head) const { return heads_[head].print; }
+  /// Of what codes rows, whatever map is in front of it.
+  std::int64_t code_fingerprint(index_t head) const { return heads_[head].code_print; }
   index_t stored_dim(index_t head) const { return heads_[head].stored_dim; }
   std::size_t page_bytes(index_t head) const { return heads_[head].page_bytes; }
   /// Of a page of codes, for files.
@@ -150,6 +153,8 @@ class CudaCodec {
     leave_finding();
     return s;
   }
+  /// The same of a map that was found for several heads at once, of which `head` has this part: state_floats() numbers. Waits for the copy.
+  Status settle(const Context<Cuda>& ctx, index_t head, const float* state) { return put_state(ctx, head, state); }
   /// What a head has found, for files; empty before.
   std::span<const float> state(index_t head) const {
     const auto n = static_cast<std::size_t>(waits(head) ? 0 : state_floats());
@@ -185,14 +190,14 @@ class CudaCodec {
 
  private:
   struct Head {
-    std::int64_t print = 0;
+    std::int64_t print = 0, code_print = 0;
     index_t stored_dim = 0;      ///< numbers of a stored row
     std::size_t page_bytes = 0;  ///< of a page of codes
     PageGap gap{};
     bool found = false;          ///< its map
   };
   Head head_of(const Codec& codec, std::int64_t print) const {
-    return {print, Parts::transform(codec).stored_dim(dim_), codec.page_bytes(page_slots_, dim_), gap_of(codec, page_slots_, dim_)};
+    return {print, cache::code_fingerprint(Parts::stored(codec)), Parts::transform(codec).stored_dim(dim_), codec.page_bytes(page_slots_, dim_), gap_of(codec, page_slots_, dim_)};
   }
   index_t finding_floats() const { return state_floats() > 0 ? prim::finding_floats_of(Parts::transform(codec_), dim_) : 0; }
 

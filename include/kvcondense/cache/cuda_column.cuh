@@ -101,7 +101,7 @@ class CudaColumn {
 
   /// Whether a step after which nothing has left has slots to code. Behind `learn`.
   bool due() const {
-    return std::any_of(most_.begin(), most_.end(), [&](const Most& m) { return due_in(m, plan_.flush) > 0; });
+    return std::any_of(most_.begin(), most_.end(), [&](const Most& m) { return due_in(m, rule_of(true)) > 0; });
   }
   /// Slots of a head in front of those that become codes in the next step, unless some leave; where none do, the largest number there is. Behind `learn`.
   index_t settled(index_t head) const { return due() ? most_[head].first + most_[head].coded : std::numeric_limits<index_t>::max(); }
@@ -225,7 +225,7 @@ class CudaColumn {
   /// has done with them.
   Status trim(const Context<Cuda>& ctx) {
     groups_.abandon();
-    bool many = groups_.spare() > 2 * plan_.spare_pages(1) || codec_.finding();
+    bool many = groups_.spare() > 2 * plan_.spare_pages(1) || groups_.parts() || codec_.finding();
     for (int p = 0; p < parts; ++p) {
       for (index_t h = 0; h < plan_.heads; ++h) {
         auto& list = pages_[p][h];
@@ -272,6 +272,16 @@ class CudaColumn {
     return table_.bytes() + groups_.side_bytes() + codec_.bytes() + static_cast<std::size_t>(counts_.size()) * sizeof(prim::PartCounts);
   }
 
+  // Rows that other heads hold too: cuda_column_shared.cuh. Behind `learn`.
+  const Buffer<CudaGroups::Ref>& coded_pages(index_t head) const { return groups_.pages(head); }
+  CudaCodec<Codec>& found() { return codec_; }
+  const CudaCodec<Codec>& found() const { return codec_; }
+  index_t due_together(index_t head, index_t pending) const { return most_[head].newest - pending - plan_.flush.keep; }
+  Status reserve_shared(index_t head, index_t pages);
+  void take_shared(index_t head, CudaPage* page);
+  void take_newest(index_t head, CudaPage* page = nullptr);
+  Status tell_shared(Context<Cuda>& ctx);
+
   /// Makes an empty column of the same plan one of the same rows: pages are shared until either side writes them. Behind `learn`.
   Status fork(const Context<Cuda>& ctx, CudaColumn& out);
 
@@ -287,17 +297,8 @@ class CudaColumn {
     const Status s = cuda::settled(e);
     return s == Status::ok ? ctx.wait() : s;
   }
-  /// What `groups_` has planned for a step.
-  Status step_groups(Context<Cuda>& ctx, const prim::ColumnParts& column, const prim::KeptSlots& due, RaggedView<const float> scores, index_t* repaired) {
-    if constexpr (prim::cuda_kernels::GroupCodec<prim::DeviceCodec<Codec>>) {
-      prim::GroupWork work;
-      Status s = groups_.commit(ctx, work);
-      work.scores = scores, moved_ = true;
-      if (s == Status::ok) s = prim::GroupPages::code(ctx, codec(), plan_.exact, column, due, work, repaired);
-      return s == Status::ok ? prim::GroupPages::join(ctx, codec(), column, work) : s;
-    }
-    return Status::ok;
-  }
+  /// What `groups_` has planned for a step: cuda_column_shared.cuh.
+  Status step_groups(Context<Cuda>& ctx, const prim::ColumnParts& column, const prim::KeptSlots& due, RaggedView<const float> scores, index_t* repaired);
   /// Slots of a head that a rule codes now: unless some leave, and at most.
   index_t due_in(const Most& m, const Flush& rule) const { return enough(m, rule, due_of(rule, m.newest, m.coded > 0)); }
   /// Those that become codes in a step, where it is known which stay.
@@ -308,7 +309,7 @@ class CudaColumn {
   index_t most_due_in(const Most& m, const Flush& rule) const { return enough(m, rule, most_due_of(rule, m.newest)); }
   index_t enough(const Most& m, const Flush& rule, index_t due) const { return due < rule.first && codec_.waits(&m - most_.data()) ? 0 : due; }
   bool may_find(const Flush& rule) const { return codec_.may_find([&](index_t h) { return most_due_in(most_[h], rule) > 0; }); }
-  Flush rule_of(bool codes) const { return codes ? plan_.flush : Flush{.block = 0}; }
+  Flush rule_of(bool codes) const { return codes && !plan_.paired() ? plan_.flush : Flush{.block = 0}; }
   index_t coded_after(const Flush& rule, const Most& m, index_t kept) const { return std::min(kept, m.coded + most_due_in(m, rule)); }
   Status take_pages(int part, index_t head, index_t slots) {
     auto& list = pages_[part][head];
@@ -395,3 +396,4 @@ class CudaColumn {
 }  // namespace kvcondense::cache
 
 #include <kvcondense/cache/cuda_column_fork.cuh>
+#include <kvcondense/cache/cuda_column_shared.cuh>

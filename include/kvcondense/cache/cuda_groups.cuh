@@ -13,12 +13,13 @@
 #include <kvcondense/cache/page_list.hpp>
 #include <kvcondense/core/buffer.hpp>
 #include <kvcondense/core/object_array.hpp>
+#include <kvcondense/core/row_groups.hpp>
 #include <kvcondense/prim/slot_runs.hpp>
 
 namespace kvcondense::cache {
 
-/// The coded part of a column whose slots share parameters along slots and cannot move alone, as Segment keeps it on the CPU: slots that leave
-/// become tombstones, and two neighbouring pages become one once either is half dead and what lives fits.
+/// The coded part of a column whose slots share parameters along slots, or whose rows other heads hold too, and cannot move alone, as Segment keeps it on the
+/// CPU: slots that leave become tombstones, and two neighbouring pages become one once either is half dead and what lives fits.
 ///
 /// The host knows every tombstone, so it must be told which slots stay. It plans a step on copies of the lists (`plan`, where memory may be
 /// refused); then `commit` makes them those that there are, and what the device has to do for it is `work`.
@@ -29,7 +30,7 @@ class CudaGroups {
 
   /// Pages of `page_slots` slots, in groups of `group`, of rows of `dim` numbers.
   CudaGroups(index_t group, index_t page_slots, index_t dim, std::size_t page_bytes, MemoryResource<Cuda>& memory)
-      : group_(group), page_slots_(page_slots), dim_(dim), bytes_(page_bytes), memory_(&memory), spare_(heap_memory()), made_(heap_memory()), gone_(heap_memory()),
+      : group_(group), page_slots_(page_slots), dim_(dim), bytes_(page_bytes), memory_(&memory), spare_(heap_memory()), parting_(heap_memory()), made_(heap_memory()), gone_(heap_memory()),
         coded_(heap_memory()), joins_(heap_memory()), chain_(heap_memory()), lists_(memory) {}
   CudaGroups(CudaGroups&&) = default;
   CudaGroups& operator=(CudaGroups&&) = delete;
@@ -86,25 +87,39 @@ class CudaGroups {
     if (n == 0) return;
     const bool emptied = bury_slots(h.pages, Kept::without(h.live - n, h.live, h.live), 0, h.live);
     if (emptied) drop_empty(h.pages, [&](CudaPage* page) { give_up(page); });
-    if (!h.pages.empty()) cut_dead_tail(h.pages.back(), group_);
+    if (!h.pages.empty() && h.pages.back().page->under == nullptr) cut_dead_tail(h.pages.back(), group_);
   }
 
   /// What there is of a head.
   const Buffer<Ref>& pages(index_t head) const { return heads_[head].pages; }
-  /// For loaders: a page behind those of a head, with its tombstones; whoever asks for it writes its slots.
-  Status add_page(index_t head, index_t used, std::span<const std::uint64_t> dead, CudaPage*& page) {
+  /// For loaders: a page behind those of a head, with its tombstones; whoever asks for it writes its slots. `bytes`: of what it has of its own.
+  Status add_page(index_t head, index_t used, std::span<const std::uint64_t> dead, CudaPage*& page) { return add_page(head, used, dead, bytes_, page); }
+  Status add_page(index_t head, index_t used, std::span<const std::uint64_t> dead, std::size_t bytes, CudaPage*& page) {
     Head& h = heads_[head];
-    Status s = h.pages.reserve(h.pages.size() + 1);
-    if (s == Status::ok) s = spare_.reserve(held() + 1);
-    if (s != Status::ok) return s;
+    if (const Status s = reserve_shared(head, 1); s != Status::ok) return s;
     Ref ref;
-    ref.page = page = CudaPage::make(*memory_, bytes_);
+    ref.page = page = CudaPage::make(*memory_, bytes);
     if (page == nullptr) return Status::out_of_memory;
     ref.fill(used);
     for (index_t slot = 0; slot < used; ++slot)
       if (dead[static_cast<std::size_t>(slot / 64)] >> (slot % 64) & 1u) ref.kill(slot);
     h.pages.append_reserved(ref), h.live += ref.live;
     return Status::ok;
+  }
+
+  /// Room for so many pages of rows that other heads hold too, behind those of a head; whoever asks for a whole group of heads may then fill it.
+  Status reserve_shared(index_t head, index_t pages) {
+    Head& h = heads_[head];
+    const index_t all = held() + max_row_group * pages;
+    Status s = h.pages.reserve(h.pages.size() + pages);
+    if (s == Status::ok) s = spare_.reserve(spare_.size() + all);
+    return s == Status::ok ? parting_.reserve(parting_.size() + all) : s;
+  }
+  /// Behind `reserve_shared`: one of them, full.
+  void add_shared(index_t head, CudaPage* page) {
+    Ref ref;
+    ref.page = page, ref.fill(page_slots_);
+    heads_[head].pages.append_reserved(ref), heads_[head].live += ref.live;
   }
 
   /// Stretches of live slots of a head in a page: use(page, place of the first, how many).
@@ -125,14 +140,24 @@ class CudaGroups {
   /// Pages beyond `most` that wait for slots to come go back; only while no kernel uses them.
   void trim(index_t most) {
     for (; spare_.size() > most; spare_.shrink(spare_.size() - 1)) CudaPage::drop(spare_.back(), *memory_);
+    for (; !parting_.empty(); parting_.shrink(parting_.size() - 1)) CudaPage::drop(parting_.back(), *memory_);
   }
   index_t spare() const { return spare_.size(); }
-  std::size_t page_bytes() const { return static_cast<std::size_t>(spare_.size() + made_.size() + held()) * bytes_; }
-  /// Tombstones of a head.
+  /// Whether pages that nobody needs wait for the stream alone.
+  bool parts() const { return !parting_.empty(); }
+  /// Without rows that other heads hold too.
+  std::size_t page_bytes() const {
+    std::size_t n = static_cast<std::size_t>(spare_.size() + made_.size()) * bytes_;
+    for (const Head& h : heads_)
+      for (const Ref& ref : h.pages) n += ref.page->bytes;
+    return n;
+  }
+  /// Tombstones of a head, without those in rows that other heads hold too.
   index_t dead(index_t head) const {
     const auto& pages = heads_[head].pages;
     index_t n = 0;
-    for (index_t p = 0; p < pages.size(); ++p) n += (p + 1 < pages.size() ? page_slots_ : index_t{pages[p].used}) - pages[p].live;
+    for (index_t p = 0; p < pages.size(); ++p)
+      if (pages[p].page->under == nullptr) n += (p + 1 < pages.size() ? page_slots_ : index_t{pages[p].used}) - pages[p].live;
     return n;
   }
   std::size_t side_bytes() const {
@@ -151,7 +176,8 @@ class CudaGroups {
       for (const Ref& ref : h.pages) ref.page->owners.fetch_add(1, std::memory_order_relaxed);
       out.heads_[i].live = h.live, out.heads_[i].again = h.again;
     }
-    return out.spare_.reserve(out.held());
+    const Status s = out.spare_.reserve(out.held());
+    return s == Status::ok ? out.parting_.reserve(out.held()) : s;
   }
   /// Empty again; only while no kernel uses it.
   void clear() {
@@ -183,7 +209,7 @@ class CudaGroups {
   /// Kernels of this stream may still read it.
   void give_up(CudaPage* page) {
     if (page->shared()) CudaPage::drop(page, *memory_);
-    else spare_.append_reserved(page);
+    else (page->under != nullptr ? parting_ : spare_).append_reserved(page);
   }
   Status take_page(CudaPage*& page) {
     Status s = made_.reserve(made_.size() + 1);
@@ -232,7 +258,7 @@ class CudaGroups {
   std::size_t bytes_;
   MemoryResource<Cuda>* memory_;
   ObjectArray<Head> heads_;
-  Buffer<CudaPage*> spare_, made_, gone_;  ///< that wait for slots to come; of the plan: taken for it, given up by it
+  Buffer<CudaPage*> spare_, parting_, made_, gone_;  ///< that wait for slots to come, or for the stream; of the plan: taken for it, given up by it
   Buffer<prim::CodedRows> coded_;
   Buffer<prim::JoinedPages> joins_;
   Buffer<index_t> chain_;

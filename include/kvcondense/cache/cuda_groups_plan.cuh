@@ -51,7 +51,8 @@ inline Status CudaGroups::bury(Head& h, const Kept& kept, index_t base) {
   const index_t before = h.next_live;
   const bool emptied = bury_slots(pages, kept, base, h.next_live);
   if (h.next_live == before) return Status::ok;
-  if (const index_t p = last_used_page(pages); p >= 0 && pages[p].live == 0 && !pages[p].page->shared()) {
+  const auto own = [](const Ref& ref) { return !ref.page->shared() && ref.page->under == nullptr; };
+  if (const index_t p = last_used_page(pages); p >= 0 && pages[p].live == 0 && own(pages[p])) {
     pages[p].used = 0;
     pages[p].revive_from(0);
   }
@@ -61,7 +62,7 @@ inline Status CudaGroups::bury(Head& h, const Kept& kept, index_t base) {
       if (s == Status::ok) s = gone_.push_back(page);
     });
   const index_t p = last_used_page(pages);
-  if (p >= 0 && !pages[p].page->shared()) cut_dead_tail(pages[p], group_);
+  if (p >= 0 && own(pages[p])) cut_dead_tail(pages[p], group_);
   return s;
 }
 
@@ -89,13 +90,14 @@ inline Status CudaGroups::plan_joins(Head& h, index_t head) {
       continue;
     }
     Ref &a = pages[to], &b = pages[p];
-    prim::JoinedPages job{a.page->rows, {a.page->rows, b.page->rows}, {}, head};
+    const bool others = a.page->under != nullptr || b.page->under != nullptr;
+    prim::JoinedPages job{a.page->at(), {a.page->at(), b.page->at()}, {}, head};
     for (int k = 0; k < 2; ++k) {
       const Ref& from = k == 0 ? a : b;
       for (index_t s = 0; s < from.used; ++s)
         if (from.alive(s)) job.live[k][s / prim::JoinedPages::word_bits] |= 1u << (s % prim::JoinedPages::word_bits);
     }
-    if (a.page->shared()) {
+    if (a.page->shared() || a.page->under != nullptr) {
       if (const Status s = gone_.push_back(a.page); s != Status::ok) return s;
       if (const Status s = take_page(a.page); s != Status::ok) return s;
       job.into = a.page->rows;
@@ -109,7 +111,7 @@ inline Status CudaGroups::plan_joins(Head& h, index_t head) {
     a.revive_from(0);
     a.fill(full);
     for (index_t s = n; s < full; ++s) a.kill(s);
-    h.next_again += group_ > 1 ? n : 0;  // a group of one slot comes out as it was
+    h.next_again += group_ > 1 || others ? n : 0;  // a group of one slot comes out as it was
   }
   if (!pages.empty()) pages.shrink(to + 1);
   return Status::ok;

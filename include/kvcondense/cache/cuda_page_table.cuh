@@ -58,7 +58,7 @@ class CudaPageTable {
         std::int32_t begin = 0;
         if (listed)
           groups->each_run(h, [&](const CudaPage* page, index_t place, index_t count) {
-            put(p.coded_runs + static_cast<std::size_t>(runs++) * sizeof(prim::SlotRun), prim::SlotRun{page->rows, begin, static_cast<std::int32_t>(place), true});
+            put(p.coded_runs + static_cast<std::size_t>(runs++) * sizeof(prim::SlotRun), prim::SlotRun{page->at(), begin, static_cast<std::int32_t>(place), true});
             begin += static_cast<std::int32_t>(count);
           });
       }

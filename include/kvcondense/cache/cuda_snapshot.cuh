@@ -32,11 +32,12 @@ std::uint64_t fingerprint(const Cache<Cuda, R>& c) {
     for (index_t h = 0; h < c.shape().kv_heads; ++h)
       if (const auto& l = c.layers()[i]; !alike(l.keys, first.keys, h) || !alike(l.values, first.values, h)) f.add(i, h), add(l, h);
   if (p.summary) f.add(1);
-  if (const merge::Traits& t = c.folds(); t.active) {
-    if (p.bias >= 0 || p.value_scale >= 0 || p.state > 0) f.add(p.bias, p.value_scale, p.state);
-    f.add_text(word_of(c.recipe().merge));
-    if (t.gate.active) f.add(t.gate.window);
-  }
+  const merge::Traits& t = c.folds();
+  if (t.active && (p.bias >= 0 || p.value_scale >= 0 || p.state > 0)) f.add(p.bias, p.value_scale, p.state);
+  if (t.active || t.across.active) f.add_text(word_of(c.recipe().merge));
+  if (t.across.active) f.add(t.across.first(c.shape()));
+  else if (c.groups().most() > 1) f.add(c.groups().layers, c.groups().heads);
+  if (t.active && t.gate.active) f.add(t.gate.window);
   if constexpr (Cache<Cuda, R>::retrieves) c.retrieval().add_to(f, c.shape(), word_of(c.recipe().retrieve));
   if (c.recipe().position.raw_keys) f.add(prim::fingerprint(c.recipe().position.rope), c.recipe().position.rotated_input);
   return f.value();
@@ -75,8 +76,10 @@ void save_head(ByteWriter& w, Context<Cuda>& ctx, const Cache<Cuda, R>& c, index
     w.bytes(std::as_bytes(numbers.span().first(static_cast<std::size_t>(n))));
   }
   if (s = l.open.save(w, ctx, head, l.counters.pending); s != Status::ok) return w.fail(s);
-  CudaColumnFile<typename Cache<Cuda, R>::KeyCodec>::save(w, ctx, l.keys, head, slots, room);
-  CudaColumnFile<typename Cache<Cuda, R>::ValueCodec>::save(w, ctx, l.values, head, slots, room);
+  using Layer = typename Cache<Cuda, R>::Layer;
+  const auto before = [&](auto column) { return cuda_before(c.groups(), c.layers(), layer, head, c.shape().kv_heads, column); };
+  CudaColumnFile<typename Cache<Cuda, R>::KeyCodec>::save(w, ctx, l.keys, head, before(&Layer::keys), slots, room);
+  CudaColumnFile<typename Cache<Cuda, R>::ValueCodec>::save(w, ctx, l.values, head, before(&Layer::values), slots, room);
   if (s = l.summary.save(w, ctx, head); s != Status::ok) w.fail(s);
 }
 
@@ -111,6 +114,8 @@ Status load_layer(ByteReader& r, Context<Cuda>& ctx, Cache<Cuda, R>& c, index_t 
   if (s == Status::ok) s = values.make();
   if (s == Status::ok) s = slots.resize(heads);
   const auto stepped = [&](index_t h) { return std::max<index_t>(0, slots[h] - l.counters.pending); };  // none of heads to come
+  using Layer = typename Cache<Cuda, R>::Layer;
+  const auto before = [&](index_t h, auto column) { return cuda_before(c.groups(), c.layers(), layer, h, heads, column); };
   for (index_t h = 0; h < heads && s == Status::ok; ++h) {
     SavedSlots saved;
     s = saved.load(r, l.counters, c.plan().lanes);
@@ -138,8 +143,8 @@ Status load_layer(ByteReader& r, Context<Cuda>& ctx, Cache<Cuda, R>& c, index_t 
       s = cuda::settled(cudaMemcpyAsync(l.state.data() + h * c.plan().state, state.data(), state.size(), cudaMemcpyHostToDevice, ctx.stream()));
     const index_t stepped_slots = saved.slots - l.counters.pending;
     if (s == Status::ok) s = l.open.load(r, ctx, h, l.counters, stepped_slots > 0 ? saved.token(stepped_slots - 1) : -1);
-    if (s == Status::ok) s = keys.load(r, ctx, h, slots[h]);
-    if (s == Status::ok) s = values.load(r, ctx, h, slots[h]);
+    if (s == Status::ok) s = keys.load(r, ctx, h, before(h, &Layer::keys), slots[h]);
+    if (s == Status::ok) s = values.load(r, ctx, h, before(h, &Layer::values), slots[h]);
     if (s == Status::ok) s = l.summary.load(r, ctx, h, l.counters.seen - slots[h]);
   }
   if constexpr (Cache<Cuda, R>::retrieves)
@@ -172,7 +177,8 @@ Status save(Context<Cuda>& ctx, const Cache<Cuda, R>& c, ByteSink& sink) {
   bool codes = false;
   for (const auto& l : c.layers()) {
     page = std::max({page, cache::CudaColumnFile<typename Cache<Cuda, R>::KeyCodec>::most(l.keys), cache::CudaColumnFile<typename Cache<Cuda, R>::ValueCodec>::most(l.values)});
-    codes = codes || l.keys.plan().flush.block > 0 || l.values.plan().flush.block > 0;
+    const auto coded = [](const auto& plan) { return plan.flush.block > 0 || plan.paired(); };
+    codes = codes || coded(l.keys.plan()) || coded(l.values.plan());
   }
   cache::SnapshotRoom room(c.memory());
   index_t counted[2] = {};

@@ -11,6 +11,8 @@
 #include <kvcondense/backend/cuda/page_codec.cuh>
 #include <kvcondense/backend/cuda/steering.cuh>
 #include <kvcondense/cache/cuda_column.cuh>
+#include <kvcondense/cache/cuda_snapshot_shared.cuh>
+#include <kvcondense/cache/own_part.hpp>
 #include <kvcondense/cache/page.hpp>
 #include <kvcondense/cache/snapshot_file.hpp>
 #include <kvcondense/core/buffer.hpp>
@@ -108,11 +110,11 @@ class CudaColumnFile {
   }
 
   /// Writes a head of so many slots. The stream has been waited for.
-  static void save(ByteWriter& w, Context<Cuda>& ctx, const Column& column, index_t head, index_t slots, SnapshotRoom& room) {
+  static void save(ByteWriter& w, Context<Cuda>& ctx, const Column& column, index_t head, const CudaBefore<Column>& before, index_t slots, SnapshotRoom& room) {
     const prim::PartCounts& told = column.told_[static_cast<std::size_t>(head)];
     const index_t first = told.first + column.fresh_;
     const index_t count[parts] = {first, told.coded, slots - first - told.coded};
-    for (int part = 0; part < parts; ++part) save_part(w, ctx, column, part, head, count[part], room);
+    for (int part = 0; part < parts; ++part) save_part(w, ctx, column, part, head, before, count[part], room);
     if (column.codec_.state_floats() == 0) return;
     w.put(static_cast<std::uint32_t>(column.codec_.state(head).size()));
     w.bytes(std::as_bytes(column.codec_.state(head)));
@@ -125,10 +127,10 @@ class CudaColumnFile {
     return rows_.reserve(std::max(plan().bytes_of(0), plan().bytes_of(2)));
   }
   /// Reads the next head, which has so many slots. The bytes that `r` reads stay until the stream is waited for.
-  Status load(ByteReader& r, const Context<Cuda>& ctx, index_t head, index_t slots) {
+  Status load(ByteReader& r, const Context<Cuda>& ctx, index_t head, const CudaBefore<Column>& before, index_t slots) {
     index_t count[parts] = {};
     for (int part = 0; part < parts; ++part)
-      if (const Status s = load_part(r, ctx, part, head, count[part]); s != Status::ok) return s;
+      if (const Status s = load_part(r, ctx, part, head, before, count[part]); s != Status::ok) return s;
     if (count[0] + count[1] + count[2] != slots || count[0] > plan().sinks) return Status::corrupt_data;
     if (column_->codec_.state_floats() > 0)
       if (const Status s = load_state(r, ctx, head, count[1]); s != Status::ok) return s;
@@ -173,7 +175,7 @@ class CudaColumnFile {
     if (!r.take(count, sizeof(float), bytes)) return Status::corrupt_data;
     return column_->codec_.restore(ctx, head, bytes);
   }
-  static void save_part(ByteWriter& w, Context<Cuda>& ctx, const Column& column, int part, index_t head, index_t count, SnapshotRoom& room) {
+  static void save_part(ByteWriter& w, Context<Cuda>& ctx, const Column& column, int part, index_t head, const CudaBefore<Column>& before, index_t count, SnapshotRoom& room) {
     const Plan& plan = column.plan_;
     const bool grouped = part == 1 && plan.grouped();
     const index_t slots = page_slots(plan, part), pages = grouped ? column.groups_.pages(head).size() : (count + slots - 1) / slots;
@@ -181,6 +183,7 @@ class CudaColumnFile {
     const index_t dim = column.stored_dim(head);  // of codes
     const auto codec = stored(column.codec());
     w.put(static_cast<std::uint32_t>(pages));
+    SharedPlaces places(before, part == 1 && plan.paired());
     const auto head_of = [&](index_t page) {
       PageHead of{format(column, part, head)};
       if (!grouped) return of.used = static_cast<std::uint32_t>(std::min(slots, count - page * slots)), of;
@@ -195,8 +198,9 @@ class CudaColumnFile {
       for (index_t i = 0; i < n && s == Status::ok; ++i) {
         const std::span<std::byte> to = room.part(i, bytes);
         const PageHead of = head_of(page + i);
-        s = part == 1 ? room.fetch(ctx, prim::of_head(codec, head), codes_at(column, head, page + i), of, slots, dim, to)
-                      : fetch_rows(ctx, column, part, head, (page + i) * slots, static_cast<index_t>(of.used), to);
+        s = part == 1 && shares(column, head, page + i) ? cuda::settled(cudaMemcpyAsync(to.data(), column.groups_.pages(head)[page + i].page->under->rows, bytes, cudaMemcpyDeviceToHost, ctx.stream()))
+            : part == 1 ? room.fetch(ctx, prim::of_head(codec, head), codes_at(column, head, page + i), of, slots, dim, to)
+                        : fetch_rows(ctx, column, part, head, (page + i) * slots, static_cast<index_t>(of.used), to);
       }
       const Status done = ctx.wait();
       if (s != Status::ok || done != Status::ok) return w.fail(s != Status::ok ? s : done);
@@ -206,7 +210,7 @@ class CudaColumnFile {
         if (part == 1) column.codec_.clear_gap(head, to);
         else std::ranges::fill(to.subspan(bytes / static_cast<std::size_t>(slots) * of.used), std::byte{});
         of.save(w);
-        w.bytes(to);
+        if (part != 1 || !places.save(w, ctx, column, head, page + i)) w.bytes(to);
       }
     }
   }
@@ -225,24 +229,30 @@ class CudaColumnFile {
     return Status::ok;
   }
   static const std::byte* codes_at(const Column& column, index_t head, index_t page) {
-    return column.plan_.grouped() ? column.groups_.pages(head)[page].page->rows : column.pages_[1][head][page]->rows;
+    return column.plan_.grouped() ? column.groups_.pages(head)[page].page->at() : column.pages_[1][head][page]->rows;
   }
+  static bool shares(const Column& column, index_t head, index_t page) { return column.plan_.paired() && column.groups_.pages(head)[page].page->under != nullptr; }
   /// What lies in pages, whatever its numbers are of.
   template <class C>
   static auto stored(const C& codec) { return prim::cuda_kernels::stored_codec(codec); }
   template <class C>
   static auto stored(const prim::Latent<C>& codec) { return prim::cuda_kernels::stored_codec(codec.codec); }
 
-  Status load_part(ByteReader& r, const Context<Cuda>& ctx, int part, index_t head, index_t& count) {
+  Status load_part(ByteReader& r, const Context<Cuda>& ctx, int part, index_t head, const CudaBefore<Column>& before, index_t& count) {
+    const bool paired = part == 1 && plan().paired();
     const index_t slots = page_slots(plan(), part), group = part == 1 ? plan().codec.group_slots() : 1;
     const std::size_t bytes = payload(*column_, part, head);
     std::uint32_t pages = 0;
-    if (!load_pages(r, bytes, pages)) return Status::corrupt_data;
-    if (pages > 0 && part == 1 && plan().flush.block == 0) return Status::corrupt_data;  // this recipe codes nothing
+    if (!load_pages(r, paired ? 0 : bytes, pages)) return Status::corrupt_data;
+    if (pages > 0 && part == 1 && plan().flush.block == 0 && !paired) return Status::corrupt_data;  // this recipe codes nothing
     for (index_t p = 0; p < static_cast<index_t>(pages); ++p) {
       PageHead page;
       std::span<const std::byte> from;
       if (const Status s = page.load(r, format(*column_, part, head)); s != Status::ok) return s;
+      if (paired) {
+        if (const Status s = load_paired(r, ctx, head, before, page, bytes, count); s != Status::ok) return s;
+        continue;
+      }
       if (!r.take(1, bytes, from) || !page.fits(slots, group)) return Status::corrupt_data;
       const Status s = part != 1          ? put_rows(ctx, part, head, page, from, count)
                        : plan().grouped() ? put_groups(ctx, head, page, from, count)
@@ -251,6 +261,52 @@ class CudaColumnFile {
     }
     if (part == 1) offset_[head + 1] = list_.size();
     return part == 1 ? Status::ok : send_rows(ctx, part, head, count);
+  }
+  /// A page of a head that may share rows with those `before`.
+  Status load_paired(ByteReader& r, const Context<Cuda>& ctx, index_t head, const CudaBefore<Column>& before, const PageHead& head_of, std::size_t bytes, index_t& count) {
+    std::uint32_t form = 0, at = 0, own = 0;
+    std::span<const std::byte> from;
+    if (!r.read(form) || !head_of.fits(plan().slots_of(1), plan().codec.group_slots())) return Status::corrupt_data;
+    const index_t n = static_cast<index_t>(form) - static_cast<index_t>(PageForm::shared);
+    if (n < 0 && static_cast<PageForm>(form) == PageForm::alone) return r.take(1, bytes, from) ? put_groups(ctx, head, head_of, from, count) : Status::corrupt_data;
+    if (n >= before.count) return Status::corrupt_data;
+    CudaPage* under = nullptr;
+    if (n >= 0) {
+      const auto& [column, of] = before.at[n];
+      const auto& list = column->groups_.pages(of);
+      if (!r.read(at) || at >= list.size() || (under = list[at].page->under) == nullptr) return Status::corrupt_data;
+      if (column->codec_.code_fingerprint(of) != column_->codec_.code_fingerprint(head) || under->bytes != bytes) return Status::incompatible;
+    }
+    if (!r.read(own) || static_cast<index_t>(head_of.used) != plan().slots_of(1)) return Status::corrupt_data;
+    std::span<const std::byte> part;
+    if (!r.take(1, own, part) || (n < 0 && !r.take(1, bytes, from))) return Status::corrupt_data;
+    const bool directions = plan().together == Together::directions;
+    if (!directions && own != 0) return Status::corrupt_data;
+    CudaPage* page = nullptr;
+    const std::size_t room = directions ? sizeof(prim::PairedHead) + own : 0;
+    if (const Status s = column_->groups_.add_page(head, static_cast<index_t>(head_of.used), head_of.dead, room, page); s != Status::ok) return s;
+    column_->moved_ = true, count += head_of.live();
+    page->under = n < 0 ? CudaPage::make(*column_->memory_, bytes) : CudaPage::retain(under);
+    if (page->under == nullptr) return Status::out_of_memory;
+    if (directions)
+      if (const Status s = put_own(ctx, *page, part); s != Status::ok) return s;
+    return n >= 0 ? Status::ok : cuda::settled(cudaMemcpyAsync(page->under->rows, from.data(), from.size(), cudaMemcpyHostToDevice, ctx.stream()));
+  }
+  /// What a layer has of its own of a page of directions. Waits for the copy.
+  Status put_own(const Context<Cuda>& ctx, CudaPage& page, std::span<const std::byte> bytes) {
+    Page* const copy = Page::make(heap_memory(), bytes.size(), 0);
+    if (copy == nullptr) return Status::out_of_memory;
+    std::ranges::copy(bytes, copy->payload());
+    const OwnPart own(plan().exact.dtype, plan().dim, plan().slots_of(1), *copy);
+    Status s = own.valid() ? Status::ok : Status::corrupt_data;
+    if (s == Status::ok)
+      for (index_t k = 0; k < own.kept(); ++k) page.stays[own.kept_slot(k) / 64] |= std::uint64_t{1} << (own.kept_slot(k) % 64);
+    const prim::PairedHead head{page.under->rows, static_cast<std::int32_t>(own.kept()), 0};
+    if (s == Status::ok) s = cuda::settled(cudaMemcpyAsync(page.rows, &head, sizeof head, cudaMemcpyHostToDevice, ctx.stream()));
+    if (s == Status::ok) s = cuda::settled(cudaMemcpyAsync(page.rows + sizeof head, bytes.data(), bytes.size(), cudaMemcpyHostToDevice, ctx.stream()));
+    const Status done = ctx.wait();
+    release(copy, heap_memory());
+    return s == Status::ok ? done : s;
   }
   /// A page goes up as it is, and stays so.
   Status put_groups(const Context<Cuda>& ctx, index_t head, const PageHead& head_of, std::span<const std::byte> from, index_t& count) {

@@ -16,6 +16,16 @@ index_t last_used_page(const Buffer<Ref>& pages) {
   return p;
 }
 
+/// The page of a list that holds these rows, sought from `from` on and around; -1. `from` becomes what is behind it.
+template <class Ref, class P>
+index_t page_above(const Buffer<Ref>& pages, const P* rows, index_t& from) {
+  for (index_t i = 0; i < pages.size(); ++i) {
+    const index_t p = (from + i) % pages.size();
+    if (pages[p].page->under == rows) return from = p + 1, p;
+  }
+  return -1;
+}
+
 /// Of the `live` slots, which are a head's slots from `base` on, those that are not kept become tombstones; whether a page has no live slot
 /// any more.
 template <class Ref>

@@ -12,14 +12,6 @@
 
 namespace kvcondense::cache {
 
-/// How a page of the coded part of a layer that shares rows lies in a file.
-enum class PageForm : std::uint32_t {
-  alone,   ///< its payload
-  rows,    ///< bytes of what the head has of its own u32, these, then the payload of the rows
-  shared,  ///< page of the head before that holds the rows u32, bytes u32, then what the head has of its own; shared + n: of the
-           ///< head n further before, heads of a layer first
-};
-
 /// The same part of the heads before one that share rows with it, the nearest first.
 template <class T>
 struct Before {

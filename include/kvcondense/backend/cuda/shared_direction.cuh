@@ -17,11 +17,12 @@ namespace cuda_kernels {
 
 inline constexpr int direction_block = 128, direction_rows = direction_block / cuda::warp_lanes;
 
-/// Two rows' lengths and the angle between them, in every lane of a warp.
+/// Two rows' lengths and the angle between them, in every lane of a warp. Number d of a row is row[d].
 struct RowAngle {
   double a, b, angle;
 };
-__device__ inline RowAngle angle_of(const float* a, const float* b, index_t n) {
+template <class A, class B>
+__device__ inline RowAngle angle_of(const A& a, const B& b, index_t n) {
   const auto sum = [&](auto&& term) {
     double s = 0.0;
     for (index_t d = cuda::lane_of_warp(); d < n; d += cuda::warp_lanes) s += term(static_cast<double>(a[d]), static_cast<double>(b[d]));
@@ -32,6 +33,27 @@ __device__ inline RowAngle angle_of(const float* a, const float* b, index_t n) {
   const double less = sum([&](double x, double y) { return (x / la - y / lb) * (x / la - y / lb); });
   const double more = sum([&](double x, double y) { return (x / la + y / lb) * (x / la + y / lb); });
   return {la, lb, 2.0 * atan2(sqrt(less), sqrt(more))};
+}
+
+/// What of two rows makes the direction between them: (of_a * a + of_b * b) * norm.
+struct DirectionMix {
+  double of_a, of_b, norm;
+};
+template <class A, class B>
+__device__ inline DirectionMix mix_of(double weight, const RowAngle& found, const A& a, const B& b, index_t n) {
+  double of_a = 1.0 - weight, of_b = weight;
+  if (found.a == 0.0 || found.b == 0.0) of_a = found.a > 0.0 ? 1.0 : 0.0, of_b = found.b > 0.0 ? 1.0 : 0.0;
+  else if (found.angle > std::numbers::pi - least_angle) of_a = 1.0, of_b = 0.0;
+  else if (found.angle >= least_angle) of_a = sin(of_a * found.angle), of_b = sin(of_b * found.angle);
+  if (found.a > 0.0) of_a /= found.a;
+  if (found.b > 0.0) of_b /= found.b;
+  double sum = 0.0;
+  for (index_t d = cuda::lane_of_warp(); d < n; d += cuda::warp_lanes) {
+    const double x = of_a * static_cast<double>(a[d]) + of_b * static_cast<double>(b[d]);
+    sum += x * x;
+  }
+  sum = cuda::warp_sum(sum);
+  return {of_a, of_b, sum > 0.0 ? 1.0 / sqrt(sum) : 0.0};
 }
 
 /// A warp a row. Grid: blocks of rows.
@@ -82,19 +104,9 @@ __global__ void __launch_bounds__(Threads) directions_between(double weight, Row
   const index_t i = static_cast<index_t>(blockIdx.x) * direction_rows + cuda::warp_of_block();
   if (i >= a.rows) return;  // the whole warp
   const float *x = a.data + i * a.step, *y = b.data + i * b.step;
-  const RowAngle found = angle_of(x, y, n);
-  double of_a = 1.0 - weight, of_b = weight;
-  if (found.a == 0.0 || found.b == 0.0) of_a = found.a > 0.0 ? 1.0 : 0.0, of_b = found.b > 0.0 ? 1.0 : 0.0;
-  else if (found.angle > std::numbers::pi - least_angle) of_a = 1.0, of_b = 0.0;
-  else if (found.angle >= least_angle) of_a = sin(of_a * found.angle), of_b = sin(of_b * found.angle);
-  if (found.a > 0.0) of_a /= found.a;
-  if (found.b > 0.0) of_b /= found.b;
-  const auto mixed = [&](index_t d) { return of_a * static_cast<double>(x[d]) + of_b * static_cast<double>(y[d]); };
-  double sum = 0.0;
-  for (index_t d = cuda::lane_of_warp(); d < n; d += cuda::warp_lanes) sum += mixed(d) * mixed(d);
-  sum = cuda::warp_sum(sum);
-  const double norm = sum > 0.0 ? 1.0 / sqrt(sum) : 0.0;
-  for (index_t d = cuda::lane_of_warp(); d < n; d += cuda::warp_lanes) out.data[i * out.step + d] = static_cast<float>(mixed(d) * norm);
+  const DirectionMix mix = mix_of(weight, angle_of(x, y, n), x, y, n);
+  for (index_t d = cuda::lane_of_warp(); d < n; d += cuda::warp_lanes)
+    out.data[i * out.step + d] = static_cast<float>((mix.of_a * static_cast<double>(x[d]) + mix.of_b * static_cast<double>(y[d])) * mix.norm);
 }
 
 }  // namespace cuda_kernels

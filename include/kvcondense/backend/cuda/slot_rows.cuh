@@ -16,6 +16,7 @@
 #include <kvcondense/backend/cuda/mixed_rows.cuh>
 #include <kvcondense/backend/cuda/nuq_rows.cuh>
 #include <kvcondense/backend/cuda/page_rows.cuh>
+#include <kvcondense/backend/cuda/paired_rows.cuh>
 #include <kvcondense/backend/cuda/polar_pairs.cuh>
 #include <kvcondense/backend/cuda/polar_tree.cuh>
 #include <kvcondense/backend/cuda/scaled_rows.cuh>
@@ -105,6 +106,7 @@ class SlotRows<Cuda> {
   /// a barrier.
   __device__ void load(const prim::SlotRun& at, float* row) const {
     using namespace prim::cuda_kernels;
+    if (at.coded && paired_) return load_paired(exact_, at.page, static_cast<int>(runs_.page_slots), at.place, static_cast<int>(dim_), row);
     const bool latent = at.coded && latent_.table != nullptr;
     const int dim = latent ? latent_.of(at.begin).rank : static_cast<int>(dim_);
     if (at.coded && kind_ == Kind::grouped) {
@@ -169,6 +171,7 @@ class SlotRows<Cuda> {
     latent_ = codec.map, coded_dim_ = codec.map.rank;
     take(codec.codec);
   }
+  void take(const prim::PairedRows&) { paired_ = true; }
   void take(const prim::ExactRows&) {}
 
   /// Number c of the `dim` of a slot as it is stored, without tables.
@@ -185,6 +188,7 @@ class SlotRows<Cuda> {
   index_t coded_dim_ = 0;  ///< numbers of a row of codes; of coordinates those of the first head
   prim::ExactRows exact_{};
   Kind kind_ = Kind::exact;
+  bool paired_ = false;  ///< with directions that two layers share
   bool mapped_ = false;
   prim::Hadamard map_{};
   prim::LatentMap latent_{};  ///< no table: rows are no coordinates

@@ -76,7 +76,12 @@ class Staging {
  public:
   Staging() = default;
   Staging(Staging&&) = default;
-  Staging& operator=(Staging&&) = delete;
+  Staging& operator=(Staging&& o) noexcept {
+    Staging gone(std::move(o));  // what this one had is waited for
+    std::swap(memory_, gone.memory_), std::swap(behind_, gone.behind_);
+    std::swap(room_, gone.room_), std::swap(half_, gone.half_);
+    return *this;
+  }
   ~Staging() { static_cast<void>(wait()); }
 
   /// Room for copies of so many bytes; where memory changes, copies are waited for. On refusal nothing changes.

@@ -1,0 +1,95 @@
+#pragma once
+
+#include <algorithm>
+#include <bit>
+#include <cstdint>
+
+#include <kvcondense/cache/cuda_cache.cuh>
+#include <kvcondense/cache/page_list.hpp>
+
+// Rows that heads of several layers, or of one, store together.
+
+namespace kvcondense {
+
+template <class R>
+Status Cache<Cuda, R>::make_sharing() {
+  if constexpr (may_share || may_pair) {
+    groups_ = fold_.across.active ? fold_.across.groups(shape()) : row_groups(recipe_.lowrank, shape());
+    if (groups_.most() == 1) return Status::ok;
+    if (fold_.across.active && !std::same_as<decltype(R::lowrank), NoLowRank>) return Status::incompatible;
+    if (fold_.across.active && !(pairs_columns)) return Status::not_supported;  // directions that become codes
+    // Heads of a layer are alike in whether they share rows; an index knows nothing of slots that become rows of others behind a step.
+    if (shape().kv_heads % groups_.heads != 0 || retrieves) return Status::not_supported;
+    sharing_ = cache::CudaSharing(*memory_);
+  }
+  return Status::ok;
+}
+
+/// At the end of a step of a layer; the last one of its group shares what all of them hold, so that directions are found from the whole of a prompt. What
+/// memory is refused to waits for the next step. Where a page may be due the stream is waited for.
+template <class R>
+Status Cache<Cuda, R>::share_rows(Context<Cuda>& ctx, index_t layer) {
+  if constexpr (may_share || may_pair) {
+    if (groups_.most() == 1) return Status::ok;
+    const Span group = groups_.layers_of(shape().layers, layer);
+    cache::SharingGroup<Layer> g{.layers = group.count, .heads = shape().kv_heads, .each = groups_.heads};
+    for (index_t i = 0; i < group.count; ++i) {
+      Layer& l = layers_[group.first + i];
+      if (l.torn || l.counters.seen - l.counters.pending != layers_[layer].counters.seen) return Status::ok;
+      g.at[i] = &l, g.pending[i] = l.counters.pending;
+    }
+    const index_t recent = fold_.across.recent;
+    if (!sharing_.due(g, &Layer::keys, recent) && !sharing_.due(g, &Layer::values, recent)) return Status::ok;
+    for (index_t i = 0; i < group.count; ++i) {
+      if (const Status s = g.at[i]->fence.wait(); s != Status::ok) return s;
+      g.at[i]->learn();
+    }
+    const auto share = [&](auto column) {
+      if constexpr (may_pair) return sharing_.pair(ctx, g, column, fold_.across);
+      else return sharing_.sum(ctx, g, column, counts_.data());
+    };
+    Status s = share(&Layer::keys);
+    if (s == Status::ok) s = share(&Layer::values);
+    for (index_t i = 0; i < group.count && s == Status::ok; ++i) s = g.at[i]->trim(ctx);
+    for (index_t i = 0; i < group.count; ++i) g.at[i]->torn = s != Status::ok;
+    return s;
+  }
+  return Status::ok;
+}
+
+/// Counts rows that heads store together: pages of them once.
+template <class R>
+template <class C>
+void Cache<Cuda, R>::report_shared(C Layer::*column, Report& r) const {
+  for (index_t layer = 0; layer < shape().layers; ++layer)
+    for (index_t head = 0; head < shape().kv_heads && (layers_[layer].*column).plan().paired(); ++head) {
+      const Span layers = groups_.layers_of(shape().layers, layer), heads = groups_.heads_of(shape().kv_heads, head);
+      index_t from[max_row_group] = {};
+      for (const auto& ref : (layers_[layer].*column).coded_pages(head)) {
+        const cache::CudaPage* rows = ref.page->under;
+        if (rows == nullptr) continue;
+        r.across_rows += ref.live;
+        for (index_t w = 0; w < cache::max_page_slots / 64; ++w) r.across_rows -= std::popcount(ref.page->stays[w] & ~ref.dead[w]);
+        std::uint64_t dead[cache::max_page_slots / 64];
+        std::copy(std::begin(ref.dead), std::end(ref.dead), dead);
+        bool before = false;
+        index_t n = 0;
+        for (index_t l = layers.first; l < layers.first + layers.count; ++l)
+          for (index_t h = heads.first; h < heads.first + heads.count; ++h, ++n) {
+            if (l == layer && h == head) continue;
+            const auto& pages = (layers_[l].*column).coded_pages(h);
+            const index_t at = cache::page_above(pages, rows, from[n]);
+            if (at < 0) continue;
+            before = before || l < layer || (l == layer && h < head);
+            for (index_t w = 0; w < cache::max_page_slots / 64; ++w) dead[w] &= pages[at].dead[w];
+          }
+        if (before) continue;
+        std::size_t empty = 0;
+        for (const std::uint64_t w : dead) empty += static_cast<std::size_t>(std::popcount(w));
+        r.coded_bytes += rows->bytes;
+        r.dead_bytes += empty * rows->bytes / static_cast<std::size_t>((layers_[layer].*column).plan().slots_of(1));
+      }
+    }
+}
+
+}  // namespace kvcondense
