@@ -9,6 +9,7 @@
 #include <kvcondense/prim/page_codec.hpp>
 #include <kvcondense/prim/top_k.hpp>
 #include <kvcondense/prim/unit_fold.hpp>
+#include <kvcondense/retrieve/blocks/largest_first.hpp>
 #include <kvcondense/retrieve/blocks/view.hpp>
 
 namespace kvcondense::retrieve {
@@ -30,10 +31,7 @@ struct TopChannels {
     double all = 0.0, kept = 0.0;
     for (index_t d = 0; d < dim; ++d) left[d] = std::fabs(query[d]), all += static_cast<double>(left[d]);
     std::fill_n(out, dim, 0.0f);
-    for (index_t i = 0; i < std::min(channels, dim); ++i) {
-      const index_t best = std::max_element(left, left + dim) - left;  // the first of equal ones
-      out[best] = query[best], kept += static_cast<double>(std::fabs(query[best])), left[best] = -1.0f;
-    }
+    take_largest(left, dim, channels, [&](index_t best) { out[best] = query[best], kept += static_cast<double>(std::fabs(query[best])); });
     out[dim] = all > 0.0 ? static_cast<float>(std::sqrt(static_cast<double>(dim) * kept / all)) : 1.0f;
   }
 };

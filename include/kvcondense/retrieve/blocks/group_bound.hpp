@@ -5,6 +5,7 @@
 
 #include <kvcondense/core/backend.hpp>
 #include <kvcondense/retrieve/blocks/channels.hpp>
+#include <kvcondense/retrieve/blocks/largest_first.hpp>
 #include <kvcondense/retrieve/blocks/unit_rows.hpp>
 #include <kvcondense/retrieve/blocks/view.hpp>
 
@@ -31,12 +32,10 @@ struct GroupChannels {
     double kept = 0.0, all = 0.0;
     for (index_t d = 0; d < dim; ++d) all += static_cast<double>(std::fabs(q[d]));
     std::fill_n(out, 2 * dim, 0.0f);
-    for (index_t i = 0; i < std::min(channels, dim); ++i) {
-      const index_t best = std::max_element(size, size + dim) - size;
-      size[best] = -1.0f;
+    take_largest(size, dim, channels, [&](index_t best) {
       out[sum[best] > 0.0f ? best : dim + best] = q[best];
       kept += static_cast<double>(std::fabs(q[best]));
-    }
+    });
     const double temperature = all > 0.0 && kept > 0.0 ? std::sqrt(static_cast<double>(dim) * kept / all) : 1.0;
     for (index_t d = 0; d < 2 * dim; ++d) out[d] = static_cast<float>(static_cast<double>(out[d]) / temperature);
   }

@@ -9,6 +9,7 @@
 #include <kvcondense/core/shape.hpp>
 #include <kvcondense/prim/page_codec.hpp>
 #include <kvcondense/prim/top_k.hpp>
+#include <kvcondense/retrieve/blocks/largest_first.hpp>
 #include <kvcondense/retrieve/blocks/view.hpp>
 
 namespace kvcondense::retrieve {
@@ -50,11 +51,7 @@ struct PartialRows {
       for (index_t c = 0; c < basis.columns && sum > 0.0; ++c) weight[c] += own[c] / sum;  // heads of long queries weigh no more
     }
     state.found.shrink(0);
-    for (index_t i = 0; i < taken(shape); ++i) {
-      const index_t best = std::max_element(weight, weight + basis.columns) - weight;
-      weight[best] = -1.0;
-      state.found.append_reserved(static_cast<float>(best));
-    }
+    take_largest(weight, basis.columns, taken(shape), [&](index_t best) { state.found.append_reserved(static_cast<float>(best)); });
   }
 
   template <Backend B>
