@@ -116,14 +116,10 @@ __global__ void __launch_bounds__(piece_threads, 3) attend_latent_piece(PagedHea
   const int key_width = key_map.rank + 1, value_rank = value_map.rank;
   const FarTile far(heads.turn, dim, tile + tile_floats(dim > value_dim ? dim : value_dim));
 
-  for (int i = thread; i < rows * dim; i += piece_threads) {
-    const index_t row = first_row + i / dim, q_head = head * plan.group + row % plan.group;
-    shared.query[i / dim][i % dim] = plan.request.queries(q_head, row / plan.group, i % dim) * plan.request.softmax_scale;
-    if (far.there()) far.query(i / dim)[i % dim] = heads.turn.far(q_head, row / plan.group, i % dim) * plan.request.softmax_scale;
-  }
+  begin_piece(shared, far, heads, plan, head, first_row, rows);
   for (int i = thread; latent_keys && i < rows * key_width; i += piece_threads)
     mapped.query[i / key_width][i % key_width] = latent.queries[(head * plan.rows + first_row + i / key_width) * (plan.dim + 1) + i % key_width];
-  if (thread < piece_rows) shared.top[thread] = minus_infinity(), shared.total[thread] = mapped.weights[thread] = 0.0f;
+  if (thread < piece_rows) mapped.weights[thread] = 0.0f;
   constexpr int columns = static_cast<int>(max_head_dim) / piece_threads;
   float sum[columns][piece_rows] = {}, of_latent[columns][piece_rows] = {};
 
@@ -133,10 +129,7 @@ __global__ void __launch_bounds__(piece_threads, 3) attend_latent_piece(PagedHea
   for (index_t at = piece * size; at < end; at += piece_tile) {
     const int count = static_cast<int>(end - at < piece_tile ? end - at : piece_tile);
     __syncthreads();  // the tile before is done with everything shared
-    if (warp == 0 && lane < count) shared.key_run[lane] = locate(heads.keys, head, at + lane);
-    if (warp == 1 && lane < count) shared.value_run[lane] = locate(heads.values, head, at + lane);
-    if (warp == 2 && lane < count) shared.bias[lane] = heads.scalars.bias_of(head, at + lane, slots);
-    if (warp == 3 && lane < count) shared.value_scale[lane] = heads.scalars.value_scale_of(head, at + lane, slots);
+    locate_tile(shared, heads, head, at, count, slots);
     __syncthreads();
     load_either(key_codec, latent_keys, heads.exact, heads.keys.page_slots, shared.key_run, count, dim, tile);
     if (heads.turn.fine != nullptr) turn_tile(heads.turn, head, at, count, dim, tile, far.keys);
@@ -154,27 +147,11 @@ __global__ void __launch_bounds__(piece_threads, 3) attend_latent_piece(PagedHea
         const float* const query = coordinates ? mapped.query[r] : out_of_reach ? far.query(r) : shared.query[r];
         const int width = coordinates ? key_width : dim;
         for (int c = 0; c < width; ++c) logit += query[c] * key[c];
-        logit += shared.bias[lane];
-        if (heads.passed.hides(head, at + lane, slots, plan.visible(slots, row))) logit = minus_infinity();
-        if (plan.request.mass.data != nullptr && row >= plan.first_mass_row)
-          plan.logit_row(head, row)[at + lane] = logit;
+        logit = finish_logit(shared, heads, plan, head, row, at + lane, slots, logit);
       }
-      const bool bad = logit != logit;  // NaN never is the largest
-      const float before = shared.top[r], largest = cuda::warp_max(bad ? minus_infinity() : logit);
-      const float top = largest > before ? largest : before;
-      const bool any = top > minus_infinity();
-      const float weight = !visible ? 0.0f : any ? expf(logit - top) : bad ? logit : 0.0f;
-      const float scaled = visible ? weight * shared.value_scale[lane] : 0.0f;
-      const float total = cuda::warp_sum(weight), coded = cuda::warp_sum(visible && latent_values && shared.value_run[lane].coded ? scaled : 0.0f);
-      __syncwarp();  // all lanes have read what lane 0 writes
-      shared.weight[r][lane] = scaled;
-      if (lane == 0) {
-        const float shrink = any && before < top ? expf(before - top) : 1.0f;
-        shared.top[r] = top;
-        shared.shrink[r] = shrink;
-        shared.total[r] = shared.total[r] * shrink + total;
-        mapped.weights[r] = mapped.weights[r] * shrink + coded;
-      }
+      const float scaled = weigh_tile(shared, r, visible, logit);
+      const float coded = cuda::warp_sum(visible && latent_values && shared.value_run[lane].coded ? scaled : 0.0f);
+      if (lane == 0) mapped.weights[r] = mapped.weights[r] * shared.shrink[r] + coded;
     }
     __syncthreads();
     load_either(value_codec, latent_values, heads.exact, heads.values.page_slots, shared.value_run, count, value_dim, tile);

@@ -94,6 +94,56 @@ __device__ inline SlotRun locate(const ColumnRuns& column, index_t head, index_t
   return run;
 }
 
+/// Queries of a block of rows, scaled, in shared memory, and no slot seen yet. All threads; a barrier follows before anybody reads.
+template <class Heads>
+__device__ inline void begin_piece(PieceShared& shared, const FarTile& far, const Heads& heads, const AttendPlan& plan, index_t head, index_t first_row, int rows) {
+  const int dim = static_cast<int>(plan.dim), thread = static_cast<int>(threadIdx.x);
+  for (int i = thread; i < rows * dim; i += piece_threads) {
+    const index_t row = first_row + i / dim, q_head = head * plan.group + row % plan.group;
+    shared.query[i / dim][i % dim] = plan.request.queries(q_head, row / plan.group, i % dim) * plan.request.softmax_scale;
+    if (far.there()) far.query(i / dim)[i % dim] = heads.turn.far(q_head, row / plan.group, i % dim) * plan.request.softmax_scale;
+  }
+  if (thread < piece_rows) shared.top[thread] = minus_infinity(), shared.total[thread] = 0.0f;
+}
+/// Where the slots of a tile lie, and their numbers. A warp a column or a number; no barrier.
+template <class Heads>
+__device__ inline void locate_tile(PieceShared& shared, const Heads& heads, index_t head, index_t at, int count, index_t slots) {
+  const int lane = cuda::lane_of_warp(), warp = cuda::warp_of_block();
+  if (warp == 0 && lane < count) shared.key_run[lane] = locate(heads.keys, head, at + lane);
+  if (warp == 1 && lane < count) shared.value_run[lane] = locate(heads.values, head, at + lane);
+  if (warp == 2 && lane < count) shared.bias[lane] = heads.scalars.bias_of(head, at + lane, slots);
+  if (warp == 3 && lane < count) shared.value_scale[lane] = heads.scalars.value_scale_of(head, at + lane, slots);
+}
+/// The logit of a lane's slot, which the row sees, from its product with the query; kept where mass is asked for.
+template <class Heads>
+__device__ inline float finish_logit(const PieceShared& shared, const Heads& heads, const AttendPlan& plan, index_t head, index_t row, index_t slot, index_t slots, float product) {
+  float logit = product + shared.bias[cuda::lane_of_warp()];
+  if (heads.passed.hides(head, slot, slots, plan.visible(slots, row))) logit = minus_infinity();
+  if (plan.request.mass.data != nullptr && row >= plan.first_mass_row) plan.logit_row(head, row)[slot] = logit;
+  return logit;
+}
+/// The softmax of row r moves on by the logits of a tile, a lane a slot where it is `visible`: its top, its total and the weights of values. Returns the lane's
+/// weight. A warp.
+__device__ inline float weigh_tile(PieceShared& shared, int r, bool visible, float logit) {
+  const int lane = cuda::lane_of_warp();
+  const bool bad = logit != logit;  // NaN never is the largest
+  const float before = shared.top[r], largest = cuda::warp_max(bad ? minus_infinity() : logit);
+  const float top = largest > before ? largest : before;
+  const bool any = top > minus_infinity();
+  const float weight = !visible ? 0.0f : any ? expf(logit - top) : bad ? logit : 0.0f;
+  const float scaled = visible ? weight * shared.value_scale[lane] : 0.0f;
+  const float total = cuda::warp_sum(weight);
+  __syncwarp();  // all lanes have read what lane 0 writes
+  shared.weight[r][lane] = scaled;
+  if (lane == 0) {
+    const float shrink = any && before < top ? expf(before - top) : 1.0f;
+    shared.top[r] = top;
+    shared.shrink[r] = shrink;
+    shared.total[r] = shared.total[r] * shrink + total;
+  }
+  return scaled;
+}
+
 /// The sum of the block's rows over the piece's slots. Grid: `piece_grid`.
 template <class KeyCodec, class ValueCodec>
 __global__ void __launch_bounds__(piece_threads, 4) attend_piece(PagedHeads<KeyCodec, ValueCodec> heads, AttendPlan plan) {
@@ -107,12 +157,7 @@ __global__ void __launch_bounds__(piece_threads, 4) attend_piece(PagedHeads<KeyC
   const int lane = cuda::lane_of_warp(), warp = cuda::warp_of_block(), thread = static_cast<int>(threadIdx.x);
   const FarTile far(heads.turn, dim, tile + tile_floats(dim > value_dim ? dim : value_dim));
 
-  for (int i = thread; i < rows * dim; i += piece_threads) {
-    const index_t row = first_row + i / dim, q_head = head * plan.group + row % plan.group;
-    shared.query[i / dim][i % dim] = plan.request.queries(q_head, row / plan.group, i % dim) * plan.request.softmax_scale;
-    if (far.there()) far.query(i / dim)[i % dim] = heads.turn.far(q_head, row / plan.group, i % dim) * plan.request.softmax_scale;
-  }
-  if (thread < piece_rows) shared.top[thread] = minus_infinity(), shared.total[thread] = 0.0f;
+  begin_piece(shared, far, heads, plan, head, first_row, rows);
   constexpr int columns = static_cast<int>(max_head_dim) / piece_threads;
   float sum[columns][piece_rows] = {};
 
@@ -122,10 +167,7 @@ __global__ void __launch_bounds__(piece_threads, 4) attend_piece(PagedHeads<KeyC
   for (index_t at = piece * size; at < end; at += piece_tile) {
     const int count = static_cast<int>(end - at < piece_tile ? end - at : piece_tile);
     __syncthreads();  // the tile before is done with everything shared
-    if (warp == 0 && lane < count) shared.key_run[lane] = locate(heads.keys, head, at + lane);
-    if (warp == 1 && lane < count) shared.value_run[lane] = locate(heads.values, head, at + lane);
-    if (warp == 2 && lane < count) shared.bias[lane] = heads.scalars.bias_of(head, at + lane, slots);
-    if (warp == 3 && lane < count) shared.value_scale[lane] = heads.scalars.value_scale_of(head, at + lane, slots);
+    locate_tile(shared, heads, head, at, count, slots);
     __syncthreads();
     load_tile(of_head(heads.key_codec, head), heads.exact, static_cast<int>(heads.keys.page_slots), shared.key_run, count, dim, tile);
     if (heads.turn.fine != nullptr) turn_tile(heads.turn, head, at, count, dim, tile, far.keys);
@@ -141,25 +183,9 @@ __global__ void __launch_bounds__(piece_threads, 4) attend_piece(PagedHeads<KeyC
         const float* const key = (out_of_reach ? far.keys : tile) + lane * (dim + 1);
         const float* const query = out_of_reach ? far.query(r) : shared.query[r];
         for (int c = 0; c < dim; ++c) logit += query[c] * key[c];
-        logit += shared.bias[lane];
-        if (heads.passed.hides(head, at + lane, slots, plan.visible(slots, row))) logit = minus_infinity();
-        if (plan.request.mass.data != nullptr && row >= plan.first_mass_row)
-          plan.logit_row(head, row)[at + lane] = logit;
+        logit = finish_logit(shared, heads, plan, head, row, at + lane, slots, logit);
       }
-      const bool bad = logit != logit;  // NaN never is the largest
-      const float before = shared.top[r], largest = cuda::warp_max(bad ? minus_infinity() : logit);
-      const float top = largest > before ? largest : before;
-      const bool any = top > minus_infinity();
-      const float weight = !visible ? 0.0f : any ? expf(logit - top) : bad ? logit : 0.0f;
-      const float total = cuda::warp_sum(weight);
-      __syncwarp();  // all lanes have read what lane 0 writes
-      shared.weight[r][lane] = visible ? weight * shared.value_scale[lane] : 0.0f;
-      if (lane == 0) {
-        const float shrink = any && before < top ? expf(before - top) : 1.0f;
-        shared.top[r] = top;
-        shared.shrink[r] = shrink;
-        shared.total[r] = shared.total[r] * shrink + total;
-      }
+      static_cast<void>(weigh_tile(shared, r, visible, logit));
     }
     __syncthreads();
     load_tile(of_head(heads.value_codec, head), heads.exact, static_cast<int>(heads.values.page_slots), shared.value_run, count, value_dim, tile);

@@ -24,6 +24,9 @@ struct FirstRows {
   MapFlags maps{};                           ///< heads that have theirs are passed over
   TensorView<const float, 3> queries{};      ///< of the step
   index_t group = 0;                         ///< query heads of a head
+
+  /// Those of a head; none where it waits for no map.
+  __device__ cuda_kernels::DueRows of(index_t head) const { return {exact, column.newest, head, maps.waits(head) ? due.of(head) : HeadKept{}}; }
 };
 
 namespace cuda_kernels {
@@ -40,14 +43,13 @@ template <int Threads>
 __global__ void __launch_bounds__(Threads) sum_products(FirstRows first, float* out, index_t step) {
   ProductShared& shared = cuda::shared_as<ProductShared>();
   const index_t head = blockIdx.z;
-  const HeadKept due = first.due.of(head);
-  if (due.size == 0 || !first.maps.waits(head)) return;
-  const DueRows rows{first.exact, first.column.newest, head, due};
+  const DueRows rows = first.of(head);
+  if (rows.due.size == 0) return;
   const int dim = static_cast<int>(first.column.newest.dim), thread = static_cast<int>(threadIdx.x);
   const int i = static_cast<int>(blockIdx.x) * product_tile + thread / product_tile, j = static_cast<int>(blockIdx.y) * product_tile + thread % product_tile;
   float product = 0.0f, sum = 0.0f, count = 0.0f;
-  for (index_t from = 0; from < due.size; from += product_rows) {
-    const int n = static_cast<int>(due.size - from < product_rows ? due.size - from : product_rows);
+  for (index_t from = 0; from < rows.due.size; from += product_rows) {
+    const int n = static_cast<int>(rows.due.size - from < product_rows ? rows.due.size - from : product_rows);
     __syncthreads();
     for (int r = cuda::warp_of_block(); r < n; r += Threads / cuda::warp_lanes) {
       const auto x = rows.row(static_cast<int>(from) + r);
@@ -74,13 +76,12 @@ __global__ void __launch_bounds__(Threads) sum_products(FirstRows first, float* 
 template <int Threads>
 __global__ void __launch_bounds__(Threads) sum_energies(ChannelList list, FirstRows first, float* out, index_t step) {
   const index_t head = blockIdx.y;
-  const HeadKept due = first.due.of(head);
-  if (due.size == 0 || !first.maps.waits(head)) return;
-  const DueRows rows{first.exact, first.column.newest, head, due};
+  const DueRows rows = first.of(head);
+  if (rows.due.size == 0) return;
   const int dim = static_cast<int>(first.column.newest.dim), c = static_cast<int>(blockIdx.x) * Threads + static_cast<int>(threadIdx.x);
   if (c >= dim) return;
   float of_rows = 0.0f, of_queries = 0.0f;
-  for (index_t i = 0; i < due.size; ++i) of_rows += ChannelList::energy(rows.row(static_cast<int>(i))(c));
+  for (index_t i = 0; i < rows.due.size; ++i) of_rows += ChannelList::energy(rows.row(static_cast<int>(i))(c));
   const index_t tokens = first.queries.extent[1];
   for (index_t h = head * first.group; h < (head + 1) * first.group; ++h)
     for (index_t i = list.first_query(tokens); i < tokens; ++i) of_queries += ChannelList::energy(first.queries(h, i, static_cast<index_t>(c)));
@@ -92,13 +93,12 @@ __global__ void __launch_bounds__(Threads) sum_energies(ChannelList list, FirstR
 template <int Threads>
 __global__ void __launch_bounds__(Threads) top_channels(FirstRows first, float* out, index_t step) {
   const index_t head = blockIdx.y;
-  const HeadKept due = first.due.of(head);
-  if (due.size == 0 || !first.maps.waits(head)) return;
-  const DueRows rows{first.exact, first.column.newest, head, due};
+  const DueRows rows = first.of(head);
+  if (rows.due.size == 0) return;
   const int dim = static_cast<int>(first.column.newest.dim), c = static_cast<int>(blockIdx.x) * Threads + static_cast<int>(threadIdx.x);
   if (c >= dim) return;
   float top = 0.0f;
-  for (index_t i = 0; i < due.size; ++i) top = ChannelScale::larger(top, rows.row(static_cast<int>(i))(c));
+  for (index_t i = 0; i < rows.due.size; ++i) top = ChannelScale::larger(top, rows.row(static_cast<int>(i))(c));
   out[head * step + c] = top;
 }
 
