@@ -8,6 +8,7 @@
 #include <kvcondense/cache/layer.hpp>
 #include <kvcondense/cache/layer_columns.hpp>
 #include <kvcondense/cache/recipe.hpp>
+#include <kvcondense/cache/recipe_check.hpp>
 #include <kvcondense/cache/report.hpp>
 #include <kvcondense/core/codec_of.hpp>
 #include <kvcondense/core/expected.hpp>

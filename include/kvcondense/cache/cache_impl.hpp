@@ -36,16 +36,8 @@ auto Cache<B, R>::make_plan() const -> Plan {
 
 template <Backend B, class R>
 Expected<Cache<B, R>> Cache<B, R>::make(const CacheShape& shape, const R& recipe, MemoryResource<Cpu>& memory) {
-  if (const Status s = validate(shape); s != Status::ok) return s;
-  if (shape.page_slots > cache::max_page_slots) return Status::invalid_argument;
-  if (const Status s = recipe.evict.validate(shape); s != Status::ok) return s;
+  if (const Status s = cache::check_recipe(shape, recipe); s != Status::ok) return s;
   const Storage storage = storage_of(recipe);
-  if (const Status s = storage.validate(shape); s != Status::ok) return s;
-  if (const Status s = recipe.position.validate(shape); s != Status::ok) return s;
-  if (const Status s = recipe.merge.validate(shape); s != Status::ok) return s;
-  if (const Status s = recipe.retrieve.validate(shape); s != Status::ok) return s;
-  if (!keys_fit(recipe.retrieve, recipe.position)) return Status::incompatible;
-
   Cache c;
   c.shape_ = shape;
   if (shape.softmax_scale == 0.0f)
@@ -72,23 +64,8 @@ Expected<Cache<B, R>> Cache<B, R>::make(const CacheShape& shape, const R& recipe
     c.control_.turns = recipe.position.raw_keys;
   }
   if (c.pipeline_.lanes() + (c.graded_ ? c.saliency_.lanes() : 0) + c.fold_.lanes > cache::max_lanes) return Status::not_supported;
-  // One call of `attend` measures one set of rows.
-  const AttentionNeed measured = c.attention();
-  for (const AttentionNeed a : {c.pipeline_.attention(), c.graded_ ? c.saliency_.attention() : AttentionNeed{}, c.fold_.attention})
-    if (a.rows != AttentionNeed::Rows::none &&
-        (a.rows != measured.rows || (a.rows == AttentionNeed::Rows::last && a.count != measured.count)))
-      return Status::incompatible;
-  // A stage that folds what leaves has nothing to do where nothing leaves.
-  if (c.merging_ && !c.capabilities().changes_length) return Status::incompatible;
-  // Sets are each head's own; a policy that adds up the attention of all heads would mix them up.
-  if (c.fold_.shrinks && c.pipeline_.source.one_set() && evict::gives_shares(c.pipeline_.source)) return Status::incompatible;
-  // Logits of raw keys depend on where slots stand, and their positions are their places.
-  if (recipe.position.raw_keys && (c.fold_.mass == merge::Mass::exact || c.fold_.position == merge::Place::latest))
-    return Status::incompatible;
-  // A mean of raw keys is no key, and neither is what a closed form of rotated ones makes of them.
-  if (recipe.position.raw_keys && (evict::reads_rotated_keys(c.pipeline_.source) || c.pipeline_.residual != evict::Residual::none))
-    return Status::incompatible;
-  if (!takes_keys(recipe.lowrank, recipe.position.raw_keys)) return Status::incompatible;
+  const AttentionNeed grades = c.graded_ ? c.saliency_.attention() : AttentionNeed{};
+  if (const Status s = cache::check_policies(c.pipeline_, c.fold_, grades, recipe.position.raw_keys, c.capabilities().changes_length); s != Status::ok) return s;
   // Rows of two layers are one row: what maps or weighs those of one layer by what it finds there has none to look at.
   if (c.fold_.across.active && std::string_view(word_of(recipe.lowrank)) != NoLowRank::about.word) return Status::incompatible;
   c.groups_ = c.fold_.across.active ? c.fold_.across.groups(shape) : row_groups(recipe.lowrank, shape);

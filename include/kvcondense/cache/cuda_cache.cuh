@@ -22,6 +22,7 @@
 #include <kvcondense/cache/folding.hpp>
 #include <kvcondense/cache/page.hpp>
 #include <kvcondense/cache/recipe.hpp>
+#include <kvcondense/cache/recipe_check.hpp>
 #include <kvcondense/cache/report.hpp>
 #include <kvcondense/core/codec_of.hpp>
 #include <kvcondense/core/expected.hpp>
@@ -263,7 +264,6 @@ class Cache<Cuda, R> {
   }
   // Scores of a quant stage that tells slots apart: cuda_cache_grade.cuh.
   index_t grade_lanes() const { return graded_ ? saliency_.lanes() : 0; }
-  Status check_measures() const;
   std::size_t grade_bytes(index_t slots, index_t total, index_t tokens) const;
   std::size_t grade_steering_bytes() const;
   Status grade(Context<Cuda>& ctx, const StepView<Cuda>& view, evict::LaneViews lanes, RaggedView<float>& scores, Scratch scratch) const;
@@ -271,7 +271,6 @@ class Cache<Cuda, R> {
   std::size_t fold_steering_bytes() const;
   bool finds_sets(const StepView<Cuda>& view) const;
   // A merge stage: cuda_cache_fold.cuh.
-  Status check_merge() const;
   std::size_t word_bytes(index_t total) const {
     return std::max(prim::MergeWeights<Cuda>::workspace_bytes(total), prim::SegmentedCombine<Cuda>::workspace_bytes(shape().kv_heads, total));
   }

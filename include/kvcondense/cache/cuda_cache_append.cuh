@@ -10,14 +10,10 @@
 
 namespace kvcondense {
 
-/// What a cache of raw keys cannot be beside, and its table.
+/// The table of a cache of raw keys.
 template <class R>
 Status Cache<Cuda, R>::make_rotation() {
   if (!may_turn) return Status::ok;
-  // Logits of raw keys depend on where slots stand, and their positions are their places.
-  if (fold_.mass == merge::Mass::exact || fold_.position == merge::Place::latest) return Status::incompatible;
-  // A mean of raw keys is no key, and neither is what a closed form of rotated ones makes of them.
-  if (evict::reads_rotated_keys(pipeline_.source) || plan_.summary) return Status::incompatible;
   rotation_ = cache::CudaRotation(*memory_);
   return rotation_.make(recipe_.position.rope, shape().head_dim);
 }

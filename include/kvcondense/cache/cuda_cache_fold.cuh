@@ -17,15 +17,6 @@
 
 namespace kvcondense {
 
-/// Whether the cache can do what a merge stage wants: it folds what an eviction stage lets go, or what it finds itself among the slots that stay.
-template <class R>
-Status Cache<Cuda, R>::check_merge() const {
-  if (!fold_.active) return Status::ok;
-  if (!changes_length() && !fold_.shrinks) return Status::incompatible;  // it has nothing to do where nothing leaves
-  // Sets are each head's own; a policy that adds up the attention of all heads would mix them up.
-  return fold_.shrinks && pipeline_.source.one_set() && evict::gives_shares(pipeline_.source) ? Status::incompatible : Status::ok;
-}
-
 /// Of what the host writes and a fold reads: slots that may be written, those that stay, what a finder keeps, and what it writes.
 template <class R>
 std::size_t Cache<Cuda, R>::fold_steering_bytes() const {

@@ -9,15 +9,6 @@
 
 namespace kvcondense {
 
-/// One call of `attend` measures one set of rows, whoever looks at it.
-template <class R>
-Status Cache<Cuda, R>::check_measures() const {
-  const AttentionNeed all = attention();
-  for (const AttentionNeed a : {pipeline_.attention(), graded_ ? saliency_.attention() : AttentionNeed{}, fold_.attention})
-    if (a.rows != AttentionNeed::Rows::none && (a.rows != all.rows || (a.rows == AttentionNeed::Rows::last && a.count != all.count))) return Status::incompatible;
-  return Status::ok;
-}
-
 /// Scratch of `grade`, its scores among it, which `commit` reads.
 template <class R>
 std::size_t Cache<Cuda, R>::grade_bytes(index_t slots, index_t total, index_t tokens) const {

@@ -33,23 +33,14 @@ auto Cache<Cuda, R>::plan_of(const CacheShape& shape, const Storage& q, index_t 
 
 template <class R>
 auto Cache<Cuda, R>::make(const CacheShape& shape, const R& recipe, MemoryResource<Cuda>& memory) -> Expected<Cache> {
-  if (const Status s = validate(shape); s != Status::ok) return s;
-  if (shape.page_slots > cache::max_page_slots) return Status::invalid_argument;
-  if (const Status s = recipe.evict.validate(shape); s != Status::ok) return s;
+  if (const Status s = cache::check_recipe(shape, recipe); s != Status::ok) return s;
   const Storage storage = storage_of(recipe);
-  if (const Status s = storage.validate(shape); s != Status::ok) return s;
-  if (const Status s = recipe.position.validate(shape); s != Status::ok) return s;
-  if (const Status s = recipe.merge.validate(shape); s != Status::ok) return s;
-  if (const Status s = recipe.retrieve.validate(shape); s != Status::ok) return s;
-  if (!keys_fit(recipe.retrieve, recipe.position)) return Status::incompatible;
-  if (!takes_keys(recipe.lowrank, recipe.position.raw_keys)) return Status::incompatible;
   if (!detail::cuda_serves(storage, shape)) return Status::not_supported;
   Cache c;
   c.recipe_ = recipe, c.memory_ = &memory;
   c.pipeline_ = recipe.evict.pipeline();
   c.saliency_ = saliency_of(storage), c.graded_ = has_saliency(storage);
   if constexpr (merge::Merges<Merge>) c.merger_ = merger_of(recipe.merge), c.fold_ = c.merger_.traits();
-  if (const Status s = c.check_measures(); s != Status::ok) return s;
   const index_t others = c.pipeline_.lanes() + c.grade_lanes();
   c.plan_ = plan_of(shape, storage, others + c.fold_.lanes);
   c.plan_.state = c.fold_.state;
@@ -59,8 +50,9 @@ auto Cache<Cuda, R>::make(const CacheShape& shape, const R& recipe, MemoryResour
   if (c.queries().rows == AttentionNeed::Rows::last) c.plan_.query_rows = c.queries().count;
   c.plan_.summary = c.pipeline_.residual == evict::Residual::mean;
   if (c.plan_.lanes > max_lanes) return Status::not_supported;
+  const AttentionNeed grades = c.graded_ ? c.saliency_.attention() : AttentionNeed{};
+  if (const Status s = cache::check_policies(c.pipeline_, c.fold_, grades, may_turn, c.changes_length()); s != Status::ok) return s;
   if (const Status s = c.make_sharing(); s != Status::ok) return s;
-  if (const Status s = c.check_merge(); s != Status::ok) return s;
   if (const Status s = c.make_rotation(); s != Status::ok) return s;
   if (c.fold_.place >= 0) {
     const auto angles = prim::rope_angles(c.fold_.rope, shape.head_dim);
