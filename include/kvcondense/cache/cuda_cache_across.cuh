@@ -17,9 +17,9 @@ Status Cache<Cuda, R>::make_sharing() {
     groups_ = fold_.across.active ? fold_.across.groups(shape()) : row_groups(recipe_.lowrank, shape());
     if (groups_.most() == 1) return Status::ok;
     if (fold_.across.active && !std::same_as<decltype(R::lowrank), NoLowRank>) return Status::incompatible;
-    if (fold_.across.active && !(pairs_columns)) return Status::not_supported;  // directions that become codes
-    // Heads of a layer are alike in whether they share rows; an index knows nothing of slots that become rows of others behind a step.
-    if (shape().kv_heads % groups_.heads != 0 || retrieves) return Status::not_supported;
+    if (fold_.across.active && !pairs_columns) return Status::not_supported;  // directions that become codes
+    // Heads of a layer are alike in whether they share rows; neither an index nor what folds slots into others knows of those that become shared behind a step.
+    if (shape().kv_heads % groups_.heads != 0 || retrieves || fold_.active) return Status::not_supported;
     sharing_ = cache::CudaSharing(*memory_);
   }
   return Status::ok;

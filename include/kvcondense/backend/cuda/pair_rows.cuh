@@ -51,6 +51,9 @@ __global__ void __launch_bounds__(Threads) newest_distances(SharingLayers<Paired
   if (cuda::lane_of_warp() == 0) distance[i] = holds_length(type, found.a) && holds_length(type, found.b) ? static_cast<float>(found.angle / std::numbers::pi) : 2.0f;
 }
 
+struct PairShared {
+  float row[direction_rows][2][max_head_dim];
+};
 /// A warp a slot. Grid: pages, slots.
 template <int Threads>
 __global__ void __launch_bounds__(Threads) pair_pages(SharingLayers<PairedRows> layers, double weight, const PairedPage* pages) {
@@ -58,6 +61,16 @@ __global__ void __launch_bounds__(Threads) pair_pages(SharingLayers<PairedRows> 
   const int slot = static_cast<int>(blockIdx.y) * direction_rows + cuda::warp_of_block(), page_slots = static_cast<int>(layers.at[0].newest.page_slots);
   const int dim = static_cast<int>(layers.dim()), lane = cuda::lane_of_warp();
   if (slot >= page_slots) return;  // the whole warp
+  float *const a = cuda::shared_as<PairShared>().row[cuda::warp_of_block()][0], *const b = a + max_head_dim;
+  for (int l = 0; l < 2; ++l) {
+    const auto x = newest_row(layers, l, job.head, job.first + slot);
+    for (int c = lane; c < dim; c += cuda::warp_lanes) (l == 0 ? a : b)[c] = x(c);  // a lane reads what it wrote
+  }
+  const RowAngle found = angle_of(a, b, dim);
+  const DirectionMix mix = mix_of(weight, found, a, b, dim);
+  const RowPage<ExactRows> directions(layers.exact, job.directions, page_slots, dim);
+  for (int c = lane; c < dim; c += cuda::warp_lanes)
+    write_number(layers.exact.dtype, directions.row(slot), c, static_cast<float>((mix.of_a * static_cast<double>(a[c]) + mix.of_b * static_cast<double>(b[c])) * mix.norm));
   const int word = slot / JoinedPages::word_bits;
   const std::uint32_t bit = 1u << (slot % JoinedPages::word_bits);
   const bool stays = (job.stays[word] & bit) != 0;
@@ -66,12 +79,7 @@ __global__ void __launch_bounds__(Threads) pair_pages(SharingLayers<PairedRows> 
     const std::uint32_t here = job.stays[w];
     all += __popc(here), before += w < word ? __popc(here) : w == word ? __popc(here & (bit - 1u)) : 0;
   }
-  const NumbersOf a{newest_row(layers, 0, job.head, job.first + slot)}, b{newest_row(layers, 1, job.head, job.first + slot)};
-  const RowAngle found = angle_of(a, b, dim);
-  const DirectionMix mix = mix_of(weight, found, a, b, dim);
-  const RowPage<ExactRows> directions(layers.exact, job.directions, page_slots, dim);
-  for (int c = lane; c < dim; c += cuda::warp_lanes)
-    write_number(layers.exact.dtype, directions.row(slot), c, static_cast<float>((mix.of_a * static_cast<double>(a[c]) + mix.of_b * static_cast<double>(b[c])) * mix.norm));
+#pragma unroll 1
   for (int l = 0; l < 2; ++l) {
     PairedPart own(layers.exact, PairedHead::tagged(job.own[l]), page_slots, dim);
     own.head = {job.directions, all, 0};
@@ -99,7 +107,7 @@ struct PairRows {
   /// Numbers  as SharedDirection, rounded to the cache's type; lengths to 16 bits where that has as many.
   static Status run(Context<Cuda>& ctx, const SharingLayers<PairedRows>& layers, float weight, const PairedPage* pages, index_t count) {
     using namespace cuda_kernels;
-    return cuda::launch(ctx, pair_pages<direction_block>, {count, cuda::covering(layers.at[0].newest.page_slots, direction_rows)}, direction_block, 0, layers,
+    return cuda::launch(ctx, pair_pages<direction_block>, {count, cuda::covering(layers.at[0].newest.page_slots, direction_rows)}, direction_block, sizeof(PairShared), layers,
                         static_cast<double>(weight), pages);
   }
 };
