@@ -452,3 +452,19 @@ TEST_CASE("segment: skipping finds the slot from either end of the table", "[cac
   }
 }
 
+
+TEST_CASE("segment: a page that is read comes with the one that is read after it", "[cache][segment]") {
+  test::CountingMemory memory;
+  Segment a = make(memory), b = make(memory), none = make(memory);
+  append(a, 0, 2 * page + 3), append(b, 0, page);
+  const auto data = [](const Segment& s, index_t p) { return static_cast<const std::byte*>(s.span(s.pages()[p]).data); };
+  for (index_t p = 0; p < 3; ++p) {
+    CAPTURE(p);
+    const auto& ref = a.pages()[p];
+    REQUIRE(a.span_then_next(ref, true, nullptr, &b).data == data(a, p));
+    REQUIRE(a.span_then_next(ref, true, nullptr, &b).next == (p < 2 ? data(a, p + 1) : data(b, 0)));
+    REQUIRE(a.span_then_next(ref, true, nullptr, &none).next == (p < 2 ? data(a, p + 1) : nullptr));
+    REQUIRE(a.span_then_next(ref, true, nullptr).next == (p < 2 ? data(a, p + 1) : nullptr));
+    REQUIRE(a.span_then_next(ref, false, nullptr, &b).next == nullptr);
+  }
+}

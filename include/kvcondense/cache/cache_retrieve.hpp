@@ -249,7 +249,8 @@ Status Cache<B, R>::attend_all(Context<B>& ctx, index_t layer, const prim::Atten
     if (s != Status::ok) return s;
   }
   return prim::Attend<Cpu>::run(ctx, request, shape_.kv_heads, [&](index_t h) {
-    return cache::HeadReader<typename Layer::Head>{&l.heads[h], rotation, measure.pages};
+    const index_t next = h + ctx.workers();  // what this worker is likely to read then
+    return cache::HeadReader<typename Layer::Head>{&l.heads[h], rotation, measure.pages, next < shape_.kv_heads ? &l.heads[next] : nullptr};
   });
 }
 

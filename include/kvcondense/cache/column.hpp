@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <span>
+#include <type_traits>
 
 #include <kvcondense/cache/cursor.hpp>
 #include <kvcondense/cache/kept.hpp>
@@ -235,9 +236,9 @@ class Column {
     if (map_.mapped() && coded_.live() > 0) map_.finish_values(sums);
   }
 
-  /// out[r][i] = queries[r] . (next slot i), for out of `count` columns.
+  /// out[r][i] = queries[r] . (next slot i), for out of `count` columns. `then`: what is read after this column, if that is known.
   void scores(Cursor& at, index_t count, prim::RowBlock<const float> queries, prim::RowBlock<float> out,
-              const PageProvider<Cpu>* pages = nullptr) const {
+              const PageProvider<Cpu>* pages = nullptr, const Column* then = nullptr) const {
     float packed[max_page_slots * max_rows];
     const bool long_read = count >= max_page_slots;  // a stretch of many, behind which more will be read
     index_t done = 0;
@@ -245,7 +246,7 @@ class Column {
       using C = std::remove_cvref_t<decltype(segment.codec())>;
       float* to = live == n ? out.data + done : packed;
       const index_t step = live == n ? out.step : max_page_slots;
-      prim::PageCodec<Cpu, C>::scores(segment.codec(), segment.span_then_next(ref, long_read || done + live < count, pages), first, n,
+      prim::PageCodec<Cpu, C>::scores(segment.codec(), segment.span_then_next(ref, long_read || done + live < count, pages, likewise(segment, then)), first, n,
                                       {queries.data + form(segment), queries.rows, queries.step}, {to, queries.rows, step});
       if (mapped(segment)) map_.add_to_scores(queries, {to, queries.rows, step}, n);
       if (owns_lengths(segment, ref)) own(ref).finish_scores(first, n, queries, {to, queries.rows, step});
@@ -261,9 +262,9 @@ class Column {
     });
   }
 
-  /// out[r][:] += sum over the next `count` slots of weights[r][i] * slot i.
+  /// out[r][:] += sum over the next `count` slots of weights[r][i] * slot i. `then`: as above.
   void accumulate(Cursor& at, index_t count, prim::RowBlock<const float> weights, prim::RowBlock<float> out,
-                  const PageProvider<Cpu>* pages = nullptr) const {
+                  const PageProvider<Cpu>* pages = nullptr, const Column* then = nullptr) const {
     float spread[max_page_slots * max_rows], scaled[max_page_slots * max_rows];
     const bool long_read = count >= max_page_slots;  // a stretch of many, behind which more will be read
     index_t done = 0;
@@ -285,7 +286,7 @@ class Column {
         own(ref).take_weights(first, n, {w, weights.rows, step}, {scaled, weights.rows, max_page_slots}, out);
         w = scaled, step = max_page_slots;
       }
-      prim::PageCodec<Cpu, C>::accumulate(segment.codec(), segment.span_then_next(ref, long_read || done + live < count, pages), first, n,
+      prim::PageCodec<Cpu, C>::accumulate(segment.codec(), segment.span_then_next(ref, long_read || done + live < count, pages, likewise(segment, then)), first, n,
                                           {w, weights.rows, step}, {out.data + form(segment), out.rows, out.step});
       if (mapped(segment)) map_.add_weights({w, weights.rows, step}, out, n);
       done += live;
@@ -313,6 +314,15 @@ class Column {
   template <class S>
   bool mapped(const S& segment) const {
     return map_.mapped() && static_cast<const void*>(&segment) == &coded_;
+  }
+  /// The segment of another column that stands where this one does here.
+  template <class S>
+  const S* likewise(const S& segment, const Column* other) const {
+    if (other == nullptr) return nullptr;
+    if constexpr (std::is_same_v<S, Coded>)
+      if (&segment == &coded_) return &other->coded_;
+    if constexpr (std::is_same_v<S, Exact>) return &segment == &sinks_ ? &other->sinks_ : &other->window_;
+    return nullptr;
   }
   template <class S>
   bool owns_lengths(const S& segment, const PageRef& ref) const {

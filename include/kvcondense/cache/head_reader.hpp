@@ -32,6 +32,7 @@ struct HeadReader {
   const H* head;
   ReadRotation rotation;
   const PageProvider<Cpu>* pages = nullptr;  ///< where pages are read, if not where they lie
+  const H* then = nullptr;  ///< what is read after this head, if that is known
 
   index_t slots() const { return head->slots(); }
 
@@ -84,7 +85,7 @@ struct HeadReader {
 
   void key_scores(Cursor& at, index_t n, prim::RowBlock<const float> queries, prim::RowBlock<float> out,
                   index_t first) const {
-    if (rotation.table == nullptr) return head->keys.scores(at, n, queries, out, pages);
+    if (rotation.table == nullptr) return head->keys.scores(at, n, queries, out, pages, then == nullptr ? nullptr : &then->keys);
     // Raw keys: R(p) q . R(16 a + b) k = (R(-16 a) R(p) q) . (R(b) k). Keys turn by one of sixteen
     // small angles, the queries of the block once per sixteen slots.
     constexpr index_t tile = prim::RopeTable::tile;
@@ -113,7 +114,7 @@ struct HeadReader {
   }
 
   void add_values(Cursor& at, index_t n, prim::RowBlock<const float> weights, prim::RowBlock<float> out) const {
-    head->values.accumulate(at, n, weights, out, pages);
+    head->values.accumulate(at, n, weights, out, pages, then == nullptr ? nullptr : &then->values);
   }
 
  private:

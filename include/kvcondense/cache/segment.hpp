@@ -48,11 +48,15 @@ class Segment {
   std::uint64_t format() const { return format_; }  ///< of every page in it
   const Buffer<PageRef>& pages() const { return pages_; }
   prim::PageSpan span(const PageRef& ref) const { return {rows_of(ref)->payload(), page_slots_, dim_}; }
-  /// For reading: with the page behind it, if that one `follows`; or where `pages` has it.
-  prim::PageSpan span_then_next(const PageRef& ref, bool follows, const PageProvider<Cpu>* pages) const {
+  /// For reading: if reading `goes_on`, with the page behind it, or behind the last one with the first page of `then`, which is read after
+  /// this segment; or where `pages` has it.
+  prim::PageSpan span_then_next(const PageRef& ref, bool goes_on, const PageProvider<Cpu>* pages, const Segment* then = nullptr) const {
     if (pages != nullptr) return {const_cast<std::byte*>(pages->find(use_of(ref))), page_slots_, dim_};
-    const bool last = !follows || &ref == &pages_.back();
-    return {rows_of(ref)->payload(), page_slots_, dim_, last ? nullptr : rows_of((&ref)[1])->payload()};
+    prim::PageSpan span{rows_of(ref)->payload(), page_slots_, dim_};
+    if (!goes_on) return span;
+    if (&ref != &pages_.back()) span.next = rows_of((&ref)[1])->payload();
+    else if (then != nullptr && !then->pages_.empty()) span.next = then->rows_of(then->pages_[0])->payload();
+    return span;
   }
   PageUse use_of(const PageRef& ref) const { return {rows_of(ref)->payload(), page_payload(), ref.used < page_slots_ ? 0 : ref.stamp}; }
   /// Whether no slot has left and all pages but the last are full, so that slot i lies in page i / page_slots().
