@@ -202,7 +202,7 @@ TEST_CASE("cuda group_codecs: codes of a chunk with a product of low rank and ou
   alike(Codec{keys, GroupAxis::channel, 16, 0.2, 2}, 32, 64);
   alike(Codec{values, GroupAxis::token, 16, 0.1, 2}, 32, 80);
   alike(Codec{{.group_size = 64}, GroupAxis::token, 8, 0.02, 8, 1}, 16, 256);
-  pages_alike(Codec{{.axis = GroupAxis::channel, .group_size = 64}, GroupAxis::channel, 64, 0.02, 2}, 128, 128);
+  pages_alike(Codec{{.axis = GroupAxis::channel, .group_size = 64}, GroupAxis::channel, 64, 0.02, 2}, 128, 64);
   pages_alike(Codec{{.axis = GroupAxis::channel, .group_size = 60}, GroupAxis::channel, 300, 0.02, 2}, 600, 9);  // places of two bytes
   // Everything is an outlier; nothing is; no product; neither.
   alike(Codec{{.group_size = 10, .params = prim::ParamType::f32}, GroupAxis::token, 4, 1.0, 3, 8}, 8, 30);
