@@ -6,12 +6,14 @@
 #include <kvcondense/evict/sink_window.hpp>
 #include <kvcondense/evict/snapkv.hpp>
 #include <kvcondense/merge/d2o.hpp>
+#include <kvcondense/quant/boundary_layers.hpp>
 #include <kvcondense/quant/gear.hpp>
 
 #include "cache_methods.hpp"
 
 using namespace kvcondense;
 using cuda_cache::Pair;
+using quant::BoundaryLayers;
 using quant::Gear;
 using quant::GearLayout;
 
@@ -68,8 +70,9 @@ TEST_CASE("cuda cache codec: gear") {
   goes_as_on_the_host(recipe(evict::H2O{.heavy = 30, .recent = 10}, Gear<2>{.group_size = 8, .chunk = 8, .sparse = 0.25, .sinks = 2}),
                       "h2o(heavy=30, recent=10) + gear(bits=2, group_size=8, chunk=8, sparse=25%, sinks=2)",
                       {.layers = 2, .q_heads = 6, .kv_heads = 2, .head_dim = 64, .value_dim = 48, .page_slots = 16});
-  goes_as_on_the_host(recipe(Gear<4>{.chunk = 16, .rank = 3, .layout = GearLayout::kcvt, .keep_window = 3}), "gear(bits=4, chunk=16, rank=3, layout=kcvt, keep_window=3)",
-                      {.q_heads = 4, .kv_heads = 1, .head_dim = 128, .dtype = DType::bf16, .page_slots = 16});
+  const BoundaryLayers<Gear<4>> inner{.base = {.chunk = 16, .rank = 3, .layout = GearLayout::kcvt, .keep_window = 3}, .first = 1, .last = 0};
+  goes_as_on_the_host(recipe(inner), "boundary_layers(gear(bits=4, chunk=16, rank=3, layout=kcvt, keep_window=3), first=1, last=0)",
+                      {.layers = 2, .q_heads = 4, .kv_heads = 1, .head_dim = 128, .dtype = DType::bf16, .page_slots = 16});
 }
 TEST_CASE("cuda cache codec: gear in other shapes") {
   goes_as_on_the_host(recipe(ends, Gear<3>{.group_size = 4, .chunk = 4, .rank = 1, .loops = 1, .sparse = 0.5}),

@@ -202,13 +202,57 @@ TEST_CASE("cuda group_codecs: codes of a chunk with a product of low rank and ou
   alike(Codec{keys, GroupAxis::channel, 16, 0.2, 2}, 32, 64);
   alike(Codec{values, GroupAxis::token, 16, 0.1, 2}, 32, 80);
   alike(Codec{{.group_size = 64}, GroupAxis::token, 8, 0.02, 8, 1}, 16, 256);
-  pages_alike(Codec{{.axis = GroupAxis::channel, .group_size = 64}, GroupAxis::channel, 64, 0.02, 2}, 128, 128);
+  pages_alike(Codec{{.axis = GroupAxis::channel, .group_size = 64}, GroupAxis::channel, 64, 0.02, 2}, 128, 64);
   pages_alike(Codec{{.axis = GroupAxis::channel, .group_size = 60}, GroupAxis::channel, 300, 0.02, 2}, 600, 9);  // places of two bytes
   // Everything is an outlier; nothing is; no product; neither.
   alike(Codec{{.group_size = 10, .params = prim::ParamType::f32}, GroupAxis::token, 4, 1.0, 3, 8}, 8, 30);
   alike(Codec{{.axis = GroupAxis::channel, .group_size = 4, .params = prim::ParamType::bf16}, GroupAxis::channel, 4, 0.0, 4}, 12, 17);
   alike(Codec{{.axis = GroupAxis::channel, .group_size = 2}, GroupAxis::channel, 10, 0.5, 0}, 20, 96);
   alike(Codec{values, GroupAxis::token, 8, 0.0, 0}, 16, 112);
+}
+
+TEST_CASE("cuda group_codecs: a chunk of more than 48 KiB of shared memory") {
+  using Codes = prim::GroupInt<2>;
+  alike(prim::Corrected<Codes>{{.axis = prim::GroupAxis::channel, .group_size = 64}, prim::GroupAxis::channel, 64, 0.02, 2, 1}, 64, 256);
+}
+
+TEST_CASE("cuda group_codecs: an outlier at a damaged place, behind its vector, is nowhere") {
+  using prim::GroupAxis;
+  using Codec = prim::Corrected<prim::GroupInt<2>>;
+  const auto compare = [](const Codec& codec, index_t dim) {
+    const index_t slots = codec.chunk, corrections = codec.corrections_at(slots, dim), outliers = codec.outlier_count(dim);
+    std::vector<std::byte> without(codec.page_bytes(slots, dim));
+    encode(codec, {without.data(), slots, dim}, 0, slots, {rows_of(slots, dim, 3, false).data(), slots, dim});
+    std::vector<std::byte> damaged = without;
+    std::fill_n(damaged.begin() + corrections + codec.places_at(dim), outliers * codec.place_bytes(dim), std::byte{0xff});
+    std::fill_n(without.begin() + corrections + codec.addends_at(dim), 2 * outliers, std::byte{});
+    const std::vector<float> want = numbers_of(codec, without, slots, dim, slots);
+    CHECK((numbers_of(codec, damaged, slots, dim, slots) == want));
+    test::Device device;
+    test::OnDevice<std::byte> page(device, damaged);
+    test::OnDevice<float> out(device, std::vector<float>(want.size(), NAN));
+    test::OnDevice<prim::PageRows> jobs(device, {{page.data(), out.data(), dim, 0, static_cast<std::int32_t>(slots)}});
+    REQUIRE(prim::PageCodec<Cuda, prim::CorrectedForm>::decode(device, prim::DeviceForm<Codec>::of(codec, nullptr, 0, dim), {jobs.data(), 1, slots, slots, dim}) == Status::ok);
+    CHECK((out.read() == want));
+  };
+  compare({{.group_size = 8}, GroupAxis::token, 8, 0.25, 1}, 200);
+  compare({{.axis = GroupAxis::channel, .group_size = 8}, GroupAxis::channel, 8, 0.25, 1}, 200);
+  compare({{.axis = GroupAxis::channel, .group_size = 50}, GroupAxis::channel, 300, 0.02, 1}, 9);  // places of two bytes
+}
+
+TEST_CASE("cuda group_codecs: chunks that nobody codes are refused") {
+  using prim::GroupAxis;
+  using Codec = prim::Corrected<prim::GroupInt<2>>;
+  const Codec good{{.axis = GroupAxis::channel, .group_size = 8}, GroupAxis::channel, 16, 0.1, 2};
+  std::vector<Codec> bad(9, good);
+  bad[0].chunk = 65536 + 16, bad[1].chunk = 12, bad[2].rank = 9, bad[3].loops = 256 + 3, bad[4].outliers = 1.5, bad[5].codec.group_size = 65536 + 8;
+  bad[6].codec.form = prim::GroupForm::symmetric, bad[7].codec.rounding = prim::Rounding::half_up, bad[8].codec.layout = prim::CodeLayout::slot_lanes;
+  test::Device device;
+  const auto status = [&](const Codec& codec) {
+    return prim::PageCodec<Cuda, prim::CorrectedForm>::encode(device, prim::DeviceForm<Codec>::of(codec, nullptr, 0, 64), {nullptr, 0, 0, 32, 64});
+  };
+  CHECK(status(good) == Status::ok);
+  for (const Codec& codec : bad) CHECK(status(codec) == Status::invalid_argument);
 }
 
 TEST_CASE("cuda group_codecs: errors of codes, with outliers, and with a product are those of the worked example of GEAR") {

@@ -8,6 +8,7 @@
 
 #include <kvcondense/backend/cpu/chunk_pool.hpp>
 #include <kvcondense/backend/cpu/column_pool.hpp>
+#include <kvcondense/backend/cpu/corrected.hpp>
 #include <kvcondense/backend/cpu/exact_rows.hpp>
 #include <kvcondense/backend/cpu/group_quant.hpp>
 #include <kvcondense/backend/cpu/keep_rows.hpp>
@@ -125,7 +126,7 @@ TEST_CASE("cuda row_norm: rows in every stored form") {
       test::OnDevice<float> out(device, std::vector<float>(181, 7.0f));
       SlotRows<Cuda> rows;
       if constexpr (std::is_same_v<Codec, prim::ExactRows>) rows = SlotRows<Cuda>(codec, copy.view(), n.data(), 4, 113, dim);
-      else rows = SlotRows<Cuda>(codec, {DType::f16}, copy.view(), n.data(), 4, 113, dim);
+      else rows = SlotRows<Cuda>(prim::DeviceForm<Codec>::of(codec, nullptr, 0, dim), {DType::f16}, copy.view(), n.data(), 4, 113, dim);
       REQUIRE(prim::RowNorm<Cuda>::run(device, rows, newest, -2.0f, {out.data(), o.data(), 4}) == Status::ok);
       const std::vector<float> got = out.read();
       for (std::size_t i = 0; i < got.size(); ++i) REQUIRE(std::fabs(got[i] - expected[i]) <= 1e-5f * std::fabs(expected[i]));
@@ -137,6 +138,7 @@ TEST_CASE("cuda row_norm: rows in every stored form") {
   compare(prim::GroupInt<2>{.axis = prim::GroupAxis::token, .group_size = 32, .form = prim::GroupForm::integer_zero}, 64);
   compare(prim::GroupInt<3>{.axis = prim::GroupAxis::token, .group_size = 0, .form = prim::GroupForm::symmetric, .params = prim::ParamType::bf16}, 50);
   compare(prim::GroupInt<8>{.axis = prim::GroupAxis::token, .group_size = 20, .params = prim::ParamType::f32}, 80);
+  compare(prim::Corrected<prim::GroupInt<2>>{{.axis = prim::GroupAxis::channel, .group_size = 16}, prim::GroupAxis::channel, 32, 0.1, 2}, 64);
 }
 
 TEST_CASE("cuda row_norm: a row that is not finite is the longest") {

@@ -61,7 +61,7 @@ class Cache;
 ///          when they come, for retrieval beside a mean of what left, or by an index of turned keys beside raw ones, for `AttendMath::halves` where attention
 ///          reads numbers of slots, keys are raw or tokens join slots, for one set of all heads (AllHeads) once heads hold
 ///          different numbers of slots, and for a quant stage that tells heads apart by more than tables of their codecs (layers may
-///          differ in the size of a row and in their windows), has a sketch whose directions are a matrix, or maps rows before groups along slots, retrieval over rows that heads or layers store together, merging beside them, or heads of such a layer that differ in their ranks, and codes of coordinates of which heads have different numbers. device_error from every call that a layer takes part in, until `reset` or `load`, once the device took a part of a change of it and refused the rest. Calls of one
+///          differ in the size of a row and in their windows), has a sketch whose directions are a matrix, corrects chunks of one slot, or maps rows before groups along slots, retrieval over rows that heads or layers store together, merging beside them, or heads of such a layer that differ in their ranks, and codes of coordinates of which heads have different numbers. device_error from every call that a layer takes part in, until `reset` or `load`, once the device took a part of a change of it and refused the rest. Calls of one
 ///          cache go to one stream; wait for it before the cache is destroyed when its memory is not that of cudaMalloc.
 template <class R>
 class Cache<Cuda, R> {

@@ -145,12 +145,13 @@ struct PageCodec<Cpu, Corrected<C>> {
       return detail::half_value(bits);
     }
 
-    /// Calls f(slot - from, channel, addend) for the outliers of the slots [from, from + n) of the chunk.
+    /// Calls f(slot - from, channel, addend) for the outliers of the slots [from, from + n) of the chunk. One at a damaged place, behind its vector, is nowhere.
     template <class F>
     void each_outlier(index_t from, index_t n, F&& f) const {
       if (codec.axis == GroupAxis::token) {
         for (index_t i = 0, e = from * each; i < n; ++i)
-          for (index_t k = 0; k < each; ++k, ++e) f(i, std::min(place(e), dim - 1), addend(e));  // a damaged place must not lead astray
+          for (index_t k = 0; k < each; ++k, ++e)
+            if (const index_t c = place(e); c < dim) f(i, c, addend(e));
         return;
       }
       for (index_t c = 0, e = 0; c < dim; ++c)

@@ -15,6 +15,7 @@
 namespace kvcondense::prim {
 
 /// Corrected codes of groups, of rows of one size, as kernels take them: widths, groups and numbers of outliers are numbers that they learn when they run.
+/// One of dim 0 takes no rows: `DeviceForm` makes it of a codec that is not valid, or whose codes are of another form, rounding or layout.
 struct CorrectedForm {
   std::int16_t dim = 0, chunk = 1;
   std::int16_t scale_slots = 1, scale_channels = 1;  ///< of a group of codes
@@ -60,7 +61,9 @@ struct DeviceForm<Corrected<GroupInt<Bits>>> {
   using type = CorrectedForm;
   static index_t floats(const Codec&, index_t) { return 0; }
   static void fill(const Codec&, index_t, float*) {}
+  static bool reads(const GroupInt<Bits>& c) { return c.form == GroupForm::minimum && c.rounding == Rounding::half_even && c.layout == CodeLayout::rows; }
   static type of(const Codec& c, const float*, index_t, index_t dim) {
+    if (!c.valid(dim) || !reads(c.codec)) return {};
     const auto small = [](index_t n) { return static_cast<std::int16_t>(n); };
     return {small(dim), small(c.chunk), small(c.codec.group_slots()), small(c.codec.group_channels(dim)), small(2 * c.each_end(dim)), Bits,
             static_cast<std::int8_t>(c.rank), static_cast<std::int8_t>(c.loops), c.codec.params, c.axis};
@@ -69,9 +72,7 @@ struct DeviceForm<Corrected<GroupInt<Bits>>> {
 /// A chunk of one slot would have to move with it, in more pieces than SlotBytes has.
 template <int Bits>
 struct CodecTable<Corrected<GroupInt<Bits>>> {
-  static bool serves(const Corrected<GroupInt<Bits>>& c) {
-    return c.chunk > 1 && c.codec.form == GroupForm::minimum && c.codec.rounding == Rounding::half_even && c.codec.layout == CodeLayout::rows;
-  }
+  static bool serves(const Corrected<GroupInt<Bits>>& c) { return c.chunk > 1 && DeviceForm<Corrected<GroupInt<Bits>>>::reads(c.codec); }
 };
 
 namespace cuda_kernels {
@@ -114,7 +115,8 @@ struct RowPage<CorrectedForm> {
 
     __device__ float* behind() { return reinterpret_cast<float*>(this + 1); }
   };
-  /// Behind it in shared memory: a chunk of rows, the factors of its error, and of every vector smallest and largest number and mean.
+  /// Behind it in shared memory: a chunk of rows, the factors of its error, and of every vector smallest and largest number and mean. With chunks of a cache all is
+  /// below 90 KiB, in a join below 91; chunks of more slots than rows have numbers may want more than a device has, which `launch` refuses.
   static std::size_t behind(const CorrectedForm& c) {
     return static_cast<std::size_t>(c.chunk * Factors::step_for(c.dim) + c.rank * (c.chunk + c.dim) + 3 * c.vectors()) * sizeof(float);
   }
@@ -168,7 +170,7 @@ struct RowPage<CorrectedForm> {
     if (codec.wide()) reinterpret_cast<std::uint16_t*>(at)[outlier] = static_cast<std::uint16_t>(place);
     else at[outlier] = static_cast<std::byte>(place);
   }
-  /// The outlier at a place of a vector, or -1. Places of a vector ascend.
+  /// The outlier at a place of a vector, or -1. Places of a vector ascend, as encoders write them; of a damaged one that do not, some are not found.
   __device__ int find(const std::byte* corrections, int vector, int where) const {
     int low = vector * codec.outliers, high = low + codec.outliers;
     const int end = high;
@@ -189,7 +191,8 @@ struct RowPage<CorrectedForm> {
   }
 
   /// A vector in shared memory, by a warp: numbers are repaired, the ends get its mean. What is known of it goes into `known`, places of outliers into the page. How
-  /// many were repaired, of this lane's.
+  /// many were repaired, of this lane's. Doubles are added in another order than on the host, so a mean as near to the middle between two floats as their rounding
+  /// may become the other one.
   __device__ int take_outliers(int vector, bool counted, float* block, int step, float* known, std::byte* to) const {
     const int n = codec.vector_size(), lane = cuda::lane_of_warp();
     const auto number = [&](int i) -> float& { return block[row_of(vector, i) * step + channel_of(vector, i)]; };
