@@ -97,7 +97,7 @@ auto Cache<Cuda, R>::make(const CacheShape& shape, const R& recipe, MemoryResour
   });
   if (made != Status::ok) return made;
   if (failed != Status::ok) return failed;
-  return Expected<Cache>(std::move(c));
+  return c;
 }
 
 }  // namespace kvcondense

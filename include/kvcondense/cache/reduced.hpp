@@ -1,6 +1,8 @@
 #pragma once
 
 #include <algorithm>
+#include <concepts>
+#include <type_traits>
 
 #include <kvcondense/core/codec_of.hpp>
 #include <kvcondense/core/policy.hpp>
@@ -15,7 +17,7 @@ namespace kvcondense::cache {
 template <class C>
 C as_exact(const C& codec, DType dtype) {
   if constexpr (std::same_as<C, prim::ExactRows>) return prim::ExactRows{dtype};
-  else if constexpr (requires { C(prim::ExactRows{}); }) return C(prim::ExactRows{dtype});
+  else if constexpr (!std::is_aggregate_v<C> && std::constructible_from<C, prim::ExactRows>) return C(prim::ExactRows{dtype});
   else return codec;
 }
 

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cassert>
+#include <concepts>
 #include <optional>
 #include <utility>
 
@@ -14,7 +15,9 @@ namespace kvcondense {
 template <class T>
 class [[nodiscard]] Expected {
  public:
-  Expected(T value) : value_(std::move(value)) {}  // NOLINT(google-explicit-constructor)
+  // Two rather than one by value: to return a local by that one nvcc wants a copy.
+  Expected(T&& value) : value_(std::move(value)) {}  // NOLINT(google-explicit-constructor)
+  Expected(const T& value) requires std::copy_constructible<T> : value_(value) {}  // NOLINT(google-explicit-constructor)
   Expected(Status why) : status_(why) {            // NOLINT(google-explicit-constructor)
     assert(why != Status::ok && "an empty Expected needs a reason");
   }

@@ -6,3 +6,8 @@ kvcondense::Status rank_elsewhere(kvcondense::Context<kvcondense::Cuda>& ctx, kv
                                   kvcondense::index_t* count) {
   return kvcondense::prim::TopK<kvcondense::Cuda>::run(ctx, scores, nullptr, total, slots, count);
 }
+
+// A cache of the host in a program of the device's: nvcc's front end is a compiler of its own.
+bool has_host_cache(const kvcondense::CacheShape& shape) {
+  return kvcondense::make_cache<kvcondense::Cpu>(shape, kvcondense::recipe(kvcondense::lowrank::XKv{}, kvcondense::quant::Fp8{})).has_value();
+}
