@@ -29,6 +29,14 @@ TEST_CASE("cuda cache codec: zipcache") {
         "zipcache(block=16, newest=30%, random=20%, history=9, seed=4, keep_window=2)", odd, ends, ends_text);
   along({.salient = 0.1, .block = 4, .scale_values = false}, "zipcache(salient=10%, block=4, scale_values=false)", common, ends, ends_text);
   along({.salient = 0.9, .block = 16}, "zipcache(salient=90%, block=16)", wide_halves, ends, ends_text);
+  // Token by token: the queries of earlier steps judge.
+  Pair single(recipe(all, Zip{.salient = 0.5, .block = 4, .history = 6}), "sink_window(recent=300, sinks=3) + zipcache(salient=50%, block=4, history=6)", shared);
+  single.look();
+  for (int i = 0; i < 18; ++i) single.forward(1);
+  single.truncate(1);
+  single.forward(9);
+  single.forward(1);
+  single.compare_reports();
 }
 
 TEST_CASE("cuda cache: a step that codes by scores and joins groups and is refused memory leaves all as it was") {
