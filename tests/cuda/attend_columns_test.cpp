@@ -164,6 +164,7 @@ TEST_CASE("cuda attend_columns: rows that are chosen") {
       for (const prim::RowReduce row : {prim::RowReduce::seen_mean, prim::RowReduce::mean}) {
         f.compare({.chosen = chosen, .group = prim::GroupReduce::sum, .row = row}, seen);
         f.compare({.chosen = chosen, .group = prim::GroupReduce::max_logit, .row = row, .past = true}, seen);
+        f.compare({.chosen = chosen, .group = prim::GroupReduce::mean, .row = row, .temperature = 1.0f, .warming = 0.25f}, seen);
         if (seen > 0) f.compare({.chosen = chosen, .group = prim::GroupReduce::none, .row = row, .seed = 9, .part = {.sinks = 4, .first = 20, .last = 50}}, seen);
       }
   long_one.compare({.chosen = many, .row = prim::RowReduce::seen_mean}, 599);

@@ -110,7 +110,9 @@ class Pair {
   static constexpr float near = std::same_as<decltype(R::quant), KeepExact> ? 2e-5f : 1e-4f;
 
   Pair(const R& recipe, std::string_view text, const CacheShape& shape, const any::ModelFacts& facts = {})
-      : shape_(shape), host_(std::move(*any::make(text, shape, any::on<Cpu>, heap_memory(), facts))), device_cache_(make(recipe, shape)) {}
+      : Pair(recipe, *any::make(text, shape, any::on<Cpu>, heap_memory(), facts), shape) {}
+  /// Beside one that no text says.
+  Pair(const R& recipe, any::AnyCache host, const CacheShape& shape) : shape_(shape), host_(std::move(host)), device_cache_(make(recipe, shape)) {}
 
   /// The same sequence once more, on the same stream.
   Pair fork() {

@@ -1,4 +1,5 @@
-// Words about heads on CUDA, beside the CPU's: policies, mixed rows, representatives, what a trained network says, shared directions.
+// Words about heads on CUDA, beside the CPU's: policies, mixed rows, representatives, what a trained network says, shared directions; what channels of a
+// head are found to need.
 
 #include <algorithm>
 #include <cmath>
@@ -11,6 +12,7 @@
 #include <kvcondense/backend/cpu/representatives.hpp>
 #include <kvcondense/backend/cpu/retaining_head.hpp>
 #include <kvcondense/backend/cpu/shared_direction.hpp>
+#include <kvcondense/backend/cuda/find_rows.cuh>
 #include <kvcondense/backend/cuda/head_mix.cuh>
 #include <kvcondense/backend/cuda/head_policy.cuh>
 #include <kvcondense/backend/cuda/representatives.cuh>
@@ -249,4 +251,40 @@ TEST_CASE("cuda shared_direction: distances and directions to 2e-6 of the CPU's,
           CHECK(c.read()[0] == count);
         });
       }
+}
+
+TEST_CASE("cuda find_rows: the largest sizes of channels in rows and in queries, of which there may be none") {
+  constexpr index_t heads = 3, group = 2, page_slots = 8, pages = 6, first = 3;  // the second head has found its factors, the third has no rows
+  const std::vector<prim::KeptRange> ranges{{first, 37, 0, 0}, {0, 40, 0, 0}, {}};
+  struct Tried {
+    index_t dim, tokens;
+  };
+  for (const Tried tried : {Tried{64, 0}, Tried{80, 1}, Tried{17, 70}, Tried{256, 5}}) {
+    const index_t dim = tried.dim, tokens = tried.tokens;
+    INFO("heads of " << dim << ", queries of " << tokens << " tokens");
+    std::vector<float> rows = normals(heads * pages * page_slots * dim, 3), queries = normals(heads * group * tokens * dim, 4);
+    rows[at(9 * dim + 2)] = NAN, rows[at(21 * dim)] = -INFINITY, rows[at(30 * dim + 5)] = -3e38f, rows[at((first + 37) * dim)] = 9.0f;
+    for (index_t i = 0; i < 37; ++i) rows[at((first + i) * dim + 7)] = NAN;
+    std::vector<float> expected(at(heads * 2 * dim), NAN);
+    std::fill_n(expected.begin(), 2 * dim, 0.0f);
+    const auto take = [](float& top, float x) { top = std::isfinite(x) ? std::max(top, std::fabs(x)) : top; };
+    for (index_t c = 0; c < dim; ++c) {
+      for (index_t i = 0; i < 37; ++i) take(expected[at(c)], rows[at((first + i) * dim + c)]);
+      for (index_t i = 0; i < group * tokens; ++i) take(expected[at(dim + c)], queries[at(i * dim + c)]);
+    }
+    test::each_way([&] {
+      test::Device device;
+      test::OnDevice<float> x(device, rows), q(device, queries), flags(device, {0.0f, 1.0f, 0.0f}), out(device, std::vector<float>(expected.size(), NAN));
+      std::vector<std::byte*> list;
+      for (index_t p = 0; p < heads * pages; ++p) list.push_back(reinterpret_cast<std::byte*>(x.data() + p * page_slots * dim));
+      test::OnDevice<std::byte*> table(device, list);
+      test::OnDevice<index_t> offset(device, {0, pages, 2 * pages, 3 * pages});
+      test::OnDevice<prim::KeptRange> due(device, ranges);
+      prim::FirstRows these{prim::ExactRows{DType::f32}, {}, {{}, nullptr, due.data()}, {flags.data(), 1}, {}, tokens > 0 ? group : 0};
+      these.column.newest = {table.data(), offset.data(), heads, page_slots, dim};
+      if (tokens > 0) these.queries = dense_view(static_cast<const float*>(q.data()), heads * group, tokens, dim);  // a turn has no view at all
+      REQUIRE(prim::FindRows::observe(device, prim::ChannelScale{.rule = prim::ChannelScale::Rule::balance}, these, out.data(), 2 * dim) == Status::ok);
+      close(out.read(), expected, 0.0f);
+    });
+  }
 }

@@ -7,8 +7,11 @@ kvcondense::Status rank_elsewhere(kvcondense::Context<kvcondense::Cuda>& ctx, kv
                                   const kvcondense::index_t* total, kvcondense::RaggedView<std::int32_t> slots,
                                   kvcondense::index_t* count);
 
+bool has_host_cache(const kvcondense::CacheShape& shape);
+
 int main() {
   using namespace kvcondense;
+  if (!has_host_cache({})) return 4;
   Expected<Context<Cuda>> ctx = Context<Cuda>::make(nullptr);
   if (!ctx) return ctx.status() == Status::no_device ? 0 : 1;
   if (prim::TopK<Cuda>::run(*ctx, {}, nullptr, nullptr, {}, nullptr) != Status::ok) return 2;

@@ -57,7 +57,7 @@ struct ColumnPlan {
   KVCONDENSE_HD index_t reach(index_t head, index_t slots, index_t line) const {
     return visible != nullptr ? visible[head * tokens + token(line)] : slots - rows + row(line) + 1;
   }
-  /// Slots that take part in a line's softmax.
+  /// Slots that take part in a line's softmax: no fewer than in that of the line before.
   KVCONDENSE_HD index_t sees(index_t head, index_t slots, index_t line) const {
     const index_t n = reach(head, slots, line), all = n < 0 ? 0 : n, old = slots - rows < 0 ? 0 : slots - rows;
     return past && old < all ? old : all;
@@ -151,7 +151,7 @@ __device__ inline void line_logits(const ColumnPlan& plan, const PagedHeads<KeyC
       x += shared.bias[lane];
       if (heads.passed.hides(head, at + lane, slots, plan.reach(head, slots, first + r))) x = minus_infinity();
       if (plan.seed != 0) x += noise(plan, head, slots, first + r, m, at + lane);
-      const float heat = plan.temperature + plan.warming * static_cast<float>(plan.token(first + r));
+      const float heat = plan.temperature + plan.warming * static_cast<float>(plan.row(first + r));
       if (heat != 1.0f) x /= heat;
       logit[k] = m == 0 || x > logit[k] ? x : logit[k];
     }
@@ -170,7 +170,7 @@ __global__ void __launch_bounds__(piece_threads, 4) column_pieces(PagedHeads<Key
   const int lines = static_cast<int>(plan.lines - first < row_block ? plan.lines - first : row_block);
   float top[warp_lines], total[warp_lines];
   for (int k = 0; k < warp_lines; ++k) top[k] = minus_infinity(), total[k] = 0.0f;
-  const index_t end = (piece + 1) * size < slots ? (piece + 1) * size : slots;
+  const index_t behind = (piece + 1) * size, seen = plan.sees(head, slots, first + lines - 1), end = behind < seen ? behind : seen;
   for (index_t at = piece * size; at < end; at += piece_tile) {
     const int count = static_cast<int>(end - at < piece_tile ? end - at : piece_tile);
     float logit[warp_lines];
@@ -272,6 +272,7 @@ __global__ void __launch_bounds__(piece_threads, 4) column_tiles(PagedHeads<KeyC
   if (mine && !apart) column.result = out[0];
   for (index_t first = 0; first < plan.lines; first += row_block) {
     const int lines = static_cast<int>(plan.lines - first < row_block ? plan.lines - first : row_block);
+    if (at >= plan.sees(head, slots, first + lines - 1)) continue;  // nor do the lines before
     float logit[warp_lines];
     line_logits(plan, heads, far, head, slots, at, count, first, lines, shared, tile, logit);
 #pragma unroll

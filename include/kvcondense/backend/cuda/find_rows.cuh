@@ -89,28 +89,44 @@ __global__ void __launch_bounds__(Threads) sum_energies(ChannelList list, FirstR
   to[c] = of_rows, to[dim + c] = of_queries;
 }
 
-/// The largest sizes of channels in rows, of numbers that are some: a thread a channel. Grid: blocks of channels, heads.
+inline constexpr int top_threads = 512, top_stripes = top_threads / cuda::warp_lanes;  ///< a lane a channel, a warp every sixteenth row
+
+struct TopShared {
+  float of[top_stripes][cuda::warp_lanes];
+};
+__device__ inline int top_channel() { return static_cast<int>(blockIdx.x) * cuda::warp_lanes + cuda::lane_of_warp(); }
+/// The largest of what the stripes of rows have of each channel, in any order the same. All threads; a barrier.
+__device__ inline void join_tops(float top, int dim, float* to) {
+  TopShared& shared = cuda::shared_as<TopShared>();
+  shared.of[cuda::warp_of_block()][cuda::lane_of_warp()] = top;
+  __syncthreads();
+  if (cuda::warp_of_block() != 0 || top_channel() >= dim) return;
+  for (int w = 1; w < top_stripes; ++w) top = ChannelScale::larger(top, shared.of[w][cuda::lane_of_warp()]);
+  to[top_channel()] = top;
+}
+
+/// The largest sizes of channels in rows, of numbers that are some. Grid: warps of channels, heads.
 template <int Threads>
 __global__ void __launch_bounds__(Threads) top_channels(FirstRows first, float* out, index_t step) {
   const index_t head = blockIdx.y;
   const DueRows rows = first.of(head);
   if (rows.due.size == 0) return;
-  const int dim = static_cast<int>(first.column.newest.dim), c = static_cast<int>(blockIdx.x) * Threads + static_cast<int>(threadIdx.x);
-  if (c >= dim) return;
+  const int dim = static_cast<int>(first.column.newest.dim), c = top_channel();
   float top = 0.0f;
-  for (index_t i = 0; i < rows.due.size; ++i) top = ChannelScale::larger(top, rows.row(static_cast<int>(i))(c));
-  out[head * step + c] = top;
+  for (index_t i = cuda::warp_of_block(); c < dim && i < rows.due.size; i += top_stripes) top = ChannelScale::larger(top, rows.row(static_cast<int>(i))(c));
+  join_tops(top, dim, out + head * step);
 }
 
-/// The same in queries, behind those.
+/// The same in queries, of which a turn has none, behind those.
 template <int Threads>
 __global__ void __launch_bounds__(Threads) top_query_channels(FirstRows first, float* out, index_t step) {
-  const index_t head = blockIdx.y, dim = first.queries.extent[2], c = static_cast<index_t>(blockIdx.x) * Threads + threadIdx.x;
-  if (first.due.of(head).size == 0 || !first.maps.waits(head) || c >= dim) return;
+  const index_t head = blockIdx.y, tokens = first.queries.extent[1];
+  if (first.of(head).due.size == 0) return;
+  const int dim = static_cast<int>(first.column.newest.dim), c = top_channel();
   float top = 0.0f;
   for (index_t h = head * first.group; h < (head + 1) * first.group; ++h)
-    for (index_t i = 0; i < first.queries.extent[1]; ++i) top = ChannelScale::larger(top, first.queries(h, i, c));
-  out[head * step + dim + c] = top;
+    for (index_t i = cuda::warp_of_block(); c < dim && i < tokens; i += top_stripes) top = ChannelScale::larger(top, first.queries(h, i, c));
+  join_tops(top, dim, out + head * step + dim);
 }
 
 }  // namespace cuda_kernels
@@ -148,9 +164,9 @@ struct FindRows {
   }
   static Status observe(Context<Cuda>& ctx, const ChannelScale& scale, const FirstRows& first, float* out, index_t step) {
     using namespace cuda_kernels;
-    const cuda::Grid grid{cuda::covering(first.column.newest.dim, 128), first.column.heads()};
-    const Status s = cuda::launch(ctx, top_channels<128>, grid, 128, 0, first, out, step);
-    return s == Status::ok && scale.needs_queries() ? cuda::launch(ctx, top_query_channels<128>, grid, 128, 0, first, out, step) : s;
+    const cuda::Grid grid{cuda::covering(first.column.newest.dim, cuda::warp_lanes), first.column.heads()};
+    const Status s = cuda::launch(ctx, top_channels<top_threads>, grid, top_threads, sizeof(TopShared), first, out, step);
+    return s == Status::ok && scale.needs_queries() ? cuda::launch(ctx, top_query_channels<top_threads>, grid, top_threads, sizeof(TopShared), first, out, step) : s;
   }
   /// What they become, on the host; `asked`: query rows that a head was asked by.
   static void settle(const FoundBasis& t, index_t dim, index_t, float* sums) { settle_basis(t, dim, sums); }

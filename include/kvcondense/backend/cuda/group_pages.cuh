@@ -1,12 +1,15 @@
 #pragma once
 
 #include <cstdint>
+#include <type_traits>
 
 #include <kvcondense/backend/cuda/block.cuh>
 #include <kvcondense/backend/cuda/context.cuh>
 #include <kvcondense/backend/cuda/head_slots.cuh>
 #include <kvcondense/backend/cuda/launch.cuh>
+#include <kvcondense/backend/cuda/mapped_rows.cuh>
 #include <kvcondense/backend/cuda/page_codec.cuh>
+#include <kvcondense/backend/cuda/scaled_rows.cuh>
 #include <kvcondense/core/status.hpp>
 #include <kvcondense/core/view.hpp>
 
@@ -141,11 +144,13 @@ struct GroupPages {
   }
   /// Live slots of two pages, decoded and coded again with parameters of their own, each in the class that it had. Places behind them, up to a whole group, repeat the last.
   ///
-  /// Numbers  as PageCodec<Cpu, Codec>::decode, then encode.
+  /// Numbers  as PageCodec<Cpu, Codec>::decode, then encode, of the codec below a map: rows are not mapped back and forth, which would round them.
   template <class Codec>
-  static Status join(Context<Cuda>& ctx, const Codec& codec, const ColumnParts& column, const GroupWork& work) {
+  static Status join(Context<Cuda>& ctx, const Codec& named, const ColumnParts& column, const GroupWork& work) {
     using namespace cuda_kernels;
-    return cuda::launch(ctx, join_groups<Codec>, {work.chains}, channel_threads, group_shared<JoinShared<Codec>>(codec), codec, static_cast<int>(codec.group_slots()),
+    const auto& codec = stored_codec(named);
+    using Stored = std::remove_cvref_t<decltype(codec)>;
+    return cuda::launch(ctx, join_groups<Stored>, {work.chains}, channel_threads, group_shared<JoinShared<Stored>>(codec), codec, static_cast<int>(codec.group_slots()),
                         static_cast<int>(column.coded.page_slots), static_cast<int>(column.coded.dim), work.joins, work.chain, work.rows);
   }
 };

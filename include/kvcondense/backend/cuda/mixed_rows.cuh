@@ -113,7 +113,15 @@ struct RowPage<MixedForm> {
     // A map of a forged file may name too many or too few: no class gets more slots than it has rows.
     const bool high = before < better && (in_map(map_of(slot), i) || i - before >= others);
     const int rank = high ? (before > i - others ? before : i - others) : i - (before < better ? before : better);
-    load_row(class_of(group_of(slot), high), rank, row);
+    const ClassPage page = class_of(group_of(slot), high);
+    const std::byte *const codes = page.row(rank), *const params = page.params_of(rank);
+    const auto param = [&](int at) { return read_number(DType::f16, params, at); };
+    const bool along = codec.axis == GroupAxis::channel;  // a channel has a scale and an offset, else the row has one of each
+    float scale = param(0), offset = param(1);
+    for (int c = cuda::lane_of_warp(); c < dim; c += cuda::warp_lanes) {
+      if (along) scale = param(c), offset = param(dim + c);
+      row[c] = __fadd_rn(__fmul_rn(static_cast<float>(row_code(codes, page.bits, c)), scale), offset);
+    }
   }
 
   struct GroupScratch {

@@ -34,10 +34,6 @@ struct DeviceForm<Transformed<ChannelScale, C>> {
   }
 };
 
-template <class C>
-constexpr bool table_serves(const Transformed<ChannelScale, C>& c) {
-  return table_serves(c.codec);
-}
 /// A step finds factors of rows as they are stored exactly, not of those that another map makes.
 template <class T, class C>
 constexpr bool table_serves(const Transformed<T, Transformed<ChannelScale, C>>&) {
