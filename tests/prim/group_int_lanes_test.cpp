@@ -112,7 +112,8 @@ void attend(Page<Bits>& page, index_t first, index_t count, index_t rows) {
   using Codec = PageCodec<Cpu, GroupInt<Bits>>;
   // Of a few scores all may be small, as sums of large numbers that cancel.
   const double allowed = page.codec.math == CodeMath::int8 ? 3e-2 : 4e-4;
-  attend(page, first, count, rows, count < 8 ? 5 * allowed : allowed, Codec::scores, Codec::accumulate);
+  attend(page, first, count, rows, count < 8 ? 5 * allowed : allowed, [](const auto&... args) { Codec::scores(args...); },
+         [](const auto&... args) { Codec::accumulate(args...); });
 }
 
 /// The way of processors that cannot multiply codes.
@@ -218,6 +219,7 @@ double attention_error(CodeMath math, index_t group, double spread) {
     const std::vector<float> a = k.back().decoded(0, slots), b = v.back().decoded(0, slots);
     keys.insert(keys.end(), a.begin(), a.end()), values.insert(values.end(), b.begin(), b.end());
   }
+  const auto key_plan = plan_for<Cpu>(k.front().codec, slots, dim), value_plan = plan_for<Cpu>(v.front().codec, slots, dim);
   test::fill_normal(q.data(), q.size(), 39);
   const auto dot = [&](index_t r, index_t i) {
     double sum = 0;
@@ -231,7 +233,7 @@ double attention_error(CodeMath math, index_t group, double spread) {
     for (index_t d = 0; d < dim; ++d) q[static_cast<std::size_t>(r * dim + d)] *= static_cast<float>(spread / std::sqrt(square));
   }
   for (index_t p = 0; p < pages; ++p)
-    Codec::scores(k[static_cast<std::size_t>(p)].codec, k[static_cast<std::size_t>(p)].span(), 0, slots, {q.data(), rows, dim}, {l.data() + p * slots, rows, all});
+    Codec::scores(key_plan, k[static_cast<std::size_t>(p)].span(), 0, slots, {q.data(), rows, dim}, {l.data() + p * slots, rows, all});
   std::vector<double> want(out.size());
   std::vector<float> sums(static_cast<std::size_t>(rows));
   for (index_t r = 0; r < rows; ++r) {
@@ -248,7 +250,7 @@ double attention_error(CodeMath math, index_t group, double spread) {
     for (index_t d = 0; d < dim; ++d) want[static_cast<std::size_t>(r * dim + d)] /= sum;
   }
   for (index_t p = 0; p < pages; ++p)
-    Codec::accumulate(v[static_cast<std::size_t>(p)].codec, v[static_cast<std::size_t>(p)].span(), 0, slots, {l.data() + p * slots, rows, all}, {out.data(), rows, dim});
+    Codec::accumulate(value_plan, v[static_cast<std::size_t>(p)].span(), 0, slots, {l.data() + p * slots, rows, all}, {out.data(), rows, dim});
   Error e;
   for (std::size_t i = 0; i < out.size(); ++i) e.add(want[i], static_cast<double>(out[i] / sums[i / dim]));
   return e.relative();

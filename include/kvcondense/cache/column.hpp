@@ -240,13 +240,14 @@ class Column {
   void scores(Cursor& at, index_t count, prim::RowBlock<const float> queries, prim::RowBlock<float> out,
               const PageProvider<Cpu>* pages = nullptr, const Column* then = nullptr) const {
     float packed[max_page_slots * max_rows];
+    const auto& plan = coded_.plan();
     const bool long_read = count >= max_page_slots;  // a stretch of many, behind which more will be read
     index_t done = 0;
     walk(at, count, [&](const auto& segment, const PageRef& ref, index_t first, index_t n, index_t live) {
       using C = std::remove_cvref_t<decltype(segment.codec())>;
       float* to = live == n ? out.data + done : packed;
       const index_t step = live == n ? out.step : max_page_slots;
-      prim::PageCodec<Cpu, C>::scores(segment.codec(), segment.span_then_next(ref, long_read || done + live < count, pages, likewise(segment, then)), first, n,
+      prim::PageCodec<Cpu, C>::scores(segment.plan(plan), segment.span_then_next(ref, long_read || done + live < count, pages, likewise(segment, then)), first, n,
                                       {queries.data + form(segment), queries.rows, queries.step}, {to, queries.rows, step});
       if (mapped(segment)) map_.add_to_scores(queries, {to, queries.rows, step}, n);
       if (owns_lengths(segment, ref)) own(ref).finish_scores(first, n, queries, {to, queries.rows, step});
@@ -266,6 +267,7 @@ class Column {
   void accumulate(Cursor& at, index_t count, prim::RowBlock<const float> weights, prim::RowBlock<float> out,
                   const PageProvider<Cpu>* pages = nullptr, const Column* then = nullptr) const {
     float spread[max_page_slots * max_rows], scaled[max_page_slots * max_rows];
+    const auto& plan = coded_.plan();
     const bool long_read = count >= max_page_slots;  // a stretch of many, behind which more will be read
     index_t done = 0;
     walk(at, count, [&](const auto& segment, const PageRef& ref, index_t first, index_t n, index_t live) {
@@ -286,7 +288,7 @@ class Column {
         own(ref).take_weights(first, n, {w, weights.rows, step}, {scaled, weights.rows, max_page_slots}, out);
         w = scaled, step = max_page_slots;
       }
-      prim::PageCodec<Cpu, C>::accumulate(segment.codec(), segment.span_then_next(ref, long_read || done + live < count, pages, likewise(segment, then)), first, n,
+      prim::PageCodec<Cpu, C>::accumulate(segment.plan(plan), segment.span_then_next(ref, long_read || done + live < count, pages, likewise(segment, then)), first, n,
                                           {w, weights.rows, step}, {out.data + form(segment), out.rows, out.step});
       if (mapped(segment)) map_.add_weights({w, weights.rows, step}, out, n);
       done += live;

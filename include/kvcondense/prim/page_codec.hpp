@@ -69,6 +69,8 @@ struct RowBlock {
 ///       out[r][i] = queries[r] . row[first + i]              overwritten; parameters folded into q
 ///   accumulate(codec, page, first, count, RowBlock<const float> weights, RowBlock<float> out)
 ///       out[r][:] += sum_i weights[r][i] * row[first + i]    parameters folded into the weights
+///   Plan(codec, page_slots, dim)                            a type; may be left out: what `scores` and `accumulate` also take
+///       in place of the codec, made once for many pages of one shape
 ///   kernel(codec, page, sums) -> const char*                may be left out: the name of what `scores` or `accumulate`
 ///       runs on such pages here, null where that is nothing but loops over rows
 ///
@@ -81,5 +83,12 @@ struct PageCodec {
                 "kvcondense: include kvcondense/cpu.hpp or kvcondense/cuda.cuh first, and store rows with a codec "
                 "that this backend knows.");
 };
+
+/// What `scores` and `accumulate` take for many pages of one shape: the codec's Plan, or the codec itself where it has none.
+template <Backend B, CodecDescription C>
+decltype(auto) plan_for(const C& codec, [[maybe_unused]] index_t page_slots, [[maybe_unused]] index_t dim) {
+  if constexpr (requires { typename PageCodec<B, C>::Plan; }) return typename PageCodec<B, C>::Plan(codec, page_slots, dim);
+  else return (codec);
+}
 
 }  // namespace kvcondense::prim

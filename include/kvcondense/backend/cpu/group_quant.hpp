@@ -19,6 +19,7 @@ namespace kvcondense::prim {
 template <int Bits>
 struct PageCodec<Cpu, GroupInt<Bits>> {
   using Codec = GroupInt<Bits>;
+  using Plan = cpu::CodePlan<Bits>;
 
   static index_t encode(const Codec& codec, PageSpan page, index_t first, index_t count,
                         RowBlock<const float> rows) {
@@ -41,39 +42,44 @@ struct PageCodec<Cpu, GroupInt<Bits>> {
     cpu::move_slot(cpu::GroupPage<Bits>{codec, to}, to_slot, cpu::GroupPage<Bits>{codec, from}, from_slot);
   }
 
-  static void scores(const Codec& codec, const PageSpan& page, index_t first, index_t count,
+  static void scores(const Plan& plan, const PageSpan& page, index_t first, index_t count,
                      const RowBlock<const float>& queries, const RowBlock<float>& out) {
-    const cpu::GroupPage<Bits> from{codec, page};
-    if (const cpu::CodeOps* ops = code_ops(from, false); ops != nullptr) return Codes(from, *ops).scores(first, count, queries, out);
+    if constexpr (Page::has_lanes)
+      if (plan.scoring != nullptr) return cpu::CodeAttention<Bits>(plan, page, *plan.scoring).scores(first, count, queries, out);
+    const Page from{plan.codec, page};
     cpu::by_rows(queries, out, [&](RowBlock<const float> q, RowBlock<float> o) {
-      if (codec.axis == GroupAxis::channel) cpu::scores_by_channel(from, first, count, q, o);
+      if (plan.codec.axis == GroupAxis::channel) cpu::scores_by_channel(from, first, count, q, o);
       else cpu::scores_by_token(from, first, count, q, o);
     });
   }
+  static void scores(const Codec& codec, const PageSpan& page, index_t first, index_t count,
+                     const RowBlock<const float>& queries, const RowBlock<float>& out) {
+    scores(Plan(codec, page.slots, page.dim), page, first, count, queries, out);
+  }
 
-  static void accumulate(const Codec& codec, const PageSpan& page, index_t first, index_t count,
+  static void accumulate(const Plan& plan, const PageSpan& page, index_t first, index_t count,
                          const RowBlock<const float>& weights, const RowBlock<float>& out) {
-    const cpu::GroupPage<Bits> from{codec, page};
-    if (const cpu::CodeOps* ops = code_ops(from, true); ops != nullptr) return Codes(from, *ops).accumulate(first, count, weights, out);
+    if constexpr (Page::has_lanes)
+      if (plan.summing != nullptr) return cpu::CodeAttention<Bits>(plan, page, *plan.summing).accumulate(first, count, weights, out);
+    const Page from{plan.codec, page};
     cpu::by_rows(weights, out, [&](RowBlock<const float> w, RowBlock<float> o) {
-      if (codec.axis == GroupAxis::channel) cpu::accumulate_by_channel(from, first, count, w, o);
+      if (plan.codec.axis == GroupAxis::channel) cpu::accumulate_by_channel(from, first, count, w, o);
       else cpu::accumulate_by_token(from, first, count, w, o);
     });
   }
+  static void accumulate(const Codec& codec, const PageSpan& page, index_t first, index_t count,
+                         const RowBlock<const float>& weights, const RowBlock<float>& out) {
+    accumulate(Plan(codec, page.slots, page.dim), page, first, count, weights, out);
+  }
 
   static const char* kernel(const Codec& codec, PageSpan page, bool sums) {
-    const cpu::CodeOps* ops = code_ops(cpu::GroupPage<Bits>{codec, page}, sums);
+    const Plan plan(codec, page.slots, page.dim);
+    const cpu::CodeOps* ops = sums ? plan.summing : plan.scoring;
     return ops == nullptr ? nullptr : ops->name;
   }
 
  private:
-  using Codes = cpu::CodeAttention<cpu::GroupPage<Bits>>;
-
-  /// What multiplies codes as they are stored; null: they are unpacked into floats.
-  static const cpu::CodeOps* code_ops(const cpu::GroupPage<Bits>& from, bool sums) {
-    if (!(sums ? Codes::can_sum(from) : Codes::can_score(from))) return nullptr;
-    return from.codec.math == CodeMath::int8 ? &cpu::byte_code_ops() : cpu::code_ops();
-  }
+  using Page = cpu::GroupPage<Bits>;
 
   static index_t encode_group(const cpu::GroupPage<Bits>& to, index_t slot, RowBlock<const float> rows) {
     const Codec& codec = to.codec;

@@ -14,41 +14,72 @@ namespace kvcondense::prim::cpu {
 inline constexpr index_t pair_outputs = 32, run_outputs = 64;  ///< slots or channels of a pair, and of one CodeRun
 inline constexpr index_t most_code_groups = 8;
 
-template <class Page>
-struct CodeAttention {
-  static constexpr float middle = 0.5f * static_cast<float>((1 << Page::bits) - 1);
+/// What attention over codes takes from their codec and from the shape of their pages: made once for all that are read one behind another.
+template <int Bits>
+struct CodePlan {
+  static constexpr float middle = 0.5f * static_cast<float>((1 << Bits) - 1);
 
-  const Page& from;
+  GroupInt<Bits> codec;
+  index_t dim, scales;             ///< scales of a group of slots
+  index_t group;                   ///< slots or channels that share a scale
+  index_t params_at, param_bytes;  ///< where parameters begin in a page; one of them
+  index_t slot_params;             ///< bytes of one of the scales of every slot
+  index_t to_offsets;              ///< bytes from scales to their offsets
+  bool offsets;
+  DType params;
+  MidRule rule;
+  const CodeOps* scoring = nullptr;  ///< what multiplies codes as they are stored; null: they are unpacked into floats
+  const CodeOps* summing = nullptr;
+
+  CodePlan(const GroupInt<Bits>& of, index_t slots, index_t width)
+      : codec(of), dim(width), scales(of.scales(width)), group(of.axis == GroupAxis::channel ? of.group_slots() : of.group_channels(width)),
+        params_at(of.params_at(slots, width)), param_bytes(size_of(of.params)), slot_params(slots * param_bytes),
+        to_offsets(scales * (of.axis == GroupAxis::channel ? param_bytes : slot_params)), offsets(has_offset(of.form)),
+        params(of.params == ParamType::f32 ? DType::f32 : of.params == ParamType::f16 ? DType::f16 : DType::bf16) {
+    with_form(of.form, [&]<GroupForm Form>() {
+      rule = {middle + base_of<Bits, Form>(1.0f, 0.0f), Form == GroupForm::minimum ? 1.0f : 0.0f,
+              has_offset(Form) && Form != GroupForm::minimum ? -1.0f : 0.0f};
+    });
+    const CodeLayout layout = of.layout_of(slots, width);
+    if (layout == CodeLayout::rows) return;
+    const CodeOps* ops = of.math == CodeMath::int8 ? &byte_code_ops() : code_ops();
+    if (layout == CodeLayout::slot_lanes && can_score()) scoring = ops;
+    if (layout == CodeLayout::channel_lanes && can_sum(slots)) summing = ops;
+  }
+
+  int multiplier_bytes() const { return codec.math == CodeMath::int8 ? 1 : 2; }
+
+ private:
+  bool can_score() const {
+    if (codec.axis == GroupAxis::channel) return group % pair_outputs == 0;
+    return group % 4 == 0 && scales <= most_code_groups;
+  }
+  bool can_sum(index_t slots) const {
+    if (slots > max_head_dim) return false;  // planes of FoldedRows have room for as many
+    return group % (codec.axis == GroupAxis::channel ? 4 : pair_outputs) == 0;
+  }
+};
+
+template <int Bits>
+struct CodeAttention {
+  static constexpr float middle = CodePlan<Bits>::middle;
+
+  const CodePlan<Bits>& plan;
+  const PageSpan& page;
   const CodeOps& ops;
-  index_t dim, group;
+  const index_t dim = plan.dim, group = plan.group;
   alignas(64) float scale[2 * max_head_dim];  ///< of up to two groups
   alignas(64) float mid[2 * max_head_dim];
   FoldedRows folded[2];
-  int multiplier_bytes;
 
-  CodeAttention(const Page& page, const CodeOps& code_ops)
-      : from(page), ops(code_ops), dim(page.page.dim),
-        group(page.codec.axis == GroupAxis::channel ? page.codec.group_slots() : page.codec.group_channels(dim)),
-        multiplier_bytes(page.codec.math == CodeMath::int8 ? 1 : 2) {}
-
-  /// Whether these pages can be scored, or summed, this way.
-  static bool can_score(const Page& from) {
-    if (from.layout() != CodeLayout::slot_lanes) return false;
-    if (from.codec.axis == GroupAxis::channel) return from.codec.group_slots() % pair_outputs == 0;
-    return from.codec.group_channels(from.page.dim) % 4 == 0 && from.codec.scales(from.page.dim) <= most_code_groups;
-  }
-  static bool can_sum(const Page& from) {
-    if (from.layout() != CodeLayout::channel_lanes || from.page.slots > max_slots) return false;
-    if (from.codec.axis == GroupAxis::channel) return from.codec.group_slots() % 4 == 0;
-    return from.codec.group_channels(from.page.dim) % pair_outputs == 0;
-  }
+  CodeAttention(const CodePlan<Bits>& by, const PageSpan& of, const CodeOps& code_ops) : plan(by), page(of), ops(code_ops) {}
 
   void scores(index_t first, index_t count, const RowBlock<const float>& queries, const RowBlock<float>& out) {
     for (index_t r = 0; r < queries.rows; r += FoldedRows::most) {
       const index_t n = std::min(FoldedRows::most, queries.rows - r);
       const RowBlock<const float> q{queries.data + r * queries.step, n, queries.step};
       const RowBlock<float> to{out.data + r * out.step, n, out.step};
-      if (from.codec.axis == GroupAxis::channel) scores_by_channel(first, count, q, to);
+      if (by_channel()) scores_by_channel(first, count, q, to);
       else scores_by_token(first, count, q, to);
     }
   }
@@ -72,7 +103,7 @@ struct CodeAttention {
       }
       const RowBlock<const float> by{w, rows, step};
       const RowBlock<float> to{out.data + r * out.step, rows, out.step};
-      if (from.codec.axis == GroupAxis::channel) sum_by_channel(start, n, by, to);
+      if (by_channel()) sum_by_channel(start, n, by, to);
       else sum_by_token(start, n, by, to);
     }
   }
@@ -80,9 +111,8 @@ struct CodeAttention {
  private:
   static constexpr index_t max_slots = max_head_dim;  ///< of a page, as of the planes of FoldedRows
 
-  const std::byte* next(const std::byte* at) const {
-    return from.page.next == nullptr ? nullptr : from.page.next + (at - from.page.data);
-  }
+  bool by_channel() const { return plan.codec.axis == GroupAxis::channel; }
+  const std::byte* next(const std::byte* at) const { return page.next == nullptr ? nullptr : page.next + (at - page.data); }
   /// Asks for parameters of the next page. Inlined, since g++ 12 takes a function that only asks for one without effect, and drops the call.
   [[gnu::always_inline]] void ask_for(const std::byte* at, index_t bytes) const {
     if (const std::byte* p = next(at); p != nullptr)
@@ -91,33 +121,27 @@ struct CodeAttention {
 
   /// scale[i] and the number in the middle of its range, of n parameters that lie one behind the other.
   void read(const std::byte* scales, const std::byte* offsets, index_t n, float* s, float* m) const {
-    const ParamType t = from.codec.params;
-    const bool stored = has_offset(from.codec.form);
-    MidRule rule;
-    with_form(from.codec.form, [&]<GroupForm Form>() {
-      rule = {middle + base_of<Page::bits, Form>(1.0f, 0.0f), Form == GroupForm::minimum ? 1.0f : 0.0f,
-              stored && Form != GroupForm::minimum ? -1.0f : 0.0f};
-    });
-    ops.read(t == ParamType::f32 ? DType::f32 : t == ParamType::f16 ? DType::f16 : DType::bf16, scales, stored ? offsets : nullptr,
-             n, rule, s, m);
+    ops.read(plan.params, scales, plan.offsets ? offsets : nullptr, n, plan.rule, s, m);
   }
   /// Of a group of slots.
   void read_channels(index_t of, index_t which = 0) {
-    const std::byte* at = from.params(0) + of * from.codec.group_bytes(dim);
-    ask_for(at, from.codec.group_bytes(dim));
-    read(at, at + dim * size_of(from.codec.params), dim, scale + which * max_head_dim, mid + which * max_head_dim);
+    const index_t bytes = plan.offsets ? 2 * plan.to_offsets : plan.to_offsets;
+    const std::byte* at = page.data + plan.params_at + of * bytes;
+    ask_for(at, bytes);
+    read(at, at + plan.to_offsets, dim, scale + which * max_head_dim, mid + which * max_head_dim);
   }
+  /// Of the j-th group of channels, of n slots.
   void read_slots(index_t j, index_t slot, index_t n, float* s, float* m) const {
-    const std::byte* at = from.params(slot) + j * from.params_step();
-    const std::byte* offsets = at + from.codec.scales(dim) * from.params_step();
-    ask_for(at, n * size_of(from.codec.params));
-    if (has_offset(from.codec.form)) ask_for(offsets, n * size_of(from.codec.params));
+    const std::byte* at = page.data + plan.params_at + j * plan.slot_params + slot * plan.param_bytes;
+    const std::byte* offsets = at + plan.to_offsets;
+    ask_for(at, n * plan.param_bytes);
+    if (plan.offsets) ask_for(offsets, n * plan.param_bytes);
     read(at, offsets, n, s, m);
   }
 
   /// A run that begins with this slot.
   CodeRun slot_run(index_t slot) const {
-    const auto codes = from.in_lanes();
+    const CodeLanes<Bits> codes{page.data, CodeLayout::slot_lanes, dim};
     CodeRun run;
     run.first = codes.block(slot, 0);
     run.second = codes.block(slot + 16, 0) - run.first;
@@ -128,7 +152,7 @@ struct CodeAttention {
   }
   /// Of up to `channels` channels.
   CodeRun channel_run(index_t slot, index_t slots, index_t channel, index_t channels) const {
-    const auto codes = from.in_lanes();
+    const CodeLanes<Bits> codes{page.data, CodeLayout::channel_lanes, dim};
     CodeRun run;
     run.first = codes.block(slot, channel);
     run.second = codes.block(slot, channel + 16) - run.first;
@@ -165,21 +189,21 @@ struct CodeAttention {
     for (index_t begin = of * group; begin < end; begin += 2 * group, of += 2) {
       const index_t groups = begin + group < end || group < run_outputs ? 2 : 1;
       for (index_t k = 0; k < groups; ++k) read_channels(of + k, k);
-      ops.fold(multiplier_bytes, q, groups, scale, mid, dim, middle, folded);
+      ops.fold(plan.multiplier_bytes(), q, groups, scale, mid, dim, middle, folded);
       const index_t from_slot = std::max(first, begin), to_slot = std::min(end, begin + 2 * group);
       by_blocks(from_slot, to_slot - from_slot, {out.data + from_slot - first, out.rows, out.step}, [&](index_t slot, const RowBlock<float>& part) {
-        ops.dot(Page::bits, slot_run(slot), folded_at(slot - begin, groups), folded_at(slot + pair_outputs - begin, groups), part);
+        ops.dot(Bits, slot_run(slot), folded_at(slot - begin, groups), folded_at(slot + pair_outputs - begin, groups), part);
       });
     }
   }
 
   void scores_by_token(index_t first, index_t count, const RowBlock<const float>& q, const RowBlock<float>& out) {
-    const index_t groups = dim / group;
+    const index_t groups = plan.scales;
     FoldedRows each[most_code_groups];
     float sums[most_code_groups][FoldedRows::most];
     for (index_t j = 0; j < groups; ++j) {
       const RowBlock<const float> part{q.data + j * group, q.rows, q.step};
-      ops.fold(multiplier_bytes, part, 1, nullptr, nullptr, group, middle, &each[j]);
+      ops.fold(plan.multiplier_bytes(), part, 1, nullptr, nullptr, group, middle, &each[j]);
       for (index_t r = 0; r < q.rows; ++r) {
         sums[j][r] = 0.0f;
         for (index_t c = 0; c < group; ++c) sums[j][r] += part.data[r * part.step + c];
@@ -191,7 +215,7 @@ struct CodeAttention {
       run.steps = group / 4;
       for (index_t r = 0; r < q.rows; ++r) std::fill_n(to.data + r * to.step, run_outputs, 0.0f);
       for (index_t j = 0; j < groups; ++j, run.first += run.steps * run.step, run.next = next(run.first)) {
-        ops.dot(Page::bits, run, each[j], each[j], {codes, q.rows, run_outputs});
+        ops.dot(Bits, run, each[j], each[j], {codes, q.rows, run_outputs});
         read_slots(j, slot, run_outputs, scale, mid);
         ops.scale_add(codes, run_outputs, scale, mid, sums[j], to);
       }
@@ -202,10 +226,10 @@ struct CodeAttention {
     for (index_t j = 0; j * group < dim; j += 2) {
       const index_t groups = (j + 1) * group < dim ? 2 : 1;
       for (index_t k = 0; k < groups; ++k) read_slots(j + k, start, n, scale + k * max_head_dim, mid + k * max_head_dim);
-      ops.fold(multiplier_bytes, w, groups, scale, mid, n, middle, folded);
+      ops.fold(plan.multiplier_bytes(), w, groups, scale, mid, n, middle, folded);
       const index_t begin = j * group, end = std::min(dim, begin + 2 * group);
       for (index_t c = begin; c < end; c += run_outputs)
-        ops.dot_add(Page::bits, channel_run(start, n, c, end - c), folded_at(c - begin, groups), folded_at(c + pair_outputs - begin, groups),
+        ops.dot_add(Bits, channel_run(start, n, c, end - c), folded_at(c - begin, groups), folded_at(c + pair_outputs - begin, groups),
                     {out.data + c, w.rows, out.step});
     }
   }
@@ -217,14 +241,14 @@ struct CodeAttention {
       const index_t of = at / group, end = std::min(of * group + group, start + n), some = end - at;
       const RowBlock<const float> part{w.data + at - start, w.rows, w.step};
       read_channels(of);
-      ops.fold(multiplier_bytes, part, 1, nullptr, nullptr, some, middle, folded);
+      ops.fold(plan.multiplier_bytes(), part, 1, nullptr, nullptr, some, middle, folded);
       for (index_t r = 0; r < w.rows; ++r) {
         sums[r] = 0.0f;
         for (index_t i = 0; i < some; ++i) sums[r] += part.data[r * part.step + i];
       }
       for (index_t c = 0; c < dim; c += run_outputs) {
         const index_t outputs = std::min(run_outputs, dim - c);
-        ops.dot(Page::bits, channel_run(at, some, c, outputs), folded[0], folded[0], {codes, w.rows, outputs});
+        ops.dot(Bits, channel_run(at, some, c, outputs), folded[0], folded[0], {codes, w.rows, outputs});
         ops.scale_add(codes, outputs, scale + c, mid + c, sums, {out.data + c, w.rows, out.step});
       }
       at = end;
