@@ -20,6 +20,7 @@ namespace kvcondense::cache {
 /// The same column of the heads before one that share rows with it, the nearest first.
 template <class Column>
 struct CudaBefore {
+  /// A head of a layer's column.
   struct Head {
     const Column* column = nullptr;
     index_t head = 0;
