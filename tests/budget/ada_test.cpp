@@ -59,8 +59,8 @@ TEST_CASE("ada: the layer's total is exactly the base's, on ragged heads", "[bud
   Ints same;
   for (index_t h = 0; h < heads; ++h) same.push_back(h);
   const evict::SnapKV base{.tokens = 24, .window = 8};
-  auto plain = ragged(base, shape, seed, same);
-  auto ada = ragged(budget::Ada{base, floor, form}, shape, seed, same);
+  auto plain = ragged(base, shape, seed, same, 3);
+  auto ada = ragged(budget::Ada{base, floor, form}, shape, seed, same, 3);
   const PerToken mass = [&](index_t h, index_t t) {
     const double x = number(seed, h, t);
     return seed % 2 == 0 ? std::floor(3 * x) : x * static_cast<double>(h + 1);

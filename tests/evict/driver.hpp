@@ -4,6 +4,7 @@
 #include <cmath>
 #include <deque>
 #include <functional>
+#include <memory>
 #include <string>
 #include <vector>
 
@@ -36,6 +37,7 @@ struct Driver {
   Rows held;                                            // tokens of each head
   std::vector<std::vector<std::vector<float>>> lane;    // [lane][head][slot]
   StepInputs inputs;                                    // of the next step; the mass is put in by step
+  std::shared_ptr<const void> owner;                    // may hold what they look at
   std::function<float(index_t, index_t, index_t)> key, value;  // (head, token, channel); none: not there
   std::function<float(index_t, index_t, index_t)> query;       // (query head, token, channel); none: no columns
   const QueryColumns<Cpu>* columns = nullptr;                  // instead of those of `query`
