@@ -62,6 +62,38 @@ TEST_CASE("h2o: scores and kept sets equal the oracle through prefill and decode
   }
 }
 
+// The simulation of H2O by masks counts the coming token among the `recent` ones and judges what leaves them one step
+// later. A cache has let it go by then: what the simulation shows a query is what `recent - 1` keeps, unless that late
+// token is a heavy one, which the simulation hides for one step.
+TEST_CASE("h2o: a simulation by masks shows each query what one recent token less keeps", "[evict][h2o]") {
+  const auto oracle = eviction_oracle("h2o_mask_variant");
+  const FX1 fx;
+  const auto& params = oracle["params"];
+  const index_t head = params["query_head"], recent = params["recent_budget"];
+  auto d = drive({.q_heads = 1, .kv_heads = 1, .head_dim = 4}, evict::H2O{.heavy = params["heavy_budget"], .recent = recent - 1});
+  const auto mass = [&](index_t first, index_t last, const Ints& tokens) -> PerToken {
+    return [&fx, head, first, last, tokens](index_t, index_t token) {
+      double sum = 0;
+      const auto j = static_cast<std::size_t>(std::find(tokens.begin(), tokens.end(), token) - tokens.begin());
+      for (index_t i = first; i < last; ++i) sum += fx.probabilities(head, i, tokens)[j];
+      return sum;
+    };
+  };
+  REQUIRE(d.step(8, Phase::prefill_end, mass(0, 8, with_new(Rows(1), 0, 8)[0])) == Status::ok);
+  index_t steps = 0;
+  for (const auto& step : oracle["next_step_visibility"]) {
+    const index_t t = step["query"];
+    std::vector<double> scores;
+    for (const index_t token : d.held[0]) scores.push_back(step["raw_scores_before"][at(token)]);
+    require_scores(d.lane[0][0], scores);
+    const Ints visible = with_new(d.held, t, 1)[0];
+    REQUIRE(visible == step["visible"].get<Ints>());
+    REQUIRE(d.step(1, Phase::decode, mass(t, t + 1, visible)) == Status::ok);
+    ++steps;
+  }
+  REQUIRE(steps == 4);
+}
+
 TEST_CASE("h2o: a promoted token pushes out a heavy one", "[evict][h2o]") {
   const auto oracle = eviction_oracle("h2o_scripted");
   auto d = drive({}, evict::H2O{.heavy = oracle["params"]["hh_size"], .recent = oracle["params"]["recent_size"]});
