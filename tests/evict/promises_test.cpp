@@ -29,6 +29,8 @@ struct AtPromptEnd {
   constexpr auto pipeline() const { return policy.pipeline().with_trigger(evict::PrefillOnce{}); }
   Status validate(const CacheShape& shape) const { return policy.validate(shape); }
 };
+template <class P>
+AtPromptEnd(P) -> AtPromptEnd<P>;
 
 const evict::H2O some{.heavy = 20, .recent = 4}, all{.heavy = 300, .recent = 4};
 
