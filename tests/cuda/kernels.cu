@@ -239,8 +239,8 @@ Status head_words(Context<Cuda>& ctx, TensorView<const float, 3> numbers, Tensor
   return s == Status::ok ? prim::SharedDirection<Cuda>::between(ctx, 0.5f, block, block, 1, {}) : s;
 }
 
-template <class K>
-Status columns(Context<Cuda>& ctx, const prim::ColumnRequest& r, TensorView<const float, 3> queries, const prim::PagedHeads<K, K>& heads) {
+template <class K, class V>
+Status columns(Context<Cuda>& ctx, const prim::ColumnRequest& r, TensorView<const float, 3> queries, const prim::PagedHeads<K, V>& heads) {
   const Status s = prim::QueryRows::join(ctx, queries, queries, {});
   return s == Status::ok ? prim::AttendColumns<Cuda>::run(ctx, r, queries, 1.0f, heads, 4096) : s;
 }
