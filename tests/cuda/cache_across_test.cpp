@@ -5,11 +5,9 @@
 #include <kvcondense/evict/sink_window.hpp>
 #include <kvcondense/lowrank/joint_heads.hpp>
 #include <kvcondense/lowrank/xkv.hpp>
-#include <kvcondense/merge/d2o.hpp>
 #include <kvcondense/position/reindex.hpp>
 #include <kvcondense/quant/fp8.hpp>
 #include <kvcondense/quant/kivi.hpp>
-#include <kvcondense/retrieve/quest.hpp>
 
 #include "cache_coordinates.hpp"
 
@@ -115,7 +113,5 @@ TEST_CASE("cuda cache across layers: what is not there is refused") {
   const CacheShape odd_heads{.layers = 2, .q_heads = 3, .kv_heads = 3, .head_dim = 64};
   const auto status = [&](const CacheShape& shape, const auto&... stages) { return make_cache<Cuda>(shape, recipe(stages...)).status(); };
   CHECK(status(odd_heads, lowrank::XKv{.layers = 2, .heads = 2}) == Status::not_supported);  // heads of a layer that differ in their ranks
-  CHECK(status(three, lowrank::XKv{.layers = 2}, retrieve::Quest{.page = 4}) == Status::not_supported);
-  CHECK(status(three, evict::SinkWindow{.recent = 24}, lowrank::XKv{.layers = 2}, merge::D2O{}) == Status::not_supported);
   CHECK(status(three, lowrank::XKv{.keep = 0.25, .value_keep = 0.25, .layers = 2}, quant::Kivi<2>{.group_size = 8, .residual_window = 8}) == Status::not_supported);
 }

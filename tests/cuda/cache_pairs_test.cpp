@@ -5,7 +5,6 @@
 #include <kvcondense/evict/sink_window.hpp>
 #include <kvcondense/merge/minicache.hpp>
 #include <kvcondense/quant/fp8.hpp>
-#include <kvcondense/retrieve/quest.hpp>
 
 #include "cache_coordinates.hpp"
 
@@ -45,6 +44,22 @@ TEST_CASE("cuda cache of pairs: directions are counted once, rows that stay are 
   CHECK(report->across_rows == 2 * 2 * 2 * (16 - 4));
   CHECK(report->coded_bytes >= 4 * (directions + 2 * (lengths + heads + 4 * row)));
   CHECK(report->coded_bytes <= 4 * (directions + 2 * (lengths + heads + 4 * (row + 4))));
+  pair.compare_reports();
+}
+
+TEST_CASE("cuda cache of pairs: pages of more slots than a word has bits") {
+  const CacheShape long_pages{.layers = 2, .q_heads = 2, .kv_heads = 1, .head_dim = 16, .dtype = DType::f32, .page_slots = 128};
+  Pair pair(recipe(merge::MiniCache{.start = 0.0f, .part = 0.1f}), "minicache(start=0%, part=10%)", long_pages, {});
+  pair.allow(2e-6f);
+  pair.forward(140, prim::AttendMath::f32, 2e-5f);
+  const auto report = pair.on_device().report(pair.device());
+  REQUIRE(report);
+  CHECK(report->across_rows == 2 * 2 * (128 - 13));
+  pair.exchange();
+  pair.truncate(100);
+  pair.remove(40, 90);
+  pair.forward(3, prim::AttendMath::f32, 2e-5f);
+  pair.exchange();
   pair.compare_reports();
 }
 
@@ -100,6 +115,5 @@ TEST_CASE("cuda cache of pairs: refused memory loses nothing") {
 TEST_CASE("cuda cache of pairs: what is not there is refused") {
   const auto status = [&](const auto&... stages) { return make_cache<Cuda>(pair_of, recipe(stages...)).status(); };
   CHECK(status(merge::MiniCache{.start = 0.4f}, quant::Fp8{}) == Status::not_supported);  // directions that become codes
-  CHECK(status(merge::MiniCache{.start = 0.4f}, retrieve::Quest{.page = 4}) == Status::not_supported);
   CHECK(status(merge::MiniCache{.start = 1.0f}) == Status::invalid_argument);
 }

@@ -239,8 +239,8 @@ Status head_words(Context<Cuda>& ctx, TensorView<const float, 3> numbers, Tensor
   return s == Status::ok ? prim::SharedDirection<Cuda>::between(ctx, 0.5f, block, block, 1, {}) : s;
 }
 
-template <class K>
-Status columns(Context<Cuda>& ctx, const prim::ColumnRequest& r, TensorView<const float, 3> queries, const prim::PagedHeads<K, K>& heads) {
+template <class K, class V>
+Status columns(Context<Cuda>& ctx, const prim::ColumnRequest& r, TensorView<const float, 3> queries, const prim::PagedHeads<K, V>& heads) {
   const Status s = prim::QueryRows::join(ctx, queries, queries, {});
   return s == Status::ok ? prim::AttendColumns<Cuda>::run(ctx, r, queries, 1.0f, heads, 4096) : s;
 }
@@ -284,6 +284,29 @@ template Status coded_rows(Context<Cuda>&, const CodedCoordinates&, const prim::
 template Status attend(Context<Cuda>&, const prim::AttendRequest&, const prim::PagedHeads<Coordinates, Coordinates>&);
 template Status attend(Context<Cuda>&, const prim::AttendRequest&, const prim::PagedHeads<CodedCoordinates, CodedCoordinates>&);
 template Status columns(Context<Cuda>&, const prim::ColumnRequest&, TensorView<const float, 3>, const prim::PagedHeads<Coordinates, Coordinates>&);
+// Coordinates, exact or as codes, that heads of several layers, or of one, store together.
+template <class C>
+Status shared_rows(Context<Cuda>& ctx, const prim::SharingLayers<C>& layers, const prim::SharedSlots* pages, const prim::ColumnParts& column, const prim::GroupWork& work,
+                   float* sums) {
+  Status s = prim::SharedRows::products(ctx, layers, {}, 1, sums);
+  if (s == Status::ok) s = prim::SharedRows::sum(ctx, layers, pages, 1, nullptr);
+  return s == Status::ok ? prim::SharedRows::join(ctx, layers.at[0].codec, column, work) : s;
+}
+template Status shared_rows(Context<Cuda>&, const prim::SharingLayers<Coordinates>&, const prim::SharedSlots*, const prim::ColumnParts&, const prim::GroupWork&, float*);
+template Status shared_rows(Context<Cuda>&, const prim::SharingLayers<CodedCoordinates>&, const prim::SharedSlots*, const prim::ColumnParts&, const prim::GroupWork&, float*);
+// The largest codec of which kernels take one for every layer of a group.
+using TurnedCoordinates = prim::Latent<Turned>;
+template Status shared_rows(Context<Cuda>&, const prim::SharingLayers<TurnedCoordinates>&, const prim::SharedSlots*, const prim::ColumnParts&, const prim::GroupWork&, float*);
+
+// Rows that two layers store as a direction and two lengths.
+Status paired_rows(Context<Cuda>& ctx, const prim::SharingLayers<prim::PairedRows>& layers, const prim::PairedPage* pages, const prim::ColumnParts& column,
+                   const prim::GroupWork& work, float* distance, std::uint8_t* kept, index_t* count) {
+  Status s = prim::PairRows::measure(ctx, layers, {}, 0, 1, distance, kept, count);
+  if (s == Status::ok) s = prim::PairRows::run(ctx, layers, 0.5f, pages, 1);
+  return s == Status::ok ? prim::SharedRows::join(ctx, layers.at[0].codec, column, work) : s;
+}
+template Status attend(Context<Cuda>&, const prim::AttendRequest&, const prim::PagedHeads<prim::PairedRows, prim::PairedRows>&);
+template Status columns(Context<Cuda>&, const prim::ColumnRequest&, TensorView<const float, 3>, const prim::PagedHeads<prim::PairedRows, prim::PairedRows>&);
 Status find_maps(Context<Cuda>& ctx, const prim::FirstRows& first, float* sums) {
   Status s = prim::FindRows::observe(ctx, prim::FoundBasis{}, first, sums, 1);
   if (s == Status::ok) s = prim::FindRows::observe(ctx, prim::ChannelScale{prim::ChannelScale::Rule::balance}, first, sums, 1);

@@ -286,6 +286,7 @@ class Cache<Cuda, R> {
   // Rows that heads store together: cuda_cache_across.cuh.
   static constexpr bool may_share = requires(const R& r, const CacheShape& shape) { r.lowrank.row_groups(shape); };
   Status make_sharing();
+  static index_t indexed_rows(const Layer& l, index_t head);
   static constexpr bool pairs_columns = std::same_as<KeyCodec, prim::PairedRows> && std::same_as<ValueCodec, prim::PairedRows>;
   Together together(index_t layer) const {
     if (groups_.layers_of(shape().layers, layer).count * groups_.heads == 1) return Together::alone;

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <bit>
 #include <cstdint>
+#include <limits>
 
 #include <kvcondense/cache/cuda_cache.cuh>
 #include <kvcondense/cache/page_list.hpp>
@@ -18,15 +19,26 @@ Status Cache<Cuda, R>::make_sharing() {
     if (groups_.most() == 1) return Status::ok;
     if (fold_.across.active && !std::same_as<decltype(R::lowrank), NoLowRank>) return Status::incompatible;
     if (fold_.across.active && !pairs_columns) return Status::not_supported;  // directions that become codes
-    // Heads of a layer are alike in whether they share rows; neither an index nor what folds slots into others knows of those that become shared behind a step.
-    if (shape().kv_heads % groups_.heads != 0 || retrieves || fold_.active) return Status::not_supported;
+    // Heads of a layer are alike in whether they share rows; units that are read for many steps, and what a window watches, are of rows as a step leaves them.
+    if (shape().kv_heads % groups_.heads != 0) return Status::not_supported;
+    if constexpr (retrieves)
+      if (recipe_.retrieve.pipeline().holds() || retrieval_.watches()) return Status::not_supported;
     sharing_ = cache::CudaSharing(*memory_);
   }
   return Status::ok;
 }
 
+/// Slots of a head in front of the first whose row may become a shared one, of columns that an index knows.
+template <class R>
+index_t Cache<Cuda, R>::indexed_rows(const Layer& l, index_t head) {
+  const auto settled = [&](const auto& c) { return c.plan().paired() ? c.settled_together(head) : std::numeric_limits<index_t>::max(); };
+  if constexpr (decltype(retrieval_)::mixes) return std::min(settled(l.keys), settled(l.values));
+  else return settled(l.keys);
+}
+
 /// At the end of a step of a layer; the last one of its group shares what all of them hold, so that directions are found from the whole of a prompt. What
-/// memory is refused to waits for the next step. Where a page may be due the stream is waited for.
+/// memory is refused to waits for the next step. Where a page may be due and tokens have left, or pairs are measured, or an index has to follow, the stream is
+/// waited for.
 template <class R>
 Status Cache<Cuda, R>::share_rows(Context<Cuda>& ctx, index_t layer) {
   if constexpr (may_share || may_pair) {
@@ -41,8 +53,15 @@ Status Cache<Cuda, R>::share_rows(Context<Cuda>& ctx, index_t layer) {
     const index_t recent = fold_.across.recent;
     if (!sharing_.due(g, &Layer::keys, recent) && !sharing_.due(g, &Layer::values, recent)) return Status::ok;
     for (index_t i = 0; i < group.count; ++i) {
+      if (!g.at[i]->counted()) continue;
       if (const Status s = g.at[i]->fence.wait(); s != Status::ok) return s;
       g.at[i]->learn();
+    }
+    if (const Status s = sharing_.tell(ctx, g); s != Status::ok) return s;
+    [[maybe_unused]] Buffer<index_t> settled(heap_memory());  // slots of a head whose rows an index knows as they will be
+    if constexpr (retrieves) {
+      if (settled.resize(group.count * g.heads) != Status::ok) return Status::ok;
+      for (index_t i = 0; i < settled.size(); ++i) settled[i] = indexed_rows(*g.at[i / g.heads], i % g.heads);
     }
     const auto share = [&](auto column) {
       if constexpr (may_pair) return sharing_.pair(ctx, g, column, fold_.across);
@@ -50,6 +69,13 @@ Status Cache<Cuda, R>::share_rows(Context<Cuda>& ctx, index_t layer) {
     };
     Status s = share(&Layer::keys);
     if (s == Status::ok) s = share(&Layer::values);
+    if constexpr (retrieves)
+      for (index_t i = 0; i < group.count && s == Status::ok; ++i) {
+        const auto from = [&](index_t h) { return settled[i * g.heads + h]; };
+        bool changed = false;
+        for (index_t h = 0; h < g.heads; ++h) changed = changed || indexed_rows(*g.at[i], h) != from(h);
+        if (changed) s = retrieval_.remake(ctx, group.first + i, *g.at[i], shape(), from);
+      }
     for (index_t i = 0; i < group.count && s == Status::ok; ++i) s = g.at[i]->trim(ctx);
     for (index_t i = 0; i < group.count; ++i) g.at[i]->torn = s != Status::ok;
     return s;

@@ -72,6 +72,8 @@ class CudaColumn {
   const Plan& plan() const { return plan_; }
   const Most& most(index_t head) const { return most_[head]; }
 
+  /// Whether only the device knows how many slots the parts hold, until `learn`.
+  bool counted() const { return counted_; }
   /// Behind the last step: numbers are exact. `slots(head)`: of all parts together.
   template <class Slots>
   void learn(Slots&& slots) {
@@ -79,6 +81,7 @@ class CudaColumn {
       const auto& t = told_[static_cast<std::size_t>(h)];
       most_[h] = {t.first + fresh_, t.coded, slots(h) - t.first - fresh_ - t.coded};
     }
+    counted_ = false;
   }
 
   /// Pages for `first` more first slots of each head and `newest` more newest ones. On refusal nothing that counts changes.
@@ -160,6 +163,7 @@ class CudaColumn {
               RaggedView<const float> scores, TensorView<const float, 3> queries) {
     const prim::ExactRows& exact = plan_.exact;
     if (!leaves && !due() && !unsettled()) return Status::ok;
+    counted_ = true;
     if (!plan_.has_parts()) {
       const Status s = upload(ctx);
       return s == Status::ok ? prim::KeepRows<Cuda>::rows(ctx, exact, device().newest, keep) : s;
@@ -276,10 +280,11 @@ class CudaColumn {
   const Buffer<CudaGroups::Ref>& coded_pages(index_t head) const { return groups_.pages(head); }
   CudaCodec<Codec>& found() { return codec_; }
   const CudaCodec<Codec>& found() const { return codec_; }
+  index_t settled_together(index_t head) const { return most_[head].first + most_[head].coded; }
   index_t due_together(index_t head, index_t pending) const { return most_[head].newest - pending - plan_.flush.keep; }
   Status reserve_shared(index_t head, index_t pages);
-  void take_shared(index_t head, CudaPage* page);
-  void take_newest(index_t head, CudaPage* page = nullptr);
+  void take_shared(index_t head, index_t p, CudaPage* page);
+  void leave_newest(index_t head, index_t pages);
   Status tell_shared(Context<Cuda>& ctx);
 
   /// Makes an empty column of the same plan one of the same rows: pages are shared until either side writes them. Behind `learn`.
@@ -293,8 +298,7 @@ class CudaColumn {
   /// What is told to the host becomes what the device has.
   Status tell_device(const Context<Cuda>& ctx) {
     fresh_ = 0, laid_ = false;
-    const cudaError_t e = cudaMemcpyAsync(counts_.data(), told_.data(), told_.size_bytes(), cudaMemcpyHostToDevice, ctx.stream());
-    const Status s = cuda::settled(e);
+    const Status s = cuda::settled(cudaMemcpyAsync(counts_.data(), told_.data(), told_.size_bytes(), cudaMemcpyHostToDevice, ctx.stream()));
     return s == Status::ok ? ctx.wait() : s;
   }
   /// What `groups_` has planned for a step: cuda_column_shared.cuh.
@@ -357,13 +361,7 @@ class CudaColumn {
   }
 
   /// No page is shared with a fork any more, but those of codes that do not move. As `reserve`.
-  Status own_all(const Context<Cuda>& ctx) {
-    for (int p = 0; p < parts; ++p)
-      for (index_t h = 0; h < plan_.heads; ++h)
-        if (const Status s = own(ctx, p, h, 0); s != Status::ok) return s;
-    shares_ = false;
-    return Status::ok;
-  }
+  Status own_all(const Context<Cuda>& ctx);
   void give_pages() {
     groups_.clear();
     for (int p = 0; p < parts; ++p) {
@@ -387,7 +385,9 @@ class CudaColumn {
   cuda::DeviceArray<prim::PartCounts> counts_;
   CudaCodec<Codec> codec_;
   std::span<prim::PartCounts> told_;  ///< the same as the last step left them, for the host
+  cuda::Staging staging_;             ///< of them, where nobody waits
   index_t fresh_ = 0;                 ///< first slots that came since
+  bool counted_ = false;  ///< a step wrote them since the host has learned
   bool shares_ = false; ///< a fork may have some of the pages too
   bool moved_ = true;   ///< pages came or went since the table was written
   bool laid_ = false;   ///< runs are those of the table and the counts

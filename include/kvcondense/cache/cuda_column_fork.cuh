@@ -26,6 +26,15 @@ Status CudaColumn<Codec>::fork(const Context<Cuda>& ctx, CudaColumn& out) {
 }
 
 template <class Codec>
+Status CudaColumn<Codec>::own_all(const Context<Cuda>& ctx) {
+  for (int p = 0; p < parts; ++p)
+    for (index_t h = 0; h < plan_.heads; ++h)
+      if (const Status s = own(ctx, p, h, 0); s != Status::ok) return s;
+  shares_ = false;
+  return Status::ok;
+}
+
+template <class Codec>
 Status CudaColumn<Codec>::clear(const Context<Cuda>& ctx) {
   give_pages();
   std::fill(most_.begin(), most_.end(), Most{}), std::fill(told_.begin(), told_.end(), prim::PartCounts{});

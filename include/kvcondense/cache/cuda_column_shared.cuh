@@ -1,6 +1,8 @@
 #pragma once
 
 #include <algorithm>
+#include <cstddef>
+#include <span>
 #include <utility>
 
 #include <kvcondense/backend/cuda/group_pages.cuh>
@@ -31,36 +33,43 @@ Status CudaColumn<Codec>::step_groups(Context<Cuda>& ctx, const prim::ColumnPart
 /// Room for `take_shared` of so many pages. On refusal nothing that counts changes.
 template <class Codec>
 Status CudaColumn<Codec>::reserve_shared(index_t head, index_t pages) {
-  const Status s = groups_.reserve_shared(head, pages);
+  Status s = groups_.reserve_shared(head, pages);
+  if (s == Status::ok) s = staging_.reserve(static_cast<std::size_t>(plan_.heads) * sizeof(prim::PartCounts));
   index_t newest = 0;
   for (const auto& list : pages_[2]) newest += list.size();
   return s == Status::ok ? spare_[2].reserve(spare_[2].size() + newest) : s;
 }
 
-/// The oldest newest slots of a head, a page of them, are those of `page` from now on. Cannot fail; what kernels read follows with `tell_shared`.
+/// The newest slots of a head in their `p`-th page are those of `page` from now on; none: of that page itself, exact as it is, which moves no more. Page after
+/// page from the oldest on, and behind them, whatever happens, `leave_newest`. Cannot fail.
 template <class Codec>
-void CudaColumn<Codec>::take_shared(index_t head, CudaPage* page) {
-  CudaPage* gone = pages_[2][head][0];
-  take_newest(head, page);
+void CudaColumn<Codec>::take_shared(index_t head, index_t p, CudaPage* page) {
+  CudaPage* const gone = pages_[2][head][p];
+  groups_.add_shared(head, page == nullptr ? gone : page);
+  if (page == nullptr) return;
   if (gone->shared()) CudaPage::drop(gone, *memory_);
   else spare_[2].append_reserved(gone);  // kernels of this stream may still read it
 }
-/// The oldest page of newest slots of a head, exact as it is, is one that moves no more.
+/// So many pages were taken: their slots are newest ones no more. What kernels read follows with `tell_shared`.
 template <class Codec>
-void CudaColumn<Codec>::take_newest(index_t head, CudaPage* page) {
+void CudaColumn<Codec>::leave_newest(index_t head, index_t pages) {
   auto& newest = pages_[2][head];
-  groups_.add_shared(head, page == nullptr ? newest[0] : page);
-  std::copy(newest.begin() + 1, newest.end(), newest.begin());
-  newest.shrink(newest.size() - 1);
-  most_[head].coded += plan_.slots_of(1), most_[head].newest -= plan_.slots_of(1);
-  moved_ = true;
+  std::copy(newest.begin() + pages, newest.end(), newest.begin());
+  newest.shrink(newest.size() - pages);
+  most_[head].coded += pages * plan_.slots_of(1), most_[head].newest -= pages * plan_.slots_of(1);
+  moved_ = moved_ || pages > 0;
 }
 
-/// Behind `take_shared` of any heads: the table has as many entries as before, so no memory is needed.
+/// Behind `leave_newest` of any heads: the table has as many entries as before, so no memory is needed. Nobody waits.
 template <class Codec>
 Status CudaColumn<Codec>::tell_shared(Context<Cuda>& ctx) {
   for (index_t h = 0; h < plan_.heads; ++h) told_[static_cast<std::size_t>(h)] = {most_[h].first, most_[h].coded};
-  const Status s = tell_device(ctx);
+  fresh_ = 0, laid_ = false;
+  std::span<std::byte> bytes;  // steps may write `told_` before this copy has read it
+  Status s = staging_.next(bytes);
+  if (s != Status::ok) return s;
+  std::ranges::copy(std::as_bytes(told_), bytes.begin());
+  s = staging_.send(ctx, counts_.data(), told_.size_bytes());
   return s == Status::ok ? settle(ctx) : s;
 }
 

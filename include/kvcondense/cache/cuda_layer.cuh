@@ -212,6 +212,8 @@ class CudaLayer {
   }
   /// Behind the last step: how many slots it folded that are not counted yet.
   index_t folded_since() const { return folds ? std::accumulate(folded.begin(), folded.end(), index_t{0}) : 0; }
+  /// Whether only the device knows that.
+  bool counted() const { return keys.counted() || values.counted(); }
   /// Behind the last step: how many slots the parts of columns hold, and what it folded.
   void learn() {
     counters.merged_slots += folded_since(), folds = false;

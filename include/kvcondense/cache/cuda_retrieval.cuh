@@ -67,6 +67,7 @@ class CudaRetrieval {
     return helds == Status::ok ? failed : helds;
   }
   /// Whether what a step chooses is read in later calls, so that steps want queries.
+  static constexpr bool mixes = std::is_same_v<decltype(Pipeline::summary), retrieve::ChannelPages>;  ///< the index knows values too
   bool holds() const { return pipeline_.holds(); }
   /// Whether steps have to be told their queries.
   bool asks_queries() const { return holds() || watches() || pipeline_.fit_queries(); }
@@ -367,7 +368,6 @@ class CudaRetrieval {
   }
   static constexpr bool scores_slots = requires(const Pipeline& p) { p.summary.slots_scored(); };
   static constexpr bool walks = requires(const Pipeline& p) { p.summary.walks(); };
-  static constexpr bool mixes = std::is_same_v<decltype(Pipeline::summary), retrieve::ChannelPages>;  ///< the index knows values too
   static constexpr bool asks_for_prompt = std::is_same_v<decltype(Pipeline::keep), retrieve::KeepGenerated>;
 
   Pipeline pipeline_{};

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <algorithm>
+#include <bit>
 #include <concepts>
 #include <cstdint>
 #include <cstring>
@@ -48,13 +49,49 @@ class CudaSharing {
     for (index_t h = 0; h < g.heads; ++h) {
       const auto page = (g.at[0]->*column).plan().slots_of(1);
       bool all = (g.at[0]->*column).plan().paired();
-      for (index_t l = 0; l < g.layers && all; ++l) all = (g.at[l]->*column).due_together(h, g.pending[l] + recent) >= page;
+      for (index_t l = 0; l < g.layers && all; ++l) {
+        const auto& c = g.at[l]->*column;
+        all = c.due_together(h, g.pending[l] + recent) >= (c.found().waits(h) ? std::max(page, c.plan().flush.first) : page);
+      }
       if (all) return true;
     }
     return false;
   }
 
-  /// Rows of coordinates, in keys or in values. Waits for the stream where maps are found, and where slots have left.
+  /// Before columns share rows: which tokens the slots hold that may be shared. Waits for the stream where slots have left, once.
+  template <class Layer>
+  Status tell(Context<Cuda>& ctx, const SharingGroup<Layer>& g) {
+    whole_ = true;
+    ids_.shrink(0), places_.shrink(0);
+    for (index_t l = 0; l < g.layers; ++l)
+      for (index_t h = 0; h < g.heads; ++h) whole_ = whole_ && g.at[l]->slots(h) == g.at[l]->counters.seen;
+    if (whole_) return Status::ok;
+    Buffer<Place> places(heap_memory());
+    if (places.resize(g.layers * g.heads) != Status::ok) return Status::ok;
+    index_t n = 0;
+    for (index_t l = 0; l < g.layers; ++l)
+      for (index_t h = 0; h < g.heads; ++h) {
+        const index_t slots = g.at[l]->slots(h) - g.pending[l];
+        index_t first = slots;
+        const auto meet = [&](const auto& c) {
+          if (c.plan().paired()) first = std::min(first, c.settled_together(h));
+        };
+        meet(g.at[l]->keys), meet(g.at[l]->values);
+        places[l * g.heads + h] = {first, slots - first, n};
+        n += slots - first;
+      }
+    if (ids_.resize(n) != Status::ok) return Status::ok;  // nothing is known of them
+    Status s = Status::ok;
+    for (index_t i = 0; i < places.size() && s == Status::ok; ++i) {
+      const Place& p = places[i];
+      const std::int32_t* from = std::as_const(g.at[i / g.heads]->ids).view().row(i % g.heads) + p.first;
+      if (p.count > 0) s = cuda::settled(cudaMemcpyAsync(ids_.data() + p.at, from, static_cast<std::size_t>(p.count) * sizeof(std::int32_t), cudaMemcpyDeviceToHost, ctx.stream()));
+    }
+    const Status done = ctx.wait();
+    places_.swap(places);
+    return s != Status::ok ? s : done;
+  }
+  /// Behind `tell`: rows of coordinates, in keys or in values. Waits for the stream where maps are found.
   template <class Layer, class C>
   Status sum(Context<Cuda>& ctx, const SharingGroup<Layer>& g, C Layer::*column, index_t* repaired) {
     using Codec = std::remove_cvref_t<decltype((g.at[0]->*column).codec())>;
@@ -64,7 +101,9 @@ class CudaSharing {
       for (index_t h = 0; h < g.heads; h += g.each) {
         index_t pages = 0;
         if (const Status s = count_pages(ctx, g, column, h, layers, pages); s != Status::ok) return s;
-        for (index_t p = 0; p < pages && take(g, column, h, p); ++p) {}
+        index_t taken = 0;
+        while (taken < pages && take(ctx, g, column, h, taken)) ++taken;
+        each_member(g, h, [&](index_t l, index_t i) { (g.at[l]->*column).leave_newest(i, taken); });
       }
       if (jobs_.empty()) return Status::ok;
       if (const Status s = send(ctx, jobs_); s != Status::ok) return s;
@@ -74,7 +113,7 @@ class CudaSharing {
     }
     return Status::ok;
   }
-  /// Directions of two layers, in keys or in values, and rows that stay as they are. Waits for the stream.
+  /// Behind `tell`: directions of two layers, in keys or in values, and rows that stay as they are. Waits for the stream, once for every head.
   template <class Layer, class C>
   Status pair(Context<Cuda>& ctx, const SharingGroup<Layer>& g, C Layer::*column, const merge::Across& across) {
     using Codec = std::remove_cvref_t<decltype((g.at[0]->*column).codec())>;
@@ -82,13 +121,13 @@ class CudaSharing {
       const prim::SharingLayers<Codec> layers = layers_of(g, column);
       const index_t page = layers.at[0].newest.page_slots;
       pairs_.shrink(0);
+      index_t taken = 0;  // pages, of which some may stay as they are
       for (index_t h = 0; h < g.heads; ++h) {
-        index_t same = count_due(g, column, h, across.recent);
-        if (same < page) continue;
-        if (const Status s = count_same(ctx, g, column, h, same); s != Status::ok) return s;
-        if (const index_t pages = same / page; pages > 0)
-          if (const Status s = pair_head(ctx, g, column, layers, across, h, pages); s != Status::ok) return s;
+        const index_t due = count_due(g, column, h, across.recent);
+        if (const index_t pages = due < page ? 0 : count_same(g, column, h, due) / page; pages > 0)
+          if (const Status s = pair_head(ctx, g, column, layers, across, h, pages, taken); s != Status::ok) return s;
       }
+      if (taken == 0) return Status::ok;
       Status s = pairs_.empty() ? Status::ok : send(ctx, pairs_);
       if (s == Status::ok) s = prim::PairRows::run(ctx, layers, across.rule.weight, reinterpret_cast<const prim::PairedPage*>(lists_.data()), pairs_.size());
       for (index_t l = 0; l < g.layers && s == Status::ok; ++l) s = (g.at[l]->*column).tell_shared(ctx);
@@ -115,7 +154,7 @@ class CudaSharing {
   /// So many pages of a head, of whose slots the device says which stay as they are.
   template <class Layer, class C>
   Status pair_head(Context<Cuda>& ctx, const SharingGroup<Layer>& g, C Layer::*column, const prim::SharingLayers<prim::PairedRows>& layers, const merge::Across& across,
-                   index_t head, index_t pages) {
+                   index_t head, index_t pages, index_t& taken) {
     const index_t page = layers.at[0].newest.page_slots, rows = pages * page;
     if (stays_.resize(rows) != Status::ok || sums_.resize(2 + rows + prim::SharedRows::flag_floats(rows)) != Status::ok) return let_go(), Status::ok;
     float* const distance = sums_.data() + 2;  // behind a count
@@ -124,27 +163,29 @@ class CudaSharing {
     if (s == Status::ok) s = cuda::settled(cudaMemcpyAsync(stays_.data(), stays, static_cast<std::size_t>(rows), cudaMemcpyDeviceToHost, ctx.stream()));
     const Status done = ctx.wait();
     if (s != Status::ok || done != Status::ok) return s != Status::ok ? s : done;
-    for (index_t p = 0; p < pages && s == Status::ok; ++p) {
-      bool room = false;
+    index_t p = 0;
+    for (bool room = true; p < pages && s == Status::ok; p += room) {
       s = take_pair(ctx, g, column, head, p, room);
       if (!room) break;
     }
+    for (index_t l = 0; l < 2; ++l) (g.at[l]->*column).leave_newest(head, p);
+    taken += p;
     let_go();
     return s;
   }
   /// The `p`-th page of a head; no `room`: memory is refused. One that would not become smaller stays either layer's own.
   template <class Layer, class C>
-  Status take_pair(const Context<Cuda>& ctx, const SharingGroup<Layer>& g, C Layer::*column, index_t head, index_t p, bool& room) {
+  Status take_pair(Context<Cuda>& ctx, const SharingGroup<Layer>& g, C Layer::*column, index_t head, index_t p, bool& room) {
     const auto& plan = (g.at[0]->*column).plan();
     const index_t page = plan.slots_of(1);
     const std::uint8_t* stays = stays_.data() + p * page;
     const std::size_t rows = plan.bytes_of(1), own = OwnPart::bytes(plan.exact.dtype, plan.dim, page, std::count(stays, stays + page, std::uint8_t{1}));
-    Status s = reserve_job(pairs_);
+    Status s = reserve_job(ctx, pairs_);
     for (index_t l = 0; l < 2 && s == Status::ok; ++l) s = (g.at[l]->*column).reserve_shared(head, 1);
     room = s == Status::ok;
     if (!room) return Status::ok;
     if (2 * own + sizeof(Page) >= rows) {
-      for (index_t l = 0; l < 2; ++l) (g.at[l]->*column).take_newest(head);
+      for (index_t l = 0; l < 2; ++l) (g.at[l]->*column).take_shared(head, p, nullptr);
       return Status::ok;
     }
     CudaPage* pages[3] = {};  // of directions, and each layer's
@@ -159,7 +200,7 @@ class CudaSharing {
     for (index_t l = 0; l < 2; ++l) {
       pages[1 + l]->under = l == 0 ? pages[0] : CudaPage::retain(pages[0]);
       for (index_t i = 0; i < page; ++i) pages[1 + l]->stays[i / 64] |= static_cast<std::uint64_t>(stays[i]) << (i % 64);
-      (g.at[l]->*column).take_shared(head, pages[1 + l]);
+      (g.at[l]->*column).take_shared(head, p, pages[1 + l]);
       if (s == Status::ok) s = cuda::settled(cudaMemsetAsync(job.own[l], 0, pages[1 + l]->bytes, ctx.stream()));
     }
     pairs_.append_reserved(job);
@@ -187,8 +228,7 @@ class CudaSharing {
       alike = alike && c.found().code_fingerprint(h) == first.found().code_fingerprint(head);
     });
     if (!alike || due < page || (found != 0 && found != members)) return Status::ok;
-    index_t same = due;
-    if (const Status s = count_same(ctx, g, column, head, same); s != Status::ok) return s;
+    const index_t same = count_same(g, column, head, due);
     if (same < page) return Status::ok;
     if (found == 0) {
       bool done = false;
@@ -199,29 +239,19 @@ class CudaSharing {
     return Status::ok;
   }
 
-  /// Of the `same` oldest newest slots of all heads of a group, how many at the front hold the same tokens.
+  /// Of the `due` oldest newest slots of all heads of a group, how many at the front hold the same tokens.
   template <class Layer, class C>
-  Status count_same(Context<Cuda>& ctx, const SharingGroup<Layer>& g, C Layer::*column, index_t head, index_t& same) {
-    const index_t due = same, members = g.layers * g.each;
-    bool whole = true;  // no token has left
-    each_member(g, head, [&](index_t l, index_t h) { whole = whole && g.at[l]->slots(h) == g.at[l]->counters.seen; });
-    if (whole) return Status::ok;
-    same = 0;
-    if (ids_.resize(members * due) != Status::ok) return Status::ok;
-    Status s = Status::ok;
-    index_t n = 0;
-    each_member(g, head, [&](index_t l, index_t h) {
-      const auto& most = (g.at[l]->*column).most(h);
-      const std::int32_t* from = std::as_const(g.at[l]->ids).view().row(h) + most.first + most.coded;
-      const auto bytes = static_cast<std::size_t>(due) * sizeof(std::int32_t);
-      if (s == Status::ok) s = cuda::settled(cudaMemcpyAsync(ids_.data() + n++ * due, from, bytes, cudaMemcpyDeviceToHost, ctx.stream()));
-    });
-    const Status done = ctx.wait();
-    if (s != Status::ok || done != Status::ok) return s != Status::ok ? s : done;
-    for (; same < due; ++same)
-      for (index_t m = 1; m < members; ++m)
-        if (ids_[m * due + same] != ids_[same]) return Status::ok;
-    return Status::ok;
+  index_t count_same(const SharingGroup<Layer>& g, C Layer::*column, index_t head, index_t due) const {
+    if (whole_) return due;
+    if (places_.empty()) return 0;
+    const auto tokens = [&](index_t l, index_t h) {
+      const Place& p = places_[l * g.heads + h];
+      return ids_.data() + p.at + (g.at[l]->*column).settled_together(h) - p.first;
+    };
+    const std::int32_t* const first = tokens(0, head);
+    index_t same = due;
+    each_member(g, head, [&](index_t l, index_t h) { same = std::mismatch(first, first + same, tokens(l, h)).first - first; });
+    return same;
   }
 
   /// The principal directions of long rows, those of all heads side by side, of which each head has the part that meets its own numbers: from the `rows` oldest
@@ -254,10 +284,10 @@ class CudaSharing {
 
   /// The `p`-th page of those that a group shares now; false where memory is refused.
   template <class Layer, class C>
-  bool take(const SharingGroup<Layer>& g, C Layer::*column, index_t head, index_t p) {
+  bool take(Context<Cuda>& ctx, const SharingGroup<Layer>& g, C Layer::*column, index_t head, index_t p) {
     auto& first = g.at[0]->*column;
     const index_t count = g.layers * g.each, page_slots = first.plan().slots_of(1);
-    Status s = reserve_job(jobs_);
+    Status s = reserve_job(ctx, jobs_);
     each_member(g, head, [&](index_t l, index_t h) {
       if (s == Status::ok) s = (g.at[l]->*column).reserve_shared(h, 1);
     });
@@ -273,19 +303,21 @@ class CudaSharing {
     index_t i = 0;
     each_member(g, head, [&](index_t l, index_t h) {
       mine[i]->under = i == 0 ? under : CudaPage::retain(under);
-      (g.at[l]->*column).take_shared(h, mine[i++]);
+      (g.at[l]->*column).take_shared(h, p, mine[i++]);
     });
     jobs_.append_reserved({under->rows, static_cast<std::int32_t>(head), static_cast<std::int32_t>(g.each), p * page_slots});
     return true;
   }
   /// Room for one more job, on the device too, so that `send` needs no memory.
   template <class Job>
-  Status reserve_job(Buffer<Job>& jobs) {
+  Status reserve_job(const Context<Cuda>& ctx, Buffer<Job>& jobs) {
     Status s = jobs.reserve(jobs.size() + 1);
     const auto bytes = static_cast<std::size_t>(jobs.size() + 1) * sizeof(Job);
-    if (s == Status::ok) s = staging_.reserve(bytes);
+    if (s == Status::ok) s = staging_.reserve(std::bit_ceil(bytes));  // page by page: page-locked memory takes long to come
     const auto room = static_cast<index_t>(bytes);
-    return s == Status::ok && room > lists_.size() ? lists_.resize(2 * room) : s;
+    if (s != Status::ok || room <= lists_.size()) return s;
+    if (lists_.size() > 0) s = ctx.wait();  // somebody may still read the smaller ones
+    return s == Status::ok ? lists_.resize(2 * room) : s;
   }
   template <class Job>
   Status send(const Context<Cuda>& ctx, const Buffer<Job>& jobs) {
@@ -298,7 +330,13 @@ class CudaSharing {
   MemoryResource<Cuda>* memory_ = nullptr;
   Buffer<prim::SharedSlots> jobs_{heap_memory()};
   Buffer<prim::PairedPage> pairs_{heap_memory()};
+  /// Where the tokens of slots [first, first + count) of a head stand.
+  struct Place {
+    index_t first = 0, count = 0, at = 0;
+  };
+  bool whole_ = true;  ///< no token has left
   Buffer<std::int32_t> ids_{heap_memory()};
+  Buffer<Place> places_{heap_memory()};  ///< of all heads of a layer, layer after layer; none: it is not known
   Buffer<std::uint8_t> stays_{heap_memory()};
   Buffer<float> products_{heap_memory()};
   cuda::Staging staging_;

@@ -183,7 +183,7 @@ class CudaColumnFile {
     const index_t dim = column.stored_dim(head);  // of codes
     const auto codec = stored(column.codec());
     w.put(static_cast<std::uint32_t>(pages));
-    SharedPlaces places(before, part == 1 && plan.paired());
+    SharedPlaces fetched(before, part == 1 && plan.paired()), places(before, part == 1 && plan.paired());
     const auto head_of = [&](index_t page) {
       PageHead of{format(column, part, head)};
       if (!grouped) return of.used = static_cast<std::uint32_t>(std::min(slots, count - page * slots)), of;
@@ -198,6 +198,7 @@ class CudaColumnFile {
       for (index_t i = 0; i < n && s == Status::ok; ++i) {
         const std::span<std::byte> to = room.part(i, bytes);
         const PageHead of = head_of(page + i);
+        if (part == 1 && shares(column, head, page + i) && fetched.has(column, head, page + i)) continue;
         s = part == 1 && shares(column, head, page + i) ? cuda::settled(cudaMemcpyAsync(to.data(), column.groups_.pages(head)[page + i].page->under->rows, bytes, cudaMemcpyDeviceToHost, ctx.stream()))
             : part == 1 ? room.fetch(ctx, prim::of_head(codec, head), codes_at(column, head, page + i), of, slots, dim, to)
                         : fetch_rows(ctx, column, part, head, (page + i) * slots, static_cast<index_t>(of.used), to);

@@ -43,28 +43,42 @@ class SharedPlaces {
  public:
   SharedPlaces(const CudaBefore<Column>& before, bool paired) : before_(&before), paired_(paired) {}
 
-  /// Behind the head of a page: how it lies there, and what its own head has of it; whether that is all of it. Waits for the stream.
+  /// Whether the rows of a page stand in the file, of a head before. Pages one behind the other.
+  bool has(const Column& column, index_t head, index_t page) {
+    index_t n = 0;
+    return find(column.coded_pages(head)[page].page->under, n) >= 0;
+  }
+  /// Behind the head of a page: how it lies there, and what its own head has of it, for which the stream is waited for; whether that is all of it.
   bool save(ByteWriter& w, const Context<Cuda>& ctx, const Column& column, index_t head, index_t page) {
     if (!paired_) return false;
     const CudaPage &mine = *column.coded_pages(head)[page].page, *rows = mine.under;
     if (rows == nullptr) return w.put(static_cast<std::uint32_t>(PageForm::alone)), false;
-    index_t n = 0, at = -1;
-    for (; n < before_->count; ++n)
-      if ((at = page_above(before_->at[n].column->coded_pages(before_->at[n].head), rows, from_[n])) >= 0) break;
+    index_t n = 0;
+    const index_t at = find(rows, n);
     w.put(at < 0 ? static_cast<std::uint32_t>(PageForm::rows) : static_cast<std::uint32_t>(PageForm::shared) + static_cast<std::uint32_t>(n));
     if (at >= 0) w.put(static_cast<std::uint32_t>(at));
     const std::size_t own = mine.rows == nullptr ? 0 : mine.bytes - sizeof(prim::PairedHead);  // coordinates are no head's own
     Buffer<std::byte> bytes(heap_memory());
     Status s = bytes.resize(static_cast<index_t>(own));
-    if (s == Status::ok && own > 0) s = cuda::settled(cudaMemcpyAsync(bytes.data(), mine.rows + sizeof(prim::PairedHead), own, cudaMemcpyDeviceToHost, ctx.stream()));
-    const Status done = ctx.wait();
-    if (s != Status::ok || done != Status::ok) return w.fail(s != Status::ok ? s : done), true;
+    if (s == Status::ok && own > 0) {
+      s = cuda::settled(cudaMemcpyAsync(bytes.data(), mine.rows + sizeof(prim::PairedHead), own, cudaMemcpyDeviceToHost, ctx.stream()));
+      const Status done = ctx.wait();
+      if (s == Status::ok) s = done;
+    }
+    if (s != Status::ok) return w.fail(s), true;
     w.put(static_cast<std::uint32_t>(own));
     w.bytes(bytes.span());
     return at >= 0;
   }
 
  private:
+  /// The page of the `n`-th head before that has the same rows above; below 0: none.
+  index_t find(const CudaPage* rows, index_t& n) {
+    for (n = 0; n < before_->count; ++n)
+      if (const index_t at = page_above(before_->at[n].column->coded_pages(before_->at[n].head), rows, from_[n]); at >= 0) return at;
+    return -1;
+  }
+
   const CudaBefore<Column>* before_;
   index_t from_[max_row_group] = {};
   bool paired_;

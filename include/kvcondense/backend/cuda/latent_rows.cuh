@@ -177,6 +177,13 @@ __device__ inline void into_latent(const LatentMap& map, const X& x, float* out)
   }
   __syncwarp();
 }
+/// Whether no number of a row is an Inf or a NaN, as `can_store` says it of rows that are stored; in every lane of a warp.
+template <class X>
+__device__ inline bool storable_row(const X& x, int dim) {
+  bool good = true;
+  for (int c = cuda::lane_of_warp(); c < dim; c += cuda::warp_lanes) good = good && fabsf(x(c)) <= 3.38e38f;
+  return __all_sync(cuda::full_warp, static_cast<int>(good)) != 0;
+}
 /// Coordinates in shared memory become the row again. A warp; a lane has written its own alone, or behind a barrier.
 __device__ inline void leave_latent(const LatentMap& map, float* row) {
   if (!map.maps()) return;
@@ -217,9 +224,7 @@ struct RowPage<Latent<C>> : RowPage<C> {
   __device__ int encode(int slot, const Rows& rows, int i, Scratch& s) const {
     if (!map.maps()) return RowPage<C>::encode(slot, rows, i, s.inner);
     const auto x = rows.row(i);
-    bool good = true;  // as `can_store` says it of rows that are stored
-    for (int c = cuda::lane_of_warp(); c < map.dim; c += cuda::warp_lanes) good = good && fabsf(x(c)) <= 3.38e38f;
-    const bool counted = rows.counted && __all_sync(cuda::full_warp, static_cast<int>(good)) == 0;
+    const bool counted = rows.counted && !storable_row(x, map.dim);
     into_latent(map, x, s.latent);
     return RowPage<C>::encode(slot, MappedRow{s.latent, counted}, i, s.inner);
   }

@@ -83,17 +83,17 @@ __global__ void __launch_bounds__(codec_threads, 8) code_sums(SharingLayers<Late
   if (slot >= page_slots) return;  // whole warps leave, and no block barrier follows
   SumScratch<C>& s = cuda::shared_as<SumShared<C>>().of_warp[cuda::warp_of_block()];
   const int dim = static_cast<int>(layers.dim());
-  bool good = true;  // as `can_store` says it of rows that are stored
+  bool counted = false;
   for (int l = 0; l < layers.count; ++l)
     for (int h = job.head; h < job.head + job.heads; ++h) {
       const auto x = newest_row(layers, l, h, job.first + slot);
       const LatentMap map = layers.at[l].codec.map.of(h);
-      for (int c = cuda::lane_of_warp(); c < dim; c += cuda::warp_lanes) good = good && fabsf(x(c)) <= 3.38e38f;
+      counted = counted || !storable_row(x, dim);
       into_latent(map, x, s.mapped);
       const bool first = l == 0 && h == job.head;
       for (int j = cuda::lane_of_warp(); j < map.rank; j += cuda::warp_lanes) s.sum[j] = __fadd_rn(first ? 0.0f : s.sum[j], s.mapped[j]);
     }
-  const bool counted = __all_sync(cuda::full_warp, static_cast<int>(good)) == 0;
+  __syncwarp();  // lanes of codes read what others have summed
   const int bad = rows_in(layers.at[0].codec, job.head, job.page, page_slots, dim).encode(slot, MappedRow{s.sum, counted}, 0, s.inner);
   if (cuda::lane_of_warp() == 0) add_repaired(repaired, bad);
 }
