@@ -174,7 +174,7 @@ constexpr bool served = detail::cuda_codec<decltype(key_codec_of(std::declval<co
 static_assert(served<quant::KvQuant> && served<quant::Hadamard<quant::GroupInt<4>>> && served<quant::Qjl> && served<quant::BitAllocation> && served<quant::SmoothAttention<>>);
 // What lacks below stops compilation with a sentence.
 static_assert(served<quant::Kitty> && served<quant::Polar<4, 4>> && served<quant::Gear<2>> && served<quant::ZipCache<4, 2>> && served<quant::MiKV<4, 2>>);
-static_assert(!served<quant::Hadamard<quant::Kitty>> && !served<quant::Hadamard<quant::Gear<2>> && !served<quant::Hadamard<quant::ZipCache<4, 2>>> && !served<quant::Hadamard<quant::MiKV<4, 2>>>);
+static_assert(!served<quant::Hadamard<quant::Kitty>> && !served<quant::Hadamard<quant::Gear<2>>> && !served<quant::Hadamard<quant::ZipCache<4, 2>>> && !served<quant::Hadamard<quant::MiKV<4, 2>>>);
 
 /// Heads behind the first differ in more than the table says.
 struct Uneven {
