@@ -87,12 +87,6 @@ constexpr Entry stage_entry(std::string_view summary, std::span<const Field> fie
   return e;
 }
 
-/// An entry of what caches on CUDA do not have.
-constexpr Entry on_cpu_alone(Entry e) {
-  e.backends = "cpu";
-  return e;
-}
-
 /// The entry of a wrapper over a policy, or over a quantizer: `wrapper_entry<Ada<Inner>,
 /// &Ada<Inner>::policy>(Stage::budget, ...)`.
 template <class W, auto Member>
