@@ -560,10 +560,19 @@ TEST_CASE("engine failures: 128K-token accumulation in fp32", "[any][engine_fail
   REQUIRE(static_cast<double>(s.cache.full().layers()[0].heads[0].lane[0][0]) == Approx(want).epsilon(2e-3));
 }
 
+// A sanitizer sees one word of four; the release build tries them all.
+#if defined(KVCONDENSE_TEST_SANITIZED)
+constexpr int marked_one_of = 4;
+#else
+constexpr int marked_one_of = 1;
+#endif
+
 TEST_CASE("engine failures: the workspace's high-water mark equals the size that was asked", "[any][engine_failures]") {
+  int number = 0;
   const CacheShape shape{.layers = 3, .q_heads = 4, .kv_heads = 2, .head_dim = 64};
   const test::RandomModel model(shape);
   for (const any::Entry* e : any::builtin().entries()) {
+    if (number++ % marked_one_of != 0) continue;
     std::string text = test::with_fields(*e, test::stages_to_vary(*e).front());
     auto made = any::make(text, shape, any::on<Cpu>, heap_memory(), model.facts());
     if (!made) made = any::make(text += " + rerotate", shape, any::on<Cpu>, heap_memory(), model.facts());

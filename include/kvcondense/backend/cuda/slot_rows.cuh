@@ -106,10 +106,11 @@ class SlotRows<Cuda> {
   /// a barrier.
   __device__ void load(const prim::SlotRun& at, float* row) const {
     using namespace prim::cuda_kernels;
-    if (at.coded && paired_) return load_paired(exact_, at.page, static_cast<int>(runs_.page_slots), at.place, static_cast<int>(dim_), row);
     const bool latent = at.coded && latent_.table != nullptr;
     const int dim = latent ? latent_.of(at.begin).rank : static_cast<int>(dim_);
-    if (at.coded && kind_ == Kind::grouped) {
+    if (at.coded && kind_ == Kind::paired) {
+      load_paired(exact_, at.page, static_cast<int>(runs_.page_slots), at.place, dim, row);
+    } else if (at.coded && kind_ == Kind::grouped) {
       load_grouped(grouped_index_, grouped_, at.page, static_cast<int>(runs_.page_slots), at.place, dim, row);
     } else if (at.coded && kind_ >= Kind::tabled) {
       load_tabled(static_cast<int>(kind_) - static_cast<int>(Kind::tabled), table_ + at.begin * table_step_, at.page, static_cast<int>(runs_.page_slots), at.place, dim, row);
@@ -132,7 +133,8 @@ class SlotRows<Cuda> {
   }
 
  private:
-  enum class Kind : std::uint8_t { exact, groups, blocks, grouped, tabled };  ///< what coded slots are; from `tabled` on those of TabledCodecs
+  /// What coded slots are: `paired` with directions that two layers share, from `tabled` on those of TabledCodecs.
+  enum class Kind : std::uint8_t { exact, groups, blocks, paired, grouped, tabled };
 
   void take(const prim::BlockCodes& codec) { kind_ = Kind::blocks, blocks_ = codec; }
   template <int Bits>
@@ -171,7 +173,7 @@ class SlotRows<Cuda> {
     latent_ = codec.map, coded_dim_ = codec.map.rank;
     take(codec.codec);
   }
-  void take(const prim::PairedRows&) { paired_ = true; }
+  void take(const prim::PairedRows&) { kind_ = Kind::paired; }
   void take(const prim::ExactRows&) {}
 
   /// Number c of the `dim` of a slot as it is stored, without tables.
@@ -188,7 +190,6 @@ class SlotRows<Cuda> {
   index_t coded_dim_ = 0;  ///< numbers of a row of codes; of coordinates those of the first head
   prim::ExactRows exact_{};
   Kind kind_ = Kind::exact;
-  bool paired_ = false;  ///< with directions that two layers share
   bool mapped_ = false;
   prim::Hadamard map_{};
   prim::LatentMap latent_{};  ///< no table: rows are no coordinates
