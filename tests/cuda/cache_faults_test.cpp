@@ -254,7 +254,7 @@ TEST_CASE("cuda cache: first slots that came are not forgotten when a step could
   test::OnDevice<index_t> slots(device, {5, 5});
   cuda::DeviceArray<prim::KeptRange> ranges;
   REQUIRE(ranges.resize(column.range_count()) == Status::ok);
-  const auto step = [&] { return column.step(device, slots.data(), {{}, slots.data()}, false, true, ranges.data(), nullptr); };
+  const auto step = [&] { return column.step(device, slots.data(), {{}, slots.data()}, false, true, ranges.data(), nullptr, {}, {}); };
   CHECK(column.device().fresh == 2);
   cuda_fibers::runtime.fail_at = cuda_fibers::runtime.calls, cuda_fibers::runtime.fail_with = cudaErrorLaunchOutOfResources;  // the first launch
   CHECK(step() == Status::not_supported);
