@@ -67,7 +67,9 @@ struct TriggerTable {
 
   template <class T>
   static consteval TriggerTable of() {
-    return {[](At a, const View& v, LayerBudget<Cpu> b) { return trigger_fires(block_at<T>(a), v, b); }};
+    TriggerTable table{};  // braces around one lambda nvcc does not hand on
+    table.fires = [](At a, const View& v, LayerBudget<Cpu> b) { return trigger_fires(block_at<T>(a), v, b); };
+    return table;
   }
 };
 
