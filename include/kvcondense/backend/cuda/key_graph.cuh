@@ -164,6 +164,7 @@ struct Walk {
       for (int i = cuda::lane_of_warp(); i < shared.size && first == most_beam; i += cuda::warp_lanes)
         if (shared.open[i] == 0) first = i;
       first = cuda::warp_reduce(first, [](int a, int b) { return a < b ? a : b; });
+      __syncwarp();  // all have read what one writes
       if (cuda::lane_of_warp() == 0) {
         shared.next = first < most_beam ? shared.place[first] : -1;
         if (first < most_beam) shared.open[first] = 1;
