@@ -55,6 +55,8 @@ enum class CodeMath : std::uint8_t {
 enum class ParamType : std::uint8_t { f16, bf16, f32 };
 
 KVCONDENSE_HD constexpr index_t size_of(ParamType t) { return t == ParamType::f32 ? 4 : 2; }
+/// The type that parameters are numbers of.
+KVCONDENSE_HD constexpr DType number_type(ParamType t) { return t == ParamType::f32 ? DType::f32 : t == ParamType::f16 ? DType::f16 : DType::bf16; }
 KVCONDENSE_HD constexpr bool has_offset(GroupForm f) {
   return f != GroupForm::symmetric && f != GroupForm::mid_rise;
 }

@@ -35,7 +35,7 @@ struct CodePlan {
       : codec(of), dim(width), scales(of.scales(width)), group(of.axis == GroupAxis::channel ? of.group_slots() : of.group_channels(width)),
         params_at(of.params_at(slots, width)), param_bytes(size_of(of.params)), slot_params(slots * param_bytes),
         to_offsets(scales * (of.axis == GroupAxis::channel ? param_bytes : slot_params)), offsets(has_offset(of.form)),
-        params(of.params == ParamType::f32 ? DType::f32 : of.params == ParamType::f16 ? DType::f16 : DType::bf16) {
+        params(number_type(of.params)) {
     with_form(of.form, [&]<GroupForm Form>() {
       rule = {middle + base_of<Bits, Form>(1.0f, 0.0f), Form == GroupForm::minimum ? 1.0f : 0.0f,
               has_offset(Form) && Form != GroupForm::minimum ? -1.0f : 0.0f};

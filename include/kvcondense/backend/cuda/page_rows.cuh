@@ -53,9 +53,6 @@ __device__ inline void write_number(DType type, std::byte* at, int i, float x) {
 }
 /// As on the host (`cache::bring_into_range`), what the type has no number for becomes the nearest one it has, a NaN becomes 0.
 __device__ inline float in_range(DType type, float x) { return limit_to(without_nan(x), type == DType::f16 ? 65504.0f : 3.38e38f); }
-__device__ inline DType number_type(ParamType t) {
-  return t == ParamType::f32 ? DType::f32 : t == ParamType::f16 ? DType::f16 : DType::bf16;
-}
 
 /// The two pieces of a slot in its page: numbers or codes, then parameters of its own.
 struct SlotBytes {
@@ -261,7 +258,7 @@ struct GroupPlaces {
         scales(static_cast<int>(c.scales(dim))),
         param_bytes(static_cast<int>(size_of(c.params))),
         form(c.form),
-        params(c.params == ParamType::f32 ? DType::f32 : c.params == ParamType::f16 ? DType::f16 : DType::bf16),
+        params(number_type(c.params)),
         layout(c.layout == CodeLayout::rows ? c.layout : c.layout_of(slots, dim)) {
     if (layout != CodeLayout::rows && c.axis == GroupAxis::token) step = static_cast<int>(slots);
   }
