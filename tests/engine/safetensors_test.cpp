@@ -1,3 +1,4 @@
+#include <unistd.h>
 #include <cmath>
 #include <cstring>
 #include <filesystem>
@@ -71,7 +72,7 @@ void refused(const std::string& file, const std::string& because) {
 TEST_CASE("safetensors: what was written comes back", "[engine][safetensors]") {
   std::string why;
   const std::string path =
-      (std::filesystem::temp_directory_path() / "kvcondense_safetensors_test.safetensors").string();
+      (std::filesystem::temp_directory_path() / ("kvcondense-safetensors-" + std::to_string(getpid()))).string();
   const float numbers[] = {0.5f, -3.0f};
   SafetensorsWriter w;
   w.f32("x", {2}, numbers);

@@ -28,7 +28,7 @@ ReadSums reads(const MethodBases& arrays, const std::string& recipe) {
   Options o = tiny("pca");
   o.calibrate = false;
   o.context = 512, o.prefill = 480, o.windows = 1;
-  o.bases = {file.path}, o.recipes = {recipe};
+  o.bases = {file.path()}, o.recipes = {recipe};
   return evaluate(o, nullptr).recipes[1].reads;
 }
 
@@ -101,7 +101,8 @@ TEST_CASE("calibrate: what retrieval asks for is read back, and finds more than 
 
 TEST_CASE("calibrate: planes for hashes need a model's size of a head, and read as often as they say", "[eval][calibrate]") {
   namespace fs = std::filesystem;
-  const fs::path dir = fs::temp_directory_path() / "kvcondense-only-config";
+  const TempFile folder("only-config");
+  const fs::path dir = folder.path();
   fs::create_directories(dir);
   Options o = tiny("magicpig");
   fs::copy_file(fs::path(o.model) / "config.json", dir / "config.json", fs::copy_options::overwrite_existing);
@@ -246,22 +247,22 @@ TEST_CASE("calibrate: what retrieval cannot have is refused in a sentence", "[ev
   other.kv_heads = 1, other.q_heads = 3;
   {
     const Saved file(bases_bytes(m), "loki");
-    REQUIRE(complaint(file.path).empty());
-    REQUIRE(complaint(file.path, other) == ": tensor \"key.axes\" is [4, 2, 64, 3], expected [4, 1, 64, directions]");
+    REQUIRE(complaint(file.path()).empty());
+    REQUIRE(complaint(file.path(), other) == ": tensor \"key.axes\" is [4, 2, 64, 3], expected [4, 1, 64, directions]");
   }
   m.arrays[0].numbers[7] = std::nanf("");
   {
     const Saved file(bases_bytes(m), "loki");
-    REQUIRE(complaint(file.path) == ": tensor \"key.axes\": element 7 is no number");
+    REQUIRE(complaint(file.path()) == ": tensor \"key.axes\": element 7 is no number");
   }
   m.arrays = {{"hash.planes", {2, 3, 32}, std::vector<float>(192, 0.5f)}};
   {
     const Saved file(bases_bytes(m), "magicpig");
-    REQUIRE(complaint(file.path) == ": tensor \"hash.planes\" is [2, 3, 32], expected [tables, bits, 64]");
+    REQUIRE(complaint(file.path()) == ": tensor \"hash.planes\" is [2, 3, 32], expected [tables, bits, 64]");
   }
   m.arrays = {{"key.codes", {4, 2, 0, 64}, {}}};
   {
     const Saved file(bases_bytes(m), "a2ats");
-    REQUIRE(complaint(file.path) == ": tensor \"key.codes\" is [4, 2, 0, 64], expected [4, 2, codes, 64]");
+    REQUIRE(complaint(file.path()) == ": tensor \"key.codes\" is [4, 2, 0, 64], expected [4, 2, codes, 64]");
   }
 }

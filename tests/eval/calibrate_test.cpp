@@ -54,7 +54,7 @@ TEST_CASE("calibrate: every method's bases are read back and run", "[eval][calib
     const Calibrated made = calibrate(o);
     REQUIRE(made.text.find("layer") != std::string::npos);
     const Saved file(bases_bytes(made.bases), method);
-    const BasesFile read = read_bases({file.path}, tinylm);
+    const BasesFile read = read_bases({file.path()}, tinylm);
     const kvcondense::NamedBases* found = read.view().find(method);
     REQUIRE(found != nullptr);
     REQUIRE(found->keys.finite());
@@ -68,7 +68,7 @@ TEST_CASE("calibrate: every method's bases are read back and run", "[eval][calib
             if (std::string_view(method) != "cskv") REQUIRE(sum == Approx(a == c ? 1.0 : 0.0).margin(1e-3));
           }
     o.calibrate = false;
-    o.bases = {file.path};
+    o.bases = {file.path()};
     o.context = 96, o.windows = 1;
     const bool raw = found->keys.keys == kvcondense::KeyForm::raw;
     o.recipes = {std::string(method) + "(rule=part, keep=100%, value_keep=100%)" + (raw ? " + rerotate" : "")};
@@ -84,7 +84,7 @@ TEST_CASE("calibrate: one basis for all layers goes into a stream", "[eval][cali
   const Calibrated made = calibrate(o);
   REQUIRE(made.text.find("components") != std::string::npos);
   const Saved file(bases_bytes(made.bases), "kvtc");
-  const BasesFile read = read_bases({file.path}, tinylm);
+  const BasesFile read = read_bases({file.path()}, tinylm);
   const kvcondense::NamedBases* found = read.view().find("kvtc");
   REQUIRE(found != nullptr);
   REQUIRE(found->keys.keys == kvcondense::KeyForm::raw);
@@ -109,7 +109,7 @@ TEST_CASE("calibrate: maps from layer to layer go into a stream, and say most of
   const Calibrated made = calibrate(o);
   REQUIRE(made.text.find("not predicted") != std::string::npos);
   const Saved file(bases_bytes(made.bases), "aquakv");
-  const BasesFile read = read_bases({file.path}, tinylm);
+  const BasesFile read = read_bases({file.path()}, tinylm);
   const kvcondense::LayerMaps m = read.maps();
   REQUIRE((m.layers == 4 && m.key_channels == 128 && m.value_channels == 128));
   REQUIRE(m.form == kvcondense::KeyForm::raw);
@@ -125,11 +125,11 @@ TEST_CASE("calibrate: maps from layer to layer go into a stream, and say most of
 
   CacheShape other = tinylm;
   other.layers = 3;
-  REQUIRE(complaint(file.path, other) == ": tensor \"key.maps\" is [3, 129, 128], expected [2, 129, 128]");
+  REQUIRE(complaint(file.path(), other) == ": tensor \"key.maps\" is [3, 129, 128], expected [2, 129, 128]");
   MethodBases less = made.bases;
   less.maps.values.clear();
   const Saved part(bases_bytes(less), "aquakv-part");
-  REQUIRE(complaint(part.path) == ": tensor \"value.maps\" is missing");
+  REQUIRE(complaint(part.path()) == ": tensor \"value.maps\" is missing");
 }
 
 TEST_CASE("calibrate: books of codewords are read back, and more of them lose less", "[eval][calibrate]") {
@@ -138,7 +138,7 @@ TEST_CASE("calibrate: books of codewords are read back, and more of them lose le
   const Calibrated made = calibrate(o);
   REQUIRE(made.text.find("values lose") != std::string::npos);
   const Saved file(bases_bytes(made.bases), "commvq");
-  const BasesFile read = read_bases({file.path}, tinylm);
+  const BasesFile read = read_bases({file.path()}, tinylm);
   const kvcondense::any::ModelFacts facts = read.add_to({});
   REQUIRE(facts.key_books.fits(tinylm, 2 * 8 * 64));
   REQUIRE(facts.value_books.fits(tinylm, 2 * 8 * 64));
@@ -157,14 +157,14 @@ TEST_CASE("calibrate: books of codewords are read back, and more of them lose le
   const Saved finer(bases_bytes(more.bases), "commvq-more");
   double kl[2];
   for (const int i : {0, 1}) {
-    e.bases = {i == 0 ? file.path : finer.path};
+    e.bases = {i == 0 ? file.path() : finer.path()};
     kl[i] = evaluate(e, nullptr).recipes[1].text.mean_kl();
   }
   REQUIRE(kl[1] < kl[0]);
 
   CacheShape other = tinylm;
   other.kv_heads = 1, other.q_heads = 3;
-  REQUIRE(complaint(file.path, other) == ": tensor \"key.books\" is [4, 2, 2, 8, 64], expected [4, 1, stages, words, 64]");
+  REQUIRE(complaint(file.path(), other) == ": tensor \"key.books\" is [4, 2, 2, 8, 64], expected [4, 1, stages, words, 64]");
 }
 
 TEST_CASE("calibrate: the same numbers on any number of threads", "[eval][calibrate]") {
@@ -197,38 +197,38 @@ TEST_CASE("bases: files that are none, damaged, or of another model", "[eval][ca
   const CacheShape shape{.layers = 1, .q_heads = 2, .kv_heads = 2, .head_dim = 4};
   {
     const Saved good(bases_bytes(b), "bases");
-    REQUIRE(complaint(good.path, shape).empty());
-    REQUIRE(complaint(good.path, tinylm) == ": made for 1 layers of 2 rows of 4 numbers, and this model has 4 of 2 heads of 64");
-    REQUIRE_THROWS_WITH(read_bases({good.path, good.path}, shape), Catch::Contains("a second file of bases for pca"));
+    REQUIRE(complaint(good.path(), shape).empty());
+    REQUIRE(complaint(good.path(), tinylm) == ": made for 1 layers of 2 rows of 4 numbers, and this model has 4 of 2 heads of 64");
+    REQUIRE_THROWS_WITH(read_bases({good.path(), good.path()}, shape), Catch::Contains("a second file of bases for pca"));
   }
   b.values.mean[3] = std::nanf("");
   {
     const Saved nan(bases_bytes(b), "bases");
-    REQUIRE(complaint(nan.path, shape) == ": tensor \"value.mean\": element 3 is no number");
+    REQUIRE(complaint(nan.path(), shape) == ": tensor \"value.mean\": element 3 is no number");
   }
   b.values.mean.clear();
   b.keys.encode.clear(), b.keys.mean.clear(), b.values.encode.clear();
   {
     const Saved empty(bases_bytes(b), "bases");
-    REQUIRE(complaint(empty.path, shape) == ": it holds no basis");
+    REQUIRE(complaint(empty.path(), shape) == ": it holds no basis");
   }
   engine::SafetensorsWriter other;
   std::string why;
   {
     const Saved plain(*other.bytes(why), "bases");
-    REQUIRE(complaint(plain.path, shape).starts_with(": not a file of bases"));
+    REQUIRE(complaint(plain.path(), shape).starts_with(": not a file of bases"));
   }
   other.metadata("format", "kvcondense-bases");
   other.metadata("version", "1");
   {
     const Saved nameless(*other.bytes(why), "bases");
-    REQUIRE(complaint(nameless.path, shape) == ": it does not say the method that it was made for");
+    REQUIRE(complaint(nameless.path(), shape) == ": it does not say the method that it was made for");
   }
   other.metadata("method", "pca");
   other.metadata("keys", "turned");
   {
     const Saved turned(*other.bytes(why), "bases");
-    REQUIRE(complaint(turned.path, shape) == ": its \"keys\" are neither rotated nor raw");
+    REQUIRE(complaint(turned.path(), shape) == ": its \"keys\" are neither rotated nor raw");
   }
   other.metadata("keys", "raw");
   const std::vector<float> eight(8, 1.0f);
@@ -236,21 +236,21 @@ TEST_CASE("bases: files that are none, damaged, or of another model", "[eval][ca
   other.f32("key.men", {2, 4}, eight);
   {
     const Saved odd(*other.bytes(why), "bases");
-    REQUIRE(complaint(odd.path, shape) == ": no tensor is called 'key.men'");
+    REQUIRE(complaint(odd.path(), shape) == ": no tensor is called 'key.men'");
   }
 }
 
 TEST_CASE("calibrate: two heads as one, beside a cache and in the weights of a checkpoint", "[eval][calibrate]") {
   namespace fs = std::filesystem;
-  const fs::path dir = fs::temp_directory_path() / "kvcondense-folded";
-  fs::remove_all(dir);
+  const TempFile folder("folded");
+  const fs::path dir = folder.path();
   for (const bool paired : {false, true}) {
     Options o = tiny("kv_heads_svd");
     o.calibration.paired = paired;
     const Calibrated made = calibrate(o);
     REQUIRE(made.text.find("keys held") != std::string::npos);
     const Saved file(bases_bytes(made.bases), "kv_heads_svd");
-    const BasesFile read = read_bases({file.path}, tinylm);
+    const BasesFile read = read_bases({file.path()}, tinylm);
     const kvcondense::NamedBases* found = read.view().find("kv_heads_svd");
     REQUIRE(found != nullptr);
     REQUIRE((found->keys.groups == 1 && found->keys.dim == 128 && found->keys.columns == (paired ? 64 : 128) && found->values.columns == 128));
@@ -281,5 +281,4 @@ TEST_CASE("calibrate: two heads as one, beside a cache and in the weights of a c
   REQUIRE(kl[0] > 1e-3);
   REQUIRE(std::isfinite(kl[0]));
   REQUIRE_THROWS_AS(fold_checkpoint(o.model, calibrate(o).bases, o.model), Error);
-  fs::remove_all(dir);
 }

@@ -1,12 +1,13 @@
 #pragma once
 
-#include <filesystem>
 #include <fstream>
 #include <string>
 
 #include <eval/bases_file.hpp>
 #include <eval/calibrate.hpp>
 #include <eval/error.hpp>
+
+#include "dump_files.hpp"
 
 namespace eval::test {
 
@@ -22,13 +23,8 @@ inline Options tiny(const std::string& method) {
 }
 
 /// A file that goes when the test does.
-struct Saved {
-  std::string path;
-  explicit Saved(const std::string& bytes, const char* name)
-      : path((std::filesystem::temp_directory_path() / (std::string("kvcondense-") + name)).string()) {
-    std::ofstream(path, std::ios::binary) << bytes;
-  }
-  ~Saved() { std::filesystem::remove(path); }
+struct Saved : TempFile {
+  Saved(const std::string& bytes, const char* name) : TempFile(name) { std::ofstream(path(), std::ios::binary) << bytes; }
 };
 
 inline std::string complaint(const std::string& path, const CacheShape& shape = tinylm) {

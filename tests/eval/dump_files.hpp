@@ -13,7 +13,7 @@
 
 namespace eval::test {
 
-/// A file name of this test's own; the file goes with the object.
+/// A name of this test's own, for tests run side by side: the file or folder that it made there goes with the object.
 class TempFile {
  public:
   explicit TempFile(const std::string& name)
@@ -22,7 +22,7 @@ class TempFile {
                   .string()) {}
   ~TempFile() {
     std::error_code ignored;
-    std::filesystem::remove(path_, ignored);
+    std::filesystem::remove_all(path_, ignored);
   }
   TempFile(const TempFile&) = delete;
   TempFile& operator=(const TempFile&) = delete;
