@@ -19,7 +19,6 @@
 #include <kvcondense/merge/d2o.hpp>
 #include <kvcondense/position/reindex.hpp>
 #include <kvcondense/quant/group_int.hpp>
-#include <kvcondense/quant/kivi.hpp>
 #include <kvcondense/quant/turboquant.hpp>
 #include <kvcondense/retrieve/quest.hpp>
 
@@ -106,7 +105,6 @@ TEST_CASE("cuda cache: what coordinates are not made for is refused") {
   CHECK(status(lowrank::Pca{}) == Status::missing_input);
   CHECK(status(lowrank::Palu{.bases = bases}) == Status::incompatible);  // of raw keys
   CHECK(status(lowrank::Pca{.bases = bases}, position::Reindex{}) == Status::incompatible);
-  CHECK(status(lowrank::Pca{.bases = bases}, quant::Kivi<2>{.group_size = 32, .residual_window = 32}) == Status::not_supported);  // groups along slots
   // Codes of heads of their own ranks.
   CHECK(status(lowrank::Pca{.rule = lowrank::RankRule::table, .bases = bases}, quant::GroupInt<4>{.group_size = 16}) == Status::not_supported);
 }

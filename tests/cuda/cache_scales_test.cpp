@@ -6,6 +6,7 @@
 #include <kvcondense/lowrank/pca.hpp>
 #include <kvcondense/quant/group_int.hpp>
 #include <kvcondense/quant/kitty.hpp>
+#include <kvcondense/quant/kivi.hpp>
 #include <kvcondense/quant/smooth_attention.hpp>
 
 #include <support/model_facts.hpp>
@@ -30,8 +31,6 @@ TEST_CASE("cuda cache codec: smooth_attention") {
   // Methods that look at rows see them as they were before.
   Pair norms(recipe(evict::Knorm{.tokens = 30, .recent = 6}, quant::SmoothAttention<quant::GroupInt<4>>{}), "knorm(tokens=30, recent=6) + smooth_attention(int4())", wide_halves);
   lives(norms);
-  const quant::SmoothAttention<quant::GroupInt<4>> along{.base = {.key_axis = prim::GroupAxis::channel, .group_size = 16}};
-  CHECK(make_cache<Cuda>(small, recipe(along)).status() == Status::not_supported);
   const test::RandomModel model(small);
   CHECK(make_cache<Cuda>(small, recipe(lowrank::Pca{.bases = model.facts().bases}, quant::SmoothAttention<quant::GroupInt<4>>{})).status() == Status::not_supported);
 }
@@ -56,6 +55,11 @@ TEST_CASE("cuda cache codec: smooth_attention, keys that wait where slots leave"
 TEST_CASE("cuda cache codec: smooth_attention over codes of groups of slots that share more than scales") {
   const quant::SmoothAttention<quant::Kitty> strong{.base = {.page = 8, .boost = 0.25f, .buffer = 8}, .least = 20};
   leaves(strong, "smooth_attention(kitty(page=8, boost=25%, buffer=8), least=20)", odd);
+}
+
+TEST_CASE("cuda cache codec: smooth_attention over codes of groups of slots") {
+  const quant::SmoothAttention<quant::Kivi<4>> along{.base = {.group_size = 8, .residual_window = 8}, .least = 20};
+  leaves(along, "smooth_attention(kivi4(group=8, residual=8), least=20)", odd);
 }
 
 TEST_CASE("cuda cache codec: smooth_attention, a file behind the step that found factors") {

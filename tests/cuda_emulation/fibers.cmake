@@ -8,7 +8,7 @@ target_include_directories(kvcondense_cuda_fibers INTERFACE "${kvcondense_SOURCE
 # Dozens of caches in a file, and words of every type: what optimization saves when they run is less than what it takes.
 set(joined ${sources})
 set(plain ${sources})
-list(FILTER joined INCLUDE REGEX "/cache_[a-z]*_test[.]cpp$")
+list(FILTER joined INCLUDE REGEX "/cache_[a-z_]+_test[.]cpp$")
 list(REMOVE_ITEM plain ${joined})
 kvcondense_join_tests(cuda joined 4)
 kvcondense_join_tests(cuda_words plain 4)

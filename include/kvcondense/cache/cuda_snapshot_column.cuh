@@ -181,7 +181,7 @@ class CudaColumnFile {
     const index_t slots = page_slots(plan, part), pages = grouped ? column.groups_.pages(head).size() : (count + slots - 1) / slots;
     const std::size_t bytes = payload(column, part, head);
     const index_t dim = column.stored_dim(head);  // of codes
-    const auto codec = stored(column.codec());
+    const auto codec = prim::cuda_kernels::stored_codec(column.codec());  // what lies in pages, whatever its numbers are of
     w.put(static_cast<std::uint32_t>(pages));
     SharedPlaces fetched(before, part == 1 && plan.paired()), places(before, part == 1 && plan.paired());
     const auto head_of = [&](index_t page) {
@@ -233,12 +233,6 @@ class CudaColumnFile {
     return column.plan_.grouped() ? column.groups_.pages(head)[page].page->at() : column.pages_[1][head][page]->rows;
   }
   static bool shares(const Column& column, index_t head, index_t page) { return column.plan_.paired() && column.groups_.pages(head)[page].page->under != nullptr; }
-  /// What lies in pages, whatever its numbers are of.
-  template <class C>
-  static auto stored(const C& codec) { return prim::cuda_kernels::stored_codec(codec); }
-  template <class C>
-  static auto stored(const prim::Latent<C>& codec) { return prim::cuda_kernels::stored_codec(codec.codec); }
-
   Status load_part(ByteReader& r, const Context<Cuda>& ctx, int part, index_t head, const CudaBefore<Column>& before, index_t& count) {
     const bool paired = part == 1 && plan().paired();
     const index_t slots = page_slots(plan(), part), group = part == 1 ? plan().codec.group_slots() : 1;

@@ -151,7 +151,7 @@ struct GroupPages {
     const auto& codec = stored_codec(named);
     using Stored = std::remove_cvref_t<decltype(codec)>;
     return cuda::launch(ctx, join_groups<Stored>, {work.chains}, channel_threads, group_shared<JoinShared<Stored>>(codec), codec, static_cast<int>(codec.group_slots()),
-                        static_cast<int>(column.coded.page_slots), static_cast<int>(column.coded.dim), work.joins, work.chain, work.rows);
+                        static_cast<int>(column.coded.page_slots), static_cast<int>(stored_dim(named, column.coded.dim)), work.joins, work.chain, work.rows);
   }
 };
 

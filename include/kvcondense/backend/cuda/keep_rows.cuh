@@ -164,24 +164,27 @@ struct KeepRows<Cuda> {
   template <class Codec>
   static Status rows(Context<Cuda>& ctx, const Codec& named, const PageTable& table, const KeptSlots& keep) {
     using namespace cuda_kernels;
-    const auto& codec = stored_codec(named);
-    if constexpr (is_latent<std::remove_cvref_t<decltype(codec)>>) {
-      if (!codec.map.uneven) {  // rows of so many numbers, whatever they mean
-        PageTable coordinates = table;
-        coordinates.dim = codec.map.rank;
-        return rows(ctx, codec.codec, coordinates, keep);
-      }
-    }
-    using Stored = std::remove_cvref_t<decltype(codec)>;
-    if (codec.group_slots() != 1) return Status::not_supported;
-    if (!codec.valid(table.dim) || table.dim > max_head_dim || table.page_slots < 1 || table.page_slots > 65536) return Status::invalid_argument;
-    if constexpr (requires { codec.layout; })
-      if (!lies_in_rows(codec)) return cuda::launch(ctx, keep_head_lanes<Stored>, {table.heads}, lane_threads, sizeof(LaneSlots), codec, table, keep);
-    return cuda::launch(ctx, keep_head_rows<Stored>, {table.heads}, keep_threads, 0, codec, table, keep);
+    if constexpr (is_latent<Codec>)
+      if (named.map.uneven) return stored_rows(ctx, named, table, keep);  // heads have pages of their own sizes
+    PageTable stored = table;
+    stored.dim = stored_dim(named, table.dim);
+    return stored_rows(ctx, stored_codec(named), stored, keep);
   }
 
   static Status numbers(Context<Cuda>& ctx, RaggedView<const std::int32_t> keep, const index_t* count, RaggedView<float> numbers) {
     return cuda::launch(ctx, cuda_kernels::keep_head_numbers<256>, {numbers.heads}, 256, 0, keep, count, numbers);
+  }
+
+ private:
+  /// Of rows of numbers, whatever these mean.
+  template <class Codec>
+  static Status stored_rows(Context<Cuda>& ctx, const Codec& codec, const PageTable& table, const KeptSlots& keep) {
+    using namespace cuda_kernels;
+    if (codec.group_slots() != 1) return Status::not_supported;
+    if (!codec.valid(table.dim) || table.dim > max_head_dim || table.page_slots < 1 || table.page_slots > 65536) return Status::invalid_argument;
+    if constexpr (requires { codec.layout; })
+      if (!lies_in_rows(codec)) return cuda::launch(ctx, keep_head_lanes<Codec>, {table.heads}, lane_threads, sizeof(LaneSlots), codec, table, keep);
+    return cuda::launch(ctx, keep_head_rows<Codec>, {table.heads}, keep_threads, 0, codec, table, keep);
   }
 };
 

@@ -1,6 +1,8 @@
 #pragma once
 
 #include <algorithm>
+#include <cfloat>
+#include <cstddef>
 #include <cstdint>
 #include <type_traits>
 
@@ -166,15 +168,18 @@ namespace cuda_kernels {
 /// that it drops are not looked at.
 __device__ inline float entry_times(float entry, float x) { return entry == 0.0f ? 0.0f : __fmul_rn(entry, x); }
 
-/// A row becomes its coordinates, each a sum in the order of the CPU: `out` must not be the row. A warp.
+/// Coordinate j of a row, a sum in the order of the CPU.
+template <class X>
+__device__ inline float coordinate(const LatentMap& map, const X& x, int j) {
+  const float *const encode = map.encode(), *const mean = map.mean();
+  float sum = 0.0f;
+  for (int i = 0; i < map.dim; ++i) sum = __fadd_rn(sum, entry_times(encode[i * map.rank + j], x(i) - mean[i]));
+  return sum;
+}
+/// A row becomes its coordinates: `out` must not be the row. A warp.
 template <class X>
 __device__ inline void into_latent(const LatentMap& map, const X& x, float* out) {
-  const float *const encode = map.encode(), *const mean = map.mean();
-  for (int j = cuda::lane_of_warp(); j < map.rank; j += cuda::warp_lanes) {
-    float sum = 0.0f;
-    for (int i = 0; i < map.dim; ++i) sum = __fadd_rn(sum, entry_times(encode[i * map.rank + j], x(i) - mean[i]));
-    out[j] = sum;
-  }
+  for (int j = cuda::lane_of_warp(); j < map.rank; j += cuda::warp_lanes) out[j] = coordinate(map, x, j);
   __syncwarp();
 }
 /// Whether no number of a row is an Inf or a NaN, as `can_store` says it of rows that are stored; in every lane of a warp.
@@ -204,8 +209,38 @@ __device__ inline void leave_latent(const LatentMap& map, float* row) {
     if (lane + k * cuda::warp_lanes < map.dim) row[lane + k * cuda::warp_lanes] = sum[k];
 }
 
+/// The rows of a group of slots as a block that codes them reads them: a number is a coordinate, made whenever it is read, which is a few times alone. A group of
+/// coordinates may be larger than shared memory.
+template <class Rows>
+struct LatentRows {
+  static constexpr bool counted = Rows::counted;
+  const Rows& rows;
+  LatentMap map;
+
+  __device__ auto row(int i) const {
+    return [x = rows.row(i), m = map](int j) { return m.maps() ? finite_where_rows_are(m, x, coordinate(m, x, j)) : x(j); };
+  }
+  __device__ float score(int i) const { return rows.score(i); }
+
+ private:
+  /// A sum that a float cannot hold, though it can hold the row, is the largest: to be repaired, and to be counted, which an Inf of a row has been.
+  template <class X>
+  __device__ static float finite_where_rows_are(const LatentMap& map, const X& x, float sum) {
+    if (fabsf(sum) <= FLT_MAX) return sum;
+    for (int i = 0; i < map.dim; ++i)
+      if (!(fabsf(x(i)) <= FLT_MAX)) return sum;
+    return limit_to(sum, FLT_MAX);
+  }
+};
+
+template <GroupCodec C>
+inline constexpr bool codes_groups<Latent<C>> = true;
+template <class C>
+inline constexpr int group_blocks<Latent<C>> = group_blocks<C>;
+
 /// Rows of coordinates: `dim` is how many they are.
-template <RowCodec C>
+template <class C>
+  requires(RowCodec<C> || GroupCodec<C>)
 struct RowPage<Latent<C>> : RowPage<C> {
   LatentMap map;
 
@@ -228,7 +263,26 @@ struct RowPage<Latent<C>> : RowPage<C> {
     into_latent(map, x, s.latent);
     return RowPage<C>::encode(slot, MappedRow{s.latent, counted}, i, s.inner);
   }
+
+  static std::size_t behind(const Latent<C>& c)
+    requires requires { RowPage<C>::behind(c.codec); }
+  {
+    return RowPage<C>::behind(c.codec);
+  }
+  template <class Rows>
+  __device__ int encode_group(int slot, const Rows& rows, int begin, auto& shared) const {
+    return RowPage<C>::encode_group(slot, LatentRows<Rows>{rows, map}, begin, shared);
+  }
 };
+
+template <class C>
+__device__ __host__ inline const auto& stored_codec(const Latent<C>& codec) {
+  return stored_codec(codec.codec);
+}
+template <class C>
+inline index_t stored_dim(const Latent<C>& codec, index_t) {
+  return codec.map.rank;
+}
 
 }  // namespace cuda_kernels
 }  // namespace kvcondense::prim

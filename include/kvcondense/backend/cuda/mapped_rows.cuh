@@ -59,5 +59,10 @@ template <class T, class C>
 __device__ __host__ inline const C& stored_codec(const Transformed<T, C>& codec) {
   return codec.codec;
 }
+/// How many numbers of a row lie there.
+template <class C>
+inline index_t stored_dim(const C&, index_t dim) {
+  return dim;
+}
 
 }  // namespace kvcondense::prim::cuda_kernels

@@ -180,6 +180,10 @@ template <int Bits>
 constexpr bool shares_slots(const GroupInt<Bits>& codec) {
   return codec.axis == GroupAxis::channel;
 }
+template <class T, class C>
+constexpr bool shares_slots(const Transformed<T, C>& c) {
+  return codes_groups<DeviceCodec<Transformed<T, C>>> && shares_slots(c.codec);
+}
 
 /// A slot's row as floats in shared memory. A warp; whole warps call it together, and a lane reads its own channels alone unless it waits.
 template <class Page>

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cfloat>
+#include <cstddef>
 
 #include <kvcondense/backend/cuda/mapped_rows.cuh>
 #include <kvcondense/backend/cuda/row_codec.cuh>
@@ -46,32 +47,9 @@ constexpr bool table_serves(const Transformed<Chained<T, ChannelScale>, C>&) {
 
 namespace cuda_kernels {
 
-/// Codecs that are read number by number: a row that is loaded whole would come without its factors.
+/// Codecs that factors may stand in front of: of numbers that are read one by one, and of whole groups of slots.
 template <class C>
-concept ReadByNumber = RowCodec<C> && !requires(const RowPage<C>& page, float* row) { page.load(0, row); };
-
-template <ReadByNumber C>
-struct RowPage<Tabled<Transformed<ChannelScale, C>>> : RowPage<C> {
-  const float* state;  ///< factors, then their inverses
-
-  __device__ RowPage(const Tabled<Transformed<ChannelScale, C>>& c, std::byte* page, int page_slots, int row)
-      : RowPage<C>(c.codec.codec, page, page_slots, row), state(c.table) {}
-  __device__ float value(int slot, int c) const { return __fmul_rn(RowPage<C>::value(slot, c), state[this->dim + c]); }
-
-  struct Scratch {
-    float scaled[max_head_dim];
-    typename RowPage<C>::Scratch inner;
-  };
-  template <class Rows>
-  __device__ int encode(int slot, const Rows& rows, int i, Scratch& s) const {
-    const auto x = rows.row(i);
-    bool good = true;  // an Inf that the factor makes is counted here
-    for (int c = cuda::lane_of_warp(); c < this->dim; c += cuda::warp_lanes) s.scaled[c] = __fmul_rn(x(c), state[c]), good = good && fabsf(x(c)) <= 3.38e38f;
-    const bool counted = rows.counted && __all_sync(cuda::full_warp, static_cast<int>(good)) == 0;
-    __syncwarp();
-    return RowPage<C>::encode(slot, MappedRow{s.scaled, counted}, i, s.inner);
-  }
-};
+concept TakesFactors = (RowCodec<C> && !requires(const RowPage<C>& page, float* row) { page.load(0, row); }) || (GroupCodec<C> && !RowCodec<C>);
 
 /// Rows by factors of channels. What a factor makes of a number that was none stays one; of a number that becomes too large for a float the largest, which
 /// is repaired and counted as that is on the host.
@@ -90,24 +68,42 @@ struct ScaledRows {
   __device__ float score(int i) const { return rows.score(i); }
 };
 
-/// Whole groups of slots, whose rows are loaded whole.
-template <class C>
-concept CodedInGroups = GroupCodec<C> && !RowCodec<C>;
-template <CodedInGroups C>
+template <GroupCodec C>
 inline constexpr bool codes_groups<Tabled<Transformed<ChannelScale, C>>> = true;
 
-template <CodedInGroups C>
+template <TakesFactors C>
 struct RowPage<Tabled<Transformed<ChannelScale, C>>> : RowPage<C> {
+  using Codec = Tabled<Transformed<ChannelScale, C>>;
+
   const float* state;  ///< factors, then their inverses
 
-  __device__ RowPage(const Tabled<Transformed<ChannelScale, C>>& c, std::byte* page, int page_slots, int row)
-      : RowPage<C>(c.codec.codec, page, page_slots, row), state(c.table) {}
+  __device__ RowPage(const Codec& c, std::byte* page, int page_slots, int row) : RowPage<C>(c.codec.codec, page, page_slots, row), state(c.table) {}
   __device__ void load(int slot, float* row) const {
     load_row(static_cast<const RowPage<C>&>(*this), slot, row);
     for (int c = cuda::lane_of_warp(); c < this->dim; c += cuda::warp_lanes) row[c] = __fmul_rn(row[c], state[this->dim + c]);
   }
+
+  struct Scratch {
+    float scaled[max_head_dim];
+    typename RowPage<C>::Scratch inner;
+  };
   template <class Rows>
-  __device__ int encode_group(int slot, const Rows& rows, int begin, typename RowPage<C>::GroupScratch& shared) const {
+  __device__ int encode(int slot, const Rows& rows, int i, Scratch& s) const {
+    const auto x = rows.row(i);
+    bool good = true;  // an Inf that the factor makes is counted here
+    for (int c = cuda::lane_of_warp(); c < this->dim; c += cuda::warp_lanes) s.scaled[c] = __fmul_rn(x(c), state[c]), good = good && fabsf(x(c)) <= 3.38e38f;
+    const bool counted = rows.counted && __all_sync(cuda::full_warp, static_cast<int>(good)) == 0;
+    __syncwarp();
+    return RowPage<C>::encode(slot, MappedRow{s.scaled, counted}, i, s.inner);
+  }
+
+  static std::size_t behind(const Codec& c)
+    requires requires { RowPage<C>::behind(c.codec.codec); }
+  {
+    return RowPage<C>::behind(c.codec.codec);
+  }
+  template <class Rows>
+  __device__ int encode_group(int slot, const Rows& rows, int begin, auto& shared) const {
     return RowPage<C>::encode_group(slot, ScaledRows<Rows>{rows, state}, begin, shared);
   }
 };

@@ -41,9 +41,11 @@ struct SharedSlots {
   index_t first = 0;
 };
 
-/// Codecs whose pages may be of several heads.
+/// Codecs whose pages may be of several heads: of slots that are independent.
 template <class C>
-inline constexpr bool may_share_rows = is_latent<C>;
+inline constexpr bool may_share_rows = false;
+template <cuda_kernels::RowCodec C>
+inline constexpr bool may_share_rows<Latent<C>> = true;
 template <>
 inline constexpr bool may_share_rows<PairedRows> = true;
 
