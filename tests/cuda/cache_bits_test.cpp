@@ -64,5 +64,4 @@ TEST_CASE("cuda cache: widths of layers and signs of coordinates") {
   of_coordinates("bit_allocation(boundary=1)", quant::BitAllocation{.boundary = 1});
   of_coordinates("turboquant(key_bits=2, sketch=true)", quant::TurboQuant{.key_bits = 2, .sketch = true});
   of_coordinates("qjl(channels=0, buffer=4)", quant::Qjl{.channels = 0, .buffer = 4});
-  CHECK(make_cache<Cuda>(shape, recipe(pca, quant::Qjl{})).status() == Status::not_supported);  // strong channels of groups of slots
 }

@@ -13,61 +13,16 @@
 #include <kvcondense/lowrank/pca.hpp>
 #include <kvcondense/lowrank/think.hpp>
 #include <kvcondense/merge/dmc.hpp>
-#include <kvcondense/position/reindex.hpp>
 #include <kvcondense/quant/fp8.hpp>
 #include <kvcondense/quant/kivi.hpp>
-#include <kvcondense/retrieve/quest.hpp>
 
-#include "cache_coordinates.hpp"
+#include "cache_joins.hpp"
 
 using namespace kvcondense;
+using cuda_cache::joins;
 using cuda_cache::Pair;
+using cuda_cache::some;
 using merge::Dmc;
-
-namespace {
-
-/// Every way by which tokens come, join, leave or are taken back. `stored`, `within`: of stored numbers, of outputs.
-template <class R>
-void joins(const R& method, std::string_view text, const CacheShape& shape, float within = 2e-5f, const any::ModelFacts& facts = {}) {
-  INFO(text << ", head_dim " << shape.head_dim << ", group " << shape.q_heads / shape.kv_heads);
-  Pair<R> pair(method, std::string(text), shape, facts);
-  pair.allow(shape.dtype == DType::f32 ? 2e-6f : shape.dtype == DType::f16 ? 2e-3f : 1.6e-2f);  // two steps of the type: a mean may be rounded otherwise
-  const auto feed = [&](auto& to, index_t n) { to.forward(n, prim::AttendMath::f32, within); };
-  feed(pair, 23);
-  for (int i = 0; i < 6; ++i) feed(pair, 1);
-  pair.look(within);  // a query without its token
-  pair.exchange();
-  feed(pair, 9);
-  {
-    Pair<R> other = pair.fork();
-    feed(other, 3);
-    feed(pair, 2);
-    feed(other, 1);
-  }
-  pair.space(3);
-  feed(pair, 4);
-  pair.truncate(pair.on_device().length() - 2);  // what is left of the newest slot can be joined no more
-  feed(pair, 1);
-  pair.remove(pair.on_device().length() - 4, pair.on_device().length() - 2);
-  feed(pair, 2);
-  pair.remove(pair.on_device().length() - 1, pair.on_device().length());
-  feed(pair, 1);
-  pair.exchange();
-  pair.turn(3);
-  feed(pair, 5);
-  pair.truncate(2);
-  feed(pair, 1);
-  pair.truncate(0);
-  feed(pair, 1);
-  feed(pair, 40);
-  pair.compare_reports();
-  const auto report = pair.on_device().report(pair.device());
-  REQUIRE(report);
-  CHECK(report->merged_slots > 10);
-}
-
-constexpr Dmc some{.window = 4, .init = 0.3f};
-}  // namespace
 
 TEST_CASE("cuda cache method: dmc") {
   const CacheShape& shape = cuda_cache::shapes()[static_cast<std::size_t>(GENERATE(0, 1, 2, 3))];
@@ -390,8 +345,6 @@ TEST_CASE("cuda cache: a mean that overflows as it is kept, and a key as it turn
 
 TEST_CASE("cuda cache: tokens join where it cannot be, or nobody asks") {
   const CacheShape shape{.q_heads = 2, .kv_heads = 1, .head_dim = 16, .page_slots = 4};
-  CHECK(make_cache<Cuda>(shape, recipe(some, position::Reindex{})).status() == Status::not_supported);
-  CHECK(make_cache<Cuda>(shape, recipe(some, retrieve::Quest{})).status() == Status::not_supported);
   CHECK(make_cache<Cuda>(shape, recipe(Dmc{.window = -1})).status() == Status::invalid_argument);
   test::Device device;
   test::OnDevice<float> x(device, std::vector<float>(64, 1.0f));

@@ -117,11 +117,6 @@ TEST_CASE("cuda cache retrieves: not beside what a list of chosen slots has no p
   CHECK(status(recipe(ends, merge::D2O{.mass = merge::Mass::log_count}, quest)) == Status::ok);
   CHECK(status(recipe(evict::Compensate{ends}, quest)) == Status::not_supported);
   CHECK(status(recipe(ends, position::Reindex{}, quest)) == Status::not_supported);
-  // Only the device knows which of the newest slots are there.
-  const retrieve::LServe holds{.page = 8, .part = 4, .tokens = 24, .interval = 3};
-  CHECK(status(recipe(holds)) == Status::ok);
-  CHECK(status(recipe(ends, holds)) == Status::not_supported);
-  CHECK(status(recipe(evict::KeepAll{}, merge::ToMe{.tokens = 30, .slack = 4, .sinks = 2, .recent = 6, .mass = merge::Mass::none}, holds)) == Status::not_supported);
 }
 
 TEST_CASE("cuda cache retrieves: what folds is known anew") {

@@ -211,7 +211,7 @@ Status index_words(Context<Cuda>& ctx, const SlotRows<Cuda>& keys, const prim::U
   if (s == Status::ok) s = prim::UnitOrder::ranks(ctx, mass, keep, count, nullptr);
   if (s == Status::ok) s = prim::UnitOrder::unite(ctx, keep, count, {}, count);
   if (s == Status::ok) s = prim::UnitBiases::of_blocks(ctx, keys, {}, 4, 1.0f, rows, 8, rows);
-  if (s == Status::ok) s = prim::ListNumbers::run(ctx, units, runs, {}, rows, 64, {rows, rows});
+  if (s == Status::ok) s = prim::ListNumbers::run(ctx, units, runs, {}, {}, rows, 64, {rows, rows});
   if (s == Status::ok) s = prim::UnitIndex::moved(ctx, keep, count, count);
   if (s == Status::ok) s = prim::UnitIndex::below(ctx, {}, count, 1, 1, count);
   if (s == Status::ok) s = prim::UnitScoring::queries<prim::QueryRule::each>(ctx, queries, 0, 1, 1, rows);
@@ -331,6 +331,16 @@ template Status coded_groups(Context<Cuda>&, const prim::PolarForm&, const prim:
 template Status coded_groups(Context<Cuda>&, const prim::CorrectedForm&, const prim::ColumnParts&, const prim::KeptSlots&, const prim::GroupWork&, const prim::PageBatch&);
 template Status coded_groups(Context<Cuda>&, const prim::MixedForm&, const prim::ColumnParts&, const prim::KeptSlots&, const prim::GroupWork&, const prim::PageBatch&);
 template Status coded_groups(Context<Cuda>&, const Balanced&, const prim::ColumnParts&, const prim::KeptSlots&, const prim::GroupWork&, const prim::PageBatch&);
+// Of rows that a map or factors meet first: what is joined lies below these.
+template <class... Codec>
+Status mapped_groups(Context<Cuda>& ctx, const prim::ColumnParts& column, const prim::KeptSlots& kept, const prim::GroupWork& work, const Codec&... codec) {
+  for (const Status s : {prim::GroupPages::code(ctx, codec, prim::ExactRows{}, column, kept, work, nullptr)...})
+    if (s != Status::ok) return s;
+  return Status::ok;
+}
+using SmoothedGroups = prim::DeviceCodec<prim::Transformed<prim::ChannelScale, prim::GroupInt<4>>>;
+template Status mapped_groups(Context<Cuda>&, const prim::ColumnParts&, const prim::KeptSlots&, const prim::GroupWork&, const CodedCoordinates&, const prim::Latent<Strong>&,
+                              const prim::Latent<Signs>&, const prim::Latent<prim::PolarForm>&, const prim::Latent<prim::CorrectedForm>&, const SmoothedGroups&);
 template Status attend(Context<Cuda>&, const prim::AttendRequest&, const prim::PagedHeads<Balanced, prim::MixedForm>&);
 template Status columns(Context<Cuda>&, const prim::ColumnRequest&, TensorView<const float, 3>, const prim::PagedHeads<prim::MixedForm, Balanced>&);
 template Status attend(Context<Cuda>&, const prim::AttendRequest&, const prim::PagedHeads<Strong, prim::GroupInt<2>>&);

@@ -52,16 +52,15 @@ class Cache;
 /// Cost     append, attend and step enqueue on the context's stream. The host waits where tables grow or many pages go back, and
 ///          where a step meets the one before of the same layer that is not done yet; how many slots stay it knows itself, but for budgets and
 ///          selections that scores decide, sets that a merge method finds among slots that stay, and which slots leave where codes share parameters along slots
-///          (KIVI's keys), and maps of rows that are found from the first of them: these are waited for when they act. A call of `attend` that chooses what it
+///          (KIVI's keys) or units are chosen that later calls go on reading, and maps of rows that are found from the first of them: these are waited for when they act. A call of `attend` that chooses what it
 ///          reads waits for the one before of the same layer, and for the step before where it chooses by what came in prompts.
 /// Numbers  pages are those of Cache<Cpu, R>. Attention differs in the last bits, so scores that are that close may be ranked
 ///          otherwise; equal scores are ranked alike. What `append` on the CPU refuses, numbers that the stored type cannot
 ///          hold, is stored as Inf or NaN here (where tokens may join slots, brought into range) and counted once in the report. Such tokens rule out halves only until their step.
-/// Errors   as Cache<Cpu, R>; not_supported for `minicache` behind a quant stage, for a merge method that, beside raw keys or retrieval, lets tokens join a slot
-///          when they come, for retrieval beside a mean of what left, or by an index of turned keys beside raw ones, for `AttendMath::halves` where attention
+/// Errors   as Cache<Cpu, R>; not_supported for `minicache` behind a quant stage, for retrieval beside a mean of what left, or by an index of turned keys beside raw ones, for `AttendMath::halves` where attention
 ///          reads numbers of slots, keys are raw or tokens join slots, for one set of all heads (AllHeads) once heads hold
 ///          different numbers of slots, and for a quant stage that tells heads apart by more than tables of their codecs (layers may
-///          differ in the size of a row and in their windows), has a sketch whose directions are a matrix, corrects chunks of one slot, or maps rows before groups along slots, retrieval over rows that heads or layers store together, merging beside them, or heads of such a layer that differ in their ranks, and codes of coordinates of which heads have different numbers. device_error from every call that a layer takes part in, until `reset` or `load`, once the device took a part of a change of it and refused the rest. Calls of one
+///          differ in the size of a row and in their windows), has a sketch whose directions are a matrix, corrects chunks of one slot, or spreads rows by a Hadamard transform before groups along slots, for heads that share rows in a layer whose others have other ranks, and codes of coordinates of which heads have different numbers. device_error from every call that a layer takes part in, until `reset` or `load`, once the device took a part of a change of it and refused the rest. Calls of one
 ///          cache go to one stream; wait for it before the cache is destroyed when its memory is not that of cudaMalloc.
 template <class R>
 class Cache<Cuda, R> {
@@ -101,9 +100,10 @@ class Cache<Cuda, R> {
     const std::size_t mass = Scratch::align + Scratch::bytes_for<float>(total);
     const std::size_t step = Scratch::align + range_bytes() + 2 * Scratch::bytes_for<std::int32_t>(total) +
                              static_cast<std::size_t>(plan_.lanes) * Scratch::bytes_for<float>(total) + pipeline_bytes(slots, total, tokens) + fold_bytes(total) + grade_bytes(slots, total, tokens) +
-                             column_bytes(tokens, slots) + retrieval_.step_bytes(shape(), slots, tokens, true);
-    std::size_t reading = cache::attend_bytes(shape(), shape().kv_heads, slots, tokens, attention(), Plan::latent) + turned_bytes(shape().q_heads, tokens) + cleared_bytes(tokens);
+                             column_bytes(tokens, slots) + retrieval_.step_bytes(shape(), slots, tokens, true) + held_bytes(tokens);
+    std::size_t reading = cache::attend_bytes(shape(), shape().kv_heads, slots, tokens, attention(), Plan::latent) + turned_bytes(shape().q_heads, tokens);
     if constexpr (retrieves) reading = std::max(reading, retrieval_.workspace_bytes(plan_, slots, tokens, attention()));
+    reading += cleared_bytes(tokens);
     return mass + std::max({step, reading, model_bytes(slots), turned_bytes(shape().kv_heads, tokens), joined_bytes(tokens)});
   }
 
@@ -240,10 +240,15 @@ class Cache<Cuda, R> {
   template <class T>
   Status join_rows(Context<Cuda>& ctx, Layer& l, TensorView<const T, 3> keys, TensorView<const T, 3> values, TensorView<const float, 3> queries,
                    std::span<const index_t> positions, TensorView<float, 3> key_means, TensorView<float, 3> value_means);
-  Status clear_queries(Context<Cuda>& ctx, const Layer& l, prim::AttendRequest& request) const;
+  Status clear_queries(Context<Cuda>& ctx, std::span<const index_t> positions, TensorView<const float, 3>& queries, Scratch& scratch) const;
+  Status hold(Context<Cuda>& ctx, index_t layer, cache::NewestQueries& newest, bool prompt);
   const prim::ControlComponent* control() const { return plan_.joins ? &join_.control : nullptr; }
   std::size_t joined_bytes(index_t tokens) const;
   std::size_t cleared_bytes(index_t tokens) const;
+  /// The same of a step whose queries choose what later calls read.
+  std::size_t held_bytes(index_t tokens) const { return retrieval_.holds() ? cleared_bytes(std::min(tokens, retrieval_.longest_call())) : 0; }
+  /// Whether the host has to know which slots stay.
+  bool wants_lists(index_t layer) const { return layers_[layer].wants_lists() || retrieval_.holds(); }
   /// Whether attention reads a mean beside slots, or an index would be of keys that turn by their slot: neither is there beside a list.
   bool stands_alone() const { return plan_.summary || (may_turn && decltype(R::retrieve)::keys != retrieve::KeyState::raw); }
   bool changes_length() const {

@@ -21,10 +21,7 @@ Status Cache<Cuda, R>::make_sharing() {
     if (fold_.across.active && !std::same_as<decltype(R::lowrank), NoLowRank>) return Status::incompatible;
     if (fold_.across.active && !pairs_columns) return Status::not_supported;  // directions that become codes
     if (!fold_.across.active && (shares_slots(plan_.keys.codec) || shares_slots(plan_.values.codec))) return Status::not_supported;  // sums that become codes of groups
-    // Heads of a layer are alike in whether they share rows; units that are read for many steps, and what a window watches, are of rows as a step leaves them.
-    if (shape().kv_heads % groups_.heads != 0) return Status::not_supported;
-    if constexpr (retrieves)
-      if (recipe_.retrieve.pipeline().holds() || retrieval_.watches()) return Status::not_supported;
+    if (shape().kv_heads % groups_.heads != 0) return Status::not_supported;  // heads of a layer are alike in whether they share rows
     sharing_ = cache::CudaSharing(*memory_);
   }
   return Status::ok;

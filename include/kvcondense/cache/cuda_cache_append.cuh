@@ -85,7 +85,7 @@ Status Cache<Cuda, R>::append(Context<Cuda>& ctx, index_t layer, TensorView<K, 3
   Status s = reserve_rotation(ctx, l.longest() + n);
   if (s != Status::ok) return s;
   TensorView<float, 3> raw{}, means{};  // keys that came rotated or join others, as they are stored; values that do
-  if constexpr (may_turn && decltype(R::position)::rotated_input) {
+  if (may_turn && decltype(R::position)::rotated_input && !plan_.joins) {  // what joins is turned back where it is summed
     Scratch scratch(ctx.workspace());
     raw = dense_view(scratch.take<float>(shape().kv_heads * n * shape().head_dim), shape().kv_heads, n, shape().head_dim);
     if (raw.data == nullptr) return Status::workspace_too_small;

@@ -52,7 +52,7 @@ Status Cache<Cuda, R>::count_kept(const Context<Cuda>& ctx, const StepView<Cuda>
   }
   leaves = false;
   for (index_t h = 0; h < view.heads(); ++h) leaves = leaves || kept.size(h) < view.slots(h);
-  return leaves && layers_[view.layer].wants_lists() ? kept.tell(ctx, keep) : Status::ok;
+  return leaves && wants_lists(view.layer) ? kept.tell(ctx, keep) : Status::ok;
 }
 
 /// Lists that keep all and copies of the lanes.
@@ -65,7 +65,7 @@ Status Cache<Cuda, R>::begin(Context<Cuda>& ctx, Layer& l, const StepView<Cuda>&
   for (auto& lane : lanes) lane = view.ragged(scratch.take<float>(total));
   bool room = keep.slots.data != nullptr && keep.count != nullptr && keep.budget != nullptr && keep.ends != nullptr &&
               scratch.left() >= Scratch::bytes_for<std::int32_t>(total) + range_bytes() + pipeline_bytes(l.longest(), total, l.counters.pending) +
-                                      fold_bytes(total) + grade_bytes(l.longest(), total, l.counters.pending) + retrieval_.step_bytes(shape(), l.longest(), l.counters.pending, view.phase == Phase::prefill_end);
+                                      fold_bytes(total) + grade_bytes(l.longest(), total, l.counters.pending) + retrieval_.step_bytes(shape(), l.longest(), l.counters.pending, view.phase == Phase::prefill_end) + held_bytes(l.counters.pending);
   for (const auto& lane : lanes) room = room && lane.data != nullptr;
   if (!room) return Status::workspace_too_small;
   // Policies work on copies: a step that is refused later must not have counted its attention.
@@ -143,6 +143,9 @@ Status Cache<Cuda, R>::run_step(Context<Cuda>& ctx, index_t layer, const StepInp
     drawn = scratch.take<float>(total * shape().group());
     if (const Status s = drawn == nullptr ? Status::workspace_too_small : retrieval_.watch(ctx, view, drawn); s != Status::ok) return s;
   }
+  cache::NewestQueries newest;  // that may choose what later calls read
+  if (retrieval_.holds())
+    if (const Status s = newest.take(inputs.queries, retrieval_.longest_call(), l.pending_positions.span()); s != Status::ok) return s;
   const bool fires = pipeline_.fires(view);
   bool leaves = false, changed = false, moved = false;
   cache::Folding folding;
@@ -176,8 +179,10 @@ Status Cache<Cuda, R>::run_step(Context<Cuda>& ctx, index_t layer, const StepInp
     if (l.grades(kept))
       if (const Status s = grade(ctx, view, of_grades, scores, {{grade_scratch, static_cast<std::size_t>(grade_room)}, grade_steering}); s != Status::ok) return s;
     moved = leaves || l.unsettled();
-    if constexpr (retrieves)
+    if constexpr (retrieves) {
       if (const Status s = retrieval_.reserve(ctx, layer, l, shape(), stays, leaves, fold_.active && (leaves || sets), keep, of_index, change); s != Status::ok) return s;
+      retrieval_.tell_stayed(layer, l, kept, heads);
+    }
     // A turn may change numbers of slots though nothing leaves, and code what `remove` has left though nothing is pending.
     if (moved || l.counters.pending > 0 || plan_.lanes > 0) {
       if (const Status s = l.reserve_codes(ctx, leaves, true, kept); s != Status::ok) return s;
@@ -191,10 +196,8 @@ Status Cache<Cuda, R>::run_step(Context<Cuda>& ctx, index_t layer, const StepInp
     Status s = l.set_slots(ctx, stays);
     if constexpr (retrieves) {
       changed = true;
-      const index_t last = l.next_position() - 1;
       if (s == Status::ok) s = retrieval_.learn(ctx, layer, l, shape(), change, scratch);
       if (s == Status::ok) s = retrieval_.refresh(ctx, layer, l, shape(), prompt, change);
-      if (s == Status::ok) s = retrieval_.hold(ctx, layer, l, shape(), inputs.queries, query_turn(l, rows, last), view.phase, change, of_index);
     }
     if (s == Status::ok) s = l.open.settle(ctx, l.counters.pending, l.counters.seen - 1);
     return s;
@@ -212,13 +215,15 @@ Status Cache<Cuda, R>::run_step(Context<Cuda>& ctx, index_t layer, const StepInp
   l.counters.evictions += leaves;
   l.counters.evicted_slots += total - l.total();
   if (asks) l.window.settle(l.pending_positions.span().last(static_cast<std::size_t>(rows)), l.counters.seen - 1);
+  const bool lasts = retrieval_.asks(layer, l.counters.seen, l.counters.pending, rows, view.phase, leaves);
   l.counters.stepped_position = l.next_position();
   l.counters.pending = 0;
   l.pending_positions.shrink(0);
   l.counters.prompt = prompt;
   const Status trimmed = moved ? l.trim(ctx) : l.open.trim(ctx, l.counters.seen, 0);
   l.torn = trimmed != Status::ok;  // what the step did is done
-  return l.torn || view.phase == Phase::prefill_chunk ? trimmed : share_rows(ctx, layer);
+  const Status shared = l.torn || view.phase == Phase::prefill_chunk ? trimmed : share_rows(ctx, layer);
+  return shared == Status::ok && lasts ? hold(ctx, layer, newest, view.phase == Phase::prefill_end) : shared;
 }
 
 template <class R>

@@ -15,15 +15,16 @@ template <class R>
 Status Cache<Cuda, R>::make_joining() {
   const prim::JoinGate& gate = fold_.gate;
   if (!may_join || !gate.active) return Status::ok;
-  // Lists of chosen slots know nothing of slots that live on in others, and keys that turn by their slot are summed at none.
-  if (may_turn || retrieves) return Status::not_supported;
-  join_.gate = gate, join_.turned = gate.rotated;
-  if (gate.rotated) {
-    const auto angles = prim::rope_angles(fold_.rope, shape().head_dim);
+  join_.gate = gate, join_.turned = gate.rotated, join_.raw = may_turn;
+  prim::RopeConfig rope = fold_.rope;
+  if constexpr (may_turn) rope = recipe_.position.rope, join_.turned = recipe_.position.rotated_input;
+  if (join_.turned) {
+    const auto angles = prim::rope_angles(rope, shape().head_dim);
     if (!angles) return angles.status();
     join_.angles = *angles;
   }
-  join_.control = prim::ControlComponent::of(gate, gate.rotated ? &join_.angles : nullptr, shape().head_dim);
+  join_.control = prim::ControlComponent::of(gate, join_.turned ? &join_.angles : nullptr, shape().head_dim);
+  join_.control.turns = may_turn;
   plan_.joins = true, plan_.join_window = gate.window;
   return Status::ok;
 }
@@ -62,21 +63,18 @@ Status Cache<Cuda, R>::join_rows(Context<Cuda>& ctx, Layer& l, TensorView<const 
                                  l.open.token(), shape().dtype, key_means, value_means, counts_.data());
 }
 
-/// The queries of a call without the component that gates read, in front of the workspace.
+/// Queries of tokens at `positions` without the component that gates read.
 template <class R>
-Status Cache<Cuda, R>::clear_queries(Context<Cuda>& ctx, const Layer& l, prim::AttendRequest& request) const {
-  if (!plan_.joins) return Status::ok;
-  const index_t n = request.queries.extent[1], pending = l.counters.pending;
-  Scratch scratch(ctx.workspace());
-  const TensorView<float, 3> out = dense_view(scratch.take<float>(shape().q_heads * n * shape().head_dim), shape().q_heads, n, shape().head_dim);
-  if (out.data == nullptr) return Status::workspace_too_small;
-  const index_t last = l.next_position() - 1;  // of a query that came without its token
-  const std::span<const index_t> positions =
-      pending >= n ? l.pending_positions.span().last(static_cast<std::size_t>(n)) : std::span(&last, static_cast<std::size_t>(n));
-  const Status s = prim::OpenSlots::clear(ctx, join_.control, positions, request.queries, out);
-  request.queries = out;
-  ctx = ctx.with_workspace(scratch.rest());
-  return s;
+Status Cache<Cuda, R>::clear_queries(Context<Cuda>& ctx, std::span<const index_t> positions, TensorView<const float, 3>& queries, Scratch& scratch) const {
+  if constexpr (may_join) {
+    if (!plan_.joins || queries.extent[1] == 0) return Status::ok;
+    const TensorView<float, 3> out = dense_view(scratch.take<float>(shape().q_heads * queries.extent[1] * shape().head_dim), shape().q_heads, queries.extent[1], shape().head_dim);
+    if (out.data == nullptr) return Status::workspace_too_small;
+    const Status s = prim::OpenSlots::clear(ctx, join_.control, positions, queries, out);
+    queries = out;
+    return s;
+  }
+  return Status::ok;
 }
 
 }  // namespace kvcondense

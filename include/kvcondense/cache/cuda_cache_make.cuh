@@ -62,7 +62,7 @@ auto Cache<Cuda, R>::make(const CacheShape& shape, const R& recipe, MemoryResour
   if (const Status s = c.make_joining(); s != Status::ok) return s;
   if constexpr (retrieves) {
     if (c.stands_alone()) return Status::not_supported;
-    if (const Status s = c.retrieval_.make(recipe.retrieve.pipeline(), c.plan_.shape, may_turn, c.changes_length() || c.fold_.shrinks, memory); s != Status::ok) return s;
+    if (const Status s = c.retrieval_.make(recipe.retrieve.pipeline(), c.plan_.shape, may_turn, memory); s != Status::ok) return s;
   }
   const std::size_t each = c.steering_bytes(), all = each + c.plan_.told_bytes() + Scratch::align;
   const std::size_t layers = all * static_cast<std::size_t>(shape.layers), model = c.model_steering_bytes();

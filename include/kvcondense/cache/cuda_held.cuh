@@ -28,7 +28,7 @@ class CudaHeld {
     index_t* offset = nullptr;  ///< rows + 1: where the units of a row begin
     index_t *first = nullptr, *last = nullptr;   ///< units [first, last) competed
     index_t* base = nullptr;  ///< lists count from this one: the first of them, of lists from a file 0
-    index_t *slots = nullptr, *known = nullptr;  ///< when they were chosen
+    index_t *slots = nullptr, *known = nullptr, *prompt = nullptr;  ///< when they were chosen: all, those that competed, those of prompts
   };
 
   /// `ranked`: units have places in the order of their scores, in which a file has them too.
@@ -36,18 +36,21 @@ class CudaHeld {
       : units_{cuda::DeviceArray<std::int32_t>(memory), cuda::DeviceArray<std::int32_t>(memory)}, count_(memory), ranked_(ranked) {}
 
   static std::size_t steering_bytes(index_t rows, index_t heads) {
-    return 2 * (Scratch::bytes_for<index_t>(rows + 1) + 5 * Scratch::bytes_for<index_t>(heads)) + Scratch::align;
+    return 2 * (Scratch::bytes_for<index_t>(rows + 1) + 6 * Scratch::bytes_for<index_t>(heads)) + Scratch::align;
   }
   Status make(index_t rows, index_t heads, std::span<std::byte> steering) {
     rows_ = rows, heads_ = heads;
     Scratch scratch(steering);
     for (Half& h : half_) {
       h.offset = scratch.take<index_t>(rows + 1);
-      for (index_t** p : {&h.first, &h.last, &h.base, &h.slots, &h.known}) *p = scratch.take<index_t>(heads);
+      for (index_t** p : {&h.first, &h.last, &h.base, &h.slots, &h.known, &h.prompt}) *p = scratch.take<index_t>(heads);
     }
+    choosing_ = scratch.rest();
     return count_.resize(2 * rows);
   }
 
+  /// What the host writes for kernels that choose.
+  std::span<std::byte> choosing() const { return choosing_; }
   bool valid() const { return made_ >= 0; }
   /// Units of any row, where they come from a file, whose recipe may have chosen more than this one does; 0: a step chose them.
   index_t loaded() const { return valid() ? loaded_ : 0; }
@@ -190,6 +193,7 @@ class CudaHeld {
   cuda::DeviceArray<std::int32_t> units_[2];  ///< lists, and behind the room for them ranks
   cuda::DeviceArray<index_t> count_;  ///< of both halves
   Half half_[2];
+  std::span<std::byte> choosing_;
   index_t rows_ = 0, heads_ = 0;
   int at_ = 0;
   bool ranked_ = false;

@@ -21,11 +21,12 @@ struct CudaListed {
   bool raw = false;          ///< keys are stored without rotation
   retrieve::Positions positions = retrieve::Positions::stored;
   index_t reach = 0;         ///< see QueryTurn
+  bool passes = false;       ///< slots may live on in the one behind them
 
   /// `slots`: no row has more. Queries as they meet an index and as they meet slots.
   std::size_t bytes(const CacheShape& shape, index_t rows, index_t slots, index_t tokens) const {
     static_assert(sizeof(std::int32_t) == sizeof(float));
-    return static_cast<std::size_t>(bias + value_scale + places()) * Scratch::bytes_for<float>(rows * slots) + static_cast<std::size_t>(reach > 0 ? 3 : 2) * turned_bytes(shape, tokens);
+    return static_cast<std::size_t>(bias + value_scale + places()) * Scratch::bytes_for<float>(rows * slots) + (passes ? Scratch::bytes_for<std::uint8_t>(rows * slots) : 0) + static_cast<std::size_t>(reach > 0 ? 3 : 2) * turned_bytes(shape, tokens);
   }
   std::size_t turned_bytes(const CacheShape& shape, index_t tokens) const {
     return raw ? Scratch::bytes_for<float>(shape.q_heads * tokens * shape.head_dim) : 0;
@@ -33,6 +34,7 @@ struct CudaListed {
   bool take(index_t rows, index_t slots, Scratch& scratch, prim::ListedNumbers& out) const {
     out.room = slots;
     if (bias && (out.bias = scratch.take<float>(rows * slots)) == nullptr) return false;
+    if (passes && (out.passed = scratch.take<std::uint8_t>(rows * slots)) == nullptr) return false;
     if (places() && (out.place = scratch.take<std::int32_t>(rows * slots)) == nullptr) return false;
     return !value_scale || (out.value_scale = scratch.take<float>(rows * slots)) != nullptr;
   }
@@ -58,8 +60,11 @@ struct CudaListed {
   static Status read(Context<Cuda>& ctx, const prim::ChosenUnits& units, const prim::ChosenRuns& runs, const float* unit_bias, const prim::ListedNumbers& numbers,
                      index_t most, const QueryTurn& turn, const prim::SlotTokens& tokens, const TensorView<float, 3>& standing, const TensorView<float, 3>& far, Heads& heads,
                      prim::AttendRequest& request) {
-    if (const Status s = prim::ListNumbers::run(ctx, units, runs, heads.scalars, unit_bias, most, numbers); s != Status::ok) return s;
+    prim::ListedNumbers wanted = numbers;
+    if (heads.passed.pending == 0) wanted.passed = nullptr;
+    if (const Status s = prim::ListNumbers::run(ctx, units, runs, heads.scalars, heads.passed, unit_bias, most, wanted); s != Status::ok) return s;
     heads.scalars = {{numbers.bias, numbers.room}, {numbers.value_scale, numbers.room}, 0};
+    heads.passed.passed = {wanted.passed, numbers.room};
     if (!turn.turns()) return Status::ok;
     heads.turn = turn.rotation->view(), heads.turn.places = {numbers.place, numbers.room};
     const prim::RopeAngles& angles = turn.rotation->angles();

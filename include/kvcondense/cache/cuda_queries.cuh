@@ -99,6 +99,21 @@ class CudaQueryWindow {
   index_t end_ = 0;  ///< ordinal behind the newest row
 };
 
+/// The newest queries of a step, and where they stand, for what comes behind it.
+struct NewestQueries {
+  TensorView<const float, 3> queries{};
+  Buffer<index_t> positions{heap_memory()};
+
+  /// At most `most` of them; `of`: positions of the tokens of the step, of which queries are those of the newest.
+  Status take(const TensorView<const float, 3>& all, index_t most, std::span<const index_t> of) {
+    const index_t n = std::min({all.extent[1], most, static_cast<index_t>(of.size())});
+    queries = all, queries.data += (all.extent[1] - n) * all.stride[1], queries.extent[1] = n;
+    if (const Status s = positions.resize(n); s != Status::ok) return s;
+    std::ranges::copy(of.last(static_cast<std::size_t>(n)), positions.begin());
+    return Status::ok;
+  }
+};
+
 /// What queries are before they meet keys.
 struct ColumnQueries {
   index_t reach = 0;                                ///< see QueryTurn
@@ -138,7 +153,7 @@ class CudaLayerColumns final : public QueryColumns<Cuda> {
   }
 
  private:
-  /// Rows become those that stand at the slots of their tokens, or lose the component that does not count, in front of the scratch.
+  /// Rows lose the component that does not count, and become those that stand at the slots of their tokens, in front of the scratch.
   Status prepare(Context<Cuda>& own, TensorView<const float, 3>& rows, prim::KeyTurn& keys) const {
     Scratch scratch(scratch_);
     const index_t n = rows.extent[1], now = queries_.extent[1], pending = layer_->counters.pending;
@@ -154,13 +169,16 @@ class CudaLayerColumns final : public QueryColumns<Cuda> {
     }
     const TensorView<float, 3> out = dense_view(turned, shape_.q_heads, n, shape_.head_dim);
     const prim::RopeAngles& angles = rotation_->angles();
-    Status s = form_.control != nullptr ? prim::OpenSlots::clear(own, *form_.control, positions.span(), rows, out)
-                                        : prim::TurnRows::to_slots(own, angles, rows, positions.span(), layer_->tokens(), layer_->device_slots(), shape_.kv_heads, out);
+    Status s = Status::ok;
+    if (form_.control != nullptr) s = prim::OpenSlots::clear(own, *form_.control, positions.span(), rows, out), rows = out;
+    const std::span<const index_t> from = rotated_input_ ? positions.span() : std::span<const index_t>();
     if (form_.reach > 0) {
       const TensorView<float, 3> to = dense_view(far, shape_.q_heads, n, shape_.head_dim);
-      if (s == Status::ok) s = prim::TurnRows::to_place(own, angles, rows, positions.span(), form_.reach, to);
+      if (s == Status::ok) s = prim::TurnRows::to_place(own, angles, rows, from, form_.reach, to);
       keys.far = to, keys.reach = form_.reach;
     }
+    if (s == Status::ok && rotation_->made())  // in place where they were made already: a thread reads its pair before it writes it
+      s = prim::TurnRows::to_slots(own, angles, rows, from, layer_->tokens(), layer_->device_slots(), shape_.kv_heads, out);
     own = own.with_workspace(scratch.rest());
     rows = out;
     return s;

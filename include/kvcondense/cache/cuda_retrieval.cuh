@@ -10,6 +10,7 @@
 #include <kvcondense/cache/cuda_choose.cuh>
 #include <kvcondense/cache/cuda_graph.cuh>
 #include <kvcondense/cache/cuda_held.cuh>
+#include <kvcondense/cache/cuda_kept.cuh>
 #include <kvcondense/cache/cuda_learning.cuh>
 #include <kvcondense/cache/cuda_listed.cuh>
 #include <kvcondense/cache/cuda_reads.cuh>
@@ -35,16 +36,15 @@ class CudaRetrieval {
  public:
   static constexpr bool there = true;
 
-  /// `raw`: keys are stored without rotation, and the index is of such. `loses`: slots leave in steps, so that only the device knows which of the
-  /// newest are there.
-  Status make(const Pipeline& pipeline, const CacheShape& shape, bool raw, bool loses, MemoryResource<Cuda>& memory) {
+  /// `raw`: keys are stored without rotation, and the index is of such.
+  Status make(const Pipeline& pipeline, const CacheShape& shape, bool raw, MemoryResource<Cuda>& memory) {
     pipeline_ = pipeline, raw_ = raw;
     if (!pipeline_.composes()) return Status::incompatible;
     const index_t unit = pipeline_.partition.size(), row = pipeline_.summary.size();
     const bool whole = scores_slots || (row <= unit && unit % row == 0);  // a unit is rows of the index, none of which it shares
     if (!whole || !summary_fits(pipeline_.summary) || (!raw && pipeline_.read_at() != retrieve::Positions::stored)) return Status::not_supported;
     learns_ = Learning::learns(pipeline_, shape);
-    if ((holds() && loses) || (learns_ && (raw || !Learning::there))) return Status::not_supported;
+    if (learns_ && (raw || !Learning::there)) return Status::not_supported;
     if (const Status s = watching_.make(shape, memory); s != Status::ok) return s;
     const std::size_t each = steering_bytes(shape);
     if (const Status s = steering_.make(each * static_cast<std::size_t>(shape.layers)); s != Status::ok) return s;
@@ -57,7 +57,7 @@ class CudaRetrieval {
     if (made != Status::ok || failed != Status::ok) return made != Status::ok ? made : failed;
     if (!holds()) return Status::ok;
     const index_t rows = pipeline_.rows(shape);
-    const std::size_t own = CudaHeld::steering_bytes(rows, shape.kv_heads);
+    const std::size_t choice = Scratch::align + CudaCandidates::bytes(shape) + choice_steering_bytes(pipeline_, shape), own = CudaHeld::steering_bytes(rows, shape.kv_heads) + choice;
     if (const Status s = held_steering_.make(own * static_cast<std::size_t>(shape.layers)); s != Status::ok) return s;
     const Status helds = held_.fill(heap_memory(), shape.layers, [&](index_t i) {
       CudaHeld h(memory, ranks);
@@ -80,8 +80,7 @@ class CudaRetrieval {
 
   /// Steering memory that a step takes.
   std::size_t step_steering_bytes(const CacheShape& shape) const {
-    const std::size_t choice = CudaCandidates::bytes(shape) + choice_steering_bytes(pipeline_, shape);
-    return 4 * Scratch::bytes_for<index_t>(shape.kv_heads) + (holds() ? choice : 0);
+    return 4 * Scratch::bytes_for<index_t>(shape.kv_heads);
   }
   /// Scratch that a step takes; `ends_prompt`: which may teach something.
   std::size_t step_bytes(const CacheShape& shape, index_t slots, index_t tokens, bool ends_prompt) const {
@@ -243,6 +242,10 @@ class CudaRetrieval {
     if (const Status s = index_[layer].reserve(ctx, pipeline_, shape, most); s != Status::ok || !leaves) return s;
     return prim::UnitIndex::moved(ctx, RaggedView<const std::int32_t>(keep.slots), keep.count, change.from);
   }
+  /// Behind `reserve`, in a step, before lengths change: how many slots stay of those that a choice which lasts would know. `kept` says which, where this
+  /// `holds`.
+  template <class Layer>
+  void tell_stayed(index_t layer, const Layer& l, const CudaKept& kept, index_t heads) const;
   /// What the queries of a step give to slots, and what slots that stay keep of it: see CudaWatching.
   Status watch(Context<Cuda>& ctx, const StepView<Cuda>& view, float* sums) const { return watching_.watch(ctx, pipeline_.summary, view, sums); }
   template <class Layer>
@@ -261,11 +264,14 @@ class CudaRetrieval {
     if (s != Status::ok || !asks_for_prompt) return s;
     return prim::UnitIndex::below(ctx, l.ids.view(), change.known, prompt, shape.kv_heads, index_[layer].prompt().data());
   }
-  /// Behind `refresh`, in a step: chooses the units that later calls go on reading, or lets go what they are. The tokens of a step are no answer to
-  /// themselves. `queries`: of the step.
+  /// Whether a step that brought `arrived` tokens chooses the units that later calls go on reading; what was chosen before is let go where it does, and where
+  /// slots `left`.
+  bool asks(index_t layer, index_t seen, index_t arrived, index_t queries, Phase phase, bool left);
+  /// Behind a step that `asks`, and what becomes of its rows: chooses them. The tokens of a step are no answer to themselves. `queries`: the newest of the
+  /// step, no more than `longest_call`.
   template <class Layer>
-  Status hold(Context<Cuda>& ctx, index_t layer, const Layer& l, const CacheShape& shape, TensorView<const float, 3> queries, QueryTurn turn, Phase phase,
-              const IndexChange& change, Scratch scratch);
+  Status hold(Context<Cuda>& ctx, index_t layer, const Layer& l, const CacheShape& shape, TensorView<const float, 3> queries, const QueryTurn& turn, bool prompt, Scratch scratch);
+  std::span<std::byte> held_steering(index_t layer) const { return held_[layer].choosing(); }
   /// Tokens from `tokens` on are forgotten; or tokens amid others, where all is let go.
   void forget(index_t layer, index_t tokens) {
     if (holds()) held_[layer].truncate(tokens);
@@ -289,13 +295,7 @@ class CudaRetrieval {
   void tell_prompt(index_t layer, index_t head, index_t slots) { index_[layer].prompt()[static_cast<std::size_t>(head)] = slots; }
   /// Whether loaded units are of loaded slots.
   template <class Layer>
-  bool settle_held(index_t layer, const Layer& l, const CacheShape& shape) {
-    return !holds() || held_[layer].settle([&](index_t h) { return l.slots(h); }, [&](const CudaHeld::Half& h, index_t head) {
-      retrieve::ReadView<Cuda> view;
-      view.shape = shape, view.layer = layer, view.seen = l.counters.seen, view.slots = h.slots, view.known = h.known, view.prompt = index_[layer].prompt().data();
-      return pipeline_.candidates(view, head);
-    });
-  }
+  bool settle_held(index_t layer, const Layer& l, const CacheShape& shape);
   void save_found(ByteWriter& w, const Context<Cuda>& ctx, index_t layer) const {
     if (learns_) index_[layer].found.save(w, ctx);
   }
@@ -341,7 +341,7 @@ class CudaRetrieval {
   index_t unwatched(index_t slots) const { return std::max<index_t>(0, slots - pipeline_.watch().window); }
   template <class Plan>
   CudaListed listed(const Plan& plan) const {
-    return {pipeline_.biases() || plan.bias >= 0, plan.value_scale >= 0, raw_, pipeline_.read_at(), pipeline_.reach()};
+    return {pipeline_.biases() || plan.bias >= 0, plan.value_scale >= 0, raw_, pipeline_.read_at(), pipeline_.reach(), plan.joins};
   }
   /// Units of a row at most, of so many candidates.
   index_t most_read(const retrieve::ReadView<Cuda>& view, index_t head, index_t candidates) const {
@@ -389,6 +389,7 @@ class CudaRetrieval<retrieve::ReadAll::Nothing> {
   static constexpr index_t longest_call() { return 0; }
   static constexpr index_t reach() { return 0; }
   static constexpr bool watches() { return false; }
+  static constexpr bool asks(index_t, index_t, index_t, index_t, Phase, bool) { return false; }
   static Status watch(Context<Cuda>&, const StepView<Cuda>&, float*) { return Status::ok; }
   static constexpr std::size_t step_steering_bytes(const CacheShape&) { return 0; }
   static constexpr std::size_t step_bytes(const CacheShape&, index_t, index_t, bool) { return 0; }

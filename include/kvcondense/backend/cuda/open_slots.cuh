@@ -44,6 +44,7 @@ struct Joining {
   ControlComponent control{};
   RopeAngles angles{};
   bool turned = false;  ///< keys come rotated
+  bool raw = false;     ///< they are stored without
 };
 
 namespace cuda_kernels {
@@ -146,13 +147,13 @@ __global__ void __launch_bounds__(Threads) mean_of_tokens(OpenRows open, index_t
   if (bad > 0) add_repaired(repaired, bad);
 }
 
-/// Those keys turn to their positions, without the component, and become such that can be stored. Grid: tokens, heads.
+/// Those keys turn to their positions, unless they are stored without rotation, without the component, and become such that can be stored. Grid: tokens, heads.
 template <int Threads>
 __global__ void __launch_bounds__(Threads) turn_means(Joining join, GateTokens at, index_t first, DType type, TensorView<float, 3> keys, index_t* repaired) {
   const index_t head = blockIdx.y, t = first + blockIdx.x;
   int bad = 0;
   const auto put = [&](index_t c, float x) { keys(head, t, c) = c == join.control.at ? 0.0f : in_range(type, x, bad); };
-  const index_t pairs = join.turned ? join.angles.pairs : 0;
+  const index_t pairs = join.turned && !join.raw ? join.angles.pairs : 0;
   const bool halves = join.angles.pairing == RopePairing::half_split;
   for (index_t p = threadIdx.x; p < pairs; p += Threads) {
     const CosSin turn = cos_sin(join.angles, p, at.position[blockIdx.x]);
@@ -208,9 +209,10 @@ __global__ void __launch_bounds__(Threads) clear_controls(ControlComponent k, Ga
   const float cosine = at.cosine[blockIdx.x], sine = at.sine[blockIdx.x];
   for (index_t c = threadIdx.x; c < queries.extent[2]; c += Threads) {
     float x = c == k.at ? 0.0f : queries(head, t, c);
-    if (c == k.partner) {  // what turns back to it
-      const float own = __fmul_rn(x, cosine), other = __fmul_rn(queries(head, t, k.at), sine);
-      x = __fmul_rn(__fadd_rn(own, k.first_of_pair ? -other : other), cosine);
+    if (k.partner >= 0 && (c == k.partner || (c == k.at && k.turns))) {  // the pair as it is with the partner alone
+      const float own = __fmul_rn(queries(head, t, k.partner), cosine), other = __fmul_rn(queries(head, t, k.at), sine);
+      const float partner = __fadd_rn(own, k.first_of_pair ? -other : other);
+      x = __fmul_rn(partner, c == k.partner ? cosine : k.first_of_pair ? -sine : sine);
     }
     out(head, t, c) = x;
   }
