@@ -17,8 +17,8 @@ using namespace cuda_cache;
 
 TEST_CASE("cuda cache retrieves: other units that are read for many steps, where slots leave", "[.][sweep]") {
   const CacheShape& shape = shapes()[0];
-  const evict::H2O policy{.heavy = 24, .recent = 16};
-  parity(of(policy, retrieve::TriForce{.chunk = 4, .tokens = 28}), "h2o(heavy=24, recent=16) + " + setting("triforce"), shape, true);
+  const evict::H2O policy{.heavy = 30, .recent = 20};
+  parity(of(policy, retrieve::TriForce{.chunk = 4, .tokens = 28}), "h2o(heavy=30, recent=20) + " + setting("triforce"), shape, true);
   parity(of(evict::SinkWindow{.recent = 36, .sinks = 3}, position::Reindex{}, retrieve::ReKv{.frame = 5, .frames = 3, .init = 2, .question = 8}),
          "sink_window(recent=36, sinks=3) + reindex + " + setting("rekv"), shape, true, 5e-5f);
   const retrieve::LServe held{.page = 8, .part = 4, .tokens = 24, .interval = 3, .heads = retrieve::Heads::group_max};

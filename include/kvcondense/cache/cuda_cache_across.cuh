@@ -14,13 +14,14 @@ namespace kvcondense {
 
 template <class R>
 Status Cache<Cuda, R>::make_sharing() {
-  using prim::cuda_kernels::shares_slots;
   if constexpr (may_share || may_pair) {
     groups_ = fold_.across.active ? fold_.across.groups(shape()) : row_groups(recipe_.lowrank, shape());
     if (groups_.most() == 1) return Status::ok;
     if (fold_.across.active && !std::same_as<decltype(R::lowrank), NoLowRank>) return Status::incompatible;
     if (fold_.across.active && !pairs_columns) return Status::not_supported;  // directions that become codes
-    if (!fold_.across.active && (shares_slots(plan_.keys.codec) || shares_slots(plan_.values.codec))) return Status::not_supported;  // sums that become codes of groups
+    // Whole pages of newest slots become pages of codes.
+    const auto alike = [](const auto& column) { return column.slots_of(1) == column.slots_of(2); };
+    if (!alike(plan_.keys) || !alike(plan_.values)) return Status::not_supported;
     if (shape().kv_heads % groups_.heads != 0) return Status::not_supported;  // heads of a layer are alike in whether they share rows
     sharing_ = cache::CudaSharing(*memory_);
   }

@@ -1,6 +1,8 @@
 #pragma once
 
+#include <cfloat>
 #include <cstdint>
+#include <type_traits>
 #include <utility>
 
 #include <kvcondense/backend/cuda/block.cuh>
@@ -41,11 +43,9 @@ struct SharedSlots {
   index_t first = 0;
 };
 
-/// Codecs whose pages may be of several heads: of slots that are independent.
+/// Codecs whose pages may be of several heads.
 template <class C>
-inline constexpr bool may_share_rows = false;
-template <cuda_kernels::RowCodec C>
-inline constexpr bool may_share_rows<Latent<C>> = true;
+inline constexpr bool may_share_rows = is_latent<C>;
 template <>
 inline constexpr bool may_share_rows<PairedRows> = true;
 
@@ -98,6 +98,46 @@ __global__ void __launch_bounds__(codec_threads, 8) code_sums(SharingLayers<Late
   __syncwarp();  // lanes of codes read what others have summed
   const int bad = rows_in(layers.at[0].codec, job.head, job.page, page_slots, dim).encode(slot, MappedRow{s.sum, counted}, 0, s.inner);
   if (cuda::lane_of_warp() == 0) add_repaired(repaired, bad);
+}
+
+/// The sums of a page as a block that codes a group of slots reads them: made whenever one is read, as LatentRows.
+template <class C>
+struct SummedRows {
+  static constexpr bool counted = true;  ///< what is no number was, as it was stored
+  const SharingLayers<Latent<C>>& layers;
+  SharedSlots slots;
+
+  __device__ auto row(int i) const {
+    return [this, i](int j) {
+      float sum = 0.0f;
+      bool whole = true;
+      each_member([&](int l, index_t h) { sum = __fadd_rn(sum, coordinate(layers.at[l].codec.map.of(h), newest_row(layers, l, h, slots.first + i), j)); });
+      if (fabsf(sum) <= FLT_MAX) return sum;
+      each_member([&](int l, index_t h) {
+        const auto x = newest_row(layers, l, h, slots.first + i);
+        for (int c = 0; c < static_cast<int>(layers.dim()); ++c) whole = whole && fabsf(x(c)) <= FLT_MAX;
+      });
+      return whole ? limit_to(sum, FLT_MAX) : sum;
+    };
+  }
+
+ private:
+  template <class Use>
+  __device__ void each_member(Use&& use) const {
+    for (int l = 0; l < layers.count; ++l)
+      for (index_t h = slots.head; h < slots.head + slots.heads; ++h) use(l, h);
+  }
+};
+
+/// The same where slots share what their codes are made of: a block a group of slots. Grid: pages, groups.
+template <class C>
+__global__ void __launch_bounds__(channel_threads, group_blocks<C>) code_group_sums(SharingLayers<Latent<C>> layers, int group, const SharedSlots* pages, index_t* repaired) {
+  auto& shared = cuda::shared_as<typename RowPage<C>::GroupScratch>();
+  const SharedSlots job = pages[blockIdx.x];
+  const int first = static_cast<int>(blockIdx.y) * group;
+  const int bad = rows_in(layers.at[0].codec, job.head, job.page, static_cast<int>(layers.at[0].newest.page_slots), static_cast<int>(layers.dim()))
+                      .encode_group(first, SummedRows<C>{layers, job}, first, shared);
+  if (threadIdx.x == 0) add_repaired(repaired, bad);
 }
 
 /// Whether a long row counts: all numbers of all heads are such that products of them are some. A warp a row. Grid: blocks of rows.
@@ -193,8 +233,15 @@ struct SharedRows {
   template <class C>
   static Status sum(Context<Cuda>& ctx, const SharingLayers<Latent<C>>& layers, const SharedSlots* pages, index_t count, index_t* repaired) {
     using namespace cuda_kernels;
-    return cuda::launch(ctx, code_sums<C>, {count, cuda::covering(layers.at[0].newest.page_slots, codec_warps)}, codec_threads, sizeof(SumShared<C>), layers, pages,
-                        repaired);
+    const C& codec = layers.at[0].codec.codec;
+    const index_t slots = layers.at[0].newest.page_slots;
+    if constexpr (GroupCodec<C>)
+      if (shares_slots(codec))
+        return cuda::launch(ctx, code_group_sums<C>, {count, slots / codec.group_slots()}, channel_threads, group_shared<typename RowPage<C>::GroupScratch>(codec), layers,
+                            static_cast<int>(codec.group_slots()), pages, repaired);
+    if constexpr (RowCodec<C>)
+      return cuda::launch(ctx, code_sums<C>, {count, cuda::covering(slots, codec_warps)}, codec_threads, sizeof(SumShared<C>), layers, pages, repaired);
+    else return Status::not_supported;
   }
   /// Bytes behind products of n numbers that `products` needs for so many rows.
   static constexpr index_t flag_floats(index_t rows) { return (rows + 3) / 4; }
@@ -209,13 +256,17 @@ struct SharedRows {
     const Status s = cuda::launch(ctx, find_long_rows<Codec>, {cuda::covering(rows, codec_warps)}, codec_threads, 0, layers, heads, rows, some);
     return s == Status::ok ? cuda::launch(ctx, sum_long_products<Codec>, {tiles, tiles}, product_threads, sizeof(LongShared), layers, heads, rows, some, out) : s;
   }
-  /// Live slots of two pages become one of a head's own, as GroupPages::join where slots are independent.
+  /// Live slots of two pages become one of a head's own, as GroupPages::join, and by it where slots are not independent.
   ///
   /// Numbers  as PageCodec<Cpu, Codec>::decode, then encode: exact numbers, coordinates too, move as they are.
   template <class Codec>
   static Status join(Context<Cuda>& ctx, const Codec& codec, const ColumnParts& column, const GroupWork& work) {
     using namespace cuda_kernels;
-    return cuda::launch(ctx, join_rows<Codec>, {work.chains}, channel_threads, sizeof(JoinRowsShared<SharedRowPage<Codec>>), codec,
+    using Stored = std::remove_cvref_t<decltype(stored_codec(codec))>;
+    if constexpr (GroupCodec<Stored>)
+      if (shares_slots(stored_codec(codec))) return GroupPages::join(ctx, codec, column, work);
+    if constexpr (!RowCodec<Stored>) return Status::not_supported;
+    else return cuda::launch(ctx, join_rows<Codec>, {work.chains}, channel_threads, sizeof(JoinRowsShared<SharedRowPage<Codec>>), codec,
                         static_cast<int>(column.coded.page_slots), static_cast<int>(column.coded.dim), work.joins, work.chain);
   }
 };
