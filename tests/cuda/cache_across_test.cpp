@@ -110,9 +110,9 @@ TEST_CASE("cuda cache across layers: refused memory loses nothing") {
 }
 
 TEST_CASE("cuda cache across layers: what is not there is refused") {
-  const CacheShape odd_heads{.layers = 2, .q_heads = 3, .kv_heads = 3, .head_dim = 64};
+  const CacheShape odd_heads{.layers = 3, .q_heads = 3, .kv_heads = 3, .head_dim = 64};
   const auto status = [&](const CacheShape& shape, const auto&... stages) { return make_cache<Cuda>(shape, recipe(stages...)).status(); };
-  CHECK(status(odd_heads, lowrank::XKv{.layers = 2, .heads = 2}) == Status::not_supported);  // heads of a layer that differ in their ranks
+  CHECK(status(odd_heads, lowrank::XKv{.layers = 2, .heads = 2}) == Status::not_supported);  // the last head of the last layer is alone
   // A page of codes of more slots than a page of newest ones.
   CHECK(status(three, lowrank::XKv{.keep = 0.25, .value_keep = 0.25, .layers = 2}, quant::Kivi<2>{.group_size = 16, .residual_window = 16}) == Status::not_supported);
 }

@@ -60,7 +60,7 @@ class Cache;
 /// Errors   as Cache<Cpu, R>; not_supported for `minicache` behind a quant stage, for retrieval beside a mean of what left, or by an index of turned keys beside raw ones, for `AttendMath::halves` where attention
 ///          reads numbers of slots, keys are raw or tokens join slots, for one set of all heads (AllHeads) once heads hold
 ///          different numbers of slots, and for a quant stage that tells heads apart by more than tables of their codecs (layers may
-///          differ in the size of a row and in their windows), has a sketch whose directions are a matrix, corrects chunks of one slot, or spreads rows by a Hadamard transform before groups along slots, for heads that share rows in a layer whose others have other ranks, and codes of coordinates of which heads have different numbers. device_error from every call that a layer takes part in, until `reset` or `load`, once the device took a part of a change of it and refused the rest. Calls of one
+///          differ in the size of a row and in their windows), has a sketch whose directions are a matrix, corrects chunks of one slot, or spreads rows by a Hadamard transform before groups along slots, for a layer of which one head shares rows with none and others do, for rows that are shared where groups of slots do not fit a page, and for codes of coordinates of which heads have different numbers. device_error from every call that a layer takes part in, until `reset` or `load`, once the device took a part of a change of it and refused the rest. Calls of one
 ///          cache go to one stream; wait for it before the cache is destroyed when its memory is not that of cudaMalloc.
 template <class R>
 class Cache<Cuda, R> {

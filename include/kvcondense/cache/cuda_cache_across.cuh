@@ -22,7 +22,10 @@ Status Cache<Cuda, R>::make_sharing() {
     // Whole pages of newest slots become pages of codes.
     const auto alike = [](const auto& column) { return column.slots_of(1) == column.slots_of(2); };
     if (!alike(plan_.keys) || !alike(plan_.values)) return Status::not_supported;
-    if (shape().kv_heads % groups_.heads != 0) return Status::not_supported;  // heads of a layer are alike in whether they share rows
+    // Heads of a layer are alike in whether they share rows.
+    const index_t last = groups_.heads_of(shape().kv_heads, shape().kv_heads - 1).count;
+    for (index_t layer = 0; layer < shape().layers && last == 1 && groups_.heads > 1; ++layer)
+      if (groups_.layers_of(shape().layers, layer).count == 1) return Status::not_supported;
     sharing_ = cache::CudaSharing(*memory_);
   }
   return Status::ok;

@@ -11,6 +11,7 @@
 #include <kvcondense/backend/cuda/row_codec.cuh>
 #include <kvcondense/cache/segment.hpp>
 #include <kvcondense/core/buffer.hpp>
+#include <kvcondense/core/object_array.hpp>
 #include <kvcondense/core/status.hpp>
 #include <kvcondense/prim/corrected.hpp>
 #include <kvcondense/prim/group_bits.hpp>
@@ -66,11 +67,9 @@ class CudaCodec {
   /// All heads have the codec, whose fingerprint, as the recipe names it, is `print`.
   Status make(index_t heads, std::int64_t print) {
     if (const Status s = heads_.resize(heads); s != Status::ok) return s;
+    if (const Status s = codecs_.fill(heap_memory(), heads, [&](index_t) { return codec_; }); s != Status::ok) return s;
     std::fill_n(heads_.data(), heads, head_of(codec_, print));
-    if (const Status s = states_.resize(heads * state_floats()); s != Status::ok) return s;
-    const index_t own = state_floats() > 0 ? heads : 1;  // each finds its own
-    const Status s = fill(own, [&](index_t) -> const Codec& { return codec_; });
-    return s == Status::ok && state_floats() > 0 ? host_.resize(step_) : s;
+    return fill(heads_[0].state > 0 ? heads : 1);  // each finds its own
   }
   /// Behind `make`: head h has `of(h)`. It stores a row in as many bytes as the others, or as many numbers of it as it says (prim::Latent).
   template <class Of>
@@ -78,11 +77,11 @@ class CudaCodec {
     bool differ = false;
     for (index_t h = 0; h < heads_.size() && !differ; ++h) differ = of(h).fingerprint() != heads_[h].print;
     if (!differ) return Status::ok;
-    return fill(heads_.size(), [&](index_t h) {
-      const Codec codec = of(h);
-      heads_[h] = head_of(codec, codec.fingerprint());
-      return codec;
-    });
+    ObjectArray<Codec> own;
+    if (const Status s = own.fill(heap_memory(), heads_.size(), of); s != Status::ok) return s;
+    codecs_.swap(own);
+    for (index_t h = 0; h < heads_.size(); ++h) heads_[h] = head_of(codecs_[h], codecs_[h].fingerprint());
+    return fill(heads_.size());
   }
 
   prim::DeviceCodec<Codec> on_device() const {
@@ -105,8 +104,10 @@ class CudaCodec {
 
   // Maps that are found.
 
-  index_t state_floats() const { return finds ? prim::floats_of(Parts::transform(codec_), dim_) : 0; }
-  bool waits(index_t head) const { return state_floats() > 0 && !heads_[head].found; }
+  /// Numbers that a head finds, and that any does at most.
+  index_t state_floats(index_t head) const { return heads_[head].state; }
+  index_t state_floats() const { return state_step_; }
+  bool waits(index_t head) const { return heads_[head].state > 0 && !heads_[head].found; }
   prim::MapFlags flags() const {
     if constexpr (finds)
       if (state_floats() > 0) return {tables_.data() + Form::found_at, step_};
@@ -147,26 +148,26 @@ class CudaCodec {
     for (index_t h = 0; h < heads_.size() && s == Status::ok; ++h) {
       if (!now(h)) continue;
       float* const state = summed_.data() + h * each;
-      if constexpr (finds) prim::FindRows::settle(first_of(codec_), dim_, first.group * first.queries.extent[1], state);
+      if constexpr (finds) prim::FindRows::settle(first_of(codecs_[h]), dim_, first.group * first.queries.extent[1], state);
       s = put_state(ctx, h, state);
     }
     leave_finding();
     return s;
   }
-  /// The same of a map that was found for several heads at once, of which `head` has this part: state_floats() numbers. Waits for the copy.
+  /// The same of a map that was found for several heads at once, of which `head` has this part: state_floats(head) numbers. Waits for the copy.
   Status settle(const Context<Cuda>& ctx, index_t head, const float* state) { return put_state(ctx, head, state); }
   /// What a head has found, for files; empty before.
   std::span<const float> state(index_t head) const {
-    const auto n = static_cast<std::size_t>(waits(head) ? 0 : state_floats());
-    return {states_.data() + head * state_floats(), n};
+    const auto n = static_cast<std::size_t>(waits(head) ? 0 : state_floats(head));
+    return {states_.data() + head * state_step_, n};
   }
-  /// From a file: `bytes` of state_floats() numbers.
+  /// From a file: `bytes` of state_floats(head) numbers.
   Status restore(const Context<Cuda>& ctx, index_t head, std::span<const std::byte> bytes) {
     Buffer<float> state(heap_memory());
-    if (const Status s = state.resize(state_floats()); s != Status::ok) return s;
+    if (const Status s = state.resize(state_floats(head)); s != Status::ok) return s;
     std::memcpy(state.data(), bytes.data(), bytes.size());
     if constexpr (finds)
-      if (!prim::FindRows::good(first_of(codec_), dim_, state.data())) return Status::corrupt_data;
+      if (!prim::FindRows::good(first_of(codecs_[head]), dim_, state.data())) return Status::corrupt_data;
     return put_state(ctx, head, state.data());
   }
   /// One that was made alike finds what this one has found.
@@ -192,42 +193,51 @@ class CudaCodec {
   struct Head {
     std::int64_t print = 0, code_print = 0;
     index_t stored_dim = 0;      ///< numbers of a stored row
+    index_t state = 0;           ///< numbers that it finds
     std::size_t page_bytes = 0;  ///< of a page of codes
     PageGap gap{};
     bool found = false;          ///< its map
   };
   Head head_of(const Codec& codec, std::int64_t print) const {
-    return {print, cache::code_fingerprint(Parts::stored(codec)), Parts::transform(codec).stored_dim(dim_), codec.page_bytes(page_slots_, dim_), gap_of(codec, page_slots_, dim_)};
+    const index_t state = finds ? prim::floats_of(Parts::transform(codec), dim_) : 0;
+    return {print, cache::code_fingerprint(Parts::stored(codec)), Parts::transform(codec).stored_dim(dim_), state, codec.page_bytes(page_slots_, dim_), gap_of(codec, page_slots_, dim_)};
   }
-  index_t finding_floats() const { return state_floats() > 0 ? prim::finding_floats_of(Parts::transform(codec_), dim_) : 0; }
+  index_t finding_floats() const {
+    index_t most = 0;
+    for (index_t h = 0; h < heads_.size() && state_step_ > 0; ++h) most = std::max(most, prim::finding_floats_of(Parts::transform(codecs_[h]), dim_));
+    return most;
+  }
 
   /// A head has found its map. Waits for the copy of its table.
   Status put_state(const Context<Cuda>& ctx, index_t head, const float* state) {
     if constexpr (finds) {
       std::fill(host_.begin(), host_.end(), 0.0f);
-      Form::fill(codec_, dim_, host_.data(), state);
+      Form::fill(codecs_[head], dim_, host_.data(), state);
       // What stands behind the map is the codec's own, and there.
-      const auto bytes = static_cast<std::size_t>(Form::found_floats(codec_, dim_)) * sizeof(float);
+      const auto bytes = static_cast<std::size_t>(Form::found_floats(codecs_[head], dim_)) * sizeof(float);
       const Status s = cuda::settled(cudaMemcpyAsync(tables_.data() + head * step_, host_.data(), bytes, cudaMemcpyHostToDevice, ctx.stream()));
       const Status done = ctx.wait();
       if (s != Status::ok || done != Status::ok) return s != Status::ok ? s : done;
-      std::copy_n(state, state_floats(), states_.data() + head * state_floats());
+      std::copy_n(state, state_floats(head), states_.data() + head * state_step_);
       heads_[head].found = true;
     }
     return Status::ok;
   }
-  /// Waits for the copy.
-  template <class Of>
-  Status fill(index_t tables, Of&& of) {
+  /// Tables of the first heads' codecs, and room for what heads find. Waits for the copy.
+  Status fill(index_t tables) {
     index_t floats = 0;
-    for (index_t t = 0; t < tables; ++t) floats = std::max(floats, Form::floats(of(t), dim_));
+    for (index_t t = 0; t < tables; ++t) floats = std::max(floats, Form::floats(codecs_[t], dim_));
+    state_step_ = 0;
+    for (const Head& h : heads_) state_step_ = std::max(state_step_, h.state);
     Buffer<float> host(heap_memory());
     Status s = host.resize(tables * floats);
+    if (s == Status::ok) s = states_.resize(heads_.size() * state_step_);
+    if (s == Status::ok) s = host_.resize(state_step_ > 0 ? floats : 0);
     if (s == Status::ok) s = tables_.resize(host.size());
     if (s != Status::ok) return s;
-    for (index_t t = 0; t < tables; ++t) Form::fill(of(t), dim_, host.data() + t * floats);
+    for (index_t t = 0; t < tables; ++t) Form::fill(codecs_[t], dim_, host.data() + t * floats);
     if (floats == 0) return Status::ok;
-    step_ = tables > 1 || state_floats() > 0 ? floats : 0;
+    step_ = tables > 1 || state_step_ > 0 ? floats : 0;
     s = cuda::settled(cudaMemcpyAsync(tables_.data(), host.data(), tables_.bytes().size(), cudaMemcpyHostToDevice, nullptr));
     return s == Status::ok ? cuda::settled(cudaStreamSynchronize(nullptr)) : s;
   }
@@ -236,9 +246,11 @@ class CudaCodec {
   index_t dim_, page_slots_;
   cuda::DeviceArray<float> tables_;
   index_t step_ = 0;    ///< floats from a head's tables to the next's; 0: all heads share them
-  Buffer<Head> heads_;  ///< per head
+  ObjectArray<Codec> codecs_;  ///< per head
+  Buffer<Head> heads_;
   Buffer<float> host_;    ///< a table on its way, of maps that are found
   Buffer<float> states_;  ///< per head, what it found
+  index_t state_step_ = 0;
   Buffer<float> summed_;  ///< sums of first rows of the heads, as they come from the device
   cuda::DeviceArray<float> sums_;
 };

@@ -33,7 +33,10 @@ struct SharingGroup {
   Layer* at[max_row_group] = {};
   index_t pending[max_row_group] = {};  ///< newest slots that no step has seen
   index_t layers = 0;
-  index_t heads = 0, each = 1;  ///< of a layer; of these, neighbours that are in a group together
+  index_t heads = 0, each = 1;  ///< of a layer; of these, neighbours that are in a group together, at most
+
+  /// Of the group whose first head is `head`.
+  index_t heads_from(index_t head) const { return std::min(each, heads - head); }
 };
 
 /// Shares what all heads of a group hold: whole pages of the oldest of their newest slots. Where one has other tokens there rows stay exact: no head can make
@@ -211,7 +214,7 @@ class CudaSharing {
   template <class Layer, class Use>
   static void each_member(const SharingGroup<Layer>& g, index_t head, Use&& use) {
     for (index_t l = 0; l < g.layers; ++l)
-      for (index_t h = head; h < head + g.each; ++h) use(l, h);
+      for (index_t h = head; h < head + g.heads_from(head); ++h) use(l, h);
   }
 
   /// How many pages a group may share now, with maps that are known or are found here.
@@ -259,10 +262,10 @@ class CudaSharing {
   template <class Layer, class C, class Codec>
   Status find(Context<Cuda>& ctx, const SharingGroup<Layer>& g, C Layer::*column, index_t head, const prim::SharingLayers<Codec>& layers, index_t rows, bool& done) {
     auto& first = (g.at[0]->*column).found();
-    const index_t dim = layers.dim(), n = g.layers * g.each * dim, rank = first.state_floats() / dim;
+    const index_t dim = layers.dim(), each = g.heads_from(head), n = g.layers * each * dim, rank = first.state_floats(head) / dim;
     done = false;
-    if (products_.resize(n * n + 2 * n + first.state_floats()) != Status::ok || sums_.resize(n * n + prim::SharedRows::flag_floats(rows)) != Status::ok) return let_go(), Status::ok;
-    const prim::SharedSlots slots{nullptr, static_cast<std::int32_t>(head), static_cast<std::int32_t>(g.each), 0};
+    if (products_.resize(n * n + 2 * n + rank * dim) != Status::ok || sums_.resize(n * n + prim::SharedRows::flag_floats(rows)) != Status::ok) return let_go(), Status::ok;
+    const prim::SharedSlots slots{nullptr, static_cast<std::int32_t>(head), static_cast<std::int32_t>(each), 0};
     Status s = prim::SharedRows::products(ctx, layers, slots, rows, sums_.data());
     if (s == Status::ok) s = sums_.download(ctx, {products_.data(), static_cast<std::size_t>(n * n)});
     const Status waited = ctx.wait();
@@ -270,7 +273,7 @@ class CudaSharing {
     float* const state = products_.data() + n * n + 2 * n;
     prim::symmetric_eigen(products_.data(), n, products_.data() + n * n, products_.data() + n * n + n);
     each_member(g, head, [&](index_t l, index_t h) {
-      const index_t member = l * g.each + h - head;
+      const index_t member = l * each + h - head;
       for (index_t j = 0; j < rank; ++j) std::copy_n(products_.data() + j * n + member * dim, dim, state + j * dim);
       if (s == Status::ok) s = (g.at[l]->*column).found().settle(ctx, h, state);
     });
@@ -286,7 +289,7 @@ class CudaSharing {
   template <class Layer, class C>
   bool take(Context<Cuda>& ctx, const SharingGroup<Layer>& g, C Layer::*column, index_t head, index_t p) {
     auto& first = g.at[0]->*column;
-    const index_t count = g.layers * g.each, page_slots = first.plan().slots_of(1);
+    const index_t each = g.heads_from(head), count = g.layers * each, page_slots = first.plan().slots_of(1);
     Status s = reserve_job(ctx, jobs_);
     each_member(g, head, [&](index_t l, index_t h) {
       if (s == Status::ok) s = (g.at[l]->*column).reserve_shared(h, 1);
@@ -305,7 +308,7 @@ class CudaSharing {
       mine[i]->under = i == 0 ? under : CudaPage::retain(under);
       (g.at[l]->*column).take_shared(h, p, mine[i++]);
     });
-    jobs_.append_reserved({under->rows, static_cast<std::int32_t>(head), static_cast<std::int32_t>(g.each), p * page_slots});
+    jobs_.append_reserved({under->rows, static_cast<std::int32_t>(head), static_cast<std::int32_t>(each), p * page_slots});
     return true;
   }
   /// Room for one more job, on the device too, so that `send` needs no memory.

@@ -170,7 +170,7 @@ class CudaColumnFile {
   Status load_state(ByteReader& r, const Context<Cuda>& ctx, index_t head, index_t coded) {
     std::uint32_t count = 0;
     std::span<const std::byte> bytes;
-    if (!r.read(count) || (count != 0 && count != static_cast<std::uint32_t>(column_->codec_.state_floats()))) return Status::corrupt_data;
+    if (!r.read(count) || (count != 0 && count != static_cast<std::uint32_t>(column_->codec_.state_floats(head)))) return Status::corrupt_data;
     if (count == 0) return coded == 0 ? Status::ok : Status::corrupt_data;
     if (!r.take(count, sizeof(float), bytes)) return Status::corrupt_data;
     return column_->codec_.restore(ctx, head, bytes);
