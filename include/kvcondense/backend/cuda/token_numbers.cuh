@@ -38,8 +38,8 @@ __global__ void __launch_bounds__(Threads) token_numbers(TensorView<const float,
   }
   const index_t first = out.length(head) - tokens - back;
   for (index_t t = (first < 0 ? -first : 0) + threadIdx.x; t < tokens; t += Threads) {
-    const float x = numbers(row, t);
-    out.row(head)[first + t] = scale * (x != x && missing == MissingNumber::largest ? stand_in : x);
+    const float number = numbers(row, t), x = number != number && missing == MissingNumber::largest ? stand_in : number;
+    out.row(head)[first + t] = x != x ? x : scale * x;
   }
 }
 
