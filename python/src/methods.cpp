@@ -63,7 +63,7 @@ class Prompt {
     offset_.resize(slots_.size() + 1);
     for (std::size_t h = 0; h < offset_.size(); ++h) offset_[h] = static_cast<index_t>(h) * n_;
     sequence_ = {pages_of(keys_), pages_of(values_), &page_, std::max<index_t>(1, n_), slots_.data()};
-    view_ = {.shape = shape_, .layer = layer, .appended = n_, .seen = n_, .next_position = n_, .phase = Phase::prefill_end, .inputs = inputs};
+    view_ = {.shape = shape_, .layer = layer, .appended = n_, .seen = n_, .stepped = n_, .next_position = n_, .phase = Phase::prefill_end, .inputs = inputs};
     view_.inputs.queries = queries_;
     view_.offset = offset_.data();
   }

@@ -74,7 +74,11 @@ TEST_CASE("cuda cache: scores that are pooled, counted, or read from the directi
   for (int i = 0; i < 2; ++i) pooled.forward(1);
   Pair counted(recipe(evict::ObservedAttention{.keep = 0.5, .sinks = 2, .recent = 8}), "observed_attention(keep=50%, sinks=2, recent=8)", shape);
   counted.forward(40);
+  counted.forward(3);
+  counted.truncate(41);  // rows of tokens that a step has seen stay counted
   counted.forward(1);
+  counted.exchange();
+  counted.forward(20, prim::AttendMath::f32, counted.near, Phase::prefill_end);
   Pair directed(recipe(evict::KeyDiff{.tokens = 20, .recent = 4}), "keydiff(tokens=20, recent=4)", shape);
   directed.forward(30);
   for (int i = 0; i < 2; ++i) directed.forward(2);

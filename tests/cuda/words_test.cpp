@@ -200,16 +200,19 @@ TEST_CASE("cuda slot_numbers: bit for bit the CPU's") {
 
 TEST_CASE("cuda slot_exposure: counts, means and logarithms of means") {
   const std::vector<index_t> offset{0, 5000, 5000, 5001, 5333};
-  std::vector<float> seen = normal_numbers(5333, 16), x = normal_numbers(5333, 17);
-  for (float& v : seen) v = v < -0.5f ? 0.0f : std::floor(v * 40.0f) + 20.0f;
+  constexpr index_t stepped = 1 << 20;
+  std::vector<float> mark = normal_numbers(5333, 16), x = normal_numbers(5333, 17);
+  for (float& v : mark) v = prim::exposure_mark(v < -0.5f ? 0 : static_cast<std::uint32_t>(std::floor(v * 40.0f) + 20.0f), stepped);
   x[7] = NAN, x[8] = INFINITY;
-  for (const index_t rows : {0, 1, 40, 100000})
-    compare_numbers(offset, x, seen, [&]<Backend B>(Context<B>& c, RaggedView<const float>, RaggedView<float> out) { return prim::SlotExposure<B>::add(c, rows, out); });
-  // `out` is what the numbers were seen by, and is replaced by the means.
-  compare_numbers(offset, x, seen, []<Backend B>(Context<B>& c, RaggedView<const float> in, RaggedView<float> out) { return prim::SlotExposure<B>::mean(c, in, out, out); });
-  compare_numbers(offset, seen, x, []<Backend B>(Context<B>& c, RaggedView<const float> in, RaggedView<float> out) { return prim::SlotExposure<B>::open_logs(c, in, out); });
+  for (const index_t appended : {0, 1, 40})
+    for (const index_t rows : {0, 1, 40, 100000})
+      compare_numbers(offset, x, mark, [&]<Backend B>(Context<B>& c, RaggedView<const float>, RaggedView<float> out) { return prim::SlotExposure<B>::count(c, stepped, appended, rows, out); });
+  compare_numbers(offset, x, mark, []<Backend B>(Context<B>& c, RaggedView<const float>, RaggedView<float> out) { return prim::SlotExposure<B>::begin(c, stepped, 40, out); });
+  // `out` is the marks, and is replaced by the means.
+  compare_numbers(offset, x, mark, []<Backend B>(Context<B>& c, RaggedView<const float> in, RaggedView<float> out) { return prim::SlotExposure<B>::mean(c, in, out, stepped, out); });
+  compare_numbers(offset, mark, x, []<Backend B>(Context<B>& c, RaggedView<const float> in, RaggedView<float> out) { return prim::SlotExposure<B>::open_logs(c, in, stepped, 40, out); });
   for (const float decay : {0.5f, 0.99f})
-    compare_numbers(offset, x, seen, [&]<Backend B>(Context<B>& c, RaggedView<const float> in, RaggedView<float> out) { return prim::SlotExposure<B>::decayed_mean(c, in, out, decay, out); }, 2e-5f);
+    compare_numbers(offset, x, mark, [&]<Backend B>(Context<B>& c, RaggedView<const float> in, RaggedView<float> out) { return prim::SlotExposure<B>::decayed_mean(c, in, out, stepped, decay, out); }, 2e-5f);
 }
 
 TEST_CASE("cuda chunk_pool: bit for bit the CPU's, ends and NaN left alone") {
@@ -337,14 +340,14 @@ TEST_CASE("cuda token_numbers: written to the newest slots, NaN replaced, extend
       for (const index_t back : {0, 1, 150})
         compare_numbers(offset, y, y, [&]<Backend B>(Context<B>& c, RaggedView<const float>, RaggedView<float> out) {
           const float* from = std::is_same_v<B, Cpu> ? numbers.data() : on_device.data();
-          return prim::TokenNumbers<B>::write(c, dense_view(from, heads, index_t{200}), back, missing, out);
+          return prim::TokenNumbers<B>::write(c, dense_view(from, heads, index_t{200}), back == 1 ? -1.0f : 1.0f, back, missing, out);
         });
   compare_numbers(offset, y, y, [&]<Backend B>(Context<B>& c, RaggedView<const float>, RaggedView<float> out) {
     return prim::TokenNumbers<B>::write(c, {std::is_same_v<B, Cpu> ? classes.data() : device_classes.data(), classes.size()}, out);
   });
   for (const index_t tokens : {0, 4, 5, 299})
     compare_numbers(offset, y, y, [&]<Backend B>(Context<B>& c, RaggedView<const float>, RaggedView<float> out) { return prim::TokenNumbers<B>::extend(c, tokens, out); });
-  CHECK(prim::TokenNumbers<Cuda>::write(device, dense_view(static_cast<const float*>(nullptr), index_t{3}, index_t{2}), 0, prim::MissingNumber::stays, {nullptr, nullptr, 4}) == Status::shape_mismatch);
+  CHECK(prim::TokenNumbers<Cuda>::write(device, dense_view(static_cast<const float*>(nullptr), index_t{3}, index_t{2}), 1.0f, 0, prim::MissingNumber::stays, {nullptr, nullptr, 4}) == Status::shape_mismatch);
 }
 
 namespace {

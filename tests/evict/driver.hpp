@@ -33,6 +33,7 @@ struct Driver {
   Pipeline pipeline;
   index_t layer = 0;
   index_t seen = 0;
+  index_t stepped = 0;  // tokens of all steps
   index_t prompt = 0;  // tokens when the last prompt ended
   Rows held;                                            // tokens of each head
   std::vector<std::vector<std::vector<float>>> lane;    // [lane][head][slot]
@@ -59,8 +60,15 @@ struct Driver {
       for (index_t i = 0; i < appended; ++i) row.push_back(seen + i);
     for (auto& l : lane)
       for (index_t h = 0; h < shape.kv_heads; ++h) l[at(h)].resize(held[at(h)].size(), 0.0f);
-    seen += appended;
+    seen += appended, stepped += appended;
     return run(appended, phase, mass);
+  }
+
+  /// Rows that the marks in a lane say have seen each slot.
+  std::vector<float> exposed(std::size_t l, index_t head) const {
+    std::vector<float> rows;
+    for (const float mark : lane[l][at(head)]) rows.push_back(static_cast<float>(prim::exposed_rows(mark, static_cast<std::uint32_t>(stepped))));
+    return rows;
   }
 
  private:
@@ -141,7 +149,7 @@ struct Driver {
     view.shape = shape;
     view.layer = layer;
     view.appended = appended;
-    view.seen = seen;
+    view.seen = seen, view.stepped = stepped;
     if (phase == Phase::prefill_chunk || phase == Phase::prefill_end) prompt = seen;
     view.generated = seen - prompt;
     view.phase = phase;

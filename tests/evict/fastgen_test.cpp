@@ -239,7 +239,7 @@ TEST_CASE("fastgen: what each policy does with tokens that are generated", "[evi
     d.lane[0][0].assign(30, static_cast<float>(own));
     d.lane[1][0].clear();
     for (index_t t = 0; t < 30; ++t) d.lane[1][0].push_back(static_cast<float>(kind(t)));
-    d.lane[2][0].assign(30, 0.0f), d.lane[3][0].assign(30, 30.0f);
+    d.lane[2][0].assign(30, 0.0f), d.lane[3][0].assign(30, prim::exposure_mark(30, static_cast<std::uint32_t>(d.stepped)));
     for (index_t i = 0; i < 30; ++i) d.lane[2][0][at(i)] = static_cast<float>((i * 7) % 30);  // means of their own
     for (index_t i = 0; i < steps; ++i) REQUIRE(feed(d, 1, Phase::decode) == Status::ok);
     REQUIRE(policy_of(d, 0) == own);

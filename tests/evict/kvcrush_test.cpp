@@ -1,6 +1,7 @@
 #include <kvcondense/evict/kvcrush.hpp>
 
 #include <algorithm>
+#include <random>
 
 #include <evict/properties.hpp>
 #include <kvcondense/evict/h2o.hpp>
@@ -151,4 +152,32 @@ TEST_CASE("kvcrush: fields and policies that do not fit are refused", "[evict][k
   for (const K& k : {K{.share = 1.5}, K{.share = -0.1}, K{.block = -1}, K{.seed = -1}, K{.policy = {.heavy = -1}}})
     REQUIRE(k.validate(shape) == Status::invalid_argument);
   REQUIRE(evict::KVCrush<evict::LagKV>{}.validate(shape) == Status::incompatible);
+}
+
+TEST_CASE("kvcrush: representatives are at equal steps of the order by distance, of few distances and of many", "[evict][kvcrush]") {
+  std::mt19937 random(8);
+  for (const unsigned levels : {1u, 9u, 33u, 100u})
+    for (int round = 0; round < 20; ++round) {
+      const auto n = static_cast<index_t>(1 + random() % 90);
+      Rig r({std::vector<float>(at(n))});
+      r.skip = {{static_cast<index_t>(random() % 3), static_cast<index_t>(random() % 3)}};
+      r.skip = {r.skip[0].within(n)};
+      Ints open;
+      for (index_t j = 0; j < n; ++j) {
+        r.distance.data()[j] = static_cast<float>(random() % levels);
+        const bool keeps = random() % 4 == 0;
+        if (keeps) r.slots.data()[r.kept[0]++] = static_cast<std::int32_t>(j);
+        if (!keeps && j >= r.skip[0].prefix && j < n - r.skip[0].suffix) open.push_back(j);
+      }
+      r.count = {static_cast<index_t>(random() % at(n))};
+      Ints want = r.picked(0);
+      std::stable_sort(open.begin(), open.end(), [&](index_t a, index_t b) { return r.distance.data()[a] < r.distance.data()[b]; });
+      const index_t size = static_cast<index_t>(open.size()), wanted = std::min(size, r.count[0]);
+      for (index_t i = 0; i < wanted; ++i) want.push_back(open[at(i * (size / wanted))]);
+      std::sort(want.begin(), want.end());
+      CAPTURE(levels, round, n);
+      REQUIRE(r.pick(1) == Status::ok);
+      REQUIRE(r.picked(0) == want);
+      REQUIRE((r.distance.ok() && r.slots.ok()));
+    }
 }

@@ -39,9 +39,9 @@ TEST_CASE("observed_attention: scores and kept sets equal the oracle", "[evict][
   };
   step(all), step(d);
   for (index_t g = 0; g < 2; ++g) {
-    const auto scores = means(all.lane[0][at(g)], all.lane[1][at(g)]);
+    const auto scores = means(all.lane[0][at(g)], all.exposed(1, g));
     for (index_t t = 0; t < 8; ++t) {
-      REQUIRE(all.lane[1][at(g)][at(t)] == static_cast<float>(8 - t));
+      REQUIRE(all.exposed(1, g)[at(t)] == static_cast<float>(8 - t));
       REQUIRE(scores[at(t)] == Approx(oracle["scores"][at(g)][at(t)].get<double>()).margin(2e-5));
     }
     REQUIRE(d.held[at(g)] == oracle["kept"][at(g)].get<Ints>());
@@ -59,8 +59,8 @@ TEST_CASE("observed_attention: padding that is never appended is no row and no s
     return sum;
   }) == Status::ok);
   for (index_t t = 0; t < 6; ++t) {
-    REQUIRE(d.lane[1][0][at(t)] == oracle["exposures"][at(t + 2)].get<float>());
-    REQUIRE(d.lane[0][0][at(t)] / d.lane[1][0][at(t)] == Approx(oracle["exposure_mean"][at(t + 2)].get<double>()).margin(2e-5));
+    REQUIRE(d.exposed(1, 0)[at(t)] == oracle["exposures"][at(t + 2)].get<float>());
+    REQUIRE(d.lane[0][0][at(t)] / d.exposed(1, 0)[at(t)] == Approx(oracle["exposure_mean"][at(t + 2)].get<double>()).margin(2e-5));
   }
 }
 
@@ -116,7 +116,7 @@ TEST_CASE("observed_attention: generated tokens stay, and each is one more row f
   REQUIRE(d.step(1, Phase::decode, mass) == Status::ok);
   REQUIRE(d.step(2, Phase::decode, mass) == Status::ok);
   REQUIRE(d.held[0] == Ints{1, 4, 5, 6, 7, 8});
-  REQUIRE(d.lane[1][0] == std::vector<float>{8, 5, 4, 3, 2, 1});
+  REQUIRE(d.exposed(1, 0) == std::vector<float>{8, 5, 4, 3, 2, 1});
 }
 
 TEST_CASE("observed_attention: ties keep the smaller slot, an empty head and one token are no trouble",

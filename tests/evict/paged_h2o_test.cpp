@@ -56,11 +56,12 @@ TEST_CASE("paged_h2o: pages equal the oracle in both forms", "[evict][paged_h2o]
     auto d = drive({.q_heads = 2}, PagedH2O{.page = page, .start = start, .evictable = most - start - recent,
                                             .recent = recent, .window = 1, .width = 1, .per_row = per_row});
     d.seen = oracle["resident_tokens"].get<index_t>() - 1;
-    const auto sums = oracle["accumulated"].get<std::vector<float>>(), rows = oracle["lifetime"].get<std::vector<float>>();
+    const auto sums = oracle["accumulated"].get<std::vector<float>>();
+    const auto rows = oracle["lifetime"].get<std::vector<std::uint32_t>>();
     for (index_t t = 0; t < d.seen; ++t) {
       d.held[0].push_back(t);
       d.lane[0][0].push_back(t < start ? 9.0f : sums[at(t - start)]);
-      d.lane[1][0].push_back(t < start ? 1.0f : rows[at(t - start)] - 1.0f);  // this step is the last of its rows
+      d.lane[1][0].push_back(prim::exposure_mark(t < start ? 1 : rows[at(t - start)] - 1, 0));  // this step is the last of its rows
     }
     REQUIRE(d.step(1, Phase::decode, [&](index_t, index_t t) { return t == 11 ? sums.back() : 0.0f; }) == Status::ok);
     Ints want;

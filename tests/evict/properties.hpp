@@ -60,7 +60,7 @@ auto ragged(const P& policy, const CacheShape& shape, std::uint32_t seed, const 
   const bool measured = P::needs.has(Input::attention) || P::needs.has(Input::queries);
   const bool one_set = d.pipeline.source.one_set() && measured;
   constexpr index_t sizes[] = {0, 1, 30, 31, 32, 256};
-  d.seen = 300;
+  d.seen = d.stepped = 300;
   const auto given = std::make_shared<const StepNumbers>(shape, d.seen, appended, seed, identity);
   d.inputs = given->inputs, d.owner = given;
   for (index_t h = 0; h < shape.kv_heads; ++h) {

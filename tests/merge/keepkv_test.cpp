@@ -34,7 +34,7 @@ auto with_query(const merge::KeepKV& m, const Floats& q, const FloatRows& k, con
     for (std::size_t c = 0; c < q.size(); ++c) dot += static_cast<double>(q[c]) * k[j][c];
     d.head[0].lane[0][j] = static_cast<float>(dot / std::sqrt(static_cast<double>(q.size())));
   }
-  d.head[0].lane[1] = Floats(k.size(), 1.0f);
+  d.head[0].lane[1] = Floats(k.size(), prim::exposure_mark(1, 0));
   d.head[0].lane[at(d.traits.sizes)] = log_votes;
   return d;
 }
@@ -77,13 +77,13 @@ TEST_CASE("keepkv: the oracle's fading mean of scores", "[merge][keepkv]") {
                           dense_view(one.data(), 1, 4, 1), dense_view(out.data(), 1, 4, 1)) == Status::ok);
   const auto& head = r.cache.layers()[0].heads[0];
   REQUIRE(std::exp(head.lane[0][0]) == Approx(o["expected"]["S_init"].get<double>()).epsilon(1e-5));
-  REQUIRE(head.lane[1][0] == 3.0f);
+  REQUIRE(prim::exposed_rows(head.lane[1][0], 4) == 3);
   REQUIRE(r.cache.forward(r.ctx, 0, dense_view(static_cast<const float*>(q.data() + 4), 1, 1, 1), dense_view(one.data(), 1, 1, 1),
                           dense_view(one.data(), 1, 1, 1), dense_view(out.data(), 1, 1, 1)) == Status::ok);
   REQUIRE(std::exp(head.lane[0][0]) == Approx(o["expected"]["S_next"].get<double>()).epsilon(1e-5));
   float mean = 0;
   const index_t offset[] = {0, 1};
-  REQUIRE(prim::SlotExposure<Cpu>::decayed_mean(r.ctx, {head.lane[0].data(), offset, 1}, {head.lane[1].data(), offset, 1}, decay,
+  REQUIRE(prim::SlotExposure<Cpu>::decayed_mean(r.ctx, {head.lane[0].data(), offset, 1}, {head.lane[1].data(), offset, 1}, 5, decay,
                                                 {&mean, offset, 1}) == Status::ok);
   REQUIRE(std::exp(mean) == Approx(o["expected"]["s_hat_next"].get<double>()).epsilon(1e-5));
 }

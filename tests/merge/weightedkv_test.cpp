@@ -11,7 +11,7 @@ TEST_CASE("weightedkv: the oracle's two evictions, one after the other", "[merge
   d.fill(0, rows_of(o["inputs"]["K"]), rows_of(o["inputs"]["V"]));
   d.head[0].lane[0] = o["inputs"]["avg_attention"].get<Floats>();
   for (float& a : d.head[0].lane[0]) a *= 4.0f;
-  d.head[0].lane[1] = Floats(5, 4.0f);  // the mean over four rows
+  d.head[0].lane[1] = Floats(5, prim::exposure_mark(4, 0));  // the mean over four rows
   for (const index_t token : o["inputs"]["evict_order"]) {
     d.head[0].kept.clear();
     for (std::size_t j = 0; j < d.head[0].token.size(); ++j)

@@ -88,10 +88,10 @@ TEST_CASE("count_above: the least positive number as threshold counts all that a
 TEST_CASE("token_numbers: the newest slots get what came with the tokens", "[prim][token_numbers]") {
   const std::vector<float> x{1, NAN, 3, 4, 5, NAN};
   const index_t offset[] = {0, 5, 7};
-  const auto write = [&](TensorView<const float, 2> numbers, index_t back, prim::MissingNumber missing) {
+  const auto write = [&](TensorView<const float, 2> numbers, index_t back, prim::MissingNumber missing, float scale = 1.0f) {
     std::vector<float> out(7, -1);
     Context<Cpu> ctx;
-    REQUIRE(prim::TokenNumbers<Cpu>::write(ctx, numbers, back, missing, {out.data(), offset, 2}) == Status::ok);
+    REQUIRE(prim::TokenNumbers<Cpu>::write(ctx, numbers, scale, back, missing, {out.data(), offset, 2}) == Status::ok);
     for (float& o : out) o = std::isnan(o) ? 99 : o;
     return out;
   };
@@ -99,11 +99,13 @@ TEST_CASE("token_numbers: the newest slots get what came with the tokens", "[pri
   REQUIRE(write(dense_view(x.data(), 2, 3), 0, M::stays) == std::vector<float>{-1, -1, 1, 99, 3, 5, 99});
   REQUIRE(write(dense_view(x.data(), 2, 3), 1, M::stays) == std::vector<float>{-1, 1, 99, 3, -1, 99, -1});
   REQUIRE(write(dense_view(x.data(), 1, 3), 0, M::largest) == std::vector<float>{-1, -1, 1, 3, 3, 3, 3});
+  REQUIRE(write(dense_view(x.data(), 2, 3), 1, M::stays, -1.0f) == std::vector<float>{-1, -1, 99, -3, -1, 99, -1});
+  REQUIRE(write(dense_view(x.data(), 1, 3), 0, M::largest, -2.0f) == std::vector<float>{-1, -1, -2, -6, -6, -6, -6});
   std::vector<float> all(2, NAN);
   REQUIRE(write(dense_view(static_cast<const float*>(all.data()), 1, 2), 0, M::largest) == std::vector<float>{-1, -1, -1, 0, 0, 0, 0});
   Context<Cpu> ctx;
   std::vector<float> out(7);
-  REQUIRE(prim::TokenNumbers<Cpu>::write(ctx, dense_view(x.data(), 3, 2), 0, M::stays, {out.data(), offset, 2}) == Status::shape_mismatch);
+  REQUIRE(prim::TokenNumbers<Cpu>::write(ctx, dense_view(x.data(), 3, 2), 1.0f, 0, M::stays, {out.data(), offset, 2}) == Status::shape_mismatch);
 }
 
 TEST_CASE("token_numbers: classes reach all heads, and new slots carry on what the one before them has", "[prim][token_numbers]") {

@@ -198,7 +198,7 @@ TEST_CASE("paged view: a policy evicts in the engine's own pages as it does in a
         window.erase(window.begin(), window.end() - rows * q_heads * dim);
         std::vector<std::byte> column_scratch(prim::AttendColumns<Cpu>::workspace_bytes(1, scaled, rows));
         const PagedColumns columns(view.sequence(), scaled, {window.data(), {q_heads, rows, dim}, {dim, q_heads * dim, 1}}, column_scratch);
-        StepView<Cpu> sv{.shape = scaled, .appended = n, .seen = seen, .next_position = seen, .generated = step,
+        StepView<Cpu> sv{.shape = scaled, .appended = n, .seen = seen, .stepped = seen, .next_position = seen, .generated = step,
                          .phase = step == 0 ? Phase::prefill_end : Phase::decode};
         sv.offset = offset.data(), sv.keys = &key_rows, sv.values = &value_rows, sv.columns = &columns;
         if (by_mass) sv.inputs.attention = {{mass.data(), offset.data(), kv}, mass_rows};

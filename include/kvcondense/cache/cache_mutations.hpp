@@ -13,7 +13,7 @@ StepView<B> Cache<B, R>::step_view(index_t layer, Phase phase) const {
     phase = l.counters.pending == l.counters.seen ? Phase::prefill_end : Phase::decode;
   StepView<B> view;
   view.shape = shape_, view.layer = layer, view.phase = phase;
-  view.appended = l.counters.pending, view.seen = l.counters.seen;
+  view.appended = l.counters.pending, view.seen = l.counters.seen, view.stepped = l.counters.stepped + view.appended;
   view.next_position = l.next_position();
   if (phase == Phase::decode || phase == Phase::turn) view.generated = l.counters.seen - l.counters.prompt;
   view.offset = l.offset.data();

@@ -21,6 +21,7 @@ struct Counters {
   index_t budget_met = 0;
   index_t nan_scores = 0;
   index_t prompt = 0;  ///< logical length at the end of the last step of a prompt
+  index_t stepped = 0; ///< tokens that steps have seen; those taken back after it stay counted
 };
 
 /// What was done to the codes of a head.

@@ -11,6 +11,7 @@ StepView<Cuda> Cache<Cuda, R>::step_view(index_t layer, Phase phase) const {
   StepView<Cuda> view;
   view.shape = shape(), view.layer = layer, view.phase = phase;
   view.appended = l.counters.pending, view.seen = l.counters.seen, view.next_position = l.next_position();
+  view.stepped = l.counters.stepped + view.appended;
   if (phase == Phase::decode || phase == Phase::turn) view.generated = l.counters.seen - l.counters.prompt;
   view.offset = l.offset.data(), view.word_offset = l.device_offset();
   return view;
@@ -217,6 +218,7 @@ Status Cache<Cuda, R>::run_step(Context<Cuda>& ctx, index_t layer, const StepInp
   if (asks) l.window.settle(l.pending_positions.span().last(static_cast<std::size_t>(rows)), l.counters.seen - 1);
   const bool lasts = retrieval_.asks(layer, l.counters.seen, l.counters.pending, rows, view.phase, leaves);
   l.counters.stepped_position = l.next_position();
+  l.counters.stepped += l.counters.pending;
   l.counters.pending = 0;
   l.pending_positions.shrink(0);
   l.counters.prompt = prompt;

@@ -132,6 +132,7 @@ struct Layer {
   /// At the end of a step: what was pending no longer is.
   void settle() {
     counters.stepped_position = next_position();
+    counters.stepped += counters.pending;
     counters.pending = 0;
     pending_positions.shrink(0);
     pending_positions.give_back(1);

@@ -4,6 +4,7 @@
 #include <bit>
 #include <cstdint>
 #include <cstring>
+#include <limits>
 #include <span>
 
 #include <kvcondense/cache/counters.hpp>
@@ -22,7 +23,7 @@
 namespace kvcondense::cache {
 
 inline constexpr std::uint32_t snapshot_magic = 0x5343564b;  // "KVCS"
-inline constexpr std::uint32_t snapshot_version = 5;
+inline constexpr std::uint32_t snapshot_version = 6;
 
 /// A number that differs when two caches store slots differently. Folds any list of integers.
 class Fingerprint {
@@ -100,7 +101,8 @@ inline Status load_counters(ByteReader& r, Counters& c, Buffer<index_t>& pending
   Counters n;
   if (!r.read(n)) return Status::corrupt_data;
   const bool sane = n.seen >= 0 && n.seen <= max_position && n.pending >= 0 && n.pending <= n.seen &&
-                    n.stepped_position >= 0 && n.stepped_position <= max_position + 1 && n.prompt >= 0 && n.prompt <= n.seen;
+                    n.stepped_position >= 0 && n.stepped_position <= max_position + 1 && n.prompt >= 0 && n.prompt <= n.seen &&
+                    n.stepped >= n.seen - n.pending && n.stepped <= std::numeric_limits<index_t>::max() / 2;
   if (!sane || static_cast<std::uint64_t>(n.pending) > r.left() / sizeof(index_t)) return Status::corrupt_data;
   c = n;
   for (index_t i = 0; i < n.pending; ++i) {

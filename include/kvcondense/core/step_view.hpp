@@ -52,6 +52,8 @@ struct StepView {
   index_t layer = 0;
   index_t appended = 0;           ///< tokens that came with this step
   index_t seen = 0;               ///< logical length: tokens ever appended
+  index_t stepped = 0;            ///< tokens of all steps, this one's too; those taken back after a step stay counted. To be
+                                  ///< kept beside the numbers of slots, which tell with it how many rows have seen one
   index_t next_position = 0;      ///< of the next token
   index_t generated = 0;          ///< tokens since the last prompt, those of this step too; 0 in a prompt
   Phase phase = Phase::decode;    ///< never `automatic` here

@@ -18,7 +18,7 @@ namespace kvcondense::evict {
 /// Source   CAOTE, arXiv:2504.14051; fast is its FastCAOTE, with the plain mean of the values as output.
 /// Needs    what the policy needs, and values.
 /// Shapes   values [kv_heads, slots, value_dim], scores [kv_heads, slots].
-/// Cost     two reads of the values whenever the policy chooses: seldom in `every(caote(tova), tokens=512)`. With
+/// Cost     two reads of the values whenever the policy chooses: seldom in `every(caote(tova), tokens=256)`. With
 ///          `greedy` one for every slot that leaves: evict often, or a prompt in blocks (block_prefill), so that few leave at a time.
 /// Numbers  weights are the policy's pooled scores, divided by their sum over the slots that compete; float32,
 ///          sums in float64 (prim/output_error.hpp). Without `greedy` errors are those of one slot leaving. With

@@ -41,7 +41,7 @@ struct Dms {
   bool of_previous = false;
 
   constexpr auto pipeline() const {
-    return Pipeline{Frozen<Gate>{{of_previous ? 1 : 0}, -1.0f}, NoPool{}, NotLeaving{window},
+    return Pipeline{Frozen<Gate>{{of_previous ? 1 : 0}}, NoPool{}, NotLeaving{window},
                     Above{-offset / scale},                     TopK{},   EveryStep{}};
   }
   Status validate(const CacheShape&) const {

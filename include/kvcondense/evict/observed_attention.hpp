@@ -24,7 +24,7 @@ namespace kvcondense::evict {
 /// Needs    attention of every query row: chunks of a prompt add up, and rows of generated tokens count
 ///          when another prompt ends.
 /// Shapes   mass and scores [kv_heads, slots].
-/// Cost     8 bytes per slot for the sum and the count of rows; slots * 4 bytes of workspace when a
+/// Cost     8 bytes per slot for the sum and the mark of its rows; slots * 4 bytes of workspace when a
 ///          prefill ends; no allocation.
 /// Numbers  sum of rows, mean over the query group, divided by the rows that saw the slot; float32. The
 ///          newest tokens have few rows and noisy means: that is why they stay. Keeps

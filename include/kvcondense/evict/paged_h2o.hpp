@@ -20,7 +20,7 @@ namespace kvcondense::evict {
 /// Needs    attention of the last `window` query rows of every step, of every row with window = 0; heads
 ///          of one length.
 /// Shapes   mass and scores [kv_heads, slots]; all heads of a layer hold the same tokens.
-/// Cost     8 bytes per slot for the sum and the count of rows, of which a step touches those of one head; slots * 4 bytes
+/// Cost     8 bytes per slot for the sum and the mark of its rows, of which a step touches those of one head; slots * 4 bytes
 ///          of workspace in steps that evict, once in `page` tokens; no allocation.
 /// Numbers  the sum of all query heads, spread to the width - 1 tokens in front (maximum), added up over
 ///          steps; a page's score is the sum of its tokens, with `per_row` each divided by the rows that saw

@@ -177,6 +177,7 @@ class Condenser {
     cache::QueryWindow window;         ///< of a policy that looks back at earlier steps
     cache::QueryWindow prompt_window;  ///< of one that looks at the end of a prompt, while its chunks come
     index_t seen = 0, prompt = 0, next_position = 0;
+    index_t stepped = 0;  ///< tokens of all steps, those taken back too
     index_t ended = 0;  ///< tokens there when the newest prompt ended
     // What was decided and not done yet.
     Buffer<std::int32_t> kept, to, turn;

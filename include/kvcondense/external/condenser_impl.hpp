@@ -120,6 +120,7 @@ StepView<Cpu> Condenser<R>::step_view(const Layer& l, index_t layer, index_t tok
   StepView<Cpu> view;
   view.shape = shape_, view.layer = layer, view.phase = phase;
   view.appended = tokens, view.seen = l.seen + tokens, view.next_position = l.next_position + tokens;
+  view.stepped = l.stepped + tokens;
   if (phase == Phase::decode || phase == Phase::turn) view.generated = view.seen - l.prompt;
   view.offset = l.next.offset.data();
   return view;
@@ -224,7 +225,7 @@ Status Condenser<R>::step(Context<Cpu>& ctx, index_t layer, const Memory& rows, 
   // Nothing below can fail.
   std::swap(l.now, l.next);
   remember(l, view);
-  l.seen += tokens, l.next_position = next;
+  l.seen += tokens, l.stepped += tokens, l.next_position = next;
   if (in_prompt(view)) l.prompt = l.seen;
   if (view.phase == Phase::prefill_end) l.ended = l.seen;
   l.waits = true, l.settled = options_.sharing != Sharing::per_sequence;

@@ -241,7 +241,7 @@ Expected<Condenser<R>> Condenser<R>::fork() const {
     if (s == Status::ok && rows > 0) s = cache::QueryWindow::make(rows, shape_, *memory_, o.prompt_window);
     if (s == Status::ok && rows > 0) s = l.prompt_window.fork(o.prompt_window);
     if (s != Status::ok) return s;
-    o.seen = l.seen, o.prompt = l.prompt, o.next_position = l.next_position, o.ended = l.ended;
+    o.seen = l.seen, o.stepped = l.stepped, o.prompt = l.prompt, o.next_position = l.next_position, o.ended = l.ended;
   }
   return made;
 }

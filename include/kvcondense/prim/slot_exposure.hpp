@@ -1,25 +1,38 @@
 #pragma once
 
+#include <cstdint>
+
 #include <kvcondense/core/backend.hpp>
 #include <kvcondense/core/config.hpp>
 
 namespace kvcondense::prim {
 
-/// How many query rows have seen each slot, and means over those rows.
+/// Rows that have seen a slot whose mark is this. The mark holds the bits of a number: marks are stored, moved and never added up.
+KVCONDENSE_HD constexpr std::uint32_t exposed_rows(float mark, std::uint32_t stepped) {
+  return stepped - detail::bit_cast<std::uint32_t>(mark);
+}
+/// The mark of a slot that so many rows have seen.
+KVCONDENSE_HD constexpr float exposure_mark(std::uint32_t rows, std::uint32_t stepped) { return detail::bit_cast<float>(stepped - rows); }
+
+/// How many query rows have seen each slot, and means over those rows. A slot keeps one number, its mark: what `stepped`, the
+/// tokens of all steps so far, was before rows saw it. So a step whose rows are its tokens writes the marks of these alone.
 ///
-///   add(ctx, index_t rows, RaggedView<float> exposure)
-///       counts the last `rows` query rows, of which the newest sees every slot, the one before all but
-///       the newest slot, and so on: exposure[h][j] += min(rows, length(h) - j)
-///   mean(ctx, RaggedView<const float> sum, RaggedView<const float> exposure, RaggedView<float> out)
-///       out[h][j] = sum[h][j] / exposure[h][j]; 0 where no row has seen the slot
+///   count(ctx, index_t stepped, index_t appended, index_t rows, RaggedView<float> mark)
+///       a step that brought the newest `appended` slots, of whose query rows the last `rows` count. The newest row sees every
+///       slot, the one before all but the newest slot, and so on: min(rows, length(h) - j) see slot j, for the first time where
+///       it is new. `stepped`: with those of this step. Other marks are written only where rows is not appended
+///   begin(ctx, index_t stepped, index_t rows, RaggedView<float> mark)
+///       the same where no row has seen any slot before
+///   mean(ctx, RaggedView<const float> sum, RaggedView<const float> mark, index_t stepped, RaggedView<float> out)
+///       out[h][j] = sum[h][j] / rows that have seen the slot; 0 where none has
 ///
-///   open_logs(ctx, RaggedView<const float> exposure, RaggedView<float> logs)
-///       logs[h][j] = -inf where no row has seen the slot: the logarithm of a sum of nothing
-///   decayed_mean(ctx, RaggedView<const float> logs, RaggedView<const float> exposure, float decay, RaggedView<float> out)
-///       out[h][j] = logs[h][j] - log(1 - decay^exposure): the logarithm of a mean whose weights fade from row to row;
+///   open_logs(ctx, RaggedView<const float> mark, index_t stepped, index_t rows, RaggedView<float> logs)
+///       logs[h][j] = -inf where no row before the newest `rows`, which are counted, has seen the slot: the logarithm of a sum of nothing
+///   decayed_mean(ctx, RaggedView<const float> logs, RaggedView<const float> mark, index_t stepped, float decay, RaggedView<float> out)
+///       out[h][j] = logs[h][j] - log(1 - decay^rows): the logarithm of a mean whose weights fade from row to row;
 ///       -inf where no row has seen the slot
 ///
-/// Numbers  float32, so counts are exact to 2^24 rows.
+/// Numbers  rows modulo 2^32; means divide by them in float32, which has them exactly up to 2^24.
 template <Backend B>
 struct SlotExposure {
   static_assert(detail::always_false<B>,

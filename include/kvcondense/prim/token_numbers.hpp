@@ -16,7 +16,8 @@ enum class MissingNumber : std::uint8_t {
 
 /// Writes numbers that come with tokens into a number per (kv head, slot).
 ///
-///   write(ctx, TensorView<const float, 2> numbers, index_t back, MissingNumber, RaggedView<float> out) -> Status
+///   write(ctx, TensorView<const float, 2> numbers, float scale, index_t back, MissingNumber, RaggedView<float> out) -> Status
+///       scale times the number
 ///   write(ctx, span<const TokenClass> classes, RaggedView<float> out) -> Status
 ///       the number of each token's class, for all heads alike
 ///   extend(ctx, index_t tokens, RaggedView<float> out) -> Status

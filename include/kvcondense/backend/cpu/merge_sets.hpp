@@ -6,6 +6,7 @@
 #include <numeric>
 
 #include <kvcondense/backend/cpu/context.hpp>
+#include <kvcondense/backend/cpu/simd/choose.hpp>
 #include <kvcondense/core/backend.hpp>
 #include <kvcondense/core/random.hpp>
 #include <kvcondense/core/status.hpp>
@@ -16,6 +17,15 @@
 namespace kvcondense::prim {
 namespace cpu {
 
+/// Calls use(place) for the places of [begin, end) that `in` names and whose numbers are above the cutoff, or among its ties.
+template <class In, class Use>
+void for_above(index_t begin, index_t end, const float* x, RowCutoff cut, In&& in, Use&& use) {
+  for (index_t j = begin; j < end; ++j) {
+    if (!in(j)) continue;
+    const std::uint32_t key = rank_bits(x[j]);
+    if (key > cut.bits || (key == cut.bits && cut.ties-- > 0)) use(j);
+  }
+}
 /// Calls use(place) for the k places of [begin, end) with the largest numbers among those that `in` names.
 template <class In, class Use>
 void for_best(index_t begin, index_t end, const float* x, index_t k, In&& in, Use&& use) {
@@ -24,12 +34,12 @@ void for_best(index_t begin, index_t end, const float* x, index_t k, In&& in, Us
     for (index_t j = begin; j < end; ++j)
       if (in(j)) key(rank_bits(x[j]));
   });
-  index_t ties = cut.ties;
-  for (index_t j = begin; j < end; ++j) {
-    if (!in(j)) continue;
-    const std::uint32_t key = rank_bits(x[j]);
-    if (key > cut.bits || (key == cut.bits && ties-- > 0)) use(j);
-  }
+  for_above(begin, end, x, cut, in, use);
+}
+/// The same among all places.
+template <class Use>
+void for_best(index_t begin, index_t end, const float* x, index_t k, Use&& use) {
+  if (k > 0) for_above(begin, end, x, rank_ops().cutoff(x + begin, end - begin, k), [](index_t) { return true; }, use);
 }
 
 }  // namespace cpu
@@ -127,7 +137,7 @@ struct MergeSets<Cpu> {
       if (size <= 0) return;
       const auto heavy = static_cast<index_t>(std::floor(request.heavy * static_cast<double>(size) + 1e-6));
       // Slots that stay alone first: what they touch is no link.
-      cpu::for_best(region.begin, region.end, score, std::min(heavy, size), [](index_t) { return true; }, [&](index_t j) {
+      cpu::for_best(region.begin, region.end, score, std::min(heavy, size), [&](index_t j) {
         cut(j);
         if (j > region.begin) cut(j - 1);
       });

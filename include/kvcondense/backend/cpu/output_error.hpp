@@ -109,27 +109,11 @@ struct OutputError<Cpu> {
     void each_error(F&& use) const {
       each_tile([&](index_t at, const float* x, index_t n) {
         float square[cpu::most_tile_rows];
-        distances(x, n, square);
+        cpu::square_distances(centre, x, n, dim, square);
         for (index_t i = 0; i < n; ++i)
           if (!gone(at + i)) use(at + i, x + i * dim, error(at + i, square[i]));
       });
     }
-    /// out[i] = |centre - row i|^2, numbers added in order: eight sums at a time, since each waits for itself.
-    void distances(const float* x, index_t n, float* out) const {
-      constexpr index_t together = 8;
-      float part[together][max_head_dim];
-      for (index_t i = 0; i < n; i += together) {
-        for (index_t k = 0; k < together; ++k) {
-          const float* row = x + std::min(i + k, n - 1) * dim;
-          for (index_t d = 0; d < dim; ++d) part[k][d] = (centre[d] - row[d]) * (centre[d] - row[d]);
-        }
-        float sums[together] = {};
-        for (index_t d = 0; d < dim; ++d)
-          for (index_t k = 0; k < together; ++k) sums[k] += part[k][d];
-        std::copy_n(sums, std::min(together, n - i), out + i);
-      }
-    }
-
     void remove_least() {
       index_t least = -1;
       float lowest = 0.0f;

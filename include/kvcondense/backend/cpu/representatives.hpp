@@ -4,6 +4,7 @@
 #include <cmath>
 #include <cstdint>
 #include <limits>
+#include <utility>
 
 #include <kvcondense/backend/cpu/context.hpp>
 #include <kvcondense/backend/cpu/merge_sets.hpp>
@@ -26,8 +27,7 @@ struct Representatives<Cpu> {
       float* bit = out.row(h);
       std::fill_n(bit, n, 0.0f);
       const index_t best = request.block == 0 ? top[h] : (last - first) / 2;
-      cpu::for_best(first, last, scores.row(h), std::clamp<index_t>(best, 0, last - first), [](index_t) { return true; },
-                    [&](index_t j) { bit[j] = 1.0f; });
+      cpu::for_best(first, last, scores.row(h), std::clamp<index_t>(best, 0, last - first), [&](index_t j) { bit[j] = 1.0f; });
       if (request.block > 0) of_blocks(request, bit, first, last, n);
     });
     if (request.block > 0 || heads == 0) return Status::ok;
@@ -66,16 +66,28 @@ struct Representatives<Cpu> {
         if (std::isfinite(distance[j])) ++open, most = std::max(most, distance[j]);
       const index_t wanted = std::min(open, count[h] / unit);
       if (wanted <= 0) return;
-      const index_t step = open / wanted;
-      index_t rank = 0, taken = 0;
-      for (float d = 0.0f; d <= most && taken < wanted; d += 1.0f)
-        for (index_t j = first; j < last && taken < wanted; j += unit) {
-          if (distance[j] != d || rank++ % step != 0) continue;
-          for (index_t i = j; i < j + unit; ++i) distance[i] = chosen;
-          ++taken;
+      const index_t step = open / wanted, end = wanted * step;
+      index_t before = 0;  // ranks of lower distances
+      for (float low = 0.0f; low <= most && before < end; low += together) {  // so many distances are ranked in two passes
+        index_t rank[together] = {}, next[together];  // of every distance: the next rank, and the next of these to be taken
+        const auto there = [&](index_t j) { return distance[j] >= low && distance[j] < low + together; };
+        const auto level = [&](index_t j) { return static_cast<index_t>(distance[j] - low); };
+        for (index_t j = first; j < last; j += unit)
+          if (there(j)) ++rank[level(j)];
+        for (index_t d = 0; d < together; ++d) {
+          const index_t size = std::exchange(rank[d], before);
+          next[d] = (before + step - 1) / step * step, before += size;
         }
+        for (index_t j = first; j < last; j += unit) {
+          if (!there(j)) continue;
+          const index_t d = level(j);
+          if (rank[d]++ != next[d] || next[d] >= end) continue;
+          next[d] += step;
+          std::fill_n(distance + j, unit, chosen);
+        }
+      }
       // Both lists ascend: joined from the end, in place.
-      index_t old = kept[h], to = kept[h] + taken * unit;
+      index_t old = kept[h], to = kept[h] + wanted * unit;
       kept[h] = to;
       for (index_t j = n - 1; j >= 0 && to > old; --j) {
         if (old > 0 && list[old - 1] == j) list[--to] = list[--old];
@@ -87,6 +99,7 @@ struct Representatives<Cpu> {
 
  private:
   static constexpr float chosen = -1.0f;
+  static constexpr int together = 32;  ///< distances: as many as most models have KV heads
 
   static void of_blocks(const SignatureRequest& request, float* bit, index_t first, index_t last, index_t n) {
     const index_t block = request.block, whole = std::max<index_t>(0, last - first) / block;

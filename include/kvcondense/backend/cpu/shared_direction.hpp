@@ -22,7 +22,7 @@ struct SharedDirection<Cpu> {
     std::fill_n(kept, n, std::uint8_t{0});
     if (rule.apart == Apart::fraction) {
       const auto count = static_cast<index_t>(std::ceil(static_cast<double>(rule.part) * static_cast<double>(n) - 1e-5));
-      cpu::for_best(0, n, distance, std::min(count, n), [](index_t) { return true; }, [&](index_t i) { kept[i] = 1; });
+      cpu::for_best(0, n, distance, std::min(count, n), [&](index_t i) { kept[i] = 1; });
     } else {
       float least = 1.0f, most = 0.0f;
       for (index_t i = 0; i < n; ++i)

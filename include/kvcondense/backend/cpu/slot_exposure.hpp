@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstdint>
 #include <limits>
 
 #include <kvcondense/backend/cpu/context.hpp>
@@ -14,43 +15,55 @@ namespace kvcondense::prim {
 
 template <>
 struct SlotExposure<Cpu> {
-  static Status add(Context<Cpu>& ctx, index_t rows, RaggedView<float> exposure) {
-    ctx.parallel(exposure.heads, [&](index_t h, index_t) {
-      const index_t n = exposure.length(h), all = std::max<index_t>(n - rows, 0);  // seen by all rows
-      float* e = exposure.row(h);
-      for (index_t j = 0; j < all; ++j) e[j] += static_cast<float>(rows);
-      for (index_t j = all; j < n; ++j) e[j] += static_cast<float>(std::min(rows, n - j));
+  static Status count(Context<Cpu>& ctx, index_t stepped, index_t appended, index_t rows, RaggedView<float> mark) {
+    const auto now = static_cast<std::uint32_t>(stepped), came = static_cast<std::uint32_t>(appended);
+    ctx.parallel(mark.heads, [&](index_t h, index_t) {
+      const index_t n = mark.length(h), first = std::max<index_t>(n - appended, 0);  // the first new slot
+      float* m = mark.row(h);
+      const auto sees = [&](index_t j) { return static_cast<std::uint32_t>(std::min(rows, n - j)); };
+      for (index_t j = 0; j < first && rows != appended; ++j) m[j] = exposure_mark(exposed_rows(m[j], now - came) + sees(j), now);
+      for (index_t j = first; j < n; ++j) m[j] = exposure_mark(sees(j), now);
     });
     return Status::ok;
   }
+  static Status begin(Context<Cpu>& ctx, index_t stepped, index_t rows, RaggedView<float> mark) {
+    return count(ctx, stepped, std::numeric_limits<index_t>::max(), rows, mark);
+  }
 
-  static Status open_logs(Context<Cpu>& ctx, RaggedView<const float> exposure, RaggedView<float> logs) {
+  static Status mean(Context<Cpu>& ctx, RaggedView<const float> sum, RaggedView<const float> mark, index_t stepped, RaggedView<float> out) {
+    each(ctx, sum, mark, stepped, out, [](float s, float rows) { return rows > 0.0f ? s / rows : 0.0f; });
+    return Status::ok;
+  }
+
+  static Status open_logs(Context<Cpu>& ctx, RaggedView<const float> mark, index_t stepped, index_t rows, RaggedView<float> logs) {
+    const auto now = static_cast<std::uint32_t>(stepped);
     ctx.parallel(logs.heads, [&](index_t h, index_t) {
-      for (index_t j = 0; j < logs.length(h); ++j)
-        if (!(exposure.row(h)[j] > 0.0f)) logs.row(h)[j] = -std::numeric_limits<float>::infinity();
+      const index_t n = logs.length(h);
+      for (index_t j = 0; j < n; ++j)
+        if (exposed_rows(mark.row(h)[j], now) == static_cast<std::uint32_t>(std::min(rows, n - j)))
+          logs.row(h)[j] = -std::numeric_limits<float>::infinity();
     });
     return Status::ok;
   }
 
-  static Status decayed_mean(Context<Cpu>& ctx, RaggedView<const float> logs, RaggedView<const float> exposure, float decay,
+  static Status decayed_mean(Context<Cpu>& ctx, RaggedView<const float> logs, RaggedView<const float> mark, index_t stepped, float decay,
                              RaggedView<float> out) {
-    ctx.parallel(out.heads, [&](index_t h, index_t) {
-      const float *l = logs.row(h), *e = exposure.row(h);
-      float* o = out.row(h);
-      for (index_t j = 0; j < out.length(h); ++j)
-        o[j] = e[j] > 0.0f ? l[j] - std::log(1.0f - std::pow(decay, e[j])) : -std::numeric_limits<float>::infinity();
+    each(ctx, logs, mark, stepped, out, [decay](float log, float rows) {
+      return rows > 0.0f ? log - std::log(1.0f - std::pow(decay, rows)) : -std::numeric_limits<float>::infinity();
     });
     return Status::ok;
   }
 
-  static Status mean(Context<Cpu>& ctx, RaggedView<const float> sum, RaggedView<const float> exposure,
-                     RaggedView<float> out) {
+ private:
+  /// out[h][j] = f(x[h][j], rows that have seen the slot).
+  template <class F>
+  static void each(Context<Cpu>& ctx, RaggedView<const float> x, RaggedView<const float> mark, index_t stepped, RaggedView<float> out, F&& f) {
+    const auto now = static_cast<std::uint32_t>(stepped);
     ctx.parallel(out.heads, [&](index_t h, index_t) {
-      const float *s = sum.row(h), *e = exposure.row(h);
+      const float *from = x.row(h), *m = mark.row(h);
       float* o = out.row(h);
-      for (index_t j = 0; j < out.length(h); ++j) o[j] = e[j] > 0.0f ? s[j] / e[j] : 0.0f;
+      for (index_t j = 0; j < out.length(h); ++j) o[j] = f(from[j], static_cast<float>(exposed_rows(m[j], now)));
     });
-    return Status::ok;
   }
 };
 

@@ -14,7 +14,7 @@ namespace kvcondense::prim {
 
 template <>
 struct TokenNumbers<Cpu> {
-  static Status write(Context<Cpu>& ctx, TensorView<const float, 2> numbers, index_t back, MissingNumber missing,
+  static Status write(Context<Cpu>& ctx, TensorView<const float, 2> numbers, float scale, index_t back, MissingNumber missing,
                       RaggedView<float> out) {
     if (numbers.extent[0] != 1 && numbers.extent[0] != out.heads) return Status::shape_mismatch;
     const index_t tokens = numbers.extent[1];
@@ -26,8 +26,8 @@ struct TokenNumbers<Cpu> {
         if (const float x = numbers(row, t); !std::isnan(x)) stand_in = any ? std::max(stand_in, x) : x, any = true;
       const index_t first = out.length(h) - tokens - back;  // the slot of token 0
       for (index_t t = std::max<index_t>(0, -first); t < tokens; ++t) {
-        const float x = numbers(row, t);
-        out.row(h)[first + t] = std::isnan(x) && missing == MissingNumber::largest ? stand_in : x;
+        const float x = std::isnan(numbers(row, t)) && missing == MissingNumber::largest ? stand_in : numbers(row, t);
+        out.row(h)[first + t] = std::isnan(x) ? x : scale * x;  // devices have other bits for the product of a NaN
       }
     });
     return Status::ok;

@@ -1,6 +1,8 @@
 #pragma once
 
 #include <cmath>
+#include <cstdint>
+#include <limits>
 
 #include <kvcondense/backend/cuda/context.cuh>
 #include <kvcondense/backend/cuda/launch.cuh>
@@ -13,23 +15,35 @@ namespace cuda_kernels {
 
 inline constexpr int exposure_threads = 256;
 
-enum class ExposureRule { add, mean, open_logs, decayed_mean };
+enum class ExposureRule { mean, open_logs, decayed_mean };
 
-/// `x` is what the rule divides or changes, `exposure` how many rows have seen a slot. Grid: blocks, heads.
+/// New slots get their marks, older ones new marks where their rows are not the tokens. Grid: blocks, heads.
+template <int Threads>
+__global__ void __launch_bounds__(Threads) count_exposure(std::uint32_t stepped, index_t appended, index_t rows, RaggedView<float> mark) {
+  const index_t head = blockIdx.y, n = mark.length(head), first = n > appended ? n - appended : 0;
+  float* m = mark.row(head);
+  const index_t step = static_cast<index_t>(gridDim.x) * Threads, from = rows == appended ? first : 0;
+  for (index_t j = from + static_cast<index_t>(blockIdx.x) * Threads + threadIdx.x; j < n; j += step) {
+    const auto sees = static_cast<std::uint32_t>(rows < n - j ? rows : n - j);
+    m[j] = exposure_mark(j < first ? exposed_rows(m[j], stepped - static_cast<std::uint32_t>(appended)) + sees : sees, stepped);
+  }
+}
+
+/// `x` is what the rule divides or changes. Grid: blocks, heads.
 template <ExposureRule Rule>
-__global__ void __launch_bounds__(exposure_threads) slot_exposure(RaggedView<const float> x, RaggedView<const float> exposure, float decay, index_t rows,
-                                                                 RaggedView<float> out) {
+__global__ void __launch_bounds__(exposure_threads) slot_exposure(RaggedView<const float> x, RaggedView<const float> mark, std::uint32_t stepped, float decay,
+                                                                 index_t rows, RaggedView<float> out) {
   const index_t head = blockIdx.y, n = out.length(head);
   float* o = out.row(head);
   const index_t step = static_cast<index_t>(gridDim.x) * exposure_threads;
   for (index_t j = static_cast<index_t>(blockIdx.x) * exposure_threads + threadIdx.x; j < n; j += step) {
-    if constexpr (Rule == ExposureRule::add) {
-      o[j] += static_cast<float>(rows < n - j ? rows : n - j);
+    const std::uint32_t seen = exposed_rows(mark.row(head)[j], stepped);
+    if constexpr (Rule == ExposureRule::open_logs) {
+      if (seen == static_cast<std::uint32_t>(rows < n - j ? rows : n - j)) o[j] = -INFINITY;
     } else {
-      const float seen = exposure.row(head)[j];
-      if constexpr (Rule == ExposureRule::mean) o[j] = seen > 0.0f ? x.row(head)[j] / seen : 0.0f;
-      else if constexpr (Rule == ExposureRule::open_logs) o[j] = seen > 0.0f ? o[j] : -INFINITY;
-      else o[j] = seen > 0.0f ? x.row(head)[j] - logf(1.0f - powf(decay, seen)) : -INFINITY;
+      const auto over = static_cast<float>(seen);
+      if constexpr (Rule == ExposureRule::mean) o[j] = over > 0.0f ? x.row(head)[j] / over : 0.0f;
+      else o[j] = over > 0.0f ? x.row(head)[j] - logf(1.0f - powf(decay, over)) : -INFINITY;
     }
   }
 }
@@ -39,26 +53,31 @@ __global__ void __launch_bounds__(exposure_threads) slot_exposure(RaggedView<con
 /// Bit for bit the CPU's, but for `decayed_mean`, whose logarithms and powers are the device's.
 template <>
 struct SlotExposure<Cuda> {
-  static Status add(Context<Cuda>& ctx, index_t rows, RaggedView<float> exposure) {
-    return run<cuda_kernels::ExposureRule::add>(ctx, {}, {}, 0.0f, rows, exposure);
+  static Status count(Context<Cuda>& ctx, index_t stepped, index_t appended, index_t rows, RaggedView<float> mark) {
+    using namespace cuda_kernels;
+    return cuda::launch(ctx, count_exposure<exposure_threads>, {blocks, mark.heads}, exposure_threads, 0, static_cast<std::uint32_t>(stepped), appended, rows, mark);
   }
-  static Status mean(Context<Cuda>& ctx, RaggedView<const float> sum, RaggedView<const float> exposure, RaggedView<float> out) {
-    return run<cuda_kernels::ExposureRule::mean>(ctx, sum, exposure, 0.0f, 0, out);
+  static Status begin(Context<Cuda>& ctx, index_t stepped, index_t rows, RaggedView<float> mark) {
+    return count(ctx, stepped, std::numeric_limits<index_t>::max(), rows, mark);
   }
-  static Status open_logs(Context<Cuda>& ctx, RaggedView<const float> exposure, RaggedView<float> logs) {
-    return run<cuda_kernels::ExposureRule::open_logs>(ctx, {}, exposure, 0.0f, 0, logs);
+  static Status mean(Context<Cuda>& ctx, RaggedView<const float> sum, RaggedView<const float> mark, index_t stepped, RaggedView<float> out) {
+    return run<cuda_kernels::ExposureRule::mean>(ctx, sum, mark, stepped, 0.0f, 0, out);
   }
-  static Status decayed_mean(Context<Cuda>& ctx, RaggedView<const float> logs, RaggedView<const float> exposure, float decay, RaggedView<float> out) {
-    return run<cuda_kernels::ExposureRule::decayed_mean>(ctx, logs, exposure, decay, 0, out);
+  static Status open_logs(Context<Cuda>& ctx, RaggedView<const float> mark, index_t stepped, index_t rows, RaggedView<float> logs) {
+    return run<cuda_kernels::ExposureRule::open_logs>(ctx, {}, mark, stepped, 0.0f, rows, logs);
+  }
+  static Status decayed_mean(Context<Cuda>& ctx, RaggedView<const float> logs, RaggedView<const float> mark, index_t stepped, float decay,
+                             RaggedView<float> out) {
+    return run<cuda_kernels::ExposureRule::decayed_mean>(ctx, logs, mark, stepped, decay, 0, out);
   }
 
  private:
   static constexpr index_t blocks = 16;  ///< of a head; lengths are known to the device only, so they stride
 
   template <cuda_kernels::ExposureRule Rule>
-  static Status run(Context<Cuda>& ctx, RaggedView<const float> x, RaggedView<const float> exposure, float decay, index_t rows, RaggedView<float> out) {
+  static Status run(Context<Cuda>& ctx, RaggedView<const float> x, RaggedView<const float> mark, index_t stepped, float decay, index_t rows, RaggedView<float> out) {
     using namespace cuda_kernels;
-    return cuda::launch(ctx, slot_exposure<Rule>, {blocks, out.heads}, exposure_threads, 0, x, exposure, decay, rows, out);
+    return cuda::launch(ctx, slot_exposure<Rule>, {blocks, out.heads}, exposure_threads, 0, x, mark, static_cast<std::uint32_t>(stepped), decay, rows, out);
   }
 };
 

@@ -21,7 +21,7 @@ struct TokenNumbersShared {
 
 /// A block a head.
 template <int Threads>
-__global__ void __launch_bounds__(Threads) token_numbers(TensorView<const float, 2> numbers, index_t back, MissingNumber missing, RaggedView<float> out) {
+__global__ void __launch_bounds__(Threads) token_numbers(TensorView<const float, 2> numbers, float scale, index_t back, MissingNumber missing, RaggedView<float> out) {
   TokenNumbersShared& shared = cuda::shared_as<TokenNumbersShared>();
   const index_t head = blockIdx.x, row = numbers.extent[0] == 1 ? 0 : head, tokens = numbers.extent[1];
   float stand_in = 0.0f;
@@ -38,8 +38,8 @@ __global__ void __launch_bounds__(Threads) token_numbers(TensorView<const float,
   }
   const index_t first = out.length(head) - tokens - back;
   for (index_t t = (first < 0 ? -first : 0) + threadIdx.x; t < tokens; t += Threads) {
-    const float x = numbers(row, t);
-    out.row(head)[first + t] = x != x && missing == MissingNumber::largest ? stand_in : x;
+    const float number = numbers(row, t), x = number != number && missing == MissingNumber::largest ? stand_in : number;
+    out.row(head)[first + t] = x != x ? x : scale * x;
   }
 }
 
@@ -62,10 +62,10 @@ __global__ void __launch_bounds__(Threads) extend_numbers(index_t tokens, Ragged
 /// Bit for bit the CPU's. Numbers and classes lie on the device.
 template <>
 struct TokenNumbers<Cuda> {
-  static Status write(Context<Cuda>& ctx, TensorView<const float, 2> numbers, index_t back, MissingNumber missing, RaggedView<float> out) {
+  static Status write(Context<Cuda>& ctx, TensorView<const float, 2> numbers, float scale, index_t back, MissingNumber missing, RaggedView<float> out) {
     using namespace cuda_kernels;
     if (numbers.extent[0] != 1 && numbers.extent[0] != out.heads) return Status::shape_mismatch;
-    return cuda::launch(ctx, token_numbers<token_threads>, {out.heads}, token_threads, sizeof(TokenNumbersShared), numbers, back, missing, out);
+    return cuda::launch(ctx, token_numbers<token_threads>, {out.heads}, token_threads, sizeof(TokenNumbersShared), numbers, scale, back, missing, out);
   }
   static Status write(Context<Cuda>& ctx, std::span<const TokenClass> classes, RaggedView<float> out) {
     using namespace cuda_kernels;

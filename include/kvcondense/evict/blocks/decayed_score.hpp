@@ -15,7 +15,7 @@
 namespace kvcondense::evict {
 
 /// Source: the logarithm of exp(logit), its mean over the group, as a mean over rows that fades: of a step the newest
-/// `window` rows count. Two lanes: the faded sum, and how many rows are in it.
+/// `window` rows count. Two lanes: the faded sum, and a mark that says how many rows are in it.
 ///
 /// Needs    the queries of every step.
 struct DecayedScore {
@@ -37,13 +37,14 @@ struct DecayedScore {
     request.row = prim::RowReduce::log_decay, request.decay = decay;
     request.add = true;
     request.out = lane[0];
-    if (const Status s = prim::SlotExposure<B>::open_logs(ctx, lane[1], lane[0]); s != Status::ok) return s;
-    if (const Status s = view.columns->run(ctx, request); s != Status::ok) return s;
-    return prim::SlotExposure<B>::add(ctx, request.rows, lane[1]);
+    using Exposure = prim::SlotExposure<B>;
+    if (const Status s = Exposure::count(ctx, view.stepped, view.appended, request.rows, lane[1]); s != Status::ok) return s;
+    if (const Status s = Exposure::open_logs(ctx, lane[1], view.stepped, request.rows, lane[0]); s != Status::ok) return s;
+    return view.columns->run(ctx, request);
   }
   template <Backend B>
-  Status score(Context<B>& ctx, const StepView<B>&, LaneViews lane, RaggedView<float> out, Scratch&) const {
-    return prim::SlotExposure<B>::decayed_mean(ctx, lane[0], lane[1], decay, out);
+  Status score(Context<B>& ctx, const StepView<B>& view, LaneViews lane, RaggedView<float> out, Scratch&) const {
+    return prim::SlotExposure<B>::decayed_mean(ctx, lane[0], lane[1], view.stepped, decay, out);
   }
 };
 

@@ -16,19 +16,18 @@
 
 namespace kvcondense::evict {
 
-/// Source: a number per token that is written when the token comes, and never again. `From` writes it:
+/// Source: a score per token that is written when the token comes, and never again. `From` writes it:
 ///   inputs() -> Inputs; one_set() -> bool; write(ctx, view, RaggedView<float> lane) -> Status
 ///   touches() -> Touches (may be left out)   newest where it writes numbers of the step's own tokens alone
 template <class From>
 struct Frozen {
   From from{};
-  float factor = 1.0f;  ///< from the number to the score
-  float decay = 1.0f;   ///< what a turn multiplies all numbers with
+  float decay = 1.0f;  ///< what a turn multiplies all scores with
 
   constexpr AttentionNeed attention() const { return {}; }
   constexpr Inputs inputs() const { return from.inputs(); }
   constexpr index_t lanes() const { return 1; }
-  constexpr index_t score_lane() const { return factor == 1.0f ? 0 : -1; }
+  constexpr index_t score_lane() const { return 0; }
   constexpr bool one_set() const { return from.one_set(); }
   constexpr Touches touches() const { return evict::touches(from); }
   std::size_t workspace_bytes(const CacheShape&, index_t) const { return 0; }
@@ -44,7 +43,7 @@ struct Frozen {
   }
   template <Backend B>
   Status score(Context<B>& ctx, const StepView<B>&, LaneViews lane, RaggedView<float> out, Scratch&) const {
-    return prim::SlotNumbers<B>::mix(ctx, lane[0], factor, 0.0f, out);
+    return prim::SlotNumbers<B>::mix(ctx, lane[0], 1.0f, 0.0f, out);
   }
 };
 
@@ -58,12 +57,12 @@ struct Surprise {
   template <Backend B>
   Status write(Context<B>& ctx, const StepView<B>& view, RaggedView<float> lane) const {
     const std::span<const float> s = view.inputs.surprise;
-    return prim::TokenNumbers<B>::write(ctx, dense_view(s.data(), 1, s.size()), 0, prim::MissingNumber::largest, lane);
+    return prim::TokenNumbers<B>::write(ctx, dense_view(s.data(), 1, s.size()), 1.0f, 0, prim::MissingNumber::largest, lane);
   }
 };
 
-/// A number that the engine's trained gate gives per (kv head, token), for the token itself or for one
-/// before it.
+/// Minus the number that the engine's trained gate gives per (kv head, token), for the token itself or for
+/// one before it: what it marks ranks low.
 struct Gate {
   index_t back = 0;
 
@@ -73,7 +72,7 @@ struct Gate {
 
   template <Backend B>
   Status write(Context<B>& ctx, const StepView<B>& view, RaggedView<float> lane) const {
-    return prim::TokenNumbers<B>::write(ctx, view.inputs.gates, back, prim::MissingNumber::stays, lane);
+    return prim::TokenNumbers<B>::write(ctx, view.inputs.gates, -1.0f, back, prim::MissingNumber::stays, lane);
   }
 };
 

@@ -24,8 +24,8 @@ namespace kvcondense::evict {
 ///
 /// Needs    the queries of every step, the classes of its tokens.
 /// State    four lanes: the head's policy, which every slot of the head carries, so that it lives where
-///          slots live; the token's class; the sum of attention since the profile began; the rows that saw
-///          the slot.
+///          slots live; the token's class; the sum of attention since the profile began; a mark that says how
+///          many rows since then saw the slot.
 struct HeadPolicyMass {
   double recovery = 0.95;
   double frequent = 0.3;  ///< part of all tokens so far
@@ -45,7 +45,9 @@ struct HeadPolicyMass {
   Status observe(Context<B>& ctx, const StepView<B>& view, LaneViews lane) const {
     Status s = prim::TokenNumbers<B>::extend(ctx, view.appended, lane[head_policy]);
     if (s == Status::ok) s = prim::TokenNumbers<B>::write(ctx, view.inputs.classes, lane[token_class]);
-    return s == Status::ok && view.phase == Phase::decode ? add_rows(ctx, view, view.appended, lane) : s;
+    const index_t rows = view.phase == Phase::decode ? view.appended : 0;  // those of a prompt count when it is profiled
+    if (s == Status::ok) s = prim::SlotExposure<B>::count(ctx, view.stepped, view.appended, rows, lane[mark]);
+    return s == Status::ok && rows > 0 ? add_rows(ctx, view, rows, lane) : s;
   }
   template <Backend B>
   Status score(Context<B>& ctx, const StepView<B>& view, LaneViews lane, RaggedView<float> out,
@@ -53,7 +55,7 @@ struct HeadPolicyMass {
     const bool chooses = view.phase != Phase::decode;
     Status s = chooses ? begin_profile(ctx, view, lane) : Status::ok;
     if (s == Status::ok)
-      s = per_row ? prim::SlotExposure<B>::mean(ctx, lane[sum], lane[rows_seen], out)
+      s = per_row ? prim::SlotExposure<B>::mean(ctx, lane[sum], lane[mark], view.stepped, out)
                   : prim::SlotNumbers<B>::mix(ctx, lane[sum], 1.0f, 0.0f, out);
     const prim::HeadPolicySets sets{lane[token_class], part(frequent, view.seen), part(local, view.seen)};
     if (s == Status::ok && chooses) s = choose(ctx, view, sets, lane, out, scratch);
@@ -66,7 +68,7 @@ struct HeadPolicyMass {
   }
 
  private:
-  enum Lane : std::size_t { head_policy, token_class, sum, rows_seen };
+  enum Lane : std::size_t { head_policy, token_class, sum, mark };
 
   template <Backend B>
   index_t profile_rows(const StepView<B>& view) const {
@@ -81,14 +83,13 @@ struct HeadPolicyMass {
     request.rows = rows;
     request.add = true;
     request.out = lane[sum];
-    const Status s = view.columns->run(ctx, request);
-    return s == Status::ok ? prim::SlotExposure<B>::add(ctx, rows, lane[rows_seen]) : s;
+    return view.columns->run(ctx, request);
   }
   template <Backend B>
   Status begin_profile(Context<B>& ctx, const StepView<B>& view, LaneViews lane) const {
     if (view.columns == nullptr) return Status::missing_input;
-    for (const Lane l : {sum, rows_seen})
-      if (const Status s = prim::SlotNumbers<B>::fill(ctx, 0.0f, lane[l]); s != Status::ok) return s;
+    if (const Status s = prim::SlotNumbers<B>::fill(ctx, 0.0f, lane[sum]); s != Status::ok) return s;
+    if (const Status s = prim::SlotExposure<B>::begin(ctx, view.stepped, profile_rows(view), lane[mark]); s != Status::ok) return s;
     return add_rows(ctx, view, profile_rows(view), lane);
   }
   template <Backend B>

@@ -19,8 +19,8 @@ namespace kvcondense::evict {
 /// over all steps; with `per_row` divided by the rows that saw the slot.
 ///
 /// Needs    the attention mass of the step with the rows named in `rows`.
-/// State    two lanes, of which the first head's numbers count, as all heads hold the same tokens: the sum, and the rows that saw
-///          the slot.
+/// State    two lanes, of which the first head's numbers count, as all heads hold the same tokens: the sum, and a mark that says
+///          how many rows saw the slot.
 struct ForwardMass {
   AttentionNeed rows{};
   index_t width = 7;
@@ -36,12 +36,12 @@ struct ForwardMass {
   Status observe(Context<B>& ctx, const StepView<B>& view, LaneViews lane) const {
     const AttentionView& seen = view.inputs.attention;
     const Status s = prim::ForwardPool<B>::add(ctx, seen.mass, width, first(lane[0]));
-    return s == Status::ok ? prim::SlotExposure<B>::add(ctx, seen.rows, first(lane[1])) : s;
+    return s == Status::ok ? prim::SlotExposure<B>::count(ctx, view.stepped, view.appended, seen.rows, first(lane[1])) : s;
   }
   template <Backend B>
-  Status score(Context<B>& ctx, const StepView<B>&, LaneViews lane, RaggedView<float> out, Scratch&) const {
+  Status score(Context<B>& ctx, const StepView<B>& view, LaneViews lane, RaggedView<float> out, Scratch&) const {
     if (!per_row) return spread(ctx, first(lane[0]), out);
-    const Status s = prim::SlotExposure<B>::mean(ctx, first(lane[0]), first(lane[1]), first(out));
+    const Status s = prim::SlotExposure<B>::mean(ctx, first(lane[0]), first(lane[1]), view.stepped, first(out));
     return s == Status::ok ? spread(ctx, first(out), out) : s;
   }
 

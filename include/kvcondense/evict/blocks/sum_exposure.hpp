@@ -10,9 +10,8 @@
 
 namespace kvcondense::evict {
 
-/// Accumulate block: attention of all steps so far, and the query rows that could have given some, in
-/// two float32 lanes; scores are what a row gave in the mean. A slot's lanes start when it comes, so
-/// rows before it are never counted.
+/// Accumulate block: attention of all steps so far in a float32 lane, and in another a mark that says how many query rows could
+/// have given some; scores are what a row gave in the mean. A slot's lanes start when it comes, so rows before it are never counted.
 struct SumExposure {
   constexpr index_t lanes() const { return 2; }
   constexpr Touches touches() const { return Touches::whole; }
@@ -21,12 +20,12 @@ struct SumExposure {
   Status observe(Context<B>& ctx, const StepView<B>& view, const Group& group, float scale,
                  LaneViews lane) const {
     const Status s = group.add(ctx, view, scale, 1.0f, lane[0]);
-    return s == Status::ok ? prim::SlotExposure<B>::add(ctx, view.inputs.attention.rows, lane[1]) : s;
+    return s == Status::ok ? prim::SlotExposure<B>::count(ctx, view.stepped, view.appended, view.inputs.attention.rows, lane[1]) : s;
   }
   template <Backend B, class Group>
-  Status score(Context<B>& ctx, const StepView<B>&, const Group&, float, LaneViews lane,
+  Status score(Context<B>& ctx, const StepView<B>& view, const Group&, float, LaneViews lane,
                RaggedView<float> out) const {
-    return prim::SlotExposure<B>::mean(ctx, lane[0], lane[1], out);
+    return prim::SlotExposure<B>::mean(ctx, lane[0], lane[1], view.stepped, out);
   }
 };
 
