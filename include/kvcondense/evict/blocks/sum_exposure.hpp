@@ -15,6 +15,7 @@ namespace kvcondense::evict {
 /// rows before it are never counted.
 struct SumExposure {
   constexpr index_t lanes() const { return 2; }
+  constexpr index_t counted_lane() const { return 0; }
   constexpr Touches touches() const { return Touches::whole; }
 
   template <Backend B, class Group>
@@ -22,6 +23,10 @@ struct SumExposure {
                  LaneViews lane) const {
     const Status s = group.add(ctx, view, scale, 1.0f, lane[0]);
     return s == Status::ok ? prim::SlotExposure<B>::add(ctx, view.inputs.attention.rows, lane[1]) : s;
+  }
+  template <Backend B>
+  Status observe_counted(Context<B>& ctx, const StepView<B>& view, LaneViews lane) const {
+    return prim::SlotExposure<B>::add(ctx, view.counted, lane[1]);
   }
   template <Backend B, class Group>
   Status score(Context<B>& ctx, const StepView<B>&, const Group&, float, LaneViews lane,
