@@ -1,7 +1,12 @@
 // What a decode step of eviction costs beside the attention it follows: `share` is the time of `step` (and of `turn`, where a
 // method acts before turns) over the time of `attend`, both of the same tokens, one after the other, at about 4,096 slots a
-// head. Layers take turns, so that no layer's slots are still in a processor's cache when their turn comes. Every word of the
-// catalogue that evicts or gives budgets has its rows; `--benchmark_filter=tova` runs those that name it.
+// head. Where attention is counted as it is computed (`Cache::attend_counted`), a part of that work is done in attention: there
+// `share` is what both calls take above attention that measures nothing, over that, and `beside_mass` what they take above
+// attention that measures a mass, over that: the other methods' share. Of each layer and token chance says what is timed: both
+// calls, or attention without a mass or with one before they come, untimed. So a layer is cold to what is timed, all three are
+// of the same minutes, and none comes always behind the same other one, which would be worth a percent. Layers take turns, so
+// that no layer's slots are still in a processor's cache when their turn comes. Every word of the catalogue that evicts or
+// gives budgets has its rows; `--benchmark_filter=tova` runs those that name it.
 
 #include <algorithm>
 #include <chrono>
@@ -28,13 +33,24 @@ constexpr index_t most_slots = 9216;
 
 double seconds(Clock::time_point from) { return std::chrono::duration<double>(Clock::now() - from).count(); }
 
+struct Times {
+  double sum = 0;
+  index_t calls = 0;
+
+  void add(double s) { sum += s, ++calls; }
+  double mean() const { return calls > 0 ? sum / static_cast<double>(calls) : 0.0; }
+};
+
 /// A cache that is fed with noise. A prompt is appended and condensed without being attended to: what it would have drawn is
 /// noise, too, and decode steps cost what they cost whatever the numbers are.
 class Fed {
  public:
   Fed(any::AnyCache& cache, Context<Cpu>& ctx) : cache_(cache), ctx_(ctx) {}
 
-  double attend_seconds = 0, step_seconds = 0;
+  /// Of attention that measures or counts what the policy asks for, and of steps; where it counts, also of attention that does
+  /// nothing else, and that measures a mass.
+  Times attend{}, step{}, plain{}, measured{};
+  double turn_seconds = 0;
 
   Status prompt(index_t tokens) {
     for (index_t at = 0; at < tokens; at += chunk)
@@ -64,24 +80,47 @@ class Fed {
     for (index_t l = 0; l < bench::shape.layers; ++l) {
       data_.draw(1);
       if (const Status s = take(l); s != Status::ok) return s;
+      counting_ = counting_ || cache_.counts_attention(l, 1, Phase::decode);
+      const auto timed = counting_ ? chance_() % 3 : 0;
+      Clock::time_point from;
+      if (timed > 0) {
+        AttendOutputs measure;
+        if (timed == 2) measure.mass = room(l);
+        from = Clock::now();
+        if (const Status s = cache_.attend(ctx_, l, data_.queries(), data_.out(), measure); s != Status::ok) return s;
+        (timed == 2 ? measured : plain).add(seconds(from));
+      }
+      Times unused, &attends = timed > 0 ? unused : attend, &steps = timed > 0 ? unused : step;
+      const bool counted = cache_.counts_attention(l, 1, Phase::decode);
       AttendOutputs measure;
-      if (cache_.wants_mass(l, Phase::decode)) measure.mass = room(l);
-      auto from = Clock::now();
-      if (const Status s = cache_.attend(ctx_, l, data_.queries(), data_.out(), measure); s != Status::ok) return s;
-      attend_seconds += seconds(from);
+      if (!counted && cache_.wants_mass(l, Phase::decode)) measure.mass = room(l);
+      from = Clock::now();
+      if (const Status s = counted ? cache_.attend_counted(ctx_, l, data_.queries(), data_.out(), measure, Phase::decode)
+                                   : cache_.attend(ctx_, l, data_.queries(), data_.out(), measure);
+          s != Status::ok)
+        return s;
+      attends.add(seconds(from));
       const StepInputs inputs = data_.inputs({measure.mass, cache_.mass_rows(1)});
       from = Clock::now();
       if (const Status s = cache_.step(ctx_, l, inputs, Phase::decode); s != Status::ok) return s;
-      step_seconds += seconds(from);
+      steps.add(seconds(from));
     }
+    ++tokens_;
     return Status::ok;
   }
 
   Status turn(index_t incoming) {
     const auto from = Clock::now();
     const Status s = cache_.turn(ctx_, incoming);
-    step_seconds += seconds(from);
+    turn_seconds += seconds(from);
     return s;
+  }
+
+  bool counts() const { return counting_; }
+  /// What a layer and token takes beyond some attention, turns among it.
+  double above(const Times& attention) const {
+    const double turns = turn_seconds / static_cast<double>(std::max<index_t>(1, tokens_ * bench::shape.layers));
+    return attend.mean() + step.mean() + turns - attention.mean();
   }
 
  private:
@@ -101,6 +140,9 @@ class Fed {
   Context<Cpu>& ctx_;
   bench::TokenData data_;
   std::vector<float> mass_;
+  std::mt19937 chance_;
+  index_t tokens_ = 0;
+  bool counting_ = false;
 };
 
 void step_share(benchmark::State& state, const Row& row) {
@@ -115,7 +157,7 @@ void step_share(benchmark::State& state, const Row& row) {
   Status s = fed.prompt(row.prompt);
   if (s == Status::ok && cache.capabilities().probes) s = fed.probe(row.prompt);
   if (s == Status::ok && row.turn > 0) s = fed.turn(row.turn);
-  fed.attend_seconds = fed.step_seconds = 0;
+  fed.turn_seconds = 0;
   index_t tokens = 0, slots = 0;
   for (auto _ : state) {
     if (s == Status::ok) s = fed.token();
@@ -123,10 +165,11 @@ void step_share(benchmark::State& state, const Row& row) {
   }
   if (s != Status::ok) return state.SkipWithError(to_string(s));
   for (index_t l = 0; l < bench::shape.layers; ++l) slots += cache.total_slots(l);
-  const double steps = static_cast<double>(row.tokens * bench::shape.layers);
-  state.counters["attend_us"] = fed.attend_seconds / steps * 1e6;
-  state.counters["step_us"] = fed.step_seconds / steps * 1e6;
-  state.counters["share"] = fed.step_seconds / fed.attend_seconds;
+  const Times& attention = fed.counts() ? fed.plain : fed.attend;
+  state.counters["attend_us"] = attention.mean() * 1e6;
+  state.counters["step_us"] = fed.above(attention) * 1e6;
+  state.counters["share"] = fed.above(attention) / attention.mean();
+  if (fed.counts()) state.counters["beside_mass"] = fed.above(fed.measured) / fed.measured.mean();
   state.counters["slots"] = static_cast<double>(slots) / static_cast<double>(bench::shape.layers * bench::shape.kv_heads);
 }
 

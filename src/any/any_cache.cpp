@@ -75,6 +75,13 @@ Status AnyCache::attend(Context<Cpu>& ctx, index_t layer, TensorView<const float
                         TensorView<float, 3> out, const AttendOutputs& measure) const {
   return body_->cache.attend(ctx, layer, queries, out, measure);
 }
+bool AnyCache::counts_attention(index_t layer, index_t tokens, Phase phase) const {
+  return body_->cache.counts_attention(layer, tokens, phase);
+}
+Status AnyCache::attend_counted(Context<Cpu>& ctx, index_t layer, TensorView<const float, 3> queries, TensorView<float, 3> out,
+                                const AttendOutputs& measure, Phase phase) {
+  return body_->cache.attend_counted(ctx, layer, queries, out, measure, phase);
+}
 Status AnyCache::expect(index_t layer, const ReadRuns& runs, PageProvider<Cpu>& pages) const {
   return body_->cache.expect(layer, runs, pages);
 }

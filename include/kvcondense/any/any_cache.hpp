@@ -81,6 +81,9 @@ class AnyCache {
   }
   Status attend(Context<Cpu>& ctx, index_t layer, TensorView<const float, 3> queries,
                 TensorView<float, 3> out, const AttendOutputs& measure = {}) const;
+  bool counts_attention(index_t layer, index_t tokens = 1, Phase phase = Phase::automatic) const;
+  Status attend_counted(Context<Cpu>& ctx, index_t layer, TensorView<const float, 3> queries, TensorView<float, 3> out,
+                        const AttendOutputs& measure = {}, Phase phase = Phase::automatic);
   Status expect(index_t layer, const ReadRuns& runs, PageProvider<Cpu>& pages) const;
   Status step(Context<Cpu>& ctx, index_t layer, Phase phase = Phase::automatic);
   Status step(Context<Cpu>& ctx, index_t layer, const AttentionView& attention,

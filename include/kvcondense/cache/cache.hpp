@@ -106,6 +106,19 @@ class Cache {
   /// [q_heads, tokens, value_dim]. Causal among the newest tokens. Reads codes as they are.
   Status attend(Context<B>& ctx, index_t layer, TensorView<const float, 3> queries, TensorView<float, 3> out,
                 const AttendOutputs& measure = {}) const;
+  /// Whether `attend_counted` may take the place of `attend` for so many queries: the policy does nothing with the coming step's
+  /// attention but add it to a number per slot, and what the step does then is known not to be refused. Ask where `wants_mass`.
+  bool counts_attention(index_t layer, index_t tokens = 1, Phase phase = Phase::automatic) const;
+  /// `attend`, which adds attention to the policy's sums as it finishes it: no mass is written, and the `step` that follows,
+  /// with this phase, wants none. Both leave what `attend` with a mass and `step` leave, bit for bit, at two thirds of the reads
+  /// and writes. The step finds its memory made; where one is refused all the same (a smaller workspace, an input that is not
+  /// there, pages forked since), what is counted stays so, and it may be called again.
+  ///
+  /// Errors   not_supported where `counts_attention` says no, workspace_too_small, out_of_memory: nothing was done, and `attend`
+  ///          may do. order_violation: twice before a step, or with nothing pending. Until the step, append, truncate (of
+  ///          tokens that are there), a probe and `save` are refused with order_violation too: sums cannot be taken back.
+  Status attend_counted(Context<B>& ctx, index_t layer, TensorView<const float, 3> queries, TensorView<float, 3> out,
+                        const AttendOutputs& measure = {}, Phase phase = Phase::automatic);
   /// Tells a provider that these slots are likely to be read soon, such as those that a layer read last: runs of every query
   /// head, ascending. Slots that are not there are passed over.
   Status expect(index_t layer, const ReadRuns& runs, PageProvider<B>& pages) const;
@@ -151,7 +164,7 @@ class Cache {
   /// so that layers may share one budget. The same as `step` with Phase::turn for each layer otherwise.
   Status turn(Context<B>& ctx, index_t incoming = 0);
 
-  /// append, attend and step in one call. It measures the mass and passes the queries on itself; what
+  /// append, attend and step in one call. It counts attention or measures the mass, and passes the queries on itself; what
   /// else the recipe needs comes in `inputs`.
   template <class K, class V>
     requires StoredNumbers<K, V>
@@ -170,7 +183,7 @@ class Cache {
   /// The first input that the coming step of a layer needs and does not find in `inputs`, if any.
   const char* missing(index_t layer, const StepInputs& inputs, Phase phase = Phase::automatic) const;
 
-  /// Forgets all tokens from ordinal `tokens` on, in every layer. Where tokens go that a step has seen, `next_position()`
+  /// Forgets all tokens from ordinal `tokens` on, in every layer; order_violation where attention of one is counted. Where tokens go that a step has seen, `next_position()`
   /// goes back by one for each of them, not below 0: give positions that count otherwise with the next append.
   Status truncate(index_t tokens);
   /// Forgets the tokens [first, last) in every layer; later tokens keep ordinals and positions.
@@ -265,6 +278,7 @@ class Cache {
 
   StepView<B> step_view(index_t layer, Phase phase) const;
   Status check_input(const StepView<B>& view, Input what) const;
+  Status check_inputs(const StepView<B>& view) const;
   Status run_step(Context<B>& ctx, index_t layer, const StepInputs& inputs, Phase phase,
                   const index_t* model_budget = nullptr);
   Status share_model(Context<B>& ctx, evict::ModelShare share, index_t* budget, Scratch scratch);
@@ -273,7 +287,13 @@ class Cache {
     const bool raw = recipe_.position.raw_keys;
     return shape_.softmax_scale * (raw ? rope_.logit_scale(recipe_.position.rotated_input) : 1.0f);
   }
+  // Numbers that are added to where they lie: cache_count.hpp.
+  bool knows_refusals(const StepView<B>& view) const;
+  Status make_room(Layer& l, const StepView<B>& view, std::size_t workspace, index_t workers) const;
   bool lends_lanes(Layer& l, const StepView<B>& view, std::size_t workspace, index_t workers) const;
+  bool take_columns(const Layer& l, const StepView<B>& view, index_t workers, Scratch& scratch, std::span<std::byte>& out) const;
+  Status attend_to(Context<B>& ctx, index_t layer, TensorView<const float, 3> queries, TensorView<float, 3> out,
+                   const AttendOutputs& measure, const prim::AttentionSums& counted) const;
   Status commit(Context<B>& ctx, index_t layer, const evict::KeepSet& keep, std::span<const RaggedView<float>> lanes,
                 RaggedView<float> scores, TensorView<const float, 3> queries, const cache::Folding& folding, bool learns, Scratch scratch);
   // Retrieval: cache_retrieve.hpp.
@@ -284,7 +304,7 @@ class Cache {
   Status attend_chosen(Context<B>& ctx, index_t layer, const prim::AttendRequest& request, const cache::ReadRotation& rotation,
                        const AttendOutputs& measure) const;
   Status attend_all(Context<B>& ctx, index_t layer, const prim::AttendRequest& request, const cache::ReadRotation& rotation,
-                    const AttendOutputs& measure) const;
+                    const AttendOutputs& measure, const prim::AttentionSums& counted = {}) const;
   template <class Runs>
   void count_reads(index_t layer, index_t rows, Runs&& runs, ReadCounts& reads) const;
   template <class Runs, class Use>

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <cassert>
 #include <string_view>
 
 #include <kvcondense/backend/cpu/attend.hpp>
@@ -165,7 +166,7 @@ std::size_t Cache<B, R>::workspace_bytes(index_t slots, index_t tokens, index_t 
     step += prim::AttendColumns<Cpu>::workspace_bytes(workers, shape_, std::max(tokens, plan_.query_rows), plan_.query_width, slots) + Scratch::align;
   step = std::max(step, across_bytes(slots, workers));
   if (evict::model_share(pipeline_.allocate).keep > 0.0) step += Scratch::bytes_for<index_t>(shape_.layers * shape_.kv_heads) + Scratch::align;
-  const std::size_t forward_mass = mass ? Scratch::align + Scratch::bytes_for<float>(total) : 0;
+  const std::size_t forward_mass = mass ? Scratch::align + std::max(Scratch::bytes_for<float>(total), Scratch::bytes_for<float*>(shape_.kv_heads)) : 0;
   const std::size_t choice = choice_bytes(slots, tokens);
   return forward_mass + std::max({attend + choice, step, choice, fit_bytes(slots, workers)});
 }
@@ -183,6 +184,7 @@ Status Cache<B, R>::check_append(index_t layer, const TensorView<const T, 3>& ke
   for (const index_t p : positions)
     if (p < 0 || p > cache::max_position) return Status::invalid_argument;
   const Layer& l = layers_[layer];
+  if (l.counted > 0) return Status::order_violation;
   if (l.counters.seen + n > cache::max_position) return Status::out_of_range;
   if (positions.empty() && n > 0 && l.next_position() + n - 1 > cache::max_position) return Status::out_of_range;
   // 65519.99 still rounds to the largest half; what no stored number can stand for is refused.
@@ -238,6 +240,12 @@ Status Cache<B, R>::append_rows(Context<B>& ctx, index_t layer, TensorView<const
 template <Backend B, class R>
 Status Cache<B, R>::attend(Context<B>& ctx, index_t layer, TensorView<const float, 3> queries, TensorView<float, 3> out,
                            const AttendOutputs& measure) const {
+  return attend_to(ctx, layer, queries, out, measure, {});
+}
+
+template <Backend B, class R>
+Status Cache<B, R>::attend_to(Context<B>& ctx, index_t layer, TensorView<const float, 3> queries, TensorView<float, 3> out,
+                              const AttendOutputs& measure, const prim::AttentionSums& counted) const {
   if (layer < 0 || layer >= shape_.layers) return Status::out_of_range;
   const Layer& l = layers_[layer];
   const index_t n = queries.extent[1];
@@ -264,7 +272,7 @@ Status Cache<B, R>::attend(Context<B>& ctx, index_t layer, TensorView<const floa
   if (measure.pages != nullptr) measure.pages->begin();
   if constexpr (may_retrieve)
     if (chooses(layer, n)) return attend_chosen(ctx, layer, request, rotation, measure);
-  return attend_all(ctx, layer, request, rotation, measure);
+  return attend_all(ctx, layer, request, rotation, measure, counted);
 }
 
 template <Backend B, class R>
@@ -275,6 +283,16 @@ Status Cache<B, R>::forward(Context<B>& ctx, index_t layer, TensorView<const flo
                             std::span<const index_t> positions, Phase phase, StepInputs inputs) {
   if (const Status s = append(ctx, layer, keys, values, positions, queries); s != Status::ok) return s;
   const index_t n = queries.extent[1], added = keys.extent[1];
+  inputs.queries = queries;
+  // Tokens whose attention is counted cannot be taken back: only where nothing is refused any more.
+  StepView<B> view = step_view(layer, phase);
+  view.inputs = inputs, view.counted = mass_rows(n);
+  if (counts_attention(layer, n, phase) && check_inputs(view) == Status::ok &&
+      attend_counted(ctx, layer, queries, out, {}, phase) == Status::ok) {
+    const Status s = run_step(ctx, layer, inputs, phase);
+    assert(s == Status::ok);
+    return s;
+  }
   AttendOutputs measure;
   Context<B> rest = ctx;
   if (wants_mass(layer, phase)) {
@@ -285,7 +303,7 @@ Status Cache<B, R>::forward(Context<B>& ctx, index_t layer, TensorView<const flo
     rest = ctx.with_workspace(all.rest());
   }
   Status s = attend(rest, layer, queries, out, measure);
-  inputs.attention = {measure.mass, mass_rows(n)}, inputs.queries = queries;
+  inputs.attention = {measure.mass, mass_rows(n)};
   if (s == Status::ok) s = run_step(rest, layer, inputs, phase);
   if (s != Status::ok) truncate_layer(layer, added);
   return s;
@@ -294,6 +312,7 @@ Status Cache<B, R>::forward(Context<B>& ctx, index_t layer, TensorView<const flo
 }  // namespace kvcondense
 
 #include <kvcondense/cache/cache_across.hpp>
+#include <kvcondense/cache/cache_count.hpp>
 #include <kvcondense/cache/cache_fold.hpp>
 #include <kvcondense/cache/cache_join.hpp>
 #include <kvcondense/cache/cache_mutations.hpp>

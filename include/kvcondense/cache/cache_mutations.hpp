@@ -16,7 +16,7 @@ StepView<B> Cache<B, R>::step_view(index_t layer, Phase phase) const {
   view.appended = l.counters.pending, view.seen = l.counters.seen, view.stepped = l.counters.stepped + view.appended;
   view.next_position = l.next_position();
   if (phase == Phase::decode || phase == Phase::turn) view.generated = l.counters.seen - l.counters.prompt;
-  view.offset = l.offset.data();
+  view.offset = l.offset.data(), view.counted = l.counted;
   return view;
 }
 
@@ -47,6 +47,13 @@ Status Cache<B, R>::check_input(const StepView<B>& view, Input what) const {
 }
 
 template <Backend B, class R>
+Status Cache<B, R>::check_inputs(const StepView<B>& view) const {
+  for (const Input i : all_inputs)
+    if (const Status s = check_input(view, i); s != Status::ok) return s;
+  return Status::ok;
+}
+
+template <Backend B, class R>
 const char* Cache<B, R>::missing(index_t layer, const StepInputs& inputs, Phase phase) const {
   if (layer < 0 || layer >= shape_.layers) return nullptr;
   StepView<B> view = step_view(layer, phase);
@@ -62,12 +69,11 @@ Status Cache<B, R>::run_step(Context<B>& ctx, index_t layer, const StepInputs& i
   if (layer < 0 || layer >= shape_.layers) return Status::out_of_range;
   Layer& l = layers_[layer];
   const bool turn = phase == Phase::turn, probe = phase == Phase::probe;
-  if ((l.counters.pending == 0) != turn) return Status::order_violation;
+  if ((l.counters.pending == 0) != turn || (probe && l.counted > 0)) return Status::order_violation;
   if (inputs.incoming < 0) return Status::invalid_argument;
   StepView<B> view = step_view(layer, phase);
   view.inputs = inputs, view.model_budget = model_budget;
-  for (const Input i : all_inputs)
-    if (const Status s = check_input(view, i); s != Status::ok) return s;
+  if (const Status s = check_inputs(view); s != Status::ok) return s;
   if (probe && !pipeline_.probes()) return Status::ok;
   l.fetch();
   Scratch scratch(ctx.workspace());
@@ -80,15 +86,8 @@ Status Cache<B, R>::run_step(Context<B>& ctx, index_t layer, const StepInputs& i
     if (retrieval_.holds() && ctx.workspace().size() < choice_bytes(most, rows)) return Status::workspace_too_small;
     if (learns && ctx.workspace().size() < fit_bytes(most, ctx.workers())) return Status::workspace_too_small;
   }
-  const bool wants_queries = probe || ((queries().rows != AttentionNeed::Rows::none || plan_.drawn > 0) && !turn);
   std::span<std::byte> column_scratch;
-  if (wants_queries) {
-    const std::size_t bytes =
-        prim::AttendColumns<Cpu>::workspace_bytes(ctx.workers(), shape_, std::max(rows, plan_.query_rows), plan_.query_width, most);
-    std::byte* p = scratch.take<std::byte>(static_cast<index_t>(bytes));
-    if (p == nullptr) return Status::workspace_too_small;
-    column_scratch = {p, bytes};
-  }
+  if (!take_columns(l, view, ctx.workers(), scratch, column_scratch)) return Status::workspace_too_small;
   // A step that is refused must not have counted its attention: policies work on copies, unless what they do can be undone
   // or the step can no longer be refused.
   RaggedView<float> lanes[cache::max_lanes];
@@ -112,7 +111,7 @@ Status Cache<B, R>::run_step(Context<B>& ctx, index_t layer, const StepInputs& i
                                      recipe_.position.rotated_input ? l.pending_positions.data() : nullptr, control(), reach()};
   const cache::LayerColumns<Layer> columns(l, scaled, rotation, inputs.queries, column_scratch);
   view.keys = &keys, view.values = &values;
-  if (wants_queries) view.columns = &columns;
+  if (!column_scratch.empty()) view.columns = &columns;
   const std::span<const RaggedView<float>> all_lanes(lanes, static_cast<std::size_t>(lane_count));
   const auto lane_views = all_lanes.first(static_cast<std::size_t>(pipeline_.lanes()));
   const auto grade_lanes = all_lanes.subspan(lane_views.size(), static_cast<std::size_t>(graded_ ? saliency_.lanes() : 0));
@@ -170,29 +169,6 @@ Status Cache<B, R>::run_step(Context<B>& ctx, index_t layer, const StepInputs& i
   if (view.phase == Phase::prefill_chunk || view.phase == Phase::prefill_end) l.counters.prompt = l.counters.seen;
   l.update_offsets();
   return Status::ok;
-}
-
-/// Whether the policy may work on its numbers where they lie; room for what the step may code is made for that. `workspace`: what
-/// is left of it.
-template <Backend B, class R>
-bool Cache<B, R>::lends_lanes(Layer& l, const StepView<B>& view, std::size_t workspace, index_t workers) const {
-  using evict::Touches;
-  const Touches what = evict::touches(pipeline_.source);
-  if (what == Touches::any || merging_ || graded_ || view.phase == Phase::turn || view.phase == Phase::probe) return false;
-  if (what == Touches::newest) return true;
-  if (what == Touches::none) return !pipeline_.fires(view);
-  // Attention adds to every number, and nothing takes it away again. So whatever could be refused after that is asked before.
-  const bool fires = pipeline_.fires(view);
-  if ((fires && !pipeline_.asks_for_room_alone()) || retrieval_.active() || plan_.drawn > 0 || view.phase == Phase::prefill_end) return false;
-  const std::size_t work = std::max(pipeline_.workspace_bytes(shape_, l.total()),
-                                    static_cast<std::size_t>(workers) * Scratch::bytes_for<float>(plan_.commit_floats));
-  const std::size_t own = static_cast<std::size_t>(plan_.lanes) * Scratch::bytes_for<float*>(shape_.kv_heads) + Scratch::bytes_for<std::int32_t>(l.total()) +
-                          2 * Scratch::bytes_for<index_t>(shape_.kv_heads) + Scratch::bytes_for<prim::Ends>(shape_.kv_heads);
-  if (workspace < own + work) return false;
-  // Where memory is refused now, the step may still do with less: slots that leave need not be coded.
-  if (std::all_of(l.heads.begin(), l.heads.end(), [&](auto& head) { return head.reserve_any_commit(fires) == Status::ok; })) return true;
-  l.trim();
-  return false;
 }
 
 template <Backend B, class R>
@@ -256,6 +232,8 @@ Status Cache<B, R>::truncate(index_t tokens) {
   if (tokens < 0) return Status::out_of_range;
   for (const Layer& l : layers_)
     if (tokens > l.counters.seen) return Status::out_of_range;
+  for (const Layer& l : layers_)
+    if (tokens < l.counters.seen && l.counted > 0) return Status::order_violation;
   for (index_t layer = 0; layer < layers_.size(); ++layer) {
     truncate_layer(layer, layers_[layer].counters.seen - tokens);
     refresh_index(Context<B>{}, layer, layers_[layer].counters.pending);

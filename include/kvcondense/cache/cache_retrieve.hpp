@@ -224,7 +224,7 @@ Status Cache<B, R>::list_scalars(const Layer& l, index_t rows, RunsOf&& runs_of,
 
 template <Backend B, class R>
 Status Cache<B, R>::attend_all(Context<B>& ctx, index_t layer, const prim::AttendRequest& request,
-                               const cache::ReadRotation& rotation, const AttendOutputs& measure) const {
+                               const cache::ReadRotation& rotation, const AttendOutputs& measure, const prim::AttentionSums& counted) const {
   const Layer& l = layers_[layer];
   ReadCounts* reads = measure.reads;
   for (index_t h = 0; measure.runs.data != nullptr && h < shape_.q_heads; ++h) {
@@ -248,10 +248,11 @@ Status Cache<B, R>::attend_all(Context<B>& ctx, index_t layer, const prim::Atten
     const Status s = name_pages(layer, shape_.kv_heads, all, [&](const PageUse& page) { return measure.pages->bring(page); });
     if (s != Status::ok) return s;
   }
-  return prim::Attend<Cpu>::run(ctx, request, shape_.kv_heads, [&](index_t h) {
+  const auto reader = [&](index_t h) {
     const index_t next = h + ctx.workers();  // what this worker is likely to read then
     return cache::HeadReader<typename Layer::Head>{&l.heads[h], rotation, measure.pages, next < shape_.kv_heads ? &l.heads[next] : nullptr};
-  });
+  };
+  return prim::Attend<Cpu>::run(ctx, request, shape_.kv_heads, reader, counted);
 }
 
 template <Backend B, class R>

@@ -26,6 +26,7 @@ struct Layer {
 
   ObjectArray<Head> heads;
   Counters counters;
+  index_t counted = 0;  ///< query rows of pending tokens whose attention is in the policy's sums already
   Buffer<index_t> offset;             ///< heads + 1; where each head's slots begin in ragged views
   Buffer<index_t> pending_positions;  ///< positions of the pending tokens
   QueryWindow window;                 ///< queries of earlier steps; of no rows unless a policy asks
@@ -133,7 +134,7 @@ struct Layer {
   void settle() {
     counters.stepped_position = next_position();
     counters.stepped += counters.pending;
-    counters.pending = 0;
+    counters.pending = counted = 0;
     pending_positions.shrink(0);
     pending_positions.give_back(1);
   }
@@ -159,7 +160,7 @@ struct Layer {
   }
 
   Status fork(Layer& out) const {
-    out.counters = counters;
+    out.counters = counters, out.counted = counted;
     Status s = out.pending_positions.copy_from(pending_positions);
     for (index_t h = 0; s == Status::ok && h < heads.size(); ++h) s = heads[h].fork(out.heads[h]);
     if (s == Status::ok) s = window.fork(out.window);
@@ -171,7 +172,7 @@ struct Layer {
 
   void clear() {
     for (Head& h : heads) h.clear();
-    counters = {};
+    counters = {}, counted = 0;
     pending_positions.shrink(0);
     window.truncate(0);
     for (auto& i : index) i.clear();

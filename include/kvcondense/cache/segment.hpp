@@ -230,10 +230,12 @@ class Segment {
     shares_ = true;
   }
 
-  /// The same content in a new segment: pages are shared. Pages of one form never enter a chain of another.
+  /// The same content in a new segment: pages are shared, but for those that wait to be filled. Pages of one form never enter a
+  /// chain of another.
   Status fork(Segment& out) const {
     if (out.format_ != format_) return Status::incompatible;
     if (const Status s = out.pages_.copy_from(pages_); s != Status::ok) return s;
+    out.pages_.shrink(last_used() + 1);
     for (const PageRef& r : out.pages_) retain(r.page);
     out.live_ = live_, out.shares_ = shares_;
     return Status::ok;

@@ -219,9 +219,11 @@ auto heads_before(const Cache<B, R>& c, const typename Cache<B, R>::Layer& layer
 ///
 /// Numbers  slots that hold nothing are written as rows of zeros: what was taken back is not in the file. Codes that share
 ///          parameters with a live slot stay until their group is written again, and so do pages that layers or heads share.
-/// Errors   io_error when the sink refuses, out_of_memory without room for a copy of one page; the cache never changes.
+/// Errors   order_violation between `attend_counted` and `step`, io_error when the sink refuses, out_of_memory without room for a copy of one page; the cache never changes.
 template <Backend B, class R>
 Status save(const Cache<B, R>& c, ByteSink& sink) {
+  for (const auto& l : c.layers())
+    if (l.counted > 0) return Status::order_violation;
   ByteWriter w(sink);
   cache::save_begin(w, fingerprint(c), c.shape().layers);
   for (const auto& l : c.layers()) {

@@ -58,6 +58,7 @@ struct StepView {
   index_t generated = 0;          ///< tokens since the last prompt, those of this step too; 0 in a prompt
   Phase phase = Phase::decode;    ///< never `automatic` here
   StepInputs inputs{};
+  index_t counted = 0;            ///< query rows whose attention the policy's sums hold already; see evict/counting.hpp
   const index_t* offset = nullptr;  ///< kv_heads + 1: where each head's slots begin in ragged views; the host's
   const index_t* word_offset = nullptr;  ///< the same where words read it; null: they read `offset`
   const SlotRows<B>* keys = nullptr;

@@ -11,6 +11,7 @@
 #include <kvcondense/core/step_view.hpp>
 #include <kvcondense/core/view.hpp>
 #include <kvcondense/core/workspace.hpp>
+#include <kvcondense/evict/counting.hpp>
 #include <kvcondense/evict/touches.hpp>
 #include <kvcondense/prim/ends.hpp>
 
@@ -188,6 +189,8 @@ enum class Residual : std::uint8_t {
 ///               gives_shares() -> bool (may be left out)   see above
 ///               observe(ctx, view, lanes) -> Status  updates accumulators, may do nothing
 ///               touches() -> Touches (may be left out)   see touches.hpp; numbers of a source that says any are copied first
+///               counting(shape, rows) -> Counting, observe_counted(ctx, view, lanes) -> Status (may be left out)
+///                                                    see counting.hpp: `observe`, and what is left of it
 ///               observe_turn(ctx, view, lanes) -> Status (may be left out)   the same before a turn
 ///               probes() -> bool, observe_probe(ctx, view, lanes, Scratch&) -> Status (may be left out)
 ///                                                    in Phase::probe, with view.columns over the rows
@@ -273,6 +276,7 @@ struct Pipeline {
   template <Backend B>
   Status observe(Context<B>& ctx, const StepView<B>& view, LaneViews lane) const {
     if (view.phase == Phase::turn) return observe_turn(source, ctx, view, lane);
+    if (view.counted > 0) return observe_counted(source, ctx, view, lane);
     return source.observe(ctx, view, lane);
   }
 
@@ -290,10 +294,10 @@ struct Pipeline {
   constexpr bool probes() const { return answers_probes(source); }
 
   /// Does this step read attention? Sources that keep numbers do at every step, others only when the
-  /// trigger fires.
+  /// trigger fires; none where it is counted.
   template <Backend B>
   bool reads_attention(const StepView<B>& view) const {
-    return attention().rows != AttentionNeed::Rows::none && view.phase != Phase::turn && view.phase != Phase::probe &&
+    return attention().rows != AttentionNeed::Rows::none && view.counted == 0 && view.phase != Phase::turn && view.phase != Phase::probe &&
            (lanes() > 0 || fires(view));
   }
 

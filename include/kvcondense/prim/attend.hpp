@@ -83,6 +83,15 @@ struct AttendRequest {
   float softmax_scale = 1.0f;
 };
 
+/// Where attention is added up as it is finished, on the CPU: sums[h][j] = sums[h][j] + scale * mass[h][j], which is what
+/// SlotNumbers::mix with keep = 1 makes of a mass, without the mass. Of no heads: nowhere.
+struct AttentionSums {
+  RaggedView<float> sums{};
+  float scale = 1.0f;
+
+  explicit operator bool() const { return sums.heads > 0; }
+};
+
 /// Exact attention over weighted slots in their stored form, whatever codecs store them.
 ///
 /// Source    `heads` is a function: heads(kv_head) -> an object with `slots()`, `key_scores(cursor, count,

@@ -7,6 +7,7 @@
 
 #include <kvcondense/backend/cpu/context.hpp>
 #include <kvcondense/backend/cpu/row_kernels.hpp>
+#include <kvcondense/backend/cpu/slot_numbers.hpp>
 #include <kvcondense/core/shape.hpp>
 #include <kvcondense/core/status.hpp>
 #include <kvcondense/core/workspace.hpp>
@@ -22,6 +23,10 @@ struct Attend<Cpu> {
   static constexpr index_t strip = 512;      ///< slots between two updates of the running softmax
   static constexpr index_t part = 4 * strip;
 
+  /// Whether attention of so many query rows of a KV head can be added to running sums: blocks of rows would add one after the
+  /// other, which rounds otherwise than the sum of all.
+  static constexpr bool counts(index_t q_rows) { return q_rows <= block_rows; }
+
   /// Scratch of one call: for every worker, one block of rows of these widths; where heads are fewer than workers, the sums
   /// of every part instead.
   static std::size_t workspace_bytes(index_t workers, index_t kv_heads, index_t q_rows, index_t max_slots, index_t query_width,
@@ -33,15 +38,16 @@ struct Attend<Cpu> {
     return Scratch::align + bytes;
   }
 
+  /// counted: only where `counts` says so of the rows of a group.
   template <class Heads>
-  static Status run(Context<Cpu>& ctx, const AttendRequest& request, index_t kv_heads, Heads&& heads) {
+  static Status run(Context<Cpu>& ctx, const AttendRequest& request, index_t kv_heads, Heads&& heads, const AttentionSums& counted = {}) {
     const index_t group = request.queries.extent[0] / kv_heads;
     const index_t q_rows = group * request.queries.extent[1];
     if (q_rows == 0) return Status::ok;
     index_t max_slots = 0;
     for (index_t h = 0; h < kv_heads; ++h) max_slots = std::max(max_slots, heads(h).slots());
     const Sizes size{std::min(block_rows, q_rows), std::max(max_slots, index_t{1}), widest_query(heads, kv_heads, request.queries.extent[2]),
-                     widest_value(heads, kv_heads, request.out.extent[2]), request.mass.data != nullptr};
+                     widest_value(heads, kv_heads, request.out.extent[2]), request.mass.data != nullptr || counted};
     const bool split = can_seek<decltype(heads(0))> && ctx.workers() > kv_heads && q_rows <= block_rows && max_slots > part;
     const std::size_t one = size.worker(split), each = split ? size.head() : 0;
     const std::size_t need = static_cast<std::size_t>(ctx.workers()) * one + static_cast<std::size_t>(kv_heads) * each;
@@ -78,8 +84,9 @@ struct Attend<Cpu> {
           block.see(request, head, group, 0, q_rows);
           Sums sums = of.sums(0);
           for (index_t p = 1; p * part < head.slots(); ++p) join(sums, of.sums(p), q_rows);
-          if (size.mass) std::fill_n(request.mass.row(h), head.slots(), 0.0f);
+          if (request.mass.data != nullptr) std::fill_n(request.mass.row(h), head.slots(), 0.0f);
           block.finish(request, head, sums, h * group, group, 0);
+          if (counted) block.count(request, counted, sums, h, head.slots());
         });
         return Status::ok;
       }
@@ -89,9 +96,9 @@ struct Attend<Cpu> {
     ctx.parallel(kv_heads, [&](index_t h, index_t worker) {
       Block block(size, worker_scratch(worker), false);
       auto head = heads(h);
-      if (size.mass) std::fill_n(request.mass.row(h), head.slots(), 0.0f);
+      if (request.mass.data != nullptr) std::fill_n(request.mass.row(h), head.slots(), 0.0f);
       for (index_t first = 0; first < q_rows; first += block_rows)
-        block.run(request, head, h * group, group, first, std::min(block_rows, q_rows - first));
+        block.run(request, counted, head, h, group, first, std::min(block_rows, q_rows - first));
     });
     return Status::ok;
   }
@@ -170,10 +177,10 @@ struct Attend<Cpu> {
 
     /// Rows [first, first + count) of the head's queries; row f is token f / group, group member f % group.
     template <class Head>
-    void run(const AttendRequest& request, Head& head, index_t q_head, index_t group, index_t first, index_t count) {
+    void run(const AttendRequest& request, const AttentionSums& counted, Head& head, index_t kv_head, index_t group, index_t first, index_t n) {
       Scratch rest = scratch;
       Sums sums(rest, size.rows, size.value_width), later(rest, size.rows, size.value_width);
-      begin(request, head, q_head, group, first, count);
+      begin(request, head, kv_head * group, group, first, n);
       typename Head::Cursor key_at{}, value_at{};
       for (index_t at = 0; at == 0 || at < last; at += part) {
         Sums& now = at == 0 ? sums : later;
@@ -181,7 +188,8 @@ struct Attend<Cpu> {
         add(head, now, key_at, value_at, at, size.mass ? at : -1);
         if (at > 0) join(sums, later, rows);
       }
-      finish(request, head, sums, q_head, group, first);
+      finish(request, head, sums, kv_head * group, group, first);
+      if (counted) count(request, counted, sums, kv_head, head.slots());
     }
 
     /// How many slots each row sees.
@@ -246,17 +254,34 @@ struct Attend<Cpu> {
       if constexpr (requires { head.finish_values(RowBlock<float>{}); }) head.finish_values({sums.out, rows, size.value_width});
       for (index_t r = 0; r < rows; ++r) {
         const index_t token = (first + r) / group, member = (first + r) % group;
-        const float inv = sums.sum[r] > 0.0f ? 1.0f / sums.sum[r] : 0.0f;
+        const float inv = inverse(sums, r);
         for (index_t d = 0; d < value_dim; ++d)
           request.out(q_head + member, token, d) = visible[r] > 0 || summary ? sums.out[r * size.value_width + d] * inv : 0.0f;
         if (request.lse.data != nullptr) request.lse(q_head + member, token) = sums.max[r] + std::log(sums.sum[r]);
-        if (size.mass && token >= tokens - request.mass_rows)
+        if (request.mass.data != nullptr && token >= tokens - request.mass_rows)
           cpu::row_ops().add_exp_below(logits + r * width, visible[r], sums.max[r], inv, request.mass.row(q_head / group));
+      }
+    }
+
+    /// Adds the mass of the block's rows, which are all there are, to the head's sums. It is itself summed from zero, and only
+    /// then multiplied and added, as a mass that was written would be; what it is summed in, weights were in before, is near.
+    void count(const AttendRequest& request, const AttentionSums& counted, const Sums& sums, index_t kv_head, index_t slots) const {
+      const index_t tokens = request.queries.extent[1], uncounted = std::max<index_t>(0, tokens - request.mass_rows);
+      float *mass = weights, *to = counted.sums.row(kv_head);
+      for (index_t at = 0; at < slots; at += rows * strip) {
+        const index_t n = std::min(rows * strip, slots - at);
+        for (index_t i = 0; i < n; i += 16) __builtin_prefetch(to + at + i, 1);  // cold, and exponentials take long enough for it to come
+        std::fill_n(mass, n, 0.0f);
+        for (index_t r = uncounted * (rows / tokens); r < rows; ++r)
+          cpu::row_ops().add_exp_below(logits + r * width + at, std::clamp<index_t>(visible[r] - at, 0, n), sums.max[r], inverse(sums, r), mass);
+        SlotNumbers<Cpu>::mix_row(mass, n, counted.scale, 1.0f, to + at);
       }
     }
 
    private:
     index_t query_dim = 0;
+
+    static float inverse(const Sums& sums, index_t r) { return sums.sum[r] > 0.0f ? 1.0f / sums.sum[r] : 0.0f; }
 
     /// Turns a strip of scores into logits and weights, and moves the running maximum and sum.
     void softmax_strip(float* l, Sums& sums, index_t r, index_t at, index_t n, const SlotScalars& scalars) {

@@ -66,11 +66,12 @@ struct SlotNumbers<Cpu> {
 
   static Status mix(Context<Cpu>& ctx, RaggedView<const float> x, float scale, float keep,
                     RaggedView<float> out) {
-    ctx.parallel(out.heads, [&](index_t h, index_t) {
-      const float* from = x.row(h);
-      combine(out.length(h), keep, out.row(h), [&](index_t j) { return scale * from[j]; });
-    });
+    ctx.parallel(out.heads, [&](index_t h, index_t) { mix_row(x.row(h), out.length(h), scale, keep, out.row(h)); });
     return Status::ok;
+  }
+  /// The same for `n` slots of a head.
+  static void mix_row(const float* x, index_t n, float scale, float keep, float* out) {
+    combine(n, keep, out, [&](index_t j) { return scale * x[j]; });
   }
 
   static Status larger(Context<Cpu>& ctx, RaggedView<const float> x, RaggedView<float> out) {

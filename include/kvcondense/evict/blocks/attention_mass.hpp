@@ -29,8 +29,11 @@ struct PerHead {
   template <Backend B>
   Status add(Context<B>& ctx, const StepView<B>& view, float scale, float keep,
              RaggedView<float> out) const {
-    if (reduce == Reduce::mean) scale /= static_cast<float>(view.shape.group());
-    return prim::SlotNumbers<B>::mix(ctx, view.inputs.attention.mass, scale, keep, out);
+    return prim::SlotNumbers<B>::mix(ctx, view.inputs.attention.mass, own_scale(view.shape, scale), keep, out);
+  }
+  /// What a head's attention is multiplied by, slot by slot, before it is added.
+  constexpr float own_scale(const CacheShape& shape, float scale) const {
+    return reduce == Reduce::mean ? scale / static_cast<float>(shape.group()) : scale;
   }
 };
 
@@ -69,6 +72,7 @@ struct Latest {
 struct RunningSum {
   constexpr index_t lanes() const { return 1; }
   constexpr index_t score_lane() const { return 0; }
+  constexpr index_t counted_lane() const { return 0; }
   constexpr Touches touches() const { return Touches::whole; }
 
   template <Backend B, class Group>
@@ -84,7 +88,9 @@ struct RunningSum {
 };
 
 /// Source: attention probabilities, rows reduced, then heads, then steps. A group block is anything with `one_set()` and
-/// `add(ctx, view, scale, keep, out)`; `RunningSum` says of it that where it is refused it has changed nothing (Touches::whole), so
+/// `add(ctx, view, scale, keep, out)`; where that is nothing but `mix` of the mass, it says by `own_scale(shape, scale)` with
+/// what, and an accumulate block by `counted_lane()` where it adds that up, so that attention is counted where it is
+/// computed. `RunningSum` says of it that where it is refused it has changed nothing (Touches::whole), so
 /// one that may be refused midway needs an accumulate block that does not say so.
 ///
 /// Needs    the attention mass of the step with the rows named in `rows`.
@@ -100,21 +106,30 @@ struct AttentionMass {
   constexpr index_t score_lane() const { return evict::score_lane(accumulate); }
   constexpr bool one_set() const { return group.one_set(); }
   constexpr Touches touches() const { return evict::touches(accumulate); }
+  constexpr Counting counting(const CacheShape& shape, index_t seen) const {
+    if constexpr (requires { accumulate.counted_lane(), group.own_scale(shape, 1.0f); })
+      return {accumulate.counted_lane(), group.own_scale(shape, scale(seen))};
+    else return {};
+  }
   std::size_t workspace_bytes(const CacheShape&, index_t) const { return 0; }
 
   template <Backend B>
   Status observe(Context<B>& ctx, const StepView<B>& view, LaneViews lane) const {
-    return accumulate.observe(ctx, view, group, scale(view.inputs.attention), lane);
+    return accumulate.observe(ctx, view, group, scale(view.inputs.attention.rows), lane);
+  }
+  template <Backend B>
+  Status observe_counted(Context<B>& ctx, const StepView<B>& view, LaneViews lane) const {
+    return evict::observe_counted(accumulate, ctx, view, lane);
   }
   template <Backend B>
   Status score(Context<B>& ctx, const StepView<B>& view, LaneViews lane, RaggedView<float> out,
                Scratch&) const {
-    return accumulate.score(ctx, view, group, scale(view.inputs.attention), lane, out);
+    return accumulate.score(ctx, view, group, scale(view.inputs.attention.rows), lane, out);
   }
 
  private:
-  float scale(const AttentionView& seen) const {
-    return row_reduce == Reduce::mean && seen.rows > 0 ? 1.0f / static_cast<float>(seen.rows) : 1.0f;
+  constexpr float scale(index_t seen) const {
+    return row_reduce == Reduce::mean && seen > 0 ? 1.0f / static_cast<float>(seen) : 1.0f;
   }
 };
 

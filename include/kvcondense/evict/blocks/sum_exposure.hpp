@@ -14,6 +14,7 @@ namespace kvcondense::evict {
 /// have given some; scores are what a row gave in the mean. A slot's lanes start when it comes, so rows before it are never counted.
 struct SumExposure {
   constexpr index_t lanes() const { return 2; }
+  constexpr index_t counted_lane() const { return 0; }
   constexpr Touches touches() const { return Touches::whole; }
 
   template <Backend B, class Group>
@@ -21,6 +22,10 @@ struct SumExposure {
                  LaneViews lane) const {
     const Status s = group.add(ctx, view, scale, 1.0f, lane[0]);
     return s == Status::ok ? prim::SlotExposure<B>::count(ctx, view.stepped, view.appended, view.inputs.attention.rows, lane[1]) : s;
+  }
+  template <Backend B>
+  Status observe_counted(Context<B>& ctx, const StepView<B>& view, LaneViews lane) const {
+    return prim::SlotExposure<B>::count(ctx, view.stepped, view.appended, view.counted, lane[1]);
   }
   template <Backend B, class Group>
   Status score(Context<B>& ctx, const StepView<B>& view, const Group&, float, LaneViews lane,

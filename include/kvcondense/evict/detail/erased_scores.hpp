@@ -29,8 +29,10 @@ struct SourceTable {
   bool (*by_age)(At);
   bool (*rotated_keys)(At);
   Touches (*touches)(At);
+  Counting (*counting)(At, const CacheShape&, index_t);
   std::size_t (*workspace_bytes)(At, const CacheShape&, index_t);
   Status (*observe)(At, Ctx&, const View&, LaneViews);
+  Status (*observe_counted)(At, Ctx&, const View&, LaneViews);
   Status (*observe_turn)(At, Ctx&, const View&, LaneViews);
   bool (*probes)(At);
   Status (*observe_probe)(At, Ctx&, const View&, LaneViews, Scratch&);
@@ -48,8 +50,10 @@ struct SourceTable {
             [](At a) { return scores_age(block_at<S>(a)); },
             [](At a) { return reads_rotated_keys(block_at<S>(a)); },
             [](At a) { return evict::touches(block_at<S>(a)); },
+            [](At a, const CacheShape& s, index_t n) { return evict::counting(block_at<S>(a), s, n); },
             [](At a, const CacheShape& s, index_t n) { return block_at<S>(a).workspace_bytes(s, n); },
             [](At a, Ctx& c, const View& v, LaneViews l) { return block_at<S>(a).observe(c, v, l); },
+            [](At a, Ctx& c, const View& v, LaneViews l) { return evict::observe_counted(block_at<S>(a), c, v, l); },
             [](At a, Ctx& c, const View& v, LaneViews l) {
               return evict::observe_turn(block_at<S>(a), c, v, l);
             },
@@ -94,11 +98,15 @@ struct SourceCalls {
   bool by_age() const { return at() && at()->table->by_age(at()); }
   bool rotated_keys() const { return at() && at()->table->rotated_keys(at()); }
   Touches touches() const { return at() ? at()->table->touches(at()) : Touches::any; }
+  Counting counting(const CacheShape& shape, index_t rows) const { return at() ? at()->table->counting(at(), shape, rows) : Counting{}; }
   std::size_t workspace_bytes(const CacheShape& shape, index_t slots) const {
     return at() ? at()->table->workspace_bytes(at(), shape, slots) : 0;
   }
   Status observe(Ctx& ctx, const View& view, LaneViews lane) const {
     return at() ? at()->table->observe(at(), ctx, view, lane) : Status::not_supported;
+  }
+  Status observe_counted(Ctx& ctx, const View& view, LaneViews lane) const {
+    return at() ? at()->table->observe_counted(at(), ctx, view, lane) : Status::not_supported;
   }
   Status observe_turn(Ctx& ctx, const View& view, LaneViews lane) const {
     return at() ? at()->table->observe_turn(at(), ctx, view, lane) : Status::not_supported;
