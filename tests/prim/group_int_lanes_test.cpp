@@ -219,7 +219,11 @@ double attention_error(CodeMath math, index_t group, double spread) {
     const std::vector<float> a = k.back().decoded(0, slots), b = v.back().decoded(0, slots);
     keys.insert(keys.end(), a.begin(), a.end()), values.insert(values.end(), b.begin(), b.end());
   }
-  const auto key_plan = plan_for<Cpu>(k.front().codec, slots, dim), value_plan = plan_for<Cpu>(v.front().codec, slots, dim);
+  std::vector<PagePiece> key_pieces, value_pieces;
+  for (index_t p = 0; p < pages; ++p) {
+    const auto i = static_cast<std::size_t>(p);
+    key_pieces.push_back({k[i].span(), 0, slots, p * slots}), value_pieces.push_back({v[i].span(), 0, slots, p * slots});
+  }
   test::fill_normal(q.data(), q.size(), 39);
   const auto dot = [&](index_t r, index_t i) {
     double sum = 0;
@@ -232,8 +236,7 @@ double attention_error(CodeMath math, index_t group, double spread) {
     for (index_t i = 0; i < all; ++i) square += std::pow(dot(r, i) - mean, 2) / all;
     for (index_t d = 0; d < dim; ++d) q[static_cast<std::size_t>(r * dim + d)] *= static_cast<float>(spread / std::sqrt(square));
   }
-  for (index_t p = 0; p < pages; ++p)
-    Codec::scores(key_plan, k[static_cast<std::size_t>(p)].span(), 0, slots, {q.data(), rows, dim}, {l.data() + p * slots, rows, all});
+  Codec::scores(k.front().codec, key_pieces, {q.data(), rows, dim}, {l.data(), rows, all});
   std::vector<double> want(out.size());
   std::vector<float> sums(static_cast<std::size_t>(rows));
   for (index_t r = 0; r < rows; ++r) {
@@ -249,8 +252,7 @@ double attention_error(CodeMath math, index_t group, double spread) {
     }
     for (index_t d = 0; d < dim; ++d) want[static_cast<std::size_t>(r * dim + d)] /= sum;
   }
-  for (index_t p = 0; p < pages; ++p)
-    Codec::accumulate(value_plan, v[static_cast<std::size_t>(p)].span(), 0, slots, {l.data() + p * slots, rows, all}, {out.data(), rows, dim});
+  Codec::accumulate(v.front().codec, value_pieces, {l.data(), rows, all}, {out.data(), rows, dim});
   Error e;
   for (std::size_t i = 0; i < out.size(); ++i) e.add(want[i], static_cast<double>(out[i] / sums[i / dim]));
   return e.relative();
@@ -273,6 +275,12 @@ namespace {
 /// A multiplier as the two bytes say it.
 double multiplier(const cpu::FoldedRows& by, index_t row, index_t c) {
   return by.bytes == 2 ? by.plane[row][0][c] * 128 + by.plane[row][1][c] : by.plane[row][0][c];
+}
+void fold(const cpu::CodeOps& ops, int bytes, const RowBlock<const float>& x, index_t groups, const float* scale, const float* mid, index_t n,
+          cpu::FoldedRows* out) {
+  cpu::UnroundedRows products;
+  ops.multiply(bytes, x, groups, scale, mid, n, products, out);
+  ops.round(products, x.rows, groups, n, 7.5f, out);
 }
 /// The code that output i of a run has for multiplier c.
 double code_at(const std::vector<std::byte>& codes, int bits, const cpu::CodeRun& run, index_t i, index_t c) {
@@ -299,9 +307,9 @@ TEST_CASE("group_int lanes: every instruction set makes the same integers and th
           CAPTURE(std::string(ops.name), bytes, rows, n);
           cpu::FoldedRows a[2] = {}, b[2] = {}, alone[2] = {};
           const RowBlock<const float> in{x.data(), rows, 256};
-          ops.fold(bytes, in, 2, scale.data(), mid.data(), n, 7.5f, a);
-          plain.fold(bytes, in, 2, scale.data(), mid.data(), n, 7.5f, b);
-          for (index_t k = 0; k < 2; ++k) ops.fold(bytes, in, 1, scale.data() + k * max_head_dim, mid.data() + k * max_head_dim, n, 7.5f, alone + k);
+          fold(ops, bytes, in, 2, scale.data(), mid.data(), n, a);
+          fold(plain, bytes, in, 2, scale.data(), mid.data(), n, b);
+          for (index_t k = 0; k < 2; ++k) fold(ops, bytes, in, 1, scale.data() + k * max_head_dim, mid.data() + k * max_head_dim, n, alone + k);
           bool same = true, near = true, apart = true;
           for (int k = 0; k < 2; ++k)
             for (index_t r = 0; r < rows; ++r) {

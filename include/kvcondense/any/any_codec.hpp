@@ -1,5 +1,6 @@
 #pragma once
 
+#include <span>
 #include <type_traits>
 
 #include <kvcondense/any/any_transform.hpp>
@@ -26,10 +27,10 @@ struct CodecTable {
                  prim::RowBlock<float>);
   void (*move)(const CodecRoom&, prim::PageSpan to, index_t to_slot, prim::PageSpan from,
                index_t from_slot);
-  void (*scores)(const CodecRoom&, const prim::PageSpan&, index_t first, index_t count,
-                 const prim::RowBlock<const float>& queries, const prim::RowBlock<float>& out);
-  void (*accumulate)(const CodecRoom&, const prim::PageSpan&, index_t first, index_t count,
-                     const prim::RowBlock<const float>& weights, const prim::RowBlock<float>& out);
+  void (*scores)(const CodecRoom&, std::span<const prim::PagePiece>, const prim::RowBlock<const float>& queries,
+                 const prim::RowBlock<float>& out);
+  void (*accumulate)(const CodecRoom&, std::span<const prim::PagePiece>, const prim::RowBlock<const float>& weights,
+                     const prim::RowBlock<float>& out);
   const char* (*kernel)(const CodecRoom&, prim::PageSpan, bool sums);
 };
 
@@ -64,13 +65,11 @@ struct CodecCalls {
                    index_t from_slot) {
     if constexpr (requires { &Page::move; }) Page::move(c.as<C>(), to, to_slot, from, from_slot);
   }
-  static void scores(const CodecRoom& c, const prim::PageSpan& page, index_t first, index_t count,
-                     const Rows& queries, const Out& out) {
-    Page::scores(c.as<C>(), page, first, count, queries, out);
+  static void scores(const CodecRoom& c, std::span<const prim::PagePiece> pieces, const Rows& queries, const Out& out) {
+    prim::score_pieces<Cpu>(c.as<C>(), pieces, queries, out);
   }
-  static void accumulate(const CodecRoom& c, const prim::PageSpan& page, index_t first, index_t count,
-                         const Rows& weights, const Out& out) {
-    Page::accumulate(c.as<C>(), page, first, count, weights, out);
+  static void accumulate(const CodecRoom& c, std::span<const prim::PagePiece> pieces, const Rows& weights, const Out& out) {
+    prim::add_pieces<Cpu>(c.as<C>(), pieces, weights, out);
   }
 
   static const char* kernel(const CodecRoom& c, prim::PageSpan page, bool sums) {
@@ -88,7 +87,7 @@ struct CodecCalls {
 /// a cache of the codec itself.
 ///
 /// Needs    a trivially copyable codec of at most 96 bytes whose PageCodec<Cpu, C> is visible.
-/// Cost     one indirect call per run of slots in a page; nothing inside loops.
+/// Cost     one indirect call per stretch of pages; nothing inside loops.
 class AnyCodec {
  public:
   AnyCodec();  ///< exact rows
@@ -180,13 +179,21 @@ struct PageCodec<Cpu, any::AnyCodec> {
   static void move(const Codec& c, PageSpan to, index_t to_slot, PageSpan from, index_t from_slot) {
     c.table_->move(c.room_, to, to_slot, from, from_slot);
   }
-  static void scores(const Codec& c, const PageSpan& page, index_t first, index_t count,
-                     const RowBlock<const float>& queries, const RowBlock<float>& out) {
-    c.table_->scores(c.room_, page, first, count, queries, out);
+  static void scores(const Codec& c, std::span<const PagePiece> pieces, const RowBlock<const float>& queries, const RowBlock<float>& out) {
+    c.table_->scores(c.room_, pieces, queries, out);
   }
-  static void accumulate(const Codec& c, const PageSpan& page, index_t first, index_t count,
-                         const RowBlock<const float>& weights, const RowBlock<float>& out) {
-    c.table_->accumulate(c.room_, page, first, count, weights, out);
+  static void scores(const Codec& c, const PageSpan& page, index_t first, index_t count, const RowBlock<const float>& queries,
+                     const RowBlock<float>& out) {
+    const PagePiece piece{page, first, count};
+    scores(c, {&piece, 1}, queries, out);
+  }
+  static void accumulate(const Codec& c, std::span<const PagePiece> pieces, const RowBlock<const float>& weights, const RowBlock<float>& out) {
+    c.table_->accumulate(c.room_, pieces, weights, out);
+  }
+  static void accumulate(const Codec& c, const PageSpan& page, index_t first, index_t count, const RowBlock<const float>& weights,
+                         const RowBlock<float>& out) {
+    const PagePiece piece{page, first, count};
+    accumulate(c, {&piece, 1}, weights, out);
   }
   static const char* kernel(const Codec& c, PageSpan page, bool sums) { return c.table_->kernel(c.room_, page, sums); }
 };

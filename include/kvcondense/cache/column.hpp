@@ -7,6 +7,7 @@
 #include <kvcondense/cache/cursor.hpp>
 #include <kvcondense/cache/kept.hpp>
 #include <kvcondense/cache/own_part.hpp>
+#include <kvcondense/cache/piece_list.hpp>
 #include <kvcondense/cache/row_map.hpp>
 #include <kvcondense/cache/segment.hpp>
 #include <kvcondense/core/flush.hpp>
@@ -238,61 +239,78 @@ class Column {
 
   /// out[r][i] = queries[r] . (next slot i), for out of `count` columns. `then`: what is read after this column, if that is known.
   void scores(Cursor& at, index_t count, prim::RowBlock<const float> queries, prim::RowBlock<float> out,
-              const PageProvider<Cpu>* pages = nullptr, const Column* then = nullptr) const {
+              const PageProvider<Cpu>* from = nullptr, const Column* then = nullptr) const {
     float packed[max_page_slots * max_rows];
-    const auto& plan = coded_.plan();
     const bool long_read = count >= max_page_slots;  // a stretch of many, behind which more will be read
     index_t done = 0;
+    PieceList pieces;
+    const auto read = [&](const auto& segment, const prim::RowBlock<float>& to) {
+      prim::score_pieces<Cpu>(segment.codec(), pieces.all(), {queries.data + form(segment), queries.rows, queries.step}, to);
+      for (const prim::PagePiece& p : pieces.all())
+        if (mapped(segment)) map_.add_to_scores(queries, {to.data + p.at, to.rows, to.step}, p.count);
+      pieces.clear();
+    };
     walk(at, count, [&](const auto& segment, const PageRef& ref, index_t first, index_t n, index_t live) {
-      using C = std::remove_cvref_t<decltype(segment.codec())>;
-      float* to = live == n ? out.data + done : packed;
-      const index_t step = live == n ? out.step : max_page_slots;
-      prim::PageCodec<Cpu, C>::scores(segment.plan(plan), segment.span_then_next(ref, long_read || done + live < count, pages, likewise(segment, then)), first, n,
-                                      {queries.data + form(segment), queries.rows, queries.step}, {to, queries.rows, step});
-      if (mapped(segment)) map_.add_to_scores(queries, {to, queries.rows, step}, n);
-      if (owns_lengths(segment, ref)) own(ref).finish_scores(first, n, queries, {to, queries.rows, step});
-      if (live == n) {
+      const prim::PageSpan page = segment.span_then_next(ref, long_read || done + live < count, from, likewise(segment, then));
+      if (live == n && !owns_lengths(segment, ref)) {
+        if (pieces.add({page, first, n, done})) read(segment, out);
         done += n;
         return;
       }
-      for (index_t i = 0; i < n; ++i) {
+      read(segment, out);
+      const prim::RowBlock<float> to = live == n ? prim::RowBlock<float>{out.data + done, queries.rows, out.step}
+                                                 : prim::RowBlock<float>{packed, queries.rows, max_page_slots};
+      pieces.add({page, first, n, 0});
+      read(segment, to);
+      if (owns_lengths(segment, ref)) own(ref).finish_scores(first, n, queries, to);
+      for (index_t i = 0; live < n && i < n; ++i) {
         if (!ref.alive(first + i)) continue;
         for (index_t r = 0; r < queries.rows; ++r) out.data[r * out.step + done] = packed[r * max_page_slots + i];
         ++done;
       }
-    });
+      if (live == n) done += n;
+    }, [&](const auto& segment) { read(segment, out); });
   }
 
   /// out[r][:] += sum over the next `count` slots of weights[r][i] * slot i. `then`: as above.
   void accumulate(Cursor& at, index_t count, prim::RowBlock<const float> weights, prim::RowBlock<float> out,
-                  const PageProvider<Cpu>* pages = nullptr, const Column* then = nullptr) const {
+                  const PageProvider<Cpu>* from = nullptr, const Column* then = nullptr) const {
     float spread[max_page_slots * max_rows], scaled[max_page_slots * max_rows];
-    const auto& plan = coded_.plan();
     const bool long_read = count >= max_page_slots;  // a stretch of many, behind which more will be read
     index_t done = 0;
+    PieceList pieces;
+    const auto read = [&](const auto& segment, const prim::RowBlock<const float>& by) {
+      prim::add_pieces<Cpu>(segment.codec(), pieces.all(), by, {out.data + form(segment), out.rows, out.step});
+      for (const prim::PagePiece& p : pieces.all())
+        if (mapped(segment)) map_.add_weights({by.data + p.at, by.rows, by.step}, out, p.count);
+      pieces.clear();
+    };
     walk(at, count, [&](const auto& segment, const PageRef& ref, index_t first, index_t n, index_t live) {
-      using C = std::remove_cvref_t<decltype(segment.codec())>;
-      const float* w = weights.data + done;
-      index_t step = weights.step;
+      const prim::PageSpan page = segment.span_then_next(ref, long_read || done + live < count, from, likewise(segment, then));
+      if (live == n && !owns_lengths(segment, ref)) {
+        if (pieces.add({page, first, n, done})) read(segment, weights);
+        done += n;
+        return;
+      }
+      read(segment, weights);
+      prim::RowBlock<const float> by{weights.data + done, weights.rows, weights.step};
       if (live != n) {
-        index_t from = done;
+        index_t next = 0;
         for (index_t i = 0; i < n; ++i) {
           const bool alive = ref.alive(first + i);
-          for (index_t r = 0; r < weights.rows; ++r)
-            spread[r * max_page_slots + i] = alive ? weights.data[r * weights.step + from] : 0.0f;
-          from += alive;
+          for (index_t r = 0; r < by.rows; ++r) spread[r * max_page_slots + i] = alive ? by.data[r * by.step + next] : 0.0f;
+          next += alive;
         }
-        w = spread, step = max_page_slots;
+        by = {spread, by.rows, max_page_slots};
       }
       if (owns_lengths(segment, ref)) {
-        own(ref).take_weights(first, n, {w, weights.rows, step}, {scaled, weights.rows, max_page_slots}, out);
-        w = scaled, step = max_page_slots;
+        own(ref).take_weights(first, n, by, {scaled, by.rows, max_page_slots}, out);
+        by = {scaled, by.rows, max_page_slots};
       }
-      prim::PageCodec<Cpu, C>::accumulate(segment.plan(plan), segment.span_then_next(ref, long_read || done + live < count, pages, likewise(segment, then)), first, n,
-                                          {w, weights.rows, step}, {out.data + form(segment), out.rows, out.step});
-      if (mapped(segment)) map_.add_weights({w, weights.rows, step}, out, n);
+      pieces.add({page, first, n, 0});
+      read(segment, by);
       done += live;
-    });
+    }, [&](const auto& segment) { read(segment, weights); });
   }
 
   /// Query or weight rows that one call of `scores` or `accumulate` may bring.
@@ -343,49 +361,22 @@ class Column {
     if (owns_lengths(segment, ref)) own(ref).restore(first, out);
   }
 
-  /// Calls use(segment, page, first, n, live) for pieces of pages that together hold the next `count`
-  /// live slots. Pieces of slots with parameters of their own hold no tombstone; pieces of shared
-  /// groups may, since folding a group's parameters anew for every short piece would cost more.
-  template <class F>
-  void walk(Cursor& at, index_t count, F&& use) const {
+  /// Calls use(segment, page, first, n, live) for the next `count` live slots, see `walk_segment`, and end(segment) where a segment ends.
+  template <class F, class End = NoEnd>
+  void walk(Cursor& at, index_t count, F&& use, End&& end = {}) const {
+    const auto part = [&](const auto& segment) {
+      count = walk_segment(segment, at, count, use);
+      end(segment);
+      if (count > 0) at = {at.segment + 1, 0, 0};
+    };
     while (count > 0) {
       switch (at.segment) {
-        case 0: count = walk_segment(sinks_, at, count, use); break;
-        case 1: count = walk_segment(coded_, at, count, use); break;
-        case 2: count = walk_segment(window_, at, count, use); break;
+        case 0: part(sinks_); break;
+        case 1: part(coded_); break;
+        case 2: part(window_); break;
         default: return;
       }
-      if (count > 0) at = {at.segment + 1, 0, 0};
     }
-  }
-
-  template <class S, class F>
-  static index_t walk_segment(const S& segment, Cursor& at, index_t count, F& use) {
-    const bool split = segment.codec().group_slots() == 1;
-    while (count > 0 && at.page < segment.pages().size()) {
-      const PageRef& ref = segment.pages()[at.page];
-      at.slot = ref.next_alive(at.slot);
-      if (at.slot >= ref.used) {
-        ++at.page;
-        at.slot = 0;
-        continue;
-      }
-      const index_t first = at.slot;
-      index_t end = first, live = 0;
-      if (ref.full_of_life()) {
-        live = std::min<index_t>(count, ref.used - first);
-        end = first + live;
-      } else if (split) {
-        end = std::min(ref.next_dead(first), first + count);
-        live = end - first;
-      } else {
-        for (; end < ref.used && live < count; ++end) live += ref.alive(end);
-      }
-      use(segment, ref, first, end - first, live);
-      at.slot = end;
-      count -= live;
-    }
-    return count;
   }
 
   Exact sinks_;

@@ -42,4 +42,36 @@ void skip_pages(const Segment<Codec>& segment, int which, Cursor& at, index_t& c
   at = {which + 1, 0, 0};
 }
 
+/// Calls use(segment, page, first, n, live) for pieces of pages that together hold the next `count` live slots, as far as the segment
+/// has them; returns how many are left. Pieces of slots with parameters of their own hold no tombstone; pieces of shared
+/// groups may, since folding a group's parameters anew for every short piece would cost more.
+template <class S, class F>
+index_t walk_segment(const S& segment, Cursor& at, index_t count, F& use) {
+  const bool split = segment.codec().group_slots() == 1;
+  while (count > 0 && at.page < segment.pages().size()) {
+    const PageRef& ref = segment.pages()[at.page];
+    at.slot = ref.next_alive(at.slot);
+    if (at.slot >= ref.used) {
+      ++at.page;
+      at.slot = 0;
+      continue;
+    }
+    const index_t first = at.slot;
+    index_t end = first, live = 0;
+    if (ref.full_of_life()) {
+      live = std::min<index_t>(count, ref.used - first);
+      end = first + live;
+    } else if (split) {
+      end = std::min(ref.next_dead(first), first + count);
+      live = end - first;
+    } else {
+      for (; end < ref.used && live < count; ++end) live += ref.alive(end);
+    }
+    use(segment, ref, first, end - first, live);
+    at.slot = end;
+    count -= live;
+  }
+  return count;
+}
+
 }  // namespace kvcondense::cache

@@ -43,14 +43,6 @@ class Segment {
   ~Segment() { clear(); }
 
   const Codec& codec() const { return codec_; }
-  /// What pages of this segment are scored and summed by.
-  decltype(auto) plan() const { return prim::plan_for<Cpu>(codec_, page_slots_, dim_); }
-  /// The same, where `made` is this segment's plan or one of another kind of segment.
-  template <class P>
-  const auto& plan(const P& made) const {
-    if constexpr (std::is_same_v<decltype(plan()), P>) return made;
-    else return codec_;
-  }
   index_t dim() const { return dim_; }
   index_t live() const { return live_; }
   index_t page_slots() const { return page_slots_; }

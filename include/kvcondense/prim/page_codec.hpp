@@ -3,6 +3,7 @@
 #include <concepts>
 #include <cstddef>
 #include <cstdint>
+#include <span>
 
 #include <kvcondense/core/backend.hpp>
 #include <kvcondense/core/config.hpp>
@@ -50,6 +51,14 @@ struct PageSpan {
   const std::byte* next = nullptr;
 };
 
+/// Slots [first, first + count) of a page, and the column of scores or weights that belongs to the first of them.
+struct PagePiece {
+  PageSpan page;
+  index_t first = 0;
+  index_t count = 0;
+  index_t at = 0;
+};
+
 /// Several query or weight rows, `rows` of them, `step` elements apart.
 template <class T>
 struct RowBlock {
@@ -69,8 +78,8 @@ struct RowBlock {
 ///       out[r][i] = queries[r] . row[first + i]              overwritten; parameters folded into q
 ///   accumulate(codec, page, first, count, RowBlock<const float> weights, RowBlock<float> out)
 ///       out[r][:] += sum_i weights[r][i] * row[first + i]    parameters folded into the weights
-///   Plan(codec, page_slots, dim)                            a type; may be left out: what `scores` and `accumulate` also take
-///       in place of the codec, made once for many pages of one shape
+///   scores(codec, span<const PagePiece>, queries, out)      may be left out, as may `accumulate` with pieces: the same for
+///       pieces of pages of one shape, which may overlap what they do for one with what they do for the next
 ///   kernel(codec, page, sums) -> const char*                may be left out: the name of what `scores` or `accumulate`
 ///       runs on such pages here, null where that is nothing but loops over rows
 ///
@@ -84,11 +93,22 @@ struct PageCodec {
                 "that this backend knows.");
 };
 
-/// What `scores` and `accumulate` take for many pages of one shape: the codec's Plan, or the codec itself where it has none.
+/// `scores` of pieces of pages of one shape: out[r][piece.at + i] is of slot piece.first + i.
 template <Backend B, CodecDescription C>
-decltype(auto) plan_for(const C& codec, [[maybe_unused]] index_t page_slots, [[maybe_unused]] index_t dim) {
-  if constexpr (requires { typename PageCodec<B, C>::Plan; }) return typename PageCodec<B, C>::Plan(codec, page_slots, dim);
-  else return (codec);
+void score_pieces(const C& codec, std::span<const PagePiece> pieces, const RowBlock<const float>& queries, const RowBlock<float>& out) {
+  if constexpr (requires { PageCodec<B, C>::scores(codec, pieces, queries, out); }) PageCodec<B, C>::scores(codec, pieces, queries, out);
+  else
+    for (const PagePiece& p : pieces)
+      PageCodec<B, C>::scores(codec, p.page, p.first, p.count, queries, {out.data + p.at, out.rows, out.step});
+}
+
+/// `accumulate` of pieces of pages of one shape: weights[r][piece.at + i] is of slot piece.first + i.
+template <Backend B, CodecDescription C>
+void add_pieces(const C& codec, std::span<const PagePiece> pieces, const RowBlock<const float>& weights, const RowBlock<float>& out) {
+  if constexpr (requires { PageCodec<B, C>::accumulate(codec, pieces, weights, out); }) PageCodec<B, C>::accumulate(codec, pieces, weights, out);
+  else
+    for (const PagePiece& p : pieces)
+      PageCodec<B, C>::accumulate(codec, p.page, p.first, p.count, {weights.data + p.at, weights.rows, weights.step}, out);
 }
 
 }  // namespace kvcondense::prim

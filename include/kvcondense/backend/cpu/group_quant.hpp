@@ -1,6 +1,7 @@
 #pragma once
 
 #include <algorithm>
+#include <span>
 
 #include <kvcondense/backend/cpu/group_quant_codes.hpp>
 #include <kvcondense/backend/cpu/group_quant_fold.hpp>
@@ -42,34 +43,40 @@ struct PageCodec<Cpu, GroupInt<Bits>> {
     cpu::move_slot(cpu::GroupPage<Bits>{codec, to}, to_slot, cpu::GroupPage<Bits>{codec, from}, from_slot);
   }
 
-  static void scores(const Plan& plan, const PageSpan& page, index_t first, index_t count,
-                     const RowBlock<const float>& queries, const RowBlock<float>& out) {
+  static void scores(const Codec& codec, std::span<const PagePiece> pieces, const RowBlock<const float>& queries, const RowBlock<float>& out) {
+    if (pieces.empty()) return;
+    const Plan plan(codec, pieces.front().page.slots, pieces.front().page.dim);
     if constexpr (Page::has_lanes)
-      if (plan.scoring != nullptr) return cpu::CodeAttention<Bits>(plan, page, *plan.scoring).scores(first, count, queries, out);
-    const Page from{plan.codec, page};
-    cpu::by_rows(queries, out, [&](RowBlock<const float> q, RowBlock<float> o) {
-      if (plan.codec.axis == GroupAxis::channel) cpu::scores_by_channel(from, first, count, q, o);
-      else cpu::scores_by_token(from, first, count, q, o);
-    });
+      if (plan.scoring != nullptr) return cpu::CodeAttention<Bits>(plan, *plan.scoring).scores(pieces, queries, out);
+    for (const PagePiece& p : pieces)
+      cpu::by_rows(queries, {out.data + p.at, out.rows, out.step}, [&](RowBlock<const float> q, RowBlock<float> o) {
+        const Page from{codec, p.page};
+        if (codec.axis == GroupAxis::channel) cpu::scores_by_channel(from, p.first, p.count, q, o);
+        else cpu::scores_by_token(from, p.first, p.count, q, o);
+      });
   }
-  static void scores(const Codec& codec, const PageSpan& page, index_t first, index_t count,
-                     const RowBlock<const float>& queries, const RowBlock<float>& out) {
-    scores(Plan(codec, page.slots, page.dim), page, first, count, queries, out);
+  static void scores(const Codec& codec, const PageSpan& page, index_t first, index_t count, const RowBlock<const float>& queries,
+                     const RowBlock<float>& out) {
+    const PagePiece piece{page, first, count};
+    scores(codec, {&piece, 1}, queries, out);
   }
 
-  static void accumulate(const Plan& plan, const PageSpan& page, index_t first, index_t count,
-                         const RowBlock<const float>& weights, const RowBlock<float>& out) {
+  static void accumulate(const Codec& codec, std::span<const PagePiece> pieces, const RowBlock<const float>& weights, const RowBlock<float>& out) {
+    if (pieces.empty()) return;
+    const Plan plan(codec, pieces.front().page.slots, pieces.front().page.dim);
     if constexpr (Page::has_lanes)
-      if (plan.summing != nullptr) return cpu::CodeAttention<Bits>(plan, page, *plan.summing).accumulate(first, count, weights, out);
-    const Page from{plan.codec, page};
-    cpu::by_rows(weights, out, [&](RowBlock<const float> w, RowBlock<float> o) {
-      if (plan.codec.axis == GroupAxis::channel) cpu::accumulate_by_channel(from, first, count, w, o);
-      else cpu::accumulate_by_token(from, first, count, w, o);
-    });
+      if (plan.summing != nullptr) return cpu::CodeAttention<Bits>(plan, *plan.summing).accumulate(pieces, weights, out);
+    for (const PagePiece& p : pieces)
+      cpu::by_rows(RowBlock<const float>{weights.data + p.at, weights.rows, weights.step}, out, [&](RowBlock<const float> w, RowBlock<float> o) {
+        const Page from{codec, p.page};
+        if (codec.axis == GroupAxis::channel) cpu::accumulate_by_channel(from, p.first, p.count, w, o);
+        else cpu::accumulate_by_token(from, p.first, p.count, w, o);
+      });
   }
-  static void accumulate(const Codec& codec, const PageSpan& page, index_t first, index_t count,
-                         const RowBlock<const float>& weights, const RowBlock<float>& out) {
-    accumulate(Plan(codec, page.slots, page.dim), page, first, count, weights, out);
+  static void accumulate(const Codec& codec, const PageSpan& page, index_t first, index_t count, const RowBlock<const float>& weights,
+                         const RowBlock<float>& out) {
+    const PagePiece piece{page, first, count};
+    accumulate(codec, {&piece, 1}, weights, out);
   }
 
   static const char* kernel(const Codec& codec, PageSpan page, bool sums) {

@@ -21,6 +21,15 @@ struct FoldedRows {
   int bytes;
 };
 
+/// Up to four rows of multipliers of up to two groups, multiplied out and not yet rounded.
+struct UnroundedRows {
+  static constexpr index_t side = 16;
+
+  alignas(64) float product[2][FoldedRows::most][max_head_dim];
+  alignas(64) float zero[2][FoldedRows::most][side];  ///< added up, what a row adds to every output
+  alignas(16) float inverse[2][FoldedRows::most];     ///< from products to integers
+};
+
 /// Thirty-two outputs of a run of blocks, two fields of each block, or, for 8 bits, two blocks; and a second such pair beside it: for 2
 /// bits the other two fields of each block.
 struct CodeRun {
@@ -49,11 +58,14 @@ struct CodeOps {
   void (*read)(DType type, const std::byte* scales, const std::byte* offsets, index_t n, const MidRule& rule, float* scale,
                float* mid);
 
-  /// Rows x[r][i] * scale[i], n of them, as integers of so many bytes, zeros up to a multiple of 64, and as `add` the sum of
-  /// x[r][i] * mid[i] less what `middle` of every code weighs. `scale` null: all 1; `mid` null: all 0. The same rows with the
-  /// parameters of one group, or of two that lie max_head_dim apart: the second costs less, since no sum of it waits for the first.
-  void (*fold)(int bytes, const RowBlock<const float>& x, index_t groups, const float* scale, const float* mid, index_t n,
-               float middle, FoldedRows* out);
+  /// Rows x[r][i] * scale[i], n of them, zeros up to a multiple of 64, for integers of so many bytes; `unit` and `bytes` of `out`. `scale`
+  /// null: all 1; `mid` null: all 0. The same rows with the parameters of one group, or of two that lie max_head_dim apart. What
+  /// follows waits for the largest of all products: other work between this and `round` hides that.
+  void (*multiply)(int bytes, const RowBlock<const float>& x, index_t groups, const float* scale, const float* mid, index_t n,
+                   UnroundedRows& products, FoldedRows* out);
+  /// The rest of `out`: `rows` rows of the n products of each group as integers, and as `add` the sum of x[r][i] * mid[i] less what `middle`
+  /// of every code weighs.
+  void (*round)(const UnroundedRows& products, index_t rows, index_t groups, index_t n, float middle, FoldedRows* out);
 
   /// out[r][i] = unit[r] * (sum of n * code) + add[r], and the same added to what is there, for a pair of `first` and the one of
   /// `behind`, which are of as many bytes.

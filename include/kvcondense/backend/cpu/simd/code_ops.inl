@@ -25,50 +25,63 @@ inline void read_codes_params(DType type, const std::byte* scales, const std::by
 }
 
 /// Sixteen side by side, which compilers turn into vectors.
-inline void fold_codes_row(int bytes, const float* x, const float* scale, const float* mid, index_t n, float middle, index_t r, FoldedRows& out) {
-  constexpr index_t side = 16;
-  alignas(64) float product[max_head_dim];
+inline void multiply_codes_row(int bytes, const float* x, const float* scale, const float* mid, index_t n, index_t k, index_t r,
+                               UnroundedRows& to, FoldedRows& out) {
+  constexpr index_t side = UnroundedRows::side;
   float most[side] = {}, zero[side] = {};
   const index_t padded = (n + 63) / 64 * 64;
   for (index_t i = 0; i < padded; i += side) {
     float a[side] = {}, s[side], o[side] = {};
     const auto some = static_cast<std::size_t>(n - i < 0 ? 0 : n - i < side ? n - i : side) * sizeof(float);
-    for (index_t k = 0; k < side; ++k) s[k] = 1.0f;
+    for (index_t c = 0; c < side; ++c) s[c] = 1.0f;
     std::memcpy(a, x + i, some);
     if (scale != nullptr) std::memcpy(s, scale + i, some);
     if (mid != nullptr) std::memcpy(o, mid + i, some);
-    for (index_t k = 0; k < side; ++k) {
-      const float p = a[k] * s[k], size = p < 0.0f ? -p : p;
-      product[i + k] = p;
-      most[k] = size > most[k] ? size : most[k];
-      zero[k] += a[k] * o[k];
+    for (index_t c = 0; c < side; ++c) {
+      const float p = a[c] * s[c], size = p < 0.0f ? -p : p;
+      to.product[k][r][i + c] = p;
+      most[c] = size > most[c] ? size : most[c];
+      zero[c] += a[c] * o[c];
     }
   }
-  float bound = 0.0f, total = 0.0f;
-  for (index_t k = 0; k < side; ++k) bound = most[k] > bound ? most[k] : bound, total += zero[k];
+  float bound = 0.0f;
+  for (index_t c = 0; c < side; ++c) bound = most[c] > bound ? most[c] : bound, to.zero[k][r][c] = zero[c];
   // Rows of zeros, and of NaN, give zeros: NaN lives on in what is added.
   const bool usable = bound > 1e-30f;
-  const float top = FoldedRows::top(bytes), inverse = usable ? top / bound : 0.0f;
+  const float top = FoldedRows::top(bytes);
+  to.inverse[k][r] = usable ? top / bound : 0.0f;
   out.unit[r] = usable ? bound * (1.0f / top) : 1.0f;
-  std::int32_t sum[side] = {}, all = 0;
-  for (index_t i = 0; i < padded; i += side)
-    for (index_t k = 0; k < side; ++k) {
-      const std::int32_t m = round_half_even(limit_to(without_nan(product[i + k] * inverse), top));
-      sum[k] += m;
-      out.plane[r][0][i + k] = static_cast<std::int8_t>(bytes == 2 ? m >> 7 : m);
-      out.plane[r][1][i + k] = static_cast<std::int8_t>(m & 127);
-    }
-  for (const std::int32_t s : sum) all += s;
-  out.add[r] = total - static_cast<float>(all) * out.unit[r] * middle;
 }
 
-inline void fold_codes(int bytes, const RowBlock<const float>& x, index_t groups, const float* scale, const float* mid, index_t n,
-                       float middle, FoldedRows* out) {
+inline void multiply_codes(int bytes, const RowBlock<const float>& x, index_t groups, const float* scale, const float* mid, index_t n,
+                           UnroundedRows& products, FoldedRows* out) {
   for (index_t k = 0; k < groups; ++k) {
     out[k].bytes = bytes;
     for (index_t r = 0; r < x.rows; ++r)
-      fold_codes_row(bytes, x.data + r * x.step, scale == nullptr ? nullptr : scale + k * max_head_dim,
-                     mid == nullptr ? nullptr : mid + k * max_head_dim, n, middle, r, out[k]);
+      multiply_codes_row(bytes, x.data + r * x.step, scale == nullptr ? nullptr : scale + k * max_head_dim,
+                         mid == nullptr ? nullptr : mid + k * max_head_dim, n, k, r, products, out[k]);
+  }
+}
+
+inline void round_codes(const UnroundedRows& products, index_t rows, index_t groups, index_t n, float middle, FoldedRows* out) {
+  constexpr index_t side = UnroundedRows::side;
+  const index_t padded = (n + 63) / 64 * 64;
+  for (index_t k = 0; k < groups; ++k) {
+    const int bytes = out[k].bytes;
+    for (index_t r = 0; r < rows; ++r) {
+      std::int32_t sum[side] = {}, all = 0;
+      for (index_t i = 0; i < padded; i += side)
+        for (index_t c = 0; c < side; ++c) {
+          const float x = products.product[k][r][i + c] * products.inverse[k][r];
+          const std::int32_t m = round_half_even(limit_to(without_nan(x), FoldedRows::top(bytes)));
+          sum[c] += m;
+          out[k].plane[r][0][i + c] = static_cast<std::int8_t>(bytes == 2 ? m >> 7 : m);
+          out[k].plane[r][1][i + c] = static_cast<std::int8_t>(m & 127);
+        }
+      float total = 0.0f;
+      for (index_t c = 0; c < side; ++c) total += products.zero[k][r][c], all += sum[c];
+      out[k].add[r] = total - static_cast<float>(all) * out[k].unit[r] * middle;
+    }
   }
 }
 
@@ -114,4 +127,4 @@ inline void scale_add_codes(const float* x, index_t n, const float* scale, const
     for (index_t i = 0; i < n; ++i) out.data[r * out.step + i] += x[r * n + i] * scale[i] + sum[r] * mid[i];
 }
 
-inline constexpr CodeOps code_ops{name, read_codes_params, fold_codes, dot_codes<false>, dot_codes<true>, scale_add_codes};
+inline constexpr CodeOps code_ops{name, read_codes_params, multiply_codes, round_codes, dot_codes<false>, dot_codes<true>, scale_add_codes};

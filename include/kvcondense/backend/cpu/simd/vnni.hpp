@@ -63,9 +63,8 @@ inline constexpr const char* name = "avx512vnni";
   return _mm_loadu_ps(out);
 }
 
-template <int R, int N, int Bytes>
-void fold_rows(const RowBlock<const float>& x, const float* scale, const float* mid, index_t n, float middle, FoldedRows* out) {
-  alignas(64) float product[N][R][max_head_dim];
+template <int R, int N>
+void multiply_rows(int bytes, const RowBlock<const float>& x, const float* scale, const float* mid, index_t n, UnroundedRows& to, FoldedRows* out) {
   F most[N][4], most2[N][4], zero[N][4];
 #pragma GCC unroll 2
   for (int k = 0; k < N; ++k)
@@ -85,7 +84,7 @@ void fold_rows(const RowBlock<const float>& x, const float* scale, const float* 
         const F p = _mm512_mul_ps(a[r], s);
         zero[k][r] = _mm512_fmadd_ps(a[r], o, zero[k][r]);
         m[k][r] = _mm512_range_ps(m[k][r], p, 0x0B);
-        _mm512_store_ps(product[k][r] + i, p);
+        _mm512_store_ps(to.product[k][r] + i, p);
       }
     }
   };
@@ -94,31 +93,37 @@ void fold_rows(const RowBlock<const float>& x, const float* scale, const float* 
   for (; i + 32 <= n; i += 32) multiply(i, most, avx512::load_float), multiply(i + 16, most2, avx512::load_float);  // two chains of maxima
   for (; i < padded; i += 16)
     multiply(i, most, [&](const float* p) { return avx512::load_float_some(p, std::clamp<index_t>(n - i, 0, 16)); });
-  F inverse[N];
+  const float top = FoldedRows::top(bytes);
 #pragma GCC unroll 2
   for (int k = 0; k < N; ++k) {
 #pragma GCC unroll 4
-    for (int r = 0; r < R; ++r) most[k][r] = _mm512_range_ps(most[k][r], most2[k][r], 0x0B);
+    for (int r = 0; r < 4; ++r) most[k][r] = _mm512_range_ps(most[k][r], most2[k][r], 0x0B);
+#pragma GCC unroll 4
+    for (int r = 0; r < R; ++r) _mm512_store_ps(to.zero[k][r], zero[k][r]);
     // Rows of zeros, and of NaN, give zeros: NaN lives on in what is added.
     const __m128 bound = largest4(most[k]), usable = _mm_cmp_ps(bound, _mm_set1_ps(1e-30f), _CMP_GT_OQ);
-    _mm_storeu_ps(out[k].unit, _mm_blendv_ps(_mm_set1_ps(1.0f), _mm_mul_ps(bound, _mm_set1_ps(1.0f / FoldedRows::top(Bytes))), usable));
-    inverse[k] = _mm512_castps128_ps512(_mm_and_ps(_mm_div_ps(_mm_set1_ps(FoldedRows::top(Bytes)), bound), usable));
+    _mm_storeu_ps(out[k].unit, _mm_blendv_ps(_mm_set1_ps(1.0f), _mm_mul_ps(bound, _mm_set1_ps(1.0f / top)), usable));
+    _mm_store_ps(to.inverse[k], _mm_and_ps(_mm_div_ps(_mm_set1_ps(top), bound), usable));
+    out[k].bytes = bytes;
   }
+}
+
+template <int R, int Bytes>
+void round_rows(const UnroundedRows& from, index_t groups, index_t n, float middle, FoldedRows* out) {
   const I order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
   const I ones = _mm512_set1_epi16(1), low_bits = _mm512_set1_epi16(127);
-  for (int k = 0; k < N; ++k) {
-    out[k].bytes = Bytes;
+  for (index_t k = 0; k < groups; ++k) {
     F total[4];
 #pragma GCC unroll 4
     for (int r = 0; r < 4; ++r) total[r] = _mm512_setzero_ps();
 #pragma GCC unroll 4
     for (int r = 0; r < R; ++r) {
-      const F f = _mm512_permutexvar_ps(_mm512_set1_epi32(r), inverse[k]);
+      const F f = _mm512_set1_ps(from.inverse[k][r]);
       I sum = _mm512_setzero_si512();
-      for (index_t c = 0; c < padded; c += 64) {
+      for (index_t c = 0; c < n; c += 64) {
         I v[4];
 #pragma GCC unroll 4
-        for (int j = 0; j < 4; ++j) v[j] = _mm512_cvtps_epi32(_mm512_mul_ps(_mm512_load_ps(product[k][r] + c + 16 * j), f));
+        for (int j = 0; j < 4; ++j) v[j] = _mm512_cvtps_epi32(_mm512_mul_ps(_mm512_load_ps(from.product[k][r] + c + 16 * j), f));
         const I a = _mm512_packs_epi32(v[0], v[1]), b = _mm512_packs_epi32(v[2], v[3]);
         if constexpr (Bytes == 1) {
           const I bytes = _mm512_packs_epi16(a, b);
@@ -132,29 +137,34 @@ void fold_rows(const RowBlock<const float>& x, const float* scale, const float* 
         _mm512_store_si512(out[k].plane[r][1] + c, _mm512_permutexvar_epi32(order, lows));
         sum = multiply_add_16(multiply_add_16(sum, a, ones), b, ones);
       }
-      total[r] = _mm512_fnmadd_ps(_mm512_cvtepi32_ps(sum), _mm512_set1_ps(out[k].unit[r] * middle), zero[k][r]);
+      total[r] = _mm512_fnmadd_ps(_mm512_cvtepi32_ps(sum), _mm512_set1_ps(out[k].unit[r] * middle), _mm512_load_ps(from.zero[k][r]));
     }
     _mm_storeu_ps(out[k].add, sum4(total));
   }
 }
 
-template <int N, int Bytes>
-void fold_groups(const RowBlock<const float>& x, const float* scale, const float* mid, index_t n, float middle, FoldedRows* out) {
-  if (x.rows == 4) fold_rows<4, N, Bytes>(x, scale, mid, n, middle, out);
-  else if (x.rows == 3) fold_rows<3, N, Bytes>(x, scale, mid, n, middle, out);
-  else if (x.rows == 2) fold_rows<2, N, Bytes>(x, scale, mid, n, middle, out);
-  else fold_rows<1, N, Bytes>(x, scale, mid, n, middle, out);
+/// Calls f with the number of rows, 1 to 4, as a constant.
+template <class Call>
+void with_rows(index_t rows, Call&& f) {
+  if (rows == 4) f.template operator()<4>();
+  else if (rows == 3) f.template operator()<3>();
+  else if (rows == 2) f.template operator()<2>();
+  else f.template operator()<1>();
 }
 
-template <int Bytes>
-void fold_bytes(const RowBlock<const float>& x, index_t groups, const float* scale, const float* mid, index_t n, float middle, FoldedRows* out) {
-  if (groups == 2) fold_groups<2, Bytes>(x, scale, mid, n, middle, out);
-  else fold_groups<1, Bytes>(x, scale, mid, n, middle, out);
+inline void multiply(int bytes, const RowBlock<const float>& x, index_t groups, const float* scale, const float* mid, index_t n,
+                     UnroundedRows& products, FoldedRows* out) {
+  with_rows(x.rows, [&]<int R>() {
+    if (groups == 2) multiply_rows<R, 2>(bytes, x, scale, mid, n, products, out);
+    else multiply_rows<R, 1>(bytes, x, scale, mid, n, products, out);
+  });
 }
-inline void fold(int bytes, const RowBlock<const float>& x, index_t groups, const float* scale, const float* mid, index_t n, float middle,
-                 FoldedRows* out) {
-  if (bytes == 2) fold_bytes<2>(x, groups, scale, mid, n, middle, out);
-  else fold_bytes<1>(x, groups, scale, mid, n, middle, out);
+
+inline void round(const UnroundedRows& products, index_t rows, index_t groups, index_t n, float middle, FoldedRows* out) {
+  with_rows(rows, [&]<int R>() {
+    if (out->bytes == 2) round_rows<R, 2>(products, groups, n, middle, out);
+    else round_rows<R, 1>(products, groups, n, middle, out);
+  });
 }
 
 template <class Row>
@@ -345,7 +355,7 @@ void dot(int bits, const CodeRun& run, const FoldedRows& first, const FoldedRows
   else dot_bits<2, Add>(run, first, behind, out);
 }
 
-inline constexpr CodeOps code_ops{name, read, fold, dot<false>, dot<true>, scale_add};
+inline constexpr CodeOps code_ops{name, read, multiply, round, dot<false>, dot<true>, scale_add};
 
 }  // namespace kvcondense::prim::cpu::vnni
 

@@ -1,0 +1,33 @@
+#pragma once
+
+#include <cstddef>
+#include <span>
+
+#include <kvcondense/prim/page_codec.hpp>
+
+namespace kvcondense::cache {
+
+/// Pieces of pages that are read together, so that codecs can begin one before they have ended the one before.
+class PieceList {
+ public:
+  /// True when no other piece fits.
+  bool add(const prim::PagePiece& piece) {
+    list_[count_++] = piece;
+    return count_ == most;
+  }
+  std::span<const prim::PagePiece> all() const { return {list_, count_}; }
+  void clear() { count_ = 0; }
+
+ private:
+  static constexpr std::size_t most = 16;
+
+  prim::PagePiece list_[most];
+  std::size_t count_ = 0;
+};
+
+/// Where nothing is to be done at the end of a segment.
+struct NoEnd {
+  void operator()(const auto&) const {}
+};
+
+}  // namespace kvcondense::cache
