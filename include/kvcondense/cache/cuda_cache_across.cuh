@@ -20,8 +20,8 @@ Status Cache<Cuda, R>::make_sharing() {
     if (fold_.across.active && !std::same_as<decltype(R::lowrank), NoLowRank>) return Status::incompatible;
     if (fold_.across.active && !pairs_columns) return Status::not_supported;  // directions that become codes
     // Whole pages of newest slots become pages of codes.
-    const auto alike = [](const auto& column) { return column.slots_of(1) == column.slots_of(2); };
-    if (!alike(plan_.keys) || !alike(plan_.values)) return Status::not_supported;
+    const auto fits = [](const auto& column) { return !column.mapped() || column.slots_of(1) == column.slots_of(2); };
+    if (!fits(plan_.keys) || !fits(plan_.values)) return Status::not_supported;
     // Heads of a layer are alike in whether they share rows.
     const index_t last = groups_.heads_of(shape().kv_heads, shape().kv_heads - 1).count;
     for (index_t layer = 0; layer < shape().layers && last == 1 && groups_.heads > 1; ++layer)

@@ -66,9 +66,9 @@ struct CudaColumnPlan {
 
   /// Whether other heads store rows with these: rows that no map meets have no sum in common.
   void store(Together how) {
-    const bool mapped = !prim::leaves_rows(prim::CodecParts<Codec>::transform(codec));
-    together = how == Together::sums && !mapped ? Together::alone : how;
+    together = how == Together::sums && !mapped() ? Together::alone : how;
   }
+  bool mapped() const { return !prim::leaves_rows(prim::CodecParts<Codec>::transform(codec)); }
 
   /// Parts: exact first slots, codes, exact newest slots.
   static constexpr int parts = 3;
