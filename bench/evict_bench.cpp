@@ -4,12 +4,14 @@
 // `share` is what both calls take above attention that measures nothing, over that, and `beside_mass` what they take above
 // attention that measures a mass, over that: the other methods' share. Of each layer and token chance says what is timed: both
 // calls, or attention without a mass or with one before they come, untimed. So a layer is cold to what is timed, all three are
-// of the same minutes, and none comes always behind the same other one, which would be worth a percent. Layers take turns, so
+// of the same minutes, and none comes always behind the same other one, which would be worth a percent. Attention is the same
+// work at every token, so it is medians of it that are compared; steps are not, and count in the mean. Layers take turns, so
 // that no layer's slots are still in a processor's cache when their turn comes. Every word of the catalogue that evicts or
 // gives budgets has its rows; `--benchmark_filter=tova` runs those that name it.
 
 #include <algorithm>
 #include <chrono>
+#include <numeric>
 #include <random>
 #include <string>
 #include <vector>
@@ -33,12 +35,20 @@ constexpr index_t most_slots = 9216;
 
 double seconds(Clock::time_point from) { return std::chrono::duration<double>(Clock::now() - from).count(); }
 
-struct Times {
-  double sum = 0;
-  index_t calls = 0;
+class Times {
+ public:
+  void add(double s) { all_.push_back(s); }
+  double mean() const { return all_.empty() ? 0.0 : std::accumulate(all_.begin(), all_.end(), 0.0) / static_cast<double>(all_.size()); }
+  double middle() const {
+    if (all_.empty()) return 0.0;
+    std::vector<double> some = all_;
+    const auto half = some.begin() + static_cast<std::ptrdiff_t>(some.size() / 2);
+    std::nth_element(some.begin(), half, some.end());
+    return *half;
+  }
 
-  void add(double s) { sum += s, ++calls; }
-  double mean() const { return calls > 0 ? sum / static_cast<double>(calls) : 0.0; }
+ private:
+  std::vector<double> all_;
 };
 
 /// A cache that is fed with noise. A prompt is appended and condensed without being attended to: what it would have drawn is
@@ -117,10 +127,10 @@ class Fed {
   }
 
   bool counts() const { return counting_; }
-  /// What a layer and token takes beyond some attention, turns among it.
+  /// Of a layer and token: steps and turns, and what attention takes beyond this, where it counts.
   double above(const Times& attention) const {
     const double turns = turn_seconds / static_cast<double>(std::max<index_t>(1, tokens_ * bench::shape.layers));
-    return attend.mean() + step.mean() + turns - attention.mean();
+    return step.mean() + turns + (counting_ ? attend.middle() - attention.middle() : 0.0);
   }
 
  private:
@@ -165,11 +175,11 @@ void step_share(benchmark::State& state, const Row& row) {
   }
   if (s != Status::ok) return state.SkipWithError(to_string(s));
   for (index_t l = 0; l < bench::shape.layers; ++l) slots += cache.total_slots(l);
-  const Times& attention = fed.counts() ? fed.plain : fed.attend;
-  state.counters["attend_us"] = attention.mean() * 1e6;
-  state.counters["step_us"] = fed.above(attention) * 1e6;
-  state.counters["share"] = fed.above(attention) / attention.mean();
-  if (fed.counts()) state.counters["beside_mass"] = fed.above(fed.measured) / fed.measured.mean();
+  const double attention = fed.counts() ? fed.plain.middle() : fed.attend.mean(), own = fed.above(fed.plain);
+  state.counters["attend_us"] = attention * 1e6;
+  state.counters["step_us"] = own * 1e6;
+  state.counters["share"] = own / attention;
+  if (fed.counts()) state.counters["beside_mass"] = fed.above(fed.measured) / fed.measured.middle();
   state.counters["slots"] = static_cast<double>(slots) / static_cast<double>(bench::shape.layers * bench::shape.kv_heads);
 }
 

@@ -69,6 +69,22 @@ struct Twins {
     REQUIRE(saved(text) == saved(type));
   }
 
+  /// A token whose attention the text's cache counts in calls of their own, where it does.
+  void counted() {
+    Context<Cpu> ctx(work.bytes());
+    REQUIRE(text.counts_attention(0) == type.counts_attention(0));
+    for (index_t l = 0; type.counts_attention(0) && l < shape.layers; ++l) {
+      const test::Tokens t(shape, 1, random);
+      std::vector<float> room(static_cast<std::size_t>(shape.q_heads * shape.values()));
+      const auto out = dense_view(room.data(), shape.q_heads, 1, shape.values());
+      REQUIRE(text.append(ctx, l, t.keys(shape), t.values(shape)) == Status::ok);
+      REQUIRE(text.attend_counted(ctx, l, t.queries(shape), out) == Status::ok);
+      REQUIRE(text.step(ctx, l, StepInputs{}) == Status::ok);
+      REQUIRE(type.forward(ctx, l, t.queries(shape), t.keys(shape), t.values(shape), out) == Status::ok);
+    }
+    REQUIRE(saved(text) == saved(type));
+  }
+
   void truncate(index_t tokens) {
     REQUIRE(text.truncate(tokens) == Status::ok);
     REQUIRE(type.truncate(tokens) == Status::ok);
@@ -100,6 +116,7 @@ void require_equal(const char* words, const R& recipe, const CacheShape& shape) 
   twins.remove(50, 70);
   twins.truncate(150);
   for (int i = 0; i < 9; ++i) twins.forward(1);
+  for (int i = 0; i < 3; ++i) twins.counted();
 
   // Snapshots are exchanged both ways.
   auto fresh_text = any::make(words, shape, any::on<Cpu>);

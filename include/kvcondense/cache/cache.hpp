@@ -110,9 +110,9 @@ class Cache {
   /// attention but add it to a number per slot, and what the step does then is known not to be refused. Ask where `wants_mass`.
   bool counts_attention(index_t layer, index_t tokens = 1, Phase phase = Phase::automatic) const;
   /// `attend`, which adds attention to the policy's sums as it finishes it: no mass is written, and the `step` that follows,
-  /// with this phase, wants none. Both leave what `attend` with a mass and `step` leave, bit for bit, at two thirds of the reads
-  /// and writes. The step finds its memory made; where one is refused all the same (a smaller workspace, an input that is not
-  /// there, pages forked since), what is counted stays so, and it may be called again.
+  /// with this phase, wants none. Both leave what `attend` with a mass and `step` leave, bit for bit. The step finds its memory
+  /// made; where it is refused all the same (a smaller workspace, an input that is not there, pages forked since), what is
+  /// counted stays so, and it may be called again.
   ///
   /// Errors   not_supported where `counts_attention` says no, workspace_too_small, out_of_memory: nothing was done, and `attend`
   ///          may do. order_violation: twice before a step, or with nothing pending. Until the step, append, truncate (of

@@ -22,7 +22,7 @@ struct Counting {
   constexpr explicit operator bool() const { return lane >= 0; }
 };
 /// The same for a step whose attention is that of so many query rows; sources that do not say do something else. Who does says
-/// Touches::whole besides (touches.hpp).
+/// Touches::whole besides (touches.hpp); who derives from such a source and observes more says what is left of that, too.
 template <class Source>
 constexpr Counting counting(const Source& source, const CacheShape& shape, index_t rows) {
   if constexpr (requires { source.counting(shape, rows); }) return source.counting(shape, rows);
