@@ -285,6 +285,17 @@ TEST_CASE("cache: a step that misses an input counts no attention in forward", "
   REQUIRE((rig.file() == after));
 }
 
+TEST_CASE("cache: a step whose inputs no step takes counts no attention in forward", "[cache][count][faults]") {
+  Rig<evict::H2O> rig(small, 1, some);
+  std::mt19937 random(16);
+  rig.prompt(test::Tokens(small, 50, random));
+  const test::Tokens t(small, 1, random);
+  const auto before = rig.file();
+  REQUIRE(rig.forward(t, {.incoming = -1}) == Status::invalid_argument);
+  REQUIRE((rig.file() == before));
+  REQUIRE(rig.forward(t) == Status::ok);
+}
+
 TEST_CASE("cache: between counted attention and its step", "[cache][count][faults]") {
   const auto check = [](const evict::H2O& policy, const auto&... stages) {
     using H = Rig<evict::H2O, std::remove_cvref_t<decltype(stages)>...>;

@@ -48,6 +48,7 @@ Status Cache<B, R>::check_input(const StepView<B>& view, Input what) const {
 
 template <Backend B, class R>
 Status Cache<B, R>::check_inputs(const StepView<B>& view) const {
+  if (view.inputs.incoming < 0) return Status::invalid_argument;
   for (const Input i : all_inputs)
     if (const Status s = check_input(view, i); s != Status::ok) return s;
   return Status::ok;
@@ -70,7 +71,6 @@ Status Cache<B, R>::run_step(Context<B>& ctx, index_t layer, const StepInputs& i
   Layer& l = layers_[layer];
   const bool turn = phase == Phase::turn, probe = phase == Phase::probe;
   if ((l.counters.pending == 0) != turn || (probe && l.counted > 0)) return Status::order_violation;
-  if (inputs.incoming < 0) return Status::invalid_argument;
   StepView<B> view = step_view(layer, phase);
   view.inputs = inputs, view.model_budget = model_budget;
   if (const Status s = check_inputs(view); s != Status::ok) return s;
