@@ -68,16 +68,20 @@ inline void round_codes(const UnroundedRows& products, index_t rows, index_t gro
   const index_t padded = (n + 63) / 64 * 64;
   for (index_t k = 0; k < groups; ++k) {
     const int bytes = out[k].bytes;
+    const float top = FoldedRows::top(bytes);
     for (index_t r = 0; r < rows; ++r) {
+      const float inverse = products.inverse[k][r];
       std::int32_t sum[side] = {}, all = 0;
-      for (index_t i = 0; i < padded; i += side)
+      for (index_t i = 0; i < padded; i += side) {
+        std::int8_t plane[2][side];  // bytes stored where they go might be products, for all that a compiler knows
         for (index_t c = 0; c < side; ++c) {
-          const float x = products.product[k][r][i + c] * products.inverse[k][r];
-          const std::int32_t m = round_half_even(limit_to(without_nan(x), FoldedRows::top(bytes)));
+          const std::int32_t m = round_half_even(limit_to(without_nan(products.product[k][r][i + c] * inverse), top));
           sum[c] += m;
-          out[k].plane[r][0][i + c] = static_cast<std::int8_t>(bytes == 2 ? m >> 7 : m);
-          out[k].plane[r][1][i + c] = static_cast<std::int8_t>(m & 127);
+          plane[0][c] = static_cast<std::int8_t>(bytes == 2 ? m >> 7 : m);
+          plane[1][c] = static_cast<std::int8_t>(m & 127);
         }
+        for (int p = 0; p < 2; ++p) std::memcpy(out[k].plane[r][p] + i, plane[p], sizeof plane[p]);
+      }
       float total = 0.0f;
       for (index_t c = 0; c < side; ++c) total += products.zero[k][r][c], all += sum[c];
       out[k].add[r] = total - static_cast<float>(all) * out[k].unit[r] * middle;
