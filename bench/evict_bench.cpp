@@ -2,10 +2,11 @@
 // method acts before turns) over the time of `attend`, both of the same tokens, one after the other, at about 4,096 slots a
 // head. Where attention is counted as it is computed (`Cache::attend_counted`), a part of that work is done in attention: there
 // `share` is what both calls take above attention that measures nothing, over that, and `beside_mass` what they take above
-// attention that measures a mass, over that: the other methods' share. Of each layer and token chance says what is timed: both
-// calls, or attention without a mass or with one before they come, untimed. So a layer is cold to what is timed, all three are
+// attention that measures a mass, over that: the other methods' share. Of each layer and token chance says which attention is
+// timed: the one that counts, or one without a mass or with one before it. So a layer is cold to what is timed, all three are
 // of the same minutes, and none comes always behind the same other one, which would be worth a percent. Attention is the same
-// work at every token, so it is medians of it that are compared; steps are not, and count in the mean. Layers take turns, so
+// work at every token, so it is medians of it that are compared. Steps are not, since slots may leave in bursts: every one is
+// timed, behind attention that counts, and they count in the mean. Layers take turns, so
 // that no layer's slots are still in a processor's cache when their turn comes. Every word of the catalogue that evicts or
 // gives budgets has its rows; `--benchmark_filter=tova` runs those that name it.
 
@@ -100,7 +101,7 @@ class Fed {
         if (const Status s = cache_.attend(ctx_, l, data_.queries(), data_.out(), measure); s != Status::ok) return s;
         (timed == 2 ? measured : plain).add(seconds(from));
       }
-      Times unused, &attends = timed > 0 ? unused : attend, &steps = timed > 0 ? unused : step;
+      Times unused, &attends = timed > 0 ? unused : attend;
       const bool counted = cache_.counts_attention(l, 1, Phase::decode);
       AttendOutputs measure;
       if (!counted && cache_.wants_mass(l, Phase::decode)) measure.mass = room(l);
@@ -113,7 +114,7 @@ class Fed {
       const StepInputs inputs = data_.inputs({measure.mass, cache_.mass_rows(1)});
       from = Clock::now();
       if (const Status s = cache_.step(ctx_, l, inputs, Phase::decode); s != Status::ok) return s;
-      steps.add(seconds(from));
+      step.add(seconds(from));
     }
     ++tokens_;
     return Status::ok;
