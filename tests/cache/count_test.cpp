@@ -6,13 +6,16 @@
 
 #include <catch2/catch.hpp>
 
+#include <kvcondense/budget/ada.hpp>
 #include <kvcondense/cache/snapshot.hpp>
 #include <kvcondense/cpu.hpp>
 #include <kvcondense/evict/every.hpp>
 #include <kvcondense/evict/h2o.hpp>
 #include <kvcondense/evict/observed_attention.hpp>
 #include <kvcondense/evict/tova.hpp>
+#include <kvcondense/position/rerotate.hpp>
 #include <kvcondense/quant/kivi.hpp>
+#include <kvcondense/retrieve/quest.hpp>
 #include <support/byte_list.hpp>
 #include <support/memory.hpp>
 #include <support/naive_cache.hpp>
@@ -237,10 +240,15 @@ TEST_CASE("cache: counted attention over parts of a head, chunks and codes", "[c
   counts_the_same(shape_of(4, 1, 64), 2, 2650, 3, evict::H2O{.heavy = 2000, .recent = 900});  // and nothing leaves
   counts_the_same(shape_of(4, 2, 64), 1, 600, 9, evict::H2O{.heavy = 500, .recent = 90});     // 36 rows are two blocks
   for (const index_t group : {1, 4, 7}) counts_the_same(shape_of(group, 2, 64), 2, 70, 3, some, codes);
+  // One worker, and more slots than it weighs at once.
+  counts_the_same(shape_of(1, 2, 64), 1, 1100, 3, evict::H2O{.heavy = 900, .recent = 90});
 }
 
 TEST_CASE("cache: counted attention of policies over the same sums", "[cache][count]") {
-  counts_the_same(small, 1, 50, 3, evict::ObservedAttention{.keep = 0.5, .sinks = 2, .recent = 8});
+  for (const index_t group : {3, 4, 7})  // a third and a seventh of a sum are rounded
+    counts_the_same(shape_of(group, 2, 16), 1, 50, 3, evict::ObservedAttention{.keep = 0.5, .sinks = 2, .recent = 8});
+  counts_the_same(small, 2, 50, 3, budget::Ada{some, 0.2});  // heads of different lengths
+  counts_the_same(small, 1, 50, 3, some, position::Rerotate{});
   counts_the_same(small, 1, 50, 3, evict::Every{some, 5});
   Rig<evict::Tova> other(small, 1, evict::Tova{.tokens = 40});
   std::mt19937 random(13);
@@ -249,6 +257,10 @@ TEST_CASE("cache: counted attention of policies over the same sums", "[cache][co
   other.append(t);
   REQUIRE(!other.cache.counts_attention(0));
   REQUIRE(other.attend_counted(t) == Status::not_supported);
+  Rig<evict::H2O, retrieve::Quest> part(small, 1, some, retrieve::Quest{.tokens = 32, .dense_layers = 0});
+  part.prompt(test::Tokens(small, 50, random));
+  part.append(t);
+  REQUIRE(!part.cache.counts_attention(0));
 }
 
 TEST_CASE("cache: what is refused counts no attention", "[cache][count][faults]") {
@@ -294,6 +306,30 @@ TEST_CASE("cache: a step whose inputs no step takes counts no attention in forwa
   REQUIRE(rig.forward(t, {.incoming = -1}) == Status::invalid_argument);
   REQUIRE((rig.file() == before));
   REQUIRE(rig.forward(t) == Status::ok);
+}
+
+TEST_CASE("cache: no layer loses tokens while attention of another is counted", "[cache][count][faults]") {
+  CacheShape two = small;
+  two.layers = 2;
+  Rig<evict::H2O> rig(two, 1, some), plain(two, 1, some);
+  std::mt19937 random(17);
+  const test::Tokens first(two, 50, random), t(two, 1, random);
+  for (auto* r : {&rig, &plain})
+    for (const index_t layer : {0, 1}) {
+      auto ctx = r->context();
+      REQUIRE(r->cache.forward(ctx, layer, first.queries(two), first.keys(two), first.values(two), r->room(50)) == Status::ok);
+    }
+  auto ctx = rig.context(), other = plain.context();
+  for (const index_t layer : {0, 1}) {
+    REQUIRE(plain.cache.forward(other, layer, t.queries(two), t.keys(two), t.values(two), plain.room(1)) == Status::ok);
+    REQUIRE(rig.cache.append(ctx, layer, t.keys(two), t.values(two)) == Status::ok);
+  }
+  for (const index_t layer : {1, 0}) {
+    REQUIRE(rig.cache.attend_counted(ctx, layer, t.queries(two), rig.room(1)) == Status::ok);
+    REQUIRE(rig.cache.truncate(50) == Status::order_violation);
+    REQUIRE(rig.cache.step(ctx, layer, StepInputs{}) == Status::ok);
+  }
+  REQUIRE((rig.file() == plain.file()));
 }
 
 TEST_CASE("cache: between counted attention and its step", "[cache][count][faults]") {
