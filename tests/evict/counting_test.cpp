@@ -62,6 +62,16 @@ void adds_the_same(const Source& source, index_t rows) {
   REQUIRE(seen[1] == counted[1]);
 }
 
+struct Halves : evict::RunningSum {
+  void counted_lane() const = delete;
+};
+struct Squared : evict::PerHead {
+  void own_scale() const = delete;
+};
+struct Noted : evict::AttentionMass<evict::PerHead, evict::RunningSum> {
+  void counting() const = delete;
+};
+
 }  // namespace
 
 TEST_CASE("counting: sources of sums per head say so, erased or not, and wrappers pass it on", "[evict][counting]") {
@@ -86,4 +96,13 @@ TEST_CASE("counting: attention that is added elsewhere and what is left to do ar
         adds_the_same(AttentionMass<PerHead, RunningSum>{all_rows(), row, {group}, {}}, rows);
         adds_the_same(AttentionMass<PerHead, SumExposure>{all_rows(), row, {group}, {}}, rows);
       }
+}
+
+TEST_CASE("counting: blocks that derive from counted ones are counted too, unless they hide it", "[evict][counting]") {
+  using namespace evict;
+  struct Alike : RunningSum {};
+  REQUIRE(counting(AttentionMass<PerHead, Alike>{}, shape, 1));
+  REQUIRE(!counting(AttentionMass<PerHead, Halves>{}, shape, 1));
+  REQUIRE(!counting(AttentionMass<Squared, RunningSum>{}, shape, 1));
+  REQUIRE(!counting(Noted{}, shape, 1));
 }

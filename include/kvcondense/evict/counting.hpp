@@ -22,7 +22,10 @@ struct Counting {
   constexpr explicit operator bool() const { return lane >= 0; }
 };
 /// The same for a step whose attention is that of so many query rows; sources that do not say do something else. Who does says
-/// Touches::whole besides (touches.hpp); who derives from such a source and observes more says what is left of that, too.
+/// Touches::whole besides (touches.hpp). Whoever derives from such a source, or from a group or accumulate block that it asks
+/// (attention_mass.hpp), inherits what it says, and an `observe` or `add` of its own is then not called where attention is
+/// counted: who observes more says what is left of that (`observe_counted`), who does something else hides `counting`,
+/// `counted_lane` or `own_scale` (`= delete`).
 template <class Source>
 constexpr Counting counting(const Source& source, const CacheShape& shape, index_t rows) {
   if constexpr (requires { source.counting(shape, rows); }) return source.counting(shape, rows);
