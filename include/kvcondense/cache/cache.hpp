@@ -36,7 +36,7 @@ inline Kept kept_of(const evict::KeepSet& keep, index_t head) {
 ///
 /// Order    per layer and forward pass: append, attend, step. A token is pending between its append
 ///          and the step that follows; several appends may share one step. `truncate` of pending
-///          tokens restores the cache bit for bit.
+///          tokens restores the cache bit for bit. Once `attend_counted` has counted them, the step comes next.
 /// Counters `length()` tokens ever seen; `slots(layer, head)` stored; `next_position()`.
 /// Errors   every call that returns a Status leaves the cache as it was unless it returns ok; `turn` leaves each layer
 ///          as it was or with its turn done.
