@@ -3,6 +3,7 @@
 #include <cstring>
 #include <deque>
 #include <limits>
+#include <random>
 #include <vector>
 
 #include <catch2/catch.hpp>
@@ -384,6 +385,54 @@ TEMPLATE_TEST_CASE_SIG("group_int lanes: a score depends on its slot and query o
         same = same && one == all[static_cast<std::size_t>(r * 128 + i)];
       }
     REQUIRE(same);
+  });
+}
+
+/// Pieces of pages in any order, some of one page, some whole, at places in another order.
+template <int Bits>
+std::vector<PagePiece> pieces_of(std::deque<Page<Bits>>& pages, std::size_t n, std::mt19937& random, index_t& places) {
+  std::vector<PagePiece> pieces;
+  for (std::size_t i = 0; i < n; ++i) {
+    Page<Bits>& page = pages[random() % pages.size()];
+    const index_t first = i % 3 == 0 ? 0 : static_cast<index_t>(random() % static_cast<unsigned>(page.slots));
+    const index_t most = page.slots - first;
+    pieces.push_back({page.span(), first, i % 3 == 0 ? most : 1 + static_cast<index_t>(random() % static_cast<unsigned>(most)), 0});
+    if (i % 2 == 0) pieces.back().page.next = pages[random() % pages.size()].span().data;
+  }
+  std::vector<std::size_t> order(n);
+  for (std::size_t i = 0; i < n; ++i) order[i] = i;
+  std::shuffle(order.begin(), order.end(), random);
+  places = 0;
+  for (const std::size_t i : order) pieces[i].at = places, places += pieces[i].count;
+  return pieces;
+}
+
+TEMPLATE_TEST_CASE_SIG("group_int lanes: a list of pieces is each of them alone, one after the other, bit for bit", "[prim][group_quant][lanes]",
+                       ((int Bits), Bits), 2, 4, 8) {
+  const CodeMath math = GENERATE(CodeMath::int16, CodeMath::int8);
+  std::mt19937 random(51);
+  for_lanes<Bits>([&](GroupInt<Bits> codec, index_t dim) {
+    using Codec = PageCodec<Cpu, GroupInt<Bits>>;
+    codec.math = math;
+    std::deque<Page<Bits>> pages;
+    for (std::uint64_t p = 0; p < 2; ++p) pages.emplace_back(codec, 128, dim, 52 + p);
+    for (const index_t rows : {1, 3, 5, 9}) {
+      index_t places = 0;
+      const std::vector<PagePiece> pieces = pieces_of(pages, rows < 9 ? 5 : 3, random, places);
+      CAPTURE(rows, pieces.size());
+      std::vector<float> q(size_of_block(rows, dim)), w(size_of_block(rows, places));
+      test::fill_normal(q.data(), q.size(), 54), test::fill_uniform(w.data(), w.size(), 55);
+      std::vector<float> scores(size_of_block(rows, places), -7.0f), sums(size_of_block(rows, dim), 0.25f), each_score = scores, each_sum = sums;
+      const RowBlock<const float> queries{q.data(), rows, dim}, weights{w.data(), rows, places};
+      Codec::scores(codec, pieces, queries, {scores.data(), rows, places});
+      Codec::accumulate(codec, pieces, weights, {sums.data(), rows, dim});
+      for (const PagePiece& p : pieces) {
+        Codec::scores(codec, p.page, p.first, p.count, queries, {each_score.data() + p.at, rows, places});
+        Codec::accumulate(codec, p.page, p.first, p.count, {w.data() + p.at, rows, places}, {each_sum.data(), rows, dim});
+      }
+      REQUIRE((scores == each_score));
+      REQUIRE((sums == each_sum));
+    }
   });
 }
 

@@ -38,7 +38,7 @@ inline constexpr On<B> on{};
 ///          kvcondense::any, which a program that uses this header links.
 /// Needs    a Context<Cpu>, from backend/cpu/context.hpp or cpu.hpp; what its recipe needs:
 ///          `capabilities().needs` says what `step` wants, `missing` what it does not find.
-/// Cost     one call through the wall per layer and call, one indirect call per page run and codec; the
+/// Cost     one call through the wall per layer and call, one indirect call per codec and list of pieces of pages; the
 ///          object itself is one pointer to memory of the caller's resource.
 /// Numbers  equal bit for bit to the cache of the same recipe as a type; snapshots may be exchanged.
 /// Errors   as `Cache`; a step without the attention that the recipe needs is missing_input. A cache that

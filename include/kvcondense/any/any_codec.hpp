@@ -87,7 +87,7 @@ struct CodecCalls {
 /// a cache of the codec itself.
 ///
 /// Needs    a trivially copyable codec of at most 96 bytes whose PageCodec<Cpu, C> is visible.
-/// Cost     one indirect call per stretch of pages; nothing inside loops.
+/// Cost     one indirect call per list of pieces of pages, up to 16 of them; nothing inside loops.
 class AnyCodec {
  public:
   AnyCodec();  ///< exact rows

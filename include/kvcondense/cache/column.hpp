@@ -245,6 +245,7 @@ class Column {
     index_t done = 0;
     PieceList pieces;
     const auto read = [&](const auto& segment, const prim::RowBlock<float>& to) {
+      if (pieces.all().empty()) return;
       prim::score_pieces<Cpu>(segment.codec(), pieces.all(), {queries.data + form(segment), queries.rows, queries.step}, to);
       for (const prim::PagePiece& p : pieces.all())
         if (mapped(segment)) map_.add_to_scores(queries, {to.data + p.at, to.rows, to.step}, p.count);
@@ -280,6 +281,7 @@ class Column {
     index_t done = 0;
     PieceList pieces;
     const auto read = [&](const auto& segment, const prim::RowBlock<const float>& by) {
+      if (pieces.all().empty()) return;
       prim::add_pieces<Cpu>(segment.codec(), pieces.all(), by, {out.data + form(segment), out.rows, out.step});
       for (const prim::PagePiece& p : pieces.all())
         if (mapped(segment)) map_.add_weights({by.data + p.at, by.rows, by.step}, out, p.count);

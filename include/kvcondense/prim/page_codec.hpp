@@ -79,7 +79,9 @@ struct RowBlock {
 ///   accumulate(codec, page, first, count, RowBlock<const float> weights, RowBlock<float> out)
 ///       out[r][:] += sum_i weights[r][i] * row[first + i]    parameters folded into the weights
 ///   scores(codec, span<const PagePiece>, queries, out)      may be left out, as may `accumulate` with pieces: the same for
-///       pieces of pages of one shape, which may overlap what they do for one with what they do for the next
+///       pieces of pages of one shape, which may overlap what they do for one with what they do for the next. A page may
+///       come several times, and places in any order, but no two pieces of scores share one; sums are those of single calls in
+///       the order of the list, bit for bit. As for one piece, `out` has as many rows as there are queries or weights
 ///   kernel(codec, page, sums) -> const char*                may be left out: the name of what `scores` or `accumulate`
 ///       runs on such pages here, null where that is nothing but loops over rows
 ///

@@ -64,7 +64,8 @@ struct CodeOps {
   void (*multiply)(int bytes, const RowBlock<const float>& x, index_t groups, const float* scale, const float* mid, index_t n,
                    UnroundedRows& products, FoldedRows* out);
   /// The rest of `out`: `rows` rows of the n products of each group as integers, and as `add` the sum of x[r][i] * mid[i] less what `middle`
-  /// of every code weighs.
+  /// of every code weighs. It finishes what the last `multiply` into `products` began, for the same groups and n, and all of `out` are of
+  /// as many bytes.
   void (*round)(const UnroundedRows& products, index_t rows, index_t groups, index_t n, float middle, FoldedRows* out);
 
   /// out[r][i] = unit[r] * (sum of n * code) + add[r], and the same added to what is there, for a pair of `first` and the one of
