@@ -4,6 +4,7 @@
 #include <deque>
 #include <limits>
 #include <random>
+#include <utility>
 #include <vector>
 
 #include <catch2/catch.hpp>
@@ -409,17 +410,16 @@ std::vector<PagePiece> pieces_of(std::deque<Page<Bits>>& pages, std::size_t n, s
 
 TEMPLATE_TEST_CASE_SIG("group_int lanes: a list of pieces is each of them alone, one after the other, bit for bit", "[prim][group_quant][lanes]",
                        ((int Bits), Bits), 2, 4, 8) {
-  const CodeMath math = GENERATE(CodeMath::int16, CodeMath::int8);
   std::mt19937 random(51);
   for_lanes<Bits>([&](GroupInt<Bits> codec, index_t dim) {
     using Codec = PageCodec<Cpu, GroupInt<Bits>>;
-    codec.math = math;
     std::deque<Page<Bits>> pages;
     for (std::uint64_t p = 0; p < 2; ++p) pages.emplace_back(codec, 128, dim, 52 + p);
-    for (const index_t rows : {1, 3, 5, 9}) {
+    for (const auto& [math, rows] : {std::pair(CodeMath::int16, 1), {CodeMath::int8, 3}, {CodeMath::int8, 5}, {CodeMath::int16, 9}}) {
+      codec.math = math;
       index_t places = 0;
       const std::vector<PagePiece> pieces = pieces_of(pages, rows < 9 ? 5 : 3, random, places);
-      CAPTURE(rows, pieces.size());
+      CAPTURE(static_cast<int>(math), rows, pieces.size());
       std::vector<float> q(size_of_block(rows, dim)), w(size_of_block(rows, places));
       test::fill_normal(q.data(), q.size(), 54), test::fill_uniform(w.data(), w.size(), 55);
       std::vector<float> scores(size_of_block(rows, places), -7.0f), sums(size_of_block(rows, dim), 0.25f), each_score = scores, each_sum = sums;
