@@ -41,8 +41,8 @@ struct Dms {
   bool of_previous = false;
 
   constexpr auto pipeline() const {
-    return Pipeline{Frozen<Gate>{{of_previous ? 1 : 0}}, NoPool{}, NotLeaving{window},
-                    Above{-offset / scale},                     TopK{},   EveryStep{}};
+    return Pipeline{Frozen<Gate>{{of_previous ? 1 : 0, -1.0f}}, NoPool{}, NotLeaving{window},
+                    Above{-offset / scale},                            TopK{},   EveryStep{}};
   }
   Status validate(const CacheShape&) const {
     return window >= 1 && scale > 0.0f && scale <= 1e9f && offset >= 0.0f && offset <= 1e9f ? Status::ok
