@@ -223,8 +223,8 @@ __device__ inline float finite_sum(float sum, Storable&& storable) {
   return fabsf(sum) <= FLT_MAX || sum != sum || !storable() ? sum : limit_to(sum, FLT_MAX);
 }
 
-/// The rows of a group of slots as a block that codes them reads them: a number is a coordinate, made whenever it is read, which is a few times alone. A group of
-/// coordinates may be larger than shared memory.
+/// The rows of a group of slots as a block that codes them reads them: a number is a coordinate, made whenever it is read, which is a few times alone, by the
+/// thread that reads it: where a thread codes a channel, as many work as there are coordinates. A group of coordinates may be larger than shared memory.
 template <class Rows>
 struct LatentRows {
   static constexpr bool counted = Rows::counted;
