@@ -4,6 +4,7 @@
 #include <vector>
 
 #include <kvcondense/evict/h2o.hpp>
+#include <kvcondense/evict/observed_attention.hpp>
 #include <kvcondense/evict/rkv.hpp>
 #include <kvcondense/evict/sink_window.hpp>
 #include <kvcondense/quant/group_int.hpp>
@@ -144,6 +145,21 @@ TEST_CASE("cuda cache: forks of tokens that no step has seen") {
   go_on_from_pending(recipe(evict::SinkWindow{.recent = 29, .sinks = 3}, quant::GroupInt<4>{.group_size = 8, .residual_window = 6, .sinks = 2}),
                      "sink_window(recent=29, sinks=3) + int4(group=8, residual=6, sinks=2)", shape);
   go_on_from_pending(recipe(quant::Kivi<4>{.group_size = 16, .residual_window = 32}), "kivi4(group=16, residual=32)", shape);
+}
+
+TEST_CASE("cuda cache: rows that saw a slot are told on in forks and files behind tokens that were taken back") {
+  const CacheShape shape{.layers = 2, .q_heads = 6, .kv_heads = 2, .head_dim = 32, .page_slots = 8};
+  Pair first(recipe(evict::ObservedAttention{.keep = 0.5, .sinks = 1, .recent = 4}), "observed_attention(keep=50%, sinks=1, recent=4)", shape);
+  first.forward(30);
+  first.forward(5);
+  first.truncate(31);  // behind a step that counted them
+  Pair second = first.fork();
+  first.exchange();
+  for (auto* side : {&first, &second}) {
+    side->forward(2);
+    side->forward(9, prim::AttendMath::f32, first.near, Phase::prefill_end);
+    REQUIRE(side->on_device().slots(1, 0) == 21);
+  }
 }
 
 TEST_CASE("cuda cache: a fork whose step is refused pages leaves both sides as they were") {

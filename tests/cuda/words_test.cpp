@@ -210,7 +210,8 @@ TEST_CASE("cuda slot_exposure: counts, means and logarithms of means") {
   compare_numbers(offset, x, mark, []<Backend B>(Context<B>& c, RaggedView<const float>, RaggedView<float> out) { return prim::SlotExposure<B>::begin(c, stepped, 40, out); });
   // `out` is the marks, and is replaced by the means.
   compare_numbers(offset, x, mark, []<Backend B>(Context<B>& c, RaggedView<const float> in, RaggedView<float> out) { return prim::SlotExposure<B>::mean(c, in, out, stepped, out); });
-  compare_numbers(offset, mark, x, []<Backend B>(Context<B>& c, RaggedView<const float> in, RaggedView<float> out) { return prim::SlotExposure<B>::open_logs(c, in, stepped, 40, out); });
+  for (const index_t appended : {0, 1, 40})
+    compare_numbers(offset, mark, x, [&]<Backend B>(Context<B>& c, RaggedView<const float>, RaggedView<float> out) { return prim::SlotExposure<B>::open_logs(c, appended, out); });
   for (const float decay : {0.5f, 0.99f})
     compare_numbers(offset, x, mark, [&]<Backend B>(Context<B>& c, RaggedView<const float> in, RaggedView<float> out) { return prim::SlotExposure<B>::decayed_mean(c, in, out, stepped, decay, out); }, 2e-5f);
 }

@@ -135,7 +135,7 @@ TEST_CASE("observed_attention: ties keep the smaller slot, an empty head and one
 
 TEST_CASE("observed_attention: keeps the promises of a pipeline", "[evict][observed_attention]") {
   check_promises(evict::ObservedAttention{.keep = 0.08, .sinks = 2, .recent = 4},
-                 evict::ObservedAttention{.keep = 1.0, .sinks = 2, .recent = 4});
+                 evict::ObservedAttention{.keep = 1.0, .sinks = 2, .recent = 4}, {.mark_lane = 1});
 }
 
 TEST_CASE("observed_attention: ratios and ends out of range are refused", "[evict][observed_attention]") {

@@ -82,7 +82,7 @@ TEST_CASE("promises: paged_h2o drops whole pages", "[evict][promises]") {
   const auto with = [](index_t page, index_t evictable) {
     return evict::PagedH2O{.page = page, .start = 4, .evictable = evictable, .recent = 4, .window = 2, .width = 3};
   };
-  for (const index_t page : {1, 2, 4}) check_promises(with(page, 16), with(page, 400), {.fills_budget = false, .heads_alone = false, .always_fires = false});
+  for (const index_t page : {1, 2, 4}) check_promises(with(page, 16), with(page, 400), {.fills_budget = false, .heads_alone = false, .always_fires = false, .mark_lane = 1});
 }
 
 TEST_CASE("promises: locret, whose network looks at all heads together", "[evict][promises]") {

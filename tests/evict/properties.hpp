@@ -4,6 +4,7 @@
 
 #include <evict/driver.hpp>
 #include <kvcondense/core/random.hpp>
+#include <kvcondense/prim/slot_exposure.hpp>
 
 namespace kvcondense::test {
 
@@ -14,6 +15,7 @@ struct Promises {
   bool heads_alone = true;  // what one head keeps does not depend on the others
   bool always_fires = true;  // at the end of every prompt
   bool all_workspace = true;  // a step that lets slots go uses all that the pipeline asks for
+  index_t mark_lane = -1;  // says how many rows saw a slot, by prim::exposure_mark
 };
 
 /// Reproducible numbers in [0, 1), a different one for every (head, token).
@@ -53,9 +55,10 @@ struct StepNumbers {
 };
 
 /// A driver whose heads hold random numbers of tokens; heads of policies with one set hold the same.
-/// identity[h]: which head's numbers head h has. Its inputs are those of a step of `appended` tokens.
+/// identity[h]: which head's numbers head h has. Its inputs are those of a step of `appended` tokens. Marks in `mark_lane` are of slots
+/// that some rows saw.
 template <class P>
-auto ragged(const P& policy, const CacheShape& shape, std::uint32_t seed, const Ints& identity, index_t appended) {
+auto ragged(const P& policy, const CacheShape& shape, std::uint32_t seed, const Ints& identity, index_t appended, index_t mark_lane) {
   auto d = drive(shape, policy);
   const bool measured = P::needs.has(Input::attention) || P::needs.has(Input::queries);
   const bool one_set = d.pipeline.source.one_set() && measured;
@@ -68,8 +71,11 @@ auto ragged(const P& policy, const CacheShape& shape, std::uint32_t seed, const 
     const index_t n = sizes[static_cast<std::size_t>(6 * draw)];
     for (index_t i = 0; i < n; ++i) d.held[at(h)].push_back(i);
     for (auto& l : d.lane)
-      for (index_t i = 0; i < n; ++i)
-        l[at(h)].push_back(static_cast<float>(number(seed + 1, identity[at(h)], i)));
+      for (index_t i = 0; i < n; ++i) {
+        const double x = number(seed + 1, identity[at(h)], i);
+        const bool marks = &l - d.lane.data() == mark_lane;
+        l[at(h)].push_back(marks ? prim::exposure_mark(1 + static_cast<std::uint32_t>(8 * x), static_cast<std::uint32_t>(d.stepped)) : static_cast<float>(x));
+      }
   }
   d.key = [seed, identity](index_t h, index_t t, index_t c) {
     return static_cast<float>(number(seed + 2, identity[at(h)], 7 * t + c));
@@ -108,7 +114,7 @@ void check_promises_once(const P& policy, const P& roomy, Promises promised, std
     };
   };
 
-  auto d = ragged(policy, shape, seed, same, appended);
+  auto d = ragged(policy, shape, seed, same, appended, promised.mark_lane);
   const Rows before = with_new(d.held, d.seen, appended);
   auto twin = d;
   REQUIRE(d.step(appended, Phase::prefill_end, mass_of(same, false)) == Status::ok);
@@ -140,17 +146,17 @@ void check_promises_once(const P& policy, const P& roomy, Promises promised, std
     REQUIRE(twin.lane == d.lane);
   }
   {  // a budget above all lengths changes nothing
-    auto all = ragged(roomy, shape, seed, same, appended);
+    auto all = ragged(roomy, shape, seed, same, appended, promised.mark_lane);
     REQUIRE(all.step(appended, Phase::prefill_end, mass_of(same, false)) == Status::ok);
     REQUIRE(all.held == before);
   }
   if (promised.heads_alone) {  // heads in another order keep the same
-    auto other = ragged(policy, shape, seed, swapped, appended);
+    auto other = ragged(policy, shape, seed, swapped, appended, promised.mark_lane);
     REQUIRE(other.step(appended, Phase::prefill_end, mass_of(swapped, false)) == Status::ok);
     for (index_t h = 0; h < heads; ++h) REQUIRE(other.held[at(h)] == d.held[at(heads - 1 - h)]);
   }
   if (P::needs.has(Input::attention)) {  // attention that is not a number does no harm, and is counted
-    auto bad = ragged(policy, shape, seed, same, appended);
+    auto bad = ragged(policy, shape, seed, same, appended, promised.mark_lane);
     REQUIRE(bad.step(appended, Phase::prefill_end, mass_of(same, true)) == Status::ok);
     index_t met = 0;
     for (index_t h = 0; h < heads; ++h) {
@@ -166,7 +172,7 @@ void check_promises_once(const P& policy, const P& roomy, Promises promised, std
   bool over = false;
   for (index_t h = 0; h < heads; ++h) over = over || d.kept[at(h)].size() < before[at(h)].size();
   if (over && promised.all_workspace) {  // a workspace one byte short is refused
-    auto poor = ragged(policy, shape, seed, same, appended);
+    auto poor = ragged(policy, shape, seed, same, appended, promised.mark_lane);
     poor.workspace_cut = 1;
     REQUIRE(poor.step(appended, Phase::prefill_end, mass_of(same, false)) == Status::workspace_too_small);
   }

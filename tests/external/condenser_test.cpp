@@ -315,6 +315,20 @@ TEST_CASE("condenser: drafts that are taken back, and a sequence that goes on fr
   CHECK(copy->slots(0, 1) == 40);
 }
 
+TEST_CASE("condenser: rows that saw a slot are told on in a fork behind tokens that were taken back", "[external]") {
+  const CacheShape shape{.q_heads = 4, .kv_heads = 2, .head_dim = 64, .dtype = DType::f32};
+  Beside both(shape, "observed_attention(keep=50%, sinks=2, recent=8)", Layout::nhd, 96, {});
+  both.pass(30, Phase::prefill_end, 3), both.pass(5, Phase::decode, 5);
+  REQUIRE(both.cache->truncate(31) == Status::ok);  // behind steps that counted them
+  REQUIRE(both.condenser->truncate(31) == Status::ok);
+  both.seen = 31;
+  auto copy = both.condenser->fork();
+  REQUIRE(copy);
+  both.condenser = std::move(copy);
+  both.pass(2, Phase::decode, 8), both.pass(9, Phase::prefill_end, 9);
+  CHECK(both.condenser->slots(0, 0) == 21);
+}
+
 TEST_CASE("condenser: heads that share one list agree, within the budget or on all they keep", "[external]") {
   const CacheShape shape{.layers = 3, .q_heads = 12, .kv_heads = 4, .head_dim = 64, .dtype = DType::f32};
   for (const Sharing sharing : {Sharing::per_layer, Sharing::per_sequence})

@@ -105,20 +105,23 @@ TEST_CASE("slot_exposure: means divide by the rows, and nothing seen is nothing"
   REQUIRE(out.ok());
 }
 
-TEST_CASE("slot_exposure: logarithms of sums are open until a row sees the slot, and become means", "[prim][slot_exposure]") {
+TEST_CASE("slot_exposure: logarithms of the sums of new slots are of nothing, and become means", "[prim][slot_exposure]") {
   constexpr std::uint32_t now = 1000;
   const index_t rows[] = {0, 2, 6, 2, 900}, offset[] = {0, 3, 3, 5};
   float logs[] = {3, 3, 3, 3, 3}, mark[5], out[5];
   std::transform(rows, rows + 5, mark, [](index_t n) { return prim::exposure_mark(static_cast<std::uint32_t>(n), now); });
   const float none = -std::numeric_limits<float>::infinity();
   Context<Cpu> ctx;
-  // Of heads of three and two slots two rows count: the last slot of the first head has seen none of them before, nor others.
-  REQUIRE(prim::SlotExposure<Cpu>::open_logs(ctx, {mark, offset, 3}, now, 2, {logs, offset, 3}) == Status::ok);
-  REQUIRE(std::vector<float>(logs, logs + 5) == std::vector<float>{3, none, 3, none, 3});
+  REQUIRE(prim::SlotExposure<Cpu>::open_logs(ctx, 0, {logs, offset, 3}) == Status::ok);
+  REQUIRE(std::vector<float>(logs, logs + 5) == std::vector<float>(5, 3.0f));
+  REQUIRE(prim::SlotExposure<Cpu>::open_logs(ctx, 1, {logs, offset, 3}) == Status::ok);
+  REQUIRE(std::vector<float>(logs, logs + 5) == std::vector<float>{3, 3, none, 3, none});
   for (const float decay : {0.0f, 0.5f, 0.9f}) {
     REQUIRE(prim::SlotExposure<Cpu>::decayed_mean(ctx, {logs, offset, 3}, {mark, offset, 3}, now, decay, {out, offset, 3}) == Status::ok);
-    REQUIRE((out[0] == none && out[3] == none));
-    for (const std::size_t j : {2u, 4u})
+    REQUIRE((out[0] == none && out[2] == none && out[4] == none));  // no row, or nothing summed
+    for (const std::size_t j : {1u, 3u})
       REQUIRE(out[j] == Approx(3.0 - std::log(1.0 - std::pow(static_cast<double>(decay), static_cast<double>(rows[j])))).epsilon(1e-6));
   }
+  REQUIRE(prim::SlotExposure<Cpu>::open_logs(ctx, 3, {logs, offset, 3}) == Status::ok);  // a head may hold fewer slots than came
+  REQUIRE(std::vector<float>(logs, logs + 5) == std::vector<float>(5, none));
 }

@@ -248,7 +248,9 @@ class Cache<Cuda, R> {
   /// The same of a step whose queries choose what later calls read.
   std::size_t held_bytes(index_t tokens) const { return retrieval_.holds() ? cleared_bytes(std::min(tokens, retrieval_.longest_call())) : 0; }
   /// Whether the host has to know which slots stay.
-  bool wants_lists(index_t layer) const { return layers_[layer].wants_lists() || retrieval_.holds(); }
+  bool wants_lists(const StepView<Cuda>& view) const {
+    return layers_[view.layer].wants_lists() || retrieval_.asks_lists(view.layer, view.appended, view.inputs.queries.extent[1], view.phase);
+  }
   /// Whether attention reads a mean beside slots, or an index would be of keys that turn by their slot: neither is there beside a list.
   bool stands_alone() const { return plan_.summary || (may_turn && decltype(R::retrieve)::keys != retrieve::KeyState::raw); }
   bool changes_length() const {

@@ -122,7 +122,7 @@ Status Cache<Cuda, R>::count_left(Context<Cuda>& ctx, const StepView<Cuda>& view
     kept.set_size(h, keep.count[h]), keep.ends[h] = {-1, 0};
     leaves = leaves || kept.size(h) < view.slots(h);
   }
-  return leaves && wants_lists(view.layer) ? kept.tell(ctx, keep) : Status::ok;
+  return leaves && wants_lists(view) ? kept.tell(ctx, keep) : Status::ok;
 }
 
 /// Behind `reserve_codes`: rows of the slots that fold are added to those of their targets, where all still lie as they did.

@@ -53,7 +53,7 @@ Status Cache<Cuda, R>::count_kept(const Context<Cuda>& ctx, const StepView<Cuda>
   }
   leaves = false;
   for (index_t h = 0; h < view.heads(); ++h) leaves = leaves || kept.size(h) < view.slots(h);
-  return leaves && wants_lists(view.layer) ? kept.tell(ctx, keep) : Status::ok;
+  return leaves && wants_lists(view) && !finds_sets(view) ? kept.tell(ctx, keep) : Status::ok;  // what is counted anew is told then
 }
 
 /// Lists that keep all and copies of the lanes.
@@ -182,7 +182,8 @@ Status Cache<Cuda, R>::run_step(Context<Cuda>& ctx, index_t layer, const StepInp
     moved = leaves || l.unsettled();
     if constexpr (retrieves) {
       if (const Status s = retrieval_.reserve(ctx, layer, l, shape(), stays, leaves, fold_.active && (leaves || sets), keep, of_index, change); s != Status::ok) return s;
-      retrieval_.tell_stayed(layer, l, kept, heads);
+      if (retrieval_.may_ask(layer, l.counters.pending, rows, view.phase))
+        if (const Status s = retrieval_.prepare_choice(ctx, layer, l, shape(), kept, wants_lists(view)); s != Status::ok) return s;
     }
     // A turn may change numbers of slots though nothing leaves, and code what `remove` has left though nothing is pending.
     if (moved || l.counters.pending > 0 || plan_.lanes > 0) {

@@ -8,12 +8,22 @@ namespace kvcondense::cache {
 
 template <class Pipeline>
 template <class Layer>
-void CudaRetrieval<Pipeline>::tell_stayed(index_t layer, const Layer& l, const CudaKept& kept, index_t heads) const {
-  for (index_t h = 0; holds() && h < heads; ++h) {
+Status CudaRetrieval<Pipeline>::prepare_choice(Context<Cuda>& ctx, index_t layer, const Layer& l, const CacheShape& shape, const CudaKept& kept, bool listed) {
+  index_t most = 0;
+  for (index_t h = 0; h < shape.kv_heads; ++h) {
     const CudaHeld::Half& next = held_[layer].next();
-    next.slots[h] = kept.size(h), next.known[h] = kept.of(h).below(l.slots(h) - l.counters.pending);
+    next.slots[h] = kept.size(h), most = std::max(most, kept.size(h));
+    if (!listed) continue;
+    next.known[h] = kept.of(h).below(l.slots(h) - l.counters.pending);
     next.prompt[h] = kept.of(h).below(index_[layer].prompt()[static_cast<std::size_t>(h)]);
   }
+  return held_[layer].reserve(ctx, pipeline_.rows(shape) * pipeline_.most_units(most));
+}
+
+template <class Pipeline>
+bool CudaRetrieval<Pipeline>::may_ask(index_t layer, index_t arrived, index_t queries, Phase phase) const {
+  const bool fits = phase == Phase::prefill_end ? pipeline_.at_prompt_end() : phase == Phase::decode && arrived <= pipeline_.longest_call();
+  return holds() && fits && queries > 0 && !pipeline_.reads_all(layer);
 }
 
 template <class Pipeline>
@@ -21,9 +31,7 @@ bool CudaRetrieval<Pipeline>::asks(index_t layer, index_t seen, index_t arrived,
   if (!holds()) return false;
   CudaHeld& held = held_[layer];
   const bool prompt = phase == Phase::prefill_chunk || phase == Phase::prefill_end;
-  const bool due = prompt ? phase == Phase::prefill_end && pipeline_.at_prompt_end()
-                          : arrived <= pipeline_.longest_call() && (pipeline_.due(seen, arrived) || !held.valid() || left);
-  const bool chooses = phase != Phase::turn && queries > 0 && !pipeline_.reads_all(layer) && due;
+  const bool chooses = may_ask(layer, arrived, queries, phase) && (prompt || pipeline_.due(seen, arrived) || !held.valid() || left);
   if (prompt || chooses || left) held.drop();
   return chooses;
 }

@@ -237,15 +237,15 @@ class CudaRetrieval {
     if (const Status s = watching_.reserve(ctx, layer, heads, most, stepped); s != Status::ok) return s;
     change.drawn = watching_.numbers(layer);
     if (const Status s = Learning::reserve(ctx, pipeline_, shape, index_[layer].found, change); s != Status::ok) return s;
-    if (holds())
-      if (const Status s = held_[layer].reserve(ctx, pipeline_.rows(shape) * pipeline_.most_units(most)); s != Status::ok) return s;
     if (const Status s = index_[layer].reserve(ctx, pipeline_, shape, most); s != Status::ok || !leaves) return s;
     return prim::UnitIndex::moved(ctx, RaggedView<const std::int32_t>(keep.slots), keep.count, change.from);
   }
-  /// Behind `reserve`, in a step, before lengths change: how many slots stay of those that a choice which lasts would know. `kept` says which, where this
-  /// `holds`.
+  /// Whether a step may choose the units that later calls go on reading, and whether it has to know which slots stay: where a prompt ends all compete.
+  bool may_ask(index_t layer, index_t arrived, index_t queries, Phase phase) const;
+  bool asks_lists(index_t layer, index_t arrived, index_t queries, Phase phase) const { return phase == Phase::decode && may_ask(layer, arrived, queries, phase); }
+  /// In a step that may ask, before anything changes: room for its units, and how many of the slots stay that would compete. `listed`: `kept` says which.
   template <class Layer>
-  void tell_stayed(index_t layer, const Layer& l, const CudaKept& kept, index_t heads) const;
+  Status prepare_choice(Context<Cuda>& ctx, index_t layer, const Layer& l, const CacheShape& shape, const CudaKept& kept, bool listed);
   /// What the queries of a step give to slots, and what slots that stay keep of it: see CudaWatching.
   Status watch(Context<Cuda>& ctx, const StepView<Cuda>& view, float* sums) const { return watching_.watch(ctx, pipeline_.summary, view, sums); }
   template <class Layer>
@@ -264,8 +264,7 @@ class CudaRetrieval {
     if (s != Status::ok || !asks_for_prompt) return s;
     return prim::UnitIndex::below(ctx, l.ids.view(), change.known, prompt, shape.kv_heads, index_[layer].prompt().data());
   }
-  /// Whether a step that brought `arrived` tokens chooses the units that later calls go on reading; what was chosen before is let go where it does, and where
-  /// slots `left`.
+  /// Whether a step that brought `arrived` tokens chooses those units; what was chosen before is let go where it does, and where slots `left`.
   bool asks(index_t layer, index_t seen, index_t arrived, index_t queries, Phase phase, bool left);
   /// Behind a step that `asks`, and what becomes of its rows: chooses them. The tokens of a step are no answer to themselves. `queries`: the newest of the
   /// step, no more than `longest_call`.
@@ -390,6 +389,7 @@ class CudaRetrieval<retrieve::ReadAll::Nothing> {
   static constexpr index_t reach() { return 0; }
   static constexpr bool watches() { return false; }
   static constexpr bool asks(index_t, index_t, index_t, index_t, Phase, bool) { return false; }
+  static constexpr bool asks_lists(index_t, index_t, index_t, Phase) { return false; }
   static Status watch(Context<Cuda>&, const StepView<Cuda>&, float*) { return Status::ok; }
   static constexpr std::size_t step_steering_bytes(const CacheShape&) { return 0; }
   static constexpr std::size_t step_bytes(const CacheShape&, index_t, index_t, bool) { return 0; }

@@ -22,8 +22,9 @@ namespace kvcondense::evict {
 ///          (set to 0 before attention), scaled and shifted.
 /// Needs    the gate of every (KV head, token) as `gates`: the channel's number, before scale and shift.
 /// Shapes   gates [kv_heads, tokens].
-/// Cost     4 bytes per slot; a look at the slots that leave the window; no budget, so a cache grows
-///          with what the gate lets stay.
+/// Cost     4 bytes per slot; a look at the slots that leave the window, and where a step works on copies of
+///          numbers of slots (`of_previous`, CUDA, a stage that merges or grades) a copy of all; no budget,
+///          so a cache grows with what the gate lets stay.
 /// Numbers  a token leaves when gate * scale - offset > 0, compared as gate > offset / scale in float32,
 ///          and `window` newer tokens are there: with the coming one window + 1, the ring of the
 ///          reference code. A NaN leaves.
@@ -41,8 +42,8 @@ struct Dms {
   bool of_previous = false;
 
   constexpr auto pipeline() const {
-    return Pipeline{Frozen<Gate>{{of_previous ? 1 : 0}}, NoPool{}, NotLeaving{window},
-                    Above{-offset / scale},                     TopK{},   EveryStep{}};
+    return Pipeline{Frozen<Gate>{{of_previous ? 1 : 0, -1.0f}}, NoPool{}, NotLeaving{window},
+                    Above{-offset / scale},                            TopK{},   EveryStep{}};
   }
   Status validate(const CacheShape&) const {
     return window >= 1 && scale > 0.0f && scale <= 1e9f && offset >= 0.0f && offset <= 1e9f ? Status::ok

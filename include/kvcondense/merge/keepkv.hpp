@@ -21,7 +21,7 @@ namespace kvcondense::merge {
 /// Needs    the queries of every step; an eviction stage.
 /// Shapes   decisions per KV head.
 /// Cost     one product per slot, query head and step for the scores; one product per token that leaves and token that
-///          stays. 12 bytes per slot: votes, score, rows in it.
+///          stays. 12 bytes per slot: votes, score, the mark of its rows.
 /// Numbers  score s: exp(logit), mean over the group, a mean over rows that fades to `decay` per row, corrected by the
 ///          number of rows in it; of a prompt the newest `window` rows count. Weights votes * s, in logarithms. The key is
 ///          multiplied by (log of summed weight - log of votes) / mean score; where that mean is below 0.05 or of the other

@@ -26,8 +26,8 @@ KVCONDENSE_HD constexpr float exposure_mark(std::uint32_t rows, std::uint32_t st
 ///   mean(ctx, RaggedView<const float> sum, RaggedView<const float> mark, index_t stepped, RaggedView<float> out)
 ///       out[h][j] = sum[h][j] / rows that have seen the slot; 0 where none has
 ///
-///   open_logs(ctx, RaggedView<const float> mark, index_t stepped, index_t rows, RaggedView<float> logs)
-///       logs[h][j] = -inf where no row before the newest `rows`, which are counted, has seen the slot: the logarithm of a sum of nothing
+///   open_logs(ctx, index_t appended, RaggedView<float> logs)
+///       logs[h][j] = -inf in the newest `appended` slots, which no row has seen before this step: the logarithm of a sum of nothing
 ///   decayed_mean(ctx, RaggedView<const float> logs, RaggedView<const float> mark, index_t stepped, float decay, RaggedView<float> out)
 ///       out[h][j] = logs[h][j] - log(1 - decay^rows): the logarithm of a mean whose weights fade from row to row;
 ///       -inf where no row has seen the slot

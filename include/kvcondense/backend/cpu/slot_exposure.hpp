@@ -35,13 +35,10 @@ struct SlotExposure<Cpu> {
     return Status::ok;
   }
 
-  static Status open_logs(Context<Cpu>& ctx, RaggedView<const float> mark, index_t stepped, index_t rows, RaggedView<float> logs) {
-    const auto now = static_cast<std::uint32_t>(stepped);
+  static Status open_logs(Context<Cpu>& ctx, index_t appended, RaggedView<float> logs) {
     ctx.parallel(logs.heads, [&](index_t h, index_t) {
       const index_t n = logs.length(h);
-      for (index_t j = 0; j < n; ++j)
-        if (exposed_rows(mark.row(h)[j], now) == static_cast<std::uint32_t>(std::min(rows, n - j)))
-          logs.row(h)[j] = -std::numeric_limits<float>::infinity();
+      std::fill(logs.row(h) + std::max<index_t>(n - appended, 0), logs.row(h) + n, -std::numeric_limits<float>::infinity());
     });
     return Status::ok;
   }

@@ -6,6 +6,7 @@
 #include <kvcondense/backend/cuda/block.cuh>
 #include <kvcondense/backend/cuda/context.cuh>
 #include <kvcondense/backend/cuda/head_slots.cuh>
+#include <kvcondense/backend/cuda/latent_rows.cuh>
 #include <kvcondense/backend/cuda/launch.cuh>
 #include <kvcondense/backend/cuda/mapped_rows.cuh>
 #include <kvcondense/backend/cuda/page_codec.cuh>

@@ -8,6 +8,7 @@
 
 #include <kvcondense/backend/cuda/mapped_rows.cuh>
 #include <kvcondense/backend/cuda/row_codec.cuh>
+#include <kvcondense/backend/cuda/scaled_rows.cuh>
 #include <kvcondense/core/config.hpp>
 #include <kvcondense/core/shape.hpp>
 #include <kvcondense/prim/channel_list.hpp>
@@ -182,11 +183,17 @@ __device__ inline void into_latent(const LatentMap& map, const X& x, float* out)
   for (int j = cuda::lane_of_warp(); j < map.rank; j += cuda::warp_lanes) out[j] = coordinate(map, x, j);
   __syncwarp();
 }
-/// Whether no number of a row is an Inf or a NaN, as `can_store` says it of rows that are stored; in every lane of a warp.
+/// Whether every `step`-th number of a row from `first` on is one, as `can_store` says it of rows that are stored.
+template <class X>
+__device__ inline bool storable_numbers(const X& x, int dim, int first, int step) {
+  bool good = true;
+  for (int c = first; c < dim; c += step) good = good && fabsf(x(c)) <= 3.38e38f;
+  return good;
+}
+/// The same of a whole row, in every lane of a warp.
 template <class X>
 __device__ inline bool storable_row(const X& x, int dim) {
-  bool good = true;
-  for (int c = cuda::lane_of_warp(); c < dim; c += cuda::warp_lanes) good = good && fabsf(x(c)) <= 3.38e38f;
+  const bool good = storable_numbers(x, dim, cuda::lane_of_warp(), cuda::warp_lanes);
   return __all_sync(cuda::full_warp, static_cast<int>(good)) != 0;
 }
 /// Coordinates in shared memory become the row again. A warp; a lane has written its own alone, or behind a barrier.
@@ -209,8 +216,15 @@ __device__ inline void leave_latent(const LatentMap& map, float* row) {
     if (lane + k * cuda::warp_lanes < map.dim) row[lane + k * cuda::warp_lanes] = sum[k];
 }
 
-/// The rows of a group of slots as a block that codes them reads them: a number is a coordinate, made whenever it is read, which is a few times alone. A group of
-/// coordinates may be larger than shared memory.
+/// A sum that a float cannot hold, of rows that it can, `storable()`, is the largest: to be repaired, and to be counted, which what is no number of a row has
+/// been. Of Infs of both signs it is a NaN, which is coded as 0, as on the host.
+template <class Storable>
+__device__ inline float finite_sum(float sum, Storable&& storable) {
+  return fabsf(sum) <= FLT_MAX || sum != sum || !storable() ? sum : limit_to(sum, FLT_MAX);
+}
+
+/// The rows of a group of slots as a block that codes them reads them: a number is a coordinate, made whenever it is read, which is a few times alone, by the
+/// thread that reads it: where a thread codes a channel, as many work as there are coordinates. A group of coordinates may be larger than shared memory.
 template <class Rows>
 struct LatentRows {
   static constexpr bool counted = Rows::counted;
@@ -218,19 +232,9 @@ struct LatentRows {
   LatentMap map;
 
   __device__ auto row(int i) const {
-    return [x = rows.row(i), m = map](int j) { return m.maps() ? finite_where_rows_are(m, x, coordinate(m, x, j)) : x(j); };
+    return [x = rows.row(i), m = map](int j) { return m.maps() ? finite_sum(coordinate(m, x, j), [&] { return storable_numbers(x, m.dim, 0, 1); }) : x(j); };
   }
   __device__ float score(int i) const { return rows.score(i); }
-
- private:
-  /// A sum that a float cannot hold, though it can hold the row, is the largest: to be repaired, and to be counted, which an Inf of a row has been.
-  template <class X>
-  __device__ static float finite_where_rows_are(const LatentMap& map, const X& x, float sum) {
-    if (fabsf(sum) <= FLT_MAX) return sum;
-    for (int i = 0; i < map.dim; ++i)
-      if (!(fabsf(x(i)) <= FLT_MAX)) return sum;
-    return limit_to(sum, FLT_MAX);
-  }
 };
 
 template <GroupCodec C>

@@ -1,6 +1,5 @@
 #pragma once
 
-#include <cfloat>
 #include <cstdint>
 #include <type_traits>
 #include <utility>
@@ -110,14 +109,12 @@ struct SummedRows {
   __device__ auto row(int i) const {
     return [this, i](int j) {
       float sum = 0.0f;
-      bool whole = true;
       each_member([&](int l, index_t h) { sum = __fadd_rn(sum, coordinate(layers.at[l].codec.map.of(h), newest_row(layers, l, h, slots.first + i), j)); });
-      if (fabsf(sum) <= FLT_MAX) return sum;
-      each_member([&](int l, index_t h) {
-        const auto x = newest_row(layers, l, h, slots.first + i);
-        for (int c = 0; c < static_cast<int>(layers.dim()); ++c) whole = whole && fabsf(x(c)) <= FLT_MAX;
+      return finite_sum(sum, [&] {
+        bool good = true;
+        each_member([&](int l, index_t h) { good = good && storable_numbers(newest_row(layers, l, h, slots.first + i), static_cast<int>(layers.dim()), 0, 1); });
+        return good;
       });
-      return whole ? limit_to(sum, FLT_MAX) : sum;
     };
   }
 

@@ -39,7 +39,7 @@ struct DecayedScore {
     request.out = lane[0];
     using Exposure = prim::SlotExposure<B>;
     if (const Status s = Exposure::count(ctx, view.stepped, view.appended, request.rows, lane[1]); s != Status::ok) return s;
-    if (const Status s = Exposure::open_logs(ctx, lane[1], view.stepped, request.rows, lane[0]); s != Status::ok) return s;
+    if (const Status s = Exposure::open_logs(ctx, view.appended, lane[0]); s != Status::ok) return s;
     return view.columns->run(ctx, request);
   }
   template <Backend B>

@@ -61,10 +61,11 @@ struct Surprise {
   }
 };
 
-/// Minus the number that the engine's trained gate gives per (kv head, token), for the token itself or for
-/// one before it: what it marks ranks low.
+/// `scale` times the number that the engine's trained gate gives per (kv head, token), for the token itself
+/// or for one before it.
 struct Gate {
   index_t back = 0;
+  float scale = 1.0f;
 
   constexpr Inputs inputs() const { return Input::gates; }
   constexpr Touches touches() const { return back == 0 ? Touches::newest : Touches::any; }
@@ -72,7 +73,7 @@ struct Gate {
 
   template <Backend B>
   Status write(Context<B>& ctx, const StepView<B>& view, RaggedView<float> lane) const {
-    return prim::TokenNumbers<B>::write(ctx, view.inputs.gates, -1.0f, back, prim::MissingNumber::stays, lane);
+    return prim::TokenNumbers<B>::write(ctx, view.inputs.gates, scale, back, prim::MissingNumber::stays, lane);
   }
 };
 
