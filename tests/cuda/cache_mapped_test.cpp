@@ -69,7 +69,7 @@ TEST_CASE("cuda cache: memory for too little of coordinates is refused, and so a
   auto cache = make_cache<Cuda>(one_head, recipe(lowrank::Pca{.window = 0, .bases = model.facts().bases}));
   REQUIRE(cache);
   test::Device device;
-  Context<Cuda> ctx = device.with_workspace(cache->workspace_bytes(8, 8)), small_room = device.with_workspace(64);
+  Context<Cuda> ctx = device.with_workspace(cache->workspace_bytes(8, 8)), small_room = ctx.with_workspace(ctx.workspace().first(64));
   test::OnDevice<float> rows(device, std::vector<float>(128, 0.5f)), out(device, std::vector<float>(128));
   const auto view = [&](index_t heads) { return dense_view(static_cast<const float*>(rows.data()), heads, 1, 64); };
   REQUIRE(cache->append(ctx, 0, view(1), view(1)) == Status::ok);
