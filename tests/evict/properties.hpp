@@ -58,7 +58,7 @@ struct StepNumbers {
 /// identity[h]: which head's numbers head h has. Its inputs are those of a step of `appended` tokens. Marks in `mark_lane` are of slots
 /// that some rows saw.
 template <class P>
-auto ragged(const P& policy, const CacheShape& shape, std::uint32_t seed, const Ints& identity, index_t appended, index_t mark_lane) {
+auto ragged(const P& policy, const CacheShape& shape, std::uint32_t seed, const Ints& identity, index_t appended, index_t mark_lane = -1) {
   auto d = drive(shape, policy);
   const bool measured = P::needs.has(Input::attention) || P::needs.has(Input::queries);
   const bool one_set = d.pipeline.source.one_set() && measured;

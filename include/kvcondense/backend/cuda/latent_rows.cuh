@@ -240,7 +240,7 @@ struct LatentRows {
 template <GroupCodec C>
 inline constexpr bool codes_groups<Latent<C>> = true;
 template <class C>
-inline constexpr int group_blocks<Latent<C>> = group_blocks<C>;
+inline constexpr int group_blocks<Latent<C>> = group_blocks<C> < 3 ? group_blocks<C> : 3;  // a row is made as it is read: that takes registers
 
 /// Rows of coordinates: `dim` is how many they are.
 template <class C>
