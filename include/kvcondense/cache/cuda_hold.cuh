@@ -43,7 +43,10 @@ Status CudaRetrieval<Pipeline>::hold(Context<Cuda>& ctx, index_t layer, const La
   CudaHeld& held = held_[layer];
   const index_t heads = shape.kv_heads, n = queries.extent[1];
   const CudaHeld::Half& next = held.next();
-  for (index_t h = 0; prompt && h < heads; ++h) next.known[h] = next.prompt[h] = next.slots[h];
+  for (index_t h = 0; h < heads; ++h) {
+    if (prompt) next.known[h] = next.prompt[h] = next.slots[h];
+    next.known[h] = std::min(next.known[h], index_[layer].covered(h));  // none before an index has learned
+  }
   retrieve::ReadView<Cuda> view;
   view.shape = shape, view.layer = layer, view.tokens = prompt ? 1 : n, view.seen = l.counters.seen;
   view.slots = next.slots, view.known = next.known, view.prompt = next.prompt;
