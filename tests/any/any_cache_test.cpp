@@ -17,7 +17,7 @@
 #include <kvcondense/position/rerotate.hpp>
 #include <kvcondense/quant/group_int.hpp>
 #include <kvcondense/quant/kivi.hpp>
-#include <support/byte_list.hpp>
+#include <support/saved.hpp>
 #include <support/catalogue.hpp>
 #include <support/memory.hpp>
 #include <support/model_facts.hpp>
@@ -25,17 +25,9 @@
 
 using namespace kvcondense;
 
-namespace {
+using test::saved;
 
-template <class C>
-std::vector<std::byte> saved(const C& cache) {
-  test::ByteList file;
-  if constexpr (requires { cache.save(file); })
-    REQUIRE(cache.save(file) == Status::ok);
-  else
-    REQUIRE(save(cache, file) == Status::ok);
-  return file.bytes;
-}
+namespace {
 
 /// Drives a cache made from text and the cache of the same recipe as a type with the same calls.
 template <class R>

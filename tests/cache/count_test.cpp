@@ -17,6 +17,7 @@
 #include <kvcondense/quant/kivi.hpp>
 #include <kvcondense/retrieve/quest.hpp>
 #include <support/byte_list.hpp>
+#include <support/saved.hpp>
 #include <support/memory.hpp>
 #include <support/naive_cache.hpp>
 
@@ -122,11 +123,7 @@ struct Rig {
       }
     return all;
   }
-  std::vector<std::byte> file() const {
-    test::ByteList sink;
-    REQUIRE(save(cache, sink) == Status::ok);
-    return sink.bytes;
-  }
+  std::vector<std::byte> file() const { return test::saved(cache); }
 };
 
 /// Prompt and tokens, with a mass that is written, by `forward` and in two calls: outputs and files are the same. Chunks of

@@ -1,4 +1,5 @@
 #include <support/byte_list.hpp>
+#include <support/saved.hpp>
 #include <support/cache_model.hpp>
 #include <support/cache_rig.hpp>
 
@@ -25,11 +26,7 @@ struct Rig : test::CacheRig<R> {
       if (step) REQUIRE(cache.step(ctx, l) == Status::ok);
     }
   }
-  std::vector<std::byte> saved() {
-    test::ByteList sink;
-    REQUIRE(save(cache, sink) == Status::ok);
-    return sink.bytes;
-  }
+  std::vector<std::byte> saved() const { return test::saved(cache); }
 };
 
 }  // namespace

@@ -3,6 +3,7 @@
 #include <vector>
 
 #include <support/byte_list.hpp>
+#include <support/saved.hpp>
 #include <support/cache_model.hpp>
 
 #include <kvcondense/budget/ada.hpp>
@@ -101,11 +102,7 @@ struct Rig {
     }
     return refusals;
   }
-  std::vector<std::byte> file() const {
-    test::ByteList sink;
-    REQUIRE(save(cache, sink) == Status::ok);
-    return sink.bytes;
-  }
+  std::vector<std::byte> file() const { return test::saved(cache); }
 };
 
 /// Whatever is lent, numbers are those that copies get.

@@ -1,7 +1,6 @@
 #pragma once
 
 #include <algorithm>
-#include <cassert>
 #include <span>
 
 #include <kvcondense/cache/cache.hpp>

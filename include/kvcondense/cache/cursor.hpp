@@ -74,4 +74,9 @@ index_t walk_segment(const S& segment, Cursor& at, index_t count, F& use) {
   return count;
 }
 
+/// Where nothing is to be done at the end of a segment.
+struct NoEnd {
+  void operator()(const auto&) const {}
+};
+
 }  // namespace kvcondense::cache

@@ -32,9 +32,4 @@ class PieceList {
   std::size_t count_ = 0;
 };
 
-/// Where nothing is to be done at the end of a segment.
-struct NoEnd {
-  void operator()(const auto&) const {}
-};
-
 }  // namespace kvcondense::cache
