@@ -187,13 +187,11 @@ Status Cache<B, R>::check_append(index_t layer, const TensorView<const T, 3>& ke
   if (l.counted > 0) return Status::order_violation;
   if (l.counters.seen + n > cache::max_position) return Status::out_of_range;
   if (positions.empty() && n > 0 && l.next_position() + n - 1 > cache::max_position) return Status::out_of_range;
-  // 65519.99 still rounds to the largest half; what no stored number can stand for is refused.
-  const float most = shape_.dtype == DType::f16 ? 65519.0f : 3.38e38f;
   float row[max_head_dim];
   for (const auto* rows : {&keys, &values})
     for (index_t h = 0; h < rows->extent[0]; ++h)
       for (index_t t = 0; t < n; ++t)
-        if (!prim::cpu::coding_ops().within(cache::row_of(*rows, h, t, row), rows->extent[2], most)) return Status::invalid_argument;
+        if (!prim::cpu::coding_ops().within(cache::row_of(*rows, h, t, row), rows->extent[2], largest_taken(shape_.dtype))) return Status::invalid_argument;
   return Status::ok;
 }
 

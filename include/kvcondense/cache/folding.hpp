@@ -37,7 +37,7 @@ auto with_exact(C& column, index_t slot, F&& f) {
 
 /// What the stored type has no number for becomes the nearest one it has, a NaN becomes 0; both are counted.
 inline void bring_into_range(float* row, index_t dim, DType dtype, index_t& repaired) {
-  const float most = dtype == DType::f16 ? 65504.0f : 3.38e38f;
+  const float most = largest_kept(dtype);
   for (index_t d = 0; d < dim; ++d) {
     const float x = row[d];
     row[d] = x == x ? std::clamp(x, -most, most) : 0.0f;

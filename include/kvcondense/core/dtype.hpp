@@ -14,6 +14,16 @@ enum class DType : std::uint8_t { f32, f16, bf16 };
 
 KVCONDENSE_HD constexpr std::size_t size_of(DType t) { return t == DType::f32 ? 4 : 2; }
 
+/// The largest number of the type.
+KVCONDENSE_HD constexpr float largest_of(DType t) {
+  return t == DType::f16 ? 65504.0f : t == DType::bf16 ? 0x1.fep127f : 0x1.fffffep127f;
+}
+/// Numbers up to this size are surely finite once they are stored; a cache takes no larger ones. 65519 still rounds to the largest
+/// half; the wider types have one limit, a hair below the largest bfloat16.
+KVCONDENSE_HD constexpr float largest_taken(DType t) { return t == DType::f16 ? 65519.0f : 3.38e38f; }
+/// What a cache makes of larger ones that it comes to by itself.
+KVCONDENSE_HD constexpr float largest_kept(DType t) { return t == DType::f16 ? largest_of(t) : largest_taken(t); }
+
 constexpr const char* to_string(DType t) {
   return t == DType::f32 ? "f32" : t == DType::f16 ? "f16" : "bf16";
 }

@@ -81,7 +81,7 @@ Status append_chunk(C& cache, Ctx& ctx, const StreamHead& h, MemoryResource<Cpu>
   float* k = scratch.take<float>(key_floats);
   float* v = scratch.take<float>(value_floats);
   index_t* positions = scratch.take<index_t>(most);
-  const float largest = shape.dtype == DType::f16 ? 65504.0f : 3.38e38f;
+  const float largest = largest_kept(shape.dtype);
   for (index_t sub = 0; sub < h.sub_chunks(); ++sub)
     for (index_t l = 0; l < shape.layers; ++l) {
       const index_t n = h.tokens_of(sub);

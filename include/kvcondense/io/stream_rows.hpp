@@ -50,7 +50,7 @@ inline void row_from_code(float* row, index_t dim, const prim::RopeTable* rope, 
 
 /// Numbers as a cache's type holds them; NaN becomes 0, infinities the largest number. Adds to `repaired` how many.
 inline Status put_exact(PartWriter& part, DType type, std::span<const float> numbers, index_t& repaired) {
-  const float largest = type == DType::f16 ? 65504.0f : type == DType::bf16 ? 0x1.fep127f : 0x1.fffffep127f;
+  const float largest = largest_of(type);
   Status s = Status::ok;
   for (const float number : numbers) {
     repaired += !std::isfinite(number);

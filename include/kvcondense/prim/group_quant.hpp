@@ -102,7 +102,7 @@ struct GroupParams {
 
 /// `v` rounded to the parameter type; magnitudes it cannot hold become its largest.
 KVCONDENSE_HD constexpr float stored(ParamType type, float v, bool& saturated) {
-  const float top = type == ParamType::f16 ? 65504.0f : type == ParamType::bf16 ? 0x1.fep127f : 0x1.fffffep127f;
+  const float top = largest_of(number_type(type));
   saturated = saturated || v > top || v < -top;
   const float c = v > top ? top : v < -top ? -top : v;
   if (type == ParamType::f16) return detail::half_value(detail::half_bits(c));

@@ -20,7 +20,7 @@ KVCONDENSE_HD inline float stored_above(DType type, float x) {
     if ((bits & 0x7fffu) == 0) bits = 1;
     else bits = static_cast<std::uint16_t>(bits + ((bits & 0x8000u) == 0 ? 1 : -1));
   }
-  const float largest = f16 ? 65504.0f : kvcondense::detail::bit_cast<float>(0x7f7f0000u);
+  const float largest = largest_of(type);
   const float y = value(bits);
   return y > largest ? largest : y < -largest ? -largest : y;
 }

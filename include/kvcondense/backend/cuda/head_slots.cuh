@@ -49,8 +49,8 @@ namespace cuda_kernels {
 
 inline constexpr int append_threads = 128, append_warps = append_threads / cuda::warp_lanes;
 
-/// Whether a stored number is surely finite; a hair below where rounding makes it Inf it is counted as one that is not.
-__device__ inline bool can_store(DType type, float x) { return fabsf(x) <= (type == DType::f16 ? 65519.0f : 3.38e38f); }
+/// Whether a stored number is surely finite.
+__device__ inline bool can_store(DType type, float x) { return fabsf(x) <= largest_taken(type); }
 
 /// The newest slots of every head become these rows, of which `first` are first slots: a warp a slot. Grid: blocks of slots, heads.
 template <class T>

@@ -187,7 +187,7 @@ __device__ inline void into_latent(const LatentMap& map, const X& x, float* out)
 template <class X>
 __device__ inline bool storable_numbers(const X& x, int dim, int first, int step) {
   bool good = true;
-  for (int c = first; c < dim; c += step) good = good && fabsf(x(c)) <= 3.38e38f;
+  for (int c = first; c < dim; c += step) good = good && fabsf(x(c)) <= largest_taken(DType::f32);
   return good;
 }
 /// The same of a whole row, in every lane of a warp.

@@ -42,7 +42,7 @@ struct RowPage<Transformed<Hadamard, C>> : RowPage<C> {
   __device__ int encode(int slot, const Rows& rows, int i, Scratch& s) const {
     const auto x = rows.row(i);
     bool good = true;  // as `can_store` says it of rows that are stored
-    for (int c = cuda::lane_of_warp(); c < this->dim; c += cuda::warp_lanes) s.mapped[c] = x(c), good = good && fabsf(x(c)) <= 3.38e38f;
+    for (int c = cuda::lane_of_warp(); c < this->dim; c += cuda::warp_lanes) s.mapped[c] = x(c), good = good && fabsf(x(c)) <= largest_taken(DType::f32);
     const bool counted = rows.counted && __all_sync(cuda::full_warp, static_cast<int>(good)) == 0;
     __syncwarp();
     map_hadamard(transform, this->dim, s.mapped, false);

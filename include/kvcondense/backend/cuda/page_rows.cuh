@@ -52,7 +52,7 @@ __device__ inline void write_number(DType type, std::byte* at, int i, float x) {
       type == DType::f16 ? kvcondense::detail::half_bits(x) : kvcondense::detail::bfloat16_bits(x);
 }
 /// As on the host (`cache::bring_into_range`), what the type has no number for becomes the nearest one it has, a NaN becomes 0.
-__device__ inline float in_range(DType type, float x) { return limit_to(without_nan(x), type == DType::f16 ? 65504.0f : 3.38e38f); }
+__device__ inline float in_range(DType type, float x) { return limit_to(without_nan(x), largest_kept(type)); }
 
 /// The two pieces of a slot in its page: numbers or codes, then parameters of its own.
 struct SlotBytes {

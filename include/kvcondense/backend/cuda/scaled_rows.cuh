@@ -91,7 +91,7 @@ struct RowPage<Tabled<Transformed<ChannelScale, C>>> : RowPage<C> {
   __device__ int encode(int slot, const Rows& rows, int i, Scratch& s) const {
     const auto x = rows.row(i);
     bool good = true;  // an Inf that the factor makes is counted here
-    for (int c = cuda::lane_of_warp(); c < this->dim; c += cuda::warp_lanes) s.scaled[c] = __fmul_rn(x(c), state[c]), good = good && fabsf(x(c)) <= 3.38e38f;
+    for (int c = cuda::lane_of_warp(); c < this->dim; c += cuda::warp_lanes) s.scaled[c] = __fmul_rn(x(c), state[c]), good = good && fabsf(x(c)) <= largest_taken(DType::f32);
     const bool counted = rows.counted && __all_sync(cuda::full_warp, static_cast<int>(good)) == 0;
     __syncwarp();
     return RowPage<C>::encode(slot, MappedRow{s.scaled, counted}, i, s.inner);

@@ -61,7 +61,7 @@ inline index_t widen_ranges(const float* x, index_t n, float* lo, float* hi) {
 
 /// Rounded to the parameter type, magnitudes that it cannot hold cut; `saturated` becomes -1 there.
 [[gnu::always_inline]] inline V as_stored(ParamType type, const V& v, N& saturated) {
-  const float top = type == ParamType::f16 ? 65504.0f : type == ParamType::bf16 ? 0x1.fep127f : 0x1.fffffep127f;
+  const float top = largest_of(number_type(type));
   saturated = (v > top) | (v < -top);
   const V c = v > top ? all(top) : v < -top ? all(-top) : v;
   if (type == ParamType::f32) return c;
