@@ -12,7 +12,11 @@ list(FILTER joined INCLUDE REGEX "/cache_[a-z_]+_test[.]cpp$")
 list(REMOVE_ITEM plain ${joined})
 kvcondense_join_tests(cuda joined 4)
 kvcondense_join_tests(cuda_words plain 4)
-set_source_files_properties(${joined} ${plain} PROPERTIES COMPILE_OPTIONS -O1)
+set(optimized -O1)
+if(KVCONDENSE_SANITIZE)  # what sanitizers add is optimized for minutes
+  set(optimized -O0)
+endif()
+set_source_files_properties(${joined} ${plain} PROPERTIES COMPILE_OPTIONS ${optimized})
 add_executable(cuda_fibers_test fibers/fibers_test.cpp ${plain} ${joined})
 target_include_directories(cuda_fibers_test PRIVATE "${cuda_tests}")
 target_link_libraries(cuda_fibers_test PRIVATE kvcondense kvcondense_any Catch2::Catch2 kvcondense_build kvcondense_warnings

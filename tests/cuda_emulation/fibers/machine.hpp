@@ -31,7 +31,6 @@ struct Options {
   std::uint64_t seed = 0;       ///< 0: threads and blocks in order; else in a random order from this seed
   bool late_copies = true;      ///< cp.async lands at the wait that guarantees it; false: at once
   bool poison_shared = true;    ///< dynamic shared memory begins as NaN
-  std::size_t stack_bytes = 64 * 1024;
 };
 inline Options options;
 
@@ -161,7 +160,7 @@ CUDA_FIBERS_UNSEEN inline void make_threads(unsigned n) {
   }
   for (; machine.stacks < n; ++machine.stacks) {
     Thread& t = machine.threads[machine.stacks];
-    if (!t.stack.map(options.stack_bytes)) fail("no memory for a stack");
+    if (!t.stack.map(stack_bytes)) fail("no memory for a stack");
     t.sanitizer.bottom = t.stack.bottom;
     t.sanitizer.bytes = t.stack.bytes;
     t.sanitizer.create();

@@ -35,6 +35,13 @@ void __tsan_release(void* at);
 
 namespace cuda_fibers {
 
+/// Bytes of a thread's stack: frames that are watched, and not optimized, are several times as large.
+#if defined(CUDA_FIBERS_ASAN) || defined(CUDA_FIBERS_TSAN)
+inline constexpr unsigned stack_bytes = 256 * 1024;
+#else
+inline constexpr unsigned stack_bytes = 64 * 1024;
+#endif
+
 /// Happens-before, for TSan: what came before `release(at)` is visible after `acquire(at)`.
 inline void order_release([[maybe_unused]] void* at) {
 #if defined(CUDA_FIBERS_TSAN)
