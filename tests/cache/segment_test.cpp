@@ -453,18 +453,27 @@ TEST_CASE("segment: skipping finds the slot from either end of the table", "[cac
 }
 
 
-TEST_CASE("segment: a page that is read comes with the one that is read after it", "[cache][segment]") {
+TEST_CASE("segment: a page that is read comes with one that is read soon after it", "[cache][segment]") {
   test::CountingMemory memory;
   Segment a = make(memory), b = make(memory), none = make(memory);
   append(a, 0, 2 * page + 3), append(b, 0, page);
   const auto data = [](const Segment& s, index_t p) { return static_cast<const std::byte*>(s.span(s.pages()[p]).data); };
-  for (index_t p = 0; p < 3; ++p) {
-    CAPTURE(p);
-    const auto& ref = a.pages()[p];
-    REQUIRE(a.span_then_next(ref, true, nullptr, &b).data == data(a, p));
-    REQUIRE(a.span_then_next(ref, true, nullptr, &b).next == (p < 2 ? data(a, p + 1) : data(b, 0)));
-    REQUIRE(a.span_then_next(ref, true, nullptr, &none).next == (p < 2 ? data(a, p + 1) : nullptr));
-    REQUIRE(a.span_then_next(ref, true, nullptr).next == (p < 2 ? data(a, p + 1) : nullptr));
-    REQUIRE(a.span_then_next(ref, false, nullptr, &b).next == nullptr);
-  }
+  const auto next = [&](const Segment& s, index_t p, index_t ahead, const Segment* then) {
+    const prim::PageSpan span = s.span_then_next(s.pages()[p], ahead, nullptr, then);
+    REQUIRE(span.data == data(s, p));
+    return span.next;
+  };
+  for (const Segment* then : {static_cast<const Segment*>(nullptr), static_cast<const Segment*>(&none), static_cast<const Segment*>(&b), static_cast<const Segment*>(&a)})
+    for (index_t p = 0; p < 3; ++p)
+      for (index_t ahead = 0; ahead <= 2; ++ahead) {
+        CAPTURE(p, ahead);
+        std::vector<const std::byte*> order;  // pages as they are read
+        for (const Segment* s : {static_cast<const Segment*>(&a), then})
+          for (index_t i = 0; s != nullptr && i < s->pages().size(); ++i) order.push_back(data(*s, i));
+        const auto at = static_cast<std::size_t>(p + ahead);
+        REQUIRE(next(a, p, ahead, then) == (ahead > 0 && at < order.size() ? order[at] : nullptr));
+      }
+  REQUIRE(next(b, 0, 1, &a) == data(a, 0));
+  REQUIRE(next(b, 0, 2, &a) == data(a, 0));  // or nobody would ask for it
+  REQUIRE(next(b, 0, 2, nullptr) == nullptr);
 }

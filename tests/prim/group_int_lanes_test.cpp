@@ -355,6 +355,27 @@ TEST_CASE("group_int lanes: every instruction set makes the same integers and th
   }
 }
 
+TEMPLATE_TEST_CASE_SIG("group_int lanes: steps of a run ask for what is read later byte after byte", "[prim][group_quant][lanes]", ((int Bits), Bits), 2, 4, 8) {
+  std::vector<std::byte> here(64), later(2 * 64 * 64);
+  for (const index_t steps : {1, 16, 32})
+    for (const int pairs : {1, 2})
+      for (const bool together : {false, true}) {
+        const cpu::CodeRun run{.first = here.data(), .steps = steps, .pairs = pairs, .next = later.data()};
+        index_t asked = 0;
+        for (int p = 0; p < pairs; p += together ? pairs : 1) {
+          cpu::RunAhead<Bits> ahead(run, p, together ? pairs : 1);
+          for (index_t s = 0; s < steps; ++s, ahead.at += ahead.step) {
+            REQUIRE(ahead.at - later.data() == asked);
+            asked += ahead.step;
+          }
+        }
+        REQUIRE(asked == steps * pairs * 16 * Bits);  // 32 outputs of four multipliers
+      }
+  const cpu::RunAhead<Bits> nothing({.first = here.data(), .steps = 16, .pairs = 2}, 1, 1);
+  REQUIRE(nothing.at == here.data());
+  REQUIRE(nothing.step == 0);
+}
+
 TEMPLATE_TEST_CASE_SIG("group_int lanes: every form and parameter type", "[prim][group_quant][lanes]", ((int Bits), Bits), 2, 4, 8) {
   for (const GroupForm form : forms)
     for (const ParamType type : {ParamType::f16, ParamType::bf16, ParamType::f32})

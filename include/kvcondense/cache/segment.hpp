@@ -49,14 +49,18 @@ class Segment {
   std::uint64_t format() const { return format_; }  ///< of every page in it
   const Buffer<PageRef>& pages() const { return pages_; }
   prim::PageSpan span(const PageRef& ref) const { return {rows_of(ref)->payload(), page_slots_, dim_}; }
-  /// For reading: if reading `goes_on`, with the page behind it, or behind the last one with the first page of `then`, which is read after
-  /// this segment; or where `pages` has it.
-  prim::PageSpan span_then_next(const PageRef& ref, bool goes_on, const PageProvider<Cpu>* pages, const Segment* then = nullptr) const {
+  /// How many pages ahead pages are asked for: one of few bits is read in less time than the next one takes to come.
+  static constexpr index_t far_ahead = 2;
+
+  /// For reading: with the page `ahead` pages behind it, 0 for none, as if those of `then`, which is read after this segment, came behind its
+  /// own; or where `pages` has it.
+  prim::PageSpan span_then_next(const PageRef& ref, index_t ahead, const PageProvider<Cpu>* pages, const Segment* then = nullptr) const {
     if (pages != nullptr) return {const_cast<std::byte*>(pages->find(use_of(ref))), page_slots_, dim_};
     prim::PageSpan span{rows_of(ref)->payload(), page_slots_, dim_};
-    if (!goes_on) return span;
-    if (&ref != &pages_.back()) span.next = rows_of((&ref)[1])->payload();
-    else if (then != nullptr && !then->pages_.empty()) span.next = then->rows_of(then->pages_[0])->payload();
+    if (ahead == 0) return span;
+    const index_t rest = &pages_.back() - &ref, far = std::min(ahead, pages_.size());  // a lone page asks for the first one of `then`
+    if (far <= rest) span.next = rows_of((&ref)[far])->payload();
+    else if (then != nullptr && far - rest <= then->pages_.size()) span.next = then->rows_of(then->pages_[far - rest - 1])->payload();
     return span;
   }
   PageUse use_of(const PageRef& ref) const { return {rows_of(ref)->payload(), page_payload(), ref.used < page_slots_ ? 0 : ref.stamp}; }

@@ -42,8 +42,8 @@ struct ExactRows {
 
 static_assert(CodecDescription<ExactRows>);
 
-/// A page as its codec sees it: payload, capacity in slots, numbers per row; and the payload that is read after
-/// this one, where that is known, so that it can be asked for early.
+/// A page as its codec sees it: payload, capacity in slots, numbers per row; and the payload of one that is
+/// read soon after this one, where that is known, so that it can be asked for early.
 struct PageSpan {
   std::byte* data = nullptr;
   index_t slots = 0;

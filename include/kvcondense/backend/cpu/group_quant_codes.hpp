@@ -159,7 +159,7 @@ struct CodeAttention {
     run.next = next(page, run.first);
     return run;
   }
-  /// Of up to `channels` channels.
+  /// Of up to `channels` channels: of what will be read later it asks for a share, like one that has been read up to here.
   CodeRun channel_run(const PageSpan& page, index_t slot, index_t slots, index_t channel, index_t channels) const {
     const CodeLanes<Bits> codes{page.data, CodeLayout::channel_lanes, dim};
     CodeRun run;
@@ -168,7 +168,7 @@ struct CodeAttention {
     run.step = codes.block(slot + 4, channel) - run.first;
     run.steps = slots / 4;
     if (channels > pair_outputs) run.pairs = 2, run.other = codes.block(slot, channel + pair_outputs) - run.first;
-    run.next = next(page, run.first);
+    run.next = next(page, codes.block(slot, 0) + channel * slots * Bits / 8);
     return run;
   }
 
@@ -248,7 +248,8 @@ struct CodeAttention {
         CodeRun run = slot_run(piece.page, slot);
         run.steps = group / 4;
         for (index_t r = 0; r < q.rows; ++r) std::fill_n(to.data + r * to.step, run_outputs, 0.0f);
-        for (index_t j = 0; j < groups; ++j, run.first += run.steps * run.step, run.next = next(piece.page, run.first)) {
+        for (index_t j = 0; j < groups; ++j, run.first += run.steps * run.step) {
+          if (run.next != nullptr && j > 0) run.next += run_outputs * group * Bits / 8;
           ops.dot(Bits, run, each[j], each[j], {codes, q.rows, run_outputs});
           read_slots(piece.page, j, slot, run_outputs, scale, mid);
           ops.scale_add(codes, run_outputs, scale, mid, sums[j], to);

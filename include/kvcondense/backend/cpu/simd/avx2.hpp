@@ -136,9 +136,10 @@ void code_pair(const CodeRun& run, index_t at, int field, const FoldedRows& fold
 #pragma GCC unroll 4
     for (int j = 0; j < 4; ++j) total[k][j] = _mm256_setzero_si256();
   const std::byte* w = run.first + at;
-  const std::byte* ahead = run.next == nullptr ? w : run.next + at;
-  for (index_t s = 0; s < run.steps; ++s, w += run.step, ahead += run.next == nullptr ? 0 : run.step) {
-    prefetch(ahead);
+  RunAhead<Bits> ahead(run, at + field > 0 ? 1 : 0, 1);
+  for (index_t s = 0; s < run.steps; ++s, w += run.step, ahead.at += ahead.step) {
+    prefetch(ahead.at);
+    if constexpr (Bits == 8) prefetch(ahead.at + 64);
     __m256i x[4];
 #pragma GCC unroll 4
     for (int j = 0; j < 4; ++j) {

@@ -39,7 +39,21 @@ struct CodeRun {
   index_t steps = 0;        ///< blocks, four multipliers each
   int pairs = 1;
   index_t other = 0;        ///< 4 and 8 bits: bytes from a block to that of the pair behind
-  const std::byte* next = nullptr;  ///< what will be read later, at the same distances
+  const std::byte* next = nullptr;  ///< what will be read later, as many bytes as the run has, one behind the other
+};
+
+/// What is asked for while pairs [from, from + pairs) of a run are read: their share of `next`, as many bytes in a step as the step reads. All of
+/// a page is asked for line after line, for a processor reads ahead by itself where lines are asked for in order.
+template <int Bits>
+struct RunAhead {
+  const std::byte* at;
+  index_t step = 0;
+
+  RunAhead(const CodeRun& run, int from, int pairs) : at(run.first) {
+    if (run.next == nullptr) return;  // the same line again and again, which is there
+    step = pairs * 16 * Bits;
+    at = run.next + from * run.steps * 16 * Bits;
+  }
 };
 
 struct MidRule {

@@ -114,9 +114,10 @@ void code_pair(const CodeRun& run, index_t at, int field, const FoldedRows& fold
 #pragma GCC unroll 4
     for (int k = 0; k < 2 * R; ++k) front[k / 2][k % 2] = back[k / 2][k % 2] = vdupq_n_s32(0);
     const std::byte* w = run.first + at + 16 * j;
-    const std::byte* ahead = run.next == nullptr ? w : run.next + at + 16 * j;
-    for (index_t s = 0; s < run.steps; ++s, w += run.step, ahead += run.next == nullptr ? 0 : run.step) {
-      if (j == 0) prefetch(ahead);
+    RunAhead<Bits> ahead(run, at + field > 0 ? 1 : 0, 1);
+    for (index_t s = 0; s < run.steps; ++s, w += run.step, ahead.at += ahead.step) {
+      if (j == 0) prefetch(ahead.at);
+      if (Bits == 8 && j == 1) prefetch(ahead.at + 64);
       int8x16_t x[2];
 #pragma GCC unroll 2
       for (int p = 0; p < 2; ++p) x[p] = signed_codes<Bits>(w + (Bits == 8 ? p * run.second : 0), down[p]);

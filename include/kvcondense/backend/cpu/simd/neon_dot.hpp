@@ -38,9 +38,10 @@ void code_pair(const CodeRun& run, index_t at, int field, const FoldedRows& fold
 #pragma GCC unroll 8
     for (int j = 0; j < 8; ++j) total[k][j] = vdupq_n_s32(0);
   const std::byte* w = run.first + at;
-  const std::byte* ahead = run.next == nullptr ? w : run.next + at;
-  for (index_t s = 0; s < run.steps; ++s, w += run.step, ahead += run.next == nullptr ? 0 : run.step) {
-    __builtin_prefetch(ahead, 0, 2);
+  RunAhead<Bits> ahead(run, at + field > 0 ? 1 : 0, 1);
+  for (index_t s = 0; s < run.steps; ++s, w += run.step, ahead.at += ahead.step) {
+    __builtin_prefetch(ahead.at, 0, 2);
+    if constexpr (Bits == 8) __builtin_prefetch(ahead.at + 64, 0, 2);
     int8x16_t x[8];
 #pragma GCC unroll 8
     for (int j = 0; j < 8; ++j) x[j] = neon::signed_codes<Bits>(w + (Bits == 8 && j >= 4 ? run.second : 0) + j % 4 * 16, down[j / 4]);

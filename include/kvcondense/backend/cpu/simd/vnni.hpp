@@ -231,7 +231,7 @@ template <int Bits, int Field, bool Add>
 /// Multipliers of two bytes: sixteen sums, of one pair, four rows and two planes. The upper field is never isolated: the sum over both
 /// fields less the sum over the lower one is its multiple.
 template <int Bits, int Field, int R, bool Add>
-void dot_rows(const CodeRun& run, index_t at, const FoldedRows& folded, const RowBlock<float>& out) {
+void dot_rows(const CodeRun& run, bool behind, const FoldedRows& folded, const RowBlock<float>& out) {
   const I low_field = _mm512_set1_epi8(static_cast<char>(Bits == 4 ? 0x0f : Field == 0 ? 0x03 : 0x30));
   const I both_fields = _mm512_set1_epi8(static_cast<char>(Bits == 4 ? 0xff : Field == 0 ? 0x0f : 0xf0));
   I low[R][2], both[R][2];
@@ -239,15 +239,14 @@ void dot_rows(const CodeRun& run, index_t at, const FoldedRows& folded, const Ro
   for (int r = 0; r < R; ++r)
 #pragma GCC unroll 2
     for (int p = 0; p < 2; ++p) low[r][p] = both[r][p] = _mm512_setzero_si512();
-  const std::byte* w = run.first + at;
-  const std::byte* next = run.next == nullptr ? w : run.next + at;
-  const index_t next_step = run.next == nullptr ? 0 : run.step;
+  const std::byte* w = run.first + (behind && Bits != 2 ? run.other : 0);
+  RunAhead<Bits> ahead(run, behind ? 1 : 0, 1);
   const std::int8_t* n = &folded.plane[0][0][0];
-  for (index_t s = 0; s < run.steps; ++s, w += run.step, next += next_step, n += 4) {
-    avx512::prefetch(next);
+  for (index_t s = 0; s < run.steps; ++s, w += run.step, ahead.at += ahead.step, n += 4) {
+    avx512::prefetch(ahead.at);
     I x, y;
     if constexpr (Bits == 8) {
-      avx512::prefetch(next + (run.next == nullptr ? 0 : run.second));
+      avx512::prefetch(ahead.at + 64);
       x = _mm512_loadu_si512(w), y = _mm512_loadu_si512(w + run.second);
     } else {
       const I codes = _mm512_loadu_si512(w);
@@ -275,8 +274,8 @@ void dot_rows(const CodeRun& run, index_t at, const FoldedRows& folded, const Ro
 
 template <int Bits, int R, bool Add>
 void dot_pairs(const CodeRun& run, const FoldedRows& first, const FoldedRows& behind, const RowBlock<float>& out) {
-  dot_rows<Bits, 0, R, Add>(run, 0, first, out);
-  if (run.pairs == 2) dot_rows<Bits, Bits == 2 ? 2 : 0, R, Add>(run, Bits == 2 ? 0 : run.other, behind, {out.data + 32, out.rows, out.step});
+  dot_rows<Bits, 0, R, Add>(run, false, first, out);
+  if (run.pairs == 2) dot_rows<Bits, Bits == 2 ? 2 : 0, R, Add>(run, true, behind, {out.data + 32, out.rows, out.step});
 }
 
 /// Multipliers of one byte: sixteen sums, of two pairs and four rows.
@@ -290,29 +289,24 @@ void byte_rows(const CodeRun& run, const FoldedRows& first, const FoldedRows& be
 #pragma GCC unroll 4
     for (int r = 0; r < R; ++r) low[p][r] = both[p][r] = _mm512_setzero_si512();
   const std::byte* w = run.first;
-  const bool known = run.next != nullptr;
-  const std::byte* next = known ? run.next : w;
-  const index_t next_step = known ? run.step : 0, next_second = known ? run.second : 0, next_other = known ? run.other : 0;
+  RunAhead<Bits> ahead(run, 0, Pairs);
   const std::int8_t* n = &first.plane[0][0][0];
   const std::int8_t* m = &behind.plane[0][0][0];
-  for (index_t s = 0; s < run.steps; ++s, w += run.step, next += next_step, n += 4, m += 4) {
+  for (index_t s = 0; s < run.steps; ++s, w += run.step, ahead.at += ahead.step, n += 4, m += 4) {
+#pragma GCC unroll 4
+    for (index_t b = 0; b < Pairs * 16 * Bits; b += 64) avx512::prefetch(ahead.at + b);
     I x[Pairs], y[Pairs];
     if constexpr (Bits == 2) {
-      avx512::prefetch(next);
       const I codes = _mm512_loadu_si512(w);
       x[0] = _mm512_and_si512(codes, low_field), y[0] = _mm512_and_si512(codes, two_fields);
       if constexpr (Pairs == 2) x[1] = _mm512_and_si512(codes, next_field), y[1] = _mm512_and_si512(codes, last_fields);
     } else {
 #pragma GCC unroll 2
       for (int p = 0; p < Pairs; ++p) {
-        avx512::prefetch(next + p * next_other);
         const I codes = _mm512_loadu_si512(w + p * run.other);
         x[p] = Bits == 4 ? _mm512_and_si512(codes, low_field) : codes;
         y[p] = codes;
-        if constexpr (Bits == 8) {
-          avx512::prefetch(next + p * next_other + next_second);
-          y[p] = _mm512_loadu_si512(w + p * run.other + run.second);
-        }
+        if constexpr (Bits == 8) y[p] = _mm512_loadu_si512(w + p * run.other + run.second);
       }
     }
 #pragma GCC unroll 4
