@@ -477,3 +477,17 @@ TEST_CASE("segment: a page that is read comes with one that is read soon after i
   REQUIRE(next(b, 0, 2, &a) == data(a, 0));  // or nobody would ask for it
   REQUIRE(next(b, 0, 2, nullptr) == nullptr);
 }
+
+TEST_CASE("segment: small pages are asked for two ahead", "[cache][segment]") {
+  test::CountingMemory memory;
+  const prim::ExactRows half{DType::f16};
+  const auto far = [&](index_t width, index_t slots) {
+    Segment s(half, half.fingerprint(), width, slots, memory), other;
+    other = std::move(s);
+    return other.far_ahead();
+  };
+  REQUIRE(far(128, 64) == 1);
+  REQUIRE(far(128, 32) == 1);
+  REQUIRE(far(128, 31) == 2);
+  REQUIRE(far(64, 32) == 2);
+}

@@ -252,7 +252,7 @@ class Column {
       pieces.clear();
     };
     walk(at, count, [&](const auto& segment, const PageRef& ref, index_t first, index_t n, index_t live) {
-      const prim::PageSpan page = segment.span_then_next(ref, long_read ? segment.far_ahead : done + live < count ? 1 : 0, from, likewise(segment, then));
+      const prim::PageSpan page = segment.span_then_next(ref, long_read ? segment.far_ahead() : done + live < count ? 1 : 0, from, likewise(segment, then));
       if (live == n && !owns_lengths(segment, ref)) {
         if (pieces.add({page, first, n, done})) read(segment, out);
         done += n;
@@ -288,7 +288,7 @@ class Column {
       pieces.clear();
     };
     walk(at, count, [&](const auto& segment, const PageRef& ref, index_t first, index_t n, index_t live) {
-      const prim::PageSpan page = segment.span_then_next(ref, long_read ? segment.far_ahead : done + live < count ? 1 : 0, from, likewise(segment, then));
+      const prim::PageSpan page = segment.span_then_next(ref, long_read ? segment.far_ahead() : done + live < count ? 1 : 0, from, likewise(segment, then));
       if (live == n && !owns_lengths(segment, ref)) {
         if (pieces.add({page, first, n, done})) read(segment, weights);
         done += n;

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <algorithm>
+#include <cstdint>
 #include <type_traits>
 #include <utility>
 
@@ -33,7 +34,8 @@ class Segment {
   Segment() = default;
   /// `fingerprint`: of how rows become what the codec stores, and of the codec.
   Segment(const Codec& codec, std::int64_t fingerprint, index_t dim, index_t page_slots, MemoryResource<Cpu>& memory)
-      : codec_(codec), dim_(dim), page_slots_(page_slots), format_(page_format(fingerprint, page_slots, dim)), memory_(&memory), pages_(memory) {}
+      : codec_(codec), dim_(dim), page_slots_(page_slots), format_(page_format(fingerprint, page_slots, dim)), memory_(&memory), pages_(memory),
+        far_ahead_(page_payload() < near_bytes ? 2 : 1) {}
   Segment(Segment&& o) noexcept { swap(o); }
   Segment& operator=(Segment&& o) noexcept {
     Segment gone(std::move(o));
@@ -49,8 +51,8 @@ class Segment {
   std::uint64_t format() const { return format_; }  ///< of every page in it
   const Buffer<PageRef>& pages() const { return pages_; }
   prim::PageSpan span(const PageRef& ref) const { return {rows_of(ref)->payload(), page_slots_, dim_}; }
-  /// How many pages ahead pages are asked for: one of few bits is read in less time than the next one takes to come.
-  static constexpr index_t far_ahead = 2;
+  /// How many pages ahead pages are asked for: a small one is read in less time than the next one takes to come.
+  index_t far_ahead() const { return far_ahead_; }
 
   /// For reading: with the page `ahead` pages behind it, 0 for none, as if those of `then`, which is read after this segment, came behind its
   /// own; or where `pages` has it.
@@ -261,10 +263,12 @@ class Segment {
   void swap(Segment& o) noexcept {
     std::swap(codec_, o.codec_), std::swap(memory_, o.memory_);
     std::swap(dim_, o.dim_), std::swap(page_slots_, o.page_slots_), std::swap(format_, o.format_), std::swap(live_, o.live_);
-    pages_.swap(o.pages_), std::swap(spare_, o.spare_), std::swap(shares_, o.shares_);
+    pages_.swap(o.pages_), std::swap(spare_, o.spare_), std::swap(shares_, o.shares_), std::swap(far_ahead_, o.far_ahead_);
   }
 
  private:
+  static constexpr std::size_t near_bytes = 8 << 10;
+
   Page* rows_of(const PageRef& ref) const { return shares(ref) ? ref.page->under : ref.page; }
 
   index_t encode(prim::PageSpan page, index_t first, index_t n, prim::RowBlock<const float> rows, const float* scores) const {
@@ -372,6 +376,7 @@ class Segment {
   Page* spare_ = nullptr;
   index_t live_ = 0;
   bool shares_ = false;
+  std::uint8_t far_ahead_ = 1;
 };
 
 }  // namespace kvcondense::cache
