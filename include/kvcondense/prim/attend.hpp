@@ -101,7 +101,7 @@ struct AttentionSums {
 ///           `value_width()`, `finish_values(rows)`, see RowTransform. Heads of which a query sees some slots less have
 ///           `hide(visible, first, count, logits)`, which makes their logits -inf.
 /// Cost      every key and value is read once per block of query rows; codes are unpacked once for all
-///           query heads of a KV head. With mass, the logits of a block are kept and read again.
+///           query heads of a KV head. With mass, the weights of a block are kept and read again.
 /// Numbers   float32; softmax online over strips of `strip` slots, so the result does not depend on how
 ///           slots lie in pages.
 template <Backend B>

@@ -68,19 +68,19 @@ struct Attend<Cpu> {
           if (at > 0 && at >= head.slots()) return;
           HeadParts of(size, head_scratch(h));
           Block block(size, worker_scratch(worker), true);
-          if (size.mass) block.logits = of.logits, block.width = size.slots;
+          if (size.mass) block.keep_in(of.kept);
           block.begin(request, head, h * group, group, 0, q_rows);
           Sums sums = of.sums(task % parts);
           block.start(sums, head, at == 0, request.out.extent[2]);
           typename std::remove_cvref_t<decltype(head)>::Cursor keys{}, values{};
           head.seek(keys, values, at);
-          block.add(head, sums, keys, values, at, size.mass ? at : -1);
+          block.add(head, sums, keys, values, at);
         });
         ctx.parallel(kv_heads, [&](index_t h, index_t worker) {
           auto head = heads(h);
           HeadParts of(size, head_scratch(h));
           Block block(size, worker_scratch(worker), true);
-          if (size.mass) block.logits = of.logits, block.width = size.slots;
+          if (size.mass) block.keep_in(of.kept);
           block.see(request, head, group, 0, q_rows);
           Sums sums = of.sums(0);
           for (index_t p = 1; p * part < head.slots(); ++p) join(sums, of.sums(p), q_rows);
@@ -124,24 +124,30 @@ struct Attend<Cpu> {
     bool mass;
 
     index_t parts() const { return (slots + part - 1) / part; }
-    /// Numbers in a row of logits.
-    index_t logit_width(bool split) const { return mass && !split ? slots : std::min(strip, slots); }
+    index_t strips() const { return (slots + strip - 1) / strip; }
+    std::size_t kept() const { return Scratch::bytes_for<float>(rows * slots) + Scratch::bytes_for<float>(rows * strips()); }
     std::size_t worker(bool split) const {
-      return Scratch::bytes_for<float>(rows * query_width) + Scratch::bytes_for<float>(rows * logit_width(split)) +
-             Scratch::bytes_for<float>(rows * strip) + (split ? 0 : 2 * Sums::bytes(rows, value_width));
+      return Scratch::bytes_for<float>(rows * query_width) + (mass ? Scratch::bytes_for<float>(rows * strip) : 0) +
+             (split ? 0 : 2 * Sums::bytes(rows, value_width)) +
+             (mass && !split ? kept() : Scratch::bytes_for<float>(rows * std::min(strip, slots)));
     }
-    std::size_t head() const {
-      return static_cast<std::size_t>(parts()) * Sums::bytes(rows, value_width) + (mass ? Scratch::bytes_for<float>(rows * slots) : 0);
-    }
+    std::size_t head() const { return static_cast<std::size_t>(parts()) * Sums::bytes(rows, value_width) + (mass ? kept() : 0); }
+  };
+
+  /// What a mass is made of: the weights of all slots, and the maximum of each row that those of a strip are relative to.
+  struct Kept {
+    float *weights = nullptr, *tops = nullptr;
+    Kept() = default;
+    Kept(Scratch& s, const Sizes& of) : weights(s.take<float>(of.rows * of.slots)), tops(s.take<float>(of.rows * of.strips())) {}
   };
 
   /// What the tasks of a head that is split share.
   struct HeadParts {
     Sizes size;
     Scratch scratch;
-    float* logits;
+    Kept kept;
 
-    HeadParts(const Sizes& s, Scratch bytes) : size(s), scratch(bytes), logits(s.mass ? scratch.take<float>(s.rows * s.slots) : nullptr) {}
+    HeadParts(const Sizes& s, Scratch bytes) : size(s), scratch(bytes), kept(s.mass ? Kept(scratch, s) : Kept{}) {}
     Sums sums(index_t p) const {
       Scratch from = scratch;
       for (index_t i = 0; i < p; ++i) Sums(from, size.rows, size.value_width);
@@ -166,14 +172,19 @@ struct Attend<Cpu> {
   struct Block {
     Sizes size;
     Scratch scratch;
-    float *queries, *logits, *weights;
+    float *queries, *weights, *tops = nullptr, *spare = nullptr;
     index_t width, rows = 0, last = 0;
     index_t visible[block_rows];
 
     Block(const Sizes& s, Scratch bytes, bool split)
-        : size(s), scratch(bytes), queries(scratch.take<float>(s.rows * s.query_width)),
-          logits(scratch.take<float>(s.rows * s.logit_width(split))), weights(scratch.take<float>(s.rows * strip)),
-          width(s.logit_width(split)) {}
+        : size(s), scratch(bytes), queries(scratch.take<float>(s.rows * s.query_width)), width(std::min(strip, s.slots)) {
+      if (s.mass) spare = scratch.take<float>(s.rows * strip);
+      if (s.mass && !split) keep_in({scratch, s});
+      else weights = scratch.take<float>(s.rows * width);
+    }
+
+    /// Keeps the weights of all slots, for a mass.
+    void keep_in(const Kept& kept) { weights = kept.weights, tops = kept.tops, width = size.slots; }
 
     /// Rows [first, first + count) of the head's queries; row f is token f / group, group member f % group.
     template <class Head>
@@ -185,7 +196,7 @@ struct Attend<Cpu> {
       for (index_t at = 0; at == 0 || at < last; at += part) {
         Sums& now = at == 0 ? sums : later;
         start(now, head, at == 0, request.out.extent[2]);
-        add(head, now, key_at, value_at, at, size.mass ? at : -1);
+        add(head, now, key_at, value_at, at);
         if (at > 0) join(sums, later, rows);
       }
       finish(request, head, sums, kv_head * group, group, first);
@@ -231,19 +242,21 @@ struct Attend<Cpu> {
       }
     }
 
-    /// Slots [first, first + part) as far as they are seen. `keep_at`: where their logits are kept, or -1.
+    /// Slots [first, first + part) as far as they are seen.
     template <class Head>
-    void add(Head& head, Sums& sums, typename Head::Cursor& keys, typename Head::Cursor& values, index_t first, index_t keep_at) {
+    void add(Head& head, Sums& sums, typename Head::Cursor& keys, typename Head::Cursor& values, index_t first) {
       const SlotScalars scalars = head.scalars();
       const index_t end = std::min(last, first + part);
       for (index_t at = first; at < end; at += strip) {
         const index_t n = std::min(strip, end - at);
-        float* l = keep_at >= 0 ? logits + keep_at + at - first : logits;
-        head.key_scores(keys, n, {queries, rows, size.query_width}, {l, rows, width}, at);
-        if constexpr (requires { head.hide(at, at, n, l); })
-          for (index_t r = 0; r < rows; ++r) head.hide(visible[r], at, n, l + r * width);
-        for (index_t r = 0; r < rows; ++r) softmax_strip(l + r * width, sums, r, at, n, scalars);
-        head.add_values(values, n, {weights, rows, strip}, {sums.out, rows, size.value_width});
+        const RowBlock<float> w{tops != nullptr ? weights + at : weights, rows, width};
+        head.key_scores(keys, n, {queries, rows, size.query_width}, w, at);
+        if constexpr (requires { head.hide(at, at, n, w.data); })
+          for (index_t r = 0; r < rows; ++r) head.hide(visible[r], at, n, w.data + r * width);
+        for (index_t r = 0; r < rows; ++r) softmax_strip(w.data + r * width, sums, r, at, n, scalars);
+        for (index_t r = 0; tops != nullptr && r < rows; ++r) tops[at / strip * size.rows + r] = sums.max[r];
+        const RowBlock<float> scaled = scalars.value_scale == nullptr ? w : scale_values(w, at, n, scalars.value_scale);
+        head.add_values(values, n, {scaled.data, rows, scaled.step}, {sums.out, rows, size.value_width});
       }
     }
 
@@ -259,21 +272,24 @@ struct Attend<Cpu> {
           request.out(q_head + member, token, d) = visible[r] > 0 || summary ? sums.out[r * size.value_width + d] * inv : 0.0f;
         if (request.lse.data != nullptr) request.lse(q_head + member, token) = sums.max[r] + std::log(sums.sum[r]);
         if (request.mass.data != nullptr && token >= tokens - request.mass_rows)
-          cpu::row_ops().add_exp_below(logits + r * width, visible[r], sums.max[r], inv, request.mass.row(q_head / group));
+          add_mass(sums, r, 0, visible[r], request.mass.row(q_head / group));
       }
     }
 
     /// Adds the mass of the block's rows, which are all there are, to the head's sums. It is itself summed from zero, and only
-    /// then multiplied and added, as a mass that was written would be; what it is summed in, weights were in before, is near.
+    /// then multiplied and added, as a mass that was written would be.
     void count(const AttendRequest& request, const AttentionSums& counted, const Sums& sums, index_t kv_head, index_t slots) const {
       const index_t tokens = request.queries.extent[1], uncounted = std::max<index_t>(0, tokens - request.mass_rows);
-      float *mass = weights, *to = counted.sums.row(kv_head);
-      for (index_t at = 0; at < slots; at += rows * strip) {
-        const index_t n = std::min(rows * strip, slots - at);
-        for (index_t i = 0; i < n; i += 16) __builtin_prefetch(to + at + i, 1);  // cold, and exponentials take long enough for it to come
+      float *mass = spare, *to = counted.sums.row(kv_head);
+      const auto ask_for = [&](index_t from) {  // cold, and comes while the mass of the strip before is summed
+        for (index_t i = from; i < std::min(slots, from + strip); i += 16) __builtin_prefetch(to + i, 1);
+      };
+      ask_for(0);
+      for (index_t at = 0; at < slots; at += strip) {
+        const index_t n = std::min(strip, slots - at);
+        ask_for(at + strip);
         std::fill_n(mass, n, 0.0f);
-        for (index_t r = uncounted * (rows / tokens); r < rows; ++r)
-          cpu::row_ops().add_exp_below(logits + r * width + at, std::clamp<index_t>(visible[r] - at, 0, n), sums.max[r], inverse(sums, r), mass);
+        for (index_t r = uncounted * (rows / tokens); r < rows; ++r) add_mass(sums, r, at, std::min(n, visible[r] - at), mass);
         SlotNumbers<Cpu>::mix_row(mass, n, counted.scale, 1.0f, to + at);
       }
     }
@@ -283,7 +299,29 @@ struct Attend<Cpu> {
 
     static float inverse(const Sums& sums, index_t r) { return sums.sum[r] > 0.0f ? 1.0f / sums.sum[r] : 0.0f; }
 
-    /// Turns a strip of scores into logits and weights, and moves the running maximum and sum.
+    /// Adds what row r gives slots [first, first + n), of which the first one begins a strip. A weight is relative to the maximum
+    /// that its strip knew; where that is infinite, the last one may be the same, and their difference is no number.
+    void add_mass(const Sums& sums, index_t r, index_t first, index_t n, float* out) const {
+      const float inv = inverse(sums, r);
+      for (index_t i = 0; i < n; i += strip) {
+        const float top = tops[(first + i) / strip * size.rows + r];
+        const float share = top == sums.max[r] ? inv : std::exp(top - sums.max[r]) * inv;
+        cpu::row_ops().add_scaled(weights + r * width + first + i, std::min(strip, n - i), share, out + i);
+      }
+    }
+
+    /// The weights times the scales of the values; weights that are kept stay what they are.
+    RowBlock<float> scale_values(const RowBlock<float>& w, index_t at, index_t n, const float* scale) const {
+      const RowBlock<float> to = tops != nullptr ? RowBlock<float>{spare, rows, strip} : w;
+      for (index_t r = 0; r < rows; ++r) {
+        const index_t seen = std::clamp<index_t>(visible[r] - at, 0, n);
+        for (index_t i = 0; i < seen; ++i) to.data[r * to.step + i] = w.data[r * w.step + i] * scale[at + i];
+        std::fill(to.data + r * to.step + seen, to.data + r * to.step + n, 0.0f);
+      }
+      return to;
+    }
+
+    /// Turns a strip of scores into weights, in place, and moves the running maximum and sum.
     void softmax_strip(float* l, Sums& sums, index_t r, index_t at, index_t n, const SlotScalars& scalars) {
       const index_t seen = std::clamp<index_t>(visible[r] - at, 0, n);
       if (scalars.key_scale != nullptr)
@@ -292,11 +330,10 @@ struct Attend<Cpu> {
         for (index_t i = 0; i < seen; ++i) l[i] += scalars.bias[at + i];
       const cpu::RowOps& ops = cpu::row_ops();
       const float top = ops.largest(l, seen, sums.max[r]);
-      float* w = weights + r * strip;
       if (top == -std::numeric_limits<float>::infinity()) {
         // Nothing visible yet, or every bias so far is -inf; NaN logits end here too and stay NaN.
-        for (index_t i = 0; i < n; ++i) w[i] = i < seen && l[i] != l[i] ? l[i] : 0.0f;
-        for (index_t i = 0; i < seen; ++i) sums.sum[r] += w[i];
+        for (index_t i = 0; i < n; ++i) l[i] = i < seen && l[i] != l[i] ? l[i] : 0.0f;
+        for (index_t i = 0; i < seen; ++i) sums.sum[r] += l[i];
         return;
       }
       if (top > sums.max[r]) {
@@ -305,10 +342,8 @@ struct Attend<Cpu> {
         ops.scale(sums.out + r * size.value_width, size.value_width, shrink);
         sums.max[r] = top;
       }
-      sums.sum[r] += ops.exp_below(l, seen, top, w);
-      std::fill(w + seen, w + n, 0.0f);
-      if (scalars.value_scale != nullptr)
-        for (index_t i = 0; i < seen; ++i) w[i] *= scalars.value_scale[at + i];
+      sums.sum[r] += ops.exp_below(l, seen, top, l);
+      std::fill(l + seen, l + n, 0.0f);
     }
   };
 };
