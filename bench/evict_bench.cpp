@@ -5,12 +5,13 @@
 // attention that measures a mass, over that: the other methods' share. Of each layer and token chance says which attention is
 // timed: the one that counts, or one without a mass or with one before it. So a layer is cold to what is timed, all three are
 // of the same minutes, and none comes always behind the same other one, which would be worth a percent. Attention is the same
-// work at every token, so it is medians of it that are compared. Steps are not, since slots may leave in bursts: every one is
+// work at every token of a layer, so it is medians of it, layer by layer, that are compared. Steps are not, since slots may leave in bursts: every one is
 // timed, behind attention that counts, and they count in the mean. Layers take turns, so
 // that no layer's slots are still in a processor's cache when their turn comes. Every word of the catalogue that evicts or
 // gives budgets has its rows; `--benchmark_filter=tova` runs those that name it.
 
 #include <algorithm>
+#include <array>
 #include <chrono>
 #include <numeric>
 #include <random>
@@ -36,20 +37,28 @@ constexpr index_t most_slots = 9216;
 
 double seconds(Clock::time_point from) { return std::chrono::duration<double>(Clock::now() - from).count(); }
 
+/// Of layers, which may hold unlike numbers of slots: medians are taken of each.
 class Times {
  public:
-  void add(double s) { all_.push_back(s); }
-  double mean() const { return all_.empty() ? 0.0 : std::accumulate(all_.begin(), all_.end(), 0.0) / static_cast<double>(all_.size()); }
+  void add(index_t layer, double s) { all_[static_cast<std::size_t>(layer)].push_back(s); }
+  double mean() const {
+    double sum = 0.0, n = 0.0;
+    for (const auto& layer : all_) sum += std::accumulate(layer.begin(), layer.end(), 0.0), n += static_cast<double>(layer.size());
+    return n > 0.0 ? sum / n : 0.0;
+  }
   double middle() const {
-    if (all_.empty()) return 0.0;
-    std::vector<double> some = all_;
-    const auto half = some.begin() + static_cast<std::ptrdiff_t>(some.size() / 2);
-    std::nth_element(some.begin(), half, some.end());
-    return *half;
+    double sum = 0.0;
+    for (std::vector<double> some : all_) {
+      if (some.empty()) return 0.0;
+      const auto half = some.begin() + static_cast<std::ptrdiff_t>(some.size() / 2);
+      std::nth_element(some.begin(), half, some.end());
+      sum += *half;
+    }
+    return sum / static_cast<double>(all_.size());
   }
 
  private:
-  std::vector<double> all_;
+  std::array<std::vector<double>, static_cast<std::size_t>(bench::shape.layers)> all_;
 };
 
 /// A cache that is fed with noise. A prompt is appended and condensed without being attended to: what it would have drawn is
@@ -99,7 +108,7 @@ class Fed {
         if (timed == 2) measure.mass = room(l);
         from = Clock::now();
         if (const Status s = cache_.attend(ctx_, l, data_.queries(), data_.out(), measure); s != Status::ok) return s;
-        (timed == 2 ? measured : plain).add(seconds(from));
+        (timed == 2 ? measured : plain).add(l, seconds(from));
       }
       Times unused, &attends = timed > 0 ? unused : attend;
       const bool counted = cache_.counts_attention(l, 1, Phase::decode);
@@ -110,11 +119,11 @@ class Fed {
                                    : cache_.attend(ctx_, l, data_.queries(), data_.out(), measure);
           s != Status::ok)
         return s;
-      attends.add(seconds(from));
+      attends.add(l, seconds(from));
       const StepInputs inputs = data_.inputs({measure.mass, cache_.mass_rows(1)});
       from = Clock::now();
       if (const Status s = cache_.step(ctx_, l, inputs, Phase::decode); s != Status::ok) return s;
-      step.add(seconds(from));
+      step.add(l, seconds(from));
     }
     ++tokens_;
     return Status::ok;
