@@ -81,8 +81,7 @@ __global__ void __launch_bounds__(Threads) pair_pages(SharingLayers<PairedRows> 
   }
 #pragma unroll 1
   for (int l = 0; l < 2; ++l) {
-    PairedPart own(layers.exact, PairedHead::tagged(job.own[l]), page_slots, dim);
-    own.head = {job.directions, all, 0};
+    const PairedPart own(layers.exact, job.own[l], PairedHead{job.directions, all, 0}, page_slots, dim);
     if (slot == 0 && lane == 0) *reinterpret_cast<PairedHead*>(job.own[l]) = own.head;
     if (lane == 0) own.set_length(slot, stays ? 0.0f : static_cast<float>(l == 0 ? found.a : found.b));
     if (!stays) continue;

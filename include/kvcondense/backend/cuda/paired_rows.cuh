@@ -44,7 +44,10 @@ struct PairedPart {
   int slots, dim;
 
   __device__ PairedPart(const ExactRows& codec, std::byte* tagged, int page_slots, int row)
-      : exact(codec), data(tagged - 1 + sizeof(PairedHead)), head(*reinterpret_cast<const PairedHead*>(tagged - 1)), slots(page_slots), dim(row) {}
+      : PairedPart(codec, tagged - 1, *reinterpret_cast<const PairedHead*>(tagged - 1), page_slots, row) {}
+  /// Of a page that is being made: another block writes its head.
+  __device__ PairedPart(const ExactRows& codec, std::byte* page, const PairedHead& made, int page_slots, int row)
+      : exact(codec), data(page + sizeof(PairedHead)), head(made), slots(page_slots), dim(row) {}
 
   __device__ int number_bytes() const { return exact.dtype == DType::f32 ? 4 : 2; }
   /// Lengths are halves where rows are of 16 bits, whichever these are.
