@@ -49,9 +49,6 @@ namespace cuda_kernels {
 
 inline constexpr int append_threads = 128, append_warps = append_threads / cuda::warp_lanes;
 
-/// Whether a stored number is surely finite.
-__device__ inline bool can_store(DType type, float x) { return fabsf(x) <= largest_taken(type); }
-
 /// The newest slots of every head become these rows, of which `first` are first slots: a warp a slot. Grid: blocks of slots, heads.
 template <class T>
 __global__ void __launch_bounds__(append_threads) append_head_rows(ExactRows codec, ColumnParts column, index_t first, const index_t* slots,

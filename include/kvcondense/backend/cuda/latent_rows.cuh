@@ -183,11 +183,11 @@ __device__ inline void into_latent(const LatentMap& map, const X& x, float* out)
   for (int j = cuda::lane_of_warp(); j < map.rank; j += cuda::warp_lanes) out[j] = coordinate(map, x, j);
   __syncwarp();
 }
-/// Whether every `step`-th number of a row from `first` on is one, as `can_store` says it of rows that are stored.
+/// Whether every `step`-th number of a row from `first` on can be stored.
 template <class X>
 __device__ inline bool storable_numbers(const X& x, int dim, int first, int step) {
   bool good = true;
-  for (int c = first; c < dim; c += step) good = good && fabsf(x(c)) <= largest_taken(DType::f32);
+  for (int c = first; c < dim; c += step) good = good && can_store(DType::f32, x(c));
   return good;
 }
 /// The same of a whole row, in every lane of a warp.

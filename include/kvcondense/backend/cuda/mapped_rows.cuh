@@ -17,6 +17,21 @@ struct MappedRow {
   }
 };
 
+/// Numbers of a row as the codec behind a map takes them: `made` of each and its channel. A warp, which meets behind them.
+template <class Rows, class Made>
+__device__ MappedRow map_row(const Rows& rows, int i, int dim, float* into, Made made) {
+  const auto x = rows.row(i);
+  bool good = true;
+  for (int c = cuda::lane_of_warp(); c < dim; c += cuda::warp_lanes) {
+    const float number = x(c);
+    into[c] = made(number, c);
+    good = good && can_store(DType::f32, number);
+  }
+  const bool counted = rows.counted && __all_sync(cuda::full_warp, static_cast<int>(good)) == 0;
+  __syncwarp();
+  return {into, counted};
+}
+
 /// A mapped row in shared memory becomes what it was. A warp; one function for all kernels.
 __attribute__((noinline)) __device__ inline void unmap_row(Hadamard map, int dim, float* row) {
   __syncwarp();
@@ -40,13 +55,9 @@ struct RowPage<Transformed<Hadamard, C>> : RowPage<C> {
   };
   template <class Rows>
   __device__ int encode(int slot, const Rows& rows, int i, Scratch& s) const {
-    const auto x = rows.row(i);
-    bool good = true;  // as `can_store` says it of rows that are stored
-    for (int c = cuda::lane_of_warp(); c < this->dim; c += cuda::warp_lanes) s.mapped[c] = x(c), good = good && fabsf(x(c)) <= largest_taken(DType::f32);
-    const bool counted = rows.counted && __all_sync(cuda::full_warp, static_cast<int>(good)) == 0;
-    __syncwarp();
+    const MappedRow row = map_row(rows, i, this->dim, s.mapped, [](float number, int) { return number; });
     map_hadamard(transform, this->dim, s.mapped, false);
-    return RowPage<C>::encode(slot, MappedRow{s.mapped, counted}, i, s.inner);
+    return RowPage<C>::encode(slot, row, i, s.inner);
   }
 };
 

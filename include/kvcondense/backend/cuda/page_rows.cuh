@@ -54,6 +54,9 @@ __device__ inline void write_number(DType type, std::byte* at, int i, float x) {
 /// As on the host (`cache::bring_into_range`), what the type has no number for becomes the nearest one it has, a NaN becomes 0.
 __device__ inline float in_range(DType type, float x) { return limit_to(without_nan(x), largest_kept(type)); }
 
+/// Whether a stored number is surely finite.
+__device__ inline bool can_store(DType type, float x) { return fabsf(x) <= largest_taken(type); }
+
 /// The two pieces of a slot in its page: numbers or codes, then parameters of its own.
 struct SlotBytes {
   std::byte* row = nullptr;

@@ -89,12 +89,8 @@ struct RowPage<Tabled<Transformed<ChannelScale, C>>> : RowPage<C> {
   };
   template <class Rows>
   __device__ int encode(int slot, const Rows& rows, int i, Scratch& s) const {
-    const auto x = rows.row(i);
-    bool good = true;  // an Inf that the factor makes is counted here
-    for (int c = cuda::lane_of_warp(); c < this->dim; c += cuda::warp_lanes) s.scaled[c] = __fmul_rn(x(c), state[c]), good = good && fabsf(x(c)) <= largest_taken(DType::f32);
-    const bool counted = rows.counted && __all_sync(cuda::full_warp, static_cast<int>(good)) == 0;
-    __syncwarp();
-    return RowPage<C>::encode(slot, MappedRow{s.scaled, counted}, i, s.inner);
+    const float* const factors = state;
+    return RowPage<C>::encode(slot, map_row(rows, i, this->dim, s.scaled, [factors](float number, int c) { return __fmul_rn(number, factors[c]); }), i, s.inner);
   }
 
   static std::size_t behind(const Codec& c)
