@@ -126,9 +126,9 @@ TEST_CASE("cache: every pair of policy and wrapper works under any calls", "[cac
                          // Tokens that are judged once, in the step in which they leave a window.
                          {"block_prefill", "keep_all dms"},
                          {"every", "keep_all dms"},
-                         // Slots that are chosen one by one, by their scores.
+                         // Slots that are chosen one by one, by their scores; pages of a window, too.
                          {"chunked", "keep_all sliding_window sink_window lagkv chunkkv sirllm razor_attention duo_attention prefixkv paged_h2o"},
-                         {"page_round", "keep_all sliding_window sink_window lagkv chunkkv sirllm razor_attention duo_attention prefixkv paged_h2o"},
+                         {"page_round", "keep_all lagkv chunkkv sirllm prefixkv paged_h2o"},
                          {"kvcrush", "keep_all sliding_window sink_window lagkv chunkkv sirllm razor_attention duo_attention prefixkv paged_h2o"},
                          // The same, and scores that are shares of attention.
                          {"caote", "keep_all sliding_window sink_window knorm keydiff lagkv chunkkv rkv sirllm locret dms razor_attention kvzip "

@@ -4,10 +4,14 @@
 #include <evict/properties.hpp>
 #include <kvcondense/budget/uniform.hpp>
 #include <kvcondense/evict/chunkkv.hpp>
+#include <kvcondense/evict/duo_attention.hpp>
 #include <kvcondense/evict/h2o.hpp>
+#include <kvcondense/evict/keep_all.hpp>
 #include <kvcondense/evict/keydiff.hpp>
 #include <kvcondense/evict/lagkv.hpp>
 #include <kvcondense/evict/page_round.hpp>
+#include <kvcondense/evict/sink_window.hpp>
+#include <kvcondense/evict/sliding_window.hpp>
 #include <kvcondense/evict/snapkv.hpp>
 #include <kvcondense/evict/tova.hpp>
 #include <support/cache_rig.hpp>
@@ -104,6 +108,58 @@ TEST_CASE("page_round: leaves a cache no page that is part dead", "[evict][page_
   REQUIRE(dead(PageRound{policy, 8}) == 0);
 }
 
+TEST_CASE("page_round: over duo_attention the pages of LServe's streaming heads",
+          "[evict][page_round]") {
+  const auto o = load_oracle("eviction.json", "lserve");
+  const index_t page = o["block"], n = o["example"]["tokens"];
+  const float gates[] = {0.9f, 0.1f};
+  const evict::DuoAttention heads{.sparsity = 0.5,
+                                  .sinks = o["dec_sink_tokens"],
+                                  .recent = o["dec_local_tokens"],
+                                  .gates = {gates, 1, 2}};
+  const CacheShape shape{.q_heads = 4, .kv_heads = 2, .head_dim = 4};
+  auto d = drive(shape, PageRound{heads, page});
+  REQUIRE(d.step(n, Phase::prefill_end) == Status::ok);
+  REQUIRE(static_cast<index_t>(d.held[0].size()) == n);  // a retrieval head
+  Ints want;
+  for (const index_t p : o["example"]["resident_blocks"])
+    for (index_t t = p * page; t < std::min((p + 1) * page, n); ++t) want.push_back(t);
+  REQUIRE(d.held[1] == want);
+  // Constant from there on: a page leaves when one more is begun.
+  const auto most = static_cast<index_t>(o["total_blocks"]) * page;
+  for (int i = 0; i < 300; ++i) {
+    const auto before = static_cast<index_t>(d.held[1].size());
+    REQUIRE(d.step(1, Phase::decode) == Status::ok);
+    const auto now = static_cast<index_t>(d.held[1].size());
+    REQUIRE((now == before + 1 || now == before + 1 - page));
+    REQUIRE(now <= most);
+    REQUIRE(d.held[1][at(o["dec_sink_tokens"])] % page == 0);
+  }
+}
+
+TEST_CASE("page_round: windows begin at pages, and hold their budget", "[evict][page_round]") {
+  const index_t page = GENERATE(1, 4, 16);
+  CAPTURE(page);
+  const auto run = [&](const auto& policy, index_t sinks, index_t budget) {
+    auto d = drive({.head_dim = 4}, PageRound{policy, page});
+    const index_t first = (sinks + page - 1) / page * page;
+    for (const index_t n : {50, 1, 1, 7, 30, 1, 1, 1, 1, 1, 1, 1}) {
+      REQUIRE(d.step(n, Phase::decode) == Status::ok);
+      const index_t begin = (d.seen - (budget - first)) / page * page;
+      Ints want;
+      for (index_t t = 0; t < d.seen; ++t)
+        if (t < first || t >= begin) want.push_back(t);
+      REQUIRE(d.held[0] == want);
+      REQUIRE(static_cast<index_t>(want.size()) >= budget);
+    }
+  };
+  run(evict::SlidingWindow{.window = 21}, 0, 21);
+  run(evict::SinkWindow{.recent = 27, .sinks = 5}, 5, 32);
+  check_promises(PageRound{evict::SinkWindow{.recent = 20, .sinks = 4}, 4},
+                 PageRound{evict::SinkWindow{.recent = 300, .sinks = 4}, 4},
+                 {.fills_budget = false});
+}
+
 TEST_CASE("page_round: keeps the promises of a pipeline, but for places that no page fits", "[evict][page_round]") {
   check_promises(PageRound{evict::SnapKV{.tokens = 24, .window = 4}, 4}, PageRound{evict::SnapKV{.tokens = 300, .window = 4}, 4},
                  {.fills_budget = false});
@@ -116,4 +172,5 @@ TEST_CASE("page_round: refused without a page, and where slots are not chosen on
   REQUIRE(PageRound{evict::Tova{}, 4}.validate({}) == Status::ok);
   REQUIRE(PageRound{evict::ChunkKV{}, 4}.validate({}) == Status::incompatible);
   REQUIRE(PageRound{evict::LagKV{}, 4}.validate({}) == Status::incompatible);
+  REQUIRE(PageRound{evict::KeepAll{}, 4}.validate({}) == Status::incompatible);
 }

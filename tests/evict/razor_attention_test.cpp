@@ -1,4 +1,5 @@
 #include <cmath>
+#include <tuple>
 
 #include <evict/properties.hpp>
 #include <kvcondense/evict/razor_attention.hpp>
@@ -24,6 +25,21 @@ struct Tables {
 };
 
 }  // namespace
+
+TEST_CASE("razor_attention: parts of heads are rounded, halves to even",
+          "[evict][razor_attention]") {
+  using R = evict::RazorAttention;
+  for (const auto& [part, heads, want] : {std::tuple{0.25, 10, 2},
+                                          {0.25, 6, 2},
+                                          {0.25, 14, 4},
+                                          {0.14, 32, 4},
+                                          {0.01, 8, 1},
+                                          {0.0, 8, 0},
+                                          {1.0, 8, 8}}) {
+    CAPTURE(part, heads);
+    REQUIRE(R::top(part, heads) == want);
+  }
+}
 
 TEST_CASE("razor_attention: the oracle's retrieval heads and buffer lengths", "[evict][razor_attention]") {
   const auto o = eviction_oracle("razor");

@@ -1,4 +1,5 @@
 #include <algorithm>
+#include <map>
 #include <numeric>
 
 #include <evict/properties.hpp>
@@ -12,27 +13,36 @@ using namespace kvcondense::test;
 
 namespace {
 
-/// How often each token of head h got less than an even share of the last rows, in double.
+/// Of the tokens of head h that a row sees: whether it gives them less than an even share. In double.
+template <class D>
+std::vector<bool> passed_over(const D& d, const Ints& tokens, index_t row, index_t h) {
+  const index_t group = d.shape.group(), dim = d.shape.head_dim;
+  const auto m = static_cast<std::size_t>(std::upper_bound(tokens.begin(), tokens.end(), row) - tokens.begin());
+  std::vector<double> p(m, 0.0);
+  for (index_t g = 0; g < group; ++g) {
+    std::vector<double> e;
+    double sum = 0;
+    for (std::size_t j = 0; j < m; ++j) {
+      double z = 0;
+      for (index_t c = 0; c < dim; ++c)
+        z += static_cast<double>(d.query(h * group + g, row, c)) * static_cast<double>(d.key(h, tokens[j], c));
+      sum += e.emplace_back(std::exp(z / std::sqrt(static_cast<double>(dim))));
+    }
+    for (std::size_t j = 0; j < m; ++j) p[j] += e[j] / sum / static_cast<double>(group);
+  }
+  std::vector<bool> low(m);
+  for (std::size_t j = 0; j < m; ++j) low[j] = p[j] < 1.0 / static_cast<double>(m);
+  return low;
+}
+
+/// How often the last rows passed over each token of head h, among the tokens that are held.
 template <class D>
 Ints low_counts(const D& d, index_t history, index_t h) {
   const Ints& tokens = d.held[at(h)];
-  const index_t group = d.shape.group(), dim = d.shape.head_dim;
   Ints low(tokens.size(), 0);
   for (index_t row = std::max<index_t>(0, d.seen - history); row < d.seen; ++row) {
-    const auto m = static_cast<std::size_t>(std::upper_bound(tokens.begin(), tokens.end(), row) - tokens.begin());
-    std::vector<double> p(m, 0.0);
-    for (index_t g = 0; g < group; ++g) {
-      std::vector<double> e;
-      double sum = 0;
-      for (std::size_t j = 0; j < m; ++j) {
-        double z = 0;
-        for (index_t c = 0; c < dim; ++c)
-          z += static_cast<double>(d.query(h * group + g, row, c)) * static_cast<double>(d.key(h, tokens[j], c));
-        sum += e.emplace_back(std::exp(z / std::sqrt(static_cast<double>(dim))));
-      }
-      for (std::size_t j = 0; j < m; ++j) p[j] += e[j] / sum / static_cast<double>(group);
-    }
-    for (std::size_t j = 0; j < m; ++j) low[j] += p[j] < 1.0 / static_cast<double>(m);
+    const std::vector<bool> over = passed_over(d, tokens, row, h);
+    for (std::size_t j = 0; j < over.size(); ++j) low[j] += over[j];
   }
   return low;
 }
@@ -107,6 +117,47 @@ TEST_CASE("scissorhands: keeps what plain counts keep, all along an answer", "[e
     fired += due;
   }
   REQUIRE(fired == 3);
+}
+
+TEST_CASE(
+    "scissorhands: rows count as they were at their own time, where no more are looked at than "
+    "leave at once",
+    "[evict][scissorhands]") {
+  const CacheShape shape{.q_heads = 6, .kv_heads = 2, .head_dim = 16};
+  const index_t history = GENERATE(4, 9, 40);
+  CAPTURE(history);
+  const evict::Scissorhands p{.tokens = 20, .drop = 9, .history = history, .recent = 3, .sinks = 2};
+  auto d = drive_noise(shape, p);
+  std::vector<std::map<index_t, Ints>> rows(
+      2);  // of each head: the rows that passed over a token, when they came
+  index_t fired = 0, differ = 0;
+  for (int i = 0; i < 60; ++i) {
+    const index_t n = i == 0 ? 30 : 1 + i % 3;
+    Rows want = with_new(d.held, d.seen, n);
+    for (index_t h = 0; h < 2; ++h)
+      for (index_t row = d.seen; row < d.seen + n; ++row) {
+        const std::vector<bool> over = passed_over(d, want[at(h)], row, h);
+        for (std::size_t j = 0; j < over.size(); ++j)
+          if (over[j]) rows[at(h)][want[at(h)][j]].push_back(row);
+      }
+    if (static_cast<index_t>(want[0].size()) >= p.tokens + p.drop)
+      for (index_t h = 0; h < 2; ++h) {
+        Ints low;
+        for (const index_t t : want[at(h)]) {
+          const Ints& all = rows[at(h)][t];
+          low.push_back(all.end() - std::lower_bound(all.begin(), all.end(), d.seen + n - history));
+        }
+        want[at(h)] = plain(want[at(h)], low, p);
+      }
+    REQUIRE(d.step(n, Phase::decode) == Status::ok);
+    fired += d.fired, differ += d.held != want;
+    d.held = want;
+  }
+  REQUIRE(fired > 8);
+  if (history <= p.drop)
+    REQUIRE(differ == 0);
+  else
+    REQUIRE(differ > 0);  // older rows are judged over what is left of their slots
 }
 
 TEST_CASE("scissorhands: of equal counts the newer tokens stay", "[evict][scissorhands]") {

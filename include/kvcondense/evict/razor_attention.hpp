@@ -1,6 +1,7 @@
 #pragma once
 
 #include <algorithm>
+#include <cmath>
 
 #include <kvcondense/core/backend.hpp>
 #include <kvcondense/core/model_arrays.hpp>
@@ -52,8 +53,8 @@ struct EitherTop {
 /// Cost     per head that is not full: sinks + max(least, tokens / divisor) slots and (head_dim +
 ///          value_dim) float32 numbers; kv_heads numbers of workspace per step.
 /// Numbers  full are the round(induction_part * heads) heads with most induction and the round(echo_part *
-///          heads) with most echo, at least one of each where its part is above 0; equal ones: the
-///          earlier layer, then the smaller head. The summary slot as in `compensate`.
+///          heads) with most echo, halves to even, at least one of each where its part is above 0; equal ones:
+///          the earlier layer, then the smaller head. The summary slot as in `compensate`.
 /// Differs  the mean is kept up to date while tokens are generated; the paper does not say.
 /// Errors   missing_input without tables; shape_mismatch when they are not of this model; incompatible with
 ///          a position stage that stores raw keys; invalid_argument when a part is outside [0, 1], sinks
@@ -75,7 +76,7 @@ struct RazorAttention {
 
   static index_t top(double part, index_t heads) {
     if (!(part > 0.0)) return 0;
-    return std::clamp<index_t>(static_cast<index_t>(part * static_cast<double>(heads) + 0.5), 1, heads);
+    return std::clamp<index_t>(static_cast<index_t>(std::nearbyint(part * static_cast<double>(heads))), 1, heads);
   }
 
   auto pipeline() const {

@@ -29,8 +29,9 @@ namespace kvcondense::evict {
 ///          that the row sees); whole numbers, so ties abound: of equal counts the newer slot stays. A layer
 ///          of `drop` slots per head more than `tokens` is cut to `tokens`, in chunks of a prompt too. NaN
 ///          counts against its slot.
-/// Differs  rows are judged over the slots that are there when tokens leave, not over those of their own time;
-///          the paper's budget, at which dropping starts, is tokens + drop; all layers have the same.
+/// Differs  rows are judged when tokens leave, over the slots that are there. While history <= drop these are those of
+///          their own time: nothing has left since. Older rows are judged over what is left of theirs. The paper's
+///          budget, at which dropping starts, is tokens + drop; all layers have the same.
 /// Errors   invalid_argument when history or drop is not positive, recent or sinks is negative, or
 ///          tokens <= recent + sinks.
 struct Scissorhands {
