@@ -77,16 +77,6 @@ ModelTask load_task(const Options& o, Setting& setting) {
   return task;
 }
 
-void condense_context(Session& session, std::span<const std::int32_t> context, index_t chunk, engine::Decoder& decoder) {
-  const index_t n = session.cache().capabilities().probes ? static_cast<index_t>(context.size()) : 0;
-  for (index_t at = 0; at < n; at += chunk) {
-    const index_t count = std::min(chunk, n - at);
-    require(session.ask(decoder, context.subspan(static_cast<std::size_t>(at), static_cast<std::size_t>(count)), at, at + count),
-            "the model refused to repeat its context");
-  }
-  require(session.turn(0), "the cache refused a turn");
-}
-
 WindowRun run_full(const ModelTask& task, const RecipeSpec& full, std::size_t i,
                    Recording* recording, const Tick& tick) {
   WindowRun run{std::make_unique<Session>(make_session(full, task.shape)), {}};
@@ -122,7 +112,7 @@ std::unique_ptr<Session> run_window(const ModelTask& task, const RecipeSpec& rec
   run_text(
       task.model, session->decoder_options(), std::ref(*session),
       tokens.first(static_cast<std::size_t>(task.context)), task.feeding,
-      [&](engine::Decoder& d) { condense_context(*session, tokens.first(static_cast<std::size_t>(task.feeding.prompt())), task.feeding.chunk, d); },
+      [&](engine::Decoder& d) { require(session->condense(d, tokens.first(static_cast<std::size_t>(task.feeding.prompt())), task.feeding.chunk), not_condensed); },
       [&](index_t at, std::span<const float> logits) {
         sums.add(row(full_logits, at - task.feeding.prefill, task.model.config.vocab), logits,
                  tokens[static_cast<std::size_t>(at) + 1]);
@@ -153,7 +143,7 @@ RecallSums run_document(const ModelTask& task, const RecipeSpec& recipe, const D
       task.model, session.decoder_options(), std::ref(session),
       std::span(document.tokens).first(static_cast<std::size_t>(last)),
       feeding,
-      [&](engine::Decoder& d) { condense_context(session, std::span(document.tokens).first(static_cast<std::size_t>(feeding.prompt())), task.feeding.chunk, d); },
+      [&](engine::Decoder& d) { require(session.condense(d, std::span(document.tokens).first(static_cast<std::size_t>(feeding.prompt())), task.feeding.chunk), not_condensed); },
       [&](index_t at, std::span<const float> logits) {
         const auto here = static_cast<std::size_t>(at);
         if (distance[here] > 0)

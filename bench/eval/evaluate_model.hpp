@@ -26,9 +26,8 @@ struct ModelTask {
 /// Reads all that the options name, fills in what they leave out, and says so in `setting`.
 ModelTask load_task(const Options& options, Setting& setting);
 
-/// Between a context and what comes after it lies a turn. A recipe that asks about the context before its turn
-/// gets it once more, piece by piece.
-void condense_context(Session& session, std::span<const std::int32_t> context, index_t chunk, engine::Decoder& decoder);
+/// What is wrong where a cache refuses to be condensed between its context and what comes after it.
+inline constexpr std::string_view not_condensed = "the context cannot be condensed";
 
 /// One window through one recipe, its session kept for timing.
 struct WindowRun {

@@ -19,7 +19,9 @@ const std::vector<FactTensor>& all_tensors() {
       {"query.axes", "query_axes", "infinigen", {"layers", "kv_heads", "head_dim", "directions"}, &Facts::query_axes},
       {"key.codes", "key_codes", "a2ats", {"layers", "kv_heads", "codes", "head_dim"}, &Facts::key_codes},
       {"key.metric", "key_metric", "a2ats", {"layers", "kv_heads", "head_dim", "head_dim"}, &Facts::key_metric},
-      {"hash.planes", "hash_planes", "magicpig", {"tables", "bits", "head_dim"}, &Facts::hash_planes}};
+      {"hash.planes", "hash_planes", "magicpig", {"tables", "bits", "head_dim"}, &Facts::hash_planes},
+      {"retain.in", "retain_in", nullptr, {"layers", "projections", "hidden"}, &Facts::retain_in},
+      {"retain.out", "retain_out", nullptr, {"layers", "hidden", "kv_heads"}, &Facts::retain_out}};
   return all;
 }
 
@@ -28,18 +30,19 @@ index_t size_of_axis(std::string_view axis, const CacheShape& shape) {
   if (axis == "layers") return shape.layers;
   if (axis == "kv_heads") return shape.kv_heads;
   if (axis == "head_dim") return shape.head_dim;
+  if (axis == "projections") return shape.q_heads * shape.head_dim + shape.kv_heads * (shape.head_dim + shape.values());
   return axis == "value_dim" ? shape.values() : 0;
 }
 
-index_t product(const std::vector<index_t>& extent, std::ptrdiff_t from) {
-  return std::accumulate(extent.begin() + from, extent.end(), index_t{1}, std::multiplies<>());
+index_t product(const std::vector<index_t>& extent, std::ptrdiff_t from, std::ptrdiff_t left_out = 0) {
+  return std::accumulate(extent.begin() + from, extent.end() - left_out, index_t{1}, std::multiplies<>());
 }
 
 using Blocks = std::vector<const float*>;
 
 void put(const FactArray& a, const Blocks&, HeadRows& to) { to = {a.numbers.data(), a.extent[0], a.extent[1], product(a.extent, 2)}; }
 void put(const FactArray& a, const Blocks& blocks, LayerMatrices& to) {
-  to = {blocks.data(), a.extent[0], a.extent[1] * a.extent[2], a.extent[3]};
+  to = {blocks.data(), a.extent[0], product(a.extent, 1, 1), a.extent.back()};
 }
 void put(const FactArray& a, const Blocks&, HashPlanes& to) { to = {a.numbers.data(), a.extent[0], a.extent[1], a.extent[2]}; }
 

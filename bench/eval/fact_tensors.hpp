@@ -24,14 +24,14 @@ struct FactArray {
   std::vector<const float*> block_addresses() const;
 };
 
-/// A tensor that files of `calibrate` may hold, and the fact that it is.
+/// A tensor that files of bases may hold, and the fact that it is.
 struct FactTensor {
   using Facts = kvcondense::any::ModelFacts;
 
   const char* name;    ///< in a file
   const char* fact;    ///< its member's name in ModelFacts
-  const char* method;  ///< of `calibrate`, that makes it
-  std::vector<const char*> axes;  ///< "layers", "kv_heads", "head_dim" and "value_dim" are the model's, others are free
+  const char* method;  ///< of `calibrate`, that makes it; null: somebody trained it
+  std::vector<const char*> axes;  ///< "layers", "kv_heads", "head_dim", "value_dim" and "projections" (a token's query, key and value) are the model's, others are free
   std::variant<kvcondense::HeadRows Facts::*, kvcondense::LayerMatrices Facts::*, kvcondense::HashPlanes Facts::*> member;
 
   bool fits(const std::vector<index_t>& extent, const CacheShape& shape) const;

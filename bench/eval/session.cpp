@@ -14,6 +14,7 @@ std::string hint(const any::ParsedRecipe& recipe) {
   const auto [fact, word] = any::missing_fact(recipe.stages);
   if (fact == nullptr) return {};
   const FactTensor* tensor = tensor_of(fact);
+  if (tensor != nullptr && tensor->method == nullptr) return std::string("; it is trained: --bases FILE gives its tensor \"") + tensor->name + "\"";
   if (tensor != nullptr || fact == std::string_view("bases"))
     return std::string("; kvcondense-eval calibrate --method ") + (tensor != nullptr ? tensor->method : word) +
            " makes them, --bases FILE gives them";

@@ -41,7 +41,7 @@ void Dialogue::prompt(std::span<const std::int32_t> tokens, const Tick& tick) {
     at_ = end;
     tick(static_cast<double>(count));
   }
-  condense_context(session_, tokens, chunk_, decoder_);
+  require(session_.condense(decoder_, tokens, chunk_), not_condensed);
 }
 
 void Dialogue::turn(index_t incoming) { require(session_.turn(incoming), "the cache refused a turn"); }

@@ -7,7 +7,14 @@
 #include <engine/decoder.hpp>
 #include <engine/step_statistics.hpp>
 #include <kvcondense/backend/cpu/context.hpp>
+#include <kvcondense/cache/engine_facts.hpp>
+#include <kvcondense/cache/recipe.hpp>
 #include <kvcondense/core/shape.hpp>
+
+namespace kvcondense {
+template <Backend B, class R>
+class Cache;
+}
 
 // Everything this engine knows about kvcondense's caches: what an integrator has to write.
 
@@ -23,10 +30,21 @@ inline constexpr kvcondense::Inputs given_inputs =
     kvcondense::Input::attention | kvcondense::Input::queries | kvcondense::Input::projections |
     kvcondense::Input::moments | kvcondense::Input::surprise | kvcondense::Input::classes;
 
+/// What this engine is like, for `admit`.
+inline constexpr kvcondense::EngineFacts engine_facts{.gives = given_inputs, .probes = true, .output_weights = true};
+
+/// What the recipe of a type of cache looks at; of AnyCache nothing is known here, and its recipe is admitted.
+template <class Cache>
+inline constexpr kvcondense::Inputs looked_at{};
+template <kvcondense::Backend B, class R>
+inline constexpr kvcondense::Inputs looked_at<kvcondense::Cache<B, R>> = kvcondense::needs<R>;
+
 /// One sequence in a condensed cache, as Decoder wants its attention. Cache: kvcondense::Cache of
 /// any recipe, or kvcondense::any::AnyCache. Its decoder is made with `decoder_options()`.
 template <class Cache>
 class CondensedAttention {
+  static_assert(looked_at<Cache>.within(given_inputs), "engine: this recipe looks at something that the engine does not give: see given_inputs.");
+
  public:
   explicit CondensedAttention(Cache cache) : cache_(std::move(cache)) {}
   /// `cache` goes on where the one of `before` stood: its fork, or what its snapshot was loaded into.
@@ -54,6 +72,16 @@ class CondensedAttention {
     const Status s = decoder.forward(tokens, cache_.next_position(), std::ref(*this), Logits::last, Phase::probe).status();
     const Status back = cache_.truncate(length);
     return s == Status::ok ? back : s;
+  }
+  /// Feeds the context once more, in chunks, where the recipe asks how it would be repeated; then a turn, before which some recipes choose.
+  Status condense(Decoder& decoder, std::span<const std::int32_t> context, index_t chunk) {
+    const auto size = static_cast<index_t>(context.size());
+    for (index_t at = 0; cache_.capabilities().probes && at < size; at += chunk) {
+      const index_t count = std::min(chunk, size - at);
+      const Status s = ask(decoder, context.subspan(static_cast<std::size_t>(at), static_cast<std::size_t>(count)), at, at + count);
+      if (s != Status::ok) return s;
+    }
+    return turn(0);
   }
   /// Before `incoming` tokens of a new turn.
   Status turn(index_t incoming) {

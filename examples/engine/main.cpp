@@ -6,6 +6,7 @@
 #include <cstdlib>
 #include <string>
 #include <string_view>
+#include <vector>
 
 #include <engine/condensed_attention.hpp>
 #include <engine/decoder.hpp>
@@ -64,22 +65,32 @@ int main(int argc, char** argv) {
 
   const auto context = static_cast<engine::index_t>(options.prompt.size()) + options.tokens;
   const engine::OutputProjections output(*model);
-  auto made = kvcondense::any::make(options.recipe, engine::cache_shape(model->config),
-                                    kvcondense::any::on<kvcondense::Cpu>, kvcondense::heap_memory(),
-                                    {.rope = engine::library_rope(model->config.rope, context), .output = output.view()});
+  const kvcondense::any::ModelFacts facts{.rope = engine::library_rope(model->config.rope, context), .output = output.view()};
+  const auto shape = engine::cache_shape(model->config);
+  const auto admission = kvcondense::any::admit(options.recipe, shape, engine::engine_facts, kvcondense::any::on<kvcondense::Cpu>, facts);
+  if (!admission) return fail("recipe: " + std::string(admission.message.view()));
+  if (admission.warns()) std::fprintf(stderr, "kvcondense-engine: %s\n", std::string(admission.message.view()).c_str());
+  auto made = kvcondense::any::make(options.recipe, shape, kvcondense::any::on<kvcondense::Cpu>, kvcondense::heap_memory(), facts);
   if (!made) return fail("recipe: " + std::string(made.message()));
   engine::CondensedAttention cache(*std::move(made));
   engine::Decoder decoder(*model, cache.decoder_options());
   const engine::Attention attention = std::ref(cache);
   auto position = static_cast<engine::index_t>(options.prompt.size());
-  auto logits = decoder.prefill(engine::bytes_to_tokens(options.prompt), 0, attention);
+  const auto tokens = engine::bytes_to_tokens(options.prompt);
+  auto logits = decoder.prefill(tokens, 0, attention);
+  if (!logits) return fail(to_string(logits.status()));
+  std::vector<float> last(logits->begin(), logits->end());  // what asks about the prompt writes over the decoder's
+  if (const auto s = cache.condense(decoder, tokens, engine::DecoderOptions{}.chunk); s != kvcondense::Status::ok)
+    return fail(std::string("the prompt cannot be condensed: ") + to_string(s));
   std::fputs(options.prompt.c_str(), stdout);
-  for (int i = 0; i < options.tokens && logits; ++i) {
-    const std::int32_t token = engine::greedy(*logits);
+  for (int i = 0; i < options.tokens; ++i) {
+    const std::int32_t token = engine::greedy(last);
     std::putchar(token);
     std::fflush(stdout);
     logits = decoder.forward({&token, 1}, position++, attention);
+    if (!logits) return fail(to_string(logits.status()));
+    last.assign(logits->begin(), logits->end());
   }
   std::putchar('\n');
-  return logits ? EXIT_SUCCESS : fail(to_string(logits.status()));
+  return EXIT_SUCCESS;
 }

@@ -215,6 +215,31 @@ TEST_CASE("calibrate: centroids come back to where keys lie, whatever metric the
   REQUIRE_THROWS_WITH(head_key_codes(t.of(), how, 4), Catch::Contains("nothing says how"));
 }
 
+TEST_CASE("bases: weights of retaining heads are read from a file, and say what stays", "[eval][calibrate]") {
+  const index_t hidden = 8, projections = 6 * 64 + 2 * (64 + 64);
+  const auto divergence = [&](std::uint64_t seed) {
+    MethodBases trained;
+    trained.method = "locret";
+    for (const auto& [name, extent] : {std::pair{"retain.in", std::vector<index_t>{4, projections, hidden}}, {"retain.out", {4, hidden, 2}}}) {
+      FactArray a{name, extent, {}};
+      for (index_t i = 0; i < extent[0] * extent[1] * extent[2]; ++i) a.numbers.push_back(kvcondense::random_uniform(seed, static_cast<std::uint64_t>(i)) - 0.5f);
+      trained.arrays.push_back(a);
+    }
+    const Saved file(bases_bytes(trained), "locret");
+    Options o = tiny("pca");
+    o.calibrate = false;
+    o.context = 256, o.prefill = 192, o.windows = 1;
+    o.bases = {file.path()}, o.recipes = {"locret(tokens=64, stabilizers=16, local=16) + reindex"};
+    const Results r = evaluate(o);
+    REQUIRE(r.recipes[1].slots[0][0] == 64 + 16 + 64);
+    return r.recipes[1].text.kl;
+  };
+  const double first = divergence(1);
+  REQUIRE(first > 0.0);
+  REQUIRE(divergence(1) == first);
+  REQUIRE(divergence(2) != first);
+}
+
 TEST_CASE("calibrate: what retrieval cannot have is refused in a sentence", "[eval][calibrate]") {
   Options few = calibration("loki");
   few.context = 20, few.windows = 1;

@@ -234,7 +234,7 @@ TEST_CASE("model: what a method needs of the model is given, or the recipe is re
   const auto [recipe, why] = GENERATE(table<std::string, std::string>(
       {{"dms", "needs the gates of a trained model, which the engine does not hand over"},
        {"duo_attention", "ModelFacts::gates; give --heads FILE"},
-       {"locret", "ModelFacts::retain_in, which this evaluation does not have here"}}));
+       {"locret", "ModelFacts::retain_in; it is trained: --bases FILE gives its tensor \"retain.in\""}}));
   REQUIRE_THROWS_WITH(evaluate(tiny({recipe})), Catch::Contains("recipe '" + recipe + "'") && Catch::Contains(why));
 }
 
