@@ -246,7 +246,11 @@ Admission admit(const ParsedRecipe& recipe, const CacheShape& shape, const Engin
     out.message.add(a.sentence);
     return out;
   };
-  if (const auto a = kvcondense::admit(recipe_traits(recipe.stages), engine); !a) return say(a);
+  if (const auto a = kvcondense::admit(recipe_traits(recipe.stages), engine); !a) {
+    say(a);
+    if (const auto [fact, word] = missing_fact(recipe.stages); fact != nullptr) out.message.put(" (", word, ": ModelFacts::", fact, ")");
+    return out;
+  }
   MakeResult made = make(recipe, shape, on<Cpu>, heap_memory());
   if (!made) {
     out.status = made.status();

@@ -89,6 +89,17 @@ std::vector<Change> changes() {
 
 }  // namespace
 
+TEST_CASE("admission: what an engine does not have is refused, and the array that it would have to bring is named", "[any][admission]") {
+  EngineFacts plain = generous;
+  plain.calibration = false;
+  for (const auto& [text, name] : {std::pair{"duo_attention + kivi4", "(duo_attention: ModelFacts::gates)"}, {"h2o + loki", "(loki: ModelFacts::key_axes)"}}) {
+    const auto refused = any::admit(text, shape, plain, any::on<Cpu>, {});
+    REQUIRE(refused.status == Status::missing_input);
+    REQUIRE_THAT(std::string(refused.message.view()), Catch::Contains("which the engine does not have") && Catch::EndsWith(name));
+    REQUIRE_THAT(said(ask(text, plain)), !Catch::Contains("ModelFacts"));  // it is there, and made for nothing
+  }
+}
+
 TEST_CASE("admission: every word of the registry is served by an engine that has everything", "[any][admission]") {
   for (const std::string& text : recipes()) {
     CAPTURE(text);
