@@ -164,65 +164,32 @@ TEST_CASE("kvtc chunk: rows whose numbers lie apart are refused, heads and token
 }
 
 TEST_CASE("kvtc chunk: keys are turned back before they are coded, and forth when they are read", "[io][kvtc]") {
-  const prim::RopeConfig config{.pairing = GENERATE(prim::RopePairing::half_split, prim::RopePairing::interleaved), .rotary_dim = 6};
-  const auto rope = prim::RopeTable::make(config, 8, heap_memory());
-  REQUIRE(rope);
-  const Rows4 raw = of_rank(small, 64, 4, 0.0);
-  Rows4 rotated = raw;
-  for (index_t row = 0; row < 6; ++row)
-    for (index_t i = 0; i < 64; ++i) rope->rotate(rotated.keys.data() + (row * 64 + i) * 8, 100 + i);
+  const TurnedRows x(of_rank(small, 64, 4, 0.0), GENERATE(prim::RopePairing::half_split, prim::RopePairing::interleaved));
+  const Rows4 &raw = x.raw, &rotated = x.rotated;
   JointBases bases(raw);
   bases.form = KeyForm::raw;
   const auto t = bases.transform(small);
   Kvtc m = with(8.0f);
   m.rank = 4;  // all that raw keys need, and far less than rotated ones
-  const io::StreamPlace place{.position = 100}, of_raw{.position = 100, .raw_keys = true};
   const double size = square_distance(raw.keys, std::vector<float>(raw.keys.size()));
-  const Bytes turned = kvtc_chunk(rotated, m, t, &*rope, false, place), kept = kvtc_chunk(raw, m, t, nullptr, false, of_raw);
-  REQUIRE(square_distance(decode_all(turned, t, &*rope).keys, rotated.keys) < 3e-4 * size);
+  const Bytes turned = kvtc_chunk(rotated, m, t, &x.rope, false, x.place), kept = kvtc_chunk(raw, m, t, nullptr, false, x.of_raw);
+  REQUIRE(square_distance(decode_all(turned, t, &x.rope).keys, rotated.keys) < 3e-4 * size);
   REQUIRE(square_distance(decode_all(kept, t).keys, raw.keys) < 3e-4 * size);
-  REQUIRE(square_distance(decode_all(kvtc_chunk(rotated, m, t, nullptr, false, of_raw), t).keys, rotated.keys) > 1e-2 * size);
+  REQUIRE(square_distance(decode_all(kvtc_chunk(rotated, m, t, nullptr, false, x.of_raw), t).keys, rotated.keys) > 1e-2 * size);
   // Exact tokens are never turned.
-  REQUIRE(square_distance(decode_all(kvtc_chunk(rotated, m, t, &*rope, true, place), t, &*rope).keys, rotated.keys) < 1e-6 * size);
+  REQUIRE(square_distance(decode_all(kvtc_chunk(rotated, m, t, &x.rope, true, x.place), t, &x.rope).keys, rotated.keys) < 1e-6 * size);
 
-  REQUIRE(KvtcReader::open(turned, t).status() == Status::missing_input);
-  prim::RopeConfig other = config;
-  other.base = 500000.0;
-  const auto wrong = prim::RopeTable::make(other, 8, heap_memory());
-  REQUIRE(KvtcReader::open(turned, t, &*wrong).status() == Status::incompatible);
-  const auto wide = prim::RopeTable::make({}, 16, heap_memory());
-  auto writer = KvtcWriter::make(m, small, t);
-  ByteList sink;
-  REQUIRE(write_rows(rotated, *writer, sink) == Status::missing_input);
-  auto with_wide = KvtcWriter::make(m, small, t, &*wide);
-  REQUIRE(write_rows(rotated, *with_wide, sink) == Status::incompatible);
   // A transform of rotated keys says nothing of raw ones.
   bases.form = KeyForm::rotated;
-  auto of_rotated = KvtcWriter::make(m, small, bases.transform(small));
-  REQUIRE(write_rows(raw, *of_rotated, sink, false, of_raw) == Status::incompatible);
-  REQUIRE(sink.bytes.empty());
+  require_rope_told<KvtcWriter, KvtcReader>(x, turned, m, t, bases.transform(small));
 }
 
 TEST_CASE("kvtc chunk: NaN and infinities are repaired and counted", "[io][kvtc]") {
-  const Rows4 good(small, 40);
-  const JointBases bases(good);
+  const Rows4 x(small, 40);
+  const JointBases bases(x);
   const auto t = bases.transform(small);
-  Rows4 x = good;
-  x.keys[0] = std::nanf(""), x.keys[100] = INFINITY, x.values[7] = -INFINITY;
   const bool exact = GENERATE(false, true);
-  auto writer = KvtcWriter::make(with(8.0f), small, t);
-  ByteList sink;
-  REQUIRE(write_rows(x, *writer, sink, exact) == Status::ok);
-  REQUIRE(writer->repaired() == 3);
-  const Decoded d = decode_all(sink.bytes, t);
-  for (const float v : d.keys) REQUIRE(std::isfinite(v));
-  for (const float v : d.values) REQUIRE(std::isfinite(v));
-  if (exact) {
-    REQUIRE(d.keys[0] == 0.0f);
-    REQUIRE(d.keys[100] == 65504.0f);
-  } else {
-    REQUIRE(std::fabs(d.keys[0] - bases.mean[0][0]) < 0.5f);
-  }
+  require_repaired(decode_all(repaired_chunk<KvtcWriter>(x, with(8.0f), t, exact), t), exact, bases.mean[0][0]);
 }
 
 TEST_CASE("kvtc chunk: a calibration that shows few directions, or none", "[io][kvtc]") {
@@ -342,17 +309,7 @@ struct Tiny {
 TEST_CASE("kvtc chunk: cut anywhere, or with any bit another one, it is refused", "[io][kvtc]") {
   Tiny tiny;
   tiny.method.coder = GENERATE(EntropyCoder::range, EntropyCoder::rans);
-  const Bytes good = kvtc_chunk(tiny.x, tiny.method, tiny.t, nullptr, GENERATE(false, true));
-  for (std::size_t n = 0; n < good.size(); ++n)
-    REQUIRE(KvtcReader::open(std::span(good).first(n), tiny.t).status() == Status::corrupt_data);
-  for (std::size_t i = 0; i < good.size(); ++i)
-    for (int bit = 0; bit < 8; ++bit) {
-      Bytes bad = good;
-      bad[i] ^= static_cast<std::byte>(1 << bit);
-      const auto chunk = KvtcReader::open(bad, tiny.t);
-      const Status s = chunk ? chunk->check() : chunk.status();
-      REQUIRE((s == Status::corrupt_data || (s == Status::incompatible && i >= 4 && i < 8)));
-    }
+  require_damage_told<KvtcReader>(kvtc_chunk(tiny.x, tiny.method, tiny.t, nullptr, GENERATE(false, true)), tiny.t);
 }
 
 TEST_CASE("kvtc chunk: forged bytes with right checksums never lead outside", "[io][kvtc]") {
