@@ -18,10 +18,10 @@
 #include <any/settings.hpp>
 #include <kvcondense/any/any_cache.hpp>
 #include <kvcondense/cpu.hpp>
-#include <support/byte_list.hpp>
 #include <support/memory.hpp>
 #include <support/model_facts.hpp>
 #include <support/naive_cache.hpp>
+#include <support/saved.hpp>
 #include <support/step_data.hpp>
 
 using namespace kvcondense;
@@ -97,11 +97,7 @@ struct Session {
         for (index_t s = 0; s < cache.slots(l, h); ++s) all.push_back(cache.token(l, h, s));
     return all;
   }
-  std::vector<std::byte> saved() const {
-    test::ByteList file;
-    REQUIRE(cache.save(file) == Status::ok);
-    return file.bytes;
-  }
+  std::vector<std::byte> saved() const { return test::saved(cache); }
 };
 
 /// Attention of one query over what a head's slots say, in double.

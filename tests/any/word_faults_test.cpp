@@ -17,9 +17,11 @@
 #include <support/memory.hpp>
 #include <support/model_facts.hpp>
 #include <support/naive_cache.hpp>
+#include <support/saved.hpp>
 #include <support/step_data.hpp>
 
 using namespace kvcondense;
+using test::saved;
 
 namespace {
 
@@ -45,12 +47,6 @@ std::string recipe_of(const any::Entry& e) {
     if (any::make(t, shape, any::on<Cpu>, heap_memory(), facts())) return t;
   FAIL("no recipe for " << e.word);
   return {};
-}
-
-std::vector<std::byte> saved(const any::AnyCache& cache) {
-  test::ByteList file;
-  REQUIRE(cache.save(file) == Status::ok);
-  return file.bytes;
 }
 
 /// A cache of a word and what is done to it.

@@ -1,6 +1,8 @@
 // Caches on CUDA whose layers, or heads, store rows together, beside those of the CPU.
 
+#include <algorithm>
 #include <string>
+#include <vector>
 
 #include <kvcondense/evict/sink_window.hpp>
 #include <kvcondense/lowrank/joint_heads.hpp>
@@ -10,6 +12,7 @@
 #include <kvcondense/quant/kivi.hpp>
 
 #include "cache_coordinates.hpp"
+#include "cache_refused.hpp"
 
 using namespace kvcondense;
 using namespace cuda_cache;
@@ -60,53 +63,17 @@ TEST_CASE("cuda cache across layers: pages of rows are counted once") {
 
 // A page that memory is refused to stays exact, in all layers, and is shared when there is some.
 TEST_CASE("cuda cache across layers: refused memory loses nothing") {
-  const CacheShape two{.layers = 2, .q_heads = 2, .kv_heads = 2, .head_dim = 16, .dtype = DType::f32, .page_slots = 4};
-  constexpr index_t tokens = 14, all = 2 * tokens;
-  test::Device device;
-  std::mt19937 random(5);
-  const std::vector<float> rows = normal_numbers(2 * all * 16, random);
-  test::OnDevice<float> x(device, rows), out(device, std::vector<float>(at(2 * all * 16)));
-  const auto part = [&](index_t first, index_t n) { return TensorView<const float, 3>{x.data() + first * 16, {2, n, 16}, {all * 16, 16, 1}}; };
-  int some = 0, none = 0;
-  for (int k = 0; k < 40; ++k) {
-    test::RefusingMemory memory(1 << 20);
-    {
-      auto made = make_cache<Cuda>(two, recipe(lowrank::XKv{.keep = 0.5, .value_keep = 0.5, .layers = 2, .window = 4, .least = 8}), memory);
-      REQUIRE(made);
-      auto& c = *made;
-      Context<Cuda> ctx = device.with_workspace(c.workspace_bytes(all, tokens));
-      const auto shared = [&] {
-        const auto report = c.report(ctx);
-        REQUIRE(report);
-        return report->across_rows;
-      };
-      const auto forward = [&](index_t layer, index_t first, index_t n) {
-        REQUIRE(c.append(ctx, layer, part(first, n), part(first, n)) == Status::ok);
-        REQUIRE(c.attend(ctx, layer, part(first, n), dense_view(out.data(), 2, n, 16)) == Status::ok);
-        return c.step(ctx, layer);
-      };
-      REQUIRE(forward(0, 0, tokens) == Status::ok);
-      REQUIRE(c.append(ctx, 1, part(0, tokens), part(0, tokens)) == Status::ok);
-      memory.left = k;
-      REQUIRE(c.step(ctx, 1) == Status::ok);
-      const index_t before = shared();
-      some += before > 0 && before < 2 * 2 * 2 * 8, none += before == 0;
-      test::OnDevice<float> keys(device, std::vector<float>(at(tokens * 16))), values(device, std::vector<float>(at(tokens * 16)));
-      for (index_t layer = 0; layer < 2; ++layer) {
-        REQUIRE(c.slots(layer, 1) == tokens);
-        REQUIRE(c.read(ctx, layer, 1, 0, dense_view(keys.data(), tokens, 16), dense_view(values.data(), tokens, 16)) == Status::ok);
-        if (before == 0) REQUIRE(std::equal(rows.begin() + all * 16, rows.begin() + (all + tokens) * 16, keys.read().begin()));
-      }
-      memory.left = 1 << 20;
-      for (index_t layer = 0; layer < 2; ++layer) REQUIRE(forward(layer, tokens, 2) == Status::ok);
-      REQUIRE(shared() == 2 * 2 * 2 * 12);
-      for (index_t layer = 0; layer < 2; ++layer) REQUIRE(c.attend(ctx, layer, part(0, 1), dense_view(out.data(), 2, 1, 16)) == Status::ok);
-      device.wait();
+  share_less(recipe(lowrank::XKv{.keep = 0.5, .value_keep = 0.5, .layers = 2, .window = 4, .least = 8}), 2 * 2 * 2 * 8, [](auto& s, index_t before) {
+    for (index_t layer = 0; layer < 2; ++layer) {
+      REQUIRE(s.cache.slots(layer, 1) == s.tokens);
+      const std::vector<float> keys = s.keys(layer);
+      if (before == 0) REQUIRE(std::ranges::equal(keys, s.keys_given()));
     }
-    REQUIRE(memory.out == 0);
-  }
-  CHECK(some > 0);
-  CHECK(none > 0);
+    s.memory.left = 1 << 20;
+    for (index_t layer = 0; layer < 2; ++layer) REQUIRE(s.forward(layer, s.tokens, 2) == Status::ok);
+    REQUIRE(s.shared() == 2 * 2 * 2 * 12);
+    for (index_t layer = 0; layer < 2; ++layer) REQUIRE(s.cache.attend(s.ctx, layer, s.part(0, 1), dense_view(s.out.data(), 2, 1, 16)) == Status::ok);
+  });
 }
 
 TEST_CASE("cuda cache across layers: what is not there is refused") {

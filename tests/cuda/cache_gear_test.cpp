@@ -9,6 +9,7 @@
 #include <kvcondense/quant/boundary_layers.hpp>
 #include <kvcondense/quant/gear.hpp>
 
+#include "cache_live.hpp"
 #include "cache_methods.hpp"
 
 using namespace kvcondense;
@@ -39,24 +40,9 @@ void goes_as_on_the_host(const R& method, std::string_view text, const CacheShap
   feed(pair, 41, Phase::prefill_end);
   for (int i = 0; i < 6; ++i) feed(pair, i % 5 == 3 ? 5 : 1);
   pair.exchange();
-  {
-    Pair<R> twin = pair.fork();
-    feed(twin, 9);
-    feed(pair, 2);
-    twin.compare();
-    twin.remove(7, 31);
-    feed(twin, 12);
-    pair.compare();
-  }
+  cuda_cache::goes_apart(pair, within);
   for (int i = 0; i < 6; ++i) feed(pair, i % 3 == 2 ? 5 : 1);
-  pair.truncate(pair.on_device().length() - 11);
-  feed(pair, 1);
-  pair.remove(pair.on_device().length() / 4, pair.on_device().length() / 2);
-  pair.turn(4);
-  feed(pair, 4);
-  pair.exchange();
-  feed(pair, 9);
-  pair.compare_reports();
+  cuda_cache::is_cut(pair, within);
   const auto report = pair.on_device().report(pair.device());
   REQUIRE(report);
   CHECK(report->coded_again >= index_t{again});

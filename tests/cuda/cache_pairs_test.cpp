@@ -1,12 +1,15 @@
 // Caches on CUDA whose neighbouring layers store rows as one direction and two lengths, beside those of the CPU.
 
+#include <cmath>
 #include <string>
+#include <vector>
 
 #include <kvcondense/evict/sink_window.hpp>
 #include <kvcondense/merge/minicache.hpp>
 #include <kvcondense/quant/fp8.hpp>
 
 #include "cache_coordinates.hpp"
+#include "cache_refused.hpp"
 
 using namespace kvcondense;
 using namespace cuda_cache;
@@ -64,52 +67,18 @@ TEST_CASE("cuda cache of pairs: pages of more slots than a word has bits") {
 }
 
 TEST_CASE("cuda cache of pairs: refused memory loses nothing") {
-  const CacheShape two{.layers = 2, .q_heads = 2, .kv_heads = 2, .head_dim = 16, .dtype = DType::f32, .page_slots = 4};
-  constexpr index_t tokens = 14, all = 2 * tokens;
-  test::Device device;
-  std::mt19937 random(5);
-  const std::vector<float> rows = normal_numbers(2 * all * 16, random);
-  test::OnDevice<float> x(device, rows), out(device, std::vector<float>(at(2 * all * 16)));
-  const auto part = [&](index_t first, index_t n) { return TensorView<const float, 3>{x.data() + first * 16, {2, n, 16}, {all * 16, 16, 1}}; };
-  int some = 0, none = 0;
-  for (int k = 0; k < 40; ++k) {
-    test::RefusingMemory memory(1 << 20);
-    {
-      auto made = make_cache<Cuda>(two, recipe(merge::MiniCache{.start = 0.0f, .part = 0.2f}), memory);
-      REQUIRE(made);
-      auto& c = *made;
-      Context<Cuda> ctx = device.with_workspace(c.workspace_bytes(all, tokens));
-      const auto shared = [&] {
-        const auto report = c.report(ctx);
-        REQUIRE(report);
-        return report->across_rows;
-      };
-      // The rows of both layers are the same: their direction is each row's own.
+  // The rows of both layers are the same: their direction is each row's own.
+  share_less(recipe(merge::MiniCache{.start = 0.0f, .part = 0.2f}), 2 * 2 * 2 * 9, [](auto& s, index_t) {
+    s.memory.left = 1 << 20;
+    for (int again = 0; again < 2; ++again) {
       for (index_t layer = 0; layer < 2; ++layer) {
-        REQUIRE(c.append(ctx, layer, part(0, tokens), part(0, tokens)) == Status::ok);
-        memory.left = layer == 0 ? 1 << 20 : k;
-        REQUIRE(c.step(ctx, layer) == Status::ok);
+        const std::vector<float> got = s.keys(layer);
+        for (std::size_t i = 0; i < got.size(); ++i) REQUIRE(std::fabs(got[i] - s.keys_given()[i]) <= 2e-6f);
+        REQUIRE(s.forward(layer, s.tokens, 2) == Status::ok);
       }
-      const index_t before = shared();
-      some += before > 0 && before < 2 * 2 * 2 * 9, none += before == 0;
-      memory.left = 1 << 20;
-      for (int again = 0; again < 2; ++again) {
-        test::OnDevice<float> keys(device, std::vector<float>(at(tokens * 16))), values(device, std::vector<float>(at(tokens * 16)));
-        for (index_t layer = 0; layer < 2; ++layer) {
-          REQUIRE(c.read(ctx, layer, 1, 0, dense_view(keys.data(), tokens, 16), dense_view(values.data(), tokens, 16)) == Status::ok);
-          const std::vector<float> got = keys.read();
-          for (std::size_t i = 0; i < got.size(); ++i) REQUIRE(std::fabs(got[i] - rows[at(all * 16) + i]) <= 2e-6f);
-          REQUIRE(c.append(ctx, layer, part(tokens, 2), part(tokens, 2)) == Status::ok);
-          REQUIRE(c.step(ctx, layer) == Status::ok);
-        }
-        REQUIRE(shared() > 0);
-      }
-      device.wait();
+      REQUIRE(s.shared() > 0);
     }
-    REQUIRE(memory.out == 0);
-  }
-  CHECK(some > 0);
-  CHECK(none > 0);
+  });
 }
 
 TEST_CASE("cuda cache of pairs: what is not there is refused") {

@@ -5,6 +5,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <random>
+#include <span>
 #include <vector>
 
 #include "cache_pair.hpp"
@@ -82,6 +83,70 @@ void lose_nothing(const R& method, int rounds, index_t left) {
     REQUIRE(memory.out == 0);
   }
   CHECK(requests > 20);
+}
+
+/// A cache of two layers that share rows, the second of which was refused memory in its step.
+template <class R>
+struct Sharing {
+  static constexpr index_t tokens = 14, all = 2 * tokens;
+
+  test::Device& device;
+  test::RefusingMemory& memory;
+  Cache<Cuda, R>& cache;
+  Context<Cuda> ctx;
+  const std::vector<float>& rows;  ///< [head][all], of either layer
+  test::OnDevice<float>&x, &out;
+
+  TensorView<const float, 3> part(index_t first, index_t n) const { return {x.data() + first * 16, {2, n, 16}, {all * 16, 16, 1}}; }
+  Status forward(index_t layer, index_t first, index_t n) {
+    REQUIRE(cache.append(ctx, layer, part(first, n), part(first, n)) == Status::ok);
+    REQUIRE(cache.attend(ctx, layer, part(first, n), dense_view(out.data(), 2, n, 16)) == Status::ok);
+    return cache.step(ctx, layer);
+  }
+  index_t shared() {
+    const auto report = cache.report(ctx);
+    REQUIRE(report);
+    return report->across_rows;
+  }
+  /// Of the second head, the first tokens.
+  std::vector<float> keys(index_t layer) {
+    test::OnDevice<float> k(device, std::vector<float>(at(tokens * 16))), v(device, std::vector<float>(at(tokens * 16)));
+    REQUIRE(cache.read(ctx, layer, 1, 0, dense_view(k.data(), tokens, 16), dense_view(v.data(), tokens, 16)) == Status::ok);
+    return k.read();
+  }
+  std::span<const float> keys_given() const { return std::span(rows).subspan(at(all * 16), at(tokens * 16)); }
+};
+
+/// Requests for memory in the step that shares rows of two layers are refused from the k-th on, for each k: some or none of `most` rows are shared then, and
+/// `then(sharing, rows that are)` finds nothing lost.
+template <class R, class Then>
+void share_less(const R& method, index_t most, Then&& then) {
+  const CacheShape two{.layers = 2, .q_heads = 2, .kv_heads = 2, .head_dim = 16, .dtype = DType::f32, .page_slots = 4};
+  constexpr index_t tokens = Sharing<R>::tokens, all = Sharing<R>::all;
+  test::Device device;
+  std::mt19937 random(5);
+  const std::vector<float> rows = normal_numbers(2 * all * 16, random);
+  test::OnDevice<float> x(device, rows), out(device, std::vector<float>(at(2 * all * 16)));
+  int some = 0, none = 0;
+  for (int k = 0; k < 40; ++k) {
+    test::RefusingMemory memory(1 << 20);
+    {
+      auto made = make_cache<Cuda>(two, method, memory);
+      REQUIRE(made);
+      Sharing<R> s{device, memory, *made, device.with_workspace(made->workspace_bytes(all, tokens)), rows, x, out};
+      REQUIRE(s.forward(0, 0, tokens) == Status::ok);
+      REQUIRE(s.cache.append(s.ctx, 1, s.part(0, tokens), s.part(0, tokens)) == Status::ok);
+      memory.left = k;
+      REQUIRE(s.cache.step(s.ctx, 1) == Status::ok);
+      const index_t now = s.shared();
+      some += now > 0 && now < most, none += now == 0;
+      then(s, now);
+      device.wait();
+    }
+    REQUIRE(memory.out == 0);
+  }
+  CHECK(some > 0);
+  CHECK(none > 0);
 }
 
 }  // namespace cuda_cache

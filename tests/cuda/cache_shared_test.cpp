@@ -8,6 +8,7 @@
 #include <kvcondense/quant/kitty.hpp>
 #include <kvcondense/quant/polar.hpp>
 
+#include "cache_live.hpp"
 #include "cache_methods.hpp"
 
 using namespace kvcondense;
@@ -36,25 +37,12 @@ void goes_as_on_the_host(const R& method, std::string_view text, const CacheShap
   for (int i = 0; i < 8; ++i) feed(pair, i % 5 == 3 ? 5 : 1);
   pair.exchange();
   {
-    Pair<R> twin = pair.fork();
-    feed(twin, 9);
-    feed(pair, 2);
-    twin.compare();
-    twin.remove(7, 31);
-    feed(twin, 12);
-    pair.compare();
+    Pair<R> twin = cuda_cache::goes_apart(pair, within);
     twin.exchange();
     feed(twin, 1);
   }
   for (int i = 0; i < 12; ++i) feed(pair, i % 7 == 3 ? 5 : 1);
-  pair.truncate(pair.on_device().length() - 11);
-  feed(pair, 1);
-  pair.remove(pair.on_device().length() / 4, pair.on_device().length() / 2);
-  pair.turn(4);
-  feed(pair, 4);
-  pair.exchange();
-  feed(pair, 9);
-  pair.compare_reports();
+  cuda_cache::is_cut(pair, within);
   const auto report = pair.on_device().report(pair.device());
   REQUIRE(report);
   CHECK((report->coded_again > 0) == again);

@@ -13,6 +13,7 @@
 #include <kvcondense/cuda.cuh>
 
 #include "device.hpp"
+#include "joined_pages.hpp"
 
 using namespace kvcondense;
 using test::at;
@@ -119,31 +120,15 @@ void joins_alike(const Codec& codec, index_t slots, index_t dim) {
     for (index_t p = 0; p < 3; ++p)
       Coder::encode(codec, page(p), 0, slots, {rows_of(slots, dim, static_cast<unsigned>(p)).data(), slots, dim}, scores_of(slots, static_cast<unsigned>(p + 3)).data());
     const std::vector<std::byte> before = pages;
-    const auto lives = [&](index_t p, index_t s) { return p == 0 ? s % 3 == 1 : s % 5 == 2 && s < slots / 2; };
     std::vector<float> rows(at(2 * slots * dim)), grades(at(2 * slots));
     index_t n = 0;
     for (index_t p = 0; p < 2; ++p)
       for (index_t s = 0; s < slots; ++s)
-        if (lives(p, s)) grades[at(n)] = Coder::grade(codec, page(p), s), Coder::decode(codec, page(p), s, 1, {rows.data() + dim * n++, 1, dim});
+        if (cuda_pages::lives(p, s, slots)) grades[at(n)] = Coder::grade(codec, page(p), s), Coder::decode(codec, page(p), s, 1, {rows.data() + dim * n++, 1, dim});
     const index_t full = (n + codec.group - 1) / codec.group * codec.group;
     for (index_t i = n; i < full; ++i) std::copy_n(rows.data() + (n - 1) * dim, dim, rows.data() + i * dim);
     Coder::encode(codec, page(into), 0, full, {rows.data(), full, dim}, grades.data());
-    test::each_way([&] {
-      test::Device device;
-      test::OnDevice<std::byte> there(device, before);
-      test::OnDevice<float> scratch(device, std::vector<float>(at(codec.group * dim)));
-      prim::JoinedPages job{there.data() + at(into) * each, {there.data(), there.data() + each}, {}};
-      for (index_t p = 0; p < 2; ++p)
-        for (index_t s = 0; s < slots; ++s) job.live[p][s / 32] |= static_cast<std::uint32_t>(lives(p, s)) << s % 32;
-      test::OnDevice<prim::JoinedPages> jobs(device, {job});
-      test::OnDevice<index_t> chain(device, {0, 1});
-      prim::GroupWork work;
-      work.joins = jobs.data(), work.chain = chain.data(), work.chains = 1, work.rows = scratch.data();
-      prim::ColumnParts column;
-      column.coded.page_slots = slots, column.coded.dim = dim;
-      REQUIRE(prim::GroupPages::join(device, prim::DeviceForm<Codec>::of(codec, nullptr, 0, dim), column, work) == Status::ok);
-      REQUIRE(there.read() == pages);
-    });
+    test::each_way([&] { REQUIRE(cuda_pages::joined(codec, before, each, into, slots, dim) == pages); });
   }
 }
 

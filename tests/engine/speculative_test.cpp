@@ -5,6 +5,7 @@
 #include <engine/sampling.hpp>
 #include <engine/speculative.hpp>
 #include <kvcondense/cpu.hpp>
+#include <support/saved.hpp>
 
 #include "tinylm.hpp"
 
@@ -12,20 +13,11 @@ using namespace engine;
 using engine::test::any_attention;
 using engine::test::reference;
 using engine::test::tinylm;
+using kvcondense::test::saved;
 
 namespace {
 
 using Any = kvcondense::any::AnyCache;
-
-struct Bytes final : kvcondense::ByteSink {
-  std::vector<std::byte> data;
-  bool write(std::span<const std::byte> more) noexcept override { return data.insert(data.end(), more.begin(), more.end()), true; }
-};
-std::vector<std::byte> saved(const Any& cache) {
-  Bytes file;
-  REQUIRE(cache.save(file) == Status::ok);
-  return file.data;
-}
 
 TentativeAttention<Any> tentative(const std::string& recipe) {
   return TentativeAttention(std::move(any_attention(recipe, kvcondense::DType::f16).cache()));

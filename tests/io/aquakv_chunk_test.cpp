@@ -138,66 +138,33 @@ TEST_CASE("aquakv chunk: layers come one after another, sub-chunks in any order"
 }
 
 TEST_CASE("aquakv chunk: keys are turned back before they are coded, and forth when they are read", "[io][aquakv]") {
-  const prim::RopeConfig config{.pairing = GENERATE(prim::RopePairing::half_split, prim::RopePairing::interleaved), .rotary_dim = 6};
-  const auto rope = prim::RopeTable::make(config, 8, heap_memory());
-  REQUIRE(rope);
-  const Rows4 raw = of_layers(small, 64, 0.02f);
-  Rows4 rotated = raw;
-  for (index_t row = 0; row < 6; ++row)
-    for (index_t i = 0; i < 64; ++i) rope->rotate(rotated.keys.data() + (row * 64 + i) * 8, 100 + i);
+  const TurnedRows x(of_layers(small, 64, 0.02f), GENERATE(prim::RopePairing::half_split, prim::RopePairing::interleaved));
+  const Rows4 &raw = x.raw, &rotated = x.rotated;
   ModelMaps model(raw);
   model.form = KeyForm::raw;
   const auto maps = model.of(small);
   const Aquakv m = with(3);
-  const io::StreamPlace place{.position = 100}, of_raw{.position = 100, .raw_keys = true};
   const double size = square_distance(raw.keys, std::vector<float>(raw.keys.size()));
-  const Bytes turned = aquakv_chunk(rotated, m, maps, &*rope, false, place), kept = aquakv_chunk(raw, m, maps, nullptr, false, of_raw);
-  const double right = square_distance(decode_all(turned, maps, &*rope).keys, rotated.keys);
+  const Bytes turned = aquakv_chunk(rotated, m, maps, &x.rope, false, x.place), kept = aquakv_chunk(raw, m, maps, nullptr, false, x.of_raw);
+  const double right = square_distance(decode_all(turned, maps, &x.rope).keys, rotated.keys);
   REQUIRE(right < 1e-2 * size);
   REQUIRE(square_distance(decode_all(kept, maps).keys, raw.keys) == Approx(right).epsilon(0.05));
   // Rotated keys are not what the maps say.
-  REQUIRE(square_distance(decode_all(aquakv_chunk(rotated, m, maps, nullptr, false, of_raw), maps).keys, rotated.keys) > 3 * right);
+  REQUIRE(square_distance(decode_all(aquakv_chunk(rotated, m, maps, nullptr, false, x.of_raw), maps).keys, rotated.keys) > 3 * right);
   // Exact tokens are never turned.
-  REQUIRE(square_distance(decode_all(aquakv_chunk(rotated, m, maps, &*rope, true, place), maps, &*rope).keys, rotated.keys) < 1e-6 * size);
+  REQUIRE(square_distance(decode_all(aquakv_chunk(rotated, m, maps, &x.rope, true, x.place), maps, &x.rope).keys, rotated.keys) < 1e-6 * size);
 
-  REQUIRE(AquakvReader::open(turned, maps).status() == Status::missing_input);
-  prim::RopeConfig other = config;
-  other.base = 500000.0;
-  const auto wrong = prim::RopeTable::make(other, 8, heap_memory());
-  REQUIRE(AquakvReader::open(turned, maps, &*wrong).status() == Status::incompatible);
-  const auto wide = prim::RopeTable::make({}, 16, heap_memory());
-  auto writer = AquakvWriter::make(m, small, maps);
-  ByteList sink;
-  REQUIRE(write_rows(rotated, *writer, sink) == Status::missing_input);
-  auto with_wide = AquakvWriter::make(m, small, maps, &*wide);
-  REQUIRE(write_rows(rotated, *with_wide, sink) == Status::incompatible);
   // Maps of rotated keys say nothing of raw ones.
   model.form = KeyForm::rotated;
-  auto of_rotated = AquakvWriter::make(m, small, model.of(small));
-  REQUIRE(write_rows(raw, *of_rotated, sink, false, of_raw) == Status::incompatible);
-  REQUIRE(sink.bytes.empty());
+  require_rope_told<AquakvWriter, AquakvReader>(x, turned, m, maps, model.of(small));
 }
 
 TEST_CASE("aquakv chunk: NaN and infinities are repaired and counted", "[io][aquakv]") {
-  const Rows4 good = of_layers(small, 40, 0.3f);
-  const ModelMaps model(good);
+  const Rows4 x = of_layers(small, 40, 0.3f);
+  const ModelMaps model(x);
   const auto maps = model.of(small);
-  Rows4 x = good;
-  x.keys[0] = std::nanf(""), x.keys[100] = INFINITY, x.values[7] = -INFINITY;
   const bool exact = GENERATE(false, true);
-  auto writer = AquakvWriter::make(with(4), small, maps);
-  ByteList sink;
-  REQUIRE(write_rows(x, *writer, sink, exact) == Status::ok);
-  REQUIRE(writer->repaired() == 3);
-  const Decoded d = decode_all(sink.bytes, maps);
-  for (const float v : d.keys) REQUIRE(std::isfinite(v));
-  for (const float v : d.values) REQUIRE(std::isfinite(v));
-  if (exact) {
-    REQUIRE(d.keys[0] == 0.0f);
-    REQUIRE(d.keys[100] == 65504.0f);
-  } else {
-    REQUIRE(std::fabs(d.keys[0] - model.first[0][0]) < 0.5f);
-  }
+  require_repaired(decode_all(repaired_chunk<AquakvWriter>(x, with(4), maps, exact), maps), exact, model.first[0][0]);
 }
 
 TEST_CASE("aquakv chunk: every field changes the bytes", "[io][aquakv]") {
@@ -284,17 +251,7 @@ struct Tiny {
 TEST_CASE("aquakv chunk: cut anywhere, or with any bit another one, it is refused", "[io][aquakv]") {
   Tiny tiny;
   tiny.method.coder = GENERATE(EntropyCoder::range, EntropyCoder::rans);
-  const Bytes good = aquakv_chunk(tiny.x, tiny.method, tiny.maps, nullptr, GENERATE(false, true));
-  for (std::size_t n = 0; n < good.size(); ++n)
-    REQUIRE(AquakvReader::open(std::span(good).first(n), tiny.maps).status() == Status::corrupt_data);
-  for (std::size_t i = 0; i < good.size(); ++i)
-    for (int bit = 0; bit < 8; ++bit) {
-      Bytes bad = good;
-      bad[i] ^= static_cast<std::byte>(1 << bit);
-      const auto chunk = AquakvReader::open(bad, tiny.maps);
-      const Status s = chunk ? chunk->check() : chunk.status();
-      REQUIRE((s == Status::corrupt_data || (s == Status::incompatible && i >= 4 && i < 8)));
-    }
+  require_damage_told<AquakvReader>(aquakv_chunk(tiny.x, tiny.method, tiny.maps, nullptr, GENERATE(false, true)), tiny.maps);
 }
 
 TEST_CASE("aquakv chunk: forged bytes with right checksums never lead outside", "[io][aquakv]") {

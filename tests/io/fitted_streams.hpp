@@ -5,6 +5,7 @@
 #include <io/aquakv_data.hpp>
 #include <io/kvtc_data.hpp>
 #include <support/cache_rig.hpp>
+#include <support/saved.hpp>
 
 namespace kvcondense::test::fitted {
 
@@ -20,11 +21,7 @@ struct Rig : CacheRig<R> {
       if constexpr (needs<R>.empty()) REQUIRE(cache.step(ctx, l) == Status::ok);
     }
   }
-  Bytes saved() const {
-    ByteList sink;
-    REQUIRE(save(cache, sink) == Status::ok);
-    return sink.bytes;
-  }
+  Bytes saved() const { return test::saved(cache); }
 };
 
 /// Keys, then values, of token `first` to `first + n` of all layers and heads.
@@ -45,22 +42,24 @@ inline double part_lost(const std::vector<float>& before, const std::vector<floa
   return square_distance(before, after) / square_distance(before, std::vector<float>(before.size()));
 }
 
+/// Arrays of a shape, with what they borrow, which is made of so many tokens.
+template <class From, class Arrays, index_t tokens>
+struct ModelOf {
+  From from;
+  Arrays t;
+  explicit ModelOf(KeyForm form = KeyForm::rotated, const CacheShape& s = shape) : from(Rows4(s, tokens, 77)) {
+    from.form = form;
+    t = from.of(s);
+  }
+};
+
 /// KVTC as tests of any such format drive it.
 struct KvtcStreams {
   using Method = quant::Kvtc;
   using Arrays = io::KvtcTransform;
   using Reader = io::KvtcReader;
+  using Model = ModelOf<JointBases, Arrays, 300>;
   static constexpr double fine_loss = 0.01, coarse_loss = 0.02;
-
-  /// Arrays of a shape, with what they borrow.
-  struct Model {
-    JointBases bases;
-    Arrays t;
-    explicit Model(KeyForm form = KeyForm::rotated, const CacheShape& s = shape) : bases(Rows4(s, 300, 77)) {
-      bases.form = form;
-      t = bases.transform(s);
-    }
-  };
 
   static Method chunks(float bits) {
     Method m;
@@ -90,16 +89,8 @@ struct AquakvStreams {
   using Method = quant::Aquakv;
   using Arrays = io::AquakvMaps;
   using Reader = io::AquakvReader;
+  using Model = ModelOf<ModelMaps, Arrays, 120>;
   static constexpr double fine_loss = 0.03, coarse_loss = 0.03;
-
-  struct Model {
-    ModelMaps arrays;
-    Arrays t;
-    explicit Model(KeyForm form = KeyForm::rotated, const CacheShape& s = shape) : arrays(Rows4(s, 120, 77)) {
-      arrays.form = form;
-      t = arrays.of(s);
-    }
-  };
 
   static Method chunks(int bits) {
     return {.key_bits = bits, .value_bits = bits, .sinks = 4, .window = 20, .sub_chunk = 16, .chunk = 40};

@@ -49,7 +49,7 @@ Rows4 of_rank(const CacheShape& shape, index_t tokens, index_t rank, double besi
 TEST_CASE("kvtc chunk: what is lost is the energy of the directions that are left out", "[io][kvtc]") {
   const Rows4 x = of_rank(small, 96, 6, 0.02);
   const JointBases bases(x);
-  const auto t = bases.transform(small);
+  const auto t = bases.of(small);
   Kvtc m = with(8.0f);
   for (const index_t rank : {1, 3, 6, 12}) {
     m.rank = rank;
@@ -70,7 +70,7 @@ TEST_CASE("kvtc chunk: more bits err less and take more bytes, down to the mean 
   const auto coder = GENERATE(EntropyCoder::range, EntropyCoder::rans);
   const Rows4 calibration(small, 400, 9), x(small, 200);
   const JointBases bases(calibration);
-  const auto t = bases.transform(small);
+  const auto t = bases.of(small);
   double last = HUGE_VAL;
   std::size_t bytes = 0;
   for (const float bits : {0.0f, 0.5f, 1.0f, 2.0f, 4.0f, 8.0f}) {
@@ -99,7 +99,7 @@ TEST_CASE("kvtc chunk: shapes of all kinds, from one token on", "[io][kvtc]") {
         const CacheShape shape{.layers = 2, .q_heads = 16, .kv_heads = heads, .head_dim = dim, .value_dim = values};
         const Rows4 calibration(shape, 60, 3), x(shape, tokens);
         const JointBases bases(calibration);
-        const auto t = bases.transform(shape);
+        const auto t = bases.of(shape);
         const Decoded d = decode_all(kvtc_chunk(x, with(8.0f), t), t), e = decode_all(kvtc_chunk(x, with(8.0f, EntropyCoder::rans), t), t);
         REQUIRE(d == e);
         REQUIRE(d.keys.size() == x.keys.size());
@@ -114,7 +114,7 @@ TEST_CASE("kvtc chunk: shapes of all kinds, from one token on", "[io][kvtc]") {
 TEST_CASE("kvtc chunk: any layer, side and sub-chunk alone, and layers from components that are decoded once", "[io][kvtc]") {
   const Rows4 x(small, 70);
   const JointBases bases(x);
-  const auto t = bases.transform(small);
+  const auto t = bases.of(small);
   const Bytes bytes = kvtc_chunk(x, with(2.0f), t);
   const Decoded all = decode_all(bytes, t);
   const auto chunk = KvtcReader::open(bytes, t);
@@ -140,7 +140,7 @@ TEST_CASE("kvtc chunk: any layer, side and sub-chunk alone, and layers from comp
 TEST_CASE("kvtc chunk: rows whose numbers lie apart are refused, heads and tokens may lie apart", "[io][kvtc]") {
   const Rows4 x(small, 20);
   const JointBases bases(x);
-  const auto t = bases.transform(small);
+  const auto t = bases.of(small);
   const Bytes bytes = kvtc_chunk(x, with(2.0f), t);
   const auto chunk = KvtcReader::open(bytes, t);
   REQUIRE(chunk);
@@ -164,65 +164,32 @@ TEST_CASE("kvtc chunk: rows whose numbers lie apart are refused, heads and token
 }
 
 TEST_CASE("kvtc chunk: keys are turned back before they are coded, and forth when they are read", "[io][kvtc]") {
-  const prim::RopeConfig config{.pairing = GENERATE(prim::RopePairing::half_split, prim::RopePairing::interleaved), .rotary_dim = 6};
-  const auto rope = prim::RopeTable::make(config, 8, heap_memory());
-  REQUIRE(rope);
-  const Rows4 raw = of_rank(small, 64, 4, 0.0);
-  Rows4 rotated = raw;
-  for (index_t row = 0; row < 6; ++row)
-    for (index_t i = 0; i < 64; ++i) rope->rotate(rotated.keys.data() + (row * 64 + i) * 8, 100 + i);
+  const TurnedRows x(of_rank(small, 64, 4, 0.0), GENERATE(prim::RopePairing::half_split, prim::RopePairing::interleaved));
+  const Rows4 &raw = x.raw, &rotated = x.rotated;
   JointBases bases(raw);
   bases.form = KeyForm::raw;
-  const auto t = bases.transform(small);
+  const auto t = bases.of(small);
   Kvtc m = with(8.0f);
   m.rank = 4;  // all that raw keys need, and far less than rotated ones
-  const io::StreamPlace place{.position = 100}, of_raw{.position = 100, .raw_keys = true};
   const double size = square_distance(raw.keys, std::vector<float>(raw.keys.size()));
-  const Bytes turned = kvtc_chunk(rotated, m, t, &*rope, false, place), kept = kvtc_chunk(raw, m, t, nullptr, false, of_raw);
-  REQUIRE(square_distance(decode_all(turned, t, &*rope).keys, rotated.keys) < 3e-4 * size);
+  const Bytes turned = kvtc_chunk(rotated, m, t, &x.rope, false, x.place), kept = kvtc_chunk(raw, m, t, nullptr, false, x.of_raw);
+  REQUIRE(square_distance(decode_all(turned, t, &x.rope).keys, rotated.keys) < 3e-4 * size);
   REQUIRE(square_distance(decode_all(kept, t).keys, raw.keys) < 3e-4 * size);
-  REQUIRE(square_distance(decode_all(kvtc_chunk(rotated, m, t, nullptr, false, of_raw), t).keys, rotated.keys) > 1e-2 * size);
+  REQUIRE(square_distance(decode_all(kvtc_chunk(rotated, m, t, nullptr, false, x.of_raw), t).keys, rotated.keys) > 1e-2 * size);
   // Exact tokens are never turned.
-  REQUIRE(square_distance(decode_all(kvtc_chunk(rotated, m, t, &*rope, true, place), t, &*rope).keys, rotated.keys) < 1e-6 * size);
+  REQUIRE(square_distance(decode_all(kvtc_chunk(rotated, m, t, &x.rope, true, x.place), t, &x.rope).keys, rotated.keys) < 1e-6 * size);
 
-  REQUIRE(KvtcReader::open(turned, t).status() == Status::missing_input);
-  prim::RopeConfig other = config;
-  other.base = 500000.0;
-  const auto wrong = prim::RopeTable::make(other, 8, heap_memory());
-  REQUIRE(KvtcReader::open(turned, t, &*wrong).status() == Status::incompatible);
-  const auto wide = prim::RopeTable::make({}, 16, heap_memory());
-  auto writer = KvtcWriter::make(m, small, t);
-  ByteList sink;
-  REQUIRE(write_rows(rotated, *writer, sink) == Status::missing_input);
-  auto with_wide = KvtcWriter::make(m, small, t, &*wide);
-  REQUIRE(write_rows(rotated, *with_wide, sink) == Status::incompatible);
   // A transform of rotated keys says nothing of raw ones.
   bases.form = KeyForm::rotated;
-  auto of_rotated = KvtcWriter::make(m, small, bases.transform(small));
-  REQUIRE(write_rows(raw, *of_rotated, sink, false, of_raw) == Status::incompatible);
-  REQUIRE(sink.bytes.empty());
+  require_rope_told<KvtcWriter, KvtcReader>(x, turned, m, t, bases.of(small));
 }
 
 TEST_CASE("kvtc chunk: NaN and infinities are repaired and counted", "[io][kvtc]") {
-  const Rows4 good(small, 40);
-  const JointBases bases(good);
-  const auto t = bases.transform(small);
-  Rows4 x = good;
-  x.keys[0] = std::nanf(""), x.keys[100] = INFINITY, x.values[7] = -INFINITY;
+  const Rows4 x(small, 40);
+  const JointBases bases(x);
+  const auto t = bases.of(small);
   const bool exact = GENERATE(false, true);
-  auto writer = KvtcWriter::make(with(8.0f), small, t);
-  ByteList sink;
-  REQUIRE(write_rows(x, *writer, sink, exact) == Status::ok);
-  REQUIRE(writer->repaired() == 3);
-  const Decoded d = decode_all(sink.bytes, t);
-  for (const float v : d.keys) REQUIRE(std::isfinite(v));
-  for (const float v : d.values) REQUIRE(std::isfinite(v));
-  if (exact) {
-    REQUIRE(d.keys[0] == 0.0f);
-    REQUIRE(d.keys[100] == 65504.0f);
-  } else {
-    REQUIRE(std::fabs(d.keys[0] - bases.mean[0][0]) < 0.5f);
-  }
+  require_repaired(decode_all(repaired_chunk<KvtcWriter>(x, with(8.0f), t, exact), t), exact, bases.mean[0][0]);
 }
 
 TEST_CASE("kvtc chunk: a calibration that shows few directions, or none", "[io][kvtc]") {
@@ -230,13 +197,13 @@ TEST_CASE("kvtc chunk: a calibration that shows few directions, or none", "[io][
   const Rows4 flat = of_rank(shape, 30, 2, 0.0);
   const JointBases two(flat);
   REQUIRE(two.columns[0] == 2);
-  const auto t = two.transform(shape);
+  const auto t = two.of(shape);
   REQUIRE(square_distance(decode_all(kvtc_chunk(flat, with(8.0f), t), t).keys, flat.keys) <
           1e-3 * square_distance(flat.keys, std::vector<float>(flat.keys.size())));
   Rows4 same(shape, 30);
   std::fill(same.keys.begin(), same.keys.end(), 1.25f), std::fill(same.values.begin(), same.values.end(), -0.5f);
   const JointBases none(same);
-  const auto nothing = none.transform(shape);
+  const auto nothing = none.of(shape);
   REQUIRE(nothing.used(KvSide::keys) == 0);
   const Decoded d = decode_all(kvtc_chunk(same, with(8.0f), nothing), nothing);
   REQUIRE(d.keys == same.keys);
@@ -246,7 +213,7 @@ TEST_CASE("kvtc chunk: a calibration that shows few directions, or none", "[io][
 TEST_CASE("kvtc chunk: every field changes the bytes", "[io][kvtc]") {
   const Rows4 x(small, 80);
   const JointBases bases(x);
-  const auto t = bases.transform(small);
+  const auto t = bases.of(small);
   const Bytes base = kvtc_chunk(x, with(2.0f), t);
   const auto differs = [&](auto&& change) {
     Kvtc m = with(2.0f);
@@ -278,18 +245,18 @@ TEST_CASE("kvtc chunk: every field changes the bytes", "[io][kvtc]") {
 TEST_CASE("kvtc chunk: another transform is refused", "[io][kvtc]") {
   const Rows4 x(small, 40);
   const JointBases bases(x), others(Rows4(small, 40, 5));
-  const auto t = bases.transform(small);
+  const auto t = bases.of(small);
   const bool exact = GENERATE(false, true);
   const Bytes bytes = kvtc_chunk(x, with(2.0f), t, nullptr, exact);
-  REQUIRE(KvtcReader::open(bytes, others.transform(small)).status() == Status::incompatible);
+  REQUIRE(KvtcReader::open(bytes, others.of(small)).status() == Status::incompatible);
   for (const int what : {0, 1, 2}) {
     JointBases changed = bases;
     (what == 0 ? changed.encode[0] : what == 1 ? changed.mean[1] : changed.energy[0])[1] *= 1.0f - 0x1p-20f;
-    REQUIRE(KvtcReader::open(bytes, changed.transform(small)).status() == Status::incompatible);
+    REQUIRE(KvtcReader::open(bytes, changed.of(small)).status() == Status::incompatible);
   }
   CacheShape wide = small;
   wide.layers = 4;
-  REQUIRE(KvtcReader::open(bytes, JointBases(Rows4(wide, 40)).transform(wide)).status() == Status::incompatible);
+  REQUIRE(KvtcReader::open(bytes, JointBases(Rows4(wide, 40)).of(wide)).status() == Status::incompatible);
   REQUIRE(KvtcWriter::make(with(2.0f), wide, t).status() == Status::shape_mismatch);
 }
 
@@ -329,7 +296,7 @@ struct Tiny {
   CacheShape shape{.layers = 1, .q_heads = 1, .kv_heads = 1, .head_dim = 3};
   Rows4 x{shape, 12};
   JointBases bases{x};
-  KvtcTransform t = bases.transform(shape);
+  KvtcTransform t = bases.of(shape);
   Kvtc method;
   Tiny() {
     method.key_bits = method.value_bits = 6.0f, method.sub_chunk = 7, method.blocks = {1, 2, 0, 0, 0};
@@ -342,17 +309,7 @@ struct Tiny {
 TEST_CASE("kvtc chunk: cut anywhere, or with any bit another one, it is refused", "[io][kvtc]") {
   Tiny tiny;
   tiny.method.coder = GENERATE(EntropyCoder::range, EntropyCoder::rans);
-  const Bytes good = kvtc_chunk(tiny.x, tiny.method, tiny.t, nullptr, GENERATE(false, true));
-  for (std::size_t n = 0; n < good.size(); ++n)
-    REQUIRE(KvtcReader::open(std::span(good).first(n), tiny.t).status() == Status::corrupt_data);
-  for (std::size_t i = 0; i < good.size(); ++i)
-    for (int bit = 0; bit < 8; ++bit) {
-      Bytes bad = good;
-      bad[i] ^= static_cast<std::byte>(1 << bit);
-      const auto chunk = KvtcReader::open(bad, tiny.t);
-      const Status s = chunk ? chunk->check() : chunk.status();
-      REQUIRE((s == Status::corrupt_data || (s == Status::incompatible && i >= 4 && i < 8)));
-    }
+  require_damage_told<KvtcReader>(kvtc_chunk(tiny.x, tiny.method, tiny.t, nullptr, GENERATE(false, true)), tiny.t);
 }
 
 TEST_CASE("kvtc chunk: forged bytes with right checksums never lead outside", "[io][kvtc]") {
@@ -425,7 +382,7 @@ TEST_CASE("kvtc chunk: parts may not change places", "[io][kvtc]") {
 TEST_CASE("kvtc chunk: wrong calls are refused", "[io][kvtc]") {
   const Rows4 x(small, 40);
   const JointBases bases(x);
-  const auto t = bases.transform(small);
+  const auto t = bases.of(small);
   const Bytes bytes = kvtc_chunk(x, with(2.0f), t);
   const auto chunk = KvtcReader::open(bytes, t);
   std::vector<float> room(4096);
@@ -479,6 +436,6 @@ TEST_CASE("kvtc chunk: wrong calls are refused", "[io][kvtc]") {
 TEST_CASE("kvtc chunk: sinks that stop and memory that is refused", "[io][kvtc][faults]") {
   const Rows4 x(small, 40);
   const JointBases bases(x);
-  const auto t = bases.transform(small);
+  const auto t = bases.of(small);
   require_faults_told<KvtcWriter>(x, with(2.0f), t, GENERATE(false, true));
 }

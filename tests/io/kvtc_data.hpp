@@ -44,7 +44,7 @@ struct JointBases {
     const auto s = static_cast<std::size_t>(side);
     return {encode[s].data(), nullptr, mean[s].data(), energy[s].data(), nullptr, 1, 1, dim[s], columns[s], form};
   }
-  io::KvtcTransform transform(const CacheShape& shape) const {
+  io::KvtcTransform of(const CacheShape& shape) const {
     const auto t = io::KvtcTransform::make(side(io::KvSide::keys), side(io::KvSide::values), shape);
     REQUIRE(t.status() == Status::ok);
     return *t;

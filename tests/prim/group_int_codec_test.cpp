@@ -8,6 +8,7 @@
 #include <kvcondense/backend/cpu/group_quant.hpp>
 #include <kvcondense/prim/pack_bits.hpp>
 
+#include <prim/coded_page.hpp>
 #include <support/fill.hpp>
 #include <support/guarded.hpp>
 
@@ -15,39 +16,11 @@
 
 using namespace kvcondense;
 using namespace kvcondense::prim;
+using test::CodedPage;
+using test::group_forms;
+using test::size_of_block;
 
 namespace {
-
-constexpr GroupForm forms[] = {GroupForm::minimum, GroupForm::integer_zero, GroupForm::float_zero, GroupForm::symmetric,
-                               GroupForm::mid_rise};
-
-std::size_t size_of_block(index_t rows, index_t columns) { return static_cast<std::size_t>(rows * columns); }
-
-/// A page with canaries around it, and the rows it was made of.
-template <int Bits>
-struct CodedPage {
-  using Codec = PageCodec<Cpu, GroupInt<Bits>>;
-
-  CodedPage(const GroupInt<Bits>& c, index_t slot_count, index_t d, std::uint64_t seed)
-      : codec(c), slots(slot_count), dim(d), rows(size_of_block(slots, dim)), bytes(c.page_bytes(slots, dim)) {
-    test::fill_normal(rows.data(), rows.size(), seed);
-    encode();
-  }
-
-  index_t encode() { return Codec::encode(codec, span(), 0, slots, {rows.data(), slots, dim}); }
-  PageSpan span() { return {bytes.data(), slots, dim}; }
-  std::vector<float> decoded(index_t first, index_t count) {
-    test::Guarded<float> out(size_of_block(count, dim));
-    Codec::decode(codec, span(), first, count, {out.data(), count, dim});
-    REQUIRE(out.ok());
-    return {out.begin(), out.end()};
-  }
-
-  GroupInt<Bits> codec;
-  index_t slots, dim;
-  std::vector<float> rows;
-  test::Guarded<std::byte> bytes;
-};
 
 /// |x| and the constant term it was folded with: what a rounding error is relative to.
 template <int Bits>
@@ -110,7 +83,7 @@ TEMPLATE_TEST_CASE_SIG("group_int: attention over codes equals attention over wh
   const index_t dim = GENERATE(1, 64, 80, 96, 112, 128, 256);
   for (const GroupAxis axis : {GroupAxis::token, GroupAxis::channel})
     for (const index_t group : {0, 1, 8, 16, 31, 32, 33})
-      for (const GroupForm form : forms) {
+      for (const GroupForm form : group_forms) {
         const GroupInt<Bits> codec{axis, group, form, ParamType::f16, Rounding::half_even};
         if (!codec.valid(dim)) continue;
         CAPTURE(dim, static_cast<int>(axis), group, static_cast<int>(form));
@@ -159,7 +132,7 @@ TEMPLATE_TEST_CASE_SIG("group_int: a page is rows of dense codes, then parameter
                        ((int Bits), Bits), 1, 2, 3, 4, 5, 6, 7, 8) {
   const index_t dim = GENERATE(1, 20, 64, 100);
   for (const GroupAxis axis : {GroupAxis::token, GroupAxis::channel})
-    for (const GroupForm form : forms) {
+    for (const GroupForm form : group_forms) {
       const GroupInt<Bits> codec{axis, axis == GroupAxis::token ? 0 : 4, form, ParamType::f16, Rounding::half_even};
       if (!codec.valid(dim)) continue;
       CodedPage<Bits> page(codec, 8, dim, 8);

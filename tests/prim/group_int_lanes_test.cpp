@@ -11,6 +11,7 @@
 
 #include <kvcondense/backend/cpu/group_quant.hpp>
 
+#include <prim/coded_page.hpp>
 #include <support/fill.hpp>
 #include <support/guarded.hpp>
 
@@ -18,39 +19,25 @@
 
 using namespace kvcondense;
 using namespace kvcondense::prim;
+using test::group_forms;
+using test::size_of_block;
 
 namespace {
 
 constexpr CodeLayout lane_layouts[] = {CodeLayout::slot_lanes, CodeLayout::channel_lanes};
-constexpr GroupForm forms[] = {GroupForm::minimum, GroupForm::integer_zero, GroupForm::float_zero, GroupForm::symmetric,
-                               GroupForm::mid_rise};
 
-std::size_t size_of_block(index_t rows, index_t columns) { return static_cast<std::size_t>(rows * columns); }
+/// Normal numbers, with a strong channel and a channel with an offset.
+std::vector<float> rows_of(index_t slots, index_t dim, std::uint64_t seed) {
+  std::vector<float> rows = test::normal_rows(slots, dim, seed);
+  for (index_t i = 0; i < slots; ++i)
+    rows[static_cast<std::size_t>(i * dim + dim / 2)] *= 12.0f, rows[static_cast<std::size_t>(i * dim)] += 5.0f;
+  return rows;
+}
 
 template <int Bits>
-struct Page {
-  using Codec = PageCodec<Cpu, GroupInt<Bits>>;
-
+struct Page : test::CodedPage<Bits> {
   Page(const GroupInt<Bits>& c, index_t slot_count, index_t d, std::uint64_t seed)
-      : codec(c), slots(slot_count), dim(d), rows(size_of_block(slots, dim)), bytes(c.page_bytes(slots, dim)) {
-    test::fill_normal(rows.data(), rows.size(), seed);
-    for (index_t i = 0; i < slots; ++i)  // a strong channel, a channel with an offset
-      rows[static_cast<std::size_t>(i * dim + dim / 2)] *= 12.0f, rows[static_cast<std::size_t>(i * dim)] += 5.0f;
-    encode();
-  }
-  index_t encode() { return Codec::encode(codec, span(), 0, slots, {rows.data(), slots, dim}); }
-  PageSpan span() { return {bytes.data(), slots, dim}; }
-  std::vector<float> decoded(index_t first, index_t count) {
-    test::Guarded<float> out(size_of_block(count, dim));
-    Codec::decode(codec, span(), first, count, {out.data(), count, dim});
-    REQUIRE(out.ok());
-    return {out.begin(), out.end()};
-  }
-
-  GroupInt<Bits> codec;
-  index_t slots, dim;
-  std::vector<float> rows;
-  test::Guarded<std::byte> bytes;
+      : test::CodedPage<Bits>(c, slot_count, d, rows_of(slot_count, d, seed)) {}
 };
 
 /// Calls use(codec, dim) for layouts, axes, groups and sizes that lie in lanes.
@@ -145,7 +132,7 @@ TEMPLATE_TEST_CASE_SIG("group_int lanes: the same numbers and as many bytes as i
     plain.layout = CodeLayout::rows;
     REQUIRE(codec.page_bytes(64, dim) == plain.page_bytes(64, dim));
     REQUIRE(codec.fingerprint() != plain.fingerprint());
-    for (const GroupForm form : forms) {
+    for (const GroupForm form : group_forms) {
       GroupInt<Bits> a = codec;
       a.form = plain.form = form;
       Page<Bits> lanes(a, 128, dim, 3), rows(plain, 128, dim, 3);
@@ -377,7 +364,7 @@ TEMPLATE_TEST_CASE_SIG("group_int lanes: steps of a run ask for what is read lat
 }
 
 TEMPLATE_TEST_CASE_SIG("group_int lanes: every form and parameter type", "[prim][group_quant][lanes]", ((int Bits), Bits), 2, 4, 8) {
-  for (const GroupForm form : forms)
+  for (const GroupForm form : group_forms)
     for (const ParamType type : {ParamType::f16, ParamType::bf16, ParamType::f32})
       for (const GroupAxis axis : {GroupAxis::token, GroupAxis::channel})
         for (const CodeLayout layout : lane_layouts) {

@@ -2,49 +2,18 @@
 #include <cmath>
 #include <cstring>
 #include <limits>
-#include <thread>
 
-#include <kvcondense/cache/snapshot.hpp>
 #include <kvcondense/retrieve/blocks/step_reads.hpp>
+#include <retrieve/feeder.hpp>
 #include <retrieve/methods.hpp>
 #include <retrieve/rig.hpp>
 #include <support/byte_list.hpp>
 #include <support/naive_cache.hpp>
 
 using namespace kvcondense;
+using test::Feeder;
 
 namespace {
-
-/// Feeds a cache with the same tokens as any other of the same seed.
-template <class R>
-struct Feeder {
-  CacheShape shape;
-  test::CacheRig<R> rig;
-  std::mt19937 random{7};
-
-  Feeder(const CacheShape& s, const R& recipe, Executor* threads = nullptr) : shape(s), rig(s, recipe, 512, 128) {
-    if (threads == nullptr) return;
-    REQUIRE(rig.work.reserve(rig.cache.workspace_bytes(512, 128, threads->workers())) == Status::ok);
-    rig.ctx = Context<Cpu>(rig.work.bytes(), threads);
-  }
-  auto& cache() { return rig.cache; }
-  std::vector<float> more_queries(index_t n) {
-    std::vector<float> q(static_cast<std::size_t>(shape.q_heads * n * shape.head_dim));
-    for (float& x : q) x = std::normal_distribution<float>(0.0f, 2.0f)(random);
-    return q;
-  }
-  std::vector<float> forward(index_t n) {
-    std::vector<float> all;
-    for (index_t l = 0; l < shape.layers; ++l) {
-      const test::Tokens t(shape, n, random, 2.0f);
-      std::vector<float> out(static_cast<std::size_t>(shape.q_heads * n * shape.values()));
-      REQUIRE(rig.cache.forward(rig.ctx, l, t.queries(shape), t.keys(shape), t.values(shape),
-                                dense_view(out.data(), shape.q_heads, n, shape.values()), {}, Phase::automatic, StepInputs{}) == Status::ok);
-      all.insert(all.end(), out.begin(), out.end());
-    }
-    return all;
-  }
-};
 
 constexpr CacheShape small{.layers = 2, .q_heads = 6, .kv_heads = 2, .head_dim = 16, .page_slots = 16};
 
@@ -54,18 +23,6 @@ template <class P>
 WithQuant<P> with_quant(const P& method) {
   return recipe(method, quant::Kivi<4>{.group_size = 8, .residual_window = 8});
 }
-
-struct TwoThreads final : Executor {
-  index_t workers() const noexcept override { return 2; }
-  void run(index_t tasks, void (*body)(void*, index_t, index_t), void* state) noexcept override {
-    const auto half = [&](index_t worker) {
-      for (index_t t = worker; t < tasks; t += 2) body(state, t, worker);
-    };
-    std::thread other(half, 1);
-    half(0);
-    other.join();
-  }
-};
 
 }  // namespace
 
@@ -144,37 +101,7 @@ TEST_CASE("retrieval: tokens that are taken back leave no trace, nor do a fork, 
     CAPTURE(std::remove_cvref_t<decltype(method)>::about.word);
     const auto r = with_quant(method);
     using R = std::remove_cvref_t<decltype(r)>;
-    TwoThreads threads;
-    Feeder plain(small, r), rolled(small, r), forked(small, r), loaded(small, r), threaded(small, r, &threads);
-    for (const index_t n : {70, 1, 1, 1, 4, 1, 1, 1, 1}) {
-      const auto want = plain.forward(n);
-      // Drafts, taken back.
-      const std::mt19937 now = rolled.random;
-      for (index_t l = 0; l < small.layers; ++l) {
-        const test::Tokens t(small, 3, rolled.random);
-        REQUIRE(rolled.cache().append(rolled.rig.ctx, l, t.keys(small), t.values(small)) == Status::ok);
-      }
-      REQUIRE(rolled.cache().truncate(rolled.cache().length() - 3) == Status::ok);
-      rolled.random = now;
-      REQUIRE(rolled.forward(n) == want);
-
-      auto fork = forked.cache().fork();
-      REQUIRE(fork.status() == Status::ok);
-      forked.cache() = std::move(*fork);
-      REQUIRE(forked.forward(n) == want);
-
-      test::ByteList file;
-      REQUIRE(save(loaded.cache(), file) == Status::ok);
-      loaded.cache().reset();
-      REQUIRE(load(loaded.cache(), file.bytes) == Status::ok);
-      REQUIRE(loaded.forward(n) == want);
-      auto second = make_cache<Cpu>(small, r);
-      REQUIRE(load(*second, file.bytes) == Status::ok);
-      for (std::size_t cut = 0; cut < file.bytes.size(); cut += 1 + file.bytes.size() / 40)
-        REQUIRE(load(*second, std::span(file.bytes).first(cut)) == Status::corrupt_data);
-
-      REQUIRE(threaded.forward(n) == want);
-    }
+    test::require_no_trace(small, r, {70, 1, 1, 1, 4, 1, 1, 1, 1});
     static_assert(std::same_as<R, WithQuant<std::remove_cvref_t<decltype(method)>>>);
   });
 }
