@@ -28,6 +28,14 @@ if(KVCONDENSE_TEST_CUDA_SWEEP)
     EXTRA_ARGS --warn NoTests PROPERTIES TIMEOUT 900)
 endif()
 
+# What the wrappers of the dialect do, compared with conformance.txt.
+set(conformance "${cuda_tests}/conformance")
+add_executable(cuda_conformance "${conformance}/conformance.cpp")
+target_link_libraries(cuda_conformance PRIVATE kvcondense kvcondense_build kvcondense_warnings kvcondense_cuda_fibers)
+add_test(NAME "${prefix}/conformance" COMMAND "${Python3_EXECUTABLE}" "${conformance}/conformance.py" $<TARGET_FILE:cuda_conformance>
+  --include "${kvcondense_SOURCE_DIR}/include" --fibers)
+set_tests_properties("${prefix}/conformance" PROPERTIES TIMEOUT 300)
+
 # Does the emulation find bugs? Three builds, whatever the sanitizers of the whole build are. The kernel of attention
 # is tried too.
 function(kvcondense_planted kind source)
@@ -46,5 +54,17 @@ if(NOT KVCONDENSE_SANITIZE)
   kvcondense_planted(attend_thread attend.cpp -fsanitize=thread)
   target_include_directories(cuda_planted_attend_thread BEFORE PRIVATE "${overlay}")
   add_dependencies(cuda_planted_attend_thread cuda_planted_overlay)
-endif()
 
+  # Does the comparison find wrong wrappers?
+  set(wrong "${CMAKE_CURRENT_BINARY_DIR}/wrong_dialect")
+  file(GLOB fiber_headers CONFIGURE_DEPENDS "${CMAKE_CURRENT_SOURCE_DIR}/fibers/*.hpp")
+  add_custom_command(OUTPUT "${wrong}/cuda_emulation/fibers/dialect.hpp"
+    COMMAND "${Python3_EXECUTABLE}" "${conformance}/planted.py" write "${CMAKE_CURRENT_SOURCE_DIR}/fibers" "${wrong}/cuda_emulation/fibers"
+    DEPENDS "${conformance}/planted.py" ${fiber_headers})
+  add_executable(cuda_planted_conformance "${conformance}/conformance.cpp" "${wrong}/cuda_emulation/fibers/dialect.hpp")
+  target_link_libraries(cuda_planted_conformance PRIVATE kvcondense kvcondense_build kvcondense_warnings kvcondense_cuda_fibers)
+  target_include_directories(cuda_planted_conformance BEFORE PRIVATE "${wrong}")
+  add_test(NAME "${prefix}/planted_conformance" COMMAND "${Python3_EXECUTABLE}" "${conformance}/planted.py" check
+    $<TARGET_FILE:cuda_planted_conformance> --include "${kvcondense_SOURCE_DIR}/include")
+  set_tests_properties("${prefix}/planted_conformance" PROPERTIES TIMEOUT 300)
+endif()

@@ -2,7 +2,9 @@
 
 // What the dialect's PTX instructions do, as host C++: the twin of backend/cuda/dialect.cuh, wrapper for wrapper.
 
+#include <cmath>
 #include <cstring>
+#include <limits>
 
 #include <kvcondense/core/dtype.hpp>
 
@@ -21,37 +23,22 @@ inline float high_half(std::uint32_t v) { return low_half(v >> 16); }
 inline std::uint32_t two_halves(float low, float high) {
   return kvcondense::detail::half_bits(low) | static_cast<std::uint32_t>(kvcondense::detail::half_bits(high)) << 16;
 }
-/// Products and sums of halves are exact in double: one rounding, as the hardware does.
+/// To a float whose last bit is set where anything was cut: what is rounded once more, to a half, is as if it had been rounded once.
+inline float odd_float(double x) {
+  const float f = static_cast<float>(x);
+  if (!(std::fabs(x) < std::numeric_limits<float>::infinity()) || static_cast<double>(f) == x) return f;
+  const auto bits = kvcondense::detail::bit_cast<std::uint32_t>(f);
+  return kvcondense::detail::bit_cast<float>((bits - static_cast<std::uint32_t>(std::fabs(static_cast<double>(f)) > std::fabs(x))) | 1u);
+}
+/// Products and sums of halves lose nothing in a double that rounding to a half could see: one rounding, as the hardware does.
 inline std::uint32_t each_half(std::uint32_t a, std::uint32_t b, std::uint32_t c, double (*f)(double, double, double)) {
-  const auto one = [&](float x, float y, float z) { return static_cast<float>(f(x, y, z)); };
+  const auto one = [&](float x, float y, float z) { return odd_float(f(x, y, z)); };
   return two_halves(one(low_half(a), low_half(b), low_half(c)), one(high_half(a), high_half(b), high_half(c)));
 }
 
 struct Fragments {
   std::uint32_t a[4], b[2];
 };
-
-/// The m16n8k16 product with 16-bit elements that `widen` turns into floats.
-template <class Widen>
-void product_16x8x16(float (&d)[4], const std::uint32_t (&a)[4], const std::uint32_t (&b)[2], unsigned line,
-                     Widen&& widen) {
-  const Fragments mine{{a[0], a[1], a[2], a[3]}, {b[0], b[1]}};
-  const auto* s = cuda_fibers::meet(full_warp, cuda_fibers::WarpOp::mma, &mine, sizeof mine, line);
-  const unsigned row = cuda_fibers::lane() / 4, column = cuda_fibers::lane() % 4 * 2;
-  const auto pair = [&](std::uint32_t x, std::uint32_t y) {
-    return widen(x) * widen(y) + widen(x >> 16) * widen(y >> 16);
-  };
-  for (unsigned k = 0; k < 4; ++k) {  // four lanes hold this row of A, four this column of B
-    const auto left = cuda_fibers::brought<Fragments>(s[row * 4 + k]);
-    for (unsigned c = 0; c < 2; ++c) {
-      const auto right = cuda_fibers::brought<Fragments>(s[(column + c) * 4 + k]);
-      for (unsigned half = 0; half < 2; ++half) {
-        d[c] += pair(left.a[2 * half], right.b[half]);
-        d[2 + c] += pair(left.a[2 * half + 1], right.b[half]);
-      }
-    }
-  }
-}
 
 }  // namespace detail
 
@@ -71,18 +58,16 @@ inline std::uint32_t prmt(std::uint32_t a, std::uint32_t b, std::uint32_t select
 inline std::uint32_t and_or(std::uint32_t a, std::uint32_t mask, std::uint32_t bits) { return (a & mask) | bits; }
 
 inline std::uint32_t half2_pack(float low, float high) { return detail::two_halves(low, high); }
-inline float half2_low(std::uint32_t v) { return detail::low_half(v); }
-inline float half2_high(std::uint32_t v) { return detail::high_half(v); }
 inline std::uint32_t half2_fma(std::uint32_t a, std::uint32_t b, std::uint32_t c) {
   return detail::each_half(a, b, c, [](double x, double y, double z) { return x * y + z; });
 }
 inline std::uint32_t half2_mul(std::uint32_t a, std::uint32_t b) {
   return detail::each_half(a, b, 0, [](double x, double y, double) { return x * y; });
 }
-inline std::uint32_t half2_sub(std::uint32_t a, std::uint32_t b) {
-  return detail::each_half(a, b, 0, [](double x, double y, double) { return x - y; });
+inline float exp2_fast(float x) {
+  const float power = std::exp2(x);
+  return power < std::numeric_limits<float>::min() ? 0.0f : power;  // subnormal: flushed
 }
-inline float exp2_fast(float x) { return std::exp2(x); }
 
 /// The bytes of `from`, or zeros, into shared memory.
 template <int Bytes = 16>
@@ -105,15 +90,25 @@ void copy_async_wait() {
     if (c.from != nullptr) std::memcpy(c.to, c.from, c.bytes);  // where sanitizers see the write
 }
 
+/// The m16n8k16 product.
 inline void mma_f16(float (&d)[4], const std::uint32_t (&a)[4], const std::uint32_t (&b)[2],
                     detail::Fibers at = detail::Fibers::current()) {
-  detail::product_16x8x16(d, a, b, at.line(), [](std::uint32_t v) { return detail::low_half(v); });
-}
-inline void mma_bf16(float (&d)[4], const std::uint32_t (&a)[4], const std::uint32_t (&b)[2],
-                     detail::Fibers at = detail::Fibers::current()) {
-  detail::product_16x8x16(d, a, b, at.line(), [](std::uint32_t v) {
-    return kvcondense::detail::bfloat16_value(static_cast<std::uint16_t>(v));
-  });
+  const detail::Fragments mine{{a[0], a[1], a[2], a[3]}, {b[0], b[1]}};
+  const auto* s = cuda_fibers::meet(full_warp, cuda_fibers::WarpOp::mma, &mine, sizeof mine, at.line());
+  const unsigned row = cuda_fibers::lane() / 4, column = cuda_fibers::lane() % 4 * 2;
+  const auto pair = [](std::uint32_t x, std::uint32_t y) {
+    return detail::low_half(x) * detail::low_half(y) + detail::high_half(x) * detail::high_half(y);
+  };
+  for (unsigned k = 0; k < 4; ++k) {  // four lanes hold this row of A, four this column of B
+    const auto left = cuda_fibers::brought<detail::Fragments>(s[row * 4 + k]);
+    for (unsigned c = 0; c < 2; ++c) {
+      const auto right = cuda_fibers::brought<detail::Fragments>(s[(column + c) * 4 + k]);
+      for (unsigned half = 0; half < 2; ++half) {
+        d[c] += pair(left.a[2 * half], right.b[half]);
+        d[2 + c] += pair(left.a[2 * half + 1], right.b[half]);
+      }
+    }
+  }
 }
 
 /// The transpose of an 8x8 matrix of 16-bit elements: lane r * 4 + c / 2 holds elements c and c + 1 of row r.
