@@ -51,6 +51,7 @@ struct Runtime {
   int devices = 1;
   int multiprocessors = 4;
   int major = 9, minor = 0;
+  std::size_t memory = std::size_t{1} << 33;  ///< of the device
   int allocations_until_refusal = -1;  ///< -1: never refuses
   cudaError_t pending = cudaSuccess;   ///< what cudaGetLastError gives next
   cudaError_t broken = cudaSuccess;    ///< what every call gives from now on, as after a kernel's illegal access
@@ -119,7 +120,7 @@ inline cudaError_t cudaMalloc(void** p, std::size_t bytes) {
   *p = nullptr;
   if (const cudaError_t e = cuda_fibers::answer(); e != cudaSuccess) return e;
   int& left = cuda_fibers::runtime.allocations_until_refusal;
-  if (left == 0) return cuda_fibers::answer(cudaErrorMemoryAllocation);
+  if (left == 0 || bytes > cuda_fibers::runtime.memory) return cuda_fibers::answer(cudaErrorMemoryAllocation);
   if (left > 0) --left;
   if (bytes == 0) return cudaSuccess;
   auto* block = static_cast<unsigned char*>(
@@ -206,3 +207,23 @@ inline cudaError_t cudaGetLastError() {
   cuda_fibers::runtime.pending = cudaSuccess;
   return e;
 }
+inline const char* cudaGetErrorName(cudaError_t error) {
+  switch (error) {
+    case cudaSuccess: return "cudaSuccess";
+    case cudaErrorInvalidValue: return "cudaErrorInvalidValue";
+    case cudaErrorMemoryAllocation: return "cudaErrorMemoryAllocation";
+    case cudaErrorInitializationError: return "cudaErrorInitializationError";
+    case cudaErrorInvalidConfiguration: return "cudaErrorInvalidConfiguration";
+    case cudaErrorInsufficientDriver: return "cudaErrorInsufficientDriver";
+    case cudaErrorNoDevice: return "cudaErrorNoDevice";
+    case cudaErrorInvalidDevice: return "cudaErrorInvalidDevice";
+    case cudaErrorNoKernelImageForDevice: return "cudaErrorNoKernelImageForDevice";
+    case cudaErrorIllegalAddress: return "cudaErrorIllegalAddress";
+    case cudaErrorLaunchOutOfResources: return "cudaErrorLaunchOutOfResources";
+    case cudaErrorNotSupported: return "cudaErrorNotSupported";
+    case cudaErrorStreamCaptureUnsupported: return "cudaErrorStreamCaptureUnsupported";
+  }
+  return "unrecognized error code";
+}
+/// The runtime has sentences for them.
+inline const char* cudaGetErrorString(cudaError_t error) { return cudaGetErrorName(error); }
