@@ -1,6 +1,7 @@
 // Attention on CUDA against the CPU backend: the same pages, the same queries.
 
 #include <cmath>
+#include <cstring>
 #include <random>
 #include <vector>
 
@@ -313,7 +314,7 @@ TEST_CASE("cuda attend: heads of many pieces, and a bound that is too large") {
   compare(Case{.group = 2, .dim = 32, .value_dim = 32, .keys = shape, .values = shape, .mass_rows = 1, .more_slots = 5000}, channel_codec<4>(64), token_codec<4>(32));
 }
 
-TEST_CASE("cuda attend: a head's result does not depend on the others") {
+TEST_CASE("cuda attend: how a head is cut depends on its own length alone") {
   static_assert(prim::cuda_kernels::pieces(0, true) == 1);
   static_assert(prim::cuda_kernels::pieces(256, true) == 1);
   static_assert(prim::cuda_kernels::pieces(257, true) == 2);
@@ -321,6 +322,80 @@ TEST_CASE("cuda attend: a head's result does not depend on the others") {
   static_assert(prim::cuda_kernels::pieces(64 * 256 + 1, true) == 33);
   static_assert(prim::cuda_kernels::pieces(1 << 20, true) == 64);
   static_assert(prim::cuda_kernels::pieces(100000, false) == 1);
+}
+
+namespace {
+
+/// A call over heads [first, last) of some, of which a bound of the longest is `bound`: bits of what each gives.
+struct Batch {
+  std::size_t first, last;
+  index_t bound;
+};
+
+/// Every head has the bits that it has alone, beside whatever others; with `ways` in every order of threads and blocks.
+template <class K, class V>
+void alone_and_together(const K& key_codec, const V& value_codec, prim::AttendMath math, index_t group, index_t tokens, bool ways = true) {
+  constexpr index_t dim = 64;
+  const std::vector<ColumnShape> keys{{4, 256, 40, 1}, {0, 0, 0}, {2, 0, 3}, {0, 640, 51, 3}, {4, 64, 189}}, values{{4, 282, 14}, {0, 0, 0}, {2, 0, 3}, {0, 672, 19, 2}, {4, 250, 3, 1}};
+  const index_t heads = 5, longest = 691;
+  const test::HostColumn<K> host_keys(key_codec, {}, dim, 64, keys, 21);
+  const test::HostColumn<V> host_values(value_codec, {}, dim, 64, values, 22);
+  std::vector<index_t> slots, offset{0};
+  for (const ColumnShape& s : keys) slots.push_back(s.slots()), offset.push_back(offset.back() + s.slots());
+  std::mt19937 random(23);
+  std::normal_distribution<float> normal;
+  std::vector<float> queries(at(heads * group * tokens * dim));
+  for (float& x : queries) x = normal(random);
+
+  std::vector<Batch> batches;
+  for (std::size_t h = 0; h < 5; ++h) batches.push_back({h, h + 1, slots[h]});
+  batches.push_back({0, 5, longest}), batches.push_back({1, 4, longest}), batches.push_back({2, 5, 3000}), batches.push_back({0, 3, 300});
+  std::vector<std::vector<float>> alone(5);  // of the first way
+  const auto on_device = [&] {
+    test::Device device;
+    auto device_keys = host_keys.on(device);
+    auto device_values = host_values.on(device);
+    test::OnDevice<index_t> device_slots(device, slots), device_offset(device, offset);
+    test::OnDevice<float> q(device, queries), out(device, queries), lse(device, std::vector<float>(at(heads * group * tokens))), mass(device, std::vector<float>(at(offset.back())));
+    for (const Batch& b : batches) {
+      const index_t n = static_cast<index_t>(b.last - b.first), first_row = static_cast<index_t>(b.first) * group * tokens;
+      prim::AttendRequest r;
+      r.queries = dense_view(static_cast<const float*>(q.data()) + first_row * dim, n * group, tokens, dim);
+      r.out = dense_view(out.data() + first_row * dim, n * group, tokens, dim);
+      r.lse = dense_view(lse.data() + first_row, n * group, tokens);
+      r.mass = {mass.data(), device_offset.data() + b.first, n}, r.mass_rows = 1;
+      r.softmax_scale = 0.125f;
+      prim::ColumnRuns k = device_keys.view(), v = device_values.view();
+      k.offset += b.first, v.offset += b.first;
+      const prim::PagedHeads<K, V> paged{key_codec, value_codec, {}, k, v, device_slots.data() + b.first, n};
+      out.write(std::vector<float>(queries.size(), 7.0f));
+      Context<Cuda> ctx = device.with_workspace(prim::Attend<Cuda>::workspace_bytes(r, n, b.bound));
+      REQUIRE(prim::Attend<Cuda>::run(ctx, r, paged, b.bound, math) == Status::ok);
+      const std::vector<float> all_out = out.read(), all_lse = lse.read(), all_mass = mass.read();
+      for (std::size_t h = b.first; h < b.last; ++h) {
+        const auto rows = static_cast<std::ptrdiff_t>(group * tokens), row = static_cast<std::ptrdiff_t>(h) * rows;
+        std::vector<float> mine(all_out.begin() + row * dim, all_out.begin() + (row + rows) * dim);
+        mine.insert(mine.end(), all_lse.begin() + row, all_lse.begin() + row + rows);
+        mine.insert(mine.end(), all_mass.begin() + offset[h], all_mass.begin() + offset[h + 1]);
+        CAPTURE(h, b.first, b.last, b.bound, group, tokens);
+        if (alone[h].empty()) alone[h] = mine;
+        REQUIRE(mine.size() == alone[h].size());
+        CHECK(std::memcmp(mine.data(), alone[h].data(), mine.size() * sizeof(float)) == 0);
+      }
+    }
+  };
+  if (ways) test::each_way(on_device);
+  else on_device();
+}
+
+}  // namespace
+
+TEST_CASE("cuda attend: a head's result does not depend on the others") {
+  for (const prim::AttendMath math : {prim::AttendMath::f32, prim::AttendMath::halves}) {
+    alone_and_together(channel_codec<4>(32), token_codec<4>(64), math, 4, 1);
+    alone_and_together(prim::ExactRows{}, prim::ExactRows{}, math, 3, 5);
+    alone_and_together(token_codec<4>(64), token_codec<4>(64), math, 4, 17, false);  // more rows than are split
+  }
 }
 
 TEST_CASE("cuda attend: prompts whose blocks of rows are more than a grid is high") {

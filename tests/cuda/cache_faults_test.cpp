@@ -309,9 +309,11 @@ void step_whole_or_torn(const R& method, int round) {
       }
       const AttentionView seen{measure.mass, c->mass_rows(6)};
       if (failing) cuda_fibers::runtime.fail_at = cuda_fibers::runtime.calls + k, cuda_fibers::runtime.fail_with = cudaErrorLaunchOutOfResources;
+      ctx.clear_error();
       const Status s = c->step(ctx, 0, seen);
       const bool reached = !failing || cuda_fibers::runtime.calls > cuda_fibers::runtime.fail_at;
       cuda_fibers::runtime.fail_at = -1;
+      CHECK(ctx.error().code == (failing && reached ? cudaErrorLaunchOutOfResources : cudaSuccess));
       fails = fails && reached;
       if (s == Status::ok) return;
       if (c->attend(ctx, 0, rows, dense_view(out.data(), 2, 6, 16)) == Status::ok) {

@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <cstring>
 #include <span>
+#include <string>
+#include <thread>
 #include <vector>
 
 #include <kvcondense/backend/cuda/launch.cuh>
@@ -118,6 +120,52 @@ TEST_CASE("cuda: errors of the runtime have a Status") {
   CHECK(cuda::status_of(cudaErrorIllegalAddress) == Status::device_error);
 }
 
+TEST_CASE("cuda: a context keeps the first error of the runtime until it is cleared") {
+  test::Device device;
+  const Context<Cuda>& ctx = device.context();
+  test::OnDevice<float> x(device, {1.0f});
+  const float* in = x.data();
+  cuda::DeviceFacts much = ctx.facts();
+  much.shared_per_block = std::size_t{1} << 20;  // more than any device has: the runtime is asked, and refuses
+  const Context<Cuda> boastful(ctx.stream(), much);
+  const auto launch = [&](const Context<Cuda>& on, int threads, std::size_t shared) { return cuda::launch(on, scale<3>, {1}, threads, shared, in, 1, x.data()); };
+
+  Context<Cuda>::clear_error();
+  CHECK(!ctx.error());
+  CHECK(std::string(ctx.error().name()) == "cudaSuccess");
+  CHECK(launch(ctx, 32, std::size_t{1} << 20) == Status::not_supported);  // the library's own refusal
+  test::RefusingMemory none(0);
+  cuda::DeviceArray<int> refused(none);
+  CHECK(refused.resize(3) == Status::out_of_memory);
+  CHECK(!ctx.error());
+
+  cuda::DeviceArray<std::byte> large;
+  CHECK(large.resize(index_t{1} << 50) == Status::out_of_memory);
+  CHECK(ctx.error().code == cudaErrorMemoryAllocation);
+  CHECK(launch(boastful, 32, much.shared_per_block) == Status::invalid_argument);
+  CHECK(launch(ctx, 1025, 0) == Status::invalid_argument);
+  CHECK(ctx.error().code == cudaErrorMemoryAllocation);  // the first, of all contexts of the thread
+  CHECK(std::string(ctx.error().name()) == "cudaErrorMemoryAllocation");
+  CHECK(std::string(ctx.error().text()) != "");
+  CHECK(cudaGetLastError() == cudaSuccess);
+  CHECK(launch(ctx, 32, 0) == Status::ok);
+  device.wait();
+  CHECK(ctx.error().code == cudaErrorMemoryAllocation);  // calls that succeed do not clear it
+
+  cudaError_t elsewhere = cudaErrorMemoryAllocation;
+  std::thread([&] { elsewhere = Context<Cuda>::error().code; }).join();
+  CHECK(elsewhere == cudaSuccess);
+
+  Context<Cuda>::clear_error();
+  CHECK(launch(boastful, 32, much.shared_per_block) == Status::invalid_argument);
+  CHECK(ctx.error().code == cudaErrorInvalidValue);
+  Context<Cuda>::clear_error();
+  CHECK(launch(ctx, 1025, 0) == Status::invalid_argument);
+  CHECK(ctx.error().code == cudaErrorInvalidConfiguration);
+  Context<Cuda>::clear_error();
+  CHECK(!ctx.error());
+}
+
 #if defined(KVCONDENSE_CUDA_FIBERS)
 namespace {
 struct Restore {
@@ -129,7 +177,9 @@ struct Restore {
 TEST_CASE("cuda: where no device is, every maker says so") {
   const Restore restore;
   cuda_fibers::runtime.devices = 0;
+  Context<Cuda>::clear_error();
   CHECK(Context<Cuda>::make(nullptr).status() == Status::no_device);
+  CHECK(Context<Cuda>::error().code == cudaErrorNoDevice);  // though there is no context
   CHECK(cuda::device_facts().status() == Status::no_device);
   CHECK(cudaGetLastError() == cudaSuccess);  // nobody else meets the error
   CHECK(cuda::device_memory().allocate(16, 16) == nullptr);
@@ -157,7 +207,9 @@ TEST_CASE("cuda: a broken device is told by every call") {
   const float* in = x.data();
   const Restore restore;
   cuda_fibers::runtime.broken = cudaErrorIllegalAddress;
+  Context<Cuda>::clear_error();
   CHECK(device.context().wait() == Status::device_error);
+  CHECK(std::string(device.context().error().name()) == "cudaErrorIllegalAddress");
   CHECK(cuda::launch(device, scale<3>, {1}, 32, 0, in, 1, x.data()) == Status::device_error);
   cuda::DeviceArray<int> a;
   CHECK(a.resize(3) == Status::out_of_memory);
@@ -194,11 +246,13 @@ TEST_CASE("cuda: an error of any call of the runtime comes back as its Status, a
       CAPTURE(e, n);
       REQUIRE(n < 100);
       cuda_fibers::runtime.calls = 0, cuda_fibers::runtime.fail_at = n, cuda_fibers::runtime.fail_with = e;
+      Context<Cuda>::clear_error();
       const Status s = all();
       const bool reached = cuda_fibers::runtime.calls > n;
       cuda_fibers::runtime.fail_at = -1;
       CHECK(cudaGetLastError() == cudaSuccess);  // nobody else meets it
       CHECK(cuda_fibers::runtime.allocated == held);
+      CHECK(Context<Cuda>::error().code == (reached ? e : cudaSuccess));  // whatever the Status could say
       if (!reached) break;
       said.push_back(s);
       REQUIRE(all() == Status::ok);  // once the device is well again

@@ -77,6 +77,12 @@ class OnDevice {
     device.wait();
   }
   T* data() { return array_.data(); }
+  /// As many others, where the first ones were.
+  void write(const std::vector<T>& values) {
+    REQUIRE(static_cast<index_t>(values.size()) == array_.size());
+    REQUIRE(array_.upload(*device_, values) == Status::ok);
+    device_->wait();
+  }
   std::vector<T> read() const {
     std::vector<T> values(at(array_.size()));
     REQUIRE(array_.download(*device_, std::span<T>(values)) == Status::ok);
@@ -95,6 +101,20 @@ inline int stream_waits() {
   return cuda_fibers::runtime.stream_waits;
 #else
   return 0;
+#endif
+}
+
+/// What the host did until now besides enqueuing: only the emulation of fibers counts, elsewhere nothing.
+struct HostWork {
+  std::size_t allocations = 0;
+  int waits = 0;  ///< for streams, and for places in them
+  bool operator==(const HostWork&) const = default;
+};
+inline HostWork host_work() {
+#if defined(KVCONDENSE_CUDA_FIBERS)
+  return {cuda_fibers::runtime.allocations, cuda_fibers::runtime.waits};
+#else
+  return {};
 #endif
 }
 

@@ -4,6 +4,7 @@
 // place of the CUDA headers where KVCONDENSE_CUDA_FIBERS is defined.
 
 #include "dialect.hpp"
+#include "graph.hpp"
 #include "launch.hpp"
 #include "names.hpp"
 #include "runtime.hpp"

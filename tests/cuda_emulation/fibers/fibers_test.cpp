@@ -200,6 +200,58 @@ TEST_CASE("fibers: the runtime refuses what a device would refuse") {
   CHECK(devices == 0);
 }
 
+TEST_CASE("fibers: a graph keeps what was enqueued, with the arguments of then") {
+  const Restore restore;
+  cudaStream_t stream = nullptr, other = nullptr;
+  REQUIRE(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking) == cudaSuccess);
+  REQUIRE(cudaStreamCreateWithFlags(&other, cudaStreamNonBlocking) == cudaSuccess);
+  int next = 0, wrong = 0, blocks[4] = {-1, -1, -1, -1}, copy[4] = {}, elsewhere = 0;
+  int* counter = &next;
+  cudaGraph_t graph = nullptr;
+  cudaGraphExec_t exec = nullptr;
+  CHECK(cudaStreamEndCapture(stream, &graph) == cudaErrorIllegalState);
+  CHECK(cudaStreamBeginCapture(nullptr, cudaStreamCaptureModeGlobal) == cudaErrorStreamCaptureUnsupported);
+  REQUIRE(cudaStreamBeginCapture(stream, cudaStreamCaptureModeGlobal) == cudaSuccess);
+  CHECK(cudaStreamBeginCapture(other, cudaStreamCaptureModeGlobal) == cudaErrorIllegalState);
+  CHECK(cudaGetLastError() == cudaErrorIllegalState);
+  REQUIRE(cuda::detail::start_kernel(log_blocks, dim3(4), dim3(1), 0, stream, &blocks[0], counter) == cudaSuccess);
+  counter = &wrong;
+  REQUIRE(cudaMemcpyAsync(copy, blocks, sizeof copy, cudaMemcpyDeviceToDevice, stream) == cudaSuccess);
+  REQUIRE(cudaMemsetAsync(&next, 0, sizeof next, stream) == cudaSuccess);
+  CHECK(cuda::detail::start_kernel(log_blocks, dim3(4), dim3(1025), 0, stream, &blocks[0], counter) == cudaErrorInvalidConfiguration);  // at once
+  REQUIRE(cudaMemsetAsync(&elsewhere, 1, sizeof elsewhere, other) == cudaSuccess);
+  CHECK(elsewhere == 0x01010101);  // another stream goes on
+  REQUIRE(cudaStreamEndCapture(stream, &graph) == cudaSuccess);
+  REQUIRE(cudaGraphInstantiate(&exec, graph) == cudaSuccess);
+  REQUIRE(cudaGraphDestroy(graph) == cudaSuccess);
+  CHECK(blocks[0] == -1);
+  for (const std::uint64_t seed : {0u, 5u}) {
+    cuda_fibers::options.seed = seed;
+    blocks[0] = copy[0] = -1;
+    REQUIRE(cudaGraphLaunch(exec, stream) == cudaSuccess);
+    CHECK(std::set<int>(copy, copy + 4) == std::set<int>{0, 1, 2, 3});
+    CHECK(next == 0);
+  }
+  CHECK(wrong == 0);
+  REQUIRE(cudaGraphExecDestroy(exec) == cudaSuccess);
+  for (int call = 0; call < 5; ++call) {
+    CAPTURE(call);
+    void* p = nullptr;
+    REQUIRE(cudaStreamBeginCapture(stream, cudaStreamCaptureModeGlobal) == cudaSuccess);
+    const int before = cuda_fibers::runtime.waits;
+    CHECK((call == 0 ? cudaMalloc(&p, 16) : call == 1 ? cudaMallocHost(&p, 16) : call == 2 ? cudaStreamSynchronize(stream) : call == 3 ? cudaStreamSynchronize(other) : cudaEventSynchronize(nullptr)) ==
+          cudaErrorStreamCaptureUnsupported);
+    CHECK(p == nullptr);
+    CHECK(cuda_fibers::runtime.waits - before == (call < 2 ? 0 : 1));
+    CHECK(cudaStreamEndCapture(stream, &graph) == cudaErrorStreamCaptureInvalidated);
+    CHECK(graph == nullptr);
+    CHECK(cudaStreamSynchronize(stream) == cudaSuccess);
+  }
+  CHECK(cudaStreamDestroy(stream) == cudaSuccess);
+  CHECK(cudaStreamDestroy(other) == cudaSuccess);
+  cudaGetLastError();
+}
+
 TEST_CASE("fibers: byte permutations repeat signs as PTX does") {
   CHECK(cuda::prmt(0x33221100u, 0x77665544u, 0x7520u) == 0x77552200u);
   CHECK(cuda::prmt(0x80ff7f01u, 0, 0xba98u) == 0xffff0000u);

@@ -33,14 +33,17 @@ class SharedBlock {
 /// Dynamic shared memory of a kernel that was allowed no more.
 inline constexpr std::size_t plain_shared = 48 * 1024;
 
-/// Runs `call` in every thread of the grid; a block may have `most` shared memory. A grid that no device takes leaves an error, as the runtime does.
+/// Whether a device takes the grid; a block may have `most` shared memory.
+inline bool takes(dim3 grid, dim3 block, std::size_t shared, std::size_t most) {
+  const std::size_t threads = std::size_t{block.x} * block.y * block.z, blocks = std::size_t{grid.x} * grid.y * grid.z;
+  return threads > 0 && threads <= most_threads && block.z <= 64 && blocks > 0 && grid.x <= 0x7fffffffu && grid.y <= 65535 && grid.z <= 65535 &&
+         shared <= most;
+}
+
+/// Runs `call` in every thread of a grid that the device takes.
 template <class Call>
-void run_grid(dim3 grid, dim3 block, std::size_t shared, std::size_t most, Call& call) {
-  const std::size_t threads = std::size_t{block.x} * block.y * block.z;
-  const std::size_t blocks = std::size_t{grid.x} * grid.y * grid.z;
-  const bool takes = threads > 0 && threads <= most_threads && block.z <= 64 && blocks > 0 && grid.x <= 0x7fffffffu &&
-                     grid.y <= 65535 && grid.z <= 65535 && shared <= most;
-  if (answer(takes ? cudaSuccess : cudaErrorInvalidConfiguration) != cudaSuccess) return;
+void run_grid(dim3 grid, dim3 block, std::size_t shared, Call& call) {
+  const std::size_t threads = std::size_t{block.x} * block.y * block.z, blocks = std::size_t{grid.x} * grid.y * grid.z;
   land_copies();
   make_threads(static_cast<unsigned>(threads));
   const SharedBlock memory(shared);
@@ -61,13 +64,21 @@ void run_grid(dim3 grid, dim3 block, std::size_t shared, std::size_t most, Call&
   ++counts.launches;
 }
 
-/// kernel<<<grid, block, shared>>>(arguments...): arguments are copied once, as a launch does.
+/// kernel<<<grid, block, shared, stream>>>(arguments...): arguments are copied once, as a launch does. A grid that no device takes leaves an error, as
+/// the runtime does.
+template <class... P, class... A>
+void start_on(cudaStream_t stream, void (*kernel)(P...), dim3 grid, dim3 block, std::size_t shared, A&&... arguments) {
+  const auto allowed = runtime.may_have.find(reinterpret_cast<const void*>(kernel));
+  const bool taken = takes(grid, block, shared, allowed == runtime.may_have.end() ? plain_shared : allowed->second);
+  if (answer(taken ? cudaSuccess : cudaErrorInvalidConfiguration) != cudaSuccess) return;
+  submit(stream, [kernel, grid, block, shared, copied = std::tuple<std::decay_t<P>...>(static_cast<P>(arguments)...)] {
+    auto call = [&] { std::apply(kernel, copied); };
+    run_grid(grid, block, shared, call);
+  });
+}
 template <class... P, class... A>
 void start(void (*kernel)(P...), dim3 grid, dim3 block, std::size_t shared, A&&... arguments) {
-  std::tuple<std::decay_t<P>...> copied(static_cast<P>(arguments)...);
-  auto call = [&] { std::apply(kernel, copied); };
-  const auto allowed = runtime.may_have.find(reinterpret_cast<const void*>(kernel));
-  run_grid(grid, block, shared, allowed == runtime.may_have.end() ? plain_shared : allowed->second, call);
+  start_on(nullptr, kernel, grid, block, shared, static_cast<A&&>(arguments)...);
 }
 
 }  // namespace cuda_fibers
@@ -75,8 +86,8 @@ void start(void (*kernel)(P...), dim3 grid, dim3 block, std::size_t shared, A&&.
 namespace kvcondense::cuda::detail {
 
 template <class... P, class... A>
-cudaError_t start_kernel(void (*kernel)(P...), dim3 grid, dim3 block, std::size_t shared, cudaStream_t, A&&... arguments) {
-  if (cuda_fibers::answer() == cudaSuccess) cuda_fibers::start(kernel, grid, block, shared, static_cast<A&&>(arguments)...);
+cudaError_t start_kernel(void (*kernel)(P...), dim3 grid, dim3 block, std::size_t shared, cudaStream_t stream, A&&... arguments) {
+  if (cuda_fibers::answer() == cudaSuccess) cuda_fibers::start_on(stream, kernel, grid, block, shared, static_cast<A&&>(arguments)...);
   return cudaGetLastError();
 }
 

@@ -1,8 +1,8 @@
 #pragma once
 
 // A stand-in for the part of the CUDA runtime that the library and its tests call. One device, one stream's
-// order: everything happens at once, but for copies from page-locked memory, which land when a kernel runs or
-// somebody waits. Tests take the device away, let allocations fail, or ask what was done.
+// order: everything happens at once, but for what a graph captures (stream.hpp) and for copies from page-locked memory, which land when a
+// kernel runs or somebody waits. Tests take the device away, let allocations fail, or ask what was done.
 
 #include <cstddef>
 #include <cstdlib>
@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "machine.hpp"
+#include "stream.hpp"
 
 enum cudaError_t {
   cudaSuccess = 0,
@@ -24,10 +25,12 @@ enum cudaError_t {
   cudaErrorNoDevice = 100,
   cudaErrorInvalidDevice = 101,
   cudaErrorNoKernelImageForDevice = 209,
+  cudaErrorIllegalState = 401,
   cudaErrorIllegalAddress = 700,
   cudaErrorLaunchOutOfResources = 701,
   cudaErrorNotSupported = 801,
   cudaErrorStreamCaptureUnsupported = 900,
+  cudaErrorStreamCaptureInvalidated = 901,
 };
 enum cudaMemcpyKind { cudaMemcpyHostToDevice = 1, cudaMemcpyDeviceToHost = 2, cudaMemcpyDeviceToDevice = 3 };
 enum cudaDeviceAttr {
@@ -37,8 +40,6 @@ enum cudaDeviceAttr {
   cudaDevAttrMaxSharedMemoryPerBlockOptin = 97,
 };
 enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize = 8 };
-struct CUstream_st {};
-using cudaStream_t = CUstream_st*;
 inline constexpr unsigned cudaStreamNonBlocking = 1;
 struct CUevent_st {};
 using cudaEvent_t = CUevent_st*;
@@ -51,6 +52,7 @@ struct Runtime {
   int devices = 1;
   int multiprocessors = 4;
   int major = 9, minor = 0;
+  std::size_t memory = std::size_t{1} << 33;  ///< of the device
   int allocations_until_refusal = -1;  ///< -1: never refuses
   cudaError_t pending = cudaSuccess;   ///< what cudaGetLastError gives next
   cudaError_t broken = cudaSuccess;    ///< what every call gives from now on, as after a kernel's illegal access
@@ -58,6 +60,7 @@ struct Runtime {
   cudaError_t fail_with = cudaSuccess;
   std::size_t allocated = 0, allocations = 0;
   int stream_waits = 0;  ///< calls in which somebody waited for all of a stream
+  int waits = 0;         ///< these, and those for a place in one
   std::map<const void*, std::size_t> may_have;  ///< dynamic shared memory that kernels were allowed
 };
 inline Runtime runtime;
@@ -69,6 +72,9 @@ inline cudaError_t answer(cudaError_t e = cudaSuccess) {
   if (e != cudaSuccess) runtime.pending = e;
   return e;
 }
+
+/// Of calls that no graph can hold.
+inline cudaError_t answer_outside_graphs() { return answer(breaks_capture() ? cudaErrorStreamCaptureUnsupported : cudaSuccess); }
 
 /// Copies from page-locked memory that nobody has waited for yet, in their order.
 struct LateCopy {
@@ -117,9 +123,9 @@ inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr what, int d
 }
 inline cudaError_t cudaMalloc(void** p, std::size_t bytes) {
   *p = nullptr;
-  if (const cudaError_t e = cuda_fibers::answer(); e != cudaSuccess) return e;
+  if (const cudaError_t e = cuda_fibers::answer_outside_graphs(); e != cudaSuccess) return e;
   int& left = cuda_fibers::runtime.allocations_until_refusal;
-  if (left == 0) return cuda_fibers::answer(cudaErrorMemoryAllocation);
+  if (left == 0 || bytes > cuda_fibers::runtime.memory) return cuda_fibers::answer(cudaErrorMemoryAllocation);
   if (left > 0) --left;
   if (bytes == 0) return cudaSuccess;
   auto* block = static_cast<unsigned char*>(
@@ -133,6 +139,7 @@ inline cudaError_t cudaMalloc(void** p, std::size_t bytes) {
 }
 inline cudaError_t cudaFree(void* p) {
   if (p == nullptr) return cuda_fibers::answer();
+  if (cuda_fibers::breaks_capture()) return cuda_fibers::answer(cudaErrorStreamCaptureUnsupported);
   cuda_fibers::land_copies();
   auto* block = static_cast<unsigned char*>(p) - cuda_fibers::block_header;
   cuda_fibers::runtime.allocated -= reinterpret_cast<cuda_fibers::DeviceBlock*>(block)->bytes;
@@ -149,21 +156,26 @@ inline cudaError_t cudaFreeHost(void* p) {
   cuda_fibers::page_locked.erase(static_cast<const unsigned char*>(p));
   return cudaFree(p);
 }
-inline cudaError_t cudaMemcpyAsync(void* to, const void* from, std::size_t bytes, cudaMemcpyKind kind, cudaStream_t) {
+inline cudaError_t cudaMemcpyAsync(void* to, const void* from, std::size_t bytes, cudaMemcpyKind kind, cudaStream_t stream) {
   const cudaError_t e = cuda_fibers::answer();
   if (e != cudaSuccess || bytes == 0) return e;
-  if (kind == cudaMemcpyHostToDevice && cuda_fibers::is_page_locked(from)) {
-    cuda_fibers::late_copies.push_back({to, from, bytes});
-    return e;
-  }
-  cuda_fibers::land_copies();
-  std::memcpy(to, from, bytes);
+  cuda_fibers::submit(stream, [to, from, bytes, late = kind == cudaMemcpyHostToDevice && cuda_fibers::is_page_locked(from)] {
+    if (late) {
+      cuda_fibers::late_copies.push_back({to, from, bytes});
+      return;
+    }
+    cuda_fibers::land_copies();
+    std::memcpy(to, from, bytes);
+  });
   return e;
 }
-inline cudaError_t cudaMemsetAsync(void* to, int byte, std::size_t bytes, cudaStream_t) {
+inline cudaError_t cudaMemsetAsync(void* to, int byte, std::size_t bytes, cudaStream_t stream) {
   const cudaError_t e = cuda_fibers::answer();
-  cuda_fibers::land_copies();
-  if (e == cudaSuccess && bytes > 0) std::memset(to, byte, bytes);
+  if (e != cudaSuccess) return e;
+  cuda_fibers::submit(stream, [to, byte, bytes] {
+    cuda_fibers::land_copies();
+    if (bytes > 0) std::memset(to, byte, bytes);
+  });
   return e;
 }
 namespace cuda_fibers {
@@ -186,14 +198,18 @@ cudaError_t destroy(T* made) {
 inline cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned) { return cuda_fibers::create(stream); }
 inline cudaError_t cudaStreamDestroy(cudaStream_t stream) { return cuda_fibers::destroy(stream); }
 inline cudaError_t cudaStreamSynchronize(cudaStream_t) {
-  ++cuda_fibers::runtime.stream_waits;
+  ++cuda_fibers::runtime.stream_waits, ++cuda_fibers::runtime.waits;
   cuda_fibers::land_copies();
-  return cuda_fibers::answer();
+  return cuda_fibers::answer_outside_graphs();
 }
 inline cudaError_t cudaEventCreateWithFlags(cudaEvent_t* event, unsigned) { return cuda_fibers::create(event); }
 inline cudaError_t cudaEventDestroy(cudaEvent_t event) { return cuda_fibers::destroy(event); }
 inline cudaError_t cudaEventRecord(cudaEvent_t, cudaStream_t) { return cuda_fibers::answer(); }
-inline cudaError_t cudaEventSynchronize(cudaEvent_t) { return cuda_fibers::land_copies(), cuda_fibers::answer(); }
+inline cudaError_t cudaEventSynchronize(cudaEvent_t) {
+  ++cuda_fibers::runtime.waits;
+  cuda_fibers::land_copies();
+  return cuda_fibers::answer_outside_graphs();
+}
 inline cudaError_t cudaFuncSetAttribute(const void* kernel, cudaFuncAttribute, int bytes) {
   const bool has = bytes >= 0 && static_cast<std::size_t>(bytes) <= cuda_fibers::most_shared;
   const cudaError_t e = cuda_fibers::answer(has ? cudaSuccess : cudaErrorInvalidValue);
@@ -206,3 +222,25 @@ inline cudaError_t cudaGetLastError() {
   cuda_fibers::runtime.pending = cudaSuccess;
   return e;
 }
+inline const char* cudaGetErrorName(cudaError_t error) {
+  switch (error) {
+    case cudaSuccess: return "cudaSuccess";
+    case cudaErrorInvalidValue: return "cudaErrorInvalidValue";
+    case cudaErrorMemoryAllocation: return "cudaErrorMemoryAllocation";
+    case cudaErrorInitializationError: return "cudaErrorInitializationError";
+    case cudaErrorInvalidConfiguration: return "cudaErrorInvalidConfiguration";
+    case cudaErrorInsufficientDriver: return "cudaErrorInsufficientDriver";
+    case cudaErrorNoDevice: return "cudaErrorNoDevice";
+    case cudaErrorInvalidDevice: return "cudaErrorInvalidDevice";
+    case cudaErrorNoKernelImageForDevice: return "cudaErrorNoKernelImageForDevice";
+    case cudaErrorIllegalState: return "cudaErrorIllegalState";
+    case cudaErrorIllegalAddress: return "cudaErrorIllegalAddress";
+    case cudaErrorLaunchOutOfResources: return "cudaErrorLaunchOutOfResources";
+    case cudaErrorNotSupported: return "cudaErrorNotSupported";
+    case cudaErrorStreamCaptureUnsupported: return "cudaErrorStreamCaptureUnsupported";
+    case cudaErrorStreamCaptureInvalidated: return "cudaErrorStreamCaptureInvalidated";
+  }
+  return "unrecognized error code";
+}
+/// The runtime has sentences for them.
+inline const char* cudaGetErrorString(cudaError_t error) { return cudaGetErrorName(error); }

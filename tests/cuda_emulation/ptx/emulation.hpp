@@ -23,6 +23,9 @@ std::string fault();
 enum class Order { late, eager };
 void order(Order);
 
+/// Whether there is a device; without one every call that may fail says cudaErrorNoDevice.
+void device_there(bool);
+
 /// Counting accesses is slower by a half; opcodes and instructions are always counted.
 void count_accesses(bool);
 Counters counters();

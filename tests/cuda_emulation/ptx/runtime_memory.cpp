@@ -88,7 +88,7 @@ cudaError_t fill(void* to, int value, u64 bytes, cudaStream_t handle) {
 cudaError_t allocate(void** to, u64 bytes) {
   Locked d;
   if (d->breaks_capture()) return d->result(cudaErrorStreamCaptureUnsupported);
-  if (bytes > u64{1} << 33) return d->result(cudaErrorMemoryAllocation);
+  if (!d->there || bytes > u64{1} << 33) return d->result(cudaErrorMemoryAllocation);
   *to = bytes ? reinterpret_cast<void*>(d->memory.allocate(bytes)) : nullptr;
   return d->result();
 }

@@ -95,7 +95,7 @@ void Device::submit(std::shared_ptr<Stream> const& s, Work work) {
     s->capture->nodes.push_back(std::move(work));
     return;
   }
-  if (sticky != cudaSuccess) return;
+  if (sticky != cudaSuccess || !there) return;
   // The default stream and every blocking stream wait for what was put in the other before.
   auto const wait_for = [&](Stream& to, std::shared_ptr<Stream> const& other) {
     if (other->done == other->enqueued || other->capture) return;
@@ -135,6 +135,7 @@ bool Device::breaks_capture() {
 }
 
 cudaError_t Device::result(cudaError_t error) {
+  if (!there) error = cudaErrorNoDevice;
   if (sticky != cudaSuccess) error = sticky;
   if (error != cudaSuccess) last = error;
   return error;
@@ -206,6 +207,7 @@ std::string fault() {
   return std::exchange(d->fault, {});
 }
 void order(Order how) { Locked()->eager = how == Order::eager; }
+void device_there(bool there) { Locked()->there = there; }
 void count_accesses(bool on) { Locked()->counting = on; }
 Counters counters() { return Locked()->counters; }
 void reset_counters() {

@@ -58,6 +58,7 @@ class Device {
   bool counting = false;
   emulation::OnFault on_fault = emulation::OnFault::stop;
   bool eager = false;
+  bool there = true;
   std::string fault;
   cudaError_t sticky = cudaSuccess, last = cudaSuccess;
 
@@ -83,7 +84,7 @@ class Device {
   /// Whether a call that no graph can hold came during a capture; breaks the capture.
   bool breaks_capture();
 
-  /// Remembers and gives back an error; success passes through, unless the device has failed.
+  /// Remembers and gives back an error; success passes through, unless the device has failed or is not there.
   cudaError_t result(cudaError_t error = cudaSuccess);
   /// Runs f; a Fault stops the program or becomes the device's error.
   void guarded(Work const& f);

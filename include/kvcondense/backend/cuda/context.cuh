@@ -31,10 +31,31 @@ inline Status status_of(cudaError_t e) {
   }
 }
 
-/// What is left of a failed call is taken away, so that nobody else meets it. An error that has broken the
-/// device stays: CUDA gives it again and again.
+/// What the CUDA runtime said of a call that failed, in its own words. A Status folds most of them into one.
+struct RuntimeError {
+  cudaError_t code = cudaSuccess;
+
+  explicit operator bool() const { return code != cudaSuccess; }
+  const char* name() const { return cudaGetErrorName(code); }    ///< "cudaErrorIllegalAddress"
+  const char* text() const { return cudaGetErrorString(code); }  ///< a sentence, or less
+};
+
+namespace detail {
+
+/// Of this thread of the host, as with cudaGetLastError: memory is asked for, and a device looked for, where no context is at hand.
+inline RuntimeError& first_error() {
+  thread_local RuntimeError first;
+  return first;
+}
+
+}  // namespace detail
+
+/// Every call of the runtime ends here: the first error of a thread is kept for Context::error. What is left of a failed call is taken away, so
+/// that nobody else meets it. An error that has broken the device stays: CUDA gives it again and again.
 inline Status settled(cudaError_t e) {
-  if (e != cudaSuccess) static_cast<void>(cudaGetLastError());
+  if (e == cudaSuccess) return Status::ok;
+  static_cast<void>(cudaGetLastError());
+  if (RuntimeError& first = detail::first_error(); !first) first = {e};
   return status_of(e);
 }
 
@@ -90,6 +111,11 @@ class Context<Cuda> {
 
   /// Waits until the stream is done. Errors of kernels show here.
   Status wait() const { return cuda::settled(cudaStreamSynchronize(stream_)); }
+
+  /// The first error that the runtime gave to a call of the library on this thread, of any context or none (a maker, memory), since `clear_error`.
+  /// `cudaSuccess` where there was none: what the library itself refuses never reached the runtime.
+  static cuda::RuntimeError error() { return cuda::detail::first_error(); }
+  static void clear_error() { cuda::detail::first_error() = {}; }
 
  private:
   cudaStream_t stream_;

@@ -30,8 +30,7 @@ Status launch(const Context<Cuda>& ctx, void (*kernel)(P...), Grid grid, int thr
     if (e != cudaSuccess) return settled(e);
   }
   const dim3 blocks(static_cast<unsigned>(grid.x), static_cast<unsigned>(grid.y), static_cast<unsigned>(grid.z));
-  return status_of(detail::start_kernel(kernel, blocks, dim3(static_cast<unsigned>(threads)), shared, ctx.stream(),
-                                        static_cast<A&&>(arguments)...));
+  return settled(detail::start_kernel(kernel, blocks, dim3(static_cast<unsigned>(threads)), shared, ctx.stream(), static_cast<A&&>(arguments)...));
 }
 
 /// Blocks of `each` that cover n.
