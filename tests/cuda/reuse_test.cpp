@@ -1,4 +1,4 @@
-// What reuses rows of other texts, beside the CPU's: edits that turn keys, tokens that are computed again.
+// What reuses rows of other texts, beside the CPU's: edits that turn keys, tokens that are computed again, a memory of long ago.
 
 #include <cmath>
 #include <cstdint>
@@ -6,12 +6,16 @@
 #include <numeric>
 #include <vector>
 
+#include <kvcondense/backend/cpu/chunk_memory.hpp>
 #include <kvcondense/backend/cpu/rope.hpp>
 #include <kvcondense/backend/cpu/row_deviation.hpp>
+#include <kvcondense/backend/cuda/gated_merge.cuh>
+#include <kvcondense/backend/cuda/retrieve_chunks.cuh>
 #include <kvcondense/backend/cuda/rope.cuh>
 #include <kvcondense/backend/cuda/row_deviation.cuh>
 #include <kvcondense/backend/cuda/steering.cuh>
 #include <kvcondense/reuse/cacheblend.hpp>
+#include <kvcondense/reuse/longmem.hpp>
 #include <kvcondense/reuse/pie.hpp>
 
 #include "numbers.hpp"
@@ -107,4 +111,63 @@ TEST_CASE("cuda cacheblend: the CPU's tokens") {
     if (dim == 80) test::each_way(one);
     else one();
   }
+}
+
+TEST_CASE("cuda longmem: the CPU's chunks, outputs to 1e-5, over a ring that forgets") {
+  struct Tried {
+    index_t kv, group, dim, width, chunk, tokens, capacity, drop;
+  };
+  for (const Tried& c : {Tried{2, 1, 64, 64, 4, 16, 32, 1}, Tried{1, 4, 80, 48, 2, 2, 10, 3}, Tried{2, 3, 128, 128, 3, 12, 21, 7}, Tried{1, 7, 256, 64, 1, 5, 16, 2}}) {
+    INFO("dim " << c.dim);
+    const CacheShape shape{.q_heads = c.kv * c.group, .kv_heads = c.kv, .head_dim = c.dim, .value_dim = c.width};
+    constexpr index_t n = 2;
+    const std::vector<float> bias = normals(shape.q_heads, 9);
+    const auto one = [&] {
+      auto here = reuse::LongMem<Cpu>::make(shape, {.chunk = c.chunk, .tokens = c.tokens, .capacity = c.capacity, .drop = c.drop});
+      auto there = reuse::LongMem<Cuda>::make(shape, {.chunk = c.chunk, .tokens = c.tokens, .capacity = c.capacity, .drop = c.drop});
+      REQUIRE(here);
+      REQUIRE(there);
+      test::Device device;
+      Context<Cuda> ctx = device.with_workspace(there->workspace_bytes(n));
+      std::vector<std::byte> work(here->workspace_bytes(n) + Scratch::align);
+      Context<Cpu> cpu(work);
+      test::OnDevice<float> gates(device, bias);
+      index_t seen = 0;
+      for (const index_t tokens : {0, 3, 1, 13, 2, 37}) {  // nothing, less than a chunk, parts of some, more than there is room for
+        const auto seed = static_cast<unsigned>(20 + seen);
+        const std::vector<float> k = normals(c.kv * tokens * c.dim, seed), v = normals(c.kv * tokens * c.width, seed + 1);
+        const std::vector<float> q = normals(shape.q_heads * n * c.dim, seed + 2), local = normals(shape.q_heads * n * c.width, seed + 3);
+        seen += tokens;
+        test::OnDevice<float> dk(device, k), dv(device, v), dq(device, q), mixed(device, local);
+        REQUIRE(here->add(cpu, rows(k.data(), c.kv, tokens, c.dim), rows(v.data(), c.kv, tokens, c.width)) == Status::ok);
+        REQUIRE(there->add(ctx, rows(dk.data(), c.kv, tokens, c.dim), rows(dv.data(), c.kv, tokens, c.width)) == Status::ok);
+        REQUIRE(there->chunks() == here->chunks());
+        REQUIRE(there->waiting() == here->waiting());
+        REQUIRE(there->dropped() == here->dropped());
+        const index_t most = here->most_chunks();
+        std::vector<float> expected(local.size());
+        std::vector<std::int32_t> chosen(at(shape.q_heads * n * most));
+        test::OnDevice<std::int32_t> picked(device, std::vector<std::int32_t>(chosen.size(), 7));
+        REQUIRE(here->mix(cpu, rows(q.data(), shape.q_heads, n, c.dim), rows(local.data(), shape.q_heads, n, c.width), bias,
+                          dense_view(expected.data(), shape.q_heads, n, c.width), dense_view(chosen.data(), shape.q_heads, n, most)) == Status::ok);
+        const auto mix = [&](Context<Cuda>& on) {
+          const auto out = dense_view(mixed.data(), shape.q_heads, n, c.width);
+          return there->mix(on, rows(dq.data(), shape.q_heads, n, c.dim), out, {gates.data(), bias.size()}, out, dense_view(picked.data(), shape.q_heads, n, most));
+        };
+        Context<Cuda> poor = ctx.with_workspace(ctx.workspace().first(Scratch::align));
+        CHECK(mix(poor) == Status::workspace_too_small);
+        REQUIRE(mix(ctx) == Status::ok);
+        CHECK(picked.read() == chosen);
+        close(mixed.read(), expected, 1e-5f, 1.0f);
+      }
+      REQUIRE(here->dropped() > 0);
+      CHECK(there->add(ctx, rows(nullptr, c.kv, 2, c.dim), rows(nullptr, c.kv, 3, c.width)) == Status::shape_mismatch);
+      device.wait();
+    };
+    if (c.dim == 80) test::each_way(one);
+    else one();
+  }
+  test::RefusingMemory none(2);
+  CHECK(reuse::LongMem<Cuda>::make({.q_heads = 1, .kv_heads = 1}, {}, none).status() == Status::out_of_memory);
+  CHECK(none.out == 0);
 }
