@@ -28,13 +28,15 @@ namespace kvcondense::any {
 
 namespace {
 
+constexpr std::string_view on_both = "cpu, cuda";
+
 constexpr Tool all[] = {
     tool<retrieve::PrefillMask>("Says which keys each query of a prompt sees, for engines whose prefill skips the others."),
-    tool<lowrank::KvHeadsSvd>("Turns the KV heads of a model into fewer, so that any cache of the smaller shape serves it."),
-    tool<reuse::Pie>("Edits a text that is already in a cache: what stays is turned to its new positions, only what is new is computed."),
-    tool<reuse::CacheBlend>("Chooses which tokens of reused chunks are computed again, so that chunks see what stands before them."),
+    tool<lowrank::KvHeadsSvd>("Turns the KV heads of a model into fewer, so that any cache of the smaller shape serves it.", on_both),
+    tool<reuse::Pie>("Edits a text that is already in a cache: what stays is turned to its new positions, only what is new is computed.", on_both),
+    tool<reuse::CacheBlend>("Chooses which tokens of reused chunks are computed again, so that chunks see what stands before them.", on_both),
     tool<reuse::CacheCraft>("Tells how much of a stored chunk must be computed again behind a new prefix, and which of its tokens."),
-    tool<reuse::LongMem<Cpu>>("Remembers keys and values of long ago in chunks, and mixes attention to the best of them into local attention."),
+    tool<reuse::LongMem<Cpu>>("Remembers keys and values of long ago in chunks, and mixes attention to the best of them into local attention.", on_both),
     tool<reuse::PrefixIndex>("Finds the stored blocks that a new sequence begins with."),
     tool<reuse::RadixTree>("Keeps prefixes as a tree whose edges are runs of tokens, and finds the longest one to the token."),
     tool<reuse::PrefixGroups>("Splits a batch that is known ahead into groups that share one prefix each, so that most tokens are computed once."),

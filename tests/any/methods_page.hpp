@@ -89,7 +89,7 @@ A recipe is words joined by `+`, at most one of each kind (eviction or budget, l
 fields: `ada(snapkv(window=32, tokens=512), floor=0.2) + kivi2(group_size=32)`. A wrapper takes the policy that it
 wraps as an argument without a name. *Needs* says what a method wants besides keys and values: nothing, attention
 of every query, of a window of the newest ones, other inputs of a step by their names, or what the wrapped policy wants. *Backends* says where
-`Cache` has a recipe of it as a type; recipes as text make caches of the CPU. What goes with what on CUDA: [cuda.md](cuda.md#a-cache).
+`Cache` has a recipe of it as a type; recipes as text make caches of the CPU. Beside a cache it says where the rows may lie that a method works on. What goes with what on CUDA: [cuda.md](cuda.md#a-cache).
 
 | word | also | kind | what it does | needs | backends | source |
 |---|---|---|---|---|---|---|

@@ -10,7 +10,7 @@
 #include <vector>
 
 #include <kvcondense/backend/cpu/attend_columns.hpp>
-#include <kvcondense/cuda.cuh>
+#include <kvcondense/backend/cuda/words.cuh>
 
 #include "device.hpp"
 #include "paged_heads.hpp"

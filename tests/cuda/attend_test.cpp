@@ -5,7 +5,7 @@
 #include <random>
 #include <vector>
 
-#include <kvcondense/cuda.cuh>
+#include <kvcondense/backend/cuda/words.cuh>
 
 #include "device.hpp"
 #include "paged_heads.hpp"

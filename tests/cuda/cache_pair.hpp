@@ -19,7 +19,10 @@
 #include <kvcondense/any/any_cache.hpp>
 #include <kvcondense/any/model_facts.hpp>
 #include <kvcondense/backend/cpu/context.hpp>
-#include <kvcondense/cuda.cuh>
+#include <kvcondense/backend/cuda/words.cuh>
+#include <kvcondense/cache/cuda_cache.cuh>
+#include <kvcondense/cache/cuda_layer.cuh>
+#include <kvcondense/cache/cuda_snapshot.cuh>
 #include <support/byte_list.hpp>
 
 #include "device.hpp"

@@ -12,7 +12,7 @@
 #include <kvcondense/backend/cpu/corrected.hpp>
 #include <kvcondense/backend/cpu/group_quant.hpp>
 #include <kvcondense/backend/cpu/polar_pairs.hpp>
-#include <kvcondense/cuda.cuh>
+#include <kvcondense/backend/cuda/words.cuh>
 
 #include "device.hpp"
 #include "joined_pages.hpp"

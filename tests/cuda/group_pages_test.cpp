@@ -6,7 +6,7 @@
 #include <vector>
 
 #include <kvcondense/backend/cpu/group_quant.hpp>
-#include <kvcondense/cuda.cuh>
+#include <kvcondense/backend/cuda/words.cuh>
 
 #include "device.hpp"
 #include "paged_heads.hpp"

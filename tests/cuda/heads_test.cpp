@@ -18,6 +18,7 @@
 #include <kvcondense/backend/cuda/representatives.cuh>
 #include <kvcondense/backend/cuda/retaining_head.cuh>
 #include <kvcondense/backend/cuda/shared_direction.cuh>
+#include <kvcondense/lowrank/kv_heads_svd.hpp>
 
 #include "numbers.hpp"
 
@@ -97,6 +98,59 @@ TEST_CASE("cuda head_mixing: join, map and back, to 1e-5 of the CPU's") {
       close(from.read(), back, 1e-5f, 4.0f);
     };
     if (dim == 80) test::each_way(one);
+    else one();
+  }
+}
+
+TEST_CASE("cuda kv_heads_svd: rows of shared heads to 1e-5 of the CPU's, over bases on the device") {
+  struct Tried {
+    index_t groups, share, queries, dim, width, columns, tokens;
+  };
+  for (const Tried t : {Tried{2, 2, 1, 64, 48, 80, 5}, Tried{1, 2, 3, 80, 80, 0, 9}, Tried{1, 2, 4, 128, 64, 200, 2}, Tried{2, 1, 7, 256, 64, 64, 3}}) {
+    const index_t kv = t.groups * t.share, heads = kv * t.queries, layers = 2;
+    const CacheShape model{.layers = layers, .q_heads = heads, .kv_heads = kv, .head_dim = t.dim, .value_dim = t.width};
+    const index_t columns = t.share * t.dim, wide = t.share * t.width;
+    const std::vector<float> encode = normals(layers * t.groups * columns * columns, 1), decode = normals(layers * t.groups * columns * columns, 2),
+                             value_encode = normals(layers * t.groups * wide * wide, 3);
+    const auto over = [&](const float* e, const float* d, const float* v, bool on_device) {
+      return lowrank::KvHeadsSvd{.keys = {.encode = e, .decode = d, .layers = layers, .groups = t.groups, .dim = columns, .columns = columns},
+                                 .values = {.encode = v, .layers = layers, .groups = t.groups, .dim = wide, .columns = wide},
+                                 .columns = t.columns, .value_columns = t.width, .on_device = on_device};
+    };
+    const lowrank::KvHeadsSvd host = over(encode.data(), decode.data(), value_encode.data(), false);
+    REQUIRE(host.validate(model) == Status::ok);
+    const CacheShape s = host.shape(model);
+    const index_t n = t.tokens, k = s.head_dim, v = s.value_dim;
+    // Rows of keys, values, queries and outputs, one behind the other, and what becomes of them.
+    const std::vector<float> in = normals(n * (kv * (t.dim + t.width) + heads * (t.dim + v)), 4);
+    const auto run = [&]<Backend B>(Context<B>& ctx, const lowrank::KvHeadsSvd& m, const float* from, float* to) {
+      const auto next = [&](auto*& x, index_t h, index_t dim) {
+        const auto view = dense_view(x, h, n, dim);
+        x += h * n * dim;
+        return view;
+      };
+      const auto keys = next(from, kv, t.dim), values = next(from, kv, t.width), queries = next(from, heads, t.dim), outs = next(from, heads, v);
+      Status done = m.join_keys(ctx, model, 1, keys, next(to, t.groups, k));
+      const auto and_then = [&](Status more) { done = done == Status::ok ? more : done; };
+      and_then(m.join_values(ctx, model, 1, values, next(to, t.groups, v)));
+      and_then(m.map_queries(ctx, model, 1, queries, next(to, heads, k)));
+      and_then(m.map_outputs(ctx, model, 1, outs, next(to, heads, t.width)));
+      return done;
+    };
+    std::vector<float> expected(at(n * (t.groups * (k + v) + heads * (k + t.width))));
+    Context<Cpu> cpu;
+    REQUIRE(run(cpu, host, in.data(), expected.data()) == Status::ok);
+    const auto one = [&] {
+      test::Device device;
+      test::OnDevice<float> e(device, encode), d(device, decode), ve(device, value_encode), from(device, in), to(device, std::vector<float>(expected.size(), 7.0f));
+      const lowrank::KvHeadsSvd there = over(e.data(), d.data(), ve.data(), true);
+      REQUIRE(there.validate(model) == Status::ok);
+      CHECK(run(device.context(), host, from.data(), to.data()) == Status::incompatible);
+      CHECK(run(cpu, there, in.data(), expected.data()) == Status::incompatible);
+      REQUIRE(run(device.context(), there, from.data(), to.data()) == Status::ok);
+      close(to.read(), expected, 1e-5f, 4.0f * std::sqrt(static_cast<float>(columns)));
+    };
+    if (t.dim == 80) test::each_way(one);
     else one();
   }
 }

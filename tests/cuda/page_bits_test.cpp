@@ -1,7 +1,7 @@
 // Pages on CUDA of codes whose width is a number: the same bytes as on the CPU, which are those of a codec of that width.
 
 #include <kvcondense/backend/cpu/group_bits.hpp>
-#include <kvcondense/cuda.cuh>
+#include <kvcondense/backend/cuda/words.cuh>
 
 #include "page_pair.hpp"
 

@@ -17,7 +17,7 @@
 #include <kvcondense/backend/cpu/nuq_rows.hpp>
 #include <kvcondense/backend/cpu/polar_tree.hpp>
 #include <kvcondense/backend/cpu/row_transform.hpp>
-#include <kvcondense/cuda.cuh>
+#include <kvcondense/backend/cuda/words.cuh>
 
 #include "page_pair.hpp"
 

@@ -8,7 +8,7 @@
 #include <random>
 #include <vector>
 
-#include <kvcondense/cuda.cuh>
+#include <kvcondense/backend/cuda/words.cuh>
 
 #include "device.hpp"
 

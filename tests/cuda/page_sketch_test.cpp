@@ -2,7 +2,7 @@
 
 #include <kvcondense/backend/cpu/level_codes.hpp>
 #include <kvcondense/backend/cpu/sign_sketch.hpp>
-#include <kvcondense/cuda.cuh>
+#include <kvcondense/backend/cuda/words.cuh>
 
 #include "page_pair.hpp"
 

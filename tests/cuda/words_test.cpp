@@ -20,7 +20,7 @@
 #include <kvcondense/backend/cpu/slot_numbers.hpp>
 #include <kvcondense/backend/cpu/softmax_rows.hpp>
 #include <kvcondense/backend/cpu/token_numbers.hpp>
-#include <kvcondense/cuda.cuh>
+#include <kvcondense/backend/cuda/words.cuh>
 
 #include "device.hpp"
 #include "paged_heads.hpp"

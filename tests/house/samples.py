@@ -7,7 +7,8 @@ A comment above a block of a page says where it comes from:
 
     <!-- from examples/01_first_cache.cpp -->     lines of that file, as they stand there but for the indentation; a line
                                                   "// ..." or "# ..." stands for lines left out
-    <!-- printed by examples/01_first_cache -->   lines that the program prints; run where --programs names its folder
+    <!-- printed by examples/01_first_cache -->   lines that the program prints; run where --programs names its folder, those
+                                                  of .cu files where nvcc was there to build them
 
 In the pages of EVERY_BLOCK each block has one, but for commands (```sh). In other pages those that have one are checked.
 """
@@ -94,11 +95,11 @@ def check(root, programs):
                 elif (line_of := foreign(block, source.read_text().split("\n"))) is not None:
                     yield f"{where}: not in {origin[2]}, or not there in this order: {line_of}"
             else:
-                if not any(source.with_suffix(s).is_file() for s in (".cpp", ".c")):
+                program = programs / source.name if programs is not None else None
+                if not any(source.with_suffix(s).is_file() for s in (".cpp", ".c", ".cu")):
                     yield f"{where}: {origin[2]} has no source"
-                elif programs is not None:
+                elif program is not None and (program.is_file() or not source.with_suffix(".cu").is_file()):
                     ran += 1
-                    program = programs / source.name
                     done = subprocess.run([str(program)], capture_output=True, text=True, timeout=120)
                     if done.returncode != 0:
                         yield f"{where}: {origin[2]} ended with {done.returncode}"

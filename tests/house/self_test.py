@@ -240,15 +240,20 @@ def check_samples(checks):
         ("what is printed", "README.md", sample("2 slots\n", printed, ""), 0, "1 with what these print"),
         ("what is not printed", "README.md", sample("3 slots\n", printed, ""), 1, "does not print: 3 slots"),
         ("a program without source", "README.md", sample("2\n", "printed by examples/03_z", ""), 1, "has no source"),
+        ("a program for a device", "README.md", sample("3 slots\n", "printed by examples/04_y", ""), 1, "does not print: 3 slots"),
+        ("such a program where nobody could build it", "README.md", sample("3 slots\n", "printed by examples/05_z", ""), 0, "0 with what these print"),
     ]
     for what, page, text, code, said in cases:
         with tempfile.TemporaryDirectory() as folder:
             root = Path(folder)
             (root / "docs").mkdir(), (root / "examples").mkdir(), (root / "built").mkdir()
             (root / "examples/01_x.cpp").write_text(program)
-            built = root / "built/01_x"
-            built.write_text("#!/bin/sh\necho first\necho 2 slots\n")
-            built.chmod(0o755)
+            for name in ("04_y", "05_z"):
+                (root / f"examples/{name}.cu").write_text(program)
+            for name in ("01_x", "04_y"):
+                built = root / f"built/{name}"
+                built.write_text("#!/bin/sh\necho first\necho 2 slots\n")
+                built.chmod(0o755)
             (root / page).write_text(text)
             checks.expect(f"samples: {what}", *run(HERE / "samples.py", "--root", root, "--programs", root / "built"), code, said)
 

@@ -147,6 +147,42 @@ TEST_CASE("longmem: every head and query reads its own chunks, over a ring that 
   }
 }
 
+TEST_CASE("longmem: tokens that come together are remembered as one by one", "[reuse][longmem]") {
+  const CacheShape shape{.q_heads = 2, .kv_heads = 2, .head_dim = 3, .value_dim = 2};
+  for (const index_t chunk : {1, 3})
+    for (const index_t places : {1, 2, 5})
+      for (index_t drop = 1; drop <= places; ++drop) {
+        const Memory::Options options{.chunk = chunk, .tokens = chunk, .capacity = places * chunk, .drop = drop};
+        Memory together = made(shape, options), single = made(shape, options);
+        Context<Cpu> ctx;
+        float number = 0.0f;
+        for (const index_t n : {1, 4, 20, 2, 7, 61}) {
+          std::vector<float> k(static_cast<std::size_t>(2 * n * 3)), v(static_cast<std::size_t>(2 * n * 2));
+          for (float& x : k) x = ++number;
+          for (float& x : v) x = ++number;
+          const auto keys = dense_view(std::as_const(k).data(), 2, n, 3), values = dense_view(std::as_const(v).data(), 2, n, 2);
+          REQUIRE(together.add(ctx, keys, values) == Status::ok);
+          for (index_t t = 0; t < n; ++t)
+            REQUIRE(single.add(ctx, {keys.data + t * 3, {2, 1, 3}, {n * 3, 3, 1}}, {values.data + t * 2, {2, 1, 2}, {n * 2, 2, 1}}) == Status::ok);
+          REQUIRE(together.chunks() == single.chunks());
+          REQUIRE(together.waiting() == single.waiting());
+          REQUIRE(together.dropped() == single.dropped());
+          const prim::ChunkMemory a = together.memory(), b = single.memory();
+          bool same = a.first == b.first;
+          for (index_t c = 0; c < a.chunks; ++c)
+            for (index_t h = 0; h < 2; ++h) {
+              const index_t at = a.place(c);
+              for (index_t d = 0; d < 3; ++d) same = same && a.means(h, at, d) == b.means(h, at, d);
+              for (index_t t = at * chunk; t < (at + 1) * chunk; ++t) {
+                for (index_t d = 0; d < 3; ++d) same = same && a.keys(h, t, d) == b.keys(h, t, d);
+                for (index_t d = 0; d < 2; ++d) same = same && a.values(h, t, d) == b.values(h, t, d);
+              }
+            }
+          CHECK(same);
+        }
+      }
+}
+
 TEST_CASE("longmem: NaN is never chosen, ties are the older chunk's", "[reuse][longmem]") {
   const CacheShape shape{.q_heads = 1, .kv_heads = 1, .head_dim = 1};
   Memory m = made(shape, {.chunk = 1, .tokens = 2, .capacity = 8});
@@ -181,6 +217,7 @@ TEST_CASE("longmem: what cannot be is refused", "[reuse][longmem]") {
   const auto view = [&](index_t heads, index_t n, index_t d) { return dense_view(std::as_const(rows).data(), heads, n, d); };
   CHECK(m.add(ctx, view(2, 2, 4), view(1, 2, 4)) == Status::shape_mismatch);
   CHECK(m.add(ctx, view(1, 2, 4), view(1, 3, 4)) == Status::shape_mismatch);
+  CHECK(m.add(ctx, {rows.data(), {1, 2, 4}, {16, 8, 2}}, view(1, 2, 4)) == Status::shape_mismatch);
   CHECK(m.waiting() == 0);
   REQUIRE(m.add(ctx, view(1, 3, 4), view(1, 3, 4)) == Status::ok);
   const std::vector<float> bias(2), one(1);

@@ -19,8 +19,8 @@ struct Tool {
 
 /// Of a struct with an `about`.
 template <Described T>
-constexpr Tool tool(std::string_view summary) {
-  return {T::about.word, T::about.stage, summary, T::about.source};
+constexpr Tool tool(std::string_view summary, std::string_view backends = "cpu") {
+  return {T::about.word, T::about.stage, summary, T::about.source, backends};
 }
 
 /// All of the library. A new one is one line in src/any/tools.cpp.

@@ -47,6 +47,8 @@ class Scratch {
     return s;
   }
 
+  /// Whether pieces that the host writes lie apart from those that words alone use.
+  bool apart() const { return apart_; }
   std::span<std::byte> rest() const { return left_; }
   std::size_t left() const { return left_.size(); }
 

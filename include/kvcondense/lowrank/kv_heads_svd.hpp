@@ -29,7 +29,7 @@ namespace kvcondense::lowrank {
 /// Numbers  float32. The softmax scale stays that of the model's heads. With share * head_dim columns attention is the model's own.
 /// Differs  no fine-tuning afterwards.
 /// Errors   missing_input without bases; shape_mismatch when they are of another model; incompatible when those of keys are of raw ones,
-///          which the rotation would not spare; invalid_argument for columns out of range, NaN,
+///          which the rotation would not spare, and when rows lie where the bases do not; invalid_argument for columns out of range, NaN,
 ///          and bases with means: the model's queries would have to know them.
 struct KvHeadsSvd {
   static constexpr Descriptor about{"kv_heads_svd", Stage::lowrank, "arXiv:2406.07056"};
@@ -38,6 +38,7 @@ struct KvHeadsSvd {
   HeadBases values{};  ///< borrowed
   index_t columns = 0;        ///< numbers of a shared key; 0: as many as a head has
   index_t value_columns = 0;  ///< of a shared value, likewise
+  bool on_device = false;     ///< bases lie in device memory: for rows there; their numbers are validated on the host, in a method over those
 
   Status validate(const CacheShape& model) const {
     if (keys.empty() || values.empty()) return Status::missing_input;
@@ -62,34 +63,38 @@ struct KvHeadsSvd {
   /// The model's keys [kv_heads, tokens, head_dim], as attention compares them, to shared ones [groups, tokens, columns].
   template <Backend B>
   Status join_keys(Context<B>& ctx, const CacheShape& model, index_t layer, TensorView<const float, 3> rows, TensorView<float, 3> out) const {
-    return Mixing<B>::join(ctx, rows, mix(keys, layer, model.kv_heads, columns, model.head_dim), out);
+    if (!reached<B>()) return Status::incompatible;
+    return prim::HeadMixing<B>::join(ctx, rows, mix(keys, layer, model.kv_heads, columns, model.head_dim), out);
   }
   template <Backend B>
   Status join_values(Context<B>& ctx, const CacheShape& model, index_t layer, TensorView<const float, 3> rows, TensorView<float, 3> out) const {
-    return Mixing<B>::join(ctx, rows, mix(values, layer, model.kv_heads, value_columns, model.values()), out);
+    if (!reached<B>()) return Status::incompatible;
+    return prim::HeadMixing<B>::join(ctx, rows, mix(values, layer, model.kv_heads, value_columns, model.values()), out);
   }
   /// Queries [q_heads, tokens, head_dim] to what shared keys are compared with.
   template <Backend B>
   Status map_queries(Context<B>& ctx, const CacheShape& model, index_t layer, TensorView<const float, 3> rows, TensorView<float, 3> out) const {
-    return Mixing<B>::map(ctx, rows, decoding(keys, layer, model.kv_heads, columns, model.head_dim), keys.groups, out);
+    if (!reached<B>()) return Status::incompatible;
+    return prim::HeadMixing<B>::map(ctx, rows, decoding(keys, layer, model.kv_heads, columns, model.head_dim), keys.groups, out);
   }
   /// The cache's outputs [q_heads, tokens, value columns] to the model's [q_heads, tokens, value_dim].
   template <Backend B>
   Status map_outputs(Context<B>& ctx, const CacheShape& model, index_t layer, TensorView<const float, 3> rows, TensorView<float, 3> out) const {
-    return Mixing<B>::back(ctx, rows, decoding(values, layer, model.kv_heads, value_columns, model.values()), values.groups, out);
+    if (!reached<B>()) return Status::incompatible;
+    return prim::HeadMixing<B>::back(ctx, rows, decoding(values, layer, model.kv_heads, value_columns, model.values()), values.groups, out);
   }
 
  private:
+  /// Whether words of a backend can read the bases.
   template <Backend B>
-  struct Mixing : prim::HeadMixing<B> {
-    static_assert(std::same_as<B, Cpu>, "kv_heads_svd has its bases in the CPU's memory: map rows with a Context<Cpu>.");
-  };
-
-  static Status check(const HeadBases& b, const CacheShape& model, index_t dim, index_t columns) {
+  bool reached() const {
+    return on_device == std::same_as<B, Cuda>;
+  }
+  Status check(const HeadBases& b, const CacheShape& model, index_t dim, index_t wide) const {
     if (b.layers != model.layers || b.groups < 1 || model.kv_heads % b.groups != 0 || b.dim != model.kv_heads / b.groups * dim)
       return Status::shape_mismatch;
-    const index_t wanted = columns == 0 ? dim : columns;
-    if (wanted < 1 || wanted > b.columns || wanted > max_head_dim || b.columns > b.dim || b.mean != nullptr || !b.finite())
+    const index_t wanted = wide == 0 ? dim : wide;
+    if (wanted < 1 || wanted > b.columns || wanted > max_head_dim || b.columns > b.dim || b.mean != nullptr || !(on_device || b.finite()))
       return Status::invalid_argument;
     return Status::ok;
   }

@@ -51,11 +51,11 @@ struct RetrieveChunks {
   static_assert(detail::always_false<B>, "kvcondense: include kvcondense/cpu.hpp or kvcondense/cuda.cuh first.");
 };
 
-/// Mixes two outputs per head: out = (1 - gate[h]) a + gate[h] b. Two softmaxes, not one.
+/// Mixes two outputs per head: out = (1 - g) a + g b, g = 1 / (1 + exp(-bias[h])). Two softmaxes, not one.
 ///
-///   run(ctx, a, b, std::span<const float> gate, out) -> Status
+///   run(ctx, a, b, std::span<const float> bias, out) -> Status
 ///
-/// Shapes   a, b and out [heads, tokens, dim], gate [heads]; out may be a or b.
+/// Shapes   a, b and out [heads, tokens, dim], bias [heads], where the backend's words read; out may be a or b.
 /// Errors   shape_mismatch.
 template <Backend B>
 struct GatedMerge {

@@ -43,9 +43,12 @@ struct RopeTurn {
 
 /// out[h, t, :] = rotation(position of t) * rows[h, t, :].
 ///
+///   rotate(ctx, angles, rows, positions, out, RopeTurn) -> Status
+///   shift(ctx, angles, rows, index_t by, out, RopeTurn) -> Status     the same position for all rows; without pairs a copy
+///
 /// Source    Su et al., RoFormer, arXiv:2104.09864, equation 34.
 /// Shapes    rows and out [heads, tokens, dim], last dimension contiguous; positions [heads, tokens], or
-///           [1, tokens] for all heads. `out` may be `rows`. Positions may be negative.
+///           [1, tokens] for all heads, where the backend's words read; `by` is the host's. `out` may be `rows`. Positions may be negative.
 /// Cost      one read and one write; cos and sin once per position and head row of `positions`.
 /// Numbers   angles in double, cos and sin in float, products in float.
 /// Errors    shape_mismatch when views disagree or rows are shorter than the rotary part.

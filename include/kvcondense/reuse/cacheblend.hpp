@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <bit>
 #include <cmath>
+#include <concepts>
 #include <cstdint>
 #include <limits>
 #include <span>
@@ -27,13 +28,15 @@ enum class Deviation : std::uint8_t { both, keys, values };
 /// Source   CacheBlend, arXiv:2405.16444: 15 % of the tokens, chosen at the second layer.
 /// Needs    reused keys and values turned to their new positions, and new ones of the layer that is compared.
 /// Shapes   keys and values [kv_heads, tokens, dim]; the last `suffix` tokens (the question) are always computed.
-/// Cost     layers up to `check_layer` for all tokens, the others for part of them; one pass to compare.
+/// Cost     layers up to `check_layer` for all tokens, the others for part of them; one pass to compare, behind which the host, which
+///          chooses, waits for a backend whose words are not done when they return.
 /// Numbers  deviation: sum over heads and channels of the squared differences, float32. NaN counts as largest: such a
 ///          row is no good. Ties take the earlier token. With `first_ratio` above `ratio` the set shrinks over
 ///          `settle_layers` layers, each choosing among those before it.
 /// Differs  the authors' code compares values only, which finds nothing where only keys depend on what came before;
 ///          its mask lets a query see later tokens. `values` and explicit positions give its choice without that.
-/// Errors   shape_mismatch, workspace_too_small; validate: invalid_argument for ratios outside 0 to 1 or below.
+/// Errors   shape_mismatch, workspace_too_small, not_supported where words do not run on the host and the scratch has no part that it
+///          writes; validate: invalid_argument for ratios outside 0 to 1 or below.
 struct CacheBlend {
   static constexpr Descriptor about{"cacheblend", Stage::reuse, "arXiv:2405.16444"};
 
@@ -59,6 +62,7 @@ struct CacheBlend {
   /// Whether a layer compares what it computed.
   bool compares(index_t layer) const { return layer >= check_layer && layer <= check_layer + settle_layers; }
 
+  /// Of scratch that the host reads too: beside a device the steering part of a `Scratch`, page-locked.
   static std::size_t workspace_bytes(index_t tokens) { return Scratch::bytes_for<float>(tokens); }
 
   /// Which tokens go on behind `layer`. `tokens` (ascending, of `total`) were computed in it: rows of new and old
@@ -68,13 +72,16 @@ struct CacheBlend {
                 const KvView<const float>& reused, std::span<index_t> tokens, index_t& count, Scratch scratch) const {
     const auto n = static_cast<index_t>(tokens.size());
     if (fresh.keys.extent[1] != n || fresh.values.extent[1] != n) return Status::shape_mismatch;
-    float* moved = scratch.take<float>(n);
+    if (!std::same_as<B, Cpu> && !scratch.apart()) return Status::not_supported;
+    float* moved = scratch.take_steering<float>(n);
     if (moved == nullptr) return Status::workspace_too_small;
     std::fill_n(moved, n, 0.0f);
-    if (deviation != Deviation::values)
-      if (const Status s = prim::RowDeviation<B>::run(ctx, fresh.keys, reused.keys, moved); s != Status::ok) return s;
-    if (deviation != Deviation::keys)
-      if (const Status s = prim::RowDeviation<B>::run(ctx, fresh.values, reused.values, moved); s != Status::ok) return s;
+    Status s = Status::ok;
+    if (deviation != Deviation::values) s = prim::RowDeviation<B>::run(ctx, fresh.keys, reused.keys, moved);
+    if (s == Status::ok && deviation != Deviation::keys) s = prim::RowDeviation<B>::run(ctx, fresh.values, reused.values, moved);
+    const Status done = ctx.wait();
+    if (s == Status::ok) s = done;
+    if (s != Status::ok) return s;
     count = choose(layer, total, suffix, tokens, {moved, static_cast<std::size_t>(n)});
     return Status::ok;
   }

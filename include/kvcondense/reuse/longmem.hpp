@@ -6,13 +6,14 @@
 #include <span>
 
 #include <kvcondense/core/backend.hpp>
-#include <kvcondense/core/buffer.hpp>
+#include <kvcondense/core/backend_memory.hpp>
 #include <kvcondense/core/expected.hpp>
 #include <kvcondense/core/policy.hpp>
 #include <kvcondense/core/shape.hpp>
 #include <kvcondense/core/status.hpp>
 #include <kvcondense/core/workspace.hpp>
 #include <kvcondense/prim/chunk_memory.hpp>
+#include <kvcondense/prim/rope.hpp>
 
 namespace kvcondense::reuse {
 
@@ -22,18 +23,16 @@ namespace kvcondense::reuse {
 ///          their mean keys, and a learned gate per head says how much they count beside what is local.
 /// Source   LongMem, arXiv:2306.07174. Its side network and gates are trained: gates are the engine's.
 /// Needs    keys and values as attention compares them with queries; local attention; a gate bias per query head.
-/// Shapes   keys [kv_heads, tokens, head_dim], values, queries and output as in `prim::RetrieveChunks`. One object per
-///          layer and sequence.
+/// Shapes   keys [kv_heads, tokens, head_dim], values, queries and output as in `prim::RetrieveChunks`, last dimension contiguous; on CUDA
+///          all of them, biases too, in device memory. One object per layer and sequence, whose calls on CUDA go to one stream.
 /// Cost     memory: capacity tokens of float32 keys and values and a mean key per chunk; a retrieval reads all means and
-///          `tokens` tokens per query and head.
+///          `tokens` tokens per query and head. `add` moves runs of whole chunks at once; once the memory is full a run is of about `drop` chunks.
 /// Numbers  out = (1 - g) local + g memory, g = 1 / (1 + exp(-bias)): two softmaxes that know nothing of each other. An
 ///          empty memory leaves local attention alone. When it is full the oldest chunks go, `drop` at once.
 ///          Tokens that do not fill a chunk wait until it is full.
 /// Errors   invalid_argument, shape_mismatch, workspace_too_small, out_of_memory. The memory is then as it was.
 template <Backend B>
 class LongMem {
-  static_assert(std::same_as<B, Cpu>, "longmem fills its chunks on the CPU: use LongMem<Cpu>.");
-
  public:
   static constexpr Descriptor about{"longmem", Stage::reuse, "arXiv:2306.07174"};
 
@@ -50,13 +49,13 @@ class LongMem {
     }
   };
 
-  static Expected<LongMem> make(const CacheShape& shape, const Options& options, MemoryResource<Cpu>& memory = heap_memory()) {
+  static Expected<LongMem> make(const CacheShape& shape, const Options& options, MemoryResource<B>& memory = BackendMemory<B>::resource()) {
     if (const Status s = kvcondense::validate(shape); s != Status::ok) return s;
     if (const Status s = options.validate(); s != Status::ok) return s;
     LongMem m(memory);
     m.shape_ = shape, m.options_ = options;
     const index_t dim = shape.head_dim, width = shape.values(), kv = shape.kv_heads;
-    const std::pair<Buffer<float>*, index_t> rooms[] = {{&m.keys_, kv * options.capacity * dim},
+    const std::pair<Array*, index_t> rooms[] = {{&m.keys_, kv * options.capacity * dim},
                                                         {&m.values_, kv * options.capacity * width},
                                                         {&m.means_, kv * m.places() * dim},
                                                         {&m.waiting_, kv * options.chunk * (dim + width)}};
@@ -75,13 +74,20 @@ class LongMem {
     const index_t dim = shape_.head_dim, width = shape_.values(), kv = shape_.kv_heads, n = keys.extent[1];
     if (keys.extent[0] != kv || values.extent[0] != kv || keys.extent[2] != dim || values.extent[2] != width || values.extent[1] != n)
       return Status::shape_mismatch;
-    for (index_t t = 0; t < n; ++t) {
-      for (index_t h = 0; h < kv; ++h) {
-        for (index_t d = 0; d < dim; ++d) waiting_[(h * options_.chunk + pending_) * dim + d] = keys(h, t, d);
-        for (index_t d = 0; d < width; ++d) waiting_[waiting_values() + (h * options_.chunk + pending_) * width + d] = values(h, t, d);
+    if ((dim > 1 && keys.stride[2] != 1) || (width > 1 && values.stride[2] != 1)) return Status::shape_mismatch;
+    const index_t chunk = options_.chunk;
+    for (index_t t = 0, taken = 0; t < n; t += taken) {
+      Status s = Status::ok;
+      if (pending_ == 0 && n - t >= chunk) {
+        taken = fitting((n - t) / chunk) * chunk;
+        s = store(ctx, part(keys, t, taken), part(values, t, taken));
+      } else {  // a chunk that is not full, or becomes so
+        taken = std::min(n - t, chunk - pending_);
+        s = copy(ctx, part(keys, t, taken), part(waiting_keys(), pending_, taken));
+        if (s == Status::ok) s = copy(ctx, part(values, t, taken), part(waiting_values(), pending_, taken));
+        if (s == Status::ok && (pending_ += taken) == chunk) pending_ = 0, s = store(ctx, waiting_keys(), waiting_values());
       }
-      if (++pending_ == options_.chunk)
-        if (const Status s = store(ctx); s != Status::ok) return s;
+      if (s != Status::ok) return s;
     }
     return Status::ok;
   }
@@ -96,56 +102,72 @@ class LongMem {
 
   index_t most_chunks() const { return options_.tokens / options_.chunk; }
   std::size_t workspace_bytes(index_t tokens, index_t workers = 1) const {
-    return Scratch::bytes_for<float>(shape_.q_heads * tokens * shape_.values()) + Scratch::bytes_for<float>(shape_.q_heads) +
-           prim::RetrieveChunks<B>::workspace_bytes(workers, most_chunks(), options_.chunk, shape_.head_dim);
+    using Words = prim::RetrieveChunks<B>;
+    std::size_t words = 0;
+    if constexpr (std::same_as<B, Cpu>) words = Words::workspace_bytes(workers, most_chunks(), options_.chunk, shape_.head_dim);
+    else words = Words::workspace_bytes(shape_.q_heads * tokens, places(), most_chunks(), options_.chunk);
+    return Scratch::bytes_for<float>(shape_.q_heads * tokens * shape_.values()) + words;
   }
 
   /// Mixes the memory into local attention: `local` and out [q_heads, tokens, value_dim], may be the same. A gate's
-  /// bias per query head.
+  /// bias per query head. An empty memory has nothing to say, whatever the gate.
   Status mix(Context<B>& ctx, TensorView<const float, 3> queries, TensorView<const float, 3> local, std::span<const float> bias,
              TensorView<float, 3> out, TensorView<std::int32_t, 3> chosen = {}) const {
     const index_t heads = shape_.q_heads, n = queries.extent[1], width = shape_.values();
     if (queries.extent[0] != heads || queries.extent[2] != shape_.head_dim || static_cast<index_t>(bias.size()) != heads) return Status::shape_mismatch;
     Scratch scratch(ctx.workspace());
     float* remembered = scratch.take<float>(heads * n * width);
-    float* gates = scratch.take<float>(heads);
-    if (remembered == nullptr || gates == nullptr) return Status::workspace_too_small;
-    // An empty memory has nothing to say, whatever the gate.
-    for (index_t h = 0; h < heads; ++h) gates[h] = chunks_ == 0 ? 0.0f : 1.0f / (1.0f + std::exp(-bias[static_cast<std::size_t>(h)]));
+    if (remembered == nullptr) return Status::workspace_too_small;
     const auto from = dense_view(remembered, heads, n, width);
     const float scale = shape_.softmax_scale > 0.0f ? shape_.softmax_scale : 1.0f / std::sqrt(static_cast<float>(shape_.head_dim));
     if (const Status s = prim::RetrieveChunks<B>::run(ctx, memory(), queries, most_chunks(), scale, from, {}, chosen, scratch); s != Status::ok)
       return s;
-    return prim::GatedMerge<B>::run(ctx, local, from, {gates, static_cast<std::size_t>(heads)}, out);
+    return chunks_ == 0 ? copy(ctx, local, out) : prim::GatedMerge<B>::run(ctx, local, from, bias, out);
   }
 
  private:
-  explicit LongMem(MemoryResource<Cpu>& memory) : keys_(memory), values_(memory), means_(memory), waiting_(memory) {}
+  using Array = typename BackendMemory<B>::template Array<float>;
+
+  explicit LongMem(MemoryResource<B>& memory) : keys_(memory), values_(memory), means_(memory), waiting_(memory) {}
 
   index_t places() const { return options_.capacity / options_.chunk; }
-  index_t waiting_values() const { return shape_.kv_heads * options_.chunk * shape_.head_dim; }
+  TensorView<float, 3> waiting_keys() { return dense_view(waiting_.data(), shape_.kv_heads, options_.chunk, shape_.head_dim); }
+  TensorView<float, 3> waiting_values() {
+    return dense_view(waiting_.data() + shape_.kv_heads * options_.chunk * shape_.head_dim, shape_.kv_heads, options_.chunk, shape_.values());
+  }
+  template <class T>
+  static TensorView<T, 3> part(TensorView<T, 3> rows, index_t first, index_t count) {
+    rows.data += first * rows.stride[1];
+    rows.extent[1] = count;
+    return rows;
+  }
+  static Status copy(Context<B>& ctx, TensorView<const float, 3> rows, TensorView<float, 3> out) {
+    return prim::Rope<B>::shift(ctx, {}, rows, 0, out);
+  }
 
-  Status store(Context<B>& ctx) {
-    if (chunks_ == places()) {
-      first_ = (first_ + options_.drop) % places();
-      chunks_ -= options_.drop;
-      dropped_ += options_.drop;
-    }
+  /// How many of `chunks` find room in one run: to the end of the ring, and without dropping one of themselves.
+  index_t fitting(index_t chunks) const {
+    const index_t dropped = chunks_ / options_.drop * options_.drop;
+    return std::min({chunks, places() - (first_ + chunks_) % places(), places() - chunks_ + dropped});
+  }
+  /// Whole chunks, as many as fit: drops come one after the other as chunks meet a full memory.
+  Status store(Context<B>& ctx, TensorView<const float, 3> keys, TensorView<const float, 3> values) {
+    const index_t count = keys.extent[1] / options_.chunk, over = std::max<index_t>(0, chunks_ + count - places());
+    const index_t gone = (over + options_.drop - 1) / options_.drop * options_.drop;
+    first_ = (first_ + gone) % places();
+    chunks_ -= gone;
+    dropped_ += gone;
     const index_t at = (first_ + chunks_) % places(), dim = shape_.head_dim, width = shape_.values(), kv = shape_.kv_heads, chunk = options_.chunk;
-    for (index_t h = 0; h < kv; ++h) {
-      std::copy_n(waiting_.data() + h * chunk * dim, chunk * dim, keys_.data() + (h * options_.capacity + at * chunk) * dim);
-      std::copy_n(waiting_.data() + waiting_values() + h * chunk * width, chunk * width, values_.data() + (h * options_.capacity + at * chunk) * width);
-    }
-    ++chunks_;
-    pending_ = 0;
-    return prim::RetrieveChunks<B>::means(ctx, dense_view(static_cast<const float*>(waiting_.data()), kv, chunk, dim), chunk,
-                                          {means_.data() + at * dim, {kv, 1, dim}, {places() * dim, dim, 1}});
+    chunks_ += count;
+    Status s = copy(ctx, keys, part(dense_view(keys_.data(), kv, options_.capacity, dim), at * chunk, count * chunk));
+    if (s == Status::ok) s = copy(ctx, values, part(dense_view(values_.data(), kv, options_.capacity, width), at * chunk, count * chunk));
+    return s == Status::ok ? prim::RetrieveChunks<B>::means(ctx, keys, chunk, part(dense_view(means_.data(), kv, places(), dim), at, count)) : s;
   }
 
   CacheShape shape_{};
   Options options_{};
-  Buffer<float> keys_, values_, means_;
-  Buffer<float> waiting_;  ///< keys, then values, of the chunk that is not full
+  Array keys_, values_, means_;
+  Array waiting_;  ///< keys, then values, of the chunk that is not full
   index_t first_ = 0, chunks_ = 0, pending_ = 0, dropped_ = 0;
 };
 

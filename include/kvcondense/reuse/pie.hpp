@@ -4,6 +4,7 @@
 #include <span>
 
 #include <kvcondense/core/backend.hpp>
+#include <kvcondense/core/backend_memory.hpp>
 #include <kvcondense/core/buffer.hpp>
 #include <kvcondense/core/policy.hpp>
 #include <kvcondense/core/status.hpp>
@@ -34,7 +35,8 @@ struct KeptRun {
 /// Needs    the edits, in order and apart; keys as they are stored, rotated by the frequencies that `angles` has.
 /// Shapes   keys and values [kv_heads, old tokens, dim] to [kv_heads, new tokens, dim]; rows of new tokens are not
 ///          touched. Tokens behind an edit keep what they knew of the old text: that is the approximation.
-/// Cost     one rotation per key that moves, one copy of all others; no workspace.
+/// Cost     one rotation per key that moves, one copy of all others; no workspace. `copy` takes room for a run's rows of one layer, and waits
+///          for a backend whose words are not done when they return.
 /// Numbers  angles in double from the whole shift, never a turn of a turn: nothing drifts within one edit. Codes are
 ///          decoded, turned and coded anew, so repeated edits of coded keys add up; stages that store keys raw
 ///          (`reindex`, `rerotate`) need none of this. An attention factor is in the stored key already and stays.
@@ -107,43 +109,53 @@ class Pie {
   /// Turns rows by one number of positions, the same for all: a run of an edit, a chunk that moved.
   template <Backend B>
   static Status turn(Context<B>& ctx, const prim::RopeAngles& angles, TensorView<const float, 3> rows, index_t shift, TensorView<float, 3> out) {
-    const TensorView<const index_t, 2> everywhere{&shift, {1, rows.extent[1]}, {0, 0}};
-    return prim::Rope<B>::rotate(ctx, angles, rows, everywhere, out);
+    return prim::Rope<B>::shift(ctx, angles, rows, shift, out);
   }
 
   /// Appends a run that stays to `to` from a cache that holds every old token in every head, all layers, at its new
   /// positions. The tokens are pending then: new tokens may be computed on them, and a `step` of each layer ends them.
-  template <class Context, class Cache>
-  static Status copy(Context& ctx, const prim::RopeConfig& rope, const Cache& from, Cache& to, const KeptRun& run, MemoryResource<Cpu>& memory = heap_memory()) {
+  template <Backend B, class Cache>
+  static Status copy(Context<B>& ctx, const prim::RopeConfig& rope, const Cache& from, Cache& to, const KeptRun& run,
+                     MemoryResource<B>& memory = BackendMemory<B>::resource()) {
     const auto& shape = from.shape();
     const index_t n = run.end - run.begin, dim = shape.head_dim, width = shape.values();
-    const auto does = from.capabilities();
-    if (rope.scaling == prim::RopeScaling::dynamic_ntk || rope.scaling == prim::RopeScaling::longrope || does.raw_keys) return Status::not_supported;
+    if (rope.scaling == prim::RopeScaling::dynamic_ntk || rope.scaling == prim::RopeScaling::longrope || raw_keys(from)) return Status::not_supported;
     for (index_t l = 0; l < shape.layers; ++l)
       for (index_t h = 0; h < shape.kv_heads; ++h)
         if (from.slots(l, h) != from.length(l)) return Status::not_supported;
     if (run.begin < 0 || n < 0 || run.end > from.length()) return Status::out_of_range;
     const auto angles = prim::rope_angles(rope, dim);
     if (!angles) return angles.status();
-    Buffer<float> rows(memory);
-    Buffer<index_t> positions(memory);
+    typename BackendMemory<B>::template Array<float> rows(memory);
+    Buffer<index_t> positions(heap_memory());
     if (const Status s = rows.resize(shape.kv_heads * n * (dim + width)); s != Status::ok) return s;
     if (const Status s = positions.resize(n); s != Status::ok) return s;
     for (index_t i = 0; i < n; ++i) positions[i] = run.begin + run.shift + i;
     const auto keys = dense_view(rows.data(), shape.kv_heads, n, dim);
     const auto values = dense_view(rows.data() + shape.kv_heads * n * dim, shape.kv_heads, n, width);
-    for (index_t l = 0; l < shape.layers; ++l) {
-      for (index_t h = 0; h < shape.kv_heads; ++h)
-        if (const Status s = from.read(l, h, run.begin, dense_view(&keys(h, index_t{0}, index_t{0}), n, dim), dense_view(&values(h, index_t{0}, index_t{0}), n, width));
-            s != Status::ok)
-          return s;
-      if (const Status s = turn(ctx, *angles, keys, run.shift, keys); s != Status::ok) return s;
-      if (const Status s = to.append(ctx, l, keys, values, positions.span()); s != Status::ok) return s;
+    Status s = Status::ok;
+    for (index_t l = 0; l < shape.layers && s == Status::ok; ++l) {
+      for (index_t h = 0; h < shape.kv_heads && s == Status::ok; ++h)
+        s = read(ctx, from, l, h, run.begin, dense_view(keys.data + h * keys.stride[0], n, dim), dense_view(values.data + h * values.stride[0], n, width));
+      if (s == Status::ok) s = turn(ctx, *angles, keys, run.shift, keys);
+      if (s == Status::ok) s = to.append(ctx, l, keys, values, positions.span());
     }
-    return Status::ok;
+    const Status done = ctx.wait();  // rows go back when this returns
+    return s == Status::ok ? done : s;
   }
 
  private:
+  template <class Cache>
+  static bool raw_keys(const Cache& from) {
+    if constexpr (requires { from.recipe(); }) return from.recipe().position.raw_keys;
+    else return from.capabilities().raw_keys;
+  }
+  /// Rows where words of the context's backend find them: caches beside the host want to know on which stream.
+  template <class Context, class Cache>
+  static Status read(Context& ctx, const Cache& from, index_t layer, index_t head, index_t first, TensorView<float, 2> keys, TensorView<float, 2> values) {
+    if constexpr (requires { from.read(ctx, layer, head, first, keys, values); }) return from.read(ctx, layer, head, first, keys, values);
+    else return from.read(layer, head, first, keys, values);
+  }
   template <class T>
   static TensorView<T, 3> part(TensorView<T, 3> rows, index_t begin, index_t end) {
     rows.data += begin * rows.stride[1];

@@ -7,7 +7,7 @@
 #include <random>
 #include <vector>
 
-#include <kvcondense/cuda.cuh>
+#include <kvcondense/backend/cuda/words.cuh>
 
 using namespace kvcondense;
 

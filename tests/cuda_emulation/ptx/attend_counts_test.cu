@@ -4,7 +4,7 @@
 #include <map>
 #include <random>
 
-#include <kvcondense/cuda.cuh>
+#include <kvcondense/backend/cuda/words.cuh>
 
 #include "emulation.hpp"
 #include "program_check.hpp"

@@ -100,12 +100,12 @@ struct RetrieveChunks<Cpu> {
 
 template <>
 struct GatedMerge<Cpu> {
-  static Status run(Context<Cpu>& ctx, TensorView<const float, 3> a, TensorView<const float, 3> b, std::span<const float> gate, TensorView<float, 3> out) {
+  static Status run(Context<Cpu>& ctx, TensorView<const float, 3> a, TensorView<const float, 3> b, std::span<const float> bias, TensorView<float, 3> out) {
     for (int i = 0; i < 3; ++i)
       if (a.extent[i] != out.extent[i] || b.extent[i] != out.extent[i]) return Status::shape_mismatch;
-    if (static_cast<index_t>(gate.size()) != out.extent[0]) return Status::shape_mismatch;
+    if (static_cast<index_t>(bias.size()) != out.extent[0]) return Status::shape_mismatch;
     ctx.parallel(out.extent[0], [&](index_t h, index_t) {
-      const float g = gate[static_cast<std::size_t>(h)];
+      const float g = 1.0f / (1.0f + std::exp(-bias[static_cast<std::size_t>(h)]));
       for (index_t t = 0; t < out.extent[1]; ++t)
         for (index_t d = 0; d < out.extent[2]; ++d) out(h, t, d) = (1.0f - g) * a(h, t, d) + g * b(h, t, d);
     });

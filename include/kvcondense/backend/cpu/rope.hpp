@@ -35,6 +35,11 @@ struct Rope<Cpu> {
     });
     return Status::ok;
   }
+
+  static Status shift(Context<Cpu>& ctx, const RopeAngles& angles, TensorView<const float, 3> rows, index_t by, TensorView<float, 3> out,
+                      RopeTurn turn = {}) {
+    return rotate(ctx, angles, rows, {&by, {1, rows.extent[1]}, {0, 0}}, out, turn);
+  }
 };
 
 }  // namespace kvcondense::prim

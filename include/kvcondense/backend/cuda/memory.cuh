@@ -6,6 +6,7 @@
 #include <utility>
 
 #include <kvcondense/backend/cuda/context.cuh>
+#include <kvcondense/core/backend_memory.hpp>
 #include <kvcondense/core/config.hpp>
 #include <kvcondense/core/memory.hpp>
 #include <kvcondense/core/status.hpp>
@@ -109,3 +110,14 @@ class DeviceArray {
 };
 
 }  // namespace kvcondense::cuda
+
+namespace kvcondense {
+
+template <>
+struct BackendMemory<Cuda> {
+  template <class T>
+  using Array = cuda::DeviceArray<T>;
+  static MemoryResource<Cuda>& resource() { return cuda::device_memory(); }
+};
+
+}  // namespace kvcondense
