@@ -124,6 +124,7 @@
 #include <kvcondense/quant/turboquant.hpp>
 #include <kvcondense/quant/zipcache.hpp>
 #include <kvcondense/retrieve/a2ats.hpp>
+#include <kvcondense/retrieve/alisa_window.hpp>
 #include <kvcondense/retrieve/infinigen.hpp>
 #include <kvcondense/retrieve/infllm.hpp>
 #include <kvcondense/retrieve/kinetics.hpp>
