@@ -150,6 +150,7 @@
 #include <kvcondense/reuse/prefix_groups.hpp>
 #include <kvcondense/reuse/prefix_index.hpp>
 #include <kvcondense/reuse/radix_tree.hpp>
+#include <kvcondense/storage/alisa_placement.hpp>
 #include <kvcondense/storage/flash_window.hpp>
 #include <kvcondense/storage/page_replacement.hpp>
 #include <kvcondense/storage/paged_view.hpp>

@@ -49,7 +49,8 @@ struct AlisaBytes {
   constexpr index_t numbers() const { return 2 * batch * layers * channels; }
   constexpr bool sane() const {
     const auto d = [](index_t x) { return static_cast<double>(x); };
-    return batch >= 1 && layers >= 1 && channels >= 1 && host_bits >= 1 && host_bits <= 16 && 2.0 * d(batch) * d(layers) * d(channels) <= 1099511627776.0;
+    const double most = 1099511627776.0;
+    return batch >= 1 && layers >= 1 && channels >= 1 && host_bits >= 1 && host_bits <= 16 && 2.0 * d(batch) * d(layers) * d(channels) <= most;
   }
   constexpr index_t device_token() const { return 2 * numbers(); }
   constexpr index_t host_token() const { return (numbers() * host_bits + 7) / 8; }
@@ -99,8 +100,9 @@ struct EvenPicks {
 ///          best of all for each alpha and beta, by a shortest path through the phases, and these two are tried in turn: what is
 ///          found is the best of the grid.
 /// Errors   validate: invalid_argument unless 0 < ratio <= 1, 0 <= p1 <= p2, alpha and beta are in [0, 1], lengths are neither
-///          negative nor above 2^31, host_bits is in [1, 16] and a token has at least two numbers and at most 2^40; out_of_memory where phase I, or a window and its query, need more slots than there are. `places`,
-///          `cost`: out_of_range for steps and tokens that do not exist. `search`: invalid_argument without an alpha or a beta.
+///          negative nor above 2^31, host_bits is in [1, 16] and a token has at least two numbers and at most 2^40;
+///          out_of_memory where phase I, or a window and its query, need more slots than there are. `places`, `cost`:
+///          out_of_range for steps and tokens that do not exist. `search`: invalid_argument without an alpha or a beta.
 struct AlisaPlacement {
   static constexpr Descriptor about{"alisa_placement", Stage::storage, "arXiv:2403.17312"};
 
@@ -227,7 +229,8 @@ struct AlisaPlacement {
         return f;
       };
       const auto better = [](const Found& a, const Found& b) { return b.seconds < a.seconds ? b : a; };
-      const Found second = better(step(one, two), step(two, two)), third = better(better(step(one, three), step(two, three)), step(three, three));
+      const Found second = better(step(one, two), step(two, two));
+      const Found third = better(better(step(one, three), step(two, three)), step(three, three));
       if (prompt + j + 1 <= slots) way[one] = step(one, one);
       else way[one].seconds = std::numeric_limits<double>::infinity();
       way[two] = second, way[three] = third;
