@@ -124,6 +124,7 @@
 #include <kvcondense/quant/turboquant.hpp>
 #include <kvcondense/quant/zipcache.hpp>
 #include <kvcondense/retrieve/a2ats.hpp>
+#include <kvcondense/retrieve/alisa_window.hpp>
 #include <kvcondense/retrieve/infinigen.hpp>
 #include <kvcondense/retrieve/infllm.hpp>
 #include <kvcondense/retrieve/kinetics.hpp>
@@ -149,6 +150,7 @@
 #include <kvcondense/reuse/prefix_groups.hpp>
 #include <kvcondense/reuse/prefix_index.hpp>
 #include <kvcondense/reuse/radix_tree.hpp>
+#include <kvcondense/storage/alisa_placement.hpp>
 #include <kvcondense/storage/flash_window.hpp>
 #include <kvcondense/storage/page_replacement.hpp>
 #include <kvcondense/storage/paged_view.hpp>

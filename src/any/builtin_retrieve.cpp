@@ -9,6 +9,7 @@ namespace {
 
 using retrieve::Heads;
 using retrieve::A2ats;
+using retrieve::AlisaWindow;
 using retrieve::InfiniGen;
 using retrieve::InfLlm;
 using retrieve::Kinetics;
@@ -138,6 +139,10 @@ constexpr Field rekv_fields[] = {
     number<ReKv, &ReKv::init>("init", "", "first slots, always read", 0, most_slots),
     number<ReKv, &ReKv::question>("question", "", "query tokens of a question at most", 1, 4096),
 };
+constexpr Field alisa_fields[] = {
+    fraction<AlisaWindow, &AlisaWindow::ratio>("ratio", "", "part of the slots that is read: half of it the newest", 1e-6, 1.0),
+    number<AlisaWindow, &AlisaWindow::history>("history", "", "newest queries that choose, at most", 1, 65536),
+};
 constexpr Field magicpig_fields[] = {
     number<MagicPig, &MagicPig::sinks>("sinks", "", "first slots, always read", 0, most_slots),
     number<MagicPig, &MagicPig::local>("local", "", "newest slots, always read", 0, most_slots),
@@ -163,6 +168,8 @@ constexpr Entry entries[] = {
     stage_entry<Squeezed>("Reads the keys of a fixed context whose cluster draws more than a threshold of attention.", squeezed_fields),
     stage_entry<A2ats>("Reads the tokens whose vector code scores best against a query at a constant distance.", a2ats_fields),
     stage_entry<Landmark>("Reads the blocks whose landmark tokens draw most, each block with its landmark's weight.", landmark_fields),
+    stage_entry<AlisaWindow>("Reads the newest tokens, and as many of the others: those that the newest queries of all heads look at.",
+                             alisa_fields),
     stage_entry<InfLlm>("Reads the first tokens, a window of the newest, and the blocks behind it whose busiest tokens meet the query, at one distance.",
                         infllm_fields),
     stage_entry<ReKv>("Reads the frames of a video that a question resembles, and reads them as if nothing had been between them.",

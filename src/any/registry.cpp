@@ -12,7 +12,7 @@ NeedsText needs(const Entry& entry) {
   AnyRecipe recipe;
   entry.defaults(knobs, {});
   if (!entry.wraps) entry.build(knobs, recipe);
-  if (const auto r = recipe.retrieve.pipeline(); r.holds() || r.fit_queries() || r.watch().window > 0) return text.add(to_string(Input::queries));
+  if (const auto r = recipe.retrieve.pipeline(); r.holds() || r.fit_queries() || r.watch().active()) return text.add(to_string(Input::queries));
   const evict::AnyPipeline pipeline = recipe.evict.pipeline();
   const merge::Traits fold = recipe.merge.pipeline().traits();
   Inputs all = pipeline.inputs() | recipe.lowrank.inputs() | fold.inputs;

@@ -14,6 +14,7 @@
 #include <kvcondense/reuse/prefix_groups.hpp>
 #include <kvcondense/reuse/prefix_index.hpp>
 #include <kvcondense/reuse/radix_tree.hpp>
+#include <kvcondense/storage/alisa_placement.hpp>
 #include <kvcondense/storage/flash_window.hpp>
 #include <kvcondense/storage/page_replacement.hpp>
 #include <kvcondense/storage/paged_view.hpp>
@@ -49,6 +50,7 @@ constexpr Tool all[] = {
     tool<storage::PageReplacement>("Chooses which pages stay in a small fast memory, with or without a one-bit prediction per request."),
     tool<storage::PartialAttention>("Splits a sequence's cache over machines and says what each sends so that attention is that of one."),
     tool<storage::FlashWindow>("Keeps in fast memory what the last few steps used, and loads only what is new."),
+    tool<storage::AlisaPlacement>("Plans where the tokens of a sparse window lie while an answer grows: on the device, on the host, or nowhere until they are needed."),
     tool<cost::Deployment>("Tells users per device, prefill, decode and switching times of a model with long contexts."),
     tool<cost::Roofline>("Tells whether arithmetic or memory limits each operation of a layer, and its least time."),
     tool<cost::IoBound>("Tells how many numbers any exact attention must move between memory and chip."),

@@ -79,6 +79,7 @@ inline std::vector<std::string> stages_to_vary(const any::Entry& e) {
   if (word == "sparq") return {"tokens=20, channels=2", "channels=8"};
   if (word == "infinigen") return {"dense_layers=0", "dense_layers=0, share=100%", "dense_layers=0, alpha=1000"};
   if (word == "rocketkv") return {"page=4, tokens=24, channels=4"};
+  if (word == "alisa_window") return {"ratio=30%, history=4"};
   if (word == "infllm") return {"block=8, blocks=2, init=4, local=16, representatives=2"};
   if (word == "rekv") return {"frame=8, frames=2, init=2"};
   if (word == "magicpig") return {"sinks=2, local=8, dense_every=0"};

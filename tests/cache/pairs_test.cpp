@@ -76,8 +76,8 @@ Status made(const std::string& text) {
 }
 std::string word_of(const std::string& text) { return text.substr(0, text.find('(')); }
 
-bool chooses_once(const std::string& retrieve) { return word_of(retrieve) == "infllm" || word_of(retrieve) == "rekv"; }  // for all heads
-bool reads_raw_keys(const std::string& retrieve) { return word_of(retrieve) == "a2ats" || chooses_once(retrieve); }
+bool reads_raw_keys(const std::string& retrieve) { return word_of(retrieve) == "a2ats" || word_of(retrieve) == "infllm" || word_of(retrieve) == "rekv"; }
+bool chooses_once(const std::string& retrieve) { return word_of(retrieve) == "alisa_window" || (reads_raw_keys(retrieve) && word_of(retrieve) != "a2ats"); }  // for all heads
 
 bool measures_newest_rows(const std::string& policy) {
   static const test::RandomModel model(CacheShape{.layers = 2, .q_heads = 6, .kv_heads = 2, .head_dim = 32});

@@ -8,6 +8,7 @@
 #include <kvcondense/position/reindex.hpp>
 #include <kvcondense/position/rerotate.hpp>
 #include <kvcondense/quant/kivi.hpp>
+#include <kvcondense/retrieve/alisa_window.hpp>
 #include <kvcondense/retrieve/infllm.hpp>
 
 #include "cache_retrieval.hpp"
@@ -19,6 +20,7 @@ using cuda_cache::parity;
 
 namespace {
 
+constexpr retrieve::AlisaWindow near_and_far{.ratio = 0.4, .history = 5};
 constexpr retrieve::InfLlm method{.block = 5, .blocks = 3, .init = 3, .local = 9, .representatives = 2, .chunk = 20};
 
 void of_raw_keys(const CacheShape& shape) {
@@ -26,6 +28,16 @@ void of_raw_keys(const CacheShape& shape) {
 }
 
 }  // namespace
+
+KVCONDENSE_CUDA_RETRIEVES("alisa_window", near_and_far)
+
+TEST_CASE("cuda cache retrieves: what the newest queries look at, beside eviction, codes and raw keys") {
+  const CacheShape shape{.layers = 2, .q_heads = 6, .kv_heads = 2, .head_dim = 64, .page_slots = 16};
+  const std::string text = cuda_cache::setting("alisa_window");
+  parity(of(evict::SinkWindow{.recent = 36, .sinks = 3}, near_and_far), "sink_window(recent=36, sinks=3) + " + text, shape, true);
+  parity(of(position::Rerotate{}, quant::Kivi<4>{.group_size = 16, .residual_window = 16}, near_and_far), "rerotate + kivi(bits=4, group_size=16, residual_window=16) + " + text,
+         shape, false, 4e-4f, 1e-4f);
+}
 
 TEST_CASE("cuda cache retrieves: infllm") { of_raw_keys(cuda_cache::shape_of("infllm")); }
 TEST_CASE("cuda cache retrieves in every shape: infllm", "[.][sweep]") {
@@ -59,4 +71,5 @@ TEST_CASE("cuda cache retrieves: steps of more tokens than are told of together,
 TEST_CASE("cuda cache retrieves: a step that is refused memory leaves what slots drew") {
   const retrieve::InfLlm small{.block = 2, .blocks = 2, .init = 1, .local = 3, .representatives = 1, .chunk = 8};
   cuda_cache::refuse_a_step(recipe(position::Reindex{}, small), 9, {0, 1, 2, 3, 4, 5, 6, -1}, 1, [](auto&&...) {});
+  cuda_cache::refuse_a_step(recipe(retrieve::AlisaWindow{.ratio = 0.6, .history = 2}), 9, {0, 1, 2, 3, 4, 5, 6, -1}, 1, [](auto&&...) {});
 }

@@ -181,6 +181,7 @@ TEST_CASE("retrieval: with room for every slot methods with arrays of a model ar
                {"a2ats(share=100%) + rerotate", "rerotate", 2e-6},
                {"rekv(frame=8, frames=1000, init=4) + rerotate", "rerotate", 2e-6},
                {"infllm(block=8, blocks=1000, init=4, local=200) + rerotate", "rerotate", 2e-6},
+               {"alisa_window(ratio=100%)", "keep_all", 0},
                {"squeezed(threshold=1e-30, observe=10)", "keep_all", 2e-6},
                // Each slot meets the query in two of 400 tables of one plane, and weighs log(1 + 1e-4) less than those that are kept.
                {"magicpig(sinks=4, local=20, dense_every=0)", "keep_all", 3e-4}};

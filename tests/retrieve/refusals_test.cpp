@@ -35,6 +35,7 @@ TEST_CASE("retrieve: fields beyond their ends are refused", "[retrieve][refusals
   check<A2ats>({[](auto& p) { p.share = -0.1; }, [](auto& p) { p.share = 1.1; }, [](auto& p) { p.sinks = -1; }, [](auto& p) { p.sinks = large; }, [](auto& p) { p.local = -1; },
                 [](auto& p) { p.local = large; }, [](auto& p) { p.distance = -1; }, [](auto& p) { p.distance = large; }},
                Status::missing_input);
+  check<AlisaWindow>({[](auto& p) { p.ratio = 0.0; }, [](auto& p) { p.ratio = 1.1; }, [](auto& p) { p.ratio = NAN; }, [](auto& p) { p.history = 0; }, [](auto& p) { p.history = large; }});
   check<InfiniGen>({[](auto& p) { p.part = 0.0; }, [](auto& p) { p.part = 1.1; }, [](auto& p) { p.alpha = -1; }, [](auto& p) { p.alpha = 1.1e6; }, [](auto& p) { p.share = -0.1; },
                     [](auto& p) { p.share = 1.1; }, [](auto& p) { p.dense_layers = -1; }},
                    Status::missing_input);

@@ -129,6 +129,7 @@ inline const std::map<std::string, Setting> settings = {
     {"loki", {"loki(columns=6, share=30%)"}},
     {"infinigen", {"infinigen(part=30%, alpha=1, dense_layers=0)"}},
     {"rocketkv", {"rocketkv(page=4, tokens=16, channels=6)"}},
+    {"alisa_window", {"alisa_window(ratio=40%, history=5)"}},
     {"infllm", {"infllm(block=5, blocks=3, init=3, local=9, representatives=2, chunk=20)"}},
     {"rekv", {"rekv(frame=5, frames=3, init=2, question=8)"}},
     {"magicpig", {"magicpig(sinks=2, local=6, dense_every=0)"}},

@@ -29,7 +29,8 @@ auto Cache<B, R>::make_plan() const -> Plan {
   if constexpr (may_retrieve) {
     p.indexed = retrieval_.active();
     p.learns = retrieval_.found_floats(shape_, 1) > 0;
-    if (retrieval_.watch().window > 0) p.drawn = shape_.group();
+    p.drawn = retrieval_.watch().numbers(shape_);
+    p.query_rows = std::max(p.query_rows, retrieval_.watch().history);
     if (retrieval_.active() && retrieval_.holds()) p.held_rows = retrieval_.rows(shape_);
   }
   return p;

@@ -35,7 +35,7 @@ Status Cache<B, R>::check_input(const StepView<B>& view, Input what) const {
   }
   if (what == Input::queries) {
     const index_t rows = in.queries.extent[1];
-    const index_t chosen_by = plan_.drawn > 0 ? view.appended : !retrieval_.holds() ? 0 : view.appended > retrieval_.longest_call() ? 1 : view.appended;
+    const index_t chosen_by = plan_.drawn > 0 ? retrieval_.watch().asks(view.appended) : !retrieval_.holds() ? 0 : view.appended > retrieval_.longest_call() ? 1 : view.appended;
     // Where nobody asks for a number of them, the newest is read, if there is one: by a fold, a codec or a fit.
     const index_t newest = std::min<index_t>(1, view.appended);
     const index_t least = probe ? view.appended : std::max({newest, queries().of(view.appended), chosen_by});

@@ -24,7 +24,7 @@ Status Cache<Cuda, R>::check_input(const StepView<Cuda>& view, Input what) const
     return Status::ok;
   if (what == Input::queries) {
     const TensorView<const float, 3>& q = view.inputs.queries;
-    const index_t chosen_by = retrieval_.watches() ? view.appended : !retrieval_.holds() ? 0 : view.appended > retrieval_.longest_call() ? 1 : view.appended;
+    const index_t chosen_by = retrieval_.watches() ? recipe_.retrieve.pipeline().watch().asks(view.appended) : !retrieval_.holds() ? 0 : view.appended > retrieval_.longest_call() ? 1 : view.appended;
     const index_t least = probe ? view.appended : std::max({std::min<index_t>(1, view.appended), queries().of(view.appended), chosen_by});
     if (q.data == nullptr || q.extent[1] < least) return Status::missing_input;
     return q.extent[0] == shape().q_heads && q.extent[2] == shape().head_dim && q.extent[1] <= view.appended ? Status::ok : Status::shape_mismatch;
@@ -141,7 +141,7 @@ Status Cache<Cuda, R>::run_step(Context<Cuda>& ctx, index_t layer, const StepInp
   }
   float* drawn = nullptr;  // what a retrieval stage is told of attention
   if (retrieval_.watches() && !turn) {
-    drawn = scratch.take<float>(total * shape().group());
+    drawn = scratch.take<float>(total * recipe_.retrieve.pipeline().watch().numbers(shape()));
     if (const Status s = drawn == nullptr ? Status::workspace_too_small : retrieval_.watch(ctx, view, drawn); s != Status::ok) return s;
   }
   cache::NewestQueries newest;  // that may choose what later calls read

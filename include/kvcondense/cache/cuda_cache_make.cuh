@@ -48,6 +48,7 @@ auto Cache<Cuda, R>::make(const CacheShape& shape, const R& recipe, MemoryResour
   if (c.fold_.bias >= 0) c.plan_.bias = others + c.fold_.bias;
   if (c.fold_.value_scale >= 0) c.plan_.value_scale = others + c.fold_.value_scale;
   if (c.queries().rows == AttentionNeed::Rows::last) c.plan_.query_rows = c.queries().count;
+  c.plan_.query_rows = std::max(c.plan_.query_rows, recipe.retrieve.pipeline().watch().history);
   c.plan_.summary = c.pipeline_.residual == evict::Residual::mean;
   if (c.plan_.lanes > max_lanes) return Status::not_supported;
   const AttentionNeed grades = c.graded_ ? c.saliency_.attention() : AttentionNeed{};

@@ -65,7 +65,7 @@ Status CudaRetrieval<Pipeline>::hold(Context<Cuda>& ctx, index_t layer, const La
   TensorView<float, 3> meeting{};
   if (!of_list.take(shape, view.tokens, scratch, meeting)) return Status::workspace_too_small;
   if (const Status s = CudaListed::meet(ctx, pipeline_.query, newest, meeting, queries); s != Status::ok) return s;
-  const Status s = choose(ctx, pipeline_, view, queries, index_[layer].planes(pipeline_, shape, layer), among, held.next_lists(), nullptr, scratch);
+  const Status s = choose(ctx, pipeline_, view, queries, watching_.told(index_[layer].planes(pipeline_, shape, layer), layer), among, held.next_lists(), nullptr, scratch);
   if (s == Status::ok) held.turn(l.counters.seen);
   return s;
 }

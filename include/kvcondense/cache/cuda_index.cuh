@@ -161,6 +161,12 @@ struct CudaQuery<retrieve::EachQuery> : CudaRuleQuery<prim::QueryRule::each> {};
 /// The same at one distance from all keys, which are raw: where they are turned.
 template <>
 struct CudaQuery<retrieve::FarQuery> : CudaQuery<retrieve::EachQuery> {};
+/// No query.
+template <>
+struct CudaQuery<retrieve::NoQuery> {
+  static constexpr bool there = true;
+  static Status run(Context<Cuda>&, const auto&, TensorView<const float, 3>, index_t, index_t, float*) { return Status::ok; }
+};
 /// The mean of a group.
 template <>
 struct CudaQuery<retrieve::GroupMeanQuery> : CudaRuleQuery<prim::QueryRule::mean> {};
@@ -196,7 +202,7 @@ index_t most_chosen(const Select& select, const retrieve::ReadView<Cuda>& view, 
 ///   run(ctx, selector, view, UnitPlanes, CudaQueryRows, scores, CudaLists, Scratch&)
 template <class Select>
 struct CudaSelect {
-  static constexpr bool there = one_of<Select, retrieve::TopUnits, retrieve::TopShare>;
+  static constexpr bool there = one_of<Select, retrieve::TopUnits, retrieve::TopShare, retrieve::TopNear>;
   static Status run(Context<Cuda>& ctx, const Select& select, const retrieve::ReadView<Cuda>& view, const prim::UnitPlanes&, const CudaQueryRows&,
                     RaggedView<const float> scores, const CudaLists& lists, Scratch& scratch) {
     return select.run(ctx, view, scores, lists, scratch);
@@ -221,7 +227,7 @@ template <class P, class Su, class Q, class Sc, class R, class Se, class K, clas
 inline constexpr bool cuda_retrieves<retrieve::Pipeline<P, Su, Q, Sc, R, Se, K, Sd>> =
     CudaUnitSummary<Su>::there && CudaQuery<Q>::there && cuda_pairs<Su, Q, Sc, Se> && one_of<Sc, retrieve::PlainScore, retrieve::SoftmaxScore, retrieve::OutlierSoftmax> &&
     std::is_same_v<R, retrieve::ByHeads> && CudaSelect<Se>::there &&
-    one_of<K, retrieve::KeepEnds, retrieve::KeepShare, retrieve::KeepGenerated> && one_of<Sd, retrieve::EveryCall, retrieve::EveryTokens, retrieve::EveryQuestion, retrieve::WhenAsked>;
+    one_of<K, retrieve::KeepEnds, retrieve::KeepShare, retrieve::KeepNear, retrieve::KeepGenerated> && one_of<Sd, retrieve::EveryCall, retrieve::EveryTokens, retrieve::EveryQuestion, retrieve::WhenAsked>;
 
 /// The index of one layer: planes [heads][room] on the device, and how many slots of each head they know.
 class CudaIndex {

@@ -45,7 +45,7 @@ class CudaRetrieval {
     if (!whole || !summary_fits(pipeline_.summary) || (!raw && pipeline_.read_at() != retrieve::Positions::stored)) return Status::not_supported;
     learns_ = Learning::learns(pipeline_, shape);
     if (learns_ && (raw || !Learning::there)) return Status::not_supported;
-    if (const Status s = watching_.make(shape, memory); s != Status::ok) return s;
+    if (const Status s = watching_.make(pipeline_.summary, shape, memory); s != Status::ok) return s;
     const std::size_t each = steering_bytes(shape);
     if (const Status s = steering_.make(each * static_cast<std::size_t>(shape.layers)); s != Status::ok) return s;
     Status failed = Status::ok;
@@ -94,7 +94,7 @@ class CudaRetrieval {
     const CacheShape& shape = plan.shape;
     const index_t rows = pipeline_.rows(shape), most = pipeline_.most_units(slots) + 2, n = std::min(tokens, pipeline_.longest_call());
     retrieve::ReadView<Cuda> view;
-    view.shape = shape, view.slots = &slots;
+    view.shape = shape, view.slots = view.known = &slots;
     index_t intervals = most_read(view, 0, most) + 2;  // a shorter head chooses no more
     for (const CudaHeld& h : held_) intervals = std::max(intervals, h.loaded() + 2);
     const std::size_t lists = Scratch::align + Scratch::bytes_for<index_t>(told_numbers(shape.kv_heads, rows)) + Scratch::bytes_for<std::int32_t>(rows * most) + 2 * Scratch::bytes_for<index_t>(rows) +
@@ -190,7 +190,7 @@ class CudaRetrieval {
       if (!held) {
         TensorView<const float, 3> queries = request.queries;
         if (const Status s = CudaListed::meet(ctx, pipeline_.query, turn, meeting, queries); s != Status::ok) return s;
-        if (const Status s = choose(ctx, pipeline_, view, queries, index.planes(pipeline_, shape, layer), among, lists, measure.reads, scratch, walked.device); s != Status::ok)
+        if (const Status s = choose(ctx, pipeline_, view, queries, watching_.told(index.planes(pipeline_, shape, layer), layer), among, lists, measure.reads, scratch, walked.device); s != Status::ok)
           return s;
       }
       auto paged = l.heads({});

@@ -11,6 +11,7 @@
 #include <kvcondense/cache/cuda_index.cuh>
 #include <kvcondense/core/workspace.hpp>
 #include <kvcondense/retrieve/blocks/codes.hpp>
+#include <kvcondense/retrieve/blocks/drawn_mass.hpp>
 #include <kvcondense/retrieve/blocks/hashes.hpp>
 #include <kvcondense/retrieve/blocks/marked_blocks.hpp>
 #include <kvcondense/retrieve/blocks/representative_keys.hpp>
@@ -32,6 +33,17 @@ struct CudaUnitSummary<retrieve::RepresentativeKeys> {
   static Status score(Context<Cuda>& ctx, const retrieve::RepresentativeKeys&, const retrieve::ReadView<Cuda>& view, const prim::UnitPlanes& planes,
                       const CudaQueryRows& queries, const prim::UnitScores& scores) {
     return prim::DrawnSlots::score(ctx, planes, scores, queries.rows, view.shape.head_dim, queries.most);
+  }
+};
+/// What slots drew is all that there is.
+template <>
+struct CudaUnitSummary<retrieve::DrawnMass> {
+  static constexpr bool there = true;
+  static index_t prepared(const retrieve::DrawnMass&, const CacheShape&) { return 0; }
+  static Status build(Context<Cuda>&, const retrieve::DrawnMass&, const CudaRows&, const prim::UnitPlanes&, const IndexChange&, index_t, index_t) { return Status::ok; }
+  static Status score(Context<Cuda>& ctx, const retrieve::DrawnMass&, const retrieve::ReadView<Cuda>&, const prim::UnitPlanes& planes, const CudaQueryRows& queries,
+                      const prim::UnitScores& scores) {
+    return prim::DrawnSlots::copy(ctx, {planes.found, planes.found_room}, scores, queries.most);
   }
 };
 /// The codebook and the metric lie on the device.

@@ -27,9 +27,9 @@ namespace kvcondense::evict {
 ///          the k with the largest sum of probabilities over all query heads and the newest min(k, history)
 ///          queries; float32, softmax over the slots that are there. Ties keep the smaller slot, NaN leaves
 ///          first.
-/// Differs  what is not chosen leaves for good. The paper chooses anew at every step from a full cache, parts of
-///          which lie elsewhere: that is retrieval, not eviction; and it computes tokens again that it deleted,
-///          which is not offered. No more than `history` queries are remembered.
+/// Differs  what is not chosen leaves for good, for who wants its memory. The paper chooses anew at every step from
+///          a full cache: that is retrieve/alisa_window.hpp; parts of it lie elsewhere, or are computed again: that
+///          is storage/alisa_placement.hpp. No more than `history` queries are remembered.
 /// Errors   invalid_argument unless 0 < ratio <= 1 and history >= 1; not_supported in a step whose heads hold
 ///          different numbers of slots.
 struct Alisa {

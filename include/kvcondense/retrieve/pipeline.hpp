@@ -38,8 +38,8 @@ enum class Aggregate : std::uint8_t { mean, max, sum, last };
 ///               fit_bytes(shape, slots) -> size_t, fit<B>(HeadRows, PromptQueries, UnitState&, Scratch) (may be left out)
 ///                                            numbers that the step which ends the first prompt finds; there is no index before
 ///               fingerprint() -> int64_t (may be left out)   of the fields that say what those numbers mean
-///               watch() -> Watch (may be left out)   attention that steps add to `UnitState::drawn`; only whole units behind
-///                                            its window have rows, and compete
+///               watch() -> Watch (may be left out)   attention that steps tell `UnitState::drawn`; only whole units behind its
+///                                            window, where it has one, have rows, and compete
 ///               mean_value<B>(view, kv_head, float* out)     only with `select.shares()`
 ///   query       rows(group) -> index_t       query rows per KV head
 ///               floats(dim) -> index_t (may be left out)   numbers of one, if not dim

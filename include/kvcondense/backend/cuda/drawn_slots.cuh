@@ -106,11 +106,19 @@ __global__ void __launch_bounds__(Threads) score_members(UnitPlanes planes, Unit
   if (cuda::lane_of_warp() == 0) scores.out.row(row)[u] = dot;
 }
 
+/// Numbers of candidates as they are, one per slot. Grid: blocks, rows.
+template <int Threads>
+__global__ void __launch_bounds__(Threads) copy_drawn(HeadNumbers<const float> drawn, UnitScores scores) {
+  const index_t row = blockIdx.y, head = row / scores.per_head, n = scores.out.length(row), first = scores.first[head];
+  for (index_t i = static_cast<index_t>(blockIdx.x) * Threads + threadIdx.x; i < n; i += static_cast<index_t>(gridDim.x) * Threads)
+    scores.out.row(row)[i] = drawn.row(head)[first + i];
+}
+
 }  // namespace cuda_kernels
 
 /// Numbers  sums in float32; rows of the index bit for bit the CPU's where the same slots drew most.
 struct DrawnSlots {
-  /// Slots draw `more`, and those that stay are kept: `list` and `count` name them, as long as `scratch`, a null list keeps all. `scratch`: `group` times as
+  /// Slots draw `more`, the newest `fresh` of them nothing before, and those that stay are kept: `list` and `count` name them, as long as `scratch`, a null list keeps all. `scratch`: `group` times as
   /// many numbers as there are slots.
   static Status step(Context<Cuda>& ctx, const DrawnNumbers& drawn, index_t fresh, const float* more, RaggedView<float> scratch, const std::int32_t* list,
                      const index_t* count) {
@@ -126,6 +134,11 @@ struct DrawnSlots {
     if (representatives < 1 || representatives > most_representatives) return Status::invalid_argument;
     return cuda::launch(ctx, index_representatives<index_threads>, {last - first, keys.heads()}, index_threads, sizeof(RepresentativeShared), keys, planes, drawn,
                         static_cast<int>(representatives), from, known, first);
+  }
+  /// Scores are what slots drew. `most`: no head has more candidates.
+  static Status copy(Context<Cuda>& ctx, const HeadNumbers<const float>& drawn, const UnitScores& scores, index_t most) {
+    using namespace cuda_kernels;
+    return cuda::launch(ctx, copy_drawn<256>, {cuda::covering(most, 1024), scores.out.heads}, 256, 0, drawn, scores);
   }
   /// `most`: no head has more candidates.
   static Status score(Context<Cuda>& ctx, const UnitPlanes& planes, const UnitScores& scores, const float* queries, index_t dim, index_t most) {

@@ -42,7 +42,7 @@ struct NoisyMass {
   Status observe(Context<B>& ctx, const StepView<B>& view, LaneViews lane) const {
     if (view.columns == nullptr) return Status::missing_input;
     prim::ColumnRequest request;
-    request.rows = view.columns->rows();
+    request.rows = std::min(view.appended, view.columns->rows());  // earlier ones may be kept for others
     request.add = true;
     request.temperature = temperature(view.generated > 0 ? view.generated - request.rows + 1 : 0);
     if (request.rows > 1)

@@ -37,7 +37,7 @@ struct ProbeMass {
     if (in.probe_first < 0 || in.probe_last <= in.probe_first || in.probe_last > view.seen - view.appended)
       return Status::out_of_range;
     prim::ColumnRequest request;
-    request.rows = view.columns->rows();
+    request.rows = std::min(view.appended, view.columns->rows());  // earlier ones may be kept for others
     request.group = prim::GroupReduce::max, request.row = prim::RowReduce::max;
     request.part = {sinks, in.probe_first, in.probe_last};
     request.out = view.ragged(scratch.take<float>(view.total()));

@@ -44,7 +44,7 @@ struct ProbeRows {
   template <Backend B>
   Status score(Context<B>& ctx, const StepView<B>& view, LaneViews, RaggedView<float> out, Scratch& scratch) const {
     if (view.columns == nullptr) return Status::missing_input;
-    const index_t rows = view.columns->rows(), last = last_of(rows);
+    const index_t rows = std::min(std::max(view.appended, history), view.columns->rows()), last = last_of(rows);  // more may be kept for others
     Buffer<std::int32_t> own(heap_memory());  // a list of the host's: where words run elsewhere, scratch is theirs
     std::int32_t* list = nullptr;
     if constexpr (std::same_as<B, Cpu>) {

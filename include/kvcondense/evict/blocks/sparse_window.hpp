@@ -1,7 +1,6 @@
 #pragma once
 
 #include <algorithm>
-#include <cmath>
 
 #include <kvcondense/core/backend.hpp>
 #include <kvcondense/core/shape.hpp>
@@ -11,19 +10,13 @@
 #include <kvcondense/core/workspace.hpp>
 #include <kvcondense/evict/pipeline.hpp>
 #include <kvcondense/prim/attend_columns.hpp>
+#include <kvcondense/prim/near_share.hpp>
 #include <kvcondense/prim/slot_numbers.hpp>
 
 namespace kvcondense::evict {
 
-/// How many tokens are near: half of a part of all tokens so far, halves to even, but never none. Tokens
-/// that left count too, so that choosing again does not shrink what was chosen.
-struct NearShare {
-  double ratio = 0.2;
-
-  index_t of(index_t seen) const {
-    return std::max<index_t>(1, static_cast<index_t>(std::nearbyint(static_cast<double>(seen) * ratio / 2.0)));
-  }
-};
+/// Of all tokens so far: those that left count too, so that choosing again does not shrink what was chosen.
+using prim::NearShare;
 
 /// Source: attention of as many of the newest queries as tokens are near, `history` at most, summed over
 /// all query heads of the layer; computed when it is wanted.

@@ -4,6 +4,7 @@
 
 #include <kvcondense/core/backend.hpp>
 #include <kvcondense/prim/ends.hpp>
+#include <kvcondense/prim/near_share.hpp>
 #include <kvcondense/retrieve/blocks/view.hpp>
 
 namespace kvcondense::retrieve {
@@ -28,6 +29,16 @@ struct KeepShare {
   constexpr prim::Ends of(const ReadView<B>& view, index_t head) const {
     const index_t n = std::max<index_t>(0, view.slots[head] - sinks);
     return {sinks, static_cast<index_t>(static_cast<double>(n) * recent + 1e-9)};
+  }
+};
+
+/// Keep: of the slots that steps have seen the newest, those that are near.
+struct KeepNear {
+  prim::NearShare near{};
+
+  template <Backend B>
+  constexpr prim::Ends of(const ReadView<B>& view, index_t head) const {
+    return {0, near.of(view.known[head]) + view.slots[head] - view.known[head]};
   }
 };
 

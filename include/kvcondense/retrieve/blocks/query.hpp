@@ -17,6 +17,15 @@ struct EachQuery {
   }
 };
 
+/// Query transform: none, for summaries that know beforehand what they score. One row per KV head, of no numbers.
+struct NoQuery {
+  constexpr index_t rows(index_t) const { return 1; }
+  constexpr index_t floats(index_t) const { return 0; }
+
+  template <Backend B>
+  void run(const ReadView<B>&, index_t, index_t, index_t, float*) const {}
+};
+
 /// Query transform: the mean of the query heads of a KV head. A mean of inner products is the inner product of means.
 struct GroupMeanQuery {
   constexpr index_t rows(index_t) const { return 1; }

@@ -7,6 +7,7 @@
 #include <kvcondense/core/status.hpp>
 #include <kvcondense/core/view.hpp>
 #include <kvcondense/core/workspace.hpp>
+#include <kvcondense/prim/near_share.hpp>
 #include <kvcondense/prim/rank_bits.hpp>
 #include <kvcondense/prim/top_k.hpp>
 #include <kvcondense/retrieve/blocks/view.hpp>
@@ -37,6 +38,16 @@ struct TopUnits {
   }
 };
 
+/// For selectors whose `budget` says how many units of a row they take.
+template <class Select, Backend B>
+Status take_budget(const Select& select, Context<B>& ctx, const ReadView<B>& view, RaggedView<const float> scores, const UnitLists& lists,
+                   Scratch& scratch) {
+  auto* total = scratch.take_steering<index_t>(scores.heads);
+  if (total == nullptr) return Status::workspace_too_small;
+  for (index_t r = 0; r < scores.heads; ++r) total[r] = select.budget(view, r * view.heads() / scores.heads);
+  return prim::TopK<B>::run(ctx, scores, nullptr, total, lists.units, lists.count);
+}
+
 /// Selector: as many units with the largest scores as a part of a head's slots behind the first `skip` is.
 struct TopShare {
   double share = 0.1;
@@ -58,10 +69,28 @@ struct TopShare {
   }
   template <Backend B>
   Status run(Context<B>& ctx, const ReadView<B>& view, RaggedView<const float> scores, const UnitLists& lists, Scratch& scratch) const {
-    auto* total = scratch.take_steering<index_t>(scores.heads);
-    if (total == nullptr) return Status::workspace_too_small;
-    for (index_t r = 0; r < scores.heads; ++r) total[r] = budget(view, r * view.heads() / scores.heads);
-    return prim::TopK<B>::run(ctx, scores, nullptr, total, lists.units, lists.count);
+    return take_budget(*this, ctx, view, scores, lists, scratch);
+  }
+};
+
+/// Selector: as many units with the largest scores as slots are near, of those that steps have seen.
+struct TopNear {
+  prim::NearShare near{};
+
+  template <Backend B>
+  constexpr index_t budget(const ReadView<B>& view, index_t head) const {
+    return near.of(view.known[head]);
+  }
+  template <Backend B>
+  constexpr bool takes_all(const ReadView<B>& view, index_t head, index_t candidates) const {
+    return candidates <= budget(view, head);
+  }
+  std::size_t workspace_bytes(const CacheShape& shape, index_t, index_t) const {
+    return Scratch::bytes_for<index_t>(shape.q_heads);
+  }
+  template <Backend B>
+  Status run(Context<B>& ctx, const ReadView<B>& view, RaggedView<const float> scores, const UnitLists& lists, Scratch& scratch) const {
+    return take_budget(*this, ctx, view, scores, lists, scratch);
   }
 };
 

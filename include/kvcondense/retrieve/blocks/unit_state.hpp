@@ -22,7 +22,7 @@ struct UnitState {
   Plane plane[planes];  ///< per unit, `Summary::plane_bytes` bytes each
   Buffer<float> found;              ///< what a fit found when a prompt ended; saved, shared by nobody
   Buffer<float> drawn;              ///< `width` numbers per slot that a step has seen, see Watch; saved, moves with slots
-  index_t width = 0;                ///< query heads of the group, or 0
+  index_t width = 0;                ///< see Watch::numbers
   index_t covered = 0;              ///< slots that the planes know
 
   UnitState() = default;

@@ -10,6 +10,7 @@
 #include <kvcondense/core/view.hpp>
 #include <kvcondense/core/workspace.hpp>
 #include <kvcondense/prim/ends.hpp>
+#include <kvcondense/prim/near_share.hpp>
 #include <kvcondense/prim/rope.hpp>
 #include <kvcondense/retrieve/blocks/unit_state.hpp>
 
@@ -31,11 +32,25 @@ enum class Positions : std::uint8_t {
 /// Query tokens of one call of `attend` up to which slots are chosen; a longer chunk, like a prompt, reads all.
 inline constexpr index_t most_tokens = 16;
 
-/// Attention that a summary is told of in every step: what each query head gives to the newest `window` slots that a query
-/// sees, in a softmax over these and the first `sinks`. A window of 0: none.
+/// Attention that a summary is told of in every step, of which the cache keeps numbers per slot. With a `window`: what each
+/// query head gives to the newest `window` slots that a query sees, in a softmax over these and the first `sinks`, added up
+/// from step to step. With a `history`: what the query heads of a KV head together give to every slot that a query sees, in a
+/// softmax over all of them, summed over the newest queries, anew in every step. With neither: nothing.
 struct Watch {
   index_t sinks = 0;
   index_t window = 0;
+  index_t history = 0;     ///< newest queries at most, of earlier steps too
+  prim::NearShare near{};  ///< of them, how many: as many as tokens are near
+
+  constexpr bool active() const { return window > 0 || history > 0; }
+  /// Numbers of a slot of a KV head.
+  constexpr index_t numbers(const CacheShape& shape) const { return window > 0 ? shape.group() : history > 0 ? 1 : 0; }
+  /// Whether a step replaces what the steps before told.
+  constexpr bool anew() const { return history > 0; }
+  /// Queries of a step of so many tokens that it must be given.
+  constexpr index_t asks(index_t appended) const { return history > 0 ? std::min(appended, history) : appended; }
+  /// Queries whose attention is summed, when so many tokens came and so many queries are there.
+  index_t rows(index_t seen, index_t there) const { return std::min({near.of(seen), history, there}); }
 };
 
 /// A range of units.
