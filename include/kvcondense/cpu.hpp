@@ -67,6 +67,7 @@
 #include <kvcondense/backend/cpu/top_then_newest.hpp>
 #include <kvcondense/backend/cpu/unit_fold.hpp>
 #include <kvcondense/backend/cpu/unit_spread.hpp>
+#include <kvcondense/backend/cpu/vertical_slash.hpp>
 #include <kvcondense/backend/cpu/words.hpp>
 #include <kvcondense/cache/admission.hpp>
 #include <kvcondense/cache/cache.hpp>

@@ -32,7 +32,7 @@ namespace {
 constexpr std::string_view on_both = "cpu, cuda";
 
 constexpr Tool all[] = {
-    tool<retrieve::PrefillMask>("Says which keys each query of a prompt sees, for engines whose prefill skips the others."),
+    tool<retrieve::PrefillMask>("Says which keys each query of a prompt sees, for engines whose prefill skips the others.", on_both),
     tool<lowrank::KvHeadsSvd>("Turns the KV heads of a model into fewer, so that any cache of the smaller shape serves it.", on_both),
     tool<reuse::Pie>("Edits a text that is already in a cache: what stays is turned to its new positions, only what is new is computed.", on_both),
     tool<reuse::CacheBlend>("Chooses which tokens of reused chunks are computed again, so that chunks see what stands before them.", on_both),

@@ -174,6 +174,7 @@ Status retrieving_words(Context<Cuda>& ctx, const SlotRows<Cuda>& rows, TensorVi
   if (s == Status::ok) s = prim::RetrieveChunks<Cuda>::means(ctx, numbers, 1, out);
   if (s == Status::ok) s = prim::RetrieveChunks<Cuda>::run(ctx, {}, numbers, 1, 1.0f, out, sums, chosen, scratch);
   if (s == Status::ok) s = prim::GatedMerge<Cuda>::run(ctx, numbers, numbers, {}, out);
+  if (s == Status::ok) s = prim::VerticalSlash<Cuda>::run(ctx, numbers, numbers, 1.0f, sums, sums, scratch);
   return s == Status::ok ? prim::ExpectedAttention<Cuda>::run(ctx, {}, rows, x, scratch) : s;
 }
 

@@ -1,4 +1,5 @@
-// What reuses rows of other texts, beside the CPU's: edits that turn keys, tokens that are computed again, a memory of long ago.
+// What reuses rows of other texts, beside the CPU's: edits that turn keys, tokens that are computed again, a memory of long ago. And what a
+// prompt's newest queries say of columns and diagonals.
 
 #include <cmath>
 #include <cstdint>
@@ -9,11 +10,13 @@
 #include <kvcondense/backend/cpu/chunk_memory.hpp>
 #include <kvcondense/backend/cpu/rope.hpp>
 #include <kvcondense/backend/cpu/row_deviation.hpp>
+#include <kvcondense/backend/cpu/vertical_slash.hpp>
 #include <kvcondense/backend/cuda/gated_merge.cuh>
 #include <kvcondense/backend/cuda/retrieve_chunks.cuh>
 #include <kvcondense/backend/cuda/rope.cuh>
 #include <kvcondense/backend/cuda/row_deviation.cuh>
 #include <kvcondense/backend/cuda/steering.cuh>
+#include <kvcondense/backend/cuda/vertical_slash.cuh>
 #include <kvcondense/reuse/cacheblend.hpp>
 #include <kvcondense/reuse/longmem.hpp>
 #include <kvcondense/reuse/pie.hpp>
@@ -170,4 +173,39 @@ TEST_CASE("cuda longmem: the CPU's chunks, outputs to 1e-5, over a ring that for
   test::RefusingMemory none(2);
   CHECK(reuse::LongMem<Cuda>::make({.q_heads = 1, .kv_heads = 1}, {}, none).status() == Status::out_of_memory);
   CHECK(none.out == 0);
+}
+
+TEST_CASE("cuda vertical_slash: the CPU's sums to 1e-5") {
+  struct Tried {
+    index_t kv, group, dim, m, n;
+  };
+  for (const Tried& t : {Tried{2, 1, 64, 5, 37}, Tried{1, 3, 80, 9, 9}, Tried{1, 4, 128, 1, 50}, Tried{1, 7, 256, 3, 20}, Tried{1, 2, 64, 0, 4}}) {
+    INFO("dim " << t.dim);
+    const index_t heads = t.kv * t.group;
+    const float scale = 1.0f / std::sqrt(static_cast<float>(t.dim));
+    std::vector<float> q = normals(heads * t.m * t.dim, 1);
+    const std::vector<float> k = normals(t.kv * t.n * t.dim, 2);
+    if (t.dim == 128) q[at(2 * t.dim)] = std::numeric_limits<float>::quiet_NaN();  // all of its head, nothing of the others
+    std::vector<float> vertical(at(heads * t.n), 7.0f), slash(vertical);
+    Context<Cpu> cpu;
+    REQUIRE(prim::VerticalSlash<Cpu>::run(cpu, rows(q.data(), heads, t.m, t.dim), rows(k.data(), t.kv, t.n, t.dim), scale, dense_view(vertical.data(), heads, t.n),
+                                          dense_view(slash.data(), heads, t.n)) == Status::ok);
+    CHECK(std::isnan(vertical[at(2 * t.n % (heads * t.n))]) == (t.dim == 128));
+    const auto one = [&] {
+      test::Device device;
+      test::OnDevice<float> dq(device, q), dk(device, k), dv(device, std::vector<float>(vertical.size(), 7.0f)), ds(device, std::vector<float>(slash.size(), 7.0f));
+      Context<Cuda> ctx = device.with_workspace(prim::VerticalSlash<Cuda>::workspace_bytes(heads, t.m));
+      const auto run = [&](index_t n, std::span<std::byte> bytes) {
+        return prim::VerticalSlash<Cuda>::run(ctx, rows(dq.data(), heads, t.m, t.dim), rows(dk.data(), t.kv, n, t.dim), scale, dense_view(dv.data(), heads, t.n),
+                                              dense_view(ds.data(), heads, t.n), Scratch(bytes));
+      };
+      CHECK(run(t.n - 1, ctx.workspace()) == Status::shape_mismatch);
+      if (t.m > 0) CHECK(run(t.n, ctx.workspace().first(ctx.workspace().size() - 1)) == Status::workspace_too_small);
+      REQUIRE(run(t.n, ctx.workspace()) == Status::ok);
+      close(dv.read(), vertical, 1e-5f, 1.0f);
+      close(ds.read(), slash, 1e-5f, 1.0f);
+    };
+    if (t.dim == 80) test::each_way(one);
+    else one();
+  }
 }

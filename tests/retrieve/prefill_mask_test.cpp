@@ -2,6 +2,7 @@
 
 #include <catch2/catch.hpp>
 
+#include <kvcondense/backend/cpu/vertical_slash.hpp>
 #include <kvcondense/retrieve/prefill_mask.hpp>
 #include <support/oracle.hpp>
 
@@ -50,7 +51,9 @@ TEST_CASE("prefill mask: A-shape, tri-shape and vertical-slash of the worked cas
 
   const std::vector<float> q = test::floats(oracle["Q"]), k = test::floats(oracle["K"]);
   std::vector<float> vertical(12), slash(12);
-  retrieve::vertical_slash_scores(dense_view(q.data() + 4 * (n - last), last, 4), dense_view(k.data(), n, 4), 0.5f, vertical.data(), slash.data());
+  Context<Cpu> ctx;
+  REQUIRE(prim::VerticalSlash<Cpu>::run(ctx, dense_view(q.data() + 4 * (n - last), 1, last, 4), dense_view(k.data(), 1, n, 4), 0.5f,
+                                        dense_view(vertical.data(), 1, n), dense_view(slash.data(), 1, n)) == Status::ok);
   for (std::size_t i = 0; i < 12; ++i) {
     REQUIRE(vertical[i] == Approx(oracle["vertical_scores"][i].get<float>()).margin(1e-6));
     REQUIRE(slash[i] == Approx(oracle["slash_scores_by_offset"][i].get<float>()).margin(1e-6));

@@ -3,12 +3,10 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
-#include <limits>
 #include <span>
 
 #include <kvcondense/core/policy.hpp>
 #include <kvcondense/core/slot_runs.hpp>
-#include <kvcondense/core/view.hpp>
 #include <kvcondense/prim/rank_bits.hpp>
 
 namespace kvcondense::retrieve {
@@ -18,7 +16,7 @@ namespace kvcondense::retrieve {
 /// Idea     attention of a prompt is sparse in a few shapes: the first tokens, the newest, whole columns, whole diagonals.
 /// Source   Jiang et al., MInference, NeurIPS 2024, arXiv:2407.02490; Lai et al., FlexPrefill, ICLR 2025; as SCBench compares
 ///          them.
-/// Needs    for columns and diagonals the prompt's newest queries and all its keys (`vertical_slash_scores`), then
+/// Needs    for columns and diagonals the prompt's newest queries and all its keys (`prim::VerticalSlash`), then
 ///          `best_with_forced`. No cache: its `attend` sees every token of a prompt.
 /// Shapes   one mask per head; query i of n sees keys j <= i. Lists ascend.
 /// Cost     `sees` looks up two lists; `runs` writes at most columns + offsets + 2 runs.
@@ -74,35 +72,6 @@ struct PrefillMask {
     return count;
   }
 };
-
-/// What the newest queries of a prompt say of columns and diagonals: vertical[j] = sum of their attention to key j,
-/// slash[o] = sum of that to keys o tokens before them. queries [m, dim], the last m of a prompt with keys [n, dim].
-inline void vertical_slash_scores(TensorView<const float, 2> queries, TensorView<const float, 2> keys, float scale, float* vertical,
-                                  float* slash) {
-  const index_t m = queries.extent[0], n = keys.extent[0], dim = keys.extent[1];
-  std::fill_n(vertical, n, 0.0f);
-  std::fill_n(slash, n, 0.0f);
-  for (index_t r = 0; r < m; ++r) {
-    const index_t i = n - m + r;
-    // Two passes over the dot products instead of room for them.
-    const auto logit = [&](index_t j) {
-      float dot = 0.0f;
-      for (index_t d = 0; d < dim; ++d) dot += queries(r, d) * keys(j, d);
-      return scale * dot;
-    };
-    float top = -std::numeric_limits<float>::infinity();
-    double sum = 0.0;
-    for (index_t j = 0; j <= i; ++j) {
-      const float l = logit(j);
-      if (l > top) sum *= static_cast<double>(std::exp(top - l)), top = l;
-      sum += static_cast<double>(std::exp(l - top));
-    }
-    for (index_t j = 0; j <= i; ++j) {
-      const auto w = static_cast<float>(static_cast<double>(std::exp(logit(j) - top)) / sum);
-      vertical[j] += w, slash[i - j] += w;
-    }
-  }
-}
 
 /// The `most` best places of a row, the first `forced` among them in any case; ascending. Returns how many. Ties keep the place
 /// in front; NaN ranks last.

@@ -90,3 +90,4 @@
 #include <kvcondense/backend/cuda/unit_lists.cuh>
 #include <kvcondense/backend/cuda/unit_scores.cuh>
 #include <kvcondense/backend/cuda/unit_spread.cuh>
+#include <kvcondense/backend/cuda/vertical_slash.cuh>
