@@ -35,7 +35,7 @@ TEST_CASE("cuda cache retrieves: what the newest queries look at, beside evictio
   const CacheShape shape{.layers = 2, .q_heads = 6, .kv_heads = 2, .head_dim = 64, .page_slots = 16};
   const std::string text = cuda_cache::setting("alisa_window");
   parity(of(evict::SinkWindow{.recent = 36, .sinks = 3}, near_and_far), "sink_window(recent=36, sinks=3) + " + text, shape, true);
-  parity(of(position::Rerotate{}, quant::Kivi<4>{.group_size = 16, .residual_window = 16}, near_and_far), "rerotate + kivi(bits=4, group_size=16, residual_window=16) + " + text,
+  parity(of(position::Reindex{}, quant::Kivi<4>{.group_size = 16, .residual_window = 16}, near_and_far), "reindex + kivi(bits=4, group_size=16, residual_window=16) + " + text,
          shape, false, 4e-4f, 1e-4f);
 }
 

@@ -357,15 +357,16 @@ class CacheModel {
                                          .reads = &reads,
                                          .runs = {runs.data(), room, run_count.data()}});
     const double scale = 1.0 / std::sqrt(static_cast<double>(shape_.head_dim));
-    bool compact = false, mixes = false, weighs = false;
+    bool compact = false, mixes = false, weighs = false, once = false;
     index_t reach = 0;
     if constexpr (Cache<Cpu, R>::may_retrieve)
       if (cache_.retrieval().active()) {
         compact = cache_.capabilities().raw_keys && cache_.retrieval().read_at() == retrieve::Positions::compact;
         reach = cache_.capabilities().raw_keys ? cache_.retrieval().reach() : 0;
+        once = compact || reach > 0 || cache_.retrieval().watch().anew();
         mixes = cache_.retrieval().shares(), weighs = cache_.retrieval().biases() && reads.units_scored > 0;
       }
-    if ((compact || reach > 0) && status == Status::not_supported) {  // one list for all heads, where no slot is the same in all
+    if (once && status == Status::not_supported) {  // one list for all heads, where no slot is the same in all
       bool differ = false;
       for (index_t h = 1; h < shape_.kv_heads; ++h) differ = differ || cache_.slots(l, h) != cache_.slots(l, 0);
       REQUIRE(differ);

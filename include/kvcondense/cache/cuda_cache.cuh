@@ -252,7 +252,7 @@ class Cache<Cuda, R> {
     return layers_[view.layer].wants_lists() || retrieval_.asks_lists(view.layer, view.appended, view.inputs.queries.extent[1], view.phase);
   }
   /// Whether attention reads a mean beside slots, or an index would be of keys that turn by their slot: neither is there beside a list.
-  bool stands_alone() const { return plan_.summary || (may_turn && decltype(R::retrieve)::keys != retrieve::KeyState::raw); }
+  bool stands_alone() const { return plan_.summary || (may_turn && decltype(R::retrieve)::keys == retrieve::KeyState::rotated); }
   bool changes_length() const {
     if constexpr (requires { recipe_.evict.changes_length(); }) return recipe_.evict.changes_length();
     else return !std::same_as<Evict, evict::KeepAll>;
