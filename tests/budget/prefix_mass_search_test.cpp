@@ -2,6 +2,7 @@
 #include <cmath>
 #include <limits>
 #include <numeric>
+#include <string>
 #include <vector>
 
 #include <evict/driver.hpp>
@@ -53,6 +54,22 @@ TEST_CASE("prefix_mass_search: the bisection takes the oracle's steps to the ora
   search.most_steps = 64;
   for (auto& row : rows) std::rotate(row.begin(), row.begin() + 3, row.end());  // any order
   REQUIRE(find(rows, search).forget == all.forget);
+}
+
+TEST_CASE("prefix_mass_search: a layer keeps one token more above each of the oracle's cumulative sums", "[budget][prefix_mass_search]") {
+  const auto oracle = eviction_oracle("prefixkv");
+  const auto rows = oracle["importance_sorted_desc"].get<std::vector<std::vector<float>>>();
+  for (std::size_t l = 0; l < rows.size(); ++l) {
+    const auto n = static_cast<double>(rows[l].size());
+    std::vector<double> step;  // the level above which k + 1 tokens stay: what a search for half a token less closes in on
+    for (double k = 1; k < n; ++k)
+      step.push_back(find({rows[l]}, {.evict = (n - k - 0.5) / n, .protect = 0, .tolerance = 0.25}).level.level);
+    for (std::size_t k = 0; k < step.size(); ++k) REQUIRE(step[k] == Approx(oracle["cumulative"][l][k].get<double>()).margin(2e-6));
+    for (const auto& [level, retained] : oracle["pure_threshold_retained"].items()) {
+      const double p = std::stod(level);
+      REQUIRE(1 + std::count_if(step.begin(), step.end(), [&](double s) { return s < p - 1e-5; }) == retained[l].get<std::ptrdiff_t>());
+    }
+  }
 }
 
 TEST_CASE("prefix_mass_search: totals are exact for any importance, and the protected tokens stay", "[budget][prefix_mass_search]") {

@@ -2,6 +2,7 @@
 
 #include <catch2/catch.hpp>
 #include <kvcondense/cost/model.hpp>
+#include <support/oracle.hpp>
 
 using namespace kvcondense;
 
@@ -29,6 +30,13 @@ TEST_CASE("cost model: every number of a shape counts", "[cost][model]") {
   cost::Model odd = m;
   odd.kv_heads = 4;
   REQUIRE(odd.validate() == Status::invalid_argument);
+}
+
+TEST_CASE("cost model: a batch's cache is as large as ALISA says", "[cost][model][oracle]") {
+  const auto check = test::load_oracle("eviction.json", "alisa_swa").at("kv_bytes_check");  // b sequences, l layers, h numbers a layer
+  const index_t hidden = check.at("h"), head_dim = 128;
+  const cost::Model m{.layers = check.at("l"), .hidden = hidden, .q_heads = hidden / head_dim, .kv_heads = hidden / head_dim, .head_dim = head_dim};
+  REQUIRE(m.kv_bytes_per_token() * check.at("b").get<double>() * check.at("tokens").get<double>() == check.at("bytes").get<double>());
 }
 
 TEST_CASE("cost device: peaks are positive", "[cost][model]") {

@@ -3,6 +3,7 @@
 #include <catch2/catch.hpp>
 
 #include <eval/gate_search.hpp>
+#include <support/oracle.hpp>
 
 using namespace eval;
 
@@ -34,6 +35,36 @@ TEST_CASE("gate search: heads that do not touch each other have gates in closed 
   REQUIRE(g.gate[3] == 0.0);
   REQUIRE(g.steps < 100000);
   REQUIRE(g.loss == Approx(loss(products, 1, g.gate, l1)));
+}
+
+// The oracle's `distill` and `total` are on a scale of their own, the mean square of a whole model's last hidden states: what
+// is searched here is scaled by the gaps themselves, so the two terms are looked at one by one.
+TEST_CASE("gate search: a gate mixes as the oracle does, and the price is of the mean gate", "[eval][gate_search][oracle]") {
+  const auto oracle = kvcondense::test::load_oracle("eviction.json", "duo");
+  const auto& mix = oracle["mix"];
+  const double alpha = mix["alpha"];
+  double gap = 0, error = 0;
+  for (std::size_t d = 0; d < 2; ++d) {
+    const double full = mix["full"][d], streaming = mix["streaming"][d], out = mix["out"][d];
+    gap += (streaming - full) * (streaming - full), error += (out - full) * (out - full);
+  }
+  const Gates one = search_gates({{gap}}, 1, {.l1 = 2 * (1 - alpha), .steps = 100000});  // whose best gate is alpha
+  REQUIRE(one.gate[0] == Approx(alpha).margin(1e-6));
+  REQUIRE(one.loss == Approx(error / gap + 2 * (1 - alpha) * alpha));
+
+  // Gaps that make the oracle's gates the best ones: the shares of all squares are as 1 / (1 - gate).
+  std::vector<std::vector<double>> products;
+  std::vector<double> want;
+  double l1 = 0, squares = 0;
+  for (const auto& layer : oracle["gates"])
+    for (const double gate : layer) want.push_back(gate), products.push_back({1 / (1 - gate)}), l1 += 1 / (1 - gate);
+  l1 = 2 * static_cast<double>(want.size()) / l1;
+  const Gates all = search_gates(products, 1, {.l1 = l1, .steps = 1000000});
+  for (std::size_t i = 0; i < want.size(); ++i) {
+    REQUIRE(all.gate[i] == Approx(want[i]).margin(1e-5));
+    squares += l1 / (2 * static_cast<double>(want.size())) * (1 - want[i]);  // of its share times (1 - gate)^2
+  }
+  REQUIRE(all.loss == Approx(squares + l1 * oracle["loss"]["l1"].get<double>()));
 }
 
 TEST_CASE("gate search: heads whose gaps cancel need no gate, and no change of a gate helps", "[eval][gate_search]") {

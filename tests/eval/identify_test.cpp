@@ -69,6 +69,23 @@ TEST_CASE("identify: echo and induction equal the oracle's, a KV head has the la
   REQUIRE(group.induction[0] == Approx(got.induction[1]));
 }
 
+TEST_CASE("identify: of the oracle's query heads the largest of each group counts", "[eval][identify]") {
+  const auto oracle = kvcondense::test::load_oracle("eviction.json", "razor");
+  const auto& group = oracle["head_selection"]["gqa_group_max_example"];
+  const index_t segment = oracle["params"]["segment"], tokens = segment * oracle["params"]["repeats"].get<index_t>();
+  // Every token that followed an earlier copy of the query's gets what the oracle says; the others share the rest.
+  const auto logit = [&](index_t h, index_t t, index_t j) {
+    const double p = group["per_query"][static_cast<std::size_t>(h)];
+    const index_t copies = t / segment;
+    const bool followed = j > 0 && (t - (j - 1)) % segment == 0 && j - 1 < t;
+    return std::log(followed ? p : (1 - p * static_cast<double>(copies)) / static_cast<double>(t + 1 - copies));
+  };
+  const auto heads = static_cast<index_t>(group["per_query"].size());
+  const ProbeScores got = probe_scores(scripted(tokens, heads, heads / group["group"].get<index_t>(), logit), 0, segment);
+  REQUIRE(got.induction.size() == group["per_kv"].size());
+  for (std::size_t g = 0; g < got.induction.size(); ++g) REQUIRE(got.induction[g] == Approx(group["per_kv"][g].get<double>()).epsilon(1e-5));
+}
+
 TEST_CASE("identify: column sums are what each token drew", "[eval][identify]") {
   const Recording r = scripted(6, 2, 1, [](index_t h, index_t t, index_t j) { return h == 0 ? 0.0 : static_cast<double>(j == 0) * static_cast<double>(t); });
   const auto sums = column_sums(r, 0);

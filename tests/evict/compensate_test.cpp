@@ -50,13 +50,16 @@ TEST_CASE("compensate: the oracle's summary, and what attention makes of it", "[
   const auto sinks = static_cast<index_t>(o["sink"].size()), recent = static_cast<index_t>(o["recent"].size());
   CacheRig with(shape, recipe(evict::Compensate<evict::SinkWindow>{{.recent = recent, .sinks = sinks}}), 64, 64);
   CacheRig without(shape, recipe(evict::SinkWindow{.recent = recent, .sinks = sinks}), 64, 64);
-  const auto a = attend(with), b = attend(without);
+  CacheRig whole(shape, recipe(), 64, 64);
+  const auto a = attend(with), b = attend(without), full = attend(whole);
   const auto mean = with.cache.layers()[0].heads[0].summary.slot();
   for (index_t d = 0; d < dim; ++d) {
     REQUIRE(mean.key[d] == Approx(o["k_hat"][at(d)].get<double>()).margin(1e-6));
     REQUIRE(mean.value[d] == Approx(o["v_hat"][at(d)].get<double>()).margin(1e-6));
     REQUIRE(a[at(d)] == Approx(o["out"][at(d)].get<double>()).epsilon(1e-5));
     REQUIRE(b[at(d)] == Approx(o["out_dropped_without_compensation"][at(d)].get<double>()).epsilon(1e-5));
+    REQUIRE(full[at(d)] == Approx(o["out_full"][at(d)].get<double>()).epsilon(1e-5));
+    REQUIRE(std::abs(a[at(d)] - full[at(d)]) < std::abs(b[at(d)] - full[at(d)]));
   }
   REQUIRE(mean.bias == Approx(std::log(static_cast<double>(o["dropped"].size()))));
 }

@@ -22,6 +22,8 @@ void feed(D& d, index_t count, F&& gate, Phase phase = Phase::decode) {
 
 }  // namespace
 
+// The oracle's `gumbel_sigmoid` and `schedule` say how a model is taught its gates: the noise that makes a decision soft, and
+// how many tokens are to leave at each step of training. A cache reads gates of a model that has been taught.
 TEST_CASE("dms: what a token sees equals the oracle, with gates of the token and of the one before", "[evict][dms]") {
   const auto oracle = eviction_oracle("dms");
   const auto bits = oracle["params"]["decisions"].get<std::vector<int>>();

@@ -115,6 +115,48 @@ TEST_CASE("duo_attention: a streaming head is the oracle's cache, a full head ho
   }
 }
 
+TEST_CASE("duo_attention: rows of the oracle's mask are what a streaming head holds then, token by token and in one prompt", "[evict][duo_attention]") {
+  const auto mask = eviction_oracle("duo")["streaming_mask"];
+  const float gate = 0.0f;
+  const DuoAttention policy{.sparsity = 1.0, .sinks = mask["sink"], .recent = mask["recent"], .gates = {&gate, 1, 1}};
+  auto tokens = drive({}, policy);
+  const index_t n = mask["n"];
+  for (index_t t = 0; t < n; ++t) {
+    Ints seen;
+    for (index_t j = 0; j < n; ++j)
+      if (mask["rows"][at(t)][at(j)] == 1) seen.push_back(j);
+    REQUIRE(tokens.step(1, t == 0 ? Phase::prefill_end : Phase::decode) == Status::ok);
+    REQUIRE(tokens.held[0] == seen);
+    auto prompt = drive({}, policy);
+    REQUIRE(prompt.step(t + 1, Phase::prefill_end) == Status::ok);
+    REQUIRE(prompt.held[0] == seen);
+  }
+}
+
+// Streaming heads of LServe are those of DuoAttention, stored in pages of `block` tokens: the pages that hold any of a
+// head's tokens, the last sinks' and the first window's among them as a whole.
+TEST_CASE("duo_attention: a streaming head with lserve's sizes lies in the oracle's pages, never in more", "[evict][duo_attention][lserve]") {
+  const auto oracle = eviction_oracle("lserve");
+  const float gate = 0.0f;
+  const index_t block = oracle["block"], sinks = oracle["dec_sink_tokens"], recent = oracle["dec_local_tokens"];
+  auto d = drive({}, DuoAttention{.sparsity = 1.0, .sinks = sinks, .recent = recent, .gates = {&gate, 1, 1}});
+  Ints most;  // in sinks, in the window
+  for (index_t t = 0; t < oracle["example"]["tokens"].get<index_t>(); ++t) {
+    REQUIRE(d.step(1, t == 0 ? Phase::prefill_end : Phase::decode) == Status::ok);
+    Ints pages;
+    for (const index_t token : d.held[0])
+      if (pages.empty() || pages.back() != token / block) pages.push_back(token / block);
+    if (pages.size() > most.size()) most = pages;
+    if (t + 1 < oracle["example"]["tokens"].get<index_t>()) continue;
+    REQUIRE(t / block + 1 == oracle["example"]["logical_blocks"].get<index_t>());
+    REQUIRE(pages == oracle["example"]["resident_blocks"].get<Ints>());
+    const auto first = std::count_if(pages.begin(), pages.end(), [&](index_t p) { return p < sinks / block; });
+    REQUIRE(first == oracle["sink_blocks"].get<index_t>());
+    REQUIRE(static_cast<index_t>(pages.size()) - first == oracle["local_blocks"].get<index_t>());
+  }
+  REQUIRE(static_cast<index_t>(most.size()) == oracle["total_blocks"].get<index_t>());
+}
+
 TEST_CASE("duo_attention: every chunk of a prompt is trimmed behind itself", "[evict][duo_attention]") {
   const float gates[] = {0.1f, 0.9f, 0.8f, 0.2f};
   for (index_t layer = 0; layer < 2; ++layer) {

@@ -86,6 +86,14 @@ TEST_CASE("h2o: a simulation by masks shows each query what one recent token les
     std::vector<double> scores;
     for (const index_t token : d.held[0]) scores.push_back(step["raw_scores_before"][at(token)]);
     require_scores(d.lane[0][0], scores);
+    // What the mask leaves of all scores: ours, nothing where ours has let go, and the late token's, not judged yet.
+    for (index_t token = 0; token < t; ++token) {
+      const auto slot = std::find(d.held[0].begin(), d.held[0].end(), token) - d.held[0].begin();
+      const bool held = slot < static_cast<std::ptrdiff_t>(d.held[0].size());
+      const double ours = held ? static_cast<double>(d.lane[0][0][static_cast<std::size_t>(slot)])
+                               : token == t - recent ? step["raw_scores_before"][at(token)].get<double>() : 0.0;
+      REQUIRE(step["scores_after_mask"][at(token)].get<double>() == Approx(ours).margin(2e-5));
+    }
     const Ints visible = with_new(d.held, t, 1)[0];
     REQUIRE(visible == step["visible"].get<Ints>());
     REQUIRE(d.step(1, Phase::decode, mass(t, t + 1, visible)) == Status::ok);

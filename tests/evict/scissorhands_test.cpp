@@ -61,6 +61,39 @@ Ints plain(const Ints& tokens, const Ints& low, const evict::Scissorhands& p) {
   return kept;
 }
 
+/// One head's attention whose row r gives slot j the probability rows[r][j], and sees no slot behind those.
+struct RowsOf final : QueryColumns<Cpu> {
+  const nlohmann::json* probability;
+  explicit RowsOf(const nlohmann::json& rows) : probability(&rows) {}
+  index_t rows() const noexcept override { return static_cast<index_t>(probability->size()); }
+  Status run(Context<Cpu>&, const prim::ColumnRequest& request) const noexcept override {
+    const CacheShape shape{.head_dim = rows(), .softmax_scale = 1.0f};
+    std::vector<std::byte> memory(prim::AttendColumns<Cpu>::workspace_bytes(1, shape, request.rows));
+    Context<Cpu> ctx(memory);
+    return prim::AttendColumns<Cpu>::run(ctx, request, shape, [&](index_t) { return Head{probability}; });
+  }
+  /// Row r is the query along axis r, and keys have the logarithms of the probabilities there.
+  struct Head {
+    struct Cursor {};
+    const nlohmann::json* probability;
+    index_t slots() const { return static_cast<index_t>(probability->back().size()); }
+    index_t token(index_t slot) const { return slot; }
+    index_t row_token(index_t row) const { return slots() + row; }
+    index_t visible(index_t row) const { return static_cast<index_t>((*probability)[at(row)].size()); }
+    void load_query(index_t row, index_t, float* out) const {
+      for (index_t d = 0; d < static_cast<index_t>(probability->size()); ++d) out[d] = d == row ? 1.0f : 0.0f;
+    }
+    void key_scores(Cursor&, index_t n, prim::RowBlock<const float> queries, prim::RowBlock<float> out, index_t first) const {
+      const auto dim = static_cast<index_t>(probability->size());
+      std::vector<float> keys(at(n * dim));
+      for (index_t i = 0; i < n; ++i)
+        for (index_t d = 0; d < dim; ++d)
+          if (first + i < visible(d)) keys[at(i * dim + d)] = static_cast<float>(std::log((*probability)[at(d)][at(first + i)].get<double>()));
+      prim::cpu::dot_rows(keys.data(), n, dim, queries, out);
+    }
+  };
+};
+
 }  // namespace
 
 TEST_CASE("scissorhands: low counts and dropped tokens equal the oracle", "[evict][scissorhands]") {
@@ -81,14 +114,18 @@ TEST_CASE("scissorhands: low counts and dropped tokens equal the oracle", "[evic
   REQUIRE(d.step(8, Phase::prefill_end) == Status::ok);
   REQUIRE(d.held[0] == oracle["kept"].get<Ints>());
 
-  // The rule alone, on the oracle's counts: the count of token 6 is that of seven keys.
-  std::vector<float> scores = floats(oracle["low_counts"]);
+  // The source and the rule alone, on rows that see as many keys as the oracle's do.
+  std::vector<float> scores(8, -1.0f);
   const index_t offset[] = {0, 8}, budget[] = {5};
   const evict::Protected shield[] = {{0, 2}};
   StepView<Cpu> view;
-  view.offset = offset;
+  view.shape = d.shape, view.offset = offset;
   Context<Cpu> ctx;
   Scratch none;
+  const RowsOf columns(rows);
+  view.columns = &columns;
+  REQUIRE(policy.pipeline().source.score(ctx, view, {}, {scores.data(), offset, 1}, none) == Status::ok);
+  REQUIRE(scores == floats(oracle["low_counts"]));
   REQUIRE(policy.pipeline().pool.run(ctx, view, shield, {scores.data(), offset, 1}, none) == Status::ok);
   std::int32_t slots[8];
   index_t count = 0, asked = budget[0];

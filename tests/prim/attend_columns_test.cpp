@@ -324,6 +324,12 @@ TEST_CASE("attend_columns: the worked columns of the fixture", "[prim][attend_co
   equal(Case(1).run({.group = GroupReduce::max}), gqa.at("prob_max"), 2, 8);
   equal(Case(1).run({.group = GroupReduce::sum}), gqa.at("prob_sum"), 2, 8);
   equal(Case(1).run({.group = GroupReduce::max_logit}), gqa.at("logit_max_then_softmax"), 2, 8);
+  // The mean of a group's logits is the logit of its mean query.
+  const Case both(1);
+  Case mean(2, 1, 1, 8, 4);
+  mean.shape.softmax_scale = both.shape.softmax_scale, mean.k = both.k;
+  for (std::size_t i = 0; i < 8; ++i) mean.q[i] = (both.q[i / 4 * 8 + i % 4] + both.q[i / 4 * 8 + 4 + i % 4]) / 2;
+  equal(mean.run({}), gqa.at("logit_mean_then_softmax"), 2, 8);
   const auto past = Case(2).run({.group = GroupReduce::max_logit, .row = RowReduce::mean, .past = true});
   const auto rkv = test::load_oracle("eviction.json", "rkv").at("heads");
   equal(past, {rkv[0].at("importance"), rkv[1].at("importance")}, 2, 8);
