@@ -155,6 +155,8 @@ constexpr Field chunkkv_fields[] = {
                                      most_slots),
     choice<ChunkKV, &ChunkKV::reduce>("reduce", "", "what the scores of a chunk become",
                                       chunk_reductions),
+    number<ChunkKV, &ChunkKV::reuse>(
+        "reuse", "", "neighbouring layers of which the first chooses for all; 1: each for itself, as the paper 2", 1, 65536),
 };
 
 constexpr Field rkv_fields[] = {
