@@ -48,14 +48,14 @@ struct ChunkKV {
   index_t reuse = 1;
 
   constexpr auto pipeline() const {
-    Pipeline p{AttentionMass<AllHeads, Latest>{last_rows(window), Reduce::sum, {Reduce::sum}, {}},
-               Chunked{chunk, reduce},
-               Window{window},
-               Absolute{tokens},
-               ChunkTopK{chunk},
-               PrefillOnce{}};
-    p.reuse = {reuse};
-    return p;
+    return Pipeline{AttentionMass<AllHeads, Latest>{last_rows(window), Reduce::sum, {Reduce::sum}, {}},
+                    Chunked{chunk, reduce},
+                    Window{window},
+                    Absolute{tokens},
+                    ChunkTopK{chunk},
+                    PrefillOnce{},
+                    Residual::none,
+                    LayerReuse{reuse}};
   }
   Status validate(const CacheShape&) const {
     const bool good = window >= 1 && chunk >= 1 && reuse >= 1 && tokens - window >= chunk;

@@ -272,5 +272,8 @@ Pipeline(Source, Pool, Protect, Allocate, Select, Trigger)
 template <class Source, class Pool, class Protect, class Allocate, class Select, class Trigger>
 Pipeline(Source, Pool, Protect, Allocate, Select, Trigger, Residual)
     -> Pipeline<Source, Pool, Protect, Allocate, Select, Trigger>;
+template <class Source, class Pool, class Protect, class Allocate, class Select, class Trigger>
+Pipeline(Source, Pool, Protect, Allocate, Select, Trigger, Residual, LayerReuse)
+    -> Pipeline<Source, Pool, Protect, Allocate, Select, Trigger>;
 
 }  // namespace kvcondense::evict

@@ -50,7 +50,8 @@ struct CondenserOptions {
 /// Errors   make: what validate says; incompatible: a merge stage without eviction, or with numbers of other rows; sets of heads
 ///          (kvmerger, tome, centroid) where heads share a list; not_supported: stages that store rows (quant, low rank,
 ///          position, retrieval), compensate, global_top, dmc, minicache, merging with one list for all layers.
-///          step: as check(); order_violation: a decision waits for compact; not_supported: codes, where heads keep their own lists;
+///          step: as check(); order_violation: a decision waits for compact, or the layer whose choice this one takes over
+///          (LayerReuse) was not here yet: incompatible, where it kept what this one lacks, as where one of them alone declined; not_supported: codes, where heads keep their own lists;
 ///          missing_input, shape_mismatch, out_of_memory,
 ///          workspace_too_small, what the policy says: the step has not happened, and may be called again.
 template <class R>
