@@ -176,7 +176,13 @@ TEST_CASE("layer_reuse: a step before that of the first layer is refused, and ch
   REQUIRE(r.held(1) == r.held(0));
   // Where nothing is chosen, layers may come in any order.
   for (const index_t l : {4, 3, 1, 2, 0})
-    if (l < 2) REQUIRE(r.forward(l, 1, Phase::decode) == Status::ok);
+    REQUIRE(r.forward(l, l < 2 ? 1 : 57, Phase::decode) == Status::ok);
+  REQUIRE(r.held(1) == r.held(0));
+  REQUIRE(r.forward(0, 6, Phase::prefill_end) == Status::ok);
+  REQUIRE(r.cache.append(ctx, 0, t.keys(shape), t.values(shape)) == Status::ok);  // tokens of the next pass, of which the next layer knows nothing yet
+  REQUIRE(r.forward(1, 6, Phase::prefill_end) == Status::ok);
+  REQUIRE(r.cache.slots(1, 0) == r.cache.slots(0, 0) - 50);
+  REQUIRE(r.cache.truncate(57) == Status::ok);
   REQUIRE(r.held(1) == r.held(0));
   REQUIRE(r.forward(0, 1, Phase::decode) == Status::ok);  // one token ahead
   REQUIRE(r.forward(1, 2, Phase::prefill_end) == Status::order_violation);

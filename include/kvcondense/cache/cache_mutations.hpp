@@ -24,7 +24,7 @@ StepView<B> Cache<B, R>::step_view(index_t layer, Phase phase) const {
 template <Backend B, class R>
 Status Cache<B, R>::check_input(const StepView<B>& view, Input what) const {
   const bool probe = view.phase == Phase::probe;
-  if (view.phase == Phase::turn || !(probe ? what == Input::queries && pipeline_.probes(view.layer) : inputs(view.layer).has(what)))
+  if (view.phase == Phase::turn || !(probe ? pipeline_.asks_with(what, view.layer) : what != Input::hidden_norms && inputs(view.layer).has(what)))
     return Status::ok;
   const StepInputs& in = view.inputs;
   if (what == Input::attention) {
@@ -69,8 +69,10 @@ template <Backend B, class R>
 Status Cache<B, R>::name_followed(StepView<B>& view, Scratch& scratch) const {
   if (!pipeline_.reuse.follows(view.layer)) return Status::ok;
   const Layer &own = layers_[view.layer], &first = layers_[pipeline_.reuse.first(view.layer)];
-  if (first.counters.pending > 0 || first.counters.seen != own.counters.seen) return Status::order_violation;
-  if (first.total() > own.total()) return Status::incompatible;
+  // What came to it since is not looked up: no slot here holds it.
+  const index_t ahead = first.counters.pending;
+  if (first.counters.seen - ahead != own.counters.seen) return Status::order_violation;
+  if (first.total() - ahead * shape_.kv_heads > own.total()) return Status::incompatible;
   auto* slots = scratch.take<index_t>(shape_.kv_heads);
   if (slots == nullptr) return Status::workspace_too_small;
   const auto list = [&](const Layer& l) {
@@ -79,7 +81,7 @@ Status Cache<B, R>::name_followed(StepView<B>& view, Scratch& scratch) const {
     return tokens;
   };
   view.followed = {list(own), list(first), slots};
-  for (index_t h = 0; h < shape_.kv_heads; ++h) slots[h] = first.heads[h].slots();
+  for (index_t h = 0; h < shape_.kv_heads; ++h) slots[h] = first.heads[h].slots() - ahead;
   return view.followed.own.data != nullptr && view.followed.first.data != nullptr ? Status::ok : Status::workspace_too_small;
 }
 

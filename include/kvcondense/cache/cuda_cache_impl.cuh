@@ -20,7 +20,7 @@ StepView<Cuda> Cache<Cuda, R>::step_view(index_t layer, Phase phase) const {
 template <class R>
 Status Cache<Cuda, R>::check_input(const StepView<Cuda>& view, Input what) const {
   const bool probe = view.phase == Phase::probe;
-  if (view.phase == Phase::turn || !(probe ? what == Input::queries && pipeline_.probes(view.layer) : (pipeline_.inputs(view.layer) | (graded_ ? saliency_.inputs() : Inputs{}) | fold_.inputs).has(what) || (what == Input::queries && (retrieval_.asks_queries() || codec_queries()))))
+  if (view.phase == Phase::turn || !(probe ? pipeline_.asks_with(what, view.layer) : (what != Input::hidden_norms && (pipeline_.inputs(view.layer) | (graded_ ? saliency_.inputs() : Inputs{}) | fold_.inputs).has(what)) || (what == Input::queries && (retrieval_.asks_queries() || codec_queries()))))
     return Status::ok;
   if (what == Input::queries) {
     const TensorView<const float, 3>& q = view.inputs.queries;

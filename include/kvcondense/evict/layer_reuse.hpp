@@ -21,7 +21,7 @@ namespace kvcondense::evict {
 /// head whose own budget has room for all of its slots keeps them all; apart from that, budgets of its own mean nothing.
 /// Nothing is looked up but slots: forks, files and rollbacks need no more than the layers themselves.
 ///
-/// order_violation   the first layer has not made this step yet (it holds other tokens, or pending ones).
+/// order_violation   the first layer has not made this step yet, or one more.
 /// incompatible      a head lacks a token that the first layer's kept: what both hold would be less than anybody chose.
 /// Both leave the layer as it was. It does not choose for itself then: nobody has measured the attention for that.
 struct LayerReuse {

@@ -117,6 +117,10 @@ struct Pipeline {
   constexpr Inputs inputs(index_t layer) const { return reuse.follows(layer) ? Inputs{} : inputs(); }
   constexpr AttentionNeed queries(index_t layer) const { return reuse.follows(layer) ? AttentionNeed{} : queries(); }
   constexpr bool probes(index_t layer) const { return probes() && !reuse.follows(layer); }
+  /// Whether a probe of a layer reads an input: queries, and hidden_norms, which no other step has.
+  constexpr bool asks_with(Input what, index_t layer) const {
+    return probes(layer) && (what == Input::queries || (what == Input::hidden_norms && inputs().has(what)));
+  }
   constexpr index_t lanes() const { return source.lanes(); }
 
   /// Whether scores are shares of attention when pools are done, as methods that weigh them need.

@@ -132,7 +132,7 @@ StepView<Cpu> Condenser<R>::step_view(const Layer& l, index_t layer, index_t tok
 template <class R>
 Status Condenser<R>::check_input(const StepView<Cpu>& view, Input what) const {
   const bool probe = view.phase == Phase::probe;
-  if (view.phase == Phase::turn || (probe && what != Input::queries)) return Status::ok;
+  if (view.phase == Phase::turn || (probe ? what != Input::queries && !pipeline_.asks_with(what, view.layer) : what == Input::hidden_norms)) return Status::ok;
   const StepInputs& in = view.inputs;
   const bool given = in.attention.mass.data != nullptr;
   if (what == Input::attention) {
