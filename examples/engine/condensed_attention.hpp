@@ -21,7 +21,8 @@ inline kvcondense::CacheShape cache_shape(const ModelConfig& m) {
 /// What this engine can give to steps; a recipe that needs more is refused by its cache, by name.
 inline constexpr kvcondense::Inputs given_inputs =
     kvcondense::Input::attention | kvcondense::Input::queries | kvcondense::Input::projections |
-    kvcondense::Input::moments | kvcondense::Input::surprise | kvcondense::Input::classes;
+    kvcondense::Input::moments | kvcondense::Input::surprise | kvcondense::Input::classes |
+    kvcondense::Input::hidden_norms;
 
 /// One sequence in a condensed cache, as Decoder wants its attention. Cache: kvcondense::Cache of
 /// any recipe, or kvcondense::any::AnyCache. Its decoder is made with `decoder_options()`.
