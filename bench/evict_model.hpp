@@ -57,6 +57,7 @@ class TokenData {
     bench::draw(gates_, shape.kv_heads * tokens);
     surprise_.resize(static_cast<std::size_t>(tokens));
     draw_positive(surprise_);
+    hidden_norms_.assign(surprise_.size(), 1.0f);
     out_.resize(queries_.size());
     classes_.clear();  // one token in 64 is special, one in 8 punctuation
     for (index_t t = 0; t < tokens; ++t, ++seen_)
@@ -77,12 +78,13 @@ class TokenData {
             .query_covariance = dense_view(covariance_.data(), shape.q_heads, shape.head_dim, shape.head_dim),
             .gates = dense_view(gates_.data(), shape.kv_heads, tokens_),
             .surprise = surprise_,
-            .classes = classes_};
+            .classes = classes_,
+            .hidden_norms = hidden_norms_};
   }
 
  private:
   index_t tokens_ = 0, seen_ = 0;
-  std::vector<float> queries_, keys_, values_, mean_, covariance_, gates_, surprise_, out_;
+  std::vector<float> queries_, keys_, values_, mean_, covariance_, gates_, surprise_, hidden_norms_, out_;
   std::vector<TokenClass> classes_;
 };
 

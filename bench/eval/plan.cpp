@@ -74,7 +74,7 @@ constexpr std::size_t most_memory = std::size_t{4} << 30;
 
 /// Numbers for a step that no model ran: random where a policy ranks by them, neutral elsewhere.
 struct RandomStep {
-  std::vector<float> rows, mass, surprise, mean, covariance;
+  std::vector<float> rows, mass, surprise, mean, covariance, hidden_norms;
   std::vector<kvcondense::TokenClass> classes;
 
   /// One token asks each query head something else; in a prompt all ask the same, so that rows are as many as tokens.
@@ -87,7 +87,7 @@ struct RandomStep {
     const auto dim = static_cast<std::size_t>(s.head_dim), heads = static_cast<std::size_t>(s.q_heads);
     mass.resize(static_cast<std::size_t>(cache.total_slots(layer)));
     for (std::size_t i = 0; i < mass.size(); ++i) mass[i] = kvcondense::random_uniform(3, i);
-    surprise.resize(n), classes.resize(n), mean.assign(heads * dim, 0.0f), covariance.assign(heads * dim * dim, 0.0f);
+    surprise.resize(n), classes.resize(n), hidden_norms.assign(n, 1.0f), mean.assign(heads * dim, 0.0f), covariance.assign(heads * dim * dim, 0.0f);
     for (std::size_t i = 0; i < n; ++i) surprise[i] = kvcondense::random_uniform(4, i);
     for (std::size_t i = 0; i < heads * dim; ++i) covariance[i * dim + i % dim] = 1.0f;
     kvcondense::StepInputs in;
@@ -96,7 +96,7 @@ struct RandomStep {
     in.queries = in.raw_queries = queries(s, tokens);
     in.query_mean = kvcondense::dense_view(std::as_const(mean).data(), s.q_heads, s.head_dim);
     in.query_covariance = kvcondense::dense_view(std::as_const(covariance).data(), s.q_heads, s.head_dim, s.head_dim);
-    in.surprise = surprise, in.classes = classes;
+    in.surprise = surprise, in.classes = classes, in.hidden_norms = hidden_norms;
     return in;
   }
 };

@@ -22,7 +22,7 @@ std::shared_ptr<const BasesFile> bases_of(const Options& o, const CacheShape& sh
 }  // namespace
 
 kvcondense::Inputs given_by(const engine::ModelConfig& model) {
-  const kvcondense::Inputs all = recorded | kvcondense::Input::surprise;
+  const kvcondense::Inputs all = recorded | kvcondense::Input::surprise | kvcondense::Input::hidden_norms;
   return engine::speaks_bytes(model) ? all | kvcondense::Input::classes : all;
 }
 

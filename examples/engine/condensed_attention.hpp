@@ -28,7 +28,8 @@ inline kvcondense::CacheShape cache_shape(const ModelConfig& m) {
 /// What this engine can give to steps; a recipe that needs more is refused by its cache, by name.
 inline constexpr kvcondense::Inputs given_inputs =
     kvcondense::Input::attention | kvcondense::Input::queries | kvcondense::Input::projections |
-    kvcondense::Input::moments | kvcondense::Input::surprise | kvcondense::Input::classes;
+    kvcondense::Input::moments | kvcondense::Input::surprise | kvcondense::Input::classes |
+    kvcondense::Input::hidden_norms;
 
 /// What this engine is like, for `admit`.
 inline constexpr kvcondense::EngineFacts engine_facts{.gives = given_inputs, .probes = true, .output_weights = true};

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <cmath>
 #include <cstdint>
 #include <span>
 #include <vector>
@@ -23,6 +24,7 @@ class StepStatistics {
     in.raw_queries = chunk.raw_q, in.raw_keys = chunk.raw_k, in.values = chunk.v;
     in.classes = chunk.classes;
     if (needs.has(kvcondense::Input::moments)) add_moments(context, chunk, in);
+    if (needs.has(kvcondense::Input::hidden_norms) && chunk.phase == Phase::probe) add_norms(chunk, in);
     return in;
   }
 
@@ -52,6 +54,20 @@ class StepStatistics {
     index_t counted = 0;
   };
 
+  /// How long the states are that queries, keys and values were projected from.
+  void add_norms(const LayerChunk& chunk, kvcondense::StepInputs& in) {
+    norms_.clear();
+    for (index_t t = 0; t < chunk.inputs.extent[0]; ++t) {
+      double sum = 0;
+      for (index_t i = 0; i < chunk.inputs.extent[1]; ++i) {
+        const auto x = static_cast<double>(chunk.inputs(t, i));
+        sum += x * x;
+      }
+      norms_.push_back(static_cast<float>(std::sqrt(sum)));
+    }
+    in.hidden_norms = norms_;
+  }
+
   void add_moments(kvcondense::Context<kvcondense::Cpu>& context, const LayerChunk& chunk,
                    kvcondense::StepInputs& in) {
     const index_t heads = chunk.raw_q.extent[0], dim = chunk.raw_q.extent[2];
@@ -72,7 +88,7 @@ class StepStatistics {
   }
 
   std::vector<Moments> moments_;  ///< of each layer
-  std::vector<float> logits_, surprise_;
+  std::vector<float> logits_, surprise_, norms_;
   std::vector<std::int32_t> tokens_;
 };
 

@@ -27,6 +27,7 @@
 #include <kvcondense/backend/cpu/head_policy.hpp>
 #include <kvcondense/backend/cpu/k_means.hpp>
 #include <kvcondense/backend/cpu/keep_rows.hpp>
+#include <kvcondense/backend/cpu/keep_tokens.hpp>
 #include <kvcondense/backend/cpu/lag_spread.hpp>
 #include <kvcondense/backend/cpu/level_codes.hpp>
 #include <kvcondense/backend/cpu/lift_top.hpp>

@@ -298,6 +298,10 @@ Given::Given(const py::kwargs& named) {
       const Floats a = floats(value, 1, name);
       hold(a);
       in.surprise = {a.data(), static_cast<std::size_t>(a.shape(0))};
+    } else if (name == "hidden_norms") {
+      const Floats a = floats(value, 1, name);
+      hold(a);
+      in.hidden_norms = {a.data(), static_cast<std::size_t>(a.shape(0))};
     } else if (name == "classes") {
       const auto a = py::array_t<std::uint8_t, py::array::c_style | py::array::forcecast>::ensure(value);
       if (!a || a.ndim() != 1) PyErr_Clear(), bad("classes is one number per token");

@@ -123,7 +123,7 @@ class PyCache {
         return cache_->forward(ctx, layer, queries.view<float>(), kk, vv, to, where.numbers(), at, inputs.in);
       });
       if (s == Status::missing_input) {
-        lacks = missing_beside_attention(inputs.in, keys.extent(1));
+        lacks = missing_beside_attention(inputs.in, keys.extent(1), at);
       }
       return s;
     };
@@ -267,8 +267,9 @@ class PyCache {
   static TensorView<float, 3> view_of(Floats& out) { return dense_view(out.mutable_data(), out.shape(0), out.shape(1), out.shape(2)); }
 
   /// The first input that is not there, but for those that forward makes.
-  const char* missing_beside_attention(const StepInputs& in, index_t tokens) const {
-    const kvcondense::Inputs needs = cache_->capabilities().needs;
+  const char* missing_beside_attention(const StepInputs& in, index_t tokens, Phase phase) const {
+    kvcondense::Inputs needs = cache_->capabilities().needs;
+    if (phase != Phase::probe) needs = needs.without(Input::hidden_norms);
     for (const Input i : all_inputs)
       if (i != Input::attention && i != Input::queries && needs.has(i) && check_input(in, i, shape_, tokens) == Status::missing_input)
         return to_string(i);

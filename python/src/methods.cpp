@@ -79,7 +79,7 @@ class Prompt {
     const AttentionNeed mass = pipeline_.attention(), asked = pipeline_.queries();
     if (mass.of(n_) > m || asked.of(n_) > m) return lacks = "q", Status::missing_input;
     for (const Input i : all_inputs)
-      if (i != Input::attention && i != Input::queries && pipeline_.inputs().has(i))
+      if (i != Input::attention && i != Input::queries && i != Input::hidden_norms && pipeline_.inputs().has(i))
         if (const Status s = check_input(view_.inputs, i, shape_, n_); s != Status::ok) return lacks = to_string(i), s;
 
     std::vector<float> sums, remembered(static_cast<std::size_t>(lanes * total));

@@ -222,6 +222,18 @@ class TheCache(unittest.TestCase):
         kvzip.truncate(100)
         kvzip.turn()
         self.assertEqual([kvzip.slots(0, h) for h in range(2)], [52, 52])
+        output = [np.random.default_rng(8).standard_normal((40, 4 * self.v.shape[2]), dtype=np.float32)]
+        self.refused("missing_input", kvc.Cache, shape(), "kvzip(weighted=true)")
+        plus = kvc.Cache(shape(), "kvzip(keep=50%, sinks=4, weighted=true)", {"output": output})
+        self.assertEqual(plus.capabilities()["needs"], ["hidden_norms"])
+        plus.forward(0, self.q, self.k, self.v)
+        plus.append(0, self.k[:, :7], self.v[:, :7])
+        error = self.refused("missing_input", plus.step, 0, phase="probe", queries=self.q[:, :7], probe=(0, 100))
+        self.assertIn("'hidden_norms'", str(error))
+        plus.step(0, phase="probe", queries=self.q[:, :7], probe=(0, 100), hidden_norms=np.ones(7))
+        plus.truncate(100)
+        plus.turn()
+        self.assertNotEqual(plus.tokens(0, 0), kvzip.tokens(0, 0))
 
     def test_positions(self):
         cache = kvc.Cache(shape(), "rerotate")

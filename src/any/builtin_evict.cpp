@@ -155,6 +155,8 @@ constexpr Field chunkkv_fields[] = {
                                      most_slots),
     choice<ChunkKV, &ChunkKV::reduce>("reduce", "", "what the scores of a chunk become",
                                       chunk_reductions),
+    number<ChunkKV, &ChunkKV::reuse>(
+        "reuse", "", "neighbouring layers of which the first chooses for all; 1: each for itself, as the paper 2", 1, 65536),
 };
 
 constexpr Field rkv_fields[] = {
@@ -216,6 +218,7 @@ constexpr Field kvzip_fields[] = {
     fraction<KVzip, &KVzip::keep>("keep", "", "part of what was asked about that stays", 1e-6, 1.0),
     number<KVzip, &KVzip::sinks>("sinks", "", "first tokens that stay, and that every probe sees", 0,
                                  most_slots),
+    flag<KVzip, &KVzip::weighted>("weighted", "", "whether shares count by the lengths of projected values and hidden states (KVzip+)"),
 };
 
 using Expected = evict::ExpectedAttention;

@@ -160,6 +160,7 @@ Status inputs_of(const any::AnyCache& cache, index_t layer, const kvc_inputs* gi
     if (std::any_of(in.classes, in.classes + tokens, [](std::uint8_t c) { return c > 2; })) return Status::invalid_argument;
     out.classes = {reinterpret_cast<const TokenClass*>(in.classes), tokens};
   }
+  if (in.hidden_norms != nullptr) out.hidden_norms = {in.hidden_norms, tokens};
   out.incoming = in.incoming, out.probe_first = in.probe_first, out.probe_last = in.probe_last;
   return Status::ok;
 }
@@ -510,6 +511,7 @@ kvc_status kvc_get_capabilities(const kvc_cache* c, kvc_capabilities* out) {
   all.needs_attention = k.needs.has(Input::attention), all.needs_queries = k.needs.has(Input::queries);
   all.needs_projections = k.needs.has(Input::projections), all.needs_moments = k.needs.has(Input::moments);
   all.needs_gates = k.needs.has(Input::gates), all.needs_surprise = k.needs.has(Input::surprise);
+  all.needs_hidden_norms = k.needs.has(Input::hidden_norms);
   all.needs_classes = k.needs.has(Input::classes), all.joins_tokens = k.joins_tokens;
   all.output_weights = k.wants.output_weights, all.calibrated = k.wants.calibrated, all.trained = k.wants.trained;
   all.turns_keys = k.turns_keys, all.found_maps = k.found_maps;

@@ -66,9 +66,10 @@ std::vector<Change> changes() {
       {"gates", without(Input::gates), {"dms", "dms + kivi2"}, {}},
       {"surprise", without(Input::surprise), {"sirllm"}, {}},
       {"classes", without(Input::classes), {"fastgen"}, {}},
+      {"hidden_norms", without(Input::hidden_norms), {"kvzip(weighted=true)", "global_top(kvzip(weighted=true))"}, {}},
       {"raw_rows", [](EngineFacts& e) { e.raw_rows = false; }, {"sink_window + reindex"}, {}},
       {"probes", [](EngineFacts& e) { e.probes = false; }, {"kvzip"}, {}},
-      {"output_weights", [](EngineFacts& e) { e.output_weights = false; }, {"critical(snapkv)", "critical(ada(snapkv))"}, {}},
+      {"output_weights", [](EngineFacts& e) { e.output_weights = false; }, {"critical(snapkv)", "critical(ada(snapkv))", "kvzip(weighted=true)"}, {}},
       {"calibration", [](EngineFacts& e) { e.calibration = false; }, {"pca", "kvquant", "duo_attention", "loki", "head_table(snapkv)", "h2o + hadamard(kvquant)"}, {}},
       {"trained", [](EngineFacts& e) { e.trained = false; }, {}, {"dms", "dmc", "landmark", "locret"}},
       {"drafts", [](EngineFacts& e) { e.drafts = 4; }, {}, {"sparq", "landmark", "h2o", "compensate(snapkv)", "dmc", "tome(tokens=50)", "kivi4"}},
@@ -144,7 +145,7 @@ TEST_CASE("admission: each fact of an engine changes the answers it should, and 
   }
   // What a fact has nothing to do with is answered as before.
   for (const auto& [fact, text] : {std::pair{"attention", "knorm + kivi4"}, {"queries", "h2o"}, {"qk_norm", "keydiff"}, {"calibration", "critical(snapkv)"},
-                                   {"output_weights", "pca"}, {"fixed_tables", "kivi4"}, {"shares_prefixes", "keep_all"}, {"axes", "h2o + kivi4"},
+                                   {"output_weights", "pca"}, {"output_weights", "kvzip"}, {"hidden_norms", "kvzip"}, {"fixed_tables", "kivi4"}, {"shares_prefixes", "keep_all"}, {"axes", "h2o + kivi4"},
                                    {"axes", "h2o + d2o"}, {"embedded", "dmc(rotated=false)"}, {"embedded", "think"},
                                    {"raw_rows", "rerotate"}, {"drafts", "quest"}, {"trained", "snapkv"}, {"probes", "expected_attention"}}) {
     for (const Change& c : changes())

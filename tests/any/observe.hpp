@@ -69,7 +69,7 @@ inline std::vector<double> observe(const any::AnyRecipe& recipe) {
       seen.push_back(static_cast<double>(out.front())), seen.push_back(static_cast<double>(out.back()));
       if (pass == 1 && !steady) {  // what is asked about before anything is known of a question
         REQUIRE(cache->append(ctx, l, t.keys(shape), t.values(shape), {}, t.queries(shape)) == Status::ok);
-        StepInputs asks{.queries = t.queries(shape), .probe_first = 0, .probe_last = 150};
+        StepInputs asks{.queries = t.queries(shape), .hidden_norms = data.inputs().hidden_norms, .probe_first = 0, .probe_last = 150};
         REQUIRE(cache->step(ctx, l, asks, Phase::probe) == Status::ok);
       }
       if (pass == 1 && !steady && l == shape.layers - 1) REQUIRE(cache->truncate(160) == Status::ok);

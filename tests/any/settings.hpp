@@ -29,9 +29,9 @@ inline std::vector<std::string> stages_to_vary(const any::Entry& e) {
   if (word == "keydiff") return {"tokens=40, recent=8"};
   if (word == "lagkv") return {"sinks=4, lag=16"};
   if (word == "rkv") return {"tokens=40, window=4, kernel=3, threshold=0.1, slack=8"};
-  if (word == "chunkkv") return {"tokens=48, window=8, chunk=7", "tokens=110, window=8, chunk=50"};
+  if (word == "chunkkv") return {"tokens=48, window=8, chunk=7", "tokens=110, window=8, chunk=50", "tokens=48, window=8, chunk=7, reuse=2"};
   if (word == "global_top") return {"keep=40%"};
-  if (word == "kvzip") return {"keep=40%"};
+  if (word == "kvzip") return {"keep=40%"};  // its probes come with all inputs
   if (word == "razor_attention") return {"sinks=2, least=20, divisor=6"};
   if (word == "sirllm") return {"sinks=4, memory=40, recent=6, decay=0.5"};
   if (word == "locret") return {"tokens=60, stabilizers=20, local=10"};

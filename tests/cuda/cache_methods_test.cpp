@@ -69,18 +69,28 @@ namespace {
 /// Probes ask about parts of a prompt and are taken back; the turn behind them evicts.
 void probed(const CacheShape& shape) {
   INFO("head_dim " << shape.head_dim);
-  Pair pair(recipe(evict::KVzip{.keep = 0.6, .sinks = 2}), cuda_cache::setting("kvzip"), shape);
-  pair.forward(41);
-  pair.probe(5, 4, 20);
-  pair.probe(3, 20, 39);
-  pair.turn(0);
-  CHECK(pair.on_device().slots(0, 0) < 41);
-  pair.forward(9, prim::AttendMath::f32, pair.near, Phase::prefill_end);
-  pair.forward(1);
-  pair.probe(4, 40, 50);
-  pair.turn(0);
-  pair.forward(2);
-  pair.compare_reports();
+  test::Device device;
+  const cuda_cache::Model model(device, shape);
+  const auto ask = [&](bool weighted) {
+    std::string text = cuda_cache::setting("kvzip");
+    if (weighted) text.insert(text.size() - 1, ", weighted=true");
+    Pair pair(recipe(evict::KVzip{.keep = 0.6, .sinks = 2, .weighted = weighted, .output = model.on_device().output}), text, shape, model.on_host());
+    pair.forward(41);
+    pair.probe(5, 4, 20);
+    pair.probe(3, 20, 39);
+    pair.turn(0);
+    CHECK(pair.on_device().slots(0, 0) < 41);
+    pair.forward(9, prim::AttendMath::f32, pair.near, Phase::prefill_end);
+    pair.forward(1);
+    pair.probe(4, 40, 50);
+    pair.turn(0);
+    pair.forward(2);
+    pair.compare_reports();
+    std::vector<std::int32_t> kept(static_cast<std::size_t>(pair.on_device().slots(0, 0)));
+    REQUIRE(pair.on_device().tokens(pair.device(), 0, 0, kept) == Status::ok);
+    return kept;
+  };
+  CHECK(ask(false) != ask(true));
 }
 }  // namespace
 TEST_CASE("cuda cache method: kvzip") { probed(cuda_cache::shape_of("kvzip")); }

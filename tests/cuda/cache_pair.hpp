@@ -54,6 +54,7 @@ class Inputs {
         tokens_(tokens) {
     for (index_t i = 0; i < shape.q_heads * shape.head_dim; ++i) covariance[at(i * shape.head_dim + i % shape.head_dim)] = 0.1f;
     for (float& x : surprise) x = std::fabs(x);
+    for (const float x : surprise) hidden_norms.push_back(1.0f + x);
     for (index_t t = 0; t < tokens; ++t) classes.push_back(static_cast<TokenClass>(random() % 3));
   }
   StepInputs on_host() const {
@@ -73,10 +74,11 @@ class Inputs {
     in.gates = dense_view(static_cast<const float*>(where(gates)), kv, tokens_);
     in.surprise = {static_cast<const float*>(where(surprise)), at(tokens_)};
     in.classes = {static_cast<const TokenClass*>(where(classes)), at(tokens_)};
+    in.hidden_norms = {static_cast<const float*>(where(hidden_norms)), at(tokens_)};
     return in;
   }
 
-  std::vector<float> gates, surprise, raw_queries, raw_keys, values, mean, covariance;
+  std::vector<float> gates, surprise, hidden_norms, raw_queries, raw_keys, values, mean, covariance;
   std::vector<TokenClass> classes;
 
  private:

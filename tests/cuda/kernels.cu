@@ -76,6 +76,7 @@ Status choosing_words(Context<Cuda>& ctx, RaggedView<const float> scores, const 
   Status s = prim::ChunkTopK<Cuda>::run(ctx, scores, ends, 8, total, slots, count);
   if (s == Status::ok) s = prim::BlockTopK<Cuda>::run(ctx, scores, ends, 128, total, slots, count);
   if (s == Status::ok) s = prim::TopThenNewest<Cuda>::run(ctx, scores, 4, 16, total, slots, count);
+  if (s == Status::ok) s = prim::KeepTokens<Cuda>::run(ctx, slots, slots, total, slots, count);
   if (s == Status::ok) s = prim::TopKCounts<Cuda>::run(ctx, scores, ends, total, 64, count, scratch);
   if (s == Status::ok) s = prim::CountAbove<Cuda>::run(ctx, scores, ends, 0.5f, count);
   if (s == Status::ok) s = prim::LiftTop<Cuda>::run(ctx, scores, scores, ends, total, 0.0f, out);

@@ -10,6 +10,7 @@
 #include <kvcondense/backend/cpu/block_top_k.hpp>
 #include <kvcondense/backend/cpu/chunk_top_k.hpp>
 #include <kvcondense/backend/cpu/count_above.hpp>
+#include <kvcondense/backend/cpu/keep_tokens.hpp>
 #include <kvcondense/backend/cpu/lift_top.hpp>
 #include <kvcondense/backend/cpu/open_blocks.hpp>
 #include <kvcondense/backend/cpu/settle_probed.hpp>
@@ -19,6 +20,7 @@
 #include <kvcondense/backend/cuda/block_top_k.cuh>
 #include <kvcondense/backend/cuda/chunk_top_k.cuh>
 #include <kvcondense/backend/cuda/count_above.cuh>
+#include <kvcondense/backend/cuda/keep_tokens.cuh>
 #include <kvcondense/backend/cuda/lift_top.cuh>
 #include <kvcondense/backend/cuda/open_blocks.cuh>
 #include <kvcondense/backend/cuda/settle_probed.cuh>
@@ -133,6 +135,41 @@ TEST_CASE("cuda block_top_k: the CPU's places of every block, with and without p
                                       index_t* count, index_t* bad) { return prim::BlockTopK<B>::run(c, s, ends ? e : nullptr, block, total, slots, count, bad); });
   test::Device device;
   CHECK(prim::BlockTopK<Cuda>::run(device, {}, nullptr, 0, nullptr, {}, nullptr) == Status::invalid_argument);
+}
+
+TEST_CASE("cuda keep_tokens: the CPU's slots whose tokens are wanted, all of them, some and none") {
+  std::mt19937 random(47);
+  struct List {
+    std::vector<std::int32_t> tokens;
+    std::vector<index_t> offset{0};
+    void add(index_t n, index_t every, std::mt19937& draw) {
+      std::int32_t t = 0;
+      for (index_t i = 0; i < n; ++i) tokens.push_back(t += 1 + static_cast<std::int32_t>(draw() % static_cast<unsigned>(every)));
+      offset.push_back(static_cast<index_t>(tokens.size()));
+    }
+  };
+  List have, want;
+  std::vector<index_t> total;
+  for (const index_t n : {0, 1, 5, 255, 256, 257, 1100})
+    for (const index_t m : {index_t{0}, n / 2, n + 20}) {
+      have.add(n, 3, random), want.add(m, 4, random);
+      total.push_back(m == n / 2 && n % 2 == 1 ? n : n - 1);
+    }
+  const auto heads = static_cast<index_t>(total.size());
+  std::vector<std::int32_t> slots(have.tokens.size(), -1);
+  std::vector<index_t> count(total.size(), -1);
+  Context<Cpu> cpu;
+  REQUIRE(prim::KeepTokens<Cpu>::run(cpu, {have.tokens.data(), have.offset.data(), heads}, {want.tokens.data(), want.offset.data(), heads}, total.data(),
+                                     {slots.data(), have.offset.data(), heads}, count.data()) == Status::ok);
+  test::each_way([&] {
+    test::Device device;
+    test::OnDevice<std::int32_t> tokens(device, have.tokens), wanted(device, want.tokens), out(device, std::vector<std::int32_t>(have.tokens.size(), -1));
+    test::OnDevice<index_t> offset(device, have.offset), wanted_offset(device, want.offset), most(device, total), counts(device, std::vector<index_t>(total.size(), -1));
+    REQUIRE(prim::KeepTokens<Cuda>::run(device, {tokens.data(), offset.data(), heads}, {wanted.data(), wanted_offset.data(), heads}, most.data(),
+                                        {out.data(), offset.data(), heads}, counts.data()) == Status::ok);
+    CHECK(counts.read() == count);
+    CHECK(out.read() == slots);  // what is not kept is not written
+  });
 }
 
 TEST_CASE("cuda top_then_newest: the CPU's first, best and newest places") {

@@ -173,7 +173,7 @@ TEST_CASE("condensed: a context that was asked to repeat itself serves a questio
   const auto part = [&](index_t first, index_t count) {
     return std::span(tokens).subspan(static_cast<std::size_t>(first), static_cast<std::size_t>(count));
   };
-  for (const char* recipe : {"kvzip(keep=60%)", "global_top(kvzip, keep=60%)"}) {
+  for (const char* recipe : {"kvzip(keep=60%)", "kvzip(keep=60%, weighted=true)", "global_top(kvzip, keep=60%)"}) {
     CAPTURE(recipe);
     auto cache = any_attention(recipe, DType::f16);
     Decoder decoder(tinylm(), cache.decoder_options(256));

@@ -88,7 +88,7 @@ TEST_CASE("condenser: every policy and every fold decides over an engine's memor
                          "sirllm(sinks=2, memory=30, recent=8, decay=0.6)", "locret(tokens=40, stabilizers=12, local=8)",
                          "dms(window=30, scale=10, offset=2)", "razor_attention(induction_part=20%, sinks=2, least=16, divisor=4, compensate=false)",
                          "expected_attention(keep=50%, sinks=2, horizon=16)", "exit_threshold(h2o, window=25, least=0.01)",
-                         "chunkkv(tokens=40, window=8, chunk=5)", "rkv(tokens=40, window=6, kernel=3, slack=8)",
+                         "chunkkv(tokens=40, window=8, chunk=5)", "chunkkv(tokens=40, window=8, chunk=5, reuse=2)", "rkv(tokens=40, window=6, kernel=3, slack=8)",
                          "duo_attention(sparsity=50%, sinks=2, recent=20)", "strided_blocks(block=4, local=5, every=3)",
                          "prefixkv(sinks=2, recent=5, distance=8)", "paged_h2o(page=4, start=4, evictable=24, recent=8)",
                          "scissorhands(tokens=40, drop=10, history=20, recent=6, sinks=2)", "keyformer(tokens=40, recent=8, generation=30)",
@@ -261,13 +261,22 @@ TEST_CASE("condenser: a prompt in chunks keeps what the same prompt keeps as a w
 
 TEST_CASE("condenser: questions about the context leave nothing behind but what they taught", "[external]") {
   const CacheShape shape{.q_heads = 6, .kv_heads = 2, .head_dim = 64, .dtype = DType::f32};
-  Beside both(shape, "kvzip(keep=60%, sinks=2)", Layout::nhd, 96, {});
+  const test::RandomModel model(shape);
+  const bool weighted = GENERATE(false, true);
+  Beside both(shape, weighted ? "kvzip(keep=60%, sinks=2, weighted=true)" : "kvzip(keep=60%, sinks=2)", Layout::nhd, 96, model.facts());
   both.pass(50, Phase::prefill_end, 3);
   const Tokens t(shape, 10, 9);
-  const StepInputs asks{.queries = t.queries(), .probe_first = 0, .probe_last = 50};
-  std::vector<float> out(t.q.size());
+  StepInputs asks{.queries = t.queries(), .probe_first = 0, .probe_last = 50};
+  std::vector<float> out(t.q.size()), norms;
+  for (index_t i = 0; i < 10; ++i) norms.push_back(1.0f + static_cast<float>(i % 3));
   REQUIRE(both.cache->append(both.ctx, 0, t.keys(), t.values()) == Status::ok);
   REQUIRE(both.cache->attend(both.ctx, 0, t.queries(), dense_view(out.data(), 6, 10, 64)) == Status::ok);
+  if (weighted) {
+    CHECK(both.cache->step(both.ctx, 0, asks, Phase::probe) == Status::missing_input);
+    CHECK(std::string_view(both.condenser->missing(0, 10, asks, Phase::probe)) == "hidden_norms");
+    CHECK(both.condenser->missing(0, 10, asks, Phase::decode) == nullptr);
+    asks.hidden_norms = norms;
+  }
   REQUIRE(both.cache->step(both.ctx, 0, asks, Phase::probe) == Status::ok);
   REQUIRE(both.cache->truncate(50) == Status::ok);
   both.memory[0].write(both.lengths(0), t.keys(), t.values());

@@ -25,6 +25,8 @@ class StepData {
     fill(gates_, s.kv_heads * tokens);
     fill(surprise_, tokens);
     for (float& e : surprise_) e = std::abs(e);
+    fill(hidden_norms_, tokens);
+    for (float& e : hidden_norms_) e = 1.0f + std::abs(e);
     covariance_.assign(static_cast<std::size_t>(s.q_heads * s.head_dim * s.head_dim), 0.0f);
     for (index_t i = 0; i < s.q_heads * s.head_dim; ++i)
       covariance_[static_cast<std::size_t>(i * s.head_dim + i % s.head_dim)] = 0.1f;
@@ -42,13 +44,14 @@ class StepData {
             .query_covariance = dense_view(covariance_.data(), q, d, d),
             .gates = dense_view(gates_.data(), kv, tokens_),
             .surprise = surprise_,
-            .classes = classes_};
+            .classes = classes_,
+            .hidden_norms = hidden_norms_};
   }
 
  private:
   CacheShape shape_;
   index_t tokens_;
-  std::vector<float> queries_, raw_queries_, raw_keys_, values_, mean_, covariance_, gates_, surprise_;
+  std::vector<float> queries_, raw_queries_, raw_keys_, values_, mean_, covariance_, gates_, surprise_, hidden_norms_;
   std::vector<TokenClass> classes_;
 };
 

@@ -36,7 +36,7 @@ struct EvictTable {
   Status (*validate)(const EvictRoom&, Inner below, const CacheShape&);
   const char* (*word)(const EvictRoom&);
   const char* (*missing)(const EvictRoom&);
-  StageTraits traits;
+  StageTraits (*traits)(const EvictRoom&);
 };
 
 /// A policy (Member is nullptr) or a wrapper whose inner policy is its member `Member`.
@@ -57,7 +57,9 @@ struct EvictCalls {
 
   static const char* missing(const EvictRoom& room) { return missing_fact(room.as<P>()); }
 
-  static constexpr EvictTable table{pipeline, validate, word, missing, stage_traits<P>()};
+  static StageTraits traits(const EvictRoom& room) { return traits_of(room.as<P>()); }
+
+  static constexpr EvictTable table{pipeline, validate, word, missing, traits};
 };
 
 }  // namespace detail
@@ -98,7 +100,7 @@ class AnyEvict {
   }
   StageTraits traits() const {
     StageTraits all;
-    for (int i = 0; i < links_; ++i) all = all | link_[i].table->traits;
+    for (int i = 0; i < links_; ++i) all = all | link_[i].table->traits(link_[i].room);
     return all;
   }
   bool changes_length() const { return !keeps_all_; }

@@ -64,7 +64,7 @@ struct GlobalTop {
   constexpr auto pipeline() const {
     const auto p = policy.pipeline();
     return evict::Pipeline{p.source,      p.pool, p.protect, evict::ModelTop{{keep, strict}},
-                           evict::TopK{}, evict::BeforeTurn{}, p.residual};
+                           evict::TopK{}, evict::BeforeTurn{}, p.residual, p.reuse};
   }
   Status validate(const CacheShape& shape) const {
     if (!(keep > 0.0 && keep <= 1.0)) return Status::invalid_argument;

@@ -226,9 +226,10 @@ typedef struct kvc_inputs {
   const float* gates;            /* [kv_heads, tokens] */
   const float* surprise;         /* per token, -log p; NaN where no logits came before it */
   const uint8_t* classes;        /* per token: 0 plain, 1 punctuation, 2 special */
-  int64_t tokens;                /* of gates, surprise and classes */
+  int64_t tokens;                /* of gates, surprise, classes and hidden_norms */
   int64_t incoming;              /* with KVC_TURN: tokens that are about to come */
   int64_t probe_first, probe_last; /* with KVC_PROBE: the tokens that are asked about */
+  const float* hidden_norms;       /* with KVC_PROBE: per token, Euclidean length of what the layer's projections get */
 } kvc_inputs;
 kvc_inputs kvc_no_inputs(void);
 
@@ -283,8 +284,9 @@ typedef struct kvc_capabilities {
   int joins_tokens;
   int output_weights, calibrated, trained; /* wants the output projections, arrays made from the model, a model trained for it */
   int turns_keys, found_maps; /* turns keys by one position per token; reads codes through bases or factors found from their own sequence */
+  int needs_hidden_norms; /* in probes */
 } kvc_capabilities;
-#define KVC_CAPABILITIES_INIT {sizeof(kvc_capabilities), 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0}
+#define KVC_CAPABILITIES_INIT {sizeof(kvc_capabilities), 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0}
 kvc_status kvc_get_capabilities(const kvc_cache* cache, kvc_capabilities* out);
 
 /* The words that recipes are made of. */

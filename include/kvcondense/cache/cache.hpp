@@ -240,14 +240,15 @@ class Cache {
     const AttentionNeed evicts = pipeline_.attention(), saliency = graded_ ? saliency_.attention() : AttentionNeed{};
     return joined(joined(evicts, saliency), fold_.attention);
   }
-  AttentionNeed queries() const {
-    return joined(joined(pipeline_.queries(), graded_ ? saliency_.queries() : AttentionNeed{}), fold_.queries);
+  AttentionNeed queries() const { return queries(0); }
+  AttentionNeed queries(index_t layer) const {
+    return joined(joined(pipeline_.queries(layer), graded_ ? saliency_.queries() : AttentionNeed{}), fold_.queries);
   }
   static AttentionNeed joined(AttentionNeed a, AttentionNeed b) {
     return a.rows == AttentionNeed::Rows::none || (b.rows == a.rows && b.count > a.count) ? b : a;
   }
-  Inputs inputs() const {
-    Inputs all = pipeline_.inputs();
+  Inputs inputs(index_t layer) const {
+    Inputs all = pipeline_.inputs(layer);
     if (graded_) all = all | saliency_.inputs();
     all = all | fold_.inputs;
     return plan_.codec_queries || retrieval_.holds() || retrieval_.fit_queries() || plan_.drawn > 0 ? all | Input::queries : all;
@@ -281,6 +282,7 @@ class Cache {
   Status check_inputs(const StepView<B>& view) const;
   Status run_step(Context<B>& ctx, index_t layer, const StepInputs& inputs, Phase phase,
                   const index_t* model_budget = nullptr);
+  Status name_followed(StepView<B>& view, Scratch& scratch) const;
   Status share_model(Context<B>& ctx, evict::ModelShare share, index_t* budget, Scratch scratch);
   /// What turns stored dot products into logits.
   float logit_scale() const {

@@ -11,7 +11,7 @@ namespace kvcondense {
 template <Backend B, class R>
 bool Cache<B, R>::take_columns(const Layer& l, const StepView<B>& view, index_t workers, Scratch& scratch, std::span<std::byte>& out) const {
   const bool step = view.phase != Phase::turn && view.phase != Phase::probe;
-  const bool looks = step && (queries().rows != AttentionNeed::Rows::none || plan_.drawn > 0);
+  const bool looks = step && (queries(view.layer).rows != AttentionNeed::Rows::none || plan_.drawn > 0);
   if (!looks && view.phase != Phase::probe) return true;
   index_t most = 0;
   for (const auto& head : l.heads) most = std::max(most, head.slots());
@@ -26,7 +26,8 @@ bool Cache<B, R>::take_columns(const Layer& l, const StepView<B>& view, index_t 
 template <Backend B, class R>
 bool Cache<B, R>::knows_refusals(const StepView<B>& view) const {
   if (merging_ || graded_ || view.phase == Phase::turn || view.phase == Phase::probe || view.phase == Phase::prefill_end) return false;
-  return !retrieval_.active() && plan_.drawn == 0 && (pipeline_.asks_for_room_alone() || !pipeline_.fires(view));
+  const bool alone = pipeline_.asks_for_room_alone() && !pipeline_.reuse.follows(view.layer);
+  return !retrieval_.active() && plan_.drawn == 0 && (alone || !pipeline_.fires(view));
 }
 
 /// Room for all that such a step may take and may code. `workspace`: what is left of it.
@@ -58,7 +59,7 @@ bool Cache<B, R>::lends_lanes(Layer& l, const StepView<B>& view, std::size_t wor
 
 template <Backend B, class R>
 bool Cache<B, R>::counts_attention(index_t layer, index_t tokens, Phase phase) const {
-  if (layer < 0 || layer >= shape_.layers || tokens < 1 || groups_.most() > 1) return false;
+  if (layer < 0 || layer >= shape_.layers || tokens < 1 || groups_.most() > 1 || pipeline_.reuse.follows(layer)) return false;
   const StepView<B> view = step_view(layer, phase);
   return evict::touches(pipeline_.source) == evict::Touches::whole && evict::counting(pipeline_.source, shape_, mass_rows(tokens)) &&
          fold_.attention.rows == AttentionNeed::Rows::none && prim::Attend<Cpu>::counts(shape_.group() * tokens) && knows_refusals(view);

@@ -130,7 +130,7 @@ Capabilities Cache<B, R>::capabilities() const {
   if constexpr (requires { recipe_.evict.changes_length(); }) c.changes_length = recipe_.evict.changes_length();
   else c.changes_length = !std::same_as<Evict, evict::KeepAll>;
   c.changes_length = c.changes_length || fold_.shrinks;
-  c.needs = inputs();
+  c.needs = inputs(0);
   c.probes = pipeline_.probes();
   c.raw_keys = recipe_.position.raw_keys;
   c.rotated_input = recipe_.position.rotated_input;

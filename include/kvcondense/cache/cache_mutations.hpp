@@ -24,7 +24,7 @@ StepView<B> Cache<B, R>::step_view(index_t layer, Phase phase) const {
 template <Backend B, class R>
 Status Cache<B, R>::check_input(const StepView<B>& view, Input what) const {
   const bool probe = view.phase == Phase::probe;
-  if (view.phase == Phase::turn || !(probe ? what == Input::queries && pipeline_.probes() : inputs().has(what)))
+  if (view.phase == Phase::turn || !(probe ? pipeline_.asks_with(what, view.layer) : what != Input::hidden_norms && inputs(view.layer).has(what)))
     return Status::ok;
   const StepInputs& in = view.inputs;
   if (what == Input::attention) {
@@ -38,7 +38,7 @@ Status Cache<B, R>::check_input(const StepView<B>& view, Input what) const {
     const index_t chosen_by = plan_.drawn > 0 ? retrieval_.watch().asks(view.appended) : !retrieval_.holds() ? 0 : view.appended > retrieval_.longest_call() ? 1 : view.appended;
     // Where nobody asks for a number of them, the newest is read, if there is one: by a fold, a codec or a fit.
     const index_t newest = std::min<index_t>(1, view.appended);
-    const index_t least = probe ? view.appended : std::max({newest, queries().of(view.appended), chosen_by});
+    const index_t least = probe ? view.appended : std::max({newest, queries(view.layer).of(view.appended), chosen_by});
     if (in.queries.data == nullptr || rows < least) return Status::missing_input;
     const bool fits = in.queries.extent[0] == shape_.q_heads && in.queries.extent[2] == shape_.head_dim;
     return fits && rows <= view.appended ? Status::ok : Status::shape_mismatch;
@@ -64,6 +64,27 @@ const char* Cache<B, R>::missing(index_t layer, const StepInputs& inputs, Phase 
   return nullptr;
 }
 
+/// The tokens of a layer that takes over what another one chose, and of that one, which has made this step already.
+template <Backend B, class R>
+Status Cache<B, R>::name_followed(StepView<B>& view, Scratch& scratch) const {
+  if (!pipeline_.reuse.follows(view.layer)) return Status::ok;
+  const Layer &own = layers_[view.layer], &first = layers_[pipeline_.reuse.first(view.layer)];
+  // What came to it since is not looked up: no slot here holds it.
+  const index_t ahead = first.counters.pending;
+  if (first.counters.seen - ahead != own.counters.seen) return Status::order_violation;
+  if (first.total() - ahead * shape_.kv_heads > own.total()) return Status::incompatible;
+  auto* slots = scratch.take<index_t>(shape_.kv_heads);
+  if (slots == nullptr) return Status::workspace_too_small;
+  const auto list = [&](const Layer& l) {
+    const RaggedView<std::int32_t> tokens{scratch.take<std::int32_t>(l.total()), l.offset.data(), shape_.kv_heads};
+    for (index_t h = 0; tokens.data != nullptr && h < shape_.kv_heads; ++h) l.heads[h].ids.copy_to(0, l.heads[h].slots(), tokens.row(h));
+    return tokens;
+  };
+  view.followed = {list(own), list(first), slots};
+  for (index_t h = 0; h < shape_.kv_heads; ++h) slots[h] = first.heads[h].slots() - ahead;
+  return view.followed.own.data != nullptr && view.followed.first.data != nullptr ? Status::ok : Status::workspace_too_small;
+}
+
 template <Backend B, class R>
 Status Cache<B, R>::run_step(Context<B>& ctx, index_t layer, const StepInputs& inputs, Phase phase,
                              const index_t* model_budget) {
@@ -74,7 +95,7 @@ Status Cache<B, R>::run_step(Context<B>& ctx, index_t layer, const StepInputs& i
   StepView<B> view = step_view(layer, phase);
   view.inputs = inputs, view.model_budget = model_budget;
   if (const Status s = check_inputs(view); s != Status::ok) return s;
-  if (probe && !pipeline_.probes()) return Status::ok;
+  if (probe && !pipeline_.probes(layer)) return Status::ok;
   l.fetch();
   Scratch scratch(ctx.workspace());
   const index_t heads = shape_.kv_heads, total = l.total(), rows = inputs.queries.extent[1];
@@ -140,8 +161,11 @@ Status Cache<B, R>::run_step(Context<B>& ctx, index_t layer, const StepInputs& i
     if (const Status s = watch(ctx, view, drawn); s != Status::ok) return s;
   }
   const bool fires = pipeline_.fires(view);
-  if (fires)
-    if (const Status s = pipeline_.choose(ctx, view, lane_views, merging_ ? keep.with_lists() : keep, scratch); s != Status::ok) return s;
+  if (fires) {
+    Scratch lists = scratch;
+    if (const Status s = name_followed(view, lists); s != Status::ok) return s;
+    if (const Status s = pipeline_.choose(ctx, view, lane_views, merging_ ? keep.with_lists() : keep, lists); s != Status::ok) return s;
+  }
   cache::Folding folding;
   if constexpr (can_merge)
     if (const Status s = !merging_ ? Status::ok : fold(ctx, view, fold_lanes, keep, folding, scratch); s != Status::ok) return s;

@@ -207,7 +207,7 @@ class Cache<Cuda, R> {
   /// What the host writes in a step: counts, budgets, ends, the pipeline's shield; and what the blocks that allocate and select
   /// write, one behind the other.
   std::size_t steering_bytes() const {
-    return 2 * Scratch::bytes_for<index_t>(shape().kv_heads) + 2 * Scratch::bytes_for<prim::Ends>(shape().kv_heads) + Scratch::align +
+    return (pipeline_.reuse.active() ? 3 : 2) * Scratch::bytes_for<index_t>(shape().kv_heads) + 2 * Scratch::bytes_for<prim::Ends>(shape().kv_heads) + Scratch::align +
            std::max(pipeline_.allocate.workspace_bytes(shape(), 0), pipeline_.select.workspace_bytes(shape(), 0)) +
            fold_steering_bytes() + retrieval_.step_steering_bytes(shape()) + grade_steering_bytes();
   }
@@ -260,7 +260,8 @@ class Cache<Cuda, R> {
   static Plan plan_of(const CacheShape& shape, const Storage& q, index_t lanes);
   // What eviction, the saliency of a quant stage and a merge stage look at together.
   AttentionNeed attention() const { return joined(joined(pipeline_.attention(), graded_ ? saliency_.attention() : AttentionNeed{}), fold_.attention); }
-  AttentionNeed queries() const { return joined(joined(pipeline_.queries(), graded_ ? saliency_.queries() : AttentionNeed{}), fold_.queries); }
+  AttentionNeed queries() const { return queries(0); }
+  AttentionNeed queries(index_t layer) const { return joined(joined(pipeline_.queries(layer), graded_ ? saliency_.queries() : AttentionNeed{}), fold_.queries); }
   static AttentionNeed joined(AttentionNeed a, AttentionNeed b) {
     return a.rows == AttentionNeed::Rows::none || (b.rows == a.rows && b.count > a.count) ? b : a;
   }
@@ -306,6 +307,7 @@ class Cache<Cuda, R> {
   StepView<Cuda> step_view(index_t layer, Phase phase) const;
   Status check_input(const StepView<Cuda>& view, Input what) const;
   Status run_step(Context<Cuda>& ctx, index_t layer, const StepInputs& inputs, Phase phase, const index_t* model_budget = nullptr);
+  Status name_followed(Context<Cuda>& ctx, StepView<Cuda>& view, Scratch& scratch);
   Status share_model(Context<Cuda>& ctx, evict::ModelShare share, index_t* budget);
   std::size_t model_steering_bytes() const;
   std::size_t model_bytes(index_t slots) const;
@@ -351,6 +353,7 @@ Expected<Cache<B, R>> make_cache(const CacheShape& shape, const R& recipe, Memor
 }  // namespace kvcondense
 
 #include <kvcondense/cache/cuda_cache_fold.cuh>
+#include <kvcondense/cache/cuda_cache_follow.cuh>
 #include <kvcondense/cache/cuda_cache_grade.cuh>
 #include <kvcondense/cache/cuda_cache_make.cuh>
 #include <kvcondense/cache/cuda_cache_impl.cuh>

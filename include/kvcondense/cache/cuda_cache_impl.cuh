@@ -20,12 +20,12 @@ StepView<Cuda> Cache<Cuda, R>::step_view(index_t layer, Phase phase) const {
 template <class R>
 Status Cache<Cuda, R>::check_input(const StepView<Cuda>& view, Input what) const {
   const bool probe = view.phase == Phase::probe;
-  if (view.phase == Phase::turn || !(probe ? what == Input::queries && pipeline_.probes() : (pipeline_.inputs() | (graded_ ? saliency_.inputs() : Inputs{}) | fold_.inputs).has(what) || (what == Input::queries && (retrieval_.asks_queries() || codec_queries()))))
+  if (view.phase == Phase::turn || !(probe ? pipeline_.asks_with(what, view.layer) : (what != Input::hidden_norms && (pipeline_.inputs(view.layer) | (graded_ ? saliency_.inputs() : Inputs{}) | fold_.inputs).has(what)) || (what == Input::queries && (retrieval_.asks_queries() || codec_queries()))))
     return Status::ok;
   if (what == Input::queries) {
     const TensorView<const float, 3>& q = view.inputs.queries;
     const index_t chosen_by = retrieval_.watches() ? recipe_.retrieve.pipeline().watch().asks(view.appended) : !retrieval_.holds() ? 0 : view.appended > retrieval_.longest_call() ? 1 : view.appended;
-    const index_t least = probe ? view.appended : std::max({std::min<index_t>(1, view.appended), queries().of(view.appended), chosen_by});
+    const index_t least = probe ? view.appended : std::max({std::min<index_t>(1, view.appended), queries(view.layer).of(view.appended), chosen_by});
     if (q.data == nullptr || q.extent[1] < least) return Status::missing_input;
     return q.extent[0] == shape().q_heads && q.extent[2] == shape().head_dim && q.extent[1] <= view.appended ? Status::ok : Status::shape_mismatch;
   }
@@ -43,7 +43,8 @@ Status Cache<Cuda, R>::count_kept(const Context<Cuda>& ctx, const StepView<Cuda>
   bool known = true;
   for (index_t h = 0; h < view.heads(); ++h) {
     const bool ends = keep.ends[h].prefix >= 0;
-    kept.set_size(h, ends ? keep.ends[h].size() : evict::kept_slots(pipeline_.select, view.slots(h), keep.budget[h], pipeline_.protect.of(view, h)));
+    // What another layer kept is counted as its lists are made.
+    kept.set_size(h, ends ? keep.ends[h].size() : pipeline_.reuse.follows(view.layer) ? keep.count[h] : evict::kept_slots(pipeline_.select, view.slots(h), keep.budget[h], pipeline_.protect.of(view, h)));
     known = known && kept.size(h) >= 0;
   }
   if (!known) {
@@ -94,9 +95,9 @@ Status Cache<Cuda, R>::run_step(Context<Cuda>& ctx, index_t layer, const StepInp
   view.inputs = inputs, view.model_budget = model_budget;
   for (const Input i : all_inputs)
     if (const Status s = check_input(view, i); s != Status::ok) return s;
-  if (probe && !pipeline_.probes()) return Status::ok;
-  const bool asks = probe || ((queries().rows != AttentionNeed::Rows::none || retrieval_.watches()) && !turn);
-  const bool evicts_by_queries = probe || (pipeline_.queries().rows != AttentionNeed::Rows::none && !turn);
+  if (probe && !pipeline_.probes(layer)) return Status::ok;
+  const bool asks = probe || ((queries(layer).rows != AttentionNeed::Rows::none || retrieval_.watches()) && !turn);
+  const bool evicts_by_queries = probe || (pipeline_.queries(layer).rows != AttentionNeed::Rows::none && !turn);
   const bool sums_heads = (pipeline_.source.one_set() && (pipeline_.reads_attention(view) || (evicts_by_queries && (pipeline_.lanes() > 0 || pipeline_.fires(view))))) ||
                           (graded_ && !turn && !probe && saliency_.source.one_set() &&
                            (saliency_.attention().rows != AttentionNeed::Rows::none || saliency_.queries().rows != AttentionNeed::Rows::none));
@@ -167,7 +168,9 @@ Status Cache<Cuda, R>::run_step(Context<Cuda>& ctx, index_t layer, const StepInp
   const auto act = [&]() -> Status {
     [[maybe_unused]] Scratch of_index(scratch.rest(), index_steering);
     if (fires) {
-      if (const Status s = pipeline_.choose(ctx, view, own, keep, scratch); s != Status::ok) return s;
+      Scratch lists = scratch;
+      if (const Status s = name_followed(ctx, view, lists); s != Status::ok) return s;
+      if (const Status s = pipeline_.choose(ctx, view, own, keep, lists); s != Status::ok) return s;
       if (const Status s = count_kept(ctx, view, keep, kept, leaves); s != Status::ok) return s;
       if (leaves && keep.ends[0].prefix >= 0)  // ends alone were named, of all heads
         if (const Status s = prim::KeepEnds<Cuda>::run(ctx, keep.ends, keep.slots, keep.count); s != Status::ok) return s;

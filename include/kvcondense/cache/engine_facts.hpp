@@ -62,6 +62,7 @@ constexpr const char* lacking(Input what) {
     case Input::gates: return "the recipe needs the gates of a trained model, which the engine does not hand over";
     case Input::surprise: return "the recipe needs the surprise of every token, from the logits before it, which the engine does not hand over";
     case Input::classes: return "the recipe needs the classes of tokens, which the engine does not hand over";
+    case Input::hidden_norms: return "the recipe needs the lengths of hidden states of tokens that ask about the context, which the engine does not hand over";
   }
   return "the recipe needs an input that the engine does not hand over";
 }

@@ -45,6 +45,10 @@ Status check_policies(const Evicts& evicts, const merge::Traits& fold, const Att
   if (!one_set_of_rows({evicts.attention(), grades, fold.attention})) return Status::incompatible;
   // A stage that folds what leaves has nothing to do where nothing leaves.
   if (fold.active && !changes_length && !fold.shrinks) return Status::incompatible;
+  // A layer that takes over what another one kept has no scores to share slots out by, and what folds among the slots that
+  // stay, or before them, is not the same in both.
+  const bool scored = evicts.allocate.uses_scores() || evict::model_share(evicts.allocate).keep > 0.0;
+  if (evicts.reuse.active() && (scored || fold.shrinks || fold.gate.active)) return Status::incompatible;
   // Sets are each head's own; a policy that adds up the attention of all heads would mix them up.
   if (fold.shrinks && evicts.source.one_set() && evict::gives_shares(evicts.source)) return Status::incompatible;
   if (!raw_keys) return Status::ok;

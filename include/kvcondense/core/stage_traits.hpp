@@ -22,9 +22,11 @@ struct StageTraits {
   }
 };
 
-/// Of a type, with what it wraps (members `policy`, `base`; `keys` and `values`, where these are stages).
+/// Of a type, with what it wraps (members `policy`, `base`; `keys` and `values`, where these are stages). What depends on
+/// fields (a function `traits()`) is as it is by default.
 template <class S>
 constexpr StageTraits stage_traits() {
+  if constexpr (requires { typename std::bool_constant<(S{}.traits() | StageTraits{}).trained>; }) return S{}.traits();
   StageTraits t;
   t.output_weights = requires(S s) { { s.output } -> std::convertible_to<const LayerMatrices&>; };
   t.calibrated = requires(const S s) { s.missing(); } && !t.output_weights;
@@ -38,11 +40,16 @@ constexpr StageTraits stage_traits() {
   return t;
 }
 
-/// Of a value: stages that are chosen at run time answer for the stage that they are.
+/// Of a value: stages whose fields say what they want, and those that are chosen at run time, answer for themselves.
 template <class S>
 constexpr StageTraits traits_of(const S& stage) {
   if constexpr (requires { { stage.traits() } -> std::same_as<StageTraits>; }) return stage.traits();
-  else return stage_traits<S>();
+  else {
+    StageTraits t = stage_traits<S>();
+    if constexpr (requires { stage.policy; }) t = t | traits_of(stage.policy);
+    if constexpr (requires { stage.base; }) t = t | traits_of(stage.base);
+    return t;
+  }
 }
 
 }  // namespace kvcondense

@@ -20,10 +20,11 @@ enum class Input : std::uint16_t {
   gates = 16,        ///< a learned number per (kv head, token)
   surprise = 32,     ///< -log p of each token, from the logits before it
   classes = 64,      ///< which tokens are special, which are punctuation
+  hidden_norms = 128,  ///< how long the hidden states are that tokens' queries were made of; only of tokens that ask (Phase::probe)
 };
 
 inline constexpr Input all_inputs[] = {Input::attention, Input::queries, Input::projections, Input::moments,
-                                       Input::gates,     Input::surprise, Input::classes};
+                                       Input::gates,     Input::surprise, Input::classes,     Input::hidden_norms};
 
 constexpr const char* to_string(Input i) {
   switch (i) {
@@ -34,6 +35,7 @@ constexpr const char* to_string(Input i) {
     case Input::gates: return "gates";
     case Input::surprise: return "surprise";
     case Input::classes: return "classes";
+    case Input::hidden_norms: return "hidden_norms";
   }
   return "unknown";
 }
@@ -102,6 +104,7 @@ struct StepInputs {
   TensorView<const float, 2> gates{};             ///< [kv_heads, tokens]
   std::span<const float> surprise{};              ///< per token; NaN where no logits came before it
   std::span<const TokenClass> classes{};          ///< per token
+  std::span<const float> hidden_norms{};          ///< per token: Euclidean length of what the layer's projections get
   index_t incoming = 0;                           ///< with Phase::turn: tokens that are about to come
   index_t probe_first = 0, probe_last = 0;        ///< with Phase::probe: the tokens that are asked about
 };
@@ -130,6 +133,7 @@ constexpr Status check_input(const StepInputs& in, Input what, const CacheShape&
     case Input::gates: return is(in.gates, {kv, tokens});
     case Input::surprise: return one_each(in.surprise.size());
     case Input::classes: return one_each(in.classes.size());
+    case Input::hidden_norms: return one_each(in.hidden_norms.size());
     case Input::attention:
     case Input::queries: break;
   }

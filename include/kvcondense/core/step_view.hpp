@@ -45,6 +45,12 @@ bool rows_fit(const RaggedView<T>& view, const index_t* offset, index_t heads) {
   return true;
 }
 
+/// Tokens of the slots of a layer and of the one whose choice it takes over, where words read them; see evict/layer_reuse.hpp.
+struct FollowedTokens {
+  RaggedView<const std::int32_t> own{}, first{};
+  const index_t* first_slots = nullptr;  ///< kv_heads: how many `first` has; the host's
+};
+
 /// All that a policy may look at in one step of one layer.
 template <Backend B>
 struct StepView {
@@ -65,6 +71,7 @@ struct StepView {
   const SlotRows<B>* values = nullptr;
   const QueryColumns<B>* columns = nullptr;  ///< null unless the policy asks for queries
   const index_t* model_budget = nullptr;  ///< slots per head of this layer, where all layers were looked at
+  FollowedTokens followed{};  ///< in a step that fires, of a layer that follows another
 
   index_t heads() const { return shape.kv_heads; }
   index_t slots(index_t head) const { return offset[head + 1] - offset[head]; }

@@ -67,7 +67,7 @@ class AnyPipeline
   explicit AnyPipeline(const Pipeline<S, Po, Pr, A, Se, T>& p)
       : Pipeline{detail::AnySource(p.source),     detail::AnyPool(p.pool),
                  detail::AnyProtect(p.protect),   detail::AnyAllocate(p.allocate),
-                 detail::AnySelect(p.select),     detail::AnyTrigger(p.trigger),   p.residual} {}
+                 detail::AnySelect(p.select),     detail::AnyTrigger(p.trigger),   p.residual, p.reuse} {}
 
   /// Whether every block is there: false for an empty pipeline and for too many wrappers.
   bool complete() const {

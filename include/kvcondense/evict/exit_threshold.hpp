@@ -35,7 +35,7 @@ struct ExitThreshold {
 
   constexpr auto pipeline() const {
     const auto p = policy.pipeline();
-    return Pipeline{p.source, p.pool, NotLeaving{window}, Above{least}, TopK{}, EveryStep{}, p.residual};
+    return Pipeline{p.source, p.pool, NotLeaving{window}, Above{least}, TopK{}, EveryStep{}, p.residual, p.reuse};
   }
   Status validate(const CacheShape& shape) const {
     if (window < 1 || std::isnan(least)) return Status::invalid_argument;

@@ -11,20 +11,13 @@
 #include <kvcondense/core/step_view.hpp>
 #include <kvcondense/core/view.hpp>
 #include <kvcondense/core/workspace.hpp>
+#include <kvcondense/evict/blocks/traits.hpp>
 #include <kvcondense/evict/counting.hpp>
+#include <kvcondense/evict/layer_reuse.hpp>
 #include <kvcondense/evict/touches.hpp>
 #include <kvcondense/prim/ends.hpp>
 
 namespace kvcondense::evict {
-
-/// Slots of one head that may not leave: the first `prefix` and the last `suffix` in slot order.
-using Protected = prim::Ends;
-
-/// A part of all slots of all layers, by score; keep 0: budgets are a layer's own business.
-struct ModelShare {
-  double keep = 0.0;
-  bool strict = false;  ///< only what scores more than the last place
-};
 
 /// What survives a step. Row h of `slots` has room for every slot of head h; the first `count[h]`
 /// entries are the kept slots, ascending. `budget[h]` is what the allocator asked for, at most the
@@ -40,132 +33,6 @@ struct KeepSet {
 
   KeepSet with_lists() const { return {slots, count, budget, nan}; }
 };
-
-/// Persistent numbers per slot. Lane i of every head is one RaggedView; new slots start at zero.
-using LaneViews = std::span<const RaggedView<float>>;
-
-/// Query rows that a source reads itself; sources that do not say read none.
-template <class Source>
-constexpr AttentionNeed query_need(const Source& source) {
-  if constexpr (requires { source.queries(); }) return source.queries();
-  else return {};
-}
-/// Do scores say nothing but how new a slot is? Wrappers that use scores refuse such a policy.
-template <class Source>
-constexpr bool scores_age(const Source& source) {
-  if constexpr (requires { source.by_age(); }) return source.by_age();
-  else return false;
-}
-/// Does a source read keys as attention compares them? Position stages that store raw keys are refused.
-template <class Source>
-constexpr bool reads_rotated_keys(const Source& source) {
-  if constexpr (requires { source.rotated_keys(); }) return source.rotated_keys();
-  else return false;
-}
-/// Tells a source of a turn that is about to begin; most have nothing to do.
-template <class Source, Backend B>
-Status observe_turn(const Source& source, Context<B>& ctx, const StepView<B>& view, LaneViews lane) {
-  if constexpr (requires { source.observe_turn(ctx, view, lane); }) return source.observe_turn(ctx, view, lane);
-  else return Status::ok;
-}
-/// Inputs that a source reads besides attention and queries; sources that do not say read none.
-template <class Source>
-constexpr Inputs input_need(const Source& source) {
-  if constexpr (requires { source.inputs(); }) return source.inputs();
-  else return {};
-}
-
-/// Whether a source's scores are shares of attention; those that do not say give some if they read it.
-template <class Source>
-constexpr bool gives_shares(const Source& source) {
-  if constexpr (requires { source.gives_shares(); }) return source.gives_shares();
-  else return source.attention().rows != AttentionNeed::Rows::none || query_need(source).rows != AttentionNeed::Rows::none;
-}
-/// Whether a protect block lets slots go in one step only, so that a step that does not fire is lost for them.
-template <class Protect>
-constexpr bool judges_once(const Protect& protect) {
-  if constexpr (requires { protect.judges_once(); }) return protect.judges_once();
-  else return false;
-}
-/// Whether a pool block leaves all scores as they are.
-template <class Pool>
-constexpr bool leaves_scores(const Pool& pool) {
-  if constexpr (requires { pool.leaves_scores(); }) return pool.leaves_scores();
-  else return false;
-}
-/// The lane that holds a source's scores as they are; -1 for sources that do not say.
-template <class Source>
-constexpr index_t score_lane(const Source& source) {
-  if constexpr (requires { source.score_lane(); }) return source.score_lane();
-  else return -1;
-}
-/// Whether scores that are shares of attention (not negative, with a sum that means something) are so still
-/// behind a pool block; blocks that do not say leave them so.
-template <class Pool>
-constexpr bool keeps_shares(const Pool& pool) {
-  if constexpr (requires { pool.keeps_shares(); }) return pool.keeps_shares();
-  else return true;
-}
-/// Whether a select block takes the slots with the largest scores, each for itself; those that do not say
-/// do something else.
-template <class Select>
-constexpr bool takes_best(const Select& select) {
-  if constexpr (requires { select.takes_best(); }) return select.takes_best();
-  else return false;
-}
-/// Whether a select block reads scores at all; blocks that do not say do.
-template <class Select>
-constexpr bool reads_scores(const Select& select) {
-  if constexpr (requires { select.reads_scores(); }) return select.reads_scores();
-  else return true;
-}
-/// Slots that stay of a head's `n` where the budget is filled, and protected ones stay whatever it is.
-constexpr index_t filled_budget(index_t n, index_t budget, Protected shield) { return std::min(n, std::max(budget, shield.within(n).size())); }
-/// Slots that a select block leaves of a head's `n`, where budget and protected slots say it; -1 where only a run knows.
-template <class Select>
-constexpr index_t kept_slots(const Select& select, index_t n, index_t budget, Protected shield) {
-  if constexpr (requires { select.kept(n, budget, shield); }) return select.kept(n, budget, shield);
-  else return -1;
-}
-/// Slots that a head which protects these gets, as far as counters tell; 0 where only a run knows.
-template <class Allocate, Backend B>
-constexpr index_t expected_slots(const Allocate& allocate, const StepView<B>& view, index_t head, Protected shield) {
-  if constexpr (requires { allocate.expects(view, head, shield); }) return allocate.expects(view, head, shield);
-  else return 0;
-}
-/// What a layer's heads get together, for triggers that ask; worked out only then.
-template <Backend B>
-struct LayerBudget {
-  const void* pipeline = nullptr;
-  index_t (*of)(const void* pipeline, const StepView<B>& view) = nullptr;
-
-  index_t slots(const StepView<B>& view) const { return of == nullptr ? 0 : of(pipeline, view); }
-};
-/// Whether a trigger fires; most do not ask for the budget.
-template <class Trigger, Backend B>
-bool trigger_fires(const Trigger& trigger, const StepView<B>& view, LayerBudget<B> budget) {
-  if constexpr (requires { trigger.fires(view, budget); }) return trigger.fires(view, budget);
-  else return trigger.fires(view);
-}
-
-/// Does a source look at tokens that only ask? Most do not.
-template <class Source>
-constexpr bool answers_probes(const Source& source) {
-  if constexpr (requires { source.probes(); }) return source.probes();
-  else return false;
-}
-template <class Source, Backend B>
-Status observe_probe(const Source& source, Context<B>& ctx, const StepView<B>& view, LaneViews lane, Scratch& scratch) {
-  if constexpr (requires { source.observe_probe(ctx, view, lane, scratch); })
-    return source.observe_probe(ctx, view, lane, scratch);
-  else return Status::ok;
-}
-/// Does an allocator share slots among all layers? Then the cache works its budgets out, for all at once.
-template <class Allocate>
-constexpr ModelShare model_share(const Allocate& allocate) {
-  if constexpr (requires { allocate.model_share(); }) return allocate.model_share();
-  else return {};
-}
 
 /// What stays of slots that leave.
 enum class Residual : std::uint8_t {
@@ -186,7 +53,7 @@ enum class Residual : std::uint8_t {
 ///               one_set() -> bool                    the same scores for every head of a layer?
 ///               by_age() -> bool (may be left out)   nothing but the order of slots
 ///               rotated_keys() -> bool (may be left out)   reads keys rotated, never raw
-///               gives_shares() -> bool (may be left out)   see above
+///               gives_shares() -> bool (may be left out)   see blocks/traits.hpp
 ///               observe(ctx, view, lanes) -> Status  updates accumulators, may do nothing
 ///               touches() -> Touches (may be left out)   see touches.hpp; numbers of a source that says any are copied first
 ///               counting(shape, rows) -> Counting, observe_counted(ctx, view, lanes) -> Status (may be left out)
@@ -199,9 +66,9 @@ enum class Residual : std::uint8_t {
 ///               score_lane() -> index_t (may be left out)   `score` copies this lane, so nobody need call it
 ///   pool        run(ctx, view, const Protected*, RaggedView<float> scores, Scratch&) -> Status
 ///               in place, over each head's candidates only
-///               keeps_shares(), leaves_scores() -> bool (may be left out)   see above
+///               keeps_shares(), leaves_scores() -> bool (may be left out)   see blocks/traits.hpp
 ///   protect     of(view, head) -> Protected; most() -> index_t   the most it protects in a head
-///               judges_once() -> bool (may be left out)   see above
+///               judges_once() -> bool (may be left out)   see blocks/traits.hpp
 ///   allocate    uses_scores() -> bool
 ///               run(ctx, view, RaggedView<const float> scores, const Protected*, index_t* budget,
 ///                   Scratch&) -> Status              total slots per head, protected ones included
@@ -213,13 +80,15 @@ enum class Residual : std::uint8_t {
 ///   select      run(ctx, view, RaggedView<const float> scores, const Protected*, const KeepSet&,
 ///                   Scratch&) -> Status              never reads scores while every head is within
 ///                                                    its budget, and then keeps everything
-///               takes_best(), reads_scores() -> bool (may be left out)   see above
-///               kept(slots, budget, Protected) -> index_t (may be left out)   see above; a cache elsewhere than on the CPU
+///               takes_best(), reads_scores() -> bool (may be left out)   see blocks/traits.hpp
+///               kept(slots, budget, Protected) -> index_t (may be left out)   see blocks/traits.hpp; a cache elsewhere than on the CPU
 ///                                                    waits for the lists of blocks that do not say
 ///   trigger     fires(view) or fires(view, LayerBudget<B>) -> bool   a pure function of counters; in
 ///                                                    Phase::turn only for methods that make room
 ///                                                    for what is coming
 /// source, pool, allocate and select also have `workspace_bytes(shape, max_total_slots)`.
+///
+/// `reuse` lets layers take over what the first of them chose (layer_reuse.hpp): only where budgets are found without scores.
 ///
 /// Words may run elsewhere than blocks. Scores, lanes and lists are the words' own: a block makes views of them by
 /// `view.ragged` and reads none. What it writes for words or reads from them (ends, budgets, counts) is `scratch.take_steering`:
@@ -234,6 +103,7 @@ struct Pipeline {
   Select select;
   Trigger trigger;
   Residual residual = Residual::none;
+  LayerReuse reuse{};
 
   constexpr AttentionNeed attention() const { return source.attention(); }
   constexpr AttentionNeed queries() const { return query_need(source); }
@@ -242,6 +112,14 @@ struct Pipeline {
     if (attention().rows != AttentionNeed::Rows::none) r = r | Input::attention;
     if (queries().rows != AttentionNeed::Rows::none) r = r | Input::queries;
     return r;
+  }
+  /// Of a layer: nothing where it takes over what another one chose.
+  constexpr Inputs inputs(index_t layer) const { return reuse.follows(layer) ? Inputs{} : inputs(); }
+  constexpr AttentionNeed queries(index_t layer) const { return reuse.follows(layer) ? AttentionNeed{} : queries(); }
+  constexpr bool probes(index_t layer) const { return probes() && !reuse.follows(layer); }
+  /// Whether a probe of a layer reads an input: queries, and hidden_norms, which no other step has.
+  constexpr bool asks_with(Input what, index_t layer) const {
+    return probes(layer) && (what == Input::queries || (what == Input::hidden_norms && inputs().has(what)));
   }
   constexpr index_t lanes() const { return source.lanes(); }
 
@@ -253,28 +131,29 @@ struct Pipeline {
   /// The same method with another block: what wrappers are made of.
   template <class P>
   constexpr Pipeline<Source, P, Protect, Allocate, Select, Trigger> with_pool(P p) const {
-    return {source, p, protect, allocate, select, trigger, residual};
+    return {source, p, protect, allocate, select, trigger, residual, reuse};
   }
   template <class P>
   constexpr Pipeline<Source, Pool, P, Allocate, Select, Trigger> with_protect(P p) const {
-    return {source, pool, p, allocate, select, trigger, residual};
+    return {source, pool, p, allocate, select, trigger, residual, reuse};
   }
   template <class A>
   constexpr Pipeline<Source, Pool, Protect, A, Select, Trigger> with_allocate(A a) const {
-    return {source, pool, protect, a, select, trigger, residual};
+    return {source, pool, protect, a, select, trigger, residual, reuse};
   }
   template <class S>
   constexpr Pipeline<Source, Pool, Protect, Allocate, S, Trigger> with_select(S s) const {
-    return {source, pool, protect, allocate, s, trigger, residual};
+    return {source, pool, protect, allocate, s, trigger, residual, reuse};
   }
   template <class T>
   constexpr Pipeline<Source, Pool, Protect, Allocate, Select, T> with_trigger(T t) const {
-    return {source, pool, protect, allocate, select, t, residual};
+    return {source, pool, protect, allocate, select, t, residual, reuse};
   }
 
   /// A turn brings no tokens: only sources that say what it means for them look at it.
   template <Backend B>
   Status observe(Context<B>& ctx, const StepView<B>& view, LaneViews lane) const {
+    if (reuse.follows(view.layer)) return Status::ok;
     if (view.phase == Phase::turn) return observe_turn(source, ctx, view, lane);
     if (view.counted > 0) return observe_counted(source, ctx, view, lane);
     return source.observe(ctx, view, lane);
@@ -298,11 +177,11 @@ struct Pipeline {
   template <Backend B>
   bool reads_attention(const StepView<B>& view) const {
     return attention().rows != AttentionNeed::Rows::none && view.counted == 0 && view.phase != Phase::turn && view.phase != Phase::probe &&
-           (lanes() > 0 || fires(view));
+           !reuse.follows(view.layer) && (lanes() > 0 || fires(view));
   }
 
   std::size_t workspace_bytes(const CacheShape& shape, index_t slots) const {
-    return Scratch::bytes_for<float>(slots) + Scratch::bytes_for<Protected>(shape.kv_heads) +
+    return reuse.workspace_bytes(shape, slots) + Scratch::bytes_for<float>(slots) + Scratch::bytes_for<Protected>(shape.kv_heads) +
            std::max({source.workspace_bytes(shape, slots), pool.workspace_bytes(shape, slots),
                      allocate.workspace_bytes(shape, slots), select.workspace_bytes(shape, slots)});
   }
@@ -321,7 +200,7 @@ struct Pipeline {
     return pool.run(ctx, view, shield, scores, p);
   }
 
-  /// Scores, pools, allocates and selects. Heads already within budget keep everything; when all
+  /// Scores, pools, allocates and selects, or takes over what another layer chose. Heads already within budget keep everything; when all
   /// are, and the budget does not depend on scores, nothing is scored.
   template <Backend B>
   Status choose(Context<B>& ctx, const StepView<B>& view, LaneViews lane, const KeepSet& keep,
@@ -330,21 +209,17 @@ struct Pipeline {
     auto* shield = scratch.take_steering<Protected>(view.heads());
     if (numbers == nullptr || shield == nullptr) return Status::workspace_too_small;
     protect_ends(view, shield);
+    if (reuse.follows(view.layer)) {
+      const Status r = share(ctx, view, view.ragged(numbers), shield, keep, scratch);
+      return r == Status::ok ? follow(ctx, view, keep.budget, keep.slots, keep.count) : r;
+    }
     RaggedView<float> scores = view.ragged(numbers);
     const index_t same = leaves_scores(pool) ? score_lane(source) : -1;
     if (same >= 0) scores = lane[static_cast<std::size_t>(same)];
-    const auto share = [&] {
-      Scratch s = allocate.uses_scores() ? scratch : scratch.for_host();
-      if (const Status r = allocate.run(ctx, view, scores, shield, keep.budget, s); r != Status::ok)
-        return r;
-      for (index_t h = 0; h < view.heads(); ++h)
-        keep.budget[h] = std::clamp<index_t>(keep.budget[h], 0, view.slots(h));
-      return Status::ok;
-    };
     const bool scores_first = allocate.uses_scores();
     if (scores_first && same < 0)
       if (const Status r = rank(ctx, view, lane, shield, scores, scratch); r != Status::ok) return r;
-    if (const Status r = share(); r != Status::ok) return r;
+    if (const Status r = share(ctx, view, scores, shield, keep, scratch); r != Status::ok) return r;
     bool over = false;
     for (index_t h = 0; h < view.heads(); ++h) over = over || keep.budget[h] < view.slots(h);
     // One set for heads that are alike is found once, where no head has numbers of its own.
@@ -368,6 +243,15 @@ struct Pipeline {
   }
 
  private:
+  /// Budgets, of as many slots as there are at most.
+  template <Backend B>
+  Status share(Context<B>& ctx, const StepView<B>& view, RaggedView<const float> scores, const Protected* shield, const KeepSet& keep,
+               const Scratch& scratch) const {
+    Scratch s = allocate.uses_scores() ? scratch : scratch.for_host();
+    if (const Status r = allocate.run(ctx, view, scores, shield, keep.budget, s); r != Status::ok) return r;
+    for (index_t h = 0; h < view.heads(); ++h) keep.budget[h] = std::clamp<index_t>(keep.budget[h], 0, view.slots(h));
+    return Status::ok;
+  }
   template <Backend B>
   static bool heads_alike(const StepView<B>& view, const Protected* shield, const index_t* budget) {
     bool same = std::same_as<B, Cpu>;  // lists lie where the host can copy them
@@ -391,6 +275,9 @@ Pipeline(Source, Pool, Protect, Allocate, Select, Trigger)
     -> Pipeline<Source, Pool, Protect, Allocate, Select, Trigger>;
 template <class Source, class Pool, class Protect, class Allocate, class Select, class Trigger>
 Pipeline(Source, Pool, Protect, Allocate, Select, Trigger, Residual)
+    -> Pipeline<Source, Pool, Protect, Allocate, Select, Trigger>;
+template <class Source, class Pool, class Protect, class Allocate, class Select, class Trigger>
+Pipeline(Source, Pool, Protect, Allocate, Select, Trigger, Residual, LayerReuse)
     -> Pipeline<Source, Pool, Protect, Allocate, Select, Trigger>;
 
 }  // namespace kvcondense::evict

@@ -50,7 +50,8 @@ struct CondenserOptions {
 /// Errors   make: what validate says; incompatible: a merge stage without eviction, or with numbers of other rows; sets of heads
 ///          (kvmerger, tome, centroid) where heads share a list; not_supported: stages that store rows (quant, low rank,
 ///          position, retrieval), compensate, global_top, dmc, minicache, merging with one list for all layers.
-///          step: as check(); order_violation: a decision waits for compact; not_supported: codes, where heads keep their own lists;
+///          step: as check(); order_violation: a decision waits for compact, or the layer whose choice this one takes over
+///          (LayerReuse) was not here yet: incompatible, where it kept what this one lacks, as where one of them alone declined; not_supported: codes, where heads keep their own lists;
 ///          missing_input, shape_mismatch, out_of_memory,
 ///          workspace_too_small, what the policy says: the step has not happened, and may be called again.
 template <class R>
@@ -74,7 +75,9 @@ class Condenser {
   std::size_t workspace_bytes(index_t slots, index_t tokens, index_t pool_pages, index_t workers = 1) const;
 
   /// What a step wants to see; attention is made from queries where it is not given.
-  Inputs needs() const { return pipeline_.inputs() | fold_.inputs; }
+  Inputs needs() const { return needs(0); }
+  /// The same of a layer, which asks for less where it takes over what another one chose.
+  Inputs needs(index_t layer) const { return pipeline_.inputs(layer) | fold_.inputs; }
   /// Whether the coming step of a layer looks at attention, or is a chunk of a prompt whose last step will: then it wants queries of
   /// that many newest tokens. The mass serves too; with a chunk it says that the last step will have the whole mass as well.
   index_t attention_rows(index_t layer, index_t tokens, Phase phase = Phase::automatic) {
@@ -192,8 +195,9 @@ class Condenser {
     const AttentionNeed a = pipeline_.attention();
     return a.rows == AttentionNeed::Rows::none ? fold_.attention : a;
   }
-  AttentionNeed queries() const {
-    const AttentionNeed a = pipeline_.queries(), b = fold_.queries;
+  AttentionNeed queries() const { return queries(0); }
+  AttentionNeed queries(index_t layer) const {
+    const AttentionNeed a = pipeline_.queries(layer), b = fold_.queries;
     return a.rows == AttentionNeed::Rows::none || (b.rows == a.rows && b.count > a.count) ? b : a;
   }
   bool reads_attention(const StepView<Cpu>& view) const {
@@ -207,7 +211,9 @@ class Condenser {
     const bool once = pipeline_.lanes() == 0 && fold_.attention.rows == AttentionNeed::Rows::none;
     return once && a.rows == AttentionNeed::Rows::last && a.count > 1 ? a.count : 0;
   }
-  bool keeps_queries(const StepView<Cpu>& view) const { return view.phase == Phase::prefill_chunk && prompt_rows() > 0; }
+  bool keeps_queries(const StepView<Cpu>& view) const {
+    return view.phase == Phase::prefill_chunk && prompt_rows() > 0 && !pipeline_.reuse.follows(view.layer);
+  }
   static bool in_prompt(const StepView<Cpu>& view) { return view.phase == Phase::prefill_chunk || view.phase == Phase::prefill_end; }
   StepView<Cpu> coming(index_t layer, index_t tokens, Phase phase) {
     Layer& l = layers_[layer];
@@ -221,6 +227,7 @@ class Condenser {
   Status grow(Layer& l, index_t tokens, std::span<const index_t> positions, bool probe);
   template <class Memory>
   Status decide(Context<Cpu>& ctx, Layer& l, StepView<Cpu> view, const Memory& rows, Scratch scratch);
+  Status name_followed(StepView<Cpu>& view, Scratch& scratch) const;
   Status agree(index_t* count, std::int32_t* kept, const index_t* offset, Scratch scratch) const;
   Status plan_folds(Context<Cpu>& ctx, Layer& l, const StepView<Cpu>& view, const BorrowedLayer& rows, evict::LaneViews lanes, Scratch scratch);
   Status check_writes(const Layer& l, const BorrowedLayer& rows) const;

@@ -54,6 +54,7 @@ Expected<Condenser<R>> Condenser<R>::make(const CacheShape& shape, const R& reci
   if (shape.softmax_scale == 0.0f) c.shape_.softmax_scale = 1.0f / std::sqrt(static_cast<float>(shape.head_dim));
   c.pipeline_ = recipe.evict.pipeline();
   if (c.pipeline_.residual != evict::Residual::none || evict::model_share(c.pipeline_.allocate).keep > 0.0) return Status::not_supported;
+  if (c.pipeline_.reuse.active() && c.pipeline_.allocate.uses_scores()) return Status::incompatible;
   bool shrinks = !std::same_as<Evict, evict::KeepAll>;
   if constexpr (requires { recipe.evict.changes_length(); }) shrinks = recipe.evict.changes_length();
   if constexpr (merge::Merges<Merge>) {
@@ -63,6 +64,7 @@ Expected<Condenser<R>> Condenser<R>::make(const CacheShape& shape, const R& reci
     if (t.active && !shrinks && !t.shrinks) return Status::incompatible;
     if (t.shrinks && (options.sharing != Sharing::per_head || (c.pipeline_.source.one_set() && evict::gives_shares(c.pipeline_.source))))
       return Status::incompatible;
+    if (t.shrinks && c.pipeline_.reuse.active()) return Status::incompatible;
     if (t.active && options.sharing == Sharing::per_sequence) return Status::not_supported;
     if (t.place >= 0) {
       const auto angles = prim::rope_angles(t.rope, shape.head_dim);
@@ -130,17 +132,17 @@ StepView<Cpu> Condenser<R>::step_view(const Layer& l, index_t layer, index_t tok
 template <class R>
 Status Condenser<R>::check_input(const StepView<Cpu>& view, Input what) const {
   const bool probe = view.phase == Phase::probe;
-  if (view.phase == Phase::turn || (probe && what != Input::queries)) return Status::ok;
+  if (view.phase == Phase::turn || (probe ? what != Input::queries && !pipeline_.asks_with(what, view.layer) : what == Input::hidden_norms)) return Status::ok;
   const StepInputs& in = view.inputs;
   const bool given = in.attention.mass.data != nullptr;
   if (what == Input::attention) {
     if (given && !rows_fit(in.attention.mass, view.offset, view.heads())) return Status::shape_mismatch;
     return given && in.attention.rows <= 0 ? Status::missing_input : Status::ok;
   }
-  if (what != Input::queries) return needs().has(what) ? kvcondense::check_input(in, what, shape_, view.appended) : Status::ok;
+  if (what != Input::queries) return needs(view.layer).has(what) ? kvcondense::check_input(in, what, shape_, view.appended) : Status::ok;
   index_t least = 0;
-  if (probe) least = pipeline_.probes() ? view.appended : 0;
-  else if (needs().has(Input::queries)) least = std::max<index_t>(1, queries().of(view.appended));
+  if (probe) least = pipeline_.probes(view.layer) ? view.appended : 0;
+  else if (needs(view.layer).has(Input::queries)) least = std::max<index_t>(1, queries(view.layer).of(view.appended));
   if (!probe && !given && (reads_attention(view) || keeps_queries(view))) least = std::max(least, attention().of(view.appended));
   if (in.queries.data != nullptr && (in.queries.extent[0] != shape_.q_heads || in.queries.extent[2] != shape_.head_dim ||
                                      in.queries.extent[1] > view.appended))
@@ -209,7 +211,7 @@ Status Condenser<R>::step(Context<Cpu>& ctx, index_t layer, const Memory& rows, 
   // Codes are no targets, and leave in all heads or in none.
   if (!std::same_as<Memory, BorrowedLayer> && (fold_.active || (options_.sharing == Sharing::per_head && shape_.kv_heads > 1)))
     return Status::not_supported;
-  if (probe && !pipeline_.probes()) return Status::ok;
+  if (probe && !pipeline_.probes(layer)) return Status::ok;
   Scratch scratch(ctx.workspace());
   if (const Status s = check(rows, shape_, longest(layer) + tokens, scratch); s != Status::ok) return s;
   if (const Status s = grow(l, tokens, positions, probe); s != Status::ok) return s;
@@ -272,7 +274,7 @@ Status Condenser<R>::decide(Context<Cpu>& ctx, Layer& l, StepView<Cpu> view, con
   if (columns_at == nullptr) return Status::workspace_too_small;
   const BorrowedColumns<Memory> columns(slots, shape_, view.inputs.queries, l.window, view.seen, {columns_at, bytes});
   view.keys = &slots.keys, view.values = &slots.values;
-  if (probe || (queries().rows != AttentionNeed::Rows::none && !turn)) view.columns = &columns;
+  if (probe || (queries(view.layer).rows != AttentionNeed::Rows::none && !turn)) view.columns = &columns;
 
   RaggedView<float> lane[detail::most_lanes];
   for (index_t i = 0; i < lanes(); ++i) lane[i] = {l.next.lane(i), view.offset, heads};
@@ -302,7 +304,9 @@ Status Condenser<R>::decide(Context<Cpu>& ctx, Layer& l, StepView<Cpu> view, con
       if (const Status s = merger_.observe(ctx, view, folding); s != Status::ok) return s;
   const evict::KeepSet keep{{l.kept.data(), view.offset, heads}, l.count.data(), budget};
   if (pipeline_.fires(view)) {
-    if (const Status s = pipeline_.choose(ctx, view, own, keep, scratch); s != Status::ok) return s;
+    Scratch lists = scratch;
+    if (const Status s = name_followed(view, lists); s != Status::ok) return s;
+    if (const Status s = pipeline_.choose(ctx, view, own, keep, lists); s != Status::ok) return s;
     if (options_.sharing == Sharing::per_layer)
       if (const Status s = agree(l.count.data(), l.kept.data(), view.offset, scratch); s != Status::ok) return s;
   } else {
@@ -314,6 +318,31 @@ Status Condenser<R>::decide(Context<Cpu>& ctx, Layer& l, StepView<Cpu> view, con
   l.folds = false;
   if constexpr (can_fold && std::same_as<Memory, BorrowedLayer>)
     if (fold_.active) return plan_folds(ctx, l, view, rows, folding, scratch);
+  return Status::ok;
+}
+
+/// The tokens of a layer that takes over what another one chose, and what that one has decided to keep.
+template <class R>
+Status Condenser<R>::name_followed(StepView<Cpu>& view, Scratch& scratch) const {
+  if (!pipeline_.reuse.follows(view.layer)) return Status::ok;
+  const index_t heads = shape_.kv_heads;
+  const Layer &own = layers_[view.layer], &first = layers_[pipeline_.reuse.first(view.layer)];
+  if (first.seen != view.seen) return Status::order_violation;
+  const bool decided = first.waits && first.leaves;
+  auto* slots = scratch.take<index_t>(2 * heads + 1);
+  if (slots == nullptr) return Status::workspace_too_small;
+  index_t* offset = slots + heads;
+  offset[0] = 0;
+  for (index_t h = 0; h < heads; ++h) {
+    slots[h] = decided ? first.count[h] : first.now.slots(h);
+    offset[h + 1] = offset[h] + slots[h];
+  }
+  if (offset[heads] > view.total()) return Status::incompatible;
+  auto* tokens = scratch.take<std::int32_t>(offset[heads]);
+  if (tokens == nullptr) return Status::workspace_too_small;
+  for (index_t h = 0; h < heads; ++h)
+    for (index_t i = 0, from = first.now.offset[h]; i < slots[h]; ++i) tokens[offset[h] + i] = first.now.ids[from + (decided ? first.kept[from + i] : i)];
+  view.followed = {{own.next.ids.data(), view.offset, heads}, {tokens, offset, heads}, slots};
   return Status::ok;
 }
 

@@ -60,6 +60,7 @@ struct ColumnRequest {
   float warming = 0.0f;
   float decay = 0.0f;  ///< of log_decay
   std::uint64_t seed = 0;
+  const float* divide = nullptr;  ///< null, or per row: its shares are divided by it, and are none where it is not positive
   ColumnPart part{};
   index_t band = 0;  ///< 0: none
   RaggedView<float> out{};

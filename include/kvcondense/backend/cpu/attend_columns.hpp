@@ -158,7 +158,7 @@ struct AttendColumns<Cpu> {
       typename Head::Cursor behind = cursor;
       each_strip(head, first, tokens, {again, last}, behind, [&](index_t r, index_t, const float* l, index_t n) { normalise(r, l, n); });
       const auto weigh_in = [&](index_t r, index_t at, float* l, index_t n) {
-        const float inv = sum[r] > 0.0f ? 1.0f / sum[r] : 0.0f;
+        const float inv = sum[r] > 0.0f ? 1.0f / (sum[r] * divisor(row_at(request, first + r / group))) : 0.0f;
         cpu::row_ops().exp_below(l, n, top[r], l);
         cpu::row_ops().scale(l, n, inv);
         if (request.part.last > 0)
@@ -222,6 +222,12 @@ struct AttendColumns<Cpu> {
     static void weigh(const SlotScalars& scalars, float* l, index_t first, index_t n, bool key_alone) {
       for (index_t i = 0; i < n && scalars.key_scale != nullptr; ++i) l[i] *= scalars.key_scale[first + i];
       for (index_t i = 0; i < n && scalars.bias != nullptr && !key_alone; ++i) l[i] += scalars.bias[first + i];
+    }
+
+    /// Infinite where the row's shares are none.
+    float divisor(index_t row) const {
+      if (request.divide == nullptr) return 1.0f;
+      return request.divide[row] > 0.0f ? request.divide[row] : std::numeric_limits<float>::infinity();
     }
 
     bool logs() const { return request.row == RowReduce::log_decay; }

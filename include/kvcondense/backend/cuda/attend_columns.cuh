@@ -39,6 +39,7 @@ struct ColumnPlan {
   bool past = false, add = false;
   float scale = 1.0f, temperature = 1.0f, warming = 0.0f, decay = 0.0f;
   std::uint64_t seed = 0;
+  const float* divide = nullptr;     ///< per row of the request
   SlotTokens held{};                 ///< known where rows may have lost their slots, and for noise
   const index_t* visible = nullptr;  ///< with `held`: slots that a token's row sees, per (head, token)
   ColumnPart part{};
@@ -211,7 +212,8 @@ __global__ void __launch_bounds__(Threads) join_lines(const index_t* slots, Colu
     if (t > minus_infinity()) total += plan.total[plan.at_piece(head, p, line)] * expf(t - top);
   }
   plan.final_top[head * plan.lines + line] = top;
-  plan.final_scale[head * plan.lines + line] = total > 0.0f ? 1.0f / total : 0.0f;
+  const float divide = plan.divide == nullptr ? 1.0f : plan.divide[plan.row(line)];
+  plan.final_scale[head * plan.lines + line] = total > 0.0f && divide > 0.0f ? 1.0f / (total * divide) : 0.0f;
 }
 
 /// What a slot has gathered, in the order of lines. One lane's.
@@ -379,7 +381,7 @@ struct AttendColumns<Cuda> {
     p.group_rule = r.group, p.row_rule = r.row, p.past = r.past, p.add = r.add, p.band = r.band;
     p.decay = r.decay;
     if (p.logs()) p.group_rule = GroupReduce::mean, p.band = 0;  // neither acts
-    p.temperature = r.temperature, p.warming = r.warming, p.seed = r.seed, p.part = r.part;
+    p.temperature = r.temperature, p.warming = r.warming, p.seed = r.seed, p.divide = r.divide, p.part = r.part;
     p.lines = p.joins_logits() ? p.tokens : p.tokens * p.group;
     const index_t least = cuda::covering(max_slots, cuda_kernels::least_piece);
     p.most = least < 1 ? 1 : least < cuda_kernels::most_pieces ? least : cuda_kernels::most_pieces;

@@ -31,6 +31,7 @@
 #include <kvcondense/backend/cuda/head_slots.cuh>
 #include <kvcondense/backend/cuda/k_means.cuh>
 #include <kvcondense/backend/cuda/keep_rows.cuh>
+#include <kvcondense/backend/cuda/keep_tokens.cuh>
 #include <kvcondense/backend/cuda/key_clusters.cuh>
 #include <kvcondense/backend/cuda/key_graph.cuh>
 #include <kvcondense/backend/cuda/lag_spread.cuh>
