@@ -18,7 +18,7 @@
 using namespace kvcondense;
 using cuda_cache::Pair;
 
-TEST_CASE("cuda cache: kivi codes blocks of keys and single values, between exact ones") {
+TEST_CASE("cuda cache: kivi codes blocks of keys and single values, between exact ones", "[ways]") {
   Pair kivi(recipe(quant::Kivi<4>{.group_size = 16, .residual_window = 32, .sinks = 3}), "kivi4(group=16, residual=32, sinks=3)",
             {.layers = 2, .q_heads = 6, .kv_heads = 2, .head_dim = 64, .value_dim = 48, .page_slots = 16});
   kivi.forward(2, prim::AttendMath::f32, kivi.near, Phase::prefill_chunk);  // fewer than first slots

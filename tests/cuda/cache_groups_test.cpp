@@ -40,7 +40,7 @@ void goes_as_on_the_host(const R& method, std::string_view text, const CacheShap
 }
 }  // namespace
 
-TEST_CASE("cuda cache: slots leave keys of kivi as on the host") {
+TEST_CASE("cuda cache: slots leave keys of kivi as on the host", "[ways]") {
   const CacheShape shape{.layers = 2, .q_heads = 6, .kv_heads = 2, .head_dim = 64, .value_dim = 48, .page_slots = 16};
   goes_as_on_the_host(recipe(evict::H2O{.heavy = 30, .recent = 10}, quant::Kivi<4>{.group_size = 8, .residual_window = 8}),
                       "h2o(heavy=30, recent=10) + kivi4(group=8, residual=8)", shape);

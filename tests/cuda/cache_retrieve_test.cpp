@@ -45,7 +45,7 @@ KVCONDENSE_CUDA_RETRIEVES("loki", retrieve::Loki{.key_axes = facts.key_axes, .co
 KVCONDENSE_CUDA_RETRIEVES("shadow_select", retrieve::ShadowSelect{.chunk = 4, .tokens = 12, .outliers = 2, .local_chunks = 1})
 KVCONDENSE_CUDA_RETRIEVES("rocketkv", retrieve::RocketKV{.page = 4, .tokens = 16, .channels = 6})
 
-TEST_CASE("cuda cache retrieves: quest in every group and head_dim") {
+TEST_CASE("cuda cache retrieves: quest in every group and head_dim", "[ways]") {
   for (const CacheShape& shape : cuda_cache::shapes()) parity(of(quest), quest_text, shape);
 }
 

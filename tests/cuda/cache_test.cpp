@@ -19,7 +19,7 @@
 using namespace kvcondense;
 using cuda_cache::Pair;
 
-TEST_CASE("cuda cache: h2o drops what drew least attention so far") {
+TEST_CASE("cuda cache: h2o drops what drew least attention so far", "[ways]") {
   Pair pair(recipe(evict::H2O{.heavy = 12, .recent = 5}), "h2o(heavy=12, recent=5)",
             {.layers = 2, .q_heads = 6, .kv_heads = 2, .head_dim = 64, .value_dim = 48, .page_slots = 8});
   pair.forward(22, prim::AttendMath::f32, 2e-5f, Phase::prefill_chunk);
@@ -48,7 +48,7 @@ TEST_CASE("cuda cache: tova keeps one set for all heads, sink_window the ends") 
   window.compare_reports();
 }
 
-TEST_CASE("cuda cache: heads of their own lengths, keys read by the policy, tensor cores") {
+TEST_CASE("cuda cache: heads of their own lengths, keys read by the policy, tensor cores", "[ways]") {
   const std::vector<float> shares{0.5f, 0.1f, 0.4f};
   const HeadTable table{shares.data(), 1, 3};
   any::ModelFacts facts;

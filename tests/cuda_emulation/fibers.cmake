@@ -23,6 +23,9 @@ target_link_libraries(cuda_fibers_test PRIVATE kvcondense kvcondense_any Catch2:
   kvcondense_catch_main kvcondense_cuda_fibers)
 catch_discover_tests(cuda_fibers_test TEST_PREFIX "${prefix}/fibers/"
   EXTRA_ARGS --warn NoTests PROPERTIES TIMEOUT 900)
+# One cache of each kind again, with threads and blocks in another order and copies that land at once.
+catch_discover_tests(cuda_fibers_test TEST_SPEC "[ways]" TEST_PREFIX "${prefix}/fibers_ways/"
+  EXTRA_ARGS --warn NoTests PROPERTIES TIMEOUT 900 ENVIRONMENT "KVCONDENSE_FIBERS=3,eager")
 if(KVCONDENSE_TEST_CUDA_SWEEP)
   catch_discover_tests(cuda_fibers_test TEST_SPEC "[sweep]" TEST_PREFIX "${prefix}/fibers/"
     EXTRA_ARGS --warn NoTests PROPERTIES TIMEOUT 900)

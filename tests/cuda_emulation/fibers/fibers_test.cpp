@@ -2,6 +2,8 @@
 
 #include <catch2/catch.hpp>
 #include <cstdint>
+#include <cstdlib>
+#include <cstring>
 #include <set>
 #include <vector>
 
@@ -179,6 +181,24 @@ TEST_CASE("fibers: seeds change the order of blocks, and the same seed repeats i
   CHECK(first == order(5));
   CHECK(first != order(6));
   CHECK(std::set<int>(first.begin(), first.end()).size() == 20);
+}
+
+TEST_CASE("fibers: a program's kernels run in the way that its environment says", "[ways]") {
+  const auto is = [](const cuda_fibers::Options& o, std::uint64_t seed, bool late) { return o.seed == seed && o.late_copies == late; };
+  CHECK(is(cuda_fibers::options_of(nullptr), 0, true));
+  CHECK(is(cuda_fibers::options_of("5"), 5, true));
+  CHECK(is(cuda_fibers::options_of("17,eager"), 17, false));
+  const char* said = std::getenv("KVCONDENSE_FIBERS");  // this program's own; CTest runs it without one and with a seed and eager copies
+  const bool eager = said != nullptr && std::strstr(said, "eager") != nullptr;
+  int next = 0;
+  std::vector<int> blocks(20), in_order(20);
+  for (int i = 0; i < 20; ++i) in_order[static_cast<std::size_t>(i)] = i;
+  start(log_blocks, dim3(20), dim3(1), 0, blocks.data(), &next);
+  CHECK((blocks == in_order) == (said == nullptr || std::atoi(said) == 0));
+  std::vector<float> in(128, 3.0f), before(32), after(64);
+  start(staged_copy, dim3(1), dim3(32), 32 * 32, in.data(), before.data(), after.data());
+  CHECK(after[31] == 3.0f);
+  CHECK((before[31] == 3.0f) == eager);
 }
 
 TEST_CASE("fibers: the runtime refuses what a device would refuse") {

@@ -32,8 +32,6 @@ struct Options {
   bool late_copies = true;      ///< cp.async lands at the wait that guarantees it; false: at once
   bool poison_shared = true;    ///< dynamic shared memory begins as NaN
 };
-inline Options options;
-
 struct Counts {
   std::uint64_t launches = 0, blocks = 0, switches = 0, barriers = 0, warp_operations = 0;
 };
@@ -46,6 +44,18 @@ inline Counts counts;
   std::fflush(stderr);
   std::abort();
 }
+
+/// How a program of tests runs kernels where no test says otherwise: KVCONDENSE_FIBERS is a seed, and ",eager" behind it where copies land at once.
+inline Options options_of(const char* said) {
+  Options o;
+  if (said == nullptr) return o;
+  char* end = nullptr;
+  o.seed = std::strtoull(said, &end, 10);
+  o.late_copies = std::strcmp(end, ",eager") != 0;
+  if (end == said || (o.late_copies && *end != 0)) fail("KVCONDENSE_FIBERS is a seed, maybe with \",eager\" behind it");
+  return o;
+}
+inline Options options = options_of(std::getenv("KVCONDENSE_FIBERS"));
 
 /// What the lanes of a warp do together. Lanes that meet must do the same thing.
 enum class WarpOp : unsigned {
