@@ -23,10 +23,19 @@ void check(bool ok, const char* what) {
 }
 void check(cudaError_t e) { check(e == cudaSuccess, "CUDA error"); }
 
+/// What main took on the device; given back when it ends.
+struct Taken {
+  std::vector<void*> all;
+  ~Taken() {
+    for (void* p : all) check(cudaFree(p));
+  }
+}* taken = nullptr;
+
 template <class T>
 T* on_device(const std::vector<T>& x) {
   void* p = nullptr;
   check(cudaMalloc(&p, x.size() * sizeof(T)));
+  taken->all.push_back(p);
   check(cudaMemcpyAsync(p, x.data(), x.size() * sizeof(T), cudaMemcpyHostToDevice, nullptr));
   check(cudaStreamSynchronize(nullptr));
   return static_cast<T*>(p);
@@ -75,6 +84,8 @@ int main(int argc, char** argv) {
   if (argc > 3) cuda_fibers::options.late_copies = false;
 #endif
 
+  Taken mine;
+  taken = &mine;
   const Codec keys{.axis = prim::GroupAxis::channel, .group_size = 64}, values{.axis = prim::GroupAxis::token, .group_size = 32};
   const prim::PagedHeads<Codec, Codec> heads{keys, values, {}, column(keys), column(values), on_device(std::vector<index_t>{slots}), 1};
   std::mt19937 random(4);

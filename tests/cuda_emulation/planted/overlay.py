@@ -18,6 +18,13 @@ PLACES = (
     ("    __syncwarp();  // all lanes are done with the stage", ("no_sync_before_refill",), "    if (!({0})) __syncwarp();"),
     ("  __syncthreads();  // rings are done with", ("no_sync_before_sums",), "  if (!({0})) __syncthreads();"),
     ("  __syncthreads();\n  for (int x", ("no_sync_before_merge",), "  if (!({0})) __syncthreads();\n  for (int x"),
+    ("const bool sees = 16 * u", ("no_tail_mask",), "const bool sees = ({0}) || 16 * u"),
+    ("= __shfl_xor_sync(cuda::full_warp, largest[e], d);", ("mask_without_me",),
+     "= __shfl_xor_sync(({0}) ? 0x0000ffffu : cuda::full_warp, largest[e], d);"),
+    ("total[e] += __shfl_xor_sync(cuda::full_warp, total[e], d);", ("source_outside_mask",),
+     "if (!({0}) || lane < 16) total[e] += __shfl_xor_sync(({0}) ? 0x0000ffffu : cuda::full_warp, total[e], d);"),
+    ("cuda::dyn_smem()) + warp * ring_stages", ("shared_overrun",), "cuda::dyn_smem()) + (warp + (({0}) ? 1 : 0)) * ring_stages"),
+    ("const index_t slots = heads.slots[head], size", ("global_overrun",), "const index_t slots = heads.slots[head] + (({0}) ? 8 : 0), size"),
 )
 
 
