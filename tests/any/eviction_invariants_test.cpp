@@ -1,18 +1,11 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
-#include <map>
 #include <string>
 #include <vector>
 
-#include <catch2/catch.hpp>
-
-#include <any/settings.hpp>
-#include <kvcondense/any/any_cache.hpp>
-#include <kvcondense/cpu.hpp>
-#include <support/model_facts.hpp>
-#include <support/naive_cache.hpp>
-#include <support/step_data.hpp>
+#include <any/eviction_run.hpp>
+#include <kvcondense/core/dtype.hpp>
 
 using namespace kvcondense;
 
@@ -21,86 +14,14 @@ using namespace kvcondense;
 
 namespace {
 
-constexpr CacheShape shape{.layers = 3, .q_heads = 4, .kv_heads = 2, .head_dim = 64, .dtype = DType::f32};
+using Run = test::EvictionRun;
+using Room = test::EvictionRoom;
+constexpr const CacheShape& shape = test::eviction_shape;
 
-const any::ModelFacts& facts() {
-  static const test::RandomModel model(shape);
-  return model.facts();
+/// A number as a cache of this type stores it.
+double stored(float x, DType type) {
+  return static_cast<double>(type == DType::f16 ? static_cast<float>(half(x)) : type == DType::bf16 ? static_cast<float>(bfloat16(x)) : x);
 }
-
-/// Every word that evicts, in each of its settings.
-std::vector<std::string> recipes() {
-  std::vector<std::string> all;
-  for (const any::Entry* e : any::builtin().entries())
-    if (e->room == Stage::evict || e->room == Stage::budget)
-      for (const std::string& s : test::stages_to_vary(*e)) all.push_back(test::with_fields(*e, s));
-  return all;
-}
-
-/// A sequence of random tokens through a cache, and what the cache made of each.
-struct Run {
-  any::AnyCache cache;
-  std::mt19937 random;
-  std::vector<std::vector<test::Tokens>> given{std::size_t{3}};  // per layer, in order
-  std::vector<float> outputs;
-
-  Run(const std::string& text, std::uint32_t seed) : cache(make(text)), random(seed) {}
-
-  static any::AnyCache make(const std::string& text) {
-    auto made = any::make(text, shape, any::on<Cpu>, heap_memory(), facts());
-    CAPTURE(text, std::string(made.message()));
-    REQUIRE(made);
-    return std::move(*made);
-  }
-
-  static constexpr int passes = 18;
-  static index_t tokens(int pass) { return pass == 0 ? 70 : pass == 1 ? 50 : 1; }
-  static Phase phase(int pass) {
-    return pass == 0 ? Phase::prefill_chunk : pass == 1 ? Phase::prefill_end : Phase::decode;
-  }
-
-  void advance(Context<Cpu>& ctx, int pass) {
-    for (index_t l = 0; l < shape.layers; ++l) {
-      given[static_cast<std::size_t>(l)].emplace_back(shape, tokens(pass), random, 2.0f);
-      const test::Tokens& t = given[static_cast<std::size_t>(l)].back();
-      const test::StepData data(shape, t.n, random);
-      StepInputs inputs = data.inputs();
-      inputs.queries = t.queries(shape);
-      std::vector<float> out(static_cast<std::size_t>(shape.q_heads * t.n * shape.head_dim));
-      REQUIRE(cache.forward(ctx, l, t.queries(shape), t.keys(shape), t.values(shape),
-                            dense_view(out.data(), shape.q_heads, t.n, shape.head_dim), {}, phase(pass), inputs) == Status::ok);
-      outputs.insert(outputs.end(), out.begin(), out.end());
-    }
-    if (pass == 9) REQUIRE(cache.turn(ctx, 5) == Status::ok);
-  }
-
-  std::vector<index_t> kept() const {
-    std::vector<index_t> all;
-    for (index_t l = 0; l < shape.layers; ++l)
-      for (index_t h = 0; h < shape.kv_heads; ++h) {
-        all.push_back(cache.slots(l, h));
-        for (index_t s = 0; s < cache.slots(l, h); ++s) all.push_back(cache.token(l, h, s));
-      }
-    return all;
-  }
-
-  const float* row(bool keys, index_t layer, index_t head, index_t token) const {
-    for (const test::Tokens& t : given[static_cast<std::size_t>(layer)]) {
-      if (token < t.n) return (keys ? t.k : t.v).data() + (head * t.n + token) * shape.head_dim;
-      token -= t.n;
-    }
-    return nullptr;
-  }
-};
-
-struct Room {
-  Workspace work;
-  Context<Cpu> ctx;
-  explicit Room(const any::AnyCache& cache) {
-    REQUIRE(work.reserve(cache.workspace_bytes(256, 80)) == Status::ok);
-    ctx = Context<Cpu>(work.bytes());
-  }
-};
 
 /// Attention of one query over the full history, with what the cache let go masked out. In double.
 std::vector<double> masked_attention(const Run& run, index_t layer, index_t q_head, const float* q) {
@@ -110,14 +31,14 @@ std::vector<double> masked_attention(const Run& run, index_t layer, index_t q_he
   for (index_t s = 0; s < run.cache.slots(layer, head); ++s) {
     const float* k = run.row(true, layer, head, run.cache.token(layer, head, s));
     double dot = 0;
-    for (index_t d = 0; d < shape.head_dim; ++d) dot += static_cast<double>(q[d]) * static_cast<double>(k[d]);
+    for (index_t d = 0; d < shape.head_dim; ++d) dot += static_cast<double>(q[d]) * stored(k[d], run.shape.dtype);
     logits.push_back(dot / std::sqrt(static_cast<double>(shape.head_dim)));
     most = std::max(most, logits.back());
   }
   for (index_t s = 0; s < run.cache.slots(layer, head); ++s) {
     const double p = std::exp(logits[static_cast<std::size_t>(s)] - most);
     const float* v = run.row(false, layer, head, run.cache.token(layer, head, s));
-    for (index_t d = 0; d < shape.head_dim; ++d) out[static_cast<std::size_t>(d)] += p * static_cast<double>(v[d]);
+    for (index_t d = 0; d < shape.head_dim; ++d) out[static_cast<std::size_t>(d)] += p * stored(v[d], run.shape.dtype);
     sum += p;
   }
   for (double& x : out) x /= sum;
@@ -126,11 +47,13 @@ std::vector<double> masked_attention(const Run& run, index_t layer, index_t q_he
 
 }  // namespace
 
-TEST_CASE("eviction: slots rise, counters go on, and attention is that of the kept tokens in every recipe", "[any][invariants]") {
+TEST_CASE("eviction: slots rise, counters go on, and attention is that of the kept tokens in every recipe and type", "[any][invariants]") {
+  const DType type = GENERATE(DType::f32, DType::f16, DType::bf16);
+  CAPTURE(to_string(type));
   std::size_t evicted = 0;
-  for (const std::string& text : recipes()) {
+  for (const std::string& text : test::eviction_recipes()) {
     CAPTURE(text);
-    Run run(text, 3);
+    Run run(text, 3, type);
     Room room(run.cache);
     index_t seen = 0;
     for (int pass = 0; pass < Run::passes; ++pass) {
@@ -163,17 +86,17 @@ TEST_CASE("eviction: slots rise, counters go on, and attention is that of the ke
         if (run.cache.slots(l, h / shape.group()) == 0) continue;
         const auto want = masked_attention(run, l, h, q.q.data() + h * shape.head_dim);
         for (index_t d = 0; d < shape.head_dim; ++d)
-          if (std::fabs(static_cast<double>(out[static_cast<std::size_t>(h * shape.head_dim + d)]) - want[static_cast<std::size_t>(d)]) > 2e-5)
+          if (std::fabs(static_cast<double>(out[static_cast<std::size_t>(h * shape.head_dim + d)]) - want[static_cast<std::size_t>(d)]) > 1e-5)
             FAIL("layer " << l << ", query head " << h << ", number " << d << ": "
                           << out[static_cast<std::size_t>(h * shape.head_dim + d)] << " for " << want[static_cast<std::size_t>(d)]);
       }
     }
   }
-  REQUIRE(evicted + 6 >= recipes().size());  // most settings are such that something leaves
+  REQUIRE(evicted + 6 >= test::eviction_recipes().size());  // most settings are such that something leaves
 }
 
 TEST_CASE("eviction: another sequence in between changes nothing in any recipe", "[any][invariants]") {
-  for (const std::string& text : recipes()) {
+  for (const std::string& text : test::eviction_recipes()) {
     CAPTURE(text);
     Run alone(text, 5), first(text, 5), second(text, 6);
     Room quiet(alone.cache), busy(alone.cache);
@@ -186,7 +109,7 @@ TEST_CASE("eviction: another sequence in between changes nothing in any recipe",
 }
 
 TEST_CASE("eviction: a fork goes on as its origin would, and rejected drafts leave no trace in any recipe", "[any][invariants]") {
-  for (const std::string& text : recipes()) {
+  for (const std::string& text : test::eviction_recipes()) {
     CAPTURE(text);
     Run run(text, 7);
     Room room(run.cache);
