@@ -22,16 +22,16 @@ namespace kvcondense::retrieve {
 /// Needs    the queries of every step; any position stage; KV heads of equal length (no eviction that differs between heads).
 /// Shapes   per KV head and slot one float32; one selection for all heads of a layer. The newest queries are history * q_heads *
 ///          head_dim * 4 bytes per layer.
-/// Cost     a step reads all keys up to two times for every 32 query rows of a KV head, min(k, history) tokens times its query
-///          heads: with `history` 4 or 8 once or a few times, on a long context more than the slots that `attend` then reads.
-///          `attend` reads 4 bytes per slot and KV head, and 2 k slots.
+/// Cost     a step reads all keys up to two times for every 32 query rows of a KV head, which are min(k, history) tokens times
+///          its query heads: more than the 2 k slots that `attend` reads, beside 4 bytes per slot and KV head to choose them.
 /// Numbers  of the n slots that steps have seen, k = round(ratio * n / 2), halves to even, at least 1: the newest k are read, of
 ///          the others the k with the largest sum of probabilities over all query heads and the newest queries, and what no step
 ///          has seen. The queries are min(k, history) with n the tokens so far; softmax over all slots that a query sees, float32.
 ///          Calls of one query token choose; longer ones, like a prompt, read all. After `truncate` sums are those of the last
 ///          step until the next one, then of the queries that are left. Ties keep the smaller slot; a sum that is no number is 0.
-/// Differs  probabilities are those of all slots, recomputed from queries that are kept; the paper keeps rows of the attention that
-///          was computed. No more than `history` queries are remembered. Where slots lie is storage/alisa_placement.hpp.
+/// Differs  probabilities are those over all slots, made in the step from queries that are kept, so that it reads keys wherever they
+///          lie; the paper keeps rows of the attention that was computed. No more than `history` queries are remembered. Where
+///          slots lie is planned by storage/alisa_placement.hpp, and moved by the caller.
 /// Errors   invalid_argument unless 0 < ratio <= 1 and history >= 1; not_supported in a call where KV heads hold different
 ///          numbers of slots.
 struct AlisaWindow {
