@@ -5,6 +5,7 @@
 #include <numeric>
 
 #include <kvcondense/backend/cpu/attend.hpp>
+#include <kvcondense/backend/cpu/keep_tokens.hpp>
 #include <kvcondense/backend/cpu/merge_sets.hpp>
 #include <kvcondense/backend/cpu/merge_weights.hpp>
 #include <kvcondense/backend/cpu/segmented_combine.hpp>
