@@ -99,6 +99,8 @@ struct Fixture {
     prim::SlotTokens held;
     if (seen > 0) held = {{ids.data(), 300}, seen, 0};
     const std::size_t need = prim::AttendColumns<Cuda>::workspace_bytes(r, 5 * group, 5, 300);
+    test::OnDevice<float> divide(device, r.divide == nullptr ? std::vector<float>{} : std::vector<float>(r.divide, r.divide + rows));
+    if (r.divide != nullptr) r.divide = divide.data();
     const auto device_queries = dense_view(static_cast<const float*>(in.data()), 5 * group, rows, dim);
     Context<Cuda> less = device.with_workspace(need - 1);
     REQUIRE(prim::AttendColumns<Cuda>::run(less, r, device_queries, scale, heads, 300, held) == Status::workspace_too_small);
@@ -168,6 +170,18 @@ TEST_CASE("cuda attend_columns: rows that are chosen") {
         if (seen > 0) f.compare({.chosen = chosen, .group = prim::GroupReduce::none, .row = row, .seed = 9, .part = {.sinks = 4, .first = 20, .last = 50}}, seen);
       }
   long_one.compare({.chosen = many, .row = prim::RowReduce::seen_mean}, 599);
+}
+
+TEST_CASE("cuda attend_columns: rows whose shares are divided, and such as count nothing") {
+  const std::vector<float> divide{2.0f, 0.5f, 0.0f, 7.0f, -1.0f, NAN, 3.0f};
+  const std::vector<std::int32_t> chosen{1, 2, 6};
+  for (const index_t group : {1, 3}) {
+    const Fixture f(group, 7);
+    for (const prim::GroupReduce g : {prim::GroupReduce::none, prim::GroupReduce::sum, prim::GroupReduce::max_logit})
+      for (const prim::RowReduce r : {prim::RowReduce::sum, prim::RowReduce::max}) f.compare({.group = g, .row = r, .divide = divide.data()});
+    f.compare({.chosen = chosen, .group = prim::GroupReduce::none, .row = prim::RowReduce::max, .divide = divide.data()});
+    f.compare({.group = prim::GroupReduce::none, .row = prim::RowReduce::max, .divide = divide.data(), .part = {2, 4, 40}}, 599);
+  }
 }
 
 TEST_CASE("cuda attend_columns: biases of slots, and logarithms that fade, which are of keys alone") {

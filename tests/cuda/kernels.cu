@@ -116,6 +116,7 @@ Status scoring_words(Context<Cuda>& ctx, const SlotRows<Cuda>& rows, TensorView<
   Scratch scratch(ctx.workspace());
   Status s = prim::LagSpread<Cuda>::add(ctx, rows, 128, 1.0f, x, out);
   if (s == Status::ok) s = prim::ProjectedNorm<Cuda>::run(ctx, rows, nullptr, CacheShape{}, nullptr, 1, out);
+  if (s == Status::ok) s = prim::ProjectedNorm<Cuda>::weigh(ctx, rows, CacheShape{}, nullptr, 1, x, out);
   if (s == Status::ok) s = prim::RowRedundancy<Cuda>::run(ctx, rows, 0.5f, x, out, scratch);
   if (s == Status::ok) s = prim::OutputError<Cuda>::run(ctx, rows, nullptr, false, out);
   if (s == Status::ok) s = prim::RowDeviation<Cuda>::run(ctx, numbers, numbers, nullptr);

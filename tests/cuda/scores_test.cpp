@@ -1,6 +1,7 @@
 // Words that make scores and statistics, on CUDA, beside the CPU's.
 
 #include <cmath>
+#include <tuple>
 #include <vector>
 
 #include <kvcondense/backend/cpu/forward_pool.hpp>
@@ -244,6 +245,35 @@ TEST_CASE("cuda projected_norm: to 1e-5 of the CPU's, groups and ends") {
       REQUIRE(prim::ProjectedNorm<Cuda>::run(device, rows.rows(), group == 3 ? e.data() : nullptr, shape, m.data(), outputs, {out.data(), o.data(), heads}) == Status::ok);
       close(out.read(), expected, 1e-5f);
       CHECK(prim::ProjectedNorm<Cuda>::run(device, rows.rows(), nullptr, shape, m.data(), outputs, {out.data(), o.data(), 2}) == Status::shape_mismatch);
+    });
+  }
+}
+
+TEST_CASE("cuda projected_norm: shares weighed by projected rows, to 1e-5 of the CPU's") {
+  constexpr index_t heads = 3, most = 150;
+  const std::vector<index_t> slots{150, 0, 33}, offset = test::offsets(slots);
+  for (const auto& [rows_of, members, out_of] : {std::tuple<index_t, index_t, index_t>{64, 3, 45}, {80, 1, 200}, {128, 7, 5}}) {
+    const index_t dim = rows_of, group = members, outputs = out_of;
+    const CacheShape shape{.q_heads = heads * group, .kv_heads = heads, .head_dim = dim};
+    const std::vector<float> x = normals(heads * most * dim, 31), matrix = normals(outputs * heads * group * dim, 32);
+    std::vector<float> shares = normals(offset.back() * group, 33);
+    for (float& s : shares) s = std::fabs(s);
+    for (index_t j = 40; j < 140; ++j) shares[at(j)] = 0.0f;  // whole tiles that nobody asked about
+    shares[at(5)] = shares[at(150 * group + 3)] = 1e-38f;
+    std::vector<float> expected(at(offset.back()), 7.0f);
+    const std::vector<float> start = expected;
+    Context<Cpu> cpu;
+    const DenseRows host(dense_view(x.data(), heads, most, dim));
+    REQUIRE(prim::ProjectedNorm<Cpu>::weigh(cpu, host, shape, matrix.data(), outputs, {shares.data(), offset.data(), heads}, {expected.data(), offset.data(), heads}) == Status::ok);
+    CHECK(expected[50] == 0.0f);
+    test::each_way([&] {
+      test::Device device;
+      test::DeviceRows rows(device, x, slots, most, dim);
+      test::OnDevice<float> m(device, matrix), s(device, shares), out(device, start);
+      test::OnDevice<index_t> o(device, offset);
+      REQUIRE(prim::ProjectedNorm<Cuda>::weigh(device, rows.rows(), shape, m.data(), outputs, {s.data(), o.data(), heads}, {out.data(), o.data(), heads}) == Status::ok);
+      close(out.read(), expected, 1e-5f);
+      CHECK(prim::ProjectedNorm<Cuda>::weigh(device, rows.rows(), shape, m.data(), outputs, {s.data(), o.data(), 2}, {out.data(), o.data(), heads}) == Status::shape_mismatch);
     });
   }
 }

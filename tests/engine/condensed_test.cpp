@@ -3,6 +3,7 @@
 #include <string>
 
 #include <engine/condensed_attention.hpp>
+#include <engine/output_projections.hpp>
 #include <engine/sampling.hpp>
 #include <kvcondense/any/builtin.hpp>
 #include <kvcondense/cpu.hpp>
@@ -173,9 +174,12 @@ TEST_CASE("condensed: a context that was asked to repeat itself serves a questio
   const auto part = [&](index_t first, index_t count) {
     return std::span(tokens).subspan(static_cast<std::size_t>(first), static_cast<std::size_t>(count));
   };
+  const engine::OutputProjections output(tinylm());
   for (const char* recipe : {"kvzip(keep=60%)", "kvzip(keep=60%, weighted=true)", "global_top(kvzip, keep=60%)"}) {
     CAPTURE(recipe);
-    auto cache = any_attention(recipe, DType::f16);
+    kvcondense::any::ModelFacts facts;
+    facts.output = output.view();
+    auto cache = any_attention(recipe, DType::f16, facts);
     Decoder decoder(tinylm(), cache.decoder_options(256));
     REQUIRE(decoder.prefill(part(0, 160), 0, std::ref(cache)));
     for (index_t first = 0; first < 160; first += 80) REQUIRE(cache.ask(decoder, part(first, 80), first, first + 80) == kvcondense::Status::ok);

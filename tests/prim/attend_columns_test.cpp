@@ -404,3 +404,22 @@ TEST_CASE("attend_columns: any choice of rows equals the matrix spelled out", "[
         }
       }
 }
+
+TEST_CASE("attend_columns: shares of rows are divided, and those of a row without a divisor are none", "[prim][attend_columns]") {
+  const GroupReduce group = GENERATE(GroupReduce::none, GroupReduce::sum, GroupReduce::max_logit);
+  const Case c(2, 3, 5, 70, 16);
+  const float divide[] = {2.0f, 0.25f, 0.0f, std::numeric_limits<float>::quiet_NaN(), 3.0f};
+  const std::vector<float> got = c.run({.group = group, .divide = divide}), most = c.run({.group = group, .row = RowReduce::max, .divide = divide});
+  std::vector<double> sum(got.size()), largest(got.size());
+  for (std::int32_t row = 0; row < 5; ++row) {
+    const std::vector<float> one = c.run({.chosen = {&row, 1}, .group = group});
+    for (std::size_t i = 0; divide[row] > 0 && i < one.size(); ++i) {
+      const double share = static_cast<double>(one[i]) / static_cast<double>(divide[row]);
+      sum[i] += share, largest[i] = std::max(largest[i], share);
+    }
+  }
+  for (std::size_t i = 0; i < got.size(); ++i) {
+    REQUIRE(got[i] == Approx(sum[i]).epsilon(1e-5));
+    REQUIRE(most[i] == Approx(largest[i]).epsilon(1e-5));
+  }
+}
