@@ -12,6 +12,7 @@
 #include <kvcondense/evict/sliding_window.hpp>
 #include <kvcondense/position/rerotate.hpp>
 #include <kvcondense/retrieve/alisa_window.hpp>
+#include <kvcondense/retrieve/blocks/step_reads.hpp>
 #include <kvcondense/retrieve/erased.hpp>
 #include <retrieve/rig.hpp>
 #include <support/byte_list.hpp>
@@ -297,6 +298,9 @@ TEST_CASE("alisa window: behind a method that evicts sums stay with their slots,
   ReadCounts reads;
   REQUIRE(rig.cache.attend(rig.ctx, 0, dense_view(q.data(), 6, 1, 16), dense_view(out.data(), 6, 1, 16), {.reads = &reads}) == Status::ok);
   REQUIRE(reads.slots_read == 2 * 2 * near(usual.ratio, 30));
+  const auto told = retrieve::step_reads(usual, small, 30);
+  REQUIRE((told.slots_least == static_cast<double>(reads.slots_read) && told.slots_most == told.slots_least));
+  REQUIRE(told.index_bytes == static_cast<double>(reads.index_bytes));
 
   const float shares[] = {0.3f, 0.7f};
   auto uneven = rig_of(small, recipe(budget::HeadTableBudget{evict::Knorm{.tokens = 30, .recent = 4}, 1.0, HeadTable{shares, 1, 2}}, usual));
