@@ -1,5 +1,7 @@
 #pragma once
 
+#include <algorithm>
+
 #include <kvcondense/core/backend.hpp>
 #include <kvcondense/core/shape.hpp>
 #include <kvcondense/core/status.hpp>
