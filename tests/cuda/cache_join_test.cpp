@@ -24,7 +24,7 @@ using cuda_cache::Pair;
 using cuda_cache::some;
 using merge::Dmc;
 
-TEST_CASE("cuda cache method: dmc") {
+TEST_CASE("cuda cache method: dmc", "[ways]") {
   const CacheShape& shape = cuda_cache::shapes()[static_cast<std::size_t>(GENERATE(0, 1, 2, 3))];
   joins(recipe(some), "keep_all + dmc(window=4, init=0.3)", shape);
 }

@@ -33,7 +33,7 @@ constexpr evict::SnapKV seen{.tokens = 30, .window = 8, .kernel = 5};
 
 }  // namespace
 
-TEST_CASE("cuda cache coordinates: pca") {
+TEST_CASE("cuda cache coordinates: pca", "[ways]") {
   const RandomModel model(small), other(odd), broad(wide);
   live("pca(window=5, sinks=3)", small, 2e-5f, model, lowrank::Pca{.window = 5, .sinks = 3, .bases = model.facts().bases});
   // One coordinate a key, all of a value.

@@ -95,7 +95,7 @@ KVCONDENSE_CUDA_MERGE("centroid", "keep_all + centroid(tokens=30, chunk=8, slack
 
 KVCONDENSE_CUDA_MERGE("kvmerger", "keep_all + kvmerger(keep=60%, heavy=10%, window=6)", evict::KeepAll{}, (merge::KVMerger{.keep = 0.6, .heavy = 0.1, .window = 6}))
 
-TEST_CASE("cuda cache: what folds behind ends, into few, by weights of the exponential") {
+TEST_CASE("cuda cache: what folds behind ends, into few, by weights of the exponential", "[ways]") {
   folds("sink_window(sinks=3, recent=30) + d2o(exponential=true)", {.layers = 2, .q_heads = 3, .kv_heads = 3, .head_dim = 32, .dtype = DType::f32, .page_slots = 8},
         evict::SinkWindow{.recent = 30, .sinks = 3}, merge::D2O{.exponential = true});
   folds("sink_window(sinks=0, recent=2) + lookm", {.q_heads = 8, .kv_heads = 1, .head_dim = 96, .page_slots = 4}, evict::SinkWindow{.recent = 2, .sinks = 0}, merge::LookM{});
