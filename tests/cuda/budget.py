@@ -1,11 +1,12 @@
 #!/usr/bin/env python3
 """Compiles every kernel for every architecture, warnings as errors, and checks what ptxas says of it.
 
-    budget.py --nvcc NVCC --include DIR... [--write]
+    budget.py --nvcc NVCC --include DIR... [--architecture 80]... [--keep FOLDER] [--write]
 
 budget.txt has a line per kernel: its name and the registers it may be given on each architecture. They are given out in
 eights: what ptxas uses of the last eight moves when a function elsewhere does, and changes nothing. A kernel that is given
-more, that spills, that has no line, or a line without a kernel, is a failure. --write writes the file anew.
+more, that spills, that has static shared memory, that has no line, or a line without a kernel, is a failure. --write writes
+the file anew. --keep leaves the machine code in a folder, for sass.py.
 """
 
 import argparse
@@ -14,12 +15,20 @@ import re
 import subprocess
 import sys
 import tempfile
+import typing
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 ARCHITECTURES = ("80", "90a", "100")
 GIVEN_TOGETHER = 8
 TYPES = ("kvcondense::", "prim::", "cuda_kernels::", "cuda::")
+
+
+class Use(typing.NamedTuple):
+    """Of a kernel on an architecture: registers that it is given, bytes."""
+    registers: int
+    shared: int
+    spilled: int
 
 
 def short(name):
@@ -37,13 +46,13 @@ def short(name):
     return re.sub(r"\((?:int|bool)\)", "", name).replace(" ", "")
 
 
-def compile_for(nvcc, includes, architecture):
-    """What nvcc said, and {kernel: (registers that it is given, spilled bytes)}."""
+def compile_for(nvcc, includes, architecture, keep):
+    """What nvcc said, and {kernel: what it uses}."""
     command = [nvcc, "-std=c++20", "-O3", "-Werror", "all-warnings", "-Xptxas", "-v",
                "-gencode", f"arch=compute_{architecture},code=sm_{architecture}", "-cubin"]
-    command += [f"-I{i}" for i in includes]
+    command += [f"-I{i}" for i in includes] + (["-lineinfo"] if keep else [])
     with tempfile.TemporaryDirectory() as folder:
-        done = subprocess.run([*command, str(HERE / "kernels.cu"), "-o", f"{folder}/kernels.cubin"], text=True,
+        done = subprocess.run([*command, str(HERE / "kernels.cu"), "-o", f"{keep or folder}/sm_{architecture}.cubin"], text=True,
                               stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     if done.returncode != 0:
         return done.stdout, {}
@@ -59,9 +68,10 @@ def compile_for(nvcc, includes, architecture):
         if match := re.search(r"(\d+) bytes spill stores, (\d+) bytes spill loads", line):
             spilled = sum(int(n) for n in match.groups())
             if name in kernels:  # of a function that it calls
-                kernels[name] = (kernels[name][0], kernels[name][1] + spilled)
+                kernels[name] = kernels[name]._replace(spilled=kernels[name].spilled + spilled)
         if match := re.search(r"Used (\d+) registers", line):
-            kernels[name] = (-(-int(match[1]) // GIVEN_TOGETHER) * GIVEN_TOGETHER, spilled)
+            shared = re.search(r"(\d+) bytes smem", line)
+            kernels[name] = Use(-(-int(match[1]) // GIVEN_TOGETHER) * GIVEN_TOGETHER, int(shared[1]) if shared else 0, spilled)
     return "", kernels
 
 
@@ -75,21 +85,26 @@ def main():
     parser.add_argument("--nvcc", required=True)
     parser.add_argument("--include", action="append", default=[])
     parser.add_argument("--architecture", action="append", default=[], choices=ARCHITECTURES)
+    parser.add_argument("--keep", type=Path)
     parser.add_argument("--write", action="store_true")
     options = parser.parse_args()
     path = HERE / "budget.txt"
     budget, used, bad = read_budget(path), {}, []
     asked = options.architecture or list(ARCHITECTURES)
+    if options.keep:
+        options.keep.mkdir(parents=True, exist_ok=True)
     with concurrent.futures.ThreadPoolExecutor(len(asked)) as pool:
-        done = list(pool.map(lambda a: compile_for(options.nvcc, options.include, a), asked))
+        done = list(pool.map(lambda a: compile_for(options.nvcc, options.include, a, options.keep), asked))
     for architecture, (said, kernels) in zip(asked, done):
         if said:
             bad.append(f"sm_{architecture} does not compile:\n{said}")
             continue
-        for kernel, (registers, spilled) in kernels.items():
+        for kernel, (registers, shared, spilled) in kernels.items():
             used.setdefault(kernel, {})[architecture] = registers
             if spilled:
                 bad.append(f"sm_{architecture} {kernel}: {spilled} bytes spilled")
+            if shared:  # dyn_smem has all of it, where emulation poisons and guards it
+                bad.append(f"sm_{architecture} {kernel}: {shared} bytes of static shared memory")
             allowed = budget.get(kernel, {}).get(architecture, 0)
             if registers > allowed and not options.write:
                 bad.append(f"sm_{architecture} {kernel}: {registers} registers, budget {allowed}")
@@ -99,7 +114,7 @@ def main():
         rows = [f"{kernel} {' '.join(str(n[a]) for a in ARCHITECTURES)}" for kernel, n in sorted(used.items())]
         path.write_text("# kernel, and the registers it may be given on sm_80 sm_90a sm_100; written by budget.py --write\n"
                         + "\n".join(rows) + "\n")
-    print("\n".join(bad) if bad else f"{len(used)} kernels on {', '.join('sm_' + a for a in asked)}: within budget, nothing spilled")
+    print("\n".join(bad) if bad else f"{len(used)} kernels on {', '.join('sm_' + a for a in asked)}: within budget, nothing spilled, no static shared memory")
     return 1 if bad else 0
 
 

@@ -19,6 +19,7 @@ endif()
 set_source_files_properties(${joined} ${plain} PROPERTIES COMPILE_OPTIONS ${optimized})
 add_executable(cuda_fibers_test fibers/fibers_test.cpp ${plain} ${joined})
 target_include_directories(cuda_fibers_test PRIVATE "${cuda_tests}")
+target_compile_definitions(cuda_fibers_test PRIVATE KVCONDENSE_TEST_DATA="${kvcondense_SOURCE_DIR}/tests")
 target_link_libraries(cuda_fibers_test PRIVATE kvcondense kvcondense_any Catch2::Catch2 kvcondense_build kvcondense_warnings
   kvcondense_catch_main kvcondense_cuda_fibers)
 catch_discover_tests(cuda_fibers_test TEST_PREFIX "${prefix}/fibers/"

@@ -79,9 +79,7 @@ struct RingColumn {
     if constexpr (exact_only) return true;
     else return codec.axis == GroupAxis::channel ? at[i].params == kind : (at[i].params == nullptr) == (kind == nullptr);
   }
-  __device__ static int capacity(const std::byte* kind) {
-    return kind == nullptr ? rows_that_fit(16, Dim) : rows_that_fit(bits, Dim);
-  }
+  __device__ int capacity(const std::byte* kind) const { return kind == nullptr ? rows_that_fit(16, Dim) : layout.most; }
   /// The run of the tile's slot i; all lanes.
   __device__ int run_of_slot(int i) const {
     int n = __shfl_sync(cuda::full_warp, near[0], i % 32);

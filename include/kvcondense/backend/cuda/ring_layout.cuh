@@ -56,12 +56,13 @@ struct PartLayout {
   int group_slots = 1, group_shift = 0;               ///< -1: no power of two
   int params = 0;       ///< bytes of all parameters in a stage
   int stride = 0;       ///< of a slot's parameters on the token axis
+  int most = 0;         ///< codes of a tile
   int row_grain = 16;   ///< bytes of one asynchronous copy: what pages are aligned to
   int param_grain = 16; ///< 2: too small for one
 };
 struct RingLayout {
   PartLayout key, value;
-  int scores = 0;  ///< where scores wait, 512 bytes for 16 slots; 0: over the rows of keys
+  int scores = 0;  ///< where scores wait among the rows of keys, 512 bytes for 16 slots
   int stage = 0;
 };
 
@@ -69,9 +70,18 @@ constexpr int grain_of(index_t bytes) {
   return bytes % 16 == 0 ? 16 : bytes % 8 == 0 ? 8 : bytes % 4 == 0 ? 4 : 2;
 }
 
-inline PartLayout part_layout(const ExactRows&, index_t, index_t, int) { return {}; }
+/// Codes of a tile, at most: on the channel axis those of one group.
+inline int most_codes(const ExactRows&, int) { return 0; }
 template <int Bits>
-PartLayout part_layout(const GroupInt<Bits>& codec, index_t page_slots, index_t dim, int padded) {
+int most_codes(const GroupInt<Bits>& codec, int padded) {
+  const int fit = rows_that_fit(Bits, padded);
+  return codec.axis == GroupAxis::channel && codec.group_slots() < fit ? static_cast<int>(codec.group_slots()) : fit;
+}
+
+/// `slots`: of a tile, at most.
+inline PartLayout part_layout(const ExactRows&, index_t, index_t, int, int) { return {}; }
+template <int Bits>
+PartLayout part_layout(const GroupInt<Bits>& codec, index_t page_slots, index_t dim, int padded, int slots) {
   PartLayout p;
   const index_t group = codec.group_bytes(dim);
   p.row_bytes = static_cast<int>(codec.row_bytes(dim));
@@ -82,16 +92,21 @@ PartLayout part_layout(const GroupInt<Bits>& codec, index_t page_slots, index_t 
   p.row_grain = grain_of(codec.row_bytes(dim));
   p.param_grain = grain_of(codec.params_at(page_slots, dim) | group);
   p.stride = static_cast<int>((group + 3) / 4 * 4);
-  p.params = codec.axis == GroupAxis::channel ? 4 * padded : (ring_slots * p.stride + 15) / 16 * 16;
+  p.params = codec.axis == GroupAxis::channel ? 4 * padded : (slots + 15) / 16 * 16 * p.stride;
+  p.most = most_codes(codec, padded);
   return p;
 }
 
 template <class KeyCodec, class ValueCodec>
 RingLayout ring_layout(const KeyCodec& keys, index_t key_slots, const ValueCodec& values, index_t value_slots, index_t dim, int padded) {
-  RingLayout r{part_layout(keys, key_slots, dim, padded), part_layout(values, value_slots, dim, padded), 0, 0};
-  const int used = 2 * ring_rows + r.key.params + r.value.params;
-  if (padded_row(stored_bits<KeyCodec>, padded) < 32) r.scores = used;  // rows are shorter than scores
-  r.stage = (used + (r.scores != 0 ? 512 * ring_steps : 0) + 16 + 127) / 128 * 128;
+  const int exact = rows_that_fit(16, padded), of_keys = most_codes(keys, padded), of_values = most_codes(values, padded);
+  const int least = of_keys < of_values ? of_keys : of_values, slots = least > exact ? least : exact;
+  RingLayout r{part_layout(keys, key_slots, dim, padded, slots), part_layout(values, value_slots, dim, padded, slots), 0, 0};
+  // Scores take the place of keys that were read; where rows are shorter than scores, that behind the rows.
+  constexpr int row = padded_row(stored_bits<KeyCodec>, 64);
+  static_assert(row >= 32 || ring_slots * row + 512 * ring_steps <= ring_rows);
+  if (padded_row(stored_bits<KeyCodec>, padded) < 32) r.scores = ring_slots * row;
+  r.stage = (2 * ring_rows + r.key.params + r.value.params + 16 + 127) / 128 * 128;
   return r;
 }
 
