@@ -290,6 +290,56 @@ TEST_CASE("condenser: questions about the context leave nothing behind but what 
   both.pass(1, Phase::decode, 77);
 }
 
+TEST_CASE("condenser: a layer that takes over a choice needs no queries, waits for the other layer, and is declined with it", "[external]") {
+  const CacheShape shape{.layers = 2, .q_heads = 4, .kv_heads = 2, .head_dim = 64, .dtype = DType::f32};
+  Beside both(shape, "chunkkv(tokens=30, window=8, chunk=5, reuse=2)", Layout::nhd, 128, {});
+  auto& c = *both.condenser;
+  CHECK(c.attention_rows(0, 50, Phase::prefill_end) == 8);
+  CHECK(c.attention_rows(1, 50, Phase::prefill_end) == 0);
+  CHECK(c.attention_rows(0, 50, Phase::prefill_chunk) == 8);
+  CHECK(c.attention_rows(1, 50, Phase::prefill_chunk) == 0);
+  CHECK(c.missing(1, 50, {}, Phase::prefill_end) == nullptr);
+  std::mt19937 random(4);
+  const auto step = [&](index_t layer, index_t n) {
+    const test::StepData data(shape, n, random);
+    CacheShape rows = shape;
+    rows.q_heads = shape.kv_heads;
+    const Tokens t(rows, n, static_cast<std::uint64_t>(layer + 1));
+    both.memory[at(layer)].write(both.lengths(layer), t.keys(), t.values());
+    return c.step(both.own_ctx, layer, both.memory[at(layer)].borrow(), n, layer == 0 ? data.inputs() : StepInputs{}, Phase::prefill_end);
+  };
+  const auto stay = [&](index_t layer) {
+    std::vector<index_t> tokens;
+    for (index_t i = 0; i < c.kept(layer).count[0]; ++i) tokens.push_back(c.token(layer, 0, c.kept(layer).slots.row(0)[i]));
+    return tokens;
+  };
+  CHECK(step(1, 50) == Status::order_violation);
+  REQUIRE(step(0, 50) == Status::ok);
+  REQUIRE(step(1, 50) == Status::ok);  // what the first one has decided, though nothing has moved yet
+  CHECK(stay(0).size() < 31);
+  CHECK(stay(1) == stay(0));
+  REQUIRE(c.decline(0) == Status::ok);
+  REQUIRE(c.decline(1) == Status::ok);
+  REQUIRE(step(0, 9) == Status::ok);
+  REQUIRE(c.compact(both.own_ctx, 0, both.memory[0].borrow()) == Status::ok);
+  REQUIRE(step(1, 9) == Status::ok);  // what it holds now
+  REQUIRE(c.compact(both.own_ctx, 1, both.memory[1].borrow()) == Status::ok);
+  for (index_t h = 0; h < 2; ++h) {
+    REQUIRE(c.slots(1, h) == c.slots(0, h));
+    for (index_t s = 0; s < c.slots(0, h); ++s) CHECK(c.token(1, h, s) == c.token(0, h, s));
+  }
+  // One that lost what the other one still has.
+  REQUIRE(step(0, 20) == Status::ok);
+  REQUIRE(step(1, 20) == Status::ok);
+  REQUIRE(c.decline(0) == Status::ok);
+  REQUIRE(c.compact(both.own_ctx, 1, both.memory[1].borrow()) == Status::ok);
+  REQUIRE(step(0, 9) == Status::ok);
+  const index_t before = c.slots(1, 0);
+  CHECK(step(1, 9) == Status::incompatible);
+  CHECK(c.slots(1, 0) == before);
+  CHECK(AnyCondenser::make(shape, test::stages("exit_threshold(chunkkv(reuse=2))", {}), {}).status() == Status::incompatible);
+}
+
 TEST_CASE("condenser: drafts that are taken back, and a sequence that goes on from another", "[external]") {
   const CacheShape shape{.q_heads = 4, .kv_heads = 2, .head_dim = 64, .dtype = DType::f32};
   Beside both(shape, "keyformer(tokens=40, recent=8, generation=30) + d2o(mass=log_count)", Layout::cells, 96, {});
