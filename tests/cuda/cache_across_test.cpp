@@ -27,7 +27,7 @@ const CacheShape heads{.layers = 2, .q_heads = 4, .kv_heads = 4, .head_dim = 80,
 
 // Directions are sums in the order of the CPU, coordinates too.
 
-TEST_CASE("cuda cache coordinates: xkv") {
+TEST_CASE("cuda cache coordinates: xkv", "[ways]") {
   const lowrank::XKv pairs{.keep = 0.25, .value_keep = 0.5, .layers = 2, .window = 6, .least = 16, .sinks = 2};
   live_as("xkv(layers=2, keep=25%, value_keep=50%, window=6, least=16, sinks=2)", three, 2e-5f, 3e-5f, {}, pairs);
   live_as("sink_window(recent=24, sinks=3) + xkv(layers=2, keep=25%, value_keep=50%, window=6, least=16, sinks=2)", three, 2e-5f, 3e-5f, {},

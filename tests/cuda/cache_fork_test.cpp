@@ -128,7 +128,7 @@ void refuse_pages(const R& method, index_t tokens) {
 
 }  // namespace
 
-TEST_CASE("cuda cache: forks share pages and go on apart") {
+TEST_CASE("cuda cache: forks share pages and go on apart", "[ways]") {
   const CacheShape shape{.layers = 2, .q_heads = 6, .kv_heads = 2, .head_dim = 32, .page_slots = 8};
   go_on(recipe(), "exact", shape);
   go_on(recipe(evict::H2O{.heavy = 20, .recent = 10}), "h2o(heavy=20, recent=10)", shape);

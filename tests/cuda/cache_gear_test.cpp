@@ -52,7 +52,7 @@ constexpr evict::SinkWindow ends{.recent = 37, .sinks = 3};
 
 }  // namespace
 
-TEST_CASE("cuda cache codec: gear") {
+TEST_CASE("cuda cache codec: gear", "[ways]") {
   goes_as_on_the_host(recipe(evict::H2O{.heavy = 30, .recent = 10}, Gear<2>{.group_size = 8, .chunk = 8, .sparse = 0.25, .sinks = 2}),
                       "h2o(heavy=30, recent=10) + gear(bits=2, group_size=8, chunk=8, sparse=25%, sinks=2)",
                       {.layers = 2, .q_heads = 6, .kv_heads = 2, .head_dim = 64, .value_dim = 48, .page_slots = 16});

@@ -24,7 +24,7 @@ const CacheShape halves{.layers = 2, .q_heads = 7, .kv_heads = 1, .head_dim = 80
 
 // Directions are sums in another order than the CPU's; in 16 bits one may be rounded to the other side, and so may a length.
 
-TEST_CASE("cuda cache method: minicache") {
+TEST_CASE("cuda cache method: minicache", "[ways]") {
   const merge::MiniCache some{.start = 0.4f, .part = 0.2f, .recent = 4};
   live_as("minicache(start=40%, part=20%, recent=4)", pair_of, 2e-6f, 2e-5f, {}, some);
   live_as("sink_window(recent=24, sinks=3) + minicache(start=40%, part=20%, recent=4)", pair_of, 2e-6f, 2e-5f, {}, evict::SinkWindow{.recent = 24, .sinks = 3}, some);

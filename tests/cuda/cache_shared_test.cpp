@@ -50,7 +50,7 @@ void goes_as_on_the_host(const R& method, std::string_view text, const CacheShap
 
 }  // namespace
 
-TEST_CASE("cuda cache codec: kitty") {
+TEST_CASE("cuda cache codec: kitty", "[ways]") {
   using quant::Kitty;
   const CacheShape shape{.layers = 2, .q_heads = 6, .kv_heads = 2, .head_dim = 64, .value_dim = 48, .page_slots = 16};
   goes_as_on_the_host(recipe(evict::H2O{.heavy = 30, .recent = 10}, Kitty{.page = 8, .boost = 0.25f, .buffer = 8, .sinks = 2}),
