@@ -49,7 +49,7 @@ enum class Residual : std::uint8_t {
 ///                                                                  only in steps that fire
 ///               queries() -> AttentionNeed (may be left out)   rows of `view.columns`; with Rows::last
 ///                                                               the cache keeps older steps' queries
-///               inputs() -> Inputs (may be left out)  what else of `view.inputs` it reads, at every step
+///               inputs() -> Inputs (may be left out)  what else of `view.inputs` it reads, at every step (hidden_norms: in every probe)
 ///               one_set() -> bool                    the same scores for every head of a layer?
 ///               by_age() -> bool (may be left out)   nothing but the order of slots
 ///               rotated_keys() -> bool (may be left out)   reads keys rotated, never raw
