@@ -168,7 +168,8 @@ TEST_CASE("eviction: heads and layers in another order keep the same in every re
     for (index_t l = 0; l < most; ++l)
       for (index_t h = 0; h <= last; ++h) {
         if (own_heads.count(word) == 0) REQUIRE((heads.kept(l, h) == plain.kept(l, last - h)));
-        if (own_layers.count(word) == 0) REQUIRE((layers.kept(l, h) == plain.kept((l + 1) % most, h)));
+        const bool follows = text.find("reuse=") != text.npos;  // a layer that takes over what another one chose
+        if (!follows && own_layers.count(word) == 0) REQUIRE((layers.kept(l, h) == plain.kept((l + 1) % most, h)));
       }
   }
 }
