@@ -11,6 +11,7 @@ namespace kvcondense {
 template <Backend B>
 struct BackendMemory;
 
+/// Of the CPU: the heap, unless a resource is named.
 template <>
 struct BackendMemory<Cpu> {
   template <class T>

@@ -158,6 +158,7 @@ struct AlisaPlacement {
     return sum;
   }
 
+  /// What a search found.
   struct Found {
     AlisaPhases phases{};
     double seconds = std::numeric_limits<double>::infinity();

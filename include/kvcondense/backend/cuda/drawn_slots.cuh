@@ -109,9 +109,10 @@ __global__ void __launch_bounds__(Threads) score_members(UnitPlanes planes, Unit
 /// Numbers of candidates as they are, one per slot. Grid: blocks, rows.
 template <int Threads>
 __global__ void __launch_bounds__(Threads) copy_drawn(HeadNumbers<const float> drawn, UnitScores scores) {
-  const index_t row = blockIdx.y, head = row / scores.per_head, n = scores.out.length(row), first = scores.first[head];
-  for (index_t i = static_cast<index_t>(blockIdx.x) * Threads + threadIdx.x; i < n; i += static_cast<index_t>(gridDim.x) * Threads)
-    scores.out.row(row)[i] = drawn.row(head)[first + i];
+  const index_t row = blockIdx.y, head = row / scores.per_head, n = scores.out.length(row);
+  const float* const from = drawn.row(head) + scores.first[head];
+  float* const to = scores.out.row(row);
+  for (index_t i = static_cast<index_t>(blockIdx.x) * Threads + threadIdx.x; i < n; i += static_cast<index_t>(gridDim.x) * Threads) to[i] = from[i];
 }
 
 }  // namespace cuda_kernels

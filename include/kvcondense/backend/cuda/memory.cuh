@@ -113,6 +113,7 @@ class DeviceArray {
 
 namespace kvcondense {
 
+/// Of a device: cudaMalloc, unless a resource is named.
 template <>
 struct BackendMemory<Cuda> {
   template <class T>
