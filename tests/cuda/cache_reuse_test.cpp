@@ -2,6 +2,7 @@
 
 #include <kvcondense/cpu.hpp>
 
+#include <evict/in_pairs.hpp>
 #include <kvcondense/budget/skip_layers.hpp>
 #include <kvcondense/evict/chunkkv.hpp>
 #include <kvcondense/evict/h2o.hpp>
@@ -11,26 +12,11 @@
 
 using namespace kvcondense;
 using cuda_cache::Pair;
+using kvcondense::test::InPairs;  // without a word: the host's cache is made of the same pipeline
 
 namespace {
 
 const CacheShape shape{.layers = 3, .q_heads = 4, .kv_heads = 2, .head_dim = 16, .dtype = DType::f32, .page_slots = 8};
-
-/// Any policy in layers of which the second takes over what the first chose. On the CPU it has no word: the host's cache is made of the same pipeline.
-template <class P>
-struct InPairs {
-  static constexpr Descriptor about{"in_pairs", Stage::evict, "a test"};
-  static constexpr Inputs needs = P::needs;
-  P policy{};
-  constexpr auto pipeline() const {
-    auto p = policy.pipeline();
-    p.reuse = {2};
-    return p;
-  }
-  Status validate(const CacheShape& s) const { return policy.validate(s); }
-};
-template <class P>
-InPairs(P) -> InPairs<P>;
 
 any::AnyCache host_of(const auto& policy) {
   auto made = any::AnyCache::make(any::AnyRecipe{.evict = any::AnyEvict(policy)}, "in_pairs", shape);

@@ -4,6 +4,7 @@
 
 #include <catch2/catch.hpp>
 
+#include <evict/in_pairs.hpp>
 #include <kvcondense/budget/ada.hpp>
 #include <kvcondense/budget/layer_pattern.hpp>
 #include <kvcondense/budget/pyramid.hpp>
@@ -22,28 +23,13 @@
 #include <support/naive_cache.hpp>
 
 using namespace kvcondense;
+using test::InPairs;
 using test::Tokens;
 
 namespace {
 
 const CacheShape shape{.layers = 5, .q_heads = 4, .kv_heads = 2, .head_dim = 16, .dtype = DType::f32, .page_slots = 8};
 constexpr index_t longest = 200, most_tokens = 60;
-
-/// Any policy, of which every second layer takes over what the one before it chose.
-template <class P>
-struct InPairs {
-  static constexpr Descriptor about{"in_pairs", Stage::evict, "a test"};
-  static constexpr Inputs needs = P::needs;
-  P policy{};
-  constexpr auto pipeline() const {
-    auto p = policy.pipeline();
-    p.reuse = {2};
-    return p;
-  }
-  Status validate(const CacheShape& s) const { return policy.validate(s); }
-};
-template <class P>
-InPairs(P) -> InPairs<P>;
 
 constexpr evict::ChunkKV chunks(index_t reuse) { return {.tokens = 31, .window = 5, .chunk = 4, .reuse = reuse}; }
 
