@@ -17,6 +17,25 @@
 namespace kvcondense::prim {
 namespace cuda_kernels {
 
+/// Calls use(product) for the products of this thread's row of `block` with the `outputs` rows of a head's columns of the output projection. All threads of
+/// the block; `others` has room for a tile of these rows.
+template <int Threads, class Use>
+__device__ inline void for_projections(const float* block, float* others, const float* columns, index_t outputs, index_t width, int dim, Use use) {
+  const int stride = tile_stride(dim);
+  for (index_t o = 0; o < outputs; o += tile_others) {
+    __syncthreads();
+    for (int i = static_cast<int>(threadIdx.x); i < tile_others * stride; i += Threads) {
+      const int r = i / stride, c = i % stride;
+      others[i] = o + r < outputs && c < dim ? columns[(o + r) * width + c] : 0.0f;
+    }
+    __syncthreads();
+    float product[tile_each];
+    tile_products(block, others, dim, product);
+#pragma unroll
+    for (int e = 0; e < tile_each; ++e) use(product[e]);
+  }
+}
+
 /// A block a tile of slots, outputs passing by a tile at a time: products are summed at once. Grid: tiles, heads.
 template <int Threads>
 __global__ void __launch_bounds__(Threads, 2) projected_norms(SlotRows<Cuda> rows, const Ends* skip, const float* matrix, index_t outputs, index_t width,
@@ -33,18 +52,7 @@ __global__ void __launch_bounds__(Threads, 2) projected_norms(SlotRows<Cuda> row
   load_rows(rows, h, [&](int r) { return first + r; }, count, tile_rows, block);
   double sum = 0.0;
   for (index_t g = 0; g < group; ++g)
-    for (index_t o = 0; o < outputs; o += tile_others) {
-      __syncthreads();
-      for (int i = static_cast<int>(threadIdx.x); i < tile_others * stride; i += Threads) {
-        const int r = i / stride, c = i % stride;
-        others[i] = o + r < outputs && c < dim ? matrix[(o + r) * width + (h * group + g) * dim + c] : 0.0f;
-      }
-      __syncthreads();
-      float product[tile_each];
-      tile_products(block, others, dim, product);
-#pragma unroll
-      for (int e = 0; e < tile_each; ++e) sum += static_cast<double>(fabsf(product[e]));
-    }
+    for_projections<Threads>(block, others, matrix + (h * group + g) * dim, outputs, width, dim, [&](float x) { sum += static_cast<double>(fabsf(x)); });
   sum = cuda::warp_sum(sum, tile_lanes);
   const int row = static_cast<int>(threadIdx.x) / tile_lanes;
   if (threadIdx.x % tile_lanes == 0 && row < count) out.row(h)[first + row] = static_cast<float>(sum / static_cast<double>(group));
@@ -70,18 +78,7 @@ __global__ void __launch_bounds__(Threads, 2) weigh_projected(SlotRows<Cuda> row
   if (any) load_rows(rows, h, [&](int r) { return first + r; }, count, tile_rows, block);
   for (index_t g = 0; g < group && any; ++g) {
     double sum = 0.0;
-    for (index_t o = 0; o < outputs; o += tile_others) {
-      __syncthreads();
-      for (int i = static_cast<int>(threadIdx.x); i < tile_others * stride; i += Threads) {
-        const int r = i / stride, c = i % stride;
-        others[i] = o + r < outputs && c < dim ? matrix[(o + r) * width + (h * group + g) * dim + c] : 0.0f;
-      }
-      __syncthreads();
-      float product[tile_each];
-      tile_products(block, others, dim, product);
-#pragma unroll
-      for (int e = 0; e < tile_each; ++e) sum += static_cast<double>(product[e]) * static_cast<double>(product[e]);
-    }
+    for_projections<Threads>(block, others, matrix + (h * group + g) * dim, outputs, width, dim, [&](float x) { sum += static_cast<double>(x) * static_cast<double>(x); });
     sum = cuda::warp_sum(sum, tile_lanes);
     const float weighed = asked ? share[g * n + row] * static_cast<float>(sqrt(sum)) : 0.0f;
     best = weighed > best ? weighed : best;
