@@ -178,7 +178,6 @@ TEST_CASE("row_ops: no slots, no rows, nothing touched", "[prim][row_ops]") {
     ops.dot_rows(DType::f32, &x, 1, 1, {&x, 0, 1}, {&out, 0, 1}, nullptr);
     ops.add_rows(DType::f32, &x, 0, 1, {&x, 1, 1}, {&out, 1, 1}, nullptr);
     ops.add_rows(DType::f32, &x, 1, 1, {&x, 0, 1}, {&out, 0, 1}, nullptr);
-    ops.add_scaled(&x, 0, 3.0f, &out);
     REQUIRE(ops.largest(&x, 0, 2.0f) == 2.0f);
     REQUIRE(ops.exp_below(&x, 0, 2.0f, &out) == 0.0f);
     REQUIRE(out == 5.0f);
@@ -217,27 +216,6 @@ TEST_CASE("row_ops: exp is within two units of the last place, and 0 far below",
       const float again = ops.exp_below(same.data(), static_cast<index_t>(n), 0.0f, same.data());
       REQUIRE(again == ops.exp_below(x.data(), static_cast<index_t>(n), 0.0f, out.data()));
       REQUIRE(std::equal(same.begin(), same.end(), out.begin()));
-    }
-  });
-}
-
-TEST_CASE("row_ops: a multiple of a row is added with two roundings, bit for bit", "[prim][row_ops]") {
-  for_isas([](const RowOps& ops) {
-    for (index_t n = 0; n <= 67; ++n) {
-      CAPTURE(n);
-      const auto size = static_cast<std::size_t>(n);
-      std::vector<float> x(size), expected(size);
-      test::Guarded<float> out(size);
-      test::fill_normal(x.data(), size, 13);
-      test::fill_normal(expected.data(), size, 14);
-      std::copy(expected.begin(), expected.end(), out.data());
-      for (std::size_t i = 0; i < size; ++i) {
-        const float product = x[i] * 0.3f;
-        expected[i] += product;
-      }
-      ops.add_scaled(x.data(), n, 0.3f, out.data());
-      REQUIRE(std::equal(expected.begin(), expected.end(), out.data()));
-      REQUIRE(out.ok());
     }
   });
 }

@@ -6,7 +6,6 @@
 
 #include <kvcondense/backend/cpu/slot_tiles.hpp>
 #include <kvcondense/cpu.hpp>
-#include <support/guarded.hpp>
 #include <support/fill.hpp>
 
 using namespace kvcondense;
@@ -49,35 +48,8 @@ TEST_CASE("slot_tiles: weighted sums have the bits of rows that are added one by
     rows.take(row, weight);
     for (index_t d = 0; d < dim; ++d) want[static_cast<std::size_t>(d)] += weight * static_cast<double>(row[d]);
   }
-  prim::cpu::add_weighted(rows, dim, sum.data());
+  rows.add_to(sum.data(), dim);
   bool same = true;
   for (std::size_t d = 0; d < sum.size(); ++d) same = same && std::bit_cast<std::uint64_t>(sum[d]) == std::bit_cast<std::uint64_t>(want[d]);
   REQUIRE(same);
-}
-
-TEST_CASE("slot_tiles: square distances have the bits of sixteen sums that are halved", "[prim][slot_tiles]") {
-  std::mt19937 random(9);
-  std::normal_distribution<float> normal;
-  for (const index_t dim : {1, 3, 16, 17, 64, 80, 96, 112, 128, 256})
-    for (const index_t count : {1, 2, 4, 7, 64}) {
-      CAPTURE(dim, count);
-      std::vector<float> centre(static_cast<std::size_t>(dim)), rows(static_cast<std::size_t>(count * dim));
-      for (float& x : centre) x = normal(random);
-      for (float& x : rows) x = normal(random);
-      test::Guarded<float> out(static_cast<std::size_t>(count));
-      prim::cpu::square_distances(centre.data(), rows.data(), count, dim, out.data());
-      REQUIRE(out.ok());
-      for (index_t i = 0; i < count; ++i) {
-        float sum[16] = {};
-        double exact = 0.0;
-        for (index_t d = 0; d < dim; ++d) {
-          const float apart = centre[static_cast<std::size_t>(d)] - rows[static_cast<std::size_t>(i * dim + d)];
-          sum[d % 16] += apart * apart, exact += static_cast<double>(apart) * static_cast<double>(apart);
-        }
-        for (const int left : {8, 4, 2, 1})
-          for (int j = 0; j < left; ++j) sum[j] += sum[j + left];
-        REQUIRE(out.data()[i] == sum[0]);
-        REQUIRE(static_cast<double>(sum[0]) == Approx(exact).epsilon(1e-5));
-      }
-    }
 }

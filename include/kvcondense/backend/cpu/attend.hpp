@@ -70,6 +70,7 @@ struct Attend<Cpu> {
           Block block(size, worker_scratch(worker), true);
           if (size.mass) block.keep_in(of.kept);
           block.begin(request, head, h * group, group, 0, q_rows);
+          if (counted) block.awaited = counted.sums.row(h);
           Sums sums = of.sums(task % parts);
           block.start(sums, head, at == 0, request.out.extent[2]);
           typename std::remove_cvref_t<decltype(head)>::Cursor keys{}, values{};
@@ -86,7 +87,7 @@ struct Attend<Cpu> {
           for (index_t p = 1; p * part < head.slots(); ++p) join(sums, of.sums(p), q_rows);
           if (request.mass.data != nullptr) std::fill_n(request.mass.row(h), head.slots(), 0.0f);
           block.finish(request, head, sums, h * group, group, 0);
-          if (counted) block.count(request, counted, sums, h, head.slots());
+          if (counted) block.count(request, counted, sums, h);
         });
         return Status::ok;
       }
@@ -175,6 +176,7 @@ struct Attend<Cpu> {
     float *queries, *weights, *tops = nullptr, *spare = nullptr;
     index_t width, rows = 0, last = 0;
     index_t visible[block_rows];
+    const float* awaited = nullptr;  ///< sums that are added to when all slots are read: cold, and asked for while these come
 
     Block(const Sizes& s, Scratch bytes, bool split)
         : size(s), scratch(bytes), queries(scratch.take<float>(s.rows * s.query_width)), width(std::min(strip, s.slots)) {
@@ -192,6 +194,7 @@ struct Attend<Cpu> {
       Scratch rest = scratch;
       Sums sums(rest, size.rows, size.value_width), later(rest, size.rows, size.value_width);
       begin(request, head, kv_head * group, group, first, n);
+      if (counted) awaited = counted.sums.row(kv_head);
       typename Head::Cursor key_at{}, value_at{};
       for (index_t at = 0; at == 0 || at < last; at += part) {
         Sums& now = at == 0 ? sums : later;
@@ -200,7 +203,7 @@ struct Attend<Cpu> {
         if (at > 0) join(sums, later, rows);
       }
       finish(request, head, sums, kv_head * group, group, first);
-      if (counted) count(request, counted, sums, kv_head, head.slots());
+      if (counted) count(request, counted, sums, kv_head);
     }
 
     /// How many slots each row sees.
@@ -249,6 +252,7 @@ struct Attend<Cpu> {
       const index_t end = std::min(last, first + part);
       for (index_t at = first; at < end; at += strip) {
         const index_t n = std::min(strip, end - at);
+        for (index_t i = at; awaited != nullptr && i < at + n; i += 16) __builtin_prefetch(awaited + i, 1, 2);
         const RowBlock<float> w{tops != nullptr ? weights + at : weights, rows, width};
         head.key_scores(keys, n, {queries, rows, size.query_width}, w, at);
         if constexpr (requires { head.hide(at, at, n, w.data); })
@@ -271,25 +275,21 @@ struct Attend<Cpu> {
         for (index_t d = 0; d < value_dim; ++d)
           request.out(q_head + member, token, d) = visible[r] > 0 || summary ? sums.out[r * size.value_width + d] * inv : 0.0f;
         if (request.lse.data != nullptr) request.lse(q_head + member, token) = sums.max[r] + std::log(sums.sum[r]);
-        if (request.mass.data != nullptr && token >= tokens - request.mass_rows)
-          add_mass(sums, r, 0, visible[r], request.mass.row(q_head / group));
       }
+      if (request.mass.data == nullptr) return;
+      const index_t uncounted = std::clamp<index_t>((tokens - request.mass_rows) * group - first, 0, rows);
+      for (index_t at = 0; at < last; at += strip) add_mass(sums, uncounted, at, std::min(strip, last - at), request.mass.row(q_head / group) + at);
     }
 
     /// Adds the mass of the block's rows, which are all there are, to the head's sums. It is itself summed from zero, and only
     /// then multiplied and added, as a mass that was written would be.
-    void count(const AttendRequest& request, const AttentionSums& counted, const Sums& sums, index_t kv_head, index_t slots) const {
+    void count(const AttendRequest& request, const AttentionSums& counted, const Sums& sums, index_t kv_head) const {
       const index_t tokens = request.queries.extent[1], uncounted = std::max<index_t>(0, tokens - request.mass_rows);
       float *mass = spare, *to = counted.sums.row(kv_head);
-      const auto ask_for = [&](index_t from) {  // cold, and comes while the mass of the strip before is summed
-        for (index_t i = from; i < std::min(slots, from + strip); i += 16) __builtin_prefetch(to + i, 1);
-      };
-      ask_for(0);
-      for (index_t at = 0; at < slots; at += strip) {
-        const index_t n = std::min(strip, slots - at);
-        ask_for(at + strip);
+      for (index_t at = 0; at < last; at += strip) {
+        const index_t n = std::min(strip, last - at);
         std::fill_n(mass, n, 0.0f);
-        for (index_t r = uncounted * (rows / tokens); r < rows; ++r) add_mass(sums, r, at, std::min(n, visible[r] - at), mass);
+        add_mass(sums, uncounted * (rows / tokens), at, n, mass);
         SlotNumbers<Cpu>::mix_row(mass, n, counted.scale, 1.0f, to + at);
       }
     }
@@ -299,14 +299,19 @@ struct Attend<Cpu> {
 
     static float inverse(const Sums& sums, index_t r) { return sums.sum[r] > 0.0f ? 1.0f / sums.sum[r] : 0.0f; }
 
-    /// Adds what row r gives slots [first, first + n), of which the first one begins a strip. A weight is relative to the maximum
-    /// that its strip knew; where that is infinite, the last one may be the same, and their difference is no number.
-    void add_mass(const Sums& sums, index_t r, index_t first, index_t n, float* out) const {
-      const float inv = inverse(sums, r);
-      for (index_t i = 0; i < n; i += strip) {
-        const float top = tops[(first + i) / strip * size.rows + r];
-        const float share = top == sums.max[r] ? inv : std::exp(top - sums.max[r]) * inv;
-        cpu::row_ops().add_scaled(weights + r * width + first + i, std::min(strip, n - i), share, out + i);
+    /// Adds what the rows from `from` on give the n slots of the strip that begins at `first`, those that see as much at once. A
+    /// weight is relative to the maximum that its strip knew; where that is infinite, the last one may be the same, and their
+    /// difference is no number.
+    void add_mass(const Sums& sums, index_t from, index_t first, index_t n, float* out) const {
+      const float* weight[block_rows];
+      float share[block_rows];
+      for (index_t r = from, end = from; r < rows; r = end) {
+        for (; end < rows && visible[end] == visible[r]; ++end) {
+          const float inv = inverse(sums, end), top = tops[first / strip * size.rows + end];
+          share[end] = top == sums.max[end] ? inv : std::exp(top - sums.max[end]) * inv;
+          weight[end] = weights + end * width + first;
+        }
+        cpu::number_ops().add_scaled(weight + r, share + r, end - r, std::min(n, visible[r] - first), out);
       }
     }
 

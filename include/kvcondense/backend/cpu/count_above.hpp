@@ -1,8 +1,7 @@
 #pragma once
 
-#include <algorithm>
-
 #include <kvcondense/backend/cpu/context.hpp>
+#include <kvcondense/backend/cpu/simd/choose.hpp>
 #include <kvcondense/core/backend.hpp>
 #include <kvcondense/core/status.hpp>
 #include <kvcondense/core/view.hpp>
@@ -16,8 +15,7 @@ struct CountAbove<Cpu> {
     ctx.parallel(scores.heads, [&](index_t h, index_t) {
       const index_t n = scores.length(h);
       const Ends ends = skip == nullptr ? Ends{} : skip[h].within(n);
-      const float* s = scores.row(h);
-      count[h] = std::count_if(s + ends.prefix, s + n - ends.suffix, [&](float x) { return x >= least; });
+      count[h] = cpu::number_ops().count_from(scores.row(h) + ends.prefix, n - ends.size(), least);
     });
     return Status::ok;
   }

@@ -25,21 +25,22 @@ struct ForwardPool<Cpu> {
     float taps[block + most_forward_pool], behind[most_forward_pool];
     std::fill_n(behind, width, none);
     cpu::for_head_sums(x, [&](index_t first, index_t n, const float* sums) {
-      for (index_t j = 0; j < n; ++j) taps[j] = std::isnan(sums[j]) ? none : sums[j];
+      const cpu::NumberOps& ops = cpu::number_ops();
+      std::fill_n(taps, n, none);
+      ops.larger(sums, taps, n, taps);
       std::copy_n(behind, width, taps + n);
       std::copy_n(taps, width, behind);
       // Each tap is the largest of `reach` places, then of twice as many, until the rest overlaps.
       index_t reach = 1, there = n + width - 1;
       const auto join = [&](index_t step) {
         there -= step, reach += step;
-        for (index_t j = 0; j < there; ++j) taps[j] = taps[j + step] > taps[j] ? taps[j + step] : taps[j];
+        ops.larger(taps + step, taps, there, taps);
       };
       while (2 * reach <= width) join(reach);
       if (reach < width) join(width - reach);
-      for (index_t h = 0; h < out.heads; ++h) {
-        float* o = out.row(h) + first;
-        for (index_t j = 0; j < n; ++j) o[j] += std::isnan(sums[j]) ? sums[j] : taps[j];
-      }
+      if (ops.count_from(sums, n, none) < n)
+        for (index_t j = 0; j < n; ++j) taps[j] = std::isnan(sums[j]) ? sums[j] : taps[j];
+      for (index_t h = 0; h < out.heads; ++h) ops.mix(taps, n, 1.0f, 1.0f, out.row(h) + first);
     });
     return Status::ok;
   }

@@ -85,7 +85,7 @@ struct OutputError<Cpu> {
           if (!std::isfinite(square[i])) w = std::numeric_limits<float>::quiet_NaN();
           if (!std::isnan(w)) count(counted, at + i, x + i * dim, 1.0);
         }
-        cpu::add_weighted(counted, dim, sum);
+        counted.add_to(sum, dim);
       });
       find_centre();
     }
@@ -109,7 +109,7 @@ struct OutputError<Cpu> {
     void each_error(F&& use) const {
       each_tile([&](index_t at, const float* x, index_t n) {
         float square[cpu::most_tile_rows];
-        cpu::square_distances(centre, x, n, dim, square);
+        cpu::number_ops().square_distances(centre, x, n, dim, square);
         for (index_t i = 0; i < n; ++i)
           if (!gone(at + i)) use(at + i, x + i * dim, error(at + i, square[i]));
       });
@@ -127,7 +127,7 @@ struct OutputError<Cpu> {
       if (!std::isnan(weight[least])) {
         cpu::WeightedRows leaves;
         count(leaves, least, row, -1.0);
-        cpu::add_weighted(leaves, dim, sum);
+        leaves.add_to(sum, dim);
         find_centre();
       }
       weight[least] = -1.0f;

@@ -53,7 +53,7 @@ struct RowDirection<Cpu> {
         counted.take(x + i * dim, weight);
         lengths += weight / static_cast<double>(inverse);
       }
-      cpu::add_weighted(counted, dim, sum);
+      counted.add_to(sum, dim);
     });
     double square = 0.0;
     for (index_t d = 0; d < dim; ++d) square += sum[d] * sum[d];

@@ -1,10 +1,9 @@
 #pragma once
 
 #include <algorithm>
-#include <cstring>
 
 #include <kvcondense/backend/cpu/context.hpp>
-#include <kvcondense/backend/cpu/row_kernels.hpp>
+#include <kvcondense/backend/cpu/simd/choose.hpp>
 #include <kvcondense/core/backend.hpp>
 #include <kvcondense/core/config.hpp>
 #include <kvcondense/core/status.hpp>
@@ -17,20 +16,17 @@ namespace cpu {
 /// The most that `for_head_sums` shows at once: sums that still fit the nearest cache.
 inline constexpr index_t most_head_sums = 4096;
 
-/// sums[j] = x[0][first + j] + x[1][first + j] + ... for j < n, in vectors that stay in registers until all rows are in: written
-/// as loops over rows, compilers turn them inside out and add one number at a time.
+/// sums[j] = x[0][first + j] + x[1][first + j] + ... for j < n.
 inline void sum_rows(RaggedView<const float> x, index_t first, index_t n, float* sums) {
-  constexpr index_t block = 4 * lanes;
-  index_t j = 0;
-  for (; j + block <= n; j += block) {
-    Lanes sum[4] = {}, v;
-    for (index_t h = 0; h < x.heads; ++h)
-      for (index_t i = 0; i < 4; ++i) load(v, x.row(h) + first + j + i * lanes), sum[i] += v;
-    std::memcpy(sums + j, sum, sizeof sum);
-  }
-  for (; j < n; ++j) {
-    sums[j] = 0.0f;
-    for (index_t h = 0; h < x.heads; ++h) sums[j] += x.row(h)[first + j];
+  constexpr index_t most = 16;
+  const float* row[most];
+  float once[most];
+  std::fill_n(once, most, 1.0f);
+  std::fill_n(sums, n, 0.0f);
+  for (index_t h = 0; h < x.heads; h += most) {
+    const index_t count = std::min(most, x.heads - h);
+    for (index_t i = 0; i < count; ++i) row[i] = x.row(h + i) + first;
+    number_ops().add_scaled(row, once, count, n, sums);
   }
 }
 
@@ -71,14 +67,12 @@ struct SlotNumbers<Cpu> {
   }
   /// The same for `n` slots of a head.
   static void mix_row(const float* x, index_t n, float scale, float keep, float* out) {
-    combine(n, keep, out, [&](index_t j) { return scale * x[j]; });
+    cpu::number_ops().mix(x, n, scale, keep, out);
   }
 
   static Status larger(Context<Cpu>& ctx, RaggedView<const float> x, RaggedView<float> out) {
     ctx.parallel(out.heads, [&](index_t h, index_t) {
-      float* o = out.row(h);
-      const float* from = x.row(h);
-      for (index_t j = 0; j < out.length(h); ++j) o[j] = from[j] > o[j] ? from[j] : o[j];
+      cpu::number_ops().larger(x.row(h), out.row(h), out.length(h), out.row(h));
     });
     return Status::ok;
   }
@@ -111,20 +105,9 @@ struct SlotNumbers<Cpu> {
     for (index_t h = 0; h < out.heads; ++h)
       if (out.length(h) != out.length(0)) return Status::not_supported;
     cpu::for_head_sums(x, [&](index_t first, index_t n, const float* sums) {
-      for (index_t h = 0; h < out.heads; ++h)
-        combine(n, keep, out.row(h) + first, [&](index_t j) { return scale * sums[j]; });
+      for (index_t h = 0; h < out.heads; ++h) mix_row(sums, n, scale, keep, out.row(h) + first);
     });
     return Status::ok;
-  }
-
- private:
-  template <class F>
-  static void combine(index_t n, float keep, float* out, F&& fresh) {
-    if (keep == 0.0f) {
-      for (index_t j = 0; j < n; ++j) out[j] = fresh(j);
-    } else {
-      for (index_t j = 0; j < n; ++j) out[j] = keep * out[j] + fresh(j);
-    }
   }
 };
 

@@ -7,6 +7,7 @@
 
 #include <kvcondense/backend/cpu/simd/code_ops.hpp>
 #include <kvcondense/backend/cpu/simd/coding_ops.hpp>
+#include <kvcondense/backend/cpu/simd/number_ops.hpp>
 #include <kvcondense/backend/cpu/simd/row_ops.hpp>
 #include <kvcondense/backend/cpu/simd/target.hpp>
 
@@ -112,6 +113,8 @@ inline constexpr int tall = 2;
 }
 
 #include <kvcondense/backend/cpu/simd/row_ops.inl>
+
+#include <kvcondense/backend/cpu/simd/number_ops.inl>
 
 #include <kvcondense/backend/cpu/simd/coding_ops.inl>
 

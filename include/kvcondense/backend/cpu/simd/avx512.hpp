@@ -6,6 +6,7 @@
 #include <cstring>
 
 #include <kvcondense/backend/cpu/simd/coding_ops.hpp>
+#include <kvcondense/backend/cpu/simd/number_ops.hpp>
 #include <kvcondense/backend/cpu/simd/row_ops.hpp>
 #include <kvcondense/backend/cpu/simd/target.hpp>
 
@@ -106,6 +107,8 @@ inline constexpr int tall = 4;
 }
 
 #include <kvcondense/backend/cpu/simd/row_ops.inl>
+
+#include <kvcondense/backend/cpu/simd/number_ops.inl>
 
 #include <kvcondense/backend/cpu/simd/coding_ops.inl>
 

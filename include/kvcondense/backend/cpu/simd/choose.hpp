@@ -2,6 +2,7 @@
 
 #include <kvcondense/backend/cpu/simd/code_ops.hpp>
 #include <kvcondense/backend/cpu/simd/coding_ops.hpp>
+#include <kvcondense/backend/cpu/simd/number_ops.hpp>
 #include <kvcondense/backend/cpu/simd/rank_ops.hpp>
 #include <kvcondense/backend/cpu/simd/row_ops.hpp>
 #include <kvcondense/backend/cpu/simd/target.hpp>
@@ -19,6 +20,7 @@ namespace kvcondense::prim::cpu {
 /// The kernels of one instruction set; those of another one only where `can_run` says so.
 KVCONDENSE_KERNELS const RowOps& row_ops(Isa isa);
 KVCONDENSE_KERNELS const CodingOps& coding_ops(Isa isa);
+KVCONDENSE_KERNELS const NumberOps& number_ops(Isa isa);
 KVCONDENSE_KERNELS const RankOps& rank_ops(Isa isa);
 
 /// Products of codes where the processor has instructions for them, else null: codes are then unpacked into floats.
@@ -37,6 +39,10 @@ inline const CodingOps& coding_ops() {
 }
 inline const CodeOps& byte_code_ops() {
   static const CodeOps& best = byte_code_ops(best_isa());
+  return best;
+}
+inline const NumberOps& number_ops() {
+  static const NumberOps& best = number_ops(best_isa());
   return best;
 }
 inline const RankOps& rank_ops() {

@@ -40,6 +40,16 @@ KVCONDENSE_KERNELS const CodingOps& coding_ops([[maybe_unused]] Isa isa) {
   return portable::coding_ops;
 }
 
+KVCONDENSE_KERNELS const NumberOps& number_ops([[maybe_unused]] Isa isa) {
+#if KVCONDENSE_X86_TARGETS
+  if (isa == Isa::avx512) return avx512::number_ops;
+  if (isa == Isa::avx2) return avx2::number_ops;
+#elif KVCONDENSE_NEON_TARGETS
+  if (isa == Isa::neon) return neon::number_ops;
+#endif
+  return portable::number_ops;
+}
+
 KVCONDENSE_KERNELS const RankOps& rank_ops([[maybe_unused]] Isa isa) {
 #if KVCONDENSE_X86_TARGETS
   if (isa == Isa::avx512) return avx512::rank_ops;

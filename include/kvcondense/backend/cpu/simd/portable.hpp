@@ -8,6 +8,7 @@
 
 #include <kvcondense/backend/cpu/simd/code_ops.hpp>
 #include <kvcondense/backend/cpu/simd/coding_ops.hpp>
+#include <kvcondense/backend/cpu/simd/number_ops.hpp>
 #include <kvcondense/backend/cpu/simd/row_ops.hpp>
 
 namespace kvcondense::prim::cpu::portable {
@@ -117,6 +118,8 @@ inline F exp_of_negative(F x) {
 }
 
 #include <kvcondense/backend/cpu/simd/row_ops.inl>
+
+#include <kvcondense/backend/cpu/simd/number_ops.inl>
 
 #include <kvcondense/backend/cpu/simd/coding_ops.inl>
 

@@ -33,9 +33,6 @@ struct RowOps {
   /// out[i] = exp(x[i] - top), and their sum. Relative error below 2e-7; 0 where exp is below 2^-125. x[i] <= top; out may be x.
   float (*exp_below)(const float* x, index_t n, float top, float* out);
 
-  /// out[i] += x[i] * factor, rounded twice: the same bits of every instruction set, where that is compiled without fused products.
-  void (*add_scaled)(const float* x, index_t n, float factor, float* out);
-
   /// x[i] *= factor.
   void (*scale)(float* x, index_t n, float factor);
 

@@ -244,13 +244,6 @@ inline float exp_below(const float* x, index_t n, float top, float* out) {
   return total[0];
 }
 
-inline void add_scaled(const float* x, index_t n, float factor, float* out) {
-  const F f = set(factor);
-  index_t i = 0;
-  for (; i + width <= n; i += width) store_float(out + i, add(load_float(out + i), mul(load_float(x + i), f)));
-  for (; i < n; ++i) out[i] += x[i] * factor;
-}
-
 inline void scale(float* x, index_t n, float factor) {
   const F f = set(factor);
   index_t i = 0;
@@ -298,4 +291,4 @@ inline void widen(DType type, const std::uint16_t* x, index_t n, float* out) {
   for (; i < n; ++i) out[i] = half ? kvcondense::detail::half_value(x[i]) : kvcondense::detail::bfloat16_value(x[i]);
 }
 
-inline constexpr RowOps row_ops{name, dot_rows, add_rows, largest, exp_below, add_scaled, scale, turn_rows, narrow, widen, squares};
+inline constexpr RowOps row_ops{name, dot_rows, add_rows, largest, exp_below, scale, turn_rows, narrow, widen, squares};

@@ -1,0 +1,118 @@
+// The text of NumberOps, compiled once per instruction set, inside a namespace that gives what row_ops.inl asks for. Orders
+// of sums that do not depend on the width of a vector are written with vectors of one size, which compilers split.
+
+/// Places [j, j + V * width) of all rows: a sum stays in a register until all rows are in it.
+template <int V>
+[[gnu::always_inline]] inline void add_scaled_at(const float* const* rows, const float* factors, index_t count, index_t j, float* out) {
+  F sum[V];
+#pragma GCC unroll 8
+  for (int v = 0; v < V; ++v) sum[v] = load_float(out + j + v * width);
+  for (index_t r = 0; r < count; ++r) {
+    const float* row = rows[r] + j;
+    const F factor = set(factors[r]);
+#pragma GCC unroll 8
+    for (int v = 0; v < V; ++v) sum[v] = add(sum[v], mul(load_float(row + v * width), factor));
+  }
+#pragma GCC unroll 8
+  for (int v = 0; v < V; ++v) store_float(out + j + v * width, sum[v]);
+}
+
+inline void add_scaled(const float* const* rows, const float* factors, index_t count, index_t n, float* out) {
+  index_t j = 0;
+  for (; j + 8 * width <= n; j += 8 * width) add_scaled_at<8>(rows, factors, count, j, out);
+  for (; j + width <= n; j += width) add_scaled_at<1>(rows, factors, count, j, out);
+  for (; j < n; ++j)
+    for (index_t r = 0; r < count; ++r) out[j] += rows[r][j] * factors[r];
+}
+
+inline void mix(const float* x, index_t n, float scale, float keep, float* out) {
+  const F s = set(scale), k = set(keep);
+  index_t j = 0;
+  if (keep == 0.0f) {
+    for (; j + width <= n; j += width) store_float(out + j, mul(s, load_float(x + j)));
+    for (; j < n; ++j) out[j] = scale * x[j];
+  } else if (keep == 1.0f) {
+    for (; j + width <= n; j += width) store_float(out + j, add(load_float(out + j), mul(s, load_float(x + j))));
+    for (; j < n; ++j) out[j] += scale * x[j];
+  } else {
+    for (; j + width <= n; j += width) store_float(out + j, add(mul(k, load_float(out + j)), mul(s, load_float(x + j))));
+    for (; j < n; ++j) out[j] = keep * out[j] + scale * x[j];
+  }
+}
+
+inline void larger(const float* x, const float* y, index_t n, float* out) {
+  index_t j = 0;
+  for (; j + width <= n; j += width) store_float(out + j, larger(load_float(x + j), load_float(y + j)));
+  for (; j < n; ++j) out[j] = x[j] > y[j] ? x[j] : y[j];
+}
+
+inline index_t count_from(const float* x, index_t n, float least) {
+  const F l = set(least);
+  const auto none = zero() > zero();
+  auto below = none, below2 = none;  // -1 for each number that counts, lane by lane
+  index_t j = 0, count = 0;
+  for (; j + 2 * width <= n; j += 2 * width) below += load_float(x + j) >= l, below2 += load_float(x + j + width) >= l;
+  below += below2;
+  for (index_t i = 0; i < width; ++i) count -= below[i];
+  for (; j < n; ++j) count += x[j] >= least;
+  return count;
+}
+
+inline void add_weighted(const float* const* rows, const double* weights, index_t count, index_t dim, double* sum) {
+  using Floats __attribute__((vector_size(32))) = float;
+  using Doubles __attribute__((vector_size(64))) = double;
+  constexpr index_t each = 8, together = 4;  // vectors of sums, so that one need not wait for itself
+  index_t d = 0;
+  for (; d + together * each <= dim; d += together * each) {
+    Doubles s[together];
+    std::memcpy(s, sum + d, sizeof s);
+    for (index_t i = 0; i < count; ++i) {
+      Floats x[together];
+      std::memcpy(x, rows[i] + d, sizeof x);
+      const double w = weights[i];
+      const Doubles weight{w, w, w, w, w, w, w, w};
+#pragma GCC unroll 4
+      for (index_t k = 0; k < together; ++k) s[k] += weight * __builtin_convertvector(x[k], Doubles);
+    }
+    std::memcpy(sum + d, s, sizeof s);
+  }
+  for (; d < dim; ++d)
+    for (index_t i = 0; i < count; ++i) sum[d] += weights[i] * static_cast<double>(rows[i][d]);
+}
+
+inline void square_distances(const float* centre, const float* rows, index_t count, index_t dim, float* out) {
+  using Sixteen __attribute__((vector_size(64))) = float;
+  using Eight __attribute__((vector_size(32))) = float;
+  using Four __attribute__((vector_size(16))) = float;
+  constexpr index_t each = 16, together = 4;  // rows, so that a sum need not wait for itself
+  for (index_t i = 0; i < count; i += together) {
+    const float* row[together];
+    Sixteen sum[together] = {}, c, x;
+    for (index_t k = 0; k < together; ++k) row[k] = rows + (i + k < count ? i + k : count - 1) * dim;
+    index_t d = 0;
+    for (; d + each <= dim; d += each) {
+      std::memcpy(&c, centre + d, sizeof c);
+#pragma GCC unroll 4
+      for (index_t k = 0; k < together; ++k) std::memcpy(&x, row[k] + d, sizeof x), sum[k] += (c - x) * (c - x);
+    }
+    if (d < dim) {
+      const std::size_t bytes = static_cast<std::size_t>(dim - d) * sizeof(float);
+      c = x = Sixteen{};
+      std::memcpy(&c, centre + d, bytes);
+      for (index_t k = 0; k < together; ++k) std::memcpy(&x, row[k] + d, bytes), sum[k] += (c - x) * (c - x);
+    }
+    Four part[together];
+    for (index_t k = 0; k < together; ++k) {
+      const Sixteen s = sum[k];
+      const Eight half = __builtin_shufflevector(s, s, 0, 1, 2, 3, 4, 5, 6, 7) + __builtin_shufflevector(s, s, 8, 9, 10, 11, 12, 13, 14, 15);
+      part[k] = __builtin_shufflevector(half, half, 0, 1, 2, 3) + __builtin_shufflevector(half, half, 4, 5, 6, 7);
+    }
+    // Columns of these four are rows of theirs: of each row numbers 0 and 2, 1 and 3, then both sums.
+    const Four ab = __builtin_shufflevector(part[0], part[1], 0, 4, 1, 5) + __builtin_shufflevector(part[0], part[1], 2, 6, 3, 7);
+    const Four cd = __builtin_shufflevector(part[2], part[3], 0, 4, 1, 5) + __builtin_shufflevector(part[2], part[3], 2, 6, 3, 7);
+    const Four total = __builtin_shufflevector(ab, cd, 0, 1, 4, 5) + __builtin_shufflevector(ab, cd, 2, 3, 6, 7);
+    std::memcpy(out + i, &total, static_cast<std::size_t>(count - i < together ? count - i : together) * sizeof(float));
+  }
+}
+
+inline constexpr NumberOps number_ops{add_scaled, mix, larger, count_from, add_weighted, square_distances};
