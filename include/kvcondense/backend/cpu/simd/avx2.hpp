@@ -82,6 +82,11 @@ inline constexpr int tall = 2;
   _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_castsi256_si128(packed));
 }
 
+using D = __m256d;
+inline constexpr index_t wide = 4;
+[[gnu::always_inline]] inline D set_wide(double x) { return _mm256_set1_pd(x); }
+[[gnu::always_inline]] inline D load_wide(const float* p) { return _mm256_cvtps_pd(_mm_loadu_ps(p)); }
+
 [[gnu::always_inline]] inline void sum4(F a, F b, F c, F d, float* out) {
   const F ab = _mm256_add_ps(_mm256_unpacklo_ps(a, b), _mm256_unpackhi_ps(a, b));
   const F cd = _mm256_add_ps(_mm256_unpacklo_ps(c, d), _mm256_unpackhi_ps(c, d));

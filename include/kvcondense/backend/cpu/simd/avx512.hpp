@@ -82,6 +82,11 @@ inline constexpr int tall = 4;
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtepi32_epi16(all));
 }
 
+using D = __m512d;
+inline constexpr index_t wide = 8;
+[[gnu::always_inline]] inline D set_wide(double x) { return _mm512_set1_pd(x); }
+[[gnu::always_inline]] inline D load_wide(const float* p) { return _mm512_cvtps_pd(_mm256_loadu_ps(p)); }
+
 [[gnu::always_inline]] inline void sum4(F a, F b, F c, F d, float* out) {
   const F ab = add(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));
   const F cd = add(_mm512_unpacklo_ps(c, d), _mm512_unpackhi_ps(c, d));

@@ -68,6 +68,11 @@ inline constexpr int tall = 4;
   vst1_u16(p, vmovn_u32(vbslq_u32(vceqq_f32(v, v), rounded, vorrq_u32(high, vdupq_n_u32(0x40)))));
 }
 
+using D = float64x2_t;
+inline constexpr index_t wide = 2;
+[[gnu::always_inline]] inline D set_wide(double x) { return vdupq_n_f64(x); }
+[[gnu::always_inline]] inline D load_wide(const float* p) { return vcvt_f64_f32(vld1_f32(p)); }
+
 [[gnu::always_inline]] inline void sum4(F a, F b, F c, F d, float* out) { vst1q_f32(out, vpaddq_f32(vpaddq_f32(a, b), vpaddq_f32(c, d))); }
 
 [[gnu::always_inline]] inline float largest_lane(F v) { return vmaxvq_f32(v); }

@@ -1,5 +1,7 @@
-// The text of NumberOps, compiled once per instruction set, inside a namespace that gives what row_ops.inl asks for. Orders
-// of sums that do not depend on the width of a vector are written with vectors of one size, which compilers split.
+// The text of NumberOps, compiled once per instruction set, inside a namespace that gives what row_ops.inl asks for, and
+//
+//   D              a vector of `wide` doubles
+//   set_wide(x), load_wide(p), of `wide` floats
 
 /// Places [j, j + V * width) of all rows: a sum stays in a register until all rows are in it.
 template <int V>
@@ -58,54 +60,72 @@ inline index_t count_from(const float* x, index_t n, float least) {
   return count;
 }
 
-inline void add_weighted(const float* const* rows, const double* weights, index_t count, index_t dim, double* sum) {
-  using Floats __attribute__((vector_size(32))) = float;
-  using Doubles __attribute__((vector_size(64))) = double;
-  constexpr index_t each = 8, together = 4;  // vectors of sums, so that one need not wait for itself
-  index_t d = 0;
-  for (; d + together * each <= dim; d += together * each) {
-    Doubles s[together];
-    std::memcpy(s, sum + d, sizeof s);
-    for (index_t i = 0; i < count; ++i) {
-      Floats x[together];
-      std::memcpy(x, rows[i] + d, sizeof x);
-      const double w = weights[i];
-      const Doubles weight{w, w, w, w, w, w, w, w};
-#pragma GCC unroll 4
-      for (index_t k = 0; k < together; ++k) s[k] += weight * __builtin_convertvector(x[k], Doubles);
-    }
-    std::memcpy(sum + d, s, sizeof s);
+/// Columns [d, d + V * wide) of all rows.
+template <int V>
+[[gnu::always_inline]] inline void add_weighted_at(const float* const* rows, const double* weights, index_t count, index_t d, double* sum) {
+  D s[V];
+#pragma GCC unroll 8
+  for (int v = 0; v < V; ++v) std::memcpy(&s[v], sum + d + v * wide, sizeof s[v]);
+  for (index_t i = 0; i < count; ++i) {
+    const float* row = rows[i] + d;
+    const D weight = set_wide(weights[i]);
+#pragma GCC unroll 8
+    for (int v = 0; v < V; ++v) s[v] += weight * load_wide(row + v * wide);
   }
+#pragma GCC unroll 8
+  for (int v = 0; v < V; ++v) std::memcpy(sum + d + v * wide, &s[v], sizeof s[v]);
+}
+
+inline void add_weighted(const float* const* rows, const double* weights, index_t count, index_t dim, double* sum) {
+  index_t d = 0;
+  for (; d + 8 * wide <= dim; d += 8 * wide) add_weighted_at<8>(rows, weights, count, d, sum);
+  for (; d + wide <= dim; d += wide) add_weighted_at<1>(rows, weights, count, d, sum);
   for (; d < dim; ++d)
     for (index_t i = 0; i < count; ++i) sum[d] += weights[i] * static_cast<double>(rows[i][d]);
 }
 
 inline void square_distances(const float* centre, const float* rows, index_t count, index_t dim, float* out) {
-  using Sixteen __attribute__((vector_size(64))) = float;
-  using Eight __attribute__((vector_size(32))) = float;
   using Four __attribute__((vector_size(16))) = float;
-  constexpr index_t each = 16, together = 4;  // rows, so that a sum need not wait for itself
+  constexpr index_t sums = 16;
+  constexpr int together = 4, parts = sums / width;  // rows, so that a sum need not wait for itself
   for (index_t i = 0; i < count; i += together) {
     const float* row[together];
-    Sixteen sum[together] = {}, c, x;
+    F sum[together * parts];
+#pragma GCC unroll 16
+    for (int k = 0; k < together * parts; ++k) sum[k] = zero();
     for (index_t k = 0; k < together; ++k) row[k] = rows + (i + k < count ? i + k : count - 1) * dim;
     index_t d = 0;
-    for (; d + each <= dim; d += each) {
-      std::memcpy(&c, centre + d, sizeof c);
+    for (; d + sums <= dim; d += sums)
 #pragma GCC unroll 4
-      for (index_t k = 0; k < together; ++k) std::memcpy(&x, row[k] + d, sizeof x), sum[k] += (c - x) * (c - x);
-    }
-    if (d < dim) {
-      const std::size_t bytes = static_cast<std::size_t>(dim - d) * sizeof(float);
-      c = x = Sixteen{};
-      std::memcpy(&c, centre + d, bytes);
-      for (index_t k = 0; k < together; ++k) std::memcpy(&x, row[k] + d, bytes), sum[k] += (c - x) * (c - x);
+      for (int p = 0; p < parts; ++p) {
+        const F c = load_float(centre + d + p * width);
+#pragma GCC unroll 4
+        for (int k = 0; k < together; ++k) {
+          const F apart = sub(c, load_float(row[k] + d + p * width));
+          sum[k * parts + p] = add(sum[k * parts + p], mul(apart, apart));
+        }
+      }
+#pragma GCC unroll 4
+    for (int p = 0; p < parts; ++p) {
+      const index_t at = d + p * width, left = dim - at < 0 ? 0 : dim - at < width ? dim - at : width;
+      if (left == 0) continue;
+      const F c = load_float_some(centre + at, left);
+#pragma GCC unroll 4
+      for (int k = 0; k < together; ++k) {
+        const F apart = sub(c, load_float_some(row[k] + at, left));
+        sum[k * parts + p] = add(sum[k * parts + p], mul(apart, apart));
+      }
     }
     Four part[together];
-    for (index_t k = 0; k < together; ++k) {
-      const Sixteen s = sum[k];
-      const Eight half = __builtin_shufflevector(s, s, 0, 1, 2, 3, 4, 5, 6, 7) + __builtin_shufflevector(s, s, 8, 9, 10, 11, 12, 13, 14, 15);
-      part[k] = __builtin_shufflevector(half, half, 0, 1, 2, 3) + __builtin_shufflevector(half, half, 4, 5, 6, 7);
+#pragma GCC unroll 4
+    for (int k = 0; k < together; ++k) {
+      float all[sums];
+      Four quarter[4];
+#pragma GCC unroll 4
+      for (int p = 0; p < parts; ++p) store_float(all + p * width, sum[k * parts + p]);
+#pragma GCC unroll 4
+      for (int q = 0; q < 4; ++q) std::memcpy(&quarter[q], all + 4 * q, sizeof quarter[q]);
+      part[k] = (quarter[0] + quarter[2]) + (quarter[1] + quarter[3]);
     }
     // Columns of these four are rows of theirs: of each row numbers 0 and 2, 1 and 3, then both sums.
     const Four ab = __builtin_shufflevector(part[0], part[1], 0, 4, 1, 5) + __builtin_shufflevector(part[0], part[1], 2, 6, 3, 7);

@@ -85,6 +85,11 @@ inline void store_bfloat16(std::uint16_t* p, F v) {
   for (index_t i = 0; i < width; ++i) p[i] = kvcondense::detail::bfloat16_bits(v[i]);
 }
 
+using D __attribute__((vector_size(16))) = double;
+inline constexpr index_t wide = 2;
+inline D set_wide(double x) { return D{x, x}; }
+inline D load_wide(const float* p) { return D{static_cast<double>(p[0]), static_cast<double>(p[1])}; }
+
 inline void sum4(F a, F b, F c, F d, float* out) {
   const F ab = __builtin_shufflevector(a, b, 0, 4, 1, 5) + __builtin_shufflevector(a, b, 2, 6, 3, 7);
   const F cd = __builtin_shufflevector(c, d, 0, 4, 1, 5) + __builtin_shufflevector(c, d, 2, 6, 3, 7);
