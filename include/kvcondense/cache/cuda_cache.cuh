@@ -136,7 +136,8 @@ class Cache<Cuda, R> {
   template <class K, class V>
     requires StoredNumbers<K, V>
   Status forward(Context<Cuda>& ctx, index_t layer, TensorView<const float, 3> queries, TensorView<K, 3> keys, TensorView<V, 3> values,
-                 TensorView<float, 3> out, std::span<const index_t> positions = {}, Phase phase = Phase::automatic, StepInputs inputs = {});
+                 TensorView<float, 3> out, std::span<const index_t> positions = {}, Phase phase = Phase::automatic, StepInputs inputs = {},
+                 prim::AttendMath math = prim::AttendMath::f32);
 
   /// Forgets all tokens from ordinal `tokens` on. Tokens that a step has seen are looked for on the device, which is waited for.
   Status truncate(Context<Cuda>& ctx, index_t tokens);
