@@ -1,7 +1,10 @@
 // Codes of a cache on CUDA lie as its attention reads them, in rows, whatever pages of files and of the CPU have: tensor cores read pages of 64 slots too.
 
+#include <cmath>
+#include <random>
 #include <string>
 #include <string_view>
+#include <type_traits>
 #include <vector>
 
 #include <kvcondense/quant/group_int.hpp>
@@ -46,6 +49,34 @@ TEMPLATE_TEST_CASE_SIG("cuda cache: pages of the usual size on tensor cores", "[
   const std::string bits = std::to_string(Bits);
   goes_on_tensor_cores(recipe(quant::GroupInt<Bits>{}), "group_int(bits=" + bits + ")", {.q_heads = 4, .kv_heads = 2}, within, true);
   goes_on_tensor_cores(recipe(quant::Kivi<Bits>{.residual_window = 32}), "kivi(bits=" + bits + ", residual=32)", {.q_heads = 4, .kv_heads = 1, .head_dim = 128}, within, false);
+}
+
+TEST_CASE("cuda cache: either math is halves where these serve, else f32") {
+  const auto compare = [](const auto& method, const CacheShape& shape, bool served) {
+    test::Device device;
+    auto c = make_cache<Cuda>(shape, method);
+    REQUIRE(c);
+    constexpr index_t tokens = 70;
+    std::mt19937 random(7);
+    const auto on_device = [&](index_t n) { return test::OnDevice<float>(device, cuda_cache::normal_numbers(n, random)); };
+    auto q = on_device(shape.q_heads * tokens * shape.head_dim), kv = on_device(shape.kv_heads * tokens * shape.head_dim);
+    auto out = on_device(shape.q_heads * tokens * shape.head_dim);
+    Context<Cuda> ctx = device.with_workspace(c->workspace_bytes(tokens, tokens));
+    const auto rows = dense_view(static_cast<const float*>(kv.data()), shape.kv_heads, tokens, shape.head_dim);
+    const auto queries = [&](index_t n) { return dense_view(static_cast<const float*>(q.data()), shape.q_heads, n, shape.head_dim); };
+    REQUIRE(c->forward(ctx, 0, queries(tokens), rows, rows, dense_view(out.data(), shape.q_heads, tokens, shape.head_dim), {}, Phase::automatic, {}, prim::AttendMath::either) == Status::ok);
+    const auto attend = [&](prim::AttendMath math) {
+      test::OnDevice<float> one(device, std::vector<float>(test::at(shape.q_heads * shape.head_dim), NAN));
+      const Status s = c->attend(ctx, 0, queries(1), dense_view(one.data(), shape.q_heads, 1, shape.head_dim), {}, math);
+      CHECK(s == (math == prim::AttendMath::halves && !served ? Status::not_supported : Status::ok));
+      return one.read();
+    };
+    const std::vector<float> halves = attend(prim::AttendMath::halves), f32 = attend(prim::AttendMath::f32);
+    CHECK(attend(prim::AttendMath::either) == (served ? halves : f32));
+    CHECK(halves != f32);
+  };
+  compare(recipe(quant::GroupInt<4>{}), {.q_heads = 2, .kv_heads = 1}, true);
+  compare(recipe(quant::GroupInt<4>{}), {.q_heads = 2, .kv_heads = 1, .dtype = DType::bf16}, false);
 }
 
 TEST_CASE("cuda cache: codes in the layout of files, behind a map, and where memory for another layout is refused") {
