@@ -29,6 +29,20 @@ TEST_CASE("cuda cache: rows of several heads become codes of groups of slots") {
   live_as(text, pages, 1e-4f, 2e-4f, model.facts(), ends, joint(model), kivi, position::Reindex{});
 }
 
+TEST_CASE("cuda cache: rows of several heads in pages that have lanes in files") {
+  const CacheShape pages{.layers = 1, .q_heads = 4, .kv_heads = 2, .head_dim = 64};
+  const RandomModel model(pages);
+  const lowrank::JointHeads stage{.columns = 32, .value_columns = 32, .window = 4, .bases = model.facts().bases};
+  Pair pair(recipe(stage, kivi, position::Reindex{}), "joint_heads(columns=32, value_columns=32, window=4) + kivi4(group=8, residual=8) + reindex", pages, model.facts());
+  pair.allow(1e-4f);
+  CHECK(cache::laid_bytes(pair.on_device()) > 0);
+  pair.forward(150, prim::AttendMath::f32, 1e-3f);
+  pair.forward(1, prim::AttendMath::f32, 1e-3f);
+  CHECK(pair.on_device().report(pair.device())->across_rows > 0);
+  pair.exchange();
+  pair.forward(3, prim::AttendMath::f32, 1e-3f);
+}
+
 TEST_CASE("cuda cache: sums of infinities of both signs are coded as on the host") {
   const CacheShape pages{.q_heads = 2, .kv_heads = 2, .head_dim = 64, .dtype = DType::f32, .page_slots = 8};
   const RandomModel model(pages);

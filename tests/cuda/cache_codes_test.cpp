@@ -33,7 +33,7 @@ TEST_CASE("cuda cache: kivi codes blocks of keys and single values, between exac
   kivi.forward(70);
   REQUIRE(kivi.on_device().reset(kivi.device()) == Status::ok);
   CHECK(kivi.on_device().total_slots(1) == 0);
-  // Pages in lanes, and on tensor cores pages in rows.
+  // Pages that have lanes on the host, and on tensor cores pages of another size.
   Pair lanes(recipe(quant::Kivi<4>{.group_size = 32, .residual_window = 32}), "kivi4(group=32, residual=32)", {.q_heads = 4, .kv_heads = 1, .head_dim = 32});
   lanes.forward(100);
   lanes.burst(20);

@@ -89,27 +89,30 @@ TEST_CASE("cuda cache: groups lose slots at ends and nobody waits") {
   CHECK(after->coded_again > before->coded_again);  // pages were joined meanwhile
 }
 
-TEST_CASE("cuda cache: groups lose slots in lanes, and on tensor cores in rows") {
-  // Pages of whole blocks of 64 slots have lanes: in keys a word has codes of several slots, in values of several channels.
+TEST_CASE("cuda cache: groups lose slots in pages that have lanes on the host, and on tensor cores") {
+  // Pages of whole blocks of 64 slots have lanes in files and on the host: in keys a word has codes of several slots, in values of several channels.
   Pair lanes(recipe(evict::H2O{.heavy = 120, .recent = 40}, quant::GroupInt<4>{.key_axis = channel, .value_axis = channel, .group_size = 16}),
              "h2o(heavy=120, recent=40) + int4(key_axis=channel, value_axis=channel, group=16)", {.q_heads = 3, .kv_heads = 1, .head_dim = 64, .page_slots = 64});
-  CHECK(lanes.on_device().plan().keys.codec.layout == prim::CodeLayout::slot_lanes);
-  CHECK(lanes.on_device().plan().values.codec.layout == prim::CodeLayout::channel_lanes);
+  CHECK(lanes.on_device().plan().keys.filed.layout == prim::CodeLayout::slot_lanes);
+  CHECK(lanes.on_device().plan().values.filed.layout == prim::CodeLayout::channel_lanes);
   lanes.forward(220, prim::AttendMath::f32, 4e-4f);  // of codes that the CPU multiplies as integers
   for (int i = 0; i < 14; ++i) lanes.forward(10, prim::AttendMath::f32, 4e-4f);
   lanes.compare_reports();
+  lanes.exchange();  // tombstones and all
+  lanes.forward(10, prim::AttendMath::f32, 4e-4f);
   CHECK(lanes.on_device().report(lanes.device())->coded_again > 0);
   // Tokens are removed amid them, and forks join apart.
   Pair kivi(recipe(evict::H2O{.heavy = 90, .recent = 30}, quant::Kivi<2>{.group_size = 32, .residual_window = 32, .sinks = 3}),
             "h2o(heavy=90, recent=30) + kivi2(group=32, residual=32, sinks=3)", {.q_heads = 2, .kv_heads = 1, .head_dim = 64, .page_slots = 64});
-  CHECK(kivi.on_device().plan().keys.codec.layout == prim::CodeLayout::slot_lanes);
+  CHECK(kivi.on_device().plan().keys.filed.layout == prim::CodeLayout::slot_lanes);
   kivi.forward(200, prim::AttendMath::f32, 4e-4f);
   for (int i = 0; i < 6; ++i) kivi.forward(10, prim::AttendMath::f32, 4e-4f);
   Pair twin = kivi.fork();
   kivi.remove(20, 150);
   twin.forward(9, prim::AttendMath::f32, 4e-4f);
-  for (int i = 0; i < 8; ++i) kivi.forward(12, prim::AttendMath::f32, 4e-4f);
+  for (int i = 0; i < 8; ++i) kivi.forward(12, prim::AttendMath::halves, 1e-2f);
   twin.compare();
+  twin.exchange();
   kivi.compare_reports();
   CHECK(kivi.on_device().report(kivi.device())->coded_again > 0);
   Pair rows(recipe(evict::H2O{.heavy = 30, .recent = 10}, quant::Kivi<4>{.group_size = 16, .residual_window = 16}), "h2o(heavy=30, recent=10) + kivi4(group=16, residual=16)",

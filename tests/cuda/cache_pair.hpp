@@ -163,16 +163,8 @@ class Pair {
       test::OnDevice<float> dq(*device_, q), dk(*device_, k), dv(*device_, v), dout(*device_, std::vector<float>(out.size(), NAN));
       Context<Cuda> ctx = device_->with_workspace(device_cache_.workspace_bytes(longest() + tokens, device_cache_.pending(layer) + tokens));
       const auto const_of = [](test::OnDevice<float>& x) { return static_cast<const float*>(x.data()); };
-      if (math == prim::AttendMath::f32) {
-        REQUIRE(device_cache_.forward(ctx, layer, queries(const_of(dq)), keys(const_of(dk)), values(const_of(dv)), outs(dout.data()), positions, phase, asking(device_inputs.view())) == Status::ok);
-      } else {
-        REQUIRE(device_cache_.append(ctx, layer, keys(const_of(dk)), values(const_of(dv)), positions) == Status::ok);
-        test::OnDevice<float> mass(*device_, std::vector<float>(at(device_cache_.total_slots(layer))));
-        AttendOutputs measure;
-        if (device_cache_.wants_mass(layer)) measure.mass = device_cache_.ragged(layer, mass.data());
-        REQUIRE(device_cache_.attend(ctx, layer, queries(const_of(dq)), outs(dout.data()), measure, math) == Status::ok);
-        REQUIRE(device_cache_.step(ctx, layer, AttentionView{measure.mass, device_cache_.mass_rows(tokens)}) == Status::ok);
-      }
+      REQUIRE(device_cache_.forward(ctx, layer, queries(const_of(dq)), keys(const_of(dk)), values(const_of(dv)), outs(dout.data()), positions, phase, asking(device_inputs.view()), math) ==
+              Status::ok);
       const std::vector<float> got = dout.read();
       for (std::size_t i = 0; i < got.size(); ++i)
         if (!(std::fabs(got[i] - out[i]) <= within)) FAIL("layer " << layer << ", number " << i << ": " << got[i] << " instead of " << out[i]);
@@ -330,6 +322,16 @@ class Pair {
         REQUIRE(alike(dv.read(), v));
       }
     }
+  }
+
+  /// The file of the host, when the device has read it and writes it again, is the same byte for byte: slots lie one behind the other on both sides.
+  void pass_through() {
+    test::ByteList host, again;
+    REQUIRE(host_.save(host) == Status::ok);
+    REQUIRE(load(*device_, device_cache_, host.bytes) == Status::ok);
+    compare();
+    REQUIRE(save(*device_, device_cache_, again) == Status::ok);
+    REQUIRE(again.bytes == host.bytes);
   }
 
   /// Each side goes on from the file of the other.

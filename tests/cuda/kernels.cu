@@ -18,6 +18,7 @@ template Status pages(Context<Cuda>&, const prim::GroupInt<3>&, const prim::Page
 template Status pages(Context<Cuda>&, const prim::GroupInt<4>&, const prim::PageBatch&);
 template Status pages(Context<Cuda>&, const prim::BlockCodes&, const prim::PageBatch&);
 template Status pages(Context<Cuda>&, const prim::DeviceCodec<prim::Sketched<prim::LevelCodes>>&, const prim::PageBatch&);
+template Status prim::PageLayout::copy(const Context<Cuda>&, const prim::GroupInt<4>&, const std::byte*, const prim::GroupInt<4>&, std::byte*, index_t, index_t);
 
 template <class K, class V>
 Status attend(Context<Cuda>& ctx, const prim::AttendRequest& r, const prim::PagedHeads<K, V>& heads) {

@@ -54,7 +54,7 @@ class Cache;
 ///          selections that scores decide, sets that a merge method finds among slots that stay, and which slots leave where codes share parameters along slots
 ///          (KIVI's keys) or units are chosen that later calls go on reading, and maps of rows that are found from the first of them: these are waited for when they act. A call of `attend` that chooses what it
 ///          reads waits for the one before of the same layer, and for the step before where it chooses by what came in prompts.
-/// Numbers  pages are those of Cache<Cpu, R>. Attention differs in the last bits, so scores that are that close may be ranked
+/// Numbers  codes and parameters are those of Cache<Cpu, R>; codes lie in rows, as attention here reads them (Cuda::code_lanes), and files have them as on the CPU. Attention differs in the last bits, so scores that are that close may be ranked
 ///          otherwise; equal scores are ranked alike. What `append` on the CPU refuses, numbers that the stored type cannot
 ///          hold, is stored as Inf or NaN here (where tokens may join slots, brought into range) and counted once in the report. Such tokens rule out halves only until their step.
 /// Errors   as Cache<Cpu, R>; not_supported for `minicache` behind a quant stage, for retrieval beside a mean of what left, or by an index of turned keys beside raw ones, for `AttendMath::halves` where attention
@@ -136,7 +136,8 @@ class Cache<Cuda, R> {
   template <class K, class V>
     requires StoredNumbers<K, V>
   Status forward(Context<Cuda>& ctx, index_t layer, TensorView<const float, 3> queries, TensorView<K, 3> keys, TensorView<V, 3> values,
-                 TensorView<float, 3> out, std::span<const index_t> positions = {}, Phase phase = Phase::automatic, StepInputs inputs = {});
+                 TensorView<float, 3> out, std::span<const index_t> positions = {}, Phase phase = Phase::automatic, StepInputs inputs = {},
+                 prim::AttendMath math = prim::AttendMath::f32);
 
   /// Forgets all tokens from ordinal `tokens` on. Tokens that a step has seen are looked for on the device, which is waited for.
   Status truncate(Context<Cuda>& ctx, index_t tokens);

@@ -117,7 +117,7 @@ template <class R>
 template <class K, class V>
   requires StoredNumbers<K, V>
 Status Cache<Cuda, R>::forward(Context<Cuda>& ctx, index_t layer, TensorView<const float, 3> queries, TensorView<K, 3> keys, TensorView<V, 3> values,
-                               TensorView<float, 3> out, std::span<const index_t> positions, Phase phase, StepInputs inputs) {
+                               TensorView<float, 3> out, std::span<const index_t> positions, Phase phase, StepInputs inputs, prim::AttendMath math) {
   if (const Status s = append(ctx, layer, keys, values, positions, queries); s != Status::ok) return s;
   const index_t n = queries.extent[1], added = keys.extent[1];
   AttendOutputs measure;
@@ -128,7 +128,7 @@ Status Cache<Cuda, R>::forward(Context<Cuda>& ctx, index_t layer, TensorView<con
     if (measure.mass.data == nullptr) s = Status::workspace_too_small;
   }
   Context<Cuda> rest = ctx.with_workspace(all.rest());
-  if (s == Status::ok) s = attend(rest, layer, queries, out, measure);
+  if (s == Status::ok) s = attend(rest, layer, queries, out, measure, math);
   inputs.attention = {measure.mass, mass_rows(n)}, inputs.queries = queries;
   if (s == Status::ok) s = run_step(rest, layer, inputs, phase);
   Layer& l = layers_[layer];

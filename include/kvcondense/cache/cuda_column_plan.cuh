@@ -8,6 +8,7 @@
 
 #include <kvcondense/backend/cuda/paired_rows.cuh>
 #include <kvcondense/backend/cuda/row_codec.cuh>
+#include <kvcondense/cache/stored_layout.hpp>
 #include <kvcondense/core/config.hpp>
 #include <kvcondense/core/dtype.hpp>
 #include <kvcondense/core/flush.hpp>
@@ -16,17 +17,6 @@
 #include <kvcondense/prim/row_transform.hpp>
 
 namespace kvcondense::cache {
-
-/// The codec that names the layout which its pages have: lanes need pages of whole blocks.
-template <class C>
-C as_stored(const C& codec, index_t page_slots, index_t dim) {
-  if constexpr (requires { codec.layout; }) return codec.with(codec.layout_of(prim::coded_page_slots(codec, page_slots), dim));
-  else return codec;
-}
-template <class T, class C>
-prim::Transformed<T, C> as_stored(const prim::Transformed<T, C>& codec, index_t page_slots, index_t dim) {
-  return {codec.transform, as_stored(codec.codec, page_slots, codec.transform.stored_dim(dim))};
-}
 
 /// A codec as a column of the type `To` has it; where layers share directions these are stored in the cache's type.
 template <class To, class C>
@@ -52,17 +42,18 @@ struct CudaColumnPlan {
   Codec codec{};
   Flush flush{};
   index_t sinks = 0, heads = 0, dim = 0, page_slots = 0;
+  Codec filed{};                 ///< the codec as pages of files lie
   std::int64_t fingerprint = 0;  ///< of the codec as the recipe names it
   std::size_t coded_bytes = 0;   ///< of a page of codes, in the head that needs most
   Together together = Together::alone;
 
   /// The codec is this one, as the recipe names it.
   void describe(const Codec& named) {
-    codec = as_stored(named, page_slots, dim), fingerprint = named.fingerprint();
+    codec = as_stored<Cuda>(named, page_slots, dim), filed = as_stored<Cpu>(named, page_slots, dim), fingerprint = named.fingerprint();
     coded_bytes = codec.page_bytes(slots_of(1), dim);
   }
   /// That of another head is this one.
-  void describe_also(const Codec& named) { coded_bytes = std::max(coded_bytes, as_stored(named, page_slots, dim).page_bytes(slots_of(1), dim)); }
+  void describe_also(const Codec& named) { coded_bytes = std::max(coded_bytes, as_stored<Cuda>(named, page_slots, dim).page_bytes(slots_of(1), dim)); }
 
   /// Whether other heads store rows with these: rows that no map meets have no sum in common.
   void store(Together how) {

@@ -45,6 +45,14 @@ std::uint64_t fingerprint(const Cache<Cuda, R>& c) {
 
 namespace cache {
 
+/// Of a page of codes that is laid out anew on its way to a file or from one.
+template <class R>
+std::size_t laid_bytes(const Cache<Cuda, R>& c) {
+  std::size_t bytes = 0;
+  for (const auto& l : c.layers()) bytes = std::max({bytes, CodeRoom::bytes_for(l.keys.plan()), CodeRoom::bytes_for(l.values.plan())});
+  return bytes;
+}
+
 /// Tokens, and numbers per slot, of one head at a time.
 template <class R>
 void save_head(ByteWriter& w, Context<Cuda>& ctx, const Cache<Cuda, R>& c, index_t layer, index_t head, const HeadCounts& counts, SnapshotRoom& room) {
@@ -95,7 +103,7 @@ inline index_t slots_below(const SavedSlots& saved, index_t end) {
 }
 
 template <class R>
-Status load_layer(ByteReader& r, Context<Cuda>& ctx, Cache<Cuda, R>& c, index_t layer) {
+Status load_layer(ByteReader& r, Context<Cuda>& ctx, Cache<Cuda, R>& c, index_t layer, CodeRoom& codes) {
   auto& l = c.layers()[layer];
   const index_t heads = c.shape().kv_heads;
   if (const Status s = load_counters(r, l.counters, l.pending_positions); s != Status::ok) return s;
@@ -107,8 +115,8 @@ Status load_layer(ByteReader& r, Context<Cuda>& ctx, Cache<Cuda, R>& c, index_t 
     if (s == Status::ok) s = c.retrieval().load_held(r, ctx, layer, l);
     if (s == Status::ok) s = c.retrieval().load_found(r, ctx, layer, c.shape());
   }
-  CudaColumnFile<typename Cache<Cuda, R>::KeyCodec> keys(l.keys);
-  CudaColumnFile<typename Cache<Cuda, R>::ValueCodec> values(l.values);
+  CudaColumnFile<typename Cache<Cuda, R>::KeyCodec> keys(l.keys, codes);
+  CudaColumnFile<typename Cache<Cuda, R>::ValueCodec> values(l.values, codes);
   Buffer<index_t> slots(heap_memory());
   if (s == Status::ok) s = keys.make();
   if (s == Status::ok) s = values.make();
@@ -183,7 +191,7 @@ Status save(Context<Cuda>& ctx, const Cache<Cuda, R>& c, ByteSink& sink) {
   cache::SnapshotRoom room(c.memory());
   index_t counted[2] = {};
   Status s = c.counted(ctx, counted);
-  if (s == Status::ok) s = room.make(ctx, page, codes ? std::max(c.plan().keys.dim, c.plan().values.dim) : 0);
+  if (s == Status::ok) s = room.make(ctx, page, cache::laid_bytes(c), codes ? std::max(c.plan().keys.dim, c.plan().values.dim) : 0);
   if (s != Status::ok) return s;
 
   ByteWriter w(sink);
@@ -222,8 +230,9 @@ Status load(Context<Cuda>& ctx, Cache<Cuda, R>& c, std::span<const std::byte> fi
   if (const Status s = cache::load_begin(file, fingerprint(c), c.shape().layers, r); s != Status::ok) return s;
   auto fresh = Cache<Cuda, R>::make(c.shape(), c.recipe(), c.memory());
   if (!fresh) return fresh.status();
-  Status s = Status::ok;
-  for (index_t i = 0; i < c.layers().size() && s == Status::ok; ++i) s = cache::load_layer(r, ctx, *fresh, i);
+  cache::CodeRoom codes(c.memory());
+  Status s = codes.make(cache::laid_bytes(*fresh));
+  for (index_t i = 0; i < c.layers().size() && s == Status::ok; ++i) s = cache::load_layer(r, ctx, *fresh, i, codes);
   if (s == Status::ok && r.left() != 0) s = Status::corrupt_data;
   if (s == Status::ok) s = fresh->rebuild_index(ctx);
   const Status done = ctx.wait();  // the file is read no more, nor what the cache had before

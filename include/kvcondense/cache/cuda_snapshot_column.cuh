@@ -10,6 +10,7 @@
 #include <kvcondense/backend/cuda/memory.cuh>
 #include <kvcondense/backend/cuda/page_codec.cuh>
 #include <kvcondense/backend/cuda/steering.cuh>
+#include <kvcondense/cache/cuda_code_room.cuh>
 #include <kvcondense/cache/cuda_column.cuh>
 #include <kvcondense/cache/cuda_snapshot_shared.cuh>
 #include <kvcondense/cache/own_part.hpp>
@@ -26,11 +27,12 @@ class SnapshotRoom {
  public:
   static constexpr std::size_t least = std::size_t{1} << 20;
 
-  explicit SnapshotRoom(MemoryResource<Cuda>& memory) : page_(memory), zeros_(memory), jobs_(memory) {}
+  explicit SnapshotRoom(MemoryResource<Cuda>& memory) : codes_(memory), page_(memory), zeros_(memory), jobs_(memory) {}
 
-  /// `page`: bytes of the largest page; `dim`: of the longest row, 0 where nothing is coded.
-  Status make(const Context<Cuda>& ctx, std::size_t page, index_t dim) {
+  /// `page`: bytes of the largest page; `laid`: what CodeRoom wants; `dim`: of the longest row, 0 where nothing is coded.
+  Status make(const Context<Cuda>& ctx, std::size_t page, std::size_t laid, index_t dim) {
     Status s = down_.make(std::max(page, least));
+    if (s == Status::ok) s = codes_.make(laid);
     if (s != Status::ok || dim == 0) return s;
     s = page_.resize(static_cast<index_t>(page));
     if (s == Status::ok) s = zeros_.resize(dim);
@@ -41,9 +43,13 @@ class SnapshotRoom {
   index_t pages_of(std::size_t bytes) const { return static_cast<index_t>(down_.size() / bytes); }
   std::span<std::byte> part(index_t i, std::size_t bytes) const { return down_.part(static_cast<std::size_t>(i) * bytes, bytes); }
 
-  /// Enqueues the copy of a page of codes: groups of slots of which none lives become those of zeros.
-  template <class Codec>
-  Status fetch(Context<Cuda>& ctx, const Codec& codec, const std::byte* from, const PageHead& page, index_t slots, index_t dim, std::span<std::byte> to) {
+  /// Through which codes come down as files have them.
+  CodeRoom& codes() { return codes_; }
+
+  /// Enqueues the copy of a page of codes, which kernels read by `codec`: groups of slots of which none lives become those of zeros.
+  template <class Codec, class Named>
+  Status fetch(Context<Cuda>& ctx, const Codec& codec, const CudaColumnPlan<Named>& plan, const std::byte* from, const PageHead& page, index_t dim, std::span<std::byte> to) {
+    const index_t slots = plan.slots_of(1);
     prim::PageRows jobs[most_jobs];
     index_t n = 0, most = 0;
     const index_t group = codec.group_slots();
@@ -55,7 +61,7 @@ class SnapshotRoom {
       most = std::max(most, end - first);
       first = end;  // lives
     }
-    if (n == 0) return cuda::settled(cudaMemcpyAsync(to.data(), from, to.size(), cudaMemcpyDeviceToHost, ctx.stream()));
+    if (n == 0) return codes_.down(ctx, plan, from, dim, to);
     std::span<std::byte> room;
     Status s = staging_.next(room);
     if (s != Status::ok) return s;
@@ -64,7 +70,7 @@ class SnapshotRoom {
     s = staging_.send(ctx, jobs_.data(), bytes.size());
     if (s == Status::ok) s = cuda::settled(cudaMemcpyAsync(page_.data(), from, to.size(), cudaMemcpyDeviceToDevice, ctx.stream()));
     if (s == Status::ok) s = prim::PageCodec<Cuda, Codec>::encode(ctx, codec, {jobs_.data(), n, most, slots, dim});
-    return s == Status::ok ? page_.download(ctx, to) : s;
+    return s == Status::ok ? codes_.down(ctx, plan, page_.data(), dim, to) : s;
   }
 
  private:
@@ -77,6 +83,7 @@ class SnapshotRoom {
   }
 
   cuda::SteeringMemory down_;
+  CodeRoom codes_;
   cuda::DeviceArray<std::byte> page_;
   cuda::DeviceArray<float> zeros_;
   cuda::DeviceArray<prim::PageRows> jobs_;
@@ -120,7 +127,8 @@ class CudaColumnFile {
     w.bytes(std::as_bytes(column.codec_.state(head)));
   }
 
-  explicit CudaColumnFile(Column& to) : column_(&to), list_(heap_memory()), offset_(heap_memory()) {}
+  /// `codes`: through which pages go up; it stays until the stream is waited for.
+  CudaColumnFile(Column& to, CodeRoom& codes) : column_(&to), codes_(&codes), list_(heap_memory()), offset_(heap_memory()) {}
 
   Status make() {
     if (const Status s = offset_.resize(plan().heads + 1); s != Status::ok) return s;
@@ -199,8 +207,8 @@ class CudaColumnFile {
         const std::span<std::byte> to = room.part(i, bytes);
         const PageHead of = head_of(page + i);
         if (part == 1 && shares(column, head, page + i) && fetched.has(column, head, page + i)) continue;
-        s = part == 1 && shares(column, head, page + i) ? cuda::settled(cudaMemcpyAsync(to.data(), column.groups_.pages(head)[page + i].page->under->rows, bytes, cudaMemcpyDeviceToHost, ctx.stream()))
-            : part == 1 ? room.fetch(ctx, prim::of_head(codec, head), codes_at(column, head, page + i), of, slots, dim, to)
+        s = part == 1 && shares(column, head, page + i) ? room.codes().down(ctx, plan, column.groups_.pages(head)[page + i].page->under->rows, dim, to)
+            : part == 1 ? room.fetch(ctx, prim::of_head(codec, head), plan, codes_at(column, head, page + i), of, dim, to)
                         : fetch_rows(ctx, column, part, head, (page + i) * slots, static_cast<index_t>(of.used), to);
       }
       const Status done = ctx.wait();
@@ -285,7 +293,7 @@ class CudaColumnFile {
     if (page->under == nullptr) return Status::out_of_memory;
     if (directions)
       if (const Status s = put_own(ctx, *page, part); s != Status::ok) return s;
-    return n >= 0 ? Status::ok : cuda::settled(cudaMemcpyAsync(page->under->rows, from.data(), from.size(), cudaMemcpyHostToDevice, ctx.stream()));
+    return n >= 0 ? Status::ok : put(ctx, head, from, page->under->rows);
   }
   /// What a layer has of its own of a page of directions. Waits for the copy.
   Status put_own(const Context<Cuda>& ctx, CudaPage& page, std::span<const std::byte> bytes) {
@@ -303,14 +311,16 @@ class CudaColumnFile {
     release(copy, heap_memory());
     return s == Status::ok ? done : s;
   }
-  /// A page goes up as it is, and stays so.
+  /// A page of codes goes up.
+  Status put(const Context<Cuda>& ctx, index_t head, std::span<const std::byte> from, std::byte* to) { return codes_->up(ctx, plan(), from, to, column_->stored_dim(head)); }
+  /// With its tombstones, and it stays so.
   Status put_groups(const Context<Cuda>& ctx, index_t head, const PageHead& head_of, std::span<const std::byte> from, index_t& count) {
     CudaPage* page = nullptr;
     if (const Status s = column_->groups_.add_page(head, static_cast<index_t>(head_of.used), head_of.dead, page); s != Status::ok) return s;
     column_->moved_ = true, count += head_of.live();
-    return cuda::settled(cudaMemcpyAsync(page->rows, from.data(), from.size(), cudaMemcpyHostToDevice, ctx.stream()));
+    return put(ctx, head, from, page->rows);
   }
-  /// A page goes up as it is; which of its slots are live is remembered.
+  /// With its tombstones; which of its slots are live is remembered.
   Status put_codes(const Context<Cuda>& ctx, index_t head, index_t page, const PageHead& head_of, std::span<const std::byte> from, index_t& count) {
     const index_t slots = plan().slots_of(1), used = static_cast<index_t>(head_of.used), live = head_of.live();
     if (const Status s = column_->take_pages(1, head, page * slots + used); s != Status::ok) return s;
@@ -319,7 +329,7 @@ class CudaColumnFile {
     for (index_t s = 0; s < used; ++s)
       if (head_of.alive(s)) list_.append_reserved(static_cast<std::int32_t>(page * slots + s));
     count += live;
-    return cuda::settled(cudaMemcpyAsync(column_->pages_[1][head][page]->rows, from.data(), from.size(), cudaMemcpyHostToDevice, ctx.stream()));
+    return put(ctx, head, from, column_->pages_[1][head][page]->rows);
   }
   /// Live rows go behind those that are there, a page of the column at a time.
   Status put_rows(const Context<Cuda>& ctx, int part, index_t head, const PageHead& page, std::span<const std::byte> from, index_t& count) {
@@ -345,6 +355,7 @@ class CudaColumnFile {
   }
 
   Column* column_;
+  CodeRoom* codes_;
   cuda::Staging rows_;
   std::span<std::byte> filled_{};  ///< the half of it that the next page is written to
   Buffer<std::int32_t> list_;      ///< live slots of codes of the heads so far, one behind the other

@@ -7,11 +7,15 @@ namespace kvcondense {
 /// Host memory, host code.
 struct Cpu {
   static constexpr const char* name = "cpu";
+  /// Whether attention multiplies codes in lanes: caches store codes so where a method asks for it, else in rows (prim::CodeLayout). Files have pages as the CPU stores them.
+  static constexpr bool code_lanes = true;
 };
 
 /// CUDA device memory, CUDA kernels.
 struct Cuda {
   static constexpr const char* name = "cuda";
+  /// Tensor cores take codes row by row, and so do loads that many threads share.
+  static constexpr bool code_lanes = false;
 };
 
 template <class B>

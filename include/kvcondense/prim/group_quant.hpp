@@ -37,7 +37,7 @@ enum class Rounding : std::uint8_t {
 };
 
 /// How codes lie in a page. Lanes serve instructions that multiply four codes at a time and add the products in one
-/// lane of sixteen. A backend that has no use for them stores rows.
+/// lane of sixteen. Caches of a backend that has no use for them store rows: cache::as_stored.
 enum class CodeLayout : std::uint8_t {
   rows,           ///< a slot's codes one behind the other
   slot_lanes,     ///< for scores: lanes are slots, four channels meet in a lane
@@ -232,13 +232,15 @@ struct GroupInt {
     return c;
   }
 
+  /// Whether pages may lie in lanes at all.
+  static constexpr bool has_lanes = Bits == 2 || Bits == 4 || Bits == 8;
   /// Outputs that one block of 64 bytes has room for, four codes each.
   static constexpr index_t block_outputs = 128 / Bits;
 
   /// The layout of a page of this size: lanes where they are asked for and full.
   KVCONDENSE_HD constexpr CodeLayout layout_of(index_t slots, index_t dim) const {
     const bool whole = slots % 64 == 0 && (layout == CodeLayout::slot_lanes ? dim % 4 == 0 : dim % block_outputs == 0 && dim % 32 == 0);
-    return (Bits == 2 || Bits == 4 || Bits == 8) && whole ? layout : CodeLayout::rows;
+    return has_lanes && whole ? layout : CodeLayout::rows;
   }
 
   /// Channels of a row that share parameters; 1 on the channel axis.

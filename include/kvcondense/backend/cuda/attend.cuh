@@ -19,6 +19,7 @@ namespace kvcondense::prim {
 enum class AttendMath : std::uint8_t {
   f32,     ///< in float32, for every codec and size
   halves,  ///< on tensor cores: queries, decoded keys and values and weights are rounded to halves, sums are float32
+  either,  ///< halves where these serve (Errors below), else f32: for callers whose layers differ
 };
 
 /// Heads are PagedHeads on the device; lengths, runs and pages are read there, so a captured graph stays right while a
@@ -48,7 +49,8 @@ struct Attend<Cuda> {
                     index_t max_slots, AttendMath math = AttendMath::f32) {
     using namespace cuda_kernels;
     if (const Status s = check(request, heads, max_slots); s != Status::ok) return s;
-    if (math == AttendMath::halves && !serves_halves(request, heads)) return Status::not_supported;
+    const bool served = math != AttendMath::f32 && serves_halves(request, heads);
+    if (math == AttendMath::halves && !served) return Status::not_supported;
     AttendPlan plan = plan_of(request, heads.kv_heads, max_slots);
     if (plan.rows == 0) return Status::ok;
     constexpr LatentSides sides{is_latent<KeyCodec>, is_latent<ValueCodec>};
@@ -57,9 +59,13 @@ struct Attend<Cuda> {
     if (ctx.workspace().size() < workspace_of(plan) + latent_workspace_of(plan, sides) || !place(latent, plan, sides, scratch) || !place(plan, scratch))
       return Status::workspace_too_small;
     Status s = Status::ok;
-    if constexpr (sides.keys || sides.values) s = start_latent(ctx, heads, plan, latent);
-    else if (math == AttendMath::halves) s = start_halves(ctx, heads, plan);
-    else s = cuda::launch(ctx, attend_piece<KeyCodec, ValueCodec>, grid(plan), piece_threads, piece_shared(heads.turn, plan.dim, plan.value_dim), heads, plan);
+    if constexpr (sides.keys || sides.values) {
+      s = start_latent(ctx, heads, plan, latent);
+    } else {
+      s = served ? start_halves(ctx, heads, plan) : Status::not_supported;  // the device may have too little shared memory
+      if (s == Status::not_supported && math != AttendMath::halves)
+        s = cuda::launch(ctx, attend_piece<KeyCodec, ValueCodec>, grid(plan), piece_threads, piece_shared(heads.turn, plan.dim, plan.value_dim), heads, plan);
+    }
     if (s == Status::ok) s = cuda::launch(ctx, join_pieces<128>, {plan.rows, plan.kv_heads}, 128, 0, heads.slots, heads.summaries, plan);
     if constexpr (sides.values)
       if (s == Status::ok)

@@ -159,6 +159,14 @@ struct RowPage<GroupInt<Bits>> {
     write_number(number_type(codec.params), params(slot), group * step(), scale);
     if (has_offset(codec.form)) write_number(number_type(codec.params), params(slot), (scales() + group) * step(), offset);
   }
+  /// Those of the group of `slot` in a page of another layout, bit for bit, by `threads` threads of which this is one.
+  __device__ void copy_params(const RowPage& from, int slot, int thread, int threads) const {
+    const int bytes = static_cast<int>(size_of(codec.params)), all = static_cast<int>(codec.group_bytes(dim));
+    for (int i = thread; i < all; i += threads) {
+      const int number = i / bytes * bytes, byte = i % bytes;
+      params(slot)[number * step() + byte] = from.params(slot)[number * from.step() + byte];
+    }
+  }
 
   /// The number at (slot, channel), product and sum rounded one by one as on the host.
   __device__ float value(int slot, int c) const {
