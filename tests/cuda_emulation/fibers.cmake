@@ -5,11 +5,22 @@ target_compile_definitions(kvcondense_cuda_fibers INTERFACE KVCONDENSE_CUDA_FIBE
 target_compile_options(kvcondense_cuda_fibers INTERFACE -Wno-unknown-pragmas)  # #pragma unroll
 target_include_directories(kvcondense_cuda_fibers INTERFACE "${kvcondense_SOURCE_DIR}/tests")
 
-# Dozens of caches in a file, and words of every type: what optimization saves when they run is less than what it takes.
+# Dozens of caches in a file, and words of every type: optimization takes longer than it saves when they run. Of most caches, which run for a few
+# seconds, any does; those named here run for longer, and so does the sweep.
+set(longer across_beside beside bits channels faults graph join lowrank merge position retrieve rows taught watched)
+list(JOIN longer "|" longer)
 set(joined ${sources})
 set(plain ${sources})
 list(FILTER joined INCLUDE REGEX "/cache_[a-z_]+_test[.]cpp$")
 list(REMOVE_ITEM plain ${joined})
+set(quick)
+if(NOT KVCONDENSE_TEST_CUDA_SWEEP)
+  set(quick ${joined})
+  list(FILTER quick EXCLUDE REGEX "/cache_(${longer})_test[.]cpp$")
+  list(REMOVE_ITEM joined ${quick})
+  kvcondense_join_tests(cuda_quick quick 4)
+  set_source_files_properties(${quick} PROPERTIES COMPILE_OPTIONS -O0)
+endif()
 kvcondense_join_tests(cuda joined 4)
 kvcondense_join_tests(cuda_words plain 4)
 set(optimized -O1)
@@ -17,7 +28,7 @@ if(KVCONDENSE_SANITIZE)  # what sanitizers add is optimized for minutes
   set(optimized -O0)
 endif()
 set_source_files_properties(${joined} ${plain} PROPERTIES COMPILE_OPTIONS ${optimized})
-add_executable(cuda_fibers_test fibers/fibers_test.cpp ${plain} ${joined})
+add_executable(cuda_fibers_test fibers/fibers_test.cpp ${plain} ${joined} ${quick})
 target_include_directories(cuda_fibers_test PRIVATE "${cuda_tests}")
 target_compile_definitions(cuda_fibers_test PRIVATE KVCONDENSE_TEST_DATA="${kvcondense_SOURCE_DIR}/tests")
 target_link_libraries(cuda_fibers_test PRIVATE kvcondense kvcondense_any Catch2::Catch2 kvcondense_build kvcondense_warnings
@@ -39,6 +50,21 @@ target_link_libraries(cuda_conformance PRIVATE kvcondense kvcondense_build kvcon
 add_test(NAME "${prefix}/conformance" COMMAND "${Python3_EXECUTABLE}" "${conformance}/conformance.py" $<TARGET_FILE:cuda_conformance>
   --include "${kvcondense_SOURCE_DIR}/include" --fibers)
 set_tests_properties("${prefix}/conformance" PROPERTIES TIMEOUT 300)
+
+# Kernels of words and of a cache with codes under sanitizers, every time; the presets asan and tsan build all tests so.
+if(NOT KVCONDENSE_SANITIZE)
+  set(watched "${cuda_tests}/cache_codes_test.cpp" "${cuda_tests}/words_test.cpp")
+  kvcondense_join_tests(cuda_watched watched 2)
+  add_executable(cuda_fibers_address ${watched})
+  target_include_directories(cuda_fibers_address PRIVATE "${cuda_tests}")
+  target_compile_definitions(cuda_fibers_address PRIVATE KVCONDENSE_TEST_DATA="${kvcondense_SOURCE_DIR}/tests")
+  target_compile_options(cuda_fibers_address PRIVATE -O0 -g1 -fsanitize=address,undefined -fno-sanitize-recover=undefined)
+  target_link_options(cuda_fibers_address PRIVATE -fsanitize=address,undefined)
+  target_link_libraries(cuda_fibers_address PRIVATE kvcondense kvcondense_any Catch2::Catch2 kvcondense_build kvcondense_warnings
+    kvcondense_catch_main kvcondense_cuda_fibers)
+  add_test(NAME "${prefix}/fibers_address" COMMAND cuda_fibers_address)
+  set_tests_properties("${prefix}/fibers_address" PROPERTIES TIMEOUT 900)
+endif()
 
 # Does the emulation find bugs? Three builds, whatever the sanitizers of the whole build are. The kernel of attention
 # is tried too.
