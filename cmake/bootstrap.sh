@@ -90,7 +90,7 @@ sanitized_compiler() {
 }
 
 # Test files compiled as one: from nothing that is a third quicker.
-together=6
+together=8
 
 # Every commit tries another share of the caches on CUDA as PTX; the preset sweep tries all.
 ptx_share() {
