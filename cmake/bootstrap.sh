@@ -92,13 +92,8 @@ sanitized_compiler() {
 # Test files compiled as one: from nothing that is a third quicker.
 together=8
 
-# Every commit tries another share of the caches on CUDA as PTX; the preset sweep tries all.
-ptx_share() {
-  echo "$((16#$(git rev-parse HEAD 2>/dev/null | cut -c1-6 | grep . || echo 0)))"
-}
-
 run_test() {
-  build release -DKVCONDENSE_QUICK_BENCH=ON "-DKVCONDENSE_TEST_TOGETHER=$together" "-DKVCONDENSE_TEST_PTX_SHARE=$(ptx_share)"
+  build release -DKVCONDENSE_QUICK_BENCH=ON "-DKVCONDENSE_TEST_TOGETHER=$together"
   # shellcheck disable=SC2046
   build asan $(sanitized_compiler) "-DKVCONDENSE_TEST_ROOMS=$sanitized_rooms" \
     -DKVCONDENSE_EXAMPLES=OFF -DKVCONDENSE_EVAL=OFF "-DKVCONDENSE_TEST_TOGETHER=$together"
