@@ -8,6 +8,7 @@
 #include <eval/error.hpp>
 #include <eval/recording.hpp>
 #include <kvcondense/backend/cpu/rope.hpp>
+#include <kvcondense/core/dtype.hpp>
 
 namespace eval {
 namespace {
@@ -53,7 +54,7 @@ class Dump {
     auto data = file_.floats(name, why);
     if (!data) refuse(why);
     const auto bad = std::find_if_not(data->begin(), data->end(),
-                                      [](float x) { return std::fabs(x) <= 65504.0f; });
+                                      [](float x) { return std::fabs(x) <= kvcondense::largest_half; });
     if (bad != data->end())
       refuse("tensor \"" + name + "\": element " + std::to_string(bad - data->begin()) +
              " is not a number below 65504");

@@ -67,11 +67,12 @@ int main(int argc, char** argv) {
   const engine::OutputProjections output(*model);
   const kvcondense::any::ModelFacts facts{.rope = engine::library_rope(model->config.rope, context), .output = output.view()};
   const auto shape = engine::cache_shape(model->config);
-  const auto admission = kvcondense::any::admit(options.recipe, shape, engine::engine_facts, kvcondense::any::on<kvcondense::Cpu>, facts);
-  if (!admission) return fail("recipe: " + std::string(admission.message.view()));
-  if (admission.warns()) std::fprintf(stderr, "kvcondense-engine: %s\n", std::string(admission.message.view()).c_str());
   auto made = kvcondense::any::make(options.recipe, shape, kvcondense::any::on<kvcondense::Cpu>, kvcondense::heap_memory(), facts);
   if (!made) return fail("recipe: " + std::string(made.message()));
+  const auto admission = kvcondense::admit(made->capabilities(), engine::engine_facts);
+  if (!admission) return fail(std::string("recipe: ") + admission.sentence);
+  if (admission.warns()) std::fprintf(stderr, "kvcondense-engine: %s
+", admission.sentence);
   engine::CondensedAttention cache(*std::move(made));
   engine::Decoder decoder(*model, cache.decoder_options());
   const engine::Attention attention = std::ref(cache);

@@ -166,6 +166,25 @@ TEST_CASE("cuda: a context keeps the first error of the runtime until it is clea
   CHECK(!ctx.error());
 }
 
+TEST_CASE("cuda: an error that the caller left is neither told as the library's nor taken away") {
+  test::Device device;
+  test::OnDevice<float> x(device, {2.0f});
+  const float* in = x.data();
+  const auto leave = [] { return cudaFuncSetAttribute(reinterpret_cast<const void*>(&scale<3>), cudaFuncAttributeMaxDynamicSharedMemorySize, 1 << 30); };
+  Context<Cuda>::clear_error();
+  REQUIRE(leave() == cudaErrorInvalidValue);
+  CHECK(cuda::launch(device, scale<3>, {1}, 32, 0, in, 1, x.data()) == Status::ok);
+  CHECK(!Context<Cuda>::error());
+  CHECK(cudaGetLastError() == cudaErrorInvalidValue);
+  CHECK(x.read()[0] == 6.0f);
+
+  REQUIRE(leave() == cudaErrorInvalidValue);
+  CHECK(cuda::launch(device, scale<3>, {1}, 1025, 0, in, 1, x.data()) == Status::invalid_argument);
+  CHECK(Context<Cuda>::error().code == cudaErrorInvalidConfiguration);  // its own
+  CHECK(cudaGetLastError() == cudaSuccess);  // the runtime keeps one error, the last
+  Context<Cuda>::clear_error();
+}
+
 #if defined(KVCONDENSE_CUDA_FIBERS)
 namespace {
 struct Restore {

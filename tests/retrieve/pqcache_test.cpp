@@ -47,7 +47,7 @@ TEST_CASE("pqcache: codes, tables, scores and tokens of the worked case", "[retr
   std::vector<std::byte> work(1024);
   Scratch scratch(work);
   const retrieve::UnitLists lists{{best.data(), offset, 1}, &count};
-  REQUIRE(retrieve::TopShare{.share = 0.25}.run(ctx, view, RaggedView<const float>{sum.data(), offset, 1}, lists, scratch) == Status::ok);
+  REQUIRE(retrieve::TopShare{{.share = 0.25}}.run(ctx, view, RaggedView<const float>{sum.data(), offset, 1}, lists, scratch) == Status::ok);
   best.resize(static_cast<std::size_t>(count));
   REQUIRE(best == oracle["topk3"].get<std::vector<std::int32_t>>());
 }

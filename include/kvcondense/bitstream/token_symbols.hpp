@@ -17,7 +17,7 @@ namespace kvcondense::bitstream {
 
 /// A scale as it is stored: f16 ends at its largest number, everything else stays float.
 inline float stored_scale(DType type, float x) {
-  return type == DType::f16 ? static_cast<float>(half(std::min(x, 65504.0f))) : x;
+  return type == DType::f16 ? static_cast<float>(half(std::min(x, largest_half))) : x;
 }
 
 /// The largest finite magnitude of a token; adds to `repaired` how many numbers are NaN or infinite.

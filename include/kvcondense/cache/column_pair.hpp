@@ -7,6 +7,7 @@
 #include <kvcondense/backend/cpu/shared_direction.hpp>
 #include <kvcondense/cache/column.hpp>
 #include <kvcondense/cache/report.hpp>
+#include <kvcondense/core/dtype.hpp>
 #include <kvcondense/merge/pipeline.hpp>
 
 namespace kvcondense::cache {
@@ -72,7 +73,7 @@ struct ColumnPair {
       for (index_t i = 0; i < page; ++i) {
         double length[2];
         distance[at + i] = Direction::distance(row(0, page, i), row(1, page, i), dim(), length);
-        if (!OwnPart::holds(dtype(), length[0]) || !OwnPart::holds(dtype(), length[1])) distance[at + i] = 2.0f;
+        if (!holds_length(dtype(), length[0]) || !holds_length(dtype(), length[1])) distance[at + i] = 2.0f;
       }
     }
     (void)Direction::apart(across->rule, distance, n, kept);

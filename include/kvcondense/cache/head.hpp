@@ -237,10 +237,11 @@ struct Head {
     for (index_t l = 0; l < lanes; ++l) lane[l].shrink(kept.size());
     give_back();
   }
-  /// Tables of a prompt that is mostly gone.
+  /// Tables of a prompt that is mostly gone, not those of a stream.
   void give_back() {
-    ids.give_back(), keys.give_back(), values.give_back();
-    for (index_t l = 0; l < lanes; ++l) lane[l].give_back(lane[l].size());
+    const index_t soon = keys.steady();
+    ids.give_back(soon), keys.give_back(), values.give_back();
+    for (index_t l = 0; l < lanes; ++l) lane[l].give_back(lane[l].size() + soon);
   }
 
   template <class C>

@@ -28,11 +28,6 @@ class OwnPart {
     const std::size_t size = size_of(dtype), n = static_cast<std::size_t>(kept);
     return static_cast<std::size_t>(slots) * size + (n * sizeof(std::uint16_t) + size - 1) / size * size + n * static_cast<std::size_t>(dim) * size;
   }
-  /// Whether a length can be stored next to exactly: 16 bits hold those of [2^-14, 65504], and 0.
-  static bool holds(DType dtype, double length) {
-    if (length == 0.0) return true;
-    return dtype == DType::f32 ? length >= 0x1p-126 && length <= 3.4e38 : length >= 0x1p-14 && length <= 65504.0;
-  }
 
   index_t kept() const { return kept_; }
   index_t kept_slot(index_t k) const {

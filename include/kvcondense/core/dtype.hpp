@@ -14,15 +14,24 @@ enum class DType : std::uint8_t { f32, f16, bf16 };
 
 KVCONDENSE_HD constexpr std::size_t size_of(DType t) { return t == DType::f32 ? 4 : 2; }
 
+inline constexpr float largest_half = 65504.0f;
+inline constexpr float largest_to_half = 65519.0f;  ///< still rounds to it
+inline constexpr float largest_wide = 3.38e38f;       ///< a hair below the largest bfloat16
+
 /// The largest number of the type.
 KVCONDENSE_HD constexpr float largest_of(DType t) {
-  return t == DType::f16 ? 65504.0f : t == DType::bf16 ? 0x1.fep127f : 0x1.fffffep127f;
+  return t == DType::f16 ? largest_half : t == DType::bf16 ? 0x1.fep127f : 0x1.fffffep127f;
 }
-/// Numbers up to this size are surely finite once they are stored; a cache takes no larger ones. 65519 still rounds to the largest
-/// half; the wider types have one limit, a hair below the largest bfloat16.
-KVCONDENSE_HD constexpr float largest_taken(DType t) { return t == DType::f16 ? 65519.0f : 3.38e38f; }
+/// Numbers up to this size are surely finite once they are stored; a cache takes no larger ones. The wider types have one limit.
+KVCONDENSE_HD constexpr float largest_taken(DType t) { return t == DType::f16 ? largest_to_half : largest_wide; }
 /// What a cache makes of larger ones that it comes to by itself.
-KVCONDENSE_HD constexpr float largest_kept(DType t) { return t == DType::f16 ? largest_of(t) : largest_taken(t); }
+KVCONDENSE_HD constexpr float largest_kept(DType t) { return t == DType::f16 ? largest_half : largest_wide; }
+
+/// Whether a length can be stored next to exactly, in 32 bits beside 32-bit numbers and as a half beside others: as a normal number, or as 0.
+KVCONDENSE_HD constexpr bool holds_length(DType t, double length) {
+  if (length == 0.0) return true;
+  return t == DType::f32 ? length >= 0x1p-126 && length <= 3.4e38 : length >= 0x1p-14 && length <= static_cast<double>(largest_half);
+}
 
 constexpr const char* to_string(DType t) {
   return t == DType::f32 ? "f32" : t == DType::f16 ? "f16" : "bf16";

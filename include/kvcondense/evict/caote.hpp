@@ -24,8 +24,10 @@ namespace kvcondense::evict {
 ///          sums in float64 (prim/output_error.hpp). Without `greedy` errors are those of one slot leaving. With
 ///          it a budget that depends on scores (ada) is shared by attention, without it by errors.
 /// Differs  the weights of a query group are reduced first, as the policy does it, and one error is computed per
-///          KV head, where the paper takes the mean of one per query head. Over a policy of one set per layer
-///          (tova) errors are the mean over heads.
+///          KV head, where the paper takes the mean of one per query head: policies keep a number per slot of a KV
+///          head, and those that sum attention up (h2o) would have to keep one per query head. The two agree where
+///          query heads of a group weigh slots alike. Over a policy of one set per layer (tova) errors are the
+///          mean over heads.
 /// Errors   incompatible over a policy whose scores are no shares of attention, or that does not keep single
 ///          slots by score; greedy also over one that keeps one set per layer.
 template <class P>

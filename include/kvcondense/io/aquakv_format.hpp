@@ -4,6 +4,7 @@
 #include <cstring>
 #include <span>
 
+#include <kvcondense/core/dtype.hpp>
 #include <kvcondense/io/fitted_head.hpp>
 #include <kvcondense/quant/aquakv.hpp>
 #include <kvcondense/quant/blocks/grid_rows.hpp>
@@ -50,7 +51,7 @@ struct AquakvPart : StreamOffsets {
   Status lengths_of(index_t token, half* to) const {
     std::memcpy(to, lengths.data() + token * pieces * 2, static_cast<std::size_t>(pieces) * 2);
     for (index_t p = 0; p < pieces; ++p)
-      if (const auto n = static_cast<float>(to[p]); !(n >= 0.0f && n <= 65504.0f)) return Status::corrupt_data;
+      if (const auto n = static_cast<float>(to[p]); !(n >= 0.0f && n <= largest_half)) return Status::corrupt_data;
     return Status::ok;
   }
 };

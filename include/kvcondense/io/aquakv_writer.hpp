@@ -8,6 +8,7 @@
 #include <kvcondense/bitstream/range_coder.hpp>
 #include <kvcondense/bitstream/rans.hpp>
 #include <kvcondense/core/buffer.hpp>
+#include <kvcondense/core/dtype.hpp>
 #include <kvcondense/core/expected.hpp>
 #include <kvcondense/core/view.hpp>
 #include <kvcondense/io/aquakv_format.hpp>
@@ -124,7 +125,7 @@ class AquakvWriter {
       for (index_t head = 0; head < h.kv_heads; ++head)
         repaired_ += row_to_code(own.given.data() + (head * tokens + t) * dim, dim, turn ? rope_ : nullptr, h.position + t, left + head * dim);
       // Numbers that are none, and what a rotation makes of them and their partners, count as predicted.
-      for (index_t c = 0; c < channels; ++c) left[c] = prim::limit_to(prim::without_nan(left[c] - next(t, c)), 65504.0f);
+      for (index_t c = 0; c < channels; ++c) left[c] = prim::limit_to(prim::without_nan(left[c] - next(t, c)), largest_half);
       rows.encode(grid, left, lengths_.data() + t * rows.pieces(), symbols_.data() + t * rows.pairs(), scratch);
       rows.take_points(grid, symbols_.data() + t * rows.pairs(), scratch);
       rows.add(lengths_.data() + t * rows.pieces(), scratch, &next(t, 0));

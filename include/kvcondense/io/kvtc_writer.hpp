@@ -8,6 +8,7 @@
 #include <kvcondense/bitstream/range_coder.hpp>
 #include <kvcondense/bitstream/rans.hpp>
 #include <kvcondense/core/buffer.hpp>
+#include <kvcondense/core/dtype.hpp>
 #include <kvcondense/core/expected.hpp>
 #include <kvcondense/core/view.hpp>
 #include <kvcondense/io/kvtc_format.hpp>
@@ -157,7 +158,7 @@ class KvtcWriter {
       for (index_t j = 0; j < count; ++j) {
         const float unit = 1.0f / std::sqrt(b.energy[first + j]);
         for (index_t t = 0; t < n; ++t)
-          own.run[t * count + j] = prim::limit_to(prim::without_nan(z(t, first + j) * unit), 65504.0f);
+          own.run[t * count + j] = prim::limit_to(prim::without_nan(z(t, first + j) * unit), largest_half);
       }
       const quant::KvtcScale scale = quant::fit_kvtc_scale(block.type, own.run.span());
       own.scales.append_reserved(half(scale.scale)), own.scales.append_reserved(half(scale.shift));

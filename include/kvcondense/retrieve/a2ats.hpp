@@ -50,7 +50,7 @@ struct A2ats {
                     FarQuery{distance},
                     PlainScore{},
                     ByHeads{Heads::group_union},
-                    TopShare{share},
+                    TopShare{{share}},
                     KeepEnds{sinks, local},
                     EveryCall{}};
   }

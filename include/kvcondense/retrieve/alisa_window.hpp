@@ -48,7 +48,7 @@ struct AlisaWindow {
                     NoQuery{},
                     PlainScore{},
                     ByHeads{Heads::all_sum},
-                    TopNear{near},
+                    TopNear{{near}},
                     KeepNear{near},
                     EveryCall{},
                     Aggregate::last,

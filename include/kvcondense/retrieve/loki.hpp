@@ -39,7 +39,7 @@ struct Loki {
 
   constexpr auto pipeline() const {
     return Pipeline{Tokens{},       PartialRows{key_axes, columns}, EachQuery{},  PlainScore{},
-                    ByHeads{Heads::each}, TopShare{share},          KeepEnds{},   EveryCall{}};
+                    ByHeads{Heads::each}, TopShare{{share}},        KeepEnds{},   EveryCall{}};
   }
   constexpr const char* missing() const { return key_axes.empty() ? "key_axes" : nullptr; }
   Status validate(const CacheShape& shape) const {

@@ -45,7 +45,7 @@ struct PqCache {
                     EachQuery{},
                     SoftmaxScore{},
                     ByHeads{Heads::group_sum},
-                    TopShare{keep * (1.0 - recent), sinks},
+                    TopShare{{keep * (1.0 - recent), sinks}},
                     KeepShare{sinks, keep * recent},
                     EveryCall{}};
   }

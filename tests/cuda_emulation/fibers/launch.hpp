@@ -64,21 +64,22 @@ void run_grid(dim3 grid, dim3 block, std::size_t shared, Call& call) {
   ++counts.launches;
 }
 
-/// kernel<<<grid, block, shared, stream>>>(arguments...): arguments are copied once, as a launch does. A grid that no device takes leaves an error, as
-/// the runtime does.
+/// kernel<<<grid, block, shared, stream>>>(arguments...): arguments are copied once, as a launch does. A grid that no device takes is an error, which
+/// the runtime keeps too.
 template <class... P, class... A>
-void start_on(cudaStream_t stream, void (*kernel)(P...), dim3 grid, dim3 block, std::size_t shared, A&&... arguments) {
+cudaError_t start_on(cudaStream_t stream, void (*kernel)(P...), dim3 grid, dim3 block, std::size_t shared, A&&... arguments) {
   const auto allowed = runtime.may_have.find(reinterpret_cast<const void*>(kernel));
   const bool taken = takes(grid, block, shared, allowed == runtime.may_have.end() ? plain_shared : allowed->second);
-  if (answer(taken ? cudaSuccess : cudaErrorInvalidConfiguration) != cudaSuccess) return;
+  if (const cudaError_t e = answer(taken ? cudaSuccess : cudaErrorInvalidConfiguration); e != cudaSuccess) return e;
   submit(stream, [kernel, grid, block, shared, copied = std::tuple<std::decay_t<P>...>(static_cast<P>(arguments)...)] {
     auto call = [&] { std::apply(kernel, copied); };
     run_grid(grid, block, shared, call);
   });
+  return cudaSuccess;
 }
 template <class... P, class... A>
 void start(void (*kernel)(P...), dim3 grid, dim3 block, std::size_t shared, A&&... arguments) {
-  start_on(nullptr, kernel, grid, block, shared, static_cast<A&&>(arguments)...);
+  static_cast<void>(start_on(nullptr, kernel, grid, block, shared, static_cast<A&&>(arguments)...));
 }
 
 }  // namespace cuda_fibers
@@ -87,8 +88,8 @@ namespace kvcondense::cuda::detail {
 
 template <class... P, class... A>
 cudaError_t start_kernel(void (*kernel)(P...), dim3 grid, dim3 block, std::size_t shared, cudaStream_t stream, A&&... arguments) {
-  if (cuda_fibers::answer() == cudaSuccess) cuda_fibers::start_on(stream, kernel, grid, block, shared, static_cast<A&&>(arguments)...);
-  return cudaGetLastError();
+  if (const cudaError_t e = cuda_fibers::answer(); e != cudaSuccess) return e;
+  return cuda_fibers::start_on(stream, kernel, grid, block, shared, static_cast<A&&>(arguments)...);
 }
 
 }  // namespace kvcondense::cuda::detail

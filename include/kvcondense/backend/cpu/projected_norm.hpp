@@ -22,23 +22,17 @@ struct ProjectedNorm<Cpu> {
 
   static Status run(Context<Cpu>& ctx, const SlotRows<Cpu>& rows, const Ends* skip, const CacheShape& shape,
                     const float* matrix, index_t outputs, RaggedView<float> out) {
-    const index_t dim = shape.values(), width = shape.q_heads * dim, group = shape.group();
+    const HeadColumns of{matrix, outputs, shape.q_heads * shape.values(), shape.values()};
+    const index_t group = shape.group();
     ctx.parallel(out.heads, [&](index_t h, index_t) {
       alignas(64) float block[tile * max_head_dim];
-      float product[together * tile];
       const Ends ends = skip == nullptr ? Ends{} : skip[h].within(out.length(h));
       const index_t last = out.length(h) - ends.suffix;
       for (index_t at = ends.prefix; at < last; at += tile) {
         const index_t m = std::min(tile, last - at);
         double sum[tile] = {};
-        rows.read(h, at, {block, m, dim});
-        for (index_t g = 0; g < group; ++g)
-          for (index_t o = 0; o < outputs; o += together) {
-            const index_t k = std::min(together, outputs - o);
-            cpu::dot_rows(block, m, dim, {matrix + o * width + (h * group + g) * dim, k, width}, {product, k, tile});
-            for (index_t i = 0; i < k; ++i)
-              for (index_t j = 0; j < m; ++j) sum[j] += static_cast<double>(std::fabs(product[i * tile + j]));
-          }
+        rows.read(h, at, {block, m, of.dim});
+        for (index_t g = 0; g < group; ++g) of.add(h * group + g, block, m, sum, [](float x) { return static_cast<double>(std::fabs(x)); });
         for (index_t j = 0; j < m; ++j) out.row(h)[at + j] = static_cast<float>(sum[j] / static_cast<double>(group));
       }
     });
@@ -47,10 +41,10 @@ struct ProjectedNorm<Cpu> {
 
   static Status weigh(Context<Cpu>& ctx, const SlotRows<Cpu>& rows, const CacheShape& shape, const float* matrix, index_t outputs,
                       RaggedView<const float> shares, RaggedView<float> out) {
-    const index_t dim = shape.values(), width = shape.q_heads * dim, group = shape.group();
+    const HeadColumns of{matrix, outputs, shape.q_heads * shape.values(), shape.values()};
+    const index_t group = shape.group();
     ctx.parallel(out.heads, [&](index_t h, index_t) {
       alignas(64) float block[tile * max_head_dim];
-      float product[together * tile];
       const index_t n = out.length(h);
       const float* const share = shares.data + shares.offset[h] * group;
       for (index_t at = 0; at < n; at += tile) {
@@ -60,15 +54,10 @@ struct ProjectedNorm<Cpu> {
         bool any = false;
         for (index_t j = 0; j < m; ++j) to[j] = asked(j) ? std::numeric_limits<float>::min() : 0.0f, any = any || asked(j);
         if (!any) continue;
-        rows.read(h, at, {block, m, dim});
+        rows.read(h, at, {block, m, of.dim});
         for (index_t g = 0; g < group; ++g) {
           double sum[tile] = {};
-          for (index_t o = 0; o < outputs; o += together) {
-            const index_t k = std::min(together, outputs - o);
-            cpu::dot_rows(block, m, dim, {matrix + o * width + (h * group + g) * dim, k, width}, {product, k, tile});
-            for (index_t i = 0; i < k; ++i)
-              for (index_t j = 0; j < m; ++j) sum[j] += static_cast<double>(product[i * tile + j]) * static_cast<double>(product[i * tile + j]);
-          }
+          of.add(h * group + g, block, m, sum, [](float x) { return static_cast<double>(x) * static_cast<double>(x); });
           for (index_t j = 0; j < m; ++j)
             if (asked(j)) to[j] = std::max(to[j], share[g * n + at + j] * static_cast<float>(std::sqrt(sum[j])));
         }
@@ -76,6 +65,24 @@ struct ProjectedNorm<Cpu> {
     });
     return Status::ok;
   }
+
+ private:
+  struct HeadColumns {
+    const float* matrix;
+    index_t outputs, width, dim;
+
+    /// sum[j] += the term of each output of row j times the columns of query head q.
+    template <class Term>
+    void add(index_t q, const float* block, index_t m, double* sum, Term term) const {
+      float product[together * tile];
+      for (index_t o = 0; o < outputs; o += together) {
+        const index_t k = std::min(together, outputs - o);
+        cpu::dot_rows(block, m, dim, {matrix + o * width + q * dim, k, width}, {product, k, tile});
+        for (index_t i = 0; i < k; ++i)
+          for (index_t j = 0; j < m; ++j) sum[j] += term(product[i * tile + j]);
+      }
+    }
+  };
 };
 
 }  // namespace kvcondense::prim

@@ -93,11 +93,13 @@ __device__ __forceinline__ std::uint32_t transpose_8x8(std::uint32_t v) {
 
 namespace detail {
 
+/// Answers for this launch alone: an error that the caller left with the runtime stays there, so <<<>>> and cudaGetLastError will not do.
 template <class... P, class... A>
 cudaError_t start_kernel(void (*kernel)(P...), dim3 grid, dim3 block, std::size_t shared, cudaStream_t stream,
                          A&&... arguments) {
-  kernel<<<grid, block, shared, stream>>>(static_cast<A&&>(arguments)...);
-  return cudaGetLastError();
+  cudaLaunchConfig_t config{};
+  config.gridDim = grid, config.blockDim = block, config.dynamicSmemBytes = shared, config.stream = stream;
+  return cudaLaunchKernelEx(&config, kernel, static_cast<A&&>(arguments)...);
 }
 
 }  // namespace detail

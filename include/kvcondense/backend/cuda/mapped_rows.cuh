@@ -17,19 +17,28 @@ struct MappedRow {
   }
 };
 
-/// Numbers of a row as the codec behind a map takes them: `made` of each and its channel. A warp, which meets behind them.
-template <class Rows, class Made>
-__device__ MappedRow map_row(const Rows& rows, int i, int dim, float* into, Made made) {
+/// What a warp needs that maps a row for a codec.
+template <class C>
+struct MappedScratch {
+  float mapped[max_head_dim];
+  typename RowPage<C>::Scratch inner;
+};
+
+/// Row `i` as the codec behind a map takes it: `made` of each number and its channel, then `mix` of all of them, before which the warp meets. What the
+/// codec returns.
+template <class C, class Rows, class Made, class Mix>
+__device__ int encode_mapped(const RowPage<C>& page, int slot, const Rows& rows, int i, MappedScratch<C>& s, Made made, Mix mix) {
   const auto x = rows.row(i);
   bool good = true;
-  for (int c = cuda::lane_of_warp(); c < dim; c += cuda::warp_lanes) {
+  for (int c = cuda::lane_of_warp(); c < page.dim; c += cuda::warp_lanes) {
     const float number = x(c);
-    into[c] = made(number, c);
+    s.mapped[c] = made(number, c);
     good = good && can_store(DType::f32, number);
   }
   const bool counted = rows.counted && __all_sync(cuda::full_warp, static_cast<int>(good)) == 0;
   __syncwarp();
-  return {into, counted};
+  mix(s.mapped);
+  return page.encode(slot, MappedRow{s.mapped, counted}, i, s.inner);
 }
 
 /// A mapped row in shared memory becomes what it was. A warp; one function for all kernels.
@@ -49,15 +58,11 @@ struct RowPage<Transformed<Hadamard, C>> : RowPage<C> {
     unmap_row(transform, this->dim, row);
   }
 
-  struct Scratch {
-    float mapped[max_head_dim];
-    typename RowPage<C>::Scratch inner;
-  };
+  using Scratch = MappedScratch<C>;
   template <class Rows>
   __device__ int encode(int slot, const Rows& rows, int i, Scratch& s) const {
-    const MappedRow row = map_row(rows, i, this->dim, s.mapped, [](float number, int) { return number; });
-    map_hadamard(transform, this->dim, s.mapped, false);
-    return RowPage<C>::encode(slot, row, i, s.inner);
+    return encode_mapped<C>(*this, slot, rows, i, s, [](float number, int) { return number; },
+                            [this](float* row) { map_hadamard(transform, this->dim, row, false); });
   }
 };
 

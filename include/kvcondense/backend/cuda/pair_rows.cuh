@@ -9,6 +9,7 @@
 #include <kvcondense/backend/cuda/paired_rows.cuh>
 #include <kvcondense/backend/cuda/shared_direction.cuh>
 #include <kvcondense/backend/cuda/shared_rows.cuh>
+#include <kvcondense/core/dtype.hpp>
 #include <kvcondense/core/status.hpp>
 
 // How newest slots of two layers become pages of directions.
@@ -33,12 +34,6 @@ struct NumbersOf {
 };
 template <class Row>
 NumbersOf(Row) -> NumbersOf<Row>;
-
-/// Whether a length can be stored next to exactly: as cache::OwnPart::holds.
-__device__ inline bool holds_length(DType type, double length) {
-  if (length == 0.0) return true;
-  return type == DType::f32 ? length >= 0x1p-126 && length <= 3.4e38 : length >= 0x1p-14 && length <= 65504.0;
-}
 
 /// How far rows of two layers are apart; 2 where a length cannot be stored. A warp a row. Grid: blocks of rows.
 template <int Threads>

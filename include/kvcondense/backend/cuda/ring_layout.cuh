@@ -56,7 +56,7 @@ struct PartLayout {
   int group_slots = 1, group_shift = 0;               ///< -1: no power of two
   int params = 0;       ///< bytes of all parameters in a stage
   int stride = 0;       ///< of a slot's parameters on the token axis
-  int most = 0;         ///< codes of a tile
+  int most = 0;         ///< codes of a tile; on the channel axis those of one group
   int row_grain = 16;   ///< bytes of one asynchronous copy: what pages are aligned to
   int param_grain = 16; ///< 2: too small for one
 };
@@ -70,18 +70,10 @@ constexpr int grain_of(index_t bytes) {
   return bytes % 16 == 0 ? 16 : bytes % 8 == 0 ? 8 : bytes % 4 == 0 ? 4 : 2;
 }
 
-/// Codes of a tile, at most: on the channel axis those of one group.
-inline int most_codes(const ExactRows&, int) { return 0; }
+/// All but `params`.
+inline PartLayout part_layout(const ExactRows&, index_t, index_t, int) { return {}; }
 template <int Bits>
-int most_codes(const GroupInt<Bits>& codec, int padded) {
-  const int fit = rows_that_fit(Bits, padded);
-  return codec.axis == GroupAxis::channel && codec.group_slots() < fit ? static_cast<int>(codec.group_slots()) : fit;
-}
-
-/// `slots`: of a tile, at most.
-inline PartLayout part_layout(const ExactRows&, index_t, index_t, int, int) { return {}; }
-template <int Bits>
-PartLayout part_layout(const GroupInt<Bits>& codec, index_t page_slots, index_t dim, int padded, int slots) {
+PartLayout part_layout(const GroupInt<Bits>& codec, index_t page_slots, index_t dim, int padded) {
   PartLayout p;
   const index_t group = codec.group_bytes(dim);
   p.row_bytes = static_cast<int>(codec.row_bytes(dim));
@@ -92,16 +84,22 @@ PartLayout part_layout(const GroupInt<Bits>& codec, index_t page_slots, index_t 
   p.row_grain = grain_of(codec.row_bytes(dim));
   p.param_grain = grain_of(codec.params_at(page_slots, dim) | group);
   p.stride = static_cast<int>((group + 3) / 4 * 4);
-  p.params = codec.axis == GroupAxis::channel ? 4 * padded : (slots + 15) / 16 * 16 * p.stride;
-  p.most = most_codes(codec, padded);
+  const int fit = rows_that_fit(Bits, padded);
+  p.most = codec.axis == GroupAxis::channel && p.group_slots < fit ? p.group_slots : fit;
   return p;
+}
+/// `slots`: of a tile, at most.
+inline int params_in_stage(const ExactRows&, const PartLayout&, int, int) { return 0; }
+template <int Bits>
+int params_in_stage(const GroupInt<Bits>& codec, const PartLayout& p, int padded, int slots) {
+  return codec.axis == GroupAxis::channel ? 4 * padded : (slots + 15) / 16 * 16 * p.stride;
 }
 
 template <class KeyCodec, class ValueCodec>
 RingLayout ring_layout(const KeyCodec& keys, index_t key_slots, const ValueCodec& values, index_t value_slots, index_t dim, int padded) {
-  const int exact = rows_that_fit(16, padded), of_keys = most_codes(keys, padded), of_values = most_codes(values, padded);
-  const int least = of_keys < of_values ? of_keys : of_values, slots = least > exact ? least : exact;
-  RingLayout r{part_layout(keys, key_slots, dim, padded, slots), part_layout(values, value_slots, dim, padded, slots), 0, 0};
+  RingLayout r{part_layout(keys, key_slots, dim, padded), part_layout(values, value_slots, dim, padded), 0, 0};
+  const int exact = rows_that_fit(16, padded), least = r.key.most < r.value.most ? r.key.most : r.value.most, slots = least > exact ? least : exact;
+  r.key.params = params_in_stage(keys, r.key, padded, slots), r.value.params = params_in_stage(values, r.value, padded, slots);
   // Scores take the place of keys that were read; where rows are shorter than scores, that behind the rows.
   constexpr int row = padded_row(stored_bits<KeyCodec>, 64);
   static_assert(row >= 32 || ring_slots * row + 512 * ring_steps <= ring_rows);

@@ -83,14 +83,10 @@ struct RowPage<Tabled<Transformed<ChannelScale, C>>> : RowPage<C> {
     for (int c = cuda::lane_of_warp(); c < this->dim; c += cuda::warp_lanes) row[c] = __fmul_rn(row[c], state[this->dim + c]);
   }
 
-  struct Scratch {
-    float scaled[max_head_dim];
-    typename RowPage<C>::Scratch inner;
-  };
+  using Scratch = MappedScratch<C>;
   template <class Rows>
   __device__ int encode(int slot, const Rows& rows, int i, Scratch& s) const {
-    const float* const factors = state;
-    return RowPage<C>::encode(slot, map_row(rows, i, this->dim, s.scaled, [factors](float number, int c) { return __fmul_rn(number, factors[c]); }), i, s.inner);
+    return encode_mapped<C>(*this, slot, rows, i, s, [factors = state](float number, int c) { return __fmul_rn(number, factors[c]); }, [](float*) {});
   }
 
   static std::size_t behind(const Codec& c)

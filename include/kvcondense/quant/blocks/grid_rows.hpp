@@ -31,13 +31,13 @@ struct GridRows {
 
   /// Numbers of `row` are finite; `scratch` has room for `stored()`.
   void encode(std::span<const PlanePoint> grid, const float* row, half* lengths, std::uint8_t* symbols, float* scratch) const {
-    for (index_t i = 0; i < stored(); ++i) scratch[i] = i < channels ? prim::limit_to(row[i], 65504.0f) : 0.0f;
+    for (index_t i = 0; i < stored(); ++i) scratch[i] = i < channels ? prim::limit_to(row[i], largest_half) : 0.0f;
     prim::hadamard_mix(piece, scratch, stored());
     for (index_t p = 0; p < pieces(); ++p) {
       const float* x = scratch + p * piece;
       double square = 0.0;
       for (index_t i = 0; i < piece; ++i) square += static_cast<double>(x[i]) * static_cast<double>(x[i]);
-      lengths[p] = half(static_cast<float>(std::min(std::sqrt(square), 65504.0)));
+      lengths[p] = half(static_cast<float>(std::min(std::sqrt(square), static_cast<double>(largest_half))));
       const auto length = static_cast<float>(lengths[p]);
       const float unit = length > 0.0f ? std::sqrt(static_cast<float>(piece)) / length : 0.0f;
       for (index_t i = 0; i < piece / 2; ++i)

@@ -18,7 +18,7 @@ struct KvtcScale {
   float scale = 0.0f;  ///< 0: all numbers are the shift
   float shift = 0.0f;
 
-  static float stored(float x) { return static_cast<float>(half(prim::limit_to(x, 65504.0f))); }
+  static float stored(float x) { return static_cast<float>(half(prim::limit_to(x, largest_half))); }
 
   float value(KvtcType type, int symbol) const {
     const float y = type == KvtcType::fp8 ? prim::mini_float_value(prim::float_e4m3, static_cast<std::uint32_t>(symbol))
@@ -38,7 +38,7 @@ struct KvtcScale {
 /// Whether a symbol of a type stands for a number: E4M3 has two that do not.
 inline bool kvtc_symbol_counts(KvtcType type, int symbol) { return type != KvtcType::fp8 || (symbol & 0x7f) != 0x7f; }
 
-/// The scale and shift of numbers, all finite and at most 65504 large.
+/// The scale and shift of numbers, all finite and none larger than the largest half.
 ///
 /// Numbers  integers: of 17 ranges around the mean, from all numbers down to a sixteenth of the farthest distance, that with the
 ///          least square error of the numbers as they will be decoded. fp8: the mean, and the farthest distance at 448.

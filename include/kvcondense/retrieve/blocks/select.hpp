@@ -48,51 +48,53 @@ Status take_budget(const Select& select, Context<B>& ctx, const ReadView<B>& vie
   return prim::TopK<B>::run(ctx, scores, nullptr, total, lists.units, lists.count);
 }
 
-/// Selector: as many units with the largest scores as a part of a head's slots behind the first `skip` is.
-struct TopShare {
+/// Selector: as many units with the largest scores as `count` says of a head: count(view, head) -> index_t.
+template <class Count>
+struct TopCounted {
+  Count count{};
+
+  template <Backend B>
+  constexpr index_t budget(const ReadView<B>& view, index_t head) const {
+    return count(view, head);
+  }
+  template <Backend B>
+  constexpr bool takes_all(const ReadView<B>& view, index_t head, index_t candidates) const {
+    return candidates <= budget(view, head);
+  }
+  std::size_t workspace_bytes(const CacheShape& shape, index_t, index_t) const {
+    return Scratch::bytes_for<index_t>(shape.q_heads);
+  }
+  template <Backend B>
+  Status run(Context<B>& ctx, const ReadView<B>& view, RaggedView<const float> scores, const UnitLists& lists, Scratch& scratch) const {
+    return take_budget(*this, ctx, view, scores, lists, scratch);
+  }
+};
+
+/// A part of a head's slots behind the first `skip`.
+struct ShareOfSlots {
   double share = 0.1;
   index_t skip = 0;
   index_t least = 0;
   index_t most = index_t{1} << 40;
 
   template <Backend B>
-  constexpr index_t budget(const ReadView<B>& view, index_t head) const {
+  constexpr index_t operator()(const ReadView<B>& view, index_t head) const {
     const index_t n = std::max<index_t>(0, view.slots[head] - skip);
     return std::clamp(static_cast<index_t>(static_cast<double>(n) * share + 1e-9), least, most);
   }
-  template <Backend B>
-  constexpr bool takes_all(const ReadView<B>& view, index_t head, index_t candidates) const {
-    return candidates <= budget(view, head);
-  }
-  std::size_t workspace_bytes(const CacheShape& shape, index_t, index_t) const {
-    return Scratch::bytes_for<index_t>(shape.q_heads);
-  }
-  template <Backend B>
-  Status run(Context<B>& ctx, const ReadView<B>& view, RaggedView<const float> scores, const UnitLists& lists, Scratch& scratch) const {
-    return take_budget(*this, ctx, view, scores, lists, scratch);
-  }
 };
+using TopShare = TopCounted<ShareOfSlots>;
 
-/// Selector: as many units with the largest scores as slots are near, of those that steps have seen.
-struct TopNear {
+/// As many as slots are near, of those that steps have seen.
+struct NearOfKnown {
   prim::NearShare near{};
 
   template <Backend B>
-  constexpr index_t budget(const ReadView<B>& view, index_t head) const {
+  index_t operator()(const ReadView<B>& view, index_t head) const {
     return near.of(view.known[head]);
   }
-  template <Backend B>
-  constexpr bool takes_all(const ReadView<B>& view, index_t head, index_t candidates) const {
-    return candidates <= budget(view, head);
-  }
-  std::size_t workspace_bytes(const CacheShape& shape, index_t, index_t) const {
-    return Scratch::bytes_for<index_t>(shape.q_heads);
-  }
-  template <Backend B>
-  Status run(Context<B>& ctx, const ReadView<B>& view, RaggedView<const float> scores, const UnitLists& lists, Scratch& scratch) const {
-    return take_budget(*this, ctx, view, scores, lists, scratch);
-  }
 };
+using TopNear = TopCounted<NearOfKnown>;
 
 /// Selector: the same in the order of scores, the best first. What comes later takes the place of the last ones.
 struct RankedUnits {
