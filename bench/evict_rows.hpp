@@ -52,6 +52,7 @@ inline const std::vector<Method> methods = {
     // Keys and values.
     {"knorm(tokens=4096)"},
     {"keydiff(tokens=4096)", 64, 4096, {128, 256, 512}},
+    {"qfilters(keep=0.5)", 512, twice},
     {"lagkv(keep=0.5)", 512, twice},
     {"expected_attention(keep=0.5)", 128, twice, {128}},
     {"expected_attention(keep=0.5, covariance=false)", 512, twice},

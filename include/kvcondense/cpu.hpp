@@ -51,6 +51,7 @@
 #include <kvcondense/backend/cpu/row_deviation.hpp>
 #include <kvcondense/backend/cpu/row_direction.hpp>
 #include <kvcondense/backend/cpu/row_norm.hpp>
+#include <kvcondense/backend/cpu/row_product.hpp>
 #include <kvcondense/backend/cpu/row_redundancy.hpp>
 #include <kvcondense/backend/cpu/row_similarity.hpp>
 #include <kvcondense/backend/cpu/row_transform.hpp>

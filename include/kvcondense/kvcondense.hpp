@@ -46,6 +46,7 @@
 #include <kvcondense/evict/page_round.hpp>
 #include <kvcondense/evict/paged_h2o.hpp>
 #include <kvcondense/evict/prefixkv.hpp>
+#include <kvcondense/evict/qfilters.hpp>
 #include <kvcondense/evict/razor_attention.hpp>
 #include <kvcondense/evict/rkv.hpp>
 #include <kvcondense/evict/scissorhands.hpp>

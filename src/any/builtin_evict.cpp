@@ -30,6 +30,7 @@
 #include <kvcondense/evict/prefixkv.hpp>
 #include <kvcondense/evict/rkv.hpp>
 #include <kvcondense/evict/scissorhands.hpp>
+#include <kvcondense/evict/qfilters.hpp>
 #include <kvcondense/evict/razor_attention.hpp>
 #include <kvcondense/evict/sink_window.hpp>
 #include <kvcondense/evict/sirllm.hpp>
@@ -60,6 +61,7 @@ using evict::Locret;
 using evict::ObservedAttention;
 using evict::PagedH2O;
 using evict::PrefixKV;
+using evict::QFilters;
 using evict::RKV;
 using evict::Scissorhands;
 using evict::SinkWindow;
@@ -120,6 +122,11 @@ constexpr Field keydiff_fields[] = {
     number<KeyDiff, &KeyDiff::recent>("recent", "", "newest tokens that stay", 0, most_slots),
     choice<KeyDiff, &KeyDiff::anchor>("anchor", "", "the key that all keys are compared with",
                                       anchors),
+};
+
+constexpr Field qfilters_fields[] = {
+    fraction<QFilters, &QFilters::keep>("keep", "", "part of the prompt that stays, protected tokens included"),
+    number<QFilters, &QFilters::recent>("recent", "", "newest prompt tokens that stay", 0, most_slots),
 };
 
 constexpr Field observed_attention_fields[] = {
@@ -376,6 +383,8 @@ constexpr Entry entries[] = {
     stage_entry<Knorm>("Keeps the tokens whose keys are shortest, and the newest.", knorm_fields),
     stage_entry<KeyDiff>("Keeps the tokens whose keys point away from the mean key, and the newest.",
                          keydiff_fields),
+    stage_entry<QFilters>("Condenses a prompt once, to the tokens whose keys reach furthest where the queries of their head tend to point.",
+                          qfilters_fields),
     stage_entry<ObservedAttention>("Condenses a prompt once, to the tokens that drew most attention "
                                    "from each row that saw them.",
                                    observed_attention_fields),

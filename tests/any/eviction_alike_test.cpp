@@ -28,6 +28,7 @@ const std::map<std::string, std::string> roomy_settings{
     {"snapkv", "snapkv(tokens=500, window=8)"},
     {"knorm", "knorm(tokens=500, recent=8)"},
     {"keydiff", "keydiff(tokens=500, recent=8)"},
+    {"qfilters", "qfilters(keep=100%)"},
     {"observed_attention", "observed_attention(keep=100%)"},
     {"lagkv", "lagkv(sinks=4, lag=16, keep=100%)"},
     {"sirllm", "sirllm(memory=500)"},
@@ -157,8 +158,8 @@ TEST_CASE("eviction: methods of head roles with all heads full are dense attenti
 // Which words tell the heads of a layer apart, or layers, beside by what these hold: by numbers of the model, by noise of
 // their own, by blocks and anchors that begin elsewhere, or because it is layers that they are about.
 TEST_CASE("eviction: heads and layers in another order keep the same in every recipe that does not tell them apart", "[any][invariants]") {
-  const std::set<std::string> own_heads{"locret", "razor_attention", "duo_attention", "head_table", "critical", "keyformer", "strided_blocks", "kvcrush"};
-  const std::set<std::string> own_layers{"locret", "razor_attention", "duo_attention", "head_table", "critical", "keyformer", "prefixkv", "prefix_mass",
+  const std::set<std::string> own_heads{"locret", "qfilters", "razor_attention", "duo_attention", "head_table", "critical", "keyformer", "strided_blocks", "kvcrush"};
+  const std::set<std::string> own_layers{"locret", "qfilters", "razor_attention", "duo_attention", "head_table", "critical", "keyformer", "prefixkv", "prefix_mass",
                                          "variance", "pyramid", "skip_layers", "layer_pattern"};
   for (const std::string& text : test::eviction_recipes()) {
     CAPTURE(text);

@@ -27,6 +27,7 @@ inline std::vector<std::string> stages_to_vary(const any::Entry& e) {
   if (word == "snapkv") return {"tokens=48, window=8"};
   if (word == "knorm") return {"tokens=40, recent=8"};
   if (word == "keydiff") return {"tokens=40, recent=8"};
+  if (word == "qfilters") return {"keep=40%, recent=8"};
   if (word == "lagkv") return {"sinks=4, lag=16"};
   if (word == "rkv") return {"tokens=40, window=4, kernel=3, threshold=0.1, slack=8"};
   if (word == "chunkkv") return {"tokens=48, window=8, chunk=7", "tokens=110, window=8, chunk=50", "tokens=48, window=8, chunk=7, reuse=2"};

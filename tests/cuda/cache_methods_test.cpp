@@ -22,6 +22,7 @@
 #include <kvcondense/evict/observed_attention.hpp>
 #include <kvcondense/evict/paged_h2o.hpp>
 #include <kvcondense/evict/prefixkv.hpp>
+#include <kvcondense/evict/qfilters.hpp>
 #include <kvcondense/evict/razor_attention.hpp>
 #include <kvcondense/evict/rkv.hpp>
 #include <kvcondense/evict/scissorhands.hpp>
@@ -44,6 +45,7 @@ KVCONDENSE_CUDA_METHOD("tova", evict::Tova{.tokens = 36})
 KVCONDENSE_CUDA_METHOD("snapkv", evict::SnapKV{.tokens = 40, .window = 8, .kernel = 5})
 KVCONDENSE_CUDA_METHOD("knorm", evict::Knorm{.tokens = 40, .recent = 8})
 KVCONDENSE_CUDA_METHOD("keydiff", evict::KeyDiff{.tokens = 40, .recent = 8})
+KVCONDENSE_CUDA_METHOD("qfilters", evict::QFilters{.keep = 0.5, .recent = 8, .query_filters = facts.query_filters})
 KVCONDENSE_CUDA_METHOD("observed_attention", evict::ObservedAttention{.keep = 0.5, .sinks = 2, .recent = 8})
 KVCONDENSE_CUDA_METHOD("lagkv", evict::LagKV{.sinks = 2, .lag = 8, .keep = 0.5})
 KVCONDENSE_CUDA_METHOD("sirllm", evict::SirLLM{.sinks = 2, .memory = 30, .recent = 8, .decay = 0.6f})

@@ -39,6 +39,7 @@ Status smaller_words(Context<Cuda>& ctx, const SlotRows<Cuda>& rows, RaggedView<
                      TensorView<const float, 3> keys, TensorView<const index_t, 2> positions, TensorView<float, 3> turned,
                      RaggedView<const std::int32_t> keep, const index_t* count, const prim::PageTable& pages) {
   Status s = prim::RowNorm<Cuda>::run(ctx, rows, 1, 1.0f, out);
+  if (s == Status::ok) s = prim::RowProduct<Cuda>::run(ctx, rows, 1, x.data, 1.0f, out);
   if (s == Status::ok) s = prim::SlotNumbers<Cuda>::fill(ctx, 0.0f, out);
   if (s == Status::ok) s = prim::SlotNumbers<Cuda>::index(ctx, out);
   if (s == Status::ok) s = prim::SlotNumbers<Cuda>::mix(ctx, x, 1.0f, 1.0f, out);

@@ -34,6 +34,7 @@
 #include <kvcondense/evict/paged_h2o.hpp>
 #include <kvcondense/evict/policy.hpp>
 #include <kvcondense/evict/prefixkv.hpp>
+#include <kvcondense/evict/qfilters.hpp>
 #include <kvcondense/evict/rkv.hpp>
 #include <kvcondense/evict/scissorhands.hpp>
 #include <kvcondense/evict/sink_window.hpp>
@@ -141,6 +142,10 @@ TEST_CASE("erased: a pipeline chosen at run time does what the typed one does", 
   const float gates[] = {1, 2, 3, 4, 5, 6, 9, 8, 7, 0, 1, 2};
   const evict::DuoAttention duo{.sparsity = 0.7, .sinks = 2, .recent = 9, .gates = {gates, 4, 3}};
   require_same(duo, Any(duo));
+  std::vector<float> filters(4 * 3 * 2);
+  for (std::size_t i = 0; i < filters.size(); ++i) filters[i] = static_cast<float>(number(8, 1, static_cast<index_t>(i))) - 0.5f;
+  const evict::QFilters filtered{.keep = 0.3, .recent = 3, .query_filters = {filters.data(), 4, 3, 2}};
+  require_same(filtered, Any(filtered));
   const evict::StridedBlocks strided{.block = 3, .local = 4, .every = 5};
   require_same(strided, Any(strided));
   const float evicted[] = {0.2f, 0.4f, 0.6f, 0.8f};

@@ -21,6 +21,7 @@ inline const std::map<std::string, Setting> settings = {
     {"snapkv", {"snapkv(tokens=40, window=8, kernel=5)"}},
     {"knorm", {"knorm(tokens=40, recent=8)"}},
     {"keydiff", {"keydiff(tokens=40, recent=8)"}},
+    {"qfilters", {"qfilters(keep=50%, recent=8)"}},
     {"observed_attention", {"observed_attention(keep=50%, sinks=2, recent=8)"}},
     {"lagkv", {"lagkv(sinks=2, lag=8, keep=50%)"}},
     {"sirllm", {"sirllm(sinks=2, memory=30, recent=8, decay=0.6)"}},

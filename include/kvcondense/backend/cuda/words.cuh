@@ -67,6 +67,7 @@
 #include <kvcondense/backend/cuda/row_deviation.cuh>
 #include <kvcondense/backend/cuda/row_direction.cuh>
 #include <kvcondense/backend/cuda/row_norm.cuh>
+#include <kvcondense/backend/cuda/row_product.cuh>
 #include <kvcondense/backend/cuda/row_redundancy.cuh>
 #include <kvcondense/backend/cuda/row_similarity.cuh>
 #include <kvcondense/backend/cuda/segmented_combine.cuh>
