@@ -33,6 +33,7 @@
 #include <kvcondense/evict/exit_threshold.hpp>
 #include <kvcondense/evict/expected_attention.hpp>
 #include <kvcondense/evict/fastgen.hpp>
+#include <kvcondense/evict/finch.hpp>
 #include <kvcondense/evict/h2o.hpp>
 #include <kvcondense/evict/keep_all.hpp>
 #include <kvcondense/evict/keydiff.hpp>

@@ -15,6 +15,7 @@
 #include <kvcondense/evict/exit_threshold.hpp>
 #include <kvcondense/evict/expected_attention.hpp>
 #include <kvcondense/evict/fastgen.hpp>
+#include <kvcondense/evict/finch.hpp>
 #include <kvcondense/evict/h2o.hpp>
 #include <kvcondense/evict/keep_all.hpp>
 #include <kvcondense/evict/keydiff.hpp>
@@ -50,6 +51,7 @@ using evict::ChunkKV;
 using evict::Dms;
 using evict::DuoAttention;
 using evict::FastGen;
+using evict::Finch;
 using evict::H2O;
 using evict::KeepAll;
 using evict::KeyDiff;
@@ -106,6 +108,12 @@ constexpr Field snapkv_fields[] = {
         "window", "", "newest prompt tokens, whose queries choose and which stay", 1, most_slots),
     number<SnapKV, &SnapKV::kernel>("kernel", "", "slots that pooling joins; odd", 1, 255),
     choice<SnapKV, &SnapKV::pool>("pool", "", "how a score spreads to its neighbours", pools),
+};
+
+constexpr Field finch_fields[] = {
+    fraction<Finch, &Finch::keep>("keep", "", "part of the prompt that stays, the question included"),
+    number<Finch, &Finch::window>("window", "", "newest prompt tokens, the question, whose queries choose and which stay; 0: those of the step that ends the prompt", 0,
+                                  most_slots),
 };
 
 constexpr Field knorm_fields[] = {
@@ -380,6 +388,7 @@ constexpr Entry entries[] = {
     stage_entry<SnapKV>("Condenses a prompt once, to what its last queries look at, with the "
                         "neighbourhoods of that.",
                         snapkv_fields),
+    stage_entry<Finch>("Condenses a prompt once, to its question and what the question looks at.", finch_fields),
     stage_entry<Knorm>("Keeps the tokens whose keys are shortest, and the newest.", knorm_fields),
     stage_entry<KeyDiff>("Keeps the tokens whose keys point away from the mean key, and the newest.",
                          keydiff_fields),

@@ -60,7 +60,7 @@ std::vector<Change> changes() {
   const auto without = [](Input i) { return [i](EngineFacts& e) { e.gives = Inputs::all().without(i); }; };
   return {
       {"attention", without(Input::attention), {"h2o", "tova + kivi4", "ada(snapkv)", "mikv"}, {}},
-      {"queries", without(Input::queries), {"rkv", "zipcache", "dmc", "knorm + lserve"}, {}},
+      {"queries", without(Input::queries), {"rkv", "finch", "zipcache", "dmc", "knorm + lserve"}, {}},
       {"projections", without(Input::projections), {"locret"}, {}},
       {"moments", without(Input::moments), {"expected_attention"}, {}},
       {"gates", without(Input::gates), {"dms", "dms + kivi2"}, {}},

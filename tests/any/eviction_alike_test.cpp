@@ -26,6 +26,7 @@ const std::map<std::string, std::string> roomy_settings{
     {"h2o", "h2o(heavy=400, recent=100)"},
     {"tova", "tova(tokens=500)"},
     {"snapkv", "snapkv(tokens=500, window=8)"},
+    {"finch", "finch(keep=100%)"},
     {"knorm", "knorm(tokens=500, recent=8)"},
     {"keydiff", "keydiff(tokens=500, recent=8)"},
     {"qfilters", "qfilters(keep=100%)"},

@@ -25,6 +25,7 @@ inline std::vector<std::string> stages_to_vary(const any::Entry& e) {
   if (word == "h2o") return {"heavy=30, recent=10"};
   if (word == "tova") return {"tokens=40"};
   if (word == "snapkv") return {"tokens=48, window=8"};
+  if (word == "finch") return {"keep=40%, window=8"};
   if (word == "knorm") return {"tokens=40, recent=8"};
   if (word == "keydiff") return {"tokens=40, recent=8"};
   if (word == "qfilters") return {"keep=40%, recent=8"};

@@ -127,7 +127,7 @@ TEST_CASE("cache: every pair of policy and wrapper works under any calls", "[cac
                          {"head_table", "keep_all tova chunkkv prefixkv paged_h2o alisa"},
                          {"exit_threshold", "keep_all sliding_window sink_window razor_attention duo_attention"},
                          // Scores of all layers at once, not those that a step measures.
-                         {"global_top", "keep_all sliding_window sink_window tova snapkv chunkkv rkv sirllm razor_attention expected_attention "
+                         {"global_top", "keep_all sliding_window sink_window tova snapkv finch chunkkv rkv sirllm razor_attention expected_attention "
                                         "duo_attention prefixkv paged_h2o scissorhands keyformer alisa fastgen"},
                          // Tokens that are judged once, in the step in which they leave a window.
                          {"block_prefill", "keep_all dms"},

@@ -11,6 +11,7 @@
 #include <kvcondense/evict/duo_attention.hpp>
 #include <kvcondense/evict/expected_attention.hpp>
 #include <kvcondense/evict/fastgen.hpp>
+#include <kvcondense/evict/finch.hpp>
 #include <kvcondense/evict/h2o.hpp>
 #include <kvcondense/evict/keydiff.hpp>
 #include <kvcondense/evict/keyformer.hpp>
@@ -43,6 +44,7 @@ KVCONDENSE_CUDA_METHOD("sink_window", evict::SinkWindow{.recent = 30, .sinks = 3
 KVCONDENSE_CUDA_METHOD("h2o", evict::H2O{.heavy = 20, .recent = 20})
 KVCONDENSE_CUDA_METHOD("tova", evict::Tova{.tokens = 36})
 KVCONDENSE_CUDA_METHOD("snapkv", evict::SnapKV{.tokens = 40, .window = 8, .kernel = 5})
+KVCONDENSE_CUDA_METHOD("finch", evict::Finch{.keep = 0.5, .window = 8})
 KVCONDENSE_CUDA_METHOD("knorm", evict::Knorm{.tokens = 40, .recent = 8})
 KVCONDENSE_CUDA_METHOD("keydiff", evict::KeyDiff{.tokens = 40, .recent = 8})
 KVCONDENSE_CUDA_METHOD("qfilters", evict::QFilters{.keep = 0.5, .recent = 8, .query_filters = facts.query_filters})

@@ -59,6 +59,7 @@ Status smaller_words(Context<Cuda>& ctx, const SlotRows<Cuda>& rows, RaggedView<
   if (s == Status::ok) s = prim::RowTransform<Cuda, prim::Hadamard>::forward(ctx, {}, 64, {nullptr, 1, 64});
   if (s == Status::ok) s = prim::SlotExposure<Cuda>::count(ctx, 1, 1, 1, out);
   if (s == Status::ok) s = prim::SlotExposure<Cuda>::mean(ctx, x, x, 1, out);
+  if (s == Status::ok) s = prim::SlotExposure<Cuda>::row_divisors(ctx, 9, 3, out.data);
   if (s == Status::ok) s = prim::SlotExposure<Cuda>::open_logs(ctx, 1, out);
   if (s == Status::ok) s = prim::SlotExposure<Cuda>::decayed_mean(ctx, x, x, 1, 0.5f, out);
   if (s == Status::ok) s = prim::ChunkPool<Cuda>::run(ctx, nullptr, prim::ChunkReduce::sum, 8, out);

@@ -22,6 +22,7 @@
 #include <kvcondense/evict/exit_threshold.hpp>
 #include <kvcondense/evict/expected_attention.hpp>
 #include <kvcondense/evict/fastgen.hpp>
+#include <kvcondense/evict/finch.hpp>
 #include <kvcondense/evict/h2o.hpp>
 #include <kvcondense/evict/keep_all.hpp>
 #include <kvcondense/evict/keydiff.hpp>
@@ -118,6 +119,8 @@ TEST_CASE("erased: a pipeline chosen at run time does what the typed one does", 
   require_same(evict::H2O{.heavy = 9, .recent = 8}, Any(evict::H2O{.heavy = 9, .recent = 8}));
   require_same(evict::Tova{.tokens = 19}, Any(evict::Tova{.tokens = 19}));
   require_same(evict::SnapKV{.tokens = 19, .window = 5}, Any(evict::SnapKV{.tokens = 19, .window = 5}));
+  require_same(evict::Finch{.keep = 0.3, .window = 5}, Any(evict::Finch{.keep = 0.3, .window = 5}));
+  require_same(evict::Finch{.keep = 0.3, .window = 0}, Any(evict::Finch{.keep = 0.3, .window = 0}));
   require_same(evict::Knorm{.tokens = 19, .recent = 5}, Any(evict::Knorm{.tokens = 19, .recent = 5}));
   require_same(evict::KeyDiff{.tokens = 19, .recent = 5}, Any(evict::KeyDiff{.tokens = 19, .recent = 5}));
   const evict::ObservedAttention observed{.keep = 0.4, .recent = 5};

@@ -19,6 +19,7 @@ inline const std::map<std::string, Setting> settings = {
     {"h2o", {"h2o(heavy=20, recent=20)"}},
     {"tova", {"tova(tokens=36)"}},
     {"snapkv", {"snapkv(tokens=40, window=8, kernel=5)"}},
+    {"finch", {"finch(keep=50%, window=8)"}},
     {"knorm", {"knorm(tokens=40, recent=8)"}},
     {"keydiff", {"keydiff(tokens=40, recent=8)"}},
     {"qfilters", {"qfilters(keep=50%, recent=8)"}},

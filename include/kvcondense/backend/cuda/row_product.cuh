@@ -12,10 +12,10 @@
 namespace kvcondense::prim {
 namespace cuda_kernels {
 
-inline constexpr int product_threads = 128, product_warps = product_threads / cuda::warp_lanes;
+inline constexpr int reach_threads = 128, reach_warps = reach_threads / cuda::warp_lanes;
 
-struct ProductShared {
-  float row[product_warps][max_head_dim];
+struct ReachShared {
+  float row[reach_warps][max_head_dim];
 };
 
 /// A warp a slot, counted from the newest. Grid: blocks of slots, heads.
@@ -23,9 +23,9 @@ template <int Threads>
 __global__ void __launch_bounds__(Threads, 4) row_products(SlotRows<Cuda> rows, index_t newest, const float* directions, float factor,
                                                            RaggedView<float> out) {
   const index_t head = blockIdx.y, n = out.length(head);
-  const index_t back = static_cast<index_t>(blockIdx.x) * product_warps + cuda::warp_of_block();
+  const index_t back = static_cast<index_t>(blockIdx.x) * reach_warps + cuda::warp_of_block();
   if (back >= n || back >= newest) return;
-  float* row = cuda::shared_as<ProductShared>().row[cuda::warp_of_block()];
+  float* row = cuda::shared_as<ReachShared>().row[cuda::warp_of_block()];
   rows.load(rows.locate(head, n - 1 - back), row);
   const float* direction = directions + head * rows.dim();
   float along = 0.0f;
@@ -43,7 +43,7 @@ struct RowProduct<Cuda> {
     using namespace cuda_kernels;
     if (out.heads != rows.heads()) return Status::shape_mismatch;
     const index_t most = newest < 0 ? 0 : newest < rows.max_slots() ? newest : rows.max_slots();
-    return cuda::launch(ctx, row_products<product_threads>, {cuda::covering(most, product_warps), out.heads}, product_threads, sizeof(ProductShared),
+    return cuda::launch(ctx, row_products<reach_threads>, {cuda::covering(most, reach_warps), out.heads}, reach_threads, sizeof(ReachShared),
                         rows, most, directions, factor, out);
   }
 };
