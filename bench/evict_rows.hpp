@@ -50,6 +50,7 @@ inline const std::vector<Method> methods = {
     {"alisa(ratio=0.5)", 16, twice, {128}},
     {"alisa(ratio=0.5, history=4)", 16, twice, {128, 256}},
     {"fastgen(recovery=0.6)", 128, twice, {128}},
+    {"simlayerkv(threshold=0.9)", 512, twice},
     // Keys and values.
     {"knorm(tokens=4096)"},
     {"keydiff(tokens=4096)", 64, 4096, {128, 256, 512}},

@@ -51,6 +51,7 @@
 #include <kvcondense/evict/razor_attention.hpp>
 #include <kvcondense/evict/rkv.hpp>
 #include <kvcondense/evict/scissorhands.hpp>
+#include <kvcondense/evict/simlayerkv.hpp>
 #include <kvcondense/evict/sink_window.hpp>
 #include <kvcondense/evict/sirllm.hpp>
 #include <kvcondense/evict/sliding_window.hpp>

@@ -33,6 +33,7 @@
 #include <kvcondense/evict/scissorhands.hpp>
 #include <kvcondense/evict/qfilters.hpp>
 #include <kvcondense/evict/razor_attention.hpp>
+#include <kvcondense/evict/simlayerkv.hpp>
 #include <kvcondense/evict/sink_window.hpp>
 #include <kvcondense/evict/sirllm.hpp>
 #include <kvcondense/evict/sliding_window.hpp>
@@ -66,6 +67,7 @@ using evict::PrefixKV;
 using evict::QFilters;
 using evict::RKV;
 using evict::Scissorhands;
+using evict::SimLayerKV;
 using evict::SinkWindow;
 using evict::SirLLM;
 using evict::SlidingWindow;
@@ -265,6 +267,12 @@ constexpr Field duo_attention_fields[] = {
                                                 1, most_slots),
 };
 
+constexpr Field simlayerkv_fields[] = {
+    fraction<SimLayerKV, &SimLayerKV::threshold>("threshold", "", "part of the last query's attention above which a layer is lazy"),
+    number<SimLayerKV, &SimLayerKV::sinks>("sinks", "", "first tokens that stay in lazy layers", 0, most_slots),
+    number<SimLayerKV, &SimLayerKV::recent>("recent", "", "newest prompt tokens that stay there", 1, most_slots),
+};
+
 constexpr Field strided_blocks_fields[] = {
     number<StridedBlocks, &StridedBlocks::block>("block", "", "tokens of a block", 1, most_slots),
     number<StridedBlocks, &StridedBlocks::local>("local", "", "newest blocks that stay", 1,
@@ -434,6 +442,9 @@ constexpr Entry entries[] = {
     stage_entry<DuoAttention>("Keeps everything in the heads that retrieve from afar, the first and "
                               "the newest tokens in all others.",
                               duo_attention_fields),
+    stage_entry<SimLayerKV>("Keeps everything of a prompt, or in layers whose last query looks at hardly anything else only the first and the newest "
+                            "tokens.",
+                            simlayerkv_fields),
     stage_entry<StridedBlocks>(
         "Keeps the newest blocks of tokens and every so many of the older ones.",
         strided_blocks_fields),

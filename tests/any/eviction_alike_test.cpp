@@ -41,6 +41,7 @@ const std::map<std::string, std::string> roomy_settings{
     {"chunkkv", "chunkkv(tokens=500, window=8, chunk=7)"},
     {"rkv", "rkv(tokens=500, window=4)"},
     {"duo_attention", "duo_attention(sparsity=0%)"},
+    {"simlayerkv", "simlayerkv(recent=500)"},
     {"strided_blocks", "strided_blocks(block=4, local=200, every=3)"},
     {"prefixkv", "prefixkv"},  // of a model whose layers are all to keep everything
     {"paged_h2o", "paged_h2o(page=4, start=4, evictable=400, recent=40, width=1)"},  // wider, slots add to those in front of them

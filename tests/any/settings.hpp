@@ -41,6 +41,7 @@ inline std::vector<std::string> stages_to_vary(const any::Entry& e) {
   if (word == "expected_attention") return {"keep=40%"};
   if (word == "exit_threshold") return {"window=30, least=0.001"};
   if (word == "duo_attention") return {"sinks=4, recent=16"};
+  if (word == "simlayerkv") return {"threshold=5%, sinks=4, recent=16"};
   if (word == "strided_blocks") return {"block=3, local=4, every=5"};
   if (word == "prefixkv") return {"distance=9"};
   if (word == "paged_h2o") return {"page=2, start=2, evictable=30, recent=10", "page=1, start=1, evictable=20, recent=4"};

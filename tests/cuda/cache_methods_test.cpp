@@ -27,6 +27,7 @@
 #include <kvcondense/evict/razor_attention.hpp>
 #include <kvcondense/evict/rkv.hpp>
 #include <kvcondense/evict/scissorhands.hpp>
+#include <kvcondense/evict/simlayerkv.hpp>
 #include <kvcondense/evict/sink_window.hpp>
 #include <kvcondense/evict/sirllm.hpp>
 #include <kvcondense/evict/sliding_window.hpp>
@@ -54,6 +55,7 @@ KVCONDENSE_CUDA_METHOD("sirllm", evict::SirLLM{.sinks = 2, .memory = 30, .recent
 KVCONDENSE_CUDA_METHOD("dms", evict::Dms{.window = 30, .scale = 10, .offset = 2})
 KVCONDENSE_CUDA_METHOD("chunkkv", evict::ChunkKV{.tokens = 40, .window = 8, .chunk = 5})
 KVCONDENSE_CUDA_METHOD("duo_attention", evict::DuoAttention{.sparsity = 0.5, .sinks = 2, .recent = 20, .gates = facts.gates})
+KVCONDENSE_CUDA_METHOD("simlayerkv", evict::SimLayerKV{.threshold = 0.3, .sinks = 2, .recent = 20})
 KVCONDENSE_CUDA_METHOD("strided_blocks", evict::StridedBlocks{.block = 4, .local = 5, .every = 3})
 KVCONDENSE_CUDA_METHOD("prefixkv", evict::PrefixKV{.sinks = 2, .recent = 5, .distance = 8, .evicted = facts.evicted})
 KVCONDENSE_CUDA_METHOD("paged_h2o", evict::PagedH2O{.page = 4, .start = 4, .evictable = 24, .recent = 8})

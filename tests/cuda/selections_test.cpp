@@ -278,6 +278,23 @@ TEST_CASE("cuda count_above, lift_top, settle_probed: as the CPU") {
   });
 }
 
+TEST_CASE("cuda ends_sum: as the CPU, in another order") {
+  const Rows r = many_rows();
+  const std::vector<float> x = weights_for(r);
+  std::vector<float> expected(at(r.heads()));
+  Context<Cpu> cpu;
+  REQUIRE(prim::EndsSum<Cpu>::run(cpu, {x.data(), r.offset.data(), r.heads()}, r.ends.data(), expected.data()) == Status::ok);
+  test::each_way([&] {
+    test::Device device;
+    test::OnDevice<float> in(device, x), sum(device, std::vector<float>(expected.size(), 7.0f));
+    test::OnDevice<index_t> o(device, r.offset);
+    test::OnDevice<prim::Ends> ends(device, r.ends);
+    REQUIRE(prim::EndsSum<Cuda>::run(device, {in.data(), o.data(), r.heads()}, ends.data(), sum.data()) == Status::ok);
+    const std::vector<float> got = sum.read();
+    for (std::size_t h = 0; h < got.size(); ++h) CHECK(std::fabs(got[h] - expected[h]) <= 1e-5f * static_cast<float>(r.offset[h + 1] - r.offset[h]));
+  });
+}
+
 TEST_CASE("cuda open_blocks: marked, settled and counted as on the CPU") {
   Rows r = many_rows();
   for (float& x : r.scores) x = 0.0f;

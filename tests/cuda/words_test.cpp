@@ -254,6 +254,17 @@ TEST_CASE("cuda slot_exposure: counts, means and logarithms of means") {
     compare_numbers(offset, mark, x, [&]<Backend B>(Context<B>& c, RaggedView<const float>, RaggedView<float> out) { return prim::SlotExposure<B>::open_logs(c, appended, out); });
   for (const float decay : {0.5f, 0.99f})
     compare_numbers(offset, x, mark, [&]<Backend B>(Context<B>& c, RaggedView<const float> in, RaggedView<float> out) { return prim::SlotExposure<B>::decayed_mean(c, in, out, stepped, decay, out); }, 2e-5f);
+  for (const index_t rows : {0, 1, 300, 700}) {
+    std::vector<float> expected(at(rows) + 1, 7.0f);
+    Context<Cpu> cpu;
+    REQUIRE(prim::SlotExposure<Cpu>::row_divisors(cpu, 700, rows, expected.data()) == Status::ok);
+    test::each_way([&] {
+      test::Device device;
+      test::OnDevice<float> out(device, std::vector<float>(expected.size(), 7.0f));
+      REQUIRE(prim::SlotExposure<Cuda>::row_divisors(device, 700, rows, out.data()) == Status::ok);
+      CHECK(out.read() == expected);
+    });
+  }
 }
 
 TEST_CASE("cuda chunk_pool: bit for bit the CPU's, ends and NaN left alone") {

@@ -38,6 +38,7 @@
 #include <kvcondense/evict/qfilters.hpp>
 #include <kvcondense/evict/rkv.hpp>
 #include <kvcondense/evict/scissorhands.hpp>
+#include <kvcondense/evict/simlayerkv.hpp>
 #include <kvcondense/evict/sink_window.hpp>
 #include <kvcondense/evict/sirllm.hpp>
 #include <kvcondense/evict/snapkv.hpp>
@@ -149,6 +150,10 @@ TEST_CASE("erased: a pipeline chosen at run time does what the typed one does", 
   for (std::size_t i = 0; i < filters.size(); ++i) filters[i] = static_cast<float>(number(8, 1, static_cast<index_t>(i))) - 0.5f;
   const evict::QFilters filtered{.keep = 0.3, .recent = 3, .query_filters = {filters.data(), 4, 3, 2}};
   require_same(filtered, Any(filtered));
+  for (const double threshold : {0.0, 1.0}) {
+    const evict::SimLayerKV lazy{.threshold = threshold, .sinks = 2, .recent = 9};
+    require_same(lazy, Any(lazy));
+  }
   const evict::StridedBlocks strided{.block = 3, .local = 4, .every = 5};
   require_same(strided, Any(strided));
   const float evicted[] = {0.2f, 0.4f, 0.6f, 0.8f};

@@ -37,6 +37,7 @@ inline const std::map<std::string, Setting> settings = {
     {"chunkkv", {"chunkkv(tokens=40, window=8, chunk=5)"}},
     {"rkv", {"rkv(tokens=40, window=6, kernel=3, slack=8)"}},
     {"duo_attention", {"duo_attention(sparsity=50%, sinks=2, recent=20)"}},
+    {"simlayerkv", {"simlayerkv(threshold=30%, sinks=2, recent=20)"}},
     {"strided_blocks", {"strided_blocks(block=4, local=5, every=3)"}},
     {"prefixkv", {"prefixkv(sinks=2, recent=5, distance=8)"}},
     {"paged_h2o", {"paged_h2o(page=4, start=4, evictable=24, recent=8)"}},
