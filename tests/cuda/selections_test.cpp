@@ -10,6 +10,7 @@
 #include <kvcondense/backend/cpu/block_top_k.hpp>
 #include <kvcondense/backend/cpu/chunk_top_k.hpp>
 #include <kvcondense/backend/cpu/count_above.hpp>
+#include <kvcondense/backend/cpu/ends_sum.hpp>
 #include <kvcondense/backend/cpu/keep_tokens.hpp>
 #include <kvcondense/backend/cpu/lift_top.hpp>
 #include <kvcondense/backend/cpu/open_blocks.hpp>
@@ -20,6 +21,7 @@
 #include <kvcondense/backend/cuda/block_top_k.cuh>
 #include <kvcondense/backend/cuda/chunk_top_k.cuh>
 #include <kvcondense/backend/cuda/count_above.cuh>
+#include <kvcondense/backend/cuda/ends_sum.cuh>
 #include <kvcondense/backend/cuda/keep_tokens.cuh>
 #include <kvcondense/backend/cuda/lift_top.cuh>
 #include <kvcondense/backend/cuda/open_blocks.cuh>
