@@ -41,6 +41,7 @@ inline const std::vector<Method> methods = {
     {"tova(tokens=4096)", 0, 4096, {128, 256}, 0, " + kivi4(group=32)"},
     {"snapkv(tokens=4096)", 512, twice},
     {"finch(keep=0.5)", 512, twice},
+    {"nacl(tokens=4096)", 512, twice},
     {"chunkkv(tokens=4096)", 512, twice},
     {"scissorhands(tokens=4224, drop=128)", 256, 4224, {}},
     {"scissorhands(tokens=2730, drop=2730)", 2730, 4096, {}},  // half of the budget of 5,460, as in its paper

@@ -18,6 +18,7 @@
 #include <kvcondense/backend/cpu/corrected.hpp>
 #include <kvcondense/backend/cpu/count_above.hpp>
 #include <kvcondense/backend/cpu/dense_head.hpp>
+#include <kvcondense/backend/cpu/draw_ranks.hpp>
 #include <kvcondense/backend/cpu/ends_sum.hpp>
 #include <kvcondense/backend/cpu/exact_rows.hpp>
 #include <kvcondense/backend/cpu/expected_attention.hpp>

@@ -25,6 +25,7 @@
 #include <kvcondense/evict/kvzip.hpp>
 #include <kvcondense/evict/lagkv.hpp>
 #include <kvcondense/evict/locret.hpp>
+#include <kvcondense/evict/nacl.hpp>
 #include <kvcondense/evict/observed_attention.hpp>
 #include <kvcondense/evict/page_round.hpp>
 #include <kvcondense/evict/paged_h2o.hpp>
@@ -61,6 +62,7 @@ using evict::Knorm;
 using evict::KVzip;
 using evict::LagKV;
 using evict::Locret;
+using evict::Nacl;
 using evict::ObservedAttention;
 using evict::PagedH2O;
 using evict::PrefixKV;
@@ -116,6 +118,16 @@ constexpr Field finch_fields[] = {
     fraction<Finch, &Finch::keep>("keep", "", "part of the prompt that stays, the question included"),
     number<Finch, &Finch::window>("window", "", "newest prompt tokens, the question, whose queries choose and which stay; 0: those of the step that ends the prompt", 0,
                                   most_slots),
+};
+
+constexpr Field nacl_fields[] = {
+    number<Nacl, &Nacl::tokens>("tokens", "budget", "slots of a head after the prompt", 1, most_slots),
+    number<Nacl, &Nacl::window>("window", "", "newest prompt tokens, whose queries score", 1, most_slots),
+    number<Nacl, &Nacl::sinks>("sinks", "", "first tokens that stay", 0, most_slots),
+    number<Nacl, &Nacl::recent>("recent", "", "newest prompt tokens that stay", 0, most_slots),
+    fraction<Nacl, &Nacl::drawn>("drawn", "", "part of the other places that chance fills"),
+    number<Nacl, &Nacl::temperature>("temperature", "", "of the chances; high: scores matter less", 1e-3, 1000),
+    number<Nacl, &Nacl::seed>("seed", "", "of the draws", 0, most_slots),
 };
 
 constexpr Field knorm_fields[] = {
@@ -397,6 +409,9 @@ constexpr Entry entries[] = {
                         "neighbourhoods of that.",
                         snapkv_fields),
     stage_entry<Finch>("Condenses a prompt once, to its question and what the question looks at.", finch_fields),
+    stage_entry<Nacl>("Condenses a prompt once: a part of the budget to what its last queries look at, the rest drawn by chance from what they look "
+                      "at less.",
+                      nacl_fields),
     stage_entry<Knorm>("Keeps the tokens whose keys are shortest, and the newest.", knorm_fields),
     stage_entry<KeyDiff>("Keeps the tokens whose keys point away from the mean key, and the newest.",
                          keydiff_fields),

@@ -27,6 +27,7 @@ const std::map<std::string, std::string> roomy_settings{
     {"tova", "tova(tokens=500)"},
     {"snapkv", "snapkv(tokens=500, window=8)"},
     {"finch", "finch(keep=100%)"},
+    {"nacl", "nacl(tokens=500)"},
     {"knorm", "knorm(tokens=500, recent=8)"},
     {"keydiff", "keydiff(tokens=500, recent=8)"},
     {"qfilters", "qfilters(keep=100%)"},
@@ -160,8 +161,8 @@ TEST_CASE("eviction: methods of head roles with all heads full are dense attenti
 // Which words tell the heads of a layer apart, or layers, beside by what these hold: by numbers of the model, by noise of
 // their own, by blocks and anchors that begin elsewhere, or because it is layers that they are about.
 TEST_CASE("eviction: heads and layers in another order keep the same in every recipe that does not tell them apart", "[any][invariants]") {
-  const std::set<std::string> own_heads{"locret", "qfilters", "razor_attention", "duo_attention", "head_table", "critical", "keyformer", "strided_blocks", "kvcrush"};
-  const std::set<std::string> own_layers{"locret", "qfilters", "razor_attention", "duo_attention", "head_table", "critical", "keyformer", "prefixkv", "prefix_mass",
+  const std::set<std::string> own_heads{"locret", "nacl", "qfilters", "razor_attention", "duo_attention", "head_table", "critical", "keyformer", "strided_blocks", "kvcrush"};
+  const std::set<std::string> own_layers{"locret", "nacl", "qfilters", "razor_attention", "duo_attention", "head_table", "critical", "keyformer", "prefixkv", "prefix_mass",
                                          "variance", "pyramid", "skip_layers", "layer_pattern"};
   for (const std::string& text : test::eviction_recipes()) {
     CAPTURE(text);

@@ -26,6 +26,7 @@ inline std::vector<std::string> stages_to_vary(const any::Entry& e) {
   if (word == "tova") return {"tokens=40"};
   if (word == "snapkv") return {"tokens=48, window=8"};
   if (word == "finch") return {"keep=40%, window=8"};
+  if (word == "nacl") return {"tokens=48, window=8, recent=8, drawn=50%"};
   if (word == "knorm") return {"tokens=40, recent=8"};
   if (word == "keydiff") return {"tokens=40, recent=8"};
   if (word == "qfilters") return {"keep=40%, recent=8"};

@@ -127,20 +127,20 @@ TEST_CASE("cache: every pair of policy and wrapper works under any calls", "[cac
                          {"head_table", "keep_all tova chunkkv prefixkv paged_h2o alisa"},
                          {"exit_threshold", "keep_all sliding_window sink_window razor_attention duo_attention"},
                          // Scores of all layers at once, not those that a step measures.
-                         {"global_top", "keep_all sliding_window sink_window tova snapkv finch chunkkv rkv sirllm razor_attention expected_attention "
+                         {"global_top", "keep_all sliding_window sink_window tova snapkv finch nacl chunkkv rkv sirllm razor_attention expected_attention "
                                         "duo_attention simlayerkv prefixkv paged_h2o scissorhands keyformer alisa fastgen"},
                          // Tokens that are judged once, in the step in which they leave a window.
                          {"block_prefill", "keep_all dms"},
                          {"every", "keep_all dms"},
                          // Slots that are chosen one by one, by their scores; pages of a window, too.
-                         {"chunked", "keep_all sliding_window sink_window lagkv chunkkv sirllm razor_attention duo_attention simlayerkv prefixkv paged_h2o"},
-                         {"page_round", "keep_all lagkv chunkkv sirllm prefixkv paged_h2o"},
-                         {"kvcrush", "keep_all sliding_window sink_window lagkv chunkkv sirllm razor_attention duo_attention simlayerkv prefixkv paged_h2o"},
+                         {"chunked", "keep_all sliding_window sink_window nacl lagkv chunkkv sirllm razor_attention duo_attention simlayerkv prefixkv paged_h2o"},
+                         {"page_round", "keep_all nacl lagkv chunkkv sirllm prefixkv paged_h2o"},
+                         {"kvcrush", "keep_all sliding_window sink_window nacl lagkv chunkkv sirllm razor_attention duo_attention simlayerkv prefixkv paged_h2o"},
                          // The same, and scores that are shares of attention.
-                         {"caote", "keep_all sliding_window sink_window knorm keydiff qfilters lagkv chunkkv rkv sirllm locret dms razor_attention kvzip "
+                         {"caote", "keep_all sliding_window sink_window nacl knorm keydiff qfilters lagkv chunkkv rkv sirllm locret dms razor_attention kvzip "
                                    "expected_attention "
                                    "duo_attention simlayerkv strided_blocks prefixkv paged_h2o scissorhands fastgen"},
-                         {"critical", "keep_all sliding_window sink_window tova knorm keydiff qfilters lagkv chunkkv rkv sirllm locret dms razor_attention kvzip "
+                         {"critical", "keep_all sliding_window sink_window tova nacl knorm keydiff qfilters lagkv chunkkv rkv sirllm locret dms razor_attention kvzip "
                                    "expected_attention "
                                       "duo_attention simlayerkv strided_blocks prefixkv paged_h2o scissorhands alisa fastgen"},
                      });
@@ -239,7 +239,7 @@ TEST_CASE("cache: every merge stage works with every policy", "[cache][pairs][me
   INFO(said);
   if (!all_run) return;
   // One call of attend measures one set of rows; these measure all of them.
-  const std::string newest_rows = "tova snapkv chunkkv simlayerkv paged_h2o";
+  const std::string newest_rows = "tova snapkv nacl chunkkv simlayerkv paged_h2o";
   REQUIRE(refused == std::map<std::string, std::string>{
                          // What folds only what leaves needs something that leaves.
                          {"d2o", "keep_all"},
@@ -251,7 +251,7 @@ TEST_CASE("cache: every merge stage works with every policy", "[cache][pairs][me
                          {"ems", "keep_all " + newest_rows},
                          {"weightedkv", "keep_all " + newest_rows},
                          // Sets of their own in each head, where a policy adds up all heads.
-                         {"kvmerger", "tova snapkv chunkkv simlayerkv prefixkv paged_h2o alisa"},
+                         {"kvmerger", "tova snapkv nacl chunkkv simlayerkv prefixkv paged_h2o alisa"},
                          {"tome", "tova chunkkv prefixkv paged_h2o alisa"},
                          {"centroid", "tova chunkkv prefixkv paged_h2o alisa"},
                          {"dmc", "tova chunkkv prefixkv paged_h2o alisa"},

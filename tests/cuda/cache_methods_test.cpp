@@ -20,6 +20,7 @@
 #include <kvcondense/evict/kvzip.hpp>
 #include <kvcondense/evict/lagkv.hpp>
 #include <kvcondense/evict/locret.hpp>
+#include <kvcondense/evict/nacl.hpp>
 #include <kvcondense/evict/observed_attention.hpp>
 #include <kvcondense/evict/paged_h2o.hpp>
 #include <kvcondense/evict/prefixkv.hpp>
@@ -46,6 +47,7 @@ KVCONDENSE_CUDA_METHOD("h2o", evict::H2O{.heavy = 20, .recent = 20})
 KVCONDENSE_CUDA_METHOD("tova", evict::Tova{.tokens = 36})
 KVCONDENSE_CUDA_METHOD("snapkv", evict::SnapKV{.tokens = 40, .window = 8, .kernel = 5})
 KVCONDENSE_CUDA_METHOD("finch", evict::Finch{.keep = 0.5, .window = 8})
+KVCONDENSE_CUDA_METHOD("nacl", evict::Nacl{.tokens = 40, .window = 8, .sinks = 2, .recent = 8, .drawn = 0.5})
 KVCONDENSE_CUDA_METHOD("knorm", evict::Knorm{.tokens = 40, .recent = 8})
 KVCONDENSE_CUDA_METHOD("keydiff", evict::KeyDiff{.tokens = 40, .recent = 8})
 KVCONDENSE_CUDA_METHOD("qfilters", evict::QFilters{.keep = 0.5, .recent = 8, .query_filters = facts.query_filters})

@@ -81,6 +81,7 @@ Status choosing_words(Context<Cuda>& ctx, RaggedView<const float> scores, const 
   if (s == Status::ok) s = prim::KeepTokens<Cuda>::run(ctx, slots, slots, total, slots, count);
   if (s == Status::ok) s = prim::TopKCounts<Cuda>::run(ctx, scores, ends, total, 64, count, scratch);
   if (s == Status::ok) s = prim::CountAbove<Cuda>::run(ctx, scores, ends, 0.5f, count);
+  if (s == Status::ok) s = prim::DrawRanks<Cuda>::run(ctx, 0.5f, 1, out);
   if (s == Status::ok) s = prim::EndsSum<Cuda>::run(ctx, scores, ends, out.data);
   if (s == Status::ok) s = prim::LiftTop<Cuda>::run(ctx, scores, scores, ends, total, 0.0f, out);
   if (s == Status::ok) s = prim::OpenBlocks<Cuda>::mark(ctx, scores, 4, 128, out);

@@ -10,6 +10,7 @@
 #include <kvcondense/backend/cpu/block_top_k.hpp>
 #include <kvcondense/backend/cpu/chunk_top_k.hpp>
 #include <kvcondense/backend/cpu/count_above.hpp>
+#include <kvcondense/backend/cpu/draw_ranks.hpp>
 #include <kvcondense/backend/cpu/ends_sum.hpp>
 #include <kvcondense/backend/cpu/keep_tokens.hpp>
 #include <kvcondense/backend/cpu/lift_top.hpp>
@@ -21,6 +22,7 @@
 #include <kvcondense/backend/cuda/block_top_k.cuh>
 #include <kvcondense/backend/cuda/chunk_top_k.cuh>
 #include <kvcondense/backend/cuda/count_above.cuh>
+#include <kvcondense/backend/cuda/draw_ranks.cuh>
 #include <kvcondense/backend/cuda/ends_sum.cuh>
 #include <kvcondense/backend/cuda/keep_tokens.cuh>
 #include <kvcondense/backend/cuda/lift_top.cuh>
@@ -294,6 +296,25 @@ TEST_CASE("cuda ends_sum: as the CPU, in another order") {
     REQUIRE(prim::EndsSum<Cuda>::run(device, {in.data(), o.data(), r.heads()}, ends.data(), sum.data()) == Status::ok);
     const std::vector<float> got = sum.read();
     for (std::size_t h = 0; h < got.size(); ++h) CHECK(std::fabs(got[h] - expected[h]) <= 1e-5f * static_cast<float>(r.offset[h + 1] - r.offset[h]));
+  });
+}
+
+TEST_CASE("cuda draw_ranks: the CPU's noise, infinities and NaN left alone") {
+  const Rows r = many_rows();
+  std::vector<float> start = weights_for(r);
+  start[3] = inf, start[4] = NAN;
+  std::vector<float> expected = start;
+  Context<Cpu> cpu;
+  REQUIRE(prim::DrawRanks<Cpu>::run(cpu, 2.5f, 9, {expected.data(), r.offset.data(), r.heads()}) == Status::ok);
+  REQUIRE((expected[3] == inf && std::isnan(expected[4])));
+  test::each_way([&] {
+    test::Device device;
+    test::OnDevice<float> out(device, start);
+    test::OnDevice<index_t> o(device, r.offset);
+    REQUIRE(prim::DrawRanks<Cuda>::run(device, 2.5f, 9, {out.data(), o.data(), r.heads()}) == Status::ok);
+    const std::vector<float> got = out.read();
+    for (std::size_t i = 0; i < got.size(); ++i)
+      if (!(std::fabs(got[i] - expected[i]) <= 1e-5f || got[i] == expected[i] || (std::isnan(got[i]) && std::isnan(expected[i])))) FAIL_CHECK(i << ": " << got[i] << " instead of " << expected[i]);
   });
 }
 

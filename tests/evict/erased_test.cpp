@@ -30,6 +30,7 @@
 #include <kvcondense/evict/knorm.hpp>
 #include <kvcondense/evict/kvcrush.hpp>
 #include <kvcondense/evict/lagkv.hpp>
+#include <kvcondense/evict/nacl.hpp>
 #include <kvcondense/evict/observed_attention.hpp>
 #include <kvcondense/evict/page_round.hpp>
 #include <kvcondense/evict/paged_h2o.hpp>
@@ -122,6 +123,8 @@ TEST_CASE("erased: a pipeline chosen at run time does what the typed one does", 
   require_same(evict::SnapKV{.tokens = 19, .window = 5}, Any(evict::SnapKV{.tokens = 19, .window = 5}));
   require_same(evict::Finch{.keep = 0.3, .window = 5}, Any(evict::Finch{.keep = 0.3, .window = 5}));
   require_same(evict::Finch{.keep = 0.3, .window = 0}, Any(evict::Finch{.keep = 0.3, .window = 0}));
+  const evict::Nacl nacl{.tokens = 19, .window = 5, .sinks = 1, .recent = 4};
+  require_same(nacl, Any(nacl));
   require_same(evict::Knorm{.tokens = 19, .recent = 5}, Any(evict::Knorm{.tokens = 19, .recent = 5}));
   require_same(evict::KeyDiff{.tokens = 19, .recent = 5}, Any(evict::KeyDiff{.tokens = 19, .recent = 5}));
   const evict::ObservedAttention observed{.keep = 0.4, .recent = 5};

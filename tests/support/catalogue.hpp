@@ -20,6 +20,7 @@ inline const std::map<std::string, Setting> settings = {
     {"tova", {"tova(tokens=36)"}},
     {"snapkv", {"snapkv(tokens=40, window=8, kernel=5)"}},
     {"finch", {"finch(keep=50%, window=8)"}},
+    {"nacl", {"nacl(tokens=40, window=8, sinks=2, recent=8, drawn=50%)"}},
     {"knorm", {"knorm(tokens=40, recent=8)"}},
     {"keydiff", {"keydiff(tokens=40, recent=8)"}},
     {"qfilters", {"qfilters(keep=50%, recent=8)"}},

@@ -20,6 +20,7 @@
 #include <kvcondense/backend/cuda/corrected.cuh>
 #include <kvcondense/backend/cuda/count_above.cuh>
 #include <kvcondense/backend/cuda/drawn_slots.cuh>
+#include <kvcondense/backend/cuda/draw_ranks.cuh>
 #include <kvcondense/backend/cuda/ends_sum.cuh>
 #include <kvcondense/backend/cuda/expected_attention.cuh>
 #include <kvcondense/backend/cuda/find_rows.cuh>
