@@ -196,7 +196,7 @@ TEST_CASE("calibrate: a filter is the direction that holds most of the queries, 
   const std::vector<float>& filter = found.arrays[0].numbers;
   REQUIRE(filter[3] == Approx(-4.0 / length).epsilon(1e-5));
   REQUIRE(filter[6] == Approx((large - 21) / length).epsilon(1e-5));
-  REQUIRE(found.said == std::vector<std::string>{"0.876", "0.75"});
+  REQUIRE(found.said == std::vector<std::string>{"0.876", "0.750"});
 
   for (index_t i = 0; i < 60; ++i)
     for (const index_t g : {0, 1}) t.query(i, g)[3] *= -1.0f;
