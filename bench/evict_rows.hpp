@@ -40,6 +40,8 @@ inline const std::vector<Method> methods = {
     {"tova(tokens=4096)"},
     {"tova(tokens=4096)", 0, 4096, {128, 256}, 0, " + kivi4(group=32)"},
     {"snapkv(tokens=4096)", 512, twice},
+    {"finch(keep=0.5)", 512, twice},
+    {"nacl(tokens=4096)", 512, twice},
     {"chunkkv(tokens=4096)", 512, twice},
     {"scissorhands(tokens=4224, drop=128)", 256, 4224, {}},
     {"scissorhands(tokens=2730, drop=2730)", 2730, 4096, {}},  // half of the budget of 5,460, as in its paper
@@ -49,9 +51,11 @@ inline const std::vector<Method> methods = {
     {"alisa(ratio=0.5)", 16, twice, {128}},
     {"alisa(ratio=0.5, history=4)", 16, twice, {128, 256}},
     {"fastgen(recovery=0.6)", 128, twice, {128}},
+    {"simlayerkv(threshold=0.9)", 512, twice},
     // Keys and values.
     {"knorm(tokens=4096)"},
     {"keydiff(tokens=4096)", 64, 4096, {128, 256, 512}},
+    {"qfilters(keep=0.5)", 512, twice},
     {"lagkv(keep=0.5)", 512, twice},
     {"expected_attention(keep=0.5)", 128, twice, {128}},
     {"expected_attention(keep=0.5, covariance=false)", 512, twice},

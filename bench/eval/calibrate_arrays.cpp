@@ -47,6 +47,7 @@ const HeadFit* find_head_fit(const std::string& method) {
       {"commvq", true, nullptr, {"keys lose", "values lose"}, any_number, head_books},
       {"loki", false, nullptr, {"key 90%", "key 99%"}, all_directions, head_key_axes},
       {"infinigen", false, "infinigen's directions meet queries as attention compares them", {"query 90%", "query 99%"}, all_directions, head_query_axes},
+      {"qfilters", false, "qfilters' directions meet keys as attention compares them", {"squares along", "queries away"}, any_number, head_query_filters},
       {"a2ats", true, "a2ats codes keys before rotation", {"keys lose"}, more_than_codes, head_key_codes}};
   for (const HeadFit& f : all)
     if (method == f.method) return &f;

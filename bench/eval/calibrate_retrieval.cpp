@@ -67,6 +67,21 @@ HeadArrays head_query_axes(const HeadOfTexts& of, const Calibration&, std::uint6
   return directions("query.axes", of.queries(), false, of);
 }
 
+/// The first right singular vector of queries, turned so that most of their weight lies on its other side.
+HeadArrays head_query_filters(const HeadOfTexts& of, const Calibration&, std::uint64_t) {
+  const fit::Matrix queries = matrix(of.queries(), of.shape().head_dim);
+  fit::Moments moments(of.shape().head_dim);
+  moments.add(queries);
+  const auto d = fit::principal(moments, false);
+  require(d.status(), place(of) + ": directions");
+  fit::Matrix filter = d->columns.col(0).transpose();
+  if ((queries * filter.transpose()).sum() > 0) filter = -filter;
+  const double along = (queries * filter.transpose()).squaredNorm(), all = queries.squaredNorm();
+  const auto away = static_cast<double>(((queries * filter.transpose()).array() < 0).count());
+  return {{{"query.filters", {of.shape().head_dim}, numbers(filter)}},
+          {short_number(all > 0 ? along / all : 0, 3), short_number(away / static_cast<double>(queries.rows()), 3)}};
+}
+
 HeadArrays head_key_codes(const HeadOfTexts& of, const Calibration& how, std::uint64_t seed) {
   const index_t dim = of.shape().head_dim;
   std::vector<float> queries = of.queries();

@@ -9,6 +9,7 @@ namespace eval {
 HeadArrays head_key_axes(const HeadOfTexts& of, const Calibration& how, std::uint64_t seed);
 /// Right singular vectors of the queries that read a head, for infinigen.
 HeadArrays head_query_axes(const HeadOfTexts& of, const Calibration& how, std::uint64_t seed);
+HeadArrays head_query_filters(const HeadOfTexts& of, const Calibration& how, std::uint64_t seed);
 /// Centroids of a head's raw keys and the metric that queries at one distance make, for a2ats.
 HeadArrays head_key_codes(const HeadOfTexts& of, const Calibration& how, std::uint64_t seed);
 

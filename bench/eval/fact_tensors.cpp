@@ -17,6 +17,7 @@ const std::vector<FactTensor>& all_tensors() {
       {"value.books", "value_books", "commvq", {"layers", "kv_heads", "stages", "words", "value_dim"}, &Facts::value_books},
       {"key.axes", "key_axes", "loki", {"layers", "kv_heads", "head_dim", "directions"}, &Facts::key_axes},
       {"query.axes", "query_axes", "infinigen", {"layers", "kv_heads", "head_dim", "directions"}, &Facts::query_axes},
+      {"query.filters", "query_filters", "qfilters", {"layers", "kv_heads", "head_dim"}, &Facts::query_filters},
       {"key.codes", "key_codes", "a2ats", {"layers", "kv_heads", "codes", "head_dim"}, &Facts::key_codes},
       {"key.metric", "key_metric", "a2ats", {"layers", "kv_heads", "head_dim", "head_dim"}, &Facts::key_metric},
       {"hash.planes", "hash_planes", "magicpig", {"tables", "bits", "head_dim"}, &Facts::hash_planes},

@@ -297,9 +297,9 @@ void add_calibrate(CLI::App& app, Options& o) {
         "");
   };
   add(app, "How", "--method", "WORD", c.method,
-      "pca, matryoshka, cskv, eigen_attention, palu, weight_svd, lorc, recalkv, kv_heads_svd, kvtc, aquakv, commvq, loki, infinigen, a2ats or magicpig")
+      "pca, matryoshka, cskv, eigen_attention, palu, weight_svd, lorc, recalkv, kv_heads_svd, kvtc, aquakv, commvq, loki, infinigen, qfilters, a2ats or magicpig")
       ->check(one_of({"pca", "matryoshka", "cskv", "eigen_attention", "palu", "weight_svd", "lorc", "recalkv", "kv_heads_svd", "kvtc", "aquakv", "commvq",
-                      "loki", "infinigen", "a2ats", "magicpig"}))
+                      "loki", "infinigen", "qfilters", "a2ats", "magicpig"}))
       ->capture_default_str();
   add(app, "How", "--keys", "FORM", c.keys, "Of keys: rotated or raw; without it as the method was published")
       ->check(one_of({"rotated", "raw"}));

@@ -18,6 +18,8 @@
 #include <kvcondense/backend/cpu/corrected.hpp>
 #include <kvcondense/backend/cpu/count_above.hpp>
 #include <kvcondense/backend/cpu/dense_head.hpp>
+#include <kvcondense/backend/cpu/draw_ranks.hpp>
+#include <kvcondense/backend/cpu/ends_sum.hpp>
 #include <kvcondense/backend/cpu/exact_rows.hpp>
 #include <kvcondense/backend/cpu/expected_attention.hpp>
 #include <kvcondense/backend/cpu/forward_pool.hpp>
@@ -51,6 +53,7 @@
 #include <kvcondense/backend/cpu/row_deviation.hpp>
 #include <kvcondense/backend/cpu/row_direction.hpp>
 #include <kvcondense/backend/cpu/row_norm.hpp>
+#include <kvcondense/backend/cpu/row_product.hpp>
 #include <kvcondense/backend/cpu/row_redundancy.hpp>
 #include <kvcondense/backend/cpu/row_similarity.hpp>
 #include <kvcondense/backend/cpu/row_transform.hpp>

@@ -13,7 +13,8 @@ _MOST_AXES = 5
 _BASIS_PARTS = ("encode", "decode", "mean", "energy", "ranks")
 # Tensors that are a fact of the model, and their axes in a file: recipes see planes as they are, books as a row per head, others as a matrix per layer.
 _FACTS = {"key.books": ("key_books", 5), "value.books": ("value_books", 5), "key.axes": ("key_axes", 4), "query.axes": ("query_axes", 4),
-          "key.codes": ("key_codes", 4), "key.metric": ("key_metric", 4), "hash.planes": ("hash_planes", 3)}
+          "key.codes": ("key_codes", 4), "key.metric": ("key_metric", 4), "query.filters": ("query_filters", 3),
+          "hash.planes": ("hash_planes", 3)}
 _OF_STREAMS = ("aquakv", "kvtc")
 _PER_LAYER = ("evicted", "variance")
 _PER_HEAD = ("gates", "induction", "echo", "shares", "key_widths", "value_widths")

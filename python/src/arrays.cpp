@@ -258,7 +258,8 @@ Facts::Facts(const py::dict& model) {
     take("bases", facts.bases);
     take("key_books", facts.key_books), take("value_books", facts.value_books);
     take("output", facts.output), take("key_codes", facts.key_codes), take("key_metric", facts.key_metric);
-    take("key_axes", facts.key_axes), take("query_axes", facts.query_axes), take("hash_planes", facts.hash_planes);
+    take("key_axes", facts.key_axes), take("query_axes", facts.query_axes), take("query_filters", facts.query_filters);
+    take("hash_planes", facts.hash_planes);
     take("retain_in", facts.retain_in), take("retain_out", facts.retain_out);
     if (!take.found) bad("nothing of a model is called '" + name + "'");
   }

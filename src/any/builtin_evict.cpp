@@ -15,6 +15,7 @@
 #include <kvcondense/evict/exit_threshold.hpp>
 #include <kvcondense/evict/expected_attention.hpp>
 #include <kvcondense/evict/fastgen.hpp>
+#include <kvcondense/evict/finch.hpp>
 #include <kvcondense/evict/h2o.hpp>
 #include <kvcondense/evict/keep_all.hpp>
 #include <kvcondense/evict/keydiff.hpp>
@@ -24,13 +25,16 @@
 #include <kvcondense/evict/kvzip.hpp>
 #include <kvcondense/evict/lagkv.hpp>
 #include <kvcondense/evict/locret.hpp>
+#include <kvcondense/evict/nacl.hpp>
 #include <kvcondense/evict/observed_attention.hpp>
 #include <kvcondense/evict/page_round.hpp>
 #include <kvcondense/evict/paged_h2o.hpp>
 #include <kvcondense/evict/prefixkv.hpp>
 #include <kvcondense/evict/rkv.hpp>
 #include <kvcondense/evict/scissorhands.hpp>
+#include <kvcondense/evict/qfilters.hpp>
 #include <kvcondense/evict/razor_attention.hpp>
+#include <kvcondense/evict/simlayerkv.hpp>
 #include <kvcondense/evict/sink_window.hpp>
 #include <kvcondense/evict/sirllm.hpp>
 #include <kvcondense/evict/sliding_window.hpp>
@@ -49,6 +53,7 @@ using evict::ChunkKV;
 using evict::Dms;
 using evict::DuoAttention;
 using evict::FastGen;
+using evict::Finch;
 using evict::H2O;
 using evict::KeepAll;
 using evict::KeyDiff;
@@ -57,11 +62,14 @@ using evict::Knorm;
 using evict::KVzip;
 using evict::LagKV;
 using evict::Locret;
+using evict::Nacl;
 using evict::ObservedAttention;
 using evict::PagedH2O;
 using evict::PrefixKV;
+using evict::QFilters;
 using evict::RKV;
 using evict::Scissorhands;
+using evict::SimLayerKV;
 using evict::SinkWindow;
 using evict::SirLLM;
 using evict::SlidingWindow;
@@ -106,6 +114,22 @@ constexpr Field snapkv_fields[] = {
     choice<SnapKV, &SnapKV::pool>("pool", "", "how a score spreads to its neighbours", pools),
 };
 
+constexpr Field finch_fields[] = {
+    fraction<Finch, &Finch::keep>("keep", "", "part of the prompt that stays, the question included"),
+    number<Finch, &Finch::window>("window", "", "newest prompt tokens, the question, whose queries choose and which stay; 0: those of the step that ends the prompt", 0,
+                                  most_slots),
+};
+
+constexpr Field nacl_fields[] = {
+    number<Nacl, &Nacl::tokens>("tokens", "budget", "slots of a head after the prompt", 1, most_slots),
+    number<Nacl, &Nacl::window>("window", "", "newest prompt tokens, whose queries score", 1, most_slots),
+    number<Nacl, &Nacl::sinks>("sinks", "", "first tokens that stay", 0, most_slots),
+    number<Nacl, &Nacl::recent>("recent", "", "newest prompt tokens that stay", 0, most_slots),
+    fraction<Nacl, &Nacl::drawn>("drawn", "", "part of the other places that chance fills"),
+    number<Nacl, &Nacl::temperature>("temperature", "", "of the chances; high: scores matter less", 1e-3, 1000),
+    number<Nacl, &Nacl::seed>("seed", "", "of the draws", 0, most_slots),
+};
+
 constexpr Field knorm_fields[] = {
     number<Knorm, &Knorm::tokens>("tokens", "budget", "slots of a head", 1, most_slots),
     number<Knorm, &Knorm::recent>("recent", "", "newest tokens that stay", 0, most_slots),
@@ -120,6 +144,11 @@ constexpr Field keydiff_fields[] = {
     number<KeyDiff, &KeyDiff::recent>("recent", "", "newest tokens that stay", 0, most_slots),
     choice<KeyDiff, &KeyDiff::anchor>("anchor", "", "the key that all keys are compared with",
                                       anchors),
+};
+
+constexpr Field qfilters_fields[] = {
+    fraction<QFilters, &QFilters::keep>("keep", "", "part of the prompt that stays, protected tokens included"),
+    number<QFilters, &QFilters::recent>("recent", "", "newest prompt tokens that stay", 0, most_slots),
 };
 
 constexpr Field observed_attention_fields[] = {
@@ -250,6 +279,12 @@ constexpr Field duo_attention_fields[] = {
                                                 1, most_slots),
 };
 
+constexpr Field simlayerkv_fields[] = {
+    fraction<SimLayerKV, &SimLayerKV::threshold>("threshold", "", "part of the last query's attention above which a layer is lazy"),
+    number<SimLayerKV, &SimLayerKV::sinks>("sinks", "", "first tokens that stay in lazy layers", 0, most_slots),
+    number<SimLayerKV, &SimLayerKV::recent>("recent", "", "newest prompt tokens that stay there", 1, most_slots),
+};
+
 constexpr Field strided_blocks_fields[] = {
     number<StridedBlocks, &StridedBlocks::block>("block", "", "tokens of a block", 1, most_slots),
     number<StridedBlocks, &StridedBlocks::local>("local", "", "newest blocks that stay", 1,
@@ -373,9 +408,15 @@ constexpr Entry entries[] = {
     stage_entry<SnapKV>("Condenses a prompt once, to what its last queries look at, with the "
                         "neighbourhoods of that.",
                         snapkv_fields),
+    stage_entry<Finch>("Condenses a prompt once, to its question and what the question looks at.", finch_fields),
+    stage_entry<Nacl>("Condenses a prompt once: a part of the budget to what its last queries look at, the rest drawn by chance from what they look "
+                      "at less.",
+                      nacl_fields),
     stage_entry<Knorm>("Keeps the tokens whose keys are shortest, and the newest.", knorm_fields),
     stage_entry<KeyDiff>("Keeps the tokens whose keys point away from the mean key, and the newest.",
                          keydiff_fields),
+    stage_entry<QFilters>("Condenses a prompt once, to the tokens whose keys reach furthest where the queries of their head tend to point.",
+                          qfilters_fields),
     stage_entry<ObservedAttention>("Condenses a prompt once, to the tokens that drew most attention "
                                    "from each row that saw them.",
                                    observed_attention_fields),
@@ -416,6 +457,9 @@ constexpr Entry entries[] = {
     stage_entry<DuoAttention>("Keeps everything in the heads that retrieve from afar, the first and "
                               "the newest tokens in all others.",
                               duo_attention_fields),
+    stage_entry<SimLayerKV>("Keeps everything of a prompt, or in layers whose last query looks at hardly anything else only the first and the newest "
+                            "tokens.",
+                            simlayerkv_fields),
     stage_entry<StridedBlocks>(
         "Keeps the newest blocks of tokens and every so many of the older ones.",
         strided_blocks_fields),

@@ -203,7 +203,7 @@ bool take_array(const kvc_array& a, any::ModelFacts& facts) {
   rows("key_clusters", facts.key_clusters), rows("value_clusters", facts.value_clusters);
   rows("key_lower", facts.key_lower), rows("key_upper", facts.key_upper);
   rows("key_levels", facts.key_levels), rows("value_levels", facts.value_levels);
-  rows("key_books", facts.key_books), rows("value_books", facts.value_books);
+  rows("key_books", facts.key_books), rows("value_books", facts.value_books), rows("query_filters", facts.query_filters);
   matrices("output", facts.output), matrices("key_codes", facts.key_codes), matrices("key_metric", facts.key_metric);
   matrices("key_axes", facts.key_axes), matrices("query_axes", facts.query_axes);
   matrices("retain_in", facts.retain_in), matrices("retain_out", facts.retain_out);

@@ -60,7 +60,7 @@ std::vector<Change> changes() {
   const auto without = [](Input i) { return [i](EngineFacts& e) { e.gives = Inputs::all().without(i); }; };
   return {
       {"attention", without(Input::attention), {"h2o", "tova + kivi4", "ada(snapkv)", "mikv"}, {}},
-      {"queries", without(Input::queries), {"rkv", "zipcache", "dmc", "knorm + lserve"}, {}},
+      {"queries", without(Input::queries), {"rkv", "finch", "zipcache", "dmc", "knorm + lserve"}, {}},
       {"projections", without(Input::projections), {"locret"}, {}},
       {"moments", without(Input::moments), {"expected_attention"}, {}},
       {"gates", without(Input::gates), {"dms", "dms + kivi2"}, {}},
@@ -70,7 +70,7 @@ std::vector<Change> changes() {
       {"raw_rows", [](EngineFacts& e) { e.raw_rows = false; }, {"sink_window + reindex"}, {}},
       {"probes", [](EngineFacts& e) { e.probes = false; }, {"kvzip"}, {}},
       {"output_weights", [](EngineFacts& e) { e.output_weights = false; }, {"critical(snapkv)", "critical(ada(snapkv))", "kvzip(weighted=true)"}, {}},
-      {"calibration", [](EngineFacts& e) { e.calibration = false; }, {"pca", "kvquant", "duo_attention", "loki", "head_table(snapkv)", "h2o + hadamard(kvquant)"}, {}},
+      {"calibration", [](EngineFacts& e) { e.calibration = false; }, {"pca", "kvquant", "duo_attention", "qfilters", "loki", "head_table(snapkv)", "h2o + hadamard(kvquant)"}, {}},
       {"trained", [](EngineFacts& e) { e.trained = false; }, {}, {"dms", "dmc", "landmark", "locret"}},
       {"drafts", [](EngineFacts& e) { e.drafts = 4; }, {}, {"sparq", "landmark", "h2o", "compensate(snapkv)", "dmc", "tome(tokens=50)", "kivi4"}},
       {"long drafts", [](EngineFacts& e) { e.drafts = 40; }, {}, {"quest", "kivi4 + quest"}},

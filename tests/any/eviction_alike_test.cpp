@@ -26,8 +26,11 @@ const std::map<std::string, std::string> roomy_settings{
     {"h2o", "h2o(heavy=400, recent=100)"},
     {"tova", "tova(tokens=500)"},
     {"snapkv", "snapkv(tokens=500, window=8)"},
+    {"finch", "finch(keep=100%)"},
+    {"nacl", "nacl(tokens=500)"},
     {"knorm", "knorm(tokens=500, recent=8)"},
     {"keydiff", "keydiff(tokens=500, recent=8)"},
+    {"qfilters", "qfilters(keep=100%)"},
     {"observed_attention", "observed_attention(keep=100%)"},
     {"lagkv", "lagkv(sinks=4, lag=16, keep=100%)"},
     {"sirllm", "sirllm(memory=500)"},
@@ -39,6 +42,7 @@ const std::map<std::string, std::string> roomy_settings{
     {"chunkkv", "chunkkv(tokens=500, window=8, chunk=7)"},
     {"rkv", "rkv(tokens=500, window=4)"},
     {"duo_attention", "duo_attention(sparsity=0%)"},
+    {"simlayerkv", "simlayerkv(recent=500)"},
     {"strided_blocks", "strided_blocks(block=4, local=200, every=3)"},
     {"prefixkv", "prefixkv"},  // of a model whose layers are all to keep everything
     {"paged_h2o", "paged_h2o(page=4, start=4, evictable=400, recent=40, width=1)"},  // wider, slots add to those in front of them
@@ -157,8 +161,8 @@ TEST_CASE("eviction: methods of head roles with all heads full are dense attenti
 // Which words tell the heads of a layer apart, or layers, beside by what these hold: by numbers of the model, by noise of
 // their own, by blocks and anchors that begin elsewhere, or because it is layers that they are about.
 TEST_CASE("eviction: heads and layers in another order keep the same in every recipe that does not tell them apart", "[any][invariants]") {
-  const std::set<std::string> own_heads{"locret", "razor_attention", "duo_attention", "head_table", "critical", "keyformer", "strided_blocks", "kvcrush"};
-  const std::set<std::string> own_layers{"locret", "razor_attention", "duo_attention", "head_table", "critical", "keyformer", "prefixkv", "prefix_mass",
+  const std::set<std::string> own_heads{"locret", "nacl", "qfilters", "razor_attention", "duo_attention", "head_table", "critical", "keyformer", "strided_blocks", "kvcrush"};
+  const std::set<std::string> own_layers{"locret", "nacl", "qfilters", "razor_attention", "duo_attention", "head_table", "critical", "keyformer", "prefixkv", "prefix_mass",
                                          "variance", "pyramid", "skip_layers", "layer_pattern"};
   for (const std::string& text : test::eviction_recipes()) {
     CAPTURE(text);

@@ -25,8 +25,11 @@ inline std::vector<std::string> stages_to_vary(const any::Entry& e) {
   if (word == "h2o") return {"heavy=30, recent=10"};
   if (word == "tova") return {"tokens=40"};
   if (word == "snapkv") return {"tokens=48, window=8"};
+  if (word == "finch") return {"keep=40%, window=8"};
+  if (word == "nacl") return {"tokens=48, window=8, recent=8, drawn=50%"};
   if (word == "knorm") return {"tokens=40, recent=8"};
   if (word == "keydiff") return {"tokens=40, recent=8"};
+  if (word == "qfilters") return {"keep=40%, recent=8"};
   if (word == "lagkv") return {"sinks=4, lag=16"};
   if (word == "rkv") return {"tokens=40, window=4, kernel=3, threshold=0.1, slack=8"};
   if (word == "chunkkv") return {"tokens=48, window=8, chunk=7", "tokens=110, window=8, chunk=50", "tokens=48, window=8, chunk=7, reuse=2"};
@@ -39,6 +42,7 @@ inline std::vector<std::string> stages_to_vary(const any::Entry& e) {
   if (word == "expected_attention") return {"keep=40%"};
   if (word == "exit_threshold") return {"window=30, least=0.001"};
   if (word == "duo_attention") return {"sinks=4, recent=16"};
+  if (word == "simlayerkv") return {"threshold=5%, sinks=4, recent=16"};
   if (word == "strided_blocks") return {"block=3, local=4, every=5"};
   if (word == "prefixkv") return {"distance=9"};
   if (word == "paged_h2o") return {"page=2, start=2, evictable=30, recent=10", "page=1, start=1, evictable=20, recent=4"};

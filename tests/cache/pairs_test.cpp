@@ -79,6 +79,12 @@ std::string word_of(const std::string& text) { return text.substr(0, text.find('
 bool reads_raw_keys(const std::string& retrieve) { return word_of(retrieve) == "a2ats" || word_of(retrieve) == "infllm" || word_of(retrieve) == "rekv"; }
 bool chooses_once(const std::string& retrieve) { return word_of(retrieve) == "alisa_window" || (reads_raw_keys(retrieve) && word_of(retrieve) != "a2ats"); }  // for all heads
 
+/// Policies that read keys as attention compares them, or sum them so.
+bool reads_rotated_keys(const std::string& policy) {
+  const std::string word = word_of(policy);
+  return word == "expected_attention" || word == "razor_attention" || word == "qfilters";
+}
+
 bool measures_newest_rows(const std::string& policy) {
   static const test::RandomModel model(CacheShape{.layers = 2, .q_heads = 6, .kv_heads = 2, .head_dim = 32});
   const any::ParseResult parsed = any::parse(policy, model.facts());
@@ -121,22 +127,22 @@ TEST_CASE("cache: every pair of policy and wrapper works under any calls", "[cac
                          {"head_table", "keep_all tova chunkkv prefixkv paged_h2o alisa"},
                          {"exit_threshold", "keep_all sliding_window sink_window razor_attention duo_attention"},
                          // Scores of all layers at once, not those that a step measures.
-                         {"global_top", "keep_all sliding_window sink_window tova snapkv chunkkv rkv sirllm razor_attention expected_attention "
-                                        "duo_attention prefixkv paged_h2o scissorhands keyformer alisa fastgen"},
+                         {"global_top", "keep_all sliding_window sink_window tova snapkv finch nacl chunkkv rkv sirllm razor_attention expected_attention "
+                                        "duo_attention simlayerkv prefixkv paged_h2o scissorhands keyformer alisa fastgen"},
                          // Tokens that are judged once, in the step in which they leave a window.
                          {"block_prefill", "keep_all dms"},
                          {"every", "keep_all dms"},
                          // Slots that are chosen one by one, by their scores; pages of a window, too.
-                         {"chunked", "keep_all sliding_window sink_window lagkv chunkkv sirllm razor_attention duo_attention prefixkv paged_h2o"},
-                         {"page_round", "keep_all lagkv chunkkv sirllm prefixkv paged_h2o"},
-                         {"kvcrush", "keep_all sliding_window sink_window lagkv chunkkv sirllm razor_attention duo_attention prefixkv paged_h2o"},
+                         {"chunked", "keep_all sliding_window sink_window nacl lagkv chunkkv sirllm razor_attention duo_attention simlayerkv prefixkv paged_h2o"},
+                         {"page_round", "keep_all nacl lagkv chunkkv sirllm prefixkv paged_h2o"},
+                         {"kvcrush", "keep_all sliding_window sink_window nacl lagkv chunkkv sirllm razor_attention duo_attention simlayerkv prefixkv paged_h2o"},
                          // The same, and scores that are shares of attention.
-                         {"caote", "keep_all sliding_window sink_window knorm keydiff lagkv chunkkv rkv sirllm locret dms razor_attention kvzip "
+                         {"caote", "keep_all sliding_window sink_window nacl knorm keydiff qfilters lagkv chunkkv rkv sirllm locret dms razor_attention kvzip "
                                    "expected_attention "
-                                   "duo_attention strided_blocks prefixkv paged_h2o scissorhands fastgen"},
-                         {"critical", "keep_all sliding_window sink_window tova knorm keydiff lagkv chunkkv rkv sirllm locret dms razor_attention kvzip "
+                                   "duo_attention simlayerkv strided_blocks prefixkv paged_h2o scissorhands fastgen"},
+                         {"critical", "keep_all sliding_window sink_window tova nacl knorm keydiff qfilters lagkv chunkkv rkv sirllm locret dms razor_attention kvzip "
                                    "expected_attention "
-                                      "duo_attention strided_blocks prefixkv paged_h2o scissorhands alisa fastgen"},
+                                      "duo_attention simlayerkv strided_blocks prefixkv paged_h2o scissorhands alisa fastgen"},
                      });
 }
 
@@ -152,7 +158,7 @@ TEST_CASE("cache: every pair of eviction, quantization and position works under 
       const Setting &quant = quants[column], &position = positions[(row + column) % positions.size()];
       const std::string q = quant.text.empty() ? "" : " + " + quant.text;
       // What reads keys as attention compares them cannot live with raw ones.
-      const bool rotated_only = policy.text.starts_with("expected_attention") || policy.text.starts_with("razor_attention");
+      const bool rotated_only = reads_rotated_keys(policy.text);
       // One call of attend measures one set of rows: mikv's are all of them.
       const bool other_rows = q.find("mikv") != q.npos && measures_newest_rows(policy.text);
       const bool want = !other_rows && (!rotated_only || position.text == "absolute");
@@ -170,7 +176,7 @@ TEST_CASE("cache: every pair of a low-rank stage with eviction, quantization, po
     const std::string keys = rotated ? "" : " + rerotate";
     for (const Setting& policy : room(Stage::evict)) {
       if (left_out(++seed)) continue;
-      const bool rotated_only = policy.text.starts_with("expected_attention") || policy.text.starts_with("razor_attention");
+      const bool rotated_only = reads_rotated_keys(policy.text);
       REQUIRE(exercise_text(policy.text + " + " + lowrank.text + keys, lowrank.most_error, seed) == (rotated || !rotated_only));
     }
     for (const Setting& position : room(Stage::position)) {
@@ -214,7 +220,7 @@ TEST_CASE("cache: every retrieval stage works with every policy, quantizer and p
                                  : stage == Stage::quant ? " + h2o(heavy=30, recent=20)"
                                                          : " + " + snapkv + " + group_int(bits=8, group_size=16)";
         const std::string turned = raw && stage != Stage::position ? " + reindex" : "";
-        const bool rotated_only = raw && (other.text == "absolute" || other.text.starts_with("expected_attention") || other.text.starts_with("razor_attention"));
+        const bool rotated_only = raw && (other.text == "absolute" || reads_rotated_keys(other.text));
         REQUIRE(exercise_text(retrieve.text + " + " + other.text + rest + turned, std::max(6.0, other.most_error), seed) == !rotated_only);
       }
 }
@@ -233,7 +239,7 @@ TEST_CASE("cache: every merge stage works with every policy", "[cache][pairs][me
   INFO(said);
   if (!all_run) return;
   // One call of attend measures one set of rows; these measure all of them.
-  const std::string newest_rows = "tova snapkv chunkkv paged_h2o";
+  const std::string newest_rows = "tova snapkv nacl chunkkv simlayerkv paged_h2o";
   REQUIRE(refused == std::map<std::string, std::string>{
                          // What folds only what leaves needs something that leaves.
                          {"d2o", "keep_all"},
@@ -245,7 +251,7 @@ TEST_CASE("cache: every merge stage works with every policy", "[cache][pairs][me
                          {"ems", "keep_all " + newest_rows},
                          {"weightedkv", "keep_all " + newest_rows},
                          // Sets of their own in each head, where a policy adds up all heads.
-                         {"kvmerger", "tova snapkv chunkkv prefixkv paged_h2o alisa"},
+                         {"kvmerger", "tova snapkv nacl chunkkv simlayerkv prefixkv paged_h2o alisa"},
                          {"tome", "tova chunkkv prefixkv paged_h2o alisa"},
                          {"centroid", "tova chunkkv prefixkv paged_h2o alisa"},
                          {"dmc", "tova chunkkv prefixkv paged_h2o alisa"},

@@ -69,6 +69,10 @@ class Model {
     matrices(&any::ModelFacts::key_codes, shape.kv_heads * 12, shape.head_dim);
     matrices(&any::ModelFacts::key_metric, shape.kv_heads * shape.head_dim, shape.head_dim);
     matrices(&any::ModelFacts::query_axes, shape.kv_heads * shape.head_dim, shape.head_dim);
+    filters_ = numbers(shape.layers * shape.kv_heads * shape.head_dim, -1.0f);
+    filters_at_device_ = std::make_unique<test::OnDevice<float>>(device, filters_);
+    host_.query_filters = {filters_.data(), shape.layers, shape.kv_heads, shape.head_dim};
+    device_.query_filters = {filters_at_device_->data(), shape.layers, shape.kv_heads, shape.head_dim};
     planes_ = numbers(12 * 3 * shape.head_dim, -1.0f);
     planes_at_device_ = std::make_unique<test::OnDevice<float>>(device, planes_);
     host_.hash_planes = {planes_.data(), 12, 3, shape.head_dim};
@@ -89,8 +93,8 @@ class Model {
     std::vector<const float*> at_host, at_device;
   };
   std::vector<Matrices> matrices_;
-  std::vector<float> planes_;
-  std::unique_ptr<test::OnDevice<float>> planes_at_device_;
+  std::vector<float> filters_, planes_;
+  std::unique_ptr<test::OnDevice<float>> filters_at_device_, planes_at_device_;
 };
 
 /// Query heads per KV head 1, 3, 4, 7; heads of 64, 80, 128, 256; pages that blocks of slots end in and such that they do not.

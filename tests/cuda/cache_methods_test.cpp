@@ -11,6 +11,7 @@
 #include <kvcondense/evict/duo_attention.hpp>
 #include <kvcondense/evict/expected_attention.hpp>
 #include <kvcondense/evict/fastgen.hpp>
+#include <kvcondense/evict/finch.hpp>
 #include <kvcondense/evict/h2o.hpp>
 #include <kvcondense/evict/keydiff.hpp>
 #include <kvcondense/evict/keyformer.hpp>
@@ -19,12 +20,15 @@
 #include <kvcondense/evict/kvzip.hpp>
 #include <kvcondense/evict/lagkv.hpp>
 #include <kvcondense/evict/locret.hpp>
+#include <kvcondense/evict/nacl.hpp>
 #include <kvcondense/evict/observed_attention.hpp>
 #include <kvcondense/evict/paged_h2o.hpp>
 #include <kvcondense/evict/prefixkv.hpp>
+#include <kvcondense/evict/qfilters.hpp>
 #include <kvcondense/evict/razor_attention.hpp>
 #include <kvcondense/evict/rkv.hpp>
 #include <kvcondense/evict/scissorhands.hpp>
+#include <kvcondense/evict/simlayerkv.hpp>
 #include <kvcondense/evict/sink_window.hpp>
 #include <kvcondense/evict/sirllm.hpp>
 #include <kvcondense/evict/sliding_window.hpp>
@@ -42,14 +46,18 @@ KVCONDENSE_CUDA_METHOD("sink_window", evict::SinkWindow{.recent = 30, .sinks = 3
 KVCONDENSE_CUDA_METHOD("h2o", evict::H2O{.heavy = 20, .recent = 20})
 KVCONDENSE_CUDA_METHOD("tova", evict::Tova{.tokens = 36})
 KVCONDENSE_CUDA_METHOD("snapkv", evict::SnapKV{.tokens = 40, .window = 8, .kernel = 5})
+KVCONDENSE_CUDA_METHOD("finch", evict::Finch{.keep = 0.5, .window = 8})
+KVCONDENSE_CUDA_METHOD("nacl", evict::Nacl{.tokens = 40, .window = 8, .sinks = 2, .recent = 8, .drawn = 0.5})
 KVCONDENSE_CUDA_METHOD("knorm", evict::Knorm{.tokens = 40, .recent = 8})
 KVCONDENSE_CUDA_METHOD("keydiff", evict::KeyDiff{.tokens = 40, .recent = 8})
+KVCONDENSE_CUDA_METHOD("qfilters", evict::QFilters{.keep = 0.5, .recent = 8, .query_filters = facts.query_filters})
 KVCONDENSE_CUDA_METHOD("observed_attention", evict::ObservedAttention{.keep = 0.5, .sinks = 2, .recent = 8})
 KVCONDENSE_CUDA_METHOD("lagkv", evict::LagKV{.sinks = 2, .lag = 8, .keep = 0.5})
 KVCONDENSE_CUDA_METHOD("sirllm", evict::SirLLM{.sinks = 2, .memory = 30, .recent = 8, .decay = 0.6f})
 KVCONDENSE_CUDA_METHOD("dms", evict::Dms{.window = 30, .scale = 10, .offset = 2})
 KVCONDENSE_CUDA_METHOD("chunkkv", evict::ChunkKV{.tokens = 40, .window = 8, .chunk = 5})
 KVCONDENSE_CUDA_METHOD("duo_attention", evict::DuoAttention{.sparsity = 0.5, .sinks = 2, .recent = 20, .gates = facts.gates})
+KVCONDENSE_CUDA_METHOD("simlayerkv", evict::SimLayerKV{.threshold = 0.3, .sinks = 2, .recent = 20})
 KVCONDENSE_CUDA_METHOD("strided_blocks", evict::StridedBlocks{.block = 4, .local = 5, .every = 3})
 KVCONDENSE_CUDA_METHOD("prefixkv", evict::PrefixKV{.sinks = 2, .recent = 5, .distance = 8, .evicted = facts.evicted})
 KVCONDENSE_CUDA_METHOD("paged_h2o", evict::PagedH2O{.page = 4, .start = 4, .evictable = 24, .recent = 8})

@@ -40,6 +40,7 @@ Status smaller_words(Context<Cuda>& ctx, const SlotRows<Cuda>& rows, RaggedView<
                      TensorView<const float, 3> keys, TensorView<const index_t, 2> positions, TensorView<float, 3> turned,
                      RaggedView<const std::int32_t> keep, const index_t* count, const prim::PageTable& pages) {
   Status s = prim::RowNorm<Cuda>::run(ctx, rows, 1, 1.0f, out);
+  if (s == Status::ok) s = prim::RowProduct<Cuda>::run(ctx, rows, 1, x.data, 1.0f, out);
   if (s == Status::ok) s = prim::SlotNumbers<Cuda>::fill(ctx, 0.0f, out);
   if (s == Status::ok) s = prim::SlotNumbers<Cuda>::index(ctx, out);
   if (s == Status::ok) s = prim::SlotNumbers<Cuda>::mix(ctx, x, 1.0f, 1.0f, out);
@@ -59,6 +60,7 @@ Status smaller_words(Context<Cuda>& ctx, const SlotRows<Cuda>& rows, RaggedView<
   if (s == Status::ok) s = prim::RowTransform<Cuda, prim::Hadamard>::forward(ctx, {}, 64, {nullptr, 1, 64});
   if (s == Status::ok) s = prim::SlotExposure<Cuda>::count(ctx, 1, 1, 1, out);
   if (s == Status::ok) s = prim::SlotExposure<Cuda>::mean(ctx, x, x, 1, out);
+  if (s == Status::ok) s = prim::SlotExposure<Cuda>::row_divisors(ctx, 9, 3, out.data);
   if (s == Status::ok) s = prim::SlotExposure<Cuda>::open_logs(ctx, 1, out);
   if (s == Status::ok) s = prim::SlotExposure<Cuda>::decayed_mean(ctx, x, x, 1, 0.5f, out);
   if (s == Status::ok) s = prim::ChunkPool<Cuda>::run(ctx, nullptr, prim::ChunkReduce::sum, 8, out);
@@ -80,6 +82,8 @@ Status choosing_words(Context<Cuda>& ctx, RaggedView<const float> scores, const 
   if (s == Status::ok) s = prim::KeepTokens<Cuda>::run(ctx, slots, slots, total, slots, count);
   if (s == Status::ok) s = prim::TopKCounts<Cuda>::run(ctx, scores, ends, total, 64, count, scratch);
   if (s == Status::ok) s = prim::CountAbove<Cuda>::run(ctx, scores, ends, 0.5f, count);
+  if (s == Status::ok) s = prim::DrawRanks<Cuda>::run(ctx, 0.5f, 1, out);
+  if (s == Status::ok) s = prim::EndsSum<Cuda>::run(ctx, scores, ends, out.data);
   if (s == Status::ok) s = prim::LiftTop<Cuda>::run(ctx, scores, scores, ends, total, 0.0f, out);
   if (s == Status::ok) s = prim::OpenBlocks<Cuda>::mark(ctx, scores, 4, 128, out);
   if (s == Status::ok) s = prim::OpenBlocks<Cuda>::settle(ctx, scores, out);

@@ -10,6 +10,8 @@
 #include <kvcondense/backend/cpu/block_top_k.hpp>
 #include <kvcondense/backend/cpu/chunk_top_k.hpp>
 #include <kvcondense/backend/cpu/count_above.hpp>
+#include <kvcondense/backend/cpu/draw_ranks.hpp>
+#include <kvcondense/backend/cpu/ends_sum.hpp>
 #include <kvcondense/backend/cpu/keep_tokens.hpp>
 #include <kvcondense/backend/cpu/lift_top.hpp>
 #include <kvcondense/backend/cpu/open_blocks.hpp>
@@ -20,6 +22,8 @@
 #include <kvcondense/backend/cuda/block_top_k.cuh>
 #include <kvcondense/backend/cuda/chunk_top_k.cuh>
 #include <kvcondense/backend/cuda/count_above.cuh>
+#include <kvcondense/backend/cuda/draw_ranks.cuh>
+#include <kvcondense/backend/cuda/ends_sum.cuh>
 #include <kvcondense/backend/cuda/keep_tokens.cuh>
 #include <kvcondense/backend/cuda/lift_top.cuh>
 #include <kvcondense/backend/cuda/open_blocks.cuh>
@@ -275,6 +279,42 @@ TEST_CASE("cuda count_above, lift_top, settle_probed: as the CPU") {
     const std::vector<float> asked_after = a.read(), got = out.read();
     CHECK(asked_after == left);
     CHECK(std::memcmp(got.data(), expected.data(), got.size() * sizeof(float)) == 0);
+  });
+}
+
+TEST_CASE("cuda ends_sum: as the CPU, in another order") {
+  const Rows r = many_rows();
+  const std::vector<float> x = weights_for(r);
+  std::vector<float> expected(at(r.heads()));
+  Context<Cpu> cpu;
+  REQUIRE(prim::EndsSum<Cpu>::run(cpu, {x.data(), r.offset.data(), r.heads()}, r.ends.data(), expected.data()) == Status::ok);
+  test::each_way([&] {
+    test::Device device;
+    test::OnDevice<float> in(device, x), sum(device, std::vector<float>(expected.size(), 7.0f));
+    test::OnDevice<index_t> o(device, r.offset);
+    test::OnDevice<prim::Ends> ends(device, r.ends);
+    REQUIRE(prim::EndsSum<Cuda>::run(device, {in.data(), o.data(), r.heads()}, ends.data(), sum.data()) == Status::ok);
+    const std::vector<float> got = sum.read();
+    for (std::size_t h = 0; h < got.size(); ++h) CHECK(std::fabs(got[h] - expected[h]) <= 1e-5f * static_cast<float>(r.offset[h + 1] - r.offset[h]));
+  });
+}
+
+TEST_CASE("cuda draw_ranks: the CPU's noise, infinities and NaN left alone") {
+  const Rows r = many_rows();
+  std::vector<float> start = weights_for(r);
+  start[3] = inf, start[4] = NAN;
+  std::vector<float> expected = start;
+  Context<Cpu> cpu;
+  REQUIRE(prim::DrawRanks<Cpu>::run(cpu, 2.5f, 9, {expected.data(), r.offset.data(), r.heads()}) == Status::ok);
+  REQUIRE((expected[3] == inf && std::isnan(expected[4])));
+  test::each_way([&] {
+    test::Device device;
+    test::OnDevice<float> out(device, start);
+    test::OnDevice<index_t> o(device, r.offset);
+    REQUIRE(prim::DrawRanks<Cuda>::run(device, 2.5f, 9, {out.data(), o.data(), r.heads()}) == Status::ok);
+    const std::vector<float> got = out.read();
+    for (std::size_t i = 0; i < got.size(); ++i)
+      if (!(std::fabs(got[i] - expected[i]) <= 1e-5f || got[i] == expected[i] || (std::isnan(got[i]) && std::isnan(expected[i])))) FAIL_CHECK(i << ": " << got[i] << " instead of " << expected[i]);
   });
 }
 

@@ -141,6 +141,46 @@ TEST_CASE("cuda row_norm: rows in every stored form") {
   compare(prim::Corrected<prim::GroupInt<2>>{{.axis = prim::GroupAxis::channel, .group_size = 16}, prim::GroupAxis::channel, 32, 0.1, 2}, 64);
 }
 
+TEST_CASE("cuda row_product: rows in exact and coded form, each with the direction of its head") {
+  const std::vector<test::ColumnShape> shapes{{4, 100, 9, 2}, {0, 0, 3}, {0, 0, 0}, {1, 64, 0}};
+  const std::vector<index_t> slots{113, 3, 0, 65}, offset{0, 113, 116, 116, 181};
+  const auto compare = [&](const auto& codec, index_t dim) {
+    using Codec = std::remove_cvref_t<decltype(codec)>;
+    const test::HostColumn<Codec> column(codec, {DType::f16}, dim, 64, shapes, 21);
+    std::vector<float> expected(181, 7.0f), size(181), directions(at(4 * dim));
+    for (std::size_t i = 0; i < directions.size(); ++i) directions[i] = static_cast<float>(i * 7 % 11) - 5.0f;
+    constexpr index_t newest = 90;
+    for (std::size_t h = 0; h < 4; ++h)
+      for (index_t j = std::max<index_t>(0, slots[h] - newest); j < slots[h]; ++j)
+        column.each(static_cast<index_t>(h), j, 1, [&](const prim::SlotRun& run, index_t place, index_t, index_t) {
+          std::vector<float> x(at(dim));
+          if (run.coded) prim::PageCodec<Cpu, Codec>::decode(column.codec(), column.page(run), place, 1, {x.data(), 1, dim});
+          else prim::PageCodec<Cpu, prim::ExactRows>::decode(column.exact(), column.page(run), place, 1, {x.data(), 1, dim});
+          double sum = 0.0, sizes = 0.0;
+          for (std::size_t c = 0; c < x.size(); ++c) {
+            const double y = static_cast<double>(x[c]) * static_cast<double>(directions[h * x.size() + c]);
+            sum += y, sizes += std::fabs(y);
+          }
+          expected[at(offset[h] + j)] = -2.0f * static_cast<float>(sum), size[at(offset[h] + j)] = static_cast<float>(sizes);
+        });
+    test::each_way([&] {
+      test::Device device;
+      auto copy = column.on(device);
+      test::OnDevice<index_t> n(device, slots), o(device, offset);
+      test::OnDevice<float> out(device, std::vector<float>(181, 7.0f)), along(device, directions);
+      SlotRows<Cuda> rows;
+      if constexpr (std::is_same_v<Codec, prim::ExactRows>) rows = SlotRows<Cuda>(codec, copy.view(), n.data(), 4, 113, dim);
+      else rows = SlotRows<Cuda>(prim::DeviceForm<Codec>::of(codec, nullptr, 0, dim), {DType::f16}, copy.view(), n.data(), 4, 113, dim);
+      REQUIRE(prim::RowProduct<Cuda>::run(device, rows, newest, along.data(), -2.0f, {out.data(), o.data(), 4}) == Status::ok);
+      const std::vector<float> got = out.read();
+      for (std::size_t i = 0; i < got.size(); ++i) REQUIRE(std::fabs(got[i] - expected[i]) <= 1e-5f * size[i]);
+      CHECK(prim::RowProduct<Cuda>::run(device, rows, newest, along.data(), 1.0f, {out.data(), o.data(), 3}) == Status::shape_mismatch);
+    });
+  };
+  compare(prim::ExactRows{DType::f16}, 33);
+  compare(prim::GroupInt<4>{.axis = prim::GroupAxis::channel, .group_size = 32}, 128);
+}
+
 TEST_CASE("cuda row_norm: a row that is not finite is the longest") {
   std::vector<float> x(3 * 40, 1.0f);
   x[5] = NAN, x[45] = INFINITY;
@@ -214,6 +254,17 @@ TEST_CASE("cuda slot_exposure: counts, means and logarithms of means") {
     compare_numbers(offset, mark, x, [&]<Backend B>(Context<B>& c, RaggedView<const float>, RaggedView<float> out) { return prim::SlotExposure<B>::open_logs(c, appended, out); });
   for (const float decay : {0.5f, 0.99f})
     compare_numbers(offset, x, mark, [&]<Backend B>(Context<B>& c, RaggedView<const float> in, RaggedView<float> out) { return prim::SlotExposure<B>::decayed_mean(c, in, out, stepped, decay, out); }, 2e-5f);
+  for (const index_t rows : {0, 1, 300, 700}) {
+    std::vector<float> expected(at(rows) + 1, 7.0f);
+    Context<Cpu> cpu;
+    REQUIRE(prim::SlotExposure<Cpu>::row_divisors(cpu, 700, rows, expected.data()) == Status::ok);
+    test::each_way([&] {
+      test::Device device;
+      test::OnDevice<float> out(device, std::vector<float>(expected.size(), 7.0f));
+      REQUIRE(prim::SlotExposure<Cuda>::row_divisors(device, 700, rows, out.data()) == Status::ok);
+      CHECK(out.read() == expected);
+    });
+  }
 }
 
 TEST_CASE("cuda chunk_pool: bit for bit the CPU's, ends and NaN left alone") {

@@ -183,6 +183,37 @@ TEST_CASE("calibrate: axes are principal directions, of keys without their mean 
   REQUIRE(at(queries, 6, 2) == Approx(1.0));
 }
 
+TEST_CASE("calibrate: a filter is the direction that holds most of the queries, and they point away from it", "[eval][calibrate]") {
+  TwoTexts t;
+  for (index_t i = 0; i < 60; ++i)
+    for (const index_t g : {0, 1})
+      for (index_t d = 0; d < 8; ++d) t.query(i, g)[d] = d == 3 ? (i % 4 == 0 ? -3.0f : 5.0f) : d == 6 ? (i % 2 == 0 ? 2.0f : -2.0f) : 0.0f;
+  // Means of products: 21 along the axis 3, 4 along 6, -4 of the two. The larger eigenvalue belongs to (-4, large - 21).
+  const double large = 12.5 + std::sqrt(8.5 * 8.5 + 4.0 * 4.0), length = std::hypot(4.0, large - 21);
+  const HeadArrays found = head_query_filters(t.of(), {}, 1);
+  REQUIRE(found.arrays[0].name == "query.filters");
+  REQUIRE(found.arrays[0].extent == std::vector<index_t>{8});
+  const std::vector<float>& filter = found.arrays[0].numbers;
+  REQUIRE(filter[3] == Approx(-4.0 / length).epsilon(1e-5));
+  REQUIRE(filter[6] == Approx((large - 21) / length).epsilon(1e-5));
+  REQUIRE(found.said == std::vector<std::string>{"0.876", "0.750"});
+
+  for (index_t i = 0; i < 60; ++i)
+    for (const index_t g : {0, 1}) t.query(i, g)[3] *= -1.0f;
+  REQUIRE(head_query_filters(t.of(), {}, 1).arrays[0].numbers[3] == Approx(-filter[3]).epsilon(1e-5));
+
+  Options o = calibration("qfilters");
+  const Calibrated made = calibrate(o);
+  REQUIRE(made.bases.arrays[0].extent == std::vector<index_t>{4, 2, 64});
+  const Saved file(bases_bytes(made.bases), "qfilters");
+  REQUIRE(complaint(file.path()).empty());
+  Options e = tiny("pca");
+  e.calibrate = false, e.context = 96, e.windows = 1, e.recipes = {"qfilters(keep=50%)"};
+  REQUIRE_THROWS_WITH(evaluate(e, nullptr), Catch::Contains("query_filters") && Catch::Contains("calibrate --method qfilters"));
+  o.calibration.keys = "raw";
+  REQUIRE_THROWS_WITH(calibrate(o), "--keys raw: qfilters' directions meet keys as attention compares them");
+}
+
 TEST_CASE("calibrate: centroids come back to where keys lie, whatever metric they were found by", "[eval][calibrate]") {
   TwoTexts t;
   std::vector<float> points(3 * 8), noise(60 * 8);

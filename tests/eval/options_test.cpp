@@ -74,7 +74,7 @@ TEST_CASE("options: calibrate takes what a method of its own has, and nothing el
   const Parsed m = with({"magicpig", "--tables", "20", "--bits", "7", "--seed", "3"});
   REQUIRE(m.complaint.empty());
   REQUIRE((m.options.calibration.tables == 20 && m.options.calibration.bits == 7));
-  for (const char* method : {"loki", "infinigen"}) {
+  for (const char* method : {"loki", "infinigen", "qfilters"}) {
     REQUIRE(with({method}).complaint.empty());
     REQUIRE(with({method, "--codes", "8"}).complaint == "--codes and --distance belong to --method a2ats");
     REQUIRE(with({method, "--bits", "8"}).complaint == "--tables and --bits belong to --method magicpig");

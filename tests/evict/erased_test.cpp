@@ -22,6 +22,7 @@
 #include <kvcondense/evict/exit_threshold.hpp>
 #include <kvcondense/evict/expected_attention.hpp>
 #include <kvcondense/evict/fastgen.hpp>
+#include <kvcondense/evict/finch.hpp>
 #include <kvcondense/evict/h2o.hpp>
 #include <kvcondense/evict/keep_all.hpp>
 #include <kvcondense/evict/keydiff.hpp>
@@ -29,13 +30,16 @@
 #include <kvcondense/evict/knorm.hpp>
 #include <kvcondense/evict/kvcrush.hpp>
 #include <kvcondense/evict/lagkv.hpp>
+#include <kvcondense/evict/nacl.hpp>
 #include <kvcondense/evict/observed_attention.hpp>
 #include <kvcondense/evict/page_round.hpp>
 #include <kvcondense/evict/paged_h2o.hpp>
 #include <kvcondense/evict/policy.hpp>
 #include <kvcondense/evict/prefixkv.hpp>
+#include <kvcondense/evict/qfilters.hpp>
 #include <kvcondense/evict/rkv.hpp>
 #include <kvcondense/evict/scissorhands.hpp>
+#include <kvcondense/evict/simlayerkv.hpp>
 #include <kvcondense/evict/sink_window.hpp>
 #include <kvcondense/evict/sirllm.hpp>
 #include <kvcondense/evict/snapkv.hpp>
@@ -117,6 +121,10 @@ TEST_CASE("erased: a pipeline chosen at run time does what the typed one does", 
   require_same(evict::H2O{.heavy = 9, .recent = 8}, Any(evict::H2O{.heavy = 9, .recent = 8}));
   require_same(evict::Tova{.tokens = 19}, Any(evict::Tova{.tokens = 19}));
   require_same(evict::SnapKV{.tokens = 19, .window = 5}, Any(evict::SnapKV{.tokens = 19, .window = 5}));
+  require_same(evict::Finch{.keep = 0.3, .window = 5}, Any(evict::Finch{.keep = 0.3, .window = 5}));
+  require_same(evict::Finch{.keep = 0.3, .window = 0}, Any(evict::Finch{.keep = 0.3, .window = 0}));
+  const evict::Nacl nacl{.tokens = 19, .window = 5, .sinks = 1, .recent = 4};
+  require_same(nacl, Any(nacl));
   require_same(evict::Knorm{.tokens = 19, .recent = 5}, Any(evict::Knorm{.tokens = 19, .recent = 5}));
   require_same(evict::KeyDiff{.tokens = 19, .recent = 5}, Any(evict::KeyDiff{.tokens = 19, .recent = 5}));
   const evict::ObservedAttention observed{.keep = 0.4, .recent = 5};
@@ -141,6 +149,14 @@ TEST_CASE("erased: a pipeline chosen at run time does what the typed one does", 
   const float gates[] = {1, 2, 3, 4, 5, 6, 9, 8, 7, 0, 1, 2};
   const evict::DuoAttention duo{.sparsity = 0.7, .sinks = 2, .recent = 9, .gates = {gates, 4, 3}};
   require_same(duo, Any(duo));
+  std::vector<float> filters(4 * 3 * 2);
+  for (std::size_t i = 0; i < filters.size(); ++i) filters[i] = static_cast<float>(number(8, 1, static_cast<index_t>(i))) - 0.5f;
+  const evict::QFilters filtered{.keep = 0.3, .recent = 3, .query_filters = {filters.data(), 4, 3, 2}};
+  require_same(filtered, Any(filtered));
+  for (const double threshold : {0.0, 1.0}) {
+    const evict::SimLayerKV lazy{.threshold = threshold, .sinks = 2, .recent = 9};
+    require_same(lazy, Any(lazy));
+  }
   const evict::StridedBlocks strided{.block = 3, .local = 4, .every = 5};
   require_same(strided, Any(strided));
   const float evicted[] = {0.2f, 0.4f, 0.6f, 0.8f};

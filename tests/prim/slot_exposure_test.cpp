@@ -125,3 +125,12 @@ TEST_CASE("slot_exposure: logarithms of the sums of new slots are of nothing, an
   REQUIRE(prim::SlotExposure<Cpu>::open_logs(ctx, 3, {logs, offset, 3}) == Status::ok);  // a head may hold fewer slots than came
   REQUIRE(std::vector<float>(logs, logs + 5) == std::vector<float>(5, none));
 }
+
+TEST_CASE("slot_exposure: rows are divided by the part of all tokens that came before them", "[prim][slot_exposure]") {
+  float out[4] = {7.0f, 7.0f, 7.0f, 7.0f};
+  Context<Cpu> ctx;
+  REQUIRE(prim::SlotExposure<Cpu>::row_divisors(ctx, 12, 3, out) == Status::ok);
+  REQUIRE((out[0] == 12.0f / 9.0f && out[1] == 1.2f && out[2] == 12.0f / 11.0f && out[3] == 7.0f));
+  REQUIRE(prim::SlotExposure<Cpu>::row_divisors(ctx, 2, 2, out) == Status::ok);
+  REQUIRE((out[0] == std::numeric_limits<float>::infinity() && out[1] == 2.0f));
+}

@@ -32,6 +32,8 @@ class RandomModel {
       fill(*books, s.layers * s.kv_heads * 256 * (books == &key_books_ ? s.head_dim : s.values()), -1.0f);
       for (float& x : *books) x *= 0.1f;
     }
+    fill(filters_, s.layers * s.kv_heads * s.head_dim, -1.0f);
+    facts_.query_filters = {filters_.data(), s.layers, s.kv_heads, s.head_dim};
     facts_.key_books = {key_books_.data(), s.layers, s.kv_heads, 256 * s.head_dim};
     facts_.value_books = {value_books_.data(), s.layers, s.kv_heads, 256 * s.values()};
     constexpr index_t hidden = 24;
@@ -81,7 +83,7 @@ class RandomModel {
   }
 
   std::mt19937 random_;
-  std::vector<float> gates_, induction_, echo_, shares_, evicted_, variance_, lower_, upper_, key_books_, value_books_, planes_;
+  std::vector<float> gates_, induction_, echo_, shares_, evicted_, variance_, lower_, upper_, key_books_, value_books_, filters_, planes_;
   Stack output_, retain_in_, retain_out_, key_codes_, key_metric_, key_axes_, query_axes_;
   std::vector<std::unique_ptr<RandomBases>> bases_;
   std::vector<NamedBases> named_;

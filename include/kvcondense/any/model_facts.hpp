@@ -37,6 +37,7 @@ struct ModelFacts {
   HashPlanes hash_planes{};      ///< of MagicPIG: random planes for all heads
   LayerMatrices retain_in{};    ///< of Locret: [inputs, hidden units]
   LayerMatrices retain_out{};   ///< of Locret: [hidden units, kv_heads]
+  HeadRows query_filters{};     ///< of Q-Filters: [head_dim], the direction that a head's queries point away from
 };
 
 /// Gives `method` every fact that it has a member for.
@@ -65,6 +66,7 @@ constexpr void take_facts(K& method, const ModelFacts& facts) {
   if constexpr (requires { method.key_metric = facts.key_metric; }) method.key_metric = facts.key_metric;
   if constexpr (requires { method.key_axes = facts.key_axes; }) method.key_axes = facts.key_axes;
   if constexpr (requires { method.query_axes = facts.query_axes; }) method.query_axes = facts.query_axes;
+  if constexpr (requires { method.query_filters = facts.query_filters; }) method.query_filters = facts.query_filters;
   if constexpr (requires { method.hash_planes = facts.hash_planes; }) method.hash_planes = facts.hash_planes;
   if constexpr (requires { method.retain_in = facts.retain_in; }) method.retain_in = facts.retain_in;
   if constexpr (requires { method.retain_out = facts.retain_out; }) method.retain_out = facts.retain_out;

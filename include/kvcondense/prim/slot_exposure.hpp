@@ -32,6 +32,10 @@ KVCONDENSE_HD constexpr float exposure_mark(std::uint32_t rows, std::uint32_t st
 ///       out[h][j] = logs[h][j] - log(1 - decay^rows): the logarithm of a mean whose weights fade from row to row;
 ///       -inf where no row has seen the slot
 ///
+///   row_divisors(ctx, index_t seen, index_t rows, float* out)
+///       out[r] = seen / tokens before row r, of the newest `rows` of so many tokens; +inf where there are none: what a row's
+///       shares are divided by where rows are to count by how much they saw
+///
 /// Numbers  rows modulo 2^32; means divide by them in float32, which has them exactly up to 2^24.
 template <Backend B>
 struct SlotExposure {

@@ -51,6 +51,11 @@ struct SlotExposure<Cpu> {
     return Status::ok;
   }
 
+  static Status row_divisors(Context<Cpu>&, index_t seen, index_t rows, float* out) {
+    for (index_t r = 0; r < rows; ++r) out[r] = static_cast<float>(seen) / static_cast<float>(seen - rows + r);
+    return Status::ok;
+  }
+
  private:
   /// out[h][j] = f(x[h][j], rows that have seen the slot).
   template <class F>

@@ -36,6 +36,13 @@ __global__ void __launch_bounds__(Threads) open_logs(index_t appended, RaggedVie
   for (index_t j = first + static_cast<index_t>(blockIdx.x) * Threads + threadIdx.x; j < n; j += step) logs.row(blockIdx.y)[j] = -INFINITY;
 }
 
+/// A thread a row.
+template <int Threads>
+__global__ void __launch_bounds__(Threads) row_divisors(index_t seen, index_t rows, float* out) {
+  const index_t r = static_cast<index_t>(blockIdx.x) * Threads + threadIdx.x;
+  if (r < rows) out[r] = static_cast<float>(seen) / static_cast<float>(seen - rows + r);
+}
+
 /// `x` is what the rule divides. Grid: blocks, heads.
 template <ExposureRule Rule>
 __global__ void __launch_bounds__(exposure_threads) slot_exposure(RaggedView<const float> x, RaggedView<const float> mark, std::uint32_t stepped, float decay,
@@ -72,6 +79,10 @@ struct SlotExposure<Cuda> {
   static Status decayed_mean(Context<Cuda>& ctx, RaggedView<const float> logs, RaggedView<const float> mark, index_t stepped, float decay,
                              RaggedView<float> out) {
     return run<cuda_kernels::ExposureRule::decayed_mean>(ctx, logs, mark, stepped, decay, out);
+  }
+  static Status row_divisors(Context<Cuda>& ctx, index_t seen, index_t rows, float* out) {
+    using namespace cuda_kernels;
+    return cuda::launch(ctx, cuda_kernels::row_divisors<exposure_threads>, {cuda::covering(rows, exposure_threads)}, exposure_threads, 0, seen, rows, out);
   }
 
  private:

@@ -20,6 +20,8 @@
 #include <kvcondense/backend/cuda/corrected.cuh>
 #include <kvcondense/backend/cuda/count_above.cuh>
 #include <kvcondense/backend/cuda/drawn_slots.cuh>
+#include <kvcondense/backend/cuda/draw_ranks.cuh>
+#include <kvcondense/backend/cuda/ends_sum.cuh>
 #include <kvcondense/backend/cuda/expected_attention.cuh>
 #include <kvcondense/backend/cuda/find_rows.cuh>
 #include <kvcondense/backend/cuda/forward_pool.cuh>
@@ -67,6 +69,7 @@
 #include <kvcondense/backend/cuda/row_deviation.cuh>
 #include <kvcondense/backend/cuda/row_direction.cuh>
 #include <kvcondense/backend/cuda/row_norm.cuh>
+#include <kvcondense/backend/cuda/row_product.cuh>
 #include <kvcondense/backend/cuda/row_redundancy.cuh>
 #include <kvcondense/backend/cuda/row_similarity.cuh>
 #include <kvcondense/backend/cuda/segmented_combine.cuh>

@@ -19,6 +19,7 @@ namespace kvcondense::evict {
 /// Source: a score per token that is written when the token comes, and never again. `From` writes it:
 ///   inputs() -> Inputs; one_set() -> bool; write(ctx, view, RaggedView<float> lane) -> Status
 ///   touches() -> Touches (may be left out)   newest where it writes numbers of the step's own tokens alone
+///   rotated_keys() -> bool (may be left out)   reads keys rotated, never raw
 template <class From>
 struct Frozen {
   From from{};
@@ -29,6 +30,7 @@ struct Frozen {
   constexpr index_t lanes() const { return 1; }
   constexpr index_t score_lane() const { return 0; }
   constexpr bool one_set() const { return from.one_set(); }
+  constexpr bool rotated_keys() const { return reads_rotated_keys(from); }
   constexpr Touches touches() const { return evict::touches(from); }
   std::size_t workspace_bytes(const CacheShape&, index_t) const { return 0; }
 
