@@ -52,6 +52,7 @@ KVCONDENSE_HD constexpr int param_chunk(int c) { return c ^ (c >> 3 & 1); }
 
 /// One column's part of a stage that depends on its codec.
 struct PartLayout {
+  int width = 0;  ///< numbers of a row
   int row_bytes = 0, params_at = 0, group_bytes = 0;  ///< of a page
   int group_slots = 1, group_shift = 0;               ///< -1: no power of two
   int params = 0;       ///< bytes of all parameters in a stage
@@ -84,6 +85,7 @@ template <int Bits>
 PartLayout part_layout(const GroupInt<Bits>& codec, index_t page_slots, index_t dim, int padded, int slots) {
   PartLayout p;
   const index_t group = codec.group_bytes(dim);
+  p.width = static_cast<int>(dim);
   p.row_bytes = static_cast<int>(codec.row_bytes(dim));
   p.params_at = static_cast<int>(codec.params_at(page_slots, dim));
   p.group_bytes = static_cast<int>(group);
@@ -97,17 +99,28 @@ PartLayout part_layout(const GroupInt<Bits>& codec, index_t page_slots, index_t 
   return p;
 }
 
+/// A column as it is stored: its codec, slots of its pages, numbers of its coded rows.
+template <class Codec>
+struct StoredColumn {
+  const Codec& codec;
+  index_t page_slots, width;
+};
+/// `padded`, `coded`: numbers of exact rows and of coded ones in a stage.
 template <class KeyCodec, class ValueCodec>
-RingLayout ring_layout(const KeyCodec& keys, index_t key_slots, const ValueCodec& values, index_t value_slots, index_t dim, int padded) {
-  const int exact = rows_that_fit(16, padded), of_keys = most_codes(keys, padded), of_values = most_codes(values, padded);
+RingLayout ring_layout(const StoredColumn<KeyCodec>& keys, const StoredColumn<ValueCodec>& values, int padded, int coded) {
+  const int exact = rows_that_fit(16, padded), of_keys = most_codes(keys.codec, coded), of_values = most_codes(values.codec, coded);
   const int least = of_keys < of_values ? of_keys : of_values, slots = least > exact ? least : exact;
-  RingLayout r{part_layout(keys, key_slots, dim, padded, slots), part_layout(values, value_slots, dim, padded, slots), 0, 0};
+  RingLayout r{part_layout(keys.codec, keys.page_slots, keys.width, coded, slots), part_layout(values.codec, values.page_slots, values.width, coded, slots), 0, 0};
   // Scores take the place of keys that were read; where rows are shorter than scores, that behind the rows.
   constexpr int row = padded_row(stored_bits<KeyCodec>, 64);
   static_assert(row >= 32 || ring_slots * row + 512 * ring_steps <= ring_rows);
-  if (padded_row(stored_bits<KeyCodec>, padded) < 32) r.scores = ring_slots * row;
+  if (padded_row(stored_bits<KeyCodec>, coded) < 32) r.scores = ring_slots * row;
   r.stage = (2 * ring_rows + r.key.params + r.value.params + 16 + 127) / 128 * 128;
   return r;
+}
+template <class KeyCodec, class ValueCodec>
+RingLayout ring_layout(const KeyCodec& keys, index_t key_slots, const ValueCodec& values, index_t value_slots, index_t dim, int padded) {
+  return ring_layout(StoredColumn<KeyCodec>{keys, key_slots, dim}, StoredColumn<ValueCodec>{values, value_slots, dim}, padded, padded);
 }
 
 }  // namespace kvcondense::prim::cuda_kernels
