@@ -50,16 +50,16 @@ template <class Codec>
 inline constexpr bool rows_of_halves = stored_bits<Codec> == 16;
 
 /// Coordinates of a head, as a kernel reads them; of codecs without a map rows as long as exact ones.
-struct CodedRows {
+struct CoordinateRows {
   int width;
   bool maps;
 };
 template <class Codec>
-__device__ inline CodedRows coded_rows(const Codec&, index_t, int dim) {
+__device__ inline CoordinateRows coordinate_rows(const Codec&, index_t, int dim) {
   return {dim, false};
 }
 template <class C>
-__device__ inline CodedRows coded_rows(const Latent<C>& codec, index_t head, int) {
+__device__ inline CoordinateRows coordinate_rows(const Latent<C>& codec, index_t head, int) {
   const LatentMap map = codec.map.of(head);
   return {map.rank, map.maps()};
 }
@@ -138,7 +138,7 @@ __global__ void __launch_bounds__(halves_threads, latent_halves_blocks<Rank>) at
   const int lane = cuda::lane_of_warp(), warp = cuda::warp_of_block(), g = lane / 4, t = lane % 4;
   const auto& key_codec = ring_codec(heads.key_codec);
   const auto& value_codec = ring_codec(heads.value_codec);
-  const CodedRows of_keys = coded_rows(heads.key_codec, head, dim), of_values = coded_rows(heads.value_codec, head, value_dim);
+  const CoordinateRows of_keys = coordinate_rows(heads.key_codec, head, dim), of_values = coordinate_rows(heads.value_codec, head, value_dim);
   resize(key_codec, layout.key, of_keys.width), resize(value_codec, layout.value, of_values.width);
 
   std::byte* const memory = reinterpret_cast<std::byte*>(cuda::dyn_smem());
@@ -195,8 +195,14 @@ __global__ void __launch_bounds__(halves_threads, latent_halves_blocks<Rank>) at
           const bool sees = 16 * u + g + 8 * (c / 2) < limit[c % 2];
           score[c] = sees ? fmaf(score[c], c % 2 == 0 ? scale.x : scale.y, c % 2 == 0 ? shift.x : shift.y) : minus_infinity();
           largest[c % 2] = score[c] > largest[c % 2] ? score[c] : largest[c % 2];
-          const index_t row = first_row + 2 * t + c % 2;
-          if (mass && sees && row >= plan.first_mass_row) plan.logit_row(head, row)[tile.first + 16 * u + g + 8 * (c / 2)] = score[c] * ln_2;
+        }
+        if (mass) {
+#pragma unroll
+          for (int c = 0; c < 4; ++c) {
+            const index_t row = first_row + 2 * t + c % 2;
+            const int in_tile = 16 * u + g + 8 * (c / 2);
+            if (in_tile < limit[c % 2] && row >= plan.first_mass_row) plan.logit_row(head, row)[tile.first + in_tile] = score[c] * ln_2;
+          }
         }
         __syncwarp();  // keys of this step are read
         waiting[32 * u] = float4{score[0], score[1], score[2], score[3]};
@@ -226,19 +232,24 @@ __global__ void __launch_bounds__(halves_threads, latent_halves_blocks<Rank>) at
       }
     }
 #pragma unroll
-    for (int e = 0; e < 2; ++e) {
+    for (int e = 0; e < 2; ++e)
 #pragma unroll
       for (int d = 4; d < cuda::warp_lanes; d *= 2) {
         const float other = __shfl_xor_sync(cuda::full_warp, largest[e], d);
         largest[e] = other > largest[e] ? other : largest[e];
       }
-      const float shrink = cuda::exp2_fast(top[e] - largest[e]);
-      top[e] = largest[e];
-      total[e] *= shrink, coordinate_total[e] *= shrink;
+    // Tops seldom move behind the first tiles, and two sums are many products.
+    if (__any_sync(cuda::full_warp, static_cast<int>(largest[0] > top[0] || largest[1] > top[1])) != 0) {
 #pragma unroll
-      for (int m = 0; m < blocks; ++m) sum[m][e] *= shrink, sum[m][2 + e] *= shrink;
+      for (int e = 0; e < 2; ++e) {
+        const float shrink = cuda::exp2_fast(top[e] - largest[e]);
+        top[e] = largest[e];
+        total[e] *= shrink, coordinate_total[e] *= shrink;
 #pragma unroll
-      for (int m = 0; m < coded_blocks; ++m) of_coordinates[m][e] *= shrink, of_coordinates[m][2 + e] *= shrink;
+        for (int m = 0; m < blocks; ++m) sum[m][e] *= shrink, sum[m][2 + e] *= shrink;
+#pragma unroll
+        for (int m = 0; m < coded_blocks; ++m) of_coordinates[m][e] *= shrink, of_coordinates[m][2 + e] *= shrink;
+      }
     }
     float part[2] = {};  // of the total
     const auto each_weight = [&](const auto& add) {
