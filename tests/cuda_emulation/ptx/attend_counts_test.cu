@@ -200,9 +200,9 @@ int main() {
   // Tiles of 32: scales of keys are copied and folded twice for a group of 64.
   check({"8 bits", 17408 + 512, 3400, 96, BoundBy::memory}, tile<128>(by<8>(prim::GroupAxis::channel, 64), by<8>(prim::GroupAxis::token, 64), 0));
   check({"halves", 32768, 2400, 64, BoundBy::memory}, tile<128>(prim::ExactRows{}, prim::ExactRows{}, 0));
-  check({"coordinates, 64 halves", 16384, 1400, 32, BoundBy::memory}, tile_of_coordinates<64>(prim::ExactRows{}, 0));
-  check({"coordinates, 64 halves behind sinks", 16384, 1400, 32, BoundBy::memory}, tile_of_coordinates<64>(prim::ExactRows{}, 4));
-  check({"coordinates, 128 halves", 32768, 2600, 64, BoundBy::memory}, tile_of_coordinates<128>(prim::ExactRows{}, 0));
-  check({"coordinates, 64 of 4 bits", 5120, 1900, 32, BoundBy::instructions}, tile_of_coordinates<64>(by<4>(prim::GroupAxis::token, 32), 0));
+  check({"coordinates, 64 halves", 16384, 1490, 32, BoundBy::memory}, tile_of_coordinates<64>(prim::ExactRows{}, 0));
+  check({"coordinates, 64 halves behind sinks", 16384, 2080, 32, BoundBy::memory}, tile_of_coordinates<64>(prim::ExactRows{}, 4));
+  check({"coordinates, 128 halves", 32768, 2740, 64, BoundBy::memory}, tile_of_coordinates<128>(prim::ExactRows{}, 0));
+  check({"coordinates, 64 of 4 bits", 5120, 2400, 32, BoundBy::instructions}, tile_of_coordinates<64>(by<4>(prim::GroupAxis::token, 32), 0));
   return report();
 }
