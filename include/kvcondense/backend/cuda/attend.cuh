@@ -32,7 +32,7 @@ enum class AttendMath : std::uint8_t {
 ///          scales of the channel axis are halves too: of scales below about 1e-3 digits are lost.
 ///          The result of a head does not depend on the device nor on other heads. Several sequences are more heads.
 /// Errors   shape_mismatch, invalid_argument, workspace_too_small; not_supported: AttendMath::halves of anything but
-///          heads of a multiple of 16 up to 128 for keys and values alike, exact parts and parameters in f16, codes of 2, 4 or 8
+///          heads of a multiple of 16 up to 128 for keys and values alike (each by itself where either holds coordinates: those are halves, or codes of a multiple of 16), exact parts and parameters in f16, codes of 2, 4 or 8
 ///          bits in rows, without numbers per slot (PagedScalars), raw keys (KeyTurn) or slots that live on in others (PassedSlots), keys on either axis and values on the token axis, groups of channels multiples of eight; or where
 ///          the device has too little shared memory (75 kB a block at 4 bits). Nothing is enqueued then.
 ///          A head with more than `max_slots` slots is the caller's mistake, which only the device could see.
