@@ -4,81 +4,36 @@
 
 #include <kvcondense/backend/cuda/attend_halves.cuh>
 #include <kvcondense/backend/cuda/attend_latent.cuh>
+#include <kvcondense/backend/cuda/latent_ring.cuh>
 #include <kvcondense/prim/slot_runs.hpp>
 
-// `attend_halves` over slots of which some are coordinates. A tile is of one kind, so a tile of keys meets one form of the queries, and a tile of values
-// is added to one of two sums. Coordinates are as long as a rank in pages, in the ring and in products: rows of `Rank` numbers, exact rows of `Dim`.
+// `attend_halves` over slots of which some are coordinates. A tile is of one kind, so a tile of
+// keys meets one form of the queries, and a tile of values is added to one of two sums. Coordinates
+// are as long as a rank in pages, in the ring and in products: rows of `Rank` numbers, exact rows
+// of `Dim`.
 
-namespace kvcondense::prim {
-namespace cuda_kernels {
+namespace kvcondense::prim::cuda_kernels {
 
-/// Coordinates that are halves, as a codec of the ring: rows without parameters, of another length than exact ones.
-struct HalfCoordinates {
-  static constexpr GroupAxis axis = GroupAxis::token;
-  static constexpr GroupForm form = GroupForm::symmetric;
-};
-template <>
-inline constexpr int stored_bits<HalfCoordinates> = 16;
-inline int most_codes(const HalfCoordinates&, int padded) { return rows_that_fit(16, padded); }
-KVCONDENSE_HD constexpr int grain_of_halves(int numbers) { return numbers % 8 == 0 ? 16 : numbers % 4 == 0 ? 8 : numbers % 2 == 0 ? 4 : 2; }
-/// Of rows of `width` numbers, which may be another in every head.
-KVCONDENSE_HD constexpr void resize(const HalfCoordinates&, PartLayout& p, int width) {
-  p.width = width, p.row_bytes = 2 * width, p.row_grain = grain_of_halves(width);
-}
-template <class Codec>
-KVCONDENSE_HD constexpr void resize(const Codec&, PartLayout&, int) {}
-inline PartLayout part_layout(const HalfCoordinates& codec, index_t, index_t width, int padded, int) {
-  PartLayout p;
-  resize(codec, p, static_cast<int>(width));
-  p.most = most_codes(codec, padded);
-  return p;
-}
-
-/// How the ring takes rows of a codec: coordinates as what they are stored as.
-template <class Codec>
-KVCONDENSE_HD constexpr const Codec& ring_codec(const Codec& codec) {
-  return codec;
-}
-template <class C>
-KVCONDENSE_HD constexpr const C& ring_codec(const Latent<C>& codec) {
-  return codec.codec;
-}
-KVCONDENSE_HD constexpr HalfCoordinates ring_codec(const Latent<ExactRows>&) { return {}; }
-template <class Codec>
-using RingCodec = std::remove_cvref_t<decltype(ring_codec(std::declval<const Codec&>()))>;
-template <class Codec>
-inline constexpr bool rows_of_halves = stored_bits<Codec> == 16;
-
-/// Coordinates of a head, as a kernel reads them; of codecs without a map rows as long as exact ones.
-struct CoordinateRows {
-  int width;
-  bool maps;
-};
-template <class Codec>
-__device__ inline CoordinateRows coordinate_rows(const Codec&, index_t, int dim) {
-  return {dim, false};
-}
-template <class C>
-__device__ inline CoordinateRows coordinate_rows(const Latent<C>& codec, index_t head, int) {
-  const LatentMap map = codec.map.of(head);
-  return {map.rank, map.maps()};
-}
-
-/// Queries of a block of rows in both forms, each in the order that its keys are read in, a lane's own; behind the rings. Logits are products times
-/// `scale`, and `shift`: what a mean of keys adds to those of coordinates.
+/// Queries of a block of rows in both forms, each in the order that its keys are read in, a lane's
+/// own; behind the rings. Logits are products times `scale`, and `shift`: what a mean of keys adds
+/// to those of coordinates.
 template <int Dim, int Rank>
 struct LatentQueries {
   uint4 exact[Dim / 32][cuda::warp_lanes], coded[Rank / 32][cuda::warp_lanes];
   float scale[2][row_block], shift[2][row_block];
 };
 template <int Pairs>
-__device__ inline void keep_queries(const QueryPairs<Pairs>& q, float shift, int lane, uint4 (*pairs)[cuda::warp_lanes], float* scales, float* shifts) {
+__device__ inline void keep_queries(const QueryPairs<Pairs>& q, float shift, int lane,
+                                    uint4 (*pairs)[cuda::warp_lanes], float* scales,
+                                    float* shifts) {
 #pragma unroll
-  for (int k = 0; k < Pairs / 4; ++k) pairs[k][lane] = uint4{q.pair[4 * k], q.pair[4 * k + 1], q.pair[4 * k + 2], q.pair[4 * k + 3]};
+  for (int k = 0; k < Pairs / 4; ++k)
+    pairs[k][lane] = uint4{q.pair[4 * k], q.pair[4 * k + 1], q.pair[4 * k + 2], q.pair[4 * k + 3]};
   if (lane % 4 == 0) scales[lane / 4] = q.scale, shifts[lane / 4] = shift;
 }
 template <int Pairs>
-__device__ inline void take_queries(const uint4 (*pairs)[cuda::warp_lanes], int lane, std::uint32_t (&q)[Pairs]) {
+__device__ inline void take_queries(const uint4 (*pairs)[cuda::warp_lanes], int lane,
+                                    std::uint32_t (&q)[Pairs]) {
 #pragma unroll
   for (int k = 0; k < Pairs / 4; ++k) {
     const uint4 v = pairs[k][lane];
@@ -93,7 +48,8 @@ std::size_t latent_halves_shared(const RingLayout& ring) {
 
 /// Sums of a warp, rows 2t and 2t + 1, where the other warps find them.
 template <int Blocks, int Dim>
-__device__ inline void show_sums(HalvesShared<Dim>& shared, const float (&sum)[Blocks][4], const float (&total)[2]) {
+__device__ inline void show_sums(HalvesShared<Dim>& shared, const float (&sum)[Blocks][4],
+                                 const float (&total)[2]) {
   const int lane = cuda::lane_of_warp(), warp = cuda::warp_of_block(), g = lane / 4, t = lane % 4;
 #pragma unroll
   for (int e = 0; e < 2; ++e)
@@ -101,13 +57,16 @@ __device__ inline void show_sums(HalvesShared<Dim>& shared, const float (&sum)[B
 #pragma unroll
   for (int m = 0; m < Blocks; ++m)
 #pragma unroll
-    for (int c = 0; c < 4; ++c) shared.sums[warp][2 * t + c % 2][64 * (m / 4) + 8 * g + m % 4 + 4 * (c / 2)] = sum[m][c];
+    for (int c = 0; c < 4; ++c)
+      shared.sums[warp][2 * t + c % 2][64 * (m / 4) + 8 * g + m % 4 + 4 * (c / 2)] = sum[m][c];
 }
 /// What all warps found of channel c of row r; at the total `c` is -1.
 template <int Dim>
 __device__ inline float joined_sum(const HalvesShared<Dim>& shared, int r, int c, float most) {
   float all = 0.0f;
-  for (int w = 0; w < halves_warps; ++w) all += cuda::exp2_fast(shared.top[w][r] - most) * (c < 0 ? shared.total[w][r] : shared.sums[w][r][c]);
+  for (int w = 0; w < halves_warps; ++w)
+    all += cuda::exp2_fast(shared.top[w][r] - most) *
+           (c < 0 ? shared.total[w][r] : shared.sums[w][r][c]);
   return all;
 }
 template <int Dim>
@@ -117,55 +76,76 @@ __device__ inline float joined_top(const HalvesShared<Dim>& shared, int r) {
   return most;
 }
 
-/// Blocks that registers of a multiprocessor have room for: two sums of long rows take those of a third.
+/// Blocks that registers of a multiprocessor have room for: two sums of long rows take those of a
+/// third.
 template <int Rank>
 inline constexpr int latent_halves_blocks = Rank > 64 ? 2 : 3;
 
 /// Grid: `piece_grid`.
 template <class KeyCodec, class ValueCodec, int Dim, int Rank>
-__global__ void __launch_bounds__(halves_threads, latent_halves_blocks<Rank>) attend_latent_halves(PagedHeads<KeyCodec, ValueCodec> heads, AttendPlan plan, LatentPlan latent, RingLayout layout) {
+__global__ void __launch_bounds__(halves_threads, latent_halves_blocks<Rank>)
+    attend_latent_halves(PagedHeads<KeyCodec, ValueCodec> heads, AttendPlan plan, LatentPlan latent,
+                         RingLayout layout) {
   using Keys = RingCodec<KeyCodec>;
   using Values = RingCodec<ValueCodec>;
   using ExactOrder = KeyOrder<ExactRows, Dim>;
   using CodedOrder = KeyOrder<Keys, Rank>;
   static_assert(ExactOrder::units == 1 && Rank <= Dim);
   constexpr int blocks = Dim / 16, coded_blocks = Rank / 16;  // of 16 channels of sums
-  const index_t head = blockIdx.z, piece = blockIdx.y, first_row = static_cast<index_t>(blockIdx.x) * row_block;
+  const index_t head = blockIdx.z, piece = blockIdx.y,
+                first_row = static_cast<index_t>(blockIdx.x) * row_block;
   const index_t slots = heads.slots[head], size = piece_slots(slots, plan.split);
   if (piece >= pieces(slots, plan.split)) return;
-  const int rows = static_cast<int>(plan.rows - first_row < row_block ? plan.rows - first_row : row_block);
+  const int rows =
+      static_cast<int>(plan.rows - first_row < row_block ? plan.rows - first_row : row_block);
   const int dim = static_cast<int>(plan.dim), value_dim = static_cast<int>(plan.value_dim);
   const int lane = cuda::lane_of_warp(), warp = cuda::warp_of_block(), g = lane / 4, t = lane % 4;
   const auto& key_codec = ring_codec(heads.key_codec);
   const auto& value_codec = ring_codec(heads.value_codec);
-  const CoordinateRows of_keys = coordinate_rows(heads.key_codec, head, dim), of_values = coordinate_rows(heads.value_codec, head, value_dim);
+  const CoordinateRows of_keys = coordinate_rows(heads.key_codec, head, dim),
+                       of_values = coordinate_rows(heads.value_codec, head, value_dim);
   resize(key_codec, layout.key, of_keys.width), resize(value_codec, layout.value, of_values.width);
 
   std::byte* const memory = reinterpret_cast<std::byte*>(cuda::dyn_smem());
   const int rings = halves_warps * ring_stages * layout.stage;
-  LatentQueries<Dim, Rank>& queries = *reinterpret_cast<LatentQueries<Dim, Rank>*>(memory + (rings > static_cast<int>(sizeof(HalvesShared<Dim>)) ? rings : static_cast<int>(sizeof(HalvesShared<Dim>))));
+  LatentQueries<Dim, Rank>& queries = *reinterpret_cast<LatentQueries<Dim, Rank>*>(
+      memory + (rings > static_cast<int>(sizeof(HalvesShared<Dim>))
+                    ? rings
+                    : static_cast<int>(sizeof(HalvesShared<Dim>))));
   // No row of the block sees more than its last one.
   const index_t seen = plan.visible(slots, first_row + rows - 1), begin = piece * size;
-  const int end = static_cast<int>(begin + size < seen ? begin + size : seen), from = static_cast<int>(begin);
-  const int share = end > from ? ((end - from + halves_warps - 1) / halves_warps + 15) / 16 * 16 : 0;
+  const int end = static_cast<int>(begin + size < seen ? begin + size : seen),
+            from = static_cast<int>(begin);
+  const int share =
+      end > from ? ((end - from + halves_warps - 1) / halves_warps + 15) / 16 * 16 : 0;
   const int first = from + warp * share, last = first + share < end ? first + share : end;
-  Ring<Keys, Values, Dim, ExactOrder::units, Rank> ring({key_codec, layout.key, heads.keys, head, first, dim}, {value_codec, layout.value, heads.values, head, first, value_dim},
-                                                        layout.stage, memory + warp * ring_stages * layout.stage, first, last);
-  if (warp == 0) keep_queries(load_queries<ExactOrder, Dim / 8>(plan, head, first_row + g, g < rows, t), 0.0f, lane, queries.exact, queries.scale[0], queries.shift[0]);
+  Ring<Keys, Values, Dim, ExactOrder::units, Rank> ring(
+      {key_codec, layout.key, heads.keys, head, first, dim},
+      {value_codec, layout.value, heads.values, head, first, value_dim}, layout.stage,
+      memory + warp * ring_stages * layout.stage, first, last);
+  if (warp == 0)
+    keep_queries(load_queries<ExactOrder, Dim / 8>(plan, head, first_row + g, g < rows, t), 0.0f,
+                 lane, queries.exact, queries.scale[0], queries.shift[0]);
   if (!exact_only<Keys> && warp == 1 && !of_keys.maps)
-    keep_queries(load_queries<CodedOrder, Rank / 8>(plan, head, first_row + g, g < rows, t), 0.0f, lane, queries.coded, queries.scale[1], queries.shift[1]);
+    keep_queries(load_queries<CodedOrder, Rank / 8>(plan, head, first_row + g, g < rows, t), 0.0f,
+                 lane, queries.coded, queries.scale[1], queries.shift[1]);
   if (warp == 1 && of_keys.maps) {
     const float* const row = latent.queries + (head * plan.rows + first_row + g) * (plan.dim + 1);
     const auto number = [&](int c) { return g < rows && c < of_keys.width ? row[c] : 0.0f; };
-    keep_queries(halve_queries<CodedOrder, Rank / 8>(number, 1.0f, t), g < rows ? row[of_keys.width] * log2_e : 0.0f, lane, queries.coded, queries.scale[1], queries.shift[1]);
+    keep_queries(halve_queries<CodedOrder, Rank / 8>(number, 1.0f, t),
+                 g < rows ? row[of_keys.width] * log2_e : 0.0f, lane, queries.coded,
+                 queries.scale[1], queries.shift[1]);
   }
   __syncthreads();
   int visible[2];  // this lane's two columns of scores are rows 2t and 2t + 1
 #pragma unroll
-  for (int e = 0; e < 2; ++e) visible[e] = 2 * t + e < rows ? static_cast<int>(plan.visible(slots, first_row + 2 * t + e)) : 0;
+  for (int e = 0; e < 2; ++e)
+    visible[e] =
+        2 * t + e < rows ? static_cast<int>(plan.visible(slots, first_row + 2 * t + e)) : 0;
   const bool mass = plan.request.mass.data != nullptr;
 
-  float sum[blocks][4] = {}, of_coordinates[coded_blocks][4] = {}, top[2] = {lowest_logit, lowest_logit}, total[2] = {}, coordinate_total[2] = {};
+  float sum[blocks][4] = {}, of_coordinates[coded_blocks][4] = {},
+        top[2] = {lowest_logit, lowest_logit}, total[2] = {}, coordinate_total[2] = {};
   for (int stage = 0, filled = 0;; stage = stage + 1 < ring_stages ? stage + 1 : 0) {
     if (filled < ring_stages) {
       ring.fetch(stage), ++filled;
@@ -177,14 +157,20 @@ __global__ void __launch_bounds__(halves_threads, latent_halves_blocks<Rank>) at
     if (tile.count == 0) break;
 
     const std::byte *key_rows = ring.rows_of_keys(stage), *key_params = ring.params_of_keys(stage);
-    const bool coded_keys = !exact_only<Keys> && tile.key_coded != 0, coded_values = !exact_only<Values> && tile.value_coded != 0;
-    // Scores wait in the place of the keys they were made from where that can be, each in the lane that made it.
+    const bool coded_keys = !exact_only<Keys> && tile.key_coded != 0,
+               coded_values = !exact_only<Values> && tile.value_coded != 0;
+    // Scores wait in the place of the keys they were made from where that can be, each in the lane
+    // that made it.
     float4* waiting = reinterpret_cast<float4*>(ring.rows_of_keys(stage) + layout.scores) + lane;
-    const float2 scale = *reinterpret_cast<const float2*>(queries.scale[coded_keys ? 1 : 0] + 2 * t), shift = *reinterpret_cast<const float2*>(queries.shift[coded_keys ? 1 : 0] + 2 * t);
+    const float2 scale =
+                     *reinterpret_cast<const float2*>(queries.scale[coded_keys ? 1 : 0] + 2 * t),
+                 shift =
+                     *reinterpret_cast<const float2*>(queries.shift[coded_keys ? 1 : 0] + 2 * t);
     float largest[2] = {top[0], top[1]};
     int limit[2];  // slots of the tile that a row sees
 #pragma unroll
-    for (int e = 0; e < 2; ++e) limit[e] = visible[e] - tile.first < tile.count ? visible[e] - tile.first : tile.count;
+    for (int e = 0; e < 2; ++e)
+      limit[e] = visible[e] - tile.first < tile.count ? visible[e] - tile.first : tile.count;
     const auto each_step = [&](const Scores& bias, const auto& add) {
 #pragma unroll 1
       for (int u = 0; 16 * u < tile.count; ++u) {
@@ -193,7 +179,9 @@ __global__ void __launch_bounds__(halves_threads, latent_halves_blocks<Rank>) at
 #pragma unroll
         for (int c = 0; c < 4; ++c) {
           const bool sees = 16 * u + g + 8 * (c / 2) < limit[c % 2];
-          score[c] = sees ? fmaf(score[c], c % 2 == 0 ? scale.x : scale.y, c % 2 == 0 ? shift.x : shift.y) : minus_infinity();
+          score[c] =
+              sees ? fmaf(score[c], c % 2 == 0 ? scale.x : scale.y, c % 2 == 0 ? shift.x : shift.y)
+                   : minus_infinity();
           largest[c % 2] = score[c] > largest[c % 2] ? score[c] : largest[c % 2];
         }
         if (mass) {
@@ -201,7 +189,8 @@ __global__ void __launch_bounds__(halves_threads, latent_halves_blocks<Rank>) at
           for (int c = 0; c < 4; ++c) {
             const index_t row = first_row + 2 * t + c % 2;
             const int in_tile = 16 * u + g + 8 * (c / 2);
-            if (in_tile < limit[c % 2] && row >= plan.first_mass_row) plan.logit_row(head, row)[tile.first + in_tile] = score[c] * ln_2;
+            if (in_tile < limit[c % 2] && row >= plan.first_mass_row)
+              plan.logit_row(head, row)[tile.first + in_tile] = score[c] * ln_2;
           }
         }
         __syncwarp();  // keys of this step are read
@@ -211,12 +200,16 @@ __global__ void __launch_bounds__(halves_threads, latent_halves_blocks<Rank>) at
     if (!coded_keys) {
       std::uint32_t q[Dim / 8];
       take_queries(queries.exact, lane, q);
-      each_step({}, [&](int u, Scores& score) { exact_scores<ExactOrder, Dim>(key_rows, u, q, g, t, score); });
+      each_step({}, [&](int u, Scores& score) {
+        exact_scores<ExactOrder, Dim>(key_rows, u, q, g, t, score);
+      });
     } else if constexpr (!exact_only<Keys>) {
       std::uint32_t q[Rank / 8];
       take_queries(queries.coded, lane, q);
       if constexpr (rows_of_halves<Keys>) {
-        each_step({}, [&](int u, Scores& score) { exact_scores<CodedOrder, Rank>(key_rows, u, q, g, t, score); });
+        each_step({}, [&](int u, Scores& score) {
+          exact_scores<CodedOrder, Rank>(key_rows, u, q, g, t, score);
+        });
       } else {
         const ChannelGroups groups(key_codec, of_keys.width);
         const BaseRule rule(key_codec);
@@ -227,7 +220,8 @@ __global__ void __launch_bounds__(halves_threads, latent_halves_blocks<Rank>) at
         for (int p = 0; p < Rank / 8; ++p) folded[p] = q[p];
         if (folds) fold_scales<Keys::bits, CodedOrder, Rank>(rule, key_params, q, t, folded, bias);
         each_step(bias, [&](int u, Scores& score) {
-          coded_scores<Keys::bits, CodedOrder, Rank>(folds, rule, key_rows, key_params, layout.key.stride, groups, u, folded, g, t, score);
+          coded_scores<Keys::bits, CodedOrder, Rank>(
+              folds, rule, key_rows, key_params, layout.key.stride, groups, u, folded, g, t, score);
         });
       }
     }
@@ -239,7 +233,8 @@ __global__ void __launch_bounds__(halves_threads, latent_halves_blocks<Rank>) at
         largest[e] = other > largest[e] ? other : largest[e];
       }
     // Tops seldom move behind the first tiles, and two sums are many products.
-    if (__any_sync(cuda::full_warp, static_cast<int>(largest[0] > top[0] || largest[1] > top[1])) != 0) {
+    if (__any_sync(cuda::full_warp, static_cast<int>(largest[0] > top[0] || largest[1] > top[1])) !=
+        0) {
 #pragma unroll
       for (int e = 0; e < 2; ++e) {
         const float shrink = cuda::exp2_fast(top[e] - largest[e]);
@@ -248,7 +243,8 @@ __global__ void __launch_bounds__(halves_threads, latent_halves_blocks<Rank>) at
 #pragma unroll
         for (int m = 0; m < blocks; ++m) sum[m][e] *= shrink, sum[m][2 + e] *= shrink;
 #pragma unroll
-        for (int m = 0; m < coded_blocks; ++m) of_coordinates[m][e] *= shrink, of_coordinates[m][2 + e] *= shrink;
+        for (int m = 0; m < coded_blocks; ++m)
+          of_coordinates[m][e] *= shrink, of_coordinates[m][2 + e] *= shrink;
       }
     }
     float part[2] = {};  // of the total
@@ -256,30 +252,40 @@ __global__ void __launch_bounds__(halves_threads, latent_halves_blocks<Rank>) at
 #pragma unroll 1
       for (int u = 0; 16 * u < tile.count; ++u) {
         const float4 score = waiting[32 * u];
-        const float weight[4] = {cuda::exp2_fast(score.x - top[0]), cuda::exp2_fast(score.y - top[1]), cuda::exp2_fast(score.z - top[0]), cuda::exp2_fast(score.w - top[1])};
+        const float weight[4] = {
+            cuda::exp2_fast(score.x - top[0]), cuda::exp2_fast(score.y - top[1]),
+            cuda::exp2_fast(score.z - top[0]), cuda::exp2_fast(score.w - top[1])};
         part[0] += weight[0] + weight[2], part[1] += weight[1] + weight[3];
-        const std::uint32_t b[2] = {cuda::transpose_8x8(cuda::half2_pack(weight[0], weight[1])), cuda::transpose_8x8(cuda::half2_pack(weight[2], weight[3]))};
+        const std::uint32_t b[2] = {cuda::transpose_8x8(cuda::half2_pack(weight[0], weight[1])),
+                                    cuda::transpose_8x8(cuda::half2_pack(weight[2], weight[3]))};
         add(u, b);
       }
     };
     const std::byte* value_rows = ring.rows_of_values(stage);
     if (!coded_values) {
-      each_weight([&](int u, const std::uint32_t (&b)[2]) { add_exact_values<Dim>(value_rows, u, b, g, t, sum); });
+      each_weight([&](int u, const std::uint32_t(&b)[2]) {
+        add_exact_values<Dim>(value_rows, u, b, g, t, sum);
+      });
     } else if constexpr (!exact_only<Values>) {
-      const auto add_to = [&](float (*to)[4]) {
+      const auto add_to = [&](float(*to)[4]) {
         if constexpr (rows_of_halves<Values>) {
-          each_weight([&](int u, const std::uint32_t (&b)[2]) { add_exact_values<Rank>(value_rows, u, b, g, t, to); });
+          each_weight([&](int u, const std::uint32_t(&b)[2]) {
+            add_exact_values<Rank>(value_rows, u, b, g, t, to);
+          });
         } else {
           const ChannelGroups groups(value_codec, of_values.width);
           const BaseRule rule(value_codec);
-          each_weight([&](int u, const std::uint32_t (&b)[2]) {
-            add_coded_values<Values::bits, Rank>(rule, value_rows, ring.params_of_values(stage), layout.value.stride, groups, u, b, g, t, to);
+          each_weight([&](int u, const std::uint32_t(&b)[2]) {
+            add_coded_values<Values::bits, Rank>(rule, value_rows, ring.params_of_values(stage),
+                                                 layout.value.stride, groups, u, b, g, t, to);
           });
         }
       };
       // Before a map is found, and of codecs without one, what is coded are rows.
-      if (of_values.maps) add_to(of_coordinates);
-      else add_to(sum);
+      if (of_values.maps)
+        add_to(of_coordinates);
+      else
+        add_to(sum);
     }
 #pragma unroll
     for (int e = 0; e < 2; ++e) {
@@ -310,7 +316,9 @@ __global__ void __launch_bounds__(halves_threads, latent_halves_blocks<Rank>) at
     const float most = joined_top(shared, r);
     const index_t at = plan.at_piece(head, piece, first_row + r);
     plan.sums[at * value_dim + c] = joined_sum(shared, r, c, most);
-    if (c == 0) plan.top[at] = most > lowest_logit ? most * ln_2 : minus_infinity(), plan.total[at] = joined_sum(shared, r, -1, most);
+    if (c == 0)
+      plan.top[at] = most > lowest_logit ? most * ln_2 : minus_infinity(),
+      plan.total[at] = joined_sum(shared, r, -1, most);
   }
   if constexpr (is_latent<ValueCodec>) {
     if (!of_values.maps) return;  // of all threads
@@ -320,7 +328,8 @@ __global__ void __launch_bounds__(halves_threads, latent_halves_blocks<Rank>) at
     const int width = of_values.width + 1;
     for (int x = static_cast<int>(threadIdx.x); x < rows * width; x += halves_threads) {
       const int r = x / width, j = x % width;
-      latent.sums[plan.at_piece(head, piece, first_row + r) * (value_dim + 1) + j] = joined_sum(shared, r, j < of_values.width ? j : -1, joined_top(shared, r));
+      latent.sums[plan.at_piece(head, piece, first_row + r) * (value_dim + 1) + j] =
+          joined_sum(shared, r, j < of_values.width ? j : -1, joined_top(shared, r));
     }
   }
 }
@@ -339,9 +348,10 @@ index_t widest_coded(const Latent<C>& codec, index_t dim) {
 /// Coordinates that are halves may be any number of them.
 template <class C>
 bool reads_as_halves(const Latent<C>& codec, index_t, bool keys) {
-  if constexpr (std::is_same_v<C, ExactRows>) return codec.codec.dtype == DType::f16;
-  else return codec.map.rank % 16 == 0 && reads_as_halves(codec.codec, codec.map.rank, keys);
+  if constexpr (std::is_same_v<C, ExactRows>)
+    return codec.codec.dtype == DType::f16;
+  else
+    return codec.map.rank % 16 == 0 && reads_as_halves(codec.codec, codec.map.rank, keys);
 }
 
-}  // namespace cuda_kernels
-}  // namespace kvcondense::prim
+}  // namespace kvcondense::prim::cuda_kernels
