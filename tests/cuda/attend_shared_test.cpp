@@ -5,6 +5,7 @@
 #include <fstream>
 #include <sstream>
 #include <string>
+#include <type_traits>
 
 #include <kvcondense/cuda.cuh>
 
@@ -161,4 +162,29 @@ TEST_CASE("cuda attend: shared memory of float32, and the blocks that fit") {
     CHECK(blocks("attend_latent_piece<Latent<GroupInt<4>>,Latent<GroupInt<4>>>", latent) ==
           p.latent_blocks);
   }
+}
+
+TEST_CASE("cuda attend: shared memory of coordinates on tensor cores, and the blocks that fit") {
+  using Codec = prim::GroupInt<4>;
+  const Codec codec{.axis = token, .group_size = 32};
+  const auto bytes = [&]<int Dim, int Rank>(const auto& rows) {
+    using Rows = StoredColumn<std::remove_cvref_t<decltype(rows)>>;
+    return latent_halves_shared<Dim, Rank>(
+        ring_layout(Rows{rows, page_slots, Rank}, Rows{rows, page_slots, Rank}, Dim, Rank));
+  };
+  const auto check = [](const std::string& type, const char* sizes, std::size_t shared,
+                        std::size_t wanted, const char* fit) {
+    const std::string kernel = "attend_latent_halves<" + type + "," + type + "," + sizes + ">";
+    INFO(kernel);
+    CHECK(shared == wanted);
+    CHECK(blocks(kernel, shared) == fit);
+  };
+  const std::string exact = "Latent<ExactRows>", coded = "Latent<GroupInt<4>>";
+  const HalfCoordinates halves;
+  check(exact, "64,64", bytes.operator()<64, 64>(halves), 68736, "233");
+  check(exact, "128,64", bytes.operator()<128, 64>(halves), 69760, "233");
+  check(exact, "128,128", bytes.operator()<128, 128>(halves), 70784, "222");
+  check(coded, "64,64", bytes.operator()<64, 64>(codec), 76928, "222");
+  check(coded, "128,64", bytes.operator()<128, 64>(codec), 77952, "222");
+  check(coded, "128,128", bytes.operator()<128, 128>(codec), 87168, "122");
 }

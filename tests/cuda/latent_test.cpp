@@ -33,6 +33,22 @@ void live(const std::string& text, const any::ModelFacts& facts, const Stages&..
   pair.compare_reports();
 }
 
+/// Of which tensor cores can take the rows.
+const CacheShape halves{.q_heads = 6, .kv_heads = 2, .head_dim = 32, .value_dim = 16, .page_slots = 8};
+
+/// As `live`, products made on tensor cores.
+template <class... Stages>
+void live_in_halves(const std::string& text, const any::ModelFacts& facts, const Stages&... stages) {
+  INFO(text);
+  Pair pair(recipe(stages...), text, halves, facts);
+  pair.allow(2e-3f);
+  for (const index_t tokens : {20, 1, 2}) pair.forward(tokens, prim::AttendMath::halves, 8e-3f);
+  pair.exchange();
+  pair.truncate(18);
+  pair.forward(3, prim::AttendMath::halves, 8e-3f);
+  pair.compare_reports();
+}
+
 }  // namespace
 
 TEST_CASE("cuda: keys and values of small heads as coordinates, in bases that are known or found") {
@@ -44,4 +60,13 @@ TEST_CASE("cuda: keys and values of small heads as coordinates, in bases that ar
   // Heads of their own ranks, of which slots leave.
   live("sink_window(sinks=2, recent=10) + eigen_attention(rule=table, window=3)", model.facts(), evict::SinkWindow{.recent = 10, .sinks = 2},
        lowrank::EigenAttention{.rule = lowrank::RankRule::table, .window = 3, .bases = model.facts().bases});
+}
+
+TEST_CASE("cuda: coordinates of small heads on tensor cores") {
+  const RandomModel model(halves);
+  live_in_halves("pca(window=2)", model.facts(), lowrank::Pca{.window = 2, .bases = model.facts().bases});
+  live_in_halves("online_pca(tile=1, window=2, least=8)", model.facts(), lowrank::OnlinePca{.tile = 1, .window = 2, .least = 8});
+  // Heads of their own ranks, of which slots leave.
+  live_in_halves("sink_window(sinks=2, recent=10) + eigen_attention(rule=table, window=3)", model.facts(), evict::SinkWindow{.recent = 10, .sinks = 2},
+                 lowrank::EigenAttention{.rule = lowrank::RankRule::table, .window = 3, .bases = model.facts().bases});
 }

@@ -34,13 +34,13 @@ struct ColumnShape {
   index_t slots() const { return sinks + coded + window; }
 };
 
-/// One column of all heads.
+/// One column of all heads. `coded_dim`: numbers of coded rows, where those are not as long as exact ones.
 template <class Codec>
 class HostColumn {
  public:
   HostColumn(const Codec& codec, prim::ExactRows exact, index_t dim, index_t page_slots, const std::vector<ColumnShape>& shapes,
-             unsigned seed)
-      : codec_(codec), exact_(exact), dim_(dim), page_slots_(page_slots), random_(seed) {
+             unsigned seed, index_t coded_dim = 0)
+      : codec_(codec), exact_(exact), dim_(dim), coded_dim_(coded_dim > 0 ? coded_dim : dim), page_slots_(page_slots), random_(seed) {
     for (const ColumnShape& s : shapes) {
       begin_ = 0;
       add_exact(s.sinks);
@@ -65,7 +65,7 @@ class HostColumn {
       i += count;
     }
   }
-  prim::PageSpan page(const prim::SlotRun& run) const { return {run.page, run.coded ? page_slots_ : 0, dim_}; }
+  prim::PageSpan page(const prim::SlotRun& run) const { return {run.page, run.coded ? page_slots_ : 0, run.coded ? coded_dim_ : dim_}; }
   const Codec& codec() const { return codec_; }
   const prim::ExactRows& exact() const { return exact_; }
 
@@ -92,10 +92,10 @@ class HostColumn {
   }
 
  private:
-  std::vector<float> rows(index_t n) {
+  std::vector<float> rows(index_t n, index_t dim) {
     std::normal_distribution<float> normal;
-    std::vector<float> x(at(n * dim_));
-    for (std::size_t i = 0; i < x.size(); ++i) x[i] = normal(random_) * (i % static_cast<std::size_t>(dim_) == 3 ? 6.0f : 1.0f);
+    std::vector<float> x(at(n * dim));
+    for (std::size_t i = 0; i < x.size(); ++i) x[i] = normal(random_) * (i % static_cast<std::size_t>(dim) == 3 ? 6.0f : 1.0f);
     return x;
   }
   void add_exact(index_t n) {
@@ -103,7 +103,7 @@ class HostColumn {
     for (index_t done = 0; done < n; done += most) {
       const index_t m = std::min(most, n - done);
       pages_.emplace_back(exact_.page_bytes(m, dim_));
-      const auto x = rows(m);
+      const auto x = rows(m, dim_);
       prim::PageCodec<Cpu, prim::ExactRows>::encode(exact_, {pages_.back().bytes.get(), m, dim_}, 0, m, {x.data(), m, dim_});
       runs_.push_back({pages_.back().bytes.get(), begin_, 0, false});
       begin_ += static_cast<std::int32_t>(m);
@@ -111,10 +111,10 @@ class HostColumn {
   }
   void add_coded(index_t n, unsigned dead) {
     while (n > 0) {
-      pages_.emplace_back(codec_.page_bytes(page_slots_, dim_));
-      const auto x = rows(page_slots_);
-      prim::PageCodec<Cpu, Codec>::encode(codec_, {pages_.back().bytes.get(), page_slots_, dim_}, 0, page_slots_,
-                                          {x.data(), page_slots_, dim_});
+      pages_.emplace_back(codec_.page_bytes(page_slots_, coded_dim_));
+      const auto x = rows(page_slots_, coded_dim_);
+      prim::PageCodec<Cpu, Codec>::encode(codec_, {pages_.back().bytes.get(), page_slots_, coded_dim_}, 0, page_slots_,
+                                          {x.data(), page_slots_, coded_dim_});
       bool before = false;
       for (index_t s = 0; s < page_slots_ && n > 0; ++s) {
         const bool live = random_() % 10 >= dead;
@@ -127,7 +127,7 @@ class HostColumn {
 
   Codec codec_;
   prim::ExactRows exact_;
-  index_t dim_, page_slots_;
+  index_t dim_, coded_dim_, page_slots_;
   std::mt19937 random_;
   std::vector<HostPage> pages_;
   std::vector<prim::SlotRun> runs_;

@@ -32,13 +32,13 @@ struct Cost {
   }
 };
 
-/// Pages of random codes, their parameters one half each; nobody looks at the sums.
+/// Pages of random codes, their parameters one half each; nobody looks at the sums. `width`: numbers of a coded row.
 template <class Codec>
 struct Column {
   std::vector<Memory<std::byte>*> pages;
   Memory<prim::SlotRun>* runs = nullptr;
   Memory<index_t>* offset = nullptr;
-  Column(Codec const& codec, int slots, int dim, int sinks) {
+  Column(Codec const& codec, int slots, int dim, int sinks, int width) {
     std::mt19937 random(5);
     std::vector<prim::SlotRun> list;
     auto const add = [&](std::vector<std::byte> const& page, int begin, bool coded) {
@@ -47,7 +47,7 @@ struct Column {
     };
     if (sinks > 0) add(std::vector<std::byte>(static_cast<std::size_t>(2 * sinks * dim)), 0, false);
     for (int s = sinks; s < slots; s += page_slots) {
-      std::vector<std::byte> page(codec.page_bytes(page_slots, dim));
+      std::vector<std::byte> page(codec.page_bytes(page_slots, width));
       for (auto& b : page) b = static_cast<std::byte>(random() & 0x37u);  // halves of them are numbers
       add(page, s, true);
     }
@@ -61,14 +61,13 @@ struct Column {
   prim::ColumnRuns view() const { return {runs->data(), offset->data(), page_slots}; }
 };
 
-/// One head, one block.
-template <int Dim, class K, class V>
-Cost run(K const& key_codec, V const& value_codec, int slots, int sinks) {
+constexpr int group = 4;
+
+/// One head of which a block attends to all slots: `start(ctx, plan, slots)` starts its kernel.
+template <int Dim, class Start>
+Cost count(int slots, Start const& start) {
   using namespace prim::cuda_kernels;
-  constexpr int group = 4;
-  Column<K> keys(key_codec, slots, Dim, sinks);
-  Column<V> values(value_codec, slots, Dim, sinks);
-  Memory<index_t> count(std::vector<index_t>{slots});
+  Memory<index_t> length(std::vector<index_t>{slots});
   Memory<float> q(std::vector<float>(group * Dim, 0.5f)), out(group * Dim);
   prim::AttendRequest r;
   r.queries = dense_view(static_cast<float const*>(q.data()), index_t{group}, index_t{1}, index_t{Dim});
@@ -77,12 +76,10 @@ Cost run(K const& key_codec, V const& value_codec, int slots, int sinks) {
   plan.split = false, plan.most = 1;
   Memory<std::byte> scratch(workspace_of(plan));
   expect(place(plan, Scratch(std::span<std::byte>(scratch.data(), workspace_of(plan)))), "a workspace");
-  prim::PagedHeads<K, V> const heads{key_codec, value_codec, {}, keys.view(), values.view(), count.data(), 1};
-  RingLayout const ring = ring_layout(key_codec, page_slots, value_codec, page_slots, Dim, Dim);
   Expected<Context<Cuda>> const ctx = Context<Cuda>::make(nullptr);
   must(cudaDeviceSynchronize());
   emulation::reset_counters();
-  expect(cuda::launch(*ctx, attend_halves<K, V, Dim>, {1, 1, 1}, halves_threads, halves_shared<Dim>(ring), heads, plan, ring) == Status::ok, "a launch");
+  expect(start(*ctx, plan, length.data()) == Status::ok, "a launch");
   must(cudaDeviceSynchronize());
   Cost c;
   auto const n = emulation::counters();
@@ -93,11 +90,43 @@ Cost run(K const& key_codec, V const& value_codec, int slots, int sinks) {
   return c;
 }
 
-/// Of 64 slots.
 template <int Dim, class K, class V>
-Cost tile(K const& k, V const& v, int sinks) {
+Cost run(K const& key_codec, V const& value_codec, int slots, int sinks) {
+  using namespace prim::cuda_kernels;
+  Column<K> keys(key_codec, slots, Dim, sinks, Dim);
+  Column<V> values(value_codec, slots, Dim, sinks, Dim);
+  RingLayout const ring = ring_layout(key_codec, page_slots, value_codec, page_slots, Dim, Dim);
+  return count<Dim>(slots, [&](Context<Cuda> const& ctx, AttendPlan const& plan, index_t const* lengths) {
+    prim::PagedHeads<K, V> const heads{key_codec, value_codec, {}, keys.view(), values.view(), lengths, 1};
+    return cuda::launch(ctx, attend_halves<K, V, Dim>, {1, 1, 1}, halves_threads, halves_shared<Dim>(ring), heads, plan, ring);
+  });
+}
+
+/// Keys and values are coordinates, `Rank` of each.
+template <int Dim, int Rank, class C>
+Cost run_coordinates(C const& codec, int slots, int sinks) {
+  using namespace prim::cuda_kernels;
+  using Codec = prim::Latent<C>;
+  Column<C> keys(codec, slots, Dim, sinks, Rank), values(codec, slots, Dim, sinks, Rank);
+  std::vector<float> map(prim::LatentMap::header + prim::LatentMap::floats(Dim, Rank));
+  map[0] = Rank, map[1] = 1.0f;
+  Memory<float> table(map), queries(std::vector<float>(group * (Dim + 1), 0.25f)), sums(group * (Dim + 1));
+  Codec const latent{codec, {.table = table.data(), .dim = Dim, .rank = Rank}};
+  using Rows = StoredColumn<RingCodec<Codec>>;
+  auto const& rows = ring_codec(latent);
+  RingLayout const ring = ring_layout(Rows{rows, page_slots, Rank}, Rows{rows, page_slots, Rank}, Dim, Rank);
+  return count<Dim>(slots, [&](Context<Cuda> const& ctx, AttendPlan const& plan, index_t const* lengths) {
+    prim::PagedHeads<Codec, Codec> const heads{latent, latent, {}, keys.view(), values.view(), lengths, 1};
+    return cuda::launch(ctx, attend_latent_halves<Codec, Codec, Dim, Rank>, {1, 1, 1}, halves_threads, latent_halves_shared<Dim, Rank>(ring), heads, plan,
+                        LatentPlan{queries.data(), sums.data()}, ring);
+  });
+}
+
+/// Of 64 slots, where `run` says what so many cost.
+template <class Run>
+Cost tile_of(Run const& run, int sinks) {
   constexpr int more = 2048;
-  Cost const a = run<Dim>(k, v, 2048 + sinks, sinks), b = run<Dim>(k, v, 2048 + more + sinks, sinks);
+  Cost const a = run(2048 + sinks), b = run(2048 + more + sinks);
   auto const each = [&](double x, double y) { return (y - x) * 64 / more; };
   Cost c;
   c.instructions = each(a.instructions, b.instructions), c.sectors = each(a.sectors, b.sectors);
@@ -107,6 +136,14 @@ Cost tile(K const& k, V const& v, int sinks) {
     c.opcodes[opcode] = each(before == a.opcodes.end() ? 0 : before->second, n);
   }
   return c;
+}
+template <int Dim, class K, class V>
+Cost tile(K const& k, V const& v, int sinks) {
+  return tile_of([&](int slots) { return run<Dim>(k, v, slots, sinks); }, sinks);
+}
+template <int Rank, class C>
+Cost tile_of_coordinates(C const& codec, int sinks) {
+  return tile_of([&](int slots) { return run_coordinates<128, Rank>(codec, slots, sinks); }, sinks);
 }
 
 /// An H200: bytes a second that copies reach, multiprocessors, cycles a second while they do, and quarters of a
@@ -163,5 +200,9 @@ int main() {
   // Tiles of 32: scales of keys are copied and folded twice for a group of 64.
   check({"8 bits", 17408 + 512, 3400, 96, BoundBy::memory}, tile<128>(by<8>(prim::GroupAxis::channel, 64), by<8>(prim::GroupAxis::token, 64), 0));
   check({"halves", 32768, 2400, 64, BoundBy::memory}, tile<128>(prim::ExactRows{}, prim::ExactRows{}, 0));
+  check({"coordinates, 64 halves", 16384, 1490, 32, BoundBy::memory}, tile_of_coordinates<64>(prim::ExactRows{}, 0));
+  check({"coordinates, 64 halves behind sinks", 16384, 2080, 32, BoundBy::memory}, tile_of_coordinates<64>(prim::ExactRows{}, 4));
+  check({"coordinates, 128 halves", 32768, 2740, 64, BoundBy::memory}, tile_of_coordinates<128>(prim::ExactRows{}, 0));
+  check({"coordinates, 64 of 4 bits", 5120, 2400, 32, BoundBy::instructions}, tile_of_coordinates<64>(by<4>(prim::GroupAxis::token, 32), 0));
   return report();
 }

@@ -4,6 +4,7 @@
 
 #include <kvcondense/backend/cuda/attend_halves.cuh>
 #include <kvcondense/backend/cuda/attend_latent.cuh>
+#include <kvcondense/backend/cuda/attend_latent_halves.cuh>
 #include <kvcondense/backend/cuda/attend_piece.cuh>
 #include <kvcondense/backend/cuda/attend_plan.cuh>
 #include <kvcondense/backend/cuda/context.cuh>
@@ -32,7 +33,7 @@ enum class AttendMath : std::uint8_t {
 ///          scales of the channel axis are halves too: of scales below about 1e-3 digits are lost.
 ///          The result of a head does not depend on the device nor on other heads. Several sequences are more heads.
 /// Errors   shape_mismatch, invalid_argument, workspace_too_small; not_supported: AttendMath::halves of anything but
-///          heads of a multiple of 16 up to 128 for keys and values alike, exact parts and parameters in f16, codes of 2, 4 or 8
+///          heads of a multiple of 16 up to 128 for keys and values alike (each by itself where either holds coordinates: those are halves, or codes of a multiple of 16), exact parts and parameters in f16, codes of 2, 4 or 8
 ///          bits in rows, without numbers per slot (PagedScalars), raw keys (KeyTurn) or slots that live on in others (PassedSlots), keys on either axis and values on the token axis, groups of channels multiples of eight; or where
 ///          the device has too little shared memory (75 kB a block at 4 bits). Nothing is enqueued then.
 ///          A head with more than `max_slots` slots is the caller's mistake, which only the device could see.
@@ -59,13 +60,12 @@ struct Attend<Cuda> {
     if (ctx.workspace().size() < workspace_of(plan) + latent_workspace_of(plan, sides) || !place(latent, plan, sides, scratch) || !place(plan, scratch))
       return Status::workspace_too_small;
     Status s = Status::ok;
-    if constexpr (sides.keys || sides.values) {
-      s = start_latent(ctx, heads, plan, latent);
-    } else {
-      s = served ? start_halves(ctx, heads, plan) : Status::not_supported;  // the device may have too little shared memory
-      if (s == Status::not_supported && math != AttendMath::halves)
-        s = cuda::launch(ctx, attend_piece<KeyCodec, ValueCodec>, grid(plan), piece_threads, piece_shared(heads.turn, plan.dim, plan.value_dim), heads, plan);
-    }
+    if constexpr (sides.keys || sides.values)
+      if ((s = map_queries_of(ctx, heads, plan, latent)) != Status::ok) return s;
+    if (!served) s = Status::not_supported;
+    else if constexpr (sides.keys || sides.values) s = start_latent_halves(ctx, heads, plan, latent);
+    else s = start_halves(ctx, heads, plan);  // the device may have too little shared memory
+    if (s == Status::not_supported && math != AttendMath::halves) s = start_floats(ctx, heads, plan, latent);
     if (s == Status::ok) s = cuda::launch(ctx, join_pieces<128>, {plan.rows, plan.kv_heads}, 128, 0, heads.slots, heads.summaries, plan);
     if constexpr (sides.values)
       if (s == Status::ok)
@@ -77,35 +77,63 @@ struct Attend<Cuda> {
   }
 
  private:
+  /// Queries of coordinates, where these are no raw keys.
   template <class KeyCodec, class ValueCodec>
-  static Status start_latent(Context<Cuda>& ctx, const PagedHeads<KeyCodec, ValueCodec>& heads, const cuda_kernels::AttendPlan& plan,
-                             const cuda_kernels::LatentPlan& latent) {
+  static Status map_queries_of(Context<Cuda>& ctx, const PagedHeads<KeyCodec, ValueCodec>& heads, const cuda_kernels::AttendPlan& plan,
+                               const cuda_kernels::LatentPlan& latent) {
     using namespace cuda_kernels;
     if constexpr (is_latent<KeyCodec>)
       if (heads.turn.fine == nullptr)
-        if (const Status s = cuda::launch(ctx, map_queries<KeyCodec>, {plan.rows, plan.kv_heads}, latent_threads, max_head_dim * sizeof(float), heads.key_codec, plan, latent);
-            s != Status::ok)
-          return s;
-    return cuda::launch(ctx, attend_latent_piece<KeyCodec, ValueCodec>, grid(plan), piece_threads, latent_shared(heads.turn, plan.dim, plan.value_dim), heads, plan, latent);
+        return cuda::launch(ctx, map_queries<KeyCodec>, {plan.rows, plan.kv_heads}, latent_threads, max_head_dim * sizeof(float), heads.key_codec, plan, latent);
+    return Status::ok;
+  }
+  template <class KeyCodec, class ValueCodec>
+  static Status start_floats(Context<Cuda>& ctx, const PagedHeads<KeyCodec, ValueCodec>& heads, const cuda_kernels::AttendPlan& plan,
+                             const cuda_kernels::LatentPlan& latent) {
+    using namespace cuda_kernels;
+    if constexpr (is_latent<KeyCodec> || is_latent<ValueCodec>)
+      return cuda::launch(ctx, attend_latent_piece<KeyCodec, ValueCodec>, grid(plan), piece_threads, latent_shared(heads.turn, plan.dim, plan.value_dim), heads, plan, latent);
+    else
+      return cuda::launch(ctx, attend_piece<KeyCodec, ValueCodec>, grid(plan), piece_threads, piece_shared(heads.turn, plan.dim, plan.value_dim), heads, plan);
   }
   static cuda::Grid grid(const cuda_kernels::AttendPlan& plan) {
     return cuda_kernels::piece_grid(plan.rows, plan.most, plan.kv_heads);
   }
 
   template <class KeyCodec, class ValueCodec>
+  static constexpr bool has_halves = cuda_kernels::stored_bits<cuda_kernels::RingCodec<KeyCodec>> != 0 && cuda_kernels::stored_bits<cuda_kernels::RingCodec<ValueCodec>> != 0;
+  template <class KeyCodec, class ValueCodec>
   static bool serves_halves(const AttendRequest& r, const PagedHeads<KeyCodec, ValueCodec>& heads) {
     using namespace cuda_kernels;
-    const index_t dim = r.queries.extent[2];
-    const bool sizes = dim == r.out.extent[2] && dim % 16 == 0 && dim <= 128;
+    const index_t dim = r.queries.extent[2], value_dim = r.out.extent[2];
+    const bool sizes = dim % 16 == 0 && dim <= 128 && (dim == value_dim || ((is_latent<KeyCodec> || is_latent<ValueCodec>) && value_dim % 16 == 0 && value_dim <= 128));
     if (heads.scalars.bias.data != nullptr || heads.scalars.value_scale.data != nullptr || heads.turn.fine != nullptr || heads.passed.passed.data != nullptr) return false;
-    if constexpr (stored_bits<KeyCodec> == 0 || stored_bits<ValueCodec> == 0) return false;
-    else return sizes && heads.exact.dtype == DType::f16 && reads_as_halves(heads.key_codec, dim, true) &&
-           reads_as_halves(heads.value_codec, dim, false);
+    if constexpr (!has_halves<KeyCodec, ValueCodec>) return false;
+    else return sizes && heads.exact.dtype == DType::f16 && reads_as_halves(heads.key_codec, dim, true) && reads_as_halves(heads.value_codec, value_dim, false);
+  }
+  template <class KeyCodec, class ValueCodec>
+  static Status start_latent_halves(Context<Cuda>& ctx, const PagedHeads<KeyCodec, ValueCodec>& heads, const cuda_kernels::AttendPlan& plan,
+                                    const cuda_kernels::LatentPlan& latent) {
+    using namespace cuda_kernels;
+    if constexpr (has_halves<KeyCodec, ValueCodec>) {
+      const index_t keys = widest_coded(heads.key_codec, plan.dim), values = widest_coded(heads.value_codec, plan.value_dim);
+      const auto start = [&]<int Dim, int Rank>() {
+        const auto& key_codec = ring_codec(heads.key_codec);
+        const auto& value_codec = ring_codec(heads.value_codec);
+        const RingLayout ring = ring_layout(StoredColumn<RingCodec<KeyCodec>>{key_codec, heads.keys.page_slots, stored_dim(heads.key_codec, plan.dim)},
+                                            StoredColumn<RingCodec<ValueCodec>>{value_codec, heads.values.page_slots, stored_dim(heads.value_codec, plan.value_dim)}, Dim, Rank);
+        return cuda::launch(ctx, attend_latent_halves<KeyCodec, ValueCodec, Dim, Rank>, grid(plan), halves_threads, latent_halves_shared<Dim, Rank>(ring), heads, plan, latent, ring);
+      };
+      if (plan.dim <= 64 && plan.value_dim <= 64) return start.template operator()<64, 64>();
+      return keys <= 64 && values <= 64 ? start.template operator()<128, 64>() : start.template operator()<128, 128>();
+    } else {
+      return Status::not_supported;
+    }
   }
   template <class KeyCodec, class ValueCodec>
   static Status start_halves(Context<Cuda>& ctx, const PagedHeads<KeyCodec, ValueCodec>& heads, const cuda_kernels::AttendPlan& plan) {
     using namespace cuda_kernels;
-    if constexpr (stored_bits<KeyCodec> != 0 && stored_bits<ValueCodec> != 0) {
+    if constexpr (has_halves<KeyCodec, ValueCodec>) {
       const auto start = [&]<int Dim>() {
         const RingLayout ring = ring_layout(heads.key_codec, heads.keys.page_slots, heads.value_codec, heads.values.page_slots, plan.dim, Dim);
         return cuda::launch(ctx, attend_halves<KeyCodec, ValueCodec, Dim>, grid(plan), halves_threads, halves_shared<Dim>(ring), heads, plan, ring);

@@ -50,17 +50,16 @@ struct QueryPairs {
   std::uint32_t pair[Pairs];
   float scale;
 };
-/// Lane (g, t) holds row g: four pairs of each of its units. Rows and channels that are not there are zeros.
-template <class Order, int Pairs>
-__device__ inline QueryPairs<Pairs> load_queries(const AttendPlan& plan, index_t head, index_t row, bool there, int t) {
+/// Lane (g, t) holds row g: four pairs of each of its units. `number(c)` is the row's at channel c, `factor` of its logits.
+template <class Order, int Pairs, class Number>
+__device__ inline QueryPairs<Pairs> halve_queries(const Number& number, float factor, int t) {
   float x[2 * Pairs], most = 0.0f;
-  const int dim = static_cast<int>(plan.dim);
 #pragma unroll
   for (int p = 0; p < Pairs; ++p)
 #pragma unroll
     for (int k = 0; k < 2; ++k) {
       const int c = Order::unit_of(p / 4, t) * unit + p % 4 + 4 * k;
-      const float q = there && c < dim ? plan.request.queries(head * plan.group + row % plan.group, row / plan.group, c) : 0.0f;
+      const float q = number(c);
       x[2 * p + k] = q;
       most = fabsf(q) > most ? fabsf(q) : most;
     }
@@ -69,10 +68,17 @@ __device__ inline QueryPairs<Pairs> load_queries(const AttendPlan& plan, index_t
   const bool usual = bits > 0x10000000u && bits < 0x70000000u;
   const float power = usual ? 2.0f * kvcondense::detail::bit_cast<float>(bits) : 1.0f;
   QueryPairs<Pairs> q;
-  q.scale = plan.request.softmax_scale * log2_e * power;
+  q.scale = factor * log2_e * power;
 #pragma unroll
   for (int p = 0; p < Pairs; ++p) q.pair[p] = cuda::half2_pack(x[2 * p] / power, x[2 * p + 1] / power);
   return q;
+}
+/// Of the request. Rows and channels that are not there are zeros.
+template <class Order, int Pairs>
+__device__ inline QueryPairs<Pairs> load_queries(const AttendPlan& plan, index_t head, index_t row, bool there, int t) {
+  const int dim = static_cast<int>(plan.dim);
+  const auto number = [&](int c) { return there && c < dim ? plan.request.queries(head * plan.group + row % plan.group, row / plan.group, c) : 0.0f; };
+  return halve_queries<Order, Pairs>(number, plan.request.softmax_scale, t);
 }
 
 /// Groups of channels of a codec of the token axis, and the one that a unit belongs to. A division, so it is done once.
@@ -240,7 +246,8 @@ __global__ void __launch_bounds__(halves_threads, 3) attend_halves(PagedHeads<Ke
   const int end = static_cast<int>(begin + size < seen ? begin + size : seen), from = static_cast<int>(begin);
   const int share = end > from ? ((end - from + halves_warps - 1) / halves_warps + 15) / 16 * 16 : 0;
   const int first = from + warp * share, last = first + share < end ? first + share : end;
-  Ring<KeyCodec, ValueCodec, Dim, Order::units> ring(heads, layout, memory, head, first, last, dim);
+  Ring<KeyCodec, ValueCodec, Dim, Order::units> ring({heads.key_codec, layout.key, heads.keys, head, first, dim}, {heads.value_codec, layout.value, heads.values, head, first, dim},
+                                                     layout.stage, memory, first, last);
   const QueryPairs<pairs> q = load_queries<Order, pairs>(plan, head, first_row + g, g < rows, t);
   // This lane's two columns of scores are rows 2t and 2t + 1.
   const float scale[2] = {__shfl_sync(cuda::full_warp, q.scale, 8 * t), __shfl_sync(cuda::full_warp, q.scale, 8 * t + 4)};

@@ -36,15 +36,15 @@ __device__ inline void copy_grain(std::byte* to, const std::byte* from, int grai
   else *reinterpret_cast<std::uint16_t*>(to) = take ? *reinterpret_cast<const std::uint16_t*>(from) : std::uint16_t{0};
 }
 
-/// One column of the warp's slots. A lane has slots `lane` and `lane + 32` of a tile.
-template <class Codec, int Dim>
+/// One column of the warp's slots: exact rows of `Dim` numbers, coded ones of `Coded`, padded. A lane has slots `lane` and `lane + 32` of a tile.
+template <class Codec, int Dim, int Coded = Dim>
 struct RingColumn {
-  static constexpr int bits = stored_bits<Codec>, lane_slots = rows_that_fit(bits, Dim) > 32 ? 2 : 1;
+  static constexpr int bits = stored_bits<Codec>, lane_slots = rows_that_fit(bits, Coded) > 32 ? 2 : 1;
   static constexpr bool exact_only = std::is_same_v<Codec, ExactRows>;
 
   const Codec& codec;
   PartLayout layout;
-  int dim;
+  int dim;             ///< of exact rows
   const SlotRun* run;  ///< of the first slot that is not yet in the ring
   int left;            ///< runs of the head from there on
 
@@ -95,17 +95,17 @@ struct RingColumn {
   template <class Chunk>
   __device__ void copy_rows(std::byte* to, int count, const std::byte* kind, Chunk&& chunk) {
     if (kind == nullptr) copy<padded_row(16, Dim)>(to, count, 2 * dim, 16, chunk);
-    else if constexpr (!exact_only) copy<padded_row(bits, Dim)>(to, count, layout.row_bytes, layout.row_grain, chunk);
+    else if constexpr (!exact_only) copy<padded_row(bits, Coded)>(to, count, layout.row_bytes, layout.row_grain, chunk);
   }
   __device__ void copy_params(std::byte* to, int count, const std::byte* kind) {
     if constexpr (!exact_only) {
       if (kind == nullptr) return;
       const int lane = cuda::lane_of_warp(), bytes = layout.group_bytes, grain = layout.param_grain;
       if (codec.axis == GroupAxis::channel) {
-        const int padded = has_offset(codec.form) ? 4 * Dim : 2 * Dim;
+        const int padded = has_offset(codec.form) ? 4 * Coded : 2 * Coded;
         for (int b = lane * grain; b < padded; b += 32 * grain) {
-          const int part = b / (2 * Dim), place = b % (2 * Dim);
-          copy_grain(to + part * 2 * Dim + param_chunk(place / 16) * 16 + place % 16, kind + part * 2 * dim + place, grain, place < 2 * dim);
+          const int part = b / (2 * Coded), place = b % (2 * Coded), used = 2 * layout.width;
+          copy_grain(to + part * 2 * Coded + param_chunk(place / 16) * 16 + place % 16, kind + part * used + place, grain, place < used);
         }
         return;
       }
@@ -163,18 +163,17 @@ struct TileHead {
   int key_coded = 0, value_coded = 0;
 };
 
-/// `Units`: of a lane's keys that lie side by side.
-template <class KeyCodec, class ValueCodec, int Dim, int Units>
+/// `Units`: of a lane's exact keys that lie side by side.
+template <class KeyCodec, class ValueCodec, int Dim, int Units, int Coded = Dim>
 struct Ring {
-  RingColumn<KeyCodec, Dim> keys;
-  RingColumn<ValueCodec, Dim> values;
+  RingColumn<KeyCodec, Dim, Coded> keys;
+  RingColumn<ValueCodec, Dim, Coded> values;
   std::byte* memory;
   int bytes;  ///< of a stage
   int next, end;
 
-  __device__ Ring(const PagedHeads<KeyCodec, ValueCodec>& heads, const RingLayout& layout, std::byte* of_warp, index_t head, int first, int last, int dim)
-      : keys(heads.key_codec, layout.key, heads.keys, head, first, dim), values(heads.value_codec, layout.value, heads.values, head, first, dim),
-        memory(of_warp), bytes(layout.stage), next(first), end(last) {}
+  __device__ Ring(const RingColumn<KeyCodec, Dim, Coded>& of_keys, const RingColumn<ValueCodec, Dim, Coded>& of_values, int stage, std::byte* of_warp, int first, int last)
+      : keys(of_keys), values(of_values), memory(of_warp), bytes(stage), next(first), end(last) {}
 
   __device__ std::byte* rows_of_keys(int stage) const { return memory + stage * bytes; }
   __device__ std::byte* rows_of_values(int stage) const { return memory + stage * bytes + ring_rows; }
@@ -202,11 +201,11 @@ struct Ring {
       }
       tile = {next, count, key_kind != nullptr, value_kind != nullptr};
       keys.copy_rows(rows_of_keys(stage), count, key_kind, [&](int row, int c) {
-        constexpr int coded = padded_row(stored_bits<KeyCodec>, Dim), exact = padded_row(16, Dim);
+        constexpr int coded = padded_row(stored_bits<KeyCodec>, Coded), exact = padded_row(16, Dim);
         return key_kind == nullptr ? key_chunk<exact, Units>(row, c) : key_chunk<coded, 1>(row, c);
       });
       values.copy_rows(rows_of_values(stage), count, value_kind, [&](int row, int c) {
-        constexpr int coded = padded_row(stored_bits<ValueCodec>, Dim), exact = padded_row(16, Dim);
+        constexpr int coded = padded_row(stored_bits<ValueCodec>, Coded), exact = padded_row(16, Dim);
         return value_kind == nullptr ? value_chunk<exact>(row, c) : value_chunk<coded>(row, c);
       });
       keys.copy_params(params_of_keys(stage), count, key_kind);

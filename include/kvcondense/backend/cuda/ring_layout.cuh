@@ -52,6 +52,7 @@ KVCONDENSE_HD constexpr int param_chunk(int c) { return c ^ (c >> 3 & 1); }
 
 /// One column's part of a stage that depends on its codec.
 struct PartLayout {
+  int width = 0;  ///< numbers of a row
   int row_bytes = 0, params_at = 0, group_bytes = 0;  ///< of a page
   int group_slots = 1, group_shift = 0;               ///< -1: no power of two
   int params = 0;       ///< bytes of all parameters in a stage
@@ -76,6 +77,7 @@ template <int Bits>
 PartLayout part_layout(const GroupInt<Bits>& codec, index_t page_slots, index_t dim, int padded) {
   PartLayout p;
   const index_t group = codec.group_bytes(dim);
+  p.width = static_cast<int>(dim);
   p.row_bytes = static_cast<int>(codec.row_bytes(dim));
   p.params_at = static_cast<int>(codec.params_at(page_slots, dim));
   p.group_bytes = static_cast<int>(group);
@@ -95,17 +97,28 @@ int params_in_stage(const GroupInt<Bits>& codec, const PartLayout& p, int padded
   return codec.axis == GroupAxis::channel ? 4 * padded : (slots + 15) / 16 * 16 * p.stride;
 }
 
+/// A column as it is stored: its codec, slots of its pages, numbers of its coded rows.
+template <class Codec>
+struct StoredColumn {
+  const Codec& codec;
+  index_t page_slots, width;
+};
+/// `padded`, `coded`: numbers of exact rows and of coded ones in a stage.
 template <class KeyCodec, class ValueCodec>
-RingLayout ring_layout(const KeyCodec& keys, index_t key_slots, const ValueCodec& values, index_t value_slots, index_t dim, int padded) {
-  RingLayout r{part_layout(keys, key_slots, dim, padded), part_layout(values, value_slots, dim, padded), 0, 0};
+RingLayout ring_layout(const StoredColumn<KeyCodec>& keys, const StoredColumn<ValueCodec>& values, int padded, int coded) {
+  RingLayout r{part_layout(keys.codec, keys.page_slots, keys.width, coded), part_layout(values.codec, values.page_slots, values.width, coded), 0, 0};
   const int exact = rows_that_fit(16, padded), least = r.key.most < r.value.most ? r.key.most : r.value.most, slots = least > exact ? least : exact;
-  r.key.params = params_in_stage(keys, r.key, padded, slots), r.value.params = params_in_stage(values, r.value, padded, slots);
+  r.key.params = params_in_stage(keys.codec, r.key, coded, slots), r.value.params = params_in_stage(values.codec, r.value, coded, slots);
   // Scores take the place of keys that were read; where rows are shorter than scores, that behind the rows.
   constexpr int row = padded_row(stored_bits<KeyCodec>, 64);
   static_assert(row >= 32 || ring_slots * row + 512 * ring_steps <= ring_rows);
-  if (padded_row(stored_bits<KeyCodec>, padded) < 32) r.scores = ring_slots * row;
+  if (padded_row(stored_bits<KeyCodec>, coded) < 32) r.scores = ring_slots * row;
   r.stage = (2 * ring_rows + r.key.params + r.value.params + 16 + 127) / 128 * 128;
   return r;
+}
+template <class KeyCodec, class ValueCodec>
+RingLayout ring_layout(const KeyCodec& keys, index_t key_slots, const ValueCodec& values, index_t value_slots, index_t dim, int padded) {
+  return ring_layout(StoredColumn<KeyCodec>{keys, key_slots, dim}, StoredColumn<ValueCodec>{values, value_slots, dim}, padded, padded);
 }
 
 }  // namespace kvcondense::prim::cuda_kernels
