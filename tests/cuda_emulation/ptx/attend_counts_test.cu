@@ -74,7 +74,7 @@ Cost run(K const& key_codec, V const& value_codec, int slots, int sinks) {
   r.queries = dense_view(static_cast<float const*>(q.data()), index_t{group}, index_t{1}, index_t{Dim});
   r.out = dense_view(out.data(), index_t{group}, index_t{1}, index_t{Dim});
   AttendPlan plan = plan_of(r, 1, slots);
-  plan.split = false, plan.most = 1;
+  plan.cut.row_blocks = most_pieces, plan.most = 1;
   Memory<std::byte> scratch(workspace_of(plan));
   expect(place(plan, Scratch(std::span<std::byte>(scratch.data(), workspace_of(plan)))), "a workspace");
   prim::PagedHeads<K, V> const heads{key_codec, value_codec, {}, keys.view(), values.view(), count.data(), 1};

@@ -51,6 +51,7 @@ struct Attend<Cuda> {
     if (math == AttendMath::halves && !serves_halves(request, heads)) return Status::not_supported;
     AttendPlan plan = plan_of(request, heads.kv_heads, max_slots);
     if (plan.rows == 0) return Status::ok;
+    if (math == AttendMath::halves) plan.cut.least = halves_least;
     constexpr LatentSides sides{is_latent<KeyCodec>, is_latent<ValueCodec>};
     LatentPlan latent;
     Scratch scratch(ctx.workspace());
@@ -59,8 +60,9 @@ struct Attend<Cuda> {
     Status s = Status::ok;
     if constexpr (sides.keys || sides.values) s = start_latent(ctx, heads, plan, latent);
     else if (math == AttendMath::halves) s = start_halves(ctx, heads, plan);
-    else s = cuda::launch(ctx, attend_piece<KeyCodec, ValueCodec>, grid(plan), piece_threads, piece_shared(heads.turn, plan.dim, plan.value_dim), heads, plan);
-    if (s == Status::ok) s = cuda::launch(ctx, join_pieces<128>, {plan.rows, plan.kv_heads}, 128, 0, heads.slots, heads.summaries, plan);
+    else s = start(ctx, attend_piece<KeyCodec, ValueCodec>, piece_blocks, piece_shared(heads.turn, plan.dim, plan.value_dim), plan, heads, plan);
+    if (s == Status::ok)
+      s = cuda::launch(ctx, join_pieces<join_threads>, {plan.rows, plan.kv_heads}, join_threads, sizeof(PieceSums), heads.slots, heads.summaries, plan);
     if constexpr (sides.values)
       if (s == Status::ok)
         s = cuda::launch(ctx, add_latent_sums<ValueCodec>, {plan.rows, plan.kv_heads}, latent_threads, (max_head_dim + 1) * sizeof(float), heads.value_codec, heads.slots,
@@ -80,10 +82,13 @@ struct Attend<Cuda> {
         if (const Status s = cuda::launch(ctx, map_queries<KeyCodec>, {plan.rows, plan.kv_heads}, latent_threads, max_head_dim * sizeof(float), heads.key_codec, plan, latent);
             s != Status::ok)
           return s;
-    return cuda::launch(ctx, attend_latent_piece<KeyCodec, ValueCodec>, grid(plan), piece_threads, latent_shared(heads.turn, plan.dim, plan.value_dim), heads, plan, latent);
+    return start(ctx, attend_latent_piece<KeyCodec, ValueCodec>, latent_blocks, latent_shared(heads.turn, plan.dim, plan.value_dim), plan, heads, plan, latent);
   }
-  static cuda::Grid grid(const cuda_kernels::AttendPlan& plan) {
-    return cuda_kernels::piece_grid(plan.rows, plan.most, plan.kv_heads);
+  /// A kernel that walks pieces, of which a multiprocessor has room for `blocks` blocks beside their registers.
+  template <class Kernel, class... A>
+  static Status start(Context<Cuda>& ctx, Kernel kernel, int blocks, std::size_t shared, const cuda_kernels::AttendPlan& plan, A&&... arguments) {
+    const cuda::Grid grid = cuda_kernels::walk_grid(ctx.facts(), blocks, shared, plan.cut.row_blocks, plan.most * plan.kv_heads);
+    return cuda::launch(ctx, kernel, grid, cuda_kernels::piece_threads, shared, static_cast<A&&>(arguments)...);
   }
 
   template <class KeyCodec, class ValueCodec>
@@ -99,12 +104,13 @@ struct Attend<Cuda> {
   template <class KeyCodec, class ValueCodec>
   static Status start_halves(Context<Cuda>& ctx, const PagedHeads<KeyCodec, ValueCodec>& heads, const cuda_kernels::AttendPlan& plan) {
     using namespace cuda_kernels;
+    static_assert(halves_threads == piece_threads);
     if constexpr (stored_bits<KeyCodec> != 0 && stored_bits<ValueCodec> != 0) {
-      const auto start = [&]<int Dim>() {
+      const auto of_dim = [&]<int Dim>() {
         const RingLayout ring = ring_layout(heads.key_codec, heads.keys.page_slots, heads.value_codec, heads.values.page_slots, plan.dim, Dim);
-        return cuda::launch(ctx, attend_halves<KeyCodec, ValueCodec, Dim>, grid(plan), halves_threads, halves_shared<Dim>(ring), heads, plan, ring);
+        return start(ctx, attend_halves<KeyCodec, ValueCodec, Dim>, halves_blocks, halves_shared<Dim>(ring), plan, heads, plan, ring);
       };
-      return plan.dim <= 64 ? start.template operator()<64>() : start.template operator()<128>();
+      return plan.dim <= 64 ? of_dim.template operator()<64>() : of_dim.template operator()<128>();
     } else {
       return Status::not_supported;
     }
