@@ -236,8 +236,10 @@ __global__ void __launch_bounds__(Threads) join_pieces(const index_t* slots, Pag
   const int lane = cuda::lane_of_warp(), warp = cuda::warp_of_block(), value_dim = static_cast<int>(plan.value_dim);
   const index_t row = blockIdx.x, head = blockIdx.y, left = summaries.count(head);
   const int n = static_cast<int>(plan.cut.pieces(slots[head]));
-  const index_t q_head = head * plan.group + row % plan.group, token = row / plan.group;
-  const bool sees = plan.visible(slots[head], row) > 0 || left > 0;
+  const unsigned group = static_cast<unsigned>(plan.group);
+  const index_t q_head = head * plan.group + blockIdx.x % group, token = blockIdx.x / group;
+  const index_t seen = slots[head] - plan.tokens + token + 1;
+  const bool sees = seen > 0 || left > 0;
   const float* const mean = summaries.means + head * summaries.width;
   float own = minus_infinity();  // logit of the summary slot; every warp works it out, as what follows
   if (left > 0) {
