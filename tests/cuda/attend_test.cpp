@@ -314,25 +314,25 @@ TEST_CASE("cuda attend: heads of many pieces, and a bound that is too large") {
   compare(Case{.group = 2, .dim = 32, .value_dim = 32, .keys = shape, .values = shape, .mass_rows = 1, .more_slots = 5000}, channel_codec<4>(64), token_codec<4>(32));
 }
 
-TEST_CASE("cuda attend: how a head is cut depends on its own length alone") {
-  static_assert(prim::cuda_kernels::pieces(0, true) == 1);
-  static_assert(prim::cuda_kernels::pieces(256, true) == 1);
-  static_assert(prim::cuda_kernels::pieces(257, true) == 2);
-  static_assert(prim::cuda_kernels::pieces(64 * 256, true) == 64);
-  static_assert(prim::cuda_kernels::pieces(64 * 256 + 1, true) == 33);
-  static_assert(prim::cuda_kernels::pieces(1 << 20, true) == 64);
-  static_assert(prim::cuda_kernels::pieces(100000, false) == 1);
+TEST_CASE("cuda attend: lengths about pieces") {
+  std::vector<ColumnShape> shape;
+  for (const index_t n : {0, 1, 63, 64, 65, 1024, 1025, 2049, 4097}) shape.push_back({0, 0, n});
+  for (const prim::AttendMath math : {prim::AttendMath::f32, prim::AttendMath::halves})
+    for (const index_t group : {1, 11})
+      compare(Case{.group = group, .dim = 16, .value_dim = 16, .keys = shape, .values = shape, .mass_rows = 1}, prim::ExactRows{}, prim::ExactRows{},
+              math == prim::AttendMath::f32 ? 2e-5f : 4e-3f, false, math);
 }
 
 namespace {
 
-/// A call over heads [first, last) of some, of which a bound of the longest is `bound`: bits of what each gives.
+/// A call over heads [first, last) of some, of which a bound of the longest is `bound`, on a device of some multiprocessors: bits of what each gives.
 struct Batch {
   std::size_t first, last;
   index_t bound;
+  int multiprocessors = 4;
 };
 
-/// Every head has the bits that it has alone, beside whatever others; with `ways` in every order of threads and blocks.
+/// Every head has the bits that it has alone, beside whatever others and on whatever device; with `ways` in every order of threads and blocks.
 template <class K, class V>
 void alone_and_together(const K& key_codec, const V& value_codec, prim::AttendMath math, index_t group, index_t tokens, bool ways = true) {
   constexpr index_t dim = 64;
@@ -349,7 +349,7 @@ void alone_and_together(const K& key_codec, const V& value_codec, prim::AttendMa
 
   std::vector<Batch> batches;
   for (std::size_t h = 0; h < 5; ++h) batches.push_back({h, h + 1, slots[h]});
-  batches.push_back({0, 5, longest}), batches.push_back({1, 4, longest}), batches.push_back({2, 5, 3000}), batches.push_back({0, 3, 300});
+  batches.push_back({0, 5, longest}), batches.push_back({0, 5, longest, 1}), batches.push_back({0, 5, longest, 132}), batches.push_back({1, 4, longest}), batches.push_back({2, 5, 3000}), batches.push_back({0, 3, 300});
   std::vector<std::vector<float>> alone(5);  // of the first way
   const auto on_device = [&] {
     test::Device device;
@@ -369,7 +369,9 @@ void alone_and_together(const K& key_codec, const V& value_codec, prim::AttendMa
       k.offset += b.first, v.offset += b.first;
       const prim::PagedHeads<K, V> paged{key_codec, value_codec, {}, k, v, device_slots.data() + b.first, n};
       out.write(std::vector<float>(queries.size(), 7.0f));
-      Context<Cuda> ctx = device.with_workspace(prim::Attend<Cuda>::workspace_bytes(r, n, b.bound));
+      cuda::DeviceFacts facts = device.context().facts();
+      facts.multiprocessors = b.multiprocessors;
+      Context<Cuda> ctx(device.context().stream(), facts, device.with_workspace(prim::Attend<Cuda>::workspace_bytes(r, n, b.bound)).workspace());
       REQUIRE(prim::Attend<Cuda>::run(ctx, r, paged, b.bound, math) == Status::ok);
       const std::vector<float> all_out = out.read(), all_lse = lse.read(), all_mass = mass.read();
       for (std::size_t h = b.first; h < b.last; ++h) {
@@ -377,7 +379,7 @@ void alone_and_together(const K& key_codec, const V& value_codec, prim::AttendMa
         std::vector<float> mine(all_out.begin() + row * dim, all_out.begin() + (row + rows) * dim);
         mine.insert(mine.end(), all_lse.begin() + row, all_lse.begin() + row + rows);
         mine.insert(mine.end(), all_mass.begin() + offset[h], all_mass.begin() + offset[h + 1]);
-        CAPTURE(h, b.first, b.last, b.bound, group, tokens);
+        CAPTURE(h, b.first, b.last, b.bound, b.multiprocessors, group, tokens);
         if (alone[h].empty()) alone[h] = mine;
         REQUIRE(mine.size() == alone[h].size());
         CHECK(std::memcmp(mine.data(), alone[h].data(), mine.size() * sizeof(float)) == 0);
@@ -394,15 +396,8 @@ TEST_CASE("cuda attend: a head's result does not depend on the others") {
   for (const prim::AttendMath math : {prim::AttendMath::f32, prim::AttendMath::halves}) {
     alone_and_together(channel_codec<4>(32), token_codec<4>(64), math, 4, 1);
     alone_and_together(prim::ExactRows{}, prim::ExactRows{}, math, 3, 5);
-    alone_and_together(token_codec<4>(64), token_codec<4>(64), math, 4, 17, false);  // more rows than are split
+    alone_and_together(token_codec<4>(64), token_codec<4>(64), math, 4, 17, false);  // heads in fewer pieces
   }
-}
-
-TEST_CASE("cuda attend: prompts whose blocks of rows are more than a grid is high") {
-  const cuda::Grid grid = prim::cuda_kernels::piece_grid(8 * (index_t{1} << 20), 1, 8);  // a million tokens, eight queries a head
-  CHECK(grid.x == 1 << 20);
-  CHECK(grid.y == 1);
-  CHECK(grid.z == 8);
 }
 
 TEST_CASE("cuda attend: what views do not fit is refused") {

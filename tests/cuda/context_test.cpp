@@ -88,6 +88,7 @@ TEST_CASE("cuda: facts of the device") {
   CHECK(facts->multiprocessors > 0);
   CHECK(facts->capability >= 80);
   CHECK(facts->shared_per_block >= cuda::plain_shared);
+  CHECK(facts->shared_per_multiprocessor >= facts->shared_per_block);
 }
 
 TEST_CASE("cuda: arrays keep what they have when memory is refused") {

@@ -19,14 +19,9 @@ namespace kvcondense::cache {
 inline std::size_t attend_bytes(const CacheShape& shape, index_t rows, index_t slots, index_t tokens, const AttentionNeed& need,
                                 const prim::LatentSides& sides = {}) {
   float nothing = 0.0f;
-  std::size_t most = 0;
-  // Calls of few rows cut heads into pieces: the longest of them may need more than longer ones.
-  for (const index_t n : {tokens, std::min<index_t>(tokens, prim::cuda_kernels::split_rows * rows / shape.q_heads)}) {
-    prim::AttendRequest r{{nullptr, {shape.q_heads, n, shape.head_dim}, {}}, {nullptr, {shape.q_heads, n, shape.values()}, {}}};
-    r.mass.data = &nothing, r.mass_rows = need.of(n);
-    most = std::max(most, prim::Attend<Cuda>::workspace_bytes(r, rows, slots, sides));
-  }
-  return most;
+  prim::AttendRequest r{{nullptr, {shape.q_heads, tokens, shape.head_dim}, {}}, {nullptr, {shape.q_heads, tokens, shape.values()}, {}}};
+  r.mass.data = &nothing, r.mass_rows = need.of(tokens);
+  return prim::Attend<Cuda>::workspace_bytes(r, rows, slots, sides);
 }
 
 /// Runs of either column of a head of so many slots, at most.

@@ -37,6 +37,7 @@ enum cudaDeviceAttr {
   cudaDevAttrMultiProcessorCount = 16,
   cudaDevAttrComputeCapabilityMajor = 75,
   cudaDevAttrComputeCapabilityMinor = 76,
+  cudaDevAttrMaxSharedMemoryPerMultiprocessor = 81,
   cudaDevAttrMaxSharedMemoryPerBlockOptin = 97,
 };
 enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize = 8 };
@@ -117,6 +118,7 @@ inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr what, int d
     case cudaDevAttrMultiProcessorCount: *value = cuda_fibers::runtime.multiprocessors; break;
     case cudaDevAttrComputeCapabilityMajor: *value = cuda_fibers::runtime.major; break;
     case cudaDevAttrComputeCapabilityMinor: *value = cuda_fibers::runtime.minor; break;
+    case cudaDevAttrMaxSharedMemoryPerMultiprocessor: *value = static_cast<int>(cuda_fibers::most_shared + 1024); break;
     case cudaDevAttrMaxSharedMemoryPerBlockOptin: *value = static_cast<int>(cuda_fibers::most_shared); break;
   }
   return cuda_fibers::answer();

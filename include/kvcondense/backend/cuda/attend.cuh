@@ -54,6 +54,7 @@ struct Attend<Cuda> {
     if (math == AttendMath::halves && !served) return Status::not_supported;
     AttendPlan plan = plan_of(request, heads.kv_heads, max_slots);
     if (plan.rows == 0) return Status::ok;
+    if (served) plan.cut.least = halves_least;
     constexpr LatentSides sides{is_latent<KeyCodec>, is_latent<ValueCodec>};
     LatentPlan latent;
     Scratch scratch(ctx.workspace());
@@ -65,8 +66,9 @@ struct Attend<Cuda> {
     if (!served) s = Status::not_supported;
     else if constexpr (sides.keys || sides.values) s = start_latent_halves(ctx, heads, plan, latent);
     else s = start_halves(ctx, heads, plan);  // the device may have too little shared memory
-    if (s == Status::not_supported && math != AttendMath::halves) s = start_floats(ctx, heads, plan, latent);
-    if (s == Status::ok) s = cuda::launch(ctx, join_pieces<128>, {plan.rows, plan.kv_heads}, 128, 0, heads.slots, heads.summaries, plan);
+    if (s == Status::not_supported && math != AttendMath::halves) plan.cut.least = PieceRule{}.least, s = start_floats(ctx, heads, plan, latent);
+    if (s == Status::ok)
+      s = cuda::launch(ctx, join_pieces<join_threads>, {plan.rows, plan.kv_heads}, join_threads, sizeof(PieceSums), heads.slots, heads.summaries, plan);
     if constexpr (sides.values)
       if (s == Status::ok)
         s = cuda::launch(ctx, add_latent_sums<ValueCodec>, {plan.rows, plan.kv_heads}, latent_threads, (max_head_dim + 1) * sizeof(float), heads.value_codec, heads.slots,
@@ -92,12 +94,15 @@ struct Attend<Cuda> {
                              const cuda_kernels::LatentPlan& latent) {
     using namespace cuda_kernels;
     if constexpr (is_latent<KeyCodec> || is_latent<ValueCodec>)
-      return cuda::launch(ctx, attend_latent_piece<KeyCodec, ValueCodec>, grid(plan), piece_threads, latent_shared(heads.turn, plan.dim, plan.value_dim), heads, plan, latent);
+      return start(ctx, attend_latent_piece<KeyCodec, ValueCodec>, latent_blocks, latent_shared(heads.turn, plan.dim, plan.value_dim), plan, heads, plan, latent);
     else
-      return cuda::launch(ctx, attend_piece<KeyCodec, ValueCodec>, grid(plan), piece_threads, piece_shared(heads.turn, plan.dim, plan.value_dim), heads, plan);
+      return start(ctx, attend_piece<KeyCodec, ValueCodec>, piece_blocks, piece_shared(heads.turn, plan.dim, plan.value_dim), plan, heads, plan);
   }
-  static cuda::Grid grid(const cuda_kernels::AttendPlan& plan) {
-    return cuda_kernels::piece_grid(plan.rows, plan.most, plan.kv_heads);
+  /// A kernel that walks pieces, of which a multiprocessor has room for `blocks` blocks beside their registers.
+  template <class Kernel, class... A>
+  static Status start(Context<Cuda>& ctx, Kernel kernel, int blocks, std::size_t shared, const cuda_kernels::AttendPlan& plan, A&&... arguments) {
+    const cuda::Grid grid = cuda_kernels::walk_grid(ctx.facts(), blocks, shared, plan.cut.row_blocks, plan.most * plan.kv_heads);
+    return cuda::launch(ctx, kernel, grid, cuda_kernels::piece_threads, shared, static_cast<A&&>(arguments)...);
   }
 
   template <class KeyCodec, class ValueCodec>
@@ -117,15 +122,15 @@ struct Attend<Cuda> {
     using namespace cuda_kernels;
     if constexpr (has_halves<KeyCodec, ValueCodec>) {
       const index_t keys = widest_coded(heads.key_codec, plan.dim), values = widest_coded(heads.value_codec, plan.value_dim);
-      const auto start = [&]<int Dim, int Rank>() {
+      const auto of_dim = [&]<int Dim, int Rank>() {
         const auto& key_codec = ring_codec(heads.key_codec);
         const auto& value_codec = ring_codec(heads.value_codec);
         const RingLayout ring = ring_layout(StoredColumn<RingCodec<KeyCodec>>{key_codec, heads.keys.page_slots, stored_dim(heads.key_codec, plan.dim)},
                                             StoredColumn<RingCodec<ValueCodec>>{value_codec, heads.values.page_slots, stored_dim(heads.value_codec, plan.value_dim)}, Dim, Rank);
-        return cuda::launch(ctx, attend_latent_halves<KeyCodec, ValueCodec, Dim, Rank>, grid(plan), halves_threads, latent_halves_shared<Dim, Rank>(ring), heads, plan, latent, ring);
+        return start(ctx, attend_latent_halves<KeyCodec, ValueCodec, Dim, Rank>, latent_halves_blocks<Rank>, latent_halves_shared<Dim, Rank>(ring), plan, heads, plan, latent, ring);
       };
-      if (plan.dim <= 64 && plan.value_dim <= 64) return start.template operator()<64, 64>();
-      return keys <= 64 && values <= 64 ? start.template operator()<128, 64>() : start.template operator()<128, 128>();
+      if (plan.dim <= 64 && plan.value_dim <= 64) return of_dim.template operator()<64, 64>();
+      return keys <= 64 && values <= 64 ? of_dim.template operator()<128, 64>() : of_dim.template operator()<128, 128>();
     } else {
       return Status::not_supported;
     }
@@ -133,12 +138,13 @@ struct Attend<Cuda> {
   template <class KeyCodec, class ValueCodec>
   static Status start_halves(Context<Cuda>& ctx, const PagedHeads<KeyCodec, ValueCodec>& heads, const cuda_kernels::AttendPlan& plan) {
     using namespace cuda_kernels;
+    static_assert(halves_threads == piece_threads);
     if constexpr (has_halves<KeyCodec, ValueCodec>) {
-      const auto start = [&]<int Dim>() {
+      const auto of_dim = [&]<int Dim>() {
         const RingLayout ring = ring_layout(heads.key_codec, heads.keys.page_slots, heads.value_codec, heads.values.page_slots, plan.dim, Dim);
-        return cuda::launch(ctx, attend_halves<KeyCodec, ValueCodec, Dim>, grid(plan), halves_threads, halves_shared<Dim>(ring), heads, plan, ring);
+        return start(ctx, attend_halves<KeyCodec, ValueCodec, Dim>, halves_blocks, halves_shared<Dim>(ring), plan, heads, plan, ring);
       };
-      return plan.dim <= 64 ? start.template operator()<64>() : start.template operator()<128>();
+      return plan.dim <= 64 ? of_dim.template operator()<64>() : of_dim.template operator()<128>();
     } else {
       return Status::not_supported;
     }

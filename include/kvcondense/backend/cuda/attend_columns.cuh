@@ -31,7 +31,8 @@ struct PartSlots {
 struct ColumnPlan {
   TensorView<const float, 3> queries{};
   RaggedView<float> out{};
-  index_t kv_heads = 0, group = 0, tokens = 0, dim = 0, lines = 0, max_slots = 0, most = 1, band = 0;
+  index_t kv_heads = 0, group = 0, tokens = 0, dim = 0, lines = 0, max_slots = 0, most = 1, partials = 0, band = 0;
+  PieceRule cut{};  ///< rows are lines here
   index_t rows = 0;                  ///< of the request; `tokens` of them count
   const std::int32_t* chosen = nullptr;  ///< which; null: the first
   GroupReduce group_rule = GroupReduce::mean;
@@ -159,15 +160,13 @@ __device__ inline void line_logits(const ColumnPlan& plan, const PagedHeads<KeyC
   }
 }
 
-/// Largest logit of every line in a piece of a head, and its sum of exp. Grid: `piece_grid`.
+/// Largest logit of every line in a piece of a head, and its sum of exp.
 template <class KeyCodec, class ValueCodec>
-__global__ void __launch_bounds__(piece_threads, 4) column_pieces(PagedHeads<KeyCodec, ValueCodec> heads, ColumnPlan plan) {
+__device__ inline void sum_column_piece(const PagedHeads<KeyCodec, ValueCodec>& heads, const ColumnPlan& plan, index_t head, index_t piece) {
   ColumnShared& shared = *reinterpret_cast<ColumnShared*>(cuda::dyn_smem());
   float* tile = reinterpret_cast<float*>(cuda::dyn_smem() + sizeof(ColumnShared));
   const FarTile far(heads.turn, plan.dim, tile + tile_floats(plan.dim));
-  const index_t head = blockIdx.z, piece = blockIdx.y, first = static_cast<index_t>(blockIdx.x) * row_block;
-  const index_t slots = heads.slots[head], size = piece_slots(slots, true);
-  if (piece >= pieces(slots, true)) return;
+  const index_t first = static_cast<index_t>(blockIdx.x) * row_block, slots = heads.slots[head], size = plan.cut.piece_slots(slots);
   const int lines = static_cast<int>(plan.lines - first < row_block ? plan.lines - first : row_block);
   float top[warp_lines], total[warp_lines];
   for (int k = 0; k < warp_lines; ++k) top[k] = minus_infinity(), total[k] = 0.0f;
@@ -198,19 +197,27 @@ __global__ void __launch_bounds__(piece_threads, 4) column_pieces(PagedHeads<Key
     plan.total[plan.at_piece(head, piece, first + r)] = total[k];
   }
 }
+/// Grid: `walk_grid`.
+template <class KeyCodec, class ValueCodec>
+__global__ void __launch_bounds__(piece_threads, piece_blocks) column_pieces(PagedHeads<KeyCodec, ValueCodec> heads, ColumnPlan plan) {
+  for (PieceWalk<piece_threads> walk(heads.slots, plan.kv_heads, plan.cut); walk.any(); walk.next()) sum_column_piece(heads, plan, walk.head(), walk.piece());
+}
 
-/// Joins the pieces of a line. Grid: blocks of lines, heads.
+/// Joins the pieces of a line: a warp a line. Grid: blocks of lines, heads.
 template <int Threads>
 __global__ void __launch_bounds__(Threads) join_lines(const index_t* slots, ColumnPlan plan) {
-  const index_t line = static_cast<index_t>(blockIdx.x) * Threads + threadIdx.x, head = blockIdx.y;
+  const index_t line = static_cast<index_t>(blockIdx.x) * (Threads / cuda::warp_lanes) + cuda::warp_of_block(), head = blockIdx.y;
   if (line >= plan.lines) return;
-  const index_t n = pieces(slots[head], true);
+  const index_t n = plan.cut.pieces(slots[head]);
   float top = minus_infinity(), total = 0.0f;
-  for (index_t p = 0; p < n; ++p) top = plan.top[plan.at_piece(head, p, line)] > top ? plan.top[plan.at_piece(head, p, line)] : top;
-  for (index_t p = 0; p < n; ++p) {
+  for (index_t p = cuda::lane_of_warp(); p < n; p += cuda::warp_lanes) top = plan.top[plan.at_piece(head, p, line)] > top ? plan.top[plan.at_piece(head, p, line)] : top;
+  top = cuda::warp_max(top);
+  for (index_t p = cuda::lane_of_warp(); p < n; p += cuda::warp_lanes) {
     const float t = plan.top[plan.at_piece(head, p, line)];
     if (t > minus_infinity()) total += plan.total[plan.at_piece(head, p, line)] * expf(t - top);
   }
+  total = cuda::warp_sum(total);
+  if (cuda::lane_of_warp() != 0) return;
   plan.final_top[head * plan.lines + line] = top;
   const float divide = plan.divide == nullptr ? 1.0f : plan.divide[plan.row(line)];
   plan.final_scale[head * plan.lines + line] = total > 0.0f && divide > 0.0f ? 1.0f / (total * divide) : 0.0f;
@@ -314,7 +321,7 @@ template <>
 struct AttendColumns<Cuda> {
   static std::size_t workspace_bytes(const ColumnRequest& request, index_t q_heads, index_t kv_heads, index_t max_slots) {
     const cuda_kernels::ColumnPlan p = plan_of(request, q_heads, kv_heads, max_slots);
-    return Scratch::align + 2 * Scratch::bytes_for<float>(p.kv_heads * p.most * p.lines) + 2 * Scratch::bytes_for<float>(p.kv_heads * p.lines) +
+    return Scratch::align + 2 * Scratch::bytes_for<float>(p.kv_heads * p.partials) + 2 * Scratch::bytes_for<float>(p.kv_heads * p.lines) +
            Scratch::bytes_for<index_t>(p.kv_heads * p.tokens) + Scratch::bytes_for<std::int32_t>(p.tokens) + Scratch::bytes_for<cuda_kernels::PartSlots>(p.kv_heads);
   }
 
@@ -334,8 +341,8 @@ struct AttendColumns<Cuda> {
     ColumnPlan plan = plan_of(request, q_heads, heads.kv_heads, max_slots);
     plan.queries = queries, plan.dim = dim, plan.scale = softmax_scale, plan.held = held;
     Scratch scratch(ctx.workspace());
-    plan.top = scratch.take<float>(plan.kv_heads * plan.most * plan.lines);
-    plan.total = scratch.take<float>(plan.kv_heads * plan.most * plan.lines);
+    plan.top = scratch.take<float>(plan.kv_heads * plan.partials);
+    plan.total = scratch.take<float>(plan.kv_heads * plan.partials);
     plan.final_top = scratch.take<float>(plan.kv_heads * plan.lines);
     plan.final_scale = scratch.take<float>(plan.kv_heads * plan.lines);
     auto* visible = scratch.take<index_t>(plan.kv_heads * plan.tokens);
@@ -354,14 +361,15 @@ struct AttendColumns<Cuda> {
       s = cuda::launch(ctx, visible_slots<128>, {cuda::covering(plan.kv_heads * plan.tokens, 128)}, 128, 0, heads.slots, plan, visible, parts);
       plan.visible = visible, plan.parts = parts;
     }
+    const std::size_t shared = column_shared(heads.turn, dim);
     if (s == Status::ok && !plan.logs())
-      s = cuda::launch(ctx, column_pieces<KeyCodec, ValueCodec>, piece_grid(plan.lines, plan.most, plan.kv_heads), piece_threads,
-                            column_shared(heads.turn, dim), heads, plan);
+      s = cuda::launch(ctx, column_pieces<KeyCodec, ValueCodec>, walk_grid(ctx.facts(), piece_blocks, shared, plan.cut.row_blocks, plan.most * plan.kv_heads), piece_threads,
+                       shared, heads, plan);
     if (s == Status::ok && !plan.logs())
-      s = cuda::launch(ctx, join_lines<128>, {cuda::covering(plan.lines, 128), plan.kv_heads}, 128, 0, heads.slots, plan);
+      s = cuda::launch(ctx, join_lines<128>, {cuda::covering(plan.lines, 128 / cuda::warp_lanes), plan.kv_heads}, 128, 0, heads.slots, plan);
     if (s == Status::ok)
       s = cuda::launch(ctx, column_tiles<KeyCodec, ValueCodec>, {cuda::covering(max_slots, piece_tile), plan.kv_heads}, piece_threads,
-                       column_shared(heads.turn, dim), heads, plan);
+                       shared, heads, plan);
     return s;
   }
 
@@ -383,8 +391,8 @@ struct AttendColumns<Cuda> {
     if (p.logs()) p.group_rule = GroupReduce::mean, p.band = 0;  // neither acts
     p.temperature = r.temperature, p.warming = r.warming, p.seed = r.seed, p.divide = r.divide, p.part = r.part;
     p.lines = p.joins_logits() ? p.tokens : p.tokens * p.group;
-    const index_t least = cuda::covering(max_slots, cuda_kernels::least_piece);
-    p.most = least < 1 ? 1 : least < cuda_kernels::most_pieces ? least : cuda_kernels::most_pieces;
+    p.cut.row_blocks = cuda::covering(p.lines, cuda_kernels::row_block);
+    p.most = p.cut.most(max_slots), p.partials = cuda_kernels::most_partials(max_slots, p.lines);
     return p;
   }
 };

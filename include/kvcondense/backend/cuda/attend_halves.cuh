@@ -18,7 +18,9 @@
 namespace kvcondense::prim::cuda_kernels {
 
 inline constexpr int halves_threads = 128, halves_warps = halves_threads / cuda::warp_lanes;
-static_assert(halves_warps * ring_slots == least_piece && row_block == 8);
+static_assert(row_block == 8);
+inline constexpr int halves_blocks = 3;   ///< of a multiprocessor, where shared memory is enough
+inline constexpr int halves_least = 7;    ///< logarithm of a shortest piece: two steps of tensor cores a warp
 
 /// What the warps bring together, in the place of their rings.
 template <int Dim>
@@ -229,14 +231,11 @@ __device__ inline void add_coded_values(const BaseRule& rule, const std::byte* r
 template <class Codec>
 inline constexpr bool exact_only = std::is_same_v<Codec, ExactRows>;
 
-/// Grid: `piece_grid`.
 template <class KeyCodec, class ValueCodec, int Dim>
-__global__ void __launch_bounds__(halves_threads, 3) attend_halves(PagedHeads<KeyCodec, ValueCodec> heads, AttendPlan plan, RingLayout layout) {
+__device__ inline void sum_halves(const PagedHeads<KeyCodec, ValueCodec>& heads, const AttendPlan& plan, const RingLayout& layout, index_t head, index_t piece) {
   using Order = KeyOrder<KeyCodec, Dim>;
   constexpr int pairs = Dim / 8, blocks = Dim / 16;  // of a lane's keys; of 16 channels of sums
-  const index_t head = blockIdx.z, piece = blockIdx.y, first_row = static_cast<index_t>(blockIdx.x) * row_block;
-  const index_t slots = heads.slots[head], size = piece_slots(slots, plan.split);
-  if (piece >= pieces(slots, plan.split)) return;
+  const index_t first_row = static_cast<index_t>(blockIdx.x) * row_block, slots = heads.slots[head], size = plan.cut.piece_slots(slots);
   const int rows = static_cast<int>(plan.rows - first_row < row_block ? plan.rows - first_row : row_block), dim = static_cast<int>(plan.dim);
   const int lane = cuda::lane_of_warp(), warp = cuda::warp_of_block(), g = lane / 4, t = lane % 4;
 
@@ -371,6 +370,13 @@ __global__ void __launch_bounds__(halves_threads, 3) attend_halves(PagedHeads<Ke
     plan.sums[at * dim + c] = all;
     if (c == 0) plan.top[at] = most > lowest_logit ? most * ln_2 : minus_infinity(), plan.total[at] = weights;
   }
+}
+
+/// Grid: `walk_grid`.
+template <class KeyCodec, class ValueCodec, int Dim>
+__global__ void __launch_bounds__(halves_threads, halves_blocks) attend_halves(PagedHeads<KeyCodec, ValueCodec> heads, AttendPlan plan, RingLayout layout) {
+  for (PieceWalk<halves_threads> walk(heads.slots, heads.kv_heads, plan.cut); walk.any(); walk.next())
+    sum_halves<KeyCodec, ValueCodec, Dim>(heads, plan, layout, walk.head(), walk.piece());
 }
 
 /// Whether rows of `dim` numbers of a codec can be taken: whole words, parameters in halves.

@@ -25,12 +25,12 @@ struct LatentPlan {
 inline std::size_t latent_workspace_of(const AttendPlan& p, const LatentSides& sides) {
   std::size_t n = 0;
   if (sides.keys) n += Scratch::bytes_for<float>(p.kv_heads * p.rows * (p.dim + 1));
-  if (sides.values) n += Scratch::bytes_for<float>(p.kv_heads * p.most * p.rows * (p.value_dim + 1));
+  if (sides.values) n += Scratch::bytes_for<float>(p.kv_heads * p.partials * (p.value_dim + 1));
   return n;
 }
 inline bool place(LatentPlan& latent, const AttendPlan& p, const LatentSides& sides, Scratch& scratch) {
   if (sides.keys && (latent.queries = scratch.take<float>(p.kv_heads * p.rows * (p.dim + 1))) == nullptr) return false;
-  return !sides.values || (latent.sums = scratch.take<float>(p.kv_heads * p.most * p.rows * (p.value_dim + 1))) != nullptr;
+  return !sides.values || (latent.sums = scratch.take<float>(p.kv_heads * p.partials * (p.value_dim + 1))) != nullptr;
 }
 
 /// The map of a head's coordinates; of codecs without one none.
@@ -43,6 +43,7 @@ __device__ inline LatentMap map_of(const Latent<C>& codec) {
   return codec.map;
 }
 
+inline constexpr int latent_blocks = 3;  ///< of a multiprocessor
 inline constexpr int latent_threads = 128, latent_warps = latent_threads / cuda::warp_lanes;
 
 /// Queries meet the map of keys: a warp a coordinate. Grid: rows, heads.
@@ -95,16 +96,14 @@ __device__ inline void load_either(const Codec& codec, [[maybe_unused]] bool coo
   load_tile(codec, exact, static_cast<int>(page_slots), runs, count, dim, tile);
 }
 
-/// `attend_piece` over slots of which some are coordinates: a lane meets its slot with the form of the query that it understands, and sums of values
-/// have two forms. Grid: `piece_grid`.
+/// `sum_piece` over slots of which some are coordinates: a lane meets its slot with the form of the query that it understands, and sums of values
+/// have two forms.
 template <class KeyCodec, class ValueCodec>
-__global__ void __launch_bounds__(piece_threads, 3) attend_latent_piece(PagedHeads<KeyCodec, ValueCodec> heads, AttendPlan plan, LatentPlan latent) {
+__device__ inline void sum_latent_piece(const PagedHeads<KeyCodec, ValueCodec>& heads, const AttendPlan& plan, const LatentPlan& latent, index_t head, index_t piece) {
   PieceShared& shared = *reinterpret_cast<PieceShared*>(cuda::dyn_smem());
   LatentShared& mapped = *reinterpret_cast<LatentShared*>(cuda::dyn_smem() + sizeof(PieceShared));
   float* tile = reinterpret_cast<float*>(cuda::dyn_smem() + sizeof(PieceShared) + sizeof(LatentShared));
-  const index_t head = blockIdx.z, piece = blockIdx.y, first_row = static_cast<index_t>(blockIdx.x) * row_block;
-  const index_t slots = heads.slots[head], size = piece_slots(slots, plan.split);
-  if (piece >= pieces(slots, plan.split)) return;
+  const index_t first_row = static_cast<index_t>(blockIdx.x) * row_block, slots = heads.slots[head], size = plan.cut.piece_slots(slots);
   const int rows = static_cast<int>(plan.rows - first_row < row_block ? plan.rows - first_row : row_block);
   const int dim = static_cast<int>(plan.dim), value_dim = static_cast<int>(plan.value_dim);
   const int lane = cuda::lane_of_warp(), warp = cuda::warp_of_block(), thread = static_cast<int>(threadIdx.x);
@@ -195,10 +194,16 @@ __global__ void __launch_bounds__(piece_threads, 3) attend_latent_piece(PagedHea
   }
 }
 
+/// Grid: `walk_grid`.
+template <class KeyCodec, class ValueCodec>
+__global__ void __launch_bounds__(piece_threads, latent_blocks) attend_latent_piece(PagedHeads<KeyCodec, ValueCodec> heads, AttendPlan plan, LatentPlan latent) {
+  for (PieceWalk<piece_threads> walk(heads.slots, heads.kv_heads, plan.cut); walk.any(); walk.next()) sum_latent_piece(heads, plan, latent, walk.head(), walk.piece());
+}
+
 /// Behind `join_pieces`: sums of coordinates are joined, mapped back and added to the output. Grid: rows, heads.
 template <class ValueCodec>
 __global__ void __launch_bounds__(latent_threads) add_latent_sums(ValueCodec codec, const index_t* slots, AttendPlan plan, LatentPlan latent) {
-  const index_t row = blockIdx.x, head = blockIdx.y, n = pieces(slots[head], plan.split);
+  const index_t row = blockIdx.x, head = blockIdx.y, n = plan.cut.pieces(slots[head]);
   const LatentMap map = map_of(of_head(codec, head));
   if (!map.maps() || plan.visible(slots[head], row) <= 0) return;
   float* const joined = cuda::shared_as<float[max_head_dim + 1]>();

@@ -81,21 +81,19 @@ __device__ inline float joined_top(const HalvesShared<Dim>& shared, int r) {
 template <int Rank>
 inline constexpr int latent_halves_blocks = Rank > 64 ? 2 : 3;
 
-/// Grid: `piece_grid`.
+/// A piece of a head. The layout is made to fit the ranks of the head.
 template <class KeyCodec, class ValueCodec, int Dim, int Rank>
-__global__ void __launch_bounds__(halves_threads, latent_halves_blocks<Rank>)
-    attend_latent_halves(PagedHeads<KeyCodec, ValueCodec> heads, AttendPlan plan, LatentPlan latent,
-                         RingLayout layout) {
+__device__ inline void sum_latent_halves(const PagedHeads<KeyCodec, ValueCodec>& heads,
+                                         const AttendPlan& plan, const LatentPlan& latent,
+                                         RingLayout layout, index_t head, index_t piece) {
   using Keys = RingCodec<KeyCodec>;
   using Values = RingCodec<ValueCodec>;
   using ExactOrder = KeyOrder<ExactRows, Dim>;
   using CodedOrder = KeyOrder<Keys, Rank>;
   static_assert(ExactOrder::units == 1 && Rank <= Dim);
   constexpr int blocks = Dim / 16, coded_blocks = Rank / 16;  // of 16 channels of sums
-  const index_t head = blockIdx.z, piece = blockIdx.y,
-                first_row = static_cast<index_t>(blockIdx.x) * row_block;
-  const index_t slots = heads.slots[head], size = piece_slots(slots, plan.split);
-  if (piece >= pieces(slots, plan.split)) return;
+  const index_t first_row = static_cast<index_t>(blockIdx.x) * row_block,
+                slots = heads.slots[head], size = plan.cut.piece_slots(slots);
   const int rows =
       static_cast<int>(plan.rows - first_row < row_block ? plan.rows - first_row : row_block);
   const int dim = static_cast<int>(plan.dim), value_dim = static_cast<int>(plan.value_dim);
@@ -332,6 +330,16 @@ __global__ void __launch_bounds__(halves_threads, latent_halves_blocks<Rank>)
           joined_sum(shared, r, j < of_values.width ? j : -1, joined_top(shared, r));
     }
   }
+}
+
+/// Grid: `walk_grid`.
+template <class KeyCodec, class ValueCodec, int Dim, int Rank>
+__global__ void __launch_bounds__(halves_threads, latent_halves_blocks<Rank>)
+    attend_latent_halves(PagedHeads<KeyCodec, ValueCodec> heads, AttendPlan plan, LatentPlan latent,
+                         RingLayout layout) {
+  for (PieceWalk<halves_threads> walk(heads.slots, heads.kv_heads, plan.cut); walk.any(); walk.next())
+    sum_latent_halves<KeyCodec, ValueCodec, Dim, Rank>(heads, plan, latent, layout, walk.head(),
+                                                       walk.piece());
 }
 
 /// Numbers of the longest row that is not exact, of any head.

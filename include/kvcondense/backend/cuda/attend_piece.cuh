@@ -14,6 +14,7 @@
 
 namespace kvcondense::prim::cuda_kernels {
 
+inline constexpr int piece_blocks = 4;  ///< of a multiprocessor
 inline constexpr int piece_threads = 128, piece_warps = piece_threads / cuda::warp_lanes;
 inline constexpr int piece_tile = 32;  ///< slots at a time, a lane each
 inline constexpr int piece_rows = static_cast<int>(row_block);
@@ -144,14 +145,12 @@ __device__ inline float weigh_tile(PieceShared& shared, int r, bool visible, flo
   return scaled;
 }
 
-/// The sum of the block's rows over the piece's slots. Grid: `piece_grid`.
+/// The sum of the block's rows over a piece's slots.
 template <class KeyCodec, class ValueCodec>
-__global__ void __launch_bounds__(piece_threads, 4) attend_piece(PagedHeads<KeyCodec, ValueCodec> heads, AttendPlan plan) {
+__device__ inline void sum_piece(const PagedHeads<KeyCodec, ValueCodec>& heads, const AttendPlan& plan, index_t head, index_t piece) {
   PieceShared& shared = *reinterpret_cast<PieceShared*>(cuda::dyn_smem());
   float* tile = reinterpret_cast<float*>(cuda::dyn_smem() + sizeof(PieceShared));
-  const index_t head = blockIdx.z, piece = blockIdx.y, first_row = static_cast<index_t>(blockIdx.x) * row_block;
-  const index_t slots = heads.slots[head], size = piece_slots(slots, plan.split);
-  if (piece >= pieces(slots, plan.split)) return;
+  const index_t first_row = static_cast<index_t>(blockIdx.x) * row_block, slots = heads.slots[head], size = plan.cut.piece_slots(slots);
   const int rows = static_cast<int>(plan.rows - first_row < row_block ? plan.rows - first_row : row_block);
   const int dim = static_cast<int>(plan.dim), value_dim = static_cast<int>(plan.value_dim);
   const int lane = cuda::lane_of_warp(), warp = cuda::warp_of_block(), thread = static_cast<int>(threadIdx.x);
@@ -216,34 +215,69 @@ __global__ void __launch_bounds__(piece_threads, 4) attend_piece(PagedHeads<KeyC
     if (thread == 0) plan.top[part] = shared.top[r], plan.total[part] = shared.total[r];
   }
 }
+/// Grid: `walk_grid`.
+template <class KeyCodec, class ValueCodec>
+__global__ void __launch_bounds__(piece_threads, piece_blocks) attend_piece(PagedHeads<KeyCodec, ValueCodec> heads, AttendPlan plan) {
+  for (PieceWalk<piece_threads> walk(heads.slots, heads.kv_heads, plan.cut); walk.any(); walk.next()) sum_piece(heads, plan, walk.head(), walk.piece());
+}
 
-/// Joins the pieces of a row, first to last, behind the head's summary slot where it has one. Grid: rows, heads.
+inline constexpr int join_threads = 256, join_warps = join_threads / cuda::warp_lanes;
+
+struct PieceSums {
+  float sums[join_warps][max_head_dim];
+};
+
+/// Joins the pieces of a row in an order that their number tells: a warp takes every eighth, then warps follow each other, behind the head's summary slot
+/// where it has one. Grid: rows, heads.
 template <int Threads>
 __global__ void __launch_bounds__(Threads) join_pieces(const index_t* slots, PagedSummaries summaries, AttendPlan plan) {
-  const index_t row = blockIdx.x, head = blockIdx.y, n = pieces(slots[head], plan.split), left = summaries.count(head);
-  const index_t q_head = head * plan.group + row % plan.group, token = row / plan.group;
-  const bool sees = plan.visible(slots[head], row) > 0 || left > 0;
+  static_assert(Threads == join_threads);
+  auto& shared = cuda::shared_as<PieceSums>();
+  const int lane = cuda::lane_of_warp(), warp = cuda::warp_of_block(), value_dim = static_cast<int>(plan.value_dim);
+  const index_t row = blockIdx.x, head = blockIdx.y, left = summaries.count(head);
+  const int n = static_cast<int>(plan.cut.pieces(slots[head]));
+  const unsigned group = static_cast<unsigned>(plan.group);
+  const index_t q_head = head * plan.group + blockIdx.x % group, token = blockIdx.x / group;
+  const index_t seen = slots[head] - plan.tokens + token + 1;
+  const bool sees = seen > 0 || left > 0;
   const float* const mean = summaries.means + head * summaries.width;
-  float own = minus_infinity();  // logit of the summary slot; every warp works it out
+  float own = minus_infinity();  // logit of the summary slot; every warp works it out, as what follows
   if (left > 0) {
     float sum = 0.0f;
-    for (index_t c = cuda::lane_of_warp(); c < plan.dim; c += cuda::warp_lanes) sum += plan.request.queries(q_head, token, c) * plan.request.softmax_scale * mean[c];
+    for (index_t c = lane; c < plan.dim; c += cuda::warp_lanes) sum += plan.request.queries(q_head, token, c) * plan.request.softmax_scale * mean[c];
     own = cuda::warp_sum(sum) + logf(static_cast<float>(left));
   }
   float top = own == own ? own : minus_infinity();
-  for (index_t p = 0; p < n; ++p) top = plan.top[plan.at_piece(head, p, row)] > top ? plan.top[plan.at_piece(head, p, row)] : top;
-  const auto share = [&](index_t p) {
-    const float t = plan.top[plan.at_piece(head, p, row)];
+  const auto top_of = [&](int p) { return plan.top[plan.at_piece(head, p, row)]; };
+  for (int p = lane; p < n; p += cuda::warp_lanes) top = top_of(p) > top ? top_of(p) : top;
+  top = cuda::warp_max(top);
+  const auto share = [&](int p) {
+    const float t = top_of(p);
     return t > minus_infinity() ? expf(t - top) : 1.0f;  // a piece of NaN passes them on
   };
   const float part = left > 0 ? expf(own - top) : 0.0f;
-  float total = part;
-  for (index_t p = 0; p < n; ++p) total += plan.total[plan.at_piece(head, p, row)] * share(p);
+  float total = 0.0f;
+  for (int p = lane; p < n; p += cuda::warp_lanes) total += plan.total[plan.at_piece(head, p, row)] * share(p);
+  total = cuda::warp_sum(total) + part;
   const float scale = total == 0.0f ? 0.0f : 1.0f / total;
-  for (index_t c = threadIdx.x; c < plan.value_dim; c += Threads) {
-    float sum = left > 0 ? part * mean[plan.dim + c] : 0.0f;
-    for (index_t p = 0; p < n; ++p) sum += plan.sums[plan.at_piece(head, p, row) * plan.value_dim + c] * share(p);
-    plan.request.out(q_head, token, c) = sees ? sum * scale : 0.0f;
+
+  constexpr int columns = static_cast<int>(max_head_dim) / cuda::warp_lanes;
+  float sum[columns] = {};
+#pragma unroll 2
+  for (int p = warp; p < n; p += join_warps) {
+    const float* const from = plan.sums + plan.at_piece(head, p, row) * value_dim;
+    const float weight = share(p);
+#pragma unroll
+    for (int k = 0; k < columns; ++k)
+      if (lane + k * cuda::warp_lanes < value_dim) sum[k] += from[lane + k * cuda::warp_lanes] * weight;
+  }
+#pragma unroll
+  for (int k = 0; k < columns; ++k) shared.sums[warp][lane + k * cuda::warp_lanes] = sum[k];
+  __syncthreads();
+  for (int c = static_cast<int>(threadIdx.x); c < value_dim; c += Threads) {
+    float all = left > 0 ? part * mean[plan.dim + c] : 0.0f;
+    for (int w = 0; w < join_warps && w < n; ++w) all += shared.sums[w][c];
+    plan.request.out(q_head, token, static_cast<index_t>(c)) = sees ? all * scale : 0.0f;
   }
   if (threadIdx.x != 0) return;
   if (plan.request.lse.data != nullptr) plan.request.lse(q_head, token) = sees ? top + logf(total) : minus_infinity();

@@ -1,34 +1,13 @@
 #pragma once
 
-#include <kvcondense/backend/cuda/launch.cuh>
+#include <kvcondense/backend/cuda/piece_walk.cuh>
 #include <kvcondense/core/config.hpp>
 #include <kvcondense/core/workspace.hpp>
 #include <kvcondense/prim/attend.hpp>
 
-// How a call of attention is cut into blocks, from lengths that only the device knows. A piece depends on nothing
-// but its own head's length: results are the same on every device, beside any other heads.
+// What a call of attention has, as kernels get it. How it is cut and shared out: piece_walk.cuh.
 
 namespace kvcondense::prim::cuda_kernels {
-
-inline constexpr index_t row_block = 8;         ///< query rows (tokens x group) of one block
-inline constexpr index_t least_piece = 256;     ///< slots of a piece, doubled until ...
-inline constexpr index_t most_pieces = 64;      ///< ... a head has at most so many
-inline constexpr index_t split_rows = 64;       ///< calls with more rows fill the device without splitting heads
-
-/// Slots of a head's pieces. Whole heads where rows are many.
-KVCONDENSE_HD constexpr index_t piece_slots(index_t slots, bool split) {
-  if (!split) return slots > 0 ? slots : 1;
-  index_t size = least_piece;
-  while (slots > most_pieces * size) size *= 2;
-  return size;
-}
-KVCONDENSE_HD constexpr index_t pieces(index_t slots, bool split) {
-  const index_t size = piece_slots(slots, split);
-  return slots <= size ? 1 : (slots + size - 1) / size;
-}
-
-/// Blocks of a launch over pieces: blocks of rows, pieces, heads. Only x may be beyond 65535, and rows may be many.
-constexpr cuda::Grid piece_grid(index_t rows, index_t most, index_t kv_heads) { return {cuda::covering(rows, row_block), most, kv_heads}; }
 
 /// The numbers of a call, as kernels get them. Arrays of the workspace:
 ///   sums   [head][piece][row][value_dim]   of values, weighted by exp(logit - top)
@@ -40,9 +19,10 @@ struct AttendPlan {
   AttendRequest request{};
   index_t kv_heads = 0, group = 0, tokens = 0, rows = 0, dim = 0, value_dim = 0;
   index_t max_slots = 0;
+  PieceRule cut{};
   index_t most = 1;           ///< pieces that any head may have
+  index_t partials = 0;       ///< pieces times rows of a head, which memory is for
   index_t first_mass_row = 0; ///< rows from here on count for mass
-  bool split = false;
   float *sums = nullptr, *top = nullptr, *total = nullptr, *final_top = nullptr, *final_scale = nullptr, *logits = nullptr;
 
   index_t mass_rows() const { return request.mass.data == nullptr ? 0 : rows - first_mass_row; }
@@ -68,23 +48,22 @@ inline AttendPlan plan_of(const AttendRequest& request, index_t kv_heads, index_
   p.dim = request.queries.extent[2];
   p.value_dim = request.out.extent[2];
   p.max_slots = max_slots;
-  p.split = p.rows <= split_rows;
-  const index_t least = (max_slots + least_piece - 1) / least_piece;
-  p.most = !p.split || least < 1 ? 1 : least < most_pieces ? least : most_pieces;
+  p.cut.row_blocks = cuda::covering(p.rows, row_block);
+  p.most = p.cut.most(max_slots), p.partials = most_partials(max_slots, p.rows);
   const index_t counted = request.mass_rows < p.tokens ? request.mass_rows : p.tokens;
   p.first_mass_row = (p.tokens - counted) * p.group;
   return p;
 }
 
 inline std::size_t workspace_of(const AttendPlan& p) {
-  const index_t parts = p.kv_heads * p.most * p.rows;
+  const index_t parts = p.kv_heads * p.partials;
   return Scratch::align + Scratch::bytes_for<float>(parts * p.value_dim) + 2 * Scratch::bytes_for<float>(parts) +
          2 * Scratch::bytes_for<float>(p.kv_heads * p.rows) +
          Scratch::bytes_for<float>(p.kv_heads * p.mass_rows() * p.max_slots);
 }
 
 inline bool place(AttendPlan& p, Scratch scratch) {
-  const index_t parts = p.kv_heads * p.most * p.rows;
+  const index_t parts = p.kv_heads * p.partials;
   p.sums = scratch.take<float>(parts * p.value_dim);
   p.top = scratch.take<float>(parts);
   p.total = scratch.take<float>(parts);

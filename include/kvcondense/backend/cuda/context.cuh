@@ -64,12 +64,13 @@ struct DeviceFacts {
   int multiprocessors = 0;
   int capability = 0;                ///< 10 * major + minor: 80, 90, 100
   std::size_t shared_per_block = 0;  ///< dynamic shared memory that a block may ask for
+  std::size_t shared_per_multiprocessor = 0;  ///< that blocks have together
 };
 
 /// The facts of the current device. `no_device` where there is none, no driver, or one older than compute
 /// capability 8.0.
 inline Expected<DeviceFacts> device_facts() {
-  int count = 0, device = 0, major = 0, minor = 0, shared = 0;
+  int count = 0, device = 0, major = 0, minor = 0, shared = 0, shared_by_all = 0;
   DeviceFacts facts;
   if (const cudaError_t e = cudaGetDeviceCount(&count); e != cudaSuccess) return settled(e);
   if (count == 0) return Status::no_device;
@@ -78,10 +79,12 @@ inline Expected<DeviceFacts> device_facts() {
   if (e == cudaSuccess) e = cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
   if (e == cudaSuccess) e = cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device);
   if (e == cudaSuccess) e = cudaDeviceGetAttribute(&shared, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
+  if (e == cudaSuccess) e = cudaDeviceGetAttribute(&shared_by_all, cudaDevAttrMaxSharedMemoryPerMultiprocessor, device);
   if (e != cudaSuccess) return settled(e);
   if (major < 8) return Status::no_device;
   facts.capability = 10 * major + minor;
   facts.shared_per_block = static_cast<std::size_t>(shared);
+  facts.shared_per_multiprocessor = static_cast<std::size_t>(shared_by_all);
   return facts;
 }
 
