@@ -71,8 +71,7 @@ int main(int argc, char** argv) {
   if (!made) return fail("recipe: " + std::string(made.message()));
   const auto admission = kvcondense::admit(made->capabilities(), engine::engine_facts);
   if (!admission) return fail(std::string("recipe: ") + admission.sentence);
-  if (admission.warns()) std::fprintf(stderr, "kvcondense-engine: %s
-", admission.sentence);
+  if (admission.warns()) std::fprintf(stderr, "kvcondense-engine: %s\n", admission.sentence);
   engine::CondensedAttention cache(*std::move(made));
   engine::Decoder decoder(*model, cache.decoder_options());
   const engine::Attention attention = std::ref(cache);

@@ -21,7 +21,6 @@ struct HalfCoordinates {
 };
 template <>
 inline constexpr int stored_bits<HalfCoordinates> = 16;
-inline int most_codes(const HalfCoordinates&, int padded) { return rows_that_fit(16, padded); }
 KVCONDENSE_HD constexpr int grain_of_halves(int numbers) {
   return numbers % 8 == 0 ? 16 : numbers % 4 == 0 ? 8 : numbers % 2 == 0 ? 4 : 2;
 }
@@ -31,13 +30,13 @@ KVCONDENSE_HD constexpr void resize(const HalfCoordinates&, PartLayout& p, int w
 }
 template <class Codec>
 KVCONDENSE_HD constexpr void resize(const Codec&, PartLayout&, int) {}
-inline PartLayout part_layout(const HalfCoordinates& codec, index_t, index_t width, int padded,
-                              int) {
+inline PartLayout part_layout(const HalfCoordinates& codec, index_t, index_t width, int padded) {
   PartLayout p;
   resize(codec, p, static_cast<int>(width));
-  p.most = most_codes(codec, padded);
+  p.most = rows_that_fit(16, padded);
   return p;
 }
+inline int params_in_stage(const HalfCoordinates&, const PartLayout&, int, int) { return 0; }
 
 /// How the ring takes rows of a codec: coordinates as what they are stored as.
 template <class Codec>
