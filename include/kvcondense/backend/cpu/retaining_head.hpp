@@ -4,6 +4,7 @@
 #include <cmath>
 
 #include <kvcondense/backend/cpu/context.hpp>
+#include <kvcondense/backend/cpu/simd/choose.hpp>
 #include <kvcondense/core/backend.hpp>
 #include <kvcondense/core/status.hpp>
 #include <kvcondense/core/view.hpp>
@@ -39,11 +40,16 @@ struct RetainingHead<Cpu> {
         const float* row = w.weights_in + u;
         for (const auto& p : parts)
           for (index_t head = 0; head < p.extent[0]; ++head)
-            for (index_t d = 0; d < p.extent[2]; ++d, row += w.hidden)
+            for (index_t from = 0, n = 0; from < p.extent[2]; from += n) {
+              const float* rows[together];
+              n = std::min(together, p.extent[2] - from);
+              for (index_t i = 0; i < n; ++i, row += w.hidden) rows[i] = row;
               for (index_t t = 0; t < count; ++t) {
-                const float x = p(head, first + t, d);
-                for (index_t i = 0; i < units; ++i) sum[t][i] += x * row[i];
+                float x[together];
+                for (index_t i = 0; i < n; ++i) x[i] = p(head, first + t, from + i);
+                cpu::number_ops().add_scaled(rows, x, n, units, sum[t]);
               }
+            }
         for (index_t t = 0; t < count; ++t)
           for (index_t i = 0; i < units; ++i) {
             const float a = activate(sum[t][i], act);
@@ -57,7 +63,8 @@ struct RetainingHead<Cpu> {
 
  private:
   static constexpr index_t tile = 8;
-  static constexpr index_t strip = 64;
+  static constexpr index_t strip = 128;
+  static constexpr index_t together = 64;  ///< inputs, whose rows of a strip stay near while all tokens of a tile are read
 
   static float activate(float x, Activation act) {
     switch (act) {
