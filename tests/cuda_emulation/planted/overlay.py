@@ -24,7 +24,7 @@ PLACES = (
     ("total[e] += __shfl_xor_sync(cuda::full_warp, total[e], d);", ("source_outside_mask",),
      "if (!({0}) || lane < 16) total[e] += __shfl_xor_sync(({0}) ? 0x0000ffffu : cuda::full_warp, total[e], d);"),
     ("cuda::dyn_smem()) + warp * ring_stages", ("shared_overrun",), "cuda::dyn_smem()) + (warp + (({0}) ? 1 : 0)) * ring_stages"),
-    ("const index_t slots = heads.slots[head], size", ("global_overrun",), "const index_t slots = heads.slots[head] + (({0}) ? 8 : 0), size"),
+    (", slots = heads.slots[head], size", ("global_overrun",), ", slots = heads.slots[head] + (({0}) ? 8 : 0), size"),
 )
 
 
