@@ -96,7 +96,7 @@ struct Attend<Cuda> {
     if constexpr (is_latent<KeyCodec> || is_latent<ValueCodec>)
       return start(ctx, attend_latent_piece<KeyCodec, ValueCodec>, latent_blocks, latent_shared(heads.turn, plan.dim, plan.value_dim), plan, heads, plan, latent);
     else
-      return start(ctx, attend_piece<KeyCodec, ValueCodec>, piece_blocks, piece_shared(heads.turn, plan.dim, plan.value_dim), plan, heads, plan);
+      return start(ctx, attend_piece<KeyCodec, ValueCodec>, attend_blocks<KeyCodec, ValueCodec>, piece_shared(heads.turn, plan.dim, plan.value_dim), plan, heads, plan);
   }
   /// A kernel that walks pieces, of which a multiprocessor has room for `blocks` blocks beside their registers.
   template <class Kernel, class... A>
@@ -127,7 +127,7 @@ struct Attend<Cuda> {
         const auto& value_codec = ring_codec(heads.value_codec);
         const RingLayout ring = ring_layout(StoredColumn<RingCodec<KeyCodec>>{key_codec, heads.keys.page_slots, stored_dim(heads.key_codec, plan.dim)},
                                             StoredColumn<RingCodec<ValueCodec>>{value_codec, heads.values.page_slots, stored_dim(heads.value_codec, plan.value_dim)}, Dim, Rank);
-        return start(ctx, attend_latent_halves<KeyCodec, ValueCodec, Dim, Rank>, latent_halves_blocks<Rank>, latent_halves_shared<Dim, Rank>(ring), plan, heads, plan, latent, ring);
+        return start(ctx, attend_latent_halves<KeyCodec, ValueCodec, Dim, Rank>, latent_halves_blocks<Dim>, latent_halves_shared<Dim, Rank>(ring), plan, heads, plan, latent, ring);
       };
       if (plan.dim <= 64 && plan.value_dim <= 64) return of_dim.template operator()<64, 64>();
       return keys <= 64 && values <= 64 ? of_dim.template operator()<128, 64>() : of_dim.template operator()<128, 128>();

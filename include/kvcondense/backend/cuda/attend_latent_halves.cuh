@@ -78,8 +78,8 @@ __device__ inline float joined_top(const HalvesShared<Dim>& shared, int r) {
 
 /// Blocks that registers of a multiprocessor have room for: two sums of long rows take those of a
 /// third.
-template <int Rank>
-inline constexpr int latent_halves_blocks = Rank > 64 ? 2 : 3;
+template <int Dim>
+inline constexpr int latent_halves_blocks = Dim > 64 ? 2 : 3;
 
 /// A piece of a head. The layout is made to fit the ranks of the head.
 template <class KeyCodec, class ValueCodec, int Dim, int Rank>
@@ -334,7 +334,7 @@ __device__ inline void sum_latent_halves(const PagedHeads<KeyCodec, ValueCodec>&
 
 /// Grid: `walk_grid`.
 template <class KeyCodec, class ValueCodec, int Dim, int Rank>
-__global__ void __launch_bounds__(halves_threads, latent_halves_blocks<Rank>)
+__global__ void __launch_bounds__(halves_threads, latent_halves_blocks<Dim>)
     attend_latent_halves(PagedHeads<KeyCodec, ValueCodec> heads, AttendPlan plan, LatentPlan latent,
                          RingLayout layout) {
   for (PieceWalk<halves_threads> walk(heads.slots, heads.kv_heads, plan.cut); walk.any(); walk.next())

@@ -15,6 +15,11 @@
 namespace kvcondense::prim::cuda_kernels {
 
 inline constexpr int piece_blocks = 4;  ///< of a multiprocessor
+/// Of a kernel of attention: what a table says of a codec takes the registers of a fourth.
+template <class KeyCodec, class ValueCodec>
+inline constexpr int attend_blocks = piece_blocks;
+template <class C, class ValueCodec>
+inline constexpr int attend_blocks<Tabled<C>, ValueCodec> = piece_blocks - 1;
 inline constexpr int piece_threads = 128, piece_warps = piece_threads / cuda::warp_lanes;
 inline constexpr int piece_tile = 32;  ///< slots at a time, a lane each
 inline constexpr int piece_rows = static_cast<int>(row_block);
@@ -217,7 +222,7 @@ __device__ inline void sum_piece(const PagedHeads<KeyCodec, ValueCodec>& heads, 
 }
 /// Grid: `walk_grid`.
 template <class KeyCodec, class ValueCodec>
-__global__ void __launch_bounds__(piece_threads, piece_blocks) attend_piece(PagedHeads<KeyCodec, ValueCodec> heads, AttendPlan plan) {
+__global__ void __launch_bounds__(piece_threads, attend_blocks<KeyCodec, ValueCodec>) attend_piece(PagedHeads<KeyCodec, ValueCodec> heads, AttendPlan plan) {
   for (PieceWalk<piece_threads> walk(heads.slots, heads.kv_heads, plan.cut); walk.any(); walk.next()) sum_piece(heads, plan, walk.head(), walk.piece());
 }
 
