@@ -122,10 +122,7 @@ class Segment {
 
   /// Gives back pages that `reserve` made, or `keep` emptied, and nothing filled.
   void trim() {
-    for (; !pages_.empty() && pages_.back().used == 0; pages_.shrink(pages_.size() - 1)) {
-      if (pages_.back().stamp != 0) retire(pages_.back().page);
-      else spare_.put_back(pages_.back().page, page_slots_, *memory_);
-    }
+    for (; !pages_.empty() && pages_.back().used == 0; pages_.shrink(pages_.size() - 1)) retire(pages_.back().page);
   }
 
   /// See SparePages.

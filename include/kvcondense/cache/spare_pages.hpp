@@ -32,11 +32,8 @@ class SparePages {
   /// A page that nobody else owns has emptied.
   void put(Page* page, index_t page_slots, MemoryResource<Cpu>& memory) {
     if (since_ > 0) steady_ = std::min(since_, last_), last_ = since_, since_ = 0;  // else more of the same eviction
-    keep(page, most_pages(page_slots), memory);
-  }
-  /// One that slots were expected for which did not come, or joined others: the next ones will want it.
-  void put_back(Page* page, index_t page_slots, MemoryResource<Cpu>& memory) {
-    keep(page, std::max<index_t>(1, most_pages(page_slots)), memory);
+    page->next = first_, first_ = page, ++count_;
+    while (count_ > most_pages(page_slots)) release(unlink(), memory);
   }
   /// An empty page, its payload zero; null where none waits.
   Page* take() {
@@ -60,10 +57,6 @@ class SparePages {
  private:
   static constexpr std::int32_t most = std::int32_t{1} << 30;
 
-  void keep(Page* page, index_t pages, MemoryResource<Cpu>& memory) {
-    page->next = first_, first_ = page, ++count_;
-    while (count_ > pages) release(unlink(), memory);
-  }
   Page* unlink() {
     --count_;
     return std::exchange(first_, std::exchange(first_->next, nullptr));
