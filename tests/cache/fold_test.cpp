@@ -332,10 +332,9 @@ TEST_CASE("fold: a slot takes its rows and the numbers that its stages keep, and
       count(h.keys.sinks()), count(h.keys.window()), count(h.values.sinks()), count(h.values.window());
     }
     REQUIRE(lanes == at(r.cache.total_slots(0) * numbers) * 4);
-    // Beside that pages have headers, free slots at the end of a part, less than a page of tombstones, and a column has pages at hand for a step.
-    constexpr index_t spare = (30 + 8 - 1) / 8 + 1;
+    // Beside that pages have headers, free slots at the end of a part, less than a page of tombstones, and a spare.
     REQUIRE(report.exact_bytes >= rows + pages * sizeof(cache::Page));
-    REQUIRE(report.exact_bytes <= rows + pages * sizeof(cache::Page) + 2 * (4 + spare) * 8 * (32 + 16) * 2 + 4 * spare * sizeof(cache::Page));
+    REQUIRE(report.exact_bytes <= rows + pages * sizeof(cache::Page) + 2 * 5 * 8 * (32 + 16) * 2 + 8 * sizeof(cache::Page));
   };
   const evict::SinkWindow ends{.recent = 20, .sinks = 2};
   check(recipe(ends, merge::LookM{.mass = merge::Mass::none}), 0);
