@@ -71,8 +71,6 @@ class Column {
     sinks_.trim(), coded_.trim(), window_.trim();
     map_.trim();
   }
-  /// Of the window, see SparePages.
-  index_t steady() const { return window_.steady(); }
   void give_back() { sinks_.give_back(), coded_.give_back(), window_.give_back(); }
 
   /// After `reserve`: the first `sinks` rows are sinks, the others enter the window.

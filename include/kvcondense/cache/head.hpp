@@ -237,11 +237,10 @@ struct Head {
     for (index_t l = 0; l < lanes; ++l) lane[l].shrink(kept.size());
     give_back();
   }
-  /// Tables of a prompt that is mostly gone, not those of a stream.
+  /// Tables of a prompt that is mostly gone.
   void give_back() {
-    const index_t soon = keys.steady();
-    ids.give_back(soon), keys.give_back(), values.give_back();
-    for (index_t l = 0; l < lanes; ++l) lane[l].give_back(lane[l].size() + soon);
+    ids.give_back(), keys.give_back(), values.give_back();
+    for (index_t l = 0; l < lanes; ++l) lane[l].give_back(lane[l].size());
   }
 
   template <class C>

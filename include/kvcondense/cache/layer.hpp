@@ -4,7 +4,6 @@
 #include <cmath>
 #include <limits>
 #include <span>
-#include <utility>
 
 #include <kvcondense/backend/cpu/slot_rows.hpp>
 #include <kvcondense/cache/counters.hpp>
@@ -27,7 +26,6 @@ struct Layer {
 
   ObjectArray<Head> heads;
   Counters counters;
-  index_t last_step = 0;  ///< tokens that it brought
   index_t counted = 0;  ///< query rows of pending tokens whose attention is in the policy's sums already
   Buffer<index_t> offset;             ///< heads + 1; where each head's slots begin in ragged views
   Buffer<index_t> pending_positions;  ///< positions of the pending tokens
@@ -135,11 +133,10 @@ struct Layer {
   /// At the end of a step: what was pending no longer is.
   void settle() {
     counters.stepped_position = next_position();
-    const index_t n = counters.pending;
-    counters.stepped += n;
+    counters.stepped += counters.pending;
     counters.pending = counted = 0;
     pending_positions.shrink(0);
-    if (n > 0) pending_positions.give_back(std::min(n, std::exchange(last_step, n)));  // a prompt comes once
+    pending_positions.give_back(1);
   }
 
   void truncate(index_t tokens) {
@@ -175,7 +172,7 @@ struct Layer {
 
   void clear() {
     for (Head& h : heads) h.clear();
-    counters = {}, counted = last_step = 0;
+    counters = {}, counted = 0;
     pending_positions.shrink(0);
     window.truncate(0);
     for (auto& i : index) i.clear();

@@ -22,7 +22,6 @@ struct alignas(64) Page {
   std::size_t payload_bytes = 0;
   Page* under = nullptr;  ///< rows that another layer holds too: the payload is then what this one has of its own
   std::uint64_t format = 0;  ///< how the bytes are to be read: the same in all pages of a chain
-  Page* next = nullptr;      ///< of pages that wait for slots to come
 
   std::byte* payload() { return reinterpret_cast<std::byte*>(this) + sizeof(Page); }
   bool shared() const { return owners.load(std::memory_order_acquire) > 1; }

@@ -8,7 +8,6 @@
 #include <kvcondense/cache/kept.hpp>
 #include <kvcondense/cache/page.hpp>
 #include <kvcondense/cache/page_list.hpp>
-#include <kvcondense/cache/spare_pages.hpp>
 #include <kvcondense/core/buffer.hpp>
 #include <kvcondense/core/page_provider.hpp>
 #include <kvcondense/core/status.hpp>
@@ -76,7 +75,7 @@ class Segment {
 
   /// Without rows that another layer holds too: those belong to both.
   std::size_t page_bytes() const {
-    std::size_t sum = spare_.bytes();
+    std::size_t sum = spare_ != nullptr ? spare_->bytes() : 0;
     for (const PageRef& r : pages_) sum += r.page->bytes();
     return sum;
   }
@@ -94,7 +93,7 @@ class Segment {
     return sum;
   }
 
-  /// Room for `n` more slots in pages that nobody else owns. On refusal nothing is kept but spare pages.
+  /// Room for `n` more slots in pages that nobody else owns. On refusal nothing is kept.
   Status reserve(index_t n) {
     if (n <= 0) return Status::ok;
     const index_t last = last_used();
@@ -107,8 +106,9 @@ class Segment {
     const index_t more = room >= n ? 0 : (n - room + page_slots_ - 1) / page_slots_;
     if (const Status s = pages_.reserve(pages_.size() + more); s != Status::ok) return s;
     for (index_t i = 0; i < more; ++i) {
-      Page* page = spare_.take();
-      if (page == nullptr) page = make_page(page_payload());
+      Page* page = std::exchange(spare_, nullptr);
+      if (page != nullptr) std::memset(page->payload(), 0, page->payload_bytes);
+      else page = make_page(page_payload());
       if (page == nullptr) {
         trim();
         return Status::out_of_memory;
@@ -122,12 +122,17 @@ class Segment {
 
   /// Gives back pages that `reserve` made, or `keep` emptied, and nothing filled.
   void trim() {
-    for (; !pages_.empty() && pages_.back().used == 0; pages_.shrink(pages_.size() - 1)) retire(pages_.back().page);
+    index_t gone = 0;
+    Page* last = nullptr;
+    for (; !pages_.empty() && pages_.back().used == 0; ++gone) {
+      if (last != nullptr) release(last, *memory_);
+      last = pages_.back().page;
+      pages_.shrink(pages_.size() - 1);
+    }
+    if (last != nullptr) retire(last, gone);
   }
 
-  /// See SparePages.
-  index_t steady() const { return spare_.steady(); }
-  void give_back() { pages_.give_back(pages_.size() + spare_.most_pages(page_slots_)); }
+  void give_back() { pages_.give_back(pages_.size()); }
 
   /// After `reserve(rows.rows)`. Returns how many numbers the codec had to repair. `scores`: one per row, for
   /// codecs that tell slots apart.
@@ -145,7 +150,6 @@ class Segment {
       done += n;
     }
     live_ += rows.rows;
-    spare_.count_slots(rows.rows);
     return repaired;
   }
 
@@ -252,14 +256,14 @@ class Segment {
   void clear() {
     for (PageRef& r : pages_) release(r.page, *memory_);
     pages_.shrink(0);
-    spare_.clear(memory_);
+    if (spare_ != nullptr) release(std::exchange(spare_, nullptr), *memory_);
     live_ = 0, shares_ = false;
   }
 
   void swap(Segment& o) noexcept {
     std::swap(codec_, o.codec_), std::swap(memory_, o.memory_);
     std::swap(dim_, o.dim_), std::swap(page_slots_, o.page_slots_), std::swap(format_, o.format_), std::swap(live_, o.live_);
-    pages_.swap(o.pages_), spare_.swap(o.spare_), std::swap(shares_, o.shares_), std::swap(far_ahead_, o.far_ahead_);
+    pages_.swap(o.pages_), std::swap(spare_, o.spare_), std::swap(shares_, o.shares_), std::swap(far_ahead_, o.far_ahead_);
   }
 
  private:
@@ -325,22 +329,31 @@ class Segment {
   }
 
   void drop_pages() {
-    index_t to = 0;
+    index_t gone = 0, to = 0;
+    Page* last = nullptr;
     for (index_t p = 0; p < pages_.size(); ++p) {
       if (pages_[p].used > 0 && pages_[p].live == 0) {
-        retire(pages_[p].page);
+        if (last != nullptr) release(last, *memory_);
+        last = pages_[p].page;
+        ++gone;
         continue;
       }
       if (to != p) pages_[to] = pages_[p];
       ++to;
     }
     pages_.shrink(to);
+    if (last != nullptr) retire(last, gone);
   }
 
-  /// A page without a live slot goes back, or waits for slots to come.
-  void retire(Page* page) {
-    if (page->shared() || page->under != nullptr) release(page, *memory_);
-    else spare_.put(page, page_slots_, *memory_);
+  /// The last of `gone` pages that emptied together. One at a time means a steady state, and the page
+  /// is kept at hand so that the next append need not ask; many mean a big eviction: all go back.
+  void retire(Page* page, index_t gone) {
+    if (gone == 1 && spare_ == nullptr && !page->shared() && page->under == nullptr) {
+      spare_ = page;
+      return;
+    }
+    release(page, *memory_);
+    if (gone > 1 && spare_ != nullptr) release(std::exchange(spare_, nullptr), *memory_);
   }
 
   /// Slots of a page that hold nothing; those behind the last written one are no waste.
@@ -360,7 +373,7 @@ class Segment {
   std::uint64_t format_ = 0;
   MemoryResource<Cpu>* memory_ = nullptr;
   Buffer<PageRef> pages_;
-  SparePages spare_;
+  Page* spare_ = nullptr;
   index_t live_ = 0;
   bool shares_ = false;
   std::uint8_t far_ahead_ = 1;

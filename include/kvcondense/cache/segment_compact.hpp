@@ -41,9 +41,11 @@ bool Segment<Codec>::free_page() {
     ref.fill(p < to_page ? page_slots_ : to_slot);
     ref.revive_from(0);
   }
-  for (index_t p = to_page + 1; p <= end; ++p) retire(pages_[p].page);
+  Page* gone = pages_[end].page;
+  for (index_t p = to_page + 1; p < end; ++p) release(pages_[p].page, *memory_);
   for (index_t p = end + 1; p < pages_.size(); ++p) pages_[to_page + 1 + p - (end + 1)] = pages_[p];
   pages_.shrink(pages_.size() - (end - to_page));
+  retire(gone, end - to_page);
   return true;
 }
 
@@ -104,7 +106,7 @@ index_t Segment<Codec>::rewrite_half_dead(float* rows, ToStored&& to_stored) {
     a.fill(full);
     for (index_t i = n; i < full; ++i) a.kill(i);
     again += n;
-    retire(b.page);
+    release(b.page, *memory_);
   }
   pages_.shrink(to + 1);
   return again;

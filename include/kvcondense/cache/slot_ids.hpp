@@ -111,7 +111,7 @@ class SlotIds {
     return listed_ ? out.list_.copy_from(list_) : Status::ok;
   }
 
-  void give_back(index_t soon) { list_.give_back(list_.size() + soon); }
+  void give_back() { list_.give_back(list_.size()); }
 
   void clear() {
     list_.shrink(0);
