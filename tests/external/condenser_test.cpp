@@ -84,6 +84,8 @@ struct Beside {
 TEST_CASE("condenser: every policy and every fold decides over an engine's memory as in a cache", "[external]") {
   const char* texts[] = {"keep_all", "sliding_window(window=40)", "sink_window(sinks=3, recent=30)", "h2o(heavy=20, recent=20)", "tova(tokens=36)",
                          "snapkv(tokens=40, window=8, kernel=5)", "knorm(tokens=40, recent=8)", "keydiff(tokens=40, recent=8)",
+                         "finch(keep=50%, window=6)", "nacl(tokens=40, window=8, sinks=2, recent=8)", "qfilters(keep=50%, recent=8)",
+                         "simlayerkv(threshold=50%, sinks=2, recent=20)",
                          "observed_attention(keep=50%, sinks=2, recent=8)", "lagkv(sinks=2, lag=8, keep=50%)",
                          "sirllm(sinks=2, memory=30, recent=8, decay=0.6)", "locret(tokens=40, stabilizers=12, local=8)",
                          "dms(window=30, scale=10, offset=2)", "razor_attention(induction_part=20%, sinks=2, least=16, divisor=4, compensate=false)",

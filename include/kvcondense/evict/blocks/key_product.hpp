@@ -23,7 +23,7 @@ struct KeyReach {
   template <Backend B>
   Status write(Context<B>& ctx, const StepView<B>& view, RaggedView<float> lane) const {
     if (view.keys == nullptr) return Status::missing_input;
-    return prim::RowProduct<B>::run(ctx, *view.keys, view.appended, directions.row({view.layer, 0}), factor, lane);
+    return prim::RowProduct<B>::run(ctx, *view.keys, view.appended, directions.row(HeadIndex{view.layer, 0}), factor, lane);
   }
 };
 
