@@ -31,7 +31,7 @@ set(KVCONDENSE_TEST_PREFIX "" CACHE STRING "Put before the name of every test in
 option(KVCONDENSE_TEST_HOUSE "Register house rules, must-not-compile and consumer tests" ON)
 option(KVCONDENSE_QUICK_BENCH "Compile benchmarks, the evaluation tool and small examples in little time, not for speed" OFF)
 option(KVCONDENSE_TEST_CUDA_SWEEP "Try methods in caches on CUDA in every shape, and as PTX (minutes)" OFF)
-set(KVCONDENSE_TEST_PTX_SHARE 6 CACHE STRING "Which ninth of the caches on CUDA is tried as PTX where not all are: 0 to 8; of 6 are all methods that evict, and codes")
+set(KVCONDENSE_TEST_PTX_SHARE "" CACHE STRING "Which ninth of the caches on CUDA is tried as PTX where not all are: a number, or none")
 option(KVCONDENSE_TEST_CUDA_DEVICE "Build the CUDA tests for this machine's GPU and run them" OFF)
 mark_as_advanced(KVCONDENSE_TEST_ROOMS KVCONDENSE_TEST_PREFIX KVCONDENSE_TEST_HOUSE KVCONDENSE_TEST_PTX_SHARE KVCONDENSE_QUICK_BENCH)
 
