@@ -1,5 +1,6 @@
 #include <map>
 #include <optional>
+#include <random>
 #include <string>
 #include <vector>
 
@@ -38,6 +39,9 @@ constexpr std::uint32_t run_one_of = 1;
 bool left_out(std::uint32_t seed) { return seed % run_one_of != 0; }
 constexpr bool all_run = run_one_of == 1;
 
+/// A pair is made, filled, condensed and read in its first calls. One of three, drawn by its seed, goes on: all of them would take twice as long.
+int calls_of(std::uint32_t seed) { return std::mt19937(seed)() % 3 == 0 ? 14 : 5; }
+
 /// False where the pair is refused, in words or as incompatible, before anything runs.
 bool exercise_text(const std::string& text, double most_error, std::uint32_t seed) {
   CAPTURE(text);
@@ -49,7 +53,7 @@ bool exercise_text(const std::string& text, double most_error, std::uint32_t see
     return false;
   }
   if (make_cache<Cpu>(shape, parsed->stages).status() == Status::incompatible) return false;
-  test::exercise(shape, parsed->stages, seed, 14, most_error);
+  test::exercise(shape, parsed->stages, seed, calls_of(seed), most_error);
   return true;
 }
 
