@@ -223,9 +223,9 @@ struct Attend<Cpu> {
       for (index_t r = 0; r < rows; ++r) {
         const index_t token = (first + r) / group, member = (first + r) % group;
         float* q = queries + r * size.query_width;
-        for (index_t d = 0; d < dim; ++d) q[d] = request.queries(q_head + member, token, d);
+        copy(&request.queries(q_head + member, token, 0), request.queries.stride[2], dim, q, 1);
         head.prepare_query(q, token, visible[r] - 1);
-        for (index_t d = 0; d < dim; ++d) q[d] *= request.softmax_scale;
+        cpu::row_ops().scale(q, dim, request.softmax_scale);
       }
       if constexpr (requires { head.begin_queries(RowBlock<float>{}); }) head.begin_queries({queries, rows, size.query_width});
       query_dim = dim;
@@ -271,9 +271,10 @@ struct Attend<Cpu> {
       if constexpr (requires { head.finish_values(RowBlock<float>{}); }) head.finish_values({sums.out, rows, size.value_width});
       for (index_t r = 0; r < rows; ++r) {
         const index_t token = (first + r) / group, member = (first + r) % group;
-        const float inv = inverse(sums, r);
-        for (index_t d = 0; d < value_dim; ++d)
-          request.out(q_head + member, token, d) = visible[r] > 0 || summary ? sums.out[r * size.value_width + d] * inv : 0.0f;
+        float* from = sums.out + r * size.value_width;
+        cpu::row_ops().scale(from, value_dim, inverse(sums, r));
+        if (visible[r] == 0 && !summary) std::fill_n(from, value_dim, 0.0f);
+        copy(from, 1, value_dim, &request.out(q_head + member, token, 0), request.out.stride[2]);
         if (request.lse.data != nullptr) request.lse(q_head + member, token) = sums.max[r] + std::log(sums.sum[r]);
       }
       if (request.mass.data == nullptr) return;
@@ -296,6 +297,12 @@ struct Attend<Cpu> {
 
    private:
     index_t query_dim = 0;
+
+    static void copy(const float* from, index_t step, index_t n, float* to, index_t to_step) {
+      if (step == 1 && to_step == 1) std::copy_n(from, n, to);
+      else
+        for (index_t i = 0; i < n; ++i) to[i * to_step] = from[i * step];
+    }
 
     static float inverse(const Sums& sums, index_t r) { return sums.sum[r] > 0.0f ? 1.0f / sums.sum[r] : 0.0f; }
 

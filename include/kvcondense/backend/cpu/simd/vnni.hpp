@@ -176,18 +176,16 @@ void read_type(const std::byte* scales, const std::byte* offsets, index_t n, con
     const F o = offsets == nullptr ? _mm512_setzero_ps() : Row::load(from_offsets);
     m = _mm512_fmadd_ps(s, _mm512_fmadd_ps(o, c, a), _mm512_mul_ps(o, b));
   };
-  // Parameters may lie at odd addresses: they are copied, in whole vectors as far as there are, before they are read.
+  // Parameters may lie at odd addresses, which vectors are read from as well as from others.
   constexpr index_t size = sizeof(T);
-  T x[16] = {}, y[16] = {};
   F s, m;
   index_t i = 0;
   for (; i + 16 <= n; i += 16) {
-    std::memcpy(x, scales + i * size, sizeof x);
-    if (offsets != nullptr) std::memcpy(y, offsets + i * size, sizeof y);
-    use(x, y, s, m);
+    use(reinterpret_cast<const T*>(scales + i * size), reinterpret_cast<const T*>(offsets == nullptr ? nullptr : offsets + i * size), s, m);
     _mm512_storeu_ps(scale + i, s), _mm512_storeu_ps(mid + i, m);
   }
   if (i == n) return;
+  T x[16] = {}, y[16] = {};
   std::memcpy(x, scales + i * size, static_cast<std::size_t>(n - i) * sizeof(T));
   if (offsets != nullptr) std::memcpy(y, offsets + i * size, static_cast<std::size_t>(n - i) * sizeof(T));
   use(x, y, s, m);
