@@ -135,8 +135,9 @@ bool serve(cudaStream_t stream) {
               static_cast<long long>(cache->slots(1, 0)));
   std::printf("%zu bytes of exact rows, %zu of codes, %zu beside them, instead of %zu\n",
               report->exact_bytes, report->coded_bytes, beside, report->dense_bytes);
-  std::printf("attention as the host has it: %s\n", apart < 1e-5 ? "yes" : "no");
-  return apart < 1e-5 && report->tokens == prompt + steps && cache->slots(1, 1) == 64;
+  // Tensor cores round queries, rows and weights to halves.
+  std::printf("attention as the host has it: %s\n", apart < 4e-3 ? "yes" : "no");
+  return apart < 4e-3 && report->tokens == prompt + steps && cache->slots(1, 1) == 64;
 }
 
 }  // namespace

@@ -142,6 +142,7 @@ struct Case {
   bool maps = true;
   index_t spoilt = -1;  ///< a slot of the first head of which a coordinate of the key, and one of
                         ///< the value, is NaN
+  std::vector<AttendMath> maths{AttendMath::f32, AttendMath::halves};
 };
 
 struct Numbers {
@@ -242,7 +243,7 @@ void compare(const Case& c, const typename Form<K>::Stored& key_codec,
     constexpr prim::LatentSides sides{prim::is_latent<K>, prim::is_latent<V>};
     Context<Cuda> ctx =
         device.with_workspace(prim::Attend<Cuda>::workspace_bytes(r, heads, most, sides));
-    for (const AttendMath math : {AttendMath::f32, AttendMath::halves}) {
+    for (const AttendMath math : c.maths) {
       INFO("group " << c.group << " tokens " << c.tokens << " dims " << c.dim << ' ' << c.value_dim
                     << " ranks " << c.key_ranks[0] << ' ' << c.value_ranks[0] << " math "
                     << static_cast<int>(math));
@@ -326,6 +327,16 @@ TEST_CASE("cuda attend: coordinates that are codes") {
   }
 }
 
+TEST_CASE("cuda attend: coordinates that are codes, of heads with ranks of their own") {
+  compare<Coded, Coded>(Case{.group = 3,
+                             .key_ranks = {32, 64, 64, 32, 64, 32},
+                             .value_ranks = {64, 32, 32, 32, 64, 64},
+                             .keys = key_shapes,
+                             .values = value_shapes,
+                             .maths = {AttendMath::f32, AttendMath::either}},
+                        token(16), token(16), 5e-5f);
+}
+
 TEST_CASE("cuda attend: coordinates of values alone, and rows before a map is found") {
   Case c{.group = 4,
          .dim = 64,
@@ -368,10 +379,13 @@ TEST_CASE("cuda attend: a coordinate that is NaN is its head's alone") {
 TEST_CASE("cuda attend: coordinates that tensor cores do not take are refused") {
   test::Device device;
   const auto status = [&]<class C>(const C& codec, int rank, index_t dim, DType exact,
-                                   const prim::KeyTurn& turn) {
+                                   const prim::KeyTurn& turn, bool uneven = false) {
     static const float table = 0.0f;
     const prim::Latent<C> latent{codec,
-                                 {.table = &table, .dim = static_cast<int>(dim), .rank = rank}};
+                                 {.table = &table,
+                                  .dim = static_cast<int>(dim),
+                                  .rank = rank,
+                                  .uneven = uneven}};
     prim::PagedHeads<prim::Latent<C>, prim::Latent<C>> heads{latent, latent,  {exact}, {},
                                                              {},     nullptr, 1};
     heads.turn = turn;
@@ -393,4 +407,6 @@ TEST_CASE("cuda attend: coordinates that tensor cores do not take are refused") 
   CHECK(status(Exact{}, 20, 64, DType::f16, raw) == Status::not_supported);
   CHECK(status(token(16), 32, 64, DType::f16, {}) == Status::ok);
   CHECK(status(token(8), 24, 64, DType::f16, {}) == Status::not_supported);
+  CHECK(status(Exact{}, 32, 64, DType::f16, {}, true) == Status::ok);
+  CHECK(status(token(16), 32, 64, DType::f16, {}, true) == Status::not_supported);
 }

@@ -197,6 +197,28 @@ TEST_CASE("cuda attend: several tokens see what is theirs") {
   compare(Case{.group = 4, .tokens = 30, .keys = shape, .values = shape, .mass_rows = 7}, token_codec<4>(64), token_codec<4>(64));
 }
 
+TEST_CASE("cuda attend: more rows count for mass than logits are kept for at once") {
+  const std::vector<ColumnShape> shape{{4, 64, 30}, {0, 0, 3}, {2, 32, 40}, {0, 0, 0}};
+  for (const prim::AttendMath math : {prim::AttendMath::f32, prim::AttendMath::halves})
+    for (const index_t mass : {40, 23, 16}) {  // turns of 16 tokens
+      Case c{.group = 16, .tokens = 40, .dim = 16, .value_dim = 16, .keys = shape, .values = shape, .mass_rows = mass};
+      c.summaries = mass == 23;
+      compare(c, token_codec<4>(0), token_codec<4>(0), math == prim::AttendMath::f32 ? 5e-5f : 3e-2f, mass == 40, math);
+    }
+
+  // A prompt whose every row counts takes about what it takes when none does.
+  const auto bytes = [](index_t tokens, index_t mass_rows) {
+    static float mass = 0.0f;
+    prim::AttendRequest r;
+    r.queries = dense_view(static_cast<const float*>(nullptr), 32, tokens, 128);
+    r.out = dense_view(static_cast<float*>(nullptr), 32, tokens, 128);
+    r.mass.data = &mass, r.mass_rows = mass_rows;
+    return prim::Attend<Cuda>::workspace_bytes(r, 8, tokens);
+  };
+  CHECK(bytes(32768, 32768) < bytes(32768, 0));
+  CHECK(bytes(32768, 32768) < 2 * bytes(16384, 16384) + (1 << 20));
+}
+
 TEST_CASE("cuda attend: biases and scales of slots, and summary slots") {
   const std::vector<ColumnShape> keys{{4, 64, 30}, {0, 0, 3}, {0, 0, 0}, {0, 500, 40}, {0, 0, 0}}, values{{4, 54, 40}, {0, 0, 3}, {0, 0, 0}, {0, 530, 10}, {0, 0, 0}};
   const index_t dims[] = {64, 80, 128, 256};

@@ -240,7 +240,7 @@ class Pair {
       test::OnDevice<float> dmass(*device_, std::vector<float>(mass.size(), NAN));
       measure[1].mass = device_cache_.ragged(layer, dmass.data()), measure[1].lse = dense_view(dlse.data(), shape_.q_heads, tokens);
       Context<Cuda> ctx = device_->with_workspace(device_cache_.workspace_bytes(longest(), tokens));
-      REQUIRE(device_cache_.attend(ctx, layer, queries(dq.data()), outs(dout.data()), measure[1]) == Status::ok);
+      REQUIRE(device_cache_.attend(ctx, layer, queries(dq.data()), outs(dout.data()), measure[1], prim::AttendMath::f32) == Status::ok);
       for (index_t h = 0; h < shape_.q_heads; ++h) {
         REQUIRE(count[1][at(h)] == count[0][at(h)]);
         for (index_t i = h * room; i < h * room + count[0][at(h)]; ++i) {

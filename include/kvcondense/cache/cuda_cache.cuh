@@ -118,7 +118,7 @@ class Cache<Cuda, R> {
   /// `measure` lie on the host: a call that asks for them waits for the stream. out_of_range where `runs` has no room for all runs of a row: of
   /// chosen slots their number is known behind attention alone, so that the other outputs are written by then.
   Status attend(Context<Cuda>& ctx, index_t layer, TensorView<const float, 3> queries, TensorView<float, 3> out, const AttendOutputs& measure = {},
-                prim::AttendMath math = prim::AttendMath::f32) const;
+                prim::AttendMath math = prim::AttendMath::either) const;
 
   /// Lets the recipe act on a layer. Views in `inputs` are of device memory.
   Status step(Context<Cuda>& ctx, index_t layer, Phase phase = Phase::automatic) { return run_step(ctx, layer, {}, phase); }
@@ -137,7 +137,7 @@ class Cache<Cuda, R> {
     requires StoredNumbers<K, V>
   Status forward(Context<Cuda>& ctx, index_t layer, TensorView<const float, 3> queries, TensorView<K, 3> keys, TensorView<V, 3> values,
                  TensorView<float, 3> out, std::span<const index_t> positions = {}, Phase phase = Phase::automatic, StepInputs inputs = {},
-                 prim::AttendMath math = prim::AttendMath::f32);
+                 prim::AttendMath math = prim::AttendMath::either);
 
   /// Forgets all tokens from ordinal `tokens` on. Tokens that a step has seen are looked for on the device, which is waited for.
   Status truncate(Context<Cuda>& ctx, index_t tokens);

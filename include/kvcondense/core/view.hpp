@@ -46,6 +46,15 @@ struct TensorView {
   }
 };
 
+/// The tokens [first, end) of rows [heads, tokens, ...].
+template <class T, int Rank>
+KVCONDENSE_HD constexpr TensorView<T, Rank> tokens_of(TensorView<T, Rank> rows, index_t first, index_t end) {
+  static_assert(Rank >= 2, "kvcondense: rows of tokens have two dimensions or more.");
+  rows.data += first * rows.stride[1];
+  rows.extent[1] = end - first;
+  return rows;
+}
+
 /// Row-major dense view: the last dimension is contiguous.
 template <class T, class... E>
 KVCONDENSE_HD constexpr auto dense_view(T* data, E... extents) {

@@ -96,7 +96,7 @@ int main(int argc, char** argv) {
   prim::AttendRequest r;
   r.queries = dense_view(static_cast<const float*>(on_device(q)), index_t{group}, index_t{1}, index_t{dim});
   r.out = dense_view(on_device(out), index_t{group}, index_t{1}, index_t{dim});
-  AttendPlan plan = plan_of(r, 1, slots);
+  AttendPlan plan = plan_of({r}, 1, slots);
   plan.cut.row_blocks = most_pieces, plan.most = 1;  // one block, so that warps go through several tiles
   std::vector<std::byte> scratch(workspace_of(plan));
   check(place(plan, Scratch(std::span<std::byte>(on_device(scratch), scratch.size()))), "no workspace");

@@ -72,7 +72,7 @@ Cost count(int slots, Start const& start) {
   prim::AttendRequest r;
   r.queries = dense_view(static_cast<float const*>(q.data()), index_t{group}, index_t{1}, index_t{Dim});
   r.out = dense_view(out.data(), index_t{group}, index_t{1}, index_t{Dim});
-  AttendPlan plan = plan_of(r, 1, slots);
+  AttendPlan plan = plan_of({r}, 1, slots);
   plan.cut.row_blocks = most_pieces, plan.most = 1;
   Memory<std::byte> scratch(workspace_of(plan));
   expect(place(plan, Scratch(std::span<std::byte>(scratch.data(), workspace_of(plan)))), "a workspace");

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 
 #include <kvcondense/backend/cuda/attend_halves.cuh>
@@ -26,14 +27,15 @@ enum class AttendMath : std::uint8_t {
 /// Heads are PagedHeads on the device; lengths, runs and pages are read there, so a captured graph stays right while a
 /// cache grows up to `max_slots` per head. Not so with numbers per slot and slots that live on in others (PassedSlots): how many slots are new (PagedScalars::fresh)
 /// and where they lie are arguments of the kernels, so what is captured holds for that number of new slots alone.
-/// Three launches: pieces, their join, mass where it is asked for. Over coordinates of a low-rank stage two more: queries into them, sums out of them.
+/// Three launches: pieces, their join, mass where it is asked for; for each 256 rows of a KV head where more than these count for mass, whose logits are kept until
+/// then (kv_heads * max_slots kB). Over coordinates of a low-rank stage two more: queries into them, sums out of them.
 ///
 /// Numbers  AttendMath::f32: as on the CPU, sums in another order. AttendMath::halves: as attention over a cache of
 ///          halves that the codes were decoded into; queries are first brought below 1 by a power of two. Queries times
 ///          scales of the channel axis are halves too: of scales below about 1e-3 digits are lost.
 ///          The result of a head does not depend on the device nor on other heads. Several sequences are more heads.
 /// Errors   shape_mismatch, invalid_argument, workspace_too_small; not_supported: AttendMath::halves of anything but
-///          heads of a multiple of 16 up to 128 for keys and values alike (each by itself where either holds coordinates: those are halves, or codes of a multiple of 16), exact parts and parameters in f16, codes of 2, 4 or 8
+///          heads of a multiple of 16 up to 128 for keys and values alike (each by itself where either holds coordinates: those are halves, or codes of a multiple of 16, as many in every head), exact parts and parameters in f16, codes of 2, 4 or 8
 ///          bits in rows, without numbers per slot (PagedScalars), raw keys (KeyTurn) or slots that live on in others (PassedSlots), keys on either axis and values on the token axis, groups of channels multiples of eight; or where
 ///          the device has too little shared memory (75 kB a block at 4 bits). Nothing is enqueued then.
 ///          A head with more than `max_slots` slots is the caller's mistake, which only the device could see.
@@ -41,25 +43,46 @@ template <>
 struct Attend<Cuda> {
   /// `sides`: columns that hold coordinates of a low-rank stage.
   static std::size_t workspace_bytes(const AttendRequest& request, index_t kv_heads, index_t max_slots, const LatentSides& sides = {}) {
-    const cuda_kernels::AttendPlan plan = cuda_kernels::plan_of(request, kv_heads, max_slots);
-    return cuda_kernels::workspace_of(plan) + cuda_kernels::latent_workspace_of(plan, sides);
+    std::size_t most = 0;
+    static_cast<void>(cuda_kernels::by_turns(request, kv_heads, [&](const cuda_kernels::AttendTurn& turn) {
+      const cuda_kernels::AttendPlan plan = cuda_kernels::plan_of(turn, kv_heads, max_slots);
+      most = std::max(most, cuda_kernels::workspace_of(plan) + cuda_kernels::latent_workspace_of(plan, sides));
+      return Status::ok;
+    }));
+    return most;
   }
 
   template <class KeyCodec, class ValueCodec>
   static Status run(Context<Cuda>& ctx, const AttendRequest& request, const PagedHeads<KeyCodec, ValueCodec>& heads,
-                    index_t max_slots, AttendMath math = AttendMath::f32) {
+                    index_t max_slots, AttendMath math = AttendMath::either) {
     using namespace cuda_kernels;
     if (const Status s = check(request, heads, max_slots); s != Status::ok) return s;
     const bool served = math != AttendMath::f32 && serves_halves(request, heads);
     if (math == AttendMath::halves && !served) return Status::not_supported;
-    AttendPlan plan = plan_of(request, heads.kv_heads, max_slots);
-    if (plan.rows == 0) return Status::ok;
+    if (request.queries.extent[0] * request.queries.extent[1] == 0) return Status::ok;
+    if (ctx.workspace().size() < workspace_bytes(request, heads.kv_heads, max_slots, sides_of<KeyCodec, ValueCodec>)) return Status::workspace_too_small;
+    return by_turns(request, heads.kv_heads, [&](const AttendTurn& turn) {
+      PagedHeads<KeyCodec, ValueCodec> of_turn = heads;
+      const index_t tokens = turn.request.queries.extent[1];
+      if (of_turn.turn.far.data != nullptr) of_turn.turn.far = tokens_of(of_turn.turn.far, turn.first, turn.first + tokens);
+      return run_turn(ctx, turn, of_turn, max_slots, math, served);
+    });
+  }
+
+ private:
+  template <class KeyCodec, class ValueCodec>
+  static constexpr LatentSides sides_of{is_latent<KeyCodec>, is_latent<ValueCodec>};
+
+  template <class KeyCodec, class ValueCodec>
+  static Status run_turn(Context<Cuda>& ctx, const cuda_kernels::AttendTurn& turn, const PagedHeads<KeyCodec, ValueCodec>& heads, index_t max_slots, AttendMath math,
+                         bool served) {
+    using namespace cuda_kernels;
+    constexpr LatentSides sides = sides_of<KeyCodec, ValueCodec>;
+    AttendPlan plan = plan_of(turn, heads.kv_heads, max_slots);
     if (served) plan.cut.least = halves_least;
-    constexpr LatentSides sides{is_latent<KeyCodec>, is_latent<ValueCodec>};
     LatentPlan latent;
     Scratch scratch(ctx.workspace());
-    if (ctx.workspace().size() < workspace_of(plan) + latent_workspace_of(plan, sides) || !place(latent, plan, sides, scratch) || !place(plan, scratch))
-      return Status::workspace_too_small;
+    if (!place(latent, plan, sides, scratch) || !place(plan, scratch)) return Status::workspace_too_small;
     Status s = Status::ok;
     if constexpr (sides.keys || sides.values)
       if ((s = map_queries_of(ctx, heads, plan, latent)) != Status::ok) return s;
@@ -73,12 +96,10 @@ struct Attend<Cuda> {
       if (s == Status::ok)
         s = cuda::launch(ctx, add_latent_sums<ValueCodec>, {plan.rows, plan.kv_heads}, latent_threads, (max_head_dim + 1) * sizeof(float), heads.value_codec, heads.slots,
                          plan, latent);
-    if (s == Status::ok && request.mass.data != nullptr)
+    if (s == Status::ok && plan.request.mass.data != nullptr)
       s = cuda::launch(ctx, add_mass<256>, {cuda::covering(max_slots, 256), plan.kv_heads}, 256, 0, heads.slots, plan);
     return s;
   }
-
- private:
   /// Queries of coordinates, where these are no raw keys.
   template <class KeyCodec, class ValueCodec>
   static Status map_queries_of(Context<Cuda>& ctx, const PagedHeads<KeyCodec, ValueCodec>& heads, const cuda_kernels::AttendPlan& plan,

@@ -353,13 +353,14 @@ index_t widest_coded(const Latent<C>& codec, index_t dim) {
   return codec.map.uneven ? dim : codec.map.rank;
 }
 
-/// Coordinates that are halves may be any number of them.
+/// Coordinates that are halves may be any number of them, and another in every head; those that are codes as many in all, for a ring is laid out
+/// for rows of one length of theirs.
 template <class C>
 bool reads_as_halves(const Latent<C>& codec, index_t, bool keys) {
   if constexpr (std::is_same_v<C, ExactRows>)
     return codec.codec.dtype == DType::f16;
   else
-    return codec.map.rank % 16 == 0 && reads_as_halves(codec.codec, codec.map.rank, keys);
+    return !codec.map.uneven && codec.map.rank % 16 == 0 && reads_as_halves(codec.codec, codec.map.rank, keys);
 }
 
 }  // namespace kvcondense::prim::cuda_kernels

@@ -243,7 +243,7 @@ __global__ void __launch_bounds__(Threads) join_pieces(const index_t* slots, Pag
   const int n = static_cast<int>(plan.cut.pieces(slots[head]));
   const unsigned group = static_cast<unsigned>(plan.group);
   const index_t q_head = head * plan.group + blockIdx.x % group, token = blockIdx.x / group;
-  const index_t seen = slots[head] - plan.tokens + token + 1;
+  const index_t seen = plan.visible(slots[head], row);
   const bool sees = seen > 0 || left > 0;
   const float* const mean = summaries.means + head * summaries.width;
   float own = minus_infinity();  // logit of the summary slot; every warp works it out, as what follows
@@ -290,12 +290,12 @@ __global__ void __launch_bounds__(Threads) join_pieces(const index_t* slots, Pag
   plan.final_scale[head * plan.rows + row] = scale;
 }
 
-/// Probabilities of the counted rows, added per slot in the order of rows. Grid: blocks of slots, heads.
+/// Probabilities of the counted rows, added per slot in the order of rows, to those of earlier turns. Grid: blocks of slots, heads.
 template <int Threads>
 __global__ void __launch_bounds__(Threads) add_mass(const index_t* slots, AttendPlan plan) {
   const index_t head = blockIdx.y, slot = static_cast<index_t>(blockIdx.x) * Threads + threadIdx.x;
   if (slot >= slots[head]) return;
-  float mass = 0.0f;
+  float mass = plan.adds_mass ? plan.request.mass.row(head)[slot] : 0.0f;
   for (index_t row = plan.first_mass_row; row < plan.rows; ++row) {
     if (slot >= plan.visible(slots[head], row)) continue;
     const float probability = expf(plan.logit_row(head, row)[slot] - plan.final_top[head * plan.rows + row]);

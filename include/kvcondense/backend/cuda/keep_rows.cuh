@@ -1,5 +1,6 @@
 #pragma once
 
+#include <cstdint>
 #include <type_traits>
 
 #include <kvcondense/backend/cuda/block.cuh>
@@ -45,24 +46,74 @@ namespace cuda_kernels {
 
 inline constexpr int keep_threads = 256;
 
-/// A block a head. Kept slots ascend, so a slot's new place is never behind its old one: bytes are read, then, behind
-/// a barrier, written, a chunk of slots at a time, and nothing is written that is still to be read.
+/// Where the slots of a head lie: bytes in pages.
 template <class Codec>
-__global__ void __launch_bounds__(keep_threads) keep_head_rows(Codec codec, PageTable table, KeptSlots keep) {
-  constexpr unsigned each = 4, in_round = keep_threads * each;  // bytes of a thread, and of all, in one round
-  const index_t head = blockIdx.x;
-  const HeadKept kept = keep.of(head);
-  const index_t n = kept.size;
-  std::byte* const* pages = table.pages + table.offset[head];
-  const RowPage<Codec> alike(of_head(codec, head), nullptr, static_cast<int>(table.page_slots), static_cast<int>(table.dim));  // what all pages have in common, once
-  const auto slot = [&](index_t s) {  // slots are counted in 31 bits
-    const auto page_slots = static_cast<unsigned>(table.page_slots), page = static_cast<unsigned>(s) / page_slots;
+struct SlotPlaces {
+  RowPage<Codec> alike;  ///< what all pages have in common
+  std::byte* const* pages;
+  unsigned page_slots;  ///< slots are counted in 31 bits
+
+  __device__ SlotPlaces(const Codec& codec, const PageTable& table, index_t head)
+      : alike(of_head(codec, head), nullptr, static_cast<int>(table.page_slots), static_cast<int>(table.dim)),
+        pages(table.pages + table.offset[head]), page_slots(static_cast<unsigned>(table.page_slots)) {}
+
+  __device__ SlotBytes operator()(index_t s) const {
+    const unsigned page = static_cast<unsigned>(s) / page_slots;
     RowPage<Codec> rows = alike;
     rows.data = pages[page];
     return rows.slot_bytes(static_cast<int>(static_cast<unsigned>(s) - page * page_slots));
-  };
+  }
+  /// Low bits that tell what every place in the pages of slots [0, n) is a multiple of. The same in all threads.
+  __device__ unsigned grain(index_t n, cuda::BlockScratch<unsigned, keep_threads>& scratch) const {
+    RowPage<Codec> page = alike;
+    page.data = pages[0];
+    const SlotBytes first = page.slot_bytes(0), next = page.slot_bytes(1);
+    unsigned low = 0;
+    const auto add = [&](const std::byte* at) { low |= static_cast<unsigned>(reinterpret_cast<std::uintptr_t>(at)) & 15u; };
+    add(first.row), add(first.params), add(next.row), add(next.params);
+    low |= static_cast<unsigned>(first.row_bytes | first.param_bytes) & 15u;
+    for (unsigned p = threadIdx.x; p * page_slots < static_cast<unsigned>(n); p += keep_threads) add(pages[p]);
+    return cuda::block_reduce<unsigned, keep_threads>(low, [](unsigned x, unsigned y) { return x | y; }, scratch);
+  }
+};
+
+/// From slot `first` on, in pieces of a Unit. Kept slots ascend, so a slot's new place is never behind its old one: pieces are read, then, behind
+/// a barrier, written, a round of them at a time, and nothing is written that is still to be read.
+template <class Unit, class Places>
+__device__ inline void keep_slots(const Places& slot, const HeadKept& kept, index_t first) {
+  constexpr unsigned each = 4, in_round = keep_threads * each;  // pieces of a thread, and of all, in one round
+  constexpr int bytes = static_cast<int>(sizeof(Unit));
+  const index_t n = kept.size;
+  const auto size = static_cast<unsigned>(slot(0).size() / bytes);
+  const auto piece = [&](index_t s, unsigned u) { return reinterpret_cast<Unit*>(slot(s).at(static_cast<int>(u) * bytes)); };
+  unsigned into = 0;  // a round begins at piece `into` of kept slot `first`
+  while (first < n) {
+    Unit value[each];
+#pragma unroll
+    for (unsigned k = 0; k < each; ++k) {
+      const unsigned u = into + k * keep_threads + threadIdx.x;
+      if (const index_t i = first + u / size; i < n) value[k] = *piece(kept[i], u % size);
+    }
+    __syncthreads();
+#pragma unroll
+    for (unsigned k = 0; k < each; ++k) {
+      const unsigned u = into + k * keep_threads + threadIdx.x;
+      if (const index_t i = first + u / size; i < n) *piece(i, u % size) = value[k];
+    }
+    __syncthreads();
+    into += in_round;
+    first += into / size, into %= size;
+  }
+}
+
+/// A block a head: rows move in the largest pieces that all of its pages have room for, 16 bytes in those of a cache whose rows are a multiple of that.
+template <class Codec>
+__global__ void __launch_bounds__(keep_threads) keep_head_rows(Codec codec, PageTable table, KeptSlots keep) {
+  const index_t head = blockIdx.x;
+  const HeadKept kept = keep.of(head);
+  const SlotPlaces<Codec> slot(codec, table, head);
+  const index_t n = kept.size;
   if (n == 0) return;
-  const auto size = static_cast<unsigned>(slot(0).size());
   // The first slots often stay: begin where one moves. All threads find the same.
   index_t low = 0, high = n;  // slot i is kept as i below low
   while (low < high) {
@@ -70,25 +121,11 @@ __global__ void __launch_bounds__(keep_threads) keep_head_rows(Codec codec, Page
     if (kept[middle] == middle) low = middle + 1;
     else high = middle;
   }
-  index_t first = low;
-  unsigned into = 0;  // a round begins at byte `into` of kept slot `first`
-  while (first < n) {
-    std::byte value[each];
-#pragma unroll
-    for (unsigned k = 0; k < each; ++k) {
-      const unsigned b = into + k * keep_threads + threadIdx.x;
-      if (const index_t i = first + b / size; i < n) value[k] = *slot(kept[i]).at(static_cast<int>(b % size));
-    }
-    __syncthreads();
-#pragma unroll
-    for (unsigned k = 0; k < each; ++k) {
-      const unsigned b = into + k * keep_threads + threadIdx.x;
-      if (const index_t i = first + b / size; i < n) *slot(i).at(static_cast<int>(b % size)) = value[k];
-    }
-    __syncthreads();
-    into += in_round;
-    first += into / size, into %= size;
-  }
+  if (low == n) return;
+  const unsigned grain = slot.grain(kept[n - 1] + 1, cuda::shared_as<cuda::BlockScratch<unsigned, keep_threads>>());
+  if (grain == 0) keep_slots<uint4>(slot, kept, low);
+  else if (grain % 4 == 0) keep_slots<std::uint32_t>(slot, kept, low);
+  else keep_slots<std::byte>(slot, kept, low);
 }
 
 inline constexpr int lane_threads = 256, lane_warps = lane_threads / cuda::warp_lanes;
@@ -184,7 +221,7 @@ struct KeepRows<Cuda> {
     if (!codec.valid(table.dim) || table.dim > max_head_dim || table.page_slots < 1 || table.page_slots > 65536) return Status::invalid_argument;
     if constexpr (requires { codec.layout; })
       if (!lies_in_rows(codec)) return cuda::launch(ctx, keep_head_lanes<Codec>, {table.heads}, lane_threads, sizeof(LaneSlots), codec, table, keep);
-    return cuda::launch(ctx, keep_head_rows<Codec>, {table.heads}, keep_threads, 0, codec, table, keep);
+    return cuda::launch(ctx, keep_head_rows<Codec>, {table.heads}, keep_threads, sizeof(cuda::BlockScratch<unsigned, keep_threads>), codec, table, keep);
   }
 };
 
