@@ -3,9 +3,10 @@
 
     budget.py --nvcc NVCC --include DIR... [--architecture 80]... [--keep FOLDER] [--write]
 
-budget.txt has a line per kernel: its name and the registers it may be given on each architecture. They are given out in
+budget.txt has a line per kernel: its name, the registers it may be given on each architecture, and where it has any the bytes of a
+stack frame (arrays that are indexed by what only the device knows) on the worst of them. Registers are given out in
 eights: what ptxas uses of the last eight moves when a function elsewhere does, and changes nothing. A kernel that is given
-more, that spills, that has static shared memory, that has no line, or a line without a kernel, is a failure. --write writes
+more of either, that spills, that has static shared memory, that has no line, or a line without a kernel, is a failure. --write writes
 the file anew. --keep leaves the machine code in a folder, for sass.py.
 """
 
@@ -29,6 +30,7 @@ class Use(typing.NamedTuple):
     registers: int
     shared: int
     spilled: int
+    stack: int
 
 
 def short(name):
@@ -65,19 +67,19 @@ def compile_for(nvcc, includes, architecture, keep):
     for line in done.stdout.split("\n"):
         if match := re.search(r"Compiling entry function '(\w+)'", line):
             name = short(demangled[match[1]])
-        if match := re.search(r"(\d+) bytes spill stores, (\d+) bytes spill loads", line):
-            spilled = sum(int(n) for n in match.groups())
+        if match := re.search(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", line):
+            stack, spilled = int(match[1]), int(match[2]) + int(match[3])
             if name in kernels:  # of a function that it calls
-                kernels[name] = kernels[name]._replace(spilled=kernels[name].spilled + spilled)
+                kernels[name] = kernels[name]._replace(spilled=kernels[name].spilled + spilled, stack=kernels[name].stack + stack)
         if match := re.search(r"Used (\d+) registers", line):
             shared = re.search(r"(\d+) bytes smem", line)
-            kernels[name] = Use(-(-int(match[1]) // GIVEN_TOGETHER) * GIVEN_TOGETHER, int(shared[1]) if shared else 0, spilled)
+            kernels[name] = Use(-(-int(match[1]) // GIVEN_TOGETHER) * GIVEN_TOGETHER, int(shared[1]) if shared else 0, spilled, stack)
     return "", kernels
 
 
 def read_budget(path):
     lines = [l.split() for l in path.read_text().split("\n") if l and not l.startswith("#")] if path.exists() else []
-    return {words[0]: dict(zip(ARCHITECTURES, map(int, words[1:]))) for words in lines}
+    return {words[0]: dict(zip((*ARCHITECTURES, "stack"), map(int, words[1:]))) for words in lines}
 
 
 def main():
@@ -99,8 +101,9 @@ def main():
         if said:
             bad.append(f"sm_{architecture} does not compile:\n{said}")
             continue
-        for kernel, (registers, shared, spilled) in kernels.items():
-            used.setdefault(kernel, {})[architecture] = registers
+        for kernel, (registers, shared, spilled, stack) in kernels.items():
+            use = used.setdefault(kernel, {"stack": 0})
+            use[architecture], use["stack"] = registers, max(use["stack"], stack)
             if spilled:
                 bad.append(f"sm_{architecture} {kernel}: {spilled} bytes spilled")
             if shared:  # dyn_smem has all of it, where emulation poisons and guards it
@@ -108,11 +111,13 @@ def main():
             allowed = budget.get(kernel, {}).get(architecture, 0)
             if registers > allowed and not options.write:
                 bad.append(f"sm_{architecture} {kernel}: {registers} registers, budget {allowed}")
+            if stack > budget.get(kernel, {}).get("stack", 0) and not options.write:
+                bad.append(f"sm_{architecture} {kernel}: a stack frame of {stack} bytes, budget {budget.get(kernel, {}).get('stack', 0)}")
         if not options.write:
             bad += [f"sm_{architecture} {kernel}: in budget.txt, but not compiled" for kernel in budget if kernel not in kernels]
     if options.write and not bad:
-        rows = [f"{kernel} {' '.join(str(n[a]) for a in ARCHITECTURES)}" for kernel, n in sorted(used.items())]
-        path.write_text("# kernel, and the registers it may be given on sm_80 sm_90a sm_100; written by budget.py --write\n"
+        rows = [f"{kernel} {' '.join(str(n[a]) for a in ARCHITECTURES)}{' ' + str(n['stack']) if n['stack'] else ''}" for kernel, n in sorted(used.items())]
+        path.write_text("# kernel, the registers it may be given on sm_80 sm_90a sm_100, and bytes of its stack frame if it has one; written by budget.py --write\n"
                         + "\n".join(rows) + "\n")
     print("\n".join(bad) if bad else f"{len(used)} kernels on {', '.join('sm_' + a for a in asked)}: within budget, nothing spilled, no static shared memory")
     return 1 if bad else 0

@@ -283,14 +283,15 @@ class Pair {
     Context<Cuda> ctx = device_->with_workspace(device_cache_.workspace_bytes(longest() + steps, 1));
     std::vector<std::byte> scratch = host_scratch(steps);
     Context<Cpu> cpu(scratch);
-    const auto step = [&](auto& cache, auto& c, int i, const float* qs, const float* ks, const float* vs, float* outs) {
+    const auto step = [&](auto& cache, auto& c, int i, const float* qs, const float* ks, const float* vs, float* outs, auto... as) {
       return cache.forward(c, 0, dense_view(qs + i * q_size, shape_.q_heads, 1, shape_.head_dim), dense_view(ks + i * k_size, shape_.kv_heads, 1, shape_.head_dim),
-                           dense_view(vs + i * v_size, shape_.kv_heads, 1, shape_.values()), dense_view(outs + i * out_size, shape_.q_heads, 1, shape_.values()));
+                           dense_view(vs + i * v_size, shape_.kv_heads, 1, shape_.values()), dense_view(outs + i * out_size, shape_.q_heads, 1, shape_.values()), as...);
     };
     const int before = test::stream_waits();
     for (int i = 0; i < steps; ++i) {
       REQUIRE(step(host_, cpu, i, q.data(), k.data(), v.data(), out.data()) == Status::ok);
-      REQUIRE(step(device_cache_, ctx, i, dq.data(), dk.data(), dv.data(), dout.data()) == Status::ok);
+      REQUIRE(step(device_cache_, ctx, i, dq.data(), dk.data(), dv.data(), dout.data(), std::span<const index_t>(), Phase::automatic, StepInputs{},
+                   prim::AttendMath::f32) == Status::ok);
     }
     waits_ = test::stream_waits() - before;
     const std::vector<float> got = dout.read();
