@@ -162,6 +162,9 @@ TEST_CASE("cuda cache: device memory that is refused loses nothing") {
   // Groups that lose slots, and pages of them that are joined.
   lose_nothing(recipe(evict::SinkWindow{.recent = 17, .sinks = 3}, quant::GroupInt<4>{.key_axis = prim::GroupAxis::channel, .value_axis = prim::GroupAxis::channel, .group_size = 4, .sinks = 2}), 7, 20);
   lose_nothing(recipe(evict::H2O{.heavy = 9, .recent = 6}, quant::Kivi<4>{.group_size = 2, .residual_window = 2, .sinks = 2}), 5, 15);
+}
+
+TEST_CASE("cuda cache: device memory that is refused loses nothing, of other stages", "[.][sweep]") {
   // Queries of earlier steps are not lost, nor counted twice.
   lose_nothing(recipe(evict::RKV{.tokens = 15, .window = 8, .kernel = 3, .slack = 2}), 4, 15);
   // Means of what left, what slots weigh and where they stand; sets among slots that stay.
@@ -398,6 +401,9 @@ TEST_CASE("cuda cache: a step that the device refuses in part is made again or s
   step_whole_or_torn(recipe(evict::SinkWindow{.recent = 9, .sinks = 3}, quant::GroupInt<4>{.group_size = 8, .residual_window = 2, .sinks = 2}), 2);
   step_whole_or_torn(recipe(evict::H2O{.heavy = 5, .recent = 4}), 2);
   step_whole_or_torn(recipe(evict::H2O{.heavy = 5, .recent = 4}, quant::Kivi<4>{.group_size = 2, .residual_window = 2}), 2);
+}
+
+TEST_CASE("cuda cache: a step of other stages that the device refuses in part is made again or said to be lost", "[.][sweep]") {
   // The first codes of a layer: the device has counted them when the host has not.
   step_whole_or_torn(recipe(quant::GroupInt<4>{.group_size = 8, .residual_window = 2}), 0);
   step_whole_or_torn(recipe(evict::Compensate{evict::H2O{.heavy = 5, .recent = 4}}, merge::D2O{.mass = merge::Mass::log_count, .place = merge::Place::pivot}), 2);
