@@ -102,6 +102,8 @@ class Model {
     facts_.output = matrices(output_, row, row);
     facts_.retain_in = matrices(retain_in_, row + 2 * shape.kv_heads * shape.head_dim, 1024);
     facts_.retain_out = matrices(retain_out_, 1024, shape.kv_heads);
+    bench::draw(filters_, heads * shape.head_dim);
+    facts_.query_filters = {filters_.data(), shape.layers, shape.kv_heads, shape.head_dim};
   }
   Model(const Model&) = delete;
   Model& operator=(const Model&) = delete;
@@ -126,7 +128,7 @@ class Model {
     return {s.at.data(), shape.layers, rows, columns};
   }
 
-  std::vector<float> gates_, induction_, echo_, shares_, evicted_, variance_;
+  std::vector<float> gates_, induction_, echo_, shares_, evicted_, variance_, filters_;
   Stack output_, retain_in_, retain_out_;
   any::ModelFacts facts_;
 };

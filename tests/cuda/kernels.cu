@@ -123,7 +123,7 @@ Status scoring_words(Context<Cuda>& ctx, const SlotRows<Cuda>& rows, TensorView<
   if (s == Status::ok) s = prim::ProjectedNorm<Cuda>::run(ctx, rows, nullptr, CacheShape{}, nullptr, 1, out);
   if (s == Status::ok) s = prim::ProjectedNorm<Cuda>::weigh(ctx, rows, CacheShape{}, nullptr, 1, x, out);
   if (s == Status::ok) s = prim::RowRedundancy<Cuda>::run(ctx, rows, 0.5f, x, out, scratch);
-  if (s == Status::ok) s = prim::OutputError<Cuda>::run(ctx, rows, nullptr, false, out);
+  if (s == Status::ok) s = prim::OutputError<Cuda>::run(ctx, rows, nullptr, {}, out);
   if (s == Status::ok) s = prim::RowDeviation<Cuda>::run(ctx, numbers, numbers, nullptr);
   if (s == Status::ok) s = prim::TokenSurprise<Cuda>::run(ctx, {}, {}, prim::SurpriseOf::this_token, {});
   if (s == Status::ok) s = prim::ForwardPool<Cuda>::add(ctx, x, 8, out);

@@ -319,14 +319,18 @@ TEST_CASE("cuda output_error: errors to 1e-5 of the CPU's, and the same slots le
   constexpr index_t most = 45;
   const std::vector<index_t> slots{45, 0, 1, 34, 20}, offset = test::offsets(slots), total{30, 0, 0, 2, 25};
   const std::vector<prim::Ends> ends{{2, 3}, {1, 1}, {0, 0}, {1, 0}, {4, 4}};
+  struct Over {
+    bool skip, ends;  ///< are there ends, and are they in the output?
+  };
   for (const Sized& size : {Sized{33, 0}, {64, 1}, {80, 1}, {128, 0}, {256, 1}})
-    for (const bool skip : {true, false}) {
-      if (skip == (size.dim > 100)) continue;
+    for (const Over& over : {Over{true, false}, {true, true}, {false, true}}) {
+      if (over.skip == (size.dim > 100)) continue;
       const index_t dim = size.dim, heads = 5;
-      const bool fast = size.with == 1;
+      const bool skip = over.skip;
+      const prim::HeadOutput of{size.with == 1, over.ends};
       std::vector<float> x = normals(heads * most * dim, 15), w = normals(offset.back(), 16);
       for (float& v : w) v = std::fabs(v);
-      x[at(6 * dim + 2)] = NAN, x[at(9 * dim)] = INFINITY, w[12] = NAN, w[14] = w[15] = 0.0f;
+      x[at(6 * dim + 2)] = NAN, x[at(9 * dim)] = INFINITY, w[12] = NAN, x[at(43 * dim)] = NAN, w[1] = NAN, w[14] = w[15] = 0.0f;
       for (index_t d = 0; d < dim; ++d) x[at(21 * dim + d)] = x[at(20 * dim + d)];
       w[21] = w[20] = 1e-3f;  // equal errors, among the least
       std::vector<float> errors = w, left(w.size());
@@ -336,8 +340,8 @@ TEST_CASE("cuda output_error: errors to 1e-5 of the CPU's, and the same slots le
       Context<Cpu> cpu;
       const DenseRows host(dense_view(static_cast<const float*>(x.data()), heads, most, dim));
       const prim::Ends* e = skip ? ends.data() : nullptr;
-      REQUIRE(prim::OutputError<Cpu>::run(cpu, host, e, fast, {errors.data(), offset.data(), heads}) == Status::ok);
-      REQUIRE(prim::OutputError<Cpu>::drop(cpu, host, {w.data(), offset.data(), heads}, e, fast, total.data(), {left.data(), offset.data(), heads},
+      REQUIRE(prim::OutputError<Cpu>::run(cpu, host, e, of, {errors.data(), offset.data(), heads}) == Status::ok);
+      REQUIRE(prim::OutputError<Cpu>::drop(cpu, host, {w.data(), offset.data(), heads}, e, of, total.data(), {left.data(), offset.data(), heads},
                                            {kept.data(), offset.data(), heads}, count.data(), &bad) == Status::ok);
       test::each_way([&] {
         test::Device device;
@@ -347,9 +351,9 @@ TEST_CASE("cuda output_error: errors to 1e-5 of the CPU's, and the same slots le
         test::OnDevice<std::int32_t> list(device, std::vector<std::int32_t>(w.size(), -7));
         test::OnDevice<prim::Ends> device_ends(device, ends);
         const prim::Ends* de = skip ? device_ends.data() : nullptr;
-        REQUIRE(prim::OutputError<Cuda>::run(device, rows.rows(), de, fast, {scores.data(), o.data(), heads}) == Status::ok);
+        REQUIRE(prim::OutputError<Cuda>::run(device, rows.rows(), de, of, {scores.data(), o.data(), heads}) == Status::ok);
         close(scores.read(), errors, 1e-5f);
-        REQUIRE(prim::OutputError<Cuda>::drop(device, rows.rows(), {weights.data(), o.data(), heads}, de, fast, t.data(), {scratch.data(), o.data(), heads},
+        REQUIRE(prim::OutputError<Cuda>::drop(device, rows.rows(), {weights.data(), o.data(), heads}, de, of, t.data(), {scratch.data(), o.data(), heads},
                                               {list.data(), o.data(), heads}, c.data(), nan_count.data()) == Status::ok);
         CHECK(c.read() == count);
         CHECK(nan_count.read()[0] == bad);
@@ -357,7 +361,7 @@ TEST_CASE("cuda output_error: errors to 1e-5 of the CPU's, and the same slots le
         for (index_t h = 0; h < heads; ++h)  // what lies behind a row's count is nobody's
           for (index_t i = offset[at(h)] + count[at(h)]; i < offset[at(h + 1)]; ++i) got[at(i)] = kept[at(i)];
         CHECK(got == kept);
-        CHECK(prim::OutputError<Cuda>::run(device, rows.rows(), de, fast, {scores.data(), o.data(), 2}) == Status::shape_mismatch);
+        CHECK(prim::OutputError<Cuda>::run(device, rows.rows(), de, of, {scores.data(), o.data(), 2}) == Status::shape_mismatch);
       });
     }
 }

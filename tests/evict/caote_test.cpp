@@ -8,6 +8,7 @@
 #include <kvcondense/evict/h2o.hpp>
 #include <kvcondense/evict/knorm.hpp>
 #include <kvcondense/evict/lagkv.hpp>
+#include <kvcondense/evict/observed_attention.hpp>
 #include <kvcondense/evict/rkv.hpp>
 #include <kvcondense/evict/snapkv.hpp>
 #include <kvcondense/evict/tova.hpp>
@@ -27,6 +28,85 @@ std::function<float(index_t, index_t, index_t)> fixture_values(const FX1& fx) {
 /// The base's attention with as many slots as wanted and nothing protected.
 evict::Tova base(index_t tokens) { return {.tokens = tokens}; }
 evict::H2O summed(index_t tokens) { return {.heavy = tokens, .recent = 0}; }
+
+/// One head of 21 slots with weights of its own, as a policy's pools and choice see it.
+struct Weighed {
+  static constexpr index_t slots = 21, dim = 8;
+  const CacheShape shape{.head_dim = dim};
+  std::vector<float> values, weights;
+  evict::Protected shield;
+
+  Weighed(std::uint32_t seed, evict::Protected ends) : shield(ends) {
+    for (index_t j = 0; j < slots; ++j) {
+      weights.push_back(static_cast<float>(number(seed, 0, j)));
+      for (index_t c = 0; c < dim; ++c) values.push_back(static_cast<float>(number(seed + 1, j, c)));
+      if (j < ends.prefix || j >= slots - ends.suffix) weights.back() *= 8.0f, values[at(j * dim)] += 3.0f;  // they turn the output
+    }
+  }
+  bool competes(index_t j) const { return j >= shield.prefix && j < slots - shield.suffix; }
+
+  /// What the output over `live` moves by without slot j, from the two outputs, in double.
+  double error(const Ints& live, index_t j) const {
+    double with = 0.0, without = 0.0, square = 0.0;
+    for (const index_t i : live) with += weights[at(i)], without += i == j ? 0.0 : static_cast<double>(weights[at(i)]);
+    for (index_t c = 0; c < dim; ++c) {
+      double x = 0.0, rest = 0.0;
+      for (const index_t i : live) {
+        const double part = static_cast<double>(weights[at(i)]) * static_cast<double>(values[at(i * dim + c)]);
+        x += part / with, rest += i == j ? 0.0 : part / without;
+      }
+      square += (x - rest) * (x - rest);
+    }
+    return std::sqrt(square);
+  }
+  /// Slots of which the output is made: all, or those that compete.
+  Ints made_of(bool all) const {
+    Ints live;
+    for (index_t j = 0; j < slots; ++j)
+      if (all || competes(j)) live.push_back(j);
+    return live;
+  }
+  /// The slots that one leaving after the other leaves of them.
+  Ints dropped(bool all, index_t total) const {
+    Ints live = made_of(all), kept = made_of(true);
+    while (static_cast<index_t>(kept.size()) > total) {
+      index_t least = -1;
+      for (const index_t j : live)
+        if (competes(j) && (least < 0 || error(live, j) < error(live, least))) least = j;
+      std::erase(live, least), std::erase(kept, least);
+    }
+    return kept;
+  }
+
+  std::vector<float> errors(const auto& policy) const {
+    return see(policy, [&](auto& p, auto& ctx, auto& view, auto scores, auto& scratch) {
+      return p.pool.run(ctx, view, &shield, scores, scratch);
+    });
+  }
+  Ints chosen(const auto& policy, index_t total) const {
+    std::vector<std::int32_t> kept(at(slots));
+    index_t count = 0;
+    see(policy, [&](auto& p, auto& ctx, auto& view, auto scores, auto& scratch) {
+      return p.select.run(ctx, view, scores, &shield, {{kept.data(), view.offset, 1}, &count, &total}, scratch);
+    });
+    return {kept.begin(), kept.begin() + count};
+  }
+
+ private:
+  std::vector<float> see(const auto& policy, auto&& run) const {
+    const auto p = policy.pipeline();
+    const DenseRows rows(dense_view<const float>(values.data(), 1, slots, dim));
+    const index_t offset[] = {0, slots};
+    StepView<Cpu> view;
+    view.shape = shape, view.offset = offset, view.values = &rows;
+    std::vector<std::byte> memory(p.workspace_bytes(shape, slots) + Scratch::align);
+    Scratch scratch(memory);
+    std::vector<float> scores = weights;
+    Context<Cpu> ctx;
+    REQUIRE(run(p, ctx, view, RaggedView<float>{scores.data(), offset, 1}, scratch) == Status::ok);
+    return scores;
+  }
+};
 
 }  // namespace
 
@@ -64,7 +144,7 @@ TEST_CASE("caote: errors and the evicted token equal the oracle", "[evict][caote
   const evict::Protected shield[] = {{}};
   for (const bool fast : {false, true}) {
     std::vector<float> scores = floats(alpha);
-    REQUIRE(evict::OutputError{fast}.run(ctx, view, shield, {scores.data(), offset, 1}, none) == Status::ok);
+    REQUIRE(evict::OutputError{{.fast = fast}}.run(ctx, view, shield, {scores.data(), offset, 1}, none) == Status::ok);
     for (index_t j = 0; j < 7; ++j)
       REQUIRE(scores[at(j)] == Approx(oracle[fast ? "fast_caote" : "caote"][at(j)].get<double>()).margin(2e-5));
     if (!fast)
@@ -85,7 +165,45 @@ TEST_CASE("caote: one slot after the other, as the oracle drops them", "[evict][
   }
 }
 
-TEST_CASE("caote: protected slots take no part and stay", "[evict][caote]") {
+TEST_CASE("caote: over scores that protected slots have too, these are in the output", "[evict][caote]") {
+  for (std::uint32_t seed = 0; seed < 10; ++seed)
+    for (const evict::Protected ends : {evict::Protected{}, {0, 4}, {3, 5}}) {
+      const Weighed x(2 * seed, ends);
+      const auto check = [&](const auto& over, bool all) {
+        const auto errors = x.errors(Caote{over});
+        const Ints live = x.made_of(all);
+        index_t least = -1;
+        for (index_t j = 0; j < Weighed::slots; ++j) {
+          if (!x.competes(j)) continue;
+          REQUIRE(errors[at(j)] == Approx(x.error(live, j)).epsilon(1e-4));
+          if (least < 0 || errors[at(j)] < errors[at(least)]) least = j;
+        }
+        Ints first = x.made_of(true);
+        std::erase(first, least);
+        REQUIRE(x.dropped(all, Weighed::slots - 1) == first);
+        for (const index_t total : {Weighed::slots - 1, index_t{14}, ends.size()})
+          REQUIRE(x.chosen(Caote{over, false, true}, total) == x.dropped(all, total));
+      };
+      check(evict::H2O{.heavy = 8, .recent = 4}, true);
+      check(evict::ObservedAttention{.sinks = 3, .recent = 5}, true);
+      check(evict::SnapKV{.tokens = 8, .window = 4, .kernel = 1}, false);
+    }
+}
+
+TEST_CASE("caote: what protected slots draw and hold turns the choice over sums", "[evict][caote]") {
+  const bool greedy = GENERATE(false, true);
+  // Tokens 0 to 2 are at 0, 1 and -4, and the output of these alone is -1: the first is nearest. With the recent token at 10,
+  // which drew seven times as much, it is 6.7, and the second is.
+  auto d = drive({.head_dim = 4}, Caote{evict::H2O{.heavy = 2, .recent = 1}, false, greedy});
+  d.value = [](index_t, index_t t, index_t c) {
+    constexpr float where[] = {0.0f, 1.0f, -4.0f, 10.0f};
+    return c == 0 ? where[t] : 0.0f;
+  };
+  REQUIRE(d.step(4, Phase::prefill_end, [](index_t, index_t t) { return t == 3 ? 7.0 : 1.0; }) == Status::ok);
+  REQUIRE(d.held[0] == Ints{0, 2, 3});
+}
+
+TEST_CASE("caote: over pooled scores protected slots take no part, and stay", "[evict][caote]") {
   const bool greedy = GENERATE(false, true);
   const CacheShape shape{.q_heads = 6, .kv_heads = 2, .head_dim = 80, .value_dim = 64};
   auto d = drive(shape, Caote{evict::SnapKV{.tokens = 12, .window = 4, .kernel = 3}, false, greedy});

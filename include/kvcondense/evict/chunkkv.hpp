@@ -19,7 +19,8 @@ namespace kvcondense::evict {
 /// Idea     single tokens shred phrases; a chunk of neighbours keeps its meaning together.
 /// Source   ChunkKV, arXiv:2502.00299; one set of chunks for all heads of a layer, as in kvpress, and its reuse of one
 ///          layer's chunks in the next ones (2 layers have one choice in the paper).
-/// Needs    attention of the last `window` prompt rows; heads of one length. With `reuse` only in every reuse-th layer.
+/// Needs    attention of the last `window` rows of the step that ends the prompt: its last chunk should be as long; heads of one
+///          length. With `reuse` only in every reuse-th layer.
 /// Shapes   mass and scores [kv_heads, slots].
 /// Cost     slots * 4 bytes of workspace when a prefill ends, 12 with `reuse`; no state; no allocation. Layers that reuse
 ///          measure no attention and score nothing: time that is saved, not memory.

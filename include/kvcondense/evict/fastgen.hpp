@@ -38,7 +38,8 @@ namespace kvcondense::evict {
 ///          slots that are there, and takes a slot as seen by no more rows than there are slots from it on. A
 ///          head of which everything was taken back keeps all until then.
 /// Differs  the paper's frequent and local sets are parts of the prompt; here they go on growing with the
-///          answer. Recovery is the attention that is kept, not a bound on how far attention changes.
+///          answer. The paper's profile looks at all rows of the prompt, this one at the newest `profile`. Recovery is the
+///          attention that is kept, not a bound on how far attention changes.
 /// Errors   invalid_argument unless recovery, frequent and local are from 0 to 1 and profile >= 1.
 struct FastGen {
   static constexpr Descriptor about{"fastgen", Stage::evict, "arXiv:2310.01801"};

@@ -22,7 +22,7 @@ namespace kvcondense::evict {
 /// Idea     the last tokens of a prompt stand for the question, but scores of few queries are biased; chance keeps some of what
 ///          they overlook.
 /// Source   NACL, ACL 2024, arXiv:2408.03675.
-/// Needs    attention of the last `window` prompt rows, the proxy tokens.
+/// Needs    attention of the last `window` rows, the proxy tokens, of the step that ends the prompt: its last chunk should be as long.
 /// Shapes   mass and scores [kv_heads, slots].
 /// Cost     slots * 8 bytes of workspace when a prompt ends, and a draw per slot; no state; no allocation.
 /// Numbers  sum of rows, mean over the query group, float32. Of the places that the first `sinks` and the newest `recent` leave,

@@ -28,7 +28,8 @@ namespace kvcondense::evict {
 ///          recent tokens and a full page are there, the lowest pages leave until evictable tokens are left
 ///          between start and recent; the page that is not full stays. Ties keep the page in front. NaN is
 ///          left out of its page.
-/// Differs  sums are float32, the original's float64; on ties it drops the page in front.
+/// Differs  sums are float32, the original's float64; on ties it drops the page in front. Its adaptive mode, which fills what
+///          attention leaves of the budget with pages unlike each other, is not here.
 /// Errors   invalid_argument unless page >= 1, start, evictable and recent are multiples of it (evictable
 ///          not 0), window >= 0 and 1 <= width <= 64; not_supported in a step whose heads hold different
 ///          numbers of slots.

@@ -20,7 +20,7 @@ namespace kvcondense::evict {
 /// Idea     the end of a prompt (the question) already shows which tokens the answer will need;
 ///          pooling keeps the words around them readable.
 /// Source   SnapKV, arXiv:2404.14469; group mean before pooling, as in the Ada-KV code.
-/// Needs    attention of the last `window` prompt rows.
+/// Needs    attention of the last `window` rows of the step that ends the prompt: its last chunk should be as long.
 /// Shapes   mass and scores [kv_heads, slots].
 /// Cost     slots * 8 bytes of workspace when a prefill ends; no state; no allocation.
 /// Numbers  sum of rows, mean over the query group, pooled over the slots before the window; float32;

@@ -21,9 +21,9 @@ namespace kvcondense::prim {
 
 template <>
 struct OutputError<Cpu> {
-  static Status run(Context<Cpu>& ctx, const SlotRows<Cpu>& values, const Ends* skip, bool fast, RaggedView<float> scores) {
+  static Status run(Context<Cpu>& ctx, const SlotRows<Cpu>& values, const Ends* skip, HeadOutput of, RaggedView<float> scores) {
     ctx.parallel(scores.heads, [&](index_t h, index_t) {
-      Head head(values, h, scores.length(h), skip == nullptr ? Ends{} : skip[h], fast, scores.row(h));
+      Head head(values, h, scores.length(h), skip == nullptr ? Ends{} : skip[h], of, scores.row(h));
       head.sum_up();
       head.each_error([&](index_t j, const float*, float e) { scores.row(h)[j] = e; });
     });
@@ -31,7 +31,7 @@ struct OutputError<Cpu> {
   }
 
   static Status drop(Context<Cpu>& ctx, const SlotRows<Cpu>& values, RaggedView<const float> weights, const Ends* always,
-                     bool fast, const index_t* total, RaggedView<float> left, RaggedView<std::int32_t> slots,
+                     HeadOutput of, const index_t* total, RaggedView<float> left, RaggedView<std::int32_t> slots,
                      index_t* count, index_t* nan = nullptr) {
     ctx.parallel(weights.heads, [&](index_t h, index_t) {
       const index_t n = weights.length(h);
@@ -39,14 +39,14 @@ struct OutputError<Cpu> {
       count[h] = n;
       if (total[h] >= n) return std::iota(out, out + n, 0);
       std::copy_n(weights.row(h), n, left.row(h));
-      Head head(values, h, n, always == nullptr ? Ends{} : always[h], fast, left.row(h));
+      Head head(values, h, n, always == nullptr ? Ends{} : always[h], of, left.row(h));
       head.sum_up();
       index_t bad = 0;
       for (index_t j = head.first; j < head.last; ++j) bad += std::isnan(head.weight[j]);
       const index_t most = std::max(total[h], n - (head.last - head.first));
       for (; count[h] > most; --count[h]) head.remove_least();
       for (index_t j = 0; j < n; ++j)
-        if (j < head.first || j >= head.last || !head.gone(j)) *out++ = static_cast<std::int32_t>(j);
+        if (!head.competes(j) || !head.gone(j)) *out++ = static_cast<std::int32_t>(j);
       if (nan != nullptr && bad > 0) std::atomic_ref<index_t>(*nan).fetch_add(bad);
     });
     return Status::ok;
@@ -55,35 +55,37 @@ struct OutputError<Cpu> {
  private:
   struct Head {
     const SlotRows<Cpu>& values;
-    index_t head, dim, first, last;
-    bool fast;
+    index_t head, dim, slots, first, last;
+    HeadOutput of;
     float* weight;  ///< NaN: in no sum; below 0: has left
     double all = 0.0, rows = 0.0;
     double sum[max_head_dim] = {};
     float centre[max_head_dim];
 
-    Head(const SlotRows<Cpu>& v, index_t h, index_t n, Ends ends, bool plain, float* w)
-        : values(v), head(h), dim(v.dim()), first(ends.within(n).prefix), last(n - ends.within(n).suffix), fast(plain), weight(w) {}
+    Head(const SlotRows<Cpu>& v, index_t h, index_t n, Ends ends, HeadOutput o, float* w)
+        : values(v), head(h), dim(v.dim()), slots(n), first(ends.within(n).prefix), last(n - ends.within(n).suffix), of(o), weight(w) {}
 
     bool gone(index_t j) const { return weight[j] < 0.0f; }
+    bool competes(index_t j) const { return j >= first && j < last; }
 
-    /// use(first slot, values, how many) for tiles of the slots between the ends in which some are still there.
+    /// use(first slot, values, how many) for tiles of the slots [low, high) in which some are still there.
     template <class F>
-    void each_tile(F&& use) const {
+    void each_tile(index_t low, index_t high, F&& use) const {
       const auto wanted = [&](index_t at, index_t n) { return std::any_of(weight + at, weight + at + n, [](float w) { return !(w < 0.0f); }); };
-      cpu::for_slot_tiles(values, head, first, last, use, wanted);
+      cpu::for_slot_tiles(values, head, low, high, use, wanted);
     }
 
     void sum_up() {
-      each_tile([&](index_t at, const float* x, index_t n) {
+      each_tile(of.ends ? 0 : first, of.ends ? slots : last, [&](index_t at, const float* x, index_t n) {
         float square[cpu::most_tile_rows];
         cpu::row_ops().squares(x, n, dim, square);
         cpu::WeightedRows counted;
         for (index_t i = 0; i < n; ++i) {
           float& w = weight[at + i];
           if (gone(at + i)) continue;
-          if (!std::isfinite(square[i])) w = std::numeric_limits<float>::quiet_NaN();
-          if (!std::isnan(w)) count(counted, at + i, x + i * dim, 1.0);
+          const bool finite = std::isfinite(square[i]);
+          if (!finite && competes(at + i)) w = std::numeric_limits<float>::quiet_NaN();
+          if (finite && !std::isnan(w)) count(counted, at + i, x + i * dim, 1.0);
         }
         counted.add_to(sum, dim);
       });
@@ -92,10 +94,10 @@ struct OutputError<Cpu> {
     void count(cpu::WeightedRows& counted, index_t j, const float* x, double sign) {
       const double w = static_cast<double>(weight[j]);
       all += sign * w, rows += sign;
-      counted.take(x, sign * (fast ? 1.0 : w));
+      counted.take(x, sign * (of.fast ? 1.0 : w));
     }
     void find_centre() {
-      const double whole = fast ? rows : all;
+      const double whole = of.fast ? rows : all;
       for (index_t d = 0; d < dim; ++d) centre[d] = whole > 0.0 ? static_cast<float>(sum[d] / whole) : 0.0f;
     }
 
@@ -107,7 +109,7 @@ struct OutputError<Cpu> {
     /// use(slot, value, error) for every slot between the ends that is still there.
     template <class F>
     void each_error(F&& use) const {
-      each_tile([&](index_t at, const float* x, index_t n) {
+      each_tile(first, last, [&](index_t at, const float* x, index_t n) {
         float square[cpu::most_tile_rows];
         cpu::number_ops().square_distances(centre, x, n, dim, square);
         for (index_t i = 0; i < n; ++i)

@@ -22,6 +22,7 @@ namespace cuda_kernels {
 struct OutputErrorShared {
   WinnerShared list;
   float centre[max_head_dim];
+  bool finite[tile_rows];  ///< of the rows that are being added up
   float lowest[tile_warps];
   std::int64_t least[tile_warps];  ///< -1: the warp has seen none
 };
@@ -37,7 +38,7 @@ struct OutputDrop {
 /// A block a head. Values pass by a tile at a time, to be added to the sums (or, one row, taken off) by a thread a channel in slot
 /// order, or to be measured against their centre by a warp a row. weight: NaN is in no sum, below 0 has left.
 template <int Threads>
-__global__ void __launch_bounds__(Threads, 1) output_errors(SlotRows<Cuda> values, const Ends* skip, bool fast, RaggedView<float> weights, OutputDrop drop) {
+__global__ void __launch_bounds__(Threads, 1) output_errors(SlotRows<Cuda> values, const Ends* skip, HeadOutput of, RaggedView<float> weights, OutputDrop drop) {
   static_assert(Threads == tile_threads && Threads == winner_threads && tile_threads >= max_head_dim);
   OutputErrorShared& shared = cuda::shared_as<OutputErrorShared>();
   auto* tile = reinterpret_cast<float*>(cuda::dyn_smem() + (sizeof(OutputErrorShared) + 15) / 16 * 16);
@@ -58,7 +59,7 @@ __global__ void __launch_bounds__(Threads, 1) output_errors(SlotRows<Cuda> value
   double sum = 0.0, all = 0.0, rows = 0.0;  // of this thread's channel; all threads have the last two
   index_t left = n, most = n;
   if (drops) most = drop.total[h] > ends.size() ? drop.total[h] : ends.size();
-  index_t low = first, high = last;
+  index_t low = of.ends ? 0 : first, high = of.ends ? n : last;
   double sign = 1.0;
   bool adds = true;
   for (;;) {
@@ -80,7 +81,9 @@ __global__ void __launch_bounds__(Threads, 1) output_errors(SlotRows<Cuda> value
         }
         square = cuda::warp_sum(square);
         if (adds) {
-          if (lane == 0 && !(square < INFINITY)) weight[j] = NAN;
+          const bool finite = square < INFINITY;
+          if (lane == 0) shared.finite[r] = finite;
+          if (lane == 0 && !finite && j >= first && j < last) weight[j] = NAN;
           continue;
         }
         const double whole = static_cast<double>(w), rest = all - whole > all * 1e-6 ? all - whole : all * 1e-6;
@@ -92,15 +95,15 @@ __global__ void __launch_bounds__(Threads, 1) output_errors(SlotRows<Cuda> value
       if (!adds) continue;
       __syncthreads();
       for (int r = 0; r < count; ++r) {
-        const double w = static_cast<double>(weight[at + r]), part = sign * (fast ? 1.0 : w);
-        if (w != w || w < 0.0) continue;
+        const double w = static_cast<double>(weight[at + r]), part = sign * (of.fast ? 1.0 : w);
+        if (w != w || w < 0.0 || !shared.finite[r]) continue;
         all += sign * w, rows += sign;
         if (c < dim) sum += part * static_cast<double>(tile[r * stride + c]);
       }
     }
     __syncthreads();
     if (adds) {
-      const double whole = fast ? rows : all;
+      const double whole = of.fast ? rows : all;
       if (c < dim) shared.centre[c] = whole > 0.0 ? static_cast<float>(sum / whole) : 0.0f;
       if (drops && sign > 0.0) count_nan(weight + first, last - first, drop.nan, shared.list);
       if (sign < 0.0 && c == 0) weight[low] = -1.0f;  // what was taken off
@@ -145,21 +148,21 @@ __global__ void __launch_bounds__(Threads, 1) output_errors(SlotRows<Cuda> value
 /// slot may leave. A block a head; `drop` passes it all values once for each slot that leaves.
 template <>
 struct OutputError<Cuda> {
-  static Status run(Context<Cuda>& ctx, const SlotRows<Cuda>& values, const Ends* skip, bool fast, RaggedView<float> scores) {
-    return start(ctx, values, skip, fast, scores, {});
+  static Status run(Context<Cuda>& ctx, const SlotRows<Cuda>& values, const Ends* skip, HeadOutput of, RaggedView<float> scores) {
+    return start(ctx, values, skip, of, scores, {});
   }
-  static Status drop(Context<Cuda>& ctx, const SlotRows<Cuda>& values, RaggedView<const float> weights, const Ends* always, bool fast, const index_t* total,
+  static Status drop(Context<Cuda>& ctx, const SlotRows<Cuda>& values, RaggedView<const float> weights, const Ends* always, HeadOutput of, const index_t* total,
                      RaggedView<float> left, RaggedView<std::int32_t> slots, index_t* count, index_t* nan = nullptr) {
     if (total == nullptr) return Status::invalid_argument;
-    return start(ctx, values, always, fast, left, {total, weights, slots, count, nan});
+    return start(ctx, values, always, of, left, {total, weights, slots, count, nan});
   }
 
  private:
-  static Status start(Context<Cuda>& ctx, const SlotRows<Cuda>& values, const Ends* ends, bool fast, RaggedView<float> weights, const cuda_kernels::OutputDrop& drop) {
+  static Status start(Context<Cuda>& ctx, const SlotRows<Cuda>& values, const Ends* ends, HeadOutput of, RaggedView<float> weights, const cuda_kernels::OutputDrop& drop) {
     using namespace cuda_kernels;
     if (weights.heads != values.heads()) return Status::shape_mismatch;
     const std::size_t bytes = (sizeof(OutputErrorShared) + 15) / 16 * 16 + tile_bytes(tile_rows, values.dim());
-    return cuda::launch(ctx, output_errors<tile_threads>, {weights.heads}, tile_threads, bytes, values, ends, fast, weights, drop);
+    return cuda::launch(ctx, output_errors<tile_threads>, {weights.heads}, tile_threads, bytes, values, ends, of, weights, drop);
   }
 };
 

@@ -16,7 +16,7 @@ namespace kvcondense::evict {
 
 /// Pool: how far the head's output would move without the slot, where scores are shares of attention.
 struct OutputError {
-  bool fast = false;
+  prim::HeadOutput of{};
   bool shared = false;  ///< the mean over heads, for methods that keep one set per layer
   bool off = false;     ///< scores as they are
 
@@ -30,7 +30,7 @@ struct OutputError {
              Scratch& scratch) const {
     if (off) return Status::ok;
     if (view.values == nullptr) return Status::missing_input;
-    Status s = prim::OutputError<B>::run(ctx, *view.values, shield, fast, scores);
+    Status s = prim::OutputError<B>::run(ctx, *view.values, shield, of, scores);
     if (s != Status::ok || !shared) return s;
     const RaggedView<float> own{scratch.take<float>(view.total()), scores.offset, scores.heads};
     if (own.data == nullptr) return Status::workspace_too_small;
@@ -45,13 +45,13 @@ struct OutputError {
 template <class Base>
 struct DropLeastError {
   Base base{};
-  bool fast = false;
+  prim::HeadOutput of{};
   bool off = false;
 
   /// The same choice instead of another one.
   template <class Other>
   constexpr DropLeastError<Other> over(Other other) const {
-    return {other, fast, off};
+    return {other, of, off};
   }
 
   constexpr bool takes_best() const { return off && evict::takes_best(base); }
@@ -69,7 +69,7 @@ struct DropLeastError {
     if (view.values == nullptr) return Status::missing_input;
     const RaggedView<float> left{scratch.take<float>(view.total()), scores.offset, scores.heads};
     if (left.data == nullptr) return Status::workspace_too_small;
-    return prim::OutputError<B>::drop(ctx, *view.values, scores, shield, fast, keep.budget, left, keep.slots,
+    return prim::OutputError<B>::drop(ctx, *view.values, scores, shield, of, keep.budget, left, keep.slots,
                                       keep.count, keep.nan);
   }
 };
