@@ -96,6 +96,8 @@ int main(int argc, char** argv) {
 #endif
   report.line("dyn_smem", shared_parts<threads>, for_words(15, 250 * part), part, part + 1, raw,
               threads * part * sizeof(u32));
+  report.line("forget_shared", forgotten_words<threads>, for_words(19, 250), 1, 1, raw,
+              threads * sizeof(u32));
   report.line<Prmt>("prmt", for_prmt(), raw);
   report.line<AndOr>("and_or", for_and_or(), raw);
   report.line<Half2Pack>("half2_pack", for_pack(), halves_but_nan);

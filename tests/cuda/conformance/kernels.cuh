@@ -137,4 +137,20 @@ __global__ void __launch_bounds__(Threads) shared_parts(const u32* in, u32* out,
   mine[part] = static_cast<u32>(reinterpret_cast<std::uintptr_t>(words) % 128);
 }
 
+/// What is forgotten at a barrier is there until then, and what is written behind it stays.
+template <int Threads>
+__global__ void __launch_bounds__(Threads) forgotten_words(const u32* in, u32* out, int n) {
+  u32* const words = reinterpret_cast<u32*>(cuda::dyn_smem());
+  const int t = static_cast<int>(threadIdx.x), first = static_cast<int>(blockIdx.x) * Threads;
+  const int here = n - first < Threads ? n - first : Threads;
+  if (t < here) words[t] = in[first + t];
+  __syncthreads();
+  cuda::forget_shared();
+  const u32 mirrored = t < here ? words[here - 1 - t] : 0;
+  __syncthreads();
+  if (t < here) words[t] = mirrored;
+  __syncthreads();
+  if (t < here) out[first + t] = 3 * mirrored + words[(t + 1) % here];
+}
+
 }  // namespace conformance

@@ -23,7 +23,9 @@ PLANTED = {
     "dyn_smem: a thread's own memory": (
         "return cuda_fibers::machine.shared;",
         "alignas(128) static unsigned char own[96][1 << 16]; return WRONG ? own[threadIdx.x] : cuda_fibers::machine.shared;",
-        ("dyn_smem", *SOME, "copy_async/all")),
+        ("dyn_smem", "forget_shared", *SOME, "copy_async/all")),
+    "forget_shared: at once": ("{ cuda_fibers::forget_shared(); }", "{ cuda_fibers::forget_shared(); if (WRONG) cuda_fibers::poison_shared(); }",
+                               ("forget_shared",)),
     "prmt: as __byte_perm": ("if ((s & 8u) != 0) byte", "if (!(WRONG) && (s & 8u) != 0) byte", ("prmt",)),
     "and_or: the other way round": ("return (a & mask) | bits;", "return WRONG ? (a | bits) & mask : (a & mask) | bits;", ("and_or",)),
     "half2_pack: swapped": ("return detail::two_halves(low, high);", "return WRONG ? detail::two_halves(high, low) : detail::two_halves(low, high);",

@@ -43,6 +43,7 @@ struct Fragments {
 }  // namespace detail
 
 inline unsigned char* dyn_smem() { return cuda_fibers::machine.shared; }
+inline void forget_shared() { cuda_fibers::forget_shared(); }
 
 inline std::uint32_t prmt(std::uint32_t a, std::uint32_t b, std::uint32_t selector) {
   const std::uint64_t both = static_cast<std::uint64_t>(b) << 32 | a;

@@ -95,6 +95,22 @@ void neighbours(int* out) {
   }
 }
 
+void forget(int* out) {
+  auto* shared = reinterpret_cast<int*>(cuda::dyn_smem());
+  for (int round = 0; round < 2; ++round) {
+    shared[threadIdx.x] = round;
+    __syncthreads();
+    cuda::forget_shared();
+    out[threadIdx.x] += shared[(threadIdx.x + 33) % blockDim.x] == round ? 1 : 100;  // still there
+    __syncthreads();
+    out[threadIdx.x] += shared[threadIdx.x] == -1 ? 1 : 100;  // poison
+    shared[threadIdx.x] = 5;
+    __syncthreads();
+    out[threadIdx.x] += shared[(threadIdx.x + 33) % blockDim.x] == 5 ? 1 : 100;  // the next barrier forgets nothing
+    __syncthreads();
+  }
+}
+
 void log_blocks(int* order, int* next) { order[atomicAdd(next, 1)] = static_cast<int>(blockIdx.x); }
 
 }  // namespace
@@ -163,6 +179,14 @@ TEST_CASE("fibers: barriers separate rounds") {
     std::vector<int> out(3 * 96);
     start(neighbours, dim3(3), dim3(96), 96 * sizeof(int), out.data());
     for (std::size_t i = 0; i < out.size(); ++i) REQUIRE(out[i] == 6 * static_cast<int>((i + 33) % 96));
+  });
+}
+
+TEST_CASE("fibers: shared memory that is forgotten is poison behind the next barrier, and no other") {
+  each_way([] {
+    std::vector<int> out(96);
+    start(forget, dim3(1), dim3(96), 96 * sizeof(int), out.data());
+    for (const int x : out) REQUIRE(x == 6);
   });
 }
 

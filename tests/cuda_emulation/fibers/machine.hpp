@@ -30,7 +30,7 @@ inline constexpr std::size_t most_shared = 227 * 1024;
 struct Options {
   std::uint64_t seed = 0;       ///< 0: threads and blocks in order; else in a random order from this seed
   bool late_copies = true;      ///< cp.async lands at the wait that guarantees it; false: at once
-  bool poison_shared = true;    ///< dynamic shared memory begins as NaN
+  bool poison_shared = true;    ///< dynamic shared memory is NaN where a block begins, and where the kernel forgets it
 };
 struct Counts {
   std::uint64_t launches = 0, blocks = 0, switches = 0, barriers = 0, warp_operations = 0;
@@ -119,6 +119,7 @@ struct Machine {
   Thread* running = nullptr;
   unsigned char* shared = nullptr;
   std::size_t shared_bytes = 0;
+  bool forgets = false;  ///< shared memory, at the next barrier
   void (*entry)(void*) = nullptr;
   void* argument = nullptr;
   unsigned size = 0, live = 0;
@@ -190,6 +191,20 @@ CUDA_FIBERS_UNSEEN inline void make_threads(unsigned n) {
   fail("deadlock: not all threads reach the barrier or the warp operation");
 }
 
+CUDA_FIBERS_UNSEEN inline void poison_shared() {
+  if (options.poison_shared && machine.shared_bytes > 0) std::memset(machine.shared, 0xff, machine.shared_bytes);
+}
+CUDA_FIBERS_UNSEEN inline void forget_shared() { machine.forgets = true; }
+/// All threads are at the barrier that tag orders: what they did comes before, what they do comes behind.
+CUDA_FIBERS_UNSEEN inline void forget_at(int* tag) {
+  for (unsigned i = 0; i < machine.size; ++i)
+    if (machine.threads[i].copies_open > 0) fail("a thread forgets shared memory with cp.async copies in flight");
+  order_acquire(tag);
+  poison_shared();
+  order_release(tag);
+  machine.forgets = false;
+}
+
 /// Lets the block go on when all its threads are at one barrier.
 CUDA_FIBERS_UNSEEN inline void release_barrier() {
   unsigned line = 0;
@@ -200,6 +215,7 @@ CUDA_FIBERS_UNSEEN inline void release_barrier() {
     line = t.line;
   }
   ++counts.barriers;
+  if (machine.forgets) forget_at(&machine.barrier_order.tags[(machine.threads[0].barriers - 1) % 2]);
   for (unsigned i = 0; i < machine.size; ++i) machine.threads[i].wait = Wait::runs;
 }
 
@@ -209,7 +225,8 @@ CUDA_FIBERS_UNSEEN inline void run_block(uint3 block, dim3 shape) {
   order_acquire(&machine.grid_order);  // blocks come one after another: they may reuse shared memory
   blockIdx = block;
   machine.size = machine.live = shape.x * shape.y * shape.z;
-  if (options.poison_shared && machine.shared_bytes > 0) std::memset(machine.shared, 0xff, machine.shared_bytes);
+  machine.forgets = false;
+  poison_shared();
   for (unsigned i = 0; i < machine.size; ++i) {
     Thread& t = machine.threads[i];
     t.index = {i % shape.x, i / shape.x % shape.y, i / shape.x / shape.y};

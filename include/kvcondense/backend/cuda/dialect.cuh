@@ -23,6 +23,9 @@ __device__ __forceinline__ unsigned char* dyn_smem() {
   extern __shared__ __align__(128) unsigned char kvcondense_shared[];
   return kvcondense_shared;
 }
+/// Behind the next barrier of the block nobody reads what dynamic shared memory holds, before it is written anew; no copy into it is under way
+/// then. All threads call it. It tells emulation, and does nothing.
+__device__ __forceinline__ void forget_shared() {}
 
 /// Four bytes of b:a by four selectors; bit 3 of a selector repeats the byte's sign. Not __byte_perm, which
 /// ignores that bit.

@@ -131,13 +131,15 @@ class PieceWalk {
     }
     __syncthreads();
     place_ = shared.bound[0], end_ = shared.bound[1];
+    cuda::forget_shared();
     __syncthreads();
   }
   __device__ bool any() const { return place_ < end_; }
   __device__ index_t head() const { return place_ / most_pieces; }
   __device__ index_t piece() const { return place_ % most_pieces; }
-  /// All threads are done with the piece before, and with shared memory.
+  /// All threads are done with the piece before, and with what it left in shared memory.
   __device__ void next() {
+    cuda::forget_shared();
     __syncthreads();
     const bool last = piece() + 1 >= rule_.pieces(slots_[head()]);
     place_ = last ? (place_ / static_cast<int>(most_pieces) + 1) * static_cast<int>(most_pieces)
