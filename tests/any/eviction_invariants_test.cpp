@@ -1,11 +1,16 @@
 #include <algorithm>
 #include <cmath>
+#include <cstdint>
+#include <functional>
 #include <limits>
+#include <set>
 #include <string>
 #include <vector>
 
 #include <any/eviction_run.hpp>
+#include <kvcondense/any/recipe_text.hpp>
 #include <kvcondense/core/dtype.hpp>
+#include <kvcondense/evict/pipeline.hpp>
 
 using namespace kvcondense;
 
@@ -134,4 +139,99 @@ TEST_CASE("eviction: a fork goes on as its origin would, and rejected drafts lea
     REQUIRE(twin.kept() == run.kept());
     REQUIRE(twin.outputs == run.outputs);
   }
+}
+
+namespace {
+
+/// Words that keep their newest token only by chance, as their cards say.
+const std::set<std::string> lose_newest{"tova", "expected_attention"};
+
+/// The most that a choice may leave of its budget: chunks stay or go whole, and the last one may be short.
+index_t unfilled(const std::string& word, const std::string& text) {
+  if (word != "chunked" && word != "chunkkv") return 0;
+  return 2 * std::stoll(text.substr(text.find("chunk=") + 6)) - 2;
+}
+
+/// What a policy chose of one head.
+struct Choice {
+  index_t slots, budget;
+  evict::Protected shield;
+  std::vector<std::int32_t> kept;
+};
+
+/// Select: what `base` keeps, noted down.
+template <class Base>
+struct Noting {
+  Base base{};
+  std::vector<Choice>* notes = nullptr;
+
+  template <class Other>
+  constexpr Noting<Other> over(Other other) const {
+    return {other, notes};
+  }
+  constexpr bool takes_best() const { return evict::takes_best(base); }
+  constexpr bool reads_scores() const { return evict::reads_scores(base); }
+  std::size_t workspace_bytes(const CacheShape& s, index_t slots) const { return base.workspace_bytes(s, slots); }
+
+  template <Backend B>
+  Status run(Context<B>& ctx, const StepView<B>& view, RaggedView<const float> scores, const evict::Protected* shield, const evict::KeepSet& keep,
+             Scratch& scratch) const {
+    const Status s = base.run(ctx, view, scores, shield, keep.with_lists(), scratch);
+    for (index_t h = 0; s == Status::ok && h < scores.heads; ++h)
+      notes->push_back({view.slots(h), keep.budget[h], shield[h], {keep.slots.row(h), keep.slots.row(h) + keep.count[h]}});
+    return s;
+  }
+};
+template <class Base, class... Fields>
+Noting(Base, Fields...) -> Noting<Base>;
+
+/// A policy that is watched as it chooses.
+struct Watched {
+  static constexpr Descriptor about{"watched", Stage::evict, "these tests"};
+  [[maybe_unused]] static constexpr Inputs needs = Inputs::all();
+  any::Inner policy{};
+  std::vector<Choice>* notes = nullptr;
+
+  auto pipeline() const {
+    const auto p = policy.pipeline();
+    return p.with_select(Noting{p.select, notes});
+  }
+  Status validate(const CacheShape& s) const { return policy.validate(s); }
+};
+
+}  // namespace
+
+TEST_CASE("eviction: a choice fills its budget, with all that is protected and the newest token, in every recipe", "[any][invariants]") {
+  std::size_t cut = 0;
+  for (const std::string& text : test::eviction_recipes()) {
+    const std::string word = text.substr(0, text.find('('));
+    CAPTURE(text);
+    const auto parsed = any::parse(text, test::eviction_facts());
+    REQUIRE(parsed);
+    std::vector<Choice> choices;
+    any::AnyRecipe recipe = parsed->stages;
+    REQUIRE(recipe.evict.wrap<&Watched::policy>(Watched{{}, &choices}) == Status::ok);
+    auto cache = any::AnyCache::make(recipe, "", shape);
+    REQUIRE(cache);
+    Run run(text, 3);
+    run.cache = std::move(*cache);
+    Room room(run.cache);
+    for (int pass = 0; pass < Run::passes; ++pass) run.advance(room.ctx, pass);
+    bool cuts = false;
+    for (const auto& [slots, budget, shield, kept] : choices) {
+      const auto count = static_cast<index_t>(kept.size()), full = std::max(budget, shield.size());
+      CAPTURE(slots, budget, shield.prefix, shield.suffix, kept);
+      REQUIRE((budget >= 0 && budget <= slots && shield.size() <= slots));
+      REQUIRE((count <= full && count >= full - unfilled(word, text)));
+      REQUIRE(std::adjacent_find(kept.begin(), kept.end(), std::greater_equal<>()) == kept.end());
+      REQUIRE((kept.empty() || (kept.front() >= 0 && kept.back() < slots)));
+      // Ascending and in range: the protected ends are there if as many slots lie in them as they have.
+      REQUIRE(std::lower_bound(kept.begin(), kept.end(), shield.prefix) - kept.begin() == shield.prefix);
+      REQUIRE(kept.end() - std::lower_bound(kept.begin(), kept.end(), slots - shield.suffix) == shield.suffix);
+      if (slots > 0 && !lose_newest.contains(word)) REQUIRE((!kept.empty() && kept.back() == slots - 1));
+      cuts = cuts || count < slots;
+    }
+    cut += cuts;
+  }
+  REQUIRE(cut + 6 >= test::eviction_recipes().size());  // most settings are such that something leaves
 }

@@ -20,6 +20,8 @@ namespace kvcondense::budget {
 /// Numbers  a head gets floor of its own budget and (1 - floor) of the places its scores win in the
 ///          whole layer; largest remainders keep the layer's total exact. Ties: score, head, slot.
 ///          `form` chooses the roundings of the published codes, or the safeguard of kvpress.
+/// Differs  scores are the policy's: snapkv's are the mean over a query group. The maximum, which the authors' code can take too,
+///          is not here, since attention comes added up over the group.
 /// Errors   invalid_argument unless 0 <= floor <= 1; incompatible over a policy that scores all heads
 ///          alike (positions, or one kept set per layer).
 template <class P>

@@ -24,6 +24,8 @@ namespace kvcondense::evict {
 /// Cost     4 bytes per slot for the running sum; slots * 4 bytes of workspace; no allocation.
 /// Numbers  sums in float32 over the query group and all rows; ties keep the smaller slot. Evicted
 ///          sums are forgotten. Old tokens were seen by more rows and win: that is the method.
+/// Differs  the authors' simulation by masks counts the coming token among the recent ones and judges what leaves them a step
+///          later; a cache has let that go by then. But for that one token it shows what recent - 1 keeps.
 /// Errors   invalid_argument when heavy or recent is negative, or both are zero.
 struct H2O {
   static constexpr Descriptor about{"h2o", Stage::evict, "arXiv:2306.14048"};

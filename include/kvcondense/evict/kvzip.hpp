@@ -35,7 +35,8 @@ namespace kvcondense::evict {
 ///          tokens that no probe asked about, and what an earlier turn chose stay too. Ties keep the smaller slot. With `weighted`
 ///          a share is multiplied by the length of the slot's value behind the query head's part of the output projection and divided by
 ///          that of the row's hidden state, before the maximum; a row whose length is not positive counts nothing.
-/// Differs  kvpress counts its sinks among the tokens of which a part stays; here they stay beside that part.
+/// Differs  kvpress counts its sinks among the tokens of which a part stays, as global_top(kvzip) does; alone, they stay beside
+///          that part.
 /// Errors   missing_input or out_of_range in a probe without queries, with `weighted` without hidden_norms, or with no tokens to ask about;
 ///          invalid_argument unless 0 < keep <= 1 and sinks >= 0; with `weighted` missing_input without projections, shape_mismatch where
 ///          they do not fit.
