@@ -92,7 +92,7 @@ class Parser {
   bool read_recipe() {
     do {
       int node = -1;
-      if (!read_stage(0, node) || !admit(node)) return false;
+      if (!read_stage(0, most_nesting, node) || !admit(node)) return false;
       skip_blanks();
     } while (take('+'));
     if (at_ == text_.size()) return true;
@@ -104,7 +104,7 @@ class Parser {
     });
   }
 
-  bool read_stage(int depth, int& node) {
+  bool read_stage(int depth, int deepest, int& node) {
     skip_blanks();
     const std::size_t begin = at_;
     const std::string_view word = read_word();
@@ -118,9 +118,8 @@ class Parser {
     const Alias* alias = nullptr;
     const Entry* entry = words_.find(word, &alias);
     if (entry == nullptr) return unknown_word(begin, word);
-    if (depth == most_nesting || nodes_ == most_stages)
-      return fail(begin,
-                  [](Message& m) { m.put("wrappers nest at most ", most_nesting - 1, " deep"); });
+    if (depth == deepest || nodes_ == most_stages)
+      return fail(begin, [&](Message& m) { m.put("wrappers nest at most ", deepest - 1, " deep"); });
     node = nodes_++;
     Node& n = node_[node];
     n.entry = entry;
@@ -209,7 +208,8 @@ class Parser {
       return fail(begin, [&](Message& m) {
         m.put(entry.word, ": ", word, " needs a value: ", word, "=...");
       });
-    if (!read_stage(depth + 1, inner)) return false;
+    const int deepest = entry.room == Stage::quant ? AnyQuant::most_links : most_nesting;
+    if (!read_stage(depth + 1, deepest, inner)) return false;
     Node& n = node_[inner];
     n.root = false;
     if (kind_of(n.entry->room) != kind_of(entry.room))

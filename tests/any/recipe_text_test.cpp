@@ -107,6 +107,7 @@ TEST_CASE("recipe text: a refusal names the byte and says what would be right",
        "a recipe takes one eviction stage, and h2o already is one; a budget takes its policy "
        "inside: ada(h2o)"},
       {"ada(pyramid(skip_layers(skip_layers(h2o))))", 36, "wrappers nest at most 3 deep"},
+      {"hadamard(boundary_layers(boundary_layers(int4)))", 41, "wrappers nest at most 2 deep"},
       {"h2o(\x01=1)", 4, "expected a field of h2o and its value, as in name=value"},
   };
   for (const auto& c : cases) {
