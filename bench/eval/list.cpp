@@ -20,6 +20,13 @@ std::string summary(const any::Entry& e) {
   return text;
 }
 
+/// As recipes may spell it.
+std::string names(const any::Field& f) {
+  std::string text(f.name);
+  if (!f.short_name.empty()) text.append(" or ").append(f.short_name);
+  return text;
+}
+
 }  // namespace
 
 std::string list_methods() {
@@ -39,12 +46,14 @@ std::string describe_method(std::string_view word) {
     return std::string(t->word) + ": " + std::string(t->summary) + "\n  include kvcondense/" +
            kvcondense::to_string(t->room) + "/" + std::string(t->word) + ".hpp; stands beside a cache, in no recipe\n";
   const any::Entry* e = any::builtin().find(word);
-  if (e == nullptr)
-    throw Error("unknown method '" + engine::printable(word) + "'; --list names them all");
+  if (e == nullptr) {
+    const std::string near(any::nearest_word(word, any::builtin(), any::tools()));
+    throw Error("unknown method '" + engine::printable(word) + "'; " +
+                (near.empty() ? "" : "did you mean '" + near + "'? ") + "--list names them all");
+  }
   std::vector<std::vector<std::string>> rows;
   for (const any::Field& f : e->fields)
-    rows.push_back({"  " + std::string(f.name),
-                    std::string(any::value_text(f, any::default_of(*e, f)).view()),
+    rows.push_back({"  " + names(f), std::string(any::value_text(f, any::default_of(*e, f)).view()),
                     std::string(any::accepts_text(f).view()), std::string(f.meaning)});
   return std::string(e->word) + ": " + summary(*e) + "\n" + aligned_left(rows);
 }

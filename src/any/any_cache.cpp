@@ -5,6 +5,8 @@
 #include <kvcondense/cache/snapshot.hpp>
 #include <kvcondense/cpu.hpp>
 
+#include "misfit.hpp"
+
 namespace kvcondense::any {
 
 /// Lives in the caller's memory, the text behind it.
@@ -180,11 +182,22 @@ Status reorder(std::span<AnyCache> caches, std::span<const index_t> map) {
 namespace {
 
 /// Which part of shape or recipe a refusal is about.
-Message refusal(Status why, const AnyRecipe& recipe, const CacheShape& shape) {
+Message refusal(Status why, const AnyRecipe& recipe, const CacheShape& shape,
+                const detail::Written& written) {
   Message m;
   if (why == Status::out_of_memory)
     return m.add("the memory resource has no room for an empty cache");
   if (validate(shape) != Status::ok) return m.add("the shape of the cache is impossible");
+  if (shape.page_slots > cache::max_page_slots)
+    return m.put("the shape of the cache is impossible: page_slots is at most ",
+                 cache::max_page_slots);
+  const auto add_cache = [&] {
+    m.put(" or this cache (head_dim ", shape.head_dim, ", value_dim ", shape.values(), ", ",
+          shape.q_heads, " query heads, ", shape.kv_heads, " kv heads, ", shape.layers, " layers)");
+  };
+  if (why == Status::invalid_argument &&
+      detail::name_misfit(written, shape, &cache::check_recipe<AnyRecipe>, m))
+    return add_cache(), m;
   const auto blame = [&]<class S>(const S& stage) {
     constexpr bool about_quant = S::about.stage == Stage::quant;
     const Status s = stage.validate(shape);
@@ -194,10 +207,11 @@ Message refusal(Status why, const AnyRecipe& recipe, const CacheShape& shape) {
       m.put("it cannot be combined with the ", about_quant ? "quantizer" : "policy", " that it wraps");
     else if (s == Status::not_supported)
       m.add("it cannot serve this combination of fields");
-    else
-      m.put("its fields do not fit together or this cache (head_dim ", shape.head_dim,
-            ", value_dim ", shape.values(), ", ", shape.q_heads, " query heads, ", shape.kv_heads,
-            " kv heads, ", shape.layers, " layers)");
+    else {
+      m.add("its fields");
+      detail::add_fields(written, stage.word(), m);
+      m.add(" do not fit together"), add_cache();
+    }
   };
   if (!recipe.lowrank.takes_keys(recipe.position.raw_keys))
     return m.put(recipe.lowrank.word(), ": incompatible; what it knows is of ",
@@ -214,18 +228,24 @@ Message refusal(Status why, const AnyRecipe& recipe, const CacheShape& shape) {
   return m;
 }
 
-}  // namespace
-
-MakeResult make(const ParsedRecipe& recipe, const CacheShape& shape, On<Cpu>,
-                MemoryResource<Cpu>& memory) {
+MakeResult make_of(const ParsedRecipe& recipe, const CacheShape& shape, MemoryResource<Cpu>& memory,
+                   const detail::Written& written) {
   if (const MissingFact lacks = missing_fact(recipe.stages); lacks.fact != nullptr) {
     Message m;
     return {Status::missing_input,
             m.put(lacks.word, " needs what it was not given: ModelFacts::", lacks.fact)};
   }
   auto cache = AnyCache::make(recipe.stages, recipe.text.view(), shape, memory);
-  if (!cache) return {cache.status(), refusal(cache.status(), recipe.stages, shape)};
+  if (!cache) return {cache.status(), refusal(cache.status(), recipe.stages, shape, written)};
   return std::move(*cache);
+}
+
+}  // namespace
+
+MakeResult make(const ParsedRecipe& recipe, const CacheShape& shape, On<Cpu>,
+                MemoryResource<Cpu>& memory) {
+  const ModelFacts unsaid;  // what they filled in is written out in a canonical text
+  return make_of(recipe, shape, memory, {recipe.text.view(), unsaid, builtin()});
 }
 
 MakeResult make(std::string_view text, const CacheShape& shape, On<Cpu>,
@@ -236,7 +256,7 @@ MakeResult make(std::string_view text, const CacheShape& shape, On<Cpu>,
     return {Status::invalid_argument, m.put("at byte ", recipe.position(), ": ", recipe.message()),
             recipe.position()};
   }
-  return make(*recipe, shape, on<Cpu>, memory);
+  return make_of(*recipe, shape, memory, {text, model, words});
 }
 
 Admission admit(const ParsedRecipe& recipe, const CacheShape& shape, const EngineFacts& engine, On<Cpu>) {

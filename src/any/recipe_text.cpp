@@ -2,9 +2,11 @@
 
 #include <iterator>
 
+#include <kvcondense/any/tools.hpp>
 #include <kvcondense/cache/recipe.hpp>
 
 #include "field_text.hpp"
+#include "misfit.hpp"
 
 namespace kvcondense::any {
 
@@ -58,13 +60,39 @@ class Parser {
     return out;
   }
 
+  bool name_misfit(const CacheShape& shape, detail::Fits fits, Message& why) {
+    if (!read_recipe()) return false;
+    // Each stage alone, then all: what one of them does not leave to another.
+    for (int kind = 0; kind <= kind_count; ++kind) {
+      const auto refused = [&] {
+        AnyRecipe one;
+        build(one, kind);
+        return fits(shape, one) == Status::invalid_argument;
+      };
+      if (!refused()) continue;
+      for (const bool whole : {false, true})
+        for (int i = 0; i < nodes_; ++i)
+          if ((kind == kind_count || kind == kind_of(node_[i].entry->room)) &&
+              name_misfit(node_[i], whole, refused, why))
+            return kind == kind_count ? (why.add(", other stages"), true) : true;
+      return false;
+    }
+    return false;
+  }
+
+  void add_fields(std::string_view word, Message& why) {
+    if (!read_recipe()) return;
+    for (int i = 0; i < nodes_; ++i)
+      if (node_[i].entry->word == word) return add_fields(node_[i], nullptr, why);
+  }
+
  private:
   // ---- reading -------------------------------------------------------------------------------
 
   bool read_recipe() {
     do {
       int node = -1;
-      if (!read_stage(0, node) || !admit(node)) return false;
+      if (!read_stage(0, most_nesting, node) || !admit(node)) return false;
       skip_blanks();
     } while (take('+'));
     if (at_ == text_.size()) return true;
@@ -76,7 +104,7 @@ class Parser {
     });
   }
 
-  bool read_stage(int depth, int& node) {
+  bool read_stage(int depth, int deepest, int& node) {
     skip_blanks();
     const std::size_t begin = at_;
     const std::string_view word = read_word();
@@ -90,9 +118,8 @@ class Parser {
     const Alias* alias = nullptr;
     const Entry* entry = words_.find(word, &alias);
     if (entry == nullptr) return unknown_word(begin, word);
-    if (depth == most_nesting || nodes_ == most_stages)
-      return fail(begin,
-                  [](Message& m) { m.put("wrappers nest at most ", most_nesting - 1, " deep"); });
+    if (depth == deepest || nodes_ == most_stages)
+      return fail(begin, [&](Message& m) { m.put("wrappers nest at most ", deepest - 1, " deep"); });
     node = nodes_++;
     Node& n = node_[node];
     n.entry = entry;
@@ -181,7 +208,8 @@ class Parser {
       return fail(begin, [&](Message& m) {
         m.put(entry.word, ": ", word, " needs a value: ", word, "=...");
       });
-    if (!read_stage(depth + 1, inner)) return false;
+    const int deepest = entry.room == Stage::quant ? AnyQuant::most_links : most_nesting;
+    if (!read_stage(depth + 1, deepest, inner)) return false;
     Node& n = node_[inner];
     n.root = false;
     if (kind_of(n.entry->room) != kind_of(entry.room))
@@ -251,18 +279,9 @@ class Parser {
   }
 
   bool unknown_word(std::size_t begin, std::string_view word) {
-    // Words and aliases in a row.
-    const auto next = [&](std::size_t i) -> std::string_view {
-      for (const Entry* e : words_.entries()) {
-        if (i == 0) return e->word;
-        if (--i < e->aliases.size()) return e->aliases[i].word;
-        i -= e->aliases.size();
-      }
-      return {};
-    };
     return fail(begin, [&](Message& m) {
       m.add("unknown method ").quote(word);
-      if (const auto near = detail::nearest(word, next); !near.empty())
+      if (const auto near = nearest_word(word, words_); !near.empty())
         m.put("; did you mean '", near, "'?");
     });
   }
@@ -285,7 +304,10 @@ class Parser {
         m.add("; it has none");
       } else {
         m.add("; its fields are ");
-        for (const Field& f : entry.fields) m.put(&f == entry.fields.data() ? "" : ", ", f.name);
+        for (const Field& f : entry.fields) {
+          m.put(&f == entry.fields.data() ? "" : ", ", f.name);
+          if (!f.short_name.empty()) m.put(" (", f.short_name, ")");
+        }
       }
     });
   }
@@ -296,9 +318,56 @@ class Parser {
     if (node_[node].inner >= 0) build_node(node_[node].inner, out);
     node_[node].entry->build(node_[node].knobs, out);
   }
-  void build(AnyRecipe& out) const {
-    for (const int s : stage_)
-      if (s >= 0) build_node(s, out);
+  void build(AnyRecipe& out, int only = kind_count) const {
+    for (int kind = 0; kind < kind_count; ++kind)
+      if (stage_[kind] >= 0 && (only == kind || only == kind_count)) build_node(stage_[kind], out);
+  }
+
+  /// Whether the recipe is `refused` for one field of a stage, or for all that it was given.
+  template <class Refused>
+  bool name_misfit(Node& n, bool whole, Refused&& refused, Message& why) const {
+    const Knobs given = n.knobs;
+    Knobs usual;
+    n.entry->defaults(usual, model_);
+    const Field* to_blame = nullptr;
+    for (const Field& f : n.entry->fields) {
+      const FieldValue other = f.get(usual.data());
+      if (f.get(given.data()) == other) continue;
+      f.set(n.knobs.data(), other);
+      if (!refused()) to_blame = &f;
+      if (to_blame != nullptr) break;
+      if (!whole) n.knobs = given;
+    }
+    n.knobs = given;
+    if (to_blame == nullptr) return false;
+    why.put(n.entry->word, ": ", std::string_view(to_string(Status::invalid_argument)), "; ");
+    if (whole) {
+      add_fields(n, nullptr, why.add("its fields"));
+      why.add(" do not fit together");
+    } else {
+      why.put(to_blame->name, "=", value_text(*to_blame, to_blame->get(given.data())).view(),
+              " does not fit ");
+      add_fields(n, to_blame,
+                 why.add(n.entry->fields.size() > 1 ? "its other fields" : "its method"));
+    }
+    return true;
+  }
+
+  /// In brackets, but for one of them; no longer than leaves room for the rest of a sentence.
+  static void add_fields(const Node& n, const Field* but, Message& why) {
+    FixedText<80> list;
+    for (const Field& f : n.entry->fields) {
+      if (&f == but) continue;
+      FixedText<128> one;
+      one.put(list.empty() ? "" : ", ", f.name, "=", value_text(f, f.get(n.knobs.data())).view());
+      constexpr std::string_view more = ", ...";
+      if (list.size() + one.size() + more.size() > list.capacity()) {
+        list.add(more);
+        break;
+      }
+      list.add(one.view());
+    }
+    if (!list.empty()) why.put(" (", list.view(), ")");
   }
 
   /// Fields that differ from the struct's default, or whose default the model changes.
@@ -349,5 +418,17 @@ class Parser {
 ParseResult parse(std::string_view text, const ModelFacts& model, const Registry& words) {
   return Parser(text, model, words).run();
 }
+
+namespace detail {
+
+bool name_misfit(const Written& r, const CacheShape& shape, Fits fits, Message& why) {
+  return Parser(r.text, r.model, r.words).name_misfit(shape, fits, why);
+}
+
+void add_fields(const Written& r, std::string_view word, Message& why) {
+  Parser(r.text, r.model, r.words).add_fields(word, why);
+}
+
+}  // namespace detail
 
 }  // namespace kvcondense::any

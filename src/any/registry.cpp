@@ -2,6 +2,9 @@
 
 #include <kvcondense/any/builtin.hpp>
 #include <kvcondense/any/recipe_text.hpp>
+#include <kvcondense/any/tools.hpp>
+
+#include "field_text.hpp"
 
 namespace kvcondense::any {
 
@@ -77,6 +80,19 @@ const Registry& builtin() {
     return r;
   }();
   return all;
+}
+
+std::string_view nearest_word(std::string_view word, const Registry& words,
+                              std::span<const Tool> beside) {
+  // Words, aliases and tools in a row.
+  return detail::nearest(word, [&](std::size_t i) -> std::string_view {
+    for (const Entry* e : words.entries()) {
+      if (i == 0) return e->word;
+      if (--i < e->aliases.size()) return e->aliases[i].word;
+      i -= e->aliases.size();
+    }
+    return i < beside.size() ? beside[i].word : std::string_view{};
+  });
 }
 
 }  // namespace kvcondense::any

@@ -58,6 +58,7 @@ TEST_CASE("recipe text: a refusal names the byte and says what would be right",
       {"h2o + sliding", 6, "unknown method 'sliding'; did you mean 'sliding_window'?"},
       {"h2o(hevy=3)", 4, "h2o has no field 'hevy'; did you mean 'heavy'?"},
       {"h2o(zzzzzz=3)", 4, "h2o has no field 'zzzzzz'; its fields are heavy, recent"},
+      {"tova(zzzzzz=3)", 5, "tova has no field 'zzzzzz'; its fields are tokens (budget)"},
       {"keep_all(x=1)", 9, "keep_all has no field 'x'; it has none"},
       {"h2o(heavy=-1)", 10, "h2o: heavy must be an integer from 0 to 268435456, not '-1'"},
       {"h2o(heavy=1.5)", 10, "h2o: heavy must be an integer from 0 to 268435456, not '1.5'"},
@@ -106,6 +107,7 @@ TEST_CASE("recipe text: a refusal names the byte and says what would be right",
        "a recipe takes one eviction stage, and h2o already is one; a budget takes its policy "
        "inside: ada(h2o)"},
       {"ada(pyramid(skip_layers(skip_layers(h2o))))", 36, "wrappers nest at most 3 deep"},
+      {"hadamard(boundary_layers(boundary_layers(int4)))", 41, "wrappers nest at most 2 deep"},
       {"h2o(\x01=1)", 4, "expected a field of h2o and its value, as in name=value"},
   };
   for (const auto& c : cases) {

@@ -218,7 +218,15 @@ TEST_CASE("about: a method's fields with defaults", "[eval][report]") {
   REQUIRE(text.find("heavy") != std::string::npos);
   REQUIRE(text.find("256") != std::string::npos);
   REQUIRE(describe_method("roofline").find("kvcondense/cost/roofline.hpp") != std::string::npos);
-  REQUIRE_THROWS_WITH(describe_method("h3o"), "unknown method 'h3o'; --list names them all");
+  REQUIRE(describe_method("kivi").find("\n  group_size or group ") != std::string::npos);
+  const std::pair<const char*, const char*> unknown[] = {
+      {"H2O", "h2o"}, {"StreamingLLM", "streaming_llm"}, {"Roofline", "roofline"}};
+  for (const auto& [word, meant] : unknown)
+    REQUIRE_THROWS_WITH(describe_method(word), std::string("unknown method '") + word +
+                                                   "'; did you mean '" + meant +
+                                                   "'? --list names them all");
+  REQUIRE_THROWS_WITH(describe_method("something_else"),
+                      "unknown method 'something_else'; --list names them all");
 }
 
 TEST_CASE("table: what a recipe reads has columns where one reads a part", "[eval][report]") {

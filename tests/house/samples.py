@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Checks that samples in the documentation are taken from programs that are built and run as tests.
 
-    samples.py --root DIR [--programs DIR]     exit 1 where a sample is not what it says
+    samples.py --root DIR [--programs DIR] [--tools DIR]     exit 1 where a sample is not what it says
 
 A comment above a block of a page says where it comes from:
 
@@ -9,12 +9,15 @@ A comment above a block of a page says where it comes from:
                                                   "// ..." or "# ..." stands for lines left out
     <!-- printed by examples/01_first_cache -->   lines that the program prints; run where --programs names its folder, those
                                                   of .cu files where nvcc was there to build them
+    <!-- printed by the command above -->         lines that the command in the block above prints, run in DIR with the
+                                                  program of that name in the folder that --tools names; not run without
 
 In the pages of EVERY_BLOCK each block has one, but for commands (```sh). In other pages those that have one are checked.
 """
 
 import argparse
 import re
+import shlex
 import subprocess
 import sys
 import textwrap
@@ -23,7 +26,8 @@ from pathlib import Path
 EVERY_BLOCK = ("README.md", "docs/guide.md")
 BUILT = ("examples/", "tests/")  # where programs that are tests lie
 LEFT_OUT = ("// ...", "# ...")
-ORIGIN = re.compile(r"^<!-- (from|printed by) (\S+) -->$")
+COMMAND = "the command above"
+ORIGIN = re.compile(rf"^<!-- (from|printed by) (\S+|{COMMAND}) -->$")
 
 
 def blocks(text):
@@ -71,17 +75,44 @@ def foreign(block, lines):
     return None
 
 
-def check(root, programs):
+def command_of(block, tools):
+    """The words of a command, its program in `tools`, or None where it is not built there."""
+    words = shlex.split("\n".join(block).replace("\\\n", " "))
+    program = tools / Path(words[0]).name if words and tools is not None else None
+    return [str(program)] + words[1:] if program is not None and program.is_file() else None
+
+
+def unlike(command, block, root):
+    """What is wrong with a block that a command prints, or None."""
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=root)
+    if done.returncode != 0:
+        return f"ended with {done.returncode}"
+    line = foreign(block, done.stdout.split("\n"))
+    return None if line is None else f"does not print: {line}"
+
+
+def check(root, programs, tools=None):
     checked = ran = 0
     for page in [root / "README.md"] + sorted((root / "docs").rglob("*.md")):
         name = page.relative_to(root).as_posix()
         if not page.is_file():
             continue
-        for line, language, origin, block in blocks(page.read_text()):
+        above, block = [], []
+        for line, language, origin, lines in blocks(page.read_text()):
+            above, block = block, lines
             where = f"{name}:{line}"
             if origin is None:
                 if name in EVERY_BLOCK and language != "sh":
                     yield f"{where}: says not where it comes from; a command is ```sh"
+                continue
+            if origin[2] == COMMAND:
+                command = command_of(above, tools)
+                if not above or origin[1] == "from" or not any(l.strip() for l in block):
+                    yield f"{where}: no command prints it"
+                elif command is not None:
+                    ran += 1
+                    if (wrong := unlike(command, block, root)) is not None:
+                        yield f"{where}: the command above {wrong}"
                 continue
             source = root / origin[2]
             if not origin[2].startswith(BUILT) or ".." in origin[2]:
@@ -100,11 +131,8 @@ def check(root, programs):
                     yield f"{where}: {origin[2]} has no source"
                 elif program is not None and (program.is_file() or not source.with_suffix(".cu").is_file()):
                     ran += 1
-                    done = subprocess.run([str(program)], capture_output=True, text=True, timeout=120)
-                    if done.returncode != 0:
-                        yield f"{where}: {origin[2]} ended with {done.returncode}"
-                    elif (line_of := foreign(block, done.stdout.split("\n"))) is not None:
-                        yield f"{where}: {origin[2]} does not print: {line_of}"
+                    if (wrong := unlike([str(program)], block, root)) is not None:
+                        yield f"{where}: {origin[2]} {wrong}"
     print(f"{checked} samples compared with their programs, {ran} with what these print")
 
 
@@ -112,8 +140,9 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--root", type=Path, default=Path(__file__).resolve().parents[2])
     parser.add_argument("--programs", type=Path, help="folder of the built examples")
+    parser.add_argument("--tools", type=Path, help="folder of the built programs that commands name")
     options = parser.parse_args()
-    wrong = list(check(options.root.resolve(), options.programs and options.programs.resolve()))
+    wrong = list(check(*(path and path.resolve() for path in (options.root, options.programs, options.tools))))
     print("\n".join(wrong))
     return 1 if wrong else 0
 

@@ -224,6 +224,7 @@ def check_samples(checks):
         return (f"<!-- {origin} -->\n" if origin else "") + f"```{language}\n{block}```\n"
 
     printed = "printed by examples/01_x"
+    command = "```\nbuild/any/01_x --option \\\n  'two words'\n```\n\n"
     cases = [
         ("lines of a program", "README.md", sample("int a = 1;\n// ...\nreturn a + b;\n"), 0, "1 samples"),
         ("a line that is not there", "README.md", sample("int a = 2;\n"), 1, "not in examples/01_x.cpp"),
@@ -241,6 +242,11 @@ def check_samples(checks):
         ("what is not printed", "README.md", sample("3 slots\n", printed, ""), 1, "does not print: 3 slots"),
         ("a program without source", "README.md", sample("2\n", "printed by examples/03_z", ""), 1, "has no source"),
         ("a program for a device", "README.md", sample("3 slots\n", "printed by examples/04_y", ""), 1, "does not print: 3 slots"),
+        ("what a command prints", "docs/other.md", command + sample("2 slots\n", "printed by the command above", ""), 0, "1 with what these print"),
+        ("what a command does not print", "docs/other.md", command + sample("3 slots\n", "printed by the command above", ""), 1, "the command above does not print: 3 slots"),
+        ("what a command prints with other options", "docs/other.md", command.replace("two words", "two") + sample("two words\n", "printed by the command above", ""), 1, "does not print: two words"),
+        ("a command that is not built", "docs/other.md", command.replace("01_x", "07_x") + sample("3 slots\n", "printed by the command above", ""), 0, "0 with what these print"),
+        ("a command above that is none", "docs/other.md", sample("3 slots\n", "printed by the command above", ""), 1, "no command prints it"),
         ("such a program where nobody could build it", "README.md", sample("3 slots\n", "printed by examples/05_z", ""), 0, "0 with what these print"),
     ]
     for what, page, text, code, said in cases:
@@ -252,10 +258,10 @@ def check_samples(checks):
                 (root / f"examples/{name}.cu").write_text(program)
             for name in ("01_x", "04_y"):
                 built = root / f"built/{name}"
-                built.write_text("#!/bin/sh\necho first\necho 2 slots\n")
+                built.write_text("#!/bin/sh\necho first\necho 2 slots\necho $2\n")
                 built.chmod(0o755)
             (root / page).write_text(text)
-            checks.expect(f"samples: {what}", *run(HERE / "samples.py", "--root", root, "--programs", root / "built"), code, said)
+            checks.expect(f"samples: {what}", *run(HERE / "samples.py", "--root", root, "--programs", root / "built", "--tools", root / "built"), code, said)
 
 
 def check_reference(checks):

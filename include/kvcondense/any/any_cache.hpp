@@ -41,7 +41,7 @@ inline constexpr On<B> on{};
 /// Cost     one call through the wall per layer and call, one indirect call per codec and list of pieces of pages; the
 ///          object itself is one pointer to memory of the caller's resource.
 /// Numbers  equal bit for bit to the cache of the same recipe as a type; snapshots may be exchanged.
-/// Errors   as `Cache`; a step without the attention that the recipe needs is missing_input. A cache that
+/// Errors   as `Cache`, indices that are not checked among them; a step without the attention that the recipe needs is missing_input. A cache that
 ///          was moved from may only be assigned to or destroyed.
 class AnyCache {
  public:

@@ -97,6 +97,7 @@ struct QuantCalls {
 class AnyQuant {
  public:
   static constexpr Descriptor about{"any", Stage::quant, "chosen at run time"};
+  static constexpr int most_links = 3;
 
   AnyQuant();  ///< KeepExact
   template <class Q>
@@ -138,7 +139,6 @@ class AnyQuant {
 
  private:
   friend struct InnerQuant;
-  static constexpr int most_links = 3;
   struct Link {
     detail::QuantRoom room;
     const detail::QuantTable* table = nullptr;

@@ -7,6 +7,8 @@
 
 namespace kvcondense::any {
 
+class Registry;
+
 /// One method that stands beside a cache (rooms reuse, storage, cost, masks of prompts, shared heads), as docs and tools list it: a program
 /// includes its header, no recipe names it.
 struct Tool {
@@ -28,5 +30,10 @@ std::span<const Tool> tools();
 
 /// By word. Null: unknown.
 const Tool* find_tool(std::string_view word);
+
+/// The word, an alias too, that a person most likely meant who wrote one that nobody has. Empty:
+/// none is near.
+std::string_view nearest_word(std::string_view word, const Registry& words,
+                              std::span<const Tool> beside = {});
 
 }  // namespace kvcondense::any

@@ -39,7 +39,8 @@ inline Kept kept_of(const evict::KeepSet& keep, index_t head) {
 ///          tokens restores the cache bit for bit. Once `attend_counted` has counted them, the step comes next.
 /// Counters `length()` tokens ever seen; `slots(layer, head)` stored; `next_position()`.
 /// Errors   every call that returns a Status leaves the cache as it was unless it returns ok; `turn` leaves each layer
-///          as it was or with its turn done.
+///          as it was or with its turn done. Indices of calls that return no Status are not checked: a layer or head that is
+///          not there is asserted, undefined with NDEBUG, and a slot is undefined.
 /// Threads  one writer; const calls from many threads. Caches that share pages may live on different
 ///          threads when their resource allows it. A context with workers calls the resource from them.
 template <Backend B, class R>
@@ -365,8 +366,8 @@ class Cache {
   prim::RopeTable rope_;  ///< only with raw keys
 };
 
-/// An empty cache for one sequence, or why there is none: invalid_argument (shape or a knob of the
-/// recipe), incompatible (stages that may not meet), out_of_memory.
+/// An empty cache for one sequence, or why there is none: invalid_argument (shape or a knob of the recipe), incompatible (stages
+/// that may not meet), missing_input (an array of the model), shape_mismatch (one of another model), not_supported, out_of_memory.
 template <Backend B, class R>
 Expected<Cache<B, R>> make_cache(const CacheShape& shape, const R& recipe, MemoryResource<B>& memory = heap_memory()) {
   return Cache<B, R>::make(shape, recipe, memory);

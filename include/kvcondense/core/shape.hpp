@@ -14,7 +14,7 @@ struct CacheShape {
   index_t head_dim = 64;
   index_t value_dim = 0;          ///< 0 means head_dim
   DType dtype = DType::f16;       ///< how exact parts store a number
-  index_t page_slots = 64;        ///< slots of one page, the unit of allocation
+  index_t page_slots = 64;        ///< slots of one page, the unit of allocation; caches take at most 256 (cache/page.hpp)
   float softmax_scale = 0.0f;     ///< 0 means 1 / sqrt(head_dim)
 
   index_t values() const { return value_dim == 0 ? head_dim : value_dim; }

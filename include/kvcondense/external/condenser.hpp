@@ -132,6 +132,7 @@ class Condenser {
   Status attend(Context<Cpu>& ctx, index_t layer, const BorrowedLayer& rows, index_t tokens, TensorView<const float, 3> queries,
                 TensorView<float, 3> out, TensorView<float, 2> lse = {}) const;
 
+  /// Indices are not checked, as those of a cache.
   index_t slots(index_t layer, index_t head) const { return layers_[layer].now.slots(head); }
   index_t longest(index_t layer) const {
     index_t n = 0;
