@@ -66,8 +66,8 @@ if(NOT KVCONDENSE_SANITIZE)
   set_tests_properties("${prefix}/fibers_address" PROPERTIES TIMEOUT 900)
 endif()
 
-# Does the emulation find bugs? Three builds, whatever the sanitizers of the whole build are. The kernel of attention
-# is tried too.
+# Does the emulation find bugs? Three builds, whatever the sanitizers of the whole build are. Kernels of attention
+# are tried too.
 function(kvcondense_planted kind source)
   add_executable(cuda_planted_${kind} planted/${source})
   target_link_libraries(cuda_planted_${kind} PRIVATE kvcondense kvcondense_cuda_fibers kvcondense_warnings)

@@ -1,75 +1,133 @@
-// attend BUG [SEED [early]]    runs attention on tensor cores with one of the bugs of overlay.py and compares what the
-// kernel wrote with what it writes without one; exit 1 when it differs. "early": asynchronous copies land at once.
+// attend BUG [SEED [early]]    runs a kernel of attention with one of the bugs of overlay.py, the one that the bug's header is of, and compares what it
+// wrote with what it writes without one; exit 1 when it differs. "none": all kernels. "early": asynchronous copies land at once.
 
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
-#include <random>
+#include <string_view>
 #include <vector>
 
-#include <kvcondense/backend/cuda/words.cuh>
+#include "heads.hpp"
 
 using namespace kvcondense;
+using namespace prim::cuda_kernels;
 
 namespace {
 
-constexpr int dim = 64, page_slots = 64, pages = 11, sinks = 4, window = 20, slots = sinks + pages * page_slots + window, group = 8;
+using planted::Memory;
+using planted::Results;
 using Codec = prim::GroupInt<4>;
 
-void check(bool ok, const char* what) {
-  if (ok) return;
-  std::fprintf(stderr, "%s\n", what);
-  std::exit(2);
-}
-void check(cudaError_t e) { check(e == cudaSuccess, "CUDA error"); }
-
-/// What main took on the device; given back when it ends.
-struct Taken {
-  std::vector<void*> all;
-  ~Taken() {
-    for (void* p : all) check(cudaFree(p));
-  }
-}* taken = nullptr;
-
-template <class T>
-T* on_device(const std::vector<T>& x) {
-  void* p = nullptr;
-  check(cudaMalloc(&p, x.size() * sizeof(T)));
-  taken->all.push_back(p);
-  check(cudaMemcpyAsync(p, x.data(), x.size() * sizeof(T), cudaMemcpyHostToDevice, nullptr));
-  check(cudaStreamSynchronize(nullptr));
-  return static_cast<T*>(p);
-}
-
-/// Exact first slots, pages of codes, exact newest slots.
-prim::ColumnRuns column(const Codec& codec) {
-  std::mt19937 random(3);
-  std::vector<prim::SlotRun> runs;
-  int begin = 0;
-  const auto add = [&](std::size_t bytes, int n, bool coded) {
-    std::vector<std::byte> page(bytes);
-    for (std::byte& b : page) b = static_cast<std::byte>(random() & 0x37u);  // halves of them are small numbers
-    runs.push_back({on_device(page), begin, 0, coded});
-    begin += n;
-  };
-  add(2 * sinks * dim, sinks, false);
-  for (int p = 0; p < pages; ++p) add(codec.page_bytes(page_slots, dim), page_slots, true);
-  add(2 * window * dim, window, false);
-  return {on_device(runs), on_device(std::vector<index_t>{0, static_cast<index_t>(runs.size())}), page_slots};
-}
+constexpr Codec by_channel{.axis = prim::GroupAxis::channel, .group_size = 32}, by_token{.axis = prim::GroupAxis::token, .group_size = 32};
+constexpr cuda::Grid walks{1, planted::blocks}, rows_of_heads{planted::rows, planted::heads};
 
 void choose(int bug) {
 #if defined(KVCONDENSE_CUDA_FIBERS)
   planted_bug = bug;
 #else
-  check(cudaMemcpyToSymbol(planted_bug, &bug, sizeof bug));
+  planted::check(cudaMemcpyToSymbol(planted_bug, &bug, sizeof bug));
 #endif
 }
+template <class... A>
+void start(A&&... arguments) {
+  const Expected<Context<Cuda>> ctx = Context<Cuda>::make(nullptr);
+  planted::check(static_cast<bool>(ctx), "no device");
+  planted::check(cuda::launch(*ctx, static_cast<A&&>(arguments)...) == Status::ok, "not started");
+}
+/// `run()` with a bug writes into `results` what it writes without one.
+template <class Run>
+void compare(int bug, const Results& results, Run&& run) {
+  const auto with = [&](int which) {
+    results.blank(), choose(which), run();
+    return results.read();
+  };
+  const std::vector<float> right = with(0), got = with(bug);
+  for (std::size_t i = 0; i < right.size(); ++i) {
+    if (std::memcmp(&right[i], &got[i], sizeof(float)) == 0) continue;
+    std::printf("wrong result: %g instead of %g\n", static_cast<double>(got[i]), static_cast<double>(right[i]));
+    std::exit(1);
+  }
+}
+
+void on_tensor_cores(int bug) {
+  Memory memory;
+  Results results(memory);
+  const auto heads = planted::paged(by_channel, by_token, memory);
+  const AttendPlan plan = planted::plan_of_call(memory, results);
+  const RingLayout ring = ring_layout(by_channel, planted::page_slots, by_token, planted::page_slots, planted::dim, planted::dim);
+  compare(bug, results, [&] {
+    start(attend_halves<Codec, Codec, planted::dim>, walks, halves_threads, halves_shared<planted::dim>(ring), heads, plan, ring);
+  });
+}
+
+void over_coordinates(int bug) {
+  constexpr int rank = 32;
+  Memory memory;
+  Results results(memory);
+  std::vector<float> table(static_cast<std::size_t>(prim::LatentMap::header + prim::LatentMap::floats(planted::dim, rank)));
+  table[0] = rank, table[prim::LatentMap::maps_at] = 1.0f;
+  const prim::LatentMap map{.table = memory.take(table), .dim = planted::dim, .rank = rank};
+  using Coordinates = prim::Latent<Codec>;
+  const auto heads = planted::paged(Coordinates{by_channel, map}, Coordinates{by_token, map}, memory);
+  const AttendPlan plan = planted::plan_of_call(memory, results);
+  LatentPlan latent;
+  latent.queries = memory.take(planted::normals(std::size_t{planted::heads} * planted::rows * (planted::dim + 1)));
+  latent.sums = results.take(planted::heads * plan.most * planted::rows * (planted::dim + 1));
+  const RingLayout ring = ring_layout(prim::cuda_kernels::StoredColumn<Codec>{by_channel, planted::page_slots, rank},
+                                      prim::cuda_kernels::StoredColumn<Codec>{by_token, planted::page_slots, rank}, planted::dim, planted::dim);
+  compare(bug, results, [&] {
+    start(attend_latent_halves<Coordinates, Coordinates, planted::dim, planted::dim>, walks, halves_threads,
+          latent_halves_shared<planted::dim, planted::dim>(ring), heads, plan, latent, ring);
+  });
+}
+
+void in_floats(int bug) {
+  Memory memory;
+  Results results(memory);
+  const auto heads = planted::paged(by_channel, by_token, memory);
+  const AttendPlan plan = planted::plan_of_call(memory, results);
+  compare(bug, results, [&] {
+    start(attend_piece<Codec, Codec>, walks, piece_threads, piece_shared({}, planted::dim, planted::dim), heads, plan);
+    start(join_pieces<join_threads>, rows_of_heads, join_threads, sizeof(PieceSums), heads.slots, prim::PagedSummaries{}, plan);
+  });
+}
+
+/// Logits of a token's rows are joined, so that lines read queries several times.
+void columns(int bug) {
+  Memory memory;
+  Results results(memory);
+  const auto heads = planted::paged(by_channel, by_token, memory);
+  ColumnPlan plan;
+  plan.kv_heads = planted::heads, plan.group = planted::group, plan.tokens = plan.rows = plan.lines = planted::tokens;
+  plan.dim = planted::dim, plan.max_slots = planted::longest, plan.group_rule = prim::GroupReduce::max_logit;
+  plan.queries = dense_view(static_cast<const float*>(memory.take(planted::normals(std::size_t{planted::heads} * planted::rows * planted::dim))),
+                            index_t{planted::heads * planted::group}, index_t{planted::tokens}, index_t{planted::dim});
+  plan.cut.least = 8, plan.most = plan.cut.most(planted::longest);
+  const index_t parts = planted::heads * plan.most * plan.lines;
+  plan.top = results.take(parts), plan.total = results.take(parts);
+  plan.final_top = results.take(planted::heads * plan.lines), plan.final_scale = results.take(planted::heads * plan.lines);
+  std::vector<index_t> offset{0};
+  for (const int coded : planted::pages) offset.push_back(offset.back() + planted::slots_of(coded));
+  plan.out = {results.take(offset.back()), memory.take(offset), planted::heads};
+  const std::size_t shared = column_shared({}, planted::dim);
+  compare(bug, results, [&] {
+    start(column_pieces<Codec, Codec>, walks, piece_threads, shared, heads, plan);
+    start(join_lines<128>, cuda::Grid{1, planted::heads}, 128, std::size_t{0}, heads.slots, plan);
+    start(column_tiles<Codec, Codec>, cuda::Grid{cuda::covering(planted::longest, piece_tile), planted::heads}, piece_threads, shared, heads, plan);
+  });
+}
+
+struct Kernel {
+  std::string_view header;
+  void (*run)(int bug);
+};
+/// What all kernels have is tried in the first.
+constexpr Kernel kernels[] = {{"attend_halves", on_tensor_cores}, {"attend_latent_halves", over_coordinates}, {"attend_piece", in_floats},
+                              {"attend_columns", columns}};
 
 }  // namespace
 
 int main(int argc, char** argv) {
-  using namespace prim::cuda_kernels;
   int bug = -1, number = 0;
   for (const char* name : planted_names) {
     if (argc > 1 && std::strcmp(argv[1], name) == 0) bug = number;
@@ -83,39 +141,12 @@ int main(int argc, char** argv) {
   if (argc > 2) cuda_fibers::options.seed = std::strtoull(argv[2], nullptr, 10);
   if (argc > 3) cuda_fibers::options.late_copies = false;
 #endif
-
-  Taken mine;
-  taken = &mine;
-  const Codec keys{.axis = prim::GroupAxis::channel, .group_size = 64}, values{.axis = prim::GroupAxis::token, .group_size = 32};
-  const prim::PagedHeads<Codec, Codec> heads{keys, values, {}, column(keys), column(values), on_device(std::vector<index_t>{slots}), 1};
-  std::mt19937 random(4);
-  std::normal_distribution<float> normal;
-  std::vector<float> q(group * dim);
-  for (float& x : q) x = normal(random);
-  std::vector<float> out(group * dim);
-  prim::AttendRequest r;
-  r.queries = dense_view(static_cast<const float*>(on_device(q)), index_t{group}, index_t{1}, index_t{dim});
-  r.out = dense_view(on_device(out), index_t{group}, index_t{1}, index_t{dim});
-  AttendPlan plan = plan_of({r}, 1, slots);
-  plan.cut.row_blocks = most_pieces, plan.most = 1;  // one block, so that warps go through several tiles
-  std::vector<std::byte> scratch(workspace_of(plan));
-  check(place(plan, Scratch(std::span<std::byte>(on_device(scratch), scratch.size()))), "no workspace");
-  const Expected<Context<Cuda>> ctx = Context<Cuda>::make(nullptr);
-  check(static_cast<bool>(ctx), "no device");
-  const RingLayout ring = ring_layout(keys, page_slots, values, page_slots, dim, dim);
-
-  const auto run = [&](int with) {
-    choose(with);
-    check(cuda::launch(*ctx, attend_halves<Codec, Codec, dim>, {1, 1, 1}, halves_threads, halves_shared<dim>(ring), heads, plan, ring) == Status::ok, "not started");
-    check(cudaMemcpyAsync(out.data(), plan.sums, out.size() * sizeof(float), cudaMemcpyDeviceToHost, nullptr));
-    check(cudaStreamSynchronize(nullptr));
-    return out;
-  };
-  const std::vector<float> right = run(0), got = run(bug);
-  for (std::size_t i = 0; i < right.size(); ++i) {
-    if (right[i] == got[i]) continue;
-    std::printf("wrong result: %g instead of %g\n", static_cast<double>(got[i]), static_cast<double>(right[i]));
-    return 1;
+  const std::string_view name = argv[1], header = name.substr(0, name.find('/'));
+  const Kernel* of_header = nullptr;
+  for (const Kernel& k : kernels) {
+    if (k.header == header) of_header = &k;
+    if (bug == 0) k.run(0);
   }
+  if (bug > 0) (of_header != nullptr ? of_header : kernels)->run(bug);
   return std::printf("right\n"), 0;
 }
