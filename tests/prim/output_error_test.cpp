@@ -138,7 +138,7 @@ TEST_CASE("output_error: slots that stay are seen or not, and may turn the choic
   // The first three alone have the output -1, and the first is nearest to it. With the fourth it is 6.7, and the second is.
   REQUIRE(c.run({}) == std::vector<float>{0.5f, 1.0f, 1.5f, 7.0f});
   REQUIRE(c.drop({}, 3) == Slots{1, 2, 3});
-  for (const std::size_t j : {0, 1, 2}) REQUIRE(c.run({.ends = true})[j] == Approx((6.7 - static_cast<double>(c.values[j])) / 9.0));
+  for (std::size_t j = 0; j < 3; ++j) REQUIRE(c.run({.ends = true})[j] == Approx((6.7 - static_cast<double>(c.values[j])) / 9.0));
   REQUIRE(c.drop({.ends = true}, 3) == Slots{0, 2, 3});
 }
 
