@@ -2,13 +2,11 @@
 
 // One line makes a method of the catalogue a test: the method in a cache on CUDA beside the catalogue's setting of it on the CPU.
 
-#include <algorithm>
 #include <initializer_list>
 #include <map>
 #include <memory>
 #include <numeric>
 #include <random>
-#include <set>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -19,6 +17,7 @@
 #include <support/catalogue.hpp>
 
 #include "cache_pair.hpp"
+#include "tried_words.hpp"
 
 namespace cuda_cache {
 
@@ -143,22 +142,10 @@ void parity(std::string_view text, const CacheShape& shape, Make&& make) {
   CHECK(pair.on_device().report(pair.device())->evicted_slots > 0);
 }
 
-/// Each word of these rooms has a test called `prefix` and the word, or the one that `elsewhere` names, or a reason in `lacking`: one of these.
+/// The same of what recipes name.
 inline void every_word_is_tried(std::initializer_list<Stage> rooms, const std::string& prefix, const std::map<std::string, std::string>& lacking,
                                 const std::map<std::string, std::string>& elsewhere = {}) {
-  std::set<std::string> tried;
-  for (const auto& test : Catch::getRegistryHub().getTestCaseRegistry().getAllTests()) tried.insert(test.name);
-  for (const any::Entry* e : any::builtin().entries()) {
-    if (std::find(rooms.begin(), rooms.end(), e->room) == rooms.end()) continue;
-    const std::string word(e->word);
-    INFO(word);
-    const auto other = elsewhere.find(word);
-    const std::size_t there = tried.count(prefix + word) + (other == elsewhere.end() ? 0 : tried.count(other->second));
-    CHECK(there + lacking.count(word) == 1);
-    const auto why = lacking.find(word);
-    const bool on_cuda = why == lacking.end() || why->second.rfind("nothing", 0) == 0;
-    CHECK((e->backends.find("cuda") != std::string_view::npos) == on_cuda);  // what docs/methods.md says
-  }
+  every_word_is_tried(any::builtin().entries(), rooms, prefix, lacking, elsewhere);
 }
 
 /// Device memory is refused at the n-th request of a step of `tokens` tokens, for each n of `requests`, and then given: a fork makes the step as if

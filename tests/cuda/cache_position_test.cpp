@@ -56,13 +56,21 @@ constexpr evict::SinkWindow ends{.recent = 26, .sinks = 3};
 
 }  // namespace
 
-TEST_CASE("cuda cache: raw keys, which come so or rotated") {
-  for (const CacheShape& shape : cuda_cache::shapes()) {
+TEST_CASE("cuda cache position: reindex") {
+  for (const CacheShape& shape : cuda_cache::shapes())
     turns("sink_window(sinks=3, recent=26) + reindex", shape, 0.0f, 3e-5f, {}, ends, position::Reindex{});
+}
+
+TEST_CASE("cuda cache position: rerotate") {
+  for (const CacheShape& shape : cuda_cache::shapes()) {
     // What is turned back is rounded where it is stored.
     const float step = shape.dtype == DType::f32 ? 1e-5f : shape.dtype == DType::f16 ? 0x1p-9f : 0x1p-6f;
     turns("sink_window(sinks=3, recent=26) + rerotate", shape, step, 3e-5f + 2.0f * step, {}, ends, position::Rerotate{});
   }
+}
+
+TEST_CASE("cuda cache: every position stage is tried, or it is said what lacks") {
+  cuda_cache::every_word_is_tried({Stage::position}, "cuda cache position: ", {{"absolute", "nothing: it is the recipe without a position stage"}});
 }
 
 TEST_CASE("cuda cache: raw keys of interleaved pairs, some components, and a scaling with a factor") {

@@ -7,6 +7,7 @@
 #include <numeric>
 #include <vector>
 
+#include <kvcondense/any/tools.hpp>
 #include <kvcondense/backend/cpu/chunk_memory.hpp>
 #include <kvcondense/backend/cpu/rope.hpp>
 #include <kvcondense/backend/cpu/row_deviation.hpp>
@@ -22,6 +23,7 @@
 #include <kvcondense/reuse/pie.hpp>
 
 #include "numbers.hpp"
+#include "tried_words.hpp"
 
 using namespace kvcondense;
 using test::at;
@@ -34,7 +36,8 @@ TensorView<const float, 3> rows(const float* x, index_t heads, index_t tokens, i
 
 }  // namespace
 
-TEST_CASE("cuda pie: rows of an edited text, keys to 1e-6 and values bit for bit") {
+// Rows of an edited text, keys to 1e-6 and values bit for bit.
+TEST_CASE("cuda reuse: pie") {
   const std::vector<reuse::TextEdit> edits{{3, 5, 4}, {8, 8, 2}, {20, 29, 1}, {40, 41, 0}};
   constexpr index_t old_tokens = 43, width = 48;
   reuse::Pie pie;
@@ -66,7 +69,8 @@ TEST_CASE("cuda pie: rows of an edited text, keys to 1e-6 and values bit for bit
     }
 }
 
-TEST_CASE("cuda cacheblend: the CPU's tokens") {
+// The CPU's tokens.
+TEST_CASE("cuda reuse: cacheblend") {
   using reuse::CacheBlend;
   using reuse::Deviation;
   struct Tried {
@@ -116,7 +120,8 @@ TEST_CASE("cuda cacheblend: the CPU's tokens") {
   }
 }
 
-TEST_CASE("cuda longmem: the CPU's chunks, outputs to 1e-5, over a ring that forgets") {
+// The CPU's chunks, outputs to 1e-5, over a ring that forgets.
+TEST_CASE("cuda reuse: longmem") {
   struct Tried {
     index_t kv, group, dim, width, chunk, tokens, capacity, drop;
   };
@@ -173,6 +178,12 @@ TEST_CASE("cuda longmem: the CPU's chunks, outputs to 1e-5, over a ring that for
   test::RefusingMemory none(2);
   CHECK(reuse::LongMem<Cuda>::make({.q_heads = 1, .kv_heads = 1}, {}, none).status() == Status::out_of_memory);
   CHECK(none.out == 0);
+}
+
+TEST_CASE("cuda reuse: every method is tried, or it is said what lacks") {
+  const std::string host = "it works on tokens and numbers of the host, whatever holds the rows";
+  cuda_cache::every_word_is_tried(any::tools(), {Stage::reuse}, "cuda reuse: ",
+                                  {{"cache_craft", host}, {"prefix_groups", host}, {"prefix_index", host}, {"radix_tree", host}});
 }
 
 TEST_CASE("cuda vertical_slash: the CPU's sums to 1e-5") {

@@ -1,5 +1,6 @@
-// attend BUG [SEED [early]]    runs a kernel of attention with one of the bugs of overlay.py, the one that the bug's header is of, and compares what it
-// wrote with what it writes without one; exit 1 when it differs. "none": all kernels. "early": asynchronous copies land at once.
+// attend BUG [SEED [early]]    runs a kernel of attention with one of the bugs of overlay.py, the
+// one that the bug's header is of, and compares what it wrote with what it writes without one; exit
+// 1 when it differs. "none": all kernels. "early": asynchronous copies land at once.
 
 #include <cstdio>
 #include <cstdlib>
@@ -18,7 +19,8 @@ using planted::Memory;
 using planted::Results;
 using Codec = prim::GroupInt<4>;
 
-constexpr Codec by_channel{.axis = prim::GroupAxis::channel, .group_size = 32}, by_token{.axis = prim::GroupAxis::token, .group_size = 32};
+constexpr Codec by_channel{.axis = prim::GroupAxis::channel, .group_size = 32},
+    by_token{.axis = prim::GroupAxis::token, .group_size = 32};
 constexpr cuda::Grid walks{1, planted::blocks}, rows_of_heads{planted::rows, planted::heads};
 
 void choose(int bug) {
@@ -44,7 +46,8 @@ void compare(int bug, const Results& results, Run&& run) {
   const std::vector<float> right = with(0), got = with(bug);
   for (std::size_t i = 0; i < right.size(); ++i) {
     if (std::memcmp(&right[i], &got[i], sizeof(float)) == 0) continue;
-    std::printf("wrong result: %g instead of %g\n", static_cast<double>(got[i]), static_cast<double>(right[i]));
+    std::printf("wrong result: %g instead of %g\n", static_cast<double>(got[i]),
+                static_cast<double>(right[i]));
     std::exit(1);
   }
 }
@@ -54,9 +57,11 @@ void on_tensor_cores(int bug) {
   Results results(memory);
   const auto heads = planted::paged(by_channel, by_token, memory);
   const AttendPlan plan = planted::plan_of_call(memory, results);
-  const RingLayout ring = ring_layout(by_channel, planted::page_slots, by_token, planted::page_slots, planted::dim, planted::dim);
+  const RingLayout ring = ring_layout(by_channel, planted::page_slots, by_token,
+                                      planted::page_slots, planted::dim, planted::dim);
   compare(bug, results, [&] {
-    start(attend_halves<Codec, Codec, planted::dim>, walks, halves_threads, halves_shared<planted::dim>(ring), heads, plan, ring);
+    start(attend_halves<Codec, Codec, planted::dim>, walks, halves_threads,
+          halves_shared<planted::dim>(ring), heads, plan, ring);
   });
 }
 
@@ -64,20 +69,26 @@ void over_coordinates(int bug) {
   constexpr int rank = 32;
   Memory memory;
   Results results(memory);
-  std::vector<float> table(static_cast<std::size_t>(prim::LatentMap::header + prim::LatentMap::floats(planted::dim, rank)));
+  std::vector<float> table(static_cast<std::size_t>(prim::LatentMap::header +
+                                                    prim::LatentMap::floats(planted::dim, rank)));
   table[0] = rank, table[prim::LatentMap::maps_at] = 1.0f;
   const prim::LatentMap map{.table = memory.take(table), .dim = planted::dim, .rank = rank};
   using Coordinates = prim::Latent<Codec>;
-  const auto heads = planted::paged(Coordinates{by_channel, map}, Coordinates{by_token, map}, memory);
+  const auto heads =
+      planted::paged(Coordinates{by_channel, map}, Coordinates{by_token, map}, memory);
   const AttendPlan plan = planted::plan_of_call(memory, results);
   LatentPlan latent;
-  latent.queries = memory.take(planted::normals(std::size_t{planted::heads} * planted::rows * (planted::dim + 1)));
+  latent.queries = memory.take(
+      planted::normals(std::size_t{planted::heads} * planted::rows * (planted::dim + 1)));
   latent.sums = results.take(planted::heads * plan.most * planted::rows * (planted::dim + 1));
-  const RingLayout ring = ring_layout(prim::cuda_kernels::StoredColumn<Codec>{by_channel, planted::page_slots, rank},
-                                      prim::cuda_kernels::StoredColumn<Codec>{by_token, planted::page_slots, rank}, planted::dim, planted::dim);
+  const RingLayout ring =
+      ring_layout(prim::cuda_kernels::StoredColumn<Codec>{by_channel, planted::page_slots, rank},
+                  prim::cuda_kernels::StoredColumn<Codec>{by_token, planted::page_slots, rank},
+                  planted::dim, planted::dim);
   compare(bug, results, [&] {
-    start(attend_latent_halves<Coordinates, Coordinates, planted::dim, planted::dim>, walks, halves_threads,
-          latent_halves_shared<planted::dim, planted::dim>(ring), heads, plan, latent, ring);
+    start(attend_latent_halves<Coordinates, Coordinates, planted::dim, planted::dim>, walks,
+          halves_threads, latent_halves_shared<planted::dim, planted::dim>(ring), heads, plan,
+          latent, ring);
   });
 }
 
@@ -87,8 +98,10 @@ void in_floats(int bug) {
   const auto heads = planted::paged(by_channel, by_token, memory);
   const AttendPlan plan = planted::plan_of_call(memory, results);
   compare(bug, results, [&] {
-    start(attend_piece<Codec, Codec>, walks, piece_threads, piece_shared({}, planted::dim, planted::dim), heads, plan);
-    start(join_pieces<join_threads>, rows_of_heads, join_threads, sizeof(PieceSums), heads.slots, prim::PagedSummaries{}, plan);
+    start(attend_piece<Codec, Codec>, walks, piece_threads,
+          piece_shared({}, planted::dim, planted::dim), heads, plan);
+    start(join_pieces<join_threads>, rows_of_heads, join_threads, sizeof(PieceSums), heads.slots,
+          prim::PagedSummaries{}, plan);
   });
 }
 
@@ -98,14 +111,19 @@ void columns(int bug) {
   Results results(memory);
   const auto heads = planted::paged(by_channel, by_token, memory);
   ColumnPlan plan;
-  plan.kv_heads = planted::heads, plan.group = planted::group, plan.tokens = plan.rows = plan.lines = planted::tokens;
-  plan.dim = planted::dim, plan.max_slots = planted::longest, plan.group_rule = prim::GroupReduce::max_logit;
-  plan.queries = dense_view(static_cast<const float*>(memory.take(planted::normals(std::size_t{planted::heads} * planted::rows * planted::dim))),
-                            index_t{planted::heads * planted::group}, index_t{planted::tokens}, index_t{planted::dim});
+  plan.kv_heads = planted::heads, plan.group = planted::group,
+  plan.tokens = plan.rows = plan.lines = planted::tokens;
+  plan.dim = planted::dim, plan.max_slots = planted::longest,
+  plan.group_rule = prim::GroupReduce::max_logit;
+  plan.queries = dense_view(
+      static_cast<const float*>(memory.take(
+          planted::normals(std::size_t{planted::heads} * planted::rows * planted::dim))),
+      index_t{planted::heads * planted::group}, index_t{planted::tokens}, index_t{planted::dim});
   plan.cut.least = 8, plan.most = plan.cut.most(planted::longest);
   const index_t parts = planted::heads * plan.most * plan.lines;
   plan.top = results.take(parts), plan.total = results.take(parts);
-  plan.final_top = results.take(planted::heads * plan.lines), plan.final_scale = results.take(planted::heads * plan.lines);
+  plan.final_top = results.take(planted::heads * plan.lines),
+  plan.final_scale = results.take(planted::heads * plan.lines);
   std::vector<index_t> offset{0};
   for (const int coded : planted::pages) offset.push_back(offset.back() + planted::slots_of(coded));
   plan.out = {results.take(offset.back()), memory.take(offset), planted::heads};
@@ -113,7 +131,9 @@ void columns(int bug) {
   compare(bug, results, [&] {
     start(column_pieces<Codec, Codec>, walks, piece_threads, shared, heads, plan);
     start(join_lines<128>, cuda::Grid{1, planted::heads}, 128, std::size_t{0}, heads.slots, plan);
-    start(column_tiles<Codec, Codec>, cuda::Grid{cuda::covering(planted::longest, piece_tile), planted::heads}, piece_threads, shared, heads, plan);
+    start(column_tiles<Codec, Codec>,
+          cuda::Grid{cuda::covering(planted::longest, piece_tile), planted::heads}, piece_threads,
+          shared, heads, plan);
   });
 }
 
@@ -122,7 +142,9 @@ struct Kernel {
   void (*run)(int bug);
 };
 /// What all kernels have is tried in the first.
-constexpr Kernel kernels[] = {{"attend_halves", on_tensor_cores}, {"attend_latent_halves", over_coordinates}, {"attend_piece", in_floats},
+constexpr Kernel kernels[] = {{"attend_halves", on_tensor_cores},
+                              {"attend_latent_halves", over_coordinates},
+                              {"attend_piece", in_floats},
                               {"attend_columns", columns}};
 
 }  // namespace

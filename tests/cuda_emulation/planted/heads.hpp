@@ -1,9 +1,8 @@
 #pragma once
 
-// What attention with planted bugs runs on: memory of exactly the asked size, and heads of uneven length, of exact first slots, pages of codes and
-// exact newest slots.
+// What attention with planted bugs runs on: memory of exactly the asked size, and heads of uneven
+// length, of exact first slots, pages of codes and exact newest slots.
 
-#include <algorithm>
 #include <cstdio>
 #include <cstdlib>
 #include <random>
@@ -65,7 +64,8 @@ class Results {
     for (const Array& a : arrays_) {
       const std::size_t before = all.size();
       all.resize(before + a.blank.size());
-      check(cudaMemcpyAsync(all.data() + before, a.data, a.blank.size() * sizeof(float), cudaMemcpyDeviceToHost, nullptr));
+      check(cudaMemcpyAsync(all.data() + before, a.data, a.blank.size() * sizeof(float),
+                            cudaMemcpyDeviceToHost, nullptr));
     }
     check(cudaStreamSynchronize(nullptr));
     return all;
@@ -80,10 +80,15 @@ class Results {
   std::vector<Array> arrays_;
 };
 
-inline constexpr int dim = 64, page_slots = 32, sinks = 4, window = 20, group = 4, tokens = 2, rows = group * tokens;
-/// Pages of codes of each head, whose pieces have 256 slots: two blocks meet in the middle of the second head. One of no slots, one of exact ones alone.
-inline constexpr int pages[] = {8, 9, -1, 0}, heads = 4, longest = sinks + 9 * page_slots + window, blocks = 2;
-inline int slots_of(int pages_of_head) { return pages_of_head < 0 ? 0 : sinks + pages_of_head * page_slots + window; }
+inline constexpr int dim = 64, page_slots = 32, sinks = 4, window = 20, group = 4, tokens = 2,
+                     rows = group * tokens;
+/// Pages of codes of each head, whose pieces have 256 slots: two blocks meet in the middle of the
+/// second head. One of no slots, one of exact ones alone.
+inline constexpr int pages[] = {8, 9, -1, 0}, heads = 4, longest = sinks + 9 * page_slots + window,
+                     blocks = 2;
+inline int slots_of(int pages_of_head) {
+  return pages_of_head < 0 ? 0 : sinks + pages_of_head * page_slots + window;
+}
 
 /// Random bits of which halves are small numbers.
 inline std::vector<std::byte> bits(std::size_t n, std::mt19937& random) {
@@ -121,19 +126,22 @@ template <class Codec>
 prim::PagedHeads<Codec, Codec> paged(const Codec& keys, const Codec& values, Memory& memory) {
   std::vector<index_t> slots;
   for (const int coded : pages) slots.push_back(slots_of(coded));
-  return {keys, values, {}, column(keys, memory), column(values, memory), memory.take(slots), heads};
+  return {keys, values, {}, column(keys, memory), column(values, memory), memory.take(slots),
+          heads};
 }
 
 /// Of queries that are normal, as the library makes it, but that all arrays are alone.
 inline prim::cuda_kernels::AttendPlan plan_of_call(Memory& memory, Results& results) {
   constexpr std::size_t numbers = std::size_t{heads} * rows * dim;
   prim::AttendRequest r;
-  r.queries = dense_view(static_cast<const float*>(memory.take(normals(numbers))), index_t{heads * group}, index_t{tokens}, index_t{dim});
+  r.queries = dense_view(static_cast<const float*>(memory.take(normals(numbers))),
+                         index_t{heads * group}, index_t{tokens}, index_t{dim});
   r.out = dense_view(results.take(numbers), index_t{heads * group}, index_t{tokens}, index_t{dim});
   prim::cuda_kernels::AttendPlan plan = prim::cuda_kernels::plan_of({r}, heads, longest);
   plan.cut.least = 8, plan.most = plan.cut.most(longest);
   const index_t parts = heads * plan.most * rows;
-  plan.sums = results.take(parts * dim), plan.top = results.take(parts), plan.total = results.take(parts);
+  plan.sums = results.take(parts * dim), plan.top = results.take(parts),
+  plan.total = results.take(parts);
   plan.final_top = results.take(heads * rows), plan.final_scale = results.take(heads * rows);
   return plan;
 }
