@@ -51,9 +51,11 @@ add_test(NAME "${prefix}/conformance" COMMAND "${Python3_EXECUTABLE}" "${conform
   --include "${kvcondense_SOURCE_DIR}/include" --fibers)
 set_tests_properties("${prefix}/conformance" PROPERTIES TIMEOUT 300)
 
-# Kernels of words and of a cache with codes under sanitizers, every time; the presets asan and tsan build all tests so.
+# Kernels of words, of a cache with codes, of pieces of attention and of captured calls under sanitizers, every time; the presets asan and tsan build all
+# tests so.
 if(NOT KVCONDENSE_SANITIZE)
-  set(watched "${cuda_tests}/cache_codes_test.cpp" "${cuda_tests}/words_test.cpp")
+  set(watched cache_codes capture pieces words)
+  list(TRANSFORM watched REPLACE "(.+)" "${cuda_tests}/\\1_test.cpp")
   kvcondense_join_tests(cuda_watched watched 2)
   add_executable(cuda_fibers_address ${watched})
   target_include_directories(cuda_fibers_address PRIVATE "${cuda_tests}")
