@@ -7,7 +7,7 @@ target_include_directories(kvcondense_cuda_fibers INTERFACE "${kvcondense_SOURCE
 
 # Dozens of caches in a file, and words of every type: optimization takes longer than it saves when they run. Of most caches, which run for a few
 # seconds, any does; those named here run for longer, and so does the sweep.
-set(longer across_beside beside bits channels faults graph join lowrank merge position retrieve rows taught watched)
+set(longer faults merge position taught)
 list(JOIN longer "|" longer)
 set(joined ${sources})
 set(plain ${sources})
