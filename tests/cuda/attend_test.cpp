@@ -331,6 +331,23 @@ TEST_CASE("cuda attend: what tensor cores are not written for is refused, not do
   CHECK(run(prim::ExactRows{DType::f32}, prim::ExactRows{DType::f16}, 64, 64, DType::f16) == Status::not_supported);
 }
 
+TEST_CASE("cuda attend: heads that never had a slot have no runs to read") {
+  test::Device device;
+  test::OnDevice<index_t> slots(device, {0, 0});
+  test::OnDevice<float> q(device, std::vector<float>(4 * 16, 1.0f)), out(device, std::vector<float>(4 * 16, 7.0f)), lse(device, {7.0f, 7.0f, 7.0f, 7.0f});
+  prim::AttendRequest r;
+  r.queries = dense_view(static_cast<const float*>(q.data()), 4, 1, 16);
+  r.out = dense_view(out.data(), 4, 1, 16), r.lse = dense_view(lse.data(), 4, 1);
+  const prim::PagedHeads<prim::GroupInt<4>, prim::GroupInt<4>> none{token_codec<4>(0), token_codec<4>(0), {}, {}, {}, slots.data(), 2};
+  Context<Cuda> ctx = device.with_workspace(prim::Attend<Cuda>::workspace_bytes(r, 2, 0));
+  for (const prim::AttendMath math : {prim::AttendMath::f32, prim::AttendMath::halves, prim::AttendMath::either}) {
+    out.write(std::vector<float>(4 * 16, 7.0f));
+    REQUIRE(prim::Attend<Cuda>::run(ctx, r, none, 0, math) == Status::ok);
+    CHECK(out.read() == std::vector<float>(4 * 16, 0.0f));
+    for (const float x : lse.read()) CHECK(x == -INFINITY);
+  }
+}
+
 TEST_CASE("cuda attend: heads of many pieces, and a bound that is too large") {
   const std::vector<ColumnShape> shape{{4, 1200, 50}, {4, 0, 10}, {0, 256, 0}, {0, 256, 1}};
   compare(Case{.group = 2, .dim = 32, .value_dim = 32, .keys = shape, .values = shape, .mass_rows = 1, .more_slots = 5000}, channel_codec<4>(64), token_codec<4>(32));

@@ -57,8 +57,9 @@ struct Attend<Cuda> {
                     index_t max_slots, AttendMath math = AttendMath::either) {
     using namespace cuda_kernels;
     if (const Status s = check(request, heads, max_slots); s != Status::ok) return s;
-    const bool served = math != AttendMath::f32 && serves_halves(request, heads);
+    bool served = math != AttendMath::f32 && serves_halves(request, heads);
     if (math == AttendMath::halves && !served) return Status::not_supported;
+    if (max_slots == 0) served = false, math = AttendMath::either;  // no head has runs, which a ring begins with
     if (request.queries.extent[0] * request.queries.extent[1] == 0) return Status::ok;
     if (ctx.workspace().size() < workspace_bytes(request, heads.kv_heads, max_slots, sides_of<KeyCodec, ValueCodec>)) return Status::workspace_too_small;
     return by_turns(request, heads.kv_heads, [&](const AttendTurn& turn) {
