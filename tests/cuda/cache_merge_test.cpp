@@ -2,6 +2,7 @@
 
 #include <cmath>
 #include <limits>
+#include <map>
 #include <random>
 #include <string>
 #include <string_view>
@@ -351,4 +352,12 @@ TEST_CASE("cuda cache: a row with Inf and NaN that folds leaves its target finit
       for (const float y : x.stored(h)) REQUIRE(std::isfinite(y));
   });
   CHECK(x.cache.report(x.device)->repaired_numbers > 6);  // those that came, and sums with them
+}
+
+// Here, since programs that try policies and budgets need not try these.
+TEST_CASE("cuda cache: every eviction method, budget and merge method is tried, or it is said what lacks") {
+  const std::map<std::string, std::string> lacking{
+      {"keep_all", "nothing: it is the recipe without an eviction stage"},
+  };
+  cuda_cache::every_word_is_tried({Stage::evict, Stage::budget, Stage::merge}, "cuda cache method: ", lacking);
 }

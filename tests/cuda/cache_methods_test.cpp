@@ -1,7 +1,6 @@
 // Methods of the catalogue in a cache on CUDA beside the same on the CPU, a line each. Those over another policy: cache_budgets_test.cpp; those that
 // fold what leaves: cache_merge_test.cpp; whose tokens join slots: cache_join_test.cpp.
 
-#include <map>
 #include <string>
 
 #include <kvcondense/evict/alisa.hpp>
@@ -104,11 +103,4 @@ void probed(const CacheShape& shape) {
 TEST_CASE("cuda cache method: kvzip") { probed(cuda_cache::shape_of("kvzip")); }
 TEST_CASE("cuda cache method in every shape: kvzip", "[.][sweep]") {
   for (const CacheShape& shape : cuda_cache::shapes()) probed(shape);
-}
-
-TEST_CASE("cuda cache: every eviction method, budget and merge method is tried, or it is said what lacks") {
-  const std::map<std::string, std::string> lacking{
-      {"keep_all", "nothing: it is the recipe without an eviction stage"},
-  };
-  cuda_cache::every_word_is_tried({Stage::evict, Stage::budget, Stage::merge}, "cuda cache method: ", lacking);
 }
