@@ -15,7 +15,6 @@
 
 namespace cuda_cache {
 
-namespace detail {
 template <class E>
 const E& listed(const E& entry) {
   return entry;
@@ -24,7 +23,6 @@ template <class E>
 const E& listed(const E* entry) {
   return *entry;
 }
-}  // namespace detail
 
 /// Each word that `entries` list of these rooms has a test called `prefix` and the word, or the one
 /// that `elsewhere` names, or a reason in `lacking`: one of these.
@@ -37,7 +35,7 @@ void every_word_is_tried(const Entries& entries, std::initializer_list<kvcondens
   for (const auto& test : Catch::getRegistryHub().getTestCaseRegistry().getAllTests())
     tried.insert(test.name);
   for (const auto& entry : entries) {
-    const auto& e = detail::listed(entry);
+    const auto& e = listed(entry);
     if (std::find(rooms.begin(), rooms.end(), e.room) == rooms.end()) continue;
     const std::string word(e.word);
     INFO(word);
