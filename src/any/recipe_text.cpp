@@ -73,8 +73,10 @@ class Parser {
       for (const bool whole : {false, true})
         for (int i = 0; i < nodes_; ++i)
           if ((kind == kind_count || kind == kind_of(node_[i].entry->room)) &&
-              name_misfit(node_[i], whole, refused, why))
-            return kind == kind_count ? (why.add(", other stages"), true) : true;
+              name_misfit(node_[i], whole, refused, why)) {
+            if (kind == kind_count) why.add(", other stages");
+            return true;
+          }
       return false;
     }
     return false;
@@ -334,8 +336,10 @@ class Parser {
       const FieldValue other = f.get(usual.data());
       if (f.get(given.data()) == other) continue;
       f.set(n.knobs.data(), other);
-      if (!refused()) to_blame = &f;
-      if (to_blame != nullptr) break;
+      if (!refused()) {
+        to_blame = &f;
+        break;
+      }
       if (!whole) n.knobs = given;
     }
     n.knobs = given;
